@@ -1,0 +1,170 @@
+#include "core/bmm.h"
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "core/dispatch.h"
+#include "core/isa.h"
+
+namespace fastseq {
+
+namespace {
+
+// A thread is worth waking for this many multiplications.
+constexpr std::int64_t kGrain = 64 * 1024;
+constexpr int kMaxColumns = 16;  // columns of c that one pass keeps in registers
+constexpr int kLanes = 16;       // partial sums of a dot product
+
+template <class T>
+struct Operand {
+  const T* data;
+  std::int64_t batch;
+  std::int64_t row;
+  std::int64_t column;
+
+  explicit Operand(const MatrixBatch& m)
+      : data(static_cast<const T*>(m.data)), batch(m.batch_stride), row(m.row_stride), column(m.column_stride) {}
+};
+
+// One row of c: out[j] = sum over q of a[q] b[q][j], for N columns; b's rows are contiguous.
+// K > 0 fixes the length of the sum at compile time.
+template <int N, int K, class T>
+inline void row_product(const T* a, std::int64_t a_step, const T* b, std::int64_t b_row, std::int64_t k, T* out) {
+  using Acc = Accumulate<T>;
+  std::array<Acc, N> sums{};
+  const std::int64_t terms = K > 0 ? K : k;
+  for (std::int64_t q = 0; q < terms; ++q) {
+    const auto factor = static_cast<Acc>(a[q * a_step]);
+    for (int j = 0; j < N; ++j) sums[j] += factor * static_cast<Acc>(b[q * b_row + j]);
+  }
+  for (int j = 0; j < N; ++j) out[j] = T(sums[j]);
+}
+
+// c (m, N) = a b where b's rows are contiguous; c's rows are c_row apart.
+template <int N, int K, class T>
+inline void panel_product(const BmmShape& s, const T* a, std::int64_t a_row, std::int64_t a_column, const T* b,
+                          std::int64_t b_row, T* c, std::int64_t c_row) {
+  for (std::int64_t i = 0; i < s.m; ++i) {
+    row_product<N, K>(a + i * a_row, a_column, b, b_row, s.k, c + i * c_row);
+  }
+}
+
+// b's columns [first, first + N), copied so that rows are contiguous.
+template <int N, class T>
+inline void copy_panel(const T* b, std::int64_t b_row, std::int64_t b_column, std::int64_t k, T* panel) {
+  for (std::int64_t q = 0; q < k; ++q) {
+    for (int j = 0; j < N; ++j) panel[q * N + j] = b[q * b_row + j * b_column];
+  }
+}
+
+// N columns of c, for the matrices [begin, end) of the batch, starting at column `first`.
+template <int N, int K, class T>
+inline void columns_product(const BmmShape& s, const Operand<T>& a, const Operand<T>& b, std::int64_t first, T* c,
+                            std::int64_t begin, std::int64_t end) {
+  if (b.column == 1) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      panel_product<N, K>(s, a.data + i * a.batch, a.row, a.column, b.data + i * b.batch + first, b.row,
+                          c + i * s.m * s.n + first, s.n);
+    }
+    return;
+  }
+  std::vector<T> panel(static_cast<std::size_t>(s.k * N));
+  for (std::int64_t i = begin; i < end; ++i) {
+    copy_panel<N>(b.data + i * b.batch + first * b.column, b.row, b.column, K > 0 ? K : s.k, panel.data());
+    panel_product<N, K>(s, a.data + i * a.batch, a.row, a.column, panel.data(), N, c + i * s.m * s.n + first, s.n);
+  }
+}
+
+template <int N, int K, class T>
+FASTSEQ_MULTIVERSION void columns_kernel(const BmmShape& s, const Operand<T>& a, const Operand<T>& b, std::int64_t first,
+                                         T* c, std::int64_t begin, std::int64_t end) {
+  columns_product<N, K>(s, a, b, first, c, begin, end);
+}
+
+// sum over q of x[q] y[q], both contiguous.
+template <class T>
+inline Accumulate<T> dot(const T* x, const T* y, std::int64_t k) {
+  using Acc = Accumulate<T>;
+  std::array<Acc, kLanes> sums{};
+  std::int64_t q = 0;
+  for (; q + kLanes <= k; q += kLanes) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      sums[lane] += static_cast<Acc>(x[q + lane]) * static_cast<Acc>(y[q + lane]);
+    }
+  }
+  for (int lane = 0; q < k; ++q, ++lane) sums[lane] += static_cast<Acc>(x[q]) * static_cast<Acc>(y[q]);
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    for (int lane = 0; lane < width; ++lane) sums[lane] += sums[lane + width];
+  }
+  return sums[0];
+}
+
+// n == 1, with the rows of a and the column of b contiguous.
+template <class T>
+FASTSEQ_MULTIVERSION void dots_kernel(const BmmShape& s, const Operand<T>& a, const Operand<T>& b, T* c,
+                                      std::int64_t begin, std::int64_t end) {
+  for (std::int64_t i = begin; i < end; ++i) {
+    for (std::int64_t r = 0; r < s.m; ++r) {
+      c[i * s.m + r] = T(dot(a.data + i * a.batch + r * a.row, b.data + i * b.batch, s.k));
+    }
+  }
+}
+
+template <class T>
+using ColumnsKernel = void (*)(const BmmShape&, const Operand<T>&, const Operand<T>&, std::int64_t, T*, std::int64_t,
+                               std::int64_t);
+
+// Kernels for 1 to kMaxColumns columns; those for square fp32 and fp64 matrices up to 8 know their k too.
+template <class T, std::size_t... I>
+ColumnsKernel<T> pick_columns_kernel(std::int64_t columns, std::int64_t k, std::index_sequence<I...> /*columns*/) {
+  static constexpr std::array<ColumnsKernel<T>, sizeof...(I)> kAnyK{&columns_kernel<I + 1, 0, T>...};
+  constexpr std::size_t kLargestSquare = std::is_same_v<T, Accumulate<T>> ? 8 : 0;
+  static constexpr std::array<ColumnsKernel<T>, sizeof...(I)> kSquare{
+      &columns_kernel<I + 1, (I < kLargestSquare ? I + 1 : 0), T>...};
+  const auto index = static_cast<std::size_t>(columns - 1);
+  return columns == k ? kSquare[index] : kAnyK[index];
+}
+
+template <class T>
+void bmm_range(const BmmShape& s, const Operand<T>& a, const Operand<T>& b, T* c, std::int64_t begin,
+               std::int64_t end) {
+  if (s.n == 1 && a.column == 1 && b.row == 1) {
+    dots_kernel(s, a, b, c, begin, end);
+    return;
+  }
+  for (std::int64_t first = 0; first < s.n; first += kMaxColumns) {
+    const std::int64_t columns = std::min<std::int64_t>(kMaxColumns, s.n - first);
+    pick_columns_kernel<T>(columns, s.k, std::make_index_sequence<kMaxColumns>{})(s, a, b, first, c, begin, end);
+  }
+}
+
+}  // namespace
+
+void bmm(const BmmShape& shape, DType dtype, const MatrixBatch& a, const MatrixBatch& b, void* c,
+         ParallelFor parallel_for) {
+  BmmShape s = shape;
+  if (s.batch == 0 || s.m == 0 || s.n == 0) return;
+  MatrixBatch left = a;
+  MatrixBatch right = b;
+  // A row times a matrix that lies in memory by columns, and a matrix by columns times a column, are each other's
+  // transpose: c' = b' a'. Both orders of c are the same memory.
+  if ((s.m == 1 && b.column_stride != 1) || (s.n == 1 && a.column_stride != 1)) {
+    left = {b.data, b.batch_stride, b.column_stride, b.row_stride};
+    right = {a.data, a.batch_stride, a.column_stride, a.row_stride};
+    std::swap(s.m, s.n);
+  }
+  dispatch(dtype, [&]<class T>(Type<T>) {
+    const Operand<T> x(left);
+    const Operand<T> y(right);
+    auto* out = static_cast<T*>(c);
+    auto body = [&](std::int64_t begin, std::int64_t end) { bmm_range(s, x, y, out, begin, end); };
+    const std::int64_t products = std::max<std::int64_t>(s.m * s.k * s.n, 1);
+    for_ranges(parallel_for, s.batch, std::max<std::int64_t>(kGrain / products, 1), body);
+  });
+}
+
+}  // namespace fastseq

@@ -1,0 +1,64 @@
+// What collective communication looks like to the rest of fastseq, whoever carries it out.
+//
+// Every call is collective: all ranks make the same calls in the same order. The ranks first agree on what comes (which
+// operation, how many bytes, whether one of them has failed), and only then move data. A rank that fails says so in
+// place of its next call, and all the others get its message as a RemoteFailure instead of waiting for ever.
+// Calls block, and are made by one thread at a time.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+#include "core/dtype.h"
+
+namespace fastseq {
+
+// Something went wrong in the exchange itself: the message names rank, operation and cause.
+class CommunicationError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+// Another rank has failed; `rank` is the lowest that did, what() is its message.
+class RemoteFailure : public std::runtime_error {
+ public:
+  RemoteFailure(int failed_rank, const std::string& message) : std::runtime_error(message), rank(failed_rank) {}
+  int rank;
+};
+
+class Communicator {
+ public:
+  Communicator() = default;
+  Communicator(const Communicator&) = delete;
+  Communicator& operator=(const Communicator&) = delete;
+  virtual ~Communicator() = default;
+
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+  virtual int local_rank() const = 0;  // among the ranks of this node
+  virtual int local_size() const = 0;
+  virtual std::string_view transport() const = 0;
+
+  // data[i] becomes scale * (its sum over all ranks), the same bits on every rank.
+  virtual void allreduce(void* data, std::int64_t numel, DType dtype, double scale) = 0;
+  // data becomes root's.
+  virtual void broadcast(std::span<std::byte> data, int root) = 0;
+  virtual void barrier() = 0;
+
+  // Memory for buffers that are exchanged often: aligned to a cache line, zeroed, freed with the last reference.
+  virtual std::shared_ptr<std::byte> allocate(std::size_t bytes) = 0;
+
+  // Tells the others, in place of this rank's next call, that it has failed and why. Returns when they know.
+  virtual void fail(std::string_view message) = 0;
+  // Says that this rank makes no more calls; those that still call get a CommunicationError that names it.
+  virtual void leave() = 0;
+  // Ends the processes of all ranks.
+  [[noreturn]] virtual void abort(int exit_code) = 0;
+};
+
+}  // namespace fastseq

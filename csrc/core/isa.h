@@ -1,0 +1,27 @@
+// FASTSEQ_MULTIVERSION compiles a function for several instruction sets; the loader picks the best one that the machine
+// has. Sanitizers cannot run the resolvers that this needs, so their builds get the baseline version alone.
+#pragma once
+
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && \
+    !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && !defined(FASTSEQ_NO_MULTIVERSION)
+#define FASTSEQ_MULTIVERSION \
+  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"), flatten))
+#define FASTSEQ_HAS_MULTIVERSION 1
+#else
+#define FASTSEQ_MULTIVERSION
+#define FASTSEQ_HAS_MULTIVERSION 0
+#endif
+
+namespace fastseq {
+
+// The instruction set that multiversioned functions run with here: "x86-64-v4" (AVX-512), "x86-64-v3" (AVX2) or
+// "baseline".
+inline const char* active_isa() {
+#if FASTSEQ_HAS_MULTIVERSION
+  if (__builtin_cpu_supports("x86-64-v4")) return "x86-64-v4";
+  if (__builtin_cpu_supports("x86-64-v3")) return "x86-64-v3";
+#endif
+  return "baseline";
+}
+
+}  // namespace fastseq

@@ -1,0 +1,95 @@
+#include "core/pack.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <cstring>
+#include <vector>
+
+#include "core/dispatch.h"
+#include "core/isa.h"
+
+namespace fastseq {
+
+namespace {
+
+// A thread is worth waking for this many bytes.
+constexpr std::int64_t kGrainBytes = 256 * 1024;
+
+FASTSEQ_MULTIVERSION void scale_copy_f32(const float* from, std::int64_t count, float scale, float* to) {
+  for (std::int64_t i = 0; i < count; ++i) to[i] = from[i] * scale;
+}
+
+FASTSEQ_MULTIVERSION void scale_copy_f64(const double* from, std::int64_t count, double scale, double* to) {
+  for (std::int64_t i = 0; i < count; ++i) to[i] = from[i] * scale;
+}
+
+template <class T>
+void scale_copy(const T* from, std::int64_t count, double scale, T* to) {
+  if (scale == 1.0) {
+    std::memcpy(to, from, static_cast<std::size_t>(count) * sizeof(T));
+  } else if constexpr (std::is_same_v<T, float>) {
+    scale_copy_f32(from, count, static_cast<float>(scale), to);
+  } else if constexpr (std::is_same_v<T, double>) {
+    scale_copy_f64(from, count, scale, to);
+  } else {
+    const auto factor = static_cast<float>(scale);
+    for (std::int64_t i = 0; i < count; ++i) to[i] = T(static_cast<float>(from[i]) * factor);
+  }
+}
+
+// Calls piece(i, first, last) for the part [first, last) of tensor i that lies in [begin, end) of all elements taken
+// together. `starts` holds each tensor's first element in that count.
+template <class Piece>
+void for_pieces(std::span<const std::int64_t> starts, std::int64_t begin, std::int64_t end, Piece&& piece) {
+  auto i = static_cast<std::size_t>(std::ranges::upper_bound(starts, begin) - starts.begin()) - 1;
+  for (; i + 1 < starts.size() && starts[i] < end; ++i) {
+    const std::int64_t first = std::max(begin - starts[i], std::int64_t{0});
+    const std::int64_t last = std::min(end, starts[i + 1]) - starts[i];
+    if (first < last) piece(i, first, last);
+  }
+}
+
+std::vector<std::int64_t> element_starts(std::span<const std::int64_t> numels) {
+  std::vector<std::int64_t> starts(numels.size() + 1, 0);
+  for (std::size_t i = 0; i < numels.size(); ++i) starts[i + 1] = starts[i] + numels[i];
+  return starts;
+}
+
+}  // namespace
+
+void pack(std::span<const void* const> tensors, std::span<const std::int64_t> numels, const FlatLayout& layout,
+          DType dtype, double scale, void* flat, ParallelFor parallel_for) {
+  const std::vector<std::int64_t> starts = element_starts(numels);
+  dispatch(dtype, [&]<class T>(Type<T>) {
+    auto* out = static_cast<T*>(flat);
+    auto body = [&](std::int64_t begin, std::int64_t end) {
+      for_pieces(starts, begin, end, [&](std::size_t i, std::int64_t first, std::int64_t last) {
+        scale_copy(static_cast<const T*>(tensors[i]) + first, last - first, scale, out + layout.offsets[i] + first);
+      });
+    };
+    for_ranges(parallel_for, starts.back(), kGrainBytes / static_cast<std::int64_t>(sizeof(T)), body);
+    for (std::size_t i = 0; i < numels.size(); ++i) {
+      const std::int64_t gap_begin = layout.offsets[i] + numels[i];
+      const std::int64_t gap_end = i + 1 < numels.size() ? layout.offsets[i + 1] : layout.numel;
+      if (gap_begin < gap_end) {
+        std::memset(static_cast<void*>(out + gap_begin), 0, static_cast<std::size_t>(gap_end - gap_begin) * sizeof(T));
+      }
+    }
+  });
+}
+
+void unpack(const void* flat, std::span<const std::int64_t> numels, const FlatLayout& layout, DType dtype, double scale,
+            std::span<void* const> tensors, ParallelFor parallel_for) {
+  const std::vector<std::int64_t> starts = element_starts(numels);
+  dispatch(dtype, [&]<class T>(Type<T>) {
+    const auto* in = static_cast<const T*>(flat);
+    auto body = [&](std::int64_t begin, std::int64_t end) {
+      for_pieces(starts, begin, end, [&](std::size_t i, std::int64_t first, std::int64_t last) {
+        scale_copy(in + layout.offsets[i] + first, last - first, scale, static_cast<T*>(tensors[i]) + first);
+      });
+    };
+    for_ranges(parallel_for, starts.back(), kGrainBytes / static_cast<std::int64_t>(sizeof(T)), body);
+  });
+}
+
+}  // namespace fastseq

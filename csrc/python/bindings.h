@@ -1,0 +1,26 @@
+// Shared by the binary modules: both translate the same C++ errors.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include "core/communicator.h"
+
+namespace fastseq {
+
+// Makes fastseq's C++ errors arrive in Python as the classes of fastseq/errors.py, in the module that calls this.
+inline void register_errors() {
+  namespace py = pybind11;
+  py::register_local_exception_translator([](std::exception_ptr pointer) {
+    try {
+      if (pointer) std::rethrow_exception(pointer);
+    } catch (const RemoteFailure& error) {
+      const py::object type = py::module_::import("fastseq.errors").attr("RemoteError");
+      PyErr_SetObject(type.ptr(), type(error.rank, error.what()).ptr());
+    } catch (const CommunicationError& error) {
+      const py::object type = py::module_::import("fastseq.errors").attr("CommunicationError");
+      PyErr_SetObject(type.ptr(), type(error.what()).ptr());
+    }
+  });
+}
+
+}  // namespace fastseq

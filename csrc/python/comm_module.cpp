@@ -1,0 +1,94 @@
+// fastseq._comm: the communicator's interface, the single-process one, and the flat layout. Knows neither torch nor MPI:
+// tensors come as addresses, so this module loads everywhere and compiles in seconds.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "core/flat_layout.h"
+#include "core/single_process.h"
+#include "python/bindings.h"
+
+namespace py = pybind11;
+
+namespace fastseq {
+
+namespace {
+
+struct Buffer {
+  std::shared_ptr<std::byte> memory;
+  std::size_t bytes;
+};
+
+void* to_pointer(std::uintptr_t address) {
+  return reinterpret_cast<void*>(address);  // NOLINT(performance-no-int-to-ptr): addresses come from Python as ints
+}
+
+void register_communicator(py::module_& m) {
+  // Calls that wait for other ranks let other Python threads run.
+  using Released = py::call_guard<py::gil_scoped_release>;
+  py::class_<Buffer>(m, "Buffer", py::buffer_protocol(), "Memory from Communicator.allocate, as bytes.")
+      .def_buffer([](Buffer& buffer) {
+        return py::buffer_info(reinterpret_cast<std::uint8_t*>(buffer.memory.get()),
+                               static_cast<py::ssize_t>(buffer.bytes));
+      });
+  py::class_<Communicator, std::shared_ptr<Communicator>>(m, "Communicator")
+      .def_property_readonly("rank", &Communicator::rank)
+      .def_property_readonly("size", &Communicator::size)
+      .def_property_readonly("local_rank", &Communicator::local_rank)
+      .def_property_readonly("local_size", &Communicator::local_size)
+      .def_property_readonly("transport", &Communicator::transport)
+      .def(
+          "allreduce",
+          [](Communicator& comm, std::uintptr_t address, std::int64_t numel, DType dtype, double scale) {
+            comm.allreduce(to_pointer(address), numel, dtype, scale);
+          },
+          py::arg("address"), py::arg("numel"), py::arg("dtype"), py::arg("scale"), Released())
+      .def(
+          "broadcast",
+          [](Communicator& comm, std::uintptr_t address, std::size_t bytes, int root) {
+            comm.broadcast({static_cast<std::byte*>(to_pointer(address)), bytes}, root);
+          },
+          py::arg("address"), py::arg("bytes"), py::arg("root"), Released())
+      .def("barrier", &Communicator::barrier, Released())
+      .def("allocate", [](Communicator& comm, std::size_t bytes) { return Buffer{comm.allocate(bytes), bytes}; })
+      .def("fail", &Communicator::fail, py::arg("message"), Released())
+      .def("leave", &Communicator::leave, Released())
+      .def("abort", &Communicator::abort, py::arg("exit_code"));
+  py::class_<SingleProcess, Communicator, std::shared_ptr<SingleProcess>>(m, "SingleProcess").def(py::init<>());
+}
+
+void register_layout(py::module_& m) {
+  m.attr("FLAT_ALIGNMENT") = kFlatAlignment;
+  m.def(
+      "flat_layout",
+      [](const std::vector<std::int64_t>& numels, DType dtype, std::int64_t alignment) {
+        FlatLayout layout = flat_layout(numels, dtype, alignment);
+        return py::make_tuple(std::move(layout.offsets), layout.numel);
+      },
+      py::arg("numels"), py::arg("dtype"), py::arg("alignment"), "(offsets, numel) of tensors in a flat buffer.");
+  m.def(
+      "group_by_dtype",
+      [](const std::vector<DType>& dtypes) {
+        py::list groups;
+        for (DTypeGroup& group : group_by_dtype(dtypes)) {
+          groups.append(py::make_tuple(group.dtype, std::move(group.members)));
+        }
+        return groups;
+      },
+      py::arg("dtypes"), "[(dtype, indices), …] in order of first appearance.");
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_comm, m) {
+  m.doc() = "fastseq's communicator and flat layout, free of torch and MPI.";
+  register_errors();
+  py::enum_<DType>(m, "DType")
+      .value("float16", DType::kFloat16)
+      .value("bfloat16", DType::kBFloat16)
+      .value("float32", DType::kFloat32)
+      .value("float64", DType::kFloat64);
+  register_communicator(m);
+  register_layout(m);
+}
+
+}  // namespace fastseq

@@ -1,0 +1,78 @@
+// What every operator needs of its tensors: dtype, threads, checks with the operator's name in front.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "core/dtype.h"
+#include "core/flat_layout.h"
+#include "core/parallel.h"
+
+namespace fastseq::torch_ops {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline DType to_dtype(ScalarType type) {
+  switch (type) {
+    case ScalarType::Half:
+      return DType::kFloat16;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    case ScalarType::Float:
+      return DType::kFloat32;
+    case ScalarType::Double:
+      return DType::kFloat64;
+    default:
+      STD_TORCH_CHECK(false, "fastseq: tensors must be float16, bfloat16, float32 or float64");
+  }
+}
+
+// torch's intra-op threads, as core asks for them.
+inline void torch_parallel_for(std::int64_t count, std::int64_t grain, RangeBody body, void* context) {
+  torch::stable::parallel_for(0, count, grain,
+                              [&](std::int64_t begin, std::int64_t end) { body(begin, end, context); });
+}
+
+// A list of tensors of one dtype and device, made contiguous, as arrays of pointers and lengths.
+struct TensorList {
+  std::vector<Tensor> held;  // keeps contiguous copies alive
+  std::vector<const void*> pointers;
+  std::vector<std::int64_t> numels;
+  DType dtype;
+};
+
+inline TensorList tensor_list(const char* op, const std::vector<Tensor>& tensors) {
+  STD_TORCH_CHECK(!tensors.empty(), op, ": tensors must not be empty");
+  TensorList list{.held = {}, .pointers = {}, .numels = {}, .dtype = to_dtype(tensors[0].scalar_type())};
+  list.held.reserve(tensors.size());
+  for (const Tensor& tensor : tensors) {
+    STD_TORCH_CHECK(
+        tensor.scalar_type() == tensors[0].scalar_type() && tensor.device() == tensors[0].device(), op,
+        ": all tensors must have the dtype and the device of the first");
+    list.held.push_back(tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor));
+    list.pointers.push_back(list.held.back().const_data_ptr());
+    list.numels.push_back(tensor.numel());
+  }
+  return list;
+}
+
+// New one-dimensional tensors like `like`, and where they lie.
+struct NewTensors {
+  std::vector<Tensor> tensors;
+  std::vector<void*> pointers;
+};
+
+inline NewTensors new_tensors(const Tensor& like, const std::vector<std::int64_t>& numels) {
+  NewTensors result;
+  for (const std::int64_t numel : numels) {
+    result.tensors.push_back(torch::stable::new_empty(like, {numel}));
+    result.pointers.push_back(result.tensors.back().mutable_data_ptr());
+  }
+  return result;
+}
+
+}  // namespace fastseq::torch_ops

@@ -1,0 +1,193 @@
+"""The operators: the one module that touches the native library behind `torch.ops.fastseq`.
+
+Implementations are in ``csrc/torch``; here are their fake kernels and autograd formulas. Formulas
+are written with the operators themselves, so that they can be differentiated again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _C  # type: ignore[attr-defined]  # importing it registers the operators
+
+__all__ = ["DENSE", "FLOATING", "active_isa", "bmm", "cuda_kernels", "pack", "unpack"]
+
+DENSE = 1
+"""The alignment of a flat vector without gaps."""
+
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""The dtypes that the operators know."""
+
+_native = torch.ops.fastseq
+
+
+def _load_cuda() -> bool:
+    """Register the CUDA kernels, where there is a GPU and they were built."""
+    if not torch.cuda.is_available():
+        return False
+    try:
+        from . import _cuda  # type: ignore[attr-defined]  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+cuda_kernels = _load_cuda()
+active_isa: str = _C.active_isa()
+
+
+def pack(tensors: Sequence[Tensor], alignment: int = DENSE, scale: float = 1.0) -> Tensor:
+    """Gather tensors into one new vector, in order, each multiplied by `scale`.
+
+    Parameters
+    ----------
+    tensors
+        Any shapes; one dtype (fp16, bf16, fp32 or fp64) and one device. At least one.
+    alignment
+        Bytes to whose multiples each start is rounded up; gaps are zero. 1: no gaps.
+
+    Returns
+    -------
+    Tensor
+        Shape ``(L,)``; without gaps L is the sum of the tensors' lengths.
+
+    Examples
+    --------
+    >>> pack([torch.ones(2), torch.zeros(1, 1)], scale=3.0)
+    tensor([3., 3., 0.])
+    """
+    if not tensors:
+        raise ValueError("pack: tensors must hold at least one tensor, got none")
+    flat: Tensor = _native.pack(list(tensors), alignment, scale)
+    return flat
+
+
+def unpack(
+    flat: Tensor, numels: Sequence[int], alignment: int = DENSE, scale: float = 1.0
+) -> list[Tensor]:
+    """Scatter a vector into new vectors of the given lengths: the inverse of `pack`.
+
+    Examples
+    --------
+    >>> unpack(torch.tensor([3.0, 3.0, 0.0]), [2, 1], scale=1 / 3)
+    [tensor([1., 1.]), tensor([0.])]
+    """
+    pieces: list[Tensor] = _native.unpack(flat, list(numels), alignment, scale)
+    return pieces
+
+
+def bmm(a: Tensor, b: Tensor) -> Tensor:
+    """Batched matrix product: ``(B, m, k) × (B, k, n) → (B, m, n)``, differentiable.
+
+    Many tiny or thin matrices go to fastseq's own kernel, all other shapes to `torch.bmm`: a
+    choice made from the shapes alone, by switch points that were measured. Transposed and
+    strided operands are read where they lie. Under autocast it is `torch.bmm`.
+
+    Raises
+    ------
+    ValueError
+        Shapes, dtypes or devices don't fit together.
+
+    Examples
+    --------
+    >>> bmm(torch.ones(5, 2, 3), torch.ones(5, 3, 4)).shape
+    torch.Size([5, 2, 4])
+    """
+    if a.dim() != 3 or b.dim() != 3 or a.shape[0] != b.shape[0] or a.shape[2] != b.shape[1]:
+        raise ValueError(
+            f"bmm: expected a (B, m, k) and b (B, k, n), got {tuple(a.shape)} and {tuple(b.shape)}"
+        )
+    if torch.is_autocast_enabled(a.device.type):
+        return torch.bmm(a, b)
+    if a.dtype != b.dtype or a.device != b.device:
+        raise ValueError(
+            "bmm: a and b must have one dtype and one device, got "
+            f"{a.dtype} on {a.device} and {b.dtype} on {b.device}"
+        )
+    if _own_kernel_wins(a, b):
+        product: Tensor = _native.bmm(a, b)
+        return product
+    return torch.bmm(a, b)
+
+
+def _own_kernel_wins(a: Tensor, b: Tensor) -> bool:
+    """Whether fastseq's kernel beats `torch.bmm` (figures: ``bench/results/bmm.json``)."""
+    if a.dtype not in FLOATING or (a.is_cuda and not cuda_kernels):
+        return False
+    if a.device.type not in ("cpu", "cuda"):
+        return False
+    batch, m, k = a.shape
+    n = b.shape[2]
+    if a.is_cuda:
+        return batch >= 10_000 and max(m, k, n) <= 16
+    if a.dtype in (torch.float16, torch.bfloat16):
+        return batch >= 500 and max(m, k, n) <= 8
+    if max(m, k, n) <= 8:
+        return batch >= 500
+    return False
+
+
+def _fake_pack(tensors: list[Tensor], alignment: int, scale: float) -> Tensor:
+    del scale
+    unit = max(alignment // tensors[0].element_size(), 1)
+    length: Any = 0
+    for tensor in tensors:
+        length = (length + tensor.numel() + unit - 1) // unit * unit
+    return tensors[0].new_empty(length)
+
+
+def _fake_unpack(flat: Tensor, numels: list[int], alignment: int, scale: float) -> list[Tensor]:
+    del alignment, scale
+    return [flat.new_empty(numel) for numel in numels]
+
+
+def _fake_bmm(a: Tensor, b: Tensor) -> Tensor:
+    return a.new_empty(a.shape[0], a.shape[1], b.shape[2])
+
+
+def _save_pack(ctx: Any, inputs: tuple[list[Tensor], int, float], output: Tensor) -> None:
+    del output
+    tensors, ctx.alignment, ctx.scale = inputs
+    ctx.shapes = [tensor.shape for tensor in tensors]
+
+
+def _grad_pack(ctx: Any, grad: Tensor) -> tuple[list[Tensor], None, None]:
+    numels = [shape.numel() for shape in ctx.shapes]
+    pieces = unpack(grad, numels, ctx.alignment, ctx.scale)
+    grads = [piece.view(shape) for piece, shape in zip(pieces, ctx.shapes, strict=True)]
+    return grads, None, None
+
+
+def _save_unpack(
+    ctx: Any, inputs: tuple[Tensor, list[int], int, float], output: list[Tensor]
+) -> None:
+    del output
+    _, _, ctx.alignment, ctx.scale = inputs
+
+
+def _grad_unpack(ctx: Any, grads: list[Tensor]) -> tuple[Tensor, None, None, None]:
+    return pack(grads, ctx.alignment, ctx.scale), None, None, None
+
+
+def _save_bmm(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    del output
+    ctx.save_for_backward(*inputs)
+
+
+def _grad_bmm(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    a, b = ctx.saved_tensors
+    grad_a = bmm(grad, b.mT) if ctx.needs_input_grad[0] else None
+    grad_b = bmm(a.mT, grad) if ctx.needs_input_grad[1] else None
+    return grad_a, grad_b
+
+
+torch.library.register_fake("fastseq::pack", _fake_pack)
+torch.library.register_fake("fastseq::unpack", _fake_unpack)
+torch.library.register_fake("fastseq::bmm", _fake_bmm)
+torch.library.register_autograd("fastseq::pack", _grad_pack, setup_context=_save_pack)
+torch.library.register_autograd("fastseq::unpack", _grad_unpack, setup_context=_save_unpack)
+torch.library.register_autograd("fastseq::bmm", _grad_bmm, setup_context=_save_bmm)

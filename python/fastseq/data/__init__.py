@@ -1,0 +1,1 @@
+"""Data: which slices are read when (`chunks`), from what (`sources`, `h5`), and ahead (`reader`)."""

@@ -1,0 +1,45 @@
+"""The errors that fastseq raises beside `ValueError` and `TypeError`."""
+
+from __future__ import annotations
+
+__all__ = [
+    "CommunicationError",
+    "FastseqError",
+    "MissingFeatureError",
+    "NonFiniteError",
+    "RemoteError",
+]
+
+
+class FastseqError(Exception):
+    """Base of fastseq's own errors."""
+
+
+class NonFiniteError(FastseqError, FloatingPointError):
+    """The loss became NaN or infinite; the message names epoch, block and chunk."""
+
+
+class CommunicationError(FastseqError, RuntimeError):
+    """The ranks could not talk to each other, or were about to do different things."""
+
+
+class MissingFeatureError(FastseqError, ImportError):
+    """fastseq was built without what this call needs; the message says how to get it."""
+
+
+class RemoteError(FastseqError, RuntimeError):
+    """Another rank has failed.
+
+    Attributes
+    ----------
+    rank
+        The lowest rank that failed.
+    """
+
+    def __init__(self, rank: int, message: str) -> None:
+        super().__init__(rank, message)
+        self.rank = rank
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} failed: {self.message}"

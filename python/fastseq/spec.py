@@ -1,0 +1,97 @@
+"""How to train: the numbers behind `Estimator`'s `spec`."""
+
+from __future__ import annotations
+
+import dataclasses
+import numbers
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["Spec"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """How to go through the data and what to do with gradients.
+
+    Parameters
+    ----------
+    epochs
+        Passes over the data of one `fit`.
+    batchsize
+        Sequences in a block, per rank: they are trained together.
+    seqsize
+        Time steps in a chunk: gradients reach back this far at most, the state goes on.
+    shuffle
+        Visit the blocks in a new random order each epoch. Chunks stay in time order.
+    clip_norm
+        Scale all gradients down together so that their 2-norm is at most this.
+    clip_value
+        Limit every gradient's elements to ± this; done before `clip_norm`.
+    shard
+        What ranks split among them: ``"sequences"``, or ``"time"`` for few long series (every
+        rank then starts its part of the series with a fresh state).
+
+    Raises
+    ------
+    ValueError
+        A number is not positive, or `shard` is unknown.
+    TypeError
+        A count is not an integer.
+
+    Examples
+    --------
+    >>> Spec(epochs=2, batchsize=20, seqsize=10).shuffle
+    False
+    """
+
+    epochs: int
+    batchsize: int
+    seqsize: int
+    shuffle: bool = False
+    clip_norm: float | None = None
+    clip_value: float | None = None
+    shard: str = "sequences"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batchsize", "seqsize"):
+            check_count(f"spec.{name}", getattr(self, name))
+        for name in ("clip_norm", "clip_value"):
+            limit = getattr(self, name)
+            if limit is not None and not limit > 0:
+                raise ValueError(f"spec.{name} must be positive or None, got {limit!r}")
+        if self.shard not in ("sequences", "time"):
+            raise ValueError(f'spec.shard must be "sequences" or "time", got {self.shard!r}')
+
+    @classmethod
+    def of(cls, spec: Any) -> Spec:
+        """Make a `Spec` of a dict, or of any object that has its fields.
+
+        A dict must not hold anything else; other objects may.
+        """
+        if isinstance(spec, cls):
+            return spec
+        names = [field.name for field in dataclasses.fields(cls)]
+        if isinstance(spec, Mapping):
+            unknown = [str(key) for key in spec if key not in names]
+            if unknown:
+                raise ValueError(
+                    f"spec has unknown field(s) {', '.join(unknown)}; there are {', '.join(names)}"
+                )
+            values = dict(spec)
+        else:
+            values = {name: getattr(spec, name) for name in names if hasattr(spec, name)}
+        missing = [name for name in ("epochs", "batchsize", "seqsize") if name not in values]
+        if missing:
+            raise ValueError(
+                f"spec needs epochs, batchsize and seqsize, but has no {', '.join(missing)}"
+            )
+        return cls(**values)
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raise unless `value` is a positive integer."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be positive, got {value}")
