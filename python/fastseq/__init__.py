@@ -1,1 +1,58 @@
-"""stub for build."""
+"""Train sequence models in PyTorch with `fit` and `predict`.
+
+Truncated back-propagation through time with carried state, data larger than memory, and the same
+script under ``mpirun``. Start with `Estimator`.
+"""
+
+from . import distributed, nn
+from ._info import info
+from ._ops import bmm
+from .data.h5 import h5mmap
+from .errors import (
+    CommunicationError,
+    FastseqError,
+    MissingFeatureError,
+    NonFiniteError,
+    RemoteError,
+)
+from .estimator import Estimator
+from .history import History
+from .losses import seqloss
+from .params import (
+    loadstates,
+    namedparams,
+    net2grad,
+    net2vec,
+    notrack,
+    states,
+    vec2net,
+    weights,
+)
+from .spec import Spec
+from .stateful import Stateful
+
+__all__ = [
+    "CommunicationError",
+    "Estimator",
+    "FastseqError",
+    "History",
+    "MissingFeatureError",
+    "NonFiniteError",
+    "RemoteError",
+    "Spec",
+    "Stateful",
+    "bmm",
+    "distributed",
+    "h5mmap",
+    "info",
+    "loadstates",
+    "namedparams",
+    "net2grad",
+    "net2vec",
+    "nn",
+    "notrack",
+    "seqloss",
+    "states",
+    "vec2net",
+    "weights",
+]

@@ -40,6 +40,10 @@ class Chunk:
         """Whether there is nothing in it for this rank."""
         return self.t0 >= self.t1 or self.n0 >= self.n1
 
+    def shifted(self, sequences: int) -> Chunk:
+        """Return the same chunk, `sequences` further on."""
+        return dataclasses.replace(self, n0=self.n0 + sequences, n1=self.n1 + sequences)
+
 
 @dataclasses.dataclass(frozen=True)
 class ChunkPlan:

@@ -1,0 +1,54 @@
+"""What fastseq runs with here."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+
+from . import _ops, distributed
+
+__all__ = ["info"]
+
+
+def info() -> dict[str, Any]:
+    """Return versions, devices, MPI, kernels and transport in use, as a dict of plain values.
+
+    Collective under a launcher, as it starts MPI. The same from the shell:
+    ``python -m fastseq info``.
+
+    Examples
+    --------
+    >>> sorted(info()["ranks"])
+    ['local_size', 'rank', 'size', 'transport']
+    """
+    comm = distributed.world()
+    cuda = torch.cuda.is_available()
+    return {
+        "fastseq": importlib.metadata.version("fastseq"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "h5py": h5py.__version__,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        if cuda
+        else ["cpu"],
+        "threads": torch.get_num_threads(),
+        "kernels": {
+            "cpu": _ops.active_isa,
+            "cuda": _ops.cuda_kernels,
+        },
+        "mpi": distributed.mpi_library() or "not built",
+        "ranks": {
+            "rank": comm.rank,
+            "size": comm.size,
+            "local_size": comm.local_size,
+            "transport": comm.transport,
+        },
+    }

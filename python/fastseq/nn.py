@@ -1,0 +1,53 @@
+"""Layers."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from .stateful import takes_state
+from .tree import Tree
+
+__all__ = ["Chain"]
+
+
+class Chain(nn.Sequential):
+    """Layers one after another, with the states of those that have one threaded through.
+
+    Takes recurrent layers (`torch.nn.LSTM`, `GRU`, `RNN`, or any module with
+    ``forward(x, state) -> (y, state)``) and layers without state (``forward(x) -> y``).
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = Chain(nn.LSTM(3, 4), nn.Linear(4, 1))
+    >>> y, state = model(torch.zeros(10, 2, 3))
+    >>> y.shape, len(state)
+    (torch.Size([10, 2, 1]), 2)
+    >>> y, state = model(torch.zeros(10, 2, 3), state)  # goes on from there
+    """
+
+    def forward(self, x: Tree, state: tuple[Tree, ...] | None = None) -> tuple[Tree, Tree]:
+        """Run all layers on a chunk.
+
+        Parameters
+        ----------
+        x
+            The chunk, ``(S, B, F)``, or what the first layer takes.
+        state
+            One entry per layer, as returned; None to start afresh.
+
+        Returns
+        -------
+        tuple
+            The last layer's output, and the state: a tuple with one entry per layer, None for
+            those without.
+        """
+        after: list[Tree] = []
+        for index, layer in enumerate(self):
+            if takes_state(layer):
+                x, new = layer(x, None if state is None else state[index])
+                after.append(new)
+            else:
+                x = layer(x)
+                after.append(None)
+        return x, tuple(after)

@@ -1,0 +1,56 @@
+"""A progress bar over all steps of a run: epoch, loss, steps per second, time left."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from tqdm.auto import tqdm
+
+__all__ = ["Progress"]
+
+_REDRAW_SECONDS = 0.1
+
+
+class Progress:
+    """A bar on standard error, or in the notebook.
+
+    Parameters
+    ----------
+    total
+        Steps of the whole run.
+    shown
+        Draw nothing if false.
+    """
+
+    def __init__(self, total: int, *, shown: bool) -> None:
+        self._bar = tqdm(total=total, unit="step", dynamic_ncols=True) if shown else None
+        self._done = 0
+        self._drawn = time.monotonic()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.update(self._done)
+            self._bar.close()
+
+    def epoch(self, number: int) -> None:
+        """Show which epoch this is."""
+        if self._bar is not None:
+            self._bar.set_description(f"epoch {number}", refresh=False)
+
+    def step(self, loss: float) -> None:
+        """Count a step; redraw if the last time is a while ago."""
+        if self._bar is None:
+            return
+        self._done += 1
+        now = time.monotonic()
+        if now - self._drawn >= _REDRAW_SECONDS:
+            self._drawn = now
+            self._bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
+            self._bar.update(self._done)
+            self._done = 0

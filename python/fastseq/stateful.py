@@ -1,0 +1,189 @@
+"""Models that carry a state from call to call."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .tree import Tree, tree_leaves, tree_map
+
+__all__ = ["Stateful", "batch_dims", "is_bidirectional", "takes_state"]
+
+
+def takes_state(module: nn.Module) -> bool:
+    """Whether `module` is called as ``(x, state) -> (y, state)`` rather than ``(x) -> y``.
+
+    It is if the second parameter of its ``forward`` is called ``state`` or ``hx``, or is required.
+
+    Raises
+    ------
+    TypeError
+        It is a single-step cell, or needs more than an input and a state.
+    ValueError
+        It is one of torch's recurrent layers with ``batch_first=True``.
+
+    Examples
+    --------
+    >>> takes_state(nn.GRU(1, 1)), takes_state(nn.Linear(1, 1))
+    (True, False)
+    """
+    if isinstance(module, nn.RNNCellBase):
+        raise TypeError(
+            f"{type(module).__name__} returns no (output, state); "
+            f"use nn.{type(module).__name__.removesuffix('Cell')}, which also runs single steps"
+        )
+    if isinstance(module, nn.RNNBase) and module.batch_first:
+        raise ValueError(
+            f"{type(module).__name__} was made with batch_first=True, but data are time-major "
+            "(time, sequences, features); make it with batch_first=False"
+        )
+    return _forward_takes_state(type(module))
+
+
+_TAKES_STATE: dict[type[nn.Module], bool] = {nn.LSTM: True, nn.GRU: True, nn.RNN: True}
+
+
+def _forward_takes_state(kind: type[nn.Module]) -> bool:
+    known = _TAKES_STATE.get(kind)
+    if known is not None:
+        return known
+    parameters = [
+        p
+        for p in list(inspect.signature(kind.forward).parameters.values())[1:]
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    required = [p.name for p in parameters if p.default is p.empty]
+    if len(required) > 2:
+        raise TypeError(
+            f"{kind.__name__}.forward needs {', '.join(required)}; "
+            "a model is called as forward(x) or forward(x, state)"
+        )
+    takes = len(required) == 2 or (len(parameters) > 1 and parameters[1].name in ("state", "hx"))
+    _TAKES_STATE[kind] = takes
+    return takes
+
+
+def is_bidirectional(module: nn.Module) -> bool:
+    """Whether one of torch's recurrent layers in `module` looks at later steps."""
+    return any(isinstance(m, nn.RNNBase) and m.bidirectional for m in module.modules())
+
+
+class Stateful:
+    """A model with its state: the `m` that a loss function gets.
+
+    Calling it on a chunk ``(S, B, F)``, or on one step ``(B, F)``, advances the state. Everything
+    else (``m.parameters()``, …) is the model's.
+
+    Parameters
+    ----------
+    module
+        A model with ``forward(x)`` or ``forward(x, state) -> (y, state)``. It gets None as its
+        first state; a state may be a tensor or nested tuples, lists and dicts of them.
+
+    Examples
+    --------
+    >>> m = Stateful(nn.GRU(3, 4))
+    >>> m(torch.zeros(10, 2, 3)).shape, m(torch.zeros(2, 3)).shape
+    (torch.Size([10, 2, 4]), torch.Size([2, 4]))
+    >>> m.get_state().shape
+    torch.Size([1, 2, 4])
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.state: Tree = None
+        self._takes_state = takes_state(module)
+        self._backward_starts_fresh = is_bidirectional(module)
+
+    def __call__(self, x: Tree) -> Tree:
+        """Run the model from the current state on a chunk or on one step."""
+        single = _is_step(x)
+        if single:
+            x = x.unsqueeze(0) if isinstance(x, Tensor) else tree_map(lambda a: a.unsqueeze(0), x)
+        if self._takes_state:
+            y, self.state = self.module(x, self.state)
+        else:
+            y = self.module(x)
+        if single:
+            y = y.squeeze(0) if isinstance(y, Tensor) else tree_map(lambda a: a.squeeze(0), y)
+        return y
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "module":
+            raise AttributeError(name)
+        return getattr(self.module, name)
+
+    def detach(self) -> None:
+        """Cut the state off the graph that made it: gradients do not reach back beyond here."""
+        if self.state is not None:
+            self.state = tree_map(Tensor.detach, self.state)
+            if self._backward_starts_fresh:
+                self.state = reset_backward(self.module, self.state)
+
+    def reset_state(self) -> None:
+        """Forget the state: the next call starts a new series."""
+        self.state = None
+
+    def get_state(self) -> Tree:
+        """Return a copy of the state, cut off its graph; None before the first call."""
+        return tree_map(lambda a: a.detach().clone(), self.state)
+
+    def set_state(self, state: Tree) -> None:
+        """Go on from `state`, as `get_state` returned it."""
+        self.state = tree_map(lambda a: a.detach().clone(), state)
+
+
+def _is_step(x: Tree) -> bool:
+    """Whether `x` is one time step, ``(B, F)``."""
+    leaf = x if isinstance(x, Tensor) else tree_leaves(x)[0]
+    return bool(leaf.dim() == 2)
+
+
+def reset_backward(module: nn.Module, state: Tree) -> Tree:
+    """Zero what layers that look at later steps carry backwards in time.
+
+    Their backward direction runs from each chunk's end; what it ended with at the chunk's start
+    is no state of the next chunk's end. Layers are found where state is threaded by fastseq: a
+    bare layer, or in a `Chain`.
+    """
+    if isinstance(module, nn.RNNBase) and module.bidirectional:
+        forward = torch.arange(2 * module.num_layers) % 2 == 0
+
+        def keep_forward(a: Tensor) -> Tensor:
+            return a * forward.to(a).view(-1, *(1,) * (a.dim() - 1))
+
+        return tree_map(keep_forward, state)
+    if isinstance(module, nn.Sequential) and isinstance(state, tuple):
+        pairs = zip(module, state, strict=True)
+        return tuple(None if part is None else reset_backward(m, part) for m, part in pairs)
+    return state
+
+
+def batch_dims(module: nn.Module, x: Tree) -> Tree:
+    """Tell in which dimension of each state tensor the sequences lie.
+
+    Found by running the model on one step of one and of two sequences: it is the dimension whose
+    length differs. -1 where none does (a state that all sequences share).
+
+    Parameters
+    ----------
+    module
+        A model in evaluation mode.
+    x
+        An input of at least one step and one sequence, ``(S, B, F)``.
+    """
+    with torch.no_grad(), torch.random.fork_rng():
+        states = []
+        for count in (1, 2):
+            m = Stateful(module)
+            m(tree_map(lambda a, n=count: a[:1, :1].expand(1, n, *a.shape[2:]).contiguous(), x))
+            states.append(m.state)
+
+    def differing(one: Tensor, two: Tensor) -> int:
+        pairs = zip(one.shape, two.shape, strict=True)
+        return next((d for d, (a, b) in enumerate(pairs) if a != b), -1)
+
+    return tree_map(differing, *states)

@@ -1,0 +1,201 @@
+"""The training loop: truncated back-propagation through time, chunk by chunk."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .data.chunks import Chunk
+from .data.sequences import Batch, Sequences
+from .errors import NonFiniteError
+from .parallel import Replicas
+from .progress import Progress
+from .spec import Spec
+from .stateful import Stateful
+from .tree import Tree, tree_map
+
+__all__ = ["LossMean", "Trainer", "chunk_loss", "chunk_weight", "to_device"]
+
+# On a GPU a look at the loss waits for the device: done once per this many steps.
+_LOSSES_IN_FLIGHT = 16
+
+
+def to_device(tree: Tree, device: torch.device) -> Tree:
+    """Move tensors to `device`, in the order in which the device is given work."""
+    if device.type == "cpu":
+        return tree
+    return tree_map(lambda a: a.to(device, non_blocking=True), tree)
+
+
+def chunk_loss(loss: Callable[..., Tensor], m: Stateful, batch: Batch) -> Tensor:
+    """Call the user's loss on a chunk, with weights if there are any."""
+    args = (batch.xs, batch.ys) if batch.ws is None else (batch.xs, batch.ys, batch.ws)
+    value = loss(m, *args)
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"the loss must return a tensor with one element, got {what}")
+    return value.reshape(())
+
+
+def chunk_weight(chunk: Chunk, batch: Batch | None) -> float:
+    """How much a chunk's mean loss counts: its samples, or their weights' sum."""
+    if batch is None:
+        return 0.0
+    if batch.ws is not None:
+        return float(batch.ws.sum(dtype=torch.float64))
+    return float((chunk.t1 - chunk.t0) * (chunk.n1 - chunk.n0))
+
+
+class LossMean:
+    """The weighted mean of the chunks' losses, which must be finite.
+
+    Parameters
+    ----------
+    where
+        What errors say the chunks belong to, such as ``"epoch 3"``.
+    in_flight
+        Losses are looked at when this many have come in.
+    """
+
+    def __init__(self, where: str, in_flight: int = 1) -> None:
+        self._where = where
+        self._in_flight = in_flight
+        self._waiting: list[tuple[Chunk, Tensor, float]] = []
+        self._sum = 0.0
+        self._weight = 0.0
+        self.last = math.nan
+
+    def add(self, chunk: Chunk, loss: Tensor, weight: float) -> None:
+        """Take a chunk's loss; raise `NonFiniteError` if one that is looked at is not finite."""
+        self._waiting.append((chunk, loss, weight))
+        if len(self._waiting) >= self._in_flight:
+            self._look()
+
+    def add_value(self, loss: float, weight: float) -> None:
+        """Take a loss that is known to be finite."""
+        self._sum += loss * weight
+        self._weight += weight
+        self.last = loss
+
+    def _look(self) -> None:
+        for chunk, loss, weight in self._waiting:
+            self.add_value(self.check(chunk, float(loss)), weight)
+        self._waiting.clear()
+
+    def check(self, chunk: Chunk, loss: float) -> float:
+        """Return `loss` if it is finite."""
+        if math.isfinite(loss):
+            return loss
+        raise NonFiniteError(
+            f"the loss is {loss} in {self._where}, block {chunk.block}, chunk {chunk.index} "
+            f"(steps {chunk.t0} to {chunk.t1}, sequences {chunk.n0} to {chunk.n1}): check x and y "
+            "for NaN, lower the learning rate or set spec.clip_norm"
+        )
+
+    @property
+    def mean(self) -> float:
+        """The mean over all chunks so far."""
+        self._look()
+        return self._sum / self._weight if self._weight else math.nan
+
+
+class Trainer:
+    """Makes steps of an optimizer over chunks.
+
+    Parameters
+    ----------
+    model, loss, optimizer, spec
+        As in `Estimator`.
+    device
+        Where the model is.
+    replicas
+        The ranks to average over.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[..., Tensor],
+        optimizer: torch.optim.Optimizer,
+        spec: Spec,
+        device: torch.device,
+        replicas: Replicas,
+    ) -> None:
+        self._stateful = Stateful(model)
+        self._loss = loss
+        self._optimizer = optimizer
+        self._spec = spec
+        self._device = device
+        self._replicas = replicas
+        self._params = [p for p in model.parameters() if p.requires_grad]
+
+    def run(self, data: Sequences, chunks: Iterable[Chunk], where: str, progress: Progress) -> float:
+        """Train on `chunks` and return the mean loss; `where` names the epoch in errors."""
+        waits = self._device.type != "cpu" and self._replicas.alone
+        losses = LossMean(where, _LOSSES_IN_FLIGHT if waits else 1)
+        for chunk, batch in data.batches(chunks):
+            if chunk.index == 0:
+                self._stateful.reset_state()
+            self._step(chunk, batch, losses)
+            progress.step(losses.last)
+        return losses.mean
+
+    def _step(self, chunk: Chunk, batch: Batch | None, losses: LossMean) -> None:
+        for p in self._params:
+            p.grad = None
+        weight = chunk_weight(chunk, batch)
+        loss = None
+        if batch is not None:
+            loss = chunk_loss(self._loss, self._stateful, to_device(batch, self._device))
+            self._stateful.detach()
+            if weight:
+                loss.backward()  # type: ignore[no-untyped-call]
+            loss = loss.detach()
+        if self._replicas.alone:
+            if loss is not None and weight:
+                losses.add(chunk, loss, weight)
+                self._update()
+            return
+        value = losses.check(chunk, float(loss)) if loss is not None and weight else 0.0
+        mean, total = self._replicas.mean_loss(value, weight)
+        if total:
+            losses.add_value(mean, total)
+            self._replicas.average_gradients(self._params, weight / total)
+            self._update()
+
+    def _update(self) -> None:
+        spec = self._spec
+        if spec.clip_value is not None:
+            nn.utils.clip_grad_value_(self._params, spec.clip_value)
+        if spec.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self._params, spec.clip_norm)
+        self._optimizer.step()
+
+
+def evaluate(
+    model: nn.Module,
+    loss: Callable[..., Tensor],
+    data: Sequences,
+    chunks: Iterable[Chunk],
+    device: torch.device,
+    replicas: Replicas,
+) -> float:
+    """Return the mean loss over `chunks` without training; the model is in evaluation mode."""
+    stateful = Stateful(model)
+    total = weights = 0.0
+    with torch.no_grad():
+        for chunk, batch in data.batches(chunks):
+            if chunk.index == 0:
+                stateful.reset_state()
+            weight = chunk_weight(chunk, batch)
+            if batch is not None:
+                value: Any = chunk_loss(loss, stateful, to_device(batch, device))
+                if weight:
+                    total += weight * float(value)
+                    weights += weight
+    mean, _ = replicas.mean_loss(total / weights if weights else 0.0, weights)
+    return mean
