@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -301,9 +302,8 @@ def _end_together(comm: Communicator) -> None:
             print(f"fastseq: rank {comm.rank} stops: {value}", file=sys.stderr, flush=True)
             time.sleep(1)  # lets the rank that failed print its traceback first
         else:
-            print(f"fastseq: rank {comm.rank} failed:", file=sys.stderr)
-            previous(kind, value, trace)
-            sys.stderr.flush()
+            text = "".join(traceback.format_exception(kind, value, trace))
+            print(f"fastseq: rank {comm.rank} failed:\n{text}", file=sys.stderr, flush=True)
         comm.abort(1)
         return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -19,6 +20,7 @@ from .parallel import Replicas
 from .prediction import Predictor, evaluating
 from .progress import Progress
 from .spec import Spec, check_count
+from .stateful import is_bidirectional
 from .training import Trainer, evaluate, to_device
 from .tree import Tree, tree_map
 
@@ -109,6 +111,12 @@ class Estimator:
         self.seed = seed
         self.progress = progress
         self.history_ = History()
+        if is_bidirectional(model):
+            warnings.warn(
+                "the model has a bidirectional layer, which looks at later steps: fit lets it see "
+                "those of the same chunk only, predict runs whole series at once",
+                stacklevel=2,
+            )
         self._predictor = Predictor(model, self.device, self._replicas)
         self._drawn_seed: int | None = seed
 

@@ -63,6 +63,8 @@ class Predictor:
 
     def predict(self, data: Sequences, spec: Spec, out: Any) -> Any:
         """Run over all steps of all sequences, from `state`; see `Estimator.predict`."""
+        if self.state is not None:
+            self._refuse_to_go_on_backwards()
         with evaluating(self._model):
             outputs = self._probe(data)
             self._check_state(data.count)
@@ -80,6 +82,7 @@ class Predictor:
 
     def step(self, x: Tree) -> Tree:
         """Run one step of all sequences, ``(N, F)``, from `state`."""
+        self._refuse_to_go_on_backwards()
         with evaluating(self._model):
             count = tree_leaves(x)[0].shape[0]
             if self._dims is None:
@@ -90,18 +93,25 @@ class Predictor:
             self.state = self._stateful.state
         return y
 
+    def _refuse_to_go_on_backwards(self) -> None:
+        if is_bidirectional(self._model):
+            raise ValueError(
+                "the model has a bidirectional layer, which looks at later steps: it can predict "
+                "whole series only, not go on from a state"
+            )
+
     def _probe(self, data: Sequences) -> Tree:
-        """Learn from a step of zeros what the model returns for one sequence and one step."""
-        zeros = tree_map(lambda s: torch.zeros(1, 1, *s.shape[2:], dtype=data.dtype), data.x)
+        """Learn from zeros, two steps of three sequences, what the model returns."""
+        zeros = tree_map(lambda s: torch.zeros(2, 3, *s.shape[2:], dtype=data.dtype), data.x)
         zeros = to_device(zeros, self._device)
         with torch.random.fork_rng():
             self._stateful.reset_state()
             outputs = self._stateful(zeros)
         for name, leaf in tree_paths(outputs, "the model's output"):
-            if leaf.shape[:2] != (1, 1):
+            if leaf.dim() < 3 or leaf.shape[:2] != (2, 3):
                 raise ValueError(
-                    f"{name} must be (time, sequences, features): for an input of one step and one "
-                    f"sequence it has the shape {tuple(leaf.shape)}"
+                    f"{name} must be (time, sequences, features): for an input of 2 steps and 3 "
+                    f"sequences it has the shape {tuple(leaf.shape)}"
                 )
         self._fresh_state = self._stateful.state
         if self._dims is None:

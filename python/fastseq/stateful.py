@@ -30,6 +30,7 @@ def takes_state(module: nn.Module) -> bool:
     >>> takes_state(nn.GRU(1, 1)), takes_state(nn.Linear(1, 1))
     (True, False)
     """
+    module = getattr(module, "_orig_mod", module)  # what torch.compile was given
     if isinstance(module, nn.RNNCellBase):
         raise TypeError(
             f"{type(module).__name__} returns no (output, state); "
@@ -95,6 +96,12 @@ class Stateful:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.state: Tree = None
+        if isinstance(module, nn.Sequential):
+            stateful = [type(layer).__name__ for layer in module if takes_state(layer)]
+            if stateful and type(module).forward is nn.Sequential.forward:
+                raise TypeError(
+                    f"nn.Sequential drops the state of {', '.join(stateful)}; use fastseq.nn.Chain"
+                )
         self._takes_state = takes_state(module)
         self._backward_starts_fresh = is_bidirectional(module)
 

