@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -262,8 +263,12 @@ class Estimator:
         self._predictor.state = None
 
     def _dtype(self) -> torch.dtype:
-        floats = (p.dtype for p in self.model.parameters() if p.is_floating_point())
-        return next(floats, torch.get_default_dtype())
+        """Return the dtype that most of the model's parameters have: inputs are converted to it."""
+        counts: Counter[torch.dtype] = Counter()
+        for p in self.model.parameters():
+            if p.is_floating_point():
+                counts[p.dtype] += p.numel()
+        return counts.most_common(1)[0][0] if counts else torch.get_default_dtype()
 
     def _open(self, x: Any, y: Any = None, w: Any = None, mask: Any = None) -> Sequences:
         return Sequences(x, y, w, mask, dtype=self._dtype())

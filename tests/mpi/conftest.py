@@ -1,0 +1,27 @@
+"""These tests run as `mpirun -n RANKS python -m pytest tests/mpi`: every rank runs all of them."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastseq as fs
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "python"))
+
+
+@pytest.fixture
+def comm() -> fs.distributed.Communicator:
+    world = fs.distributed.world()
+    if world.transport == "single":
+        if os.environ.get("FASTSEQ_REQUIRE_MPI") == "1":
+            pytest.fail("FASTSEQ_REQUIRE_MPI=1, but this does not run under mpirun")
+        pytest.skip("runs under mpirun")
+    return world
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
