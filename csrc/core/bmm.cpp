@@ -80,8 +80,8 @@ inline void columns_product(const BmmShape& s, const Operand<T>& a, const Operan
 }
 
 template <int N, int K, class T>
-FASTSEQ_MULTIVERSION void columns_kernel(const BmmShape& s, const Operand<T>& a, const Operand<T>& b, std::int64_t first,
-                                         T* c, std::int64_t begin, std::int64_t end) {
+FASTSEQ_MULTIVERSION void columns_kernel(const BmmShape& s, const Operand<T>& a, const Operand<T>& b,
+                                         std::int64_t first, T* c, std::int64_t begin, std::int64_t end) {
   columns_product<N, K>(s, a, b, first, c, begin, end);
 }
 

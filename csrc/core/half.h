@@ -16,9 +16,7 @@ struct BFloat16 {
     const std::uint32_t rounded = raw + 0x7fffU + ((raw >> 16) & 1U);
     bits = static_cast<std::uint16_t>(is_nan ? (raw >> 16) | 0x40U : rounded >> 16);
   }
-  explicit operator float() const {
-    return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
-  }
+  explicit operator float() const { return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16); }
 };
 
 // IEEE binary16. The conversions follow F. Giesen, "float->half variants" (public domain, 2012): scaling by powers of

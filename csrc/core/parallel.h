@@ -19,8 +19,8 @@ inline void serial_for(std::int64_t count, std::int64_t /*grain*/, RangeBody bod
 template <class Fn>
 void for_ranges(ParallelFor parallel_for, std::int64_t count, std::int64_t grain, Fn& fn) {
   parallel_for(
-      count, grain, [](std::int64_t begin, std::int64_t end, void* context) { (*static_cast<Fn*>(context))(begin, end); },
-      &fn);
+      count, grain,
+      [](std::int64_t begin, std::int64_t end, void* context) { (*static_cast<Fn*>(context))(begin, end); }, &fn);
 }
 
 }  // namespace fastseq

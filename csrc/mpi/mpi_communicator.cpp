@@ -70,8 +70,8 @@ void MpiCommunicator::agree(Operation operation, std::int64_t bytes, std::int64_
   }
   const auto code = static_cast<std::int64_t>(operation);
   // The largest of x and of -x tell whether all ranks have the same x; the last entry names the lowest failed rank.
-  std::array<std::int64_t, 7> header = {code,   -code,   bytes, -bytes,
-                                        detail, -detail, operation == Operation::kFail ? size_ - rank_ : 0};
+  std::array<std::int64_t, 7> header = {
+      code, -code, bytes, -bytes, detail, -detail, operation == Operation::kFail ? size_ - rank_ : 0};
   check(MPI_Allreduce(MPI_IN_PLACE, header.data(), header.size(), MPI_INT64_T, MPI_MAX, comm_), "MPI_Allreduce");
   if (const std::int64_t failed = header[6]; failed > 0) {
     const int failed_rank = size_ - static_cast<int>(failed);
@@ -103,7 +103,8 @@ std::string MpiCommunicator::describe_disagreement(std::int64_t code, std::int64
     if (all[2 * r] == static_cast<std::int64_t>(Operation::kLeave)) {
       message += " has exited";
     } else {
-      message += std::string(" calls ") + operation_name(all[2 * r]) + " of " + std::to_string(all[2 * r + 1]) + " bytes";
+      message +=
+          std::string(" calls ") + operation_name(all[2 * r]) + " of " + std::to_string(all[2 * r + 1]) + " bytes";
     }
   }
   return message + "; every rank must make the same calls";

@@ -1,5 +1,5 @@
-// fastseq._comm: the communicator's interface, the single-process one, and the flat layout. Knows neither torch nor MPI:
-// tensors come as addresses, so this module loads everywhere and compiles in seconds.
+// fastseq._comm: the communicator's interface, the single-process one, and the flat layout. Knows neither torch nor
+// MPI: tensors come as addresses, so this module loads everywhere and compiles in seconds.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

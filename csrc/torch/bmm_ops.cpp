@@ -8,7 +8,7 @@ namespace fastseq::torch_ops {
 namespace {
 
 Tensor bmm_cpu(const Tensor& a, const Tensor& b) {
-  BmmArgs args = bmm_args(a, b);
+  const BmmArgs args = bmm_args(a, b);
   bmm(args.shape, args.dtype, args.a, args.b, args.out.mutable_data_ptr(), torch_parallel_for);
   return args.out;
 }

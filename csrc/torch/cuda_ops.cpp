@@ -1,0 +1,54 @@
+// fastseq's operators on CUDA: on the tensors' device, in its current stream.
+#define USE_CUDA  // the stable ABI declares streams only with it
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/library.h>
+
+#include "cuda/bmm.h"
+#include "cuda/pack.h"
+#include "torch/bmm_args.h"
+#include "torch/pack_args.h"
+
+namespace fastseq::torch_ops {
+
+namespace {
+
+using torch::stable::accelerator::DeviceGuard;
+
+cudaStream_t current_stream(const Tensor& tensor) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+Tensor pack_cuda(const std::vector<Tensor>& tensors, std::int64_t alignment, double scale) {
+  const PackArgs args = pack_args(tensors, alignment);
+  const DeviceGuard guard(args.flat.get_device_index());
+  cuda::pack(args.list.pointers, args.list.numels, args.layout, args.list.dtype, scale, args.flat.mutable_data_ptr(),
+             current_stream(args.flat));
+  return args.flat;
+}
+
+std::vector<Tensor> unpack_cuda(const Tensor& flat, const std::vector<std::int64_t>& numels, std::int64_t alignment,
+                                double scale) {
+  const UnpackArgs args = unpack_args(flat, numels, alignment);
+  const DeviceGuard guard(flat.get_device_index());
+  cuda::unpack(args.flat.const_data_ptr(), numels, args.layout, args.dtype, scale, args.pointers, current_stream(flat));
+  return args.tensors;
+}
+
+Tensor bmm_cuda(const Tensor& a, const Tensor& b) {
+  const BmmArgs args = bmm_args(a, b);
+  const DeviceGuard guard(a.get_device_index());
+  cuda::bmm(args.shape, args.dtype, args.a, args.b, args.out.mutable_data_ptr(), current_stream(a));
+  return args.out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fastseq, CUDA, m) {
+  m.impl("pack", TORCH_BOX(&pack_cuda));
+  m.impl("unpack", TORCH_BOX(&unpack_cuda));
+  m.impl("bmm", TORCH_BOX(&bmm_cuda));
+}
+
+}  // namespace fastseq::torch_ops

@@ -20,8 +20,8 @@ PyMethodDef methods[] = {
     {nullptr, nullptr, 0, nullptr},
 };
 
-PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", "fastseq's operators.", -1, methods, nullptr, nullptr, nullptr,
-                      nullptr};
+PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, "_C", "fastseq's operators.", -1, methods, nullptr, nullptr, nullptr, nullptr};
 
 }  // namespace
 

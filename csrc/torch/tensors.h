@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "core/dtype.h"
-#include "core/flat_layout.h"
 #include "core/parallel.h"
 
 namespace fastseq::torch_ops {
@@ -50,29 +49,13 @@ inline TensorList tensor_list(const char* op, const std::vector<Tensor>& tensors
   TensorList list{.held = {}, .pointers = {}, .numels = {}, .dtype = to_dtype(tensors[0].scalar_type())};
   list.held.reserve(tensors.size());
   for (const Tensor& tensor : tensors) {
-    STD_TORCH_CHECK(
-        tensor.scalar_type() == tensors[0].scalar_type() && tensor.device() == tensors[0].device(), op,
-        ": all tensors must have the dtype and the device of the first");
+    STD_TORCH_CHECK(tensor.scalar_type() == tensors[0].scalar_type() && tensor.device() == tensors[0].device(), op,
+                    ": all tensors must have the dtype and the device of the first");
     list.held.push_back(tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor));
     list.pointers.push_back(list.held.back().const_data_ptr());
     list.numels.push_back(tensor.numel());
   }
   return list;
-}
-
-// New one-dimensional tensors like `like`, and where they lie.
-struct NewTensors {
-  std::vector<Tensor> tensors;
-  std::vector<void*> pointers;
-};
-
-inline NewTensors new_tensors(const Tensor& like, const std::vector<std::int64_t>& numels) {
-  NewTensors result;
-  for (const std::int64_t numel : numels) {
-    result.tensors.push_back(torch::stable::new_empty(like, {numel}));
-    result.pointers.push_back(result.tensors.back().mutable_data_ptr());
-  }
-  return result;
 }
 
 }  // namespace fastseq::torch_ops
