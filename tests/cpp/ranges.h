@@ -1,0 +1,38 @@
+// ParallelFors that split loops in every way a real one may.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <thread>
+#include <vector>
+
+#include "core/parallel.h"
+
+namespace fastseq::testing {
+
+// Ranges of 7 indices, the last first, whatever the grain.
+inline void backwards_for(std::int64_t count, std::int64_t /*grain*/, RangeBody body, void* context) {
+  constexpr std::int64_t kStep = 7;
+  for (std::int64_t begin = (count - 1) / kStep * kStep; count > 0 && begin >= 0; begin -= kStep) {
+    body(begin, std::min(begin + kStep, count), context);
+  }
+}
+
+// Three threads at the same time.
+inline void threads_for(std::int64_t count, std::int64_t /*grain*/, RangeBody body, void* context) {
+  constexpr std::int64_t kThreads = 3;
+  std::vector<std::thread> threads;
+  for (std::int64_t i = 0; i < kThreads; ++i) {
+    const std::int64_t begin = count * i / kThreads;
+    const std::int64_t end = count * (i + 1) / kThreads;
+    if (begin < end) threads.emplace_back([=] { body(begin, end, context); });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+inline const std::vector<ParallelFor>& parallel_fors() {
+  static const std::vector<ParallelFor> all = {serial_for, backwards_for, threads_for};
+  return all;
+}
+
+}  // namespace fastseq::testing

@@ -1,0 +1,51 @@
+#include "core/single_process.h"
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+
+#include "check.h"
+#include "core/flat_layout.h"
+
+namespace fastseq {
+
+TEST(is_the_only_rank) {
+  SingleProcess comm;
+  CHECK_EQ(comm.rank(), 0);
+  CHECK_EQ(comm.size(), 1);
+  CHECK_EQ(comm.local_rank(), 0);
+  CHECK_EQ(comm.local_size(), 1);
+  CHECK_EQ(comm.transport(), "single");
+  comm.barrier();
+  comm.fail("nobody hears");
+  comm.leave();
+}
+
+TEST(a_sum_over_one_rank_is_scaled_only) {
+  SingleProcess comm;
+  std::array<float, 3> values = {1, 2, 3};
+  comm.allreduce(values.data(), 3, DType::kFloat32, 0.5);
+  CHECK(values == (std::array<float, 3>{0.5, 1, 1.5}));
+  std::array<double, 1> wide = {3};
+  comm.allreduce(wide.data(), 1, DType::kFloat64, 1.0 / 3.0);
+  CHECK_EQ(wide[0], 3 * (1.0 / 3.0));
+}
+
+TEST(broadcasts_from_itself_only) {
+  SingleProcess comm;
+  std::array<std::byte, 2> bytes = {std::byte{1}, std::byte{2}};
+  comm.broadcast(bytes, 0);
+  CHECK(bytes[1] == std::byte{2});
+  CHECK_THROWS(comm.broadcast(bytes, 1), CommunicationError);
+}
+
+TEST(memory_is_aligned_and_zero) {
+  SingleProcess comm;
+  for (const std::size_t bytes : {std::size_t{0}, std::size_t{1}, std::size_t{64}, std::size_t{1000}}) {
+    const auto memory = comm.allocate(bytes);
+    CHECK_EQ(reinterpret_cast<std::uintptr_t>(memory.get()) % kFlatAlignment, 0U);
+    CHECK(std::all_of(memory.get(), memory.get() + bytes, [](std::byte b) { return b == std::byte{0}; }));
+  }
+}
+
+}  // namespace fastseq
