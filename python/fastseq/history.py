@@ -71,7 +71,7 @@ class History(Sequence[dict[str, Any]]):
         epochs = [row["epoch"] for row in self._rows]
         losses = [row["loss"] for row in self._rows]
         ax.plot(epochs, losses, marker="o" if len(epochs) <= 40 else None, ms=4, label="training")
-        if min(losses, default=0) > 0:
+        if losses and 0 < 10 * min(losses) < max(losses):
             ax.set_yscale("log")
         ax.set(xlabel="epoch", ylabel="loss (mean over samples)", title="Training history")
         ax.xaxis.get_major_locator().set_params(integer=True)
