@@ -36,9 +36,9 @@ inline void torch_parallel_for(std::int64_t count, std::int64_t grain, RangeBody
                               [&](std::int64_t begin, std::int64_t end) { body(begin, end, context); });
 }
 
-// A list of tensors of one dtype and device, made contiguous, as arrays of pointers and lengths.
+// A list of tensors of one dtype and device, as arrays of pointers and lengths.
 struct TensorList {
-  std::vector<Tensor> held;  // keeps contiguous copies alive
+  std::vector<Tensor> copies;  // contiguous ones, of tensors that are not; kept alive here
   std::vector<const void*> pointers;
   std::vector<std::int64_t> numels;
   DType dtype;
@@ -46,13 +46,16 @@ struct TensorList {
 
 inline TensorList tensor_list(const char* op, const std::vector<Tensor>& tensors) {
   STD_TORCH_CHECK(!tensors.empty(), op, ": tensors must not be empty");
-  TensorList list{.held = {}, .pointers = {}, .numels = {}, .dtype = to_dtype(tensors[0].scalar_type())};
-  list.held.reserve(tensors.size());
+  const ScalarType type = tensors[0].scalar_type();
+  const auto device = tensors[0].device();
+  TensorList list{.copies = {}, .pointers = {}, .numels = {}, .dtype = to_dtype(type)};
+  list.pointers.reserve(tensors.size());
+  list.numels.reserve(tensors.size());
   for (const Tensor& tensor : tensors) {
-    STD_TORCH_CHECK(tensor.scalar_type() == tensors[0].scalar_type() && tensor.device() == tensors[0].device(), op,
+    STD_TORCH_CHECK(tensor.scalar_type() == type && tensor.device() == device, op,
                     ": all tensors must have the dtype and the device of the first");
-    list.held.push_back(tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor));
-    list.pointers.push_back(list.held.back().const_data_ptr());
+    if (!tensor.is_contiguous()) list.copies.push_back(torch::stable::contiguous(tensor));
+    list.pointers.push_back((tensor.is_contiguous() ? tensor : list.copies.back()).const_data_ptr());
     list.numels.push_back(tensor.numel());
   }
   return list;

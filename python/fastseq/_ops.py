@@ -97,38 +97,42 @@ def bmm(a: Tensor, b: Tensor) -> Tensor:
     >>> bmm(torch.ones(5, 2, 3), torch.ones(5, 3, 4)).shape
     torch.Size([5, 2, 4])
     """
-    if a.dim() != 3 or b.dim() != 3 or a.shape[0] != b.shape[0] or a.shape[2] != b.shape[1]:
-        raise ValueError(
-            f"bmm: expected a (B, m, k) and b (B, k, n), got {tuple(a.shape)} and {tuple(b.shape)}"
-        )
-    if torch.is_autocast_enabled(a.device.type):
-        return torch.bmm(a, b)
-    if a.dtype != b.dtype or a.device != b.device:
-        raise ValueError(
-            "bmm: a and b must have one dtype and one device, got "
-            f"{a.dtype} on {a.device} and {b.dtype} on {b.device}"
-        )
-    if _own_kernel_wins(a, b):
+    # Nothing but the choice stands before the product: for a single small one, that shows.
+    if a.shape[0] >= _MIN_BATCH and _own_kernel_wins(a, b):
         product: Tensor = _native.bmm(a, b)
         return product
-    return torch.bmm(a, b)
+    try:
+        return torch.bmm(a, b)
+    except (RuntimeError, IndexError) as error:
+        raise ValueError(
+            "bmm: expected a (B, m, k) and b (B, k, n) of one dtype on one device, got "
+            f"{tuple(a.shape)} {a.dtype} on {a.device} and {tuple(b.shape)} {b.dtype} on "
+            f"{b.device}"
+        ) from error
+
+
+# Where fastseq's kernel was found to beat `torch.bmm`: bench/results/bmm.json.
+_MIN_BATCH = 200
+_MIN_PRODUCTS = 16_000  # multiplications in all; below, PyTorch's dispatch of an operator costs more
+_LARGEST = {torch.float16: 4, torch.bfloat16: 7, torch.float32: 12, torch.float64: 8}
+_LARGEST_CUDA = 16
 
 
 def _own_kernel_wins(a: Tensor, b: Tensor) -> bool:
-    """Whether fastseq's kernel beats `torch.bmm` (figures: ``bench/results/bmm.json``)."""
-    if a.dtype not in FLOATING or (a.is_cuda and not cuda_kernels):
-        return False
-    if a.device.type not in ("cpu", "cuda"):
+    if a.dim() != 3 or b.dim() != 3 or a.dtype != b.dtype or a.device != b.device:
         return False
     batch, m, k = a.shape
     n = b.shape[2]
+    if b.shape[0] != batch or b.shape[1] != k or torch.is_autocast_enabled(a.device.type):
+        return False
+    largest = max(m, k, n)
     if a.is_cuda:
-        return batch >= 10_000 and max(m, k, n) <= 16
-    if a.dtype in (torch.float16, torch.bfloat16):
-        return batch >= 500 and max(m, k, n) <= 8
-    if max(m, k, n) <= 8:
-        return batch >= 500
-    return False
+        return cuda_kernels and a.dtype in _LARGEST and batch >= 10_000 and largest <= _LARGEST_CUDA
+    if not a.is_cpu or batch * m * k * n < _MIN_PRODUCTS:
+        return False
+    if n == 1 and m > 1 and largest <= 64:  # a matrix times a vector
+        return a.dtype in (torch.float32, torch.float64)
+    return largest <= _LARGEST.get(a.dtype, 0)
 
 
 def _fake_pack(tensors: list[Tensor], alignment: int, scale: float) -> Tensor:
