@@ -113,7 +113,9 @@ def bmm(a: Tensor, b: Tensor) -> Tensor:
 
 # Where fastseq's kernel was found to beat `torch.bmm`: bench/results/bmm.json.
 _MIN_BATCH = 200
-_MIN_PRODUCTS = 16_000  # multiplications in all; below, PyTorch's dispatch of an operator costs more
+_MIN_PRODUCTS = (
+    16_000  # multiplications in all; below, PyTorch's dispatch of an operator costs more
+)
 _LARGEST = {torch.float16: 4, torch.bfloat16: 7, torch.float32: 12, torch.float64: 8}
 _LARGEST_CUDA = 16
 

@@ -297,7 +297,8 @@ def _end_together(comm: Communicator) -> None:
         kind: type[BaseException], value: BaseException, trace: TracebackType | None
     ) -> None:
         if os.getpid() != process:
-            return previous(kind, value, trace)
+            previous(kind, value, trace)
+            return
         if isinstance(value, RemoteError):
             print(f"fastseq: rank {comm.rank} stops: {value}", file=sys.stderr, flush=True)
             time.sleep(1)  # lets the rank that failed print its traceback first
@@ -305,7 +306,6 @@ def _end_together(comm: Communicator) -> None:
             text = "".join(traceback.format_exception(kind, value, trace))
             print(f"fastseq: rank {comm.rank} failed:\n{text}", file=sys.stderr, flush=True)
         comm.abort(1)
-        return None
 
     def announce_exit() -> None:
         if os.getpid() == process:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .data.chunks import ChunkPlan
 from .data.sequences import Sequences
+from .data.sources import to_tensor
 from .distributed import communicator
 from .history import History
 from .parallel import Replicas
@@ -237,7 +238,7 @@ class Estimator:
         torch.Size([8, 2])
         """
         dtype = self._dtype()
-        xs = tree_map(lambda a: torch.as_tensor(a).to(dtype), x)
+        xs = tree_map(lambda a: to_tensor(a, dtype), x)
         return self._predictor.step(to_device(xs, self.device))
 
     def evaluate(self, x: Any, y: Any, w: Any = None, *, mask: Any = None) -> float:
@@ -254,9 +255,7 @@ class Estimator:
 
     def set_state(self, state: Tree) -> None:
         """Make `step` and ``predict(reset=False)`` go on from `state`."""
-        self._predictor.state = tree_map(
-            lambda a: a.detach().to(self.device, copy=True), state
-        )
+        self._predictor.state = tree_map(lambda a: a.detach().to(self.device, copy=True), state)
 
     def reset_state(self) -> None:
         """Make the next `step` start new series."""

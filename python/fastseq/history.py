@@ -64,9 +64,10 @@ class History(Sequence[dict[str, Any]]):
         matplotlib.axes.Axes
             Where it was drawn; ``ax.figure.savefig("history.png")`` saves it.
         """
-        if ax is None:
-            from matplotlib.figure import Figure
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
 
+        if ax is None:
             ax = Figure(figsize=(7, 4), layout="constrained").add_subplot()
         epochs = [row["epoch"] for row in self._rows]
         losses = [row["loss"] for row in self._rows]
@@ -74,7 +75,7 @@ class History(Sequence[dict[str, Any]]):
         if losses and 0 < 10 * min(losses) < max(losses):
             ax.set_yscale("log")
         ax.set(xlabel="epoch", ylabel="loss (mean over samples)", title="Training history")
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid(alpha=0.3, which="both")
         ax.legend(frameon=False)
         return ax

@@ -63,9 +63,9 @@ def _unreduced(fn: Loss | nn.Module) -> Loss:
     if isinstance(fn, nn.Module) and hasattr(fn, "reduction"):
         if fn.reduction == "sum":
             raise ValueError('seqloss returns a mean; make the loss with reduction="mean"')
-        fn = copy.deepcopy(fn)
-        fn.reduction = "none"
-        return fn
+        module: Any = copy.deepcopy(fn)
+        module.reduction = "none"
+        return module  # type: ignore[no-any-return]
     if "reduction" not in inspect.signature(fn).parameters:
         raise TypeError(
             f"seqloss: {getattr(fn, '__name__', fn)!r} takes no `reduction`, so it cannot be asked "

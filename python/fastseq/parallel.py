@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -137,5 +136,5 @@ class Replicas:
         for root, (begin, end) in enumerate(bounds):
             piece = whole.narrow(dim, begin, end - begin)
             rows = max(1, _PIECE_BYTES // max(1, piece[:1].numel() * piece.element_size()))
-            for rows_piece in piece.split(rows) if piece.numel() else ():
+            for rows_piece in torch.split(piece, rows) if piece.numel() else ():
                 rows_piece.copy_(self.comm.broadcast_(rows_piece.contiguous(), root))

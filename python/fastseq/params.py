@@ -103,7 +103,8 @@ def vec2net(m: Any, v: Tensor) -> None:
     if v.dim() != 1 or v.numel() != count:
         raise ValueError(f"v must be a vector of length {count}, got shape {tuple(v.shape)}")
     with torch.no_grad():
-        for p, piece in zip(params, v.split([p.numel() for p in params]), strict=True):
+        pieces = torch.split(v, [p.numel() for p in params])
+        for p, piece in zip(params, pieces, strict=True):
             p.copy_(piece.view_as(p))
 
 
@@ -143,7 +144,15 @@ def notrack(m: Any) -> nn.Module:
 
 
 def states(m: Any) -> Tree:
-    """Return a copy of the state that a `Stateful` or an `Estimator` carries; None if fresh."""
+    """Return a copy of the state that a `Stateful` or an `Estimator` carries; None if fresh.
+
+    Examples
+    --------
+    >>> m = Stateful(nn.GRU(1, 2))
+    >>> _ = m(torch.zeros(5, 3, 1))
+    >>> states(m).shape
+    torch.Size([1, 3, 2])
+    """
     return _carrier(m).get_state()
 
 
@@ -166,6 +175,4 @@ def loadstates(m: Any, s: Tree) -> None:
 def _carrier(m: Any) -> Any:
     if hasattr(m, "get_state") and hasattr(m, "set_state"):
         return m
-    raise TypeError(
-        f"{type(m).__name__} carries no state; wrap the model: fastseq.Stateful(model)"
-    )
+    raise TypeError(f"{type(m).__name__} carries no state; wrap the model: fastseq.Stateful(model)")

@@ -163,7 +163,9 @@ class Predictor:
         whole = None
         if ends:
             whole = tree_map(
-                lambda dim, *parts: parts[0] if dim < 0 else torch.cat(parts, dim), self._dims, *ends
+                lambda dim, *parts: parts[0] if dim < 0 else torch.cat(parts, dim),
+                self._dims,
+                *ends,
             )
         if self._replicas.alone:
             return whole

@@ -133,7 +133,9 @@ class Trainer:
         self._replicas = replicas
         self._params = [p for p in model.parameters() if p.requires_grad]
 
-    def run(self, data: Sequences, chunks: Iterable[Chunk], where: str, progress: Progress) -> float:
+    def run(
+        self, data: Sequences, chunks: Iterable[Chunk], where: str, progress: Progress
+    ) -> float:
         """Train on `chunks` and return the mean loss; `where` names the epoch in errors."""
         waits = self._device.type != "cpu" and self._replicas.alone
         losses = LossMean(where, _LOSSES_IN_FLIGHT if waits else 1)

@@ -85,7 +85,10 @@ def test_the_user_s_own_traffic_does_not_meet_ours(comm):
 
     request = MPI.COMM_WORLD.isend(comm.rank, (comm.rank + 1) % comm.size, tag=0)
     comm.allreduce_(torch.ones(10))
-    assert MPI.COMM_WORLD.recv(source=(comm.rank - 1) % comm.size, tag=0) == (comm.rank - 1) % comm.size
+    assert (
+        MPI.COMM_WORLD.recv(source=(comm.rank - 1) % comm.size, tag=0)
+        == (comm.rank - 1) % comm.size
+    )
     request.wait()
 
 

@@ -170,7 +170,9 @@ def test_sharded_by_time(comm):
         for r, (a, b) in enumerate(pieces):
             if a < b:
                 output, state = one(x[a:b], states[r])
-                states[r] = tuple(None if s is None else tuple(h.detach() for h in s) for s in state)
+                states[r] = tuple(
+                    None if s is None else tuple(h.detach() for h in s) for s in state
+                )
                 (mse_loss(output, y[a:b]) * (b - a) / total).backward()
         optimizer.step()
     assert_same_parameters(many.model, one, rtol=1e-5)

@@ -45,7 +45,9 @@ FIT = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("args", "error", "message"), [row[1:] for row in FIT], ids=[r[0] for r in FIT])
+@pytest.mark.parametrize(
+    ("args", "error", "message"), [row[1:] for row in FIT], ids=[r[0] for r in FIT]
+)
 def test_fit(args, error, message):
     model = chain()
     before = copy.deepcopy(model)
@@ -65,7 +67,12 @@ SPECS = [
         for field in ("epochs", "batchsize", "seqsize")
         for value, error in [(0, ValueError), (-1, ValueError), (1.5, TypeError), (True, TypeError)]
     ],
-    ("unknown field", {**SPEC, "batch_size": 3}, ValueError, "unknown field.* batch_size; there are"),
+    (
+        "unknown field",
+        {**SPEC, "batch_size": 3},
+        ValueError,
+        "unknown field.* batch_size; there are",
+    ),
     ("missing field", {"epochs": 1}, ValueError, "has no batchsize, seqsize"),
     ("nothing", None, ValueError, "has no epochs, batchsize, seqsize"),
     ("clip_norm", {**SPEC, "clip_norm": 0}, ValueError, "clip_norm must be positive"),
@@ -73,7 +80,9 @@ SPECS = [
 ]
 
 
-@pytest.mark.parametrize(("spec", "error", "message"), [r[1:] for r in SPECS], ids=[r[0] for r in SPECS])
+@pytest.mark.parametrize(
+    ("spec", "error", "message"), [r[1:] for r in SPECS], ids=[r[0] for r in SPECS]
+)
 def test_spec(spec, error, message):
     with pytest.raises(error, match=message):
         fs.Estimator(chain(), LOSS, adamw, spec)
@@ -125,12 +134,15 @@ OUTS = [
     ("half", np.empty((T, N, 1), np.float16), TypeError, "out must hold torch.float32"),
     ("tensor", torch.empty(T, N, 1, dtype=torch.int32), TypeError, "out must hold torch.float32"),
     ("read-only", read_only(), ValueError, "out is read-only"),
-    ("structure", (np.empty((T, N, 1)),), ValueError, r"structure of the model's output: out; got out\[0\]"),
+    ("structure", (np.empty((T, N, 1)),), ValueError,
+     r"structure of the model's output: out; got out\[0\]"),
     ("no array", 3, ValueError, r"out must have the shape \(8, 6, 1\), got int"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("out", "error", "message"), [r[1:] for r in OUTS], ids=[r[0] for r in OUTS])
+@pytest.mark.parametrize(
+    ("out", "error", "message"), [r[1:] for r in OUTS], ids=[r[0] for r in OUTS]
+)
 def test_predict_out(out, error, message):
     with pytest.raises(error, match=message):
         estimator().predict(X, out=out)
@@ -140,7 +152,9 @@ def test_predict_out(out, error, message):
 def test_loss_that_is_not_finite(bad):
     y = Y.clone()
     y[5, 3] = bad
-    message = r"the loss is (nan|inf) in epoch 1, block 1, chunk 1 \(steps 4 to 8, sequences 2 to 4\)"
+    message = (
+        r"the loss is (nan|inf) in epoch 1, block 1, chunk 1 \(steps 4 to 8, sequences 2 to 4\)"
+    )
     with pytest.raises(fs.NonFiniteError, match=message):
         estimator().fit(X, y)
 

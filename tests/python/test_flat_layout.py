@@ -36,7 +36,12 @@ def test_dense_layout_has_no_gaps():
 
 @pytest.mark.parametrize(
     ("numels", "alignment", "message"),
-    [([-1], 64, "negative"), ([1], 2, "multiple"), ([1], 6, "multiple"), ([2**62, 2**62], 64, "2.63")],
+    [
+        ([-1], 64, "negative"),
+        ([1], 2, "multiple"),
+        ([1], 6, "multiple"),
+        ([2**62, 2**62], 64, "2.63"),
+    ],
 )
 def test_refuses_nonsense(numels, alignment, message):
     with pytest.raises(ValueError, match=message):

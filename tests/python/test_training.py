@@ -161,7 +161,10 @@ def test_masked_steps_add_nothing_even_if_they_are_nan():
     mask = torch.ones(45, 10, dtype=torch.bool)
     mask[20:, 4] = False
     mask[:, 7] = False
-    dirty = torch.where(mask.unsqueeze(-1), X, torch.nan), torch.where(mask.unsqueeze(-1), Y, torch.inf)
+    dirty = (
+        torch.where(mask.unsqueeze(-1), X, torch.nan),
+        torch.where(mask.unsqueeze(-1), Y, torch.inf),
+    )
     clean = torch.where(mask.unsqueeze(-1), X, 0)
     kept = dirty[0].clone()
     masked = fit(model, x=dirty[0], y=dirty[1], mask=mask).model
@@ -255,7 +258,7 @@ class MySpec:
     "spec",
     [
         {"epochs": 5, "batchsize": 5, "seqsize": 9},
-        namedtuple("S", "epochs batchsize seqsize")(5, 5, 9),  # noqa: PYI024
+        namedtuple("S", "epochs batchsize seqsize")(5, 5, 9),
         SimpleNamespace(epochs=5, batchsize=5, seqsize=9, more=1),
         MySpec(),
         fs.Spec(5, 5, 9),

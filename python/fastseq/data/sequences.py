@@ -12,7 +12,7 @@ from torch import Tensor
 from ..tree import Tree, tree_leaves, tree_map, tree_paths
 from .chunks import Chunk
 from .reader import read_ahead
-from .sources import Source, open_source
+from .sources import Source, open_source, to_tensor
 
 __all__ = ["Batch", "Sequences"]
 
@@ -78,14 +78,15 @@ class Sequences:
         self.mask = None if mask is None else self._open_weights(mask, "mask", torch.bool)
 
     def _open_weights(self, array: Any, name: str, dtype: torch.dtype) -> Source:
-        array = array if hasattr(array, "shape") else torch.as_tensor(array)
+        if not hasattr(array, "shape"):
+            array = to_tensor(array, dtype)
         full = (self.steps, self.count)
         shapes = [(self.count,), full, (*full, 1)] if name == "w" else [full, (*full, 1)]
         if tuple(array.shape) not in shapes:
             allowed = " or ".join(map(str, shapes))
             raise ValueError(f"{name} must have the shape {allowed}, got {tuple(array.shape)}")
         if array.ndim == 1:
-            array = torch.as_tensor(array)[None].expand(full)
+            array = to_tensor(array, dtype).expand(full)
         return open_source(array, name, dtype)
 
     @property

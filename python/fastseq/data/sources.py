@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .h5 import h5mmap
 
-__all__ = ["Source", "open_source"]
+__all__ = ["Source", "open_source", "to_tensor"]
 
 
 class Source(Protocol):
@@ -61,7 +61,7 @@ class ArraySource:
         self._dtype = dtype
 
     def read(self, t0: int, t1: int, n0: int, n1: int) -> Tensor:
-        return _to_tensor(np.asarray(self._array[t0:t1, n0:n1]), self._dtype)
+        return to_tensor(np.asarray(self._array[t0:t1, n0:n1]), self._dtype)
 
 
 class FileSource:
@@ -73,7 +73,7 @@ class FileSource:
 
     def __init__(self, array: np.memmap[Any, Any], offset: int, dtype: torch.dtype) -> None:
         self.shape = tuple(array.shape)
-        self._path = os.fspath(array.filename)
+        self._path = str(array.filename)
         self._offset = offset
         self._steps = array.strides[0], array.strides[1]
         self._stored = array.dtype
@@ -90,11 +90,11 @@ class FileSource:
             else:
                 for t, row in enumerate(slab, t0):
                     self._fill(row, t, n0)
-        return _to_tensor(slab, self._dtype)
+        return to_tensor(slab, self._dtype)
 
     def _fill(self, piece: np.ndarray[Any, Any], t: int, n: int) -> None:
         assert self._file is not None
-        view = memoryview(piece.reshape(-1).view(np.uint8))
+        view = memoryview(piece.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
         offset = self._offset + t * self._steps[0] + n * self._steps[1]
         while view:
             count = os.preadv(self._file, [view], offset)
@@ -112,7 +112,9 @@ class FileSource:
             os.close(self._file)
 
 
-def open_source(array: Any, name: str, dtype: torch.dtype, *, keep_integers: bool = False) -> Source:
+def open_source(
+    array: Any, name: str, dtype: torch.dtype, *, keep_integers: bool = False
+) -> Source:
     """Open `array` for reading as `dtype`; reads nothing yet.
 
     Parameters
@@ -157,9 +159,10 @@ def open_source(array: Any, name: str, dtype: torch.dtype, *, keep_integers: boo
         offset = _file_offset(array)
         if offset is not None:
             return FileSource(array, offset, target)  # type: ignore[arg-type]
-        if array.flags.writeable and array.dtype.isnative and min(array.strides, default=0) >= 0:
-            if stored.kind != "u" or stored.itemsize == 1:
-                return TensorSource(torch.from_numpy(array), target)
+        forward = min(array.strides, default=0) >= 0
+        known_to_torch = stored.isnative and (stored.kind != "u" or stored.itemsize == 1)
+        if array.flags.writeable and forward and known_to_torch:
+            return TensorSource(torch.from_numpy(array), target)
         source = ArraySource(array, target)
         source.lazy = isinstance(array, np.memmap)
         return source
@@ -167,11 +170,16 @@ def open_source(array: Any, name: str, dtype: torch.dtype, *, keep_integers: boo
 
 
 def _dtype_error(name: str, dtype: Any) -> TypeError:
-    return TypeError(f"{name} must hold floats, integers or booleans, got dtype {dtype}; convert it")
+    return TypeError(
+        f"{name} must hold floats, integers or booleans, got dtype {dtype}; convert it"
+    )
 
 
-def _to_tensor(array: np.ndarray[Any, Any], dtype: torch.dtype) -> Tensor:
-    """Copy or convert, at most once, into a tensor that owns its memory."""
+def to_tensor(array: Any, dtype: torch.dtype) -> Tensor:
+    """Return what NumPy or torch understands as a tensor; an array is copied or converted once."""
+    if isinstance(array, Tensor):
+        return array.to(dtype)
+    array = np.asarray(array)
     fits = array.flags.c_contiguous and array.flags.owndata and array.flags.writeable
     unsigned = array.dtype.kind == "u" and array.dtype.itemsize > 1  # torch hardly knows these
     if not array.dtype.isnative or unsigned:

@@ -1,0 +1,108 @@
+"""Every example runs: in docstrings, and in the documents."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib as mpl
+import pytest
+import torch
+from test_mpi_jobs import mpirun
+
+import fastseq as fs
+
+ROOT = Path(__file__).parents[2]
+MODULES = [m.name for m in pkgutil.walk_packages(fs.__path__, "fastseq.") if "._" not in m.name[7:]]
+MODULES = [*MODULES, "fastseq._ops", "fastseq._info"]
+DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+
+
+@pytest.mark.parametrize("name", [m for m in MODULES if m not in ("fastseq._C", "fastseq._comm")])
+def test_docstrings(name, capsys):
+    module = importlib.import_module(name)
+    names = {"torch": torch, "nn": torch.nn, "np": __import__("numpy")}
+    result = doctest.testmod(
+        module, extraglobs=names if not name.endswith("__main__") else None,
+        optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE,
+    )  # fmt: skip
+    assert result.failed == 0, capsys.readouterr().out
+
+
+def test_public_names_are_documented():
+    for name in fs.__all__:
+        thing = getattr(fs, name)
+        assert thing.__doc__, name
+        if callable(thing) and not (isinstance(thing, type) and issubclass(thing, Exception)):
+            assert ">>>" in thing.__doc__, f"{name} has no example"
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", path.read_text(), re.DOTALL)
+
+
+def test_readme_python(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mpl.use("Agg")
+    code = "\n".join(blocks(ROOT / "README.md", "python"))
+    assert "train.py" in code
+    names: dict = {"__name__": "readme"}
+    exec(compile(code, "README.md", "exec"), names)  # noqa: S102
+    assert names["more"].shape == (200, 200, 1)
+    assert names["y_t"].shape == (200, 1)
+    assert len(names["table"]) == 5
+    assert (tmp_path / "history.png").exists()
+
+
+def test_readme_mpirun(tmp_path):
+    (command,) = [b.strip() for b in blocks(ROOT / "README.md", "sh") if "train.py" in b]
+    assert command == "mpirun -n 2 python train.py"
+    script = next(b for b in blocks(ROOT / "README.md", "python") if "# train.py" in b)
+    done = mpirun(tmp_path, 2, script)
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"^loss 0\.0\d+, error 0\.0\d+$", done.stdout, re.MULTILINE)) == 2
+
+
+def test_make_commands_in_documents_exist():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for path in DOCUMENTS:
+        text = "\n".join(re.findall(r"`([^`\n]+)`", path.read_text()) + blocks(path, "sh"))
+        for target in re.findall(r"\bmake ([a-z-]+)", text):
+            assert target in targets, f"{path.name}: make {target}"
+
+
+def test_files_that_documents_name_exist():
+    for path in DOCUMENTS:
+        for name in re.findall(
+            r"`((?:csrc|python|tests|bench|examples|docs)/[\w./]+)`", path.read_text()
+        ):
+            if "NAME" not in name:
+                assert (ROOT / name).exists(), f"{path.name}: {name}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_demo_beats_the_naive_forecast(tmp_path, ranks):
+    pytest.importorskip("pmdarima")
+    script = ROOT / "examples" / "demand.py"
+    launcher = (
+        "import runpy, sys; sys.argv = ['demand', '--out', 'demo']; "
+        f"runpy.run_path({str(script)!r}, run_name='__main__')"
+    )
+    if ranks == 1:
+        done = subprocess.run(
+            [sys.executable, "-c", launcher], cwd=tmp_path, capture_output=True, text=True,
+            env={**os.environ, "MPLBACKEND": "Agg"}, check=False,
+        )  # fmt: skip
+    else:
+        done = mpirun(tmp_path, ranks, launcher, timeout=180)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"error is \d+% below the seasonal-naive", done.stdout)
+    for picture in ("forecast.png", "history.png"):
+        assert (tmp_path / "demo" / picture).stat().st_size > 20_000
