@@ -26,7 +26,7 @@ MPIRUN := OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 PRTE_ALLOW_R
 	PRTE_ALLOW_RUN_AS_ROOT_CONFIRM=1 PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe mpirun
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 
-.PHONY: all venv build demo test test-all lint tidy cpp-test sanitize cuda-compile python-test mpi-test bench clean
+.PHONY: all venv build demo test test-all lint tidy cpp-test sanitize valgrind cuda-compile python-test mpi-test bench clean
 
 all: build
 
@@ -84,7 +84,7 @@ mpi-test: build
 	  FASTSEQ_REQUIRE_MPI=1 $(MPIRUN) -n $$ranks $(BIN)/python -m pytest -q tests/mpi || exit 1; \
 	done
 
-test-all: test tidy sanitize
+test-all: test tidy sanitize valgrind $(VENV)/.demo
 	$(BIN)/python -m pytest -m slow
 
 tidy: build
@@ -97,6 +97,19 @@ sanitize: venv
 	  cmake --build build/sanitize-$$sanitizer && \
 	  ctest --test-dir build/sanitize-$$sanitizer --output-on-failure || exit 1; \
 	done
+
+# Valgrind knows no AVX-512, so the tests run in their baseline version.
+valgrind: venv
+	@if command -v valgrind > /dev/null; then \
+	  cmake -S . -B build/valgrind $(CORE_ONLY) -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	    -DCMAKE_CXX_FLAGS=-DFASTSEQ_NO_MULTIVERSION && \
+	  cmake --build build/valgrind && \
+	  for test in build/valgrind/tests/cpp/test_*; do \
+	    if [ -x $$test ] && [ -f $$test ]; then \
+	      valgrind --quiet --error-exitcode=1 --leak-check=full $$test || exit 1; \
+	    fi; \
+	  done; \
+	else echo "valgrind: not installed here, not run"; fi
 
 bench: build
 	$(MPIRUN) --version | head -1
