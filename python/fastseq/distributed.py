@@ -191,8 +191,9 @@ _world: Communicator | None = None
 def world() -> Communicator:
     """Return the communicator of all ranks, made at the first call.
 
-    Under a launcher this starts MPI through mpi4py. From then on an exception that nobody catches
-    on one rank ends all ranks, and a rank that exits early is announced to the others.
+    Under a launcher this starts MPI through mpi4py, and gives each rank of a machine its share of
+    the cores as threads, unless OMP_NUM_THREADS is set. From then on an exception that nobody
+    catches on one rank ends all ranks, and a rank that exits early is announced to the others.
 
     Raises
     ------

@@ -19,10 +19,10 @@ from .data.sources import to_tensor
 from .distributed import communicator
 from .history import History
 from .parallel import Replicas
-from .prediction import Predictor, evaluating
+from .prediction import Predictor
 from .progress import Progress
 from .spec import Spec, check_count
-from .stateful import is_bidirectional
+from .stateful import in_mode, is_bidirectional
 from .training import Trainer, evaluate, to_device
 from .tree import Tree, tree_map
 
@@ -168,14 +168,10 @@ class Estimator:
                 self.model, self.loss, self.optimizer, self.spec, self.device, self._replicas
             )
             shown = self.progress and self._replicas.first
-            modes = self.model.training
-            self.model.train()
-            try:
-                with Progress(count * len(plan), shown=shown) as progress:
-                    for _ in range(count):
-                        self._run_epoch(trainer, data, plan, progress)
-            finally:
-                self.model.train(modes)
+            bar = Progress(count * len(plan), shown=shown)
+            with in_mode(self.model, training=True), bar as progress:
+                for _ in range(count):
+                    self._run_epoch(trainer, data, plan, progress)
         return self
 
     def partial_fit(self, x: Any, y: Any, w: Any = None, *, mask: Any = None) -> Estimator:
@@ -245,8 +241,8 @@ class Estimator:
         """Return the mean loss over all samples of all ranks, in evaluation mode; see `fit`."""
         with self._replicas.together():
             data = self._open(x, y, w, mask)
-            with evaluating(self.model):
-                chunks = self._plan(data).chunks()
+            chunks = self._plan(data).chunks()
+            with in_mode(self.model, training=False):
                 return evaluate(self.model, self.loss, data, chunks, self.device, self._replicas)
 
     def get_state(self) -> Tree:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,8 @@ class Replicas:
         except (RemoteError, CommunicationError):
             raise  # the others know already
         except BaseException as error:
-            self.comm.fail(f"{type(error).__name__}: {error}")
+            with suppress(CommunicationError):  # where the ranks are out of step, all know
+                self.comm.fail(f"{type(error).__name__}: {error}")
             raise
 
     def same_number(self, value: int) -> int:

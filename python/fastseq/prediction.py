@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,24 +12,11 @@ from .data.chunks import ChunkPlan, part
 from .data.sequences import Sequences
 from .parallel import Replicas
 from .spec import Spec
-from .stateful import Stateful, batch_dims, is_bidirectional
+from .stateful import Stateful, batch_dims, in_mode, is_bidirectional
 from .training import to_device
 from .tree import Tree, tree_leaves, tree_map, tree_paths
 
-__all__ = ["Predictor", "evaluating"]
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode for a while; every module gets its own mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+__all__ = ["Predictor"]
 
 
 class Predictor:
@@ -65,7 +50,7 @@ class Predictor:
         """Run over all steps of all sequences, from `state`; see `Estimator.predict`."""
         if self.state is not None:
             self._refuse_to_go_on_backwards()
-        with evaluating(self._model):
+        with in_mode(self._model, training=False), torch.no_grad():
             outputs = self._probe(data)
             self._check_state(data.count)
             out = _outputs(out, outputs, (data.steps, data.count), self._replicas.alone)
@@ -83,7 +68,7 @@ class Predictor:
     def step(self, x: Tree) -> Tree:
         """Run one step of all sequences, ``(N, F)``, from `state`."""
         self._refuse_to_go_on_backwards()
-        with evaluating(self._model):
+        with in_mode(self._model, training=False), torch.no_grad():
             count = tree_leaves(x)[0].shape[0]
             if self._dims is None:
                 self._dims = batch_dims(self._model, tree_map(lambda a: a.unsqueeze(0), x))

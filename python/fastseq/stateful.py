@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 from .tree import Tree, tree_leaves, tree_map
 
-__all__ = ["Stateful", "batch_dims", "is_bidirectional", "takes_state"]
+__all__ = ["Stateful", "batch_dims", "in_mode", "is_bidirectional", "takes_state"]
 
 
 def takes_state(module: nn.Module) -> bool:
@@ -65,6 +67,18 @@ def _forward_takes_state(kind: type[nn.Module]) -> bool:
     takes = len(required) == 2 or (len(parameters) > 1 and parameters[1].name in ("state", "hx"))
     _TAKES_STATE[kind] = takes
     return takes
+
+
+@contextmanager
+def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Put a model into training or evaluation mode; afterwards every module has its own again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def is_bidirectional(module: nn.Module) -> bool:
