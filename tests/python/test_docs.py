@@ -89,7 +89,6 @@ def test_files_that_documents_name_exist():
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_demo_beats_the_naive_forecast(tmp_path, ranks):
-    pytest.importorskip("pmdarima")
     script = ROOT / "examples" / "demand.py"
     launcher = (
         "import runpy, sys; sys.argv = ['demand', '--out', 'demo']; "

@@ -1,0 +1,104 @@
+"""The operators and the estimator on a GPU, against the same on the CPU."""
+
+from __future__ import annotations
+
+import copy
+import os
+
+import pytest
+import torch
+from models import adamw, assert_same_parameters, chain
+from torch.nn.functional import mse_loss
+
+import fastseq as fs
+from fastseq import _ops
+from fastseq._ops import pack, unpack
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+@pytest.fixture(autouse=True)
+def gpu():
+    if not torch.cuda.is_available():
+        if os.environ.get("FASTSEQ_REQUIRE_CUDA") == "1":
+            pytest.fail("FASTSEQ_REQUIRE_CUDA=1, but PyTorch sees no GPU")
+        pytest.skip("needs a GPU")
+    assert _ops.cuda_kernels, "there is a GPU, but fastseq was built without its CUDA kernels"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("alignment", [1, 64])
+@pytest.mark.parametrize("scale", [1.0, -0.5])
+def test_pack_and_unpack(dtype, alignment, scale):
+    numels = [0, 1, 3, 16, 64, 65, 1000, 1_000_003, *range(200, 420)]
+    tensors = [torch.randn(n + 1).to(dtype)[i % 2 :][:n] for i, n in enumerate(numels)]
+    on_gpu = [t.cuda() for t in tensors]
+    odd = torch.randn(100_001, dtype=torch.float32).to(dtype).cuda()
+    on_gpu.append(odd[1:])  # not aligned to 16 bytes
+    tensors.append(odd[1:].cpu())
+    expected = pack(tensors, alignment, scale)
+    flat = pack(on_gpu, alignment, scale)
+    assert torch.equal(flat.cpu(), expected)
+    lengths = [t.numel() for t in tensors]
+    for got, want in zip(
+        unpack(flat, lengths, alignment, scale),
+        unpack(expected, lengths, alignment, scale),
+        strict=True,
+    ):
+        assert torch.equal(got.cpu(), want)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [(3, 0, 2, 2), (3, 2, 0, 2), (1, 1, 1, 1), (70_001, 4, 4, 4), (999, 16, 16, 16), (99, 1, 16, 1),
+     (7, 3, 5, 7), (5, 17, 40, 33), (66_000, 1, 17, 1)],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("transposed", [False, True])
+def test_bmm(dtype, shape, transposed):
+    batch, m, k, n = shape
+    a = torch.randint(-4, 5, (batch, k, m) if transposed else (batch, m, k)).to(dtype)
+    b = torch.randint(-4, 5, (batch, n, k) if transposed else (batch, k, n)).to(dtype)
+    if transposed:
+        a, b = a.mT, b.mT
+    got = torch.ops.fastseq.bmm(a.cuda(), b.cuda())
+    assert torch.equal(got.cpu(), torch.ops.fastseq.bmm(a, b))
+
+
+def test_works_in_the_current_stream():
+    a, b = torch.randn(50_000, 8, 8, device="cuda"), torch.randn(50_000, 8, 8, device="cuda")
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(10_000_000)
+        a.mul_(2)
+        product = torch.ops.fastseq.bmm(a, b)
+        flat = pack([product, a])
+    stream.synchronize()
+    torch.testing.assert_close(flat[: product.numel()].view_as(product), a @ b)
+
+
+def test_gradients():
+    a = torch.randn(9, 3, 2, dtype=torch.float64, device="cuda", requires_grad=True)
+    b = torch.randn(9, 2, 4, dtype=torch.float64, device="cuda", requires_grad=True)
+    assert torch.autograd.gradcheck(torch.ops.fastseq.bmm, (a, b))
+    assert torch.autograd.gradgradcheck(torch.ops.fastseq.bmm, (a, b))
+
+
+def test_training_as_on_the_cpu():
+    x = torch.randn(40, 10, 3)
+    y = x.mean(2, keepdim=True)
+    model = chain().double()
+    spec = fs.Spec(2, 3, 7)
+    on_gpu = fs.Estimator(copy.deepcopy(model), fs.seqloss(mse_loss), adamw, spec, progress=False)
+    assert on_gpu.device.type == "cuda"
+    on_cpu = fs.Estimator(model, fs.seqloss(mse_loss), adamw, spec, device="cpu", progress=False)
+    on_gpu.fit(x, y)
+    on_cpu.fit(x, y)
+    assert_same_parameters(on_gpu.model.cpu(), on_cpu.model, rtol=1e-8)
+    y[30, 9] = torch.nan
+    message = "in epoch 1, block 3, chunk 4"
+    fresh = fs.Estimator(chain(), fs.seqloss(mse_loss), adamw, spec, progress=False)
+    with pytest.raises(fs.NonFiniteError, match=message):
+        fresh.fit(x, y)
