@@ -46,7 +46,7 @@ struct Float16 {
     const std::uint32_t exponent_mantissa = (bits & 0x7fffU) << 13;
     const std::uint32_t sign = (bits & 0x8000U) << 16;
     const float scaled = std::bit_cast<float>(exponent_mantissa) * std::bit_cast<float>(0x77800000U);  // 2^112
-    std::uint32_t raw = std::bit_cast<std::uint32_t>(scaled);
+    auto raw = std::bit_cast<std::uint32_t>(scaled);
     if (scaled >= 65536.0F) raw |= 0x7f800000U;  // infinity and NaN keep their mantissa
     return std::bit_cast<float>(raw | sign);
   }

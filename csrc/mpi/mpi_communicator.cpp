@@ -94,18 +94,20 @@ std::string MpiCommunicator::exchange_failure(int failed_rank) {
 
 std::string MpiCommunicator::describe_disagreement(std::int64_t code, std::int64_t bytes) {
   out_of_step_ = true;
-  const std::array<std::int64_t, 2> mine = {code, bytes};
-  std::vector<std::int64_t> all(2 * static_cast<std::size_t>(size_));
+  using Call = std::array<std::int64_t, 2>;  // which operation, of how many bytes
+  const Call mine = {code, bytes};
+  std::vector<Call> all(static_cast<std::size_t>(size_));
   check(MPI_Allgather(mine.data(), 2, MPI_INT64_T, all.data(), 2, MPI_INT64_T, comm_), "MPI_Allgather");
   std::string message = "the ranks are out of step:";
-  for (std::size_t r = 0; r < static_cast<std::size_t>(size_); ++r) {
-    message += (r == 0 ? " rank " : ", rank ") + std::to_string(r);
-    if (all[2 * r] == static_cast<std::int64_t>(Operation::kLeave)) {
+  int rank = 0;
+  for (const auto& [operation, size] : all) {
+    message += (rank == 0 ? " rank " : ", rank ") + std::to_string(rank);
+    if (operation == static_cast<std::int64_t>(Operation::kLeave)) {
       message += " has exited";
     } else {
-      message +=
-          std::string(" calls ") + operation_name(all[2 * r]) + " of " + std::to_string(all[2 * r + 1]) + " bytes";
+      message += std::string(" calls ") + operation_name(operation) + " of " + std::to_string(size) + " bytes";
     }
+    ++rank;
   }
   return message + "; every rank must make the same calls";
 }

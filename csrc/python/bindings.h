@@ -10,6 +10,8 @@ namespace fastseq {
 // Makes fastseq's C++ errors arrive in Python as the classes of fastseq/errors.py, in the module that calls this.
 inline void register_errors() {
   namespace py = pybind11;
+  // pybind11 gives the signature.
+  // NOLINTNEXTLINE(performance-unnecessary-value-param)
   py::register_local_exception_translator([](std::exception_ptr pointer) {
     try {
       if (pointer) std::rethrow_exception(pointer);

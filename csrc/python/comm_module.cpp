@@ -22,7 +22,7 @@ void* to_pointer(std::uintptr_t address) {
   return reinterpret_cast<void*>(address);  // NOLINT(performance-no-int-to-ptr): addresses come from Python as ints
 }
 
-void register_communicator(py::module_& m) {
+void register_communicator(const py::module_& m) {
   // Calls that wait for other ranks let other Python threads run.
   using Released = py::call_guard<py::gil_scoped_release>;
   py::class_<Buffer>(m, "Buffer", py::buffer_protocol(), "Memory from Communicator.allocate, as bytes.")

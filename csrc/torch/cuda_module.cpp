@@ -8,4 +8,5 @@ PyModuleDef module = {
 
 }  // namespace
 
+// Python gives the name. NOLINTNEXTLINE(bugprone-reserved-identifier,readability-identifier-naming)
 PyMODINIT_FUNC PyInit__cuda() { return PyModule_Create(&module); }

@@ -25,4 +25,5 @@ PyModuleDef module = {
 
 }  // namespace
 
+// Python gives the name. NOLINTNEXTLINE(bugprone-reserved-identifier,readability-identifier-naming)
 PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&module); }
