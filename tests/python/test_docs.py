@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import json
 import os
 import pkgutil
 import re
@@ -84,6 +85,14 @@ def test_files_that_documents_name_exist():
         ):
             if "NAME" not in name:
                 assert (ROOT / name).exists(), f"{path.name}: {name}"
+
+
+def test_figures_in_the_readme_are_the_bench_s():
+    found = json.loads((ROOT / "bench" / "results" / "fit.json").read_text())
+    text = " ".join((ROOT / "README.md").read_text().split())
+    ratio = found["cases"][0]["contenders"]["Estimator.fit"]["ratio"]
+    assert f"costs {ratio:.2f} times a step of a loop written by hand" in text
+    assert found["circumstances"]["cpu"] in text
 
 
 @pytest.mark.slow
