@@ -158,8 +158,8 @@ class Estimator:
             Another rank failed; the message is its.
         """
         count = self.spec.epochs if epochs is None else epochs
-        check_count("epochs", count)
         with self._replicas.together():
+            check_count("epochs", count)
             data = self._open(x, y, w, mask)
             self._agree(data, count)
             self._replicas.sync(self.model, self.optimizer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from types import TracebackType
 
@@ -26,6 +27,7 @@ class Progress:
     def __init__(self, total: int, *, shown: bool) -> None:
         self._bar = tqdm(total=total, unit="step", dynamic_ncols=True) if shown else None
         self._done = 0
+        self._loss = math.nan
         self._drawn = time.monotonic()
 
     def __enter__(self) -> Progress:
@@ -38,6 +40,7 @@ class Progress:
         tb: TracebackType | None,
     ) -> None:
         if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {self._loss:.4g}", refresh=False)
             self._bar.update(self._done)
             self._bar.close()
 
@@ -51,6 +54,7 @@ class Progress:
         if self._bar is None:
             return
         self._done += 1
+        self._loss = loss
         now = time.monotonic()
         if now - self._drawn >= _REDRAW_SECONDS:
             self._drawn = now

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -114,6 +117,30 @@ def test_several_failures_name_the_lowest_rank(comm):
     else:
         with pytest.raises(fs.RemoteError, match="rank 1 failed: message of 1"):
             comm.barrier()
+
+
+def test_waiting_lets_other_python_threads_run(comm):
+    counted = []
+    done = threading.Event()
+
+    def count():
+        while not done.wait(0.01):
+            counted.append(1)
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    if comm.rank == comm.size - 1:
+        time.sleep(0.5)
+    comm.barrier()
+    done.set()
+    thread.join()
+    assert len(counted) > 10
+
+
+def test_an_mpi4py_of_another_mpi_is_refused(comm):
+    other = SimpleNamespace(library_version=lambda: "MPICH Version: 4.3")
+    with pytest.raises(fs.CommunicationError, match=r"fastseq was built with MPICH .*libmpi\.so"):
+        fs.distributed._check_same_library(other)
 
 
 @pytest.mark.parametrize("what", ["length", "dtype", "operation", "root"])
