@@ -79,13 +79,17 @@ def test_predict_reads_every_slice_once():
 
 def test_reading_is_one_ahead_in_another_thread():
     loaded = []
+    second = threading.Event()
 
     def load(item):
         loaded.append((item, threading.current_thread().name))
+        if item == 1:
+            second.set()
         return item * item
 
     ahead = read_ahead(load, iter(range(5)))
     assert next(ahead) == (0, 0)
+    assert second.wait(10), "the next item is not loaded until it is asked for"
     assert next(ahead) == (1, 1)
     assert [item for item, _ in loaded[:2]] == [0, 1]
     assert len(loaded) <= 3
