@@ -24,7 +24,7 @@ from .progress import Progress
 from .spec import Spec, check_count
 from .stateful import in_mode, is_bidirectional
 from .training import Trainer, evaluate, to_device
-from .tree import Tree, tree_map
+from .tree import Tree, tree_map, tree_paths
 
 __all__ = ["Estimator"]
 
@@ -104,6 +104,8 @@ class Estimator:
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         if not callable(loss):
             raise TypeError(f"loss must be callable as loss(m, xs, ys), got {loss!r}")
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+            raise TypeError(f"seed must be an integer or None, got {seed!r}")
         self.spec = Spec.of(spec)
         self._replicas = Replicas(communicator(comm))
         self.device = _device(device, self._replicas.comm.local_rank)
@@ -160,6 +162,8 @@ class Estimator:
         count = self.spec.epochs if epochs is None else epochs
         with self._replicas.together():
             check_count("epochs", count)
+            if y is None:
+                raise TypeError("fit needs targets y, got None")
             data = self._open(x, y, w, mask)
             self._agree(data, count)
             self._replicas.sync(self.model, self.optimizer)
@@ -235,6 +239,11 @@ class Estimator:
         """
         dtype = self._dtype()
         xs = tree_map(lambda a: to_tensor(a, dtype), x)
+        for name, part in tree_paths(xs, "x"):
+            if part.dim() != 2:
+                raise ValueError(
+                    f"{name} must be one step (sequences, features), got shape {tuple(part.shape)}"
+                )
         return self._predictor.step(to_device(xs, self.device))
 
     def evaluate(self, x: Any, y: Any, w: Any = None, *, mask: Any = None) -> float:

@@ -199,5 +199,5 @@ def evaluate(
                 if weight:
                     total += weight * float(value)
                     weights += weight
-    mean, _ = replicas.mean_loss(total / weights if weights else 0.0, weights)
-    return mean
+    mean, weights = replicas.mean_loss(total / weights if weights else 0.0, weights)
+    return mean if weights else math.nan

@@ -21,9 +21,9 @@ SPEC = {"epochs": 1, "batchsize": 2, "seqsize": 4}
 LOSS = fs.seqloss(mse_loss)
 
 
-def estimator(model=None, loss=LOSS, optimizer=adamw, spec=None):
+def estimator(model=None, loss=LOSS, optimizer=adamw, spec=None, seed=None):
     model = chain() if model is None else model
-    return fs.Estimator(model, loss, optimizer, spec or SPEC, progress=False)
+    return fs.Estimator(model, loss, optimizer, spec or SPEC, progress=False, seed=seed)
 
 
 FIT = [
@@ -41,6 +41,9 @@ FIT = [
     ("no steps", (X[:0], Y[:0]), ValueError, r"x has no time steps: its shape is \(0, 6, 3\)"),
     ("no sequences", (X[:, :0], Y[:, :0]), ValueError, "x has no sequences"),
     ("w is too short", (X, Y, torch.ones(5)), ValueError, r"w must have the shape \(6,\) or"),
+    ("w is negative", (X, Y, -torch.ones(N)), ValueError, "w must not be negative or NaN, but is in"),
+    ("w is NaN", (X, Y, torch.full((N,), torch.nan)), ValueError, "w must not be negative or NaN"),
+    ("y is missing", (X, None), TypeError, "fit needs targets y"),
     ("y has other features", (X, torch.randn(T, N, 2)), ValueError, "as many outputs as y has"),
 ]  # fmt: skip
 
@@ -103,6 +106,7 @@ CONSTRUCTORS = [
     ("closure", {"optimizer": torch.optim.LBFGS}, TypeError, "evaluates the loss several times"),
     ("batch_first", {"model": fs.nn.Chain(nn.LSTM(3, 1, batch_first=True))}, ValueError, "time-major"),
     ("sequential", {"model": nn.Sequential(nn.GRU(3, 1))}, TypeError, "use fastseq.nn.Chain"),
+    ("seed", {"seed": 1.5}, TypeError, "seed must be an integer or None, got 1.5"),
     ("cell", {"model": nn.LSTMCell(3, 1)}, TypeError, "use nn.LSTM"),
     ("three inputs", {"model": nn.MultiheadAttention(4, 1)}, TypeError, "needs query, key, value"),
 ]  # fmt: skip
@@ -179,6 +183,11 @@ def test_hdf5(tmp_path: Path):
     text.write_text("no HDF5")
     with pytest.raises(ValueError, match="cannot be read as HDF5"):
         fs.h5mmap(text, "x")
+
+
+def test_step():
+    with pytest.raises(ValueError, match=r"x must be one step .* got shape \(8, 6, 3\)"):
+        estimator().step(X)
 
 
 def test_seqloss():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
+import pickle
 from collections import namedtuple
 from types import SimpleNamespace
 
@@ -285,6 +287,11 @@ def test_history_has_the_mean_loss_over_all_samples():
     assert est.history_[0]["lr"] == 1e-2
 
 
+def test_evaluate_without_any_weight_is_not_a_number():
+    est = fs.Estimator(chain(), fs.seqloss(mse_loss), adamw, fs.Spec(1, 3, 7))
+    assert math.isnan(est.evaluate(X, Y, torch.zeros(10)))
+
+
 def test_evaluate_is_the_loss_without_training():
     model = fs.nn.Chain(nn.GRU(3, 4), nn.Dropout(0.5), nn.Linear(4, 1))
     est = fs.Estimator(model, fs.seqloss(mse_loss), adamw, fs.Spec(1, 3, 7))
@@ -322,3 +329,12 @@ def test_compiled_model_trains_as_the_plain_one():
     spec = fs.Spec(1, 5, 9)
     est = fs.Estimator(compiled, fs.seqloss(mse_loss), adamw, spec, progress=False).fit(X, Y)
     assert_same_parameters(est.model, fit(model, epochs=1).model, rtol=1e-5)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda est: pickle.loads(pickle.dumps(est))])  # noqa: S301
+def test_copies_of_an_estimator_train_on_their_own(copied):
+    est = fit(chain(), epochs=2)
+    other = copied(est)
+    other.fit(X, Y, epochs=2)
+    assert_same_parameters(other.model, est.fit(X, Y, epochs=2).model, rtol=0)
+    assert [r["epoch"] for r in other.history_] == [1, 2, 3, 4]

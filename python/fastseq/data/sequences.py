@@ -105,6 +105,11 @@ class Sequences:
         xs, ys = tree_map(read, self.x), tree_map(read, self.y)
         shape = (chunk.t1 - chunk.t0, chunk.n1 - chunk.n0)
         ws = None if self.w is None else read(self.w).reshape(shape)
+        if ws is not None and not bool((ws >= 0).all()):
+            raise ValueError(
+                f"w must not be negative or NaN, but is in steps {chunk.t0} to {chunk.t1}, "
+                f"sequences {chunk.n0} to {chunk.n1}; leave samples out by weight 0"
+            )
         if self.mask is not None:
             out = ~read(self.mask).reshape(shape)
             tree_map(lambda slab: slab.masked_fill_(out.unsqueeze(-1), 0), (xs, ys))
