@@ -16,7 +16,7 @@ AS_ROOT = ("OMPI_ALLOW_RUN_AS_ROOT", "PRTE_ALLOW_RUN_AS_ROOT")
 
 
 def mpirun(
-    tmp_path: Path, ranks: int, script: str, timeout: float = 60
+    tmp_path: Path, ranks: int, script: str, timeout: float = 150
 ) -> subprocess.CompletedProcess[str]:
     launcher = shutil.which("mpirun", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if launcher is None:
