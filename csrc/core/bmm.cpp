@@ -61,10 +61,59 @@ inline void copy_panel(const T* b, std::int64_t b_row, std::int64_t b_column, st
   }
 }
 
+constexpr int kTiny = 4;  // square matrices up to here are a handful of vector instructions, if every stride is known
+
+// Square contiguous matrices, either of them perhaps transposed.
+template <int N, bool kATransposed, bool kBTransposed, class T>
+inline void tiny_products(const Operand<T>& a, const Operand<T>& b, T* c, std::int64_t begin, std::int64_t end) {
+  using Acc = Accumulate<T>;
+  for (std::int64_t i = begin; i < end; ++i) {
+    const T* left = a.data + i * a.batch;
+    std::array<Acc, N * N> right{};
+    for (int q = 0; q < N; ++q) {
+      for (int j = 0; j < N; ++j) {
+        right[q * N + j] = static_cast<Acc>(b.data[i * b.batch + (kBTransposed ? j * N + q : q * N + j)]);
+      }
+    }
+    for (int r = 0; r < N; ++r) {
+      std::array<Acc, N> sums{};
+      for (int q = 0; q < N; ++q) {
+        const auto factor = static_cast<Acc>(left[kATransposed ? q * N + r : r * N + q]);
+        for (int j = 0; j < N; ++j) sums[j] += factor * right[q * N + j];
+      }
+      for (int j = 0; j < N; ++j) c[(i * N + r) * N + j] = T(sums[j]);
+    }
+  }
+}
+
+// Whether it was done: a and b are such matrices.
+template <int N, class T>
+inline bool try_tiny(const BmmShape& s, const Operand<T>& a, const Operand<T>& b, T* c, std::int64_t begin,
+                     std::int64_t end) {
+  const auto rows = [](const Operand<T>& x) { return x.row == N && x.column == 1; };
+  const auto columns = [](const Operand<T>& x) { return x.row == 1 && x.column == N; };
+  if (s.m != N || s.n != N) return false;
+  if (rows(a) && rows(b)) {
+    tiny_products<N, false, false>(a, b, c, begin, end);
+  } else if (rows(a) && columns(b)) {
+    tiny_products<N, false, true>(a, b, c, begin, end);
+  } else if (columns(a) && rows(b)) {
+    tiny_products<N, true, false>(a, b, c, begin, end);
+  } else if (columns(a) && columns(b)) {
+    tiny_products<N, true, true>(a, b, c, begin, end);
+  } else {
+    return false;
+  }
+  return true;
+}
+
 // N columns of c, for the matrices [begin, end) of the batch, starting at column `first`.
 template <int N, int K, class T>
 inline void columns_product(const BmmShape& s, const Operand<T>& a, const Operand<T>& b, std::int64_t first, T* c,
                             std::int64_t begin, std::int64_t end) {
+  if constexpr (K > 0 && K <= kTiny) {
+    if (try_tiny<K>(s, a, b, c, begin, end)) return;
+  }
   if (b.column == 1) {
     for (std::int64_t i = begin; i < end; ++i) {
       panel_product<N, K>(s, a.data + i * a.batch, a.row, a.column, b.data + i * b.batch + first, b.row,

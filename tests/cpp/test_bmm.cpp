@@ -79,9 +79,10 @@ void check_bmm(DType dtype, const BmmShape& s, Order a_order, Order b_order, Par
 
 template <class T>
 void check_dtype(DType dtype) {
-  const std::vector<BmmShape> shapes = {{0, 3, 3, 3},  {3, 0, 2, 2},  {3, 2, 0, 2},  {3, 2, 2, 0},   {5, 1, 1, 1},
-                                        {9, 4, 4, 4},  {9, 8, 8, 8},  {4, 7, 5, 3},  {4, 1, 33, 32}, {4, 32, 33, 1},
-                                        {3, 1, 50, 1}, {3, 2, 9, 16}, {3, 2, 9, 17}, {2, 19, 21, 40}};
+  const std::vector<BmmShape> shapes = {{0, 3, 3, 3},  {3, 0, 2, 2},   {3, 2, 0, 2},  {3, 2, 2, 0},   {5, 1, 1, 1},
+                                        {9, 4, 4, 4},  {9, 8, 8, 8},   {4, 7, 5, 3},  {4, 1, 33, 32}, {4, 32, 33, 1},
+                                        {3, 1, 50, 1}, {3, 2, 9, 16},  {3, 2, 9, 17}, {3, 4, 4, 20},  {5, 2, 2, 2},
+                                        {5, 3, 3, 3},  {2, 19, 21, 40}};
   for (const BmmShape& shape : shapes) {
     for (const Order a : {Order::kRows, Order::kColumns, Order::kSpread, Order::kShared}) {
       for (const Order b : {Order::kRows, Order::kColumns, Order::kSpread, Order::kShared}) {
