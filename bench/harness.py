@@ -1,8 +1,9 @@
 """What every bench needs: contenders in turn, paired ratios, a table, JSON with the circumstances.
 
 A bench first checks that all contenders give the same answer; a wrong one ends it with an error.
-Contenders then run alternately, so that drift of the machine's speed meets all of them. The ratio
-of a pair is the median over rounds of contender's time ÷ reference's time in the same round.
+Contenders then run alternately, each round from another one on, so that neither drift of the
+machine's speed nor what ran just before favours one. The ratio of a pair is the median over rounds
+of contender's time ÷ reference's time in the same round.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import dataclasses
 import datetime
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import statistics
@@ -39,15 +41,21 @@ class Bench:
 
     name: str
     rounds: int
+    results: Path | None
+    shown: bool = True
     cases: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     @classmethod
-    def from_arguments(cls, name: str, rounds: int) -> Bench:
-        """Make a bench; ``--quick`` on the command line runs a tenth of the rounds."""
+    def from_arguments(cls, name: str, rounds: int, *, shown: bool = True) -> Bench:
+        """Make a bench as the command line wants it; of several ranks one is `shown`."""
         parser = argparse.ArgumentParser()
-        parser.add_argument("--quick", action="store_true", help="fewer rounds, no result file")
-        quick = parser.parse_args().quick
-        return cls("" if quick else name, max(rounds // 10, 3) if quick else rounds)
+        parser.add_argument(
+            "--quick", action="store_true", help="fewer rounds; no file unless --results is given"
+        )
+        parser.add_argument("--results", type=Path, help=f"folder to write to, not {RESULTS}")
+        options = parser.parse_args()
+        results = options.results or (None if options.quick else RESULTS)
+        return cls(name, max(rounds // 10, 3) if options.quick else rounds, results, shown)
 
     def compare(
         self,
@@ -60,25 +68,32 @@ class Bench:
     ) -> None:
         """Time contenders in turn; the first is the reference. `repeats` calls make one sample."""
         times: dict[str, list[float]] = {name: [] for name in contenders}
+        names = list(contenders)
         for turn in range(self.rounds + 2):  # the first two warm up
-            for name, call in contenders.items():
+            first = turn % len(names)
+            for name in names[first:] + names[:first]:
+                call = contenders[name]
                 begin = time.perf_counter()
                 for _ in range(repeats):
                     call()
                 if turn >= 2:
                     times[name].append((time.perf_counter() - begin) / repeats)
-        reference = next(iter(contenders))
+        reference = names[0]
         rows = {}
-        print(f"\n{case}\n  {'':34}{'min':>10}{'median':>10}{'p99':>10}{'ratio':>8}")
+        self._print(
+            f"\n{case}\n  {'microseconds':34}{'min':>10}{'median':>10}{'p99':>10}"
+            f"{'ratio':>8}  quartiles"
+        )
         for name, samples in times.items():
-            ratios = sorted(a / b for a, b in zip(samples, times[reference], strict=True))
+            ratios = [a / b for a, b in zip(samples, times[reference], strict=True)]
+            low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
             ordered = sorted(samples)
-            row = {
+            row: dict[str, Any] = {
                 "min_us": 1e6 * ordered[0],
                 "median_us": 1e6 * statistics.median(ordered),
-                "p99_us": 1e6 * ordered[int(0.99 * (len(ordered) - 1))],
-                "ratio": statistics.median(ratios),
-                "ratio_quartiles": [ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]],
+                "p99_us": 1e6 * ordered[math.ceil(0.99 * len(ordered)) - 1],
+                "ratio": middle,
+                "ratio_quartiles": [low, high],
             }
             if bytes_moved is not None:
                 row["gb_per_s"] = bytes_moved / row["median_us"] / 1e3
@@ -88,24 +103,38 @@ class Bench:
                 if mark.contender == name:
                     met = row["ratio"] <= mark.at_most
                     row |= {"mark": mark.at_most, "met": met}
-                    verdict = f"  mark <= {mark.at_most:.3g}: {'met' if met else 'NOT MET'}"
+                    verdict = f"mark <= {mark.at_most:.3g}: {'met' if met else 'NOT MET'}"
             figures = "".join(f"{row[key]:10.1f}" for key in ("min_us", "median_us", "p99_us"))
-            print(f"  {name:34}{figures}{row['ratio']:8.3f}{verdict}", flush=True)
-        self.cases.append({"case": case, "reference": reference, "contenders": rows})
+            spread = f"{low:.3f} to {high:.3f}"
+            self._print(f"  {name:34}{figures}{middle:8.3f}  {spread:18}{verdict}".rstrip())
+        self.cases.append(
+            {
+                "case": case,
+                "threads": torch.get_num_threads(),
+                "reference": reference,
+                "contenders": rows,
+            }
+        )
+
+    def _print(self, text: str) -> None:
+        if self.shown:
+            print(text, flush=True)
 
     def write(self, **more: Any) -> None:
-        """Write ``bench/results/<name>.json``."""
-        if not self.name:
+        """Count the marks that were met, and write ``<name>.json`` where it is wanted."""
+        rows = [row for case in self.cases for row in case["contenders"].values() if "met" in row]
+        self._print(f"\n{self.name}: {sum(row['met'] for row in rows)} of {len(rows)} marks met")
+        if self.results is None or not self.shown:
             return
-        RESULTS.mkdir(exist_ok=True)
-        path = RESULTS / f"{self.name}.json"
+        self.results.mkdir(parents=True, exist_ok=True)
+        path = self.results / f"{self.name}.json"
         found = {
             "bench": self.name,
-            "circumstances": {**circumstances(), **more},
+            "circumstances": {**circumstances(), "rounds": self.rounds, **more},
             "cases": self.cases,
         }
         path.write_text(json.dumps(found, indent=1) + "\n")
-        print(f"\n{path}")
+        self._print(f"{path}")
 
 
 def circumstances() -> dict[str, Any]:
@@ -118,7 +147,6 @@ def circumstances() -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "cpu": models[0] if models else platform.processor(),
         "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in packages},
     }
