@@ -17,7 +17,7 @@ namespace {
 // A thread is worth waking for this many multiplications.
 constexpr std::int64_t kGrain = 64 * 1024;
 constexpr int kMaxColumns = 16;  // columns of c that one pass keeps in registers
-constexpr int kLanes = 16;       // partial sums of a dot product
+constexpr int kLanes = 8;        // partial sums of a dot product
 
 template <class T>
 struct Operand {
@@ -134,22 +134,28 @@ FASTSEQ_MULTIVERSION void columns_kernel(const BmmShape& s, const Operand<T>& a,
   columns_product<N, K>(s, a, b, first, c, begin, end);
 }
 
+// sums[lane] += x[lane] y[lane], for N lanes
+template <int N, class T, class Acc>
+inline void add_products(const T* x, const T* y, std::array<Acc, N>& sums) {
+  for (int lane = 0; lane < N; ++lane) sums[lane] += static_cast<Acc>(x[lane]) * static_cast<Acc>(y[lane]);
+}
+
 // sum over q of x[q] y[q], both contiguous.
 template <class T>
 inline Accumulate<T> dot(const T* x, const T* y, std::int64_t k) {
   using Acc = Accumulate<T>;
-  std::array<Acc, kLanes> sums{};
+  Acc rest{};
   std::int64_t q = 0;
-  for (; q + kLanes <= k; q += kLanes) {
-    for (int lane = 0; lane < kLanes; ++lane) {
-      sums[lane] += static_cast<Acc>(x[q + lane]) * static_cast<Acc>(y[q + lane]);
+  if (k >= kLanes) {
+    std::array<Acc, kLanes> sums{};
+    for (; q + kLanes <= k; q += kLanes) add_products<kLanes>(x + q, y + q, sums);
+    for (int width = kLanes / 2; width > 0; width /= 2) {
+      for (int lane = 0; lane < width; ++lane) sums[lane] += sums[lane + width];
     }
+    rest = sums[0];
   }
-  for (int lane = 0; q < k; ++q, ++lane) sums[lane] += static_cast<Acc>(x[q]) * static_cast<Acc>(y[q]);
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int lane = 0; lane < width; ++lane) sums[lane] += sums[lane + width];
-  }
-  return sums[0];
+  for (; q < k; ++q) rest += static_cast<Acc>(x[q]) * static_cast<Acc>(y[q]);
+  return rest;
 }
 
 // n == 1, with the rows of a and the column of b contiguous.
@@ -160,6 +166,15 @@ FASTSEQ_MULTIVERSION void dots_kernel(const BmmShape& s, const Operand<T>& a, co
     for (std::int64_t r = 0; r < s.m; ++r) {
       c[i * s.m + r] = T(dot(a.data + i * a.batch + r * a.row, b.data + i * b.batch, s.k));
     }
+  }
+}
+
+// m == 1: a row times a matrix whose rows are contiguous, N columns at a time so that memory is read in order.
+template <int N, class T>
+FASTSEQ_MULTIVERSION void row_kernel(const BmmShape& s, const Operand<T>& a, const Operand<T>& b, std::int64_t first,
+                                     T* c, std::int64_t begin, std::int64_t end) {
+  for (std::int64_t i = begin; i < end; ++i) {
+    row_product<N, 0>(a.data + i * a.batch, a.column, b.data + i * b.batch + first, b.row, s.k, c + i * s.n + first);
   }
 }
 
@@ -185,7 +200,12 @@ void bmm_range(const BmmShape& s, const Operand<T>& a, const Operand<T>& b, T* c
     dots_kernel(s, a, b, c, begin, end);
     return;
   }
-  for (std::int64_t first = 0; first < s.n; first += kMaxColumns) {
+  std::int64_t first = 0;
+  if (s.m == 1 && b.column == 1) {
+    for (; first + 64 <= s.n; first += 64) row_kernel<64>(s, a, b, first, c, begin, end);
+    for (; first + 32 <= s.n; first += 32) row_kernel<32>(s, a, b, first, c, begin, end);
+  }
+  for (; first < s.n; first += kMaxColumns) {
     const std::int64_t columns = std::min<std::int64_t>(kMaxColumns, s.n - first);
     pick_columns_kernel<T>(columns, s.k, std::make_index_sequence<kMaxColumns>{})(s, a, b, first, c, begin, end);
   }

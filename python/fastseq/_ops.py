@@ -113,10 +113,13 @@ def bmm(a: Tensor, b: Tensor) -> Tensor:
 
 # Where fastseq's kernel was found to beat `torch.bmm`: bench/results/bmm.json.
 _MIN_BATCH = 200
-_MIN_PRODUCTS = (
-    16_000  # multiplications in all; below, PyTorch's dispatch of an operator costs more
-)
-_LARGEST = {torch.float16: 4, torch.bfloat16: 7, torch.float32: 12, torch.float64: 8}
+# In multiplications; with fewer, PyTorch's dispatch of an operator costs more.
+_MIN_PRODUCTS = 16_000
+_MIN_PRODUCTS_OF_DOTS = 64_000  # the same where b is read by columns
+_LARGEST = {torch.float16: 4, torch.bfloat16: 5, torch.float32: 12, torch.float64: 8}
+_LARGEST_BY_COLUMNS = 8
+_LARGEST_OF_VECTOR = 64
+_SHORTEST_DOT = 16
 _LARGEST_CUDA = 16
 
 
@@ -130,10 +133,19 @@ def _own_kernel_wins(a: Tensor, b: Tensor) -> bool:
     largest = max(m, k, n)
     if a.is_cuda:
         return cuda_kernels and a.dtype in _LARGEST and batch >= 10_000 and largest <= _LARGEST_CUDA
-    if not a.is_cpu or batch * m * k * n < _MIN_PRODUCTS:
+    products = batch * m * k * n
+    if not a.is_cpu or products < _MIN_PRODUCTS:
         return False
-    if n == 1 and m > 1 and largest <= 64:  # a matrix times a vector
-        return a.dtype in (torch.float32, torch.float64)
+    by_columns = n > 1 and b.stride(2) != 1
+    if (m == 1 or n == 1) and a.dtype in (torch.float32, torch.float64):
+        if by_columns or (n == 1 and a.stride(2) == 1):  # dot products along contiguous memory
+            enough = k >= _SHORTEST_DOT and products >= _MIN_PRODUCTS_OF_DOTS
+            return enough and largest <= _LARGEST_OF_VECTOR
+        whole_panels = m * n % 32 == 0  # the kernel's widest
+        return largest <= (_LARGEST_OF_VECTOR if whole_panels else 16)
+    if by_columns:
+        limit = min(_LARGEST.get(a.dtype, 0), _LARGEST_BY_COLUMNS)
+        return products >= _MIN_PRODUCTS_OF_DOTS and largest <= limit
     return largest <= _LARGEST.get(a.dtype, 0)
 
 
