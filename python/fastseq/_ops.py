@@ -124,25 +124,35 @@ _LARGEST_CUDA = 16
 
 
 def _own_kernel_wins(a: Tensor, b: Tensor) -> bool:
-    if a.dim() != 3 or b.dim() != 3 or a.dtype != b.dtype or a.device != b.device:
+    if a.dim() != 3 or b.dim() != 3:
         return False
     batch, m, k = a.shape
     n = b.shape[2]
-    if b.shape[0] != batch or b.shape[1] != k or torch.is_autocast_enabled(a.device.type):
-        return False
-    largest = max(m, k, n)
+    if max(m, k, n) > _LARGEST_OF_VECTOR or batch * m * k * n < _MIN_PRODUCTS:
+        return False  # as soon as can be: each further question costs a tenth of a microsecond
     if a.is_cuda:
-        return cuda_kernels and a.dtype in _LARGEST and batch >= 10_000 and largest <= _LARGEST_CUDA
-    products = batch * m * k * n
-    if not a.is_cpu or products < _MIN_PRODUCTS:
-        return False
+        fast = batch >= 10_000 and max(m, k, n) <= _LARGEST_CUDA and a.dtype in _LARGEST
+    else:
+        fast = _own_cpu_kernel_wins(a, b, m, k, n)
+    return (
+        fast
+        and b.shape[:2] == (batch, k)
+        and a.dtype == b.dtype
+        and a.device == b.device
+        and (a.is_cpu or (a.is_cuda and cuda_kernels))
+        and not torch.is_autocast_enabled(a.device.type)
+    )
+
+
+def _own_cpu_kernel_wins(a: Tensor, b: Tensor, m: int, k: int, n: int) -> bool:
+    largest = max(m, k, n)
+    products = a.shape[0] * m * k * n
     by_columns = n > 1 and b.stride(2) != 1
     if (m == 1 or n == 1) and a.dtype in (torch.float32, torch.float64):
         if by_columns or (n == 1 and a.stride(2) == 1):  # dot products along contiguous memory
-            enough = k >= _SHORTEST_DOT and products >= _MIN_PRODUCTS_OF_DOTS
-            return enough and largest <= _LARGEST_OF_VECTOR
+            return k >= _SHORTEST_DOT and products >= _MIN_PRODUCTS_OF_DOTS
         whole_panels = m * n % 32 == 0  # the kernel's widest
-        return largest <= (_LARGEST_OF_VECTOR if whole_panels else 16)
+        return whole_panels or largest <= 16
     if by_columns:
         limit = min(_LARGEST.get(a.dtype, 0), _LARGEST_BY_COLUMNS)
         return products >= _MIN_PRODUCTS_OF_DOTS and largest <= limit
