@@ -31,6 +31,23 @@ class RemoteFailure : public std::runtime_error {
   int rank;
 };
 
+// How an allreduce combines the ranks' data, and what travels with it.
+struct Reduction {
+  bool mean = true;           // the weighted mean over the ranks, else the plain sum
+  double weight = 1.0;        // of this rank's data in the mean; data with weight 0 are not looked at
+  double value = 0.0;         // a number to average by the same weights
+  std::uint64_t flags = 0;    // or'ed together
+  std::int64_t sequence = 0;  // must be the same on all ranks: which step and bucket this is
+};
+
+// What all ranks learn beside the data.
+struct Reduced {
+  double weight = 0.0;  // the sum of the weights; if it is 0, the mean is 0
+  double value = 0.0;   // the weighted mean of the values
+  std::uint64_t flags = 0;
+  int flagged_rank = -1;  // the lowest rank that had flags
+};
+
 class Communicator {
  public:
   Communicator() = default;
@@ -43,14 +60,17 @@ class Communicator {
   virtual int local_rank() const = 0;  // among the ranks of this node
   virtual int local_size() const = 0;
   virtual std::string_view transport() const = 0;
+  // Whether a thread other than the one that started MPI may make the calls.
+  virtual bool any_thread() const = 0;
 
-  // data[i] becomes scale * (its sum over all ranks), the same bits on every rank.
-  virtual void allreduce(void* data, std::int64_t numel, DType dtype, double scale) = 0;
+  // data[i] becomes its mean or sum over all ranks, the same bits on every rank.
+  virtual Reduced allreduce(void* data, std::int64_t numel, DType dtype, const Reduction& reduction) = 0;
   // data becomes root's.
   virtual void broadcast(std::span<std::byte> data, int root) = 0;
   virtual void barrier() = 0;
 
-  // Memory for buffers that are exchanged often: aligned to a cache line, zeroed, freed with the last reference.
+  // Memory for buffers that are exchanged often: aligned to a cache line, zeroed, freed with the last reference. Seen
+  // by the other ranks of this node if that can be had. Collective.
   virtual std::shared_ptr<std::byte> allocate(std::size_t bytes) = 0;
 
   // Tells the others, in place of this rank's next call, that it has failed and why. Returns when they know.

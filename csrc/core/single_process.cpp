@@ -4,9 +4,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
-#include <string>
 
-#include "core/dispatch.h"
+#include "core/agreement.h"
 #include "core/flat_layout.h"
 
 namespace fastseq {
@@ -21,22 +20,15 @@ std::shared_ptr<std::byte> allocate_aligned(std::size_t bytes) {
   return {memory, [](std::byte* pointer) { std::free(pointer); }};
 }
 
-void scale_in_place(void* data, std::int64_t numel, DType dtype, double scale) {
-  if (scale == 1.0) return;
-  dispatch(dtype, [&]<class T>(Type<T>) {
-    auto* values = static_cast<T*>(data);
-    const auto factor = static_cast<Accumulate<T>>(scale);
-    for (std::int64_t i = 0; i < numel; ++i) values[i] = T(static_cast<Accumulate<T>>(values[i]) * factor);
-  });
+Reduced SingleProcess::allreduce(void* data, std::int64_t numel, DType dtype, const Reduction& reduction) {
+  const Call call = allreduce_call(numel, dtype, reduction);
+  if (reduction.mean && call.weight == 0.0) {
+    std::memset(data, 0, static_cast<std::size_t>(call.bytes));
+  }
+  return reduced_of(outcome_of({&call, 1}));
 }
 
-void SingleProcess::allreduce(void* data, std::int64_t numel, DType dtype, double scale) {
-  scale_in_place(data, numel, dtype, scale);
-}
-
-void SingleProcess::broadcast(std::span<std::byte> /*data*/, int root) {
-  if (root != 0) throw CommunicationError("broadcast: root must be 0 in a single process, got " + std::to_string(root));
-}
+void SingleProcess::broadcast(std::span<std::byte> /*data*/, int root) { check_root(root, 1); }
 
 void SingleProcess::abort(int exit_code) { std::_Exit(exit_code); }
 

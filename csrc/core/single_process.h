@@ -8,9 +8,6 @@ namespace fastseq {
 // Zeroed memory that starts at a cache line.
 std::shared_ptr<std::byte> allocate_aligned(std::size_t bytes);
 
-// data[i] *= scale, in the precision of `dtype` (fp32 for the 16-bit types).
-void scale_in_place(void* data, std::int64_t numel, DType dtype, double scale);
-
 class SingleProcess final : public Communicator {
  public:
   int rank() const override { return 0; }
@@ -18,8 +15,9 @@ class SingleProcess final : public Communicator {
   int local_rank() const override { return 0; }
   int local_size() const override { return 1; }
   std::string_view transport() const override { return "single"; }
+  bool any_thread() const override { return true; }
 
-  void allreduce(void* data, std::int64_t numel, DType dtype, double scale) override;
+  Reduced allreduce(void* data, std::int64_t numel, DType dtype, const Reduction& reduction) override;
   void broadcast(std::span<std::byte> data, int root) override;
   void barrier() override {}
   std::shared_ptr<std::byte> allocate(std::size_t bytes) override { return allocate_aligned(bytes); }

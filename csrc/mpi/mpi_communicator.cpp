@@ -1,35 +1,27 @@
 #include "mpi/mpi_communicator.h"
 
-#include <algorithm>
 #include <array>
 #include <cstdlib>
 #include <cstring>
-#include <vector>
 
-#include "core/dispatch.h"
+#include "core/convert.h"
 #include "core/single_process.h"
+#include "core/weighted_sum.h"
+#include "mpi/direct_exchange.h"
+#include "mpi/mpi_calls.h"
 
 namespace fastseq {
 
 namespace {
 
-// One MPI call moves at most this much: counts are ints, and some libraries fail before they overflow.
-constexpr std::int64_t kMaxPieceBytes = std::int64_t{1} << 30;
-// 16-bit sums go through an fp32 buffer of this many elements.
-constexpr std::int64_t kWidenedPiece = std::int64_t{1} << 20;
-constexpr std::size_t kMaxMessage = 8192;
+// With more ranks than these, a message to each of them is worse than the MPI library's algorithms.
+constexpr int kMaxDirect = 16;
 
-const char* operation_name(std::int64_t operation) {
-  static constexpr std::array kNames = {"?", "allreduce", "broadcast", "barrier", "exit", "fail"};
-  return kNames.at(static_cast<std::size_t>(operation));
-}
-
-// Calls piece(first, count) until `total` elements are covered.
-template <class Piece>
-void for_each_piece(std::int64_t total, std::int64_t limit, Piece&& piece) {
-  for (std::int64_t first = 0; first < total; first += limit) {
-    piece(first, static_cast<int>(std::min(limit, total - first)));
-  }
+void scale_in_place(void* data, std::int64_t numel, DType dtype, double factor) {
+  if (factor == 1.0) return;
+  const std::array<const void*, 1> source = {data};
+  const std::array<void*, 1> destination = {data};
+  weighted_sum(source, {{factor}}, numel, dtype, destination);
 }
 
 }  // namespace
@@ -41,124 +33,157 @@ std::string mpi_library_version() {
   return {text.data(), static_cast<std::size_t>(length)};
 }
 
-MpiCommunicator::MpiCommunicator(MPI_Comm parent) {
-  check(MPI_Comm_dup(parent, &comm_), "MPI_Comm_dup");
-  check(MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
-  check(MPI_Comm_rank(comm_, &rank_), "MPI_Comm_rank");
-  check(MPI_Comm_size(comm_, &size_), "MPI_Comm_size");
-  MPI_Comm node = MPI_COMM_NULL;
-  check(MPI_Comm_split_type(comm_, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &node), "MPI_Comm_split_type");
-  check(MPI_Comm_rank(node, &local_rank_), "MPI_Comm_rank");
-  check(MPI_Comm_size(node, &local_size_), "MPI_Comm_size");
-  check(MPI_Comm_free(&node), "MPI_Comm_free");
+MpiCommunicator::MpiCommunicator(MPI_Comm comm, Node node, std::chrono::duration<double> timeout, bool half_wire)
+    : comm_(comm), node_(std::move(node)), half_wire_(half_wire), agreement_(comm, timeout) {
+  check_mpi(MPI_Comm_rank(comm_, &rank_), "MPI_Comm_rank");
+  check_mpi(MPI_Comm_size(comm_, &size_), "MPI_Comm_size");
 }
 
-void MpiCommunicator::check(int code, const char* call) const {
-  if (code == MPI_SUCCESS) return;
-  std::array<char, MPI_MAX_ERROR_STRING> text{};
-  int length = 0;
-  MPI_Error_string(code, text.data(), &length);
-  throw CommunicationError("rank " + std::to_string(rank_) + ": " + call +
-                           " failed: " + std::string(text.data(), static_cast<std::size_t>(length)));
+bool MpiCommunicator::any_thread() const {
+  int level = MPI_THREAD_SINGLE;
+  MPI_Query_thread(&level);
+  return level == MPI_THREAD_MULTIPLE;
 }
 
-void MpiCommunicator::agree(Operation operation, std::int64_t bytes, std::int64_t detail) {
-  if (out_of_step_) {
-    throw CommunicationError("rank " + std::to_string(rank_) + ": cannot " +
-                             operation_name(static_cast<std::int64_t>(operation)) +
-                             ": an earlier call found the ranks out of step; restart the job");
+Outcome MpiCommunicator::agree(const Call& call) {
+  if (out_of_step_) throw CommunicationError(out_of_step_message(rank_, call.operation));
+  Outcome outcome;
+  try {
+    outcome = agreement_.agree(call);
+  } catch (const CommunicationError&) {
+    out_of_step_ = true;
+    throw;
   }
-  const auto code = static_cast<std::int64_t>(operation);
-  // The largest of x and of -x tell whether all ranks have the same x; the last entry names the lowest failed rank.
-  std::array<std::int64_t, 7> header = {
-      code, -code, bytes, -bytes, detail, -detail, operation == Operation::kFail ? size_ - rank_ : 0};
-  check(MPI_Allreduce(MPI_IN_PLACE, header.data(), header.size(), MPI_INT64_T, MPI_MAX, comm_), "MPI_Allreduce");
-  if (const std::int64_t failed = header[6]; failed > 0) {
-    const int failed_rank = size_ - static_cast<int>(failed);
-    const std::string message = exchange_failure(failed_rank);
-    if (operation != Operation::kFail) throw RemoteFailure(failed_rank, message);
+  if (outcome.failed_rank >= 0) {
+    const std::string message = agreement_.message_of(outcome.failed_rank, failure_);
+    if (call.operation != Operation::kFail) throw RemoteFailure(outcome.failed_rank, message);
+    return outcome;
+  }
+  if (!outcome.same) {
+    out_of_step_ = true;
+    const std::string message = describe_disagreement(agreement_.all_calls(call));
+    if (call.operation != Operation::kLeave) throw CommunicationError(message);
+  }
+  return outcome;
+}
+
+Reduced MpiCommunicator::allreduce(void* data, std::int64_t numel, DType dtype, const Reduction& reduction) {
+  Call call = allreduce_call(numel, dtype, reduction);
+  const std::size_t bytes = static_cast<std::size_t>(call.bytes);
+  if (hierarchical()) call.place = node_.memory->place_of(data, bytes);
+  const Outcome outcome = agree(call);
+  double factor = 1.0;
+  if (reduction.mean) factor = call.weight == 0.0 ? 0.0 : call.weight / outcome.weight;
+  if (hierarchical()) {
+    hierarchical_sum({static_cast<std::byte*>(data), bytes}, dtype, factor, call);
+  } else {
+    flat_sum(data, numel, dtype, factor);
+  }
+  return reduced_of(outcome);
+}
+
+void MpiCommunicator::flat_sum(void* data, std::int64_t numel, DType dtype, double factor) const {
+  if (dtype == DType::kFloat16 || dtype == DType::kBFloat16) {
+    // MPI knows no 16-bit floats, and sums of them lose bits.
+    std::vector<double> factors(static_cast<std::size_t>(size_));
+    check_mpi(MPI_Allgather(&factor, 1, MPI_DOUBLE, factors.data(), 1, MPI_DOUBLE, comm_), "MPI_Allgather");
+    direct_exchange(comm_, data, numel, dtype, factors);
     return;
   }
-  if (header[0] != -header[1] || header[2] != -header[3] || header[4] != -header[5]) {
-    const std::string message = describe_disagreement(code, bytes);
-    if (operation != Operation::kLeave) throw CommunicationError(message);
-  }
-}
-
-std::string MpiCommunicator::exchange_failure(int failed_rank) {
-  std::array<char, kMaxMessage> text{};
-  if (rank_ == failed_rank) failure_.copy(text.data(), text.size() - 1);
-  check(MPI_Bcast(text.data(), text.size(), MPI_CHAR, failed_rank, comm_), "MPI_Bcast");
-  return text.data();
-}
-
-std::string MpiCommunicator::describe_disagreement(std::int64_t code, std::int64_t bytes) {
-  out_of_step_ = true;
-  using Call = std::array<std::int64_t, 2>;  // which operation, of how many bytes
-  const Call mine = {code, bytes};
-  std::vector<Call> all(static_cast<std::size_t>(size_));
-  check(MPI_Allgather(mine.data(), 2, MPI_INT64_T, all.data(), 2, MPI_INT64_T, comm_), "MPI_Allgather");
-  std::string message = "the ranks are out of step:";
-  int rank = 0;
-  for (const auto& [operation, size] : all) {
-    message += (rank == 0 ? " rank " : ", rank ") + std::to_string(rank);
-    if (operation == static_cast<std::int64_t>(Operation::kLeave)) {
-      message += " has exited";
-    } else {
-      message += std::string(" calls ") + operation_name(operation) + " of " + std::to_string(size) + " bytes";
-    }
-    ++rank;
-  }
-  return message + "; every rank must make the same calls";
-}
-
-void MpiCommunicator::allreduce(void* data, std::int64_t numel, DType dtype, double scale) {
+  scale_in_place(data, numel, dtype, factor);
   const auto item = static_cast<std::int64_t>(item_size(dtype));
-  agree(Operation::kAllreduce, numel * item, static_cast<std::int64_t>(dtype));
-  dispatch(dtype, [&]<class T>(Type<T>) {
-    auto* values = static_cast<T*>(data);
-    if constexpr (std::is_same_v<T, Accumulate<T>>) {
-      MPI_Datatype type = std::is_same_v<T, double> ? MPI_DOUBLE : MPI_FLOAT;
-      for_each_piece(numel, kMaxPieceBytes / item, [&](std::int64_t first, int count) {
-        check(MPI_Allreduce(MPI_IN_PLACE, values + first, count, type, MPI_SUM, comm_), "MPI_Allreduce");
-      });
-      scale_in_place(data, numel, dtype, scale);
-    } else {
-      // MPI knows no 16-bit floats, and sums of them lose bits: added and scaled in fp32, rounded once.
-      std::vector<float> wide(static_cast<std::size_t>(std::min(numel, kWidenedPiece)));
-      for_each_piece(numel, kWidenedPiece, [&](std::int64_t first, int count) {
-        for (int i = 0; i < count; ++i) wide[static_cast<std::size_t>(i)] = static_cast<float>(values[first + i]);
-        check(MPI_Allreduce(MPI_IN_PLACE, wide.data(), count, MPI_FLOAT, MPI_SUM, comm_), "MPI_Allreduce");
-        scale_in_place(wide.data(), count, DType::kFloat32, scale);
-        for (int i = 0; i < count; ++i) values[first + i] = T(wide[static_cast<std::size_t>(i)]);
-      });
+  MPI_Datatype type = dtype == DType::kFloat64 ? MPI_DOUBLE : MPI_FLOAT;
+  for_each_piece(numel, kMaxPieceBytes / item, [&](std::int64_t first, int count) {
+    check_mpi(MPI_Allreduce(MPI_IN_PLACE, static_cast<std::byte*>(data) + first * item, count, type, MPI_SUM, comm_),
+              "MPI_Allreduce");
+  });
+}
+
+void MpiCommunicator::hierarchical_sum(std::span<std::byte> data, DType dtype, double factor, const Call& call) {
+  Call local = call;
+  local.weight = factor;
+  const std::vector<Call> calls = node_.group->exchange(local);
+  std::vector<double> factors;
+  for (const Call& each : calls) factors.push_back(each.weight);
+  const std::size_t item = item_size(dtype);
+  node_.memory->exchange(data, calls, [&](const Peers& peers, std::size_t /*first*/, std::size_t count) {
+    if (node_.rank >= node_.slices) return;
+    const Slice slice = slice_of(static_cast<std::int64_t>(count / item), dtype, node_.rank, node_.slices);
+    const std::size_t start = static_cast<std::size_t>(slice.begin) * item;
+    const std::int64_t numel = slice.end - slice.begin;
+    std::vector<const void*> sources;
+    for (const std::byte* peer : peers) sources.push_back(peer + start);
+    std::byte* sum = peers[static_cast<std::size_t>(node_.rank)] + start;
+    const std::array<void*, 1> destination = {sum};
+    weighted_sum(sources, factors, numel, dtype, destination);
+    sum_across(sum, numel, dtype);
+    for (std::byte* peer : peers) {
+      if (peer + start != sum) std::memcpy(peer + start, sum, static_cast<std::size_t>(numel) * item);
     }
   });
+}
+
+void MpiCommunicator::sum_across(void* data, std::int64_t numel, DType dtype) const {
+  int nodes = 1;
+  check_mpi(MPI_Comm_size(node_.across, &nodes), "MPI_Comm_size");
+  const std::vector<double> ones(static_cast<std::size_t>(nodes), 1.0);
+  if (half_wire_ && dtype == DType::kFloat32) {
+    std::vector<std::uint16_t> narrow(static_cast<std::size_t>(numel));
+    convert(data, dtype, numel, narrow.data(), DType::kBFloat16);
+    direct_exchange(node_.across, narrow.data(), numel, DType::kBFloat16, ones);
+    convert(narrow.data(), DType::kBFloat16, numel, data, dtype);
+  } else if (nodes <= kMaxDirect || item_size(dtype) == 2) {
+    direct_exchange(node_.across, data, numel, dtype, ones);
+  } else {
+    const auto item = static_cast<std::int64_t>(item_size(dtype));
+    MPI_Datatype type = dtype == DType::kFloat64 ? MPI_DOUBLE : MPI_FLOAT;
+    for_each_piece(numel, kMaxPieceBytes / item, [&](std::int64_t first, int count) {
+      check_mpi(
+          MPI_Allreduce(MPI_IN_PLACE, static_cast<std::byte*>(data) + first * item, count, type, MPI_SUM, node_.across),
+          "MPI_Allreduce");
+    });
+  }
 }
 
 void MpiCommunicator::broadcast(std::span<std::byte> data, int root) {
-  if (root < 0 || root >= size_) {
-    throw CommunicationError("broadcast: root must be one of the " + std::to_string(size_) + " ranks, got " +
-                             std::to_string(root));
-  }
-  const auto bytes = static_cast<std::int64_t>(data.size());
-  agree(Operation::kBroadcast, bytes, root);
-  for_each_piece(bytes, kMaxPieceBytes, [&](std::int64_t first, int count) {
-    check(MPI_Bcast(data.data() + first, count, MPI_BYTE, root, comm_), "MPI_Bcast");
+  check_root(root, size_);
+  Call call{};
+  call.operation = Operation::kBroadcast;
+  call.bytes = static_cast<std::int64_t>(data.size());
+  call.detail = root;
+  agree(call);
+  for_each_piece(call.bytes, kMaxPieceBytes, [&](std::int64_t first, int count) {
+    check_mpi(MPI_Bcast(data.data() + first, count, MPI_BYTE, root, comm_), "MPI_Bcast");
   });
 }
 
-void MpiCommunicator::barrier() { agree(Operation::kBarrier, 0, 0); }
+void MpiCommunicator::barrier() {
+  Call call{};
+  call.operation = Operation::kBarrier;
+  agree(call);
+}
 
-std::shared_ptr<std::byte> MpiCommunicator::allocate(std::size_t bytes) { return allocate_aligned(bytes); }
+std::shared_ptr<std::byte> MpiCommunicator::allocate(std::size_t bytes) {
+  Call call{};
+  call.operation = Operation::kAllocate;
+  call.bytes = static_cast<std::int64_t>(bytes);
+  agree(call);
+  std::shared_ptr<std::byte> shared = hierarchical() ? node_.memory->allocate(bytes) : nullptr;
+  return shared ? shared : allocate_aligned(bytes);
+}
 
 void MpiCommunicator::fail(std::string_view message) {
   failure_ = message;
-  agree(Operation::kFail, 0, 0);
+  Call call{};
+  call.operation = Operation::kFail;
+  agree(call);
 }
 
 void MpiCommunicator::leave() {
-  if (!out_of_step_) agree(Operation::kLeave, 0, 0);
+  if (out_of_step_) return;
+  Call call{};
+  call.operation = Operation::kLeave;
+  agree(call);
   out_of_step_ = true;
 }
 

@@ -1,31 +1,46 @@
-// The communicator over MPI, on host memory.
+// The communicator over MPI messages, for ranks on several machines: transport "mpi" sends everything by MPI_Allreduce,
+// "hierarchy" sums within each node through shared memory, and sends each sum between nodes once.
 #pragma once
 
 #include <mpi.h>
 
 #include <string>
+#include <vector>
 
 #include "core/communicator.h"
+#include "core/node_memory.h"
+#include "mpi/mpi_agreement.h"
 
 namespace fastseq {
 
 // The version text of the MPI library that this file is linked with.
 std::string mpi_library_version();
 
+// The ranks of this node, and those with this rank's number on the other nodes.
+struct Node {
+  int rank = 0;
+  int size = 1;
+  std::shared_ptr<void> owner;  // keeps the slots' memory
+  std::unique_ptr<NodeGroup> group;
+  std::unique_ptr<NodeMemory> memory;  // null: the ranks share no memory
+  MPI_Comm across = MPI_COMM_NULL;     // ranks of this number on all nodes; null where some node has none
+  int slices = 0;                      // the smallest node's ranks: that many take a part in what goes between nodes
+};
+
 class MpiCommunicator final : public Communicator {
  public:
-  // Works on a duplicate of `parent`, so that its messages never meet the caller's. Collective over `parent`.
-  // The duplicate is not freed when this object is: freeing is collective, and objects die at different times on
-  // different ranks. MPI_Finalize takes it.
-  explicit MpiCommunicator(MPI_Comm parent);
+  // Works on `comm`, which nobody else uses. Not freed with this object: freeing is collective, and objects die at
+  // different times on different ranks. MPI_Finalize takes it. With `half_wire`, fp32 goes between nodes as bf16.
+  MpiCommunicator(MPI_Comm comm, Node node, std::chrono::duration<double> timeout, bool half_wire);
 
   int rank() const override { return rank_; }
   int size() const override { return size_; }
-  int local_rank() const override { return local_rank_; }
-  int local_size() const override { return local_size_; }
-  std::string_view transport() const override { return "mpi"; }
+  int local_rank() const override { return node_.rank; }
+  int local_size() const override { return node_.size; }
+  std::string_view transport() const override { return hierarchical() ? "hierarchy" : "mpi"; }
+  bool any_thread() const override;
 
-  void allreduce(void* data, std::int64_t numel, DType dtype, double scale) override;
+  Reduced allreduce(void* data, std::int64_t numel, DType dtype, const Reduction& reduction) override;
   void broadcast(std::span<std::byte> data, int root) override;
   void barrier() override;
   std::shared_ptr<std::byte> allocate(std::size_t bytes) override;
@@ -34,22 +49,20 @@ class MpiCommunicator final : public Communicator {
   [[noreturn]] void abort(int exit_code) override;
 
  private:
-  enum class Operation : std::int64_t { kAllreduce = 1, kBroadcast, kBarrier, kLeave, kFail };
-
+  bool hierarchical() const { return node_.memory != nullptr; }
   // Learns that all ranks are about to do the same; raises RemoteFailure or CommunicationError if not.
-  void agree(Operation operation, std::int64_t bytes, std::int64_t detail);
-  // The failed rank's message, on every rank.
-  std::string exchange_failure(int failed_rank);
-  // Who calls what, on every rank. No call can be matched up after that.
-  std::string describe_disagreement(std::int64_t code, std::int64_t bytes);
-  void check(int code, const char* call) const;
+  Outcome agree(const Call& call);
+  void flat_sum(void* data, std::int64_t numel, DType dtype, double factor) const;
+  void hierarchical_sum(std::span<std::byte> data, DType dtype, double factor, const Call& call);
+  void sum_across(void* data, std::int64_t numel, DType dtype) const;
 
-  MPI_Comm comm_ = MPI_COMM_NULL;
+  MPI_Comm comm_;
   int rank_ = 0;
   int size_ = 1;
-  int local_rank_ = 0;
-  int local_size_ = 1;
-  bool out_of_step_ = false;  // the ranks disagreed, or this one has left
+  Node node_;
+  bool half_wire_;
+  MpiAgreement agreement_;
+  bool out_of_step_ = false;  // the ranks disagreed, one did not come, or this one has left
   std::string failure_;
 };
 

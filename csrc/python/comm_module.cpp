@@ -38,10 +38,10 @@ void register_communicator(const py::module_& m) {
       .def_property_readonly("transport", &Communicator::transport)
       .def(
           "allreduce",
-          [](Communicator& comm, std::uintptr_t address, std::int64_t numel, DType dtype, double scale) {
-            comm.allreduce(to_pointer(address), numel, dtype, scale);
+          [](Communicator& comm, std::uintptr_t address, std::int64_t numel, DType dtype, bool mean) {
+            comm.allreduce(to_pointer(address), numel, dtype, {.mean = mean});
           },
-          py::arg("address"), py::arg("numel"), py::arg("dtype"), py::arg("scale"), Released())
+          py::arg("address"), py::arg("numel"), py::arg("dtype"), py::arg("mean"), Released())
       .def(
           "broadcast",
           [](Communicator& comm, std::uintptr_t address, std::size_t bytes, int root) {

@@ -6,30 +6,25 @@ the same interface and needs neither MPI nor mpi4py.
 
 from __future__ import annotations
 
-import atexit
-import math
 import os
 import re
-import sys
-import time
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import _comm  # type: ignore[attr-defined]
-from .errors import CommunicationError, MissingFeatureError, RemoteError
-
-if TYPE_CHECKING:
-    from types import TracebackType
+from .errors import CommunicationError, MissingFeatureError
+from .processes import end_together, share_cores, warn_of_forks, warn_of_shared_cores
 
 __all__ = ["Communicator", "communicator", "flat_groups", "world"]
 
 # What Open MPI, MPICH and its relatives, PMIx and MVAPICH tell the processes they start.
 _LAUNCHER = ("OMPI_COMM_WORLD_SIZE", "PMI_RANK", "PMIX_RANK", "MV2_COMM_WORLD_RANK")
+
+_TRANSPORTS = ("auto", "shm", "hierarchy", "mpi")
 
 _DTYPES = {
     torch.float16: _comm.DType.float16,
@@ -49,6 +44,16 @@ class Communicator:
     ----------
     mpi_comm
         An mpi4py communicator, which is duplicated (collective); None for a process alone.
+    transport
+        What carries the data. ``"auto"``: ``"shm"`` (memory that the ranks share) if all ranks are
+        on one machine, ``"hierarchy"`` (shared memory within, MPI between machines) if not, and
+        ``"mpi"`` (MPI messages alone) where memory cannot be shared. Or one of them.
+    timeout
+        Seconds after which ranks that don't come are given up.
+    wire_dtype
+        `torch.bfloat16` sends fp32 data between machines (``"hierarchy"``) in half the bytes.
+    ranks_per_node
+        Pretends that a machine with more ranks is several: to try ``"hierarchy"`` on one.
 
     Attributes
     ----------
@@ -57,14 +62,17 @@ class Communicator:
     local_rank, local_size
         The same among the processes of this machine.
     transport
-        What carries the data: ``"mpi"`` or ``"single"``.
+        What carries the data: ``"shm"``, ``"hierarchy"``, ``"mpi"`` or ``"single"``.
 
     Raises
     ------
+    ValueError
+        An unknown transport.
     MissingFeatureError
         fastseq was built without MPI.
     CommunicationError
-        mpi4py uses another MPI library than fastseq was built with.
+        mpi4py uses another MPI library than fastseq was built with, or the wanted transport cannot
+        be had.
 
     Examples
     --------
@@ -75,13 +83,38 @@ class Communicator:
     tensor([1., 1., 1.])
     """
 
-    def __init__(self, mpi_comm: Any = None) -> None:
+    def __init__(
+        self,
+        mpi_comm: Any = None,
+        *,
+        transport: str = "auto",
+        timeout: float = 600.0,
+        wire_dtype: torch.dtype | None = None,
+        ranks_per_node: int | None = None,
+    ) -> None:
+        if transport not in _TRANSPORTS:
+            raise ValueError(f"transport must be one of {_TRANSPORTS}, got {transport!r}")
+        if wire_dtype not in (None, torch.float32, torch.bfloat16):
+            raise ValueError(f"wire_dtype must be float32 or bfloat16, got {wire_dtype}")
+        self._made_of = mpi_comm
+        self._options: dict[str, Any] = {
+            "transport": transport,
+            "timeout": timeout,
+            "wire_dtype": wire_dtype,
+            "ranks_per_node": ranks_per_node,
+        }
         if mpi_comm is None:
             self._native = _comm.SingleProcess()
         else:
             native = _mpi_module()
             _check_same_library(native)
-            self._native = native.MpiCommunicator(mpi_comm.py2f())
+            self._native = native.connect(
+                mpi_comm.py2f(),
+                transport,
+                timeout,
+                ranks_per_node or 0,
+                wire_dtype == torch.bfloat16,
+            )
         self.rank: int = self._native.rank
         self.size: int = self._native.size
         self.local_rank: int = self._native.local_rank
@@ -102,7 +135,10 @@ class Communicator:
     def allocate(
         self, numel: int, dtype: torch.dtype = torch.float32, device: Any = "cpu"
     ) -> Tensor:
-        """Return a zeroed vector for data that is exchanged often, aligned to a cache line."""
+        """Return a zeroed vector for data that is exchanged often: in memory that peers can reach.
+
+        Collective; of one length on all ranks. Aligned to a cache line.
+        """
         if torch.device(device).type != "cpu":
             return torch.zeros(numel, dtype=dtype, device=device)
         if numel == 0:
@@ -130,8 +166,7 @@ class Communicator:
         if tensor.dtype not in _DTYPES:
             raise TypeError(f"allreduce_ takes floating-point tensors, got {tensor.dtype}")
         host = _on_host(tensor)
-        scale = 1.0 / self.size if op == "mean" else 1.0
-        self._native.allreduce(host.data_ptr(), host.numel(), _DTYPES[host.dtype], scale)
+        self._native.allreduce(host.data_ptr(), host.numel(), _DTYPES[host.dtype], op == "mean")
         return _return_to(tensor, host)
 
     def broadcast_(self, tensor: Tensor, root: int = 0) -> Tensor:
@@ -139,6 +174,10 @@ class Communicator:
         host = _on_host(tensor)
         self._native.broadcast(host.data_ptr(), host.numel() * host.element_size(), root)
         return _return_to(tensor, host)
+
+    def duplicate(self) -> Communicator:
+        """Return a communicator of the same ranks whose exchanges never meet this one's."""
+        return Communicator(self._made_of, **self._options)
 
     def barrier(self) -> None:
         """Wait until all ranks are here."""
@@ -219,9 +258,11 @@ def world() -> Communicator:
                     f"launcher: pip install 'fastseq[mpi]' ({error})"
                 ) from error
             _world = Communicator(MPI.COMM_WORLD)
-            _share_cores(_world)
+            share_cores(_world)
             if _world.size > 1:
-                _end_together(_world)
+                end_together(_world)
+                warn_of_shared_cores(_world)
+                warn_of_forks()
         else:
             _world = Communicator()
     return _world
@@ -286,39 +327,3 @@ def _check_same_library(native: Any) -> None:
             f"mpi4py uses {theirs.splitlines()[0]}, fastseq was built with {ours.splitlines()[0]} "
             f"(loaded: {', '.join(loaded)}); build both with one MPI"
         )
-
-
-def _share_cores(comm: Communicator) -> None:
-    """Leave each rank of a machine its share of the cores, unless the user has set threads."""
-    if "OMP_NUM_THREADS" in os.environ:
-        return
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else math.inf
-    share = max((os.cpu_count() or 1) // comm.local_size, 1)
-    torch.set_num_threads(int(min(allowed, share)))
-
-
-def _end_together(comm: Communicator) -> None:
-    """End all ranks when an exception ends one, and announce a rank that exits."""
-    process = os.getpid()
-    previous = sys.excepthook
-
-    def end_all(
-        kind: type[BaseException], value: BaseException, trace: TracebackType | None
-    ) -> None:
-        if os.getpid() != process:
-            previous(kind, value, trace)
-            return
-        if isinstance(value, RemoteError):
-            print(f"fastseq: rank {comm.rank} stops: {value}", file=sys.stderr, flush=True)
-            time.sleep(1)  # lets the rank that failed print its traceback first
-        else:
-            text = "".join(traceback.format_exception(kind, value, trace))
-            print(f"fastseq: rank {comm.rank} failed:\n{text}", file=sys.stderr, flush=True)
-        comm.abort(1)
-
-    def announce_exit() -> None:
-        if os.getpid() == process:
-            comm.leave()
-
-    sys.excepthook = end_all
-    atexit.register(announce_exit)

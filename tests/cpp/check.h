@@ -1,6 +1,7 @@
 // Tests in C++: TEST(name) { CHECK(...); }. A failed check prints where and what, the test goes on, main returns 1.
 #pragma once
 
+#include <atomic>
 #include <cstdio>
 #include <exception>
 #include <functional>
@@ -21,8 +22,8 @@ inline std::vector<Test>& tests() {
   return all;
 }
 
-inline int& failures() {
-  static int count = 0;
+inline std::atomic<int>& failures() {
+  static std::atomic<int> count = 0;  // checks may run in threads
   return count;
 }
 
@@ -54,7 +55,7 @@ inline int run_all() {
     }
     std::printf("%-6s %s\n", failures() == before ? "ok" : "FAILED", test.name.c_str());
   }
-  std::printf("%zu tests, %d failed checks\n", tests().size(), failures());
+  std::printf("%zu tests, %d failed checks\n", tests().size(), failures().load());
   return failures() == 0 ? 0 : 1;
 }
 

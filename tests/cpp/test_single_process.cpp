@@ -21,14 +21,21 @@ TEST(is_the_only_rank) {
   comm.leave();
 }
 
-TEST(a_sum_over_one_rank_is_scaled_only) {
+TEST(its_data_are_their_own_mean_and_sum) {
   SingleProcess comm;
   std::array<float, 3> values = {1, 2, 3};
-  comm.allreduce(values.data(), 3, DType::kFloat32, 0.5);
-  CHECK(values == (std::array<float, 3>{0.5, 1, 1.5}));
-  std::array<double, 1> wide = {3};
-  comm.allreduce(wide.data(), 1, DType::kFloat64, 1.0 / 3.0);
-  CHECK_EQ(wide[0], 3 * (1.0 / 3.0));
+  const Reduced mean = comm.allreduce(values.data(), 3, DType::kFloat32, {.weight = 2.5, .value = 7, .flags = 4});
+  CHECK(values == (std::array<float, 3>{1, 2, 3}));
+  CHECK_EQ(mean.weight, 2.5);
+  CHECK_EQ(mean.value, 7);
+  CHECK_EQ(mean.flags, 4U);
+  CHECK_EQ(mean.flagged_rank, 0);
+  comm.allreduce(values.data(), 3, DType::kFloat32, {.mean = false});
+  CHECK(values == (std::array<float, 3>{1, 2, 3}));
+  const Reduced none = comm.allreduce(values.data(), 3, DType::kFloat32, {.weight = 0, .value = 7});
+  CHECK(values == (std::array<float, 3>{}));
+  CHECK_EQ(none.weight, 0);
+  CHECK_EQ(none.value, 0);
 }
 
 TEST(broadcasts_from_itself_only) {

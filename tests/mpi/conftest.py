@@ -13,12 +13,17 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "python"))
 
 
 @pytest.fixture
-def comm() -> fs.distributed.Communicator:
+def world() -> fs.distributed.Communicator:
     world = fs.distributed.world()
     if world.transport == "single":
         if os.environ.get("FASTSEQ_REQUIRE_MPI") == "1":
             pytest.fail("FASTSEQ_REQUIRE_MPI=1, but this does not run under mpirun")
         pytest.skip("runs under mpirun")
+    return world
+
+
+@pytest.fixture
+def comm(world: fs.distributed.Communicator) -> fs.distributed.Communicator:
     return world
 
 

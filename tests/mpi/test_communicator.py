@@ -13,15 +13,94 @@ import fastseq as fs
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 
-def test_ranks_are_those_of_mpi(comm):
+TRANSPORTS = ["shm", "mpi", "hierarchy of 1", "hierarchy of 2"]
+made: dict[str, fs.distributed.Communicator] = {}
+
+
+@pytest.fixture(params=TRANSPORTS)
+def comm(request, world):
+    """All ranks, by each of the transports; nodes of 1 or 2 ranks are pretended."""
+    from mpi4py import MPI
+
+    if request.param not in made:
+        transport, _, ranks_per_node = request.param.partition(" of ")
+        made[request.param] = fs.distributed.Communicator(
+            MPI.COMM_WORLD, transport=transport, ranks_per_node=int(ranks_per_node or 0)
+        )
+    return made[request.param]
+
+
+def test_ranks_are_those_of_mpi(comm, world):
     from mpi4py import MPI
 
     assert (comm.rank, comm.size) == (MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size)
-    assert (comm.local_rank, comm.local_size) == (comm.rank, comm.size)  # one machine
-    assert comm.transport == "mpi"
-    assert fs.distributed.world() is comm
+    assert world.transport == "shm"
+    assert fs.distributed.world() is world
+    nodes = comm._options["ranks_per_node"] or comm.size
+    assert comm.local_rank == comm.rank % nodes
+    assert comm.local_size == min(nodes, comm.size - comm.rank // nodes * nodes)
     share = max((os.cpu_count() or 1) // comm.size, 1)
     assert torch.get_num_threads() == min(len(os.sched_getaffinity(0)), share)
+
+
+def test_results_have_the_same_bits_on_all_ranks(comm, world):
+    torch.manual_seed(comm.rank)
+    for numel in (5, 3000, 300_001):
+        ours = comm.allreduce_(torch.randn(numel))
+        assert torch.equal(world.broadcast_(ours.clone()), ours)
+
+
+def test_shared_memory_sums_in_the_order_of_the_ranks(world):
+    if world.size == 3:
+        return  # a third is not exact
+    torch.manual_seed(world.rank)
+    for numel in (5, 3000, 300_001):
+        mine = torch.randn(numel)
+        parts = [world.broadcast_(mine.clone(), root) for root in range(world.size)]
+        total = parts[0] / world.size
+        for part in parts[1:]:
+            total += part / world.size
+        shared = world.allocate(numel)
+        shared.copy_(mine)
+        assert torch.equal(world.allreduce_(shared), total)
+        assert torch.equal(world.allreduce_(mine), total)
+
+
+def test_half_of_the_bytes_between_nodes(world):
+    from mpi4py import MPI
+
+    comm = fs.distributed.Communicator(
+        MPI.COMM_WORLD, transport="hierarchy", ranks_per_node=2, wire_dtype=torch.bfloat16
+    )
+    torch.manual_seed(comm.rank)
+    mine = torch.randn(5000)
+    exact, full = world.allreduce_(mine.double()), world.allreduce_(mine.clone())
+    ours = comm.allreduce_(mine)
+    assert torch.equal(world.broadcast_(ours.clone()), ours)
+    torch.testing.assert_close(ours.double(), exact, rtol=2**-7, atol=2**-7)
+    assert comm.size <= 2 or not torch.equal(ours, full)  # it was in fewer bits
+
+
+@pytest.mark.parametrize("options", [{"transport": "gloo"}, {"wire_dtype": torch.float16}])
+def test_unknown_options_are_refused(world, options):
+    with pytest.raises(ValueError, match="must be"):
+        fs.distributed.Communicator(None, **options)
+
+
+def test_duplicates_are_independent(comm):
+    other = comm.duplicate()
+    assert (other.rank, other.size, other.transport) == (comm.rank, comm.size, comm.transport)
+    first, second = torch.ones(2000), torch.full((2000,), 2.0)
+    thread = threading.Thread(target=lambda: other.allreduce_(second, "sum"))
+    if comm.rank % 2 == 0:
+        thread.start()
+        comm.allreduce_(first, "sum")
+    else:
+        comm.allreduce_(first, "sum")
+        thread.start()
+    thread.join()
+    assert (first == comm.size).all()
+    assert (second == 2 * comm.size).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -148,9 +227,7 @@ def test_an_mpi4py_of_another_mpi_is_refused(comm):
 def test_ranks_out_of_step_are_told(comm, what):
     if comm.size == 1:
         return
-    from mpi4py import MPI
-
-    sub = fs.distributed.Communicator(MPI.COMM_WORLD)  # it is of no use afterwards
+    sub = comm.duplicate()  # it is of no use afterwards
     odd = comm.rank == 1
     tensor = torch.ones(5 if what == "length" and odd else 4)
     if what == "dtype" and odd:

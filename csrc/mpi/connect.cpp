@@ -1,0 +1,141 @@
+#include "mpi/connect.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <optional>
+#include <random>
+#include <vector>
+
+#include "core/node_communicator.h"
+#include "core/shared_memory.h"
+#include "mpi/mpi_calls.h"
+#include "mpi/mpi_communicator.h"
+
+namespace fastseq {
+
+namespace {
+
+using Seconds = std::chrono::duration<double>;
+
+// By which the ranks of a node open each other's slots.
+struct Address {
+  std::int64_t pid;
+  std::int64_t descriptor;  // negative: this rank got no shared memory
+  std::uint64_t token;      // what the opened memory must begin its message with: a pid means nothing in a container
+};
+
+int rank_in(MPI_Comm comm) {
+  int rank = 0;
+  check_mpi(MPI_Comm_rank(comm, &rank), "MPI_Comm_rank");
+  return rank;
+}
+
+int size_of(MPI_Comm comm) {
+  int size = 1;
+  check_mpi(MPI_Comm_size(comm, &size), "MPI_Comm_size");
+  return size;
+}
+
+bool on_all_ranks(MPI_Comm comm, bool condition) {
+  int all = condition ? 1 : 0;
+  check_mpi(MPI_Allreduce(MPI_IN_PLACE, &all, 1, MPI_INT, MPI_MIN, comm), "MPI_Allreduce");
+  return all != 0;
+}
+
+MPI_Comm split_nodes(MPI_Comm comm, int ranks_per_node) {
+  MPI_Comm machine = MPI_COMM_NULL;
+  check_mpi(MPI_Comm_split_type(comm, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &machine), "MPI_Comm_split_type");
+  if (ranks_per_node <= 0) return machine;
+  MPI_Comm node = MPI_COMM_NULL;
+  check_mpi(MPI_Comm_split(machine, rank_in(machine) / ranks_per_node, 0, &node), "MPI_Comm_split");
+  check_mpi(MPI_Comm_free(&machine), "MPI_Comm_free");
+  return node;
+}
+
+// Gives the node its group and its memory, on all ranks of `comm` or on none.
+void share_memory(MPI_Comm comm, MPI_Comm node_comm, Seconds timeout, Node& node) {
+  std::optional<SharedMemory> mine = SharedMemory::create(sizeof(NodeGroup::Slot));
+  Address address = {.pid = getpid(),
+                     .descriptor = mine ? mine->descriptor() : -1,
+                     .token = (static_cast<std::uint64_t>(std::random_device{}()) << 32) | std::random_device{}()};
+  const auto slot_of = [](const std::shared_ptr<std::byte>& memory) {
+    return reinterpret_cast<NodeGroup::Slot*>(memory.get());
+  };
+  if (mine) std::memcpy(slot_of(mine->mapping())->message.data(), &address.token, sizeof(address.token));
+  std::vector<Address> addresses(static_cast<std::size_t>(node.size));
+  check_mpi(MPI_Allgather(&address, sizeof(Address), MPI_BYTE, addresses.data(), sizeof(Address), MPI_BYTE, node_comm),
+            "MPI_Allgather");
+
+  auto mappings = std::make_shared<std::vector<std::shared_ptr<std::byte>>>();
+  std::vector<NodeGroup::Slot*> slots;
+  std::vector<int> pids;
+  for (const Address& peer : addresses) {
+    if (!mine || peer.descriptor < 0) break;
+    const bool own = slots.size() == static_cast<std::size_t>(node.rank);
+    const auto theirs = own ? mine
+                            : SharedMemory::open(static_cast<int>(peer.pid), static_cast<int>(peer.descriptor),
+                                                 sizeof(NodeGroup::Slot));
+    if (!theirs) break;
+    NodeGroup::Slot* slot = slot_of(theirs->mapping());
+    if (std::memcmp(slot->message.data(), &peer.token, sizeof(peer.token)) != 0) break;
+    mappings->push_back(theirs->mapping());
+    slots.push_back(slot);
+    pids.push_back(static_cast<int>(peer.pid));
+  }
+  if (!on_all_ranks(comm, slots.size() == addresses.size())) return;
+  mine->close_descriptor();
+  auto group = std::make_unique<NodeGroup>(std::move(slots), node.rank, timeout);
+  auto memory = std::make_unique<NodeMemory>(*group, std::move(pids));
+  if (!on_all_ranks(comm, memory->usable())) return;
+  node.owner = std::move(mappings);
+  node.group = std::move(group);
+  node.memory = std::move(memory);
+}
+
+void connect_nodes(MPI_Comm comm, Node& node) {
+  node.slices = node.size;
+  check_mpi(MPI_Allreduce(MPI_IN_PLACE, &node.slices, 1, MPI_INT, MPI_MIN, comm), "MPI_Allreduce");
+  const int color = node.rank < node.slices ? node.rank : MPI_UNDEFINED;
+  check_mpi(MPI_Comm_split(comm, color, 0, &node.across), "MPI_Comm_split");
+  if (node.across != MPI_COMM_NULL) {
+    check_mpi(MPI_Comm_set_errhandler(node.across, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
+  }
+}
+
+}  // namespace
+
+std::shared_ptr<Communicator> connect(MPI_Comm parent, const ConnectOptions& options) {
+  const std::string& wanted = options.transport;
+  if (constexpr std::array kKnown = {"auto", "shm", "hierarchy", "mpi"};
+      std::ranges::find(kKnown, wanted) == kKnown.end()) {
+    throw CommunicationError("transport must be auto, shm, hierarchy or mpi, got " + wanted);
+  }
+  MPI_Comm comm = MPI_COMM_NULL;
+  check_mpi(MPI_Comm_dup(parent, &comm), "MPI_Comm_dup");
+  check_mpi(MPI_Comm_set_errhandler(comm, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
+  const Seconds timeout(options.timeout_seconds);
+  MPI_Comm node_comm = split_nodes(comm, options.ranks_per_node);
+  Node node;
+  node.rank = rank_in(node_comm);
+  node.size = size_of(node_comm);
+  const bool one_node = on_all_ranks(comm, node.size == size_of(comm));
+  if (wanted == "shm" && !one_node) throw CommunicationError("transport \"shm\" needs all ranks on one machine");
+  if (wanted != "mpi") share_memory(comm, node_comm, timeout, node);
+  check_mpi(MPI_Comm_free(&node_comm), "MPI_Comm_free");
+  if (wanted != "mpi" && wanted != "auto" && !node.memory) {
+    throw CommunicationError("transport \"" + wanted +
+                             "\" needs memory that the ranks of a machine can share: the machine has none left, or its "
+                             "ranks run in containers of their own or as different users");
+  }
+  if (node.memory && one_node && wanted != "hierarchy") {
+    return std::make_shared<NodeCommunicator>(std::move(node.group), std::move(node.memory), std::move(node.owner),
+                                              [comm](int exit_code) { MPI_Abort(comm, exit_code); });
+  }
+  if (node.memory) connect_nodes(comm, node);
+  return std::make_shared<MpiCommunicator>(comm, std::move(node), timeout, options.half_wire);
+}
+
+}  // namespace fastseq

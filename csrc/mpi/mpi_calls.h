@@ -1,0 +1,36 @@
+// Shared by the files of this folder: checked calls, and pieces that MPI can count.
+#pragma once
+
+#include <mpi.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <string>
+
+#include "core/communicator.h"
+
+namespace fastseq {
+
+// One MPI call moves at most this much: counts are ints, and some libraries fail before they overflow.
+inline constexpr std::int64_t kMaxPieceBytes = std::int64_t{1} << 30;
+
+// Raises CommunicationError with MPI's own words.
+inline void check_mpi(int code, const char* call) {
+  if (code == MPI_SUCCESS) return;
+  std::array<char, MPI_MAX_ERROR_STRING> text{};
+  int length = 0;
+  MPI_Error_string(code, text.data(), &length);
+  throw CommunicationError(std::string(call) +
+                           " failed: " + std::string(text.data(), static_cast<std::size_t>(length)));
+}
+
+// Calls piece(first, count) until `total` elements are covered.
+template <class Piece>
+void for_each_piece(std::int64_t total, std::int64_t limit, Piece&& piece) {
+  for (std::int64_t first = 0; first < total; first += limit) {
+    piece(first, static_cast<int>(std::min(limit, total - first)));
+  }
+}
+
+}  // namespace fastseq
