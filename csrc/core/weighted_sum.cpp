@@ -19,7 +19,7 @@ constexpr std::int64_t kBlock = 1024;  // sums of this many elements stay in the
 // to[d][i] = sum over s of factor[s] * from[s][i], for as many destinations as sources. A destination may be a source:
 // that is no dependence from one i to another, which the compiler is told.
 template <std::size_t N, class T>
-FASTSEQ_MULTIVERSION void fused_sum(const T* const* sources, const T* factors, std::int64_t begin, std::int64_t end,
+FASTSEQ_MULTIVERSION void fused_sum(const T* const* sources, const T* factors, std::int64_t numel,
                                     T* const* destinations) {
   std::array<const T*, N> from;
   std::array<T*, N> to;
@@ -28,7 +28,7 @@ FASTSEQ_MULTIVERSION void fused_sum(const T* const* sources, const T* factors, s
   std::copy_n(destinations, N, to.begin());
   std::copy_n(factors, N, factor.begin());
 #pragma GCC ivdep
-  for (std::int64_t i = begin; i < end; ++i) {
+  for (std::int64_t i = 0; i < numel; ++i) {
     T sum = factor[0] * from[0][i];
     for (std::size_t s = 1; s < N; ++s) sum += factor[s] * from[s][i];
     for (std::size_t d = 0; d < N; ++d) to[d][i] = sum;
@@ -71,7 +71,7 @@ template <std::size_t N, class T>
 bool try_fused(std::span<const T* const> sources, std::span<const T> factors, std::int64_t numel,
                std::span<T* const> destinations) {
   if (sources.size() != N || destinations.size() != N) return false;
-  fused_sum<N, T>(sources.data(), factors.data(), 0, numel, destinations.data());
+  fused_sum<N, T>(sources.data(), factors.data(), numel, destinations.data());
   return true;
 }
 
@@ -92,12 +92,10 @@ void weighted_sum(std::span<const void* const> sources, std::span<const double> 
       used.push_back(static_cast<Accumulate<T>>(factors[s]));
     }
     for (void* destination : destinations) to.push_back(static_cast<T*>(destination));
+    // 16-bit types are faster in blocks, where their conversions are loops of their own.
     if constexpr (std::is_same_v<T, Accumulate<T>>) {
-      const std::span<const T* const> a(from);
-      const std::span<const T> f(used);
-      const std::span<T* const> b(to);
-      if (try_fused<1>(a, f, numel, b) || try_fused<2>(a, f, numel, b) || try_fused<3>(a, f, numel, b) ||
-          try_fused<4>(a, f, numel, b)) {
+      if (try_fused<1, T>(from, used, numel, to) || try_fused<2, T>(from, used, numel, to) ||
+          try_fused<3, T>(from, used, numel, to) || try_fused<4, T>(from, used, numel, to)) {
         return;
       }
     }
