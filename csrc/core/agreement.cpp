@@ -21,7 +21,7 @@ Outcome outcome_of(std::span<const Call> calls) {
       outcome.weight += call.weight;
       outcome.value += call.weight * call.value;
     }
-    if (call.flags != 0 && outcome.flagged_rank < 0) outcome.flagged_rank = rank;
+    if ((call.flags & kAlarm) != 0 && outcome.alarmed_rank < 0) outcome.alarmed_rank = rank;
     outcome.flags |= call.flags;
     ++rank;
   }
@@ -44,7 +44,7 @@ Reduced reduced_of(const Outcome& outcome) {
   return {.weight = outcome.weight,
           .value = outcome.weight == 0.0 ? 0.0 : outcome.value / outcome.weight,
           .flags = outcome.flags,
-          .flagged_rank = outcome.flagged_rank};
+          .alarmed_rank = outcome.alarmed_rank};
 }
 
 std::vector<double> factors_of(std::span<const Call> calls, bool mean) {

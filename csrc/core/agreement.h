@@ -34,7 +34,7 @@ struct Outcome {
   double weight = 0;     // sum of weights
   double value = 0;      // sum of weight * value, over ranks with a weight
   std::uint64_t flags = 0;
-  int flagged_rank = -1;  // the lowest rank with any flag
+  int alarmed_rank = -1;  // the lowest rank with kAlarm among its flags
 };
 
 Outcome outcome_of(std::span<const Call> calls);

@@ -31,6 +31,9 @@ class RemoteFailure : public std::runtime_error {
   int rank;
 };
 
+// The flag of which it is told which rank raised it.
+inline constexpr std::uint64_t kAlarm = 1;
+
 // How an allreduce combines the ranks' data, and what travels with it.
 struct Reduction {
   bool mean = true;           // the weighted mean over the ranks, else the plain sum
@@ -45,7 +48,7 @@ struct Reduced {
   double weight = 0.0;  // the sum of the weights; if it is 0, the mean is 0
   double value = 0.0;   // the weighted mean of the values
   std::uint64_t flags = 0;
-  int flagged_rank = -1;  // the lowest rank that had flags
+  int alarmed_rank = -1;  // the lowest rank that raised kAlarm
 };
 
 class Communicator {

@@ -31,7 +31,7 @@ void combine(void* in, void* inout, int* length, MPI_Datatype* /*type*/) {
     b.outcome.same = a.outcome.same && b.outcome.same && a.call.operation == b.call.operation &&
                      a.call.bytes == b.call.bytes && a.call.detail == b.call.detail;
     b.outcome.failed_rank = earlier(a.outcome.failed_rank, b.outcome.failed_rank);
-    b.outcome.flagged_rank = earlier(a.outcome.flagged_rank, b.outcome.flagged_rank);
+    b.outcome.alarmed_rank = earlier(a.outcome.alarmed_rank, b.outcome.alarmed_rank);
     b.outcome.weight += a.outcome.weight;
     b.outcome.value += a.outcome.value;
     b.outcome.flags |= a.outcome.flags;
@@ -52,7 +52,7 @@ Outcome MpiAgreement::agree(const Call& call) {
   // Kept where it is for the time that an unfinished exchange may still write to it.
   auto* ballot = new Ballot{.call = call, .outcome = outcome_of({&call, 1})};
   if (ballot->outcome.failed_rank == 0) ballot->outcome.failed_rank = rank_;
-  if (ballot->outcome.flagged_rank == 0) ballot->outcome.flagged_rank = rank_;
+  if (ballot->outcome.alarmed_rank == 0) ballot->outcome.alarmed_rank = rank_;
   MPI_Request request = MPI_REQUEST_NULL;
   check_mpi(MPI_Iallreduce(MPI_IN_PLACE, ballot, 1, type_, combine_, comm_, &request), "MPI_Iallreduce");
   wait(request);  // on a timeout the ballot stays allocated: MPI has no way to take the request back

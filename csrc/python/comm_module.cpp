@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "core/bucketizer.h"
 #include "core/flat_layout.h"
 #include "core/single_process.h"
 #include "python/bindings.h"
@@ -36,6 +37,7 @@ void register_communicator(const py::module_& m) {
       .def_property_readonly("local_rank", &Communicator::local_rank)
       .def_property_readonly("local_size", &Communicator::local_size)
       .def_property_readonly("transport", &Communicator::transport)
+      .def_property_readonly("any_thread", &Communicator::any_thread)
       .def(
           "allreduce",
           [](Communicator& comm, std::uintptr_t address, std::int64_t numel, DType dtype, bool mean) {
@@ -54,6 +56,47 @@ void register_communicator(const py::module_& m) {
       .def("leave", &Communicator::leave, Released())
       .def("abort", &Communicator::abort, py::arg("exit_code"));
   py::class_<SingleProcess, Communicator, std::shared_ptr<SingleProcess>>(m, "SingleProcess").def(py::init<>());
+}
+
+void register_bucketizer(const py::module_& m) {
+  using Released = py::call_guard<py::gil_scoped_release>;
+  py::class_<Bucketizer>(m, "Bucketizer")
+      .def(py::init([](std::shared_ptr<Communicator> comm, const std::vector<std::int64_t>& numels,
+                       const std::vector<DType>& dtypes, std::int64_t bucket_bytes, bool threaded) {
+             return std::make_unique<Bucketizer>(std::move(comm), numels, dtypes, bucket_bytes, threaded);
+           }),
+           py::arg("comm"), py::arg("numels"), py::arg("dtypes"), py::arg("bucket_bytes"), py::arg("threaded"),
+           Released())
+      .def_property_readonly("bucket_count", &Bucketizer::bucket_count)
+      .def(
+          "buffers",
+          [](const Bucketizer& self) {
+            py::list buffers;
+            for (const Bucketizer::Buffer& b : self.buffers()) {
+              const std::size_t bytes = static_cast<std::size_t>(b.layout.numel) * item_size(b.dtype);
+              buffers.append(py::make_tuple(b.members, b.layout.offsets, Buffer{b.memory, bytes}));
+            }
+            return buffers;
+          },
+          "[(members, offsets, memory), ...], one per dtype.")
+      .def_property_readonly("started", &Bucketizer::started)
+      .def("start", &Bucketizer::start, py::arg("weight"), py::arg("value"))
+      .def(
+          "ready",
+          [](Bucketizer& self, std::int64_t index, std::uintptr_t address) { self.ready(index, to_pointer(address)); },
+          py::arg("index"), py::arg("address"), Released())
+      .def(
+          "finish",
+          [](Bucketizer& self) {
+            Bucketizer::Result result;
+            {
+              const py::gil_scoped_release released;
+              result = self.finish();
+            }
+            return py::make_tuple(result.weight, result.value, result.nonfinite_rank, result.unused);
+          },
+          "(sum of weights, mean value, lowest rank with a non-finite gradient or -1, unused parameters)")
+      .def("abandon", &Bucketizer::abandon, Released());
 }
 
 void register_layout(py::module_& m) {
@@ -88,6 +131,7 @@ PYBIND11_MODULE(_comm, m) {
       .value("float32", DType::kFloat32)
       .value("float64", DType::kFloat64);
   register_communicator(m);
+  register_bucketizer(m);
   register_layout(m);
 }
 

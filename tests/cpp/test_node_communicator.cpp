@@ -101,12 +101,12 @@ TEST(sums_flags_and_values_travel_along) {
                                            {.mean = false,
                                             .weight = rank == 1 ? 0.0 : 2.0,
                                             .value = static_cast<double>(rank),
-                                            .flags = rank >= 2 ? std::uint64_t{1} << rank : 0});
+                                            .flags = rank >= 2 ? kAlarm : 4});
     CHECK(values == (std::array<double, 2>{10.0, 2.0}));
     CHECK_EQ(reduced.weight, 6.0);
     CHECK_EQ(reduced.value, 5.0 / 3.0);
-    CHECK_EQ(reduced.flags, 12U);
-    CHECK_EQ(reduced.flagged_rank, 2);
+    CHECK_EQ(reduced.flags, 5U);
+    CHECK_EQ(reduced.alarmed_rank, 2);
   });
 }
 

@@ -24,12 +24,12 @@ TEST(is_the_only_rank) {
 TEST(its_data_are_their_own_mean_and_sum) {
   SingleProcess comm;
   std::array<float, 3> values = {1, 2, 3};
-  const Reduced mean = comm.allreduce(values.data(), 3, DType::kFloat32, {.weight = 2.5, .value = 7, .flags = 4});
+  const Reduced mean = comm.allreduce(values.data(), 3, DType::kFloat32, {.weight = 2.5, .value = 7, .flags = 5});
   CHECK(values == (std::array<float, 3>{1, 2, 3}));
   CHECK_EQ(mean.weight, 2.5);
   CHECK_EQ(mean.value, 7);
-  CHECK_EQ(mean.flags, 4U);
-  CHECK_EQ(mean.flagged_rank, 0);
+  CHECK_EQ(mean.flags, 5U);
+  CHECK_EQ(mean.alarmed_rank, 0);
   comm.allreduce(values.data(), 3, DType::kFloat32, {.mean = false});
   CHECK(values == (std::array<float, 3>{1, 2, 3}));
   const Reduced none = comm.allreduce(values.data(), 3, DType::kFloat32, {.weight = 0, .value = 7});

@@ -1,0 +1,196 @@
+#include "core/bucketizer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "team.h"
+
+namespace fastseq {
+
+using testing::run_team;
+
+namespace {
+
+const std::vector<std::int64_t> kNumels = {3, 1000, 0, 17, 5000, 1, 64};
+const std::vector<DType> kDTypes = {DType::kFloat32, DType::kFloat32, DType::kFloat32, DType::kFloat64,
+                                    DType::kFloat32, DType::kFloat64, DType::kFloat32};
+
+double gradient_of(int rank, std::size_t parameter, std::int64_t element, int step) {
+  return (static_cast<double>((element * 7 + static_cast<std::int64_t>(parameter) * 3 + step) % 64) - 32) * (rank + 1);
+}
+
+// All parameters' gradients of one rank.
+struct Gradients {
+  std::vector<std::vector<float>> single;
+  std::vector<std::vector<double>> wide;
+
+  Gradients(int rank, int step) {
+    for (std::size_t p = 0; p < kNumels.size(); ++p) {
+      single.emplace_back();
+      wide.emplace_back();
+      for (std::int64_t i = 0; i < kNumels[p]; ++i) {
+        single.back().push_back(static_cast<float>(gradient_of(rank, p, i, step)));
+        wide.back().push_back(gradient_of(rank, p, i, step));
+      }
+    }
+  }
+  const void* at(std::size_t p) const {
+    return kDTypes[p] == DType::kFloat64 ? static_cast<const void*>(wide[p].data()) : single[p].data();
+  }
+};
+
+double averaged(const Bucketizer& buckets, std::size_t parameter, std::int64_t element) {
+  for (const Bucketizer::Buffer& buffer : buckets.buffers()) {
+    for (std::size_t k = 0; k < buffer.members.size(); ++k) {
+      if (buffer.members[k] != static_cast<std::int64_t>(parameter)) continue;
+      const auto index = buffer.layout.offsets[k] + element;
+      return buffer.dtype == DType::kFloat64 ? reinterpret_cast<const double*>(buffer.memory.get())[index]
+                                             : reinterpret_cast<const float*>(buffer.memory.get())[index];
+    }
+  }
+  return std::nan("");
+}
+
+Bucketizer make(const std::shared_ptr<Communicator>& comm, std::int64_t bytes, bool threaded) {
+  return {comm, kNumels, kDTypes, bytes, threaded};
+}
+
+// The team's communicators belong to the team.
+std::shared_ptr<Communicator> borrowed(NodeCommunicator& comm) { return {&comm, [](Communicator*) {}}; }
+
+}  // namespace
+
+TEST(gradients_become_weighted_means) {
+  for (const int size : {1, 2, 3, 4}) {
+    for (const std::int64_t bytes : {1, 4096, 1 << 30}) {
+      for (const bool threaded : {false, true}) {
+        run_team(size, [&](NodeCommunicator& comm) {
+          Bucketizer buckets = make(borrowed(comm), bytes, threaded);
+          if (bytes == 1 << 30) CHECK_EQ(buckets.bucket_count(), 2);  // one per dtype
+          for (int step = 0; step < 3; ++step) {
+            const Gradients mine(comm.rank(), step);
+            const double weight = comm.rank() == 0 ? 3 : 1;
+            buckets.start(weight, comm.rank() * 10.0);
+            // Backward comes from the end, not quite in order.
+            for (const int p : {6, 4, 5, 3, 1, 2, 0}) buckets.ready(p, mine.at(static_cast<std::size_t>(p)));
+            const Bucketizer::Result result = buckets.finish();
+            CHECK_EQ(result.weight, 3.0 + size - 1);
+            CHECK_EQ(result.nonfinite_rank, -1);
+            CHECK(result.unused.empty());
+            double mean_rank = 0;
+            for (int r = 0; r < size; ++r) mean_rank += (r == 0 ? 3.0 : 1.0) * (r + 1) / result.weight;
+            for (std::size_t p = 0; p < kNumels.size(); ++p) {
+              for (std::int64_t i = 0; i < kNumels[p]; ++i) {
+                const double wanted = gradient_of(0, p, i, step) * mean_rank;
+                CHECK(std::abs(averaged(buckets, p, i) - wanted) <= 1e-5 * std::abs(wanted));
+              }
+            }
+          }
+        });
+      }
+    }
+  }
+}
+
+TEST(parameters_without_gradients_are_zeros_and_named) {
+  run_team(3, [](NodeCommunicator& comm) {
+    Bucketizer buckets = make(borrowed(comm), 2000, true);
+    const Gradients mine(comm.rank(), 0);
+    buckets.start(1, 0);
+    for (const std::size_t p : {6U, 1U, 0U}) {
+      if (p != 1 || comm.rank() == 2) buckets.ready(p, mine.at(p));
+    }
+    const Bucketizer::Result result = buckets.finish();
+    CHECK(result.unused == (std::vector<std::int64_t>{2, 3, 4, 5}));
+    CHECK(std::abs(averaged(buckets, 1, 999) - gradient_of(2, 1, 999, 0) / 3) < 1e-5);
+    CHECK_EQ(averaged(buckets, 4, 17), 0.0);
+  });
+}
+
+TEST(a_rank_without_weight_only_listens) {
+  run_team(2, [](NodeCommunicator& comm) {
+    Bucketizer buckets = make(borrowed(comm), 2000, true);
+    Gradients mine(comm.rank(), 0);
+    if (comm.rank() == 0) mine.single[4].assign(mine.single[4].size(), std::numeric_limits<float>::quiet_NaN());
+    buckets.start(comm.rank() == 0 ? 0 : 2, 5);
+    for (std::size_t p = 0; p < kNumels.size(); ++p) buckets.ready(static_cast<std::int64_t>(p), mine.at(p));
+    const Bucketizer::Result result = buckets.finish();
+    CHECK_EQ(result.nonfinite_rank, -1);
+    CHECK_EQ(result.weight, 2);
+    CHECK_EQ(averaged(buckets, 4, 7), gradient_of(1, 4, 7, 0));
+  });
+}
+
+TEST(infinite_and_nan_gradients_are_told_to_all) {
+  for (const float bad : {std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity(),
+                          std::numeric_limits<float>::quiet_NaN()}) {
+    run_team(3, [&](NodeCommunicator& comm) {
+      Bucketizer buckets = make(borrowed(comm), 1, true);
+      Gradients mine(comm.rank(), 0);
+      if (comm.rank() == 1) mine.single[4][4999] = bad;
+      buckets.start(1, 0);
+      for (std::size_t p = 0; p < kNumels.size(); ++p) buckets.ready(static_cast<std::int64_t>(p), mine.at(p));
+      CHECK_EQ(buckets.finish().nonfinite_rank, 1);
+    });
+  }
+}
+
+TEST(misuse_is_refused) {
+  run_team(1, [](NodeCommunicator& comm) {
+    CHECK_THROWS(make(borrowed(comm), 0, false).bucket_count(), std::invalid_argument);
+    Bucketizer buckets = make(borrowed(comm), 1000, true);
+    CHECK_THROWS(buckets.finish(), std::logic_error);
+    const Gradients mine(0, 0);
+    buckets.start(1, 0);
+    CHECK_THROWS(buckets.start(1, 0), std::logic_error);
+    buckets.ready(6, mine.at(6));
+    CHECK_THROWS(buckets.ready(6, mine.at(6)), std::logic_error);
+    buckets.finish();
+  });
+}
+
+TEST(a_rank_that_fails_in_its_step_is_named_and_the_next_step_works) {
+  for (const bool threaded : {false, true}) {
+    run_team(3, [&](NodeCommunicator& comm) {
+      Bucketizer buckets = make(borrowed(comm), 1, threaded);
+      const Gradients mine(comm.rank(), 0);
+      buckets.start(1, 0);
+      buckets.ready(6, mine.at(6));
+      if (comm.rank() == 2) {
+        buckets.abandon();
+        comm.fail("no more");
+      } else {
+        for (std::size_t p = 6; p-- > 0;) buckets.ready(static_cast<std::int64_t>(p), mine.at(p));
+        int failed = -1;
+        try {
+          buckets.finish();
+        } catch (const RemoteFailure& failure) {
+          failed = failure.rank;
+        }
+        CHECK_EQ(failed, 2);
+      }
+      buckets.start(1, 0);
+      for (std::size_t p = 7; p-- > 0;) buckets.ready(static_cast<std::int64_t>(p), mine.at(p));
+      CHECK_EQ(buckets.finish().weight, 3);
+    });
+  }
+}
+
+TEST(ranks_at_different_steps_notice) {
+  run_team(2, [](NodeCommunicator& comm) {
+    Bucketizer buckets = make(borrowed(comm), 1 << 30, false);
+    if (comm.rank() == 0) {
+      buckets.start(1, 0);  // a step that the other rank does not make
+      buckets.abandon();
+    }
+    buckets.start(1, 0);
+    CHECK_THROWS(buckets.finish(), CommunicationError);
+  });
+}
+
+}  // namespace fastseq
