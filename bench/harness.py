@@ -81,7 +81,7 @@ class Bench:
                     times[name].append((time.perf_counter() - begin) / repeats)
         reference = names[0]
         rows = {}
-        self._print(
+        self.say(
             f"\n{case}\n  {'microseconds':34}{'min':>10}{'median':>10}{'p99':>10}"
             f"{'ratio':>8}  quartiles"
         )
@@ -111,12 +111,10 @@ class Bench:
                         {"against": against, "ratio": ratio, "at_most": mark.at_most, "met": met}
                     )
                     other = f" of {against} ({ratio:.2f})" if mark.against else ""
-                    verdict += (
-                        f"mark <= {mark.at_most:.3g}{other}: {'met' if met else 'NOT MET'}  "
-                    )
+                    verdict += f"mark <= {mark.at_most:.3g}{other}: {'met' if met else 'NOT MET'}  "
             figures = "".join(f"{row[key]:10.1f}" for key in ("min_us", "median_us", "p99_us"))
             spread = f"{low:.3f} to {high:.3f}"
-            self._print(f"  {name:34}{figures}{middle:8.3f}  {spread:18}{verdict}".rstrip())
+            self.say(f"  {name:34}{figures}{middle:8.3f}  {spread:18}{verdict}".rstrip())
         self.cases.append(
             {
                 "case": case,
@@ -126,7 +124,7 @@ class Bench:
             }
         )
 
-    def _print(self, text: str) -> None:
+    def say(self, text: str) -> None:
         if self.shown:
             print(text, flush=True)
 
@@ -139,7 +137,7 @@ class Bench:
             for mark in row["marks"]
         ]
         met = sum(mark["met"] for mark in marks)
-        self._print(f"\n{self.name}: {met} of {len(marks)} marks met")
+        self.say(f"\n{self.name}: {met} of {len(marks)} marks met")
         if self.results is None or not self.shown:
             return
         self.results.mkdir(parents=True, exist_ok=True)
@@ -150,7 +148,7 @@ class Bench:
             "cases": self.cases,
         }
         path.write_text(json.dumps(found, indent=1) + "\n")
-        self._print(f"{path}")
+        self.say(f"{path}")
 
 
 def circumstances() -> dict[str, Any]:

@@ -166,14 +166,13 @@ class Estimator:
                 raise TypeError("fit needs targets y, got None")
             data = self._open(x, y, w, mask)
             self._agree(data, count)
-            self._replicas.sync(self.model, self.optimizer)
             plan = self._plan(data)
             trainer = Trainer(
                 self.model, self.loss, self.optimizer, self.spec, self.device, self._replicas
             )
             shown = self.progress and self._replicas.first
             bar = Progress(count * len(plan), shown=shown)
-            with in_mode(self.model, training=True), bar as progress:
+            with trainer, in_mode(self.model, training=True), bar as progress:
                 for _ in range(count):
                     self._run_epoch(trainer, data, plan, progress)
         return self
@@ -291,7 +290,7 @@ class Estimator:
     def _agree(self, data: Sequences, epochs: int) -> None:
         """Make sure that all ranks are about to make the same steps."""
         shape = f"data of {data.steps} steps and {data.count} sequences"
-        self._replicas.agree("the run", f"{shape}\n{epochs} epochs\n{self.spec}")
+        self._replicas.comm.agree("the run", f"{shape}\n{epochs} epochs\n{self.spec}")
         if self._drawn_seed is None:
             self._drawn_seed = int(torch.randint(2**62, ()).item())
         self._drawn_seed = self._replicas.same_number(self._drawn_seed)

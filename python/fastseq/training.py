@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .data.chunks import Chunk
 from .data.sequences import Batch, Sequences
+from .distributed import Bucketizer
 from .errors import NonFiniteError
 from .parallel import Replicas
 from .progress import Progress
@@ -104,7 +105,7 @@ class LossMean:
 
 
 class Trainer:
-    """Makes steps of an optimizer over chunks.
+    """Makes steps of an optimizer over chunks; a context manager, which averages over the ranks.
 
     Parameters
     ----------
@@ -131,7 +132,25 @@ class Trainer:
         self._spec = spec
         self._device = device
         self._replicas = replicas
+        self._model = model
+        self._buckets: Bucketizer | None = None
         self._params = [p for p in model.parameters() if p.requires_grad]
+
+    def __enter__(self) -> Trainer:
+        if not self._replicas.alone:
+            self._buckets = Bucketizer(self._model, self._replicas.comm)
+            self._replicas.sync(self._optimizer)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._buckets is None:
+            return
+        try:
+            if kind is not None:
+                self._buckets.abandon()
+        finally:
+            self._buckets.close()
+            self._buckets = None
 
     def run(
         self, data: Sequences, chunks: Iterable[Chunk], where: str, progress: Progress
@@ -154,19 +173,20 @@ class Trainer:
         if batch is not None:
             loss = chunk_loss(self._loss, self._stateful, to_device(batch, self._device))
             self._stateful.detach()
-            if weight:
-                loss.backward()  # type: ignore[no-untyped-call]
-            loss = loss.detach()
-        if self._replicas.alone:
-            if loss is not None and weight:
-                losses.add(chunk, loss, weight)
+        if not weight:
+            loss = None  # nothing in it counts
+        if self._buckets is not None:
+            value = 0.0 if loss is None else losses.check(chunk, float(loss.detach()))
+            self._buckets.start(weight, value)
+        if loss is not None:
+            loss.backward()  # type: ignore[no-untyped-call]
+        if self._buckets is not None:
+            averaged = self._buckets.wait()
+            if averaged.weight:
+                losses.add_value(averaged.value, averaged.weight)
                 self._update()
-            return
-        value = losses.check(chunk, float(loss)) if loss is not None and weight else 0.0
-        mean, total = self._replicas.mean_loss(value, weight)
-        if total:
-            losses.add_value(mean, total)
-            self._replicas.average_gradients(self._params, weight / total)
+        elif loss is not None:
+            losses.add(chunk, loss.detach(), weight)
             self._update()
 
     def _update(self) -> None:

@@ -6,15 +6,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastseq import _comm
-from fastseq.distributed import FLAT_ALIGNMENT, flat_groups
 
+FLAT_ALIGNMENT = 64  # bytes of a cache line
+NATIVE = {
+    torch.float16: _comm.DType.float16,
+    torch.bfloat16: _comm.DType.bfloat16,
+    torch.float32: _comm.DType.float32,
+    torch.float64: _comm.DType.float64,
+}
 DTYPES = {torch.float16: 2, torch.bfloat16: 2, torch.float32: 4, torch.float64: 8}
 
 
 @given(st.lists(st.tuples(st.integers(0, 200), st.sampled_from(list(DTYPES))), max_size=20))
 def test_tensors_of_a_dtype_lie_in_order_aligned_and_apart(items):
-    tensors = [torch.zeros(numel, dtype=dtype) for numel, dtype in items]
-    groups = flat_groups(tensors)
+    by_dtype = _comm.group_by_dtype([NATIVE[dtype] for _, dtype in items])
+    groups = [
+        (members, _comm.flat_layout([items[i][0] for i in members], dtype, FLAT_ALIGNMENT)[0])
+        for dtype, members in by_dtype
+    ]
     assert sorted(i for members, _ in groups for i in members) == list(range(len(items)))
     assert [items[members[0]][1] for members, _ in groups] == list(
         dict.fromkeys(dtype for _, dtype in items)

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import _comm  # type: ignore[attr-defined]
-from .errors import CommunicationError, MissingFeatureError
+from .. import _comm  # type: ignore[attr-defined]
+from ..errors import CommunicationError, MissingFeatureError
 from .processes import end_together, share_cores, warn_of_forks, warn_of_shared_cores
 
-__all__ = ["Communicator", "communicator", "flat_groups", "world"]
+__all__ = ["Communicator", "communicator", "mpi_library", "native_bucketizer", "world"]
 
 # What Open MPI, MPICH and its relatives, PMIx and MVAPICH tell the processes they start.
 _LAUNCHER = ("OMPI_COMM_WORLD_SIZE", "PMI_RANK", "PMIX_RANK", "MV2_COMM_WORLD_RANK")
@@ -59,6 +61,9 @@ class Communicator:
     ----------
     rank, size
         This process' number, and how many there are.
+    threaded
+        Whether gradients can be exchanged by a thread of their own (always with shared memory;
+        else MPI must allow threads).
     local_rank, local_size
         The same among the processes of this machine.
     transport
@@ -120,6 +125,8 @@ class Communicator:
         self.local_rank: int = self._native.local_rank
         self.local_size: int = self._native.local_size
         self.transport: str = self._native.transport
+        self.threaded: bool = self.size > 1 and self._native.any_thread
+        self._busy = ""
 
     def __repr__(self) -> str:
         return f"Communicator(rank={self.rank}, size={self.size}, transport={self.transport!r})"
@@ -143,7 +150,7 @@ class Communicator:
             return torch.zeros(numel, dtype=dtype, device=device)
         if numel == 0:
             return torch.zeros(0, dtype=dtype)
-        memory = self._native.allocate(numel * dtype.itemsize)
+        memory = self._free()._native.allocate(numel * dtype.itemsize)
         return torch.frombuffer(memory, dtype=dtype, count=numel)
 
     def allreduce_(self, tensor: Tensor, op: str = "mean") -> Tensor:
@@ -166,13 +173,15 @@ class Communicator:
         if tensor.dtype not in _DTYPES:
             raise TypeError(f"allreduce_ takes floating-point tensors, got {tensor.dtype}")
         host = _on_host(tensor)
-        self._native.allreduce(host.data_ptr(), host.numel(), _DTYPES[host.dtype], op == "mean")
+        self._free()._native.allreduce(
+            host.data_ptr(), host.numel(), _DTYPES[host.dtype], op == "mean"
+        )
         return _return_to(tensor, host)
 
     def broadcast_(self, tensor: Tensor, root: int = 0) -> Tensor:
         """Replace `tensor` by that of rank `root`; any dtype, one shape on all ranks."""
         host = _on_host(tensor)
-        self._native.broadcast(host.data_ptr(), host.numel() * host.element_size(), root)
+        self._free()._native.broadcast(host.data_ptr(), host.numel() * host.element_size(), root)
         return _return_to(tensor, host)
 
     def duplicate(self) -> Communicator:
@@ -181,7 +190,50 @@ class Communicator:
 
     def barrier(self) -> None:
         """Wait until all ranks are here."""
-        self._native.barrier()
+        self._free()._native.barrier()
+
+    def agree(self, what: str, value: str) -> None:
+        """Raise `ValueError` on all ranks unless `value` is the same on all of them.
+
+        The message names the first line in which the lowest such rank differs from rank 0.
+        """
+        first = self.broadcast_bytes(value.encode(), 0).decode()
+        differs = torch.zeros(self.size)
+        differs[self.rank] = float(value != first)
+        ranks = self.allreduce_(differs, "sum").nonzero().flatten().tolist()
+        if not ranks:
+            return
+        other = self.broadcast_bytes(value.encode(), ranks[0]).decode()
+        lines = zip_longest(other.splitlines(), first.splitlines(), fillvalue="nothing")
+        theirs, ours = next((a, b) for a, b in lines if a != b)
+        raise ValueError(
+            f"{what} differs between ranks: rank {ranks[0]} has {theirs}, rank 0 {ours}"
+        )
+
+    def broadcast_bytes(self, data: bytes, root: int) -> bytes:
+        """Return rank `root`'s bytes."""
+        length = torch.tensor(len(data), dtype=torch.int64)
+        buffer = torch.empty(int(self.broadcast_(length, root)), dtype=torch.uint8)
+        if self.rank == root:
+            buffer.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+        return bytes(self.broadcast_(buffer, root).numpy())
+
+    @contextmanager
+    def reserved(self, user: str) -> Iterator[None]:
+        """Keep the communicator for `user`: other calls raise `RuntimeError` meanwhile."""
+        self._busy = user
+        try:
+            yield
+        finally:
+            self._busy = ""
+
+    def _free(self) -> Communicator:
+        if self._busy:
+            raise RuntimeError(
+                f"the communicator is in use by {self._busy}: finish that first, or use "
+                "duplicate() of the communicator"
+            )
+        return self
 
     def fail(self, message: str) -> None:
         """Make all other ranks raise `RemoteError` with `message`, at their next call."""
@@ -210,27 +262,16 @@ def _return_to(tensor: Tensor, host: Tensor) -> Tensor:
     return tensor
 
 
-def flat_groups(tensors: Sequence[Tensor]) -> list[tuple[list[int], list[int]]]:
-    """Plan flat buffers for tensors: one per dtype, in which each starts at a cache line.
+def native_bucketizer(comm: Communicator, tensors: Sequence[Tensor], bucket_bytes: int) -> Any:
+    """Make the native bucketizer for gradients of these tensors. Collective."""
+    return _comm.Bucketizer(
+        comm._native,
+        [t.numel() for t in tensors],
+        [_DTYPES[t.dtype] for t in tensors],
+        bucket_bytes,
+        comm.threaded,
+    )
 
-    Returns
-    -------
-    list
-        ``(indices, offsets)`` per dtype: which tensors go into the buffer that
-        ``pack(…, FLAT_ALIGNMENT)`` makes of them, and at which elements they start.
-    """
-    groups = _comm.group_by_dtype([_DTYPES[t.dtype] for t in tensors])
-    return [
-        (
-            members,
-            _comm.flat_layout([tensors[i].numel() for i in members], dtype, FLAT_ALIGNMENT)[0],
-        )
-        for dtype, members in groups
-    ]
-
-
-FLAT_ALIGNMENT: int = _comm.FLAT_ALIGNMENT
-"""Bytes to whose multiples tensors in flat buffers are aligned: a cache line."""
 
 _world: Communicator | None = None
 
@@ -305,7 +346,7 @@ def _launched() -> bool:
 
 def _mpi_module() -> Any:
     try:
-        from . import _mpi  # type: ignore[attr-defined]
+        from .. import _mpi  # type: ignore[attr-defined]
     except ImportError as error:
         raise MissingFeatureError(
             "fastseq was built without MPI, or its MPI library is gone: install one (for example "

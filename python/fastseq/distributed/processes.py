@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .errors import RemoteError
+from ..errors import RemoteError
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from .distributed import Communicator
+    from .comm import Communicator
 
 __all__ = ["end_together", "share_cores", "warn_of_forks", "warn_of_shared_cores"]
 

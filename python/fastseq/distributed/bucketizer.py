@@ -1,0 +1,274 @@
+"""Gradients averaged over ranks while backward is still running."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import NonFiniteError
+from .comm import Communicator, communicator, native_bucketizer
+from .staging import Staging
+
+__all__ = ["Averaged", "Bucketizer"]
+
+BUCKET_BYTES = 4 * 2**20
+"""The default size of a bucket: what `bench/bench_step.py` found good on several models."""
+
+_NONFINITE = ("raise", "skip", "ignore")
+_UNUSED = ("none", "error")
+
+
+class Averaged(NamedTuple):
+    """What all ranks know after a step."""
+
+    weight: float
+    """The sum of the ranks' weights; 0: no rank had data, and the optimizer must not step."""
+    value: float
+    """The mean of the ranks' values."""
+    finite: bool
+    """Whether all gradients were finite."""
+
+
+class Bucketizer:
+    """Averages a model's gradients over the ranks, overlapping the exchange with backward.
+
+    Gradients are gathered once, into memory that the other ranks see; there they are averaged, and
+    from there the optimizer reads them: after `wait` each ``.grad`` is a view of it. The result is
+    the same on all ranks bit for bit, and with shared memory does not depend on `bucket_bytes`.
+
+    Parameters
+    ----------
+    model
+        Its trainable parameters are those of all ranks: rank 0's parameters and buffers are
+        broadcast when this is made.
+    comm
+        The ranks, as in `communicator`. From the first gradient of a step until `wait` nobody else
+        may use it; give others a `Communicator.duplicate`.
+    bucket_bytes
+        How much is exchanged at a time.
+    nonfinite
+        An infinite or NaN gradient on any rank: ``"raise"`` raises `NonFiniteError` on all ranks,
+        ``"skip"`` tells it in `Averaged.finite`, so that all ranks can leave out the step;
+        ``"ignore"`` does nothing.
+    unused
+        Parameters that got no gradient on any rank: ``"none"`` leaves their ``.grad`` None,
+        ``"error"`` raises `RuntimeError` on all ranks and names them. One that got none on some
+        ranks counts as zero there.
+
+    Raises
+    ------
+    ValueError
+        The ranks' models or options differ; a model without trainable parameters.
+
+    Examples
+    --------
+    >>> model = nn.Linear(3, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> buckets = Bucketizer(model)
+    >>> for x, y in [(torch.ones(2, 3), torch.ones(2, 1))]:
+    ...     optimizer.zero_grad()
+    ...     nn.functional.mse_loss(model(x), y).backward()
+    ...     _ = buckets.wait()
+    ...     optimizer.step()
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        comm: Any = "auto",
+        *,
+        bucket_bytes: int = BUCKET_BYTES,
+        nonfinite: str = "raise",
+        unused: str = "none",
+    ) -> None:
+        if nonfinite not in _NONFINITE:
+            raise ValueError(f"nonfinite must be one of {_NONFINITE}, got {nonfinite!r}")
+        if unused not in _UNUSED:
+            raise ValueError(f"unused must be one of {_UNUSED}, got {unused!r}")
+        if bucket_bytes <= 0:
+            raise ValueError(f"bucket_bytes must be positive, got {bucket_bytes}")
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        if not named:
+            raise ValueError("the model has no trainable parameters: nothing to average")
+        self._comm: Communicator = communicator(comm)
+        self._names = [name for name, _ in named]
+        self._params = [p for _, p in named]
+        self._nonfinite = nonfinite
+        self._unused = unused
+        self._paused = False
+        self._given = [False] * len(named)
+        self._kept: list[Tensor] = []  # gradients that had to be copied first
+        self._in_use: Any = None
+        whole = [*model.named_parameters(), *model.named_buffers()]
+        lines = [f"{name} {tuple(t.shape)} {t.dtype} {t.requires_grad}" for name, t in whole]
+        self._comm.agree("the model", "\n".join([*lines, f"buckets of {bucket_bytes} bytes"]))
+        with torch.no_grad():
+            for _, tensor in whole:
+                self._comm.broadcast_(tensor)
+        self._native = native_bucketizer(self._comm, self._params, bucket_bytes)
+        places = self._views()
+        on_host = all(p.device.type == "cpu" for p in self._params)
+        self._staging = None if on_host else Staging(self._params, places)
+        self._places = self._staging.device_places if self._staging else places
+        self._addresses = [place.data_ptr() for place in places]
+        self._hooks = [
+            p.register_post_accumulate_grad_hook(self._hook(i))  # type: ignore[no-untyped-call]
+            for i, p in enumerate(self._params)
+        ]
+
+    def _views(self) -> list[Tensor]:
+        """Return each gradient's place in the flat buffers, strided as its parameter is."""
+        views: list[Tensor] = [torch.empty(0)] * len(self._params)
+        for members, offsets, memory in self._native.buffers():
+            if memoryview(memory).nbytes == 0:
+                flat = torch.empty(0, dtype=self._params[members[0]].dtype)
+            else:
+                flat = torch.frombuffer(memory, dtype=self._params[members[0]].dtype)
+            for i, offset in zip(members, offsets, strict=True):
+                p = self._params[i]
+                strides = p.stride() if _is_dense(p) else torch.empty(p.shape).stride()
+                views[i] = flat.as_strided(p.shape, strides, offset)
+        return views
+
+    def _hook(self, index: int) -> Callable[[Tensor], None]:
+        def ready(param: Tensor) -> None:
+            if not self._paused:
+                if not self._native.started:
+                    self.start()
+                self._give(index, param)
+
+        return ready
+
+    def _give(self, index: int, param: Tensor) -> None:
+        grad = param.grad
+        if grad is None or grad.layout != torch.strided:
+            raise TypeError(
+                f"the gradient of {self._names[index]} is {grad if grad is None else grad.layout}; "
+                "only dense gradients can be averaged (nn.Embedding: sparse=False)"
+            )
+        self._given[index] = True
+        if self._staging is not None:
+            self._staging.fetch(index, grad)
+            return
+        if grad.stride() != self._places[index].stride():
+            grad = torch.empty_like(self._places[index]).copy_(grad)
+            self._kept.append(grad)
+        self._native.ready(index, grad.data_ptr())
+
+    def start(self, weight: float = 1.0, value: float = 0.0) -> None:
+        """Begin a step, before backward. Without it, the first gradient begins one, of weight 1.
+
+        Parameters
+        ----------
+        weight
+            Of this rank's gradients in the mean: the samples behind them, say. With weight 0 they
+            are not looked at.
+        value
+            A number to average by the same weights: the loss, say.
+
+        Raises
+        ------
+        RuntimeError
+            A step is under way.
+        """
+        self._native.start(weight, value)
+        self._in_use = self._comm.reserved("a Bucketizer's step")
+        self._in_use.__enter__()
+
+    def wait(self) -> Averaged:
+        """Exchange what is left, wait for all of it, and point each ``.grad`` at its mean.
+
+        Raises
+        ------
+        NonFiniteError
+            As `nonfinite` says.
+        RuntimeError
+            No step is under way, or as `unused` says.
+        RemoteError, CommunicationError
+            Another rank has failed, does something else, or does not come.
+        """
+        try:
+            if self._native.started:
+                self._give_rest()
+            weight, value, nonfinite_rank, unused = self._native.finish()
+        finally:
+            self._release()
+        for p, place in zip(self._params, self._places, strict=True):
+            p.grad = place
+        for i in unused:
+            self._params[i].grad = None
+        if self._staging is not None:
+            self._staging.send_back()
+        if nonfinite_rank >= 0 and self._nonfinite == "raise":
+            raise NonFiniteError(
+                f"rank {nonfinite_rank} has an infinite or NaN gradient: lower the learning rate, "
+                "clip, or look for NaN in its data"
+            )
+        if unused and self._unused == "error":
+            names = ", ".join(self._names[i] for i in unused)
+            raise RuntimeError(f"these parameters got no gradient on any rank: {names}")
+        return Averaged(weight, value, nonfinite_rank < 0)
+
+    def _give_rest(self) -> None:
+        """Hand over what came while no hook listened, and what was still on its way."""
+        for i, p in enumerate(self._params):
+            if p.grad is not None and not self._given[i]:
+                self._give(i, p)
+        if self._staging is not None:
+            for i in self._staging.fetched():
+                self._native.ready(i, self._addresses[i])
+
+    def abandon(self) -> None:
+        """End a step that failed on this rank: finish the exchanges that were begun.
+
+        Raises what those raise. Without a step under way nothing happens.
+        """
+        try:
+            if self._native.started:
+                self._native.abandon()
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        self._kept.clear()
+        self._given = [False] * len(self._params)
+        if self._in_use is not None:
+            self._in_use.__exit__(None, None, None)
+            self._in_use = None
+
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Accumulate gradients on this rank alone: for all but the last backward of a step."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+
+    def close(self) -> None:
+        """Let go of the model: its gradients become its own again, and no hook is left."""
+        for hook in self._hooks:
+            hook.remove()
+        for p, place in zip(self._params, self._places, strict=True):
+            if p.grad is place:
+                p.grad = place.clone()
+        if self._staging is not None:
+            self._staging.close()
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether a tensor's elements fill their memory without gaps, in whatever order."""
+    expected = 1
+    for size, stride in sorted(
+        zip(tensor.shape, tensor.stride(), strict=True), key=lambda pair: pair[1]
+    ):
+        if size == 1:
+            continue
+        if stride != expected:
+            return False
+        expected *= size
+    return True
