@@ -98,7 +98,7 @@ class Bucketizer {
   std::vector<const void*> gradients_;
   std::vector<bool> seen_;  // ready, or known to have none
   std::vector<bool> used_;  // ready
-  std::size_t next_ = 0;  // the bucket that goes out next
+  std::size_t next_ = 0;    // the bucket that goes out next
 
   // What the communicating thread and the caller share.
   struct Job {

@@ -75,6 +75,8 @@ class Communicator {
   // Memory for buffers that are exchanged often: aligned to a cache line, zeroed, freed with the last reference. Seen
   // by the other ranks of this node if that can be had. Collective.
   virtual std::shared_ptr<std::byte> allocate(std::size_t bytes) = 0;
+  // Whether other ranks see these data where they lie.
+  virtual bool is_shared(const void* data, std::size_t bytes) const = 0;
 
   // Tells the others, in place of this rank's next call, that it has failed and why. Returns when they know.
   virtual void fail(std::string_view message) = 0;

@@ -85,6 +85,10 @@ std::shared_ptr<std::byte> NodeCommunicator::allocate(std::size_t bytes) {
   return shared ? shared : allocate_aligned(bytes);
 }
 
+bool NodeCommunicator::is_shared(const void* data, std::size_t bytes) const {
+  return memory_->place_of(data, bytes) != kPrivate;
+}
+
 void NodeCommunicator::fail(std::string_view message) {
   group_->set_message(message);
   Call call{};

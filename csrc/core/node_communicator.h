@@ -25,6 +25,7 @@ class NodeCommunicator final : public Communicator {
   void broadcast(std::span<std::byte> data, int root) override;
   void barrier() override;
   std::shared_ptr<std::byte> allocate(std::size_t bytes) override;
+  bool is_shared(const void* data, std::size_t bytes) const override;
   void fail(std::string_view message) override;
   void leave() override;
   [[noreturn]] void abort(int exit_code) override;

@@ -21,6 +21,7 @@ class SingleProcess final : public Communicator {
   void broadcast(std::span<std::byte> data, int root) override;
   void barrier() override {}
   std::shared_ptr<std::byte> allocate(std::size_t bytes) override { return allocate_aligned(bytes); }
+  bool is_shared(const void* /*data*/, std::size_t /*bytes*/) const override { return false; }
   void fail(std::string_view /*message*/) override {}
   void leave() override {}
   [[noreturn]] void abort(int exit_code) override;

@@ -172,6 +172,10 @@ std::shared_ptr<std::byte> MpiCommunicator::allocate(std::size_t bytes) {
   return shared ? shared : allocate_aligned(bytes);
 }
 
+bool MpiCommunicator::is_shared(const void* data, std::size_t bytes) const {
+  return hierarchical() && node_.memory->place_of(data, bytes) != kPrivate;
+}
+
 void MpiCommunicator::fail(std::string_view message) {
   failure_ = message;
   Call call{};

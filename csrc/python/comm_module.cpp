@@ -52,6 +52,8 @@ void register_communicator(const py::module_& m) {
           py::arg("address"), py::arg("bytes"), py::arg("root"), Released())
       .def("barrier", &Communicator::barrier, Released())
       .def("allocate", [](Communicator& comm, std::size_t bytes) { return Buffer{comm.allocate(bytes), bytes}; })
+      .def("is_shared", [](const Communicator& comm,
+                           const Buffer& buffer) { return comm.is_shared(buffer.memory.get(), buffer.bytes); })
       .def("fail", &Communicator::fail, py::arg("message"), Released())
       .def("leave", &Communicator::leave, Released())
       .def("abort", &Communicator::abort, py::arg("exit_code"));

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
@@ -151,7 +152,18 @@ class Communicator:
         if numel == 0:
             return torch.zeros(0, dtype=dtype)
         memory = self._free()._native.allocate(numel * dtype.itemsize)
+        self._warn_unless_shared(memory)
         return torch.frombuffer(memory, dtype=dtype, count=numel)
+
+    def _warn_unless_shared(self, memory: Any) -> None:
+        if self.local_size > 1 and self.transport != "mpi" and not self._native.is_shared(memory):
+            warnings.warn(
+                f"no shared memory of {memoryview(memory).nbytes} bytes could be had on some rank: "
+                "these data go through small shared pieces instead, more slowly; give the job more "
+                "memory",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     def allreduce_(self, tensor: Tensor, op: str = "mean") -> Tensor:
         """Replace `tensor` by its mean or sum over all ranks, the same bits on each.
@@ -264,13 +276,20 @@ def _return_to(tensor: Tensor, host: Tensor) -> Tensor:
 
 def native_bucketizer(comm: Communicator, tensors: Sequence[Tensor], bucket_bytes: int) -> Any:
     """Make the native bucketizer for gradients of these tensors. Collective."""
-    return _comm.Bucketizer(
+    for tensor in tensors:
+        if tensor.dtype not in _DTYPES:
+            raise TypeError(f"only floating-point gradients can be averaged, got {tensor.dtype}")
+    native = _comm.Bucketizer(
         comm._native,
         [t.numel() for t in tensors],
         [_DTYPES[t.dtype] for t in tensors],
         bucket_bytes,
         comm.threaded,
     )
+    for _, _, memory in native.buffers():
+        if memoryview(memory).nbytes:
+            comm._warn_unless_shared(memory)
+    return native
 
 
 _world: Communicator | None = None

@@ -1,0 +1,374 @@
+"""Gradients averaged by `Bucketizer`, beside the mean that plain torch computes."""
+
+from __future__ import annotations
+
+import copy
+import time
+
+import pytest
+import torch
+from torch import nn
+
+import fastseq as fs
+from fastseq.distributed import Bucketizer
+
+
+def ranks_models(comm, make, inputs, weights=None):
+    """Return rank-averaged gradients of a model as one process would compute them."""
+    weights = weights or [1.0] * comm.size
+    total = {}
+    for rank in range(comm.size):
+        torch.manual_seed(0)
+        model = make()
+        model(inputs(rank)).square().sum().backward()
+        for name, p in model.named_parameters():
+            if p.grad is not None:
+                total.setdefault(name, torch.zeros_like(p))
+                total[name] += p.grad * (weights[rank] / sum(weights))
+    return total
+
+
+def inputs_of(*shape):
+    def inputs(rank):
+        return torch.randn(*shape, generator=torch.Generator().manual_seed(100 + rank))
+
+    return inputs
+
+
+def step(comm, model, buckets, x):
+    model.zero_grad()
+    model(x).square().sum().backward()
+    return buckets.wait()
+
+
+def small():
+    return nn.Sequential(nn.Linear(7, 33), nn.Tanh(), nn.Linear(33, 5), nn.Linear(5, 1))
+
+
+def made(make):
+    torch.manual_seed(0)
+    return make()
+
+
+def assert_close(model, wanted):
+    for name, p in model.named_parameters():
+        if name in wanted:
+            torch.testing.assert_close(p.grad, wanted[name], rtol=1e-5, atol=1e-6)
+        else:
+            assert p.grad is None, name
+
+
+def assert_same_bits_on_all_ranks(comm, model):
+    for p in model.parameters():
+        if p.grad is not None:
+            assert torch.equal(comm.broadcast_(p.grad.clone()), p.grad)
+
+
+@pytest.fixture(params=["shm", "mpi", "hierarchy of 2"], scope="module")
+def transport(request):
+    return request.param
+
+
+@pytest.fixture
+def comm(transport, world):
+    from mpi4py import MPI
+
+    name, _, ranks_per_node = transport.partition(" of ")
+    options = {"transport": name, "ranks_per_node": int(ranks_per_node or 0)}
+    return fs.distributed.Communicator(MPI.COMM_WORLD, **options)
+
+
+class Odd(nn.Module):
+    """Parameters of every awkward kind."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 3, 3, padding=1).to(memory_format=torch.channels_last)
+        self.empty = nn.Parameter(torch.zeros(0))
+        self.scalar = nn.Parameter(torch.tensor(0.5))
+        self.tied = nn.Linear(3, 3)
+        self.again = nn.Linear(3, 3)
+        self.again.weight = self.tied.weight
+        self.transposed = nn.Parameter(torch.randn(5, 3).T)
+        self.frozen = nn.Parameter(torch.ones(3), requires_grad=False)
+        self.unused = nn.Parameter(torch.ones(11))
+
+    def forward(self, x):
+        x = self.conv(x.reshape(-1, 2, 4, 4)).mean((2, 3)) * self.scalar + self.frozen
+        return self.again(self.tied(self.tied(x))) @ self.transposed + self.empty.sum()
+
+
+@pytest.mark.parametrize("bucket_bytes", [1, 500, 4 << 20])
+@pytest.mark.parametrize(("make", "shape"), [(small, (4, 7)), (Odd, (3, 2, 4, 4))])
+def test_gradients_are_the_mean(comm, make, shape, bucket_bytes):
+    inputs = inputs_of(*shape)
+    model = made(make)
+    buckets = Bucketizer(model, comm, bucket_bytes=bucket_bytes)
+    for _ in range(3):
+        averaged = step(comm, model, buckets, inputs(comm.rank))
+        assert averaged == (comm.size, 0.0, True)
+        assert_close(model, ranks_models(comm, make, inputs))
+        assert_same_bits_on_all_ranks(comm, model)
+
+
+def test_shared_memory_gives_the_same_bits_for_all_bucket_sizes(world):
+    found = []
+    for bucket_bytes in (1, 3000, 1 << 20):
+        model = made(small)
+        buckets = Bucketizer(model, world, bucket_bytes=bucket_bytes)
+        step(world, model, buckets, inputs_of(4, 7)(world.rank))
+        found.append([p.grad.clone() for p in model.parameters()])
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def test_weights_and_values(comm):
+    model, inputs = made(small), inputs_of(4, 7)
+    buckets = Bucketizer(model, comm)
+    weights = [float(rank) for rank in range(1, comm.size)] + [3.0]
+    if comm.size > 1:
+        weights[0] = 0.0
+    buckets.start(weights[comm.rank], value=10.0 * comm.rank)
+    if weights[comm.rank]:
+        model(inputs(comm.rank)).square().sum().backward()
+    averaged = buckets.wait()
+    assert averaged.weight == sum(weights)
+    mean = sum(10.0 * r * w for r, w in enumerate(weights)) / sum(weights)
+    assert averaged.value == pytest.approx(mean)
+    assert_close(model, ranks_models(comm, small, inputs, weights))
+
+
+def test_a_step_in_which_no_rank_has_data(comm):
+    model = made(small)
+    buckets = Bucketizer(model, comm)
+    buckets.start(weight=0.0)
+    assert buckets.wait().weight == 0
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_steps_with_either_zero_grad_and_replaced_gradients(comm, set_to_none):
+    model, inputs = made(small), inputs_of(4, 7)
+    buckets = Bucketizer(model, comm, bucket_bytes=300)
+    wanted = ranks_models(comm, small, inputs)
+    for turn in range(4):
+        model.zero_grad(set_to_none=set_to_none)
+        if turn == 2:
+            for p in model.parameters():
+                p.grad = torch.zeros_like(p)
+        model(inputs(comm.rank)).square().sum().backward()
+        buckets.wait()
+        assert_close(model, wanted)
+
+
+def test_accumulation_without_sync(comm):
+    model, inputs = made(small), inputs_of(4, 7)
+    buckets = Bucketizer(model, comm, bucket_bytes=300)
+    for _ in range(2):
+        model.zero_grad()
+        with buckets.no_sync():
+            for _ in range(2):
+                model(inputs(comm.rank)).square().sum().backward()
+        model(inputs(comm.rank)).square().sum().backward()
+        buckets.wait()
+        wanted = {n: 3 * g for n, g in ranks_models(comm, small, inputs).items()}
+        assert_close(model, wanted)
+
+
+def test_gradients_of_an_accumulation_alone_are_not_lost(comm):
+    model = nn.ModuleDict({"a": nn.Linear(2, 1), "b": nn.Linear(2, 1)})
+    buckets = Bucketizer(model, comm)
+    x = torch.full((1, 2), comm.rank + 1.0)
+    with buckets.no_sync():
+        model["a"](x).sum().backward()  # the last backward does not touch a
+    model["b"](x).sum().backward()
+    buckets.wait()
+    mean = (comm.size + 1) / 2
+    assert model["a"].weight.grad[0].tolist() == pytest.approx([mean, mean])
+    assert model["b"].weight.grad[0].tolist() == pytest.approx([mean, mean])
+
+
+def test_a_second_backward_is_refused(comm):
+    model, x = made(small), torch.ones(1, 7)
+    buckets = Bucketizer(model, comm)
+    model(x).sum().backward()
+    with pytest.raises(RuntimeError, match="no_sync"):
+        model(x).sum().backward()
+    buckets.abandon()
+    step(comm, model, buckets, x)
+
+
+def test_parameters_unused_on_some_ranks_count_as_zero(comm):
+    model = nn.ModuleDict({"a": nn.Linear(2, 1), "b": nn.Linear(2, 1), "c": nn.Linear(2, 1)})
+    buckets = Bucketizer(model, comm, bucket_bytes=4)
+    out = model["a"](torch.ones(1, 2))
+    if comm.rank == comm.size - 1:
+        out = out + model["b"](torch.ones(1, 2))
+    out.sum().backward()
+    buckets.wait()
+    assert model["a"].bias.grad.item() == pytest.approx(1)
+    assert model["b"].bias.grad.item() == pytest.approx(1 / comm.size)
+    assert model["c"].bias.grad is None
+    buckets.close()
+    model.zero_grad()
+    strict = Bucketizer(model, comm, unused="error")
+    model["a"](torch.ones(1, 2)).sum().backward()
+    with pytest.raises(RuntimeError, match=r"no gradient on any rank: b.weight, b.bias, c.weight"):
+        strict.wait()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_non_finite_gradients(comm, dtype, bad):
+    failing = comm.size - 1
+    for policy in ("raise", "skip", "ignore"):
+        model = nn.Linear(600, 3).to(dtype)
+        buckets = Bucketizer(model, comm, nonfinite=policy)
+        model(torch.ones(1, 600, dtype=dtype)).sum().backward()
+        model.zero_grad()
+        if buckets._native.started:
+            buckets.wait()
+        x = torch.ones(1, 600, dtype=dtype)
+        if comm.rank == failing:
+            x[0, 77] = bad
+        model(x).sum().backward()
+        if policy == "raise":
+            with pytest.raises(fs.NonFiniteError, match=f"rank {failing} has an infinite or NaN"):
+                buckets.wait()
+        else:
+            assert buckets.wait().finite is False
+        x[0, 77] = 1
+        model.zero_grad()
+        model(x).sum().backward()
+        assert buckets.wait().finite
+
+
+def test_mixed_dtypes(comm):
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4).double(), nn.Linear(4, 2).bfloat16())
+    buckets = Bucketizer(model, comm, bucket_bytes=8)
+    x = torch.full((2, 3), comm.rank + 1.0)
+    hidden = model[1](model[0](x).double())
+    model[2](hidden.bfloat16()).float().sum().backward()
+    mine = [p.grad.clone() for p in model.parameters()]
+    buckets.wait()
+    exact = [torch.stack([comm.broadcast_(g.clone(), r) for r in range(comm.size)]) for g in mine]
+    for p, all_ranks in zip(model.parameters(), exact, strict=True):
+        mean = all_ranks.double().mean(0)
+        tolerance = 2e-2 if p.dtype == torch.bfloat16 else 1e-6
+        torch.testing.assert_close(p.grad.double(), mean, rtol=tolerance, atol=tolerance)
+
+
+def test_two_reducers_at_once_and_the_user_s_own_traffic(comm):
+    from mpi4py import MPI
+
+    first, second = made(small), made(small)
+    other = comm.duplicate()
+    a = Bucketizer(first, comm, bucket_bytes=200)
+    b = Bucketizer(second, other, bucket_bytes=200)
+    inputs = inputs_of(4, 7)
+    total = []
+
+    def traffic(grad):
+        total.append(MPI.COMM_WORLD.allreduce(1))
+        return grad
+
+    for _ in range(5):
+        first.zero_grad()
+        second.zero_grad()
+        hidden = first(inputs(comm.rank))
+        hidden.register_hook(traffic)
+        (hidden.square().sum() + second(inputs(comm.rank)).square().sum()).backward()
+        a.wait()
+        b.wait()
+    wanted = ranks_models(comm, small, inputs)
+    assert_close(first, wanted)
+    assert_close(second, wanted)
+    assert total == [comm.size] * 5
+
+
+def test_the_communicator_is_the_reducer_s_until_wait(comm):
+    model = made(small)
+    buckets = Bucketizer(model, comm)
+    model(torch.ones(1, 7)).sum().backward()
+    with pytest.raises(RuntimeError, match="in use by a Bucketizer's step"):
+        comm.barrier()
+    buckets.wait()
+    comm.barrier()
+
+
+def test_random_haste(world):
+    """Ranks that are early or late by chance: the same results as in step."""
+    model, inputs = made(small), inputs_of(4, 7)
+    buckets = Bucketizer(model, world, bucket_bytes=64)
+    wanted = ranks_models(world, small, inputs)
+    random = torch.Generator().manual_seed(world.rank)
+    for _ in range(60):
+        model.zero_grad()
+        time.sleep(0.003 * float(torch.rand(1, generator=random)))
+        model(inputs(world.rank)).square().sum().backward()
+        time.sleep(0.003 * float(torch.rand(1, generator=random)))
+        buckets.wait()
+        assert_close(model, wanted)
+
+
+def test_parameters_are_those_of_rank_0(comm):
+    torch.manual_seed(comm.rank)
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    model[1].running_mean += comm.rank
+    Bucketizer(model, comm)
+    for tensor in model.state_dict().values():
+        assert torch.equal(comm.broadcast_(tensor.clone()), tensor)
+
+
+def test_models_that_differ_are_refused(comm):
+    if comm.size == 1:
+        return
+    model = nn.Linear(3, 4 if comm.rank == 1 else 3)
+    with pytest.raises(ValueError, match=r"rank 1 has weight \(4, 3\) .* rank 0 weight \(3, 3\)"):
+        Bucketizer(model, comm)
+    with pytest.raises(ValueError, match=r"rank 1 has buckets of 9 bytes, rank 0 buckets of 8"):
+        Bucketizer(nn.Linear(3, 3), comm, bucket_bytes=9 if comm.rank == 1 else 8)
+
+
+def test_bad_arguments(comm):
+    model = nn.Linear(1, 1)
+    for options in ({"nonfinite": "warn"}, {"unused": "zero"}, {"bucket_bytes": 0}):
+        with pytest.raises(ValueError, match="must be"):
+            Bucketizer(model, comm, **options)
+    with pytest.raises(ValueError, match="no trainable parameters"):
+        Bucketizer(nn.Tanh(), comm)
+    with pytest.raises(RuntimeError, match="no step is under way"):
+        Bucketizer(model, comm).wait()
+    sparse = nn.Embedding(3, 2, sparse=True)
+    buckets = Bucketizer(sparse, comm)
+    with pytest.raises(TypeError, match=r"gradient of weight is torch.sparse_coo"):
+        sparse(torch.tensor([1])).sum().backward()
+    buckets.abandon()
+
+
+def test_close_gives_the_model_back(comm):
+    model = made(small)
+    buckets = Bucketizer(model, comm)
+    x = inputs_of(4, 7)(comm.rank)
+    step(comm, model, buckets, x)
+    before = [p.grad.clone() for p in model.parameters()]
+    buckets.close()
+    assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), before, strict=True))
+    model.zero_grad()
+    model(x).square().sum().backward()  # nobody listens
+    copy.deepcopy(model)
+    with pytest.raises(RuntimeError, match="no step is under way"):
+        buckets.wait()
+
+
+def test_clipping_after_averaging_is_each_rank_s_own(comm):
+    model = made(small)
+    buckets = Bucketizer(model, comm)
+    step(comm, model, buckets, inputs_of(4, 7)(comm.rank))
+    before = [p.grad.clone() for p in model.parameters()]
+    norm = nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+    comm.barrier()
+    for p, g in zip(model.parameters(), before, strict=True):
+        torch.testing.assert_close(p.grad, g * (0.5 / (norm + 1e-6)))
+    assert_same_bits_on_all_ranks(comm, model)
