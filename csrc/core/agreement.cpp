@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cstddef>
+#include <cstdio>
 
 namespace fastseq {
 
@@ -78,6 +79,13 @@ std::string describe_disagreement(std::span<const Call> calls) {
     ++rank;
   }
   return message + "; every rank must make the same calls";
+}
+
+std::string timeout_message(int rank, double seconds, const std::string& missing) {
+  std::array<char, 32> text{};
+  std::snprintf(text.data(), text.size(), "%g", seconds);
+  return "rank " + std::to_string(rank) + " waited " + text.data() + " s for " + missing +
+         ": still at work, stuck or dead? (timeout=... waits longer)";
 }
 
 std::string out_of_step_message(int rank, Operation operation) {

@@ -53,6 +53,9 @@ std::string describe_disagreement(std::span<const Call> calls);
 // "rank 1: cannot allreduce: …"
 std::string out_of_step_message(int rank, Operation operation);
 
+// "rank 0 waited 600 s for rank 2: …"
+std::string timeout_message(int rank, double seconds, const std::string& missing);
+
 const char* operation_name(Operation operation);
 
 }  // namespace fastseq

@@ -139,8 +139,7 @@ void NodeGroup::give_up() {
     if (reached(slots_[static_cast<std::size_t>(r)]->arrived.load(), epoch_)) continue;
     missing += (missing.empty() ? "rank " : ", rank ") + std::to_string(r);
   }
-  throw CommunicationError("rank " + std::to_string(rank_) + " waited " + std::to_string(timeout_.count()) + " s for " +
-                           missing + ": still at work, stuck or dead? (timeout=… waits longer)");
+  throw CommunicationError(timeout_message(rank_, timeout_.count(), missing));
 }
 
 }  // namespace fastseq

