@@ -1,6 +1,6 @@
 """Run all benches: python bench/run.py [--quick] [--results FOLDER].
 
-Those for MPI run under mpirun with 2 ranks.
+Those for MPI run under mpirun, with as many ranks as they are listed with.
 """
 
 from __future__ import annotations
@@ -11,8 +11,15 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-ALONE = ("bench_fit.py", "bench_bmm.py", "bench_pack.py")
-UNDER_MPI = ("bench_allreduce.py",)
+BENCHES = (
+    ("bench_fit.py", 0),
+    ("bench_bmm.py", 0),
+    ("bench_pack.py", 0),
+    ("bench_allreduce.py", 2),
+    ("bench_allreduce.py", 4),
+    ("bench_step.py", 2),
+    ("bench_hosts.py", 0),
+)
 # Open MPI refuses to start as root unless told; containers often are.
 AS_ROOT = ("ALLOW_RUN_AS_ROOT", "ALLOW_RUN_AS_ROOT_CONFIRM")
 
@@ -20,10 +27,11 @@ AS_ROOT = ("ALLOW_RUN_AS_ROOT", "ALLOW_RUN_AS_ROOT_CONFIRM")
 def main() -> None:
     options = sys.argv[1:]
     environment = {f"{kind}_{name}": "1" for kind in ("OMPI", "PRTE") for name in AS_ROOT}
+    environment["PRTE_MCA_rmaps_default_mapping_policy"] = ":oversubscribe"
     environment |= os.environ
     failed = []
-    for name in ALONE + UNDER_MPI:
-        launcher = ["mpirun", "-n", "2"] if name in UNDER_MPI else []
+    for name, ranks in BENCHES:
+        launcher = ["mpirun", "-n", str(ranks)] if ranks else []
         command = [*launcher, sys.executable, str(HERE / name), *options]
         if subprocess.run(command, env=environment, check=False).returncode:
             failed.append(name)
