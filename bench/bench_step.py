@@ -48,6 +48,9 @@ class Recurrent(nn.Module):
         return self.lstm(x)[0]  # type: ignore[no-any-return]
 
 
+# Steps in a row, as in training; after a change of loops the caches hold another model.
+REPEATS = 8
+
 CASES = [
     ("transformer, 10 x 2", Transformer, 10, 2),
     ("transformer, 32 x 8", Transformer, 32, 8),
@@ -74,7 +77,7 @@ def step_of(model: nn.Module, x: Tensor, average: Callable[[], object]) -> Calla
 def main() -> None:
     comm = fs.distributed.world()
     start_gloo(comm)
-    bench = Bench.from_arguments(f"step_{comm.size}", rounds=40, shown=comm.rank == 0)
+    bench = Bench.from_arguments(f"step_{comm.size}", rounds=20, shown=comm.rank == 0)
     for name, make, steps, batch in CASES:
         torch.manual_seed(0)
         model = make()
@@ -97,7 +100,7 @@ def main() -> None:
         marks = []
         if name in WHOLE_STEPS:
             marks.append(Mark(OURS, 1 / WHOLE_STEPS[name], DDP))
-        bench.compare(f"{name}, {comm.size} ranks", loops, marks=tuple(marks))
+        bench.compare(f"{name}, {comm.size} ranks", loops, repeats=REPEATS, marks=tuple(marks))
         report_additions(bench, most=0.3)
         buckets.close()
     bench.write(ranks=comm.size)

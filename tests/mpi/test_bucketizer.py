@@ -98,6 +98,15 @@ class Odd(nn.Module):
         return self.again(self.tied(self.tied(x))) @ self.transposed + self.empty.sum()
 
 
+@pytest.fixture(params=[1, 2], ids=["exchanged in wait", "exchanged by a thread"])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("bucket_bytes", [1, 500, 4 << 20])
 @pytest.mark.parametrize(("make", "shape"), [(small, (4, 7)), (Odd, (3, 2, 4, 4))])
 def test_gradients_are_the_mean(comm, make, shape, bucket_bytes):
@@ -259,6 +268,7 @@ def test_mixed_dtypes(comm):
         torch.testing.assert_close(p.grad.double(), mean, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.usefixtures("threads")
 def test_two_reducers_at_once_and_the_user_s_own_traffic(comm):
     from mpi4py import MPI
 
@@ -297,6 +307,7 @@ def test_the_communicator_is_the_reducer_s_until_wait(comm):
     comm.barrier()
 
 
+@pytest.mark.usefixtures("threads")
 def test_random_haste(world):
     """Ranks that are early or late by chance: the same results as in step."""
     model, inputs = made(small), inputs_of(4, 7)

@@ -275,7 +275,11 @@ def _return_to(tensor: Tensor, host: Tensor) -> Tensor:
 
 
 def native_bucketizer(comm: Communicator, tensors: Sequence[Tensor], bucket_bytes: int) -> Any:
-    """Make the native bucketizer for gradients of these tensors. Collective."""
+    """Make the native bucketizer for gradients of these tensors. Collective.
+
+    It has a thread of its own only where the rank has a second core for it: on a single one, that
+    thread would only interrupt backward.
+    """
     for tensor in tensors:
         if tensor.dtype not in _DTYPES:
             raise TypeError(f"only floating-point gradients can be averaged, got {tensor.dtype}")
@@ -284,7 +288,7 @@ def native_bucketizer(comm: Communicator, tensors: Sequence[Tensor], bucket_byte
         [t.numel() for t in tensors],
         [_DTYPES[t.dtype] for t in tensors],
         bucket_bytes,
-        comm.threaded,
+        comm.threaded and torch.get_num_threads() > 1,
     )
     for _, _, memory in native.buffers():
         if memoryview(memory).nbytes:
