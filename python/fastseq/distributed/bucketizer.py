@@ -100,6 +100,7 @@ class Bucketizer:
         self._nonfinite = nonfinite
         self._unused = unused
         self._paused = False
+        self._closed = False
         self._given = [False] * len(named)
         self._kept: list[Tensor] = []  # gradients that had to be copied first
         self._in_use: Any = None
@@ -115,9 +116,11 @@ class Bucketizer:
         self._staging = None if on_host else Staging(self._params, places)
         self._places = self._staging.device_places if self._staging else places
         self._addresses = [place.data_ptr() for place in places]
+        # One bucket is full when backward has ended: nothing is gained by listening to it.
+        listening = enumerate(self._params if self._native.bucket_count > 1 else [])
         self._hooks = [
             p.register_post_accumulate_grad_hook(self._hook(i))  # type: ignore[no-untyped-call]
-            for i, p in enumerate(self._params)
+            for i, p in listening
         ]
 
     def _views(self) -> list[Tensor]:
@@ -192,8 +195,14 @@ class Bucketizer:
             Another rank has failed, does something else, or does not come.
         """
         try:
+            if not self._native.started and not self._hooks and self._has_gradients():
+                self.start()
             if self._native.started:
-                self._give_rest()
+                try:
+                    self._give_rest()
+                except BaseException:
+                    self._native.abandon()
+                    raise
             weight, value, nonfinite_rank, unused = self._native.finish()
         finally:
             self._release()
@@ -212,6 +221,9 @@ class Bucketizer:
             names = ", ".join(self._names[i] for i in unused)
             raise RuntimeError(f"these parameters got no gradient on any rank: {names}")
         return Averaged(weight, value, nonfinite_rank < 0)
+
+    def _has_gradients(self) -> bool:
+        return not self._closed and any(p.grad is not None for p in self._params)
 
     def _give_rest(self) -> None:
         """Hand over what came while no hook listened, and what was still on its way."""
@@ -253,6 +265,7 @@ class Bucketizer:
         """Let go of the model: its gradients become its own again, and no hook is left."""
         for hook in self._hooks:
             hook.remove()
+        self._closed = True
         for p, place in zip(self._params, self._places, strict=True):
             if p.grad is place:
                 p.grad = place.clone()

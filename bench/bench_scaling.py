@@ -1,0 +1,65 @@
+"""`fit` on 2 ranks beside `fit` on one, with the same work per rank; run under mpirun -n 2.
+
+One rank trains alone while the other waits asleep; then both train together on twice the sequences.
+The ratio of their times is 1 ÷ efficiency. What the machine itself allows is shown by both training
+at once but apart, each for itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from harness import Bench, Mark
+from torch.nn.functional import mse_loss
+
+import fastseq as fs
+
+OVER_ONE = "fit on {} ranks"
+# hidden units, batchsize, seqsize, steps of the series: about a second of work each
+CASES = [(10, 20, 10, 2000), (64, 32, 25, 1500), (256, 20, 10, 300)]
+
+
+def fit_of(
+    comm: fs.distributed.Communicator | None, hidden: int, batch: int, seqsize: int, steps: int
+) -> Callable[[], object]:
+    ranks = 1 if comm is None else comm.size
+    torch.manual_seed(0)
+    x = torch.randn(steps, batch * ranks, 10)
+    y = x.mean(2, keepdim=True)
+    model = fs.nn.Chain(torch.nn.LSTM(10, hidden), torch.nn.Linear(hidden, 1))
+    spec = {"epochs": 1, "batchsize": batch, "seqsize": seqsize}
+    adamw = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    est = fs.Estimator(model, fs.seqloss(mse_loss), adamw, spec, comm=comm, progress=False, seed=0)
+    return lambda: est.fit(x, y)
+
+
+def main() -> None:
+    comm = fs.distributed.world()
+    torch.set_num_threads(1)
+    bench = Bench.from_arguments(f"scaling_{comm.size}", rounds=12, shown=comm.rank == 0)
+    for hidden, *sizes in CASES:
+        together = fit_of(comm, hidden, *sizes)
+        alone = fit_of(None, hidden, *sizes)
+
+        def apart(ranks: int, alone: Callable[[], object] = alone) -> None:
+            if comm.rank < ranks:
+                alone()
+            comm.barrier()
+
+        name = OVER_ONE.format(comm.size)
+        bench.compare(
+            f"LSTM(10,{hidden})+Linear, batchsize {sizes[0]} per rank, seqsize {sizes[1]}",
+            {
+                "fit on 1 rank": partial(apart, 1),
+                f"{comm.size} fits at once, apart": partial(apart, comm.size),
+                name: together,
+            },
+            marks=(Mark(name, 1 / 0.9),),
+        )
+    bench.write(ranks=comm.size)
+
+
+if __name__ == "__main__":
+    main()
