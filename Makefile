@@ -79,9 +79,9 @@ cuda-compile: venv
 python-test: build
 	FASTSEQ_REQUIRE_MPI=1 $(BIN)/python -m pytest -m "not slow"
 
-# The same tests on 1, 2 and 3 ranks; a test that is skipped for want of MPI counts as failed.
+# The same tests on 1 to 4 ranks; a test that is skipped for want of MPI counts as failed.
 mpi-test: build
-	for ranks in 1 2 3; do \
+	for ranks in 1 2 3 4; do \
 	  FASTSEQ_REQUIRE_MPI=1 $(MPIRUN) -n $$ranks $(BIN)/python -m pytest -q tests/mpi || exit 1; \
 	done
 
