@@ -61,7 +61,9 @@ Bucketizer make(const std::shared_ptr<Communicator>& comm, std::int64_t bytes, b
 }
 
 // The team's communicators belong to the team.
-std::shared_ptr<Communicator> borrowed(NodeCommunicator& comm) { return {&comm, [](Communicator*) {}}; }
+std::shared_ptr<Communicator> borrowed(NodeCommunicator& comm) {
+  return {&comm, [](Communicator*) {}};
+}
 
 }  // namespace
 

@@ -100,3 +100,31 @@ def test_utilities_take_estimators():
     assert fs.net2vec(est).numel() == 149
     with pytest.raises(TypeError, match="got str"):
         fs.namedparams("model")
+
+
+def test_net2grad_is_a_view_where_gradients_follow_each_other():
+    model = nn.Sequential(nn.Linear(4, 16), nn.Linear(16, 16))
+    plain = torch.randn(sum(p.numel() for p in model.parameters()))
+    flat = plain.clone()
+    offset = 0
+    for p in model.parameters():
+        p.grad = flat[offset : offset + p.numel()].view(p.shape)
+        offset += p.numel()
+    vector = fs.net2grad(model)
+    assert torch.equal(vector, plain)
+    assert vector.data_ptr() == flat.data_ptr()
+    model[0].bias.grad = model[0].bias.grad.clone()  # one that lies elsewhere
+    vector = fs.net2grad(model)
+    assert torch.equal(vector, plain)
+    assert vector.data_ptr() != flat.data_ptr()
+
+
+def test_net2grad_of_averaged_gradients_is_no_copy():
+    model = nn.Sequential(nn.Linear(4, 16), nn.Linear(16, 16))
+    buckets = fs.distributed.Bucketizer(model, None)
+    model(torch.ones(2, 4)).sum().backward()
+    wanted = fs.net2grad(model).clone()
+    buckets.wait()
+    vector = fs.net2grad(model)
+    assert torch.equal(vector, wanted)
+    assert vector.data_ptr() == model[0].weight.grad.data_ptr()
