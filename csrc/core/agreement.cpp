@@ -30,15 +30,12 @@ Outcome outcome_of(std::span<const Call> calls) {
 }
 
 Call allreduce_call(std::int64_t numel, DType dtype, const Reduction& reduction) {
-  Call call{};
-  call.operation = Operation::kAllreduce;
-  call.bytes = numel * static_cast<std::int64_t>(item_size(dtype));
-  call.detail = reduction.sequence * 8 + static_cast<std::int64_t>(dtype) * 2 + (reduction.mean ? 1 : 0);
-  call.weight = reduction.weight;
-  call.value = reduction.value;
-  call.flags = reduction.flags;
-  call.place = kPrivate;
-  return call;
+  return {.operation = Operation::kAllreduce,
+          .bytes = numel * static_cast<std::int64_t>(item_size(dtype)),
+          .detail = reduction.sequence * 8 + static_cast<std::int64_t>(dtype) * 2 + (reduction.mean ? 1 : 0),
+          .weight = reduction.weight,
+          .value = reduction.value,
+          .flags = reduction.flags};
 }
 
 Reduced reduced_of(const Outcome& outcome) {

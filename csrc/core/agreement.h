@@ -14,18 +14,19 @@ namespace fastseq {
 
 enum class Operation : std::int64_t { kAllreduce = 1, kBroadcast, kBarrier, kAllocate, kLeave, kFail };
 
+inline constexpr std::int64_t kPrivate = -1;
+
 // Plain data: it lies in shared memory and is sent as bytes.
 struct Call {
-  Operation operation;
-  std::int64_t bytes;
-  std::int64_t detail;  // whatever else must be the same on all ranks: a dtype, a root, a step and a bucket
-  double weight;        // of this rank's data in a mean
-  double value;         // a number to average along, by the same weights
-  std::uint64_t flags;  // or'ed together
-  std::int64_t place;   // where this rank's data lies in memory that the others see; kPrivate if nowhere
-  std::int64_t handle;  // by which the others can open this rank's memory
+  Operation operation = Operation::kBarrier;
+  std::int64_t bytes = 0;
+  std::int64_t detail = 0;        // whatever else must be the same on all ranks: a dtype, a root, a step and a bucket
+  double weight = 0;              // of this rank's data in a mean
+  double value = 0;               // a number to average along, by the same weights
+  std::uint64_t flags = 0;        // or'ed together
+  std::int64_t place = kPrivate;  // where this rank's data lies in memory that the others see; kPrivate if nowhere
+  std::int64_t handle = -1;       // by which the others can open this rank's memory
 };
-inline constexpr std::int64_t kPrivate = -1;
 
 // All ranks' calls taken together.
 struct Outcome {

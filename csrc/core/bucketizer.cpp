@@ -8,6 +8,10 @@
 
 #include "core/copy_finite.h"
 
+#ifdef __unix__
+#include <unistd.h>
+#endif
+
 namespace fastseq {
 
 namespace {
@@ -32,6 +36,7 @@ Bucketizer::Bucketizer(std::shared_ptr<Communicator> comm, std::span<const std::
   }
   for (DTypeGroup& group : group_by_dtype(dtypes)) {
     std::vector<std::int64_t> lengths;
+    lengths.reserve(group.members.size());
     for (const std::int64_t i : group.members) lengths.push_back(numels_[static_cast<std::size_t>(i)]);
     FlatLayout layout = flat_layout(lengths, group.dtype, kFlatAlignment);
     auto memory = comm_->allocate(static_cast<std::size_t>(layout.numel) * item_size(group.dtype));
@@ -43,13 +48,22 @@ Bucketizer::Bucketizer(std::shared_ptr<Communicator> comm, std::span<const std::
   }
   plan(bucket_bytes);
   reset();
+#ifdef __unix__
+  process_ = getpid();
+#endif
   if (threaded) thread_ = std::thread([this] { work(); });
 }
 
 Bucketizer::~Bucketizer() {
   if (!thread_.joinable()) return;
+#ifdef __unix__
+  if (getpid() != process_) {  // a forked child has no such thread
+    thread_.detach();
+    return;
+  }
+#endif
   {
-    const std::lock_guard lock(mutex_);
+    const std::scoped_lock lock(mutex_);
     stopping_ = true;
     queue_.clear();
   }
@@ -131,7 +145,7 @@ void Bucketizer::launch_full_buckets() {
 
 void Bucketizer::submit(std::size_t bucket, std::uint64_t flags) {
   {
-    const std::lock_guard lock(mutex_);
+    const std::scoped_lock lock(mutex_);
     if (error_) return;
     queue_.push_back({bucket, flags});
   }

@@ -114,6 +114,7 @@ class Bucketizer {
   std::uint64_t flags_ = 0;
   Result result_;
   std::thread thread_;
+  int process_ = 0;  // that has the thread
 };
 
 }  // namespace fastseq

@@ -1,6 +1,8 @@
 #include "core/flat_layout.h"
 
 #include <algorithm>
+#include <cstddef>
+#include <cstring>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -31,6 +33,17 @@ FlatLayout flat_layout(std::span<const std::int64_t> numels, DType dtype, std::i
     layout.numel = round_up(layout.numel + numel, unit);
   }
   return layout;
+}
+
+void zero_gaps(std::span<const std::int64_t> numels, const FlatLayout& layout, DType dtype, void* flat) {
+  const std::size_t item = item_size(dtype);
+  for (std::size_t i = 0; i < numels.size(); ++i) {
+    const std::int64_t begin = layout.offsets[i] + numels[i];
+    const std::int64_t end = i + 1 < numels.size() ? layout.offsets[i + 1] : layout.numel;
+    if (begin == end) continue;
+    std::memset(static_cast<std::byte*>(flat) + static_cast<std::size_t>(begin) * item, 0,
+                static_cast<std::size_t>(end - begin) * item);
+  }
 }
 
 std::vector<DTypeGroup> group_by_dtype(std::span<const DType> dtypes) {

@@ -1,4 +1,4 @@
-// Where each of many tensors lies in a flat buffer: pure arithmetic, no memory is touched.
+// Where each of many tensors lies in a flat buffer.
 #pragma once
 
 #include <cstdint>
@@ -21,6 +21,9 @@ struct FlatLayout {
 // Raises std::invalid_argument for a negative numel, an alignment below the item size that is not 1, or one that is no
 // multiple of the item size. alignment == 1 means dense: no gaps.
 FlatLayout flat_layout(std::span<const std::int64_t> numels, DType dtype, std::int64_t alignment);
+
+// Writes zeros to what lies between the tensors, of `numels` elements each, in a buffer of this layout.
+void zero_gaps(std::span<const std::int64_t> numels, const FlatLayout& layout, DType dtype, void* flat);
 
 // Tensors of one dtype share a buffer. Groups come in order of first appearance, members in order.
 struct DTypeGroup {

@@ -11,6 +11,13 @@
 #define FASTSEQ_HAS_MULTIVERSION 0
 #endif
 
+// Before a loop: no iteration writes what another one reads, whatever its pointers are.
+#if defined(__GNUC__) && !defined(__clang__)
+#define FASTSEQ_INDEPENDENT _Pragma("GCC ivdep")
+#else
+#define FASTSEQ_INDEPENDENT
+#endif
+
 namespace fastseq {
 
 // The instruction set that multiversioned functions run with here: "x86-64-v4" (AVX-512), "x86-64-v3" (AVX2) or

@@ -46,6 +46,7 @@ Reduced NodeCommunicator::allreduce(void* data, std::int64_t numel, DType dtype,
   const std::vector<double> factors = factors_of(calls, reduction.mean);
   if (small) {
     std::vector<const void*> sources;
+    sources.reserve(calls.size());
     for (int r = 0; r < size(); ++r) sources.push_back(group_->small_of(r));
     weighted_sum(sources, factors, numel, dtype, {{data}});
     return reduced;
@@ -62,26 +63,16 @@ Reduced NodeCommunicator::allreduce(void* data, std::int64_t numel, DType dtype,
 
 void NodeCommunicator::broadcast(std::span<std::byte> data, int root) {
   check_root(root, size());
-  Call call{};
-  call.operation = Operation::kBroadcast;
-  call.bytes = static_cast<std::int64_t>(data.size());
-  call.detail = root;
-  agree(call);
+  const auto bytes = static_cast<std::int64_t>(data.size());
+  agree({.operation = Operation::kBroadcast, .bytes = bytes, .detail = root});
   memory_->broadcast(data, root);
 }
 
-void NodeCommunicator::barrier() {
-  Call call{};
-  call.operation = Operation::kBarrier;
-  agree(call);
-}
+void NodeCommunicator::barrier() { agree({.operation = Operation::kBarrier}); }
 
 std::shared_ptr<std::byte> NodeCommunicator::allocate(std::size_t bytes) {
-  Call call{};
-  call.operation = Operation::kAllocate;
-  call.bytes = static_cast<std::int64_t>(bytes);
-  agree(call);
-  std::shared_ptr<std::byte> shared = memory_->allocate(bytes);
+  agree({.operation = Operation::kAllocate, .bytes = static_cast<std::int64_t>(bytes)});
+  auto shared = memory_->allocate(bytes);
   return shared ? shared : allocate_aligned(bytes);
 }
 
@@ -91,16 +82,12 @@ bool NodeCommunicator::is_shared(const void* data, std::size_t bytes) const {
 
 void NodeCommunicator::fail(std::string_view message) {
   group_->set_message(message);
-  Call call{};
-  call.operation = Operation::kFail;
-  agree(call);
+  agree({.operation = Operation::kFail});
 }
 
 void NodeCommunicator::leave() {
   if (out_of_step_) return;
-  Call call{};
-  call.operation = Operation::kLeave;
-  agree(call);
+  agree({.operation = Operation::kLeave});
   out_of_step_ = true;
 }
 

@@ -21,9 +21,7 @@ NodeMemory::NodeMemory(NodeGroup& group, std::vector<int> pids)
 
 std::shared_ptr<std::byte> NodeMemory::allocate(std::size_t bytes) {
   std::optional<SharedMemory> mine = SharedMemory::create(std::max<std::size_t>(bytes, 1));
-  Call call{};
-  call.operation = Operation::kAllocate;
-  call.handle = mine ? mine->descriptor() : -1;
+  Call call{.operation = Operation::kAllocate, .handle = mine ? mine->descriptor() : -1};
   const std::vector<Call> calls = group_.exchange(call);
 
   std::vector<std::shared_ptr<std::byte>> mappings;
@@ -37,19 +35,19 @@ std::shared_ptr<std::byte> NodeMemory::allocate(std::size_t bytes) {
     mappings.push_back(theirs->mapping());
   }
   call.flags = mappings.size() == calls.size() ? 0 : 1;
-  if (outcome_of(group_.exchange(call)).flags != 0) return nullptr;
+  if (outcome_of(group_.exchange(call)).flags != 0 || !mine) return nullptr;
   mine->close_descriptor();
 
   Region region{.bytes = mine->size(), .id = next_id_++, .peers = {}};
   for (const auto& mapping : mappings) region.peers.push_back(mapping.get());
   std::byte* start = mine->data();
   {
-    const std::lock_guard lock(regions_->mutex);
+    const std::scoped_lock lock(regions_->mutex);
     regions_->start_of[region.id] = start;
     regions_->by_start[start] = region;
   }
   return {start, [regions = regions_, mappings, id = region.id](const std::byte* pointer) {
-            const std::lock_guard lock(regions->mutex);
+            const std::scoped_lock lock(regions->mutex);
             regions->by_start.erase(pointer);
             regions->start_of.erase(id);
           }};
@@ -57,7 +55,7 @@ std::shared_ptr<std::byte> NodeMemory::allocate(std::size_t bytes) {
 
 std::int64_t NodeMemory::place_of(const void* data, std::size_t bytes) const {
   const auto* begin = static_cast<const std::byte*>(data);
-  const std::lock_guard lock(regions_->mutex);
+  const std::scoped_lock lock(regions_->mutex);
   const auto found = regions_->by_start.lower_bound(begin);  // the last region that starts at or before data
   if (found == regions_->by_start.end()) return kPrivate;
   const auto offset = static_cast<std::size_t>(begin - found->first);
@@ -66,7 +64,7 @@ std::int64_t NodeMemory::place_of(const void* data, std::size_t bytes) const {
 }
 
 Peers NodeMemory::at(std::int64_t place) const {
-  const std::lock_guard lock(regions_->mutex);
+  const std::scoped_lock lock(regions_->mutex);
   const std::byte* start = regions_->start_of.at(place >> kOffsetBits);
   Peers peers = regions_->by_start.at(start).peers;
   for (std::byte*& peer : peers) peer += place & ((std::int64_t{1} << kOffsetBits) - 1);

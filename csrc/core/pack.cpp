@@ -1,12 +1,12 @@
 #include "core/pack.h"
 
-#include <algorithm>
 #include <cstddef>
 #include <cstring>
 #include <vector>
 
 #include "core/dispatch.h"
 #include "core/isa.h"
+#include "core/pieces.h"
 
 namespace fastseq {
 
@@ -37,28 +37,11 @@ void scale_copy(const T* from, std::int64_t count, double scale, T* to) {
   }
 }
 
-// Calls piece(i, first, last) for the part [first, last) of tensor i that lies in [begin, end) of all elements taken
-// together. `starts` holds each tensor's first element in that count.
-template <class Piece>
-void for_pieces(std::span<const std::int64_t> starts, std::int64_t begin, std::int64_t end, Piece&& piece) {
-  auto i = static_cast<std::size_t>(std::ranges::upper_bound(starts, begin) - starts.begin()) - 1;
-  for (; i + 1 < starts.size() && starts[i] < end; ++i) {
-    const std::int64_t first = std::max(begin - starts[i], std::int64_t{0});
-    const std::int64_t last = std::min(end, starts[i + 1]) - starts[i];
-    if (first < last) piece(i, first, last);
-  }
-}
-
-std::vector<std::int64_t> element_starts(std::span<const std::int64_t> numels) {
-  std::vector<std::int64_t> starts(numels.size() + 1, 0);
-  for (std::size_t i = 0; i < numels.size(); ++i) starts[i + 1] = starts[i] + numels[i];
-  return starts;
-}
-
 }  // namespace
 
 void pack(std::span<const void* const> tensors, std::span<const std::int64_t> numels, const FlatLayout& layout,
           DType dtype, double scale, void* flat, ParallelFor parallel_for) {
+  zero_gaps(numels, layout, dtype, flat);
   const std::vector<std::int64_t> starts = element_starts(numels);
   dispatch(dtype, [&]<class T>(Type<T>) {
     auto* out = static_cast<T*>(flat);
@@ -68,13 +51,6 @@ void pack(std::span<const void* const> tensors, std::span<const std::int64_t> nu
       });
     };
     for_ranges(parallel_for, starts.back(), kGrainBytes / static_cast<std::int64_t>(sizeof(T)), body);
-    for (std::size_t i = 0; i < numels.size(); ++i) {
-      const std::int64_t gap_begin = layout.offsets[i] + numels[i];
-      const std::int64_t gap_end = i + 1 < numels.size() ? layout.offsets[i + 1] : layout.numel;
-      if (gap_begin < gap_end) {
-        std::memset(static_cast<void*>(out + gap_begin), 0, static_cast<std::size_t>(gap_end - gap_begin) * sizeof(T));
-      }
-    }
   });
 }
 

@@ -27,7 +27,7 @@ FASTSEQ_MULTIVERSION void fused_sum(const T* const* sources, const T* factors, s
   std::copy_n(sources, N, from.begin());
   std::copy_n(destinations, N, to.begin());
   std::copy_n(factors, N, factor.begin());
-#pragma GCC ivdep
+  FASTSEQ_INDEPENDENT
   for (std::int64_t i = 0; i < numel; ++i) {
     T sum = factor[0] * from[0][i];
     for (std::size_t s = 1; s < N; ++s) sum += factor[s] * from[s][i];

@@ -85,7 +85,7 @@ void share_memory(MPI_Comm comm, MPI_Comm node_comm, Seconds timeout, Node& node
     slots.push_back(slot);
     pids.push_back(static_cast<int>(peer.pid));
   }
-  if (!on_all_ranks(comm, slots.size() == addresses.size())) return;
+  if (!on_all_ranks(comm, slots.size() == addresses.size()) || !mine) return;
   mine->close_descriptor();
   auto group = std::make_unique<NodeGroup>(std::move(slots), node.rank, timeout);
   auto memory = std::make_unique<NodeMemory>(*group, std::move(pids));

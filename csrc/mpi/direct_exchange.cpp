@@ -37,6 +37,7 @@ class Piece {
     const Slice mine = slice(rank_);
     const std::size_t bytes = bytes_of(mine);
     std::vector<const void*> sources;
+    sources.reserve(static_cast<std::size_t>(size_));
     for (int r = 0; r < size_; ++r) {
       sources.push_back(r == rank_ ? start_of(mine) : received_.data() + bytes * static_cast<std::size_t>(r));
     }

@@ -69,7 +69,7 @@ Outcome MpiCommunicator::agree(const Call& call) {
 
 Reduced MpiCommunicator::allreduce(void* data, std::int64_t numel, DType dtype, const Reduction& reduction) {
   Call call = allreduce_call(numel, dtype, reduction);
-  const std::size_t bytes = static_cast<std::size_t>(call.bytes);
+  const auto bytes = static_cast<std::size_t>(call.bytes);
   if (hierarchical()) call.place = node_.memory->place_of(data, bytes);
   const Outcome outcome = agree(call);
   double factor = 1.0;
@@ -104,6 +104,7 @@ void MpiCommunicator::hierarchical_sum(std::span<std::byte> data, DType dtype, d
   local.weight = factor;
   const std::vector<Call> calls = node_.group->exchange(local);
   std::vector<double> factors;
+  factors.reserve(calls.size());
   for (const Call& each : calls) factors.push_back(each.weight);
   const std::size_t item = item_size(dtype);
   node_.memory->exchange(data, calls, [&](const Peers& peers, std::size_t /*first*/, std::size_t count) {
@@ -112,6 +113,7 @@ void MpiCommunicator::hierarchical_sum(std::span<std::byte> data, DType dtype, d
     const std::size_t start = static_cast<std::size_t>(slice.begin) * item;
     const std::int64_t numel = slice.end - slice.begin;
     std::vector<const void*> sources;
+    sources.reserve(peers.size());
     for (const std::byte* peer : peers) sources.push_back(peer + start);
     std::byte* sum = peers[static_cast<std::size_t>(node_.rank)] + start;
     const std::array<void*, 1> destination = {sum};
@@ -147,28 +149,18 @@ void MpiCommunicator::sum_across(void* data, std::int64_t numel, DType dtype) co
 
 void MpiCommunicator::broadcast(std::span<std::byte> data, int root) {
   check_root(root, size_);
-  Call call{};
-  call.operation = Operation::kBroadcast;
-  call.bytes = static_cast<std::int64_t>(data.size());
-  call.detail = root;
-  agree(call);
-  for_each_piece(call.bytes, kMaxPieceBytes, [&](std::int64_t first, int count) {
+  const auto bytes = static_cast<std::int64_t>(data.size());
+  agree({.operation = Operation::kBroadcast, .bytes = bytes, .detail = root});
+  for_each_piece(bytes, kMaxPieceBytes, [&](std::int64_t first, int count) {
     check_mpi(MPI_Bcast(data.data() + first, count, MPI_BYTE, root, comm_), "MPI_Bcast");
   });
 }
 
-void MpiCommunicator::barrier() {
-  Call call{};
-  call.operation = Operation::kBarrier;
-  agree(call);
-}
+void MpiCommunicator::barrier() { agree({.operation = Operation::kBarrier}); }
 
 std::shared_ptr<std::byte> MpiCommunicator::allocate(std::size_t bytes) {
-  Call call{};
-  call.operation = Operation::kAllocate;
-  call.bytes = static_cast<std::int64_t>(bytes);
-  agree(call);
-  std::shared_ptr<std::byte> shared = hierarchical() ? node_.memory->allocate(bytes) : nullptr;
+  agree({.operation = Operation::kAllocate, .bytes = static_cast<std::int64_t>(bytes)});
+  auto shared = hierarchical() ? node_.memory->allocate(bytes) : nullptr;
   return shared ? shared : allocate_aligned(bytes);
 }
 
@@ -178,16 +170,12 @@ bool MpiCommunicator::is_shared(const void* data, std::size_t bytes) const {
 
 void MpiCommunicator::fail(std::string_view message) {
   failure_ = message;
-  Call call{};
-  call.operation = Operation::kFail;
-  agree(call);
+  agree({.operation = Operation::kFail});
 }
 
 void MpiCommunicator::leave() {
   if (out_of_step_) return;
-  Call call{};
-  call.operation = Operation::kLeave;
-  agree(call);
+  agree({.operation = Operation::kLeave});
   out_of_step_ = true;
 }
 

@@ -35,6 +35,7 @@ inline void run_team(int size, const std::function<void(NodeCommunicator&)>& bod
   }
   std::vector<std::exception_ptr> errors(static_cast<std::size_t>(size));
   std::vector<std::thread> threads;
+  threads.reserve(static_cast<std::size_t>(size));
   for (int r = 0; r < size; ++r) {
     threads.emplace_back([&, r] {
       try {

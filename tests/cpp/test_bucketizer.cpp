@@ -5,6 +5,7 @@
 #include <cstring>
 #include <limits>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "check.h"
@@ -16,9 +17,9 @@ using testing::run_team;
 
 namespace {
 
-const std::vector<std::int64_t> kNumels = {3, 1000, 0, 17, 5000, 1, 64};
-const std::vector<DType> kDTypes = {DType::kFloat32, DType::kFloat32, DType::kFloat32, DType::kFloat64,
-                                    DType::kFloat32, DType::kFloat64, DType::kFloat32};
+const std::vector<std::int64_t> numels = {3, 1000, 0, 17, 5000, 1, 64};
+const std::vector<DType> dtypes = {DType::kFloat32, DType::kFloat32, DType::kFloat32, DType::kFloat64,
+                                   DType::kFloat32, DType::kFloat64, DType::kFloat32};
 
 double gradient_of(int rank, std::size_t parameter, std::int64_t element, int step) {
   return (static_cast<double>((element * 7 + static_cast<std::int64_t>(parameter) * 3 + step) % 64) - 32) * (rank + 1);
@@ -30,24 +31,24 @@ struct Gradients {
   std::vector<std::vector<double>> wide;
 
   Gradients(int rank, int step) {
-    for (std::size_t p = 0; p < kNumels.size(); ++p) {
+    for (std::size_t p = 0; p < numels.size(); ++p) {
       single.emplace_back();
       wide.emplace_back();
-      for (std::int64_t i = 0; i < kNumels[p]; ++i) {
+      for (std::int64_t i = 0; i < numels[p]; ++i) {
         single.back().push_back(static_cast<float>(gradient_of(rank, p, i, step)));
         wide.back().push_back(gradient_of(rank, p, i, step));
       }
     }
   }
   const void* at(std::size_t p) const {
-    return kDTypes[p] == DType::kFloat64 ? static_cast<const void*>(wide[p].data()) : single[p].data();
+    return dtypes[p] == DType::kFloat64 ? static_cast<const void*>(wide[p].data()) : single[p].data();
   }
 };
 
 double averaged(const Bucketizer& buckets, std::size_t parameter, std::int64_t element) {
   for (const Bucketizer::Buffer& buffer : buckets.buffers()) {
     for (std::size_t k = 0; k < buffer.members.size(); ++k) {
-      if (buffer.members[k] != static_cast<std::int64_t>(parameter)) continue;
+      if (std::cmp_not_equal(buffer.members[k], parameter)) continue;
       const auto index = buffer.layout.offsets[k] + element;
       return buffer.dtype == DType::kFloat64 ? reinterpret_cast<const double*>(buffer.memory.get())[index]
                                              : reinterpret_cast<const float*>(buffer.memory.get())[index];
@@ -57,7 +58,7 @@ double averaged(const Bucketizer& buckets, std::size_t parameter, std::int64_t e
 }
 
 Bucketizer make(const std::shared_ptr<Communicator>& comm, std::int64_t bytes, bool threaded) {
-  return {comm, kNumels, kDTypes, bytes, threaded};
+  return {comm, numels, dtypes, bytes, threaded};
 }
 
 // The team's communicators belong to the team.
@@ -86,8 +87,8 @@ TEST(gradients_become_weighted_means) {
             CHECK(result.unused.empty());
             double mean_rank = 0;
             for (int r = 0; r < size; ++r) mean_rank += (r == 0 ? 3.0 : 1.0) * (r + 1) / result.weight;
-            for (std::size_t p = 0; p < kNumels.size(); ++p) {
-              for (std::int64_t i = 0; i < kNumels[p]; ++i) {
+            for (std::size_t p = 0; p < numels.size(); ++p) {
+              for (std::int64_t i = 0; i < numels[p]; ++i) {
                 const double wanted = gradient_of(0, p, i, step) * mean_rank;
                 CHECK(std::abs(averaged(buckets, p, i) - wanted) <= 1e-5 * std::abs(wanted));
               }
@@ -104,8 +105,8 @@ TEST(parameters_without_gradients_are_zeros_and_named) {
     Bucketizer buckets = make(borrowed(comm), 2000, true);
     const Gradients mine(comm.rank(), 0);
     buckets.start(1, 0);
-    for (const std::size_t p : {6U, 1U, 0U}) {
-      if (p != 1 || comm.rank() == 2) buckets.ready(p, mine.at(p));
+    for (const int p : {6, 1, 0}) {
+      if (p != 1 || comm.rank() == 2) buckets.ready(p, mine.at(static_cast<std::size_t>(p)));
     }
     const Bucketizer::Result result = buckets.finish();
     CHECK(result.unused == (std::vector<std::int64_t>{2, 3, 4, 5}));
@@ -120,7 +121,7 @@ TEST(a_rank_without_weight_only_listens) {
     Gradients mine(comm.rank(), 0);
     if (comm.rank() == 0) mine.single[4].assign(mine.single[4].size(), std::numeric_limits<float>::quiet_NaN());
     buckets.start(comm.rank() == 0 ? 0 : 2, 5);
-    for (std::size_t p = 0; p < kNumels.size(); ++p) buckets.ready(static_cast<std::int64_t>(p), mine.at(p));
+    for (std::size_t p = 0; p < numels.size(); ++p) buckets.ready(static_cast<std::int64_t>(p), mine.at(p));
     const Bucketizer::Result result = buckets.finish();
     CHECK_EQ(result.nonfinite_rank, -1);
     CHECK_EQ(result.weight, 2);
@@ -136,7 +137,7 @@ TEST(infinite_and_nan_gradients_are_told_to_all) {
       Gradients mine(comm.rank(), 0);
       if (comm.rank() == 1) mine.single[4][4999] = bad;
       buckets.start(1, 0);
-      for (std::size_t p = 0; p < kNumels.size(); ++p) buckets.ready(static_cast<std::int64_t>(p), mine.at(p));
+      for (std::size_t p = 0; p < numels.size(); ++p) buckets.ready(static_cast<std::int64_t>(p), mine.at(p));
       CHECK_EQ(buckets.finish().nonfinite_rank, 1);
     });
   }

@@ -33,6 +33,7 @@ double weight_of(int rank) { return 1.0 + rank; }
 
 std::vector<float> mean_of(int size, std::int64_t numel) {
   std::vector<std::vector<float>> all;
+  all.reserve(static_cast<std::size_t>(size));
   std::vector<const void*> sources;
   std::vector<double> factors;
   double total = 0;
@@ -41,6 +42,7 @@ std::vector<float> mean_of(int size, std::int64_t numel) {
     all.push_back(data_of(r, numel));
     factors.push_back(weight_of(r) / total);
   }
+  sources.reserve(all.size());
   for (const auto& data : all) sources.push_back(data.data());
   std::vector<float> mean(static_cast<std::size_t>(numel));
   weighted_sum(sources, factors, numel, DType::kFloat32, std::vector<void*>{mean.data()});
@@ -145,7 +147,7 @@ TEST(epochs_wrap_around) {
   run_team(2,
            [](NodeCommunicator& comm) {
              for (int i = 0; i < 40; ++i) {
-               float x = static_cast<float>(comm.rank() + i);
+               auto x = static_cast<float>(comm.rank() + i);
                comm.allreduce(&x, 1, DType::kFloat32, {.mean = false});
                CHECK_EQ(x, static_cast<float>(2 * i + 1));
              }

@@ -21,7 +21,7 @@ T expected(const std::vector<std::vector<T>>& sources, const std::vector<double>
     if (factors[s] == 0.0) continue;
     const auto factor = static_cast<Acc>(factors[s]);
     // volatile: the product is rounded before it is added
-    volatile Acc term = factor * static_cast<Acc>(sources[s][i]);
+    const volatile Acc term = factor * static_cast<Acc>(sources[s][i]);
     sum = first ? Acc(term) : sum + term;
     first = false;
   }

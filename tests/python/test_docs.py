@@ -15,7 +15,7 @@ from pathlib import Path
 import matplotlib as mpl
 import pytest
 import torch
-from test_mpi_jobs import mpirun
+from jobs import mpirun
 
 import fastseq as fs
 

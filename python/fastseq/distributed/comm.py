@@ -65,6 +65,8 @@ class Communicator:
     threaded
         Whether gradients can be exchanged by a thread of their own (always with shared memory;
         else MPI must allow threads).
+    busy
+        Who has reserved the communicator; empty if nobody has.
     local_rank, local_size
         The same among the processes of this machine.
     transport
@@ -127,7 +129,7 @@ class Communicator:
         self.local_size: int = self._native.local_size
         self.transport: str = self._native.transport
         self.threaded: bool = self.size > 1 and self._native.any_thread
-        self._busy = ""
+        self.busy = ""
 
     def __repr__(self) -> str:
         return f"Communicator(rank={self.rank}, size={self.size}, transport={self.transport!r})"
@@ -233,16 +235,16 @@ class Communicator:
     @contextmanager
     def reserved(self, user: str) -> Iterator[None]:
         """Keep the communicator for `user`: other calls raise `RuntimeError` meanwhile."""
-        self._busy = user
+        self.busy = user
         try:
             yield
         finally:
-            self._busy = ""
+            self.busy = ""
 
     def _free(self) -> Communicator:
-        if self._busy:
+        if self.busy:
             raise RuntimeError(
-                f"the communicator is in use by {self._busy}: finish that first, or use "
+                f"the communicator is in use by {self.busy}: finish that first, or use "
                 "duplicate() of the communicator"
             )
         return self

@@ -9,11 +9,12 @@ import sys
 import time
 import traceback
 import warnings
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import torch
 
-from ..errors import RemoteError
+from ..errors import CommunicationError, RemoteError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -92,8 +93,9 @@ def end_together(comm: Communicator) -> None:
         comm.abort(1)
 
     def announce_exit() -> None:
-        if os.getpid() == process:
-            comm.leave()
+        if os.getpid() == process and not comm.busy:
+            with suppress(CommunicationError):  # others that work on for long are no failure
+                comm.leave()
 
     sys.excepthook = end_all
     atexit.register(announce_exit)
