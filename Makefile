@@ -27,7 +27,7 @@ MPIRUN := OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 PRTE_ALLOW_R
 CPP := $(shell find csrc tests/cpp -name "*.h" -o -name "*.cpp" -o -name "*.cu")
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 
-.PHONY: all venv build demo test test-all lint tidy cpp-test sanitize valgrind cuda-compile python-test mpi-test bench clean
+.PHONY: all venv build demo test test-all lint tidy cpp-test sanitize valgrind cuda-compile python-test mpi-test gpu-check bench clean
 
 all: build
 
@@ -111,6 +111,16 @@ valgrind: venv
 	    fi; \
 	  done; \
 	else echo "valgrind: not installed here, not run"; fi
+
+# On a machine with a GPU: the operators beside their CPU twins, under the sanitizers too, ranks that share a GPU, benches.
+gpu-check: build
+	FASTSEQ_REQUIRE_CUDA=1 $(BIN)/python -m pytest -q tests/python/test_cuda.py
+	for tool in memcheck racecheck; do \
+	  FASTSEQ_REQUIRE_CUDA=1 PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
+	    $(BIN)/python -m pytest -q tests/python/test_cuda.py || exit 1; \
+	done
+	FASTSEQ_REQUIRE_CUDA=1 FASTSEQ_REQUIRE_MPI=1 $(MPIRUN) -n 2 $(BIN)/python -m pytest -q tests/mpi -k gpu
+	$(BIN)/python bench/bench_gpu.py
 
 bench: build
 	$(MPIRUN) --version | head -1

@@ -6,7 +6,7 @@ import torch
 from harness import Bench, Mark, same
 from torch._utils import _flatten_dense_tensors
 
-from fastseq._ops import pack, unpack
+from fastseq._ops import pack, pack_checked, unpack
 
 
 def transformer() -> list[torch.Tensor]:
@@ -33,7 +33,12 @@ CASES = {
     "2000 tensors of 64": lambda: [torch.randn(64) for _ in range(2000)],
     "144 tensors of a transformer, 151 MB": transformer,
 }
-MARKS = {"2000 tensors of 64": (Mark("pack", 1 / 3),)}
+MARKS = {
+    "2000 tensors of 64": (Mark("pack", 1 / 3),),
+    "144 tensors of a transformer, 151 MB": (
+        Mark("pack_checked, scaled", 1.3, "memcpy into new memory (clone)"),
+    ),
+}
 
 
 def main() -> None:
@@ -46,6 +51,7 @@ def main() -> None:
             flat = torch.cat([t.flatten() for t in tensors])
             same(pack(tensors), flat, rtol=0)
             same(pack(tensors, scale=0.5), flat * 0.5, rtol=0)
+            same(pack_checked(tensors, scale=0.5)[0], flat * 0.5, rtol=0)
             same(torch.cat(unpack(flat, numels)), flat, rtol=0)
             views = [
                 v.view_as(t)
@@ -67,6 +73,7 @@ def main() -> None:
                     "memcpy into new memory (clone)": lambda f=flat: f.clone(),
                     "pack": lambda t=tensors: pack(t),
                     "pack, scaled": lambda t=tensors: pack(t, scale=0.5),
+                    "pack_checked, scaled": lambda t=tensors: pack_checked(t, scale=0.5),
                     "_flatten_dense_tensors, scaled": lambda t=tensors: _flatten_dense_tensors(
                         t
                     ).mul_(0.5),

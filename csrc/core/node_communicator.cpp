@@ -72,7 +72,7 @@ void NodeCommunicator::barrier() { agree({.operation = Operation::kBarrier}); }
 
 std::shared_ptr<std::byte> NodeCommunicator::allocate(std::size_t bytes) {
   agree({.operation = Operation::kAllocate, .bytes = static_cast<std::int64_t>(bytes)});
-  auto shared = memory_->allocate(bytes);
+  const auto shared = memory_->allocate(bytes);
   return shared ? shared : allocate_aligned(bytes);
 }
 

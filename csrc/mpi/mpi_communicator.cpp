@@ -160,7 +160,7 @@ void MpiCommunicator::barrier() { agree({.operation = Operation::kBarrier}); }
 
 std::shared_ptr<std::byte> MpiCommunicator::allocate(std::size_t bytes) {
   agree({.operation = Operation::kAllocate, .bytes = static_cast<std::int64_t>(bytes)});
-  auto shared = hierarchical() ? node_.memory->allocate(bytes) : nullptr;
+  const auto shared = hierarchical() ? node_.memory->allocate(bytes) : nullptr;
   return shared ? shared : allocate_aligned(bytes);
 }
 

@@ -5,6 +5,7 @@
 
 #include "cuda/bmm.h"
 #include "cuda/pack.h"
+#include "cuda/pack_checked.h"
 #include "torch/bmm_args.h"
 #include "torch/pack_args.h"
 
@@ -28,6 +29,16 @@ Tensor pack_cuda(const std::vector<Tensor>& tensors, std::int64_t alignment, dou
   return args.flat;
 }
 
+void pack_checked_cuda(const Tensor& flat, const Tensor& facts, const std::vector<Tensor>& tensors,
+                       std::int64_t alignment, double scale) {
+  const PackCheckedArgs args = pack_checked_args(flat, facts, tensors, alignment);
+  const DeviceGuard guard(flat.get_device_index());
+  const Tensor scratch = torch::stable::new_empty(facts, {cuda::pack_checked_scratch(args.list.numels, args.layout)});
+  cuda::pack_checked(args.list.pointers, args.list.numels, args.list.dtype, args.layout, args.to, scale,
+                     flat.mutable_data_ptr(), static_cast<double*>(facts.mutable_data_ptr()),
+                     static_cast<double*>(scratch.mutable_data_ptr()), current_stream(flat));
+}
+
 std::vector<Tensor> unpack_cuda(const Tensor& flat, const std::vector<std::int64_t>& numels, std::int64_t alignment,
                                 double scale) {
   const UnpackArgs args = unpack_args(flat, numels, alignment);
@@ -47,6 +58,7 @@ Tensor bmm_cuda(const Tensor& a, const Tensor& b) {
 
 STABLE_TORCH_LIBRARY_IMPL(fastseq, CUDA, m) {
   m.impl("pack", TORCH_BOX(&pack_cuda));
+  m.impl("pack_checked_", TORCH_BOX(&pack_checked_cuda));
   m.impl("unpack", TORCH_BOX(&unpack_cuda));
   m.impl("bmm", TORCH_BOX(&bmm_cuda));
 }

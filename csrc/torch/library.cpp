@@ -7,6 +7,7 @@
 
 STABLE_TORCH_LIBRARY(fastseq, m) {
   m.def("pack(Tensor[] tensors, int alignment, float scale) -> Tensor");
+  m.def("pack_checked_(Tensor(a!) flat, Tensor(b!) facts, Tensor[] tensors, int alignment, float scale) -> ()");
   m.def("unpack(Tensor flat, SymInt[] numels, int alignment, float scale) -> Tensor[]");
   m.def("bmm(Tensor a, Tensor b) -> Tensor");
 }

@@ -22,6 +22,28 @@ inline PackArgs pack_args(const std::vector<Tensor>& tensors, std::int64_t align
   return {.list = std::move(list), .layout = std::move(layout), .flat = std::move(flat)};
 }
 
+// The same for fastseq::pack_checked_, into `flat`, whose dtype may be another; `facts` takes (finite, sum of squares).
+struct PackCheckedArgs {
+  TensorList list;
+  DType to;
+  FlatLayout layout;
+};
+
+inline PackCheckedArgs pack_checked_args(const Tensor& flat, const Tensor& facts, const std::vector<Tensor>& tensors,
+                                         std::int64_t alignment) {
+  TensorList list = tensor_list("pack_checked_", tensors);
+  const DType to = to_dtype(flat.scalar_type());
+  FlatLayout layout = flat_layout(list.numels, to, alignment);
+  STD_TORCH_CHECK(
+      flat.dim() == 1 && flat.is_contiguous() && flat.numel() == layout.numel && flat.device() == tensors[0].device(),
+      "pack_checked_: flat must be a contiguous vector of length ", layout.numel, " on the tensors' device, got ",
+      flat.numel(), " elements");
+  STD_TORCH_CHECK(facts.scalar_type() == ScalarType::Double && facts.numel() == 2 && facts.is_contiguous() &&
+                      facts.device() == flat.device(),
+                  "pack_checked_: facts must be two float64 on the tensors' device");
+  return {.list = std::move(list), .to = to, .layout = std::move(layout)};
+}
+
 struct UnpackArgs {
   Tensor flat;  // contiguous
   DType dtype;

@@ -1,5 +1,6 @@
 // fastseq::pack and fastseq::unpack on the CPU.
 #include "core/pack.h"
+#include "core/pack_checked.h"
 
 #include <torch/csrc/stable/library.h>
 
@@ -16,6 +17,16 @@ Tensor pack_cpu(const std::vector<Tensor>& tensors, std::int64_t alignment, doub
   return args.flat;
 }
 
+void pack_checked_cpu(const Tensor& flat, const Tensor& facts, const std::vector<Tensor>& tensors,
+                      std::int64_t alignment, double scale) {
+  const PackCheckedArgs args = pack_checked_args(flat, facts, tensors, alignment);
+  const PackedFacts found = pack_checked(args.list.pointers, args.list.numels, args.list.dtype, args.layout, args.to,
+                                         scale, flat.mutable_data_ptr(), torch_parallel_for);
+  auto* out = static_cast<double*>(facts.mutable_data_ptr());
+  out[0] = found.finite ? 1.0 : 0.0;
+  out[1] = found.sum_of_squares;
+}
+
 std::vector<Tensor> unpack_cpu(const Tensor& flat, const std::vector<std::int64_t>& numels, std::int64_t alignment,
                                double scale) {
   const UnpackArgs args = unpack_args(flat, numels, alignment);
@@ -27,6 +38,7 @@ std::vector<Tensor> unpack_cpu(const Tensor& flat, const std::vector<std::int64_
 
 STABLE_TORCH_LIBRARY_IMPL(fastseq, CPU, m) {
   m.impl("pack", TORCH_BOX(&pack_cpu));
+  m.impl("pack_checked_", TORCH_BOX(&pack_checked_cpu));
   m.impl("unpack", TORCH_BOX(&unpack_cpu));
 }
 

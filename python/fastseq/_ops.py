@@ -14,7 +14,16 @@ from torch import Tensor
 
 from . import _C  # type: ignore[attr-defined]  # importing it registers the operators
 
-__all__ = ["DENSE", "FLOATING", "active_isa", "bmm", "cuda_kernels", "pack", "unpack"]
+__all__ = [
+    "DENSE",
+    "FLOATING",
+    "active_isa",
+    "bmm",
+    "cuda_kernels",
+    "pack",
+    "pack_checked",
+    "unpack",
+]
 
 DENSE = 1
 """The alignment of a flat vector without gaps."""
@@ -64,6 +73,52 @@ def pack(tensors: Sequence[Tensor], alignment: int = DENSE, scale: float = 1.0) 
         raise ValueError("pack: tensors must hold at least one tensor, got none")
     flat: Tensor = _native.pack(list(tensors), alignment, scale)
     return flat
+
+
+def pack_checked(
+    tensors: Sequence[Tensor],
+    alignment: int = DENSE,
+    scale: float = 1.0,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Gather tensors as `pack` does, cast them, and look at the values, all in one pass.
+
+    Not differentiable.
+
+    Parameters
+    ----------
+    tensors, alignment, scale
+        As in `pack`.
+    dtype
+        Of the vector: fp16, bf16, fp32 or fp64. None: that of the tensors.
+
+    Returns
+    -------
+    flat : Tensor
+        Shape ``(L,)``.
+    facts : Tensor
+        Shape ``(2,)``, float64, on the same device: 1 if all of `flat` is finite, else 0; and the
+        sum of its squares. On the CPU the same bits for every number of threads.
+
+    Examples
+    --------
+    >>> flat, facts = pack_checked([torch.ones(2), torch.zeros(1, 1)], 1, 3.0, torch.bfloat16)
+    >>> flat, facts.tolist()
+    (tensor([3., 3., 0.], dtype=torch.bfloat16), [1.0, 18.0])
+    """
+    if not tensors:
+        raise ValueError("pack_checked: tensors must hold at least one tensor, got none")
+    first = tensors[0]
+    dtype = first.dtype if dtype is None else dtype
+    unit = max(alignment // dtype.itemsize, 1)
+    length: Any = 0
+    for tensor in tensors:
+        length = (length + tensor.numel() + unit - 1) // unit * unit
+    flat = first.new_empty(length, dtype=dtype)
+    facts = first.new_empty(2, dtype=torch.float64)
+    with torch.no_grad():
+        _native.pack_checked_(flat, facts, list(tensors), alignment, scale)
+    return flat, facts
 
 
 def unpack(
@@ -168,6 +223,12 @@ def _fake_pack(tensors: list[Tensor], alignment: int, scale: float) -> Tensor:
     return tensors[0].new_empty(length)
 
 
+def _fake_pack_checked(
+    flat: Tensor, facts: Tensor, tensors: list[Tensor], alignment: int, scale: float
+) -> None:
+    del flat, facts, tensors, alignment, scale
+
+
 def _fake_unpack(flat: Tensor, numels: list[int], alignment: int, scale: float) -> list[Tensor]:
     del alignment, scale
     return [flat.new_empty(numel) for numel in numels]
@@ -214,6 +275,7 @@ def _grad_bmm(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
 
 
 torch.library.register_fake("fastseq::pack", _fake_pack)
+torch.library.register_fake("fastseq::pack_checked_", _fake_pack_checked)
 torch.library.register_fake("fastseq::unpack", _fake_unpack)
 torch.library.register_fake("fastseq::bmm", _fake_bmm)
 torch.library.register_autograd("fastseq::pack", _grad_pack, setup_context=_save_pack)

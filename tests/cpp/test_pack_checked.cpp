@@ -41,6 +41,7 @@ Packed packed(const std::vector<std::vector<double>>& values, DType from, DType 
               double scale, ParallelFor parallel_for) {
   std::vector<std::vector<std::byte>> stored;
   std::vector<const void*> tensors;
+  tensors.reserve(values.size());
   for (const auto& tensor : values) {
     stored.emplace_back(tensor.size() * item_size(from) + 1);
     convert(tensor.data(), DType::kFloat64, static_cast<std::int64_t>(tensor.size()), stored.back().data(), from);

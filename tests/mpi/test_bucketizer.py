@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import time
 
 import pytest
@@ -389,3 +390,28 @@ def test_clipping_after_averaging_is_each_rank_s_own(comm):
     for p, g in zip(model.parameters(), before, strict=True):
         torch.testing.assert_close(p.grad, g * (0.5 / (norm + 1e-6)))
     assert_same_bits_on_all_ranks(comm, model)
+
+
+def test_models_on_a_gpu_go_through_the_host(comm):
+    """All ranks on one GPU: the producer's stream and the consumer's see whole gradients."""
+    if not torch.cuda.is_available():
+        if os.environ.get("FASTSEQ_REQUIRE_CUDA") == "1":
+            pytest.fail("FASTSEQ_REQUIRE_CUDA=1, but there is no GPU")
+        pytest.skip("needs a GPU")
+    on_host, model = made(small), made(small).cuda()
+    host_buckets = Bucketizer(on_host, comm, bucket_bytes=300)
+    buckets = Bucketizer(model, comm.duplicate(), bucket_bytes=300)
+    x = inputs_of(4, 7)(comm.rank)
+    side = torch.cuda.Stream()
+    for _ in range(5):
+        step(comm, on_host, host_buckets, x)
+        model.zero_grad()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            torch.cuda._sleep(20_000_000)  # a slow producer, on a stream of its own
+            model(x.cuda()).square().sum().backward()
+            buckets.wait()
+            found = [p.grad * 1 for p in model.parameters()]
+        torch.cuda.current_stream().wait_stream(side)
+        for grad, p in zip(found, on_host.parameters(), strict=True):
+            torch.testing.assert_close(grad.cpu(), p.grad, rtol=1e-4, atol=1e-5)

@@ -12,7 +12,7 @@ from torch.nn.functional import mse_loss
 
 import fastseq as fs
 from fastseq import _ops
-from fastseq._ops import pack, unpack
+from fastseq._ops import pack, pack_checked, unpack
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
@@ -24,6 +24,38 @@ def gpu():
             pytest.fail("FASTSEQ_REQUIRE_CUDA=1, but PyTorch sees no GPU")
         pytest.skip("needs a GPU")
     assert _ops.cuda_kernels, "there is a GPU, but fastseq was built without its CUDA kernels"
+
+
+@pytest.mark.parametrize("to", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("alignment", [1, 64])
+def test_pack_checked(dtype, to, alignment):
+    numels = [0, 1, 3, 4096, 4097, 1_000_003, *range(200, 420)]
+    tensors = [torch.randn(n).to(dtype) for n in numels]
+    on_gpu = [t.cuda() for t in tensors]
+    expected, facts = pack_checked(tensors, alignment, 0.5, to)
+    flat, found = pack_checked(on_gpu, alignment, 0.5, to)
+    assert torch.equal(flat.cpu(), expected)
+    torch.testing.assert_close(found.cpu(), facts, rtol=1e-5, atol=0)
+    assert torch.equal(pack_checked(on_gpu, alignment, 0.5, to)[1], found)  # the same bits
+    for bad in (float("inf"), float("nan")):
+        on_gpu[5][1_000_002] = bad
+        assert pack_checked(on_gpu, alignment, 0.5, to)[1][0] == 0
+
+
+def test_bucketizer_of_a_model_on_the_gpu():
+    model = torch.nn.Sequential(torch.nn.Linear(300, 200), torch.nn.Linear(200, 1)).cuda()
+    buckets = fs.distributed.Bucketizer(model, None, bucket_bytes=1000)
+    x = torch.randn(5, 300, device="cuda")
+    for _ in range(3):
+        model.zero_grad()
+        (model(x) ** 2).sum().backward()
+        wanted = [p.grad.clone() for p in model.parameters()]
+        assert buckets.wait().finite
+        for p, grad in zip(model.parameters(), wanted, strict=True):
+            assert p.grad.is_cuda
+            assert torch.equal(p.grad, grad)
+    buckets.close()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

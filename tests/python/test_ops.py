@@ -12,7 +12,7 @@ from torch.library import opcheck
 
 import fastseq as fs
 from fastseq import _ops
-from fastseq._ops import pack, unpack
+from fastseq._ops import pack, pack_checked, unpack
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 native = torch.ops.fastseq
@@ -51,6 +51,59 @@ def test_pack_is_concatenation(sizes, alignment, scale, dtype):
     pieces = unpack(flat, [a.size for a in arrays], alignment, 1 / scale)
     for piece, array in zip(pieces, arrays, strict=True):
         np.testing.assert_array_equal(piece.numpy(), array.ravel())
+
+
+@pytest.mark.parametrize("to", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("alignment", [1, 64])
+def test_pack_checked_is_pack_cast_and_looked_at(dtype, to, alignment):
+    tensors = [torch.randn(shape).to(dtype) for shape in ((3, 5), (0,), (5000,), (2, 2, 4100))]
+    flat, facts = pack_checked([t.mT if t.dim() > 1 else t for t in tensors], alignment, 0.5, to)
+    scaled = [(t.mT if t.dim() > 1 else t).reshape(-1) * 0.5 for t in tensors]
+    wanted = pack([t.to(to) for t in scaled], alignment)
+    torch.testing.assert_close(flat, wanted, rtol=0, atol=0)
+    squares = float(wanted.double().square().sum())
+    assert facts.tolist() == pytest.approx([1.0, squares], rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
+def test_pack_checked_notices_what_is_not_finite(dtype, bad):
+    tensors = [torch.ones(10_000, dtype=dtype) for _ in range(3)]
+    tensors[1][-1] = bad
+    flat, facts = pack_checked(tensors)
+    assert facts[0] == 0
+    assert torch.equal(flat.isfinite(), torch.cat(tensors).isfinite())
+
+
+def test_pack_checked_casts_to_infinity_and_says_so():
+    _, facts = pack_checked([torch.full((3,), 1e6)], dtype=torch.float16)
+    assert facts[0] == 0
+
+
+def test_pack_checked_gives_the_same_bits_on_any_number_of_threads():
+    tensors = [torch.randn(300_001), torch.randn(77)]
+    before = torch.get_num_threads()
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found.append(pack_checked(tensors, scale=0.3)[1])
+    torch.set_num_threads(before)
+    assert all(torch.equal(found[0], other) for other in found)
+
+
+def test_pack_checked_refuses_nonsense_and_passes_opcheck():
+    with pytest.raises(ValueError, match="at least one tensor"):
+        pack_checked([])
+    with pytest.raises(RuntimeError, match="must be float16"):
+        pack_checked([torch.ones(3, dtype=torch.int64)])
+    flat, facts = torch.empty(7), torch.empty(2, dtype=torch.float64)
+    args = (flat, facts, [torch.ones(3), torch.ones(2, 2)], 1, 0.5)
+    opcheck(native.pack_checked_.default, args)
+    with pytest.raises(RuntimeError, match="contiguous vector of length 7"):
+        native.pack_checked_(torch.empty(6), *args[1:])
+    with pytest.raises(RuntimeError, match="two float64"):
+        native.pack_checked_(flat, torch.empty(2), *args[2:])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
