@@ -30,11 +30,9 @@ def gather(bench: Bench) -> None:
     flat = torch.cat([t.flatten() for t in tensors])
     same(pack(tensors, scale=0.5), flat * 0.5, rtol=0)
     same(pack_checked(tensors, scale=0.5)[0], flat * 0.5, rtol=0)
-    target = torch.empty_like(flat)
-    views = [
-        v.view_as(t)
-        for v, t in zip(target.split([t.numel() for t in tensors]), tensors, strict=True)
-    ]
+    numels, target = [t.numel() for t in tensors], torch.empty_like(flat)
+    pairs = zip(target.split(numels), tensors, strict=True)
+    views = [v.view_as(t) for v, t in pairs]
     copy = "device copy of as many bytes"
     bench.compare(
         "144 tensors of a transformer, 151 MB, scaled",

@@ -30,7 +30,8 @@ def allreduce_table() -> str:
         cells = []
         for kib in SIZES.values():
             case = rows[f"{kib} KiB, float32, 2 ranks, shm"]
-            cells.append(f"{case[OURS]['median_us'] / case[name]['median_us']:.2f}")
+            ratio = case[OURS]["median_us"] / case[name]["median_us"]
+            cells.append(f"{ratio:.2f}" if ratio >= 0.01 else f"{ratio:.3f}")
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -134,7 +134,7 @@ def write_page(
         "- `hierarchy`: the node's sum, then 2 (M - 1) / M of the bytes over each of M nodes'",
         f"  links; up to {DIRECT} nodes all messages at once, with more a ring of nodes.",
         "- A flat ring over all P ranks, as `MPI_Allreduce` makes of large messages: 2 (P - 1)",
-        "  steps.",
+        "  steps. What it moves in the nodes' memories is left out, in its favour.",
         "- Nothing else uses the network, and no rank is late.",
         "",
         "## Checked against what was measured",

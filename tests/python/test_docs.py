@@ -95,6 +95,26 @@ def test_figures_in_the_readme_are_the_bench_s():
     assert found["circumstances"]["cpu"] in text
 
 
+def test_tables_in_the_readme_are_the_bench_s(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    import figures
+
+    text = (ROOT / "README.md").read_text()
+    assert figures.allreduce_table() in text
+    assert figures.step_table() in text
+    assert figures.hosts_sentence() in " ".join(text.split())
+
+
+def test_the_page_on_scaling_is_made_of_the_bench_s_files(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    import model_scaling
+
+    monkeypatch.setattr(model_scaling, "DOCS", tmp_path)
+    model_scaling.main()
+    assert (tmp_path / "scaling.md").read_text() == (ROOT / "docs" / "scaling.md").read_text()
+    assert (tmp_path / "scaling.png").stat().st_size > 10_000
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_demo_beats_the_naive_forecast(tmp_path, ranks):
