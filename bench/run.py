@@ -15,6 +15,7 @@ BENCHES = (
     ("bench_fit.py", 0),
     ("bench_bmm.py", 0),
     ("bench_pack.py", 0),
+    ("bench_gather.py", 0),
     ("bench_allreduce.py", 2),
     ("bench_allreduce.py", 4),
     ("bench_step.py", 2),

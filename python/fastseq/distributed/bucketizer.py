@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import NonFiniteError
 from .comm import Communicator, communicator, native_bucketizer
+from .device_group import DeviceExchange, nccl_fits
 from .staging import Staging
 
 __all__ = ["Averaged", "Bucketizer"]
@@ -39,6 +40,9 @@ class Bucketizer:
     Gradients are gathered once, into memory that the other ranks see; there they are averaged, and
     from there the optimizer reads them: after `wait` each ``.grad`` is a view of it. The result is
     the same on all ranks bit for bit, and with shared memory does not depend on `bucket_bytes`.
+
+    Gradients of a model on a GPU go through pinned host memory, while backward goes on; or, where
+    each rank has a GPU of its own and PyTorch has NCCL, through NCCL.
 
     Parameters
     ----------
@@ -110,12 +114,19 @@ class Bucketizer:
         with torch.no_grad():
             for _, tensor in whole:
                 self._comm.broadcast_(tensor)
-        self._native = native_bucketizer(self._comm, self._params, bucket_bytes)
-        places = self._views()
-        on_host = all(p.device.type == "cpu" for p in self._params)
-        self._staging = None if on_host else Staging(self._params, places)
-        self._places = self._staging.device_places if self._staging else places
-        self._addresses = [place.data_ptr() for place in places]
+        self._staging: Staging | None = None
+        self._native: Any
+        self._on_device = nccl_fits(self._comm, self._params[0].device)
+        if self._on_device:
+            self._native = DeviceExchange(self._params, self._comm)
+            self._places: list[Tensor] = self._native.places
+        else:
+            self._native = native_bucketizer(self._comm, self._params, bucket_bytes)
+            self._places = self._views()
+            self._addresses = [place.data_ptr() for place in self._places]
+            if any(p.device.type != "cpu" for p in self._params):
+                self._staging = Staging(self._params, self._places)
+                self._places = self._staging.device_places
         # One bucket is full when backward has ended: nothing is gained by listening to it.
         listening = enumerate(self._params if self._native.bucket_count > 1 else [])
         self._hooks = [
@@ -227,6 +238,8 @@ class Bucketizer:
 
     def _give_rest(self) -> None:
         """Hand over what came while no hook listened, and what was still on its way."""
+        if self._on_device:
+            return  # it looks for itself
         for i, p in enumerate(self._params):
             if p.grad is not None and not self._given[i]:
                 self._give(i, p)

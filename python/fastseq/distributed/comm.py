@@ -105,6 +105,7 @@ class Communicator:
         if wire_dtype not in (None, torch.float32, torch.bfloat16):
             raise ValueError(f"wire_dtype must be float32 or bfloat16, got {wire_dtype}")
         self._made_of = mpi_comm
+        self.timeout = timeout
         self._options: dict[str, Any] = {
             "transport": transport,
             "timeout": timeout,
