@@ -119,7 +119,7 @@ gpu-check: build
 	  FASTSEQ_REQUIRE_CUDA=1 PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
 	    $(BIN)/python -m pytest -q tests/python/test_cuda.py || exit 1; \
 	done
-	FASTSEQ_REQUIRE_CUDA=1 FASTSEQ_REQUIRE_MPI=1 $(MPIRUN) -n 2 $(BIN)/python -m pytest -q tests/mpi -k gpu
+	FASTSEQ_REQUIRE_CUDA=1 FASTSEQ_REQUIRE_MPI=1 $(MPIRUN) -n 2 $(BIN)/python -m pytest -q tests/mpi/test_gradients_on_devices.py
 	$(BIN)/python bench/bench_gpu.py
 
 bench: build

@@ -3,66 +3,24 @@
 from __future__ import annotations
 
 import copy
-import os
 import time
 
 import pytest
 import torch
+from gradients import (
+    Odd,
+    assert_close,
+    assert_same_bits_on_all_ranks,
+    inputs_of,
+    made,
+    ranks_models,
+    small,
+    step,
+)
 from torch import nn
 
 import fastseq as fs
 from fastseq.distributed import Bucketizer
-
-
-def ranks_models(comm, make, inputs, weights=None):
-    """Return rank-averaged gradients of a model as one process would compute them."""
-    weights = weights or [1.0] * comm.size
-    total = {}
-    for rank in range(comm.size):
-        torch.manual_seed(0)
-        model = make()
-        model(inputs(rank)).square().sum().backward()
-        for name, p in model.named_parameters():
-            if p.grad is not None:
-                total.setdefault(name, torch.zeros_like(p))
-                total[name] += p.grad * (weights[rank] / sum(weights))
-    return total
-
-
-def inputs_of(*shape):
-    def inputs(rank):
-        return torch.randn(*shape, generator=torch.Generator().manual_seed(100 + rank))
-
-    return inputs
-
-
-def step(comm, model, buckets, x):
-    model.zero_grad()
-    model(x).square().sum().backward()
-    return buckets.wait()
-
-
-def small():
-    return nn.Sequential(nn.Linear(7, 33), nn.Tanh(), nn.Linear(33, 5), nn.Linear(5, 1))
-
-
-def made(make):
-    torch.manual_seed(0)
-    return make()
-
-
-def assert_close(model, wanted):
-    for name, p in model.named_parameters():
-        if name in wanted:
-            torch.testing.assert_close(p.grad, wanted[name], rtol=1e-5, atol=1e-6)
-        else:
-            assert p.grad is None, name
-
-
-def assert_same_bits_on_all_ranks(comm, model):
-    for p in model.parameters():
-        if p.grad is not None:
-            assert torch.equal(comm.broadcast_(p.grad.clone()), p.grad)
 
 
 @pytest.fixture(params=["shm", "mpi", "hierarchy of 2"], scope="module")
@@ -77,26 +35,6 @@ def comm(transport, world):
     name, _, ranks_per_node = transport.partition(" of ")
     options = {"transport": name, "ranks_per_node": int(ranks_per_node or 0)}
     return fs.distributed.Communicator(MPI.COMM_WORLD, **options)
-
-
-class Odd(nn.Module):
-    """Parameters of every awkward kind."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(2, 3, 3, padding=1).to(memory_format=torch.channels_last)
-        self.empty = nn.Parameter(torch.zeros(0))
-        self.scalar = nn.Parameter(torch.tensor(0.5))
-        self.tied = nn.Linear(3, 3)
-        self.again = nn.Linear(3, 3)
-        self.again.weight = self.tied.weight
-        self.transposed = nn.Parameter(torch.randn(5, 3).T)
-        self.frozen = nn.Parameter(torch.ones(3), requires_grad=False)
-        self.unused = nn.Parameter(torch.ones(11))
-
-    def forward(self, x):
-        x = self.conv(x.reshape(-1, 2, 4, 4)).mean((2, 3)) * self.scalar + self.frozen
-        return self.again(self.tied(self.tied(x))) @ self.transposed + self.empty.sum()
 
 
 @pytest.fixture(params=[1, 2], ids=["exchanged in wait", "exchanged by a thread"])
@@ -390,61 +328,3 @@ def test_clipping_after_averaging_is_each_rank_s_own(comm):
     for p, g in zip(model.parameters(), before, strict=True):
         torch.testing.assert_close(p.grad, g * (0.5 / (norm + 1e-6)))
     assert_same_bits_on_all_ranks(comm, model)
-
-
-def test_models_on_a_gpu_go_through_the_host(comm):
-    """All ranks on one GPU: the producer's stream and the consumer's see whole gradients."""
-    if not torch.cuda.is_available():
-        if os.environ.get("FASTSEQ_REQUIRE_CUDA") == "1":
-            pytest.fail("FASTSEQ_REQUIRE_CUDA=1, but there is no GPU")
-        pytest.skip("needs a GPU")
-    on_host, model = made(small), made(small).cuda()
-    host_buckets = Bucketizer(on_host, comm, bucket_bytes=300)
-    buckets = Bucketizer(model, comm.duplicate(), bucket_bytes=300)
-    x = inputs_of(4, 7)(comm.rank)
-    side = torch.cuda.Stream()
-    for _ in range(5):
-        step(comm, on_host, host_buckets, x)
-        model.zero_grad()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            torch.cuda._sleep(20_000_000)  # a slow producer, on a stream of its own
-            model(x.cuda()).square().sum().backward()
-            buckets.wait()
-            found = [p.grad * 1 for p in model.parameters()]
-        torch.cuda.current_stream().wait_stream(side)
-        for grad, p in zip(found, on_host.parameters(), strict=True):
-            torch.testing.assert_close(grad.cpu(), p.grad, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(("make", "shape"), [(small, (4, 7)), (Odd, (3, 2, 4, 4))])
-def test_a_group_of_torch_distributed_averages_as_the_native_exchange(
-    world, monkeypatch, make, shape
-):
-    """What NCCL does for GPUs, here by gloo on the host."""
-    from fastseq.distributed import bucketizer
-
-    monkeypatch.setattr(bucketizer, "nccl_fits", lambda *_: True)
-    monkeypatch.setattr(bucketizer.DeviceExchange, "backend", "ProcessGroupGloo")
-    model, inputs = made(make), inputs_of(*shape)
-    buckets = Bucketizer(model, world)
-    weights = [float(rank + 1) for rank in range(world.size)]
-    for _ in range(2):
-        model.zero_grad()
-        buckets.start(weights[world.rank], value=float(world.rank))
-        model(inputs(world.rank)).square().sum().backward()
-        averaged = buckets.wait()
-        assert averaged.finite
-        assert averaged.weight == sum(weights)
-        mean = sum(r * w for r, w in enumerate(weights)) / sum(weights)
-        assert averaged.value == pytest.approx(mean)
-        assert_close(model, ranks_models(world, make, inputs, weights))
-        assert_same_bits_on_all_ranks(world, model)
-    model.zero_grad()
-    loss = model(inputs(world.rank)).square().sum()
-    (loss * (float("inf") if world.rank == world.size - 1 else 1)).backward()
-    with pytest.raises(fs.NonFiniteError, match=f"rank {world.size - 1}"):
-        buckets.wait()
-    model.zero_grad()
-    with pytest.raises(RuntimeError, match="no step is under way"):
-        buckets.wait()
