@@ -106,7 +106,7 @@ void Bucketizer::start(double weight, double value) {
   result_ = {};
 }
 
-void Bucketizer::ready(std::int64_t index, const void* gradient) {
+std::int64_t Bucketizer::ready(std::int64_t index, const void* gradient) {
   const auto i = static_cast<std::size_t>(index);
   if (seen_.at(i)) {
     throw std::logic_error(
@@ -114,6 +114,7 @@ void Bucketizer::ready(std::int64_t index, const void* gradient) {
         "backward under no_sync()");
   }
   settle(i, gradient, true);
+  return static_cast<std::int64_t>(next_);
 }
 
 void Bucketizer::settle(std::size_t index, const void* gradient, bool used) {

@@ -52,13 +52,17 @@ class Bucketizer {
 
   const std::vector<Buffer>& buffers() const { return buffers_; }
   std::int64_t bucket_count() const { return static_cast<std::int64_t>(buckets_.size()); }
+  const std::vector<std::int64_t>& members(std::int64_t bucket) const {
+    return buckets_.at(static_cast<std::size_t>(bucket)).members;
+  }
 
   // `weight`: of this rank's gradients in the mean. `value` is averaged along.
   void start(double weight, double value);
   bool started() const { return started_; }
-  // Parameter `index` has its gradient, contiguous, at `gradient`, where it stays until its bucket has been gathered:
-  // at the latest until finish. Raises std::logic_error the second time in a step.
-  void ready(std::int64_t index, const void* gradient);
+  // Parameter `index` has its gradient, contiguous, at `gradient`, where it stays until its bucket has been gathered.
+  // Returns how many buckets, from the first, have been: what was in them may be freed. Raises std::logic_error the
+  // second time in a step.
+  std::int64_t ready(std::int64_t index, const void* gradient);
   // Exchanges what is left and waits for all of it. Raises what the exchange raised.
   Result finish();
   // Ends a step that failed on this rank: waits for the exchanges that were begun, and raises what they raised.

@@ -70,6 +70,7 @@ void register_bucketizer(const py::module_& m) {
            py::arg("comm"), py::arg("numels"), py::arg("dtypes"), py::arg("bucket_bytes"), py::arg("threaded"),
            Released())
       .def_property_readonly("bucket_count", &Bucketizer::bucket_count)
+      .def("members", &Bucketizer::members, py::arg("bucket"))
       .def(
           "buffers",
           [](const Bucketizer& self) {
@@ -85,7 +86,9 @@ void register_bucketizer(const py::module_& m) {
       .def("start", &Bucketizer::start, py::arg("weight"), py::arg("value"))
       .def(
           "ready",
-          [](Bucketizer& self, std::int64_t index, std::uintptr_t address) { self.ready(index, to_pointer(address)); },
+          [](Bucketizer& self, std::int64_t index, std::uintptr_t address) {
+            return self.ready(index, to_pointer(address));
+          },
           py::arg("index"), py::arg("address"), Released())
       .def(
           "finish",

@@ -106,6 +106,7 @@ class Bucketizer:
         self._paused = False
         self._closed = False
         self._given = [False] * len(named)
+        self._gathered = 0
         self._kept: list[Tensor] = []  # gradients that had to be copied first
         self._in_use: Any = None
         whole = [*model.named_parameters(), *model.named_buffers()]
@@ -122,6 +123,7 @@ class Bucketizer:
             self._places: list[Tensor] = self._native.places
         else:
             self._native = native_bucketizer(self._comm, self._params, bucket_bytes)
+            self._members = [self._native.members(b) for b in range(self._native.bucket_count)]
             self._places = self._views()
             self._addresses = [place.data_ptr() for place in self._places]
             if any(p.device.type != "cpu" for p in self._params):
@@ -171,7 +173,17 @@ class Bucketizer:
         if grad.stride() != self._places[index].stride():
             grad = torch.empty_like(self._places[index]).copy_(grad)
             self._kept.append(grad)
-        self._native.ready(index, grad.data_ptr())
+        self._let_go(self._native.ready(index, grad.data_ptr()))
+
+    def _let_go(self, gathered: int) -> None:
+        """Point gradients that have been gathered at their places: their memory can be used again.
+
+        So backward goes on in memory that is still in the cache, and never holds all gradients.
+        """
+        for bucket in range(self._gathered, gathered):
+            for i in self._members[bucket]:
+                self._params[i].grad = self._places[i]
+        self._gathered = gathered
 
     def start(self, weight: float = 1.0, value: float = 0.0) -> None:
         """Begin a step, before backward. Without it, the first gradient begins one, of weight 1.
@@ -261,6 +273,7 @@ class Bucketizer:
     def _release(self) -> None:
         self._kept.clear()
         self._given = [False] * len(self._params)
+        self._gathered = 0
         if self._in_use is not None:
             self._in_use.__exit__(None, None, None)
             self._in_use = None
