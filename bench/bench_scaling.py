@@ -17,8 +17,8 @@ from torch.nn.functional import mse_loss
 import fastseq as fs
 
 OVER_ONE = "fit on {} ranks"
-# hidden units, batchsize, seqsize, steps of the series: about a second of work each
-CASES = [(10, 20, 10, 2000), (64, 32, 25, 1500), (256, 20, 10, 300)]
+# hidden units, batchsize, seqsize, steps of the series: a third to half a second of work each
+CASES = [(10, 20, 10, 8000), (64, 32, 25, 6000), (256, 20, 10, 1500)]
 
 
 def fit_of(
@@ -38,7 +38,7 @@ def fit_of(
 def main() -> None:
     comm = fs.distributed.world()
     torch.set_num_threads(1)
-    bench = Bench.from_arguments(f"scaling_{comm.size}", rounds=12, shown=comm.rank == 0)
+    bench = Bench.from_arguments(f"scaling_{comm.size}", rounds=8, shown=comm.rank == 0)
     for hidden, *sizes in CASES:
         together = fit_of(comm, hidden, *sizes)
         alone = fit_of(None, hidden, *sizes)

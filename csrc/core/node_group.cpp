@@ -16,9 +16,10 @@ namespace fastseq {
 
 namespace {
 
-// A peer that is about to arrive is waited for awake: first without a word to the kernel, then letting others run.
+// A peer that is about to arrive is waited for awake, a millisecond or two: first without a word to the kernel, then
+// letting others run. Waking up takes as long as a small model's step.
 constexpr int kSpins = 2000;
-constexpr int kYields = 100;
+constexpr int kYields = 2000;
 constexpr auto kNap = std::chrono::milliseconds(50);  // looks at the clock that often while asleep
 
 // Epochs wrap around: e is at or after `epoch` if it is less than half the circle ahead.
