@@ -70,6 +70,42 @@ def test_shared_memory_gives_the_same_bits_for_all_bucket_sizes(world):
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
+def test_gradients_move_once_before_the_exchange_and_never_after(world):
+    model = made(small)
+    buckets = Bucketizer(model, world, bucket_bytes=300)
+    ((_, _, memory),) = buckets._native.buffers()
+    start = torch.frombuffer(memory, dtype=torch.uint8).data_ptr()
+    fresh = []
+    for p in model.parameters():
+        p.register_hook(lambda grad: fresh.append(grad.data_ptr()))
+    step(world, model, buckets, inputs_of(4, 7)(world.rank))
+    for p in model.parameters():
+        # what the optimizer reads is the memory that the ranks wrote the mean to
+        assert start <= p.grad.data_ptr() < start + memoryview(memory).nbytes
+    assert world._native.is_shared(memory)
+    assert not any(start <= address < start + memoryview(memory).nbytes for address in fresh)
+
+
+def test_gathered_gradients_are_let_go_while_backward_goes_on(world):
+    """Backward never holds all gradients beside their buffer."""
+    model = nn.Sequential(*(nn.Linear(100, 100, bias=False) for _ in range(8)))
+    buckets = Bucketizer(model, world, bucket_bytes=1)
+    ((_, _, memory),) = buckets._native.buffers()
+    start = torch.frombuffer(memory, dtype=torch.uint8).data_ptr()
+    end = start + memoryview(memory).nbytes
+    held = []
+
+    def count(_):
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        held.append(sum(not start <= grad.data_ptr() < end for grad in grads))
+
+    for p in model.parameters():
+        p.register_hook(count)
+    step(world, model, buckets, torch.ones(1, 100))
+    assert len(held) == 8
+    assert max(held) <= 1
+
+
 def test_weights_and_values(comm):
     model, inputs = made(small), inputs_of(4, 7)
     buckets = Bucketizer(model, comm)
