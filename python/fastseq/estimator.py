@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import time
 import warnings
 from collections import Counter
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .arguments import choose_device, make_optimizer
 from .data.chunks import ChunkPlan
 from .data.sequences import Sequences
 from .data.sources import to_tensor
@@ -108,10 +108,10 @@ class Estimator:
             raise TypeError(f"seed must be an integer or None, got {seed!r}")
         self.spec = Spec.of(spec)
         self._replicas = Replicas(communicator(comm))
-        self.device = _device(device, self._replicas.comm.local_rank)
+        self.device = choose_device(device, self._replicas.comm.local_rank)
         self.model = model.to(self.device)
         self.loss = loss
-        self.optimizer = _optimizer(optimizer, model)
+        self.optimizer = make_optimizer(optimizer, model)
         self.seed = seed
         self.progress = progress
         self.history_ = History()
@@ -331,41 +331,3 @@ class Estimator:
         with torch.random.fork_rng():
             torch.manual_seed((seed * 1_000_003 + self._replicas.comm.rank) % 2**63)
             yield
-
-
-def _device(device: str | torch.device, local_rank: int) -> torch.device:
-    if device != "auto":
-        return torch.device(device)
-    if torch.cuda.is_available():
-        return torch.device("cuda", local_rank % torch.cuda.device_count())
-    return torch.device("cpu")
-
-
-def _optimizer(optimizer: Any, model: nn.Module) -> torch.optim.Optimizer:
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        if not callable(optimizer):
-            raise TypeError(
-                "optimizer must be a torch.optim.Optimizer, or a callable that takes the "
-                f"parameters and returns one, got {optimizer!r}"
-            )
-        optimizer = optimizer([p for p in model.parameters() if p.requires_grad])
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError(
-                f"optimizer, called with the parameters, must return a torch.optim.Optimizer, "
-                f"got {type(optimizer).__name__}"
-            )
-    own = {id(p) for p in model.parameters()}
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    strangers = sum(id(p) not in own for p in params)
-    if strangers:
-        raise ValueError(
-            f"{strangers} of the optimizer's {len(params)} parameters are not the model's; make it "
-            "from model.parameters() of the same model"
-        )
-    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
-    if closure is not None and closure.default is closure.empty:
-        raise TypeError(
-            f"{type(optimizer).__name__} evaluates the loss several times per step, which "
-            "truncated back-propagation cannot do; use another optimizer"
-        )
-    return optimizer

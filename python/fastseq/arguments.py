@@ -1,0 +1,51 @@
+"""What `Estimator` is made of: its arguments checked, and completed."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["choose_device", "make_optimizer"]
+
+
+def choose_device(device: str | torch.device, local_rank: int) -> torch.device:
+    """Return the device to compute on; ``"auto"``: the GPU that this rank gets, if there is one."""
+    if device != "auto":
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda", local_rank % torch.cuda.device_count())
+    return torch.device("cpu")
+
+
+def make_optimizer(optimizer: Any, model: nn.Module) -> torch.optim.Optimizer:
+    """Return `optimizer`, or make it of the model's parameters; it must fit model and `fit`."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        if not callable(optimizer):
+            raise TypeError(
+                "optimizer must be a torch.optim.Optimizer, or a callable that takes the "
+                f"parameters and returns one, got {optimizer!r}"
+            )
+        optimizer = optimizer([p for p in model.parameters() if p.requires_grad])
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(
+                f"optimizer, called with the parameters, must return a torch.optim.Optimizer, "
+                f"got {type(optimizer).__name__}"
+            )
+    own = {id(p) for p in model.parameters()}
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    strangers = sum(id(p) not in own for p in params)
+    if strangers:
+        raise ValueError(
+            f"{strangers} of the optimizer's {len(params)} parameters are not the model's; make it "
+            "from model.parameters() of the same model"
+        )
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise TypeError(
+            f"{type(optimizer).__name__} evaluates the loss several times per step, which "
+            "truncated back-propagation cannot do; use another optimizer"
+        )
+    return optimizer
