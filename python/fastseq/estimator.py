@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 import warnings
 from collections import Counter
@@ -17,6 +18,7 @@ from .data.chunks import ChunkPlan
 from .data.sequences import Sequences
 from .data.sources import to_tensor
 from .distributed import communicator
+from .export import check_path, export_model
 from .history import History
 from .parallel import Replicas
 from .prediction import Predictor
@@ -123,6 +125,7 @@ class Estimator:
             )
         self._predictor = Predictor(model, self.device, self._replicas)
         self._drawn_seed: int | None = seed
+        self._example: Tree = None
 
     def fit(
         self, x: Any, y: Any, w: Any = None, *, mask: Any = None, epochs: int | None = None
@@ -253,6 +256,53 @@ class Estimator:
             with in_mode(self.model, training=False):
                 return evaluate(self.model, self.loss, data, chunks, self.device, self._replicas)
 
+    def export(self, path: str | os.PathLike[str], x: Any = None) -> None:
+        """Write the model, in evaluation mode, as a `torch.export` program that needs no fastseq.
+
+        The program is ``program(x, state) -> (y, state)`` for any number of steps and sequences:
+        `x` and `y` as in `predict`, but tensors, `state` a tuple of tensors, the leaves of what
+        `get_state` returns. Models without state, and models that look at later steps and so take
+        whole series, are ``program(x) -> y``. Rank 0 writes.
+
+        `torch.export.load` reads the file; that runs nothing of fastseq or of the model's code.
+        The extra file ``fastseq.json`` in it tells for each tensor of the state its ``name``,
+        ``dtype``, ``batch_dim`` and, in ``start``, its value for one sequence at the start of a
+        series. Programs with fastseq's operators (`bmm`) need ``torch.ops.load_library`` of its
+        file ``_C*.so`` first. ``torch._inductor.aoti_compile_and_package`` compiles the program.
+
+        Parameters
+        ----------
+        path
+            A file name that ends in ``.pt2``.
+        x
+            An input as for `predict`, of which only structure and features count. None: like the
+            last one.
+
+        Raises
+        ------
+        ValueError
+            The model cannot be exported with steps and sequences left open; nothing is written.
+
+        Examples
+        --------
+        >>> import fastseq as fs, pathlib, tempfile
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "model.pt2")
+        >>> spec = dict(epochs=1, batchsize=4, seqsize=10)
+        >>> est = fs.Estimator(nn.Linear(3, 2), fs.seqloss(nn.MSELoss()), torch.optim.SGD, spec)
+        >>> est.export(path, torch.zeros(10, 8, 3))
+        >>> program = torch.export.load(path).module()
+        >>> program(torch.zeros(20, 5, 3)).shape
+        torch.Size([20, 5, 2])
+        """
+        with self._replicas.together():
+            target = check_path(path)
+            if x is not None:
+                self._open(x)
+            if self._example is None:
+                raise ValueError("export needs an example x, for there was no fit or predict yet")
+            if self._replicas.first:
+                export_model(self.model, self._example, target)
+
     def get_state(self) -> Tree:
         """Return a copy of the state after the last `predict` or `step`; None if fresh."""
         return tree_map(torch.clone, self._predictor.state)
@@ -274,7 +324,11 @@ class Estimator:
         return counts.most_common(1)[0][0] if counts else torch.get_default_dtype()
 
     def _open(self, x: Any, y: Any = None, w: Any = None, mask: Any = None) -> Sequences:
-        return Sequences(x, y, w, mask, dtype=self._dtype())
+        data = Sequences(x, y, w, mask, dtype=self._dtype())
+        self._example = tree_map(
+            lambda s: torch.zeros(1, 1, *s.shape[2:], dtype=data.dtype, device=self.device), data.x
+        )
+        return data
 
     def _plan(self, data: Sequences) -> ChunkPlan:
         return ChunkPlan(
