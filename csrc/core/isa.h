@@ -6,6 +6,7 @@
     !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && !defined(FASTSEQ_NO_MULTIVERSION)
 #define FASTSEQ_MULTIVERSION __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"), flatten))
 #define FASTSEQ_HAS_MULTIVERSION 1
+#define FASTSEQ_TARGET(isa) __attribute__((target("arch=" isa), flatten))
 #else
 #define FASTSEQ_MULTIVERSION
 #define FASTSEQ_HAS_MULTIVERSION 0
@@ -28,6 +29,23 @@ inline const char* active_isa() {
   if (__builtin_cpu_supports("x86-64-v3")) return "x86-64-v3";
 #endif
   return "baseline";
+}
+
+// Calls Body::run<kBytes>(args...), compiled for the best instruction set that the machine has, kBytes being the width of
+// its vector registers. For kernels whose shape depends on that width; all that they call is inlined.
+#if FASTSEQ_HAS_MULTIVERSION
+template <class Body, class... Args>
+FASTSEQ_TARGET("x86-64-v4") void run_v4(const Args&... args) { Body::template run<64>(args...); }
+template <class Body, class... Args>
+FASTSEQ_TARGET("x86-64-v3") void run_v3(const Args&... args) { Body::template run<32>(args...); }
+#endif
+template <class Body, class... Args>
+void run_best(const Args&... args) {
+#if FASTSEQ_HAS_MULTIVERSION
+  if (__builtin_cpu_supports("x86-64-v4")) return run_v4<Body>(args...);
+  if (__builtin_cpu_supports("x86-64-v3")) return run_v3<Body>(args...);
+#endif
+  Body::template run<16>(args...);
 }
 
 }  // namespace fastseq

@@ -10,6 +10,19 @@ STABLE_TORCH_LIBRARY(fastseq, m) {
   m.def("pack_checked_(Tensor(a!) flat, Tensor(b!) facts, Tensor[] tensors, int alignment, float scale) -> ()");
   m.def("unpack(Tensor flat, SymInt[] numels, int alignment, float scale) -> Tensor[]");
   m.def("bmm(Tensor a, Tensor b) -> Tensor");
+  m.def(
+      "lstm(Tensor x, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor h0, Tensor c0, Tensor? lengths, "
+      "bool reverse, bool save) -> (Tensor y, Tensor h, Tensor c, Tensor saved)");
+  m.def(
+      "gru(Tensor x, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor h0, Tensor? lengths, bool reverse, "
+      "bool save) -> (Tensor y, Tensor h, Tensor saved)");
+  m.def(
+      "rnn(Tensor x, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor h0, Tensor? lengths, bool reverse, "
+      "bool relu) -> (Tensor y, Tensor h)");
+  m.def(
+      "recurrence_backward(int cell, Tensor? dy, Tensor? dh, Tensor? dc, Tensor x, Tensor w_ih, Tensor w_hh, bool bias, "
+      "Tensor h0, Tensor? c0, Tensor? lengths, bool reverse, Tensor y, Tensor? saved, bool need_x, bool need_weights, "
+      "bool need_state) -> (Tensor dx, Tensor dw_ih, Tensor dw_hh, Tensor db_ih, Tensor db_hh, Tensor dh0, Tensor dc0)");
 }
 
 namespace {
