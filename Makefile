@@ -122,7 +122,10 @@ gpu-check: build
 	FASTSEQ_REQUIRE_CUDA=1 FASTSEQ_REQUIRE_MPI=1 $(MPIRUN) -n 2 $(BIN)/python -m pytest -q tests/mpi/test_gradients_on_devices.py
 	$(BIN)/python bench/bench_gpu.py
 
-bench: build
+$(VENV)/.bench: $(VENV)/.built
+	$(PIP) '$(TORCH)' --group bench
+	touch $@
+bench: $(VENV)/.bench
 	$(MPIRUN) --version | head -1
 	$(BIN)/python bench/run.py
 

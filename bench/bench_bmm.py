@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from harness import Bench, Mark, same
+from roofline import Work
 
 import fastseq as fs
 
@@ -66,6 +67,17 @@ def marks(batch: int, shape: tuple[int, int, int], *, backward: bool) -> tuple[M
     return (Mark("fastseq.bmm", NO_SLOWER),)
 
 
+def work(batch: int, shape: tuple[int, int, int], dtype: torch.dtype, *, backward: bool) -> Work:
+    """Count a product, and with backward its gradients' two: each reads two and writes one."""
+    m, k, n = shape
+    products = 3 if backward else 1
+    return Work(
+        products * 2 * batch * m * k * n,
+        products * batch * (m * k + k * n + m * n) * dtype.itemsize,
+        dtype,
+    )
+
+
 def print_choices(bench: Bench) -> None:
     """Set the kernel's ratio beside that of `fastseq.bmm`: where they differ, torch was chosen."""
     table: dict[str, dict[str, str]] = {}
@@ -86,22 +98,23 @@ def main() -> None:
     for dtype, transposed in KINDS:
         for shape in SHAPES:
             for batch in BATCHES:
-                work = batch * shape[0] * shape[1] * shape[2]
-                if work > 10**8:
+                size = batch * shape[0] * shape[1] * shape[2]
+                if size > 10**8:
                     continue
                 a, b = operands(batch, shape, dtype, transposed)
                 check(a, b)
                 for name, run in (("forward", forward), ("forward + backward", both)):
-                    size = "x".join(map(str, shape))
+                    title = "x".join(map(str, shape))
                     order = ", transposed" if transposed else ""
                     bench.compare(
-                        f"{size}, batch {batch}, {str(dtype)[6:]}{order}, {name}",
+                        f"{title}, batch {batch}, {str(dtype)[6:]}{order}, {name}",
                         {
                             "torch.bmm": lambda a=a, b=b, run=run: run(torch.bmm, a, b),
                             "fastseq.bmm": lambda a=a, b=b, run=run: run(fs.bmm, a, b),
                             KERNEL: lambda a=a, b=b, run=run: run(native, a, b),
                         },
-                        repeats=max(1, min(50, 200_000 // work)),
+                        repeats=max(1, min(50, 200_000 // size)),
+                        work=work(batch, shape, dtype, backward=run is both),
                         marks=marks(batch, shape, backward=run is both),
                     )
     print_choices(bench)

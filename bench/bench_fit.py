@@ -1,104 +1,193 @@
-"""What a step of `Estimator.fit` costs beside a loop written by hand, with the same modules."""
+"""`Estimator.fit` beside a loop written by hand, skorch and Lightning, which all learn the same.
+
+One epoch is one sample. Data are in memory (or in a file), models and optimizers are made; all else
+that a user's call does for an epoch counts: slicing the data, the loop, the mean loss, callbacks.
+skorch and Lightning are left out where they are not installed.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
+import functools
+import importlib
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, ClassVar
 
 import h5py
 import torch
 from harness import Bench, Mark
+from recurrent import Shape
+from roofline import Work
+from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 import fastseq as fs
 
-T, N, F, BATCH, SEQ = 200, 200, 10, 20, 10
-STEPS = (T // SEQ) * (N // BATCH)
+OURS = "Estimator.fit"
+Make = Callable[..., Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Truncated back-propagation over `length` steps of `sequences` sequences."""
+
+    shape: Shape
+    length: int
+    sequences: int
+
+    @property
+    def steps(self) -> int:
+        return (self.length // self.shape.s) * (self.sequences // self.shape.n)
+
+    def __str__(self) -> str:
+        f, h, n, s = dataclasses.astuple(self.shape)
+        return f"{self.steps} steps of LSTM({f},{h})+Linear, batchsize {n}, seqsize {s}"
+
+    def work(self) -> Work:
+        """Count what the LSTM has to do in an epoch; the rest is small."""
+        step = self.shape.work("LSTM", backward=True)
+        return Work(self.steps * step.operations, self.steps * step.bytes_moved)
+
+
+SMALL = Task(Shape(10, 10, 20, 10), length=200, sequences=200)
+LARGE = Task(Shape(64, 256, 128, 50), length=100, sequences=256)
 
 
 class Plain:
-    """Truncated back-propagation as a good PyTorch user writes it."""
+    """The loop that a good PyTorch user writes. A call is an epoch."""
 
-    def __init__(self, lstm: torch.nn.LSTM, head: torch.nn.Linear) -> None:
-        self.lstm, self.head = lstm, head
-        params = [*lstm.parameters(), *head.parameters()]
-        self.optimizer = torch.optim.AdamW(params, lr=1e-3, fused=True)
+    epochs: ClassVar[int] = 1
 
-    def epoch(self, x: torch.Tensor, y: torch.Tensor) -> float:
-        """Make one pass; returns the mean loss."""
-        total = 0.0
-        for n in range(0, x.shape[1], BATCH):
+    def __init__(
+        self, lstm: nn.LSTM, head: nn.Linear, x: Tensor, y: Tensor, batchsize: int, seqsize: int
+    ) -> None:
+        self.lstm, self.head, self.x, self.y = lstm, head, x, y
+        self.batchsize, self.seqsize = batchsize, seqsize
+        self.optimizer = torch.optim.AdamW(self.parameters(), lr=1e-3, fused=True)
+
+    def __call__(self) -> None:
+        total, steps = 0.0, 0
+        for n in range(0, self.x.shape[1], self.batchsize):
             state = None
-            for t in range(0, x.shape[0], SEQ):
-                xs, ys = x[t : t + SEQ, n : n + BATCH], y[t : t + SEQ, n : n + BATCH]
-                h, state = self.lstm(xs, state)
+            for t in range(0, self.x.shape[0], self.seqsize):
+                chunk = slice(t, t + self.seqsize), slice(n, n + self.batchsize)
+                h, state = self.lstm(self.x[chunk], state)
                 state = (state[0].detach(), state[1].detach())
-                loss = mse_loss(self.head(h), ys)
+                loss = mse_loss(self.head(h), self.y[chunk])
                 self.optimizer.zero_grad()
                 loss.backward()
                 self.optimizer.step()
                 total += loss.item()
-        return total / STEPS
+                steps += 1
+        self.loss = total / steps
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [*self.lstm.parameters(), *self.head.parameters()]
 
 
-def estimator(lstm: torch.nn.LSTM, head: torch.nn.Linear, *, progress: bool) -> fs.Estimator:
-    model = fs.nn.Chain(copy.deepcopy(lstm), copy.deepcopy(head))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-    spec = {"epochs": 1, "batchsize": BATCH, "seqsize": SEQ}
-    return fs.Estimator(model, fs.seqloss(mse_loss), optimizer, spec, progress=progress, comm=None)
+class Fit:
+    """The same by `Estimator.fit`."""
 
+    epochs: ClassVar[int] = 1
 
-def check_parameters(est: fs.Estimator, plain: Plain) -> None:
-    """Raise unless both have learnt the same, to 1e-6 of each parameter's norm."""
-    theirs = [*plain.lstm.parameters(), *plain.head.parameters()]
-    for p, q in zip(est.model.parameters(), theirs, strict=True):
-        apart = float((p - q).detach().norm() / q.detach().norm())
-        if not apart <= 1e-6:
-            raise AssertionError(f"fit's parameters are {apart:.1e} off those of the plain loop")
+    def __init__(
+        self, lstm: nn.LSTM, head: nn.Linear, x: Any, y: Any, batchsize: int, seqsize: int,
+        *, progress: bool = False,
+    ) -> None:  # fmt: skip
+        self.x, self.y = x, y
+        model = fs.nn.Chain(lstm, head)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+        spec = {"epochs": 1, "batchsize": batchsize, "seqsize": seqsize}
+        self.est = fs.Estimator(
+            model, fs.seqloss(mse_loss), optimizer, spec, progress=progress, comm=None
+        )
 
-
-def run(bench: Bench, threads: int, folder: Path) -> None:
-    torch.set_num_threads(threads)
-    torch.manual_seed(0)
-    x = torch.randn(T, N, F)
-    y = x.mean(2, keepdim=True)
-    lstm, head = torch.nn.LSTM(F, 10), torch.nn.Linear(10, 1)
-    with h5py.File(folder / "data.h5", "w") as file:
-        file["x"], file["y"] = x.numpy(), y.numpy()
-    mapped = fs.h5mmap(folder / "data.h5", "x"), fs.h5mmap(folder / "data.h5", "y")
-
-    quiet, shown, filed = (estimator(lstm, head, progress=p) for p in (False, True, False))
-    plain = Plain(copy.deepcopy(lstm), copy.deepcopy(head))
-
-    plain.epoch(x, y)
-    for est, data in ((quiet, (x, y)), (filed, mapped)):
-        est.fit(*data)
-        check_parameters(est, plain)
-
-    def with_bar() -> None:
+    def __call__(self) -> None:
         with Path(os.devnull).open("w") as null, contextlib.redirect_stderr(null):
-            shown.fit(x, y)
+            self.est.fit(self.x, self.y)
 
-    bench.compare(
-        f"{STEPS} steps of LSTM(10,10)+Linear, batchsize 20, seqsize 10, {threads} thread(s)",
-        {
-            "plain loop": lambda: plain.epoch(x, y),
-            "Estimator.fit": lambda: quiet.fit(x, y),
-            "Estimator.fit, progress bar": with_bar,
-            "Estimator.fit, HDF5 file": lambda: filed.fit(*mapped),
-        },
-        marks=(Mark("Estimator.fit", 1.15), Mark("Estimator.fit, progress bar", 1.15)),
-    )
+    @property
+    def loss(self) -> float:
+        return float(self.est.history_[-1]["loss"])
+
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self.est.model.parameters())
+
+
+def peers(bench: Bench, module: str, names: dict[str, str]) -> dict[str, Make]:
+    """Return what is in `module`, if the library that it needs is installed."""
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        bench.say(f"{error}: {' and '.join(names)} left out (pip install --group bench)")
+        return {}
+    return {name: getattr(found, attribute) for name, attribute in names.items()}
+
+
+def check(name: str, found: Any, plain: Plain) -> None:
+    """Raise unless both have learnt the same: loss and parameters, to a part of their norms."""
+    for _ in range(found.epochs):
+        plain()
+    found()
+    apart = [abs(found.loss - plain.loss) / plain.loss]
+    for p, q in zip(found.parameters(), plain.parameters(), strict=True):
+        apart.append(float((p - q).detach().norm() / q.detach().norm()))
+    if not max(apart) <= 1e-6:
+        raise AssertionError(f"{name}: the loss or a parameter is {max(apart):.1e} off")
+
+
+def run(bench: Bench, task: Task, makers: dict[str, Make], marks: tuple[Mark, ...]) -> None:
+    """Check and time contenders."""
+    torch.manual_seed(0)
+    shape = task.shape
+    x = torch.randn(task.length, task.sequences, shape.f)
+    y = x.mean(2, keepdim=True)
+    lstm, head = nn.LSTM(shape.f, shape.h), nn.Linear(shape.h, 1)
+    contenders: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        with h5py.File(Path(folder) / "data.h5", "w") as file:
+            file["x"], file["y"] = x.numpy(), y.numpy()
+        mapped = [fs.h5mmap(Path(folder) / "data.h5", name) for name in "xy"]
+        for name, make in makers.items():
+            data = mapped if "HDF5" in name else (x, y)
+            contenders[name] = make(*copy.deepcopy((lstm, head)), *data, shape.n, shape.s)
+            plain = Plain(*copy.deepcopy((lstm, head)), x, y, shape.n, shape.s)
+            check(name, contenders[name], plain)
+        bench.compare(
+            f"{task}, {torch.get_num_threads()} thread(s)",
+            contenders,
+            work=task.work(),
+            marks=tuple(m for m in marks if m.against is None or m.against in makers),
+        )
 
 
 def main() -> None:
     bench = Bench.from_arguments("fit", rounds=40)
-    with tempfile.TemporaryDirectory() as folder:
-        for threads in (1, 2):
-            run(bench, threads, Path(folder))
+    others = {
+        **peers(bench, "peer_skorch", {"skorch": "Skorch"}),
+        **peers(
+            bench,
+            "peer_lightning",
+            {"Lightning": "Manual", "Lightning, automatic": "Automatic"},
+        ),
+    }
+    small = {
+        "plain loop": Plain,
+        OURS: Fit,
+        f"{OURS}, progress bar": functools.partial(Fit, progress=True),
+        f"{OURS}, HDF5 file": Fit,
+        **others,
+    }
+    large = {"plain loop": Plain, OURS: Fit}
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        run(bench, SMALL, small, (Mark(OURS, 1.15), Mark(f"{OURS}, progress bar", 1.15)))
+        run(bench, LARGE, large, (Mark(OURS, 1.15),))
     bench.write()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from harness import Bench, Mark, same
+from roofline import Work
 from torch._utils import _flatten_dense_tensors
 
 from fastseq._ops import pack, pack_checked, unpack
@@ -79,6 +80,7 @@ def main() -> None:
                     ).mul_(0.5),
                 },
                 bytes_moved=4 * flat.numel(),
+                work=Work(0, 2 * 4 * flat.numel()),  # read once, written once
                 marks=MARKS.get(name, ()),
             )
     bench.write()

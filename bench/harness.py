@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from roofline import Work, in_words, roofline
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -34,6 +35,10 @@ class Mark:
     contender: str
     at_most: float
     against: str | None = None
+
+
+class Seconds(float):
+    """What a contender returns that times itself, because not all that its call does counts."""
 
 
 @dataclasses.dataclass
@@ -65,9 +70,14 @@ class Bench:
         *,
         repeats: int = 1,
         bytes_moved: int | None = None,
+        work: Work | None = None,
         marks: tuple[Mark, ...] = (),
     ) -> None:
-        """Time contenders in turn; the first is the reference. `repeats` calls make one sample."""
+        """Time contenders in turn; the first is the reference. `repeats` calls make one sample.
+
+        With `bytes_moved`, rates are stored; with `work`, what a call has to do is set beside what
+        the machine can do.
+        """
         times: dict[str, list[float]] = {name: [] for name in contenders}
         names = list(contenders)
         for turn in range(self.rounds + 2):  # the first two warm up
@@ -76,14 +86,16 @@ class Bench:
                 call = contenders[name]
                 begin = time.perf_counter()
                 for _ in range(repeats):
-                    call()
+                    answer = call()
+                taken = (time.perf_counter() - begin) / repeats
                 if turn >= 2:
-                    times[name].append((time.perf_counter() - begin) / repeats)
+                    times[name].append(answer if isinstance(answer, Seconds) else taken)
         reference = names[0]
         rows = {}
+        roof = None if work is None else roofline(work)
         self.say(
             f"\n{case}\n  {'microseconds':34}{'min':>10}{'median':>10}{'p99':>10}"
-            f"{'ratio':>8}  quartiles"
+            f"{'' if roof is None else '  reached'}{'ratio':>8}  quartiles"
         )
         for name, samples in times.items():
             ratios = [a / b for a, b in zip(samples, times[reference], strict=True)]
@@ -98,6 +110,10 @@ class Bench:
             }
             if bytes_moved is not None:
                 row["gb_per_s"] = bytes_moved / row["median_us"] / 1e3
+            figures = "".join(f"{row[key]:10.1f}" for key in ("min_us", "median_us", "p99_us"))
+            if roof is not None:
+                row["of_roofline"] = roof["least_us"] / row["median_us"]
+                figures += f"{row['of_roofline']:9.2g}"
             rows[name] = row
             row["marks"] = []
             verdict = ""
@@ -112,17 +128,18 @@ class Bench:
                     )
                     other = f" of {against} ({ratio:.2f})" if mark.against else ""
                     verdict += f"mark <= {mark.at_most:.3g}{other}: {'met' if met else 'NOT MET'}  "
-            figures = "".join(f"{row[key]:10.1f}" for key in ("min_us", "median_us", "p99_us"))
             spread = f"{low:.3f} to {high:.3f}"
             self.say(f"  {name:34}{figures}{middle:8.3f}  {spread:18}{verdict}".rstrip())
-        self.cases.append(
-            {
-                "case": case,
-                "threads": torch.get_num_threads(),
-                "reference": reference,
-                "contenders": rows,
-            }
-        )
+        found = {
+            "case": case,
+            "threads": torch.get_num_threads(),
+            "reference": reference,
+            "contenders": rows,
+        }
+        if roof is not None:
+            found["roofline"] = roof
+            self.say(in_words(roof))
+        self.cases.append(found)
 
     def say(self, text: str) -> None:
         if self.shown:
