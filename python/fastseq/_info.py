@@ -12,15 +12,22 @@ import numpy as np
 import torch
 
 from . import _ops, distributed
+from .estimator import Estimator
+from .flat import describe
 
 __all__ = ["info"]
 
 
-def info() -> dict[str, Any]:
+def info(est: Estimator | None = None) -> dict[str, Any]:
     """Return versions, devices, MPI, kernels and transport in use, as a dict of plain values.
 
     Collective under a launcher, as it starts MPI. The same from the shell:
     ``python -m fastseq info``.
+
+    Parameters
+    ----------
+    est
+        An estimator: what `fit` will do with it is told too, and why where it cannot do better.
 
     Examples
     --------
@@ -51,4 +58,10 @@ def info() -> dict[str, Any]:
             "local_size": comm.local_size,
             "transport": comm.transport,
         },
+        **({} if est is None else _of_estimator(est)),
     }
+
+
+def _of_estimator(est: Estimator) -> dict[str, Any]:
+    """Tell how `fit` runs, topic by topic."""
+    return {"optimizer": describe(est.optimizer)}

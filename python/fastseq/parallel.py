@@ -53,6 +53,13 @@ class Replicas:
             return value
         return int(self.comm.broadcast_(torch.tensor(value, dtype=torch.int64)).item())
 
+    def in_common(self, flags: list[bool]) -> list[bool]:
+        """Return which flags are true on all ranks."""
+        if self.alone:
+            return flags
+        ranks = self.comm.allreduce_(torch.tensor(flags, dtype=torch.float64), "sum")
+        return [count == self.comm.size for count in ranks.tolist()]
+
     def sync(self, optimizer: torch.optim.Optimizer) -> None:
         """Give all ranks rank 0's optimizer state."""
         if self.alone:

@@ -13,6 +13,7 @@ from .data.chunks import Chunk
 from .data.sequences import Batch, Sequences
 from .distributed import Bucketizer
 from .errors import NonFiniteError
+from .flat import FlatOptimizer
 from .parallel import Replicas
 from .progress import Progress
 from .spec import Spec
@@ -129,20 +130,23 @@ class Trainer:
         self._stateful = Stateful(model)
         self._loss = loss
         self._optimizer = optimizer
+        params = (p for p in model.parameters() if p.requires_grad)
+        self._flat = FlatOptimizer(optimizer, params, replicas.in_common)
         self._spec = spec
         self._device = device
         self._replicas = replicas
         self._model = model
         self._buckets: Bucketizer | None = None
-        self._params = [p for p in model.parameters() if p.requires_grad]
 
     def __enter__(self) -> Trainer:
         if not self._replicas.alone:
             self._buckets = Bucketizer(self._model, self._replicas.comm)
             self._replicas.sync(self._optimizer)
+        self._flat.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._flat.__exit__()
         if self._buckets is None:
             return
         try:
@@ -166,8 +170,7 @@ class Trainer:
         return losses.mean
 
     def _step(self, chunk: Chunk, batch: Batch | None, losses: LossMean) -> None:
-        for p in self._params:
-            p.grad = None
+        self._flat.zero_grad()
         weight = chunk_weight(chunk, batch)
         loss = None
         if batch is not None:
@@ -191,11 +194,12 @@ class Trainer:
 
     def _update(self) -> None:
         spec = self._spec
+        self._flat.gather()
         if spec.clip_value is not None:
-            nn.utils.clip_grad_value_(self._params, spec.clip_value)
+            nn.utils.clip_grad_value_(self._flat.gathered(), spec.clip_value)
         if spec.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self._params, spec.clip_norm)
-        self._optimizer.step()
+            nn.utils.clip_grad_norm_(self._flat.gathered(), spec.clip_norm)
+        self._flat.step()
 
 
 def evaluate(

@@ -1,0 +1,240 @@
+"""`fit` joins small parameters while it runs: outside nobody can tell."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import warnings
+
+import pytest
+import torch
+from models import adamw, assert_same_parameters, chain, plain_loop
+from torch import nn, optim
+from torch.nn.functional import mse_loss
+
+import fastseq as fs
+
+X = torch.randn(45, 10, 3, generator=torch.Generator().manual_seed(1))
+Y = X.mean(2, keepdim=True).roll(1, 0)
+SPEC = {"epochs": 1, "batchsize": 5, "seqsize": 9}  # ten steps
+LOSS = fs.seqloss(mse_loss)
+
+
+def estimator(model, loss=LOSS, optimizer=adamw, **spec):
+    return fs.Estimator(model, loss, optimizer, {**SPEC, **spec}, progress=False)
+
+
+def plain(model, updates=10, **options):
+    return plain_loop(model, X, Y, batchsize=5, seqsize=9, updates=updates, **options)
+
+
+def joined(model):
+    """Whether the parameters lie in one piece of memory."""
+    return len({p.untyped_storage().data_ptr() for p in model.parameters()}) == 1
+
+
+def assert_private(model, optimizer):
+    """Every parameter, gradient and piece of state has memory to itself."""
+    tensors = [*model.parameters(), *(p.grad for p in model.parameters())]
+    tensors += [v for state in optimizer.state.values() for v in state.values()]
+    storages = [t.untyped_storage() for t in tensors]
+    assert len({s.data_ptr() for s in storages}) == len(tensors)
+    assert all(s.nbytes() == t.nbytes for s, t in zip(storages, tensors, strict=True))
+
+
+def test_parameters_are_joined_inside_fit_only():
+    seen = []
+
+    def loss(m, xs, ys):
+        seen.append(joined(m.module))
+        return LOSS(m, xs, ys)
+
+    model = chain()
+    expected = plain(model)
+    before = [p.data_ptr() for p in model.parameters()]
+    params = list(model.parameters())
+    est = estimator(model, loss).fit(X, Y)
+    assert seen == [False] + 9 * [True]  # from the first step of the optimizer on
+    assert [p.data_ptr() for p in model.parameters()] == before
+    assert est.optimizer.param_groups[0]["params"] == params
+    assert_private(model, est.optimizer)
+    assert_same_parameters(model, expected, rtol=0)
+
+
+def test_all_is_put_back_after_an_error():
+    calls = []
+
+    def loss(m, xs, ys):
+        calls.append(1)
+        if len(calls) == 6:
+            raise ArithmeticError("stop")
+        return LOSS(m, xs, ys)
+
+    model = chain()
+    expected = plain(model, updates=5)
+    est = estimator(model, loss)
+    with pytest.raises(ArithmeticError, match="stop"):
+        est.fit(X, Y)
+    assert not joined(model)
+    assert set(est.optimizer.state) == set(model.parameters())
+    assert all(state["step"] == 5 for state in est.optimizer.state.values())
+    assert_same_parameters(model, expected, rtol=0)
+
+
+def test_an_optimizer_that_fails_at_its_first_step_leaves_all_in_place():
+    model = chain()
+    before = copy.deepcopy(model)
+    est = estimator(model, optimizer=lambda params: optim.AdamW(params, lr=torch.tensor(0.1)))
+    est.optimizer.param_groups[0]["foreach"] = True  # which torch refuses with such a rate
+    with pytest.raises(RuntimeError, match="lr as a Tensor"):
+        est.fit(X, Y)
+    assert not joined(model)
+    assert_same_parameters(model, before, rtol=0)
+
+
+@pytest.mark.parametrize("clip", [{}, {"clip_norm": 1e-2}, {"clip_value": 1e-3}])
+def test_gradients_are_left_as_a_plain_loop_leaves_them(clip):
+    model = chain()
+    expected = copy.deepcopy(model)
+    optimizer = adamw(expected.parameters())
+    state = None
+    for t in range(0, 45, 9):
+        output, state = expected(X[t : t + 9], state)
+        state = tuple(part and tuple(s.detach() for s in part) for part in state)
+        optimizer.zero_grad()
+        mse_loss(output, Y[t : t + 9]).backward()
+        if "clip_norm" in clip:
+            nn.utils.clip_grad_norm_(expected.parameters(), clip["clip_norm"])
+        if "clip_value" in clip:
+            nn.utils.clip_grad_value_(expected.parameters(), clip["clip_value"])
+        optimizer.step()
+    est = estimator(model, batchsize=10, **clip).fit(X, Y)
+    assert_private(model, est.optimizer)
+    for p, q in zip(model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-5, atol=1e-9)
+
+
+def test_copies_and_files_hold_no_more_than_their_own():
+    model = chain()
+    size = len(pickle.dumps(model[1].weight.detach().clone()))
+    est = estimator(model).fit(X, Y)
+    assert len(pickle.dumps(model[1].weight.detach())) == size
+    stream = io.BytesIO()
+    torch.save(est.optimizer.state_dict(), stream)
+    fresh = io.BytesIO()
+    other = copy.deepcopy(model)
+    other_optimizer = adamw(other.parameters())
+    for p in other.parameters():
+        p.grad = torch.ones_like(p)
+    other_optimizer.step()
+    torch.save(other_optimizer.state_dict(), fresh)
+    assert len(stream.getvalue()) == len(fresh.getvalue())
+
+
+def test_models_can_be_moved_and_loaded_between_runs():
+    model = chain()
+    values = {name: torch.randn_like(v) for name, v in model.state_dict().items()}
+    est = estimator(model).fit(X, Y)
+    model.load_state_dict(values)
+    expected = copy.deepcopy(model)
+    saved = copy.deepcopy(est.optimizer.state_dict())
+    est.fit(X, Y)
+    other = estimator(expected)
+    other.optimizer.load_state_dict(saved)
+    other.fit(X, Y)
+    assert_same_parameters(model, other.model, rtol=0)
+    model.to(torch.float64)
+    assert all(
+        p.dtype == torch.float64 and p.untyped_storage().nbytes() == 8 * p.numel()
+        for p in model.parameters()
+    )
+    model.load_state_dict(values, assign=True)
+    expected = plain(model)
+    assert_same_parameters(estimator(model).fit(X, Y).model, expected, rtol=0)
+
+
+def test_parameters_set_anew_by_the_loss_are_trained_from_there():
+    """As clipping weights by ``p.data = p.data.clamp(...)`` does."""
+
+    def clamp(model):
+        for p in model.parameters():
+            p.data = p.data.clamp(-0.1, 0.1)
+
+    def loss(m, xs, ys):
+        clamp(m.module)
+        return LOSS(m, xs, ys)
+
+    model = chain()
+    other = copy.deepcopy(model)
+    estimator(model, loss).fit(X, Y)
+    optimizer = adamw(other.parameters())
+    for n in (0, 5):
+        state = None
+        for t in range(0, 45, 9):
+            clamp(other)
+            output, state = other(X[t : t + 9, n : n + 5], state)
+            state = tuple(part and tuple(s.detach() for s in part) for part in state)
+            optimizer.zero_grad()
+            mse_loss(output, Y[t : t + 9, n : n + 5]).backward()
+            optimizer.step()
+    assert_same_parameters(model, other, rtol=0)
+
+
+def test_a_copy_that_shares_memory_sees_every_step():
+    model = chain()
+    frozen = fs.notrack(model)
+    apart = []
+
+    def loss(m, xs, ys):
+        apart.append(
+            max(
+                float((p - q).detach().abs().max())
+                for p, q in zip(frozen.parameters(), m.parameters(), strict=True)
+            )
+        )
+        return LOSS(m, xs, ys)
+
+    est = estimator(model, loss)
+    assert fs.info(est)["optimizer"].startswith("per parameter")
+    est.fit(X, Y)
+    assert max(apart) == 0
+
+
+@pytest.mark.parametrize("optimizer", [optim.AdamW, optim.SGD, optim.RMSprop])
+def test_schedules_go_on_between_epochs(optimizer):
+    model = chain()
+    expected = copy.deepcopy(model)
+
+    def train(model, steps):
+        own = optimizer(model.parameters(), lr=0.1)
+        schedule = optim.lr_scheduler.ExponentialLR(own, 0.5)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # such as: schedule.step() before optimizer.step()
+            for _ in range(3):
+                steps(own)
+                schedule.step()
+        return own
+
+    def plain_steps(own):
+        state = None
+        for t in range(0, 45, 9):
+            output, state = expected(X[t : t + 9], state)
+            state = tuple(part and tuple(s.detach() for s in part) for part in state)
+            own.zero_grad()
+            mse_loss(output, Y[t : t + 9]).backward()
+            own.step()
+
+    train(expected, plain_steps)
+    own = train(model, lambda own: estimator(model, optimizer=own, batchsize=10).fit(X, Y))
+    assert own.param_groups[0]["lr"] == 0.1 / 8
+    assert_same_parameters(model, expected, rtol=0)
+
+
+def test_info_tells_how_the_optimizer_runs():
+    model = chain()
+    est = estimator(model)
+    assert fs.info(est)["optimizer"] == "flat: 6 of 6 parameters as 1"
+    other = estimator(model, optimizer=lambda ps: optim.SGD(ps, 0.1, momentum=0.9, fused=True))
+    assert "fused SGD with momentum" in fs.info(other)["optimizer"]
+    assert "optimizer" not in fs.info()
