@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from typing import Any
 
 import torch
 from torch import nn
 
-__all__ = ["choose_device", "make_optimizer"]
+__all__ = ["choose_device", "input_dtype", "make_optimizer"]
 
 
 def choose_device(device: str | torch.device, local_rank: int) -> torch.device:
@@ -18,6 +19,15 @@ def choose_device(device: str | torch.device, local_rank: int) -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", local_rank % torch.cuda.device_count())
     return torch.device("cpu")
+
+
+def input_dtype(model: nn.Module) -> torch.dtype:
+    """Return the dtype that most of the model's parameters have: inputs are converted to it."""
+    counts: Counter[torch.dtype] = Counter()
+    for p in model.parameters():
+        if p.is_floating_point():
+            counts[p.dtype] += p.numel()
+    return counts.most_common(1)[0][0] if counts else torch.get_default_dtype()
 
 
 def make_optimizer(optimizer: Any, model: nn.Module) -> torch.optim.Optimizer:

@@ -6,14 +6,14 @@ import contextlib
 import os
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .arguments import choose_device, make_optimizer
+from .arguments import choose_device, input_dtype, make_optimizer
+from .compiled import CompiledStateful, compile_chunks
 from .data.chunks import ChunkPlan
 from .data.sequences import Sequences
 from .data.sources import to_tensor
@@ -24,7 +24,7 @@ from .parallel import Replicas
 from .prediction import Predictor
 from .progress import Progress
 from .spec import Spec, check_count
-from .stateful import in_mode, is_bidirectional
+from .stateful import Stateful, in_mode, is_bidirectional
 from .training import Trainer, evaluate, to_device
 from .tree import Tree, tree_map, tree_paths
 
@@ -62,6 +62,10 @@ class Estimator:
     comm
         The ranks that work together: ``"auto"`` (all that the launcher started), None (this
         process alone), a `Communicator` or an mpi4py communicator.
+    compile
+        Run model and loss through `torch.compile`, as one graph each for training, evaluation and
+        prediction; the first chunks then take seconds. It pays for models of many small
+        operations, not for a recurrent layer alone.
     seed
         Makes runs repeatable: order of blocks and dropout. None: a random one (rank 0's).
     progress
@@ -99,6 +103,7 @@ class Estimator:
         *,
         device: str | torch.device = "auto",
         comm: Any = "auto",
+        compile: bool = False,  # noqa: A002 (what PyTorch calls it)
         seed: int | None = None,
         progress: bool = True,
     ) -> None:
@@ -106,6 +111,8 @@ class Estimator:
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         if not callable(loss):
             raise TypeError(f"loss must be callable as loss(m, xs, ys), got {loss!r}")
+        if not isinstance(compile, bool):
+            raise TypeError(f"compile must be True or False, got {compile!r}")
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
             raise TypeError(f"seed must be an integer or None, got {seed!r}")
         self.spec = Spec.of(spec)
@@ -123,7 +130,9 @@ class Estimator:
                 "those of the same chunk only, predict runs whole series at once",
                 stacklevel=2,
             )
-        self._predictor = Predictor(model, self.device, self._replicas)
+        self._loss = compile_chunks(model, loss) if compile else loss
+        stateful = CompiledStateful(model) if compile else Stateful(model)
+        self._predictor = Predictor(stateful, self.device, self._replicas)
         self._drawn_seed: int | None = seed
         self._example: Tree = None
 
@@ -171,7 +180,7 @@ class Estimator:
             self._agree(data, count)
             plan = self._plan(data)
             trainer = Trainer(
-                self.model, self.loss, self.optimizer, self.spec, self.device, self._replicas
+                self.model, self._loss, self.optimizer, self.spec, self.device, self._replicas
             )
             shown = self.progress and self._replicas.first
             bar = Progress(count * len(plan), shown=shown)
@@ -239,7 +248,7 @@ class Estimator:
         >>> est.step(torch.zeros(8, 3)).shape
         torch.Size([8, 2])
         """
-        dtype = self._dtype()
+        dtype = input_dtype(self.model)
         xs = tree_map(lambda a: to_tensor(a, dtype), x)
         for name, part in tree_paths(xs, "x"):
             if part.dim() != 2:
@@ -254,7 +263,7 @@ class Estimator:
             data = self._open(x, y, w, mask)
             chunks = self._plan(data).chunks()
             with in_mode(self.model, training=False):
-                return evaluate(self.model, self.loss, data, chunks, self.device, self._replicas)
+                return evaluate(self.model, self._loss, data, chunks, self.device, self._replicas)
 
     def export(self, path: str | os.PathLike[str], x: Any = None) -> None:
         """Write the model, in evaluation mode, as a `torch.export` program that needs no fastseq.
@@ -315,16 +324,8 @@ class Estimator:
         """Make the next `step` start new series."""
         self._predictor.state = None
 
-    def _dtype(self) -> torch.dtype:
-        """Return the dtype that most of the model's parameters have: inputs are converted to it."""
-        counts: Counter[torch.dtype] = Counter()
-        for p in self.model.parameters():
-            if p.is_floating_point():
-                counts[p.dtype] += p.numel()
-        return counts.most_common(1)[0][0] if counts else torch.get_default_dtype()
-
     def _open(self, x: Any, y: Any = None, w: Any = None, mask: Any = None) -> Sequences:
-        data = Sequences(x, y, w, mask, dtype=self._dtype())
+        data = Sequences(x, y, w, mask, dtype=input_dtype(self.model))
         self._example = tree_map(
             lambda s: torch.zeros(1, 1, *s.shape[2:], dtype=data.dtype, device=self.device), data.x
         )

@@ -24,8 +24,8 @@ class Predictor:
 
     Parameters
     ----------
-    model
-        As in `Estimator`.
+    stateful
+        The model.
     device
         Where it is.
     replicas
@@ -37,9 +37,9 @@ class Predictor:
         The state of all sequences after the last call; None if there was none.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device, replicas: Replicas) -> None:
-        self._stateful = Stateful(model)
-        self._model = model
+    def __init__(self, stateful: Stateful, device: torch.device, replicas: Replicas) -> None:
+        self._stateful = stateful
+        self._model: nn.Module = stateful.module
         self._device = device
         self._replicas = replicas
         self._dims: Tree = None

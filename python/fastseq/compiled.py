@@ -1,0 +1,118 @@
+"""Models and losses through `torch.compile`: what ``compile=True`` does on the CPU."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .stateful import Stateful, batch_dims, in_mode
+from .tree import Tree, tree_leaves, tree_map
+
+__all__ = ["CompiledStateful", "compile_chunks"]
+
+
+class CompiledStateful(Stateful):
+    """A model with its state that runs compiled."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
+        self._run = compile_chunks(module, Stateful.__call__)
+
+    def __call__(self, x: Tree) -> Tree:
+        """Run the model from the current state on a chunk or on one step."""
+        return self._run(self, x)
+
+
+def compile_chunks(model: nn.Module, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function of a model with its state and of chunks, as one graph.
+
+    Parameters
+    ----------
+    model
+        As in `Estimator`.
+    function
+        Called as ``function(m, *chunks)``, like a loss: it may advance the state of `m`.
+
+    Returns
+    -------
+    callable
+        It does the same. Steps and sequences are left open: one graph serves chunks of all
+        lengths, one more those of length 1, and so for a state that is fresh, or carried.
+
+    Raises
+    ------
+    ValueError
+        When called: the function cannot be compiled as one graph; the message says why.
+    """
+    return _CompiledChunks(model, function)
+
+
+def _run(
+    function: Callable[..., Any], m: Stateful, state: Tree, chunks: tuple[Tree, ...]
+) -> tuple[Any, Tree]:
+    m.state = state
+    result = function(m, *chunks)
+    m.detach()
+    after, m.state = m.state, None
+    return result, after
+
+
+class _CompiledChunks:
+    def __init__(self, model: nn.Module, function: Callable[..., Any]) -> None:
+        self._model = model
+        self._function = function
+        self._inner = Stateful(model)
+        self._graphs: dict[tuple[Any, ...], Callable[..., tuple[Any, Tree]]] = {}
+        self._dims: Tree = None
+
+    def __call__(self, m: Stateful, *chunks: Tree) -> Any:
+        # What is laid out alike needs no graph of its own.
+        chunks = tree_map(Tensor.contiguous, chunks)
+        state = tree_map(Tensor.contiguous, m.state)
+        lengths = self._leave_open(chunks, state)
+        training = self._model.training, torch.is_grad_enabled()
+        key = (state is None, len(chunks), training, *(n == 1 for n in lengths))
+        if key not in self._graphs:
+            self._graphs[key] = torch.compile(_copied(_run), fullgraph=True)
+        try:
+            result, m.state = self._graphs[key](self._function, self._inner, state, chunks)
+        except Exception as error:
+            self._explain(error, m.state, chunks)
+            raise
+        return result
+
+    def _leave_open(self, chunks: tuple[Tree, ...], state: Tree) -> tuple[int, ...]:
+        """Mark steps and sequences as of any number; return how many there are."""
+        x = tree_leaves(chunks[0])[0]
+        open_dims = [0, 1] if x.dim() > 2 else [0]  # single steps have no time
+        for a in tree_leaves(chunks):
+            torch._dynamo.maybe_mark_dynamic(a, open_dims)
+        if state is not None:
+            if self._dims is None:
+                whole = chunks[0] if x.dim() > 2 else tree_map(lambda a: a[None], chunks[0])
+                with in_mode(self._model, training=False):
+                    self._dims = batch_dims(self._model, whole)
+            for a, dim in zip(tree_leaves(state), tree_leaves(self._dims), strict=True):
+                if dim >= 0:
+                    torch._dynamo.maybe_mark_dynamic(a, dim)
+        return tuple(x.shape[: len(open_dims)])
+
+    def _explain(self, error: Exception, state: Tree, chunks: tuple[Tree, ...]) -> None:
+        """Raise what is wrong: with the function itself, or with compiling it."""
+        with torch.no_grad():
+            _run(self._function, self._inner, state, chunks)  # an error of its own comes first
+        if isinstance(error, torch._dynamo.exc.TorchDynamoException):
+            reason = str(error).strip().split("\n\n")[0]
+            raise ValueError(
+                "compile=True needs a model and a loss that torch.compile can take as one graph "
+                f"(or pass compile=False). It says: {reason}"
+            ) from error
+
+
+def _copied(function: Any) -> Callable[..., Any]:
+    """Copy a function, code and all: torch.compile limits the graphs of one code object."""
+    return types.FunctionType(function.__code__.replace(), function.__globals__)
