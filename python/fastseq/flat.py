@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from .elementwise import join_state, obstacle, split_state, state_kind
+from .quick_step import quick_step
 
 __all__ = ["MAX_NUMEL", "FlatOptimizer", "describe"]
 
@@ -56,6 +57,7 @@ class FlatOptimizer:
         self._vectors: list[_Vector] = []
         self._lists: list[list[nn.Parameter]] | None = None  # the groups' own, while in use
         self._apart: set[nn.Parameter] = set()
+        self._quick: Callable[[], object] | None = None
         self._changed = False
 
     def __enter__(self) -> FlatOptimizer:
@@ -94,7 +96,12 @@ class FlatOptimizer:
 
     def step(self) -> None:
         """Make a step of the optimizer."""
+        if self._quick is not None:
+            self._quick()
+            return
         self._optimizer.step()
+        if self._vectors:  # which have their state now
+            self._quick = quick_step(self._optimizer, [vector.flat for vector in self._vectors])
 
     def _open(self) -> None:
         groups = self._optimizer.param_groups
@@ -113,7 +120,7 @@ class FlatOptimizer:
         if self._lists is not None:
             for group, params in zip(self._optimizer.param_groups, self._lists, strict=False):
                 group["params"] = params
-        self._vectors, self._lists = [], None
+        self._vectors, self._lists, self._quick = [], None, None
 
 
 class _Vector:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from .tree import Tree
@@ -55,7 +56,7 @@ def seqloss(fn: Loss | nn.Module, *, per_step: bool = False) -> Loss:
     """
     if per_step:
         return functools.partial(_mean_over_steps, fn)
-    return functools.partial(_mean_over_samples, _unreduced(fn))
+    return functools.partial(_mean_over_samples, _unreduced(fn), _mean_over_elements(fn))
 
 
 def _unreduced(fn: Loss | nn.Module) -> Loss:
@@ -74,12 +75,37 @@ def _unreduced(fn: Loss | nn.Module) -> Loss:
     return functools.partial(fn, reduction="none")
 
 
-def _mean_over_samples(fn: Loss, m: Any, xs: Tree, ys: Tensor, ws: Tensor | None = None) -> Tensor:
+# Their mean over all elements is the mean over samples, in one call.
+_MEANS: tuple[Any, ...] = (
+    F.binary_cross_entropy,
+    F.binary_cross_entropy_with_logits,
+    F.huber_loss,
+    F.l1_loss,
+    F.mse_loss,
+    F.smooth_l1_loss,
+)
+_MODULES_OF_MEANS = (nn.HuberLoss, nn.L1Loss, nn.MSELoss, nn.SmoothL1Loss)
+
+
+def _mean_over_elements(fn: Loss | nn.Module) -> Loss | None:
+    """Return a loss for output and target of one shape, or None if `fn` is no such."""
+    if type(fn) in _MODULES_OF_MEANS:
+        module: Any = copy.deepcopy(fn)
+        module.reduction = "mean"
+        return module  # type: ignore[no-any-return]
+    return fn if fn in _MEANS else None
+
+
+def _mean_over_samples(
+    fn: Loss, mean: Loss | None, m: Any, xs: Tree, ys: Tensor, ws: Tensor | None = None
+) -> Tensor:
     output = m(xs)
     if not isinstance(output, Tensor) or not isinstance(ys, Tensor):
         raise TypeError(
             "seqloss needs one output and one target; for several, write loss(m, xs, ys) yourself"
         )
+    if mean is not None and ws is None and output.shape == ys.shape and ys.is_floating_point():
+        return mean(output, ys)
     if ys.shape[-1] == 1 and not ys.is_floating_point():
         ys = ys.squeeze(-1)  # class labels
     elif output.shape != ys.shape and ys.is_floating_point():

@@ -32,6 +32,9 @@ def takes_state(module: nn.Module) -> bool:
     >>> takes_state(nn.GRU(1, 1)), takes_state(nn.Linear(1, 1))
     (True, False)
     """
+    known = _TAKES_STATE.get(type(module))
+    if known is not None and not module.__dict__.get("batch_first"):  # in the inner loop
+        return known
     module = getattr(module, "_orig_mod", module)  # what torch.compile was given
     if isinstance(module, nn.RNNCellBase):
         raise TypeError(

@@ -40,7 +40,7 @@ def chunk_loss(loss: Callable[..., Tensor], m: Stateful, batch: Batch) -> Tensor
     if not isinstance(value, Tensor) or value.numel() != 1:
         what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"the loss must return a tensor with one element, got {what}")
-    return value.reshape(())
+    return value if value.dim() == 0 else value.reshape(())
 
 
 def chunk_weight(chunk: Chunk, batch: Batch | None) -> float:
@@ -73,7 +73,10 @@ class LossMean:
 
     def add(self, chunk: Chunk, loss: Tensor, weight: float) -> None:
         """Take a chunk's loss; raise `NonFiniteError` if one that is looked at is not finite."""
-        self._waiting.append((chunk, loss, weight))
+        if self._in_flight == 1:
+            self.add_value(self.check(chunk, loss.item()), weight)
+            return
+        self._waiting.append((chunk, loss.detach(), weight))
         if len(self._waiting) >= self._in_flight:
             self._look()
 
@@ -85,7 +88,7 @@ class LossMean:
 
     def _look(self) -> None:
         for chunk, loss, weight in self._waiting:
-            self.add_value(self.check(chunk, float(loss)), weight)
+            self.add_value(self.check(chunk, loss.item()), weight)
         self._waiting.clear()
 
     def check(self, chunk: Chunk, loss: float) -> float:
@@ -134,6 +137,7 @@ class Trainer:
         self._flat = FlatOptimizer(optimizer, params, replicas.in_common)
         self._spec = spec
         self._device = device
+        self._on_cpu = device.type == "cpu"
         self._replicas = replicas
         self._model = model
         self._buckets: Bucketizer | None = None
@@ -160,7 +164,7 @@ class Trainer:
         self, data: Sequences, chunks: Iterable[Chunk], where: str, progress: Progress
     ) -> float:
         """Train on `chunks` and return the mean loss; `where` names the epoch in errors."""
-        waits = self._device.type != "cpu" and self._replicas.alone
+        waits = not self._on_cpu and self._replicas.alone
         losses = LossMean(where, _LOSSES_IN_FLIGHT if waits else 1)
         for chunk, batch in data.batches(chunks):
             if chunk.index == 0:
@@ -174,12 +178,14 @@ class Trainer:
         weight = chunk_weight(chunk, batch)
         loss = None
         if batch is not None:
-            loss = chunk_loss(self._loss, self._stateful, to_device(batch, self._device))
+            if not self._on_cpu:
+                batch = to_device(batch, self._device)
+            loss = chunk_loss(self._loss, self._stateful, batch)
             self._stateful.detach()
         if not weight:
             loss = None  # nothing in it counts
         if self._buckets is not None:
-            value = 0.0 if loss is None else losses.check(chunk, float(loss.detach()))
+            value = 0.0 if loss is None else losses.check(chunk, loss.item())
             self._buckets.start(weight, value)
         if loss is not None:
             loss.backward()  # type: ignore[no-untyped-call]
@@ -189,7 +195,7 @@ class Trainer:
                 losses.add_value(averaged.value, averaged.weight)
                 self._update()
         elif loss is not None:
-            losses.add(chunk, loss.detach(), weight)
+            losses.add(chunk, loss, weight)
             self._update()
 
     def _update(self) -> None:

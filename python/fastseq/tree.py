@@ -21,9 +21,11 @@ def tree_map(fn: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
     """
     if tree is None:
         return None
+    if type(tree) is tuple and not others:  # what most states are: quickly
+        return tuple([tree_map(fn, part) for part in tree])
     if isinstance(tree, dict):
         return type(tree)((key, tree_map(fn, tree[key], *(o[key] for o in others))) for key in tree)
-    if isinstance(tree, tuple | list):
+    if isinstance(tree, (tuple, list)):
         parts = [tree_map(fn, *part) for part in zip(tree, *others, strict=True)]
         return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
     return fn(tree, *others)

@@ -20,7 +20,7 @@ def part(begin: int, end: int, index: int, count: int) -> tuple[int, int]:
     return begin + length * index // count, begin + length * (index + 1) // count
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(slots=True)
 class Chunk:
     """Time steps ``[t0, t1)`` of sequences ``[n0, n1)``: one step of one rank.
 

@@ -76,6 +76,8 @@ class Sequences:
             raise ValueError(f"{first} has no {what}: its shape is {reference.shape}")
         self.w = None if w is None else self._open_weights(w, "w", dtype)
         self.mask = None if mask is None else self._open_weights(mask, "mask", torch.bool)
+        nested = [name for name, _ in named if name not in ("x", "y")]
+        self._plain = self.w is None and self.mask is None and not nested
 
     def _open_weights(self, array: Any, name: str, dtype: torch.dtype) -> Source:
         if not hasattr(array, "shape"):
@@ -98,6 +100,9 @@ class Sequences:
         """Read one chunk; None if there is nothing in it."""
         if chunk.empty:
             return None
+        if self._plain:
+            box = chunk.t0, chunk.t1, chunk.n0, chunk.n1
+            return Batch(self.x.read(*box), None if self.y is None else self.y.read(*box), None)
 
         def read(source: Source) -> Tensor:
             return source.read(chunk.t0, chunk.t1, chunk.n0, chunk.n1)
@@ -121,7 +126,8 @@ class Sequences:
     def batches(self, chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, Batch | None]]:
         """Yield chunks with what they hold; what lies in files is read one chunk ahead."""
         if not self.lazy:
-            yield from ((chunk, self.load(chunk)) for chunk in chunks)
+            for chunk in chunks:
+                yield chunk, self.load(chunk)
             return
         with closing(read_ahead(self.load, chunks)) as ahead:  # type: ignore[type-var]
             yield from ahead
