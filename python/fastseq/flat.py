@@ -161,20 +161,25 @@ class _Vector:
 
     def gather(self) -> list[nn.Parameter]:
         """Copy the gradients into the vector's; return parameters that have none."""
-        grads, without = [], []
+        grads: list[Any] = [p.grad for p in self.params]
+        try:
+            torch._foreach_copy_(self._grad_places, grads)
+        except (TypeError, RuntimeError):
+            without = [p for p in self.params if p.grad is None or p.grad.is_sparse]
+            if not without:
+                raise
+            return without
+        self.flat.grad = self._grad
+        if [p.data_ptr() for p in self.params] != self._addresses:
+            self._take_in()
+        return []
+
+    def _take_in(self) -> None:
+        """Take the values of parameters whose ``.data`` somebody has set."""
         for index, p in enumerate(self.params):
-            grad = p.grad
-            if grad is None or grad.is_sparse:
-                without.append(p)
-                continue
-            grads.append(grad)
-            if p.data_ptr() != self._addresses[index]:  # somebody has set p.data
+            if p.data_ptr() != self._addresses[index]:
                 self._homes[index] = p.data
                 p.data = self._places[index].copy_(p.data)
-        if not without:
-            torch._foreach_copy_(self._grad_places, grads)
-            self.flat.grad = self._grad
-        return without
 
     def close(self, *, gradients: bool) -> None:
         """Put all back where it was; with `gradients`, these too, which were changed."""

@@ -43,6 +43,22 @@ def chunk_loss(loss: Callable[..., Tensor], m: Stateful, batch: Batch) -> Tensor
     return value if value.dim() == 0 else value.reshape(())
 
 
+def _backward(loss: Tensor) -> None:
+    """Call ``loss.backward()``, less what that does to find out that it is given one number."""
+    key = loss.dtype, loss.device
+    one = _ONES.get(key)
+    if one is None or type(loss) is not Tensor:
+        _ONES[key] = torch.ones((), dtype=loss.dtype, device=loss.device)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return
+    torch.autograd.graph._engine_run_backward(
+        (loss,), (one,), False, False, (), allow_unreachable=True, accumulate_grad=True
+    )
+
+
+_ONES: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+
+
 def chunk_weight(chunk: Chunk, batch: Batch | None) -> float:
     """How much a chunk's mean loss counts: its samples, or their weights' sum."""
     if batch is None:
@@ -188,7 +204,7 @@ class Trainer:
             value = 0.0 if loss is None else losses.check(chunk, loss.item())
             self._buckets.start(weight, value)
         if loss is not None:
-            loss.backward()  # type: ignore[no-untyped-call]
+            _backward(loss)
         if self._buckets is not None:
             averaged = self._buckets.wait()
             if averaged.weight:
