@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .arguments import choose_device, input_dtype, make_optimizer
 from .compiled import CompiledStateful, compile_chunks
+from .cuda_graph import GraphTrainer
 from .data.chunks import ChunkPlan
 from .data.sequences import Sequences
 from .data.sources import to_tensor
@@ -63,9 +64,11 @@ class Estimator:
         The ranks that work together: ``"auto"`` (all that the launcher started), None (this
         process alone), a `Communicator` or an mpi4py communicator.
     compile
-        Run model and loss through `torch.compile`, as one graph each for training, evaluation and
-        prediction; the first chunks then take seconds. It pays for models of many small
-        operations, not for a recurrent layer alone.
+        On the CPU, run model and loss through `torch.compile`, as one graph each for training,
+        evaluation and prediction; the first chunks then take seconds. It pays for models of many
+        small operations, not for a recurrent layer alone. On a GPU, capture training steps in
+        CUDA graphs, one for each shape of chunks, and replay them: Python code of model, loss and
+        hooks runs in the first steps only. That part has not yet run on a GPU.
     seed
         Makes runs repeatable: order of blocks and dropout. None: a random one (rank 0's).
     progress
@@ -130,8 +133,10 @@ class Estimator:
                 "those of the same chunk only, predict runs whole series at once",
                 stacklevel=2,
             )
-        self._loss = compile_chunks(model, loss) if compile else loss
-        stateful = CompiledStateful(model) if compile else Stateful(model)
+        graphs = compile and self.device.type == "cuda"
+        self._trainer = GraphTrainer if graphs else Trainer
+        self._loss = compile_chunks(model, loss) if compile and not graphs else loss
+        stateful = CompiledStateful(model) if compile and not graphs else Stateful(model)
         self._predictor = Predictor(stateful, self.device, self._replicas)
         self._drawn_seed: int | None = seed
         self._example: Tree = None
@@ -179,7 +184,7 @@ class Estimator:
             data = self._open(x, y, w, mask)
             self._agree(data, count)
             plan = self._plan(data)
-            trainer = Trainer(
+            trainer = self._trainer(
                 self.model, self._loss, self.optimizer, self.spec, self.device, self._replicas
             )
             shown = self.progress and self._replicas.first

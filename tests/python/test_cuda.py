@@ -134,3 +134,57 @@ def test_training_as_on_the_cpu():
     fresh = fs.Estimator(chain(), fs.seqloss(mse_loss), adamw, spec, progress=False)
     with pytest.raises(fs.NonFiniteError, match=message):
         fresh.fit(x, y)
+
+
+@pytest.mark.parametrize("optimizer", [adamw, torch.optim.SGD, torch.optim.Adagrad])
+def test_steps_from_graphs_as_without(optimizer):
+    x = torch.randn(47, 10, 3)
+    y = x.mean(2, keepdim=True)
+    y[5:10] = torch.nan  # a chunk that a mask leaves out
+    mask = ~y.isnan()
+    model = chain().double()
+    spec = {"epochs": 4, "batchsize": 4, "seqsize": 5, "clip_norm": 0.5, "shuffle": True}
+    trained = []
+    for flag in (True, False):
+        est = fs.Estimator(
+            copy.deepcopy(model), fs.seqloss(mse_loss), optimizer, spec, compile=flag, seed=1,
+            progress=False,
+        )  # fmt: skip
+        est.fit(x, y, mask=mask)
+        est.optimizer.param_groups[0]["lr"] = 3e-3
+        est.fit(x, y, mask=mask, epochs=2)
+        trained.append(est)
+    assert_same_parameters(trained[0].model, trained[1].model, rtol=1e-7)
+    for a, b in zip(trained[0].history_, trained[1].history_, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-7)
+    state = trained[0].predict(x[:, :, :]), trained[1].predict(x)
+    torch.testing.assert_close(*map(torch.from_numpy, state), rtol=1e-6, atol=1e-8)
+
+
+def test_dropout_differs_from_replay_to_replay():
+    model = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(4, 1, bias=False))
+    x = torch.ones(40, 5, 4)
+    seen = []
+    spec = {"epochs": 20, "batchsize": 5, "seqsize": 40}
+    est = fs.Estimator(
+        model, fs.seqloss(mse_loss), lambda p: torch.optim.SGD(p, lr=1e-9), spec, compile=True,
+        seed=1, progress=False,
+    ).fit(x, x[..., :1])  # fmt: skip
+    seen = [row["loss"] for row in est.history_]
+    assert len({round(loss, 6) for loss in seen}) > 15
+
+
+def test_a_step_that_reads_a_value_cannot_be_captured():
+    def loss(m, xs, ys):
+        value = mse_loss(m(xs), ys)
+        return value if float(value.detach()) > 0 else 2 * value
+
+    x = torch.randn(60, 4, 3)
+    est = fs.Estimator(
+        chain(), loss, adamw, fs.Spec(2, 4, 5), compile=True, progress=False
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="compile=True needs"):
+        est.fit(x, x[..., :1])
+    torch.cuda.synchronize()  # the device still works
+    est = fs.Estimator(chain(), fs.seqloss(mse_loss), adamw, fs.Spec(1, 4, 5), progress=False)
+    est.fit(x, x[..., :1])

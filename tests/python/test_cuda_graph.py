@@ -1,0 +1,263 @@
+"""Training from graphs, with a stand-in that records operators on the CPU as a graph would.
+
+Like a CUDA graph it does nothing while it records, replays operators with the tensors and numbers
+that they got then, and refuses to read a value.
+"""
+
+from __future__ import annotations
+
+import copy
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+from jobs import mpirun
+from models import Custom, assert_same_parameters
+from torch import nn, optim
+from torch.nn.functional import mse_loss
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import fastseq as fs
+from fastseq.cuda_graph import WARM_UP, Graphs, GraphTrainer, can_record, make_capturable
+from fastseq.data.chunks import ChunkPlan
+from fastseq.data.sequences import Sequences
+from fastseq.parallel import Replicas
+from fastseq.progress import Progress
+from fastseq.training import Trainer
+
+X = torch.randn(47, 11, 3, generator=torch.Generator().manual_seed(1))
+Y = X.mean(2, keepdim=True).cumsum(0)
+SPEC = {"epochs": 3, "batchsize": 4, "seqsize": 5, "clip_norm": 0.5}  # both tails are short
+
+
+class Tape(TorchDispatchMode):
+    """Records operators; what they wrote to is as before afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = []
+        self.before = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._local_scalar_dense.default:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        writes = any(a.alias_info and a.alias_info.is_write for a in func._schema.arguments)
+        for declared, given in zip(func._schema.arguments, args, strict=False):
+            if declared.alias_info and declared.alias_info.is_write:
+                for a in tree_leaves(given):
+                    storage = a.untyped_storage()
+                    if storage._cdata not in self.before:
+                        self.before[storage._cdata] = storage, storage.clone()
+        out = func(*args, **kwargs)
+        is_view = any(r.alias_info for r in func._schema.returns) and not writes
+        if not is_view:
+            self.calls.append((func, args, kwargs, None if writes else out))
+        return out
+
+    def replay(self):
+        with torch.no_grad():
+            for func, args, kwargs, out in self.calls:
+                again = func(*args, **kwargs)
+                if out is not None:
+                    for place, a in zip(tree_leaves(out), tree_leaves(again), strict=True):
+                        if isinstance(place, torch.Tensor):
+                            place.copy_(a)
+
+
+class TapeRecorder:
+    count = 0
+
+    def __init__(self, device=None):
+        del device
+
+    def stream(self):
+        return nullcontext()
+
+    def capture(self, function):
+        type(self).count += 1
+        draw = torch.random.get_rng_state()
+        tape = Tape()
+        with tape:
+            function()
+        for storage, content in tape.before.values():
+            storage.copy_(content)
+        torch.random.set_rng_state(draw)
+        return tape.replay
+
+
+class TapeTrainer(GraphTrainer):
+    recorder = TapeRecorder
+
+
+class Sums(nn.Module):
+    """Carries a sum over time; has dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, 4)
+        self.drop = nn.Dropout(0.2)
+        self.head = nn.Linear(4, 1)
+
+    def forward(self, x, state=None):
+        h = x.new_zeros(x.shape[1], 4) if state is None else state["h"]
+        sums = 0.1 * self.inner(x).cumsum(0) + h
+        return self.head(self.drop(sums.tanh())), {"h": sums[-1], "none": None}
+
+
+def sgd(params):
+    return optim.SGD(params, lr=0.05, momentum=0.9)
+
+
+def estimators(monkeypatch, model, optimizer, spec=None, loss=None):
+    """Yield an estimator that trains from graphs, and the same that does not."""
+    TapeRecorder.count = 0
+    for trainer in (TapeTrainer, Trainer):
+        monkeypatch.setattr(fs.estimator, "Trainer", trainer)
+        yield fs.Estimator(
+            copy.deepcopy(model), loss or fs.seqloss(mse_loss), optimizer, spec or SPEC,
+            device="cpu", comm=None, progress=False, seed=5,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("model", [Sums(), Custom()], ids=["sums", "custom"])
+@pytest.mark.parametrize("optimizer", [sgd, optim.Adagrad], ids=["recorded", "eager"])
+def test_fit_as_without_graphs(monkeypatch, model, optimizer):
+    w = torch.rand(47, 11)
+    w[5:10] = 0  # a chunk in which nothing counts: the state goes on, the weights stay
+    trained = []
+    for est in estimators(monkeypatch, model, optimizer):
+        est.fit(X, Y, w)
+        est.fit(X, Y, w, epochs=1)
+        trained.append(est)
+    graphed, plain = trained
+    # Fresh and carried, the tail in time, in sequences and in both: six shapes, a graph for each.
+    assert TapeRecorder.count >= 6
+    assert_same_parameters(graphed.model, plain.model, rtol=1e-5)
+    for a, b in zip(graphed.history_, plain.history_, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("every_step", [False, True])
+def test_another_learning_rate_is_not_ignored(every_step):
+    """A schedule's numbers count at once; one that changes with each step has no recordings."""
+    trained = []
+    data = Sequences(X, Y, dtype=torch.float32)
+    for kind in (TapeTrainer, Trainer):
+        torch.manual_seed(0)
+        TapeRecorder.count = 0
+        model = Sums().eval()
+        optimizer = sgd(model.parameters())
+        schedule = optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+        trainer = kind(
+            model, fs.seqloss(mse_loss), optimizer, fs.Spec(**SPEC), torch.device("cpu"),
+            Replicas(fs.distributed.communicator(None)),
+        )  # fmt: skip
+        plan = ChunkPlan(steps=47, sequences=11, batchsize=4, seqsize=5)
+        with trainer, Progress(0, shown=False) as progress:
+            for epoch in range(3):
+                for chunk in plan.chunks():
+                    trainer.run(data, [chunk], f"epoch {epoch}", progress)
+                    if every_step:
+                        schedule.step()
+                schedule.step()
+        if kind is TapeTrainer:
+            assert TapeRecorder.count == 0 if every_step else TapeRecorder.count >= 3
+        trained.append(model)
+    assert_same_parameters(*trained, rtol=1e-5)
+
+
+@pytest.mark.mpi
+def test_on_two_ranks(tmp_path):
+    """Gradients are averaged between two recordings, with the same result on all ranks."""
+    script = f"""
+    import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+    import torch, fastseq as fs
+    from test_cuda_graph import SPEC, Sums, TapeRecorder, TapeTrainer, X, Y, sgd
+    from torch.nn.functional import mse_loss
+    trained = []
+    for trainer in (TapeTrainer, fs.training.Trainer):
+        fs.estimator.Trainer = trainer
+        torch.manual_seed(0)
+        model = torch.nn.ModuleDict({{"net": Sums()}})["net"].eval()
+        est = fs.Estimator(
+            model, fs.seqloss(mse_loss), sgd, SPEC, device="cpu", progress=False, seed=1
+        )
+        w = torch.ones(47, 11)
+        w[5:10, 4:] = 0  # steps in which the second rank has nothing
+        est.fit(X, Y, w)
+        trained.append(fs.net2vec(est.model).clone())
+    assert TapeRecorder.count >= 3
+    torch.testing.assert_close(*trained, rtol=1e-5, atol=1e-6)
+    print("equal", trained[0].double().sum().item())
+    """
+    done = mpirun(tmp_path, 2, script)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("equal")]
+    assert len(lines) == 2
+    assert lines[0] == lines[1]
+
+
+def test_values_cannot_be_read(monkeypatch):
+    def loss(m, xs, ys):
+        value = mse_loss(m(xs), ys)
+        return value if float(value.detach()) > 0 else 2 * value
+
+    graphed, _ = estimators(monkeypatch, Sums(), sgd, loss=loss)
+    monkeypatch.setattr(fs.estimator, "Trainer", TapeTrainer)
+    with pytest.raises(ValueError, match=r"compile=True needs .* CUDA graph .* not permitted"):
+        graphed.fit(X, Y)
+
+
+def test_calls_before_the_recording_are_calls_like_others():
+    total = torch.zeros(2)
+    ran = 0
+
+    def add(inputs):
+        nonlocal ran
+        ran += 1
+        total.add_(inputs["a"])
+        return total * 2
+
+    graphs = Graphs(torch.device("cpu"), TapeRecorder())
+    for call in range(1, WARM_UP + 4):
+        twice = graphs("add", add, {"a": torch.ones(2), "none": None})
+        assert total.tolist() == [call, call]
+        assert twice.tolist() == [2 * call, 2 * call]
+    assert ran == WARM_UP + 1
+    graphs("add", add, {"a": torch.ones(1), "none": None})  # another shape
+    assert ran == WARM_UP + 2
+    graphs.clear()
+    graphs("add", add, {"a": torch.ones(2), "none": None})
+    assert ran == WARM_UP + 3
+
+
+def test_which_optimizers_are_recorded():
+    def params():
+        return [nn.Parameter(torch.zeros(2))]
+
+    assert can_record(optim.AdamW(params()))
+    assert can_record(optim.RMSprop(params()))
+    assert can_record(optim.SGD(params(), momentum=0.9))
+    assert not can_record(optim.SGD(params(), lr=torch.tensor(0.1)))
+    assert not can_record(optim.Adagrad(params()))  # counts its steps on the host
+    hooked = optim.Adam(params())
+    hooked.register_step_post_hook(lambda *_: None)  # would not run on replay
+    assert not can_record(hooked)
+
+    class Own(optim.Adam):
+        pass
+
+    assert not can_record(Own(params()))
+
+
+def test_optimizers_are_made_capturable():
+    p = nn.Parameter(torch.zeros(2))
+    optimizer = optim.Adam([p], lr=0.1)
+    p.grad = torch.ones(2)
+    optimizer.step()
+    make_capturable(optimizer)
+    assert optimizer.param_groups[0]["capturable"] is True
+    assert optimizer.state[p]["step"].item() == 1
