@@ -28,7 +28,11 @@ from torch.nn.functional import mse_loss
 
 import fastseq as fs
 
-OURS = "Estimator.fit"
+# What may lie between the loop's loss and parameters and a contender's, as a part of their norms.
+# Other kernels round otherwise in every step: in single precision, the loop itself ends the small
+# task's epoch 2.5e-6 off what it learns in double precision.
+SAME_KERNELS, OTHER_KERNELS = 1e-6, 1e-5
+OURS, SAME_MODULES = "fit", "fit, torch.nn.LSTM"
 Make = Callable[..., Any]
 
 
@@ -129,7 +133,7 @@ def peers(bench: Bench, module: str, names: dict[str, str]) -> dict[str, Make]:
     return {name: getattr(found, attribute) for name, attribute in names.items()}
 
 
-def check(name: str, found: Any, plain: Plain) -> None:
+def check(name: str, found: Any, plain: Plain, tolerance: float) -> None:
     """Raise unless both have learnt the same: loss and parameters, to a part of their norms."""
     for _ in range(found.epochs):
         plain()
@@ -137,27 +141,32 @@ def check(name: str, found: Any, plain: Plain) -> None:
     apart = [abs(found.loss - plain.loss) / plain.loss]
     for p, q in zip(found.parameters(), plain.parameters(), strict=True):
         apart.append(float((p - q).detach().norm() / q.detach().norm()))
-    if not max(apart) <= 1e-6:
+    if not max(apart) <= tolerance:
         raise AssertionError(f"{name}: the loss or a parameter is {max(apart):.1e} off")
 
 
 def run(bench: Bench, task: Task, makers: dict[str, Make], marks: tuple[Mark, ...]) -> None:
-    """Check and time contenders."""
+    """Check and time contenders; those whose name tells no other module use `fastseq.nn.LSTM`."""
     torch.manual_seed(0)
     shape = task.shape
     x = torch.randn(task.length, task.sequences, shape.f)
     y = x.mean(2, keepdim=True)
     lstm, head = nn.LSTM(shape.f, shape.h), nn.Linear(shape.h, 1)
+    ours = fs.nn.LSTM(shape.f, shape.h)
+    ours.load_state_dict(lstm.state_dict())
+
     contenders: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         with h5py.File(Path(folder) / "data.h5", "w") as file:
             file["x"], file["y"] = x.numpy(), y.numpy()
         mapped = [fs.h5mmap(Path(folder) / "data.h5", name) for name in "xy"]
         for name, make in makers.items():
+            own = name.startswith(OURS) and name != SAME_MODULES
             data = mapped if "HDF5" in name else (x, y)
-            contenders[name] = make(*copy.deepcopy((lstm, head)), *data, shape.n, shape.s)
+            model = (ours if own else lstm), head
+            contenders[name] = make(*copy.deepcopy(model), *data, shape.n, shape.s)
             plain = Plain(*copy.deepcopy((lstm, head)), x, y, shape.n, shape.s)
-            check(name, contenders[name], plain)
+            check(name, contenders[name], plain, OTHER_KERNELS if own else SAME_KERNELS)
         bench.compare(
             f"{task}, {torch.get_num_threads()} thread(s)",
             contenders,
@@ -181,13 +190,15 @@ def main() -> None:
         OURS: Fit,
         f"{OURS}, progress bar": functools.partial(Fit, progress=True),
         f"{OURS}, HDF5 file": Fit,
+        SAME_MODULES: Fit,
         **others,
     }
-    large = {"plain loop": Plain, OURS: Fit}
+    large = {"plain loop": Plain, OURS: Fit, SAME_MODULES: Fit}
+    marks = (Mark(OURS, 1 / 3), *(Mark(OURS, 1 / 5, name) for name in others))
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        run(bench, SMALL, small, (Mark(OURS, 1.15), Mark(f"{OURS}, progress bar", 1.15)))
-        run(bench, LARGE, large, (Mark(OURS, 1.15),))
+        run(bench, SMALL, small, (*marks, Mark(SAME_MODULES, 1.15)))
+        run(bench, LARGE, large, (Mark(OURS, 1 / 1.1), Mark(SAME_MODULES, 1.15)))
     bench.write()
 
 
