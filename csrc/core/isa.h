@@ -31,13 +31,19 @@ inline const char* active_isa() {
   return "baseline";
 }
 
-// Calls Body::run<kBytes>(args...), compiled for the best instruction set that the machine has, kBytes being the width of
-// its vector registers. For kernels whose shape depends on that width; all that they call is inlined.
+// Calls Body::run<kBytes>(args...), compiled for the best instruction set that the machine has, kBytes being the width
+// of its vector registers. For kernels whose shape depends on that width; all that they call is inlined.
 #if FASTSEQ_HAS_MULTIVERSION
 template <class Body, class... Args>
-FASTSEQ_TARGET("x86-64-v4") void run_v4(const Args&... args) { Body::template run<64>(args...); }
+FASTSEQ_TARGET("x86-64-v4")
+void run_v4(const Args&... args) {
+  Body::template run<64>(args...);
+}
 template <class Body, class... Args>
-FASTSEQ_TARGET("x86-64-v3") void run_v3(const Args&... args) { Body::template run<32>(args...); }
+FASTSEQ_TARGET("x86-64-v3")
+void run_v3(const Args&... args) {
+  Body::template run<32>(args...);
+}
 #endif
 template <class Body, class... Args>
 void run_best(const Args&... args) {

@@ -1,7 +1,7 @@
 // Recurrent layers: all time steps of one layer and direction in one call, forward and backward.
 //
-// Formulas and the order of gates are torch's (torch.nn.LSTM, GRU and RNN): i, f, g, o and r, z, n. Time-major. Sequences
-// are independent of each other, so threads share them out; no result depends on the number of threads.
+// Formulas and the order of gates are torch's (torch.nn.LSTM, GRU and RNN): i, f, g, o and r, z, n. Time-major.
+// Sequences are independent of each other, so threads share them out; no result depends on the number of threads.
 #pragma once
 
 #include <cstdint>
@@ -36,8 +36,8 @@ struct RecurrenceInputs {
   const void* b_hh;             // likewise
   const void* h0;               // (sequences, hidden)
   const void* c0;               // (sequences, hidden), LSTM only
-  const std::int64_t* lengths;  // (sequences), each 0 to steps, or null: all steps count. Beyond a sequence's length its
-                                // state stands still and its output is 0; x is not looked at
+  const std::int64_t* lengths;  // (sequences), each 0 to steps, or null: all steps count. Beyond a sequence's length
+                                // its state stands still and its output is 0; x is not looked at
 };
 
 struct RecurrenceOutputs {
@@ -47,15 +47,15 @@ struct RecurrenceOutputs {
   void* saved;  // saved_numel elements for backward, or null
 };
 
-// How much backward needs beside inputs and y: per step and sequence 5 numbers per hidden unit for an LSTM, 4 for a GRU,
-// none for an RNN; hidden units rounded up to 64 bytes' worth.
+// How much backward needs beside inputs and y: per step and sequence 5 numbers per hidden unit for an LSTM, 4 for a
+// GRU, none for an RNN; hidden units rounded up to 64 bytes' worth.
 std::int64_t saved_numel(const RecurrenceShape& shape);
 
 void recurrence_forward(const RecurrenceShape& shape, const RecurrenceInputs& inputs, const RecurrenceOutputs& outputs,
                         ParallelFor parallel_for);
 
 struct RecurrenceGradients {
-  const void* y;      // as forward left them
+  const void* y;  // as forward left them
   const void* saved;
   const void* dy;  // gradients of outputs, like those, or null: zero
   const void* dh;

@@ -160,8 +160,8 @@ struct BackwardRange {
         }
         const auto products = [&]<int kColumns>(std::int64_t column, const auto& tile) {
           for (std::int64_t lane = 0; lane < kPanel<T>; lane += kLanes) {
-            for_tiles<tile_rows<kBytes>(kColumns)>(first, last,
-                                                   [&]<int kRows>(std::int64_t n) { tile.template operator()<kRows>(lane, n); });
+            for_tiles<tile_rows<kBytes>(kColumns)>(
+                first, last, [&]<int kRows>(std::int64_t n) { tile.template operator()<kRows>(lane, n); });
           }
           (void)column;
         };

@@ -1,8 +1,9 @@
-// What happens in one time step after the products, for vectors of hidden units: formulas of torch.nn.LSTM, GRU and RNN.
+// What happens in one time step after the products, for vectors of hidden units: formulas of torch.nn.LSTM, GRU and
+// RNN.
 //
-// Products go to kGates sums per unit. Those of the input touch sums [kInputFirst, kInputFirst + kInputs), whose weights
-// are torch's gates kInputGates; those of the hidden state likewise. A cell's `state` is what it carries beside or
-// instead of its output: c of an LSTM, h of a GRU. kSaved quantities are kept for backward, which makes of them the
+// Products go to kGates sums per unit. Those of the input touch sums [kInputFirst, kInputFirst + kInputs), whose
+// weights are torch's gates kInputGates; those of the hidden state likewise. A cell's `state` is what it carries beside
+// or instead of its output: c of an LSTM, h of a GRU. kSaved quantities are kept for backward, which makes of them the
 // gradients of the kGates sums.
 #pragma once
 

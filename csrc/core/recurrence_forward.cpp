@@ -32,9 +32,10 @@ struct Forward {
 };
 
 // Sequences [n, n + kRows) of step t, hidden units of one vector of panel p: `lane` is its place in the panel.
+// Sequences up to `last` are yet to come.
 template <class Cell, int kBytes, int kRows, class T>
 inline void forward_tile(const Forward<T>& f, std::int64_t t, std::int64_t p, std::int64_t lane, const T* h,
-                         std::int64_t n) {
+                         std::int64_t n, std::int64_t last) {
   using V = simd::Vector<T, kBytes>;
   constexpr std::int64_t kL = kPanel<T>;
   constexpr std::int64_t kRow = Cell::kWeightGates * kL;
@@ -50,6 +51,9 @@ inline void forward_tile(const Forward<T>& f, std::int64_t t, std::int64_t p, st
   add_products<Cell::kHiddenFirst, Cell::kWeightGates>(sums, h + n * s.hidden, s.hidden, 1,
                                                        f.w_hh + p * s.hidden * kRow + lane, kRow, s.hidden);
   const std::int64_t units = units_in<T>(p, s.hidden) - lane;
+  T* y = f.y + t * s.sequences * s.hidden;
+  const T* free_until = f.panels == 1 ? y + last * s.hidden : nullptr;
+#pragma GCC unroll 12  // the sums stay in registers
   for (int r = 0; r < kRows; ++r) {
     V state;
     V saved[Cell::kSaved + 1];
@@ -62,7 +66,7 @@ inline void forward_tile(const Forward<T>& f, std::int64_t t, std::int64_t p, st
       T* to = f.saved + ((t * f.panels + p) * s.sequences + n + r) * Cell::kSaved * kL + lane;
       for (int q = 0; q < Cell::kSaved; ++q) simd::store(to + q * kL, saved[q]);
     }
-    simd::store_first(f.y + (t * s.sequences + n + r) * s.hidden + p * kL + lane, out, units);
+    simd::store_first(y + (n + r) * s.hidden + p * kL + lane, out, units, free_until);
   }
 }
 
@@ -79,7 +83,7 @@ struct ForwardRange {
         for (std::int64_t p = 0; p < f.panels; ++p) {
           for (std::int64_t lane = 0; lane < units_in<T>(p, s.hidden); lane += kLanes) {
             for_tiles<tile_rows<kBytes>(Cell::kGates)>(first, last, [&]<int kRows>(std::int64_t n) {
-              forward_tile<Cell, kBytes, kRows>(f, t, p, lane, h, n);
+              forward_tile<Cell, kBytes, kRows>(f, t, p, lane, h, n, last);
             });
           }
         }
@@ -143,7 +147,8 @@ void forward(const RecurrenceShape& s, const RecurrenceInputs& in, const Recurre
 
 void recurrence_forward(const RecurrenceShape& shape, const RecurrenceInputs& inputs, const RecurrenceOutputs& outputs,
                         ParallelFor parallel_for) {
-  dispatch_cell(shape, [&]<class T, class C>(Type<T>, Type<C>) { forward<T, C>(shape, inputs, outputs, parallel_for); });
+  dispatch_cell(shape,
+                [&]<class T, class C>(Type<T>, Type<C>) { forward<T, C>(shape, inputs, outputs, parallel_for); });
 }
 
 }  // namespace fastseq

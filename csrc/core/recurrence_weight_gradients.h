@@ -38,7 +38,9 @@ struct WeightGradients {
 
 // Features whose sums one unit of work keeps; few enough to fit the registers.
 template <class Cell>
-constexpr std::int64_t kGroup = Cell::kWeightGates == 4 ? 6 : Cell::kWeightGates == 3 ? 8 : 12;
+constexpr std::int64_t kGroup = Cell::kWeightGates == 4   ? 6
+                                : Cell::kWeightGates == 3 ? 8
+                                                          : 12;
 
 // So many samples of a panel of gradients stay in the first cache while all features pass by.
 inline constexpr std::int64_t kBlockSamples = 128;
@@ -110,7 +112,8 @@ struct WeightRange {
       const std::int64_t p = begin / per_panel;
       const std::int64_t stop = std::min(end, (p + 1) * per_panel);
       if (begin == p * per_panel && w.db_ih != nullptr) bias_gradients<Cell, kBytes>(w, p);
-      const std::int64_t block = std::max<std::int64_t>(kBlockSamples / std::max<std::int64_t>(w.shape.sequences, 1), 1);
+      const std::int64_t block =
+          std::max<std::int64_t>(kBlockSamples / std::max<std::int64_t>(w.shape.sequences, 1), 1);
       for (std::int64_t t = 0; t == 0 || t < w.shape.steps; t += block) {
         const std::int64_t to = std::min(t + block, w.shape.steps);
         for (std::int64_t unit = begin; unit < stop; ++unit) {
@@ -134,9 +137,7 @@ struct WeightRange {
     }
   }
 
-  static constexpr std::int64_t groups(std::int64_t features) {
-    return (features + kGroup<Cell> - 1) / kGroup<Cell>;
-  }
+  static constexpr std::int64_t groups(std::int64_t features) { return (features + kGroup<Cell> - 1) / kGroup<Cell>; }
   static T* sums_of(const WeightGradients<T>& w, std::int64_t unit) {
     return w.sums + unit * kGroup<Cell> * Cell::kWeightGates * kPanel<T>;
   }

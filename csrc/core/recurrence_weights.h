@@ -8,8 +8,8 @@
 
 namespace fastseq::recurrence {
 
-// For forward, of panel p: packed[((p * inputs + q) * count + j) * L + l] = w[gates[j] * hidden + p * L + l][q], zero in
-// padding; w is (… * hidden, inputs).
+// For forward, of panel p: packed[((p * inputs + q) * count + j) * L + l] = w[gates[j] * hidden + p * L + l][q], zero
+// in padding; w is (… * hidden, inputs).
 template <class T>
 void pack_panels(const T* w, const int* gates, std::int64_t count, std::int64_t hidden, std::int64_t inputs,
                  std::int64_t panel, T* packed) {
@@ -45,8 +45,8 @@ void pack_biases(const T* b_ih, const T* b_hh, std::int64_t hidden, std::int64_t
 // Columns of a tile of backward's products, in panels: as many as possible, but no more than 4.
 constexpr std::int64_t kBlockPanels = 4;
 
-// For backward, of the block of column panels that begins at `first`: rows of w (… * hidden, columns) in the order panel,
-// gate, unit (those that exist), each cut to the block's columns, zero in padding.
+// For backward, of the block of column panels that begins at `first`: rows of w (… * hidden, columns) in the order
+// panel, gate, unit (those that exist), each cut to the block's columns, zero in padding.
 template <class T>
 void pack_rows(const T* w, const int* gates, std::int64_t count, std::int64_t hidden, std::int64_t columns,
                std::int64_t first, T* packed) {

@@ -1,5 +1,5 @@
-// Vectors as the compiler knows them (GCC's and Clang's vector extension), so that one text serves every instruction set.
-// Functions on them are inlined into a function that is compiled for an instruction set: see run_best in isa.h.
+// Vectors as the compiler knows them (GCC's and Clang's vector extension), so that one text serves every instruction
+// set. Functions on them are inlined into a function that is compiled for an instruction set: see run_best in isa.h.
 #pragma once
 
 #include <algorithm>
@@ -73,9 +73,10 @@ inline void load_first(V& v, const Lane<V>* from, std::int64_t count, const Lane
   }
 }
 
+// Stores the first `count` lanes. Up to `free_until` memory may be overwritten, because it is still to be written.
 template <class V>
-inline void store_first(Lane<V>* to, const V& v, std::int64_t count) {
-  if (count >= kLanes<V>) {
+inline void store_first(Lane<V>* to, const V& v, std::int64_t count, const Lane<V>* free_until = nullptr) {
+  if (count >= kLanes<V> || (free_until != nullptr && free_until - to >= kLanes<V>)) {
     store(to, v);
     return;
   }

@@ -1,5 +1,5 @@
 // The operators' schemas, and the module whose import registers them. Implementations are registered beside their code,
-// one block per dispatch key; fake kernels and autograd formulas are in python/fastseq/_ops.py.
+// one block per dispatch key; fake kernels and autograd formulas are in python/fastseq/_ops.
 #include <Python.h>
 #include <torch/csrc/stable/library.h>
 
@@ -20,9 +20,11 @@ STABLE_TORCH_LIBRARY(fastseq, m) {
       "rnn(Tensor x, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor h0, Tensor? lengths, bool reverse, "
       "bool relu) -> (Tensor y, Tensor h)");
   m.def(
-      "recurrence_backward(int cell, Tensor? dy, Tensor? dh, Tensor? dc, Tensor x, Tensor w_ih, Tensor w_hh, bool bias, "
+      "recurrence_backward(int cell, Tensor? dy, Tensor? dh, Tensor? dc, Tensor x, Tensor w_ih, Tensor w_hh, bool "
+      "bias, "
       "Tensor h0, Tensor? c0, Tensor? lengths, bool reverse, Tensor y, Tensor? saved, bool need_x, bool need_weights, "
-      "bool need_state) -> (Tensor dx, Tensor dw_ih, Tensor dw_hh, Tensor db_ih, Tensor db_hh, Tensor dh0, Tensor dc0)");
+      "bool need_state) -> (Tensor dx, Tensor dw_ih, Tensor dw_hh, Tensor db_ih, Tensor db_hh, Tensor dh0, Tensor "
+      "dc0)");
 }
 
 namespace {

@@ -6,7 +6,10 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
+#include <initializer_list>
 #include <optional>
+#include <string>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -27,32 +30,32 @@ struct Layer {
   std::vector<Tensor> kept;
 };
 
-void check_matrix(const Layer& layer, const Tensor& x, const char* name, const Tensor& tensor, std::int64_t rows,
-                  std::int64_t columns) {
-  STD_TORCH_CHECK(tensor.scalar_type() == x.scalar_type() && tensor.device() == x.device(), "recurrence: ", name,
-                  " must have the dtype and the device of x");
-  const bool fits = columns < 0 ? tensor.dim() == 1 && tensor.size(0) == rows
-                                : tensor.dim() == 2 && tensor.size(0) == rows && tensor.size(1) == columns;
-  STD_TORCH_CHECK(fits, "recurrence: ", name, " does not fit the other tensors: for hidden size ", layer.shape.hidden,
-                  " and ", layer.shape.sequences, " sequences it must be (", rows,
-                  columns < 0 ? std::string() : ", " + std::to_string(columns), ")");
+std::string to_string(const std::int64_t* sizes, std::size_t count) {
+  std::string text = "(";
+  for (std::size_t d = 0; d < count; ++d) text += (d == 0 ? "" : ", ") + std::to_string(sizes[d]);
+  return text + ")";
 }
 
-const void* matrix(Layer& layer, const Tensor& x, const char* name, const Tensor& tensor, std::int64_t rows,
-                   std::int64_t columns = -1) {
-  check_matrix(layer, x, name, tensor, rows, columns);
+// The tensor's memory, of these sizes, contiguous.
+const void* checked(Layer& layer, const Tensor& x, const char* name, const Tensor& tensor,
+                    std::initializer_list<std::int64_t> sizes) {
+  STD_TORCH_CHECK(tensor.scalar_type() == x.scalar_type() && tensor.device() == x.device(), name,
+                  " must have the dtype and the device of x");
+  const auto found = tensor.sizes();
+  STD_TORCH_CHECK(std::equal(found.begin(), found.end(), sizes.begin(), sizes.end()), name, " must be ",
+                  to_string(sizes.begin(), sizes.size()), " for x ", to_string(x.sizes().data(), x.sizes().size()),
+                  " and hidden size ", layer.shape.hidden, ", got ", to_string(found.data(), found.size()));
   if (tensor.is_contiguous()) return tensor.const_data_ptr();
   layer.kept.push_back(torch::stable::contiguous(tensor));
   return layer.kept.back().const_data_ptr();
 }
 
 Layer checked_layer(Cell cell, const Tensor& x, const Tensor& w_ih, const Tensor& w_hh, const Optional& b_ih,
-                    const Optional& b_hh, const Tensor& h0, const Optional& c0, const Optional& lengths,
-                    bool reverse) {
-  STD_TORCH_CHECK(x.dim() == 3, "recurrence: x must be (time, sequences, features), got ", x.dim(), " dimensions");
-  STD_TORCH_CHECK(w_hh.dim() == 2, "recurrence: w_hh must be a matrix, got ", w_hh.dim(), " dimensions");
+                    const Optional& b_hh, const Tensor& h0, const Optional& c0, const Optional& lengths, bool reverse) {
+  STD_TORCH_CHECK(x.dim() == 3, "x must be (time, sequences, features), got ", x.dim(), " dimensions");
+  STD_TORCH_CHECK(w_hh.dim() == 2, "w_hh must be a matrix, got ", w_hh.dim(), " dimensions");
   const DType dtype = to_dtype(x.scalar_type());
-  STD_TORCH_CHECK(dtype == DType::kFloat32 || dtype == DType::kFloat64, "recurrence: x must be float32 or float64");
+  STD_TORCH_CHECK(dtype == DType::kFloat32 || dtype == DType::kFloat64, "x must be float32 or float64");
   Layer layer;
   layer.kept.reserve(8);
   layer.shape = {.cell = cell,
@@ -71,26 +74,26 @@ Layer checked_layer(Cell cell, const Tensor& x, const Tensor& w_ih, const Tensor
   in.x = read.const_data_ptr();
   in.x_step = read.stride(0);
   in.x_sequence = read.stride(1);
-  in.w_ih = matrix(layer, x, "w_ih", w_ih, rows, s.inputs);
-  in.w_hh = matrix(layer, x, "w_hh", w_hh, rows, s.hidden);
-  STD_TORCH_CHECK(b_ih.has_value() == b_hh.has_value(), "recurrence: b_ih and b_hh come together or not at all");
+  in.w_ih = checked(layer, x, "w_ih", w_ih, {rows, s.inputs});
+  in.w_hh = checked(layer, x, "w_hh", w_hh, {rows, s.hidden});
+  STD_TORCH_CHECK(b_ih.has_value() == b_hh.has_value(), "b_ih and b_hh come together or not at all");
   layer.bias = b_ih.has_value();
   if (b_ih.has_value() && b_hh.has_value()) {
-    in.b_ih = matrix(layer, x, "b_ih", *b_ih, rows);
-    in.b_hh = matrix(layer, x, "b_hh", *b_hh, rows);
+    in.b_ih = checked(layer, x, "b_ih", *b_ih, {rows});
+    in.b_hh = checked(layer, x, "b_hh", *b_hh, {rows});
   }
-  in.h0 = matrix(layer, x, "h0", h0, s.sequences, s.hidden);
-  if (c0.has_value()) in.c0 = matrix(layer, x, "c0", *c0, s.sequences, s.hidden);
+  in.h0 = checked(layer, x, "h0", h0, {1, s.sequences, s.hidden});
+  if (c0.has_value()) in.c0 = checked(layer, x, "c0", *c0, {1, s.sequences, s.hidden});
   if (lengths.has_value()) {
     const Tensor& l = *lengths;
-    STD_TORCH_CHECK(l.scalar_type() == ScalarType::Long && l.device() == x.device() && l.dim() == 1 &&
-                        l.size(0) == s.sequences,
-                    "recurrence: lengths must be ", s.sequences, " int64 numbers on the device of x");
+    STD_TORCH_CHECK(
+        l.scalar_type() == ScalarType::Long && l.device() == x.device() && l.dim() == 1 && l.size(0) == s.sequences,
+        "lengths must be ", s.sequences, " int64 numbers on the device of x");
     layer.kept.push_back(torch::stable::contiguous(l));
     in.lengths = static_cast<const std::int64_t*>(layer.kept.back().const_data_ptr());
     STD_TORCH_CHECK(std::all_of(in.lengths, in.lengths + s.sequences,
                                 [&](std::int64_t length) { return length >= 0 && length <= s.steps; }),
-                    "recurrence: lengths must lie between 0 and ", s.steps, ", the number of steps");
+                    "lengths must lie between 0 and ", s.steps, ", the number of steps");
   }
   return layer;
 }
@@ -124,8 +127,8 @@ Outputs run_forward(const Layer& layer, const Tensor& x, bool save) {
   const RecurrenceShape& s = layer.shape;
   const bool has_cell = s.cell == Cell::kLstm;
   Outputs out{.y = empty_like_x<3>(x, {s.steps, s.sequences, s.hidden}),
-              .h = empty_like_x<2>(x, {s.sequences, s.hidden}),
-              .c = has_cell ? empty_like_x<2>(x, {s.sequences, s.hidden}) : Tensor(),
+              .h = empty_like_x<3>(x, {1, s.sequences, s.hidden}),
+              .c = has_cell ? empty_like_x<3>(x, {1, s.sequences, s.hidden}) : Tensor(),
               .saved = empty_like_x<1>(x, {save ? saved_numel(s) : 0})};
   recurrence_forward(s, layer.inputs,
                      {.y = out.y.mutable_data_ptr(),
@@ -165,7 +168,7 @@ std::tuple<Tensor, Tensor> rnn_cpu(const Tensor& x, const Tensor& w_ih, const Te
 // A gradient that came in, contiguous; null if none did.
 const void* incoming(Layer& layer, const Tensor& x, const Optional& gradient) {
   if (!gradient.has_value()) return nullptr;
-  STD_TORCH_CHECK(gradient->scalar_type() == x.scalar_type(), "recurrence: gradients must have the dtype of x");
+  STD_TORCH_CHECK(gradient->scalar_type() == x.scalar_type(), "gradients must have the dtype of x");
   layer.kept.push_back(torch::stable::contiguous(*gradient));
   return layer.kept.back().const_data_ptr();
 }
@@ -175,25 +178,27 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward_cpu(
     std::int64_t cell, const Optional& dy, const Optional& dh, const Optional& dc, const Tensor& x, const Tensor& w_ih,
     const Tensor& w_hh, bool bias, const Tensor& h0, const Optional& c0, const Optional& lengths, bool reverse,
     const Tensor& y, const Optional& saved, bool need_x, bool need_weights, bool need_state) {
-  STD_TORCH_CHECK(cell >= 0 && cell <= static_cast<std::int64_t>(Cell::kReluRnn), "recurrence: unknown cell ", cell);
+  STD_TORCH_CHECK(cell >= 0 && cell <= static_cast<std::int64_t>(Cell::kReluRnn), "unknown cell ", cell);
   const auto kind = static_cast<Cell>(cell);
   Layer layer = checked_layer(kind, x, w_ih, w_hh, std::nullopt, std::nullopt, h0, c0, lengths, reverse);
   const RecurrenceShape& s = layer.shape;
   const bool has_cell = kind == Cell::kLstm;
-  STD_TORCH_CHECK(has_cell == c0.has_value(), "recurrence: c0 belongs to an LSTM");
-  STD_TORCH_CHECK(y.numel() == s.steps * s.sequences * s.hidden && y.is_contiguous(), "recurrence: y is not forward's");
-  STD_TORCH_CHECK((saved.has_value() ? saved->numel() : 0) == saved_numel(s), "recurrence: saved is not forward's");
-  const auto wanted = [&](bool want, std::int64_t rows, std::int64_t columns) {
-    return want ? empty_like_x<2>(x, {rows, columns}) : empty_like_x<1>(x, {0});
+  STD_TORCH_CHECK(has_cell == c0.has_value(), "c0 belongs to an LSTM");
+  STD_TORCH_CHECK(y.numel() == s.steps * s.sequences * s.hidden && y.is_contiguous(), "y is not forward's");
+  STD_TORCH_CHECK((saved.has_value() ? saved->numel() : 0) == saved_numel(s), "saved is not forward's");
+  const auto wanted = [&]<std::size_t kDims>(bool want, const std::array<std::int64_t, kDims>& sizes) {
+    return want ? empty_like_x(x, sizes) : empty_like_x<1>(x, {0});
   };
   const std::int64_t rows = gate_count(kind) * s.hidden;
-  Tensor dx = need_x ? empty_like_x<3>(x, {s.steps, s.sequences, s.inputs}) : empty_like_x<1>(x, {0});
-  Tensor dw_ih = wanted(need_weights, rows, s.inputs);
-  Tensor dw_hh = wanted(need_weights, rows, s.hidden);
-  Tensor db_ih = empty_like_x<1>(x, {need_weights && bias ? rows : 0});
-  Tensor db_hh = empty_like_x<1>(x, {need_weights && bias ? rows : 0});
-  Tensor dh0 = wanted(need_state, s.sequences, s.hidden);
-  Tensor dc0 = wanted(need_state && has_cell, s.sequences, s.hidden);
+  const bool need_biases = need_weights && bias;
+  const bool need_cell = need_state && has_cell;
+  Tensor dx = wanted(need_x, std::array{s.steps, s.sequences, s.inputs});
+  Tensor dw_ih = wanted(need_weights, std::array{rows, s.inputs});
+  Tensor dw_hh = wanted(need_weights, std::array{rows, s.hidden});
+  Tensor db_ih = wanted(need_biases, std::array{rows});
+  Tensor db_hh = wanted(need_biases, std::array{rows});
+  Tensor dh0 = wanted(need_state, std::array{std::int64_t{1}, s.sequences, s.hidden});
+  Tensor dc0 = wanted(need_cell, std::array{std::int64_t{1}, s.sequences, s.hidden});
   const auto target = [](bool want, Tensor& tensor) { return want ? tensor.mutable_data_ptr() : nullptr; };
   recurrence_backward(s, layer.inputs,
                       {.y = y.const_data_ptr(),
@@ -204,12 +209,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward_cpu(
                        .dx = target(need_x, dx),
                        .dw_ih = target(need_weights, dw_ih),
                        .dw_hh = target(need_weights, dw_hh),
-                       .db_ih = target(need_weights && bias, db_ih),
-                       .db_hh = target(need_weights && bias, db_hh),
+                       .db_ih = target(need_biases, db_ih),
+                       .db_hh = target(need_biases, db_hh),
                        .dh0 = target(need_state, dh0),
-                       .dc0 = target(need_state && has_cell, dc0)},
+                       .dc0 = target(need_cell, dc0)},
                       torch_parallel_for);
-  return {std::move(dx),  std::move(dw_ih), std::move(dw_hh), std::move(db_ih),
+  return {std::move(dx),    std::move(dw_ih), std::move(dw_hh), std::move(db_ih),
           std::move(db_hh), std::move(dh0),   std::move(dc0)};
 }
 

@@ -21,7 +21,7 @@ import fastseq as fs
 
 ROOT = Path(__file__).parents[2]
 MODULES = [m.name for m in pkgutil.walk_packages(fs.__path__, "fastseq.") if "._" not in m.name[7:]]
-MODULES = [*MODULES, "fastseq._ops", "fastseq._info"]
+MODULES += [f"fastseq.{m}" for m in ("_info", "_ops.flat", "_ops.products", "_ops.recurrences")]
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 
 

@@ -1,11 +1,11 @@
-"""Layers."""
+"""Layers one after another."""
 
 from __future__ import annotations
 
 from torch import nn
 
-from .stateful import takes_state
-from .tree import Tree
+from ..stateful import takes_state
+from ..tree import Tree
 
 __all__ = ["Chain"]
 
