@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import sys
 from typing import Any
 
 import h5py
@@ -50,6 +51,8 @@ def info(est: Estimator | None = None) -> dict[str, Any]:
         "kernels": {
             "cpu": _ops.active_isa,
             "cuda": _ops.cuda_kernels,
+            # for torch.ops.load_library, where exported programs run
+            "library": sys.modules["fastseq._C"].__file__,
         },
         "mpi": distributed.mpi_library() or "not built",
         "ranks": {

@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["choose_device", "input_dtype", "make_optimizer"]
+from .data.sources import to_tensor
+from .tree import Tree, tree_map, tree_paths
+
+__all__ = ["choose_device", "input_dtype", "make_optimizer", "step_input"]
 
 
 def choose_device(device: str | torch.device, local_rank: int) -> torch.device:
@@ -28,6 +31,17 @@ def input_dtype(model: nn.Module) -> torch.dtype:
         if p.is_floating_point():
             counts[p.dtype] += p.numel()
     return counts.most_common(1)[0][0] if counts else torch.get_default_dtype()
+
+
+def step_input(x: Any, dtype: torch.dtype) -> Tree:
+    """Return the input of one time step as tensors, ``(N, F)``."""
+    xs = tree_map(lambda a: to_tensor(a, dtype), x)
+    for name, part in tree_paths(xs, "x"):
+        if part.dim() != 2:
+            raise ValueError(
+                f"{name} must be one step (sequences, features), got shape {tuple(part.shape)}"
+            )
+    return xs
 
 
 def make_optimizer(optimizer: Any, model: nn.Module) -> torch.optim.Optimizer:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .stateful import Stateful, batch_dims, in_mode
+from .substitutes import Substitutes
 from .tree import Tree, tree_leaves, tree_map
 
 __all__ = ["CompiledStateful", "compile_chunks"]
@@ -66,24 +68,35 @@ class _CompiledChunks:
         self._model = model
         self._function = function
         self._inner = Stateful(model)
+        self._substitutes = Substitutes(model)
         self._graphs: dict[tuple[Any, ...], Callable[..., tuple[Any, Tree]]] = {}
         self._dims: Tree = None
 
     def __call__(self, m: Stateful, *chunks: Tree) -> Any:
-        # What is laid out alike needs no graph of its own.
-        chunks = tree_map(Tensor.contiguous, chunks)
-        state = tree_map(Tensor.contiguous, m.state)
+        chunks, state = tree_map(_laid_out, chunks), tree_map(_laid_out, m.state)
         lengths = self._leave_open(chunks, state)
         training = self._model.training, torch.is_grad_enabled()
         key = (state is None, len(chunks), training, *(n == 1 for n in lengths))
-        if key not in self._graphs:
-            self._graphs[key] = torch.compile(_copied(_run), fullgraph=True)
         try:
-            result, m.state = self._graphs[key](self._function, self._inner, state, chunks)
+            with self._substitutes:
+                result, m.state = self._call(key, state, chunks)
         except Exception as error:
             self._explain(error, m.state, chunks)
             raise
         return result
+
+    def _call(
+        self, key: tuple[Any, ...], state: Tree, chunks: tuple[Tree, ...]
+    ) -> tuple[Any, Tree]:
+        args = (self._function, self._inner, state, chunks)
+        if key in self._graphs:
+            with suppress(torch._dynamo.exc.Unsupported):
+                return self._graphs[key](*args)
+        # Only what is compiled, for the first time or anew, needs this; it takes its time.
+        with torch._dynamo.config.patch(allow_rnn=True):
+            if key not in self._graphs:
+                self._graphs[key] = torch.compile(_copied(_run), fullgraph=True)
+            return self._graphs[key](*args)
 
     def _leave_open(self, chunks: tuple[Tree, ...], state: Tree) -> tuple[int, ...]:
         """Mark steps and sequences as of any number; return how many there are."""
@@ -111,6 +124,13 @@ class _CompiledChunks:
                 "compile=True needs a model and a loss that torch.compile can take as one graph "
                 f"(or pass compile=False). It says: {reason}"
             ) from error
+
+
+def _laid_out(a: Tensor) -> Tensor:
+    """Return `a` at the start of memory without gaps: what lies alike needs no other graph."""
+    if a.is_contiguous() and a.storage_offset() == 0:
+        return a
+    return a.clone(memory_format=torch.contiguous_format)
 
 
 def _copied(function: Any) -> Callable[..., Any]:

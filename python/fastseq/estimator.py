@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .arguments import choose_device, input_dtype, make_optimizer
+from .arguments import choose_device, input_dtype, make_optimizer, step_input
 from .compiled import CompiledStateful, compile_chunks
 from .cuda_graph import GraphTrainer
 from .data.chunks import ChunkPlan
 from .data.sequences import Sequences
-from .data.sources import to_tensor
 from .distributed import communicator
 from .export import check_path, export_model
 from .history import History
@@ -27,7 +26,7 @@ from .progress import Progress
 from .spec import Spec, check_count
 from .stateful import Stateful, in_mode, is_bidirectional
 from .training import Trainer, evaluate, to_device
-from .tree import Tree, tree_map, tree_paths
+from .tree import Tree, tree_map
 
 __all__ = ["Estimator"]
 
@@ -253,13 +252,7 @@ class Estimator:
         >>> est.step(torch.zeros(8, 3)).shape
         torch.Size([8, 2])
         """
-        dtype = input_dtype(self.model)
-        xs = tree_map(lambda a: to_tensor(a, dtype), x)
-        for name, part in tree_paths(xs, "x"):
-            if part.dim() != 2:
-                raise ValueError(
-                    f"{name} must be one step (sequences, features), got shape {tuple(part.shape)}"
-                )
+        xs = step_input(x, input_dtype(self.model))
         return self._predictor.step(to_device(xs, self.device))
 
     def evaluate(self, x: Any, y: Any, w: Any = None, *, mask: Any = None) -> float:
@@ -281,8 +274,10 @@ class Estimator:
         `torch.export.load` reads the file; that runs nothing of fastseq or of the model's code.
         The extra file ``fastseq.json`` in it tells for each tensor of the state its ``name``,
         ``dtype``, ``batch_dim`` and, in ``start``, its value for one sequence at the start of a
-        series. Programs with fastseq's operators (`bmm`) need ``torch.ops.load_library`` of its
-        file ``_C*.so`` first. ``torch._inductor.aoti_compile_and_package`` compiles the program.
+        series. Recurrent layers, PyTorch's too, become operators of fastseq's, which need
+        ``torch.ops.load_library(library)`` first, where ``library`` is the file that
+        ``fastseq.info()["kernels"]["library"]`` names. ``torch._inductor.aoti_compile_and_package``
+        compiles such programs where fastseq is imported; they run where it is not.
 
         Parameters
         ----------
@@ -299,14 +294,20 @@ class Estimator:
 
         Examples
         --------
-        >>> import fastseq as fs, pathlib, tempfile
+        >>> import fastseq as fs, json, pathlib, tempfile
         >>> path = pathlib.Path(tempfile.mkdtemp(), "model.pt2")
         >>> spec = dict(epochs=1, batchsize=4, seqsize=10)
-        >>> est = fs.Estimator(nn.Linear(3, 2), fs.seqloss(nn.MSELoss()), torch.optim.SGD, spec)
+        >>> est = fs.Estimator(nn.GRU(3, 2), fs.seqloss(nn.MSELoss()), torch.optim.SGD, spec)
         >>> est.export(path, torch.zeros(10, 8, 3))
-        >>> program = torch.export.load(path).module()
-        >>> program(torch.zeros(20, 5, 3)).shape
-        torch.Size([20, 5, 2])
+        >>> files = {"fastseq.json": ""}
+        >>> program = torch.export.load(path, extra_files=files).module()
+        >>> state = tuple(
+        ...     torch.tensor(s["start"]).repeat_interleave(5, s["batch_dim"])
+        ...     for s in json.loads(files["fastseq.json"])["state"]
+        ... )
+        >>> y, state = program(torch.zeros(20, 5, 3), state)
+        >>> y.shape, state[0].shape
+        (torch.Size([20, 5, 2]), torch.Size([1, 5, 2]))
         """
         with self._replicas.together():
             target = check_path(path)

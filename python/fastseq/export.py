@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from .stateful import batch_dims, in_mode, is_bidirectional, takes_state
+from .substitutes import Substitutes
 from .tree import Tree, tree_leaves, tree_map, tree_paths
 
 __all__ = ["DESCRIPTION", "check_path", "export_model"]
@@ -54,7 +55,8 @@ def export_model(model: nn.Module, x: Tree, path: Path) -> None:
         The model cannot be exported; the message says why.
     """
     with (
-        in_mode(model, training=False), torch.no_grad(), torch.random.fork_rng(), _constant(model)
+        in_mode(model, training=False), torch.no_grad(), torch.random.fork_rng(),
+        _constant(model), Substitutes(model),
     ):  # fmt: skip
         x = tree_map(lambda a: torch.rand_like(a.expand(_STEPS, _COUNT, *a.shape[2:])), x)
         # What looks at later steps takes whole series, and has no state to go on from.

@@ -66,25 +66,25 @@ def start(states, count):
     )
 
 
-@pytest.mark.parametrize(("steps", "count"), [(1, 1), (1, 6), (5, 1), (5, 3), (40, 17)])
-def test_any_number_of_steps_and_sequences(tmp_path, steps, count):
+def test_any_number_of_steps_and_sequences(tmp_path):
     est = estimator(fs.nn.Chain(Sums(), nn.Linear(4, 2)))
     path = tmp_path / "model.pt2"
     est.export(path, torch.zeros(1, 1, 3))
     assert [p.name for p in tmp_path.iterdir()] == ["model.pt2"]
     program, states = load(path)
     assert [(s["name"], s["batch_dim"]) for s in states] == [("state[0]['sum']", 0)]
-    x = torch.randn(steps, count, 3)
-    expected = torch.from_numpy(est.predict(x))
-    y, state = program(x, start(states, count))
-    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
-    assert not y.requires_grad
-    torch.testing.assert_close(state, (est.get_state()[0]["sum"],), rtol=1e-5, atol=1e-5)
-    state, parts = start(states, count), []  # the same, one step after the other
-    for x_t in x:
-        y, state = program(x_t[None], state)
-        parts.append(y)
-    torch.testing.assert_close(torch.cat(parts), expected, rtol=1e-5, atol=1e-5)
+    for steps, count in [(1, 1), (1, 6), (5, 1), (5, 3), (40, 17)]:
+        x = torch.randn(steps, count, 3)
+        expected = torch.from_numpy(est.predict(x))
+        y, state = program(x, start(states, count))
+        torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+        assert not y.requires_grad
+        torch.testing.assert_close(state, (est.get_state()[0]["sum"],), rtol=1e-5, atol=1e-5)
+        state, parts = start(states, count), []  # the same, one step after the other
+        for x_t in x:
+            y, state = program(x_t[None], state)
+            parts.append(y)
+        torch.testing.assert_close(torch.cat(parts), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_estimator_stays_as_it_was(tmp_path):
@@ -174,10 +174,66 @@ def in_a_fresh_process(folder: Path, est, x, kind: str) -> None:
 
 
 def test_reloaded_without_fastseq(tmp_path):
-    est = estimator(fs.nn.Chain(Small(), Sums(5, 4), nn.Linear(4, 1)))
+    est = estimator(fs.nn.Chain(Small(), Sums(5, 4), fs.nn.LSTM(4, 4), nn.Linear(4, 1)))
     x = torch.randn(12, 5, 3)
     est.export(tmp_path / "model.pt2", torch.zeros(2, 2, 3))
     in_a_fresh_process(tmp_path, est, x, "program")
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.LSTM(3, 4, num_layers=2),
+        nn.GRU(3, 4),
+        nn.RNN(3, 4, nonlinearity="relu"),
+        fs.nn.LSTM(3, 4, trainable_state=True),
+        fs.nn.GRU(3, 4, num_layers=2, dropout=0.5, trainable_state=True),
+    ],
+    ids=str,
+)
+def test_recurrent_layers(tmp_path, layer):
+    kind = type(layer)
+    for name, p in layer.named_parameters():
+        if name in ("h0", "c0"):
+            nn.init.normal_(p)
+    est = estimator(fs.nn.Chain(layer, nn.Linear(4, 1)))
+    est.export(tmp_path / "model.pt2", torch.zeros(2, 2, 3))
+    assert type(layer) is kind
+    program, states = load(tmp_path / "model.pt2")
+    assert all(s["batch_dim"] == 1 for s in states)
+    for steps, count in [(1, 1), (9, 1), (30, 7)]:
+        x = torch.randn(steps, count, 3)
+        y, after = program(x, start(states, count))
+        torch.testing.assert_close(y, torch.from_numpy(est.predict(x)), rtol=1e-5, atol=1e-6)
+        expected = est.get_state()[0]
+        expected = expected if isinstance(expected, tuple) else (expected,)
+        torch.testing.assert_close(after, expected, rtol=1e-5, atol=1e-6)
+        y, _ = program(x, after)  # goes on
+        more = torch.from_numpy(est.predict(x, reset=False))
+        torch.testing.assert_close(y, more, rtol=1e-5, atol=1e-6)
+
+
+def test_layers_that_look_at_later_steps_take_whole_series(tmp_path):
+    with pytest.warns(UserWarning, match="bidirectional"):
+        est = estimator(fs.nn.Chain(nn.LSTM(3, 4, bidirectional=True), nn.Linear(8, 1)))
+    est.export(tmp_path / "model.pt2", torch.zeros(2, 2, 3))
+    program, states = load(tmp_path / "model.pt2")
+    assert states == []
+    x = torch.randn(30, 7, 3)
+    expected = torch.from_numpy(est.predict(x))
+    torch.testing.assert_close(program(x), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`isinstance:FutureWarning")  # of PyTorch about itself
+def test_compiled_ahead_of_time(tmp_path):
+    est = estimator(fs.nn.Chain(Small(), fs.nn.LSTM(5, 4), nn.GRU(4, 4), nn.Linear(4, 1)))
+    x = torch.randn(12, 5, 3)
+    est.export(tmp_path / "model.pt2", x)
+    torch._inductor.aoti_compile_and_package(
+        torch.export.load(tmp_path / "model.pt2"), package_path=str(tmp_path / "compiled.pt2")
+    )
+    in_a_fresh_process(tmp_path, est, x, "compiled")
 
 
 @pytest.mark.parametrize(
