@@ -134,13 +134,15 @@ inline void input_tile(const Backward<T>& b, std::int64_t t, std::int64_t first,
   }
 }
 
-// Calls fn.operator()<columns>(first) for blocks of column panels, as pack_rows makes them.
+// Calls fn.operator()<columns>(first) for the blocks of column panels that pack_rows makes.
 template <class Fn>
 inline void for_blocks(std::int64_t panels, const Fn& fn) {
   std::int64_t first = 0;
-  for (; first + 4 <= panels; first += 4) fn.template operator()<4>(first);
-  if (panels - first == 3) fn.template operator()<3>(first);
-  if (panels - first == 2) fn.template operator()<2>(first);
+  for (; panels - first >= 4; first += 4) fn.template operator()<4>(first);
+  if (panels - first >= 2) {
+    fn.template operator()<2>(first);
+    first += 2;
+  }
   if (panels - first == 1) fn.template operator()<1>(first);
 }
 
@@ -148,42 +150,53 @@ template <class T, class Cell>
 struct BackwardRange {
   template <int kBytes>
   static void run(const Backward<T>& b, std::int64_t begin, std::int64_t end) {
-    constexpr std::int64_t kLanes = simd::kLanes<simd::Vector<T, kBytes>>;
     const auto& s = b.shape;
     for (std::int64_t i = s.steps - 1; i >= 0; --i) {
       const std::int64_t t = s.reverse ? s.steps - 1 - i : i;
       b.activity.for_runs(t, begin, end, [&](std::int64_t first, std::int64_t last, bool starts) {
-        for (std::int64_t p = 0; p < b.panels; ++p) {
-          for (std::int64_t lane = 0; lane < units_in<T>(p, s.hidden); lane += kLanes) {
-            for (std::int64_t n = first; n < last; ++n) backward_cell<Cell, kBytes>(b, t, p, lane, starts, n);
-          }
-        }
-        const auto products = [&]<int kColumns>(std::int64_t column, const auto& tile) {
-          for (std::int64_t lane = 0; lane < kPanel<T>; lane += kLanes) {
-            for_tiles<tile_rows<kBytes>(kColumns)>(
-                first, last, [&]<int kRows>(std::int64_t n) { tile.template operator()<kRows>(lane, n); });
-          }
-          (void)column;
-        };
-        if (!starts || b.to_start) {
-          for_blocks(b.panels, [&]<int kColumns>(std::int64_t column) {
-            products.template operator()<kColumns>(column, [&]<int kRows>(std::int64_t lane, std::int64_t n) {
-              hidden_tile<Cell, kBytes, kColumns, kRows>(b, t, column, lane, n);
-            });
-          });
-        }
-        if (b.w_ih != nullptr) {
-          for_blocks(panel_count<T>(s.inputs), [&]<int kColumns>(std::int64_t column) {
-            products.template operator()<kColumns>(column, [&]<int kRows>(std::int64_t lane, std::int64_t n) {
-              input_tile<Cell, kBytes, kColumns, kRows>(b, t, column, lane, n);
-            });
-          });
-        }
+        cells<kBytes>(b, t, first, last, starts);
+        if (!starts || b.to_start) hidden_products<kBytes>(b, t, first, last);
+        if (b.w_ih != nullptr) input_products<kBytes>(b, t, first, last);
       });
       for (std::int64_t n = begin; n < end && b.dx != nullptr; ++n) {
         if (t >= b.activity.length(n)) std::fill_n(b.dx + (t * s.sequences + n) * s.inputs, s.inputs, T{});
       }
     }
+  }
+
+ private:
+  template <int kBytes>
+  static constexpr std::int64_t kLanes = simd::kLanes<simd::Vector<T, kBytes>>;
+
+  template <int kBytes>
+  static void cells(const Backward<T>& b, std::int64_t t, std::int64_t first, std::int64_t last, bool starts) {
+    for (std::int64_t p = 0; p < b.panels; ++p) {
+      for (std::int64_t lane = 0; lane < units_in<T>(p, b.shape.hidden); lane += kLanes<kBytes>) {
+        for (std::int64_t n = first; n < last; ++n) backward_cell<Cell, kBytes>(b, t, p, lane, starts, n);
+      }
+    }
+  }
+
+  template <int kBytes>
+  static void hidden_products(const Backward<T>& b, std::int64_t t, std::int64_t first, std::int64_t last) {
+    for_blocks(b.panels, [&]<int kColumns>(std::int64_t column) {
+      for (std::int64_t lane = 0; lane < kPanel<T>; lane += kLanes<kBytes>) {
+        for_tiles<tile_rows<kBytes>(kColumns)>(first, last, [&]<int kRows>(std::int64_t n) {
+          hidden_tile<Cell, kBytes, kColumns, kRows>(b, t, column, lane, n);
+        });
+      }
+    });
+  }
+
+  template <int kBytes>
+  static void input_products(const Backward<T>& b, std::int64_t t, std::int64_t first, std::int64_t last) {
+    for_blocks(panel_count<T>(b.shape.inputs), [&]<int kColumns>(std::int64_t column) {
+      for (std::int64_t lane = 0; lane < kPanel<T>; lane += kLanes<kBytes>) {
+        for_tiles<tile_rows<kBytes>(kColumns)>(first, last, [&]<int kRows>(std::int64_t n) {
+          input_tile<Cell, kBytes, kColumns, kRows>(b, t, column, lane, n);
+        });
+      }
+    });
   }
 };
 
@@ -199,24 +212,21 @@ void backward(const RecurrenceShape& s, const RecurrenceInputs& in, const Recurr
   const Scratch<T> dh(panels * s.sequences * kL);
   const Scratch<T> dc(Cell::kHasCell ? panels * s.sequences * kL : 0);
   const Scratch<T> d(s.steps * panels * s.sequences * Cell::kGates * kL);
-  const std::int64_t hidden_blocks = (panels + kBlockPanels - 1) / kBlockPanels;
-  const std::int64_t input_blocks = (input_panels + kBlockPanels - 1) / kBlockPanels;
   auto pack = [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t block = begin; block < end; ++block) {
-      if (block < hidden_blocks) {
-        pack_rows(static_cast<const T*>(in.w_hh), Cell::kHiddenGates, Cell::kWeightGates, s.hidden, s.hidden,
-                  block * kBlockPanels, w_hh.data());
+    for (std::int64_t p = begin; p < end; ++p) {
+      if (p < panels) {
+        pack_rows(static_cast<const T*>(in.w_hh), Cell::kHiddenGates, Cell::kWeightGates, s.hidden, s.hidden, p,
+                  w_hh.data());
       } else {
-        pack_rows(static_cast<const T*>(in.w_ih), Cell::kInputGates, Cell::kWeightGates, s.hidden, s.inputs,
-                  (block - hidden_blocks) * kBlockPanels, w_ih.data());
+        pack_rows(static_cast<const T*>(in.w_ih), Cell::kInputGates, Cell::kWeightGates, s.hidden, s.inputs, p - panels,
+                  w_ih.data());
       }
     }
   };
-  for_ranges(parallel_for, hidden_blocks + input_blocks, grain(kCopiesPerThread, rows * kBlockPanels * kL), pack);
+  for_ranges(parallel_for, panels + input_panels, grain(kCopiesPerThread, rows * kL), pack);
 
-  const Activity activity{.steps = s.steps, .reverse = s.reverse, .lengths = in.lengths};
   const Backward<T> b{.shape = s,
-                      .activity = activity,
+                      .activity = {.steps = s.steps, .reverse = s.reverse, .lengths = in.lengths},
                       .panels = panels,
                       .y = static_cast<const T*>(g.y),
                       .saved = static_cast<const T*>(g.saved),
@@ -238,7 +248,7 @@ void backward(const RecurrenceShape& s, const RecurrenceInputs& in, const Recurr
     if (Cell::kHasCell && g.dc0 != nullptr) from_panels(dc.data(), s, begin, end, static_cast<T*>(g.dc0));
   };
   for_ranges(parallel_for, s.sequences, sequence_grain(s), range);
-  weight_gradients<T, Cell>(s, in, g, activity, d.data(), parallel_for);
+  weight_gradients(s, in, g, d.data(), parallel_for);
 }
 
 }  // namespace

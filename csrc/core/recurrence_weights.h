@@ -42,25 +42,36 @@ void pack_biases(const T* b_ih, const T* b_hh, std::int64_t hidden, std::int64_t
   }
 }
 
-// Columns of a tile of backward's products, in panels: as many as possible, but no more than 4.
-constexpr std::int64_t kBlockPanels = 4;
+// Column panels of the block that panel p of `panels` belongs to, and its first one: backward's products take 4 columns
+// at a time, then 2, then 1.
+struct Block {
+  std::int64_t first;
+  std::int64_t width;
+};
 
-// For backward, of the block of column panels that begins at `first`: rows of w (… * hidden, columns) in the order
-// panel, gate, unit (those that exist), each cut to the block's columns, zero in padding.
+constexpr Block block_of(std::int64_t p, std::int64_t panels) {
+  const std::int64_t fours = panels / 4 * 4;
+  if (p < fours) return {.first = p / 4 * 4, .width = 4};
+  const std::int64_t twos = (panels - fours) / 2 * 2;
+  return p < fours + twos ? Block{.first = fours, .width = 2} : Block{.first = fours + twos, .width = 1};
+}
+
+// For backward, column panel p: rows of w (… * hidden, columns) in the order panel, gate, unit (those that exist), cut
+// to the panel's columns, zero in padding; the panels of a block lie side by side.
 template <class T>
 void pack_rows(const T* w, const int* gates, std::int64_t count, std::int64_t hidden, std::int64_t columns,
-               std::int64_t first, T* packed) {
+               std::int64_t p, T* packed) {
   constexpr std::int64_t kL = kPanel<T>;
-  const std::int64_t width = std::min(kBlockPanels, panel_count<T>(columns) - first) * kL;
-  const std::int64_t present = std::min(width, columns - first * kL);
-  T* to = packed + first * kL * count * hidden;
-  for (std::int64_t p = 0; p < panel_count<T>(hidden); ++p) {
+  const Block block = block_of(p, panel_count<T>(columns));
+  const std::int64_t present = units_in<T>(p, columns);
+  T* to = packed + (block.first * count * hidden + (p - block.first)) * kL;
+  for (std::int64_t of = 0; of < panel_count<T>(hidden); ++of) {
     for (std::int64_t j = 0; j < count; ++j) {
-      for (std::int64_t l = 0; l < units_in<T>(p, hidden); ++l) {
-        const T* row = w + (gates[j] * hidden + p * kL + l) * columns + first * kL;
+      for (std::int64_t l = 0; l < units_in<T>(of, hidden); ++l) {
+        const T* row = w + (gates[j] * hidden + of * kL + l) * columns + p * kL;
         std::copy_n(row, present, to);
-        std::fill(to + present, to + width, T{});
-        to += width;
+        std::fill(to + present, to + kL, T{});
+        to += block.width * kL;
       }
     }
   }

@@ -1,0 +1,296 @@
+// Recurrent layers beside the plainest loops in double precision, and their gradients beside finite differences.
+#include "core/recurrence.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <utility>
+#include <vector>
+
+#include "check.h"
+#include "ranges.h"
+
+namespace fastseq {
+
+namespace {
+
+using Values = std::vector<double>;
+
+std::size_t at(std::int64_t i) { return static_cast<std::size_t>(i); }
+
+struct Case {
+  RecurrenceShape shape{};
+  std::vector<std::int64_t> lengths;  // none: all steps
+};
+
+// All that a layer reads, and the gradients of what it returns.
+struct Data {
+  Values x, w_ih, w_hh, b_ih, b_hh, h0, c0, dy, dh, dc;
+};
+
+Values noise(std::int64_t numel, std::uint32_t seed, double size) {
+  Values values(at(numel));
+  std::uint32_t state = seed * 2654435761U + 1;
+  for (double& value : values) {
+    state = state * 1664525U + 1013904223U;
+    value = size * (static_cast<double>(state >> 8) / (1 << 23) - 1);
+  }
+  return values;
+}
+
+Data make_data(const RecurrenceShape& s) {
+  const std::int64_t rows = gate_count(s.cell) * s.hidden;
+  const std::int64_t states = s.sequences * s.hidden;
+  return {.x = noise(s.steps * s.sequences * s.inputs, 1, 1),
+          .w_ih = noise(rows * s.inputs, 2, 0.5),
+          .w_hh = noise(rows * s.hidden, 3, 0.5),
+          .b_ih = noise(rows, 4, 0.5),
+          .b_hh = noise(rows, 5, 0.5),
+          .h0 = noise(states, 6, 1),
+          .c0 = noise(states, 7, 1),
+          .dy = noise(s.steps * states, 8, 1),
+          .dh = noise(states, 9, 1),
+          .dc = noise(states, 10, 1)};
+}
+
+struct State {
+  Values y, h, c;
+};
+
+double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
+
+State plain_forward(const Case& test, const Data& d) {
+  const RecurrenceShape& s = test.shape;
+  State state{.y = Values(at(s.steps * s.sequences * s.hidden)), .h = d.h0, .c = d.c0};
+  const auto linear = [](const Values& w, const Values& b, std::int64_t row, const double* in, std::int64_t count) {
+    double sum = b[at(row)];
+    for (std::int64_t q = 0; q < count; ++q) sum += w[at(row * count + q)] * in[q];
+    return sum;
+  };
+  for (std::int64_t n = 0; n < s.sequences; ++n) {
+    const std::int64_t length = test.lengths.empty() ? s.steps : test.lengths[at(n)];
+    for (std::int64_t i = 0; i < length; ++i) {
+      const std::int64_t t = s.reverse ? length - 1 - i : i;
+      const double* x = d.x.data() + (t * s.sequences + n) * s.inputs;
+      const Values before(state.h.begin() + n * s.hidden, state.h.begin() + (n + 1) * s.hidden);
+      for (std::int64_t u = 0; u < s.hidden; ++u) {
+        const auto ours = [&](std::int64_t g) { return linear(d.w_ih, d.b_ih, g * s.hidden + u, x, s.inputs); };
+        const auto carried = [&](std::int64_t g) {
+          return linear(d.w_hh, d.b_hh, g * s.hidden + u, before.data(), s.hidden);
+        };
+        double& h = state.h[at(n * s.hidden + u)];
+        double& c = state.c[at(n * s.hidden + u)];
+        if (s.cell == Cell::kLstm) {
+          const auto gate = [&](std::int64_t g) { return ours(g) + carried(g); };
+          c = sigmoid(gate(1)) * c + sigmoid(gate(0)) * std::tanh(gate(2));
+          h = sigmoid(gate(3)) * std::tanh(c);
+        } else if (s.cell == Cell::kGru) {
+          const double z = sigmoid(ours(1) + carried(1));
+          const double candidate = std::tanh(ours(2) + sigmoid(ours(0) + carried(0)) * carried(2));
+          h = (1 - z) * candidate + z * before[at(u)];
+        } else {
+          const double sum = ours(0) + carried(0);
+          h = s.cell == Cell::kTanhRnn ? std::tanh(sum) : std::max(sum, 0.0);
+        }
+        state.y[at((t * s.sequences + n) * s.hidden + u)] = h;
+      }
+    }
+  }
+  return state;
+}
+
+// What the gradients are of.
+double plain_loss(const Case& test, const Data& d) {
+  const State state = plain_forward(test, d);
+  double sum = 0;
+  for (std::size_t i = 0; i < state.y.size(); ++i) sum += state.y[i] * d.dy[i];
+  for (std::size_t i = 0; i < state.h.size(); ++i) sum += state.h[i] * d.dh[i];
+  for (std::size_t i = 0; i < state.c.size() && test.shape.cell == Cell::kLstm; ++i) sum += state.c[i] * d.dc[i];
+  return sum;
+}
+
+template <class T>
+std::vector<T> as(const Values& values) {
+  return {values.begin(), values.end()};
+}
+
+template <class T>
+struct Result {
+  std::vector<T> y, h, c, dx, dw_ih, dw_hh, db_ih, db_hh, dh0, dc0;
+  bool operator==(const Result&) const = default;
+};
+
+template <class T>
+Result<T> run(const Case& test, const Data& d, ParallelFor parallel_for) {
+  const RecurrenceShape& s = test.shape;
+  const auto x = as<T>(d.x), w_ih = as<T>(d.w_ih), w_hh = as<T>(d.w_hh), b_ih = as<T>(d.b_ih), b_hh = as<T>(d.b_hh);
+  const auto h0 = as<T>(d.h0), c0 = as<T>(d.c0), dy = as<T>(d.dy), dh = as<T>(d.dh), dc = as<T>(d.dc);
+  Result<T> r{.y = std::vector<T>(dy.size(), T(7)),
+              .h = h0,
+              .c = c0,
+              .dx = x,
+              .dw_ih = w_ih,
+              .dw_hh = w_hh,
+              .db_ih = b_ih,
+              .db_hh = b_hh,
+              .dh0 = h0,
+              .dc0 = c0};
+  std::vector<T> saved(at(saved_numel(s)));
+  const RecurrenceInputs in{.x = x.data(),
+                            .x_step = s.sequences * s.inputs,
+                            .x_sequence = s.inputs,
+                            .w_ih = w_ih.data(),
+                            .w_hh = w_hh.data(),
+                            .b_ih = b_ih.data(),
+                            .b_hh = b_hh.data(),
+                            .h0 = h0.data(),
+                            .c0 = c0.data(),
+                            .lengths = test.lengths.empty() ? nullptr : test.lengths.data()};
+  recurrence_forward(s, in, {.y = r.y.data(), .h = r.h.data(), .c = r.c.data(), .saved = saved.data()}, parallel_for);
+  recurrence_backward(s, in,
+                      {.y = r.y.data(),
+                       .saved = saved.data(),
+                       .dy = dy.data(),
+                       .dh = dh.data(),
+                       .dc = dc.data(),
+                       .dx = r.dx.data(),
+                       .dw_ih = r.dw_ih.data(),
+                       .dw_hh = r.dw_hh.data(),
+                       .db_ih = r.db_ih.data(),
+                       .db_hh = r.db_hh.data(),
+                       .dh0 = r.dh0.data(),
+                       .dc0 = r.dc0.data()},
+                      parallel_for);
+  return r;
+}
+
+template <class T>
+double apart(const std::vector<T>& found, const Values& wanted) {
+  double worst = found.size() == wanted.size() ? 0 : 1e9;
+  for (std::size_t i = 0; i < std::min(found.size(), wanted.size()); ++i) {
+    const double error = std::abs(static_cast<double>(found[i]) - wanted[i]);
+    worst = error <= worst ? worst : error;  // NaN too
+  }
+  return worst;
+}
+
+Values difference_quotients(const Case& test, const Data& data, Values Data::* member) {
+  constexpr double kStep = 1e-5;
+  Data moved = data;
+  Values quotients;
+  quotients.reserve((data.*member).size());
+  for (double& value : moved.*member) {
+    const double middle = value;
+    value = middle + kStep;
+    const double above = plain_loss(test, moved);
+    value = middle - kStep;
+    quotients.push_back((above - plain_loss(test, moved)) / (2 * kStep));
+    value = middle;
+  }
+  return quotients;
+}
+
+void check_forward(const Case& test) {
+  const Data data = make_data(test.shape);
+  const State wanted = plain_forward(test, data);
+  const auto check = [&](const auto& found, double tolerance) {
+    CHECK(apart(found.y, wanted.y) <= tolerance);
+    CHECK(apart(found.h, wanted.h) <= tolerance);
+    if (test.shape.cell == Cell::kLstm) CHECK(apart(found.c, wanted.c) <= tolerance);
+  };
+  Case single = test;
+  single.shape.dtype = DType::kFloat32;
+  check(run<double>(test, data, serial_for), 1e-12);
+  check(run<float>(single, data, serial_for), 2e-5);
+}
+
+void check_backward(const Case& test) {
+  const Data data = make_data(test.shape);
+  const Result<double> found = run<double>(test, data, serial_for);
+  const auto check = [&](const Values& gradient, Values Data::* member) {
+    CHECK(apart(gradient, difference_quotients(test, data, member)) <= 1e-7);
+  };
+  check(found.dx, &Data::x);
+  check(found.dw_ih, &Data::w_ih);
+  check(found.dw_hh, &Data::w_hh);
+  check(found.db_ih, &Data::b_ih);
+  check(found.db_hh, &Data::b_hh);
+  check(found.dh0, &Data::h0);
+  if (test.shape.cell == Cell::kLstm) check(found.dc0, &Data::c0);
+  Case single = test;
+  single.shape.dtype = DType::kFloat32;
+  const Result<float> rough = run<float>(single, data, serial_for);
+  CHECK(apart(rough.dx, found.dx) <= 1e-3);
+  CHECK(apart(rough.dw_hh, found.dw_hh) <= 1e-3);
+  CHECK(apart(rough.dh0, found.dh0) <= 1e-3);
+}
+
+constexpr Cell kCells[] = {Cell::kLstm, Cell::kGru, Cell::kTanhRnn, Cell::kReluRnn};
+
+Case make_case(Cell cell, std::int64_t steps, std::int64_t sequences, std::int64_t inputs, std::int64_t hidden,
+               bool reverse, std::vector<std::int64_t> lengths = {}) {
+  return {.shape = {.cell = cell,
+                    .dtype = DType::kFloat64,
+                    .steps = steps,
+                    .sequences = sequences,
+                    .inputs = inputs,
+                    .hidden = hidden,
+                    .reverse = reverse},
+          .lengths = std::move(lengths)};
+}
+
+}  // namespace
+
+TEST(recurrence_equals_plain_loops) {
+  for (const Cell cell : kCells) {
+    for (const bool reverse : {false, true}) {
+      for (const std::int64_t hidden : {1, 7, 8, 16, 19, 33, 65}) {
+        check_forward(make_case(cell, 4, 13, 3, hidden, reverse));
+        check_forward(make_case(cell, 5, 4, 17, hidden, reverse, {0, 5, 2, 1}));
+      }
+      check_forward(make_case(cell, 0, 3, 2, 5, reverse));
+      check_forward(make_case(cell, 3, 0, 2, 5, reverse));
+      check_forward(make_case(cell, 1, 1, 1, 1, reverse));
+    }
+  }
+}
+
+TEST(recurrence_gradients_equal_difference_quotients) {
+  for (const Cell cell : kCells) {
+    if (cell == Cell::kReluRnn) continue;  // it has corners; see below
+    for (const bool reverse : {false, true}) {
+      check_backward(make_case(cell, 3, 7, 2, 9, reverse));
+      check_backward(make_case(cell, 4, 4, 9, 5, reverse, {0, 4, 2, 1}));
+      check_backward(make_case(cell, 1, 1, 1, 1, reverse));
+      check_backward(make_case(cell, 0, 2, 3, 4, reverse));
+      check_backward(make_case(cell, 2, 2, 1, 33, reverse));
+    }
+  }
+}
+
+TEST(recurrence_gradients_of_relu) {
+  // Steps stay on one side of the corner: with these values no sum comes near zero.
+  check_backward(make_case(Cell::kReluRnn, 2, 3, 2, 5, false));
+  check_backward(make_case(Cell::kReluRnn, 2, 3, 2, 5, true, {1, 2, 0}));
+}
+
+TEST(recurrence_does_not_depend_on_threads) {
+  for (const Cell cell : kCells) {
+    const Case test = make_case(cell, 10, 33, 8, 40, false);
+    const Data data = make_data(test.shape);
+    const Result<double> serial = run<double>(test, data, serial_for);
+    for (const ParallelFor parallel_for : testing::parallel_fors()) {
+      CHECK(run<double>(test, data, parallel_for) == serial);
+    }
+  }
+}
+
+TEST(recurrence_wants_fp32_or_fp64) {
+  Case test = make_case(Cell::kGru, 1, 1, 1, 1, false);
+  test.shape.dtype = DType::kBFloat16;
+  CHECK_THROWS(saved_numel(test.shape), std::invalid_argument);
+}
+
+}  // namespace fastseq
