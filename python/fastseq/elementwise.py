@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, optim
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-__all__ = ["join_state", "obstacle", "split_state", "state_kind"]
+__all__ = ["join_state", "obstacle", "split_state", "state_kind", "unknown"]
 
 State = dict[str, Any]
 Pieces = Callable[[Tensor], list[Tensor]]
@@ -31,15 +31,8 @@ _PER_ELEMENT: dict[type[optim.Optimizer], tuple[str, ...]] = {
 }
 
 
-def obstacle(optimizer: optim.Optimizer) -> str | None:
-    """Tell why `optimizer` has to see every parameter by itself; None if it has not to.
-
-    Examples
-    --------
-    >>> weight = torch.nn.Parameter(torch.zeros(3))
-    >>> obstacle(optim.AdamW([weight])), obstacle(optim.LBFGS([weight]))
-    (None, 'LBFGS is not known to work element by element')
-    """
+def unknown(optimizer: optim.Optimizer) -> str | None:
+    """Tell why nothing is known about what a step of `optimizer` does; None if it is known."""
     name = type(optimizer).__name__
     if type(optimizer) not in _PER_ELEMENT:
         return f"{name} is not known to work element by element"
@@ -54,11 +47,27 @@ def obstacle(optimizer: optim.Optimizer) -> str | None:
     step = optimizer.__dict__.get("step")
     if step is not None and not hasattr(step, "_wrapped_by_lr_sched"):
         return f"{name} has a step method of its own"
+    return None
+
+
+def obstacle(optimizer: optim.Optimizer) -> str | None:
+    """Tell why `optimizer` has to see every parameter by itself; None if it has not to.
+
+    Examples
+    --------
+    >>> weight = torch.nn.Parameter(torch.zeros(3))
+    >>> obstacle(optim.AdamW([weight])), obstacle(optim.AdamW([weight], fused=True))
+    (None, 'AdamW is fused: its kernel takes all parameters at once')
+    """
+    reason = unknown(optimizer)
+    if reason is not None:
+        return reason
+    name = type(optimizer).__name__
     for group in optimizer.param_groups:
         if group.get("differentiable"):
             return f"{name} is differentiable"
-        if group.get("fused") and group.get("momentum"):
-            return f"fused {name} with momentum rounds a vector in another way"
+        if group.get("fused"):
+            return f"{name} is fused: its kernel takes all parameters at once"
     return None
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn, optim
 
-from .elementwise import join_state, obstacle, split_state, state_kind
-from .quick_step import quick_step
+from .elementwise import join_state, obstacle, split_state, state_kind, unknown
+from .quick_step import QuickStep, quick_step
 
 __all__ = ["MAX_NUMEL", "FlatOptimizer", "describe"]
 
@@ -29,11 +29,11 @@ class FlatOptimizer:
     """An optimizer that works once on many small parameters; a context manager.
 
     From the first step on, small parameters of one group, dtype and device lie in one vector, if
-    the optimizer works element by element. It then does what it would have done with each of them,
-    bit for bit, unless it is a fused one: these round the last elements of a tensor differently.
-    Parameters that get no gradient run by themselves, and so does what is not small, or whose
+    the optimizer works element by element: it does the same with it, bit for bit, as with each of
+    them. Parameters that get no gradient run by themselves, and so does what is not small, or whose
     memory somebody else uses too. On exit parameters lie where they lay before, and the optimizer
-    has them and their state again.
+    has them and their state again. Fused optimizers need no vector, as their kernels take lists
+    (and would round the last elements of a tensor differently).
 
     Parameters
     ----------
@@ -57,11 +57,13 @@ class FlatOptimizer:
         self._vectors: list[_Vector] = []
         self._lists: list[list[nn.Parameter]] | None = None  # the groups' own, while in use
         self._apart: set[nn.Parameter] = set()
-        self._quick: Callable[[], object] | None = None
+        self._known = False
+        self._quick: QuickStep | None = None
         self._changed = False
 
     def __enter__(self) -> FlatOptimizer:
         params = [p for group in self._optimizer.param_groups for p in group["params"]]
+        self._known = unknown(self._optimizer) is None
         joinable = obstacle(self._optimizer) is None
         flags = self._agree([joinable and _movable(p) for p in params])
         self._apart = {p for p, flag in zip(params, flags, strict=True) if not flag}
@@ -96,12 +98,12 @@ class FlatOptimizer:
 
     def step(self) -> None:
         """Make a step of the optimizer."""
-        if self._quick is not None:
-            self._quick()
+        if self._quick is not None and self._quick.step():
             return
+        self._leave_quick()
         self._optimizer.step()
-        if self._vectors:  # which have their state now
-            self._quick = quick_step(self._optimizer, [vector.flat for vector in self._vectors])
+        if self._known:
+            self._quick = quick_step(self._optimizer)
 
     def _open(self) -> None:
         groups = self._optimizer.param_groups
@@ -115,12 +117,18 @@ class FlatOptimizer:
             self._vectors += new
 
     def _close(self) -> None:
+        self._leave_quick()
         for vector in self._vectors:
             vector.close(gradients=self._changed)
         if self._lists is not None:
             for group, params in zip(self._optimizer.param_groups, self._lists, strict=False):
                 group["params"] = params
-        self._vectors, self._lists, self._quick = [], None, None
+        self._vectors, self._lists = [], None
+
+    def _leave_quick(self) -> None:
+        if self._quick is not None:
+            self._quick.close()
+            self._quick = None
 
 
 class _Vector:

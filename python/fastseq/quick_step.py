@@ -1,94 +1,140 @@
-"""A step of an optimizer without what PyTorch does around it for parameters that are many."""
+"""Steps of an optimizer without what PyTorch does around them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+from collections import defaultdict
+from typing import Any, Protocol
 
 import torch
-from torch import nn, optim
+from torch import Tensor, nn, optim
 from torch.autograd import profiler
 
-__all__ = ["quick_step"]
-
-Step = Callable[[], object]
+__all__ = ["QuickStep", "quick_step"]
 
 
-def quick_step(optimizer: optim.Optimizer, vectors: list[nn.Parameter]) -> Step:
-    """Return a cheaper call that does what ``optimizer.step()`` does, to the bit.
+class QuickStep(Protocol):
+    """What does the same as an optimizer's ``step``, to the bit, in less time."""
+
+    def step(self) -> bool:
+        """Make a step; false if that must be left to the optimizer, and nothing was done."""
+        ...
+
+    def close(self) -> None:
+        """Leave the optimizer as if it had made the steps."""
+        ...
+
+
+def quick_step(optimizer: optim.Optimizer) -> QuickStep:
+    """Return quicker steps for an optimizer that has made one.
 
     Parameters
     ----------
     optimizer
-        Of exactly one of torch's types, without step hooks; it has made a step.
-    vectors
-        Those of its parameters that have the same tensors as gradient and state from now on.
+        Of exactly one of torch's types, without step hooks.
 
     Examples
     --------
     >>> weight = nn.Parameter(torch.ones(1))
     >>> weight.grad = torch.ones(1)
-    >>> _ = quick_step(optim.SGD([weight], lr=0.5), [weight])()
-    >>> weight.item()
-    0.5
+    >>> quick_step(optim.SGD([weight], lr=0.5)).step(), weight.item()
+    (True, 0.5)
     """
-    known = set(vectors)
-    fused = [
-        _fused_adam(optimizer, group, p) if p in known else None
-        for group in optimizer.param_groups
-        for p in group["params"]
-    ]
-    if len(fused) == 1 and fused[0] is not None:
-        return fused[0]
-    if None not in fused:
-        return partial(_one_after_another, fused)
-    # The method without what torch wraps around it: looking for hooks, and a mark for profilers.
-    wrapper = type(optimizer).step
-    if getattr(wrapper, "hooked", False) and hasattr(wrapper, "__wrapped__"):
-        return partial(_unless_profiled, partial(wrapper.__wrapped__, optimizer), optimizer)
-    return optimizer.step
+    return _FusedAdam(optimizer) if _FusedAdam.fits(optimizer) else _Unwrapped(optimizer)
 
 
-def _one_after_another(steps: list[Any]) -> None:
-    for step in steps:
-        step()
+class _Unwrapped:
+    """The method without its wrapper, which looks for hooks and sets a mark for profilers."""
+
+    def __init__(self, optimizer: optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        wrapper: Any = type(optimizer).step
+        self._method = wrapper.__wrapped__ if getattr(wrapper, "hooked", False) else None
+
+    def step(self) -> bool:
+        if self._method is None or profiler._is_profiler_enabled:
+            return False
+        self._method(self._optimizer)
+        return True
+
+    def close(self) -> None:
+        pass
 
 
-def _unless_profiled(bare: Step, optimizer: optim.Optimizer) -> None:
-    if profiler._is_profiler_enabled:
-        optimizer.step()
-    else:
-        bare()
+class _FusedAdam:
+    """Fused Adam and AdamW on the CPU: calls of the kernel, and nothing else.
 
+    The step counts of all parameters lie in one vector meanwhile.
+    """
 
-def _fused_adam(optimizer: optim.Optimizer, group: dict[str, Any], p: nn.Parameter) -> Step | None:
-    """Return a call of the kernel that a fused Adam calls for `p`."""
-    if type(optimizer) not in (optim.Adam, optim.AdamW) or not group["fused"]:
-        return None
-    state = optimizer.state[p]
-    plain = all(isinstance(beta, float) for beta in group["betas"]) and not group["capturable"]
-    if not plain or "step" not in state or hasattr(optimizer, "grad_scale"):
-        return None
-    kernel: Any = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
-    steps = state["step"]
-    largest = [state["max_exp_avg_sq"]] if group["amsgrad"] else []
-    tensors = [p.detach()], [p.grad], [state["exp_avg"]], [state["exp_avg_sq"]], largest, [steps]
+    def __init__(self, optimizer: optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        self._active = [p for p in params if p in optimizer.state]
+        self._idle = [p for p in params if p not in optimizer.state]
+        self._counts = torch.stack([optimizer.state[p]["step"] for p in self._active])
+        for p, count in zip(self._active, self._counts.unbind(), strict=True):
+            optimizer.state[p]["step"] = count
+        kernels: Any = torch._fused_adam_, torch._fused_adamw_
+        self._kernel = kernels[isinstance(optimizer, optim.AdamW)]
+        self._calls = [
+            (group, members, self._states(members, amsgrad=group["amsgrad"]))
+            for group in optimizer.param_groups
+            for members in self._alike(group["params"])
+        ]
 
-    def step() -> None:
-        beta1, beta2 = group["betas"]
-        steps.add_(1)
-        kernel(
-            *tensors,
-            amsgrad=group["amsgrad"],
-            lr=group["lr"],
-            beta1=beta1,
-            beta2=beta2,
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=group["maximize"],
-            grad_scale=None,
-            found_inf=None,
-        )
+    @staticmethod
+    def fits(optimizer: optim.Optimizer) -> bool:
+        if type(optimizer) not in (optim.Adam, optim.AdamW) or hasattr(optimizer, "grad_scale"):
+            return False
+        groups = optimizer.param_groups
+        numbers = all(isinstance(beta, float) for group in groups for beta in group["betas"])
+        on_cpu = all(p.is_cpu for group in groups for p in group["params"])
+        return numbers and on_cpu and all(g["fused"] and not g["capturable"] for g in groups)
 
-    return step
+    def _alike(self, params: list[nn.Parameter]) -> list[list[nn.Parameter]]:
+        """Split parameters that have a state by dtype, as the kernel needs them."""
+        by_dtype = defaultdict(list)
+        for p in params:
+            if p in self._optimizer.state:
+                by_dtype[p.dtype].append(p)
+        return list(by_dtype.values())
+
+    def _states(self, params: list[nn.Parameter], *, amsgrad: bool) -> list[list[Tensor]]:
+        states = [self._optimizer.state[p] for p in params]
+        names = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if amsgrad else [])]
+        lists = [[state[name] for state in states] for name in names]
+        return [*lists, *([] if amsgrad else [[]]), [state["step"] for state in states]]
+
+    def step(self) -> bool:
+        for p in self._idle:
+            if p.grad is not None:
+                return False
+        gradients = [[p.grad for p in members] for _, members, _ in self._calls]
+        for grads in gradients:
+            for grad in grads:
+                if grad is None:
+                    return False
+        with torch.no_grad():
+            self._counts.add_(1)
+            for (group, members, states), grads in zip(self._calls, gradients, strict=True):
+                beta1, beta2 = group["betas"]
+                self._kernel(
+                    members,
+                    grads,
+                    *states,
+                    amsgrad=group["amsgrad"],
+                    lr=group["lr"],
+                    beta1=beta1,
+                    beta2=beta2,
+                    weight_decay=group["weight_decay"],
+                    eps=group["eps"],
+                    maximize=group["maximize"],
+                    grad_scale=None,
+                    found_inf=None,
+                )
+        return True
+
+    def close(self) -> None:
+        for p in self._active:
+            state = self._optimizer.state[p]
+            state["step"] = state["step"].clone()

@@ -31,10 +31,6 @@ OPTIMIZERS = [
     (optim.Rprop, {"lr": 0.1}),
     (optim.ASGD, {"lambd": 0.1, "t0": 2, **DECAY}),
 ]
-FUSED = [
-    (optim.SGD, {"fused": True, **DECAY}),
-    (optim.Adagrad, {"fused": True, **DECAY}),
-]
 EXACT = [
     *OPTIMIZERS,
     *((kind, {**options, "maximize": True}) for kind, options in OPTIMIZERS),
@@ -43,7 +39,6 @@ EXACT = [
         for kind, options in OPTIMIZERS
         if "foreach" not in options
     ),
-    *FUSED,
 ]
 
 
@@ -115,14 +110,53 @@ def test_one_vector_is_trained_as_its_parameters_are_bit_for_bit(kind, options, 
     assert_same_run(optimizer, params, plain, plain_params)
 
 
-@pytest.mark.parametrize("kind", [optim.Adam, optim.AdamW])
-def test_fused_adam_is_the_same_to_rounding(kind):
+FUSED = [
+    (optim.Adam, {**DECAY, "amsgrad": True}),
+    (optim.AdamW, {"lr": 0.1, "maximize": True}),
+    (optim.AdamW, {"lr": torch.tensor(0.1)}),
+    (optim.AdamW, {"lr": 0.1, "betas": (torch.tensor(0.5), torch.tensor(0.9))}),
+    (optim.SGD, {**DECAY, "momentum": 0.9}),
+    (optim.Adagrad, DECAY),
+]
+
+
+@pytest.mark.parametrize("skipped", [set(), {(2, 3), (2, 4), (4, 0)}], ids=["all", "not always"])
+@pytest.mark.parametrize(("kind", "options"), FUSED)
+def test_fused_optimizers_are_not_joined_and_do_the_same(kind, options, skipped):
+    params = [*parameters(), nn.Parameter(torch.randn(MAX_NUMEL + 5)), *parameters(torch.float64)]
+    plain_params = copies(params)
+
+    def make(ps):
+        return kind([{"params": ps[::2]}, {"params": ps[1::2], "lr": 0.2}], **options, fused=True)
+
+    optimizer, plain = make(params), make(plain_params)
+    for seed in range(2):
+        assert run(optimizer, params, 6, seed=seed, skipped=skipped) == 0
+        train(plain, plain_params, 6, seed=seed, skipped=skipped)
+        assert_same_run(optimizer, params, plain, plain_params)
+    pieces = [v for state in optimizer.state.values() for v in state.values() if v is not None]
+    assert all(v.untyped_storage().nbytes() == v.nbytes for v in pieces)
+
+
+def test_rates_set_between_steps_are_used():
     params = parameters()
     plain_params = copies(params)
-    optimizer, plain = kind(params, lr=0.1, fused=True), kind(plain_params, lr=0.1, fused=True)
-    assert run(optimizer, params, 5, seed=1) == 1
-    train(plain, plain_params, 5, seed=1)
-    assert_same_run(optimizer, params, plain, plain_params, rtol=1e-5)
+    optimizer, plain = (optim.AdamW(ps, fused=True) for ps in (params, plain_params))
+    with FlatOptimizer(optimizer, params) as flat:
+        for step in range(5):
+            for own, other in ((optimizer, flat), (plain, None)):
+                own.param_groups[0]["lr"] = 0.1 * step
+                train(own, params if other else plain_params, 1, seed=step, flat=other)
+    assert_same_run(optimizer, params, plain, plain_params)
+
+
+def test_profilers_see_the_steps():
+    params = parameters()
+    optimizer = optim.RMSprop(params)
+    with torch.profiler.profile() as profile:
+        run(optimizer, params, 3, seed=0)
+    names = [event.key for event in profile.key_averages()]
+    assert "Optimizer.step#RMSprop.step" in names
 
 
 def test_groups_and_dtypes_are_kept_apart_and_schedules_work_on_them():
@@ -210,8 +244,8 @@ def refused(name, params):
     """Optimizers that must see every parameter."""
     if name == "subclass":
         return type("Mine", (optim.AdamW,), {})(params)
-    if name == "fused SGD with momentum":
-        return optim.SGD(params, lr=0.1, momentum=0.9, fused=True)
+    if name == "fused":
+        return optim.SGD(params, lr=0.1, fused=True)
     if name == "Adafactor":
         return optim.Adafactor(params)
     optimizer = optim.AdamW(params, differentiable=name == "differentiable")
@@ -227,7 +261,7 @@ def refused(name, params):
     [
         ("subclass", "Mine is not known to work element by element"),
         ("Adafactor", "Adafactor is not known to work element by element"),
-        ("fused SGD with momentum", "fused SGD with momentum rounds a vector in another way"),
+        ("fused", "SGD is fused: its kernel takes all parameters at once"),
         ("hook", "AdamW has step hooks, which may look at its parameters"),
         ("own step", "AdamW has a step method of its own"),
         ("differentiable", "AdamW is differentiable"),
