@@ -376,7 +376,7 @@ class Estimator:
             {
                 "epoch": number,
                 "loss": loss,
-                "lr": self.optimizer.param_groups[0]["lr"],
+                "lr": float(self.optimizer.param_groups[0]["lr"]),
                 "steps": len(plan),
                 "seconds": seconds,
                 "steps_per_second": len(plan) / seconds,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from .nn.recurrent import kernels
 from .stateful import batch_dims, in_mode, is_bidirectional, takes_state
 from .substitutes import Substitutes
 from .tree import Tree, tree_leaves, tree_map, tree_paths
@@ -109,11 +110,16 @@ def _trace(program: _Program, x: Tree, first: Tree, dims: list[int]) -> Exported
     try:
         return torch.export.export(program, inputs, dynamic_shapes=shapes)
     except Exception as error:
+        unrolled = {name: why for name, why in kernels(program.model).items() if why != "fastseq"}
+        hint = (
+            f"recurrent layers would be unrolled over time where no kernel runs them: {unrolled}"
+            if unrolled
+            else "a loop over time steps in Python, for one, must be a recurrent layer instead"
+        )
         reason = str(error).strip().split("\n\n")[0]
         raise ValueError(
-            "the model cannot be exported for any number of time steps and sequences; a loop over "
-            "time steps in Python, for one, must be a recurrent layer instead. "
-            f"torch.export says: {reason}"
+            "the model cannot be exported for any number of time steps and sequences; "
+            f"{hint}. torch.export says: {reason}"
         ) from error
 
 

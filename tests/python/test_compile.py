@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
+from jobs import mpirun
 from models import TwoInputs, assert_same_parameters
 from torch import nn
 from torch.nn.functional import mse_loss
@@ -130,7 +132,9 @@ def test_a_loss_that_breaks_the_graph():
 
     compiled, plain = estimators(loss=loss)
     before = fs.net2vec(compiled.model).clone()
-    with pytest.raises(ValueError, match=r"compile=True needs a model and a loss that .* one graph"):
+    with pytest.raises(
+        ValueError, match=r"compile=True needs a model and a loss that .* one graph"
+    ):
         compiled.fit(X, Y)
     assert torch.equal(fs.net2vec(compiled.model), before)
     plain.fit(X, Y)
@@ -138,7 +142,39 @@ def test_a_loss_that_breaks_the_graph():
 
 def test_errors_of_model_and_loss_are_their_own():
     compiled, _ = estimators()
-    with pytest.raises(ValueError, match=r"the model's output .* and the target .* differ in shape"):
+    with pytest.raises(
+        ValueError, match=r"the model's output .* and the target .* differ in shape"
+    ):
         compiled.fit(X, X)
     with pytest.raises(TypeError, match="compile must be True or False, got 'yes'"):
         fs.Estimator(Sums(), mse_loss, torch.optim.SGD, SPEC, compile="yes")
+
+
+@pytest.mark.mpi
+@pytest.mark.slow
+def test_on_two_ranks(tmp_path):
+    script = f"""
+    import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+    import torch, fastseq as fs
+    from test_compile import SPEC, X, Y
+    trained = []
+    for flag in (True, False):
+        torch.manual_seed(0)
+        # of several buckets, whose gradients leave while backward runs
+        model = fs.nn.Chain(
+            fs.nn.LSTM(3, 4), torch.nn.Linear(4, 1500), torch.nn.Linear(1500, 1500), torch.nn.Linear(1500, 1)
+        )
+        est = fs.Estimator(
+            model, fs.seqloss(torch.nn.functional.mse_loss), torch.optim.SGD, SPEC, device="cpu",
+            progress=False, compile=flag,
+        )
+        est.fit(X, Y).predict(X)
+        trained.append(fs.net2vec(est.model).clone())
+    torch.testing.assert_close(*trained, rtol=1e-4, atol=1e-6)
+    print("equal", trained[0].double().sum().item())
+    """
+    done = mpirun(tmp_path, 2, script)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("equal")]
+    assert len(lines) == 2
+    assert lines[0] == lines[1]

@@ -273,12 +273,15 @@ class Counts(nn.Module):
         return x + state[:, None], state + last
 
 
+@pytest.mark.filterwarnings("ignore:.*with projections is not supported with oneDNN:UserWarning")
+@pytest.mark.filterwarnings("ignore:The tensor attributes:UserWarning")  # of what fails anyway
 @pytest.mark.parametrize(
     ("model", "message"),
     [
         (Steps(), "cannot be exported for any number of time steps"),
         (Grows(), "state grows with time"),
         (Counts(), "no telling what it starts from"),
+        (nn.LSTM(3, 4, proj_size=2), "recurrent layers would be unrolled over time .* proj"),
     ],
 )
 def test_models_that_cannot_be_exported(tmp_path, model, message):
