@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -90,8 +89,12 @@ class _CompiledChunks:
     ) -> tuple[Any, Tree]:
         args = (self._function, self._inner, state, chunks)
         if key in self._graphs:
-            with suppress(torch._dynamo.exc.Unsupported):
+            try:
                 return self._graphs[key](*args)
+            except torch._dynamo.exc.Unsupported:
+                pass
+            except torch._dynamo.exc.FailOnRecompileLimitHit:
+                del self._graphs[key]  # with all that it has compiled
         # Only what is compiled, for the first time or anew, needs this; it takes its time.
         with torch._dynamo.config.patch(allow_rnn=True):
             if key not in self._graphs:

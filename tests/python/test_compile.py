@@ -85,6 +85,20 @@ def test_many_estimators_and_lengths_do_not_exhaust_what_torch_allows():
         assert_same_parameters(compiled.model, plain.model, rtol=1e-5)
 
 
+def test_a_function_that_differs_by_length_may_be_compiled_often():
+    def loss(m, xs, ys):
+        value = mse_loss(m(xs), ys)
+        return value * (1 + sum(xs.shape[0] > n for n in range(2, 20)))  # a graph for each length
+
+    compiled, plain = estimators(loss=loss)
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for est in (compiled, plain):
+            for steps in range(4, 8):
+                est.spec = fs.Spec(1, 11, steps)
+                est.fit(X[:steps], Y[:steps])
+    assert_same_parameters(compiled.model, plain.model, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     "model",
     [
