@@ -124,7 +124,7 @@ class Stateful:
 
     def __call__(self, x: Tree) -> Tree:
         """Run the model from the current state on a chunk or on one step."""
-        single = _is_step(x)
+        single = x.dim() == 2 if isinstance(x, Tensor) else _is_step(x)
         if single:
             x = x.unsqueeze(0) if isinstance(x, Tensor) else tree_map(lambda a: a.unsqueeze(0), x)
         if self._takes_state:
@@ -162,8 +162,7 @@ class Stateful:
 
 def _is_step(x: Tree) -> bool:
     """Whether `x` is one time step, ``(B, F)``."""
-    leaf = x if isinstance(x, Tensor) else tree_leaves(x)[0]
-    return bool(leaf.dim() == 2)
+    return bool(tree_leaves(x)[0].dim() == 2)
 
 
 def reset_backward(module: nn.Module, state: Tree) -> Tree:

@@ -35,8 +35,8 @@ def to_device(tree: Tree, device: torch.device) -> Tree:
 
 def chunk_loss(loss: Callable[..., Tensor], m: Stateful, batch: Batch) -> Tensor:
     """Call the user's loss on a chunk, with weights if there are any."""
-    args = (batch.xs, batch.ys) if batch.ws is None else (batch.xs, batch.ys, batch.ws)
-    value = loss(m, *args)
+    xs, ys, ws = batch
+    value = loss(m, xs, ys) if ws is None else loss(m, xs, ys, ws)
     if not isinstance(value, Tensor) or value.numel() != 1:
         what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"the loss must return a tensor with one element, got {what}")

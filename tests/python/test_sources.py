@@ -171,3 +171,25 @@ def test_training_from_a_file_equals_training_from_memory(tmp_path):
     est.fit(fs.h5mmap(path, "x"), fs.h5mmap(path, "y"))
     assert_same_parameters(model_b, model_a, rtol=0)
     np.testing.assert_array_equal(est.predict(fs.h5mmap(path, "x")), est.predict(A))
+
+
+def test_small_chunks_of_tensors_are_new_memory_each_time():
+    """Several are copied at once: what happens to one must not show in another, or come twice."""
+    values = torch.arange(40.0 * 6).reshape(40, 6, 1)
+    kept = values.clone()
+    source = open_source(values, "x", torch.float32)
+    boxes = [(t, min(t + 7, 40), n, n + 3) for n in (0, 3) for t in range(0, 40, 7)]
+    boxes += [
+        (0, 7, 0, 3),
+        (7, 14, 0, 3),
+        (7, 14, 0, 3),
+        (0, 7, 3, 6),
+        (14, 21, 3, 6),
+        (7, 8, 0, 3),
+    ]
+    for t0, t1, n0, n1 in boxes * 2:
+        slab = source.read(t0, t1, n0, n1)
+        assert slab.is_contiguous()
+        assert torch.equal(slab, kept[t0:t1, n0:n1])
+        slab.fill_(-1)
+    assert torch.equal(values, kept)
