@@ -115,7 +115,7 @@ FUSED = [
     (optim.AdamW, {"lr": 0.1, "maximize": True}),
     (optim.AdamW, {"lr": torch.tensor(0.1)}),
     (optim.AdamW, {"lr": 0.1, "betas": (torch.tensor(0.5), torch.tensor(0.9))}),
-    (optim.SGD, {**DECAY, "momentum": 0.9}),
+    (optim.SGD, DECAY),
     (optim.Adagrad, DECAY),
 ]
 
