@@ -45,37 +45,39 @@ inline void backward_cell(const Backward<T>& b, std::int64_t t, std::int64_t p, 
   const std::int64_t unit = n * s.hidden + p * kL + lane;
   const std::int64_t step = s.sequences * s.hidden;
   const std::int64_t at = (p * s.sequences + n) * kL + lane;
+  const auto units_of = [&](const T* rows, std::int64_t offset, std::int64_t numel) {
+    V v;
+    simd::load_first(v, rows + offset, units, rows + numel);
+    return v;
+  };
   V dh;
   simd::load(dh, b.dh + at);
   if (b.dy != nullptr) {
-    V dy;
-    simd::load_first(dy, b.dy + t * step + unit, units, b.dy + s.steps * step);
-    dh += dy;
+    dh += units_of(b.dy, t * step + unit, s.steps * step);
   }
   V saved[Cell::kSaved + 1];
   const auto saved_at = [&](std::int64_t of) {
     return b.saved + ((of * b.panels + p) * s.sequences + n) * Cell::kSaved * kL + lane;
   };
   for (int q = 0; q < Cell::kSaved; ++q) simd::load(saved[q], saved_at(t) + q * kL);
-  V before{};
-  V h{};
+  const V before = [&] {
+    if constexpr (Cell::kHasCell) {
+      if (starts) return units_of(b.c0, unit, step);
+      V v;
+      simd::load(v, saved_at(b.activity.before(t)) + (Cell::kSaved - 1) * kL);
+      return v;
+    } else if constexpr (Cell::kCarries) {
+      return starts ? units_of(b.h0, unit, step) : units_of(b.y, b.activity.before(t) * step + unit, s.steps * step);
+    } else {
+      return V{};
+    }
+  }();
+  const V h = [&] {
+    if constexpr (Cell::kSaved > 0) return V{};
+    return units_of(b.y, t * step + unit, s.steps * step);
+  }();
   V dc{};
-  if constexpr (Cell::kHasCell) {
-    simd::load(dc, b.dc + at);
-    if (starts) {
-      simd::load_first(before, b.c0 + unit, units, b.c0 + step);
-    } else {
-      simd::load(before, saved_at(b.activity.before(t)) + (Cell::kSaved - 1) * kL);
-    }
-  } else if constexpr (Cell::kCarries) {
-    if (starts) {
-      simd::load_first(before, b.h0 + unit, units, b.h0 + step);
-    } else {
-      simd::load_first(before, b.y + b.activity.before(t) * step + unit, units, b.y + s.steps * step);
-    }
-  } else {
-    simd::load_first(h, b.y + t * step + unit, units, b.y + s.steps * step);
-  }
+  if constexpr (Cell::kHasCell) simd::load(dc, b.dc + at);
   V d[Cell::kGates];
   Cell::backward(saved, before, h, dh, dc, d);
   T* to = b.d + ((t * b.panels + p) * s.sequences + n) * Cell::kGates * kL + lane;

@@ -17,7 +17,7 @@ struct VectorOf {
 };
 
 template <class T, int kBytes>
-using Vector = typename VectorOf<T, kBytes>::Type;
+using Vector = VectorOf<T, kBytes>::Type;
 
 template <class V>
 using Lane = std::remove_cvref_t<decltype(V{}[0])>;

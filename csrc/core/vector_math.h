@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <iterator>
+#include <numbers>
 
 #include "core/simd.h"
 
@@ -16,6 +17,8 @@ namespace fastseq::simd {
 
 template <class T>
 struct ExpConstants;
+
+// NOLINTBEGIN(modernize-use-std-numbers): parts of ln 2
 
 template <>
 struct ExpConstants<float> {
@@ -44,6 +47,7 @@ struct ExpConstants<double> {
   static constexpr double kLargest = 708.0;
   static constexpr double kTanhIsOne = 20.0;
 };
+// NOLINTEND(modernize-use-std-numbers)
 
 // exp(x) = power + power * rest, with power a power of two; |x| <= kLargest.
 template <class V>
@@ -51,7 +55,7 @@ inline void exp_parts(const V& x, V& power, V& rest) {
   using T = Lane<V>;
   using C = ExpConstants<T>;
   using Bits = Vector<typename C::Bits, sizeof(V)>;
-  const V shifted = x * T(1.4426950408889634074) + C::kRound;
+  const V shifted = x * std::numbers::log2e_v<T> + C::kRound;
   const V n = shifted - C::kRound;
   power = __builtin_bit_cast(V, (__builtin_bit_cast(Bits, shifted) << C::kMantissa) + C::kOne);
   const V r = (x - n * C::kLn2High) - n * C::kLn2Low;
@@ -81,7 +85,7 @@ inline void tanh(V& x) {
   using T = Lane<V>;
   using C = ExpConstants<T>;
   using Bits = Vector<typename C::Bits, sizeof(V)>;
-  constexpr auto kSign = static_cast<typename C::Bits>(~(~typename C::Bits{} >> 1));
+  constexpr typename C::Bits kSign = ~(~typename C::Bits{} >> 1);
   const Bits bits = __builtin_bit_cast(Bits, x);
   V size = __builtin_bit_cast(V, bits & ~kSign);
   size = size > C::kTanhIsOne ? V{} + C::kTanhIsOne : size;

@@ -42,9 +42,9 @@ const void* checked(Layer& layer, const Tensor& x, const char* name, const Tenso
   STD_TORCH_CHECK(tensor.scalar_type() == x.scalar_type() && tensor.device() == x.device(), name,
                   " must have the dtype and the device of x");
   const auto found = tensor.sizes();
-  STD_TORCH_CHECK(std::equal(found.begin(), found.end(), sizes.begin(), sizes.end()), name, " must be ",
-                  to_string(sizes.begin(), sizes.size()), " for x ", to_string(x.sizes().data(), x.sizes().size()),
-                  " and hidden size ", layer.shape.hidden, ", got ", to_string(found.data(), found.size()));
+  STD_TORCH_CHECK(std::ranges::equal(found, sizes), name, " must be ", to_string(sizes.begin(), sizes.size()),
+                  " for x ", to_string(x.sizes().data(), x.sizes().size()), " and hidden size ", layer.shape.hidden,
+                  ", got ", to_string(found.data(), found.size()));
   if (tensor.is_contiguous()) return tensor.const_data_ptr();
   layer.kept.push_back(torch::stable::contiguous(tensor));
   return layer.kept.back().const_data_ptr();
