@@ -193,3 +193,14 @@ def test_small_chunks_of_tensors_are_new_memory_each_time():
         assert torch.equal(slab, kept[t0:t1, n0:n1])
         slab.fill_(-1)
     assert torch.equal(values, kept)
+
+
+def test_a_chunk_may_change_between_forward_and_backward_of_another():
+    """As a mask is written into weights by the reader, while another chunk is trained on."""
+    source = open_source(torch.ones(20, 3, 1), "w", torch.float32)
+    first, second = source.read(0, 10, 0, 3), source.read(10, 20, 0, 3)
+    weight = torch.ones(1, requires_grad=True)
+    loss = (weight * first).sum()
+    second.fill_(0)
+    loss.backward()
+    assert weight.grad == 30

@@ -70,7 +70,8 @@ class TensorSource:
             self._ahead = []
             return self._copy(t0, t1, n0, n1)
         copied = self._copy(t0, t0 + count * steps, n0, n1)
-        self._ahead = [copied[i * steps : (i + 1) * steps] for i in reversed(range(count))]
+        # .data: autograd must not take what happens to one for a change of another.
+        self._ahead = [copied[i * steps : (i + 1) * steps].data for i in reversed(range(count))]
         self._due = t1, t1 + steps, n0, n1
         return self._ahead.pop()
 
