@@ -31,6 +31,9 @@ inline const char* active_isa() {
   return "baseline";
 }
 
+// The widest vectors that run_best may use, in bytes: tests lower it to run what other machines would.
+inline int vector_limit = 64;
+
 // Calls Body::run<kBytes>(args...), compiled for the best instruction set that the machine has, kBytes being the width
 // of its vector registers. For kernels whose shape depends on that width; all that they call is inlined.
 #if FASTSEQ_HAS_MULTIVERSION
@@ -48,8 +51,8 @@ void run_v3(const Args&... args) {
 template <class Body, class... Args>
 void run_best(const Args&... args) {
 #if FASTSEQ_HAS_MULTIVERSION
-  if (__builtin_cpu_supports("x86-64-v4")) return run_v4<Body>(args...);
-  if (__builtin_cpu_supports("x86-64-v3")) return run_v3<Body>(args...);
+  if (vector_limit >= 64 && __builtin_cpu_supports("x86-64-v4")) return run_v4<Body>(args...);
+  if (vector_limit >= 32 && __builtin_cpu_supports("x86-64-v3")) return run_v3<Body>(args...);
 #endif
   Body::template run<16>(args...);
 }

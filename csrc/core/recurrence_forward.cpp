@@ -52,7 +52,8 @@ inline void forward_tile(const Forward<T>& f, std::int64_t t, std::int64_t p, st
                                                        f.w_hh + p * s.hidden * kRow + lane, kRow, s.hidden);
   const std::int64_t units = units_in<T>(p, s.hidden) - lane;
   T* y = f.y + t * s.sequences * s.hidden;
-  const T* free_until = f.panels == 1 ? y + last * s.hidden : nullptr;
+  // Where a vector holds all units of a sequence, the next sequence's are written after it.
+  const T* free_until = s.hidden <= simd::kLanes<V> ? y + last * s.hidden : nullptr;
 #pragma GCC unroll 12  // the sums stay in registers
   for (int r = 0; r < kRows; ++r) {
     V state;

@@ -1,4 +1,4 @@
-// ParallelFors that split loops in every way a real one may.
+// ParallelFors that split loops in every way a real one may; vectors of every width.
 #pragma once
 
 #include <algorithm>
@@ -6,6 +6,7 @@
 #include <thread>
 #include <vector>
 
+#include "core/isa.h"
 #include "core/parallel.h"
 
 namespace fastseq::testing {
@@ -33,6 +34,15 @@ inline void threads_for(std::int64_t count, std::int64_t /*grain*/, RangeBody bo
 inline const std::vector<ParallelFor>& parallel_fors() {
   static const std::vector<ParallelFor> all = {serial_for, backwards_for, threads_for};
   return all;
+}
+
+// Calls fn with vectors of every width that the machine has.
+template <class Fn>
+void for_every_width(const Fn& fn) {
+  for (const int bytes : {16, 32, 64}) {
+    vector_limit = bytes;
+    fn();
+  }
 }
 
 }  // namespace fastseq::testing

@@ -192,7 +192,7 @@ Values difference_quotients(const Case& test, const Data& data, Values Data::* m
   return quotients;
 }
 
-void check_forward(const Case& test) {
+void check_forward_of_this_width(const Case& test) {
   const Data data = make_data(test.shape);
   const State wanted = plain_forward(test, data);
   const auto check = [&](const auto& found, double tolerance) {
@@ -206,25 +206,35 @@ void check_forward(const Case& test) {
   check(run<float>(single, data, serial_for), 2e-5);
 }
 
+void check_forward(const Case& test) {
+  testing::for_every_width([&] { check_forward_of_this_width(test); });
+}
+
 void check_backward(const Case& test) {
   const Data data = make_data(test.shape);
-  const Result<double> found = run<double>(test, data, serial_for);
-  const auto check = [&](const Values& gradient, Values Data::* member) {
-    CHECK(apart(gradient, difference_quotients(test, data, member)) <= 1e-7);
-  };
-  check(found.dx, &Data::x);
-  check(found.dw_ih, &Data::w_ih);
-  check(found.dw_hh, &Data::w_hh);
-  check(found.db_ih, &Data::b_ih);
-  check(found.db_hh, &Data::b_hh);
-  check(found.dh0, &Data::h0);
-  if (test.shape.cell == Cell::kLstm) check(found.dc0, &Data::c0);
+  const auto quotients = [&](Values Data::* member) { return difference_quotients(test, data, member); };
+  const Values dx = quotients(&Data::x);
+  const Values dw_ih = quotients(&Data::w_ih);
+  const Values dw_hh = quotients(&Data::w_hh);
+  const Values db_ih = quotients(&Data::b_ih);
+  const Values db_hh = quotients(&Data::b_hh);
+  const Values dh0 = quotients(&Data::h0);
+  const Values dc0 = quotients(&Data::c0);
   Case single = test;
   single.shape.dtype = DType::kFloat32;
-  const Result<float> rough = run<float>(single, data, serial_for);
-  CHECK(apart(rough.dx, found.dx) <= 1e-3);
-  CHECK(apart(rough.dw_hh, found.dw_hh) <= 1e-3);
-  CHECK(apart(rough.dh0, found.dh0) <= 1e-3);
+  const auto check = [&](const auto& found, double tolerance) {
+    CHECK(apart(found.dx, dx) <= tolerance);
+    CHECK(apart(found.dw_ih, dw_ih) <= tolerance);
+    CHECK(apart(found.dw_hh, dw_hh) <= tolerance);
+    CHECK(apart(found.db_ih, db_ih) <= tolerance);
+    CHECK(apart(found.db_hh, db_hh) <= tolerance);
+    CHECK(apart(found.dh0, dh0) <= tolerance);
+    if (test.shape.cell == Cell::kLstm) CHECK(apart(found.dc0, dc0) <= tolerance);
+  };
+  testing::for_every_width([&] {
+    check(run<double>(test, data, serial_for), 1e-7);
+    check(run<float>(single, data, serial_for), 1e-3);
+  });
 }
 
 constexpr Cell kCells[] = {Cell::kLstm, Cell::kGru, Cell::kTanhRnn, Cell::kReluRnn};
