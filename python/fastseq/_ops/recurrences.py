@@ -23,6 +23,7 @@ __all__ = ["gru", "lstm", "rnn"]
 # Below this guard, an operator's call goes to its kernel straight away.
 _kernel_only = torch._C._AutoDispatchBelowAutograd
 _LSTM, _GRU, _TANH, _RELU = range(4)  # as in csrc/core/recurrence.h
+_NAMES = ("w_ih", "w_hh", "b_ih", "b_hh", "h0", "c0")
 
 
 class _Layer(NamedTuple):
@@ -162,7 +163,7 @@ class _Lstm(Function):
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         *inputs, y, saved = ctx.saved_tensors
         layer = (_LSTM, *inputs, ctx.reverse)
-        return *_gradients(layer, grads, y, saved, ctx.needs_input_grad), None, None
+        return *_gradients(layer, grads, y, saved, ctx.needs_input_grad[:7]), None, None
 
 
 class _Gru(Function):
@@ -235,7 +236,7 @@ def _differentiable_gradients(
     layer: _Layer, grads: tuple[Tensor | None, ...], needs: tuple[bool, ...]
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients with a graph of their own, through formulas in torch's operators."""
-    inputs = (*layer[1:7], layer.c0)
+    inputs = layer[1:8]
     wanted = [a for a, need in zip(inputs, needs, strict=True) if need and a is not None]
     with torch.enable_grad():
         outputs = _steps(layer)
@@ -261,11 +262,13 @@ def _steps(layer: _Layer) -> list[Tensor]:
     count = layer.x.shape[0]
     outputs = []
     for t in reversed(range(count)) if layer.reverse else range(count):
-        new_h, new_c = step(layer, layer.x[t], h, c)
+        x = layer.x[t]
         if layer.lengths is None:
-            h, c, y = new_h, new_c, new_h
+            h, c = step(layer, x, h, c)
+            y = h
         else:
             active = (t < layer.lengths).unsqueeze(1)
+            new_h, new_c = step(layer, torch.where(active, x, 0), h, c)  # x may be NaN elsewhere
             y = torch.where(active, new_h, 0)
             h = torch.where(active, new_h, h)
             c = None if c is None else torch.where(active, new_c, c)
@@ -305,7 +308,14 @@ _CELLS: tuple[Callable[..., tuple[Tensor, Any]], ...] = (
 )  # fmt: skip
 
 
-def _fake(x: Tensor, w_hh: Tensor, h0: Tensor) -> tuple[Tensor, Tensor]:
+def _fake(x: Tensor, tensors: list[Any], lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return y and h; `tensors` are weights, biases and state."""
+    for name, tensor in zip(_NAMES, tensors, strict=False):
+        if tensor is not None and (tensor.device, tensor.dtype) != (x.device, x.dtype):
+            raise RuntimeError(f"{name} must have the dtype and the device of x")
+    if lengths is not None and lengths.device != x.device:
+        raise RuntimeError("lengths must have the device of x")
+    _, w_hh, _, _, h0, *_ = tensors
     return x.new_empty(x.shape[0], x.shape[1], w_hh.shape[1]), h0.new_empty(h0.shape)
 
 
@@ -315,17 +325,20 @@ def _fake_saved(x: Tensor, w_hh: Tensor, quantities: int, save: bool) -> Tensor:
     return x.new_empty(x.shape[0] * x.shape[1] * units * quantities if save else 0)
 
 
-def _fake_lstm(x: Tensor, _w: Tensor, w_hh: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    y, h = _fake(x, w_hh, rest[2])
-    return y, h, torch.empty_like(h), _fake_saved(x, w_hh, 5, rest[-1])
+def _fake_lstm(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    *tensors, lengths, _reverse, save = rest
+    y, h = _fake(x, tensors, lengths)
+    return y, h, torch.empty_like(h), _fake_saved(x, rest[1], 5, save)
 
 
-def _fake_gru(x: Tensor, _w: Tensor, w_hh: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    return *_fake(x, w_hh, rest[2]), _fake_saved(x, w_hh, 4, rest[-1])
+def _fake_gru(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    *tensors, lengths, _reverse, save = rest
+    return *_fake(x, tensors, lengths), _fake_saved(x, rest[1], 4, save)
 
 
-def _fake_rnn(x: Tensor, _w: Tensor, w_hh: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return _fake(x, w_hh, rest[2])
+def _fake_rnn(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    *tensors, lengths, _reverse, _relu = rest
+    return _fake(x, tensors, lengths)
 
 
 def _fake_backward(

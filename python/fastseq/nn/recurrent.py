@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from .. import _ops
+from .arguments import autocasts, check_input, checked_lengths, checked_state, to_dtype
 
 __all__ = ["GRU", "LSTM", "RNN", "kernels"]
 
@@ -50,39 +51,55 @@ class _Fused(nn.RNNBase):
         lengths: Tensor | None = None,
     ) -> tuple[Any, Any]:
         """Run the layer; see the class."""
-        if _why_torch(self, input) is not None:
-            return self._by_torch(input, hx, lengths)
-        x: Tensor = input
+        if not isinstance(input, Tensor):
+            return self._packed(input, hx, lengths)
+        x = input
         single = x.dim() == 2  # one sequence, without a dimension for it
         if single:
             x = x.unsqueeze(1)
-        elif self.batch_first:
+        elif self.batch_first and x.dim() == 3:
             x = x.transpose(0, 1)
-        weights, out_dtype = self._flat_weights, None
-        dtype = weights[0].dtype  # type: ignore[union-attr]
-        if x.dtype != dtype and torch.is_autocast_enabled("cpu"):
-            x, hx = x.to(dtype), _convert(hx, dtype)
-        state = self._checked(x, hx, single)
+        by_torch = _why_torch(self, x) is not None
+        weights = self._weights()
+        like = weights[0]
+        if not by_torch and torch.is_autocast_enabled("cpu"):
+            x, hx = to_dtype(x, like.dtype), to_dtype(hx, like.dtype)
+        converts = by_torch and autocasts(x)  # PyTorch's layers do
+        check_input(x, self.input_size, like, any_dtype=converts)
+        state = self._first_state(x, hx, single, converts)
         if lengths is not None:
-            lengths = _checked_lengths(lengths, x)
-        if dtype.itemsize == 2:  # 16 bits are for storage
-            out_dtype = dtype
-            x, state = x.float(), tuple(s.float() for s in state)
-            weights = [w.float() for w in weights]  # type: ignore[union-attr]
-        y, state = self._run(x, weights, state, lengths)
-        if out_dtype is not None:
-            y, state = y.to(out_dtype), tuple(s.to(out_dtype) for s in state)
+            lengths = checked_lengths(lengths, x)
+        if by_torch:
+            y, state = self._by_torch(x, state, lengths)
+        else:
+            y, state = self._by_kernels(x, weights, state, lengths)
         if single:
             y, state = y.squeeze(1), tuple(s.squeeze(1) for s in state)
         elif self.batch_first:
             y = y.transpose(0, 1)
         return y, state if len(state) == 2 else state[0]
 
+    def _weights(self) -> list[Tensor]:
+        # Not `_flat_weights`: functional_call puts others in their places.
+        own: dict[str, Any] = self._parameters
+        return [own[n] if n in own else getattr(self, n) for n in self._flat_weights_names]
+
+    def _by_kernels(
+        self, x: Tensor, weights: list[Tensor], state: State, lengths: Tensor | None
+    ) -> tuple[Tensor, State]:
+        """Run fastseq's kernels on ``(T, N, F)``."""
+        dtype = x.dtype
+        if dtype.itemsize > 2:
+            return self._run(x, weights, state, lengths)
+        wide = [w.float() for w in weights]  # 16 bits are for storage
+        y, state = self._run(x.float(), wide, tuple(s.float() for s in state), lengths)
+        return y.to(dtype), tuple(s.to(dtype) for s in state)
+
     def _rows(self) -> int:
         return self.num_layers * (2 if self.bidirectional else 1)
 
     def _run(
-        self, x: Tensor, weights: list[Any], state: State, lengths: Tensor | None
+        self, x: Tensor, weights: list[Tensor], state: State, lengths: Tensor | None
     ) -> tuple[Tensor, State]:
         """Run all layers and directions on ``(T, N, F)``, from a state of ``(rows, N, H)``."""
         per_row = 4 if self.bias else 2
@@ -106,83 +123,54 @@ class _Fused(nn.RNNBase):
         return x, tuple(torch.cat(parts) for parts in zip(*last, strict=True))
 
     def _row(
-        self, x: Tensor, weights: list[Any], state: State, lengths: Tensor | None, reverse: bool
+        self, x: Tensor, weights: list[Tensor], state: State, lengths: Tensor | None, reverse: bool
     ) -> tuple[Tensor, ...]:
         """Run one layer in one direction."""
         raise NotImplementedError
 
-    def _checked(self, x: Tensor, hx: Any, single: bool) -> State:
-        """Return the first state, as a tuple, or raise."""
-        if x.dim() != 3:
-            raise ValueError(
-                f"x must be (time, sequences, features) or (time, features), got {tuple(x.shape)}"
-            )
-        if x.shape[2] != self.input_size:
-            raise ValueError(
-                f"x has {x.shape[2]} features, but the layer was made for {self.input_size}"
-            )
-        like: Any = self._flat_weights[0]
-        if x.dtype != like.dtype:
-            raise TypeError(
-                f"x is {x.dtype}, but the layer's weights are {like.dtype}: convert one of them"
-            )
-        if like.device != x.device:
-            raise ValueError(f"x is on {x.device}, but the layer's weights are on {like.device}")
+    def _first_state(self, x: Tensor, hx: Any, single: bool, any_dtype: bool) -> State:
+        """Return the state that was given, checked, or the one to start from without."""
         shape = (self._rows(), x.shape[1], self.hidden_size)
-        if hx is None:
-            if self.trainable_state:
-                return tuple(getattr(self, name).expand(shape) for name in self._state_names)
-            zeros = x.new_zeros(shape)
-            return (zeros,) * len(self._state_names)
-        state = hx if isinstance(hx, tuple | list) else (hx,)
-        if len(state) != len(self._state_names):
-            raise TypeError(
-                f"hx must be {' and '.join(self._state_names)}, got {len(state)} tensor(s)"
-            )
-        if single:
-            state = tuple(s.unsqueeze(1) if s.dim() == 2 else s for s in state)
-        for name, s in zip(self._state_names, state, strict=True):
-            if s.shape != shape:
-                raise ValueError(
-                    f"{name} must be (layers and directions, sequences, hidden size) = {shape}, "
-                    f"got {tuple(s.shape)}"
-                )
-            if s.dtype != x.dtype or s.device != x.device:
-                raise TypeError(
-                    f"{name} is {s.dtype} on {s.device}, but x is {x.dtype} on {x.device}"
-                )
-        return tuple(state)
-
-    def _by_torch(self, x: Any, hx: Any, lengths: Tensor | None) -> tuple[Any, Any]:
-        """Run PyTorch's own layer, with lengths by way of a packed sequence."""
+        names = self._state_names
         if hx is None and self.trainable_state:
-            count = x.batch_sizes[0] if isinstance(x, PackedSequence) else 1
-            if isinstance(x, Tensor) and x.dim() == 3:
-                count = x.shape[0 if self.batch_first else 1]
-            begin = tuple(getattr(self, n).expand(-1, int(count), -1) for n in self._state_names)
-            if isinstance(x, Tensor) and x.dim() == 2:
-                begin = tuple(s.squeeze(1) for s in begin)
-            hx = begin if len(begin) == 2 else begin[0]
+            return tuple(getattr(self, name).expand(shape) for name in names)
+        if hx is None and not self.proj_size:
+            return (x.new_zeros(shape),) * len(names)
+        shapes = dict.fromkeys(names, shape)
+        if self.proj_size:
+            shapes["h0"] = (*shape[:2], self.proj_size)
+        if hx is None:
+            return tuple(x.new_zeros(s) for s in shapes.values())
+        return checked_state(hx, shapes, x, single=single, any_dtype=any_dtype)
+
+    def _by_torch(self, x: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
+        """Run PyTorch's own layer on ``(T, N, F)``, with lengths by way of a packed sequence."""
+        given: Any = x.transpose(0, 1) if self.batch_first else x
+        hx = state if len(state) == 2 else state[0]
         if lengths is None:
-            return super().forward(x, hx)  # type: ignore[no-any-return]
-        if not isinstance(x, Tensor) or x.dim() != 3:
-            raise ValueError("lengths need an input of (time, sequences, features)")
-        time_major = x.transpose(0, 1) if self.batch_first else x
-        lengths = _checked_lengths(lengths, time_major)
+            y, last = super().forward(given, hx)
+            return y.transpose(0, 1) if self.batch_first else y, _tuple(last)
         # A packed sequence knows no empty one: those run for a step, which is then undone.
+        empty = (lengths == 0).view(1, -1, 1)
         packed = pack_padded_sequence(
-            x, lengths.clamp(min=1).cpu(), self.batch_first, enforce_sorted=False
+            x.masked_fill(empty, 0), lengths.clamp(min=1).cpu(), enforce_sorted=False
         )
         y, last = super().forward(packed, hx)
-        y, _ = pad_packed_sequence(y, self.batch_first, total_length=time_major.shape[0])
-        empty = lengths == 0
-        y = y.masked_fill(empty.view((-1, 1, 1) if self.batch_first else (1, -1, 1)), 0)
-        pairs = (last, hx) if isinstance(last, tuple) else ((last,), None if hx is None else (hx,))
-        ends = tuple(
-            torch.where(empty.view(1, -1, 1), torch.zeros_like(s) if pairs[1] is None else b, s)
-            for s, b in zip(pairs[0], pairs[1] or pairs[0], strict=True)
-        )
-        return y, ends if isinstance(last, tuple) else ends[0]
+        y, _ = pad_packed_sequence(y, total_length=x.shape[0])
+        ends = zip(state, _tuple(last), strict=True)
+        return y.masked_fill(empty, 0), tuple(torch.where(empty, b, s) for b, s in ends)
+
+    def _packed(self, x: Any, hx: Any, lengths: Any) -> tuple[Any, Any]:
+        """Run PyTorch's own layer on a packed sequence."""
+        if not isinstance(x, PackedSequence):
+            raise TypeError(f"input must be a tensor or a PackedSequence, got {type(x).__name__}")
+        if lengths is not None:
+            raise ValueError("lengths cannot be given with a PackedSequence, which has its own")
+        if hx is None and self.trainable_state:
+            count = int(x.batch_sizes[0])
+            begin = tuple(getattr(self, n).expand(-1, count, -1) for n in self._state_names)
+            hx = begin if len(begin) == 2 else begin[0]
+        return super().forward(x, hx)  # type: ignore[no-any-return]
 
 
 class LSTM(_Fused, nn.LSTM):
@@ -216,6 +204,10 @@ class LSTM(_Fused, nn.LSTM):
     the number of steps, a sequence's state stands still beyond its length, and its output there
     is 0; what the input holds there does not matter.
 
+    An estimator with ``compile=True`` compiles the layer. A `torch.compile` of your own breaks its
+    graph at every recurrent layer, as PyTorch's compiler does, unless
+    ``torch._dynamo.config.allow_rnn`` is True.
+
     Examples
     --------
     >>> layer = LSTM(3, 4)
@@ -228,7 +220,7 @@ class LSTM(_Fused, nn.LSTM):
     _state_names = ("h0", "c0")
 
     def _row(
-        self, x: Tensor, weights: list[Any], state: State, lengths: Tensor | None, reverse: bool
+        self, x: Tensor, weights: list[Tensor], state: State, lengths: Tensor | None, reverse: bool
     ) -> tuple[Tensor, ...]:
         h0, c0 = state
         return _ops.lstm(x, *_four(weights), h0, c0, lengths, reverse)
@@ -245,7 +237,7 @@ class GRU(_Fused, nn.GRU):
     """
 
     def _row(
-        self, x: Tensor, weights: list[Any], state: State, lengths: Tensor | None, reverse: bool
+        self, x: Tensor, weights: list[Tensor], state: State, lengths: Tensor | None, reverse: bool
     ) -> tuple[Tensor, ...]:
         return _ops.gru(x, *_four(weights), state[0], lengths, reverse)
 
@@ -261,7 +253,7 @@ class RNN(_Fused, nn.RNN):
     """
 
     def _row(
-        self, x: Tensor, weights: list[Any], state: State, lengths: Tensor | None, reverse: bool
+        self, x: Tensor, weights: list[Tensor], state: State, lengths: Tensor | None, reverse: bool
     ) -> tuple[Tensor, ...]:
         relu = self.mode == "RNN_RELU"
         return _ops.rnn(x, *_four(weights), state[0], lengths, reverse, relu)
@@ -298,34 +290,12 @@ def _why_torch(layer: nn.RNNBase, x: Any) -> str | None:
     return None
 
 
-def _four(weights: list[Any]) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+def _four(weights: list[Tensor]) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Return one layer's weights and biases; None for biases that it has not."""
     w_ih, w_hh, *biases = weights
     b_ih, b_hh = biases or (None, None)
     return w_ih, w_hh, b_ih, b_hh
 
 
-def _convert(hx: Any, dtype: torch.dtype) -> Any:
-    if isinstance(hx, Tensor):
-        return hx.to(dtype)
-    return None if hx is None else tuple(s.to(dtype) for s in hx)
-
-
-def _checked_lengths(lengths: Tensor, x: Tensor) -> Tensor:
-    steps, count = x.shape[:2]
-    if not isinstance(lengths, Tensor) or lengths.is_floating_point() or lengths.is_complex():
-        got = lengths.dtype if isinstance(lengths, Tensor) else type(lengths).__name__
-        raise TypeError(f"lengths must be a tensor of integers, got {got}")
-    if lengths.shape != (count,):
-        raise ValueError(
-            f"lengths must be ({count},), one per sequence, got {tuple(lengths.shape)}"
-        )
-    if lengths.device != x.device:
-        raise ValueError(f"lengths must be on {x.device}, like x, got {lengths.device}")
-    if not torch.compiler.is_compiling() and count:
-        low, high = int(lengths.min()), int(lengths.max())
-        if low < 0 or high > steps:
-            raise ValueError(
-                f"lengths must lie between 0 and {steps}, the number of steps, got {low} to {high}"
-            )
-    return lengths.long()
+def _tuple(state: Any) -> State:
+    return state if isinstance(state, tuple) else (state,)
