@@ -59,7 +59,7 @@ def train(path: Path, epochs: int) -> tuple[fs.Estimator, np.ndarray]:
     """Train on all but the held-out steps and forecast those; returns the forecast in GW."""
     x, y = fs.h5mmap(path, "x"), fs.h5mmap(path, "y")
     known = len(x) - HELD_OUT
-    model = fs.nn.Chain(torch.nn.LSTM(x.shape[2], 32), torch.nn.Linear(32, 1))
+    model = fs.nn.Chain(fs.nn.LSTM(x.shape[2], 32), torch.nn.Linear(32, 1))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     # One long series: under mpirun the ranks split its time.
     spec = fs.Spec(epochs=epochs, batchsize=1, seqsize=DAY, clip_norm=1.0, shard="time")

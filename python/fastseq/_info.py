@@ -15,6 +15,7 @@ import torch
 from . import _ops, distributed
 from .estimator import Estimator
 from .flat import describe
+from .nn.recurrent import kernels
 
 __all__ = ["info"]
 
@@ -67,4 +68,4 @@ def info(est: Estimator | None = None) -> dict[str, Any]:
 
 def _of_estimator(est: Estimator) -> dict[str, Any]:
     """Tell how `fit` runs, topic by topic."""
-    return {"optimizer": describe(est.optimizer)}
+    return {"optimizer": describe(est.optimizer), "recurrent layers": kernels(est.model)}
