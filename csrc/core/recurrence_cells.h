@@ -118,7 +118,7 @@ struct Rnn {
   template <class V>
   static void backward(const V* /*saved*/, const V& /*before*/, const V& h, V& dh, V& /*dstate*/, V* d) {
     if constexpr (kRelu) {
-      d[0] = h > 0 ? dh : V{};
+      d[0] = h <= 0 ? V{} : dh;  // NaN lets it pass, as in torch
     } else {
       d[0] = dh * (1 - h * h);
     }

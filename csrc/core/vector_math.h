@@ -4,7 +4,8 @@
 // last bit (W. J. Cody and W. Waite, Software Manual for the Elementary Functions, 1980). exp(r) - 1 = r + r^2 q(r), q
 // being the minimax polynomial of degree 4 in fp32 (found by iteratively reweighted least squares at Chebyshev points)
 // and Taylor's of degree 11 in fp64; both are within a quarter of a unit. tanh(x) = e / (e + 2) with e = exp(2 |x|) -
-// 1, which keeps its relative accuracy near 0. NaN stays NaN.
+// 1, which keeps its relative accuracy near 0. NaN stays NaN. Where exp(-x) is near overflow, the logistic function is
+// 0.
 #pragma once
 
 #include <cstdint>
@@ -72,12 +73,14 @@ inline void sigmoid(V& x) {
   using T = Lane<V>;
   using C = ExpConstants<T>;
   x = -x;
-  x = x > C::kLargest ? V{} + C::kLargest : x;
+  const auto zero = x > C::kLargest;
+  x = zero ? V{} + C::kLargest : x;
   x = x < -C::kLargest ? V{} - C::kLargest : x;
   V power;
   V rest;
   exp_parts(x, power, rest);
-  x = T(1) / (T(1) + (power + power * rest));
+  const V result = T(1) / (T(1) + (power + power * rest));
+  x = zero ? V{} : result;
 }
 
 template <class V>

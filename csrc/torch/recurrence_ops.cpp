@@ -57,7 +57,7 @@ Layer checked_layer(Cell cell, const Tensor& x, const Tensor& w_ih, const Tensor
   const DType dtype = to_dtype(x.scalar_type());
   STD_TORCH_CHECK(dtype == DType::kFloat32 || dtype == DType::kFloat64, "x must be float32 or float64");
   Layer layer;
-  layer.kept.reserve(8);
+  layer.kept.reserve(12);
   layer.shape = {.cell = cell,
                  .dtype = dtype,
                  .steps = x.size(0),
@@ -74,8 +74,8 @@ Layer checked_layer(Cell cell, const Tensor& x, const Tensor& w_ih, const Tensor
   in.x = read.const_data_ptr();
   in.x_step = read.stride(0);
   in.x_sequence = read.stride(1);
-  in.w_ih = checked(layer, x, "w_ih", w_ih, {rows, s.inputs});
   in.w_hh = checked(layer, x, "w_hh", w_hh, {rows, s.hidden});
+  in.w_ih = checked(layer, x, "w_ih", w_ih, {rows, s.inputs});
   STD_TORCH_CHECK(b_ih.has_value() == b_hh.has_value(), "b_ih and b_hh come together or not at all");
   layer.bias = b_ih.has_value();
   if (b_ih.has_value() && b_hh.has_value()) {
@@ -165,12 +165,10 @@ std::tuple<Tensor, Tensor> rnn_cpu(const Tensor& x, const Tensor& w_ih, const Te
   return {std::move(out.y), std::move(out.h)};
 }
 
-// A gradient that came in, contiguous; null if none did.
-const void* incoming(Layer& layer, const Tensor& x, const Optional& gradient) {
+// A gradient that came in; null if none did.
+const void* incoming(Layer& layer, const Tensor& x, const char* name, const Optional& gradient, std::int64_t leading) {
   if (!gradient.has_value()) return nullptr;
-  STD_TORCH_CHECK(gradient->scalar_type() == x.scalar_type(), "gradients must have the dtype of x");
-  layer.kept.push_back(torch::stable::contiguous(*gradient));
-  return layer.kept.back().const_data_ptr();
+  return checked(layer, x, name, *gradient, {leading, layer.shape.sequences, layer.shape.hidden});
 }
 
 // (dx, dw_ih, dw_hh, db_ih, db_hh, dh0, dc0); what is not wanted has no elements.
@@ -184,8 +182,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward_cpu(
   const RecurrenceShape& s = layer.shape;
   const bool has_cell = kind == Cell::kLstm;
   STD_TORCH_CHECK(has_cell == c0.has_value(), "c0 belongs to an LSTM");
-  STD_TORCH_CHECK(y.numel() == s.steps * s.sequences * s.hidden && y.is_contiguous(), "y is not forward's");
-  STD_TORCH_CHECK((saved.has_value() ? saved->numel() : 0) == saved_numel(s), "saved is not forward's");
+  const std::int64_t numel = saved_numel(s);
+  STD_TORCH_CHECK(saved.has_value() || numel == 0, "saved must be what forward kept");
+  const void* kept = saved.has_value() ? checked(layer, x, "saved", *saved, {numel}) : nullptr;
   const auto wanted = [&]<std::size_t kDims>(bool want, const std::array<std::int64_t, kDims>& sizes) {
     return want ? empty_like_x(x, sizes) : empty_like_x<1>(x, {0});
   };
@@ -201,11 +200,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward_cpu(
   Tensor dc0 = wanted(need_cell, std::array{std::int64_t{1}, s.sequences, s.hidden});
   const auto target = [](bool want, Tensor& tensor) { return want ? tensor.mutable_data_ptr() : nullptr; };
   recurrence_backward(s, layer.inputs,
-                      {.y = y.const_data_ptr(),
-                       .saved = saved.has_value() ? saved->const_data_ptr() : nullptr,
-                       .dy = incoming(layer, x, dy),
-                       .dh = incoming(layer, x, dh),
-                       .dc = incoming(layer, x, dc),
+                      {.y = checked(layer, x, "y", y, {s.steps, s.sequences, s.hidden}),
+                       .saved = kept,
+                       .dy = incoming(layer, x, "dy", dy, s.steps),
+                       .dh = incoming(layer, x, "dh", dh, 1),
+                       .dc = incoming(layer, x, "dc", dc, 1),
                        .dx = target(need_x, dx),
                        .dw_ih = target(need_weights, dw_ih),
                        .dw_hh = target(need_weights, dw_hh),

@@ -84,6 +84,12 @@ _MEANS: tuple[Any, ...] = (
     F.mse_loss,
     F.smooth_l1_loss,
 )
+# What is behind these once shapes are equal: to broadcast them takes as long as the loss itself.
+_native: Any = torch._C._nn
+_DIRECT: dict[Any, Loss] = {
+    F.l1_loss: functools.partial(_native.l1_loss, reduction=1),
+    F.mse_loss: functools.partial(_native.mse_loss, reduction=1),
+}
 _MODULES_OF_MEANS = (nn.HuberLoss, nn.L1Loss, nn.MSELoss, nn.SmoothL1Loss)
 
 
@@ -93,7 +99,7 @@ def _mean_over_elements(fn: Loss | nn.Module) -> Loss | None:
         module: Any = copy.deepcopy(fn)
         module.reduction = "mean"
         return module  # type: ignore[no-any-return]
-    return fn if fn in _MEANS else None
+    return _DIRECT.get(fn, fn) if fn in _MEANS else None
 
 
 def _mean_over_samples(

@@ -72,6 +72,7 @@ class _FusedAdam:
         self._active = [p for p in params if p in optimizer.state]
         self._idle = [p for p in params if p not in optimizer.state]
         self._counts = torch.stack([optimizer.state[p]["step"] for p in self._active])
+        self._one = self._counts.new_ones(())
         for p, count in zip(self._active, self._counts.unbind(), strict=True):
             optimizer.state[p]["step"] = count
         kernels: Any = torch._fused_adam_, torch._fused_adamw_
@@ -114,25 +115,31 @@ class _FusedAdam:
             for grad in grads:
                 if grad is None:
                     return False
-        with torch.no_grad():
-            self._counts.add_(1)
-            for (group, members, states), grads in zip(self._calls, gradients, strict=True):
-                beta1, beta2 = group["betas"]
-                self._kernel(
-                    members,
-                    grads,
-                    *states,
-                    amsgrad=group["amsgrad"],
-                    lr=group["lr"],
-                    beta1=beta1,
-                    beta2=beta2,
-                    weight_decay=group["weight_decay"],
-                    eps=group["eps"],
-                    maximize=group["maximize"],
-                    grad_scale=None,
-                    found_inf=None,
-                )
+        torch._C._set_grad_enabled(False)  # as torch.no_grad() does, whose Python takes longer
+        try:
+            self._update(gradients)
+        finally:
+            torch._C._set_grad_enabled(True)
         return True
+
+    def _update(self, gradients: list[list[Any]]) -> None:
+        self._counts += self._one
+        for (group, members, states), grads in zip(self._calls, gradients, strict=True):
+            beta1, beta2 = group["betas"]
+            self._kernel(
+                members,
+                grads,
+                *states,
+                amsgrad=group["amsgrad"],
+                lr=group["lr"],
+                beta1=beta1,
+                beta2=beta2,
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                maximize=group["maximize"],
+                grad_scale=None,
+                found_inf=None,
+            )
 
     def close(self) -> None:
         for p in self._active:

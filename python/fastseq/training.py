@@ -51,7 +51,7 @@ def _backward(loss: Tensor) -> None:
         _ONES[key] = torch.ones((), dtype=loss.dtype, device=loss.device)
         loss.backward()  # type: ignore[no-untyped-call]
         return
-    torch.autograd.graph._engine_run_backward(
+    torch.autograd.Variable._execution_engine.run_backward(
         (loss,), (one,), False, False, (), allow_unreachable=True, accumulate_grad=True
     )
 

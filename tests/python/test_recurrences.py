@@ -184,8 +184,8 @@ def test_the_same_bits_on_any_number_of_threads(cell):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "tanh"])
-@pytest.mark.parametrize("bad", [torch.nan])
+@CELLS
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_what_is_not_finite_goes_where_torch_lets_it(cell, bad):
     for name in operands(cell):
         inputs = operands(cell, 6, 5, 3, 19, torch.float32)

@@ -3,42 +3,26 @@
 The formulas are those of `torch.nn.LSTM`, `GRU` and `RNN`. An ordinary step goes through
 `torch.autograd.Function`, the quickest way to register a gradient from Python (28 µs for forward
 and backward of a tiny layer, where ``register_autograd`` takes 40); tracing compilers see operators
-with registered formulas. A backward that is to be differentiated again runs the formulas step by
-step in differentiable operators.
+with registered formulas. A backward that is to be differentiated again is left to `formulas`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from .formulas import GRU, LSTM, RELU, TANH, Layer, differentiable_gradients
 from .native import native
 
 __all__ = ["gru", "lstm", "rnn"]
 
 # Below this guard, an operator's call goes to its kernel straight away.
 _kernel_only = torch._C._AutoDispatchBelowAutograd
-_LSTM, _GRU, _TANH, _RELU = range(4)  # as in csrc/core/recurrence.h
 _NAMES = ("w_ih", "w_hh", "b_ih", "b_hh", "h0", "c0")
-
-
-class _Layer(NamedTuple):
-    """What the gradient of a layer needs to know beside its outputs."""
-
-    cell: int
-    x: Tensor
-    w_ih: Tensor
-    w_hh: Tensor
-    b_ih: Tensor | None
-    b_hh: Tensor | None
-    h0: Tensor
-    c0: Tensor | None
-    lengths: Tensor | None
-    reverse: bool
 
 
 def lstm(
@@ -95,7 +79,7 @@ def lstm(
         save = torch.is_grad_enabled()
         return native.lstm(x, w_ih, w_hh, b_ih, b_hh, h0, c0, lengths, reverse, save)[:3]  # type: ignore[no-any-return]
     if torch.is_grad_enabled():
-        result = _Lstm.apply(x, w_ih, w_hh, b_ih, b_hh, h0, c0, lengths, reverse)  # type: ignore[no-untyped-call]
+        result = _apply(_Lstm)(x, w_ih, w_hh, b_ih, b_hh, h0, c0, lengths, reverse)
         return result
     with _kernel_only():
         call = native.lstm.default
@@ -118,7 +102,7 @@ def gru(
         save = torch.is_grad_enabled()
         return native.gru(x, w_ih, w_hh, b_ih, b_hh, h0, lengths, reverse, save)[:2]  # type: ignore[no-any-return]
     if torch.is_grad_enabled():
-        result = _Gru.apply(x, w_ih, w_hh, b_ih, b_hh, h0, lengths, reverse)  # type: ignore[no-untyped-call]
+        result = _apply(_Gru)(x, w_ih, w_hh, b_ih, b_hh, h0, lengths, reverse)
         return result
     with _kernel_only():
         call = native.gru.default
@@ -141,12 +125,22 @@ def rnn(
     if torch.compiler.is_compiling():
         result = native.rnn(x, w_ih, w_hh, b_ih, b_hh, h0, lengths, reverse, relu)
     elif torch.is_grad_enabled():
-        result = _Rnn.apply(x, w_ih, w_hh, b_ih, b_hh, h0, lengths, reverse, relu)  # type: ignore[no-untyped-call]
+        result = _apply(_Rnn)(x, w_ih, w_hh, b_ih, b_hh, h0, lengths, reverse, relu)
     else:
         with _kernel_only():
             call = native.rnn.default
             result = call(x, w_ih, w_hh, b_ih, b_hh, h0, lengths, reverse, relu)
     return result
+
+
+def _apply(function: type[Function]) -> Callable[..., Any]:
+    """Return ``function.apply``, or what is behind it where no transform of torch.func is active.
+
+    What ``apply`` does first, to look for such transforms, takes half as long as a tiny layer.
+    """
+    if torch._C._are_functorch_transforms_active():
+        return function.apply
+    return super(Function, function).apply  # type: ignore[misc, no-any-return]
 
 
 class _Lstm(Function):
@@ -162,7 +156,7 @@ class _Lstm(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         *inputs, y, saved = ctx.saved_tensors
-        layer = (_LSTM, *inputs, ctx.reverse)
+        layer = (LSTM, *inputs, ctx.reverse)
         return *_gradients(layer, grads, y, saved, ctx.needs_input_grad[:7]), None, None
 
 
@@ -179,7 +173,7 @@ class _Gru(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         *inputs, lengths, y, saved = ctx.saved_tensors
-        layer = (_GRU, *inputs, None, lengths, ctx.reverse)
+        layer = (GRU, *inputs, None, lengths, ctx.reverse)
         needs = (*ctx.needs_input_grad[:6], False)
         return *_gradients(layer, (*grads, None), y, saved, needs)[:6], None, None
 
@@ -197,7 +191,7 @@ class _Rnn(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         *inputs, lengths, y = ctx.saved_tensors
-        layer = (_RELU if ctx.relu else _TANH, *inputs, None, lengths, ctx.reverse)
+        layer = (RELU if ctx.relu else TANH, *inputs, None, lengths, ctx.reverse)
         needs = (*ctx.needs_input_grad[:6], False)
         return *_gradients(layer, (*grads, None), y, None, needs)[:6], None, None, None
 
@@ -211,7 +205,7 @@ def _gradients(
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients of x, w_ih, w_hh, b_ih, b_hh, h0 and c0 where they are needed."""
     if torch.is_grad_enabled():
-        return _differentiable_gradients(_Layer._make(layer), grads, needs)
+        return differentiable_gradients(Layer._make(layer), grads, needs)
     cell, x, w_ih, w_hh, b_ih, _, h0, c0, lengths, reverse = layer
     bias = b_ih is not None
     need_weights = needs[1] or needs[2] or needs[3] or needs[4]
@@ -228,84 +222,8 @@ def _gradients(
         db_ih if need_weights and bias else None,
         db_hh if need_weights and bias else None,
         dh0 if need_state else None,
-        dc0 if need_state and cell == _LSTM else None,
+        dc0 if need_state and cell == LSTM else None,
     )
-
-
-def _differentiable_gradients(
-    layer: _Layer, grads: tuple[Tensor | None, ...], needs: tuple[bool, ...]
-) -> tuple[Tensor | None, ...]:
-    """Return the gradients with a graph of their own, through formulas in torch's operators."""
-    inputs = layer[1:8]
-    wanted = [a for a, need in zip(inputs, needs, strict=True) if need and a is not None]
-    with torch.enable_grad():
-        outputs = _steps(layer)
-        pairs = [(o, g) for o, g in zip(outputs, grads, strict=False) if g is not None]
-        found = torch.autograd.grad(
-            [o for o, _ in pairs],
-            wanted,
-            [g for _, g in pairs],
-            create_graph=True,
-            allow_unused=True,
-        )
-    rest = iter(found)
-    return tuple(
-        next(rest) if need and a is not None else None
-        for a, need in zip(inputs, needs, strict=True)
-    )
-
-
-def _steps(layer: _Layer) -> list[Tensor]:
-    """Run a layer step by step; returns what the operator does."""
-    h, c = layer.h0[0], None if layer.c0 is None else layer.c0[0]
-    step = _CELLS[layer.cell]
-    count = layer.x.shape[0]
-    outputs = []
-    for t in reversed(range(count)) if layer.reverse else range(count):
-        x = layer.x[t]
-        if layer.lengths is None:
-            h, c = step(layer, x, h, c)
-            y = h
-        else:
-            active = (t < layer.lengths).unsqueeze(1)
-            new_h, new_c = step(layer, torch.where(active, x, 0), h, c)  # x may be NaN elsewhere
-            y = torch.where(active, new_h, 0)
-            h = torch.where(active, new_h, h)
-            c = None if c is None else torch.where(active, new_c, c)
-        outputs.append(y)
-    if layer.reverse:
-        outputs.reverse()
-    whole = torch.stack(outputs) if outputs else layer.x.new_zeros(0, *h.shape)
-    return [whole, h.unsqueeze(0), *([] if c is None else [c.unsqueeze(0)])]
-
-
-def _products(layer: _Layer, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    linear = torch.nn.functional.linear
-    return linear(x, layer.w_ih, layer.b_ih), linear(h, layer.w_hh, layer.b_hh)
-
-
-def _lstm_step(layer: _Layer, x: Tensor, h: Tensor, c: Any) -> tuple[Tensor, Tensor]:
-    ours, carried = _products(layer, x, h)
-    i, f, g, o = (ours + carried).chunk(4, 1)
-    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-    return o.sigmoid() * c.tanh(), c
-
-
-def _gru_step(layer: _Layer, x: Tensor, h: Tensor, c: None) -> tuple[Tensor, None]:
-    (r, z, n), (hr, hz, hn) = (p.chunk(3, 1) for p in _products(layer, x, h))
-    n = (n + (r + hr).sigmoid() * hn).tanh()
-    return n + (z + hz).sigmoid() * (h - n), c
-
-
-def _rnn_step(layer: _Layer, x: Tensor, h: Tensor, c: None) -> tuple[Tensor, None]:
-    ours, carried = _products(layer, x, h)
-    total = ours + carried
-    return total.relu() if layer.cell == _RELU else total.tanh(), c
-
-
-_CELLS: tuple[Callable[..., tuple[Tensor, Any]], ...] = (
-    _lstm_step, _gru_step, _rnn_step, _rnn_step,
-)  # fmt: skip
 
 
 def _fake(x: Tensor, tensors: list[Any], lengths: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -353,7 +271,7 @@ def _fake_backward(
         (need_weights and bias, w_ih.shape[:1]),
         (need_weights and bias, w_ih.shape[:1]),
         (need_state, h0.shape),
-        (need_state and cell == _LSTM, h0.shape),
+        (need_state and cell == LSTM, h0.shape),
     )
     return tuple(x.new_empty(shape if want else (0,)) for want, shape in wanted)
 

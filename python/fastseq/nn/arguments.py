@@ -30,9 +30,15 @@ def check_input(x: Tensor, features: int, like: Tensor, *, any_dtype: bool) -> N
 
 
 def checked_state(
-    hx: Any, shapes: dict[str, tuple[int, int, int]], x: Tensor, *, single: bool, any_dtype: bool
+    hx: Any,
+    names: tuple[str, ...],
+    shapes: list[tuple[int, int, int]],
+    x: Tensor,
+    *,
+    single: bool,
+    any_dtype: bool,
 ) -> tuple[Tensor, ...]:
-    """Return the state ``(h0,)`` or ``(h0, c0)``, whose shapes are given; or raise.
+    """Return the state ``(h0,)`` or ``(h0, c0)``, whose names and shapes are given; or raise.
 
     With a single sequence, it may lack the dimension for sequences.
     """
@@ -43,7 +49,7 @@ def checked_state(
         raise TypeError(f"hx must be {wanted}, got {len(state)}: {got}")
     if single:
         state = tuple(s.unsqueeze(1) if s.dim() == 2 else s for s in state)
-    for (name, shape), s in zip(shapes.items(), state, strict=True):
+    for name, shape, s in zip(names, shapes, state, strict=True):
         if s.shape != shape:
             raise ValueError(
                 f"{name} must be (layers and directions, sequences, hidden size) = {shape}, "

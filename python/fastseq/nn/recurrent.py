@@ -15,6 +15,10 @@ __all__ = ["GRU", "LSTM", "RNN", "kernels"]
 
 State = tuple[Tensor, ...]
 
+# The kernels copy the weights into the order in which they read them. PyTorch's GRU and RNN do not:
+# for up to so many steps times sequences, with so large a hidden state, they are quicker.
+_FEW, _LARGE = 16, 256
+
 
 class _Fused(nn.RNNBase):
     """What the three layers share; comes before one of PyTorch's in the order of their bases."""
@@ -136,12 +140,12 @@ class _Fused(nn.RNNBase):
             return tuple(getattr(self, name).expand(shape) for name in names)
         if hx is None and not self.proj_size:
             return (x.new_zeros(shape),) * len(names)
-        shapes = dict.fromkeys(names, shape)
+        shapes = [shape] * len(names)
         if self.proj_size:
-            shapes["h0"] = (*shape[:2], self.proj_size)
+            shapes[0] = (*shape[:2], self.proj_size)
         if hx is None:
-            return tuple(x.new_zeros(s) for s in shapes.values())
-        return checked_state(hx, shapes, x, single=single, any_dtype=any_dtype)
+            return tuple(x.new_zeros(s) for s in shapes)
+        return checked_state(hx, names, shapes, x, single=single, any_dtype=any_dtype)
 
     def _by_torch(self, x: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
         """Run PyTorch's own layer on ``(T, N, F)``, with lengths by way of a packed sequence."""
@@ -287,6 +291,8 @@ def _why_torch(layer: nn.RNNBase, x: Any) -> str | None:
         return "projections"
     if not x.is_cpu:
         return f"the device is {x.device.type}"
+    if layer.hidden_size >= _LARGE and layer.mode != "LSTM" and not torch.compiler.is_compiling():
+        return "too few steps to sort the weights for" if x.shape[:2].numel() <= _FEW else None
     return None
 
 
