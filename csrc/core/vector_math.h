@@ -30,7 +30,8 @@ struct ExpConstants<float> {
   static constexpr float kRound = 12582912.0F;  // 1.5 * 2^23: adding it rounds to integers
   static constexpr int kMantissa = 23;
   static constexpr Bits kOne = 0x3f800000U;
-  static constexpr float kLargest = 87.0F;  // exp of it and of its negative are normal numbers
+  static constexpr float kOverflows = 89.0F;  // its power of two is infinity
+  static constexpr float kVanishes = -87.0F;  // its exponential is a normal number
   static constexpr float kTanhIsOne = 10.0F;
 };
 
@@ -45,12 +46,13 @@ struct ExpConstants<double> {
   static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr int kMantissa = 52;
   static constexpr Bits kOne = 0x3ff0000000000000U;
-  static constexpr double kLargest = 708.0;
+  static constexpr double kOverflows = 710.0;
+  static constexpr double kVanishes = -708.0;
   static constexpr double kTanhIsOne = 20.0;
 };
 // NOLINTEND(modernize-use-std-numbers)
 
-// exp(x) = power + power * rest, with power a power of two; |x| <= kLargest.
+// exp(x) = power * (1 + rest), with power a power of two; x from kVanishes to kOverflows.
 template <class V>
 inline void exp_parts(const V& x, V& power, V& rest) {
   using T = Lane<V>;
@@ -73,14 +75,12 @@ inline void sigmoid(V& x) {
   using T = Lane<V>;
   using C = ExpConstants<T>;
   x = -x;
-  const auto zero = x > C::kLargest;
-  x = zero ? V{} + C::kLargest : x;
-  x = x < -C::kLargest ? V{} - C::kLargest : x;
+  x = x > C::kOverflows ? V{} + C::kOverflows : x;
+  x = x < C::kVanishes ? V{} + C::kVanishes : x;
   V power;
   V rest;
   exp_parts(x, power, rest);
-  const V result = T(1) / (T(1) + (power + power * rest));
-  x = zero ? V{} : result;
+  x = T(1) / (T(1) + power * (T(1) + rest));
 }
 
 template <class V>
