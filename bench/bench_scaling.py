@@ -28,7 +28,7 @@ def fit_of(
     torch.manual_seed(0)
     x = torch.randn(steps, batch * ranks, 10)
     y = x.mean(2, keepdim=True)
-    model = fs.nn.Chain(torch.nn.LSTM(10, hidden), torch.nn.Linear(hidden, 1))
+    model = fs.nn.Chain(fs.nn.LSTM(10, hidden), torch.nn.Linear(hidden, 1))
     spec = {"epochs": 1, "batchsize": batch, "seqsize": seqsize}
     adamw = torch.optim.AdamW(model.parameters(), lr=1e-3)
     est = fs.Estimator(model, fs.seqloss(mse_loss), adamw, spec, comm=comm, progress=False, seed=0)
