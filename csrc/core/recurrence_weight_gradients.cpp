@@ -207,7 +207,7 @@ void all_gradients(const RecurrenceShape& s, const RecurrenceInputs& in, const R
 
 void weight_gradients(const RecurrenceShape& shape, const RecurrenceInputs& inputs,
                       const RecurrenceGradients& gradients, const void* d, ParallelFor parallel_for) {
-  if (gradients.dw_ih == nullptr) return;
+  if (gradients.dw_hh == nullptr) return;  // dw_ih may be empty, and null for that
   dispatch_cell(shape, [&]<class T, class C>(Type<T>, Type<C>) {
     all_gradients<T, C>(shape, inputs, gradients, static_cast<const T*>(d), parallel_for);
   });

@@ -63,6 +63,8 @@ class FlatOptimizer:
 
     def __enter__(self) -> FlatOptimizer:
         params = [p for group in self._optimizer.param_groups for p in group["params"]]
+        for p in params:
+            p.grad = None  # what a frozen one still has from an earlier run
         self._known = unknown(self._optimizer) is None
         joinable = obstacle(self._optimizer) is None
         flags = self._agree([joinable and _movable(p) for p in params])

@@ -75,8 +75,7 @@ class _FusedAdam:
         self._one = self._counts.new_ones(())
         for p, count in zip(self._active, self._counts.unbind(), strict=True):
             optimizer.state[p]["step"] = count
-        kernels: Any = torch._fused_adam_, torch._fused_adamw_
-        self._kernel = kernels[isinstance(optimizer, optim.AdamW)]
+        self._seen = optimizer.param_groups, optimizer.state  # others after load_state_dict
         self._calls = [
             (group, members, self._states(members, amsgrad=group["amsgrad"]))
             for group in optimizer.param_groups
@@ -90,7 +89,8 @@ class _FusedAdam:
         groups = optimizer.param_groups
         numbers = all(isinstance(beta, float) for group in groups for beta in group["betas"])
         on_cpu = all(p.is_cpu for group in groups for p in group["params"])
-        return numbers and on_cpu and all(g["fused"] and not g["capturable"] for g in groups)
+        kernels = all(g["fused"] and not g["capturable"] for g in groups)
+        return numbers and on_cpu and kernels and bool(optimizer.state)
 
     def _alike(self, params: list[nn.Parameter]) -> list[list[nn.Parameter]]:
         """Split parameters that have a state by dtype, as the kernel needs them."""
@@ -107,6 +107,9 @@ class _FusedAdam:
         return [*lists, *([] if amsgrad else [[]]), [state["step"] for state in states]]
 
     def step(self) -> bool:
+        groups, state = self._seen
+        if self._optimizer.param_groups is not groups or self._optimizer.state is not state:
+            return False
         for p in self._idle:
             if p.grad is not None:
                 return False
@@ -126,7 +129,9 @@ class _FusedAdam:
         self._counts += self._one
         for (group, members, states), grads in zip(self._calls, gradients, strict=True):
             beta1, beta2 = group["betas"]
-            self._kernel(
+            decoupled = group["decoupled_weight_decay"]
+            kernel: Any = torch._fused_adamw_ if decoupled else torch._fused_adam_
+            kernel(
                 members,
                 grads,
                 *states,

@@ -45,18 +45,14 @@ def chunk_loss(loss: Callable[..., Tensor], m: Stateful, batch: Batch) -> Tensor
 
 def _backward(loss: Tensor) -> None:
     """Call ``loss.backward()``, less what that does to find out that it is given one number."""
-    key = loss.dtype, loss.device
-    one = _ONES.get(key)
-    if one is None or type(loss) is not Tensor:
-        _ONES[key] = torch.ones((), dtype=loss.dtype, device=loss.device)
+    if type(loss) is not Tensor:
         loss.backward()  # type: ignore[no-untyped-call]
         return
+    # Not one that is kept: a parameter's gradient may be a view of it, and be clipped in place.
+    one = torch.ones_like(loss)
     torch.autograd.Variable._execution_engine.run_backward(
         (loss,), (one,), False, False, (), allow_unreachable=True, accumulate_grad=True
     )
-
-
-_ONES: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
 
 def chunk_weight(chunk: Chunk, batch: Batch | None) -> float:

@@ -241,3 +241,47 @@ def test_info_tells_how_the_optimizer_runs():
     other = estimator(model, optimizer=lambda ps: optim.SGD(ps, 0.1, fused=True))
     assert fs.info(other)["optimizer"].startswith("per parameter: SGD is fused")
     assert "optimizer" not in fs.info()
+
+
+@pytest.mark.parametrize("optimizer", [optim.SGD, partial(optim.AdamW, fused=True)])
+def test_what_was_frozen_after_a_run_is_left_alone(optimizer):
+    model = chain()
+    est = estimator(model, optimizer=partial(optimizer, lr=0.1)).fit(X, Y)
+    model[0].requires_grad_(False)
+    before = copy.deepcopy(model)
+    est.fit(X, Y)
+    assert_same_parameters(model[0], before[0], rtol=0)
+    assert not torch.equal(model[1].weight, before[1].weight)
+
+
+def test_clipping_stays_within_its_step():
+    """A parameter that is only added to the loss has the loss's own gradient, which is 1."""
+
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.shift = nn.Linear(3, 1), nn.Parameter(torch.zeros(1))
+
+        def forward(self, x):
+            return self.inner(x)
+
+    def loss(m, xs, ys):
+        return mse_loss(m(xs), ys) + m.shift.squeeze()
+
+    model = Shifted()
+    estimator(model, loss, partial(optim.SGD, lr=0.0), clip_value=0.25).fit(X, Y)
+    estimator(model, loss, partial(optim.SGD, lr=0.0)).fit(X, Y)
+    assert model.shift.grad.item() == 1
+
+
+def test_steps_with_weight_zero_count_nothing_even_if_y_is_nan():
+    w = torch.ones(45, 10)
+    w[::4, 3] = 0
+    holes = Y.clone()
+    holes[::4, 3] = torch.nan
+    found = chain()
+    wanted = copy.deepcopy(found)
+    estimator(found).fit(X, holes, w)
+    estimator(wanted).fit(X, Y, w)
+    assert_same_parameters(found, wanted, rtol=0)
+    assert holes.isnan().any()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from models import adamw
@@ -112,6 +114,7 @@ def test_one_vector_is_trained_as_its_parameters_are_bit_for_bit(kind, options, 
 
 FUSED = [
     (optim.Adam, {**DECAY, "amsgrad": True}),
+    (optim.Adam, {**DECAY, "decoupled_weight_decay": True}),
     (optim.AdamW, {"lr": 0.1, "maximize": True}),
     (optim.AdamW, {"lr": torch.tensor(0.1)}),
     (optim.AdamW, {"lr": 0.1, "betas": (torch.tensor(0.5), torch.tensor(0.9))}),
@@ -287,3 +290,30 @@ def test_hooks_of_all_optimizers_keep_them_from_being_joined():
     finally:
         hook.remove()
     assert describe(adamw(parameters())) == "flat: 10 of 11 parameters as 1"
+
+
+def test_fused_adam_goes_on_from_what_is_loaded_meanwhile():
+    params = parameters()
+    plain_params = copies(params)
+    optimizer, plain = (optim.AdamW(ps, lr=0.1, fused=True) for ps in (params, plain_params))
+    train(plain, plain_params, 3, seed=1)
+    loaded = copy.deepcopy(plain.state_dict())
+    loaded["param_groups"][0]["lr"] = 0.01
+    with FlatOptimizer(optimizer, params) as flat:
+        train(optimizer, params, 3, seed=1, flat=flat)
+        optimizer.load_state_dict(copy.deepcopy(loaded))
+        train(optimizer, params, 3, seed=2, flat=flat)
+    plain.load_state_dict(loaded)
+    train(plain, plain_params, 3, seed=2)
+    assert all(torch.equal(p, q) for p, q in zip(params, plain_params, strict=True))
+
+
+def test_fused_adam_without_any_gradient():
+    params = parameters()
+    optimizer = optim.AdamW(params, fused=True)
+    with FlatOptimizer(optimizer, params) as flat:
+        for _ in range(2):
+            flat.zero_grad()
+            flat.gather()
+            flat.step()
+    assert not optimizer.state

@@ -1,4 +1,7 @@
-"""Recurrent layers step by step, in differentiable operators: for second derivatives."""
+"""Recurrent layers step by step, in differentiable operators.
+
+For what the fused operators cannot do: second derivatives, and transforms of torch.func.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["GRU", "LSTM", "RELU", "TANH", "Layer", "differentiable_gradients"]
+__all__ = ["GRU", "LSTM", "RELU", "TANH", "Layer", "differentiable_gradients", "run_steps"]
 
 LSTM, GRU, TANH, RELU = range(4)  # as in csrc/core/recurrence.h
 
@@ -33,17 +36,25 @@ def differentiable_gradients(
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients with a graph of their own, through formulas in torch's operators."""
     inputs = layer[1:8]
-    wanted = [a for a, need in zip(inputs, needs, strict=True) if need and a is not None]
     with torch.enable_grad():
-        outputs = _steps(layer)
+        # Views, since an input may depend on another one: those paths are not this layer's.
+        own = [
+            a.view_as(a) if need and a is not None else a
+            for a, need in zip(inputs, needs, strict=True)
+        ]
+        wanted = [a for a, need in zip(own, needs, strict=True) if need and a is not None]
+        outputs = run_steps(Layer._make((layer.cell, *own, layer.lengths, layer.reverse)))
         pairs = [(o, g) for o, g in zip(outputs, grads, strict=False) if g is not None]
-        found = torch.autograd.grad(
-            [o for o, _ in pairs],
-            wanted,
-            [g for _, g in pairs],
-            create_graph=True,
-            allow_unused=True,
-        )
+        pairs = [(o, g) for o, g in pairs if o.requires_grad]  # no steps: nothing depends on x
+        found: tuple[Tensor | None, ...] = (None,) * len(wanted)
+        if pairs:
+            found = torch.autograd.grad(
+                [o for o, _ in pairs],
+                wanted,
+                [g for _, g in pairs],
+                create_graph=True,
+                allow_unused=True,
+            )
     rest = iter(found)
     return tuple(
         next(rest) if need and a is not None else None
@@ -51,7 +62,7 @@ def differentiable_gradients(
     )
 
 
-def _steps(layer: Layer) -> list[Tensor]:
+def run_steps(layer: Layer) -> list[Tensor]:
     """Run a layer step by step; returns what the operator does."""
     h, c = layer.h0[0], None if layer.c0 is None else layer.c0[0]
     step = _CELLS[layer.cell]

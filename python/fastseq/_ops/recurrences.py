@@ -3,19 +3,19 @@
 The formulas are those of `torch.nn.LSTM`, `GRU` and `RNN`. An ordinary step goes through
 `torch.autograd.Function`, the quickest way to register a gradient from Python (28 µs for forward
 and backward of a tiny layer, where ``register_autograd`` takes 40); tracing compilers see operators
-with registered formulas. A backward that is to be differentiated again is left to `formulas`.
+with registered formulas. A backward that is to be differentiated again, and transforms of
+torch.func, are left to `formulas`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .formulas import GRU, LSTM, RELU, TANH, Layer, differentiable_gradients
+from .formulas import GRU, LSTM, RELU, TANH, Layer, differentiable_gradients, run_steps
 from .native import native
 
 __all__ = ["gru", "lstm", "rnn"]
@@ -78,8 +78,11 @@ def lstm(
     if torch.compiler.is_compiling():
         save = torch.is_grad_enabled()
         return native.lstm(x, w_ih, w_hh, b_ih, b_hh, h0, c0, lengths, reverse, save)[:3]  # type: ignore[no-any-return]
+    if torch._C._are_functorch_transforms_active():
+        layer = Layer(LSTM, x, w_ih, w_hh, b_ih, b_hh, h0, c0, lengths, reverse)
+        return tuple(run_steps(layer))  # type: ignore[return-value]
     if torch.is_grad_enabled():
-        result = _apply(_Lstm)(x, w_ih, w_hh, b_ih, b_hh, h0, c0, lengths, reverse)
+        result = _apply_lstm(x, w_ih, w_hh, b_ih, b_hh, h0, c0, lengths, reverse)
         return result
     with _kernel_only():
         call = native.lstm.default
@@ -101,8 +104,11 @@ def gru(
     if torch.compiler.is_compiling():
         save = torch.is_grad_enabled()
         return native.gru(x, w_ih, w_hh, b_ih, b_hh, h0, lengths, reverse, save)[:2]  # type: ignore[no-any-return]
+    if torch._C._are_functorch_transforms_active():
+        layer = Layer(GRU, x, w_ih, w_hh, b_ih, b_hh, h0, None, lengths, reverse)
+        return tuple(run_steps(layer))  # type: ignore[return-value]
     if torch.is_grad_enabled():
-        result = _apply(_Gru)(x, w_ih, w_hh, b_ih, b_hh, h0, lengths, reverse)
+        result = _apply_gru(x, w_ih, w_hh, b_ih, b_hh, h0, lengths, reverse)
         return result
     with _kernel_only():
         call = native.gru.default
@@ -124,23 +130,17 @@ def rnn(
     result: tuple[Tensor, Tensor]
     if torch.compiler.is_compiling():
         result = native.rnn(x, w_ih, w_hh, b_ih, b_hh, h0, lengths, reverse, relu)
+    elif torch._C._are_functorch_transforms_active():
+        cell = RELU if relu else TANH
+        layer = Layer(cell, x, w_ih, w_hh, b_ih, b_hh, h0, None, lengths, reverse)
+        result = tuple(run_steps(layer))  # type: ignore[assignment]
     elif torch.is_grad_enabled():
-        result = _apply(_Rnn)(x, w_ih, w_hh, b_ih, b_hh, h0, lengths, reverse, relu)
+        result = _apply_rnn(x, w_ih, w_hh, b_ih, b_hh, h0, lengths, reverse, relu)
     else:
         with _kernel_only():
             call = native.rnn.default
             result = call(x, w_ih, w_hh, b_ih, b_hh, h0, lengths, reverse, relu)
     return result
-
-
-def _apply(function: type[Function]) -> Callable[..., Any]:
-    """Return ``function.apply``, or what is behind it where no transform of torch.func is active.
-
-    What ``apply`` does first, to look for such transforms, takes half as long as a tiny layer.
-    """
-    if torch._C._are_functorch_transforms_active():
-        return function.apply
-    return super(Function, function).apply  # type: ignore[misc, no-any-return]
 
 
 class _Lstm(Function):
@@ -194,6 +194,13 @@ class _Rnn(Function):
         layer = (RELU if ctx.relu else TANH, *inputs, None, lengths, ctx.reverse)
         needs = (*ctx.needs_input_grad[:6], False)
         return *_gradients(layer, (*grads, None), y, None, needs)[:6], None, None, None
+
+
+# What is behind `apply`: that looks for transforms of torch.func first, which has been done here,
+# and takes half as long as a tiny layer.
+_apply_lstm: Any = super(Function, _Lstm).apply
+_apply_gru: Any = super(Function, _Gru).apply
+_apply_rnn: Any = super(Function, _Rnn).apply
 
 
 def _gradients(

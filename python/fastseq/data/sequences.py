@@ -115,6 +115,9 @@ class Sequences:
                 f"w must not be negative or NaN, but is in steps {chunk.t0} to {chunk.t1}, "
                 f"sequences {chunk.n0} to {chunk.n1}; leave samples out by weight 0"
             )
+        if ws is not None:
+            nothing = (ws == 0).unsqueeze(-1)  # a loss of NaN times 0 has a gradient of NaN
+            tree_map(lambda slab: slab.masked_fill_(nothing, 0), ys)
         if self.mask is not None:
             out = ~read(self.mask).reshape(shape)
             tree_map(lambda slab: slab.masked_fill_(out.unsqueeze(-1), 0), (xs, ys))

@@ -210,7 +210,7 @@ class LSTM(_Fused, nn.LSTM):
 
     An estimator with ``compile=True`` compiles the layer. A `torch.compile` of your own breaks its
     graph at every recurrent layer, as PyTorch's compiler does, unless
-    ``torch._dynamo.config.allow_rnn`` is True.
+    ``torch._dynamo.config.allow_rnn`` is True. `torch.jit` does not take it; use ``est.export``.
 
     Examples
     --------
