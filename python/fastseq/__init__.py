@@ -7,7 +7,6 @@ script under ``mpirun``. Start with `Estimator`.
 from . import distributed, nn
 from ._info import info
 from ._ops import bmm
-from .data.h5 import h5mmap
 from .errors import (
     CommunicationError,
     FastseqError,
@@ -16,6 +15,7 @@ from .errors import (
     RemoteError,
 )
 from .estimator import Estimator
+from .h5 import h5mmap
 from .history import History
 from .losses import seqloss
 from .params import (

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastseq as fs
-from fastseq.data.h5 import LazyDataset
 from fastseq.data.sources import FileSource, TensorSource, open_source
+from fastseq.h5 import LazyDataset
 
 T, N, F = 17, 9, 3
 A = np.random.default_rng(0).standard_normal((T, N, F)) * 100

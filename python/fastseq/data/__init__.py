@@ -1,1 +1,1 @@
-"""Data: which slices are read when (`chunks`), from what (`sources`, `h5`), ahead (`reader`)."""
+"""Data: which slices are read when (`chunks`), from what (`sources`), ahead (`reader`)."""

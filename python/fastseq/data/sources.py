@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .h5 import h5mmap
+from ..h5 import h5mmap
 
 __all__ = ["Source", "open_source", "to_tensor"]
 

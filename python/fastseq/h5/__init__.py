@@ -1,0 +1,5 @@
+"""HDF5 files: mapped and read lazily (`mapping`)."""
+
+from .mapping import LazyDataset, h5mmap
+
+__all__ = ["LazyDataset", "h5mmap"]
