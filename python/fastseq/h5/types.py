@@ -1,0 +1,32 @@
+"""What the elements of HDF5 datasets are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import h5py
+import numpy as np
+
+__all__ = ["stored_dtype"]
+
+
+def stored_dtype(dataset: h5py.Dataset) -> np.dtype[Any]:
+    """Return the dtype that a dataset's elements are read as.
+
+    Bitfields of one byte, which is how Julia stores ``Bool``, are bool; h5py takes them for uint8.
+    Their bytes are 0 or 1, so what h5py reads, or a memory map, may be viewed as this dtype.
+
+    Raises
+    ------
+    TypeError
+        NumPy has no such type.
+    """
+    bitfield = dataset.id.get_type().get_class() == h5py.h5t.BITFIELD
+    try:
+        dtype: np.dtype[Any] = dataset.dtype
+    except TypeError as error:
+        raise TypeError(
+            f"{dataset.name!r} in {dataset.file.filename} holds elements that NumPy does not know "
+            f"({error})"
+        ) from error
+    return np.dtype(bool) if bitfield and dtype.itemsize == 1 else dtype

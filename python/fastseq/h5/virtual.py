@@ -1,0 +1,112 @@
+"""Virtual datasets: whether the files that they are made of are there.
+
+HDF5 gives fill values in place of what is missing, without a word.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+import h5py
+
+__all__ = ["check_virtual", "missing_sources", "resolve_source"]
+
+
+def check_virtual(dataset: h5py.Dataset) -> None:
+    """Raise unless every source of a virtual dataset is there; do nothing for other datasets.
+
+    Raises
+    ------
+    ValueError
+        A source's file or dataset is missing, or smaller than what is taken from it. The message
+        names the first three.
+    """
+    missing = missing_sources(dataset)
+    if missing:
+        shown = "; ".join(missing[:3]) + (f"; and {len(missing) - 3} more" * (len(missing) > 3))
+        raise ValueError(
+            f"{dataset.name!r} in {dataset.file.filename} is virtual, and {len(missing)} of its "
+            f"sources cannot be read: {shown}. Put the files where they were, beside that one, or "
+            "concatenate again"
+        )
+
+
+def missing_sources(dataset: h5py.Dataset) -> list[str]:
+    """Return what a virtual dataset lacks, one line per source; empty for other datasets.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> path = os.path.join(tempfile.mkdtemp(), "all.h5")
+    >>> layout = h5py.VirtualLayout((2,), "f4")
+    >>> layout[:] = h5py.VirtualSource("part.h5", "x", (2,))
+    >>> with h5py.File(path, "w") as file:
+    ...     missing_sources(file.create_virtual_dataset("x", layout))
+    ['there is no file part.h5']
+    """
+    return _missing(dataset, set())
+
+
+def resolve_source(dataset: h5py.Dataset, name: str) -> str | None:
+    """Return the path where HDF5 finds a virtual dataset's source file, or None.
+
+    The order is HDF5's: the name itself if it is absolute, the environment's HDF5_VDS_PREFIX, the
+    folder of the virtual file, the working directory, the folder that a link to the file points to.
+    """
+    virtual_file = os.path.abspath(dataset.file.filename)
+    if name == ".":
+        return virtual_file
+    if os.path.isabs(name):
+        if os.path.isfile(name):
+            return name
+        name = os.path.basename(name)
+    folder = os.path.dirname(virtual_file)
+    prefixes = [p for p in os.environ.get("HDF5_VDS_PREFIX", "").split(":") if p]
+    prefixes = [p.replace("${ORIGIN}", folder) for p in prefixes]
+    prefixes += [folder, "", os.path.dirname(os.path.realpath(virtual_file))]
+    found = (os.path.join(prefix, name) for prefix in prefixes)
+    return next((os.path.abspath(path) for path in found if os.path.isfile(path)), None)
+
+
+def _missing(dataset: h5py.Dataset, seen: set[tuple[str, str]]) -> list[str]:
+    if not dataset.is_virtual:
+        return []
+    missing: list[str] = []
+    for source in dataset.virtual_sources():
+        file_name, name = _plain(source.file_name), _plain(source.dset_name)
+        path = resolve_source(dataset, file_name)
+        if path is None:
+            missing.append(f"there is no file {file_name}")
+        elif (path, name) not in seen:
+            seen.add((path, name))
+            try:
+                with h5py.File(path, "r") as file:
+                    missing += _lacking(file, name, source, seen)
+            except OSError as error:
+                missing.append(f"{path} cannot be read as HDF5 ({error})")
+    return missing
+
+
+def _lacking(file: h5py.File, name: str, source: Any, seen: set[tuple[str, str]]) -> list[str]:
+    found = file.get(name)
+    if not isinstance(found, h5py.Dataset):
+        return [f"there is no dataset {name!r} in {file.filename}"]
+    if source.src_space.get_select_type() == h5py.h5s.SEL_ALL:
+        if found.size < source.vspace.get_select_npoints():
+            return [f"{name!r} in {file.filename} has become smaller: its shape is {found.shape}"]
+    else:
+        needed = tuple(int(end) + 1 for end in source.src_space.get_select_bounds()[1])
+        if len(needed) != found.ndim or any(
+            a > b for a, b in zip(needed, found.shape, strict=True)
+        ):
+            return [
+                f"{name!r} in {file.filename} has shape {found.shape}, at least {needed} is needed"
+            ]
+    return _missing(found, seen)
+
+
+def _plain(name: str) -> str:
+    """Undo HDF5's escapes; of names that stand for numbered blocks, return the first."""
+    return re.sub(r"%%|%\d*b", lambda escape: "%" if escape[0] == "%%" else "0", name)
