@@ -14,6 +14,7 @@ HERE = Path(__file__).parent
 BENCHES = (
     ("bench_fit.py", 0),
     ("bench_recurrent.py", 0),
+    ("bench_reading.py", 0),
     ("bench_bmm.py", 0),
     ("bench_pack.py", 0),
     ("bench_gather.py", 0),
