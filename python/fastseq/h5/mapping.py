@@ -1,4 +1,4 @@
-"""HDF5 datasets that are read only where they are sliced."""
+"""Datasets of HDF5 files as memory maps where that is possible."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from typing import Any
 import h5py
 import numpy as np
 
-__all__ = ["LazyDataset", "h5mmap"]
+from .files import shared_file
+from .lazy import LazyDataset
+from .types import stored_dtype
 
-_CHUNK_CACHE_BYTES = 256 * 2**20
+__all__ = ["h5mmap"]
 
 
-def h5mmap(path: str | os.PathLike[str], name: str) -> np.memmap[Any, Any] | LazyDataset:
+def h5mmap(
+    path: str | os.PathLike[str], name: str, mode: str = "r"
+) -> np.memmap[Any, Any] | LazyDataset:
     """Map a dataset of an HDF5 file: nothing is read until it is sliced and used.
 
     Parameters
@@ -22,20 +26,28 @@ def h5mmap(path: str | os.PathLike[str], name: str) -> np.memmap[Any, Any] | Laz
         The file. Files written from Julia as ``(F, N, T)`` read here as ``(T, N, F)``.
     name
         The dataset's name in the file, such as ``"x"`` or ``"train/x"``.
+    mode
+        ``"r"`` for reading, ``"r+"`` for reading and writing.
 
     Returns
     -------
     numpy.memmap or LazyDataset
-        A read-only memory map where the dataset lies in one piece in the file, else (chunked,
-        compressed, virtual) an object that opens the file in the process that reads. Both slice
-        lazily, pickle, and go into `fit` and `predict` as they are.
+        A memory map where the dataset lies in one piece in the file, else (chunked, compressed,
+        virtual) an object that opens the file in the process that reads or writes. Both slice
+        lazily, pickle, and go into `fit` and `predict` as they are; with ``mode="r+"`` both can be
+        assigned to by slices.
 
     Raises
     ------
     FileNotFoundError
         There is no such file.
+    OSError
+        It may not be read or written, or another process has locked it.
     ValueError
-        It is no HDF5 file, or there is no such dataset; the message lists the ones there are.
+        It is no HDF5 file, or is cut short, or there is no such dataset (the message lists the
+        ones there are), or files that a virtual dataset is made of are missing.
+    TypeError
+        NumPy has no type for what the dataset holds.
 
     Examples
     --------
@@ -46,98 +58,53 @@ def h5mmap(path: str | os.PathLike[str], name: str) -> np.memmap[Any, Any] | Laz
     >>> h5mmap(path, "x")[1:, 0, 0].tolist()
     [2.0, 4.0]
     """
+    if mode not in ("r", "r+"):
+        raise ValueError(f'h5mmap: mode must be "r" or "r+", got {mode!r}')
     path = os.path.abspath(os.fspath(path))
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"h5mmap: there is no file {path}")
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise ValueError(f"h5mmap: {path} cannot be read as HDF5 ({error})") from error
-    with file:
-        dataset = file.get(name)
-        if not isinstance(dataset, h5py.Dataset):
-            what = "is a group" if dataset is not None else "is not there"
-            there = ", ".join(_datasets(file)) or "none"
-            raise ValueError(f"h5mmap: {name!r} {what} in {path}; its datasets are: {there}")
-        offset = dataset.id.get_offset()
-        # A string or a reference is only a pointer in the file; no map can resolve it.
-        if offset is not None and dataset.size and not dataset.dtype.hasobject:
-            return np.memmap(path, dataset.dtype, "r", offset, dataset.shape)
-        return LazyDataset(path, name, dataset.shape, dataset.dtype)
+    file = shared_file(path)
+    with file.dataset(name) as dataset:
+        lazy = LazyDataset(path, name, dataset.shape, stored_dtype(dataset), mode)
+        unwritten = _unwritten(dataset)
+    if mode == "r+" and unwritten:
+        with file.dataset(name, writable=True) as dataset:
+            # HDF5 gives a dataset its place in the file when the first element is written.
+            dataset[(0,) * dataset.ndim] = dataset.fillvalue
+    with file.dataset(name) as dataset:
+        offset = _offset(dataset)
+    if offset is None:
+        return lazy
+    needed, size = offset + dataset.size * lazy.dtype.itemsize, os.path.getsize(path)
+    if needed > size:
+        raise ValueError(
+            f"{path} has been cut short: {name!r} of shape {lazy.shape} ends at byte {needed}, the "
+            f"file at byte {size}"
+        )
+    mapped: np.memmap[Any, Any] = np.memmap(path, lazy.dtype, mode, offset, lazy.shape)  # type: ignore[call-overload]
+    return mapped
 
 
-def _datasets(file: h5py.File) -> list[str]:
-    names: list[str] = []
+def _unwritten(dataset: h5py.Dataset) -> bool:
+    """Whether a dataset is to lie in one piece, but has no place in the file yet."""
+    contiguous = dataset.id.get_create_plist().get_layout() == h5py.h5d.CONTIGUOUS
+    return bool(
+        contiguous
+        and dataset.size
+        and dataset.id.get_offset() is None
+        and dataset.external is None
+        and _plain(dataset)
+    )
 
-    def visit(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset):
-            names.append(f"{name} {item.shape}")
 
-    file.visititems(visit)
-    return names
+def _offset(dataset: h5py.Dataset) -> int | None:
+    """Where a dataset begins in the file, if its bytes there are an array's."""
+    offset: int | None = dataset.id.get_offset()
+    return offset if dataset.size and _plain(dataset) else None
 
 
-class LazyDataset:
-    """An HDF5 dataset, or a box cut out of it, that behaves as a memory map does.
-
-    Slicing with ``:`` and step 1 gives another `LazyDataset` and reads nothing; any other index,
-    and `numpy.asarray`, read. Decompressed pieces are kept in a cache of 256 MB.
-    """
-
-    def __init__(
-        self,
-        path: str,
-        name: str,
-        shape: tuple[int, ...],
-        dtype: np.dtype[Any],
-        starts: tuple[int, ...] | None = None,
-    ) -> None:
-        self.path = path
-        self.name = name
-        self.shape = shape
-        self.dtype = dtype
-        self._starts = (0,) * len(shape) if starts is None else starts
-        self._opened: tuple[int, h5py.Dataset] | None = None
-
-    @property
-    def ndim(self) -> int:
-        """The number of dimensions."""
-        return len(self.shape)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __repr__(self) -> str:
-        return f"LazyDataset({self.path!r}, {self.name!r}, shape={self.shape}, dtype={self.dtype})"
-
-    def __getitem__(self, index: Any) -> Any:
-        index = index if isinstance(index, tuple) else (index,)
-        whole = all(isinstance(i, slice) and i.step in (None, 1) for i in index)
-        if not whole or len(index) > self.ndim:
-            return np.asarray(self)[index]
-        starts, shape = list(self._starts), list(self.shape)
-        for axis, piece in enumerate(index):
-            begin, end, _ = piece.indices(self.shape[axis])
-            starts[axis] += begin
-            shape[axis] = max(end - begin, 0)
-        view = LazyDataset(self.path, self.name, tuple(shape), self.dtype, tuple(starts))
-        view._opened = self._opened
-        return view
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
-        if copy is False:
-            raise ValueError("a LazyDataset is read from its file: that is always a copy")
-        ends = (start + length for start, length in zip(self._starts, self.shape, strict=True))
-        box = tuple(slice(a, b) for a, b in zip(self._starts, ends, strict=True))
-        array = np.asarray(self._dataset()[box])
-        return array if dtype is None else array.astype(dtype, copy=False)
-
-    def _dataset(self) -> h5py.Dataset:
-        """Open the dataset in this process, once."""
-        if self._opened is None or self._opened[0] != os.getpid():
-            file = h5py.File(self.path, "r", rdcc_nbytes=_CHUNK_CACHE_BYTES)
-            self._opened = os.getpid(), file[self.name]
-        return self._opened[1]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": None}
+def _plain(dataset: h5py.Dataset) -> bool:
+    """Whether stored elements are NumPy's, byte for byte: no pointers, no types HDF5 converts."""
+    dtype, stored = dataset.dtype, dataset.id.get_type()
+    if dtype.hasobject or stored.get_size() != dtype.itemsize:
+        return False
+    numbers = stored.get_class() in (h5py.h5t.INTEGER, h5py.h5t.FLOAT)
+    return not numbers or bool(stored.equal(h5py.h5t.py_create(dtype)))

@@ -1,0 +1,99 @@
+"""At which time steps no compressed chunk of a dataset is cut through."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+
+from .virtual import resolve_source
+
+__all__ = ["ChunkRows"]
+
+
+class _Region(NamedTuple):
+    """Steps ``[t0, t1)`` of sequences ``[n0, n1)``, in chunks of `length` steps; one begins at
+    `phase`.
+    """  # noqa: D205
+
+    t0: int
+    t1: int
+    n0: int
+    n1: int
+    length: int
+    phase: int
+
+
+class ChunkRows:
+    """The rows, along time, of a dataset's compressed chunks; of a virtual one, of its sources'.
+
+    Chunks that are stored as they are count as single steps: any part of them can be read.
+
+    Examples
+    --------
+    >>> import h5py, os, tempfile
+    >>> with h5py.File(os.path.join(tempfile.mkdtemp(), "a.h5"), "w") as file:
+    ...     x = file.create_dataset("x", (100, 8, 2), "f4", chunks=(30, 4, 2), compression="gzip")
+    ...     rows = ChunkRows(x)
+    >>> [rows.boundary(t, 0, 8) for t in (0, 1, 30, 31, 95)]
+    [0, 30, 30, 60, 100]
+    """
+
+    def __init__(self, dataset: h5py.Dataset) -> None:
+        columns = np.array(list(_regions(dataset)), np.int64).reshape(-1, len(_Region._fields))
+        self._regions = _Region(*columns.T)
+
+    def boundary(self, t: int, n0: int, n1: int) -> int:
+        """Return the first step from `t` on before which every chunk of ``[n0, n1)`` ends."""
+        r = self._regions
+        while True:
+            cut = (r.t0 < t) & (t < r.t1) & (r.n0 < n1) & (n0 < r.n1)
+            ends = np.minimum(t + (r.phase - t) % r.length, r.t1)
+            end = int(np.max(ends, where=cut, initial=t))
+            if end == t:
+                return t
+            t = end
+
+
+def _regions(dataset: h5py.Dataset) -> Iterator[_Region]:
+    if dataset.ndim < 2:
+        return
+    if dataset.is_virtual:
+        for source in dataset.virtual_sources():
+            yield from _regions_of_source(dataset, source)
+    elif dataset.chunks and dataset.id.get_create_plist().get_nfilters():
+        yield _Region(0, dataset.shape[0], 0, dataset.shape[1], dataset.chunks[0], 0)
+
+
+def _regions_of_source(dataset: h5py.Dataset, source: Any) -> Iterator[_Region]:
+    """Yield the chunks of a source where they lie in the virtual dataset.
+
+    Only of sources that are one box, with time for the first axis: others may be cut anywhere.
+    """
+    path = resolve_source(dataset, source.file_name)
+    placed = _box(source.vspace, dataset.shape)
+    if path is None or placed is None:
+        return
+    with h5py.File(path, "r") as file:
+        found = file[source.dset_name]
+        taken = _box(source.src_space, found.shape)
+        if taken is None or taken[0][1] - taken[0][0] != placed[0][1] - placed[0][0]:
+            return
+        (t0, t1), (n0, n1) = placed[:2]
+        shift = t0 - taken[0][0]
+        for region in _regions(found):
+            begin, end = max(region.t0 + shift, t0), min(region.t1 + shift, t1)
+            yield _Region(begin, end, n0, n1, region.length, region.phase + shift)
+
+
+def _box(space: Any, shape: tuple[int, ...]) -> list[tuple[int, int]] | None:
+    """Return begin and end per axis of what is selected, if it is all of that box."""
+    if space.get_select_type() == h5py.h5s.SEL_ALL:
+        return [(0, n) for n in shape]
+    first, last = space.get_select_bounds()
+    box = [(int(a), int(b) + 1) for a, b in zip(first, last, strict=True)]
+    whole: int = space.get_select_npoints()
+    return box if math.prod(b - a for a, b in box) == whole else None

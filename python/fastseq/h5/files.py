@@ -1,0 +1,146 @@
+"""HDF5 files as this process has them open: one handle per file, shared by all that read from it.
+
+HDF5 refuses to open for writing what the same process has open for reading. Here the handle is
+opened again for writing when the first write comes, and readers go on with the new one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakValueDictionary
+
+import h5py
+
+from .virtual import check_virtual
+
+__all__ = ["SharedFile", "find_dataset", "open_file", "shared_file"]
+
+
+def open_file(path: str, mode: str = "r") -> h5py.File:
+    """Open an HDF5 file.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    OSError
+        It may not be read or written, or is locked.
+    ValueError
+        It is no HDF5 file, or is damaged.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(errno.ENOENT, "there is no such file", path)
+    try:
+        return h5py.File(path, mode)
+    except OSError as error:
+        if "unable to lock file" in str(error):
+            raise BlockingIOError(
+                error.errno or errno.EAGAIN,
+                "the file is locked: another process has it open for writing, or holds it open "
+                "while it is to be written here; close it there, or, where the file system knows "
+                f"no locks, set HDF5_USE_FILE_LOCKING=FALSE ({error})",
+                path,
+            ) from error
+        if "already open for read-only" in str(error):
+            raise BlockingIOError(
+                errno.EBUSY,
+                "the file is to be written, but this process has it open for reading; close that "
+                "h5py.File first, or open it with mode 'r+'",
+                path,
+            ) from error
+        if isinstance(error, PermissionError):
+            what = "read" if mode == "r" else "written"
+            raise PermissionError(error.errno, f"the file may not be {what}", path) from error
+        raise ValueError(f"{path} cannot be read as HDF5 ({error})") from error
+
+
+def find_dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    """Return a dataset of a file; virtual ones only if all that they are made of is there.
+
+    Raises
+    ------
+    ValueError
+        There is no such dataset (the message lists the ones there are), it is damaged, or lacks
+        sources.
+    """
+    try:
+        found = file.get(name)
+    except (OSError, RuntimeError, KeyError) as error:
+        raise ValueError(f"{name!r} in {file.filename} is damaged ({error})") from error
+    if not isinstance(found, h5py.Dataset):
+        what = "is a group" if found is not None else "is not there"
+        there = ", ".join(_datasets(file)) or "none"
+        raise ValueError(f"{name!r} {what} in {file.filename}; its datasets are: {there}")
+    check_virtual(found)
+    return found
+
+
+def _datasets(file: h5py.File) -> list[str]:
+    names: list[str] = []
+
+    def visit(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            names.append(f"{name} {item.shape}")
+
+    file.visititems(visit)
+    return names
+
+
+class SharedFile:
+    """A file that is opened when a dataset of it is wanted, in the process that wants it."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.pid = os.getpid()
+        self._lock = threading.RLock()
+        self._file: h5py.File | None = None
+        self._datasets: dict[str, h5py.Dataset] = {}
+
+    @contextmanager
+    def dataset(self, name: str, *, writable: bool = False) -> Iterator[h5py.Dataset]:
+        """Hold a dataset of the file; no other thread opens the file anew meanwhile."""
+        with self._lock:
+            if writable and self._file is not None and self._file.mode == "r":
+                self._datasets.clear()
+                self._file.close()
+                self._file = None
+            if self._file is None:
+                self._file = open_file(self.path, "r+" if writable else "r")
+            if name not in self._datasets:
+                self._datasets[name] = find_dataset(self._file, name)
+            yield self._datasets[name]
+            if writable:
+                self._file.flush()
+
+    def __del__(self) -> None:
+        # A forked child that closed what its parent writes would write to the file, too.
+        if self._file is not None and self.pid != os.getpid() and self._file.mode != "r":
+            _of_parent.append((self._file, self._datasets))
+
+
+_of_parent: list[Any] = []
+_shared: WeakValueDictionary[str, SharedFile] = WeakValueDictionary()
+_lock = threading.Lock()
+
+
+def shared_file(path: str) -> SharedFile:
+    """Return this process's handle of a file; it is closed when nobody has it any more."""
+    with _lock:
+        file = _shared.get(path)
+        if file is None:
+            file = _shared[path] = SharedFile(path)
+        return file
+
+
+def _forget() -> None:
+    """Begin anew in a forked child: the handles and the lock are its parent's."""
+    global _shared, _lock
+    _shared, _lock = WeakValueDictionary(), threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget)

@@ -1,0 +1,272 @@
+"""Reading chunked and compressed HDF5 datasets in the order in which training wants them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import threading
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from .chunk_rows import ChunkRows
+from .lazy import LazyDataset
+
+__all__ = ["WindowReader"]
+
+Block = tuple[int, int, int, int]  # t0, t1, n0, n1
+
+_WINDOW_BYTES = 2**24  # unless rows of chunks are larger
+_PIECE_BYTES = 2**23  # read in one go: a reader that is closed waits for no more
+
+
+class WindowReader:
+    """Reads boxes ``[t0:t1, n0:n1]`` of a dataset that advance in time, then jump to other n.
+
+    HDF5 chunks are decompressed into a window, which holds whole rows of chunks for exactly the
+    sequences wanted; boxes are cut out of it. A thread of its own fills the next window meanwhile.
+    So a chunk is decompressed once per block of sequences, whatever `seqsize` is.
+
+    To be used by one thread at a time. Pickles, and goes on in a forked child, without windows.
+
+    Parameters
+    ----------
+    dataset
+        What to read, of two or more dimensions.
+    max_bytes
+        What the current and the next window may take together. Where two don't fit, the next one
+        is not read ahead; where a single row of chunks does not fit, its chunks are decompressed
+        several times, with a warning.
+
+    Examples
+    --------
+    >>> import h5py, os, tempfile
+    >>> import fastseq as fs
+    >>> path = os.path.join(tempfile.mkdtemp(), "data.h5")
+    >>> with h5py.File(path, "w") as file:
+    ...     x = np.arange(24.0).reshape(6, 4, 1)
+    ...     _ = file.create_dataset("x", data=x, chunks=(4, 2, 1), compression="gzip")
+    >>> reader = WindowReader(fs.h5mmap(path, "x"))
+    >>> reader.read(3, 6, 0, 2)[..., 0].tolist()
+    [[12.0, 13.0], [16.0, 17.0], [20.0, 21.0]]
+    >>> reader.close()
+    """
+
+    def __init__(self, dataset: LazyDataset, max_bytes: int = 2**28) -> None:
+        if dataset.ndim < 2:
+            raise ValueError(f"{dataset!r} must have time steps and sequences, two dimensions")
+        self.dataset = dataset
+        self.max_bytes = max_bytes
+        self._warned = self._closed = False
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._pid = os.getpid()
+        self._rows: ChunkRows | None = None
+        self._current: _Window | None = None
+        self._ahead: _Window | None = None
+        self._spare: np.ndarray[Any, Any] | None = None
+        self._blocks: Iterator[Block] = iter(())
+        self._block: Block | None = None  # the next of them
+
+    def expect(self, blocks: Iterable[Block]) -> None:
+        """Tell which blocks ``(t0, t1, n0, n1)`` will be read, one after the other.
+
+        Then a block's first window is read ahead too, and nothing is that lies behind its `t1`.
+        Without it blocks are taken to reach to the last step. What is read need not keep to it.
+        """
+        self._blocks = iter(blocks)
+        self._block = next(self._blocks, None)
+
+    def read(self, t0: int, t1: int, n0: int, n1: int) -> np.ndarray[Any, Any]:
+        """Return steps ``[t0, t1)`` of sequences ``[n0, n1)``; valid until the next read.
+
+        Raises
+        ------
+        OSError
+            They cannot be read; the message names file, dataset and box.
+        ValueError
+            The reader is closed, or the dataset is not any more what was mapped.
+        """
+        if self._closed:
+            raise ValueError("the reader is closed")
+        if self._pid != os.getpid():
+            self._begin_anew()  # windows and threads were the parent's
+        shape = self.dataset.shape
+        if not (0 <= t0 <= t1 <= shape[0] and 0 <= n0 <= n1 <= shape[1]):
+            raise IndexError(f"[{t0}:{t1}, {n0}:{n1}] is not inside of {self.dataset!r}")
+        box = (t1 - t0, n1 - n0, *shape[2:])
+        if not math.prod(box):
+            return np.empty(box, self.dataset.dtype)
+        window = self._move_to(t0, n0, n1, t1 - t0)
+        if t1 <= window.t1:
+            return window.data[t0 - window.t0 : t1 - window.t0]
+        out, t = np.empty(box, self.dataset.dtype), t0
+        while t < t1:
+            window = self._move_to(t, n0, n1, t1 - t0)
+            end = min(t1, window.t1)
+            out[t - t0 : end - t0] = window.data[t - window.t0 : end - window.t0]
+            t = end
+        return out
+
+    def close(self) -> None:
+        """Stop reading ahead and free the windows; nothing can be read any more."""
+        self._closed = True
+        if self._ahead is not None and self._pid == os.getpid():
+            self._ahead.cancel()
+        self._begin_anew()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"dataset": self.dataset, "max_bytes": self.max_bytes}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def _move_to(self, t: int, n0: int, n1: int, steps: int) -> _Window:
+        """Return the window that step `t` is in, filled, with the next one under way."""
+        last = self._current
+        if last is not None and last.covers(t, n0, n1):
+            return last
+        if last is not None:
+            self._current, self._spare = None, last.buffer
+        window, self._ahead = self._ahead, None
+        if window is not None and not window.covers(t, n0, n1):
+            window.cancel()
+            self._spare, window = window.buffer, None
+        if window is None:
+            goes_on = last is not None and (last.t1, last.n0, last.n1) == (t, n0, n1)
+            end = last.end if last is not None and goes_on else self._end(t, n0, n1)
+            window = self._plan(t, n0, n1, steps, end, self.max_bytes)
+            assert window is not None
+            window.fill()
+        window.wait()
+        self._current = window
+        self._prefetch(window, steps)
+        return window
+
+    def _end(self, t: int, n0: int, n1: int) -> int:
+        """Where the block that begins here ends: known if it is the one that is expected."""
+        block = self._block
+        if block is None or block[2:] != (n0, n1) or not block[0] <= t < block[1]:
+            return self.dataset.shape[0]
+        self._block = next(self._blocks, None)
+        return block[1]
+
+    def _prefetch(self, window: _Window, steps: int) -> None:
+        """Start reading what comes after `window`, if that is known and there is room."""
+        following = (window.t1, window.end, window.n0, window.n1)
+        if window.t1 == window.end:
+            if self._block is None:
+                return
+            following = self._block
+            self._block = next(self._blocks, None)
+        t, end, n0, n1 = following
+        room = self.max_bytes - window.buffer.nbytes
+        self._ahead = self._plan(t, n0, n1, steps, end, room)
+        if self._ahead is not None:
+            self._ahead.start()
+
+    def _plan(self, t: int, n0: int, n1: int, steps: int, end: int, room: int) -> _Window | None:
+        """Return the window to be read from `t` on, or None if there is no `room` for it."""
+        shape, dtype = self.dataset.shape, self.dataset.dtype
+        step_bytes = (n1 - n0) * math.prod(shape[2:]) * dtype.itemsize
+        t1 = self._window_end(t, n0, n1, steps, end, step_bytes)
+        size = (t1 - t) * step_bytes
+        if size > room and room < self.max_bytes:
+            return None
+        buffer, self._spare = self._spare, None
+        if buffer is None or not size <= buffer.nbytes <= room:
+            buffer = np.empty(size, np.uint8)
+        data = buffer[:size].view(dtype).reshape(t1 - t, n1 - n0, *shape[2:])
+        cuts = [t]
+        while cuts[-1] < t1:
+            piece = max(_PIECE_BYTES // step_bytes, 1)
+            cuts.append(min(self._boundary(cuts[-1] + piece, n0, n1), t1))
+        return _Window(self.dataset, n0, n1, end, cuts, buffer, data)
+
+    def _window_end(self, t: int, n0: int, n1: int, steps: int, end: int, step_bytes: int) -> int:
+        half = self.max_bytes // 2
+        wanted = min(max(steps, _WINDOW_BYTES // step_bytes), max(half // step_bytes, 1))
+        while True:
+            t1 = min(self._boundary(t + wanted, n0, n1), end)
+            if wanted == 1 or (t1 - t) * step_bytes <= half:
+                break
+            wanted //= 2
+        if (t1 - t) * step_bytes <= self.max_bytes or t1 == t + 1:
+            return t1
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{self.dataset.path}: {n1 - n0} sequences of {t1 - t} steps, which is how long "
+                f"the compressed chunks of {self.dataset.name!r} are, take "
+                f"{(t1 - t) * step_bytes / 2**20:.0f} MB, more than the "
+                f"{self.max_bytes / 2**20:.0f} MB that are kept: chunks are decompressed several "
+                "times; choose a smaller batchsize, or store chunks of fewer steps",
+                stacklevel=2,
+            )
+        return min(t + max(self.max_bytes // step_bytes, 1), end)
+
+    def _boundary(self, t: int, n0: int, n1: int) -> int:
+        if self._rows is None:
+            with self.dataset.opened() as dataset:
+                self._rows = ChunkRows(dataset)
+        first, shift = self.dataset.starts[:2]
+        return self._rows.boundary(first + t, shift + n0, shift + n1) - first
+
+
+class _Window:
+    """Steps ``[t0, t1)`` of sequences ``[n0, n1)``, of a block that goes on to `end`."""
+
+    def __init__(
+        self,
+        dataset: LazyDataset,
+        n0: int,
+        n1: int,
+        end: int,
+        cuts: list[int],
+        buffer: np.ndarray[Any, Any],
+        data: np.ndarray[Any, Any],
+    ) -> None:
+        self.t0, self.t1, self.n0, self.n1, self.end = cuts[0], cuts[-1], n0, n1, end
+        self.buffer = buffer
+        self.data = data
+        self._dataset = dataset
+        self._cuts = cuts
+        self._stopped = False
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def covers(self, t: int, n0: int, n1: int) -> bool:
+        return self.t0 <= t < self.t1 and (self.n0, self.n1) == (n0, n1)
+
+    def start(self) -> None:
+        """Fill the window in another thread."""
+        self._thread = threading.Thread(target=self._run, name="fastseq-h5")
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.fill()
+        except BaseException as error:  # raised where the window is waited for
+            self._error = error
+
+    def fill(self) -> None:
+        for t0, t1 in itertools.pairwise(self._cuts):
+            if self._stopped:
+                return
+            piece = self.data[t0 - self.t0 : t1 - self.t0]
+            self._dataset[t0:t1, self.n0 : self.n1].read_into(piece)
+
+    def wait(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def cancel(self) -> None:
+        self._stopped = True
+        if self._thread is not None:
+            self._thread.join()
