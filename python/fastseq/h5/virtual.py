@@ -55,7 +55,7 @@ def resolve_source(dataset: h5py.Dataset, name: str) -> str | None:
     The order is HDF5's: the name itself if it is absolute, the environment's HDF5_VDS_PREFIX, the
     folder of the virtual file, the working directory, the folder that a link to the file points to.
     """
-    virtual_file = os.path.abspath(dataset.file.filename)
+    virtual_file: str = os.path.abspath(dataset.file.filename)
     if name == ".":
         return virtual_file
     if os.path.isabs(name):
