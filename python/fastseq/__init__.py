@@ -15,7 +15,7 @@ from .errors import (
     RemoteError,
 )
 from .estimator import Estimator
-from .h5 import h5mmap
+from .h5 import h5concat, h5load, h5mmap, h5save
 from .history import History
 from .losses import seqloss
 from .params import (
@@ -43,7 +43,10 @@ __all__ = [
     "Stateful",
     "bmm",
     "distributed",
+    "h5concat",
+    "h5load",
     "h5mmap",
+    "h5save",
     "info",
     "loadstates",
     "namedparams",
