@@ -179,6 +179,11 @@ def layouts(bench: Bench, folder: Path, shape: Shape) -> None:
         write(path, shape, **layout)
         sizes[name] = path.stat().st_size / shape.nbytes
         passes[name] = ours(fs.h5mmap(path, "x"), shape.chunks())
+    for axis, along in enumerate(("time", "sequences")):
+        name = f"virtual, 8 contiguous files along {along}"
+        path = folder / f"layout-{along}.h5"
+        passes[name] = ours(in_pieces(path, shape, axis), shape.chunks())
+        sizes[name] = 1.0
     check(passes)
     with warnings.catch_warnings():  # that some layouts are read again and again
         warnings.simplefilter("ignore")
@@ -190,6 +195,17 @@ def layouts(bench: Bench, folder: Path, shape: Shape) -> None:
     bench.cases[-1]["size"] = sizes
     for path in folder.glob("layout*.h5"):
         path.unlink()
+
+
+def in_pieces(path: Path, shape: Shape, axis: int) -> Any:
+    """Write the same numbers as 8 files that a virtual dataset joins; return that."""
+    parts = []
+    for i, piece in enumerate(np.split(np.concatenate(list(walk(shape))), 8, axis)):
+        parts.append(path.with_name(f"{path.stem}{i}.h5"))
+        with h5py.File(parts[-1], "w") as file:
+            file["x"] = piece
+    fs.h5concat(path, parts, axis, progress=False)
+    return fs.h5mmap(path, "x")
 
 
 def compressed(bench: Bench, folder: Path, shape: Shape) -> None:
@@ -218,6 +234,47 @@ def compressed(bench: Bench, folder: Path, shape: Shape) -> None:
             marks=(Mark(OURS, 1 / 0.9),),
         )
         path.unlink()
+
+
+def ragged(bench: Bench, folder: Path, shape: Shape) -> None:
+    """Set a pass over sequences of different lengths beside h5py reading each once."""
+    path = folder / "x.h5"
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(shape.t // 10, shape.t + 1, shape.n)
+    with h5py.File(path, "w") as file:
+        for i, length in enumerate(lengths):
+            file[f"x/{i}"] = rng.standard_normal((length, shape.f), np.float32)
+
+    with h5py.File(path, "r") as file:
+        data = Sequences(file["x"], dtype=torch.float32)
+        plan = ChunkPlan(shape.t, shape.n, shape.b, shape.s, lengths=data.lengths)
+        chunks = list(plan.chunks())
+        found = {int(i): [] for i in data.order}
+        for chunk, batch in data.batches(chunks):
+            for n in range(chunk.n0, chunk.n1):
+                end = min(chunk.t1, data.lengths[n]) - chunk.t0
+                found[int(data.order[n])].append(batch.xs[: max(end, 0), n - chunk.n0].clone())
+        for i, parts in found.items():
+            if not torch.equal(torch.cat(parts), torch.from_numpy(file[f"x/{i}"][()])):
+                raise AssertionError(f"{OURS} reads something else for sequence {i} than h5py")
+
+        def each_once() -> None:
+            for i in range(shape.n):
+                file[f"x/{i}"][()]
+
+        def read() -> None:
+            for _ in data.batches(chunks):
+                pass
+
+        bench.compare(
+            f"{shape.n} datasets of {lengths.min()} to {shape.t} steps, {shape.f} features, "
+            f"batchsize {shape.b}, seqsize {shape.s}",
+            {"h5py, each dataset once": each_once, OURS: read},
+            bytes_moved=int(lengths.sum()) * shape.f * 4,
+        )
+    bench.cases[-1]["padding"] = plan.padding
+    bench.say(f"  {bench.cases[-1]['padding']:.1%} of what was read is padding")
+    path.unlink()
 
 
 def training(bench: Bench, folder: Path, shape: Shape) -> None:
@@ -273,6 +330,7 @@ def main() -> None:
         contiguous(bench, folder, Shape(5_000, 512, 32) if small else Shape(10_000, 2000, 32))
         layouts(bench, folder, Shape(200 if small else 1000, 1024, 32))
         compressed(bench, folder, Shape(200 if small else 1000, 1024, 32))
+        ragged(bench, folder, Shape(1000, 200 if small else 2000, 32))
         training(bench, folder, Shape(500, 512 if small else 2048, 32))
     bench.write()
 

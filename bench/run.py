@@ -15,6 +15,7 @@ BENCHES = (
     ("bench_fit.py", 0),
     ("bench_recurrent.py", 0),
     ("bench_reading.py", 0),
+    ("bench_h5.py", 0),
     ("bench_bmm.py", 0),
     ("bench_pack.py", 0),
     ("bench_gather.py", 0),
