@@ -18,7 +18,7 @@ import numpy as np
 from .joining import Joined, Shape, Stored
 from .opening import damage
 
-__all__ = ["create", "fill"]
+__all__ = ["create", "fill", "tile_shape"]
 
 _TILE_BYTES = 16 * 2**20
 _OPEN_FILES = 64
@@ -77,7 +77,7 @@ def _tiles(joined: Joined) -> Iterator[tuple[Box, list[tuple[Stored, Shape]]]]:
     for a, b, pieces in zip(cuts, cuts[1:], segments, strict=False):
         shape = (b - a, *joined.shape[1:])
         chunks = [part.chunks for part, _ in pieces if part.chunks]
-        tile = _tile_shape(shape, chunks, joined.dtype.itemsize)
+        tile = tile_shape(shape, chunks, joined.dtype.itemsize)
         starts = [range(0, length, step) for length, step in zip(shape, tile, strict=True)]
         for corner in itertools.product(*starts):
             box = [(c, min(c + k, n)) for c, k, n in zip(corner, tile, shape, strict=True)]
@@ -85,7 +85,7 @@ def _tiles(joined: Joined) -> Iterator[tuple[Box, list[tuple[Stored, Shape]]]]:
             yield tuple(box), pieces
 
 
-def _tile_shape(shape: Shape, chunks: Sequence[Shape], itemsize: int) -> Shape:
+def tile_shape(shape: Shape, chunks: Sequence[Shape], itemsize: int) -> Shape:
     """Return whole chunks, as many as fit, the last axes first: long runs in source and target."""
     tile = [max(column) for column in zip(*chunks, strict=True)] if chunks else [1] * len(shape)
     tile = [min(a, b) for a, b in zip(tile, shape, strict=True)]

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 import h5py
 
+from .files import open_file
+
 __all__ = ["damage", "reading", "replacing"]
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -39,10 +41,7 @@ def reading(caller: str, path: str | os.PathLike[str]) -> Iterator[h5py.File]:
         It is no HDF5 file, or damaged.
     """
     path = os.path.abspath(os.fspath(path))
-    if not os.path.isfile(path):
-        what = "is a folder" if os.path.isdir(path) else "there is no such file"
-        raise FileNotFoundError(errno.ENOENT, f"{caller}: {what}", path)
-    with damage(caller, path), h5py.File(path, "r", rdcc_nbytes=2**20) as file:
+    with damage(caller, path), open_file(path) as file:
         yield file
 
 
