@@ -1,0 +1,205 @@
+"""Scaling every feature to mean 0 and deviation 1, by what one pass over the data measures."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..parallel import Replicas
+from ..tree import Tree, tree_leaves, tree_map, tree_paths
+from .statistics import Moments, Quantiles
+
+__all__ = ["METHODS", "Affine", "measure", "scaling_from_state", "scaling_state"]
+
+METHODS = ("standard", "robust")
+"""Mean and standard deviation; or median and interquartile range, which outliers hardly move."""
+
+# The interquartile range of normally distributed data of deviation 1.
+_NORMAL_RANGE = 1.349
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Affine:
+    """What scales the features of one array: ``(value - center) / scale``.
+
+    Parameters
+    ----------
+    center, scale
+        fp64, in the shape of one sample, ``(F, …)``.
+
+    Examples
+    --------
+    >>> affine = Affine(torch.tensor([10.0]).double(), torch.tensor([2.0]).double())
+    >>> scaled = affine.apply(torch.tensor([[[12.0]]]))
+    >>> scaled, affine.undo(scaled)
+    (tensor([[[1.]]]), tensor([[[12.]]]))
+    """
+
+    center: Tensor
+    scale: Tensor
+
+    def apply(self, slab: Tensor) -> Tensor:
+        """Return ``(slab - center) / scale`` for ``(S, B, F, …)``, in the dtype of `slab`."""
+        high, low, scale = (part.to(slab.device) for part in self.parts(slab.dtype))
+        return ((slab - high - low) / scale).to(slab.dtype)
+
+    def undo(self, slab: Tensor) -> Tensor:
+        """Return ``slab * scale + center`` for ``(S, B, F, …)``, in the dtype of `slab`."""
+        high, low, scale = (part.to(slab.device) for part in self.parts(slab.dtype))
+        return (slab * scale + low + high).to(slab.dtype)
+
+    def parts(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the center as a sum of two, and the scale, to compute with in `dtype`.
+
+        They are fp32 at least. A center that is large beside the scale would lose, in fp32, digits
+        that count; a value near it loses none where one part is subtracted after the other.
+        """
+        dtype = torch.promote_types(dtype, torch.float32)
+        high = self.center.to(dtype)
+        return high, (self.center - high.double()).to(dtype), self.scale.to(dtype)
+
+
+def measure(
+    method: str,
+    batches: Iterable[tuple[Tree, Tensor | None]],
+    structure: Tree,
+    replicas: Replicas,
+    name: str = "x",
+) -> Tree:
+    """Find what scales each feature, in one pass. Collective; the same bits on all ranks.
+
+    Parameters
+    ----------
+    method
+        ``"standard"`` (mean and standard deviation) or ``"robust"`` (median and interquartile
+        range / 1.349). A scale of zero, as of a constant feature, becomes 1.
+    batches
+        This rank's share of the data: trees of slabs ``(S, B, F, …)`` of floats, NaN where there
+        is no value, each with a bool ``(S, B)`` of the samples that count, or None if all do.
+    structure
+        A tree of tensors like those in `batches`; empty ones, ``(0, 0, F, …)``, will do.
+    replicas
+        The ranks.
+    name
+        What messages call the data.
+
+    Returns
+    -------
+    Tree
+        An `Affine` for every array; None for those of integers or booleans (class labels).
+
+    Raises
+    ------
+    ValueError
+        An unknown method, or a feature without finite values or with infinite ones.
+
+    Examples
+    --------
+    >>> from fastseq.distributed import Communicator
+    >>> x = torch.tensor([[[1.0, 7.0]], [[3.0, 7.0]]])
+    >>> measure("standard", [(x, None)], x[:0], Replicas(Communicator()))
+    Affine(center=tensor([2., 7.], dtype=torch.float64),
+           scale=tensor([1., 1.], dtype=torch.float64))
+    """
+    check_method(method, name)
+    kind = Moments if method == "standard" else Quantiles
+    named = list(tree_paths(structure, name))
+    shapes = [leaf.shape[2:] for _, leaf in named]
+    scaled = [leaf.is_floating_point() for _, leaf in named]
+    statistics = [kind(shape) if on else None for shape, on in zip(shapes, scaled, strict=True)]
+    for tree, counts in batches:
+        for statistic, slab in zip(statistics, tree_leaves(tree), strict=True):
+            if statistic is not None:
+                statistic.update(slab, counts)
+    found = iter(
+        None if statistic is None else _affine(statistic, path, shape, replicas)
+        for statistic, (path, _), shape in zip(statistics, named, shapes, strict=True)
+    )
+    return tree_map(lambda _: next(found), structure)
+
+
+def check_method(method: Any, name: str) -> None:
+    """Raise unless `method` is one of `METHODS`."""
+    if method not in METHODS:
+        raise ValueError(f"the scaling of {name} must be one of {METHODS} or None, got {method!r}")
+
+
+def _affine(
+    statistic: Moments | Quantiles, path: str, shape: tuple[int, ...], replicas: Replicas
+) -> Affine:
+    statistic.merge(replicas.comm)
+    if isinstance(statistic, Moments):
+        center = np.where(statistic.count > 0, statistic.mean, np.nan)
+        scale = statistic.deviation()
+    else:
+        lower, center, upper = statistic.at([0.25, 0.5, 0.75])
+        with np.errstate(invalid="ignore"):  # infinite values
+            scale = (upper - lower) / _NORMAL_RANGE
+    bad = np.flatnonzero(~(np.isfinite(center) & np.isfinite(scale)))
+    if bad.size:
+        feature = ", ".join(map(str, np.unravel_index(bad[0], shape)))
+        raise ValueError(
+            f"{path} cannot be scaled: feature {feature} has no finite center and deviation (they "
+            f"are {center[bad[0]]} and {scale[bad[0]]}), because it has infinite values, or none "
+            "that counts; leave it out"
+        )
+    scale = np.where(scale > 0, scale, 1.0)
+    return Affine(torch.from_numpy(center.reshape(shape)), torch.from_numpy(scale.reshape(shape)))
+
+
+def scaling_state(scaling: Tree) -> dict[str, Any]:
+    """Return a tree of `Affine` and None as nested dicts of tensors, to be saved.
+
+    Examples
+    --------
+    >>> one = torch.ones(1, dtype=torch.float64)
+    >>> scaling_state((Affine(0 * one, one), None))
+    {'tuple': {'0': {'center': tensor([0.], dtype=torch.float64),
+                     'scale': tensor([1.], dtype=torch.float64)},
+               '1': {}}}
+    """
+    if scaling is None:
+        return {}
+    if isinstance(scaling, Affine):
+        return {"center": scaling.center, "scale": scaling.scale}
+    if isinstance(scaling, dict):
+        return {"dict": {key: scaling_state(part) for key, part in scaling.items()}}
+    return {"tuple": {str(index): scaling_state(part) for index, part in enumerate(scaling)}}
+
+
+def scaling_from_state(state: Mapping[str, Any]) -> Tree:
+    """Return the tree of `Affine` and None that `scaling_state` was given; lists become tuples.
+
+    Parameters
+    ----------
+    state
+        As returned, of tensors or of arrays.
+
+    Raises
+    ------
+    ValueError
+        It is something else.
+
+    Examples
+    --------
+    >>> scaling_from_state({"dict": {"a": {}, "b": {}}})
+    {'a': None, 'b': None}
+    """
+    keys = set(state)
+    if not keys:
+        return None
+    if keys == {"center", "scale"}:
+        center, scale = (torch.tensor(np.asarray(state[key])).double() for key in sorted(keys))
+        if center.shape == scale.shape and bool(((scale > 0) & center.isfinite()).all()):
+            return Affine(center, scale)
+    elif keys == {"dict"}:
+        return {key: scaling_from_state(part) for key, part in state["dict"].items()}
+    elif keys == {"tuple"}:
+        parts = state["tuple"]
+        return tuple(scaling_from_state(parts[str(index)]) for index in range(len(parts)))
+    raise ValueError(f"the scaling saved here was not written by fastseq: it holds {sorted(keys)}")
