@@ -7,6 +7,7 @@ __all__ = [
     "FastseqError",
     "MissingFeatureError",
     "NonFiniteError",
+    "ReadError",
     "RemoteError",
 ]
 
@@ -17,6 +18,23 @@ class FastseqError(Exception):
 
 class NonFiniteError(FastseqError, FloatingPointError):
     """The loss became NaN or infinite; the message names epoch, block and chunk."""
+
+
+class ReadError(FastseqError, OSError):
+    """Data could not be read: a file is shorter than it was, changed while it was read, or failed.
+
+    Attributes
+    ----------
+    index
+        Which read of the request failed.
+    errno
+        The system's number of the error, or None.
+    """
+
+    def __init__(self, message: str, index: int = 0, errno: int | None = None) -> None:
+        super().__init__(message)
+        self.index = index
+        self.errno = errno
 
 
 class CommunicationError(FastseqError, RuntimeError):

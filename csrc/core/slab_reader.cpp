@@ -1,0 +1,334 @@
+#include "core/slab_reader.h"
+
+#include <pthread.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <csignal>
+#include <cstring>
+#include <deque>
+#include <exception>
+#include <mutex>
+#include <stdexcept>
+#include <thread>
+#include <utility>
+
+namespace fastseq {
+
+namespace {
+
+// Bytes that are read at once: what is looked at or converted afterwards is still in the second-level cache.
+constexpr std::int64_t kBlock = std::int64_t{128} * 1024;
+// Bytes between two rows that are rather read than skipped, as a call costs what copying them does; and rows that are
+// long enough to be read straight into their place.
+constexpr std::int64_t kGap = 4096;
+constexpr std::int64_t kLongRow = 8192;
+
+struct Source {
+  std::unique_ptr<SourceFile> file;  // or none:
+  std::uintptr_t address = 0;
+  std::int64_t checked = 0;  // the last request that looked whether the file had changed
+};
+
+struct Stopped {};
+
+// Carries out reads, in the thread.
+class Gatherer {
+ public:
+  explicit Gatherer(const std::atomic<bool>& stop) : stop_(stop), scratch_(new Scratch) {}
+
+  std::int64_t gather(const SlabRead& read, std::span<Source* const> sources) {
+    std::int64_t covered = 0;
+    for (auto piece = read.pieces.begin(); piece != read.pieces.end() && covered < read.numel; ++piece) {
+      covered += piece->steps * piece->numel;
+    }
+    if (covered < read.numel) std::memset(read.to, 0, static_cast<std::size_t>(read.numel * read.convert.to_size()));
+    std::int64_t count = 0;
+    for (std::size_t i = 0; i < read.pieces.size(); ++i) count += gather_piece(read.pieces[i], *sources[i], read);
+    return count;
+  }
+
+ private:
+  struct alignas(64) Scratch {
+    std::byte bytes[kBlock];
+  };
+
+  std::int64_t gather_piece(Piece piece, const Source& source, const SlabRead& read) {
+    const ElementConverter& convert = read.convert;
+    if (piece.step_bytes == piece.numel * convert.from_size() && piece.to_step == piece.numel &&
+        convert.joins(piece.numel)) {
+      piece.numel *= piece.steps;
+      piece.steps = 1;
+    }
+    if (piece.steps == 0 || piece.numel == 0) return 0;
+    const std::int64_t row = piece.numel * convert.from_size();
+    const std::int64_t to_stride = piece.to_step * convert.to_size();
+    std::byte* to = read.to + piece.to * convert.to_size();
+    // How many rows are taken together: of a file, with what lies between them.
+    std::int64_t group = 1;
+    if (!source.file) {
+      group = std::max(kBlock / row, std::int64_t{1});
+    } else if (piece.step_bytes >= row && piece.step_bytes <= row + kGap && row < kBlock) {
+      group = (kBlock - row) / piece.step_bytes + 1;
+    }
+    std::int64_t count = 0;
+    if (row > kBlock || (source.file && convert.copies() && (group == 1 || row >= kLongRow))) {
+      for (std::int64_t step = 0; step < piece.steps; ++step) {
+        count +=
+            gather_row(source, piece.offset + step * piece.step_bytes, piece.numel, convert, to + step * to_stride);
+      }
+      return count;
+    }
+    for (std::int64_t step = 0; step < piece.steps; step += group) {
+      const std::int64_t rows = std::min(group, piece.steps - step);
+      const std::byte* from =
+          fetch(source, piece.offset + step * piece.step_bytes, (rows - 1) * piece.step_bytes + row);
+      count += convert.convert_rows(from, piece.step_bytes, rows, piece.numel, to + step * to_stride, to_stride);
+    }
+    return count;
+  }
+
+  // One row of any length, in blocks.
+  std::int64_t gather_row(const Source& source, std::int64_t offset, std::int64_t numel,
+                          const ElementConverter& convert, std::byte* to) {
+    const std::int64_t block = kBlock / convert.from_size();
+    std::int64_t count = 0;
+    for (std::int64_t done = 0; done < numel; done += block) {
+      const std::int64_t some = std::min(block, numel - done);
+      const std::int64_t bytes = some * convert.from_size();
+      const std::int64_t start = offset + done * convert.from_size();
+      std::byte* target = to + done * convert.to_size();
+      if (source.file && convert.copies()) {
+        check_stop();
+        source.file->read(target, bytes, start);
+        count += convert(target, some, target);
+      } else {
+        count += convert(fetch(source, start, bytes), some, target, done);
+      }
+    }
+    return count;
+  }
+
+  // Bytes of a source: where they are, or read into the scratch memory.
+  const std::byte* fetch(const Source& source, std::int64_t offset, std::int64_t bytes) {
+    check_stop();
+    if (!source.file) {
+      // NOLINTNEXTLINE(performance-no-int-to-ptr): addresses come as numbers
+      return reinterpret_cast<const std::byte*>(source.address + static_cast<std::uintptr_t>(offset));
+    }
+    source.file->read(scratch_->bytes, bytes, offset);
+    return scratch_->bytes;
+  }
+
+  void check_stop() const {
+    if (stop_.load(std::memory_order_relaxed)) throw Stopped{};
+  }
+
+  const std::atomic<bool>& stop_;
+  std::unique_ptr<Scratch> scratch_;
+};
+
+struct Request {
+  std::vector<SlabRead> reads;
+  std::vector<std::vector<Source*>> sources;  // of each piece of each read
+  std::vector<std::int64_t> counts;
+  std::exception_ptr error;
+  bool done = false;
+};
+
+[[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument("piece: " + what); }
+
+// a * b + c, small enough for sums of some of them.
+std::int64_t extent(std::int64_t a, std::int64_t b, std::int64_t c) {
+  constexpr std::int64_t kLimit = std::int64_t{1} << 60;
+  std::int64_t result = 0;
+  if (__builtin_mul_overflow(a, b, &result) || __builtin_add_overflow(result, c, &result) || result >= kLimit ||
+      result <= -kLimit) {
+    refuse("its extent overflows");
+  }
+  return result;
+}
+
+void check_piece(const Piece& piece, const SlabRead& read, bool in_file) {
+  if (piece.steps < 0 || piece.numel < 0) refuse("steps and numel must not be negative");
+  if (piece.steps == 0 || piece.numel == 0) return;
+  const std::int64_t row = extent(piece.numel, read.convert.from_size(), 0);
+  extent(piece.steps, row, 0);
+  const std::int64_t last = extent(piece.steps - 1, piece.step_bytes, extent(1, piece.offset, row));
+  if (in_file && (piece.offset < 0 || last < row)) refuse("it begins before its file");
+  const std::int64_t to = extent(1, piece.to, 0);
+  const std::int64_t to_last = extent(piece.steps - 1, piece.to_step, to);
+  if (std::min(to, to_last) < 0 || std::max(to, to_last) + piece.numel > read.numel) {
+    refuse("rows of " + std::to_string(piece.numel) + " elements at " + std::to_string(to) + " to " +
+           std::to_string(to_last) + " do not fit into a buffer of " + std::to_string(read.numel));
+  }
+}
+
+// A thread starts with the signals blocked that its creator blocks: Python handles them in its main thread. What a
+// thread's own fault raises stays.
+class BlockedSignals {
+ public:
+  BlockedSignals() {
+    sigset_t all;
+    sigfillset(&all);
+    for (const int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL}) sigdelset(&all, fault);
+    pthread_sigmask(SIG_SETMASK, &all, &before_);
+  }
+  ~BlockedSignals() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+  BlockedSignals(const BlockedSignals&) = delete;
+  BlockedSignals& operator=(const BlockedSignals&) = delete;
+
+ private:
+  sigset_t before_{};
+};
+
+}  // namespace
+
+struct SlabReader::State {
+  std::deque<Source> sources;  // stay where they are when others are added
+  std::atomic<bool> stop = false;
+  Gatherer gatherer{stop};
+  std::thread thread;
+  pid_t process = 0;  // where the thread is
+
+  std::mutex mutex;  // for what follows, and for setting `stop`
+  std::condition_variable queued;
+  std::condition_variable finished;
+  std::deque<std::unique_ptr<Request>> requests;  // the oldest first
+  std::size_t begun = 0;                          // of them
+  std::int64_t total = 0;                         // begun ever
+
+  bool forked() const { return process != 0 && process != ::getpid(); }
+
+  void start() {
+    const BlockedSignals blocked;
+    thread = std::thread([this] { run(); });
+    process = ::getpid();
+    pthread_setname_np(thread.native_handle(), "fastseq-reader");
+  }
+
+  void run() {
+    std::unique_lock lock(mutex);
+    while (true) {
+      queued.wait(lock, [this] { return stop || begun < requests.size(); });
+      if (stop) return;
+      Request& request = *requests[begun];
+      ++begun;
+      ++total;
+      lock.unlock();
+      try {
+        carry_out(request);
+      } catch (const Stopped&) {
+        return;
+      }
+      lock.lock();
+      request.done = true;
+      finished.notify_all();
+    }
+  }
+
+  void carry_out(Request& request) {
+    std::size_t index = 0;
+    try {
+      for (; index < request.reads.size(); ++index) {
+        request.counts[index] = gatherer.gather(request.reads[index], request.sources[index]);
+      }
+      for (index = 0; index < request.reads.size(); ++index) {
+        for (Source* source : request.sources[index]) {
+          if (source->checked == total) continue;
+          source->checked = total;
+          if (source->file) source->file->check_unchanged();
+        }
+      }
+    } catch (ReadError& error) {
+      error.index = static_cast<std::int64_t>(index);
+      request.error = std::current_exception();
+    }
+  }
+};
+
+SlabReader::SlabReader() : state_(new State) {}
+
+SlabReader::~SlabReader() { close(); }
+
+SlabReader::State& SlabReader::usable() const {
+  if (!state_ || state_->stop) throw std::runtime_error("the reader was closed");
+  if (state_->forked()) throw std::runtime_error("the reader belongs to the process that this one was forked from");
+  return *state_;
+}
+
+std::int64_t SlabReader::add_file(const std::string& path, bool strict) {
+  State& state = usable();
+  state.sources.push_back({.file = std::make_unique<SourceFile>(path, strict)});
+  return static_cast<std::int64_t>(state.sources.size()) - 1;
+}
+
+std::int64_t SlabReader::add_memory(std::uintptr_t address) {
+  State& state = usable();
+  state.sources.push_back({.file = nullptr, .address = address});
+  return static_cast<std::int64_t>(state.sources.size()) - 1;
+}
+
+void SlabReader::submit(std::vector<SlabRead> reads) {
+  State& state = usable();
+  auto request = std::make_unique<Request>();
+  for (const SlabRead& read : reads) {
+    std::vector<Source*> sources;
+    sources.reserve(read.pieces.size());
+    for (const Piece& piece : read.pieces) {
+      if (piece.source < 0 || static_cast<std::size_t>(piece.source) >= state.sources.size()) {
+        refuse("there is no source " + std::to_string(piece.source));
+      }
+      sources.push_back(&state.sources[static_cast<std::size_t>(piece.source)]);
+      check_piece(piece, read, sources.back()->file != nullptr);
+    }
+    request->sources.push_back(std::move(sources));
+  }
+  request->counts.resize(reads.size());
+  request->reads = std::move(reads);
+  if (!state.thread.joinable()) state.start();
+  {
+    const std::scoped_lock lock(state.mutex);
+    state.requests.push_back(std::move(request));
+  }
+  state.queued.notify_one();
+}
+
+std::optional<std::vector<std::int64_t>> SlabReader::wait(std::chrono::milliseconds limit) {
+  State& state = usable();
+  std::unique_ptr<Request> request;
+  {
+    std::unique_lock lock(state.mutex);
+    if (state.requests.empty()) throw std::runtime_error("nothing was submitted that could be waited for");
+    const bool ready = state.finished.wait_for(
+        lock, limit, [&] { return state.stop || state.requests.empty() || state.requests.front()->done; });
+    if (!ready) return std::nullopt;
+    if (state.stop || state.requests.empty()) throw std::runtime_error("the reader was closed while it was waited for");
+    request = std::move(state.requests.front());
+    state.requests.pop_front();
+    --state.begun;
+  }
+  if (request->error) std::rethrow_exception(request->error);
+  return std::move(request->counts);
+}
+
+void SlabReader::close() {
+  if (!state_) return;
+  if (state_->forked()) {  // there is no thread to join, and the mutex may be locked for ever
+    state_->sources.clear();
+    (void)state_.release();
+    return;
+  }
+  {
+    const std::scoped_lock lock(state_->mutex);
+    state_->stop = true;
+  }
+  state_->queued.notify_one();
+  state_->finished.notify_all();
+  if (state_->thread.joinable()) state_->thread.join();
+  state_->sources.clear();
+}
+
+}  // namespace fastseq

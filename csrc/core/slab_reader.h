@@ -1,0 +1,71 @@
+// Reads pieces of files and of memory into given buffers, in a thread of its own.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/elements.h"
+#include "core/source_file.h"
+
+namespace fastseq {
+
+// `steps` rows of `numel` elements that follow each other in the source; `to` and `to_step` count elements.
+struct Piece {
+  std::int64_t source;  // number from add_file or add_memory
+  std::int64_t offset;  // in bytes, in the source
+  std::int64_t steps;
+  std::int64_t step_bytes;  // from row to row in the source
+  std::int64_t numel;
+  std::int64_t to;
+  std::int64_t to_step;
+};
+
+// Fills a buffer of `numel` elements from pieces that don't overlap there. What they don't cover becomes 0.
+struct SlabRead {
+  ElementConverter convert;
+  std::vector<Piece> pieces;
+  std::byte* to;
+  std::int64_t numel;
+};
+
+// A request is a list of reads; requests are done in their order. Sources and buffers must stay until a request's
+// result came or close() returned. The thread starts with the first request. After a fork, the child can only destroy
+// its copy of a reader whose thread had started, as the thread is not there.
+class SlabReader {
+ public:
+  SlabReader();
+  ~SlabReader();
+  SlabReader(const SlabReader&) = delete;
+  SlabReader& operator=(const SlabReader&) = delete;
+
+  // Numbers of new sources. A file is opened at once (std::system_error); a strict one must not change from then on.
+  std::int64_t add_file(const std::string& path, bool strict);
+  std::int64_t add_memory(std::uintptr_t address);
+
+  // Queues a request. Throws std::invalid_argument, and queues nothing, if a piece does not fit into its buffer or its
+  // source is not known.
+  void submit(std::vector<SlabRead> reads);
+
+  // Result of the oldest request that was not waited for: the number of non-finite values per read. Nothing if it takes
+  // longer than `limit`: then wait again. Throws what went wrong in this request (ReadError for files); later requests
+  // are done all the same.
+  std::optional<std::vector<std::int64_t>> wait(std::chrono::milliseconds limit);
+
+  // Drops what is queued, within one read of the system, ends the thread and closes the files. Can be called twice.
+  void close();
+
+ private:
+  struct State;
+
+  State& usable() const;
+
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace fastseq

@@ -1,0 +1,41 @@
+// A file that is read piece by piece while others may change it.
+#pragma once
+
+#include <sys/stat.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+namespace fastseq {
+
+class ReadError : public std::runtime_error {
+ public:
+  ReadError(const std::string& message, int error_number) : std::runtime_error(message), error_number(error_number) {}
+
+  int error_number;        // 0 where the system reported none
+  std::int64_t index = 0;  // which read of its request failed
+};
+
+class SourceFile {
+ public:
+  // Throws std::system_error if `path` cannot be opened or is no regular file.
+  SourceFile(const std::string& path, bool strict);
+  ~SourceFile();
+  SourceFile(const SourceFile&) = delete;
+  SourceFile& operator=(const SourceFile&) = delete;
+
+  // Reads all of the bytes [offset, offset + count), or throws ReadError.
+  void read(std::byte* to, std::int64_t count, std::int64_t offset) const;
+  // Throws ReadError if the file is strict and is not, at its path, what was opened: other size, time or inode.
+  void check_unchanged() const;
+
+ private:
+  std::string path_;
+  bool strict_;
+  int descriptor_;
+  struct stat opened_{};
+};
+
+}  // namespace fastseq
