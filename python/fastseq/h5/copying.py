@@ -20,7 +20,8 @@ from .opening import damage
 
 __all__ = ["create", "fill", "tile_shape"]
 
-_TILE_BYTES = 16 * 2**20
+_TILE_BYTES = 4 * 2**20  # stays in the cache between reading and writing
+_CHUNKS_BYTES = 32 * 2**20  # tiles of whole chunks: longer runs in the target
 _OPEN_FILES = 64
 
 
@@ -48,11 +49,13 @@ def fill(path: str, datasets: Sequence[tuple[Joined, int]]) -> Iterator[int]:
     datasets
         What to write, and at which offset.
     """
+    memory = np.empty(_CHUNKS_BYTES, np.uint8)
     with _Sources() as sources, open(path, "r+b", buffering=0) as file:
         for joined, offset in datasets:
             for box, pieces in _tiles(joined):
                 shape = tuple(b - a for a, b in box)
-                tile = np.empty(shape, joined.dtype)
+                size = math.prod(shape) * joined.dtype.itemsize
+                tile = memory[:size].view(joined.dtype).reshape(shape)
                 for part, start in pieces:
                     _take(sources, part, start, box, tile)
                 _write(file.fileno(), offset, joined.shape, box, tile)
@@ -90,11 +93,12 @@ def tile_shape(shape: Shape, chunks: Sequence[Shape], itemsize: int) -> Shape:
     tile = [max(column) for column in zip(*chunks, strict=True)] if chunks else [1] * len(shape)
     tile = [min(a, b) for a, b in zip(tile, shape, strict=True)]
     tile[-1] = shape[-1]
-    while math.prod(tile) * itemsize > _TILE_BYTES:
+    limit = _CHUNKS_BYTES if chunks else _TILE_BYTES
+    while math.prod(tile) * itemsize > limit:
         longest = max(range(len(tile)), key=tile.__getitem__)
         tile[longest] = -(-tile[longest] // 2)
     for axis in reversed(range(len(tile))):
-        room = _TILE_BYTES // max(math.prod(tile) * itemsize, 1)
+        room = limit // max(math.prod(tile) * itemsize, 1)
         tile[axis] = min(shape[axis], tile[axis] * max(room, 1))
     return tuple(max(length, 1) for length in tile)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import h5py
@@ -33,14 +34,15 @@ class Stored:
     attributes: dict[str, Any]
 
 
-class Joined(NamedTuple):
+@dataclass(frozen=True)
+class Joined:
     """A dataset to be made: its shape, and which stored ones go where in it."""
 
     name: str
     shape: Shape
     pieces: list[tuple[Stored, Shape]]
 
-    @property
+    @cached_property
     def dtype(self) -> np.dtype[Any]:
         """The dtype that holds all that comes together, in this machine's byte order."""
         dtypes = {part.dtype for part, _ in self.pieces if part.dtype is not None}

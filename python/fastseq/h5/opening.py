@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Iterator
 
 import h5py
@@ -69,14 +70,17 @@ def replacing(caller: str, path: str | os.PathLike[str]) -> Iterator[str]:
     try:
         yield beside
         os.replace(beside, target)
-    except OSError as error:
-        if error.errno in _NO_SPACE or "No space left" in str(error):
-            raise OSError(
-                error.errno or errno.ENOSPC,
-                f"{caller}: no room for the new file (what had this name before is as it was)",
-                target,
-            ) from error
-        raise
+    except (OSError, RuntimeError) as error:
+        # HDF5 tells the system's error in its text only, and as a RuntimeError when it closes.
+        told = re.search(r"errno = (\d+)", str(error))
+        number = int(told[1]) if told else getattr(error, "errno", None)
+        if number not in _NO_SPACE:
+            raise
+        raise OSError(
+            number,
+            f"{caller}: no room for the new file (what had this name before is as it was)",
+            target,
+        ) from error
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(beside)

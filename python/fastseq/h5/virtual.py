@@ -67,7 +67,8 @@ def resolve_source(dataset: h5py.Dataset, name: str) -> str | None:
     prefixes = [p.replace("${ORIGIN}", folder) for p in prefixes]
     prefixes += [folder, "", os.path.dirname(os.path.realpath(virtual_file))]
     found = (os.path.join(prefix, name) for prefix in prefixes)
-    return next((os.path.abspath(path) for path in found if os.path.isfile(path)), None)
+    # realpath: ".." leads out of where a linked folder really is
+    return next((os.path.realpath(path) for path in found if os.path.isfile(path)), None)
 
 
 def _missing(dataset: h5py.Dataset, seen: set[tuple[str, str]]) -> list[str]:
