@@ -15,9 +15,10 @@ __all__ = ["ChunkRows"]
 
 
 class _Region(NamedTuple):
-    """Steps ``[t0, t1)`` of sequences ``[n0, n1)``, in chunks of `length` steps; one begins at
-    `phase`.
-    """  # noqa: D205
+    """Steps ``[t0, t1)`` of sequences ``[n0, n1)``, in chunks of `length` times `width` of them.
+
+    A chunk begins at step `phase`.
+    """
 
     t0: int
     t1: int
@@ -25,12 +26,18 @@ class _Region(NamedTuple):
     n1: int
     length: int
     phase: int
+    width: int
 
 
 class ChunkRows:
     """The rows, along time, of a dataset's compressed chunks; of a virtual one, of its sources'.
 
     Chunks that are stored as they are count as single steps: any part of them can be read.
+
+    Attributes
+    ----------
+    width
+        How many sequences the widest chunk holds.
 
     Examples
     --------
@@ -45,6 +52,7 @@ class ChunkRows:
     def __init__(self, dataset: h5py.Dataset) -> None:
         columns = np.array(list(_regions(dataset)), np.int64).reshape(-1, len(_Region._fields))
         self._regions = _Region(*columns.T)
+        self.width = int(np.max(self._regions.width, initial=1))
 
     def boundary(self, t: int, n0: int, n1: int) -> int:
         """Return the first step from `t` on before which every chunk of ``[n0, n1)`` ends."""
@@ -65,7 +73,8 @@ def _regions(dataset: h5py.Dataset) -> Iterator[_Region]:
         for source in dataset.virtual_sources():
             yield from _regions_of_source(dataset, source)
     elif dataset.chunks and dataset.id.get_create_plist().get_nfilters():
-        yield _Region(0, dataset.shape[0], 0, dataset.shape[1], dataset.chunks[0], 0)
+        (steps, count), (length, width) = dataset.shape[:2], dataset.chunks[:2]
+        yield _Region(0, steps, 0, count, length, 0, min(width, count))
 
 
 def _regions_of_source(dataset: h5py.Dataset, source: Any) -> Iterator[_Region]:
@@ -86,7 +95,7 @@ def _regions_of_source(dataset: h5py.Dataset, source: Any) -> Iterator[_Region]:
         shift = t0 - taken[0][0]
         for region in _regions(found):
             begin, end = max(region.t0 + shift, t0), min(region.t1 + shift, t1)
-            yield _Region(begin, end, n0, n1, region.length, region.phase + shift)
+            yield region._replace(t0=begin, t1=end, n0=n0, n1=n1, phase=region.phase + shift)
 
 
 def _box(space: Any, shape: tuple[int, ...]) -> list[tuple[int, int]] | None:

@@ -99,6 +99,7 @@ class SharedFile:
         self.pid = os.getpid()
         self._lock = threading.RLock()
         self._file: h5py.File | None = None
+        self._identity: tuple[int, int] | None = None
         self._datasets: dict[str, h5py.Dataset] = {}
 
     @contextmanager
@@ -111,16 +112,30 @@ class SharedFile:
                 self._file = None
             if self._file is None:
                 self._file = open_file(self.path, "r+" if writable else "r")
+                self._identity = _identity(self.path)
             if name not in self._datasets:
                 self._datasets[name] = find_dataset(self._file, name)
             yield self._datasets[name]
             if writable:
                 self._file.flush()
 
+    @property
+    def replaced(self) -> bool:
+        """Whether the path leads to another file now than the one that is open."""
+        return self._identity is not None and self._identity != _identity(self.path)
+
     def __del__(self) -> None:
         # A forked child that closed what its parent writes would write to the file, too.
         if self._file is not None and self.pid != os.getpid() and self._file.mode != "r":
             _of_parent.append((self._file, self._datasets))
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 _of_parent: list[Any] = []
@@ -132,7 +147,7 @@ def shared_file(path: str) -> SharedFile:
     """Return this process's handle of a file; it is closed when nobody has it any more."""
     with _lock:
         file = _shared.get(path)
-        if file is None:
+        if file is None or file.replaced:
             file = _shared[path] = SharedFile(path)
         return file
 

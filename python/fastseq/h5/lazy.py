@@ -126,9 +126,7 @@ class LazyDataset:
     @contextmanager
     def opened(self, *, writable: bool = False) -> Iterator[h5py.Dataset]:
         """Hold the whole dataset as this process has it open; the same one every time."""
-        if self._file is None or self._file.pid != os.getpid():
-            self._file = shared_file(self.path)
-        with self._file.dataset(self.name, writable=writable) as dataset:
+        with self._shared_file().dataset(self.name, writable=writable) as dataset:
             now = dataset.shape
             there = len(now) == self.ndim and all(
                 start + length <= end
@@ -140,6 +138,11 @@ class LazyDataset:
                     f"{now} and dtype {stored_dtype(dataset)} now; map it again"
                 )
             yield dataset
+
+    def _shared_file(self) -> SharedFile:
+        if self._file is None or self._file.pid != os.getpid():
+            self._file = shared_file(self.path)
+        return self._file
 
     def _selection(self) -> tuple[slice, ...]:
         return tuple(slice(a, a + n) for a, n in zip(self.starts, self.shape, strict=True))
@@ -171,7 +174,7 @@ class LazyDataset:
             rest.append(left)
             axis += _axes(piece)
         box = LazyDataset(self.path, self.name, tuple(shape), self.dtype, self.mode, tuple(starts))
-        box._file = self._file
+        box._file = self._shared_file()
         return box, tuple(rest)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -19,8 +19,7 @@ __all__ = ["WindowReader"]
 
 Block = tuple[int, int, int, int]  # t0, t1, n0, n1
 
-_WINDOW_BYTES = 2**24  # unless rows of chunks are larger
-_PIECE_BYTES = 2**23  # read in one go: a reader that is closed waits for no more
+_WINDOW_BYTES = 2**23  # unless boxes or rows of chunks are larger; also read in one go
 
 
 class WindowReader:
@@ -78,7 +77,7 @@ class WindowReader:
         Then a block's first window is read ahead too, and nothing is that lies behind its `t1`.
         Without it blocks are taken to reach to the last step. What is read need not keep to it.
         """
-        self._blocks = iter(blocks)
+        self._blocks = (b for b in blocks if b[0] < b[1] and b[2] < b[3])
         self._block = next(self._blocks, None)
 
     def read(self, t0: int, t1: int, n0: int, n1: int) -> np.ndarray[Any, Any]:
@@ -171,8 +170,7 @@ class WindowReader:
 
     def _plan(self, t: int, n0: int, n1: int, steps: int, end: int, room: int) -> _Window | None:
         """Return the window to be read from `t` on, or None if there is no `room` for it."""
-        shape, dtype = self.dataset.shape, self.dataset.dtype
-        step_bytes = (n1 - n0) * math.prod(shape[2:]) * dtype.itemsize
+        step_bytes = self._step_bytes(n1 - n0)
         t1 = self._window_end(t, n0, n1, steps, end, step_bytes)
         size = (t1 - t) * step_bytes
         if size > room and room < self.max_bytes:
@@ -180,39 +178,52 @@ class WindowReader:
         buffer, self._spare = self._spare, None
         if buffer is None or not size <= buffer.nbytes <= room:
             buffer = np.empty(size, np.uint8)
-        data = buffer[:size].view(dtype).reshape(t1 - t, n1 - n0, *shape[2:])
+        data = buffer[:size].view(self.dataset.dtype)
+        data = data.reshape(t1 - t, n1 - n0, *self.dataset.shape[2:])
         cuts = [t]
         while cuts[-1] < t1:
-            piece = max(_PIECE_BYTES // step_bytes, 1)
+            piece = max(_WINDOW_BYTES // step_bytes, 1)
             cuts.append(min(self._boundary(cuts[-1] + piece, n0, n1), t1))
         return _Window(self.dataset, n0, n1, end, cuts, buffer, data)
 
     def _window_end(self, t: int, n0: int, n1: int, steps: int, end: int, step_bytes: int) -> int:
-        half = self.max_bytes // 2
-        wanted = min(max(steps, _WINDOW_BYTES // step_bytes), max(half // step_bytes, 1))
-        while True:
-            t1 = min(self._boundary(t + wanted, n0, n1), end)
-            if wanted == 1 or (t1 - t) * step_bytes <= half:
-                break
-            wanted //= 2
+        """Return where a window from `t` on ends: after whole rows of chunks if they fit."""
+        row = self._boundary(t + 1, n0, n1) - t
+        most = self.max_bytes // 2 // step_bytes
+        wanted = min(max(steps, _WINDOW_BYTES // step_bytes), most)
+        t1 = min(self._boundary(t + max(wanted - row, 0) + 1, n0, n1), end)
+        if t1 - t > most:
+            t1 = min(t + row, end)
         if (t1 - t) * step_bytes <= self.max_bytes or t1 == t + 1:
             return t1
         if not self._warned:
             self._warned = True
-            warnings.warn(
-                f"{self.dataset.path}: {n1 - n0} sequences of {t1 - t} steps, which is how long "
-                f"the compressed chunks of {self.dataset.name!r} are, take "
-                f"{(t1 - t) * step_bytes / 2**20:.0f} MB, more than the "
+            self._warn(
+                f"compressed chunks are {t1 - t} steps long, which takes "
+                f"{(t1 - t) * step_bytes / 2**20:.0f} MB for {n1 - n0} sequences, more than the "
                 f"{self.max_bytes / 2**20:.0f} MB that are kept: chunks are decompressed several "
-                "times; choose a smaller batchsize, or store chunks of fewer steps",
-                stacklevel=2,
+                "times; choose a smaller batchsize, or store chunks of fewer steps"
             )
         return min(t + max(self.max_bytes // step_bytes, 1), end)
+
+    def _warn(self, text: str) -> None:
+        name, path = self.dataset.name, self.dataset.path
+        warnings.warn(f"reading {name!r} of {path}: {text}", stacklevel=2)
+
+    def _step_bytes(self, sequences: int) -> int:
+        return sequences * math.prod(self.dataset.shape[2:]) * self.dataset.dtype.itemsize
 
     def _boundary(self, t: int, n0: int, n1: int) -> int:
         if self._rows is None:
             with self.dataset.opened() as dataset:
                 self._rows = ChunkRows(dataset)
+            data_bytes = self.dataset.shape[0] * self._step_bytes(self.dataset.shape[1])
+            if self._rows.width >= 2 * (n1 - n0) and data_bytes > self.max_bytes:
+                self._warn(
+                    f"compressed chunks hold {self._rows.width} sequences, of which {n1 - n0} are "
+                    "read at a time: every chunk is decompressed again for the others; choose a "
+                    "larger batchsize, or store chunks of fewer sequences"
+                )
         first, shift = self.dataset.starts[:2]
         return self._rows.boundary(first + t, shift + n0, shift + n1) - first
 

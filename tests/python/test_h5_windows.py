@@ -1,0 +1,312 @@
+"""Compressed chunks read in training's order: right, once per block, ahead, within bounds."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+import pickle
+import threading
+import time
+import weakref
+from collections import Counter
+
+import h5_filter
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fastseq as fs
+from fastseq.h5.windows import WindowReader
+
+T, N, F = 60, 12, 2
+A = np.arange(T * N * F, dtype="f8").reshape(T, N, F)
+
+
+@pytest.fixture(autouse=True)
+def _every_decoding_counts(monkeypatch):
+    """The library's own cache, off here, would hide that a chunk is wanted twice."""
+
+    class File(h5py.File):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **{"rdcc_nbytes": 0, **options})
+
+    monkeypatch.setattr(h5py, "File", File)
+    h5_filter.decoded.clear()
+    yield
+    assert not [t for t in threading.enumerate() if t.name == "fastseq-h5"]
+
+
+def write(path, array=A, name="x", **options):
+    options = {"chunks": (10, 5, 2), "compression": h5_filter.NUMBER, **options}
+    with h5py.File(path, "w") as file:
+        file.create_dataset(name, data=array, **options)
+    h5_filter.decoded.clear()
+    return path
+
+
+def blocks(steps, count, batchsize):
+    return [(0, steps, n, min(n + batchsize, count)) for n in range(0, count, batchsize)]
+
+
+def boxes(block, seqsize):
+    t0, t1, n0, n1 = block
+    return [(t, min(t + seqsize, t1), n0, n1) for t in range(t0, t1, seqsize)]
+
+
+def firsts(array, chunks, block):
+    """Return the first elements of the chunks that a block of an array touches."""
+    t0, t1, n0, n1 = block
+    starts = [range(0, n, c) for n, c in zip(array.shape, chunks, strict=True)]
+    return [
+        float(array[t, n, f])
+        for t, n, f in itertools.product(*starts)
+        if t < t1 and t + chunks[0] > t0 and n < n1 and n + chunks[1] > n0
+    ]
+
+
+def until(condition):
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+@pytest.mark.filterwarnings("ignore:.*compressed chunks hold")
+@given(st.data())
+def test_every_box_is_right_and_every_chunk_decoded_once_per_block(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("windows") / "a.h5"
+    shape = tuple(data.draw(st.integers(1, most), label="size") for most in (40, 9, 4))
+    chunks = tuple(data.draw(st.integers(1, n), label="chunk") for n in shape)
+    array = np.arange(np.prod(shape), dtype="f8").reshape(shape)
+    write(path, array, chunks=chunks)
+    batchsize = data.draw(st.integers(1, shape[1]), label="batchsize")
+    seqsize = data.draw(st.integers(1, shape[0]), label="seqsize")
+    order = data.draw(st.permutations(blocks(*shape[:2], batchsize)), label="order")
+    row_bytes = batchsize * shape[2] * 8 * chunks[0]
+    reader = WindowReader(fs.h5mmap(path, "x"), data.draw(st.integers(1, 6)) * row_bytes)
+    if data.draw(st.booleans(), label="expected"):
+        reader.expect(order)
+    try:
+        for block in order:
+            for t0, t1, n0, n1 in boxes(block, seqsize):
+                read = reader.read(t0, t1, n0, n1)
+                np.testing.assert_array_equal(read, array[t0:t1, n0:n1])
+                assert read.dtype == array.dtype
+    finally:
+        reader.close()
+    wanted = Counter(first for block in order for first in firsts(array, chunks, block))
+    assert Counter(h5_filter.decoded) == wanted
+
+
+@pytest.mark.filterwarnings("ignore:.*compressed chunks")
+@settings(max_examples=30)
+@given(st.data())
+def test_any_boxes_in_any_order(tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp() / "any.h5"
+    if not path.exists():
+        write(path)
+    reader = WindowReader(fs.h5mmap(path, "x")[2:, 1:], 5000)
+    reader.expect([(3, 20, 0, 4), (9, 9, 0, 1), (20, 58, 0, 4), (0, 58, 4, 11)])
+    seen = A[2:, 1:]
+    for _ in range(data.draw(st.integers(1, 8))):
+        t0, t1 = sorted(data.draw(st.tuples(st.integers(0, 58), st.integers(0, 58))))
+        n0, n1 = sorted(data.draw(st.sampled_from([(0, 4), (4, 11), (0, 11), (3, 3), (2, 9)])))
+        np.testing.assert_array_equal(reader.read(t0, t1, n0, n1), seen[t0:t1, n0:n1])
+    reader.close()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        ("f4", {"compression": "gzip", "shuffle": True}),
+        (">i2", {"compression": "gzip", "fletcher32": True}),
+        ("?", {"compression": "lzf"}),
+        ("f2", {"compression": None}),
+        ("u8", {"compression": None, "maxshape": (None, None, None)}),
+    ],
+)
+def test_other_filters_and_dtypes(dtype, options, tmp_path):
+    array = (A % 251).astype(dtype)
+    path = write(tmp_path / "a.h5", array, chunks=(7, 5, 1), **options)
+    reader = WindowReader(fs.h5mmap(path, "x"))
+    for block in blocks(T, N, 5):
+        for t0, t1, n0, n1 in boxes(block, 9):
+            read = reader.read(t0, t1, n0, n1)
+            assert read.dtype == array.dtype
+            np.testing.assert_array_equal(read, array[t0:t1, n0:n1])
+    reader.close()
+
+
+def test_two_dimensions_will_do_but_not_one(tmp_path):
+    path = write(tmp_path / "a.h5", A[:, :, 0], chunks=(7, 5))
+    reader = WindowReader(fs.h5mmap(path, "x"))
+    np.testing.assert_array_equal(reader.read(3, 20, 2, 6), A[3:20, 2:6, 0])
+    reader.close()
+    path = write(tmp_path / "b.h5", A[:, 0, 0], chunks=(7,))
+    with pytest.raises(ValueError, match="two dimensions"):
+        WindowReader(fs.h5mmap(path, "x"))
+
+
+@pytest.mark.parametrize("gap", [0, 3])
+def test_virtual_datasets_are_read_in_their_sources_chunks(tmp_path, gap):
+    """Chunks begin where sources do; of a source some steps at its beginning are not used."""
+    layout = h5py.VirtualLayout((50, 8, 2), "f8")
+    wanted, begin = Counter(), 0
+    for part, (steps, length) in enumerate([(23, 10), (27, 7)]):
+        stored = np.arange((steps + gap) * 8 * 2.0).reshape(-1, 8, 2) + 10000 * part
+        write(tmp_path / f"{part}.h5", stored, chunks=(length, 4, 2))
+        source = h5py.VirtualSource(f"{part}.h5", "x", stored.shape)
+        layout[begin : begin + steps] = source[gap:]
+        for n in (0, 4):
+            wanted.update(firsts(stored, (length, 4, 2), (gap, steps + gap, n, n + 4)))
+        begin += steps
+    with h5py.File(tmp_path / "all.h5", "w") as file:
+        file.create_virtual_dataset("x", layout)
+    with h5py.File(tmp_path / "all.h5") as file:
+        array = file["x"][:]
+    h5_filter.decoded.clear()
+    reader = WindowReader(fs.h5mmap(tmp_path / "all.h5", "x"), 2 * 11 * 4 * 2 * 8)
+    for block in blocks(50, 8, 4):
+        for t0, t1, n0, n1 in boxes(block, 6):
+            np.testing.assert_array_equal(reader.read(t0, t1, n0, n1), array[t0:t1, n0:n1])
+    reader.close()
+    assert Counter(h5_filter.decoded) == wanted
+
+
+ROW = 5 * F * 8 * 10  # bytes of a row of chunks, of 5 sequences
+
+
+def test_the_next_window_is_read_ahead_and_no_more(tmp_path):
+    reader = WindowReader(fs.h5mmap(write(tmp_path / "a.h5"), "x"), 2 * ROW)
+    reader.read(0, 4, 0, 5)
+    until(lambda: len(h5_filter.decoded) == 2)
+    time.sleep(0.05)
+    assert h5_filter.decoded == [A[0, 0, 0], A[10, 0, 0]]
+    reader.read(4, 8, 0, 5)
+    assert len(h5_filter.decoded) == 2
+    reader.read(8, 12, 0, 5)  # of both
+    until(lambda: len(h5_filter.decoded) == 3)
+    reader.close()
+
+
+def test_the_next_block_is_read_ahead_if_it_is_expected(tmp_path):
+    reader = WindowReader(fs.h5mmap(write(tmp_path / "a.h5"), "x"), 2 * ROW)
+    reader.expect([(0, 10, 5, 10), (20, 25, 0, 5)])
+    reader.read(0, 10, 5, 10)
+    until(lambda: len(h5_filter.decoded) == 2)
+    assert h5_filter.decoded == [A[0, 5, 0], A[20, 0, 0]]
+    assert reader.read(20, 25, 0, 5)[0, 0, 0] == A[20, 0, 0]
+    time.sleep(0.05)
+    assert len(h5_filter.decoded) == 2, "what lies behind the block was read, or read again"
+    reader.close()
+
+
+def test_without_room_for_two_windows_chunks_are_still_decoded_once(tmp_path):
+    reader = WindowReader(fs.h5mmap(write(tmp_path / "a.h5"), "x"), ROW)
+    reader.expect([(0, 25, 0, 5)])
+    for t0, t1, n0, n1 in boxes((0, 25, 0, 5), 4):
+        np.testing.assert_array_equal(reader.read(t0, t1, n0, n1), A[t0:t1, n0:n1])
+    assert h5_filter.decoded == [A[0, 0, 0], A[10, 0, 0], A[20, 0, 0]]
+    reader.close()
+
+
+def test_windows_keep_to_their_bound(tmp_path):
+    reader = WindowReader(fs.h5mmap(write(tmp_path / "a.h5"), "x"), 5 * ROW // 2)
+    for t0, t1, n0, n1 in boxes((0, T, 0, 5), 7) + boxes((0, T, 5, 8), 7):
+        reader.read(t0, t1, n0, n1)
+        held = [window for window in (reader._current, reader._ahead) if window is not None]
+        assert sum(window.buffer.nbytes for window in held) <= 5 * ROW // 2
+    reader.close()
+
+
+def test_rows_larger_than_the_bound_are_read_in_parts_with_one_warning(tmp_path):
+    reader = WindowReader(fs.h5mmap(write(tmp_path / "a.h5"), "x"), ROW // 2)
+    first, *others = boxes((0, T, 0, 5), 4)
+    with pytest.warns(
+        UserWarning, match=r"a\.h5: compressed chunks are 10 steps .* 5 seq.*smaller batchsize"
+    ):
+        reader.read(*first)
+    for t0, t1, n0, n1 in others:  # without a warning: that would be an error here
+        np.testing.assert_array_equal(reader.read(t0, t1, n0, n1), A[t0:t1, n0:n1])
+    assert max(Counter(h5_filter.decoded).values()) == 2
+    reader.close()
+
+
+def test_chunks_much_wider_than_a_block_are_told_of(tmp_path):
+    path = write(tmp_path / "a.h5", chunks=(2, 12, 2))
+    reader = WindowReader(fs.h5mmap(path, "x"), 4000)
+    with pytest.warns(UserWarning, match="hold 12 sequences, of which 4 .* larger batchsize"):
+        reader.read(0, 4, 0, 4)
+    reader.close()
+
+
+def test_closing_in_the_middle_ends_the_thread_and_frees_the_windows(tmp_path):
+    reader = WindowReader(fs.h5mmap(write(tmp_path / "a.h5"), "x"), 2 * ROW)
+    read = reader.read(0, 4, 0, 5)
+    buffers = [weakref.ref(reader._current.buffer), weakref.ref(reader._ahead.buffer)]
+    del read
+    reader.close()
+    reader.close()
+    assert not [t for t in threading.enumerate() if t.name == "fastseq-h5"]
+    gc.collect()
+    assert [buffer() for buffer in buffers] == [None, None]
+    with pytest.raises(ValueError, match="closed"):
+        reader.read(0, 1, 0, 1)
+
+
+def test_readers_go_on_after_fork_and_pickle(tmp_path):
+    reader = WindowReader(fs.h5mmap(write(tmp_path / "a.h5"), "x"), 2 * ROW)
+    reader.read(0, 4, 0, 5)
+    copy = pickle.loads(pickle.dumps(reader))  # noqa: S301
+    np.testing.assert_array_equal(copy.read(4, 30, 0, 5), A[4:30, :5])
+    copy.close()
+    child = os.fork()
+    if child == 0:
+        try:
+            same = all((reader.read(t, t + 4, 0, 5) == A[t : t + 4, :5]).all() for t in (4, 8, 12))
+            reader.close()
+            os._exit(0 if same else 1)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    np.testing.assert_array_equal(reader.read(4, 8, 0, 5), A[4:8, :5])
+    reader.close()
+
+
+def damage(path, time_step):
+    """Flip bits in the middle of the chunk that begins at a step, sequence 0."""
+    with h5py.File(path) as file:
+        info = file["x"].id.get_chunk_info_by_coord((time_step, 0, 0))
+    with open(path, "r+b") as file:
+        file.seek(info.byte_offset + info.size // 2)
+        here = file.read(4)
+        file.seek(-4, 1)
+        file.write(bytes(255 - b for b in here))
+
+
+@pytest.mark.parametrize("options", [{"compression": "gzip"}, {"fletcher32": True}])
+def test_damaged_chunks_are_errors_that_say_where(tmp_path, options):
+    noise = np.random.default_rng(0).standard_normal(A.shape)
+    path = write(tmp_path / "a.h5", noise, **options)
+    damage(path, 20)
+    reader = WindowReader(fs.h5mmap(path, "x"), 2 * ROW)
+    for t in (0, 5, 10, 15):
+        np.testing.assert_array_equal(reader.read(t, t + 5, 0, 5), noise[t : t + 5, :5])
+    until(lambda: reader._ahead is not None)
+    for _ in range(2):
+        with pytest.raises(OSError, match=r"a\.h5: 'x'\[20:30, 0:5, 0:2\] cannot be read"):
+            reader.read(20, 25, 0, 5)
+    np.testing.assert_array_equal(reader.read(30, 35, 0, 5), noise[30:35, :5])
+    reader.close()
+
+
+def test_boxes_outside_are_refused(tmp_path):
+    reader = WindowReader(fs.h5mmap(write(tmp_path / "a.h5"), "x"))
+    for box in [(0, T + 1, 0, 1), (-1, 2, 0, 1), (0, 1, 0, N + 1), (3, 2, 0, 1)]:
+        with pytest.raises(IndexError, match="is not inside"):
+            reader.read(*box)
+    assert reader.read(3, 3, 0, 5).shape == (0, 5, F)
+    reader.close()
