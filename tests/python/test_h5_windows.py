@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastseq as fs
+from fastseq.errors import ReadError
 from fastseq.h5.windows import WindowReader
 
 T, N, F = 60, 12, 2
@@ -297,7 +298,7 @@ def test_damaged_chunks_are_errors_that_say_where(tmp_path, options):
         np.testing.assert_array_equal(reader.read(t, t + 5, 0, 5), noise[t : t + 5, :5])
     until(lambda: reader._ahead is not None)
     for _ in range(2):
-        with pytest.raises(OSError, match=r"a\.h5: 'x'\[20:30, 0:5, 0:2\] cannot be read"):
+        with pytest.raises(ReadError, match=r"a\.h5: 'x'\[20:30, 0:5, 0:2\] cannot be read"):
             reader.read(20, 25, 0, 5)
     np.testing.assert_array_equal(reader.read(30, 35, 0, 5), noise[30:35, :5])
     reader.close()

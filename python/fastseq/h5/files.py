@@ -34,7 +34,7 @@ def open_file(path: str, mode: str = "r") -> h5py.File:
         It is no HDF5 file, or is damaged.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(errno.ENOENT, "there is no such file", path)
+        raise FileNotFoundError(errno.ENOENT, "there is no file", path)
     try:
         return h5py.File(path, mode)
     except OSError as error:
@@ -70,11 +70,11 @@ def find_dataset(file: h5py.File, name: str) -> h5py.Dataset:
     """
     try:
         found = file.get(name)
+        there = "" if isinstance(found, h5py.Dataset) else ", ".join(_datasets(file)) or "none"
     except (OSError, RuntimeError, KeyError) as error:
-        raise ValueError(f"{name!r} in {file.filename} is damaged ({error})") from error
-    if not isinstance(found, h5py.Dataset):
+        raise ValueError(f"{file.filename} is damaged: {name!r} is not found ({error})") from error
+    if there:
         what = "is a group" if found is not None else "is not there"
-        there = ", ".join(_datasets(file)) or "none"
         raise ValueError(f"{name!r} {what} in {file.filename}; its datasets are: {there}")
     check_virtual(found)
     return found

@@ -11,6 +11,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from ..errors import ReadError
 from .files import SharedFile, shared_file
 from .types import stored_dtype
 
@@ -102,7 +103,7 @@ class LazyDataset:
 
         Raises
         ------
-        OSError
+        ReadError
             It cannot be read; the message names file, dataset and box.
         ValueError
             The dataset is not any more what it was when it was mapped.
@@ -116,7 +117,7 @@ class LazyDataset:
                 dataset.read_direct(target, self._selection())
             except (OSError, RuntimeError) as error:
                 box = ", ".join(f"{s.start}:{s.stop}" for s in self._selection())
-                raise OSError(
+                raise ReadError(
                     f"{self.path}: {self.name!r}[{box}] cannot be read; the file is damaged, or "
                     f"was changed while it was read ({error})"
                 ) from error

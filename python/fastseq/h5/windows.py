@@ -85,7 +85,7 @@ class WindowReader:
 
         Raises
         ------
-        OSError
+        ReadError
             They cannot be read; the message names file, dataset and box.
         ValueError
             The reader is closed, or the dataset is not any more what was mapped.
