@@ -140,7 +140,7 @@ def test_files_cut_short(tmp_path, monkeypatch):
         assert path.stat().st_size == end - 100
     with monkeypatch.context() as patch:
         path.write_bytes(original)
-        patch.setattr(os.path, "getsize", lambda path: end - 100)
+        patch.setattr(os.path, "getsize", lambda _: end - 100)
         text = rf"a\.h5 .*'x' of shape \(7, 4, 3\).* {end}, the file at byte {end - 100}"
         with pytest.raises(ValueError, match=text):
             fs.h5mmap(path, "x")
