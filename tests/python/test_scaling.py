@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fastseq as fs
+from fastseq.data.moments import Moments
+from fastseq.data.quantiles import Quantiles
 from fastseq.data.scaling import Affine, measure, scaling_from_state, scaling_state
-from fastseq.data.statistics import Moments, Quantiles
 from fastseq.export import DESCRIPTION, export_model
 from fastseq.parallel import Replicas
 from fastseq.scaled_model import ScaledModel
@@ -112,6 +113,16 @@ def test_moments_of_extreme_numbers(dtype, offset, deviation):
         assert (error <= 1e-6 * whole.std(0).astype(float)).all()
 
 
+def test_constant_features_have_no_deviation_however_many_samples():
+    values = np.array([0.1, 1e6 + 1 / 3, -1e-30, 1e30, 0])
+    for dtype in (np.float32, np.float64):
+        array = np.tile(values.astype(dtype), (200_001, 1, 1))
+        array[:50_000, :, 1] = np.nan
+        moments = streamed(Moments, array, seqsize=33_333)
+        np.testing.assert_array_equal(moments.mean, values.astype(dtype))
+        np.testing.assert_array_equal(moments.deviation(), 0)
+
+
 def test_moments_of_slow_drifts_and_long_pieces():
     rng = np.random.default_rng(0)
     drift = np.linspace(-1e5, 1e5, 30000)[:, None, None]
@@ -142,19 +153,29 @@ def test_quantiles_of_many_samples_are_close(order):
     }[order]()
     array = samples.reshape(-1, 3, 1)
     with_gaps = np.where(rng.random(array.shape) < 0.5, array, np.nan).astype(np.float32)
-    array = np.concatenate([array, with_gaps], 2)
-    quantiles = streamed(Quantiles, array, seqsize=20000)
+    both = np.concatenate([array, with_gaps], 2)
     fractions = [0.01, 0.25, 0.5, 0.75, 0.99]
-    found = quantiles.at(fractions)
-    for f, column in enumerate(expected(array, None)):
+    without, found = (streamed(Quantiles, a, seqsize=20000).at(fractions) for a in (array, both))
+    np.testing.assert_array_equal(without[:, 0], found[:, 0])  # whatever other features lack
+    for f, column in enumerate(expected(both, None)):
         errors = rank_errors(np.sort(column), found[:, f], fractions)
-        assert errors.max() < 1 / quantiles.points
+        assert errors.max() < 1 / Quantiles((2,)).points
 
 
 def test_quantiles_depend_on_the_samples_and_their_order_alone():
     array = np.random.default_rng(0).standard_normal((300_000, 1, 2))
     found = [streamed(Quantiles, array, None, seqsize).at([0.3]) for seqsize in (1000, 4567)]
     np.testing.assert_array_equal(*found)
+
+
+def test_quantiles_of_a_feature_that_begins_late():
+    rng = np.random.default_rng(0)
+    array = rng.standard_normal((400_000, 1, 2)).astype(np.float32)
+    array[rng.random(400_000) < 0.1] = np.nan
+    array[:300_000, :, 1] = np.nan
+    found = streamed(Quantiles, array, None, 10_000, 1).at([0.2, 0.5])
+    for f, column in enumerate(expected(array, None)):
+        assert rank_errors(np.sort(column), found[:, f], [0.2, 0.5]).max() < 1 / 4096
 
 
 def test_few_points_are_kept_of_many_samples():

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..parallel import Replicas
 from ..tree import Tree, tree_leaves, tree_map, tree_paths
-from .statistics import Moments, Quantiles
+from .moments import Moments
+from .quantiles import Quantiles
 
 __all__ = ["METHODS", "Affine", "measure", "scaling_from_state", "scaling_state"]
 
