@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 import fastseq as fs
 from fastseq.errors import ReadError
+from fastseq.h5 import LazyDataset
 from fastseq.h5.windows import WindowReader
 
 T, N, F = 60, 12, 2
@@ -83,22 +84,26 @@ def test_every_box_is_right_and_every_chunk_decoded_once_per_block(tmp_path_fact
     chunks = tuple(data.draw(st.integers(1, n), label="chunk") for n in shape)
     array = np.arange(np.prod(shape), dtype="f8").reshape(shape)
     write(path, array, chunks=chunks)
-    batchsize = data.draw(st.integers(1, shape[1]), label="batchsize")
-    seqsize = data.draw(st.integers(1, shape[0]), label="seqsize")
-    order = data.draw(st.permutations(blocks(*shape[:2], batchsize)), label="order")
+    shift = tuple(data.draw(st.integers(0, n - 1), label="view") for n in shape[:2])
+    view, expected = fs.h5mmap(path, "x")[shift[0] :, shift[1] :], array[shift[0] :, shift[1] :]
+    batchsize = data.draw(st.integers(1, len(expected[0])), label="batchsize")
+    seqsize = data.draw(st.integers(1, len(expected)), label="seqsize")
+    order = data.draw(st.permutations(blocks(*expected.shape[:2], batchsize)), label="order")
     row_bytes = batchsize * shape[2] * 8 * chunks[0]
-    reader = WindowReader(fs.h5mmap(path, "x"), data.draw(st.integers(1, 6)) * row_bytes)
+    reader = WindowReader(view, data.draw(st.integers(1, 6)) * row_bytes)
     if data.draw(st.booleans(), label="expected"):
         reader.expect(order)
     try:
         for block in order:
             for t0, t1, n0, n1 in boxes(block, seqsize):
                 read = reader.read(t0, t1, n0, n1)
-                np.testing.assert_array_equal(read, array[t0:t1, n0:n1])
+                np.testing.assert_array_equal(read, expected[t0:t1, n0:n1])
                 assert read.dtype == array.dtype
     finally:
         reader.close()
-    wanted = Counter(first for block in order for first in firsts(array, chunks, block))
+    by_t, by_n = shift
+    stored = [(a + by_t, b + by_t, c + by_n, d + by_n) for a, b, c, d in order]
+    wanted = Counter(first for block in stored for first in firsts(array, chunks, block))
     assert Counter(h5_filter.decoded) == wanted
 
 
@@ -274,6 +279,32 @@ def test_readers_go_on_after_fork_and_pickle(tmp_path):
             os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     np.testing.assert_array_equal(reader.read(4, 8, 0, 5), A[4:8, :5])
+    reader.close()
+
+
+def test_a_fork_in_the_middle_of_a_window(tmp_path, monkeypatch):
+    """In the child nobody fills what its parent's thread had begun to fill."""
+    reader = WindowReader(fs.h5mmap(write(tmp_path / "a.h5"), "x"), 2 * ROW)
+    go_on = threading.Event()
+    into = LazyDataset.read_into
+
+    def wait(self, out):
+        if threading.current_thread().name == "fastseq-h5":
+            assert go_on.wait(20)
+        into(self, out)
+
+    monkeypatch.setattr(LazyDataset, "read_into", wait)
+    reader.read(0, 10, 0, 5)
+    child = os.fork()
+    if child == 0:
+        try:
+            go_on.set()
+            os._exit(0 if np.array_equal(reader.read(10, 20, 0, 5), A[10:20, :5]) else 1)
+        finally:
+            os._exit(2)
+    go_on.set()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    np.testing.assert_array_equal(reader.read(10, 20, 0, 5), A[10:20, :5])
     reader.close()
 
 
