@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from .copying import create, fill
 from .joining import Contents, Joined, join, read_contents
-from .opening import replacing
+from .opening import damage, replacing
 
 __all__ = ["h5concat"]
 
@@ -195,8 +195,8 @@ def _create_virtual(file: h5py.File, whole: Joined, folder: str) -> None:
 
 def _keep(file: h5py.File, first: Contents, kept: Sequence[str]) -> None:
     """Copy groups, attributes and what is not joined from the first file."""
-    with h5py.File(first.path, "r") as source:
-        for name in kept:
+    for name in kept:
+        with damage("h5concat", first.path), h5py.File(first.path, "r") as source:
             if source[name].is_virtual:  # its paths would not hold elsewhere
                 file.create_dataset(name, data=source[name][()], dtype=source[name].dtype)
             else:
