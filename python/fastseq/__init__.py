@@ -12,6 +12,7 @@ from .errors import (
     FastseqError,
     MissingFeatureError,
     NonFiniteError,
+    ReadError,
     RemoteError,
 )
 from .estimator import Estimator
@@ -38,6 +39,7 @@ __all__ = [
     "History",
     "MissingFeatureError",
     "NonFiniteError",
+    "ReadError",
     "RemoteError",
     "Spec",
     "Stateful",

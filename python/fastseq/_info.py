@@ -68,4 +68,8 @@ def info(est: Estimator | None = None) -> dict[str, Any]:
 
 def _of_estimator(est: Estimator) -> dict[str, Any]:
     """Tell how `fit` runs, topic by topic."""
-    return {"optimizer": describe(est.optimizer), "recurrent layers": kernels(est.model)}
+    return {
+        "optimizer": describe(est.optimizer),
+        "recurrent layers": kernels(est.model),
+        "padding": f"{est.padding_:.1%} of the steps of the last fit",
+    }

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .data.sources import to_tensor
+from .data.opening import to_tensor
 from .tree import Tree, tree_map, tree_paths
 
 __all__ = ["choose_device", "input_dtype", "make_optimizer", "step_input"]

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import time
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from .arguments import choose_device, input_dtype, make_optimizer, step_input
 from .compiled import CompiledStateful, compile_chunks
 from .cuda_graph import GraphTrainer
-from .data.chunks import ChunkPlan
 from .data.sequences import Sequences
 from .distributed import communicator
 from .export import check_path, export_model
+from .fitting import Fit, chunk_plan
 from .history import History
 from .parallel import Replicas
-from .prediction import Predictor
-from .progress import Progress
+from .predicting import Predictor
+from .scaling import Scaling
 from .spec import Spec, check_count
 from .stateful import Stateful, in_mode, is_bidirectional
 from .training import Trainer, evaluate, to_device
@@ -77,6 +76,10 @@ class Estimator:
     ----------
     history_
         What `fit` did: a `History`.
+    scaling_
+        How inputs and targets are scaled: a `Scaling`; None: not, or not measured yet.
+    padding_
+        Which part of all steps that the last `fit` went through lies behind the ends of sequences.
 
     Raises
     ------
@@ -133,15 +136,27 @@ class Estimator:
                 stacklevel=2,
             )
         graphs = compile and self.device.type == "cuda"
+        self._compiles = compile
         self._trainer = GraphTrainer if graphs else Trainer
         self._loss = compile_chunks(model, loss) if compile and not graphs else loss
         stateful = CompiledStateful(model) if compile and not graphs else Stateful(model)
         self._predictor = Predictor(stateful, self.device, self._replicas)
         self._drawn_seed: int | None = seed
         self._example: Tree = None
+        self._squeezed = False
+        self.scaling_: Scaling | None = None
+        self.padding_ = 0.0
 
     def fit(
-        self, x: Any, y: Any, w: Any = None, *, mask: Any = None, epochs: int | None = None
+        self,
+        x: Any,
+        y: Any = None,
+        w: Any = None,
+        *,
+        mask: Any = None,
+        lengths: Any = None,
+        validation: Any = None,
+        epochs: int | None = None,
     ) -> Estimator:
         """Train for some epochs, from the current weights on.
 
@@ -149,15 +164,26 @@ class Estimator:
         ----------
         x
             Inputs ``(T, N, F)``: array, tensor, memory map, HDF5 dataset, anything with ``shape``,
-            ``dtype`` and slicing; or a tuple or dict of them, which the model gets as such.
-            Integers and booleans are converted to the model's dtype.
+            ``dtype`` and slicing; or a tuple or dict of them, which the model gets as such. In a
+            tuple or dict, inputs ``(N, F)`` go with every step, inputs ``(T, F)`` with every
+            sequence. Sequences of different lengths: a list of ``(T_i, F)``, an `h5py.Group` of
+            such datasets, or a `torch.utils.data.Dataset` of ``(x_i, y_i)``; they are visited by
+            length. Integers and booleans are converted to the model's dtype.
         y
-            Targets ``(T, N, K)``, likewise; integers stay integers.
+            Targets ``(T, N, K)``, likewise, or ``(T, N)`` for K = 1; integers stay integers.
         w
             Weights of samples, ``(N,)``, ``(T, N)`` or ``(T, N, 1)``, not negative.
         mask
             Which samples count, ``(T, N)`` or ``(T, N, 1)``; the others add nothing to loss and
             gradient, and the model gets 0 in their place.
+        lengths
+            How many steps each sequence has, ``(N,)``; those behind do not count.
+        validation
+            What the loss is computed on after each epoch: other data, ``(x, y)`` or ``(x, y, w)``,
+            or a part of these, which is not trained on: the last sequences (``0.2``: a fifth;
+            ``12``: so many), or the last steps of all (``{"time": 0.2}``, ``{"time": 500}``). The
+            latter go on from the states in which the training part ended in this epoch, or from
+            the end of a warm-up (``{"time": 500, "warmup": 50}``).
         epochs
             Instead of ``spec.epochs``.
 
@@ -171,33 +197,30 @@ class Estimator:
         ValueError, TypeError
             The data are not what they should be; nothing has been changed then.
         NonFiniteError
-            The loss became NaN or infinite.
+            The data hold NaN or infinities (see ``spec.nan``), or the loss became so.
+        ReadError
+            A file could not be read; the message names it, and the slice.
         RemoteError
             Another rank failed; the message is its.
         """
         count = self.spec.epochs if epochs is None else epochs
         with self._replicas.together():
             check_count("epochs", count)
-            if y is None:
+            if y is None and not isinstance(x, Dataset):
                 raise TypeError("fit needs targets y, got None")
-            data = self._open(x, y, w, mask)
-            self._agree(data, count)
-            plan = self._plan(data)
-            trainer = self._trainer(
-                self.model, self._loss, self.optimizer, self.spec, self.device, self._replicas
-            )
-            shown = self.progress and self._replicas.first
-            bar = Progress(count * len(plan), shown=shown)
-            with trainer, in_mode(self.model, training=True), bar as progress:
-                for _ in range(count):
-                    self._run_epoch(trainer, data, plan, progress)
+            data = self._open(x, y, w, mask, lengths)
+            if data.y is None:
+                raise TypeError("fit needs targets: items of the dataset must be (x, y)")
+            Fit(self, data, validation).run(count)
         return self
 
-    def partial_fit(self, x: Any, y: Any, w: Any = None, *, mask: Any = None) -> Estimator:
+    def partial_fit(
+        self, x: Any, y: Any = None, w: Any = None, *, mask: Any = None, lengths: Any = None
+    ) -> Estimator:
         """Train for one epoch, from the current weights on; see `fit`."""
-        return self.fit(x, y, w, mask=mask, epochs=1)
+        return self.fit(x, y, w, mask=mask, lengths=lengths, epochs=1)
 
-    def predict(self, x: Any, *, out: Any = None, reset: bool = True) -> Any:
+    def predict(self, x: Any, *, lengths: Any = None, out: Any = None, reset: bool = True) -> Any:
         """Run the model over whole series, in evaluation mode, without gradients.
 
         The result does not depend on ``batchsize`` and ``seqsize``, beyond rounding. With several
@@ -205,18 +228,20 @@ class Estimator:
 
         Parameters
         ----------
-        x
-            Inputs ``(T, N, F)``, as in `fit`.
+        x, lengths
+            Inputs ``(T, N, F)``, as in `fit`. Outputs behind a sequence's end are NaN.
         out
             Where to write: an array, memory map, tensor or HDF5 dataset ``(T, N, K)``, or a tuple
-            or dict of them, as the model returns. None: new arrays.
+            or dict of them, as the model returns. None: new arrays. With several ranks, files are
+            written by all ranks if they hold the dataset in one piece, else by rank 0.
         reset
             Start with a fresh state; False: go on where the last `predict` or `step` stopped.
 
         Returns
         -------
         numpy.ndarray, or `out`
-            Outputs ``(T, N, K)``, in the model's structure.
+            Outputs ``(T, N, K)``, in the model's structure; ``(T, N)`` if `fit` got such targets;
+            a list of ``(T_i, K)`` if `x` is a list.
 
         Raises
         ------
@@ -224,10 +249,14 @@ class Estimator:
             `x` or `out` are not what they should be; nothing has been written then.
         """
         with self._replicas.together():
-            data = self._open(x)
+            data = self._open(x, None, None, None, lengths)
+            self._scale(data)
             if reset:
                 self.reset_state()
-            return self._predictor.predict(data, self.spec, out)
+            return self._predictor.predict(
+                data, self.spec, out,
+                squeeze=self._squeezed, undo=self._undo, progress=self.progress,
+            )  # fmt: skip
 
     def step(self, x: Any) -> Tree:
         """Predict the next time step of all sequences: for series that are still going on.
@@ -253,13 +282,19 @@ class Estimator:
         torch.Size([8, 2])
         """
         xs = step_input(x, input_dtype(self.model))
-        return self._predictor.step(to_device(xs, self.device))
+        if self.scaling_ is not None:
+            xs = self.scaling_.apply(xs)
+        xs = to_device(xs, self.device)
+        return self._predictor.step(xs, squeeze=self._squeezed, undo=self._undo)
 
-    def evaluate(self, x: Any, y: Any, w: Any = None, *, mask: Any = None) -> float:
+    def evaluate(
+        self, x: Any, y: Any = None, w: Any = None, *, mask: Any = None, lengths: Any = None
+    ) -> float:
         """Return the mean loss over all samples of all ranks, in evaluation mode; see `fit`."""
         with self._replicas.together():
-            data = self._open(x, y, w, mask)
-            chunks = self._plan(data).chunks()
+            data = self._open(x, y, w, mask, lengths)
+            self._scale(data)
+            chunks = chunk_plan(data, self.spec, self._replicas).chunks()
             with in_mode(self.model, training=False):
                 return evaluate(self.model, self._loss, data, chunks, self.device, self._replicas)
 
@@ -316,7 +351,7 @@ class Estimator:
             if self._example is None:
                 raise ValueError("export needs an example x, for there was no fit or predict yet")
             if self._replicas.first:
-                export_model(self.model, self._example, target)
+                export_model(self.model, self._example, target, self.scaling_)
 
     def get_state(self) -> Tree:
         """Return a copy of the state after the last `predict` or `step`; None if fresh."""
@@ -330,65 +365,25 @@ class Estimator:
         """Make the next `step` start new series."""
         self._predictor.state = None
 
-    def _open(self, x: Any, y: Any = None, w: Any = None, mask: Any = None) -> Sequences:
-        data = Sequences(x, y, w, mask, dtype=input_dtype(self.model))
+    def _open(
+        self, x: Any, y: Any = None, w: Any = None, mask: Any = None, lengths: Any = None
+    ) -> Sequences:
+        data = Sequences(
+            x, y, w, mask, lengths, dtype=input_dtype(self.model), nan=self.spec.nan,
+            device=self.device, strict=y is not None,  # predictions may go into the same file
+        )  # fmt: skip
         self._example = tree_map(
             lambda s: torch.zeros(1, 1, *s.shape[2:], dtype=data.dtype, device=self.device), data.x
         )
         return data
 
-    def _plan(self, data: Sequences) -> ChunkPlan:
-        return ChunkPlan(
-            steps=data.steps,
-            sequences=data.count,
-            batchsize=self.spec.batchsize,
-            seqsize=self.spec.seqsize,
-            rank=self._replicas.comm.rank,
-            size=self._replicas.comm.size,
-            by_time=self.spec.shard == "time",
-        )
+    @property
+    def _undo(self) -> Tree:
+        return None if self.scaling_ is None else self.scaling_.undo
 
-    def _agree(self, data: Sequences, epochs: int) -> None:
-        """Make sure that all ranks are about to make the same steps."""
-        shape = f"data of {data.steps} steps and {data.count} sequences"
-        self._replicas.comm.agree("the run", f"{shape}\n{epochs} epochs\n{self.spec}")
-        if self._drawn_seed is None:
-            self._drawn_seed = int(torch.randint(2**62, ()).item())
-        self._drawn_seed = self._replicas.same_number(self._drawn_seed)
-
-    def _run_epoch(
-        self, trainer: Trainer, data: Sequences, plan: ChunkPlan, progress: Progress
-    ) -> None:
-        number = len(self.history_) + 1
-        assert self._drawn_seed is not None
-        # Seeded by epoch, so that an epoch is the same whether or not the run was interrupted.
-        seed = self._drawn_seed + number
-        order = None
-        if self.spec.shuffle:
-            generator = torch.Generator().manual_seed(seed)
-            order = torch.randperm(plan.blocks, generator=generator).tolist()
-        progress.epoch(number)
-        begin = time.perf_counter()
-        with self._seeded(seed):
-            loss = trainer.run(data, plan.chunks(order), f"epoch {number}", progress)
-        seconds = time.perf_counter() - begin
-        self.history_.append(
-            {
-                "epoch": number,
-                "loss": loss,
-                "lr": float(self.optimizer.param_groups[0]["lr"]),
-                "steps": len(plan),
-                "seconds": seconds,
-                "steps_per_second": len(plan) / seconds,
-            }
-        )
-
-    @contextlib.contextmanager
-    def _seeded(self, seed: int) -> Any:
-        """Seed dropout, differently on every rank; leave the user's own generator alone."""
-        if self.seed is None and self._replicas.alone:
-            yield  # as in a plain loop: torch's global generator, seeded by the user or not
-            return
-        with torch.random.fork_rng():
-            torch.manual_seed((seed * 1_000_003 + self._replicas.comm.rank) % 2**63)
-            yield
+    def _scale(self, data: Sequences) -> None:
+        """Scale data as those of `fit` were."""
+        if self.scaling_ is not None:
+            data.scaled(self.scaling_.x, self.scaling_.y if data.y is not None else None)
+        elif self.spec.scale_x is not None or self.spec.scale_y is not None:
+            raise ValueError("how to scale is measured by fit, which has not been called yet")

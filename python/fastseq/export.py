@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from .nn.recurrent import kernels
+from .scaling import Scaling
 from .stateful import batch_dims, in_mode, is_bidirectional, takes_state
 from .substitutes import Substitutes
 from .tree import Tree, tree_leaves, tree_map, tree_paths
@@ -38,7 +39,7 @@ def check_path(path: Any) -> Path:
     return target
 
 
-def export_model(model: nn.Module, x: Tree, path: Path) -> None:
+def export_model(model: nn.Module, x: Tree, path: Path, scaling: Scaling | None = None) -> None:
     """Write `model`, in evaluation mode, as a program of `torch.export`; see `Estimator.export`.
 
     Parameters
@@ -49,6 +50,8 @@ def export_model(model: nn.Module, x: Tree, path: Path) -> None:
         One step of one sequence, ``(1, 1, F)``, in the structure of the model's inputs.
     path
         The file. It is complete, or as it was before.
+    scaling
+        What the program does to inputs first, and undoes on outputs.
 
     Raises
     ------
@@ -60,8 +63,10 @@ def export_model(model: nn.Module, x: Tree, path: Path) -> None:
         _constant(model), Substitutes(model),
     ):  # fmt: skip
         x = tree_map(lambda a: torch.rand_like(a.expand(_STEPS, _COUNT, *a.shape[2:])), x)
+        if scaling is not None:
+            model, x = scaling.wrap(model).eval(), scaling.raw(x)
         # What looks at later steps takes whole series, and has no state to go on from.
-        first = None if is_bidirectional(model) else _first_state(model, x)
+        first = None if is_bidirectional(model) else first_state(model, x)
         dims = [] if first is None else tree_leaves(batch_dims(model, x))
         program = _trace(_Program(model, x, first), x, first, dims)
         states = [
@@ -123,7 +128,7 @@ def _trace(program: _Program, x: Tree, first: Tree, dims: list[int]) -> Exported
         ) from error
 
 
-def _first_state(model: nn.Module, x: Tree) -> Tree:
+def first_state(model: nn.Module, x: Tree) -> Tree:
     """Find the state that stands for none: zeros, or what a chunk without steps leaves behind.
 
     Returns

@@ -14,7 +14,7 @@ __all__ = ["History"]
 
 class History(Sequence[dict[str, Any]]):
     """One dict per epoch: ``epoch`` (from 1), ``loss`` (mean over all samples of all ranks),
-    ``lr``, ``steps``, ``seconds``, ``steps_per_second``.
+    ``lr``, ``steps``, ``seconds``, ``steps_per_second``; with validation, ``validation_loss``.
 
     Examples
     --------
@@ -52,7 +52,7 @@ class History(Sequence[dict[str, Any]]):
         return pd.DataFrame(self._rows)
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw the loss over the epochs (needs matplotlib).
+        """Draw the losses over the epochs (needs matplotlib).
 
         Parameters
         ----------
@@ -69,9 +69,14 @@ class History(Sequence[dict[str, Any]]):
 
         if ax is None:
             ax = Figure(figsize=(7, 4), layout="constrained").add_subplot()
-        epochs = [row["epoch"] for row in self._rows]
-        losses = [row["loss"] for row in self._rows]
-        ax.plot(epochs, losses, marker="o" if len(epochs) <= 40 else None, ms=4, label="training")
+        losses: list[float] = []
+        for key, label in (("loss", "training"), ("validation_loss", "validation")):
+            rows = [row for row in self._rows if key in row]
+            if rows or key == "loss":
+                values = [row[key] for row in rows]
+                marker = "o" if len(rows) <= 40 else None
+                ax.plot([row["epoch"] for row in rows], values, marker=marker, ms=4, label=label)
+                losses += values
         if losses and 0 < 10 * min(losses) < max(losses):
             ax.set_yscale("log")
         ax.set(xlabel="epoch", ylabel="loss (mean over samples)", title="Training history")

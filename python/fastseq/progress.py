@@ -1,4 +1,4 @@
-"""A progress bar over all steps of a run: epoch, loss, steps per second, time left."""
+"""A progress bar over all steps of a run: loss or label, steps per second, time left."""
 
 from __future__ import annotations
 
@@ -22,10 +22,18 @@ class Progress:
         Steps of the whole run.
     shown
         Draw nothing if false.
+    label
+        What stands before the bar until `epoch` says otherwise.
+    delay
+        Draw nothing of runs that take fewer seconds.
     """
 
-    def __init__(self, total: int, *, shown: bool) -> None:
-        self._bar = tqdm(total=total, unit="step", dynamic_ncols=True) if shown else None
+    def __init__(self, total: int, *, shown: bool, label: str = "", delay: float = 0.0) -> None:
+        self._bar = None
+        if shown:
+            self._bar = tqdm(
+                total=total, unit="step", desc=label or None, delay=delay, dynamic_ncols=True
+            )
         self._done = 0
         self._loss = math.nan
         self._drawn = time.monotonic()
@@ -40,8 +48,7 @@ class Progress:
         tb: TracebackType | None,
     ) -> None:
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {self._loss:.4g}", refresh=False)
-            self._bar.update(self._done)
+            self._draw()
             self._bar.close()
 
     def epoch(self, number: int) -> None:
@@ -49,15 +56,21 @@ class Progress:
         if self._bar is not None:
             self._bar.set_description(f"epoch {number}", refresh=False)
 
-    def step(self, loss: float) -> None:
+    def step(self, loss: float | None = None) -> None:
         """Count a step; redraw if the last time is a while ago."""
         if self._bar is None:
             return
         self._done += 1
-        self._loss = loss
+        if loss is not None:
+            self._loss = loss
         now = time.monotonic()
         if now - self._drawn >= _REDRAW_SECONDS:
             self._drawn = now
-            self._bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
-            self._bar.update(self._done)
-            self._done = 0
+            self._draw()
+
+    def _draw(self) -> None:
+        assert self._bar is not None
+        if not math.isnan(self._loss):
+            self._bar.set_postfix_str(f"loss {self._loss:.4g}", refresh=False)
+        self._bar.update(self._done)
+        self._done = 0

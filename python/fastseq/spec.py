@@ -31,6 +31,16 @@ class Spec:
     shard
         What ranks split among them: ``"sequences"``, or ``"time"`` for few long series (every
         rank then starts its part of the series with a fresh state).
+    fold
+        Cut every series into so many segments of equal length, which are trained as sequences of
+        their own: for few long series. What is left over at their ends is not trained on.
+    nan
+        What to do with NaN and infinities in inputs and targets that count: ``"raise"``, naming
+        the first place; ``"mask"``: leave the sample out, with 0 in its place; or ``"keep"``.
+    scale_x, scale_y
+        How to scale inputs and targets, feature by feature: ``"standard"`` (by mean and standard
+        deviation), ``"robust"`` (by median and quartiles), or None. Measured on the training part,
+        when `fit` is first called; undone on what `predict` returns.
 
     Raises
     ------
@@ -52,16 +62,25 @@ class Spec:
     clip_norm: float | None = None
     clip_value: float | None = None
     shard: str = "sequences"
+    fold: int = 1
+    nan: str = "raise"
+    scale_x: str | None = None
+    scale_y: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batchsize", "seqsize"):
+        for name in ("epochs", "batchsize", "seqsize", "fold"):
             check_count(f"spec.{name}", getattr(self, name))
         for name in ("clip_norm", "clip_value"):
             limit = getattr(self, name)
             if limit is not None and not limit > 0:
                 raise ValueError(f"spec.{name} must be positive or None, got {limit!r}")
-        if self.shard not in ("sequences", "time"):
-            raise ValueError(f'spec.shard must be "sequences" or "time", got {self.shard!r}')
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                choices = [f'"{one}"' if one else "None" for one in allowed]
+                raise ValueError(
+                    f"spec.{name} must be {', '.join(choices[:-1])} or {choices[-1]}, "
+                    f"got {getattr(self, name)!r}"
+                )
 
     @classmethod
     def of(cls, spec: Any) -> Spec:
@@ -87,6 +106,14 @@ class Spec:
                 f"spec needs epochs, batchsize and seqsize, but has no {', '.join(missing)}"
             )
         return cls(**values)
+
+
+_CHOICES: dict[str, tuple[str | None, ...]] = {
+    "shard": ("sequences", "time"),
+    "nan": ("raise", "mask", "keep"),
+    "scale_x": ("standard", "robust", None),
+    "scale_y": ("standard", "robust", None),
+}
 
 
 def check_count(name: str, value: Any) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .tree import Tree, tree_leaves, tree_map
 
-__all__ = ["Stateful", "batch_dims", "in_mode", "is_bidirectional", "takes_state"]
+__all__ = ["Stateful", "batch_dims", "in_mode", "is_bidirectional", "takes_lengths", "takes_state"]
 
 
 def takes_state(module: nn.Module) -> bool:
@@ -72,6 +72,17 @@ def _forward_takes_state(kind: type[nn.Module]) -> bool:
     return takes
 
 
+def takes_lengths(module: nn.Module) -> bool:
+    """Whether the ``forward`` of `module` has a parameter ``lengths``."""
+    kind = type(module)
+    if kind not in _TAKES_LENGTHS:
+        _TAKES_LENGTHS[kind] = "lengths" in inspect.signature(kind.forward).parameters
+    return _TAKES_LENGTHS[kind]
+
+
+_TAKES_LENGTHS: dict[type[nn.Module], bool] = {}
+
+
 @contextmanager
 def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
     """Put a model into training or evaluation mode; afterwards every module has its own again."""
@@ -99,7 +110,14 @@ class Stateful:
     ----------
     module
         A model with ``forward(x)`` or ``forward(x, state) -> (y, state)``. It gets None as its
-        first state; a state may be a tensor or nested tuples, lists and dicts of them.
+        first state; a state may be a tensor or nested tuples, lists and dicts of them. If
+        ``forward`` has a parameter ``lengths``, it is told there how many steps each sequence has,
+        ``(B,)``, in chunks in which one ends.
+
+    Attributes
+    ----------
+    lengths
+        How many steps each sequence has from here on; None: as many as there come.
 
     Examples
     --------
@@ -113,6 +131,7 @@ class Stateful:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.state: Tree = None
+        self.lengths: Tensor | None = None
         if isinstance(module, nn.Sequential):
             stateful = [type(layer).__name__ for layer in module if takes_state(layer)]
             if stateful and type(module).forward is nn.Sequential.forward:
@@ -127,12 +146,24 @@ class Stateful:
         single = x.dim() == 2 if isinstance(x, Tensor) else _is_step(x)
         if single:
             x = x.unsqueeze(0) if isinstance(x, Tensor) else tree_map(lambda a: a.unsqueeze(0), x)
-        if self._takes_state:
+        if self.lengths is not None:
+            y = self._run_to_lengths(x, self.lengths)
+        elif self._takes_state:
             y, self.state = self.module(x, self.state)
         else:
             y = self.module(x)
         if single:
             y = y.squeeze(0) if isinstance(y, Tensor) else tree_map(lambda a: a.squeeze(0), y)
+        return y
+
+    def _run_to_lengths(self, x: Tree, lengths: Tensor) -> Tree:
+        """Run on a chunk of which each sequence has some steps, if the model wants to know."""
+        steps = (x if isinstance(x, Tensor) else tree_leaves(x)[0]).shape[0]
+        more = {"lengths": lengths.clamp(0, steps)} if takes_lengths(self.module) else {}
+        self.lengths = lengths - steps
+        if not self._takes_state:
+            return self.module(x, **more)
+        y, self.state = self.module(x, self.state, **more)
         return y
 
     def __getattr__(self, name: str) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ def to_device(tree: Tree, device: torch.device) -> Tree:
 
 def chunk_loss(loss: Callable[..., Tensor], m: Stateful, batch: Batch) -> Tensor:
     """Call the user's loss on a chunk, with weights if there are any."""
-    xs, ys, ws = batch
+    xs, ys, ws, m.lengths = batch
     value = loss(m, xs, ys) if ws is None else loss(m, xs, ys, ws)
     if not isinstance(value, Tensor) or value.numel() != 1:
         what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -131,6 +132,11 @@ class Trainer:
         Where the model is.
     replicas
         The ranks to average over.
+
+    Attributes
+    ----------
+    ends
+        If it is a dict: where each block's last state goes.
     """
 
     def __init__(
@@ -153,6 +159,7 @@ class Trainer:
         self._replicas = replicas
         self._model = model
         self._buckets: Bucketizer | None = None
+        self.ends: dict[int, Tree] | None = None
 
     def __enter__(self) -> Trainer:
         if not self._replicas.alone:
@@ -182,6 +189,8 @@ class Trainer:
             if chunk.index == 0:
                 self._stateful.reset_state()
             self._step(chunk, batch, losses)
+            if self.ends is not None and chunk.t1 == data.steps:
+                self.ends[chunk.block] = self._stateful.get_state()
             progress.step(losses.last)
         return losses.mean
 
@@ -227,19 +236,47 @@ def evaluate(
     chunks: Iterable[Chunk],
     device: torch.device,
     replicas: Replicas,
+    *,
+    states: dict[int, Tree] | None = None,
+    warmup: int = 0,
 ) -> float:
-    """Return the mean loss over `chunks` without training; the model is in evaluation mode."""
+    """Return the mean loss over `chunks` without training; the model is in evaluation mode.
+
+    Parameters
+    ----------
+    model, loss, data, chunks, device, replicas
+        What, on what, where.
+    states
+        The state in which each block starts; None: a fresh one.
+    warmup
+        How many steps at the begin of each block only bring the model into its state.
+    """
     stateful = Stateful(model)
     total = weights = 0.0
     with torch.no_grad():
-        for chunk, batch in data.batches(chunks):
+        for chunk, batch in data.batches(_divided(chunks, warmup)):
             if chunk.index == 0:
-                stateful.reset_state()
+                stateful.set_state(None if states is None else states.get(chunk.block))
+            if batch is None:
+                continue
+            batch = to_device(batch, device)
+            if chunk.t1 <= warmup:
+                stateful.lengths = batch.lengths
+                stateful(batch.xs)
+                continue
             weight = chunk_weight(chunk, batch)
-            if batch is not None:
-                value: Any = chunk_loss(loss, stateful, to_device(batch, device))
-                if weight:
-                    total += weight * float(value)
-                    weights += weight
+            value: Any = chunk_loss(loss, stateful, batch)
+            if weight:
+                total += weight * float(value)
+                weights += weight
     mean, weights = replicas.mean_loss(total / weights if weights else 0.0, weights)
     return mean if weights else math.nan
+
+
+def _divided(chunks: Iterable[Chunk], step: int) -> Iterator[Chunk]:
+    """Divide chunks in which `step` lies there."""
+    for chunk in chunks:
+        if chunk.t0 < step < chunk.t1:
+            yield dataclasses.replace(chunk, t1=step)
+            chunk = dataclasses.replace(chunk, t0=step, index=max(chunk.index, 1))  # goes on
+        yield chunk

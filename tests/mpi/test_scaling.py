@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastseq.data.scaling import measure, scaling_state
+from fastseq.data import scaling as scalings
+from fastseq.data.scaling import scaling_state
 from fastseq.parallel import Replicas
 from fastseq.tree import tree_leaves
 
@@ -15,6 +16,11 @@ def share(comm, array, skew):
     """A part of `array` (T, N, …) for each rank; with `skew`, nothing for the last of several."""
     ranks = max(comm.size - skew, 1)
     return array[:, comm.rank :: ranks] if comm.rank < ranks else array[:, :0]
+
+
+def measure(method, batches, structure, comm):
+    named = (({"x": tree}, counts) for tree, counts in batches)
+    return scalings.measure({"x": method}, named, {"x": structure}, Replicas(comm))["x"]
 
 
 def assert_identical_on_all_ranks(comm, scaling):
@@ -39,7 +45,7 @@ def test_measured_over_all_ranks(comm, method, skew):
     ]
     if not mine[0].numel():
         batches = []
-    scaling = measure(method, batches, (mine[0][:0], mine[1][:0]), Replicas(comm))
+    scaling = measure(method, batches, (mine[0][:0], mine[1][:0]), comm)
     assert_identical_on_all_ranks(comm, scaling)
     for affine, array in zip(scaling, (a, b), strict=True):
         flat = array[keep].astype(float)
@@ -55,8 +61,8 @@ def test_measured_over_all_ranks(comm, method, skew):
 def test_quantiles_of_many_samples(comm):
     whole = np.random.default_rng(0).standard_normal((300_000, 4, 1)).astype(np.float32)
     mine = torch.from_numpy(share(comm, whole, 0).copy())
-    scaling = measure("robust", [(mine, None)], mine[:0], Replicas(comm))
-    again = measure("robust", [(mine, None)], mine[:0], Replicas(comm))
+    scaling = measure("robust", [(mine, None)], mine[:0], comm)
+    again = measure("robust", [(mine, None)], mine[:0], comm)
     assert torch.equal(scaling.center, again.center)
     assert_identical_on_all_ranks(comm, scaling)
     ordered = np.sort(whole.reshape(-1))
@@ -69,5 +75,5 @@ def test_a_feature_without_values_is_an_error_on_all_ranks(comm):
     x = torch.full((5, 2, 2), torch.nan)
     x[..., 0] = 1
     with pytest.raises(ValueError, match="feature 1 has no finite center"):
-        measure("standard", [(x, None)], x, Replicas(comm))
+        measure("standard", [(x, None)], x, comm)
     comm.barrier()

@@ -76,6 +76,7 @@ def imported(path: Path) -> set[str]:
     [
         ("fastseq._C", {"native.py"}),
         ("fastseq._cuda", {"native.py"}),
+        ("fastseq._reader", {"native.py"}),
         ("fastseq._comm", {"comm.py"}),
         ("fastseq._mpi", {"comm.py"}),
     ],

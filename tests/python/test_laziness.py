@@ -11,7 +11,8 @@ from models import adamw, chain
 from torch.nn.functional import mse_loss
 
 import fastseq as fs
-from fastseq.data.reader import read_ahead
+from fastseq.data.chunks import ChunkPlan
+from fastseq.data.sequences import Sequences
 
 T, N = 20, 6
 
@@ -77,37 +78,57 @@ def test_predict_reads_every_slice_once():
     assert len(slices) == len(set(slices)) == 6
 
 
+class Slow:
+    """An array-like that tells who reads it, and when."""
+
+    shape, dtype = (5, 2, 1), np.dtype("f4")
+
+    def __init__(self, fails_at=None):
+        self.loaded = []
+        self.fails_at = fails_at
+        self.second = threading.Event()
+
+    def __getitem__(self, index):
+        t = index[0].start
+        self.loaded.append((t, threading.current_thread().name))
+        if t == 1:
+            self.second.set()
+        if t == self.fails_at:
+            raise RuntimeError("disk on fire")
+        return np.full((1, 2, 1), t, "f4")
+
+
+def chunks_of(array):
+    data = Sequences(array, dtype=torch.float32)
+    return data.batches(ChunkPlan(5, 2, 2, 1).chunks())
+
+
+def readers():
+    return [t for t in threading.enumerate() if t.name.startswith("fastseq-reader")]
+
+
 def test_reading_is_one_ahead_in_another_thread():
-    loaded = []
-    second = threading.Event()
-
-    def load(item):
-        loaded.append((item, threading.current_thread().name))
-        if item == 1:
-            second.set()
-        return item * item
-
-    ahead = read_ahead(load, iter(range(5)))
-    assert next(ahead) == (0, 0)
-    assert second.wait(10), "the next item is not loaded until it is asked for"
-    assert next(ahead) == (1, 1)
-    assert [item for item, _ in loaded[:2]] == [0, 1]
-    assert len(loaded) <= 3
-    assert all(name.startswith("fastseq-reader") for _, name in loaded)
+    array = Slow()
+    ahead = chunks_of(array)
+    assert next(ahead)[1].xs.tolist() == [[[0], [0]]]
+    assert array.second.wait(10), "the next chunk is not read until it is asked for"
+    assert next(ahead)[1].xs.tolist() == [[[1], [1]]]
+    assert [t for t, _ in array.loaded[:2]] == [0, 1]
+    assert len(array.loaded) <= 3
+    assert all(name.startswith("fastseq-reader") for _, name in array.loaded)
     ahead.close()
-    assert not [t for t in threading.enumerate() if t.name.startswith("fastseq-reader")]
+    assert not readers()
 
 
 def test_errors_of_the_reader_arrive_when_their_chunk_is_due():
-    def load(item):
-        if item == 2:
-            raise OSError("disk on fire")
-        return item
-
     seen = []
-    with pytest.raises(OSError, match="disk on fire"):
-        seen.extend(item for item, _ in read_ahead(load, range(4)))
-    assert not [t for t in threading.enumerate() if t.name.startswith("fastseq-reader")]
+    with pytest.raises(
+        fs.ReadError, match=r"x could not be read at steps 2 to 3.*on fire"
+    ) as found:
+        seen.extend(chunk.t0 for chunk, _ in chunks_of(Slow(fails_at=2)))
+    assert seen == [0, 1]
+    assert isinstance(found.value.__cause__, RuntimeError)
+    assert not readers()
 
 
 def test_the_callers_arrays_are_never_changed():

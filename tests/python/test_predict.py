@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import copy
+import io
+import sys
+import time
 
 import h5py
 import numpy as np
@@ -168,3 +171,213 @@ def test_a_model_that_loses_the_time_axis_is_refused():
 
     with pytest.raises(ValueError, match=r"must be \(time, sequences, features\)"):
         estimator(nn.Sequential(nn.Linear(3, 1), Last())).predict(X)
+
+
+class Plain(nn.Module):
+    """Has a parameter, for there must be something to train."""
+
+    def __init__(self):
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+
+
+class Learnt(nn.Module):
+    """Starts from a state that it has learnt."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.first = nn.GRU(3, 2), nn.Parameter(torch.randn(1, 1, 2))
+
+    def forward(self, x, state=None):
+        h = self.first.expand(1, x.shape[1], 2).contiguous() if state is None else state
+        return self.rnn(x, h)
+
+
+class LooksAhead(Plain):
+    """No recurrent layer, but its outputs depend on all steps that it is given."""
+
+    def forward(self, x):
+        return x - x.mean(0)
+
+
+LENGTHS = np.array([23, 5, 0, 12, 5, 1, 23, 10, 9, 11, 0])
+UNEQUAL = {
+    **MODELS,
+    "two layers": lambda: fs.nn.Chain(nn.GRU(3, 3), nn.RNN(3, 2)),
+    "learnt": Learnt,
+}
+
+
+def alone(model, sequence, x=X):
+    """Run the steps of one sequence that count, all by itself."""
+    return whole(model, x[: LENGTHS[sequence], sequence : sequence + 1])[:, 0].numpy()
+
+
+@pytest.mark.parametrize("name", UNEQUAL)
+@pytest.mark.parametrize(("batchsize", "seqsize"), [(1, 1), (4, 5), (N, T), (7, 3), (N, 10)])
+def test_steps_past_the_end_do_not_count(name, batchsize, seqsize):
+    model = UNEQUAL[name]()
+    x = X.clone()
+    for n, length in enumerate(LENGTHS):
+        x[length:, n] = torch.nan
+    est = estimator(model, batchsize, seqsize)
+    got = est.predict(x, lengths=LENGTHS)
+    lists = estimator(model, batchsize, seqsize)
+    ragged = lists.predict([x[:length, n] for n, length in enumerate(LENGTHS)])
+    for n, length in enumerate(LENGTHS):
+        assert np.isnan(got[length:, n]).all()
+        assert ragged[n].shape == (length, got.shape[2])
+        if length:
+            np.testing.assert_allclose(got[:length, n], alone(model, n), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(ragged[n], got[:length, n], rtol=1e-5, atol=1e-6)
+    # Both go on where each sequence has ended.
+    more = est.predict(X[:4], reset=False)
+    np.testing.assert_allclose(more, lists.predict(X[:4], reset=False), rtol=1e-5, atol=1e-6)
+    for n, length in enumerate(LENGTHS):
+        if name == "learnt" and not length:
+            continue
+        series = whole(model, torch.cat([X[:length, n], X[:4, n]]).unsqueeze(1))[length:, 0]
+        np.testing.assert_allclose(more[:, n], series.numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["chain", "custom", "learnt"])
+def test_going_on_with_lengths_keeps_what_has_ended(name):
+    model = UNEQUAL[name]()
+    est = estimator(model, 4, 5)
+    est.predict(X[:6])
+    est.predict(X[6:18], lengths=np.minimum(LENGTHS, 12), reset=False)
+    for n, length in enumerate(np.minimum(LENGTHS, 12)):
+        series = torch.cat([X[: 6 + length, n], X[:1, n]]).unsqueeze(1)
+        np.testing.assert_allclose(
+            est.predict(X[:1], reset=False, lengths=(np.arange(N) == n) * 1)[0, n],
+            whole(model, series)[-1, 0].numpy(),
+            rtol=1e-5,
+            atol=1e-6,
+        )
+
+
+def test_of_unequal_lengths_what_looks_ahead_runs_each_whole():
+    model = fs.nn.Chain(nn.LSTM(3, 4, bidirectional=True), nn.Linear(8, 1))
+    with pytest.warns(UserWarning, match="looks at later steps"):
+        est = estimator(model)
+    for reference, one in ((model, est), (LooksAhead(), estimator(LooksAhead(), N, T))):
+        got = one.predict(X, lengths=LENGTHS)
+        for n in np.flatnonzero(LENGTHS):
+            expected = alone(reference, n)
+            np.testing.assert_allclose(got[: LENGTHS[n], n], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_what_a_sequence_without_steps_starts_from_may_be_unknown():
+    est = estimator(Learnt())  # its GRU takes no chunk of no steps
+    first = est.predict(X, lengths=LENGTHS)
+    more = est.predict(X, reset=False)
+    assert np.isnan(more[:, LENGTHS == 0]).all()
+    assert np.isfinite(more[:, LENGTHS > 0]).all()
+    assert np.isfinite(first[0, LENGTHS > 0]).all()
+
+
+def test_a_state_that_grows_with_time():
+    class Remembers(Plain):
+        def forward(self, x, state=None):
+            seen = x if state is None else torch.cat([state, x])
+            return seen.cumsum(0)[-len(x) :], seen
+
+    np.testing.assert_allclose(
+        estimator(Remembers()).predict(X), X.cumsum(0).numpy(), rtol=1e-5, atol=1e-5
+    )
+    with pytest.raises(ValueError, match="grows with time cannot be kept for sequences of diff"):
+        estimator(Remembers()).predict(X, lengths=LENGTHS + 23 * (LENGTHS == 0))
+
+
+def test_integer_outputs_are_0_past_the_end():
+    class Signs(Plain):
+        def forward(self, x):
+            return (x > 0).long() + 1
+
+    got = estimator(Signs()).predict(X, lengths=LENGTHS)
+    assert got.dtype == np.int64
+    past = np.arange(T)[:, None] >= LENGTHS
+    assert (got[past] == 0).all()
+    np.testing.assert_array_equal(got[~past], ((X > 0).long() + 1).numpy()[~past])
+
+
+def run(model, x, out=None, **options):
+    """Predict as the estimator does, with what it adds."""
+    est = estimator(model)
+    return est._predictor.predict(est._open(x), est.spec, out, **options)
+
+
+def test_the_last_axis_can_be_left_out():
+    model = chain()
+    expected = estimator(model).predict(X)
+    np.testing.assert_array_equal(run(model, X, squeeze=True), expected[..., 0])
+    out = np.empty((T, N), np.float32)
+    assert run(model, X, out, squeeze=True) is out
+    np.testing.assert_array_equal(out, expected[..., 0])
+    with pytest.raises(ValueError, match=r"out must have the shape \(23, 11\), got \(23, 11, 1\)"):
+        run(model, X, expected, squeeze=True)
+    both = run(TwoInputs(), (X, X[..., :2]), squeeze=True)
+    assert both["level"].shape == (T, N)
+    assert both["hidden"].shape == (T, N, 4)
+    assert [a.shape for a in run(model, [X[:3, 0], X[:5, 1]], squeeze=True)] == [(3,), (5,)]
+    assert estimator(model)._predictor.step(X[0], squeeze=True).shape == (N,)
+
+
+def test_scaling_is_undone():
+    model = TwoInputs()
+    x = X, X[..., :2]
+    raw = run(model, x)
+    undo = {"hidden": None, "level": lambda a: a * 3 + 1}
+    got = run(model, x, undo=undo)
+    np.testing.assert_allclose(got["level"], raw["level"] * 3 + 1, rtol=1e-6)
+    np.testing.assert_array_equal(got["hidden"], raw["hidden"])
+    predictor = estimator(model)._predictor
+    step = predictor.step((x[0][0], x[1][0]), undo=undo)
+    np.testing.assert_allclose(step["level"], got["level"][0], rtol=1e-5)
+    with pytest.raises(ValueError, match="undo must have the structure of the model's output"):
+        run(model, x, undo=(None, None))
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.03])
+def test_a_bar_where_it_takes_long(seconds, monkeypatch):
+    class Slow(Plain):
+        def forward(self, x):
+            time.sleep(seconds)
+            return x
+
+    monkeypatch.setattr("fastseq.predicting.predictor._BAR_AFTER_SECONDS", 0.3)
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    run(Slow(), X, progress=True)
+    shown = stream.getvalue()
+    if not seconds:
+        assert shown == ""
+    else:
+        assert "predict" in shown
+        assert "15/15" in shown
+        assert "loss" not in shown
+    stream.truncate(0)
+    run(Slow(), X)
+    assert "15/15" not in stream.getvalue()
+
+
+def test_a_failure_changes_neither_state_nor_mode():
+    class Fails(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.broken = nn.GRU(3, 2), False
+
+        def forward(self, x, state=None):
+            if self.broken and state is not None and x.shape[1] == 3:
+                raise KeyError("in the last block")
+            return self.rnn(x, state)
+
+    model = Fails()
+    est = estimator(model)
+    est.predict(X)
+    before = est.get_state()
+    model.broken = True
+    with pytest.raises(KeyError, match="in the last block"):
+        est.predict(X, reset=False)
+    assert torch.equal(est.get_state(), before)
+    assert model.training

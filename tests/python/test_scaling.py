@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fastseq as fs
+from fastseq.data import scaling as scalings
 from fastseq.data.moments import Moments
 from fastseq.data.quantiles import Quantiles
-from fastseq.data.scaling import Affine, measure, scaling_from_state, scaling_state
+from fastseq.data.scaling import Affine, scaling_from_state, scaling_state
 from fastseq.export import DESCRIPTION, export_model
 from fastseq.parallel import Replicas
 from fastseq.scaled_model import ScaledModel
@@ -30,6 +31,11 @@ def chunks(array, seqsize, batchsize):
         for n in range(0, array.shape[1], batchsize)
         for t in range(0, array.shape[0], seqsize)
     ]
+
+
+def measure(method, batches, structure, name="x"):
+    named = (({name: tree}, counts) for tree, counts in batches)
+    return scalings.measure({name: method}, named, {name: structure}, ALONE)[name]
 
 
 def streamed(kind, array, keep=None, seqsize=7, batchsize=3):
@@ -198,9 +204,9 @@ def test_measure(method):
     parts = [chunks(torch.from_numpy(part), 7, 3) for part in (a, b, labels, keep)]
     batches = [({"a": pa, "rest": (pb, pl)}, pk) for pa, pb, pl, pk in zip(*parts, strict=True)]
     structure = batches[0][0]
-    scaling = measure(method, iter(batches), structure, ALONE)
-    assert scaling["rest"][1] is None
-    for affine, array in ((scaling["a"], a), (scaling["rest"][0], b)):
+    found = measure(method, iter(batches), structure)
+    assert found["rest"][1] is None
+    for affine, array in ((found["a"], a), (found["rest"][0], b)):
         flat = array.reshape(-1, int(np.prod(array.shape[2:])))[keep.reshape(-1)].astype(float)
         if method == "standard":
             center, scale = np.nanmean(flat, 0), np.nanstd(flat, 0)
@@ -217,7 +223,7 @@ def test_measure(method):
 @pytest.mark.parametrize("method", ["standard", "robust"])
 def test_half_precision_is_measured_in_fp32(method):
     x = torch.linspace(0, 1000, 5000, dtype=torch.bfloat16).view(-1, 1, 1)
-    one, other = (measure(method, [(a, None)], a, ALONE) for a in (x, x.double()))
+    one, other = (measure(method, [(a, None)], a) for a in (x, x.double()))
     torch.testing.assert_close(one.center, other.center, rtol=1e-6, atol=0)
     torch.testing.assert_close(one.scale, other.scale, rtol=1e-6, atol=0)
 
@@ -238,14 +244,14 @@ def test_features_that_cannot_be_scaled_are_named(method, bad):
     batches = {"no batch": [], "empty": [((x[:0], x[:0]), keep[:0])]}.get(bad, batches)
     feature = "1, 2" if bad in ("nan", "inf", "some inf") else "0, 0"
     with pytest.raises(ValueError, match=rf"y\[0\] cannot be scaled: feature {feature} has no"):
-        measure(method, batches, (x, x), ALONE, "y")
+        measure(method, batches, (x, x), "y")
 
 
 def test_unknown_methods_are_refused():
     with pytest.raises(
         ValueError, match=r"the scaling of x must be one of \('standard', 'robust'\)"
     ):
-        measure("minmax", [], torch.zeros(0, 0, 1), ALONE)
+        measure("minmax", [], torch.zeros(0, 0, 1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator
+from functools import cached_property
+from typing import Any
+
+import numpy as np
 
 __all__ = ["Chunk", "ChunkPlan", "part"]
 
@@ -51,7 +55,21 @@ class ChunkPlan:
 
     A block is ``size · batchsize`` consecutive sequences, of which every rank takes a nearly equal
     part, or, sharded by time, `batchsize` sequences, of whose steps every rank takes a part. So
-    every rank makes the same number of steps, whatever T and N are. Short tails are kept.
+    every rank makes the same number of steps, whatever T and N are. Short tails are kept. A block
+    ends where its longest sequence does.
+
+    Parameters
+    ----------
+    steps, sequences
+        T and N.
+    batchsize, seqsize
+        Sequences of a block (per rank), steps of a chunk.
+    rank, size
+        Whose chunks, of how many ranks.
+    by_time
+        Whether ranks share out steps instead of sequences.
+    lengths
+        The sequences' numbers of steps, ``(N,)``; None: all have T.
 
     Examples
     --------
@@ -67,6 +85,7 @@ class ChunkPlan:
     rank: int = 0
     size: int = 1
     by_time: bool = False
+    lengths: np.ndarray[Any, Any] | None = dataclasses.field(default=None, compare=False)
 
     @property
     def _block_sequences(self) -> int:
@@ -77,25 +96,42 @@ class ChunkPlan:
         """How many blocks there are."""
         return -(-self.sequences // self._block_sequences)
 
-    @property
-    def chunks_per_block(self) -> int:
-        """How many chunks each block has: as many as the longest rank's part needs."""
-        longest = -(-self.steps // self.size) if self.by_time else self.steps
+    @cached_property
+    def _block_steps(self) -> list[int]:
+        """How many steps each block's longest sequence has."""
+        if self.lengths is None:
+            return [self.steps] * self.blocks
+        begins = np.arange(0, self.sequences, self._block_sequences)
+        return [int(n) for n in np.maximum.reduceat(self.lengths, begins)]
+
+    def _chunks_of(self, steps: int) -> int:
+        """How many chunks a block has: as many as the longest rank's part needs."""
+        longest = -(-steps // self.size) if self.by_time else steps
         return -(-longest // self.seqsize)
 
     def __len__(self) -> int:
-        return self.blocks * self.chunks_per_block
+        return sum(map(self._chunks_of, self._block_steps))
+
+    @property
+    def padding(self) -> float:
+        """Which part of all blocks' steps lies behind the ends of sequences."""
+        if self.lengths is None:
+            return 0.0
+        widths = np.diff([*range(0, self.sequences, self._block_sequences), self.sequences])
+        whole = int(np.dot(widths, self._block_steps))
+        return 1 - int(self.lengths.sum()) / whole if whole else 0.0
 
     def chunks(self, order: Iterable[int] | None = None) -> Iterator[Chunk]:
         """Yield this rank's chunks, block by block in `order` (default: as they lie)."""
         for block in range(self.blocks) if order is None else order:
             n0 = block * self._block_sequences
             n1 = min(n0 + self._block_sequences, self.sequences)
-            begin, end = 0, self.steps
+            steps = self._block_steps[block]
+            begin, end = 0, steps
             if self.by_time:
-                begin, end = part(0, self.steps, self.rank, self.size)
+                begin, end = part(0, steps, self.rank, self.size)
             else:
                 n0, n1 = part(n0, n1, self.rank, self.size)
-            for index in range(self.chunks_per_block):
+            for index in range(self._chunks_of(steps)):
                 t0 = min(begin + index * self.seqsize, end)
                 yield Chunk(block, index, t0, min(t0 + self.seqsize, end), n0, n1)

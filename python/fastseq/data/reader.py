@@ -1,33 +1,216 @@
-"""Loads the next chunk while the current one is worked on."""
+"""Reads chunks ahead: rows of files and memory in a C++ thread, all else in a Python thread."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+import itertools
+import math
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
-__all__ = ["read_ahead"]
+import torch
+from torch import Tensor
 
-T = TypeVar("T")
-R = TypeVar("R")
+from ..errors import ReadError
+from .native import NO_SCALE, SlabReader, element_type
+from .sources import Box, Source
+
+__all__ = ["Reader", "Slab"]
 
 
-def read_ahead(load: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:
-    """Yield ``(item, load(item))`` in order; a thread loads one item ahead, never more.
+class Slab:
+    """A slab that has been read, or will have been.
 
-    What `load` raises is raised here, when its item is due. Closing the iterator ends the thread.
-
-    Examples
-    --------
-    >>> list(read_ahead(lambda i: i * i, [1, 2, 3]))
-    [(1, 1), (2, 4), (3, 9)]
+    Attributes
+    ----------
+    data
+        The tensor ``(S, B, …)``.
+    suspect
+        Whether it may hold NaN or infinity.
     """
-    with ThreadPoolExecutor(1, thread_name_prefix="fastseq-reader") as reader:
-        pending = None
-        for item in items:
-            coming = item, reader.submit(load, item)
-            if pending is not None:
-                yield pending[0], pending[1].result()
-            pending = coming
-        if pending is not None:
-            yield pending[0], pending[1].result()
+
+    __slots__ = ("boxes", "data", "future", "source", "suspect")
+
+    def __init__(self, source: Source, boxes: list[Box], data: Tensor | None) -> None:
+        self.source = source
+        self.boxes = boxes
+        self.data: Any = data
+        self.suspect = False
+        self.future: Future[int] | None = None
+
+
+class Reader:
+    """Reads slabs of several sources into buffers that are used again.
+
+    A buffer is used again when no tensor shares its memory any more, so slabs may be kept.
+
+    Parameters
+    ----------
+    pinned
+        Use pinned memory, from which copies to a GPU need not wait.
+    strict
+        Whether a file that changes between being opened and read is an error.
+
+    Attributes
+    ----------
+    pid
+        The process that it belongs to; threads don't survive a fork.
+    """
+
+    def __init__(self, *, pinned: bool = False, strict: bool = True) -> None:
+        self._strict = strict
+        self._pinned = pinned
+        self.pid = os.getpid()
+        self._native = SlabReader()
+        self._files: dict[str | None, int] = {}
+        self._thread: ThreadPoolExecutor | None = None
+        self._buffers: dict[torch.dtype, list[_Buffer]] = {}
+        self._rows: dict[int, tuple[Source, list[int], Any, Any]] = {}
+        self._requests = 0  # of the C++ thread, that nobody has waited for
+
+    def start(self, sources: list[Source], boxes: list[Box], shape: tuple[int, int]) -> list[Slab]:
+        """Begin to read the slabs of a chunk; see `finish`."""
+        slabs = []
+        reads = []
+        for source in sources:
+            if not source.lazy:
+                slabs.append(Slab(source, boxes, None))
+                continue
+            slab = Slab(source, boxes, self._take((*shape, *source.features), source.dtype))
+            pieces = getattr(source, "pieces", None)
+            if pieces is None:
+                slab.future = self._own_thread().submit(source.fill, boxes, slab.data)  # type: ignore[attr-defined]
+            else:
+                files, stored, to = self._known(source)
+                scale = NO_SCALE if source.scale is None else source.scale.args
+                rows = pieces(boxes, shape[1], files)
+                data = slab.data
+                reads.append(
+                    (stored, source.swapped, to, rows, data.data_ptr(), data.numel(), *scale)  # type: ignore[attr-defined]
+                )
+            slabs.append(slab)
+        if reads:
+            self._native.submit(reads)
+            self._requests += 1
+        return slabs
+
+    def finish(self, slabs: list[Slab]) -> None:
+        """Wait until the slabs that the oldest `start` returned have been read."""
+        native = [slab for slab in slabs if slab.data is not None and slab.future is None]
+        error: BaseException | None = None
+        if native:
+            self._requests -= 1
+            try:
+                counts = self._native.wait()
+                for slab, count in zip(native, counts, strict=True):
+                    slab.suspect = count > 0
+            except ReadError as failed:
+                error = _explained(failed, native[failed.index])
+        for slab in slabs:
+            if slab.future is not None:
+                try:
+                    slab.suspect = slab.future.result() > 0
+                except Exception as failed:
+                    error = error or _explained(failed, slab)
+            elif slab.data is None:
+                slab.boxes[0]
+                parts = [slab.source.read(*box[:4]) for box in slab.boxes]  # type: ignore[attr-defined]
+                slab.data = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+                slab.suspect = slab.source.suspect  # type: ignore[attr-defined]
+        if error is not None:
+            raise error
+
+    def run(
+        self, sources: list[Source], chunks: Iterable[tuple[Any, list[Box], tuple[int, int]]]
+    ) -> Iterator[tuple[Any, list[Slab]]]:
+        """Yield chunks with their slabs, reading one chunk ahead, never more.
+
+        Chunks come with boxes and shape; one without boxes has no slabs.
+        """
+        waiting: list[tuple[Any, list[Slab]]] = []
+        try:
+            for chunk, boxes, shape in chunks:
+                slabs = self.start(sources, boxes, shape) if boxes else []
+                waiting.append((chunk, slabs))
+                if len(waiting) == 2:
+                    self.finish(waiting[0][1])
+                    yield waiting.pop(0)
+            if waiting:
+                self.finish(waiting[0][1])
+                yield waiting.pop(0)
+        finally:
+            self._drop(itertools.chain.from_iterable(slabs for _, slabs in waiting), sources)
+
+    def _drop(self, slabs: Iterable[Slab], sources: list[Source]) -> None:
+        """Stop what is under way: after an error, or where nobody wants more."""
+        futures = [slab.future for slab in slabs if slab.future is not None]
+        for future in futures:
+            future.cancel()
+        if self._requests:
+            self._native.close()
+            self._native = SlabReader()
+            self._files.clear()
+            self._rows.clear()
+            self._requests = 0
+        if self._thread is not None:
+            self._thread.shutdown(wait=True)
+            self._thread = None
+        for source in sources:
+            source.close()
+
+    def _known(self, source: Source) -> tuple[list[int], Any, Any]:
+        """Return what the C++ thread is told of a source each time."""
+        known = self._rows.get(id(source))
+        if known is None or known[0] is not source:
+            for place in source.places:  # type: ignore[attr-defined]
+                if place not in self._files:
+                    add = self._native.add_file
+                    self._files[place] = (
+                        self._native.add_memory(0) if place is None else add(place, self._strict)
+                    )
+            files = [self._files[place] for place in source.places]  # type: ignore[attr-defined]
+            known = (source, files, source.stored, element_type(source.dtype))  # type: ignore[attr-defined]
+            self._rows[id(source)] = known
+        return known[1:]
+
+    def _own_thread(self) -> ThreadPoolExecutor:
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="fastseq-reader")
+        return self._thread
+
+    def _take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        numel = math.prod(shape)
+        buffers = self._buffers.setdefault(dtype, [])
+        for buffer in buffers:
+            if buffer.numel >= numel and buffer.free():
+                return buffer.memory[:numel].view(shape)
+        buffers[:] = [b for b in buffers if b.numel >= numel or not b.free()][-_KEPT:]
+        buffer = _Buffer(torch.empty(max(numel, 1), dtype=dtype, pin_memory=self._pinned))
+        buffers.append(buffer)
+        return buffer.memory[:numel].view(shape)
+
+
+_KEPT = 32  # buffers of one dtype; those beyond are in use, and are freed by who uses them
+
+
+class _Buffer:
+    def __init__(self, memory: Tensor) -> None:
+        self.memory = memory
+        self.numel = memory.numel()
+        self._storage = memory.untyped_storage()
+        self._alone = torch._C._storage_Use_Count(self._storage._cdata)
+
+    def free(self) -> bool:
+        """Whether no other tensor shares the memory."""
+        return bool(torch._C._storage_Use_Count(self._storage._cdata) == self._alone)
+
+
+def _explained(error: BaseException, slab: Slab) -> ReadError:
+    t0, t1, n0, n1 = slab.boxes[0][:4]
+    found = ReadError(
+        f"{slab.source.name} could not be read at steps {t0} to {t1}, sequences {n0} to {n1}: "
+        f"{error or type(error).__name__}"
+    )
+    found.__cause__ = error
+    return found

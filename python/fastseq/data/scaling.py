@@ -66,33 +66,32 @@ class Affine:
 
 
 def measure(
-    method: str,
-    batches: Iterable[tuple[Tree, Tensor | None]],
-    structure: Tree,
+    methods: Mapping[str, str],
+    batches: Iterable[tuple[Mapping[str, Tree], Tensor | None]],
+    structure: Mapping[str, Tree],
     replicas: Replicas,
-    name: str = "x",
-) -> Tree:
+) -> dict[str, Tree]:
     """Find what scales each feature, in one pass. Collective; the same bits on all ranks.
 
     Parameters
     ----------
-    method
-        ``"standard"`` (mean and standard deviation) or ``"robust"`` (median and interquartile
-        range / 1.349). A scale of zero, as of a constant feature, becomes 1.
+    methods
+        For each name ``"standard"`` (mean and standard deviation) or ``"robust"`` (median and
+        interquartile range / 1.349). A scale of zero, as of a constant feature, becomes 1.
     batches
-        This rank's share of the data: trees of slabs ``(S, B, F, …)`` of floats, NaN where there
-        is no value, each with a bool ``(S, B)`` of the samples that count, or None if all do.
+        This rank's share of the data: for each name a tree of slabs ``(S, B, F, …)`` of floats,
+        NaN where there is no value, and a bool ``(S, B)`` of the samples that count, or None if
+        all do.
     structure
-        A tree of tensors like those in `batches`; empty ones, ``(0, 0, F, …)``, will do.
+        Trees of tensors like those in `batches`; empty ones, ``(0, 0, F, …)``, will do.
     replicas
         The ranks.
-    name
-        What messages call the data.
 
     Returns
     -------
-    Tree
-        An `Affine` for every array; None for those of integers or booleans (class labels).
+    dict
+        For each name a tree with an `Affine` for every array; None for those of integers or
+        booleans (class labels).
 
     Raises
     ------
@@ -103,25 +102,31 @@ def measure(
     --------
     >>> from fastseq.distributed import Communicator
     >>> x = torch.tensor([[[1.0, 7.0]], [[3.0, 7.0]]])
-    >>> measure("standard", [(x, None)], x[:0], Replicas(Communicator()))
+    >>> replicas = Replicas(Communicator())
+    >>> measure({"x": "standard"}, [({"x": x}, None)], {"x": x[:0]}, replicas)["x"]
     Affine(center=tensor([2., 7.], dtype=torch.float64),
            scale=tensor([1., 1.], dtype=torch.float64))
     """
-    check_method(method, name)
-    kind = Moments if method == "standard" else Quantiles
-    named = list(tree_paths(structure, name))
-    shapes = [leaf.shape[2:] for _, leaf in named]
-    scaled = [leaf.is_floating_point() for _, leaf in named]
-    statistics = [kind(shape) if on else None for shape, on in zip(shapes, scaled, strict=True)]
-    for tree, counts in batches:
-        for statistic, slab in zip(statistics, tree_leaves(tree), strict=True):
+    statistics: list[Moments | Quantiles | None] = []
+    named: list[tuple[str, Tensor]] = []
+    for name, method in methods.items():
+        check_method(method, name)
+        kind = Moments if method == "standard" else Quantiles
+        for path, leaf in tree_paths(structure[name], name):
+            named.append((path, leaf))
+            statistics.append(kind(leaf.shape[2:]) if leaf.is_floating_point() else None)
+    for trees, counts in batches:
+        slabs = [slab for name in methods for slab in tree_leaves(trees[name])]
+        for statistic, slab in zip(statistics, slabs, strict=True):
             if statistic is not None:
                 statistic.update(slab, counts)
     found = iter(
-        None if statistic is None else _affine(statistic, path, shape, replicas)
-        for statistic, (path, _), shape in zip(statistics, named, shapes, strict=True)
+        [
+            None if statistic is None else _affine(statistic, path, leaf.shape[2:], replicas)
+            for statistic, (path, leaf) in zip(statistics, named, strict=True)
+        ]
     )
-    return tree_map(lambda _: next(found), structure)
+    return {name: tree_map(lambda _: next(found), structure[name]) for name in methods}
 
 
 def check_method(method: Any, name: str) -> None:

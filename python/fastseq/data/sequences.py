@@ -2,43 +2,83 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..tree import Tree, tree_leaves, tree_map, tree_paths
+from ..tree import Tree, tree_leaves, tree_map
+from .arguments import Arguments
 from .chunks import Chunk
-from .reader import read_ahead
-from .sources import Source, open_source, to_tensor
+from .nonfinite import mark_nonfinite
+from .reader import Reader, Slab
+from .scaling import Affine
+from .sources import Box, Broadcast, Source, WindowSource
+from .upload import Uploader
 
 __all__ = ["Batch", "Sequences"]
 
 
 class Batch(NamedTuple):
-    """What a chunk holds: inputs ``(S, B, F)``, targets ``(S, B, K)``, weights ``(S, B)``."""
+    """What a chunk holds.
+
+    Inputs ``(S, B, F)``, targets ``(S, B, K)``, weights ``(S, B)``, and the number of this chunk's
+    steps that each sequence has, ``(B,)``, where one of them ends.
+    """
 
     xs: Tree
     ys: Tree
     ws: Tensor | None
+    lengths: Tensor | None = None
+
+
+# From here on a copy is worth being made by another thread, ahead of time.
+_AHEAD_BYTES = 2**20
 
 
 class Sequences:
-    """Arrays ``(T, N, …)`` opened together.
+    """Arrays opened together, of which chunks are loaded.
 
     Parameters
     ----------
     x, y
-        Arrays, or tuples, lists or dicts of them; `y` may be None.
+        Arrays ``(T, N, …)``, or tuples or dicts of them; `y` may be None. In a tuple or dict,
+        inputs ``(N, F)`` belong to all steps, inputs ``(T, F)`` to all sequences. For sequences of
+        different lengths: lists of arrays ``(T_i, …)``, an `h5py.Group` of datasets, or, as `x`,
+        a `torch.utils.data.Dataset` whose items are ``(x_i, y_i)``.
     w
-        Weights of samples: ``(N,)``, ``(T, N)`` or ``(T, N, 1)``.
+        Weights of samples: ``(N,)``, ``(T, N)`` or ``(T, N, 1)``; or a list as `x`.
     mask
-        Which samples count: ``(T, N)`` or ``(T, N, 1)``, true where they do. What it leaves out of
-        inputs and targets is replaced by 0, so that a NaN there does no harm.
+        Which samples count: ``(T, N)`` or ``(T, N, 1)``, true where they do; or a list. What it
+        leaves out of inputs and targets is replaced by 0, so that a NaN there does no harm.
+    lengths
+        How many steps each sequence has, ``(N,)``: those behind do not count.
     dtype
         The dtype of the model.
+    nan
+        What to do with NaN and infinities in inputs and targets that count: ``"raise"``,
+        ``"mask"``: treat the sample as masked, or ``"keep"``.
+    device
+        Where batches are wanted.
+    strict
+        Whether a file that changes while it is read is an error.
+
+    Attributes
+    ----------
+    steps, count
+        T and N.
+    lengths
+        How many steps each sequence has, in the order of the pass; None: all have T.
+    ragged
+        Whether lists of arrays of different lengths were given.
+    order
+        Which of the caller's sequences come in the pass, by length; None: as they lie.
 
     Raises
     ------
@@ -49,104 +89,243 @@ class Sequences:
     """
 
     def __init__(
-        self, x: Any, y: Any = None, w: Any = None, mask: Any = None, *, dtype: torch.dtype
+        self,
+        x: Any,
+        y: Any = None,
+        w: Any = None,
+        mask: Any = None,
+        lengths: Any = None,
+        *,
+        dtype: torch.dtype,
+        nan: str = "raise",
+        device: torch.device | None = None,
+        strict: bool = True,
     ) -> None:
+        opened = Arguments(x, y, w, mask, lengths, dtype)
         self.dtype = dtype
-        self.x: Tree = _open(x, "x", dtype)
-        self.y: Tree = None if y is None else _open(y, "y", dtype, keep_integers=True)
-        named = [*tree_paths(self.x, "x"), *tree_paths(self.y, "y")]
-        if not tree_leaves(self.x):
-            raise ValueError("x must hold at least one array, got none")
-        for name, source in named:
-            if len(source.shape) != 3:
-                raise ValueError(
-                    f"{name} must have 3 dimensions (time, sequences, features), "
-                    f"got shape {source.shape}"
-                )
-        first, reference = named[0]
-        self.steps, self.count = reference.shape[:2]
-        for name, source in named:
-            if source.shape[:2] != reference.shape[:2]:
-                raise ValueError(
-                    f"{name} must have as many time steps and sequences as {first}, "
-                    f"got {source.shape[:2]} and {reference.shape[:2]}"
-                )
-        if not self.steps or not self.count:
-            what = "time steps" if not self.steps else "sequences"
-            raise ValueError(f"{first} has no {what}: its shape is {reference.shape}")
-        self.w = None if w is None else self._open_weights(w, "w", dtype)
-        self.mask = None if mask is None else self._open_weights(mask, "mask", torch.bool)
-        nested = [name for name, _ in named if name not in ("x", "y")]
-        self._plain = self.w is None and self.mask is None and not nested
+        self.nan = nan
+        self.x: Tree = opened.x
+        self.y: Tree = opened.y
+        self.w = opened.w
+        self.mask = opened.mask
+        self.steps, self.count = opened.steps, opened.count
+        self.lengths: np.ndarray[Any, Any] | None = opened.lengths
+        self.order: np.ndarray[Any, Any] | None = opened.order
+        self.ragged = opened.order is not None
+        self.squeezed = opened.squeezed
+        self._t0 = self._n0 = 0
+        self._series = self.count
+        self._fold = 1
+        self._upload = Uploader(device) if device is not None and device.type == "cuda" else None
+        self._strict = strict
+        self._reader: Reader | None = None
 
-    def _open_weights(self, array: Any, name: str, dtype: torch.dtype) -> Source:
-        if not hasattr(array, "shape"):
-            array = to_tensor(array, dtype)
-        full = (self.steps, self.count)
-        shapes = [(self.count,), full, (*full, 1)] if name == "w" else [full, (*full, 1)]
-        if tuple(array.shape) not in shapes:
-            allowed = " or ".join(map(str, shapes))
-            raise ValueError(f"{name} must have the shape {allowed}, got {tuple(array.shape)}")
-        if array.ndim == 1:
-            array = to_tensor(array, dtype).expand(full)
-        return open_source(array, name, dtype)
+    def window(self, t0: int, t1: int, n0: int, n1: int) -> Sequences:
+        """Return steps ``[t0, t1)`` of sequences ``[n0, n1)``, as they lie."""
+        assert self._fold == 1
+        part = copy.copy(self)
+        part.steps, part.count = t1 - t0, n1 - n0
+        part._t0, part._n0, part._series = self._t0 + t0, self._n0 + n0, n1 - n0
+        if self.lengths is not None:
+            part.lengths = np.clip(self.lengths[n0:n1] - t0, 0, part.steps)
+        return part
+
+    def cut(self, positions: Any, begins: Any, ends: Any) -> Sequences:
+        """Return, of sequences of different lengths, some, and of each steps from begin to end."""
+        assert self.order is not None
+        part = copy.copy(self)
+        lengths = ends - begins
+        again = np.argsort(-lengths, kind="stable")
+        positions, begins, lengths = positions[again], begins[again], lengths[again]
+
+        def of(source: Any) -> Any:
+            if not isinstance(source, Broadcast):
+                return source.cut(positions, begins, lengths)
+            if begins.any() and not source.constant:
+                raise ValueError(
+                    f"{source.name} is shared by all sequences, of which these are steps that "
+                    "begin at different ones: give each sequence its own, or validate by sequences"
+                )
+            return source.reordered(positions)
+
+        part.x, part.y, part.w, part.mask = tree_map(of, (self.x, self.y, self.w, self.mask))
+        part.order, part.lengths = self.order[positions], lengths
+        part.steps, part.count = int(lengths.max(initial=0)), len(positions)
+        part._series = part.count
+        return part
+
+    def folded(self, segments: int) -> Sequences:
+        """Return the series cut into segments of equal length, each a sequence; a tail is left."""
+        part = copy.copy(self)
+        part._fold = segments
+        part.steps, part.count = self.steps // segments, self.count * segments
+        if self.lengths is not None:
+            begins = np.repeat(np.arange(segments) * part.steps, self.count)
+            part.lengths = np.clip(np.tile(self.lengths, segments) - begins, 0, part.steps)
+        return part
+
+    def scaled(self, x: Tree, y: Tree) -> Sequences:
+        """Scale inputs and targets from now on by trees of `Affine`; None: as they are."""
+        for sources, affines in ((self.x, x), (self.y, y)):
+            named: list[Affine | None] = [None] * len(tree_leaves(sources))
+            if affines is not None:
+                named = _affines(sources, affines)
+            for source, affine in zip(tree_leaves(sources), named, strict=True):
+                source.scale_by(affine)
+        return self
 
     @property
-    def lazy(self) -> bool:
-        """Whether chunks are worth reading ahead."""
-        return any(source.lazy for source in tree_leaves((self.x, self.y, self.w, self.mask)))
+    def leaves(self) -> list[Source]:
+        """All sources: inputs, targets, weights, mask."""
+        return tree_leaves((self.x, self.y, self.w, self.mask))
 
-    def load(self, chunk: Chunk) -> Batch | None:
-        """Read one chunk; None if there is nothing in it."""
-        if chunk.empty:
+    def batches(self, chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, Batch | None]]:
+        """Yield chunks with what they hold, None where that is nothing.
+
+        What lies in files, and large pieces of memory, is read one chunk ahead.
+        """
+        chunks = iter(chunks)
+        first = next(chunks, None)
+        if first is None:
+            return
+        sources = self._sources(first)
+        chunks = itertools.chain([first], chunks)
+        if not any(source.lazy for source in sources):
+            for chunk in chunks:
+                yield chunk, self._load(sources, chunk)
+            return
+        if self._reader is None or self._reader.pid != os.getpid():
+            self._reader = Reader(pinned=self._upload is not None, strict=self._strict)
+        for source in sources:
+            if isinstance(source, WindowSource) and self._fold == 1:
+                chunks, again = itertools.tee(chunks)
+                source.expect(self._extents(again))
+        plans = ((chunk, self._boxes(chunk), _shape(chunk)) for chunk in chunks)
+        with closing(self._reader.run(sources, plans)) as ahead:  # type: ignore[type-var]
+            for chunk, slabs in ahead:
+                batch = self._batch(chunk, slabs) if slabs else None
+                if batch is not None and self._upload is not None:
+                    batch = self._upload(batch)
+                yield chunk, batch
+
+    def _sources(self, chunk: Chunk) -> list[Source]:
+        """Return what to read from: large slabs of memory are left to another thread too."""
+        numel = (chunk.t1 - chunk.t0) * (chunk.n1 - chunk.n0)
+        sources = []
+        for source in self.leaves:
+            size = numel * int(np.prod(source.features)) * source.dtype.itemsize
+            ahead = source.ahead if size >= _AHEAD_BYTES else None
+            sources.append(source if source.lazy or ahead is None else ahead)
+        return sources
+
+    def _load(self, sources: list[Any], chunk: Chunk) -> Batch | None:
+        """Read a chunk at once."""
+        boxes = self._boxes(chunk)
+        if not boxes:
             return None
-        if self._plain:
-            box = chunk.t0, chunk.t1, chunk.n0, chunk.n1
-            return Batch(self.x.read(*box), None if self.y is None else self.y.read(*box), None)
+        slabs = []
+        for source in sources:
+            if len(boxes) == 1:
+                slab = Slab(source, boxes, source.read(*boxes[0][:4]))
+            else:
+                slab = Slab(source, boxes, torch.cat([source.read(*b[:4]) for b in boxes], 1))
+            slab.suspect = source.suspect
+            slabs.append(slab)
+        return self._batch(chunk, slabs)
 
-        def read(source: Source) -> Tensor:
-            return source.read(chunk.t0, chunk.t1, chunk.n0, chunk.n1)
+    def _boxes(self, c: Chunk) -> list[Box]:
+        """Return where in the arrays a chunk lies; nothing if it is empty."""
+        if c.empty or (self.lengths is not None and self.lengths[c.n0 : c.n1].max() <= c.t0):
+            return []
+        if self._fold == 1:
+            n0 = self._n0
+            return [Box(c.t0 + self._t0, c.t1 + self._t0, c.n0 + n0, c.n1 + n0)]
+        boxes = []
+        for segment in range(c.n0 // self._series, (c.n1 - 1) // self._series + 1):
+            t, n = self._t0 + segment * self.steps, segment * self._series
+            a, b = max(c.n0, n), min(c.n1, n + self._series)
+            at = Box(c.t0 + t, c.t1 + t, a - n + self._n0, b - n + self._n0, a - c.n0)
+            boxes.append(at)
+        return boxes
 
-        xs, ys = tree_map(read, self.x), tree_map(read, self.y)
-        shape = (chunk.t1 - chunk.t0, chunk.n1 - chunk.n0)
-        ws = None if self.w is None else read(self.w).reshape(shape)
-        if ws is not None and not bool((ws >= 0).all()):
+    def _extents(self, chunks: Iterable[Chunk]) -> Iterator[tuple[int, int, int, int]]:
+        """Yield where in the arrays blocks lie, from the first step to the last."""
+        for _, block in itertools.groupby(chunks, lambda c: c.block):
+            boxes = [box for chunk in block for box in self._boxes(chunk)]
+            if boxes:
+                yield boxes[0].t0, boxes[-1].t1, boxes[0].n0, boxes[0].n1
+
+    def _batch(self, chunk: Chunk, slabs: list[Slab]) -> Batch:
+        """Put together what has been read: weights, and what does not count."""
+        suspect = False
+        for slab in slabs:
+            suspect |= slab.suspect
+        plain = self.w is None and self.mask is None and self.lengths is None
+        if plain and len(slabs) <= 2 and not suspect and isinstance(self.x, Source):
+            return Batch(slabs[0].data, slabs[1].data if len(slabs) == 2 else None, None)
+        data = iter(slabs)
+        xs = tree_map(lambda _: next(data), self.x)
+        ys = tree_map(lambda _: next(data), self.y)
+        shape = _shape(chunk)
+        ws = None if self.w is None else self._weights(next(data).data.reshape(shape), chunk)
+        counts = None if self.mask is None else next(data).data.reshape(shape)
+        lengths = self._lengths_in(chunk)
+        if lengths is not None:
+            within = torch.arange(shape[0]).unsqueeze(1) < lengths
+            counts = within if counts is None else counts & within
+        if suspect and self.nan != "keep":
+            counts = mark_nonfinite(self, chunk, tree_leaves((xs, ys)), counts, ws)
+        if counts is not None:
+            out = ~counts.unsqueeze(-1)
+            tree_map(lambda slab: _blank(slab, out), (xs, ys))
+            if ws is None:
+                ws = torch.ones(shape, dtype=self.dtype)
+            ws = ws.masked_fill(~counts, 0)
+        if ws is not None:
+            nothing = (ws == 0).unsqueeze(-1)  # a loss of NaN times 0 has a gradient of NaN
+            tree_map(lambda slab: _blank(slab, nothing), ys)
+        xs, ys = tree_map(lambda slab: slab.data, (xs, ys))
+        return Batch(xs, ys, ws, lengths)
+
+    def place(self, chunk: Chunk, step: int, column: int) -> tuple[int, int]:
+        """Return which of the caller's steps and sequences an element of a chunk's slab is."""
+        for box in self._boxes(chunk):
+            if box.at <= column < box.at + box.n1 - box.n0:
+                step, sequence = box.t0 + step, box.n0 + column - box.at
+                break
+        return step, sequence if self.order is None else int(self.order[sequence])
+
+    def _weights(self, ws: Tensor, chunk: Chunk) -> Tensor:
+        if not bool((ws >= 0).all()):
             raise ValueError(
                 f"w must not be negative or NaN, but is in steps {chunk.t0} to {chunk.t1}, "
                 f"sequences {chunk.n0} to {chunk.n1}; leave samples out by weight 0"
             )
-        if ws is not None:
-            nothing = (ws == 0).unsqueeze(-1)  # a loss of NaN times 0 has a gradient of NaN
-            tree_map(lambda slab: slab.masked_fill_(nothing, 0), ys)
-        if self.mask is not None:
-            out = ~read(self.mask).reshape(shape)
-            tree_map(lambda slab: slab.masked_fill_(out.unsqueeze(-1), 0), (xs, ys))
-            if ws is None:
-                ws = torch.ones(shape, dtype=tree_leaves(xs)[0].dtype, device=out.device)
-            ws.masked_fill_(out, 0)
-        return Batch(xs, ys, ws)
+        return ws
 
-    def batches(self, chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, Batch | None]]:
-        """Yield chunks with what they hold; what lies in files is read one chunk ahead."""
-        if not self.lazy:
-            for chunk in chunks:
-                yield chunk, self.load(chunk)
-            return
-        with closing(read_ahead(self.load, chunks)) as ahead:  # type: ignore[type-var]
-            yield from ahead
+    def _lengths_in(self, chunk: Chunk) -> Tensor | None:
+        """Return how many of the chunk's steps each sequence has, where one ends."""
+        if self.lengths is None:
+            return None
+        lengths = self.lengths[chunk.n0 : chunk.n1] - chunk.t0
+        steps = chunk.t1 - chunk.t0
+        return None if lengths.min() >= steps else torch.from_numpy(np.clip(lengths, 0, steps))
 
 
-def _open(tree: Any, name: str, dtype: torch.dtype, *, keep_integers: bool = False) -> Tree:
-    """Open every array of a tuple or dict; a list is an array written out, not a tuple."""
-    if isinstance(tree, dict):
-        return {
-            key: _open(part, f"{name}[{key!r}]", dtype, keep_integers=keep_integers)
-            for key, part in tree.items()
-        }
-    if isinstance(tree, tuple):
-        parts = [
-            _open(part, f"{name}[{index}]", dtype, keep_integers=keep_integers)
-            for index, part in enumerate(tree)
-        ]
-        return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
-    return open_source(tree, name, dtype, keep_integers=keep_integers)
+def _shape(chunk: Chunk) -> tuple[int, int]:
+    return chunk.t1 - chunk.t0, chunk.n1 - chunk.n0
+
+
+def _blank(slab: Slab, out: Tensor) -> None:
+    """Replace by 0 what `out` marks; a view that repeats the same is replaced as a whole."""
+    data = slab.data
+    out = out.reshape(*out.shape[:2], *(1,) * (data.dim() - 2))
+    repeats = isinstance(slab.source, Broadcast)
+    slab.data = data.masked_fill(out, 0) if repeats else data.masked_fill_(out, 0)
+
+
+def _affines(sources: Tree, affines: Tree) -> list[Affine | None]:
+    """List a tree of `Affine` or None in the order of the sources' leaves."""
+    found: list[Affine | None] = []
+    tree_map(lambda _, affine: found.append(affine), sources, affines)
+    return found

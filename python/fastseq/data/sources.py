@@ -1,65 +1,137 @@
-"""Arrays that `fit` and `predict` take, opened for reading slabs ``[t0:t1, n0:n1]`` as tensors."""
+"""What slabs are read from: tensors, memory and files in one piece, and whatever can be sliced."""
 
 from __future__ import annotations
 
 import math
-import mmap
-import os
-from typing import Any, Protocol
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..h5 import h5mmap
+from ..h5 import LazyDataset
+from ..h5.windows import WindowReader
+from .native import Scale, convert, element_type
+from .scaling import Affine
 
-__all__ = ["Source", "open_source", "to_tensor"]
+__all__ = [
+    "ArraySource",
+    "Box",
+    "Broadcast",
+    "Source",
+    "StridedSource",
+    "TensorSource",
+    "WindowSource",
+]
 
 
-class Source(Protocol):
-    """Something to read slabs from.
+class Box(NamedTuple):
+    """Steps ``[t0, t1)`` of sequences ``[n0, n1)``, which go into a slab from column `at` on."""
+
+    t0: int
+    t1: int
+    n0: int
+    n1: int
+    at: int = 0
+
+
+class Source:
+    """Something to read slabs ``(S, B, …)`` from.
+
+    Parameters
+    ----------
+    name
+        What messages call it.
+    shape
+        ``(T, N, …)``: time steps, sequences, features.
+    dtype
+        Of the slabs.
 
     Attributes
     ----------
-    shape
-        ``(T, N, …)``: time steps, sequences, features.
     lazy
         Whether reading takes long enough to be done ahead, by another thread.
+    affine, scale
+        The scaling that is applied to what is read; the same as the binary module takes it.
     """
 
-    shape: tuple[int, ...]
-    lazy: bool
+    lazy = False
 
-    def read(self, t0: int, t1: int, n0: int, n1: int) -> Tensor:
-        """Return a new contiguous tensor of time steps ``[t0, t1)``, sequences ``[n0, n1)``."""
-        ...
+    def __init__(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        self.name = name
+        self.shape = tuple(shape)
+        self.dtype = dtype
+        self.features = self.shape[2:]
+        self.affine: Affine | None = None
+        self.scale: Scale | None = None
+
+    def scale_by(self, affine: Affine | None) -> None:
+        """Apply a scaling to all that is read from now on."""
+        self.affine = affine
+        self.scale = None if affine is None else Scale(affine)
+
+    @property
+    def ahead(self) -> Source | None:
+        """What another thread can read in place of this one; None if none can."""
+        return self if self.lazy else None
+
+    def close(self) -> None:
+        """Free what reading has opened; reading opens it again."""
 
 
 _COPY_BYTES = 2**16
 
 
-class TensorSource:
+class TensorSource(Source):
     """A tensor, or an array in memory seen as one.
 
     Of small chunks some are copied at once, those that follow in time: each is handed out once.
     """
 
-    lazy = False
-
-    def __init__(self, tensor: Tensor, dtype: torch.dtype) -> None:
-        self.shape = tuple(tensor.shape)
+    def __init__(self, name: str, tensor: Tensor, dtype: torch.dtype) -> None:
+        super().__init__(name, tuple(tensor.shape), dtype)
         self._tensor = tensor.detach()
-        self._dtype = dtype
-        self._features = self.shape[2:]
         self._strides = tensor.stride()
         self._offset = tensor.storage_offset()
         self._converts = tensor.dtype != dtype
-        self._sample_bytes = math.prod(self._features) * dtype.itemsize
+        self._floats = tensor.is_floating_point() and not tensor.is_cuda
+        self._sample_bytes = math.prod(self.features) * dtype.itemsize
         self._ahead: list[Tensor] = []  # the last comes next,
         self._due = 0, 0, 0, 0  # for this read
+        self._place: StridedSource | None = None
+        self.suspect = False  # whether the last that was read may hold NaN or infinity
+
+    @property
+    def ahead(self) -> Source | None:
+        """The same memory, for another thread, where its rows are in one piece."""
+        tensor = self._tensor
+        if tensor.is_cuda or not tensor.numel() or not tensor[0].is_contiguous():
+            return None
+        if self._place is not None:
+            return self._place
+        item = tensor.element_size()
+        self._place = StridedSource(
+            self.name,
+            self.shape,
+            self.dtype,
+            stored=tensor.dtype,
+            place=None,
+            offset=tensor.data_ptr(),
+            strides=(self._strides[0] * item, self._strides[1] * item),
+            owner=tensor,
+        )
+        self._place.scale_by(self.affine)
+        return self._place
+
+    def scale_by(self, affine: Affine | None) -> None:
+        """Apply a scaling to all that is read from now on."""
+        super().scale_by(affine)
+        self._ahead = []
+        self._place = None
 
     def read(self, t0: int, t1: int, n0: int, n1: int) -> Tensor:
+        """Return a new contiguous tensor of steps ``[t0, t1)``, sequences ``[n0, n1)``."""
         steps = t1 - t0
         if self._ahead and self._due == (t0, t1, n0, n1):
             self._due = t1, t1 + steps, n0, n1
@@ -78,162 +150,182 @@ class TensorSource:
     def _copy(self, t0: int, t1: int, n0: int, n1: int) -> Tensor:
         # Like [t0:t1, n0:n1], in half the time.
         begin = self._offset + t0 * self._strides[0] + n0 * self._strides[1]
-        shape = (t1 - t0, n1 - n0, *self._features)
+        shape = (t1 - t0, n1 - n0, *self.features)
         slab = self._tensor.as_strided(shape, self._strides, begin)
         if self._converts:
-            return slab.to(self._dtype, memory_format=torch.contiguous_format)
-        return slab.clone(memory_format=torch.contiguous_format)
+            slab = slab.to(self.dtype, memory_format=torch.contiguous_format)
+        else:
+            slab = slab.clone(memory_format=torch.contiguous_format)
+        # A sum is quick; one that overflows only makes the exact test, later, be done in vain.
+        self.suspect = self._floats and not math.isfinite(slab.sum().item())
+        if self.affine is not None and slab.is_cuda:
+            return self.affine.apply(slab)
+        if self.affine is not None:
+            convert(element_type(slab.dtype), False, slab.data_ptr(), slab, self.scale)
+        return slab
 
 
-class ArraySource:
-    """Anything with ``shape``, ``dtype`` and slicing, read by slicing it."""
+class Broadcast(Source):
+    """Inputs that all steps, ``(1, N, …)``, or all sequences, ``(T, 1, …)``, have in common.
 
-    lazy = True
+    Held in memory; the slabs are views that repeat them.
+    """
 
-    def __init__(self, array: Any, dtype: torch.dtype) -> None:
-        self.shape = tuple(array.shape)
-        self._array = array
-        self._dtype = dtype
+    def __init__(self, name: str, tensor: Tensor, shape: tuple[int, int], dtype: torch.dtype):
+        super().__init__(name, (*shape, *tensor.shape[2:]), dtype)
+        self._stored = tensor.to(dtype)
+        self._scaled = self._stored
+        self.constant = tensor.shape[0] == 1 and shape[0] != 1  # in time
+        self.suspect = self._stored.is_floating_point() and not bool(self._stored.isfinite().all())
 
-    def read(self, t0: int, t1: int, n0: int, n1: int) -> Tensor:
-        return to_tensor(np.asarray(self._array[t0:t1, n0:n1]), self._dtype)
-
-
-class FileSource:
-    """A memory map of a file, read by ``pread``: faster than page faults, and a file that was cut
-    short is an error here instead of a signal.
-    """  # noqa: D205
-
-    lazy = True
-
-    def __init__(self, array: np.memmap[Any, Any], offset: int, dtype: torch.dtype) -> None:
-        self.shape = tuple(array.shape)
-        self._path = str(array.filename)
-        self._offset = offset
-        self._steps = array.strides[0], array.strides[1]
-        self._stored = array.dtype
-        self._dtype = dtype
-        self._file: int | None = None
+    def scale_by(self, affine: Affine | None) -> None:
+        """Apply a scaling to all that is read from now on."""
+        super().scale_by(affine)
+        self._scaled = self._stored if affine is None else affine.apply(self._stored)
 
     def read(self, t0: int, t1: int, n0: int, n1: int) -> Tensor:
-        if self._file is None:
-            self._file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-        slab = np.empty((max(t1 - t0, 0), max(n1 - n0, 0), *self.shape[2:]), self._stored)
-        if slab.size:
-            if self._steps[0] == slab[0].nbytes:
-                self._fill(slab, t0, n0)  # all sequences: one piece of the file
-            else:
-                for t, row in enumerate(slab, t0):
-                    self._fill(row, t, n0)
-        return to_tensor(slab, self._dtype)
+        """Return a view of steps ``[t0, t1)``, sequences ``[n0, n1)``."""
+        part = self._scaled
+        part = part if part.shape[0] == 1 else part[t0:t1]
+        part = part if part.shape[1] == 1 else part[:, n0:n1]
+        whole = part.shape[:2] == (t1 - t0, n1 - n0)  # repeats nothing: a copy, that may be changed
+        return part.clone() if whole else part.expand(t1 - t0, n1 - n0, *self.features)
 
-    def _fill(self, piece: np.ndarray[Any, Any], t: int, n: int) -> None:
-        assert self._file is not None
-        view = memoryview(piece.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
-        offset = self._offset + t * self._steps[0] + n * self._steps[1]
-        while view:
-            count = os.preadv(self._file, [view], offset)
-            if count == 0:
-                size = os.fstat(self._file).st_size
-                raise EOFError(
-                    f"{self._path} ends at byte {size}, before the array mapped from it does: "
-                    f"it was truncated after it was opened (reading step {t}, sequence {n})"
-                )
-            view = view[count:]
-            offset += count
-
-    def __del__(self) -> None:
-        if self._file is not None:
-            os.close(self._file)
+    def reordered(self, positions: np.ndarray[Any, Any]) -> Broadcast:
+        """Return the same for some sequences, in another order."""
+        part = self._stored
+        if part.shape[1] != 1 or self.shape[1] == 1:
+            part = part[:, torch.from_numpy(positions)]
+        shape = self.shape[0], len(positions)
+        return Broadcast(self.name, part, shape, self.dtype)
 
 
-def open_source(
-    array: Any, name: str, dtype: torch.dtype, *, keep_integers: bool = False
-) -> Source:
-    """Open `array` for reading as `dtype`; reads nothing yet.
+class StridedSource(Source):
+    """Rows in one piece, at equal distances, in a file or in memory: read without Python.
 
     Parameters
     ----------
-    array
-        Tensor, array, memory map, HDF5 dataset, or anything with ``shape``, ``dtype``, slicing.
-    name
-        What messages call it.
-    keep_integers
-        Leave integers (class labels) integers, as int64.
-
-    Raises
-    ------
-    TypeError
-        It is not such a thing, or holds neither floats nor integers nor booleans.
+    name, shape, dtype
+        As in `Source`.
+    stored
+        The elements' type there.
+    place
+        The file; None: in memory.
+    offset
+        Where the first element is: bytes from the file's begin, or an address.
+    strides
+        Bytes from step to step, and from sequence to sequence.
+    owner
+        What keeps the memory alive.
+    swapped
+        Whether the bytes are in the other order.
     """
-    if isinstance(array, Tensor):
-        if array.is_complex():
-            raise _dtype_error(name, array.dtype)
-        integers = not array.is_floating_point()
-        return TensorSource(array, torch.int64 if integers and keep_integers else dtype)
-    if isinstance(array, h5py.Dataset) and array.dtype.kind in "biuf":
-        if array.file.mode != "r":
-            array.file.flush()  # what was just written is to be read from the file
-        if array.id.get_offset() is not None:
-            array = h5mmap(array.file.filename, array.name)
-    if isinstance(array, list):
-        array = np.asarray(array)
-    if not all(hasattr(array, part) for part in ("shape", "dtype", "__getitem__")):
-        raise TypeError(
-            f"{name} must be an array, a tensor, an HDF5 dataset, or a tuple or dict of these, "
-            f"got {type(array).__name__}"
+
+    lazy = True
+
+    def __init__(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        *,
+        stored: np.dtype[Any] | torch.dtype,
+        place: str | None,
+        offset: int,
+        strides: tuple[int, int],
+        owner: Any = None,
+        swapped: bool = False,
+    ) -> None:
+        super().__init__(name, shape, dtype)
+        self.stored = element_type(stored)
+        self.swapped = swapped
+        self.places = [place]
+        self._offset = offset
+        self._strides = strides
+        self._owner = owner
+        self._numel = math.prod(self.features)
+
+    def pieces(self, boxes: list[Box], width: int, files: list[int]) -> Any:
+        """Return what to read for a slab of `width` columns; see csrc/core/slab_reader.h."""
+        step, sequence = self._strides
+        features = self._numel
+        rows = [
+            (
+                files[0],
+                self._offset + box.t0 * step + box.n0 * sequence,
+                box.t1 - box.t0,
+                step,
+                (box.n1 - box.n0) * features,
+                box.at * features,
+                width * features,
+            )
+            for box in boxes
+        ]
+        return np.array(rows, np.int64)
+
+
+class ArraySource(Source):
+    """Anything with ``shape``, ``dtype`` and slicing, read by slicing it, in another thread."""
+
+    lazy = True
+
+    def __init__(self, name: str, array: Any, dtype: torch.dtype) -> None:
+        super().__init__(name, tuple(array.shape), dtype)
+        self._array = array
+
+    def fill(self, boxes: list[Box], slab: Tensor) -> int:
+        """Read into a slab; return how many values are NaN or infinite."""
+        count = 0
+        for number, (t0, t1, n0, n1, at) in enumerate(boxes):
+            piece = self._read(number, t0, t1, n0, n1)
+            whole = len(boxes) == 1
+            to = slab if whole else slab.new_empty((t1 - t0, n1 - n0, *self.features))
+            count += fill(piece, to, self.scale)
+            if not whole:
+                slab[:, at : at + n1 - n0] = to
+        return count
+
+    def _read(self, number: int, t0: int, t1: int, n0: int, n1: int) -> Any:  # noqa: ARG002
+        """Return the slice for box `number` of a chunk."""
+        return self._array[t0:t1, n0:n1]
+
+
+class WindowSource(ArraySource):
+    """A dataset that is not in one piece of its file, read in windows of whole HDF5 chunks."""
+
+    def __init__(self, name: str, dataset: LazyDataset, dtype: torch.dtype) -> None:
+        super().__init__(name, dataset, dtype)
+        self._readers: list[WindowReader] = []
+        self._blocks: Iterable[tuple[int, int, int, int]] = ()
+
+    def expect(self, blocks: Iterable[tuple[int, int, int, int]]) -> None:
+        """Tell which blocks ``(t0, t1, n0, n1)`` will be read."""
+        self._blocks = blocks
+
+    def _read(self, number: int, t0: int, t1: int, n0: int, n1: int) -> Any:
+        # Boxes of one chunk are segments of folded series: each goes on through the file.
+        while len(self._readers) <= number:
+            self._readers.append(WindowReader(self._array))
+            self._readers[-1].expect(self._blocks if number == 0 else ())
+        return self._readers[number].read(t0, t1, n0, n1)
+
+    def close(self) -> None:
+        """Free the windows."""
+        for reader in self._readers:
+            reader.close()
+        self._readers, self._blocks = [], ()
+
+
+def fill(piece: Any, to: Tensor, scale: Scale | None) -> int:
+    """Copy an array or tensor into a slab, converted; return how many are NaN or infinite."""
+    if isinstance(piece, Tensor):
+        piece = piece.detach().cpu().contiguous()
+        stored, address, swapped = piece.dtype, piece.data_ptr(), False
+    else:
+        piece = np.ascontiguousarray(piece)
+        stored, address, swapped = piece.dtype, piece.ctypes.data, not piece.dtype.isnative
+    if tuple(piece.shape) != tuple(to.shape):
+        raise ValueError(
+            f"slicing gave an array of shape {tuple(piece.shape)} instead of {tuple(to.shape)}"
         )
-    try:
-        stored = np.dtype(array.dtype)
-    except TypeError as error:
-        raise _dtype_error(name, array.dtype) from error
-    if stored.kind not in "biuf" or (stored.kind == "f" and stored.itemsize > 8):
-        raise _dtype_error(name, stored)
-    target = torch.int64 if stored.kind in "biu" and keep_integers else dtype
-    if isinstance(array, np.ndarray):
-        offset = _file_offset(array)
-        if offset is not None:
-            return FileSource(array, offset, target)  # type: ignore[arg-type]
-        forward = min(array.strides, default=0) >= 0
-        known_to_torch = stored.isnative and (stored.kind != "u" or stored.itemsize == 1)
-        if array.flags.writeable and forward and known_to_torch:
-            return TensorSource(torch.from_numpy(array), target)
-        source = ArraySource(array, target)
-        source.lazy = isinstance(array, np.memmap)
-        return source
-    return ArraySource(array, target)
-
-
-def _dtype_error(name: str, dtype: Any) -> TypeError:
-    return TypeError(
-        f"{name} must hold floats, integers or booleans, got dtype {dtype}; convert it"
-    )
-
-
-def to_tensor(array: Any, dtype: torch.dtype) -> Tensor:
-    """Return what NumPy or torch understands as a tensor; an array is copied or converted once."""
-    if isinstance(array, Tensor):
-        return array.to(dtype)
-    array = np.asarray(array)
-    fits = array.flags.c_contiguous and array.flags.owndata and array.flags.writeable
-    unsigned = array.dtype.kind == "u" and array.dtype.itemsize > 1  # torch hardly knows these
-    if not array.dtype.isnative or unsigned:
-        array = array.astype(np.int64 if unsigned else array.dtype.newbyteorder("="), order="C")
-    elif not fits:
-        array = np.array(array, order="C")
-    return torch.from_numpy(array).to(dtype)
-
-
-def _file_offset(array: np.ndarray[Any, Any]) -> int | None:
-    """Where `array` begins in the file it maps, if slabs of it are pieces of that file."""
-    mapped = getattr(array, "_mmap", None)
-    if not isinstance(array, np.memmap) or mapped is None or array.filename is None:
-        return None
-    if array.mode == "c" or array.ndim < 2 or not array.size or not array[0, 0].flags.c_contiguous:
-        return None
-    if array.strides[1] != array[0, 0].nbytes or array.strides[0] < 0:
-        return None
-    base = np.frombuffer(mapped, np.uint8).ctypes.data
-    # numpy maps from the page that the array's offset lies in; views keep that first offset.
-    start = array.offset - array.offset % mmap.ALLOCATIONGRANULARITY
-    return int(start + array.ctypes.data - base)
+    return convert(element_type(stored), swapped, address, to, scale)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
-from ..stateful import takes_state
+from ..stateful import takes_lengths, takes_state
 from ..tree import Tree
 
 __all__ = ["Chain"]
@@ -26,7 +26,9 @@ class Chain(nn.Sequential):
     >>> y, state = model(torch.zeros(10, 2, 3), state)  # goes on from there
     """
 
-    def forward(self, x: Tree, state: tuple[Tree, ...] | None = None) -> tuple[Tree, Tree]:
+    def forward(
+        self, x: Tree, state: tuple[Tree, ...] | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tree, Tree]:
         """Run all layers on a chunk.
 
         Parameters
@@ -35,6 +37,9 @@ class Chain(nn.Sequential):
             The chunk, ``(S, B, F)``, or what the first layer takes.
         state
             One entry per layer, as returned; None to start afresh.
+        lengths
+            How many steps each sequence has, ``(B,)``, for layers that take it, such as
+            `fastseq.nn.LSTM`; None: all.
 
         Returns
         -------
@@ -45,7 +50,11 @@ class Chain(nn.Sequential):
         after: list[Tree] = []
         for index, layer in enumerate(self):
             if takes_state(layer):
-                x, new = layer(x, None if state is None else state[index])
+                before = None if state is None else state[index]
+                if lengths is not None and takes_lengths(layer):
+                    x, new = layer(x, before, lengths=lengths)
+                else:
+                    x, new = layer(x, before)
                 after.append(new)
             else:
                 x = layer(x)

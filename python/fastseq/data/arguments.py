@@ -1,0 +1,322 @@
+"""What users pass as x, y, w, mask and lengths: checked against each other, and opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from ..tree import Tree, tree_map
+from .opening import is_ragged, open_ragged, open_source, to_tensor
+from .ragged import DatasetItems, group_items
+from .sources import Broadcast, Source
+
+__all__ = ["Arguments"]
+
+
+class Arguments:
+    """The sources that are made of the arguments of `Sequences`, see there.
+
+    Attributes
+    ----------
+    x, y, w, mask
+        Sources, in the structure in which they came.
+    steps, count
+        T and N.
+    lengths, order
+        As in `Sequences`.
+    squeezed
+        Whether a target came without its last axis.
+    """
+
+    def __init__(self, x: Any, y: Any, w: Any, mask: Any, lengths: Any, dtype: torch.dtype) -> None:
+        if isinstance(x, Dataset):
+            x, y, w = _of_dataset(x, y, w)
+        x, y, w, mask = (
+            _listed(tree, name) for tree, name in ((x, "x"), (y, "y"), (w, "w"), (mask, "mask"))
+        )
+        self.dtype = dtype
+        self.squeezed = False
+        self.lengths: np.ndarray[Any, Any] | None = None
+        self.order: np.ndarray[Any, Any] | None = None
+        named = [*_paths(x, "x"), *_paths(y, "y")]
+        if not _paths(x, "x"):
+            raise ValueError("x must hold at least one array, got none")
+        ragged = [(name, array) for name, array in named if is_ragged(array)]
+        if ragged:
+            if lengths is not None:
+                raise ValueError("lengths are those of the arrays in the list; pass no others")
+            self._measure_lists(ragged)
+        else:
+            self._measure(_paths(x, "x"))
+        self.x: Tree = _open_tree(x, "x", self._open_input)
+        self.y: Tree = _open_tree(y, "y", self._open_target)
+        self.w = None if w is None else self._open_weights(w, "w", dtype)
+        self.mask = None if mask is None else self._open_weights(mask, "mask", torch.bool)
+        if lengths is not None:
+            self.lengths = _checked_lengths(lengths, self.steps, self.count)
+        if self.order is not None:
+            self._sort()
+
+    def _measure(self, named: list[tuple[str, Any]]) -> None:
+        """Learn T and N from the inputs that have both."""
+        shapes = [(name, _shape(array, name)) for name, array in named]
+        whole = [(name, shape) for name, shape in shapes if len(shape) == 3]
+        if not whole:
+            name, shape = shapes[0]
+            raise ValueError(
+                f"{name} must have 3 dimensions (time, sequences, features), got shape {shape}"
+            )
+        # What has 1 step, or 1 sequence, may be shared by those of another input.
+        self.reference, shape = max(whole, key=lambda one: min(one[1][0], 2) * min(one[1][1], 2))
+        self.steps, self.count = shape[:2]
+        if not self.steps or not self.count:
+            what = "time steps" if not self.steps else "sequences"
+            raise ValueError(f"{self.reference} has no {what}: its shape is {shape}")
+
+    def _measure_lists(self, ragged: list[tuple[str, Any]]) -> None:
+        """Learn the sequences' lengths; all lists must have the same."""
+        self.reference, first = ragged[0]
+        found = [_lengths_of(array, name) for name, array in ragged]
+        for (name, _), lengths in zip(ragged, found, strict=True):
+            if len(lengths) != len(found[0]):
+                raise ValueError(
+                    f"{name} must have as many sequences as {self.reference}, "
+                    f"got {len(lengths)} and {len(found[0])}"
+                )
+            if (lengths != found[0]).any():
+                i = int(np.flatnonzero(lengths != found[0])[0])
+                raise ValueError(
+                    f"{name}[{i}] must have as many time steps as {self.reference}[{i}], "
+                    f"got {lengths[i]} and {found[0][i]}"
+                )
+        self.lengths = found[0]
+        self.steps, self.count = int(self.lengths.max()), len(first)
+        if not self.steps:
+            raise ValueError(
+                f"{self.reference} has no time steps: its {self.count} arrays are empty"
+            )
+        self.order = np.argsort(-self.lengths, kind="stable")
+
+    def _sort(self) -> None:
+        """Put all sources into the order of the pass, in which alike lengths are together."""
+        assert self.order is not None
+        assert self.lengths is not None
+        order, lengths = self.order, self.lengths[self.order]
+        begins = np.zeros_like(lengths)
+
+        def sort(source: Any) -> Any:
+            if isinstance(source, Broadcast):
+                return source.reordered(order)
+            return source.cut(order, begins, lengths)
+
+        trees = (self.x, self.y, self.w, self.mask)
+        self.x, self.y, self.w, self.mask = tree_map(sort, trees)
+        self.lengths = lengths
+
+    def _open_input(self, array: Any, name: str) -> Source:
+        if is_ragged(array):
+            return self._open_list(array, name)
+        shape = _shape(array, name)
+        if len(shape) == 2 and name != "x":
+            return self._shared(array, name)
+        if len(shape) != 3:
+            raise ValueError(
+                f"{name} must have 3 dimensions (time, sequences, features), got shape {shape}"
+            )
+        whole = self.steps, self.count
+        if shape[:2] != whole and shape[:2] in ((1, self.count), (self.steps, 1)) and name != "x":
+            return Broadcast(name, to_tensor(array, self.dtype), whole, self.dtype)
+        self._check(name, shape)
+        return open_source(array, name, self.dtype)
+
+    def _shared(self, array: Any, name: str) -> Source:
+        """Open inputs ``(N, F)`` of all steps, or ``(T, F)`` of all sequences."""
+        shape = _shape(array, name)
+        whole = self.steps, self.count
+        if shape[0] not in whole:
+            raise ValueError(
+                f"{name} must have the shape (steps, sequences, features), or (sequences, "
+                f"features) or (steps, features) for what does not change with time, or from "
+                f"sequence to sequence; got {shape}, with {whole[0]} steps, {whole[1]} sequences"
+            )
+        if self.steps == self.count:
+            raise ValueError(
+                f"{name} of shape {shape} may belong to the sequences or to the steps, as there "
+                f"are {self.count} of both: make it (1, {self.count}, F) or ({self.steps}, 1, F)"
+            )
+        tensor = to_tensor(array[:], self.dtype)
+        tensor = tensor.unsqueeze(0) if shape[0] == self.count else tensor.unsqueeze(1)
+        return Broadcast(name, tensor, whole, self.dtype)
+
+    def _open_target(self, array: Any, name: str) -> Source:
+        if is_ragged(array):
+            return self._open_list(array, name, keep_integers=True)
+        shape = _shape(array, name)
+        if len(shape) == 2 and shape == (self.steps, self.count):
+            self.squeezed = True
+            array = _with_axis(array, 2)
+        elif len(shape) == 2 and self.steps == 1 and shape[0] == self.count:
+            array = _with_axis(array, 0)
+        elif len(shape) != 3:
+            raise ValueError(
+                f"{name} must have the shape (time, sequences, features) or (time, sequences) = "
+                f"{(self.steps, self.count)}, got {shape}"
+            )
+        self._check(name, _shape(array, name))
+        return open_source(array, name, self.dtype, keep_integers=True)
+
+    def _open_list(self, items: Any, name: str, *, keep_integers: bool = False) -> Source:
+        assert self.lengths is not None
+        features = None
+        if len(items[0].shape) == 1:
+            self.squeezed |= keep_integers
+            features = (1,)
+        return open_ragged(
+            items, name, self.lengths, self.dtype, keep_integers=keep_integers, features=features
+        )
+
+    def _open_weights(self, array: Any, name: str, dtype: torch.dtype) -> Source:
+        if is_ragged(array) and self.order is not None:
+            assert self.lengths is not None
+            lengths = _lengths_of(array, name)
+            if len(lengths) != self.count or (lengths != self.lengths).any():
+                raise ValueError(f"{name} must have one entry for each step of {self.reference}")
+            return open_ragged(array, name, self.lengths, dtype, features=())
+        if not hasattr(array, "shape"):
+            array = to_tensor(array, dtype)
+        full = (self.steps, self.count)
+        shapes: list[tuple[int, ...]] = [(self.count,)] if name == "w" else []
+        if self.order is None:
+            shapes += [full, (*full, 1)]
+        if tuple(array.shape) not in shapes:
+            allowed = [*map(str, shapes), *(["a list like x"] if self.order is not None else [])]
+            raise ValueError(
+                f"{name} must have the shape {' or '.join(allowed)}, got {tuple(array.shape)}"
+            )
+        if len(array.shape) == 1:
+            return Broadcast(name, to_tensor(array, dtype)[None], full, dtype)
+        return open_source(array, name, dtype)
+
+    def _check(self, name: str, shape: tuple[int, ...]) -> None:
+        if self.order is not None:
+            raise ValueError(
+                f"{name} must be a list of arrays like {self.reference}, got an array of shape "
+                f"{shape}"
+            )
+        if shape[:2] != (self.steps, self.count):
+            raise ValueError(
+                f"{name} must have as many time steps and sequences as {self.reference}, "
+                f"got {shape[:2]} and {(self.steps, self.count)}"
+            )
+
+
+def _of_dataset(dataset: Any, y: Any, w: Any) -> tuple[Any, Any, Any]:
+    """Return the parts of a dataset's items as x, y and w."""
+    parts: list[Any] = list(DatasetItems.split(dataset, "x"))
+    if len(parts) > 1 and (y is not None or (w is not None and len(parts) > 2)):
+        raise ValueError("the dataset's items hold the targets; pass no others")
+    if len(parts) > 3:
+        raise ValueError(f"items of a dataset must be (x, y) or (x, y, w), got {len(parts)} parts")
+    x, y, w = [*parts, *[None, None]][:3] if len(parts) > 1 else (parts[0], y, w)
+    return x, y, w
+
+
+def _listed(tree: Any, name: str) -> Any:
+    """Replace groups of an HDF5 file by lists of their datasets."""
+    if isinstance(tree, h5py.Group):
+        items = group_items(tree, name)
+        if not items:
+            raise ValueError(f"{name} has no sequences: the group {tree.name} is empty")
+        return items
+    if isinstance(tree, dict):
+        return {key: _listed(part, f"{name}[{key!r}]") for key, part in tree.items()}
+    if isinstance(tree, tuple):
+        parts = [_listed(part, f"{name}[{index}]") for index, part in enumerate(tree)]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
+    return tree
+
+
+def _paths(tree: Any, name: str) -> list[tuple[str, Any]]:
+    """List the arrays of a tuple or dict; a list is an array, or a list of sequences."""
+    found: list[tuple[str, Any]] = []
+    _open_tree(tree, name, lambda array, path: found.append((path, array)))
+    return found
+
+
+def _open_tree(tree: Any, name: str, opened: Callable[[Any, str], Any]) -> Any:
+    if tree is None:
+        return None
+    if isinstance(tree, dict):
+        return {key: _open_tree(part, f"{name}[{key!r}]", opened) for key, part in tree.items()}
+    if isinstance(tree, tuple):
+        parts = [_open_tree(part, f"{name}[{i}]", opened) for i, part in enumerate(tree)]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
+    return opened(tree, name)
+
+
+def _shape(array: Any, name: str) -> tuple[int, ...]:
+    if isinstance(array, list):
+        array = np.asarray(array)
+    if not hasattr(array, "shape"):
+        raise TypeError(
+            f"{name} must be an array, a tensor, an HDF5 dataset, or a tuple or dict of these, "
+            f"got {type(array).__name__}"
+        )
+    return tuple(array.shape)
+
+
+def _with_axis(array: Any, axis: int) -> Any:
+    """Add an axis of length 1, where it can be done without reading."""
+    if isinstance(array, list):
+        array = np.asarray(array)
+    if isinstance(array, torch.Tensor):
+        return array.unsqueeze(axis)
+    if isinstance(array, np.ndarray):
+        return np.expand_dims(array, axis) if axis else array[None]
+    return _Reshaped(array, axis)
+
+
+class _Reshaped:
+    """Something that can be sliced, with an axis more."""
+
+    def __init__(self, array: Any, axis: int) -> None:
+        self._array = array
+        self._axis = axis
+        shape = list(array.shape)
+        shape.insert(axis, 1)
+        self.shape = tuple(shape)
+        self.dtype = array.dtype
+
+    def __getitem__(self, index: Any) -> Any:
+        rest = tuple(i for axis, i in enumerate(index) if axis != self._axis)
+        return np.expand_dims(np.asarray(self._array[rest]), self._axis)
+
+
+def _lengths_of(items: Any, name: str) -> np.ndarray[Any, Any]:
+    lengths = []
+    for index in range(len(items)):
+        shape = items[index].shape
+        if not 1 <= len(shape) <= 2:
+            raise ValueError(
+                f"{name}[{index}] must have 2 dimensions (time, features), got shape {tuple(shape)}"
+            )
+        lengths.append(shape[0])
+    return np.array(lengths, np.int64)
+
+
+def _checked_lengths(lengths: Any, steps: int, count: int) -> np.ndarray[Any, Any]:
+    found = np.asarray(lengths)
+    if found.shape != (count,):
+        raise ValueError(f"lengths must have the shape ({count},), got {found.shape}")
+    if found.dtype.kind not in "iu":
+        raise TypeError(f"lengths must be integers, got dtype {found.dtype}")
+    wrong = np.flatnonzero((found < 0) | (found > steps))
+    if len(wrong):
+        n = int(wrong[0])
+        raise ValueError(f"lengths must be between 0 and {steps}, but lengths[{n}] is {found[n]}")
+    return found.astype(np.int64)

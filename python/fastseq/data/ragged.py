@@ -1,0 +1,273 @@
+"""Sequences of different lengths: lists of arrays ``(T_i, …)``, visited by length."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..h5 import LazyDataset, h5mmap
+from ..tree import tree_leaves
+from .native import element_type
+from .sources import Box, Source, fill
+
+__all__ = ["DatasetItems", "RaggedArrays", "RaggedRows", "group_items", "rows_of"]
+
+_CACHE_BYTES = 2**28
+_MAX_FILES = 256  # beyond that many, files are opened one after the other
+
+
+class _Ragged(Source):
+    """Sequence i begins `begins[i]` rows into the item that `positions[i]` names."""
+
+    lazy = True
+
+    def __init__(
+        self,
+        name: str,
+        items: Sequence[Any],
+        features: tuple[int, ...],
+        lengths: np.ndarray[Any, Any],
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__(name, (int(lengths.max()), len(lengths), *features), dtype)
+        self._items = items
+        self._numel = math.prod(features)
+        self._positions = np.arange(len(lengths))
+        self._begins = np.zeros(len(lengths), np.int64)
+        self._lengths = lengths
+
+    def cut(
+        self,
+        positions: np.ndarray[Any, Any],
+        begins: np.ndarray[Any, Any],
+        lengths: np.ndarray[Any, Any],
+    ) -> Any:
+        """Return some of the sequences, in the order of `positions`, and of each some steps."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other._positions = self._positions[positions]
+        other._begins = self._begins[positions] + begins
+        other._lengths = lengths
+        other.shape = (int(lengths.max(initial=0)), len(lengths), *self.features)
+        return other
+
+
+class RaggedRows(_Ragged):
+    """Arrays whose rows are in one piece, in files or in memory: read without Python."""
+
+    def __init__(
+        self,
+        name: str,
+        items: Sequence[Any],
+        features: tuple[int, ...],
+        lengths: np.ndarray[Any, Any],
+        dtype: torch.dtype,
+        rows: list[tuple[str | None, int, Any]],
+    ) -> None:
+        super().__init__(name, items, features, lengths, dtype)
+        self.places = list(dict.fromkeys(place for place, _, _ in rows))
+        numbers = {place: number for number, place in enumerate(self.places)}
+        self._place = np.array([numbers[place] for place, _, _ in rows])
+        self._offset = np.array([offset for _, offset, _ in rows], np.int64)
+        stored = rows[0][2]
+        self.stored = element_type(stored)
+        self.swapped = isinstance(stored, np.dtype) and not stored.isnative
+        self._row_bytes = self._numel * stored.itemsize
+
+    def pieces(self, boxes: list[Box], width: int, files: list[int]) -> Any:
+        """Return what to read for a slab of `width` columns; see csrc/core/slab_reader.h."""
+        found = []
+        for t0, t1, n0, n1, at in boxes:
+            steps = np.minimum(self._lengths[n0:n1], t1) - t0
+            here = np.flatnonzero(steps > 0)
+            item = self._positions[n0:n1][here]
+            rows = np.empty((len(here), 7), np.int64)
+            rows[:, 0] = np.asarray(files)[self._place[item]]
+            rows[:, 1] = self._offset[item] + (self._begins[n0:n1][here] + t0) * self._row_bytes
+            rows[:, 2] = steps[here]
+            rows[:, 3] = self._row_bytes
+            rows[:, 4] = self._numel
+            rows[:, 5] = (at + here) * self._numel
+            rows[:, 6] = width * self._numel
+            found.append(rows)
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+
+class RaggedArrays(_Ragged):
+    """Any arrays, read by slicing them, in a thread of its own."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._block = 0, 0  # sequences of which
+        self._whole: dict[int, Any] = {}  # packed items have been read as a whole
+
+    def close(self) -> None:
+        """Free what has been unpacked."""
+        self._block, self._whole = (0, 0), {}
+
+    def _item(self, n: int, block: tuple[int, int]) -> Any:
+        """Return an item; one of packed chunks is unpacked once per block, if there is room."""
+        item = self._items[int(self._positions[n])]
+        if not isinstance(item, LazyDataset):
+            return item
+        row = max(self._numel * item.dtype.itemsize, 1)
+        if int(self._lengths[block[0] : block[1]].sum()) * row > _CACHE_BYTES:
+            return item
+        if self._block != block:
+            self._block, self._whole = block, {}
+        if n not in self._whole:
+            self._whole[n] = np.asarray(item)
+        return self._whole[n]
+
+    def fill(self, boxes: list[Box], slab: Tensor) -> int:
+        """Read into a slab; return how many values are NaN or infinite."""
+        slab.zero_()
+        count = 0
+        for t0, t1, n0, n1, at in boxes:
+            for n in range(n0, n1):
+                end = min(t1, int(self._lengths[n]))
+                if end <= t0:
+                    continue
+                begin = int(self._begins[n])
+                rows = self._item(n, (n0, n1))[begin + t0 : begin + end]
+                to = slab.new_empty((end - t0, *self.features))
+                rows = rows if isinstance(rows, Tensor) else np.asarray(rows)
+                count += fill(rows.reshape(to.shape), to, self.scale)
+                slab[: end - t0, at + n - n0] = to
+        return count
+
+
+def rows_of(items: Sequence[Any], file_offset: Any) -> list[tuple[str | None, int, Any]] | None:
+    """Return file, offset (or address) and dtype of each item; None if one has no such rows.
+
+    Parameters
+    ----------
+    items
+        Arrays ``(T_i, …)``.
+    file_offset
+        Tells where a memory map begins in its file, or None.
+    """
+    found: list[tuple[str | None, int, Any]] = []
+    for item in items:
+        if isinstance(item, Tensor):
+            if item.is_cuda or not item.is_contiguous():
+                return None
+            found.append((None, item.data_ptr(), item.dtype))
+        elif isinstance(item, _Rows):
+            found.append((item.path, item.offset, item.dtype))
+        elif isinstance(item, np.ndarray) and item.flags.c_contiguous:
+            if isinstance(item, np.memmap) and item.mode != "c":
+                offset = file_offset(item)
+                if offset is None:
+                    return None
+                found.append((str(item.filename), offset, item.dtype))
+            else:
+                found.append((None, item.ctypes.data, item.dtype))
+        else:
+            return None
+    places = {place for place, _, _ in found}
+    if len({dtype for _, _, dtype in found}) > 1 or len(places) > _MAX_FILES:
+        return None
+    return found
+
+
+class _Rows:
+    """A dataset in one piece of a file: where, without a map of its own."""
+
+    def __init__(
+        self, path: str, name: str, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]
+    ) -> None:
+        self.path, self.name, self.offset = path, name, offset
+        self.shape, self.dtype = shape, dtype
+
+    def __getitem__(self, index: Any) -> Any:
+        return h5mmap(self.path, self.name)[index]
+
+
+def group_items(group: h5py.Group, name: str) -> list[Any]:
+    """Return the datasets of a group in the natural order of their names (2 before 10)."""
+
+    def natural(key: str) -> list[Any]:
+        parts = re.split(r"(\d+)", key)
+        return [int(part) if part.isdigit() else part for part in parts]
+
+    path = str(Path(group.file.filename).resolve())
+    if group.file.mode != "r":
+        group.file.flush()  # what was just written is to be read from the file
+    items: list[Any] = []
+    for key in sorted(group, key=natural):
+        item = group[key]
+        if not isinstance(item, h5py.Dataset):
+            raise TypeError(f"{name} must be a group of datasets only, but {item.name} is a group")
+        offset = item.id.get_offset()
+        if offset is None or not item.size:
+            # Nobody else may open a file meanwhile that is open for writing.
+            items.append(h5mmap(path, item.name) if group.file.mode == "r" else item)
+        else:
+            items.append(_Rows(path, item.name, offset, item.shape, item.dtype))
+    return items
+
+
+class DatasetItems(Sequence[Any]):
+    """One part of each item of a `torch.utils.data.Dataset`, as a sequence of arrays."""
+
+    def __init__(self, cache: _Cache, part: int | None) -> None:
+        self._cache = cache
+        self._part = part
+
+    def __len__(self) -> int:
+        return len(self._cache)
+
+    def __getitem__(self, index: Any) -> Any:
+        item = self._cache.load(int(index))
+        return item if self._part is None else item[self._part]
+
+    @classmethod
+    def split(cls, dataset: Any, name: str) -> list[DatasetItems]:
+        """Return the parts of a map-style dataset: of its items, ``(x, y, …)``, or one alone."""
+        if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+            raise TypeError(
+                f"{name} must be a map-style dataset, with a length and items by number; "
+                f"{type(dataset).__name__} is none"
+            )
+        if not len(dataset):
+            raise ValueError(f"{name} has no sequences: the dataset is empty")
+        cache = _Cache(dataset)
+        first = cache.load(0)
+        if isinstance(first, (tuple, list)):
+            return [cls(cache, part) for part in range(len(first))]
+        return [cls(cache, None)]
+
+
+class _Cache:
+    """The items of a dataset that were used last, since inputs and targets come from one item."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+        self._items: dict[int, Any] = {}
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def load(self, index: int) -> Any:
+        if index in self._items:
+            return self._items[index]
+        item = self._dataset[index]
+        self._items[index] = item
+        self._bytes += _bytes(item)
+        while self._bytes > _CACHE_BYTES and len(self._items) > 1:
+            self._bytes -= _bytes(self._items.pop(next(iter(self._items))))
+        return item
+
+
+def _bytes(item: Any) -> int:
+    return sum(int(getattr(leaf, "nbytes", 0)) for leaf in tree_leaves(item))

@@ -1,0 +1,43 @@
+"""Copies of chunks to a GPU, beside the work that it does."""
+
+from __future__ import annotations
+
+import torch
+
+from ..tree import Tree, tree_map
+
+__all__ = ["Uploader"]
+
+_IN_FLIGHT = 2
+
+
+class Uploader:
+    """Copies batches to a GPU on a stream of its own, so that the copy of the next overlaps a step.
+
+    Batches in pinned memory are kept until their copies are done, so that the buffers that they
+    lie in are not filled again before. This part has not yet run on a GPU.
+
+    Parameters
+    ----------
+    device
+        The GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._kept: list[tuple[torch.cuda.Event, Tree]] = []
+
+    def __call__(self, batch: Tree) -> Tree:
+        """Return a copy on the GPU, which work given to the current stream may use."""
+        current = torch.cuda.current_stream(self._device)
+        with torch.cuda.stream(self._stream):
+            copied = tree_map(lambda a: a.to(self._device, non_blocking=True), batch)
+            done = self._stream.record_event()
+        current.wait_event(done)
+        tree_map(lambda a: a.record_stream(current), copied)
+        self._kept.append((done, batch))
+        while len(self._kept) > _IN_FLIGHT:
+            event, _ = self._kept.pop(0)
+            event.synchronize()
+        return copied

@@ -1,0 +1,138 @@
+"""Data apart for validation: which part of them, and where its states come from."""
+
+from __future__ import annotations
+
+import dataclasses
+import numbers
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .sequences import Sequences
+
+__all__ = ["Validation", "split"]
+
+
+@dataclasses.dataclass
+class Validation:
+    """What the loss is computed on after each epoch.
+
+    Attributes
+    ----------
+    data
+        The sequences; they begin with the warm-up, if there is one.
+    carried
+        Whether they go on from the states that the training part ends with.
+    warmup
+        How many steps at the begin only bring the model into its state.
+    """
+
+    data: Sequences
+    carried: bool = False
+    warmup: int = 0
+
+
+def split(data: Sequences, wanted: Any, *, carries: bool) -> tuple[Sequences, Validation]:
+    """Split data into a training part and one for validation, which do not overlap.
+
+    Parameters
+    ----------
+    data
+        All data.
+    wanted
+        A fraction of the sequences, their number, or a dict with ``"sequences"`` or ``"time"``,
+        again a fraction or a number, and with ``"warmup"`` for time. It is the last ones.
+    carries
+        Whether the states that the training part ends with can be had.
+
+    Raises
+    ------
+    ValueError
+        `wanted` leaves nothing to one of the parts, or is nothing of the kind.
+    """
+    axis, share, warmup = _read(wanted)
+    if axis == "sequences":
+        if data.count < 2:
+            raise ValueError(
+                "validation by sequences needs at least 2, but there is 1: validate by time, as "
+                'with validation={"time": 0.2}'
+            )
+        count = data.count - _number(share, data.count, "sequences")
+        if data.order is None:
+            whole = 0, data.steps
+            return data.window(*whole, 0, count), Validation(data.window(*whole, count, data.count))
+        assert data.lengths is not None
+        parts = [
+            data.cut(which, np.zeros(len(which), np.int64), data.lengths[which])
+            for which in (np.flatnonzero(data.order < count), np.flatnonzero(data.order >= count))
+        ]
+        return parts[0], Validation(parts[1])
+    if warmup is None and not carries:
+        raise ValueError(
+            "validation by time starts from the states that the training part ends with, which "
+            'there are not with spec.fold, with spec.shard="time", or with sequences of different '
+            'lengths: say how many steps to warm up, as in validation={"time": 0.2, "warmup": 50}'
+        )
+    if data.order is None:
+        end = data.steps - _number(share, data.steps, "time steps")
+        begin = max(end - (warmup or 0), 0)
+        held_out = data.window(begin, data.steps, 0, data.count)
+        validation = Validation(held_out, warmup is None, end - begin)
+        return data.window(0, end, 0, data.count), validation
+    return _by_own_time(data, share, warmup or 0)
+
+
+def _by_own_time(data: Sequences, share: Any, warmup: int) -> tuple[Sequences, Validation]:
+    """Split each sequence of its own length."""
+    lengths = data.lengths
+    assert lengths is not None
+    _number(share, int(lengths.max()), "time steps")
+    out = np.floor(lengths * share) if isinstance(share, float) else np.minimum(share, lengths)
+    ends = lengths - out.astype(np.int64)
+    if ends.min() < warmup:
+        raise ValueError(
+            f"validation: a warm-up of {warmup} steps needs as many before the validation part, "
+            f"but one sequence has {ends.min()}"
+        )
+    everything = np.arange(data.count)
+    training = data.cut(everything, np.zeros_like(ends), ends)
+    return training, Validation(data.cut(everything, ends - warmup, lengths), False, warmup)
+
+
+def _read(wanted: Any) -> tuple[str, Any, int | None]:
+    if isinstance(wanted, numbers.Real) and not isinstance(wanted, bool):
+        return "sequences", wanted, None
+    axes = ("sequences", "time")
+    if isinstance(wanted, Mapping):
+        keys = set(wanted)
+        axis = next((axis for axis in axes if axis in keys), None)
+        allowed = {axis, "warmup"} if axis == "time" else {axis}
+        if axis is not None and keys <= allowed:
+            warmup = wanted.get("warmup")
+            if warmup is not None and (
+                isinstance(warmup, bool) or not isinstance(warmup, numbers.Integral) or warmup < 0
+            ):
+                raise ValueError(f"validation's warmup must be a number of steps, got {warmup!r}")
+            return axis, wanted[axis], None if warmup is None else int(warmup)
+    raise ValueError(
+        "validation must be (x, y) or (x, y, w), a fraction or number of sequences, or a dict such "
+        f'as {{"time": 0.2}}, {{"time": 500, "warmup": 50}} or {{"sequences": 12}}, got {wanted!r}'
+    )
+
+
+def _number(share: Any, whole: int, what: str) -> int:
+    """Return how many of `whole` a fraction or a number is; neither none nor all."""
+    if isinstance(share, bool) or not isinstance(share, numbers.Real):
+        raise TypeError(f"validation must be a fraction or a number of {what}, got {share!r}")
+    if isinstance(share, numbers.Integral):
+        number = int(share)
+    elif 0 < float(share) < 1:
+        number = min(max(round(whole * float(share)), 1), whole - 1)
+    else:
+        raise ValueError(f"validation must be between 0 and 1, or a whole number, got {share!r}")
+    if not 0 < number < whole:
+        raise ValueError(
+            f"validation on {number} of {whole} {what} leaves nothing to train or to validate on"
+        )
+    return number

@@ -1,0 +1,187 @@
+"""One call of `fit`: epochs of training, and what belongs to each."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .data.chunks import ChunkPlan
+from .data.sequences import Sequences
+from .data.validation import Validation, split
+from .parallel import Replicas
+from .progress import Progress
+from .scaling import Scaling
+from .spec import Spec
+from .stateful import in_mode, is_bidirectional
+from .training import Trainer, evaluate
+
+if TYPE_CHECKING:
+    from .estimator import Estimator
+
+__all__ = ["Fit", "chunk_plan"]
+
+
+def chunk_plan(
+    data: Sequences, spec: Spec, replicas: Replicas, *, by_time: bool | None = None
+) -> ChunkPlan:
+    """Return the chunks in which this rank goes through data."""
+    return ChunkPlan(
+        steps=data.steps,
+        sequences=data.count,
+        batchsize=spec.batchsize,
+        seqsize=spec.seqsize,
+        rank=replicas.comm.rank,
+        size=replicas.comm.size,
+        by_time=spec.shard == "time" if by_time is None else by_time,
+        lengths=data.lengths,
+    )
+
+
+class Fit:
+    """What one call of `Estimator.fit` works with; see there.
+
+    Parameters
+    ----------
+    est
+        The estimator.
+    data
+        What it was given.
+    validation
+        As in `Estimator.fit`.
+    """
+
+    def __init__(self, est: Estimator, data: Sequences, validation: Any) -> None:
+        self._est = est
+        self._spec = spec = est.spec
+        self._replicas = est._replicas
+        self._validation: Validation | None = None
+        if isinstance(validation, (tuple, list)):
+            self._validation = Validation(_other(est, validation))
+        elif validation is not None:
+            sequential = spec.shard != "time" and spec.fold == 1 and data.lengths is None
+            data, self._validation = split(data, validation, carries=sequential)
+        if spec.fold > 1:
+            data = _folded(data, spec.fold, quiet=not self._replicas.first)
+        if est._compiles and data.lengths is not None and is_bidirectional(est.model):
+            raise ValueError(
+                "compile=True cannot tell a bidirectional layer where sequences end: pass "
+                "sequences of one length, or compile=False"
+            )
+        self._data = data
+        self._plan = chunk_plan(data, spec, self._replicas)
+
+    def run(self, epochs: int) -> None:
+        """Train."""
+        est = self._est
+        self._agree(epochs)
+        self._scale()
+        est._squeezed, est.padding_ = self._data.squeezed, self._plan.padding
+        trainer = est._trainer(
+            est.model, est._loss, est.optimizer, self._spec, est.device, self._replicas
+        )
+        if self._validation is not None and self._validation.carried:
+            trainer.ends = {}
+        bar = Progress(epochs * len(self._plan), shown=est.progress and self._replicas.first)
+        with trainer, in_mode(est.model, training=True), bar as progress:
+            for _ in range(epochs):
+                self._run_epoch(trainer, progress)
+
+    def _agree(self, epochs: int) -> None:
+        """Make sure that all ranks are about to make the same steps."""
+        est, data = self._est, self._data
+        shape = f"data of {data.steps} steps and {data.count} sequences"
+        validation = "" if self._validation is None else f", {self._validation.data.steps} and "
+        validation += "" if self._validation is None else f"{self._validation.data.count} apart"
+        self._replicas.comm.agree(
+            "the run", f"{shape}{validation}\n{len(self._plan)} chunks\n{epochs} epochs\n{est.spec}"
+        )
+        if est._drawn_seed is None:
+            est._drawn_seed = int(torch.randint(2**62, ()).item())
+        est._drawn_seed = self._replicas.same_number(est._drawn_seed)
+
+    def _scale(self) -> None:
+        est, spec = self._est, self._spec
+        if est.scaling_ is None and (spec.scale_x is not None or spec.scale_y is not None):
+            methods = spec.scale_x, spec.scale_y
+            est.scaling_ = Scaling.measure(self._data, self._plan.chunks(), methods, self._replicas)
+        if est.scaling_ is not None:
+            scaling = est.scaling_.x, est.scaling_.y
+            self._data.scaled(*scaling)
+            if self._validation is not None:
+                self._validation.data.scaled(*scaling)
+
+    def _run_epoch(self, trainer: Trainer, progress: Progress) -> None:
+        est, plan = self._est, self._plan
+        number = len(est.history_) + 1
+        assert est._drawn_seed is not None
+        # Seeded by epoch, so that an epoch is the same whether or not the run was interrupted.
+        seed = est._drawn_seed + number
+        order = None
+        if self._spec.shuffle:
+            generator = torch.Generator().manual_seed(seed)
+            order = torch.randperm(plan.blocks, generator=generator).tolist()
+        progress.epoch(number)
+        begin = time.perf_counter()
+        with self._seeded(seed):
+            loss = trainer.run(self._data, plan.chunks(order), f"epoch {number}", progress)
+        seconds = time.perf_counter() - begin
+        row = {
+            "epoch": number,
+            "loss": loss,
+            "lr": float(est.optimizer.param_groups[0]["lr"]),
+            "steps": len(plan),
+            "seconds": seconds,
+            "steps_per_second": len(plan) / seconds if len(plan) else 0.0,
+        }
+        if self._validation is not None:
+            row["validation_loss"] = self._validate(trainer)
+        est.history_.append(row)
+
+    def _validate(self, trainer: Trainer) -> float:
+        est, validation = self._est, self._validation
+        assert validation is not None
+        plan = chunk_plan(validation.data, self._spec, self._replicas, by_time=False)
+        with in_mode(est.model, training=False):
+            return evaluate(
+                est.model, est._loss, validation.data, plan.chunks(), est.device, self._replicas,
+                states=trainer.ends, warmup=validation.warmup,
+            )  # fmt: skip
+
+    @contextlib.contextmanager
+    def _seeded(self, seed: int) -> Iterator[None]:
+        """Seed dropout, differently on every rank; leave the user's own generator alone."""
+        if self._est.seed is None and self._replicas.alone:
+            yield  # as in a plain loop: torch's global generator, seeded by the user or not
+            return
+        with torch.random.fork_rng():
+            torch.manual_seed((seed * 1_000_003 + self._replicas.comm.rank) % 2**63)
+            yield
+
+
+def _other(est: Estimator, validation: Any) -> Sequences:
+    """Open data for validation that are apart from those for training."""
+    if not 2 <= len(validation) <= 3:
+        raise ValueError(f"validation must be (x, y) or (x, y, w), got {len(validation)} parts")
+    example = est._example
+    data = est._open(*validation)
+    est._example = example
+    return data
+
+
+def _folded(data: Sequences, segments: int, *, quiet: bool) -> Sequences:
+    if data.ragged:
+        raise ValueError("spec.fold cuts series of one length; pass arrays (T, N, F), not lists")
+    if data.steps < segments:
+        raise ValueError(f"spec.fold={segments} cuts series of {data.steps} steps into nothing")
+    left = data.steps % segments
+    if left and not quiet:
+        warnings.warn(
+            f"spec.fold={segments} leaves the last {left} of {data.steps} steps out of training",
+            stacklevel=5,
+        )
+    return data.folded(segments)
