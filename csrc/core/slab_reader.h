@@ -1,4 +1,4 @@
-// Reads pieces of files and of memory into given buffers, in a thread of its own.
+// Reads pieces of files and of memory into given buffers, in threads of its own.
 #pragma once
 
 #include <chrono>
@@ -34,9 +34,10 @@ struct SlabRead {
   std::int64_t numel;
 };
 
-// A request is a list of reads; requests are done in their order. Sources and buffers must stay until a request's
-// result came or close() returned. The thread starts with the first request. After a fork, the child can only destroy
-// its copy of a reader whose thread had started, as the thread is not there.
+// A request is a list of reads, done by one thread. Two requests may be done at a time, so their buffers must not be
+// the same. Sources and buffers must stay until a request's result came or close() returned. The threads start when
+// there is work for them. After a fork, the child can only destroy its copy of a reader whose threads had started, as
+// they are not there. One thread at a time may call what is here, but close() may be called while another one waits.
 class SlabReader {
  public:
   SlabReader();
@@ -57,7 +58,7 @@ class SlabReader {
   // are done all the same.
   std::optional<std::vector<std::int64_t>> wait(std::chrono::milliseconds limit);
 
-  // Drops what is queued, within one read of the system, ends the thread and closes the files. Can be called twice.
+  // Drops what is queued, within one read of the system, ends the threads and closes the files. Can be called twice.
   void close();
 
  private:

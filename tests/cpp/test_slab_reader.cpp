@@ -1,0 +1,334 @@
+#include "core/slab_reader.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <system_error>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "check.h"
+
+namespace fastseq {
+
+namespace {
+
+using Counts = std::vector<std::int64_t>;
+
+// A file of 16-bit integers that is removed at the end.
+class File {
+ public:
+  explicit File(const std::vector<std::int16_t>& values) {
+    std::string path = (std::filesystem::temp_directory_path() / "fastseq-test-XXXXXX").string();
+    const int descriptor = ::mkstemp(path.data());
+    path_ = path;
+    const auto bytes = static_cast<ssize_t>(values.size() * sizeof(std::int16_t));
+    if (descriptor < 0 || ::write(descriptor, values.data(), static_cast<std::size_t>(bytes)) != bytes) {
+      throw std::runtime_error("cannot write " + path_);
+    }
+    ::close(descriptor);
+  }
+  ~File() { (void)::unlink(path_.c_str()); }
+  File(const File&) = delete;
+  File& operator=(const File&) = delete;
+
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
+std::vector<std::int16_t> counted(std::int64_t numel) {
+  std::vector<std::int16_t> values(static_cast<std::size_t>(numel));
+  for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<std::int16_t>(i * 31 % 30011);
+  return values;
+}
+
+ElementConverter converter(ElementType from, ElementType to) {
+  return ElementConverter({.from = from, .swapped = false, .to = to});
+}
+
+Counts wait(SlabReader& reader) {
+  while (true) {
+    if (auto counts = reader.wait(std::chrono::milliseconds(1000))) return *counts;
+  }
+}
+
+template <class T>
+SlabRead read_into(std::vector<T>& target, ElementConverter convert, std::vector<Piece> pieces) {
+  return {.convert = std::move(convert),
+          .pieces = std::move(pieces),
+          .to = reinterpret_cast<std::byte*>(target.data()),
+          .numel = static_cast<std::int64_t>(target.size())};
+}
+
+// The ReadError that waiting ends with.
+ReadError read_error(SlabReader& reader) {
+  try {
+    wait(reader);
+  } catch (const ReadError& error) {
+    return error;
+  }
+  throw std::logic_error("no ReadError came");
+}
+
+std::string message(SlabReader& reader) { return read_error(reader).what(); }
+
+bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+
+// Every combination of what decides how a piece is read, against plain loops.
+template <class To>
+void check_pieces(ElementType to) {
+  const std::int64_t total = 600'000;
+  const std::vector<std::int16_t> values = counted(total);
+  const File file(values);
+  SlabReader reader;
+  const std::int64_t in_file = reader.add_file(file.path(), true);
+  const std::int64_t in_memory = reader.add_memory(reinterpret_cast<std::uintptr_t>(values.data()));
+  const std::int64_t anywhere = reader.add_memory(0);
+  for (const std::int64_t numel : {1, 7, 400, 5000, 70'000}) {
+    for (const std::int64_t gap : {0, 3, 1500, 30'000}) {
+      for (const std::int64_t to_gap : {0, 2}) {
+        for (const std::int64_t source : {in_file, in_memory, anywhere}) {
+          const std::int64_t stride = numel + gap;
+          const std::int64_t steps = std::min<std::int64_t>(300, (total - 5 - numel) / stride + 1);
+          const std::int64_t to_step = numel + to_gap;
+          const std::int64_t base =
+              source == anywhere ? static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(values.data())) : 0;
+          const bool backwards = numel == 7;
+          const std::int64_t first = 5 + (backwards ? (steps - 1) * stride : 0);
+          const std::int64_t step = backwards ? -stride : stride;
+          std::vector<To> target(static_cast<std::size_t>(steps * to_step + 1), To{9});
+          reader.submit({read_into(target, converter(ElementType::kInt16, to),
+                                   {{source, base + first * 2, steps, step * 2, numel, 1, to_step}})});
+          CHECK_EQ(wait(reader)[0], 0);
+          bool right = target[0] == To{0};
+          for (std::int64_t s = 0; s < steps; ++s) {
+            for (std::int64_t i = 0; i < to_step; ++i) {
+              const auto at = static_cast<std::size_t>(1 + s * to_step + i);
+              const bool covered = i < numel;
+              const To expected =
+                  covered ? static_cast<To>(values[static_cast<std::size_t>(first + s * step + i)]) : To{0};
+              right &= at >= target.size() || target[at] == expected;
+            }
+          }
+          if (!right) {
+            testing::fail(__FILE__, __LINE__,
+                          "numel " + std::to_string(numel) + ", gap " + std::to_string(gap) + ", source " +
+                              std::to_string(source));
+          }
+        }
+      }
+    }
+  }
+}
+
+int descriptors() {
+  int count = 0;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) count += entry.path().empty() ? 0 : 1;
+  return count;
+}
+
+}  // namespace
+
+TEST(pieces_are_read_and_converted) {
+  check_pieces<float>(ElementType::kFloat32);
+  check_pieces<std::int64_t>(ElementType::kInt64);
+}
+
+TEST(floats_are_read_straight_into_their_place) {
+  // 2-byte integers as a file of floats: 300 rows of 1000, every third one read, backwards in memory.
+  std::vector<float> values(300'000);
+  std::iota(values.begin(), values.end(), 1.0F);
+  values[5000] = std::numeric_limits<float>::infinity();
+  values[250'010] = std::nanf("");
+  std::vector<std::int16_t> halves(values.size() * 2);
+  std::memcpy(halves.data(), values.data(), values.size() * sizeof(float));
+  const File file(halves);
+  SlabReader reader;
+  const std::int64_t source = reader.add_file(file.path(), false);
+  for (const std::int64_t numel : {10, 1000, 3000, 100'000}) {
+    const std::int64_t rows = 300'000 / numel;
+    for (const std::int64_t every : {1, 3}) {
+      const std::int64_t steps = (rows + every - 1) / every;
+      for (const std::int64_t to_step : {numel, numel + 1}) {
+        std::vector<float> target(static_cast<std::size_t>(steps * to_step), -1.0F);
+        reader.submit({read_into(target, converter(ElementType::kFloat32, ElementType::kFloat32),
+                                 {{source, 0, steps, every * numel * 4, numel, 0, to_step}})});
+        const std::int64_t count = wait(reader)[0];
+        std::int64_t expected_count = 0;
+        bool right = true;
+        for (std::int64_t s = 0; s < steps; ++s) {
+          for (std::int64_t i = 0; i < numel; ++i) {
+            const float expected = values[static_cast<std::size_t>(s * every * numel + i)];
+            const float result = target[static_cast<std::size_t>(s * to_step + i)];
+            right &= std::isnan(expected) ? std::isnan(result) : result == expected;
+            expected_count += std::isfinite(expected) ? 0 : 1;
+          }
+        }
+        CHECK(right);
+        CHECK_EQ(count, expected_count);
+      }
+    }
+  }
+}
+
+TEST(requests_of_several_reads_come_back_in_order) {
+  const std::vector<std::int16_t> values = counted(10'000);
+  const File file(values);
+  SlabReader reader;
+  const std::int64_t source = reader.add_file(file.path(), true);
+  constexpr std::int64_t kRequests = 200;
+  std::vector<std::vector<float>> targets(2 * kRequests, std::vector<float>(100));
+  for (std::size_t i = 0; i < kRequests; ++i) {
+    const auto offset = static_cast<std::int64_t>(i) * 80;
+    std::vector<SlabRead> reads;
+    for (std::size_t k = 0; k < 2; ++k) {
+      reads.push_back(read_into(targets[2 * i + k], converter(ElementType::kInt16, ElementType::kFloat32),
+                                {{source, offset, 1, 0, 50, 50, 0}, {source, offset + 100, 2, 50, 25, 0, 25}}));
+    }
+    reader.submit(std::move(reads));
+  }
+  for (std::size_t i = 0; i < kRequests; ++i) {
+    CHECK_EQ(wait(reader).size(), 2U);
+    for (std::size_t j = 0; j < 50; ++j) {
+      CHECK_EQ(targets[2 * i][50 + j], static_cast<float>(values[i * 40 + j]));
+      CHECK_EQ(targets[2 * i + 1][j], static_cast<float>(values[i * 40 + 50 + j]));
+    }
+  }
+  CHECK_THROWS(wait(reader), std::runtime_error);  // nothing is left
+}
+
+TEST(a_file_that_ends_early_is_named_with_the_read) {
+  const File file(counted(1000));
+  SlabReader reader;
+  const std::int64_t source = reader.add_file(file.path(), false);
+  std::vector<std::vector<float>> targets(3, std::vector<float>(1000));
+  auto read = [&, used = std::size_t{0}](std::int64_t offset) mutable {
+    return read_into(targets[used++ % 3], converter(ElementType::kInt16, ElementType::kFloat32),
+                     {{source, offset, 1, 0, 1000, 0, 0}});
+  };
+  reader.submit({read(0), read(2)});
+  reader.submit({read(0)});
+  const ReadError shorter = read_error(reader);
+  CHECK(contains(shorter.what(), file.path() + " ends at byte 2000, before byte 2002"));
+  CHECK(contains(shorter.what(), "shorter than"));
+  CHECK_EQ(shorter.index, 1);
+  CHECK_EQ(wait(reader)[0], 0);  // later requests are done all the same
+  CHECK_EQ(::truncate(file.path().c_str(), 100), 0);
+  reader.submit({read(0)});
+  CHECK(contains(message(reader), "ends at byte 100, before byte 2000 that was to be read: it was truncated"));
+}
+
+TEST(a_strict_file_must_stay_as_it_is) {
+  std::vector<float> target(10);
+  const auto strict_read = [&](SlabReader& reader, const File& file, bool strict) {
+    const std::int64_t source = reader.add_file(file.path(), strict);
+    return read_into(target, converter(ElementType::kInt16, ElementType::kFloat32), {{source, 0, 1, 0, 10, 0, 0}});
+  };
+  const auto touch = [](const File& file) {
+    const std::array<timespec, 2> times = {timespec{.tv_sec = 1000, .tv_nsec = 0}, {.tv_sec = 1000, .tv_nsec = 5}};
+    CHECK_EQ(::utimensat(AT_FDCWD, file.path().c_str(), times.data(), 0), 0);
+  };
+  for (const std::string how : {"written", "longer", "replaced", "removed"}) {
+    const File file(counted(10));
+    const File other(counted(10));
+    SlabReader reader;
+    const SlabRead lenient = strict_read(reader, file, false);
+    const SlabRead strict = strict_read(reader, file, true);
+    reader.submit({lenient, strict});
+    CHECK_EQ(wait(reader).size(), 2U);
+    if (how == "written") touch(file);
+    if (how == "longer") CHECK_EQ(::truncate(file.path().c_str(), 100), 0);
+    if (how == "replaced") CHECK_EQ(std::rename(other.path().c_str(), file.path().c_str()), 0);
+    if (how == "removed") CHECK_EQ(::unlink(file.path().c_str()), 0);
+    reader.submit({lenient, strict});
+    const ReadError error = read_error(reader);
+    CHECK(contains(error.what(), file.path() + " changed while it was read"));
+    CHECK_EQ(error.index, 1);
+    reader.submit({lenient});
+    CHECK_EQ(wait(reader).size(), 1U);
+  }
+}
+
+TEST(what_cannot_be_opened_throws) {
+  SlabReader reader;
+  CHECK_THROWS(reader.add_file("/does/not/exist", true), std::system_error);
+  CHECK_THROWS(reader.add_file(std::filesystem::temp_directory_path().string(), true), std::system_error);
+  CHECK_THROWS(reader.add_file("/dev/null", true), std::system_error);
+}
+
+TEST(pieces_that_do_not_fit_are_refused) {
+  const File file(counted(1000));
+  SlabReader reader;
+  const std::int64_t source = reader.add_file(file.path(), true);
+  std::vector<float> target(100);
+  constexpr std::int64_t kHuge = std::numeric_limits<std::int64_t>::max();
+  const std::vector<Piece> wrong = {
+      {source + 1, 0, 1, 0, 1, 0, 0}, {-1, 0, 1, 0, 1, 0, 0},          {source, -1, 1, 0, 1, 0, 0},
+      {source, 2, 3, -2, 1, 0, 1},    {source, 0, -1, 0, 1, 0, 0},     {source, 0, 1, 0, -1, 0, 0},
+      {source, 0, 1, 0, 101, 0, 0},   {source, 0, 1, 0, 1, 100, 0},    {source, 0, 2, 0, 1, 0, 100},
+      {source, 0, 2, 0, 1, 0, -1},    {source, 0, kHuge, 2, 1, 0, 0},  {source, 0, 2, kHuge, 1, 0, 1},
+      {source, kHuge, 1, 0, 1, 0, 0}, {source, 0, 1, 0, kHuge, 0, 0},  {source, 0, 2, 0, 1, kHuge, 1},
+      {source, 0, 2, 0, 1, 0, kHuge}, {source, 0, kHuge, 2, 50, 0, 0},
+  };
+  for (const Piece& piece : wrong) {
+    const SlabRead read = read_into(target, converter(ElementType::kInt16, ElementType::kFloat32), {piece});
+    CHECK_THROWS(reader.submit({read}), std::invalid_argument);
+  }
+  CHECK_THROWS(wait(reader), std::runtime_error);  // nothing was queued
+}
+
+TEST(closing_in_the_middle_ends_threads_and_closes_files) {
+  const int before = descriptors();
+  constexpr std::int64_t kNumel = 300'000;
+  const File file(counted(kNumel));
+  std::vector<std::vector<float>> targets(20, std::vector<float>(kNumel));
+  const auto start = [&](SlabReader& reader) {
+    const std::int64_t source = reader.add_file(file.path(), true);
+    for (std::vector<float>& target : targets) {
+      reader.submit({read_into(target, converter(ElementType::kInt16, ElementType::kFloat32),
+                               {{source, 0, kNumel / 2, 4, 1, 0, 2}})});
+    }
+    wait(reader);
+  };
+  {
+    SlabReader destroyed;
+    start(destroyed);
+  }
+  SlabReader reader;
+  start(reader);
+  CHECK(descriptors() > before);
+  std::thread waiting([&] {
+    const auto wait_for_all = [&] {
+      while (true) wait(reader);
+    };
+    try {
+      wait_for_all();
+    } catch (const std::runtime_error&) {  // all came, or close() was quicker
+    }
+  });
+  reader.close();
+  waiting.join();
+  reader.close();
+  CHECK_EQ(descriptors(), before);
+  CHECK_THROWS(reader.submit({}), std::runtime_error);
+  CHECK_THROWS(reader.add_memory(0), std::runtime_error);
+  CHECK_THROWS(wait(reader), std::runtime_error);
+}
+
+}  // namespace fastseq
