@@ -68,6 +68,21 @@ def test_joins_as_numpy_does(tmp_path_factory, data):
     shutil.rmtree(folder)
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("chunks", [(7, 1, 1), (2, 2, 2), (1, 9, 4), None])
+def test_tiles_that_lie_in_many_pieces(tmp_path, monkeypatch, axis, chunks):
+    """In the target, where they are made of whole chunks; in the source, where rows are cut."""
+    monkeypatch.setattr(copying, "_CHUNKS_BYTES", 8 * 40)
+    monkeypatch.setattr(copying, "_TILE_BYTES", 8 * 10)
+    arrays = np.arange(2 * 7 * 9 * 4.0).reshape(2, 7, 9, 4)
+    for i in range(2):
+        with h5py.File(tmp_path / f"{i}.h5", "w") as file:
+            file.create_dataset("x", data=arrays[i], chunks=chunks)
+    fs.h5concat(tmp_path / "all.h5", str(tmp_path / "?.h5"), axis, virtual=False)
+    with h5py.File(tmp_path / "all.h5") as file:
+        np.testing.assert_array_equal(file["x"][()], np.concatenate(arrays, axis))
+
+
 @pytest.mark.parametrize("virtual", [True, False])
 @pytest.mark.parametrize("axes", [(0, 1), (1, 0), (2, 1)])
 def test_joins_along_two_axes(tmp_path, virtual, axes):
