@@ -16,6 +16,7 @@ from weakref import WeakValueDictionary
 
 import h5py
 
+from .heaps import check_heaps
 from .virtual import check_virtual
 
 __all__ = ["SharedFile", "find_dataset", "open_file", "shared_file"]
@@ -35,6 +36,7 @@ def open_file(path: str, mode: str = "r") -> h5py.File:
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(errno.ENOENT, "there is no file", path)
+    check_heaps(path)
     try:
         return h5py.File(path, mode)
     except OSError as error:
