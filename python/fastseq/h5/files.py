@@ -102,11 +102,16 @@ class SharedFile:
         self._lock = threading.RLock()
         self._file: h5py.File | None = None
         self._identity: tuple[int, int] | None = None
-        self._datasets: dict[str, h5py.Dataset] = {}
+        self._datasets: dict[tuple[str, bool], h5py.Dataset] = {}
 
     @contextmanager
-    def dataset(self, name: str, *, writable: bool = False) -> Iterator[h5py.Dataset]:
-        """Hold a dataset of the file; no other thread opens the file anew meanwhile."""
+    def dataset(
+        self, name: str, *, writable: bool = False, cached: bool = True
+    ) -> Iterator[h5py.Dataset]:
+        """Hold a dataset of the file; no other thread opens the file anew meanwhile.
+
+        Not `cached`, HDF5 keeps none of its decompressed chunks.
+        """
         with self._lock:
             if writable and self._file is not None and self._file.mode == "r":
                 self._datasets.clear()
@@ -115,9 +120,13 @@ class SharedFile:
             if self._file is None:
                 self._file = open_file(self.path, "r+" if writable else "r")
                 self._identity = _identity(self.path)
-            if name not in self._datasets:
-                self._datasets[name] = find_dataset(self._file, name)
-            yield self._datasets[name]
+            if (name, cached) not in self._datasets:
+                opened = find_dataset(self._file, name)
+                if not cached:
+                    del opened  # it has a cache, which all handles of the dataset share
+                    opened = _without_cache(self._file, name)
+                self._datasets[name, cached] = opened
+            yield self._datasets[name, cached]
             if writable:
                 self._file.flush()
 
@@ -130,6 +139,12 @@ class SharedFile:
         # A forked child that closed what its parent writes would write to the file, too.
         if self._file is not None and self.pid != os.getpid() and self._file.mode != "r":
             _of_parent.append((self._file, self._datasets))
+
+
+def _without_cache(file: h5py.File, name: str) -> h5py.Dataset:
+    access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
+    access.set_chunk_cache(1, 0, 1.0)
+    return h5py.Dataset(h5py.h5d.open(file.id, name.encode(), access))
 
 
 def _identity(path: str) -> tuple[int, int] | None:

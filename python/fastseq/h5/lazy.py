@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 import os
 from collections.abc import Iterator
@@ -35,6 +36,8 @@ class LazyDataset:
         Where this box begins in the dataset.
     mode
         ``"r"`` or ``"r+"``.
+    cached
+        Whether HDF5 may keep decompressed chunks, some megabytes of them.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class LazyDataset:
         dtype: np.dtype[Any],
         mode: str = "r",
         starts: tuple[int, ...] | None = None,
+        cached: bool = True,
     ) -> None:
         self.path = path
         self.name = name
@@ -52,6 +56,7 @@ class LazyDataset:
         self.dtype = dtype
         self.mode = mode
         self.starts = (0,) * len(shape) if starts is None else starts
+        self.cached = cached
         self._file: SharedFile | None = None
 
     @property
@@ -127,7 +132,8 @@ class LazyDataset:
     @contextmanager
     def opened(self, *, writable: bool = False) -> Iterator[h5py.Dataset]:
         """Hold the whole dataset as this process has it open; the same one every time."""
-        with self._shared_file().dataset(self.name, writable=writable) as dataset:
+        file = self._shared_file()
+        with file.dataset(self.name, writable=writable, cached=self.cached) as dataset:
             now = dataset.shape
             there = len(now) == self.ndim and all(
                 start + length <= end
@@ -174,7 +180,8 @@ class LazyDataset:
                 shape[axis], left = 1, 0
             rest.append(left)
             axis += _axes(piece)
-        box = LazyDataset(self.path, self.name, tuple(shape), self.dtype, self.mode, tuple(starts))
+        box = copy.copy(self)
+        box.shape, box.starts = tuple(shape), tuple(starts)
         box._file = self._shared_file()
         return box, tuple(rest)
 

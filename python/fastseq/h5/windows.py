@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import os
@@ -57,7 +58,8 @@ class WindowReader:
     def __init__(self, dataset: LazyDataset, max_bytes: int = 2**28) -> None:
         if dataset.ndim < 2:
             raise ValueError(f"{dataset!r} must have time steps and sequences, two dimensions")
-        self.dataset = dataset
+        self.dataset = copy.copy(dataset)
+        self.dataset.cached = False  # windows keep what is wanted again
         self.max_bytes = max_bytes
         self._warned = self._closed = False
         self._begin_anew()
