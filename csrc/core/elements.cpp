@@ -213,7 +213,6 @@ ElementConverter::ElementConverter(const Conversion& conversion)
     : from_(conversion.from),
       to_(conversion.to),
       swapped_(conversion.swapped && element_size(conversion.from) > 1),
-      copies_(false),
       from_size_(static_cast<std::int64_t>(element_size(from_))),
       to_size_(static_cast<std::int64_t>(element_size(to_))),
       features_(conversion.features) {
@@ -221,11 +220,9 @@ ElementConverter::ElementConverter(const Conversion& conversion)
   if (scaled && features_ < 1) {
     throw std::invalid_argument("scaling needs at least one feature, not " + std::to_string(features_));
   }
-  if (from_ == to_ && !scaled && to_ != ElementType::kBool) {
-    if (to_ == ElementType::kInt64 || to_ >= ElementType::kFloat16) {
-      copies_ = !swapped_;
-      return;
-    }
+  if (from_ == to_ && !scaled && (to_ == ElementType::kInt64 || to_ >= ElementType::kFloat16)) {
+    copies_ = !swapped_;
+    return;
   }
   if (scaled) period_ = features_ * std::max<std::int64_t>(1, kTables / features_);
   dispatch_element(from_, [&]<class From>(Type<From>) {
@@ -322,13 +319,14 @@ std::int64_t ElementConverter::operator()(const void* from, std::int64_t numel, 
   const auto* source = static_cast<const std::byte*>(from);
   auto* target = static_cast<std::byte*>(to);
   std::int64_t count = 0;
-  std::int64_t feature = period_ == 0 ? 0 : first % features_;
+  std::int64_t feature = period_ == 0 ? 0 : first % features_;  // without tables it does not matter
   for (std::int64_t done = 0; done < numel;) {
     std::int64_t block = std::min(kBlock, numel - done);
     if (period_ != 0) block = std::min(block, period_ - feature);
     count += convert_block(source + done * from_size_, block, feature, target + done * to_size_);
     done += block;
-    if (period_ != 0 && (feature += block) == period_) feature = 0;
+    feature += block;
+    if (feature == period_) feature = 0;
   }
   return count;
 }

@@ -72,7 +72,7 @@ class ElementConverter {
   ElementType from_;
   ElementType to_;
   bool swapped_;
-  bool copies_;
+  bool copies_ = false;
   std::int64_t from_size_;
   std::int64_t to_size_;
   std::int64_t features_;

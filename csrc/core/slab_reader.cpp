@@ -35,7 +35,7 @@ struct Source {
   std::int64_t used = 0;  // by which request last
 };
 
-struct Stopped {};
+struct Stopped : std::exception {};
 
 // Carries out reads, in a thread.
 class Gatherer {
@@ -328,7 +328,7 @@ void SlabReader::close() {
   if (!state_) return;
   if (state_->forked()) {  // there are no threads to join, and the mutex may be locked for ever
     state_->sources.clear();
-    (void)state_.release();
+    [[maybe_unused]] const State* left = state_.release();
     return;
   }
   {

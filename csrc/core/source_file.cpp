@@ -46,14 +46,12 @@ void SourceFile::read(std::byte* to, std::int64_t count, std::int64_t offset) co
       const std::int64_t size = ::fstat(descriptor_, &now) == 0 ? now.st_size : offset + done;
       const bool truncated = size < opened_.st_size;
       throw ReadError(path_ + " ends at byte " + std::to_string(size) + ", before byte " +
-                          std::to_string(offset + count) + " that was to be read: it " +
-                          (truncated ? "was truncated after it was opened" : "is shorter than what describes it says"),
-                      0);
+                      std::to_string(offset + count) + " that was to be read: it " +
+                      (truncated ? "was truncated after it was opened" : "is shorter than what describes it says"));
     } else if (errno != EINTR) {
       const int error_number = errno;
       throw ReadError("bytes " + std::to_string(offset + done) + " to " + std::to_string(offset + count) + " of " +
-                          path_ + " cannot be read: " + describe(error_number),
-                      error_number);
+                      path_ + " cannot be read: " + describe(error_number));
     }
   }
 }
@@ -63,8 +61,7 @@ void SourceFile::check_unchanged() const {
   struct stat now{};
   if (::stat(path_.c_str(), &now) != 0) {
     const int error_number = errno;
-    throw ReadError(path_ + " changed while it was read: it is not there any more: " + describe(error_number),
-                    error_number);
+    throw ReadError(path_ + " changed while it was read: it is not there any more: " + describe(error_number));
   }
   const char* what = nullptr;
   if (now.st_ino != opened_.st_ino || now.st_dev != opened_.st_dev) {
@@ -74,7 +71,7 @@ void SourceFile::check_unchanged() const {
   } else if (!same_time(now.st_mtim, opened_.st_mtim)) {
     what = "it was written to";
   }
-  if (what != nullptr) throw ReadError(path_ + " changed while it was read: " + what, 0);
+  if (what != nullptr) throw ReadError(path_ + " changed while it was read: " + what);
 }
 
 }  // namespace fastseq

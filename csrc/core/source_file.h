@@ -12,9 +12,8 @@ namespace fastseq {
 
 class ReadError : public std::runtime_error {
  public:
-  ReadError(const std::string& message, int error_number) : std::runtime_error(message), error_number(error_number) {}
+  using std::runtime_error::runtime_error;
 
-  int error_number;        // 0 where the system reported none
   std::int64_t index = 0;  // which read of its request failed
 };
 

@@ -112,8 +112,7 @@ void register_read_error() {
       if (pointer) std::rethrow_exception(pointer);
     } catch (const ReadError& error) {
       const py::object type = py::module_::import("fastseq.errors").attr("ReadError");
-      const py::object number = error.error_number == 0 ? py::object(py::none()) : py::int_(error.error_number);
-      PyErr_SetObject(type.ptr(), type(error.what(), error.index, number).ptr());
+      PyErr_SetObject(type.ptr(), type(error.what(), error.index).ptr());
     }
   });
 }

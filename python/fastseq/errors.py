@@ -27,14 +27,11 @@ class ReadError(FastseqError, OSError):
     ----------
     index
         Which read of the request failed.
-    errno
-        The system's number of the error, or None.
     """
 
-    def __init__(self, message: str, index: int = 0, errno: int | None = None) -> None:
+    def __init__(self, message: str, index: int = 0) -> None:
         super().__init__(message)
         self.index = index
-        self.errno = errno
 
 
 class CommunicationError(FastseqError, RuntimeError):

@@ -197,6 +197,7 @@ TEST(requests_of_several_reads_come_back_in_order) {
   for (std::size_t i = 0; i < kRequests; ++i) {
     const auto offset = static_cast<std::int64_t>(i) * 80;
     std::vector<SlabRead> reads;
+    reads.reserve(2);
     for (std::size_t k = 0; k < 2; ++k) {
       reads.push_back(read_into(targets[2 * i + k], converter(ElementType::kInt16, ElementType::kFloat32),
                                 {{source, offset, 1, 0, 50, 50, 0}, {source, offset + 100, 2, 50, 25, 0, 25}}));
@@ -313,17 +314,17 @@ TEST(closing_in_the_middle_ends_threads_and_closes_files) {
   SlabReader reader;
   start(reader);
   CHECK(descriptors() > before);
+  bool ended = false;
   std::thread waiting([&] {
-    const auto wait_for_all = [&] {
-      while (true) wait(reader);
-    };
     try {
-      wait_for_all();
+      while (true) wait(reader);
     } catch (const std::runtime_error&) {  // all came, or close() was quicker
+      ended = true;
     }
   });
   reader.close();
   waiting.join();
+  CHECK(ended);
   reader.close();
   CHECK_EQ(descriptors(), before);
   CHECK_THROWS(reader.submit({}), std::runtime_error);
