@@ -48,6 +48,9 @@ class Gatherer {
       covered += piece->steps * piece->numel;
     }
     if (covered < read.numel) std::memset(read.to, 0, static_cast<std::size_t>(read.numel * read.convert.to_size()));
+    read_ = &read;
+    sources_ = sources;
+    ahead_ = false;
     std::int64_t count = 0;
     for (std::size_t i = 0; i < read.pieces.size(); ++i) count += gather_piece(read.pieces[i], *sources[i], read);
     return count;
@@ -104,8 +107,7 @@ class Gatherer {
       const std::int64_t start = offset + done * convert.from_size();
       std::byte* target = to + done * convert.to_size();
       if (source.file && convert.copies()) {
-        check_stop();
-        source.file->read(target, bytes, start);
+        read_file(*source.file, target, bytes, start);
         count += convert(target, some, target);
       } else {
         count += convert(fetch(source, start, bytes), some, target, done);
@@ -116,13 +118,36 @@ class Gatherer {
 
   // Bytes of a source: where they are, or read into the scratch memory.
   const std::byte* fetch(const Source& source, std::int64_t offset, std::int64_t bytes) {
-    check_stop();
     if (!source.file) {
+      check_stop();
       // NOLINTNEXTLINE(performance-no-int-to-ptr): addresses come as numbers
       return reinterpret_cast<const std::byte*>(source.address + static_cast<std::uintptr_t>(offset));
     }
-    source.file->read(scratch_->bytes, bytes, offset);
+    read_file(*source.file, scratch_->bytes, bytes, offset);
     return scratch_->bytes;
+  }
+
+  void read_file(const SourceFile& file, std::byte* to, std::int64_t bytes, std::int64_t offset) {
+    check_stop();
+    if (!file.read(to, bytes, offset) && !ahead_) read_ahead();
+  }
+
+  // The first bytes that had to come from the disk: the others may come while these are awaited, all at a time.
+  void read_ahead() {
+    ahead_ = true;
+    for (std::size_t i = 0; i < sources_.size(); ++i) {
+      const Piece& piece = read_->pieces[i];
+      if (!sources_[i]->file) continue;
+      const std::int64_t row = piece.numel * read_->convert.from_size();
+      if (piece.step_bytes >= row && piece.step_bytes <= row + kGap) {
+        sources_[i]->file->read_ahead((piece.steps - 1) * piece.step_bytes + row, piece.offset);
+        continue;
+      }
+      for (std::int64_t step = 0; step < piece.steps; ++step) {
+        check_stop();
+        sources_[i]->file->read_ahead(row, piece.offset + step * piece.step_bytes);
+      }
+    }
   }
 
   void check_stop() const {
@@ -131,6 +156,10 @@ class Gatherer {
 
   const std::atomic<bool>& stop_;
   std::unique_ptr<Scratch> scratch_;
+  // What is being read, and whether the system was told.
+  const SlabRead* read_ = nullptr;
+  std::span<const Source* const> sources_;
+  bool ahead_ = false;
 };
 
 struct Request {

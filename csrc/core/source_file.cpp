@@ -1,6 +1,7 @@
 #include "core/source_file.h"
 
 #include <fcntl.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -35,8 +36,19 @@ SourceFile::SourceFile(const std::string& path, bool strict)
 
 SourceFile::~SourceFile() { ::close(descriptor_); }
 
-void SourceFile::read(std::byte* to, std::int64_t count, std::int64_t offset) const {
+bool SourceFile::read(std::byte* to, std::int64_t count, std::int64_t offset) const {
   std::int64_t done = 0;
+  bool cached = true;
+  if (can_tell_.load(std::memory_order_relaxed)) {
+    const iovec target = {.iov_base = to, .iov_len = static_cast<std::size_t>(count)};
+    const ssize_t got = ::preadv2(descriptor_, &target, 1, offset, RWF_NOWAIT);
+    if (got > 0) done = got;
+    if (got < 0 && errno == EOPNOTSUPP) {
+      can_tell_ = false;
+    } else {
+      cached = done == count;
+    }
+  }
   while (done < count) {
     const ssize_t got = ::pread(descriptor_, to + done, static_cast<std::size_t>(count - done), offset + done);
     if (got > 0) {
@@ -54,6 +66,11 @@ void SourceFile::read(std::byte* to, std::int64_t count, std::int64_t offset) co
                       path_ + " cannot be read: " + describe(error_number));
     }
   }
+  return cached;
+}
+
+void SourceFile::read_ahead(std::int64_t count, std::int64_t offset) const {
+  ::posix_fadvise(descriptor_, offset, count, POSIX_FADV_WILLNEED);
 }
 
 void SourceFile::check_unchanged() const {

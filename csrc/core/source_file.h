@@ -3,6 +3,7 @@
 
 #include <sys/stat.h>
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <stdexcept>
@@ -25,8 +26,11 @@ class SourceFile {
   SourceFile(const SourceFile&) = delete;
   SourceFile& operator=(const SourceFile&) = delete;
 
-  // Reads all of the bytes [offset, offset + count), or throws ReadError.
-  void read(std::byte* to, std::int64_t count, std::int64_t offset) const;
+  // Reads all of the bytes [offset, offset + count), or throws ReadError. Returns whether they were in the page cache,
+  // as far as the file system tells.
+  bool read(std::byte* to, std::int64_t count, std::int64_t offset) const;
+  // Asks the system to read these bytes into the page cache, and goes on.
+  void read_ahead(std::int64_t count, std::int64_t offset) const;
   // Throws ReadError if the file is strict and is not, at its path, what was opened: other size, time or inode.
   void check_unchanged() const;
 
@@ -34,6 +38,7 @@ class SourceFile {
   std::string path_;
   bool strict_;
   int descriptor_;
+  mutable std::atomic<bool> can_tell_ = true;  // what is in the page cache
   struct stat opened_{};
 };
 
