@@ -62,12 +62,6 @@ inline constexpr bool kIsHalf = std::is_same_v<T, Float16> || std::is_same_v<T, 
 template <class T>
 inline constexpr bool kIsFloat = std::floating_point<T> || kIsHalf<T>;
 
-// What `From` is scaled in on its way to `To`, one of float and double.
-template <class From, class To>
-using Scaled = std::conditional_t<std::is_same_v<To, double> || std::is_same_v<From, double> ||
-                                      (std::integral<From> && sizeof(From) >= 4),
-                                  double, float>;
-
 template <class To, class From>
 To value(From from) {
   if constexpr (std::is_same_v<From, Bool>) {
@@ -100,10 +94,11 @@ FASTSEQ_MULTIVERSION void bool_range(const From* from, std::int64_t numel, std::
   for (std::int64_t i = 0; i < numel; ++i) to[i] = is_true(from[i]) ? 1 : 0;
 }
 
-template <class From, class To, class Wide>
-FASTSEQ_MULTIVERSION void scale_range(const From* from, std::int64_t numel, const Wide* center, const Wide* inverse,
+// In double: a center that is large beside the scale would cost digits in float.
+template <class From, class To>
+FASTSEQ_MULTIVERSION void scale_range(const From* from, std::int64_t numel, const double* center, const double* inverse,
                                       To* to) {
-  for (std::int64_t i = 0; i < numel; ++i) to[i] = static_cast<To>((value<Wide>(from[i]) - center[i]) * inverse[i]);
+  for (std::int64_t i = 0; i < numel; ++i) to[i] = static_cast<To>((value<double>(from[i]) - center[i]) * inverse[i]);
 }
 
 template <class Half>
@@ -180,12 +175,9 @@ void copy_rows(const std::byte* from, std::int64_t from_stride, std::int64_t row
 }
 
 // `values` repeated to `length`; `missing` where there are none.
-template <class T>
-void append_repeated(std::vector<T>& table, const double* values, std::int64_t features, std::int64_t length,
+void append_repeated(std::vector<double>& table, const double* values, std::int64_t features, std::int64_t length,
                      double missing) {
-  for (std::int64_t i = 0; i < length; ++i) {
-    table.push_back(static_cast<T>(values == nullptr ? missing : values[i % features]));
-  }
+  for (std::int64_t i = 0; i < length; ++i) table.push_back(values == nullptr ? missing : values[i % features]);
 }
 
 }  // namespace
@@ -229,14 +221,11 @@ ElementConverter::ElementConverter(const Conversion& conversion)
     // Half precision is computed as float and rounded in a second step.
     const auto to_float = [&]<class To>(Type<To>) {
       if (scaled) {
-        using Wide = Scaled<From, To>;
-        in_double_ = std::is_same_v<Wide, double>;
-        kernel_ = [](const void* from, std::int64_t numel, const void* center, const void* inverse, void* to) {
-          scale_range<From, To, Wide>(static_cast<const From*>(from), numel, static_cast<const Wide*>(center),
-                                      static_cast<const Wide*>(inverse), static_cast<To*>(to));
+        kernel_ = [](const void* from, std::int64_t numel, const double* center, const double* inverse, void* to) {
+          scale_range<From, To>(static_cast<const From*>(from), numel, center, inverse, static_cast<To*>(to));
         };
       } else {
-        kernel_ = [](const void* from, std::int64_t numel, const void*, const void*, void* to) {
+        kernel_ = [](const void* from, std::int64_t numel, const double*, const double*, void* to) {
           convert_range<From, To>(static_cast<const From*>(from), numel, static_cast<To*>(to));
         };
       }
@@ -248,7 +237,7 @@ ElementConverter::ElementConverter(const Conversion& conversion)
     } else if (scaled) {
       throw std::invalid_argument("only floating-point targets are scaled");
     } else if (to_ == ElementType::kBool) {
-      kernel_ = [](const void* from, std::int64_t numel, const void*, const void*, void* to) {
+      kernel_ = [](const void* from, std::int64_t numel, const double*, const double*, void* to) {
         bool_range<From>(static_cast<const From*>(from), numel, static_cast<std::uint8_t*>(to));
       };
     } else if (to_ != ElementType::kInt64) {
@@ -256,21 +245,14 @@ ElementConverter::ElementConverter(const Conversion& conversion)
     } else if constexpr (kIsFloat<From>) {
       throw std::invalid_argument("floating-point values are not converted to integers");
     } else {
-      kernel_ = [](const void* from, std::int64_t numel, const void*, const void*, void* to) {
+      kernel_ = [](const void* from, std::int64_t numel, const double*, const double*, void* to) {
         convert_range<From, std::int64_t>(static_cast<const From*>(from), numel, static_cast<std::int64_t*>(to));
       };
     }
   });
   if (!scaled) return;
-  const auto fill = [&](auto& table) {
-    append_repeated(table, conversion.center, features_, period_, 0.0);
-    append_repeated(table, conversion.inverse, features_, period_, 1.0);
-  };
-  if (in_double_) {
-    fill(doubles_);
-  } else {
-    fill(floats_);
-  }
+  append_repeated(table_, conversion.center, features_, period_, 0.0);
+  append_repeated(table_, conversion.inverse, features_, period_, 1.0);
 }
 
 std::int64_t ElementConverter::convert_block(const std::byte* from, std::int64_t numel, std::int64_t feature,
@@ -292,15 +274,8 @@ std::int64_t ElementConverter::convert_block(const std::byte* from, std::int64_t
     std::memcpy(aligned, from, bytes);
     from = aligned;
   }
-  const void* center = nullptr;
-  const void* inverse = nullptr;
-  if (period_ != 0 && in_double_) {
-    center = doubles_.data() + feature;
-    inverse = doubles_.data() + period_ + feature;
-  } else if (period_ != 0) {
-    center = floats_.data() + feature;
-    inverse = floats_.data() + period_ + feature;
-  }
+  const double* center = period_ == 0 ? nullptr : table_.data() + feature;
+  const double* inverse = period_ == 0 ? nullptr : center + period_;
   if (to_size_ == 2) {
     alignas(64) float wide[kBlock];
     kernel_(from, numel, center, inverse, wide);

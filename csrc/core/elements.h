@@ -40,8 +40,7 @@ struct Conversion {
 };
 
 // Converts as static_cast does, except that a bool is any byte that is not 0, and 16-bit floats come by way of float.
-// What is scaled is computed, operation by operation, in double where `from` or `to` holds more digits than float
-// (64-bit floats, integers of 32 and 64 bits) and in float otherwise, then rounded to `to`.
+// What is scaled is computed in double, then rounded to `to`.
 class ElementConverter {
  public:
   // Throws std::invalid_argument for what is not converted: integers are made from integers alone, only floats are
@@ -50,7 +49,7 @@ class ElementConverter {
 
   // Converts `numel` elements, which may lie at any address, to the aligned `to`; `first` is the first one's place in
   // its row of features. Returns how many floats in `to` (in `from`, where `to` is bool) are infinite or NaN. Neither
-  // overlaps the other, but if copies(), `to` may be `from`: then it only counts.
+  // overlaps the other, but `to` may be `from` where their elements have one size.
   std::int64_t operator()(const void* from, std::int64_t numel, void* to, std::int64_t first = 0) const;
 
   // The same for `rows` rows of `numel` elements that begin from_stride bytes and to_stride bytes after each other; the
@@ -65,7 +64,7 @@ class ElementConverter {
   std::int64_t to_size() const { return to_size_; }
 
  private:
-  using Kernel = void (*)(const void* from, std::int64_t numel, const void* center, const void* inverse, void* to);
+  using Kernel = void (*)(const void* from, std::int64_t numel, const double* center, const double* inverse, void* to);
 
   std::int64_t convert_block(const std::byte* from, std::int64_t numel, std::int64_t feature, std::byte* to) const;
 
@@ -77,9 +76,7 @@ class ElementConverter {
   std::int64_t to_size_;
   std::int64_t features_;
   std::int64_t period_ = 0;  // length of the tables, some times `features`, so that loops over them are long; 0: none
-  bool in_double_ = false;   // whether the tables are doubles
-  std::vector<double> doubles_;
-  std::vector<float> floats_;
+  std::vector<double> table_;
   Kernel kernel_ = nullptr;
 };
 

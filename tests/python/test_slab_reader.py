@@ -153,9 +153,8 @@ def test_many_arrays_gathered_and_scaled(
     ]
     reader.submit([a_read(pieces, out, stored, features=f, center=center, inverse=inverse)])
     assert reader.wait() == [0]
-    wide = np.float64 if "float64" in (stored, target) else np.float32
     for i, x in enumerate(arrays):
-        scaled = (x.astype(wide) - center.astype(wide)) * inverse.astype(wide)
+        scaled = (x.astype(np.float64) - center) * inverse
         rounded = scaled.astype(np.float32).astype(target) if target == "float16" else scaled
         np.testing.assert_array_equal(out[: len(x), i], rounded.astype(target))
         assert not out[len(x) :, i].any()
