@@ -6,6 +6,7 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "check.h"
@@ -253,6 +254,29 @@ TEST(rows_of_any_length_and_stride) {
             }
           }
         }
+      }
+    }
+  }
+}
+
+TEST(elements_of_one_size_are_converted_where_they_are) {
+  const double center = 2.5;
+  const std::array pairs = {
+      std::pair{ElementType::kInt16, ElementType::kFloat16}, std::pair{ElementType::kFloat32, ElementType::kFloat32},
+      std::pair{ElementType::kInt32, ElementType::kFloat32}, std::pair{ElementType::kFloat64, ElementType::kFloat64},
+      std::pair{ElementType::kInt64, ElementType::kFloat64}};
+  for (const auto& [from, to] : pairs) {
+    for (const bool swapped : {false, true}) {
+      for (const double* scaled : {static_cast<const double*>(nullptr), &center}) {
+        const std::int64_t numel = 5003;
+        const Bytes source = some_bytes(numel * static_cast<std::int64_t>(element_size(from)));
+        const ElementConverter convert({.from = from, .swapped = swapped, .to = to, .center = scaled});
+        std::vector<double> elsewhere(static_cast<std::size_t>(numel));
+        std::vector<double> in_place(elsewhere.size());
+        std::memcpy(in_place.data(), source.data(), source.size());
+        const std::int64_t count = convert(source.data(), numel, elsewhere.data());
+        CHECK_EQ(convert(in_place.data(), numel, in_place.data()), count);
+        expect(std::memcmp(in_place.data(), elsewhere.data(), source.size()) == 0, name(from, to), __LINE__);
       }
     }
   }
