@@ -206,11 +206,7 @@ class Estimator:
         count = self.spec.epochs if epochs is None else epochs
         with self._replicas.together():
             check_count("epochs", count)
-            if y is None and not isinstance(x, Dataset):
-                raise TypeError("fit needs targets y, got None")
-            data = self._open(x, y, w, mask, lengths)
-            if data.y is None:
-                raise TypeError("fit needs targets: items of the dataset must be (x, y)")
+            data = self._open_both("fit", x, y, w, mask, lengths)
             Fit(self, data, validation).run(count)
         return self
 
@@ -292,7 +288,7 @@ class Estimator:
     ) -> float:
         """Return the mean loss over all samples of all ranks, in evaluation mode; see `fit`."""
         with self._replicas.together():
-            data = self._open(x, y, w, mask, lengths)
+            data = self._open_both("evaluate", x, y, w, mask, lengths)
             self._scale(data)
             chunks = chunk_plan(data, self.spec, self._replicas).chunks()
             with in_mode(self.model, training=False):
@@ -364,6 +360,14 @@ class Estimator:
     def reset_state(self) -> None:
         """Make the next `step` start new series."""
         self._predictor.state = None
+
+    def _open_both(self, caller: str, x: Any, y: Any, *more: Any) -> Sequences:
+        if y is None and not isinstance(x, Dataset):
+            raise TypeError(f"{caller} needs targets y, got None")
+        data = self._open(x, y, *more)
+        if data.y is None:
+            raise TypeError(f"{caller} needs targets: items of the dataset must be (x, y)")
+        return data
 
     def _open(
         self, x: Any, y: Any = None, w: Any = None, mask: Any = None, lengths: Any = None
