@@ -196,6 +196,36 @@ TEST(floats_are_read_straight_into_their_place) {
   }
 }
 
+TEST(features_go_on_over_the_blocks_of_a_long_row) {
+  const std::int64_t numel = 300'001;
+  const std::vector<std::int16_t> values = counted(numel);
+  const File file(values);
+  std::vector<double> center(7);
+  std::iota(center.begin(), center.end(), 0.5);
+  SlabReader reader;
+  const std::int64_t in_file = reader.add_file(file.path(), true);
+  const std::int64_t in_memory = reader.add_memory(reinterpret_cast<std::uintptr_t>(values.data()));
+  for (const std::int64_t source : {in_file, in_memory}) {
+    for (const std::int64_t row : {numel, std::int64_t{70'001}, std::int64_t{10}}) {  // each row begins at feature 0
+      const std::int64_t steps = std::min(numel / row, std::int64_t{4});
+      std::vector<float> target(static_cast<std::size_t>(steps * row));
+      const ElementConverter convert({.from = ElementType::kInt16,
+                                      .swapped = false,
+                                      .to = ElementType::kFloat32,
+                                      .features = 7,
+                                      .center = center.data()});
+      reader.submit({read_into(target, convert, {{source, 0, steps, row * 2, row, 0, row}})});
+      wait(reader);
+      bool right = true;
+      for (std::int64_t i = 0; i < steps * row; ++i) {
+        const auto at = static_cast<std::size_t>(i);
+        right &= target[at] == static_cast<float>(values[at] - center[static_cast<std::size_t>(i % row % 7)]);
+      }
+      CHECK(right);
+    }
+  }
+}
+
 TEST(requests_of_several_reads_come_back_in_order) {
   const std::vector<std::int16_t> values = counted(10'000);
   const File file(values);
@@ -250,19 +280,22 @@ TEST(a_strict_file_must_stay_as_it_is) {
     const std::int64_t source = reader.add_file(file.path(), strict);
     return read_into(target, converter(ElementType::kInt16, ElementType::kFloat32), {{source, 0, 1, 0, 10, 0, 0}});
   };
-  const auto touch = [](const File& file) {
-    const std::array<timespec, 2> times = {timespec{.tv_sec = 1000, .tv_nsec = 0}, {.tv_sec = 1000, .tv_nsec = 5}};
+  const auto touch = [](const File& file, time_t seconds) {
+    const std::array<timespec, 2> times = {timespec{.tv_sec = seconds, .tv_nsec = 0},
+                                           {.tv_sec = seconds, .tv_nsec = 5}};
     CHECK_EQ(::utimensat(AT_FDCWD, file.path().c_str(), times.data(), 0), 0);
   };
   for (const std::string how : {"written", "longer", "replaced", "removed"}) {
     const File file(counted(10));
     const File other(counted(10));
+    touch(file, 500);
+    touch(other, 500);
     SlabReader reader;
     const SlabRead lenient = strict_read(reader, file, false);
     const SlabRead strict = strict_read(reader, file, true);
     reader.submit({lenient, strict});
     CHECK_EQ(wait(reader).size(), 2U);
-    if (how == "written") touch(file);
+    if (how == "written") touch(file, 501);
     if (how == "longer") CHECK_EQ(::truncate(file.path().c_str(), 100), 0);
     if (how == "replaced") CHECK_EQ(std::rename(other.path().c_str(), file.path().c_str()), 0);
     if (how == "removed") CHECK_EQ(::unlink(file.path().c_str()), 0);
@@ -301,6 +334,24 @@ TEST(pieces_that_do_not_fit_are_refused) {
     CHECK_THROWS(reader.submit({read}), std::invalid_argument);
   }
   CHECK_THROWS(wait(reader), std::runtime_error);  // nothing was queued
+}
+
+TEST(closing_does_not_wait_for_the_end_of_a_request) {
+  const File file(counted(10));
+  for (const bool from_memory : {false, true}) {
+    SlabReader reader;
+    std::vector<float> target(1);
+    const std::vector<std::int16_t> values(1);
+    const std::int64_t source = from_memory ? reader.add_memory(reinterpret_cast<std::uintptr_t>(values.data()))
+                                            : reader.add_file(file.path(), false);
+    // The same element again and again, for hours.
+    reader.submit({read_into(target, converter(ElementType::kInt16, ElementType::kFloat32),
+                             {{source, 0, std::int64_t{1} << 40, 0, 1, 0, 0}})});
+    const auto start = std::chrono::steady_clock::now();
+    CHECK(!reader.wait(std::chrono::milliseconds(5)));
+    reader.close();
+    CHECK(std::chrono::steady_clock::now() - start < std::chrono::seconds(10));
+  }
 }
 
 TEST(closing_in_the_middle_ends_threads_and_closes_files) {
