@@ -1,7 +1,7 @@
-"""Makes what the README takes from ``bench/results``.
+"""Makes what the README and the guides take from ``bench/results``.
 
 python bench/figures.py          prints it
-python bench/figures.py --write  puts it into README.md, in place of what is there
+python bench/figures.py --write  puts it into them, in place of what is there
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 README = HERE.parent / "README.md"
+LARGE_DATA = HERE.parent / "docs" / "large-data.md"
 OURS = "allreduce_, allocated memory"
 SIZES = {"64 KiB": "64", "1 MiB": "1024", "25 MiB": "25600", "128 MiB": "131072"}
 AGAINST = {
@@ -29,6 +31,7 @@ PEERS = {
     "Lightning, a chunk per batch": "Lightning, automatic",
 }
 THREADS = (1, 2)
+Make = Callable[[], str]
 
 
 def contenders(name: str) -> dict[str, dict[str, Any]]:
@@ -129,26 +132,93 @@ def hosts_sentence() -> str:
     return f"{full:.2f} times as long as one way of them on the bare wire, and {half:.2f} times"
 
 
-TABLES = (fit_table, recurrent_table, allreduce_table, step_table)
-SENTENCES = (fit_sentence, hosts_sentence)
+def reading_case(begin: str, end: str = "") -> tuple[str, dict[str, dict[str, Any]]]:
+    """Return the one case of reading files whose name begins and ends so."""
+    cases = contenders("reading").items()
+    ((case, rows),) = ((c, r) for c, r in cases if c.startswith(begin) and c.endswith(end))
+    return case, rows
 
 
-def updated(text: str) -> str:
-    """Return `text` with the figures of ``bench/results`` in its tables and sentences."""
-    for make in (*TABLES, *SENTENCES):
+def reading_table() -> str:
+    """Set the rates at which a contiguous file can be read beside memcpy's."""
+    case, rows = reading_case("contiguous")
+    lines = [
+        f"| {case.removesuffix(', a block')} | GB/s | its time ÷ fastseq's |",
+        "|---" * 3 + "|",
+    ]
+    for name, row in rows.items():
+        ratio = row["median_us"] / rows["fastseq"]["median_us"]
+        lines.append(f"| {name} | {row['gb_per_s']:.2f} | {ratio:.2f} |")
+    return "\n".join(lines)
+
+
+def layouts_table() -> str:
+    """Set passes through files of several layouts beside each other."""
+    name, rows = reading_case("layouts")
+    cases = json.loads((RESULTS / "reading.json").read_text())["cases"]
+    size = next(c["size"] for c in cases if c["case"] == name)
+    lines = [
+        f"| {name.removeprefix('layouts, ')} | GB/s | its time ÷ that of contiguous | file size ÷ "
+        "that of contiguous |",
+        "|---" * 4 + "|",
+    ]
+    for layout, row in rows.items():
+        cells = f"{row['gb_per_s']:.2f} | {row['ratio']:.1f} | {size[layout]:.2f}"
+        lines.append(f"| {layout} | {cells} |")
+    return "\n".join(lines)
+
+
+def training_sentence() -> str:
+    """Tell what reading costs a training step that takes longer."""
+    plain, packed = (
+        reading_case(f"training, {kind}", "1 thread(s)")[1]["fit from a file"]["ratio"]
+        for kind in ("contiguous", "gzip")
+    )
+    return (
+        f"An epoch of training from a contiguous file takes {plain:.2f} times as long as one on "
+        f"tensors, and from gzip-compressed chunks {packed:.2f} times"
+    )
+
+
+def concat_sentence() -> str:
+    """Tell how fast files are joined by copy, and in how much memory."""
+    (rows,) = contenders("h5").values()
+    memory = json.loads((RESULTS / "h5.json").read_text())["circumstances"]["memory_mb"]
+    time, sequences = (rows[f"h5concat along {what}"]["ratio"] for what in ("time", "sequences"))
+    return (
+        f"Copying along time takes {time:.2f} times as long as `cp`, along sequences "
+        f"{sequences:.2f} times, in {max(memory.values()):.0f} MB of memory"
+    )
+
+
+PAGES: dict[Path, tuple[tuple[Make, ...], tuple[Make, ...]]] = {
+    README: (
+        (fit_table, recurrent_table, allreduce_table, step_table),
+        (fit_sentence, hosts_sentence),
+    ),
+    LARGE_DATA: ((reading_table, layouts_table), (training_sentence, concat_sentence)),
+}
+
+
+def updated(page: Path) -> str:
+    """Return a page with the figures of ``bench/results`` in its tables and sentences."""
+    text = page.read_text()
+    tables, sentences = PAGES[page]
+    for make in (*tables, *sentences):
         new = make()
-        if make in TABLES:  # what begins with the same line
+        if make in tables:  # what begins with the same line
             old = re.escape(new.splitlines()[0]) + r"(\n\|.*)*"
         else:  # the same with other numbers, on lines broken elsewhere
-            old = re.sub(r"\d+\\\.\d+", r"[\\d.]+", re.escape(new)).replace(r"\ ", r"\s")
+            old = re.sub(r"\d+(\\\.\d+)?", r"[\\d.]+", re.escape(new)).replace(r"\ ", r"\s")
         text, count = re.subn(old, lambda _, new=new: new, text)
         if count != 1:
-            raise SystemExit(f"README.md has {count} places for this, not one:\n{new}")
+            raise SystemExit(f"{page.name} has {count} places for this, not one:\n{new}")
     return text
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--write"]:
-        README.write_text(updated(README.read_text()))
-    else:
-        print(*(make() for make in (*TABLES, *SENTENCES)), sep="\n\n")
+    for page, (tables, sentences) in PAGES.items():
+        if sys.argv[1:] == ["--write"]:
+            page.write_text(updated(page))
+        else:
+            print(*(make() for make in (*tables, *sentences)), sep="\n\n")

@@ -2,16 +2,17 @@
 
 The process limits itself: it can get no more than `--memory` MB beyond what Python and PyTorch take
 (RLIMIT_DATA: anonymous memory; RLIMIT_AS would count what files and libraries only map, too). Then
-it writes an HDF5 file twice that large, piece by piece, trains on all but the last tenth of the time
-steps, and forecasts those into another file.
+it writes an HDF5 file that is twice as large as all it may have, piece by piece, trains on all but
+the last tenth of the time steps, and forecasts all of them into another file.
 
 The series are noise that a filter has smoothed, one filter per sequence; the target is the next
-step of the first feature. No model can predict the noise: its variance is the least possible loss.
+step of the first feature. No model can predict the noise: its variance is the least error.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import resource
 import tempfile
 from pathlib import Path
@@ -32,8 +33,11 @@ def memory(kind: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(kind)) // 1000
 
 
-def write_data(path: Path, steps: int, sequences: int) -> None:
-    """Write ``x`` (T, N, F) and ``y`` (T, N, 1), what feature 0 of `x` will be a step later."""
+def write_data(path: Path, steps: int, sequences: int) -> float:
+    """Write ``x`` (T, N, F) and ``y`` (T, N, 1), what feature 0 of `x` will be a step later.
+
+    Returns the variance of what is new in a step.
+    """
     rng = np.random.default_rng(0)
     keep = rng.uniform(0.5, 0.95, (sequences, 1)).astype(np.float32)
     level = np.zeros((sequences, FEATURES), np.float32)
@@ -43,12 +47,13 @@ def write_data(path: Path, steps: int, sequences: int) -> None:
         for t in range(0, steps, PIECE):
             piece = rng.standard_normal((min(PIECE, steps - t) + 1, *level.shape), np.float32)
             piece[0] = level
-            for before, now in zip(piece, piece[1:], strict=False):
+            for before, now in itertools.pairwise(piece):
                 now *= np.sqrt(1 - keep**2)
                 now += keep * before
             level = piece[-1]
             x[t : t + len(piece) - 1] = piece[:-1]
             y[t : t + len(piece) - 1] = piece[1:, :, :1]
+    return float((1 - keep**2).mean())
 
 
 def main() -> None:
@@ -66,25 +71,31 @@ def main() -> None:
 
 
 def train(path: Path, limit: int, epochs: int) -> None:
-    """Write a file of twice `limit` MB, and train on it."""
+    """Write a file of twice `limit` MB, train on its first nine tenths, forecast all of it."""
     sequences = 1000
     steps = 2 * limit * 10**6 // (sequences * (FEATURES + 1) * 4)
-    write_data(path, steps, sequences)
+    noise = write_data(path, steps, sequences)
     print(f"memory: at most {limit} MB; file: {path.stat().st_size // 10**6} MB")
-
     x, y = fs.h5mmap(path, "x"), fs.h5mmap(path, "y")
     try:
         np.array(x)
     except MemoryError:
-        print(f"x as an array in memory, {x.nbytes // 10**6} MB: MemoryError")
-    known = slice(0, steps * 9 // 10)
+        print("x as an array in memory: MemoryError")
+
     model = fs.nn.Chain(fs.nn.LSTM(FEATURES, 16), torch.nn.Linear(16, 1))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)
     spec = {"epochs": epochs, "batchsize": 250, "seqsize": 50}
     est = fs.Estimator(model, fs.seqloss(mse_loss), optimizer, spec)
     before = memory("RssAnon")
-    est.fit(x[known], y[known])
-    print(f"trained on {known.stop} steps: loss {est.history_[-1]['loss']:.3f}")
+    est.fit(x, y, validation={"time": 0.1})
+    losses = est.history_[-1]
+    print(f"mean squared error {losses['loss']:.3f}, of the last tenth ", end="")
+    print(f"{losses['validation_loss']:.3f}; of the best forecast there can be {noise:.3f}")
+
+    with h5py.File(path.with_name("yhat.h5"), "w") as file:
+        file.create_dataset("yhat", y.shape, np.float32)
+    yhat = fs.h5mmap(path.with_name("yhat.h5"), "yhat", mode="r+")
+    est.predict(x, out=yhat)
     print(f"anonymous memory grew by {memory('RssAnon') - before} MB")
 
 

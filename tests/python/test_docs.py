@@ -22,7 +22,8 @@ import fastseq as fs
 ROOT = Path(__file__).parents[2]
 MODULES = [m.name for m in pkgutil.walk_packages(fs.__path__, "fastseq.") if "._" not in m.name[7:]]
 MODULES += [f"fastseq.{m}" for m in ("_info", "_ops.flat", "_ops.products", "_ops.recurrences")]
-DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+GUIDES = sorted((ROOT / "docs").glob("*.md"))
+DOCUMENTS = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *GUIDES]
 
 
 @pytest.mark.parametrize("name", [m for m in MODULES if m not in ("fastseq._C", "fastseq._comm")])
@@ -57,7 +58,7 @@ def test_readme_python(tmp_path, monkeypatch):
     exec(compile(code, "README.md", "exec"), names)  # noqa: S102
     assert names["more"].shape == (200, 200, 1)
     assert names["y_t"].shape == (200, 1)
-    assert len(names["table"]) == 5
+    assert len(names["table"]) == 6
     assert (tmp_path / "history.png").exists()
 
 
@@ -68,6 +69,28 @@ def test_readme_mpirun(tmp_path):
     done = mpirun(tmp_path, 2, script)
     assert done.returncode == 0, done.stderr
     assert len(re.findall(r"^loss 0\.0\d+, error 0\.0\d+$", done.stdout, re.MULTILINE)) == 2
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)
+def test_guides_run(guide, tmp_path, monkeypatch, capfd):
+    """Run all blocks of a guide, in order, in a folder that has only the examples."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    names: dict = {"__name__": guide.stem}
+    for language, code in re.findall(r"```(\w+)\n(.*?)```", guide.read_text(), re.DOTALL):
+        if language == "python":
+            exec(compile(code, guide.name, "exec"), names)  # noqa: S102
+        else:
+            assert language == "sh", "what is no Python is run by bash"
+            done = subprocess.run(["/bin/bash", "-e", "-c", code], check=False)
+            assert done.returncode == 0, f"{code}\n{capfd.readouterr().err}"
+    if guide.stem == "large-data":
+        output = capfd.readouterr().out
+        assert "x holds NaN at step 100, sequence 3" in output
+        limit, size = map(int, re.findall(r"at most (\d+) MB; file: (\d+) MB", output)[0])
+        assert size > 1.5 * limit
+        assert "in memory: MemoryError" in output
 
 
 def test_make_commands_in_documents_exist():
@@ -87,15 +110,15 @@ def test_files_that_documents_name_exist():
                 assert (ROOT / name).exists(), f"{path.name}: {name}"
 
 
-def test_figures_in_the_readme_are_the_bench_s(monkeypatch):
+def test_figures_in_documents_are_the_bench_s(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "bench")
     import figures
 
-    text = (ROOT / "README.md").read_text()
-    assert figures.updated(text) == text, "python bench/figures.py --write"
+    for page in figures.PAGES:
+        assert figures.updated(page) == page.read_text(), "python bench/figures.py --write"
     for name in ("fit", "recurrent", "allreduce_2", "step_2"):
         found = json.loads((ROOT / "bench" / "results" / f"{name}.json").read_text())
-        assert found["circumstances"]["cpu"] in text
+        assert found["circumstances"]["cpu"] in (ROOT / "README.md").read_text()
 
 
 def test_the_page_on_scaling_is_made_of_the_bench_s_files(monkeypatch, tmp_path):
