@@ -10,29 +10,9 @@
 #include <string>
 #include <vector>
 
-#include "core/elements.h"
-#include "core/source_file.h"
+#include "core/gatherer.h"
 
 namespace fastseq {
-
-// `steps` rows of `numel` elements that follow each other in the source; `to` and `to_step` count elements.
-struct Piece {
-  std::int64_t source;  // number from add_file or add_memory
-  std::int64_t offset;  // in bytes, in the source
-  std::int64_t steps;
-  std::int64_t step_bytes;  // from row to row in the source
-  std::int64_t numel;
-  std::int64_t to;
-  std::int64_t to_step;
-};
-
-// Fills a buffer of `numel` elements from pieces that don't overlap there. What they don't cover becomes 0.
-struct SlabRead {
-  ElementConverter convert;
-  std::vector<Piece> pieces;
-  std::byte* to;
-  std::int64_t numel;
-};
 
 // A request is a list of reads, done by one thread. Two requests may be done at a time, so their buffers must not be
 // the same. Sources and buffers must stay until a request's result came or close() returned. The threads start when
