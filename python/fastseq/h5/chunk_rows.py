@@ -1,4 +1,4 @@
-"""At which time steps no compressed chunk of a dataset is cut through."""
+"""At which time steps no chunk of a dataset is cut through that must be read as a whole."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ import numpy as np
 from .virtual import resolve_source
 
 __all__ = ["ChunkRows"]
+
+
+_SMALL_ROW = 2**14  # bytes
 
 
 class _Region(NamedTuple):
@@ -30,9 +33,10 @@ class _Region(NamedTuple):
 
 
 class ChunkRows:
-    """The rows, along time, of a dataset's compressed chunks; of a virtual one, of its sources'.
+    """The rows, along time, of a dataset's chunks; of a virtual one, of its sources'.
 
-    Chunks that are stored as they are count as single steps: any part of them can be read.
+    Chunks that are stored as they are, in long rows, count as single steps: any part of them can
+    be read.
 
     Attributes
     ----------
@@ -72,9 +76,15 @@ def _regions(dataset: h5py.Dataset) -> Iterator[_Region]:
     if dataset.is_virtual:
         for source in dataset.virtual_sources():
             yield from _regions_of_source(dataset, source)
-    elif dataset.chunks and dataset.id.get_create_plist().get_nfilters():
+    elif dataset.chunks and _read_whole(dataset):
         (steps, count), (length, width) = dataset.shape[:2], dataset.chunks[:2]
         yield _Region(0, steps, 0, count, length, 0, min(width, count))
+
+
+def _read_whole(dataset: h5py.Dataset) -> bool:
+    """Whether parts of a chunk cost about as much as the chunk: packed, or in small rows."""
+    row = math.prod(dataset.chunks[1:]) * dataset.dtype.itemsize
+    return row < _SMALL_ROW or bool(dataset.id.get_create_plist().get_nfilters())
 
 
 def _regions_of_source(dataset: h5py.Dataset, source: Any) -> Iterator[_Region]:

@@ -122,7 +122,7 @@ class SharedFile:
                 self._identity = _identity(self.path)
             if (name, cached) not in self._datasets:
                 opened = find_dataset(self._file, name)
-                if not cached:
+                if not cached and opened.id.get_create_plist().get_nfilters():
                     del opened  # it has a cache, which all handles of the dataset share
                     opened = _without_cache(self._file, name)
                 self._datasets[name, cached] = opened
