@@ -14,22 +14,17 @@ constexpr std::int64_t kLongRow = 8192;
 
 }  // namespace
 
-std::int64_t Gatherer::gather(const SlabRead& read, std::span<const Source* const> sources) {
-  std::int64_t covered = 0;
-  for (auto piece = read.pieces.begin(); piece != read.pieces.end() && covered < read.numel; ++piece) {
-    covered += piece->steps * piece->numel;
-  }
-  if (covered < read.numel) std::memset(read.to, 0, static_cast<std::size_t>(read.numel * read.convert.to_size()));
-  read_ = &read;
-  sources_ = sources;
-  ahead_ = false;
+std::int64_t Gatherer::gather(Job& job, const Part& part) {
+  job_ = &job;
+  const SlabRead& read = job.read;
+  if (part.clears) std::memset(read.to, 0, static_cast<std::size_t>(read.numel * read.convert.to_size()));
   std::int64_t count = 0;
-  for (std::size_t i = 0; i < read.pieces.size(); ++i) count += gather_piece(read.pieces[i], *sources[i]);
+  for (std::size_t i = part.first; i < part.last; ++i) count += gather_piece(read.pieces[i], *job.sources[i]);
   return count;
 }
 
 std::int64_t Gatherer::gather_piece(Piece piece, const Source& source) {
-  const ElementConverter& convert = read_->convert;
+  const ElementConverter& convert = job_->read.convert;
   if (piece.step_bytes == piece.numel * convert.from_size() && piece.to_step == piece.numel &&
       convert.joins(piece.numel)) {
     piece.numel *= piece.steps;
@@ -38,7 +33,7 @@ std::int64_t Gatherer::gather_piece(Piece piece, const Source& source) {
   if (piece.steps == 0 || piece.numel == 0) return 0;
   const std::int64_t row = piece.numel * convert.from_size();
   const std::int64_t to_stride = piece.to_step * convert.to_size();
-  std::byte* to = read_->to + piece.to * convert.to_size();
+  std::byte* to = job_->read.to + piece.to * convert.to_size();
   // How many rows are taken together: of a file, with what lies between them.
   std::int64_t group = 1;
   if (!source.file) {
@@ -63,7 +58,7 @@ std::int64_t Gatherer::gather_piece(Piece piece, const Source& source) {
 
 // One row of any length, in blocks.
 std::int64_t Gatherer::gather_row(const Source& source, std::int64_t offset, std::int64_t numel, std::byte* to) {
-  const ElementConverter& convert = read_->convert;
+  const ElementConverter& convert = job_->read.convert;
   const std::int64_t block = kBlock / convert.from_size();
   std::int64_t count = 0;
   for (std::int64_t done = 0; done < numel; done += block) {
@@ -94,23 +89,23 @@ const std::byte* Gatherer::fetch(const Source& source, std::int64_t offset, std:
 
 void Gatherer::read_file(const SourceFile& file, std::byte* to, std::int64_t bytes, std::int64_t offset) {
   check_stop();
-  if (!file.read(to, bytes, offset) && !ahead_) read_ahead();
+  if (!file.read(to, bytes, offset) && !job_->told.exchange(true)) read_ahead();
 }
 
 // The first bytes that had to come from the disk: the others may come while these are awaited, all at a time.
 void Gatherer::read_ahead() {
-  ahead_ = true;
-  for (std::size_t i = 0; i < sources_.size(); ++i) {
-    const Piece& piece = read_->pieces[i];
-    if (!sources_[i]->file || piece.steps == 0 || piece.numel == 0) continue;  // no bytes would mean all of the file
-    const std::int64_t row = piece.numel * read_->convert.from_size();
+  for (std::size_t i = 0; i < job_->sources.size(); ++i) {
+    const Piece& piece = job_->read.pieces[i];
+    if (!job_->sources[i]->file || piece.steps == 0 || piece.numel == 0)
+      continue;  // no bytes would mean all of the file
+    const std::int64_t row = piece.numel * job_->read.convert.from_size();
     if (piece.step_bytes >= row && piece.step_bytes <= row + kGap) {
-      sources_[i]->file->read_ahead((piece.steps - 1) * piece.step_bytes + row, piece.offset);
+      job_->sources[i]->file->read_ahead((piece.steps - 1) * piece.step_bytes + row, piece.offset);
       continue;
     }
     for (std::int64_t step = 0; step < piece.steps; ++step) {
       check_stop();
-      sources_[i]->file->read_ahead(row, piece.offset + step * piece.step_bytes);
+      job_->sources[i]->file->read_ahead(row, piece.offset + step * piece.step_bytes);
     }
   }
 }

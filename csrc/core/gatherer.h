@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <exception>
 #include <memory>
-#include <span>
+#include <utility>
 #include <vector>
 
 #include "core/elements.h"
@@ -39,6 +39,24 @@ struct Source {
   std::int64_t used = 0;  // by which request last
 };
 
+// What one thread does without looking up: pieces [first, last) of a read.
+struct Part {
+  std::size_t job;
+  std::size_t first;
+  std::size_t last;
+  bool clears;  // whether the buffer is filled with 0 before
+};
+
+// A read with what the threads that carry it out share.
+struct Job {
+  explicit Job(SlabRead of) : read(std::move(of)) {}
+
+  SlabRead read;
+  std::vector<const Source*> sources;  // of its pieces
+  std::int64_t count = 0;              // of non-finite values
+  std::atomic<bool> told = false;      // whether the system knows what will be read
+};
+
 // What ends a read early.
 struct Stopped : std::exception {};
 
@@ -47,9 +65,8 @@ class Gatherer {
   // Throws Stopped, within one call of the system, once `stop` is set.
   explicit Gatherer(const std::atomic<bool>& stop) : stop_(stop), scratch_(new Scratch) {}
 
-  // Carries out a read, whose pieces have been checked; `sources` are those of its pieces. Returns the number of
-  // non-finite values.
-  std::int64_t gather(const SlabRead& read, std::span<const Source* const> sources);
+  // Carries out a part of a job whose pieces have been checked. Returns the number of non-finite values.
+  std::int64_t gather(Job& job, const Part& part);
 
  private:
   // Bytes that are read at once: what is looked at or converted afterwards is still in the second-level cache.
@@ -67,10 +84,7 @@ class Gatherer {
 
   const std::atomic<bool>& stop_;
   std::unique_ptr<Scratch> scratch_;
-  // What is being read, and whether the system was told.
-  const SlabRead* read_ = nullptr;
-  std::span<const Source* const> sources_;
-  bool ahead_ = false;
+  Job* job_ = nullptr;  // what is being read
 };
 
 }  // namespace fastseq

@@ -14,6 +14,9 @@
 #include <thread>
 #include <utility>
 
+#include "core/gatherer.h"
+#include "core/read_parts.h"
+
 namespace fastseq {
 
 namespace {
@@ -22,45 +25,22 @@ namespace {
 constexpr unsigned kThreads = 2;
 
 struct Request {
-  std::vector<SlabRead> reads;
-  std::vector<std::vector<const Source*>> sources;  // of each piece of each read
+  std::deque<Job> jobs;  // one per read; they don't move
   struct File {
     const SourceFile* file;
-    std::size_t read;  // the first that uses it
+    std::size_t job;  // the first that uses it
   };
   std::vector<File> files;  // each once
-  std::vector<std::int64_t> counts;
+  std::vector<Part> parts;
+  std::size_t taken = 0;  // of the parts
+  std::size_t done = 0;
   std::exception_ptr error;
-  bool done = false;
+  bool finished = false;
+
+  void fail(const std::exception_ptr& other) {
+    if (!error) error = other;
+  }
 };
-
-[[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument("piece: " + what); }
-
-// a * b + c, small enough for sums of some of them.
-std::int64_t extent(std::int64_t a, std::int64_t b, std::int64_t c) {
-  constexpr std::int64_t kLimit = std::int64_t{1} << 60;
-  std::int64_t result = 0;
-  if (__builtin_mul_overflow(a, b, &result) || __builtin_add_overflow(result, c, &result) || result >= kLimit ||
-      result <= -kLimit) {
-    refuse("its extent overflows");
-  }
-  return result;
-}
-
-void check_piece(const Piece& piece, const SlabRead& read, bool in_file) {
-  if (piece.steps < 0 || piece.numel < 0) refuse("steps and numel must not be negative");
-  if (piece.steps == 0 || piece.numel == 0) return;
-  const std::int64_t row = extent(piece.numel, read.convert.from_size(), 0);
-  extent(piece.steps, row, 0);
-  const std::int64_t last = extent(piece.steps - 1, piece.step_bytes, extent(1, piece.offset, row));
-  if (in_file && (piece.offset < 0 || last < row)) refuse("it begins before its file");
-  const std::int64_t to = extent(1, piece.to, 0);
-  const std::int64_t to_last = extent(piece.steps - 1, piece.to_step, to);
-  if (std::min(to, to_last) < 0 || std::max(to, to_last) + piece.numel > read.numel) {
-    refuse("rows of " + std::to_string(piece.numel) + " elements at " + std::to_string(to) + " to " +
-           std::to_string(to_last) + " do not fit into a buffer of " + std::to_string(read.numel));
-  }
-}
 
 // A thread starts with the signals blocked that its creator blocks: Python handles them in its main thread. What a
 // thread's own fault raises stays.
@@ -80,6 +60,20 @@ class BlockedSignals {
   sigset_t before_{};
 };
 
+// What went wrong in fn(), for read number `job` of its request.
+template <class Fn>
+std::exception_ptr error_of(std::size_t job, Fn&& fn) {
+  try {
+    fn();
+  } catch (ReadError& error) {
+    error.index = static_cast<std::int64_t>(job);
+    return std::current_exception();
+  } catch (...) {
+    return std::current_exception();
+  }
+  return nullptr;
+}
+
 }  // namespace
 
 struct SlabReader::State {
@@ -93,52 +87,50 @@ struct SlabReader::State {
   std::condition_variable queued;
   std::condition_variable finished;
   std::deque<std::unique_ptr<Request>> requests;  // the oldest first
-  std::size_t begun = 0;                          // of them
+  std::size_t taken = 0;                          // requests of which no part is left to be taken
 
   bool forked() const { return process != 0 && process != ::getpid(); }
 
-  // Starts a thread unless those that are there have nothing to do, or are enough. With the mutex held.
-  void start_thread() {
+  // Starts all threads for much work or if there is some already, else one. With the mutex held.
+  void start_threads(bool much) {
     static const std::size_t limit = std::min(std::max(std::thread::hardware_concurrency(), 1U), kThreads);
-    if (threads.size() >= limit || (!threads.empty() && begun == requests.size())) return;
-    const BlockedSignals blocked;
-    threads.emplace_back([this, gatherer = Gatherer(stop)]() mutable { run(gatherer); });
-    process = ::getpid();
-    pthread_setname_np(threads.back().native_handle(), "fastseq-reader");
-  }
-
-  void run(Gatherer& gatherer) {
-    std::unique_lock lock(mutex);
-    while (true) {
-      queued.wait(lock, [this] { return stop || begun < requests.size(); });
-      if (stop) return;
-      Request& request = *requests[begun];
-      ++begun;
-      lock.unlock();
-      try {
-        carry_out(request, gatherer);
-      } catch (const Stopped&) {
-        return;
-      }
-      lock.lock();
-      request.done = true;
-      finished.notify_all();
+    const std::size_t wanted = much || taken < requests.size() ? limit : 1;
+    while (threads.size() < wanted) {
+      const BlockedSignals blocked;
+      threads.emplace_back([this, gatherer = Gatherer(stop)]() mutable { run(gatherer); });
+      process = ::getpid();
+      pthread_setname_np(threads.back().native_handle(), "fastseq-reader");
     }
   }
 
-  static void carry_out(Request& request, Gatherer& gatherer) {
-    std::size_t index = 0;
-    try {
-      for (; index < request.reads.size(); ++index) {
-        request.counts[index] = gatherer.gather(request.reads[index], request.sources[index]);
+  // The threads work on the oldest request together.
+  void run(Gatherer& gatherer) {
+    std::unique_lock lock(mutex);
+    while (true) {
+      queued.wait(lock, [this] { return stop || taken < requests.size(); });
+      if (stop) return;
+      Request& request = *requests[taken];
+      const Part part = request.parts[request.taken];
+      if (++request.taken == request.parts.size()) ++taken;
+      std::int64_t count = 0;
+      std::exception_ptr error = request.error;
+      if (!error) {
+        lock.unlock();
+        error = error_of(part.job, [&] { count = gatherer.gather(request.jobs[part.job], part); });
+        lock.lock();
       }
+      request.jobs[part.job].count += count;
+      request.fail(error);
+      if (++request.done < request.parts.size()) continue;
       for (const Request::File& used : request.files) {
-        index = used.read;
-        used.file->check_unchanged();
+        if (request.error) break;
+        lock.unlock();
+        error = error_of(used.job, [&] { used.file->check_unchanged(); });
+        lock.lock();
+        request.fail(error);
       }
-    } catch (ReadError& error) {
-      error.index = static_cast<std::int64_t>(index);
-      request.error = std::current_exception();
+      request.finished = true;
+      finished.notify_all();
     }
   }
 };
@@ -167,31 +159,39 @@ std::int64_t SlabReader::add_memory(std::uintptr_t address) {
 
 void SlabReader::submit(std::vector<SlabRead> reads) {
   State& state = usable();
+  if (reads.empty()) throw std::invalid_argument("a request needs at least one read");
   auto request = std::make_unique<Request>();
   ++state.submitted;
-  for (const SlabRead& read : reads) {
-    std::vector<const Source*>& sources = request->sources.emplace_back();
-    sources.reserve(read.pieces.size());
+  bool much = false;
+  for (SlabRead& read : reads) {
+    const std::size_t number = request->jobs.size();
     for (const Piece& piece : read.pieces) {
       if (piece.source < 0 || static_cast<std::size_t>(piece.source) >= state.sources.size()) {
-        refuse("there is no source " + std::to_string(piece.source));
+        throw std::invalid_argument("piece: there is no source " + std::to_string(piece.source));
       }
       Source& source = state.sources[static_cast<std::size_t>(piece.source)];
       check_piece(piece, read, source.file != nullptr);
-      sources.push_back(&source);
       if (source.file && std::exchange(source.used, state.submitted) != state.submitted) {
-        request->files.push_back({source.file.get(), request->sources.size() - 1});
+        request->files.push_back({source.file.get(), number});
       }
     }
+    much |= add_parts(request->parts, number, read);
+    Job& job = request->jobs.emplace_back(std::move(read));
+    job.sources.reserve(job.read.pieces.size());
+    for (const Piece& piece : job.read.pieces) {
+      job.sources.push_back(&state.sources[static_cast<std::size_t>(piece.source)]);
+    }
   }
-  request->counts.resize(reads.size());
-  request->reads = std::move(reads);
   {
     const std::scoped_lock lock(state.mutex);
-    state.start_thread();
+    state.start_threads(much);
     state.requests.push_back(std::move(request));
   }
-  state.queued.notify_one();
+  if (much) {
+    state.queued.notify_all();
+  } else {
+    state.queued.notify_one();
+  }
 }
 
 std::optional<std::vector<std::int64_t>> SlabReader::wait(std::chrono::milliseconds limit) {
@@ -201,15 +201,18 @@ std::optional<std::vector<std::int64_t>> SlabReader::wait(std::chrono::milliseco
     std::unique_lock lock(state.mutex);
     if (state.requests.empty()) throw std::runtime_error("nothing was submitted that could be waited for");
     const bool ready = state.finished.wait_for(
-        lock, limit, [&] { return state.stop || state.requests.empty() || state.requests.front()->done; });
+        lock, limit, [&] { return state.stop || state.requests.empty() || state.requests.front()->finished; });
     if (!ready) return std::nullopt;
     if (state.stop || state.requests.empty()) throw std::runtime_error("the reader was closed while it was waited for");
     request = std::move(state.requests.front());
     state.requests.pop_front();
-    --state.begun;
+    --state.taken;
   }
   if (request->error) std::rethrow_exception(request->error);
-  return std::move(request->counts);
+  std::vector<std::int64_t> counts;
+  counts.reserve(request->jobs.size());
+  for (const Job& job : request->jobs) counts.push_back(job.count);
+  return counts;
 }
 
 void SlabReader::close() {

@@ -14,10 +14,11 @@
 
 namespace fastseq {
 
-// A request is a list of reads, done by one thread. Two requests may be done at a time, so their buffers must not be
-// the same. Sources and buffers must stay until a request's result came or close() returned. The threads start when
-// there is work for them. After a fork, the child can only destroy its copy of a reader whose threads had started, as
-// they are not there. One thread at a time may call what is here, but close() may be called while another one waits.
+// A request is a list of reads. Two threads work on the oldest one together, then on the next, so requests that wait
+// must not fill the same buffers. Sources and buffers must stay until a request's result came or close() returned. The
+// threads start when there is work for them. After a fork, the child can only destroy its copy of a reader whose
+// threads had started, as they are not there. One thread at a time may call what is here, but close() may be called
+// while another one waits.
 class SlabReader {
  public:
   SlabReader();

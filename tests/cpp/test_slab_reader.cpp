@@ -1,6 +1,7 @@
 #include "core/slab_reader.h"
 
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -275,10 +276,11 @@ TEST(a_file_that_ends_early_is_named_with_the_read) {
 }
 
 TEST(a_strict_file_must_stay_as_it_is) {
-  std::vector<float> target(10);
+  std::array<std::vector<float>, 2> targets = {std::vector<float>(10), std::vector<float>(10)};
   const auto strict_read = [&](SlabReader& reader, const File& file, bool strict) {
     const std::int64_t source = reader.add_file(file.path(), strict);
-    return read_into(target, converter(ElementType::kInt16, ElementType::kFloat32), {{source, 0, 1, 0, 10, 0, 0}});
+    return read_into(targets[strict ? 1 : 0], converter(ElementType::kInt16, ElementType::kFloat32),
+                     {{source, 0, 1, 0, 10, 0, 0}});
   };
   const auto touch = [](const File& file, time_t seconds) {
     const std::array<timespec, 2> times = {timespec{.tv_sec = seconds, .tv_nsec = 0},
@@ -333,25 +335,27 @@ TEST(pieces_that_do_not_fit_are_refused) {
     const SlabRead read = read_into(target, converter(ElementType::kInt16, ElementType::kFloat32), {piece});
     CHECK_THROWS(reader.submit({read}), std::invalid_argument);
   }
+  CHECK_THROWS(reader.submit({}), std::invalid_argument);
   CHECK_THROWS(wait(reader), std::runtime_error);  // nothing was queued
 }
 
 TEST(closing_does_not_wait_for_the_end_of_a_request) {
   const File file(counted(10));
-  for (const bool from_memory : {false, true}) {
-    SlabReader reader;
-    std::vector<float> target(1);
-    const std::vector<std::int16_t> values(1);
-    const std::int64_t source = from_memory ? reader.add_memory(reinterpret_cast<std::uintptr_t>(values.data()))
-                                            : reader.add_file(file.path(), false);
-    // The same element again and again, for hours.
-    reader.submit({read_into(target, converter(ElementType::kInt16, ElementType::kFloat32),
-                             {{source, 0, std::int64_t{1} << 40, 0, 1, 0, 0}})});
-    const auto start = std::chrono::steady_clock::now();
-    CHECK(!reader.wait(std::chrono::milliseconds(5)));
-    reader.close();
-    CHECK(std::chrono::steady_clock::now() - start < std::chrono::seconds(10));
-  }
+  const std::int64_t numel = std::int64_t{1} << 34;  // hours of reading the same element, into memory that nobody has
+  void* memory = ::mmap(nullptr, static_cast<std::size_t>(numel), PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  CHECK(memory != MAP_FAILED);
+  SlabReader reader;
+  const std::int64_t source = reader.add_file(file.path(), false);
+  reader.submit({{.convert = converter(ElementType::kInt16, ElementType::kBool),
+                  .pieces = {{source, 0, numel, 0, 1, 0, 1}},
+                  .to = static_cast<std::byte*>(memory),
+                  .numel = numel}});
+  const auto start = std::chrono::steady_clock::now();
+  CHECK(!reader.wait(std::chrono::milliseconds(5)));
+  reader.close();
+  CHECK(std::chrono::steady_clock::now() - start < std::chrono::seconds(10));
+  ::munmap(memory, static_cast<std::size_t>(numel));
 }
 
 TEST(closing_in_the_middle_ends_threads_and_closes_files) {
