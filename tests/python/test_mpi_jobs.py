@@ -59,7 +59,7 @@ def test_an_error_in_fit_ends_the_job_with_that_error(tmp_path):
     )
     assert done.returncode != 0
     assert (
-        "fastseq.errors.NonFiniteError: the loss is nan in epoch 1, block 0, chunk 2" in done.stderr
+        "fastseq.errors.NonFiniteError: y holds NaN at step 5, sequence 5, feature 0" in done.stderr
     )
     assert done.stderr.count("Traceback") == 1, done.stderr
 
