@@ -130,6 +130,14 @@ class SharedFile:
             if writable:
                 self._file.flush()
 
+    def release(self) -> None:
+        """Close a file that is open for writing, which unlocks it; it is opened again when used."""
+        with self._lock:
+            if self._file is not None and self._file.mode != "r":
+                self._datasets.clear()
+                self._file.close()
+                self._file = None
+
     @property
     def replaced(self) -> bool:
         """Whether the path leads to another file now than the one that is open."""

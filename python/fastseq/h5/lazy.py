@@ -146,6 +146,10 @@ class LazyDataset:
                 )
             yield dataset
 
+    def release(self) -> None:
+        """Let other processes open the file, if this one has written to it."""
+        self._shared_file().release()
+
     def _shared_file(self) -> SharedFile:
         if self._file is None or self._file.pid != os.getpid():
             self._file = shared_file(self.path)

@@ -51,8 +51,6 @@ class ArrayTarget:
 
     def __init__(self, array: Any) -> None:
         if isinstance(array, LazyDataset):
-            # A view of its own closes the file with it, and unlocks it for other processes.
-            array = array[:]
             with array.opened(writable=True):
                 pass  # where that fails, it is before any work
         self._array = array
@@ -63,8 +61,10 @@ class ArrayTarget:
         self._array[box] = values if isinstance(self._array, Tensor) else as_numpy(values)
 
     def close(self) -> None:
-        """Flush what is a file; an array needs nothing."""
+        """Flush what is a file, and let go of it; an array needs nothing."""
         _flush([self._array])
+        if isinstance(self._array, LazyDataset):
+            self._array.release()
 
 
 class RaggedTarget:
