@@ -175,8 +175,8 @@ def training_sentence() -> str:
         for kind in ("contiguous", "gzip")
     )
     return (
-        f"An epoch of training from a contiguous file takes {plain:.2f} times as long as one on "
-        f"tensors, and from gzip-compressed chunks {packed:.2f} times"
+        f"An epoch from a contiguous file takes {plain:.2f} times as long as one on tensors, from "
+        f"gzip-compressed chunks {packed:.2f} times"
     )
 
 
