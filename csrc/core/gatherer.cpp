@@ -96,16 +96,16 @@ void Gatherer::read_file(const SourceFile& file, std::byte* to, std::int64_t byt
 void Gatherer::read_ahead() {
   for (std::size_t i = 0; i < job_->sources.size(); ++i) {
     const Piece& piece = job_->read.pieces[i];
-    if (!job_->sources[i]->file || piece.steps == 0 || piece.numel == 0)
-      continue;  // no bytes would mean all of the file
+    const SourceFile* file = job_->sources[i]->file.get();
+    if (file == nullptr || piece.steps == 0 || piece.numel == 0) continue;  // no bytes would mean all of the file
     const std::int64_t row = piece.numel * job_->read.convert.from_size();
     if (piece.step_bytes >= row && piece.step_bytes <= row + kGap) {
-      job_->sources[i]->file->read_ahead((piece.steps - 1) * piece.step_bytes + row, piece.offset);
+      file->read_ahead((piece.steps - 1) * piece.step_bytes + row, piece.offset);
       continue;
     }
     for (std::int64_t step = 0; step < piece.steps; ++step) {
       check_stop();
-      job_->sources[i]->file->read_ahead(row, piece.offset + step * piece.step_bytes);
+      file->read_ahead(row, piece.offset + step * piece.step_bytes);
     }
   }
 }

@@ -95,10 +95,11 @@ class Fit:
         """Make sure that all ranks are about to make the same steps."""
         est, data = self._est, self._data
         shape = f"data of {data.steps} steps and {data.count} sequences"
-        validation = "" if self._validation is None else f", {self._validation.data.steps} and "
-        validation += "" if self._validation is None else f"{self._validation.data.count} apart"
+        if self._validation is not None:
+            apart = self._validation.data
+            shape += f", {apart.steps} and {apart.count} apart"
         self._replicas.comm.agree(
-            "the run", f"{shape}{validation}\n{len(self._plan)} chunks\n{epochs} epochs\n{est.spec}"
+            "the run", f"{shape}\n{len(self._plan)} chunks\n{epochs} epochs\n{est.spec}"
         )
         if est._drawn_seed is None:
             est._drawn_seed = int(torch.randint(2**62, ()).item())

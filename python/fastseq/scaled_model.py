@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .arguments import input_dtype
-from .data.scaling import Affine
+from .data.scaling import Affine, scaled, unscaled
 from .stateful import takes_state
 from .tree import Tree, tree_map
 
@@ -85,6 +85,5 @@ class _AffineLayer(nn.Module):
             self.register_buffer(name, part)
 
     def forward(self, slab: Tensor) -> Tensor:
-        if self._inverse:
-            return (slab * self.scale + self.low + self.high).to(slab.dtype)
-        return ((slab - self.high - self.low) / self.scale).to(slab.dtype)
+        compute = unscaled if self._inverse else scaled
+        return compute(slab, self.high, self.low, self.scale)

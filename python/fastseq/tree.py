@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeAlias
 
-__all__ = ["Tree", "tree_leaves", "tree_map", "tree_paths"]
+__all__ = ["Tree", "tree_leaves", "tree_like", "tree_map", "tree_paths"]
 
 Tree: TypeAlias = Any
 """A leaf, or a tuple (named or not), list or dict of trees. None is a tree without leaves."""
@@ -49,6 +49,18 @@ def tree_paths(tree: Tree, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from tree_paths(part, f"{path}[{index}]")
     else:
         yield path, tree
+
+
+def tree_like(tree: Tree, leaves: Iterable[Any]) -> Tree:
+    """Build the structure of `tree` of other leaves, in order.
+
+    Examples
+    --------
+    >>> tree_like({"h": (1, 2)}, ["a", "b"])
+    {'h': ('a', 'b')}
+    """
+    rest = iter(leaves)
+    return tree_map(lambda _: next(rest), tree)
 
 
 def tree_leaves(tree: Tree) -> list[Any]:

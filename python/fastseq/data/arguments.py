@@ -37,24 +37,26 @@ class Arguments:
         if isinstance(x, Dataset):
             x, y, w = _of_dataset(x, y, w)
         x, y, w, mask = (
-            _listed(tree, name) for tree, name in ((x, "x"), (y, "y"), (w, "w"), (mask, "mask"))
+            _map_arrays(tree, name, _listed)
+            for tree, name in ((x, "x"), (y, "y"), (w, "w"), (mask, "mask"))
         )
         self.dtype = dtype
         self.squeezed = False
         self.lengths: np.ndarray[Any, Any] | None = None
         self.order: np.ndarray[Any, Any] | None = None
-        named = [*_paths(x, "x"), *_paths(y, "y")]
-        if not _paths(x, "x"):
+        inputs = _paths(x, "x")
+        if not inputs:
             raise ValueError("x must hold at least one array, got none")
+        named = [*inputs, *_paths(y, "y")]
         ragged = [(name, array) for name, array in named if is_ragged(array)]
         if ragged:
             if lengths is not None:
                 raise ValueError("lengths are those of the arrays in the list; pass no others")
             self._measure_lists(ragged)
         else:
-            self._measure(_paths(x, "x"))
-        self.x: Tree = _open_tree(x, "x", self._open_input)
-        self.y: Tree = _open_tree(y, "y", self._open_target)
+            self._measure(inputs)
+        self.x: Tree = _map_arrays(x, "x", self._open_input)
+        self.y: Tree = _map_arrays(y, "y", self._open_target)
         self.w = None if w is None else self._open_weights(w, "w", dtype)
         self.mask = None if mask is None else self._open_weights(mask, "mask", torch.bool)
         if lengths is not None:
@@ -226,37 +228,33 @@ def _of_dataset(dataset: Any, y: Any, w: Any) -> tuple[Any, Any, Any]:
     return x, y, w
 
 
-def _listed(tree: Any, name: str) -> Any:
-    """Replace groups of an HDF5 file by lists of their datasets."""
-    if isinstance(tree, h5py.Group):
-        items = group_items(tree, name)
-        if not items:
-            raise ValueError(f"{name} has no sequences: the group {tree.name} is empty")
-        return items
-    if isinstance(tree, dict):
-        return {key: _listed(part, f"{name}[{key!r}]") for key, part in tree.items()}
-    if isinstance(tree, tuple):
-        parts = [_listed(part, f"{name}[{index}]") for index, part in enumerate(tree)]
-        return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
-    return tree
+def _listed(array: Any, name: str) -> Any:
+    """Replace a group of an HDF5 file by the list of its datasets."""
+    if not isinstance(array, h5py.Group):
+        return array
+    items = group_items(array, name)
+    if not items:
+        raise ValueError(f"{name} has no sequences: the group {array.name} is empty")
+    return items
 
 
 def _paths(tree: Any, name: str) -> list[tuple[str, Any]]:
     """List the arrays of a tuple or dict; a list is an array, or a list of sequences."""
     found: list[tuple[str, Any]] = []
-    _open_tree(tree, name, lambda array, path: found.append((path, array)))
+    _map_arrays(tree, name, lambda array, path: found.append((path, array)))
     return found
 
 
-def _open_tree(tree: Any, name: str, opened: Callable[[Any, str], Any]) -> Any:
+def _map_arrays(tree: Any, name: str, fn: Callable[[Any, str], Any]) -> Any:
+    """Apply `fn` to each array of a tuple or dict, and to what it is called."""
     if tree is None:
         return None
     if isinstance(tree, dict):
-        return {key: _open_tree(part, f"{name}[{key!r}]", opened) for key, part in tree.items()}
+        return {key: _map_arrays(part, f"{name}[{key!r}]", fn) for key, part in tree.items()}
     if isinstance(tree, tuple):
-        parts = [_open_tree(part, f"{name}[{i}]", opened) for i, part in enumerate(tree)]
+        parts = [_map_arrays(part, f"{name}[{i}]", fn) for i, part in enumerate(tree)]
         return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
-    return opened(tree, name)
+    return fn(tree, name)
 
 
 def _shape(array: Any, name: str) -> tuple[int, ...]:
@@ -277,7 +275,7 @@ def _with_axis(array: Any, axis: int) -> Any:
     if isinstance(array, torch.Tensor):
         return array.unsqueeze(axis)
     if isinstance(array, np.ndarray):
-        return np.expand_dims(array, axis) if axis else array[None]
+        return np.expand_dims(array, axis)
     return _Reshaped(array, axis)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..h5 import LazyDataset, h5mmap
+from ..h5.names import natural_key
 from ..tree import tree_leaves
 from .native import element_type
 from .sources import Box, Source, fill
@@ -194,16 +194,11 @@ class _Rows:
 
 def group_items(group: h5py.Group, name: str) -> list[Any]:
     """Return the datasets of a group in the natural order of their names (2 before 10)."""
-
-    def natural(key: str) -> list[Any]:
-        parts = re.split(r"(\d+)", key)
-        return [int(part) if part.isdigit() else part for part in parts]
-
     path = str(Path(group.file.filename).resolve())
     if group.file.mode != "r":
         group.file.flush()  # what was just written is to be read from the file
     items: list[Any] = []
-    for key in sorted(group, key=natural):
+    for key in sorted(group, key=natural_key):
         item = group[key]
         if not isinstance(item, h5py.Dataset):
             raise TypeError(f"{name} must be a group of datasets only, but {item.name} is a group")

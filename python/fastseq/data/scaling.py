@@ -15,7 +15,15 @@ from ..tree import Tree, tree_leaves, tree_map, tree_paths
 from .moments import Moments
 from .quantiles import Quantiles
 
-__all__ = ["METHODS", "Affine", "measure", "scaling_from_state", "scaling_state"]
+__all__ = [
+    "METHODS",
+    "Affine",
+    "measure",
+    "scaled",
+    "scaling_from_state",
+    "scaling_state",
+    "unscaled",
+]
 
 METHODS = ("standard", "robust")
 """Mean and standard deviation; or median and interquartile range, which outliers hardly move."""
@@ -46,13 +54,11 @@ class Affine:
 
     def apply(self, slab: Tensor) -> Tensor:
         """Return ``(slab - center) / scale`` for ``(S, B, F, …)``, in the dtype of `slab`."""
-        high, low, scale = (part.to(slab.device) for part in self.parts(slab.dtype))
-        return ((slab - high - low) / scale).to(slab.dtype)
+        return scaled(slab, *(part.to(slab.device) for part in self.parts(slab.dtype)))
 
     def undo(self, slab: Tensor) -> Tensor:
         """Return ``slab * scale + center`` for ``(S, B, F, …)``, in the dtype of `slab`."""
-        high, low, scale = (part.to(slab.device) for part in self.parts(slab.dtype))
-        return (slab * scale + low + high).to(slab.dtype)
+        return unscaled(slab, *(part.to(slab.device) for part in self.parts(slab.dtype)))
 
     def parts(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """Return the center as a sum of two, and the scale, to compute with in `dtype`.
@@ -63,6 +69,16 @@ class Affine:
         dtype = torch.promote_types(dtype, torch.float32)
         high = self.center.to(dtype)
         return high, (self.center - high.double()).to(dtype), self.scale.to(dtype)
+
+
+def scaled(slab: Tensor, high: Tensor, low: Tensor, scale: Tensor) -> Tensor:
+    """Compute what `Affine.apply` returns, from its `parts`."""
+    return ((slab - high - low) / scale).to(slab.dtype)
+
+
+def unscaled(slab: Tensor, high: Tensor, low: Tensor, scale: Tensor) -> Tensor:
+    """Compute what `Affine.undo` returns, from its `parts`."""
+    return (slab * scale + low + high).to(slab.dtype)
 
 
 def measure(

@@ -6,7 +6,6 @@ import errno
 import glob
 import operator
 import os
-import re
 import shutil
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -17,6 +16,7 @@ from tqdm.auto import tqdm
 
 from .copying import create, fill
 from .joining import Contents, Joined, join, read_contents
+from .names import natural_key
 from .opening import damage, replacing
 
 __all__ = ["h5concat"]
@@ -140,7 +140,7 @@ def _expand(srcs: Any) -> list[str]:
                 "with two axes, such as axis=(0, 1)"
             )
         text = os.fspath(name)
-        found = [text] if os.path.exists(text) else sorted(glob.glob(text), key=_natural)
+        found = [text] if os.path.exists(text) else sorted(glob.glob(text), key=natural_key)
         if not found:
             what = "no file matches" if glob.has_magic(text) else "there is no file"
             raise FileNotFoundError(errno.ENOENT, f"h5concat: {what}", text)
@@ -150,11 +150,6 @@ def _expand(srcs: Any) -> list[str]:
     # A folder may be a link, a file as well: only the folder's is resolved, so that paths from
     # another folder hold.
     return [os.path.join(os.path.realpath(os.path.dirname(p)), os.path.basename(p)) for p in paths]
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    parts = re.split(r"([0-9]+)", name)
-    return [(int(p), "") if i % 2 else (0, p) for i, p in enumerate(parts)]
 
 
 def _check_bitfields(joined: Sequence[Joined]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import os
@@ -186,10 +185,9 @@ class _Sources:
 
 def _pread(path: str, piece: np.ndarray[Any, Any], offset: int) -> None:
     view = memoryview(piece.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    with contextlib.closing(os.fdopen(file, "rb", buffering=0)):
+    with open(path, "rb", buffering=0) as file:
         while view:
-            count = os.preadv(file, [view], offset)
+            count = os.preadv(file.fileno(), [view], offset)
             if not count:
                 raise ValueError(f"h5concat: {path} ends at byte {offset}, within a dataset")
             view, offset = view[count:], offset + count

@@ -114,9 +114,7 @@ class SharedFile:
         """
         with self._lock:
             if writable and self._file is not None and self._file.mode == "r":
-                self._datasets.clear()
-                self._file.close()
-                self._file = None
+                self._close(self._file)
             if self._file is None:
                 self._file = open_file(self.path, "r+" if writable else "r")
                 self._identity = _identity(self.path)
@@ -134,9 +132,12 @@ class SharedFile:
         """Close a file that is open for writing, which unlocks it; it is opened again when used."""
         with self._lock:
             if self._file is not None and self._file.mode != "r":
-                self._datasets.clear()
-                self._file.close()
-                self._file = None
+                self._close(self._file)
+
+    def _close(self, file: h5py.File) -> None:
+        self._datasets.clear()
+        file.close()
+        self._file = None
 
     @property
     def replaced(self) -> bool:

@@ -100,22 +100,23 @@ def join(files: Sequence[Sequence[Contents]], axes: Shape) -> tuple[list[Joined]
         _check_names(first, contents)
     joined, kept = [], []
     for name, model in first.datasets.items():
-        parts = [[contents.datasets[name] for contents in row] for row in files]
-        _check_attributes([part for row in parts for part in row])
+        rows = [[contents.datasets[name] for contents in row] for row in files]
+        parts = [part for row in rows for part in row]
+        _check_attributes(parts)
         if model.dtype is None or len(model.shape) <= max(axes):
-            for part in (part for row in parts for part in row):
+            for part in parts:
                 _check_same(model, part, axes)
             if model.dtype is None:
                 kept.append(name)
             else:
                 joined.append(Joined(name, model.shape, [(model, (0,) * len(model.shape))]))
             continue
-        for part in (part for row in parts for part in row):
+        for part in parts:
             if part.dtype is None:
                 raise TypeError(_message(name, model, part, "dtypes", model.raw, part.raw))
         whole = [
             _row([Joined(name, p.shape, [(p, (0,) * len(p.shape))]) for p in row], axes[-1])
-            for row in parts
+            for row in rows
         ]
         joined.append(_row(whole, axes[0]))
     return joined, kept

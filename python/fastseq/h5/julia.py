@@ -120,9 +120,7 @@ class _Parser:
     def _single(self) -> Any:
         if self.kind == "number":
             return _number(self._next())
-        if self.kind == "string":
-            return _unescape(self._next()[1:-1])
-        if self.kind == "char":
+        if self.kind in ("string", "char"):
             return _unescape(self._next()[1:-1])
         if self.kind == "symbol":
             return self._next()[1:]

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 import h5py
 
 from .files import open_file
-from .heaps import check_heaps
 
 __all__ = ["damage", "reading", "replacing"]
 
@@ -43,8 +42,6 @@ def reading(caller: str, path: str | os.PathLike[str]) -> Iterator[h5py.File]:
         It is no HDF5 file, or damaged.
     """
     path = os.path.abspath(os.fspath(path))
-    if os.path.isfile(path):
-        check_heaps(path)
     with damage(caller, path), open_file(path) as file:
         yield file
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..data.chunks import Chunk
 from ..data.sequences import Sequences
 from ..parallel import Replicas
-from ..tree import Tree, tree_leaves, tree_map, tree_paths
+from ..tree import Tree, tree_leaves, tree_like, tree_paths
 from .sharing import Leaf, agree
 from .targets import (
     ArrayTarget,
@@ -76,8 +76,7 @@ class Outputs:
             self._open(leaf)
         self.result = out
         if out is None and all(leaf.part is not None for leaf in self._leaves):
-            made = iter(self._leaves)
-            self.result = tree_map(lambda _: next(made).part, like)
+            self.result = tree_like(like, (leaf.part for leaf in self._leaves))
 
     def _shape(self, a: Tensor, sequence: int | None = None) -> tuple[int, ...]:
         """Return the shape of an output, or of one sequence's part of it."""

@@ -19,7 +19,7 @@ from ..progress import Progress
 from ..spec import Spec
 from ..stateful import Stateful, batch_dims, in_mode, is_bidirectional
 from ..training import to_device
-from ..tree import Tree, tree_leaves, tree_map, tree_paths
+from ..tree import Tree, tree_leaves, tree_like, tree_map, tree_paths
 from .outputs import Outputs, matched, nothing
 from .series import Pass
 from .state_rows import put_rows, take_rows
@@ -101,7 +101,7 @@ class Predictor:
             self._check_state(data.count)
             finish = _finisher(example, undo, squeeze=squeeze)
             like = finish(example)
-            with Outputs(out, _rebuilt(example, like), data, self._replicas) as outputs:
+            with Outputs(out, tree_like(example, like), data, self._replicas) as outputs:
                 order = None if data.order is None else torch.from_numpy(data.order)
                 start = self._reordered(self.state, order)
                 run = Pass(self._stateful, self._dims, data, spec, finish, like, start)
@@ -129,7 +129,7 @@ class Predictor:
             self.state = self._stateful.state
             whole = tree_map(lambda a: a.unsqueeze(0), y)
             finished = _finisher(whole, undo, squeeze=squeeze)(whole)
-        return _rebuilt(y, [a.squeeze(0) for a in finished])
+        return tree_like(y, [a.squeeze(0) for a in finished])
 
     def _refuse_to_go_on_backwards(self) -> None:
         if is_bidirectional(self._model):
@@ -248,8 +248,3 @@ def _finisher(example: Tree, undo: Tree, *, squeeze: bool) -> Callable[[Tree], l
         return finished
 
     return finish
-
-
-def _rebuilt(structure: Tree, leaves: list[Tensor]) -> Tree:
-    rest = iter(leaves)
-    return tree_map(lambda _: next(rest), structure)
