@@ -179,11 +179,12 @@ class Estimator:
         lengths
             How many steps each sequence has, ``(N,)``; those behind do not count.
         validation
-            What the loss is computed on after each epoch: other data, ``(x, y)`` or ``(x, y, w)``,
-            or a part of these, which is not trained on: the last sequences (``0.2``: a fifth;
-            ``12``: so many), or the last steps of all (``{"time": 0.2}``, ``{"time": 500}``). The
-            latter go on from the states in which the training part ended in this epoch, or from
-            the end of a warm-up (``{"time": 500, "warmup": 50}``).
+            What the loss is computed on after each epoch: other data, ``(x, y)``, ``(x, y, w)`` or
+            a `torch.utils.data.Dataset`, or a part of these, which is not trained on: the last
+            sequences (``0.2``: a fifth; ``12``: so many), or the last steps of all
+            (``{"time": 0.2}``, ``{"time": 500}``). The latter go on from the states in which the
+            training part ended in this epoch, or from the end of a warm-up (``{"time": 500,
+            "warmup": 50}``).
         epochs
             Instead of ``spec.epochs``.
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils.data import Dataset
 
 from .data.chunks import ChunkPlan
 from .data.sequences import Sequences
@@ -60,7 +61,7 @@ class Fit:
         self._spec = spec = est.spec
         self._replicas = est._replicas
         self._validation: Validation | None = None
-        if isinstance(validation, (tuple, list)):
+        if isinstance(validation, (tuple, list, Dataset)):
             self._validation = Validation(_other(est, validation))
         elif validation is not None:
             sequential = spec.shard != "time" and spec.fold == 1 and data.lengths is None
@@ -166,10 +167,13 @@ class Fit:
 
 def _other(est: Estimator, validation: Any) -> Sequences:
     """Open data for validation that are apart from those for training."""
-    if not 2 <= len(validation) <= 3:
-        raise ValueError(f"validation must be (x, y) or (x, y, w), got {len(validation)} parts")
+    parts = (validation,) if isinstance(validation, Dataset) else validation
+    if not isinstance(validation, Dataset) and not 2 <= len(parts) <= 3:
+        raise ValueError(f"validation must be (x, y) or (x, y, w), got {len(parts)} parts")
     example = est._example
-    data = est._open(*validation)
+    data = est._open(*parts)
+    if data.y is None:
+        raise TypeError("validation needs targets: items of the dataset must be (x, y)")
     est._example = example
     return data
 

@@ -192,5 +192,5 @@ def test_groups_within_groups_and_empty_ones(tmp_path):
         file["a/b/c"] = np.zeros((3, 1))
         with pytest.raises(ValueError, match="x has no sequences: the group /empty is empty"):
             est.fit(file["empty"], file["empty"])
-        with pytest.raises(TypeError, match="x must be a group of datasets only, but /a/b is a gr"):
+        with pytest.raises(TypeError, match="but it is the group /a, which holds b/"):
             est.fit(file["a"], file["a"])

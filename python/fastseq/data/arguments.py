@@ -10,12 +10,15 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from ..h5.types import is_bfloat16
 from ..tree import Tree, tree_map
 from .opening import is_ragged, open_ragged, open_source, to_tensor
 from .ragged import DatasetItems, group_items
 from .sources import Broadcast, Source
 
 __all__ = ["Arguments"]
+
+_SHOWN = 8  # of what a group holds, in messages
 
 
 class Arguments:
@@ -230,12 +233,29 @@ def _of_dataset(dataset: Any, y: Any, w: Any) -> tuple[Any, Any, Any]:
 
 def _listed(array: Any, name: str) -> Any:
     """Replace a group of an HDF5 file by the list of its datasets."""
-    if not isinstance(array, h5py.Group):
-        return array
-    items = group_items(array, name)
-    if not items:
-        raise ValueError(f"{name} has no sequences: the group {array.name} is empty")
-    return items
+    if isinstance(array, h5py.Dataset | h5py.Group) and not array:
+        raise ValueError(f"{name} is from a file that has been closed; keep it open")
+    return _items_of(array, name) if isinstance(array, h5py.Group) else array
+
+
+def _items_of(group: h5py.Group, name: str) -> list[Any]:
+    """Return the sequences of a group, which holds nothing else."""
+    inside = [(key, group.get(key)) for key in group]
+    if not inside:
+        raise ValueError(f"{name} has no sequences: the group {group.name} is empty")
+    if any(not isinstance(item, h5py.Dataset) or item.ndim not in (1, 2) for _, item in inside):
+        shown = ", ".join(
+            f"{key} {item.shape}" if isinstance(item, h5py.Dataset) else f"{key}/"
+            for key, item in inside[:_SHOWN]
+        )
+        more = ", …" if len(inside) > _SHOWN else ""
+        raise TypeError(
+            f"{name} must be a dataset, or a group of datasets only, each a sequence (steps, "
+            f"features), but it is the group {group.name}, which holds {shown}{more}"
+        )
+    if any(is_bfloat16(item) for _, item in inside):
+        raise TypeError(f"{name} holds bfloat16: h5load with mmap=True gives tensors")
+    return group_items(group, name)
 
 
 def _paths(tree: Any, name: str) -> list[tuple[str, Any]]:
@@ -260,6 +280,8 @@ def _map_arrays(tree: Any, name: str, fn: Callable[[Any, str], Any]) -> Any:
 def _shape(array: Any, name: str) -> tuple[int, ...]:
     if isinstance(array, list):
         array = np.asarray(array)
+    if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
+        raise TypeError(f"{name} is a masked array: pass its data, and which steps count as mask")
     if not hasattr(array, "shape"):
         raise TypeError(
             f"{name} must be an array, a tensor, an HDF5 dataset, or a tuple or dict of these, "
@@ -298,7 +320,7 @@ class _Reshaped:
 def _lengths_of(items: Any, name: str) -> np.ndarray[Any, Any]:
     lengths = []
     for index in range(len(items)):
-        shape = items[index].shape
+        shape = _shape(items[index], f"{name}[{index}]")
         if not 1 <= len(shape) <= 2:
             raise ValueError(
                 f"{name}[{index}] must have 2 dimensions (time, features), got shape {tuple(shape)}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import mmap
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 
 from ..h5 import LazyDataset, h5mmap
+from ..h5.mapping import map_elements
+from ..h5.types import is_bfloat16
+from .mapped import CheckedMap, file_offset, map_of, rows_in_one_piece
 from .ragged import DatasetItems, RaggedArrays, RaggedRows, rows_of
 from .sources import ArraySource, Source, StridedSource, TensorSource, WindowSource
 
@@ -49,6 +52,8 @@ def open_source(
     if isinstance(array, Tensor):
         return TensorSource(name, array, target_dtype(array, name, dtype, keep_integers))
     if isinstance(array, h5py.Dataset):
+        if is_bfloat16(array):
+            return _open_bfloat16(array, name, dtype)
         array = _mapped(array)
     if isinstance(array, list):
         array = np.asarray(array)
@@ -57,24 +62,26 @@ def open_source(
         return WindowSource(name, array, target)
     if not isinstance(array, np.ndarray):
         return ArraySource(name, array, target)
-    offset = file_offset(array)
+    mapped, offset = map_of(array), file_offset(array)
     if offset is not None:
         return StridedSource(
             name,
             array.shape,
             target,
             stored=array.dtype,
-            place=str(array.filename),  # type: ignore[attr-defined]
+            place=str(mapped.filename),  # type: ignore[union-attr]
             offset=offset,
             strides=(array.strides[0], array.strides[1]),
             swapped=not array.dtype.isnative,
         )
+    if mapped is not None:
+        return ArraySource(name, CheckedMap(array, mapped), target)
     stored = array.dtype
     forward = min(array.strides, default=0) >= 0
     known_to_torch = stored.isnative and (stored.kind != "u" or stored.itemsize == 1)
     if array.flags.writeable and forward and known_to_torch:
         return TensorSource(name, torch.from_numpy(array), target)
-    if array.size and _rows_in_one_piece(array):
+    if array.size and rows_in_one_piece(array):
         return StridedSource(
             name,
             array.shape,
@@ -121,7 +128,11 @@ def open_ragged(
             raise TypeError(f"{name}[{index}] holds {item.dtype}, {name}[0] {items[0].dtype}")
     features = shape if features is None else features
     target = target_dtype(items[0], name, dtype, keep_integers)
-    rows = None if isinstance(items, DatasetItems) else rows_of(items, file_offset)
+    rows = None
+    if not isinstance(items, DatasetItems):
+        checked = [_checked(item) for item in items]
+        rows = rows_of(checked, file_offset)
+        items = items if rows is not None else checked
     if rows is None:
         return RaggedArrays(name, items, features, lengths, target)
     return RaggedRows(name, items, features, lengths, target, rows)
@@ -132,6 +143,8 @@ def target_dtype(array: Any, name: str, dtype: torch.dtype, keep_integers: bool)
     if isinstance(array, Tensor):
         if array.is_complex():
             raise _dtype_error(name, array.dtype)
+        if array.layout != torch.strided:
+            raise TypeError(f"{name} must be a dense tensor, got layout {array.layout}")
         integers = not array.is_floating_point()
         return torch.int64 if integers and keep_integers else dtype
     if not all(hasattr(array, part) for part in ("shape", "dtype", "__getitem__")):
@@ -139,6 +152,8 @@ def target_dtype(array: Any, name: str, dtype: torch.dtype, keep_integers: bool)
             f"{name} must be an array, a tensor, an HDF5 dataset, or a tuple or dict of these, "
             f"got {type(array).__name__}"
         )
+    if isinstance(array, h5py.Dataset) and is_bfloat16(array):
+        raise TypeError(f"{name} holds bfloat16: h5load with mmap=True gives it as a tensor")
     try:
         stored = np.dtype(array.dtype)
     except TypeError as error:
@@ -154,6 +169,37 @@ def _dtype_error(name: str, dtype: Any) -> TypeError:
     )
 
 
+def _open_bfloat16(dataset: h5py.Dataset, name: str, dtype: torch.dtype) -> Source:
+    """Open what `h5save` has made of a bfloat16 tensor."""
+    if dataset.file.mode != "r":
+        dataset.file.flush()
+    offset = dataset.id.get_offset()
+    if offset is None or not dataset.size or dataset.file.driver == "core":
+        return ArraySource(name, _Bfloat16(dataset), dtype)
+    sequence = math.prod(dataset.shape[2:]) * dataset.dtype.itemsize
+    return StridedSource(
+        name,
+        dataset.shape,
+        dtype,
+        stored=torch.bfloat16,
+        place=dataset.file.filename,
+        offset=offset,
+        strides=(dataset.shape[1] * sequence, sequence),
+    )
+
+
+class _Bfloat16:
+    """A dataset of bfloat16 in pieces, stored as uint16: slices of it are tensors."""
+
+    def __init__(self, dataset: h5py.Dataset) -> None:
+        here = dataset.file.mode != "r" or dataset.file.driver == "core"
+        self._raw = dataset if here else map_elements(dataset.file.filename, dataset.name)
+        self.shape = dataset.shape
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return torch.from_numpy(np.asarray(self._raw[index])).view(torch.bfloat16)
+
+
 def _mapped(dataset: h5py.Dataset) -> Any:
     """Return an open dataset as one that can be read by another thread, and by its offset."""
     if dataset.file.mode != "r":
@@ -163,6 +209,13 @@ def _mapped(dataset: h5py.Dataset) -> Any:
     if dataset.file.driver == "core":
         return dataset[()]  # a file in memory
     return h5mmap(dataset.file.filename, dataset.name)
+
+
+def _checked(item: Any) -> Any:
+    """Return an array so that a file that is cut short meanwhile is an error."""
+    mapped = map_of(item) if isinstance(item, np.ndarray) else None
+    by_place = isinstance(item, np.memmap) and item.flags.c_contiguous and item.mode != "c"
+    return item if mapped is None or by_place else CheckedMap(item, mapped)
 
 
 def to_tensor(array: Any, dtype: torch.dtype) -> Tensor:
@@ -177,23 +230,3 @@ def to_tensor(array: Any, dtype: torch.dtype) -> Tensor:
     elif not fits:
         array = np.array(array, order="C")
     return torch.from_numpy(array).to(dtype)
-
-
-def _rows_in_one_piece(array: np.ndarray[Any, Any]) -> bool:
-    return bool(array[0, 0].flags.c_contiguous and array.strides[1] == array[0, 0].nbytes)
-
-
-def file_offset(array: np.ndarray[Any, Any]) -> int | None:
-    """Where `array` begins in the file it maps, if slabs of it are pieces of that file."""
-    mapped = getattr(array, "_mmap", None)
-    if not isinstance(array, np.memmap) or mapped is None or array.filename is None:
-        return None
-    if array.mode == "c" or not array.size:
-        return None
-    in_order = array.ndim > 1 and array.strides[0] >= 0 and _rows_in_one_piece(array)
-    if not in_order and not (array.ndim == 1 and array.flags.c_contiguous):
-        return None
-    base = np.frombuffer(mapped, np.uint8).ctypes.data
-    # numpy maps from the page that the array's offset lies in; views keep that first offset.
-    start = array.offset - array.offset % mmap.ALLOCATIONGRANULARITY
-    return int(start + array.ctypes.data - base)

@@ -117,8 +117,13 @@ def _read(wanted: Any) -> tuple[str, Any, int | None]:
             return axis, wanted[axis], None if warmup is None else int(warmup)
     raise ValueError(
         "validation must be (x, y) or (x, y, w), a fraction or number of sequences, or a dict such "
-        f'as {{"time": 0.2}}, {{"time": 500, "warmup": 50}} or {{"sequences": 12}}, got {wanted!r}'
+        f'as {{"time": 0.2}}, {{"time": 500, "warmup": 50}} or {{"sequences": 12}}, got '
+        f"{_short(wanted)}"
     )
+
+
+def _short(wanted: Any) -> str:
+    return repr(wanted) if len(repr(wanted)) <= 80 else f"a {type(wanted).__name__}"
 
 
 def _number(share: Any, whole: int, what: str) -> int:

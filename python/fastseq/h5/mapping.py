@@ -10,9 +10,9 @@ import numpy as np
 
 from .files import shared_file
 from .lazy import LazyDataset
-from .types import stored_dtype
+from .types import is_bfloat16, stored_dtype
 
-__all__ = ["h5mmap"]
+__all__ = ["h5mmap", "map_elements"]
 
 
 def h5mmap(
@@ -47,7 +47,7 @@ def h5mmap(
         It is no HDF5 file, or is cut short, or there is no such dataset (the message lists the
         ones there are), or files that a virtual dataset is made of are missing.
     TypeError
-        NumPy has no type for what the dataset holds.
+        NumPy has no type for what the dataset holds, such as bfloat16.
 
     Examples
     --------
@@ -61,6 +61,18 @@ def h5mmap(
     if mode not in ("r", "r+"):
         raise ValueError(f'h5mmap: mode must be "r" or "r+", got {mode!r}')
     path = os.path.abspath(os.fspath(path))
+    file = shared_file(path)
+    with file.dataset(name) as dataset:
+        if is_bfloat16(dataset):
+            raise TypeError(
+                f"{name!r} in {path} holds bfloat16, which NumPy lacks; h5load with mmap=True "
+                "maps it as a tensor"
+            )
+    return map_elements(path, name, mode)
+
+
+def map_elements(path: str, name: str, mode: str = "r") -> np.memmap[Any, Any] | LazyDataset:
+    """Map a dataset as `h5mmap` does, bfloat16 as the uint16 that it is stored as."""
     file = shared_file(path)
     with file.dataset(name) as dataset:
         lazy = LazyDataset(path, name, dataset.shape, stored_dtype(dataset), mode)

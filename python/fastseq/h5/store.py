@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .julia import parse_julia
-from .mapping import h5mmap
+from .mapping import map_elements
 from .opening import reading, replacing
 from .types import stored_dtype
 from .virtual import check_virtual
@@ -234,7 +234,7 @@ def _load_dataset(dataset: h5py.Dataset, mmap: bool) -> Any:
         )
     check_virtual(dataset)
     if mmap and text is None and dataset.ndim:
-        mapped = h5mmap(path, dataset.name)
+        mapped = map_elements(path, dataset.name)
         return mapped if mark != "bfloat16" else _mapped_bfloat16(mapped)
     _check_memory(dataset)
     if text is not None:

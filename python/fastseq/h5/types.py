@@ -7,7 +7,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-__all__ = ["stored_dtype"]
+__all__ = ["is_bfloat16", "stored_dtype"]
 
 
 def stored_dtype(dataset: h5py.Dataset) -> np.dtype[Any]:
@@ -30,3 +30,8 @@ def stored_dtype(dataset: h5py.Dataset) -> np.dtype[Any]:
             f"({error})"
         ) from error
     return np.dtype(bool) if bitfield and dtype.itemsize == 1 else dtype
+
+
+def is_bfloat16(dataset: h5py.Dataset) -> bool:
+    """Whether the elements are bfloat16, which `h5save` stores as uint16 with a mark."""
+    return bool(dataset.dtype == np.uint16 and dataset.attrs.get("fastseq") == "bfloat16")

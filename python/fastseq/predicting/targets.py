@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..data.chunks import Chunk
-from ..data.opening import file_offset
+from ..data.mapped import file_offset
 from ..h5 import LazyDataset
 
 __all__ = [

@@ -1,0 +1,111 @@
+"""Views of memory maps: right values, and an error where their file has been cut short."""
+
+import os
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+import fastseq as fs
+from fastseq.data.chunks import ChunkPlan
+from fastseq.data.sequences import Sequences
+
+STEPS, COUNT, FEATURES = 300, 6, 8
+
+VIEWS = {
+    "batch first": lambda a: (a.transpose(1, 0, 2), lambda m: m.transpose(1, 0, 2), "r"),
+    "Fortran": lambda a: (np.asfortranarray(a), lambda m: m, "r"),
+    "features": lambda a: (np.concatenate([a, a], 2), lambda m: m[:, :, :FEATURES], "r"),
+    "backwards": lambda a: (a[::-1], lambda m: m[::-1], "r"),
+    "private": lambda a: (a, lambda m: m, "c"),
+    "plain view": lambda a: (a, np.asarray, "r"),
+}
+
+
+def load(x):
+    """Return all that is read of x."""
+    data = Sequences(x, dtype=torch.float32)
+    lengths = data.lengths
+    plan = ChunkPlan(
+        steps=data.steps, sequences=data.count, batchsize=4, seqsize=50, rank=0, size=1,
+        by_time=False, lengths=lengths,
+    )  # fmt: skip
+    out = torch.zeros(data.steps, data.count, FEATURES)
+    for c, batch in data.batches(plan.chunks()):
+        out[c.t0 : c.t1, c.n0 : c.n1] = batch.xs
+    return out
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("view", VIEWS)
+def test_views(view, ragged, tmp_path):
+    x = np.random.default_rng(0).standard_normal((STEPS, COUNT, FEATURES)).astype(np.float32)
+    stored, seen, mode = VIEWS[view](x)
+    path = tmp_path / "x.npy"
+    np.save(path, stored)
+    mapped = seen(np.load(path, mmap_mode=mode))
+    data = [mapped[:, n] for n in range(COUNT)] if ragged else mapped
+    np.testing.assert_array_equal(load(data), x)
+    os.truncate(path, 5000)
+    with pytest.raises(fs.ReadError, match=r"x\.npy"):  # it would be SIGBUS
+        load(data)
+
+
+@pytest.mark.parametrize("chunks", [None, (50, 2, 8)])
+def test_bfloat16_in_hdf5(chunks, tmp_path):
+    x = torch.randn(STEPS, COUNT, FEATURES, generator=torch.Generator().manual_seed(0)).bfloat16()
+    fs.h5save(tmp_path / "x.h5", {"x": x})
+    with h5py.File(tmp_path / "x.h5", "r") as source, h5py.File(tmp_path / "c.h5", "w") as file:
+        c = file.create_dataset("x", data=source["x"][()], chunks=chunks)
+        c.attrs.update(source["x"].attrs)
+        file["row"] = source["x"][:, 0]
+        file["row"].attrs.update(source["x"].attrs)
+    with h5py.File(tmp_path / "c.h5", "r") as file:
+        assert torch.equal(load(file["x"]), x.float())
+        with pytest.raises(TypeError, match="bfloat16"):
+            load([file["row"]])
+    with pytest.raises(TypeError, match="bfloat16, which NumPy lacks"):
+        fs.h5mmap(tmp_path / "c.h5", "x")
+    assert torch.equal(load(fs.h5load(tmp_path / "c.h5", mmap=True)["x"]), x.float())
+
+
+def test_what_is_no_array_of_steps(tmp_path):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["x"] = np.zeros((5, 4, 3))
+        file["inside/y"] = np.zeros((5, 4, 1))
+        with pytest.raises(TypeError, match=r"group /, which holds inside/, x \(5, 4, 3\)"):
+            load(file)
+        with pytest.raises(TypeError, match=r"which holds y \(5, 4, 1\)"):
+            load(file["inside"])
+        closed = file["x"]
+    with pytest.raises(ValueError, match="x is from a file that has been closed"):
+        load(closed)
+    with pytest.raises(TypeError, match="masked array"):
+        load(np.ma.masked_greater(np.arange(12.0).reshape(2, 3, 2), 5))
+    with pytest.raises(TypeError, match="dense"):
+        load(torch.ones(5, 4, 3).to_sparse())
+    with pytest.raises(TypeError, match=r"x\[0\] must be an array"):
+        load(_Dicts())
+
+
+class _Dicts(torch.utils.data.Dataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return {"a": np.zeros((3, 2))}, np.zeros((3, 1))
+
+
+def test_a_dataset_to_validate_on():
+    x = torch.randn(6, 20, 3, generator=torch.Generator().manual_seed(0))
+    data = torch.utils.data.TensorDataset(x, x.mean(2, keepdim=True))
+    losses = []
+    for apart in (data, ([*x], [*x.mean(2, keepdim=True)])):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(3, 1)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        spec = {"epochs": 1, "batchsize": 2, "seqsize": 5}
+        est = fs.Estimator(model, fs.seqloss(torch.nn.functional.mse_loss), optimizer, spec)
+        losses.append(est.fit(data, validation=apart).history_[-1]["validation_loss"])
+    assert losses[0] == losses[1] > 0
