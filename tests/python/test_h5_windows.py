@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 import fastseq as fs
 from fastseq.errors import ReadError
 from fastseq.h5 import LazyDataset
+from fastseq.h5.chunk_rows import ChunkRows
 from fastseq.h5.windows import WindowReader
 
 T, N, F = 60, 12, 2
@@ -172,6 +173,20 @@ def test_virtual_datasets_are_read_in_their_sources_chunks(tmp_path, gap):
             np.testing.assert_array_equal(reader.read(t0, t1, n0, n1), array[t0:t1, n0:n1])
     reader.close()
     assert Counter(h5_filter.decoded) == wanted
+
+
+def test_sources_whose_names_hold_percent_signs(tmp_path):
+    for part in (0, 1):
+        with h5py.File(tmp_path / f"{part} %.h5", "w") as file:
+            file.create_dataset("x%", data=A + part, chunks=(7, 5, 2), compression="gzip")
+    names = [tmp_path / "0 %.h5", tmp_path / "1 %.h5"]
+    fs.h5concat(tmp_path / "all.h5", names)
+    with h5py.File(tmp_path / "all.h5") as file:
+        rows = ChunkRows(file["x%"])
+        assert [rows.boundary(t, 0, N) for t in (1, T + 1)] == [7, T + 7]
+    reader = WindowReader(fs.h5mmap(tmp_path / "all.h5", "x%"))
+    np.testing.assert_array_equal(reader.read(0, 2 * T, 0, N), np.concatenate([A, A + 1]))
+    reader.close()
 
 
 ROW = 5 * F * 8 * 10  # bytes of a row of chunks, of 5 sequences

@@ -14,6 +14,7 @@ from torch.nn.functional import mse_loss
 from torch.utils.data import Dataset
 
 import fastseq as fs
+from fastseq.data.sequences import Sequences
 
 LENGTHS = [7, 1, 10, 0, 4, 10]
 SERIES = [torch.randn(n, 3) for n in LENGTHS]
@@ -62,6 +63,22 @@ class Pairs(Dataset):
 
     def __getitem__(self, index):
         return SERIES[index], TARGETS[index]
+
+
+class Endless(Dataset):
+    """Raises no IndexError past its end, as a dataset that computes its items may."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        assert index < 9, "it would go on for ever"
+        return torch.full((index % 2 + 1, 3), 2.0), torch.zeros(index % 2 + 1, 1)
+
+
+def test_a_dataset_ends_where_its_length_says():
+    data = Sequences(Endless(), dtype=torch.float32)
+    assert (data.count, data.lengths.tolist()) == (2, [2, 1])
 
 
 def alone(model):
@@ -138,6 +155,7 @@ def test_weights_per_sequence_and_per_step():
     ]
     weight = float((per_sequence * torch.tensor(LENGTHS)).sum())
     for w in (per_sequence, per_step, [w[:, None] for w in per_step]):
+        assert est.evaluate(Pairs(), w=w) == pytest.approx(sum(expected) / weight, rel=1e-5)
         loss = est.evaluate(SERIES, TARGETS, w)
         assert loss == pytest.approx(sum(expected) / weight, rel=1e-5)
 

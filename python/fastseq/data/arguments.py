@@ -227,8 +227,7 @@ def _of_dataset(dataset: Any, y: Any, w: Any) -> tuple[Any, Any, Any]:
         raise ValueError("the dataset's items hold the targets; pass no others")
     if len(parts) > 3:
         raise ValueError(f"items of a dataset must be (x, y) or (x, y, w), got {len(parts)} parts")
-    x, y, w = [*parts, *[None, None]][:3] if len(parts) > 1 else (parts[0], y, w)
-    return x, y, w
+    return parts[0], parts[1] if len(parts) > 1 else y, parts[2] if len(parts) > 2 else w
 
 
 def _listed(array: Any, name: str) -> Any:

@@ -222,6 +222,8 @@ class DatasetItems(Sequence[Any]):
         return len(self._cache)
 
     def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(index)  # ends loops; the dataset need not raise one
         item = self._cache.load(int(index))
         return item if self._part is None else item[self._part]
 

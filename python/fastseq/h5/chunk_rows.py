@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from .virtual import resolve_source
+from .virtual import plain_name, resolve_source
 
 __all__ = ["ChunkRows"]
-
 
 _SMALL_ROW = 2**14  # bytes
 
@@ -92,12 +91,12 @@ def _regions_of_source(dataset: h5py.Dataset, source: Any) -> Iterator[_Region]:
 
     Only of sources that are one box, with time for the first axis: others may be cut anywhere.
     """
-    path = resolve_source(dataset, source.file_name)
+    path = resolve_source(dataset, plain_name(source.file_name))
     placed = _box(source.vspace, dataset.shape)
     if path is None or placed is None:
         return
     with h5py.File(path, "r") as file:
-        found = file[source.dset_name]
+        found = file[plain_name(source.dset_name)]
         taken = _box(source.src_space, found.shape)
         if taken is None or taken[0][1] - taken[0][0] != placed[0][1] - placed[0][0]:
             return

@@ -11,7 +11,7 @@ from typing import Any
 
 import h5py
 
-__all__ = ["check_virtual", "missing_sources", "resolve_source"]
+__all__ = ["check_virtual", "missing_sources", "plain_name", "resolve_source"]
 
 
 def check_virtual(dataset: h5py.Dataset) -> None:
@@ -76,7 +76,7 @@ def _missing(dataset: h5py.Dataset, seen: set[tuple[str, str]]) -> list[str]:
         return []
     missing: list[str] = []
     for source in dataset.virtual_sources():
-        file_name, name = _plain(source.file_name), _plain(source.dset_name)
+        file_name, name = plain_name(source.file_name), plain_name(source.dset_name)
         path = resolve_source(dataset, file_name)
         if path is None:
             missing.append(f"there is no file {file_name}")
@@ -108,6 +108,6 @@ def _lacking(file: h5py.File, name: str, source: Any, seen: set[tuple[str, str]]
     return _missing(found, seen)
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """Undo HDF5's escapes; of names that stand for numbered blocks, return the first."""
     return re.sub(r"%%|%\d*b", lambda escape: "%" if escape[0] == "%%" else "0", name)
