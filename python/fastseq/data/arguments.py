@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from ..h5.types import is_bfloat16
 from ..tree import Tree, tree_map
-from .opening import is_ragged, open_ragged, open_source, to_tensor
+from .opening import is_ragged, kind_error, open_ragged, open_source, to_tensor
 from .ragged import DatasetItems, group_items
 from .sources import Broadcast, Source
 
@@ -282,10 +282,7 @@ def _shape(array: Any, name: str) -> tuple[int, ...]:
     if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
         raise TypeError(f"{name} is a masked array: pass its data, and which steps count as mask")
     if not hasattr(array, "shape"):
-        raise TypeError(
-            f"{name} must be an array, a tensor, an HDF5 dataset, or a tuple or dict of these, "
-            f"got {type(array).__name__}"
-        )
+        raise kind_error(name, array)
     return tuple(array.shape)
 
 

@@ -18,7 +18,7 @@ from .mapped import CheckedMap, file_offset, map_of, rows_in_one_piece
 from .ragged import DatasetItems, RaggedArrays, RaggedRows, rows_of
 from .sources import ArraySource, Source, StridedSource, TensorSource, WindowSource
 
-__all__ = ["is_ragged", "open_ragged", "open_source", "to_tensor"]
+__all__ = ["is_ragged", "kind_error", "open_ragged", "open_source", "to_tensor"]
 
 
 def is_ragged(array: Any) -> bool:
@@ -64,16 +64,7 @@ def open_source(
         return ArraySource(name, array, target)
     mapped, offset = map_of(array), file_offset(array)
     if offset is not None:
-        return StridedSource(
-            name,
-            array.shape,
-            target,
-            stored=array.dtype,
-            place=str(mapped.filename),  # type: ignore[union-attr]
-            offset=offset,
-            strides=(array.strides[0], array.strides[1]),
-            swapped=not array.dtype.isnative,
-        )
+        return _strided(array, name, target, str(mapped.filename), offset)  # type: ignore[union-attr]
     if mapped is not None:
         return ArraySource(name, CheckedMap(array, mapped), target)
     stored = array.dtype
@@ -82,18 +73,24 @@ def open_source(
     if array.flags.writeable and forward and known_to_torch:
         return TensorSource(name, torch.from_numpy(array), target)
     if array.size and rows_in_one_piece(array):
-        return StridedSource(
-            name,
-            array.shape,
-            target,
-            stored=stored,
-            place=None,
-            offset=array.ctypes.data,
-            strides=(array.strides[0], array.strides[1]),
-            owner=array,
-            swapped=not stored.isnative,
-        )
+        return _strided(array, name, target, None, array.ctypes.data)
     return ArraySource(name, array, target)
+
+
+def _strided(
+    array: np.ndarray[Any, Any], name: str, dtype: torch.dtype, place: str | None, offset: int
+) -> StridedSource:
+    return StridedSource(
+        name,
+        array.shape,
+        dtype,
+        stored=array.dtype,
+        place=place,
+        offset=offset,
+        strides=(array.strides[0], array.strides[1]),
+        owner=array if place is None else None,
+        swapped=not array.dtype.isnative,
+    )
 
 
 def open_ragged(
@@ -116,18 +113,18 @@ def open_ragged(
     features
         What is behind the first dimension; None: as the arrays have it.
     """
-    shape = tuple(items[0].shape[1:])
+    first = items[0]
+    shape = tuple(first.shape[1:])
+    target = target_dtype(first, f"{name}[0]", dtype, keep_integers)
     for index, item in enumerate(items):
         if tuple(item.shape[1:]) != shape:
             raise ValueError(
                 f"{name}[{index}] must have as many features as {name}[0], "
-                f"got shapes {tuple(item.shape)} and {tuple(items[0].shape)}"
+                f"got shapes {tuple(item.shape)} and {tuple(first.shape)}"
             )
-        targets = target_dtype(item, f"{name}[{index}]", dtype, keep_integers)
-        if targets != target_dtype(items[0], name, dtype, keep_integers):
-            raise TypeError(f"{name}[{index}] holds {item.dtype}, {name}[0] {items[0].dtype}")
+        if target_dtype(item, f"{name}[{index}]", dtype, keep_integers) != target:
+            raise TypeError(f"{name}[{index}] holds {item.dtype}, {name}[0] {first.dtype}")
     features = shape if features is None else features
-    target = target_dtype(items[0], name, dtype, keep_integers)
     rows = None
     if not isinstance(items, DatasetItems):
         checked = [_checked(item) for item in items]
@@ -148,10 +145,7 @@ def target_dtype(array: Any, name: str, dtype: torch.dtype, keep_integers: bool)
         integers = not array.is_floating_point()
         return torch.int64 if integers and keep_integers else dtype
     if not all(hasattr(array, part) for part in ("shape", "dtype", "__getitem__")):
-        raise TypeError(
-            f"{name} must be an array, a tensor, an HDF5 dataset, or a tuple or dict of these, "
-            f"got {type(array).__name__}"
-        )
+        raise kind_error(name, array)
     if isinstance(array, h5py.Dataset) and is_bfloat16(array):
         raise TypeError(f"{name} holds bfloat16: h5load with mmap=True gives it as a tensor")
     try:
@@ -161,6 +155,14 @@ def target_dtype(array: Any, name: str, dtype: torch.dtype, keep_integers: bool)
     if stored.kind not in "biuf" or (stored.kind == "f" and stored.itemsize > 8):
         raise _dtype_error(name, stored)
     return torch.int64 if stored.kind in "biu" and keep_integers else dtype
+
+
+def kind_error(name: str, array: Any) -> TypeError:
+    """Say that `array` is none."""
+    return TypeError(
+        f"{name} must be an array, a tensor, an HDF5 dataset, or a tuple or dict of these, "
+        f"got {type(array).__name__}"
+    )
 
 
 def _dtype_error(name: str, dtype: Any) -> TypeError:
