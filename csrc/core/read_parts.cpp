@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -10,9 +11,9 @@ namespace fastseq {
 
 namespace {
 
-// Bytes that are worth a thread of their own, and parts that a piece is cut into at most.
-constexpr std::int64_t kPart = std::int64_t{256} * 1024;
+// Parts that a piece is cut into at most, and bytes whose copying takes as long as a call of the system.
 constexpr std::int64_t kParts = 16;
+constexpr std::int64_t kCall = 4096;
 
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument("piece: " + what); }
 
@@ -27,12 +28,23 @@ std::int64_t extent(std::int64_t a, std::int64_t b, std::int64_t c) {
   return result;
 }
 
+// Costs of a row and of a piece, in bytes that are copied in the same time; `call`: what each that lies apart needs.
+std::int64_t row_cost(const Piece& piece, std::int64_t size, std::int64_t call) {
+  return std::max(piece.numel * size, std::min(std::abs(piece.step_bytes), call));
+}
+
+std::int64_t piece_cost(const Piece& piece, std::int64_t size, std::int64_t call) {
+  std::int64_t cost = 0;
+  if (__builtin_mul_overflow(piece.steps, row_cost(piece, size, call), &cost)) return kMostCost;
+  return std::clamp(cost, call, kMostCost);
+}
+
 // Replaces pieces of many bytes by several of fewer steps.
-void cut_pieces(std::vector<Piece>& pieces, std::int64_t size) {
+void cut_pieces(std::vector<Piece>& pieces, std::int64_t size, std::int64_t call) {
   std::vector<Piece> cut;
   for (const Piece& piece : pieces) {
-    const std::int64_t row = std::max(piece.numel * size, std::int64_t{1});
-    const std::int64_t some = std::max(kPart / row, piece.steps / kParts) + 1;
+    const std::int64_t row = std::max(row_cost(piece, size, call), std::int64_t{1});
+    const std::int64_t some = std::max(kPartCost / row, piece.steps / kParts) + 1;
     for (std::int64_t step = 0; step < piece.steps; step += some) {
       cut.push_back(piece);
       cut.back().offset += step * piece.step_bytes;
@@ -60,27 +72,32 @@ void check_piece(const Piece& piece, const SlabRead& read, bool in_file) {
   }
 }
 
-bool add_parts(std::vector<Part>& parts, std::size_t job, SlabRead& read) {
-  std::int64_t covered = 0;  // elements, no more than there are
-  for (const Piece& piece : read.pieces) covered = std::min(covered + piece.steps * piece.numel, read.numel);
+std::int64_t add_parts(std::vector<Part>& parts, std::size_t job, SlabRead& read, bool in_files) {
+  const std::int64_t call = in_files ? kCall : 0;
   const std::int64_t size = read.convert.from_size();
-  const bool clears = covered < read.numel;
-  if (clears || covered < 2 * kPart / size) {
-    parts.push_back({job, 0, read.pieces.size(), clears});
-    return covered >= kPart / size;
+  std::int64_t covered = 0;  // elements, no more than there are
+  std::int64_t cost = 0;
+  for (const Piece& piece : read.pieces) {
+    covered = std::min(covered + piece.steps * piece.numel, read.numel);
+    cost = std::min(cost + piece_cost(piece, size, call), kMostCost);
   }
-  cut_pieces(read.pieces, size);
+  const bool clears = covered < read.numel;
+  if (clears || cost < 2 * kPartCost) {
+    parts.push_back({job, 0, read.pieces.size(), clears});
+    return cost;
+  }
+  cut_pieces(read.pieces, size, call);
   std::size_t first = 0;
-  std::int64_t numel = 0;
+  std::int64_t some = 0;
   for (std::size_t last = 1; last <= read.pieces.size(); ++last) {
-    numel = std::min(numel + read.pieces[last - 1].steps * read.pieces[last - 1].numel, kPart);
-    if (numel >= kPart / size || last == read.pieces.size()) {
+    some += piece_cost(read.pieces[last - 1], size, call);
+    if (some >= kPartCost || last == read.pieces.size()) {
       parts.push_back({job, first, last, false});
       first = last;
-      numel = 0;
+      some = 0;
     }
   }
-  return true;
+  return cost;
 }
 
 }  // namespace fastseq

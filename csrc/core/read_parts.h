@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <vector>
 
 #include "core/gatherer.h"
@@ -12,7 +13,11 @@ namespace fastseq {
 // are then small enough for sums of some of them.
 void check_piece(const Piece& piece, const SlabRead& read, bool in_file);
 
-// Appends the parts of `read`, whose pieces are cut for that; returns whether it is worth several threads.
-bool add_parts(std::vector<Part>& parts, std::size_t job, SlabRead& read);
+// What is worth waking a thread for, and the most that is told apart, in bytes that are copied in the same time.
+constexpr std::int64_t kPartCost = std::int64_t{256} * 1024;
+constexpr std::int64_t kMostCost = std::int64_t{1} << 60;
+
+// Appends the parts of `read`, whose pieces are cut for that; returns what it costs.
+std::int64_t add_parts(std::vector<Part>& parts, std::size_t job, SlabRead& read, bool in_files);
 
 }  // namespace fastseq

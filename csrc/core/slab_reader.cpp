@@ -24,6 +24,9 @@ namespace {
 // One thread reads from the page cache at a third to a half of memcpy's rate.
 constexpr unsigned kThreads = 2;
 
+// A caller that waits takes part in requests that cost no more: milliseconds, as it must be able to give up.
+constexpr std::int64_t kLight = 64 * kPartCost;
+
 struct Request {
   std::deque<Job> jobs;  // one per read; they don't move
   struct File {
@@ -34,6 +37,7 @@ struct Request {
   std::vector<Part> parts;
   std::size_t taken = 0;  // of the parts
   std::size_t done = 0;
+  std::int64_t cost = 0;
   std::exception_ptr error;
   bool finished = false;
 
@@ -81,13 +85,17 @@ struct SlabReader::State {
   std::int64_t submitted = 0;
   std::atomic<bool> stop = false;
   std::vector<std::thread> threads;
-  pid_t process = 0;  // where the threads are
+  pid_t process = 0;  // where requests were made
+
+  std::mutex waiting;  // held by a caller that waits, for its gatherer; taken before the other
+  Gatherer gatherer{stop};
 
   std::mutex mutex;  // for what follows, and for setting `stop`
   std::condition_variable queued;
   std::condition_variable finished;
   std::deque<std::unique_ptr<Request>> requests;  // the oldest first
   std::size_t taken = 0;                          // requests of which no part is left to be taken
+  bool cold = false;                              // whether the last request had to wait for the disk
 
   bool forked() const { return process != 0 && process != ::getpid(); }
 
@@ -98,7 +106,6 @@ struct SlabReader::State {
     while (threads.size() < wanted) {
       const BlockedSignals blocked;
       threads.emplace_back([this, gatherer = Gatherer(stop)]() mutable { run(gatherer); });
-      process = ::getpid();
       pthread_setname_np(threads.back().native_handle(), "fastseq-reader");
     }
   }
@@ -109,29 +116,35 @@ struct SlabReader::State {
     while (true) {
       queued.wait(lock, [this] { return stop || taken < requests.size(); });
       if (stop) return;
-      Request& request = *requests[taken];
-      const Part part = request.parts[request.taken];
-      if (++request.taken == request.parts.size()) ++taken;
-      std::int64_t count = 0;
-      std::exception_ptr error = request.error;
-      if (!error) {
-        lock.unlock();
-        error = error_of(part.job, [&] { count = gatherer.gather(request.jobs[part.job], part); });
-        lock.lock();
-      }
-      request.jobs[part.job].count += count;
-      request.fail(error);
-      if (++request.done < request.parts.size()) continue;
-      for (const Request::File& used : request.files) {
-        if (request.error) break;
-        lock.unlock();
-        error = error_of(used.job, [&] { used.file->check_unchanged(); });
-        lock.lock();
-        request.fail(error);
-      }
-      request.finished = true;
-      finished.notify_all();
+      do_part(lock, gatherer);
     }
+  }
+
+  // Takes the next part of the oldest request that has one left, and does it without the lock.
+  void do_part(std::unique_lock<std::mutex>& lock, Gatherer& gatherer) {
+    Request& request = *requests[taken];
+    const Part part = request.parts[request.taken];
+    if (++request.taken == request.parts.size()) ++taken;
+    std::int64_t count = 0;
+    std::exception_ptr error = request.error;
+    if (!error) {
+      lock.unlock();
+      error = error_of(part.job, [&] { count = gatherer.gather(request.jobs[part.job], part); });
+      lock.lock();
+    }
+    request.jobs[part.job].count += count;
+    request.fail(error);
+    if (++request.done < request.parts.size()) return;
+    for (const Request::File& used : request.files) {
+      if (request.error) break;
+      lock.unlock();
+      error = error_of(used.job, [&] { used.file->check_unchanged(); });
+      lock.lock();
+      request.fail(error);
+    }
+    cold = std::ranges::any_of(request.jobs, [](const Job& job) { return job.told.load(); });
+    request.finished = true;
+    finished.notify_all();
   }
 };
 
@@ -162,46 +175,52 @@ void SlabReader::submit(std::vector<SlabRead> reads) {
   if (reads.empty()) throw std::invalid_argument("a request needs at least one read");
   auto request = std::make_unique<Request>();
   ++state.submitted;
-  bool much = false;
   for (SlabRead& read : reads) {
     const std::size_t number = request->jobs.size();
+    bool in_files = false;
     for (const Piece& piece : read.pieces) {
       if (piece.source < 0 || static_cast<std::size_t>(piece.source) >= state.sources.size()) {
         throw std::invalid_argument("piece: there is no source " + std::to_string(piece.source));
       }
       Source& source = state.sources[static_cast<std::size_t>(piece.source)];
       check_piece(piece, read, source.file != nullptr);
+      in_files |= source.file != nullptr;
       if (source.file && std::exchange(source.used, state.submitted) != state.submitted) {
         request->files.push_back({source.file.get(), number});
       }
     }
-    much |= add_parts(request->parts, number, read);
+    request->cost = std::min(request->cost + add_parts(request->parts, number, read, in_files), kMostCost);
     Job& job = request->jobs.emplace_back(std::move(read));
     job.sources.reserve(job.read.pieces.size());
     for (const Piece& piece : job.read.pieces) {
       job.sources.push_back(&state.sources[static_cast<std::size_t>(piece.source)]);
     }
   }
+  state.process = ::getpid();
+  const bool much = request->cost >= kPartCost;
+  bool wake = false;
   {
     const std::scoped_lock lock(state.mutex);
-    state.start_threads(much);
+    wake = much || state.cold;
+    if (wake) state.start_threads(much);
     state.requests.push_back(std::move(request));
   }
-  if (much) {
-    state.queued.notify_all();
-  } else {
-    state.queued.notify_one();
-  }
+  if (wake) state.queued.notify_all();
 }
 
 std::optional<std::vector<std::int64_t>> SlabReader::wait(std::chrono::milliseconds limit) {
   State& state = usable();
+  const auto until = std::chrono::steady_clock::now() + limit;
   std::unique_ptr<Request> request;
   {
+    const std::scoped_lock alone(state.waiting);
     std::unique_lock lock(state.mutex);
     if (state.requests.empty()) throw std::runtime_error("nothing was submitted that could be waited for");
-    const bool ready = state.finished.wait_for(
-        lock, limit, [&] { return state.stop || state.requests.empty() || state.requests.front()->finished; });
+    if (!state.stop && state.requests.front()->cost <= kLight) {
+      while (!state.stop && state.taken == 0) state.do_part(lock, state.gatherer);
+    }
+    const bool ready = state.finished.wait_until(
+        lock, until, [&] { return state.stop || state.requests.empty() || state.requests.front()->finished; });
     if (!ready) return std::nullopt;
     if (state.stop || state.requests.empty()) throw std::runtime_error("the reader was closed while it was waited for");
     request = std::move(state.requests.front());
@@ -230,6 +249,7 @@ void SlabReader::close() {
   state_->finished.notify_all();
   for (std::thread& thread : state_->threads) thread.join();
   state_->threads.clear();
+  const std::scoped_lock alone(state_->waiting);  // nobody reads any more
   state_->sources.clear();
 }
 

@@ -14,11 +14,12 @@
 
 namespace fastseq {
 
-// A request is a list of reads. Two threads work on the oldest one together, then on the next, so requests that wait
-// must not fill the same buffers. Sources and buffers must stay until a request's result came or close() returned. The
-// threads start when there is work for them. After a fork, the child can only destroy its copy of a reader whose
-// threads had started, as they are not there. One thread at a time may call what is here, but close() may be called
-// while another one waits.
+// A request is a list of reads. Two threads work on the oldest one together, then on the next, so requests
+// that wait must not fill the same buffers; who waits for a request takes part in it. Sources and buffers must stay
+// until a request's result came or close() returned. The threads start, and are woken, where that is worth it: for many
+// bytes, or when the last request had to wait for the disk. After a fork, the child can only destroy its copy of a
+// reader that had requests. One thread at a time may call what is here, but close() may be called while another one
+// waits.
 class SlabReader {
  public:
   SlabReader();

@@ -61,6 +61,18 @@ def test_stopping_in_the_middle_frees_threads_and_files(floats: Path, end: str) 
     del buffers
 
 
+def test_what_is_little_is_read_by_who_waits_for_it(floats: Path) -> None:
+    before = threads()
+    reader = _reader.SlabReader()
+    number = reader.add_file(floats, True)
+    outs = [np.zeros(10, np.float32) for _ in range(3)]
+    for i, out in enumerate(outs):
+        reader.submit([a_read([[number, 40 * i, 1, 0, 10, 0, 0]], out, "float32")])
+    assert [reader.wait() for _ in outs] == [[0]] * 3
+    assert np.concatenate(outs).tolist() == list(range(30))
+    assert threads() == before
+
+
 def test_closing_ends_a_wait_in_another_thread(floats: Path) -> None:
     reader = _reader.SlabReader()
     buffers = queue_much(reader, floats)

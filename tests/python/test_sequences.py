@@ -165,10 +165,10 @@ def test_blocks_end_with_their_longest_sequence_and_waste_is_told():
 
 
 def test_buffers_are_not_used_again_while_somebody_keeps_them(tmp_path):
-    a = np.random.default_rng(0).standard_normal((40, 6, 3)).astype(np.float32)
+    a = np.random.default_rng(0).standard_normal((40, 600, 30)).astype(np.float32)
     np.save(tmp_path / "a.npy", a)
     data = Sequences(np.load(tmp_path / "a.npy", mmap_mode="r"), dtype=torch.float32)
-    plan = ChunkPlan(40, 6, 6, 2)
+    plan = ChunkPlan(40, 600, 600, 2)  # chunks too large to be read together
     kept = [batch.xs[:, :1] for _, batch in data.batches(plan.chunks())]
     np.testing.assert_array_equal(torch.cat(kept), a[:, :1])
     places = [batch.xs.data_ptr() for _, batch in data.batches(plan.chunks())]

@@ -39,6 +39,20 @@ class Slab:
         self.suspect = False
         self.future: Future[int] | None = None
 
+    def read(self) -> Slab:
+        """Read it now, from a source that is not lazy."""
+        parts = [self.source.read(*box[:4]) for box in self.boxes]  # type: ignore[attr-defined]
+        self.data = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        self.suspect = self.source.suspect  # type: ignore[attr-defined]
+        return self
+
+    def part(self, begin: int, end: int) -> Slab:
+        """Return steps ``[begin, end)`` of what has been read."""
+        # .data: autograd must not take what happens to one part for a change of another.
+        part = Slab(self.source, self.boxes, self.data[begin:end].data)
+        part.suspect = self.suspect
+        return part
+
 
 class Reader:
     """Reads slabs of several sources into buffers that are used again.
@@ -114,10 +128,7 @@ class Reader:
                 except Exception as failed:
                     error = error or _explained(failed, slab)
             elif slab.data is None:
-                slab.boxes[0]
-                parts = [slab.source.read(*box[:4]) for box in slab.boxes]  # type: ignore[attr-defined]
-                slab.data = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-                slab.suspect = slab.source.suspect  # type: ignore[attr-defined]
+                slab.read()
         if error is not None:
             raise error
 

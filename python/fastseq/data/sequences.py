@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import os
 from collections.abc import Iterable, Iterator
@@ -40,6 +41,7 @@ class Batch(NamedTuple):
 
 # From here on a copy is worth being made by another thread, ahead of time.
 _AHEAD_BYTES = 2**20
+_TOGETHER_BYTES = 2**18
 
 
 class Sequences:
@@ -182,31 +184,61 @@ class Sequences:
     def batches(self, chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, Batch | None]]:
         """Yield chunks with what they hold, None where that is nothing.
 
-        What lies in files, and large pieces of memory, is read one chunk ahead.
+        What lies in files, and large pieces of memory, is read one chunk ahead; small chunks are
+        read several at a time.
         """
         chunks = iter(chunks)
         first = next(chunks, None)
         if first is None:
             return
         sources = self._sources(first)
-        chunks = itertools.chain([first], chunks)
+        groups = self._groups(sources, itertools.chain([first], chunks))
         if not any(source.lazy for source in sources):
-            for chunk in chunks:
-                yield chunk, self._load(sources, chunk)
+            for group in groups:
+                boxes = self._boxes(_whole(group))
+                slabs = [Slab(source, boxes, None).read() for source in sources if boxes]
+                yield from self._split(group, slabs)
             return
         if self._reader is None or self._reader.pid != os.getpid():
             self._reader = Reader(pinned=self._upload is not None, strict=self._strict)
         for source in sources:
             if isinstance(source, WindowSource) and self._fold == 1:
-                chunks, again = itertools.tee(chunks)
-                source.expect(self._extents(again))
-        plans = ((chunk, self._boxes(chunk), _shape(chunk)) for chunk in chunks)
+                groups, again = itertools.tee(groups)
+                source.expect(self._extents(map(_whole, again)))
+        plans = ((group, self._boxes(_whole(group)), _shape(_whole(group))) for group in groups)
         with closing(self._reader.run(sources, plans)) as ahead:  # type: ignore[type-var]
-            for chunk, slabs in ahead:
-                batch = self._batch(chunk, slabs) if slabs else None
-                if batch is not None and self._upload is not None:
-                    batch = self._upload(batch)
-                yield chunk, batch
+            for group, slabs in ahead:
+                for chunk, batch in self._split(group, slabs):
+                    if batch is not None and self._upload is not None:
+                        batch = self._upload(batch)
+                    yield chunk, batch
+
+    def _groups(self, sources: list[Source], chunks: Iterable[Chunk]) -> Iterator[list[Chunk]]:
+        """Yield chunks that are read together: small ones that follow each other in time."""
+        sample = max(int(np.prod(s.features)) * s.dtype.itemsize for s in sources)
+        limit = _TOGETHER_BYTES if all(s.joins for s in sources) else 0
+        group: list[Chunk] = []
+        for chunk in chunks:
+            if group:
+                first, last = group[0], group[-1]
+                numel = (chunk.t1 - first.t0) * (chunk.n1 - chunk.n0)
+                follows = chunk.block == last.block and chunk.t0 == last.t1
+                nothing = self._nothing(last) or self._nothing(chunk)
+                if not follows or nothing or numel * sample > limit:
+                    yield group
+                    group = []
+            group.append(chunk)
+        if group:
+            yield group
+
+    def _split(self, group: list[Chunk], slabs: list[Slab]) -> Iterator[tuple[Chunk, Batch | None]]:
+        """Yield the chunks of a group, each with its part of what has been read."""
+        if not slabs or len(group) == 1:
+            yield group[0], self._batch(group[0], slabs) if slabs else None
+            return
+        for chunk in group:
+            begin, end = chunk.t0 - group[0].t0, chunk.t1 - group[0].t0
+            yield chunk, self._batch(chunk, [slab.part(begin, end) for slab in slabs])
 
     def _sources(self, chunk: Chunk) -> list[Source]:
         """Return what to read from: large slabs of memory are left to another thread too."""
@@ -218,24 +250,13 @@ class Sequences:
             sources.append(source if source.lazy or ahead is None else ahead)
         return sources
 
-    def _load(self, sources: list[Any], chunk: Chunk) -> Batch | None:
-        """Read a chunk at once."""
-        boxes = self._boxes(chunk)
-        if not boxes:
-            return None
-        slabs = []
-        for source in sources:
-            if len(boxes) == 1:
-                slab = Slab(source, boxes, source.read(*boxes[0][:4]))
-            else:
-                slab = Slab(source, boxes, torch.cat([source.read(*b[:4]) for b in boxes], 1))
-            slab.suspect = source.suspect
-            slabs.append(slab)
-        return self._batch(chunk, slabs)
+    def _nothing(self, c: Chunk) -> bool:
+        """Whether a chunk holds nothing: it is empty, or its sequences have ended."""
+        return c.empty or (self.lengths is not None and self.lengths[c.n0 : c.n1].max() <= c.t0)
 
     def _boxes(self, c: Chunk) -> list[Box]:
         """Return where in the arrays a chunk lies; nothing if it is empty."""
-        if c.empty or (self.lengths is not None and self.lengths[c.n0 : c.n1].max() <= c.t0):
+        if self._nothing(c):
             return []
         if self._fold == 1:
             n0 = self._n0
@@ -314,6 +335,10 @@ class Sequences:
 
 def _shape(chunk: Chunk) -> tuple[int, int]:
     return chunk.t1 - chunk.t0, chunk.n1 - chunk.n0
+
+
+def _whole(group: list[Chunk]) -> Chunk:
+    return dataclasses.replace(group[0], t1=group[-1].t1) if len(group) > 1 else group[0]
 
 
 def _blank(slab: Slab, out: Tensor) -> None:

@@ -52,11 +52,14 @@ class Source:
     ----------
     lazy
         Whether reading takes long enough to be done ahead, by another thread.
+    joins
+        Whether small slabs that follow each other may be read together.
     affine, scale
         The scaling that is applied to what is read; the same as the binary module takes it.
     """
 
     lazy = False
+    joins = True
 
     def __init__(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         self.name = name
@@ -80,14 +83,8 @@ class Source:
         """Free what reading has opened; reading opens it again."""
 
 
-_COPY_BYTES = 2**16
-
-
 class TensorSource(Source):
-    """A tensor, or an array in memory seen as one.
-
-    Of small chunks some are copied at once, those that follow in time: each is handed out once.
-    """
+    """A tensor, or an array in memory seen as one."""
 
     def __init__(self, name: str, tensor: Tensor, dtype: torch.dtype) -> None:
         super().__init__(name, tuple(tensor.shape), dtype)
@@ -96,9 +93,6 @@ class TensorSource(Source):
         self._offset = tensor.storage_offset()
         self._converts = tensor.dtype != dtype
         self._floats = tensor.is_floating_point() and not tensor.is_cuda
-        self._sample_bytes = math.prod(self.features) * dtype.itemsize
-        self._ahead: list[Tensor] = []  # the last comes next,
-        self._due = 0, 0, 0, 0  # for this read
         self._place: StridedSource | None = None
         self.suspect = False  # whether the last that was read may hold NaN or infinity
 
@@ -127,27 +121,10 @@ class TensorSource(Source):
     def scale_by(self, affine: Affine | None) -> None:
         """Apply a scaling to all that is read from now on."""
         super().scale_by(affine)
-        self._ahead = []
         self._place = None
 
     def read(self, t0: int, t1: int, n0: int, n1: int) -> Tensor:
         """Return a new contiguous tensor of steps ``[t0, t1)``, sequences ``[n0, n1)``."""
-        steps = t1 - t0
-        if self._ahead and self._due == (t0, t1, n0, n1):
-            self._due = t1, t1 + steps, n0, n1
-            return self._ahead.pop()
-        chunk_bytes = max(steps * (n1 - n0) * self._sample_bytes, 1)
-        count = min(_COPY_BYTES // chunk_bytes, (self.shape[0] - t0) // max(steps, 1))
-        if count < 2:
-            self._ahead = []
-            return self._copy(t0, t1, n0, n1)
-        copied = self._copy(t0, t0 + count * steps, n0, n1)
-        # .data: autograd must not take what happens to one for a change of another.
-        self._ahead = [copied[i * steps : (i + 1) * steps].data for i in reversed(range(count))]
-        self._due = t1, t1 + steps, n0, n1
-        return self._ahead.pop()
-
-    def _copy(self, t0: int, t1: int, n0: int, n1: int) -> Tensor:
         # Like [t0:t1, n0:n1], in half the time.
         begin = self._offset + t0 * self._strides[0] + n0 * self._strides[1]
         shape = (t1 - t0, n1 - n0, *self.features)
@@ -268,6 +245,7 @@ class ArraySource(Source):
     """Anything with ``shape``, ``dtype`` and slicing, read by slicing it, in another thread."""
 
     lazy = True
+    joins = False  # the caller's object is asked for what is needed next, no more
 
     def __init__(self, name: str, array: Any, dtype: torch.dtype) -> None:
         super().__init__(name, tuple(array.shape), dtype)
@@ -292,6 +270,8 @@ class ArraySource(Source):
 
 class WindowSource(ArraySource):
     """A dataset that is not in one piece of its file, read in windows of whole HDF5 chunks."""
+
+    joins = True
 
     def __init__(self, name: str, dataset: LazyDataset, dtype: torch.dtype) -> None:
         super().__init__(name, dataset, dtype)
