@@ -9,7 +9,9 @@ import sys
 import h5py
 import numpy as np
 import pytest
+import torch
 
+import fastseq as fs
 from fastseq.__main__ import main
 
 
@@ -43,6 +45,26 @@ def test_concat(h5):
     assert (code, out) == (1, "")
     assert message.startswith("error: ")
     assert "q*.h5" in message
+
+
+def test_concat_along_two_axes(h5):
+    groups = ["p2.h5", "p10.h5", ",", "p10.h5", "p2.h5"]
+    assert h5("concat", "all.h5", *groups, "--axis", "0,1") == (0, "", "")
+    with h5py.File("all.h5") as file:
+        assert file["x"][:, :, 0].tolist() == [[2, 2, 10, 10]] * 3 + [[10, 10, 2, 2]] * 3
+    assert h5("concat", "all.h5", "p*.h5", "--axis", "0,1")[0] == 0
+    with h5py.File("all.h5") as file:
+        assert file["x"].shape == (3, 4, 1)
+    code, _, message = h5("concat", "all.h5", *groups)
+    assert (code, "a list of lists goes with two axes" in message) == (1, True)
+    code, _, message = h5("concat", "all.h5", "p2.h5", ",", "--axis", "0,1")
+    assert (code, "at least one file" in message) == (1, True)
+
+
+def test_info_names_bfloat16(h5):
+    fs.h5save("half.h5", {"x": torch.ones(4, dtype=torch.bfloat16), "n": np.ones(4, "u2")})
+    lines = h5("info", "half.h5")[1].splitlines()
+    assert [line.split()[2] for line in lines] == ["dtype", "uint16", "bfloat16"]
 
 
 def test_info(h5):

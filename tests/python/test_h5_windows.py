@@ -22,6 +22,7 @@ import fastseq as fs
 from fastseq.errors import ReadError
 from fastseq.h5 import LazyDataset
 from fastseq.h5.chunk_rows import ChunkRows
+from fastseq.h5.commands import check_file
 from fastseq.h5.windows import WindowReader
 
 T, N, F = 60, 12, 2
@@ -187,6 +188,39 @@ def test_sources_whose_names_hold_percent_signs(tmp_path):
     reader = WindowReader(fs.h5mmap(tmp_path / "all.h5", "x%"))
     np.testing.assert_array_equal(reader.read(0, 2 * T, 0, N), np.concatenate([A, A + 1]))
     reader.close()
+
+
+def grow(path, printf):
+    """Make a virtual dataset of which nobody said how many steps it has."""
+    unlimited = h5py.h5s.UNLIMITED
+    placed = h5py.h5s.create_simple((T, N, F), (unlimited, N, F))
+    source = h5py.h5s.create_simple((T, N, F), (unlimited, N, F))
+    if printf:  # one file after the other, as many as there are
+        placed.select_hyperslab((0, 0, 0), (unlimited, 1, 1), (T, 1, 1), (T, N, F))
+    else:  # one file that becomes longer
+        for space in (placed, source):
+            space.select_hyperslab((0, 0, 0), (1, 1, 1), (1, 1, 1), (unlimited, N, F))
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_virtual(placed, b"p%b.h5" if printf else b"p0.h5", b"x", source)
+    with h5py.File(path, "w", libver="latest") as file:
+        h5py.h5d.create(file.id, b"x", h5py.h5t.IEEE_F64LE, placed, properties)
+
+
+@pytest.mark.parametrize("printf", [True, False])
+def test_virtual_datasets_without_an_end(tmp_path, printf, capsys):
+    parts = [A, A + 1000, A + 2000] if printf else [A]
+    for i, part in enumerate(parts):
+        write(tmp_path / f"p{i}.h5", part, maxshape=(None, N, F), compression="gzip")
+    grow(tmp_path / "v.h5", printf)
+    reader = WindowReader(fs.h5mmap(tmp_path / "v.h5", "x"))
+    whole = np.concatenate(parts)
+    np.testing.assert_array_equal(reader.read(0, len(whole), 2, 7), whole[:, 2:7])
+    reader.close()
+    assert check_file(str(tmp_path / "v.h5"))
+    assert f"x: {whole.size} values" in capsys.readouterr().out
+    os.remove(tmp_path / "p0.h5")
+    with pytest.raises(ValueError, match=r"there is no file p0\.h5"):
+        fs.h5mmap(tmp_path / "v.h5", "x")
 
 
 ROW = 5 * F * 8 * 10  # bytes of a row of chunks, of 5 sequences

@@ -137,6 +137,13 @@ def test_bad_input(wanted, options, message):
         assert torch.equal(p, q)
 
 
+@pytest.mark.parametrize("ragged", [True, False])
+def test_a_warm_up_longer_than_what_is_before_it(ragged):
+    x, y = ([*X.unbind(1)], [*Y.unbind(1)]) if ragged else (X, Y)
+    with pytest.raises(ValueError, match=r"a warm-up of 19 steps .* but one sequence has 18"):
+        estimator().fit(x, y, validation={"time": 5, "warmup": 19})
+
+
 def test_one_series_is_told_to_validate_by_time():
     with pytest.raises(ValueError, match="needs at least 2, but there is 1: validate by time"):
         estimator().fit(X[:, :1], Y[:, :1], validation=0.2)

@@ -76,7 +76,8 @@ def split(data: Sequences, wanted: Any, *, carries: bool) -> tuple[Sequences, Va
         )
     if data.order is None:
         end = data.steps - _number(share, data.steps, "time steps")
-        begin = max(end - (warmup or 0), 0)
+        begin = end - (warmup or 0)
+        _check_warmup(warmup or 0, end)
         held_out = data.window(begin, data.steps, 0, data.count)
         validation = Validation(held_out, warmup is None, end - begin)
         return data.window(0, end, 0, data.count), validation
@@ -90,14 +91,19 @@ def _by_own_time(data: Sequences, share: Any, warmup: int) -> tuple[Sequences, V
     _number(share, int(lengths.max()), "time steps")
     out = np.floor(lengths * share) if isinstance(share, float) else np.minimum(share, lengths)
     ends = lengths - out.astype(np.int64)
-    if ends.min() < warmup:
-        raise ValueError(
-            f"validation: a warm-up of {warmup} steps needs as many before the validation part, "
-            f"but one sequence has {ends.min()}"
-        )
+    _check_warmup(warmup, int(ends.min()))
     everything = np.arange(data.count)
     training = data.cut(everything, np.zeros_like(ends), ends)
     return training, Validation(data.cut(everything, ends - warmup, lengths), False, warmup)
+
+
+def _check_warmup(warmup: int, before: int) -> None:
+    """Raise if a sequence has fewer steps before its validation part."""
+    if before < warmup:
+        raise ValueError(
+            f"validation: a warm-up of {warmup} steps needs as many before the validation part, "
+            f"but one sequence has {before}"
+        )
 
 
 def _read(wanted: Any) -> tuple[str, Any, int | None]:

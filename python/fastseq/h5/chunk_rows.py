@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from .virtual import plain_name, resolve_source
+from .virtual import plain_name, resolve_source, selected
 
 __all__ = ["ChunkRows"]
 
@@ -111,7 +111,8 @@ def _box(space: Any, shape: tuple[int, ...]) -> list[tuple[int, int]] | None:
     """Return begin and end per axis of what is selected, if it is all of that box."""
     if space.get_select_type() == h5py.h5s.SEL_ALL:
         return [(0, n) for n in shape]
-    first, last = space.get_select_bounds()
-    box = [(int(a), int(b) + 1) for a, b in zip(first, last, strict=True)]
-    whole: int = space.get_select_npoints()
-    return box if math.prod(b - a for a, b in box) == whole else None
+    part = selected(space)
+    if part is None:
+        return None
+    box = list(zip(part.begin, part.end, strict=True))
+    return box if math.prod(b - a for a, b in box) == part.points else None

@@ -15,8 +15,8 @@ import numpy as np
 from .concat import h5concat
 from .copying import tile_shape
 from .opening import reading
-from .types import stored_dtype
-from .virtual import missing_sources
+from .types import is_bfloat16, stored_dtype
+from .virtual import missing_sources, selected
 
 __all__ = ["add_commands", "run"]
 
@@ -28,8 +28,19 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="h5", required=True)
     concat = commands.add_parser("concat", help="join the datasets of many files into one file")
     concat.add_argument("dst", help="the file to write")
-    concat.add_argument("srcs", nargs="+", help="files or quoted patterns, such as 'day*.h5'")
-    concat.add_argument("--axis", type=int, default=0, help="0: time, 1: sequences, 2: features")
+    concat.add_argument(
+        "srcs",
+        nargs="+",
+        help="files or quoted patterns, such as 'day*.h5'; to join along two axes, groups of them "
+        "with a comma as an argument in between",
+    )
+    concat.add_argument(
+        "--axis",
+        type=_axis,
+        default=0,
+        help="0: time, 1: sequences, 2: features; two, such as 0,1: groups are joined along the "
+        "second one, the results along the first",
+    )
     concat.add_argument("--copy", action="store_true", help="copy the data instead of linking them")
     show = commands.add_parser("info", help="what a file holds, and how it is stored")
     show.add_argument("file")
@@ -45,7 +56,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Run a command; return the exit code."""
     try:
         if arguments.h5 == "concat":
-            h5concat(arguments.dst, arguments.srcs, arguments.axis, virtual=not arguments.copy)
+            srcs = _groups(arguments.srcs)
+            if len(srcs) == 1 and isinstance(arguments.axis, int):
+                srcs = srcs[0]
+            h5concat(arguments.dst, srcs, arguments.axis, virtual=not arguments.copy)
             return 0
         if arguments.h5 == "info":
             print(describe(arguments.file))
@@ -55,6 +69,22 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0 if all(whole) else 1
+
+
+def _axis(text: str) -> int | tuple[int, ...]:
+    axes = tuple(map(int, text.split(",")))
+    return axes[0] if len(axes) == 1 else axes
+
+
+def _groups(srcs: list[str]) -> Any:
+    """Split arguments where there is a comma."""
+    groups: list[list[str]] = [[]]
+    for src in srcs:
+        if src == ",":
+            groups.append([])
+        else:
+            groups[-1].append(src)
+    return groups
 
 
 def describe(path: str) -> str:
@@ -121,6 +151,8 @@ def _datasets(file: h5py.File) -> list[h5py.Dataset]:
 
 def _dtype(dataset: h5py.Dataset) -> str:
     dtype = stored_dtype(dataset)
+    if is_bfloat16(dataset):
+        return "bfloat16"
     return "string" if h5py.check_string_dtype(dtype) else str(dtype)
 
 
@@ -182,8 +214,11 @@ def _boxes(dataset: h5py.Dataset) -> Iterator[tuple[slice, ...]]:
             yield _box(corner, dataset.chunks, dataset.shape)
     elif dataset.is_virtual:
         for source in dataset.virtual_sources():
-            low, high = source.vspace.get_select_bounds()
-            yield from _pieces(low, [int(b) + 1 for b in high], dataset)
+            part = selected(source.vspace)
+            if part is None:  # it has no end: whatever the dataset has
+                yield from _pieces([0] * dataset.ndim, dataset.shape, dataset)
+                return
+            yield from _pieces(part.begin, part.end, dataset)
     elif dataset.id.get_storage_size():
         yield from _pieces([0] * dataset.ndim, dataset.shape, dataset)
 

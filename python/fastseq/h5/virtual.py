@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 
-__all__ = ["check_virtual", "missing_sources", "plain_name", "resolve_source"]
+__all__ = ["check_virtual", "missing_sources", "plain_name", "resolve_source", "selected"]
 
 
 def check_virtual(dataset: h5py.Dataset) -> None:
@@ -95,10 +95,11 @@ def _lacking(file: h5py.File, name: str, source: Any, seen: set[tuple[str, str]]
     if not isinstance(found, h5py.Dataset):
         return [f"there is no dataset {name!r} in {file.filename}"]
     if source.src_space.get_select_type() == h5py.h5s.SEL_ALL:
-        if found.size < source.vspace.get_select_npoints():
+        placed = selected(source.vspace)
+        if placed is not None and found.size < placed.points:
             return [f"{name!r} in {file.filename} has become smaller: its shape is {found.shape}"]
-    else:
-        needed = tuple(int(end) + 1 for end in source.src_space.get_select_bounds()[1])
+    elif (taken := selected(source.src_space)) is not None:
+        needed = taken.end
         if len(needed) != found.ndim or any(
             a > b for a, b in zip(needed, found.shape, strict=True)
         ):
@@ -106,6 +107,24 @@ def _lacking(file: h5py.File, name: str, source: Any, seen: set[tuple[str, str]]
                 f"{name!r} in {file.filename} has shape {found.shape}, at least {needed} is needed"
             ]
     return _missing(found, seen)
+
+
+class Selected(NamedTuple):
+    """A part of a dataset: the box `begin` to `end` around it, and how many elements there are."""
+
+    begin: tuple[int, ...]
+    end: tuple[int, ...]
+    points: int
+
+
+def selected(space: Any) -> Selected | None:
+    """Return what is selected of a dataset; None if it has no end, but grows with its source."""
+    try:
+        first, last = space.get_select_bounds()
+        points = int(space.get_select_npoints())
+    except RuntimeError:  # all that HDF5 says of an unlimited selection
+        return None
+    return Selected(tuple(map(int, first)), tuple(int(end) + 1 for end in last), points)
 
 
 def plain_name(name: str) -> str:
