@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from .arguments import choose_device, input_dtype, make_optimizer, step_input
 from .compiled import CompiledStateful, compile_chunks
@@ -363,7 +363,7 @@ class Estimator:
         self._predictor.state = None
 
     def _open_both(self, caller: str, x: Any, y: Any, *more: Any) -> Sequences:
-        if y is None and not isinstance(x, Dataset):
+        if y is None and not isinstance(x, Dataset | DataLoader):
             raise TypeError(f"{caller} needs targets y, got None")
         data = self._open(x, y, *more)
         if data.y is None:

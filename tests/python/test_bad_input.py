@@ -12,6 +12,7 @@ import torch
 from models import adamw, assert_same_parameters, chain
 from torch import nn
 from torch.nn.functional import mse_loss
+from torch.utils.data import DataLoader, TensorDataset
 
 import fastseq as fs
 
@@ -25,6 +26,9 @@ def estimator(model=None, loss=LOSS, optimizer=adamw, spec=None, seed=None):
     model = chain() if model is None else model
     return fs.Estimator(model, loss, optimizer, spec or SPEC, progress=False, seed=seed)
 
+
+UNEQUAL = np.empty(2, object)
+UNEQUAL[:] = [np.ones((3, 2)), np.ones((4, 2))]
 
 FIT = [
     ("T differs", (X, Y[1:]), ValueError, r"y must have as many time steps .* \(7, 6\) and \(8, 6\)"),
@@ -41,8 +45,16 @@ FIT = [
     ("no steps", (X[:0], Y[:0]), ValueError, r"x has no time steps: its shape is \(0, 6, 3\)"),
     ("no sequences", (X[:, :0], Y[:, :0]), ValueError, "x has no sequences"),
     ("w is too short", (X, Y, torch.ones(5)), ValueError, r"w must have the shape \(6,\) or"),
-    ("w is negative", (X, Y, -torch.ones(N)), ValueError, "w must not be negative or NaN, but is in"),
-    ("w is NaN", (X, Y, torch.full((N,), torch.nan)), ValueError, "w must not be negative or NaN"),
+    ("w is negative", (X, Y, -torch.ones(N)), ValueError, "w must not be negative, NaN or infinite, but is in"),
+    ("w is NaN", (X, Y, torch.full((N,), torch.nan)), ValueError, "w must not be negative, NaN or infinite"),
+    ("w is infinite", (X, Y, torch.tensor([1, torch.inf, 1, 1, 1, 1])), ValueError, "NaN or infinite"),
+    ("lists in lists", ([[[1.0]], [[1.0], [2.0]]], Y), ValueError, r"x is a list of lists .* \(T_i, F\)"),
+    ("array of arrays", (UNEQUAL, Y), TypeError, r"x is an array of 2 arrays: .* a list of arrays"),
+    ("tuple of sequences", (tuple(X.unbind(1)), Y), ValueError, r"parts have 2 .* a list of arrays"),
+    ("empty list", ([], Y), ValueError, "x has no sequences: the list is empty"),
+    ("y is an empty list", (X, []), ValueError, "y has no sequences: the list is empty"),
+    ("loader", (DataLoader(TensorDataset(X, Y)), Y), TypeError, "pass its dataset"),
+    ("loader alone", (DataLoader(TensorDataset(X, Y)),), TypeError, "pass its dataset"),
     ("y is missing", (X, None), TypeError, "fit needs targets y"),
     ("y has other features", (X, torch.randn(T, N, 2)), ValueError, "as many outputs as y has"),
 ]  # fmt: skip
@@ -62,6 +74,23 @@ def test_fit(args, error, message):
 def test_mask_of_another_shape():
     with pytest.raises(ValueError, match=r"mask must have the shape \(8, 6\) or"):
         estimator().fit(X, Y, mask=torch.ones(N, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("bad", [0.3, torch.nan, -1.0, 2.0])
+@pytest.mark.parametrize("kind", ["array", "nested", "list"])
+def test_mask_of_other_numbers(bad, kind):
+    x, y, mask = X, Y, torch.ones(T, N)
+    mask[2, 3] = 0
+    whole = {"array": mask, "nested": mask.tolist(), "list": [*mask.unbind(1)]}
+    if kind == "list":
+        x, y = [*X.unbind(1)], [*Y.unbind(1)]
+    est, same = estimator(), mask == 1
+    expected = est.evaluate(x, y, mask=[*same.unbind(1)] if kind == "list" else same)
+    assert est.evaluate(x, y, mask=whole[kind]) == expected
+    mask[5, 3] = bad
+    whole = {"array": mask, "nested": mask.tolist(), "list": [*mask.unbind(1)]}
+    with pytest.raises(ValueError, match=r"mask must hold .* 0 and 1 only, .* sequences 2 to"):
+        estimator().fit(x, y, mask=whole[kind])
 
 
 SPECS = [

@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ..h5.types import is_bfloat16
 from ..tree import Tree, tree_map
+from .given import checked
 from .opening import is_ragged, kind_error, open_ragged, open_source, to_tensor
-from .ragged import DatasetItems, group_items
+from .ragged import DatasetItems
 from .sources import Broadcast, Source
 
 __all__ = ["Arguments"]
-
-_SHOWN = 8  # of what a group holds, in messages
 
 
 class Arguments:
@@ -40,7 +37,7 @@ class Arguments:
         if isinstance(x, Dataset):
             x, y, w = _of_dataset(x, y, w)
         x, y, w, mask = (
-            _map_arrays(tree, name, _listed)
+            _map_arrays(tree, name, checked)
             for tree, name in ((x, "x"), (y, "y"), (w, "w"), (mask, "mask"))
         )
         self.dtype = dtype
@@ -61,7 +58,7 @@ class Arguments:
         self.x: Tree = _map_arrays(x, "x", self._open_input)
         self.y: Tree = _map_arrays(y, "y", self._open_target)
         self.w = None if w is None else self._open_weights(w, "w", dtype)
-        self.mask = None if mask is None else self._open_weights(mask, "mask", torch.bool)
+        self.mask = None if mask is None else self._open_weights(mask, "mask", _mask_dtype(mask))
         if lengths is not None:
             self.lengths = _checked_lengths(lengths, self.steps, self.count)
         if self.order is not None:
@@ -73,6 +70,11 @@ class Arguments:
         whole = [(name, shape) for name, shape in shapes if len(shape) == 3]
         if not whole:
             name, shape = shapes[0]
+            if len(shapes) > 1 and all(len(shape) == 2 for _, shape in shapes):
+                raise ValueError(
+                    "x must hold an array (time, sequences, features), but its parts have 2 "
+                    "dimensions: for sequences of different lengths pass a list of arrays (T_i, F)"
+                )
             raise ValueError(
                 f"{name} must have 3 dimensions (time, sequences, features), got shape {shape}"
             )
@@ -230,33 +232,6 @@ def _of_dataset(dataset: Any, y: Any, w: Any) -> tuple[Any, Any, Any]:
     return parts[0], parts[1] if len(parts) > 1 else y, parts[2] if len(parts) > 2 else w
 
 
-def _listed(array: Any, name: str) -> Any:
-    """Replace a group of an HDF5 file by the list of its datasets."""
-    if isinstance(array, h5py.Dataset | h5py.Group) and not array:
-        raise ValueError(f"{name} is from a file that has been closed; keep it open")
-    return _items_of(array, name) if isinstance(array, h5py.Group) else array
-
-
-def _items_of(group: h5py.Group, name: str) -> list[Any]:
-    """Return the sequences of a group, which holds nothing else."""
-    inside = [(key, group.get(key)) for key in group]
-    if not inside:
-        raise ValueError(f"{name} has no sequences: the group {group.name} is empty")
-    if any(not isinstance(item, h5py.Dataset) or item.ndim not in (1, 2) for _, item in inside):
-        shown = ", ".join(
-            f"{key} {item.shape}" if isinstance(item, h5py.Dataset) else f"{key}/"
-            for key, item in inside[:_SHOWN]
-        )
-        more = ", …" if len(inside) > _SHOWN else ""
-        raise TypeError(
-            f"{name} must be a dataset, or a group of datasets only, each a sequence (steps, "
-            f"features), but it is the group {group.name}, which holds {shown}{more}"
-        )
-    if any(is_bfloat16(item) for _, item in inside):
-        raise TypeError(f"{name} holds bfloat16: h5load with mmap=True gives tensors")
-    return group_items(group, name)
-
-
 def _paths(tree: Any, name: str) -> list[tuple[str, Any]]:
     """List the arrays of a tuple or dict; a list is an array, or a list of sequences."""
     found: list[tuple[str, Any]] = []
@@ -284,6 +259,13 @@ def _shape(array: Any, name: str) -> tuple[int, ...]:
     if not hasattr(array, "shape"):
         raise kind_error(name, array)
     return tuple(array.shape)
+
+
+def _mask_dtype(mask: Any) -> torch.dtype:
+    """Return what to read a mask as: numbers as such, to see whether they are 0 and 1."""
+    parts = mask if isinstance(mask, list) and hasattr(mask[0], "dtype") else [mask]
+    dtypes = {getattr(part, "dtype", None) for part in parts}
+    return torch.bool if dtypes <= {torch.bool, np.dtype(bool)} else torch.float32
 
 
 def _with_axis(array: Any, axis: int) -> Any:

@@ -57,8 +57,8 @@ class Sequences:
     w
         Weights of samples: ``(N,)``, ``(T, N)`` or ``(T, N, 1)``; or a list as `x`.
     mask
-        Which samples count: ``(T, N)`` or ``(T, N, 1)``, true where they do; or a list. What it
-        leaves out of inputs and targets is replaced by 0, so that a NaN there does no harm.
+        Which samples count: ``(T, N)`` or ``(T, N, 1)``, true (or 1) where they do; or a list. What
+        it leaves out of inputs and targets is replaced by 0, so that a NaN there does no harm.
     lengths
         How many steps each sequence has, ``(N,)``: those behind do not count.
     dtype
@@ -289,7 +289,7 @@ class Sequences:
         ys = tree_map(lambda _: next(data), self.y)
         shape = _shape(chunk)
         ws = None if self.w is None else self._weights(next(data).data.reshape(shape), chunk)
-        counts = None if self.mask is None else next(data).data.reshape(shape)
+        counts = None if self.mask is None else self._counts(next(data).data.reshape(shape), chunk)
         lengths = self._lengths_in(chunk)
         if lengths is not None:
             within = torch.arange(shape[0]).unsqueeze(1) < lengths
@@ -317,12 +317,21 @@ class Sequences:
         return step, sequence if self.order is None else int(self.order[sequence])
 
     def _weights(self, ws: Tensor, chunk: Chunk) -> Tensor:
-        if not bool((ws >= 0).all()):
+        if not bool(((ws >= 0) & (ws < torch.inf)).all()):
             raise ValueError(
-                f"w must not be negative or NaN, but is in steps {chunk.t0} to {chunk.t1}, "
-                f"sequences {chunk.n0} to {chunk.n1}; leave samples out by weight 0"
+                f"w must not be negative, NaN or infinite, but is {_where(chunk)}; leave samples "
+                "out by weight 0"
             )
         return ws
+
+    def _counts(self, mask: Tensor, chunk: Chunk) -> Tensor:
+        counts = mask if mask.dtype == torch.bool else mask == 1
+        if counts is not mask and not bool((counts | (mask == 0)).all()):
+            raise ValueError(
+                f"mask must hold booleans, or 0 and 1 only, but holds other numbers "
+                f"{_where(chunk)}; weights of samples are passed as w"
+            )
+        return counts
 
     def _lengths_in(self, chunk: Chunk) -> Tensor | None:
         """Return how many of the chunk's steps each sequence has, where one ends."""
@@ -335,6 +344,10 @@ class Sequences:
 
 def _shape(chunk: Chunk) -> tuple[int, int]:
     return chunk.t1 - chunk.t0, chunk.n1 - chunk.n0
+
+
+def _where(chunk: Chunk) -> str:
+    return f"in steps {chunk.t0} to {chunk.t1}, sequences {chunk.n0} to {chunk.n1}"
 
 
 def _whole(group: list[Chunk]) -> Chunk:

@@ -1,0 +1,82 @@
+"""What users pass, before it is opened: groups become lists, and what is no data is told so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import h5py
+import numpy as np
+from torch.utils.data import DataLoader
+
+from ..h5.types import is_bfloat16
+from .ragged import group_items
+
+__all__ = ["checked"]
+
+_SHOWN = 8  # of what a group holds, in messages
+
+
+def checked(array: Any, name: str) -> Any:
+    """Return an array as it is, and a group of an HDF5 file as the list of its datasets.
+
+    Raises
+    ------
+    ValueError, TypeError
+        It is something that resembles data, and what to pass instead.
+    """
+    if isinstance(array, h5py.Dataset | h5py.Group) and not array:
+        raise ValueError(f"{name} is from a file that has been closed; keep it open")
+    if isinstance(array, h5py.Group):
+        return _items_of(array, name)
+    if isinstance(array, DataLoader):
+        raise TypeError(
+            f"{name} is a DataLoader, whose batches cannot be cut in time: pass its dataset "
+            "(loader.dataset), and batchsize in the spec"
+        )
+    if isinstance(array, list):
+        _check_list(array, name)
+    if isinstance(array, np.ndarray) and array.dtype == object and _holds_arrays(array):
+        raise TypeError(
+            f"{name} is an array of {array.size} arrays: for sequences of different lengths pass "
+            "a list of arrays (T_i, F)"
+        )
+    return array
+
+
+def _check_list(items: list[Any], name: str) -> None:
+    """Raise if a list is neither one of arrays, nor an array written as nested lists."""
+    if not items:
+        raise ValueError(f"{name} has no sequences: the list is empty")
+    if all(hasattr(item, "shape") for item in items):
+        return
+    try:
+        np.asarray(items)
+    except ValueError as error:
+        raise ValueError(
+            f"{name} is a list of lists of unequal lengths: for sequences of different lengths "
+            "pass a list of arrays (T_i, F)"
+        ) from error
+
+
+def _holds_arrays(array: np.ndarray[Any, Any]) -> bool:
+    return array.size > 0 and all(hasattr(item, "shape") for item in array.flat)
+
+
+def _items_of(group: h5py.Group, name: str) -> list[Any]:
+    """Return the sequences of a group, which holds nothing else."""
+    inside = [(key, group.get(key)) for key in group]
+    if not inside:
+        raise ValueError(f"{name} has no sequences: the group {group.name} is empty")
+    if any(not isinstance(item, h5py.Dataset) or item.ndim not in (1, 2) for _, item in inside):
+        shown = ", ".join(
+            f"{key} {item.shape}" if isinstance(item, h5py.Dataset) else f"{key}/"
+            for key, item in inside[:_SHOWN]
+        )
+        more = ", …" if len(inside) > _SHOWN else ""
+        raise TypeError(
+            f"{name} must be a dataset, or a group of datasets only, each a sequence (steps, "
+            f"features), but it is the group {group.name}, which holds {shown}{more}"
+        )
+    if any(is_bfloat16(item) for _, item in inside):
+        raise TypeError(f"{name} holds bfloat16: h5load with mmap=True gives tensors")
+    return group_items(group, name)
