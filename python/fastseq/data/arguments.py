@@ -13,6 +13,7 @@ from ..tree import Tree, tree_map
 from .given import checked
 from .opening import is_ragged, kind_error, open_ragged, open_source, to_tensor
 from .ragged import DatasetItems
+from .reshaped import with_axis
 from .sources import Broadcast, Source
 
 __all__ = ["Arguments"]
@@ -166,9 +167,9 @@ class Arguments:
         shape = _shape(array, name)
         if len(shape) == 2 and shape == (self.steps, self.count):
             self.squeezed = True
-            array = _with_axis(array, 2)
+            array = with_axis(array, 2)
         elif len(shape) == 2 and self.steps == 1 and shape[0] == self.count:
-            array = _with_axis(array, 0)
+            array = with_axis(array, 0)
         elif len(shape) != 3:
             raise ValueError(
                 f"{name} must have the shape (time, sequences, features) or (time, sequences) = "
@@ -266,33 +267,6 @@ def _mask_dtype(mask: Any) -> torch.dtype:
     parts = mask if isinstance(mask, list) and hasattr(mask[0], "dtype") else [mask]
     dtypes = {getattr(part, "dtype", None) for part in parts}
     return torch.bool if dtypes <= {torch.bool, np.dtype(bool)} else torch.float32
-
-
-def _with_axis(array: Any, axis: int) -> Any:
-    """Add an axis of length 1, where it can be done without reading."""
-    if isinstance(array, list):
-        array = np.asarray(array)
-    if isinstance(array, torch.Tensor):
-        return array.unsqueeze(axis)
-    if isinstance(array, np.ndarray):
-        return np.expand_dims(array, axis)
-    return _Reshaped(array, axis)
-
-
-class _Reshaped:
-    """Something that can be sliced, with an axis more."""
-
-    def __init__(self, array: Any, axis: int) -> None:
-        self._array = array
-        self._axis = axis
-        shape = list(array.shape)
-        shape.insert(axis, 1)
-        self.shape = tuple(shape)
-        self.dtype = array.dtype
-
-    def __getitem__(self, index: Any) -> Any:
-        rest = tuple(i for axis, i in enumerate(index) if axis != self._axis)
-        return np.expand_dims(np.asarray(self._array[rest]), self._axis)
 
 
 def _lengths_of(items: Any, name: str) -> np.ndarray[Any, Any]:

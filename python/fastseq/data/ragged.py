@@ -109,6 +109,13 @@ class RaggedArrays(_Ragged):
         self._block = 0, 0  # sequences of which
         self._whole: dict[int, Any] = {}  # packed items have been read as a whole
 
+    def watch(self) -> None:
+        """Make it an error that files of packed items change while they are read."""
+        if not isinstance(self._items, DatasetItems):
+            self._items = [
+                item.watched() if isinstance(item, LazyDataset) else item for item in self._items
+            ]
+
     def close(self) -> None:
         """Free what has been unpacked."""
         self._block, self._whole = (0, 0), {}

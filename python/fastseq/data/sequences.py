@@ -121,6 +121,9 @@ class Sequences:
         self._upload = Uploader(device) if device is not None and device.type == "cuda" else None
         self._strict = strict
         self._reader: Reader | None = None
+        if strict:
+            for source in self.leaves:
+                source.watch()
 
     def window(self, t0: int, t1: int, n0: int, n1: int) -> Sequences:
         """Return steps ``[t0, t1)`` of sequences ``[n0, n1)``, as they lie."""

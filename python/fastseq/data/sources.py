@@ -13,6 +13,7 @@ from torch import Tensor
 from ..h5 import LazyDataset
 from ..h5.windows import WindowReader
 from .native import Scale, convert, element_type
+from .reshaped import Reshaped
 from .scaling import Affine
 
 __all__ = [
@@ -78,6 +79,9 @@ class Source:
     def ahead(self) -> Source | None:
         """What another thread can read in place of this one; None if none can."""
         return self if self.lazy else None
+
+    def watch(self) -> None:
+        """Make it an error that a file changes while it is read; `Reader` sees to its own."""
 
     def close(self) -> None:
         """Free what reading has opened; reading opens it again."""
@@ -250,6 +254,11 @@ class ArraySource(Source):
     def __init__(self, name: str, array: Any, dtype: torch.dtype) -> None:
         super().__init__(name, tuple(array.shape), dtype)
         self._array = array
+
+    def watch(self) -> None:
+        """Make it an error that the file changes while it is read, if it is one of HDF5."""
+        if isinstance(self._array, LazyDataset | Reshaped):
+            self._array = self._array.watched()
 
     def fill(self, boxes: list[Box], slab: Tensor) -> int:
         """Read into a slab; return how many values are NaN or infinite."""

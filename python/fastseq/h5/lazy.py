@@ -15,6 +15,7 @@ import numpy as np
 from ..errors import ReadError
 from .files import SharedFile, shared_file
 from .types import stored_dtype
+from .watching import FileWatch
 
 __all__ = ["LazyDataset"]
 
@@ -58,6 +59,13 @@ class LazyDataset:
         self.starts = (0,) * len(shape) if starts is None else starts
         self.cached = cached
         self._file: SharedFile | None = None
+        self._watch: FileWatch | None = None
+
+    def watched(self) -> LazyDataset:
+        """Return the same dataset; reading is an error once its file has changed after a read."""
+        other = copy.copy(self)
+        other._watch = FileWatch()
+        return other
 
     @property
     def ndim(self) -> int:
@@ -109,23 +117,31 @@ class LazyDataset:
         Raises
         ------
         ReadError
-            It cannot be read; the message names file, dataset and box.
+            It cannot be read, or has changed (see `watched`); the message names file, dataset and
+            box.
         ValueError
             The dataset is not any more what it was when it was mapped.
         """
         if not out.size:
             return
         with self.opened() as dataset:
+            if self._watch is not None:
+                self._watch.begin(dataset)
             bits = dataset.dtype != self.dtype  # a bitfield, which h5py takes for uint8
             target = out.view(dataset.dtype) if bits else out
+            box = ", ".join(f"{s.start}:{s.stop}" for s in self._selection())
             try:
                 dataset.read_direct(target, self._selection())
             except (OSError, RuntimeError) as error:
-                box = ", ".join(f"{s.start}:{s.stop}" for s in self._selection())
                 raise ReadError(
                     f"{self.path}: {self.name!r}[{box}] cannot be read; the file is damaged, or "
                     f"was changed while it was read ({error})"
                 ) from error
+            if self._watch is not None:
+                try:
+                    self._watch.check()
+                except ReadError as error:
+                    raise ReadError(f"{self.name!r}[{box}] cannot be read: {error}") from error
             if bits:
                 np.not_equal(target, 0, out=out)
 

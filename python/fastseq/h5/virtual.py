@@ -11,7 +11,14 @@ from typing import Any, NamedTuple
 
 import h5py
 
-__all__ = ["check_virtual", "missing_sources", "plain_name", "resolve_source", "selected"]
+__all__ = [
+    "check_virtual",
+    "missing_sources",
+    "plain_name",
+    "resolve_source",
+    "selected",
+    "source_files",
+]
 
 
 def check_virtual(dataset: h5py.Dataset) -> None:
@@ -47,6 +54,13 @@ def missing_sources(dataset: h5py.Dataset) -> list[str]:
     ['there is no file part.h5']
     """
     return _missing(dataset, set())
+
+
+def source_files(dataset: h5py.Dataset) -> list[str]:
+    """Return the files that a virtual dataset is made of, at last; empty for other datasets."""
+    seen: set[tuple[str, str]] = set()
+    _missing(dataset, seen)
+    return sorted({path for path, _ in seen})
 
 
 def resolve_source(dataset: h5py.Dataset, name: str) -> str | None:

@@ -1,0 +1,44 @@
+"""Arrays with an axis more, where nothing of them has been read yet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..h5 import LazyDataset
+
+__all__ = ["Reshaped", "with_axis"]
+
+
+def with_axis(array: Any, axis: int) -> Any:
+    """Add an axis of length 1, where it can be done without reading."""
+    if isinstance(array, list):
+        array = np.asarray(array)
+    if isinstance(array, torch.Tensor):
+        return array.unsqueeze(axis)
+    if isinstance(array, np.ndarray):
+        return np.expand_dims(array, axis)
+    return Reshaped(array, axis)
+
+
+class Reshaped:
+    """Something that can be sliced, with an axis more."""
+
+    def __init__(self, array: Any, axis: int) -> None:
+        self._array = array
+        self._axis = axis
+        shape = list(array.shape)
+        shape.insert(axis, 1)
+        self.shape = tuple(shape)
+        self.dtype = array.dtype
+
+    def watched(self) -> Reshaped:
+        """Return the same; see `LazyDataset.watched`."""
+        array = self._array
+        return Reshaped(array.watched() if isinstance(array, LazyDataset) else array, self._axis)
+
+    def __getitem__(self, index: Any) -> Any:
+        rest = tuple(i for axis, i in enumerate(index) if axis != self._axis)
+        return np.expand_dims(np.asarray(self._array[rest]), self._axis)

@@ -1,0 +1,122 @@
+"""Files in pieces that change while they are read: an error, as with files in one piece."""
+
+import os
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+import fastseq as fs
+from fastseq.data.chunks import ChunkPlan
+from fastseq.data.sequences import Sequences
+
+T, N, F = 40, 8, 3
+X = np.random.default_rng(0).standard_normal((T, N, F)).astype("f4")
+KINDS = ["chunked", "packed", "two dimensions", "group", "virtual"]
+
+
+def make(folder, name="x.h5"):
+    with h5py.File(folder / name, "w") as file:
+        file.create_dataset("chunked", data=X, chunks=(10, 4, 3))
+        file.create_dataset("packed", data=X, chunks=(10, 4, 3), compression="gzip")
+        file.create_dataset("two dimensions", data=X[:, :, 0], chunks=(10, 4))
+        for n in range(N):
+            file.create_dataset(f"group/{n}", data=X[:, n], chunks=(10, 3))
+    return folder / name
+
+
+def opened(path, kind, strict=True):
+    """Open a file, as inputs, or as targets that lack an axis."""
+    if kind == "group":
+        with h5py.File(path) as file:
+            return Sequences(file["group"], dtype=torch.float32, strict=strict)
+    if kind == "two dimensions":
+        return Sequences(X, fs.h5mmap(path, kind), dtype=torch.float32, strict=strict)
+    if kind == "virtual":
+        whole = path.with_name("all.h5")
+        layout = h5py.VirtualLayout(X.shape, "f4")
+        layout[:] = h5py.VirtualSource(path.name, "packed", X.shape)
+        with h5py.File(whole, "w") as file:
+            file.create_virtual_dataset("virtual", layout)
+        path = whole
+    return Sequences(fs.h5mmap(path, kind), dtype=torch.float32, strict=strict)
+
+
+def read(data):
+    for _ in data.batches(ChunkPlan(T, N, 4, 10).chunks()):
+        pass
+
+
+def write_to(path):
+    with open(path, "r+b") as file:
+        file.seek(-100, os.SEEK_END)
+        file.write(bytes(range(100)))
+
+
+def replace(path):
+    os.replace(make(path.parent, "other.h5"), path)
+
+
+CHANGES = {
+    "it was written to": write_to,
+    "its size is another": lambda path: os.truncate(path, os.path.getsize(path) + 1),
+    "another file took its place": replace,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("what", CHANGES)
+def test_changes_are_errors(kind, what, tmp_path):
+    path = make(tmp_path)
+    data = opened(path, kind)
+    read(data)
+    read(data)  # nothing has changed
+    CHANGES[what](path)
+    message = rf"[xy](\[\d\])? could not be read at steps 0 to .*x\.h5 changed .*: {what}"
+    for _ in range(2):
+        with pytest.raises(fs.ReadError, match=message) as caught:
+            read(data)
+    name = {"group": "/group/", "virtual": "virtual"}.get(kind, kind)
+    assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_that_are_removed(kind, tmp_path):
+    path = make(tmp_path)
+    data = opened(path, kind)
+    read(data)
+    os.remove(path)
+    with pytest.raises(fs.ReadError, match=r"x\.h5"):
+        read(data)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_read_may_change_if_that_is_wanted(kind, tmp_path):
+    path = make(tmp_path)
+    data = opened(path, kind, strict=False)
+    read(data)
+    os.utime(path, ns=(0, 0))
+    read(data)
+
+
+def test_changes_between_opening_and_reading_are_none(tmp_path):
+    path = make(tmp_path)
+    mapped = fs.h5mmap(path, "packed", mode="r+")
+    mapped[:] = X + 1
+    read(Sequences(mapped, dtype=torch.float32))
+    mapped[:] = X
+    read(Sequences(mapped, dtype=torch.float32))
+
+
+def test_predicting_into_the_file_that_is_read(tmp_path):
+    path = make(tmp_path)
+    with h5py.File(path, "a") as file:
+        file.create_dataset("out", (T, N, F), "f4", chunks=(10, 4, 3))
+    model = torch.nn.Linear(F, F)
+    spec = {"epochs": 1, "batchsize": 4, "seqsize": 10}
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    est = fs.Estimator(model, fs.seqloss(torch.nn.functional.mse_loss), optimizer, spec)
+    x, out = fs.h5mmap(path, "packed"), fs.h5mmap(path, "out", mode="r+")
+    est.predict(x, out=out)
+    np.testing.assert_array_equal(np.asarray(out), est.predict(X))
