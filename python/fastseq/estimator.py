@@ -229,8 +229,9 @@ class Estimator:
             Inputs ``(T, N, F)``, as in `fit`. Outputs behind a sequence's end are NaN.
         out
             Where to write: an array, memory map, tensor or HDF5 dataset ``(T, N, K)``, or a tuple
-            or dict of them, as the model returns. None: new arrays. With several ranks, files are
-            written by all ranks if they hold the dataset in one piece, else by rank 0.
+            or dict of them, as the model returns; for sequences of different lengths lists, or
+            groups of datasets. None: new arrays. With several ranks, files are written by all
+            ranks if they hold the dataset in one piece, else by rank 0.
         reset
             Start with a fresh state; False: go on where the last `predict` or `step` stopped.
 

@@ -189,6 +189,54 @@ def test_lists_in_dicts():
             np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
 
 
+def make_groups(path, **groups):
+    """Make groups of datasets, one for each sequence: of the names given, and widths."""
+    file = h5py.File(path, "w")
+    for name, (keys, width) in groups.items():
+        for n, key in enumerate(keys):
+            file.create_dataset(f"{name}/{key}", (LENGTHS[n], width), np.float32)
+            if name == "x":
+                file[f"x/{key}"][:] = X[: LENGTHS[n], n]
+    return file
+
+
+NAMES = [f"day{n}" for n in range(N)]  # day10 comes last
+
+
+@pytest.mark.parametrize("from_group", [False, True])
+def test_groups(from_group, tmp_path):
+    x = [X[:length, n] for n, length in enumerate(LENGTHS)]
+    model = chain()
+    expected = estimator(model).predict(x)
+    with make_groups(tmp_path / "a.h5", x=(NAMES, 3), out=(NAMES, 1)) as file:
+        out = file["out"]
+        assert estimator(model, 3, 4).predict(file["x"] if from_group else x, out=out) is out
+        for key, wanted in zip(NAMES, expected, strict=True):
+            np.testing.assert_allclose(out[key][()], wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_groups_that_do_not_fit(tmp_path):
+    est = estimator(chain())
+    others = [*NAMES[:-1], "day11"]
+    with make_groups(
+        tmp_path / "a.h5", x=(NAMES, 3), others=(others, 1), fewer=(NAMES[1:], 1), wide=(NAMES, 2)
+    ) as file:
+        x = file["x"]
+        with pytest.raises(ValueError, match=r"out .* same names as in x; .* has day10, day11"):
+            est.predict(x, out=file["others"])
+        with pytest.raises(ValueError, match=r"out .* same names as in x; .* has day0"):
+            est.predict(x, out=file["fewer"])
+        with pytest.raises(ValueError, match=r"out\[\d+\] must have the shape \(\d+, 1\), got"):
+            est.predict(x, out=file["wide"])
+        with pytest.raises(ValueError, match=r"out must have the shape \(23, 11, 1\), got Group"):
+            est.predict(X, out=file["wide"])
+        with pytest.raises(ValueError, match="or a group of so many datasets, got 10"):
+            est.predict([a[:] for a in X.unbind(1)], out=file["fewer"])
+        closed = file["wide"]
+    with pytest.raises(ValueError, match="group of a file that has been closed"):
+        est.predict([a[:] for a in X.unbind(1)], out=closed)
+
+
 def test_lists_that_do_not_fit():
     x = [X[:length, n] for n, length in enumerate(LENGTHS)]
     good = [np.empty((length, 1), np.float32) for length in LENGTHS]

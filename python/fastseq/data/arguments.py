@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from ..tree import Tree, tree_map
 from .given import checked
 from .opening import is_ragged, kind_error, open_ragged, open_source, to_tensor
-from .ragged import DatasetItems
+from .ragged import DatasetItems, GroupItems
 from .reshaped import with_axis
 from .sources import Broadcast, Source
 
@@ -184,9 +184,12 @@ class Arguments:
         if len(items[0].shape) == 1:
             self.squeezed |= keep_integers
             features = (1,)
-        return open_ragged(
+        source = open_ragged(
             items, name, self.lengths, self.dtype, keep_integers=keep_integers, features=features
         )
+        if isinstance(items, GroupItems):
+            source.keys = items.keys
+        return source
 
     def _open_weights(self, array: Any, name: str, dtype: torch.dtype) -> Source:
         if is_ragged(array) and self.order is not None:

@@ -101,7 +101,7 @@ def open_ragged(
     *,
     keep_integers: bool = False,
     features: tuple[int, ...] | None = None,
-) -> Source:
+) -> RaggedArrays | RaggedRows:
     """Open sequences ``(T_i, …)`` of different lengths; see `open_source`.
 
     Parameters

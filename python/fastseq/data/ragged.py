@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,23 @@ from ..tree import tree_leaves
 from .native import element_type
 from .sources import Box, Source, fill
 
-__all__ = ["DatasetItems", "RaggedArrays", "RaggedRows", "group_items", "rows_of"]
+__all__ = ["DatasetItems", "GroupItems", "RaggedArrays", "RaggedRows", "group_items", "rows_of"]
 
 _CACHE_BYTES = 2**28
 _MAX_FILES = 256  # beyond that many, files are opened one after the other
 
 
 class _Ragged(Source):
-    """Sequence i begins `begins[i]` rows into the item that `positions[i]` names."""
+    """Sequence i begins `begins[i]` rows into the item that `positions[i]` names.
+
+    Attributes
+    ----------
+    keys
+        What the items are called, in the caller's order, if they are a group's.
+    """
 
     lazy = True
+    keys: list[str] | None = None
 
     def __init__(
         self,
@@ -199,13 +206,22 @@ class _Rows:
         return h5mmap(self.path, self.name)[index]
 
 
-def group_items(group: h5py.Group, name: str) -> list[Any]:
+class GroupItems(list[Any]):
+    """The datasets of a group, and what they are called there."""
+
+    def __init__(self, items: Iterable[Any], keys: list[str]) -> None:
+        super().__init__(items)
+        self.keys = keys
+
+
+def group_items(group: h5py.Group, name: str) -> GroupItems:
     """Return the datasets of a group in the natural order of their names (2 before 10)."""
     path = str(Path(group.file.filename).resolve())
     if group.file.mode != "r":
         group.file.flush()  # what was just written is to be read from the file
     items: list[Any] = []
-    for key in sorted(group, key=natural_key):
+    keys = sorted(group, key=natural_key)
+    for key in keys:
         item = group[key]
         if not isinstance(item, h5py.Dataset):
             raise TypeError(f"{name} must be a group of datasets only, but {item.name} is a group")
@@ -215,7 +231,7 @@ def group_items(group: h5py.Group, name: str) -> list[Any]:
             items.append(h5mmap(path, item.name) if group.file.mode == "r" else item)
         else:
             items.append(_Rows(path, item.name, offset, item.shape, item.dtype))
-    return items
+    return GroupItems(items, keys)
 
 
 class DatasetItems(Sequence[Any]):

@@ -22,6 +22,7 @@ from .targets import (
     as_numpy,
     check_target,
     forget_buffered,
+    members,
     place_of,
 )
 
@@ -65,6 +66,8 @@ class Outputs:
             containers = () if data.order is not None else (tuple, list, dict)
             if any(part is None or isinstance(part, containers) for part in parts):
                 raise structure_error(like, out, "out")
+            if data.order is not None:
+                parts = [members(name, p, data) for name, p in zip(names, parts, strict=True)]
             for name, part, a in zip(names, parts, self._like, strict=True):
                 self._check(name, part, a)
         self._leaves = [Leaf(name, part) for name, part in zip(names, parts, strict=True)]
@@ -93,7 +96,8 @@ class Outputs:
         if not isinstance(part, list | tuple) or len(part) != len(order):
             got = f"{len(part)}" if isinstance(part, list | tuple) else type(part).__name__
             raise ValueError(
-                f"{name} must be a list of {len(order)} arrays, one for each sequence, got {got}"
+                f"{name} must be a list of {len(order)} arrays, one for each sequence, or a group "
+                f"of so many datasets, got {got}"
             )
         for position, index in enumerate(order):
             check_target(f"{name}[{index}]", part[index], self._shape(a, position), a)

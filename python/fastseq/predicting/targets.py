@@ -13,7 +13,10 @@ from torch import Tensor
 
 from ..data.chunks import Chunk
 from ..data.mapped import file_offset
+from ..data.sequences import Sequences
 from ..h5 import LazyDataset
+from ..h5.names import natural_key
+from ..tree import tree_leaves
 
 __all__ = [
     "ArrayTarget",
@@ -24,6 +27,7 @@ __all__ = [
     "as_numpy",
     "check_target",
     "forget_buffered",
+    "members",
     "place_of",
 ]
 
@@ -32,6 +36,29 @@ def as_numpy(a: Tensor) -> np.ndarray[Any, Any]:
     """View a tensor as an array; bfloat16, which NumPy lacks, becomes float32."""
     a = a.detach().cpu()
     return (a.float() if a.dtype == torch.bfloat16 else a).numpy()
+
+
+def members(name: str, part: Any, data: Sequences) -> Any:
+    """Return the datasets of a group, in the order of the sequences, and all else as it is.
+
+    Raises
+    ------
+    ValueError
+        Sequences came from a group, too, with other names.
+    """
+    if not isinstance(part, h5py.Group):
+        return part
+    if not part:
+        raise ValueError(f"{name} is a group of a file that has been closed; open it for writing")
+    keys = sorted(part, key=natural_key)
+    named = [source.keys for source in tree_leaves(data.x) if getattr(source, "keys", None)]
+    if named and keys != named[0]:
+        missing = sorted(set(named[0]) ^ set(keys), key=natural_key)[:3]
+        raise ValueError(
+            f"{name} must be a group with a dataset for each sequence, under the same names as in "
+            f"x; only one of them has {', '.join(missing)}"
+        )
+    return [part[key] for key in keys]
 
 
 class Target(Protocol):
