@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "CheckpointError",
     "CommunicationError",
     "FastseqError",
     "MissingFeatureError",
@@ -14,6 +15,10 @@ __all__ = [
 
 class FastseqError(Exception):
     """Base of fastseq's own errors."""
+
+
+class CheckpointError(FastseqError, ValueError):
+    """A file is no checkpoint, not whole, or one of something else; the message says which."""
 
 
 class NonFiniteError(FastseqError, FloatingPointError):

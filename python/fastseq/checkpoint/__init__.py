@@ -1,0 +1,3 @@
+"""Checkpoints: a training run in a file, and how it goes on from there."""
+
+__all__: list[str] = []

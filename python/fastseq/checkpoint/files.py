@@ -1,0 +1,175 @@
+"""One file of tensors and text: written beside its place and renamed, checked when it is read.
+
+The format is safetensors, with the text in the header's metadata, beside a checksum of all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..errors import CheckpointError
+
+__all__ = ["TEMPORARY", "Image", "read", "write"]
+
+TEMPORARY = ".tmp"
+
+_KEY, _SUM = "fastseq", "crc32"
+
+_NAMES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
+    torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8",
+    torch.bool: "BOOL", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
+}  # fmt: skip
+
+
+class Image:
+    """What a file will hold, in memory of its own, which is used again and again.
+
+    Examples
+    --------
+    >>> image = Image()
+    >>> image.take({"a": torch.ones(2)}, "some text")
+    >>> image.nbytes
+    8
+    """
+
+    def __init__(self) -> None:
+        self._layout: Any = None
+        self._data = torch.empty(0, dtype=torch.uint8)
+        self._places: list[Tensor] = []
+        self._entries: dict[str, Any] = {}
+        self._text = ""
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes the tensors have."""
+        return self._data.numel()
+
+    def take(self, tensors: Mapping[str, Tensor], text: str) -> None:
+        """Copy tensors, from whatever device."""
+        self._text = text
+        named = _in_order(tensors)
+        layout = [(name, a.shape, a.dtype) for name, a in named]
+        if layout != self._layout:
+            self._lay_out(layout)
+        with torch.no_grad():
+            for place, (_, a) in zip(self._places, named, strict=True):
+                place.copy_(a)
+
+    def _lay_out(self, layout: list[tuple[str, torch.Size, torch.dtype]]) -> None:
+        self._entries = {}
+        end = 0
+        for name, shape, dtype in layout:
+            if dtype not in _NAMES:
+                raise TypeError(f"a checkpoint cannot hold tensors of {dtype}, such as {name}")
+            begin, end = end, end + shape.numel() * dtype.itemsize
+            self._entries[name] = {
+                "dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]
+            }  # fmt: skip
+        self._data = torch.empty(end, dtype=torch.uint8)
+        self._places = []
+        for name, shape, dtype in layout:
+            begin, end = self._entries[name]["data_offsets"]
+            place = self._data[begin:end]
+            self._places.append(place.view(dtype).view(shape))
+        self._layout = layout
+
+    def parts(self) -> tuple[bytes, memoryview]:
+        """Return header and data, as they follow each other in the file."""
+        data = _memory(self._data)
+        checksum = zlib.crc32(data, zlib.crc32(self._text.encode()))
+        about = {_KEY: self._text, _SUM: str(checksum)}
+        header = json.dumps({"__metadata__": about, **self._entries}).encode()
+        header += b" " * (-(len(header) + 8) % 64)
+        return len(header).to_bytes(8, "little") + header, data
+
+
+def _in_order(tensors: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
+    """Return tensors as they follow each other in a file: so each starts where its dtype may."""
+    return sorted(tensors.items(), key=lambda pair: (-pair[1].element_size(), pair[0]))
+
+
+def write(path: Path, image: Image) -> None:
+    """Write a file that is whole from the moment on at which it has its name.
+
+    Raises
+    ------
+    OSError
+        It could not be written; what had this name before is still there.
+    """
+    beside = path.with_name(f".{path.name}{TEMPORARY}")
+    header, data = image.parts()
+    try:
+        with open(beside, "wb", buffering=0) as file:
+            for part in (memoryview(header), data):
+                while part:
+                    part = part[file.write(part) :]
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(beside)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a renaming last over a failure of the machine, where file systems can."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], str]:
+    """Return tensors and text of a file.
+
+    Raises
+    ------
+    CheckpointError
+        It is not whole, or no such file; pickles are told so, and not opened.
+    OSError
+        It is not there, or cannot be read.
+    """
+    with open(path, "rb") as file:
+        begin = file.read(9)
+    if begin[8:] != b"{" and (begin[:1] == b"\x80" or begin[:2] == b"PK"):
+        raise CheckpointError(
+            f"{path} looks like a pickle, as torch.save writes, which is not opened, since that "
+            "could run code: a checkpoint is a file that fit(checkpoint=…) wrote"
+        )
+    try:
+        with safe_open(path, framework="pt") as opened:
+            about = opened.metadata() or {}
+            # Copies: the file may be removed, or be overwritten, while they are in use.
+            names = opened.keys()
+            tensors = {name: opened.get_tensor(name).clone() for name in names}
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is not whole, or not a checkpoint: {error}") from error
+    if _KEY not in about or _SUM not in about:
+        raise CheckpointError(f"{path} holds tensors, but was not written by fit(checkpoint=…)")
+    checksum = zlib.crc32(about[_KEY].encode())
+    for _, tensor in _in_order(tensors):
+        if tensor.numel():
+            checksum = zlib.crc32(_memory(tensor.reshape(-1).view(torch.uint8)), checksum)
+    if str(checksum) != about[_SUM]:
+        raise CheckpointError(f"{path} is damaged: its checksum is not that of what it holds")
+    return tensors, about[_KEY]
+
+
+def _memory(data: Tensor) -> memoryview:
+    array: Any = data.numpy()
+    return memoryview(array)
