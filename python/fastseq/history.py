@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import numbers
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, overload
 
@@ -11,17 +13,30 @@ if TYPE_CHECKING:
 
 __all__ = ["History"]
 
+_FIRST = ("epoch", "loss", "validation_loss")
+_LAST = ("lr", "steps", "seconds", "steps_per_second")
+# Of more epochs than this, a table shows some at the begin and some at the end.
+_SHOWN = 20
+_AT_BEGIN = 5
+
 
 class History(Sequence[dict[str, Any]]):
     """One dict per epoch: ``epoch`` (from 1), ``loss`` (mean over all samples of all ranks),
-    ``lr``, ``steps``, ``seconds``, ``steps_per_second``; with validation, ``validation_loss``.
+    ``lr``, ``steps``, ``seconds``, ``steps_per_second``; with validation, ``validation_loss``; and
+    what callbacks add, such as metrics. Shown as a table, in a notebook too.
 
     Examples
     --------
     >>> history = History()
-    >>> history.append({"epoch": 1, "loss": 0.5})
+    >>> history.append({"epoch": 1, "loss": 0.5, "validation_loss": 0.75, "lr": 0.001})
+    >>> history.append({"epoch": 2, "loss": 0.25, "validation_loss": 0.625, "lr": 0.001})
     >>> history[-1]["loss"], len(history)
-    (0.5, 1)
+    (0.25, 2)
+    >>> history
+    History: 2 epochs
+    epoch     loss  validation_loss     lr
+        1  0.50000          0.75000  0.001
+        2  0.25000          0.62500  0.001
     """  # noqa: D205
 
     def __init__(self) -> None:
@@ -41,46 +56,77 @@ class History(Sequence[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self._rows)
 
+    @property
+    def columns(self) -> list[str]:
+        """What rows have: epoch and losses, what callbacks add, learning rate and times."""
+        found = dict.fromkeys(key for row in self._rows for key in row)
+        first = [key for key in _FIRST if key in found]
+        last = [key for key in _LAST if key in found]
+        return [*first, *(key for key in found if key not in (*first, *last)), *last]
+
     def __repr__(self) -> str:
-        last = f", last loss {self._rows[-1]['loss']:.6g}" if self._rows else ""
-        return f"History({len(self)} epochs{last})"
+        table = self._table()
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = [
+            "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+            for row in table
+        ]
+        return "\n".join([self._title(), *(line.rstrip() for line in lines if line)])
+
+    def _repr_html_(self) -> str:
+        head, *rows = self._table()
+        cells = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+        body = "".join(
+            f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>\n" for row in rows
+        )
+        return (
+            f"<table>\n<caption>{self._title()}</caption>\n"
+            f"<thead><tr>{cells}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>"
+        )
+
+    def _title(self) -> str:
+        return f"History: {len(self)} epoch{'s' if len(self) != 1 else ''}"
+
+    def _table(self) -> list[list[str]]:
+        """Return the cells of a table, its head first."""
+        columns = self.columns
+        rows = [[_cell(key, row.get(key)) for key in columns] for row in self._rows]
+        if len(rows) > _SHOWN:
+            left_out = ["…" for _ in columns]
+            rows[_AT_BEGIN : _AT_BEGIN - _SHOWN] = [left_out]
+        return [columns, *rows]
 
     def to_frame(self) -> pd.DataFrame:
         """Return a `pandas.DataFrame` with one row per epoch (needs pandas)."""
         import pandas as pd
 
-        return pd.DataFrame(self._rows)
+        return pd.DataFrame(self._rows, columns=self.columns)
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw the losses over the epochs (needs matplotlib).
+        """Draw losses, metrics and learning rate over the epochs (needs matplotlib).
+
+        The epoch with the lowest validation loss, or without validation the lowest loss, is marked.
 
         Parameters
         ----------
         ax
-            Where to draw; a new figure if None.
+            Where to draw the losses, and nothing else. None: a new figure, which has beside the
+            losses a panel for each metric, and one for the learning rate if it has changed.
 
         Returns
         -------
         matplotlib.axes.Axes
-            Where it was drawn; ``ax.figure.savefig("history.png")`` saves it.
+            Where the losses were drawn; ``ax.figure.savefig("history.png")`` saves the figure.
         """
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
+        from .history_plot import plot_history
 
-        if ax is None:
-            ax = Figure(figsize=(7, 4), layout="constrained").add_subplot()
-        losses: list[float] = []
-        for key, label in (("loss", "training"), ("validation_loss", "validation")):
-            rows = [row for row in self._rows if key in row]
-            if rows or key == "loss":
-                values = [row[key] for row in rows]
-                marker = "o" if len(rows) <= 40 else None
-                ax.plot([row["epoch"] for row in rows], values, marker=marker, ms=4, label=label)
-                losses += values
-        if losses and 0 < 10 * min(losses) < max(losses):
-            ax.set_yscale("log")
-        ax.set(xlabel="epoch", ylabel="loss (mean over samples)", title="Training history")
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.grid(alpha=0.3, which="both")
-        ax.legend(frameon=False)
-        return ax
+        return plot_history(self, ax)
+
+
+def _cell(key: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral):
+        # Losses and metrics are easier to compare with all their digits, zeros too.
+        return f"{float(value):{'.4g' if key in _LAST else '#.5g'}}"
+    return str(value)

@@ -1,4 +1,4 @@
-"""A progress bar over all steps of a run: loss or label, steps per second, time left."""
+"""A progress bar over all steps of a run: losses or label, steps per second, time left."""
 
 from __future__ import annotations
 
@@ -14,7 +14,16 @@ _REDRAW_SECONDS = 0.1
 
 
 class Progress:
-    """A bar on standard error, or in the notebook.
+    """A bar on standard error, or in the notebook (with ipywidgets).
+
+    It reads, for example::
+
+        epoch 3/10:  25%|██▌       | 500/2000 [00:04<00:12, 121step/s, loss 0.1234, val 0.1345]
+
+    that is the epoch (or a label), the part of all steps of this call that is done, how many steps
+    are done of how many, the time that this took and the time that is left if it goes on like
+    this, steps per second of late, the loss of the last step, and the validation loss of the last
+    epoch. It is redrawn ten times a second at most.
 
     Parameters
     ----------
@@ -35,7 +44,7 @@ class Progress:
                 total=total, unit="step", desc=label or None, delay=delay, dynamic_ncols=True
             )
         self._done = 0
-        self._loss = math.nan
+        self._loss = self._validation_loss = math.nan
         self._drawn = time.monotonic()
 
     def __enter__(self) -> Progress:
@@ -51,10 +60,15 @@ class Progress:
             self._draw()
             self._bar.close()
 
-    def epoch(self, number: int) -> None:
-        """Show which epoch this is."""
+    def epoch(self, number: int, last: int | None = None) -> None:
+        """Show which epoch this is, and which is the last one."""
         if self._bar is not None:
-            self._bar.set_description(f"epoch {number}", refresh=False)
+            of = "" if last is None else f"/{last}"
+            self._bar.set_description(f"epoch {number}{of}", refresh=False)
+
+    def validated(self, loss: float) -> None:
+        """Show a validation loss from now on."""
+        self._validation_loss = loss
 
     def step(self, loss: float | None = None) -> None:
         """Count a step; redraw if the last time is a while ago."""
@@ -70,7 +84,9 @@ class Progress:
 
     def _draw(self) -> None:
         assert self._bar is not None
-        if not math.isnan(self._loss):
-            self._bar.set_postfix_str(f"loss {self._loss:.4g}", refresh=False)
+        losses = (("loss", self._loss), ("val", self._validation_loss))
+        shown = [f"{name} {loss:.4g}" for name, loss in losses if not math.isnan(loss)]
+        if shown:
+            self._bar.set_postfix_str(", ".join(shown), refresh=False)
         self._bar.update(self._done)
         self._done = 0
