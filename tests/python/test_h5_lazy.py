@@ -73,7 +73,7 @@ def test_slices_read_nothing_and_the_rest_no_more_than_it_needs(tmp_path, monkey
     into = LazyDataset.read_into
 
     def remember(self, out):
-        read.append(self._selection())
+        read.append(self.selection())
         into(self, out)
 
     monkeypatch.setattr(LazyDataset, "read_into", remember)

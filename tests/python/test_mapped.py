@@ -1,6 +1,7 @@
 """Views of memory maps: right values, and an error where their file has been cut short."""
 
 import os
+import pickle
 
 import h5py
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 import fastseq as fs
 from fastseq.data.chunks import ChunkPlan
 from fastseq.data.sequences import Sequences
+from fastseq.h5 import LazyDataset
+from fastseq.predicting.targets import check_target
 
 STEPS, COUNT, FEATURES = 300, 6, 8
 
@@ -25,7 +28,7 @@ VIEWS = {
 
 def load(x):
     """Return all that is read of x."""
-    data = Sequences(x, dtype=torch.float32)
+    data = x if isinstance(x, Sequences) else Sequences(x, dtype=torch.float32)
     lengths = data.lengths
     plan = ChunkPlan(
         steps=data.steps, sequences=data.count, batchsize=4, seqsize=50, rank=0, size=1,
@@ -33,7 +36,7 @@ def load(x):
     )  # fmt: skip
     out = torch.zeros(data.steps, data.count, FEATURES)
     for c, batch in data.batches(plan.chunks()):
-        out[c.t0 : c.t1, c.n0 : c.n1] = batch.xs
+        out[c.t0 : c.t1, c.n0 : c.n1, : batch.xs.shape[2]] = batch.xs
     return out
 
 
@@ -50,6 +53,86 @@ def test_views(view, ragged, tmp_path):
     os.truncate(path, 5000)
     with pytest.raises(fs.ReadError, match=r"x\.npy"):  # it would be SIGBUS
         load(data)
+
+
+HALF = torch.randn(STEPS, COUNT, FEATURES, generator=torch.Generator().manual_seed(1)).bfloat16()
+LAYOUTS = {"one piece": {}, "chunked": {"chunks": (50, 2, 8), "compression": "gzip"}}
+
+
+def save_half(path, **options):
+    """Save it as h5save does, in chunks if these are given."""
+    fs.h5save(path, {"x": HALF})
+    if options:
+        with h5py.File(path, "a") as file:
+            marks = dict(file["x"].attrs)
+            del file["x"]
+            file.create_dataset("x", data=HALF.view(torch.uint16).numpy(), **options)
+            file["x"].attrs.update(marks)
+    return path
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("part", ["all", "box", "features", "list"])
+def test_bfloat16_of_a_file_that_is_cut_short(layout, part, tmp_path):
+    path = save_half(tmp_path / "x.h5", **LAYOUTS[layout])
+    x, expected = fs.h5load(path, mmap=True)["x"], HALF.float()
+    if part == "box":
+        x, expected = x[7:, 1:-1], expected[7:, 1:-1]
+    elif part == "features":
+        x, expected = x[:, :, 2:], torch.nn.functional.pad(expected[:, :, 2:], (0, 2))
+    elif part == "list":
+        parts = h5py.File(tmp_path / "list.h5", "w")
+        for n in range(COUNT):
+            parts[str(n)] = HALF[:, n].contiguous().view(torch.uint16).numpy()
+            parts[str(n)].attrs["fastseq"] = "bfloat16"
+        parts.close()
+        path = tmp_path / "list.h5"
+        x = list(fs.h5load(path, mmap=True).values())
+    data = Sequences(x, dtype=torch.float32)
+    assert torch.equal(load(data), expected)
+    os.truncate(path, 2100 if part == "list" else 5000)
+    with pytest.raises(fs.ReadError, match=path.name):  # it would be SIGBUS
+        load(data)
+    # ValueError: the file is opened anew, if nobody has it open
+    with pytest.raises((fs.ReadError, ValueError), match=path.name):
+        x[0].read() if part == "list" else x.read()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_bfloat16_reads_what_is_wanted(layout, tmp_path, monkeypatch):
+    x = fs.h5load(save_half(tmp_path / "x.h5", **LAYOUTS[layout]), mmap=True)["x"]
+    sizes = []
+    into = LazyDataset.read_into
+    monkeypatch.setattr(
+        LazyDataset, "read_into", lambda s, out: [sizes.append(out.size), into(s, out)]
+    )
+    assert (x.shape, x.dtype, len(x[3:9, 2:]), sizes) == (HALF.shape, torch.bfloat16, 6, [])
+    assert torch.equal(x[3:9, 2:].read(), HALF[3:9, 2:])
+    assert torch.equal(x[5, :, 1], HALF[5, :, 1])
+    assert x[5, 2, 1] == HALF[5, 2, 1]
+    assert torch.equal(x[::50], HALF[::50])
+    np.testing.assert_array_equal(np.asarray(x[:9]), HALF[:9].float())
+    assert max(sizes) <= HALF[:251].numel()
+    assert torch.equal(pickle.loads(pickle.dumps(x[3:])).read(), HALF[3:])  # noqa: S301
+    fs.h5save(tmp_path / "again.h5", {"x": x})
+    assert torch.equal(fs.h5load(tmp_path / "again.h5")["x"], HALF)
+    with pytest.raises(ValueError, match="out is read-only"):
+        check_target("out", x, x.shape, HALF)
+
+
+@pytest.mark.parametrize("mode", ["r", "r+"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_targets_in_bfloat16_without_an_axis(layout, mode, tmp_path):
+    path = save_half(tmp_path / "x.h5", **LAYOUTS[layout])
+    with h5py.File(path, "a") as file:
+        y = file.create_dataset(
+            "y", data=file["x"][:, :, 0], chunks=(50, 2) if "d" in layout else None
+        )
+        y.attrs["fastseq"] = "bfloat16"
+    with h5py.File(path, mode) as file:
+        data = Sequences(file["x"], file["y"], dtype=torch.float32)
+        for c, batch in data.batches(ChunkPlan(STEPS, COUNT, 4, 50).chunks()):
+            assert torch.equal(batch.ys, HALF[c.t0 : c.t1, c.n0 : c.n1, :1].float())
 
 
 @pytest.mark.parametrize("chunks", [None, (50, 2, 8)])

@@ -120,3 +120,13 @@ def test_predicting_into_the_file_that_is_read(tmp_path):
     x, out = fs.h5mmap(path, "packed"), fs.h5mmap(path, "out", mode="r+")
     est.predict(x, out=out)
     np.testing.assert_array_equal(np.asarray(out), est.predict(X))
+
+
+def test_what_is_cut_short_is_never_read_as_zeros(tmp_path):
+    path = make(tmp_path)
+    mapped = fs.h5mmap(path, "chunked")
+    first = mapped[:1]  # holds the file open
+    assert np.asarray(first).any()
+    os.truncate(path, os.path.getsize(path) // 2)
+    with pytest.raises(fs.ReadError, match=r"x\.h5: 'chunked'\[.*\] cannot be read"):
+        np.asarray(mapped)

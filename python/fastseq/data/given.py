@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 from torch.utils.data import DataLoader
 
+from ..h5 import LazyTensor
 from ..h5.types import is_bfloat16
 from .ragged import group_items
 
@@ -17,7 +18,7 @@ _SHOWN = 8  # of what a group holds, in messages
 
 
 def checked(array: Any, name: str) -> Any:
-    """Return an array as it is, and a group of an HDF5 file as the list of its datasets.
+    """Return a group of an HDF5 file as the list of its datasets, and an array as it is.
 
     Raises
     ------
@@ -28,6 +29,8 @@ def checked(array: Any, name: str) -> Any:
         raise ValueError(f"{name} is from a file that has been closed; keep it open")
     if isinstance(array, h5py.Group):
         return _items_of(array, name)
+    if isinstance(array, h5py.Dataset) and is_bfloat16(array):
+        return LazyTensor.of(array)
     if isinstance(array, DataLoader):
         raise TypeError(
             f"{name} is a DataLoader, whose batches cannot be cut in time: pass its dataset "
@@ -78,5 +81,5 @@ def _items_of(group: h5py.Group, name: str) -> list[Any]:
             f"features), but it is the group {group.name}, which holds {shown}{more}"
         )
     if any(is_bfloat16(item) for _, item in inside):
-        raise TypeError(f"{name} holds bfloat16: h5load with mmap=True gives tensors")
+        raise TypeError(f"{name} holds bfloat16: h5load with mmap=True reads it as such")
     return group_items(group, name)

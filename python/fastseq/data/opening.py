@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..h5 import LazyDataset, h5mmap
+from ..h5 import LazyDataset, LazyTensor, h5mmap
 from ..h5.mapping import map_elements
 from ..h5.types import is_bfloat16
 from .mapped import CheckedMap, file_offset, map_of, rows_in_one_piece
@@ -52,9 +51,9 @@ def open_source(
     if isinstance(array, Tensor):
         return TensorSource(name, array, target_dtype(array, name, dtype, keep_integers))
     if isinstance(array, h5py.Dataset):
-        if is_bfloat16(array):
-            return _open_bfloat16(array, name, dtype)
-        array = _mapped(array)
+        array = LazyTensor.of(array) if is_bfloat16(array) else _mapped(array)
+    if isinstance(array, LazyTensor):
+        return _open_bfloat16(array, name, dtype)
     if isinstance(array, list):
         array = np.asarray(array)
     target = target_dtype(array, name, dtype, keep_integers)
@@ -78,13 +77,18 @@ def open_source(
 
 
 def _strided(
-    array: np.ndarray[Any, Any], name: str, dtype: torch.dtype, place: str | None, offset: int
+    array: np.ndarray[Any, Any],
+    name: str,
+    dtype: torch.dtype,
+    place: str | None,
+    offset: int,
+    stored: torch.dtype | None = None,
 ) -> StridedSource:
     return StridedSource(
         name,
         array.shape,
         dtype,
-        stored=array.dtype,
+        stored=array.dtype if stored is None else stored,
         place=place,
         offset=offset,
         strides=(array.strides[0], array.strides[1]),
@@ -147,7 +151,9 @@ def target_dtype(array: Any, name: str, dtype: torch.dtype, keep_integers: bool)
     if not all(hasattr(array, part) for part in ("shape", "dtype", "__getitem__")):
         raise kind_error(name, array)
     if isinstance(array, h5py.Dataset) and is_bfloat16(array):
-        raise TypeError(f"{name} holds bfloat16: h5load with mmap=True gives it as a tensor")
+        raise TypeError(f"{name} holds bfloat16: h5load with mmap=True reads it as such")
+    if array.dtype == torch.bfloat16:
+        return dtype
     try:
         stored = np.dtype(array.dtype)
     except TypeError as error:
@@ -171,35 +177,18 @@ def _dtype_error(name: str, dtype: Any) -> TypeError:
     )
 
 
-def _open_bfloat16(dataset: h5py.Dataset, name: str, dtype: torch.dtype) -> Source:
+def _open_bfloat16(array: LazyTensor, name: str, dtype: torch.dtype) -> Source:
     """Open what `h5save` has made of a bfloat16 tensor."""
-    if dataset.file.mode != "r":
-        dataset.file.flush()
-    offset = dataset.id.get_offset()
-    if offset is None or not dataset.size or dataset.file.driver == "core":
-        return ArraySource(name, _Bfloat16(dataset), dtype)
-    sequence = math.prod(dataset.shape[2:]) * dataset.dtype.itemsize
-    return StridedSource(
-        name,
-        dataset.shape,
-        dtype,
-        stored=torch.bfloat16,
-        place=dataset.file.filename,
-        offset=offset,
-        strides=(dataset.shape[1] * sequence, sequence),
-    )
-
-
-class _Bfloat16:
-    """A dataset of bfloat16 in pieces, stored as uint16: slices of it are tensors."""
-
-    def __init__(self, dataset: h5py.Dataset) -> None:
-        here = dataset.file.mode != "r" or dataset.file.driver == "core"
-        self._raw = dataset if here else map_elements(dataset.file.filename, dataset.name)
-        self.shape = dataset.shape
-
-    def __getitem__(self, index: Any) -> Tensor:
-        return torch.from_numpy(np.asarray(self._raw[index])).view(torch.bfloat16)
+    raw = array.raw
+    if not isinstance(raw, LazyDataset):
+        return ArraySource(name, array, dtype)
+    whole = map_elements(raw.path, raw.name)
+    if isinstance(whole, np.memmap):
+        part = whole[raw.selection()]
+        offset = file_offset(part)
+        if offset is not None:
+            return _strided(part, name, dtype, raw.path, offset, torch.bfloat16)
+    return WindowSource(name, array, dtype)
 
 
 def _mapped(dataset: h5py.Dataset) -> Any:

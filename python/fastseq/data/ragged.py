@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..h5 import LazyDataset, h5mmap
+from ..h5 import LazyDataset, LazyTensor, h5mmap
 from ..h5.names import natural_key
 from ..tree import tree_leaves
 from .native import element_type
@@ -120,7 +120,8 @@ class RaggedArrays(_Ragged):
         """Make it an error that files of packed items change while they are read."""
         if not isinstance(self._items, DatasetItems):
             self._items = [
-                item.watched() if isinstance(item, LazyDataset) else item for item in self._items
+                item.watched() if isinstance(item, LazyDataset | LazyTensor) else item
+                for item in self._items
             ]
 
     def close(self) -> None:
@@ -130,7 +131,7 @@ class RaggedArrays(_Ragged):
     def _item(self, n: int, block: tuple[int, int]) -> Any:
         """Return an item; one of packed chunks is unpacked once per block, if there is room."""
         item = self._items[int(self._positions[n])]
-        if not isinstance(item, LazyDataset):
+        if not isinstance(item, LazyDataset | LazyTensor):
             return item
         row = max(self._numel * item.dtype.itemsize, 1)
         if int(self._lengths[block[0] : block[1]].sum()) * row > _CACHE_BYTES:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..h5 import LazyDataset
+from ..h5 import LazyDataset, LazyTensor
 
 __all__ = ["Reshaped", "with_axis"]
 
@@ -37,8 +37,12 @@ class Reshaped:
     def watched(self) -> Reshaped:
         """Return the same; see `LazyDataset.watched`."""
         array = self._array
-        return Reshaped(array.watched() if isinstance(array, LazyDataset) else array, self._axis)
+        lazy = isinstance(array, LazyDataset | LazyTensor)
+        return Reshaped(array.watched() if lazy else array, self._axis)
 
     def __getitem__(self, index: Any) -> Any:
         rest = tuple(i for axis, i in enumerate(index) if axis != self._axis)
-        return np.expand_dims(np.asarray(self._array[rest]), self._axis)
+        part = self._array[rest]
+        if isinstance(part, torch.Tensor):
+            return part.unsqueeze(self._axis)
+        return np.expand_dims(np.asarray(part), self._axis)

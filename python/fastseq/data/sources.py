@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..h5 import LazyDataset
+from ..h5 import LazyDataset, LazyTensor
+from ..h5.lazy_tensor import as_bfloat16
 from ..h5.windows import WindowReader
 from .native import Scale, convert, element_type
 from .reshaped import Reshaped
@@ -257,7 +258,7 @@ class ArraySource(Source):
 
     def watch(self) -> None:
         """Make it an error that the file changes while it is read, if it is one of HDF5."""
-        if isinstance(self._array, LazyDataset | Reshaped):
+        if isinstance(self._array, LazyDataset | LazyTensor | Reshaped):
             self._array = self._array.watched()
 
     def fill(self, boxes: list[Box], slab: Tensor) -> int:
@@ -282,7 +283,7 @@ class WindowSource(ArraySource):
 
     joins = True
 
-    def __init__(self, name: str, dataset: LazyDataset, dtype: torch.dtype) -> None:
+    def __init__(self, name: str, dataset: LazyDataset | LazyTensor, dtype: torch.dtype) -> None:
         super().__init__(name, dataset, dtype)
         self._readers: list[WindowReader] = []
         self._blocks: Iterable[tuple[int, int, int, int]] = ()
@@ -293,10 +294,12 @@ class WindowSource(ArraySource):
 
     def _read(self, number: int, t0: int, t1: int, n0: int, n1: int) -> Any:
         # Boxes of one chunk are segments of folded series: each goes on through the file.
+        half = isinstance(self._array, LazyTensor)
         while len(self._readers) <= number:
-            self._readers.append(WindowReader(self._array))
+            self._readers.append(WindowReader(self._array.raw if half else self._array))
             self._readers[-1].expect(self._blocks if number == 0 else ())
-        return self._readers[number].read(t0, t1, n0, n1)
+        read = self._readers[number].read(t0, t1, n0, n1)
+        return as_bfloat16(read) if half else read
 
     def close(self) -> None:
         """Free the windows."""

@@ -102,6 +102,7 @@ class SharedFile:
         self._lock = threading.RLock()
         self._file: h5py.File | None = None
         self._identity: tuple[int, int] | None = None
+        self._size = 0
         self._datasets: dict[tuple[str, bool], h5py.Dataset] = {}
 
     @contextmanager
@@ -118,6 +119,7 @@ class SharedFile:
             if self._file is None:
                 self._file = open_file(self.path, "r+" if writable else "r")
                 self._identity = _identity(self.path)
+                self._size = os.path.getsize(self.path)
             if (name, cached) not in self._datasets:
                 opened = find_dataset(self._file, name)
                 if not cached and opened.id.get_create_plist().get_nfilters():
@@ -143,6 +145,13 @@ class SharedFile:
     def replaced(self) -> bool:
         """Whether the path leads to another file now than the one that is open."""
         return self._identity is not None and self._identity != _identity(self.path)
+
+    @property
+    def truncated(self) -> bool:
+        """Whether what is open for reading has become shorter: HDF5 reads zeros behind its end."""
+        if self._file is None or self._file.mode != "r" or self.replaced:
+            return False
+        return os.path.getsize(self.path) < self._size
 
     def __del__(self) -> None:
         # A forked child that closed what its parent writes would write to the file, too.

@@ -102,7 +102,7 @@ class LazyDataset:
         with box.opened(writable=True) as dataset:
             if dataset.dtype != self.dtype:  # a bitfield, which h5py takes for uint8
                 values = values.astype(self.dtype).view(dataset.dtype)
-            dataset[box._selection()] = values
+            dataset[box.selection()] = values
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
         if copy is False:
@@ -129,14 +129,18 @@ class LazyDataset:
                 self._watch.begin(dataset)
             bits = dataset.dtype != self.dtype  # a bitfield, which h5py takes for uint8
             target = out.view(dataset.dtype) if bits else out
-            box = ", ".join(f"{s.start}:{s.stop}" for s in self._selection())
+            box = ", ".join(f"{s.start}:{s.stop}" for s in self.selection())
             try:
-                dataset.read_direct(target, self._selection())
+                dataset.read_direct(target, self.selection())
             except (OSError, RuntimeError) as error:
                 raise ReadError(
                     f"{self.path}: {self.name!r}[{box}] cannot be read; the file is damaged, or "
                     f"was changed while it was read ({error})"
                 ) from error
+            if self._shared_file().truncated:
+                raise ReadError(
+                    f"{self.path}: {self.name!r}[{box}] cannot be read: the file was truncated"
+                )
             if self._watch is not None:
                 try:
                     self._watch.check()
@@ -171,7 +175,8 @@ class LazyDataset:
             self._file = shared_file(self.path)
         return self._file
 
-    def _selection(self) -> tuple[slice, ...]:
+    def selection(self) -> tuple[slice, ...]:
+        """Return where in the dataset this box is."""
         return tuple(slice(a, a + n) for a, n in zip(self.starts, self.shape, strict=True))
 
     def _cut(self, index: Any) -> tuple[LazyDataset, tuple[Any, ...]]:

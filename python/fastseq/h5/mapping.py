@@ -66,7 +66,7 @@ def h5mmap(
         if is_bfloat16(dataset):
             raise TypeError(
                 f"{name!r} in {path} holds bfloat16, which NumPy lacks; h5load with mmap=True "
-                "maps it as a tensor"
+                "gives it as something that reads as tensors"
             )
     return map_elements(path, name, mode)
 

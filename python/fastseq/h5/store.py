@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from .julia import parse_julia
+from .lazy import LazyDataset
+from .lazy_tensor import LazyTensor
 from .mapping import map_elements
 from .opening import reading, replacing
 from .types import stored_dtype
@@ -71,8 +73,8 @@ def h5load(src: str | os.PathLike[str], *, mmap: bool = False, literals: bool = 
         The file. Tensors come back as tensors, lists as lists, tuples as tuples; strings in arrays
         as an array of strings; Julia's ``Bool`` as bool.
     mmap
-        Give arrays and tensors as `h5mmap` does, so that nothing of them is read yet; bfloat16
-        tensors as tensors on such a map.
+        Give arrays and tensors as `h5mmap` does, so that nothing of them is read yet. bfloat16
+        tensors become `LazyTensor`: sliced lazily, too, with ``read()`` for the tensor itself.
     literals
         HDF5Utils.jl writes fields that are no arrays as Julia source text, in a group
         ``nonarray``. They are taken among the file's other fields, and parsed if they are
@@ -137,8 +139,8 @@ def _save(group: h5py.Group, key: str, value: Any) -> None:
         part = group.create_group(key)
         part.attrs[_MARK] = "tuple" if isinstance(value, tuple) else "list"
         _save_items(part, {str(i): item for i, item in enumerate(value)})
-    elif isinstance(value, Tensor):
-        _save_tensor(group, key, value)
+    elif isinstance(value, Tensor | LazyTensor):
+        _save_tensor(group, key, value if isinstance(value, Tensor) else value.read())
     elif isinstance(value, np.ndarray) or (
         isinstance(value, np.generic) and not isinstance(value, float | str | bytes)
     ):
@@ -235,7 +237,9 @@ def _load_dataset(dataset: h5py.Dataset, mmap: bool) -> Any:
     check_virtual(dataset)
     if mmap and text is None and dataset.ndim:
         mapped = map_elements(path, dataset.name)
-        return mapped if mark != "bfloat16" else _mapped_bfloat16(mapped)
+        if mark == "bfloat16" and dtype == np.uint16:
+            return LazyTensor(LazyDataset(path, dataset.name, dataset.shape, dtype))
+        return mapped
     _check_memory(dataset)
     if text is not None:
         return _strings(dataset)
@@ -246,14 +250,6 @@ def _load_dataset(dataset: h5py.Dataset, mmap: bool) -> Any:
     if mark == "tensor":
         return torch.from_numpy(array)
     return array if array.ndim or mark == "array" else array.item()
-
-
-def _mapped_bfloat16(mapped: Any) -> Tensor:
-    if isinstance(mapped, np.memmap):
-        # private: torch knows no memory that must not be written
-        assert mapped.filename is not None
-        mapped = np.memmap(mapped.filename, np.uint16, "c", mapped.offset, mapped.shape)
-    return torch.from_numpy(np.asarray(mapped)).view(torch.bfloat16)
 
 
 def _check_memory(dataset: h5py.Dataset) -> None:

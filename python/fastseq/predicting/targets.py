@@ -236,6 +236,8 @@ def check_target(name: str, target: Any, shape: tuple[int, ...], a: Tensor) -> N
     if tuple(getattr(target, "shape", ())) != shape:
         got = tuple(target.shape) if hasattr(target, "shape") else type(target).__name__
         raise ValueError(f"{name} must have the shape {shape}, got {got}")
+    if not _writable(target):
+        raise ValueError(f"{name} is read-only; pass an array that can be written to")
     if isinstance(target, Tensor):
         fits = torch.can_cast(a.dtype, target.dtype) and not target.is_complex()
     else:
@@ -243,8 +245,6 @@ def check_target(name: str, target: Any, shape: tuple[int, ...], a: Tensor) -> N
         fits = np.can_cast(as_numpy(a[:0]).dtype, stored, "safe") and stored.kind in "biuf"
     if not fits:
         raise TypeError(f"{name} must hold {a.dtype}, got {target.dtype}")
-    if not _writable(target):
-        raise ValueError(f"{name} is read-only; pass an array that can be written to")
 
 
 def _writable(target: Any) -> bool:

@@ -1,0 +1,99 @@
+"""bfloat16 tensors in HDF5 files, of which nothing is read yet."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from .lazy import LazyDataset
+
+__all__ = ["LazyTensor", "as_bfloat16"]
+
+
+class LazyTensor:
+    """A bfloat16 tensor that `h5save` has saved, or a box cut out of it.
+
+    Slicing with step 1 gives another `LazyTensor` and reads nothing; any other index, and `read`,
+    give a tensor. `numpy.asarray` gives float32, as NumPy lacks bfloat16. It is no memory map: when
+    its file is cut short, reading is an error, where a map's memory would end the process. Pickles.
+
+    Attributes
+    ----------
+    raw
+        The uint16 that it is stored as: a `LazyDataset`, or an `h5py.Dataset` of a file that
+        cannot be opened again.
+    shape, dtype
+        Those of the tensor.
+
+    Examples
+    --------
+    >>> import tempfile, fastseq as fs
+    >>> path = os.path.join(tempfile.mkdtemp(), "data.h5")
+    >>> fs.h5save(path, {"x": torch.arange(6).bfloat16().view(3, 2)})
+    >>> x = fs.h5load(path, mmap=True)["x"]
+    >>> x[1:].shape, x[1:].read()
+    ((2, 2), tensor([[2., 3.],
+            [4., 5.]], dtype=torch.bfloat16))
+    """
+
+    dtype = torch.bfloat16
+
+    def __init__(self, raw: LazyDataset | h5py.Dataset) -> None:
+        self.raw = raw
+        self.shape: tuple[int, ...] = tuple(raw.shape)
+
+    @classmethod
+    def of(cls, dataset: h5py.Dataset) -> LazyTensor:
+        """Return an open dataset of bfloat16 as one that can be read by another thread."""
+        writable = dataset.file.mode != "r"
+        if writable:
+            dataset.file.flush()  # what was just written is to be read from the file
+        if dataset.file.driver == "core" or (writable and dataset.id.get_offset() is None):
+            return cls(dataset)
+        path = os.path.abspath(dataset.file.filename)
+        return cls(LazyDataset(path, dataset.name, dataset.shape, dataset.dtype))
+
+    @property
+    def ndim(self) -> int:
+        """The number of dimensions."""
+        return len(self.shape)
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+    def __repr__(self) -> str:
+        return f"LazyTensor({self.raw!r})"
+
+    def __getitem__(self, index: Any) -> Any:
+        part = self.raw[index]
+        return LazyTensor(part) if isinstance(part, LazyDataset) else as_bfloat16(part)
+
+    def read(self) -> Tensor:
+        """Return all of it.
+
+        Raises
+        ------
+        ReadError
+            It cannot be read; the message names file, dataset and box.
+        """
+        return as_bfloat16(np.asarray(self.raw))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        if copy is False:
+            raise ValueError("a LazyTensor is read from its file: that is always a copy")
+        array: np.ndarray[Any, Any] = self.read().float().numpy()
+        return array if dtype is None else array.astype(dtype, copy=False)
+
+    def watched(self) -> LazyTensor:
+        """Return the same; see `LazyDataset.watched`."""
+        return LazyTensor(self.raw.watched()) if isinstance(self.raw, LazyDataset) else self
+
+
+def as_bfloat16(stored: Any) -> Tensor:
+    """Return the tensor that was stored as an array of uint16."""
+    return torch.from_numpy(np.asarray(stored, np.uint16, order="C")).view(torch.bfloat16)
