@@ -203,7 +203,7 @@ def test_pickles_are_refused_unopened(tmp_path):
         with pytest.raises(CheckpointError, match="looks like a pickle"):
             read(tmp_path / "x")
     (tmp_path / "x").write_bytes(pickle.dumps(Bomb(), 0))
-    with pytest.raises(CheckpointError, match="not a checkpoint"):
+    with pytest.raises(CheckpointError, match="not a file of fastseq"):
         read(tmp_path / "x")
     assert not (tmp_path / "exploded").exists()
 
@@ -217,7 +217,7 @@ def test_headers_of_any_length_are_no_pickles(tmp_path):
 
 def test_other_safetensors(tmp_path):
     safetensors.torch.save_file({"a": torch.ones(2)}, tmp_path / "x")
-    with pytest.raises(CheckpointError, match=r"was not written by fit"):
+    with pytest.raises(CheckpointError, match=r"was not written by fastseq"):
         read(tmp_path / "x")
 
 

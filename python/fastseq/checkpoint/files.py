@@ -72,7 +72,7 @@ class Image:
         end = 0
         for name, shape, dtype in layout:
             if dtype not in _NAMES:
-                raise TypeError(f"a checkpoint cannot hold tensors of {dtype}, such as {name}")
+                raise TypeError(f"a file cannot hold tensors of {dtype}, such as {name}")
             begin, end = end, end + shape.numel() * dtype.itemsize
             self._entries[name] = {
                 "dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]
@@ -149,7 +149,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], str]:
     if begin[8:] != b"{" and (begin[:1] == b"\x80" or begin[:2] == b"PK"):
         raise CheckpointError(
             f"{path} looks like a pickle, as torch.save writes, which is not opened, since that "
-            "could run code: a checkpoint is a file that fit(checkpoint=…) wrote"
+            "could run code: what fastseq reads here are safetensors files that it wrote"
         )
     try:
         with safe_open(path, framework="pt") as opened:
@@ -158,9 +158,9 @@ def read(path: Path) -> tuple[dict[str, Tensor], str]:
             names = opened.keys()
             tensors = {name: opened.get_tensor(name).clone() for name in names}
     except SafetensorError as error:
-        raise CheckpointError(f"{path} is not whole, or not a checkpoint: {error}") from error
+        raise CheckpointError(f"{path} is not whole, or not a file of fastseq: {error}") from error
     if _KEY not in about or _SUM not in about:
-        raise CheckpointError(f"{path} holds tensors, but was not written by fit(checkpoint=…)")
+        raise CheckpointError(f"{path} holds tensors, but was not written by fastseq")
     checksum = zlib.crc32(about[_KEY].encode())
     for _, tensor in _in_order(tensors):
         if tensor.numel():

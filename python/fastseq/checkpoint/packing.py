@@ -81,7 +81,7 @@ def _encode(item: Any, path: str, tensors: dict[str, Tensor]) -> Any:
         parts = [_encode(part, f"{path}.{i}", tensors) for i, part in enumerate(item)]
         return {"tuple": parts} if isinstance(item, tuple) else parts
     raise TypeError(
-        "a checkpoint holds numbers, strings, None, tensors, arrays, lists, tuples and dicts, but "
+        "a file holds numbers, strings, None, tensors, arrays, lists, tuples and dicts, but "
         f"{path.removeprefix('.') or 'it'} is a {type(item).__module__}.{type(item).__qualname__}"
     )
 
@@ -92,14 +92,14 @@ def _encode_key(key: Any, path: str) -> Any:
     if isinstance(key, tuple):
         return {"tuple": [_encode_key(part, path) for part in key]}
     raise TypeError(
-        "a checkpoint's dicts have numbers, strings and tuples as keys, but "
+        "a file's dicts have numbers, strings and tuples as keys, but "
         f"{path.removeprefix('.') or 'it'} has {key!r}"
     )
 
 
 def _add(tensor: Tensor, path: str, tensors: dict[str, Tensor]) -> str:
     if tensor.layout != torch.strided or tensor.is_quantized:
-        raise TypeError(f"a checkpoint holds dense tensors, but {path[1:]} is {tensor.layout}")
+        raise TypeError(f"a file holds dense tensors, but {path[1:]} is {tensor.layout}")
     name = path.removeprefix(".") or "tensor"
     while name in tensors:  # keys with dots in them
         name += "_"
