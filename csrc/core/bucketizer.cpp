@@ -18,6 +18,7 @@ namespace {
 
 // What travels with a bucket; the alarm is an infinite or NaN gradient.
 constexpr std::uint64_t kUnused = 2;
+constexpr std::uint64_t kAttention = 4;
 constexpr int kBucketBits = 20;
 
 }  // namespace
@@ -96,11 +97,12 @@ void Bucketizer::reset() {
   started_ = false;
 }
 
-void Bucketizer::start(double weight, double value) {
+void Bucketizer::start(double weight, double value, bool attention) {
   if (started_) throw std::logic_error("a step is under way already: call wait() first");
   started_ = true;
   weight_ = weight;
   value_ = value;
+  asks_ = attention ? kAttention : 0;
   ++step_;
   flags_ = 0;
   result_ = {};
@@ -129,7 +131,7 @@ void Bucketizer::launch_full_buckets() {
   for (; next_ < buckets_.size() && buckets_[next_].missing == 0; ++next_) {
     const Bucket& bucket = buckets_[next_];
     const DType dtype = buffers_[bucket.buffer].dtype;
-    std::uint64_t flags = 0;
+    std::uint64_t flags = asks_;
     for (const std::int64_t index : bucket.members) {
       const auto i = static_cast<std::size_t>(index);
       const std::int64_t numel = numels_[i];
@@ -221,6 +223,7 @@ Bucketizer::Result Bucketizer::finish() {
     if (!seen_[i]) settle(i, nullptr, false);
   }
   drain();
+  result_.attention = (flags_ & kAttention) != 0;
   if ((flags_ & kUnused) != 0) result_.unused = find_unused();
   reset();
   return result_;

@@ -39,6 +39,7 @@ class Bucketizer {
     double weight = 0;        // the sum of the ranks' weights
     double value = 0;         // the weighted mean of their values
     int nonfinite_rank = -1;  // the lowest rank with an infinite or NaN gradient
+    bool attention = false;   // whether a rank asked for it
     // The parameters that got no gradient on any rank; their places hold zeros.
     std::vector<std::int64_t> unused;
   };
@@ -56,8 +57,9 @@ class Bucketizer {
     return buckets_.at(static_cast<std::size_t>(bucket)).members;
   }
 
-  // `weight`: of this rank's gradients in the mean. `value` is averaged along.
-  void start(double weight, double value);
+  // `weight`: of this rank's gradients in the mean. `value` is averaged along; all ranks learn whether one asks for
+  // attention.
+  void start(double weight, double value, bool attention = false);
   bool started() const { return started_; }
   // Parameter `index` has its gradient, contiguous, at `gradient`, where it stays until its bucket has been gathered.
   // Returns how many buckets, from the first, have been: what was in them may be freed. Raises std::logic_error the
@@ -98,6 +100,7 @@ class Bucketizer {
   bool started_ = false;
   double weight_ = 1;
   double value_ = 0;
+  std::uint64_t asks_ = 0;  // flags of this rank that go with each bucket
   std::int64_t step_ = 0;
   std::vector<const void*> gradients_;
   std::vector<bool> seen_;  // ready, or known to have none

@@ -83,7 +83,7 @@ void register_bucketizer(const py::module_& m) {
           },
           "[(members, offsets, memory), ...], one per dtype.")
       .def_property_readonly("started", &Bucketizer::started)
-      .def("start", &Bucketizer::start, py::arg("weight"), py::arg("value"))
+      .def("start", &Bucketizer::start, py::arg("weight"), py::arg("value"), py::arg("attention") = false)
       .def(
           "ready",
           [](Bucketizer& self, std::int64_t index, std::uintptr_t address) {
@@ -98,9 +98,9 @@ void register_bucketizer(const py::module_& m) {
               const py::gil_scoped_release released;
               result = self.finish();
             }
-            return py::make_tuple(result.weight, result.value, result.nonfinite_rank, result.unused);
+            return py::make_tuple(result.weight, result.value, result.nonfinite_rank, result.unused, result.attention);
           },
-          "(sum of weights, mean value, lowest rank with a non-finite gradient or -1, unused parameters)")
+          "(sum of weights, mean value, lowest rank with a non-finite gradient or -1, unused parameters, attention)")
       .def("abandon", &Bucketizer::abandon, Released());
 }
 

@@ -16,7 +16,7 @@ from torch import Tensor, optim
 
 from .data.chunks import Chunk
 from .data.sequences import Batch
-from .training import LossMean, Trainer, chunk_loss, chunk_weight, to_device
+from .training import LossMean, Trainer, chunk_weight, to_device
 from .tree import Tree, tree_leaves, tree_map
 
 __all__ = ["GraphTrainer", "Graphs", "Recorder"]
@@ -151,25 +151,25 @@ class GraphTrainer(Trainer):
         self._graphs.clear()
         super().__exit__(*error)
 
-    def _step(self, chunk: Chunk, batch: Batch | None, losses: LossMean) -> None:
+    def _step(self, chunk: Chunk, batch: Batch | None, losses: LossMean) -> bool:
         weight = chunk_weight(chunk, batch)
         if batch is None or not weight:
-            super()._step(chunk, batch, losses)
-            return
+            return super()._step(chunk, batch, losses)
         self._forget_if_changed()
-        inputs = (self._stateful.state, batch)
+        inputs = (self.stateful.state, batch)
         if self._buckets is None and self._records_update:
-            loss, self._stateful.state = self._graphs("step", self._whole_step, inputs)
+            loss, self.stateful.state = self._graphs("step", self._whole_step, inputs)
             losses.add(chunk, loss.clone(), weight)
-            return
-        loss, self._stateful.state, grads = self._graphs("backward", self._backward, inputs)
+            return self._attention()
+        loss, self.stateful.state, grads = self._graphs("backward", self._backward, inputs)
         for p, grad in zip(self._trained, grads, strict=True):
             p.grad = grad
         if self._buckets is None:
             losses.add(chunk, loss.clone(), weight)
             self._update()
-            return
-        self._buckets.start(weight, losses.check(chunk, float(loss)))
+            return self._attention()
+        value = losses.check(chunk, float(loss))
+        self._buckets.start(weight, value, attention=self._attention())
         averaged = self._buckets.wait()
         losses.add_value(averaged.value, averaged.weight)
         if self._records_update:
@@ -178,6 +178,7 @@ class GraphTrainer(Trainer):
             self._graphs(("update", unused), lambda _: self._update(), None)
         else:
             self._update()
+        return averaged.attention
 
     def _whole_step(self, inputs: tuple[Tree, Batch]) -> tuple[Tensor, Tree]:
         loss, state, _ = self._backward(inputs)
@@ -185,16 +186,15 @@ class GraphTrainer(Trainer):
         return loss, state
 
     def _backward(self, inputs: tuple[Tree, Batch]) -> tuple[Tensor, Tree, list[Tensor | None]]:
-        self._stateful.state, batch = inputs
+        self.stateful.state, batch = inputs
         self._flat.zero_grad()
-        loss = chunk_loss(self._loss, self._stateful, batch)
-        self._stateful.detach()
+        loss = self._forward(batch)
         if self._buckets is None:
             loss.backward()  # type: ignore[no-untyped-call]
         else:
             with self._buckets.no_sync():  # its hooks would not run on replay
                 loss.backward()  # type: ignore[no-untyped-call]
-        return loss.detach(), self._stateful.state, [p.grad for p in self._trained]
+        return loss.detach(), self.stateful.state, [p.grad for p in self._trained]
 
     def _forget_if_changed(self) -> None:
         """Record anew when the optimizer has other numbers, or the parameters lie elsewhere.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,26 +10,28 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from .arguments import choose_device, input_dtype, make_optimizer, step_input
+from .arguments import choose_device, input_dtype, make_optimizer
 from .compiled import CompiledStateful, compile_chunks
 from .cuda_graph import GraphTrainer
 from .data.sequences import Sequences
 from .distributed import communicator
-from .export import check_path, export_model
 from .fitting import Fit, chunk_plan
 from .history import History
 from .parallel import Replicas
+from .precision import Precision
 from .predicting import Predictor
+from .run import check_callbacks
 from .scaling import Scaling
+from .serving import Serving
 from .spec import Spec, check_count
 from .stateful import Stateful, in_mode, is_bidirectional
-from .training import Trainer, evaluate, to_device
+from .training import Trainer, evaluate
 from .tree import Tree, tree_map
 
 __all__ = ["Estimator"]
 
 
-class Estimator:
+class Estimator(Serving):
     """Trains a sequence model by truncated back-propagation through time, and predicts with it.
 
     Data are time-major: ``(T, N, F)`` is T time steps of N sequences with F features. `fit` goes
@@ -61,6 +62,12 @@ class Estimator:
     comm
         The ranks that work together: ``"auto"`` (all that the launcher started), None (this
         process alone), a `Communicator` or an mpi4py communicator.
+    callbacks
+        What `fit` calls on the way: objects as `callbacks.Callback` describes them, or functions
+        ``function(run)``, called at the end of each epoch.
+    amp
+        Mixed precision of training steps: None, ``"bf16"``, or ``"fp16"`` with scaled gradients.
+        Losses after an epoch and predictions are computed in the model's dtype.
     compile
         On the CPU, run model and loss through `torch.compile`, as one graph each for training,
         evaluation and prediction; the first chunks then take seconds. It pays for models of many
@@ -80,6 +87,8 @@ class Estimator:
         How inputs and targets are scaled: a `Scaling`; None: not, or not measured yet.
     padding_
         Which part of all steps that the last `fit` went through lies behind the ends of sequences.
+    stop_reason_
+        Why the last `fit` ended before its last epoch; None: it did not.
 
     Raises
     ------
@@ -108,6 +117,8 @@ class Estimator:
         *,
         device: str | torch.device = "auto",
         comm: Any = "auto",
+        callbacks: Iterable[Any] = (),
+        amp: str | None = None,
         compile: bool = False,  # noqa: A002 (what PyTorch calls it)
         seed: int | None = None,
         progress: bool = True,
@@ -126,6 +137,8 @@ class Estimator:
         self.model = model.to(self.device)
         self.loss = loss
         self.optimizer = make_optimizer(optimizer, model)
+        self.callbacks = check_callbacks(callbacks)
+        self.amp = amp
         self.seed = seed
         self.progress = progress
         self.history_ = History()
@@ -136,6 +149,11 @@ class Estimator:
                 stacklevel=2,
             )
         graphs = compile and self.device.type == "cuda"
+        if graphs and (amp == "fp16" or self.spec.accumulate > 1):
+            raise ValueError(
+                'compile=True on a GPU cannot capture steps with amp="fp16" or spec.accumulate > 1'
+            )
+        self._precision = Precision(amp, self.device)
         self._compiles = compile
         self._trainer = GraphTrainer if graphs else Trainer
         self._loss = compile_chunks(model, loss) if compile and not graphs else loss
@@ -146,6 +164,7 @@ class Estimator:
         self._squeezed = False
         self.scaling_: Scaling | None = None
         self.padding_ = 0.0
+        self.stop_reason_: str | None = None
 
     def fit(
         self,
@@ -256,35 +275,6 @@ class Estimator:
                 squeeze=self._squeezed, undo=self._undo, progress=self.progress,
             )  # fmt: skip
 
-    def step(self, x: Any) -> Tree:
-        """Predict the next time step of all sequences: for series that are still going on.
-
-        Goes on where the last `predict` or `step` stopped. No rank talks to another.
-
-        Parameters
-        ----------
-        x
-            Inputs of one step, ``(N, F)``, or a tuple or dict of them.
-
-        Returns
-        -------
-        Tensor
-            Outputs of the step, ``(N, K)``, on the model's device, in the model's structure.
-
-        Examples
-        --------
-        >>> import fastseq as fs
-        >>> spec = dict(epochs=1, batchsize=4, seqsize=10)
-        >>> est = fs.Estimator(nn.GRU(3, 2), fs.seqloss(nn.MSELoss()), torch.optim.SGD, spec)
-        >>> est.step(torch.zeros(8, 3)).shape
-        torch.Size([8, 2])
-        """
-        xs = step_input(x, input_dtype(self.model))
-        if self.scaling_ is not None:
-            xs = self.scaling_.apply(xs)
-        xs = to_device(xs, self.device)
-        return self._predictor.step(xs, squeeze=self._squeezed, undo=self._undo)
-
     def evaluate(
         self, x: Any, y: Any = None, w: Any = None, *, mask: Any = None, lengths: Any = None
     ) -> float:
@@ -295,73 +285,6 @@ class Estimator:
             chunks = chunk_plan(data, self.spec, self._replicas).chunks()
             with in_mode(self.model, training=False):
                 return evaluate(self.model, self._loss, data, chunks, self.device, self._replicas)
-
-    def export(self, path: str | os.PathLike[str], x: Any = None) -> None:
-        """Write the model, in evaluation mode, as a `torch.export` program that needs no fastseq.
-
-        The program is ``program(x, state) -> (y, state)`` for any number of steps and sequences:
-        `x` and `y` as in `predict`, but tensors, `state` a tuple of tensors, the leaves of what
-        `get_state` returns. Models without state, and models that look at later steps and so take
-        whole series, are ``program(x) -> y``. Rank 0 writes.
-
-        `torch.export.load` reads the file; that runs nothing of fastseq or of the model's code.
-        The extra file ``fastseq.json`` in it tells for each tensor of the state its ``name``,
-        ``dtype``, ``batch_dim`` and, in ``start``, its value for one sequence at the start of a
-        series. Recurrent layers, PyTorch's too, become operators of fastseq's, which need
-        ``torch.ops.load_library(library)`` first, where ``library`` is the file that
-        ``fastseq.info()["kernels"]["library"]`` names. ``torch._inductor.aoti_compile_and_package``
-        compiles such programs where fastseq is imported; they run where it is not.
-
-        Parameters
-        ----------
-        path
-            A file name that ends in ``.pt2``.
-        x
-            An input as for `predict`, of which only structure and features count. None: like the
-            last one.
-
-        Raises
-        ------
-        ValueError
-            The model cannot be exported with steps and sequences left open; nothing is written.
-
-        Examples
-        --------
-        >>> import fastseq as fs, json, pathlib, tempfile
-        >>> path = pathlib.Path(tempfile.mkdtemp(), "model.pt2")
-        >>> spec = dict(epochs=1, batchsize=4, seqsize=10)
-        >>> est = fs.Estimator(nn.GRU(3, 2), fs.seqloss(nn.MSELoss()), torch.optim.SGD, spec)
-        >>> est.export(path, torch.zeros(10, 8, 3))
-        >>> files = {"fastseq.json": ""}
-        >>> program = torch.export.load(path, extra_files=files).module()
-        >>> state = tuple(
-        ...     torch.tensor(s["start"]).repeat_interleave(5, s["batch_dim"])
-        ...     for s in json.loads(files["fastseq.json"])["state"]
-        ... )
-        >>> y, state = program(torch.zeros(20, 5, 3), state)
-        >>> y.shape, state[0].shape
-        (torch.Size([20, 5, 2]), torch.Size([1, 5, 2]))
-        """
-        with self._replicas.together():
-            target = check_path(path)
-            if x is not None:
-                self._open(x)
-            if self._example is None:
-                raise ValueError("export needs an example x, for there was no fit or predict yet")
-            if self._replicas.first:
-                export_model(self.model, self._example, target, self.scaling_)
-
-    def get_state(self) -> Tree:
-        """Return a copy of the state after the last `predict` or `step`; None if fresh."""
-        return tree_map(torch.clone, self._predictor.state)
-
-    def set_state(self, state: Tree) -> None:
-        """Make `step` and ``predict(reset=False)`` go on from `state`."""
-        self._predictor.state = tree_map(lambda a: a.detach().to(self.device, copy=True), state)
-
-    def reset_state(self) -> None:
-        """Make the next `step` start new series."""
-        self._predictor.state = None
 
     def _open_both(self, caller: str, x: Any, y: Any, *more: Any) -> Sequences:
         if y is None and not isinstance(x, Dataset | DataLoader):
@@ -382,10 +305,6 @@ class Estimator:
             lambda s: torch.zeros(1, 1, *s.shape[2:], dtype=data.dtype, device=self.device), data.x
         )
         return data
-
-    @property
-    def _undo(self) -> Tree:
-        return None if self.scaling_ is None else self.scaling_.undo
 
     def _scale(self, data: Sequences) -> None:
         """Scale data as those of `fit` were."""

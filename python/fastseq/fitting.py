@@ -16,6 +16,7 @@ from .data.sequences import Sequences
 from .data.validation import Validation, split
 from .parallel import Replicas
 from .progress import Progress
+from .run import Run
 from .scaling import Scaling
 from .spec import Spec
 from .stateful import in_mode, is_bidirectional
@@ -83,14 +84,18 @@ class Fit:
         self._scale()
         est._squeezed, est.padding_ = self._data.squeezed, self._plan.padding
         trainer = est._trainer(
-            est.model, est._loss, est.optimizer, self._spec, est.device, self._replicas
-        )
+            est.model, est._loss, est.optimizer, self._spec, est.device, self._replicas,
+            est._precision,
+        )  # fmt: skip
         if self._validation is not None and self._validation.carried:
             trainer.ends = {}
         bar = Progress(epochs * len(self._plan), shown=est.progress and self._replicas.first)
-        with trainer, in_mode(est.model, training=True), bar as progress:
-            for _ in range(epochs):
-                self._run_epoch(trainer, progress)
+        est.stop_reason_ = None
+        run = Run(est, self._data, self._validation, epochs=epochs, steps=len(self._plan))
+        with trainer, in_mode(est.model, training=True), bar as progress, _calling(run):
+            while run.epoch < run.epochs and run.stopped is None:
+                self._run_epoch(run, trainer, progress)
+        est.stop_reason_ = run.stopped
 
     def _agree(self, epochs: int) -> None:
         """Make sure that all ranks are about to make the same steps."""
@@ -99,8 +104,11 @@ class Fit:
         if self._validation is not None:
             apart = self._validation.data
             shape += f", {apart.steps} and {apart.count} apart"
+        callbacks = [type(callback).__name__ for callback in est.callbacks]
         self._replicas.comm.agree(
-            "the run", f"{shape}\n{len(self._plan)} chunks\n{epochs} epochs\n{est.spec}"
+            "the run",
+            f"{shape}\n{len(self._plan)} chunks\n{epochs} epochs\n{est.spec}\namp {est.amp}\n"
+            f"callbacks {callbacks}",
         )
         if est._drawn_seed is None:
             est._drawn_seed = int(torch.randint(2**62, ()).item())
@@ -117,32 +125,38 @@ class Fit:
             if self._validation is not None:
                 self._validation.data.scaled(*scaling)
 
-    def _run_epoch(self, trainer: Trainer, progress: Progress) -> None:
+    def _run_epoch(self, run: Run, trainer: Trainer, progress: Progress) -> None:
         est, plan = self._est, self._plan
-        number = len(est.history_) + 1
+        run.begin_epoch()
         assert est._drawn_seed is not None
         # Seeded by epoch, so that an epoch is the same whether or not the run was interrupted.
-        seed = est._drawn_seed + number
+        seed = est._drawn_seed + run.epoch
         order = None
         if self._spec.shuffle:
             generator = torch.Generator().manual_seed(seed)
             order = torch.randperm(plan.blocks, generator=generator).tolist()
-        progress.epoch(number)
+        progress.epoch(run.epoch)
         begin = time.perf_counter()
+        losses = trainer.new_losses(f"epoch {run.epoch}")
         with self._seeded(seed):
-            loss = trainer.run(self._data, plan.chunks(order), f"epoch {number}", progress)
+            trainer.run(
+                self._data, plan.chunks(order), losses, progress, run.asks, run.after_step
+            )  # fmt: skip
+        if run.index < run.steps:
+            return  # it was stopped
         seconds = time.perf_counter() - begin
-        row = {
-            "epoch": number,
-            "loss": loss,
+        run.row = {
+            "epoch": run.epoch,
+            "loss": losses.mean,
             "lr": float(est.optimizer.param_groups[0]["lr"]),
             "steps": len(plan),
             "seconds": seconds,
             "steps_per_second": len(plan) / seconds if len(plan) else 0.0,
         }
         if self._validation is not None:
-            row["validation_loss"] = self._validate(trainer)
-        est.history_.append(row)
+            run.row["validation_loss"] = self._validate(trainer)
+        est.history_.append(run.row)
+        run.end_epoch()
 
     def _validate(self, trainer: Trainer) -> float:
         est, validation = self._est, self._validation
@@ -163,6 +177,19 @@ class Fit:
         with torch.random.fork_rng():
             torch.manual_seed((seed * 1_000_003 + self._replicas.comm.rank) % 2**63)
             yield
+
+
+@contextlib.contextmanager
+def _calling(run: Run) -> Iterator[None]:
+    """Tell callbacks when training begins and ends."""
+    try:
+        run.call("on_fit_begin")
+        yield
+    except BaseException as error:
+        run.error = error
+        raise
+    finally:
+        run.call("on_fit_end")
 
 
 def _other(est: Estimator, validation: Any) -> Sequences:

@@ -28,6 +28,8 @@ class Spec:
         Scale all gradients down together so that their 2-norm is at most this.
     clip_value
         Limit every gradient's elements to ± this; done before `clip_norm`.
+    accumulate
+        Chunks whose gradients are averaged, over all their samples, for one step of the optimizer.
     shard
         What ranks split among them: ``"sequences"``, or ``"time"`` for few long series (every
         rank then starts its part of the series with a fresh state).
@@ -61,6 +63,7 @@ class Spec:
     shuffle: bool = False
     clip_norm: float | None = None
     clip_value: float | None = None
+    accumulate: int = 1
     shard: str = "sequences"
     fold: int = 1
     nan: str = "raise"
@@ -68,7 +71,7 @@ class Spec:
     scale_y: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batchsize", "seqsize", "fold"):
+        for name in ("epochs", "batchsize", "seqsize", "accumulate", "fold"):
             check_count(f"spec.{name}", getattr(self, name))
         for name in ("clip_norm", "clip_value"):
             limit = getattr(self, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -16,12 +17,15 @@ from .distributed import Bucketizer
 from .errors import NonFiniteError
 from .flat import FlatOptimizer
 from .parallel import Replicas
+from .precision import Precision
 from .progress import Progress
 from .spec import Spec
 from .stateful import Stateful
 from .tree import Tree, tree_map
 
-__all__ = ["LossMean", "Trainer", "chunk_loss", "chunk_weight", "to_device"]
+__all__ = ["LossMean", "Trainer", "chunk_loss", "chunk_weight", "evaluate", "to_device"]
+
+AfterStep = Callable[[float, bool], bool]
 
 # On a GPU a look at the loss waits for the device: done once per this many steps.
 _LOSSES_IN_FLIGHT = 16
@@ -80,8 +84,7 @@ class LossMean:
         self._where = where
         self._in_flight = in_flight
         self._waiting: list[tuple[Chunk, Tensor, float]] = []
-        self._sum = 0.0
-        self._weight = 0.0
+        self.sums = (0.0, 0.0)  # of weighted losses, of weights
         self.last = math.nan
 
     def add(self, chunk: Chunk, loss: Tensor, weight: float) -> None:
@@ -91,15 +94,16 @@ class LossMean:
             return
         self._waiting.append((chunk, loss.detach(), weight))
         if len(self._waiting) >= self._in_flight:
-            self._look()
+            self.look()
 
     def add_value(self, loss: float, weight: float) -> None:
         """Take a loss that is known to be finite."""
-        self._sum += loss * weight
-        self._weight += weight
+        total, weights = self.sums
+        self.sums = total + loss * weight, weights + weight
         self.last = loss
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Look at what has not been looked at."""
         for chunk, loss, weight in self._waiting:
             self.add_value(self.check(chunk, loss.item()), weight)
         self._waiting.clear()
@@ -117,8 +121,9 @@ class LossMean:
     @property
     def mean(self) -> float:
         """The mean over all chunks so far."""
-        self._look()
-        return self._sum / self._weight if self._weight else math.nan
+        self.look()
+        total, weights = self.sums
+        return total / weights if weights else math.nan
 
 
 class Trainer:
@@ -132,9 +137,13 @@ class Trainer:
         Where the model is.
     replicas
         The ranks to average over.
+    precision
+        In what the forward pass computes.
 
     Attributes
     ----------
+    stateful
+        The model with the state that goes on from chunk to chunk.
     ends
         If it is a dict: where each block's last state goes.
     """
@@ -147,8 +156,9 @@ class Trainer:
         spec: Spec,
         device: torch.device,
         replicas: Replicas,
+        precision: Precision,
     ) -> None:
-        self._stateful = Stateful(model)
+        self.stateful = Stateful(model)
         self._loss = loss
         self._optimizer = optimizer
         params = (p for p in model.parameters() if p.requires_grad)
@@ -158,12 +168,19 @@ class Trainer:
         self._on_cpu = device.type == "cpu"
         self._replicas = replicas
         self._model = model
+        self._precision = precision
+        self._accumulates = spec.accumulate > 1
+        self._held = 0  # chunks whose gradients wait for others',
+        self._held_weight = 0.0  # weight,
+        self._held_loss = 0.0  # and weighted losses
         self._buckets: Bucketizer | None = None
         self.ends: dict[int, Tree] | None = None
+        self._attention: Callable[[], bool] = bool  # false
 
     def __enter__(self) -> Trainer:
         if not self._replicas.alone:
-            self._buckets = Bucketizer(self._model, self._replicas.comm)
+            nonfinite = "skip" if self._precision.scales else "raise"
+            self._buckets = Bucketizer(self._model, self._replicas.comm, nonfinite=nonfinite)
             self._replicas.sync(self._optimizer)
         self._flat.__enter__()
         return self
@@ -180,53 +197,124 @@ class Trainer:
             self._buckets = None
 
     def run(
-        self, data: Sequences, chunks: Iterable[Chunk], where: str, progress: Progress
-    ) -> float:
-        """Train on `chunks` and return the mean loss; `where` names the epoch in errors."""
-        waits = not self._on_cpu and self._replicas.alone
-        losses = LossMean(where, _LOSSES_IN_FLIGHT if waits else 1)
+        self,
+        data: Sequences,
+        chunks: Iterable[Chunk],
+        losses: LossMean,
+        progress: Progress,
+        asks: Callable[[], bool],
+        after_step: AfterStep,
+    ) -> None:
+        """Train on `chunks`; their losses go to `losses`.
+
+        After each step of the optimizer ``after_step(loss, attention)`` is called, which returns
+        whether to end here; `attention`: whether ``asks()`` was true on a rank, which then has
+        something that all must agree upon.
+        """
+        self._attention = asks
         for chunk, batch in data.batches(chunks):
             if chunk.index == 0:
-                self._stateful.reset_state()
-            self._step(chunk, batch, losses)
+                self.stateful.reset_state()
+            attention = self._step(chunk, batch, losses)
             if self.ends is not None and chunk.t1 == data.steps:
-                self.ends[chunk.block] = self._stateful.get_state()
+                self.ends[chunk.block] = self.stateful.get_state()
             progress.step(losses.last)
-        return losses.mean
+            if not self._held and after_step(losses.last, attention):
+                return
+        if self._held:
+            attention = self._release(losses)
+            after_step(losses.last, attention)
 
-    def _step(self, chunk: Chunk, batch: Batch | None, losses: LossMean) -> None:
+    def new_losses(self, where: str) -> LossMean:
+        """Return what an epoch's losses go to; `where` names the epoch in errors."""
+        waits = not self._on_cpu and self._replicas.alone
+        return LossMean(where, _LOSSES_IN_FLIGHT if waits else 1)
+
+    def _step(self, chunk: Chunk, batch: Batch | None, losses: LossMean) -> bool:
+        """Train on a chunk; return whether a rank asks for attention."""
+        if self._accumulates:
+            return self._hold(chunk, batch, losses)
         self._flat.zero_grad()
         weight = chunk_weight(chunk, batch)
-        loss = None
-        if batch is not None:
-            if not self._on_cpu:
-                batch = to_device(batch, self._device)
-            loss = chunk_loss(self._loss, self._stateful, batch)
-            self._stateful.detach()
+        loss = self._forward(batch) if batch is not None else None
         if not weight:
             loss = None  # nothing in it counts
         if self._buckets is not None:
             value = 0.0 if loss is None else losses.check(chunk, loss.item())
-            self._buckets.start(weight, value)
+            self._buckets.start(weight, value, attention=self._attention())
         if loss is not None:
-            _backward(loss)
+            _backward(self._precision.scaled(loss))
         if self._buckets is not None:
-            averaged = self._buckets.wait()
-            if averaged.weight:
-                losses.add_value(averaged.value, averaged.weight)
-                self._update()
-        elif loss is not None:
+            return self._average(losses)
+        if loss is not None:
             losses.add(chunk, loss, weight)
             self._update()
+        return self._attention()
+
+    def _forward(self, batch: Batch) -> Tensor:
+        if not self._on_cpu:
+            batch = to_device(batch, self._device)
+        with self._precision.forward:
+            loss = chunk_loss(self._loss, self.stateful, batch)
+        self.stateful.detach()
+        return loss
+
+    def _average(self, losses: LossMean) -> bool:
+        assert self._buckets is not None
+        averaged = self._buckets.wait()
+        if averaged.weight:
+            losses.add_value(averaged.value, averaged.weight)
+            self._update()
+        return averaged.attention
+
+    def _hold(self, chunk: Chunk, batch: Batch | None, losses: LossMean) -> bool:
+        """Add a chunk's gradients to those that wait; make a step when there are enough."""
+        if not self._held:
+            self._flat.zero_grad()
+        weight = chunk_weight(chunk, batch)
+        if batch is not None:
+            loss = self._forward(batch)
+            if weight:
+                value = losses.check(chunk, loss.item())
+                with contextlib.nullcontext() if self._buckets is None else self._buckets.no_sync():
+                    _backward(self._precision.scaled(loss * weight))
+                self._held_weight += weight
+                self._held_loss += weight * value
+        self._held += 1
+        return self._release(losses) if self._held == self._spec.accumulate else False
+
+    def _release(self, losses: LossMean) -> bool:
+        """Make a step by the mean of the gradients that wait, over all their samples."""
+        weight, value = self._held_weight, self._held_loss
+        self._held, self._held_weight, self._held_loss = 0, 0.0, 0.0
+        if weight:
+            value /= weight
+            grads = [p.grad for p in self._model.parameters() if p.grad is not None]
+            with torch.no_grad():
+                torch._foreach_mul_(grads, 1 / weight)
+        if self._buckets is not None:
+            self._buckets.start(weight, value, attention=self._attention())
+            return self._average(losses)
+        if weight:
+            losses.add_value(value, weight)
+            self._update()
+        return self._attention()
 
     def _update(self) -> None:
         spec = self._spec
         self._flat.gather()
+        self._precision.unscale(self._optimizer)
         if spec.clip_value is not None:
             nn.utils.clip_grad_value_(self._flat.gathered(), spec.clip_value)
         if spec.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self._flat.gathered(), spec.clip_norm)
-        self._flat.step()
+            params = self._flat.gathered()
+            norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
+            if not self._precision.scales or bool(norm.isfinite()):
+                nn.utils.clip_grads_with_norm_(params, spec.clip_norm, norm)
+        if self._precision.scales:
+            self._precision.step(self._optimizer)
+        else:
+            self._flat.step()
 
 
 def evaluate(

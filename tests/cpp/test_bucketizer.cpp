@@ -129,6 +129,20 @@ TEST(a_rank_without_weight_only_listens) {
   });
 }
 
+TEST(a_rank_that_asks_for_attention_is_heard_by_all_in_that_step) {
+  run_team(3, [&](NodeCommunicator& comm) {
+    Bucketizer buckets = make(borrowed(comm), 2000, true);
+    const Gradients mine(comm.rank(), 0);
+    for (const int step : {0, 1, 2}) {
+      buckets.start(comm.rank() == 2 ? 0 : 1, 0, step == 1 && comm.rank() == 2);
+      for (std::size_t p = 0; p < numels.size(); ++p) buckets.ready(static_cast<std::int64_t>(p), mine.at(p));
+      const Bucketizer::Result result = buckets.finish();
+      CHECK_EQ(result.attention, step == 1);
+      CHECK_EQ(result.nonfinite_rank, -1);
+    }
+  });
+}
+
 TEST(infinite_and_nan_gradients_are_told_to_all) {
   for (const float bad : {std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity(),
                           std::numeric_limits<float>::quiet_NaN()}) {

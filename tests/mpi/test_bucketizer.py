@@ -122,6 +122,18 @@ def test_weights_and_values(comm):
     assert_close(model, ranks_models(comm, small, inputs, weights))
 
 
+def test_attention_of_one_rank_reaches_all_in_the_same_step(comm):
+    model = nn.Linear(3, 2)
+    buckets = Bucketizer(model, comm)
+    heard = []
+    for step in range(3):
+        buckets.start(attention=step == 1 and comm.rank == comm.size - 1)
+        model(torch.ones(1, 3)).sum().backward()
+        heard.append(buckets.wait().attention)
+    assert heard == [False, True, False]
+    buckets.close()
+
+
 def test_a_step_in_which_no_rank_has_data(comm):
     model = made(small)
     buckets = Bucketizer(model, comm)

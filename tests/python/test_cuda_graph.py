@@ -24,6 +24,7 @@ from fastseq.cuda_graph import WARM_UP, Graphs, GraphTrainer, can_record, make_c
 from fastseq.data.chunks import ChunkPlan
 from fastseq.data.sequences import Sequences
 from fastseq.parallel import Replicas
+from fastseq.precision import Precision
 from fastseq.progress import Progress
 from fastseq.training import Trainer
 
@@ -151,17 +152,20 @@ def test_another_learning_rate_is_not_ignored(every_step):
         model = Sums().eval()
         optimizer = sgd(model.parameters())
         schedule = optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+
+        def after_step(loss, attention, schedule=schedule):
+            if every_step:
+                schedule.step()
+
         trainer = kind(
             model, fs.seqloss(mse_loss), optimizer, fs.Spec(**SPEC), torch.device("cpu"),
-            Replicas(fs.distributed.communicator(None)),
+            Replicas(fs.distributed.communicator(None)), Precision(None, torch.device("cpu")),
         )  # fmt: skip
         plan = ChunkPlan(steps=47, sequences=11, batchsize=4, seqsize=5)
         with trainer, Progress(0, shown=False) as progress:
             for epoch in range(3):
-                for chunk in plan.chunks():
-                    trainer.run(data, [chunk], f"epoch {epoch}", progress)
-                    if every_step:
-                        schedule.step()
+                losses = trainer.new_losses(f"epoch {epoch}")
+                trainer.run(data, plan.chunks(), losses, progress, bool, after_step)
                 schedule.step()
         if kind is TapeTrainer:
             assert TapeRecorder.count == 0 if every_step else TapeRecorder.count >= 3

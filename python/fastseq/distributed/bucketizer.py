@@ -32,6 +32,8 @@ class Averaged(NamedTuple):
     """The mean of the ranks' values."""
     finite: bool
     """Whether all gradients were finite."""
+    attention: bool
+    """Whether a rank asked for attention in `Bucketizer.start`."""
 
 
 class Bucketizer:
@@ -185,7 +187,7 @@ class Bucketizer:
                 self._params[i].grad = self._places[i]
         self._gathered = gathered
 
-    def start(self, weight: float = 1.0, value: float = 0.0) -> None:
+    def start(self, weight: float = 1.0, value: float = 0.0, *, attention: bool = False) -> None:
         """Begin a step, before backward. Without it, the first gradient begins one, of weight 1.
 
         Parameters
@@ -195,13 +197,16 @@ class Bucketizer:
             are not looked at.
         value
             A number to average by the same weights: the loss, say.
+        attention
+            What all ranks learn at the end of the step if one of them says so here: that it has
+            something to agree upon, such as an end.
 
         Raises
         ------
         RuntimeError
             A step is under way.
         """
-        self._native.start(weight, value)
+        self._native.start(weight, value, attention)
         self._in_use = self._comm.reserved("a Bucketizer's step")
         self._in_use.__enter__()
 
@@ -226,7 +231,7 @@ class Bucketizer:
                 except BaseException:
                     self._native.abandon()
                     raise
-            weight, value, nonfinite_rank, unused = self._native.finish()
+            weight, value, nonfinite_rank, unused, attention = self._native.finish()
         finally:
             self._release()
         for p, place in zip(self._params, self._places, strict=True):
@@ -243,7 +248,7 @@ class Bucketizer:
         if unused and self._unused == "error":
             names = ", ".join(self._names[i] for i in unused)
             raise RuntimeError(f"these parameters got no gradient on any rank: {names}")
-        return Averaged(weight, value, nonfinite_rank < 0)
+        return Averaged(weight, value, nonfinite_rank < 0, attention)
 
     def _has_gradients(self) -> bool:
         return not self._closed and any(p.grad is not None for p in self._params)

@@ -76,14 +76,14 @@ class DeviceExchange:
             self._flats.append(flat)
         self.started = False
 
-    def start(self, weight: float, value: float) -> None:
+    def start(self, weight: float, value: float, attention: bool = False) -> None:
         """Begin a step; see `Bucketizer.start`."""
         if self.started:
             raise RuntimeError("a step is under way already: call wait() first")
         self.started = True
-        self._weight, self._value = weight, value
+        self._weight, self._value, self._attention = weight, value, attention
 
-    def finish(self) -> tuple[float, float, int, list[int]]:
+    def finish(self) -> tuple[float, float, int, list[int], bool]:
         """Average; return what the native bucketizer's ``finish`` does."""
         if not self.started:
             raise RuntimeError(
@@ -99,20 +99,21 @@ class DeviceExchange:
                 grads = [g for i in given if (g := self._params[i].grad) is not None]
                 torch._foreach_copy_([self.places[i] for i in given], grads)
             finite = all(bool(flat.isfinite().all()) for flat in self._flats)
-            facts = torch.zeros(2 + size + len(self._params), dtype=torch.float64)
+            facts = torch.zeros(3 + size + len(self._params), dtype=torch.float64)
             facts[0], facts[1] = weight, weight * self._value if weight else 0.0
-            facts[2 + self._comm.rank] = float(not finite)
+            facts[2] = float(self._attention)
+            facts[3 + self._comm.rank] = float(not finite)
             for i in given:
-                facts[2 + size + i] = 1
+                facts[3 + size + i] = 1
             self._comm.allreduce_(facts, "sum")
             total = float(facts[0])
             for flat in self._flats:
                 flat.mul_(weight / total if total else 0.0)
                 self._group.allreduce([flat]).wait()
-        bad = facts[2 : 2 + size].nonzero().flatten().tolist()
-        unused = (facts[2 + size :] == 0).nonzero().flatten().tolist()
+        bad = facts[3 : 3 + size].nonzero().flatten().tolist()
+        unused = (facts[3 + size :] == 0).nonzero().flatten().tolist()
         mean = float(facts[1]) / total if total else 0.0
-        return total, mean, bad[0] if bad else -1, unused
+        return total, mean, bad[0] if bad else -1, unused, bool(facts[2])
 
     def abandon(self) -> None:
         """End a step: nothing has been exchanged before `finish`."""

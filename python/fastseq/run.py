@@ -1,0 +1,244 @@
+"""One call of `fit`, as callbacks see it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .callbacks.protocol import Callback
+from .parallel import Replicas
+
+if TYPE_CHECKING:
+    from torch import nn, optim
+
+    from .data.sequences import Sequences
+    from .data.validation import Validation
+    from .estimator import Estimator
+    from .history import History
+
+__all__ = ["Run", "check_callbacks"]
+
+HOOKS = ("on_fit_begin", "on_epoch_begin", "on_batch_end", "on_epoch_end", "on_fit_end")
+
+
+class Run:
+    """One call of `Estimator.fit`.
+
+    Attributes
+    ----------
+    estimator, data, validation
+        What is fitted, on what.
+    epoch
+        The number of the epoch, from 1, over all calls of `fit`.
+    epochs
+        The number of this call's last epoch.
+    index, steps
+        Chunks of the epoch that are done, and that there are.
+    step
+        Chunks that are done over all calls of `fit`.
+    loss
+        Of the last chunk, on all ranks.
+    row
+        The epoch's line in the history, complete in ``on_epoch_end``.
+    stopped
+        Why `fit` ends before its last epoch; None: it does not.
+    error
+        What `fit` failed with, in ``on_fit_end``.
+    requests
+        What `request` asked for, on any rank: for the callbacks of this step, or epoch.
+    """
+
+    def __init__(
+        self,
+        estimator: Estimator,
+        data: Sequences,
+        validation: Validation | None,
+        *,
+        epochs: int,
+        steps: int,
+    ) -> None:
+        self.estimator = estimator
+        self.data = data
+        self.validation = validation
+        self.epoch = len(estimator.history_)
+        self.epochs = self.epoch + epochs
+        self.index = 0
+        self.steps = steps
+        self.step = sum(row["steps"] for row in estimator.history_)
+        self.loss = math.nan
+        self.row: dict[str, Any] = {}
+        self.stopped: str | None = None
+        self.error: BaseException | None = None
+        self.requests: frozenset[str] = frozenset()
+        self._wishes: set[str] = set()
+        self._reason = ""
+        self._replicas: Replicas = estimator._replicas
+        self._begin = time.monotonic()
+        self._begun: list[Any] = []  # callbacks whose on_fit_begin was called
+        self._callbacks = list(estimator.callbacks)
+        self._chunks_per_step = estimator.spec.accumulate
+        self._every_step = _hooks(self._callbacks, "on_batch_end")
+
+    @property
+    def model(self) -> nn.Module:
+        """The model."""
+        return self.estimator.model
+
+    @property
+    def optimizer(self) -> optim.Optimizer:
+        """The optimizer."""
+        return self.estimator.optimizer
+
+    @property
+    def history(self) -> History:
+        """The epochs that are done, this one's line last in ``on_epoch_end``."""
+        return self.estimator.history_
+
+    @property
+    def rank(self) -> int:
+        """Number of this process among those that work together."""
+        return self._replicas.comm.rank
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0, from which files and logs come."""
+        return self._replicas.first
+
+    @property
+    def seconds(self) -> float:
+        """How long `fit` has been running."""
+        return time.monotonic() - self._begin
+
+    def same(self, value: float) -> float:
+        """Return rank 0's number on all ranks, which must all ask, at the end of an epoch."""
+        if self._replicas.alone:
+            return value
+        number = torch.tensor(value, dtype=torch.float64)
+        return float(self._replicas.comm.broadcast_(number))
+
+    def stop(self, reason: str) -> None:
+        """End `fit`: after this epoch's callbacks, or, from ``on_batch_end``, after the next step.
+
+        One rank's wish is enough, and ends all of them at the same step. An epoch that ends in the
+        middle is not in the history.
+        """
+        self._reason = self._reason or reason
+        self._wishes.add("stop")
+
+    def request(self, name: str) -> None:
+        """Ask for something that all ranks must do at the same step: it comes in `requests`."""
+        if name not in _REQUESTS:
+            raise ValueError(f"a request must be one of {_REQUESTS}, got {name!r}")
+        self._wishes.add(name)
+
+    def asks(self) -> bool:
+        """Whether this rank has something that all must agree upon."""
+        return bool(self._wishes)
+
+    def agree(self) -> None:
+        """Make the ranks' wishes those of all: all ranks must call it."""
+        wishes, self._wishes = self._wishes, set()
+        reason, self._reason = self._reason, ""
+        if not self._replicas.alone:
+            comm = self._replicas.comm
+            mine = torch.zeros(comm.size, len(_REQUESTS), dtype=torch.float64)
+            mine[comm.rank] = torch.tensor([float(name in wishes) for name in _REQUESTS])
+            ranks = comm.allreduce_(mine, "sum")
+            wishes = {
+                name for name, any_ in zip(_REQUESTS, ranks.any(0).tolist(), strict=True) if any_
+            }
+            if "stop" in wishes:
+                root = int(ranks[:, 0].nonzero()[0])
+                reason = comm.broadcast_bytes(reason.encode(), root).decode()
+        if "stop" in wishes and self.stopped is None:
+            self.stopped = reason
+        self.requests |= wishes - {"stop"}
+
+    def call(self, hook: str) -> None:
+        """Call one of the protocol's methods of all callbacks that have it."""
+        if hook == "on_fit_begin":
+            for callback in self._callbacks:
+                self._begun.append(callback)
+                for function in _hooks([callback], hook):
+                    function(self)
+            return
+        callbacks = self._callbacks
+        if hook == "on_fit_end":
+            callbacks, self._begun = self._begun[::-1], []
+        for function in _hooks(callbacks, hook):
+            function(self)
+
+    def begin_epoch(self) -> None:
+        """Go on to the next epoch."""
+        self.epoch += 1
+        self.index = 0
+        self.row = {}
+        self.call("on_epoch_begin")
+
+    def after_step(self, loss: float, attention: bool) -> bool:
+        """Count a step, call the callbacks that want to know, and return whether to stop now."""
+        done = min(self._chunks_per_step, self.steps - self.index)
+        self.index += done
+        self.step += done
+        if attention:
+            self.agree()
+        if self._every_step:
+            self.loss = loss
+            for function in self._every_step:
+                function(self)
+            self.requests = frozenset()
+        return self.stopped is not None
+
+    def end_epoch(self) -> None:
+        """Call the callbacks about an epoch that is complete."""
+        if not self._callbacks:
+            return
+        self.agree()
+        self.call("on_epoch_end")
+        self.requests = frozenset()
+        self.agree()
+
+
+_REQUESTS = ("stop", "checkpoint")
+
+
+def _hooks(callbacks: Iterable[Any], name: str) -> list[Callable[[Run], None]]:
+    """Return the methods of that name which do something."""
+    found = []
+    for callback in callbacks:
+        if not _is_callback(callback):
+            if name == "on_epoch_end":
+                found.append(callback)
+        elif getattr(type(callback), name, None) is not getattr(Callback, name):
+            hook = getattr(callback, name, None)
+            if hook is not None:
+                found.append(hook)
+    return found
+
+
+def _is_callback(callback: Any) -> bool:
+    return any(hasattr(callback, name) for name in HOOKS)
+
+
+def check_callbacks(callbacks: Any) -> list[Any]:
+    """Return callbacks as a list.
+
+    Raises
+    ------
+    TypeError
+        One has none of the protocol's methods, and is no function either.
+    """
+    if isinstance(callbacks, Callback) or not isinstance(callbacks, Iterable):
+        raise TypeError(f"callbacks must be a list of callbacks, got {callbacks!r}: put it in [ ]")
+    found = list(callbacks)
+    for callback in found:
+        if isinstance(callback, type) or not (_is_callback(callback) or callable(callback)):
+            raise TypeError(
+                "callbacks must be functions or objects with methods such as on_epoch_end, got "
+                f"{callback!r}"
+            )
+    return found

@@ -1,0 +1,85 @@
+"""Mixed precision beside plain PyTorch loops."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import mse_loss
+
+import fastseq as fs
+
+X = torch.randn(40, 6, 4, generator=torch.Generator().manual_seed(0))
+Y = X.mean(2, keepdim=True)
+
+
+def new_model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1))
+
+
+def fitted(amp, loss=mse_loss, **spec):
+    est = fs.Estimator(
+        new_model(), fs.seqloss(loss), lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+        {"epochs": 3, "batchsize": 6, "seqsize": 10, "clip_norm": 0.5} | spec,
+        amp=amp, progress=False, comm=None,
+    )  # fmt: skip
+    return est.fit(X, Y)
+
+
+@pytest.mark.parametrize(("amp", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_steps_are_those_of_autocast_and_scaler(amp, dtype):
+    est = fitted(amp)
+    model = new_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    scaler = torch.amp.GradScaler("cpu", enabled=amp == "fp16")
+    for _ in range(3):
+        for t in range(0, 40, 10):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", dtype):
+                loss = mse_loss(model(X[t : t + 10]), Y[t : t + 10])
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+            scaler.step(optimizer)
+            scaler.update()
+    exact = fitted(None).model
+    for a, b, c in zip(est.model.parameters(), model.parameters(), exact.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        assert a.dtype == torch.float32
+        assert not torch.equal(a, c)
+        torch.testing.assert_close(a, c, rtol=0.1, atol=0.02)
+
+
+def test_a_step_whose_gradients_overflow_is_left_out_and_the_scale_falls():
+    huge = 2.0**14
+
+    def loss(y, target, reduction="mean"):
+        return huge * mse_loss(y, target, reduction=reduction)
+
+    est = fitted("fp16", loss, epochs=1, seqsize=40)
+    start = new_model()
+    for a, b in zip(est.model.parameters(), start.parameters(), strict=True):
+        assert torch.equal(a, b)  # 2^14 · 2^16 is more than fp16 can hold
+    assert est._precision.state_dict()["scale"] == 2.0**15
+    est.fit(X, Y, epochs=20)
+    assert est.history_[-1]["loss"] < est.history_[0]["loss"]
+
+
+def test_recurrent_layers_and_predictions():
+    torch.manual_seed(0)
+    model = fs.nn.Chain(fs.nn.LSTM(4, 8), nn.Linear(8, 1))
+    est = fs.Estimator(
+        model, fs.seqloss(mse_loss), lambda p: torch.optim.AdamW(p, lr=1e-2),
+        {"epochs": 5, "batchsize": 3, "seqsize": 10}, amp="bf16", progress=False, comm=None,
+    )  # fmt: skip
+    est.fit(X, Y)
+    assert est.history_[-1]["loss"] < est.history_[0]["loss"]
+    with torch.no_grad():
+        expected, _ = model(X)
+    assert torch.equal(torch.from_numpy(est.predict(X)), expected)  # in full precision
+
+
+def test_what_is_unknown_is_refused():
+    with pytest.raises(ValueError, match='amp must be None, "bf16" or "fp16", got \'int8\''):
+        fitted("int8")
