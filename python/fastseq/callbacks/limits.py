@@ -1,0 +1,136 @@
+"""When to stop: values, counts and times that are set beforehand."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from typing import TYPE_CHECKING, ClassVar
+
+from .monitor import check_positive
+from .stopping import Criterion
+
+if TYPE_CHECKING:
+    from ..run import Run
+
+__all__ = ["InvalidValue", "NumberLimit", "Threshold", "TimeLimit"]
+
+
+class Threshold(Criterion):
+    """Stop when the loss is below a value.
+
+    Parameters
+    ----------
+    value
+        Which; with ``mode="max"``, it stops above it.
+    monitor, mode
+        What is watched; see `Criterion`.
+
+    Examples
+    --------
+    >>> import fastseq as fs
+    >>> good_enough = fs.callbacks.Threshold(0.95, monitor="validation_r2", mode="max")
+    """
+
+    def __init__(self, value: float, *, monitor: str | None = None, mode: str = "min") -> None:
+        super().__init__(monitor=monitor, mode=mode)
+        if not isinstance(value, int | float) or math.isnan(value):
+            raise TypeError(f"value must be a number, got {value!r}")
+        self.value = value
+
+    def update(self, run: Run) -> str | None:
+        """Take in an epoch."""
+        if not self._monitor.cost(run) < self._monitor.sign * self.value:
+            return None
+        side = "below" if self._monitor.sign > 0 else "above"
+        return f"{self._monitor.name(run.row)} is {side} {self.value:.6g}"
+
+
+class InvalidValue(Criterion):
+    """Stop when the watched number is NaN or infinite.
+
+    A training loss that is not finite ends `fit` with an error anyway, at the step where it
+    appears; this one is for the validation's, and for metrics.
+
+    Parameters
+    ----------
+    monitor
+        What is watched; see `Criterion`.
+
+    Examples
+    --------
+    >>> import fastseq as fs
+    >>> criterion = fs.callbacks.InvalidValue()
+    """
+
+    def __init__(self, *, monitor: str | None = None) -> None:
+        super().__init__(monitor=monitor)
+
+    def update(self, run: Run) -> str | None:
+        """Take in an epoch."""
+        value = self._monitor.value(run)
+        return None if math.isfinite(value) else f"{self._monitor.name(run.row)} is {value}"
+
+
+class NumberLimit(Criterion):
+    """Stop after `n` epochs, over all calls of `fit`.
+
+    Parameters
+    ----------
+    n
+        So many.
+
+    Examples
+    --------
+    >>> import fastseq as fs
+    >>> criterion = fs.callbacks.NumberLimit(100)
+    """
+
+    _start: ClassVar = {"epochs": 0}
+
+    def __init__(self, n: int = 100) -> None:
+        super().__init__()
+        check_positive("n", n, integer=True)
+        self.n = n
+
+    def update(self, run: Run) -> str | None:
+        """Take in an epoch."""
+        self._seen["epochs"] += 1
+        return f"{self.n} epochs are done" if self._seen["epochs"] >= self.n else None
+
+
+class TimeLimit(Criterion):
+    """Stop when a call of `fit` has taken so long; one that is resumed goes on counting.
+
+    It looks at the clock after every step, and ends the epoch in which time is up there and then;
+    inside of `Warmup`, `AnyOf` and `AllOf`, at the ends of epochs.
+
+    Parameters
+    ----------
+    limit
+        Seconds, or a `datetime.timedelta`.
+
+    Examples
+    --------
+    >>> import fastseq as fs
+    >>> from datetime import timedelta
+    >>> half_an_hour = fs.callbacks.TimeLimit(timedelta(minutes=30))
+    """
+
+    def __init__(self, limit: float | datetime.timedelta) -> None:
+        super().__init__()
+        seconds = limit.total_seconds() if isinstance(limit, datetime.timedelta) else limit
+        check_positive("limit", seconds)
+        self.seconds = float(seconds)
+
+    def on_batch_end(self, run: Run) -> None:
+        """Stop if it is time, by any rank's clock."""
+        if run.seconds >= self.seconds:
+            run.stop(self._reason)
+
+    def update(self, run: Run) -> str | None:
+        """Take in an epoch; by rank 0's clock."""
+        return self._reason if run.same(run.seconds) >= self.seconds else None
+
+    @property
+    def _reason(self) -> str:
+        return f"the time limit of {self.seconds:g} seconds is reached"

@@ -1,0 +1,104 @@
+"""The history as a picture that is drawn anew while training goes on."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..extras import need
+from ..h5.opening import replacing
+from .monitor import check_positive
+from .protocol import Callback
+
+if TYPE_CHECKING:
+    from ..run import Run
+
+__all__ = ["LivePlot"]
+
+
+class LivePlot(Callback):
+    """Draw the history after each epoch; on rank 0. It needs matplotlib.
+
+    Parameters
+    ----------
+    path
+        A file that is rewritten each time; its ending tells the format. None: into the output of
+        the notebook's cell.
+    every
+        After every so many epochs, and after the last.
+
+    Raises
+    ------
+    MissingFeatureError
+        Before training: there is no matplotlib.
+    ValueError
+        Before training: `path` is None outside of notebooks, or of an unknown format.
+
+    Examples
+    --------
+    >>> import fastseq as fs
+    >>> plot = fs.callbacks.LivePlot("history.png", every=5)
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None = None, *, every: int = 1) -> None:
+        check_positive("every", every, integer=True)
+        self.path = None if path is None else Path(path)
+        self.every = every
+        self._drawn = 0
+        self._display: Any = None
+
+    def on_fit_begin(self, run: Run) -> None:
+        """See whether there is something to draw with, and to draw to."""
+        self._drawn, self._display = len(run.history), None
+        if not run.first:
+            return
+        figure = need("matplotlib.figure", "plot", "LivePlot").Figure()
+        if self.path is None and not _in_notebook():
+            raise ValueError("LivePlot() draws in notebooks, and this is none: give a file's name")
+        if self.path is not None:
+            if not self.path.parent.is_dir():
+                raise ValueError(f"LivePlot: there is no folder {str(self.path.parent)!r}")
+            if self.path.suffix[1:] not in figure.canvas.get_supported_filetypes():
+                raise ValueError(
+                    f"LivePlot cannot write {self.path.name!r}: its name must end in .png, .svg, "
+                    ".pdf or another of matplotlib's formats"
+                )
+
+    def on_epoch_end(self, run: Run) -> None:
+        """Draw."""
+        if run.epoch % self.every == 0:
+            self._draw(run)
+
+    def on_fit_end(self, run: Run) -> None:
+        """Draw the last epochs."""
+        if len(run.history) > self._drawn:
+            self._draw(run)
+
+    def _draw(self, run: Run) -> None:
+        self._drawn = len(run.history)
+        if not run.first:
+            return
+        figure: Any = run.history.plot().figure
+        if self.path is not None:
+            with replacing("LivePlot", self.path) as beside:
+                figure.savefig(beside, format=self.path.suffix[1:])
+            return
+        from IPython.display import Image, display
+
+        png = io.BytesIO()
+        figure.savefig(png, format="png")
+        picture = Image(png.getvalue())  # type: ignore[no-untyped-call]
+        if self._display is None:
+            self._display = display(picture, display_id=True)  # type: ignore[no-untyped-call]
+        else:
+            self._display.update(picture)
+
+
+def _in_notebook() -> bool:
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return False
+    return hasattr(get_ipython(), "kernel")

@@ -1,0 +1,73 @@
+"""A line per epoch."""
+
+from __future__ import annotations
+
+import logging
+import numbers
+from typing import TYPE_CHECKING
+
+from tqdm.auto import tqdm
+
+from .monitor import check_positive
+from .protocol import Callback
+
+if TYPE_CHECKING:
+    from ..run import Run
+
+__all__ = ["Log"]
+
+
+class Log(Callback):
+    """Tell each epoch's numbers, and why `fit` stopped early, in a line of text; on rank 0.
+
+    Parameters
+    ----------
+    every
+        After every so many epochs, and after the last.
+    logger
+        A `logging.Logger`, or its name: lines go there at level INFO. None: to standard output.
+
+    Examples
+    --------
+    >>> import fastseq as fs
+    >>> log = fs.callbacks.Log(10, logger="training")
+    """
+
+    def __init__(self, every: int = 1, *, logger: str | logging.Logger | None = None) -> None:
+        check_positive("every", every, integer=True)
+        if isinstance(logger, str):
+            logger = logging.getLogger(logger)
+        if logger is not None and not isinstance(logger, logging.Logger | logging.LoggerAdapter):
+            raise TypeError(f"logger must be a logging.Logger, its name or None, got {logger!r}")
+        self.every = every
+        # What writes between the lines of a progress bar.
+        self._tell = tqdm.write if logger is None else logger.info
+        self._untold = ""
+
+    def on_epoch_end(self, run: Run) -> None:
+        """Write a line."""
+        self._untold = _line(run)
+        if run.first and run.epoch % self.every == 0:
+            self._flush()
+
+    def on_fit_end(self, run: Run) -> None:
+        """Write the last line."""
+        if run.first:
+            self._flush()
+            if run.stopped is not None:
+                self._tell(f"stopped in epoch {run.epoch}: {run.stopped}")
+
+    def _flush(self) -> None:
+        if self._untold:
+            self._tell(self._untold)
+        self._untold = ""
+
+
+def _line(run: Run) -> str:
+    hidden = ("epoch", "steps", "seconds")
+    shown = [
+        f"{key} {float(value):.4g}"
+        for key, value in run.row.items()
+        if key not in hidden and isinstance(value, numbers.Real)
+    ]
+    return f"epoch {run.epoch} of {run.epochs}: {', '.join(shown)}"

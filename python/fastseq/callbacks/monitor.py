@@ -1,0 +1,80 @@
+"""Which number of an epoch a callback watches."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..run import Run
+
+__all__ = ["Monitor", "check_positive"]
+
+
+class Monitor:
+    """A number of each epoch's row of the history, made so that lower is better.
+
+    Parameters
+    ----------
+    key
+        Which one; None: ``"validation_loss"`` if there is one, else ``"loss"``.
+    mode
+        ``"min"``: lower is better; ``"max"``: higher is.
+
+    Raises
+    ------
+    TypeError
+        `key` is no string.
+    ValueError
+        `mode` is neither of the two.
+
+    Examples
+    --------
+    >>> Monitor(None, "min").name({"loss": 0.5, "validation_loss": 0.7})
+    'validation_loss'
+    """
+
+    def __init__(self, key: str | None, mode: str) -> None:
+        if key is not None and not isinstance(key, str):
+            raise TypeError(f"monitor must be the name of a number of the history, got {key!r}")
+        if mode not in ("min", "max"):
+            raise ValueError(f'mode must be "min" or "max", got {mode!r}')
+        self.key = key
+        self.sign = 1.0 if mode == "min" else -1.0
+
+    def check(self, run: Run) -> None:
+        """Raise `ValueError` if it is clear before training that the number will not be there."""
+        if self.key is not None and self.key.startswith("validation_") and run.validation is None:
+            raise ValueError(
+                f'monitor="{self.key}" needs validation data: pass validation=… to fit, or watch '
+                '"loss"'
+            )
+
+    def name(self, row: dict[str, Any]) -> str:
+        """Return which number of `row` it is."""
+        if self.key is None:
+            return "validation_loss" if "validation_loss" in row else "loss"
+        if self.key not in row:
+            raise ValueError(
+                f'monitor="{self.key}" is not in the history, which has {", ".join(row)}'
+            )
+        return self.key
+
+    def value(self, run: Run) -> float:
+        """Return this epoch's number."""
+        return float(run.row[self.name(run.row)])
+
+    def cost(self, run: Run) -> float:
+        """Return this epoch's number with the sign for which lower is better; NaN is the worst."""
+        value = self.value(run)
+        return math.inf if math.isnan(value) else self.sign * value
+
+
+def check_positive(name: str, value: Any, *, integer: bool = False) -> None:
+    """Raise unless `value` is a positive number."""
+    kind, what = (numbers.Integral, "an integer") if integer else (numbers.Real, "a number")
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise TypeError(f"{name} must be {what}, got {value!r}")
+    if not float(value) > 0:
+        raise ValueError(f"{name} must be positive, got {value}")

@@ -1,0 +1,225 @@
+"""Learning rates that change while training goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, optim
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from .monitor import Monitor, check_positive
+from .protocol import Callback
+
+if TYPE_CHECKING:
+    from ..run import Run
+
+__all__ = ["CycleLearningRate", "Schedule"]
+
+_CHANGED = ("lr", "momentum", "betas")  # what torch's schedulers set in a group of parameters
+
+
+class Schedule(Callback):
+    """Changes the learning rate as one of torch's schedulers says.
+
+    It goes on where it was when `fit` is called again with the same optimizer.
+
+    Parameters
+    ----------
+    scheduler
+        A callable that gets the optimizer and returns a scheduler; or a scheduler, made for the
+        estimator's optimizer.
+    per
+        When its ``step`` is called: at the end of every ``"epoch"``, or after every ``"step"`` of
+        the optimizer.
+    monitor
+        What `torch.optim.lr_scheduler.ReduceLROnPlateau` gets: the name of a number of the
+        history's rows; None: ``"validation_loss"`` if there is validation, else ``"loss"``.
+
+    Raises
+    ------
+    TypeError
+        `scheduler` is neither, or returns something else.
+    ValueError
+        `per` is unknown, or the scheduler is another optimizer's.
+
+    Examples
+    --------
+    >>> import fastseq as fs
+    >>> from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
+    >>> cosine = fs.callbacks.Schedule(lambda optimizer: CosineAnnealingLR(optimizer, T_max=50))
+    >>> plateau = fs.callbacks.Schedule(lambda optimizer: ReduceLROnPlateau(optimizer, patience=3))
+    """
+
+    def __init__(
+        self,
+        scheduler: LRScheduler | Callable[[optim.Optimizer], LRScheduler],
+        *,
+        per: str = "epoch",
+        monitor: str | None = None,
+    ) -> None:
+        if not (isinstance(scheduler, LRScheduler) or callable(scheduler)):
+            raise TypeError(
+                "scheduler must be one of torch.optim.lr_scheduler, or a callable that gets the "
+                f"optimizer and returns one, got {scheduler!r}"
+            )
+        if per not in ("epoch", "step"):
+            raise ValueError(f'per must be "epoch" or "step", got {per!r}')
+        self._make = None if isinstance(scheduler, LRScheduler) else scheduler
+        self._scheduler = scheduler if isinstance(scheduler, LRScheduler) else None
+        self._monitor = Monitor(monitor, "min")
+        self._state: dict[str, Any] | None = None  # what the scheduler is to go on from
+        self.per = per
+
+    def on_fit_begin(self, run: Run) -> None:
+        """Make the scheduler, unless it is there."""
+        self._monitor.check(run)
+        if self._make is not None and (
+            self._scheduler is None or self._scheduler.optimizer is not run.optimizer
+        ):
+            self._scheduler = _made(self._make, run.optimizer)
+        assert self._scheduler is not None
+        if self._scheduler.optimizer is not run.optimizer:
+            raise ValueError(
+                "the scheduler was made for another optimizer than the estimator's: pass a "
+                "callable that gets the optimizer and returns a scheduler"
+            )
+        if self.per == "step" and isinstance(self._scheduler, ReduceLROnPlateau):
+            raise ValueError('ReduceLROnPlateau looks at the losses of epochs: use per="epoch"')
+        if self._state is not None:
+            _go_on(self._scheduler, self._state)
+            self._state = None
+        # Torch warns if its `step` comes before the optimizer's, which a step without any sample,
+        # or with an overflow in fp16, leaves out.
+        run.optimizer._opt_called = True  # type: ignore[attr-defined]
+
+    def on_batch_end(self, run: Run) -> None:
+        """Make a step of the scheduler."""
+        if self.per == "step":
+            assert self._scheduler is not None
+            self._scheduler.step()
+
+    def on_epoch_end(self, run: Run) -> None:
+        """Make a step of the scheduler."""
+        if self.per == "step":
+            return
+        if isinstance(self._scheduler, ReduceLROnPlateau):
+            self._scheduler.step(self._monitor.value(run))
+        else:
+            assert self._scheduler is not None
+            self._scheduler.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the scheduler counts, and the rates it has set."""
+        if self._scheduler is None:
+            return self._state or {}
+        groups = self._scheduler.optimizer.param_groups
+        return {
+            "scheduler": _plain(self._scheduler.state_dict()),
+            "groups": [_plain({k: g[k] for k in _CHANGED if k in g}) for g in groups],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned; in the next call of `fit`, if need be."""
+        if self._scheduler is None:
+            self._state = state or None
+        elif state:
+            _go_on(self._scheduler, state)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out a scheduler that can be made again: a copy is for a copy of the optimizer."""
+        if self._make is None:
+            return vars(self)
+        return {**vars(self), "_scheduler": None, "_state": self.state_dict() or None}
+
+
+def _made(
+    make: Callable[[optim.Optimizer], LRScheduler], optimizer: optim.Optimizer
+) -> LRScheduler:
+    scheduler = make(optimizer)
+    if not isinstance(scheduler, LRScheduler):
+        raise TypeError(
+            "scheduler, called with the optimizer, must return one of torch.optim.lr_scheduler, "
+            f"got {type(scheduler).__name__}"
+        )
+    return scheduler
+
+
+def _go_on(scheduler: LRScheduler, state: dict[str, Any]) -> None:
+    """Load a state; also the rates, which making the scheduler has set to those of the start."""
+    scheduler.load_state_dict(dict(state["scheduler"]))
+    for group, saved in zip(scheduler.optimizer.param_groups, state["groups"], strict=True):
+        for name, value in saved.items():
+            _set(group, name, tuple(value) if isinstance(group[name], tuple) else value)
+
+
+def _set(group: dict[str, Any], name: str, value: Any) -> None:
+    """Set a number of a group; one in a tensor, in place, as CUDA graphs have its address."""
+    if isinstance(group[name], Tensor):
+        with torch.no_grad():
+            group[name].fill_(float(value))
+    else:
+        group[name] = value
+
+
+_NOT_PLAIN = object()
+
+
+def _plain(value: Any) -> Any:
+    """Return what a file can hold: numbers, strings, lists and dicts of them, without the rest.
+
+    The rest (functions, a table of milestones) is what a scheduler is made with, and not changed.
+    """
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return value.item()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        parts = {key: _plain(part) for key, part in value.items()}
+        return {key: part for key, part in parts.items() if part is not _NOT_PLAIN}
+    if isinstance(value, list | tuple):
+        elements = [_plain(part) for part in value]
+        return _NOT_PLAIN if any(part is _NOT_PLAIN for part in elements) else elements
+    return _NOT_PLAIN
+
+
+class CycleLearningRate(Callback):
+    """Lets the learning rate rise and fall in straight lines, from epoch to epoch.
+
+    Epoch 1 has `lower`, epoch ``1 + stepsize`` has `upper`, epoch ``1 + 2 * stepsize`` has `lower`
+    again: L. N. Smith, Cyclical Learning Rates for Training Neural Networks, WACV 2017.
+
+    Parameters
+    ----------
+    stepsize
+        Epochs of a rise, or of a fall.
+    lower, upper
+        The two learning rates.
+
+    Examples
+    --------
+    >>> import fastseq as fs
+    >>> cycle = fs.callbacks.CycleLearningRate(4, lower=1e-3, upper=5e-2)
+    >>> [round(cycle.rate(epoch), 5) for epoch in (1, 2, 5, 8, 9)]
+    [0.001, 0.01325, 0.05, 0.01325, 0.001]
+    """
+
+    def __init__(self, stepsize: int = 4, *, lower: float = 0.001, upper: float = 0.05) -> None:
+        check_positive("stepsize", stepsize, integer=True)
+        check_positive("lower", lower)
+        check_positive("upper", upper)
+        if not lower < upper:
+            raise ValueError(f"lower must be less than upper, got {lower} and {upper}")
+        self.stepsize, self.lower, self.upper = stepsize, lower, upper
+
+    def rate(self, epoch: int) -> float:
+        """Return the learning rate of an epoch, counted from 1."""
+        place = (epoch - 1) % (2 * self.stepsize)
+        height = min(place, 2 * self.stepsize - place) / self.stepsize
+        return self.lower + (self.upper - self.lower) * height
+
+    def on_epoch_begin(self, run: Run) -> None:
+        """Set it."""
+        for group in run.optimizer.param_groups:
+            _set(group, "lr", self.rate(run.epoch))

@@ -1,0 +1,133 @@
+"""Weights of some epochs, each in a file."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..h5.opening import replacing
+from .monitor import Monitor, check_positive
+from .protocol import Callback
+from .restoring import copied
+
+if TYPE_CHECKING:
+    from ..run import Run
+
+__all__ = ["Snapshots"]
+
+
+class Snapshots(Callback):
+    """Write the model's weights to numbered files: all, the last few, or the best few.
+
+    Rank 0 writes ``epoch-0001.safetensors`` and so on: parameters and buffers by name, and in its
+    metadata the epoch and the losses. Files are written beside and renamed. `Checkpoint` is what
+    a run can be resumed from.
+
+    Parameters
+    ----------
+    folder
+        Where; it is made if need be.
+    every
+        Write after every so many epochs.
+    last
+        Keep so many of the newest.
+    best
+        Keep so many of the best. Without `last` and `best`, all are kept.
+    monitor
+        Which number of the history's rows decides; None: ``"validation_loss"`` if there is
+        validation, else ``"loss"``.
+    mode
+        ``"min"``: lower is better; ``"max"``: higher is.
+
+    Attributes
+    ----------
+    paths
+        The files that there are now, by epoch.
+
+    Raises
+    ------
+    OSError
+        Before training: the folder cannot be written to.
+
+    Examples
+    --------
+    >>> import fastseq as fs, tempfile
+    >>> snapshots = fs.callbacks.Snapshots(tempfile.mkdtemp(), best=3)
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        every: int = 1,
+        last: int | None = None,
+        best: int | None = None,
+        monitor: str | None = None,
+        mode: str = "min",
+    ) -> None:
+        check_positive("every", every, integer=True)
+        for name, count in (("last", last), ("best", best)):
+            if count is not None:
+                check_positive(name, count, integer=True)
+        self.folder = Path(folder)
+        self.every, self.last, self.best = every, last, best
+        self._monitor = Monitor(monitor, mode)
+        self._costs: dict[int, float] = {}
+
+    def on_fit_begin(self, run: Run) -> None:
+        """Begin anew with a new estimator; see whether files can be written."""
+        self._monitor.check(run)
+        if run.step == 0:
+            self._costs = {}
+        if run.first:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+
+    def on_epoch_end(self, run: Run) -> None:
+        """Write a file, and remove those that are not to be kept."""
+        if run.epoch % self.every:
+            return
+        self._costs[run.epoch] = math.inf if self.best is None else self._monitor.cost(run)
+        if self.best is not None or self.last is not None:
+            newest = sorted(self._costs)[-self.last :] if self.last else []
+            # of equally good ones, the earlier
+            ranked = sorted(self._costs, key=lambda epoch: (self._costs[epoch], epoch))
+            kept = {*newest, *ranked[: self.best or 0]}
+        else:
+            kept = set(self._costs)
+        if run.first:
+            if run.epoch in kept:
+                _write(run, self._path(run.epoch))
+            for epoch in self._costs.keys() - kept - {run.epoch}:
+                self._path(epoch).unlink(missing_ok=True)
+        self._costs = {epoch: cost for epoch, cost in self._costs.items() if epoch in kept}
+
+    def _path(self, epoch: int) -> Path:
+        return self.folder / f"epoch-{epoch:04}.safetensors"
+
+    @property
+    def paths(self) -> dict[int, Path]:
+        """The files that there are now, by epoch."""
+        return {epoch: self._path(epoch) for epoch in sorted(self._costs)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return which files there are."""
+        return {"epochs": list(self._costs), "costs": list(self._costs.values())}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self._costs = dict(zip(state["epochs"], state["costs"], strict=True))
+
+
+def _write(run: Run, path: Path) -> None:
+    tensors = {name: a.cpu() for name, a in copied(run.model).items() if isinstance(a, Tensor)}
+    numbers = {key: str(value) for key, value in run.row.items()}
+    with replacing("Snapshots", path) as beside:
+        save_file(tensors, beside, metadata=numbers)

@@ -1,0 +1,244 @@
+"""When to stop: criteria that look at each epoch's losses.
+
+Those of MLJ's, which are Prechelt's: L. Prechelt, Early Stopping - But When?, in: Neural Networks:
+Tricks of the Trade, Springer 1998.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from .monitor import Monitor, check_positive
+from .protocol import Callback
+
+if TYPE_CHECKING:
+    from ..run import Run
+
+__all__ = ["GL", "PQ", "Criterion", "NumberSinceBest", "Patience"]
+
+
+class Criterion(Callback):
+    """Base of what ends `fit` early: `update` looks at an epoch and tells why to stop.
+
+    All criteria go on where they were when `fit` is called again, and begin anew with another
+    estimator. A NaN is worse than any number.
+
+    Parameters
+    ----------
+    monitor
+        Which number of the history's rows is watched; None: ``"validation_loss"`` if there is
+        validation, else ``"loss"``.
+    mode
+        ``"min"``: lower is better; ``"max"``: higher is.
+
+    Examples
+    --------
+    >>> class Even(Criterion):
+    ...     def update(self, run):
+    ...         return "the epoch is even" if run.epoch % 2 == 0 else None
+    """
+
+    _start: ClassVar[dict[str, Any]] = {}  # what `_seen` is before the first epoch
+
+    def __init__(self, *, monitor: str | None = None, mode: str = "min") -> None:
+        self._monitor = Monitor(monitor, mode)
+        self._seen: dict[str, Any] = copy.deepcopy(self._start)
+
+    def update(self, run: Run) -> str | None:
+        """Take in an epoch; return why to stop, or None to go on. On all ranks alike."""
+        raise NotImplementedError
+
+    def on_fit_begin(self, run: Run) -> None:
+        """Begin anew with a new estimator."""
+        self._monitor.check(run)
+        if run.step == 0:
+            self._seen = copy.deepcopy(self._start)
+
+    def on_epoch_end(self, run: Run) -> None:
+        """Stop if it is time."""
+        reason = self.update(run)
+        if reason:
+            run.stop(reason)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what it has seen."""
+        return copy.deepcopy(self._seen)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self._seen = copy.deepcopy(state)
+
+
+class NumberSinceBest(Criterion):
+    """Stop when the last `n` epochs were no better than the best one before them.
+
+    This is what Keras, skorch and Lightning call early stopping with patience `n`.
+
+    Parameters
+    ----------
+    n
+        So many epochs.
+    min_delta
+        Better means: by more than this.
+    monitor, mode
+        What is watched; see `Criterion`.
+
+    Examples
+    --------
+    >>> import fastseq as fs
+    >>> criterion = fs.callbacks.NumberSinceBest(5, monitor="loss")
+    """
+
+    _start: ClassVar = {"best": None, "since": 0}
+
+    def __init__(
+        self, n: int = 6, *, min_delta: float = 0.0, monitor: str | None = None, mode: str = "min"
+    ) -> None:
+        super().__init__(monitor=monitor, mode=mode)
+        check_positive("n", n, integer=True)
+        if not min_delta >= 0:
+            raise ValueError(f"min_delta must not be negative, got {min_delta!r}")
+        self.n = n
+        self.min_delta = min_delta
+
+    def update(self, run: Run) -> str | None:
+        """Take in an epoch."""
+        cost, seen = self._monitor.cost(run), self._seen
+        best = math.inf if seen["best"] is None else seen["best"]
+        if cost < best - self.min_delta:
+            seen.update(best=cost, since=0)
+        elif seen["best"] is None:
+            seen.update(best=cost)
+        else:
+            seen["since"] += 1
+        if seen["since"] < self.n:
+            return None
+        name, best = self._monitor.name(run.row), self._monitor.sign * seen["best"]
+        return f"{name} has not become better than {best:.6g} for {seen['since']} epochs"
+
+
+class Patience(Criterion):
+    """Stop when the loss has risen `n` times in a row (Prechelt's UP, MLJ's ``Patience``).
+
+    Parameters
+    ----------
+    n
+        So many times.
+    monitor, mode
+        What is watched; see `Criterion`. With ``mode="max"``, falls are counted.
+
+    Examples
+    --------
+    >>> import fastseq as fs
+    >>> criterion = fs.callbacks.Patience(3)
+    """
+
+    _start: ClassVar = {"last": None, "rises": 0}
+
+    def __init__(self, n: int = 5, *, monitor: str | None = None, mode: str = "min") -> None:
+        super().__init__(monitor=monitor, mode=mode)
+        check_positive("n", n, integer=True)
+        self.n = n
+
+    def update(self, run: Run) -> str | None:
+        """Take in an epoch."""
+        cost, seen = self._monitor.cost(run), self._seen
+        rose = seen["last"] is not None and cost > seen["last"]
+        seen.update(last=cost, rises=seen["rises"] + 1 if rose else 0)
+        if seen["rises"] < self.n:
+            return None
+        return f"{self._monitor.name(run.row)} has become worse {seen['rises']} times in a row"
+
+
+class GL(Criterion):
+    """Stop when the loss is more than `alpha` percent above the best: generalisation loss.
+
+    In epoch t that is ``GL(t) = 100 (E(t) - Eopt) / |Eopt|``, where Eopt is the lowest loss so far.
+
+    Parameters
+    ----------
+    alpha
+        Percent.
+    monitor, mode
+        What is watched; see `Criterion`.
+
+    Examples
+    --------
+    >>> import fastseq as fs
+    >>> criterion = fs.callbacks.GL(5)
+    """
+
+    _start: ClassVar = {"best": None}
+
+    def __init__(
+        self, alpha: float = 2.0, *, monitor: str | None = None, mode: str = "min"
+    ) -> None:
+        super().__init__(monitor=monitor, mode=mode)
+        check_positive("alpha", alpha)
+        self.alpha = alpha
+
+    def _generalisation_loss(self, run: Run) -> float:
+        cost, best = self._monitor.cost(run), self._seen["best"]
+        best = self._seen["best"] = cost if best is None else min(best, cost)
+        if cost == best:
+            return 0.0
+        return 100 * (cost - best) / abs(best) if best else math.inf
+
+    def update(self, run: Run) -> str | None:
+        """Take in an epoch."""
+        loss = self._generalisation_loss(run)
+        if not loss > self.alpha:
+            return None
+        name, best = self._monitor.name(run.row), self._monitor.sign * self._seen["best"]
+        return f"{name} is {loss:.3g} % worse than its best, {best:.6g}"
+
+
+class PQ(GL):
+    """Stop when generalisation loss is large beside what training still gains: Prechelt's PQ.
+
+    Progress over the last k epochs with training losses F is
+    ``P = 1000 (mean(F) / min(F) - 1)``; it stops when ``GL / P > alpha``, or when there is no
+    progress at all. The first k epochs are waited for.
+
+    Parameters
+    ----------
+    alpha
+        The quotient.
+    k
+        Epochs in a strip.
+    monitor, mode
+        What GL is computed of; see `Criterion`. Progress is that of ``"loss"``.
+
+    Examples
+    --------
+    >>> import fastseq as fs
+    >>> criterion = fs.callbacks.PQ(0.75, k=5)
+    """
+
+    _start: ClassVar = {"best": None, "strip": []}
+
+    def __init__(
+        self, alpha: float = 0.75, k: int = 5, *, monitor: str | None = None, mode: str = "min"
+    ) -> None:
+        super().__init__(alpha, monitor=monitor, mode=mode)
+        check_positive("k", k, integer=True)
+        if k < 2:
+            raise ValueError("k must be 2 at least: one loss shows no progress")
+        self.k = k
+
+    def update(self, run: Run) -> str | None:
+        """Take in an epoch."""
+        loss = self._generalisation_loss(run)
+        strip = self._seen["strip"] = [*self._seen["strip"], float(run.row["loss"])][-self.k :]
+        if len(strip) < self.k:
+            return None
+        lowest, mean = min(strip), sum(strip) / self.k
+        if mean == lowest:
+            return f"loss has not changed for {self.k} epochs"
+        progress = 1000 * (mean - lowest) / abs(lowest) if lowest else math.inf
+        if not loss / progress > self.alpha:
+            return None
+        name = self._monitor.name(run.row)
+        return f"{name} has lost {loss:.3g} % where training gained {progress:.3g} ‰"
