@@ -107,6 +107,23 @@ class FlatOptimizer:
         if self._known:
             self._quick = quick_step(self._optimizer)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the optimizer's, as it would be after exit; nothing is changed by that."""
+        optimizer = self._optimizer
+        if self._lists is None:
+            return optimizer.state_dict()
+        groups, state = optimizer.param_groups, optimizer.state
+        whole = dict(state)
+        for vector in self._vectors:
+            whole.update(vector.states(whole.pop(vector.flat, {})))
+        try:
+            pairs = zip(groups, self._lists, strict=True)
+            optimizer.param_groups = [{**group, "params": params} for group, params in pairs]
+            optimizer.state = defaultdict(dict, whole)
+            return optimizer.state_dict()
+        finally:
+            optimizer.param_groups, optimizer.state = groups, state
+
     def _open(self) -> None:
         groups = self._optimizer.param_groups
         self._lists = [group["params"] for group in groups]
@@ -198,10 +215,14 @@ class _Vector:
                 p.grad.copy_(self._grad_places[index])
             if p.data_ptr() == self._addresses[index]:
                 p.data = self._homes[index].copy_(self._places[index])
-        joined = self._optimizer.state.pop(self.flat, {})
-        if joined:
-            states = split_state(self._optimizer, joined, len(self.params), self.pieces)
-            self._optimizer.state.update(zip(self.params, states, strict=True))
+        self._optimizer.state.update(self.states(self._optimizer.state.pop(self.flat, {})))
+
+    def states(self, joined: dict[str, Any]) -> dict[Tensor, dict[str, Any]]:
+        """Return each parameter's part of what the optimizer keeps of the vector."""
+        if not joined:
+            return {}
+        states = split_state(self._optimizer, joined, len(self.params), self.pieces)
+        return dict(zip(self.params, states, strict=True))
 
 
 def describe(optimizer: optim.Optimizer) -> str:
