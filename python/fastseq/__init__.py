@@ -4,7 +4,7 @@ Truncated back-propagation through time with carried state, data larger than mem
 script under ``mpirun``. Start with `Estimator`.
 """
 
-from . import distributed, nn
+from . import callbacks, distributed, nn
 from ._info import info
 from ._ops import bmm
 from .errors import (
@@ -44,6 +44,7 @@ __all__ = [
     "Spec",
     "Stateful",
     "bmm",
+    "callbacks",
     "distributed",
     "h5concat",
     "h5load",
