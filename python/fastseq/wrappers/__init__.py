@@ -1,0 +1,16 @@
+"""Estimators for scikit-learn, samples first; scikit-learn is imported with them."""
+
+from ..errors import MissingFeatureError
+
+try:
+    import sklearn as _sklearn  # noqa: F401
+except ImportError as error:
+    raise MissingFeatureError(
+        "SequenceRegressor, SequenceClassifier and SequenceForecaster need scikit-learn: "
+        "pip install 'scikit-learn>=1.6'"
+    ) from error
+
+from .classifier import SequenceClassifier
+from .regressor import SequenceRegressor
+
+__all__ = ["SequenceClassifier", "SequenceRegressor"]

@@ -1,0 +1,199 @@
+"""What users of the wrappers pass, samples first, checked by scikit-learn's own means."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_array
+from sklearn.utils.validation import _check_feature_names, _check_sample_weight, validate_data
+from torch import Tensor
+
+__all__ = ["Array", "Inputs", "Items", "read_inputs", "read_weights", "time_major"]
+
+Array = np.ndarray[Any, Any]
+Items = Array | list[Array]  # one array, or one per sequence
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """Inputs of samples that are sequences.
+
+    Parameters
+    ----------
+    x
+        ``(N, T, F)``, or a list of ``(T_i, F)``.
+    lengths
+        The sequences' numbers of steps, ``(N,)``.
+    listed
+        Whether they came as a list, as outputs then go back.
+    """
+
+    x: Items
+    lengths: Array
+    listed: bool = False
+
+    @property
+    def ragged(self) -> bool:
+        """Whether sequences have different lengths."""
+        return isinstance(self.x, list)
+
+    @property
+    def count(self) -> int:
+        """N."""
+        return len(self.lengths)
+
+    @property
+    def steps(self) -> int:
+        """T: of the longest sequence."""
+        return int(self.lengths.max())
+
+    @property
+    def features(self) -> int:
+        """F."""
+        return int(self.x[0].shape[-1])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What to compute in."""
+        return torch.float64 if self.x[0].dtype == np.float64 else torch.float32
+
+    def to(self, dtype: torch.dtype) -> Inputs:
+        """Return them in single or double precision."""
+        if dtype == self.dtype:
+            return self
+        kind = np.float64 if dtype == torch.float64 else np.float32
+        x = [a.astype(kind) for a in self.x] if isinstance(self.x, list) else self.x.astype(kind)
+        return dataclasses.replace(self, x=x)
+
+    def whole(self) -> Inputs:
+        """Return each sequence as one step of all its features."""
+        if isinstance(self.x, list):
+            raise ValueError(
+                "this module takes whole sequences as one input, so they must have one length: "
+                'pass an array (N, T, F), or use a recurrent module such as "lstm"'
+            )
+        x = self.x.reshape(self.count, 1, self.steps * self.features)
+        return Inputs(x, np.ones_like(self.lengths), self.listed)
+
+
+def take(items: Any, index: Array) -> Any:
+    """Return some rows of an array, or of a list."""
+    return [items[i] for i in index] if isinstance(items, list) else items[index]
+
+
+def read_inputs(estimator: BaseEstimator, X: Any, *, reset: bool) -> Inputs:  # noqa: N803
+    """Check inputs, and set or compare ``n_features_in_`` and ``feature_names_in_``.
+
+    Parameters
+    ----------
+    estimator
+        Whose inputs they are.
+    X
+        ``(N, F)``, ``(N, T, F)``, or a list of ``(T_i, F)``.
+    reset
+        Whether they say how many features there are, or must have as many.
+
+    Raises
+    ------
+    ValueError, TypeError
+        They are nothing of the kind, not finite or empty; messages are scikit-learn's.
+    """
+    if isinstance(X, (list, tuple)) and len(X) and all(getattr(a, "ndim", 0) == 2 for a in X):
+        return _read_list(estimator, X, reset=reset)
+    if getattr(X, "ndim", 2) != 3 and not _is_nested(X):
+        x = _floats(validate_data(estimator, X, reset=reset))
+        return Inputs(x[:, None], np.ones(len(x), np.int64))
+    x = check_array(X, allow_nd=True, estimator=estimator, input_name="X")
+    if x.ndim != 3:
+        raise ValueError(
+            f"X must have the shape (N, T, F) or (N, F), or be a list of arrays (T_i, F), got "
+            f"{x.shape}"
+        )
+    if not x.shape[1]:
+        raise ValueError(f"X has no time steps: its shape is {x.shape}")
+    _check_features(estimator, x.shape[2], reset=reset)
+    return Inputs(_floats(x), np.full(len(x), x.shape[1]))
+
+
+def _is_nested(X: Any) -> bool:  # noqa: N803
+    """Whether lists in lists in lists were given."""
+    try:
+        return isinstance(X, list) and isinstance(X[0][0], (list, tuple))
+    except (IndexError, TypeError, KeyError):
+        return False
+
+
+def _read_list(estimator: BaseEstimator, X: Any, *, reset: bool) -> Inputs:  # noqa: N803
+    empty = next((i for i, a in enumerate(X) if not a.shape[0]), None)
+    if empty is not None:
+        raise ValueError(f"X[{empty}] has no time steps: leave sequences of length zero out")
+    other = next((i for i, a in enumerate(X) if a.shape[1] != X[0].shape[1]), None)
+    if other is not None:
+        raise ValueError(
+            f"X[{other}] has {X[other].shape[1]} features, but X[0] has {X[0].shape[1]}"
+        )
+    _check_features(estimator, X[0].shape[1], reset=reset)
+    lengths = np.array([a.shape[0] for a in X])
+    whole = check_array(np.concatenate([np.asarray(a) for a in X]), input_name="X")
+    whole = _floats(whole)
+    if (lengths == lengths[0]).all():
+        return Inputs(whole.reshape(len(X), lengths[0], -1), lengths, listed=True)
+    return Inputs(np.split(whole, np.cumsum(lengths)[:-1]), lengths, listed=True)
+
+
+def _check_features(estimator: Any, features: int, *, reset: bool) -> None:
+    """Do for sequences what `validate_data` does for tables."""
+    if not features:
+        raise ValueError("0 feature(s) while a minimum of 1 is required.")
+    if reset:
+        _check_feature_names(estimator, np.empty((0, features)), reset=True)
+        estimator.n_features_in_ = features
+    elif estimator.n_features_in_ != features:
+        raise ValueError(
+            f"X has {features} features, but {type(estimator).__name__} is expecting "
+            f"{estimator.n_features_in_} features as input"
+        )
+
+
+def _floats(x: Array) -> Array:
+    """Return double precision as it is, all else in single precision."""
+    return x if x.dtype in (np.float64, np.float32) else x.astype(np.float32)
+
+
+def read_weights(sample_weight: Any, inputs: Inputs, *, per_step: bool) -> Items | None:
+    """Check weights: ``(N,)``, with a target per step also ``(N, T)`` or a list of ``(T_i,)``."""
+    if sample_weight is None:
+        return None
+    dtype = np.float64 if inputs.dtype == torch.float64 else np.float32
+    steps = isinstance(sample_weight, list) and np.ndim(sample_weight[0]) == 1
+    if per_step and (steps or np.ndim(sample_weight) == 2):
+        rows = [np.asarray(row, dtype) for row in sample_weight]
+        if [len(row) for row in rows] != inputs.lengths.tolist():
+            raise ValueError("sample_weight must have as many steps as X, for each sample")
+        flat = np.concatenate(rows)
+        _check_sample_weight(flat, flat, dtype=dtype, ensure_non_negative=True)
+        return rows if inputs.ragged else np.stack(rows)
+    return _check_sample_weight(  # type: ignore[no-any-return]
+        sample_weight, np.empty((inputs.count, 1), dtype), dtype=dtype, ensure_non_negative=True
+    )
+
+
+def time_major(items: Items) -> Tensor | list[Tensor]:
+    """Return ``(N, T, …)`` as ``(T, N, …)``, in one piece; a list stays a list. Copies if it must.
+
+    Nothing writes into the result.
+    """
+    if isinstance(items, list):
+        return [_tensor(a) for a in items]
+    return _tensor(np.ascontiguousarray(items.swapaxes(0, 1)))
+
+
+def _tensor(a: Array) -> Tensor:
+    with warnings.catch_warnings():  # of arrays that must not be written: they are not
+        warnings.simplefilter("ignore")
+        return torch.from_numpy(a)
