@@ -6,6 +6,8 @@ import copy
 import datetime
 import math
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -277,3 +279,10 @@ def test_a_criterion_of_ones_own():
 
     assert len(fit(cb.Warmup(Odd(), 3)).history_) == 5
     assert len(fit(cb.AllOf(Odd(), cb.Warmup(cb.NumberLimit(1), 1))).history_) == 3
+
+
+def test_the_guide_lists_all_callbacks():
+    guide = Path(__file__).parents[2] / "docs" / "callbacks.md"
+    table = guide.read_text().split("## All of them")[1]
+    first = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    assert set(cb.__all__) <= set(re.findall(r"`(\w+)", " ".join(first)))
