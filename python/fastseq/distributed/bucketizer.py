@@ -32,7 +32,7 @@ class Averaged(NamedTuple):
     """The mean of the ranks' values."""
     finite: bool
     """Whether all gradients were finite."""
-    attention: bool
+    attention: bool = False
     """Whether a rank asked for attention in `Bucketizer.start`."""
 
 
