@@ -15,7 +15,8 @@ from .compiled import CompiledStateful, compile_chunks
 from .cuda_graph import GraphTrainer
 from .data.sequences import Sequences
 from .distributed import communicator
-from .fitting import Fit, chunk_plan
+from .evaluating import chunk_plan, evaluate
+from .fitting import Fit
 from .history import History
 from .parallel import Replicas
 from .precision import Precision
@@ -25,7 +26,7 @@ from .scaling import Scaling
 from .serving import Serving
 from .spec import Spec, check_count
 from .stateful import Stateful, in_mode, is_bidirectional
-from .training import Trainer, evaluate
+from .training import Trainer
 from .tree import Tree, tree_map
 
 __all__ = ["Estimator"]

@@ -11,37 +11,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import Dataset
 
-from .data.chunks import ChunkPlan
 from .data.sequences import Sequences
 from .data.validation import Validation, split
-from .parallel import Replicas
+from .evaluating import chunk_plan, evaluate
 from .progress import Progress
 from .run import Run
 from .scaling import Scaling
-from .spec import Spec
 from .stateful import in_mode, is_bidirectional
-from .training import Trainer, evaluate
+from .training import Trainer
 
 if TYPE_CHECKING:
     from .estimator import Estimator
 
-__all__ = ["Fit", "chunk_plan"]
-
-
-def chunk_plan(
-    data: Sequences, spec: Spec, replicas: Replicas, *, by_time: bool | None = None
-) -> ChunkPlan:
-    """Return the chunks in which this rank goes through data."""
-    return ChunkPlan(
-        steps=data.steps,
-        sequences=data.count,
-        batchsize=spec.batchsize,
-        seqsize=spec.seqsize,
-        rank=replicas.comm.rank,
-        size=replicas.comm.size,
-        by_time=spec.shard == "time" if by_time is None else by_time,
-        lengths=data.lengths,
-    )
+__all__ = ["Fit"]
 
 
 class Fit:
@@ -90,12 +72,11 @@ class Fit:
         if self._validation is not None and self._validation.carried:
             trainer.ends = {}
         bar = Progress(epochs * len(self._plan), shown=est.progress and self._replicas.first)
-        est.stop_reason_ = None
         run = Run(est, self._data, self._validation, epochs=epochs, steps=len(self._plan))
+        run.ends = trainer.ends
         with trainer, in_mode(est.model, training=True), bar as progress, _calling(run):
             while run.epoch < run.epochs and run.stopped is None:
                 self._run_epoch(run, trainer, progress)
-        est.stop_reason_ = run.stopped
 
     def _agree(self, epochs: int) -> None:
         """Make sure that all ranks are about to make the same steps."""
@@ -135,7 +116,7 @@ class Fit:
         if self._spec.shuffle:
             generator = torch.Generator().manual_seed(seed)
             order = torch.randperm(plan.blocks, generator=generator).tolist()
-        progress.epoch(run.epoch)
+        progress.epoch(run.epoch, run.epochs)
         begin = time.perf_counter()
         losses = trainer.new_losses(f"epoch {run.epoch}")
         with self._seeded(seed):
@@ -154,7 +135,8 @@ class Fit:
             "steps_per_second": len(plan) / seconds if len(plan) else 0.0,
         }
         if self._validation is not None:
-            run.row["validation_loss"] = self._validate(trainer)
+            run.row["validation_loss"] = loss = self._validate(trainer)
+            progress.validated(loss)
         est.history_.append(run.row)
         run.end_epoch()
 
@@ -189,6 +171,7 @@ def _calling(run: Run) -> Iterator[None]:
         run.error = error
         raise
     finally:
+        run.estimator.stop_reason_ = run.stopped
         run.call("on_fit_end")
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .callbacks.protocol import Callback
 from .parallel import Replicas
+from .tree import Tree
 
 if TYPE_CHECKING:
     from torch import nn, optim
@@ -48,6 +50,8 @@ class Run:
         Why `fit` ends before its last epoch; None: it does not.
     error
         What `fit` failed with, in ``on_fit_end``.
+    ends
+        The states in which each block's training part has ended, if validation goes on from them.
     requests
         What `request` asked for, on any rank: for the callbacks of this step, or epoch.
     """
@@ -73,6 +77,7 @@ class Run:
         self.row: dict[str, Any] = {}
         self.stopped: str | None = None
         self.error: BaseException | None = None
+        self.ends: dict[int, Tree] | None = None
         self.requests: frozenset[str] = frozenset()
         self._wishes: set[str] = set()
         self._reason = ""
@@ -166,10 +171,13 @@ class Run:
                 for function in _hooks([callback], hook):
                     function(self)
             return
-        callbacks = self._callbacks
         if hook == "on_fit_end":
-            callbacks, self._begun = self._begun[::-1], []
-        for function in _hooks(callbacks, hook):
+            begun, self._begun = self._begun, []
+            with ExitStack() as ends:  # it calls all, the last one first, even if one fails
+                for function in _hooks(begun, hook):
+                    ends.callback(function, self)
+            return
+        for function in _hooks(self._callbacks, hook):
             function(self)
 
     def begin_epoch(self) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +21,7 @@ from .spec import Spec
 from .stateful import Stateful
 from .tree import Tree, tree_map
 
-__all__ = ["LossMean", "Trainer", "chunk_loss", "chunk_weight", "evaluate", "to_device"]
+__all__ = ["LossMean", "Trainer", "chunk_loss", "chunk_weight", "to_device"]
 
 AfterStep = Callable[[float, bool], bool]
 
@@ -315,56 +313,3 @@ class Trainer:
             self._precision.step(self._optimizer)
         else:
             self._flat.step()
-
-
-def evaluate(
-    model: nn.Module,
-    loss: Callable[..., Tensor],
-    data: Sequences,
-    chunks: Iterable[Chunk],
-    device: torch.device,
-    replicas: Replicas,
-    *,
-    states: dict[int, Tree] | None = None,
-    warmup: int = 0,
-) -> float:
-    """Return the mean loss over `chunks` without training; the model is in evaluation mode.
-
-    Parameters
-    ----------
-    model, loss, data, chunks, device, replicas
-        What, on what, where.
-    states
-        The state in which each block starts; None: a fresh one.
-    warmup
-        How many steps at the begin of each block only bring the model into its state.
-    """
-    stateful = Stateful(model)
-    total = weights = 0.0
-    with torch.no_grad():
-        for chunk, batch in data.batches(_divided(chunks, warmup)):
-            if chunk.index == 0:
-                stateful.set_state(None if states is None else states.get(chunk.block))
-            if batch is None:
-                continue
-            batch = to_device(batch, device)
-            if chunk.t1 <= warmup:
-                stateful.lengths = batch.lengths
-                stateful(batch.xs)
-                continue
-            weight = chunk_weight(chunk, batch)
-            value: Any = chunk_loss(loss, stateful, batch)
-            if weight:
-                total += weight * float(value)
-                weights += weight
-    mean, weights = replicas.mean_loss(total / weights if weights else 0.0, weights)
-    return mean if weights else math.nan
-
-
-def _divided(chunks: Iterable[Chunk], step: int) -> Iterator[Chunk]:
-    """Divide chunks in which `step` lies there."""
-    for chunk in chunks:
-        if chunk.t0 < step < chunk.t1:
-            yield dataclasses.replace(chunk, t1=step)
-            chunk = dataclasses.replace(chunk, t0=step, index=max(chunk.index, 1))  # goes on
-        yield chunk

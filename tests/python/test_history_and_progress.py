@@ -1,17 +1,22 @@
 from __future__ import annotations
 
+import functools
 import io
 import json
+import re
 import subprocess
 import sys
 
 import matplotlib as mpl
+import matplotlib.figure
 import pytest
 import torch
+import tqdm.notebook
 from models import adamw, chain
 from torch.nn.functional import mse_loss
 
 import fastseq as fs
+from fastseq.progress import Progress
 
 mpl.use("Agg")
 X = torch.randn(20, 6, 3)
@@ -35,7 +40,8 @@ def test_history():
 def test_plot(tmp_path):
     history = fitted(progress=False).history_
     ax = history.plot()
-    (line,) = ax.get_lines()
+    line = ax.get_lines()[0]
+    assert ax.figure.get_axes() == [ax]
     assert list(line.get_xdata()) == [1, 2, 3]
     assert list(line.get_ydata()) == [row["loss"] for row in history]
     assert ax.get_xlabel() == "epoch"
@@ -45,15 +51,113 @@ def test_plot(tmp_path):
     assert (tmp_path / "history.png").stat().st_size > 5000
 
 
+def rows(count, **columns):
+    history = fs.History()
+    for i in range(count):
+        history.append({"epoch": i + 1, **{key: values[i] for key, values in columns.items()}})
+    return history
+
+
+LOSSES = {"loss": [4.0, 2.0, 1.0, 0.5], "lr": [0.1] * 4, "validation_loss": [4.0, 2.5, 3.0, 3.5]}
+
+
+def test_history_is_shown_as_an_aligned_table():
+    history = rows(4, **LOSSES, validation_r2=[-0.25, 0.5, 0.75, None], note=["a<b", "", "", ""])
+    lines = repr(history).splitlines()
+    assert lines[0] == "History: 4 epochs"
+    assert lines[1].split() == ["epoch", "loss", "validation_loss", "validation_r2", "note", "lr"]
+    assert lines[2].split() == ["1", "4.0000", "4.0000", "-0.25000", "a<b", "0.1"]
+    assert lines[5].split() == ["4", "0.50000", "3.5000", "0.1"]
+    assert len({len(line) for line in lines[1:]}) == 1  # columns end below each other
+    assert list(history.to_frame().columns) == lines[1].split()
+    text = history._repr_html_()
+    assert text.count("<tr>") == 5
+    assert "<td>-0.25000</td><td>a&lt;b</td><td>0.1</td>" in text
+
+
+def test_long_histories_are_shown_in_part():
+    values = [1 / (i + 1) for i in range(100)]
+    lines = repr(rows(100, loss=values)).splitlines()
+    assert [line.split()[0] for line in lines[2:]] == [*"12345", "…", *map(str, range(86, 101))]
+    assert len(repr(rows(20, loss=values)).splitlines()) == 22
+    assert repr(fs.History()) == "History: 0 epochs"
+    assert "<table>" in fs.History()._repr_html_()
+
+
+def lines_of(ax):
+    return {line.get_label(): list(line.get_ydata()) for line in ax.get_lines()}
+
+
+def test_plot_has_panels_for_metrics_and_learning_rate_and_marks_the_best_epoch():
+    columns = LOSSES | {"lr": [0.1, 0.01, 0.001, 0.0001]}
+    history = rows(4, **columns, r2=[0.1, 0.2, 0.3, 0.4], validation_r2=[0.0, 0.1, 0.2, float("nan")],
+                   validation_f1=[0.1, 0.2, 0.3, 0.4])  # fmt: skip
+    ax = history.plot()
+    losses, r2, f1, lr = ax.figure.get_axes()
+    assert losses is ax
+    assert lines_of(losses)["training"] == LOSSES["loss"]
+    assert lines_of(losses)["validation"] == LOSSES["validation_loss"]
+    assert [panel.get_title(loc="left") for panel in (r2, f1, lr)] == ["r2", "f1", "learning rate"]
+    assert lines_of(r2)["training"] == [0.1, 0.2, 0.3, 0.4]
+    assert lines_of(r2)["validation"] == [0.0, 0.1, 0.2]
+    assert lines_of(f1)["validation"] == [0.1, 0.2, 0.3, 0.4]
+    assert lines_of(lr)["learning rate"] == columns["lr"]
+    assert lr.get_yscale() == "log"
+    for panel in ax.figure.get_axes():
+        (best,) = (line for line in panel.get_lines() if line.get_label() == "best epoch: 2")
+        assert list(best.get_xdata()) == [2, 2]
+    assert "best epoch: 2" in {text.get_text() for text in losses.get_legend().get_texts()}
+
+
+def test_plot_into_given_axes_draws_losses_only():
+    figure = mpl.figure.Figure()
+    left, right = figure.subplots(1, 2)
+    rows(4, **LOSSES, validation_r2=[0.1, 0.2, 0.3, 0.4]).plot(right)
+    assert not left.get_lines()
+    assert {"training", "validation", "best epoch: 2"} == set(lines_of(right))
+    assert figure.get_axes() == [left, right]
+
+
+def test_plot_marks_the_lowest_loss_without_validation():
+    assert "best epoch: 4" in lines_of(rows(4, loss=LOSSES["loss"]).plot())
+    assert not lines_of(fs.History().plot())
+
+
 def test_progress_bar_counts_all_steps_and_can_be_turned_off(monkeypatch):
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
     fitted(progress=False)
     assert stream.getvalue() == ""
     fitted()
-    assert "epoch 3" in stream.getvalue()
-    assert "36/36" in stream.getvalue()
-    assert "step/s" in stream.getvalue()
+    last = stream.getvalue().splitlines()[-1]
+    assert re.search(
+        r"epoch 3/3: 100%\|.*\| 36/36 \[00:\d\d<00:00, .*step/s, loss [\d.e-]+\]", last
+    )
+
+
+def test_progress_bar_shows_the_validation_loss(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    est = fs.Estimator(chain(), fs.seqloss(mse_loss), adamw, fs.Spec(3, 2, 5))
+    history = est.fit(X, X[..., :1], validation=2).history_
+    last = stream.getvalue().splitlines()[-1]
+    assert f", val {history[-1]['validation_loss']:.4g}]" in last
+
+
+def test_progress_bar_in_a_notebook(monkeypatch):
+    monkeypatch.setattr(
+        "fastseq.progress.tqdm", functools.partial(tqdm.notebook.tqdm, display=False)
+    )
+    bar = Progress(10, shown=True)
+    with bar:
+        bar.epoch(2, 5)
+        bar.validated(0.25)
+        for _ in range(10):
+            bar.step(0.5)
+    label, gauge, rest = bar._bar.container.children
+    assert label.value.replace("\u2007", " ") == "epoch 2/5: 100%"
+    assert (gauge.value, gauge.max, gauge.bar_style) == (10, 10, "success")
+    assert rest.value.replace("\u2007", " ").endswith("loss 0.5, val 0.25]")
 
 
 def test_info_says_what_is_in_use():

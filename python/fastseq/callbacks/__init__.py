@@ -1,5 +1,8 @@
 """What can be done while `Estimator.fit` runs: stop early, change learning rates, write files."""
 
+import importlib
+from typing import Any
+
 from .combining import AllOf, AnyOf, Warmup
 from .limits import InvalidValue, NumberLimit, Threshold, TimeLimit
 from .live_plot import LivePlot
@@ -21,13 +24,31 @@ __all__ = [
     "InvalidValue",
     "LivePlot",
     "Log",
+    "MLflow",
+    "Metrics",
     "NumberLimit",
     "NumberSinceBest",
+    "OptunaPruning",
     "Patience",
     "RestoreBest",
     "Schedule",
     "Snapshots",
+    "TensorBoard",
     "Threshold",
     "TimeLimit",
     "Warmup",
 ]
+
+# Imported when they are asked for: they need packages that are large, or extras.
+_LATER = {
+    "MLflow": "mlflow",
+    "Metrics": "metrics",
+    "OptunaPruning": "optuna",
+    "TensorBoard": "tensorboard",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_LATER[name]}", __name__), name)

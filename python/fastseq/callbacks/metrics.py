@@ -1,0 +1,156 @@
+"""Metrics of every epoch: scikit-learn's by their names, and functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..evaluating import samples
+from ..extras import need
+from ..predicting.samples import Samples
+from .predicted import classes_of, column, takes_weights, weights_of
+from .protocol import Callback
+
+if TYPE_CHECKING:
+    from ..run import Run
+
+__all__ = ["Metrics"]
+
+_Array = np.ndarray[Any, Any]
+_RESERVED = ("epoch", "loss", "validation_loss", "lr", "steps", "seconds", "steps_per_second")
+
+
+class Metrics(Callback):
+    """Puts metrics into each epoch's line of the history.
+
+    They are computed from predictions in evaluation mode, after the epoch, on the validation part
+    (``"validation_r2"``) and on request on the training part (``"r2"``), over the samples of all
+    ranks: those which a mask, a length or a weight of 0 leaves out do not count. What the
+    estimator scales is measured in the targets' own units. Validation by time goes on from the
+    states in which training has ended.
+
+    Callbacks run in the order in which they are given: put `Metrics` before those that look at its
+    values.
+
+    Parameters
+    ----------
+    *metrics
+        Scikit-learn's names (``"r2"``, ``"neg_mean_absolute_error"``, ``"accuracy"``,
+        ``"f1_macro"``, ``"roc_auc"``; see `sklearn.metrics.get_scorer_names`), or functions
+        ``fn(y_true, y_pred)``, called by their own names. They get arrays ``(n,)``, or ``(n, K)``
+        for several features, and return a number; the order of samples means nothing. Weights go
+        to those that take ``sample_weight``.
+    train
+        Also on the training part: this costs another pass over it.
+    **named
+        Likewise, with names to call them by.
+
+    Notes
+    -----
+    Where targets are integers or booleans they are classes, and `y_pred` is the class: of outputs
+    ``(n, C)`` the largest; of outputs in the shape of the targets (one logit) whether they are
+    positive. So it is for scikit-learn's classification metrics where targets are floats 0 and 1.
+
+    Raises
+    ------
+    ValueError
+        An unknown name, a name that the history has already, or nothing to compute on.
+    TypeError
+        Something else than a name or a function.
+    MissingFeatureError
+        Names need scikit-learn.
+
+    Examples
+    --------
+    >>> import fastseq as fs
+    >>> from torch.nn.functional import mse_loss
+    >>> x = torch.randn(20, 8, 3)
+    >>> metrics = fs.callbacks.Metrics("r2", worst=lambda y, p: abs(y - p).max())
+    >>> est = fs.Estimator(
+    ...     nn.Linear(3, 1), fs.seqloss(mse_loss), torch.optim.Adam,
+    ...     dict(epochs=2, batchsize=4, seqsize=10), callbacks=[metrics], progress=False,
+    ... )
+    >>> [*est.fit(x, x[..., :1], validation=0.25).history_[-1]][-2:]
+    ['validation_r2', 'validation_worst']
+    """
+
+    def __init__(
+        self,
+        *metrics: str | Callable[[_Array, _Array], float],
+        train: bool = False,
+        **named: str | Callable[[_Array, _Array], float],
+    ) -> None:
+        self._metrics: dict[str, Callable[[Samples], float]] = {}
+        for metric in metrics:
+            self._add(metric if isinstance(metric, str) else _Function(metric).name, metric)
+        for name, metric in named.items():
+            self._add(name, metric)
+        if not self._metrics:
+            raise ValueError('Metrics needs at least one metric, such as Metrics("r2")')
+        self._train = train
+
+    def _add(self, name: str, metric: Any) -> None:
+        if name in self._metrics or name in _RESERVED:
+            raise ValueError(f"Metrics: the history would have {name!r} twice")
+        self._metrics[name] = _named(metric) if isinstance(metric, str) else _Function(metric)
+
+    def on_fit_begin(self, run: Run) -> None:
+        """Make sure that there is something to compute on."""
+        if run.validation is None and not self._train:
+            raise ValueError(
+                "Metrics has nothing to compute on: pass validation to fit, or train=True to "
+                "Metrics"
+            )
+
+    def on_epoch_end(self, run: Run) -> None:
+        """Compute, and put into ``run.row``."""
+        part = run.validation
+        if self._train:
+            self._measure(run, samples(run.estimator, run.data), "")
+        if part is not None:
+            found = samples(run.estimator, part.data, states=run.ends, warmup=part.warmup)
+            self._measure(run, found, "validation_")
+
+    def _measure(self, run: Run, found: Samples, prefix: str) -> None:
+        for name, metric in self._metrics.items():
+            value = math.nan
+            if run.first:  # for all: others need not have the same number to the last bit
+                try:
+                    value = float(metric(found))
+                except Exception as error:
+                    part = "validation" if prefix else "training"
+                    raise ValueError(
+                        f"the metric {name!r} failed on the {part} part: {error}"
+                    ) from error
+            run.row[prefix + name] = run.same(value)
+
+
+class _Function:
+    """A user's function of targets and predictions."""
+
+    def __init__(self, function: Any) -> None:
+        if not callable(function):
+            raise TypeError(
+                f"a metric must be a name or a function of (y_true, y_pred), got {function!r}"
+            )
+        named = getattr(function, "func", function)  # what functools.partial was given
+        self.name = str(getattr(named, "__name__", type(named).__name__))
+        self._function: Callable[..., float] = function
+        self._takes_weights = takes_weights(function)
+
+    def __call__(self, samples: Samples) -> float:
+        y_true, y_pred = samples.y_true, samples.y_pred
+        if y_true.dtype.kind in "iub":
+            y_pred = classes_of(y_pred, one_logit=y_true.shape == y_pred.shape)
+        weights = weights_of(samples) if self._takes_weights else {}
+        return self._function(column(y_true), column(y_pred), **weights)
+
+
+def _named(name: str) -> Callable[[Samples], float]:
+    need("sklearn", "sklearn", f"the metric {name!r}")
+    from .scoring import NamedMetric
+
+    return NamedMetric(name)

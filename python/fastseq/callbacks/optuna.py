@@ -1,0 +1,86 @@
+"""Pruning of an Optuna study's trials."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..extras import need
+from .monitor import Monitor
+from .protocol import Callback
+
+if TYPE_CHECKING:
+    from ..run import Run
+
+__all__ = ["OptunaPruning"]
+
+
+class OptunaPruning(Callback):
+    """Reports each epoch's loss to a trial of an Optuna study, and ends `fit` if it is pruned.
+
+    `fit` then ends after the epoch, as if it had been stopped, and raises `optuna.TrialPruned`,
+    which the study expects.
+
+    Parameters
+    ----------
+    trial
+        What Optuna gave the objective. On several ranks, rank 0's decides; others may pass None.
+    monitor
+        Which number of the epoch's line in the history to report, such as ``"validation_r2"`` (put
+        `Metrics` before this callback then); None: the validation loss, without validation the
+        loss. Whether lower is better is the study's ``direction``.
+
+    Raises
+    ------
+    MissingFeatureError
+        Optuna is not installed.
+
+    Examples
+    --------
+    >>> import fastseq as fs, optuna
+    >>> optuna.logging.set_verbosity(optuna.logging.WARNING)
+    >>> x = torch.randn(20, 8, 3)
+    >>> def objective(trial):
+    ...     lr = trial.suggest_float("lr", 1e-4, 1e-1, log=True)
+    ...     est = fs.Estimator(
+    ...         nn.Linear(3, 1), fs.seqloss(nn.MSELoss()),
+    ...         lambda p: torch.optim.Adam(p, lr=lr), dict(epochs=3, batchsize=4, seqsize=10),
+    ...         callbacks=[fs.callbacks.OptunaPruning(trial)], progress=False,
+    ...     )
+    ...     est.fit(x, x[..., :1], validation=0.25)
+    ...     return est.history_[-1]["validation_loss"]
+    >>> study = optuna.create_study(pruner=optuna.pruners.MedianPruner(n_startup_trials=2))
+    >>> study.optimize(objective, n_trials=4)
+    >>> len(study.trials)
+    4
+    """
+
+    def __init__(self, trial: Any, monitor: str | None = None) -> None:
+        need("optuna", "optuna", "callbacks.OptunaPruning")
+        self._trial = trial
+        self._monitor = Monitor(monitor, "min")
+        self._pruned = ""
+
+    def on_fit_begin(self, run: Run) -> None:
+        """Check what is to be reported."""
+        self._monitor.check(run)
+        self._pruned = ""
+        if run.first and self._trial is None:
+            raise TypeError("OptunaPruning needs a trial on rank 0, got None")
+
+    def on_epoch_end(self, run: Run) -> None:
+        """Report, and ask whether to go on."""
+        value = self._monitor.value(run)
+        prune = False
+        if run.first:
+            self._trial.report(value, run.epoch)
+            prune = self._trial.should_prune()
+        if run.same(float(prune)):
+            self._pruned = f"pruned after epoch {run.epoch}, at {value:.5g}"
+            run.stop(self._pruned)
+
+    def on_fit_end(self, run: Run) -> None:
+        """Tell the study."""
+        if self._pruned and run.error is None:
+            from optuna import TrialPruned
+
+            raise TrialPruned(self._pruned)

@@ -1,0 +1,138 @@
+"""Passes over data without training: for losses and for metrics."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .data.chunks import Chunk, ChunkPlan
+from .data.sequences import Batch, Sequences
+from .parallel import Replicas
+from .predicting.samples import Samples, collect
+from .spec import Spec
+from .stateful import Stateful, in_mode
+from .training import chunk_loss, chunk_weight, to_device
+from .tree import Tree
+
+if TYPE_CHECKING:
+    from .estimator import Estimator
+
+__all__ = ["chunk_plan", "evaluate", "samples"]
+
+
+def chunk_plan(
+    data: Sequences, spec: Spec, replicas: Replicas, *, by_time: bool | None = None
+) -> ChunkPlan:
+    """Return the chunks in which this rank goes through data."""
+    return ChunkPlan(
+        steps=data.steps,
+        sequences=data.count,
+        batchsize=spec.batchsize,
+        seqsize=spec.seqsize,
+        rank=replicas.comm.rank,
+        size=replicas.comm.size,
+        by_time=spec.shard == "time" if by_time is None else by_time,
+        lengths=data.lengths,
+    )
+
+
+def evaluate(
+    model: nn.Module,
+    loss: Callable[..., Tensor],
+    data: Sequences,
+    chunks: Iterable[Chunk],
+    device: torch.device,
+    replicas: Replicas,
+    *,
+    states: dict[int, Tree] | None = None,
+    warmup: int = 0,
+) -> float:
+    """Return the mean loss over `chunks` without training; the model is in evaluation mode.
+
+    Parameters
+    ----------
+    model, loss, data, chunks, device, replicas
+        What, on what, where.
+    states
+        The state in which each block starts; None: a fresh one.
+    warmup
+        How many steps at the begin of each block only bring the model into its state.
+    """
+    total = weights = 0.0
+    with torch.no_grad():
+        for m, chunk, batch in _walk(model, data, chunks, device, states, warmup):
+            weight = chunk_weight(chunk, batch)
+            value: Any = chunk_loss(loss, m, batch)
+            if weight:
+                total += weight * float(value)
+                weights += weight
+    mean, weights = replicas.mean_loss(total / weights if weights else 0.0, weights)
+    return mean if weights else math.nan
+
+
+def samples(
+    est: Estimator,
+    data: Sequences,
+    *,
+    states: dict[int, Tree] | None = None,
+    warmup: int = 0,
+) -> Samples:
+    """Return targets and the model's outputs in evaluation mode, not scaled. Collective.
+
+    Parameters
+    ----------
+    est
+        The estimator.
+    data, states, warmup
+        As in `evaluate`.
+    """
+    chunks = chunk_plan(data, est.spec, est._replicas, by_time=False).chunks()
+    undo = None if est.scaling_ is None else est.scaling_.undo
+
+    def pieces() -> Iterator[tuple[Tree, Tree, Tensor | None]]:
+        for m, _, batch in _walk(est.model, data, chunks, est.device, states, warmup):
+            m.lengths = batch.lengths
+            y_true, y_pred = batch.ys, m(batch.xs)
+            if callable(undo):
+                y_true, y_pred = undo(y_true), undo(y_pred)
+            yield y_true, y_pred, batch.ws
+
+    with torch.no_grad(), in_mode(est.model, training=False):
+        return collect(pieces(), est._replicas)
+
+
+def _walk(
+    model: nn.Module,
+    data: Sequences,
+    chunks: Iterable[Chunk],
+    device: torch.device,
+    states: dict[int, Tree] | None,
+    warmup: int,
+) -> Iterator[tuple[Stateful, Chunk, Batch]]:
+    """Yield what is to be evaluated, in order, each with the model in the state before it."""
+    stateful = Stateful(model)
+    for chunk, batch in data.batches(_divided(chunks, warmup)):
+        if chunk.index == 0:
+            stateful.set_state(None if states is None else states.get(chunk.block))
+        if batch is None:
+            continue
+        batch = to_device(batch, device)
+        if chunk.t1 <= warmup:
+            stateful.lengths = batch.lengths
+            stateful(batch.xs)
+        else:
+            yield stateful, chunk, batch
+
+
+def _divided(chunks: Iterable[Chunk], step: int) -> Iterator[Chunk]:
+    """Divide chunks in which `step` lies there."""
+    for chunk in chunks:
+        if chunk.t0 < step < chunk.t1:
+            yield dataclasses.replace(chunk, t1=step)
+            chunk = dataclasses.replace(chunk, t0=step, index=max(chunk.index, 1))  # goes on
+        yield chunk
