@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -177,6 +178,8 @@ class Estimator(Serving):
         lengths: Any = None,
         validation: Any = None,
         epochs: int | None = None,
+        checkpoint: Any = None,
+        resume: str | os.PathLike[str] | None = None,
     ) -> Estimator:
         """Train for some epochs, from the current weights on.
 
@@ -207,6 +210,14 @@ class Estimator(Serving):
             "warmup": 50}``).
         epochs
             Instead of ``spec.epochs``.
+        checkpoint
+            A folder, or a `callbacks.Checkpoint`, to save the run in as it goes on: at the end of
+            each epoch, or as often as that says; and when SIGUSR1 comes, or SIGTERM, after which
+            the program ends.
+        resume
+            ``"auto"``: go on with the run whose newest checkpoint is in that folder, if there is
+            one, up to the epoch that it would have ended with; or from another folder's newest, or
+            a file. It then does what it would have done, bit for bit; a warning says why not.
 
         Returns
         -------
@@ -221,6 +232,10 @@ class Estimator(Serving):
             The data hold NaN or infinities (see ``spec.nan``), or the loss became so.
         ReadError
             A file could not be read; the message names it, and the slice.
+        CheckpointError
+            `resume` names no whole checkpoint, or one of another model; nothing has been changed.
+        OSError
+            A checkpoint cannot be written; of the folder this is known before training.
         RemoteError
             Another rank failed; the message is its.
         """
@@ -228,7 +243,7 @@ class Estimator(Serving):
         with self._replicas.together():
             check_count("epochs", count)
             data = self._open_both("fit", x, y, w, mask, lengths)
-            Fit(self, data, validation).run(count)
+            Fit(self, data, validation).run(count, checkpoint, resume)
         return self
 
     def partial_fit(

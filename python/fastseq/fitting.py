@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 import warnings
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import Dataset
 
+from .checkpoint.saves import Saves
 from .data.sequences import Sequences
 from .data.validation import Validation, split
 from .evaluating import chunk_plan, evaluate
@@ -59,10 +61,12 @@ class Fit:
         self._data = data
         self._plan = chunk_plan(data, spec, self._replicas)
 
-    def run(self, epochs: int) -> None:
+    def run(self, epochs: int, checkpoint: Any = None, resume: Any = None) -> None:
         """Train."""
         est = self._est
+        self._saves = saves = Saves(est, checkpoint, resume)
         self._agree(epochs)
+        saves.open(self._data)
         self._scale()
         est._squeezed, est.padding_ = self._data.squeezed, self._plan.padding
         trainer = est._trainer(
@@ -71,10 +75,13 @@ class Fit:
         )  # fmt: skip
         if self._validation is not None and self._validation.carried:
             trainer.ends = {}
-        bar = Progress(epochs * len(self._plan), shown=est.progress and self._replicas.first)
+        epochs -= len(est.history_) - saves.first  # what an interrupted call has done
+        left = max(epochs * len(self._plan) - saves.index, 0)
+        bar = Progress(left, shown=est.progress and self._replicas.first)
         run = Run(est, self._data, self._validation, epochs=epochs, steps=len(self._plan))
         run.ends = trainer.ends
-        with trainer, in_mode(est.model, training=True), bar as progress, _calling(run):
+        saves.attach(run, trainer)
+        with trainer, in_mode(est.model, training=True), bar as progress, _calling(run), saves:
             while run.epoch < run.epochs and run.stopped is None:
                 self._run_epoch(run, trainer, progress)
 
@@ -89,7 +96,7 @@ class Fit:
         self._replicas.comm.agree(
             "the run",
             f"{shape}\n{len(self._plan)} chunks\n{epochs} epochs\n{est.spec}\namp {est.amp}\n"
-            f"callbacks {callbacks}",
+            f"callbacks {callbacks}\n{self._saves}",
         )
         if est._drawn_seed is None:
             est._drawn_seed = int(torch.randint(2**62, ()).item())
@@ -109,6 +116,7 @@ class Fit:
     def _run_epoch(self, run: Run, trainer: Trainer, progress: Progress) -> None:
         est, plan = self._est, self._plan
         run.begin_epoch()
+        self._saves.begin_epoch()
         assert est._drawn_seed is not None
         # Seeded by epoch, so that an epoch is the same whether or not the run was interrupted.
         seed = est._drawn_seed + run.epoch
@@ -120,9 +128,9 @@ class Fit:
         begin = time.perf_counter()
         losses = trainer.new_losses(f"epoch {run.epoch}")
         with self._seeded(seed):
-            trainer.run(
-                self._data, plan.chunks(order), losses, progress, run.asks, run.after_step
-            )  # fmt: skip
+            begin = self._saves.within_epoch(trainer, losses, begin)
+            chunks = itertools.islice(plan.chunks(order), run.index, None)
+            trainer.run(self._data, chunks, losses, progress, run.asks, run.after_step)
         if run.index < run.steps:
             return  # it was stopped
         seconds = time.perf_counter() - begin
@@ -139,6 +147,7 @@ class Fit:
             progress.validated(loss)
         est.history_.append(run.row)
         run.end_epoch()
+        self._saves.end_epoch()
 
     def _validate(self, trainer: Trainer) -> float:
         est, validation = self._est, self._validation

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import numbers
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 if TYPE_CHECKING:
@@ -45,6 +45,10 @@ class History(Sequence[dict[str, Any]]):
     def append(self, row: dict[str, Any]) -> None:
         """Add an epoch."""
         self._rows.append(row)
+
+    def replace(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Have these epochs instead."""
+        self._rows[:] = rows
 
     @overload
     def __getitem__(self, index: int) -> dict[str, Any]: ...

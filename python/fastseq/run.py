@@ -118,6 +118,11 @@ class Run:
         """How long `fit` has been running."""
         return time.monotonic() - self._begin
 
+    @property
+    def wish_to_stop(self) -> str | None:
+        """Why this rank wants `fit` to end, if that is not agreed upon yet."""
+        return self._reason if "stop" in self._wishes else None
+
     def same(self, value: float) -> float:
         """Return rank 0's number on all ranks, which must all ask, at the end of an epoch."""
         if self._replicas.alone:
@@ -139,6 +144,16 @@ class Run:
         if name not in _REQUESTS:
             raise ValueError(f"a request must be one of {_REQUESTS}, got {name!r}")
         self._wishes.add(name)
+
+    def add(self, callback: Any) -> None:
+        """Call one more, after the others, from now on."""
+        self._callbacks.append(callback)
+        self._every_step = _hooks(self._callbacks, "on_batch_end")
+
+    def go_on(self, step: int, seconds: float) -> None:
+        """Count on from an earlier run: the steps it made, and the time it took."""
+        self.step = step
+        self._begin -= seconds
 
     def asks(self) -> bool:
         """Whether this rank has something that all must agree upon."""
@@ -211,7 +226,7 @@ class Run:
         self.agree()
 
 
-_REQUESTS = ("stop", "checkpoint")
+_REQUESTS = ("stop", "checkpoint", "terminate")
 
 
 def _hooks(callbacks: Iterable[Any], name: str) -> list[Callable[[Run], None]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -222,6 +223,10 @@ class Trainer:
         if self._held:
             attention = self._release(losses)
             after_step(losses.last, attention)
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """Return what the optimizer's ``state_dict`` would be outside of `fit`."""
+        return self._flat.state_dict()
 
     def new_losses(self, where: str) -> LossMean:
         """Return what an epoch's losses go to; `where` names the epoch in errors."""

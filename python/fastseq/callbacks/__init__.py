@@ -3,6 +3,7 @@
 import importlib
 from typing import Any
 
+from ..checkpoint.settings import Checkpoint
 from .combining import AllOf, AnyOf, Warmup
 from .limits import InvalidValue, NumberLimit, Threshold, TimeLimit
 from .live_plot import LivePlot
@@ -19,6 +20,7 @@ __all__ = [
     "AllOf",
     "AnyOf",
     "Callback",
+    "Checkpoint",
     "Criterion",
     "CycleLearningRate",
     "InvalidValue",

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .files import DTYPES
+
 __all__ = ["pack", "unpack"]
 
 
@@ -100,6 +102,8 @@ def _encode_key(key: Any, path: str) -> Any:
 def _add(tensor: Tensor, path: str, tensors: dict[str, Tensor]) -> str:
     if tensor.layout != torch.strided or tensor.is_quantized:
         raise TypeError(f"a file holds dense tensors, but {path[1:]} is {tensor.layout}")
+    if tensor.dtype not in DTYPES:
+        raise TypeError(f"a file cannot hold tensors of {tensor.dtype}, such as {path[1:]}")
     name = path.removeprefix(".") or "tensor"
     while name in tensors:  # keys with dots in them
         name += "_"

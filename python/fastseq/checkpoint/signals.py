@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -11,19 +12,27 @@ __all__ = ["Signals"]
 
 
 class Signals:
-    """Remembers SIGUSR1 and SIGTERM instead of what they do by default; a context manager.
+    """Asks for a checkpoint at SIGUSR1, and for an end at SIGTERM; a context manager.
 
     Only in the main thread, as Python wants it; a signal that the program ignores stays so.
 
-    Attributes
+    Parameters
     ----------
-    came
-        Whether one has come that was not taken yet.
+    ask
+        Called with ``"checkpoint"`` or ``"terminate"``, between two instructions of whatever runs.
+
+    Examples
+    --------
+    >>> asked = []
+    >>> with Signals(asked.append):
+    ...     signal.raise_signal(signal.SIGUSR1)
+    >>> asked
+    ['checkpoint']
     """
 
-    def __init__(self) -> None:
-        self.came = False
-        self._received: set[int] = set()
+    def __init__(self, ask: Callable[[str], None]) -> None:
+        self._ask = ask
+        self._ends = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
@@ -35,23 +44,23 @@ class Signals:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Set the handlers there were; a SIGTERM that nobody has taken does what it does then."""
+        """Set the handlers there were; a SIGTERM that came too late does now what they do."""
         self._restore()
-        if signal.SIGTERM in self._received:
-            self._received.clear()
-            signal.raise_signal(signal.SIGTERM)
+        if self._ends:
+            self.terminate()
 
     def _receive(self, number: int, _: FrameType | None) -> None:
-        self._received.add(number)
-        self.came = True
+        if number == signal.SIGTERM:
+            self._ends = True
+        self._ask("terminate" if number == signal.SIGTERM else "checkpoint")
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()
 
-    def take(self) -> bool:
-        """Return whether a SIGTERM is among those that came, and forget the others."""
-        self.came = False
-        self._received.discard(signal.SIGUSR1)
-        return signal.SIGTERM in self._received
+    def terminate(self) -> None:
+        """Do what SIGTERM did before."""
+        self._ends = False
+        self._restore()
+        signal.raise_signal(signal.SIGTERM)

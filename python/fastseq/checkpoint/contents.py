@@ -1,0 +1,148 @@
+"""What a checkpoint holds of model, optimizer and callbacks, and how they get it back."""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import nn, optim
+
+from ..errors import CheckpointError
+
+__all__ = [
+    "callback_states",
+    "check_model",
+    "check_optimizer",
+    "load_callbacks",
+    "load_model",
+    "load_optimizer",
+    "model_state",
+]
+
+# How an optimizer computes, not what: this program's choice, as where it runs may be another.
+_MEANS = ("capturable", "foreach", "fused")
+
+
+def model_state(model: nn.Module) -> dict[str, Any]:
+    """Return all parameters and buffers, not copied, and what modules save beside them.
+
+    Examples
+    --------
+    >>> list(model_state(nn.BatchNorm1d(2))["buffers"])
+    ['running_mean', 'running_var', 'num_batches_tracked']
+    """
+    return {
+        "parameters": {name: p.detach() for name, p in model.named_parameters()},
+        "buffers": dict(model.named_buffers()),
+        "extra": {name: module.get_extra_state() for name, module in _with_extra_state(model)},
+    }
+
+
+def check_model(model: nn.Module, saved: dict[str, Any], where: str) -> None:
+    """Raise unless `model` is like the one that was saved.
+
+    Raises
+    ------
+    CheckpointError
+        It is another one; the message names the first difference.
+    """
+    own = model_state(model)
+    for what, kind in (("parameters", "parameter"), ("buffers", "buffer")):
+        for name, tensor in own[what].items():
+            if name not in saved[what]:
+                raise CheckpointError(
+                    f"{where} is of another model: it has no {kind} {name}, which this model has"
+                )
+            here, there = (f"{tuple(a.shape)} {a.dtype}" for a in (tensor, saved[what][name]))
+            if here != there:
+                raise CheckpointError(
+                    f"{where} is of another model: its {kind} {name} is {there}, this model's "
+                    f"{here}"
+                )
+        for name in saved[what]:
+            if name not in own[what]:
+                raise CheckpointError(
+                    f"{where} is of another model: it has a {kind} {name}, which this model has not"
+                )
+
+
+def load_model(model: nn.Module, saved: dict[str, Any]) -> None:
+    """Give a model, which `check_model` found right, what was saved."""
+    with torch.no_grad():
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            kind = "parameters" if isinstance(tensor, nn.Parameter) else "buffers"
+            tensor.copy_(saved[kind][name])
+    for name, module in _with_extra_state(model):
+        if name in saved["extra"]:
+            module.set_extra_state(saved["extra"][name])
+
+
+def _with_extra_state(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, module in model.named_modules():
+        if type(module).get_extra_state is not nn.Module.get_extra_state:
+            yield name, module
+
+
+def check_optimizer(optimizer: optim.Optimizer, saved: dict[str, Any], where: str) -> None:
+    """Raise unless `optimizer` is of the kind that was saved, with as many parameters.
+
+    Raises
+    ------
+    CheckpointError
+        It is not.
+    """
+    here, there = type(optimizer).__name__, saved["kind"]
+    if here != there:
+        raise CheckpointError(f"{where} is of a run with the optimizer {there}, not {here}")
+    groups = saved["state"]["param_groups"]
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
+    if sizes != [len(group["params"]) for group in groups]:
+        raise CheckpointError(
+            f"{where} is of an optimizer with groups of "
+            f"{', '.join(str(len(group['params'])) for group in groups)} parameters, this one has "
+            f"{', '.join(map(str, sizes))}"
+        )
+
+
+def load_optimizer(optimizer: optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Give an optimizer, which `check_optimizer` found right, what was saved.
+
+    Whether it is fused and the like stays as it is.
+    """
+    groups = [
+        {**group, **{key: own[key] for key in _MEANS if key in own}}
+        for group, own in zip(saved["state"]["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    optimizer.load_state_dict({**saved["state"], "param_groups": groups})
+
+
+def callback_states(callbacks: Iterable[Any]) -> list[Any]:
+    """Return the callbacks' kinds and states."""
+    return [
+        [type(callback).__name__, callback.state_dict() if hasattr(callback, "state_dict") else {}]
+        for callback in callbacks
+    ]
+
+
+def load_callbacks(callbacks: Iterable[Any], saved: list[Any], *, quiet: bool = False) -> None:
+    """Give callbacks what was saved: the first of a kind gets the first one's of that kind.
+
+    A warning names those that there are no longer, unless `quiet`.
+    """
+    states = defaultdict(list)
+    for kind, state in saved:
+        states[kind].append(state)
+    for callback in callbacks:
+        waiting = states[type(callback).__name__]
+        state = waiting.pop(0) if waiting else {}
+        if state:
+            callback.load_state_dict(state)
+    left = [kind for kind, rest in states.items() for state in rest if state]
+    if left and not quiet:
+        warnings.warn(
+            f"the checkpoint has states of callbacks that are not there: {', '.join(left)}",
+            stacklevel=2,
+        )

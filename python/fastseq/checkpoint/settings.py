@@ -1,0 +1,72 @@
+"""Where and how often `fit` writes checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import numbers
+import os
+from typing import Any
+
+__all__ = ["Checkpoint"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """Where and how often `Estimator.fit` writes checkpoints: ``fit(…, checkpoint=Checkpoint(…))``.
+
+    One is also written at the end, and when a signal asks for it: SIGUSR1 (training goes on
+    afterwards) and SIGTERM (it ends).
+
+    Parameters
+    ----------
+    folder
+        Where: a folder of their own, for one call of `fit`. With several ranks rank 0 writes.
+    every_steps, every_minutes, every_epochs
+        How often: after so many chunks, so much time, and at the end of so many epochs; None: not.
+    keep
+        How many of the last ones stay.
+
+    Raises
+    ------
+    ValueError, TypeError
+        One of them is not a positive number.
+
+    Examples
+    --------
+    >>> import fastseq as fs, tempfile
+    >>> model = torch.nn.GRU(1, 1)
+    >>> spec = dict(epochs=2, batchsize=4, seqsize=5)
+    >>> est = fs.Estimator(model, fs.seqloss(nn.MSELoss()), torch.optim.SGD, spec, progress=False)
+    >>> checkpoint = fs.callbacks.Checkpoint(tempfile.mkdtemp(), every_steps=100, every_minutes=10)
+    >>> x = torch.zeros(10, 4, 1)
+    >>> _ = est.fit(x, x, checkpoint=checkpoint, resume="auto")
+    """
+
+    folder: str | os.PathLike[str]
+    every_steps: int | None = None
+    every_minutes: float | None = None
+    every_epochs: int | None = 1
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.folder, str | os.PathLike):
+            raise TypeError(f"checkpoint needs a folder, got {self.folder!r}")
+        for name in ("every_steps", "every_epochs", "keep"):
+            value = getattr(self, name)
+            if value is not None or name == "keep":
+                _check(name, value, numbers.Integral)
+        if self.every_minutes is not None:
+            _check("every_minutes", self.every_minutes, numbers.Real)
+
+    @classmethod
+    def of(cls, value: Any) -> Checkpoint:
+        """Return what ``fit(checkpoint=…)`` was given as one: itself, or a folder."""
+        return value if isinstance(value, cls) else cls(value)
+
+
+def _check(name: str, value: Any, kind: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, kind):
+        what = "an integer" if kind is numbers.Integral else "a number"
+        raise TypeError(f"checkpoint: {name} must be {what}, got {value!r}")
+    if not value > 0:
+        raise ValueError(f"checkpoint: {name} must be positive, got {value}")
