@@ -11,6 +11,15 @@ except ImportError as error:
     ) from error
 
 from .classifier import SequenceClassifier
+from .forecast_plot import plot_forecast
+from .forecaster import SequenceForecaster
+from .pinball import pinball_loss
 from .regressor import SequenceRegressor
 
-__all__ = ["SequenceClassifier", "SequenceRegressor"]
+__all__ = [
+    "SequenceClassifier",
+    "SequenceForecaster",
+    "SequenceRegressor",
+    "pinball_loss",
+    "plot_forecast",
+]

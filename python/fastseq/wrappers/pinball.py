@@ -1,0 +1,81 @@
+"""Losses of forecasts: of points and of quantiles, where targets may be unknown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["ForecastLoss", "pinball_loss"]
+
+
+def pinball_loss(
+    output: Tensor, target: Tensor, quantiles: Sequence[float], reduction: str = "mean"
+) -> Tensor:
+    """Return the pinball loss, which is least where outputs are the target's quantiles [1]_.
+
+    Parameters
+    ----------
+    output
+        Forecasts ``(…, Q)``, one for each level.
+    target
+        What came, ``(…)``.
+    quantiles
+        The levels, between 0 and 1.
+    reduction
+        ``"mean"``, or ``"none"`` for a loss ``(…, Q)``.
+
+    References
+    ----------
+    .. [1] R. Koenker and G. Bassett, "Regression quantiles", Econometrica 46 (1978).
+
+    Examples
+    --------
+    >>> pinball_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([1.0]), (0.1, 0.9), "none")
+    tensor([[0.1000, 0.9000]])
+    """
+    levels = output.new_tensor(quantiles)
+    error = target.unsqueeze(-1) - output
+    loss = torch.maximum(levels * error, (levels - 1) * error)
+    return loss.mean() if reduction == "mean" else loss
+
+
+class ForecastLoss:
+    """Mean loss over the steps of the horizon that are known; others are NaN in the target.
+
+    Parameters
+    ----------
+    fn
+        ``fn(output, target, reduction="none")``, element by element; for quantiles, outputs have
+        one axis more.
+    outputs
+        How many outputs there are for each value: the number of quantiles, or None for points.
+
+    Examples
+    --------
+    >>> from torch.nn.functional import l1_loss
+    >>> target = torch.tensor([[[1.0, 2.0, torch.nan]]])
+    >>> ForecastLoss(l1_loss, None)(torch.nn.Identity(), torch.zeros(1, 1, 3), target)
+    tensor(1.5000)
+    """
+
+    def __init__(self, fn: Callable[..., Tensor], outputs: int | None) -> None:
+        self.fn = fn
+        self.outputs = outputs
+
+    def __call__(
+        self, m: Callable[..., Tensor], xs: object, ys: Tensor, ws: Tensor | None = None
+    ) -> Tensor:
+        """Return the loss of a chunk; weights are the known parts of samples, see `windows`."""
+        output = m(xs)
+        if self.outputs is not None:
+            output = output.reshape(*ys.shape, self.outputs)
+        known = ys.isfinite()
+        if ws is not None:
+            known &= (ws > 0).unsqueeze(-1)
+        losses = self.fn(output, torch.where(known, ys, 0), reduction="none")
+        if self.outputs is not None:
+            losses = losses.mean(-1)
+        total = torch.where(known, losses, 0).sum()
+        return total / known.sum().clamp_min(1)
