@@ -4,10 +4,13 @@ Truncated back-propagation through time with carried state, data larger than mem
 script under ``mpirun``. Start with `Estimator`.
 """
 
-from . import callbacks, distributed, nn
+from typing import TYPE_CHECKING, Any
+
+from . import builders, callbacks, distributed, nn
 from ._info import info
 from ._ops import bmm
 from .errors import (
+    CheckpointError,
     CommunicationError,
     FastseqError,
     MissingFeatureError,
@@ -20,6 +23,7 @@ from .h5 import h5concat, h5load, h5mmap, h5save
 from .history import History
 from .losses import seqloss
 from .params import (
+    decay_groups,
     loadstates,
     namedparams,
     net2grad,
@@ -33,6 +37,7 @@ from .spec import Spec
 from .stateful import Stateful
 
 __all__ = [
+    "CheckpointError",
     "CommunicationError",
     "Estimator",
     "FastseqError",
@@ -41,10 +46,15 @@ __all__ = [
     "NonFiniteError",
     "ReadError",
     "RemoteError",
+    "SequenceClassifier",
+    "SequenceForecaster",
+    "SequenceRegressor",
     "Spec",
     "Stateful",
     "bmm",
+    "builders",
     "callbacks",
+    "decay_groups",
     "distributed",
     "h5concat",
     "h5load",
@@ -62,3 +72,12 @@ __all__ = [
     "vec2net",
     "weights",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import scikit-learn's side when it is used: that takes a while, and needs scikit-learn."""
+    if name in ("SequenceClassifier", "SequenceForecaster", "SequenceRegressor"):
+        from . import wrappers
+
+        return getattr(wrappers, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,6 +13,7 @@ from .stateful import Stateful
 from .tree import Tree
 
 __all__ = [
+    "decay_groups",
     "loadstates",
     "namedparams",
     "net2grad",
@@ -58,6 +59,23 @@ def weights(m: Any) -> list[nn.Parameter]:
     """
     named = _module(m).named_parameters()
     return [p for name, p in named if not name.rpartition(".")[2].startswith("bias")]
+
+
+def decay_groups(m: Any, weight_decay: float) -> list[dict[str, Any]]:
+    """Return groups for an optimizer in which only `weights` decay, and biases do not.
+
+    Examples
+    --------
+    >>> model = nn.Linear(2, 1)
+    >>> optimizer = torch.optim.AdamW(decay_groups(model, 0.01), lr=1e-3)
+    >>> [(group["weight_decay"], len(group["params"])) for group in optimizer.param_groups]
+    [(0.01, 1), (0.0, 1)]
+    """
+    decaying = weights(m)
+    known = {id(p) for p in decaying}
+    others = [p for p in namedparams(m).values() if id(p) not in known]
+    groups = [(decaying, weight_decay), (others, 0.0)]
+    return [{"params": params, "weight_decay": decay} for params, decay in groups if params]
 
 
 def _vector(tensors: list[Tensor]) -> Tensor:
