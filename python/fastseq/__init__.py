@@ -36,6 +36,9 @@ from .params import (
 from .spec import Spec
 from .stateful import Stateful
 
+if TYPE_CHECKING:
+    from .wrappers import SequenceClassifier, SequenceForecaster, SequenceRegressor
+
 __all__ = [
     "CheckpointError",
     "CommunicationError",
@@ -73,11 +76,12 @@ __all__ = [
     "weights",
 ]
 
+if not TYPE_CHECKING:  # which would take it for a sign that there are all names
 
-def __getattr__(name: str) -> Any:
-    """Import scikit-learn's side when it is used: that takes a while, and needs scikit-learn."""
-    if name in ("SequenceClassifier", "SequenceForecaster", "SequenceRegressor"):
-        from . import wrappers
+    def __getattr__(name: str) -> Any:
+        """Import scikit-learn's side when it is used: that takes a while, and scikit-learn."""
+        if name in ("SequenceClassifier", "SequenceForecaster", "SequenceRegressor"):
+            from . import wrappers
 
-        return getattr(wrappers, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            return getattr(wrappers, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
