@@ -40,7 +40,7 @@ venv: $(VENV)/.installed
 
 # The package is installed in place: edits of Python files need no build.
 $(VENV)/.built: $(VENV)/.installed $(NATIVE)
-	$(PIP) '$(TORCH)' --no-build-isolation --editable '.[mpi,plot]'
+	$(PIP) '$(TORCH)' --no-build-isolation --editable '.[mpi,plot,sklearn,tensorboard,mlflow,optuna]'
 	touch $@
 build: $(VENV)/.built
 
