@@ -85,9 +85,9 @@ def database(tmp_path_factory):
     """One for all tests: making its tables takes seconds."""
     folder = tmp_path_factory.mktemp("mlflow")
     uri = f"sqlite:///{folder}/mlflow.db"
-    client = mlflow.MlflowClient(uri)
-    for name in ("weather", "search"):
-        client.create_experiment(name, artifact_location=f"file://{folder}/{name}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)  # artifacts go below where the database is first used
+        mlflow.MlflowClient(uri).create_experiment("weather")
     return uri
 
 
@@ -152,8 +152,7 @@ def test_mlflow_runs_of_a_search_have_a_parent(uri, monkeypatch):
     assert run.info.experiment_id == parent.info.experiment_id
 
 
-def test_mlflow_makes_experiments(uri, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # artifacts go there
+def test_mlflow_makes_experiments(uri):
     tracker = MLflow("new", weights=False)
     fitted(tracker, epochs=1)
     experiment = mlflow.get_experiment_by_name("new")
