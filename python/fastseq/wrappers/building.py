@@ -151,10 +151,11 @@ def optimizer_factory(
         )
     else:
         make = optimizer
-    parameters = inspect.signature(make).parameters
-    anything = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
-    given = {"lr": lr, "weight_decay": weight_decay}
-    taken = {name: v for name, v in given.items() if anything or name in parameters}
+    taken = {"lr": lr, "weight_decay": weight_decay}
+    if not isinstance(optimizer, str):
+        parameters = inspect.signature(make).parameters
+        anything = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
+        taken = {name: v for name, v in taken.items() if anything or name in parameters}
     if "weight_decay" not in taken and weight_decay:
         raise ValueError(f"the optimizer {optimizer!r} takes no weight_decay, got {weight_decay!r}")
 
