@@ -165,8 +165,12 @@ class Fit:
         if self._est.seed is None and self._replicas.alone:
             yield  # as in a plain loop: torch's global generator, seeded by the user or not
             return
+        seed = (seed * 1_000_003 + self._replicas.comm.rank) % 2**63
         with torch.random.fork_rng():
-            torch.manual_seed((seed * 1_000_003 + self._replicas.comm.rank) % 2**63)
+            if self._est.device.type == "cpu":
+                torch.default_generator.manual_seed(seed)  # all devices' take as long as a step
+            else:
+                torch.manual_seed(seed)
             yield
 
 
