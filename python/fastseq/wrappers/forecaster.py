@@ -203,7 +203,9 @@ class SequenceForecaster(ForecastTraining):
         known = self._known if goes_on else None
         if X is not None and known is None:
             known = Covariates.measure(X, series, scaled=self.scale is not None)
-        covariates = None if known is None else known.read(X, series, series.lengths, "y")
+        covariates = (
+            None if known is None else known.read(X, series, series.lengths, "the steps of y")
+        )
         if goes_on and self.scale != "series":
             scaling = self._origin.scaling
         else:

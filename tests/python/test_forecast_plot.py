@@ -1,0 +1,86 @@
+"""What is drawn of forecasts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from fastseq.wrappers import plot_forecast
+
+PAST = np.arange(20.0)
+
+
+def labels(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def test_points_follow_the_past():
+    ax = plot_forecast(PAST, [20.0, 21, 22], actual=[20.5, 21.5])
+    assert labels(ax) == ["past", "forecast", "actual"]
+    past, forecast, actual = (line.get_xydata() for line in ax.lines[:3])
+    np.testing.assert_array_equal(past, np.stack([PAST, PAST], 1))
+    np.testing.assert_array_equal(forecast, [[20, 20], [21, 21], [22, 22]])
+    np.testing.assert_array_equal(actual, [[20, 20.5], [21, 21.5]])
+    assert ax.get_xlabel() == "step"
+
+
+def test_intervals_are_pairs_of_quantiles():
+    found = np.full((3, 5), 20.0) + np.array([-2, -1, 0, 1, 2])
+    ax = plot_forecast(PAST, found, (0.05, 0.25, 0.5, 0.75, 0.95))
+    assert labels(ax) == ["past", "90 % interval", "50 % interval", "forecast (median)"]
+    for band, half in zip(ax.collections, (2, 1), strict=True):
+        y = band.get_paths()[0].vertices[:, 1]
+        assert (y.min(), y.max()) == (20 - half, 20 + half)
+    np.testing.assert_array_equal(ax.lines[1].get_ydata(), [20, 20, 20])
+    assert labels(plot_forecast(PAST, found[:, [0, 4]], (0.05, 0.95)))[-1] == "forecast"
+
+
+@pytest.mark.parametrize(
+    ("index", "last"),
+    [
+        (pd.date_range("2024-01-01", periods=20, freq="h"), "2024-01-01T22:00"),
+        (pd.DatetimeIndex(pd.date_range("2024-01-31", periods=20, freq="ME").values), None),
+        (pd.date_range("2024-01-31", periods=20, freq="ME"), "2025-11-30"),
+        (pd.period_range("2024-01", periods=20, freq="M"), "2025-11-01"),
+    ],
+)
+def test_times_of_an_index_go_on(index, last):
+    ax = plot_forecast(pd.Series(PAST, index), [20.0, 21, 22])
+    times = ax.lines[1].get_xdata()
+    assert np.asarray(times).dtype.kind == "M"
+    assert (np.diff(np.concatenate([ax.lines[0].get_xdata(), times])) > np.timedelta64(0)).all()
+    if last is not None:
+        assert times[-1] == np.datetime64(last)
+
+
+def test_numbers_and_names_of_an_index():
+    ax = plot_forecast(pd.Series(PAST, 1900 + 2 * np.arange(20)), [20.0])
+    assert ax.lines[1].get_xdata().tolist() == [1940]
+    ax = plot_forecast(pd.Series(PAST, [f"s{i}" for i in range(20)]), [20.0])
+    assert ax.lines[1].get_xdata().tolist() == [20]
+
+
+def test_it_draws_where_it_is_told(tmp_path):
+    ax = Figure().add_subplot()
+    assert plot_forecast(PAST, [20.0], ax=ax) is ax
+    ax.figure.savefig(tmp_path / "forecast.png")
+    assert (tmp_path / "forecast.png").stat().st_size > 5_000
+
+
+@pytest.mark.parametrize(
+    ("args", "match"),
+    [
+        ((np.zeros((3, 2)), [1.0]), r"past must be one series \(T,\), got shape \(3, 2\)"),
+        ((PAST, np.zeros((3, 2))), "forecast must be"),
+        ((PAST, np.zeros((3, 2)), (0.1, 0.5, 0.9)), r"shape \(horizon, 3\) for 3 quantiles"),
+        ((PAST, np.zeros(3), (0.5,)), r"shape \(horizon, 1\)"),
+        ((PAST, []), "no steps"),
+    ],
+)
+def test_bad_shapes_are_told(args, match):
+    with pytest.raises(ValueError, match=match):
+        plot_forecast(*args)
+    with pytest.raises(ValueError, match="actual must have the shape"):
+        plot_forecast(PAST, [1.0], actual=[1.0, 2.0])

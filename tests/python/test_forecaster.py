@@ -1,0 +1,473 @@
+"""`SequenceForecaster` against what is known in closed form, and against itself by another way."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.metrics import d2_pinball_score, r2_score
+from sklearn.model_selection import GridSearchCV, TimeSeriesSplit, cross_val_score
+from torch import nn
+
+import fastseq as fs
+from fastseq.callbacks import Callback
+from fastseq.wrappers import SequenceForecaster
+
+LEVELS = (0.1, 0.5, 0.9)
+NAN = np.nan
+
+
+def wave(steps, count=1, noise=0.1, seed=0):
+    rng = np.random.default_rng(seed)
+    t = np.arange(steps)
+    rows = [np.sin(t / (3 + n)) * (1 + n) + 10 * n for n in range(count)]
+    return np.stack(rows) + noise * rng.standard_normal((count, steps))
+
+
+def quick(**more):
+    return SequenceForecaster(
+        **{"horizon": 4, "epochs": 2, "hidden_size": 8, "random_state": 0, **more}
+    )
+
+
+class Fixed(nn.Module):
+    """A model that is not changed by training: its outputs are a given matrix times its inputs."""
+
+    def __init__(self, matrix) -> None:
+        super().__init__()
+        self.matrix = torch.tensor(matrix, dtype=torch.float32)
+        self.nothing = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        return x @ self.matrix.T + 0 * self.nothing
+
+
+# --- what forecasts must be, whatever is learnt
+
+
+@pytest.mark.parametrize("horizon", [1, 3, 9])
+@pytest.mark.parametrize("strategy", ["direct", "recursive"])
+def test_no_change_is_the_last_value_or_the_last_season(strategy, horizon):
+    y = np.random.default_rng(0).standard_normal(40) + 5
+    outputs = 1 if strategy == "recursive" else horizon
+    last = quick(module=Fixed(np.ones((outputs, 1))), strategy=strategy, horizon=horizon).fit(y)
+    np.testing.assert_allclose(last.predict(), np.full(horizon, y[-1]), rtol=1e-5)
+    same = Fixed(np.zeros((outputs, 2)))
+    naive = quick(module=same, strategy=strategy, horizon=horizon, season=4).fit(y)
+    lag = 4 if strategy == "recursive" or horizon <= 4 else 12  # that is known for 9 steps
+    season = np.tile(y[-lag:], 3)[:horizon]
+    np.testing.assert_allclose(naive.predict(), season, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", ["standard", "series", None])
+def test_a_straight_line_goes_on(scale):
+    lines = [np.arange(20.0), 100 - 2 * np.arange(15.0)]
+    by_two = SequenceForecaster(6, strategy="recursive", lags=2, module=Fixed([[-1.0, 2.0]]),
+                                scale=scale, epochs=1).fit(lines)  # fmt: skip
+    wanted = [20 + np.arange(6.0), 70 - 2 * np.arange(6.0)]
+    np.testing.assert_allclose(by_two.predict(), wanted, rtol=1e-4)
+    steps = 1 + np.arange(6.0)
+    direct = SequenceForecaster(6, lags=2, module=Fixed(np.stack([-steps, 1 + steps], 1)),
+                                scale=scale, epochs=1).fit(lines)  # fmt: skip
+    np.testing.assert_allclose(direct.predict(), wanted, rtol=1e-4)
+
+
+def test_two_variables_swap():
+    swap = Fixed(np.array([[0.0, 1.0], [1.0, 0.0]]))
+    y = np.stack([np.arange(10.0), -np.arange(10.0) * 3], 1)
+    f = SequenceForecaster(3, strategy="recursive", module=swap, scale=None, epochs=1).fit(y)
+    np.testing.assert_allclose(f.predict(), [[-27, 9], [9, -27], [-27, 9]])
+
+
+# --- what is learnt
+
+
+def test_an_autoregression_is_found():
+    rng = np.random.default_rng(0)
+    a, noise = (1.2, -0.5), rng.standard_normal(3000)
+    y = noise.copy()
+    for t in range(2, len(y)):
+        y[t] += a[0] * y[t - 1] + a[1] * y[t - 2]
+    f = SequenceForecaster(2, module="linear", lags=2, scale=None, epochs=20, lr=0.02,
+                           fold=4, random_state=0).fit(y)  # fmt: skip
+    w = f.estimator_.model.body[0].weight.detach().numpy()
+    two = [a[0] * a[1], a[0] ** 2 + a[1]]  # a step further, in closed form
+    np.testing.assert_allclose(w, [[a[1], a[0]], two], atol=0.06)
+
+
+@pytest.mark.parametrize("strategy", ["direct", "recursive"])
+def test_a_wave_goes_on(strategy):
+    y = wave(400, noise=0.02)[0]
+    f = SequenceForecaster(12, strategy=strategy, epochs=60, random_state=0).fit(y[:360])
+    assert f.score(y[360:]) > 0.95
+
+
+@pytest.mark.parametrize("strategy", ["direct", "recursive"])
+def test_what_only_covariates_tell_is_learnt_from_them(strategy):
+    x = np.random.default_rng(0).standard_normal((500, 2))
+    y = np.abs(x[:, 0]) - x[:, 1]
+    f = SequenceForecaster(5, strategy=strategy, epochs=40, lr=0.01, random_state=0)
+    assert f.fit(y[:450], x[:450]).score(y[450:], x[450:]) > 0.9
+    assert clone(f).fit(y[:450]).score(y[450:]) < 0.3
+
+
+@pytest.mark.parametrize("strategy", ["direct", "recursive"])
+def test_forecasts_see_no_covariates_of_later_steps(strategy):
+    x = np.random.default_rng(0).standard_normal((105, 2))
+    y = x.sum(1)[:100]
+    f = quick(horizon=5, strategy=strategy).fit(y, x[:100])
+    before = f.predict(X=x[100:])
+    other = x[100:].copy()
+    other[2, 1] += 1
+    after = f.predict(X=other)
+    np.testing.assert_array_equal(after[:2], before[:2])
+    assert after[2] != before[2]
+
+
+@pytest.mark.parametrize("season", [None, 5])
+def test_quantiles_of_noise(season):
+    y = 3 + 2 * np.random.default_rng(0).standard_normal(4000)
+    f = SequenceForecaster(3, quantiles=LEVELS, season=season, module="linear", epochs=20, lr=0.02,
+                           fold=4, random_state=0).fit(y)  # fmt: skip
+    found = f.predict()
+    # With a season it is the difference of two values, of which the model sees neither.
+    spread = 2 if season is None else 2 * np.sqrt(2)
+    np.testing.assert_allclose(found[:, 2] - found[:, 0], 2 * 1.2816 * spread, rtol=0.06)
+    if season is None:
+        np.testing.assert_allclose(found[:, 1], 3, atol=0.2)
+
+
+def test_drawn_futures_of_a_random_walk_widen_as_they_should():
+    y = np.cumsum(np.random.default_rng(0).standard_normal(4000))
+    f = SequenceForecaster(16, strategy="recursive", season=1, quantiles=LEVELS, module="linear",
+                           epochs=30, lr=0.02, fold=4, random_state=0).fit(y)  # fmt: skip
+    found = f.predict()
+    width = found[:, 2] - found[:, 0]
+    wanted = 2 * 1.2816 * np.sqrt(np.arange(1, 17))
+    assert np.abs(np.log(width / wanted)).max() < 0.25
+    assert f.fit(list(y.reshape(2, -1))).predict().shape == (2, 16, 3)
+
+
+@pytest.mark.parametrize("strategy", ["direct", "recursive"])
+def test_quantiles_do_not_cross(strategy):
+    levels = tuple(np.linspace(0.05, 0.95, 19))
+    f = quick(quantiles=levels, strategy=strategy).fit(wave(60, 3)[..., None])
+    found = f.predict()
+    assert found.shape == (3, 4, 1, 19)
+    assert (np.diff(found, axis=-1) >= 0).all()
+
+
+# --- series that go on
+
+
+CASES = [
+    {},
+    {"quantiles": LEVELS},
+    {"lags": 3, "season": 5},
+    {"strategy": "recursive", "lags": 3, "season": 2},
+    {"strategy": "recursive", "quantiles": LEVELS},
+    {"module": "gru", "num_layers": 2, "scale": "series", "season": 3},
+]
+
+
+@pytest.mark.parametrize("kw", CASES)
+@pytest.mark.parametrize("covariates", [False, True])
+def test_going_on_is_as_if_all_had_been_given(kw, covariates):
+    panel = list(wave(70, 3))
+    plans = [np.random.default_rng(n).standard_normal((74, 2)) for n in range(3)]
+
+    def known(*parts):
+        return [np.concatenate([p[a:b] for a, b in parts]) for p in plans] if covariates else None
+
+    f = quick(**kw).fit([s[:50] for s in panel], known((0, 50)))
+    more = [s[50:] for s in panel]
+    tests = f.backtest(more, known((50, 70)), stride=7)
+    assert tests.shape[:3] == (3, 3, 4)
+    for number, end in enumerate((50, 57, 64)):
+        g = pickle.loads(pickle.dumps(f))  # noqa: S301
+        if end > 50:
+            g.update([s[50:52] for s in panel], known((50, 52)))
+            g.update([s[52:end] for s in panel], known((52, end)))
+        found = g.predict(X=known((end, end + 4)))
+        np.testing.assert_allclose(tests[number], found, rtol=1e-4, atol=1e-4)
+        if kw.get("scale") != "series":  # which is measured on what is given
+            whole = f.predict([s[:end] for s in panel], known((0, end + 4)))
+            np.testing.assert_allclose(whole, found, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(f.backtest(more, known((50, 70)), stride=7), tests)
+
+
+@pytest.mark.parametrize("kw", CASES[:4])
+def test_series_of_different_lengths_are_as_each_alone(kw):
+    series = [s[:length] for s, length in zip(wave(60, 3), (20, 60, 7), strict=True)]
+    f = quick(batchsize=2, **kw).fit(series)
+    together = f.predict()
+    np.testing.assert_allclose(f.predict(series), together, rtol=1e-5, atol=1e-5)
+    for one, found in zip(series, together, strict=True):
+        np.testing.assert_allclose(f.predict(one), found, rtol=1e-5, atol=1e-5)
+    f.update([s[:3] for s in wave(60, 3)])
+    whole = [np.concatenate([s, w[:3]]) for s, w in zip(series, wave(60, 3), strict=True)]
+    np.testing.assert_allclose(f.predict(), f.predict(whole), rtol=1e-4, atol=1e-4)
+
+
+def test_order_of_series_does_not_matter():
+    series = [s[:length] for s, length in zip(wave(60, 3), (20, 60, 40), strict=True)]
+    a = quick(epochs=5, batchsize=3).fit(series).predict()
+    b = quick(epochs=5, batchsize=3).fit(series[::-1]).predict()
+    np.testing.assert_allclose(a, b[::-1], rtol=1e-5)
+
+
+def test_shapes_are_those_that_were_given():
+    y = wave(30, 3)
+    shapes = {
+        (4,): y[0], (4, 3): y.T, (3, 4): list(y), (3, 4, 1): y[..., None],
+        (2, 4, 3): [y.T, y.T[:20]], (1, 4): [y[0]],
+    }  # fmt: skip
+    for shape, given in shapes.items():
+        assert quick().fit(given).predict().shape == shape
+        assert quick(quantiles=LEVELS).fit(given).predict().shape == (*shape, 3)
+    assert quick().fit(y[0]).predict(list(y)).shape == (3, 4)
+    assert quick().fit(y[0]).predict().dtype == np.float64
+    assert quick().fit(y[0].astype(np.float32)).predict().dtype == np.float32
+    assert quick().fit(np.arange(30)).predict().dtype == np.float64
+
+
+def test_tables_and_tensors_are_arrays():
+    y, x = wave(34, 2).T, np.random.default_rng(0).standard_normal((34, 2))
+    wanted = quick().fit(y[:30], x[:30]).predict(X=x[30:])
+    times = pd.date_range("2024-01-01", periods=34, freq="h")
+    y_table, x_table = (pd.DataFrame(a, times, ["a", "b"]) for a in (y, x))
+    f = quick().fit(y_table[:30], x_table[:30])
+    np.testing.assert_array_equal(f.predict(X=x_table[30:]), wanted)
+    np.testing.assert_array_equal(f.predict(X=x[30:]), wanted)
+    with pytest.raises(ValueError, match=r"columns that fit got, a, b, in this order; got b, a"):
+        f.predict(X=x_table[30:][["b", "a"]])
+    f = quick().fit(torch.tensor(y[:30]), torch.tensor(x[:30]))
+    np.testing.assert_array_equal(f.predict(X=torch.tensor(x[30:])), wanted)
+    series = quick().fit(y_table["a"]).predict()
+    np.testing.assert_array_equal(series, quick().fit(y[:, 0]).predict())
+
+
+def test_a_panel_may_share_covariates():
+    y, x = list(wave(34, 3)), np.random.default_rng(0).standard_normal((34, 2))
+    first = [s[:30] for s in y]
+    shared = quick().fit(first, x[:30]).predict(X=x[30:])
+    np.testing.assert_array_equal(quick().fit(first, [x[:30]] * 3).predict(X=[x[30:]] * 3), shared)
+
+
+# --- what is missing, and what is not learnt
+
+
+def test_missing_values_are_not_learnt():
+    rng = np.random.default_rng(0)
+    y = wave(600, noise=0.02)[0]
+    gaps = y.copy()
+    gaps[rng.random(600) < 0.2] = NAN
+    gaps[100:140] = NAN
+    f = SequenceForecaster(12, epochs=60, random_state=0).fit(gaps[:560])
+    assert f.score(y[560:]) > 0.9
+    assert np.isfinite(f.backtest(gaps[560:])).all()
+    assert np.isfinite(f.update(np.full(5, NAN)).predict()).all()
+
+
+def test_the_part_to_validate_on_is_not_learnt():
+    y = wave(80, 2)
+    other = y.copy()
+    other[:, -10:] = np.random.default_rng(1).standard_normal((2, 10))
+    f, g = (quick(validation=10, season=3, epochs=3).fit(list(s)) for s in (y, other))
+    for a, b in zip(f.estimator_.model.parameters(), g.estimator_.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    assert f.history_[-1]["loss"] == g.history_[-1]["loss"]
+    assert f.history_[-1]["validation_loss"] != g.history_[-1]["validation_loss"]
+
+
+def test_validation_is_on_forecasts_of_the_last_steps():
+    y, held, horizon = np.random.default_rng(0).standard_normal(50), 8, 3
+    last = Fixed(np.ones((horizon, 1)))
+    f = quick(module=last, validation=held, horizon=horizon, scale=None).fit(y)
+    errors = [
+        (y[t + h] - y[t]) ** 2
+        for t in range(49) for h in range(1, horizon + 1) if 50 - held <= t + h < 50
+    ]  # fmt: skip
+    np.testing.assert_allclose(f.history_[-1]["validation_loss"], np.mean(errors), rtol=1e-5)
+    errors = [
+        (y[t + h] - y[t]) ** 2
+        for t in range(49) for h in range(1, horizon + 1) if t + h < 50 - held
+    ]  # fmt: skip
+    f = quick(module=last, validation=held, horizon=horizon, scale=None, seqsize=64).fit(y)
+    np.testing.assert_allclose(f.history_[-1]["loss"], np.mean(errors), rtol=1e-5)
+
+
+# --- as scikit-learn's
+
+
+def test_the_score_is_that_of_forecasts_one_after_the_other():
+    y = wave(90, 2).T
+    for levels in (None, LEVELS):
+        f = quick(quantiles=levels, epochs=5).fit(y[:70])
+        found = np.concatenate(list(f.backtest(y[70:])))
+        if levels is None:
+            wanted = r2_score(y[70:], found)
+        else:
+            wanted = np.mean([
+                d2_pinball_score(y[70:, k], found[:, k, q], alpha=level)
+                for k in range(2) for q, level in enumerate(levels)
+            ])  # fmt: skip
+        np.testing.assert_allclose(f.score(y[70:]), wanted)
+    assert np.isfinite(f.score(y[70:73]))  # less than a horizon
+
+
+def test_clone_pickle_and_parameters():
+    f = quick(quantiles=LEVELS, strategy="recursive", callbacks=[Callback()])
+    names = f.get_params()
+    assert clone(f).get_params(deep=False).keys() == names.keys()
+    f.fit(wave(40)[0])
+    assert f.get_params() == names
+    again = pickle.loads(pickle.dumps(f))  # noqa: S301
+    np.testing.assert_array_equal(again.predict(), f.predict())
+    with pytest.raises(NotFittedError, match="call fit first"):
+        clone(f).predict()
+
+
+def test_the_same_seed_gives_the_same_bits():
+    y = wave(60)[0]
+    for kw in ({}, {"strategy": "recursive", "quantiles": LEVELS, "dropout": 0.2}):
+        a, b, c = (quick(**{**kw, "random_state": s}).fit(y).predict() for s in (1, 1, 2))
+        np.testing.assert_array_equal(a, b)
+        assert (a != c).any()
+
+
+def test_searches_and_splits_of_scikit_learn():
+    y = wave(300, noise=0.02)[0]
+    folds = TimeSeriesSplit(3, test_size=24)
+    search = GridSearchCV(quick(horizon=8, season=19), {"epochs": [1, 15]}, cv=folds).fit(y)
+    assert search.best_params_ == {"epochs": 15}
+    assert search.best_estimator_.predict().shape == (8,)
+    scores = cross_val_score(search.best_estimator_, y, cv=folds)
+    np.testing.assert_allclose(scores.mean(), search.best_score_)
+
+
+def test_a_warm_start_goes_on_to_the_bit():
+    y, x = wave(60, 2).T, np.random.default_rng(0).standard_normal((60, 2))
+    once = quick(epochs=8).fit(y, x)
+    twice = quick(epochs=3, warm_start=True).fit(y, x)
+    twice.set_params(epochs=8).fit(y, x)
+    assert twice.continued_
+    for a, b in zip(
+        once.estimator_.model.parameters(), twice.estimator_.model.parameters(), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    assert not twice.set_params(hidden_size=4).fit(y, x).continued_
+
+
+class CountEpochs(Callback):
+    def __init__(self) -> None:
+        self.epochs = 0
+
+    def on_epoch_end(self, run) -> None:
+        run.row["forecasts"] = self.epochs = run.epoch
+        if run.epoch == 2:
+            run.stop("enough")
+
+
+def test_callbacks_are_called():
+    given = CountEpochs()
+    f = quick(epochs=5, callbacks=[given]).fit(wave(40)[0])
+    assert [row["forecasts"] for row in f.history_] == [1, 2]
+    assert given.epochs == 0  # a copy was
+
+
+def small(n_in, n_out, rng):
+    return fs.nn.Chain(nn.GRU(n_in, 4), nn.Linear(4, n_out))
+
+
+@pytest.mark.parametrize("kw", [{"optimizer": "sgd", "weight_decay": 0.1, "decay_biases": False},
+                                {"loss": "mae"}, {"loss": nn.functional.smooth_l1_loss},
+                                {"fold": 3, "clip_value": 1.0, "accumulate": 2}, {"seqsize": 5},
+                                {"dropout": 0.1, "num_layers": 2}, {"module": small}])  # fmt: skip
+def test_parameters_are_taken(kw):
+    assert np.isfinite(quick(**kw).fit(wave(50)[0]).predict()).all()
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    ("kw", "error", "match"),
+    [
+        ({"horizon": 0}, ValueError, "horizon must be positive"),
+        ({"horizon": 2.5}, TypeError, "horizon must be an integer"),
+        ({"lags": 0}, ValueError, "lags"),
+        ({"season": -1}, ValueError, "season"),
+        ({"validation": 1.5}, TypeError, "validation"),
+        ({"strategy": "both"}, ValueError, "strategy must be one of"),
+        ({"scale": "minmax"}, ValueError, "scale must be one of"),
+        ({"loss": "rmse"}, ValueError, "loss must be one of"),
+        ({"loss": 3}, TypeError, "loss must be one of"),
+        ({"quantiles": (0.5, 0.1)}, ValueError, "quantiles must be rising"),
+        ({"quantiles": (0.0, 0.5)}, ValueError, "quantiles must be rising"),
+        ({"quantiles": ()}, ValueError, "quantiles must be rising"),
+        ({"quantiles": 0.5}, TypeError, "quantiles must be a list"),
+        ({"season": 50}, ValueError, r"y has 30 steps, but horizon=4, season=50 needs 52"),
+        ({"validation": 29}, ValueError, "y has 30 steps, but"),
+    ],
+)
+def test_bad_parameters_are_told(kw, error, match):
+    with pytest.raises(error, match=match):
+        quick(**kw).fit(np.arange(30.0))
+
+
+@pytest.mark.parametrize(
+    ("y", "x", "match"),
+    [
+        (np.zeros(1), None, "y has 1 steps, but"),
+        ([np.zeros(9), np.zeros(1)], None, r"y\[1\] has 1 steps"),
+        (np.zeros((5, 30)), None, r"for 5 series of 30 steps pass list\(y\)"),
+        ([np.zeros(9), np.full(9, NAN)], None, r"y\[1\] has no known values of variable 0"),
+        (np.zeros(9), np.zeros((8, 2)), "X must cover the steps of y: 9 steps, got 8"),
+        (np.zeros(9), np.zeros((10, 2)), "X must cover the steps of y: 9 steps, got 10"),
+        (np.zeros(9), np.full((9, 1), NAN), "X is NaN at step 0"),
+        (
+            [np.zeros(9), np.zeros(8)],
+            np.zeros((9, 1)),
+            "2 series of different lengths: pass a list",
+        ),
+        ([np.zeros(9)] * 2, [np.zeros((9, 1))] * 3, "X must be covariates of 2 series, got 3"),
+    ],
+)
+def test_bad_series_are_told(y, x, match):
+    with pytest.raises(ValueError, match=match):
+        quick().fit(y, x)
+
+
+def test_bad_calls_are_told():
+    y, x = wave(30)[0], np.zeros((30, 2))
+    f, g = quick().fit(y), quick(season=6).fit(y, x)
+    with pytest.raises(ValueError, match="fit got no covariates"):
+        f.predict(X=x[:4])
+    with pytest.raises(
+        ValueError, match="X must cover the horizon, the steps that follow, got None"
+    ):
+        g.predict()
+    with pytest.raises(ValueError, match=r"X must cover the horizon.*: 4 steps, got 5"):
+        g.predict(X=x[:5])
+    with pytest.raises(ValueError, match="the steps of y and of the horizon: 34 steps, got 30"):
+        g.predict(y, x)
+    with pytest.raises(ValueError, match="the 2 covariates that fit got, got 1"):
+        g.predict(X=x[:4, :1])
+    with pytest.raises(ValueError, match="1 variables, as in fit, got 2"):
+        f.predict(x)
+    with pytest.raises(ValueError, match="y has 5 steps, but horizon=4, season=6 needs 6"):
+        g.predict(y[:5], x[:9])
+    with pytest.raises(ValueError, match="go on with the 1 series"):
+        f.update([y, y])
+    with pytest.raises(ValueError, match=r"equally many steps of each series, got \[2, 3\]"):
+        quick().fit([y, y]).update([y[:2], y[:3]])
+    with pytest.raises(ValueError, match="stride must be positive"):
+        f.backtest(y, stride=0)
+    with pytest.raises(ValueError, match="at least 2"):
+        f.score(y[:1])
