@@ -17,7 +17,7 @@ from .predicting.samples import Samples, collect
 from .spec import Spec
 from .stateful import Stateful, in_mode
 from .training import chunk_loss, chunk_weight, to_device
-from .tree import Tree
+from .tree import Tree, tree_map
 
 if TYPE_CHECKING:
     from .estimator import Estimator
@@ -84,6 +84,9 @@ def samples(
 ) -> Samples:
     """Return targets and the model's outputs in evaluation mode, not scaled. Collective.
 
+    If the loss has an attribute ``at_last_step`` that is true, they are those of chunks' last
+    steps, which are all that it looks at.
+
     Parameters
     ----------
     est
@@ -92,6 +95,7 @@ def samples(
         As in `evaluate`.
     """
     chunks = chunk_plan(data, est.spec, est._replicas, by_time=False).chunks()
+    first = -1 if getattr(est.loss, "at_last_step", False) else 0
     undo = None if est.scaling_ is None else est.scaling_.undo
 
     def pieces() -> Iterator[tuple[Tree, Tree, Tensor | None]]:
@@ -100,7 +104,7 @@ def samples(
             y_true, y_pred = batch.ys, m(batch.xs)
             if callable(undo):
                 y_true, y_pred = undo(y_true), undo(y_pred)
-            yield y_true, y_pred, batch.ws
+            yield tree_map(lambda a: a[first:], (y_true, y_pred, batch.ws))
 
     with torch.no_grad(), in_mode(est.model, training=False):
         return collect(pieces(), est._replicas)

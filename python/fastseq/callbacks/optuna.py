@@ -60,6 +60,10 @@ class OptunaPruning(Callback):
         self._monitor = Monitor(monitor, "min")
         self._pruned = ""
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> OptunaPruning:
+        # scikit-learn copies parameters; a copy of the trial would report to a copy of the study.
+        return OptunaPruning(self._trial, self._monitor.key)
+
     def on_fit_begin(self, run: Run) -> None:
         """Check what is to be reported."""
         self._monitor.check(run)

@@ -20,6 +20,11 @@ class AtLastStep:
     loss
         ``loss(m, xs, ys)``, with weights ``loss(m, xs, ys, ws)``.
 
+    Attributes
+    ----------
+    at_last_step
+        That metrics, too, are of chunks' last steps.
+
     Examples
     --------
     >>> from fastseq import seqloss
@@ -27,6 +32,8 @@ class AtLastStep:
     >>> AtLastStep(seqloss(F.mse_loss))(nn.Identity(), x, y)
     tensor(4.)
     """
+
+    at_last_step = True
 
     def __init__(self, loss: Callable[..., Tensor]) -> None:
         self.loss = loss
