@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from ._ops import pack
-from .stateful import Stateful
 from .tree import Tree
 
 __all__ = [
@@ -26,13 +25,13 @@ __all__ = [
 
 
 def _module(m: Any) -> nn.Module:
-    """Return the module behind a `Stateful`, an `Estimator` or itself."""
+    """Return the module behind an `Estimator`, or what a loss gets; or itself."""
     if isinstance(m, nn.Module):
         return m
-    if isinstance(m, Stateful):
-        return m.module
-    if isinstance(getattr(m, "model", None), nn.Module):
-        return m.model  # type: ignore[no-any-return]
+    for name in ("module", "model"):  # what stands for a `Stateful` has its attributes
+        found = getattr(m, name, None)
+        if isinstance(found, nn.Module):
+            return found
     raise TypeError(f"expected a model, a Stateful or an Estimator, got {type(m).__name__}")
 
 
@@ -186,7 +185,8 @@ def states(m: Any) -> Tree:
 
     Examples
     --------
-    >>> m = Stateful(nn.GRU(1, 2))
+    >>> import fastseq as fs
+    >>> m = fs.Stateful(nn.GRU(1, 2))
     >>> _ = m(torch.zeros(5, 3, 1))
     >>> states(m).shape
     torch.Size([1, 3, 2])
@@ -199,7 +199,8 @@ def loadstates(m: Any, s: Tree) -> None:
 
     Examples
     --------
-    >>> m = Stateful(nn.GRU(1, 2))
+    >>> import fastseq as fs
+    >>> m = fs.Stateful(nn.GRU(1, 2))
     >>> _ = m(torch.zeros(5, 3, 1))
     >>> s = states(m)
     >>> y = m(torch.ones(1, 3, 1))

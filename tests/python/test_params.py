@@ -102,6 +102,18 @@ def test_utilities_take_estimators():
         fs.namedparams("model")
 
 
+def test_utilities_take_what_a_loss_gets():
+    x = np.random.default_rng(0).standard_normal((20, 3))
+    found = []
+
+    def loss(m, xs, ys):
+        found.append([len(fs.weights(m)), fs.net2vec(m).numel(), *fs.namedparams(m)])
+        return (m(xs) - ys).square().mean()
+
+    fs.SequenceRegressor("linear", loss=loss, epochs=1).fit(x, x[:, 0])
+    assert found == [[1, 4, "0.weight", "0.bias"]]
+
+
 def test_net2grad_is_a_view_where_gradients_follow_each_other():
     model = nn.Sequential(nn.Linear(4, 16), nn.Linear(16, 16))
     plain = torch.randn(sum(p.numel() for p in model.parameters()))
