@@ -199,7 +199,9 @@ def test_two_calls_of_fit_and_a_resumed_run_are_like_one(name, per, optimizer_fi
     if optimizer_first:
         resumed.optimizer.load_state_dict(saved[1])
     again.load_state_dict(saved[0])
-    again.on_fit_begin(ScriptedRun(optimizer=resumed.optimizer))
+    run = ScriptedRun(optimizer=resumed.optimizer)
+    run.step = 2 * STEPS
+    again.on_fit_begin(run)
     if not optimizer_first:
         resumed.optimizer.load_state_dict(saved[1])
     assert through_a_file(again.state_dict()) == saved[0]
@@ -220,14 +222,25 @@ def test_a_state_that_comes_while_the_scheduler_is_there():
     assert one.state_dict() == two.state_dict()
 
 
+def halved(optimizer):
+    return torch_schedulers.LambdaLR(optimizer, lambda epoch: 0.5**epoch)
+
+
 def test_copies_and_pickles_go_on_with_a_copy_of_the_optimizer():
-    make = functools.partial(torch_schedulers.StepLR, step_size=2, gamma=0.5)
     noted = Rates()
-    est = estimator(OPTIMIZERS["sgd"], noted, cb.Schedule(make)).fit(X, Y, epochs=3)
+    est = estimator(OPTIMIZERS["sgd"], noted, cb.Schedule(halved)).fit(X, Y, epochs=3)
     for twin in (copy.deepcopy(est), pickle.loads(pickle.dumps(est))):  # noqa: S301 (our own)
         twin.fit(X, Y, epochs=EPOCHS - 3)
-        assert twin.callbacks[0].rates == by_hand(OPTIMIZERS["sgd"], make, "epoch")[1]
-    assert est.optimizer.param_groups[0]["lr"] == 0.025
+        assert twin.callbacks[0].rates == by_hand(OPTIMIZERS["sgd"], halved, "epoch")[1]
+    assert est.optimizer.param_groups[0]["lr"] == 0.05 / 8
+
+
+def test_a_copy_begins_anew_with_another_estimator():
+    used = cb.Schedule(halved)
+    estimator(OPTIMIZERS["sgd"], used).fit(X, Y)
+    noted = Rates()
+    estimator(OPTIMIZERS["sgd"], noted, copy.deepcopy(used)).fit(X, Y)
+    assert noted.rates == by_hand(OPTIMIZERS["sgd"], halved, "epoch")[1]
 
 
 def test_another_optimizer_begins_anew():

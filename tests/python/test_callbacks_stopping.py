@@ -136,6 +136,20 @@ def test_threshold_from_below():
     assert play(cb.Threshold(0.9, monitor="r2", mode="max"), rows) == 4
 
 
+def test_equal_is_neither_better_nor_worse():
+    rows = [row(2.0)] * 4
+    assert play(cb.NumberSinceBest(2), rows) == 3
+    assert play(cb.Patience(1), rows) is None
+    assert play(cb.GL(1e-9), rows) is None
+
+
+def test_percents_are_of_the_best_s_size():
+    scores = [{"loss": 1.0, "r2": r2} for r2 in (0.5, 1.0, 0.9, 0.8)]
+    assert play(cb.GL(15, monitor="r2", mode="max"), scores) == 4  # 20 % below the best
+    likelihoods = [row(loss) for loss in (-1.0, -2.0, -1.9, -1.6)]
+    assert play(cb.GL(15), likelihoods) == 4
+
+
 def test_without_validation_the_training_loss_is_watched():
     rows = [{"loss": loss} for loss in LOSSES]
     assert play(cb.Patience(2), rows, ScriptedRun(validation=False)) == 5

@@ -87,9 +87,9 @@ class Schedule(Callback):
             )
         if self.per == "step" and isinstance(self._scheduler, ReduceLROnPlateau):
             raise ValueError('ReduceLROnPlateau looks at the losses of epochs: use per="epoch"')
-        if self._state is not None:
+        if self._state is not None and run.step > 0:  # or another estimator begins
             _go_on(self._scheduler, self._state)
-            self._state = None
+        self._state = None
         # Torch warns if its `step` comes before the optimizer's, which a step without any sample,
         # or with an overflow in fp16, leaves out.
         run.optimizer._opt_called = True  # type: ignore[attr-defined]
