@@ -13,7 +13,7 @@ from torch import Tensor, nn, optim
 
 from ..builders import MLP, Linear, Recurrent
 from ..losses import seqloss
-from ..params import weights
+from ..params import decay_groups
 
 __all__ = ["chunk_loss", "make_module", "optimizer_factory", "wants_whole"]
 
@@ -162,11 +162,7 @@ def optimizer_factory(
     def factory(params: Iterable[Tensor]) -> optim.Optimizer:
         if decay_biases or not weight_decay:
             return make(list(params), **taken)  # type: ignore[no-any-return]
-        decaying = {id(p) for p in weights(model)}
-        groups: list[dict[str, Any]] = [{"params": []}, {"params": [], "weight_decay": 0.0}]
-        for p in params:
-            groups[id(p) not in decaying]["params"].append(p)
-        return make([g for g in groups if g["params"]], **taken)  # type: ignore[no-any-return]
+        return make(decay_groups(model, weight_decay), **taken)  # type: ignore[no-any-return]
 
     return factory
 

@@ -295,6 +295,8 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
             classes[part.argmax(-1)]
             for classes, part in zip(self._classes, self._parts(outputs), strict=True)
         ]
+        if len({labels.dtype.kind for labels in found}) > 1:
+            found = [labels.astype(object) for labels in found]
         return np.stack(found, -1)
 
     def _read_y(self, y: Any, inputs: Inputs) -> Targets:
@@ -302,7 +304,7 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
 
     def _problem(self, targets: Targets, weights: Items | None, known: Any) -> Problem:
         rows = targets.rows
-        columns = list(rows.T)
+        columns = [_typed(column) for column in rows.T] if rows.shape[1] > 1 else [rows[:, 0]]
         if known is None:
             for column in columns:
                 check_classification_targets(column)
@@ -340,6 +342,12 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
             whole = whole[:, None]
         product: Array = found * whole
         return product
+
+
+def _typed(column: Array) -> Array:
+    """Return labels in their own dtype, if they came as objects beside others."""
+    alike = column.dtype == object and len({type(label) for label in column}) == 1
+    return np.array(column.tolist()) if alike else column
 
 
 def _softmax(scores: Array) -> Array:

@@ -13,7 +13,9 @@ from sklearn.utils import check_array
 from sklearn.utils.validation import _check_feature_names, _check_sample_weight, validate_data
 from torch import Tensor
 
-__all__ = ["Array", "Inputs", "Items", "read_inputs", "read_weights", "time_major"]
+__all__ = [
+    "Array", "Inputs", "Items", "as_tensor", "read_inputs", "read_weights", "take", "time_major",
+]  # fmt: skip
 
 Array = np.ndarray[Any, Any]
 Items = Array | list[Array]  # one array, or one per sequence
@@ -105,7 +107,7 @@ def read_inputs(estimator: BaseEstimator, X: Any, *, reset: bool) -> Inputs:  # 
     """
     if isinstance(X, (list, tuple)) and len(X) and all(getattr(a, "ndim", 0) == 2 for a in X):
         return _read_list(estimator, X, reset=reset)
-    if getattr(X, "ndim", 2) != 3 and not _is_nested(X):
+    if getattr(X, "ndim", 2) < 3 and not _is_nested(X):
         x = _floats(validate_data(estimator, X, reset=reset))
         return Inputs(x[:, None], np.ones(len(x), np.int64))
     x = check_array(X, allow_nd=True, estimator=estimator, input_name="X")
@@ -189,11 +191,12 @@ def time_major(items: Items) -> Tensor | list[Tensor]:
     Nothing writes into the result.
     """
     if isinstance(items, list):
-        return [_tensor(a) for a in items]
-    return _tensor(np.ascontiguousarray(items.swapaxes(0, 1)))
+        return [as_tensor(a) for a in items]
+    return as_tensor(np.ascontiguousarray(items.swapaxes(0, 1)))
 
 
-def _tensor(a: Array) -> Tensor:
+def as_tensor(a: Array) -> Tensor:
+    """Return an array as a tensor, which nothing writes into."""
     with warnings.catch_warnings():  # of arrays that must not be written: they are not
         warnings.simplefilter("ignore")
         return torch.from_numpy(a)

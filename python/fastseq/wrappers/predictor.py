@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from sklearn.model_selection import train_test_split
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
@@ -16,7 +15,7 @@ from torch import Tensor
 from ..arguments import input_dtype
 from .base import SequenceEstimator, Task
 from .building import wants_whole
-from .inputs import Array, Inputs, Items, read_inputs, read_weights, take, time_major
+from .inputs import Array, Inputs, Items, as_tensor, read_inputs, read_weights, take, time_major
 from .targets import TargetForm, Targets
 
 __all__ = ["Problem", "SequencePredictor"]
@@ -185,11 +184,11 @@ def _parts(inputs: Inputs, problem: Problem, index: Array | None) -> tuple[Any, 
         x, y = take(x, index), take(y, index)
         w = None if w is None else take(w, index)
     per_step = isinstance(y, list) or y.ndim == 3
-    ys = time_major(y) if per_step else torch.from_numpy(np.ascontiguousarray(y))
+    ys = time_major(y) if per_step else as_tensor(np.ascontiguousarray(y))
     xs = time_major(x)
     if w is None:
         return xs, ys, None
     dtype = xs[0].dtype
     if isinstance(w, list):
         return xs, ys, [one.to(dtype) for one in time_major(w)]
-    return xs, ys, torch.from_numpy(np.ascontiguousarray(w.T)).to(dtype)
+    return xs, ys, as_tensor(np.ascontiguousarray(w.T)).to(dtype)
