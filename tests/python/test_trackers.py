@@ -159,29 +159,45 @@ def test_mlflow_makes_experiments(uri):
     assert mlflow.get_run(tracker.run_id).info.experiment_id == experiment.experiment_id
 
 
-def test_mlflow_goes_on_with_the_run_of_a_training_that_is_resumed(uri):
-    first = MLflow("weather", weights=False)
-    est = fitted(first)
-    again = MLflow("weather", weights=False)
-    again.load_state_dict(first.state_dict())
-    est.callbacks = [again]
-    est.fit(X, Y, validation=2, epochs=1)
-    assert again.run_id == first.run_id
+def test_mlflow_goes_on_with_the_run_of_a_training_that_is_resumed(uri, tmp_path):
+    first, again, lost = (MLflow("weather", weights=False) for _ in range(3))
+    with pytest.raises(RuntimeError):
+        estimator(first, Fails(RuntimeError("power"), epoch=3), epochs=4).fit(
+            X, Y, validation=2, checkpoint=tmp_path
+        )
     client = mlflow.MlflowClient(uri)
-    kept = client.get_metric_history(first.run_id, "loss")
-    assert [m.step for m in kept] == [1, 2, 3, 4]
+    assert client.get_run(first.run_id).info.status == "FAILED"
+    resumed = estimator(again, Fails(None, epoch=9), epochs=4)
+    resumed.fit(X, Y, validation=2, checkpoint=tmp_path, resume="auto")
+    assert again.run_id == first.run_id
+    last = {m.step: m.value for m in client.get_metric_history(first.run_id, "loss")}
+    assert last == {row["epoch"]: row["loss"] for row in resumed.history_}
     assert client.get_run(first.run_id).info.status == "FINISHED"
+    # A checkpoint may tell of a run that another database had.
+    est = fitted(Loads(lost, {"run_id": "0" * 32}), lost, epochs=1)
+    assert client.get_metric_history(lost.run_id, "loss")[0].value == est.history_[0]["loss"]
+
+
+class Loads(fs.callbacks.Callback):
+    def __init__(self, tracker, state):
+        self.tracker = tracker
+        self.state = state
+
+    def on_epoch_begin(self, run):  # noqa: ARG002 (protocol)
+        self.tracker.load_state_dict(self.state)
 
 
 class Fails(fs.callbacks.Callback):
-    def __init__(self, error):
+    def __init__(self, error, epoch=1):
         self.error = error
+        self.epoch = epoch
 
     def on_epoch_end(self, run):
-        if self.error is None:
-            run.stop("far enough")
-        else:
+        if run.epoch != self.epoch:
+            return
+        if self.error is not None:
             raise self.error
+        run.stop("far enough")
 
 
 @pytest.mark.parametrize(
@@ -230,7 +246,7 @@ class Breaks(fs.callbacks.Callback):
             raise ConnectionError("gone")
 
         if run.epoch == 2:
-            self.tracker._client.log_batch = gone
+            self.tracker._client.log_batch = gone  # of this run's client alone
 
 
 @pytest.mark.parametrize("module", ["mlflow", "tensorboard", "optuna"])

@@ -110,11 +110,9 @@ class MLflow(Tracker):
     def _begin(self, run: Run) -> None:
         import mlflow
 
-        self._client = mlflow.MlflowClient(self._uri)
         self._kept, self._sent = [], time.monotonic()
-        resumes, self._resumes = self._resumes, False
-        if resumes:
-            self._client.update_run(self.run_id, "RUNNING")
+        self._client = mlflow.MlflowClient(self._uri)
+        if self._resumes and self._goes_on():
             return
         active = mlflow.active_run()
         parent = self._parent or (active.info.run_id if active is not None else None)
@@ -131,6 +129,15 @@ class MLflow(Tracker):
         ]
         self._client.log_batch(self.run_id, params=params)
         self._client.log_text(self.run_id, str(run.model), "model.txt")
+
+    def _goes_on(self) -> bool:
+        """Open the run that a checkpoint told of again; False if it is not there any more."""
+        self._resumes = False
+        try:
+            self._client.update_run(self.run_id, "RUNNING")
+        except Exception:
+            return False
+        return True
 
     def _experiment_id(self, parent: str | None) -> str:
         name = self._experiment

@@ -35,12 +35,11 @@ class Tracker(Callback):
         if isinstance(every, bool) or not isinstance(every, int) or every < 0:
             raise ValueError(f"every must be a number of steps, 0 for none, got {every!r}")
         self._every = every
-        self._logs = False
+        self._logs = self._begun = False
 
     def on_fit_begin(self, run: Run) -> None:
-        """Start a run."""
-        self._logs = run.first
-        self._try(self._begin, run)
+        """Be ready; the tracker's run begins when there is something to log."""
+        self._logs, self._begun = run.first, False
 
     def on_batch_end(self, run: Run) -> None:
         """Log the loss of the step, now and then."""
@@ -60,6 +59,9 @@ class Tracker(Callback):
         if not self._logs:
             return
         try:
+            if not self._begun:  # not earlier: which run a checkpoint goes on with comes after that
+                self._begun = True
+                self._begin(run)
             function(run)
         except Exception as error:
             self._logs = False
