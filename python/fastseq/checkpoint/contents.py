@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -139,7 +140,7 @@ def load_callbacks(callbacks: Iterable[Any], saved: list[Any], *, quiet: bool = 
         waiting = states[type(callback).__name__]
         state = waiting.pop(0) if waiting else {}
         if state:
-            callback.load_state_dict(state)
+            callback.load_state_dict(copy.deepcopy(state))  # it is handed out twice
     left = [kind for kind, rest in states.items() for state in rest if state]
     if left and not quiet:
         warnings.warn(

@@ -181,13 +181,14 @@ class Saved:
             run.stop(self._own["wish"])
 
     def _hand_back(self, run: Run, *, quiet: bool) -> None:
-        """Give callbacks and optimizer their states, and all generators theirs.
+        """Give callbacks, model, optimizer and all generators of random numbers their states.
 
-        Callbacks may change the optimizer when they begin, and draw numbers.
+        Callbacks may change model and optimizer when they begin, and draw numbers.
         """
         load_callbacks(
             run.estimator.callbacks, self._tree["callbacks"], quiet=quiet or not run.first
         )
+        load_model(run.model, self._tree["model"])
         load_optimizer(run.optimizer, self._tree["optimizer"])
         if self._own is not None:
             state = self._own["outside" if self._inside else "random"]

@@ -1,0 +1,103 @@
+"""Signals while fit runs with checkpoints: one to save, one to save and end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from interrupted import Stop, assert_same, data, estimator, files, result
+
+import fastseq as fs
+
+
+def test_usr1_saves_and_goes_on(tmp_path):
+    class Signal(fs.callbacks.Callback):
+        def on_batch_end(self, run):
+            if run.step == 7:
+                signal.raise_signal(signal.SIGUSR1)
+            if run.step == 12:
+                raise Stop
+
+    before = signal.getsignal(signal.SIGUSR1), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stop):
+        estimator(Signal()).fit(*data(), checkpoint=tmp_path)
+    assert files(tmp_path) == ["checkpoint-000001.safetensors"]
+    assert before == (signal.getsignal(signal.SIGUSR1), signal.getsignal(signal.SIGTERM))
+    steps = []
+
+    class Tell(fs.callbacks.Callback):
+        def on_batch_end(self, run):
+            steps.append(run.step)
+
+    est = estimator(Tell()).fit(*data(), checkpoint=tmp_path, resume="auto")
+    assert steps[0] in (8, 9)
+    assert_same(result(estimator().fit(*data())), result(est))
+
+
+def test_signals_are_left_alone_elsewhere(tmp_path):
+    seen = []
+
+    def look(_):
+        seen.append((signal.getsignal(signal.SIGUSR1), signal.getsignal(signal.SIGTERM)))
+
+    before = signal.getsignal(signal.SIGUSR1), signal.getsignal(signal.SIGTERM)
+    estimator(look, epochs=1).fit(*data())  # no checkpoints
+    thread = threading.Thread(
+        target=lambda: estimator(look, epochs=1).fit(*data(), checkpoint=tmp_path)
+    )
+    thread.start()
+    thread.join()
+    assert seen == [before, before]
+    assert files(tmp_path) == ["checkpoint-000001.safetensors"]
+
+
+TERMINATED = """
+import signal, sys, time, torch, fastseq as fs
+from interrupted import data, estimator
+torch.set_num_threads(int(sys.argv[3]))
+if sys.argv[2] == "handler":
+    def leave(number, frame):
+        print("handler called", flush=True)
+        sys.exit(7)
+    signal.signal(signal.SIGTERM, leave)
+class Tell(fs.callbacks.Callback):
+    def on_batch_end(self, run):
+        if run.step == 5:
+            if sys.argv[2] == "ignored":
+                signal.raise_signal(signal.SIGTERM)
+            else:
+                print("ready", flush=True)
+        time.sleep(0.01)
+if sys.argv[2] == "ignored":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+estimator(Tell(), epochs=2 if sys.argv[2] == "ignored" else 1000).fit(*data(), checkpoint=sys.argv[1])
+print("done", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "code"), [("default", -signal.SIGTERM), ("handler", 7), ("ignored", 0)]
+)
+def test_term_saves_and_ends_as_it_would(tmp_path, how, code):
+    job = subprocess.Popen(
+        [sys.executable, "-c", TERMINATED, str(tmp_path), how, str(torch.get_num_threads())],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert job.stdout.readline() == ("done\n" if how == "ignored" else "ready\n"), job.communicate()
+    if how != "ignored":
+        job.send_signal(signal.SIGTERM)
+    out = job.communicate(timeout=60)[0]
+    assert job.returncode == code, out
+    assert ("handler called" in out) == (how == "handler")
+    assert files(tmp_path)[0].startswith("checkpoint-")
+    whole = estimator(epochs=2).fit(*data())
+    est = estimator(epochs=2).fit(*data(), checkpoint=tmp_path, resume="auto")
+    assert len(est.history_) == 2
+    assert_same(result(whole), result(est))
