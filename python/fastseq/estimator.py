@@ -23,6 +23,7 @@ from .parallel import Replicas
 from .precision import Precision
 from .predicting import Predictor
 from .run import check_callbacks
+from .saving import check_parts
 from .scaling import Scaling
 from .serving import Serving
 from .spec import Spec, check_count
@@ -303,6 +304,7 @@ class Estimator(Serving):
                 return evaluate(self.model, self._loss, data, chunks, self.device, self._replicas)
 
     def _open_both(self, caller: str, x: Any, y: Any, *more: Any) -> Sequences:
+        check_parts(self, caller)
         if y is None and not isinstance(x, Dataset | DataLoader):
             raise TypeError(f"{caller} needs targets y, got None")
         data = self._open(x, y, *more)

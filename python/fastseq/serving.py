@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .arguments import input_dtype, step_input
+from .distributed import communicator
 from .export import check_path, export_model
+from .parallel import Replicas
+from .saving import load_estimator, save_estimator
 from .training import to_device
 from .tree import Tree, tree_map
 
 if TYPE_CHECKING:
     from .data.sequences import Sequences
-    from .parallel import Replicas
     from .predicting import Predictor
     from .scaling import Scaling
 
 __all__ = ["Serving"]
+
+S = TypeVar("S", bound="Serving")
 
 
 class Serving:
@@ -120,6 +126,93 @@ class Serving:
                 raise ValueError("export needs an example x, for there was no fit or predict yet")
             if self._replicas.first:
                 export_model(self.model, self._example, target, self.scaling_)
+
+    def save(self, path: str | os.PathLike[str], *, state: bool = False) -> None:
+        """Write the estimator to a file, from which `load` makes it again. Rank 0 writes.
+
+        In the file, a safetensors file, are weights and buffers, spec, scaling, seed, history and
+        how to build the model if it is made of layers that fastseq knows. Loss, optimizer and
+        callbacks are code, and left out; to go on with a run of `fit`, use its checkpoints.
+
+        Parameters
+        ----------
+        path
+            The file. It is complete, or as it was before.
+        state
+            Whether the state after the last `predict` or `step` comes with it, so that the next
+            `step` of what is loaded goes on there.
+
+        Raises
+        ------
+        TypeError
+            State or buffers are something else than tensors, numbers, strings and plain tuples,
+            lists and dicts of these.
+        OSError
+            The file cannot be written.
+
+        Examples
+        --------
+        >>> import fastseq as fs, pathlib, tempfile
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "model.safetensors")
+        >>> spec = dict(epochs=1, batchsize=4, seqsize=10)
+        >>> est = fs.Estimator(nn.GRU(3, 2), fs.seqloss(nn.MSELoss()), torch.optim.SGD, spec)
+        >>> y = est.step(torch.zeros(8, 3))
+        >>> est.save(path, state=True)
+        >>> again = fs.Estimator.load(path)
+        >>> torch.equal(again.step(torch.ones(8, 3)), est.step(torch.ones(8, 3)))
+        True
+        """
+        with self._replicas.together():
+            target = Path(path)
+            if self._replicas.first:
+                save_estimator(self, target, state=state)
+
+    @classmethod
+    def load(
+        cls: type[S],
+        path: str | os.PathLike[str],
+        model: nn.Module | Callable[[], nn.Module] | None = None,
+        *,
+        loss: Callable[..., Tensor] | None = None,
+        optimizer: Any = None,
+        comm: Any = "auto",
+        **options: Any,
+    ) -> S:
+        """Make an estimator of a file that `save` wrote. All ranks read it. No code is run.
+
+        Parameters
+        ----------
+        path
+            The file.
+        model
+            A model like the one that was saved, or what returns one; it gets the weights. None:
+            the file tells how to build it, if it was made of `nn.Chain`, `torch.nn.Sequential` and
+            layers that are usual in them.
+        loss
+            As for the constructor; `fit` and `evaluate` need it.
+        optimizer
+            As for the constructor; `fit` needs it. It starts afresh.
+        comm, **options
+            More of what the constructor takes; ``device`` and others are not in the file.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no such file.
+        CheckpointError
+            It is damaged, not written by `save`, or of another model; the message names the first
+            difference. Pickles are not opened.
+        ValueError
+            The file does not tell how to build the model, and there is none given.
+
+        Examples
+        --------
+        See `save`.
+        """
+        replicas = Replicas(communicator(comm))
+        with replicas.together():
+            options["comm"] = replicas.comm
+            return load_estimator(cls, Path(path), model, loss, optimizer, options)
 
     def get_state(self) -> Tree:
         """Return a copy of the state after the last `predict` or `step`; None if fresh."""

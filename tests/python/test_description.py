@@ -144,6 +144,14 @@ def test_what_would_not_be_the_same_is_not_described(model, why):
         describe(model)
 
 
+def test_an_argument_that_is_not_known_of_is_noticed(monkeypatch):
+    """As one that a later PyTorch may give a layer."""
+    monkeypatch.setitem(description._LAYERS, nn.LeakyReLU, ("inplace",))
+    describe(nn.LeakyReLU())
+    with pytest.raises(ValueError, match="options"):
+        describe(nn.LeakyReLU(0.3))
+
+
 @pytest.mark.parametrize(
     "bad",
     [

@@ -1,0 +1,240 @@
+"""Estimators in files: `Estimator.save` and `Estimator.load`."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import numbers
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoint.files import Image, read, write
+from .checkpoint.packing import pack, unpack
+from .errors import CheckpointError
+from .nn.description import build, describe
+from .scaling import Scaling
+from .spec import Spec
+from .tree import Tree, tree_map
+
+if TYPE_CHECKING:
+    from .estimator import Estimator
+    from .serving import Serving
+
+__all__ = ["check_parts", "load_estimator", "save_estimator"]
+
+FORMAT = 1
+"""The version of what a file holds; another one is not read."""
+
+_KIND = "estimator"
+
+E = TypeVar("E", bound="Serving")
+
+
+def save_estimator(est: Any, path: Path, *, state: bool) -> None:
+    """Write an estimator to a file; see `Estimator.save`."""
+    if not isinstance(state, bool):
+        raise TypeError(f"state must be True or False, got {state!r}")
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "save: a folder has this name", str(path))
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "save: there is no such folder", str(path.parent))
+    model = _uncompiled(est.model)
+    content: dict[str, Any] = {
+        "kind": _KIND,
+        "format": FORMAT,
+        "class": type(model).__qualname__,
+        **_layers(model),
+        "frozen": [name for name, p in model.named_parameters() if not p.requires_grad],
+        "spec": dataclasses.asdict(est.spec),
+        "options": {"amp": est.amp, "seed": est.seed},
+        "fitted": {
+            "drawn_seed": est._drawn_seed,
+            "squeezed": est._squeezed,
+            "example": est._example,
+            "scaling": None if est.scaling_ is None else est.scaling_.state(),
+            "history": [_plain(row) for row in est.history_],
+        },
+        "model": dict(model.state_dict()),
+        "state": _plain_structure(est.get_state(), "the state") if state else None,
+    }
+    try:
+        tensors, text = pack(content)
+        image = Image()
+        image.take(tensors, text)
+    except TypeError as error:
+        raise TypeError(f"save: {error}") from error
+    write(path, image)
+
+
+def _uncompiled(model: nn.Module) -> nn.Module:
+    """Return what `torch.compile` was given."""
+    return getattr(model, "_orig_mod", model)
+
+
+def _layers(model: nn.Module) -> dict[str, Any]:
+    try:
+        return {"layers": describe(model), "not_described": None}
+    except ValueError as error:
+        return {"layers": None, "not_described": str(error)}
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a file can hold of an epoch's line, to which callbacks may add anything."""
+    return {key: value for key, value in row.items() if isinstance(value, numbers.Real | str)}
+
+
+def _plain_structure(tree: Tree, where: str) -> Tree:
+    """Raise if a file cannot hold the structure of a state: classes are code."""
+    parts: Iterable[tuple[Any, Tree]] = ()
+    if isinstance(tree, dict):
+        parts = tree.items()
+    elif isinstance(tree, tuple | list):
+        parts = enumerate(tree)
+    elif tree is None or isinstance(tree, Tensor):
+        return tree
+    if type(tree) not in (dict, tuple, list):
+        raise TypeError(
+            f"save: {where} is a {type(tree).__qualname__}, which a file cannot hold: let the "
+            "model return plain tuples, lists and dicts of tensors, or save with state=False"
+        )
+    for key, part in parts:
+        _plain_structure(part, f"{where}[{key!r}]")
+    return tree
+
+
+def load_estimator(
+    cls: type[E],
+    path: Path,
+    model: nn.Module | Callable[[], nn.Module] | None,
+    loss: Callable[..., Tensor] | None,
+    optimizer: Any,
+    options: Mapping[str, Any],
+) -> E:
+    """Make an estimator of a file; see `Estimator.load`."""
+    content = _read(path)
+    try:
+        made = _model(content, model, path)
+        with warnings.catch_warnings():
+            # What fit does with such layers was said when the model was trained.
+            warnings.filterwarnings("ignore", message=".*bidirectional layer")
+            est: Any = cls(  # type: ignore[call-arg]
+                made,
+                _no_loss if loss is None else loss,
+                _NoOptimizer if optimizer is None else optimizer,
+                Spec.of(content["spec"]),
+                **{**content["options"], **options},
+            )
+        fitted = content["fitted"]
+        est._drawn_seed = fitted["drawn_seed"]
+        est._squeezed = fitted["squeezed"]
+        est._example = tree_map(lambda a: a.to(est.device), fitted["example"])
+        if fitted["scaling"] is not None:
+            est.scaling_ = Scaling.from_state(fitted["scaling"])
+        for row in fitted["history"]:
+            est.history_.append(row)
+        est.set_state(content["state"])
+    except (KeyError, AttributeError) as error:
+        raise CheckpointError(f"load: {path} lacks what this version of fastseq saves") from error
+    return est  # type: ignore[no-any-return]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "load: this is a folder, not a file", str(path))
+    tensors, text = read(path)
+    try:
+        content: Any = unpack(text, tensors)
+    except ValueError as error:
+        raise CheckpointError(f"load: {path} cannot be read: {error}") from error
+    if not isinstance(content, dict) or content.get("kind") != _KIND:
+        raise CheckpointError(f"load: {path} was not written by Estimator.save")
+    if content.get("format") != FORMAT:
+        raise CheckpointError(
+            f"load: {path} has format {content.get('format')!r}, this version of fastseq reads "
+            f"format {FORMAT}: load it with the version that wrote it"
+        )
+    return content
+
+
+def _model(content: Mapping[str, Any], given: Any, path: Path) -> nn.Module:
+    """Return a model with the file's weights: the one given, or one built from its description."""
+    weights = content["model"]
+    if given is None:
+        if content["layers"] is None:
+            raise ValueError(
+                f"load: {path} has the weights of a {content['class']}, but not how to build it "
+                f"({content['not_described']}): pass model=, an instance or a callable that "
+                "returns one"
+            )
+        made = build(content["layers"])
+        _compare(made, weights, path)
+        made.load_state_dict(weights, assign=True)
+        for name in content["frozen"]:
+            made.get_parameter(name).requires_grad_(False)
+        return made
+    made = given if isinstance(given, nn.Module) else given() if callable(given) else given
+    if not isinstance(made, nn.Module):
+        raise TypeError(
+            "load: model must be a torch.nn.Module, or a callable that returns one, got "
+            f"{type(made).__name__}"
+        )
+    _compare(_uncompiled(made), weights, path, dtypes=True)
+    _uncompiled(made).load_state_dict(weights)
+    return made
+
+
+def _compare(
+    model: nn.Module, weights: Mapping[str, Any], path: Path, *, dtypes: bool = False
+) -> None:
+    """Raise unless the model has the parameters and buffers that are in the file."""
+    own = model.state_dict()
+    for name, a in own.items():
+        if name not in weights:
+            _refuse(path, f"the model has {name}, {_kind(a)}, which the file has not")
+        b = weights[name]
+        if _kind(a) != _kind(b) and (dtypes or _shape(a) != _shape(b)):
+            _refuse(path, f"{name} is {_kind(a)} in the model, but {_kind(b)} in the file")
+    for name, b in weights.items():
+        if name not in own:
+            _refuse(path, f"the file has {name}, {_kind(b)}, which the model has not")
+
+
+def _shape(a: Any) -> Any:
+    return tuple(a.shape) if isinstance(a, Tensor) else type(a)
+
+
+def _kind(a: Any) -> str:
+    if not isinstance(a, Tensor):
+        return f"a {type(a).__name__}"
+    return f"{str(a.dtype).removeprefix('torch.')} {tuple(a.shape)}"
+
+
+def _refuse(path: Path, difference: str) -> None:
+    raise CheckpointError(f"load: {path} is of another model: {difference}")
+
+
+def _no_loss(*_: Any) -> Tensor:
+    raise ValueError("the estimator was loaded without a loss: pass loss= to load")
+
+
+class _NoOptimizer(torch.optim.Optimizer):
+    """Stands for one that `load` was not given."""
+
+    def __init__(self, _: Any) -> None:
+        super().__init__([{"params": []}], {})
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002
+        raise ValueError("the estimator was loaded without an optimizer: pass optimizer= to load")
+
+
+def check_parts(est: Estimator, caller: str) -> None:
+    """Raise if `caller`, ``"fit"`` or ``"evaluate"``, needs what `load` was not given."""
+    if est.loss is _no_loss:
+        raise ValueError(f"{caller} needs a loss, which is in no file: pass loss= to load")
+    if caller == "fit" and isinstance(est.optimizer, _NoOptimizer):
+        raise ValueError("fit needs an optimizer, which is in no file: pass optimizer= to load")
