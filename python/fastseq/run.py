@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .callbacks.protocol import Callback
+from .checkpoint.settings import Checkpoint
 from .parallel import Replicas
 from .tree import Tree
 
@@ -259,6 +260,8 @@ def check_callbacks(callbacks: Any) -> list[Any]:
         raise TypeError(f"callbacks must be a list of callbacks, got {callbacks!r}: put it in [ ]")
     found = list(callbacks)
     for callback in found:
+        if isinstance(callback, Checkpoint):
+            raise TypeError("callbacks must be without Checkpoint, which goes to fit: checkpoint=…")
         if isinstance(callback, type) or not (_is_callback(callback) or callable(callback)):
             raise TypeError(
                 "callbacks must be functions or objects with methods such as on_epoch_end, got "

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 import fastseq as fs
-from fastseq.callbacks import Callback
+from fastseq.callbacks import Callback, Checkpoint
 from fastseq.tree import tree_map
 
 X = torch.randn(23, 5, 2, generator=torch.Generator().manual_seed(0))
@@ -76,7 +76,7 @@ def test_functions_and_plain_objects_are_callbacks_too():
     assert len(seen) == 3
 
 
-@pytest.mark.parametrize("bad", [[3], [Callback], "text", Callback(), 3])
+@pytest.mark.parametrize("bad", [[3], [Callback], [Checkpoint("run")], "text", Callback(), 3])
 def test_what_is_no_callback_is_refused(bad):
     with pytest.raises(TypeError, match="callbacks must be"):
         fs.Estimator(nn.GRU(2, 1), mse_loss, torch.optim.SGD, SPEC, callbacks=bad)
@@ -112,7 +112,7 @@ def test_errors_reach_on_fit_end_of_those_that_began_last_first():
         def __init__(self, name):
             self.name = name
 
-        def on_fit_begin(self, run):
+        def on_fit_begin(self, run):  # noqa: ARG002
             if self.name == "c":
                 raise OSError("no disk")
 
