@@ -78,6 +78,8 @@ def _read(
         tree = unpack(text, tensors)
     except ValueError as error:
         raise CheckpointError(f"{path} is not a checkpoint: {error}") from error
+    if not isinstance(tree, dict) or "ranks" not in tree:
+        raise CheckpointError(f"{path} is a file of fastseq, but no checkpoint of fit")
     if tree.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} has the format {tree.get('format')}, this version of fastseq reads {FORMAT}"
