@@ -174,6 +174,8 @@ def test_nan_is_worse_than_any_number(bad):
 def test_a_best_of_zero():
     assert play(cb.GL(50), [row(0.0), row(0.0), row(1e-9)]) == 3
     assert play(cb.PQ(0.5, k=2), [row(2.0, loss=0.0), row(3.0, loss=1.0)]) is None
+    # three times 0.1 is more than 0.3
+    assert play(cb.PQ(0.5, k=3), [row(2.0 - e, loss=0.1) for e in range(4)]) == 3
 
 
 def test_time_limit_counts_the_run_s_seconds():

@@ -188,3 +188,21 @@ def test_a_step_that_reads_a_value_cannot_be_captured():
     torch.cuda.synchronize()  # the device still works
     est = fs.Estimator(chain(), fs.seqloss(mse_loss), adamw, fs.Spec(1, 4, 5), progress=False)
     est.fit(x, x[..., :1])
+
+
+def test_what_was_trained_on_a_gpu_is_loaded_without_one(tmp_path):
+    x = torch.randn(40, 4, 3)
+    spec = {"epochs": 2, "batchsize": 2, "seqsize": 10, "scale_x": "standard"}
+    est = fs.Estimator(chain(), fs.seqloss(mse_loss), adamw, spec, device="cuda", progress=False)
+    est.fit(x, x[..., :1]).predict(x[:30])
+    est.save(tmp_path / "model", state=True)
+    loaded = fs.Estimator.load(tmp_path / "model", device="cpu", progress=False)
+    for (name, a), b in zip(
+        loaded.model.state_dict().items(), est.model.state_dict().values(), strict=True
+    ):
+        assert a.device.type == "cpu"
+        assert torch.equal(a, b.cpu()), name
+    torch.testing.assert_close(loaded.step(x[30]), est.step(x[30]).cpu(), rtol=1e-4, atol=1e-5)
+    est.save(tmp_path / "model", state=True)
+    there = fs.Estimator.load(tmp_path / "model", device="cuda", progress=False)
+    assert torch.equal(there.step(x[31]), est.step(x[31]))

@@ -235,7 +235,7 @@ class PQ(GL):
         if len(strip) < self.k:
             return None
         lowest, mean = min(strip), sum(strip) / self.k
-        if mean == lowest:
+        if max(strip) == lowest:  # the mean of equal numbers may be another one
             return f"loss has not changed for {self.k} epochs"
         progress = 1000 * (mean - lowest) / abs(lowest) if lowest else math.inf
         if not loss / progress > self.alpha:
