@@ -56,6 +56,7 @@ def plot_forecast(
     >>> [text.get_text() for text in ax.get_legend().get_texts()]
     ['past', '80 % interval', 'forecast (median)']
     """
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
     from matplotlib.figure import Figure
 
     values = np.asarray(past, float)
@@ -80,11 +81,13 @@ def plot_forecast(
     ax.margins(x=0.01)
     ax.grid(alpha=0.3)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, loc="upper left", ncols=4)
+    ax.legend(frameon=False, loc="upper left", ncols=len(ax.get_legend_handles_labels()[0]))
     low, high = ax.get_ylim()
     ax.set_ylim(low, high + 0.12 * (high - low))  # room for the legend
-    if np.issubdtype(np.asarray(times).dtype, np.datetime64):
-        ax.figure.autofmt_xdate(rotation=0, ha="center")
+    if np.asarray(times).dtype.kind == "M":
+        locator = AutoDateLocator()
+        ax.xaxis.set_major_locator(locator)
+        ax.xaxis.set_major_formatter(ConciseDateFormatter(locator))
     else:
         ax.set_xlabel("step")
     return ax
