@@ -67,7 +67,7 @@ class Draws(fs.callbacks.Callback):
 
     def _move(self, run: Any) -> None:
         by = random.random() + np.random.rand() + torch.rand(()).item()  # noqa: NPY002, S311
-        by = run.same(by) if run.index == 0 else by
+        by = run.same(by)
         with torch.no_grad():
             next(run.model.parameters()).mul_(1 + 1e-3 * by)
 
@@ -104,7 +104,7 @@ CASES: dict[str, Case] = {
         Named, lambda p: torch.optim.AdamW(p, lr=1e-2, fused=True), {"clip_norm": 0.5},
         {"seed": 2},
         lambda: [fs.callbacks.Patience(2), fs.callbacks.RestoreBest(), Draws()],
-        {"validation": {"time": 0.3}},
+        {"validation": {"time": 0.25}},
     ),
     "fp16, scaled, unequal lengths": (
         lambda: chain(4), lambda p: torch.optim.RMSprop(p, momentum=0.5),
@@ -195,12 +195,14 @@ def stop_after(steps):
     return StopAfter()
 
 
-def estimator(*callbacks, model=None, epochs=3, seed=1, optimizer=None, **spec):
+def estimator(
+    *callbacks, model=None, epochs=3, seed=1, optimizer=None, comm=None, device="cpu", **spec
+):
     seed_all()
     spec = {"epochs": epochs, "batchsize": 3, "seqsize": 5, **spec}
     return fs.Estimator(
         model or chain(), LOSS, optimizer or (lambda p: torch.optim.AdamW(p, lr=1e-2)), spec,
-        callbacks=callbacks, progress=False, seed=seed,
+        callbacks=callbacks, progress=False, seed=seed, comm=comm, device=device,
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "callback_states",
     "check_model",
     "check_optimizer",
+    "load_buffers",
     "load_callbacks",
     "load_model",
     "load_optimizer",
@@ -73,12 +74,19 @@ def check_model(model: nn.Module, saved: dict[str, Any], where: str) -> None:
 def load_model(model: nn.Module, saved: dict[str, Any]) -> None:
     """Give a model, which `check_model` found right, what was saved."""
     with torch.no_grad():
-        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-            kind = "parameters" if isinstance(tensor, nn.Parameter) else "buffers"
-            tensor.copy_(saved[kind][name])
+        for name, p in model.named_parameters():
+            p.copy_(saved["parameters"][name])
+    load_buffers(model, saved["buffers"])
     for name, module in _with_extra_state(model):
         if name in saved["extra"]:
             module.set_extra_state(saved["extra"][name])
+
+
+def load_buffers(model: nn.Module, saved: dict[str, Any]) -> None:
+    """Give a model's buffers what was saved."""
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            buffer.copy_(saved[name])
 
 
 def _with_extra_state(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

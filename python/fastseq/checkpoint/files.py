@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 
-__all__ = ["DTYPES", "TEMPORARY", "Image", "read", "write"]
+__all__ = ["DTYPES", "TEMPORARY", "Image", "read", "tensors_checksum", "write"]
 
 TEMPORARY = ".tmp"
 
@@ -159,13 +159,25 @@ def read(path: Path) -> tuple[dict[str, Tensor], str]:
         raise CheckpointError(f"{path} is not whole, or not a file of fastseq: {error}") from error
     if _KEY not in about or _SUM not in about:
         raise CheckpointError(f"{path} holds tensors, but was not written by fastseq")
-    checksum = zlib.crc32(about[_KEY].encode())
-    for _, tensor in _in_order(tensors):
-        if tensor.numel():
-            checksum = zlib.crc32(_memory(tensor.reshape(-1).view(torch.uint8)), checksum)
+    checksum = tensors_checksum(tensors, zlib.crc32(about[_KEY].encode()))
     if str(checksum) != about[_SUM]:
         raise CheckpointError(f"{path} is damaged: its checksum is not that of what it holds")
     return tensors, about[_KEY]
+
+
+def tensors_checksum(tensors: Mapping[str, Tensor], checksum: int = 0) -> int:
+    """Return the CRC-32 of what tensors hold, in the order in which a file holds them.
+
+    Examples
+    --------
+    >>> tensors_checksum({"a": torch.zeros(1)})
+    558161692
+    """
+    for _, tensor in _in_order(tensors):
+        if tensor.numel():
+            data = tensor.detach().cpu().reshape(-1).view(torch.uint8)
+            checksum = zlib.crc32(_memory(data), checksum)
+    return checksum
 
 
 def _memory(data: Tensor) -> memoryview:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..tree import Tree
 from .contents import callback_states, model_state
 from .exchange import gather_trees
+from .files import tensors_checksum
 from .generations import Generations
 from .packing import pack
 from .randomness import random_state
@@ -166,7 +167,13 @@ class Recorder:
 
     def _own(self) -> dict[str, Any]:
         """Return what this rank alone has."""
-        own = {"random": random_state(self._run.estimator.device)}
+        est = self._run.estimator
+        own: dict[str, Any] = {"random": random_state(est.device), "buffers": None}
+        if not est._replicas.alone:  # each may have statistics of its own data
+            buffers = dict(est.model.named_buffers())
+            checksum = tensors_checksum(buffers)
+            if est._replicas.same_number(checksum) != checksum:
+                own["buffers"] = buffers
         if self._losses is None:
             return own
         states = {"state": self._trainer.stateful.state, "ends": self._trainer.ends}

@@ -14,7 +14,14 @@ from ..errors import CheckpointError
 from ..scaling import Scaling
 from ..stateful import Stateful, in_mode
 from ..tree import Tree, tree_leaves, tree_like
-from .contents import check_model, check_optimizer, load_callbacks, load_model, load_optimizer
+from .contents import (
+    check_model,
+    check_optimizer,
+    load_buffers,
+    load_callbacks,
+    load_model,
+    load_optimizer,
+)
 from .exchange import broadcast_tree
 from .files import read
 from .generations import Generations
@@ -193,6 +200,8 @@ class Saved:
         load_model(run.model, self._tree["model"])
         load_optimizer(run.optimizer, self._tree["optimizer"])
         if self._own is not None:
+            if self._own["buffers"] is not None:
+                load_buffers(run.model, self._own["buffers"])
             state = self._own["outside" if self._inside else "random"]
             set_random_state(state, run.estimator.device)
 
