@@ -74,3 +74,22 @@ def test_all_go_on_where_they_were(tmp_path, steps):
     assert [row["loss"] for row in resumed.history_] == [row["loss"] for row in whole.history_]
     assert torch.equal(fs.net2vec(resumed.model), fs.net2vec(whole.model))
     assert [path.name for path in sorted((tmp_path / "parts").iterdir())] == kept
+
+
+def test_callbacks_begin_anew_with_another_estimator_that_has_a_past(tmp_path):
+    """Not with the losses, and not with the weights, of the one before."""
+    best = cb.RestoreBest(monitor="loss", mode="max")
+    stop = cb.NumberSinceBest(2, monitor="loss", mode="max")
+    _, first = fit(tmp_path, "first", best, stop)
+    assert best.epoch == 1
+    first.save(tmp_path / "saved.safetensors")
+    torch.manual_seed(7)
+    other = fs.Estimator.load(
+        tmp_path / "saved.safetensors", loss=fs.seqloss(mse_loss), optimizer=adamw,
+        callbacks=[best, stop],
+    )  # fmt: skip
+    begun = len(other.history_)
+    assert begun > 0
+    other.fit(X, Y, epochs=1)
+    assert best.epoch == begun + 1
+    assert len(other.history_) == begun + 1

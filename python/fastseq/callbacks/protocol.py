@@ -31,6 +31,13 @@ class Callback:
     epoch 2 of 2
     """
 
+    _estimator: int | None = None  # which one it was last used with
+
+    def is_new_to(self, run: Run) -> bool:
+        """Whether `run` is of another estimator than what this knows; call it once per run."""
+        before, self._estimator = self._estimator, id(run.estimator)
+        return run.step == 0 or before not in (None, self._estimator)
+
     def on_fit_begin(self, run: Run) -> None:
         """Before the first epoch of a call of `fit`; data and optimizer are known."""
 

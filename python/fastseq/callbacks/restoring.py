@@ -58,7 +58,7 @@ class RestoreBest(Callback):
     def on_fit_begin(self, run: Run) -> None:
         """Begin anew with a new estimator."""
         self._monitor.check(run)
-        if run.step == 0:
+        if self.is_new_to(run):
             self._forget()
 
     def on_epoch_end(self, run: Run) -> None:
@@ -82,6 +82,7 @@ class RestoreBest(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
         self._forget()
+        self._estimator = None
         if state:
             self.epoch, self.value = state["epoch"], state["value"]
             self._cost = self._monitor.sign * self.value

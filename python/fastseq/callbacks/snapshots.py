@@ -83,7 +83,7 @@ class Snapshots(Callback):
     def on_fit_begin(self, run: Run) -> None:
         """Begin anew with a new estimator; see whether files can be written."""
         self._monitor.check(run)
-        if run.step == 0:
+        if self.is_new_to(run):
             self._costs = {}
         if run.first:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -124,6 +124,7 @@ class Snapshots(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
         self._costs = dict(zip(state["epochs"], state["costs"], strict=True))
+        self._estimator = None
 
 
 def _write(run: Run, path: Path) -> None:

@@ -53,7 +53,7 @@ class Criterion(Callback):
     def on_fit_begin(self, run: Run) -> None:
         """Begin anew with a new estimator."""
         self._monitor.check(run)
-        if run.step == 0:
+        if self.is_new_to(run):
             self._seen = copy.deepcopy(self._start)
 
     def on_epoch_end(self, run: Run) -> None:
@@ -69,6 +69,7 @@ class Criterion(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
         self._seen = copy.deepcopy(state)
+        self._estimator = None
 
 
 class NumberSinceBest(Criterion):
