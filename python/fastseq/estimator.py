@@ -157,6 +157,8 @@ class Estimator(Serving):
                 'compile=True on a GPU cannot capture steps with amp="fp16" or spec.accumulate > 1'
             )
         self._precision = Precision(amp, self.device)
+        if amp is not None and input_dtype(model) == torch.float64:
+            raise ValueError(f"amp={amp!r} needs a model in float32, got one in float64")
         self._compiles = compile
         self._trainer = GraphTrainer if graphs else Trainer
         self._loss = compile_chunks(model, loss) if compile and not graphs else loss

@@ -80,6 +80,14 @@ def test_recurrent_layers_and_predictions():
     assert torch.equal(torch.from_numpy(est.predict(X)), expected)  # in full precision
 
 
+def test_double_precision_is_not_ignored():
+    with pytest.raises(ValueError, match="amp='bf16' needs a model in float32, got one in float64"):
+        fs.Estimator(
+            new_model().double(), mse_loss, torch.optim.SGD,
+            {"epochs": 1, "batchsize": 6, "seqsize": 10}, amp="bf16", comm=None,
+        )  # fmt: skip
+
+
 def test_what_is_unknown_is_refused():
     with pytest.raises(ValueError, match='amp must be None, "bf16" or "fp16", got \'int8\''):
         fitted("int8")
