@@ -36,6 +36,17 @@ def test_three_and_five_epochs_are_eight(x, y, more):
     assert same(whole, stepwise)
 
 
+def test_what_draws_seeds_is_asked_once_per_cold_start():
+    whole, parts = (
+        regressor(epochs=n, dropout=0.2, validation_fraction=0.25, warm_start=True,
+                  random_state=np.random.RandomState(7))
+        for n in (5, 2)
+    )  # fmt: skip
+    parts.fit(X, LAST).set_params(epochs=5).fit(X, LAST)
+    assert same(whole.fit(X, LAST), parts)
+    assert whole.history_[-1]["validation_loss"] == parts.history_[-1]["validation_loss"]
+
+
 def test_it_goes_on_after_a_pickle():
     whole = regressor(epochs=6, dropout=0.2).fit(X, LAST)
     part = regressor(epochs=2, dropout=0.2, warm_start=True).fit(X, LAST)
