@@ -1,46 +1,19 @@
-"""`SequenceRegressor` and `SequenceClassifier`: what they learn, of which shapes, and what they refuse."""
+"""`SequenceRegressor`: what it learns, of which shapes, with which modules."""
 
 from __future__ import annotations
 
 import functools
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import mse_loss
+from wrapped import LAST, LIST, RNG, STEPS, X, parameters, regressor, same
 
 import fastseq as fs
 from fastseq import builders
-from fastseq.wrappers import SequenceClassifier, SequenceRegressor
-
-RNG = np.random.default_rng(0)
-X = RNG.standard_normal((48, 6, 3))
-LAST = X[:, -2:].sum((1, 2))
-STEPS = X.cumsum(1)[..., :2] / 3
-LABELS = np.where(LAST > 0.5, "up", np.where(LAST < -0.5, "down", "flat"))
-LIST = [x[: 2 + i % 5] for i, x in enumerate(X)]
-QUICK = {"hidden_size": 8, "lr": 0.02, "batchsize": 16, "random_state": 0}
-
-
-def regressor(module="gru", **more):
-    return SequenceRegressor(module, **{**QUICK, "epochs": 3, **more})
-
-
-def classifier(module="gru", **more):
-    return SequenceClassifier(module, **{**QUICK, "epochs": 3, **more})
-
-
-def parameters(model):
-    return fs.net2vec(model.estimator_.model).detach().clone()
-
-
-def same(a, b):
-    """Whether two wrappers have learnt the same, bit for bit."""
-    losses = [[row["loss"] for row in m.history_] for m in (a, b)]
-    return torch.equal(parameters(a), parameters(b)) and losses[0] == losses[1]
-
+from fastseq.wrappers import SequenceRegressor
 
 # What comes out is what went in
 
@@ -313,171 +286,3 @@ def test_validation_is_apart():
     )
     model = regressor(validation_fraction=0.25, seqsize=4).fit(LIST, LAST)
     assert np.isfinite(model.history_[-1]["validation_loss"])
-
-
-# Classes
-
-
-@pytest.mark.parametrize(
-    "labels",
-    [
-        LABELS,
-        LABELS.astype(object),
-        LAST > 0,
-        (LAST > 0) * 7 - 3,
-        (LAST > 0) * 1.0,
-        LABELS.tolist(),
-    ],
-)
-def test_classes_of_any_dtype(labels):
-    model = classifier(epochs=25).fit(X, labels)
-    assert np.array_equal(model.classes_, np.unique(labels))
-    probabilities = model.predict_proba(X)
-    assert probabilities.shape == (48, len(model.classes_))
-    np.testing.assert_allclose(probabilities.sum(1), 1)
-    found = model.predict(X)
-    assert found.dtype == model.classes_.dtype
-    assert np.array_equal(found, model.classes_[probabilities.argmax(1)])
-    assert model.score(X, labels) == np.mean(found == np.asarray(labels)) > 0.7
-
-
-def test_classes_per_step():
-    y = np.where(STEPS[..., 0] > 0, "up", "down")
-    model = classifier(epochs=25).fit(X, y)
-    assert model.predict(X).shape == (48, 6)
-    assert model.predict_proba(X).shape == (48, 6, 2)
-    assert model.score(X, y) == np.mean(model.predict(X) == y) > 0.8
-    listed = [row[: len(x)] for row, x in zip(y, LIST, strict=True)]
-    model = classifier(epochs=2).fit(LIST, listed)
-    assert [a.shape for a in model.predict_proba(LIST)] == [(len(x), 2) for x in LIST]
-    assert [a.shape for a in model.predict(LIST)] == [(len(x),) for x in LIST]
-
-
-def test_several_targets_with_their_own_classes():
-    y = np.stack([LABELS.astype(object), X[:, -1, 0] > 0], 1)
-    model = classifier(epochs=30).fit(X, y)
-    assert [len(classes) for classes in model.classes_] == [3, 2]
-    assert [p.shape for p in model.predict_proba(X)] == [(48, 3), (48, 2)]
-    found = model.predict(X)
-    assert found.shape == (48, 2)
-    assert model.score(X, y) == np.mean((found == y).all(1))
-    assert np.mean(found == y) > 0.75
-
-
-def test_cross_entropy_is_torch_s():
-    begin = fs.nn.Chain(fs.nn.GRU(3, 4), nn.Linear(4, 3))
-    once = {"epochs": 1, "batchsize": 48, "scale_x": None, "shuffle": False}
-    outputs = begin.double()(torch.from_numpy(X).transpose(0, 1))[0][-1]
-    numbers = torch.from_numpy(np.unique(LABELS, return_inverse=True)[1])
-    weights = {"down": 3.0, "flat": 0.5, "up": 1.0}
-    for class_weight, tensor in ((None, None), (weights, torch.tensor([3.0, 0.5, 1.0]).double())):
-        model = classifier(begin, class_weight=class_weight, **once).fit(X, LABELS)
-        expected = nn.functional.cross_entropy(outputs, numbers, tensor)
-        assert model.history_[0]["loss"] == pytest.approx(expected.item())
-
-
-def test_class_weights_and_sample_weights_multiply():
-    w = RNG.uniform(0.5, 2, 48)
-    weights = {"down": 3.0, "flat": 0.5, "up": 1.0}
-    product = w * np.array([weights[label] for label in LABELS])
-    assert same(
-        classifier(class_weight=weights).fit(X, LABELS, w), classifier().fit(X, LABELS, product)
-    )
-    y = np.where(STEPS[..., 0] > 0, "up", "down")
-    each = w[:, None] * np.where(y == "up", 2.0, 1.0)
-    assert same(
-        classifier(class_weight={"up": 2.0, "down": 1.0}).fit(X, y, w), classifier().fit(X, y, each)
-    )
-
-
-def test_one_class_only_is_refused():
-    with pytest.raises(ValueError, match="one class only"):
-        classifier().fit(X, np.full(48, "up"))
-    with pytest.raises(ValueError, match="one class only"):
-        classifier().fit(X, LABELS, (LABELS == "up") * 1.0)
-
-
-def test_labels_that_were_not_seen_count_as_wrong():
-    model = classifier().fit(X, LABELS)
-    assert model.score(X, np.full(48, "sideways")) == 0
-    with pytest.raises(
-        ValueError, match=r"not among the classes \['down', 'flat', 'up'\]: \['no'\]"
-    ):
-        model.partial_fit(X, np.full(48, "no"))
-
-
-def test_classes_may_come_later():
-    model = classifier().partial_fit(X, LAST > 0, classes=[False, True, 2])
-    assert model.predict_proba(X).shape == (48, 3)
-    model.partial_fit(X, np.full(48, 2))
-    assert model.n_iter_ == 2
-
-
-# Bad data
-
-
-@pytest.mark.parametrize(
-    ("x", "match"),
-    [
-        ([X[0], X[1, :0]], r"X\[1\] has no time steps"),
-        (X[:, :0], "no time steps"),
-        ([X[0], X[1, :, :2]], r"X\[1\] has 2 features, but X\[0\] has 3"),
-        (X[:0], "minimum of 1 is required"),
-        (np.full((4, 2, 3), np.nan), "NaN"),
-        ([X[0], np.full((2, 3), np.inf)], "infinity"),
-        (X[..., None], "must have the shape"),
-        (X[..., :0], "0 feature"),
-        (X[0, 0], "Expected 2D array"),
-    ],
-)
-def test_bad_inputs(x, match):
-    with pytest.raises(ValueError, match=match):
-        regressor().fit(x, LAST[: len(x)])
-    if "minimum" not in match:
-        with pytest.raises(ValueError, match=match):
-            regressor().fit(X, LAST).predict(x)
-
-
-def test_other_data_than_fitted_on_is_told():
-    model = regressor().fit(X, LAST)
-    for x in (X[..., :2], X[:, 0, :2], list(X[..., :2])):
-        with pytest.raises(ValueError, match="2 features, but SequenceRegressor is expecting 3"):
-            model.predict(x)
-    with pytest.raises(ValueError, match="inconsistent"):
-        regressor().fit(X, LAST[:5])
-    with pytest.raises(ValueError, match="one target per step if fit got such"):
-        model.score(X, STEPS[..., 0])
-
-
-def test_one_sample_and_constant_features():
-    assert regressor().fit(X[:1], LAST[:1]).predict(X[:1]).shape == (1,)
-    constant = np.concatenate([X, np.full((48, 6, 1), 7.0)], 2)
-    assert np.isfinite(regressor().fit(constant, LAST).score(constant, LAST))
-    assert regressor().fit(X, np.full(48, 5.0)).predict(X) == pytest.approx(5.0, abs=2)
-
-
-def test_weights_of_steps():
-    model = regressor().fit(X, STEPS, np.ones((48, 6)))
-    assert same(model, regressor().fit(X, STEPS, np.ones(48)))
-    lists = [np.ones(len(x)) for x in LIST]
-    y = [x[:, 0] for x in LIST]
-    assert same(regressor().fit(LIST, y, lists), regressor().fit(LIST, y, np.ones(48)))
-    assert model.score(X, STEPS, np.ones(48)) == pytest.approx(model.score(X, STEPS))
-    w = RNG.uniform(0, 1, (48, 6))
-    assert model.score(X, STEPS, w) != pytest.approx(model.score(X, STEPS))
-    for wrong in (-np.ones(48), np.ones((48, 6)), np.ones(47)):
-        with pytest.raises(ValueError, match=r"(?i)sample.weight|negative"):
-            regressor().fit(X, LAST, wrong)
-
-
-def test_pandas():
-    frame = pd.DataFrame(X[:, 0], columns=["a", "b", "c"])
-    target = pd.Series(LAST, name="y")
-    model = regressor("mlp").fit(frame, target)
-    assert list(model.feature_names_in_) == ["a", "b", "c"]
-    assert same(model, regressor("mlp").fit(X[:, 0], LAST))
-    with pytest.raises(ValueError, match="feature names"):
-        model.predict(frame[["c", "b", "a"]])
-    assert not hasattr(model.fit(X, LAST), "feature_names_in_")
-    labels = pd.Series(LABELS, dtype="category")
-    assert classifier("mlp").fit(frame, labels).classes_.tolist() == ["down", "flat", "up"]

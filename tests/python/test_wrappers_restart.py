@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from test_wrappers import LABELS, LAST, LIST, RNG, STEPS, X, classifier, regressor, same
+from wrapped import LABELS, LAST, LIST, RNG, STEPS, X, classifier, regressor, same
 
 import fastseq as fs
 

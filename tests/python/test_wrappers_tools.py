@@ -31,8 +31,8 @@ from sklearn.model_selection import (
 )
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
-from test_wrappers import LABELS, LAST, LIST, STEPS, X, classifier, regressor, same
 from torch import nn
+from wrapped import LABELS, LAST, LIST, STEPS, X, classifier, regressor, same
 
 import fastseq as fs
 

@@ -1,0 +1,73 @@
+"""What data the scikit-learn estimators refuse, and what they just take."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from wrapped import LABELS, LAST, LIST, RNG, STEPS, X, classifier, regressor, same
+
+
+@pytest.mark.parametrize(
+    ("x", "match"),
+    [
+        ([X[0], X[1, :0]], r"X\[1\] has no time steps"),
+        (X[:, :0], "no time steps"),
+        ([X[0], X[1, :, :2]], r"X\[1\] has 2 features, but X\[0\] has 3"),
+        (X[:0], "minimum of 1 is required"),
+        (np.full((4, 2, 3), np.nan), "NaN"),
+        ([X[0], np.full((2, 3), np.inf)], "infinity"),
+        (X[..., None], "must have the shape"),
+        (X[..., :0], "0 feature"),
+        (X[0, 0], "Expected 2D array"),
+    ],
+)
+def test_bad_inputs(x, match):
+    with pytest.raises(ValueError, match=match):
+        regressor().fit(x, LAST[: len(x)])
+    if "minimum" not in match:
+        with pytest.raises(ValueError, match=match):
+            regressor().fit(X, LAST).predict(x)
+
+
+def test_other_data_than_fitted_on_is_told():
+    model = regressor().fit(X, LAST)
+    for x in (X[..., :2], X[:, 0, :2], list(X[..., :2])):
+        with pytest.raises(ValueError, match="2 features, but SequenceRegressor is expecting 3"):
+            model.predict(x)
+    with pytest.raises(ValueError, match="inconsistent"):
+        regressor().fit(X, LAST[:5])
+    with pytest.raises(ValueError, match="one target per step if fit got such"):
+        model.score(X, STEPS[..., 0])
+
+
+def test_one_sample_and_constant_features():
+    assert regressor().fit(X[:1], LAST[:1]).predict(X[:1]).shape == (1,)
+    constant = np.concatenate([X, np.full((48, 6, 1), 7.0)], 2)
+    assert np.isfinite(regressor().fit(constant, LAST).score(constant, LAST))
+    assert regressor().fit(X, np.full(48, 5.0)).predict(X) == pytest.approx(5.0, abs=2)
+
+
+def test_weights_of_steps():
+    model = regressor().fit(X, STEPS, np.ones((48, 6)))
+    assert same(model, regressor().fit(X, STEPS, np.ones(48)))
+    lists = [np.ones(len(x)) for x in LIST]
+    y = [x[:, 0] for x in LIST]
+    assert same(regressor().fit(LIST, y, lists), regressor().fit(LIST, y, np.ones(48)))
+    assert model.score(X, STEPS, np.ones(48)) == pytest.approx(model.score(X, STEPS))
+    w = RNG.uniform(0, 1, (48, 6))
+    assert model.score(X, STEPS, w) != pytest.approx(model.score(X, STEPS))
+    for wrong in (-np.ones(48), np.ones((48, 6)), np.ones(47)):
+        with pytest.raises(ValueError, match=r"(?i)sample.weight|negative"):
+            regressor().fit(X, LAST, wrong)
+
+
+def test_pandas():
+    frame = pd.DataFrame(X[:, 0], columns=["a", "b", "c"])
+    target = pd.Series(LAST, name="y")
+    model = regressor("mlp").fit(frame, target)
+    assert list(model.feature_names_in_) == ["a", "b", "c"]
+    assert same(model, regressor("mlp").fit(X[:, 0], LAST))
+    with pytest.raises(ValueError, match="feature names"):
+        model.predict(frame[["c", "b", "a"]])
+    assert not hasattr(model.fit(X, LAST), "feature_names_in_")
+    labels = pd.Series(LABELS, dtype="category")
+    assert classifier("mlp").fit(frame, labels).classes_.tolist() == ["down", "flat", "up"]
