@@ -24,6 +24,7 @@ BENCHES = (
     ("bench_allreduce.py", 4),
     ("bench_step.py", 2),
     ("bench_scaling.py", 2),
+    ("bench_checkpoint.py", 0),
     ("bench_hosts.py", 0),
 )
 # Open MPI refuses to start as root unless told; containers often are.

@@ -153,7 +153,7 @@ def _sameness(est: Estimator, data: Sequences) -> dict[str, Any]:
         "bits": {
             "device": est.device.type,
             "threads": torch.get_num_threads(),
-            "transport": comm.transport,
+            "transport": comm.transport if comm.size > 1 else "single",
             "kernels": _ops.active_isa,
             "torch": str(torch.__version__),
             "fastseq": importlib.metadata.version("fastseq"),
