@@ -110,6 +110,12 @@ def test_files_that_documents_name_exist():
                 assert (ROOT / name).exists(), f"{path.name}: {name}"
 
 
+def test_links_between_documents_lead_somewhere():
+    for path in DOCUMENTS:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text()):
+            assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
 def test_figures_in_documents_are_the_bench_s(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "bench")
     import figures
