@@ -171,6 +171,7 @@ CASES = [
     {"lags": 3, "season": 5},
     {"strategy": "recursive", "lags": 3, "season": 2},
     {"strategy": "recursive", "quantiles": LEVELS},
+    {"strategy": "recursive", "quantiles": LEVELS, "scale": "series", "season": 3},
     {"module": "gru", "num_layers": 2, "scale": "series", "season": 3},
 ]
 
@@ -214,11 +215,19 @@ def test_series_of_different_lengths_are_as_each_alone(kw):
     np.testing.assert_allclose(f.predict(), f.predict(whole), rtol=1e-4, atol=1e-4)
 
 
-def test_order_of_series_does_not_matter():
+@pytest.mark.parametrize("scale", ["standard", "series"])
+def test_order_of_series_does_not_matter(scale):
     series = [s[:length] for s, length in zip(wave(60, 3), (20, 60, 40), strict=True)]
-    a = quick(epochs=5, batchsize=3).fit(series).predict()
-    b = quick(epochs=5, batchsize=3).fit(series[::-1]).predict()
-    np.testing.assert_allclose(a, b[::-1], rtol=1e-5)
+    plans = [
+        np.random.default_rng(n).standard_normal((len(s) + 4, 1)) for n, s in enumerate(series)
+    ]
+
+    def forecasts(order):
+        f = quick(epochs=5, batchsize=3, scale=scale)
+        f.fit([series[n] for n in order], [plans[n][:-4] for n in order])
+        return f.predict(X=[plans[n][-4:] for n in order])
+
+    np.testing.assert_allclose(forecasts([0, 1, 2]), forecasts([2, 1, 0])[::-1], rtol=1e-4)
 
 
 def test_shapes_are_those_that_were_given():
@@ -274,6 +283,24 @@ def test_missing_values_are_not_learnt():
     assert np.isfinite(f.update(np.full(5, NAN)).predict()).all()
 
 
+@pytest.mark.parametrize("season", [None, 3])
+def test_going_on_with_gaps_is_as_if_all_had_been_given(season):
+    y = 5 + wave(60)[0]
+    y[[18, 19, 31, 40, 41, 58]] = NAN
+    f = quick(season=season).fit(y[:40])
+    f.update(y[40:58]).update(y[58:])
+    np.testing.assert_allclose(f.predict(), f.predict(y), rtol=1e-4)
+
+
+def test_units_do_not_matter():
+    y, x = wave(64)[0], np.random.default_rng(0).standard_normal((64, 2))
+    f = quick(scale="series", season=5).fit(y[:60], x[:60])
+    g = quick(scale="series", season=5).fit(100 * y[:60] + 7, 1000 * x[:60] + 500)
+    other = g.predict(X=1000 * x[60:] + 500)
+    np.testing.assert_allclose(other, 100 * f.predict(X=x[60:]) + 7, rtol=1e-3)
+    np.testing.assert_allclose(f.predict(100 * y[:60] + 7, x), other, rtol=1e-3)
+
+
 def test_the_part_to_validate_on_is_not_learnt():
     y = wave(80, 2)
     other = y.copy()
@@ -287,6 +314,7 @@ def test_the_part_to_validate_on_is_not_learnt():
 
 def test_validation_is_on_forecasts_of_the_last_steps():
     y, held, horizon = np.random.default_rng(0).standard_normal(50), 8, 3
+    y[20] = 30  # much loss in one chunk
     last = Fixed(np.ones((horizon, 1)))
     f = quick(module=last, validation=held, horizon=horizon, scale=None).fit(y)
     errors = [
@@ -298,7 +326,7 @@ def test_validation_is_on_forecasts_of_the_last_steps():
         (y[t + h] - y[t]) ** 2
         for t in range(49) for h in range(1, horizon + 1) if t + h < 50 - held
     ]  # fmt: skip
-    f = quick(module=last, validation=held, horizon=horizon, scale=None, seqsize=64).fit(y)
+    f = quick(module=last, validation=held, horizon=horizon, scale=None, seqsize=5).fit(y)
     np.testing.assert_allclose(f.history_[-1]["loss"], np.mean(errors), rtol=1e-5)
 
 
@@ -334,9 +362,14 @@ def test_clone_pickle_and_parameters():
 
 
 def test_the_same_seed_gives_the_same_bits():
-    y = wave(60)[0]
+    y, x = wave(60)[0], np.random.default_rng(0).standard_normal((64, 1))
     for kw in ({}, {"strategy": "recursive", "quantiles": LEVELS, "dropout": 0.2}):
-        a, b, c = (quick(**{**kw, "random_state": s}).fit(y).predict() for s in (1, 1, 2))
+        forecasts = []
+        for seed in (1, 1, 2):
+            torch.rand(7)  # whatever the global generator has done
+            f = quick(**{**kw, "random_state": seed}).fit(y, x[:60])
+            forecasts.append(f.predict(X=x[60:]))
+        a, b, c = forecasts
         np.testing.assert_array_equal(a, b)
         assert (a != c).any()
 
