@@ -98,7 +98,11 @@ class SequenceForecaster(ForecastTraining):
     >>> f = SequenceForecaster(horizon=12, epochs=5, random_state=0).fit(y)
     >>> f.predict().shape
     (12,)
-    >>> f.set_params(quantiles=(0.1, 0.5, 0.9)).fit(y).predict().shape
+    >>> f.set_params(quantiles=(0.1, 0.5, 0.9)).fit(y[:150]).predict().shape
+    (12, 3)
+    >>> f.backtest(y[150:], stride=1).shape  # at the end of the training data and each step after
+    (50, 12, 3)
+    >>> f.update(y[150:]).predict().shape  # of what follows y
     (12, 3)
     """
 
