@@ -118,6 +118,33 @@ def test_a_finished_run_is_not_trained_further(tmp_path):
     assert again.stop_reason_ == est.stop_reason_ is not None
 
 
+class AskOnce(fs.callbacks.Callback):
+    """Asks within an epoch to stop, which happens with the next step."""
+
+    asked = False
+
+    def on_batch_end(self, run):
+        if run.step >= 7 and not self.asked:
+            self.asked = True
+            run.stop("asked")
+
+    def state_dict(self):
+        return {"asked": self.asked}
+
+    def load_state_dict(self, state):
+        self.asked = state["asked"]
+
+
+def test_stops_within_an_epoch(tmp_path):
+    checkpoint = fs.callbacks.Checkpoint(tmp_path, every_steps=1, keep=100)
+    whole = estimator(AskOnce()).fit(*data(), checkpoint=checkpoint)
+    assert whole.stop_reason_ == "asked"
+    assert len(files(tmp_path)) == 8
+    for name in files(tmp_path)[4:]:  # before it asked, after that, and stopped
+        est = estimator(AskOnce()).fit(*data(), resume=tmp_path / name)
+        assert_same(result(whole), result(est))
+
+
 def test_more_epochs_are_counted_from_where_the_call_began(tmp_path):
     whole = estimator().fit(*data(), epochs=5)
     estimator().fit(*data(), epochs=2, checkpoint=tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 
+import interrupted
 import pytest
 import torch
 from models import adamw, assert_same_parameters, chain
@@ -206,3 +207,22 @@ def test_what_was_trained_on_a_gpu_is_loaded_without_one(tmp_path):
     est.save(tmp_path / "model", state=True)
     there = fs.Estimator.load(tmp_path / "model", device="cuda", progress=False)
     assert torch.equal(there.step(x[31]), est.step(x[31]))
+
+
+@pytest.mark.parametrize(("begins", "ends"), [("cuda", "cpu"), ("cpu", "cuda"), ("cuda", "cuda")])
+def test_runs_go_on_on_another_device(tmp_path, begins, ends):
+    def fit(device, **options):
+        est = interrupted.estimator(device=device, model=interrupted.chain(dropout=0.0))
+        return est.fit(*interrupted.data(), **options)
+
+    whole = fit("cpu")
+    checkpoint = fs.callbacks.Checkpoint(tmp_path, every_steps=7, keep=100)
+    fit(begins, checkpoint=checkpoint)
+    path = tmp_path / interrupted.files(tmp_path)[3]  # in the second epoch
+    if begins == ends:
+        est = fit(ends, resume=path)
+    else:
+        with pytest.warns(UserWarning, match=f"with device {begins}, this one has device {ends}"):
+            est = fit(ends, resume=path)
+    assert_same_parameters(est.model.cpu(), whole.model, rtol=1e-2)
+    assert [row["epoch"] for row in est.history_] == [1, 2, 3]
