@@ -5,9 +5,9 @@ from __future__ import annotations
 import pickle
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
+from forecasting import LEVELS, NAN, Fixed, quick, wave
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import d2_pinball_score, r2_score
@@ -17,35 +17,6 @@ from torch import nn
 import fastseq as fs
 from fastseq.callbacks import Callback
 from fastseq.wrappers import SequenceForecaster
-
-LEVELS = (0.1, 0.5, 0.9)
-NAN = np.nan
-
-
-def wave(steps, count=1, noise=0.1, seed=0):
-    rng = np.random.default_rng(seed)
-    t = np.arange(steps)
-    rows = [np.sin(t / (3 + n)) * (1 + n) + 10 * n for n in range(count)]
-    return np.stack(rows) + noise * rng.standard_normal((count, steps))
-
-
-def quick(**more):
-    return SequenceForecaster(
-        **{"horizon": 4, "epochs": 2, "hidden_size": 8, "random_state": 0, **more}
-    )
-
-
-class Fixed(nn.Module):
-    """A model that is not changed by training: its outputs are a given matrix times its inputs."""
-
-    def __init__(self, matrix) -> None:
-        super().__init__()
-        self.matrix = torch.tensor(matrix, dtype=torch.float32)
-        self.nothing = nn.Parameter(torch.zeros(()))
-
-    def forward(self, x):
-        return x @ self.matrix.T + 0 * self.nothing
-
 
 # --- what forecasts must be, whatever is learnt
 
@@ -160,174 +131,6 @@ def test_quantiles_do_not_cross(strategy):
     found = f.predict()
     assert found.shape == (3, 4, 1, 19)
     assert (np.diff(found, axis=-1) >= 0).all()
-
-
-# --- series that go on
-
-
-CASES = [
-    {},
-    {"quantiles": LEVELS},
-    {"lags": 3, "season": 5},
-    {"strategy": "recursive", "lags": 3, "season": 2},
-    {"strategy": "recursive", "quantiles": LEVELS},
-    {"strategy": "recursive", "quantiles": LEVELS, "scale": "series", "season": 3},
-    {"module": "gru", "num_layers": 2, "scale": "series", "season": 3},
-]
-
-
-@pytest.mark.parametrize("kw", CASES)
-@pytest.mark.parametrize("covariates", [False, True])
-def test_going_on_is_as_if_all_had_been_given(kw, covariates):
-    panel = list(wave(70, 3))
-    plans = [np.random.default_rng(n).standard_normal((74, 2)) for n in range(3)]
-
-    def known(*parts):
-        return [np.concatenate([p[a:b] for a, b in parts]) for p in plans] if covariates else None
-
-    f = quick(**kw).fit([s[:50] for s in panel], known((0, 50)))
-    more = [s[50:] for s in panel]
-    tests = f.backtest(more, known((50, 70)), stride=7)
-    assert tests.shape[:3] == (3, 3, 4)
-    for number, end in enumerate((50, 57, 64)):
-        g = pickle.loads(pickle.dumps(f))  # noqa: S301
-        if end > 50:
-            g.update([s[50:52] for s in panel], known((50, 52)))
-            g.update([s[52:end] for s in panel], known((52, end)))
-        found = g.predict(X=known((end, end + 4)))
-        np.testing.assert_allclose(tests[number], found, rtol=1e-4, atol=1e-4)
-        if kw.get("scale") != "series":  # which is measured on what is given
-            whole = f.predict([s[:end] for s in panel], known((0, end + 4)))
-            np.testing.assert_allclose(whole, found, rtol=1e-4, atol=1e-4)
-    np.testing.assert_array_equal(f.backtest(more, known((50, 70)), stride=7), tests)
-
-
-@pytest.mark.parametrize("kw", CASES[:4])
-def test_series_of_different_lengths_are_as_each_alone(kw):
-    series = [s[:length] for s, length in zip(wave(60, 3), (20, 60, 7), strict=True)]
-    f = quick(batchsize=2, **kw).fit(series)
-    together = f.predict()
-    np.testing.assert_allclose(f.predict(series), together, rtol=1e-5, atol=1e-5)
-    for one, found in zip(series, together, strict=True):
-        np.testing.assert_allclose(f.predict(one), found, rtol=1e-5, atol=1e-5)
-    f.update([s[:3] for s in wave(60, 3)])
-    whole = [np.concatenate([s, w[:3]]) for s, w in zip(series, wave(60, 3), strict=True)]
-    np.testing.assert_allclose(f.predict(), f.predict(whole), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("scale", ["standard", "series"])
-def test_order_of_series_does_not_matter(scale):
-    series = [s[:length] for s, length in zip(wave(60, 3), (20, 60, 40), strict=True)]
-    plans = [
-        np.random.default_rng(n).standard_normal((len(s) + 4, 1)) for n, s in enumerate(series)
-    ]
-
-    def forecasts(order):
-        f = quick(epochs=5, batchsize=3, scale=scale)
-        f.fit([series[n] for n in order], [plans[n][:-4] for n in order])
-        return f.predict(X=[plans[n][-4:] for n in order])
-
-    np.testing.assert_allclose(forecasts([0, 1, 2]), forecasts([2, 1, 0])[::-1], rtol=1e-4)
-
-
-def test_shapes_are_those_that_were_given():
-    y = wave(30, 3)
-    shapes = {
-        (4,): y[0], (4, 3): y.T, (3, 4): list(y), (3, 4, 1): y[..., None],
-        (2, 4, 3): [y.T, y.T[:20]], (1, 4): [y[0]],
-    }  # fmt: skip
-    for shape, given in shapes.items():
-        assert quick().fit(given).predict().shape == shape
-        assert quick(quantiles=LEVELS).fit(given).predict().shape == (*shape, 3)
-    assert quick().fit(y[0]).predict(list(y)).shape == (3, 4)
-    assert quick().fit(y[0]).predict().dtype == np.float64
-    assert quick().fit(y[0].astype(np.float32)).predict().dtype == np.float32
-    assert quick().fit(np.arange(30)).predict().dtype == np.float64
-
-
-def test_tables_and_tensors_are_arrays():
-    y, x = wave(34, 2).T, np.random.default_rng(0).standard_normal((34, 2))
-    wanted = quick().fit(y[:30], x[:30]).predict(X=x[30:])
-    times = pd.date_range("2024-01-01", periods=34, freq="h")
-    y_table, x_table = (pd.DataFrame(a, times, ["a", "b"]) for a in (y, x))
-    f = quick().fit(y_table[:30], x_table[:30])
-    np.testing.assert_array_equal(f.predict(X=x_table[30:]), wanted)
-    np.testing.assert_array_equal(f.predict(X=x[30:]), wanted)
-    with pytest.raises(ValueError, match=r"columns that fit got, a, b, in this order; got b, a"):
-        f.predict(X=x_table[30:][["b", "a"]])
-    f = quick().fit(torch.tensor(y[:30]), torch.tensor(x[:30]))
-    np.testing.assert_array_equal(f.predict(X=torch.tensor(x[30:])), wanted)
-    series = quick().fit(y_table["a"]).predict()
-    np.testing.assert_array_equal(series, quick().fit(y[:, 0]).predict())
-
-
-def test_a_panel_may_share_covariates():
-    y, x = list(wave(34, 3)), np.random.default_rng(0).standard_normal((34, 2))
-    first = [s[:30] for s in y]
-    shared = quick().fit(first, x[:30]).predict(X=x[30:])
-    np.testing.assert_array_equal(quick().fit(first, [x[:30]] * 3).predict(X=[x[30:]] * 3), shared)
-
-
-# --- what is missing, and what is not learnt
-
-
-def test_missing_values_are_not_learnt():
-    rng = np.random.default_rng(0)
-    y = wave(600, noise=0.02)[0]
-    gaps = y.copy()
-    gaps[rng.random(600) < 0.2] = NAN
-    gaps[100:140] = NAN
-    f = SequenceForecaster(12, epochs=60, random_state=0).fit(gaps[:560])
-    assert f.score(y[560:]) > 0.9
-    assert np.isfinite(f.backtest(gaps[560:])).all()
-    assert np.isfinite(f.update(np.full(5, NAN)).predict()).all()
-
-
-@pytest.mark.parametrize("season", [None, 3])
-def test_going_on_with_gaps_is_as_if_all_had_been_given(season):
-    y = 5 + wave(60)[0]
-    y[[18, 19, 31, 40, 41, 58]] = NAN
-    f = quick(season=season).fit(y[:40])
-    f.update(y[40:58]).update(y[58:])
-    np.testing.assert_allclose(f.predict(), f.predict(y), rtol=1e-4)
-
-
-def test_units_do_not_matter():
-    y, x = wave(64)[0], np.random.default_rng(0).standard_normal((64, 2))
-    f = quick(scale="series", season=5).fit(y[:60], x[:60])
-    g = quick(scale="series", season=5).fit(100 * y[:60] + 7, 1000 * x[:60] + 500)
-    other = g.predict(X=1000 * x[60:] + 500)
-    np.testing.assert_allclose(other, 100 * f.predict(X=x[60:]) + 7, rtol=1e-3)
-    np.testing.assert_allclose(f.predict(100 * y[:60] + 7, x), other, rtol=1e-3)
-
-
-def test_the_part_to_validate_on_is_not_learnt():
-    y = wave(80, 2)
-    other = y.copy()
-    other[:, -10:] = np.random.default_rng(1).standard_normal((2, 10))
-    f, g = (quick(validation=10, season=3, epochs=3).fit(list(s)) for s in (y, other))
-    for a, b in zip(f.estimator_.model.parameters(), g.estimator_.model.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=0)
-    assert f.history_[-1]["loss"] == g.history_[-1]["loss"]
-    assert f.history_[-1]["validation_loss"] != g.history_[-1]["validation_loss"]
-
-
-def test_validation_is_on_forecasts_of_the_last_steps():
-    y, held, horizon = np.random.default_rng(0).standard_normal(50), 8, 3
-    y[20] = 30  # much loss in one chunk
-    last = Fixed(np.ones((horizon, 1)))
-    f = quick(module=last, validation=held, horizon=horizon, scale=None).fit(y)
-    errors = [
-        (y[t + h] - y[t]) ** 2
-        for t in range(49) for h in range(1, horizon + 1) if 50 - held <= t + h < 50
-    ]  # fmt: skip
-    np.testing.assert_allclose(f.history_[-1]["validation_loss"], np.mean(errors), rtol=1e-5)
-    errors = [
-        (y[t + h] - y[t]) ** 2
-        for t in range(49) for h in range(1, horizon + 1) if t + h < 50 - held
-    ]  # fmt: skip
-    f = quick(module=last, validation=held, horizon=horizon, scale=None, seqsize=5).fit(y)
-    np.testing.assert_allclose(f.history_[-1]["loss"], np.mean(errors), rtol=1e-5)
 
 
 # --- as scikit-learn's

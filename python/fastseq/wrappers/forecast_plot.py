@@ -85,9 +85,10 @@ def plot_forecast(
     low, high = ax.get_ylim()
     ax.set_ylim(low, high + 0.12 * (high - low))  # room for the legend
     if np.asarray(times).dtype.kind == "M":
-        locator = AutoDateLocator()
+        locator: Any = AutoDateLocator()  # type: ignore[no-untyped-call]
         ax.xaxis.set_major_locator(locator)
-        ax.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+        form: Any = ConciseDateFormatter(locator)  # type: ignore[no-untyped-call]
+        ax.xaxis.set_major_formatter(form)
     else:
         ax.set_xlabel("step")
     return ax

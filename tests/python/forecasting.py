@@ -1,0 +1,37 @@
+"""Series and quick forecasters, for tests."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from fastseq.wrappers import SequenceForecaster
+
+LEVELS = (0.1, 0.5, 0.9)
+NAN = np.nan
+
+
+def wave(steps, count=1, noise=0.1, seed=0):
+    rng = np.random.default_rng(seed)
+    t = np.arange(steps)
+    rows = [np.sin(t / (3 + n)) * (1 + n) + 10 * n for n in range(count)]
+    return np.stack(rows) + noise * rng.standard_normal((count, steps))
+
+
+def quick(**more):
+    return SequenceForecaster(
+        **{"horizon": 4, "epochs": 2, "hidden_size": 8, "random_state": 0, **more}
+    )
+
+
+class Fixed(nn.Module):
+    """A model that is not changed by training: its outputs are a given matrix times its inputs."""
+
+    def __init__(self, matrix) -> None:
+        super().__init__()
+        self.matrix = torch.tensor(matrix, dtype=torch.float32)
+        self.nothing = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        return x @ self.matrix.T + 0 * self.nothing
