@@ -126,8 +126,8 @@ def test_attention_of_one_rank_reaches_all_in_the_same_step(comm):
     model = nn.Linear(3, 2)
     buckets = Bucketizer(model, comm)
     heard = []
-    for step in range(3):
-        buckets.start(attention=step == 1 and comm.rank == comm.size - 1)
+    for number in range(3):
+        buckets.start(attention=number == 1 and comm.rank == comm.size - 1)
         model(torch.ones(1, 3)).sum().backward()
         heard.append(buckets.wait().attention)
     assert heard == [False, True, False]
