@@ -250,6 +250,7 @@ def test_parameters_are_taken(kw):
         ({"quantiles": 0.5}, TypeError, "quantiles must be a list"),
         ({"season": 50}, ValueError, r"y has 30 steps, but horizon=4, season=50 needs 52"),
         ({"validation": 29}, ValueError, "y has 30 steps, but"),
+        ({"horizon": 30}, ValueError, "y has 30 steps to learn from, of which none is 30 steps"),
     ],
 )
 def test_bad_parameters_are_told(kw, error, match):

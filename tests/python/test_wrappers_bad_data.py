@@ -39,6 +39,14 @@ def test_other_data_than_fitted_on_is_told():
         model.score(X, STEPS[..., 0])
 
 
+def test_one_sequence_is_not_taken_for_samples_of_one_step():
+    model = regressor().fit(X, LAST)
+    with pytest.raises(ValueError, match=r"X\[None\]"):
+        model.predict(X[0])
+    assert model.predict(X[0][None]).shape == (1,)
+    assert regressor().fit(X[:, 0], LAST).predict(X[0]).shape == (len(X[0]),)
+
+
 def test_one_sample_and_constant_features():
     assert regressor().fit(X[:1], LAST[:1]).predict(X[:1]).shape == (1,)
     constant = np.concatenate([X, np.full((48, 6, 1), 7.0)], 2)

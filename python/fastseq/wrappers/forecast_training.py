@@ -67,6 +67,12 @@ class ForecastTraining(SequenceEstimator):
         """Return what there is to learn of series."""
         order = np.argsort(-series.lengths, kind="stable")  # alike lengths are trained together
         recursive = self.strategy == "recursive"
+        steps = int(series.lengths.max()) - (self.validation or 0)
+        if not recursive and steps <= self.horizon:
+            raise ValueError(
+                f"y has {steps} steps to learn from, of which none is {self.horizon} steps after "
+                'another: pass longer series, or choose a smaller horizon or strategy="recursive"'
+            )
         windows = Windows.of(
             [series.arrays[n] for n in order],
             None if covariates is None else [covariates[n] for n in order],

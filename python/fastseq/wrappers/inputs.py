@@ -109,6 +109,13 @@ def read_inputs(estimator: BaseEstimator, X: Any, *, reset: bool) -> Inputs:  # 
         return _read_list(estimator, X, reset=reset)
     if getattr(X, "ndim", 2) < 3 and not _is_nested(X):
         x = _floats(validate_data(estimator, X, reset=reset))
+        if reset:
+            estimator._table = True
+        elif not estimator._table:
+            raise ValueError(
+                f"X must be sequences, (N, T, F) or a list of (T_i, F), as in fit, got {x.shape}; "
+                "of one sequence X[None], of sequences of one step X[:, None] are meant"
+            )
         return Inputs(x[:, None], np.ones(len(x), np.int64))
     x = check_array(X, allow_nd=True, estimator=estimator, input_name="X")
     if x.ndim != 3:
@@ -150,6 +157,8 @@ def _read_list(estimator: BaseEstimator, X: Any, *, reset: bool) -> Inputs:  # n
 
 def _check_features(estimator: Any, features: int, *, reset: bool) -> None:
     """Do for sequences what `validate_data` does for tables."""
+    if reset:
+        estimator._table = False
     if not features:
         raise ValueError("0 feature(s) while a minimum of 1 is required.")
     if reset:
