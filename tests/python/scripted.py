@@ -13,8 +13,6 @@ import fastseq as fs
 class ScriptedRun:
     """What a callback sees of `fit`."""
 
-    estimator = "that of all scripts"
-
     def __init__(self, *, model=None, optimizer=None, validation=True, epochs=99, steps=1):
         self.model, self.optimizer = model, optimizer
         self.validation = object() if validation else None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import pickle
 
 import pytest
 import torch
@@ -93,3 +95,29 @@ def test_callbacks_begin_anew_with_another_estimator_that_has_a_past(tmp_path):
     other.fit(X, Y, epochs=1)
     assert best.epoch == begun + 1
     assert len(other.history_) == begun + 1
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda a: pickle.loads(pickle.dumps(a))])  # noqa: S301
+def test_a_copy_of_an_estimator_goes_on_with_copies_of_its_callbacks(copied):
+    def estimator():
+        torch.manual_seed(0)
+        callbacks = [
+            cb.NumberLimit(5),
+            cb.NumberSinceBest(4, monitor="loss", mode="max"),  # losses fall: stops after epoch 5
+            cb.RestoreBest(monitor="loss", mode="max"),
+        ]
+        return fs.Estimator(
+            chain(), fs.seqloss(mse_loss), adamw, fs.Spec(9, 2, 5), seed=1, progress=False,
+            callbacks=callbacks,
+        )  # fmt: skip
+
+    whole = estimator().fit(X, Y)
+    part = copied(estimator().fit(X, Y, epochs=3))
+    limit, _, best = part.callbacks
+    part.fit(X, Y, epochs=6)
+    assert len(part.history_) == len(whole.history_) == 5
+    assert part.stop_reason_ == whole.stop_reason_
+    assert best.epoch == 1
+    other = estimator()
+    other.callbacks = [copied(limit)]  # without its estimator
+    assert len(other.fit(X, Y, epochs=3).history_) == 3

@@ -110,10 +110,12 @@ def test_two_calls_of_fit_are_like_one(make, epoch):
 def test_copies_have_a_state_of_their_own(make, epoch):
     criterion, run = make(), ScriptedRun()
     if play(criterion, ROWS[:2], run) is None:
-        copied = pickle.loads(pickle.dumps(copy.deepcopy(criterion)))  # noqa: S301 (our own)
+        both = copy.deepcopy((criterion, run.history))  # as with all of an estimator
+        copied, history = pickle.loads(pickle.dumps(both))  # noqa: S301 (our own)
         play(criterion, ROWS[:5], run)
         again = ScriptedRun()
         again.step = again.epoch = 2
+        again.history = history
         assert play(copied, ROWS[2:], again) == epoch
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..history import History
     from ..run import Run
 
 __all__ = ["Callback"]
@@ -31,12 +32,13 @@ class Callback:
     epoch 2 of 2
     """
 
-    _estimator: int | None = None  # which one it was last used with
+    # Of the estimator it was last used with: in copies of both, it is that of the copy.
+    _history: History | None = None
 
     def is_new_to(self, run: Run) -> bool:
         """Whether `run` is of another estimator than what this knows; call it once per run."""
-        before, self._estimator = self._estimator, id(run.estimator)
-        return run.step == 0 or before not in (None, self._estimator)
+        before, self._history = self._history, run.history
+        return run.step == 0 or (before is not None and before is not run.history)
 
     def on_fit_begin(self, run: Run) -> None:
         """Before the first epoch of a call of `fit`; data and optimizer are known."""

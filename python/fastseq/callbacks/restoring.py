@@ -82,7 +82,7 @@ class RestoreBest(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
         self._forget()
-        self._estimator = None
+        self._history = None
         if state:
             self.epoch, self.value = state["epoch"], state["value"]
             self._cost = self._monitor.sign * self.value

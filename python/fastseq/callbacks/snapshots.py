@@ -124,7 +124,7 @@ class Snapshots(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
         self._costs = dict(zip(state["epochs"], state["costs"], strict=True))
-        self._estimator = None
+        self._history = None
 
 
 def _write(run: Run, path: Path) -> None:

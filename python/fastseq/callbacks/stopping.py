@@ -69,7 +69,7 @@ class Criterion(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
         self._seen = copy.deepcopy(state)
-        self._estimator = None
+        self._history = None
 
 
 class NumberSinceBest(Criterion):
