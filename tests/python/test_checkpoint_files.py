@@ -181,6 +181,41 @@ def test_damaged_ones_are_told_and_the_one_before_is_used(tmp_path, damage):
     assert names(tmp_path) == ["checkpoint-000001.safetensors", "checkpoint-000003.safetensors"]
 
 
+def test_one_that_cannot_be_read_now_is_not_removed(tmp_path, monkeypatch):
+    generation(tmp_path, 1, 2)
+    generations = Generations(tmp_path)
+
+    def read_but_2(path):
+        if path.name == "checkpoint-000002.safetensors":
+            raise OSError(5, "Input/output error")
+        return read(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("fastseq.checkpoint.generations.read", read_but_2)
+        with pytest.warns(UserWarning, match=r"Input/output error.*the checkpoint before it"):
+            assert generations.newest()[1] == "1"
+    generations.write({"a": torch.zeros(1)}, "3")
+    generations.finish()
+    assert names(tmp_path) == ["checkpoint-000002.safetensors", "checkpoint-000003.safetensors"]
+    assert read(tmp_path / "checkpoint-000002.safetensors")[1] == "2"
+
+
+def test_two_that_write_the_same_file_do_not_meet(tmp_path, monkeypatch):
+    path, flush, ended = tmp_path / "x", os.fsync, []
+
+    def flush_later(handle):
+        flush(handle)
+        if not ended:  # the other one begins and ends before the first one's renaming
+            ended.append(True)
+            write_one(path, {"a": torch.zeros(3)}, "2")
+            assert read(path)[1] == "2"
+
+    monkeypatch.setattr(os, "fsync", flush_later)
+    write_one(path, {"a": torch.ones(9)}, "1")
+    assert read(path)[1] == "1"
+    assert names(tmp_path) == ["x"]
+
+
 def test_none_is_whole(tmp_path):
     assert Generations(tmp_path / "none").newest() is None
     generation(tmp_path, 1)
@@ -250,7 +285,7 @@ def test_folders_that_cannot_be_written(tmp_path):
         with pytest.raises(OSError, match=r"checkpoint: the folder .* cannot be written"):
             Generations(folder).check()
     (tmp_path / "a" / "b").mkdir(parents=True)
-    (tmp_path / "a" / "b" / ".checkpoint-000002.safetensors.tmp").write_text("left")
+    (tmp_path / "a" / "b" / ".checkpoint-000002.safetensors.a0.tmp").write_text("left")
     (tmp_path / "a" / "b" / "other.tmp").write_text("somebody's")
     Generations(tmp_path / "a" / "b").check()
     assert names(tmp_path / "a" / "b") == ["other.tmp"]

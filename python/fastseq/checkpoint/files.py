@@ -106,7 +106,8 @@ def write(path: Path, image: Image) -> None:
     OSError
         It could not be written; what had this name before is still there.
     """
-    beside = path.with_name(f".{path.name}{TEMPORARY}")
+    # Another name each time: two processes may write the same file.
+    beside = path.with_name(f".{path.name}.{os.urandom(4).hex()}{TEMPORARY}")
     header, data = image.parts()
     try:
         with open(beside, "wb", buffering=0) as file:

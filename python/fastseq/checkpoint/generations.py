@@ -94,7 +94,8 @@ class Generations:
         try:
             return read(path)
         except (CheckpointError, OSError) as error:
-            self._broken.add(path)
+            if isinstance(error, CheckpointError):  # else it may be whole, and be read later
+                self._broken.add(path)
             warnings.warn(f"{error}; the checkpoint before it is used", stacklevel=3)
             return None
 
