@@ -84,6 +84,10 @@ class _CompiledChunks:
             raise
         return result
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is compiled: a copy does that again."""
+        return {**vars(self), "_graphs": {}}
+
     def _call(
         self, key: tuple[Any, ...], state: Tree, chunks: tuple[Tree, ...]
     ) -> tuple[Any, Tree]:

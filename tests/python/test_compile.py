@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,17 @@ def test_fit_and_predict_as_without(graphs):
     assert graphs() == 4
     torch.testing.assert_close(compiled.step(X[0]), plain.step(X[0]), rtol=1e-4, atol=1e-5)
     assert compiled.evaluate(X, Y, w) == pytest.approx(plain.evaluate(X, Y, w), rel=1e-5)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda a: pickle.loads(pickle.dumps(a))])  # noqa: S301
+def test_copies_compile_again(copied, graphs):
+    first, _ = estimators()
+    again = copied(first.fit(X[:, :7], Y[:, :7]))
+    torch._dynamo.utils.counters.clear()
+    for est in (first, again):
+        est.fit(X[:, :7], Y[:, :7], epochs=1)
+    assert graphs() > 0
+    assert again.history_[-1]["loss"] == first.history_[-1]["loss"]
 
 
 def test_many_estimators_and_lengths_do_not_exhaust_what_torch_allows():
