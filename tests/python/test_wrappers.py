@@ -241,6 +241,8 @@ def test_whole_sequences_must_have_one_length():
         ({"batchsize": 1.5}, "batchsize must be an integer"),
         ({"validation_fraction": 1.5}, "test_size"),
         ({"scale_x": "minmax"}, "scaling of x"),
+        ({"scale_y": "minmax"}, "scaling of y"),
+        ({"callbacks": fs.callbacks.Log()}, "callbacks must be a list"),
     ],
 )
 def test_wrong_parameters_are_told(parameter, match):

@@ -79,3 +79,16 @@ def test_pandas():
     assert not hasattr(model.fit(X, LAST), "feature_names_in_")
     labels = pd.Series(LABELS, dtype="category")
     assert classifier("mlp").fit(frame, labels).classes_.tolist() == ["down", "flat", "up"]
+
+
+def test_lists_of_frames():
+    frames = [pd.DataFrame(x, columns=["a", "b", "c"]) for x in LIST]
+    model = regressor().fit(frames, LAST)
+    assert list(model.feature_names_in_) == ["a", "b", "c"]
+    assert same(model, regressor().fit(LIST, LAST))
+    for wrong in ([0], [5], range(len(frames))):
+        mixed = [f[["c", "b", "a"]] if i in wrong else f for i, f in enumerate(frames)]
+        with pytest.raises(ValueError, match="feature names"):
+            model.predict(mixed)
+    with pytest.raises(ValueError, match="feature names"):
+        regressor().fit([*frames[:-1], frames[-1][["b", "a", "c"]]], LAST)

@@ -102,3 +102,13 @@ def test_classes_may_come_later():
     assert model.predict_proba(X).shape == (48, 3)
     model.partial_fit(X, np.full(48, 2))
     assert model.n_iter_ == 2
+
+
+def test_other_classes_than_those_of_the_first_call_are_refused():
+    model = classifier().partial_fit(X, LABELS)
+    model.partial_fit(X, LABELS, classes=["up", "flat", "down"])
+    assert model.n_iter_ == 2
+    with pytest.raises(
+        ValueError, match=r"other classes than .*\['down', 'flat', 'up'\]; call fit"
+    ):
+        model.partial_fit(X, LABELS, classes=["up", "down"])

@@ -78,6 +78,18 @@ def test_lr_and_optimizer_may_change():
     assert model.n_iter_ == 5
 
 
+def test_lr_may_change_where_biases_do_not_decay():
+    model = regressor(warm_start=True, weight_decay=0.1, decay_biases=False).fit(X, LAST)
+    kept = model.estimator_.optimizer
+    model.set_params(lr=0.5, epochs=4).fit(X, LAST)
+    assert model.estimator_.optimizer is kept
+    assert [group["lr"] for group in kept.param_groups] == [0.5, 0.5]
+    model.set_params(weight_decay=0.2, epochs=5).fit(X, LAST)
+    assert model.continued_
+    groups = model.estimator_.optimizer.param_groups
+    assert [group["weight_decay"] for group in groups] == [0.2, 0.0]
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [

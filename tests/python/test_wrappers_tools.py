@@ -127,7 +127,6 @@ def test_pipeline_with_columns_of_a_frame():
 
 def test_transformed_targets():
     y = np.exp(LAST)
-    model = TransformedTargetRegressor(regressor(), func=np.log, inverse_func=np.exp)
     model = TransformedTargetRegressor(
         regressor("mlp"), func=np.log, inverse_func=np.exp
     ).fit(X[:, 0], y)  # fmt: skip

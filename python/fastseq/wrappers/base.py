@@ -22,6 +22,7 @@ from ..distributed import communicator
 from ..estimator import Estimator
 from ..history import History
 from ..parallel import Replicas
+from ..run import check_callbacks
 from ..scaling import Scaling
 from ..spec import Spec
 from .building import make_module, optimizer_factory
@@ -244,8 +245,8 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
         if self.scale_x is not None or task.scale_y is not None:
             y = task.y.unsqueeze(0) if task.per_sequence else task.y
             est.scaling_ = Scaling(
-                _measure(task.x, task.w, self.scale_x, task.dtype),
-                _measure(y, task.w, task.scale_y, task.dtype),
+                _measure("x", task.x, task.w, self.scale_x, task.dtype),
+                _measure("y", y, task.w, task.scale_y, task.dtype),
             )
         return est
 
@@ -263,7 +264,8 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
 
     def _own_callbacks(self, seed: int) -> list[Any]:
         """Return copies: folds and cold starts share no state, and parameters stay as they are."""
-        own = [copy.deepcopy(c) if isinstance(c, Callback) else c for c in self.callbacks]
+        given = check_callbacks(self.callbacks)
+        own = [copy.deepcopy(c) if isinstance(c, Callback) else c for c in given]
         return [Shuffler(seed), *own]
 
     def _draw_seed(self) -> int:
@@ -274,7 +276,9 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
         """Make an estimator that goes on do what the hyperparameters say now."""
         before = self._fitted_with
         changed = {name for name in _OPTIMIZER if not _same(getattr(self, name), before[name])}
-        if changed & {"optimizer", "decay_biases"} or (changed and not self.decay_biases):
+        # Without decay of biases, their group has another one.
+        anew = {"optimizer", "decay_biases", *(() if self.decay_biases else ("weight_decay",))}
+        if changed & anew:
             parameters = [p for p in est.model.parameters() if p.requires_grad]
             est.optimizer = self._make_optimizer(est.model)(parameters)
         else:
@@ -327,14 +331,17 @@ def _same(a: Any, b: Any) -> bool:
         return False
 
 
-def _measure(array: Any, w: Any, method: str | None, dtype: torch.dtype) -> Affine | None:
-    """Measure what scales an array; what has no weight does not count."""
+def _measure(
+    name: str, array: Any, w: Any, method: str | None, dtype: torch.dtype
+) -> Affine | None:
+    """Measure what scales an array, called x or y; what has no weight does not count."""
     if method is None:
         return None
-    data = Sequences(array, None, w, dtype=dtype)
+    data = Sequences(array, array if name == "y" else None, w, dtype=dtype)
     plan = ChunkPlan(
         steps=data.steps, sequences=data.count, batchsize=1024, seqsize=256, lengths=data.lengths
     )
     alone = Replicas(communicator(None))
-    scaling = Scaling.measure(data, plan.chunks(), (method, None), alone)
-    return scaling.x  # type: ignore[no-any-return]
+    methods = (method, None) if name == "x" else (None, method)
+    scaling = Scaling.measure(data, plan.chunks(), methods, alone)
+    return getattr(scaling, name)  # type: ignore[no-any-return]

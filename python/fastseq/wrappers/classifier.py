@@ -218,14 +218,20 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
             As in `fit`.
         classes
             All labels there will be, for several targets a list of such; the first call needs
-            them if its `y` has not all.
+            them if its `y` has not all, and later ones may repeat them.
         """
         known = None
-        if hasattr(self, "estimator_"):
-            known = self._classes
-        elif classes is not None:
+        if classes is not None:
             several = isinstance(classes, (list, tuple)) and np.ndim(classes[0]) > 0
             known = [np.unique(one) for one in (classes if several else [classes])]
+        if hasattr(self, "estimator_"):
+            before = self._classes
+            if known is not None and [a.tolist() for a in known] != [a.tolist() for a in before]:
+                raise ValueError(
+                    "partial_fit cannot go on with other classes than those of the first call, "
+                    f"{', '.join(map(_shown, before))}; call fit"
+                )
+            known = before
         self._learn(X, y, sample_weight, partial=True, known=known)
         return self
 

@@ -125,7 +125,7 @@ def read_inputs(estimator: BaseEstimator, X: Any, *, reset: bool) -> Inputs:  # 
         )
     if not x.shape[1]:
         raise ValueError(f"X has no time steps: its shape is {x.shape}")
-    _check_features(estimator, x.shape[2], reset=reset)
+    _check_features(estimator, x.shape[2], np.empty((0, x.shape[2])), reset=reset)
     return Inputs(_floats(x), np.full(len(x), x.shape[1]))
 
 
@@ -146,7 +146,10 @@ def _read_list(estimator: BaseEstimator, X: Any, *, reset: bool) -> Inputs:  # n
         raise ValueError(
             f"X[{other}] has {X[other].shape[1]} features, but X[0] has {X[0].shape[1]}"
         )
-    _check_features(estimator, X[0].shape[1], reset=reset)
+    _check_features(estimator, X[0].shape[1], X[0], reset=reset)
+    for a in X[1:]:
+        if hasattr(a, "columns"):
+            _check_feature_names(estimator, a, reset=False)
     lengths = np.array([a.shape[0] for a in X])
     whole = check_array(np.concatenate([np.asarray(a) for a in X]), input_name="X")
     whole = _floats(whole)
@@ -155,20 +158,22 @@ def _read_list(estimator: BaseEstimator, X: Any, *, reset: bool) -> Inputs:  # n
     return Inputs(np.split(whole, np.cumsum(lengths)[:-1]), lengths, listed=True)
 
 
-def _check_features(estimator: Any, features: int, *, reset: bool) -> None:
-    """Do for sequences what `validate_data` does for tables."""
+def _check_features(estimator: Any, features: int, first: Any, *, reset: bool) -> None:
+    """Do for sequences what `validate_data` does for tables; `first` tells features' names."""
     if reset:
         estimator._table = False
     if not features:
         raise ValueError("0 feature(s) while a minimum of 1 is required.")
     if reset:
-        _check_feature_names(estimator, np.empty((0, features)), reset=True)
+        _check_feature_names(estimator, first, reset=True)
         estimator.n_features_in_ = features
     elif estimator.n_features_in_ != features:
         raise ValueError(
             f"X has {features} features, but {type(estimator).__name__} is expecting "
             f"{estimator.n_features_in_} features as input"
         )
+    elif hasattr(first, "columns"):
+        _check_feature_names(estimator, first, reset=False)
 
 
 def _floats(x: Array) -> Array:
