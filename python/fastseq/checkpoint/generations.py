@@ -96,7 +96,9 @@ class Generations:
         except (CheckpointError, OSError) as error:
             if isinstance(error, CheckpointError):  # else it may be whole, and be read later
                 self._broken.add(path)
-            warnings.warn(f"{error}; the checkpoint before it is used", stacklevel=3)
+            warnings.warn(
+                f"{error}; the checkpoint before it is used, if there is one", stacklevel=3
+            )
             return None
 
     def write(self, tensors: Mapping[str, Tensor], text: str) -> None:
