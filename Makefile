@@ -77,7 +77,7 @@ cuda-compile: venv
 	else echo "cuda-compile: no nvcc here, CUDA kernels not compiled"; fi
 
 python-test: build
-	FASTSEQ_REQUIRE_MPI=1 $(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 FASTSEQ_REQUIRE_MPI=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 # The same tests on 1 to 4 ranks; a test that is skipped for want of MPI counts as failed.
 mpi-test: build

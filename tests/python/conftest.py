@@ -1,6 +1,15 @@
+import os
+import tempfile
+from pathlib import Path
+
 import hypothesis
 import pytest
 import torch
+
+# Processes that test side by side must not compile into one folder.
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    folder = Path(tempfile.gettempdir()) / f"torchinductor_{os.getuid()}_{worker}"
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 hypothesis.settings.register_profile("fastseq", derandomize=True, deadline=None, max_examples=60)
 hypothesis.settings.load_profile("fastseq")

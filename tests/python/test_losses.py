@@ -25,7 +25,7 @@ def reference(loss, output, y, w=None):
 @pytest.mark.parametrize(
     "loss",
     [fn.mse_loss, fn.l1_loss, fn.huber_loss, nn.MSELoss(), nn.SmoothL1Loss(beta=0.3)],
-    ids=str,
+    ids=lambda loss: getattr(loss, "__name__", None) or str(loss),
 )
 @pytest.mark.parametrize("weighted", [False, True])
 def test_regression(loss, weighted):
@@ -38,7 +38,9 @@ def test_regression(loss, weighted):
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(
-    "loss", [fn.cross_entropy, nn.CrossEntropyLoss(label_smoothing=0.1)], ids=str
+    "loss",
+    [fn.cross_entropy, nn.CrossEntropyLoss(label_smoothing=0.1)],
+    ids=lambda loss: getattr(loss, "__name__", None) or str(loss),
 )
 def test_class_labels(loss, weighted):
     output, y = torch.randn(S, B, 5), torch.randint(0, 5, (S, B, 1))

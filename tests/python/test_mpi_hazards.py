@@ -170,7 +170,7 @@ def test_an_mpi_without_threads_exchanges_in_wait(tmp_path):
         |print("threaded", comm.threaded, slow.threaded)
         |for ranks in (comm, slow):
         |    buckets = fs.distributed.Bucketizer(model, ranks, bucket_bytes=1000)
-        |    assert step(buckets) == (2, 0, True)
+        |    assert step(buckets) == (2, 0, True, False)
         |    buckets.close()
         """,
     )
