@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import h5py
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from hypothesis import strategies as st
 
 import fastseq as fs
 from fastseq.data.chunks import ChunkPlan
-from fastseq.data.sequences import Sequences
+from fastseq.data.sequences import Sequences, _twice
 
 sizes = st.integers(1, 13)
 
@@ -173,3 +176,15 @@ def test_buffers_are_not_used_again_while_somebody_keeps_them(tmp_path):
     np.testing.assert_array_equal(torch.cat(kept), a[:, :1])
     places = [batch.xs.data_ptr() for _, batch in data.batches(plan.chunks())]
     assert len(set(places)) <= 4
+
+
+def test_two_threads_go_through_the_same_iterator():
+    def numbers():
+        for i in range(3000):
+            time.sleep(0)  # lets the other thread in
+            yield i
+
+    branches = _twice(numbers())
+    with ThreadPoolExecutor(2) as threads:
+        for found in threads.map(list, branches):
+            assert found == list(range(3000))

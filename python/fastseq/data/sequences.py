@@ -6,9 +6,10 @@ import copy
 import dataclasses
 import itertools
 import os
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -42,6 +43,8 @@ class Batch(NamedTuple):
 # From here on a copy is worth being made by another thread, ahead of time.
 _AHEAD_BYTES = 2**20
 _TOGETHER_BYTES = 2**18
+_END = object()
+T = TypeVar("T")
 
 
 class Sequences:
@@ -206,7 +209,7 @@ class Sequences:
             self._reader = Reader(pinned=self._upload is not None, strict=self._strict)
         for source in sources:
             if isinstance(source, WindowSource) and self._fold == 1:
-                groups, again = itertools.tee(groups)
+                groups, again = _twice(groups)  # the latter for the source's own thread
                 source.expect(self._extents(map(_whole, again)))
         plans = ((group, self._boxes(_whole(group)), _shape(_whole(group))) for group in groups)
         with closing(self._reader.run(sources, plans)) as ahead:  # type: ignore[type-var]
@@ -351,6 +354,22 @@ def _shape(chunk: Chunk) -> tuple[int, int]:
 
 def _where(chunk: Chunk) -> str:
     return f"in steps {chunk.t0} to {chunk.t1}, sequences {chunk.n0} to {chunk.n1}"
+
+
+def _twice(items: Iterator[T]) -> tuple[Iterator[T], Iterator[T]]:
+    """Return two iterators over the same, which may be used by two threads."""
+    lock = threading.Lock()
+
+    def locked(branch: Iterator[T]) -> Iterator[T]:
+        while True:
+            with lock:
+                item = next(branch, _END)
+            if item is _END:
+                return
+            yield item  # type: ignore[misc]
+
+    a, b = itertools.tee(items)
+    return locked(a), locked(b)
 
 
 def _whole(group: list[Chunk]) -> Chunk:
