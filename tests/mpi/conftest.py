@@ -27,6 +27,12 @@ def comm(world: fs.distributed.Communicator) -> fs.distributed.Communicator:
     return world
 
 
+@pytest.fixture
+def folder(comm: fs.distributed.Communicator, tmp_path: Path) -> Path:
+    """Return rank 0's folder, to all."""
+    return Path(comm.broadcast_bytes(str(tmp_path).encode(), 0).decode())
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)

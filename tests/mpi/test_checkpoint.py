@@ -16,12 +16,6 @@ from models import assert_same_parameters
 import fastseq as fs
 
 
-@pytest.fixture
-def folder(comm, tmp_path):
-    """Return rank 0's folder, to all."""
-    return Path(comm.broadcast_bytes(str(tmp_path).encode(), 0).decode())
-
-
 def whole_and_saved(comm, folder, make):
     """Return the result of a run, and the file of each of its steps."""
     whole = result(make(comm=comm))

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from pathlib import Path
-
 import h5py
 import numpy as np
 import pytest
@@ -32,17 +28,6 @@ def estimators(model):
         fs.Estimator(model, LOSS, adamw, spec, **options),
         fs.Estimator(model, LOSS, adamw, spec, comm=None, **options),
     )
-
-
-@pytest.fixture
-def folder(comm):
-    """A folder that all ranks see."""
-    made = tempfile.mkdtemp() if comm.rank == 0 else ""
-    path = Path(comm.broadcast_bytes(made.encode(), 0).decode())
-    yield path
-    comm.barrier()
-    if comm.rank == 0:
-        shutil.rmtree(path)
 
 
 def same(got, expected):

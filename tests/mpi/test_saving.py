@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,17 +14,6 @@ import fastseq as fs
 
 LOSS = fs.seqloss(mse_loss)
 SPEC = {"epochs": 1, "batchsize": 2, "seqsize": 7, "scale_x": "standard"}
-
-
-@pytest.fixture
-def folder(comm):
-    """A folder that all ranks see."""
-    made = tempfile.mkdtemp() if comm.rank == 0 else ""
-    path = Path(comm.broadcast_bytes(made.encode(), 0).decode())
-    yield path
-    comm.barrier()
-    if comm.rank == 0:
-        shutil.rmtree(path)
 
 
 def fitted(model):
