@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import collections
+import errno
+import fcntl
+import io
 import json
 import math
 import os
@@ -14,6 +17,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from fastseq.checkpoint import files
 from fastseq.checkpoint.files import Image, read, write
 from fastseq.checkpoint.generations import Generations
 from fastseq.checkpoint.packing import pack, unpack
@@ -112,6 +116,67 @@ def test_an_image_is_a_copy_and_its_memory_is_used_again(tmp_path):
     image.take({"a": a, "b": torch.ones(2, dtype=torch.float64)}, "3")
     write(tmp_path / "x", image)
     assert read(tmp_path / "x")[0]["a"].sum() == 1000
+
+
+class Watched(io.FileIO):
+    """A file that counts the bytes past the page cache; and that fails somewhere."""
+
+    def __init__(self, path, end, error):
+        super().__init__(path, "wb")
+        self.direct, self.end, self.error = 0, end, error
+
+    def write(self, data):
+        direct = bool(fcntl.fcntl(self, fcntl.F_GETFL) & os.O_DIRECT)
+        if self.tell() >= self.end and (direct or self.error != errno.EINVAL):
+            raise OSError(self.error, os.strerror(self.error))
+        written = super().write(data)
+        self.direct += written if direct else 0
+        return written
+
+
+def watch(monkeypatch, end, error):
+    opened = []
+
+    def watched(path, mode, buffering):
+        assert (mode, buffering) == ("wb", 0)
+        opened.append(Watched(path, end, error))
+        return opened[0]
+
+    monkeypatch.setattr(files, "open", watched, raising=False)
+    monkeypatch.setattr(files, "_AT_ONCE", 8192)
+    return opened
+
+
+def can_write_directly(folder):
+    try:
+        os.close(os.open(folder / "probe", os.O_WRONLY | os.O_CREAT | os.O_DIRECT))
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("length", [0, 1, 4095, 4096, 4097, 5 * 4096, (1 << 20) + 4100])
+@pytest.mark.parametrize("most", [0, 16384, 1 << 40])
+def test_whole_blocks_go_past_the_page_cache(tmp_path, monkeypatch, length, most):
+    data = torch.arange(length).to(torch.uint8)
+    with monkeypatch.context() as patched:
+        opened = watch(patched, 4096 + most, errno.EINVAL)  # behind the header
+        write_one(tmp_path / "x", {"a": data}, "text")
+    found, text = read(tmp_path / "x")
+    assert text == "text"
+    assert torch.equal(found["a"], data)
+    if can_write_directly(tmp_path):
+        assert opened[0].direct == min(length // 4096 * 4096, most)
+
+
+def test_a_disk_that_is_full_in_the_middle(tmp_path, monkeypatch):
+    write_one(tmp_path / "x", {"a": torch.ones(2)}, "before")
+    with monkeypatch.context() as patched:
+        watch(patched, 4096 + 8192, errno.ENOSPC)
+        with pytest.raises(OSError, match="No space left"):
+            write_one(tmp_path / "x", {"a": torch.ones(9999)}, "after")
+    assert read(tmp_path / "x")[1] == "before"
+    assert names(tmp_path) == ["x"]
 
 
 def generation(folder, *values, keep=2):

@@ -6,10 +6,13 @@ The format is safetensors, with the text in the header's metadata, beside a chec
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import zlib
 from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,11 @@ __all__ = ["DTYPES", "TEMPORARY", "Image", "read", "tensors_checksum", "write"]
 TEMPORARY = ".tmp"
 
 _KEY, _SUM = "fastseq", "crc32"
+
+# Tensors begin at a multiple of this, in memory and in the file: past the page cache can be written
+# what is aligned to blocks of the disk, which are no larger.
+_ALIGNED = 4096
+_AT_ONCE = 4 << 20  # bytes of a call
 
 DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -75,7 +83,8 @@ class Image:
             self._entries[name] = {
                 "dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [begin, end]
             }  # fmt: skip
-        self._data = torch.empty(end, dtype=torch.uint8)
+        memory = torch.empty(end + _ALIGNED, dtype=torch.uint8)
+        self._data = memory[-memory.data_ptr() % _ALIGNED :][:end]
         self._places = []
         for name, shape, dtype in layout:
             begin, end = self._entries[name]["data_offsets"]
@@ -89,7 +98,7 @@ class Image:
         checksum = zlib.crc32(data, zlib.crc32(self._text.encode()))
         about = {_KEY: self._text, _SUM: str(checksum)}
         header = json.dumps({"__metadata__": about, **self._entries}).encode()
-        header += b" " * (-(len(header) + 8) % 64)
+        header += b" " * (-(len(header) + 8) % _ALIGNED)
         return len(header).to_bytes(8, "little") + header, data
 
 
@@ -111,9 +120,8 @@ def write(path: Path, image: Image) -> None:
     header, data = image.parts()
     try:
         with open(beside, "wb", buffering=0) as file:
-            for part in (memoryview(header), data):
-                while part:
-                    part = part[file.write(part) :]
+            _write_all(file, memoryview(header))
+            _write_all(file, data[_write_directly(file, data) :])
             os.fsync(file.fileno())
         os.replace(beside, path)
     except BaseException:
@@ -121,6 +129,31 @@ def write(path: Path, image: Image) -> None:
             os.unlink(beside)
         raise
     _sync_folder(path.parent)
+
+
+def _write_all(file: FileIO, data: memoryview) -> None:
+    while data:
+        data = data[file.write(data) :]
+
+
+def _write_directly(file: FileIO, data: memoryview) -> int:
+    """Write whole blocks past the page cache; return how many bytes of the data that was.
+
+    So the processor has little to do: copying into the cache would be at the cost of the training
+    that goes on meanwhile. Not all file systems can; they take nothing.
+    """
+    flags = fcntl.fcntl(file, fcntl.F_GETFL)
+    done, whole = 0, len(data) // _ALIGNED * _ALIGNED
+    try:
+        fcntl.fcntl(file, fcntl.F_SETFL, flags | os.O_DIRECT)
+        while done < whole:
+            done += file.write(data[done : min(done + _AT_ONCE, whole)])
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    finally:
+        fcntl.fcntl(file, fcntl.F_SETFL, flags)
+    return done
 
 
 def _sync_folder(folder: Path) -> None:
