@@ -41,14 +41,23 @@ class History(Sequence[dict[str, Any]]):
 
     def __init__(self) -> None:
         self._rows: list[dict[str, Any]] = []
+        self._steps = 0
 
     def append(self, row: dict[str, Any]) -> None:
         """Add an epoch."""
         self._rows.append(row)
+        self._steps += row.get("steps", 0)
 
     def replace(self, rows: Iterable[dict[str, Any]]) -> None:
         """Have these epochs instead."""
-        self._rows[:] = rows
+        self._rows, self._steps = [], 0
+        for row in rows:
+            self.append(row)
+
+    @property
+    def steps(self) -> int:
+        """How many steps all epochs had."""
+        return self._steps
 
     @overload
     def __getitem__(self, index: int) -> dict[str, Any]: ...

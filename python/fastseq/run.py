@@ -73,7 +73,7 @@ class Run:
         self.epochs = self.epoch + epochs
         self.index = 0
         self.steps = steps
-        self.step = sum(row["steps"] for row in estimator.history_)
+        self.step = estimator.history_.steps
         self.loss = math.nan
         self.row: dict[str, Any] = {}
         self.stopped: str | None = None

@@ -33,8 +33,15 @@ def test_history():
     assert list(frame["epoch"]) == [1, 2, 3]
     assert list(frame.columns) == ["epoch", "loss", "lr", "steps", "seconds", "steps_per_second"]
     assert (frame["steps"] == 12).all()
+    assert history.steps == 36
     assert [row["loss"] for row in history[1:]] == list(frame["loss"][1:])
     assert "3 epochs" in repr(history)
+
+
+def test_replaced_rows_are_counted_anew():
+    history = fitted(progress=False).history_
+    history.replace([{"epoch": 1, "loss": 0.5, "steps": 5}])
+    assert (len(history), history.steps) == (1, 5)
 
 
 def test_plot(tmp_path):

@@ -127,7 +127,7 @@ class Saved:
 
     def is_past_of(self, est: Estimator) -> bool:
         """Whether it tells nothing that `est` has not done itself: `fit` is called once more."""
-        done = sum(row["steps"] for row in est.history_)
+        done = est.history_.steps
         tree = self._tree
         ended = tree["stopped"] is not None or len(tree["history"]) >= tree["epochs"]
         return done > tree["step"] or (done > 0 and done == tree["step"] and ended)
