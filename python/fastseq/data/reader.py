@@ -195,11 +195,11 @@ class Reader:
         buffers = self._buffers.setdefault(dtype, [])
         for buffer in buffers:
             if buffer.numel >= numel and buffer.free():
-                return buffer.memory[:numel].view(shape)
+                return buffer.part(numel).view(shape)
         buffers[:] = [b for b in buffers if b.numel >= numel or not b.free()][-_KEPT:]
         buffer = _Buffer(torch.empty(max(numel, 1), dtype=dtype, pin_memory=self._pinned))
         buffers.append(buffer)
-        return buffer.memory[:numel].view(shape)
+        return buffer.part(numel).view(shape)
 
 
 _KEPT = 32  # buffers of one dtype; those beyond are in use, and are freed by who uses them
@@ -211,6 +211,10 @@ class _Buffer:
         self.numel = memory.numel()
         self._storage = memory.untyped_storage()
         self._alone = torch._C._storage_Use_Count(self._storage._cdata)
+
+    def part(self, numel: int) -> Tensor:
+        """Return the first elements."""
+        return self.memory if numel == self.numel else self.memory[:numel]
 
     def free(self) -> bool:
         """Whether no other tensor shares the memory."""

@@ -229,8 +229,8 @@ class Sequences:
                 first, last = group[0], group[-1]
                 numel = (chunk.t1 - first.t0) * (chunk.n1 - chunk.n0)
                 follows = chunk.block == last.block and chunk.t0 == last.t1
-                nothing = self._nothing(last) or self._nothing(chunk)
-                if not follows or nothing or numel * sample > limit:
+                joins = follows and numel * sample <= limit
+                if not joins or self._nothing(last) or self._nothing(chunk):
                     yield group
                     group = []
             group.append(chunk)
