@@ -25,8 +25,8 @@ T, N, F = 17, 9, 3
 def read(source, t0, t1, n0, n1):
     """Read a slab as a pass over the data does."""
     reader = Reader()
-    slabs = reader.start([source], [Box(t0, t1, n0, n1)], (t1 - t0, n1 - n0))
-    reader.finish(slabs)
+    plan = (None, [Box(t0, t1, n0, n1)], (t1 - t0, n1 - n0))
+    ((_, slabs),) = reader.run([source], [plan])
     return slabs[0].data
 
 

@@ -83,8 +83,32 @@ class Reader:
         self._rows: dict[int, tuple[Source, list[int], Any, Any]] = {}
         self._requests = 0  # of the C++ thread, that nobody has waited for
 
-    def start(self, sources: list[Source], boxes: list[Box], shape: tuple[int, int]) -> list[Slab]:
-        """Begin to read the slabs of a chunk; see `finish`."""
+    def run(
+        self, sources: list[Source], chunks: Iterable[tuple[Any, list[Box], tuple[int, int]]]
+    ) -> Iterator[tuple[Any, list[Slab]]]:
+        """Yield chunks with their slabs, reading one chunk ahead, never more.
+
+        Chunks come with boxes and shape; one without boxes has no slabs.
+        """
+        waiting: list[tuple[Any, list[Slab]]] = []
+        try:
+            for chunk, boxes, shape in chunks:
+                slabs = self._start(sources, boxes, shape) if boxes else []
+                waiting.append((chunk, slabs))
+                if len(waiting) == 2:
+                    self._finish(waiting[0][1])
+                # Not earlier: the other thread would want Python's lock when this one does.
+                self._start_own(slabs)
+                if len(waiting) == 2:
+                    yield waiting.pop(0)
+            if waiting:
+                self._finish(waiting[0][1])
+                yield waiting.pop(0)
+        finally:
+            self._drop(itertools.chain.from_iterable(slabs for _, slabs in waiting), sources)
+
+    def _start(self, sources: list[Source], boxes: list[Box], shape: tuple[int, int]) -> list[Slab]:
+        """Begin to read the slabs of a chunk, those that C++ can read; see `_finish`."""
         slabs = []
         reads = []
         for source in sources:
@@ -93,9 +117,7 @@ class Reader:
                 continue
             slab = Slab(source, boxes, self._take((*shape, *source.features), source.dtype))
             pieces = getattr(source, "pieces", None)
-            if pieces is None:
-                slab.future = self._own_thread().submit(source.fill, boxes, slab.data)  # type: ignore[attr-defined]
-            else:
+            if pieces is not None:
                 files, stored, to = self._known(source)
                 scale = NO_SCALE if source.scale is None else source.scale.args
                 rows = pieces(boxes, shape[1], files)
@@ -109,8 +131,15 @@ class Reader:
             self._requests += 1
         return slabs
 
-    def finish(self, slabs: list[Slab]) -> None:
-        """Wait until the slabs that the oldest `start` returned have been read."""
+    def _start_own(self, slabs: list[Slab]) -> None:
+        """Begin to read what only Python can read."""
+        for slab in slabs:
+            fill = getattr(slab.source, "fill", None)
+            if fill is not None:
+                slab.future = self._own_thread().submit(fill, slab.boxes, slab.data)
+
+    def _finish(self, slabs: list[Slab]) -> None:
+        """Wait until the slabs that the oldest `_start` returned have been read."""
         native = [slab for slab in slabs if slab.data is not None and slab.future is None]
         error: BaseException | None = None
         if native:
@@ -131,27 +160,6 @@ class Reader:
                 slab.read()
         if error is not None:
             raise error
-
-    def run(
-        self, sources: list[Source], chunks: Iterable[tuple[Any, list[Box], tuple[int, int]]]
-    ) -> Iterator[tuple[Any, list[Slab]]]:
-        """Yield chunks with their slabs, reading one chunk ahead, never more.
-
-        Chunks come with boxes and shape; one without boxes has no slabs.
-        """
-        waiting: list[tuple[Any, list[Slab]]] = []
-        try:
-            for chunk, boxes, shape in chunks:
-                slabs = self.start(sources, boxes, shape) if boxes else []
-                waiting.append((chunk, slabs))
-                if len(waiting) == 2:
-                    self.finish(waiting[0][1])
-                    yield waiting.pop(0)
-            if waiting:
-                self.finish(waiting[0][1])
-                yield waiting.pop(0)
-        finally:
-            self._drop(itertools.chain.from_iterable(slabs for _, slabs in waiting), sources)
 
     def _drop(self, slabs: Iterable[Slab], sources: list[Source]) -> None:
         """Stop what is under way: after an error, or where nobody wants more."""

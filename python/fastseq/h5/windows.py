@@ -140,6 +140,7 @@ class WindowReader:
         if window is None:
             goes_on = last is not None and (last.t1, last.n0, last.n1) == (t, n0, n1)
             end = last.end if last is not None and goes_on else self._end(t, n0, n1)
+            # Somebody waits for this one: no more than is wanted now. Those after it are larger.
             window = self._plan(t, n0, n1, steps, end, self.max_bytes)
             assert window is not None
             window.fill()
@@ -166,14 +167,15 @@ class WindowReader:
             self._block = next(self._blocks, None)
         t, end, n0, n1 = following
         room = self.max_bytes - window.buffer.nbytes
-        self._ahead = self._plan(t, n0, n1, steps, end, room)
+        twice = min(2 * (window.t1 - window.t0), _WINDOW_BYTES // self._step_bytes(n1 - n0))
+        self._ahead = self._plan(t, n0, n1, max(steps, twice), end, room)
         if self._ahead is not None:
             self._ahead.start()
 
-    def _plan(self, t: int, n0: int, n1: int, steps: int, end: int, room: int) -> _Window | None:
+    def _plan(self, t: int, n0: int, n1: int, wanted: int, end: int, room: int) -> _Window | None:
         """Return the window to be read from `t` on, or None if there is no `room` for it."""
         step_bytes = self._step_bytes(n1 - n0)
-        t1 = self._window_end(t, n0, n1, steps, end, step_bytes)
+        t1 = self._window_end(t, n0, n1, wanted, end, step_bytes)
         size = (t1 - t) * step_bytes
         if size > room and room < self.max_bytes:
             return None
@@ -188,11 +190,11 @@ class WindowReader:
             cuts.append(min(self._boundary(cuts[-1] + piece, n0, n1), t1))
         return _Window(self.dataset, n0, n1, end, cuts, buffer, data)
 
-    def _window_end(self, t: int, n0: int, n1: int, steps: int, end: int, step_bytes: int) -> int:
+    def _window_end(self, t: int, n0: int, n1: int, wanted: int, end: int, step_bytes: int) -> int:
         """Return where a window from `t` on ends: after whole rows of chunks if they fit."""
         row = self._boundary(t + 1, n0, n1) - t
         most = self.max_bytes // 2 // step_bytes
-        wanted = min(max(steps, _WINDOW_BYTES // step_bytes), most)
+        wanted = min(wanted, most)
         t1 = min(self._boundary(t + max(wanted - row, 0) + 1, n0, n1), end)
         if t1 - t > most:
             t1 = min(t + row, end)
