@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Chunk", "ChunkPlan", "part"]
+__all__ = ["Chunk", "ChunkPlan", "part", "whole"]
 
 
 def part(begin: int, end: int, index: int, count: int) -> tuple[int, int]:
@@ -44,9 +44,24 @@ class Chunk:
         """Whether there is nothing in it for this rank."""
         return self.t0 >= self.t1 or self.n0 >= self.n1
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """How many steps and sequences it has."""
+        return self.t1 - self.t0, self.n1 - self.n0
+
+    @property
+    def where(self) -> str:
+        """What messages call it."""
+        return f"in steps {self.t0} to {self.t1}, sequences {self.n0} to {self.n1}"
+
     def shifted(self, sequences: int) -> Chunk:
         """Return the same chunk, `sequences` further on."""
         return dataclasses.replace(self, n0=self.n0 + sequences, n1=self.n1 + sequences)
+
+
+def whole(chunks: list[Chunk]) -> Chunk:
+    """Return chunks that follow each other in time as one."""
+    return dataclasses.replace(chunks[0], t1=chunks[-1].t1) if len(chunks) > 1 else chunks[0]
 
 
 @dataclasses.dataclass(frozen=True)

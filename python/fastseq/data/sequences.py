@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import itertools
 import os
 import threading
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from ..tree import Tree, tree_leaves, tree_map
 from .arguments import Arguments
-from .chunks import Chunk
+from .chunks import Chunk, whole
 from .nonfinite import mark_nonfinite
 from .reader import Reader, Slab
 from .scaling import Affine
@@ -201,7 +200,7 @@ class Sequences:
         groups = self._groups(sources, itertools.chain([first], chunks))
         if not any(source.lazy for source in sources):
             for group in groups:
-                boxes = self._boxes(_whole(group))
+                boxes = self._boxes(whole(group))
                 slabs = [Slab(source, boxes, None).read() for source in sources if boxes]
                 yield from self._split(group, slabs)
             return
@@ -210,8 +209,8 @@ class Sequences:
         for source in sources:
             if isinstance(source, WindowSource) and self._fold == 1:
                 groups, again = _twice(groups)  # the latter for the source's own thread
-                source.expect(self._extents(map(_whole, again)))
-        plans = ((group, self._boxes(_whole(group)), _shape(_whole(group))) for group in groups)
+                source.expect(self._extents(map(whole, again)))
+        plans = ((group, self._boxes(whole(group)), whole(group).shape) for group in groups)
         with closing(self._reader.run(sources, plans)) as ahead:  # type: ignore[type-var]
             for group, slabs in ahead:
                 for chunk, batch in self._split(group, slabs):
@@ -237,14 +236,29 @@ class Sequences:
         if group:
             yield group
 
-    def _split(self, group: list[Chunk], slabs: list[Slab]) -> Iterator[tuple[Chunk, Batch | None]]:
-        """Yield the chunks of a group, each with its part of what has been read."""
+    def _split(self, group: list[Chunk], slabs: list[Slab]) -> Iterable[tuple[Chunk, Batch | None]]:
+        """Return the chunks of a group, each with its part of what has been read."""
         if not slabs or len(group) == 1:
-            yield group[0], self._batch(group[0], slabs) if slabs else None
-            return
+            return [(group[0], self._batch(group[0], slabs) if slabs else None)]
+        if not self._as_read(slabs):
+            return self._parts(group, slabs)
+        # All at once: done between the steps of a small model, this would take three times as long.
+        sizes = [chunk.t1 - chunk.t0 for chunk in group]
+        # .data: autograd must not take what happens to one part for a change of another.
+        data = [[part.data for part in slab.data.split(sizes)] for slab in slabs]
+        xs, ys = data if len(data) == 2 else (data[0], [None] * len(group))
+        return [(chunk, Batch(x, y, None)) for chunk, x, y in zip(group, xs, ys, strict=True)]
+
+    def _parts(self, group: list[Chunk], slabs: list[Slab]) -> Iterator[tuple[Chunk, Batch]]:
         for chunk in group:
             begin, end = chunk.t0 - group[0].t0, chunk.t1 - group[0].t0
             yield chunk, self._batch(chunk, [slab.part(begin, end) for slab in slabs])
+
+    def _as_read(self, slabs: list[Slab]) -> bool:
+        """Whether slabs are x, or x and y, as the model and the loss get them."""
+        plain = self.w is None and self.mask is None and self.lengths is None
+        suspect = any(slab.suspect for slab in slabs)
+        return plain and not suspect and len(slabs) <= 2 and isinstance(self.x, Source)
 
     def _sources(self, chunk: Chunk) -> list[Source]:
         """Return what to read from: large slabs of memory are left to another thread too."""
@@ -284,16 +298,13 @@ class Sequences:
 
     def _batch(self, chunk: Chunk, slabs: list[Slab]) -> Batch:
         """Put together what has been read: weights, and what does not count."""
-        suspect = False
-        for slab in slabs:
-            suspect |= slab.suspect
-        plain = self.w is None and self.mask is None and self.lengths is None
-        if plain and len(slabs) <= 2 and not suspect and isinstance(self.x, Source):
+        if self._as_read(slabs):
             return Batch(slabs[0].data, slabs[1].data if len(slabs) == 2 else None, None)
+        suspect = any(slab.suspect for slab in slabs)
         data = iter(slabs)
         xs = tree_map(lambda _: next(data), self.x)
         ys = tree_map(lambda _: next(data), self.y)
-        shape = _shape(chunk)
+        shape = chunk.shape
         ws = None if self.w is None else self._weights(next(data).data.reshape(shape), chunk)
         counts = None if self.mask is None else self._counts(next(data).data.reshape(shape), chunk)
         lengths = self._lengths_in(chunk)
@@ -325,7 +336,7 @@ class Sequences:
     def _weights(self, ws: Tensor, chunk: Chunk) -> Tensor:
         if not bool(((ws >= 0) & (ws < torch.inf)).all()):
             raise ValueError(
-                f"w must not be negative, NaN or infinite, but is {_where(chunk)}; leave samples "
+                f"w must not be negative, NaN or infinite, but is {chunk.where}; leave samples "
                 "out by weight 0"
             )
         return ws
@@ -335,7 +346,7 @@ class Sequences:
         if counts is not mask and not bool((counts | (mask == 0)).all()):
             raise ValueError(
                 f"mask must hold booleans, or 0 and 1 only, but holds other numbers "
-                f"{_where(chunk)}; weights of samples are passed as w"
+                f"{chunk.where}; weights of samples are passed as w"
             )
         return counts
 
@@ -346,14 +357,6 @@ class Sequences:
         lengths = self.lengths[chunk.n0 : chunk.n1] - chunk.t0
         steps = chunk.t1 - chunk.t0
         return None if lengths.min() >= steps else torch.from_numpy(np.clip(lengths, 0, steps))
-
-
-def _shape(chunk: Chunk) -> tuple[int, int]:
-    return chunk.t1 - chunk.t0, chunk.n1 - chunk.n0
-
-
-def _where(chunk: Chunk) -> str:
-    return f"in steps {chunk.t0} to {chunk.t1}, sequences {chunk.n0} to {chunk.n1}"
 
 
 def _twice(items: Iterator[T]) -> tuple[Iterator[T], Iterator[T]]:
@@ -370,10 +373,6 @@ def _twice(items: Iterator[T]) -> tuple[Iterator[T], Iterator[T]]:
 
     a, b = itertools.tee(items)
     return locked(a), locked(b)
-
-
-def _whole(group: list[Chunk]) -> Chunk:
-    return dataclasses.replace(group[0], t1=group[-1].t1) if len(group) > 1 else group[0]
 
 
 def _blank(slab: Slab, out: Tensor) -> None:
