@@ -6,7 +6,6 @@ The format is safetensors, with the text in the header's metadata, beside a chec
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -140,19 +139,16 @@ def _write_directly(file: FileIO, data: memoryview) -> int:
     """Write whole blocks past the page cache; return how many bytes of the data that was.
 
     So the processor has little to do: copying into the cache would be at the cost of the training
-    that goes on meanwhile. Not all file systems can; they take nothing.
+    that goes on meanwhile. What fails here, as some file systems cannot do it, is left to be
+    written in the usual way, which tells what is wrong.
     """
     flags = fcntl.fcntl(file, fcntl.F_GETFL)
     done, whole = 0, len(data) // _ALIGNED * _ALIGNED
-    try:
+    with contextlib.suppress(OSError):
         fcntl.fcntl(file, fcntl.F_SETFL, flags | os.O_DIRECT)
         while done < whole:
             done += file.write(data[done : min(done + _AT_ONCE, whole)])
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-    finally:
-        fcntl.fcntl(file, fcntl.F_SETFL, flags)
+    fcntl.fcntl(file, fcntl.F_SETFL, flags)
     return done
 
 
