@@ -50,9 +50,8 @@ class History(Sequence[dict[str, Any]]):
 
     def replace(self, rows: Iterable[dict[str, Any]]) -> None:
         """Have these epochs instead."""
-        self._rows, self._steps = [], 0
-        for row in rows:
-            self.append(row)
+        self._rows[:] = rows
+        self._steps = sum(row.get("steps", 0) for row in self._rows)
 
     @property
     def steps(self) -> int:

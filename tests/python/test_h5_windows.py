@@ -239,6 +239,17 @@ def test_the_next_window_is_read_ahead_and_no_more(tmp_path):
     reader.close()
 
 
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("expected", [[(0, 10, 0, 5)], [(0, 10, 0, 5), (20, 30, 0, 5)]])
+@pytest.mark.parametrize("steps", [5, 10, 12])
+def test_reading_goes_on_behind_what_is_expected(tmp_path, expected, steps):
+    reader = WindowReader(fs.h5mmap(write(tmp_path / "x.h5"), "x"), 2000)
+    reader.expect(expected)
+    for t in range(0, 60, steps):
+        np.testing.assert_array_equal(reader.read(t, t + steps, 0, 5), A[t : t + steps, :5])
+    reader.close()
+
+
 def test_the_next_block_is_read_ahead_if_it_is_expected(tmp_path):
     reader = WindowReader(fs.h5mmap(write(tmp_path / "a.h5"), "x"), 2 * ROW)
     reader.expect([(0, 10, 5, 10), (20, 25, 0, 5)])

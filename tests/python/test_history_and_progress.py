@@ -42,6 +42,8 @@ def test_replaced_rows_are_counted_anew():
     history = fitted(progress=False).history_
     history.replace([{"epoch": 1, "loss": 0.5, "steps": 5}])
     assert (len(history), history.steps) == (1, 5)
+    history.replace(history)
+    assert (len(history), history.steps) == (1, 5)
 
 
 def test_plot(tmp_path):

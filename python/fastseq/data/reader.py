@@ -46,10 +46,14 @@ class Slab:
         self.suspect = self.source.suspect  # type: ignore[attr-defined]
         return self
 
-    def part(self, begin: int, end: int) -> Slab:
-        """Return steps ``[begin, end)`` of what has been read."""
+    def split(self, sizes: list[int]) -> list[Tensor]:
+        """Return what has been read in parts of so many steps."""
         # .data: autograd must not take what happens to one part for a change of another.
-        part = Slab(self.source, self.boxes, self.data[begin:end].data)
+        return [part.data for part in self.data.split(sizes)]
+
+    def part(self, data: Tensor) -> Slab:
+        """Return one of these parts as a slab."""
+        part = Slab(self.source, self.boxes, data)
         part.suspect = self.suspect
         return part
 

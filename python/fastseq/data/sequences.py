@@ -240,19 +240,20 @@ class Sequences:
         """Return the chunks of a group, each with its part of what has been read."""
         if not slabs or len(group) == 1:
             return [(group[0], self._batch(group[0], slabs) if slabs else None)]
-        if not self._as_read(slabs):
-            return self._parts(group, slabs)
-        # All at once: done between the steps of a small model, this would take three times as long.
         sizes = [chunk.t1 - chunk.t0 for chunk in group]
-        # .data: autograd must not take what happens to one part for a change of another.
-        data = [[part.data for part in slab.data.split(sizes)] for slab in slabs]
+        # All at once: done between the steps of a small model, this would take three times as long.
+        data = [slab.split(sizes) for slab in slabs]
+        if not self._as_read(slabs):
+            return self._parts(group, slabs, zip(*data, strict=True))
         xs, ys = data if len(data) == 2 else (data[0], [None] * len(group))
         return [(chunk, Batch(x, y, None)) for chunk, x, y in zip(group, xs, ys, strict=True)]
 
-    def _parts(self, group: list[Chunk], slabs: list[Slab]) -> Iterator[tuple[Chunk, Batch]]:
-        for chunk in group:
-            begin, end = chunk.t0 - group[0].t0, chunk.t1 - group[0].t0
-            yield chunk, self._batch(chunk, [slab.part(begin, end) for slab in slabs])
+    def _parts(
+        self, group: list[Chunk], slabs: list[Slab], data: Iterable[tuple[Tensor, ...]]
+    ) -> Iterator[tuple[Chunk, Batch]]:
+        for chunk, parts in zip(group, data, strict=True):
+            found = [slab.part(part) for slab, part in zip(slabs, parts, strict=True)]
+            yield chunk, self._batch(chunk, found)
 
     def _as_read(self, slabs: list[Slab]) -> bool:
         """Whether slabs are x, or x and y, as the model and the loss get them."""

@@ -138,8 +138,10 @@ class WindowReader:
             window.cancel()
             self._spare, window = window.buffer, None
         if window is None:
-            goes_on = last is not None and (last.t1, last.n0, last.n1) == (t, n0, n1)
-            end = last.end if last is not None and goes_on else self._end(t, n0, n1)
+            if last is not None and (last.t1, last.n0, last.n1) == (t, n0, n1) and t < last.end:
+                end = last.end  # the block goes on
+            else:
+                end = self._end(t, n0, n1)
             # Somebody waits for this one: no more than is wanted now. Those after it are larger.
             window = self._plan(t, n0, n1, steps, end, self.max_bytes)
             assert window is not None
