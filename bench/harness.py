@@ -170,7 +170,7 @@ class Bench:
 
 def circumstances() -> dict[str, Any]:
     """Tell on what and with what the figures were measured."""
-    packages = ("fastseq", "torch", "numpy", "h5py")
+    packages = ("fastseq-torch", "torch", "numpy", "h5py")
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]

@@ -39,7 +39,7 @@ def info(est: Estimator | None = None) -> dict[str, Any]:
     comm = distributed.world()
     cuda = torch.cuda.is_available()
     return {
-        "fastseq": importlib.metadata.version("fastseq"),
+        "fastseq": importlib.metadata.version("fastseq-torch"),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,

@@ -1,4 +1,4 @@
-"""Packages that only some functions need, imported when one of these is used."""
+"""Optional packages, imported when a function needs them."""
 
 from __future__ import annotations
 
@@ -10,17 +10,15 @@ from .errors import MissingFeatureError
 __all__ = ["need"]
 
 
-def need(module: str, extra: str, user: str) -> Any:
-    """Import a package that comes with one of fastseq's extras.
+def need(module: str, user: str) -> Any:
+    """Import an optional package.
 
     Parameters
     ----------
     module
         What to import, such as ``"sklearn.metrics"``.
-    extra
-        The extra that brings it.
     user
-        What needs it: the begin of the message where it is not there.
+        What needs it: the start of the error message if the package is missing.
 
     Raises
     ------
@@ -29,12 +27,12 @@ def need(module: str, extra: str, user: str) -> Any:
 
     Examples
     --------
-    >>> need("json", "plot", "this example").dumps([1])
+    >>> need("json", "this example").dumps([1])
     '[1]'
-    >>> need("no_such_package", "plot", "this example")
+    >>> need("no_such_package", "this example")
     Traceback (most recent call last):
     fastseq.errors.MissingFeatureError: this example needs the package no_such_package:
-    pip install 'fastseq[plot]'
+    pip install no_such_package
     """
     try:
         return importlib.import_module(module)
@@ -43,9 +41,9 @@ def need(module: str, extra: str, user: str) -> Any:
         missing = getattr(error, "name", None) or ""
         if missing.partition(".")[0] != package:
             raise  # it is there, but what it needs itself is not, or is broken
+        distribution = _DISTRIBUTIONS.get(package, package)
         raise MissingFeatureError(
-            f"{user} needs the package {_DISTRIBUTIONS.get(package, package)}: "
-            f"pip install 'fastseq[{extra}]'"
+            f"{user} needs the package {distribution}: pip install {distribution}"
         ) from error
 
 

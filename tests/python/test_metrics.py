@@ -258,7 +258,7 @@ def test_one_output_and_one_target():
 def test_names_need_scikit_learn_and_functions_do_not(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(
-        fs.MissingFeatureError, match=r"'r2' needs .*scikit-learn: pip install 'fastseq\[sklearn\]'"
+        fs.MissingFeatureError, match=r"'r2' needs .*scikit-learn: pip install scikit-learn"
     ):
         Metrics("r2")
     row = fitted(Metrics(bias=lambda y, p: (p - y).mean(), train=True)).history_[-1]

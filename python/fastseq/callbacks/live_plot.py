@@ -54,7 +54,7 @@ class LivePlot(Callback):
         self._drawn, self._display = len(run.history), None
         if not run.first:
             return
-        figure = need("matplotlib.figure", "plot", "LivePlot").Figure()
+        figure = need("matplotlib.figure", "LivePlot").Figure()
         if self.path is None and not _in_notebook():
             raise ValueError("LivePlot() draws in notebooks, and this is none: give a file's name")
         if self.path is not None:

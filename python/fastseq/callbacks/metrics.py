@@ -150,7 +150,7 @@ class _Function:
 
 
 def _named(name: str) -> Callable[[Samples], float]:
-    need("sklearn", "sklearn", f"the metric {name!r}")
+    need("sklearn", f"the metric {name!r}")
     from .scoring import NamedMetric
 
     return NamedMetric(name)

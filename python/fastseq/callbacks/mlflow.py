@@ -85,7 +85,7 @@ class MLflow(Tracker):
         weights: bool = True,
     ) -> None:
         super().__init__(every)
-        need("mlflow", "mlflow", "callbacks.MLflow")
+        need("mlflow", "callbacks.MLflow")
         self._experiment = experiment
         self._uri = tracking_uri
         self._run_name = run_name

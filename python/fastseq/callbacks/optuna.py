@@ -55,7 +55,7 @@ class OptunaPruning(Callback):
     """
 
     def __init__(self, trial: Any, monitor: str | None = None) -> None:
-        need("optuna", "optuna", "callbacks.OptunaPruning")
+        need("optuna", "callbacks.OptunaPruning")
         self._trial = trial
         self._monitor = Monitor(monitor, "min")
         self._pruned = ""

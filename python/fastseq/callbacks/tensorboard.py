@@ -53,7 +53,7 @@ class TensorBoard(Tracker):
 
     def __init__(self, folder: str | os.PathLike[str], *, every: int = 10) -> None:
         super().__init__(every)
-        need("tensorboard", "tensorboard", "callbacks.TensorBoard")
+        need("tensorboard", "callbacks.TensorBoard")
         self._folder = Path(folder)
         self._writer: Any = None
 

@@ -156,7 +156,7 @@ def _sameness(est: Estimator, data: Sequences) -> dict[str, Any]:
             "transport": comm.transport if comm.size > 1 else "single",
             "kernels": _ops.active_isa,
             "torch": str(torch.__version__),
-            "fastseq": importlib.metadata.version("fastseq"),
+            "fastseq": importlib.metadata.version("fastseq-torch"),
             "amp": est.amp,
             "compile": est._compiles,
         },

@@ -322,7 +322,7 @@ def world() -> Communicator:
             except (ImportError, RuntimeError) as error:  # RuntimeError: it found no MPI library
                 raise MissingFeatureError(
                     "running under an MPI launcher needs mpi4py and the MPI library of the "
-                    f"launcher: pip install 'fastseq[mpi]' ({error})"
+                    f"launcher: pip install mpi4py ({error})"
                 ) from error
             _world = Communicator(MPI.COMM_WORLD)
             share_cores(_world)
