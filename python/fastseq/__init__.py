@@ -4,6 +4,7 @@ Truncated back-propagation through time with carried state, data larger than mem
 script under ``mpirun``. Start with `Estimator`.
 """
 
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 from . import builders, callbacks, distributed, nn
@@ -54,6 +55,7 @@ __all__ = [
     "SequenceRegressor",
     "Spec",
     "Stateful",
+    "__version__",
     "bmm",
     "builders",
     "callbacks",
@@ -76,12 +78,31 @@ __all__ = [
     "weights",
 ]
 
-if not TYPE_CHECKING:  # which would take it for a sign that there are all names
+__version__ = importlib.metadata.version("fastseq-torch")
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+if not TYPE_CHECKING:  # a type checker would accept every name
 
     def __getattr__(name: str) -> Any:
         """Import scikit-learn's side when it is used: that takes a while, and scikit-learn."""
-        if name in ("SequenceClassifier", "SequenceForecaster", "SequenceRegressor"):
+        if name not in ("SequenceClassifier", "SequenceForecaster", "SequenceRegressor"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        try:
             from . import wrappers
+        except MissingFeatureError as error:
+            return _missing(name, error)
+        return getattr(wrappers, name)
 
-            return getattr(wrappers, name)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def _missing(name: str, error: MissingFeatureError) -> type:
+    """Return a class that raises `error` when it is used; `hasattr` and imports work."""
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise MissingFeatureError(str(error)) from error
+
+    members = dict.fromkeys(("__new__", "__init_subclass__", "load"), refuse)
+    return type(name, (), {**members, "__doc__": str(error)})

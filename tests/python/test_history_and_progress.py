@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import io
 import json
 import re
@@ -185,6 +186,29 @@ def test_import_is_light():
     )
     command = [sys.executable, "-c", code]
     assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_the_package_lists_its_public_names():
+    assert dir(fs) == sorted(fs.__all__)
+    assert all(hasattr(fs, name) for name in dir(fs))
+    assert fs.__version__ == importlib.metadata.version("fastseq-torch")
+    assert not hasattr(fs, "SequenceTransformer")
+
+
+def test_names_are_there_without_scikit_learn():
+    code = """
+import sys
+sys.modules["sklearn"] = None
+import inspect, fastseq as fs
+from fastseq import SequenceRegressor
+assert all(hasattr(fs, name) for name in dir(fs)) and inspect.getmembers(fs)
+try:
+    SequenceRegressor("gru")
+except fs.MissingFeatureError as error:
+    print(error)
+"""
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "pip install 'scikit-learn>=1.6'" in found.stdout
 
 
 @pytest.mark.parametrize("missing", ["pandas", "matplotlib"])
