@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .locks import Lock
 from .stateful import Stateful, batch_dims, in_mode
 from .substitutes import Substitutes
 from .tree import Tree, tree_leaves, tree_map
@@ -62,6 +63,10 @@ def _run(
     return result, after
 
 
+# The compiler's settings and its tables are the process's, and the layers' substitutes the model's.
+_lock = Lock()
+
+
 class _CompiledChunks:
     def __init__(self, model: nn.Module, function: Callable[..., Any]) -> None:
         self._model = model
@@ -77,7 +82,7 @@ class _CompiledChunks:
         training = self._model.training, torch.is_grad_enabled()
         key = (state is None, len(chunks), training, *(n == 1 for n in lengths))
         try:
-            with self._substitutes:
+            with _lock, self._substitutes:
                 result, m.state = self._call(key, state, chunks)
         except Exception as error:
             self._explain(error, m.state, chunks)

@@ -243,7 +243,7 @@ class Estimator(Serving):
             Another rank failed; the message is its.
         """
         count = self.spec.epochs if epochs is None else epochs
-        with self._replicas.together():
+        with self._replicas.together(), in_mode(self.model, training=True):
             check_count("epochs", count)
             data = self._open_both("fit", x, y, w, mask, lengths)
             Fit(self, data, validation).run(count, checkpoint, resume)
@@ -287,11 +287,9 @@ class Estimator(Serving):
         with self._replicas.together():
             data = self._open(x, None, None, None, lengths)
             self._scale(data)
-            if reset:
-                self.reset_state()
             return self._predictor.predict(
                 data, self.spec, out,
-                squeeze=self._squeezed, undo=self._undo, progress=self.progress,
+                reset=reset, squeeze=self._squeezed, undo=self._undo, progress=self.progress,
             )  # fmt: skip
 
     def evaluate(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .modes import in_mode
+from .seeding import untouched
 from .tree import Tree, tree_leaves, tree_map
 
 __all__ = ["Stateful", "batch_dims", "in_mode", "is_bidirectional", "takes_lengths", "takes_state"]
@@ -81,18 +82,6 @@ def takes_lengths(module: nn.Module) -> bool:
 
 
 _TAKES_LENGTHS: dict[type[nn.Module], bool] = {}
-
-
-@contextmanager
-def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """Put a model into training or evaluation mode; afterwards every module has its own again."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def is_bidirectional(module: nn.Module) -> bool:
@@ -178,6 +167,12 @@ class Stateful:
             if self._backward_starts_fresh:
                 self.state = reset_backward(self.module, self.state)
 
+    def fresh(self) -> Stateful:
+        """Return another one of the same model, whose series begin."""
+        other = copy.copy(self)
+        other.state = other.lengths = None
+        return other
+
     def reset_state(self) -> None:
         """Forget the state: the next call starts a new series."""
         self.state = None
@@ -229,7 +224,7 @@ def batch_dims(module: nn.Module, x: Tree) -> Tree:
     x
         An input of at least one step and one sequence, ``(S, B, F)``.
     """
-    with torch.no_grad(), torch.random.fork_rng():
+    with torch.no_grad(), untouched(tree_leaves(x)[0].device):
         states = []
         for count in (1, 2):
             m = Stateful(module)

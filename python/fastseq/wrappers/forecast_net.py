@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..seeding import seeded
 from ..stateful import takes_lengths, takes_state
 from ..tree import Tree
 
@@ -125,8 +126,7 @@ class ForecastNet(nn.Module):
         """
         if horizon == 1 or not covariates:
             return cls(build(seen + covariates, horizon * outputs), None, covariates)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with seeded(seed):
             head = KnownFuture(horizon, covariates, width, outputs)
         return cls(build(seen + covariates, horizon * width), head, covariates)
 
