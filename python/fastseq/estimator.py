@@ -165,6 +165,7 @@ class Estimator(Serving):
         stateful = CompiledStateful(model) if compile and not graphs else Stateful(model)
         self._predictor = Predictor(stateful, self.device, self._replicas)
         self._drawn_seed: int | None = seed
+        self._data_key: int | None = None  # of what callbacks have judged
         self._example: Tree = None
         self._squeezed = False
         self.scaling_: Scaling | None = None
