@@ -33,9 +33,9 @@ def input_dtype(model: nn.Module) -> torch.dtype:
     return counts.most_common(1)[0][0] if counts else torch.get_default_dtype()
 
 
-def step_input(x: Any, dtype: torch.dtype) -> Tree:
-    """Return the input of one time step as tensors, ``(N, F)``."""
-    xs = tree_map(lambda a: to_tensor(a, dtype), x)
+def step_input(x: Any) -> Tree:
+    """Return the input of one time step as tensors, ``(N, F)``, of the dtypes that they have."""
+    xs = tree_map(to_tensor, x)
     for name, part in tree_paths(xs, "x"):
         if part.dim() != 2:
             raise ValueError(

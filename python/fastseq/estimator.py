@@ -326,7 +326,6 @@ class Estimator(Serving):
 
     def _scale(self, data: Sequences) -> None:
         """Scale data as those of `fit` were."""
+        self._check_measured()
         if self.scaling_ is not None:
             data.scaled(self.scaling_.x, self.scaling_.y if data.y is not None else None)
-        elif self.spec.scale_x is not None or self.spec.scale_y is not None:
-            raise ValueError("how to scale is measured by fit, which has not been called yet")

@@ -29,16 +29,17 @@ def seqloss(fn: Loss | nn.Module, *, per_step: bool = False) -> Loss:
         ``fn(output, target)`` on ``(S·B, …)``, all steps at once, with ``reduction="none"``.
     per_step
         For losses that are no mean over samples (a correlation, say): `fn` is called on every
-        step, ``fn(output_t, target_t)``, with the step's weights ``(B,)`` as third argument where
-        there are weights or a mask; the result is the mean over steps, each counting as much as
-        its weights' sum.
+        step, ``fn(output_t, target_t)``, with the step's weights ``(B,)``, or ``(B, K)``, as third
+        argument where there are weights, a mask or missing targets; the result is the mean over
+        steps, each counting as much as its weights' sum.
 
     Returns
     -------
     callable
         ``loss(m, xs, ys)`` and ``loss(m, xs, ys, ws)`` for `Estimator`: Σ w·l / Σ w over the
         chunk, where l is a sample's loss (its mean over features) and w its weight, 1 if there
-        are none. 0 if all weights are 0.
+        are none. 0 if all weights are 0. Weights ``(S, B, K)``, which say what is known of each
+        target (see ``spec.nan``), are those of the loss's elements.
 
     Raises
     ------
@@ -122,6 +123,14 @@ def _mean_over_samples(
     losses = fn(output.flatten(0, 1), ys.flatten(0, 1))
     if ws is None:
         return losses.mean()
+    if ws.dim() > 2:
+        ws = ws.flatten(0, 1)
+        if losses.shape != ws.shape:
+            raise ValueError(
+                "y has samples of which some targets are missing, others not, but this loss is not "
+                "one of each target: leave such samples out with mask, or write a loss of your own"
+            )
+        return _weighted_mean(losses, ws)
     losses = losses.flatten(1).mean(1) if losses.dim() > 1 else losses
     return _weighted_mean(losses, ws.flatten())
 
@@ -131,7 +140,8 @@ def _mean_over_steps(fn: Loss, m: Any, xs: Tree, ys: Tree, ws: Tensor | None = N
     if ws is None:
         return torch.stack([fn(o, y) for o, y in zip(output, ys, strict=True)]).mean()
     losses = torch.stack([fn(o, y, w) for o, y, w in zip(output, ys, ws, strict=True)])
-    return _weighted_mean(losses, ws.sum(1))
+    each = ws.flatten(2).mean(2) if ws.dim() > 2 else ws
+    return _weighted_mean(losses, each.sum(1))
 
 
 def _weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:

@@ -72,12 +72,11 @@ def test_what_does_not_count_does_not_count(method):
     lengths = np.full(N, T)
     lengths[4] = 11
     x[11:, 4], y[11:, 4] = 1e9, 1e9
-    keep = np.isfinite(x).all(2) & np.isfinite(y).all(2)
-    keep &= np.arange(T)[:, None] < lengths
+    keep = np.arange(T)[:, None] < lengths
     spec = {"scale_x": method, "scale_y": method, "nan": "mask"}
     est = estimator(**spec).fit(x, y, lengths=lengths)
     part = x[keep].astype(float)
-    center = part.mean(0) if method == "standard" else np.median(part, 0)
+    center = np.nanmean(part, 0) if method == "standard" else np.nanmedian(part, 0)
     np.testing.assert_allclose(est.scaling_.x.center, center, rtol=1e-6)
     series = [x[:n, i] for i, n in enumerate(lengths)], [y[:n, i] for i, n in enumerate(lengths)]
     again = estimator(**spec).fit(*series)
