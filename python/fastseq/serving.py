@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .data.sequences import Sequences
     from .predicting import Predictor
     from .scaling import Scaling
+    from .spec import Spec
 
 __all__ = ["Serving"]
 
@@ -33,6 +34,7 @@ class Serving:
 
     model: nn.Module
     device: torch.device
+    spec: Spec
     scaling_: Scaling | None
     _replicas: Replicas
     _predictor: Predictor
@@ -66,6 +68,7 @@ class Serving:
         >>> est.step(torch.zeros(8, 3)).shape
         torch.Size([8, 2])
         """
+        self._check_scaling()
         xs = step_input(x, input_dtype(self.model))
         if self.scaling_ is not None:
             xs = self.scaling_.apply(xs)
@@ -120,6 +123,7 @@ class Serving:
         """
         with self._replicas.together():
             target = check_path(path)
+            self._check_scaling()
             if x is not None:
                 self._open(x)
             if self._example is None:
@@ -225,6 +229,10 @@ class Serving:
     def reset_state(self) -> None:
         """Make the next `step` start new series."""
         self._predictor.state = None
+
+    def _check_scaling(self) -> None:
+        if self.scaling_ is None and (self.spec.scale_x or self.spec.scale_y) is not None:
+            raise ValueError("how to scale is measured by fit, which has not been called yet")
 
     @property
     def _undo(self) -> Tree:
