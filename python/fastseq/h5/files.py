@@ -24,7 +24,7 @@ __all__ = ["SharedFile", "find_dataset", "location", "open_file", "shared_file"]
 
 
 def open_file(path: str, mode: str = "r") -> h5py.File:
-    """Open an HDF5 file, also one that another process is writing to as HDF5's single writer (SWMR).
+    """Open an HDF5 file, also one that an HDF5 single writer (SWMR) is writing to.
 
     Raises
     ------

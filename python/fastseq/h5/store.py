@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from .julia import parse_julia
-from .links import dead_link
 from .lazy import LazyDataset
 from .lazy_tensor import LazyTensor
+from .links import dead_link
 from .mapping import map_elements
 from .opening import reading, replacing
 from .types import stored_dtype
