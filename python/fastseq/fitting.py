@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from .checkpoint.saves import Saves
 from .data.sequences import Sequences
 from .data.validation import Validation, split
-from .evaluating import chunk_plan, evaluate
+from .evaluating import chunk_plan, evaluate, nothing_counts
 from .progress import Progress
 from .run import Run
 from .scaling import Scaling
@@ -140,6 +140,8 @@ class Fit:
             trainer.run(self._data, chunks, losses, progress, run.asks, after_step)
         if run.index < run.steps:
             return  # it was stopped
+        if not losses.weight:
+            raise nothing_counts("to train on")
         seconds = time.perf_counter() - begin
         run.row = {
             "epoch": run.epoch,

@@ -127,7 +127,8 @@ class Predictor:
             self._check_state(begin, data.count)
             finish = _finisher(example, undo, squeeze=squeeze)
             like = finish(example)
-            with Outputs(out, tree_like(example, like), data, self._replicas) as outputs:
+            computed = [a.dtype for a in tree_leaves(example)]
+            with Outputs(out, tree_like(example, like), data, self._replicas, computed) as outputs:
                 order = None if data.order is None else torch.from_numpy(data.order)
                 start = self._reordered(begin, order)
                 run = Pass(stateful, self._dims, data, spec, finish, like, start)
