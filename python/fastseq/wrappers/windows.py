@@ -104,7 +104,7 @@ _ROUNDING = 8 * np.finfo(np.float64).eps
 def _moments(arrays: list[Array]) -> Moments:
     moments = Moments(arrays[0].shape[1:])
     for array in arrays:
-        moments.update(torch.tensor(array)[:, None])
+        moments.update(torch.from_numpy(np.array(array))[:, None])  # of any strides
     return moments
 
 
