@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ..seeding import seeded
 from ..stateful import takes_lengths, takes_state
 from ..tree import Tree
 
@@ -118,8 +119,7 @@ class ForecastNet(nn.Module):
         """
         if horizon == 1 or not covariates:
             return cls(build(seen + covariates, horizon * outputs), None, covariates)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with seeded(seed):
             head = KnownFuture(horizon, covariates, width, outputs)
         return cls(build(seen + covariates, horizon * width), head, covariates)
 
