@@ -208,7 +208,7 @@ class Rollout:
             )  # fmt: skip
             predictor = Predictor(Stateful(net), est.device, est._replicas)
             predictor.state = state
-            predictor.predict(data, est.spec)
+            predictor.predict(data, est.spec, reset=False)
         return predictor.state
 
     def _going_on_from(self, state: Tree) -> Stateful:
