@@ -43,6 +43,7 @@ class Fit:
 
     def __init__(self, est: Estimator, data: Sequences, validation: Any) -> None:
         self._est = est
+        est._current_optimizer()  # or what is wrong with it, before any work
         self._spec = spec = est.spec
         self._replicas = est._replicas
         self._validation: Validation | None = None
@@ -70,8 +71,8 @@ class Fit:
         self._scale()
         est._squeezed, est.padding_ = self._data.squeezed, self._plan.padding
         trainer = est._trainer(
-            est.model, est._loss, est.optimizer, self._spec, est.device, self._replicas,
-            est._precision,
+            est.model, est._loss, est._current_optimizer, self._spec, est.device,
+            self._replicas, est._precision,
         )  # fmt: skip
         if self._validation is not None and self._validation.carried:
             trainer.ends = {}
@@ -117,6 +118,7 @@ class Fit:
         est, plan = self._est, self._plan
         run.begin_epoch()
         self._saves.begin_epoch()
+        trainer.begin_epoch()
         assert est._drawn_seed is not None
         # Seeded by epoch, so that an epoch is the same whether or not the run was interrupted.
         seed = est._drawn_seed + run.epoch
@@ -131,6 +133,7 @@ class Fit:
             begin = self._saves.within_epoch(trainer, losses, begin)
             chunks = itertools.islice(plan.chunks(order), run.index, None)
             trainer.run(self._data, chunks, losses, progress, run.asks, run.after_step)
+        self._replicas.make_common(est.model)
         if run.index < run.steps:
             return  # it was stopped
         seconds = time.perf_counter() - begin
