@@ -11,8 +11,10 @@ import torch
 from models import assert_same_parameters
 from torch import nn, optim
 from torch.nn.functional import mse_loss
+from torch.utils.checkpoint import checkpoint
 
 import fastseq as fs
+from fastseq.distributed import Bucketizer
 
 LOSS = fs.seqloss(mse_loss)
 
@@ -189,3 +191,38 @@ def test_buffers_that_are_equal_keep_their_bits(comm):
         )
         now = torch.view_as_real(getattr(model, name)) if name == "turn" else getattr(model, name)
         torch.testing.assert_close(now, first, rtol=0, atol=0, equal_nan=True)
+
+
+class Checkpointed(nn.Module):
+    """Computes each half of a chunk anew in backward, which gives parameters two gradients."""
+
+    def __init__(self, reentrant):
+        super().__init__()
+        self.reentrant = reentrant
+        self.rnn, self.head = nn.LSTM(3, 5), nn.Linear(5, 1)
+
+    def forward(self, x, state=None):
+        if state is None:
+            state = (x.new_zeros(1, x.shape[1], 5),) * 2
+
+        def run(part, h, c):
+            y, (h, c) = self.rnn(part, (h, c))
+            return y, h, c
+
+        outputs = []
+        for part in x.split(3):
+            part = part.clone().requires_grad_()
+            y, *state = checkpoint(run, part, *state, use_reentrant=self.reentrant)
+            outputs.append(y)
+        return self.head(torch.cat(outputs)), tuple(state)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_recomputed_activations(comm, monkeypatch, reentrant):
+    monkeypatch.setattr(fs.training, "Bucketizer", partial(Bucketizer, bucket_bytes=64))
+    torch.manual_seed(0)
+    model = Checkpointed(reentrant)
+    many = trained(comm, copy.deepcopy(model), partial(optim.SGD, lr=0.1)).model
+    one = trained(None, model, partial(optim.SGD, lr=0.1), batchsize=2 * comm.size).model
+    assert_identical(comm, many.parameters())
+    assert_same_parameters(many, one, rtol=1e-4)
