@@ -94,7 +94,7 @@ def test_term_saves_and_ends_as_it_would(tmp_path, how, code):
     assert job.stdout.readline() == ("done\n" if how == "ignored" else "ready\n"), job.communicate()
     if how != "ignored":
         job.send_signal(signal.SIGTERM)
-    out = job.communicate(timeout=60)[0]
+    out = job.communicate(timeout=200)[0]
     assert job.returncode == code, out
     assert ("handler called" in out) == (how == "handler")
     assert files(tmp_path)[0].startswith("checkpoint-")
