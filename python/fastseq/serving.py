@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .arguments import input_dtype, step_input
+from .arguments import input_dtype
+from .data.arguments import step_input
 from .data.nonfinite import fill_step
 from .distributed import communicator
 from .export import check_path, export_model

@@ -7,16 +7,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..tree import Tree, tree_map
 from .given import checked
-from .opening import is_ragged, kind_error, open_ragged, open_source, to_tensor
+from .opening import is_ragged, kind_error, open_ragged, open_source, target_dtype, to_tensor
 from .ragged import DatasetItems, GroupItems
 from .reshaped import with_axis
 from .sources import Broadcast, Source
 
-__all__ = ["Arguments"]
+__all__ = ["Arguments", "step_input"]
 
 
 class Arguments:
@@ -226,6 +227,20 @@ class Arguments:
                 f"{name} must have as many time steps and sequences as {self.reference}, "
                 f"got {shape[:2]} and {(self.steps, self.count)}"
             )
+
+
+def step_input(x: Any) -> Tree:
+    """Return the input of one time step as tensors, ``(N, F)``, of the dtypes that they have."""
+
+    def as_step(array: Any, name: str) -> Tensor:
+        array = np.asarray(array) if isinstance(array, list) else array
+        shape = _shape(array, name)
+        target_dtype(array, name, torch.float32, keep_integers=False)
+        if len(shape) != 2 or not shape[0]:
+            raise ValueError(f"{name} must be one step (sequences, features), got shape {shape}")
+        return to_tensor(array)
+
+    return _map_arrays(x, "x", lambda array, name: as_step(checked(array, name), name))
 
 
 def _of_dataset(dataset: Any, y: Any, w: Any) -> tuple[Any, Any, Any]:

@@ -226,7 +226,8 @@ def to_tensor(array: Any, dtype: torch.dtype | None = None) -> Tensor:
     fits = array.flags.c_contiguous and array.flags.owndata and array.flags.writeable
     unsigned = array.dtype.kind == "u" and array.dtype.itemsize > 1  # torch hardly knows these
     if not array.dtype.isnative or unsigned:
-        array = array.astype(np.int64 if unsigned else array.dtype.newbyteorder("="), order="C")
+        wide = np.float64 if array.dtype.itemsize == 8 else np.int64  # uint64 goes beyond int64
+        array = array.astype(wide if unsigned else array.dtype.newbyteorder("="), order="C")
     elif not fits:
         array = np.array(array, order="C")
     tensor = torch.from_numpy(array)
