@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import Dataset
 
 from ..tree import Tree, tree_map
@@ -78,8 +79,10 @@ class Arguments:
                     "x must hold an array (time, sequences, features), but its parts have 2 "
                     "dimensions: for sequences of different lengths pass a list of arrays (T_i, F)"
                 )
+            hint = ": one sequence is x[:, None], one feature x[..., None]"
             raise ValueError(
                 f"{name} must have 3 dimensions (time, sequences, features), got shape {shape}"
+                f"{hint if len(shape) == 2 else ''}"
             )
         # What has 1 step, or 1 sequence, may be shared by those of another input.
         self.reference, shape = max(whole, key=lambda one: min(one[1][0], 2) * min(one[1][1], 2))
@@ -251,7 +254,7 @@ def _map_arrays(tree: Any, name: str, fn: Callable[[Any, str], Any]) -> Any:
         return None
     if isinstance(tree, dict):
         return {key: _map_arrays(part, f"{name}[{key!r}]", fn) for key, part in tree.items()}
-    if isinstance(tree, tuple):
+    if isinstance(tree, tuple) and not isinstance(tree, PackedSequence):
         parts = [_map_arrays(part, f"{name}[{i}]", fn) for i, part in enumerate(tree)]
         return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
     return fn(tree, name)
