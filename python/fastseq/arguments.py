@@ -12,7 +12,7 @@ from torch import nn
 from .data.opening import to_tensor
 from .tree import Tree, tree_map, tree_paths
 
-__all__ = ["choose_device", "input_dtype", "make_optimizer", "step_input"]
+__all__ = ["check_loss", "choose_device", "input_dtype", "make_optimizer", "step_input"]
 
 
 def choose_device(device: str | torch.device, local_rank: int) -> torch.device:
@@ -31,6 +31,25 @@ def input_dtype(model: nn.Module) -> torch.dtype:
         if p.is_floating_point():
             counts[p.dtype] += p.numel()
     return counts.most_common(1)[0][0] if counts else torch.get_default_dtype()
+
+
+def check_loss(loss: Any) -> None:
+    """Raise unless `loss` may be a loss over chunks, ``loss(m, xs, ys)``."""
+    if not callable(loss):
+        raise TypeError(f"loss must be callable as loss(m, xs, ys), got {loss!r}")
+    try:
+        parameters = inspect.signature(loss).parameters
+    except (TypeError, ValueError):  # built-in functions do not tell
+        return
+    name = getattr(loss, "__name__", None) or repr(loss)
+    kinds = [p.kind for p in parameters.values()]
+    places = sum(k in (k.POSITIONAL_ONLY, k.POSITIONAL_OR_KEYWORD) for k in kinds)
+    too_few = places < 3 and not any(k is k.VAR_POSITIONAL for k in kinds)
+    if "reduction" in parameters or hasattr(loss, "reduction") or too_few:
+        raise TypeError(
+            f"loss is called as loss(m, xs, ys), with the model itself, but {name} compares "
+            f"outputs with targets: pass fastseq.seqloss({name})"
+        )
 
 
 def step_input(x: Any) -> Tree:

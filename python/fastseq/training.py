@@ -187,11 +187,15 @@ class Trainer:
         self._attention: Callable[[], bool] = bool  # false
 
     def __enter__(self) -> Trainer:
-        if not self._replicas.alone:
-            nonfinite = "skip" if self._precision.scales else "raise"
-            self._buckets = Bucketizer(self._model, self._replicas.comm, nonfinite=nonfinite)
-            self._replicas.sync(self._optimizer)
-        self._flat.__enter__()
+        try:
+            if not self._replicas.alone:
+                nonfinite = "skip" if self._precision.scales else "raise"
+                self._buckets = Bucketizer(self._model, self._replicas.comm, nonfinite=nonfinite)
+                self._replicas.sync(self._optimizer)
+            self._flat.__enter__()
+        except BaseException as error:
+            self.__exit__(type(error))  # what has been begun leaves nothing on the model
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

@@ -84,12 +84,19 @@ def test_what_does_not_count_does_not_count(method):
     np.testing.assert_allclose(again.scaling_.y.center, est.scaling_.y.center, rtol=1e-6)
 
 
-def test_later_fits_keep_it_and_it_can_be_carried_over():
+def test_later_fits_keep_it_and_it_can_be_carried_over(tmp_path):
     est = estimator(**BOTH).fit(X, Y)
     first = est.scaling_
     est.partial_fit(X * 7, Y)
     assert est.scaling_ is first
     other = estimator(copy.deepcopy(est.model), **BOTH)
+    for call in (
+        lambda: other.step(X[0]),
+        lambda: other.export(tmp_path / "model.pt2", X),
+        lambda: other.evaluate(X, Y),
+    ):
+        with pytest.raises(ValueError, match="measured by fit, which has not been called yet"):
+            call()
     with pytest.raises(ValueError, match="measured by fit, which has not been called yet"):
         other.predict(X)
     other.scaling_ = Scaling.from_state(first.state())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..h5 import LazyDataset, LazyTensor, h5mmap
-from ..h5.mapping import map_elements
+from ..h5.mapping import map_elements, readable_by, sliced
 from ..h5.types import is_bfloat16
 from .mapped import CheckedMap, file_offset, map_of, rows_in_one_piece
 from .ragged import DatasetItems, RaggedArrays, RaggedRows, rows_of
@@ -205,13 +205,8 @@ def _open_bfloat16(array: LazyTensor, name: str, dtype: torch.dtype) -> Source:
 
 def _mapped(dataset: h5py.Dataset) -> Any:
     """Return an open dataset as one that can be read by another thread, and by its offset."""
-    if dataset.file.mode != "r":
-        dataset.file.flush()  # what was just written is to be read from the file
-        if dataset.id.get_offset() is None:
-            return dataset  # nobody else may open the file meanwhile
-    if dataset.file.driver == "core":
-        return dataset[()]  # a file in memory
-    return h5mmap(dataset.file.filename, dataset.name)
+    place = readable_by(dataset)
+    return sliced(dataset) if place is None else h5mmap(*place)
 
 
 def _checked(item: Any) -> Any:

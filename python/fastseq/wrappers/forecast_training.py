@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import os
 from typing import Any
 
 import numpy as np
@@ -42,12 +43,30 @@ class _Forecasting(Task):
     lengths: Array | None = None
 
 
+class WindowEstimator(Estimator):
+    """What a forecaster trains: it sees scaled windows of series alone, and does not scale."""
+
+    def save(self, path: str | os.PathLike[str], *, state: bool = False) -> None:  # noqa: ARG002
+        """Refuse: the forecaster is what there is to save.
+
+        Raises
+        ------
+        TypeError
+            Always.
+        """
+        raise TypeError(
+            "save: a forecaster's estimator_ knows neither how series are scaled nor where they "
+            "have got to: pickle the forecaster; weights alone are estimator_.model.state_dict()"
+        )
+
+
 class ForecastTraining(SequenceEstimator):
     """Base of `SequenceForecaster`, which stores the hyperparameters."""
 
     horizon: int
     quantiles: Any
     strategy: str
+    season: int | None
     lags: int
     loss: Any
     fold: int
@@ -76,7 +95,8 @@ class ForecastTraining(SequenceEstimator):
         windows = Windows.of(
             [series.arrays[n] for n in order],
             None if covariates is None else [covariates[n] for n in order],
-            scaling.take(order), lag=lag, lags=self.lags, horizon=1 if recursive else self.horizon,
+            scaling.take(order), lag=lag, season=self.season, lags=self.lags,
+            horizon=1 if recursive else self.horizon,
         )  # fmt: skip
         apart = None if self.validation is None else windows.held_out(self.validation)
         levels = PATH_LEVELS if recursive and self.quantiles is not None else self._levels
@@ -110,7 +130,7 @@ class ForecastTraining(SequenceEstimator):
             clip_norm=self.clip_norm, clip_value=self.clip_value, accumulate=self.accumulate,
             fold=self.fold, nan="keep",
         )  # fmt: skip
-        return Estimator(
+        return WindowEstimator(
             net, task.loss, self._make_optimizer(net), spec, device=self.device, comm=self.comm,
             callbacks=self._own_callbacks(seed), amp=self.amp, compile=self.compile, seed=seed,
             progress=bool(self.verbose),

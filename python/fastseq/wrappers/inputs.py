@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from typing import Any
 
 import numpy as np
@@ -96,7 +95,7 @@ def read_inputs(estimator: BaseEstimator, X: Any, *, reset: bool) -> Inputs:  # 
     Raises
     ------
     ValueError, TypeError
-        They are nothing of the kind, not finite or empty; messages are scikit-learn's.
+        They are nothing of the kind, not finite or empty; most messages are scikit-learn's.
     """
     _refuse_others(X)
     _refuse_text(X, "X")
@@ -283,6 +282,13 @@ def time_major(items: Items) -> Tensor | list[Tensor]:
 
 def as_tensor(a: Array) -> Tensor:
     """Return an array as a tensor, which nothing writes into."""
-    with warnings.catch_warnings():  # of arrays that must not be written: they are not
-        warnings.simplefilter("ignore")
-        return torch.from_numpy(a)
+    return torch.from_numpy(a if a.flags.writeable else np.asarray(_Unlocked(a)))
+
+
+class _Unlocked:
+    """An array that may be written, for torch, which warns of others: of all threads' at once."""
+
+    def __init__(self, a: Array) -> None:
+        self._array = a
+        interface: dict[str, Any] = a.__array_interface__
+        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
