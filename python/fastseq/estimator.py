@@ -19,6 +19,7 @@ from .distributed import communicator
 from .evaluating import chunk_plan, evaluate
 from .fitting import Fit
 from .history import History
+from .losses import of_numbers
 from .parallel import Replicas
 from .precision import Precision
 from .predicting import Predictor
@@ -327,6 +328,7 @@ class Estimator(Serving):
     ) -> Sequences:
         data = Sequences(
             x, y, w, mask, lengths, dtype=input_dtype(self.model), nan=self.spec.nan,
+            labels=self.spec.scale_y is None or not of_numbers(self.loss),
             device=self.device, strict=y is not None,  # predictions may go into the same file
         )  # fmt: skip
         self._example = tree_map(

@@ -49,7 +49,8 @@ class Spec:
         deviation), ``"robust"`` (by median and quartiles), or None. Measured on the training part,
         when `fit` is first called; undone on what `predict` returns. Both are done in fp64, before
         data become what the model computes in and after: neither large offsets nor units matter.
-        Integers as targets are class labels, and not scaled.
+        Integers as targets are scaled if `seqloss` made the loss of one that compares numbers;
+        else they are class labels.
 
     Raises
     ------

@@ -35,7 +35,9 @@ class Arguments:
         Whether a target came without its last axis.
     """
 
-    def __init__(self, x: Any, y: Any, w: Any, mask: Any, lengths: Any, dtype: torch.dtype) -> None:
+    def __init__(
+        self, x: Any, y: Any, w: Any, mask: Any, lengths: Any, dtype: torch.dtype, *, labels: bool
+    ) -> None:
         if isinstance(x, Dataset):
             x, y, w = _of_dataset(x, y, w)
         x, y, w, mask = (
@@ -44,6 +46,7 @@ class Arguments:
         )
         self.dtype = dtype
         self.squeezed = False
+        self._labels = labels
         self.lengths: np.ndarray[Any, Any] | None = None
         self.order: np.ndarray[Any, Any] | None = None
         inputs = _paths(x, "x")
@@ -168,7 +171,7 @@ class Arguments:
 
     def _open_target(self, array: Any, name: str) -> Source:
         if is_ragged(array):
-            return self._open_list(array, name, keep_integers=True)
+            return self._open_list(array, name, target=True)
         shape = _shape(array, name)
         if len(shape) == 2 and shape == (self.steps, self.count):
             self.squeezed = True
@@ -181,17 +184,18 @@ class Arguments:
                 f"{(self.steps, self.count)}, got {shape}"
             )
         self._check(name, _shape(array, name))
-        return open_source(array, name, self.dtype, keep_integers=True)
+        return open_source(array, name, self.dtype, keep_integers=self._labels)
 
-    def _open_list(self, items: Any, name: str, *, keep_integers: bool = False) -> Source:
+    def _open_list(self, items: Any, name: str, *, target: bool = False) -> Source:
         assert self.lengths is not None
         features = None
         if len(items[0].shape) == 1:
-            self.squeezed |= keep_integers
+            self.squeezed |= target
             features = (1,)
         source = open_ragged(
-            items, name, self.lengths, self.dtype, keep_integers=keep_integers, features=features
-        )
+            items, name, self.lengths, self.dtype,
+            keep_integers=target and self._labels, features=features,
+        )  # fmt: skip
         if isinstance(items, GroupItems):
             source.keys = items.keys
         return source

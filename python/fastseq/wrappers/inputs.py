@@ -195,7 +195,8 @@ def _check_features(estimator: Any, features: int, first: Any, *, reset: bool) -
 
 def _refuse_others(X: Any) -> None:  # noqa: N803
     """Raise if sequences come in something that scikit-learn's checks don't understand."""
-    if not hasattr(X, "__array__") and not isinstance(X, (list, tuple)):
+    array = hasattr(X, "__array__") or hasattr(X, "toarray")  # sparse ones: refused by scikit-learn
+    if not array and not isinstance(X, (list, tuple)):
         raise TypeError(
             "X must be an array or a data frame, (N, T, F) or (N, F), or a list of arrays (T_i, F),"
             f" got {type(X).__name__}"
