@@ -19,6 +19,7 @@ from .distributed import communicator
 from .evaluating import chunk_plan, evaluate
 from .fitting import Fit
 from .history import History
+from .losses import of_numbers
 from .parallel import Replicas
 from .precision import Precision
 from .predicting import Predictor
@@ -55,7 +56,8 @@ class Estimator(Serving):
     loss
         ``loss(m, xs, ys)``, with weights or a mask ``loss(m, xs, ys, ws)``, for chunks
         ``(S, B, …)``; `m` is the model with its state (`Stateful`). Returns the (weighted) mean
-        over the chunk's samples. `seqloss` makes one of an ordinary loss.
+        over the chunk's samples. Weights are ``(S, B)``, or ``(S, B, K)`` where targets are
+        missing, see `Spec`. `seqloss` makes one of an ordinary loss.
     optimizer
         A `torch.optim.Optimizer` over the model's parameters, or a callable that gets the
         parameters and returns one.
@@ -232,7 +234,8 @@ class Estimator(Serving):
         Raises
         ------
         ValueError, TypeError
-            The data are not what they should be; nothing has been changed then.
+            The data are not what they should be, or nothing in them counts; nothing has been
+            changed then.
         NonFiniteError
             The data hold NaN or infinities (see ``spec.nan``), or the loss became so.
         ReadError
@@ -279,7 +282,9 @@ class Estimator(Serving):
         -------
         numpy.ndarray, or `out`
             Outputs ``(T, N, K)``, in the model's structure; ``(T, N)`` if `fit` got such targets;
-            a list of ``(T_i, K)`` if `x` is a list.
+            a list of ``(T_i, K)`` if `x` is a list. In the model's dtype; what ``spec.scale_y``
+            has scaled in single precision at least, and in double precision if the targets held
+            more (`out` may have the model's dtype all the same).
 
         Raises
         ------
@@ -298,7 +303,13 @@ class Estimator(Serving):
     def evaluate(
         self, x: Any, y: Any = None, w: Any = None, *, mask: Any = None, lengths: Any = None
     ) -> float:
-        """Return the mean loss over all samples of all ranks, in evaluation mode; see `fit`."""
+        """Return the mean loss over all samples of all ranks, in evaluation mode; see `fit`.
+
+        Raises
+        ------
+        ValueError
+            Besides what `fit` says: no sample counts.
+        """
         with self._replicas.together():
             data = self._open_both("evaluate", x, y, w, mask, lengths)
             self._scale(data)
@@ -321,6 +332,7 @@ class Estimator(Serving):
     ) -> Sequences:
         data = Sequences(
             x, y, w, mask, lengths, dtype=input_dtype(self.model), nan=self.spec.nan,
+            labels=self.spec.scale_y is None or not of_numbers(self.loss),
             device=self.device, strict=y is not None,  # predictions may go into the same file
         )  # fmt: skip
         self._example = tree_map(

@@ -64,13 +64,14 @@ def chunk_weight(chunk: Chunk, batch: Batch | None) -> float:
     """How much a chunk's mean loss counts: its samples, or their weights' sum."""
     if batch is None:
         return 0.0
+    if batch.ws is None:
+        return float((chunk.t1 - chunk.t0) * (chunk.n1 - chunk.n0))
     if isinstance(batch.ws, Tensor) and batch.ws.dim() == 2:
         return float(batch.ws.sum(dtype=torch.float64))
-    if batch.ws is not None:  # of each target: what samples count for on average
-        parts = tree_leaves(batch.ws)
-        total = torch.stack([ws.sum(dtype=torch.float64) for ws in parts]).sum()
-        return float(total / sum(math.prod(ws.shape[2:]) for ws in parts))
-    return float((chunk.t1 - chunk.t0) * (chunk.n1 - chunk.n0))
+    # Of each target: what samples count for on average.
+    parts = tree_leaves(batch.ws)
+    total = torch.stack([ws.sum(dtype=torch.float64) for ws in parts]).sum()
+    return float(total / sum(math.prod(ws.shape[2:]) for ws in parts))
 
 
 class LossMean:

@@ -176,9 +176,10 @@ def target_dtype(array: Any, name: str, dtype: torch.dtype, keep_integers: bool)
 
 def kind_error(name: str, array: Any) -> TypeError:
     """Say that `array` is none."""
+    hint = f": pass {name}.to_numpy()" if hasattr(array, "to_numpy") else ""
     return TypeError(
         f"{name} must be an array, a tensor, an HDF5 dataset, or a tuple or dict of these, "
-        f"got {type(array).__name__}"
+        f"got {type(array).__name__}{hint}"
     )
 
 

@@ -130,6 +130,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
     clip_norm: float | None
     clip_value: float | None
     accumulate: int
+    nan: str = "raise"
     scale_x: str | None
     callbacks: Any
     amp: str | None
@@ -231,7 +232,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
         model = self._make_model(task.n_in, task.n_out, seed).to(task.dtype)
         est = Estimator(
             model,
-            AtLastStep(task.loss) if task.ends_chunks(self.seqsize) else task.loss,
+            AtLastStep(task.loss) if self._at_last_step(task) else task.loss,
             self._make_optimizer(model),
             Spec(
                 epochs=self.epochs,
@@ -241,6 +242,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
                 clip_norm=self.clip_norm,
                 clip_value=self.clip_value,
                 accumulate=self.accumulate,
+                nan=self.nan,
             ),
             device=self.device,
             comm=self.comm,
@@ -253,8 +255,8 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
         if self.scale_x is not None or task.scale_y is not None:
             y = task.y.unsqueeze(0) if task.per_sequence else task.y
             est.scaling_ = Scaling(
-                _measure("x", task.x, task.w, self.scale_x, task.dtype),
-                _measure("y", y, task.w, task.scale_y, task.dtype),
+                _measure("x", task.x, task.w, self.scale_x, task.dtype, self.nan),
+                _measure("y", y, task.w, task.scale_y, task.dtype, self.nan),
             )
         return est
 
@@ -318,9 +320,16 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
 
     def _weights(self, task: Task, x: Any, y: Any, w: Any) -> Any:
         """Return weights per step where most of them have no target."""
-        if not task.per_sequence or task.ends_chunks(self.seqsize):
+        if not task.per_sequence or self._at_last_step(task):
             return w
         return last_step_only(x, y, w)
+
+    def _at_last_step(self, task: Task) -> bool:
+        """Whether the loss looks at chunks' last steps alone.
+
+        Where values are missing, weights say which: chunks count by what is known at these steps.
+        """
+        return task.ends_chunks(self.seqsize) and self.nan == "raise"
 
     def _say(self, text: str) -> None:
         if self.verbose and communicator(self.comm).rank == 0:
@@ -340,12 +349,12 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _measure(
-    name: str, array: Any, w: Any, method: str | None, dtype: torch.dtype
+    name: str, array: Any, w: Any, method: str | None, dtype: torch.dtype, nan: str
 ) -> Affine | None:
     """Measure what scales an array, called x or y; what has no weight does not count."""
     if method is None:
         return None
-    data = Sequences(array, array if name == "y" else None, w, dtype=dtype)
+    data = Sequences(array, array if name == "y" else None, w, dtype=dtype, nan=nan)
     plan = ChunkPlan(
         steps=data.steps, sequences=data.count, batchsize=1024, seqsize=256, lengths=data.lengths
     )

@@ -69,6 +69,9 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         of sequences of similar length.
     clip_norm, clip_value, accumulate
         See `Spec`.
+    nan
+        What to do with NaN and infinities: ``"raise"``, or ``"mask"``: take what X holds of them
+        for missing values, see `Spec`.
     scale_x
         How to scale inputs, by what the training data measure: ``"standard"``, ``"robust"`` or
         None; see `Spec`.
@@ -143,6 +146,7 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         clip_norm: float | None = None,
         clip_value: float | None = None,
         accumulate: int = 1,
+        nan: str = "raise",
         scale_x: str | None = "standard",
         class_weight: Any = None,
         per_step: bool | None = None,
@@ -172,6 +176,7 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         self.clip_norm = clip_norm
         self.clip_value = clip_value
         self.accumulate = accumulate
+        self.nan = nan
         self.scale_x = scale_x
         self.class_weight = class_weight
         self.per_step = per_step
