@@ -207,7 +207,7 @@ class SequenceForecaster(ForecastTraining):
         lag = season_lag(self.season, self.horizon, self.strategy)
         apart = self.validation or 0
         check_lengths(series, 2 + (lag or 0) + apart, self._needs(), apart=apart)
-        start = self._begin((series.variables, X is not None))
+        start = self._begin((series.variables, series.names, X is not None))
         goes_on = start.why is None  # with what scales the data, too
         known = self._known if goes_on else None
         read = None
