@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from .arguments import check_loss, choose_device, input_dtype, make_optimizer
+from .arguments import check_loss, choose_device, input_dtype
 from .compiled import CompiledStateful, compile_chunks
 from .cuda_graph import GraphTrainer
 from .data.sequences import Sequences
@@ -28,6 +28,7 @@ from .scaling import Scaling
 from .serving import Serving
 from .spec import Spec, check_count
 from .stateful import Stateful, in_mode, is_bidirectional
+from .trained import Trained
 from .training import Trainer
 from .tree import Tree, tree_map
 
@@ -138,7 +139,8 @@ class Estimator(Serving):
         self.device = choose_device(device, self._replicas.comm.local_rank)
         self.model = model.to(self.device)
         self.loss = loss
-        self.optimizer = make_optimizer(optimizer, model)
+        self._trained = Trained(optimizer, model)
+        self.optimizer = self._trained.first
         self.callbacks = check_callbacks(callbacks)
         self.amp = amp
         self.seed = seed
@@ -164,6 +166,7 @@ class Estimator(Serving):
         stateful = CompiledStateful(model) if compile and not graphs else Stateful(model)
         self._predictor = Predictor(stateful, self.device, self._replicas)
         self._drawn_seed: int | None = seed
+        self._data_key: int | None = None  # of what callbacks have judged
         self._example: Tree = None
         self._squeezed = False
         self.scaling_: Scaling | None = None
@@ -286,6 +289,7 @@ class Estimator(Serving):
         with self._replicas.together():
             data = self._open(x, None, None, None, lengths)
             self._scale(data)
+            self._replicas.make_common(self.model)
             return self._predictor.predict(
                 data, self.spec, out,
                 reset=reset, squeeze=self._squeezed, undo=self._undo, progress=self.progress,
@@ -298,6 +302,7 @@ class Estimator(Serving):
         with self._replicas.together():
             data = self._open_both("evaluate", x, y, w, mask, lengths)
             self._scale(data)
+            self._replicas.make_common(self.model)
             chunks = chunk_plan(data, self.spec, self._replicas).chunks()
             with in_mode(self.model, training=False):
                 return evaluate(self.model, self._loss, data, chunks, self.device, self._replicas)
@@ -322,6 +327,11 @@ class Estimator(Serving):
             lambda s: torch.zeros(1, 1, *s.shape[2:], dtype=data.dtype, device=self.device), data.x
         )
         return data
+
+    def _current_optimizer(self) -> torch.optim.Optimizer:
+        """Return the optimizer of what the model trains now."""
+        self.optimizer = self._trained.follow(self.optimizer)
+        return self.optimizer
 
     def _scale(self, data: Sequences) -> None:
         """Scale data as those of `fit` were."""

@@ -108,6 +108,7 @@ def samples(
     data, states, warmup
         As in `evaluate`.
     """
+    est._replicas.make_common(est.model)
     chunks = chunk_plan(data, est.spec, est._replicas, by_time=False).chunks()
     first = -1 if getattr(est.loss, "at_last_step", False) else 0
     undo = None if est.scaling_ is None else est.scaling_.undo
