@@ -13,12 +13,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from .arguments import check_loss, choose_device, input_dtype, make_optimizer
 from .compiled import CompiledStateful, compile_chunks
+from .context import in_context
 from .cuda_graph import GraphTrainer
 from .data.sequences import Sequences
 from .distributed import communicator
 from .evaluating import chunk_plan, evaluate
 from .fitting import Fit
 from .history import History
+from .looking import Looks, wants_whole_series
 from .parallel import Replicas
 from .precision import Precision
 from .predicting import Predictor
@@ -155,14 +157,18 @@ class Estimator(Serving):
             raise ValueError(
                 'compile=True on a GPU cannot capture steps with amp="fp16" or spec.accumulate > 1'
             )
+        if compile and self.spec.context:
+            raise ValueError("compile=True goes without spec.context: leave one of them out")
         self._precision = Precision(amp, self.device)
         if amp is not None and input_dtype(model) == torch.float64:
             raise ValueError(f"amp={amp!r} needs a model in float32, got one in float64")
         self._compiles = compile
         self._trainer = GraphTrainer if graphs else Trainer
         self._loss = compile_chunks(model, loss) if compile and not graphs else loss
-        stateful = CompiledStateful(model) if compile and not graphs else Stateful(model)
+        runs = in_context(model, self.spec.context)
+        stateful = CompiledStateful(model) if compile and not graphs else Stateful(runs)
         self._predictor = Predictor(stateful, self.device, self._replicas)
+        self._looks: dict[tuple[Any, ...], Looks] = {}
         self._drawn_seed: int | None = seed
         self._example: Tree = None
         self._squeezed = False
@@ -289,6 +295,8 @@ class Estimator(Serving):
             return self._predictor.predict(
                 data, self.spec, out,
                 reset=reset, squeeze=self._squeezed, undo=self._undo, progress=self.progress,
+                whole=wants_whole_series(self, data, goes_on=not reset),
+                pooled=getattr(self.loss, "per_sequence", False),
             )  # fmt: skip
 
     def evaluate(
@@ -297,10 +305,13 @@ class Estimator(Serving):
         """Return the mean loss over all samples of all ranks, in evaluation mode; see `fit`."""
         with self._replicas.together():
             data = self._open_both("evaluate", x, y, w, mask, lengths)
+            self._check_compiled(data)
             self._scale(data)
-            chunks = chunk_plan(data, self.spec, self._replicas).chunks()
+            whole = wants_whole_series(self, data)
+            chunks = chunk_plan(data, self.spec, self._replicas, whole=whole).chunks()
+            model = in_context(self.model, self.spec.context)
             with in_mode(self.model, training=False):
-                return evaluate(self.model, self._loss, data, chunks, self.device, self._replicas)
+                return evaluate(model, self._loss, data, chunks, self.device, self._replicas)
 
     def _open_both(self, caller: str, x: Any, y: Any, *more: Any) -> Sequences:
         check_parts(self, caller)
@@ -322,6 +333,15 @@ class Estimator(Serving):
             lambda s: torch.zeros(1, 1, *s.shape[2:], dtype=data.dtype, device=self.device), data.x
         )
         return data
+
+    def _check_compiled(self, data: Sequences) -> None:
+        """Raise where a compiled model cannot be told where sequences end."""
+        told = Stateful(self.model).told_ends and not is_bidirectional(self.model)
+        if self._compiles and data.lengths is not None and not told:
+            raise ValueError(
+                "compile=True cannot tell what looks at later steps where sequences end: pass "
+                "sequences of one length, or compile=False"
+            )
 
     def _scale(self, data: Sequences) -> None:
         """Scale data as those of `fit` were."""

@@ -26,7 +26,7 @@ from ..run import check_callbacks
 from ..scaling import Scaling
 from ..spec import Spec
 from .building import make_module, optimizer_factory
-from .losses import AtLastStep, last_step_only, over_steps
+from .losses import AtLastStep, PerSequence, last_step_only, over_steps
 from .shuffling import Shuffler
 
 __all__ = ["SequenceEstimator", "Start", "Task"]
@@ -178,6 +178,8 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
             est = self.estimator_
             done = self.n_iter_
             self._update(est)
+            if self.seqsize is None:  # sequences may be longer than before
+                est.spec = dataclasses.replace(est.spec, seqsize=task.steps)
             self._say(f"goes on after epoch {done}")
         else:
             est, done = self._make(task, start.seed), 0
@@ -223,7 +225,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
         model = self._make_model(task.n_in, task.n_out, seed).to(task.dtype)
         est = Estimator(
             model,
-            AtLastStep(task.loss) if task.ends_chunks(self.seqsize) else task.loss,
+            self._loss_of(task),
             self._make_optimizer(model),
             Spec(
                 epochs=self.epochs,
@@ -249,6 +251,11 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
                 _measure("y", y, task.w, task.scale_y, task.dtype),
             )
         return est
+
+    def _loss_of(self, task: Task) -> Callable[..., Tensor]:
+        if task.ends_chunks(self.seqsize):
+            return AtLastStep(task.loss)
+        return PerSequence(task.loss) if task.per_sequence else task.loss
 
     def _make_model(self, n_in: int, n_out: int, seed: int) -> nn.Module:
         return make_module(
