@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from .arguments import check_loss, choose_device, input_dtype, make_optimizer
+from .arguments import check_loss, choose_device, input_dtype
 from .compiled import CompiledStateful, compile_chunks
 from .context import in_context
 from .cuda_graph import GraphTrainer
@@ -30,6 +30,7 @@ from .scaling import Scaling
 from .serving import Serving
 from .spec import Spec, check_count
 from .stateful import Stateful, in_mode, is_bidirectional
+from .trained import Trained
 from .training import Trainer
 from .tree import Tree, tree_map
 
@@ -140,7 +141,8 @@ class Estimator(Serving):
         self.device = choose_device(device, self._replicas.comm.local_rank)
         self.model = model.to(self.device)
         self.loss = loss
-        self.optimizer = make_optimizer(optimizer, model)
+        self._trained = Trained(optimizer, model)
+        self.optimizer = self._trained.first
         self.callbacks = check_callbacks(callbacks)
         self.amp = amp
         self.seed = seed
@@ -170,6 +172,7 @@ class Estimator(Serving):
         self._predictor = Predictor(stateful, self.device, self._replicas)
         self._looks: dict[tuple[Any, ...], Looks] = {}
         self._drawn_seed: int | None = seed
+        self._data_key: int | None = None  # of what callbacks have judged
         self._example: Tree = None
         self._squeezed = False
         self.scaling_: Scaling | None = None
@@ -292,6 +295,7 @@ class Estimator(Serving):
         with self._replicas.together():
             data = self._open(x, None, None, None, lengths)
             self._scale(data)
+            self._replicas.make_common(self.model)
             return self._predictor.predict(
                 data, self.spec, out,
                 reset=reset, squeeze=self._squeezed, undo=self._undo, progress=self.progress,
@@ -307,6 +311,7 @@ class Estimator(Serving):
             data = self._open_both("evaluate", x, y, w, mask, lengths)
             self._check_compiled(data)
             self._scale(data)
+            self._replicas.make_common(self.model)
             whole = wants_whole_series(self, data)
             chunks = chunk_plan(data, self.spec, self._replicas, whole=whole).chunks()
             model = in_context(self.model, self.spec.context)
@@ -342,6 +347,11 @@ class Estimator(Serving):
                 "compile=True cannot tell what looks at later steps where sequences end: pass "
                 "sequences of one length, or compile=False"
             )
+
+    def _current_optimizer(self) -> torch.optim.Optimizer:
+        """Return the optimizer of what the model trains now."""
+        self.optimizer = self._trained.follow(self.optimizer)
+        return self.optimizer
 
     def _scale(self, data: Sequences) -> None:
         """Scale data as those of `fit` were."""

@@ -117,6 +117,7 @@ def samples(
     data, states, warmup
         As in `evaluate`.
     """
+    est._replicas.make_common(est.model)
     whole = wants_whole_series(est, data)
     chunks = chunk_plan(data, est.spec, est._replicas, by_time=False, whole=whole).chunks()
     model = in_context(est.model, est.spec.context)

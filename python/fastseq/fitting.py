@@ -46,6 +46,7 @@ class Fit:
 
     def __init__(self, est: Estimator, data: Sequences, validation: Any) -> None:
         self._est = est
+        est._current_optimizer()  # or what is wrong with it, before any work
         self._spec = spec = est.spec
         self._replicas = est._replicas
         self._validation: Validation | None = None
@@ -85,8 +86,8 @@ class Fit:
             raise
         est._squeezed, est.padding_ = self._data.squeezed, self._plan.padding
         trainer = est._trainer(
-            est.model, est._loss, est.optimizer, self._spec, est.device, self._replicas,
-            est._precision,
+            est.model, est._loss, est._current_optimizer, self._spec, est.device,
+            self._replicas, est._precision,
         )  # fmt: skip
         if self._validation is not None and self._validation.carried:
             trainer.ends = {}
@@ -132,6 +133,7 @@ class Fit:
         est, plan = self._est, self._plan
         run.begin_epoch()
         self._saves.begin_epoch()
+        trainer.begin_epoch()
         assert est._drawn_seed is not None
         # Seeded by epoch, so that an epoch is the same whether or not the run was interrupted.
         seed = est._drawn_seed + run.epoch
@@ -152,6 +154,7 @@ class Fit:
                 return run.after_step(loss, attention)
 
             trainer.run(self._data, chunks, losses, progress, run.asks, after_step)
+        self._replicas.make_common(est.model)
         if run.index < run.steps:
             return  # it was stopped
         if not losses.weight:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .distributed import Communicator
 from .errors import CommunicationError, RemoteError
@@ -30,6 +32,8 @@ class Replicas:
         self.comm = comm
         self.alone = comm.size == 1
         self.first = comm.rank == 0
+        self._samples = 0.0  # that this rank has trained on
+        self._apart = False  # since buffers were the same on all ranks
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -73,6 +77,37 @@ class Replicas:
             loaded = torch.load(io.BytesIO(state), map_location=device, weights_only=True)
             optimizer.load_state_dict(loaded)
 
+    def trained(self, weight: float) -> None:
+        """Note a step, which may have changed buffers: `weight` of this rank's samples."""
+        self._samples += weight
+        self._apart = True
+
+    def make_common(self, model: nn.Module) -> None:
+        """Make buffers the same on all ranks, if steps may have made them differ. Collective.
+
+        Of floating-point ones, such as the statistics of BatchNorm, the mean over the samples that
+        each rank has trained on since; of others, such as counts of steps, the largest.
+        """
+        if not self._apart:
+            return
+        weight, self._samples, self._apart = self._samples, 0.0, False
+        buffers = [torch.view_as_real(b) if b.is_complex() else b for b in model.buffers()]
+        buffers = [b.detach() for b in buffers if b.numel()]
+        if not buffers:
+            return
+        sums = torch.tensor([_checksum(b) for b in buffers], dtype=torch.float64)
+        equal = self.in_common((sums == self.comm.broadcast_(sums.clone())).tolist())
+        total = float(self.comm.allreduce_(torch.tensor(weight, dtype=torch.float64), "sum"))
+        for buffer in (b for b, same in zip(buffers, equal, strict=True) if not same):
+            own = buffer.to("cpu", torch.float64)
+            if not buffer.is_floating_point():
+                ranks = own.new_full((self.comm.size, *own.shape), 0)
+                ranks[self.comm.rank] = own
+                buffer.copy_(self.comm.allreduce_(ranks, "sum").amax(0))
+            elif total:
+                own = own * (weight / total) if weight else torch.zeros_like(own)
+                buffer.copy_(self.comm.allreduce_(own, "sum"))
+
     def mean_loss(self, loss: float, weight: float) -> tuple[float, float]:
         """Return the weighted mean of losses over all ranks, and the sum of the weights."""
         if self.alone:
@@ -90,3 +125,8 @@ class Replicas:
             rows = max(1, _PIECE_BYTES // max(1, piece[:1].numel() * piece.element_size()))
             for rows_piece in torch.split(piece, rows) if piece.numel() else ():
                 rows_piece.copy_(self.comm.broadcast_(rows_piece.contiguous(), root))
+
+
+def _checksum(tensor: Tensor) -> int:
+    data: Any = tensor.cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return zlib.crc32(data)

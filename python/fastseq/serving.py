@@ -137,6 +137,7 @@ class Serving:
         with self._replicas.together():
             target = check_path(path)
             self._check_measured()
+            self._replicas.make_common(self.model)
             if x is not None:
                 self._open(x)
             if self._example is None:
@@ -181,6 +182,7 @@ class Serving:
         """
         with self._replicas.together():
             target = Path(path)
+            self._replicas.make_common(self.model)
             if self._replicas.first:
                 save_estimator(self, target, state=state)
 

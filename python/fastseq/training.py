@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -141,7 +142,11 @@ class Trainer:
 
     Parameters
     ----------
-    model, loss, optimizer, spec
+    model, loss
+        As in `Estimator`.
+    optimizer
+        Returns the optimizer of what the model trains now, or raises.
+    spec
         As in `Estimator`.
     device
         Where the model is.
@@ -162,7 +167,7 @@ class Trainer:
         self,
         model: nn.Module,
         loss: Callable[..., Tensor],
-        optimizer: torch.optim.Optimizer,
+        optimizer: Callable[[], torch.optim.Optimizer],
         spec: Spec,
         device: torch.device,
         replicas: Replicas,
@@ -170,9 +175,9 @@ class Trainer:
     ) -> None:
         self.stateful = Stateful(in_context(model, spec.context))
         self._loss = loss
-        self._optimizer = optimizer
-        params = (p for p in model.parameters() if p.requires_grad)
-        self._flat = FlatOptimizer(optimizer, params, replicas.in_common)
+        self._current_optimizer = optimizer
+        self._optimizer = optimizer()
+        self._flat = FlatOptimizer(self._optimizer, ())
         self._spec = spec
         self._device = device
         self._on_cpu = device.type == "cpu"
@@ -188,19 +193,50 @@ class Trainer:
         self._attention: Callable[[], bool] = bool  # false
 
     def __enter__(self) -> Trainer:
+        try:
+            self._begin()
+        except BaseException:
+            self._end(failed=True)
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._end(failed=kind is not None)
+
+    def begin_epoch(self) -> None:
+        """Look again at what is trained: callbacks may have replaced, frozen, unfrozen layers."""
+        now = self._look()
+        same = len(now) == len(self._seen) and all(map(operator.is_, now, self._seen))
+        if not all(self._replicas.in_common([same])):
+            self._end(failed=False)
+            self._begin()
+
+    def _look(self) -> list[Any]:
+        """Return what the model trains, and what the optimizer has."""
+        trained: list[Any] = [p for p in self._model.parameters() if p.requires_grad]
+        for group in self._flat.groups():
+            trained += [None, *group]
+        return trained
+
+    def _begin(self) -> None:
+        self._optimizer = self._current_optimizer()
+        params = list(self._model.parameters())
+        trained = [p for p in params if p.requires_grad]
+        others = [p for p in params if not p.requires_grad]
+        self._flat = FlatOptimizer(self._optimizer, trained, self._replicas.in_common, others)
+        self._seen = self._look()
         if not self._replicas.alone:
             nonfinite = "skip" if self._precision.scales else "raise"
             self._buckets = Bucketizer(self._model, self._replicas.comm, nonfinite=nonfinite)
             self._replicas.sync(self._optimizer)
         self._flat.__enter__()
-        return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def _end(self, *, failed: bool) -> None:
         self._flat.__exit__()
         if self._buckets is None:
             return
         try:
-            if kind is not None:
+            if failed:
                 self._buckets.abandon()
         finally:
             self._buckets.close()
@@ -259,7 +295,7 @@ class Trainer:
         if loss is not None:
             _backward(self._precision.scaled(loss))
         if self._buckets is not None:
-            return self._average(losses)
+            return self._average(losses, weight)
         if loss is not None:
             losses.add(chunk, loss, weight)
             self._update()
@@ -273,9 +309,10 @@ class Trainer:
         self.stateful.detach()
         return loss
 
-    def _average(self, losses: LossMean) -> bool:
+    def _average(self, losses: LossMean, weight: float) -> bool:
         assert self._buckets is not None
         averaged = self._buckets.wait()
+        self._replicas.trained(weight)
         if averaged.weight:
             losses.add_value(averaged.value, averaged.weight)
             self._update()
@@ -308,7 +345,7 @@ class Trainer:
                 torch._foreach_mul_(grads, 1 / weight)
         if self._buckets is not None:
             self._buckets.start(weight, value, attention=self._attention())
-            return self._average(losses)
+            return self._average(losses, weight)
         if weight:
             losses.add_value(value, weight)
             self._update()

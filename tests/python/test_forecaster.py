@@ -164,6 +164,15 @@ def test_clone_pickle_and_parameters():
         clone(f).predict()
 
 
+def test_a_forecaster_is_not_saved_without_its_scales(tmp_path):
+    f = quick().fit(wave(40)[0])
+    with pytest.raises(
+        TypeError, match=r"save: a forecaster's estimator_ .* pickle the forecaster"
+    ):
+        f.estimator_.save(tmp_path / "model.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_same_seed_gives_the_same_bits():
     y, x = wave(60)[0], np.random.default_rng(0).standard_normal((64, 1))
     for kw in ({}, {"strategy": "recursive", "quantiles": LEVELS, "dropout": 0.2}):

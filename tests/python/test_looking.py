@@ -386,3 +386,123 @@ def test_a_single_sequence_is_joined_to_the_block_before():
         mse_loss(plain(x[:, part]), y[:, part]).backward()
         optimizer.step()
     assert_same_parameters(model, plain, rtol=1e-5)
+
+
+class Fixed(nn.Module):
+    """A convolution that needs 7 steps, or a layer over all of 20."""
+
+    def __init__(self, n_in, n_out):
+        super().__init__()
+        self.inner = nn.Conv1d(n_in, 8, 7)
+        self.head = nn.Linear(8, n_out)
+
+    def forward(self, x):
+        pooled = torch.relu(self.inner(x.permute(1, 2, 0))).mean(2)
+        return self.head(pooled).expand(len(x), -1, -1)
+
+
+class Flat(nn.Module):
+    def __init__(self, n_in, n_out):
+        super().__init__()
+        self.head = nn.Linear(20 * n_in, n_out)
+
+    def forward(self, x):
+        return self.head(x.transpose(0, 1).flatten(1)).expand(len(x), -1, -1)
+
+
+class Pooled(nn.Module):
+    """Returns one output for a sequence, ``(N, K)``."""
+
+    def __init__(self, n_in, n_out):
+        super().__init__()
+        self.rnn, self.head = nn.GRU(n_in, 8), nn.Linear(8, n_out)
+
+    def forward(self, x):
+        return self.head(self.rnn(x)[0].mean(0))
+
+
+RNG = np.random.default_rng(0)
+SAMPLES = RNG.standard_normal((33, 20, 2)).astype(np.float32)
+LABELS = SAMPLES[:, :, 0].mean(1) > 0
+MODULES = [Fixed, Flat, Pooled, Pool]
+
+
+def plain_outputs(model, samples):
+    """Return what a wrapper's module says of each sample, run by itself."""
+    module = model.estimator_.model
+    found = [whole(module, torch.from_numpy(a)[:, None]) for a in samples]
+    return np.concatenate([y[-1] if y.ndim == 3 else y for y in found])
+
+
+def made(kind, module, **more):
+    options = {"epochs": 2, "batchsize": 8, "random_state": 0, "scale_x": None, **more}
+    return kind(module, **options)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name)
+def test_modules_with_one_target_per_sequence(module):
+    model = made(fs.SequenceClassifier, module).fit(SAMPLES, LABELS)
+    scores = torch.from_numpy(plain_outputs(model, SAMPLES)).softmax(-1).numpy()
+    np.testing.assert_allclose(model.predict_proba(SAMPLES), scores, rtol=1e-4, atol=1e-5)
+    numbers = SAMPLES.mean((1, 2))
+    model = made(fs.SequenceRegressor, module, scale_y=None, validation_fraction=0.2)
+    model.set_params(callbacks=[fs.callbacks.Metrics({"mse": lambda a, b: ((a - b) ** 2).mean()})])
+    model.fit(SAMPLES, numbers)
+    expected = plain_outputs(model, SAMPLES)[:, 0]
+    np.testing.assert_allclose(model.predict(SAMPLES), expected, rtol=1e-4, atol=1e-5)
+    r2 = 1 - ((expected - numbers) ** 2).sum() / ((numbers - numbers.mean()) ** 2).sum()
+    assert model.score(SAMPLES, numbers) == pytest.approx(r2, rel=1e-4)
+
+
+@pytest.mark.parametrize("module", [Fixed, Pooled, Pool], ids=name)
+def test_series_longer_than_those_of_training_and_lists(module):
+    model = made(fs.SequenceClassifier, module).fit(SAMPLES, LABELS)
+    longer = RNG.standard_normal((5, 31, 2)).astype(np.float32)
+    expected = torch.from_numpy(plain_outputs(model, longer)).softmax(-1).numpy()
+    np.testing.assert_allclose(model.predict_proba(longer), expected, rtol=1e-4, atol=1e-5)
+    listed = [a[: 7 + i % 5] for i, a in enumerate(SAMPLES)]
+    model = made(fs.SequenceClassifier, module).fit(listed, LABELS)
+    expected = torch.from_numpy(plain_outputs(model, listed)).softmax(-1).numpy()
+    np.testing.assert_allclose(model.predict_proba(listed), expected, rtol=1e-4, atol=1e-5)
+    model.partial_fit(longer, LABELS[:5])  # longer ones
+
+
+@pytest.mark.parametrize("lengths", [None, [20, 7, 12, 20, 9, 7]])
+@pytest.mark.parametrize("module", [Fixed, Pooled, Pool], ids=name)
+def test_training_of_pooling_modules_is_that_of_a_plain_loop(module, lengths):
+    samples, numbers = SAMPLES[:6], SAMPLES[:6].mean((1, 2))
+    given = samples if lengths is None else [a[:n] for a, n in zip(samples, lengths, strict=True)]
+    model = made(
+        fs.SequenceRegressor, module, epochs=1, batchsize=6, optimizer="sgd", lr=0.1,
+        scale_y=None,
+    ).fit(given, numbers)  # fmt: skip
+    first = made(fs.SequenceRegressor, module, epochs=1, lr=0.0, optimizer="sgd", batchsize=6)
+    plain = first.set_params(scale_y=None).fit(given, numbers).estimator_.model
+    outputs = [plain(torch.from_numpy(a)[:, None]) for a in given]
+    outputs = torch.cat([y[-1] if y.dim() == 3 else y for y in outputs])
+    plain.zero_grad()
+    mse_loss(outputs[:, 0], torch.from_numpy(numbers)).backward()
+    torch.optim.SGD(plain.parameters(), lr=0.1).step()
+    assert_same_parameters(model.estimator_.model, plain, rtol=1e-4)
+
+
+def test_targets_per_step_need_outputs_per_step():
+    with pytest.raises(ValueError, match=r"must be \(time, sequences, features\)"):
+        made(fs.SequenceRegressor, Pooled).fit(SAMPLES, SAMPLES[..., :1])
+    with pytest.raises(ValueError, match=r"must be \(time, sequences, features\)"):
+        estimator(Pooled(3, 1), T).fit(X, Y)
+    with pytest.raises(ValueError, match=r"must be \(time, sequences, features\)"):
+        estimator(Pooled(3, 1), T).predict(X)
+
+
+def test_long_series_with_targets_per_step_are_not_cut():
+    samples = RNG.standard_normal((4, 130, 3)).astype(np.float32)
+    builder = Centred()
+    model = made(fs.SequenceRegressor, builder, scale_y=None)
+    model.fit(samples, samples[..., :1])
+    expected = whole(model.estimator_.model, torch.from_numpy(samples).swapaxes(0, 1))
+    np.testing.assert_allclose(
+        model.predict(samples), expected.swapaxes(0, 1), rtol=1e-4, atol=1e-5
+    )
+    with pytest.raises(ValueError, match="None in the scikit-learn estimators"):
+        made(fs.SequenceRegressor, builder, seqsize=50).fit(samples, samples[..., :1])

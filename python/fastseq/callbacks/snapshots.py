@@ -26,8 +26,9 @@ class Snapshots(Callback):
     """Write the model's weights to numbered files: all, the last few, or the best few.
 
     Rank 0 writes ``epoch-0001.safetensors`` and so on: parameters and buffers by name, and in its
-    metadata the epoch and the losses. Files are written beside and renamed. `Checkpoint` is what
-    a run can be resumed from.
+    metadata the epoch and the losses. Files are written beside and renamed. With other data the
+    best of these are sought, and files there are stay. `Checkpoint` is what a run can be resumed
+    from.
 
     Parameters
     ----------
@@ -81,7 +82,7 @@ class Snapshots(Callback):
         self._costs: dict[int, float] = {}
 
     def on_fit_begin(self, run: Run) -> None:
-        """Begin anew with a new estimator; see whether files can be written."""
+        """Begin anew with a new estimator, or other data; see whether files can be written."""
         self._monitor.check(run)
         if self.is_new_to(run):
             self._costs = {}
@@ -124,7 +125,7 @@ class Snapshots(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
         self._costs = dict(zip(state["epochs"], state["costs"], strict=True))
-        self._history = None
+        self._used = None
 
 
 def _write(run: Run, path: Path) -> None:

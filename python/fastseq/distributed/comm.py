@@ -135,13 +135,17 @@ class Communicator:
     def __repr__(self) -> str:
         return f"Communicator(rank={self.rank}, size={self.size}, transport={self.transport!r})"
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Communicator:
+        """Return itself: copies of an estimator, such as scikit-learn's, work with these ranks."""
+        return self
+
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copy and pickle as what it stands for: this process, or all ranks there are then."""
+        """Pickle as what it stands for: this process, or all ranks there are then."""
         if self.transport == "single":
             return Communicator, ()
         if self is _world:
             return world, ()
-        raise TypeError("a communicator made from one of mpi4py's cannot be copied or pickled")
+        raise TypeError("a communicator made from one of mpi4py's cannot be pickled")
 
     def allocate(
         self, numel: int, dtype: torch.dtype = torch.float32, device: Any = "cpu"

@@ -146,6 +146,14 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
     n_iter_: int
     continued_: bool
 
+    def __sklearn_clone__(self) -> Any:
+        """Return a clone: all hyperparameters copied but `comm`, whose ranks are what they are."""
+        alone = copy.copy(self)
+        alone.comm = None
+        clone = super(SequenceEstimator, alone).__sklearn_clone__()
+        clone.comm = self.comm
+        return clone
+
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "estimator_")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import os
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,23 @@ class _Forecasting(Task):
 
     covariates: int = 0
     lengths: Array | None = None
+
+
+class WindowEstimator(Estimator):
+    """What a forecaster trains: it sees scaled windows of series alone, and does not scale."""
+
+    def save(self, path: str | os.PathLike[str], *, state: bool = False) -> None:  # noqa: ARG002
+        """Refuse: the forecaster is what there is to save.
+
+        Raises
+        ------
+        TypeError
+            Always.
+        """
+        raise TypeError(
+            "save: a forecaster's estimator_ knows neither how series are scaled nor where they "
+            "have got to: pickle the forecaster; weights alone are estimator_.model.state_dict()"
+        )
 
 
 class ForecastTraining(SequenceEstimator):
@@ -112,7 +130,7 @@ class ForecastTraining(SequenceEstimator):
             clip_norm=self.clip_norm, clip_value=self.clip_value, accumulate=self.accumulate,
             fold=self.fold, nan="keep",
         )  # fmt: skip
-        return Estimator(
+        return WindowEstimator(
             net, task.loss, self._make_optimizer(net), spec, device=self.device, comm=self.comm,
             callbacks=self._own_callbacks(seed), amp=self.amp, compile=self.compile, seed=seed,
             progress=bool(self.verbose),

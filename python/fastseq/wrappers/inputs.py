@@ -93,8 +93,20 @@ def read_inputs(estimator: BaseEstimator, X: Any, *, reset: bool) -> Inputs:  # 
     Raises
     ------
     ValueError, TypeError
-        They are nothing of the kind, not finite or empty; messages are scikit-learn's.
+        They are nothing of the kind, not finite or empty; most messages are scikit-learn's.
     """
+    try:
+        return _read_inputs(estimator, X, reset=reset)
+    except ValueError as error:
+        if "contains NaN" not in str(error):
+            raise
+        raise ValueError(
+            f"X contains NaN: {type(estimator).__name__} takes no missing values; fill them in, as "
+            'by sklearn.impute.SimpleImputer, or train an Estimator with spec.nan="mask"'
+        ) from None  # scikit-learn advises other models
+
+
+def _read_inputs(estimator: BaseEstimator, X: Any, *, reset: bool) -> Inputs:  # noqa: N803
     _refuse_text(X, "X")
     if isinstance(X, (list, tuple)) and len(X):
         if all(getattr(a, "ndim", 0) == 1 for a in X):

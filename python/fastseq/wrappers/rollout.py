@@ -201,14 +201,14 @@ class Rollout:
     def _run(self, inputs: Any, lengths: Array | None, state: Tree) -> Tree:
         """Go through steps from a state; return that in which they end."""
         est, net = self.est, StateOnly(self._net)
-        with est._replicas.together():
+        with est._replicas.together(), in_mode(self._net, training=False):
             data = Sequences(
                 inputs, lengths=lengths, dtype=torch.float32, nan="keep", device=est.device,
                 strict=False,
             )  # fmt: skip
             predictor = Predictor(Stateful(net), est.device, est._replicas)
             predictor.state = state
-            predictor.predict(data, est.spec)
+            predictor.predict(data, est.spec, reset=False)
         return predictor.state
 
     def _going_on_from(self, state: Tree) -> Stateful:
@@ -267,7 +267,8 @@ class Rollout:
         """Return the state with a row for each future."""
         if state is None or len(which) == len(np.unique(which)):
             return state
-        dims = batch_dims(self.est.model, tree_map(lambda a: a.to(self.est.device), x))
+        with in_mode(self._net, training=False):
+            dims = batch_dims(self._net, tree_map(lambda a: a.to(self.est.device), x))
         return take_rows(state, dims, torch.from_numpy(which))
 
 

@@ -167,7 +167,10 @@ def _table_numbers(table: Any, name: str) -> Array:
         where = name if label is None else f"column {label!r} of {name}"
         advice = "leave it out, or make numbers of it (pandas.to_numeric, pandas.get_dummies)"
         if kind in "Mm" or column.dtype.name.startswith("period"):
-            advice = f"times are the index of {name} (set_index), not a column"
+            advice = (
+                f"times are the index of {name} (set_index), not a column; a table of several "
+                "series becomes a list, one of each (groupby)"
+            )
         raise TypeError(f"{where} must hold numbers, got {column.dtype}: {advice}")
     single = {column.dtype for _, column in columns} == {np.dtype(np.float32)}
     return np.asarray(table.to_numpy(np.float32 if single else np.float64, na_value=np.nan))

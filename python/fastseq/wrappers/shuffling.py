@@ -33,7 +33,7 @@ class Shuffler(Callback):
 
     def shuffled(self, a: Tensor, axis: int) -> Tensor:
         """Return a copy of `a` that will be in another order along `axis` in each epoch."""
-        copy = a.clone(memory_format=torch.contiguous_format)  # as fit looks at it before
+        copy = a.clone(memory_format=torch.contiguous_format)
         self._pairs.append((a, copy, axis))
         return copy
 
