@@ -44,7 +44,10 @@ class Estimator(Serving):
     through them block by block (``spec.batchsize`` sequences), each block chunk by chunk
     (``spec.seqsize`` steps) in time order. The state is carried from chunk to chunk of a block,
     cut off its gradient, and reset at each block's start. Only the slices of the current chunk
-    are read, and the next one ahead.
+    are read, and the next one ahead. Models without state whose outputs depend on other time steps
+    train on whole series, or with ``spec.context`` earlier steps; if they have no parameter
+    ``lengths``, sequences of each length run by themselves. If a model has BatchNorm layers, a last
+    block of one sequence per rank is joined to the one before.
 
     Under ``mpirun`` every rank trains on its part of each block, and gradients are averaged over
     all samples of all ranks: w ranks with ``batchsize`` B do what one process does with w·B.
@@ -266,8 +269,10 @@ class Estimator(Serving):
     def predict(self, x: Any, *, lengths: Any = None, out: Any = None, reset: bool = True) -> Any:
         """Run the model over whole series, in evaluation mode, without gradients.
 
-        The result does not depend on ``batchsize`` and ``seqsize``, beyond rounding. With several
-        ranks each runs some of the sequences, and all return the whole.
+        The result does not depend on ``batchsize`` and ``seqsize``, beyond rounding. A model whose
+        outputs depend on other time steps without a state that tells of them, such as attention or
+        a convolution without ``spec.context``, runs on whole series at once, which takes memory.
+        With several ranks each runs some of the sequences, and all return the whole.
 
         Parameters
         ----------

@@ -446,7 +446,7 @@ def test_modules_with_one_target_per_sequence(module):
     np.testing.assert_allclose(model.predict_proba(SAMPLES), scores, rtol=1e-4, atol=1e-5)
     numbers = SAMPLES.mean((1, 2))
     model = made(fs.SequenceRegressor, module, scale_y=None, validation_fraction=0.2)
-    model.set_params(callbacks=[fs.callbacks.Metrics({"mse": lambda a, b: ((a - b) ** 2).mean()})])
+    model.set_params(callbacks=[fs.callbacks.Metrics("r2")])
     model.fit(SAMPLES, numbers)
     expected = plain_outputs(model, SAMPLES)[:, 0]
     np.testing.assert_allclose(model.predict(SAMPLES), expected, rtol=1e-4, atol=1e-5)
@@ -460,11 +460,12 @@ def test_series_longer_than_those_of_training_and_lists(module):
     longer = RNG.standard_normal((5, 31, 2)).astype(np.float32)
     expected = torch.from_numpy(plain_outputs(model, longer)).softmax(-1).numpy()
     np.testing.assert_allclose(model.predict_proba(longer), expected, rtol=1e-4, atol=1e-5)
+    model.partial_fit(longer, LABELS[:5])
+    assert model.estimator_.spec.seqsize == 31
     listed = [a[: 7 + i % 5] for i, a in enumerate(SAMPLES)]
     model = made(fs.SequenceClassifier, module).fit(listed, LABELS)
     expected = torch.from_numpy(plain_outputs(model, listed)).softmax(-1).numpy()
     np.testing.assert_allclose(model.predict_proba(listed), expected, rtol=1e-4, atol=1e-5)
-    model.partial_fit(longer, LABELS[:5])  # longer ones
 
 
 @pytest.mark.parametrize("lengths", [None, [20, 7, 12, 20, 9, 7]])

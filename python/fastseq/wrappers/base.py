@@ -25,6 +25,7 @@ from ..parallel import Replicas
 from ..run import check_callbacks
 from ..scaling import Scaling
 from ..spec import Spec
+from ..stateful import carries, steps_apart
 from .building import make_module, optimizer_factory
 from .losses import AtLastStep, PerSequence, last_step_only, over_steps
 from .shuffling import Shuffler
@@ -187,7 +188,8 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
             done = self.n_iter_
             self._update(est)
             if self.seqsize is None:  # sequences may be longer than before
-                est.spec = dataclasses.replace(est.spec, seqsize=task.steps)
+                seqsize = self._seqsize(task, est.model)
+                est.spec = dataclasses.replace(est.spec, seqsize=seqsize)
             self._say(f"goes on after epoch {done}")
         else:
             est, done = self._make(task, start.seed), 0
@@ -238,7 +240,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
             Spec(
                 epochs=self.epochs,
                 batchsize=self.batchsize,
-                seqsize=task.steps if self.seqsize is None else self.seqsize,
+                seqsize=self._seqsize(task, model),
                 shuffle=self.shuffle and isinstance(task.x, list),  # of others, samples are
                 clip_norm=self.clip_norm,
                 clip_value=self.clip_value,
@@ -259,6 +261,14 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
                 _measure("y", y, task.w, task.scale_y, task.dtype),
             )
         return est
+
+    def _seqsize(self, task: Task, model: nn.Module) -> int:
+        if self.seqsize is not None:
+            return self.seqsize
+        if carries(model) or steps_apart(model):
+            return task.steps
+        # It may look at any other step, so series are not cut.
+        return len(task.x) if isinstance(task.x, Tensor) else max(map(len, task.x))
 
     def _loss_of(self, task: Task) -> Callable[..., Tensor]:
         if task.ends_chunks(self.seqsize):
