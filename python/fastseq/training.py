@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .context import in_context
 from .data.chunks import Chunk
 from .data.sequences import Batch, Sequences
 from .distributed import Bucketizer
@@ -173,7 +174,7 @@ class Trainer:
         replicas: Replicas,
         precision: Precision,
     ) -> None:
-        self.stateful = Stateful(model)
+        self.stateful = Stateful(in_context(model, spec.context))
         self._loss = loss
         self._current_optimizer = optimizer
         self._optimizer = optimizer()

@@ -25,8 +25,9 @@ from ..parallel import Replicas
 from ..run import check_callbacks
 from ..scaling import Scaling
 from ..spec import Spec
+from ..stateful import carries, steps_apart
 from .building import make_module, optimizer_factory
-from .losses import AtLastStep, last_step_only, over_steps
+from .losses import AtLastStep, PerSequence, last_step_only, over_steps
 from .shuffling import Shuffler
 
 __all__ = ["SequenceEstimator", "Start", "Task"]
@@ -187,6 +188,9 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
             est = self.estimator_
             done = self.n_iter_
             self._update(est)
+            if self.seqsize is None:  # sequences may be longer than before
+                seqsize = self._seqsize(task, est.model)
+                est.spec = dataclasses.replace(est.spec, seqsize=seqsize)
             self._say(f"goes on after epoch {done}")
         else:
             est, done = self._make(task, start.seed), 0
@@ -232,12 +236,12 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
         model = self._make_model(task.n_in, task.n_out, seed).to(task.dtype)
         est = Estimator(
             model,
-            AtLastStep(task.loss) if self._at_last_step(task) else task.loss,
+            self._loss_of(task),
             self._make_optimizer(model),
             Spec(
                 epochs=self.epochs,
                 batchsize=self.batchsize,
-                seqsize=task.steps if self.seqsize is None else self.seqsize,
+                seqsize=self._seqsize(task, model),
                 shuffle=self.shuffle and isinstance(task.x, list),  # of others, samples are
                 clip_norm=self.clip_norm,
                 clip_value=self.clip_value,
@@ -259,6 +263,19 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
                 _measure("y", y, task.w, task.scale_y, task.dtype, self.nan),
             )
         return est
+
+    def _seqsize(self, task: Task, model: nn.Module) -> int:
+        if self.seqsize is not None:
+            return self.seqsize
+        if carries(model) or steps_apart(model):
+            return task.steps
+        # It may look at any other step, so series are not cut.
+        return len(task.x) if isinstance(task.x, Tensor) else max(map(len, task.x))
+
+    def _loss_of(self, task: Task) -> Callable[..., Tensor]:
+        if self._at_last_step(task):
+            return AtLastStep(task.loss)
+        return PerSequence(task.loss) if task.per_sequence else task.loss
 
     def _make_model(self, n_in: int, n_out: int, seed: int) -> nn.Module:
         return make_module(

@@ -43,7 +43,8 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         `torch.nn.Module`, which is copied; a class of modules, made with those of ``n_in``,
         ``n_out``, ``hidden_size``, ``num_layers`` and ``dropout`` that its constructor has (also
         as ``input_size``, ``output_size``); or a builder, ``builder(n_in, n_out, rng)``, see
-        `fastseq.builders`. Modules are time-major, ``(T, N, F)`` to ``(T, N, K)``.
+        `fastseq.builders`. Modules are time-major, ``(T, N, F)`` to ``(T, N, K)``; with one
+        label per sequence also to ``(N, K)``.
     hidden_size, num_layers, dropout
         Width and number of hidden layers, and which part of their outputs training leaves out.
     loss
@@ -62,8 +63,8 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
     batchsize
         Sequences that are trained together.
     seqsize
-        Steps that gradients reach back. None: all steps if there is one target per sequence, else
-        at most 100.
+        Steps that gradients reach back. None: all steps if there is one target per sequence, or
+        the module is one of your own without a state; else at most 100.
     shuffle
         Visit the samples in a new random order each epoch; those of different lengths in blocks
         of sequences of similar length.
