@@ -15,10 +15,26 @@ __all__ = ["check_loss", "choose_device", "input_dtype", "make_optimizer"]
 def choose_device(device: str | torch.device, local_rank: int) -> torch.device:
     """Return the device to compute on; ``"auto"``: the GPU that this rank gets, if there is one."""
     if device != "auto":
-        return torch.device(device)
+        return _checked_device(device)
     if torch.cuda.is_available():
         return torch.device("cuda", local_rank % torch.cuda.device_count())
     return torch.device("cpu")
+
+
+def _checked_device(device: Any) -> torch.device:
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(
+            f'device must be "auto", "cpu", "cuda", "cuda:1" and the like, got {device!r}'
+        ) from None
+    if found.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if not count:
+            raise ValueError(f'device={device!r}: PyTorch finds no GPU; pass "auto" or "cpu"')
+        if found.index is not None and found.index >= count:
+            raise ValueError(f"device={device!r}: PyTorch finds {count} GPU(s), counted from 0")
+    return found
 
 
 def input_dtype(model: nn.Module) -> torch.dtype:

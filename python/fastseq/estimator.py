@@ -259,6 +259,11 @@ class Estimator(Serving):
         count = self.spec.epochs if epochs is None else epochs
         with self._replicas.together(), in_mode(self.model, training=True):
             check_count("epochs", count)
+            if not torch.is_grad_enabled():
+                raise ValueError(
+                    "fit needs gradients, which are off here: call it outside of torch.no_grad() "
+                    "and torch.inference_mode()"
+                )
             data = self._open_both("fit", x, y, w, mask, lengths)
             Fit(self, data, validation).run(count, checkpoint, resume)
         return self

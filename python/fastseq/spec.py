@@ -7,6 +7,10 @@ import numbers
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
+from .errors import meant
+
 __all__ = ["Spec"]
 
 
@@ -61,7 +65,7 @@ class Spec:
     ValueError
         A number is not positive, or `shard` is unknown.
     TypeError
-        A count is not an integer.
+        A count is not an integer, a limit no number, or `shuffle` not true or false.
 
     Examples
     --------
@@ -92,8 +96,14 @@ class Spec:
             raise ValueError(f"spec.context must be a number of steps, got {self.context}")
         for name in ("clip_norm", "clip_value"):
             limit = getattr(self, name)
-            if limit is not None and not limit > 0:
+            if limit is not None and (
+                isinstance(limit, bool) or not isinstance(limit, numbers.Real)
+            ):
+                raise TypeError(f"spec.{name} must be a number or None, got {limit!r}")
+            if limit is not None and not float(limit) > 0:
                 raise ValueError(f"spec.{name} must be positive or None, got {limit!r}")
+        if not isinstance(self.shuffle, (bool, np.bool_)):
+            raise TypeError(f"spec.shuffle must be True or False, got {self.shuffle!r}")
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 choices = [f'"{one}"' if one else "None" for one in allowed]
@@ -115,7 +125,8 @@ class Spec:
             unknown = [str(key) for key in spec if key not in names]
             if unknown:
                 raise ValueError(
-                    f"spec has unknown field(s) {', '.join(unknown)}; there are {', '.join(names)}"
+                    f"spec has unknown field(s) {', '.join(unknown)}{meant(unknown[0], names)} "
+                    f"There are {', '.join(names)}"
                 )
             values = dict(spec)
         else:

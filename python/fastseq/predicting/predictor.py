@@ -239,6 +239,12 @@ class Predictor:
     def _check_state(self, state: Tree, count: int) -> None:
         if state is None:
             return
+        wanted, got = ([name for name, _ in tree_paths(s, "state")] for s in (self._dims, state))
+        if wanted != got:
+            raise ValueError(
+                "the state must be like what get_state returns after a step, with "
+                f"{', '.join(wanted) or 'nothing'}; got {', '.join(got)}"
+            )
         for dim, a in zip(tree_leaves(self._dims), tree_leaves(state), strict=True):
             if dim >= 0 and a.shape[dim] != count:
                 raise ValueError(
