@@ -12,7 +12,7 @@ from torch import nn
 from .data.opening import to_tensor
 from .tree import Tree, tree_map, tree_paths
 
-__all__ = ["choose_device", "input_dtype", "make_optimizer", "step_input"]
+__all__ = ["check_loss", "choose_device", "input_dtype", "make_optimizer", "step_input"]
 
 
 def choose_device(device: str | torch.device, local_rank: int) -> torch.device:
@@ -33,9 +33,28 @@ def input_dtype(model: nn.Module) -> torch.dtype:
     return counts.most_common(1)[0][0] if counts else torch.get_default_dtype()
 
 
-def step_input(x: Any, dtype: torch.dtype) -> Tree:
-    """Return the input of one time step as tensors, ``(N, F)``."""
-    xs = tree_map(lambda a: to_tensor(a, dtype), x)
+def check_loss(loss: Any) -> None:
+    """Raise unless `loss` may be a loss over chunks, ``loss(m, xs, ys)``."""
+    if not callable(loss):
+        raise TypeError(f"loss must be callable as loss(m, xs, ys), got {loss!r}")
+    try:
+        parameters = inspect.signature(loss).parameters
+    except (TypeError, ValueError):  # built-in functions do not tell
+        return
+    name = getattr(loss, "__name__", None) or repr(loss)
+    kinds = [p.kind for p in parameters.values()]
+    places = sum(k in (k.POSITIONAL_ONLY, k.POSITIONAL_OR_KEYWORD) for k in kinds)
+    too_few = places < 3 and not any(k is k.VAR_POSITIONAL for k in kinds)
+    if "reduction" in parameters or hasattr(loss, "reduction") or too_few:
+        raise TypeError(
+            f"loss is called as loss(m, xs, ys), with the model itself, but {name} compares "
+            f"outputs with targets: pass fastseq.seqloss({name})"
+        )
+
+
+def step_input(x: Any) -> Tree:
+    """Return the input of one time step as tensors, ``(N, F)``, of the dtypes that they have."""
+    xs = tree_map(to_tensor, x)
     for name, part in tree_paths(xs, "x"):
         if part.dim() != 2:
             raise ValueError(

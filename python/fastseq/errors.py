@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "BusyError",
     "CheckpointError",
     "CommunicationError",
     "FastseqError",
@@ -15,6 +16,10 @@ __all__ = [
 
 class FastseqError(Exception):
     """Base of fastseq's own errors."""
+
+
+class BusyError(FastseqError, RuntimeError):
+    """Another thread trains the model that this one needs."""
 
 
 class CheckpointError(FastseqError, ValueError):

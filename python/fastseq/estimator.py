@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from .arguments import choose_device, input_dtype
+from .arguments import check_loss, choose_device, input_dtype
 from .compiled import CompiledStateful, compile_chunks
 from .cuda_graph import GraphTrainer
 from .data.sequences import Sequences
@@ -129,12 +129,11 @@ class Estimator(Serving):
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-        if not callable(loss):
-            raise TypeError(f"loss must be callable as loss(m, xs, ys), got {loss!r}")
         if not isinstance(compile, bool):
             raise TypeError(f"compile must be True or False, got {compile!r}")
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
             raise TypeError(f"seed must be an integer or None, got {seed!r}")
+        check_loss(loss)
         self.spec = Spec.of(spec)
         self._replicas = Replicas(communicator(comm))
         self.device = choose_device(device, self._replicas.comm.local_rank)
@@ -245,7 +244,7 @@ class Estimator(Serving):
             Another rank failed; the message is its.
         """
         count = self.spec.epochs if epochs is None else epochs
-        with self._replicas.together():
+        with self._replicas.together(), in_mode(self.model, training=True):
             check_count("epochs", count)
             data = self._open_both("fit", x, y, w, mask, lengths)
             Fit(self, data, validation).run(count, checkpoint, resume)
@@ -290,11 +289,9 @@ class Estimator(Serving):
             data = self._open(x, None, None, None, lengths)
             self._scale(data)
             self._replicas.make_common(self.model)
-            if reset:
-                self.reset_state()
             return self._predictor.predict(
                 data, self.spec, out,
-                squeeze=self._squeezed, undo=self._undo, progress=self.progress,
+                reset=reset, squeeze=self._squeezed, undo=self._undo, progress=self.progress,
             )  # fmt: skip
 
     def evaluate(
@@ -337,7 +334,6 @@ class Estimator(Serving):
 
     def _scale(self, data: Sequences) -> None:
         """Scale data as those of `fit` were."""
+        self._check_measured()
         if self.scaling_ is not None:
             data.scaled(self.scaling_.x, self.scaling_.y if data.y is not None else None)
-        elif self.spec.scale_x is not None or self.spec.scale_y is not None:
-            raise ValueError("how to scale is measured by fit, which has not been called yet")

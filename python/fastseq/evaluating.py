@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from .tree import Tree, tree_map
 if TYPE_CHECKING:
     from .estimator import Estimator
 
-__all__ = ["chunk_plan", "evaluate", "samples"]
+__all__ = ["chunk_plan", "evaluate", "nothing_counts", "samples"]
 
 
 def chunk_plan(
@@ -62,6 +61,11 @@ def evaluate(
         The state in which each block starts; None: a fresh one.
     warmup
         How many steps at the begin of each block only bring the model into its state.
+
+    Raises
+    ------
+    ValueError
+        Nothing counts, on any rank.
     """
     total = weights = 0.0
     with torch.no_grad():
@@ -72,7 +76,17 @@ def evaluate(
                 total += weight * float(value)
                 weights += weight
     mean, weights = replicas.mean_loss(total / weights if weights else 0.0, weights)
-    return mean if weights else math.nan
+    if not weights:
+        raise nothing_counts("to compute a loss on")
+    return mean
+
+
+def nothing_counts(purpose: str) -> ValueError:
+    """Say that all samples are left out."""
+    return ValueError(
+        f"there is nothing {purpose}: no sample of y counts, as w is 0, mask false, lengths 0, or "
+        "inputs or targets are missing everywhere"
+    )
 
 
 def samples(

@@ -15,10 +15,11 @@ from torch.utils.data import Dataset
 from .checkpoint.saves import Saves
 from .data.sequences import Sequences
 from .data.validation import Validation, split
-from .evaluating import chunk_plan, evaluate
+from .evaluating import chunk_plan, evaluate, nothing_counts
 from .progress import Progress
 from .run import Run
 from .scaling import Scaling
+from .seeding import Draws
 from .stateful import in_mode, is_bidirectional
 from .training import Trainer
 
@@ -82,7 +83,7 @@ class Fit:
         run = Run(est, self._data, self._validation, epochs=epochs, steps=len(self._plan))
         run.ends = trainer.ends
         saves.attach(run, trainer)
-        with trainer, in_mode(est.model, training=True), bar as progress, _calling(run), saves:
+        with trainer, bar as progress, _calling(run), saves:
             while run.epoch < run.epochs and run.stopped is None:
                 self._run_epoch(run, trainer, progress)
 
@@ -129,13 +130,21 @@ class Fit:
         progress.epoch(run.epoch, run.epochs)
         begin = time.perf_counter()
         losses = trainer.new_losses(f"epoch {run.epoch}")
-        with self._seeded(seed):
+        with self._draws(seed) as draws:
             begin = self._saves.within_epoch(trainer, losses, begin)
             chunks = itertools.islice(plan.chunks(order), run.index, None)
-            trainer.run(self._data, chunks, losses, progress, run.asks, run.after_step)
+            draws.watch()
+
+            def after_step(loss: float, attention: bool) -> bool:
+                draws.look()
+                return run.after_step(loss, attention)
+
+            trainer.run(self._data, chunks, losses, progress, run.asks, after_step)
         self._replicas.make_common(est.model)
         if run.index < run.steps:
             return  # it was stopped
+        if not losses.weight:
+            raise nothing_counts("to train on")
         seconds = time.perf_counter() - begin
         run.row = {
             "epoch": run.epoch,
@@ -162,19 +171,14 @@ class Fit:
                 states=trainer.ends, warmup=validation.warmup,
             )  # fmt: skip
 
-    @contextlib.contextmanager
-    def _seeded(self, seed: int) -> Iterator[None]:
+    def _draws(self, seed: int) -> Draws:
         """Seed dropout, differently on every rank; leave the user's own generator alone."""
-        if self._est.seed is None and self._replicas.alone:
-            yield  # as in a plain loop: torch's global generator, seeded by the user or not
-            return
+        device, alone = self._est.device, self._replicas.alone
+        if self._est.seed is None and alone:
+            # As in a plain loop: torch's global generator, seeded by the user or not.
+            return Draws(None, device, turns=True)
         seed = (seed * 1_000_003 + self._replicas.comm.rank) % 2**63
-        with torch.random.fork_rng():
-            if self._est.device.type == "cpu":
-                torch.default_generator.manual_seed(seed)  # all devices' take as long as a step
-            else:
-                torch.manual_seed(seed)
-            yield
+        return Draws(seed, device, turns=alone)
 
 
 @contextlib.contextmanager

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .modes import in_mode
+from .seeding import untouched
 from .tree import Tree, tree_leaves, tree_map
 
 __all__ = ["Stateful", "batch_dims", "in_mode", "is_bidirectional", "takes_lengths", "takes_state"]
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Return what `torch.compile` was given, if `module` is what it has returned."""
+    return getattr(module, "_orig_mod", module)
 
 
 def takes_state(module: nn.Module) -> bool:
@@ -35,7 +41,7 @@ def takes_state(module: nn.Module) -> bool:
     known = _TAKES_STATE.get(type(module))
     if known is not None and not module.__dict__.get("batch_first"):  # in the inner loop
         return known
-    module = getattr(module, "_orig_mod", module)  # what torch.compile was given
+    module = unwrapped(module)
     if isinstance(module, nn.RNNCellBase):
         raise TypeError(
             f"{type(module).__name__} returns no (output, state); "
@@ -74,25 +80,13 @@ def _forward_takes_state(kind: type[nn.Module]) -> bool:
 
 def takes_lengths(module: nn.Module) -> bool:
     """Whether the ``forward`` of `module` has a parameter ``lengths``."""
-    kind = type(module)
+    kind = type(unwrapped(module))
     if kind not in _TAKES_LENGTHS:
         _TAKES_LENGTHS[kind] = "lengths" in inspect.signature(kind.forward).parameters
     return _TAKES_LENGTHS[kind]
 
 
 _TAKES_LENGTHS: dict[type[nn.Module], bool] = {}
-
-
-@contextmanager
-def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """Put a model into training or evaluation mode; afterwards every module has its own again."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def is_bidirectional(module: nn.Module) -> bool:
@@ -132,9 +126,10 @@ class Stateful:
         self.module = module
         self.state: Tree = None
         self.lengths: Tensor | None = None
-        if isinstance(module, nn.Sequential):
-            stateful = [type(layer).__name__ for layer in module if takes_state(layer)]
-            if stateful and type(module).forward is nn.Sequential.forward:
+        plain = unwrapped(module)
+        if isinstance(plain, nn.Sequential):
+            stateful = [type(unwrapped(a)).__name__ for a in plain if takes_state(a)]
+            if stateful and type(plain).forward is nn.Sequential.forward:
                 raise TypeError(
                     f"nn.Sequential drops the state of {', '.join(stateful)}; use fastseq.nn.Chain"
                 )
@@ -178,6 +173,12 @@ class Stateful:
             if self._backward_starts_fresh:
                 self.state = reset_backward(self.module, self.state)
 
+    def fresh(self) -> Stateful:
+        """Return another one of the same model, whose series begin."""
+        other = copy.copy(self)
+        other.state = other.lengths = None
+        return other
+
     def reset_state(self) -> None:
         """Forget the state: the next call starts a new series."""
         self.state = None
@@ -203,6 +204,7 @@ def reset_backward(module: nn.Module, state: Tree) -> Tree:
     is no state of the next chunk's end. Layers are found where state is threaded by fastseq: a
     bare layer, or in a `Chain`.
     """
+    module = unwrapped(module)
     if isinstance(module, nn.RNNBase) and module.bidirectional:
         forward = torch.arange(2 * module.num_layers) % 2 == 0
 
@@ -229,7 +231,7 @@ def batch_dims(module: nn.Module, x: Tree) -> Tree:
     x
         An input of at least one step and one sequence, ``(S, B, F)``.
     """
-    with torch.no_grad(), torch.random.fork_rng():
+    with torch.no_grad(), untouched(tree_leaves(x)[0].device):
         states = []
         for count in (1, 2):
             m = Stateful(module)

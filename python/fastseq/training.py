@@ -21,7 +21,7 @@ from .precision import Precision
 from .progress import Progress
 from .spec import Spec
 from .stateful import Stateful
-from .tree import Tree, tree_map
+from .tree import Tree, tree_leaves, tree_map
 
 __all__ = ["LossMean", "Trainer", "chunk_loss", "chunk_weight", "to_device"]
 
@@ -64,8 +64,12 @@ def chunk_weight(chunk: Chunk, batch: Batch | None) -> float:
     """How much a chunk's mean loss counts: its samples, or their weights' sum."""
     if batch is None:
         return 0.0
-    if batch.ws is not None:
+    if isinstance(batch.ws, Tensor) and batch.ws.dim() == 2:
         return float(batch.ws.sum(dtype=torch.float64))
+    if batch.ws is not None:  # of each target: what samples count for on average
+        parts = tree_leaves(batch.ws)
+        total = torch.stack([ws.sum(dtype=torch.float64) for ws in parts]).sum()
+        return float(total / sum(math.prod(ws.shape[2:]) for ws in parts))
     return float((chunk.t1 - chunk.t0) * (chunk.n1 - chunk.n0))
 
 
@@ -117,6 +121,12 @@ class LossMean:
             f"(steps {chunk.t0} to {chunk.t1}, sequences {chunk.n0} to {chunk.n1}): check x and y "
             "for NaN, lower the learning rate or set spec.clip_norm"
         )
+
+    @property
+    def weight(self) -> float:
+        """The weights of all chunks so far."""
+        self.look()
+        return self.sums[1]
 
     @property
     def mean(self) -> float:

@@ -12,6 +12,7 @@ import torch
 from ..distributed import Communicator
 from ..errors import CheckpointError
 from ..scaling import Scaling
+from ..seeding import untouched
 from ..stateful import Stateful, in_mode
 from ..tree import Tree, tree_leaves, tree_like
 from .contents import (
@@ -233,6 +234,6 @@ def _differences(then: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, A
 def _example_state(est: Estimator) -> Tree:
     """Return a state as the model makes it: in its kinds of tuples and dicts."""
     m = Stateful(est.model)
-    with torch.no_grad(), torch.random.fork_rng(), in_mode(est.model, training=False):
+    with torch.no_grad(), untouched(est.device), in_mode(est.model, training=False):
         m(est._example)
     return m.state

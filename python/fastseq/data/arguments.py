@@ -58,7 +58,9 @@ class Arguments:
             self._measure(inputs)
         self.x: Tree = _map_arrays(x, "x", self._open_input)
         self.y: Tree = _map_arrays(y, "y", self._open_target)
-        self.w = None if w is None else self._open_weights(w, "w", dtype)
+        # Half precision has not the range of weights, nor the digits to add them up.
+        weights = torch.promote_types(dtype, torch.float32)
+        self.w = None if w is None else self._open_weights(w, "w", weights)
         self.mask = None if mask is None else self._open_weights(mask, "mask", _mask_dtype(mask))
         if lengths is not None:
             self.lengths = _checked_lengths(lengths, self.steps, self.count)
@@ -138,7 +140,7 @@ class Arguments:
             )
         whole = self.steps, self.count
         if shape[:2] != whole and shape[:2] in ((1, self.count), (self.steps, 1)) and name != "x":
-            return Broadcast(name, to_tensor(array, self.dtype), whole, self.dtype)
+            return Broadcast(name, to_tensor(array), whole, self.dtype)
         self._check(name, shape)
         return open_source(array, name, self.dtype)
 
@@ -157,7 +159,7 @@ class Arguments:
                 f"{name} of shape {shape} may belong to the sequences or to the steps, as there "
                 f"are {self.count} of both: make it (1, {self.count}, F) or ({self.steps}, 1, F)"
             )
-        tensor = to_tensor(array[:], self.dtype)
+        tensor = to_tensor(array[:])
         tensor = tensor.unsqueeze(0) if shape[0] == self.count else tensor.unsqueeze(1)
         return Broadcast(name, tensor, whole, self.dtype)
 

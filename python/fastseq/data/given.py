@@ -9,6 +9,7 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from ..h5 import LazyTensor
+from ..h5.links import dead_link
 from ..h5.types import is_bfloat16
 from .ragged import group_items
 
@@ -27,6 +28,11 @@ def checked(array: Any, name: str) -> Any:
     """
     if isinstance(array, h5py.Dataset | h5py.Group) and not array:
         raise ValueError(f"{name} is from a file that has been closed; keep it open")
+    if isinstance(array, h5py.Dataset) and array.shape is None:
+        raise ValueError(
+            f"{name} is the dataset {array.name}, which is empty: it has a type, but no elements "
+            "(a null dataspace)"
+        )
     if isinstance(array, h5py.Group):
         return _items_of(array, name)
     if isinstance(array, h5py.Dataset) and is_bfloat16(array):
@@ -70,6 +76,9 @@ def _items_of(group: h5py.Group, name: str) -> list[Any]:
     inside = [(key, group.get(key)) for key in group]
     if not inside:
         raise ValueError(f"{name} has no sequences: the group {group.name} is empty")
+    for key, item in inside:
+        if item is None and (dead := dead_link(group, key)) is not None:
+            raise ValueError(f"{name} is the group {group.name}, in which {key!r} is {dead.text}")
     if any(not isinstance(item, h5py.Dataset) or item.ndim not in (1, 2) for _, item in inside):
         shown = ", ".join(
             f"{key} {item.shape}" if isinstance(item, h5py.Dataset) else f"{key}/"

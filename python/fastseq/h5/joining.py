@@ -12,7 +12,7 @@ import numpy as np
 
 from .opening import reading
 from .types import stored_dtype
-from .virtual import check_virtual
+from .virtual import check_readable
 
 __all__ = ["Contents", "Joined", "Stored", "join", "read_contents"]
 
@@ -73,7 +73,7 @@ def read_contents(path: str) -> Contents:
             if isinstance(item, h5py.Group):
                 groups[name] = _attributes(item)
             elif isinstance(item, h5py.Dataset):
-                check_virtual(item)
+                check_readable(item)
                 datasets[name] = _describe(path, name, item)
 
         file.visititems(visit)

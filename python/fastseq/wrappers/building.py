@@ -14,6 +14,7 @@ from torch import Tensor, nn, optim
 from ..builders import MLP, Linear, Recurrent
 from ..losses import seqloss
 from ..params import decay_groups
+from ..seeding import seeded
 
 __all__ = ["chunk_loss", "make_module", "optimizer_factory", "wants_whole"]
 
@@ -89,8 +90,7 @@ def make_module(
         raise TypeError(
             f"module must be a name, an nn.Module, its class or a builder, got {module!r}"
         )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         if isinstance(build, type) and issubclass(build, nn.Module):
             sizes = {"hidden_size": hidden_size, "num_layers": num_layers, "dropout": dropout}
             made = build(**_sizes_by_name(build, n_in, n_out, sizes))

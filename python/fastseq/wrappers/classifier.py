@@ -24,10 +24,14 @@ __all__ = ["SequenceClassifier"]
 class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[misc]
     """Learns classes from sequences, or from rows of a table, as a scikit-learn classifier.
 
-    Samples come first: X is ``(N, T, F)``, N sequences of T steps with F features, ``(N, F)``, or
-    a list of ``(T_i, F)``. y holds labels of any dtype: one per sequence, ``(N,)``, or several,
-    ``(N, K)``, told by what the module returns at the sequence's last step; or one per step,
-    ``(N, T)``, ``(N, T, K)`` or a list of ``(T_i,)`` or ``(T_i, K)``.
+    Samples come first: X is ``(N, T, F)``, N sequences of T steps with F features, or a list of
+    ``(T_i, F)`` or ``(T_i,)``. An array or a data frame ``(N, F)`` is a table, as everywhere in
+    scikit-learn: N samples of *one* step with F features; N series of T values are
+    ``X[:, :, None]``, or the list of them.
+
+    y holds labels of any dtype: one per sequence, ``(N,)``, or several, ``(N, K)``, told by what
+    the module returns at the sequence's last step; or one per step, ``(N, T)``, ``(N, T, K)`` or a
+    list of ``(T_i,)`` or ``(T_i, K)``.
 
     Computes in the dtype of X: double precision if that has it, else single precision.
 

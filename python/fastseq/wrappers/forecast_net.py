@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..seeding import seeded
 from ..stateful import takes_lengths, takes_state
 from ..tree import Tree
 
-__all__ = ["ForecastNet", "KnownFuture"]
+__all__ = ["ForecastNet", "KnownFuture", "StateOnly"]
 
 
 class KnownFuture(nn.Module):
@@ -76,11 +76,6 @@ class ForecastNet(nn.Module):
     covariates
         F, 0 if there are none.
 
-    Attributes
-    ----------
-    brief
-        Return one output only, where just the state is wanted.
-
     Examples
     --------
     >>> net = ForecastNet(nn.GRU(3, 4), None, 2)
@@ -93,7 +88,6 @@ class ForecastNet(nn.Module):
         super().__init__()
         self.body = body
         self.head = head
-        self.brief = False
         self._covariates = covariates
 
     @classmethod
@@ -125,8 +119,7 @@ class ForecastNet(nn.Module):
         """
         if horizon == 1 or not covariates:
             return cls(build(seen + covariates, horizon * outputs), None, covariates)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with seeded(seed):
             head = KnownFuture(horizon, covariates, width, outputs)
         return cls(build(seen + covariates, horizon * width), head, covariates)
 
@@ -134,15 +127,39 @@ class ForecastNet(nn.Module):
         self, x: Tree, state: Tree = None, lengths: Tensor | None = None
     ) -> tuple[Tensor, Tree]:
         """Run a chunk; see `Windows.inputs`."""
-        known: Any = None
+        y, state = self.run_body(x, state, lengths)
+        return (y if self.head is None else self.head(y, x[1])), state
+
+    def run_body(
+        self, x: Tree, state: Tree = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tree]:
+        """Run a chunk, but not what makes forecasts of contexts."""
         if self._covariates:
             seen, known = x
             x = torch.cat([seen, known[..., : self._covariates]], -1)
         more = {} if lengths is None or not takes_lengths(self.body) else {"lengths": lengths}
         if takes_state(self.body):
-            y, state = self.body(x, state, **more)
-        else:
-            y, state = self.body(x, **more), None
-        if self.brief:
-            return y[..., :1], state
-        return (y if self.head is None else self.head(y, known)), state
+            return self.body(x, state, **more)  # type: ignore[no-any-return]
+        return self.body(x, **more), None
+
+
+class StateOnly(nn.Module):
+    """Runs a `ForecastNet` where just the state is wanted: returns one output alone.
+
+    Examples
+    --------
+    >>> y, state = StateOnly(ForecastNet(nn.GRU(1, 4), None, 0))(torch.zeros(10, 5, 1))
+    >>> y.shape, state.shape
+    (torch.Size([10, 5, 1]), torch.Size([1, 5, 4]))
+    """
+
+    def __init__(self, net: ForecastNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(
+        self, x: Tree, state: Tree = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tree]:
+        """Run a chunk."""
+        y, state = self.net.run_body(x, state, lengths)
+        return y[..., :1], state

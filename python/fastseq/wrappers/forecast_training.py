@@ -48,6 +48,7 @@ class ForecastTraining(SequenceEstimator):
     horizon: int
     quantiles: Any
     strategy: str
+    season: int | None
     lags: int
     loss: Any
     fold: int
@@ -76,7 +77,8 @@ class ForecastTraining(SequenceEstimator):
         windows = Windows.of(
             [series.arrays[n] for n in order],
             None if covariates is None else [covariates[n] for n in order],
-            scaling.take(order), lag=lag, lags=self.lags, horizon=1 if recursive else self.horizon,
+            scaling.take(order), lag=lag, season=self.season, lags=self.lags,
+            horizon=1 if recursive else self.horizon,
         )  # fmt: skip
         apart = None if self.validation is None else windows.held_out(self.validation)
         levels = PATH_LEVELS if recursive and self.quantiles is not None else self._levels

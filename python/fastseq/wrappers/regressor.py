@@ -26,12 +26,17 @@ _LOSSES: dict[str, Callable[..., Any]] = {
 class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc]
     """Learns numbers from sequences, or from rows of a table, as a scikit-learn regressor.
 
-    Samples come first: X is ``(N, T, F)``, N sequences of T steps with F features, ``(N, F)``, or
-    a list of ``(T_i, F)``. y is one target per sequence, ``(N,)`` or ``(N, K)``, which is compared
-    with what the module returns at the sequence's last step; or one per step, ``(N, T)``,
-    ``(N, T, K)`` or a list of ``(T_i,)`` or ``(T_i, K)``.
+    Samples come first: X is ``(N, T, F)``, N sequences of T steps with F features, or a list of
+    ``(T_i, F)`` or ``(T_i,)``. An array or a data frame ``(N, F)`` is a table, as everywhere in
+    scikit-learn: N samples of *one* step with F features; N series of T values are
+    ``X[:, :, None]``, or the list of them.
 
-    Computes in the dtype of X: double precision if that has it, else single precision.
+    y is one target per sequence, ``(N,)`` or ``(N, K)``, which is compared with what the module
+    returns at the sequence's last step; or one per step, ``(N, T)``, ``(N, T, K)`` or a list of
+    ``(T_i,)`` or ``(T_i, K)``.
+
+    Computes in the dtype of X: double precision if that has it, else single precision. What is
+    scaled is scaled in double precision before; predictions are in double precision if X or y is.
 
     Parameters
     ----------
@@ -229,6 +234,8 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:  # noqa: N803
         """Return R² of the predictions, over all steps where each has a target; see `fit`."""
         truth, predicted, weights = self._compared(X, y, sample_weight)
+        # In single precision, squares of differences leave its range, or lose their digits.
+        truth, predicted = truth.astype(float, copy=False), predicted.astype(float, copy=False)
         return float(r2_score(truth, predicted, sample_weight=weights))
 
     def _read_y(self, y: Any, inputs: Inputs) -> Targets:

@@ -9,7 +9,7 @@ import numpy as np
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_consistent_length
 
-from .inputs import Array, Inputs, Items
+from .inputs import Array, Inputs, Items, numbers
 
 __all__ = ["TargetForm", "Targets", "read_targets"]
 
@@ -74,7 +74,7 @@ def read_targets(y: Any, inputs: Inputs, per_step: bool | None, *, numeric: bool
     per_step
         Which of them ``(N, T)`` is; None: per step.
     numeric
-        Whether they must be numbers; they are converted to the inputs' dtype.
+        Whether they must be numbers; they stay in single or double precision.
 
     Raises
     ------
@@ -90,7 +90,7 @@ def read_targets(y: Any, inputs: Inputs, per_step: bool | None, *, numeric: bool
         y, ensure_2d=False, allow_nd=True, input_name="y", dtype="numeric" if numeric else None
     )
     check_consistent_length(inputs.lengths, y)
-    y = _numbers(y, inputs) if numeric else y
+    y = numbers(y) if numeric else y
     steps = y.ndim > 1 and not inputs.ragged and y.shape[1] == inputs.steps
     if y.ndim == 3 or (y.ndim == 2 and per_step is not False and steps and inputs.steps > 1):
         if per_step is False or not steps:
@@ -119,7 +119,7 @@ def _read_list(y: Any, inputs: Inputs, *, numeric: bool) -> Targets:
     whole = check_array(
         np.concatenate(items), ensure_2d=False, input_name="y", dtype="numeric" if numeric else None
     )
-    whole = _numbers(whole, inputs) if numeric else whole
+    whole = numbers(whole) if numeric else whole
     form = TargetForm(True, *_form(whole, 1))
     rows = whole.reshape(len(whole), -1)
     if inputs.ragged:
@@ -130,7 +130,3 @@ def _read_list(y: Any, inputs: Inputs, *, numeric: bool) -> Targets:
 def _form(y: Array, leading: int) -> tuple[int, bool]:
     """Return how many targets there are, and whether there is no axis for them."""
     return (1, True) if y.ndim == leading else (y.shape[leading], False)
-
-
-def _numbers(y: Array, inputs: Inputs) -> Array:
-    return y.astype(inputs.x[0].dtype, copy=False)
