@@ -21,7 +21,7 @@ from .evaluating import chunk_plan, evaluate
 from .fitting import Fit
 from .history import History
 from .looking import Looks, wants_whole_series
-from .losses import of_numbers
+from .losses import missing_label, of_numbers
 from .parallel import Replicas
 from .precision import Precision
 from .predicting import Predictor
@@ -354,6 +354,7 @@ class Estimator(Serving):
         data = Sequences(
             x, y, w, mask, lengths, dtype=input_dtype(self.model), nan=self.spec.nan,
             labels=self.spec.scale_y is None or not of_numbers(self.loss),
+            missing_label=missing_label(self.loss),
             device=self.device, strict=y is not None,  # predictions may go into the same file
         )  # fmt: skip
         self._example = tree_map(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .tree import Tree
 
-__all__ = ["of_numbers", "seqloss"]
+__all__ = ["missing_label", "of_numbers", "seqloss"]
 
 Loss = Callable[..., Tensor]
 
@@ -72,8 +72,30 @@ def of_numbers(loss: Any) -> bool:
     >>> of_numbers(seqloss(F.mse_loss)), of_numbers(seqloss(F.cross_entropy))
     (True, False)
     """
-    made = isinstance(loss, functools.partial) and loss.func is _mean_over_samples
-    return made and loss.args[2] == "elements"
+    return _made(loss) and loss.args[2] == "elements"
+
+
+def missing_label(loss: Any) -> int | None:
+    """Return the label that a loss made by `seqloss` leaves out, torch's ``ignore_index``.
+
+    Examples
+    --------
+    >>> missing_label(seqloss(F.cross_entropy))
+    -100
+    >>> missing_label(seqloss(F.mse_loss)) is None
+    True
+    """
+    if not _made(loss) or loss.args[2] != "classes":
+        return None
+    fn = loss.args[0]
+    if isinstance(fn, nn.Module):
+        return getattr(fn, "ignore_index", None)
+    parameter = inspect.signature(fn).parameters.get("ignore_index")
+    return None if parameter is None else int(parameter.default)
+
+
+def _made(loss: Any) -> bool:
+    return isinstance(loss, functools.partial) and loss.func is _mean_over_samples
 
 
 def _unreduced(fn: Loss | nn.Module) -> Loss:

@@ -45,7 +45,8 @@ class Spec:
         the first place; ``"mask"``: take each for missing; or ``"keep"``. Where an input is
         missing, the model gets 0, after scaling (then that is the mean); what is missing of the
         targets adds nothing to loss and gradient. Samples of which all inputs, or all targets, are
-        missing have weight 0. A loss gets weights ``(S, B, K)``, of each target, for chunks in
+        missing have weight 0 (so have, in any case, class labels that are the loss's
+        ``ignore_index``). A loss gets weights ``(S, B, K)``, of each target, for chunks in
         which samples have some of their targets but not all; for several targets in their
         structure.
     context

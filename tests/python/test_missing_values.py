@@ -10,7 +10,7 @@ import sklearn.metrics as sk
 import torch
 from models import adamw, assert_same_parameters, chain, plain_loop
 from torch import nn
-from torch.nn.functional import cosine_similarity, mse_loss
+from torch.nn.functional import cosine_similarity, cross_entropy, mse_loss
 
 import fastseq as fs
 
@@ -224,6 +224,27 @@ def test_folded_series_are_looked_at_in_all_segments(bad):
         x[step, 1, 0] = 0
         estimator(wanted, fold=4).fit(x, y)
         assert_same_parameters(found, wanted)
+
+
+@pytest.mark.parametrize("ignore", [-100, 2])
+@pytest.mark.parametrize("kind", ["array", "list"])
+@pytest.mark.parametrize("nan", ["raise", "keep", "mask"])
+def test_labels_that_the_loss_ignores_are_missing(ignore, kind, nan):
+    labels = RNG.integers(0, 2, (T, N))
+    labels[RNG.random(labels.shape) < 0.3] = ignore
+    labels[:7, 4:] = ignore  # a chunk that has none
+    loss = fs.seqloss(nn.CrossEntropyLoss(ignore_index=ignore) if ignore > 0 else cross_entropy)
+    x, y = KINDS[kind](X), KINDS[kind](labels)
+    model = chain(features=4, outputs=3)
+    w = (labels != ignore).astype(np.float32)
+    found = estimator(copy.deepcopy(model), loss, nan=nan, seqsize=9).fit(x, y)
+    wanted = estimator(copy.deepcopy(model), fs.seqloss(cross_entropy), seqsize=9)
+    wanted.fit(X, np.where(labels == ignore, 0, labels), w)
+    assert_same_parameters(found.model, wanted.model)
+    with torch.no_grad():
+        output = found.model(torch.from_numpy(X))[0].flatten(0, 1)
+    expected = cross_entropy(output, torch.from_numpy(labels).flatten(), ignore_index=ignore)
+    assert found.evaluate(x, y) == pytest.approx(float(expected), rel=1e-5)
 
 
 ZEROS = np.zeros((T, N), np.float32)

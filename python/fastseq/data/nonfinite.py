@@ -28,7 +28,7 @@ def refuse_nonfinite(data: Sequences, chunk: Chunk, slabs: list[Slab]) -> None:
         The message names the first place.
     """
     for slab in slabs:
-        bad = slab.nonfinite()
+        bad = slab.missing() if slab.data.is_floating_point() else None
         if bad is not None:
             raise NonFiniteError(_place(data, chunk, slab, bad))
 
@@ -42,8 +42,10 @@ def fill_inputs(slabs: list[Slab]) -> Tensor | None:
     return None if bool(some.all()) else some
 
 
-def fill_targets(slabs: list[Slab]) -> tuple[Tensor | None, list[Tensor] | None]:
-    """Put 0 in the place of missing targets.
+def fill_targets(
+    slabs: list[Slab], *, numbers: bool = True
+) -> tuple[Tensor | None, list[Tensor] | None]:
+    """Put 0 in the place of missing targets: of labels, and, if `numbers`, of NaN and infinities.
 
     Returns
     -------
@@ -51,7 +53,9 @@ def fill_targets(slabs: list[Slab]) -> tuple[Tensor | None, list[Tensor] | None]
         Which samples have any targets, ``(S, B)``, None where nothing is missing; and, if samples
         have some of theirs but not all, which those are, ``(S, B, K)`` for each slab.
     """
-    missing = _fill(slabs)
+    looked_at = [slab for slab in slabs if numbers or not slab.data.is_floating_point()]
+    found = dict(zip(map(id, looked_at), _fill(looked_at), strict=True))
+    missing = [found.get(id(slab)) for slab in slabs]
     if all(bad is None for bad in missing):
         return None, None
     each = [
@@ -64,7 +68,7 @@ def fill_targets(slabs: list[Slab]) -> tuple[Tensor | None, list[Tensor] | None]
 
 
 def _fill(slabs: list[Slab]) -> list[Tensor | None]:
-    missing = [slab.nonfinite() for slab in slabs]
+    missing = [slab.missing() for slab in slabs]
     for slab, bad in zip(slabs, missing, strict=True):
         if bad is not None:
             slab.blank(bad)

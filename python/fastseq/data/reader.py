@@ -27,16 +27,19 @@ class Slab:
     data
         The tensor ``(S, B, …)``.
     suspect
-        Whether it may hold NaN or infinity.
+        Whether it may hold NaN, infinity or `label`.
+    label
+        The integer that says that there is none; None: there is no such.
     """
 
-    __slots__ = ("boxes", "data", "future", "source", "suspect")
+    __slots__ = ("boxes", "data", "future", "label", "source", "suspect")
 
     def __init__(self, source: Source, boxes: list[Box], data: Tensor | None) -> None:
         self.source = source
         self.boxes = boxes
         self.data: Any = data
         self.suspect = False
+        self.label: int | None = None
         self.future: Future[int] | None = None
 
     def read(self) -> Slab:
@@ -59,11 +62,20 @@ class Slab:
         repeats = isinstance(self.source, Broadcast)
         self.data = data.masked_fill(out, 0) if repeats else data.masked_fill_(out, 0)
 
-    def nonfinite(self) -> Tensor | None:
-        """Return where NaN and infinities are; None if there are none."""
-        if not self.suspect or not self.data.is_floating_point():
+    def look_for(self, label: int) -> None:
+        """Take integers of this value for missing ones."""
+        if not self.data.is_floating_point():
+            self.label = label
+            self.suspect = bool((self.data == label).any())
+
+    def missing(self) -> Tensor | None:
+        """Return where NaN and infinities are, of integers where `label` is; None: nowhere."""
+        if not self.suspect:
             return None
-        bad: Tensor = ~self.data.isfinite()
+        data: Tensor = self.data
+        if not data.is_floating_point() and self.label is None:
+            return None
+        bad = ~data.isfinite() if data.is_floating_point() else torch.eq(data, self.label or 0)
         return bad if bool(bad.any()) else None
 
     def split(self, sizes: list[int]) -> list[Tensor]:
@@ -74,7 +86,7 @@ class Slab:
     def part(self, data: Tensor) -> Slab:
         """Return one of these parts as a slab."""
         part = Slab(self.source, self.boxes, data)
-        part.suspect = self.suspect
+        part.suspect, part.label = self.suspect, self.label
         return part
 
 

@@ -76,6 +76,8 @@ class Sequences:
         Whether a file that changes while it is read is an error.
     labels
         Whether integers in `y` stay integers; else they are numbers like others.
+    missing_label
+        The integer in `y` that says that there is no label.
 
     Attributes
     ----------
@@ -109,6 +111,7 @@ class Sequences:
         device: torch.device | None = None,
         strict: bool = True,
         labels: bool = True,
+        missing_label: int | None = None,
     ) -> None:
         opened = Arguments(x, y, w, mask, lengths, dtype, labels=labels)
         self.dtype = dtype
@@ -122,6 +125,8 @@ class Sequences:
         self.order: np.ndarray[Any, Any] | None = opened.order
         self.ragged = opened.order is not None
         self.squeezed = opened.squeezed
+        labelled = any(not source.dtype.is_floating_point for source in tree_leaves(self.y))
+        self._missing_label = missing_label if labelled else None
         self._t0 = self._n0 = 0
         self._series = self.count
         self._fold = 1
@@ -251,6 +256,10 @@ class Sequences:
 
     def _split(self, group: list[Chunk], slabs: list[Slab]) -> Iterable[tuple[Chunk, Batch | None]]:
         """Return the chunks of a group, each with its part of what has been read."""
+        if self._missing_label is not None and slabs:
+            first = len(tree_leaves(self.x))
+            for slab in slabs[first : first + len(tree_leaves(self.y))]:
+                slab.look_for(self._missing_label)
         if not slabs or len(group) == 1:
             return [(group[0], self._batch(group[0], slabs) if slabs else None)]
         sizes = [chunk.t1 - chunk.t0 for chunk in group]
@@ -337,7 +346,8 @@ class Sequences:
             refuse_nonfinite(self, chunk, [*xs, *ys])
         elif suspect and self.nan == "mask":
             ws = self._left(ws, fill_inputs(xs))
-            known, each = fill_targets(ys)
+        if suspect and (self.nan == "mask" or self._missing_label is not None):
+            known, each = fill_targets(ys, numbers=self.nan == "mask")
             ws = self._left(ws, known)
         data = iter([slab.data for slab in (*xs, *ys)])
         inputs, targets = tree_map(lambda _: next(data), (self.x, self.y))
