@@ -243,7 +243,7 @@ class Estimator(Serving):
             Another rank failed; the message is its.
         """
         count = self.spec.epochs if epochs is None else epochs
-        with self._replicas.together():
+        with self._replicas.together("fit"):
             check_count("epochs", count)
             data = self._open_both("fit", x, y, w, mask, lengths)
             Fit(self, data, validation).run(count, checkpoint, resume)
@@ -284,7 +284,7 @@ class Estimator(Serving):
         ValueError, TypeError
             `x` or `out` are not what they should be; nothing has been written then.
         """
-        with self._replicas.together():
+        with self._replicas.together("predict"):
             data = self._open(x, None, None, None, lengths)
             self._scale(data)
             if reset:
@@ -298,7 +298,7 @@ class Estimator(Serving):
         self, x: Any, y: Any = None, w: Any = None, *, mask: Any = None, lengths: Any = None
     ) -> float:
         """Return the mean loss over all samples of all ranks, in evaluation mode; see `fit`."""
-        with self._replicas.together():
+        with self._replicas.together("evaluate"):
             data = self._open_both("evaluate", x, y, w, mask, lengths)
             self._scale(data)
             chunks = chunk_plan(data, self.spec, self._replicas).chunks()
