@@ -9,10 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .data.opening import to_tensor
-from .tree import Tree, tree_map, tree_paths
-
-__all__ = ["check_loss", "choose_device", "input_dtype", "make_optimizer", "step_input"]
+__all__ = ["check_loss", "choose_device", "input_dtype", "make_optimizer"]
 
 
 def choose_device(device: str | torch.device, local_rank: int) -> torch.device:
@@ -66,17 +63,6 @@ def check_loss(loss: Any) -> None:
             f"loss is called as loss(m, xs, ys), with the model itself, but {name} compares "
             f"outputs with targets: pass fastseq.seqloss({name})"
         )
-
-
-def step_input(x: Any) -> Tree:
-    """Return the input of one time step as tensors, ``(N, F)``, of the dtypes that they have."""
-    xs = tree_map(to_tensor, x)
-    for name, part in tree_paths(xs, "x"):
-        if part.dim() != 2:
-            raise ValueError(
-                f"{name} must be one step (sequences, features), got shape {tuple(part.shape)}"
-            )
-    return xs
 
 
 def make_optimizer(optimizer: Any, model: nn.Module) -> torch.optim.Optimizer:

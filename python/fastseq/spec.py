@@ -42,11 +42,23 @@ class Spec:
         their own: for few long series. What is left over at their ends is not trained on.
     nan
         What to do with NaN and infinities in inputs and targets that count: ``"raise"``, naming
-        the first place; ``"mask"``: leave the sample out, with 0 in its place; or ``"keep"``.
+        the first place; ``"mask"``: take each for missing; or ``"keep"``. Where an input is
+        missing, the model gets 0, after scaling (then that is the mean); what is missing of the
+        targets adds nothing to loss and gradient. Samples of which all inputs, or all targets, are
+        missing have weight 0. A loss gets weights ``(S, B, K)``, of each target, for chunks in
+        which samples have some of their targets but not all; for several targets in their
+        structure.
+    context
+        How many earlier steps the outputs of a model without state depend on, such as a causal
+        convolution's (its receptive field less 1): each chunk is run with so many steps before it,
+        fewer where series begin, whose outputs count nowhere.
     scale_x, scale_y
         How to scale inputs and targets, feature by feature: ``"standard"`` (by mean and standard
         deviation), ``"robust"`` (by median and quartiles), or None. Measured on the training part,
-        when `fit` is first called; undone on what `predict` returns.
+        when `fit` is first called; undone on what `predict` returns. Both are done in fp64, before
+        data become what the model computes in and after: neither large offsets nor units matter.
+        Integers as targets are scaled if `seqloss` made the loss of one that compares numbers;
+        else they are class labels.
 
     Raises
     ------
@@ -73,10 +85,15 @@ class Spec:
     nan: str = "raise"
     scale_x: str | None = None
     scale_y: str | None = None
+    context: int = 0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batchsize", "seqsize", "accumulate", "fold"):
             check_count(f"spec.{name}", getattr(self, name))
+        if isinstance(self.context, bool) or not isinstance(self.context, numbers.Integral):
+            raise TypeError(f"spec.context must be an integer, got {self.context!r}")
+        if self.context < 0:
+            raise ValueError(f"spec.context must be a number of steps, got {self.context}")
         for name in ("clip_norm", "clip_value"):
             limit = getattr(self, name)
             if limit is not None and (

@@ -85,6 +85,9 @@ class ChunkPlan:
         Whether ranks share out steps instead of sequences.
     lengths
         The sequences' numbers of steps, ``(N,)``; None: all have T.
+    joined
+        Whether a last block that would leave some rank with a single sequence is joined to the one
+        before: layers that normalise over sequences cannot be trained on one.
 
     Examples
     --------
@@ -101,6 +104,7 @@ class ChunkPlan:
     size: int = 1
     by_time: bool = False
     lengths: np.ndarray[Any, Any] | None = dataclasses.field(default=None, compare=False)
+    joined: bool = False
 
     @property
     def _block_sequences(self) -> int:
@@ -109,15 +113,21 @@ class ChunkPlan:
     @property
     def blocks(self) -> int:
         """How many blocks there are."""
-        return -(-self.sequences // self._block_sequences)
+        blocks, left = divmod(self.sequences, self._block_sequences)
+        few = 2 if self.by_time else 2 * self.size
+        return blocks if not left or (self.joined and blocks and left < few) else blocks + 1
+
+    @property
+    def _begins(self) -> range:
+        """The first sequence of each block."""
+        return range(0, self.blocks * self._block_sequences, self._block_sequences)
 
     @cached_property
     def _block_steps(self) -> list[int]:
         """How many steps each block's longest sequence has."""
         if self.lengths is None:
             return [self.steps] * self.blocks
-        begins = np.arange(0, self.sequences, self._block_sequences)
-        return [int(n) for n in np.maximum.reduceat(self.lengths, begins)]
+        return [int(n) for n in np.maximum.reduceat(self.lengths, np.array(self._begins))]
 
     def _chunks_of(self, steps: int) -> int:
         """How many chunks a block has: as many as the longest rank's part needs."""
@@ -132,7 +142,7 @@ class ChunkPlan:
         """Which part of all blocks' steps lies behind the ends of sequences."""
         if self.lengths is None:
             return 0.0
-        widths = np.diff([*range(0, self.sequences, self._block_sequences), self.sequences])
+        widths = np.diff([*self._begins, self.sequences])
         whole = int(np.dot(widths, self._block_steps))
         return 1 - int(self.lengths.sum()) / whole if whole else 0.0
 
@@ -140,7 +150,8 @@ class ChunkPlan:
         """Yield this rank's chunks, block by block in `order` (default: as they lie)."""
         for block in range(self.blocks) if order is None else order:
             n0 = block * self._block_sequences
-            n1 = min(n0 + self._block_sequences, self.sequences)
+            last = block == self.blocks - 1
+            n1 = self.sequences if last else n0 + self._block_sequences
             steps = self._block_steps[block]
             begin, end = 0, steps
             if self.by_time:
