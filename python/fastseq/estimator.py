@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from .arguments import check_loss, choose_device, input_dtype
 from .compiled import CompiledStateful, compile_chunks
 from .cuda_graph import GraphTrainer
+from .data.fingerprint import fingerprint
 from .data.sequences import Sequences
 from .distributed import communicator
 from .evaluating import chunk_plan, evaluate
@@ -164,7 +165,9 @@ class Estimator(Serving):
         self._trainer = GraphTrainer if graphs else Trainer
         self._loss = compile_chunks(model, loss) if compile and not graphs else loss
         stateful = CompiledStateful(model) if compile and not graphs else Stateful(model)
-        self._predictor = Predictor(stateful, self.device, self._replicas)
+        own = self.spec.shard == "given"  # then no rank has to do with another's sequences
+        sharing = Replicas(communicator(None)) if own else self._replicas
+        self._predictor = Predictor(stateful, self.device, sharing)
         self._drawn_seed: int | None = seed
         self._example: Tree = None
         self._squeezed = False
@@ -260,7 +263,8 @@ class Estimator(Serving):
         """Run the model over whole series, in evaluation mode, without gradients.
 
         The result does not depend on ``batchsize`` and ``seqsize``, beyond rounding. With several
-        ranks each runs some of the sequences, and all return the whole.
+        ranks each runs some of the sequences, and all return the whole; with
+        ``spec.shard="given"`` each its own.
 
         Parameters
         ----------
@@ -291,7 +295,8 @@ class Estimator(Serving):
             self._replicas.make_common(self.model)
             return self._predictor.predict(
                 data, self.spec, out,
-                reset=reset, squeeze=self._squeezed, undo=self._undo, progress=self.progress,
+                reset=reset, squeeze=self._squeezed, undo=self._undo,
+                progress=self.progress and self._replicas.first,
             )  # fmt: skip
 
     def evaluate(
@@ -322,6 +327,8 @@ class Estimator(Serving):
             x, y, w, mask, lengths, dtype=input_dtype(self.model), nan=self.spec.nan,
             device=self.device, strict=y is not None,  # predictions may go into the same file
         )  # fmt: skip
+        if self.spec.shard != "given":
+            self._replicas.same_data(lambda: fingerprint(data))
         self._example = tree_map(
             lambda s: torch.zeros(1, 1, *s.shape[2:], dtype=data.dtype, device=self.device), data.x
         )

@@ -27,8 +27,8 @@ __all__ = ["chunk_plan", "evaluate", "nothing_counts", "samples"]
 def chunk_plan(
     data: Sequences, spec: Spec, replicas: Replicas, *, by_time: bool | None = None
 ) -> ChunkPlan:
-    """Return the chunks in which this rank goes through data."""
-    return ChunkPlan(
+    """Return the chunks in which this rank goes through data. Collective."""
+    plan = ChunkPlan(
         steps=data.steps,
         sequences=data.count,
         batchsize=spec.batchsize,
@@ -37,7 +37,11 @@ def chunk_plan(
         size=replicas.comm.size,
         by_time=spec.shard == "time" if by_time is None else by_time,
         lengths=data.lengths,
+        given=[] if spec.shard == "given" else None,
     )
+    if spec.shard == "given":
+        plan = dataclasses.replace(plan, given=replicas.largest(plan.own_chunks))
+    return plan
 
 
 def evaluate(

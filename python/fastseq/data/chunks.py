@@ -69,9 +69,9 @@ class ChunkPlan:
     """The chunks of one rank: all chunks of a block in time order, then the next block.
 
     A block is ``size · batchsize`` consecutive sequences, of which every rank takes a nearly equal
-    part, or, sharded by time, `batchsize` sequences, of whose steps every rank takes a part. So
-    every rank makes the same number of steps, whatever T and N are. Short tails are kept. A block
-    ends where its longest sequence does.
+    part, or, sharded by time, `batchsize` sequences, of whose steps every rank takes a part; where
+    each rank has data of its own, `batchsize` of these. So every rank makes the same number of
+    steps, whatever T and N are. Short tails are kept. A block ends where its longest sequence does.
 
     Parameters
     ----------
@@ -85,6 +85,9 @@ class ChunkPlan:
         Whether ranks share out steps instead of sequences.
     lengths
         The sequences' numbers of steps, ``(N,)``; None: all have T.
+    given
+        If these are data of this rank's own: how many chunks each block has, on the rank that has
+        most (`own_chunks`).
 
     Examples
     --------
@@ -101,21 +104,32 @@ class ChunkPlan:
     size: int = 1
     by_time: bool = False
     lengths: np.ndarray[Any, Any] | None = dataclasses.field(default=None, compare=False)
+    given: list[int] | None = None
 
     @property
     def _block_sequences(self) -> int:
-        return self.batchsize if self.by_time else self.batchsize * self.size
+        alone = self.by_time or self.given is not None
+        return self.batchsize if alone else self.batchsize * self.size
+
+    @property
+    def _own_blocks(self) -> int:
+        return -(-self.sequences // self._block_sequences)
 
     @property
     def blocks(self) -> int:
         """How many blocks there are."""
-        return -(-self.sequences // self._block_sequences)
+        return self._own_blocks if self.given is None else len(self.given)
+
+    @property
+    def own_chunks(self) -> list[int]:
+        """How many chunks each block of this rank's data has."""
+        return [self._chunks_of(steps) for steps in self._block_steps]
 
     @cached_property
     def _block_steps(self) -> list[int]:
         """How many steps each block's longest sequence has."""
         if self.lengths is None:
-            return [self.steps] * self.blocks
+            return [self.steps] * self._own_blocks
         begins = np.arange(0, self.sequences, self._block_sequences)
         return [int(n) for n in np.maximum.reduceat(self.lengths, begins)]
 
@@ -125,7 +139,7 @@ class ChunkPlan:
         return -(-longest // self.seqsize)
 
     def __len__(self) -> int:
-        return sum(map(self._chunks_of, self._block_steps))
+        return sum(self.own_chunks if self.given is None else self.given)
 
     @property
     def padding(self) -> float:
@@ -139,14 +153,14 @@ class ChunkPlan:
     def chunks(self, order: Iterable[int] | None = None) -> Iterator[Chunk]:
         """Yield this rank's chunks, block by block in `order` (default: as they lie)."""
         for block in range(self.blocks) if order is None else order:
-            n0 = block * self._block_sequences
+            n0 = min(block * self._block_sequences, self.sequences)
             n1 = min(n0 + self._block_sequences, self.sequences)
-            steps = self._block_steps[block]
+            steps = self._block_steps[block] if block < self._own_blocks else 0
             begin, end = 0, steps
             if self.by_time:
                 begin, end = part(0, steps, self.rank, self.size)
-            else:
+            elif self.given is None:
                 n0, n1 = part(n0, n1, self.rank, self.size)
-            for index in range(self._chunks_of(steps)):
+            for index in range(self._chunks_of(steps) if self.given is None else self.given[block]):
                 t0 = min(begin + index * self.seqsize, end)
                 yield Chunk(block, index, t0, min(t0 + self.seqsize, end), n0, n1)
