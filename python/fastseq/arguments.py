@@ -12,7 +12,15 @@ from torch import nn
 from .data.opening import to_tensor
 from .tree import Tree, tree_map, tree_paths
 
-__all__ = ["check_loss", "choose_device", "input_dtype", "make_optimizer", "step_input"]
+__all__ = [
+    "check_loss",
+    "check_place",
+    "choose_device",
+    "input_dtype",
+    "make_optimizer",
+    "step_input",
+    "use_device",
+]
 
 
 def choose_device(device: str | torch.device, local_rank: int) -> torch.device:
@@ -22,6 +30,28 @@ def choose_device(device: str | torch.device, local_rank: int) -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", local_rank % torch.cuda.device_count())
     return torch.device("cpu")
+
+
+def use_device(device: torch.device, *, alone: bool) -> None:
+    """Make a rank's GPU the current one: or what names none opens a context on the first one."""
+    if device.type == "cuda" and device.index is not None and not alone:
+        torch.cuda.set_device(device)
+
+
+def check_place(model: nn.Module, device: torch.device) -> None:
+    """Raise if the model is no longer where the estimator computes.
+
+    Raises
+    ------
+    ValueError
+        Somebody has moved it.
+    """
+    for name, p in model.named_parameters():
+        if p.device.type != device.type or device.index not in (None, p.device.index):
+            raise ValueError(
+                f"the model's {name} is on {p.device}, but the estimator computes on {device}: "
+                "move the model back, or make a new Estimator"
+            )
 
 
 def input_dtype(model: nn.Module) -> torch.dtype:

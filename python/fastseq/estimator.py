@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from .arguments import check_loss, choose_device, input_dtype
+from .arguments import check_loss, check_place, choose_device, input_dtype, use_device
 from .compiled import CompiledStateful, compile_chunks
 from .cuda_graph import GraphTrainer
 from .data.fingerprint import fingerprint
@@ -138,6 +138,7 @@ class Estimator(Serving):
         self.spec = Spec.of(spec)
         self._replicas = Replicas(communicator(comm))
         self.device = choose_device(device, self._replicas.comm.local_rank)
+        use_device(self.device, alone=self._replicas.alone)
         self.model = model.to(self.device)
         self.loss = loss
         self._trained = Trained(optimizer, model)
@@ -159,8 +160,7 @@ class Estimator(Serving):
                 'compile=True on a GPU cannot capture steps with amp="fp16" or spec.accumulate > 1'
             )
         self._precision = Precision(amp, self.device)
-        if amp is not None and input_dtype(model) == torch.float64:
-            raise ValueError(f"amp={amp!r} needs a model in float32, got one in float64")
+        self._precision.check(model)
         self._compiles = compile
         self._trainer = GraphTrainer if graphs else Trainer
         self._loss = compile_chunks(model, loss) if compile and not graphs else loss
@@ -323,6 +323,7 @@ class Estimator(Serving):
     def _open(
         self, x: Any, y: Any = None, w: Any = None, mask: Any = None, lengths: Any = None
     ) -> Sequences:
+        check_place(self.model, self.device)
         data = Sequences(
             x, y, w, mask, lengths, dtype=input_dtype(self.model), nan=self.spec.nan,
             device=self.device, strict=y is not None,  # predictions may go into the same file

@@ -44,6 +44,7 @@ class Fit:
 
     def __init__(self, est: Estimator, data: Sequences, validation: Any) -> None:
         self._est = est
+        est._precision.check(est.model)
         est._current_optimizer()  # or what is wrong with it, before any work
         self._spec = spec = est.spec
         self._replicas = est._replicas
