@@ -145,7 +145,7 @@ class ChunkPlan:
         """How many steps each block's longest sequence has."""
         if self.lengths is None:
             return [self.steps] * self._own_blocks
-        return [int(n) for n in np.maximum.reduceat(self.lengths, np.array(self._begins))]
+        return [int(n) for n in np.maximum.reduceat(self.lengths, np.array(self._begins, np.int64))]
 
     def _chunks_of(self, steps: int) -> int:
         """How many chunks a block has: as many as the longest rank's part needs."""
