@@ -27,7 +27,7 @@ MPIRUN := OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 PRTE_ALLOW_R
 CPP := $(shell find csrc tests/cpp -name "*.h" -o -name "*.cpp" -o -name "*.cu")
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 
-.PHONY: all venv build demo test test-all lint tidy cpp-test sanitize valgrind cuda-compile python-test mpi-test gpu-check bench clean
+.PHONY: all venv build demo test test-all lint tidy cpp-test sanitize valgrind cuda-compile python-test mpi-test isa-sample test-isa gpu-check bench clean
 
 all: build
 
@@ -54,7 +54,7 @@ else
 	$(MPIRUN) -n $(NP) $(BIN)/python examples/demand.py --out demo
 endif
 
-test: lint cpp-test cuda-compile python-test mpi-test
+test: lint cpp-test cuda-compile python-test mpi-test isa-sample
 
 lint: build
 	ruff check .
@@ -85,7 +85,20 @@ mpi-test: build
 	  FASTSEQ_REQUIRE_MPI=1 $(MPIRUN) -n $$ranks $(BIN)/python -m pytest -q tests/mpi || exit 1; \
 	done
 
-test-all: test tidy sanitize valgrind $(VENV)/.demo
+# The numbers under smaller instruction sets than this machine's: all that torch, its libraries and our own kernels can be
+# held to, one by one and together. The sample is all of them at their smallest, over fewer tests.
+test-isa: build cpp-test
+	for isa in baseline x86-64-v3; do \
+	  echo "FASTSEQ_ISA=$$isa" && FASTSEQ_ISA=$$isa ctest --test-dir build/cpp-test --output-on-failure || exit 1; \
+	done
+	$(BIN)/python tests/isa.py
+	FASTSEQ_ISA=baseline ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2 \
+	  FASTSEQ_REQUIRE_MPI=1 $(MPIRUN) -n 2 $(BIN)/python -m pytest -q tests/mpi
+
+isa-sample: build
+	$(BIN)/python tests/isa.py --quick
+
+test-all: test test-isa tidy sanitize valgrind $(VENV)/.demo
 	$(BIN)/python -m pytest -m slow
 
 tidy: build

@@ -9,16 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from .data.opening import to_tensor
-from .tree import Tree, tree_map, tree_paths
-
 __all__ = [
     "check_loss",
     "check_place",
     "choose_device",
     "input_dtype",
     "make_optimizer",
-    "step_input",
     "use_device",
 ]
 
@@ -26,10 +22,26 @@ __all__ = [
 def choose_device(device: str | torch.device, local_rank: int) -> torch.device:
     """Return the device to compute on; ``"auto"``: the GPU that this rank gets, if there is one."""
     if device != "auto":
-        return torch.device(device)
+        return _checked_device(device)
     if torch.cuda.is_available():
         return torch.device("cuda", local_rank % torch.cuda.device_count())
     return torch.device("cpu")
+
+
+def _checked_device(device: Any) -> torch.device:
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(
+            f'device must be "auto", "cpu", "cuda", "cuda:1" and the like, got {device!r}'
+        ) from None
+    if found.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if not count:
+            raise ValueError(f'device={device!r}: PyTorch finds no GPU; pass "auto" or "cpu"')
+        if found.index is not None and found.index >= count:
+            raise ValueError(f"device={device!r}: PyTorch finds {count} GPU(s), counted from 0")
+    return found
 
 
 def use_device(device: torch.device, *, alone: bool) -> None:
@@ -80,17 +92,6 @@ def check_loss(loss: Any) -> None:
             f"loss is called as loss(m, xs, ys), with the model itself, but {name} compares "
             f"outputs with targets: pass fastseq.seqloss({name})"
         )
-
-
-def step_input(x: Any) -> Tree:
-    """Return the input of one time step as tensors, ``(N, F)``, of the dtypes that they have."""
-    xs = tree_map(to_tensor, x)
-    for name, part in tree_paths(xs, "x"):
-        if part.dim() != 2:
-            raise ValueError(
-                f"{name} must be one step (sequences, features), got shape {tuple(part.shape)}"
-            )
-    return xs
 
 
 def make_optimizer(optimizer: Any, model: nn.Module) -> torch.optim.Optimizer:

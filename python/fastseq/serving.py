@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .arguments import input_dtype, step_input
+from .arguments import input_dtype
+from .data.arguments import step_input
 from .data.nonfinite import fill_step
 from .distributed import communicator
 from .export import check_path, export_model
+from .looking import check_steps
 from .parallel import Replicas
 from .saving import load_estimator, save_estimator
 from .scaling import Scaling
@@ -82,6 +84,7 @@ class Serving:
         self._check_measured()
         scaling = _UNSCALED if self.scaling_ is None else self.scaling_
         xs = fill_step(scaling.apply(step_input(x), input_dtype(self.model)), self.spec.nan)
+        check_steps(self, xs)  # type: ignore[arg-type]  # it is a part of it
         xs = to_device(xs, self.device)
         return self._predictor.step(xs, squeeze=self._squeezed, undo=self._undo)
 

@@ -354,7 +354,7 @@ TEST(closing_does_not_wait_for_the_end_of_a_request) {
   const auto start = std::chrono::steady_clock::now();
   CHECK(!reader.wait(std::chrono::milliseconds(5)));
   reader.close();
-  CHECK(std::chrono::steady_clock::now() - start < std::chrono::seconds(10));
+  CHECK(std::chrono::steady_clock::now() - start < std::chrono::seconds(60));
   ::munmap(memory, static_cast<std::size_t>(numel));
 }
 

@@ -84,7 +84,7 @@ def test_recurrent_layers_and_predictions():
 def test_double_precision_is_not_ignored():
     with pytest.raises(ValueError, match="amp='bf16' needs a model in float32, got one in float64"):
         fs.Estimator(
-            new_model().double(), mse_loss, torch.optim.SGD,
+            new_model().double(), fs.seqloss(mse_loss), torch.optim.SGD,
             {"epochs": 1, "batchsize": 6, "seqsize": 10}, amp="bf16", comm=None,
         )  # fmt: skip
 

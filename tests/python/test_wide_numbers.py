@@ -33,8 +33,8 @@ KINDS = {
     "read-only": lambda a, _: np.broadcast_to(a, a.shape),
     "sliced": lambda a, _: np.asfortranarray(a),
     "memory map": lambda a, folder: mapped(a, folder),
-    "contiguous": lambda a, folder: fs.h5mmap(written(folder, a)),
-    "contiguous >i8": lambda a, folder: fs.h5mmap(written(folder, a.astype(">i8"))),
+    "contiguous": lambda a, folder: fs.h5mmap(written(folder, a), "a"),
+    "contiguous >i8": lambda a, folder: fs.h5mmap(written(folder, a.astype(">i8")), "a"),
     "gzip": lambda a, folder: h5py.File(
         written(folder, a, chunks=(7, 4, 1), compression="gzip")
     )["a"],
@@ -148,12 +148,25 @@ def test_as_at_offset_zero():
     tolerance = 1e-3 * Y.std()
     np.testing.assert_allclose(found - OFFSET, wanted, rtol=0, atol=tolerance)
     assert moved.history_[-1]["r2"] == pytest.approx(
-        r2_score((Y + OFFSET).ravel(), found.ravel()), abs=1e-4
+        r2_score(Y[:, :-2].ravel() + OFFSET, found[:, :-2].ravel()), abs=1e-4
     )
     moved.reset_state()
     steps = np.stack([moved.step(x).numpy() for x in (X + OFFSET)])
     np.testing.assert_allclose(steps, found, rtol=0, atol=1e-4 * Y.std())
     assert moved.evaluate(X + OFFSET, Y + OFFSET) == pytest.approx(plain.evaluate(X, Y), rel=1e-4)
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_integer_targets_of_a_loss_of_numbers_are_scaled(listed):
+    plain, moved = estimator(epochs=3), estimator(epochs=3)
+    plain.fit(X, Y)
+    y = Y.astype(np.int64) + OFFSET
+    moved.fit([X[:, n] for n in range(N)], [y[:, n] for n in range(N)]) if listed else moved.fit(
+        X, y
+    )
+    np.testing.assert_allclose(losses(moved), losses(plain), rtol=1e-4)
+    found = moved.predict(X) - OFFSET
+    np.testing.assert_allclose(found, plain.predict(X), rtol=0, atol=1e-3 * Y.std())
 
 
 def test_outputs_go_where_they_are_wanted(tmp_path):
@@ -218,9 +231,7 @@ def test_half_precision_rounds_what_is_scaled_alone(offset):
     narrow = estimator(dtype=torch.bfloat16, epochs=1).fit(X, np.float32(Y))
     found = narrow.predict(X)
     assert found.dtype == np.float32
-    assert np.unique(found).size > 1.2 * np.unique(torch.from_numpy(found).bfloat16()).size or (
-        not np.array_equal(found, torch.from_numpy(found).bfloat16().float())
-    )
+    assert not np.array_equal(found, torch.from_numpy(found).bfloat16().float())
 
 
 def test_weights_keep_their_digits_in_half_precision():

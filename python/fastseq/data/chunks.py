@@ -85,6 +85,9 @@ class ChunkPlan:
         Whether ranks share out steps instead of sequences.
     lengths
         The sequences' numbers of steps, ``(N,)``; None: all have T.
+    joined
+        Whether a last block that would leave some rank with a single sequence is joined to the one
+        before: layers that normalise over sequences cannot be trained on one.
     given
         If these are data of this rank's own: how many chunks each block has, on the rank that has
         most (`own_chunks`).
@@ -104,16 +107,17 @@ class ChunkPlan:
     size: int = 1
     by_time: bool = False
     lengths: np.ndarray[Any, Any] | None = dataclasses.field(default=None, compare=False)
+    joined: bool = False
     given: list[int] | None = None
 
     @property
-    def _block_sequences(self) -> int:
-        alone = self.by_time or self.given is not None
-        return self.batchsize if alone else self.batchsize * self.size
+    def _shared(self) -> bool:
+        """Whether ranks share out the sequences of a block."""
+        return not self.by_time and self.given is None
 
     @property
-    def _own_blocks(self) -> int:
-        return -(-self.sequences // self._block_sequences)
+    def _block_sequences(self) -> int:
+        return self.batchsize * self.size if self._shared else self.batchsize
 
     @property
     def blocks(self) -> int:
@@ -121,17 +125,27 @@ class ChunkPlan:
         return self._own_blocks if self.given is None else len(self.given)
 
     @property
+    def _own_blocks(self) -> int:
+        blocks, left = divmod(self.sequences, self._block_sequences)
+        few = 2 * self.size if self._shared else 2
+        return blocks if not left or (self.joined and blocks and left < few) else blocks + 1
+
+    @property
     def own_chunks(self) -> list[int]:
         """How many chunks each block of this rank's data has."""
         return [self._chunks_of(steps) for steps in self._block_steps]
+
+    @property
+    def _begins(self) -> range:
+        """The first sequence of each block."""
+        return range(0, self._own_blocks * self._block_sequences, self._block_sequences)
 
     @cached_property
     def _block_steps(self) -> list[int]:
         """How many steps each block's longest sequence has."""
         if self.lengths is None:
             return [self.steps] * self._own_blocks
-        begins = np.arange(0, self.sequences, self._block_sequences)
-        return [int(n) for n in np.maximum.reduceat(self.lengths, begins)]
+        return [int(n) for n in np.maximum.reduceat(self.lengths, np.array(self._begins))]
 
     def _chunks_of(self, steps: int) -> int:
         """How many chunks a block has: as many as the longest rank's part needs."""
@@ -146,16 +160,17 @@ class ChunkPlan:
         """Which part of all blocks' steps lies behind the ends of sequences."""
         if self.lengths is None:
             return 0.0
-        widths = np.diff([*range(0, self.sequences, self._block_sequences), self.sequences])
+        widths = np.diff([*self._begins, self.sequences])
         whole = int(np.dot(widths, self._block_steps))
         return 1 - int(self.lengths.sum()) / whole if whole else 0.0
 
     def chunks(self, order: Iterable[int] | None = None) -> Iterator[Chunk]:
         """Yield this rank's chunks, block by block in `order` (default: as they lie)."""
         for block in range(self.blocks) if order is None else order:
-            n0 = min(block * self._block_sequences, self.sequences)
-            n1 = min(n0 + self._block_sequences, self.sequences)
-            steps = self._block_steps[block] if block < self._own_blocks else 0
+            own = block < self._own_blocks
+            n0 = block * self._block_sequences if own else self.sequences
+            n1 = n0 + self._block_sequences if block < self._own_blocks - 1 else self.sequences
+            steps = self._block_steps[block] if own else 0
             begin, end = 0, steps
             if self.by_time:
                 begin, end = part(0, steps, self.rank, self.size)

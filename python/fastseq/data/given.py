@@ -6,6 +6,8 @@ from typing import Any
 
 import h5py
 import numpy as np
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader
 
 from ..h5 import LazyTensor
@@ -13,7 +15,7 @@ from ..h5.links import dead_link
 from ..h5.types import is_bfloat16
 from .ragged import group_items
 
-__all__ = ["checked"]
+__all__ = ["checked", "refuse_containers"]
 
 _SHOWN = 8  # of what a group holds, in messages
 
@@ -42,6 +44,19 @@ def checked(array: Any, name: str) -> Any:
             f"{name} is a DataLoader, whose batches cannot be cut in time: pass its dataset "
             "(loader.dataset), and batchsize in the spec"
         )
+    refuse_containers(array, name)
+    return array
+
+
+def refuse_containers(array: Any, name: str) -> None:
+    """Raise if sequences come in something else than an array or a list of arrays."""
+    if isinstance(array, PackedSequence):
+        raise TypeError(
+            f"{name} is a PackedSequence: pass the list of arrays (T_i, F) that "
+            "torch.nn.utils.rnn.unpack_sequence makes of it"
+        )
+    if isinstance(array, Tensor) and array.is_nested:
+        raise TypeError(f"{name} is a nested tensor: pass list({name}.unbind()), arrays (T_i, F)")
     if isinstance(array, list):
         _check_list(array, name)
     if isinstance(array, np.ndarray) and array.dtype == object and _holds_arrays(array):
@@ -49,7 +64,6 @@ def checked(array: Any, name: str) -> Any:
             f"{name} is an array of {array.size} arrays: for sequences of different lengths pass "
             "a list of arrays (T_i, F)"
         )
-    return array
 
 
 def _check_list(items: list[Any], name: str) -> None:

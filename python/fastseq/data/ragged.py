@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..h5 import LazyDataset, LazyTensor, h5mmap
+from ..h5.files import location
 from ..h5.mapping import element_offset, readable_by, sliced
 from ..h5.names import natural_key
 from ..h5.types import stored_dtype
@@ -219,12 +220,16 @@ class GroupItems(list[Any]):
 def group_items(group: h5py.Group, name: str) -> GroupItems:
     """Return the datasets of a group in the natural order of their names (2 before 10)."""
     items: list[Any] = []
+    home = location(group)  # of its own datasets: looking for each takes as long as opening it
     keys = sorted(group, key=natural_key)
     for key in keys:
         item = group[key]
         if not isinstance(item, h5py.Dataset):
             raise TypeError(f"{name} must be a group of datasets only, but {item.name} is a group")
-        place, offset = readable_by(item), element_offset(item)
+        own = home and isinstance(group.get(key, getlink=True), h5py.HardLink)
+        known = (home[0], f"{home[1].rstrip('/')}/{key}") if home and own else None
+        place = readable_by(item, known)
+        offset = element_offset(item)
         if place is None:
             items.append(sliced(item))
         elif offset is None:

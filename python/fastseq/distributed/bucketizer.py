@@ -149,14 +149,19 @@ class Bucketizer:
         """Return each gradient's place in the flat buffers, strided as its parameter is."""
         views: list[Tensor] = [torch.empty(0)] * len(self._params)
         for members, offsets, memory in self._native.buffers():
+            dtype = self._params[members[0]].dtype.to_real()
             if memoryview(memory).nbytes == 0:
-                flat = torch.empty(0, dtype=self._params[members[0]].dtype)
+                flat = torch.empty(0, dtype=dtype)
             else:
-                flat = torch.frombuffer(memory, dtype=self._params[members[0]].dtype)
+                flat = torch.frombuffer(memory, dtype=dtype)
             for i, offset in zip(members, offsets, strict=True):
                 p = self._params[i]
                 strides = p.stride() if _is_dense(p) else torch.empty(p.shape).stride()
-                views[i] = flat.as_strided(p.shape, strides, offset)
+                if p.is_complex():
+                    parts = flat[offset : offset + 2 * p.numel()].view(-1, 2)
+                    views[i] = torch.view_as_complex(parts).as_strided(p.shape, strides)
+                else:
+                    views[i] = flat.as_strided(p.shape, strides, offset)
         return views
 
     def _hook(self, index: int) -> Callable[[Tensor], None]:

@@ -164,7 +164,7 @@ class _Sources:
         axis = _run(part.shape, out.shape)
         if part.offset is None or math.prod(out.shape[:axis]) > 1:
             with damage("h5concat", part.path):
-                out[...] = self._open(part.path)[part.name][of]
+                out[...] = self._open(part.path)[part.inner][of]
             return
         straight = out.dtype == part.raw and out.flags.c_contiguous
         piece = out if straight else np.empty(out.shape, part.raw)

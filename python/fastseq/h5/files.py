@@ -24,7 +24,7 @@ __all__ = ["SharedFile", "find_dataset", "location", "open_file", "shared_file"]
 
 
 def open_file(path: str, mode: str = "r") -> h5py.File:
-    """Open an HDF5 file, also one that an HDF5 single writer (SWMR) is writing to.
+    """Open an HDF5 file, for reading also one that another process is writing to (SWMR).
 
     Raises
     ------
@@ -39,13 +39,10 @@ def open_file(path: str, mode: str = "r") -> h5py.File:
         raise FileNotFoundError(errno.ENOENT, "there is no file", path)
     check_heaps(path)
     try:
-        try:
-            return h5py.File(path, mode)
-        except OSError as error:
-            if mode != "r" or "SWMR" not in str(error):
-                raise
-            return _open_swmr(path, error)
+        return h5py.File(path, mode)
     except OSError as error:
+        if "already open for write" in str(error):
+            return _open_swmr(path, mode, error)
         if "unable to lock file" in str(error):
             raise BlockingIOError(
                 error.errno or errno.EAGAIN,
@@ -67,26 +64,26 @@ def open_file(path: str, mode: str = "r") -> h5py.File:
         raise ValueError(f"{path} cannot be read as HDF5 ({error})") from error
 
 
-def _open_swmr(path: str, error: OSError) -> h5py.File:
+def _open_swmr(path: str, mode: str, error: OSError) -> h5py.File:
     """Open what is marked as open for writing; `error` is what HDF5 said when it was opened."""
-    try:
-        return h5py.File(path, "r", swmr=True)
-    except OSError:
-        raise BlockingIOError(
-            errno.EBUSY,
-            "the file is marked as open for writing: another process writes to it, or ended before "
-            f"it closed it; close it there, or run h5clear --status on it ({error})",
-            path,
-        ) from error
+    with contextlib.suppress(OSError):
+        if mode == "r":
+            return h5py.File(path, "r", swmr=True)
+    raise BlockingIOError(
+        errno.EBUSY,
+        "the file is marked as open for writing: another process writes to it, or ended before it "
+        f"closed it; close it there, or run h5clear --status on it ({error})",
+        path,
+    ) from error
 
 
-def location(dataset: h5py.Dataset) -> tuple[str, str] | None:
-    """Return the path and the name by which an open dataset can be opened again.
+def location(item: h5py.Dataset | h5py.Group) -> tuple[str, str] | None:
+    """Return the path and the name by which an open dataset or group can be opened again.
 
-    Links are followed: it is the file that the dataset is in. None if there is no such path: the
+    Links are followed: it is the file that it is in. None if there is no such path: the
     file is in memory, a Python object, in several pieces, or another one has taken its place.
     """
-    file = dataset.file
+    file = item.file
     path = os.path.abspath(file.filename)
     if file.driver == "sec2":
         try:
@@ -95,8 +92,19 @@ def location(dataset: h5py.Dataset) -> tuple[str, str] | None:
             return None
         same = os.path.samestat(here, there)
     else:
-        same = file.driver in ("mpio", "stdio") and os.path.isfile(path)
-    return (path, dataset.name) if same and dataset.name else None
+        same = file.driver == "mpio" and os.path.isfile(path)
+    name = _name_in(file, item) if same else None
+    return (path, name) if name else None
+
+
+def _name_in(file: h5py.File, item: h5py.Dataset | h5py.Group) -> str | None:
+    """Return what something is called in its file; None if it has no name, as it was deleted."""
+    name: str | None = item.name  # of a link to a link to another file, it is the first link's
+    with contextlib.suppress(KeyError):
+        if name and file.get(name) == item:
+            return name
+    found: str | None = file.visititems(lambda at, other: at if other == item else None)
+    return found
 
 
 def find_dataset(file: h5py.File, name: str) -> h5py.Dataset:
@@ -169,11 +177,13 @@ class SharedFile:
 
         What is not there, or cannot be opened by another name, stays what it is called here.
         """
-        with self._lock, contextlib.suppress(OSError, RuntimeError, KeyError):
-            found = self._opened().get(name)
-            there = location(found) if isinstance(found, h5py.Dataset) else None
-            if there is not None and not os.path.samefile(there[0], self.path):
-                return there
+        with self._lock:
+            file = self._opened()
+            with contextlib.suppress(OSError, RuntimeError, KeyError):
+                found = file.get(name)
+                there = location(found) if isinstance(found, h5py.Dataset) else None
+                if there is not None and not os.path.samefile(there[0], self.path):
+                    return there
         return self.path, name
 
     def _opened(self, writable: bool = False) -> h5py.File:

@@ -32,7 +32,7 @@ class LazyTensor:
 
     Examples
     --------
-    >>> import tempfile, fastseq as fs
+    >>> import os, tempfile, fastseq as fs
     >>> path = os.path.join(tempfile.mkdtemp(), "data.h5")
     >>> fs.h5save(path, {"x": torch.arange(6).bfloat16().view(3, 2)})
     >>> x = fs.h5load(path, mmap=True)["x"]

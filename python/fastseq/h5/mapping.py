@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Any
 
@@ -47,9 +48,15 @@ def h5mmap(
         It may not be read or written, or another process has locked it.
     ValueError
         It is no HDF5 file, or is cut short, or there is no such dataset (the message lists the
-        ones there are), or files that a virtual dataset is made of are missing.
+        ones there are), or it is empty, or what it is made of is missing: the files of a virtual
+        one or of raw data, a filter's plugin.
     TypeError
         NumPy has no type for what the dataset holds, such as bfloat16.
+
+    Notes
+    -----
+    A file that another process is writing to in HDF5's mode for that (SWMR) is read, not mapped:
+    as it was when this process opened it.
 
     Examples
     --------
@@ -101,17 +108,19 @@ def map_elements(path: str, name: str, mode: str = "r") -> np.memmap[Any, Any] |
     return mapped
 
 
-def readable_by(dataset: h5py.Dataset) -> tuple[str, str] | None:
+def readable_by(
+    dataset: h5py.Dataset, home: tuple[str, str] | None = None
+) -> tuple[str, str] | None:
     """Return path and name by which an open dataset can be read without its handle, or None.
 
-    What is in a file that is open for writing can be where it lies in one piece: nobody else may
-    open the file meanwhile.
+    `home` is its `location`, where that is known. What is in a file that is open for writing can be
+    read where it lies in one piece: nobody else may open the file meanwhile.
     """
     if dataset.file.mode != "r":
         dataset.file.flush()  # what was just written is to be read from the file
         if dataset.file.swmr_mode or element_offset(dataset) is None:
             return None
-    return location(dataset)
+    return home or location(dataset)
 
 
 def sliced(dataset: h5py.Dataset) -> Any:
@@ -150,4 +159,10 @@ def _plain(dataset: h5py.Dataset) -> bool:
     if dtype.hasobject or stored.get_size() != dtype.itemsize:
         return False
     numbers = stored.get_class() in (h5py.h5t.INTEGER, h5py.h5t.FLOAT)
-    return not numbers or bool(stored.equal(h5py.h5t.py_create(dtype)))
+    return not numbers or bool(stored.equal(_type_of(dtype)))
+
+
+@functools.lru_cache
+def _type_of(dtype: np.dtype[Any]) -> Any:
+    """Return what HDF5 calls a dtype."""
+    return h5py.h5t.py_create(dtype)

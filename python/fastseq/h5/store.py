@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .files import location
 from .julia import parse_julia
 from .lazy import LazyDataset
 from .lazy_tensor import LazyTensor
@@ -226,7 +227,7 @@ def _load_group(group: h5py.Group, mmap: bool, above: tuple[h5py.Group, ...]) ->
 def _load_dataset(dataset: h5py.Dataset, mmap: bool) -> Any:
     if dataset.shape is None:
         return None
-    path, mark = os.path.abspath(dataset.file.filename), _mark(dataset)
+    path, mark = dataset.file.filename, _mark(dataset)
     dtype = stored_dtype(dataset)
     text = h5py.check_string_dtype(dtype)
     if text is None and dtype.kind not in "biufc":
@@ -236,9 +237,10 @@ def _load_dataset(dataset: h5py.Dataset, mmap: bool) -> Any:
         )
     check_readable(dataset)
     if mmap and text is None and dataset.ndim:
-        mapped = map_elements(path, dataset.name)
+        path, name = location(dataset) or (path, dataset.name)
+        mapped = map_elements(path, name)
         if mark == "bfloat16" and dtype == np.uint16:
-            return LazyTensor(LazyDataset(path, dataset.name, dataset.shape, dtype))
+            return LazyTensor(LazyDataset(path, name, dataset.shape, dtype))
         return mapped
     _check_memory(dataset)
     if text is not None:

@@ -30,7 +30,7 @@ class Series:
     names
         What a table calls its columns; None if it was no table.
     dtype
-        Of what was given, if these were floats, else fp64.
+        Of what was given, if these were floats of 4 or 8 bytes, else one that holds them.
     indices
         For each series the index of its table, None if it was no table.
     moved
@@ -127,7 +127,7 @@ def read_series(given: Any, name: str, names: tuple[str, ...] | None = None) -> 
             raise ValueError(f"{place} is infinite at step {step}; NaN marks missing values")
     arrays = [np.asarray(item, np.float64).reshape(len(item), -1) for item in items]
     kinds = {item.dtype for item in items}
-    dtype = kinds.pop() if len(kinds) == 1 else np.dtype(np.float64)
+    dtype = np.result_type(kinds.pop(), np.float32) if len(kinds) == 1 else np.dtype(np.float64)
     columns = _columns(tables[0]) if tables else None
     return Series(arrays, single, dims == 1, columns, dtype, tuple(indices), tuple(moved))
 
@@ -167,7 +167,10 @@ def _table_numbers(table: Any, name: str) -> Array:
         where = name if label is None else f"column {label!r} of {name}"
         advice = "leave it out, or make numbers of it (pandas.to_numeric, pandas.get_dummies)"
         if kind in "Mm" or column.dtype.name.startswith("period"):
-            advice = f"times are the index of {name} (set_index), not a column"
+            advice = (
+                f"times are the index of {name} (set_index), not a column; a table of several "
+                "series becomes a list, one of each (groupby)"
+            )
         raise TypeError(f"{where} must hold numbers, got {column.dtype}: {advice}")
     single = {column.dtype for _, column in columns} == {np.dtype(np.float32)}
     return np.asarray(table.to_numpy(np.float32 if single else np.float64, na_value=np.nan))
@@ -179,11 +182,12 @@ def _numbers(given: Any, name: str) -> Array:
         return _table_numbers(given, name)
     if hasattr(given, "detach"):
         given = given.detach().cpu()
+        given = given.float() if str(given.dtype) == "torch.bfloat16" else given
     if isinstance(given, np.ma.MaskedArray):
         given = np.ma.filled(given.astype(np.float64), np.nan)
     try:
         array = np.asarray(given)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise TypeError(f"{name} must be an array of numbers: {error}") from error
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{name} must hold floats or integers, got dtype {array.dtype}")

@@ -93,19 +93,20 @@ def center_and_scale(arrays: list[Array]) -> tuple[Array, Array]:
     >>> center_and_scale([np.array([[1.0, 0.1], [3.0, 0.1]]), np.array([[np.nan, 0.1]])])
     (array([2. , 0.1]), array([1., 1.]))
     """
-    moments = _moments(arrays)
-    center = np.where(moments.count > 0, moments.mean, 0)
-    return center, _above(moments.deviation(), _ROUNDING * np.abs(center), 1)
+    center, deviation = _mean_and_deviation(arrays)
+    return center, _above(deviation, _ROUNDING * np.abs(center), 1)
 
 
 _ROUNDING = 8 * np.finfo(np.float64).eps
 
 
-def _moments(arrays: list[Array]) -> Moments:
+def _mean_and_deviation(arrays: list[Array]) -> tuple[Array, Array]:
+    largest = np.max([np.nanmax(np.abs(one), axis=0, initial=0) for one in arrays], axis=0)
+    unit = np.ldexp(1.0, np.frexp(largest)[1] - 1)  # so that no square leaves the range of fp64
     moments = Moments(arrays[0].shape[1:])
     for array in arrays:
-        moments.update(torch.tensor(array)[:, None])
-    return moments
+        moments.update(torch.from_numpy(array / unit)[:, None])
+    return np.where(moments.count > 0, moments.mean, 0) * unit, moments.deviation() * unit
 
 
 def _above(deviation: Array, least: Array, otherwise: Array | float) -> Array:
@@ -160,7 +161,7 @@ class SeriesScaling:
                 found = [changes(one, over_seasons(one, season), lag) for one in group]
                 # What repeats exactly differs by rounding alone.
                 least = _ROUNDING * np.abs(center) + 1e-9 * scale
-                step = _above(_moments(found).deviation(), least, scale)
+                step = _above(_mean_and_deviation(found)[1], least, scale)
             centers.append(center)
             scales.append(scale)
             steps.append(step)
@@ -189,7 +190,7 @@ class Windows:
     values
         What the model sees of the past, ``(N, lags - 1 + T, P)``: scaled values and, with a
         season, changes over it. Gaps hold the last known value, 0 before the first; changes are
-        those of `over_seasons`, of which gaps that were never known hold the last known value.
+        those of `over_seasons`; where nothing was known a season before, of the last known value.
     targets
         What is forecast, ``(N, T + horizon, K)``: scaled values, or changes; NaN where unknown.
     covariates
@@ -208,6 +209,7 @@ class Windows:
     horizon: int
 
     @classmethod
+    @np.errstate(over="ignore")  # what overflows is told below
     def of(
         cls,
         arrays: list[Array],
@@ -249,6 +251,12 @@ class Windows:
             laid = np.zeros((count, longest + horizon, covariates[0].shape[1]), np.float32)
             for n, array in enumerate(covariates):
                 laid[n, : len(array)] = array[: longest + horizon]
+        for name, part in (("y", values), ("X", laid)):
+            if part is not None and np.isinf(part).any():
+                raise ValueError(
+                    f"{name} has values beyond what single precision holds, scaled as fit does: "
+                    "leave them out (NaN marks missing values of y), or scale them"
+                )
         return cls(
             torch.from_numpy(values),
             torch.from_numpy(targets),
