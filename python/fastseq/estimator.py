@@ -15,7 +15,7 @@ from .arguments import check_loss, check_place, choose_device, input_dtype, use_
 from .compiled import CompiledStateful, compile_chunks
 from .context import in_context
 from .cuda_graph import GraphTrainer
-from .data.sampled import sampled
+from .data.fingerprint import checksums
 from .data.sequences import Sequences
 from .distributed import communicator
 from .evaluating import chunk_plan, evaluate
@@ -260,7 +260,7 @@ class Estimator(Serving):
             Another rank failed; the message is its.
         """
         count = self.spec.epochs if epochs is None else epochs
-        with self._replicas.together(), in_mode(self.model, training=True):
+        with self._replicas.together("fit"), in_mode(self.model, training=True):
             check_count("epochs", count)
             if not torch.is_grad_enabled():
                 raise ValueError(
@@ -311,7 +311,7 @@ class Estimator(Serving):
         ValueError, TypeError
             `x` or `out` are not what they should be; nothing has been written then.
         """
-        with self._replicas.together():
+        with self._replicas.together("predict"):
             data = self._open(x, None, None, None, lengths)
             self._scale(data)
             self._replicas.make_common(self.model)
@@ -333,7 +333,7 @@ class Estimator(Serving):
         ValueError
             Besides what `fit` says: no sample counts.
         """
-        with self._replicas.together():
+        with self._replicas.together("evaluate"):
             data = self._open_both("evaluate", x, y, w, mask, lengths)
             self._check_compiled(data)
             self._scale(data)
@@ -363,7 +363,7 @@ class Estimator(Serving):
             device=self.device, strict=y is not None,  # predictions may go into the same file
         )  # fmt: skip
         if self.spec.shard != "given":
-            self._replicas.same_data(lambda: sampled(data))
+            self._replicas.same_data(lambda: checksums(data))
         self._example = tree_map(
             lambda s: torch.zeros(1, 1, *s.shape[2:], dtype=data.dtype, device=self.device), data.x
         )

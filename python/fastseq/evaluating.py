@@ -35,10 +35,7 @@ def chunk_plan(
     whole: bool = False,
     joined: bool = False,
 ) -> ChunkPlan:
-    """Return the chunks in which this rank goes through data; `whole`: series are not cut.
-
-    Collective where ranks have data of their own.
-    """
+    """Return the chunks in which this rank goes through data; `whole`: not cut. Collective."""
     plan = ChunkPlan(
         steps=data.steps,
         sequences=data.count,

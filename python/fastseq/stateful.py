@@ -215,11 +215,13 @@ class Stateful:
     def _run_to_lengths(self, x: Tree, lengths: Tensor) -> Tree:
         """Run on a chunk of which each sequence has some steps, if the model wants to know."""
         steps = (x if isinstance(x, Tensor) else tree_leaves(x)[0]).shape[0]
-        self.lengths = mapped(lengths, lambda n: n - steps)
-        within = mapped(lengths, lambda n: n.clamp(0, steps))
         if not self.told_ends:
-            return self._run_each_length(x, within)
-        more = {"lengths": within} if takes_lengths(self.module) else {}
+            self.lengths = mapped(lengths, lambda n: n - steps)
+            return self._run_each_length(x, lengths.clamp(0, steps))
+        more = {}
+        if takes_lengths(self.module):
+            more = {"lengths": mapped(lengths, lambda n: n.clamp(0, steps))}
+        self.lengths = mapped(lengths, lambda n: n - steps)
         if not self._takes_state:
             return self.module(x, **more)
         y, self.state = self.module(x, self.state, **more)

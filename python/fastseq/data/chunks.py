@@ -111,13 +111,19 @@ class ChunkPlan:
     given: list[int] | None = None
 
     @property
-    def _shared(self) -> bool:
-        """Whether ranks share out the sequences of a block."""
-        return not self.by_time and self.given is None
+    def _block_sequences(self) -> int:
+        return self.batchsize * self._sharing
 
     @property
-    def _block_sequences(self) -> int:
-        return self.batchsize * self.size if self._shared else self.batchsize
+    def _sharing(self) -> int:
+        """How many ranks share out a block's sequences."""
+        return 1 if self.by_time or self.given is not None else self.size
+
+    @property
+    def _own_blocks(self) -> int:
+        blocks, left = divmod(self.sequences, self._block_sequences)
+        joins = self.joined and blocks and left < 2 * self._sharing
+        return blocks if not left or joins else blocks + 1
 
     @property
     def blocks(self) -> int:
@@ -125,20 +131,14 @@ class ChunkPlan:
         return self._own_blocks if self.given is None else len(self.given)
 
     @property
-    def _own_blocks(self) -> int:
-        blocks, left = divmod(self.sequences, self._block_sequences)
-        few = 2 * self.size if self._shared else 2
-        return blocks if not left or (self.joined and blocks and left < few) else blocks + 1
+    def _begins(self) -> range:
+        """The first sequence of each block."""
+        return range(0, self._own_blocks * self._block_sequences, self._block_sequences)
 
     @property
     def own_chunks(self) -> list[int]:
         """How many chunks each block of this rank's data has."""
         return [self._chunks_of(steps) for steps in self._block_steps]
-
-    @property
-    def _begins(self) -> range:
-        """The first sequence of each block."""
-        return range(0, self._own_blocks * self._block_sequences, self._block_sequences)
 
     @cached_property
     def _block_steps(self) -> list[int]:
@@ -169,7 +169,8 @@ class ChunkPlan:
         for block in range(self.blocks) if order is None else order:
             own = block < self._own_blocks
             n0 = block * self._block_sequences if own else self.sequences
-            n1 = n0 + self._block_sequences if block < self._own_blocks - 1 else self.sequences
+            last = block >= self._own_blocks - 1
+            n1 = self.sequences if last else n0 + self._block_sequences
             steps = self._block_steps[block] if own else 0
             begin, end = 0, steps
             if self.by_time:
