@@ -106,7 +106,7 @@ def by_hand(comm, model, x, y):
     optimizer = optim.SGD(model.parameters(), lr=0.01)
     models = [copy.deepcopy(model) for _ in range(comm.size)]
     seen = [0] * comm.size
-    width = 2 * comm.size
+    width = 3 * comm.size
     for n in range(0, x.shape[1], width):
         whole = min(n + width, x.shape[1]) - n
         for t in range(0, x.shape[0], 5):
@@ -130,12 +130,13 @@ def by_hand(comm, model, x, y):
 
 def test_statistics_of_batchnorm_are_common(comm, folder):
     """The mean over the samples that each rank has seen; what is saved is what predicts."""
-    x, y = data()
-    x = x + torch.arange(13.0)[:, None]  # every rank sees another part
+    count = 9 * comm.size - 1  # the last block has a sequence less
+    x, y = data(20, count)
+    x = x + torch.arange(float(count))[:, None]  # every rank sees another part
     model = Normed()
     norms, seen = by_hand(comm, copy.deepcopy(model), x, y)
     est = fs.Estimator(
-        model, LOSS, partial(optim.SGD, lr=0.01), {"epochs": 1, "batchsize": 2, "seqsize": 5},
+        model, LOSS, partial(optim.SGD, lr=0.01), {"epochs": 1, "batchsize": 3, "seqsize": 5},
         comm=comm, progress=False,
     )  # fmt: skip
     est.fit(x, y)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from importlib import import_module
+from importlib.util import find_spec
 
 import torch
 
@@ -24,10 +24,10 @@ def load_cuda() -> str | None:
     """Register the CUDA kernels; return why they are not there, None if they are."""
     if not torch.cuda.is_available():
         return "there is no GPU"
-    try:
-        import_module("fastseq._cuda")
-    except ModuleNotFoundError:
+    if find_spec("fastseq._cuda") is None:
         return "not built"
+    try:
+        from .. import _cuda  # type: ignore[attr-defined]  # noqa: F401
     except ImportError as error:  # such as a library of another CUDA than torch's
         return f"built, but cannot be loaded: {error}"
     return None
