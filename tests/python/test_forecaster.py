@@ -315,7 +315,7 @@ def test_modules_that_look_at_other_steps_are_refused(module, covariates):
 
 
 def test_modules_that_take_no_single_step_are_refused():
-    with pytest.raises(ValueError, match="module takes no single time step, .*: an even number"):
+    with pytest.raises(ValueError, match=r"module takes no single time step, .*: an even number"):
         quick(module=lambda a, b, _: Pairs(a, b)).fit(wave(61)[0])
 
 
