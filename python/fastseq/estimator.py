@@ -257,7 +257,7 @@ class Estimator(Serving):
             Another rank failed; the message is its.
         """
         count = self.spec.epochs if epochs is None else epochs
-        with self._replicas.together(), in_mode(self.model, training=True):
+        with self._replicas.together("fit"), in_mode(self.model, training=True):
             check_count("epochs", count)
             if not torch.is_grad_enabled():
                 raise ValueError(
@@ -307,7 +307,7 @@ class Estimator(Serving):
         ValueError, TypeError
             `x` or `out` are not what they should be; nothing has been written then.
         """
-        with self._replicas.together():
+        with self._replicas.together("predict"):
             data = self._open(x, None, None, None, lengths)
             self._scale(data)
             self._replicas.make_common(self.model)
@@ -328,7 +328,7 @@ class Estimator(Serving):
         ValueError
             Besides what `fit` says: no sample counts.
         """
-        with self._replicas.together():
+        with self._replicas.together("evaluate"):
             data = self._open_both("evaluate", x, y, w, mask, lengths)
             self._check_compiled(data)
             self._scale(data)

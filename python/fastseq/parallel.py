@@ -19,6 +19,15 @@ __all__ = ["Replicas"]
 _PIECE_BYTES = 64 * 2**20
 
 
+def _others_know(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came of, was told to the other ranks or by them."""
+    while error is not None:
+        if isinstance(error, RemoteError | CommunicationError) or hasattr(error, "_told"):
+            return True
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return False
+
+
 class Replicas:
     """What `fit` and `predict` need of other ranks; without other ranks nearly nothing happens.
 
@@ -36,20 +45,31 @@ class Replicas:
         self._apart = False  # since buffers were the same on all ranks
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """Run a block that raises on all ranks if it raises on one, and ends on all at once."""
+    def together(self, call: str) -> Iterator[None]:
+        """Run a block that raises on all ranks if it raises on one, and ends on all at once.
+
+        Blocks may be nested, as where a callback of `fit` calls `predict`: a failure is told to the
+        others once.
+
+        Parameters
+        ----------
+        call
+            What the user has called, for messages.
+        """
         if self.alone:
             yield
             return
-        try:
-            yield
-            self.comm.barrier()
-        except (RemoteError, CommunicationError):
-            raise  # the others know already
-        except BaseException as error:
-            with suppress(CommunicationError):  # where the ranks are out of step, all know
-                self.comm.fail(f"{type(error).__name__}: {error}")
-            raise
+        with self.comm.purpose(call):
+            try:
+                yield
+                self.comm.barrier()
+            except BaseException as error:
+                if not _others_know(error):
+                    with suppress(AttributeError):
+                        error._told = True  # type: ignore[attr-defined]
+                    with suppress(CommunicationError):  # where the ranks are out of step, all know
+                        self.comm.fail(f"{type(error).__name__}: {error}")
+                raise
 
     def same_number(self, value: int) -> int:
         """Return rank 0's value on all ranks."""
