@@ -126,6 +126,8 @@ def steps_apart(module: nn.Module) -> bool:
     if isinstance(plain, nn.Sequential):
         ours = kind is nn.Sequential or kind.__module__ == "fastseq.nn.chain"
         return ours and all(map(steps_apart, plain))
+    if kind.__module__ == "fastseq.wrappers.forecast_net":
+        return all(map(steps_apart, plain.children()))
     if isinstance(plain, nn.RNNBase):
         return kind.__module__ in _RECURRENT_FILES and not plain.bidirectional
     if isinstance(plain, nn.LayerNorm | nn.RMSNorm):

@@ -303,7 +303,6 @@ class Last(nn.Linear):
         lambda a, b, _: Causal(a, b),
         lambda a, b, _: Causal(a, b, 2, 500),  # which no chunk of 64 steps shows
         lambda a, b, _: Centred(a, b),
-        lambda a, b, _: Pairs(a, b),
         lambda a, b, _: fs.nn.Chain(Late(a, 4), nn.Linear(4, b)),
         lambda a, b, _: fs.nn.Chain(nn.GRU(a, 4, bidirectional=True), nn.Linear(8, b)),
     ],
@@ -313,6 +312,11 @@ def test_modules_that_look_at_other_steps_are_refused(module, covariates):
     y = wave(1201)[0]
     with pytest.raises(ValueError, match="module looks at other time steps than the current one"):
         quick(module=module, epochs=1).fit(y, covariates)
+
+
+def test_modules_that_take_no_single_step_are_refused():
+    with pytest.raises(ValueError, match=r"module takes no single time step, .*: an even number"):
+        quick(module=lambda a, b, _: Pairs(a, b)).fit(wave(61)[0])
 
 
 def test_modules_that_do_not_return_each_step_are_refused():

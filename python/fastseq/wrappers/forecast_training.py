@@ -15,7 +15,7 @@ from ..callbacks.protocol import Callback
 from ..estimator import Estimator
 from ..spec import Spec
 from .base import SequenceEstimator, Task
-from .forecast_net import ForecastNet, check_step_by_step
+from .forecast_net import ForecastNet, check_steps_apart
 from .forecast_parameters import LOSSES
 from .pinball import ForecastLoss, pinball_loss
 from .rollout import PATH_LEVELS
@@ -126,7 +126,7 @@ class ForecastTraining(SequenceEstimator):
             width=self.hidden_size, seed=seed,
         )  # fmt: skip
         if not isinstance(self.module, str):  # of those it is known
-            check_step_by_step(net, task.x, task.n_out * horizon)
+            check_steps_apart(net, task.x, task.n_out * horizon)
         spec = Spec(
             epochs=self.epochs, batchsize=self.batchsize, seqsize=task.steps, shuffle=True,
             clip_norm=self.clip_norm, clip_value=self.clip_value, accumulate=self.accumulate,

@@ -207,6 +207,7 @@ class Rollout:
                 inputs, lengths=lengths, dtype=input_dtype(net), nan="keep", device=est.device,
                 strict=False,
             )  # fmt: skip
+            est._replicas.make_common(est.model)
             predictor = Predictor(Stateful(net), est.device, est._replicas)
             predictor.state = state
             predictor.predict(data, est.spec, reset=False)
