@@ -1,6 +1,6 @@
 // Memory that other processes of this machine can map: anonymous files (memfd) that peers open through /proc. Nothing
-// is ever visible in a file system, so nothing is left behind, and /dev/shm's size does not matter. Linux only:
-// elsewhere create() returns nothing.
+// is ever visible in a file system, so nothing is left behind, and /dev/shm's size does not matter. Elsewhere than on
+// Linux it is POSIX shared memory, whose pages are not reserved, and whose name a process that is killed leaves behind.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +14,8 @@ class SharedMemory {
  public:
   // New zeroed memory, its pages reserved: a machine without room says so here, not by a signal at first touch.
   static std::optional<SharedMemory> create(std::size_t bytes);
-  // The memory that process `pid` created as descriptor `fd`; nothing if this process may not open it.
+  // The memory that process `pid` created as descriptor `fd`; nothing if this process may not open it, or if that is no
+  // such memory of `bytes`: in another container the same pid is another process.
   static std::optional<SharedMemory> open(int pid, int fd, std::size_t bytes);
 
   std::byte* data() const { return mapping_.get(); }

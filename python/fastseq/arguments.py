@@ -9,19 +9,61 @@ from typing import Any
 import torch
 from torch import nn
 
-from .data.opening import to_tensor
-from .tree import Tree, tree_map, tree_paths
-
-__all__ = ["check_loss", "choose_device", "input_dtype", "make_optimizer", "step_input"]
+__all__ = [
+    "check_loss",
+    "check_place",
+    "choose_device",
+    "input_dtype",
+    "make_optimizer",
+    "use_device",
+]
 
 
 def choose_device(device: str | torch.device, local_rank: int) -> torch.device:
     """Return the device to compute on; ``"auto"``: the GPU that this rank gets, if there is one."""
     if device != "auto":
-        return torch.device(device)
+        return _checked_device(device)
     if torch.cuda.is_available():
         return torch.device("cuda", local_rank % torch.cuda.device_count())
     return torch.device("cpu")
+
+
+def _checked_device(device: Any) -> torch.device:
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(
+            f'device must be "auto", "cpu", "cuda", "cuda:1" and the like, got {device!r}'
+        ) from None
+    if found.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if not count:
+            raise ValueError(f'device={device!r}: PyTorch finds no GPU; pass "auto" or "cpu"')
+        if found.index is not None and found.index >= count:
+            raise ValueError(f"device={device!r}: PyTorch finds {count} GPU(s), counted from 0")
+    return found
+
+
+def use_device(device: torch.device, *, alone: bool) -> None:
+    """Make a rank's GPU the current one: or what names none opens a context on the first one."""
+    if device.type == "cuda" and device.index is not None and not alone:
+        torch.cuda.set_device(device)
+
+
+def check_place(model: nn.Module, device: torch.device) -> None:
+    """Raise if the model is no longer where the estimator computes.
+
+    Raises
+    ------
+    ValueError
+        Somebody has moved it.
+    """
+    for name, p in model.named_parameters():
+        if p.device.type != device.type or device.index not in (None, p.device.index):
+            raise ValueError(
+                f"the model's {name} is on {p.device}, but the estimator computes on {device}: "
+                "move the model back, or make a new Estimator"
+            )
 
 
 def input_dtype(model: nn.Module) -> torch.dtype:
@@ -50,17 +92,6 @@ def check_loss(loss: Any) -> None:
             f"loss is called as loss(m, xs, ys), with the model itself, but {name} compares "
             f"outputs with targets: pass fastseq.seqloss({name})"
         )
-
-
-def step_input(x: Any) -> Tree:
-    """Return the input of one time step as tensors, ``(N, F)``, of the dtypes that they have."""
-    xs = tree_map(to_tensor, x)
-    for name, part in tree_paths(xs, "x"):
-        if part.dim() != 2:
-            raise ValueError(
-                f"{name} must be one step (sequences, features), got shape {tuple(part.shape)}"
-            )
-    return xs
 
 
 def make_optimizer(optimizer: Any, model: nn.Module) -> torch.optim.Optimizer:

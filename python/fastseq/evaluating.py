@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .context import in_context
 from .data.chunks import Chunk, ChunkPlan
 from .data.sequences import Batch, Sequences
+from .looking import wants_whole_series
 from .parallel import Replicas
 from .predicting.samples import Samples, collect
 from .spec import Spec
-from .stateful import Stateful, in_mode
+from .stateful import Stateful, each_step, in_mode
 from .training import chunk_loss, chunk_weight, to_device
 from .tree import Tree, tree_map
 
@@ -25,19 +27,30 @@ __all__ = ["chunk_plan", "evaluate", "nothing_counts", "samples"]
 
 
 def chunk_plan(
-    data: Sequences, spec: Spec, replicas: Replicas, *, by_time: bool | None = None
+    data: Sequences,
+    spec: Spec,
+    replicas: Replicas,
+    *,
+    by_time: bool | None = None,
+    whole: bool = False,
+    joined: bool = False,
 ) -> ChunkPlan:
-    """Return the chunks in which this rank goes through data."""
-    return ChunkPlan(
+    """Return the chunks in which this rank goes through data; `whole`: not cut. Collective."""
+    plan = ChunkPlan(
         steps=data.steps,
         sequences=data.count,
         batchsize=spec.batchsize,
-        seqsize=spec.seqsize,
+        seqsize=data.steps if whole else spec.seqsize,
         rank=replicas.comm.rank,
         size=replicas.comm.size,
         by_time=spec.shard == "time" if by_time is None else by_time,
+        joined=joined,
         lengths=data.lengths,
+        given=[] if spec.shard == "given" else None,
     )
+    if spec.shard == "given":
+        plan = dataclasses.replace(plan, given=replicas.largest(plan.own_chunks))
+    return plan
 
 
 def evaluate(
@@ -109,14 +122,18 @@ def samples(
         As in `evaluate`.
     """
     est._replicas.make_common(est.model)
-    chunks = chunk_plan(data, est.spec, est._replicas, by_time=False).chunks()
+    whole = wants_whole_series(est, data)
+    chunks = chunk_plan(data, est.spec, est._replicas, by_time=False, whole=whole).chunks()
+    model = in_context(est.model, est.spec.context)
     first = -1 if getattr(est.loss, "at_last_step", False) else 0
     undo = None if est.scaling_ is None else est.scaling_.undo
 
     def pieces() -> Iterator[tuple[Tree, Tree, Tensor | None]]:
-        for m, _, batch in _walk(est.model, data, chunks, est.device, states, warmup):
+        for m, _, batch in _walk(model, data, chunks, est.device, states, warmup):
             m.lengths = batch.lengths
             y_true, y_pred = batch.ys, m(batch.xs)
+            if getattr(est.loss, "per_sequence", False):
+                y_pred = each_step(y_pred, len(y_true))
             if callable(undo):
                 y_true, y_pred = undo(y_true), undo(y_pred)
             yield tree_map(lambda a: a[first:], (y_true, y_pred, batch.ws))

@@ -6,21 +6,24 @@ import contextlib
 import itertools
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, optim
 from torch.utils.data import Dataset
 
 from .checkpoint.saves import Saves
+from .context import in_context
 from .data.sequences import Sequences
 from .data.validation import Validation, split
 from .evaluating import chunk_plan, evaluate, nothing_counts
+from .looking import check_fit, wants_whole_series
 from .progress import Progress
 from .run import Run
 from .scaling import Scaling
 from .seeding import Draws
-from .stateful import in_mode, is_bidirectional
+from .stateful import Stateful, batch_norms, in_mode
 from .training import Trainer
 
 if TYPE_CHECKING:
@@ -44,10 +47,12 @@ class Fit:
 
     def __init__(self, est: Estimator, data: Sequences, validation: Any) -> None:
         self._est = est
+        est._precision.check(est.model)
         est._current_optimizer()  # or what is wrong with it, before any work
         self._spec = spec = est.spec
         self._replicas = est._replicas
         self._validation: Validation | None = None
+        self._by_time = isinstance(validation, Mapping) and "time" in validation
         if isinstance(validation, (tuple, list, Dataset)):
             self._validation = Validation(_other(est, validation))
         elif validation is not None:
@@ -55,13 +60,17 @@ class Fit:
             data, self._validation = split(data, validation, carries=sequential)
         if spec.fold > 1:
             data = _folded(data, spec.fold, quiet=not self._replicas.first)
-        if est._compiles and data.lengths is not None and is_bidirectional(est.model):
-            raise ValueError(
-                "compile=True cannot tell a bidirectional layer where sequences end: pass "
-                "sequences of one length, or compile=False"
-            )
+        est._check_compiled(data)
         self._data = data
-        self._plan = chunk_plan(data, spec, self._replicas)
+        normalised = batch_norms(est.model)
+        self._plan = chunk_plan(data, spec, self._replicas, joined=bool(normalised))
+        told = Stateful(est.model).told_ends
+        if normalised and self._plan.padding and told and self._replicas.first:
+            warnings.warn(
+                f"{', '.join(normalised)}: statistics of BatchNorm count the padding behind the "
+                "ends of shorter sequences; take LayerNorm, or pass sequences of one length",
+                stacklevel=4,
+            )
 
     def run(self, epochs: int, checkpoint: Any = None, resume: Any = None) -> None:
         """Train."""
@@ -69,8 +78,16 @@ class Fit:
         self._saves = saves = Saves(est, checkpoint, resume)
         self._agree(epochs)
         saves.open(self._data)
+        before = est.scaling_
         self._scale()
+        est._looks.clear()
+        try:
+            check_fit(est, self._data, by_time=self._by_time)
+        except BaseException:
+            est.scaling_ = before
+            raise
         est._squeezed, est.padding_ = self._data.squeezed, self._plan.padding
+        _follow_dtype(est.optimizer)
         trainer = est._trainer(
             est.model, est._loss, est._current_optimizer, self._spec, est.device,
             self._replicas, est._precision,
@@ -91,7 +108,9 @@ class Fit:
         """Make sure that all ranks are about to make the same steps."""
         est, data = self._est, self._data
         shape = f"data of {data.steps} steps and {data.count} sequences"
-        if self._validation is not None:
+        if self._spec.shard == "given":
+            shape = f"features {[(source.name, source.features) for source in data.leaves]}"
+        elif self._validation is not None:
             apart = self._validation.data
             shape += f", {apart.steps} and {apart.count} apart"
         callbacks = [type(callback).__name__ for callback in est.callbacks]
@@ -101,7 +120,8 @@ class Fit:
             f"callbacks {callbacks}\n{self._saves}",
         )
         if est._drawn_seed is None:
-            est._drawn_seed = int(torch.randint(2**62, ()).item())
+            with Draws(None, est.device, turns=self._replicas.alone):
+                est._drawn_seed = int(torch.randint(2**62, ()).item())
         est._drawn_seed = self._replicas.same_number(est._drawn_seed)
 
     def _scale(self) -> None:
@@ -164,10 +184,13 @@ class Fit:
     def _validate(self, trainer: Trainer) -> float:
         est, validation = self._est, self._validation
         assert validation is not None
-        plan = chunk_plan(validation.data, self._spec, self._replicas, by_time=False)
+        data, spec = validation.data, self._spec
+        whole = wants_whole_series(est, data)
+        plan = chunk_plan(data, spec, self._replicas, by_time=False, whole=whole)
+        model = in_context(est.model, spec.context)
         with in_mode(est.model, training=False):
             return evaluate(
-                est.model, est._loss, validation.data, plan.chunks(), est.device, self._replicas,
+                model, est._loss, validation.data, plan.chunks(), est.device, self._replicas,
                 states=trainer.ends, warmup=validation.warmup,
             )  # fmt: skip
 
@@ -193,6 +216,18 @@ def _calling(run: Run) -> Iterator[None]:
     finally:
         run.estimator.stop_reason_ = run.stopped
         run.call("on_fit_end")
+
+
+def _follow_dtype(optimizer: optim.Optimizer) -> None:
+    """Give what an optimizer keeps the dtype that parameters have got, by ``model.double()``."""
+    if not type(optimizer).__module__.startswith("torch.optim"):
+        return  # it may keep it as it likes
+    for p, state in optimizer.state.items():
+        for name, a in state.items():
+            alike = isinstance(a, Tensor) and a.shape == p.shape and name != "step"
+            if alike and a.dtype != p.dtype and a.dtype.is_floating_point:
+                optimizer.load_state_dict(optimizer.state_dict())  # which casts it
+                return
 
 
 def _other(est: Estimator, validation: Any) -> Sequences:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .tree import Tree
 
-__all__ = ["seqloss"]
+__all__ = ["of_numbers", "seqloss"]
 
 Loss = Callable[..., Tensor]
 
@@ -62,6 +62,18 @@ def seqloss(fn: Loss | nn.Module, *, per_step: bool = False) -> Loss:
     if per_step:
         return functools.partial(_mean_over_steps, fn)
     return functools.partial(_mean_over_samples, _unreduced(fn), _mean_over_elements(fn), _kind(fn))
+
+
+def of_numbers(loss: Any) -> bool:
+    """Whether `seqloss` made a loss that compares element by element, integers too.
+
+    Examples
+    --------
+    >>> of_numbers(seqloss(F.mse_loss)), of_numbers(seqloss(F.cross_entropy))
+    (True, False)
+    """
+    made = isinstance(loss, functools.partial) and loss.func is _mean_over_samples
+    return made and loss.args[2] == "elements"
 
 
 def _unreduced(fn: Loss | nn.Module) -> Loss:

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .arguments import input_dtype, step_input
+from .arguments import input_dtype
+from .data.arguments import step_input
 from .data.nonfinite import fill_step
 from .distributed import communicator
 from .export import check_path, export_model
+from .looking import check_steps
 from .parallel import Replicas
 from .saving import load_estimator, save_estimator
 from .scaling import Scaling
@@ -82,6 +84,7 @@ class Serving:
         self._check_measured()
         scaling = _UNSCALED if self.scaling_ is None else self.scaling_
         xs = fill_step(scaling.apply(step_input(x), input_dtype(self.model)), self.spec.nan)
+        check_steps(self, xs)  # type: ignore[arg-type]  # it is a part of it
         xs = to_device(xs, self.device)
         return self._predictor.step(xs, squeeze=self._squeezed, undo=self._undo)
 
@@ -132,7 +135,7 @@ class Serving:
         >>> y.shape, state[0].shape
         (torch.Size([20, 5, 2]), torch.Size([1, 5, 2]))
         """
-        with self._replicas.together():
+        with self._replicas.together("export"):
             target = check_path(path)
             self._check_measured()
             self._replicas.make_common(self.model)
@@ -178,7 +181,7 @@ class Serving:
         >>> torch.equal(again.step(torch.ones(8, 3)), est.step(torch.ones(8, 3)))
         True
         """
-        with self._replicas.together():
+        with self._replicas.together("save"):
             target = Path(path)
             self._replicas.make_common(self.model)
             if self._replicas.first:
@@ -227,7 +230,7 @@ class Serving:
         See `save`.
         """
         replicas = Replicas(communicator(comm))
-        with replicas.together():
+        with replicas.together("load"):
             options["comm"] = replicas.comm
             return load_estimator(cls, Path(path), model, loss, optimizer, options)
 

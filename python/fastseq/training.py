@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .context import in_context
 from .data.chunks import Chunk
 from .data.sequences import Batch, Sequences
 from .distributed import Bucketizer
 from .errors import NonFiniteError
 from .flat import FlatOptimizer
+from .lengths import beside
 from .parallel import Replicas
 from .precision import Precision
 from .progress import Progress
@@ -35,7 +37,10 @@ def to_device(tree: Tree, device: torch.device) -> Tree:
     """Move tensors to `device`, in the order in which the device is given work."""
     if device.type == "cpu":
         return tree
-    return tree_map(lambda a: a.to(device, non_blocking=True), tree)
+    moved = tree_map(lambda a: a.to(device, non_blocking=True), tree)
+    if isinstance(tree, Batch) and tree.lengths is not None and tree.lengths.is_cpu:
+        beside(moved.lengths, tree.lengths)
+    return moved
 
 
 def chunk_loss(loss: Callable[..., Tensor], m: Stateful, batch: Batch) -> Tensor:
@@ -64,13 +69,14 @@ def chunk_weight(chunk: Chunk, batch: Batch | None) -> float:
     """How much a chunk's mean loss counts: its samples, or their weights' sum."""
     if batch is None:
         return 0.0
+    if batch.ws is None:
+        return float((chunk.t1 - chunk.t0) * (chunk.n1 - chunk.n0))
     if isinstance(batch.ws, Tensor) and batch.ws.dim() == 2:
         return float(batch.ws.sum(dtype=torch.float64))
-    if batch.ws is not None:  # of each target: what samples count for on average
-        parts = tree_leaves(batch.ws)
-        total = torch.stack([ws.sum(dtype=torch.float64) for ws in parts]).sum()
-        return float(total / sum(math.prod(ws.shape[2:]) for ws in parts))
-    return float((chunk.t1 - chunk.t0) * (chunk.n1 - chunk.n0))
+    # Of each target: what samples count for on average.
+    parts = tree_leaves(batch.ws)
+    total = torch.stack([ws.sum(dtype=torch.float64) for ws in parts]).sum()
+    return float(total / sum(math.prod(ws.shape[2:]) for ws in parts))
 
 
 class LossMean:
@@ -172,7 +178,7 @@ class Trainer:
         replicas: Replicas,
         precision: Precision,
     ) -> None:
-        self.stateful = Stateful(model)
+        self.stateful = Stateful(in_context(model, spec.context))
         self._loss = loss
         self._current_optimizer = optimizer
         self._optimizer = optimizer()

@@ -93,6 +93,27 @@ def test_a_score_is_computed_in_double_precision():
     )
 
 
+def test_what_single_precision_cannot_hold_is_told():
+    y, x = wave(44)[0], np.random.default_rng(0).standard_normal((44, 1))
+    with pytest.raises(ValueError, match="y has values beyond what single precision holds"):
+        quick(scale=None).fit(1e200 * y)
+    f = quick().fit(y[:40], x[:40])
+    with pytest.raises(ValueError, match="X has values beyond what single precision holds"):
+        f.predict(X=1e200 * x[40:])
+    with pytest.raises(ValueError, match="y has values beyond what single precision holds"):
+        f.update(1e200 * y[40:], x[40:])
+    np.testing.assert_array_equal(
+        f.predict(X=x[40:]), quick().fit(y[:40], x[:40]).predict(X=x[40:])
+    )
+
+
+def test_half_precision_comes_back_in_single():
+    y = (1000 + wave(40)[0]).astype(np.float16)  # whose numbers are 0.5 apart there
+    found, wanted = quick().fit(y).predict(), quick().fit(y.astype(float)).predict()
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
 def test_integers_are_floats():
     y = np.round(10 * wave(40)[0]).astype(np.int64)
     wanted = quick().fit(y.astype(float)).predict()

@@ -156,6 +156,19 @@ def test_as_at_offset_zero():
     assert moved.evaluate(X + OFFSET, Y + OFFSET) == pytest.approx(plain.evaluate(X, Y), rel=1e-4)
 
 
+@pytest.mark.parametrize("listed", [False, True])
+def test_integer_targets_of_a_loss_of_numbers_are_scaled(listed):
+    plain, moved = estimator(epochs=3), estimator(epochs=3)
+    plain.fit(X, Y)
+    y = Y.astype(np.int64) + OFFSET
+    moved.fit([X[:, n] for n in range(N)], [y[:, n] for n in range(N)]) if listed else moved.fit(
+        X, y
+    )
+    np.testing.assert_allclose(losses(moved), losses(plain), rtol=1e-4)
+    found = moved.predict(X) - OFFSET
+    np.testing.assert_allclose(found, plain.predict(X), rtol=0, atol=1e-3 * Y.std())
+
+
 def test_outputs_go_where_they_are_wanted(tmp_path):
     est = estimator(epochs=1).fit(X, Y + OFFSET)
     found = est.predict(X)

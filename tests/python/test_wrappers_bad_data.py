@@ -33,7 +33,7 @@ def test_missing_values_are_told_with_what_takes_them(x):
     x = [a.copy() for a in x] if isinstance(x, list) else x.copy()
     x[1][0] = np.nan
     for model in (regressor(), classifier()):
-        with pytest.raises(ValueError, match=r'X contains NaN: .*Estimator with spec.nan="mask"'):
+        with pytest.raises(ValueError, match=r'X contains NaN: .*nan="mask"'):
             model.fit(x, LABELS)
 
 

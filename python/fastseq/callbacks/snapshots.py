@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -27,8 +28,9 @@ class Snapshots(Callback):
 
     Rank 0 writes ``epoch-0001.safetensors`` and so on: parameters and buffers by name, and in its
     metadata the epoch and the losses. Files are written beside and renamed. With other data the
-    best of these are sought, and files there are stay. `Checkpoint` is what a run can be resumed
-    from.
+    best of these are sought, and files there are stay. Complex tensors are written as pairs of
+    reals, `torch.view_as_real`, and named in the metadata. `Checkpoint` is what a run can be
+    resumed from.
 
     Parameters
     ----------
@@ -131,5 +133,9 @@ class Snapshots(Callback):
 def _write(run: Run, path: Path) -> None:
     tensors = {name: a.cpu() for name, a in copied(run.model).items() if isinstance(a, Tensor)}
     numbers = {key: str(value) for key, value in run.row.items()}
+    pairs = [name for name, a in tensors.items() if a.is_complex()]
+    if pairs:
+        tensors.update((name, torch.view_as_real(tensors[name])) for name in pairs)
+        numbers["complex"] = " ".join(pairs)
     with replacing("Snapshots", path) as beside:
         save_file(tensors, beside, metadata=numbers)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..context import in_context
 from ..distributed import Communicator
 from ..errors import CheckpointError
 from ..scaling import Scaling
@@ -233,7 +234,7 @@ def _differences(then: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, A
 
 def _example_state(est: Estimator) -> Tree:
     """Return a state as the model makes it: in its kinds of tuples and dicts."""
-    m = Stateful(est.model)
+    m = Stateful(in_context(est.model, est.spec.context))
     with torch.no_grad(), untouched(est.device), in_mode(est.model, training=False):
         m(est._example)
     return m.state

@@ -6,6 +6,8 @@ from typing import Any
 
 import h5py
 import numpy as np
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader
 
 from ..h5 import LazyTensor
@@ -13,7 +15,7 @@ from ..h5.links import dead_link
 from ..h5.types import is_bfloat16
 from .ragged import group_items
 
-__all__ = ["checked"]
+__all__ = ["checked", "refuse_containers", "refuse_null"]
 
 _SHOWN = 8  # of what a group holds, in messages
 
@@ -28,11 +30,7 @@ def checked(array: Any, name: str) -> Any:
     """
     if isinstance(array, h5py.Dataset | h5py.Group) and not array:
         raise ValueError(f"{name} is from a file that has been closed; keep it open")
-    if isinstance(array, h5py.Dataset) and array.shape is None:
-        raise ValueError(
-            f"{name} is the dataset {array.name}, which is empty: it has a type, but no elements "
-            "(a null dataspace)"
-        )
+    refuse_null(array, name)
     if isinstance(array, h5py.Group):
         return _items_of(array, name)
     if isinstance(array, h5py.Dataset) and is_bfloat16(array):
@@ -42,6 +40,19 @@ def checked(array: Any, name: str) -> Any:
             f"{name} is a DataLoader, whose batches cannot be cut in time: pass its dataset "
             "(loader.dataset), and batchsize in the spec"
         )
+    refuse_containers(array, name)
+    return array
+
+
+def refuse_containers(array: Any, name: str) -> None:
+    """Raise if sequences come in something else than an array or a list of arrays."""
+    if isinstance(array, PackedSequence):
+        raise TypeError(
+            f"{name} is a PackedSequence: pass the list of arrays (T_i, F) that "
+            "torch.nn.utils.rnn.unpack_sequence makes of it"
+        )
+    if isinstance(array, Tensor) and array.is_nested:
+        raise TypeError(f"{name} is a nested tensor: pass list({name}.unbind()), arrays (T_i, F)")
     if isinstance(array, list):
         _check_list(array, name)
     if isinstance(array, np.ndarray) and array.dtype == object and _holds_arrays(array):
@@ -49,7 +60,15 @@ def checked(array: Any, name: str) -> Any:
             f"{name} is an array of {array.size} arrays: for sequences of different lengths pass "
             "a list of arrays (T_i, F)"
         )
-    return array
+
+
+def refuse_null(array: Any, name: str) -> None:
+    """Raise for a dataset of an HDF5 file that has no dataspace."""
+    if isinstance(array, h5py.Dataset) and array and array.shape is None:
+        raise ValueError(
+            f"{name} is the dataset {array.name}, which is empty: it has a type, but no elements "
+            "(a null dataspace)"
+        )
 
 
 def _check_list(items: list[Any], name: str) -> None:

@@ -176,9 +176,10 @@ def target_dtype(array: Any, name: str, dtype: torch.dtype, keep_integers: bool)
 
 def kind_error(name: str, array: Any) -> TypeError:
     """Say that `array` is none."""
+    hint = f": pass {name}.to_numpy()" if hasattr(array, "to_numpy") else ""
     return TypeError(
         f"{name} must be an array, a tensor, an HDF5 dataset, or a tuple or dict of these, "
-        f"got {type(array).__name__}"
+        f"got {type(array).__name__}{hint}"
     )
 
 
@@ -226,7 +227,8 @@ def to_tensor(array: Any, dtype: torch.dtype | None = None) -> Tensor:
     fits = array.flags.c_contiguous and array.flags.owndata and array.flags.writeable
     unsigned = array.dtype.kind == "u" and array.dtype.itemsize > 1  # torch hardly knows these
     if not array.dtype.isnative or unsigned:
-        array = array.astype(np.int64 if unsigned else array.dtype.newbyteorder("="), order="C")
+        wide = np.float64 if array.dtype.itemsize == 8 else np.int64  # uint64 goes beyond int64
+        array = array.astype(wide if unsigned else array.dtype.newbyteorder("="), order="C")
     elif not fits:
         array = np.array(array, order="C")
     tensor = torch.from_numpy(array)

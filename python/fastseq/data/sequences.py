@@ -74,6 +74,8 @@ class Sequences:
         Where batches are wanted.
     strict
         Whether a file that changes while it is read is an error.
+    labels
+        Whether integers in `y` stay integers; else they are numbers like others.
 
     Attributes
     ----------
@@ -106,8 +108,9 @@ class Sequences:
         nan: str = "raise",
         device: torch.device | None = None,
         strict: bool = True,
+        labels: bool = True,
     ) -> None:
-        opened = Arguments(x, y, w, mask, lengths, dtype)
+        opened = Arguments(x, y, w, mask, lengths, dtype, labels=labels)
         self.dtype = dtype
         self.nan = nan
         self.x: Tree = opened.x

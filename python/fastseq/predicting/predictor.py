@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..context import within
 from ..data.chunks import part
 from ..data.sequences import Sequences
 from ..export import first_state
@@ -19,7 +20,7 @@ from ..parallel import Replicas
 from ..progress import Progress
 from ..seeding import untouched
 from ..spec import Spec
-from ..stateful import Stateful, batch_dims, in_mode, is_bidirectional
+from ..stateful import Stateful, batch_dims, each_step, in_mode, is_bidirectional
 from ..training import to_device
 from ..tree import Tree, tree_leaves, tree_like, tree_map, tree_paths
 from .outputs import Outputs, matched, nothing
@@ -69,6 +70,8 @@ class Predictor:
         squeeze: bool = False,
         undo: Tree = None,
         progress: bool = False,
+        whole: bool = False,
+        pooled: bool = False,
     ) -> Any:
         """Run over all steps of all sequences; see `Estimator.predict`.
 
@@ -94,6 +97,10 @@ class Predictor:
             structure of the outputs, None for those that stay as they are.
         progress
             Show a bar, on rank 0, if it takes longer than a second.
+        whole
+            Run whole series at once.
+        pooled
+            Take outputs ``(B, K)`` of whole sequences for those of each step.
 
         Raises
         ------
@@ -102,7 +109,7 @@ class Predictor:
         OSError
             An output could not be written; the message says where.
         """
-        more = (squeeze, undo, progress)
+        more = (squeeze, undo, progress, whole, pooled)
         if reset:
             return self._predict(data, spec, out, None, *more)
         with self._lock:
@@ -117,13 +124,16 @@ class Predictor:
         squeeze: bool,
         undo: Tree,
         progress: bool,
+        whole: bool,
+        pooled: bool,
     ) -> Any:
         """Run from the state `begin`."""
         if begin is not None:
             self._refuse_to_go_on_backwards()
         stateful = self._stateful.fresh()
-        with in_mode(self._model, training=False), torch.no_grad():
-            example, fresh = self._probe(stateful, data)
+        with in_mode(within(self._model), training=False), torch.no_grad():
+            steps = data.steps if whole else min(spec.seqsize, data.steps)
+            example, fresh = self._probe(stateful, data, steps, pooled=pooled)
             self._check_state(begin, data.count)
             finish = _finisher(example, undo, squeeze=squeeze)
             like = finish(example)
@@ -131,7 +141,17 @@ class Predictor:
             with Outputs(out, tree_like(example, like), data, self._replicas, computed) as outputs:
                 order = None if data.order is None else torch.from_numpy(data.order)
                 start = self._reordered(begin, order)
-                run = Pass(stateful, self._dims, data, spec, finish, like, start)
+                run = Pass(
+                    stateful,
+                    self._dims,
+                    data,
+                    spec,
+                    finish,
+                    like,
+                    start,
+                    whole=whole,
+                    pooled=pooled,
+                )
                 if start is None:
                     run.ends = self._states_without_steps(data, fresh)
                 bounds = _shares(data, self._replicas.comm.size)
@@ -148,7 +168,7 @@ class Predictor:
         """Run one step of all sequences, ``(N, F)``, from `state`; see `predict`."""
         self._refuse_to_go_on_backwards()
         stateful = self._stateful.fresh()
-        with self._lock, in_mode(self._model, training=False), torch.no_grad():
+        with self._lock, in_mode(within(self._model), training=False), torch.no_grad():
             count = tree_leaves(x)[0].shape[0]
             if self._dims is None:
                 self._dims = batch_dims(self._model, tree_map(lambda a: a.unsqueeze(0), x))
@@ -167,25 +187,38 @@ class Predictor:
                 "whole series only, not go on from a state"
             )
 
-    def _input(self, data: Sequences, make: Callable[[tuple[int, ...]], Tensor]) -> Tree:
-        """Make an input of two steps of three sequences."""
-        x = tree_map(lambda s: make((2, 3, *s.shape[2:])).to(data.dtype), data.x)
+    def _input(
+        self, data: Sequences, make: Callable[[tuple[int, ...]], Tensor], steps: int = 2
+    ) -> Tree:
+        """Make an input of some steps of three sequences."""
+        x = tree_map(lambda s: make((steps, 3, *s.shape[2:])).to(data.dtype), data.x)
         return to_device(x, self._device)
 
-    def _probe(self, stateful: Stateful, data: Sequences) -> tuple[Tree, Tree]:
-        """Learn from zeros, two steps of three sequences, what the model returns, and its state."""
-        zeros = self._input(data, torch.zeros)
+    def _probe(
+        self, stateful: Stateful, data: Sequences, most: int, *, pooled: bool
+    ) -> tuple[Tree, Tree]:
+        """Learn from zeros, steps of three sequences, what the model returns, and its state."""
         with untouched(self._device):
-            outputs = stateful(zeros)
+            try:
+                steps = 2
+                zeros = self._input(data, torch.zeros, steps)
+                outputs = stateful(zeros)
+            except Exception:  # a convolution needs more; a layer over all steps, as many
+                steps = most if data.lengths is None else min(most, int(data.lengths.max()))
+                zeros = self._input(data, torch.zeros, steps)
+                stateful.state = None
+                outputs = stateful(zeros)
         state, stateful.state = stateful.state, None
+        if pooled:
+            outputs = each_step(outputs, steps)
         for name, leaf in tree_paths(outputs, "the model's output"):
-            if leaf.dim() < 3 or leaf.shape[:2] != (2, 3):
+            if leaf.dim() < 3 or leaf.shape[:2] != (steps, 3):
                 raise ValueError(
-                    f"{name} must be (time, sequences, features): for an input of 2 steps and 3 "
-                    f"sequences it has the shape {tuple(leaf.shape)}"
+                    f"{name} must be (time, sequences, features): for an input of {steps} steps "
+                    f"and 3 sequences it has the shape {tuple(leaf.shape)}"
                 )
         if self._dims is None:
-            self._dims = batch_dims(self._model, zeros)
+            self._dims = batch_dims(self._model, zeros) if tree_leaves(state) else state
         return outputs, state
 
     def _states_without_steps(self, data: Sequences, like: Tree) -> Tree:
@@ -206,6 +239,12 @@ class Predictor:
     def _check_state(self, state: Tree, count: int) -> None:
         if state is None:
             return
+        wanted, got = ([name for name, _ in tree_paths(s, "state")] for s in (self._dims, state))
+        if wanted != got:
+            raise ValueError(
+                "the state must be like what get_state returns after a step, with "
+                f"{', '.join(wanted) or 'nothing'}; got {', '.join(got)}"
+            )
         for dim, a in zip(tree_leaves(self._dims), tree_leaves(state), strict=True):
             if dim >= 0 and a.shape[dim] != count:
                 raise ValueError(

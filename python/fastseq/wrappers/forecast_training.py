@@ -15,7 +15,7 @@ from ..callbacks.protocol import Callback
 from ..estimator import Estimator
 from ..spec import Spec
 from .base import SequenceEstimator, Task
-from .forecast_net import ForecastNet
+from .forecast_net import ForecastNet, check_step_by_step
 from .forecast_parameters import LOSSES
 from .pinball import ForecastLoss, pinball_loss
 from .rollout import PATH_LEVELS
@@ -119,12 +119,14 @@ class ForecastTraining(SequenceEstimator):
 
     def _make(self, task: Task, seed: int) -> Estimator:
         assert isinstance(task, _Forecasting)
+        horizon = 1 if self.strategy == "recursive" else self.horizon
         net = ForecastNet.make(
             lambda n_in, n_out: self._make_model(n_in, n_out, seed),
-            seen=task.n_in, covariates=task.covariates, outputs=task.n_out,
-            horizon=1 if self.strategy == "recursive" else self.horizon,
+            seen=task.n_in, covariates=task.covariates, outputs=task.n_out, horizon=horizon,
             width=self.hidden_size, seed=seed,
         )  # fmt: skip
+        if not isinstance(self.module, str):  # of those it is known
+            check_step_by_step(net, task.x, task.n_out * horizon)
         spec = Spec(
             epochs=self.epochs, batchsize=self.batchsize, seqsize=task.steps, shuffle=True,
             clip_norm=self.clip_norm, clip_value=self.clip_value, accumulate=self.accumulate,

@@ -31,8 +31,14 @@ class SequenceForecaster(ForecastTraining):
 
     Series are one ``(T,)`` or ``(T, K)`` (K variables, forecast together), or a panel: an array
     ``(N, T, K)``, or a list of ``(T_i,)`` or ``(T_i, K)`` of any lengths (``list(y)`` makes one of
-    an array ``(N, T)``). pandas' Series and DataFrames are taken likewise. NaN marks missing
-    values: they are not learnt, and the model sees the last known value in their place.
+    an array ``(N, T)``). NaN marks missing values: they are not learnt, and the model sees the last
+    known value in their place.
+
+    Series and DataFrames of pandas are taken likewise; their index is the time. Dates may come in
+    any order, but must be equally far apart (`asfreq` makes rows of missing ones); covariates must
+    have the same times, and what follows must follow. Columns go by their names, in the order of
+    `fit`. An index 0, 1, 2, … tells no time, as arrays and lists tell none: then what comes next is
+    taken to follow.
 
     Parameters
     ----------
@@ -47,6 +53,8 @@ class SequenceForecaster(ForecastTraining):
     season
         Steps of a season. The model then learns how values differ from those a season before
         (direct: as many seasons before as are known for the whole horizon) instead of the values.
+        Where a value is missing, that of a season before it is compared with; where none was ever
+        known there, the last one known before.
     lags
         How many of the last values the model sees at each step. Recurrent models remember; one
         without state needs as many as matter.
@@ -207,7 +215,7 @@ class SequenceForecaster(ForecastTraining):
         lag = season_lag(self.season, self.horizon, self.strategy)
         apart = self.validation or 0
         check_lengths(series, 2 + (lag or 0) + apart, self._needs(), apart=apart)
-        start = self._begin((series.variables, X is not None))
+        start = self._begin((series.variables, series.names, X is not None))
         goes_on = start.why is None  # with what scales the data, too
         known = self._known if goes_on else None
         read = None
@@ -292,6 +300,12 @@ class SequenceForecaster(ForecastTraining):
             each.
         X
             Covariates of these steps, if `fit` got some.
+
+        Raises
+        ------
+        ValueError, TypeError
+            They are not what they should be, such as steps that do not follow; nothing has been
+            changed.
         """
         self._check_fitted()
         values, covariates, times = self._following(y, X)

@@ -12,6 +12,8 @@ from sklearn.utils import check_array
 from sklearn.utils.validation import _check_feature_names, _check_sample_weight, validate_data
 from torch import Tensor
 
+from ..data.given import refuse_containers, refuse_null
+
 __all__ = [
     "Array", "Inputs", "Items", "as_tensor", "numbers", "read_inputs", "read_weights", "take",
     "time_major",
@@ -95,26 +97,17 @@ def read_inputs(estimator: BaseEstimator, X: Any, *, reset: bool) -> Inputs:  # 
     ValueError, TypeError
         They are nothing of the kind, not finite or empty; most messages are scikit-learn's.
     """
-    try:
-        return _read_inputs(estimator, X, reset=reset)
-    except ValueError as error:
-        if "contains NaN" not in str(error):
-            raise
-        raise ValueError(
-            f"X contains NaN: {type(estimator).__name__} takes no missing values; fill them in, as "
-            'by sklearn.impute.SimpleImputer, or train an Estimator with spec.nan="mask"'
-        ) from None  # scikit-learn advises other models
-
-
-def _read_inputs(estimator: BaseEstimator, X: Any, *, reset: bool) -> Inputs:  # noqa: N803
+    _refuse_others(X)
     _refuse_text(X, "X")
+    refuse_null(X, "X")
     if isinstance(X, (list, tuple)) and len(X):
         if all(getattr(a, "ndim", 0) == 1 for a in X):
             X = [np.asarray(a)[:, None] for a in X]  # noqa: N806
         if all(getattr(a, "ndim", 0) == 2 for a in X):
             return _read_list(estimator, X, reset=reset)
     if getattr(X, "ndim", 2) < 3 and not _is_nested(X):
-        x = validate_data(estimator, X, reset=reset)
+        x = validate_data(estimator, X, reset=reset, ensure_all_finite=False)
+        _check_finite(x, estimator)
         if reset:
             estimator._table = True
         elif not estimator._table:
@@ -123,7 +116,10 @@ def _read_inputs(estimator: BaseEstimator, X: Any, *, reset: bool) -> Inputs:  #
                 "of one sequence X[None], of sequences of one step X[:, None] are meant"
             )
         return Inputs(numbers(x)[:, None], np.ones(len(x), np.int64), _dtype(x))
-    x = check_array(X, allow_nd=True, estimator=estimator, input_name="X")
+    x = check_array(
+        X, allow_nd=True, estimator=estimator, input_name="X", ensure_all_finite=False
+    )  # fmt: skip
+    _check_finite(x, estimator)
     if x.ndim != 3:
         raise ValueError(
             f"X must have the shape (N, T, F) or (N, F), or be a list of arrays (T_i, F), got "
@@ -159,11 +155,25 @@ def _read_list(estimator: BaseEstimator, X: Any, *, reset: bool) -> Inputs:  # n
         if hasattr(a, "columns"):
             _check_feature_names(estimator, a, reset=False)
     lengths = np.array([a.shape[0] for a in X])
-    whole = check_array(np.concatenate([np.asarray(a) for a in X]), input_name="X")
+    rows = np.concatenate([np.asarray(a) for a in X])
+    whole = check_array(rows, input_name="X", ensure_all_finite=False)
+    _check_finite(whole, estimator)
     dtype, whole = _dtype(whole), numbers(whole)
     if (lengths == lengths[0]).all():
         return Inputs(whole.reshape(len(X), lengths[0], -1), lengths, dtype, listed=True)
     return Inputs(np.split(whole, np.cumsum(lengths)[:-1]), lengths, dtype, listed=True)
+
+
+def _check_finite(x: Array, estimator: Any) -> None:
+    """Raise unless values are finite, or may be missing."""
+    if estimator.nan not in ("raise", "mask"):
+        raise ValueError(f'nan must be "raise" or "mask", got {estimator.nan!r}')
+    if estimator.nan == "mask" or x.dtype.kind != "f" or np.isfinite(x).all():
+        return
+    raise ValueError(
+        f"Input X contains {'NaN' if np.isnan(x).any() else 'infinity'}: fill or leave out what is "
+        f'missing, or let {type(estimator).__name__}(nan="mask") take it for missing'
+    )
 
 
 def _check_features(estimator: Any, features: int, first: Any, *, reset: bool) -> None:
@@ -184,6 +194,29 @@ def _check_features(estimator: Any, features: int, first: Any, *, reset: bool) -
         _check_feature_names(estimator, first, reset=False)
 
 
+def _refuse_others(X: Any) -> None:  # noqa: N803
+    """Raise if sequences come in something that scikit-learn's checks don't understand."""
+    array = hasattr(X, "__array__") or hasattr(X, "toarray")  # sparse ones: refused by scikit-learn
+    if not array and not isinstance(X, (list, tuple)):
+        raise TypeError(
+            "X must be an array or a data frame, (N, T, F) or (N, F), or a list of arrays (T_i, F),"
+            f" got {type(X).__name__}"
+        )
+    if not isinstance(X, list) or X:
+        refuse_containers(X, "X")
+    if np.ma.is_masked(X):
+        raise TypeError('X is a masked array: pass X.filled(np.nan), and nan="mask"')
+    dims = [getattr(a, "ndim", 0) for a in X] if isinstance(X, (list, tuple)) else []
+    if any(dims) and (min(dims) != max(dims) or max(dims) > 2):
+        raise ValueError(
+            "X must be a list of arrays of two dimensions each, (T_i, F), or of one, (T_i,), got "
+            f"some of {min(dims)} and some of {max(dims)}"
+        )
+    dtype = getattr(X, "dtype", None)
+    if isinstance(dtype, np.dtype) and dtype.kind in "USMmV":
+        raise TypeError(f"X must hold numbers, got dtype {dtype}; convert it")
+
+
 def _refuse_text(frame: Any, name: str) -> None:
     """Raise if a data frame has a column that is none of numbers."""
     if not hasattr(frame, "columns") or not hasattr(frame, "iloc"):
@@ -193,6 +226,8 @@ def _refuse_text(frame: Any, name: str) -> None:
         if dtype.kind in "biuf":
             continue
         try:
+            if dtype.kind in "mM":
+                raise TypeError("times are no numbers")
             np.asarray(frame.iloc[:, number]).astype(float)
         except (ValueError, TypeError) as error:
             raise ValueError(

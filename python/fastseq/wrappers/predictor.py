@@ -68,6 +68,7 @@ class SequencePredictor(SequenceEstimator):
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
+        tags.input_tags.allow_nan = self.nan == "mask"
         tags.target_tags.multi_output = True
         return tags
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch.nn.functional as F  # noqa: N812
 from sklearn.base import RegressorMixin
 from sklearn.metrics import r2_score
@@ -46,7 +47,8 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
         `torch.nn.Module`, which is copied; a class of modules, made with those of ``n_in``,
         ``n_out``, ``hidden_size``, ``num_layers`` and ``dropout`` that its constructor has (also
         as ``input_size``, ``output_size``); or a builder, ``builder(n_in, n_out, rng)``, see
-        `fastseq.builders`. Modules are time-major, ``(T, N, F)`` to ``(T, N, K)``.
+        `fastseq.builders`. Modules are time-major, ``(T, N, F)`` to ``(T, N, K)``; with one
+        target per sequence also to ``(N, K)``.
     hidden_size, num_layers, dropout
         Width and number of hidden layers, and which part of their outputs training leaves out.
     loss
@@ -64,13 +66,16 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
     batchsize
         Sequences that are trained together.
     seqsize
-        Steps that gradients reach back. None: all steps if there is one target per sequence, else
-        at most 100.
+        Steps that gradients reach back. None: all steps if there is one target per sequence, or
+        the module is one of your own without a state; else at most 100.
     shuffle
         Visit the samples in a new random order each epoch; those of different lengths in blocks
         of sequences of similar length.
     clip_norm, clip_value, accumulate
         See `Spec`.
+    nan
+        What to do with NaN and infinities: ``"raise"``, or ``"mask"``: take them for missing
+        values, see `Spec`. Predictions fill missing inputs too; scores leave missing targets out.
     scale_x, scale_y
         How to scale inputs and targets, by what the training data measure: ``"standard"``,
         ``"robust"`` or None; see `Spec`. Predictions are in the targets' units, losses are not.
@@ -139,6 +144,7 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
         clip_norm: float | None = None,
         clip_value: float | None = None,
         accumulate: int = 1,
+        nan: str = "raise",
         scale_x: str | None = "standard",
         scale_y: str | None = "standard",
         per_step: bool | None = None,
@@ -168,6 +174,7 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
         self.clip_norm = clip_norm
         self.clip_value = clip_value
         self.accumulate = accumulate
+        self.nan = nan
         self.scale_x = scale_x
         self.scale_y = scale_y
         self.per_step = per_step
@@ -232,14 +239,21 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
         return self._form_of_targets.restored(outputs)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:  # noqa: N803
-        """Return R² of the predictions, over all steps where each has a target; see `fit`."""
+        """Return R² of the predictions, over all steps where each has a target; see `fit`.
+
+        For several targets the mean of theirs; what is missing of one does not count.
+        """
         truth, predicted, weights = self._compared(X, y, sample_weight)
         # In single precision, squares of differences leave its range, or lose their digits.
         truth, predicted = truth.astype(float, copy=False), predicted.astype(float, copy=False)
-        return float(r2_score(truth, predicted, sample_weight=weights))
+        scores = []
+        for known, true, found in zip(np.isfinite(truth.T), truth.T, predicted.T, strict=True):
+            weight = None if weights is None else weights[known]
+            scores.append(r2_score(true[known], found[known], sample_weight=weight))
+        return float(np.mean(scores))
 
     def _read_y(self, y: Any, inputs: Inputs) -> Targets:
-        return read_targets(y, inputs, self.per_step, numeric=True)
+        return read_targets(y, inputs, self.per_step, numeric=True, nan=self.nan)
 
     def _problem(self, targets: Targets, weights: Items | None, known: Any) -> Problem:  # noqa: ARG002
         return Problem(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ..arguments import input_dtype
 from ..data.sequences import Sequences
 from ..predicting import Predictor
 from ..predicting.state_rows import take_rows
@@ -201,9 +202,9 @@ class Rollout:
     def _run(self, inputs: Any, lengths: Array | None, state: Tree) -> Tree:
         """Go through steps from a state; return that in which they end."""
         est, net = self.est, StateOnly(self._net)
-        with est._replicas.together(), in_mode(self._net, training=False):
+        with est._replicas.together("forecast"), in_mode(self._net, training=False):
             data = Sequences(
-                inputs, lengths=lengths, dtype=torch.float32, nan="keep", device=est.device,
+                inputs, lengths=lengths, dtype=input_dtype(net), nan="keep", device=est.device,
                 strict=False,
             )  # fmt: skip
             predictor = Predictor(Stateful(net), est.device, est._replicas)
@@ -219,7 +220,8 @@ class Rollout:
     def _step(self, stateful: Stateful, x: Tree) -> Array:
         """Run one step of all series ``(N, F)``; return what the model forecasts, fp64."""
         with in_mode(self._net, training=False), torch.no_grad():
-            found = stateful(to_device(x, self.est.device))
+            dtype = input_dtype(self._net)
+            found = stateful(to_device(tree_map(lambda a: a.to(dtype), x), self.est.device))
         return np.asarray(found.double().cpu().numpy())
 
     @property
@@ -268,7 +270,8 @@ class Rollout:
         if state is None or len(which) == len(np.unique(which)):
             return state
         with in_mode(self._net, training=False):
-            dims = batch_dims(self._net, tree_map(lambda a: a.to(self.est.device), x))
+            dtype = input_dtype(self._net)
+            dims = batch_dims(self._net, tree_map(lambda a: a.to(self.est.device, dtype), x))
         return take_rows(state, dims, torch.from_numpy(which))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.given import refuse_null
 from .times import is_table, read_index
 
 __all__ = ["Array", "Series", "filled", "read_series", "refuse_identifiers"]
@@ -30,7 +31,7 @@ class Series:
     names
         What a table calls its columns; None if it was no table.
     dtype
-        Of what was given, if these were floats, else fp64.
+        Of what was given, if these were floats of 4 or 8 bytes, else one that holds them.
     indices
         For each series the index of its table, None if it was no table.
     moved
@@ -127,7 +128,7 @@ def read_series(given: Any, name: str, names: tuple[str, ...] | None = None) -> 
             raise ValueError(f"{place} is infinite at step {step}; NaN marks missing values")
     arrays = [np.asarray(item, np.float64).reshape(len(item), -1) for item in items]
     kinds = {item.dtype for item in items}
-    dtype = kinds.pop() if len(kinds) == 1 else np.dtype(np.float64)
+    dtype = np.result_type(kinds.pop(), np.float32) if len(kinds) == 1 else np.dtype(np.float64)
     columns = _columns(tables[0]) if tables else None
     return Series(arrays, single, dims == 1, columns, dtype, tuple(indices), tuple(moved))
 
@@ -182,11 +183,13 @@ def _numbers(given: Any, name: str) -> Array:
         return _table_numbers(given, name)
     if hasattr(given, "detach"):
         given = given.detach().cpu()
+        given = given.float() if str(given.dtype) == "torch.bfloat16" else given
     if isinstance(given, np.ma.MaskedArray):
         given = np.ma.filled(given.astype(np.float64), np.nan)
+    refuse_null(given, name)
     try:
         array = np.asarray(given)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise TypeError(f"{name} must be an array of numbers: {error}") from error
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{name} must hold floats or integers, got dtype {array.dtype}")

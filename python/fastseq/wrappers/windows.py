@@ -209,6 +209,7 @@ class Windows:
     horizon: int
 
     @classmethod
+    @np.errstate(over="ignore")  # what overflows is told below
     def of(
         cls,
         arrays: list[Array],
@@ -250,6 +251,12 @@ class Windows:
             laid = np.zeros((count, longest + horizon, covariates[0].shape[1]), np.float32)
             for n, array in enumerate(covariates):
                 laid[n, : len(array)] = array[: longest + horizon]
+        for name, part in (("y", values), ("X", laid)):
+            if part is not None and np.isinf(part).any():
+                raise ValueError(
+                    f"{name} has values beyond what single precision holds, scaled as fit does: "
+                    "leave them out (NaN marks missing values of y), or scale them"
+                )
         return cls(
             torch.from_numpy(values),
             torch.from_numpy(targets),
