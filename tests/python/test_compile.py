@@ -201,7 +201,7 @@ def test_compiled_models_know_where_sequences_end(by_user):
         given, fs.seqloss(mse_loss), torch.optim.SGD, fs.Spec(1, 4, 6),
         compile=not by_user, progress=False,
     )  # fmt: skip
-    expected = float(torch.cat(errors).mean())
+    expected = torch.cat(errors).mean().item()
     assert est.evaluate(x, y, lengths=lengths) == pytest.approx(expected, rel=1e-5)
 
 

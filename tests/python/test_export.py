@@ -300,7 +300,7 @@ def test_rank_0_writes_and_all_fail_together(tmp_path):
     script = """
     import sys, torch, fastseq as fs
     model = torch.nn.Sequential(torch.nn.Linear(3, 1))
-    est = fs.Estimator(model, torch.nn.MSELoss(), torch.optim.SGD, dict(epochs=1, batchsize=2, seqsize=2))
+    est = fs.Estimator(model, fs.seqloss(torch.nn.MSELoss()), torch.optim.SGD, dict(epochs=1, batchsize=2, seqsize=2))
     rank = fs.distributed.world().rank
     est.export("model.pt2", torch.zeros(2, 2, 3))
     print("there", torch.export.load("model.pt2").module()(torch.zeros(4, 5, 3)).shape)
