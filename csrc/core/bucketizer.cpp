@@ -1,6 +1,7 @@
 #include "core/bucketizer.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -19,7 +20,13 @@ namespace {
 // What travels with a bucket; the alarm is an infinite or NaN gradient.
 constexpr std::uint64_t kUnused = 2;
 constexpr std::uint64_t kAttention = 4;
-constexpr int kBucketBits = 20;
+
+// Calls `what` at the end of its scope, however that is left.
+template <class What>
+struct Ended {
+  What what;
+  ~Ended() { what(); }
+};
 
 }  // namespace
 
@@ -34,6 +41,10 @@ Bucketizer::Bucketizer(std::shared_ptr<Communicator> comm, std::span<const std::
       used_(numels.size()) {
   if (bucket_bytes <= 0) {
     throw std::invalid_argument("Bucketizer: bucket_bytes must be positive, got " + std::to_string(bucket_bytes));
+  }
+  if (numels.size() != dtypes.size()) {
+    throw std::invalid_argument("Bucketizer: " + std::to_string(numels.size()) + " lengths, but " +
+                                std::to_string(dtypes.size()) + " dtypes");
   }
   for (DTypeGroup& group : group_by_dtype(dtypes)) {
     std::vector<std::int64_t> lengths;
@@ -50,26 +61,43 @@ Bucketizer::Bucketizer(std::shared_ptr<Communicator> comm, std::span<const std::
   plan(bucket_bytes);
   reset();
 #ifdef __unix__
-  process_ = getpid();
+  shared_->process = getpid();
 #endif
-  if (threaded) thread_ = std::thread([this] { work(); });
+  if (threaded) shared_->thread = std::thread([this] { work(); });
 }
 
 Bucketizer::~Bucketizer() {
-  if (!thread_.joinable()) return;
+  if (forked()) {
+    [[maybe_unused]] const Shared* left = shared_.release();
+  } else {
+    end_thread();
+  }
+}
+
+bool Bucketizer::forked() const {
 #ifdef __unix__
-  if (getpid() != process_) {  // a forked child has no such thread
-    thread_.detach();
-    return;
-  }
+  return getpid() != shared_->process;
+#else
+  return false;
 #endif
+}
+
+void Bucketizer::end_thread() {
+  if (!shared_->thread.joinable()) return;
   {
-    const std::scoped_lock lock(mutex_);
-    stopping_ = true;
-    queue_.clear();
+    const std::scoped_lock lock(shared_->mutex);
+    shared_->stopping = true;
+    shared_->queue.clear();
   }
-  changed_.notify_all();
-  thread_.join();
+  shared_->changed.notify_all();
+  shared_->thread.join();
+}
+
+void Bucketizer::stop() {
+  if (forked()) return;
+  if (started_) comm_->interrupt();
+  end_thread();
+  reset();
 }
 
 void Bucketizer::plan(std::int64_t bucket_bytes) {
@@ -99,6 +127,9 @@ void Bucketizer::reset() {
 
 void Bucketizer::start(double weight, double value, bool attention) {
   if (started_) throw std::logic_error("a step is under way already: call wait() first");
+  if (!(weight >= 0 && std::isfinite(weight))) {
+    throw std::invalid_argument("weight must be a finite number that is not negative, got " + std::to_string(weight));
+  }
   started_ = true;
   weight_ = weight;
   value_ = value;
@@ -148,11 +179,11 @@ void Bucketizer::launch_full_buckets() {
 
 void Bucketizer::submit(std::size_t bucket, std::uint64_t flags) {
   {
-    const std::scoped_lock lock(mutex_);
-    if (error_) return;
-    queue_.push_back({bucket, flags});
+    const std::scoped_lock lock(shared_->mutex);
+    if (shared_->error) return;
+    shared_->queue.push_back({bucket, flags});
   }
-  changed_.notify_all();
+  shared_->changed.notify_all();
 }
 
 void Bucketizer::exchange(std::size_t index, std::uint64_t flags) {
@@ -171,13 +202,14 @@ void Bucketizer::exchange(std::size_t index, std::uint64_t flags) {
 }
 
 void Bucketizer::work() {
-  std::unique_lock lock(mutex_);
+  Shared& shared = *shared_;
+  std::unique_lock lock(shared.mutex);
   while (true) {
-    changed_.wait(lock, [&] { return stopping_ || !queue_.empty(); });
-    if (stopping_) return;
-    const Job job = queue_.front();
-    queue_.pop_front();
-    busy_ = true;
+    shared.changed.wait(lock, [&] { return shared.stopping || !shared.queue.empty(); });
+    if (shared.stopping) return;
+    const Job job = shared.queue.front();
+    shared.queue.pop_front();
+    shared.busy = true;
     lock.unlock();
     std::exception_ptr error;
     try {
@@ -186,46 +218,43 @@ void Bucketizer::work() {
       error = std::current_exception();
     }
     lock.lock();
-    busy_ = false;
+    shared.busy = false;
     if (error) {
-      error_ = error;
-      queue_.clear();
+      shared.error = error;
+      shared.queue.clear();
     }
-    changed_.notify_all();
+    shared.changed.notify_all();
   }
 }
 
 void Bucketizer::drain() {
-  std::unique_lock lock(mutex_);
-  if (thread_.joinable()) {
-    changed_.wait(lock, [&] { return queue_.empty() && !busy_; });
+  Shared& shared = *shared_;
+  std::unique_lock lock(shared.mutex);
+  if (shared.thread.joinable()) {
+    shared.changed.wait(lock, [&] { return shared.queue.empty() && !shared.busy; });
   }
-  while (!queue_.empty()) {
-    const Job job = queue_.front();
-    queue_.pop_front();
+  while (!shared.queue.empty()) {
+    const Job job = shared.queue.front();
+    shared.queue.pop_front();
     try {
       exchange(job.bucket, job.flags);
     } catch (...) {
-      error_ = std::current_exception();
-      queue_.clear();
+      shared.error = std::current_exception();
+      shared.queue.clear();
     }
   }
-  if (const std::exception_ptr error = std::exchange(error_, nullptr)) {
-    lock.unlock();
-    reset();
-    std::rethrow_exception(error);
-  }
+  if (const std::exception_ptr error = std::exchange(shared.error, nullptr)) std::rethrow_exception(error);
 }
 
 Bucketizer::Result Bucketizer::finish() {
   if (!started_) throw std::logic_error("no step is under way: wait() comes after start() or a backward pass");
+  const Ended ended{[this] { reset(); }};
   for (std::size_t i = 0; i < seen_.size(); ++i) {
     if (!seen_[i]) settle(i, nullptr, false);
   }
   drain();
   result_.attention = (flags_ & kAttention) != 0;
   if ((flags_ & kUnused) != 0) result_.unused = find_unused();
-  reset();
   return result_;
 }
 
@@ -241,8 +270,8 @@ std::vector<std::int64_t> Bucketizer::find_unused() {
 }
 
 void Bucketizer::abandon() {
+  const Ended ended{[this] { reset(); }};
   drain();
-  reset();
 }
 
 }  // namespace fastseq

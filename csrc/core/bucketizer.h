@@ -6,7 +6,7 @@
 // buckets on every rank, by a thread of this object's own (or, where only one thread may communicate, in finish).
 //
 // A step is: start; ready for each parameter that has a gradient; finish. Between start and finish the communicator is
-// this object's. All methods are called by one thread at a time.
+// this object's. All methods are called by one thread at a time. A forked child can only destroy its copy.
 #pragma once
 
 #include <condition_variable>
@@ -57,8 +57,8 @@ class Bucketizer {
     return buckets_.at(static_cast<std::size_t>(bucket)).members;
   }
 
-  // `weight`: of this rank's gradients in the mean. `value` is averaged along; all ranks learn whether one asks for
-  // attention.
+  // `weight`: of this rank's gradients in the mean, finite and not negative (std::invalid_argument). `value` is
+  // averaged along; all ranks learn whether one asks for attention.
   void start(double weight, double value, bool attention = false);
   bool started() const { return started_; }
   // Parameter `index` has its gradient, contiguous, at `gradient`, where it stays until its bucket has been gathered.
@@ -69,6 +69,8 @@ class Bucketizer {
   Result finish();
   // Ends a step that failed on this rank: waits for the exchanges that were begun, and raises what they raised.
   void abandon();
+  // Ends the thread, and what it has under way with the other ranks: this process ends. Raises nothing.
+  void stop();
 
  private:
   struct Bucket {
@@ -107,21 +109,29 @@ class Bucketizer {
   std::vector<bool> used_;  // ready
   std::size_t next_ = 0;    // the bucket that goes out next
 
-  // What the communicating thread and the caller share.
+  std::uint64_t flags_ = 0;
+  Result result_;
+
+  // What the communicating thread and the caller share. In one piece, as a forked child has to leave it alone: it has
+  // no such thread, the mutex may be locked for ever, and the thread's number may be that of another one.
   struct Job {
     std::size_t bucket;
     std::uint64_t flags;
   };
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::deque<Job> queue_;
-  bool busy_ = false;
-  bool stopping_ = false;
-  std::exception_ptr error_;
-  std::uint64_t flags_ = 0;
-  Result result_;
-  std::thread thread_;
-  int process_ = 0;  // that has the thread
+  struct Shared {
+    std::mutex mutex;
+    std::condition_variable changed;
+    std::deque<Job> queue;
+    bool busy = false;
+    bool stopping = false;
+    std::exception_ptr error;
+    std::thread thread;
+    int process = 0;  // that has the thread
+  };
+  bool forked() const;
+  void end_thread();
+
+  std::unique_ptr<Shared> shared_ = std::make_unique<Shared>();
 };
 
 }  // namespace fastseq

@@ -2,17 +2,21 @@
 //
 // Every call is collective: all ranks make the same calls in the same order. The ranks first agree on what comes (which
 // operation, how many bytes, whether one of them has failed), and only then move data. A rank that fails says so in
-// place of its next call, and all the others get its message as a RemoteFailure instead of waiting for ever.
-// Calls block, and are made by one thread at a time.
+// place of its next call, and all the others get its message as a RemoteFailure instead of waiting for ever. A rank
+// that fails while data move cannot say so that way: it breaks the group up, and all others get a CommunicationError
+// with the cause, as they do where a rank does not come in time; then no more calls can be made. Calls block, and are
+// made by one thread at a time.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "core/dtype.h"
 
@@ -22,6 +26,13 @@ namespace fastseq {
 class CommunicationError : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
+};
+
+// This rank or another cannot go on, and so all cannot. `cause` says which and why, the message who heard of it.
+class LostRanks : public CommunicationError {
+ public:
+  LostRanks(std::string why, const std::string& message) : CommunicationError(message), cause(std::move(why)) {}
+  std::string cause;
 };
 
 // Another rank has failed; `rank` is the lowest that did, what() is its message.
@@ -42,6 +53,7 @@ struct Reduction {
   std::uint64_t flags = 0;    // or'ed together
   std::int64_t sequence = 0;  // must be the same on all ranks: which step and bucket this is
 };
+inline constexpr int kBucketBits = 20;  // of a sequence
 
 // What all ranks learn beside the data.
 struct Reduced {
@@ -80,10 +92,27 @@ class Communicator {
 
   // Tells the others, in place of this rank's next call, that it has failed and why. Returns when they know.
   virtual void fail(std::string_view message) = 0;
-  // Says that this rank makes no more calls; those that still call get a CommunicationError that names it.
+  // Says that this rank makes no more calls; those that still call get a CommunicationError that names it. Does not
+  // raise for what the others do or don't.
   virtual void leave() = 0;
+  // Ends, with a CommunicationError, a call that another thread has under way or makes later: this process ends.
+  virtual void interrupt() = 0;
   // Ends the processes of all ranks.
   [[noreturn]] virtual void abort(int exit_code) = 0;
+
+  // What the user has called that makes the calls here: told if the ranks turn out to be out of step.
+  void set_purpose(std::string purpose) {
+    const std::scoped_lock lock(purpose_mutex_);
+    purpose_ = std::move(purpose);
+  }
+  std::string purpose() const {
+    const std::scoped_lock lock(purpose_mutex_);
+    return purpose_;
+  }
+
+ private:
+  mutable std::mutex purpose_mutex_;
+  std::string purpose_;
 };
 
 }  // namespace fastseq

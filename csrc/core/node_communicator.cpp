@@ -14,24 +14,41 @@ NodeCommunicator::NodeCommunicator(std::unique_ptr<NodeGroup> group, std::unique
     : owner_(std::move(owner)), group_(std::move(group)), memory_(std::move(memory)), end_job_(std::move(end_job)) {}
 
 std::vector<Call> NodeCommunicator::agree(const Call& call, std::span<const std::byte> small) {
-  if (out_of_step_) throw CommunicationError(out_of_step_message(rank(), call.operation));
+  standing_.check(rank(), call.operation);
   std::vector<Call> calls;
   try {
     calls = group_->exchange(call, small);
-  } catch (const CommunicationError&) {
-    out_of_step_ = true;
+  } catch (const CommunicationError& error) {
+    standing_.end(error.what());
     throw;
   }
   const Outcome outcome = outcome_of(calls);
+  standing_.note(outcome);
   if (outcome.failed_rank >= 0) {
-    if (call.operation == Operation::kFail) return calls;
+    if (call.operation == Operation::kFail || call.operation == Operation::kLeave) return calls;
     throw RemoteFailure(outcome.failed_rank, group_->message_of(outcome.failed_rank));
   }
   if (!outcome.same) {
-    out_of_step_ = true;
-    if (call.operation != Operation::kLeave) throw CommunicationError(describe_disagreement(calls));
+    const Purpose mine = purpose_of(purpose());
+    group_->exchange(call, std::as_bytes(std::span(mine)));
+    std::vector<Purpose> purposes(calls.size());
+    for (int r = 0; r < size(); ++r) {
+      std::memcpy(purposes[static_cast<std::size_t>(r)].data(), group_->small_of(r), mine.size());
+    }
+    throw CommunicationError(describe_disagreement(calls, purposes));
   }
   return calls;
+}
+
+template <class Work>
+auto NodeCommunicator::together(Operation operation, Work&& work) {
+  try {
+    return work();
+  } catch (const std::exception& error) {
+    group_->break_up(current_cause(rank(), operation).data());
+    standing_.end(error.what());
+    throw;
+  }
 }
 
 Reduced NodeCommunicator::allreduce(void* data, std::int64_t numel, DType dtype, const Reduction& reduction) {
@@ -42,38 +59,42 @@ Reduced NodeCommunicator::allreduce(void* data, std::int64_t numel, DType dtype,
   Call call = allreduce_call(numel, dtype, reduction);
   call.place = small ? kPrivate : memory_->place_of(data, bytes);
   const std::vector<Call> calls = agree(call, small ? all : std::span<std::byte>());
-  const Reduced reduced = reduced_of(outcome_of(calls));
-  const std::vector<double> factors = factors_of(calls, reduction.mean);
   if (small) {
     std::vector<const void*> sources;
     sources.reserve(calls.size());
     for (int r = 0; r < size(); ++r) sources.push_back(group_->small_of(r));
-    weighted_sum(sources, factors, numel, dtype, {{data}});
-    return reduced;
+    weighted_sum(sources, factors_of(calls, reduction.mean), numel, dtype, {{data}});
+    return reduced_of(outcome_of(calls));
   }
-  memory_->exchange(all, calls, [&](const Peers& peers, std::size_t /*first*/, std::size_t count) {
-    const Slice slice = slice_of(static_cast<std::int64_t>(count / item), dtype, rank(), size());
-    std::vector<void*> parts;
-    for (std::byte* peer : peers) parts.push_back(peer + static_cast<std::size_t>(slice.begin) * item);
-    const std::vector<const void*> sources(parts.begin(), parts.end());
-    weighted_sum(sources, factors, slice.end - slice.begin, dtype, parts);
+  return together(call.operation, [&] {
+    const std::vector<double> factors = factors_of(calls, reduction.mean);
+    memory_->exchange(all, calls, [&](const Peers& peers, std::size_t /*first*/, std::size_t count) {
+      const Slice slice = slice_of(static_cast<std::int64_t>(count / item), dtype, rank(), size());
+      std::vector<void*> parts;
+      for (std::byte* peer : peers) parts.push_back(peer + static_cast<std::size_t>(slice.begin) * item);
+      const std::vector<const void*> sources(parts.begin(), parts.end());
+      weighted_sum(sources, factors, slice.end - slice.begin, dtype, parts);
+    });
+    return reduced_of(outcome_of(calls));
   });
-  return reduced;
 }
 
 void NodeCommunicator::broadcast(std::span<std::byte> data, int root) {
   check_root(root, size());
   const auto bytes = static_cast<std::int64_t>(data.size());
   agree({.operation = Operation::kBroadcast, .bytes = bytes, .detail = root});
-  memory_->broadcast(data, root);
+  together(Operation::kBroadcast, [&] { memory_->broadcast(data, root); });
 }
 
 void NodeCommunicator::barrier() { agree({.operation = Operation::kBarrier}); }
 
 std::shared_ptr<std::byte> NodeCommunicator::allocate(std::size_t bytes) {
+  memory_->check_numbers();
   agree({.operation = Operation::kAllocate, .bytes = static_cast<std::int64_t>(bytes)});
-  const auto shared = memory_->allocate(bytes);
-  return shared ? shared : allocate_aligned(bytes);
+  return together(Operation::kAllocate, [&] {
+    const auto shared = memory_->allocate(bytes);
+    return shared ? shared : allocate_aligned(bytes);
+  });
 }
 
 bool NodeCommunicator::is_shared(const void* data, std::size_t bytes) const {
@@ -86,9 +107,12 @@ void NodeCommunicator::fail(std::string_view message) {
 }
 
 void NodeCommunicator::leave() {
-  if (out_of_step_) return;
-  agree({.operation = Operation::kLeave});
-  out_of_step_ = true;
+  if (standing_.ended()) return;
+  try {
+    agree({.operation = Operation::kLeave});
+  } catch (const CommunicationError&) {  // others work on
+    standing_.end(exit_message(rank()));
+  }
 }
 
 void NodeCommunicator::abort(int exit_code) {

@@ -28,17 +28,21 @@ class NodeCommunicator final : public Communicator {
   bool is_shared(const void* data, std::size_t bytes) const override;
   void fail(std::string_view message) override;
   void leave() override;
+  void interrupt() override { group_->interrupt(); }
   [[noreturn]] void abort(int exit_code) override;
 
  private:
   // Shows `call` to all ranks; raises RemoteFailure or CommunicationError unless all of them call the same.
   std::vector<Call> agree(const Call& call, std::span<const std::byte> small = {});
+  // What all ranks have agreed to do: after it, none of them can say that it failed in place of its next call.
+  template <class Work>
+  auto together(Operation operation, Work&& work);
 
   std::shared_ptr<void> owner_;
   std::unique_ptr<NodeGroup> group_;
   std::unique_ptr<NodeMemory> memory_;
   std::function<void(int)> end_job_;
-  bool out_of_step_ = false;  // the ranks disagreed, one did not come, or this one has left
+  Standing standing_;
 };
 
 }  // namespace fastseq

@@ -1,6 +1,7 @@
 #include "core/node_group.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <cstring>
 #include <thread>
 
@@ -63,35 +64,26 @@ NodeGroup::NodeGroup(std::vector<Slot*> slots, int rank, std::chrono::duration<d
       spins_(slots_.size() > std::max(1U, std::thread::hardware_concurrency()) ? 0 : kSpins) {}
 
 void NodeGroup::meet() {
-  if (broken_) {
-    throw CommunicationError("rank " + std::to_string(rank_) +
-                             ": the ranks lost each other in an earlier call; restart the job");
-  }
   ++epoch_;
   Slot& slot = own();
   // Sequentially consistent, and so is the sleeper's side: either it sees the new epoch, or it is seen to sleep.
   slot.arrived.store(epoch_);
   if (slot.sleepers.load() != 0) wake_all(slot.arrived);
+  std::chrono::steady_clock::time_point deadline{};
   for (int r = 0; r < size(); ++r) {
-    if (r != rank_) wait_for(r);
+    if (r != rank_) wait_for(r, deadline);
   }
-  for (int r = 0; r < size(); ++r) {
-    if (slots_[static_cast<std::size_t>(r)]->gave_up.load(std::memory_order_relaxed) != 0) {
-      broken_ = true;
-      throw CommunicationError("rank " + std::to_string(rank_) + " came too late: rank " + std::to_string(r) +
-                               " has stopped waiting for it");
-    }
-  }
+  raise_if_broken();
 }
 
 std::vector<Call> NodeGroup::exchange(const Call& call, std::span<const std::byte> small) {
+  std::vector<Call> calls(slots_.size());
   const std::size_t parity = (epoch_ + 1) % 2;
   own().calls[parity] = call;
   std::ranges::copy(small, own().small[parity].begin());
+  leaving_ = call.operation == Operation::kLeave;
   meet();
-  std::vector<Call> calls;
-  calls.reserve(slots_.size());
-  for (const Slot* slot : slots_) calls.push_back(slot->calls[parity]);
+  for (std::size_t r = 0; r < calls.size(); ++r) calls[r] = slots_[r]->calls[parity];
   return calls;
 }
 
@@ -100,13 +92,30 @@ const std::byte* NodeGroup::small_of(int r) const {
 }
 
 void NodeGroup::set_message(std::string_view message) {
-  auto& text = own().message;
+  auto& text = own().message[(epoch_ + 1) % 2];
   text[message.copy(text.data(), text.size() - 1)] = '\0';
 }
 
-std::string NodeGroup::message_of(int r) const { return slots_[static_cast<std::size_t>(r)]->message.data(); }
+std::string NodeGroup::message_of(int r) const {
+  return slots_[static_cast<std::size_t>(r)]->message[epoch_ % 2].data();
+}
 
-void NodeGroup::wait_for(int peer) {
+void NodeGroup::break_up(const char* cause) noexcept {
+  Slot& slot = own();
+  if (slot.broken.load(std::memory_order_relaxed) != 0) return;
+  std::snprintf(slot.cause.data(), slot.cause.size(), "%s", cause);
+  slot.broken.store(1, std::memory_order_release);
+  wake_all(slot.arrived);  // who sleeps on another rank's word looks here soon
+}
+
+void NodeGroup::raise_if_broken() const {
+  for (const Slot* slot : slots_) {
+    if (slot->broken.load(std::memory_order_acquire) == 0) continue;
+    throw lost_ranks(name(rank_), slot->cause.data());
+  }
+}
+
+void NodeGroup::wait_for(int peer, std::chrono::steady_clock::time_point& deadline) {
   Slot& slot = *slots_[static_cast<std::size_t>(peer)];
   for (int i = 0; i < spins_; ++i) {
     if (reached(slot.arrived.load(std::memory_order_acquire), epoch_)) return;
@@ -116,33 +125,40 @@ void NodeGroup::wait_for(int peer) {
     if (reached(slot.arrived.load(std::memory_order_acquire), epoch_)) return;
     std::this_thread::yield();
   }
-  sleep_until_arrived(slot);
+  sleep_until_arrived(slot, deadline);
 }
 
-void NodeGroup::sleep_until_arrived(Slot& peer) {
-  const auto start = std::chrono::steady_clock::now();
-  peer.sleepers.fetch_add(1);
+void NodeGroup::sleep_until_arrived(Slot& peer, std::chrono::steady_clock::time_point& deadline) {
+  struct Sleeper {
+    explicit Sleeper(std::atomic<std::uint32_t>& counted) : count(counted) { count.fetch_add(1); }
+    ~Sleeper() { count.fetch_sub(1); }
+    std::atomic<std::uint32_t>& count;
+  };
+  if (deadline == std::chrono::steady_clock::time_point{}) {
+    deadline = std::chrono::steady_clock::now() + clock_time(timeout_);
+  }
+  const Sleeper sleeper(peer.sleepers);
   while (true) {
     const std::uint32_t seen = peer.arrived.load();
-    if (reached(seen, epoch_)) break;
-    if (std::chrono::steady_clock::now() - start > timeout_) {
-      peer.sleepers.fetch_sub(1);
-      give_up();
-    }
+    if (reached(seen, epoch_)) return;
+    if (interrupted_.load()) break_up(exit_message(name(rank_)).c_str());
+    raise_if_broken();
+    if (std::chrono::steady_clock::now() > deadline) give_up();
+    if (idle_) idle_();
     sleep_while_equal(peer.arrived, seen);
   }
-  peer.sleepers.fetch_sub(1);
 }
 
 void NodeGroup::give_up() {
-  broken_ = true;
-  own().gave_up.store(1);
   std::string missing;
   for (int r = 0; r < size(); ++r) {
     if (reached(slots_[static_cast<std::size_t>(r)]->arrived.load(), epoch_)) continue;
-    missing += (missing.empty() ? "rank " : ", rank ") + std::to_string(r);
+    missing += (missing.empty() ? "rank " : ", rank ") + std::to_string(name(r));
   }
-  throw CommunicationError(timeout_message(rank_, timeout_.count(), missing));
+  if (missing.empty()) return;
+  const std::string cause = timeout_message(name(rank_), timeout_.count(), missing);
+  break_up(leaving_ ? exit_message(name(rank_)).c_str() : cause.c_str());
+  throw LostRanks(cause, cause);
 }
 
 }  // namespace fastseq

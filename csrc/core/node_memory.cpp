@@ -2,21 +2,22 @@
 
 #include <algorithm>
 #include <cstring>
+#include <string>
 
+#include "core/communicator.h"
 #include "core/shared_memory.h"
 
 namespace fastseq {
 
-namespace {
-
-// A place is a region's number and an offset within it.
-constexpr int kOffsetBits = 44;
-
-}  // namespace
-
-NodeMemory::NodeMemory(NodeGroup& group, std::vector<int> pids)
-    : group_(group), pids_(std::move(pids)), staging_(allocate(2 * kPieceBytes)) {
+NodeMemory::NodeMemory(NodeGroup& group, std::vector<int> pids, std::int64_t first_id)
+    : group_(group), pids_(std::move(pids)), next_id_(first_id), staging_(allocate(2 * kPieceBytes)) {
   if (staging_) staging_peers_ = at(place_of(staging_.get(), 2 * kPieceBytes));
+}
+
+void NodeMemory::check_numbers() const {
+  if (next_id_ < kMaxBuffers) return;
+  throw CommunicationError("a communicator makes no more than " + std::to_string(kMaxBuffers) +
+                           " shared buffers: keep them, and use them again");
 }
 
 std::shared_ptr<std::byte> NodeMemory::allocate(std::size_t bytes) {

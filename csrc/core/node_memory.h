@@ -20,12 +20,15 @@ using Peers = std::vector<std::byte*>;
 
 class NodeMemory {
  public:
-  // pids[r] is rank r's process. Collective, as allocate, exchange and broadcast are.
-  NodeMemory(NodeGroup& group, std::vector<int> pids);
+  // pids[r] is rank r's process. Buffers are numbered from `first_id`. Collective, as allocate, exchange and broadcast
+  // are.
+  NodeMemory(NodeGroup& group, std::vector<int> pids, std::int64_t first_id = 0);
 
   // Whether the ranks can see each other's memory; if not, nothing else may be called. The same on all ranks.
   bool usable() const { return staging_ != nullptr; }
 
+  // Raises CommunicationError, on all ranks, when all numbers for buffers are used up: before allocate.
+  void check_numbers() const;
   // A buffer of each rank, mapped by all. Nothing, on all ranks, if it cannot be had on one.
   std::shared_ptr<std::byte> allocate(std::size_t bytes);
 
@@ -44,6 +47,9 @@ class NodeMemory {
   void broadcast(std::span<std::byte> data, int root);
 
   static constexpr std::size_t kPieceBytes = std::size_t{512} * 1024;
+  // A place is a buffer's number and an offset within it.
+  static constexpr int kOffsetBits = 44;
+  static constexpr std::int64_t kMaxBuffers = std::int64_t{1} << (63 - kOffsetBits);
 
  private:
   struct Region {
@@ -61,7 +67,7 @@ class NodeMemory {
   NodeGroup& group_;
   std::vector<int> pids_;
   std::shared_ptr<Regions> regions_ = std::make_shared<Regions>();
-  std::int64_t next_id_ = 0;
+  std::int64_t next_id_;
   std::shared_ptr<std::byte> staging_;  // two pieces
   Peers staging_peers_;
 };

@@ -5,7 +5,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
+#include <csignal>
 #include <string>
 
 #include "core/platform.h"
@@ -15,6 +17,37 @@ namespace fastseq {
 int SharedMemory::descriptor() const { return file_ ? *file_ : -1; }
 
 #if FASTSEQ_HAS_MEMFD
+
+namespace {
+
+// No byte of what has these can ever be cut off: reading it raises no signal.
+constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
+
+// Reserves pages. A signal (of a timer, say) that comes meanwhile makes older kernels take back all that is done, so
+// signals wait until a piece is done.
+bool reserve(int fd, std::size_t bytes) {
+  constexpr std::size_t kPiece = std::size_t{256} << 20;
+  for (std::size_t first = 0; first < bytes; first += kPiece) {
+    sigset_t all;
+    sigset_t before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    const int code =
+        posix_fallocate(fd, static_cast<off_t>(first), static_cast<off_t>(std::min(kPiece, bytes - first)));
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    if (code != 0) return false;
+  }
+  return true;
+}
+
+bool is_ours(int fd, std::size_t bytes) {
+  struct stat status{};
+  const int seals = fcntl(fd, F_GET_SEALS);  // -1 of what cannot be sealed
+  return seals >= 0 && (seals & kSeals) == kSeals && fstat(fd, &status) == 0 &&
+         static_cast<std::size_t>(status.st_size) == bytes;
+}
+
+}  // namespace
 
 std::optional<SharedMemory> SharedMemory::map(int fd, std::size_t bytes) {
   SharedMemory memory;
@@ -30,9 +63,9 @@ std::optional<SharedMemory> SharedMemory::map(int fd, std::size_t bytes) {
 }
 
 std::optional<SharedMemory> SharedMemory::create(std::size_t bytes) {
-  const int fd = memfd_create("fastseq", MFD_CLOEXEC);
+  const int fd = memfd_create("fastseq", MFD_CLOEXEC | MFD_ALLOW_SEALING);
   if (fd < 0) return std::nullopt;
-  if (ftruncate(fd, static_cast<off_t>(bytes)) != 0 || posix_fallocate(fd, 0, static_cast<off_t>(bytes)) != 0) {
+  if (ftruncate(fd, static_cast<off_t>(bytes)) != 0 || !reserve(fd, bytes) || fcntl(fd, F_ADD_SEALS, kSeals) != 0) {
     close(fd);
     return std::nullopt;
   }
@@ -41,8 +74,12 @@ std::optional<SharedMemory> SharedMemory::create(std::size_t bytes) {
 
 std::optional<SharedMemory> SharedMemory::open(int pid, int fd, std::size_t bytes) {
   const std::string path = "/proc/" + std::to_string(pid) + "/fd/" + std::to_string(fd);
-  const int opened = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
+  const int opened = ::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
   if (opened < 0) return std::nullopt;
+  if (!is_ours(opened, bytes)) {
+    close(opened);
+    return std::nullopt;
+  }
   std::optional<SharedMemory> memory = map(opened, bytes);
   if (memory) memory->close_descriptor();
   return memory;

@@ -14,7 +14,8 @@ class SharedMemory {
  public:
   // New zeroed memory, its pages reserved: a machine without room says so here, not by a signal at first touch.
   static std::optional<SharedMemory> create(std::size_t bytes);
-  // The memory that process `pid` created and calls descriptor `fd`; nothing if this process may not open it.
+  // The memory that process `pid` created as descriptor `fd`; nothing if this process may not open it, or if that is no
+  // such memory of `bytes`: in another container the same pid is another process.
   static std::optional<SharedMemory> open(int pid, int fd, std::size_t bytes);
 
   std::byte* data() const { return mapping_.get(); }

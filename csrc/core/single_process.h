@@ -24,6 +24,7 @@ class SingleProcess final : public Communicator {
   bool is_shared(const void* /*data*/, std::size_t /*bytes*/) const override { return false; }
   void fail(std::string_view /*message*/) override {}
   void leave() override {}
+  void interrupt() override {}
   [[noreturn]] void abort(int exit_code) override;
 };
 

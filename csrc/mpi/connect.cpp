@@ -4,13 +4,18 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
+#include <cstdio>
 #include <optional>
 #include <random>
+#include <span>
+#include <sstream>
+#include <stdexcept>
+#include <thread>
 #include <vector>
 
 #include "core/node_communicator.h"
 #include "core/shared_memory.h"
+#include "mpi/mpi_agreement.h"
 #include "mpi/mpi_calls.h"
 #include "mpi/mpi_communicator.h"
 
@@ -24,8 +29,12 @@ using Seconds = std::chrono::duration<double>;
 struct Address {
   std::int64_t pid;
   std::int64_t descriptor;  // negative: this rank got no shared memory
-  std::uint64_t token;      // what the opened memory must begin its message with: a pid means nothing in a container
+  std::uint64_t token;      // what the opened slot must hold: a pid means nothing in a container
+  std::int64_t name;        // this rank's number among all
 };
+
+// What a rank wants, as one line per option.
+using Wishes = std::array<char, 256>;
 
 int rank_in(MPI_Comm comm) {
   int rank = 0;
@@ -60,11 +69,12 @@ void share_memory(MPI_Comm comm, MPI_Comm node_comm, Seconds timeout, Node& node
   std::optional<SharedMemory> mine = SharedMemory::create(sizeof(NodeGroup::Slot));
   Address address = {.pid = getpid(),
                      .descriptor = mine ? mine->descriptor() : -1,
-                     .token = (static_cast<std::uint64_t>(std::random_device{}()) << 32) | std::random_device{}()};
+                     .token = (static_cast<std::uint64_t>(std::random_device{}()) << 32) | std::random_device{}(),
+                     .name = rank_in(comm)};
   const auto slot_of = [](const std::shared_ptr<std::byte>& memory) {
     return reinterpret_cast<NodeGroup::Slot*>(memory.get());
   };
-  if (mine) std::memcpy(slot_of(mine->mapping())->message.data(), &address.token, sizeof(address.token));
+  if (mine) slot_of(mine->mapping())->token = address.token;
   std::vector<Address> addresses(static_cast<std::size_t>(node.size));
   check_mpi(MPI_Allgather(&address, sizeof(Address), MPI_BYTE, addresses.data(), sizeof(Address), MPI_BYTE, node_comm),
             "MPI_Allgather");
@@ -72,6 +82,7 @@ void share_memory(MPI_Comm comm, MPI_Comm node_comm, Seconds timeout, Node& node
   auto mappings = std::make_shared<std::vector<std::shared_ptr<std::byte>>>();
   std::vector<NodeGroup::Slot*> slots;
   std::vector<int> pids;
+  std::vector<int> names;
   for (const Address& peer : addresses) {
     if (!mine || peer.descriptor < 0) break;
     const bool own = slots.size() == static_cast<std::size_t>(node.rank);
@@ -80,14 +91,16 @@ void share_memory(MPI_Comm comm, MPI_Comm node_comm, Seconds timeout, Node& node
                                                  sizeof(NodeGroup::Slot));
     if (!theirs) break;
     NodeGroup::Slot* slot = slot_of(theirs->mapping());
-    if (std::memcmp(slot->message.data(), &peer.token, sizeof(peer.token)) != 0) break;
+    if (slot->token != peer.token) break;
     mappings->push_back(theirs->mapping());
     slots.push_back(slot);
     pids.push_back(static_cast<int>(peer.pid));
+    names.push_back(static_cast<int>(peer.name));
   }
   if (!on_all_ranks(comm, slots.size() == addresses.size()) || !mine) return;
   mine->close_descriptor();
   auto group = std::make_unique<NodeGroup>(std::move(slots), node.rank, timeout);
+  group->set_names(std::move(names));
   auto memory = std::make_unique<NodeMemory>(*group, std::move(pids));
   if (!on_all_ranks(comm, memory->usable())) return;
   node.owner = std::move(mappings);
@@ -105,6 +118,48 @@ void connect_nodes(MPI_Comm comm, Node& node) {
   }
 }
 
+MPI_Comm duplicate(MPI_Comm parent, Seconds timeout) {
+  Landing<MPI_Request> request(MPI_REQUEST_NULL);
+  Landing<MPI_Comm> made(MPI_COMM_NULL);
+  check_mpi(MPI_Comm_idup(parent, &*made, &*request), "MPI_Comm_idup");
+  const auto deadline = std::chrono::steady_clock::now() + clock_time(timeout);
+  for (int done = 0; done == 0;) {
+    check_mpi(MPI_Test(&*request, &done, MPI_STATUS_IGNORE), "MPI_Test");
+    if (done == 0 && std::chrono::steady_clock::now() > deadline) {
+      throw CommunicationError(timeout_message(rank_in(parent), timeout.count(), "all ranks to make a communicator"));
+    }
+    if (done == 0) std::this_thread::yield();
+  }
+  request.end();
+  made.end();
+  MPI_Comm comm = *made;
+  check_mpi(MPI_Comm_set_errhandler(comm, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
+  return comm;
+}
+
+Wishes wishes_of(const ConnectOptions& options) {
+  Wishes wishes{};
+  std::snprintf(wishes.data(), wishes.size(), "transport=%s\ntimeout=%g\nranks_per_node=%d\nwire_dtype=%s\n",
+                options.transport.c_str(), options.timeout_seconds, options.ranks_per_node,
+                options.half_wire ? "bfloat16" : "float32");
+  return wishes;
+}
+
+// Raises std::invalid_argument, on all ranks, unless all want the same.
+void compare(std::span<const Wishes> wishes) {
+  for (std::size_t r = 1; r < wishes.size(); ++r) {
+    std::istringstream first(wishes.front().data());
+    std::istringstream other(wishes[r].data());
+    std::string ours;
+    std::string theirs;
+    while (std::getline(first, ours) && std::getline(other, theirs)) {
+      if (ours == theirs) continue;
+      throw std::invalid_argument("the ranks want different communicators: rank 0 has " + ours + ", rank " +
+                                  std::to_string(r) + " " + theirs + "; give all ranks the same options");
+    }
+  }
+}
+
 }  // namespace
 
 std::shared_ptr<Communicator> connect(MPI_Comm parent, const ConnectOptions& options) {
@@ -113,24 +168,26 @@ std::shared_ptr<Communicator> connect(MPI_Comm parent, const ConnectOptions& opt
       std::ranges::find(kKnown, wanted) == kKnown.end()) {
     throw CommunicationError("transport must be auto, shm, hierarchy or mpi, got " + wanted);
   }
-  MPI_Comm comm = MPI_COMM_NULL;
-  check_mpi(MPI_Comm_dup(parent, &comm), "MPI_Comm_dup");
-  check_mpi(MPI_Comm_set_errhandler(comm, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
   const Seconds timeout(options.timeout_seconds);
+  MPI_Comm comm = duplicate(parent, timeout);
+  compare(MpiAgreement(comm, timeout).gather(wishes_of(options)));
   MPI_Comm node_comm = split_nodes(comm, options.ranks_per_node);
   Node node;
   node.rank = rank_in(node_comm);
   node.size = size_of(node_comm);
   const bool one_node = on_all_ranks(comm, node.size == size_of(comm));
   if (wanted == "shm" && !one_node) throw CommunicationError("transport \"shm\" needs all ranks on one machine");
-  if (wanted != "mpi") share_memory(comm, node_comm, timeout, node);
+  // Where ranks wait for their machine's, one of these may wait for another machine: it knows better who is missing,
+  // and says so first.
+  const bool alone = one_node && wanted != "hierarchy";
+  if (wanted != "mpi") share_memory(comm, node_comm, alone ? timeout : timeout + 2 * MpiAgreement::kAnswerTime, node);
   check_mpi(MPI_Comm_free(&node_comm), "MPI_Comm_free");
   if (wanted != "mpi" && wanted != "auto" && !node.memory) {
     throw CommunicationError("transport \"" + wanted +
                              "\" needs memory that the ranks of a machine can share: the machine has none left, or its "
                              "ranks run in containers of their own or as different users");
   }
-  if (node.memory && one_node && wanted != "hierarchy") {
+  if (node.memory && alone) {
     return std::make_shared<NodeCommunicator>(std::move(node.group), std::move(node.memory), std::move(node.owner),
                                               [comm](int exit_code) { MPI_Abort(comm, exit_code); });
   }

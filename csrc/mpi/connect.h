@@ -19,7 +19,8 @@ struct ConnectOptions {
   bool half_wire = false;  // fp32 goes between nodes as bf16
 };
 
-// Works on a duplicate of `parent`, so that its messages never meet the caller's. Collective over `parent`.
+// Works on a duplicate of `parent`, so that its messages never meet the caller's. Collective over `parent`. Raises
+// std::invalid_argument, on all ranks, if they give different options.
 std::shared_ptr<Communicator> connect(MPI_Comm parent, const ConnectOptions& options);
 
 }  // namespace fastseq

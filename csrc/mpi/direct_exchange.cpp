@@ -1,5 +1,6 @@
 #include "mpi/direct_exchange.h"
 
+#include <algorithm>
 #include <array>
 #include <vector>
 
@@ -17,8 +18,8 @@ constexpr int kGatherTag = 2;
 // The exchange of one piece of the data, in two phases that other pieces may overlap.
 class Piece {
  public:
-  Piece(MPI_Comm comm, std::byte* data, std::int64_t numel, DType dtype)
-      : comm_(comm), data_(data), numel_(numel), dtype_(dtype) {
+  Piece(MPI_Comm comm, MpiAgreement& agreement, std::byte* data, std::int64_t numel, DType dtype)
+      : comm_(comm), agreement_(&agreement), data_(data), numel_(numel), dtype_(dtype) {
     check_mpi(MPI_Comm_rank(comm, &rank_), "MPI_Comm_rank");
     check_mpi(MPI_Comm_size(comm, &size_), "MPI_Comm_size");
   }
@@ -53,8 +54,18 @@ class Piece {
   }
 
   void wait() {
-    check_mpi(MPI_Waitall(static_cast<int>(requests_.size()), requests_.data(), MPI_STATUSES_IGNORE), "MPI_Waitall");
+    agreement_->wait(requests_);
     requests_.clear();
+  }
+
+  // Takes back what has not come, after an error; what was sent cannot be taken back.
+  void cancel() noexcept {
+    const std::size_t receives = std::min(requests_.size(), static_cast<std::size_t>(size_ - 1));
+    for (std::size_t i = 0; i < receives; ++i) {
+      if (requests_[i] != MPI_REQUEST_NULL) MPI_Cancel(&requests_[i]);
+    }
+    int done = 0;
+    MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &done, MPI_STATUSES_IGNORE);
   }
 
  private:
@@ -77,6 +88,7 @@ class Piece {
   }
 
   MPI_Comm comm_;
+  MpiAgreement* agreement_;
   std::byte* data_;
   std::int64_t numel_;
   DType dtype_;
@@ -88,22 +100,29 @@ class Piece {
 
 }  // namespace
 
-void direct_exchange(MPI_Comm comm, void* data, std::int64_t numel, DType dtype, std::span<const double> factors) {
+void direct_exchange(MPI_Comm comm, MpiAgreement& agreement, void* data, std::int64_t numel, DType dtype,
+                     std::span<const double> factors) {
   const auto item = static_cast<std::int64_t>(item_size(dtype));
-  std::vector<Piece> pieces;
+  Landing<std::vector<Piece>> pieces;
   for_each_piece(numel, kPieceBytes / item, [&](std::int64_t first, int count) {
-    pieces.emplace_back(comm, static_cast<std::byte*>(data) + first * item, count, dtype);
+    pieces->emplace_back(comm, agreement, static_cast<std::byte*>(data) + first * item, count, dtype);
   });
   // One piece is scattered while the one before it is gathered: the wire is busy both ways.
-  const std::size_t count = pieces.size();
-  for (std::size_t i = 0; i < count + 2; ++i) {
-    if (i < count) pieces[i].start_scatter();
-    if (i >= 1 && i - 1 < count) {
-      pieces[i - 1].finish_scatter(factors);
-      pieces[i - 1].start_gather();
+  const std::size_t count = pieces->size();
+  try {
+    for (std::size_t i = 0; i < count + 2; ++i) {
+      if (i < count) (*pieces)[i].start_scatter();
+      if (i >= 1 && i - 1 < count) {
+        (*pieces)[i - 1].finish_scatter(factors);
+        (*pieces)[i - 1].start_gather();
+      }
+      if (i >= 2) (*pieces)[i - 2].wait();
     }
-    if (i >= 2) pieces[i - 2].wait();
+  } catch (...) {
+    for (Piece& piece : *pieces) piece.cancel();
+    throw;
   }
+  pieces.end();
 }
 
 }  // namespace fastseq

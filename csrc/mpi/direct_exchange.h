@@ -9,11 +9,14 @@
 #include <span>
 
 #include "core/dtype.h"
+#include "mpi/mpi_agreement.h"
 
 namespace fastseq {
 
 // data[i] becomes the sum over ranks r of factors[r] * data[i] of rank r; 16-bit data are added in fp32 and rounded
-// once. Collective over `comm`.
-void direct_exchange(MPI_Comm comm, void* data, std::int64_t numel, DType dtype, std::span<const double> factors);
+// once. Collective over `comm`. Raises what `agreement` does while it waits; MPI may then still read the data, but no
+// more write to them.
+void direct_exchange(MPI_Comm comm, MpiAgreement& agreement, void* data, std::int64_t numel, DType dtype,
+                     std::span<const double> factors);
 
 }  // namespace fastseq

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdio>
 #include <thread>
 
 #include "mpi/mpi_calls.h"
@@ -13,14 +14,21 @@ namespace {
 constexpr std::size_t kMaxMessage = 8192;
 constexpr int kQuestionTag = 11;
 constexpr int kAnswerTag = 12;
+constexpr int kBrokenTag = 13;
 constexpr int kSpins = 2000;
 constexpr auto kNap = std::chrono::microseconds(50);
-constexpr auto kAnswerTime = std::chrono::seconds(2);
+constexpr int kYields = 20000;  // rounds, before a rank sleeps between two looks
 
 // What some ranks say together: an Outcome in the making, and the call that they have in common.
 struct Ballot {
   Call call;
   Outcome outcome;
+};
+
+// What a rank says of itself when they disagree.
+struct Statement {
+  Call call;
+  Purpose purpose;
 };
 
 // MPI gives the signature. NOLINTNEXTLINE(misc-const-correctness)
@@ -32,6 +40,7 @@ void combine(void* in, void* inout, int* length, MPI_Datatype* /*type*/) {
     b.outcome.same = a.outcome.same && b.outcome.same && a.call.operation == b.call.operation &&
                      a.call.bytes == b.call.bytes && a.call.detail == b.call.detail;
     b.outcome.failed_rank = earlier(a.outcome.failed_rank, b.outcome.failed_rank);
+    b.outcome.left_rank = earlier(a.outcome.left_rank, b.outcome.left_rank);
     b.outcome.alarmed_rank = earlier(a.outcome.alarmed_rank, b.outcome.alarmed_rank);
     b.outcome.weight += a.outcome.weight;
     b.outcome.value += a.outcome.value;
@@ -49,32 +58,83 @@ MpiAgreement::MpiAgreement(MPI_Comm comm, std::chrono::duration<double> timeout)
   check_mpi(MPI_Type_commit(&type_), "MPI_Type_commit");
 }
 
-Outcome MpiAgreement::agree(const Call& call) {
-  // Kept where it is for the time that an unfinished exchange may still write to it.
-  auto* ballot = new Ballot{.call = call, .outcome = outcome_of({&call, 1})};
-  if (ballot->outcome.failed_rank == 0) ballot->outcome.failed_rank = rank_;
-  if (ballot->outcome.alarmed_rank == 0) ballot->outcome.alarmed_rank = rank_;
-  MPI_Request request = MPI_REQUEST_NULL;
-  check_mpi(MPI_Iallreduce(MPI_IN_PLACE, ballot, 1, type_, combine_, comm_, &request), "MPI_Iallreduce");
-  wait(request);  // on a timeout the ballot stays allocated: MPI has no way to take the request back
-  const Outcome outcome = ballot->outcome;
-  delete ballot;
-  return outcome;
+MpiAgreement::~MpiAgreement() {
+  if (!broken_) cause_.end();
 }
 
-void MpiAgreement::wait(MPI_Request& request) {
-  const auto start = std::chrono::steady_clock::now();
+Outcome MpiAgreement::agree(const Call& call) {
+  Landing<Ballot> ballot(Ballot{.call = call, .outcome = outcome_of({&call, 1})});
+  for (int* rank : {&ballot->outcome.failed_rank, &ballot->outcome.left_rank, &ballot->outcome.alarmed_rank}) {
+    if (*rank == 0) *rank = rank_;
+  }
+  MPI_Request request = MPI_REQUEST_NULL;
+  check_mpi(MPI_Iallreduce(MPI_IN_PLACE, &*ballot, 1, type_, combine_, comm_, &request), "MPI_Iallreduce");
+  wait({&request, 1}, true);
+  ballot.end();
+  raise_if_broken();  // who came too late finds all the others' words, but nobody there
+  return ballot->outcome;
+}
+
+void MpiAgreement::wait(std::span<MPI_Request> requests) { wait(requests, false); }
+
+void MpiAgreement::wait(std::span<MPI_Request> requests, bool rests) {
+  std::chrono::steady_clock::time_point deadline{};
   for (std::int64_t round = 0;; ++round) {
     int done = 0;
-    check_mpi(MPI_Test(&request, &done, MPI_STATUS_IGNORE), "MPI_Test");
+    check_mpi(MPI_Testall(static_cast<int>(requests.size()), requests.data(), &done, MPI_STATUSES_IGNORE),
+              "MPI_Testall");
     if (done != 0) return;
     if (round < kSpins) continue;
-    answer_questions();
-    if (std::chrono::steady_clock::now() - start > timeout_) {
-      throw CommunicationError(timeout_message(rank_, timeout_.count(), missing_ranks()));
+    const bool awake = !rests || round < kYields;
+    if (awake && round % 64 != 0) {
+      std::this_thread::yield();
+      continue;
     }
-    std::this_thread::sleep_for(kNap);
+    look();
+    const auto now = std::chrono::steady_clock::now();
+    if (deadline == std::chrono::steady_clock::time_point{}) deadline = now + clock_time(timeout_);
+    if (now > deadline) {
+      const std::string cause = timeout_message(rank_, timeout_.count(), missing_ranks());
+      break_up(cause.c_str());
+      throw LostRanks(cause, cause);
+    }
+    if (!awake) std::this_thread::sleep_for(kNap);
   }
+}
+
+void MpiAgreement::break_up(const char* cause) noexcept {
+  if (broken_) return;
+  broken_ = true;
+  std::snprintf(cause_->data(), cause_->size(), "%s", cause);
+  for (int r = 0; r < size_; ++r) {
+    MPI_Request request = MPI_REQUEST_NULL;
+    if (r == rank_ ||
+        MPI_Isend(cause_->data(), cause_->size(), MPI_CHAR, r, kBrokenTag, comm_, &request) != MPI_SUCCESS) {
+      continue;
+    }
+    MPI_Request_free(&request);
+  }
+}
+
+void MpiAgreement::look() {
+  answer_questions();
+  if (interrupted_.load()) {
+    const std::string cause = exit_message(rank_);
+    break_up(cause.c_str());
+    throw LostRanks(cause, cause);
+  }
+  raise_if_broken();
+}
+
+void MpiAgreement::raise_if_broken() const {
+  int told = 0;
+  MPI_Status status;
+  check_mpi(MPI_Iprobe(MPI_ANY_SOURCE, kBrokenTag, comm_, &told, &status), "MPI_Iprobe");
+  if (told == 0) return;
+  Cause cause{};
+  check_mpi(MPI_Recv(cause.data(), cause.size(), MPI_CHAR, status.MPI_SOURCE, kBrokenTag, comm_, MPI_STATUS_IGNORE),
+            "MPI_Recv");
+  throw lost_ranks(rank_, cause.data());
 }
 
 void MpiAgreement::answer_questions() const {
@@ -111,20 +171,28 @@ std::string MpiAgreement::missing_ranks() {
     if (here[static_cast<std::size_t>(r)]) continue;
     missing += (missing.empty() ? "rank " : ", rank ") + std::to_string(r);
   }
-  return missing.empty() ? "slow ranks" : missing;
+  return missing.empty() ? "data of ranks that are there" : missing;
 }
 
-std::vector<Call> MpiAgreement::all_calls(const Call& call) const {
-  std::vector<Call> calls(static_cast<std::size_t>(size_));
-  check_mpi(MPI_Allgather(&call, sizeof(Call), MPI_BYTE, calls.data(), sizeof(Call), MPI_BYTE, comm_), "MPI_Allgather");
-  return calls;
+std::string MpiAgreement::describe(const Call& call, std::string_view purpose) {
+  std::vector<Call> calls;
+  std::vector<Purpose> purposes;
+  for (const Statement& said : gather(Statement{.call = call, .purpose = purpose_of(purpose)})) {
+    calls.push_back(said.call);
+    purposes.push_back(said.purpose);
+  }
+  return describe_disagreement(calls, purposes);
 }
 
-std::string MpiAgreement::message_of(int failed_rank, const std::string& own) const {
-  std::array<char, kMaxMessage> text{};
-  if (rank_ == failed_rank) own.copy(text.data(), text.size() - 1);
-  check_mpi(MPI_Bcast(text.data(), text.size(), MPI_CHAR, failed_rank, comm_), "MPI_Bcast");
-  return text.data();
+std::string MpiAgreement::message_of(int failed_rank, const std::string& own) {
+  Landing<std::array<char, kMaxMessage>> text;
+  text->fill('\0');
+  if (rank_ == failed_rank) own.copy(text->data(), text->size() - 1);
+  MPI_Request request = MPI_REQUEST_NULL;
+  check_mpi(MPI_Ibcast(text->data(), text->size(), MPI_CHAR, failed_rank, comm_, &request), "MPI_Ibcast");
+  wait({&request, 1}, true);
+  text.end();
+  return text->data();
 }
 
 }  // namespace fastseq

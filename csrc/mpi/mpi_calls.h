@@ -7,6 +7,7 @@
 #include <array>
 #include <cstdint>
 #include <string>
+#include <utility>
 
 #include "core/communicator.h"
 
@@ -24,6 +25,27 @@ inline void check_mpi(int code, const char* call) {
   throw CommunicationError(std::string(call) +
                            " failed: " + std::string(text.data(), static_cast<std::size_t>(length)));
 }
+
+// Memory that MPI may write to or read from until `end`: left where it is if that is not called, as MPI cannot be made
+// to forget it.
+template <class T>
+class Landing {
+ public:
+  template <class... Args>
+  explicit Landing(Args&&... args) : memory_(new T(std::forward<Args>(args)...)) {}
+  ~Landing() {
+    if (ended_) delete memory_;
+  }
+  Landing(const Landing&) = delete;
+  Landing& operator=(const Landing&) = delete;
+  T& operator*() const { return *memory_; }
+  T* operator->() const { return memory_; }
+  void end() { ended_ = true; }
+
+ private:
+  T* memory_;
+  bool ended_ = false;
+};
 
 // Calls piece(first, count) until `total` elements are covered.
 template <class Piece>

@@ -37,6 +37,7 @@ MpiCommunicator::MpiCommunicator(MPI_Comm comm, Node node, std::chrono::duration
     : comm_(comm), node_(std::move(node)), half_wire_(half_wire), agreement_(comm, timeout) {
   check_mpi(MPI_Comm_rank(comm_, &rank_), "MPI_Comm_rank");
   check_mpi(MPI_Comm_size(comm_, &size_), "MPI_Comm_size");
+  if (node_.group) node_.group->set_idle([this] { agreement_.look(); });
 }
 
 bool MpiCommunicator::any_thread() const {
@@ -46,25 +47,34 @@ bool MpiCommunicator::any_thread() const {
 }
 
 Outcome MpiCommunicator::agree(const Call& call) {
-  if (out_of_step_) throw CommunicationError(out_of_step_message(rank_, call.operation));
-  Outcome outcome;
+  standing_.check(rank_, call.operation);
   try {
-    outcome = agreement_.agree(call);
-  } catch (const CommunicationError&) {
-    out_of_step_ = true;
+    const Outcome outcome = agreement_.agree(call);
+    standing_.note(outcome);
+    if (outcome.failed_rank >= 0) {
+      const std::string message = agreement_.message_of(outcome.failed_rank, failure_);
+      if (call.operation == Operation::kFail || call.operation == Operation::kLeave) return outcome;
+      throw RemoteFailure(outcome.failed_rank, message);
+    }
+    if (!outcome.same) throw CommunicationError(agreement_.describe(call, purpose()));
+    return outcome;
+  } catch (const CommunicationError& error) {
+    standing_.end(error.what());
     throw;
   }
-  if (outcome.failed_rank >= 0) {
-    const std::string message = agreement_.message_of(outcome.failed_rank, failure_);
-    if (call.operation != Operation::kFail) throw RemoteFailure(outcome.failed_rank, message);
-    return outcome;
+}
+
+template <class Work>
+auto MpiCommunicator::together(Operation operation, Work&& work) {
+  try {
+    return work();
+  } catch (const std::exception& error) {
+    const Cause cause = current_cause(rank_, operation);
+    agreement_.break_up(cause.data());
+    if (node_.group) node_.group->break_up(cause.data());
+    standing_.end(error.what());
+    throw;
   }
-  if (!outcome.same) {
-    out_of_step_ = true;
-    const std::string message = describe_disagreement(agreement_.all_calls(call));
-    if (call.operation != Operation::kLeave) throw CommunicationError(message);
-  }
-  return outcome;
 }
 
 Reduced MpiCommunicator::allreduce(void* data, std::int64_t numel, DType dtype, const Reduction& reduction) {
@@ -74,28 +84,35 @@ Reduced MpiCommunicator::allreduce(void* data, std::int64_t numel, DType dtype, 
   const Outcome outcome = agree(call);
   double factor = 1.0;
   if (reduction.mean) factor = call.weight == 0.0 ? 0.0 : call.weight / outcome.weight;
-  if (hierarchical()) {
-    hierarchical_sum({static_cast<std::byte*>(data), bytes}, dtype, factor, call);
-  } else {
-    flat_sum(data, numel, dtype, factor);
-  }
-  return reduced_of(outcome);
+  return together(call.operation, [&] {
+    if (hierarchical()) {
+      hierarchical_sum({static_cast<std::byte*>(data), bytes}, dtype, factor, call);
+    } else {
+      flat_sum(data, numel, dtype, factor);
+    }
+    return reduced_of(outcome);
+  });
 }
 
-void MpiCommunicator::flat_sum(void* data, std::int64_t numel, DType dtype, double factor) const {
+void MpiCommunicator::flat_sum(void* data, std::int64_t numel, DType dtype, double factor) {
   if (dtype == DType::kFloat16 || dtype == DType::kBFloat16) {
     // MPI knows no 16-bit floats, and sums of them lose bits.
-    std::vector<double> factors(static_cast<std::size_t>(size_));
-    check_mpi(MPI_Allgather(&factor, 1, MPI_DOUBLE, factors.data(), 1, MPI_DOUBLE, comm_), "MPI_Allgather");
-    direct_exchange(comm_, data, numel, dtype, factors);
+    direct_exchange(comm_, agreement_, data, numel, dtype, agreement_.gather(factor));
     return;
   }
   scale_in_place(data, numel, dtype, factor);
+  plain_sum(comm_, data, numel, dtype);
+}
+
+void MpiCommunicator::plain_sum(MPI_Comm comm, void* data, std::int64_t numel, DType dtype) {
   const auto item = static_cast<std::int64_t>(item_size(dtype));
   MPI_Datatype type = dtype == DType::kFloat64 ? MPI_DOUBLE : MPI_FLOAT;
   for_each_piece(numel, kMaxPieceBytes / item, [&](std::int64_t first, int count) {
-    check_mpi(MPI_Allreduce(MPI_IN_PLACE, static_cast<std::byte*>(data) + first * item, count, type, MPI_SUM, comm_),
-              "MPI_Allreduce");
+    MPI_Request request = MPI_REQUEST_NULL;
+    check_mpi(MPI_Iallreduce(MPI_IN_PLACE, static_cast<std::byte*>(data) + first * item, count, type, MPI_SUM, comm,
+                             &request),
+              "MPI_Iallreduce");
+    agreement_.wait({&request, 1});
   });
 }
 
@@ -125,25 +142,20 @@ void MpiCommunicator::hierarchical_sum(std::span<std::byte> data, DType dtype, d
   });
 }
 
-void MpiCommunicator::sum_across(void* data, std::int64_t numel, DType dtype) const {
+void MpiCommunicator::sum_across(void* data, std::int64_t numel, DType dtype) {
   int nodes = 1;
   check_mpi(MPI_Comm_size(node_.across, &nodes), "MPI_Comm_size");
   const std::vector<double> ones(static_cast<std::size_t>(nodes), 1.0);
   if (half_wire_ && dtype == DType::kFloat32) {
-    std::vector<std::uint16_t> narrow(static_cast<std::size_t>(numel));
-    convert(data, dtype, numel, narrow.data(), DType::kBFloat16);
-    direct_exchange(node_.across, narrow.data(), numel, DType::kBFloat16, ones);
-    convert(narrow.data(), DType::kBFloat16, numel, data, dtype);
+    Landing<std::vector<std::uint16_t>> narrow(static_cast<std::size_t>(numel));
+    convert(data, dtype, numel, narrow->data(), DType::kBFloat16);
+    direct_exchange(node_.across, agreement_, narrow->data(), numel, DType::kBFloat16, ones);
+    convert(narrow->data(), DType::kBFloat16, numel, data, dtype);
+    narrow.end();
   } else if (nodes <= kMaxDirect || item_size(dtype) == 2) {
-    direct_exchange(node_.across, data, numel, dtype, ones);
+    direct_exchange(node_.across, agreement_, data, numel, dtype, ones);
   } else {
-    const auto item = static_cast<std::int64_t>(item_size(dtype));
-    MPI_Datatype type = dtype == DType::kFloat64 ? MPI_DOUBLE : MPI_FLOAT;
-    for_each_piece(numel, kMaxPieceBytes / item, [&](std::int64_t first, int count) {
-      check_mpi(
-          MPI_Allreduce(MPI_IN_PLACE, static_cast<std::byte*>(data) + first * item, count, type, MPI_SUM, node_.across),
-          "MPI_Allreduce");
-    });
+    plain_sum(node_.across, data, numel, dtype);
   }
 }
 
@@ -151,17 +163,24 @@ void MpiCommunicator::broadcast(std::span<std::byte> data, int root) {
   check_root(root, size_);
   const auto bytes = static_cast<std::int64_t>(data.size());
   agree({.operation = Operation::kBroadcast, .bytes = bytes, .detail = root});
-  for_each_piece(bytes, kMaxPieceBytes, [&](std::int64_t first, int count) {
-    check_mpi(MPI_Bcast(data.data() + first, count, MPI_BYTE, root, comm_), "MPI_Bcast");
+  together(Operation::kBroadcast, [&] {
+    for_each_piece(bytes, kMaxPieceBytes, [&](std::int64_t first, int count) {
+      MPI_Request request = MPI_REQUEST_NULL;
+      check_mpi(MPI_Ibcast(data.data() + first, count, MPI_BYTE, root, comm_, &request), "MPI_Ibcast");
+      agreement_.wait({&request, 1});
+    });
   });
 }
 
 void MpiCommunicator::barrier() { agree({.operation = Operation::kBarrier}); }
 
 std::shared_ptr<std::byte> MpiCommunicator::allocate(std::size_t bytes) {
+  if (hierarchical()) node_.memory->check_numbers();
   agree({.operation = Operation::kAllocate, .bytes = static_cast<std::int64_t>(bytes)});
-  const auto shared = hierarchical() ? node_.memory->allocate(bytes) : nullptr;
-  return shared ? shared : allocate_aligned(bytes);
+  return together(Operation::kAllocate, [&] {
+    const auto shared = hierarchical() ? node_.memory->allocate(bytes) : nullptr;
+    return shared ? shared : allocate_aligned(bytes);
+  });
 }
 
 bool MpiCommunicator::is_shared(const void* data, std::size_t bytes) const {
@@ -174,9 +193,17 @@ void MpiCommunicator::fail(std::string_view message) {
 }
 
 void MpiCommunicator::leave() {
-  if (out_of_step_) return;
-  agree({.operation = Operation::kLeave});
-  out_of_step_ = true;
+  if (standing_.ended()) return;
+  try {
+    agree({.operation = Operation::kLeave});
+  } catch (const CommunicationError&) {  // others work on
+    standing_.end(exit_message(rank_));
+  }
+}
+
+void MpiCommunicator::interrupt() {
+  agreement_.interrupt();
+  if (node_.group) node_.group->interrupt();
 }
 
 void MpiCommunicator::abort(int exit_code) {

@@ -47,15 +47,20 @@ class MpiCommunicator final : public Communicator {
   bool is_shared(const void* data, std::size_t bytes) const override;
   void fail(std::string_view message) override;
   void leave() override;
+  void interrupt() override;
   [[noreturn]] void abort(int exit_code) override;
 
  private:
   bool hierarchical() const { return node_.memory != nullptr; }
   // Learns that all ranks are about to do the same; raises RemoteFailure or CommunicationError if not.
   Outcome agree(const Call& call);
-  void flat_sum(void* data, std::int64_t numel, DType dtype, double factor) const;
+  // What all ranks have agreed to do: after it, none of them can say that it failed in place of its next call.
+  template <class Work>
+  auto together(Operation operation, Work&& work);
+  void flat_sum(void* data, std::int64_t numel, DType dtype, double factor);
   void hierarchical_sum(std::span<std::byte> data, DType dtype, double factor, const Call& call);
-  void sum_across(void* data, std::int64_t numel, DType dtype) const;
+  void sum_across(void* data, std::int64_t numel, DType dtype);
+  void plain_sum(MPI_Comm comm, void* data, std::int64_t numel, DType dtype);
 
   MPI_Comm comm_;
   int rank_ = 0;
@@ -63,7 +68,7 @@ class MpiCommunicator final : public Communicator {
   Node node_;
   bool half_wire_;
   MpiAgreement agreement_;
-  bool out_of_step_ = false;  // the ranks disagreed, one did not come, or this one has left
+  Standing standing_;
   std::string failure_;
 };
 

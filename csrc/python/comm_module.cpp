@@ -51,11 +51,14 @@ void register_communicator(const py::module_& m) {
           },
           py::arg("address"), py::arg("bytes"), py::arg("root"), Released())
       .def("barrier", &Communicator::barrier, Released())
-      .def("allocate", [](Communicator& comm, std::size_t bytes) { return Buffer{comm.allocate(bytes), bytes}; })
+      .def(
+          "allocate", [](Communicator& comm, std::size_t bytes) { return Buffer{comm.allocate(bytes), bytes}; },
+          py::arg("bytes"), Released())
       .def("is_shared", [](const Communicator& comm,
                            const Buffer& buffer) { return comm.is_shared(buffer.memory.get(), buffer.bytes); })
       .def("fail", &Communicator::fail, py::arg("message"), Released())
       .def("leave", &Communicator::leave, Released())
+      .def("set_purpose", &Communicator::set_purpose, py::arg("purpose"))
       .def("abort", &Communicator::abort, py::arg("exit_code"));
   py::class_<SingleProcess, Communicator, std::shared_ptr<SingleProcess>>(m, "SingleProcess").def(py::init<>());
 }
@@ -101,7 +104,8 @@ void register_bucketizer(const py::module_& m) {
             return py::make_tuple(result.weight, result.value, result.nonfinite_rank, result.unused, result.attention);
           },
           "(sum of weights, mean value, lowest rank with a non-finite gradient or -1, unused parameters, attention)")
-      .def("abandon", &Bucketizer::abandon, Released());
+      .def("abandon", &Bucketizer::abandon, Released())
+      .def("stop", &Bucketizer::stop, Released());
 }
 
 void register_layout(py::module_& m) {

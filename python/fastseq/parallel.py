@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -17,6 +17,15 @@ from .errors import CommunicationError, RemoteError
 __all__ = ["Replicas"]
 
 _PIECE_BYTES = 64 * 2**20
+
+
+def _others_know(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came of, was told to the other ranks or by them."""
+    while error is not None:
+        if isinstance(error, RemoteError | CommunicationError) or hasattr(error, "_told"):
+            return True
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return False
 
 
 class Replicas:
@@ -36,20 +45,31 @@ class Replicas:
         self._apart = False  # since buffers were the same on all ranks
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """Run a block that raises on all ranks if it raises on one, and ends on all at once."""
+    def together(self, call: str) -> Iterator[None]:
+        """Run a block that raises on all ranks if it raises on one, and ends on all at once.
+
+        Blocks may be nested, as where a callback of `fit` calls `predict`: a failure is told to the
+        others once.
+
+        Parameters
+        ----------
+        call
+            What the user has called, for messages.
+        """
         if self.alone:
             yield
             return
-        try:
-            yield
-            self.comm.barrier()
-        except (RemoteError, CommunicationError):
-            raise  # the others know already
-        except BaseException as error:
-            with suppress(CommunicationError):  # where the ranks are out of step, all know
-                self.comm.fail(f"{type(error).__name__}: {error}")
-            raise
+        with self.comm.purpose(call):
+            try:
+                yield
+                self.comm.barrier()
+            except BaseException as error:
+                if not _others_know(error):
+                    with suppress(AttributeError):
+                        error._told = True  # type: ignore[attr-defined]
+                    with suppress(CommunicationError):  # where the ranks are out of step, all know
+                        self.comm.fail(f"{type(error).__name__}: {error}")
+                raise
 
     def same_number(self, value: int) -> int:
         """Return rank 0's value on all ranks."""
@@ -63,6 +83,36 @@ class Replicas:
             return flags
         ranks = self.comm.allreduce_(torch.tensor(flags, dtype=torch.float64), "sum")
         return [count == self.comm.size for count in ranks.tolist()]
+
+    def largest(self, numbers: list[int]) -> list[int]:
+        """Return the largest of all ranks' numbers, place by place; ranks may have fewer."""
+        if self.alone:
+            return numbers
+        size = torch.zeros(self.comm.size, dtype=torch.float64)
+        size[self.comm.rank] = len(numbers)
+        ranks = torch.zeros(
+            self.comm.size, int(self.comm.allreduce_(size, "sum").max()), dtype=torch.float64
+        )
+        ranks[self.comm.rank, : len(numbers)] = torch.tensor(numbers, dtype=torch.float64)
+        return [int(number) for number in self.comm.allreduce_(ranks, "sum").amax(0)]
+
+    def same_data(self, about: Callable[[], str]) -> None:
+        """Raise `ValueError` on all ranks unless they were given the same data. Collective.
+
+        Parameters
+        ----------
+        about
+            Describes this rank's.
+        """
+        if self.alone:
+            return
+        try:
+            self.comm.agree("what is passed as data", about())
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; ranks share the work on the same data: pass the whole to each, or set "
+                'spec.shard="given" if every rank has its own'
+            ) from None
 
     def sync(self, optimizer: torch.optim.Optimizer) -> None:
         """Give all ranks rank 0's optimizer state."""

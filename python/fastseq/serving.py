@@ -135,7 +135,7 @@ class Serving:
         >>> y.shape, state[0].shape
         (torch.Size([20, 5, 2]), torch.Size([1, 5, 2]))
         """
-        with self._replicas.together():
+        with self._replicas.together("export"):
             target = check_path(path)
             self._check_measured()
             self._replicas.make_common(self.model)
@@ -181,7 +181,7 @@ class Serving:
         >>> torch.equal(again.step(torch.ones(8, 3)), est.step(torch.ones(8, 3)))
         True
         """
-        with self._replicas.together():
+        with self._replicas.together("save"):
             target = Path(path)
             self._replicas.make_common(self.model)
             if self._replicas.first:
@@ -230,7 +230,7 @@ class Serving:
         See `save`.
         """
         replicas = Replicas(communicator(comm))
-        with replicas.together():
+        with replicas.together("load"):
             options["comm"] = replicas.comm
             return load_estimator(cls, Path(path), model, loss, optimizer, options)
 

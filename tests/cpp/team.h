@@ -19,6 +19,7 @@ namespace fastseq::testing {
 struct TeamOptions {
   std::chrono::duration<double> timeout = std::chrono::seconds(60);
   std::uint32_t first_epoch = 0;
+  std::int64_t first_buffer = 0;
 };
 
 // Runs body(comm) on `size` ranks and raises what the first of them raised.
@@ -40,7 +41,8 @@ inline void run_team(int size, const std::function<void(NodeCommunicator&)>& bod
     threads.emplace_back([&, r] {
       try {
         auto group = std::make_unique<NodeGroup>(slots, r, options.timeout, options.first_epoch);
-        auto memory = std::make_unique<NodeMemory>(*group, std::vector<int>(static_cast<std::size_t>(size), getpid()));
+        auto memory = std::make_unique<NodeMemory>(*group, std::vector<int>(static_cast<std::size_t>(size), getpid()),
+                                                   options.first_buffer);
         NodeCommunicator comm(std::move(group), std::move(memory), nullptr, [](int) {});
         body(comm);
       } catch (...) {

@@ -1,14 +1,22 @@
 #include "core/bucketizer.h"
 
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cmath>
+#include <csignal>
 #include <cstring>
 #include <limits>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
 #include "check.h"
+#include "core/single_process.h"
 #include "team.h"
 
 namespace fastseq {
@@ -160,9 +168,14 @@ TEST(infinite_and_nan_gradients_are_told_to_all) {
 TEST(misuse_is_refused) {
   run_team(1, [](NodeCommunicator& comm) {
     CHECK_THROWS(make(borrowed(comm), 0, false).bucket_count(), std::invalid_argument);
+    CHECK_THROWS(Bucketizer(borrowed(comm), numels, std::vector(3, DType::kFloat32), 1, false), std::invalid_argument);
     Bucketizer buckets = make(borrowed(comm), 1000, true);
     CHECK_THROWS(buckets.finish(), std::logic_error);
     const Gradients mine(0, 0);
+    for (const double weight : {-1.0, std::nan(""), std::numeric_limits<double>::infinity()}) {
+      CHECK_THROWS(buckets.start(weight, 0), std::invalid_argument);
+      CHECK(!buckets.started());
+    }
     buckets.start(1, 0);
     CHECK_THROWS(buckets.start(1, 0), std::logic_error);
     buckets.ready(6, mine.at(6));
@@ -208,6 +221,93 @@ TEST(ranks_at_different_steps_notice) {
     buckets.start(1, 0);
     CHECK_THROWS(buckets.finish(), CommunicationError);
   });
+}
+
+namespace {
+
+// Another communicator that fails from the given allreduce on.
+class FailsAt final : public Communicator {
+ public:
+  explicit FailsAt(int call) : calls_left_(call) {}
+  int rank() const override { return 0; }
+  int size() const override { return 1; }
+  int local_rank() const override { return 0; }
+  int local_size() const override { return 1; }
+  std::string_view transport() const override { return "test"; }
+  bool any_thread() const override { return true; }
+  Reduced allreduce(void* data, std::int64_t numel, DType dtype, const Reduction& reduction) override {
+    if (calls_left_-- == 0) throw CommunicationError("lost");
+    return single_.allreduce(data, numel, dtype, reduction);
+  }
+  void broadcast(std::span<std::byte> /*data*/, int /*root*/) override {}
+  void barrier() override {}
+  std::shared_ptr<std::byte> allocate(std::size_t bytes) override { return allocate_aligned(bytes); }
+  bool is_shared(const void* /*data*/, std::size_t /*bytes*/) const override { return false; }
+  void fail(std::string_view /*message*/) override {}
+  void leave() override {}
+  void interrupt() override {}
+  [[noreturn]] void abort(int exit_code) override { std::_Exit(exit_code); }
+
+ private:
+  SingleProcess single_;
+  int calls_left_;
+};
+
+}  // namespace
+
+TEST(a_step_whose_exchange_fails_has_ended) {
+  for (const bool threaded : {false, true}) {
+    for (const int call : {0, 2}) {  // a bucket, and the search for parameters that nobody used
+      Bucketizer buckets = make(std::make_shared<FailsAt>(call), 1 << 30, threaded);
+      const Gradients mine(0, 0);
+      buckets.start(1, 0);
+      buckets.ready(6, mine.at(6));
+      CHECK_THROWS(buckets.finish(), CommunicationError);
+      CHECK(!buckets.started());
+      buckets.start(1, 0);
+      buckets.ready(6, mine.at(6));
+      CHECK_EQ(buckets.finish().unused.size(), numels.size() - 1);
+    }
+  }
+}
+
+TEST(a_forked_child_can_drop_its_copy) {
+  auto* buckets = new Bucketizer(std::make_shared<SingleProcess>(), numels, dtypes, 1000, true);
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  const pid_t child = fork();
+  if (child == 0) {
+    buckets->stop();
+    delete buckets;
+    _exit(0);
+  }
+  pid_t ended = 0;
+  for (int i = 0; i < 1000 && ended == 0; ++i) {
+    ended = waitpid(child, nullptr, WNOHANG);
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  CHECK_EQ(ended, child);
+  if (ended == 0) kill(child, SIGKILL);
+  delete buckets;
+}
+
+TEST(a_rank_that_ends_in_mid_step_waits_for_nobody) {
+  for (const bool threaded : {false, true}) {
+    std::atomic<bool> stopped = false;
+    run_team(2, [&](NodeCommunicator& comm) {
+      Bucketizer buckets = make(borrowed(comm), 1, threaded);
+      const Gradients mine(comm.rank(), 0);
+      if (comm.rank() == 0) {
+        buckets.start(1, 0);
+        buckets.ready(6, mine.at(6));  // the other rank does not come
+        buckets.stop();
+        comm.leave();
+        stopped = true;
+        return;
+      }
+      while (!stopped && threaded) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+      CHECK_THROWS(comm.barrier(), CommunicationError);
+    });
+  }
 }
 
 }  // namespace fastseq

@@ -180,6 +180,7 @@ TEST(different_calls_are_an_error_on_all_ranks) {
     run_team(2, [&](NodeCommunicator& comm) {
       std::array<float, 4> x{};
       const bool first = comm.rank() == 0;
+      if (!first) comm.set_purpose("fit");
       std::string message;
       try {
         if (kind == 0 && first) comm.barrier();
@@ -193,7 +194,7 @@ TEST(different_calls_are_an_error_on_all_ranks) {
       }
       if (kind == 1 && first) return;  // a rank that leaves hears nothing
       CHECK(message.find("rank 0") != std::string::npos);
-      CHECK(message.find("rank 1 calls allreduce of 16 bytes") != std::string::npos);
+      CHECK(message.find("rank 1 calls allreduce of 16 bytes (mean of float32) in fit") != std::string::npos);
       CHECK_THROWS(comm.barrier(), CommunicationError);
     });
   }
@@ -215,11 +216,128 @@ TEST(ranks_that_do_not_come_are_named) {
                --waiting;
                CHECK(message.find("for rank 1, rank 3") != std::string::npos);
              } else {
-               CHECK(message.find("too late") != std::string::npos);
+               CHECK(message.find("cannot go on: rank ") != std::string::npos);
+               CHECK(message.find("for rank 1, rank 3") != std::string::npos);
              }
              CHECK_THROWS(comm.barrier(), CommunicationError);
            },
            {.timeout = std::chrono::seconds(1)});
+}
+
+TEST(all_of_a_meeting_s_waiting_has_one_deadline) {
+  run_team(4,
+           [](NodeCommunicator& comm) {
+             std::this_thread::sleep_for(std::chrono::milliseconds(300 * comm.rank()));
+             std::string message;
+             try {
+               comm.barrier();
+             } catch (const CommunicationError& error) {
+               message = error.what();
+             }
+             // Rank 0 does not begin anew when rank 1 comes; ranks that come later hear of it at once.
+             CHECK(message.find("waited 0.4 s for ") != std::string::npos);
+             CHECK(message.find("rank 2, rank 3") != std::string::npos);
+             const auto begin = std::chrono::steady_clock::now();
+             CHECK_THROWS(comm.barrier(), CommunicationError);
+             CHECK(std::chrono::steady_clock::now() - begin < std::chrono::milliseconds(300));
+           },
+           {.timeout = std::chrono::milliseconds(400)});
+}
+
+TEST(a_rank_that_leaves_while_another_fails_is_known_to_have_left) {
+  const auto begin = std::chrono::steady_clock::now();
+  run_team(3, [](NodeCommunicator& comm) {
+    if (comm.rank() == 0) return comm.leave();
+    if (comm.rank() == 1) {
+      comm.fail("not well");
+    } else {
+      CHECK_THROWS(comm.barrier(), RemoteFailure);
+    }
+    try {
+      comm.barrier();
+      CHECK(false);
+    } catch (const CommunicationError& error) {
+      CHECK(std::string(error.what()).find("rank 0 has exited") != std::string::npos);
+    }
+    comm.leave();
+  });
+  CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds(30));
+}
+
+TEST(a_rank_that_leaves_does_not_raise_and_is_not_taken_for_one_that_waits) {
+  std::atomic<bool> left = false;
+  run_team(2,
+           [&](NodeCommunicator& comm) {
+             if (comm.rank() == 0) {
+               comm.leave();
+               left = true;
+               return;
+             }
+             while (!left) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+             try {
+               comm.barrier();
+               CHECK(false);
+             } catch (const CommunicationError& error) {
+               CHECK_EQ(std::string(error.what()), "rank 1 cannot go on: rank 0 has exited");
+             }
+           },
+           {.timeout = std::chrono::milliseconds(100)});
+}
+
+TEST(each_of_many_failures_has_its_own_message) {
+  run_team(3, [](NodeCommunicator& comm) {
+    for (int i = 0; i < 200; ++i) {
+      const std::string message(8000, static_cast<char>('a' + i % 26));
+      if (comm.rank() == 0) {
+        comm.fail(message);
+        continue;
+      }
+      try {
+        comm.barrier();
+        CHECK(false);
+      } catch (const RemoteFailure& failure) {
+        CHECK(failure.what() == message);
+      }
+    }
+  });
+}
+
+TEST(a_rank_that_is_interrupted_leaves_nobody_waiting) {
+  std::atomic<bool> interrupted = false;
+  run_team(2, [&](NodeCommunicator& comm) {
+    if (comm.rank() == 0) {
+      std::thread ender([&] {
+        std::this_thread::sleep_for(std::chrono::milliseconds(50));
+        comm.interrupt();
+      });
+      CHECK_THROWS(comm.barrier(), CommunicationError);
+      ender.join();
+      interrupted = true;
+    } else {
+      while (!interrupted) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+      try {
+        comm.barrier();
+        CHECK(false);
+      } catch (const CommunicationError& error) {
+        CHECK_EQ(std::string(error.what()), "rank 1 cannot go on: rank 0 has exited");
+      }
+    }
+  });
+}
+
+TEST(there_is_an_end_to_the_numbers_of_buffers) {
+  run_team(2,
+           [](NodeCommunicator& comm) {
+             const auto last = comm.allocate(20000);
+             CHECK(comm.is_shared(last.get(), 20000));
+             auto* values = reinterpret_cast<float*>(last.get());
+             std::fill_n(values, 5000, 1.0F + static_cast<float>(comm.rank()));
+             comm.allreduce(values, 5000, DType::kFloat32, {.mean = false});
+             CHECK(std::all_of(values, values + 5000, [](float x) { return x == 3; }));
+             CHECK_THROWS(comm.allocate(100), CommunicationError);
+             comm.barrier();
+           },
+           {.first_buffer = NodeMemory::kMaxBuffers - 2});
 }
 
 TEST(memory_outlives_the_communicator) {

@@ -222,6 +222,13 @@ def test_datasets_without_a_dataspace_are_called_empty(tmp_path):
             estimator().predict(file["x"])
         with pytest.raises(ValueError, match=said):
             estimator().fit(file["x"], A[..., :1])
+        for wrapper in (fs.SequenceRegressor(), fs.SequenceClassifier()):
+            with pytest.raises(ValueError, match=said.replace("x is", "X is")):
+                wrapper.fit(file["x"], np.zeros(4, int))
+            with pytest.raises(ValueError, match=said.replace("x is", "y is")):
+                wrapper.fit(A, file["x"])
+        with pytest.raises(ValueError, match=said.replace("x is", "y is")):
+            fs.SequenceForecaster().fit(file["x"])
     assert fs.h5load(tmp_path / "a.h5") == {"x": None}
 
 

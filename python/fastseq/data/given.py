@@ -15,7 +15,7 @@ from ..h5.links import dead_link
 from ..h5.types import is_bfloat16
 from .ragged import group_items
 
-__all__ = ["checked", "refuse_containers"]
+__all__ = ["checked", "refuse_containers", "refuse_null"]
 
 _SHOWN = 8  # of what a group holds, in messages
 
@@ -30,11 +30,7 @@ def checked(array: Any, name: str) -> Any:
     """
     if isinstance(array, h5py.Dataset | h5py.Group) and not array:
         raise ValueError(f"{name} is from a file that has been closed; keep it open")
-    if isinstance(array, h5py.Dataset) and array.shape is None:
-        raise ValueError(
-            f"{name} is the dataset {array.name}, which is empty: it has a type, but no elements "
-            "(a null dataspace)"
-        )
+    refuse_null(array, name)
     if isinstance(array, h5py.Group):
         return _items_of(array, name)
     if isinstance(array, h5py.Dataset) and is_bfloat16(array):
@@ -63,6 +59,15 @@ def refuse_containers(array: Any, name: str) -> None:
         raise TypeError(
             f"{name} is an array of {array.size} arrays: for sequences of different lengths pass "
             "a list of arrays (T_i, F)"
+        )
+
+
+def refuse_null(array: Any, name: str) -> None:
+    """Raise for a dataset of an HDF5 file that has no dataspace."""
+    if isinstance(array, h5py.Dataset) and array and array.shape is None:
+        raise ValueError(
+            f"{name} is the dataset {array.name}, which is empty: it has a type, but no elements "
+            "(a null dataspace)"
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -118,6 +120,20 @@ class Bucketizer:
         self._taken: dict[int, Tensor] = {}  # gradients that have not been gathered yet
         self._late: dict[int, Tensor] = {}  # what came after a parameter's first gradient
         self._in_use: Any = None
+        with self._comm.purpose("Bucketizer"):
+            self._make(model, bucket_bytes)
+        # One bucket is full when backward has ended: nothing is gained by listening to it.
+        listening = enumerate(self._params if self._native.bucket_count > 1 else [])
+        self._hooks = [
+            p.register_post_accumulate_grad_hook(self._hook(i))  # type: ignore[no-untyped-call]
+            for i, p in listening
+        ]
+        if not _made:
+            atexit.register(_stop_all)
+        _made.add(self)
+
+    def _make(self, model: nn.Module, bucket_bytes: int) -> None:
+        """Make the ranks' models one, and the places of their gradients."""
         whole = [*model.named_parameters(), *model.named_buffers()]
         lines = [f"{name} {tuple(t.shape)} {t.dtype} {t.requires_grad}" for name, t in whole]
         self._comm.agree("the model", "\n".join([*lines, f"buckets of {bucket_bytes} bytes"]))
@@ -138,12 +154,6 @@ class Bucketizer:
             if any(p.device.type != "cpu" for p in self._params):
                 self._staging = Staging(self._params, self._places)
                 self._places = self._staging.device_places
-        # One bucket is full when backward has ended: nothing is gained by listening to it.
-        listening = enumerate(self._params if self._native.bucket_count > 1 else [])
-        self._hooks = [
-            p.register_post_accumulate_grad_hook(self._hook(i))  # type: ignore[no-untyped-call]
-            for i, p in listening
-        ]
 
     def _views(self) -> list[Tensor]:
         """Return each gradient's place in the flat buffers, strided as its parameter is."""
@@ -220,6 +230,8 @@ class Bucketizer:
         ------
         RuntimeError
             A step is under way.
+        ValueError
+            `weight` is negative, infinite or NaN.
         """
         self._native.start(weight, value, attention)
         self._weight = weight
@@ -351,6 +363,16 @@ class Bucketizer:
                 p.grad = place.clone()
         if self._staging is not None:
             self._staging.close()
+
+
+# Those there are: a step that is under way when the process ends must not go on in MPI's last call.
+_made: weakref.WeakSet[Bucketizer] = weakref.WeakSet()
+
+
+def _stop_all() -> None:
+    for buckets in list(_made):
+        buckets._native.stop()
+        buckets._release()
 
 
 def _is_dense(tensor: Tensor) -> bool:

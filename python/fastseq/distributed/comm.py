@@ -26,6 +26,13 @@ __all__ = ["Communicator", "communicator", "mpi_library", "native_bucketizer", "
 
 # What Open MPI, MPICH and its relatives, PMIx and MVAPICH tell the processes they start.
 _LAUNCHER = ("OMPI_COMM_WORLD_SIZE", "PMI_RANK", "PMIX_RANK", "MV2_COMM_WORLD_RANK")
+# What differs from one launch, and from one rank, to the other.
+_LAUNCH = (
+    *("PMIX_NAMESPACE", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_JOBID", "PMI_ID", "PMI_RANK"),
+    *("PMI_FD", "PMI_PORT", "MV2_COMM_WORLD_RANK", "SLURM_JOB_ID", "SLURM_STEP_ID"),
+)
+# Where a rank notes which process it is: its children inherit the launcher's words.
+_RANK_PROCESS = "FASTSEQ_RANK_PROCESS"
 
 _TRANSPORTS = ("auto", "shm", "hierarchy", "mpi")
 
@@ -75,7 +82,7 @@ class Communicator:
     Raises
     ------
     ValueError
-        An unknown transport.
+        An option is not what it should be; or the ranks give different ones, on all of them.
     MissingFeatureError
         fastseq was built without MPI.
     CommunicationError
@@ -104,6 +111,10 @@ class Communicator:
             raise ValueError(f"transport must be one of {_TRANSPORTS}, got {transport!r}")
         if wire_dtype not in (None, torch.float32, torch.bfloat16):
             raise ValueError(f"wire_dtype must be float32 or bfloat16, got {wire_dtype}")
+        if not timeout > 0:
+            raise ValueError(f"timeout must be a positive number of seconds, got {timeout}")
+        if ranks_per_node is not None and ranks_per_node < 1:
+            raise ValueError(f"ranks_per_node must be positive or None, got {ranks_per_node}")
         self._made_of = mpi_comm
         self.timeout = timeout
         self._options: dict[str, Any] = {
@@ -131,6 +142,8 @@ class Communicator:
         self.transport: str = self._native.transport
         self.threaded: bool = self.size > 1 and self._native.any_thread
         self.busy = ""
+        self._process = os.getpid()
+        self._purpose = ""
 
     def __repr__(self) -> str:
         return f"Communicator(rank={self.rank}, size={self.size}, transport={self.transport!r})"
@@ -219,13 +232,14 @@ class Communicator:
 
         The message names the first line in which the lowest such rank differs from rank 0.
         """
-        first = self.broadcast_bytes(value.encode(), 0).decode()
-        differs = torch.zeros(self.size)
-        differs[self.rank] = float(value != first)
-        ranks = self.allreduce_(differs, "sum").nonzero().flatten().tolist()
-        if not ranks:
-            return
-        other = self.broadcast_bytes(value.encode(), ranks[0]).decode()
+        with self.purpose("agree"):
+            first = self.broadcast_bytes(value.encode(), 0).decode()
+            differs = torch.zeros(self.size)
+            differs[self.rank] = float(value != first)
+            ranks = self.allreduce_(differs, "sum").nonzero().flatten().tolist()
+            if not ranks:
+                return
+            other = self.broadcast_bytes(value.encode(), ranks[0]).decode()
         lines = zip_longest(other.splitlines(), first.splitlines(), fillvalue="nothing")
         theirs, ours = next((a, b) for a, b in lines if a != b)
         raise ValueError(
@@ -249,21 +263,44 @@ class Communicator:
         finally:
             self.busy = ""
 
+    @contextmanager
+    def purpose(self, call: str) -> Iterator[None]:
+        """Tell what the user has called that makes the exchanges in a block.
+
+        Where ranks turn out to be out of step, the error names it.
+        """
+        outer = self._purpose
+        self._purpose = f"{call} in {outer}" if outer else call
+        self._native.set_purpose(self._purpose)
+        try:
+            yield
+        finally:
+            self._purpose = outer
+            self._native.set_purpose(outer)
+
+    def _of_this_process(self) -> Communicator:
+        if self.size > 1 and os.getpid() != self._process:
+            raise CommunicationError(
+                "a forked process has no part in the exchanges of its parent's ranks: give it "
+                'comm=None, or start it with multiprocessing\'s "spawn"'
+            )
+        return self
+
     def _free(self) -> Communicator:
         if self.busy:
             raise RuntimeError(
                 f"the communicator is in use by {self.busy}: finish that first, or use "
                 "duplicate() of the communicator"
             )
-        return self
+        return self._of_this_process()
 
     def fail(self, message: str) -> None:
         """Make all other ranks raise `RemoteError` with `message`, at their next call."""
-        self._native.fail(message)
+        self._of_this_process()._native.fail(message)
 
     def leave(self) -> None:
         """Say that this rank makes no more calls: ranks that do get a `CommunicationError`."""
-        self._native.leave()
+        self._of_this_process()._native.leave()
 
     def abort(self, exit_code: int = 1) -> None:
         """End the processes of all ranks at once."""
@@ -315,15 +352,19 @@ def world() -> Communicator:
     Under a launcher this starts MPI through mpi4py, and gives each rank of a machine its share of
     the cores as threads, unless OMP_NUM_THREADS is set. From then on an exception that nobody
     catches on one rank ends all ranks, and a rank that exits early is announced to the others.
+    A child process of a rank is alone.
 
     Raises
     ------
     MissingFeatureError
         The launcher started several ranks, but mpi4py or fastseq's MPI part is missing.
+    CommunicationError
+        Something that knows no MPI, such as torchrun, has started several processes.
     """
     global _world
-    if _world is None:
+    if _world is None or _world._process != os.getpid():
         if _launched():
+            os.environ[_RANK_PROCESS] = f"{os.getpid()} {_launch()}"
             try:
                 from mpi4py import MPI
             except (ImportError, RuntimeError) as error:  # RuntimeError: it found no MPI library
@@ -338,6 +379,7 @@ def world() -> Communicator:
                 warn_of_shared_cores(_world)
                 warn_of_forks()
         else:
+            _refuse_other_launchers()
             _world = Communicator()
     return _world
 
@@ -373,8 +415,34 @@ def mpi_library() -> str | None:
     return version.splitlines()[0].rstrip("\0")
 
 
+def _launch() -> str:
+    return "/".join(os.environ.get(name, "") for name in _LAUNCH)
+
+
 def _launched() -> bool:
-    return any(name in os.environ for name in _LAUNCHER)
+    """Whether an MPI launcher has started this process: not one of its ranks, as a child."""
+    if not any(name in os.environ for name in _LAUNCHER):
+        return False
+    process, _, launch = os.environ.get(_RANK_PROCESS, "").partition(" ")
+    return launch != _launch() or process == str(os.getpid())
+
+
+def _refuse_other_launchers() -> None:
+    """Raise if this is one of several processes that know of each other, but not through MPI."""
+    if any(name in os.environ for name in _LAUNCHER):
+        return
+    for launcher, rank, size in (
+        ("torchrun", "RANK", "WORLD_SIZE"),
+        ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+    ):
+        count = os.environ.get(size, "")
+        if rank in os.environ and count.isdecimal() and int(count) > 1:
+            how = " or srun --mpi=pmix" if launcher == "srun" else ""
+            raise CommunicationError(
+                f"{launcher} started this as one of {count} processes ({size}={count}), but ranks "
+                f"find each other through MPI: start them with mpirun -n {count} python ...{how}; "
+                "or pass comm=None, for runs that have nothing to do with each other"
+            )
 
 
 def _mpi_module() -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import socket
 from collections.abc import Sequence
 from typing import Any
@@ -80,6 +81,8 @@ class DeviceExchange:
         """Begin a step; see `Bucketizer.start`."""
         if self.started:
             raise RuntimeError("a step is under way already: call wait() first")
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"weight must be a finite number that is not negative, got {weight}")
         self.started = True
         self._weight, self._value, self._attention = weight, value, attention
 
@@ -121,3 +124,5 @@ class DeviceExchange:
     def abandon(self) -> None:
         """End a step: nothing has been exchanged before `finish`."""
         self.started = False
+
+    stop = abandon

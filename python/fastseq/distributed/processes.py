@@ -9,12 +9,11 @@ import sys
 import time
 import traceback
 import warnings
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import torch
 
-from ..errors import CommunicationError, RemoteError
+from ..errors import RemoteError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -94,8 +93,7 @@ def end_together(comm: Communicator) -> None:
 
     def announce_exit() -> None:
         if os.getpid() == process and not comm.busy:
-            with suppress(CommunicationError):  # others that work on for long are no failure
-                comm.leave()
+            comm.leave()
 
     sys.excepthook = end_all
     atexit.register(announce_exit)

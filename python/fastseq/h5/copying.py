@@ -186,8 +186,9 @@ class _Sources:
 def _pread(path: str, piece: np.ndarray[Any, Any], offset: int) -> None:
     view = memoryview(piece.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
     with open(path, "rb", buffering=0) as file:
+        file.seek(offset)
         while view:
-            count = os.preadv(file.fileno(), [view], offset)
+            count = file.readinto(view)
             if not count:
                 raise ValueError(f"h5concat: {path} ends at byte {offset}, within a dataset")
             view, offset = view[count:], offset + count

@@ -12,7 +12,7 @@ from sklearn.utils import check_array
 from sklearn.utils.validation import _check_feature_names, _check_sample_weight, validate_data
 from torch import Tensor
 
-from ..data.given import refuse_containers
+from ..data.given import refuse_containers, refuse_null
 
 __all__ = [
     "Array", "Inputs", "Items", "as_tensor", "numbers", "read_inputs", "read_weights", "take",
@@ -99,6 +99,7 @@ def read_inputs(estimator: BaseEstimator, X: Any, *, reset: bool) -> Inputs:  # 
     """
     _refuse_others(X)
     _refuse_text(X, "X")
+    refuse_null(X, "X")
     if isinstance(X, (list, tuple)) and len(X):
         if all(getattr(a, "ndim", 0) == 1 for a in X):
             X = [np.asarray(a)[:, None] for a in X]  # noqa: N806

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.given import refuse_null
 from .times import is_table, read_index
 
 __all__ = ["Array", "Series", "filled", "read_series", "refuse_identifiers"]
@@ -185,6 +186,7 @@ def _numbers(given: Any, name: str) -> Array:
         given = given.float() if str(given.dtype) == "torch.bfloat16" else given
     if isinstance(given, np.ma.MaskedArray):
         given = np.ma.filled(given.astype(np.float64), np.nan)
+    refuse_null(given, name)
     try:
         array = np.asarray(given)
     except (ValueError, TypeError) as error:

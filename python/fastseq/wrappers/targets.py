@@ -9,6 +9,7 @@ import numpy as np
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_consistent_length
 
+from ..data.given import refuse_null
 from .inputs import Array, Inputs, Items, numbers
 
 __all__ = ["TargetForm", "Targets", "read_targets"]
@@ -87,6 +88,7 @@ def read_targets(
     """
     if y is None:
         raise ValueError("this estimator requires y to be passed, but the target y is None")
+    refuse_null(y, "y")
     listed = isinstance(y, (list, tuple)) and all(getattr(a, "ndim", 0) for a in y)
     if listed and inputs.listed and per_step is not False:
         return _read_list(y, inputs, numeric=numeric, finite=nan == "raise")

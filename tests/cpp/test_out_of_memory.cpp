@@ -1,0 +1,64 @@
+// What a rank that runs out of memory, at each place where it can, leaves of the others' exchange.
+#include <algorithm>
+#include <cstdlib>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "team.h"
+
+namespace {
+
+thread_local long allocations_left = -1;  // negative: any number
+
+}  // namespace
+
+[[gnu::noinline]] void* operator new(std::size_t bytes) {
+  if (allocations_left >= 0 && allocations_left-- == 0) throw std::bad_alloc();
+  void* memory = std::malloc(bytes != 0 ? bytes : 1);
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
+}
+[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, std::size_t /*bytes*/) noexcept { std::free(memory); }
+
+namespace fastseq {
+
+TEST(a_rank_without_memory_spoils_no_other_rank_s_result) {
+  constexpr std::int64_t kNumel = 200000;  // in two pieces
+  int failures = 0;
+  for (long allocations = 0; allocations < 40; ++allocations) {
+    testing::run_team(2, [&](NodeCommunicator& comm) {
+      std::vector<float> data(kNumel, comm.rank() == 0 ? 1.0F : 3.0F);
+      if (comm.rank() == 0) {
+        try {
+          allocations_left = allocations;
+          comm.allreduce(data.data(), kNumel, DType::kFloat32, {});
+          allocations_left = -1;
+        } catch (const std::bad_alloc&) {
+          allocations_left = -1;
+          ++failures;
+          try {
+            comm.fail("out of memory");
+          } catch (const CommunicationError&) {  // the others know it already
+          }
+        }
+        return;
+      }
+      std::string message;
+      try {
+        comm.allreduce(data.data(), kNumel, DType::kFloat32, {});
+        CHECK(std::ranges::all_of(data, [](float x) { return x == 2.0F; }));
+      } catch (const RemoteFailure& failure) {
+        CHECK_EQ(std::string(failure.what()), "out of memory");
+      } catch (const CommunicationError& error) {
+        CHECK_EQ(std::string(error.what()),
+                 "rank 1 cannot go on: rank 0 failed in the middle of allreduce: std::bad_alloc");
+      }
+    });
+  }
+  CHECK(failures > 5);
+}
+
+}  // namespace fastseq
