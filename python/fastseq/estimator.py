@@ -311,7 +311,7 @@ class Estimator(Serving):
         ValueError, TypeError
             `x` or `out` are not what they should be; nothing has been written then.
         """
-        with self._replicas.together("predict"):
+        with self._replicas.together("predict"), in_mode(self.model, training=False):
             data = self._open(x, None, None, None, lengths)
             self._scale(data)
             self._replicas.make_common(self.model)
@@ -333,7 +333,7 @@ class Estimator(Serving):
         ValueError
             Besides what `fit` says: no sample counts.
         """
-        with self._replicas.together("evaluate"):
+        with self._replicas.together("evaluate"), in_mode(self.model, training=False):
             data = self._open_both("evaluate", x, y, w, mask, lengths)
             self._check_compiled(data)
             self._scale(data)
@@ -341,8 +341,7 @@ class Estimator(Serving):
             whole = wants_whole_series(self, data)
             chunks = chunk_plan(data, self.spec, self._replicas, whole=whole).chunks()
             model = in_context(self.model, self.spec.context)
-            with in_mode(self.model, training=False):
-                return evaluate(model, self._loss, data, chunks, self.device, self._replicas)
+            return evaluate(model, self._loss, data, chunks, self.device, self._replicas)
 
     def _open_both(self, caller: str, x: Any, y: Any, *more: Any) -> Sequences:
         check_parts(self, caller)

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, optim
 from torch.utils.data import Dataset
 
 from .checkpoint.saves import Saves
@@ -87,7 +86,6 @@ class Fit:
             est.scaling_ = before
             raise
         est._squeezed, est.padding_ = self._data.squeezed, self._plan.padding
-        _follow_dtype(est.optimizer)
         trainer = est._trainer(
             est.model, est._loss, est._current_optimizer, self._spec, est.device,
             self._replicas, est._precision,
@@ -216,18 +214,6 @@ def _calling(run: Run) -> Iterator[None]:
     finally:
         run.estimator.stop_reason_ = run.stopped
         run.call("on_fit_end")
-
-
-def _follow_dtype(optimizer: optim.Optimizer) -> None:
-    """Give what an optimizer keeps the dtype that parameters have got, by ``model.double()``."""
-    if not type(optimizer).__module__.startswith("torch.optim"):
-        return  # it may keep it as it likes
-    for p, state in optimizer.state.items():
-        for name, a in state.items():
-            alike = isinstance(a, Tensor) and a.shape == p.shape and name != "step"
-            if alike and a.dtype != p.dtype and a.dtype.is_floating_point:
-                optimizer.load_state_dict(optimizer.state_dict())  # which casts it
-                return
 
 
 def _other(est: Estimator, validation: Any) -> Sequences:

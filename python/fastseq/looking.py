@@ -76,7 +76,7 @@ def looks_at_step(est: Estimator, x: Tree) -> Looks:
         return Looks(carries=carries(est.model))
     key = _key(est, 0, 0)
     if key not in est._looks:
-        known = [looks for other, looks in est._looks.items() if other[2:] == key[2:]]
+        known = [looks for other, looks in list(est._looks.items()) if other[2:] == key[2:]]
         steps = max(_SHORTEST, 4 * est.spec.context)
         generator = torch.Generator().manual_seed(0)
         rows = tree_map(lambda a: a[:_SEQUENCES], x)

@@ -79,6 +79,9 @@ class _Users:
 
     def evaluate(self, thread: int) -> _Modes | None:
         """Begin to evaluate; return the modes to restore if that is for this one to do."""
+        if self._trainer != thread and thread in self._evaluations:  # training waits
+            self._evaluations[thread] += 1
+            return None
         self._check(thread)
         if self._trainer is not None:
             return self._set(training=False)

@@ -16,6 +16,7 @@ from .data.nonfinite import fill_step
 from .distributed import communicator
 from .export import check_path, export_model
 from .looking import check_steps
+from .modes import in_mode
 from .parallel import Replicas
 from .saving import load_estimator, save_estimator
 from .scaling import Scaling
@@ -84,9 +85,10 @@ class Serving:
         self._check_measured()
         scaling = _UNSCALED if self.scaling_ is None else self.scaling_
         xs = fill_step(scaling.apply(step_input(x), input_dtype(self.model)), self.spec.nan)
-        check_steps(self, xs)  # type: ignore[arg-type]  # it is a part of it
-        xs = to_device(xs, self.device)
-        return self._predictor.step(xs, squeeze=self._squeezed, undo=self._undo)
+        with in_mode(self.model, training=False):
+            check_steps(self, xs)  # type: ignore[arg-type]  # it is a part of it
+            xs = to_device(xs, self.device)
+            return self._predictor.step(xs, squeeze=self._squeezed, undo=self._undo)
 
     def export(self, path: str | os.PathLike[str], x: Any = None) -> None:
         """Write the model, in evaluation mode, as a `torch.export` program that needs no fastseq.

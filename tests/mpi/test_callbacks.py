@@ -159,3 +159,16 @@ def test_a_folder_that_cannot_be_written_is_told_on_all_ranks(comm, tmp_path):
     error = OSError if comm.rank == 0 else fs.RemoteError
     with pytest.raises(error, match="file"):
         fit(comm, cb.Snapshots(folder / "file" / "more"))
+
+
+def test_other_data_are_other_data_on_all_ranks(comm):
+    best = cb.RestoreBest()
+    est = fit(comm, best, epochs=3, noise=0.0)
+    generator = torch.Generator().manual_seed(2)
+    x, y = (torch.randn(12, 13, n, generator=generator) for n in (3, 1))
+    y[:, -1] += comm.rank  # they need not differ in the same way
+    est.fit(x, 50 * y, validation=0.4, epochs=2)
+    losses = [row["validation_loss"] for row in est.history_]
+    assert min(losses[3:]) > max(losses[:3])
+    assert best.value == min(losses[3:])
+    assert_same_everywhere(comm, best.epoch, *fs.net2vec(est.model).tolist())

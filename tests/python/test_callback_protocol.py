@@ -79,7 +79,7 @@ def test_functions_and_plain_objects_are_callbacks_too():
 @pytest.mark.parametrize("bad", [[3], [Callback], [Checkpoint("run")], "text", Callback(), 3])
 def test_what_is_no_callback_is_refused(bad):
     with pytest.raises(TypeError, match="callbacks must be"):
-        fs.Estimator(nn.GRU(2, 1), mse_loss, torch.optim.SGD, SPEC, callbacks=bad)
+        fs.Estimator(nn.GRU(2, 1), fs.seqloss(mse_loss), torch.optim.SGD, SPEC, callbacks=bad)
 
 
 def test_all_callbacks_of_an_epoch_have_their_turn_before_a_stop():

@@ -192,3 +192,9 @@ def test_complex_gradients_are_averaged():
         assert torch.equal(p.grad, wanted[name])
     comm = fs.distributed.Communicator()
     assert torch.equal(comm.allreduce_(model.phase.clone()), model.phase)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 2)])
+def test_bmm_of_too_few_dimensions(shape):
+    with pytest.raises(ValueError, match="bmm: expected a"):
+        fs.bmm(torch.ones(shape), torch.ones(shape))

@@ -345,3 +345,26 @@ def test_estimators_that_served_threads_are_copied_and_pickled():
     predictor = pickle.loads(pickle.dumps(est._predictor))  # noqa: S301
     assert torch.equal(predictor.state[0], est.get_state()[0])
     assert np.array_equal(other.predict(x), whole)
+
+
+def test_training_waits_for_evaluations_within_evaluations():
+    model = nn.Dropout()
+    inside, waits = threading.Event(), threading.Event()
+
+    def evaluate():
+        with in_mode(model, training=False):
+            inside.set()
+            assert waits.wait(10)
+            time.sleep(0.05)  # the other thread waits by now
+            with in_mode(model, training=False):
+                assert not model.training
+            assert not model.training
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(evaluate)
+        assert inside.wait(10)
+        waits.set()
+        with in_mode(model, training=True):
+            assert model.training
+        done.result(10)
+    assert model.training

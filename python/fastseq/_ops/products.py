@@ -31,11 +31,11 @@ def bmm(a: Tensor, b: Tensor) -> Tensor:
     """
     if type(a) is not Tensor and torch.compiler.is_exporting():
         return torch.bmm(a, b)  # a choice by shape would fix the shape in what is exported
-    # Nothing but the choice stands before the product: for a single small one, that shows.
-    if a.shape[0] >= _MIN_BATCH and _own_kernel_wins(a, b):
-        product: Tensor = native.bmm(a, b)
-        return product
     try:
+        # Nothing but the choice stands before the product: for a single small one, that shows.
+        if a.shape[0] >= _MIN_BATCH and _own_kernel_wins(a, b):
+            product: Tensor = native.bmm(a, b)
+            return product
         return torch.bmm(a, b)
     except (RuntimeError, IndexError) as error:
         raise ValueError(
