@@ -44,15 +44,17 @@ QUICK = [
     "params",
     "recurrent_layers",
 ]
+# About files, processes, tools and pictures; numbers are not what matters there.
+OTHERS = (
+    "builds", "callback_protocol", "callbacks_files", "checkpoint_", "cuda", "docs", "drawn_runs",
+    "forecast_plot", "h5_", "history", "layers", "mapped", "memory", "mpi_", "reader_stops",
+    "saving_files", "threads", "trackers", "tuning", "watching",
+)  # fmt: skip
 FILES = [
-    *QUICK, "bad_input", "callbacks_resumed", "callbacks_schedules", "callbacks_stopping",
-    "checkpoint_contents", "chunks", "compile", "description", "export", "forecaster",
-    "forecaster_series", "forecaster_windows", "held_out_scores", "input_kinds", "learning",
-    "losses", "metrics", "nonfinite_data", "outputs", "predict", "reading",
-    "recurrence_derivatives", "recurrences", "recurrent_arguments", "saving", "scaled_training",
-    "scaling", "serving", "slab_reader", "sources", "training", "unequal_lengths", "validation",
-    "wrappers", "wrappers_classes", "wrappers_restart", "wrappers_tools",
-]  # fmt: skip
+    path.stem.removeprefix("test_")
+    for path in sorted(HERE.glob("python/test_*.py"))
+    if not path.stem.removeprefix("test_").startswith(OTHERS)
+]
 
 
 def passes(setting: str, names: list[str]) -> bool:

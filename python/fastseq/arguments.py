@@ -9,7 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["check_loss", "choose_device", "input_dtype", "make_optimizer"]
+__all__ = [
+    "check_loss",
+    "check_place",
+    "choose_device",
+    "input_dtype",
+    "make_optimizer",
+    "use_device",
+]
 
 
 def choose_device(device: str | torch.device, local_rank: int) -> torch.device:
@@ -35,6 +42,28 @@ def _checked_device(device: Any) -> torch.device:
         if found.index is not None and found.index >= count:
             raise ValueError(f"device={device!r}: PyTorch finds {count} GPU(s), counted from 0")
     return found
+
+
+def use_device(device: torch.device, *, alone: bool) -> None:
+    """Make a rank's GPU the current one: or what names none opens a context on the first one."""
+    if device.type == "cuda" and device.index is not None and not alone:
+        torch.cuda.set_device(device)
+
+
+def check_place(model: nn.Module, device: torch.device) -> None:
+    """Raise if the model is no longer where the estimator computes.
+
+    Raises
+    ------
+    ValueError
+        Somebody has moved it.
+    """
+    for name, p in model.named_parameters():
+        if p.device.type != device.type or device.index not in (None, p.device.index):
+            raise ValueError(
+                f"the model's {name} is on {p.device}, but the estimator computes on {device}: "
+                "move the model back, or make a new Estimator"
+            )
 
 
 def input_dtype(model: nn.Module) -> torch.dtype:

@@ -154,7 +154,8 @@ class GraphTrainer(Trainer):
 
     def _step(self, chunk: Chunk, batch: Batch | None, losses: LossMean) -> bool:
         weight = chunk_weight(chunk, batch)
-        if batch is None or not weight:
+        # Which steps a layer leaves out is no content of a tensor to it.
+        if batch is None or not weight or batch.lengths is not None:
             return super()._step(chunk, batch, losses)
         self._forget_if_changed()
         inputs = (self.stateful.state, batch)

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from .arguments import check_loss, choose_device, input_dtype
+from .arguments import check_loss, check_place, choose_device, input_dtype, use_device
 from .compiled import CompiledStateful, compile_chunks
 from .context import in_context
 from .cuda_graph import GraphTrainer
+from .data.fingerprint import checksums
 from .data.sequences import Sequences
 from .distributed import communicator
 from .evaluating import chunk_plan, evaluate
@@ -144,6 +145,7 @@ class Estimator(Serving):
         self.spec = Spec.of(spec)
         self._replicas = Replicas(communicator(comm))
         self.device = choose_device(device, self._replicas.comm.local_rank)
+        use_device(self.device, alone=self._replicas.alone)
         self.model = model.to(self.device)
         self.loss = loss
         self._trained = Trained(optimizer, model)
@@ -167,14 +169,15 @@ class Estimator(Serving):
         if compile and self.spec.context:
             raise ValueError("compile=True goes without spec.context: leave one of them out")
         self._precision = Precision(amp, self.device)
-        if amp is not None and input_dtype(model) == torch.float64:
-            raise ValueError(f"amp={amp!r} needs a model in float32, got one in float64")
+        self._precision.check(model)
         self._compiles = compile
         self._trainer = GraphTrainer if graphs else Trainer
         self._loss = compile_chunks(model, loss) if compile and not graphs else loss
         runs = in_context(model, self.spec.context)
         stateful = CompiledStateful(model) if compile and not graphs else Stateful(runs)
-        self._predictor = Predictor(stateful, self.device, self._replicas)
+        own = self.spec.shard == "given"  # then no rank has to do with another's sequences
+        sharing = Replicas(communicator(None)) if own else self._replicas
+        self._predictor = Predictor(stateful, self.device, sharing)
         self._looks: dict[tuple[Any, ...], Looks] = {}
         self._drawn_seed: int | None = seed
         self._data_key: int | None = None  # of what callbacks have judged
@@ -280,7 +283,8 @@ class Estimator(Serving):
         The result does not depend on ``batchsize`` and ``seqsize``, beyond rounding. A model whose
         outputs depend on other time steps without a state that tells of them, such as attention or
         a convolution without ``spec.context``, runs on whole series at once, which takes memory.
-        With several ranks each runs some of the sequences, and all return the whole.
+        With several ranks each runs some of the sequences, and all return the whole; with
+        ``spec.shard="given"`` each its own.
 
         Parameters
         ----------
@@ -313,7 +317,8 @@ class Estimator(Serving):
             self._replicas.make_common(self.model)
             return self._predictor.predict(
                 data, self.spec, out,
-                reset=reset, squeeze=self._squeezed, undo=self._undo, progress=self.progress,
+                reset=reset, squeeze=self._squeezed, undo=self._undo,
+                progress=self.progress and self._replicas.first,
                 whole=wants_whole_series(self, data, goes_on=not reset),
                 pooled=getattr(self.loss, "per_sequence", False),
             )  # fmt: skip
@@ -351,11 +356,14 @@ class Estimator(Serving):
     def _open(
         self, x: Any, y: Any = None, w: Any = None, mask: Any = None, lengths: Any = None
     ) -> Sequences:
+        check_place(self.model, self.device)
         data = Sequences(
             x, y, w, mask, lengths, dtype=input_dtype(self.model), nan=self.spec.nan,
             labels=self.spec.scale_y is None or not of_numbers(self.loss),
             device=self.device, strict=y is not None,  # predictions may go into the same file
         )  # fmt: skip
+        if self.spec.shard != "given":
+            self._replicas.same_data(lambda: checksums(data))
         self._example = tree_map(
             lambda s: torch.zeros(1, 1, *s.shape[2:], dtype=data.dtype, device=self.device), data.x
         )

@@ -35,8 +35,8 @@ def chunk_plan(
     whole: bool = False,
     joined: bool = False,
 ) -> ChunkPlan:
-    """Return the chunks in which this rank goes through data; `whole`: series are not cut."""
-    return ChunkPlan(
+    """Return the chunks in which this rank goes through data; `whole`: not cut. Collective."""
+    plan = ChunkPlan(
         steps=data.steps,
         sequences=data.count,
         batchsize=spec.batchsize,
@@ -46,7 +46,11 @@ def chunk_plan(
         by_time=spec.shard == "time" if by_time is None else by_time,
         joined=joined,
         lengths=data.lengths,
+        given=[] if spec.shard == "given" else None,
     )
+    if spec.shard == "given":
+        plan = dataclasses.replace(plan, given=replicas.largest(plan.own_chunks))
+    return plan
 
 
 def evaluate(

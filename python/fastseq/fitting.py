@@ -47,6 +47,7 @@ class Fit:
 
     def __init__(self, est: Estimator, data: Sequences, validation: Any) -> None:
         self._est = est
+        est._precision.check(est.model)
         est._current_optimizer()  # or what is wrong with it, before any work
         self._spec = spec = est.spec
         self._replicas = est._replicas
@@ -107,7 +108,9 @@ class Fit:
         """Make sure that all ranks are about to make the same steps."""
         est, data = self._est, self._data
         shape = f"data of {data.steps} steps and {data.count} sequences"
-        if self._validation is not None:
+        if self._spec.shard == "given":
+            shape = f"features {[(source.name, source.features) for source in data.leaves]}"
+        elif self._validation is not None:
             apart = self._validation.data
             shape += f", {apart.steps} and {apart.count} apart"
         callbacks = [type(callback).__name__ for callback in est.callbacks]

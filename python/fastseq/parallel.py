@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -83,6 +83,36 @@ class Replicas:
             return flags
         ranks = self.comm.allreduce_(torch.tensor(flags, dtype=torch.float64), "sum")
         return [count == self.comm.size for count in ranks.tolist()]
+
+    def largest(self, numbers: list[int]) -> list[int]:
+        """Return the largest of all ranks' numbers, place by place; ranks may have fewer."""
+        if self.alone:
+            return numbers
+        size = torch.zeros(self.comm.size, dtype=torch.float64)
+        size[self.comm.rank] = len(numbers)
+        ranks = torch.zeros(
+            self.comm.size, int(self.comm.allreduce_(size, "sum").max()), dtype=torch.float64
+        )
+        ranks[self.comm.rank, : len(numbers)] = torch.tensor(numbers, dtype=torch.float64)
+        return [int(number) for number in self.comm.allreduce_(ranks, "sum").amax(0)]
+
+    def same_data(self, about: Callable[[], str]) -> None:
+        """Raise `ValueError` on all ranks unless they were given the same data. Collective.
+
+        Parameters
+        ----------
+        about
+            Describes this rank's.
+        """
+        if self.alone:
+            return
+        try:
+            self.comm.agree("what is passed as data", about())
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; ranks share the work on the same data: pass the whole to each, or set "
+                'spec.shard="given" if every rank has its own'
+            ) from None
 
     def sync(self, optimizer: torch.optim.Optimizer) -> None:
         """Give all ranks rank 0's optimizer state."""

@@ -36,7 +36,9 @@ class Spec:
         Chunks whose gradients are averaged, over all their samples, for one step of the optimizer.
     shard
         What ranks split among them: ``"sequences"``, or ``"time"`` for few long series (every
-        rank then starts its part of the series with a fresh state).
+        rank then starts its part of the series with a fresh state). ``"given"``: nothing, each
+        rank passes data of its own, of any number of sequences, and `predict` returns their
+        outputs alone.
     fold
         Cut every series into so many segments of equal length, which are trained as sequences of
         their own: for few long series. What is left over at their ends is not trained on.
@@ -140,7 +142,7 @@ class Spec:
 
 
 _CHOICES: dict[str, tuple[str | None, ...]] = {
-    "shard": ("sequences", "time"),
+    "shard": ("sequences", "time", "given"),
     "nan": ("raise", "mask", "keep"),
     "scale_x": ("standard", "robust", None),
     "scale_y": ("standard", "robust", None),

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .lengths import mapped
 from .modes import in_mode
 from .seeding import untouched
 from .tree import Tree, tree_leaves, tree_map
@@ -215,10 +216,12 @@ class Stateful:
         """Run on a chunk of which each sequence has some steps, if the model wants to know."""
         steps = (x if isinstance(x, Tensor) else tree_leaves(x)[0]).shape[0]
         if not self.told_ends:
-            self.lengths = lengths - steps
+            self.lengths = mapped(lengths, lambda n: n - steps)
             return self._run_each_length(x, lengths.clamp(0, steps))
-        more = {"lengths": lengths.clamp(0, steps)} if takes_lengths(self.module) else {}
-        self.lengths = lengths - steps
+        more = {}
+        if takes_lengths(self.module):
+            more = {"lengths": mapped(lengths, lambda n: n.clamp(0, steps))}
+        self.lengths = mapped(lengths, lambda n: n - steps)
         if not self._takes_state:
             return self.module(x, **more)
         y, self.state = self.module(x, self.state, **more)

@@ -17,6 +17,7 @@ from .data.sequences import Batch, Sequences
 from .distributed import Bucketizer
 from .errors import NonFiniteError
 from .flat import FlatOptimizer
+from .lengths import beside
 from .parallel import Replicas
 from .precision import Precision
 from .progress import Progress
@@ -36,7 +37,10 @@ def to_device(tree: Tree, device: torch.device) -> Tree:
     """Move tensors to `device`, in the order in which the device is given work."""
     if device.type == "cpu":
         return tree
-    return tree_map(lambda a: a.to(device, non_blocking=True), tree)
+    moved = tree_map(lambda a: a.to(device, non_blocking=True), tree)
+    if isinstance(tree, Batch) and tree.lengths is not None and tree.lengths.is_cpu:
+        beside(moved.lengths, tree.lengths)
+    return moved
 
 
 def chunk_loss(loss: Callable[..., Tensor], m: Stateful, batch: Batch) -> Tensor:

@@ -202,7 +202,7 @@ class Rollout:
     def _run(self, inputs: Any, lengths: Array | None, state: Tree) -> Tree:
         """Go through steps from a state; return that in which they end."""
         est, net = self.est, StateOnly(self._net)
-        with est._replicas.together(), in_mode(self._net, training=False):
+        with est._replicas.together("forecast"), in_mode(self._net, training=False):
             data = Sequences(
                 inputs, lengths=lengths, dtype=input_dtype(net), nan="keep", device=est.device,
                 strict=False,
