@@ -81,7 +81,15 @@ def test_half_of_the_bytes_between_nodes(world):
     assert comm.size <= 2 or not torch.equal(ours, full)  # it was in fewer bits
 
 
-@pytest.mark.parametrize("options", [{"transport": "gloo"}, {"wire_dtype": torch.float16}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"transport": "gloo"},
+        {"wire_dtype": torch.float16},
+        {"timeout": float("nan")},
+        {"ranks_per_node": 0},
+    ],
+)
 def test_unknown_options_are_refused(world, options):
     with pytest.raises(ValueError, match="must be"):
         fs.distributed.Communicator(None, **options)
@@ -199,7 +207,8 @@ def test_several_failures_name_the_lowest_rank(comm):
             comm.barrier()
 
 
-def test_waiting_lets_other_python_threads_run(comm):
+@pytest.mark.parametrize("call", ["barrier", "allocate"])
+def test_waiting_lets_other_python_threads_run(comm, call):
     counted = []
     done = threading.Event()
 
@@ -211,7 +220,7 @@ def test_waiting_lets_other_python_threads_run(comm):
     thread.start()
     if comm.rank == comm.size - 1:
         time.sleep(1)
-    comm.barrier()
+    comm.barrier() if call == "barrier" else comm.allocate(1000)
     done.set()
     thread.join()
     assert len(counted) > 10
