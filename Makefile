@@ -27,7 +27,7 @@ MPIRUN := OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 PRTE_ALLOW_R
 CPP := $(shell find csrc tests/cpp -name "*.h" -o -name "*.cpp" -o -name "*.cu")
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 
-.PHONY: all venv build demo test test-all lint tidy cpp-test sanitize valgrind cuda-compile python-test mpi-test gpu-check bench clean
+.PHONY: all venv build demo test test-all lint tidy cpp-test portable test-arm sanitize valgrind cuda-compile python-test mpi-test isa-sample test-isa gpu-check bench clean
 
 all: build
 
@@ -40,7 +40,8 @@ venv: $(VENV)/.installed
 
 # The package is installed in place: edits of Python files need no build.
 $(VENV)/.built: $(VENV)/.installed $(NATIVE)
-	$(PIP) '$(TORCH)' --no-build-isolation --editable '.[mpi,plot,sklearn,tensorboard,mlflow,optuna]'
+	$(PIP) '$(TORCH)' --no-build-isolation --config-settings=cmake.define.FASTSEQ_WERROR=ON \
+	  --editable '.[mpi,plot,sklearn,tensorboard,mlflow,optuna]'
 	touch $@
 build: $(VENV)/.built
 
@@ -54,7 +55,7 @@ else
 	$(MPIRUN) -n $(NP) $(BIN)/python examples/demand.py --out demo
 endif
 
-test: lint cpp-test cuda-compile python-test mpi-test
+test: lint cpp-test cuda-compile python-test mpi-test isa-sample
 
 lint: build
 	ruff check .
@@ -63,15 +64,31 @@ lint: build
 	clang-format --dry-run --Werror $(CPP)
 
 # The core and its tests need neither torch nor MPI nor CUDA nor Python.
-CORE_ONLY := -G Ninja -DFASTSEQ_TORCH=OFF -DFASTSEQ_PYTHON=OFF -DFASTSEQ_MPI=OFF -DFASTSEQ_CUDA=OFF -DFASTSEQ_TESTS=ON
+CORE_ONLY := -G Ninja -DFASTSEQ_WERROR=ON -DFASTSEQ_TORCH=OFF -DFASTSEQ_PYTHON=OFF -DFASTSEQ_MPI=OFF -DFASTSEQ_CUDA=OFF -DFASTSEQ_TESTS=ON
 cpp-test: venv
 	cmake -S . -B build/cpp-test $(CORE_ONLY)
 	cmake --build build/cpp-test
 	ctest --test-dir build/cpp-test --output-on-failure
 
+# The plain ways that stand beside what only Linux has.
+portable: venv
+	cmake -S . -B build/portable $(CORE_ONLY) -DFASTSEQ_PORTABLE=ON
+	cmake --build build/portable
+	ctest --test-dir build/portable --output-on-failure
+
+# The core and its tests for 64-bit ARM, run by an emulator (Debian: g++-aarch64-linux-gnu, qemu-user).
+ARM := aarch64-linux-gnu
+test-arm: venv
+	@if command -v $(ARM)-g++ > /dev/null && command -v qemu-aarch64 > /dev/null; then \
+	  cmake -S . -B build/arm $(CORE_ONLY) -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+	    -DCMAKE_CXX_COMPILER=$(ARM)-g++ '-DCMAKE_CROSSCOMPILING_EMULATOR=qemu-aarch64;-L;/usr/$(ARM)' && \
+	  cmake --build build/arm && \
+	  ctest --test-dir build/arm --output-on-failure; \
+	else echo "test-arm: no $(ARM)-g++ or no qemu-aarch64 here, not run"; fi
+
 cuda-compile: venv
 	@if command -v nvcc > /dev/null; then \
-	  cmake -S . -B build/cuda-compile -G Ninja -DFASTSEQ_CUDA=ON -DFASTSEQ_MPI=OFF -DFASTSEQ_PYTHON=OFF \
+	  cmake -S . -B build/cuda-compile -G Ninja -DFASTSEQ_WERROR=ON -DFASTSEQ_CUDA=ON -DFASTSEQ_MPI=OFF -DFASTSEQ_PYTHON=OFF \
 	    -DPython_EXECUTABLE=$(BIN)/python && \
 	  cmake --build build/cuda-compile --target fastseq_cuda fastseq_cuda_ops; \
 	else echo "cuda-compile: no nvcc here, CUDA kernels not compiled"; fi
@@ -85,7 +102,20 @@ mpi-test: build
 	  FASTSEQ_REQUIRE_MPI=1 $(MPIRUN) -n $$ranks $(BIN)/python -m pytest -q tests/mpi || exit 1; \
 	done
 
-test-all: test tidy sanitize valgrind $(VENV)/.demo
+# The numbers under smaller instruction sets than this machine's: all that torch, its libraries and our own kernels can be
+# held to, one by one and together. The sample is all of them at their smallest, over fewer tests.
+test-isa: build cpp-test
+	for isa in baseline x86-64-v3; do \
+	  echo "FASTSEQ_ISA=$$isa" && FASTSEQ_ISA=$$isa ctest --test-dir build/cpp-test --output-on-failure || exit 1; \
+	done
+	$(BIN)/python tests/isa.py
+	FASTSEQ_ISA=baseline ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2 \
+	  FASTSEQ_REQUIRE_MPI=1 $(MPIRUN) -n 2 $(BIN)/python -m pytest -q tests/mpi
+
+isa-sample: build
+	$(BIN)/python tests/isa.py --quick
+
+test-all: test test-isa portable test-arm tidy sanitize valgrind $(VENV)/.demo
 	$(BIN)/python -m pytest -m slow
 
 tidy: build

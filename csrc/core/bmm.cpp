@@ -129,8 +129,8 @@ inline void columns_product(const BmmShape& s, const Operand<T>& a, const Operan
 }
 
 template <int N, int K, class T>
-FASTSEQ_MULTIVERSION void columns_kernel(const BmmShape& s, const Operand<T>& a, const Operand<T>& b,
-                                         std::int64_t first, T* c, std::int64_t begin, std::int64_t end) {
+void columns_kernel(const BmmShape& s, const Operand<T>& a, const Operand<T>& b, std::int64_t first, T* c,
+                    std::int64_t begin, std::int64_t end) {
   columns_product<N, K>(s, a, b, first, c, begin, end);
 }
 
@@ -160,8 +160,8 @@ inline Accumulate<T> dot(const T* x, const T* y, std::int64_t k) {
 
 // n == 1, with the rows of a and the column of b contiguous.
 template <class T>
-FASTSEQ_MULTIVERSION void dots_kernel(const BmmShape& s, const Operand<T>& a, const Operand<T>& b, T* c,
-                                      std::int64_t begin, std::int64_t end) {
+void dots_kernel(const BmmShape& s, const Operand<T>& a, const Operand<T>& b, T* c, std::int64_t begin,
+                 std::int64_t end) {
   for (std::int64_t i = begin; i < end; ++i) {
     for (std::int64_t r = 0; r < s.m; ++r) {
       c[i * s.m + r] = T(dot(a.data + i * a.batch + r * a.row, b.data + i * b.batch, s.k));
@@ -171,8 +171,8 @@ FASTSEQ_MULTIVERSION void dots_kernel(const BmmShape& s, const Operand<T>& a, co
 
 // m == 1: a row times a matrix whose rows are contiguous, N columns at a time so that memory is read in order.
 template <int N, class T>
-FASTSEQ_MULTIVERSION void row_kernel(const BmmShape& s, const Operand<T>& a, const Operand<T>& b, std::int64_t first,
-                                     T* c, std::int64_t begin, std::int64_t end) {
+void row_kernel(const BmmShape& s, const Operand<T>& a, const Operand<T>& b, std::int64_t first, T* c,
+                std::int64_t begin, std::int64_t end) {
   for (std::int64_t i = begin; i < end; ++i) {
     row_product<N, 0>(a.data + i * a.batch, a.column, b.data + i * b.batch + first, b.row, s.k, c + i * s.n + first);
   }
@@ -185,10 +185,10 @@ using ColumnsKernel = void (*)(const BmmShape&, const Operand<T>&, const Operand
 // Kernels for 1 to kMaxColumns columns; those for square fp32 and fp64 matrices up to 8 know their k too.
 template <class T, std::size_t... I>
 ColumnsKernel<T> pick_columns_kernel(std::int64_t columns, std::int64_t k, std::index_sequence<I...> /*columns*/) {
-  static constexpr std::array<ColumnsKernel<T>, sizeof...(I)> kAnyK{&columns_kernel<I + 1, 0, T>...};
+  static constexpr std::array<ColumnsKernel<T>, sizeof...(I)> kAnyK{best<columns_kernel<I + 1, 0, T>>...};
   constexpr std::size_t kLargestSquare = std::is_same_v<T, Accumulate<T>> ? 8 : 0;
   static constexpr std::array<ColumnsKernel<T>, sizeof...(I)> kSquare{
-      &columns_kernel<I + 1, (I < kLargestSquare ? I + 1 : 0), T>...};
+      best<columns_kernel<I + 1, (I < kLargestSquare ? I + 1 : 0), T>>...};
   const auto index = static_cast<std::size_t>(columns - 1);
   return columns == k ? kSquare[index] : kAnyK[index];
 }
@@ -197,13 +197,13 @@ template <class T>
 void bmm_range(const BmmShape& s, const Operand<T>& a, const Operand<T>& b, T* c, std::int64_t begin,
                std::int64_t end) {
   if (s.n == 1 && a.column == 1 && b.row == 1) {
-    dots_kernel(s, a, b, c, begin, end);
+    best<dots_kernel<T>>(s, a, b, c, begin, end);
     return;
   }
   std::int64_t first = 0;
   if (s.m == 1 && b.column == 1) {
-    for (; first + 64 <= s.n; first += 64) row_kernel<64>(s, a, b, first, c, begin, end);
-    for (; first + 32 <= s.n; first += 32) row_kernel<32>(s, a, b, first, c, begin, end);
+    for (; first + 64 <= s.n; first += 64) best<row_kernel<64, T>>(s, a, b, first, c, begin, end);
+    for (; first + 32 <= s.n; first += 32) best<row_kernel<32, T>>(s, a, b, first, c, begin, end);
   }
   for (; first < s.n; first += kMaxColumns) {
     const std::int64_t columns = std::min<std::int64_t>(kMaxColumns, s.n - first);

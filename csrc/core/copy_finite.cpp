@@ -14,7 +14,7 @@ constexpr std::int64_t kBlock = 4096;  // elements that are copied, and looked a
 
 // A floating-point number is finite unless all bits of its exponent are set.
 template <class Bits>
-FASTSEQ_MULTIVERSION bool all_finite(const Bits* values, std::int64_t count, Bits exponent) {
+bool all_finite(const Bits* values, std::int64_t count, Bits exponent) {
   Bits bad = 0;
   for (std::int64_t i = 0; i < count; ++i) bad |= static_cast<Bits>((values[i] & exponent) == exponent ? 1 : 0);
   return bad == 0;
@@ -23,15 +23,15 @@ FASTSEQ_MULTIVERSION bool all_finite(const Bits* values, std::int64_t count, Bit
 bool block_finite(const std::byte* values, std::int64_t count, DType dtype) {
   switch (dtype) {
     case DType::kFloat16:
-      return all_finite<std::uint16_t>(reinterpret_cast<const std::uint16_t*>(values), count, 0x7c00U);
+      return best<all_finite<std::uint16_t>>(reinterpret_cast<const std::uint16_t*>(values), count, 0x7c00U);
     case DType::kBFloat16:
-      return all_finite<std::uint16_t>(reinterpret_cast<const std::uint16_t*>(values), count, 0x7f80U);
+      return best<all_finite<std::uint16_t>>(reinterpret_cast<const std::uint16_t*>(values), count, 0x7f80U);
     case DType::kFloat32:
-      return all_finite<std::uint32_t>(reinterpret_cast<const std::uint32_t*>(values), count, 0x7f800000U);
+      return best<all_finite<std::uint32_t>>(reinterpret_cast<const std::uint32_t*>(values), count, 0x7f800000U);
     case DType::kFloat64:
       break;
   }
-  return all_finite<std::uint64_t>(reinterpret_cast<const std::uint64_t*>(values), count, 0x7ff0000000000000U);
+  return best<all_finite<std::uint64_t>>(reinterpret_cast<const std::uint64_t*>(values), count, 0x7ff0000000000000U);
 }
 
 }  // namespace

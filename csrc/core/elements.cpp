@@ -85,24 +85,23 @@ bool is_true(From from) {
 }
 
 template <class From, class To>
-FASTSEQ_MULTIVERSION void convert_range(const From* from, std::int64_t numel, To* to) {
+void convert_range(const From* from, std::int64_t numel, To* to) {
   for (std::int64_t i = 0; i < numel; ++i) to[i] = value<To>(from[i]);
 }
 
 template <class From>
-FASTSEQ_MULTIVERSION void bool_range(const From* from, std::int64_t numel, std::uint8_t* to) {
+void bool_range(const From* from, std::int64_t numel, std::uint8_t* to) {
   for (std::int64_t i = 0; i < numel; ++i) to[i] = is_true(from[i]) ? 1 : 0;
 }
 
 // In double: a center that is large beside the scale would cost digits in float.
 template <class From, class To>
-FASTSEQ_MULTIVERSION void scale_range(const From* from, std::int64_t numel, const double* center, const double* inverse,
-                                      To* to) {
+void scale_range(const From* from, std::int64_t numel, const double* center, const double* inverse, To* to) {
   for (std::int64_t i = 0; i < numel; ++i) to[i] = static_cast<To>((value<double>(from[i]) - center[i]) * inverse[i]);
 }
 
 template <class Half>
-FASTSEQ_MULTIVERSION void narrow_range(const float* from, std::int64_t numel, Half* to) {
+void narrow_range(const float* from, std::int64_t numel, Half* to) {
   for (std::int64_t i = 0; i < numel; ++i) to[i] = Half(from[i]);
 }
 
@@ -112,7 +111,7 @@ std::uint64_t reversed(std::uint64_t bits) { return __builtin_bswap64(bits); }
 
 // Both may lie at any address.
 template <class Bits>
-FASTSEQ_MULTIVERSION void swap_range(const std::byte* from, std::int64_t numel, std::byte* to) {
+void swap_range(const std::byte* from, std::int64_t numel, std::byte* to) {
   for (std::int64_t i = 0; i < numel; ++i) {
     Bits bits;
     std::memcpy(&bits, from + i * static_cast<std::int64_t>(sizeof(Bits)), sizeof(Bits));
@@ -122,15 +121,15 @@ FASTSEQ_MULTIVERSION void swap_range(const std::byte* from, std::int64_t numel, 
 }
 
 void swap_bytes(const std::byte* from, std::int64_t numel, std::int64_t size, std::byte* to) {
-  if (size == 2) return swap_range<std::uint16_t>(from, numel, to);
-  if (size == 4) return swap_range<std::uint32_t>(from, numel, to);
-  return swap_range<std::uint64_t>(from, numel, to);
+  if (size == 2) return best<swap_range<std::uint16_t>>(from, numel, to);
+  if (size == 4) return best<swap_range<std::uint32_t>>(from, numel, to);
+  return best<swap_range<std::uint64_t>>(from, numel, to);
 }
 
 // A floating-point number is finite unless all bits of its exponent are set. At most kBlock values, so that even 16
 // bits can hold their count.
 template <class Bits>
-FASTSEQ_MULTIVERSION Bits count_range(const Bits* values, std::int64_t numel, Bits exponent) {
+Bits count_range(const Bits* values, std::int64_t numel, Bits exponent) {
   Bits count = 0;
   for (std::int64_t i = 0; i < numel; ++i) {
     count = static_cast<Bits>(count + ((values[i] & exponent) == exponent ? 1 : 0));
@@ -143,7 +142,8 @@ std::int64_t count_blocks(const void* values, std::int64_t numel, Bits exponent)
   const auto* bits = static_cast<const Bits*>(values);
   std::int64_t count = 0;
   for (std::int64_t first = 0; first < numel; first += kBlock) {
-    count += static_cast<std::int64_t>(count_range(bits + first, std::min(kBlock, numel - first), exponent));
+    count +=
+        static_cast<std::int64_t>(best<count_range<Bits>>(bits + first, std::min(kBlock, numel - first), exponent));
   }
   return count;
 }
@@ -222,11 +222,11 @@ ElementConverter::ElementConverter(const Conversion& conversion)
     const auto to_float = [&]<class To>(Type<To>) {
       if (scaled) {
         kernel_ = [](const void* from, std::int64_t numel, const double* center, const double* inverse, void* to) {
-          scale_range<From, To>(static_cast<const From*>(from), numel, center, inverse, static_cast<To*>(to));
+          best<scale_range<From, To>>(static_cast<const From*>(from), numel, center, inverse, static_cast<To*>(to));
         };
       } else {
         kernel_ = [](const void* from, std::int64_t numel, const double*, const double*, void* to) {
-          convert_range<From, To>(static_cast<const From*>(from), numel, static_cast<To*>(to));
+          best<convert_range<From, To>>(static_cast<const From*>(from), numel, static_cast<To*>(to));
         };
       }
     };
@@ -238,7 +238,7 @@ ElementConverter::ElementConverter(const Conversion& conversion)
       throw std::invalid_argument("only floating-point targets are scaled");
     } else if (to_ == ElementType::kBool) {
       kernel_ = [](const void* from, std::int64_t numel, const double*, const double*, void* to) {
-        bool_range<From>(static_cast<const From*>(from), numel, static_cast<std::uint8_t*>(to));
+        best<bool_range<From>>(static_cast<const From*>(from), numel, static_cast<std::uint8_t*>(to));
       };
     } else if (to_ != ElementType::kInt64) {
       throw std::invalid_argument("elements are converted to bool, int64 and floating-point types only");
@@ -246,7 +246,7 @@ ElementConverter::ElementConverter(const Conversion& conversion)
       throw std::invalid_argument("floating-point values are not converted to integers");
     } else {
       kernel_ = [](const void* from, std::int64_t numel, const double*, const double*, void* to) {
-        convert_range<From, std::int64_t>(static_cast<const From*>(from), numel, static_cast<std::int64_t*>(to));
+        best<convert_range<From, std::int64_t>>(static_cast<const From*>(from), numel, static_cast<std::int64_t*>(to));
       };
     }
   });
@@ -280,9 +280,9 @@ std::int64_t ElementConverter::convert_block(const std::byte* from, std::int64_t
     alignas(64) float wide[kBlock];
     kernel_(from, numel, center, inverse, wide);
     if (to_ == ElementType::kFloat16) {
-      narrow_range(wide, numel, reinterpret_cast<Float16*>(to));
+      best<narrow_range<Float16>>(wide, numel, reinterpret_cast<Float16*>(to));
     } else {
-      narrow_range(wide, numel, reinterpret_cast<BFloat16*>(to));
+      best<narrow_range<BFloat16>>(wide, numel, reinterpret_cast<BFloat16*>(to));
     }
   } else {
     kernel_(from, numel, center, inverse, to);

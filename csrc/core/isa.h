@@ -1,14 +1,15 @@
-// FASTSEQ_MULTIVERSION compiles a function for several instruction sets; the loader picks the best one that the machine
-// has. Sanitizers cannot run the resolvers that this needs, so their builds get the baseline version alone.
+// Functions compiled for several instruction sets; the best one that the machine has is chosen when they are called.
+// The environment variable FASTSEQ_ISA ("baseline", "x86-64-v3", "x86-64-v4") holds them to a smaller one.
 #pragma once
+
+#include <cstdlib>
+#include <string_view>
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && \
     !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && !defined(FASTSEQ_NO_MULTIVERSION)
-#define FASTSEQ_MULTIVERSION __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"), flatten))
 #define FASTSEQ_HAS_MULTIVERSION 1
 #define FASTSEQ_TARGET(isa) __attribute__((target("arch=" isa), flatten))
 #else
-#define FASTSEQ_MULTIVERSION
 #define FASTSEQ_HAS_MULTIVERSION 0
 #endif
 
@@ -21,18 +22,45 @@
 
 namespace fastseq {
 
-// The instruction set that multiversioned functions run with here: "x86-64-v4" (AVX-512), "x86-64-v3" (AVX2) or
-// "baseline".
+// The bytes of the vector registers of an instruction set that FASTSEQ_ISA names; without it, of the best.
+inline int limit_of_environment() {
+  const char* isa = std::getenv("FASTSEQ_ISA");
+  if (isa == nullptr) return 64;
+  if (std::string_view(isa) == "baseline") return 16;
+  return std::string_view(isa) == "x86-64-v3" ? 32 : 64;
+}
+
+// The widest vectors that are used, in bytes: tests lower it to run what other machines would.
+inline int vector_limit = limit_of_environment();
+
+// What the machine has, within that limit: "x86-64-v4" (AVX-512), "x86-64-v3" (AVX2) or "baseline".
 inline const char* active_isa() {
 #if FASTSEQ_HAS_MULTIVERSION
-  if (__builtin_cpu_supports("x86-64-v4")) return "x86-64-v4";
-  if (__builtin_cpu_supports("x86-64-v3")) return "x86-64-v3";
+  if (vector_limit >= 64 && __builtin_cpu_supports("x86-64-v4")) return "x86-64-v4";
+  if (vector_limit >= 32 && __builtin_cpu_supports("x86-64-v3")) return "x86-64-v3";
 #endif
   return "baseline";
 }
 
-// The widest vectors that run_best may use, in bytes: tests lower it to run what other machines would.
-inline int vector_limit = 64;
+// best<function>(args...) calls a plain loop compiled for the best instruction set; all that it calls is inlined.
+template <auto kFunction>
+struct Best;
+template <class Result, class... Args, Result (*kFunction)(Args...)>
+struct Best<kFunction> {
+#if FASTSEQ_HAS_MULTIVERSION
+  FASTSEQ_TARGET("x86-64-v4") static Result v4(Args... args) { return kFunction(args...); }
+  FASTSEQ_TARGET("x86-64-v3") static Result v3(Args... args) { return kFunction(args...); }
+#endif
+  static Result call(Args... args) {
+#if FASTSEQ_HAS_MULTIVERSION
+    if (vector_limit >= 64 && __builtin_cpu_supports("x86-64-v4")) return v4(args...);
+    if (vector_limit >= 32 && __builtin_cpu_supports("x86-64-v3")) return v3(args...);
+#endif
+    return kFunction(args...);
+  }
+};
+template <auto kFunction>
+inline constexpr auto best = &Best<kFunction>::call;
 
 // Calls Body::run<kBytes>(args...), compiled for the best instruction set that the machine has, kBytes being the width
 // of its vector registers. For kernels whose shape depends on that width; all that they call is inlined.

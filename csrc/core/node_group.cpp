@@ -5,7 +5,9 @@
 #include <cstring>
 #include <thread>
 
-#ifdef __linux__
+#include "core/platform.h"
+
+#if FASTSEQ_HAS_FUTEX
 #include <linux/futex.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -34,7 +36,7 @@ void relax() {
 
 // Other processes wait on these words too, which std::atomic::wait does not promise.
 void sleep_while_equal(std::atomic<std::uint32_t>& word, std::uint32_t value) {
-#ifdef __linux__
+#if FASTSEQ_HAS_FUTEX
   const timespec nap = {.tv_sec = 0, .tv_nsec = std::chrono::nanoseconds(kNap).count()};
   syscall(SYS_futex, &word, FUTEX_WAIT, value, &nap, nullptr, 0);
 #else
@@ -43,7 +45,7 @@ void sleep_while_equal(std::atomic<std::uint32_t>& word, std::uint32_t value) {
 }
 
 void wake_all(std::atomic<std::uint32_t>& word) {
-#ifdef __linux__
+#if FASTSEQ_HAS_FUTEX
   syscall(SYS_futex, &word, FUTEX_WAKE, INT32_MAX, nullptr, nullptr, 0);
 #else
   static_cast<void>(word);

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "core/dispatch.h"
@@ -15,11 +16,8 @@ namespace {
 // A thread is worth waking for this many bytes.
 constexpr std::int64_t kGrainBytes = 256 * 1024;
 
-FASTSEQ_MULTIVERSION void scale_copy_f32(const float* from, std::int64_t count, float scale, float* to) {
-  for (std::int64_t i = 0; i < count; ++i) to[i] = from[i] * scale;
-}
-
-FASTSEQ_MULTIVERSION void scale_copy_f64(const double* from, std::int64_t count, double scale, double* to) {
+template <class T>
+void scaled_range(const T* from, std::int64_t count, T scale, T* to) {
   for (std::int64_t i = 0; i < count; ++i) to[i] = from[i] * scale;
 }
 
@@ -27,10 +25,8 @@ template <class T>
 void scale_copy(const T* from, std::int64_t count, double scale, T* to) {
   if (scale == 1.0) {
     std::memcpy(to, from, static_cast<std::size_t>(count) * sizeof(T));
-  } else if constexpr (std::is_same_v<T, float>) {
-    scale_copy_f32(from, count, static_cast<float>(scale), to);
-  } else if constexpr (std::is_same_v<T, double>) {
-    scale_copy_f64(from, count, scale, to);
+  } else if constexpr (std::is_floating_point_v<T>) {
+    best<scaled_range<T>>(from, count, static_cast<T>(scale), to);
   } else {
     const auto factor = static_cast<float>(scale);
     for (std::int64_t i = 0; i < count; ++i) to[i] = T(static_cast<float>(from[i]) * factor);

@@ -26,14 +26,14 @@ struct Facts {
 };
 
 template <class From, class To>
-FASTSEQ_MULTIVERSION void scale_cast(const From* from, std::int64_t count, double scale, To* to) {
+void scale_cast(const From* from, std::int64_t count, double scale, To* to) {
   using Wide = std::conditional_t<std::is_same_v<From, double> && std::is_same_v<To, double>, double, float>;
   const auto factor = static_cast<Wide>(scale);
   for (std::int64_t i = 0; i < count; ++i) to[i] = To(static_cast<Wide>(from[i]) * factor);
 }
 
 template <class T>
-FASTSEQ_MULTIVERSION double sum_of_squares(const T* values, std::int64_t count) {
+double sum_of_squares(const T* values, std::int64_t count) {
   std::array<Accumulate<T>, kLanes> sums{};
   std::int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) {
@@ -56,8 +56,8 @@ template <class From, class To>
 void scale_piece(const From* from, std::int64_t count, double scale, DType dtype, To* to, Facts& facts) {
   for (std::int64_t first = 0; first < count; first += kLook) {
     const std::int64_t some = std::min(kLook, count - first);
-    scale_cast(from + first, some, scale, to + first);
-    facts.sum_of_squares += sum_of_squares(to + first, some);
+    best<scale_cast<From, To>>(from + first, some, scale, to + first);
+    facts.sum_of_squares += best<sum_of_squares<To>>(to + first, some);
     facts.finite &= copy_finite(to + first, some, dtype, to + first);
   }
 }

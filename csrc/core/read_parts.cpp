@@ -57,10 +57,22 @@ void cut_pieces(std::vector<Piece>& pieces, std::int64_t size, std::int64_t call
 
 }  // namespace
 
-void check_piece(const Piece& piece, const SlabRead& read, bool in_file) {
+void check_size(const SlabRead& read) {
+  if (read.numel < 0) throw std::invalid_argument("read: its number of elements must not be negative");
+  extent(read.numel, read.convert.to_size(), 0);
+}
+
+void check_piece(Piece& piece, const SlabRead& read, bool in_file) {
   if (piece.steps < 0 || piece.numel < 0) refuse("steps and numel must not be negative");
-  if (piece.steps == 0 || piece.numel == 0) return;
+  if (piece.steps == 0 || piece.numel == 0) {
+    piece = {.source = piece.source, .offset = 0, .steps = 0, .step_bytes = 0, .numel = 0, .to = 0, .to_step = 0};
+    return;
+  }
   const std::int64_t row = extent(piece.numel, read.convert.from_size(), 0);
+  if (piece.steps == 1) {
+    piece.step_bytes = row;
+    piece.to_step = piece.numel;
+  }
   extent(piece.steps, row, 0);
   const std::int64_t last = extent(piece.steps - 1, piece.step_bytes, extent(1, piece.offset, row));
   if (in_file && (piece.offset < 0 || last < row)) refuse("it begins before its file");
@@ -82,7 +94,7 @@ std::int64_t add_parts(std::vector<Part>& parts, std::size_t job, SlabRead& read
     cost = std::min(cost + piece_cost(piece, size, call), kMostCost);
   }
   const bool clears = covered < read.numel;
-  if (clears || cost < 2 * kPartCost) {
+  if (clears || read.numel == 0 || cost < 2 * kPartCost) {
     parts.push_back({job, 0, read.pieces.size(), clears});
     return cost;
   }

@@ -9,9 +9,13 @@
 
 namespace fastseq {
 
-// Throws std::invalid_argument unless the piece lies within its buffer and does not begin before its file; its extents
-// are then small enough for sums of some of them.
-void check_piece(const Piece& piece, const SlabRead& read, bool in_file);
+// Throws std::invalid_argument for a buffer that no memory could hold.
+void check_size(const SlabRead& read);
+
+// Throws std::invalid_argument unless the piece lies within its buffer and does not begin before its file. Its extents
+// are then small enough for sums of some of them; distances between rows that it does not have are set to those of rows
+// that follow each other.
+void check_piece(Piece& piece, const SlabRead& read, bool in_file);
 
 // What is worth waking a thread for, and the most that is told apart, in bytes that are copied in the same time.
 constexpr std::int64_t kPartCost = std::int64_t{256} * 1024;

@@ -1,22 +1,22 @@
 #include "core/shared_memory.h"
 
-#include <string>
-
-#ifdef __linux__
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <csignal>
-#endif
+#include <string>
+
+#include "core/platform.h"
 
 namespace fastseq {
 
 int SharedMemory::descriptor() const { return file_ ? *file_ : -1; }
 
-#ifdef __linux__
+#if FASTSEQ_HAS_MEMFD
 
 namespace {
 
@@ -87,8 +87,49 @@ std::optional<SharedMemory> SharedMemory::open(int pid, int fd, std::size_t byte
 
 #else
 
-std::optional<SharedMemory> SharedMemory::create(std::size_t) { return std::nullopt; }
-std::optional<SharedMemory> SharedMemory::open(int, int, std::size_t) { return std::nullopt; }
+// POSIX shared memory: peers open it by a name, made of the process and a number, which goes with the "descriptor".
+
+namespace {
+
+std::string name_of(int pid, int number) { return "/fastseq-" + std::to_string(pid) + "-" + std::to_string(number); }
+
+}  // namespace
+
+std::optional<SharedMemory> SharedMemory::map(int fd, std::size_t bytes) {
+  struct stat now{};
+  const bool whole = fstat(fd, &now) == 0 && static_cast<std::size_t>(now.st_size) >= bytes;
+  void* address = whole ? mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : MAP_FAILED;
+  close(fd);
+  if (address == MAP_FAILED) return std::nullopt;
+  SharedMemory memory;
+  memory.bytes_ = bytes;
+  memory.mapping_ = {static_cast<std::byte*>(address), [bytes](std::byte* start) { munmap(start, bytes); }};
+  return memory;
+}
+
+std::optional<SharedMemory> SharedMemory::create(std::size_t bytes) {
+  static std::atomic<int> next = 0;
+  const int number = next++;
+  const std::string name = name_of(getpid(), number);
+  const int fd = shm_open(name.c_str(), O_RDWR | O_CREAT | O_EXCL, S_IRUSR | S_IWUSR);
+  if (fd < 0) return std::nullopt;
+  const std::shared_ptr<int> file(new int(number), [name](const int* own) {
+    shm_unlink(name.c_str());
+    delete own;
+  });
+  if (ftruncate(fd, static_cast<off_t>(bytes)) != 0) {
+    close(fd);
+    return std::nullopt;
+  }
+  std::optional<SharedMemory> memory = map(fd, bytes);
+  if (memory) memory->file_ = file;
+  return memory;
+}
+
+std::optional<SharedMemory> SharedMemory::open(int pid, int fd, std::size_t bytes) {
+  const int opened = shm_open(name_of(pid, fd).c_str(), O_RDWR, 0);
+  return opened < 0 ? std::nullopt : map(opened, bytes);
+}
 
 #endif
 

@@ -1,6 +1,6 @@
 // Memory that other processes of this machine can map: anonymous files (memfd) that peers open through /proc. Nothing
-// is ever visible in a file system, so nothing is left behind, and /dev/shm's size does not matter. Linux only:
-// elsewhere create() returns nothing.
+// is ever visible in a file system, so nothing is left behind, and /dev/shm's size does not matter. Elsewhere than on
+// Linux it is POSIX shared memory, whose pages are not reserved, and whose name a process that is killed leaves behind.
 #pragma once
 
 #include <cstddef>

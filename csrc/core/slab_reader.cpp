@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "core/gatherer.h"
+#include "core/platform.h"
 #include "core/read_parts.h"
 
 namespace fastseq {
@@ -106,7 +107,9 @@ struct SlabReader::State {
     while (threads.size() < wanted) {
       const BlockedSignals blocked;
       threads.emplace_back([this, gatherer = Gatherer(stop)]() mutable { run(gatherer); });
+#if FASTSEQ_HAS_THREAD_NAMES
       pthread_setname_np(threads.back().native_handle(), "fastseq-reader");
+#endif
     }
   }
 
@@ -178,7 +181,8 @@ void SlabReader::submit(std::vector<SlabRead> reads) {
   for (SlabRead& read : reads) {
     const std::size_t number = request->jobs.size();
     bool in_files = false;
-    for (const Piece& piece : read.pieces) {
+    check_size(read);
+    for (Piece& piece : read.pieces) {
       if (piece.source < 0 || static_cast<std::size_t>(piece.source) >= state.sources.size()) {
         throw std::invalid_argument("piece: there is no source " + std::to_string(piece.source));
       }

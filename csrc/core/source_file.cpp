@@ -8,20 +8,35 @@
 #include <filesystem>
 #include <system_error>
 
+#include "core/platform.h"
+
 namespace fastseq {
 
 namespace {
 
 std::string describe(int error_number) { return std::generic_category().message(error_number); }
 
-bool same_time(const timespec& a, const timespec& b) { return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec; }
+// Whether both were written to last at the same time.
+bool same_time(const struct stat& a, const struct stat& b) {
+#if FASTSEQ_HAS_NANOSECONDS
+  return a.st_mtim.tv_sec == b.st_mtim.tv_sec && a.st_mtim.tv_nsec == b.st_mtim.tv_nsec;
+#else
+  return a.st_mtime == b.st_mtime;
+#endif
+}
+
+// A path for the system, which would take one with a NUL for what comes before.
+std::string checked_path(const std::string& path) {
+  if (path.find('\0') != std::string::npos) throw std::invalid_argument("path: it holds a NUL character");
+  return std::filesystem::absolute(path).string();
+}
 
 }  // namespace
 
 // The path is made absolute because the program may change its working directory; O_NONBLOCK is for pipes, which would
 // not open before somebody writes to them.
 SourceFile::SourceFile(const std::string& path, bool strict)
-    : path_(std::filesystem::absolute(path).string()),
+    : path_(checked_path(path)),
       strict_(strict),
       descriptor_(::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
   if (descriptor_ < 0) throw std::system_error(errno, std::generic_category(), path);
@@ -38,7 +53,8 @@ SourceFile::~SourceFile() { ::close(descriptor_); }
 
 bool SourceFile::read(std::byte* to, std::int64_t count, std::int64_t offset) const {
   std::int64_t done = 0;
-  bool cached = true;
+  bool cached = true;  // unless the system tells otherwise
+#if FASTSEQ_HAS_PREADV2
   if (can_tell_.load(std::memory_order_relaxed)) {
     const iovec target = {.iov_base = to, .iov_len = static_cast<std::size_t>(count)};
     const ssize_t got = ::preadv2(descriptor_, &target, 1, offset, RWF_NOWAIT);
@@ -49,6 +65,7 @@ bool SourceFile::read(std::byte* to, std::int64_t count, std::int64_t offset) co
       cached = done == count;
     }
   }
+#endif
   while (done < count) {
     const ssize_t got = ::pread(descriptor_, to + done, static_cast<std::size_t>(count - done), offset + done);
     if (got > 0) {
@@ -69,8 +86,10 @@ bool SourceFile::read(std::byte* to, std::int64_t count, std::int64_t offset) co
   return cached;
 }
 
-void SourceFile::read_ahead(std::int64_t count, std::int64_t offset) const {
+void SourceFile::read_ahead([[maybe_unused]] std::int64_t count, [[maybe_unused]] std::int64_t offset) const {
+#if FASTSEQ_HAS_FADVISE
   ::posix_fadvise(descriptor_, offset, count, POSIX_FADV_WILLNEED);
+#endif
 }
 
 void SourceFile::check_unchanged() const {
@@ -85,7 +104,7 @@ void SourceFile::check_unchanged() const {
     what = "another file took its place";
   } else if (now.st_size != opened_.st_size) {
     what = "its size is another";
-  } else if (!same_time(now.st_mtim, opened_.st_mtim)) {
+  } else if (!same_time(now, opened_)) {
     what = "it was written to";
   }
   if (what != nullptr) throw ReadError(path_ + " changed while it was read: " + what);

@@ -20,7 +20,7 @@ class ReadError : public std::runtime_error {
 
 class SourceFile {
  public:
-  // Throws std::system_error if `path` cannot be opened or is no regular file.
+  // Throws std::system_error if `path` cannot be opened or is no regular file, std::invalid_argument if it is no path.
   SourceFile(const std::string& path, bool strict);
   ~SourceFile();
   SourceFile(const SourceFile&) = delete;
@@ -29,7 +29,7 @@ class SourceFile {
   // Reads all of the bytes [offset, offset + count), or throws ReadError. Returns whether they were in the page cache,
   // as far as the file system tells.
   bool read(std::byte* to, std::int64_t count, std::int64_t offset) const;
-  // Asks the system to read these bytes into the page cache, and goes on.
+  // Asks the system, where it can be asked, to read these bytes into the page cache, and goes on.
   void read_ahead(std::int64_t count, std::int64_t offset) const;
   // Throws ReadError if the file is strict and is not, at its path, what was opened: other size, time or inode.
   void check_unchanged() const;

@@ -19,8 +19,7 @@ constexpr std::int64_t kBlock = 1024;  // sums of this many elements stay in the
 // to[d][i] = sum over s of factor[s] * from[s][i], for as many destinations as sources. A destination may be a source:
 // that is no dependence from one i to another, which the compiler is told.
 template <std::size_t N, class T>
-FASTSEQ_MULTIVERSION void fused_sum(const T* const* sources, const T* factors, std::int64_t numel,
-                                    T* const* destinations) {
+void fused_sum(const T* const* sources, const T* factors, std::int64_t numel, T* const* destinations) {
   std::array<const T*, N> from;
   std::array<T*, N> to;
   std::array<T, N> factor;
@@ -36,17 +35,17 @@ FASTSEQ_MULTIVERSION void fused_sum(const T* const* sources, const T* factors, s
 }
 
 template <class T>
-FASTSEQ_MULTIVERSION void first_term(const T* from, Accumulate<T> factor, std::int64_t count, Accumulate<T>* sums) {
+void first_term(const T* from, Accumulate<T> factor, std::int64_t count, Accumulate<T>* sums) {
   for (std::int64_t i = 0; i < count; ++i) sums[i] = factor * static_cast<Accumulate<T>>(from[i]);
 }
 
 template <class T>
-FASTSEQ_MULTIVERSION void add_term(const T* from, Accumulate<T> factor, std::int64_t count, Accumulate<T>* sums) {
+void add_term(const T* from, Accumulate<T> factor, std::int64_t count, Accumulate<T>* sums) {
   for (std::int64_t i = 0; i < count; ++i) sums[i] += factor * static_cast<Accumulate<T>>(from[i]);
 }
 
 template <class T>
-FASTSEQ_MULTIVERSION void round_sums(const Accumulate<T>* sums, std::int64_t count, T* to) {
+void round_sums(const Accumulate<T>* sums, std::int64_t count, T* to) {
   for (std::int64_t i = 0; i < count; ++i) to[i] = T(sums[i]);
 }
 
@@ -58,10 +57,10 @@ void blocked_sum(std::span<const T* const> sources, std::span<const Accumulate<T
   for (std::int64_t begin = 0; begin < numel; begin += kBlock) {
     const std::int64_t count = std::min(kBlock, numel - begin);
     for (std::size_t s = 0; s < sources.size(); ++s) {
-      const auto& add = s == 0 ? first_term<T> : add_term<T>;
+      const auto add = s == 0 ? best<first_term<T>> : best<add_term<T>>;
       add(sources[s] + begin, factors[s], count, sums.data());
     }
-    round_sums<T>(sums.data(), count, rounded.data());
+    best<round_sums<T>>(sums.data(), count, rounded.data());
     for (T* to : destinations) std::memcpy(to + begin, rounded.data(), static_cast<std::size_t>(count) * sizeof(T));
   }
 }
@@ -71,7 +70,7 @@ template <std::size_t N, class T>
 bool try_fused(std::span<const T* const> sources, std::span<const T> factors, std::int64_t numel,
                std::span<T* const> destinations) {
   if (sources.size() != N || destinations.size() != N) return false;
-  fused_sum<N, T>(sources.data(), factors.data(), numel, destinations.data());
+  best<fused_sum<N, T>>(sources.data(), factors.data(), numel, destinations.data());
   return true;
 }
 

@@ -11,6 +11,7 @@ from . import builders, callbacks, distributed, nn
 from ._info import info
 from ._ops import bmm
 from .errors import (
+    BusyError,
     CheckpointError,
     CommunicationError,
     FastseqError,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from .wrappers import SequenceClassifier, SequenceForecaster, SequenceRegressor
 
 __all__ = [
+    "BusyError",
     "CheckpointError",
     "CommunicationError",
     "Estimator",

@@ -51,7 +51,7 @@ def info(est: Estimator | None = None) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "kernels": {
             "cpu": _ops.active_isa,
-            "cuda": _ops.cuda_kernels,
+            "cuda": _ops.cuda_kernels or f"no: {_ops.cuda_obstacle}",
             # for torch.ops.load_library, where exported programs run
             "library": sys.modules["fastseq._C"].__file__,
         },

@@ -9,19 +9,61 @@ from typing import Any
 import torch
 from torch import nn
 
-from .data.opening import to_tensor
-from .tree import Tree, tree_map, tree_paths
-
-__all__ = ["choose_device", "input_dtype", "make_optimizer", "step_input"]
+__all__ = [
+    "check_loss",
+    "check_place",
+    "choose_device",
+    "input_dtype",
+    "make_optimizer",
+    "use_device",
+]
 
 
 def choose_device(device: str | torch.device, local_rank: int) -> torch.device:
     """Return the device to compute on; ``"auto"``: the GPU that this rank gets, if there is one."""
     if device != "auto":
-        return torch.device(device)
+        return _checked_device(device)
     if torch.cuda.is_available():
         return torch.device("cuda", local_rank % torch.cuda.device_count())
     return torch.device("cpu")
+
+
+def _checked_device(device: Any) -> torch.device:
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(
+            f'device must be "auto", "cpu", "cuda", "cuda:1" and the like, got {device!r}'
+        ) from None
+    if found.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if not count:
+            raise ValueError(f'device={device!r}: PyTorch finds no GPU; pass "auto" or "cpu"')
+        if found.index is not None and found.index >= count:
+            raise ValueError(f"device={device!r}: PyTorch finds {count} GPU(s), counted from 0")
+    return found
+
+
+def use_device(device: torch.device, *, alone: bool) -> None:
+    """Make a rank's GPU the current one: or what names none opens a context on the first one."""
+    if device.type == "cuda" and device.index is not None and not alone:
+        torch.cuda.set_device(device)
+
+
+def check_place(model: nn.Module, device: torch.device) -> None:
+    """Raise if the model is no longer where the estimator computes.
+
+    Raises
+    ------
+    ValueError
+        Somebody has moved it.
+    """
+    for name, p in model.named_parameters():
+        if p.device.type != device.type or device.index not in (None, p.device.index):
+            raise ValueError(
+                f"the model's {name} is on {p.device}, but the estimator computes on {device}: "
+                "move the model back, or make a new Estimator"
+            )
 
 
 def input_dtype(model: nn.Module) -> torch.dtype:
@@ -33,15 +75,23 @@ def input_dtype(model: nn.Module) -> torch.dtype:
     return counts.most_common(1)[0][0] if counts else torch.get_default_dtype()
 
 
-def step_input(x: Any, dtype: torch.dtype) -> Tree:
-    """Return the input of one time step as tensors, ``(N, F)``."""
-    xs = tree_map(lambda a: to_tensor(a, dtype), x)
-    for name, part in tree_paths(xs, "x"):
-        if part.dim() != 2:
-            raise ValueError(
-                f"{name} must be one step (sequences, features), got shape {tuple(part.shape)}"
-            )
-    return xs
+def check_loss(loss: Any) -> None:
+    """Raise unless `loss` may be a loss over chunks, ``loss(m, xs, ys)``."""
+    if not callable(loss):
+        raise TypeError(f"loss must be callable as loss(m, xs, ys), got {loss!r}")
+    try:
+        parameters = inspect.signature(loss).parameters
+    except (TypeError, ValueError):  # built-in functions do not tell
+        return
+    name = getattr(loss, "__name__", None) or repr(loss)
+    kinds = [p.kind for p in parameters.values()]
+    places = sum(k in (k.POSITIONAL_ONLY, k.POSITIONAL_OR_KEYWORD) for k in kinds)
+    too_few = places < 3 and not any(k is k.VAR_POSITIONAL for k in kinds)
+    if "reduction" in parameters or hasattr(loss, "reduction") or too_few:
+        raise TypeError(
+            f"loss is called as loss(m, xs, ys), with the model itself, but {name} compares "
+            f"outputs with targets: pass fastseq.seqloss({name})"
+        )
 
 
 def make_optimizer(optimizer: Any, model: nn.Module) -> torch.optim.Optimizer:

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from .errors import meant
 from .nn import GRU, LSTM, RNN, Chain
 
 __all__ = ["MLP", "Builder", "Linear", "Recurrent", "Short"]
@@ -159,6 +160,12 @@ class Recurrent:
     num_layers: int = 1
     dropout: float = 0.0
     whole = False
+
+    def __post_init__(self) -> None:
+        if self.cell not in _CELLS:
+            names = ", ".join(map(repr, _CELLS))
+            hint = meant(self.cell, _CELLS)
+            raise ValueError(f"cell must be one of {names}, got {self.cell!r}{hint}")
 
     def __call__(self, n_in: int, n_out: int, rng: torch.Generator) -> nn.Module:  # noqa: ARG002
         """Make the module."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .locks import Lock
 from .stateful import Stateful, batch_dims, in_mode
 from .substitutes import Substitutes
 from .tree import Tree, tree_leaves, tree_map
@@ -53,13 +54,21 @@ def compile_chunks(model: nn.Module, function: Callable[..., Any]) -> Callable[.
 
 
 def _run(
-    function: Callable[..., Any], m: Stateful, state: Tree, chunks: tuple[Tree, ...]
+    function: Callable[..., Any],
+    m: Stateful,
+    state: Tree,
+    lengths: Tensor | None,
+    chunks: tuple[Tree, ...],
 ) -> tuple[Any, Tree]:
-    m.state = state
+    m.state, m.lengths = state, lengths
     result = function(m, *chunks)
     m.detach()
-    after, m.state = m.state, None
+    after, m.state, m.lengths = m.state, None, None
     return result, after
+
+
+# The compiler's settings and its tables are the process's, and the layers' substitutes the model's.
+_lock = Lock()
 
 
 class _CompiledChunks:
@@ -73,14 +82,17 @@ class _CompiledChunks:
 
     def __call__(self, m: Stateful, *chunks: Tree) -> Any:
         chunks, state = tree_map(_laid_out, chunks), tree_map(_laid_out, m.state)
-        lengths = self._leave_open(chunks, state)
+        sizes = self._leave_open(chunks, state)
+        lengths, m.lengths = m.lengths, None
+        if lengths is not None:
+            torch._dynamo.maybe_mark_dynamic(lengths, 0)
         training = self._model.training, torch.is_grad_enabled()
-        key = (state is None, len(chunks), training, *(n == 1 for n in lengths))
+        key = (state is None, lengths is None, len(chunks), training, *(n == 1 for n in sizes))
         try:
-            with self._substitutes:
-                result, m.state = self._call(key, state, chunks)
+            with _lock, self._substitutes:
+                result, m.state = self._call(key, state, lengths, chunks)
         except Exception as error:
-            self._explain(error, m.state, chunks)
+            self._explain(error, m.state, lengths, chunks)
             raise
         return result
 
@@ -89,9 +101,13 @@ class _CompiledChunks:
         return {**vars(self), "_graphs": {}}
 
     def _call(
-        self, key: tuple[Any, ...], state: Tree, chunks: tuple[Tree, ...]
+        self,
+        key: tuple[Any, ...],
+        state: Tree,
+        lengths: Tensor | None,
+        chunks: tuple[Tree, ...],
     ) -> tuple[Any, Tree]:
-        args = (self._function, self._inner, state, chunks)
+        args = (self._function, self._inner, state, lengths, chunks)
         if key in self._graphs:
             try:
                 return self._graphs[key](*args)
@@ -121,10 +137,12 @@ class _CompiledChunks:
                     torch._dynamo.maybe_mark_dynamic(a, dim)
         return tuple(x.shape[: len(open_dims)])
 
-    def _explain(self, error: Exception, state: Tree, chunks: tuple[Tree, ...]) -> None:
+    def _explain(
+        self, error: Exception, state: Tree, lengths: Tensor | None, chunks: tuple[Tree, ...]
+    ) -> None:
         """Raise what is wrong: with the function itself, or with compiling it."""
-        with torch.no_grad():
-            _run(self._function, self._inner, state, chunks)  # an error of its own comes first
+        with torch.no_grad():  # an error of its own comes first
+            _run(self._function, self._inner, state, lengths, chunks)
         if isinstance(error, torch._dynamo.exc.TorchDynamoException):
             reason = str(error).strip().split("\n\n")[0]
             raise ValueError(

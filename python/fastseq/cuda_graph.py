@@ -137,23 +137,25 @@ class GraphTrainer(Trainer):
 
     recorder: Callable[[torch.device], Recorder] = CudaRecorder
 
-    def __enter__(self) -> GraphTrainer:
+    def _begin(self) -> None:
         self._graphs = Graphs(self._device, self.recorder(self._device))
-        self._trained = [p for p in self._model.parameters() if p.requires_grad]
         self._settings: list[tuple[Any, ...]] = []
+        self._trained = [p for p in self._model.parameters() if p.requires_grad]
+        self._undo: Callable[[], None] = lambda: None
+        super()._begin()
         self._records_update = can_record(self._optimizer)
         if self._records_update:
-            make_capturable(self._optimizer)
-        super().__enter__()
-        return self
+            self._undo = make_capturable(self._optimizer)
 
-    def __exit__(self, *error: Any) -> None:
+    def _end(self, *, failed: bool) -> None:
         self._graphs.clear()
-        super().__exit__(*error)
+        super()._end(failed=failed)
+        self._undo()
 
     def _step(self, chunk: Chunk, batch: Batch | None, losses: LossMean) -> bool:
         weight = chunk_weight(chunk, batch)
-        if batch is None or not weight:
+        # Which steps a layer leaves out is no content of a tensor to it.
+        if batch is None or not weight or batch.lengths is not None:
             return super()._step(chunk, batch, losses)
         self._forget_if_changed()
         inputs = (self.stateful.state, batch)
@@ -171,6 +173,7 @@ class GraphTrainer(Trainer):
         value = losses.check(chunk, float(loss))
         self._buckets.start(weight, value, attention=self._attention())
         averaged = self._buckets.wait()
+        self._replicas.trained(weight)
         losses.add_value(averaged.value, averaged.weight)
         if self._records_update:
             # Gradients now lie where the bucketizer keeps them, the same place each time.
@@ -226,14 +229,40 @@ def can_record(optimizer: optim.Optimizer) -> bool:
     return "capturable" in optimizer.defaults
 
 
-def make_capturable(optimizer: optim.Optimizer) -> None:
-    """Make an optimizer count its steps on the device, as torch wants it for graphs."""
+def make_capturable(optimizer: optim.Optimizer) -> Callable[[], None]:
+    """Make an optimizer count its steps on the device, as torch wants it for graphs.
+
+    Its ``state_dict`` tells what it was before, as graphs are no property of the run: it may go on
+    on a CPU. Returns what makes the optimizer as it was.
+    """
+    before = [group.get("capturable") for group in optimizer.param_groups]
+
+    def set_back(groups: list[dict[str, Any]]) -> None:
+        for group, capturable in zip(groups, before, strict=False):
+            if capturable is not None:
+                group["capturable"] = capturable
+
+    hook = optimizer.register_state_dict_post_hook(lambda _, state: set_back(state["param_groups"]))
     for group in optimizer.param_groups:
         if "capturable" in group:
             group["capturable"] = True
             for p in group["params"]:
-                for key, value in optimizer.state.get(p, {}).items():
-                    if isinstance(value, Tensor) and value.dim() == 0:
-                        optimizer.state[p][key] = value.to(p.device)
+                _move_counts(optimizer.state.get(p, {}), p.device)
     # Or it warns in the steps before the first capture.
     optimizer._warned_capturable_if_run_uncaptured = True
+
+    def undo() -> None:
+        hook.remove()
+        set_back(optimizer.param_groups)
+        for group in optimizer.param_groups:
+            if group.get("capturable") is False and not group.get("fused"):
+                for p in group["params"]:
+                    _move_counts(optimizer.state.get(p, {}), torch.device("cpu"))
+
+    return undo
+
+
+def _move_counts(state: dict[str, Any], device: torch.device) -> None:
+    for key, value in state.items():
+        if isinstance(value, Tensor) and value.dim() == 0:
+            state[key] = value.to(device)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 __all__ = [
+    "BusyError",
     "CheckpointError",
     "CommunicationError",
     "FastseqError",
@@ -10,11 +14,16 @@ __all__ = [
     "NonFiniteError",
     "ReadError",
     "RemoteError",
+    "meant",
 ]
 
 
 class FastseqError(Exception):
     """Base of fastseq's own errors."""
+
+
+class BusyError(FastseqError, RuntimeError):
+    """Another thread trains the model that this one needs."""
 
 
 class CheckpointError(FastseqError, ValueError):
@@ -63,3 +72,17 @@ class RemoteError(FastseqError, RuntimeError):
 
     def __str__(self) -> str:
         return f"rank {self.rank} failed: {self.message}"
+
+
+def meant(name: object, names: Iterable[str]) -> str:
+    """Return what to add to a message about an unknown name: one that begins so, or is like it.
+
+    Examples
+    --------
+    >>> meant("lstmm", ["lstm", "gru"]), meant("tree", ["lstm", "gru"])
+    (': did you mean "lstm"?', '')
+    """
+    names, name = list(names), str(name)
+    close = [one for one in names if name and one.startswith(name)]
+    close = close or difflib.get_close_matches(name, names, 1, 0.5)
+    return f': did you mean "{close[0]}"?' if close else ""

@@ -11,14 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from .arguments import choose_device, input_dtype, make_optimizer
+from .arguments import check_loss, check_place, choose_device, input_dtype, use_device
 from .compiled import CompiledStateful, compile_chunks
+from .context import in_context
 from .cuda_graph import GraphTrainer
+from .data.fingerprint import checksums
 from .data.sequences import Sequences
 from .distributed import communicator
 from .evaluating import chunk_plan, evaluate
 from .fitting import Fit
 from .history import History
+from .looking import Looks, wants_whole_series
+from .losses import of_numbers
 from .parallel import Replicas
 from .precision import Precision
 from .predicting import Predictor
@@ -28,6 +32,7 @@ from .scaling import Scaling
 from .serving import Serving
 from .spec import Spec, check_count
 from .stateful import Stateful, in_mode, is_bidirectional
+from .trained import Trained
 from .training import Trainer
 from .tree import Tree, tree_map
 
@@ -41,7 +46,10 @@ class Estimator(Serving):
     through them block by block (``spec.batchsize`` sequences), each block chunk by chunk
     (``spec.seqsize`` steps) in time order. The state is carried from chunk to chunk of a block,
     cut off its gradient, and reset at each block's start. Only the slices of the current chunk
-    are read, and the next one ahead.
+    are read, and the next one ahead. Models without state whose outputs depend on other time steps
+    train on whole series, or with ``spec.context`` earlier steps; if they have no parameter
+    ``lengths``, sequences of each length run by themselves. If a model has BatchNorm layers, a last
+    block of one sequence per rank is joined to the one before.
 
     Under ``mpirun`` every rank trains on its part of each block, and gradients are averaged over
     all samples of all ranks: w ranks with ``batchsize`` B do what one process does with w·B.
@@ -54,7 +62,8 @@ class Estimator(Serving):
     loss
         ``loss(m, xs, ys)``, with weights or a mask ``loss(m, xs, ys, ws)``, for chunks
         ``(S, B, …)``; `m` is the model with its state (`Stateful`). Returns the (weighted) mean
-        over the chunk's samples. `seqloss` makes one of an ordinary loss.
+        over the chunk's samples. Weights are ``(S, B)``, or ``(S, B, K)`` where targets are
+        missing, see `Spec`. `seqloss` makes one of an ordinary loss.
     optimizer
         A `torch.optim.Optimizer` over the model's parameters, or a callable that gets the
         parameters and returns one.
@@ -128,18 +137,19 @@ class Estimator(Serving):
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-        if not callable(loss):
-            raise TypeError(f"loss must be callable as loss(m, xs, ys), got {loss!r}")
         if not isinstance(compile, bool):
             raise TypeError(f"compile must be True or False, got {compile!r}")
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
             raise TypeError(f"seed must be an integer or None, got {seed!r}")
+        check_loss(loss)
         self.spec = Spec.of(spec)
         self._replicas = Replicas(communicator(comm))
         self.device = choose_device(device, self._replicas.comm.local_rank)
+        use_device(self.device, alone=self._replicas.alone)
         self.model = model.to(self.device)
         self.loss = loss
-        self.optimizer = make_optimizer(optimizer, model)
+        self._trained = Trained(optimizer, model)
+        self.optimizer = self._trained.first
         self.callbacks = check_callbacks(callbacks)
         self.amp = amp
         self.seed = seed
@@ -156,15 +166,21 @@ class Estimator(Serving):
             raise ValueError(
                 'compile=True on a GPU cannot capture steps with amp="fp16" or spec.accumulate > 1'
             )
+        if compile and self.spec.context:
+            raise ValueError("compile=True goes without spec.context: leave one of them out")
         self._precision = Precision(amp, self.device)
-        if amp is not None and input_dtype(model) == torch.float64:
-            raise ValueError(f"amp={amp!r} needs a model in float32, got one in float64")
+        self._precision.check(model)
         self._compiles = compile
         self._trainer = GraphTrainer if graphs else Trainer
         self._loss = compile_chunks(model, loss) if compile and not graphs else loss
-        stateful = CompiledStateful(model) if compile and not graphs else Stateful(model)
-        self._predictor = Predictor(stateful, self.device, self._replicas)
+        runs = in_context(model, self.spec.context)
+        stateful = CompiledStateful(model) if compile and not graphs else Stateful(runs)
+        own = self.spec.shard == "given"  # then no rank has to do with another's sequences
+        sharing = Replicas(communicator(None)) if own else self._replicas
+        self._predictor = Predictor(stateful, self.device, sharing)
+        self._looks: dict[tuple[Any, ...], Looks] = {}
         self._drawn_seed: int | None = seed
+        self._data_key: int | None = None  # of what callbacks have judged
         self._example: Tree = None
         self._squeezed = False
         self.scaling_: Scaling | None = None
@@ -230,7 +246,8 @@ class Estimator(Serving):
         Raises
         ------
         ValueError, TypeError
-            The data are not what they should be; nothing has been changed then.
+            The data are not what they should be, or nothing in them counts; nothing has been
+            changed then.
         NonFiniteError
             The data hold NaN or infinities (see ``spec.nan``), or the loss became so.
         ReadError
@@ -243,8 +260,13 @@ class Estimator(Serving):
             Another rank failed; the message is its.
         """
         count = self.spec.epochs if epochs is None else epochs
-        with self._replicas.together("fit"):
+        with self._replicas.together("fit"), in_mode(self.model, training=True):
             check_count("epochs", count)
+            if not torch.is_grad_enabled():
+                raise ValueError(
+                    "fit needs gradients, which are off here: call it outside of torch.no_grad() "
+                    "and torch.inference_mode()"
+                )
             data = self._open_both("fit", x, y, w, mask, lengths)
             Fit(self, data, validation).run(count, checkpoint, resume)
         return self
@@ -258,8 +280,11 @@ class Estimator(Serving):
     def predict(self, x: Any, *, lengths: Any = None, out: Any = None, reset: bool = True) -> Any:
         """Run the model over whole series, in evaluation mode, without gradients.
 
-        The result does not depend on ``batchsize`` and ``seqsize``, beyond rounding. With several
-        ranks each runs some of the sequences, and all return the whole.
+        The result does not depend on ``batchsize`` and ``seqsize``, beyond rounding. A model whose
+        outputs depend on other time steps without a state that tells of them, such as attention or
+        a convolution without ``spec.context``, runs on whole series at once, which takes memory.
+        With several ranks each runs some of the sequences, and all return the whole; with
+        ``spec.shard="given"`` each its own.
 
         Parameters
         ----------
@@ -277,7 +302,9 @@ class Estimator(Serving):
         -------
         numpy.ndarray, or `out`
             Outputs ``(T, N, K)``, in the model's structure; ``(T, N)`` if `fit` got such targets;
-            a list of ``(T_i, K)`` if `x` is a list.
+            a list of ``(T_i, K)`` if `x` is a list. In the model's dtype; what ``spec.scale_y``
+            has scaled in single precision at least, and in double precision if the targets held
+            more (`out` may have the model's dtype all the same).
 
         Raises
         ------
@@ -287,23 +314,35 @@ class Estimator(Serving):
         with self._replicas.together("predict"):
             data = self._open(x, None, None, None, lengths)
             self._scale(data)
-            if reset:
-                self.reset_state()
+            self._replicas.make_common(self.model)
             return self._predictor.predict(
                 data, self.spec, out,
-                squeeze=self._squeezed, undo=self._undo, progress=self.progress,
+                reset=reset, squeeze=self._squeezed, undo=self._undo,
+                progress=self.progress and self._replicas.first,
+                whole=wants_whole_series(self, data, goes_on=not reset),
+                pooled=getattr(self.loss, "per_sequence", False),
             )  # fmt: skip
 
     def evaluate(
         self, x: Any, y: Any = None, w: Any = None, *, mask: Any = None, lengths: Any = None
     ) -> float:
-        """Return the mean loss over all samples of all ranks, in evaluation mode; see `fit`."""
+        """Return the mean loss over all samples of all ranks, in evaluation mode; see `fit`.
+
+        Raises
+        ------
+        ValueError
+            Besides what `fit` says: no sample counts.
+        """
         with self._replicas.together("evaluate"):
             data = self._open_both("evaluate", x, y, w, mask, lengths)
+            self._check_compiled(data)
             self._scale(data)
-            chunks = chunk_plan(data, self.spec, self._replicas).chunks()
+            self._replicas.make_common(self.model)
+            whole = wants_whole_series(self, data)
+            chunks = chunk_plan(data, self.spec, self._replicas, whole=whole).chunks()
+            model = in_context(self.model, self.spec.context)
             with in_mode(self.model, training=False):
-                return evaluate(self.model, self._loss, data, chunks, self.device, self._replicas)
+                return evaluate(model, self._loss, data, chunks, self.device, self._replicas)
 
     def _open_both(self, caller: str, x: Any, y: Any, *more: Any) -> Sequences:
         check_parts(self, caller)
@@ -317,18 +356,35 @@ class Estimator(Serving):
     def _open(
         self, x: Any, y: Any = None, w: Any = None, mask: Any = None, lengths: Any = None
     ) -> Sequences:
+        check_place(self.model, self.device)
         data = Sequences(
             x, y, w, mask, lengths, dtype=input_dtype(self.model), nan=self.spec.nan,
+            labels=self.spec.scale_y is None or not of_numbers(self.loss),
             device=self.device, strict=y is not None,  # predictions may go into the same file
         )  # fmt: skip
+        if self.spec.shard != "given":
+            self._replicas.same_data(lambda: checksums(data))
         self._example = tree_map(
             lambda s: torch.zeros(1, 1, *s.shape[2:], dtype=data.dtype, device=self.device), data.x
         )
         return data
 
+    def _check_compiled(self, data: Sequences) -> None:
+        """Raise where a compiled model cannot be told where sequences end."""
+        told = Stateful(self.model).told_ends and not is_bidirectional(self.model)
+        if self._compiles and data.lengths is not None and not told:
+            raise ValueError(
+                "compile=True cannot tell what looks at later steps where sequences end: pass "
+                "sequences of one length, or compile=False"
+            )
+
+    def _current_optimizer(self) -> torch.optim.Optimizer:
+        """Return the optimizer of what the model trains now."""
+        self.optimizer = self._trained.follow(self.optimizer)
+        return self.optimizer
+
     def _scale(self, data: Sequences) -> None:
         """Scale data as those of `fit` were."""
+        self._check_measured()
         if self.scaling_ is not None:
             data.scaled(self.scaling_.x, self.scaling_.y if data.y is not None else None)
-        elif self.spec.scale_x is not None or self.spec.scale_y is not None:
-            raise ValueError("how to scale is measured by fit, which has not been called yet")

@@ -3,42 +3,54 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from .context import in_context
 from .data.chunks import Chunk, ChunkPlan
 from .data.sequences import Batch, Sequences
+from .looking import wants_whole_series
 from .parallel import Replicas
 from .predicting.samples import Samples, collect
 from .spec import Spec
-from .stateful import Stateful, in_mode
+from .stateful import Stateful, each_step, in_mode
 from .training import chunk_loss, chunk_weight, to_device
 from .tree import Tree, tree_map
 
 if TYPE_CHECKING:
     from .estimator import Estimator
 
-__all__ = ["chunk_plan", "evaluate", "samples"]
+__all__ = ["chunk_plan", "evaluate", "nothing_counts", "samples"]
 
 
 def chunk_plan(
-    data: Sequences, spec: Spec, replicas: Replicas, *, by_time: bool | None = None
+    data: Sequences,
+    spec: Spec,
+    replicas: Replicas,
+    *,
+    by_time: bool | None = None,
+    whole: bool = False,
+    joined: bool = False,
 ) -> ChunkPlan:
-    """Return the chunks in which this rank goes through data."""
-    return ChunkPlan(
+    """Return the chunks in which this rank goes through data; `whole`: not cut. Collective."""
+    plan = ChunkPlan(
         steps=data.steps,
         sequences=data.count,
         batchsize=spec.batchsize,
-        seqsize=spec.seqsize,
+        seqsize=data.steps if whole else spec.seqsize,
         rank=replicas.comm.rank,
         size=replicas.comm.size,
         by_time=spec.shard == "time" if by_time is None else by_time,
+        joined=joined,
         lengths=data.lengths,
+        given=[] if spec.shard == "given" else None,
     )
+    if spec.shard == "given":
+        plan = dataclasses.replace(plan, given=replicas.largest(plan.own_chunks))
+    return plan
 
 
 def evaluate(
@@ -62,6 +74,11 @@ def evaluate(
         The state in which each block starts; None: a fresh one.
     warmup
         How many steps at the begin of each block only bring the model into its state.
+
+    Raises
+    ------
+    ValueError
+        Nothing counts, on any rank.
     """
     total = weights = 0.0
     with torch.no_grad():
@@ -72,7 +89,17 @@ def evaluate(
                 total += weight * float(value)
                 weights += weight
     mean, weights = replicas.mean_loss(total / weights if weights else 0.0, weights)
-    return mean if weights else math.nan
+    if not weights:
+        raise nothing_counts("to compute a loss on")
+    return mean
+
+
+def nothing_counts(purpose: str) -> ValueError:
+    """Say that all samples are left out."""
+    return ValueError(
+        f"there is nothing {purpose}: no sample of y counts, as w is 0, mask false, lengths 0, or "
+        "inputs or targets are missing everywhere"
+    )
 
 
 def samples(
@@ -94,14 +121,19 @@ def samples(
     data, states, warmup
         As in `evaluate`.
     """
-    chunks = chunk_plan(data, est.spec, est._replicas, by_time=False).chunks()
+    est._replicas.make_common(est.model)
+    whole = wants_whole_series(est, data)
+    chunks = chunk_plan(data, est.spec, est._replicas, by_time=False, whole=whole).chunks()
+    model = in_context(est.model, est.spec.context)
     first = -1 if getattr(est.loss, "at_last_step", False) else 0
     undo = None if est.scaling_ is None else est.scaling_.undo
 
     def pieces() -> Iterator[tuple[Tree, Tree, Tensor | None]]:
-        for m, _, batch in _walk(est.model, data, chunks, est.device, states, warmup):
+        for m, _, batch in _walk(model, data, chunks, est.device, states, warmup):
             m.lengths = batch.lengths
             y_true, y_pred = batch.ys, m(batch.xs)
+            if getattr(est.loss, "per_sequence", False):
+                y_pred = each_step(y_pred, len(y_true))
             if callable(undo):
                 y_true, y_pred = undo(y_true), undo(y_pred)
             yield tree_map(lambda a: a[first:], (y_true, y_pred, batch.ws))

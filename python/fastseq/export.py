@@ -16,6 +16,7 @@ from torch.export import Dim, ExportedProgram
 
 from .nn.recurrent import kernels
 from .scaling import Scaling
+from .seeding import untouched
 from .stateful import batch_dims, in_mode, is_bidirectional, takes_state
 from .substitutes import Substitutes
 from .tree import Tree, tree_leaves, tree_map, tree_paths
@@ -59,7 +60,7 @@ def export_model(model: nn.Module, x: Tree, path: Path, scaling: Scaling | None 
         The model cannot be exported; the message says why.
     """
     with (
-        in_mode(model, training=False), torch.no_grad(), torch.random.fork_rng(),
+        in_mode(model, training=False), torch.no_grad(), untouched(tree_leaves(x)[0].device),
         _constant(model), Substitutes(model),
     ):  # fmt: skip
         x = tree_map(lambda a: torch.rand_like(a.expand(_STEPS, _COUNT, *a.shape[2:])), x)

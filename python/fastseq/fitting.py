@@ -6,20 +6,24 @@ import contextlib
 import itertools
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, optim
 from torch.utils.data import Dataset
 
 from .checkpoint.saves import Saves
+from .context import in_context
 from .data.sequences import Sequences
 from .data.validation import Validation, split
-from .evaluating import chunk_plan, evaluate
+from .evaluating import chunk_plan, evaluate, nothing_counts
+from .looking import check_fit, wants_whole_series
 from .progress import Progress
 from .run import Run
 from .scaling import Scaling
-from .stateful import in_mode, is_bidirectional
+from .seeding import Draws
+from .stateful import Stateful, batch_norms, in_mode
 from .training import Trainer
 
 if TYPE_CHECKING:
@@ -43,9 +47,12 @@ class Fit:
 
     def __init__(self, est: Estimator, data: Sequences, validation: Any) -> None:
         self._est = est
+        est._precision.check(est.model)
+        est._current_optimizer()  # or what is wrong with it, before any work
         self._spec = spec = est.spec
         self._replicas = est._replicas
         self._validation: Validation | None = None
+        self._by_time = isinstance(validation, Mapping) and "time" in validation
         if isinstance(validation, (tuple, list, Dataset)):
             self._validation = Validation(_other(est, validation))
         elif validation is not None:
@@ -53,13 +60,17 @@ class Fit:
             data, self._validation = split(data, validation, carries=sequential)
         if spec.fold > 1:
             data = _folded(data, spec.fold, quiet=not self._replicas.first)
-        if est._compiles and data.lengths is not None and is_bidirectional(est.model):
-            raise ValueError(
-                "compile=True cannot tell a bidirectional layer where sequences end: pass "
-                "sequences of one length, or compile=False"
-            )
+        est._check_compiled(data)
         self._data = data
-        self._plan = chunk_plan(data, spec, self._replicas)
+        normalised = batch_norms(est.model)
+        self._plan = chunk_plan(data, spec, self._replicas, joined=bool(normalised))
+        told = Stateful(est.model).told_ends
+        if normalised and self._plan.padding and told and self._replicas.first:
+            warnings.warn(
+                f"{', '.join(normalised)}: statistics of BatchNorm count the padding behind the "
+                "ends of shorter sequences; take LayerNorm, or pass sequences of one length",
+                stacklevel=4,
+            )
 
     def run(self, epochs: int, checkpoint: Any = None, resume: Any = None) -> None:
         """Train."""
@@ -67,11 +78,19 @@ class Fit:
         self._saves = saves = Saves(est, checkpoint, resume)
         self._agree(epochs)
         saves.open(self._data)
+        before = est.scaling_
         self._scale()
+        est._looks.clear()
+        try:
+            check_fit(est, self._data, by_time=self._by_time)
+        except BaseException:
+            est.scaling_ = before
+            raise
         est._squeezed, est.padding_ = self._data.squeezed, self._plan.padding
+        _follow_dtype(est.optimizer)
         trainer = est._trainer(
-            est.model, est._loss, est.optimizer, self._spec, est.device, self._replicas,
-            est._precision,
+            est.model, est._loss, est._current_optimizer, self._spec, est.device,
+            self._replicas, est._precision,
         )  # fmt: skip
         if self._validation is not None and self._validation.carried:
             trainer.ends = {}
@@ -81,7 +100,7 @@ class Fit:
         run = Run(est, self._data, self._validation, epochs=epochs, steps=len(self._plan))
         run.ends = trainer.ends
         saves.attach(run, trainer)
-        with trainer, in_mode(est.model, training=True), bar as progress, _calling(run), saves:
+        with trainer, bar as progress, _calling(run), saves:
             while run.epoch < run.epochs and run.stopped is None:
                 self._run_epoch(run, trainer, progress)
 
@@ -89,7 +108,9 @@ class Fit:
         """Make sure that all ranks are about to make the same steps."""
         est, data = self._est, self._data
         shape = f"data of {data.steps} steps and {data.count} sequences"
-        if self._validation is not None:
+        if self._spec.shard == "given":
+            shape = f"features {[(source.name, source.features) for source in data.leaves]}"
+        elif self._validation is not None:
             apart = self._validation.data
             shape += f", {apart.steps} and {apart.count} apart"
         callbacks = [type(callback).__name__ for callback in est.callbacks]
@@ -99,7 +120,8 @@ class Fit:
             f"callbacks {callbacks}\n{self._saves}",
         )
         if est._drawn_seed is None:
-            est._drawn_seed = int(torch.randint(2**62, ()).item())
+            with Draws(None, est.device, turns=self._replicas.alone):
+                est._drawn_seed = int(torch.randint(2**62, ()).item())
         est._drawn_seed = self._replicas.same_number(est._drawn_seed)
 
     def _scale(self) -> None:
@@ -117,6 +139,7 @@ class Fit:
         est, plan = self._est, self._plan
         run.begin_epoch()
         self._saves.begin_epoch()
+        trainer.begin_epoch()
         assert est._drawn_seed is not None
         # Seeded by epoch, so that an epoch is the same whether or not the run was interrupted.
         seed = est._drawn_seed + run.epoch
@@ -127,12 +150,21 @@ class Fit:
         progress.epoch(run.epoch, run.epochs)
         begin = time.perf_counter()
         losses = trainer.new_losses(f"epoch {run.epoch}")
-        with self._seeded(seed):
+        with self._draws(seed) as draws:
             begin = self._saves.within_epoch(trainer, losses, begin)
             chunks = itertools.islice(plan.chunks(order), run.index, None)
-            trainer.run(self._data, chunks, losses, progress, run.asks, run.after_step)
+            draws.watch()
+
+            def after_step(loss: float, attention: bool) -> bool:
+                draws.look()
+                return run.after_step(loss, attention)
+
+            trainer.run(self._data, chunks, losses, progress, run.asks, after_step)
+        self._replicas.make_common(est.model)
         if run.index < run.steps:
             return  # it was stopped
+        if not losses.weight:
+            raise nothing_counts("to train on")
         seconds = time.perf_counter() - begin
         run.row = {
             "epoch": run.epoch,
@@ -152,26 +184,24 @@ class Fit:
     def _validate(self, trainer: Trainer) -> float:
         est, validation = self._est, self._validation
         assert validation is not None
-        plan = chunk_plan(validation.data, self._spec, self._replicas, by_time=False)
+        data, spec = validation.data, self._spec
+        whole = wants_whole_series(est, data)
+        plan = chunk_plan(data, spec, self._replicas, by_time=False, whole=whole)
+        model = in_context(est.model, spec.context)
         with in_mode(est.model, training=False):
             return evaluate(
-                est.model, est._loss, validation.data, plan.chunks(), est.device, self._replicas,
+                model, est._loss, validation.data, plan.chunks(), est.device, self._replicas,
                 states=trainer.ends, warmup=validation.warmup,
             )  # fmt: skip
 
-    @contextlib.contextmanager
-    def _seeded(self, seed: int) -> Iterator[None]:
+    def _draws(self, seed: int) -> Draws:
         """Seed dropout, differently on every rank; leave the user's own generator alone."""
-        if self._est.seed is None and self._replicas.alone:
-            yield  # as in a plain loop: torch's global generator, seeded by the user or not
-            return
+        device, alone = self._est.device, self._replicas.alone
+        if self._est.seed is None and alone:
+            # As in a plain loop: torch's global generator, seeded by the user or not.
+            return Draws(None, device, turns=True)
         seed = (seed * 1_000_003 + self._replicas.comm.rank) % 2**63
-        with torch.random.fork_rng():
-            if self._est.device.type == "cpu":
-                torch.default_generator.manual_seed(seed)  # all devices' take as long as a step
-            else:
-                torch.manual_seed(seed)
-            yield
+        return Draws(seed, device, turns=alone)
 
 
 @contextlib.contextmanager
@@ -186,6 +216,18 @@ def _calling(run: Run) -> Iterator[None]:
     finally:
         run.estimator.stop_reason_ = run.stopped
         run.call("on_fit_end")
+
+
+def _follow_dtype(optimizer: optim.Optimizer) -> None:
+    """Give what an optimizer keeps the dtype that parameters have got, by ``model.double()``."""
+    if not type(optimizer).__module__.startswith("torch.optim"):
+        return  # it may keep it as it likes
+    for p, state in optimizer.state.items():
+        for name, a in state.items():
+            alike = isinstance(a, Tensor) and a.shape == p.shape and name != "step"
+            if alike and a.dtype != p.dtype and a.dtype.is_floating_point:
+                optimizer.load_state_dict(optimizer.state_dict())  # which casts it
+                return
 
 
 def _other(est: Estimator, validation: Any) -> Sequences:

@@ -43,6 +43,8 @@ class FlatOptimizer:
         The trainable parameters of the model.
     agree
         Makes flags true only where they are on all ranks.
+    others
+        Parameters that are not trained: gradients that they get nevertheless are dropped.
     """
 
     def __init__(
@@ -50,21 +52,26 @@ class FlatOptimizer:
         optimizer: optim.Optimizer,
         params: Iterable[nn.Parameter],
         agree: Agree = lambda flags: flags,
+        others: Iterable[nn.Parameter] = (),
     ) -> None:
         self._optimizer = optimizer
         self._params = list(params)
+        self._others = list(others)
         self._agree = agree
         self._vectors: list[_Vector] = []
         self._lists: list[list[nn.Parameter]] | None = None  # the groups' own, while in use
         self._apart: set[nn.Parameter] = set()
+        self._stepped: list[nn.Parameter] = []
         self._known = False
         self._quick: QuickStep | None = None
         self._changed = False
 
     def __enter__(self) -> FlatOptimizer:
         params = [p for group in self._optimizer.param_groups for p in group["params"]]
-        for p in params:
+        for p in (*params, *self._params, *self._others):
             p.grad = None  # what a frozen one still has from an earlier run
+        has = set(params)
+        self._stepped = [p for p in self._params if p in has]
         self._known = unknown(self._optimizer) is None
         joinable = obstacle(self._optimizer) is None
         flags = self._agree([joinable and _movable(p) for p in params])
@@ -82,6 +89,8 @@ class FlatOptimizer:
 
     def gather(self) -> None:
         """Take the gradients: what comes before `step`."""
+        for p in self._others:
+            p.grad = None
         if self._lists is None:
             self._open()
         while without := [p for vector in self._vectors for p in vector.gather()]:
@@ -90,13 +99,19 @@ class FlatOptimizer:
             self._open()
 
     def gathered(self) -> list[nn.Parameter]:
-        """Return what has the gradients now, and all of them; they may be changed in place."""
+        """Return what has the gradients that `step` takes; they may be changed in place."""
         self._changed = True
         joined = {p for vector in self._vectors for p in vector.params}
         return [
             *(vector.flat for vector in self._vectors),
-            *(p for p in self._params if p not in joined),
+            *(p for p in self._stepped if p not in joined),
         ]
+
+    def groups(self) -> list[list[nn.Parameter]]:
+        """Return the parameters of the optimizer's groups, as they are outside."""
+        now = [group["params"] for group in self._optimizer.param_groups]
+        own = self._lists or []
+        return [*own, *now[len(own) :]]  # groups may have been added
 
     def step(self) -> None:
         """Make a step of the optimizer."""

@@ -7,6 +7,8 @@ import numbers
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
+from .extras import need
+
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
@@ -110,8 +112,7 @@ class History(Sequence[dict[str, Any]]):
 
     def to_frame(self) -> pd.DataFrame:
         """Return a `pandas.DataFrame` with one row per epoch (needs pandas)."""
-        import pandas as pd
-
+        pd = need("pandas", "History.to_frame")
         return pd.DataFrame(self._rows, columns=self.columns)
 
     def plot(self, ax: Axes | None = None) -> Axes:
@@ -130,6 +131,7 @@ class History(Sequence[dict[str, Any]]):
         matplotlib.axes.Axes
             Where the losses were drawn; ``ax.figure.savefig("history.png")`` saves the figure.
         """
+        need("matplotlib", "History.plot")
         from .history_plot import plot_history
 
         return plot_history(self, ax)

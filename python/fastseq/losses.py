@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .tree import Tree
 
-__all__ = ["seqloss"]
+__all__ = ["of_numbers", "seqloss"]
 
 Loss = Callable[..., Tensor]
 
@@ -29,23 +29,28 @@ def seqloss(fn: Loss | nn.Module, *, per_step: bool = False) -> Loss:
         ``fn(output, target)`` on ``(S·B, …)``, all steps at once, with ``reduction="none"``.
     per_step
         For losses that are no mean over samples (a correlation, say): `fn` is called on every
-        step, ``fn(output_t, target_t)``, with the step's weights ``(B,)`` as third argument where
-        there are weights or a mask; the result is the mean over steps, each counting as much as
-        its weights' sum.
+        step, ``fn(output_t, target_t)``, with the step's weights ``(B,)``, or ``(B, K)``, as third
+        argument where there are weights, a mask or missing targets; the result is the mean over
+        steps, each counting as much as its weights' sum.
 
     Returns
     -------
     callable
         ``loss(m, xs, ys)`` and ``loss(m, xs, ys, ws)`` for `Estimator`: Σ w·l / Σ w over the
         chunk, where l is a sample's loss (its mean over features) and w its weight, 1 if there
-        are none. 0 if all weights are 0.
+        are none. 0 if all weights are 0. Weights ``(S, B, K)``, which say what is known of each
+        target (see ``spec.nan``), are those of the loss's elements.
+
+        Integer targets ``(S, B, 1)`` are class labels to losses of classes, such as
+        `torch.nn.CrossEntropyLoss`, and to any `fn` if the model has several outputs; to all else
+        they are numbers.
 
     Raises
     ------
     TypeError
         `fn` takes no ``reduction`` and `per_step` is false.
     ValueError
-        `fn` is a module that sums.
+        `fn` is a module that sums. When called: outputs and targets do not fit together.
 
     Examples
     --------
@@ -56,7 +61,19 @@ def seqloss(fn: Loss | nn.Module, *, per_step: bool = False) -> Loss:
     """
     if per_step:
         return functools.partial(_mean_over_steps, fn)
-    return functools.partial(_mean_over_samples, _unreduced(fn), _mean_over_elements(fn))
+    return functools.partial(_mean_over_samples, _unreduced(fn), _mean_over_elements(fn), _kind(fn))
+
+
+def of_numbers(loss: Any) -> bool:
+    """Whether `seqloss` made a loss that compares element by element, integers too.
+
+    Examples
+    --------
+    >>> of_numbers(seqloss(F.mse_loss)), of_numbers(seqloss(F.cross_entropy))
+    (True, False)
+    """
+    made = isinstance(loss, functools.partial) and loss.func is _mean_over_samples
+    return made and loss.args[2] == "elements"
 
 
 def _unreduced(fn: Loss | nn.Module) -> Loss:
@@ -91,6 +108,10 @@ _DIRECT: dict[Any, Loss] = {
     F.mse_loss: functools.partial(_native.mse_loss, reduction=1),
 }
 _MODULES_OF_MEANS = (nn.HuberLoss, nn.L1Loss, nn.MSELoss, nn.SmoothL1Loss)
+# They compare element by element, too, but with weights of their own.
+_MODULES_OF_ELEMENTS = (*_MODULES_OF_MEANS, nn.BCELoss, nn.BCEWithLogitsLoss)
+_OF_CLASSES: tuple[Any, ...] = (F.cross_entropy, F.nll_loss, F.multi_margin_loss)
+_MODULES_OF_CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss)
 
 
 def _mean_over_elements(fn: Loss | nn.Module) -> Loss | None:
@@ -102,8 +123,23 @@ def _mean_over_elements(fn: Loss | nn.Module) -> Loss | None:
     return _DIRECT.get(fn, fn) if fn in _MEANS else None
 
 
+def _kind(fn: Any) -> str | None:
+    """Return what `fn` compares outputs with: ``"elements"``, ``"classes"``; None: who knows."""
+    if isinstance(fn, _MODULES_OF_ELEMENTS) or fn in _MEANS:
+        return "elements"
+    if isinstance(fn, _MODULES_OF_CLASSES) or fn in _OF_CLASSES:
+        return "classes"
+    return None
+
+
 def _mean_over_samples(
-    fn: Loss, mean: Loss | None, m: Any, xs: Tree, ys: Tensor, ws: Tensor | None = None
+    fn: Loss,
+    mean: Loss | None,
+    kind: str | None,
+    m: Any,
+    xs: Tree,
+    ys: Tensor,
+    ws: Tensor | None = None,
 ) -> Tensor:
     output = m(xs)
     if not isinstance(output, Tensor) or not isinstance(ys, Tensor):
@@ -112,18 +148,58 @@ def _mean_over_samples(
         )
     if mean is not None and ws is None and output.shape == ys.shape and ys.is_floating_point():
         return mean(output, ys)
-    if ys.shape[-1] == 1 and not ys.is_floating_point():
-        ys = ys.squeeze(-1)  # class labels
-    elif output.shape != ys.shape and ys.is_floating_point():
+    if output.dim() < 2 or output.shape[:2] != ys.shape[:2]:
         raise ValueError(
-            f"the model's output {tuple(output.shape)} and the target {tuple(ys.shape)} differ in "
-            "shape: give the model as many outputs as y has features"
+            f"the model's output must be (time, sequences, features), for every step of a chunk of "
+            f"{ys.shape[0]} steps and {ys.shape[1]} sequences, got {tuple(output.shape)}"
         )
+    if not ys.is_floating_point():
+        ys = _integers(kind, output, ys)
+    elif output.shape != ys.shape:
+        raise _unlike(output, ys)
     losses = fn(output.flatten(0, 1), ys.flatten(0, 1))
+    if losses.shape[:1] != (ys.shape[0] * ys.shape[1],) or (
+        output.shape != ys.shape and kind is None and losses.dim() > 1
+    ):
+        raise ValueError(
+            f"the loss must be one number per sample, but for outputs {tuple(output.shape)} and "
+            f"targets {tuple(ys.shape)} it has the shape {tuple(losses.shape)}: give the model as "
+            "many outputs as y has features, or pass per_step=True"
+        )
     if ws is None:
         return losses.mean()
+    if ws.dim() > 2:
+        ws = ws.flatten(0, 1)
+        if losses.shape != ws.shape:
+            raise ValueError(
+                "y has samples of which some targets are missing, others not, but this loss is not "
+                "one of each target: leave such samples out with mask, or write a loss of your own"
+            )
+        return _weighted_mean(losses, ws)
     losses = losses.flatten(1).mean(1) if losses.dim() > 1 else losses
     return _weighted_mean(losses, ws.flatten())
+
+
+def _integers(kind: str | None, output: Tensor, ys: Tensor) -> Tensor:
+    """Return integer targets as what they are: class labels ``(S, B)``, or numbers."""
+    labels = ys.shape[-1] == 1 and (kind == "classes" or output.shape[-1] > 1)
+    if kind == "classes" and output.shape[-1] == 1:
+        raise ValueError(
+            f"the loss is one of classes, but the model has one output, {tuple(output.shape)}: "
+            "give it one for each class, or take binary_cross_entropy_with_logits"
+        )
+    if kind != "elements" and labels:
+        return ys.squeeze(-1)
+    if output.shape != ys.shape and (kind == "elements" or output.shape[-1] == 1):
+        raise _unlike(output, ys)
+    return ys.to(output.dtype) if kind == "elements" else ys
+
+
+def _unlike(output: Tensor, ys: Tensor) -> ValueError:
+    return ValueError(
+        f"the model's output {tuple(output.shape)} and the target {tuple(ys.shape)} differ in "
+        "shape: give the model as many outputs as y has features"
+    )
 
 
 def _mean_over_steps(fn: Loss, m: Any, xs: Tree, ys: Tree, ws: Tensor | None = None) -> Tensor:
@@ -131,7 +207,8 @@ def _mean_over_steps(fn: Loss, m: Any, xs: Tree, ys: Tree, ws: Tensor | None = N
     if ws is None:
         return torch.stack([fn(o, y) for o, y in zip(output, ys, strict=True)]).mean()
     losses = torch.stack([fn(o, y, w) for o, y, w in zip(output, ys, ws, strict=True)])
-    return _weighted_mean(losses, ws.sum(1))
+    each = ws.flatten(2).mean(2) if ws.dim() > 2 else ws
+    return _weighted_mean(losses, each.sum(1))
 
 
 def _weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .distributed import Communicator
 from .errors import CommunicationError, RemoteError
@@ -39,6 +41,8 @@ class Replicas:
         self.comm = comm
         self.alone = comm.size == 1
         self.first = comm.rank == 0
+        self._samples = 0.0  # that this rank has trained on
+        self._apart = False  # since buffers were the same on all ranks
 
     @contextmanager
     def together(self, call: str) -> Iterator[None]:
@@ -80,6 +84,36 @@ class Replicas:
         ranks = self.comm.allreduce_(torch.tensor(flags, dtype=torch.float64), "sum")
         return [count == self.comm.size for count in ranks.tolist()]
 
+    def largest(self, numbers: list[int]) -> list[int]:
+        """Return the largest of all ranks' numbers, place by place; ranks may have fewer."""
+        if self.alone:
+            return numbers
+        size = torch.zeros(self.comm.size, dtype=torch.float64)
+        size[self.comm.rank] = len(numbers)
+        ranks = torch.zeros(
+            self.comm.size, int(self.comm.allreduce_(size, "sum").max()), dtype=torch.float64
+        )
+        ranks[self.comm.rank, : len(numbers)] = torch.tensor(numbers, dtype=torch.float64)
+        return [int(number) for number in self.comm.allreduce_(ranks, "sum").amax(0)]
+
+    def same_data(self, about: Callable[[], str]) -> None:
+        """Raise `ValueError` on all ranks unless they were given the same data. Collective.
+
+        Parameters
+        ----------
+        about
+            Describes this rank's.
+        """
+        if self.alone:
+            return
+        try:
+            self.comm.agree("what is passed as data", about())
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; ranks share the work on the same data: pass the whole to each, or set "
+                'spec.shard="given" if every rank has its own'
+            ) from None
+
     def sync(self, optimizer: torch.optim.Optimizer) -> None:
         """Give all ranks rank 0's optimizer state."""
         if self.alone:
@@ -92,6 +126,37 @@ class Replicas:
             device = optimizer.param_groups[0]["params"][0].device
             loaded = torch.load(io.BytesIO(state), map_location=device, weights_only=True)
             optimizer.load_state_dict(loaded)
+
+    def trained(self, weight: float) -> None:
+        """Note a step, which may have changed buffers: `weight` of this rank's samples."""
+        self._samples += weight
+        self._apart = True
+
+    def make_common(self, model: nn.Module) -> None:
+        """Make buffers the same on all ranks, if steps may have made them differ. Collective.
+
+        Of floating-point ones, such as the statistics of BatchNorm, the mean over the samples that
+        each rank has trained on since; of others, such as counts of steps, the largest.
+        """
+        if not self._apart:
+            return
+        weight, self._samples, self._apart = self._samples, 0.0, False
+        buffers = [torch.view_as_real(b) if b.is_complex() else b for b in model.buffers()]
+        buffers = [b.detach() for b in buffers if b.numel()]
+        if not buffers:
+            return
+        sums = torch.tensor([_checksum(b) for b in buffers], dtype=torch.float64)
+        equal = self.in_common((sums == self.comm.broadcast_(sums.clone())).tolist())
+        total = float(self.comm.allreduce_(torch.tensor(weight, dtype=torch.float64), "sum"))
+        for buffer in (b for b, same in zip(buffers, equal, strict=True) if not same):
+            own = buffer.to("cpu", torch.float64)
+            if not buffer.is_floating_point():
+                ranks = own.new_full((self.comm.size, *own.shape), 0)
+                ranks[self.comm.rank] = own
+                buffer.copy_(self.comm.allreduce_(ranks, "sum").amax(0))
+            elif total:
+                own = own * (weight / total) if weight else torch.zeros_like(own)
+                buffer.copy_(self.comm.allreduce_(own, "sum"))
 
     def mean_loss(self, loss: float, weight: float) -> tuple[float, float]:
         """Return the weighted mean of losses over all ranks, and the sum of the weights."""
@@ -110,3 +175,8 @@ class Replicas:
             rows = max(1, _PIECE_BYTES // max(1, piece[:1].numel() * piece.element_size()))
             for rows_piece in torch.split(piece, rows) if piece.numel() else ():
                 rows_piece.copy_(self.comm.broadcast_(rows_piece.contiguous(), root))
+
+
+def _checksum(tensor: Tensor) -> int:
+    data: Any = tensor.cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return zlib.crc32(data)

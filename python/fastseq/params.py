@@ -83,6 +83,8 @@ def _vector(tensors: list[Tensor]) -> Tensor:
     dtype = tensors[0].dtype
     for tensor in tensors[1:]:
         dtype = torch.promote_types(dtype, tensor.dtype)
+    if dtype.is_complex:
+        return torch.cat([tensor.to(dtype).flatten() for tensor in tensors])
     return pack([tensor.to(dtype) for tensor in tensors])
 
 
@@ -128,9 +130,8 @@ def vec2net(m: Any, v: Tensor) -> None:
 def net2grad(m: Any) -> Tensor:
     """Return the gradients of all parameters of a model as one vector ``(P,)``.
 
-    In the order of `net2vec`. Parameters without a gradient have zeros. Gradients that lie one
-    after another already, as those that `distributed.Bucketizer` has averaged may, are not copied:
-    the vector is then a view of them.
+    In the order of `net2vec`. Parameters without a gradient have zeros. It is a copy: what is done
+    to the vector changes no gradient.
 
     Examples
     --------
@@ -141,25 +142,7 @@ def net2grad(m: Any) -> Tensor:
     """
     params = namedparams(m).values()
     with torch.no_grad():
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
-        return _flat_view(grads) if _follow_each_other(grads) else _vector(grads)
-
-
-def _follow_each_other(tensors: list[Tensor]) -> bool:
-    """Whether tensors of one storage lie in it in order, without gaps."""
-    if not tensors or not all(t.is_contiguous() and t.dtype == tensors[0].dtype for t in tensors):
-        return False
-    storage, end = tensors[0].untyped_storage().data_ptr(), tensors[0].storage_offset()
-    for t in tensors:
-        if t.untyped_storage().data_ptr() != storage or t.storage_offset() != end:
-            return False
-        end += t.numel()
-    return len(tensors) > 1
-
-
-def _flat_view(tensors: list[Tensor]) -> Tensor:
-    numel = sum(t.numel() for t in tensors)
-    return tensors[0].as_strided((numel,), (1,), tensors[0].storage_offset())
+        return _vector([torch.zeros_like(p) if p.grad is None else p.grad for p in params])
 
 
 def notrack(m: Any) -> nn.Module:

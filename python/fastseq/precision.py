@@ -6,7 +6,9 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, optim
+from torch import Tensor, nn, optim
+
+from .arguments import input_dtype
 
 __all__ = ["Precision"]
 
@@ -44,6 +46,12 @@ class Precision:
         if amp == "fp16":
             self._scaler = torch.amp.GradScaler(device.type)
         self.scales = self._scaler is not None
+
+    def check(self, model: nn.Module) -> None:
+        """Raise unless this is for a model of that dtype."""
+        if self._dtype is not None and input_dtype(model) == torch.float64:
+            amp = next(name for name, dtype in _DTYPES.items() if dtype == self._dtype)
+            raise ValueError(f"amp={amp!r} needs a model in float32, got one in float64")
 
     @property
     def forward(self) -> AbstractContextManager[Any]:

@@ -12,6 +12,7 @@ import torch
 
 from .callbacks.protocol import Callback
 from .checkpoint.settings import Checkpoint
+from .data.fingerprint import fingerprint
 from .parallel import Replicas
 from .tree import Tree
 
@@ -55,6 +56,8 @@ class Run:
         The states in which each block's training part has ended, if validation goes on from them.
     requests
         What `request` asked for, on any rank: for the callbacks of this step, or epoch.
+    has_other_data
+        Whether the last call of `fit` is known to have trained on other data than this one.
     """
 
     def __init__(
@@ -88,6 +91,24 @@ class Run:
         self._callbacks = list(estimator.callbacks)
         self._chunks_per_step = estimator.spec.accumulate
         self._every_step = _hooks(self._callbacks, "on_batch_end")
+        self._data_key: int | None = None
+        self.has_other_data = False
+
+    @property
+    def data_key(self) -> int:
+        """A number that other data for training and validation hardly have.
+
+        All ranks must ask for it at the same place.
+        """
+        if self._data_key is None:
+            parts = [self.data] if self.validation is None else [self.data, self.validation.data]
+            keys = torch.tensor([fingerprint(part) for part in parts], dtype=torch.float64)
+            if not self._replicas.alone:
+                keys = self._replicas.comm.allreduce_(keys, "sum")
+            key = self._data_key = hash(tuple(keys.tolist()))
+            before, self.estimator._data_key = self.estimator._data_key, key
+            self.has_other_data = before not in (None, key)
+        return self._data_key
 
     @property
     def model(self) -> nn.Module:

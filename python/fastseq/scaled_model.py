@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .arguments import input_dtype
-from .data.scaling import Affine, scaled, unscaled
+from .data.scaling import Affine
 from .stateful import takes_state
 from .tree import Tree, tree_map
 
@@ -15,6 +15,9 @@ __all__ = ["ScaledModel"]
 
 class ScaledModel(nn.Module):
     """Scales inputs, runs a model on them, and undoes the scaling of its outputs.
+
+    Inputs may be of any dtype: they are scaled in fp64, and then become what the model computes in.
+    Outputs are fp64 where their scaling is `Affine.wide`, else fp32 at least.
 
     Parameters
     ----------
@@ -41,7 +44,7 @@ class ScaledModel(nn.Module):
         self._y = tree_map(lambda affine: self._add(affine, inverse=True), y_scaling)
 
     def _add(self, affine: Affine, *, inverse: bool) -> int:
-        layer = _AffineLayer(affine, input_dtype(self.module), inverse=inverse)
+        layer: nn.Module = _Undo(affine) if inverse else _Apply(affine, input_dtype(self.module))
         device = next((p.device for p in self.module.parameters()), "cpu")
         self.layers.append(layer.to(device))
         return len(self.layers) - 1
@@ -71,19 +74,32 @@ class ScaledModel(nn.Module):
         return tree_map(lambda a, i: a if i is None else self.layers[i](a), tree, numbers)
 
 
-class _AffineLayer(nn.Module):
-    """An `Affine`, or what undoes it, whose numbers are buffers."""
+class _Numbers(nn.Module):
+    """An `Affine` whose numbers are buffers."""
 
-    high: Tensor
-    low: Tensor
+    center: Tensor
     scale: Tensor
 
-    def __init__(self, affine: Affine, dtype: torch.dtype, *, inverse: bool) -> None:
+    def __init__(self, affine: Affine) -> None:
         super().__init__()
-        self._inverse = inverse
-        for name, part in zip(("high", "low", "scale"), affine.parts(dtype), strict=True):
-            self.register_buffer(name, part)
+        self._wide = affine.wide
+        self.register_buffer("center", affine.center.double())
+        self.register_buffer("scale", affine.scale.double())
+
+    @property
+    def affine(self) -> Affine:
+        return Affine(self.center, self.scale, self._wide)
+
+
+class _Apply(_Numbers):
+    def __init__(self, affine: Affine, dtype: torch.dtype) -> None:
+        super().__init__(affine)
+        self._dtype = dtype
 
     def forward(self, slab: Tensor) -> Tensor:
-        compute = unscaled if self._inverse else scaled
-        return compute(slab, self.high, self.low, self.scale)
+        return self.affine.apply(slab, self._dtype)
+
+
+class _Undo(_Numbers):
+    def forward(self, slab: Tensor) -> Tensor:
+        return self.affine.undo(slab)

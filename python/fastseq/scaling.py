@@ -34,7 +34,7 @@ class Scaling:
     >>> from fastseq.data.scaling import Affine
     >>> one = torch.ones(1, dtype=torch.float64)
     >>> scaling = Scaling(Affine(3 * one, 2 * one), None)
-    >>> scaling.apply(torch.tensor([[5.0]]))
+    >>> scaling.apply(torch.tensor([[5]]), torch.float32)
     tensor([[1.]])
     >>> Scaling.from_state(scaling.state()).x.center
     tensor([3.], dtype=torch.float64)
@@ -56,7 +56,7 @@ class Scaling:
         Parameters
         ----------
         data
-            The data, not scaled.
+            The data.
         chunks
             This rank's part of them.
         methods
@@ -70,25 +70,31 @@ class Scaling:
             A feature cannot be scaled; the message names it.
         """
         wanted = {name: m for name, m in zip("xy", methods, strict=True) if m is not None}
-        like = {name: tree_map(_empty, getattr(data, name)) for name in wanted}
+        raw = data.measured()
+        like = {name: tree_map(_empty, getattr(raw, name)) for name in wanted}
 
         def slabs() -> Iterator[tuple[Tree, Tensor | None]]:
-            for _, batch in data.batches(chunks):
-                if batch is not None:
-                    counts = None if batch.ws is None else batch.ws > 0
-                    yield {name: getattr(batch, f"{name}s") for name in wanted}, counts
+            for _, batch in raw.batches(chunks):
+                if batch is None:
+                    continue
+                found = {name: getattr(batch, f"{name}s") for name in wanted}
+                if data.nan == "mask":
+                    found = tree_map(_without_infinities, found)
+                yield found, None if batch.ws is None else batch.ws > 0
 
         found = measure(wanted, slabs(), like, replicas)
         return cls(found.get("x"), found.get("y"))
 
-    def apply(self, xs: Tree) -> Tree:
-        """Scale inputs."""
+    def apply(self, xs: Tree, dtype: torch.dtype) -> Tree:
+        """Scale inputs of any dtype, and return them as `dtype`."""
         if self.x is None:
-            return xs
-        return tree_map(lambda a, affine: a if affine is None else affine.apply(a), xs, self.x)
+            return tree_map(lambda a: a.to(dtype), xs)
+        return tree_map(
+            lambda a, affine: a.to(dtype) if affine is None else affine.apply(a, dtype), xs, self.x
+        )
 
     def raw(self, xs: Tree) -> Tree:
-        """Return inputs that `apply` scales to `xs`."""
+        """Return inputs that `apply` scales to `xs`, in fp64 where those are that it measured."""
         if self.x is None:
             return xs
         return tree_map(lambda a, affine: a if affine is None else affine.undo(a), xs, self.x)
@@ -124,6 +130,10 @@ def _undo(affine: Affine, a: Tensor) -> Tensor:
             f"{affine.center.shape[-1]}: leave spec.scale_y out"
         )
     return affine.undo(a)
+
+
+def _without_infinities(slab: Tensor) -> Tensor:
+    return slab.masked_fill(slab.isinf(), torch.nan) if slab.is_floating_point() else slab
 
 
 def _empty(source: Any) -> Tensor:

@@ -10,28 +10,35 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .arguments import input_dtype, step_input
+from .arguments import input_dtype
+from .data.arguments import step_input
+from .data.nonfinite import fill_step
 from .distributed import communicator
 from .export import check_path, export_model
+from .looking import check_steps
 from .parallel import Replicas
 from .saving import load_estimator, save_estimator
+from .scaling import Scaling
+from .spec import Spec
 from .training import to_device
 from .tree import Tree, tree_map
 
 if TYPE_CHECKING:
     from .data.sequences import Sequences
     from .predicting import Predictor
-    from .scaling import Scaling
 
 __all__ = ["Serving"]
 
 S = TypeVar("S", bound="Serving")
+
+_UNSCALED = Scaling(None, None)
 
 
 class Serving:
     """The part of `Estimator` that needs no targets and no passes over data."""
 
     model: nn.Module
+    spec: Spec
     device: torch.device
     scaling_: Scaling | None
     _replicas: Replicas
@@ -58,6 +65,14 @@ class Serving:
         Tensor
             Outputs of the step, ``(N, K)``, on the model's device, in the model's structure.
 
+        Raises
+        ------
+        ValueError
+            `x` is not what it should be, or how to scale it is not known yet. The state is as it
+            was.
+        NonFiniteError
+            `x` holds NaN or infinities; see ``spec.nan``.
+
         Examples
         --------
         >>> import fastseq as fs
@@ -66,9 +81,10 @@ class Serving:
         >>> est.step(torch.zeros(8, 3)).shape
         torch.Size([8, 2])
         """
-        xs = step_input(x, input_dtype(self.model))
-        if self.scaling_ is not None:
-            xs = self.scaling_.apply(xs)
+        self._check_measured()
+        scaling = _UNSCALED if self.scaling_ is None else self.scaling_
+        xs = fill_step(scaling.apply(step_input(x), input_dtype(self.model)), self.spec.nan)
+        check_steps(self, xs)  # type: ignore[arg-type]  # it is a part of it
         xs = to_device(xs, self.device)
         return self._predictor.step(xs, squeeze=self._squeezed, undo=self._undo)
 
@@ -77,8 +93,9 @@ class Serving:
 
         The program is ``program(x, state) -> (y, state)`` for any number of steps and sequences:
         `x` and `y` as in `predict`, but tensors, `state` a tuple of tensors, the leaves of what
-        `get_state` returns. Models without state, and models that look at later steps and so take
-        whole series, are ``program(x) -> y``. Rank 0 writes.
+        `get_state` returns. `x` has the model's dtype; scaled inputs are fp32 at least, and fp64
+        where those of `fit` held more. Models without state, and models that look at later steps
+        and so take whole series, are ``program(x) -> y``. Rank 0 writes.
 
         `torch.export.load` reads the file; that runs nothing of fastseq or of the model's code.
         The extra file ``fastseq.json`` in it tells for each tensor of the state its ``name``,
@@ -120,6 +137,8 @@ class Serving:
         """
         with self._replicas.together("export"):
             target = check_path(path)
+            self._check_measured()
+            self._replicas.make_common(self.model)
             if x is not None:
                 self._open(x)
             if self._example is None:
@@ -164,6 +183,7 @@ class Serving:
         """
         with self._replicas.together("save"):
             target = Path(path)
+            self._replicas.make_common(self.model)
             if self._replicas.first:
                 save_estimator(self, target, state=state)
 
@@ -225,6 +245,12 @@ class Serving:
     def reset_state(self) -> None:
         """Make the next `step` start new series."""
         self._predictor.state = None
+
+    def _check_measured(self) -> None:
+        """Raise if data are to be scaled, and it is not known how."""
+        spec = self.spec
+        if self.scaling_ is None and (spec.scale_x is not None or spec.scale_y is not None):
+            raise ValueError("how to scale is measured by fit, which has not been called yet")
 
     @property
     def _undo(self) -> Tree:

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .lengths import mapped
+from .modes import in_mode
+from .seeding import untouched
 from .tree import Tree, tree_leaves, tree_map
 
-__all__ = ["Stateful", "batch_dims", "in_mode", "is_bidirectional", "takes_lengths", "takes_state"]
+__all__ = [
+    "Stateful", "batch_dims", "batch_norms", "carries", "each_step", "in_mode", "is_bidirectional",
+    "steps_apart", "takes_lengths", "takes_state", "unwrapped",
+]  # fmt: skip
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Return what `torch.compile` was given, if `module` is what it has returned."""
+    return getattr(module, "_orig_mod", module)
 
 
 def takes_state(module: nn.Module) -> bool:
@@ -35,7 +45,7 @@ def takes_state(module: nn.Module) -> bool:
     known = _TAKES_STATE.get(type(module))
     if known is not None and not module.__dict__.get("batch_first"):  # in the inner loop
         return known
-    module = getattr(module, "_orig_mod", module)  # what torch.compile was given
+    module = unwrapped(module)
     if isinstance(module, nn.RNNCellBase):
         raise TypeError(
             f"{type(module).__name__} returns no (output, state); "
@@ -74,7 +84,7 @@ def _forward_takes_state(kind: type[nn.Module]) -> bool:
 
 def takes_lengths(module: nn.Module) -> bool:
     """Whether the ``forward`` of `module` has a parameter ``lengths``."""
-    kind = type(module)
+    kind = type(unwrapped(module))
     if kind not in _TAKES_LENGTHS:
         _TAKES_LENGTHS[kind] = "lengths" in inspect.signature(kind.forward).parameters
     return _TAKES_LENGTHS[kind]
@@ -83,16 +93,60 @@ def takes_lengths(module: nn.Module) -> bool:
 _TAKES_LENGTHS: dict[type[nn.Module], bool] = {}
 
 
-@contextmanager
-def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """Put a model into training or evaluation mode; afterwards every module has its own again."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+def carries(module: nn.Module) -> bool:
+    """Whether `module` has a state to carry; a `Chain` of layers without one has none."""
+    plain = unwrapped(module)
+    if isinstance(plain, nn.Sequential):
+        return takes_state(plain) and any(map(carries, plain))
+    return takes_state(plain)
+
+
+# What they return for a time step depends on nothing else.
+_STEP_BY_STEP: tuple[type[nn.Module], ...] = (
+    nn.Linear, nn.Identity, nn.Dropout, nn.AlphaDropout, nn.Embedding, nn.ReLU, nn.ReLU6,
+    nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid,
+    nn.Softsign, nn.Softplus, nn.Tanhshrink, nn.LogSigmoid, nn.Hardsigmoid, nn.Hardswish,
+    nn.Hardtanh,
+)  # fmt: skip
+_RECURRENT_FILES = ("torch.nn.modules.rnn", "fastseq.nn.recurrent", "fastseq.substitutes")
+
+
+def steps_apart(module: nn.Module) -> bool:
+    """Whether what `module` returns for a step is known to depend on that step and the state only.
+
+    It is known of recurrent layers and of those that see single steps, alone or one after another.
+
+    Examples
+    --------
+    >>> steps_apart(nn.Sequential(nn.Linear(3, 4), nn.ReLU())), steps_apart(nn.Conv1d(3, 4, 5))
+    (True, False)
+    """
+    plain = unwrapped(module)
+    kind = type(plain)
+    if isinstance(plain, nn.Sequential):
+        ours = kind is nn.Sequential or kind.__module__ == "fastseq.nn.chain"
+        return ours and all(map(steps_apart, plain))
+    if isinstance(plain, nn.RNNBase):
+        return kind.__module__ in _RECURRENT_FILES and not plain.bidirectional
+    if isinstance(plain, nn.LayerNorm | nn.RMSNorm):
+        return len(plain.normalized_shape) == 1
+    return kind in _STEP_BY_STEP
+
+
+def _told_ends(module: nn.Module) -> bool:
+    """Whether steps behind a sequence's end are known to change none of the others' outputs."""
+    plain = unwrapped(module)
+    if carries(plain) or steps_apart(plain):
+        return True
+    if isinstance(plain, nn.Sequential):
+        return all(map(_told_ends, plain))
+    return takes_lengths(plain)
+
+
+def batch_norms(module: nn.Module) -> list[str]:
+    """Return the names of layers in `module` that normalise over sequences."""
+    kinds = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
+    return [name or type(m).__name__ for name, m in module.named_modules() if isinstance(m, kinds)]
 
 
 def is_bidirectional(module: nn.Module) -> bool:
@@ -132,13 +186,15 @@ class Stateful:
         self.module = module
         self.state: Tree = None
         self.lengths: Tensor | None = None
-        if isinstance(module, nn.Sequential):
-            stateful = [type(layer).__name__ for layer in module if takes_state(layer)]
-            if stateful and type(module).forward is nn.Sequential.forward:
+        plain = unwrapped(module)
+        if isinstance(plain, nn.Sequential):
+            stateful = [type(unwrapped(a)).__name__ for a in plain if takes_state(a)]
+            if stateful and type(plain).forward is nn.Sequential.forward:
                 raise TypeError(
                     f"nn.Sequential drops the state of {', '.join(stateful)}; use fastseq.nn.Chain"
                 )
         self._takes_state = takes_state(module)
+        self.told_ends = _told_ends(module)
         self._backward_starts_fresh = is_bidirectional(module)
 
     def __call__(self, x: Tree) -> Tree:
@@ -159,12 +215,30 @@ class Stateful:
     def _run_to_lengths(self, x: Tree, lengths: Tensor) -> Tree:
         """Run on a chunk of which each sequence has some steps, if the model wants to know."""
         steps = (x if isinstance(x, Tensor) else tree_leaves(x)[0]).shape[0]
-        more = {"lengths": lengths.clamp(0, steps)} if takes_lengths(self.module) else {}
-        self.lengths = lengths - steps
+        if not self.told_ends:
+            self.lengths = mapped(lengths, lambda n: n - steps)
+            return self._run_each_length(x, lengths.clamp(0, steps))
+        more = {}
+        if takes_lengths(self.module):
+            more = {"lengths": mapped(lengths, lambda n: n.clamp(0, steps))}
+        self.lengths = mapped(lengths, lambda n: n - steps)
         if not self._takes_state:
             return self.module(x, **more)
         y, self.state = self.module(x, self.state, **more)
         return y
+
+    def _run_each_length(self, x: Tree, lengths: Tensor) -> Tree:
+        """Run a model without state on sequences of each length: it would see the padding."""
+        size = (x if isinstance(x, Tensor) else tree_leaves(x)[0]).shape[:2]
+        whole: Tree = None
+        for steps in filter(None, torch.unique(lengths).tolist()):
+            index = (lengths == steps).nonzero()[:, 0]
+            part = tree_map(lambda a, n=steps, i=index: a[:n].index_select(1, i), x)
+            y = self.module(part, None)[0] if self._takes_state else self.module(part)
+            if whole is None:  # what pools has no steps
+                whole = tree_map(lambda a: _room(a, *size), y)
+            tree_map(lambda a, b, n=steps, i=index: _place(a, b, n, i), whole, y)
+        return whole
 
     def __getattr__(self, name: str) -> Any:
         if name == "module":
@@ -177,6 +251,12 @@ class Stateful:
             self.state = tree_map(Tensor.detach, self.state)
             if self._backward_starts_fresh:
                 self.state = reset_backward(self.module, self.state)
+
+    def fresh(self) -> Stateful:
+        """Return another one of the same model, whose series begin."""
+        other = copy.copy(self)
+        other.state = other.lengths = None
+        return other
 
     def reset_state(self) -> None:
         """Forget the state: the next call starts a new series."""
@@ -191,6 +271,24 @@ class Stateful:
         self.state = tree_map(lambda a: a.detach().clone(), state)
 
 
+def _room(a: Tensor, steps: int, count: int) -> Tensor:
+    """Return zeros for outputs of all sequences like those of some; what pools has no steps."""
+    shape = (count, *a.shape[1:]) if a.dim() == 2 else (steps, count, *a.shape[2:])
+    return a.new_zeros(shape)
+
+
+def _place(into: Tensor, a: Tensor, steps: int, index: Tensor) -> None:
+    if a.dim() == 2:
+        into[index] = a
+    else:
+        into[:steps, index] = a
+
+
+def each_step(outputs: Tree, steps: int) -> Tree:
+    """Return what a model says of whole sequences, ``(B, K)``, as said at each of their steps."""
+    return tree_map(lambda a: a.expand(steps, *a.shape) if a.dim() == 2 else a, outputs)
+
+
 def _is_step(x: Tree) -> bool:
     """Whether `x` is one time step, ``(B, F)``."""
     return bool(tree_leaves(x)[0].dim() == 2)
@@ -203,6 +301,7 @@ def reset_backward(module: nn.Module, state: Tree) -> Tree:
     is no state of the next chunk's end. Layers are found where state is threaded by fastseq: a
     bare layer, or in a `Chain`.
     """
+    module = unwrapped(module)
     if isinstance(module, nn.RNNBase) and module.bidirectional:
         forward = torch.arange(2 * module.num_layers) % 2 == 0
 
@@ -219,7 +318,7 @@ def reset_backward(module: nn.Module, state: Tree) -> Tree:
 def batch_dims(module: nn.Module, x: Tree) -> Tree:
     """Tell in which dimension of each state tensor the sequences lie.
 
-    Found by running the model on one step of one and of two sequences: it is the dimension whose
+    Found by running the model on one and on two sequences: it is the dimension whose
     length differs. -1 where none does (a state that all sequences share).
 
     Parameters
@@ -229,11 +328,11 @@ def batch_dims(module: nn.Module, x: Tree) -> Tree:
     x
         An input of at least one step and one sequence, ``(S, B, F)``.
     """
-    with torch.no_grad(), torch.random.fork_rng():
+    with torch.no_grad(), untouched(tree_leaves(x)[0].device):
         states = []
         for count in (1, 2):
             m = Stateful(module)
-            m(tree_map(lambda a, n=count: a[:1, :1].expand(1, n, *a.shape[2:]).contiguous(), x))
+            m(tree_map(lambda a, n=count: a[:, :1].expand(-1, n, *a.shape[2:]).contiguous(), x))
             states.append(m.state)
 
     def differing(one: Tensor, two: Tensor) -> int:

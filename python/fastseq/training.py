@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import math
+import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .context import in_context
 from .data.chunks import Chunk
 from .data.sequences import Batch, Sequences
 from .distributed import Bucketizer
 from .errors import NonFiniteError
 from .flat import FlatOptimizer
+from .lengths import beside
 from .parallel import Replicas
 from .precision import Precision
 from .progress import Progress
 from .spec import Spec
 from .stateful import Stateful
-from .tree import Tree, tree_map
+from .tree import Tree, tree_leaves, tree_map
 
 __all__ = ["LossMean", "Trainer", "chunk_loss", "chunk_weight", "to_device"]
 
@@ -34,7 +37,10 @@ def to_device(tree: Tree, device: torch.device) -> Tree:
     """Move tensors to `device`, in the order in which the device is given work."""
     if device.type == "cpu":
         return tree
-    return tree_map(lambda a: a.to(device, non_blocking=True), tree)
+    moved = tree_map(lambda a: a.to(device, non_blocking=True), tree)
+    if isinstance(tree, Batch) and tree.lengths is not None and tree.lengths.is_cpu:
+        beside(moved.lengths, tree.lengths)
+    return moved
 
 
 def chunk_loss(loss: Callable[..., Tensor], m: Stateful, batch: Batch) -> Tensor:
@@ -63,9 +69,14 @@ def chunk_weight(chunk: Chunk, batch: Batch | None) -> float:
     """How much a chunk's mean loss counts: its samples, or their weights' sum."""
     if batch is None:
         return 0.0
-    if batch.ws is not None:
+    if batch.ws is None:
+        return float((chunk.t1 - chunk.t0) * (chunk.n1 - chunk.n0))
+    if isinstance(batch.ws, Tensor) and batch.ws.dim() == 2:
         return float(batch.ws.sum(dtype=torch.float64))
-    return float((chunk.t1 - chunk.t0) * (chunk.n1 - chunk.n0))
+    # Of each target: what samples count for on average.
+    parts = tree_leaves(batch.ws)
+    total = torch.stack([ws.sum(dtype=torch.float64) for ws in parts]).sum()
+    return float(total / sum(math.prod(ws.shape[2:]) for ws in parts))
 
 
 class LossMean:
@@ -118,6 +129,12 @@ class LossMean:
         )
 
     @property
+    def weight(self) -> float:
+        """The weights of all chunks so far."""
+        self.look()
+        return self.sums[1]
+
+    @property
     def mean(self) -> float:
         """The mean over all chunks so far."""
         self.look()
@@ -130,7 +147,11 @@ class Trainer:
 
     Parameters
     ----------
-    model, loss, optimizer, spec
+    model, loss
+        As in `Estimator`.
+    optimizer
+        Returns the optimizer of what the model trains now, or raises.
+    spec
         As in `Estimator`.
     device
         Where the model is.
@@ -151,17 +172,17 @@ class Trainer:
         self,
         model: nn.Module,
         loss: Callable[..., Tensor],
-        optimizer: torch.optim.Optimizer,
+        optimizer: Callable[[], torch.optim.Optimizer],
         spec: Spec,
         device: torch.device,
         replicas: Replicas,
         precision: Precision,
     ) -> None:
-        self.stateful = Stateful(model)
+        self.stateful = Stateful(in_context(model, spec.context))
         self._loss = loss
-        self._optimizer = optimizer
-        params = (p for p in model.parameters() if p.requires_grad)
-        self._flat = FlatOptimizer(optimizer, params, replicas.in_common)
+        self._current_optimizer = optimizer
+        self._optimizer = optimizer()
+        self._flat = FlatOptimizer(self._optimizer, ())
         self._spec = spec
         self._device = device
         self._on_cpu = device.type == "cpu"
@@ -177,19 +198,50 @@ class Trainer:
         self._attention: Callable[[], bool] = bool  # false
 
     def __enter__(self) -> Trainer:
+        try:
+            self._begin()
+        except BaseException:
+            self._end(failed=True)
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._end(failed=kind is not None)
+
+    def begin_epoch(self) -> None:
+        """Look again at what is trained: callbacks may have replaced, frozen, unfrozen layers."""
+        now = self._look()
+        same = len(now) == len(self._seen) and all(map(operator.is_, now, self._seen))
+        if not all(self._replicas.in_common([same])):
+            self._end(failed=False)
+            self._begin()
+
+    def _look(self) -> list[Any]:
+        """Return what the model trains, and what the optimizer has."""
+        trained: list[Any] = [p for p in self._model.parameters() if p.requires_grad]
+        for group in self._flat.groups():
+            trained += [None, *group]
+        return trained
+
+    def _begin(self) -> None:
+        self._optimizer = self._current_optimizer()
+        params = list(self._model.parameters())
+        trained = [p for p in params if p.requires_grad]
+        others = [p for p in params if not p.requires_grad]
+        self._flat = FlatOptimizer(self._optimizer, trained, self._replicas.in_common, others)
+        self._seen = self._look()
         if not self._replicas.alone:
             nonfinite = "skip" if self._precision.scales else "raise"
             self._buckets = Bucketizer(self._model, self._replicas.comm, nonfinite=nonfinite)
             self._replicas.sync(self._optimizer)
         self._flat.__enter__()
-        return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def _end(self, *, failed: bool) -> None:
         self._flat.__exit__()
         if self._buckets is None:
             return
         try:
-            if kind is not None:
+            if failed:
                 self._buckets.abandon()
         finally:
             self._buckets.close()
@@ -248,7 +300,7 @@ class Trainer:
         if loss is not None:
             _backward(self._precision.scaled(loss))
         if self._buckets is not None:
-            return self._average(losses)
+            return self._average(losses, weight)
         if loss is not None:
             losses.add(chunk, loss, weight)
             self._update()
@@ -262,9 +314,10 @@ class Trainer:
         self.stateful.detach()
         return loss
 
-    def _average(self, losses: LossMean) -> bool:
+    def _average(self, losses: LossMean, weight: float) -> bool:
         assert self._buckets is not None
         averaged = self._buckets.wait()
+        self._replicas.trained(weight)
         if averaged.weight:
             losses.add_value(averaged.value, averaged.weight)
             self._update()
@@ -297,7 +350,7 @@ class Trainer:
                 torch._foreach_mul_(grads, 1 / weight)
         if self._buckets is not None:
             self._buckets.start(weight, value, attention=self._attention())
-            return self._average(losses)
+            return self._average(losses, weight)
         if weight:
             losses.add_value(value, weight)
             self._update()

@@ -39,10 +39,12 @@ inline const std::vector<ParallelFor>& parallel_fors() {
 // Calls fn with vectors of every width that the machine has.
 template <class Fn>
 void for_every_width(const Fn& fn) {
+  const int before = vector_limit;
   for (const int bytes : {16, 32, 64}) {
     vector_limit = bytes;
     fn();
   }
+  vector_limit = before;
 }
 
 }  // namespace fastseq::testing

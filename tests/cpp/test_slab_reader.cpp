@@ -53,7 +53,9 @@ class File {
   void drop() const {
     const int descriptor = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC);
     CHECK_EQ(::fsync(descriptor), 0);
+#ifdef POSIX_FADV_DONTNEED
     CHECK_EQ(::posix_fadvise(descriptor, 0, 0, POSIX_FADV_DONTNEED), 0);
+#endif
     ::close(descriptor);
   }
 
@@ -148,7 +150,7 @@ void check_pieces(ElementType to) {
 
 int descriptors() {
   int count = 0;
-  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) count += entry.path().empty() ? 0 : 1;
+  for (const auto& entry : std::filesystem::directory_iterator("/dev/fd")) count += entry.path().empty() ? 0 : 1;
   return count;
 }
 
@@ -315,6 +317,48 @@ TEST(what_cannot_be_opened_throws) {
   CHECK_THROWS(reader.add_file("/does/not/exist", true), std::system_error);
   CHECK_THROWS(reader.add_file(std::filesystem::temp_directory_path().string(), true), std::system_error);
   CHECK_THROWS(reader.add_file("/dev/null", true), std::system_error);
+  const File file(counted(3));
+  CHECK_THROWS(reader.add_file(file.path() + std::string(1, '\0') + "more", true), std::invalid_argument);
+}
+
+TEST(reads_of_no_elements_may_have_many_pieces) {
+  const File file(counted(1000));
+  SlabReader reader;
+  const std::int64_t source = reader.add_file(file.path(), true);
+  std::vector<float> some(1);
+  SlabRead none = read_into(some, converter(ElementType::kInt16, ElementType::kFloat32), {});
+  none.numel = 0;
+  for (int i = 0; i < 500; ++i) none.pieces.push_back({source, 0, i % 2, 4, 1 - i % 2, 0, 1});
+  some[0] = 7;
+  const SlabRead one =
+      read_into(some, converter(ElementType::kInt16, ElementType::kFloat32), {{source, 2, 1, 0, 1, 0, 0}});
+  for (const std::vector<SlabRead>& reads : {std::vector<SlabRead>{none}, {none, one}, {one, none}, {none, none}}) {
+    reader.submit(reads);
+    CHECK_EQ(wait(reader).size(), reads.size());
+  }
+  CHECK_EQ(some[0], 31.0F);
+}
+
+// What a piece has no use for may be anything: nothing is computed from it.
+TEST(distances_of_single_rows_may_be_extreme) {
+  const std::vector<std::int16_t> values = counted(1000);
+  const File file(values);
+  SlabReader reader;
+  const std::int64_t sources[] = {reader.add_file(file.path(), true),
+                                  reader.add_memory(reinterpret_cast<std::uintptr_t>(values.data()))};
+  constexpr std::int64_t kMost = std::numeric_limits<std::int64_t>::max();
+  constexpr std::int64_t kLeast = std::numeric_limits<std::int64_t>::min();
+  for (const std::int64_t source : sources) {
+    for (const std::int64_t extreme : {kMost, kLeast, kLeast + 1, -kMost / 2, kMost / 4}) {
+      std::vector<float> target(500, -1.0F);
+      reader.submit({read_into(target, converter(ElementType::kInt16, ElementType::kFloat32),
+                               {{source, 20, 1, extreme, 500, 0, extreme},
+                                {source, extreme, 0, extreme, extreme == kMost ? kMost : 1, extreme, extreme},
+                                {source, extreme, extreme == kMost ? kMost : 1, extreme, 0, extreme, extreme}})});
+      wait(reader);
+      for (std::size_t i = 0; i < target.size(); ++i) CHECK_EQ(target[i], static_cast<float>(values[i + 10]));
+    }
+  }
 }
 
 TEST(pieces_that_do_not_fit_are_refused) {
@@ -333,6 +377,11 @@ TEST(pieces_that_do_not_fit_are_refused) {
   };
   for (const Piece& piece : wrong) {
     const SlabRead read = read_into(target, converter(ElementType::kInt16, ElementType::kFloat32), {piece});
+    CHECK_THROWS(reader.submit({read}), std::invalid_argument);
+  }
+  SlabRead read = read_into(target, converter(ElementType::kInt16, ElementType::kFloat32), {});
+  for (const std::int64_t numel : {std::int64_t{-1}, kHuge, std::numeric_limits<std::int64_t>::min()}) {
+    read.numel = numel;
     CHECK_THROWS(reader.submit({read}), std::invalid_argument);
   }
   CHECK_THROWS(reader.submit({}), std::invalid_argument);
@@ -354,7 +403,7 @@ TEST(closing_does_not_wait_for_the_end_of_a_request) {
   const auto start = std::chrono::steady_clock::now();
   CHECK(!reader.wait(std::chrono::milliseconds(5)));
   reader.close();
-  CHECK(std::chrono::steady_clock::now() - start < std::chrono::seconds(10));
+  CHECK(std::chrono::steady_clock::now() - start < std::chrono::seconds(60));
   ::munmap(memory, static_cast<std::size_t>(numel));
 }
 

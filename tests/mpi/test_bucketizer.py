@@ -184,14 +184,41 @@ def test_gradients_of_an_accumulation_alone_are_not_lost(comm):
     assert model["b"].weight.grad[0].tolist() == pytest.approx([mean, mean])
 
 
-def test_a_second_backward_is_refused(comm):
-    model, x = made(small), torch.ones(1, 7)
-    buckets = Bucketizer(model, comm, bucket_bytes=100)
-    model(x).sum().backward()
-    with pytest.raises(RuntimeError, match="no_sync"):
-        model(x).sum().backward()
-    buckets.abandon()
-    step(comm, model, buckets, x)
+@pytest.mark.parametrize("bucket_bytes", [1, 100, 1 << 20])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_gradients_of_several_backwards_are_summed(comm, bucket_bytes, weighted):
+    """The second and third come while the first are on their way; some ranks have none, or less."""
+    model, inputs = made(small), inputs_of(4, 7)
+    buckets = Bucketizer(model, comm, bucket_bytes=bucket_bytes)
+    weights = [float(rank + 1) if weighted else 1.0 for rank in range(comm.size)]
+    head = model[-1]
+    for turn in range(3):
+        model.zero_grad()
+        buckets.start(weights[comm.rank])
+        for _ in range(1 if comm.rank == turn else 3):
+            model(inputs(comm.rank)).square().sum().backward()
+        head(torch.ones(1, 5)).sum().backward()  # of some parameters alone
+        assert buckets.wait().weight == sum(weights)
+        wanted = {}
+        for rank in range(comm.size):
+            own = made(small)
+            times = 1 if rank == turn else 3
+            (times * own(inputs(rank)).square().sum() + own[-1](torch.ones(1, 5)).sum()).backward()
+            for name, p in own.named_parameters():
+                part = p.grad * (weights[rank] / sum(weights))
+                wanted[name] = wanted.get(name, 0) + part
+        assert_close(model, wanted)
+        assert_same_bits_on_all_ranks(comm, model)
+
+
+def test_a_late_gradient_that_is_not_finite(comm):
+    model = made(small)
+    buckets = Bucketizer(model, comm, bucket_bytes=1)
+    model(torch.ones(1, 7)).sum().backward()
+    scale = torch.inf if comm.rank == comm.size - 1 else 1
+    (model(torch.ones(1, 7)).sum() * scale).backward()
+    with pytest.raises(fs.NonFiniteError, match=f"rank {comm.size - 1} has an infinite"):
+        buckets.wait()
 
 
 def test_a_model_of_one_bucket_may_accumulate_freely(comm):
@@ -250,8 +277,9 @@ def test_mixed_dtypes(comm):
     buckets = Bucketizer(model, comm, bucket_bytes=8)
     x = torch.full((2, 3), comm.rank + 1.0)
     hidden = model[1](model[0](x).double())
-    model[2](hidden.bfloat16()).float().sum().backward()
-    mine = [p.grad.clone() for p in model.parameters()]
+    outputs = model[2](hidden.bfloat16()).float().sum()
+    mine = torch.autograd.grad(outputs, list(model.parameters()), retain_graph=True)
+    outputs.backward()
     buckets.wait()
     exact = [torch.stack([comm.broadcast_(g.clone(), r) for r in range(comm.size)]) for g in mine]
     for p, all_ranks in zip(model.parameters(), exact, strict=True):

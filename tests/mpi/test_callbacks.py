@@ -120,7 +120,7 @@ def test_time_limit_ends_all_ranks_at_the_same_step(comm, slow, inside):
     limit = cb.TimeLimit(0.3)
     begin = time.monotonic()
     est = fit(comm, Work(), cb.Warmup(limit, 1) if inside else limit, epochs=10_000)
-    assert 0.25 < time.monotonic() - begin < 20
+    assert 0.25 < time.monotonic() - begin < 60
     assert est.stop_reason_ == "the time limit of 0.3 seconds is reached"
     assert_same_everywhere(comm, len(steps), len(est.history_), *fs.net2vec(est.model).tolist())
 

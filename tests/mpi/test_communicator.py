@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from types import SimpleNamespace
 
 import pytest
 import torch
+from waiting import until
 
 import fastseq as fs
 
@@ -208,22 +208,16 @@ def test_several_failures_name_the_lowest_rank(comm):
 
 
 @pytest.mark.parametrize("call", ["barrier", "allocate"])
-def test_waiting_lets_other_python_threads_run(comm, call):
-    counted = []
-    done = threading.Event()
-
-    def count():
-        while not done.wait(0.01):
-            counted.append(1)
-
-    thread = threading.Thread(target=count)
-    thread.start()
-    if comm.rank == comm.size - 1:
-        time.sleep(1)
+def test_waiting_lets_other_python_threads_run(comm, folder, call):
+    """The last rank comes when all others' threads have run, while these wait for it."""
+    waiting = [folder / f"{call} {rank}" for rank in range(comm.size - 1)]
+    comm.barrier()
+    if comm.rank < comm.size - 1:
+        later = threading.Timer(0.3, waiting[comm.rank].touch)
+        later.start()
+    else:
+        until(lambda: all(path.exists() for path in waiting))
     comm.barrier() if call == "barrier" else comm.allocate(1000)
-    done.set()
-    thread.join()
-    assert len(counted) > 10
 
 
 def test_an_mpi4py_of_another_mpi_is_refused(comm):

@@ -75,3 +75,27 @@ def test_a_group_of_torch_distributed_averages_as_the_native_exchange(
     model.zero_grad()
     with pytest.raises(RuntimeError, match="no step is under way"):
         buckets.wait()
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_group_takes_gradients_that_lie_in_its_own_memory(world, monkeypatch, kept):
+    """As with ``zero_grad(set_to_none=False)``, and with gradients that stay over `wait`."""
+    found = []
+    for native in (True, False):
+        if not native:
+            monkeypatch.setattr(bucketizer, "nccl_fits", lambda *_: True)
+            monkeypatch.setattr(bucketizer.DeviceExchange, "backend", "ProcessGroupGloo")
+        model, inputs = made(small), inputs_of(4, 7)
+        buckets = Bucketizer(model, world)
+        for turn in range(3):
+            if turn == 1 and not kept:
+                model.zero_grad(set_to_none=False)
+            model(inputs(world.rank)).square().sum().backward()
+            buckets.wait()
+        found.append({name: p.grad.clone() for name, p in model.named_parameters()})
+        assert_same_bits_on_all_ranks(world, model)
+    times = 3 if kept else 2
+    wanted = {n: times * g for n, g in ranks_models(world, small, inputs).items()}
+    for grads in found:
+        for name, grad in grads.items():
+            torch.testing.assert_close(grad, wanted[name], rtol=1e-4, atol=1e-5)

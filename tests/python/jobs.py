@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ AS_ROOT = ("OMPI_ALLOW_RUN_AS_ROOT", "PRTE_ALLOW_RUN_AS_ROOT")
 
 
 def mpirun(
-    tmp_path: Path, ranks: int, script: str, timeout: float = 150, options: tuple[str, ...] = ()
+    tmp_path: Path, ranks: int, script: str, timeout: float = 250, options: tuple[str, ...] = ()
 ) -> subprocess.CompletedProcess[str]:
     launcher = shutil.which("mpirun", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if launcher is None:
@@ -37,6 +38,11 @@ def mpirun(
 
 
 START = """
-import sys, torch, fastseq as fs
+import sys, time, torch, fastseq as fs
 comm = fs.distributed.world()
 """
+
+
+def seconds_since(job: subprocess.CompletedProcess[str], what: str) -> float:
+    """How long ago `job` printed `what` and the time; starting it may have taken long."""
+    return time.time() - float(job.stdout.split(what)[1].split()[0])

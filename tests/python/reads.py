@@ -41,10 +41,10 @@ def a_read(
 
 
 def queue_much(reader: Any, path: Path) -> list[np.ndarray]:
-    """Queue seconds of work: millions of calls of the system."""
+    """Queue seconds of work: millions of calls of the system. What is not read stays NaN."""
     number = reader.add_file(path, True)
     pieces = np.array([[number, 0, 1, 0, 1, 0, 0]] * 5_000)
-    buffers = [np.empty(5_000, np.float32) for _ in range(500)]
+    buffers = [np.full(5_000, np.nan, np.float32) for _ in range(500)]
     for buffer in buffers:
         reader.submit([a_read(pieces, buffer, "float32")])
     return buffers

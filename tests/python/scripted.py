@@ -21,6 +21,7 @@ class ScriptedRun:
         self.row, self.loss = {}, math.nan
         self.first, self.rank, self.seconds = True, 0, 0.0
         self.stopped = self.error = None
+        self.data_key, self.has_other_data = 0, False
 
     def stop(self, reason):
         self.stopped = self.stopped or reason

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -93,7 +94,7 @@ def test_term_saves_and_ends_as_it_would(tmp_path, how, code):
     assert job.stdout.readline() == ("done\n" if how == "ignored" else "ready\n"), job.communicate()
     if how != "ignored":
         job.send_signal(signal.SIGTERM)
-    out = job.communicate(timeout=60)[0]
+    out = job.communicate(timeout=200)[0]
     assert job.returncode == code, out
     assert ("handler called" in out) == (how == "handler")
     assert files(tmp_path)[0].startswith("checkpoint-")
@@ -101,3 +102,31 @@ def test_term_saves_and_ends_as_it_would(tmp_path, how, code):
     est = estimator(epochs=2).fit(*data(), checkpoint=tmp_path, resume="auto")
     assert len(est.history_) == 2
     assert_same(result(whole), result(est))
+
+
+@pytest.mark.parametrize("when", ["before", "between", "after"])
+def test_ctrl_c_while_the_writing_thread_starts(tmp_path, monkeypatch, when):
+    """An interrupt may come at any place of `Thread.start`."""
+    start, threads = threading.Thread.start, []
+
+    def interrupted(thread):
+        if thread.name != "fastseq-checkpoint" or threads:
+            return start(thread)
+        threads.append(thread)
+        if when == "after":
+            start(thread)
+        if when == "between":  # the system's thread is there, Python's has not said so yet
+            monkeypatch.setattr(thread._started, "wait", lambda: None)
+            start(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        estimator().fit(*data(), checkpoint=tmp_path)
+    if when != "before":
+        while not threads[0]._started.is_set():
+            time.sleep(0.001)
+        threads[0].join(20)
+    assert files(tmp_path) in ([], ["checkpoint-000001.safetensors"])
+    est = estimator().fit(*data(), checkpoint=tmp_path, resume="auto")
+    assert_same(result(estimator().fit(*data())), result(est))

@@ -173,7 +173,36 @@ def test_errors_of_model_and_loss_are_their_own():
     ):
         compiled.fit(X, X)
     with pytest.raises(TypeError, match="compile must be True or False, got 'yes'"):
-        fs.Estimator(Sums(), mse_loss, torch.optim.SGD, SPEC, compile="yes")
+        fs.Estimator(Sums(), fs.seqloss(mse_loss), torch.optim.SGD, SPEC, compile="yes")
+
+
+class Pool(nn.Module):
+    """The mean of each sequence's own steps, as `lengths` tells them."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(3, 1)
+
+    def forward(self, x, lengths=None):
+        counts = torch.full((x.shape[1],), len(x)) if lengths is None else lengths
+        inside = (torch.arange(len(x))[:, None] < counts).unsqueeze(-1)
+        pooled = (x * inside).sum(0) / counts.clamp(min=1).unsqueeze(-1)
+        return self.head(pooled).expand(len(x), -1, -1)
+
+
+@pytest.mark.parametrize("by_user", [False, True])
+def test_compiled_models_know_where_sequences_end(by_user):
+    model = Pool()
+    lengths = torch.tensor([6, 1, 3, 6])
+    x, y = torch.randn(6, 4, 3), torch.randn(6, 4, 1)
+    errors = [(model.head(x[:n, i].mean(0)) - y[:n, i]) ** 2 for i, n in enumerate(lengths)]
+    given = torch.compile(model, backend="eager") if by_user else model
+    est = fs.Estimator(
+        given, fs.seqloss(mse_loss), torch.optim.SGD, fs.Spec(1, 4, 6),
+        compile=not by_user, progress=False,
+    )  # fmt: skip
+    expected = float(torch.cat(errors).mean())
+    assert est.evaluate(x, y, lengths=lengths) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.mpi

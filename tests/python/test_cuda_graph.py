@@ -158,8 +158,9 @@ def test_another_learning_rate_is_not_ignored(every_step):
                 schedule.step()
 
         trainer = kind(
-            model, fs.seqloss(mse_loss), optimizer, fs.Spec(**SPEC), torch.device("cpu"),
-            Replicas(fs.distributed.communicator(None)), Precision(None, torch.device("cpu")),
+            model, fs.seqloss(mse_loss), lambda made=optimizer: made, fs.Spec(**SPEC),
+            torch.device("cpu"), Replicas(fs.distributed.communicator(None)),
+            Precision(None, torch.device("cpu")),
         )  # fmt: skip
         plan = ChunkPlan(steps=47, sequences=11, batchsize=4, seqsize=5)
         with trainer, Progress(0, shown=False) as progress:
@@ -262,6 +263,43 @@ def test_optimizers_are_made_capturable():
     optimizer = optim.Adam([p], lr=0.1)
     p.grad = torch.ones(2)
     optimizer.step()
-    make_capturable(optimizer)
+    undo = make_capturable(optimizer)
     assert optimizer.param_groups[0]["capturable"] is True
     assert optimizer.state[p]["step"].item() == 1
+    q = nn.Parameter(p.detach().clone())
+    on_cpu = optim.Adam([q], lr=0.1)
+    on_cpu.load_state_dict(
+        copy.deepcopy(optimizer.state_dict())
+    )  # as a run that is resumed without graphs
+    p.grad = q.grad = torch.full((2,), 3.0)
+    on_cpu.step()
+    undo()
+    assert optimizer.param_groups[0]["capturable"] is False
+    optimizer.step()
+    assert torch.equal(p, q)
+    assert optimizer.state_dict()["param_groups"] == on_cpu.state_dict()["param_groups"]
+
+
+def test_chunks_in_which_sequences_end_run_as_they_are(monkeypatch):
+    lengths = [47, 12, 30, 1, 47, 46, 9, 20, 33, 5, 2]
+    model = fs.nn.Chain(fs.nn.GRU(3, 4), nn.Linear(4, 1))
+    both = estimators(monkeypatch, model, sgd)
+    trained = [est.fit(X, Y, lengths=lengths, epochs=4).model for est in both]
+    assert_same_parameters(*trained, rtol=1e-5)
+
+
+def test_layers_unfrozen_and_replaced_are_recorded_anew(monkeypatch):
+    head = nn.Linear(4, 1)
+
+    class Change(fs.callbacks.Callback):
+        def on_epoch_begin(self, run):
+            run.model.inner.requires_grad_(run.epoch > 1)
+            if run.epoch == 3:
+                run.model.head = copy.deepcopy(head)
+
+    trained = []
+    for est in estimators(monkeypatch, Sums().eval(), sgd):
+        est.callbacks = [Change()]
+        trained.append(est.fit(X, Y, epochs=4).model)
+    assert TapeRecorder.count >= 6
+    assert_same_parameters(*trained, rtol=1e-5)

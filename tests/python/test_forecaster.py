@@ -164,6 +164,15 @@ def test_clone_pickle_and_parameters():
         clone(f).predict()
 
 
+def test_a_forecaster_is_not_saved_without_its_scales(tmp_path):
+    f = quick().fit(wave(40)[0])
+    with pytest.raises(
+        TypeError, match=r"save: a forecaster's estimator_ .* pickle the forecaster"
+    ):
+        f.estimator_.save(tmp_path / "model.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_same_seed_gives_the_same_bits():
     y, x = wave(60)[0], np.random.default_rng(0).standard_normal((64, 1))
     for kw in ({}, {"strategy": "recursive", "quantiles": LEVELS, "dropout": 0.2}):
@@ -227,6 +236,105 @@ def small(n_in, n_out, rng):
                                 {"dropout": 0.1, "num_layers": 2}, {"module": small}])  # fmt: skip
 def test_parameters_are_taken(kw):
     assert np.isfinite(quick(**kw).fit(wave(50)[0]).predict()).all()
+
+
+@pytest.mark.parametrize("strategy", ["direct", "recursive"])
+def test_modules_in_double_precision(strategy):
+    y, x = wave(60)[0], np.random.default_rng(0).standard_normal((64, 1))
+
+    def build(n_in, n_out, rng):
+        return small(n_in, n_out, rng).double()
+
+    def forecast(module):
+        f = quick(module=module, strategy=strategy, epochs=3).fit(y[:50], x[:50])
+        return f.update(y[50:], x[50:60]).predict(X=x[60:])
+
+    torch.testing.assert_close(forecast(build), forecast(small), rtol=1e-4, atol=1e-4)
+
+
+# --- modules that look at other steps
+
+
+class Causal(nn.Module):
+    """Looks back, and carries no state."""
+
+    def __init__(self, n_in, n_out, width=3, dilation=1) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(n_in, n_out, width, dilation=dilation)
+        self.reach = (width - 1) * dilation
+
+    def forward(self, x):
+        padded = nn.functional.pad(x.permute(1, 2, 0), (self.reach, 0))
+        return self.conv(padded).permute(2, 0, 1)
+
+
+class Centred(nn.Linear):
+    """Takes the mean of all steps off."""
+
+    def forward(self, x):
+        return super().forward(x - x.mean(0))
+
+
+class Pairs(nn.Linear):
+    """Takes whole pairs of steps only."""
+
+    def forward(self, x):
+        assert len(x) % 2 == 0, "an even number of steps is needed"
+        return super().forward(x)
+
+
+class Late(nn.GRU):
+    """Carries a state, but looks at the next step of a chunk, too."""
+
+    def forward(self, x, state=None):
+        return super().forward(x + torch.cat([x[1:], x[-1:]]), state)
+
+
+class Last(nn.Linear):
+    """Returns the last step alone."""
+
+    def forward(self, x):
+        return super().forward(x)[-1]
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        lambda a, b, _: Causal(a, b),
+        lambda a, b, _: Causal(a, b, 2, 500),  # which no chunk of 64 steps shows
+        lambda a, b, _: Centred(a, b),
+        lambda a, b, _: Pairs(a, b),
+        lambda a, b, _: fs.nn.Chain(Late(a, 4), nn.Linear(4, b)),
+        lambda a, b, _: fs.nn.Chain(nn.GRU(a, 4, bidirectional=True), nn.Linear(8, b)),
+    ],
+)
+@pytest.mark.parametrize("covariates", [None, np.zeros((1201, 1))])
+def test_modules_that_look_at_other_steps_are_refused(module, covariates):
+    y = wave(1201)[0]
+    with pytest.raises(ValueError, match="module looks at other time steps than the current one"):
+        quick(module=module, epochs=1).fit(y, covariates)
+
+
+def test_modules_that_do_not_return_each_step_are_refused():
+    with pytest.raises(ValueError, match=r"module must return \(steps, series, 4\)"):
+        quick(module=lambda a, b, _: Last(a, b)).fit(wave(60)[0])
+    with pytest.raises(ValueError, match=r"module must return \(steps, series, 4\)"):
+        quick(module=nn.Linear(1, 3)).fit(wave(60)[0])
+
+
+def test_modules_that_draw_numbers_or_carry_what_they_look_at_are_taken():
+    class Noisy(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + torch.randn(x.shape[:2])[..., None]
+
+    class Change(nn.Linear):  # whose state is the last step
+        def forward(self, x, state=None):
+            before = torch.cat([torch.zeros_like(x[:1]) if state is None else state, x])
+            return super().forward(x - before[:-1]), x[-1:]
+
+    for kind in (Noisy, Change):
+        made = quick(module=lambda a, b, _, kind=kind: kind(a, b)).fit(wave(60)[0])
+        assert np.isfinite(made.predict()).all()
 
 
 # --- bad input

@@ -12,7 +12,7 @@ from torch.nn.functional import l1_loss, mse_loss
 from fastseq.wrappers.forecast_score import skill
 from fastseq.wrappers.pinball import ForecastLoss, pinball_loss
 from fastseq.wrappers.series import filled, read_series
-from fastseq.wrappers.windows import SeriesScaling, Windows, changes, window_view
+from fastseq.wrappers.windows import SeriesScaling, Windows, changes, over_seasons, window_view
 
 NAN = np.nan
 
@@ -30,8 +30,8 @@ def test_windows_are_what_slicing_gives(lags, lag, horizon):
     arrays = series(rng, lengths, width)
     arrays[0][4, 1] = NAN
     covariates = series(rng, lengths, known)
-    scaling = SeriesScaling.measure(arrays, "series", lag)
-    w = Windows.of(arrays, covariates, scaling, lag=lag, lags=lags, horizon=horizon)
+    scaling = SeriesScaling.measure(arrays, "series", lag, lag)
+    w = Windows.of(arrays, covariates, scaling, lag=lag, season=lag, lags=lags, horizon=horizon)
     seen, ahead = w.inputs(0, 8)
     outcomes, weights = w.outcomes(0, 8), w.weights(0, 8)
     for n, array in enumerate(arrays):
@@ -39,12 +39,14 @@ def test_windows_are_what_slicing_gives(lags, lag, horizon):
         past = pd.DataFrame(array).ffill().bfill().to_numpy()
         rows, target = (past - center) / scale, (array - center) / scale
         if lag is not None:
-            target = np.full_like(array, NAN)
-            target[lag:] = array[lag:] - past[:-lag]
+            target, change = np.full_like(array, NAN), np.zeros_like(array)
+            season = array.copy()
+            if n == 0:
+                season[4, 1] = array[2, 1]  # a season before the gap
+            target[lag:] = array[lag:] - season[:-lag]
             deviation = np.nanstd(target, 0)
             target /= deviation
-            change = np.zeros_like(array)
-            change[lag:] = (past[lag:] - past[:-lag]) / deviation
+            change[lag:] = (season[lag:] - season[:-lag]) / deviation
             rows = np.concatenate([rows, change], 1)
         for t in range(lengths[n] - 1):
             of_past = np.zeros((lags, rows.shape[1]))
@@ -65,7 +67,13 @@ def test_windows_are_what_slicing_gives(lags, lag, horizon):
 def test_windows_are_views_of_one_memory():
     arrays = [np.arange(100.0)[:, None]]
     w = Windows.of(
-        arrays, arrays, SeriesScaling.measure(arrays, None, None), lag=None, lags=8, horizon=24
+        arrays,
+        arrays,
+        SeriesScaling.measure(arrays, None, None),
+        lag=None,
+        season=None,
+        lags=8,
+        horizon=24,
     )
     seen, ahead = w.inputs(0, 99)
     pairs = ((seen, w.values), (ahead, w.covariates), (w.outcomes(0, 99), w.targets))
@@ -84,15 +92,21 @@ def test_views_do_not_reach_past_the_memory():
 def test_weights_are_left_out_where_all_is_known():
     arrays = [np.arange(10.0)[:, None]] * 2
     scaling = SeriesScaling.measure(arrays, "standard", None)
-    assert Windows.of(arrays, None, scaling, lag=None, lags=1, horizon=1).weights(0, 9) is None
-    assert Windows.of(arrays, None, scaling, lag=None, lags=1, horizon=2).weights(0, 9) is not None
+    assert (
+        Windows.of(arrays, None, scaling, lag=None, season=None, lags=1, horizon=1).weights(0, 9)
+        is None
+    )
+    assert (
+        Windows.of(arrays, None, scaling, lag=None, season=None, lags=1, horizon=2).weights(0, 9)
+        is not None
+    )
 
 
 def test_gaps_hold_the_last_known_value():
     a = np.array([[NAN, 1.0], [2.0, NAN], [NAN, NAN], [3.0, 4.0]])
     np.testing.assert_array_equal(filled(a), [[2, 1], [2, 1], [2, 1], [3, 4]])
     np.testing.assert_array_equal(filled(a[:1], np.array([7.0, 8.0])), [[7, 1]])
-    np.testing.assert_array_equal(changes(a, 1)[:, 0], [NAN, 0, NAN, 1])
+    np.testing.assert_array_equal(changes(a, over_seasons(a, 1), 1)[:, 0], [NAN, NAN, NAN, 1])
 
 
 def test_scaling_of_all_and_of_each():
@@ -103,7 +117,7 @@ def test_scaling_of_all_and_of_each():
     scaling = SeriesScaling.measure(arrays, "standard", None)
     np.testing.assert_allclose(scaling.center, both.mean(0)[None])
     np.testing.assert_allclose(scaling.scale, both.std(0)[None])
-    each = SeriesScaling.measure(arrays, "series", 3)
+    each = SeriesScaling.measure(arrays, "series", 3, 3)
     np.testing.assert_allclose(each.center, [a.mean(0) for a in arrays])
     np.testing.assert_allclose(each.scale, [arrays[0].std(0), [arrays[1][:, 0].std(), 1]])
     np.testing.assert_allclose(each.change[0], (arrays[0][3:] - arrays[0][:-3]).std(0))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import fastseq as fs
 from fastseq.h5 import copying
-from fastseq.h5.virtual import check_virtual, missing_sources
+from fastseq.h5.virtual import check_readable, missing_sources
 
 LAYOUTS = {
     "contiguous": {},
@@ -149,7 +149,7 @@ def test_missing_sources_are_named(tmp_path):
         with h5py.File(tmp_path / name) as file:
             assert missing_sources(file["x"]) == ["there is no file p1.h5"]
             with pytest.raises(ValueError, match=rf"'/x' in .*{name} is virtual.*no file p1\.h5"):
-                check_virtual(file["x"])
+                check_readable(file["x"])
             if name == "all.h5":
                 assert np.isnan(file["x"][2:4]).all()  # what HDF5 gives without asking
     with pytest.raises(ValueError, match=r"no file p1\.h5"):

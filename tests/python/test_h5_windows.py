@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from waiting import until
 
 import fastseq as fs
 from fastseq.errors import ReadError
@@ -61,13 +62,6 @@ def firsts(array, chunks, block):
         for t, n, f in itertools.product(*starts)
         if t < t1 and t + chunks[0] > t0 and n < n1 and n + chunks[1] > n0
     ]
-
-
-def until(condition):
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.001)
 
 
 @pytest.mark.filterwarnings("ignore:.*compressed chunks hold")
@@ -239,7 +233,7 @@ def test_the_next_window_is_read_ahead_and_no_more(tmp_path):
     reader.close()
 
 
-@pytest.mark.timeout(30)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("expected", [[(0, 10, 0, 5)], [(0, 10, 0, 5), (20, 30, 0, 5)]])
 @pytest.mark.parametrize("steps", [5, 10, 12])
 def test_reading_goes_on_behind_what_is_expected(tmp_path, expected, steps):
@@ -342,7 +336,7 @@ def test_a_fork_in_the_middle_of_a_window(tmp_path, monkeypatch):
 
     def wait(self, out):
         if threading.current_thread().name == "fastseq-h5":
-            assert go_on.wait(20)
+            assert go_on.wait(60)
         into(self, out)
 
     monkeypatch.setattr(LazyDataset, "read_into", wait)

@@ -111,7 +111,7 @@ def test_reading_is_one_ahead_in_another_thread():
     array = Slow()
     ahead = chunks_of(array)
     assert next(ahead)[1].xs.tolist() == [[[0], [0]]]
-    assert array.second.wait(10), "the next chunk is not read until it is asked for"
+    assert array.second.wait(60), "the next chunk is not read until it is asked for"
     assert next(ahead)[1].xs.tolist() == [[[1], [1]]]
     assert [t for t, _ in array.loaded[:2]] == [0, 1]
     assert len(array.loaded) <= 3

@@ -93,3 +93,57 @@ def test_the_callers_loss_module_stays_as_it_was():
 def test_several_outputs_want_a_loss_of_their_own():
     with pytest.raises(TypeError, match="one output and one target"):
         fs.seqloss(fn.mse_loss)(lambda x: (x, x), torch.ones(2, 2, 1), torch.ones(2, 2, 1))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [fn.mse_loss, nn.L1Loss(), fn.binary_cross_entropy_with_logits, nn.BCEWithLogitsLoss()],
+    ids=lambda loss: getattr(loss, "__name__", None) or str(loss),
+)
+@pytest.mark.parametrize("width", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.bool])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_integer_targets_are_numbers_to_losses_of_elements(loss, width, dtype, weighted):
+    output, y = torch.randn(S, B, width), torch.randint(0, 2, (S, B, width)).to(dtype)
+    ws = (torch.rand(S, B),) if weighted else ()
+    expected = reference(loss, output, y.float(), *ws)
+    assert float(fs.seqloss(loss)(identity, output, y, *ws)) == pytest.approx(expected, rel=1e-5)
+
+
+def squared(output, target, reduction="mean"):
+    losses = (output - target) ** 2
+    return losses if reduction == "none" else losses.mean()
+
+
+def test_integer_targets_of_a_loss_of_ones_own():
+    output, y = torch.randn(S, B, 1), torch.randint(0, 9, (S, B, 1))
+    expected = ((output - y) ** 2).mean().item()
+    assert float(fs.seqloss(squared)(identity, output, y)) == pytest.approx(expected, rel=1e-6)
+
+    def of_classes(output, target, reduction="mean"):
+        return fn.cross_entropy(output, target, reduction=reduction)
+
+    output, y = torch.randn(S, B, 5), torch.randint(0, 5, (S, B, 1))
+    expected = fn.cross_entropy(output.flatten(0, 1), y.flatten()).item()
+    assert float(fs.seqloss(of_classes)(identity, output, y)) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("loss", "width", "of_targets", "message"),
+    [
+        (squared, 3, 1, "one number per sample"),
+        (squared, 1, 3, "differ in shape"),
+        (fn.mse_loss, 3, 1, "differ in shape"),
+        (fn.cross_entropy, 1, 1, "has one output"),
+    ],
+)
+def test_a_loss_that_would_broadcast_integer_targets(loss, width, of_targets, message):
+    y = torch.randint(0, 2, (3, 1, of_targets))  # as many samples as outputs
+    with pytest.raises(ValueError, match=message):
+        fs.seqloss(loss)(identity, torch.randn(3, 1, width), y)
+
+
+@pytest.mark.parametrize("loss", [fn.mse_loss, nn.MSELoss(), lambda a, b: a - b])
+def test_losses_of_samples_are_no_losses_over_chunks(loss):
+    with pytest.raises(TypeError, match=r"pass fastseq\.seqloss\("):
+        fs.Estimator(nn.GRU(2, 1), loss, torch.optim.SGD, fs.Spec(1, 2, 3))

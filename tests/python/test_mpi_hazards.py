@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from jobs import START, mpirun
+from jobs import START, mpirun, seconds_since
 
 STEPS = """
         |import os, signal, time, warnings
@@ -33,7 +32,6 @@ def processes_of(folder: Path) -> list[int]:
 
 @pytest.mark.parametrize("transport", ["shm", "mpi", "hierarchy"])
 def test_a_rank_killed_in_the_middle_of_a_step_leaves_nothing(tmp_path, transport):
-    begin = time.monotonic()
     done = mpirun(
         tmp_path,
         3,
@@ -46,12 +44,13 @@ def test_a_rank_killed_in_the_middle_of_a_step_leaves_nothing(tmp_path, transpor
         |buckets = fs.distributed.Bucketizer(model, comm, bucket_bytes=1000)
         |for i in range(10**9):
         |    if i == 20 and comm.rank == 1:
+        |        print("killed", time.time(), flush=True)
         |        model[0].weight.register_hook(lambda g: os.kill(os.getpid(), signal.SIGKILL))
         |    step(buckets)
         """,
     )
     assert done.returncode != 0
-    assert time.monotonic() - begin < 60
+    assert seconds_since(done, "killed") < 60
     assert processes_of(tmp_path) == []
 
 
@@ -85,22 +84,26 @@ def test_a_rank_that_does_not_come_is_named_by_all_others(tmp_path, transport):
         + STEPS
         + f"""
         |from mpi4py import MPI
-        |comm = fs.distributed.Communicator(MPI.COMM_WORLD, transport="{transport}", timeout=2)
+        |comm = fs.distributed.Communicator(MPI.COMM_WORLD, transport="{transport}", timeout=5)
         |buckets = fs.distributed.Bucketizer(model, comm)
         |step(buckets)
+        |def until_ended(*ranks):
+        |    while not all(os.path.exists(f"ended{{rank}}") for rank in ranks):
+        |        time.sleep(0.01)
         |if comm.rank == 1:
-        |    time.sleep(8)
+        |    until_ended(0, 2)
         |try:
         |    step(buckets)
         |except fs.CommunicationError as error:
         |    print(f"rank {{comm.rank}}: {{error}}", flush=True)
-        |time.sleep(0 if comm.rank == 1 else 8)
+        |open(f"ended{{comm.rank}}", "w").close()
+        |until_ended(0, 1, 2)
         |os._exit(0)
         """,
     )
     for rank in (0, 2):
         # by its own clock, or by that of the other, which was first to give up
-        said = rf"^rank {rank}: (rank {rank} cannot go on: )?rank [02] waited 2 s for rank 1: "
+        said = rf"^rank {rank}: (rank {rank} cannot go on: )?rank [02] waited 5 s for rank 1: "
         assert re.search(said, done.stdout, re.MULTILINE), done.stdout + done.stderr
     assert "rank 1: " in done.stdout, done.stderr
 
@@ -301,7 +304,7 @@ def test_the_missing_rank_is_named_where_ranks_wait_for_others_than_it(tmp_path)
         + """
         |import os, signal, subprocess, threading, time
         |from mpi4py import MPI
-        |ranks = fs.distributed.Communicator(MPI.COMM_WORLD, timeout=2, ranks_per_node=2)
+        |ranks = fs.distributed.Communicator(MPI.COMM_WORLD, timeout=4, ranks_per_node=2)
         |def stop():  # as a machine does that hangs; it's killed later
         |    subprocess.Popen(["sh", "-c", f"sleep 20; kill -KILL {os.getpid()}"])
         |    os.kill(os.getpid(), signal.SIGSTOP)
@@ -359,7 +362,6 @@ def test_a_failure_while_data_move_is_told_to_all(tmp_path, ranks_per_node):
 
 @pytest.mark.parametrize("transport", ["shm", "mpi"])
 def test_a_rank_that_leaves_while_another_fails(tmp_path, transport):
-    begin = time.monotonic()
     done = mpirun(
         tmp_path,
         2,
@@ -381,7 +383,6 @@ def test_a_rank_that_leaves_while_another_fails(tmp_path, transport):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("left") == 2
     assert "Exception ignored" not in done.stderr
-    assert time.monotonic() - begin < 120
 
 
 @pytest.mark.parametrize("transport", ["shm", "mpi"])

@@ -53,18 +53,20 @@ def test_the_first_place_is_named(kind, bad, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_masked_as_if_a_mask_had_been_given(kind, tmp_path):
+def test_what_is_missing_whole_is_left_out(kind, tmp_path):
     x, y = X.clone(), Y.clone()
-    x[3, 2, 1], x[8:12, 5] = torch.nan, torch.inf
+    x[8:12, 5] = torch.inf
     y[15, 0], y[3, 2] = torch.nan, -torch.inf
     mask = torch.ones(20, 6, dtype=torch.bool)
-    mask[3, 2] = mask[8:12, 5] = mask[15, 0] = False
+    mask[8:12, 5] = False  # the model gets 0 there
+    w = torch.ones(20, 6)
+    w[15, 0] = w[3, 2] = 0  # it gets the inputs, but the loss no target
     found = chain()
     wanted = copy.deepcopy(found)
     estimator(found, nan="mask").fit(stored(x, kind, tmp_path), stored(y, kind, tmp_path))
-    estimator(wanted).fit(X, Y, mask=mask)
+    estimator(wanted).fit(X, Y, w, mask=mask)
     assert_same_parameters(found, wanted)
-    assert x.isnan().any()
+    assert x.isinf().any()
     assert y.isnan().any()
 
 

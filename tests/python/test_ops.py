@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -230,5 +234,19 @@ def test_exports_with_dynamic_batch():
     torch.testing.assert_close(program.module()(a, b), a @ b)
 
 
-def test_the_instruction_set_is_known():
-    assert _ops.active_isa in {"baseline", "x86-64-v3", "x86-64-v4"}
+def loaded_with(isa):
+    code = "import fastseq as fs; print(fs.info()['kernels']['cpu'])"
+    env = os.environ | {"FASTSEQ_ISA": isa}
+    return subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False
+    )
+
+
+def test_kernels_are_held_to_the_instruction_set_of_the_environment():
+    assert loaded_with("baseline").stdout.strip() == "baseline"
+    isas = ["baseline", "x86-64-v3", "x86-64-v4"]
+    wanted = os.environ.get("FASTSEQ_ISA", "x86-64-v4")
+    assert isas.index(_ops.active_isa) <= isas.index(wanted)
+    assert "FASTSEQ_ISA must be one of baseline, x86-64-v3, x86-64-v4, got 'avx2'" in (
+        loaded_with("avx2").stderr
+    )

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from reads import a_read, queue_much
+from waiting import until
 
 from fastseq import _reader
 from fastseq.errors import ReadError
@@ -42,7 +43,6 @@ def test_stopping_in_the_middle_frees_threads_and_files(floats: Path, end: str) 
     reader.wait()
     assert threads() > before[0]
     assert descriptors() == before[1] + 1
-    start = time.monotonic()
     if end == "error":
         os.truncate(floats, 2)
         with pytest.raises(ReadError):
@@ -56,9 +56,8 @@ def test_stopping_in_the_middle_frees_threads_and_files(floats: Path, end: str) 
         with pytest.raises(RuntimeError, match="closed"):
             reader.submit([])
     del reader
-    assert time.monotonic() - start < 5
-    assert (threads(), descriptors()) == before
-    del buffers
+    until(lambda: (threads(), descriptors()) == before)  # threads are listed for a little longer
+    assert np.isnan(buffers[-1]).any()  # it did not read all before
 
 
 def test_what_is_little_is_read_by_who_waits_for_it(floats: Path) -> None:
@@ -89,7 +88,7 @@ def test_closing_ends_a_wait_in_another_thread(floats: Path) -> None:
     thread.start()
     time.sleep(0.01)
     reader.close()
-    thread.join(timeout=10)
+    thread.join(timeout=60)
     assert len(ended) == 1
     assert "closed" in ended[0]
     del buffers
@@ -186,8 +185,8 @@ def test_a_signal_reaches_python_while_it_waits(floats: Path) -> None:
 def last():
     time.sleep(0.2)
     os.kill(os.getpid(), signal.SIGINT)
-threading.Thread(target=last).start()
 try:
+    threading.Thread(target=last).start()
     while True:
         reader.wait()
 except KeyboardInterrupt:

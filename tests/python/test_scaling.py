@@ -259,16 +259,18 @@ def test_scaling_and_undoing_are_as_accurate_as_the_dtype(dtype):
     offset = 100.0 if dtype.itemsize == 2 else 1e6
     center = torch.tensor([offset + 1 / 3], dtype=torch.float64)
     affine = Affine(center, torch.tensor([0.7], dtype=torch.float64))
-    x = (offset + torch.randn(50, 4, 1)).to(dtype)
-    exact = (x.double() - affine.center) / affine.scale
-    scaled = affine.apply(x)
+    x = offset + torch.randn(50, 4, 1, dtype=torch.float64)
+    exact = (x - affine.center) / affine.scale
+    scaled = affine.apply(x, dtype)
     assert scaled.dtype == dtype
     eps = torch.finfo(dtype).eps
-    torch.testing.assert_close(scaled.double(), exact, rtol=2 * eps, atol=2 * eps)
+    torch.testing.assert_close(scaled.double(), exact, rtol=eps, atol=eps)
     raw = affine.undo(scaled)
-    assert raw.dtype == dtype
+    assert raw.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     exact = scaled.double() * affine.scale + affine.center
-    torch.testing.assert_close(raw.double(), exact, rtol=eps, atol=0)
+    torch.testing.assert_close(raw.double(), exact, rtol=torch.finfo(raw.dtype).eps, atol=0)
+    wide = Affine(affine.center, affine.scale, wide=True).undo(scaled)
+    torch.testing.assert_close(wide, exact, rtol=1e-15, atol=0)
 
 
 def affine(center, scale):
@@ -294,6 +296,9 @@ def test_saved_and_loaded_again(tmp_path):
     assert loaded is None
     arrays = {"center": np.array([1.5]), "scale": np.array([2.0])}
     assert scaling_from_state(arrays).center.item() == 1.5
+    assert not scaling_from_state(arrays).wide
+    wide = scaling_from_state(scaling_state(Affine(torch.ones(1), torch.ones(1), wide=True)))
+    assert wide.wide
 
 
 @pytest.mark.parametrize(
@@ -336,7 +341,7 @@ def test_a_scaled_model_carries_the_state():
     y, state = model(x[5:], state)
     torch.testing.assert_close(y, expected[5:])
     assert set(model.state_dict()) > {f"module.{name}" for name in lstm.state_dict()}
-    assert sum("layers" in name for name in model.state_dict()) == 6
+    assert sum("layers" in name for name in model.state_dict()) == 4
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

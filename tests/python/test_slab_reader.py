@@ -199,11 +199,21 @@ def test_what_cannot_be_converted_is_refused(reader: Any) -> None:
         reader.wait()
 
 
+def test_reads_of_no_elements_that_have_many_pieces(reader: Any, floats: Path) -> None:
+    number = reader.add_file(floats, False)
+    nothing = a_read([[number, 0, 0, 4, 1, 0, 1]] * 128, np.empty(0, np.float32), "float32")
+    reader.submit([nothing])
+    assert reader.wait() == [0]
+
+
 def test_files_that_cannot_be_opened(reader: Any, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="missing"):
         reader.add_file(tmp_path / "missing", True)
     with pytest.raises(IsADirectoryError):
         reader.add_file(str(tmp_path), False)
+    (tmp_path / "a").write_bytes(b"1234")
+    with pytest.raises(ValueError, match="NUL"):
+        reader.add_file(f"{tmp_path}/a\0b", False)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OSError, match="pipe"):
         reader.add_file(tmp_path / "pipe", False)

@@ -338,3 +338,23 @@ def test_copies_of_an_estimator_train_on_their_own(copied):
     other.fit(X, Y, epochs=2)
     assert_same_parameters(other.model, est.fit(X, Y, epochs=2).model, rtol=0)
     assert [r["epoch"] for r in other.history_] == [1, 2, 3, 4]
+
+
+def test_a_fit_that_fails_as_it_begins_leaves_no_hooks(monkeypatch):
+    model = nn.Sequential(*(nn.Linear(700, 700) for _ in range(3)))  # more than one bucket
+    est = fs.Estimator(
+        model, fs.seqloss(mse_loss), lambda p: torch.optim.SGD(p, lr=0.1),
+        {"epochs": 1, "batchsize": 2, "seqsize": 5}, comm=None, progress=False,
+    )  # fmt: skip
+    x = torch.zeros(5, 2, 700)
+
+    def fails(_):
+        raise TypeError("cannot be sent")
+
+    monkeypatch.setattr(est._replicas, "alone", False)  # one rank, with all there is of several
+    monkeypatch.setattr(est._replicas, "sync", fails)
+    with pytest.raises(TypeError, match="cannot be sent"):
+        est.fit(x, x)
+    assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
+    monkeypatch.undo()
+    est.fit(x, x)

@@ -129,9 +129,10 @@ def test_scaling_is_undone_and_counts_all_steps():
 @pytest.mark.parametrize("kind", [np.float64, np.float32, np.int64])
 def test_computes_in_the_dtype_of_the_data(kind):
     x = (10 * X).astype(kind)
-    model = regressor().fit(x, LAST)
+    model = regressor().fit(x, LAST.astype(np.float32))
     expected = np.float64 if kind == np.float64 else np.float32
     assert model.predict(x).dtype == expected
+    assert regressor(epochs=1).fit(x, LAST).predict(x).dtype == np.float64  # as the targets
     assert {p.dtype for p in model.estimator_.model.parameters()} == {
         torch.float64 if kind == np.float64 else torch.float32
     }

@@ -28,6 +28,15 @@ def test_bad_inputs(x, match):
             regressor().fit(X, LAST).predict(x)
 
 
+@pytest.mark.parametrize("x", [X, X[:, 0], LIST])
+def test_missing_values_are_told_with_what_takes_them(x):
+    x = [a.copy() for a in x] if isinstance(x, list) else x.copy()
+    x[1][0] = np.nan
+    for model in (regressor(), classifier()):
+        with pytest.raises(ValueError, match=r'X contains NaN: .*nan="mask"'):
+            model.fit(x, LABELS)
+
+
 def test_other_data_than_fitted_on_is_told():
     model = regressor().fit(X, LAST)
     for x in (X[..., :2], X[:, 0, :2], list(X[..., :2])):

@@ -226,3 +226,42 @@ def test_ranks_share_a_fit_only_if_they_are_told(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("same") == 2
+
+
+def test_clones_work_with_the_same_ranks():
+    class Ranks:  # one of mpi4py's, which cannot be copied
+        def py2f(self):
+            return 0
+
+        def __reduce_ex__(self, _):
+            raise TypeError("cannot pickle")
+
+    ranks = Ranks()
+    original = regressor(comm=ranks, hidden_size=5)
+    other = clone(original)
+    assert type(other) is type(original)
+    assert other is not original
+    assert other.comm is original.comm is ranks
+    assert other.get_params() == original.get_params()
+    pipeline = clone(make_pipeline(StandardScaler(), original))
+    assert pipeline[-1].comm is ranks
+
+
+ON_PART_OF_THE_RANKS = """
+import copy, numpy as np, fastseq as fs
+from mpi4py import MPI
+from sklearn.base import clone
+part = MPI.COMM_WORLD.Split(MPI.COMM_WORLD.rank)
+x = np.random.default_rng(0).standard_normal((8, 5, 2))
+for comm in (part, fs.distributed.Communicator(part)):
+    model = fs.SequenceRegressor("gru", hidden_size=3, epochs=1, comm=comm, random_state=0)
+    found = clone(model).fit(x, x[:, -1, 0])
+    est = copy.deepcopy(found.estimator_)
+    assert np.isfinite(found.predict(x)).all()
+    assert np.array_equal(est.predict(x.swapaxes(0, 1)), found.estimator_.predict(x.swapaxes(0, 1)))
+"""
+
+
+def test_clones_on_part_of_the_ranks(tmp_path):
+    done = mpirun(tmp_path, 2, ON_PART_OF_THE_RANKS)
+    assert done.returncode == 0, done.stderr

@@ -7,7 +7,7 @@ are written with differentiable operators, so that they can be differentiated ag
 from __future__ import annotations
 
 from .flat import DENSE, pack, pack_checked, unpack
-from .native import FLOATING, active_isa, cuda_kernels
+from .native import FLOATING, active_isa, cuda_kernels, cuda_obstacle
 from .products import bmm
 from .recurrences import gru, lstm, rnn
 
@@ -17,6 +17,7 @@ __all__ = [
     "active_isa",
     "bmm",
     "cuda_kernels",
+    "cuda_obstacle",
     "gru",
     "lstm",
     "pack",

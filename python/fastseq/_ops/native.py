@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+import os
+from importlib import import_module
+
 import torch
 
 from .. import _C  # type: ignore[attr-defined]
 
-__all__ = ["FLOATING", "active_isa", "cuda_kernels", "native"]
+__all__ = ["FLOATING", "active_isa", "cuda_kernels", "cuda_obstacle", "load_cuda", "native"]
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """The dtypes that flat vectors and products know."""
 
+ISAS = ("baseline", "x86-64-v3", "x86-64-v4")
+"""The instruction sets that kernels are compiled for."""
+
 native = torch.ops.fastseq
 
 
-def _load_cuda() -> bool:
-    """Register the CUDA kernels, where there is a GPU and they were built."""
+def load_cuda() -> str | None:
+    """Register the CUDA kernels; return why they are not there, None if they are."""
     if not torch.cuda.is_available():
-        return False
+        return "there is no GPU"
     try:
-        from .. import _cuda  # type: ignore[attr-defined]  # noqa: F401
-    except ImportError:
-        return False
-    return True
+        import_module("fastseq._cuda")
+    except ModuleNotFoundError:
+        return "not built"
+    except ImportError as error:  # such as a library of another CUDA than torch's
+        return f"built, but cannot be loaded: {error}"
+    return None
 
 
-cuda_kernels = _load_cuda()
+cuda_obstacle = load_cuda()
+cuda_kernels = cuda_obstacle is None
 active_isa: str = _C.active_isa()
+if (isa := os.environ.get("FASTSEQ_ISA", active_isa)) not in ISAS:
+    raise ValueError(f"the environment's FASTSEQ_ISA must be one of {', '.join(ISAS)}, got {isa!r}")

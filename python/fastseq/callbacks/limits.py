@@ -72,7 +72,7 @@ class InvalidValue(Criterion):
 
 
 class NumberLimit(Criterion):
-    """Stop after `n` epochs, over all calls of `fit`.
+    """Stop after `n` epochs, over all calls of `fit` on the same data.
 
     Parameters
     ----------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,6 +53,9 @@ class Metrics(Callback):
     Where targets are integers or booleans they are classes, and `y_pred` is the class: of outputs
     ``(n, C)`` the largest; of outputs in the shape of the targets (one logit) whether they are
     positive. So it is for scikit-learn's classification metrics where targets are floats 0 and 1.
+
+    Where samples have some of their targets but not all (``spec.nan="mask"``), a metric is the mean
+    of those of each target, from what is known of it.
 
     Raises
     ------
@@ -119,13 +122,28 @@ class Metrics(Callback):
             value = math.nan
             if run.first:  # for all: others need not have the same number to the last bit
                 try:
-                    value = float(metric(found))
+                    parts = list(_targets(found))
+                    value = sum(float(metric(part)) for part in parts) / len(parts)
                 except Exception as error:
                     part = "validation" if prefix else "training"
                     raise ValueError(
                         f"the metric {name!r} failed on the {part} part: {error}"
                     ) from error
             run.row[prefix + name] = run.same(value)
+
+
+def _targets(samples: Samples) -> Iterator[Samples]:
+    """Yield all samples, or those of each target where not all have the same targets."""
+    y_true, y_pred, weights = samples
+    if weights.ndim == 1:
+        yield samples
+        return
+    for k in np.ndindex(weights.shape[1:]):
+        of_target = (slice(None), *k)
+        there = weights[of_target] > 0
+        if there.any():
+            true, predicted = y_true[of_target][there], y_pred[of_target][there]
+            yield Samples(true[:, None], predicted[:, None], weights[of_target][there])
 
 
 class _Function:

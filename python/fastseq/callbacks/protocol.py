@@ -32,13 +32,21 @@ class Callback:
     epoch 2 of 2
     """
 
-    # Of the estimator it was last used with: in copies of both, it is that of the copy.
-    _history: History | None = None
+    # What it was last used with: the estimator's history, which in copies of both is that of the
+    # copy, and the data. None: a state that was loaded, or nothing.
+    _used: tuple[History, int] | None = None
 
     def is_new_to(self, run: Run) -> bool:
-        """Whether `run` is of another estimator than what this knows; call it once per run."""
-        before, self._history = self._history, run.history
-        return run.step == 0 or (before is not None and before is not run.history)
+        """Whether what this has seen means nothing to `run`; call it in ``on_fit_begin``, once.
+
+        It was of another estimator, or of other data: losses on them cannot be compared.
+        """
+        before, self._used = self._used, (run.history, run.data_key)
+        if run.step == 0:
+            return True
+        if before is None:
+            return run.has_other_data
+        return before[0] is not run.history or before[1] != run.data_key
 
     def on_fit_begin(self, run: Run) -> None:
         """Before the first epoch of a call of `fit`; data and optimizer are known."""

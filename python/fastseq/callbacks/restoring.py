@@ -20,8 +20,8 @@ __all__ = ["RestoreBest"]
 class RestoreBest(Callback):
     """Keep the weights of the best epoch, and give them back to the model when `fit` ends.
 
-    All ranks keep a copy, buffers included. Over several calls of `fit` the best of all epochs
-    counts; the optimizer goes on from where it was last.
+    All ranks keep a copy, buffers included. Over several calls of `fit` on the same data the best
+    of all epochs counts; with other data it begins anew. The optimizer goes on from where it was.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ class RestoreBest(Callback):
         self._weights: dict[str, Any] = {}
 
     def on_fit_begin(self, run: Run) -> None:
-        """Begin anew with a new estimator."""
+        """Begin anew with a new estimator, or other data."""
         self._monitor.check(run)
         if self.is_new_to(run):
             self._forget()
@@ -82,7 +82,7 @@ class RestoreBest(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
         self._forget()
-        self._history = None
+        self._used = None
         if state:
             self.epoch, self.value = state["epoch"], state["value"]
             self._cost = self._monitor.sign * self.value

@@ -23,7 +23,8 @@ _CHANGED = ("lr", "momentum", "betas")  # what torch's schedulers set in a group
 class Schedule(Callback):
     """Changes the learning rate as one of torch's schedulers says.
 
-    It goes on where it was when `fit` is called again with the same optimizer.
+    It goes on where it was when `fit` is called again with the same optimizer. Of other data,
+    `torch.optim.lr_scheduler.ReduceLROnPlateau` looks for a best loss of their own.
 
     Parameters
     ----------
@@ -90,6 +91,9 @@ class Schedule(Callback):
         if self._state is not None and run.step > 0:  # or another estimator begins
             _go_on(self._scheduler, self._state)
         self._state = None
+        if isinstance(self._scheduler, ReduceLROnPlateau) and self.is_new_to(run):
+            self._scheduler.best = self._scheduler.mode_worse
+            self._scheduler.num_bad_epochs = self._scheduler.cooldown_counter = 0
         # Torch warns if its `step` comes before the optimizer's, which a step without any sample,
         # or with an overflow in fp16, leaves out.
         run.optimizer._opt_called = True  # type: ignore[attr-defined]

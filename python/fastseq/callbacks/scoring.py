@@ -12,6 +12,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.metrics import get_scorer, get_scorer_names
 
+from ..errors import meant
 from ..predicting.samples import Samples
 from .predicted import classes_of, column, takes_weights, weights_of
 
@@ -49,9 +50,10 @@ class NamedMetric:
         try:
             self._scorer = get_scorer(name)
         except ValueError:
+            names = get_scorer_names()
             raise ValueError(
-                f"{name!r} is not one of scikit-learn's metrics, which are "
-                f"{', '.join(get_scorer_names())}"
+                f"{name!r} is not one of scikit-learn's metrics{meant(name, names)} There are "
+                f"{', '.join(names)}"
             ) from None
         function: Callable[..., Any] = self._scorer._score_func
         self._takes_weights = takes_weights(function)

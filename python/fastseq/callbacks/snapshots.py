@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -26,8 +27,10 @@ class Snapshots(Callback):
     """Write the model's weights to numbered files: all, the last few, or the best few.
 
     Rank 0 writes ``epoch-0001.safetensors`` and so on: parameters and buffers by name, and in its
-    metadata the epoch and the losses. Files are written beside and renamed. `Checkpoint` is what
-    a run can be resumed from.
+    metadata the epoch and the losses. Files are written beside and renamed. With other data the
+    best of these are sought, and files there are stay. Complex tensors are written as pairs of
+    reals, `torch.view_as_real`, and named in the metadata. `Checkpoint` is what a run can be
+    resumed from.
 
     Parameters
     ----------
@@ -81,7 +84,7 @@ class Snapshots(Callback):
         self._costs: dict[int, float] = {}
 
     def on_fit_begin(self, run: Run) -> None:
-        """Begin anew with a new estimator; see whether files can be written."""
+        """Begin anew with a new estimator, or other data; see whether files can be written."""
         self._monitor.check(run)
         if self.is_new_to(run):
             self._costs = {}
@@ -124,11 +127,15 @@ class Snapshots(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
         self._costs = dict(zip(state["epochs"], state["costs"], strict=True))
-        self._history = None
+        self._used = None
 
 
 def _write(run: Run, path: Path) -> None:
     tensors = {name: a.cpu() for name, a in copied(run.model).items() if isinstance(a, Tensor)}
     numbers = {key: str(value) for key, value in run.row.items()}
+    pairs = [name for name, a in tensors.items() if a.is_complex()]
+    if pairs:
+        tensors.update((name, torch.view_as_real(tensors[name])) for name in pairs)
+        numbers["complex"] = " ".join(pairs)
     with replacing("Snapshots", path) as beside:
         save_file(tensors, beside, metadata=numbers)

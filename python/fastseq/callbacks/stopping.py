@@ -22,8 +22,8 @@ __all__ = ["GL", "PQ", "Criterion", "NumberSinceBest", "Patience"]
 class Criterion(Callback):
     """Base of what ends `fit` early: `update` looks at an epoch and tells why to stop.
 
-    All criteria go on where they were when `fit` is called again, and begin anew with another
-    estimator. A NaN is worse than any number.
+    All criteria go on where they were when `fit` is called again on the same data, and begin anew
+    with other data or another estimator. A NaN is worse than any number.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ class Criterion(Callback):
         raise NotImplementedError
 
     def on_fit_begin(self, run: Run) -> None:
-        """Begin anew with a new estimator."""
+        """Begin anew with a new estimator, or other data."""
         self._monitor.check(run)
         if self.is_new_to(run):
             self._seen = copy.deepcopy(self._start)
@@ -69,7 +69,7 @@ class Criterion(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
         self._seen = copy.deepcopy(state)
-        self._history = None
+        self._used = None
 
 
 class NumberSinceBest(Criterion):

@@ -142,6 +142,8 @@ def _write_directly(file: FileIO, data: memoryview) -> int:
     that goes on meanwhile. What fails here, as some file systems cannot do it, is left to be
     written in the usual way, which tells what is wrong.
     """
+    if not hasattr(os, "O_DIRECT"):  # not every system can
+        return 0
     flags = fcntl.fcntl(file, fcntl.F_GETFL)
     done, whole = 0, len(data) // _ALIGNED * _ALIGNED
     with contextlib.suppress(OSError):

@@ -46,7 +46,7 @@ class Generations:
         self.folder = Path(folder).absolute()
         self._keep = keep
         self._image = Image()
-        self._thread: threading.Thread | None = None
+        self._writing: _Writing | None = None
         self._error: BaseException | None = None
         self._broken: set[Path] = set()
 
@@ -111,11 +111,14 @@ class Generations:
         """
         self.finish()
         self._image.take(tensors, text)
+        writing = self._writing = _Writing()
         # Not a daemon: what has been begun is also finished if the program ends meanwhile.
-        self._thread = threading.Thread(target=self._write, name="fastseq-checkpoint")
-        self._thread.start()
+        threading.Thread(target=self._write, args=(writing,), name="fastseq-checkpoint").start()
+        writing.started = True
 
-    def _write(self) -> None:
+    def _write(self, writing: _Writing) -> None:
+        if not writing.begin():
+            return
         try:
             paths = self.paths()
             number = _number(paths[-1]) + 1 if paths else 1
@@ -126,6 +129,8 @@ class Generations:
             self._broken.clear()
         except BaseException as error:  # raised where somebody looks
             self._error = error
+        finally:
+            writing.done.set()
 
     def raise_if_failed(self) -> None:
         """Raise what the last `write` failed with, if that is known."""
@@ -140,9 +145,9 @@ class Generations:
         OSError
             It could not be.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        if self._writing is not None:
+            self._writing.wait()
+            self._writing = None
         error, self._error = self._error, None
         if isinstance(error, OSError):
             raise OSError(
@@ -152,6 +157,29 @@ class Generations:
             ) from error
         if error is not None:
             raise error
+
+
+class _Writing:
+    """What a thread writes, which may have been interrupted (by Ctrl-C) while it was started."""
+
+    def __init__(self) -> None:
+        self.started = False  # for certain
+        self.done = threading.Event()
+        self._lock = threading.Lock()
+        self._begun = self._cancelled = False
+
+    def begin(self) -> bool:
+        """Say that the thread runs; return whether it is still wanted."""
+        with self._lock:
+            self._begun = not self._cancelled
+            return self._begun
+
+    def wait(self) -> None:
+        """Wait for the end, if there is one to come: a thread that runs only later does nothing."""
+        with self._lock:
+            self._cancelled = not (self.started or self._begun)
+        if not self._cancelled:
+            self.done.wait()
 
 
 def _number(path: Path) -> int:

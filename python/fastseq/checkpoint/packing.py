@@ -69,6 +69,8 @@ def _encode(item: Any, path: str, tensors: dict[str, Tensor]) -> Any:
         return int(item) if isinstance(item, int) and not isinstance(item, bool) else item
     if isinstance(item, float):
         return float(item) if math.isfinite(item) else {"float": repr(float(item))}
+    if isinstance(item, Tensor) and item.is_complex():
+        return {"complex": _add(torch.view_as_real(item.detach().resolve_conj()), path, tensors)}
     if isinstance(item, Tensor):
         return {"tensor": _add(item, path, tensors)}
     if isinstance(item, np.ndarray) and item.dtype.kind in "biuf":
@@ -121,6 +123,8 @@ def _decode(item: Any, tensors: Mapping[str, Tensor]) -> Any:
         return float(content)
     if kind == "tensor":
         return tensors[content]
+    if kind == "complex":
+        return torch.view_as_complex(tensors[content].contiguous())
     if kind == "array":
         return tensors[content].numpy()
     if kind == "tuple":

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..context import in_context
 from ..distributed import Communicator
 from ..errors import CheckpointError
 from ..scaling import Scaling
+from ..seeding import untouched
 from ..stateful import Stateful, in_mode
 from ..tree import Tree, tree_leaves, tree_like
 from .contents import (
@@ -232,7 +234,7 @@ def _differences(then: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, A
 
 def _example_state(est: Estimator) -> Tree:
     """Return a state as the model makes it: in its kinds of tuples and dicts."""
-    m = Stateful(est.model)
-    with torch.no_grad(), torch.random.fork_rng(), in_mode(est.model, training=False):
+    m = Stateful(in_context(est.model, est.spec.context))
+    with torch.no_grad(), untouched(est.device), in_mode(est.model, training=False):
         m(est._example)
     return m.state

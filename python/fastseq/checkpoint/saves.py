@@ -141,12 +141,16 @@ class Saves:
 def _sameness(est: Estimator, data: Sequences) -> dict[str, Any]:
     """Return what a position within an epoch depends on, and what the last bits depend on."""
     spec, comm = est.spec, est._replicas.comm
+    size = [data.steps, data.count]
+    if spec.shard == "given":
+        ranks = comm.allreduce_(torch.tensor(size, dtype=torch.float64), "sum")
+        size = [int(number) for number in ranks]
     names = ("batchsize", "seqsize", "accumulate", "shuffle", "fold", "shard")
     return {
         "plan": {
             "ranks": comm.size,
-            "steps of time": data.steps,
-            "sequences": data.count,
+            "steps of time": size[0],
+            "sequences": size[1],
             **{f"spec.{name}": getattr(spec, name) for name in names},
             "seed": est.seed,
         },

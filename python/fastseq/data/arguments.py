@@ -7,16 +7,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import Dataset
 
 from ..tree import Tree, tree_map
 from .given import checked
-from .opening import is_ragged, kind_error, open_ragged, open_source, to_tensor
+from .opening import is_ragged, kind_error, open_ragged, open_source, target_dtype, to_tensor
 from .ragged import DatasetItems, GroupItems
 from .reshaped import with_axis
 from .sources import Broadcast, Source
 
-__all__ = ["Arguments"]
+__all__ = ["Arguments", "step_input"]
 
 
 class Arguments:
@@ -34,7 +36,9 @@ class Arguments:
         Whether a target came without its last axis.
     """
 
-    def __init__(self, x: Any, y: Any, w: Any, mask: Any, lengths: Any, dtype: torch.dtype) -> None:
+    def __init__(
+        self, x: Any, y: Any, w: Any, mask: Any, lengths: Any, dtype: torch.dtype, *, labels: bool
+    ) -> None:
         if isinstance(x, Dataset):
             x, y, w = _of_dataset(x, y, w)
         x, y, w, mask = (
@@ -43,6 +47,7 @@ class Arguments:
         )
         self.dtype = dtype
         self.squeezed = False
+        self._labels = labels
         self.lengths: np.ndarray[Any, Any] | None = None
         self.order: np.ndarray[Any, Any] | None = None
         inputs = _paths(x, "x")
@@ -58,7 +63,9 @@ class Arguments:
             self._measure(inputs)
         self.x: Tree = _map_arrays(x, "x", self._open_input)
         self.y: Tree = _map_arrays(y, "y", self._open_target)
-        self.w = None if w is None else self._open_weights(w, "w", dtype)
+        # Half precision has not the range of weights, nor the digits to add them up.
+        weights = torch.promote_types(dtype, torch.float32)
+        self.w = None if w is None else self._open_weights(w, "w", weights)
         self.mask = None if mask is None else self._open_weights(mask, "mask", _mask_dtype(mask))
         if lengths is not None:
             self.lengths = _checked_lengths(lengths, self.steps, self.count)
@@ -76,8 +83,10 @@ class Arguments:
                     "x must hold an array (time, sequences, features), but its parts have 2 "
                     "dimensions: for sequences of different lengths pass a list of arrays (T_i, F)"
                 )
+            hint = ": one sequence is x[:, None], one feature x[..., None]"
             raise ValueError(
                 f"{name} must have 3 dimensions (time, sequences, features), got shape {shape}"
+                f"{hint if len(shape) == 2 else ''}"
             )
         # What has 1 step, or 1 sequence, may be shared by those of another input.
         self.reference, shape = max(whole, key=lambda one: min(one[1][0], 2) * min(one[1][1], 2))
@@ -138,7 +147,7 @@ class Arguments:
             )
         whole = self.steps, self.count
         if shape[:2] != whole and shape[:2] in ((1, self.count), (self.steps, 1)) and name != "x":
-            return Broadcast(name, to_tensor(array, self.dtype), whole, self.dtype)
+            return Broadcast(name, to_tensor(array), whole, self.dtype)
         self._check(name, shape)
         return open_source(array, name, self.dtype)
 
@@ -157,13 +166,13 @@ class Arguments:
                 f"{name} of shape {shape} may belong to the sequences or to the steps, as there "
                 f"are {self.count} of both: make it (1, {self.count}, F) or ({self.steps}, 1, F)"
             )
-        tensor = to_tensor(array[:], self.dtype)
+        tensor = to_tensor(array[:])
         tensor = tensor.unsqueeze(0) if shape[0] == self.count else tensor.unsqueeze(1)
         return Broadcast(name, tensor, whole, self.dtype)
 
     def _open_target(self, array: Any, name: str) -> Source:
         if is_ragged(array):
-            return self._open_list(array, name, keep_integers=True)
+            return self._open_list(array, name, target=True)
         shape = _shape(array, name)
         if len(shape) == 2 and shape == (self.steps, self.count):
             self.squeezed = True
@@ -176,17 +185,18 @@ class Arguments:
                 f"{(self.steps, self.count)}, got {shape}"
             )
         self._check(name, _shape(array, name))
-        return open_source(array, name, self.dtype, keep_integers=True)
+        return open_source(array, name, self.dtype, keep_integers=self._labels)
 
-    def _open_list(self, items: Any, name: str, *, keep_integers: bool = False) -> Source:
+    def _open_list(self, items: Any, name: str, *, target: bool = False) -> Source:
         assert self.lengths is not None
         features = None
         if len(items[0].shape) == 1:
-            self.squeezed |= keep_integers
+            self.squeezed |= target
             features = (1,)
         source = open_ragged(
-            items, name, self.lengths, self.dtype, keep_integers=keep_integers, features=features
-        )
+            items, name, self.lengths, self.dtype,
+            keep_integers=target and self._labels, features=features,
+        )  # fmt: skip
         if isinstance(items, GroupItems):
             source.keys = items.keys
         return source
@@ -226,6 +236,20 @@ class Arguments:
             )
 
 
+def step_input(x: Any) -> Tree:
+    """Return the input of one time step as tensors, ``(N, F)``, of the dtypes that they have."""
+
+    def as_step(array: Any, name: str) -> Tensor:
+        array = np.asarray(array) if isinstance(array, list) else array
+        shape = _shape(array, name)
+        target_dtype(array, name, torch.float32, keep_integers=False)
+        if len(shape) != 2 or not shape[0]:
+            raise ValueError(f"{name} must be one step (sequences, features), got shape {shape}")
+        return to_tensor(array)
+
+    return _map_arrays(x, "x", lambda array, name: as_step(checked(array, name), name))
+
+
 def _of_dataset(dataset: Any, y: Any, w: Any) -> tuple[Any, Any, Any]:
     """Return the parts of a dataset's items as x, y and w."""
     parts: list[Any] = list(DatasetItems.split(dataset, "x"))
@@ -249,7 +273,7 @@ def _map_arrays(tree: Any, name: str, fn: Callable[[Any, str], Any]) -> Any:
         return None
     if isinstance(tree, dict):
         return {key: _map_arrays(part, f"{name}[{key!r}]", fn) for key, part in tree.items()}
-    if isinstance(tree, tuple):
+    if isinstance(tree, tuple) and not isinstance(tree, PackedSequence):
         parts = [_map_arrays(part, f"{name}[{i}]", fn) for i, part in enumerate(tree)]
         return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
     return fn(tree, name)

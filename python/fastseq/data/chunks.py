@@ -69,9 +69,9 @@ class ChunkPlan:
     """The chunks of one rank: all chunks of a block in time order, then the next block.
 
     A block is ``size · batchsize`` consecutive sequences, of which every rank takes a nearly equal
-    part, or, sharded by time, `batchsize` sequences, of whose steps every rank takes a part. So
-    every rank makes the same number of steps, whatever T and N are. Short tails are kept. A block
-    ends where its longest sequence does.
+    part, or, sharded by time, `batchsize` sequences, of whose steps every rank takes a part; where
+    each rank has data of its own, `batchsize` of these. So every rank makes the same number of
+    steps, whatever T and N are. Short tails are kept. A block ends where its longest sequence does.
 
     Parameters
     ----------
@@ -85,6 +85,12 @@ class ChunkPlan:
         Whether ranks share out steps instead of sequences.
     lengths
         The sequences' numbers of steps, ``(N,)``; None: all have T.
+    joined
+        Whether a last block that would leave some rank with a single sequence is joined to the one
+        before: layers that normalise over sequences cannot be trained on one.
+    given
+        If these are data of this rank's own: how many chunks each block has, on the rank that has
+        most (`own_chunks`).
 
     Examples
     --------
@@ -101,23 +107,45 @@ class ChunkPlan:
     size: int = 1
     by_time: bool = False
     lengths: np.ndarray[Any, Any] | None = dataclasses.field(default=None, compare=False)
+    joined: bool = False
+    given: list[int] | None = None
 
     @property
     def _block_sequences(self) -> int:
-        return self.batchsize if self.by_time else self.batchsize * self.size
+        return self.batchsize * self._sharing
+
+    @property
+    def _sharing(self) -> int:
+        """How many ranks share out a block's sequences."""
+        return 1 if self.by_time or self.given is not None else self.size
+
+    @property
+    def _own_blocks(self) -> int:
+        blocks, left = divmod(self.sequences, self._block_sequences)
+        joins = self.joined and blocks and left < 2 * self._sharing
+        return blocks if not left or joins else blocks + 1
 
     @property
     def blocks(self) -> int:
         """How many blocks there are."""
-        return -(-self.sequences // self._block_sequences)
+        return self._own_blocks if self.given is None else len(self.given)
+
+    @property
+    def _begins(self) -> range:
+        """The first sequence of each block."""
+        return range(0, self._own_blocks * self._block_sequences, self._block_sequences)
+
+    @property
+    def own_chunks(self) -> list[int]:
+        """How many chunks each block of this rank's data has."""
+        return [self._chunks_of(steps) for steps in self._block_steps]
 
     @cached_property
     def _block_steps(self) -> list[int]:
         """How many steps each block's longest sequence has."""
         if self.lengths is None:
-            return [self.steps] * self.blocks
-        begins = np.arange(0, self.sequences, self._block_sequences)
-        return [int(n) for n in np.maximum.reduceat(self.lengths, begins)]
+            return [self.steps] * self._own_blocks
+        return [int(n) for n in np.maximum.reduceat(self.lengths, np.array(self._begins))]
 
     def _chunks_of(self, steps: int) -> int:
         """How many chunks a block has: as many as the longest rank's part needs."""
@@ -125,28 +153,30 @@ class ChunkPlan:
         return -(-longest // self.seqsize)
 
     def __len__(self) -> int:
-        return sum(map(self._chunks_of, self._block_steps))
+        return sum(self.own_chunks if self.given is None else self.given)
 
     @property
     def padding(self) -> float:
         """Which part of all blocks' steps lies behind the ends of sequences."""
         if self.lengths is None:
             return 0.0
-        widths = np.diff([*range(0, self.sequences, self._block_sequences), self.sequences])
+        widths = np.diff([*self._begins, self.sequences])
         whole = int(np.dot(widths, self._block_steps))
         return 1 - int(self.lengths.sum()) / whole if whole else 0.0
 
     def chunks(self, order: Iterable[int] | None = None) -> Iterator[Chunk]:
         """Yield this rank's chunks, block by block in `order` (default: as they lie)."""
         for block in range(self.blocks) if order is None else order:
-            n0 = block * self._block_sequences
-            n1 = min(n0 + self._block_sequences, self.sequences)
-            steps = self._block_steps[block]
+            own = block < self._own_blocks
+            n0 = block * self._block_sequences if own else self.sequences
+            last = block >= self._own_blocks - 1
+            n1 = self.sequences if last else n0 + self._block_sequences
+            steps = self._block_steps[block] if own else 0
             begin, end = 0, steps
             if self.by_time:
                 begin, end = part(0, steps, self.rank, self.size)
-            else:
+            elif self.given is None:
                 n0, n1 = part(n0, n1, self.rank, self.size)
-            for index in range(self._chunks_of(steps)):
+            for index in range(self._chunks_of(steps) if self.given is None else self.given[block]):
                 t0 = min(begin + index * self.seqsize, end)
                 yield Chunk(block, index, t0, min(t0 + self.seqsize, end), n0, n1)

@@ -6,13 +6,16 @@ from typing import Any
 
 import h5py
 import numpy as np
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader
 
 from ..h5 import LazyTensor
+from ..h5.links import dead_link
 from ..h5.types import is_bfloat16
 from .ragged import group_items
 
-__all__ = ["checked"]
+__all__ = ["checked", "refuse_containers", "refuse_null"]
 
 _SHOWN = 8  # of what a group holds, in messages
 
@@ -27,6 +30,7 @@ def checked(array: Any, name: str) -> Any:
     """
     if isinstance(array, h5py.Dataset | h5py.Group) and not array:
         raise ValueError(f"{name} is from a file that has been closed; keep it open")
+    refuse_null(array, name)
     if isinstance(array, h5py.Group):
         return _items_of(array, name)
     if isinstance(array, h5py.Dataset) and is_bfloat16(array):
@@ -36,6 +40,19 @@ def checked(array: Any, name: str) -> Any:
             f"{name} is a DataLoader, whose batches cannot be cut in time: pass its dataset "
             "(loader.dataset), and batchsize in the spec"
         )
+    refuse_containers(array, name)
+    return array
+
+
+def refuse_containers(array: Any, name: str) -> None:
+    """Raise if sequences come in something else than an array or a list of arrays."""
+    if isinstance(array, PackedSequence):
+        raise TypeError(
+            f"{name} is a PackedSequence: pass the list of arrays (T_i, F) that "
+            "torch.nn.utils.rnn.unpack_sequence makes of it"
+        )
+    if isinstance(array, Tensor) and array.is_nested:
+        raise TypeError(f"{name} is a nested tensor: pass list({name}.unbind()), arrays (T_i, F)")
     if isinstance(array, list):
         _check_list(array, name)
     if isinstance(array, np.ndarray) and array.dtype == object and _holds_arrays(array):
@@ -43,7 +60,15 @@ def checked(array: Any, name: str) -> Any:
             f"{name} is an array of {array.size} arrays: for sequences of different lengths pass "
             "a list of arrays (T_i, F)"
         )
-    return array
+
+
+def refuse_null(array: Any, name: str) -> None:
+    """Raise for a dataset of an HDF5 file that has no dataspace."""
+    if isinstance(array, h5py.Dataset) and array and array.shape is None:
+        raise ValueError(
+            f"{name} is the dataset {array.name}, which is empty: it has a type, but no elements "
+            "(a null dataspace)"
+        )
 
 
 def _check_list(items: list[Any], name: str) -> None:
@@ -70,6 +95,9 @@ def _items_of(group: h5py.Group, name: str) -> list[Any]:
     inside = [(key, group.get(key)) for key in group]
     if not inside:
         raise ValueError(f"{name} has no sequences: the group {group.name} is empty")
+    for key, item in inside:
+        if item is None and (dead := dead_link(group, key)) is not None:
+            raise ValueError(f"{name} is the group {group.name}, in which {key!r} is {dead.text}")
     if any(not isinstance(item, h5py.Dataset) or item.ndim not in (1, 2) for _, item in inside):
         shown = ", ".join(
             f"{key} {item.shape}" if isinstance(item, h5py.Dataset) else f"{key}/"

@@ -1,76 +1,116 @@
-"""NaN and infinities in the data: found, and named or masked."""
+"""NaN and infinities in the data: found, and named, or taken for missing values."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..errors import NonFiniteError
-from ..tree import tree_leaves
+from ..tree import Tree, tree_map, tree_paths
 from .chunks import Chunk
 from .reader import Slab
 
 if TYPE_CHECKING:
     from .sequences import Sequences
 
-__all__ = ["mark_nonfinite"]
+__all__ = ["fill_inputs", "fill_step", "fill_targets", "refuse_nonfinite"]
 
 
-def mark_nonfinite(
-    data: Sequences, chunk: Chunk, slabs: list[Slab], counts: Tensor | None, ws: Tensor | None
-) -> Tensor | None:
-    """Find NaN and infinities in samples that count.
-
-    Parameters
-    ----------
-    data
-        Whose chunk it is.
-    chunk
-        The chunk.
-    slabs
-        Its inputs, then its targets.
-    counts, ws
-        Which samples count, and their weights; None: all.
-
-    Returns
-    -------
-    Tensor or None
-        Which samples count, ``(S, B)``, without those found.
+def refuse_nonfinite(data: Sequences, chunk: Chunk, slabs: list[Slab]) -> None:
+    """Raise if slabs of a chunk hold NaN or infinities.
 
     Raises
     ------
     NonFiniteError
-        `data` does not want them masked: the message names the first place.
+        The message names the first place.
     """
-    targets = {id(source) for source in tree_leaves(data.y)}
     for slab in slabs:
-        if not slab.suspect or not slab.data.is_floating_point():
-            continue
-        bad = ~slab.data.isfinite()
-        samples = bad.flatten(2).any(2) if bad.dim() > 2 else bad
-        if counts is not None:
-            samples = samples & counts
-        if ws is not None and id(slab.source) in targets:
-            samples = samples & (ws > 0)
-        if not bool(samples.any()):
-            continue
-        if data.nan == "raise":
-            raise NonFiniteError(_place(data, chunk, slab, bad, samples))
-        counts = ~samples if counts is None else counts & ~samples
-    return counts
+        bad = slab.nonfinite()
+        if bad is not None:
+            raise NonFiniteError(_place(data, chunk, slab, bad))
 
 
-def _place(data: Sequences, chunk: Chunk, slab: Slab, bad: Tensor, samples: Tensor) -> str:
-    bad = bad & samples.reshape(*samples.shape, *(1,) * (bad.dim() - 2))
+def fill_inputs(slabs: list[Slab]) -> Tensor | None:
+    """Put 0 in the place of missing inputs; return which samples have any, None: all."""
+    missing = _fill(slabs)
+    if any(bad is None for bad in missing):
+        return None
+    some = torch.stack([~bad.flatten(2).all(2) for bad in missing if bad is not None]).any(0)
+    return None if bool(some.all()) else some
+
+
+def fill_targets(slabs: list[Slab]) -> tuple[Tensor | None, list[Tensor] | None]:
+    """Put 0 in the place of missing targets.
+
+    Returns
+    -------
+    tuple
+        Which samples have any targets, ``(S, B)``, None where nothing is missing; and, if samples
+        have some of theirs but not all, which those are, ``(S, B, K)`` for each slab.
+    """
+    missing = _fill(slabs)
+    if all(bad is None for bad in missing):
+        return None, None
+    each = [
+        torch.ones_like(slab.data, dtype=torch.bool) if bad is None else ~bad
+        for slab, bad in zip(slabs, missing, strict=True)
+    ]
+    some = torch.stack([known.flatten(2).any(2) for known in each]).any(0)
+    whole = torch.stack([known.flatten(2).all(2) for known in each]).all(0)
+    return some, None if torch.equal(some, whole) else each
+
+
+def _fill(slabs: list[Slab]) -> list[Tensor | None]:
+    missing = [slab.nonfinite() for slab in slabs]
+    for slab, bad in zip(slabs, missing, strict=True):
+        if bad is not None:
+            slab.blank(bad)
+    return missing
+
+
+def fill_step(xs: Tree, nan: str) -> Tree:
+    """Do for the input of one step, ``(N, F)``, what is done for chunks; see `Spec`.
+
+    Raises
+    ------
+    NonFiniteError
+        `nan` is ``"raise"``, and there are NaN or infinities.
+    """
+    if nan == "keep":
+        return xs
+    names = iter([name for name, _ in tree_paths(xs, "x")])
+
+    def fill(values: Tensor) -> Tensor:
+        name = next(names)
+        if math.isfinite(values.sum().item()):
+            return values
+        bad = ~values.isfinite()
+        if nan == "mask" or not bool(bad.any()):  # a sum may overflow
+            return values.masked_fill(bad, 0)
+        first = [int(i) for i in bad.nonzero()[0]]
+        value = float(values[tuple(first)])
+        raise NonFiniteError(_message(name, value, "at this step", first[0], first[1:], bad))
+
+    return tree_map(fill, xs)
+
+
+def _place(data: Sequences, chunk: Chunk, slab: Slab, bad: Tensor) -> str:
     first = [int(i) for i in bad.nonzero()[0]]
-    value = float(slab.data[tuple(first)])
     step, sequence = data.place(chunk, first[0], first[1])
-    feature = f", feature {', '.join(map(str, first[2:]))}" if first[2:] else ""
+    value = float(slab.data[tuple(first)])
+    return _message(slab.source.name, value, f"at step {step}", sequence, first[2:], bad)
+
+
+def _message(
+    name: str, value: float, where: str, sequence: int, feature: list[int], bad: Tensor
+) -> str:
     kind = "NaN" if value != value else f"{value:g}"
+    at = f", feature {', '.join(map(str, feature))}" if feature else ""
     return (
-        f"{slab.source.name} holds {kind} at step {step}, sequence {sequence}{feature} (there are "
-        f"{int(torch.count_nonzero(bad))} such values in this chunk): leave such samples out with "
+        f"{name} holds {kind} {where}, sequence {sequence}{at} (there are "
+        f"{int(torch.count_nonzero(bad))} such values here): take them for missing with "
         'spec.nan="mask", or pass them on to the model with spec.nan="keep"'
     )

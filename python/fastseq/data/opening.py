@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from ..h5 import LazyDataset, LazyTensor, h5mmap
-from ..h5.mapping import map_elements
+from ..h5.mapping import map_elements, readable_by, sliced
 from ..h5.types import is_bfloat16
 from .mapped import CheckedMap, file_offset, map_of, rows_in_one_piece
 from .ragged import DatasetItems, RaggedArrays, RaggedRows, rows_of
-from .sources import ArraySource, Source, StridedSource, TensorSource, WindowSource
+from .sources import ArraySource, Source, StridedSource, TensorSource, WindowSource, holds
 
 __all__ = ["is_ragged", "kind_error", "open_ragged", "open_source", "to_tensor"]
 
@@ -48,14 +48,20 @@ def open_source(
     TypeError
         It is not such a thing, or holds neither floats nor integers nor booleans.
     """
+    if isinstance(array, list):
+        array = np.asarray(array)
+    source = _open(array, name, dtype, keep_integers=keep_integers)
+    source.holds = holds(array.dtype)
+    return source
+
+
+def _open(array: Any, name: str, dtype: torch.dtype, *, keep_integers: bool) -> Source:
     if isinstance(array, Tensor):
         return TensorSource(name, array, target_dtype(array, name, dtype, keep_integers))
     if isinstance(array, h5py.Dataset):
         array = LazyTensor.of(array) if is_bfloat16(array) else _mapped(array)
     if isinstance(array, LazyTensor):
         return _open_bfloat16(array, name, dtype)
-    if isinstance(array, list):
-        array = np.asarray(array)
     target = target_dtype(array, name, dtype, keep_integers)
     if isinstance(array, LazyDataset):
         return WindowSource(name, array, target)
@@ -129,14 +135,19 @@ def open_ragged(
         if target_dtype(item, f"{name}[{index}]", dtype, keep_integers) != target:
             raise TypeError(f"{name}[{index}] holds {item.dtype}, {name}[0] {first.dtype}")
     features = shape if features is None else features
+    wide = any(holds(item.dtype) == torch.float64 for item in items)
     rows = None
     if not isinstance(items, DatasetItems):
         checked = [_checked(item) for item in items]
         rows = rows_of(checked, file_offset)
         items = items if rows is not None else checked
+    source: RaggedArrays | RaggedRows
     if rows is None:
-        return RaggedArrays(name, items, features, lengths, target)
-    return RaggedRows(name, items, features, lengths, target, rows)
+        source = RaggedArrays(name, items, features, lengths, target)
+    else:
+        source = RaggedRows(name, items, features, lengths, target, rows)
+    source.holds = torch.float64 if wide else torch.float32
+    return source
 
 
 def target_dtype(array: Any, name: str, dtype: torch.dtype, keep_integers: bool) -> torch.dtype:
@@ -165,9 +176,10 @@ def target_dtype(array: Any, name: str, dtype: torch.dtype, keep_integers: bool)
 
 def kind_error(name: str, array: Any) -> TypeError:
     """Say that `array` is none."""
+    hint = f": pass {name}.to_numpy()" if hasattr(array, "to_numpy") else ""
     return TypeError(
         f"{name} must be an array, a tensor, an HDF5 dataset, or a tuple or dict of these, "
-        f"got {type(array).__name__}"
+        f"got {type(array).__name__}{hint}"
     )
 
 
@@ -193,13 +205,8 @@ def _open_bfloat16(array: LazyTensor, name: str, dtype: torch.dtype) -> Source:
 
 def _mapped(dataset: h5py.Dataset) -> Any:
     """Return an open dataset as one that can be read by another thread, and by its offset."""
-    if dataset.file.mode != "r":
-        dataset.file.flush()  # what was just written is to be read from the file
-        if dataset.id.get_offset() is None:
-            return dataset  # nobody else may open the file meanwhile
-    if dataset.file.driver == "core":
-        return dataset[()]  # a file in memory
-    return h5mmap(dataset.file.filename, dataset.name)
+    place = readable_by(dataset)
+    return sliced(dataset) if place is None else h5mmap(*place)
 
 
 def _checked(item: Any) -> Any:
@@ -209,15 +216,20 @@ def _checked(item: Any) -> Any:
     return item if mapped is None or by_place else CheckedMap(item, mapped)
 
 
-def to_tensor(array: Any, dtype: torch.dtype) -> Tensor:
-    """Return what NumPy or torch understands as a tensor; an array is copied or converted once."""
+def to_tensor(array: Any, dtype: torch.dtype | None = None) -> Tensor:
+    """Return what NumPy or torch understands as a tensor; an array is copied or converted once.
+
+    Without a dtype, values stay as they are.
+    """
     if isinstance(array, Tensor):
-        return array.to(dtype)
+        return array if dtype is None else array.to(dtype)
     array = np.asarray(array)
     fits = array.flags.c_contiguous and array.flags.owndata and array.flags.writeable
     unsigned = array.dtype.kind == "u" and array.dtype.itemsize > 1  # torch hardly knows these
     if not array.dtype.isnative or unsigned:
-        array = array.astype(np.int64 if unsigned else array.dtype.newbyteorder("="), order="C")
+        wide = np.float64 if array.dtype.itemsize == 8 else np.int64  # uint64 goes beyond int64
+        array = array.astype(wide if unsigned else array.dtype.newbyteorder("="), order="C")
     elif not fits:
         array = np.array(array, order="C")
-    return torch.from_numpy(array).to(dtype)
+    tensor = torch.from_numpy(array)
+    return tensor if dtype is None else tensor.to(dtype)

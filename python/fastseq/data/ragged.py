@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import h5py
@@ -13,7 +12,10 @@ import torch
 from torch import Tensor
 
 from ..h5 import LazyDataset, LazyTensor, h5mmap
+from ..h5.files import location
+from ..h5.mapping import element_offset, readable_by, sliced
 from ..h5.names import natural_key
+from ..h5.types import stored_dtype
 from ..tree import tree_leaves
 from .native import element_type
 from .sources import Box, Source, fill
@@ -217,21 +219,23 @@ class GroupItems(list[Any]):
 
 def group_items(group: h5py.Group, name: str) -> GroupItems:
     """Return the datasets of a group in the natural order of their names (2 before 10)."""
-    path = str(Path(group.file.filename).resolve())
-    if group.file.mode != "r":
-        group.file.flush()  # what was just written is to be read from the file
     items: list[Any] = []
+    home = location(group)  # of its own datasets: looking for each takes as long as opening it
     keys = sorted(group, key=natural_key)
     for key in keys:
         item = group[key]
         if not isinstance(item, h5py.Dataset):
             raise TypeError(f"{name} must be a group of datasets only, but {item.name} is a group")
-        offset = item.id.get_offset()
-        if offset is None or not item.size:
-            # Nobody else may open a file meanwhile that is open for writing.
-            items.append(h5mmap(path, item.name) if group.file.mode == "r" else item)
+        own = home and isinstance(group.get(key, getlink=True), h5py.HardLink)
+        known = (home[0], f"{home[1].rstrip('/')}/{key}") if home and own else None
+        place = readable_by(item, known)
+        offset = element_offset(item)
+        if place is None:
+            items.append(sliced(item))
+        elif offset is None:
+            items.append(h5mmap(*place))
         else:
-            items.append(_Rows(path, item.name, offset, item.shape, item.dtype))
+            items.append(_Rows(*place, offset, item.shape, stored_dtype(item)))
     return GroupItems(items, keys)
 
 

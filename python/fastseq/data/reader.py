@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import ReadError
 from .native import NO_SCALE, SlabReader, element_type
-from .sources import Box, Source
+from .sources import Box, Broadcast, Source
 
 __all__ = ["Reader", "Slab"]
 
@@ -41,10 +41,30 @@ class Slab:
 
     def read(self) -> Slab:
         """Read it now, from a source that is not lazy."""
-        parts = [self.source.read(*box[:4]) for box in self.boxes]  # type: ignore[attr-defined]
+        source: Any = self.source
+        parts = []
+        for box in self.boxes:
+            parts.append(source.read(*box[:4]))
+            self.suspect |= source.suspect
         self.data = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-        self.suspect = self.source.suspect  # type: ignore[attr-defined]
         return self
+
+    def blank(self, out: Tensor) -> None:
+        """Replace by 0 what `out` marks, ``(S, B)`` or like the data.
+
+        A view that repeats the same is replaced as a whole.
+        """
+        data = self.data
+        out = out.reshape(*out.shape, *(1,) * (data.dim() - out.dim()))
+        repeats = isinstance(self.source, Broadcast)
+        self.data = data.masked_fill(out, 0) if repeats else data.masked_fill_(out, 0)
+
+    def nonfinite(self) -> Tensor | None:
+        """Return where NaN and infinities are; None if there are none."""
+        if not self.suspect or not self.data.is_floating_point():
+            return None
+        bad: Tensor = ~self.data.isfinite()
+        return bad if bool(bad.any()) else None
 
     def split(self, sizes: list[int]) -> list[Tensor]:
         """Return what has been read in parts of so many steps."""

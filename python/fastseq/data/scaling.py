@@ -19,10 +19,8 @@ __all__ = [
     "METHODS",
     "Affine",
     "measure",
-    "scaled",
     "scaling_from_state",
     "scaling_state",
-    "unscaled",
 ]
 
 METHODS = ("standard", "robust")
@@ -34,51 +32,40 @@ _NORMAL_RANGE = 1.349
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Affine:
-    """What scales the features of one array: ``(value - center) / scale``.
+    """What scales the features of one array: ``(value - center) / scale``, computed in fp64.
 
     Parameters
     ----------
     center, scale
         fp64, in the shape of one sample, ``(F, …)``.
+    wide
+        Whether the values hold more than fp32 can, as is then so for what is scaled back.
 
     Examples
     --------
     >>> affine = Affine(torch.tensor([10.0]).double(), torch.tensor([2.0]).double())
-    >>> scaled = affine.apply(torch.tensor([[[12.0]]]))
+    >>> scaled = affine.apply(torch.tensor([[[12]]]), torch.float32)
     >>> scaled, affine.undo(scaled)
     (tensor([[[1.]]]), tensor([[[12.]]]))
     """
 
     center: Tensor
     scale: Tensor
+    wide: bool = False
 
-    def apply(self, slab: Tensor) -> Tensor:
-        """Return ``(slab - center) / scale`` for ``(S, B, F, …)``, in the dtype of `slab`."""
-        return scaled(slab, *(part.to(slab.device) for part in self.parts(slab.dtype)))
+    def apply(self, slab: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return ``(slab - center) / scale`` for ``(S, B, F, …)`` of any numbers, in `dtype`."""
+        center, scale = self.center.to(slab.device), self.scale.to(slab.device)
+        return ((slab.double() - center) / scale).to(dtype)
 
     def undo(self, slab: Tensor) -> Tensor:
-        """Return ``slab * scale + center`` for ``(S, B, F, …)``, in the dtype of `slab`."""
-        return unscaled(slab, *(part.to(slab.device) for part in self.parts(slab.dtype)))
+        """Return ``slab * scale + center`` for ``(S, B, F, …)``, in fp32 or, if `wide`, fp64."""
+        center, scale = self.center.to(slab.device), self.scale.to(slab.device)
+        return (slab.double() * scale + center).to(self.dtype_of(slab.dtype))
 
-    def parts(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the center as a sum of two, and the scale, to compute with in `dtype`.
-
-        They are fp32 at least. A center that is large beside the scale would lose, in fp32, digits
-        that count; a value near it loses none where one part is subtracted after the other.
-        """
-        dtype = torch.promote_types(dtype, torch.float32)
-        high = self.center.to(dtype)
-        return high, (self.center - high.double()).to(dtype), self.scale.to(dtype)
-
-
-def scaled(slab: Tensor, high: Tensor, low: Tensor, scale: Tensor) -> Tensor:
-    """Compute what `Affine.apply` returns, from its `parts`."""
-    return ((slab - high - low) / scale).to(slab.dtype)
-
-
-def unscaled(slab: Tensor, high: Tensor, low: Tensor, scale: Tensor) -> Tensor:
-    """Compute what `Affine.undo` returns, from its `parts`."""
-    return (slab * scale + low + high).to(slab.dtype)
+    def dtype_of(self, dtype: torch.dtype) -> torch.dtype:
+        """Return the dtype of what is scaled back from `dtype`."""
+        return torch.promote_types(dtype, torch.float64 if self.wide else torch.float32)
 
 
 def measure(
@@ -99,7 +86,8 @@ def measure(
         NaN where there is no value, and a bool ``(S, B)`` of the samples that count, or None if
         all do.
     structure
-        Trees of tensors like those in `batches`; empty ones, ``(0, 0, F, …)``, will do.
+        Trees of tensors like those in `batches`; empty ones, ``(0, 0, F, …)``, will do. What is
+        fp64 here is `Affine.wide`.
     replicas
         The ranks.
 
@@ -121,7 +109,7 @@ def measure(
     >>> replicas = Replicas(Communicator())
     >>> measure({"x": "standard"}, [({"x": x}, None)], {"x": x[:0]}, replicas)["x"]
     Affine(center=tensor([2., 7.], dtype=torch.float64),
-           scale=tensor([1., 1.], dtype=torch.float64))
+           scale=tensor([1., 1.], dtype=torch.float64), wide=False)
     """
     statistics: list[Moments | Quantiles | None] = []
     named: list[tuple[str, Tensor]] = []
@@ -138,7 +126,7 @@ def measure(
                 statistic.update(slab, counts)
     found = iter(
         [
-            None if statistic is None else _affine(statistic, path, leaf.shape[2:], replicas)
+            None if statistic is None else _affine(statistic, path, leaf, replicas)
             for statistic, (path, leaf) in zip(statistics, named, strict=True)
         ]
     )
@@ -151,9 +139,8 @@ def check_method(method: Any, name: str) -> None:
         raise ValueError(f"the scaling of {name} must be one of {METHODS} or None, got {method!r}")
 
 
-def _affine(
-    statistic: Moments | Quantiles, path: str, shape: tuple[int, ...], replicas: Replicas
-) -> Affine:
+def _affine(statistic: Moments | Quantiles, path: str, leaf: Tensor, replicas: Replicas) -> Affine:
+    shape = leaf.shape[2:]
     statistic.merge(replicas.comm)
     if isinstance(statistic, Moments):
         center = np.where(statistic.count > 0, statistic.mean, np.nan)
@@ -171,7 +158,8 @@ def _affine(
             "that counts; leave it out"
         )
     scale = np.where(scale > 0, scale, 1.0)
-    return Affine(torch.from_numpy(center.reshape(shape)), torch.from_numpy(scale.reshape(shape)))
+    parts = [torch.from_numpy(part.reshape(shape)) for part in (center, scale)]
+    return Affine(parts[0], parts[1], wide=leaf.dtype == torch.float64)
 
 
 def scaling_state(scaling: Tree) -> dict[str, Any]:
@@ -182,13 +170,16 @@ def scaling_state(scaling: Tree) -> dict[str, Any]:
     >>> one = torch.ones(1, dtype=torch.float64)
     >>> scaling_state((Affine(0 * one, one), None))
     {'tuple': {'0': {'center': tensor([0.], dtype=torch.float64),
-                     'scale': tensor([1.], dtype=torch.float64)},
+                     'scale': tensor([1.], dtype=torch.float64),
+                     'wide': tensor(False)},
                '1': {}}}
     """
     if scaling is None:
         return {}
     if isinstance(scaling, Affine):
-        return {"center": scaling.center, "scale": scaling.scale}
+        return {
+            "center": scaling.center, "scale": scaling.scale, "wide": torch.tensor(scaling.wide)
+        }  # fmt: skip
     if isinstance(scaling, dict):
         return {"dict": {key: scaling_state(part) for key, part in scaling.items()}}
     return {"tuple": {str(index): scaling_state(part) for index, part in enumerate(scaling)}}
@@ -215,10 +206,11 @@ def scaling_from_state(state: Mapping[str, Any]) -> Tree:
     keys = set(state)
     if not keys:
         return None
-    if keys == {"center", "scale"}:
-        center, scale = (torch.tensor(np.asarray(state[key])).double() for key in sorted(keys))
+    if keys - {"wide"} == {"center", "scale"}:  # files of earlier versions have no "wide"
+        parts = (torch.tensor(np.asarray(state[key])) for key in ("center", "scale"))
+        center, scale = (part.double() for part in parts)
         if center.shape == scale.shape and bool(((scale > 0) & center.isfinite()).all()):
-            return Affine(center, scale)
+            return Affine(center, scale, wide=bool(np.asarray(state.get("wide", False))))
     elif keys == {"dict"}:
         return {key: scaling_from_state(part) for key, part in state["dict"].items()}
     elif keys == {"tuple"}:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..tree import Tree, tree_leaves, tree_map
 from .arguments import Arguments
 from .chunks import Chunk, whole
-from .nonfinite import mark_nonfinite
+from .nonfinite import fill_inputs, fill_targets, refuse_nonfinite
 from .reader import Reader, Slab
 from .scaling import Affine
 from .sources import Box, Broadcast, Source, WindowSource
@@ -29,13 +29,15 @@ __all__ = ["Batch", "Sequences"]
 class Batch(NamedTuple):
     """What a chunk holds.
 
-    Inputs ``(S, B, F)``, targets ``(S, B, K)``, weights ``(S, B)``, and the number of this chunk's
-    steps that each sequence has, ``(B,)``, where one of them ends.
+    Inputs ``(S, B, F)``, targets ``(S, B, K)``, weights, and the number of this chunk's steps that
+    each sequence has, ``(B,)``, where one of them ends. Weights are None if all are 1, else
+    ``(S, B)``; where samples have some of their targets but not all, they are those of targets,
+    ``(S, B, K)``, in the structure of these.
     """
 
     xs: Tree
     ys: Tree
-    ws: Tensor | None
+    ws: Tree
     lengths: Tensor | None = None
 
 
@@ -67,11 +69,13 @@ class Sequences:
         The dtype of the model.
     nan
         What to do with NaN and infinities in inputs and targets that count: ``"raise"``,
-        ``"mask"``: treat the sample as masked, or ``"keep"``.
+        ``"mask"``: take each for missing, see `Spec`, or ``"keep"``.
     device
         Where batches are wanted.
     strict
         Whether a file that changes while it is read is an error.
+    labels
+        Whether integers in `y` stay integers; else they are numbers like others.
 
     Attributes
     ----------
@@ -104,8 +108,9 @@ class Sequences:
         nan: str = "raise",
         device: torch.device | None = None,
         strict: bool = True,
+        labels: bool = True,
     ) -> None:
-        opened = Arguments(x, y, w, mask, lengths, dtype)
+        opened = Arguments(x, y, w, mask, lengths, dtype, labels=labels)
         self.dtype = dtype
         self.nan = nan
         self.x: Tree = opened.x
@@ -180,6 +185,14 @@ class Sequences:
             for source, affine in zip(tree_leaves(sources), named, strict=True):
                 source.scale_by(affine)
         return self
+
+    def measured(self) -> Sequences:
+        """Return them to be measured: not scaled, no digits lost, what is missing as it is."""
+        part = copy.copy(self)
+        part.x, part.y = tree_map(lambda source: source.wide(), (self.x, self.y))
+        part.nan = "raise" if self.nan == "raise" else "keep"
+        part._upload = None
+        return part
 
     @property
     def leaves(self) -> list[Source]:
@@ -302,29 +315,44 @@ class Sequences:
         if self._as_read(slabs):
             return Batch(slabs[0].data, slabs[1].data if len(slabs) == 2 else None, None)
         suspect = any(slab.suspect for slab in slabs)
-        data = iter(slabs)
-        xs = tree_map(lambda _: next(data), self.x)
-        ys = tree_map(lambda _: next(data), self.y)
+        read = iter(slabs)
+        xs = [next(read) for _ in tree_leaves(self.x)]
+        ys = [next(read) for _ in tree_leaves(self.y)]
         shape = chunk.shape
-        ws = None if self.w is None else self._weights(next(data).data.reshape(shape), chunk)
-        counts = None if self.mask is None else self._counts(next(data).data.reshape(shape), chunk)
+        ws = None if self.w is None else self._weights(next(read).data.reshape(shape), chunk)
+        counts = None if self.mask is None else self._counts(next(read).data.reshape(shape), chunk)
         lengths = self._lengths_in(chunk)
         if lengths is not None:
             within = torch.arange(shape[0]).unsqueeze(1) < lengths
             counts = within if counts is None else counts & within
-        if suspect and self.nan != "keep":
-            counts = mark_nonfinite(self, chunk, tree_leaves((xs, ys)), counts, ws)
         if counts is not None:
-            out = ~counts.unsqueeze(-1)
-            tree_map(lambda slab: _blank(slab, out), (xs, ys))
-            if ws is None:
-                ws = torch.ones(shape, dtype=self.dtype)
-            ws = ws.masked_fill(~counts, 0)
+            for slab in (*xs, *ys):
+                slab.blank(~counts)
+            ws = self._left(ws, counts)
         if ws is not None:
-            nothing = (ws == 0).unsqueeze(-1)  # a loss of NaN times 0 has a gradient of NaN
-            tree_map(lambda slab: _blank(slab, nothing), ys)
-        xs, ys = tree_map(lambda slab: slab.data, (xs, ys))
-        return Batch(xs, ys, ws, lengths)
+            for slab in ys:  # a loss of NaN times 0 has a gradient of NaN
+                slab.blank(ws == 0)
+        each = None
+        if suspect and self.nan == "raise":
+            refuse_nonfinite(self, chunk, [*xs, *ys])
+        elif suspect and self.nan == "mask":
+            ws = self._left(ws, fill_inputs(xs))
+            known, each = fill_targets(ys)
+            ws = self._left(ws, known)
+        data = iter([slab.data for slab in (*xs, *ys)])
+        inputs, targets = tree_map(lambda _: next(data), (self.x, self.y))
+        if each is None or ws is None:
+            return Batch(inputs, targets, ws, lengths)
+        parts = iter([known * ws.view(*shape, *(1,) * (known.dim() - 2)) for known in each])
+        return Batch(inputs, targets, tree_map(lambda _: next(parts), self.y), lengths)
+
+    def _left(self, ws: Tensor | None, counts: Tensor | None) -> Tensor | None:
+        """Return weights of which only those are left that count; None: all count, or weigh 1."""
+        if counts is None:
+            return ws
+        if ws is not None:
+            return ws.masked_fill(~counts, 0)
+        return counts.to(torch.promote_types(self.dtype, torch.float32))
 
     def place(self, chunk: Chunk, step: int, column: int) -> tuple[int, int]:
         """Return which of the caller's steps and sequences an element of a chunk's slab is."""
@@ -374,14 +402,6 @@ def _twice(items: Iterator[T]) -> tuple[Iterator[T], Iterator[T]]:
 
     a, b = itertools.tee(items)
     return locked(a), locked(b)
-
-
-def _blank(slab: Slab, out: Tensor) -> None:
-    """Replace by 0 what `out` marks; a view that repeats the same is replaced as a whole."""
-    data = slab.data
-    out = out.reshape(*out.shape[:2], *(1,) * (data.dim() - 2))
-    repeats = isinstance(slab.source, Broadcast)
-    slab.data = data.masked_fill(out, 0) if repeats else data.masked_fill_(out, 0)
 
 
 def _affines(sources: Tree, affines: Tree) -> list[Affine | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ __all__ = [
     "StridedSource",
     "TensorSource",
     "WindowSource",
+    "holds",
 ]
 
 
@@ -58,10 +60,13 @@ class Source:
         Whether small slabs that follow each other may be read together.
     affine, scale
         The scaling that is applied to what is read; the same as the binary module takes it.
+    holds
+        A float dtype, fp32 or fp64, that has all values that are stored.
     """
 
     lazy = False
     joins = True
+    holds = torch.float64
 
     def __init__(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         self.name = name
@@ -75,6 +80,14 @@ class Source:
         """Apply a scaling to all that is read from now on."""
         self.affine = affine
         self.scale = None if affine is None else Scale(affine)
+
+    def wide(self) -> Source:
+        """Return the same, not scaled, read as what all stored values can be told from."""
+        other = copy.copy(self)
+        if self.dtype.is_floating_point:
+            other.dtype = torch.promote_types(self.dtype, self.holds)
+        other.scale_by(None)
+        return other
 
     @property
     def ahead(self) -> Source | None:
@@ -96,7 +109,7 @@ class TensorSource(Source):
         self._tensor = tensor.detach()
         self._strides = tensor.stride()
         self._offset = tensor.storage_offset()
-        self._converts = tensor.dtype != dtype
+        self._stored = None if tensor.is_cuda else element_type(tensor.dtype)
         self._floats = tensor.is_floating_point() and not tensor.is_cuda
         self._place: StridedSource | None = None
         self.suspect = False  # whether the last that was read may hold NaN or infinity
@@ -126,7 +139,7 @@ class TensorSource(Source):
     def scale_by(self, affine: Affine | None) -> None:
         """Apply a scaling to all that is read from now on."""
         super().scale_by(affine)
-        self._place = None
+        self._place = None  # is made anew
 
     def read(self, t0: int, t1: int, n0: int, n1: int) -> Tensor:
         """Return a new contiguous tensor of steps ``[t0, t1)``, sequences ``[n0, n1)``."""
@@ -134,17 +147,27 @@ class TensorSource(Source):
         begin = self._offset + t0 * self._strides[0] + n0 * self._strides[1]
         shape = (t1 - t0, n1 - n0, *self.features)
         slab = self._tensor.as_strided(shape, self._strides, begin)
-        if self._converts:
+        if self.affine is not None:
+            return self._read_scaled(slab)
+        if slab.dtype != self.dtype:
             slab = slab.to(self.dtype, memory_format=torch.contiguous_format)
         else:
             slab = slab.clone(memory_format=torch.contiguous_format)
         # A sum is quick; one that overflows only makes the exact test, later, be done in vain.
         self.suspect = self._floats and not math.isfinite(slab.sum().item())
-        if self.affine is not None and slab.is_cuda:
-            return self.affine.apply(slab)
-        if self.affine is not None:
-            convert(element_type(slab.dtype), False, slab.data_ptr(), slab, self.scale)
         return slab
+
+    def _read_scaled(self, slab: Tensor) -> Tensor:
+        """Scale values as they are stored: the model's dtype might not tell them apart."""
+        assert self.affine is not None
+        if self._stored is None:
+            slab = self.affine.apply(slab, self.dtype).contiguous()
+            self.suspect = self._floats and not bool(slab.isfinite().all())
+            return slab
+        slab = slab.contiguous()
+        to = torch.empty(slab.shape, dtype=self.dtype)
+        self.suspect = convert(self._stored, False, slab.data_ptr(), to, self.scale) > 0
+        return to
 
 
 class Broadcast(Source):
@@ -155,15 +178,17 @@ class Broadcast(Source):
 
     def __init__(self, name: str, tensor: Tensor, shape: tuple[int, int], dtype: torch.dtype):
         super().__init__(name, (*shape, *tensor.shape[2:]), dtype)
-        self._stored = tensor.to(dtype)
-        self._scaled = self._stored
+        self._stored = tensor
+        self.holds = holds(tensor.dtype)
         self.constant = tensor.shape[0] == 1 and shape[0] != 1  # in time
-        self.suspect = self._stored.is_floating_point() and not bool(self._stored.isfinite().all())
+        self.scale_by(None)
 
     def scale_by(self, affine: Affine | None) -> None:
         """Apply a scaling to all that is read from now on."""
         super().scale_by(affine)
-        self._scaled = self._stored if affine is None else affine.apply(self._stored)
+        stored = self._stored
+        self._scaled = stored.to(self.dtype) if affine is None else affine.apply(stored, self.dtype)
+        self.suspect = self.dtype.is_floating_point and not bool(self._scaled.isfinite().all())
 
     def read(self, t0: int, t1: int, n0: int, n1: int) -> Tensor:
         """Return a view of steps ``[t0, t1)``, sequences ``[n0, n1)``."""
@@ -301,11 +326,31 @@ class WindowSource(ArraySource):
         read = self._readers[number].read(t0, t1, n0, n1)
         return as_bfloat16(read) if half else read
 
+    def wide(self) -> Source:
+        """Return the same, not scaled, read as what all stored values can be told from."""
+        other = super().wide()
+        assert isinstance(other, WindowSource)
+        other._readers = []
+        return other
+
     def close(self) -> None:
         """Free the windows."""
         for reader in self._readers:
             reader.close()
         self._readers, self._blocks = [], ()
+
+
+def holds(dtype: Any) -> torch.dtype:
+    """Return fp32 if that has all values of `dtype`, else fp64.
+
+    Examples
+    --------
+    >>> holds(np.dtype("int16")), holds(torch.int64)
+    (torch.float32, torch.float64)
+    """
+    stored = dtype if isinstance(dtype, torch.dtype) else np.dtype(dtype)
+    floats = stored.is_floating_point if isinstance(stored, torch.dtype) else stored.kind == "f"
+    return torch.float32 if stored.itemsize <= (4 if floats else 2) else torch.float64
 
 
 def fill(piece: Any, to: Tensor, scale: Scale | None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ..lengths import beside
 from ..tree import Tree, tree_map
 
 __all__ = ["Uploader"]
@@ -35,6 +36,8 @@ class Uploader:
             copied = tree_map(lambda a: a.to(self._device, non_blocking=True), batch)
             done = self._stream.record_event()
         current.wait_event(done)
+        if isinstance(lengths := getattr(batch, "lengths", None), torch.Tensor):
+            beside(copied.lengths, lengths)
         tree_map(lambda a: a.record_stream(current), copied)
         self._kept.append((done, batch))
         while len(self._kept) > _IN_FLIGHT:

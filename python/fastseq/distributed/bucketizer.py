@@ -44,6 +44,11 @@ class Bucketizer:
     Gradients are gathered once, into memory that the other ranks see; there they are averaged, and
     from there the optimizer reads them: after `wait` each ``.grad`` is a view of it. The result is
     the same on all ranks bit for bit, and with shared memory does not depend on `bucket_bytes`.
+    Until then ``.grad`` of what has been taken over is None.
+
+    Parameters may get several gradients before `wait`, as with reentrant checkpoints or several
+    losses: they are summed. What comes after the first is exchanged in `wait`; from the next step
+    on, such a model's gradients all are.
 
     Gradients of a model on a GPU go through pinned host memory, while backward goes on; or, where
     each rank has a GPU of its own and PyTorch has NCCL, through NCCL.
@@ -111,7 +116,9 @@ class Bucketizer:
         self._closed = False
         self._given = [False] * len(named)
         self._gathered = 0
-        self._kept: list[Tensor] = []  # gradients that had to be copied first
+        self._weight = 1.0
+        self._taken: dict[int, Tensor] = {}  # gradients that have not been gathered yet
+        self._late: dict[int, Tensor] = {}  # what came after a parameter's first gradient
         self._in_use: Any = None
         with self._comm.purpose("Bucketizer"):
             self._make(model, bucket_bytes)
@@ -152,14 +159,19 @@ class Bucketizer:
         """Return each gradient's place in the flat buffers, strided as its parameter is."""
         views: list[Tensor] = [torch.empty(0)] * len(self._params)
         for members, offsets, memory in self._native.buffers():
+            dtype = self._params[members[0]].dtype.to_real()
             if memoryview(memory).nbytes == 0:
-                flat = torch.empty(0, dtype=self._params[members[0]].dtype)
+                flat = torch.empty(0, dtype=dtype)
             else:
-                flat = torch.frombuffer(memory, dtype=self._params[members[0]].dtype)
+                flat = torch.frombuffer(memory, dtype=dtype)
             for i, offset in zip(members, offsets, strict=True):
                 p = self._params[i]
                 strides = p.stride() if _is_dense(p) else torch.empty(p.shape).stride()
-                views[i] = flat.as_strided(p.shape, strides, offset)
+                if p.is_complex():
+                    parts = flat[offset : offset + 2 * p.numel()].view(-1, 2)
+                    views[i] = torch.view_as_complex(parts).as_strided(p.shape, strides)
+                else:
+                    views[i] = flat.as_strided(p.shape, strides, offset)
         return views
 
     def _hook(self, index: int) -> Callable[[Tensor], None]:
@@ -167,7 +179,8 @@ class Bucketizer:
             if not self._paused:
                 if not self._native.started:
                     self.start()
-                self._give(index, param)
+                if not self._given[index]:  # else it is found in `wait`
+                    self._give(index, param)
 
         return ready
 
@@ -179,22 +192,24 @@ class Bucketizer:
                 "only dense gradients can be averaged (nn.Embedding: sparse=False)"
             )
         self._given[index] = True
+        # Or autograd would add another one to it, where it is being read or to what is averaged.
+        param.grad = None
         if self._staging is not None:
             self._staging.fetch(index, grad)
             return
         if grad.stride() != self._places[index].stride():
             grad = torch.empty_like(self._places[index]).copy_(grad)
-            self._kept.append(grad)
+        self._taken[index] = grad
         self._let_go(self._native.ready(index, grad.data_ptr()))
 
     def _let_go(self, gathered: int) -> None:
-        """Point gradients that have been gathered at their places: their memory can be used again.
+        """Let go of gradients that have been gathered: their memory can be used again.
 
         So backward goes on in memory that is still in the cache, and never holds all gradients.
         """
         for bucket in range(self._gathered, gathered):
             for i in self._members[bucket]:
-                self._params[i].grad = self._places[i]
+                self._taken.pop(i, None)
         self._gathered = gathered
 
     def start(self, weight: float = 1.0, value: float = 0.0, *, attention: bool = False) -> None:
@@ -219,6 +234,7 @@ class Bucketizer:
             `weight` is negative, infinite or NaN.
         """
         self._native.start(weight, value, attention)
+        self._weight = weight
         self._in_use = self._comm.reserved("a Bucketizer's step")
         self._in_use.__enter__()
 
@@ -244,6 +260,7 @@ class Bucketizer:
                     self._native.abandon()
                     raise
             weight, value, nonfinite_rank, unused, attention = self._native.finish()
+            late = self._late
         finally:
             self._release()
         for p, place in zip(self._params, self._places, strict=True):
@@ -252,6 +269,9 @@ class Bucketizer:
             self._params[i].grad = None
         if self._staging is not None:
             self._staging.send_back()
+        if self._hooks:
+            nonfinite_late = self._add_late(late, weight)
+            nonfinite_rank = nonfinite_late if nonfinite_rank < 0 else nonfinite_rank
         if nonfinite_rank >= 0 and self._nonfinite == "raise":
             raise NonFiniteError(
                 f"rank {nonfinite_rank} has an infinite or NaN gradient: lower the learning rate, "
@@ -270,11 +290,40 @@ class Bucketizer:
         if self._on_device:
             return  # it looks for itself
         for i, p in enumerate(self._params):
-            if p.grad is not None and not self._given[i]:
+            if p.grad is None:
+                continue
+            if self._given[i]:
+                self._late[i] = p.grad
+            else:
                 self._give(i, p)
         if self._staging is not None:
             for i in self._staging.fetched():
                 self._native.ready(i, self._addresses[i])
+
+    def _add_late(self, late: dict[int, Tensor], total: float) -> int:
+        """Add the mean of late gradients; return a rank that has one that is not finite, or -1."""
+        late = late if self._weight else {}
+        size = self._comm.size
+        facts = torch.zeros(size + len(self._params), dtype=torch.float64)
+        facts[self._comm.rank] = any(not bool(grad.isfinite().all()) for grad in late.values())
+        facts[[size + i for i in late]] = 1
+        self._comm.allreduce_(facts, "sum")
+        found = [i for i, count in enumerate(facts[size:].tolist()) if count]
+        for i in found:
+            place = self._places[i]
+            mean = torch.zeros(place.shape, dtype=torch.promote_types(place.dtype, torch.float32))
+            if i in late:
+                mean.copy_(late[i]).mul_(self._weight / total)
+            place.add_(self._comm.allreduce_(mean, "sum").to(place))
+        if found:  # it will come again
+            self._stop_listening()
+        bad = facts[:size].nonzero().flatten().tolist()
+        return bad[0] if bad else -1
+
+    def _stop_listening(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
 
     def abandon(self) -> None:
         """End a step that failed on this rank: finish the exchanges that were begun.
@@ -288,7 +337,8 @@ class Bucketizer:
             self._release()
 
     def _release(self) -> None:
-        self._kept.clear()
+        self._taken.clear()
+        self._late = {}
         self._given = [False] * len(self._params)
         self._gathered = 0
         if self._in_use is not None:
@@ -306,8 +356,7 @@ class Bucketizer:
 
     def close(self) -> None:
         """Let go of the model: its gradients become its own again, and no hook is left."""
-        for hook in self._hooks:
-            hook.remove()
+        self._stop_listening()
         self._closed = True
         for p, place in zip(self._params, self._places, strict=True):
             if p.grad is place:

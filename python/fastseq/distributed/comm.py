@@ -148,13 +148,17 @@ class Communicator:
     def __repr__(self) -> str:
         return f"Communicator(rank={self.rank}, size={self.size}, transport={self.transport!r})"
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Communicator:
+        """Return itself: copies of an estimator, such as scikit-learn's, work with these ranks."""
+        return self
+
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copy and pickle as what it stands for: this process, or all ranks there are then."""
+        """Pickle as what it stands for: this process, or all ranks there are then."""
         if self.transport == "single":
             return Communicator, ()
         if self is _world:
             return world, ()
-        raise TypeError("a communicator made from one of mpi4py's cannot be copied or pickled")
+        raise TypeError("a communicator made from one of mpi4py's cannot be pickled")
 
     def allocate(
         self, numel: int, dtype: torch.dtype = torch.float32, device: Any = "cpu"
@@ -187,7 +191,7 @@ class Communicator:
         Parameters
         ----------
         tensor
-            fp16, bf16 (both summed in fp32), fp32 or fp64; of one shape on all ranks.
+            fp16, bf16 (both summed in fp32), fp32, fp64 or complex; of one shape on all ranks.
         op
             ``"mean"`` or ``"sum"``.
 
@@ -198,6 +202,9 @@ class Communicator:
         """
         if op not in ("mean", "sum"):
             raise ValueError(f'op must be "mean" or "sum", got {op!r}')
+        if tensor.is_complex():
+            self.allreduce_(torch.view_as_real(tensor.detach()), op)
+            return tensor
         if tensor.dtype not in _DTYPES:
             raise TypeError(f"allreduce_ takes floating-point tensors, got {tensor.dtype}")
         host = _on_host(tensor)
@@ -321,12 +328,12 @@ def native_bucketizer(comm: Communicator, tensors: Sequence[Tensor], bucket_byte
     thread would only interrupt backward.
     """
     for tensor in tensors:
-        if tensor.dtype not in _DTYPES:
+        if tensor.dtype.to_real() not in _DTYPES:
             raise TypeError(f"only floating-point gradients can be averaged, got {tensor.dtype}")
     native = _comm.Bucketizer(
         comm._native,
-        [t.numel() for t in tensors],
-        [_DTYPES[t.dtype] for t in tensors],
+        [t.numel() * (2 if t.is_complex() else 1) for t in tensors],  # real and imaginary parts
+        [_DTYPES[t.dtype.to_real()] for t in tensors],
         bucket_bytes,
         comm.threaded and torch.get_num_threads() > 1,
     )

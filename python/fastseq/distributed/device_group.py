@@ -96,11 +96,14 @@ class DeviceExchange:
         weight, size = self._weight, self._comm.size
         given = [i for i, p in enumerate(self._params) if p.grad is not None and weight]
         with torch.no_grad():
-            for flat in self._flats:
-                flat.zero_()
-            if given:
-                grads = [g for i in given if (g := self._params[i].grad) is not None]
-                torch._foreach_copy_([self.places[i] for i in given], grads)
+            pairs = [(self.places[i], g) for i in given if (g := self._params[i].grad) is not None]
+            # Gradients may lie where they go, as after `wait`.
+            moves = [(a, g) for a, g in pairs if a.data_ptr() != g.data_ptr()]
+            if moves:
+                places, grads = zip(*moves, strict=True)
+                torch._foreach_copy_(places, grads)
+            for i in set(range(len(self._params))) - set(given):
+                self.places[i].zero_()
             finite = all(bool(flat.isfinite().all()) for flat in self._flats)
             facts = torch.zeros(3 + size + len(self._params), dtype=torch.float64)
             facts[0], facts[1] = weight, weight * self._value if weight else 0.0

@@ -49,7 +49,8 @@ class Staging:
             self._registered[storage.data_ptr()] = storage.nbytes()
         self._registered = {address: size for address, size in self._registered.items() if size}
         for address, size in self._registered.items():
-            code = int(runtime.cudaHostRegister(address, size, 0))
+            with torch.cuda.device(self._device):  # or it opens a context on the first one
+                code = int(runtime.cudaHostRegister(address, size, 0))
             if code != 0:
                 raise RuntimeError(f"cudaHostRegister of {size} bytes failed with code {code}")
 

@@ -14,6 +14,8 @@ import numpy as np
 
 from .concat import h5concat
 from .copying import tile_shape
+from .links import DeadLink, walk
+from .mapping import element_offset
 from .opening import reading
 from .types import is_bfloat16, stored_dtype
 from .virtual import missing_sources, selected
@@ -102,11 +104,14 @@ def describe(path: str) -> str:
     rows = [("dataset", "shape", "dtype", "layout", "bytes", "mapped")]
     notes: dict[int, list[str]] = {}
     with reading("h5 info", path) as file:
-        for dataset in _datasets(file):
-            offset = dataset.id.get_offset()
-            mapped = offset is not None and dataset.size and not dataset.dtype.hasobject
+        for name, dataset in _datasets(file):
+            if isinstance(dataset, DeadLink):
+                rows.append((name, "", "", "", "", ""))
+                notes[len(rows) - 1] = [f"  MISSING: {dataset.text}"]
+                continue
+            mapped = dataset.shape is not None and element_offset(dataset) is not None
             rows.append((
-                dataset.name[1:], str(dataset.shape), _dtype(dataset), _layout(dataset),
+                name, str(dataset.shape), _dtype(dataset), _layout(dataset),
                 str(dataset.nbytes if dataset.shape is not None else 0), "yes" if mapped else "no",
             ))  # fmt: skip
             notes[len(rows) - 1] = _sources(dataset)
@@ -134,19 +139,25 @@ def check_file(path: str) -> bool:
     whole = True
     print(path)
     with reading("h5 check", path) as file:
-        for dataset in _datasets(file):
-            wrong = missing_sources(dataset)
-            count, bad = (0, 0) if wrong else _read(dataset, wrong)
-            whole = whole and not wrong
-            found = f"{bad} of {count} values are not finite" if bad else f"{count} values"
-            print(f"  {dataset.name[1:]}: {'; '.join(['WRONG', *wrong]) if wrong else found}")
+        read: dict[h5py.Dataset, str] = {}
+        for name, dataset in _datasets(file):
+            if isinstance(dataset, DeadLink):
+                whole = False
+                print(f"  {name}: WRONG; {dataset.text}")
+            elif dataset in read:
+                print(f"  {name}: the same as {read[dataset]}")
+            else:
+                read[dataset] = name
+                wrong = missing_sources(dataset)
+                count, bad = (0, 0) if wrong else _read(dataset, wrong)
+                whole = whole and not wrong
+                found = f"{bad} of {count} values are not finite" if bad else f"{count} values"
+                print(f"  {name}: {'; '.join(['WRONG', *wrong]) if wrong else found}")
     return whole
 
 
-def _datasets(file: h5py.File) -> list[h5py.Dataset]:
-    names: list[str] = []
-    file.visit(names.append)
-    return [item for name in names if isinstance(item := file[name], h5py.Dataset)]
+def _datasets(file: h5py.File) -> list[tuple[str, h5py.Dataset | DeadLink]]:
+    return [(name, item) for name, item in walk(file) if not isinstance(item, h5py.Group)]
 
 
 def _dtype(dataset: h5py.Dataset) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from .copying import create, fill
-from .joining import Contents, Joined, join, read_contents
+from .joining import Contents, Joined, common_names, join, read_contents
 from .names import natural_key
 from .opening import damage, replacing
 
@@ -54,7 +54,8 @@ def h5concat(
 
     Notes
     -----
-    Dtypes are promoted as NumPy does. Datasets without such an axis, and those of strings or other
+    Links are followed; names of one dataset stay so where they are in all files. Dtypes are
+    promoted as NumPy does. Datasets without such an axis, and those of strings or other
     things than numbers, must be the same in all files, and are kept once. Groups and attributes
     are those of the first file.
 
@@ -63,8 +64,8 @@ def h5concat(
     FileNotFoundError
         A file is missing, or a pattern matches none.
     ValueError
-        Names or shapes do not fit, a file is damaged, a virtual source is missing, or `dst` is one
-        of `srcs`.
+        Names or shapes do not fit, a file is damaged, a link or a virtual dataset leads to what is
+        missing, or `dst` is one of `srcs`.
     TypeError
         Datasets of strings, complex numbers or compounds differ between files.
     OSError
@@ -89,6 +90,11 @@ def h5concat(
             "a pattern that leaves it out"
         )
     known = {path: read_contents(path) for path in dict.fromkeys(p for row in rows for p in row)}
+    if any(os.path.realpath(s.path) == target for c in known.values() for s in c.datasets.values()):
+        raise ValueError(
+            f"h5concat: {os.fspath(dst)!r} is what a link in the sources leads to; give it another "
+            "name"
+        )
     joined, kept = join([[known[path] for path in row] for row in rows], axes)
     if virtual:
         _check_bitfields(joined)
@@ -104,6 +110,8 @@ def h5concat(
                 else:
                     create(file, part)
             _keep(file, first, kept)
+            for name, known_as in common_names(list(known.values())).items():
+                file[name] = file[known_as]
             offsets = [(part, file[part.name].id.get_offset()) for part in joined]
         if not virtual:
             _copy(beside, [pair for pair in offsets if pair[1] is not None], progress)
@@ -180,7 +188,7 @@ def _create_virtual(file: h5py.File, whole: Joined, folder: str) -> None:
             continue
         # HDF5 looks from the virtual file's folder; a percent sign is its escape.
         name = os.path.relpath(part.path, folder).replace("%", "%%")
-        source = h5py.VirtualSource(name, part.name.replace("%", "%%"), part.shape)
+        source = h5py.VirtualSource(name, part.inner.replace("%", "%%"), part.shape)
         ends = map(operator.add, start, part.shape)
         layout[tuple(slice(a, b) for a, b in zip(start, ends, strict=True))] = source
     # Should a source get lost, it shows.
@@ -191,15 +199,17 @@ def _create_virtual(file: h5py.File, whole: Joined, folder: str) -> None:
 def _keep(file: h5py.File, first: Contents, kept: Sequence[str]) -> None:
     """Copy groups, attributes and what is not joined from the first file."""
     for name in kept:
-        with damage("h5concat", first.path), h5py.File(first.path, "r") as source:
-            if source[name].is_virtual:  # its paths would not hold elsewhere
-                file.create_dataset(name, data=source[name][()], dtype=source[name].dtype)
+        with damage("h5concat", first.path), h5py.File(first.path, "r") as opened:
+            source = opened[name]
+            if source.is_virtual or source.external:  # its paths would not hold elsewhere
+                file.create_dataset(name, data=source[()], dtype=source.dtype)
             else:
-                source.copy(name, file, name, without_attrs=True)
+                opened.copy(source, file, name, without_attrs=True)
     for name, attributes in first.groups.items():
         file.require_group(name).attrs.update(attributes)
     for name, stored in first.datasets.items():
-        file[name].attrs.update(stored.attributes)
+        if name in file:  # else it is a further name of another one
+            file[name].attrs.update(stored.attributes)
 
 
 def _copy(path: str, datasets: Sequence[tuple[Joined, int]], progress: bool) -> None:

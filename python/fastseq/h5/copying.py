@@ -164,7 +164,7 @@ class _Sources:
         axis = _run(part.shape, out.shape)
         if part.offset is None or math.prod(out.shape[:axis]) > 1:
             with damage("h5concat", part.path):
-                out[...] = self._open(part.path)[part.name][of]
+                out[...] = self._open(part.path)[part.inner][of]
             return
         straight = out.dtype == part.raw and out.flags.c_contiguous
         piece = out if straight else np.empty(out.shape, part.raw)
@@ -186,8 +186,9 @@ class _Sources:
 def _pread(path: str, piece: np.ndarray[Any, Any], offset: int) -> None:
     view = memoryview(piece.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
     with open(path, "rb", buffering=0) as file:
+        file.seek(offset)
         while view:
-            count = os.preadv(file.fileno(), [view], offset)
+            count = file.readinto(view)
             if not count:
                 raise ValueError(f"h5concat: {path} ends at byte {offset}, within a dataset")
             view, offset = view[count:], offset + count

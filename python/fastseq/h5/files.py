@@ -6,24 +6,25 @@ opened again for writing when the first write comes, and readers go on with the 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 from weakref import WeakValueDictionary
 
 import h5py
 
 from .heaps import check_heaps
-from .virtual import check_virtual
+from .links import dead_link, walk
+from .virtual import check_readable
 
-__all__ = ["SharedFile", "find_dataset", "open_file", "shared_file"]
+__all__ = ["SharedFile", "find_dataset", "location", "open_file", "shared_file"]
 
 
 def open_file(path: str, mode: str = "r") -> h5py.File:
-    """Open an HDF5 file.
+    """Open an HDF5 file, for reading also one that another process is writing to (SWMR).
 
     Raises
     ------
@@ -40,6 +41,8 @@ def open_file(path: str, mode: str = "r") -> h5py.File:
     try:
         return h5py.File(path, mode)
     except OSError as error:
+        if "already open for write" in str(error):
+            return _open_swmr(path, mode, error)
         if "unable to lock file" in str(error):
             raise BlockingIOError(
                 error.errno or errno.EAGAIN,
@@ -61,36 +64,80 @@ def open_file(path: str, mode: str = "r") -> h5py.File:
         raise ValueError(f"{path} cannot be read as HDF5 ({error})") from error
 
 
+def _open_swmr(path: str, mode: str, error: OSError) -> h5py.File:
+    """Open what is marked as open for writing; `error` is what HDF5 said when it was opened."""
+    with contextlib.suppress(OSError):
+        if mode == "r":
+            return h5py.File(path, "r", swmr=True)
+    raise BlockingIOError(
+        errno.EBUSY,
+        "the file is marked as open for writing: another process writes to it, or ended before it "
+        f"closed it; close it there, or run h5clear --status on it ({error})",
+        path,
+    ) from error
+
+
+def location(item: h5py.Dataset | h5py.Group) -> tuple[str, str] | None:
+    """Return the path and the name by which an open dataset or group can be opened again.
+
+    Links are followed: it is the file that it is in. None if there is no such path: the
+    file is in memory, a Python object, in several pieces, or another one has taken its place.
+    """
+    file = item.file
+    path = os.path.abspath(file.filename)
+    if file.driver == "sec2":
+        try:
+            here, there = os.fstat(file.id.get_vfd_handle()), os.stat(path)
+        except OSError:
+            return None
+        same = os.path.samestat(here, there)
+    else:
+        same = file.driver == "mpio" and os.path.isfile(path)
+    name = _name_in(file, item) if same else None
+    return (path, name) if name else None
+
+
+def _name_in(file: h5py.File, item: h5py.Dataset | h5py.Group) -> str | None:
+    """Return what something is called in its file; None if it has no name, as it was deleted."""
+    name: str | None = item.name  # of a link to a link to another file, it is the first link's
+    with contextlib.suppress(KeyError):
+        if name and file.get(name) == item:
+            return name
+    found: str | None = file.visititems(lambda at, other: at if other == item else None)
+    return found
+
+
 def find_dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    """Return a dataset of a file; virtual ones only if all that they are made of is there.
+    """Return a dataset of a file, if all that it is made of is there.
 
     Raises
     ------
     ValueError
-        There is no such dataset (the message lists the ones there are), it is damaged, or lacks
-        sources.
+        There is no such dataset (the message lists the ones there are), it is damaged, empty, or
+        lacks sources, filters or raw data.
     """
     try:
         found = file.get(name)
         there = "" if isinstance(found, h5py.Dataset) else ", ".join(_datasets(file)) or "none"
+        dead = dead_link(file, name)
     except (OSError, RuntimeError, KeyError) as error:
         raise ValueError(f"{file.filename} is damaged: {name!r} is not found ({error})") from error
+    if dead is not None:
+        raise ValueError(f"{name!r} in {file.filename} is {dead.text}")
     if there:
         what = "is a group" if found is not None else "is not there"
         raise ValueError(f"{name!r} {what} in {file.filename}; its datasets are: {there}")
-    check_virtual(found)
+    if found.shape is None:
+        raise ValueError(
+            f"{name!r} in {file.filename} is empty: it has a type, but no elements (a null "
+            "dataspace)"
+        )
+    check_readable(found)
     return found
 
 
 def _datasets(file: h5py.File) -> list[str]:
-    names: list[str] = []
-
-    def visit(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset):
-            names.append(f"{name} {item.shape}")
-
-    file.visititems(visit)
-    return names
+    return [f"{name} {item.shape}" for name, item in walk(file) if isinstance(item, h5py.Dataset)]
 
 
 class SharedFile:
@@ -105,7 +152,7 @@ class SharedFile:
         self._size = 0
         self._datasets: dict[tuple[str, bool], h5py.Dataset] = {}
 
-    @contextmanager
+    @contextlib.contextmanager
     def dataset(
         self, name: str, *, writable: bool = False, cached: bool = True
     ) -> Iterator[h5py.Dataset]:
@@ -114,21 +161,39 @@ class SharedFile:
         Not `cached`, HDF5 keeps none of its decompressed chunks.
         """
         with self._lock:
-            if writable and self._file is not None and self._file.mode == "r":
-                self._close(self._file)
-            if self._file is None:
-                self._file = open_file(self.path, "r+" if writable else "r")
-                self._identity = _identity(self.path)
-                self._size = os.path.getsize(self.path)
+            file = self._opened(writable)
             if (name, cached) not in self._datasets:
-                opened = find_dataset(self._file, name)
+                opened = find_dataset(file, name)
                 if not cached and opened.id.get_create_plist().get_nfilters():
                     del opened  # it has a cache, which all handles of the dataset share
-                    opened = _without_cache(self._file, name)
+                    opened = _without_cache(file, name)
                 self._datasets[name, cached] = opened
             yield self._datasets[name, cached]
             if writable:
-                self._file.flush()
+                file.flush()
+
+    def locate(self, name: str) -> tuple[str, str]:
+        """Return the path and the name of a dataset in the file that it is in: links may lead on.
+
+        What is not there, or cannot be opened by another name, stays what it is called here.
+        """
+        with self._lock:
+            file = self._opened()
+            with contextlib.suppress(OSError, RuntimeError, KeyError):
+                found = file.get(name)
+                there = location(found) if isinstance(found, h5py.Dataset) else None
+                if there is not None and not os.path.samefile(there[0], self.path):
+                    return there
+        return self.path, name
+
+    def _opened(self, writable: bool = False) -> h5py.File:
+        if writable and self._file is not None and self._file.mode == "r":
+            self._close(self._file)
+        if self._file is None:
+            self._file = open_file(self.path, "r+" if writable else "r")
+            self._identity = _identity(self.path)
+            self._size = os.path.getsize(self.path)
+        return self._file
 
     def release(self) -> None:
         """Close a file that is open for writing, which unlocks it; it is opened again when used."""

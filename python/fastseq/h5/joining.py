@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,21 +11,27 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
+from .files import location
+from .links import DeadLink, walk
 from .opening import reading
 from .types import stored_dtype
-from .virtual import check_virtual
+from .virtual import check_readable
 
-__all__ = ["Contents", "Joined", "Stored", "join", "read_contents"]
+__all__ = ["Contents", "Joined", "Stored", "common_names", "join", "read_contents"]
 
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A dataset of one file. `dtype` is None for what cannot be joined, such as strings."""
+    """A dataset of one file. `dtype` is None for what cannot be joined, such as strings.
+
+    It is called `name` in the file that was given, and is in the file `path`, called `inner` there.
+    """
 
     path: str
     name: str
+    inner: str
     shape: Shape
     dtype: np.dtype[Any] | None
     raw: np.dtype[Any]  # as h5py reads it
@@ -56,30 +63,53 @@ class Joined:
 
 
 class Contents(NamedTuple):
-    """A file's datasets by name, and its groups with their attributes."""
+    """A file's datasets by name, and its groups with their attributes.
+
+    `others` are further names of datasets: hard links, and links within the file.
+    """
 
     path: str
     datasets: dict[str, Stored]
     groups: dict[str, dict[str, Any]]
+    others: dict[str, str]
 
 
 def read_contents(path: str) -> Contents:
-    """Return what a file has; external and soft links are left out."""
+    """Return what a file has, links followed.
+
+    Raises
+    ------
+    ValueError
+        There is no dataset; or a link leads nowhere, or something that a dataset is made of is
+        missing.
+    """
     datasets: dict[str, Stored] = {}
+    known: dict[h5py.Dataset, str] = {}  # what the file itself holds, by its first name
+    others: dict[str, str] = {}
     with reading("h5concat", path) as file:
         groups = {"/": _attributes(file)}
-
-        def visit(name: str, item: Any) -> None:
+        file.visititems(
+            lambda name, item: known.update({item: name} if isinstance(item, h5py.Dataset) else {})
+        )
+        for name, item in walk(file):
+            if isinstance(item, DeadLink):
+                raise ValueError(f"h5concat: {name!r} in {path} is {item.text}")
             if isinstance(item, h5py.Group):
                 groups[name] = _attributes(item)
-            elif isinstance(item, h5py.Dataset):
-                check_virtual(item)
-                datasets[name] = _describe(path, name, item)
-
-        file.visititems(visit)
+                continue
+            check_readable(item)
+            datasets[name] = _describe(path, name, item)
+            if known.get(item, name) != name:
+                others[name] = known[item]
     if not datasets:
         raise ValueError(f"h5concat: there is no dataset in {path}")
-    return Contents(path, datasets, groups)
+    return Contents(path, datasets, groups, others)
+
+
+def common_names(files: Sequence[Contents]) -> dict[str, str]:
+    """Return the further names of datasets that are the same in all files."""
+    first = files[0].others.items()
+    return {a: b for a, b in first if all(contents.others.get(a) == b for contents in files)}
 
 
 def join(files: Sequence[Sequence[Contents]], axes: Shape) -> tuple[list[Joined], list[str]]:
@@ -99,7 +129,10 @@ def join(files: Sequence[Sequence[Contents]], axes: Shape) -> tuple[list[Joined]
     for contents in (c for row in files for c in row):
         _check_names(first, contents)
     joined, kept = [], []
+    others = common_names([contents for row in files for contents in row])
     for name, model in first.datasets.items():
+        if name in others:
+            continue
         rows = [[contents.datasets[name] for contents in row] for row in files]
         parts = [part for row in rows for part in row]
         _check_attributes(parts)
@@ -130,8 +163,11 @@ def _describe(path: str, name: str, item: h5py.Dataset) -> Stored:
     if numbers and item.id.get_type() == h5py.h5t.py_create(raw, logical=True):
         offset = item.id.get_offset()
     bitfield = item.id.get_type().get_class() == h5py.h5t.BITFIELD
+    home, inner = path, name
+    if not os.path.samefile(item.file.filename, path):
+        home, inner = location(item) or (item.file.filename, item.name)
     return Stored(
-        path, name, item.shape or (), stored if numbers else None, raw, offset,
+        home, name, inner, item.shape or (), stored if numbers else None, raw, offset,
         item.chunks, bitfield, _attributes(item),
     )  # fmt: skip
 
@@ -190,7 +226,7 @@ def _same(model: Stored, part: Stored) -> bool:
     if model is part:
         return True
     with reading("h5concat", model.path) as a, reading("h5concat", part.path) as b:
-        one, two = a[model.name], b[part.name]
+        one, two = a[model.inner], b[part.inner]
         if not model.shape:
             return _equal(one[()], two[()])
         rows = max(1, 2**20 * model.shape[0] // max(one.size, 1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import h5py
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .lazy import LazyDataset
+from .mapping import readable_by
 
 __all__ = ["LazyTensor", "as_bfloat16"]
 
@@ -32,7 +32,7 @@ class LazyTensor:
 
     Examples
     --------
-    >>> import tempfile, fastseq as fs
+    >>> import os, tempfile, fastseq as fs
     >>> path = os.path.join(tempfile.mkdtemp(), "data.h5")
     >>> fs.h5save(path, {"x": torch.arange(6).bfloat16().view(3, 2)})
     >>> x = fs.h5load(path, mmap=True)["x"]
@@ -50,13 +50,10 @@ class LazyTensor:
     @classmethod
     def of(cls, dataset: h5py.Dataset) -> LazyTensor:
         """Return an open dataset of bfloat16 as one that can be read by another thread."""
-        writable = dataset.file.mode != "r"
-        if writable:
-            dataset.file.flush()  # what was just written is to be read from the file
-        if dataset.file.driver == "core" or (writable and dataset.id.get_offset() is None):
+        place = readable_by(dataset)
+        if place is None:
             return cls(dataset)
-        path = os.path.abspath(dataset.file.filename)
-        return cls(LazyDataset(path, dataset.name, dataset.shape, dataset.dtype))
+        return cls(LazyDataset(*place, dataset.shape, dataset.dtype))
 
     @property
     def ndim(self) -> int:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Any
 
 import h5py
 import numpy as np
 
-from .files import shared_file
+from .files import location, shared_file
 from .lazy import LazyDataset
 from .types import is_bfloat16, stored_dtype
+from .virtual import check_readable
 
-__all__ = ["h5mmap", "map_elements"]
+__all__ = ["element_offset", "h5mmap", "map_elements", "readable_by", "sliced"]
 
 
 def h5mmap(
@@ -25,7 +27,8 @@ def h5mmap(
     path
         The file. Files written from Julia as ``(F, N, T)`` read here as ``(T, N, F)``.
     name
-        The dataset's name in the file, such as ``"x"`` or ``"train/x"``.
+        The dataset's name in the file, such as ``"x"`` or ``"train/x"``. Links are followed, into
+        other files too.
     mode
         ``"r"`` for reading, ``"r+"`` for reading and writing.
 
@@ -45,9 +48,15 @@ def h5mmap(
         It may not be read or written, or another process has locked it.
     ValueError
         It is no HDF5 file, or is cut short, or there is no such dataset (the message lists the
-        ones there are), or files that a virtual dataset is made of are missing.
+        ones there are), or it is empty, or what it is made of is missing: the files of a virtual
+        one or of raw data, a filter's plugin.
     TypeError
         NumPy has no type for what the dataset holds, such as bfloat16.
+
+    Notes
+    -----
+    A file that another process is writing to in HDF5's mode for that (SWMR) is read, not mapped:
+    as it was when this process opened it.
 
     Examples
     --------
@@ -60,7 +69,7 @@ def h5mmap(
     """
     if mode not in ("r", "r+"):
         raise ValueError(f'h5mmap: mode must be "r" or "r+", got {mode!r}')
-    path = os.path.abspath(os.fspath(path))
+    path, name = shared_file(os.path.abspath(os.fspath(path))).locate(name)
     file = shared_file(path)
     with file.dataset(name) as dataset:
         if is_bfloat16(dataset):
@@ -72,7 +81,10 @@ def h5mmap(
 
 
 def map_elements(path: str, name: str, mode: str = "r") -> np.memmap[Any, Any] | LazyDataset:
-    """Map a dataset as `h5mmap` does, bfloat16 as the uint16 that it is stored as."""
+    """Map a dataset as `h5mmap` does, bfloat16 as the uint16 that it is stored as.
+
+    It must be in the file itself, not behind a link to another one.
+    """
     file = shared_file(path)
     with file.dataset(name) as dataset:
         lazy = LazyDataset(path, name, dataset.shape, stored_dtype(dataset), mode)
@@ -82,7 +94,8 @@ def map_elements(path: str, name: str, mode: str = "r") -> np.memmap[Any, Any] |
             # HDF5 gives a dataset its place in the file when the first element is written.
             dataset[(0,) * dataset.ndim] = dataset.fillvalue
     with file.dataset(name) as dataset:
-        offset = _offset(dataset)
+        # Not what somebody writes to: HDF5 reads it so that it is of one piece.
+        offset = None if dataset.file.swmr_mode else element_offset(dataset)
     if offset is None:
         return lazy
     needed, size = offset + dataset.size * lazy.dtype.itemsize, os.path.getsize(path)
@@ -93,6 +106,33 @@ def map_elements(path: str, name: str, mode: str = "r") -> np.memmap[Any, Any] |
         )
     mapped: np.memmap[Any, Any] = np.memmap(path, lazy.dtype, mode, offset, lazy.shape)  # type: ignore[call-overload]
     return mapped
+
+
+def readable_by(
+    dataset: h5py.Dataset, home: tuple[str, str] | None = None
+) -> tuple[str, str] | None:
+    """Return path and name by which an open dataset can be read without its handle, or None.
+
+    `home` is its `location`, where that is known. What is in a file that is open for writing can be
+    read where it lies in one piece: nobody else may open the file meanwhile.
+    """
+    if dataset.file.mode != "r":
+        dataset.file.flush()  # what was just written is to be read from the file
+        if dataset.file.swmr_mode or element_offset(dataset) is None:
+            return None
+    return home or location(dataset)
+
+
+def sliced(dataset: h5py.Dataset) -> Any:
+    """Return what to slice where a dataset must be read by its handle: a copy of what is in memory.
+
+    Raises
+    ------
+    ValueError
+        Something that it is made of is missing.
+    """
+    check_readable(dataset)
+    return dataset[()] if dataset.file.driver == "core" else dataset
 
 
 def _unwritten(dataset: h5py.Dataset) -> bool:
@@ -107,8 +147,8 @@ def _unwritten(dataset: h5py.Dataset) -> bool:
     )
 
 
-def _offset(dataset: h5py.Dataset) -> int | None:
-    """Where a dataset begins in the file, if its bytes there are an array's."""
+def element_offset(dataset: h5py.Dataset) -> int | None:
+    """Where a dataset begins in the file, if its bytes there are an array's of `stored_dtype`."""
     offset: int | None = dataset.id.get_offset()
     return offset if dataset.size and _plain(dataset) else None
 
@@ -119,4 +159,10 @@ def _plain(dataset: h5py.Dataset) -> bool:
     if dtype.hasobject or stored.get_size() != dtype.itemsize:
         return False
     numbers = stored.get_class() in (h5py.h5t.INTEGER, h5py.h5t.FLOAT)
-    return not numbers or bool(stored.equal(h5py.h5t.py_create(dtype)))
+    return not numbers or bool(stored.equal(_type_of(dtype)))
+
+
+@functools.lru_cache
+def _type_of(dtype: np.dtype[Any]) -> Any:
+    """Return what HDF5 calls a dtype."""
+    return h5py.h5t.py_create(dtype)

@@ -10,13 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .files import location
 from .julia import parse_julia
 from .lazy import LazyDataset
 from .lazy_tensor import LazyTensor
+from .links import dead_link
 from .mapping import map_elements
 from .opening import reading, replacing
 from .types import stored_dtype
-from .virtual import check_virtual
+from .virtual import check_readable
 
 __all__ = ["h5load", "h5save"]
 
@@ -206,10 +208,9 @@ def _load_group(group: h5py.Group, mmap: bool, above: tuple[h5py.Group, ...]) ->
             items[name] = _load_group(item, mmap, above)
         elif isinstance(item, h5py.Dataset):
             items[name] = _load_dataset(item, mmap)
-        elif item is None:
+        elif (dead := dead_link(group, name)) is not None:
             raise ValueError(
-                f"h5load: {name!r} in {group.name!r} of {group.file.filename} is a link to "
-                "something that is not there"
+                f"h5load: {name!r} in {group.name!r} of {group.file.filename} is {dead.text}"
             )
     if _mark(group) in ("list", "tuple"):
         try:
@@ -234,11 +235,12 @@ def _load_dataset(dataset: h5py.Dataset, mmap: bool) -> Any:
             f"h5load: {dataset.name!r} in {path} has dtype {dtype}, which is neither numbers nor "
             "strings"
         )
-    check_virtual(dataset)
+    check_readable(dataset)
     if mmap and text is None and dataset.ndim:
-        mapped = map_elements(path, dataset.name)
+        path, name = location(dataset) or (path, dataset.name)
+        mapped = map_elements(path, name)
         if mark == "bfloat16" and dtype == np.uint16:
-            return LazyTensor(LazyDataset(path, dataset.name, dataset.shape, dtype))
+            return LazyTensor(LazyDataset(path, name, dataset.shape, dtype))
         return mapped
     _check_memory(dataset)
     if text is not None:

@@ -1,6 +1,6 @@
-"""Virtual datasets: whether the files that they are made of are there.
+"""Whether all that a dataset is made of is there: sources of virtual ones, filters, raw data.
 
-HDF5 gives fill values in place of what is missing, without a word.
+HDF5 gives fill values in place of a virtual dataset's missing sources, without a word.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 
 import h5py
 
+from .storage import raw_files, storage_faults
+
 __all__ = [
-    "check_virtual",
+    "check_readable",
     "missing_sources",
     "plain_name",
     "resolve_source",
@@ -21,16 +23,21 @@ __all__ = [
 ]
 
 
-def check_virtual(dataset: h5py.Dataset) -> None:
-    """Raise unless every source of a virtual dataset is there; do nothing for other datasets.
+def check_readable(dataset: h5py.Dataset) -> None:
+    """Raise unless all that a dataset is made of is there.
 
     Raises
     ------
     ValueError
-        A source's file or dataset is missing, or smaller than what is taken from it. The message
-        names the first three.
+        A filter's plugin or a file of raw data is missing; or, of a virtual dataset, a source's
+        file or dataset, or it is smaller than what is taken from it. The message names the first
+        three.
     """
     missing = missing_sources(dataset)
+    if missing and not dataset.is_virtual:
+        raise ValueError(
+            f"{dataset.name!r} in {dataset.file.filename} cannot be read: {'; '.join(missing[:3])}"
+        )
     if missing:
         shown = "; ".join(missing[:3]) + (f"; and {len(missing) - 3} more" * (len(missing) > 3))
         raise ValueError(
@@ -41,7 +48,7 @@ def check_virtual(dataset: h5py.Dataset) -> None:
 
 
 def missing_sources(dataset: h5py.Dataset) -> list[str]:
-    """Return what a virtual dataset lacks, one line per source; empty for other datasets.
+    """Return what keeps a dataset from being read, one line each: sources, filters, raw data.
 
     Examples
     --------
@@ -53,14 +60,14 @@ def missing_sources(dataset: h5py.Dataset) -> list[str]:
     ...     missing_sources(file.create_virtual_dataset("x", layout))
     ['there is no file part.h5']
     """
-    return _missing(dataset, set())
+    return _missing(dataset, set(), set())
 
 
 def source_files(dataset: h5py.Dataset) -> list[str]:
-    """Return the files that a virtual dataset is made of, at last; empty for other datasets."""
-    seen: set[tuple[str, str]] = set()
-    _missing(dataset, seen)
-    return sorted({path for path, _ in seen})
+    """Return the files that a dataset is made of, beside its own: a virtual one's, raw data."""
+    files: set[str] = set(raw_files(dataset))
+    _missing(dataset, set(), files)
+    return sorted(files)
 
 
 def resolve_source(dataset: h5py.Dataset, name: str) -> str | None:
@@ -85,9 +92,10 @@ def resolve_source(dataset: h5py.Dataset, name: str) -> str | None:
     return next((os.path.realpath(path) for path in found if os.path.isfile(path)), None)
 
 
-def _missing(dataset: h5py.Dataset, seen: set[tuple[str, str]]) -> list[str]:
+def _missing(dataset: h5py.Dataset, seen: set[tuple[str, str]], files: set[str]) -> list[str]:
+    """Return what is missing, and note what is there: sources in `seen`, their files in `files`."""
     if not dataset.is_virtual:
-        return []
+        return storage_faults(dataset)
     missing: list[str] = []
     for source in dataset.virtual_sources():
         file_name, name = plain_name(source.file_name), plain_name(source.dset_name)
@@ -96,18 +104,22 @@ def _missing(dataset: h5py.Dataset, seen: set[tuple[str, str]]) -> list[str]:
             missing.append(f"there is no file {file_name}")
         elif (path, name) not in seen:
             seen.add((path, name))
+            files.add(path)
             try:
                 with h5py.File(path, "r") as file:
-                    missing += _lacking(file, name, source, seen)
+                    missing += _lacking(file, name, source, seen, files)
             except OSError as error:
                 missing.append(f"{path} cannot be read as HDF5 ({error})")
     return missing
 
 
-def _lacking(file: h5py.File, name: str, source: Any, seen: set[tuple[str, str]]) -> list[str]:
+def _lacking(
+    file: h5py.File, name: str, source: Any, seen: set[tuple[str, str]], files: set[str]
+) -> list[str]:
     found = file.get(name)
     if not isinstance(found, h5py.Dataset):
         return [f"there is no dataset {name!r} in {file.filename}"]
+    files.update([os.path.abspath(found.file.filename), *raw_files(found)])  # links lead elsewhere
     if source.src_space.get_select_type() == h5py.h5s.SEL_ALL:
         placed = selected(source.vspace)
         if placed is not None and found.size < placed.points:
@@ -120,7 +132,10 @@ def _lacking(file: h5py.File, name: str, source: Any, seen: set[tuple[str, str]]
             return [
                 f"{name!r} in {file.filename} has shape {found.shape}, at least {needed} is needed"
             ]
-    return _missing(found, seen)
+    lacks = _missing(found, seen, files)
+    if found.is_virtual:
+        return lacks
+    return [f"{name!r} in {file.filename} cannot be read: {line}" for line in lacks]
 
 
 class Selected(NamedTuple):

@@ -15,7 +15,8 @@ __all__ = ["FileWatch"]
 class FileWatch:
     """Notes a dataset's file, and those of a virtual one's sources, when they are read first.
 
-    What is written to them afterwards may be in half of what is read: it is an error.
+    What is written to them afterwards may be in half of what is read: it is an error, unless it is
+    written so that it may be read meanwhile (SWMR).
     """
 
     def __init__(self) -> None:
@@ -23,7 +24,7 @@ class FileWatch:
 
     def begin(self, dataset: h5py.Dataset) -> None:
         """Note what the files are now; the first call only."""
-        if not self._states:
+        if not self._states and not dataset.file.swmr_mode:
             paths = [os.path.abspath(dataset.file.filename), *source_files(dataset)]
             self._states = {path: os.stat(path) for path in paths}
 

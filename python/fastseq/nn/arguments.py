@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..lengths import mapped, on_host
+
 __all__ = ["autocasts", "check_input", "checked_lengths", "checked_state", "to_dtype"]
 
 _INTEGERS = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
@@ -76,12 +78,13 @@ def checked_lengths(lengths: Any, x: Tensor) -> Tensor:
         raise ValueError(f"lengths must be on {x.device}, like input, got {lengths.device}")
     # A compiler sees no values; there the kernel checks them.
     if not torch.compiler.is_compiling() and count:
-        low, high = int(lengths.min()), int(lengths.max())
+        values = on_host(lengths)
+        low, high = int(values.min()), int(values.max())
         if low < 0 or high > steps:
             raise ValueError(
                 f"lengths must lie between 0 and {steps}, the number of steps, got {low} to {high}"
             )
-    return lengths.long()
+    return mapped(lengths, Tensor.long)
 
 
 def autocasts(x: Tensor) -> bool:

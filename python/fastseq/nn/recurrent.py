@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from .. import _ops
+from ..lengths import on_host
 from .arguments import autocasts, check_input, checked_lengths, checked_state, to_dtype
 
 __all__ = ["GRU", "LSTM", "RNN", "kernels"]
@@ -150,6 +151,7 @@ class _Fused(nn.RNNBase):
     def _by_torch(self, x: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
         """Run PyTorch's own layer on ``(T, N, F)``, with lengths by way of a packed sequence."""
         given: Any = x.transpose(0, 1) if self.batch_first else x
+        state = tuple(s.contiguous() for s in state)  # cuDNN takes no views that repeat a row
         hx = state if len(state) == 2 else state[0]
         if lengths is None:
             y, last = super().forward(given, hx)
@@ -157,7 +159,7 @@ class _Fused(nn.RNNBase):
         # A packed sequence knows no empty one: those run for a step, which is then undone.
         empty = (lengths == 0).view(1, -1, 1)
         packed = pack_padded_sequence(
-            x.masked_fill(empty, 0), lengths.clamp(min=1).cpu(), enforce_sorted=False
+            x.masked_fill(empty, 0), on_host(lengths).clamp(min=1), enforce_sorted=False
         )
         y, last = super().forward(packed, hx)
         y, _ = pad_packed_sequence(y, total_length=x.shape[0])
@@ -172,7 +174,7 @@ class _Fused(nn.RNNBase):
             raise ValueError("lengths cannot be given with a PackedSequence, which has its own")
         if hx is None and self.trainable_state:
             count = int(x.batch_sizes[0])
-            begin = tuple(getattr(self, n).expand(-1, count, -1) for n in self._state_names)
+            begin = tuple(getattr(self, n).repeat(1, count, 1) for n in self._state_names)
             hx = begin if len(begin) == 2 else begin[0]
         return super().forward(x, hx)  # type: ignore[no-any-return]
 

@@ -47,6 +47,9 @@ class Outputs:
         The sequences.
     replicas
         The ranks.
+    computed
+        The dtypes that the model's outputs had before they were scaled back: `out` must be able to
+        hold these.
 
     Raises
     ------
@@ -54,7 +57,14 @@ class Outputs:
         `out` does not fit; nothing has been written then.
     """
 
-    def __init__(self, out: Tree, like: Tree, data: Sequences, replicas: Replicas) -> None:
+    def __init__(
+        self,
+        out: Tree,
+        like: Tree,
+        data: Sequences,
+        replicas: Replicas,
+        computed: list[torch.dtype],
+    ) -> None:
         self._data = data
         self._replicas = replicas
         self._given = out is not None
@@ -68,8 +78,8 @@ class Outputs:
                 raise structure_error(like, out, "out")
             if data.order is not None:
                 parts = [members(name, p, data) for name, p in zip(names, parts, strict=True)]
-            for name, part, a in zip(names, parts, self._like, strict=True):
-                self._check(name, part, a)
+            for name, part, a, dtype in zip(names, parts, self._like, computed, strict=True):
+                self._check(name, part, a.to(dtype))
         self._leaves = [Leaf(name, part) for name, part in zip(names, parts, strict=True)]
         if not replicas.alone:
             agree(self._leaves, replicas)

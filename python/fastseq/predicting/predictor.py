@@ -11,13 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..context import within
 from ..data.chunks import part
 from ..data.sequences import Sequences
 from ..export import first_state
+from ..locks import Lock
 from ..parallel import Replicas
 from ..progress import Progress
+from ..seeding import untouched
 from ..spec import Spec
-from ..stateful import Stateful, batch_dims, in_mode, is_bidirectional
+from ..stateful import Stateful, batch_dims, each_step, in_mode, is_bidirectional
 from ..training import to_device
 from ..tree import Tree, tree_leaves, tree_like, tree_map, tree_paths
 from .outputs import Outputs, matched, nothing
@@ -53,8 +56,8 @@ class Predictor:
         self._model: nn.Module = stateful.module
         self._device = device
         self._replicas = replicas
-        self._dims: Tree = None
-        self._fresh_state: Tree = None
+        self._dims: Tree = None  # the same for all calls
+        self._lock = Lock()  # of what goes on from `state`
         self.state: Tree = None
 
     def predict(
@@ -63,11 +66,17 @@ class Predictor:
         spec: Spec,
         out: Tree = None,
         *,
+        reset: bool = True,
         squeeze: bool = False,
         undo: Tree = None,
         progress: bool = False,
+        whole: bool = False,
+        pooled: bool = False,
     ) -> Any:
-        """Run over all steps of all sequences, from `state`; see `Estimator.predict`.
+        """Run over all steps of all sequences; see `Estimator.predict`.
+
+        Several threads may do so at once: what a call needs is its own, and `state` is set at its
+        end.
 
         Parameters
         ----------
@@ -79,6 +88,8 @@ class Predictor:
             Its `batchsize` and `seqsize` say how much is run at once.
         out
             Where to write, see `Outputs`; None: new arrays.
+        reset
+            Whether series begin, or go on from `state`.
         squeeze
             Leave out the last axis of outputs ``(T, N, 1)``.
         undo
@@ -86,6 +97,10 @@ class Predictor:
             structure of the outputs, None for those that stay as they are.
         progress
             Show a bar, on rank 0, if it takes longer than a second.
+        whole
+            Run whole series at once.
+        pooled
+            Take outputs ``(B, K)`` of whole sequences for those of each step.
 
         Raises
         ------
@@ -94,39 +109,73 @@ class Predictor:
         OSError
             An output could not be written; the message says where.
         """
-        if self.state is not None:
+        more = (squeeze, undo, progress, whole, pooled)
+        if reset:
+            return self._predict(data, spec, out, None, *more)
+        with self._lock:
+            return self._predict(data, spec, out, self.state, *more)
+
+    def _predict(
+        self,
+        data: Sequences,
+        spec: Spec,
+        out: Tree,
+        begin: Tree,
+        squeeze: bool,
+        undo: Tree,
+        progress: bool,
+        whole: bool,
+        pooled: bool,
+    ) -> Any:
+        """Run from the state `begin`."""
+        if begin is not None:
             self._refuse_to_go_on_backwards()
-        with in_mode(self._model, training=False), torch.no_grad():
-            example = self._probe(data)
-            self._check_state(data.count)
+        stateful = self._stateful.fresh()
+        with in_mode(within(self._model), training=False), torch.no_grad():
+            steps = data.steps if whole else min(spec.seqsize, data.steps)
+            example, fresh = self._probe(stateful, data, steps, pooled=pooled)
+            self._check_state(begin, data.count)
             finish = _finisher(example, undo, squeeze=squeeze)
             like = finish(example)
-            with Outputs(out, tree_like(example, like), data, self._replicas) as outputs:
+            computed = [a.dtype for a in tree_leaves(example)]
+            with Outputs(out, tree_like(example, like), data, self._replicas, computed) as outputs:
                 order = None if data.order is None else torch.from_numpy(data.order)
-                start = self._reordered(self.state, order)
-                run = Pass(self._stateful, self._dims, data, spec, finish, like, start)
+                start = self._reordered(begin, order)
+                run = Pass(
+                    stateful,
+                    self._dims,
+                    data,
+                    spec,
+                    finish,
+                    like,
+                    start,
+                    whole=whole,
+                    pooled=pooled,
+                )
                 if start is None:
-                    run.ends = self._states_without_steps(data)
+                    run.ends = self._states_without_steps(data, fresh)
                 bounds = _shares(data, self._replicas.comm.size)
                 self._run(run, bounds, outputs, shown=progress and self._replicas.first)
+                end = begin
                 if tree_leaves(self._dims):
-                    state = self._gather_states(run.ends, bounds)
-                    back = None if order is None else order.argsort()
-                    self.state = self._reordered(state, back)
+                    end = self._gather_states(run.ends, fresh, bounds)
+                    end = self._reordered(end, None if order is None else order.argsort())
                 outputs.finish()
+        self.state = end
         return outputs.result
 
     def step(self, x: Tree, *, squeeze: bool = False, undo: Tree = None) -> Tree:
         """Run one step of all sequences, ``(N, F)``, from `state`; see `predict`."""
         self._refuse_to_go_on_backwards()
-        with in_mode(self._model, training=False), torch.no_grad():
+        stateful = self._stateful.fresh()
+        with self._lock, in_mode(within(self._model), training=False), torch.no_grad():
             count = tree_leaves(x)[0].shape[0]
             if self._dims is None:
                 self._dims = batch_dims(self._model, tree_map(lambda a: a.unsqueeze(0), x))
-            self._check_state(count)
-            self._stateful.state = self.state
-            y = self._stateful(x)
-            self.state = self._stateful.state
+            self._check_state(self.state, count)
+            stateful.state = self.state
+            y = stateful(x)
+            self.state = stateful.state
             whole = tree_map(lambda a: a.unsqueeze(0), y)
             finished = _finisher(whole, undo, squeeze=squeeze)(whole)
         return tree_like(y, [a.squeeze(0) for a in finished])
@@ -138,29 +187,41 @@ class Predictor:
                 "whole series only, not go on from a state"
             )
 
-    def _input(self, data: Sequences, make: Callable[[tuple[int, ...]], Tensor]) -> Tree:
-        """Make an input of two steps of three sequences."""
-        x = tree_map(lambda s: make((2, 3, *s.shape[2:])).to(data.dtype), data.x)
+    def _input(
+        self, data: Sequences, make: Callable[[tuple[int, ...]], Tensor], steps: int = 2
+    ) -> Tree:
+        """Make an input of some steps of three sequences."""
+        x = tree_map(lambda s: make((steps, 3, *s.shape[2:])).to(data.dtype), data.x)
         return to_device(x, self._device)
 
-    def _probe(self, data: Sequences) -> Tree:
-        """Learn from zeros, two steps of three sequences, what the model returns."""
-        zeros = self._input(data, torch.zeros)
-        with torch.random.fork_rng():
-            self._stateful.reset_state()
-            outputs = self._stateful(zeros)
+    def _probe(
+        self, stateful: Stateful, data: Sequences, most: int, *, pooled: bool
+    ) -> tuple[Tree, Tree]:
+        """Learn from zeros, steps of three sequences, what the model returns, and its state."""
+        with untouched(self._device):
+            try:
+                steps = 2
+                zeros = self._input(data, torch.zeros, steps)
+                outputs = stateful(zeros)
+            except Exception:  # a convolution needs more; a layer over all steps, as many
+                steps = most if data.lengths is None else min(most, int(data.lengths.max()))
+                zeros = self._input(data, torch.zeros, steps)
+                stateful.state = None
+                outputs = stateful(zeros)
+        state, stateful.state = stateful.state, None
+        if pooled:
+            outputs = each_step(outputs, steps)
         for name, leaf in tree_paths(outputs, "the model's output"):
-            if leaf.dim() < 3 or leaf.shape[:2] != (2, 3):
+            if leaf.dim() < 3 or leaf.shape[:2] != (steps, 3):
                 raise ValueError(
-                    f"{name} must be (time, sequences, features): for an input of 2 steps and 3 "
-                    f"sequences it has the shape {tuple(leaf.shape)}"
+                    f"{name} must be (time, sequences, features): for an input of {steps} steps "
+                    f"and 3 sequences it has the shape {tuple(leaf.shape)}"
                 )
-        self._fresh_state = self._stateful.state
         if self._dims is None:
-            self._dims = batch_dims(self._model, zeros)
-        return outputs
+            self._dims = batch_dims(self._model, zeros) if tree_leaves(state) else state
+        return outputs, state
 
-    def _states_without_steps(self, data: Sequences) -> Tree:
+    def _states_without_steps(self, data: Sequences, like: Tree) -> Tree:
         """Return what series start from, if some have no steps: that is what these end in.
 
         NaN where that cannot be told, so that nothing is predicted from it unnoticed.
@@ -172,13 +233,19 @@ class Predictor:
         try:
             first = first_state(self._model, x)
         except (ValueError, TypeError):
-            first = tree_map(lambda a: nothing(a.shape, a), self._fresh_state)
+            first = tree_map(lambda a: nothing(a.shape, a), like)
         return take_rows(first, self._dims, torch.zeros(data.count, dtype=torch.int64))
 
-    def _check_state(self, count: int) -> None:
-        if self.state is None:
+    def _check_state(self, state: Tree, count: int) -> None:
+        if state is None:
             return
-        for dim, a in zip(tree_leaves(self._dims), tree_leaves(self.state), strict=True):
+        wanted, got = ([name for name, _ in tree_paths(s, "state")] for s in (self._dims, state))
+        if wanted != got:
+            raise ValueError(
+                "the state must be like what get_state returns after a step, with "
+                f"{', '.join(wanted) or 'nothing'}; got {', '.join(got)}"
+            )
+        for dim, a in zip(tree_leaves(self._dims), tree_leaves(state), strict=True):
             if dim >= 0 and a.shape[dim] != count:
                 raise ValueError(
                     f"the state is one of {a.shape[dim]} sequences, but x has {count}: "
@@ -204,14 +271,14 @@ class Predictor:
     def _reordered(self, state: Tree, order: Tensor | None) -> Tree:
         return state if order is None else take_rows(state, self._dims, order)
 
-    def _gather_states(self, state: Tree, bounds: list[tuple[int, int]]) -> Tree:
+    def _gather_states(self, state: Tree, like: Tree, bounds: list[tuple[int, int]]) -> Tree:
         """Join the states of all ranks' sequences."""
         if self._replicas.alone:
             return state
         count = bounds[-1][1]
         if state is None:  # a rank without sequences makes room
             nobody = torch.empty(0, dtype=torch.int64)
-            few = take_rows(self._fresh_state, self._dims, nobody)
+            few = take_rows(like, self._dims, nobody)
             state = put_rows(None, self._dims, nobody, few, count)
 
         def gather(a: Tensor, dim: int) -> Tensor:

@@ -18,7 +18,11 @@ __all__ = ["Samples", "collect"]
 
 
 class Samples(NamedTuple):
-    """What counts of some data: targets and outputs ``(n, K)``, and weights ``(n,)``, not zero."""
+    """What counts of some data: targets and outputs ``(n, K)``, and weights ``(n,)``, not zero.
+
+    Where samples have some of their targets but not all, weights are ``(n, K)``, and 0 for those
+    that are missing.
+    """
 
     y_true: np.ndarray[Any, Any]
     y_pred: np.ndarray[Any, Any]
@@ -31,8 +35,8 @@ def collect(pieces: Iterable[tuple[Tree, Tree, Tensor | None]], replicas: Replic
     Parameters
     ----------
     pieces
-        This rank's: targets and outputs ``(S, B, …)`` and weights ``(S, B)``, None if all are 1.
-        Samples of weight 0 are left out.
+        This rank's: targets and outputs ``(S, B, …)`` and weights, None if all are 1, ``(S, B)``
+        or ``(S, B, …)``. Samples of weight 0 are left out.
     replicas
         The ranks.
 
@@ -56,15 +60,20 @@ def collect(pieces: Iterable[tuple[Tree, Tree, Tensor | None]], replicas: Replic
                 f"the model returns {tuple(y_pred.shape)}"
             )
         ws = y_true.new_ones(y_true.shape[:2], dtype=torch.float32) if weights is None else weights
-        counts = ws.flatten() > 0
-        tensors = (y_true.flatten(0, 1), y_pred.flatten(0, 1), ws.flatten())
+        ws = ws.reshape(*ws.shape, *(1,) * (y_true.dim() - ws.dim())).expand(y_true.shape)
+        counts = ws.flatten(0, 1).flatten(1).any(1)
+        tensors = (y_true.flatten(0, 1), y_pred.flatten(0, 1), ws.flatten(0, 1))
         parts.append(tuple(_plain(tensor[counts]) for tensor in tensors))
     whole = [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
     if not replicas.alone:
         whole = _gathered(whole, replicas)
     if not whole or not len(whole[0]):
         raise ValueError("metrics need at least one sample that counts, but there is none")
-    return Samples(*(tensor.numpy() for tensor in whole))
+    y_true, y_pred, ws = whole
+    first = ws.flatten(1)[:, :1]
+    if bool((ws.flatten(1) == first).all()):
+        ws = first.squeeze(1)
+    return Samples(y_true.numpy(), y_pred.numpy(), ws.numpy())
 
 
 def _plain(tensor: Tensor) -> Tensor:

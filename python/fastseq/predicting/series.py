@@ -13,9 +13,9 @@ from torch import Tensor
 from ..data.chunks import Chunk, ChunkPlan
 from ..data.sequences import Sequences
 from ..spec import Spec
-from ..stateful import Stateful, is_bidirectional, takes_state
+from ..stateful import Stateful, carries, each_step
 from ..training import to_device
-from ..tree import Tree, tree_map
+from ..tree import Tree, tree_leaves, tree_map
 from .outputs import nothing
 from .state_rows import put_rows, take_rows
 
@@ -39,6 +39,10 @@ class Pass:
         Outputs of any chunk.
     start
         The state of all sequences, in the order of the pass; None: their series begin.
+    whole
+        Whether the model must see whole series at once.
+    pooled
+        Whether outputs ``(B, K)`` are those of each step.
 
     Attributes
     ----------
@@ -56,16 +60,18 @@ class Pass:
         finish: Callable[[Tree], list[Tensor]],
         like: list[Tensor],
         start: Tree,
+        *,
+        whole: bool = False,
+        pooled: bool = False,
     ) -> None:
         self._stateful = stateful
         self._dims = dims
         self._data = data
         self._batchsize = spec.batchsize
-        # A layer that looks at later steps needs the whole series at once.
-        looks_ahead = is_bidirectional(stateful.module)
-        self._seqsize = data.steps if looks_ahead else spec.seqsize
-        self._carries = takes_state(stateful.module) and not looks_ahead
+        self._seqsize = data.steps if whole else spec.seqsize
+        self._carries = carries(stateful.module) and not whole
         self._finish = finish
+        self._pooled = pooled
         self._like = like
         self._start = start
         self.ends: Tree = tree_map(torch.clone, start)
@@ -131,10 +137,10 @@ class Pass:
         """Run a chunk, of each sequence the steps that count."""
         model, steps, width = self._stateful, chunk.t1 - chunk.t0, chunk.n1 - chunk.n0
         if self._data.lengths is None:
-            return self._finish(model(xs))
+            return self._outputs(xs)
         counts = np.clip(self._data.lengths[chunk.n0 : chunk.n1] - chunk.t0, 0, steps)
         if counts.min() == steps:
-            return self._finish(model(xs))
+            return self._outputs(xs)
         start = model.state
         state = tree_map(torch.clone, start)
         outputs = [nothing((steps, width, *a.shape[2:]), a) for a in self._like]
@@ -142,12 +148,16 @@ class Pass:
             index = torch.from_numpy(columns).to(outputs[0].device)
             before = start if a == 0 else state
             model.state = take_rows(before, self._dims, index)
-            ys = model(tree_map(lambda x, a=a, b=b, i=index: x[a:b].index_select(1, i), xs))
-            for whole, y in zip(outputs, self._finish(ys), strict=True):
+            part = tree_map(lambda x, a=a, b=b, i=index: x[a:b].index_select(1, i), xs)
+            for whole, y in zip(outputs, self._outputs(part), strict=True):
                 whole[a:b].index_copy_(1, index, y)
             state = put_rows(state, self._dims, index, model.state, width)
         model.state = state
         return outputs
+
+    def _outputs(self, xs: Tree) -> list[Tensor]:
+        ys = self._stateful(xs)
+        return self._finish(each_step(ys, tree_leaves(xs)[0].shape[0]) if self._pooled else ys)
 
     def _pieces(self, counts: np.ndarray[Any, Any]) -> Iterator[tuple[int, int, Any]]:
         """Cut a chunk where sequences end: yield steps ``[a, b)`` and the sequences to run.

@@ -15,6 +15,8 @@ from ..data.chunks import Chunk
 from ..data.mapped import file_offset
 from ..data.sequences import Sequences
 from ..h5 import LazyDataset
+from ..h5.files import location
+from ..h5.mapping import element_offset
 from ..h5.names import natural_key
 from ..tree import tree_leaves
 
@@ -164,14 +166,16 @@ def place_of(array: Any) -> Place | None:
     """
     if isinstance(array, h5py.Dataset):
         plist = array.file.id.get_access_plist()
-        plain = array.file.driver == "sec2" and not plist.get_page_buffer_size()[0]
-        if not plain or array.chunks is not None or array.nbytes <= plist.get_sieve_buf_size():
+        place = location(array) if array.file.driver == "sec2" else None
+        if place is None or plist.get_page_buffer_size()[0]:
+            return None
+        if array.chunks is not None or array.nbytes <= plist.get_sieve_buf_size():
             return None
         if array.id.get_storage_size() == 0 and not (array.is_virtual or array.external):
             array[(0,) * array.ndim] = 0
-        offset = array.id.get_offset()
+        offset = element_offset(array)
         array.file.flush()
-        path, step = array.file.filename, array.nbytes // array.shape[0]
+        path, step = place[0], array.nbytes // array.shape[0]
         sequence = step // array.shape[1]
     elif isinstance(array, np.memmap) and array.size and array[0].flags.c_contiguous:
         offset = file_offset(array)

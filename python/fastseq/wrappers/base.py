@@ -25,8 +25,9 @@ from ..parallel import Replicas
 from ..run import check_callbacks
 from ..scaling import Scaling
 from ..spec import Spec
+from ..stateful import carries, steps_apart
 from .building import make_module, optimizer_factory
-from .losses import AtLastStep, last_step_only, over_steps
+from .losses import AtLastStep, PerSequence, last_step_only, over_steps
 from .shuffling import Shuffler
 
 __all__ = ["SequenceEstimator", "Start", "Task"]
@@ -130,6 +131,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
     clip_norm: float | None
     clip_value: float | None
     accumulate: int
+    nan: str = "raise"
     scale_x: str | None
     callbacks: Any
     amp: str | None
@@ -145,6 +147,14 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
     history_: History
     n_iter_: int
     continued_: bool
+
+    def __sklearn_clone__(self) -> Any:
+        """Return a clone: all hyperparameters copied but `comm`, whose ranks are what they are."""
+        alone = copy.copy(self)
+        alone.comm = None
+        clone = super(SequenceEstimator, alone).__sklearn_clone__()
+        clone.comm = self.comm
+        return clone
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "estimator_")
@@ -178,6 +188,9 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
             est = self.estimator_
             done = self.n_iter_
             self._update(est)
+            if self.seqsize is None:  # sequences may be longer than before
+                seqsize = self._seqsize(task, est.model)
+                est.spec = dataclasses.replace(est.spec, seqsize=seqsize)
             self._say(f"goes on after epoch {done}")
         else:
             est, done = self._make(task, start.seed), 0
@@ -223,16 +236,17 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
         model = self._make_model(task.n_in, task.n_out, seed).to(task.dtype)
         est = Estimator(
             model,
-            AtLastStep(task.loss) if task.ends_chunks(self.seqsize) else task.loss,
+            self._loss_of(task),
             self._make_optimizer(model),
             Spec(
                 epochs=self.epochs,
                 batchsize=self.batchsize,
-                seqsize=task.steps if self.seqsize is None else self.seqsize,
+                seqsize=self._seqsize(task, model),
                 shuffle=self.shuffle and isinstance(task.x, list),  # of others, samples are
                 clip_norm=self.clip_norm,
                 clip_value=self.clip_value,
                 accumulate=self.accumulate,
+                nan=self.nan,
             ),
             device=self.device,
             comm=self.comm,
@@ -245,10 +259,23 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
         if self.scale_x is not None or task.scale_y is not None:
             y = task.y.unsqueeze(0) if task.per_sequence else task.y
             est.scaling_ = Scaling(
-                _measure("x", task.x, task.w, self.scale_x, task.dtype),
-                _measure("y", y, task.w, task.scale_y, task.dtype),
+                _measure("x", task.x, task.w, self.scale_x, task.dtype, self.nan),
+                _measure("y", y, task.w, task.scale_y, task.dtype, self.nan),
             )
         return est
+
+    def _seqsize(self, task: Task, model: nn.Module) -> int:
+        if self.seqsize is not None:
+            return self.seqsize
+        if carries(model) or steps_apart(model):
+            return task.steps
+        # It may look at any other step, so series are not cut.
+        return len(task.x) if isinstance(task.x, Tensor) else max(map(len, task.x))
+
+    def _loss_of(self, task: Task) -> Callable[..., Tensor]:
+        if self._at_last_step(task):
+            return AtLastStep(task.loss)
+        return PerSequence(task.loss) if task.per_sequence else task.loss
 
     def _make_model(self, n_in: int, n_out: int, seed: int) -> nn.Module:
         return make_module(
@@ -310,9 +337,16 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
 
     def _weights(self, task: Task, x: Any, y: Any, w: Any) -> Any:
         """Return weights per step where most of them have no target."""
-        if not task.per_sequence or task.ends_chunks(self.seqsize):
+        if not task.per_sequence or self._at_last_step(task):
             return w
         return last_step_only(x, y, w)
+
+    def _at_last_step(self, task: Task) -> bool:
+        """Whether the loss looks at chunks' last steps alone.
+
+        Where values are missing, weights say which: chunks count by what is known at these steps.
+        """
+        return task.ends_chunks(self.seqsize) and self.nan == "raise"
 
     def _say(self, text: str) -> None:
         if self.verbose and communicator(self.comm).rank == 0:
@@ -332,12 +366,12 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _measure(
-    name: str, array: Any, w: Any, method: str | None, dtype: torch.dtype
+    name: str, array: Any, w: Any, method: str | None, dtype: torch.dtype, nan: str
 ) -> Affine | None:
     """Measure what scales an array, called x or y; what has no weight does not count."""
     if method is None:
         return None
-    data = Sequences(array, array if name == "y" else None, w, dtype=dtype)
+    data = Sequences(array, array if name == "y" else None, w, dtype=dtype, nan=nan)
     plan = ChunkPlan(
         steps=data.steps, sequences=data.count, batchsize=1024, seqsize=256, lengths=data.lengths
     )

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn, optim
 
 from ..builders import MLP, Linear, Recurrent
+from ..errors import meant
 from ..losses import seqloss
 from ..params import decay_groups
+from ..seeding import seeded
 
 __all__ = ["chunk_loss", "make_module", "optimizer_factory", "wants_whole"]
 
@@ -42,6 +44,7 @@ def _builder(module: Any, hidden_size: int, num_layers: int, dropout: float) -> 
         return Recurrent(module, hidden_size, num_layers, dropout)
     raise ValueError(
         f"module must be one of {_MODULES}, an nn.Module, its class or a builder, got {module!r}"
+        f"{meant(module, _MODULES)}"
     )
 
 
@@ -89,8 +92,7 @@ def make_module(
         raise TypeError(
             f"module must be a name, an nn.Module, its class or a builder, got {module!r}"
         )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         if isinstance(build, type) and issubclass(build, nn.Module):
             sizes = {"hidden_size": hidden_size, "num_layers": num_layers, "dropout": dropout}
             made = build(**_sizes_by_name(build, n_in, n_out, sizes))
@@ -142,7 +144,10 @@ def optimizer_factory(
     """
     if isinstance(optimizer, str):
         if optimizer not in _OPTIMIZERS:
-            raise ValueError(f"optimizer must be one of {tuple(_OPTIMIZERS)}, got {optimizer!r}")
+            hint = meant(optimizer, _OPTIMIZERS)
+            raise ValueError(
+                f"optimizer must be one of {tuple(_OPTIMIZERS)}, got {optimizer!r}{hint}"
+            )
         make: Any = _OPTIMIZERS[optimizer]
     elif isinstance(optimizer, optim.Optimizer) or not callable(optimizer):
         raise TypeError(
@@ -180,7 +185,10 @@ def chunk_loss(loss: Any, named: dict[str, Callable[..., Tensor]]) -> Callable[.
     """
     if isinstance(loss, str):
         if loss not in named:
-            raise ValueError(f"loss must be one of {tuple(named)} or a callable, got {loss!r}")
+            hint = meant(loss, named)
+            raise ValueError(
+                f"loss must be one of {tuple(named)} or a callable, got {loss!r}{hint}"
+            )
         return seqloss(named[loss])
     if isinstance(loss, type) and issubclass(loss, nn.Module):
         return seqloss(loss())

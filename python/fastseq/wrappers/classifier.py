@@ -24,10 +24,14 @@ __all__ = ["SequenceClassifier"]
 class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[misc]
     """Learns classes from sequences, or from rows of a table, as a scikit-learn classifier.
 
-    Samples come first: X is ``(N, T, F)``, N sequences of T steps with F features, ``(N, F)``, or
-    a list of ``(T_i, F)``. y holds labels of any dtype: one per sequence, ``(N,)``, or several,
-    ``(N, K)``, told by what the module returns at the sequence's last step; or one per step,
-    ``(N, T)``, ``(N, T, K)`` or a list of ``(T_i,)`` or ``(T_i, K)``.
+    Samples come first: X is ``(N, T, F)``, N sequences of T steps with F features, or a list of
+    ``(T_i, F)`` or ``(T_i,)``. An array or a data frame ``(N, F)`` is a table, as everywhere in
+    scikit-learn: N samples of *one* step with F features; N series of T values are
+    ``X[:, :, None]``, or the list of them.
+
+    y holds labels of any dtype: one per sequence, ``(N,)``, or several, ``(N, K)``, told by what
+    the module returns at the sequence's last step; or one per step, ``(N, T)``, ``(N, T, K)`` or a
+    list of ``(T_i,)`` or ``(T_i, K)``.
 
     Computes in the dtype of X: double precision if that has it, else single precision.
 
@@ -39,7 +43,8 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         `torch.nn.Module`, which is copied; a class of modules, made with those of ``n_in``,
         ``n_out``, ``hidden_size``, ``num_layers`` and ``dropout`` that its constructor has (also
         as ``input_size``, ``output_size``); or a builder, ``builder(n_in, n_out, rng)``, see
-        `fastseq.builders`. Modules are time-major, ``(T, N, F)`` to ``(T, N, K)``.
+        `fastseq.builders`. Modules are time-major, ``(T, N, F)`` to ``(T, N, K)``; with one
+        label per sequence also to ``(N, K)``.
     hidden_size, num_layers, dropout
         Width and number of hidden layers, and which part of their outputs training leaves out.
     loss
@@ -58,13 +63,16 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
     batchsize
         Sequences that are trained together.
     seqsize
-        Steps that gradients reach back. None: all steps if there is one target per sequence, else
-        at most 100.
+        Steps that gradients reach back. None: all steps if there is one target per sequence, or
+        the module is one of your own without a state; else at most 100.
     shuffle
         Visit the samples in a new random order each epoch; those of different lengths in blocks
         of sequences of similar length.
     clip_norm, clip_value, accumulate
         See `Spec`.
+    nan
+        What to do with NaN and infinities: ``"raise"``, or ``"mask"``: take what X holds of them
+        for missing values, see `Spec`.
     scale_x
         How to scale inputs, by what the training data measure: ``"standard"``, ``"robust"`` or
         None; see `Spec`.
@@ -139,6 +147,7 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         clip_norm: float | None = None,
         clip_value: float | None = None,
         accumulate: int = 1,
+        nan: str = "raise",
         scale_x: str | None = "standard",
         class_weight: Any = None,
         per_step: bool | None = None,
@@ -168,6 +177,7 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         self.clip_norm = clip_norm
         self.clip_value = clip_value
         self.accumulate = accumulate
+        self.nan = nan
         self.scale_x = scale_x
         self.class_weight = class_weight
         self.per_step = per_step

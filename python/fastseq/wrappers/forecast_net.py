@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..stateful import takes_lengths, takes_state
-from ..tree import Tree
+from ..arguments import input_dtype
+from ..seeding import seeded, untouched
+from ..stateful import Stateful, in_mode, takes_lengths, takes_state
+from ..tree import Tree, tree_leaves, tree_map
 
-__all__ = ["ForecastNet", "KnownFuture"]
+__all__ = ["ForecastNet", "KnownFuture", "StateOnly", "check_step_by_step"]
 
 
 class KnownFuture(nn.Module):
@@ -76,11 +77,6 @@ class ForecastNet(nn.Module):
     covariates
         F, 0 if there are none.
 
-    Attributes
-    ----------
-    brief
-        Return one output only, where just the state is wanted.
-
     Examples
     --------
     >>> net = ForecastNet(nn.GRU(3, 4), None, 2)
@@ -93,7 +89,6 @@ class ForecastNet(nn.Module):
         super().__init__()
         self.body = body
         self.head = head
-        self.brief = False
         self._covariates = covariates
 
     @classmethod
@@ -125,24 +120,106 @@ class ForecastNet(nn.Module):
         """
         if horizon == 1 or not covariates:
             return cls(build(seen + covariates, horizon * outputs), None, covariates)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with seeded(seed):
             head = KnownFuture(horizon, covariates, width, outputs)
-        return cls(build(seen + covariates, horizon * width), head, covariates)
+        body = build(seen + covariates, horizon * width)
+        return cls(body, head.to(input_dtype(body)), covariates)
 
     def forward(
         self, x: Tree, state: Tree = None, lengths: Tensor | None = None
     ) -> tuple[Tensor, Tree]:
         """Run a chunk; see `Windows.inputs`."""
-        known: Any = None
+        y, state = self.run_body(x, state, lengths)
+        return (y if self.head is None else self.head(y, x[1])), state
+
+    def run_body(
+        self, x: Tree, state: Tree = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tree]:
+        """Run a chunk, but not what makes forecasts of contexts."""
         if self._covariates:
             seen, known = x
             x = torch.cat([seen, known[..., : self._covariates]], -1)
         more = {} if lengths is None or not takes_lengths(self.body) else {"lengths": lengths}
         if takes_state(self.body):
-            y, state = self.body(x, state, **more)
-        else:
-            y, state = self.body(x, **more), None
-        if self.brief:
-            return y[..., :1], state
-        return (y if self.head is None else self.head(y, known)), state
+            return self.body(x, state, **more)  # type: ignore[no-any-return]
+        return self.body(x, **more), None
+
+
+class StateOnly(nn.Module):
+    """Runs a `ForecastNet` where just the state is wanted: returns one output alone.
+
+    Examples
+    --------
+    >>> y, state = StateOnly(ForecastNet(nn.GRU(1, 4), None, 0))(torch.zeros(10, 5, 1))
+    >>> y.shape, state.shape
+    (torch.Size([10, 5, 1]), torch.Size([1, 5, 4]))
+    """
+
+    def __init__(self, net: ForecastNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(
+        self, x: Tree, state: Tree = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tree]:
+        """Run a chunk."""
+        y, state = self.net.run_body(x, state, lengths)
+        return y[..., :1], state
+
+
+_STEPS, _APART = 4096, 8  # how many steps to try, and how many of them one by one
+_SEQUENCES = 2
+
+
+def check_step_by_step(net: ForecastNet, x: Tree, outputs: int) -> None:
+    """Raise unless a model, run step by step from its state, does what it does on a whole chunk.
+
+    Parameters
+    ----------
+    net
+        The model, on the CPU; it stays as it is.
+    x
+        What it will be trained on, as `Windows.inputs` returns it.
+    outputs
+        How many outputs it must have.
+
+    Raises
+    ------
+    ValueError
+        It looks at steps that are neither the current one nor in its state, or returns something
+        else than its outputs at each step.
+
+    Examples
+    --------
+    >>> check_step_by_step(ForecastNet(nn.LSTM(1, 4), None, 0), torch.rand(10, 2, 1), 4)
+    """
+    x = tree_map(lambda a: a[:_STEPS, :_SEQUENCES].to(input_dtype(net)), x)
+    steps, count = tree_leaves(x)[0].shape[:2]
+    begin = max(steps - _APART, steps // 2)
+    with in_mode(net, training=False), torch.no_grad(), untouched(torch.device("cpu")):
+        whole, again = Stateful(net)(x), Stateful(net)(x)
+        if whole.shape != (steps, count, outputs):
+            raise ValueError(
+                f"module must return (steps, series, {outputs}): for {steps} steps of {count} "
+                f"series it returned {tuple(whole.shape)}"
+            )
+        if not torch.equal(whole, again):
+            return  # it draws random numbers
+        apart, why = Stateful(net), ""
+        try:
+            if begin:
+                apart(tree_map(lambda a: a[:begin], x))
+            found = torch.stack(
+                [apart(tree_map(lambda a, t=t: a[t], x)) for t in range(begin, steps)]
+            )
+            rest = whole[begin:]
+            most = rest.abs().max() * torch.finfo(rest.dtype).eps ** 0.5
+            if found.shape == rest.shape and bool(((found - rest).abs() <= most).all()):
+                return
+        except Exception as error:  # of whatever kind: it takes no single steps
+            why = f" ({error})"
+    raise ValueError(
+        "module looks at other time steps than the current one without carrying them in a state, "
+        f"but forecasts run it step by step{why}: let it carry a state, or see the last values at "
+        "each step by lags=…"
+    )

@@ -60,15 +60,21 @@ def season_lag(season: int | None, horizon: int, strategy: str) -> int | None:
     return season * -(-horizon // season)
 
 
-def check_lengths(series: Series, least: int, why: str, *, known: bool = True) -> None:
-    """Raise unless all series have so many steps, and, if wanted, any known value."""
+def check_lengths(
+    series: Series, least: int, why: str, *, known: bool = True, apart: int = 0
+) -> None:
+    """Raise unless all series have so many steps, and, if wanted, any known value.
+
+    The last steps, so many as are kept `apart`, do not count for the latter.
+    """
     for index, length in enumerate(series.lengths):
         place = "y" if series.single else f"y[{index}]"
         if length < least:
             raise ValueError(f"{place} has {length} steps, but {why} needs {least}")
-        unknown = np.isnan(series.arrays[index]).all(axis=0)
+        unknown = np.isnan(series.arrays[index][: length - apart]).all(axis=0)
         if known and unknown.any():
-            raise ValueError(f"{place} has no known values of variable {unknown.argmax()}")
+            before = " before the steps to validate on" if apart else ""
+            raise ValueError(f"{place} has no known values of variable {unknown.argmax()}{before}")
     if series.single and series.variables > series.lengths[0] > 1:
         raise ValueError(
             f"y is one series of {series.lengths[0]} steps with {series.variables} variables: for "

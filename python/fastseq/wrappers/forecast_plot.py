@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..extras import need
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -56,6 +58,7 @@ def plot_forecast(
     >>> [text.get_text() for text in ax.get_legend().get_texts()]
     ['past', '80 % interval', 'forecast (median)']
     """
+    need("matplotlib", "plot_forecast")
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
     from matplotlib.figure import Figure
 

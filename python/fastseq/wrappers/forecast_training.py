@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import os
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from ..callbacks.protocol import Callback
 from ..estimator import Estimator
 from ..spec import Spec
 from .base import SequenceEstimator, Task
-from .forecast_net import ForecastNet
+from .forecast_net import ForecastNet, check_step_by_step
 from .forecast_parameters import LOSSES
 from .pinball import ForecastLoss, pinball_loss
 from .rollout import PATH_LEVELS
@@ -42,12 +43,30 @@ class _Forecasting(Task):
     lengths: Array | None = None
 
 
+class WindowEstimator(Estimator):
+    """What a forecaster trains: it sees scaled windows of series alone, and does not scale."""
+
+    def save(self, path: str | os.PathLike[str], *, state: bool = False) -> None:  # noqa: ARG002
+        """Refuse: the forecaster is what there is to save.
+
+        Raises
+        ------
+        TypeError
+            Always.
+        """
+        raise TypeError(
+            "save: a forecaster's estimator_ knows neither how series are scaled nor where they "
+            "have got to: pickle the forecaster; weights alone are estimator_.model.state_dict()"
+        )
+
+
 class ForecastTraining(SequenceEstimator):
     """Base of `SequenceForecaster`, which stores the hyperparameters."""
 
     horizon: int
     quantiles: Any
     strategy: str
+    season: int | None
     lags: int
     loss: Any
     fold: int
@@ -76,7 +95,8 @@ class ForecastTraining(SequenceEstimator):
         windows = Windows.of(
             [series.arrays[n] for n in order],
             None if covariates is None else [covariates[n] for n in order],
-            scaling.take(order), lag=lag, lags=self.lags, horizon=1 if recursive else self.horizon,
+            scaling.take(order), lag=lag, season=self.season, lags=self.lags,
+            horizon=1 if recursive else self.horizon,
         )  # fmt: skip
         apart = None if self.validation is None else windows.held_out(self.validation)
         levels = PATH_LEVELS if recursive and self.quantiles is not None else self._levels
@@ -99,18 +119,20 @@ class ForecastTraining(SequenceEstimator):
 
     def _make(self, task: Task, seed: int) -> Estimator:
         assert isinstance(task, _Forecasting)
+        horizon = 1 if self.strategy == "recursive" else self.horizon
         net = ForecastNet.make(
             lambda n_in, n_out: self._make_model(n_in, n_out, seed),
-            seen=task.n_in, covariates=task.covariates, outputs=task.n_out,
-            horizon=1 if self.strategy == "recursive" else self.horizon,
+            seen=task.n_in, covariates=task.covariates, outputs=task.n_out, horizon=horizon,
             width=self.hidden_size, seed=seed,
         )  # fmt: skip
+        if not isinstance(self.module, str):  # of those it is known
+            check_step_by_step(net, task.x, task.n_out * horizon)
         spec = Spec(
             epochs=self.epochs, batchsize=self.batchsize, seqsize=task.steps, shuffle=True,
             clip_norm=self.clip_norm, clip_value=self.clip_value, accumulate=self.accumulate,
             fold=self.fold, nan="keep",
         )  # fmt: skip
-        return Estimator(
+        return WindowEstimator(
             net, task.loss, self._make_optimizer(net), spec, device=self.device, comm=self.comm,
             callbacks=self._own_callbacks(seed), amp=self.amp, compile=self.compile, seed=seed,
             progress=bool(self.verbose),

@@ -10,12 +10,14 @@ import numpy as np
 from sklearn.exceptions import NotFittedError
 
 from ..spec import check_count
+from .alignment import check_ahead, check_going_on, check_together
 from .covariates import Covariates
 from .forecast_parameters import check_lengths, check_parameters, season_lag
 from .forecast_score import skill
 from .forecast_training import ForecastTraining
 from .rollout import Origin, Rollout
-from .series import Array, Series, read_series
+from .series import Array, Series, read_series, refuse_identifiers
+from .times import Times
 from .windows import SeriesScaling
 
 __all__ = ["SequenceForecaster"]
@@ -29,8 +31,14 @@ class SequenceForecaster(ForecastTraining):
 
     Series are one ``(T,)`` or ``(T, K)`` (K variables, forecast together), or a panel: an array
     ``(N, T, K)``, or a list of ``(T_i,)`` or ``(T_i, K)`` of any lengths (``list(y)`` makes one of
-    an array ``(N, T)``). pandas' Series and DataFrames are taken likewise. NaN marks missing
-    values: they are not learnt, and the model sees the last known value in their place.
+    an array ``(N, T)``). NaN marks missing values: they are not learnt, and the model sees the last
+    known value in their place.
+
+    Series and DataFrames of pandas are taken likewise; their index is the time. Dates may come in
+    any order, but must be equally far apart (`asfreq` makes rows of missing ones); covariates must
+    have the same times, and what follows must follow. Columns go by their names, in the order of
+    `fit`. An index 0, 1, 2, … tells no time, as arrays and lists tell none: then what comes next is
+    taken to follow.
 
     Parameters
     ----------
@@ -45,6 +53,8 @@ class SequenceForecaster(ForecastTraining):
     season
         Steps of a season. The model then learns how values differ from those a season before
         (direct: as many seasons before as are known for the whole horizon) instead of the values.
+        Where a value is missing, that of a season before it is compared with; where none was ever
+        known there, the last one known before.
     lags
         How many of the last values the model sees at each step. Recurrent models remember; one
         without state needs as many as matter.
@@ -108,6 +118,7 @@ class SequenceForecaster(ForecastTraining):
 
     _known: Covariates | None
     _origin: Origin  # where the series have got to
+    _times: list[Times | None]  # when that is
 
     def __init__(
         self,
@@ -200,31 +211,36 @@ class SequenceForecaster(ForecastTraining):
         """
         check_parameters(self.get_params(deep=False))
         series = read_series(y, "y")
+        refuse_identifiers(series, "y")
         lag = season_lag(self.season, self.horizon, self.strategy)
-        check_lengths(series, 2 + (lag or 0) + (self.validation or 0), self._needs())
-        start = self._begin((series.variables, X is not None))
+        apart = self.validation or 0
+        check_lengths(series, 2 + (lag or 0) + apart, self._needs(), apart=apart)
+        start = self._begin((series.variables, series.names, X is not None))
         goes_on = start.why is None  # with what scales the data, too
         known = self._known if goes_on else None
-        if X is not None and known is None:
-            known = Covariates.measure(X, series, scaled=self.scale is not None)
-        covariates = (
-            None if known is None else known.read(X, series, series.lengths, "the steps of y")
-        )
+        read = None
+        if X is not None:
+            read = Covariates.read(X, series, series.lengths, "the steps of y", known)
+            known = known or Covariates.measure(read, scaled=self.scale is not None, apart=apart)
+        times = check_together(series, read)
+        covariates = None if read is None or known is None else known.scaled(read)
         if goes_on and self.scale != "series":
             scaling = self._origin.scaling
         else:
-            apart = 0 if self.validation is None else self.validation
             arrays = [one[: len(one) - apart] for one in series.arrays]
-            scaling = SeriesScaling.measure(arrays, self.scale, lag)
+            scaling = SeriesScaling.measure(arrays, self.scale, lag, self.season)
         self._train(self._task(series, covariates, scaling, lag), start)
         self.n_features_in_ = series.variables
         self._known = known
         self._rollout = Rollout(
-            self.estimator_, self.horizon, self.lags, lag, self.strategy == "recursive",
-            self._levels, start.seed,
+            self.estimator_, self.horizon, self.lags, self.season, lag,
+            self.strategy == "recursive", self._levels, start.seed,
         )  # fmt: skip
         self._origin = self._rollout.begin(series.arrays, covariates, scaling)
-        self._like = dataclasses.replace(series, arrays=[one[:0] for one in series.arrays])
+        self._times = [None if one is None else one.end for one in times]
+        self._like = dataclasses.replace(
+            series, arrays=[one[:0] for one in series.arrays], indices=(), moved=()
+        )
         return self
 
     def predict(self, y: Any = None, X: Any = None) -> Array:  # noqa: N803
@@ -248,20 +264,28 @@ class SequenceForecaster(ForecastTraining):
         """
         self._check_fitted()
         rollout, origin, form = self._rollout, self._origin, self._like
-        past = None
+        past = ahead = None
         if y is None:
+            count = len(form.arrays)
             what = "the horizon, the steps that follow"
-            ahead = self._covariates(X, form, np.full(len(form.arrays), self.horizon), what)
+            read = self._read_covariates(X, form, np.full(count, self.horizon), what)
+            if read is not None and self._known is not None:
+                check_ahead(read, self._times)
+                ahead = self._known.scaled(read)
         else:
             form = self._read(y, rollout.lag or 1)
             what = "the steps of y and of the horizon"
-            ahead = self._covariates(X, form, form.lengths + self.horizon, what)
-            if ahead is not None:
-                past = [one[: -self.horizon] for one in ahead]
-                ahead = [one[-self.horizon :] for one in ahead]
+            read = self._read_covariates(X, form, form.lengths + self.horizon, what)
+            check_together(form, read, ahead=0 if read is None else self.horizon, known=self._times)
+            if read is not None and self._known is not None:
+                whole = self._known.scaled(read)
+                past = [one[: -self.horizon] for one in whole]
+                ahead = [one[-self.horizon :] for one in whole]
             scaling = origin.scaling
             if self.scale == "series":
-                scaling = SeriesScaling.measure(form.arrays, self.scale, rollout.lag)
+                scaling = SeriesScaling.measure(
+                    form.arrays, self.scale, rollout.lag, rollout.season
+                )
             origin = rollout.begin(form.arrays, past, scaling)
         found = rollout.forecast(origin, None if ahead is None else np.stack(ahead))
         return self._result(form, found)
@@ -276,10 +300,17 @@ class SequenceForecaster(ForecastTraining):
             each.
         X
             Covariates of these steps, if `fit` got some.
+
+        Raises
+        ------
+        ValueError, TypeError
+            They are not what they should be, such as steps that do not follow; nothing has been
+            changed.
         """
         self._check_fitted()
-        values, covariates = self._following(y, X)
+        values, covariates, times = self._following(y, X)
         self._origin = self._rollout.advance(self._origin, values, covariates)
+        self._times = times
         return self
 
     def backtest(self, y: Any, X: Any = None, *, stride: int | None = None) -> Array:  # noqa: N803
@@ -302,7 +333,7 @@ class SequenceForecaster(ForecastTraining):
         self._check_fitted()
         stride = self.horizon if stride is None else stride
         check_count("stride", stride)
-        values, covariates = self._following(y, X)
+        values, covariates, _ = self._following(y, X)
         found = self._rollout.forecasts(self._origin, values, covariates, stride)
         return np.stack([self._result(self._like, one) for one in found])
 
@@ -319,7 +350,7 @@ class SequenceForecaster(ForecastTraining):
             As in `update`.
         """
         self._check_fitted()
-        values, covariates = self._following(y, X)
+        values, covariates, _ = self._following(y, X)
         found = np.concatenate(
             self._rollout.forecasts(self._origin, values, covariates, self.horizon), axis=1
         )
@@ -338,7 +369,7 @@ class SequenceForecaster(ForecastTraining):
             raise NotFittedError(f"this {type(self).__name__} is not fitted yet: call fit first")
 
     def _read(self, y: Any, least: int, *, known: bool = True) -> Series:
-        series = read_series(y, "y")
+        series = read_series(y, "y", self._like.names)
         if series.variables != self.n_features_in_:
             raise ValueError(
                 f"y must have {self.n_features_in_} variables, as in fit, got {series.variables}"
@@ -346,8 +377,10 @@ class SequenceForecaster(ForecastTraining):
         check_lengths(series, least, self._needs(), known=known)
         return series
 
-    def _following(self, y: Any, X: Any) -> tuple[Array, Array | None]:  # noqa: N803
-        """Read what comes after the series that `fit` got."""
+    def _following(
+        self, y: Any, X: Any  # noqa: N803
+    ) -> tuple[Array, Array | None, list[Times | None]]:  # fmt: skip
+        """Read what comes after the series that `fit` got; return it, and its last times."""
         series = self._read(y, 1, known=False)
         count = len(self._like.arrays)
         if len(series.arrays) != count:
@@ -358,19 +391,22 @@ class SequenceForecaster(ForecastTraining):
             raise ValueError(
                 f"y must have equally many steps of each series, got {series.lengths.tolist()}"
             )
-        covariates = self._covariates(X, series, series.lengths, "the steps of y")
-        return np.stack(series.arrays), None if covariates is None else np.stack(covariates)
+        read = self._read_covariates(X, series, series.lengths, "the steps of y")
+        times = check_going_on(series, read, self._times)
+        covariates = None
+        if read is not None and self._known is not None:
+            covariates = np.stack(self._known.scaled(read))
+        return np.stack(series.arrays), covariates, times
 
-    def _covariates(
+    def _read_covariates(
         self,
         X: Any,  # noqa: N803
         like: Series,
         lengths: Array,
         what: str,
-    ) -> list[Array] | None:
-        known = self._known
-        if known is not None:
-            return known.read(X, like, lengths, what)
+    ) -> Series | None:
+        if self._known is not None:
+            return Covariates.read(X, like, lengths, what, self._known)
         if X is not None:
             raise ValueError("X is given, but fit got no covariates")
         return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,11 @@ from sklearn.utils import check_array
 from sklearn.utils.validation import _check_feature_names, _check_sample_weight, validate_data
 from torch import Tensor
 
+from ..data.given import refuse_containers, refuse_null
+
 __all__ = [
-    "Array", "Inputs", "Items", "as_tensor", "read_inputs", "read_weights", "take", "time_major",
+    "Array", "Inputs", "Items", "as_tensor", "numbers", "read_inputs", "read_weights", "take",
+    "time_major",
 ]  # fmt: skip
 
 Array = np.ndarray[Any, Any]
@@ -31,12 +33,15 @@ class Inputs:
         ``(N, T, F)``, or a list of ``(T_i, F)``.
     lengths
         The sequences' numbers of steps, ``(N,)``.
+    dtype
+        What to compute in.
     listed
         Whether they came as a list, as outputs then go back.
     """
 
     x: Items
     lengths: Array
+    dtype: torch.dtype
     listed: bool = False
 
     @property
@@ -59,19 +64,6 @@ class Inputs:
         """F."""
         return int(self.x[0].shape[-1])
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """What to compute in."""
-        return torch.float64 if self.x[0].dtype == np.float64 else torch.float32
-
-    def to(self, dtype: torch.dtype) -> Inputs:
-        """Return them in single or double precision."""
-        if dtype == self.dtype:
-            return self
-        kind = np.float64 if dtype == torch.float64 else np.float32
-        x = [a.astype(kind) for a in self.x] if isinstance(self.x, list) else self.x.astype(kind)
-        return dataclasses.replace(self, x=x)
-
     def whole(self) -> Inputs:
         """Return each sequence as one step of all its features."""
         if isinstance(self.x, list):
@@ -80,7 +72,7 @@ class Inputs:
                 'pass an array (N, T, F), or use a recurrent module such as "lstm"'
             )
         x = self.x.reshape(self.count, 1, self.steps * self.features)
-        return Inputs(x, np.ones_like(self.lengths), self.listed)
+        return dataclasses.replace(self, x=x, lengths=np.ones_like(self.lengths))
 
 
 def take(items: Any, index: Array) -> Any:
@@ -96,19 +88,26 @@ def read_inputs(estimator: BaseEstimator, X: Any, *, reset: bool) -> Inputs:  # 
     estimator
         Whose inputs they are.
     X
-        ``(N, F)``, ``(N, T, F)``, or a list of ``(T_i, F)``.
+        ``(N, F)``, ``(N, T, F)``, or a list of ``(T_i, F)`` or ``(T_i,)``.
     reset
         Whether they say how many features there are, or must have as many.
 
     Raises
     ------
     ValueError, TypeError
-        They are nothing of the kind, not finite or empty; messages are scikit-learn's.
+        They are nothing of the kind, not finite or empty; most messages are scikit-learn's.
     """
-    if isinstance(X, (list, tuple)) and len(X) and all(getattr(a, "ndim", 0) == 2 for a in X):
-        return _read_list(estimator, X, reset=reset)
+    _refuse_others(X)
+    _refuse_text(X, "X")
+    refuse_null(X, "X")
+    if isinstance(X, (list, tuple)) and len(X):
+        if all(getattr(a, "ndim", 0) == 1 for a in X):
+            X = [np.asarray(a)[:, None] for a in X]  # noqa: N806
+        if all(getattr(a, "ndim", 0) == 2 for a in X):
+            return _read_list(estimator, X, reset=reset)
     if getattr(X, "ndim", 2) < 3 and not _is_nested(X):
-        x = _floats(validate_data(estimator, X, reset=reset))
+        x = validate_data(estimator, X, reset=reset, ensure_all_finite=False)
+        _check_finite(x, estimator)
         if reset:
             estimator._table = True
         elif not estimator._table:
@@ -116,8 +115,11 @@ def read_inputs(estimator: BaseEstimator, X: Any, *, reset: bool) -> Inputs:  # 
                 f"X must be sequences, (N, T, F) or a list of (T_i, F), as in fit, got {x.shape}; "
                 "of one sequence X[None], of sequences of one step X[:, None] are meant"
             )
-        return Inputs(x[:, None], np.ones(len(x), np.int64))
-    x = check_array(X, allow_nd=True, estimator=estimator, input_name="X")
+        return Inputs(numbers(x)[:, None], np.ones(len(x), np.int64), _dtype(x))
+    x = check_array(
+        X, allow_nd=True, estimator=estimator, input_name="X", ensure_all_finite=False
+    )  # fmt: skip
+    _check_finite(x, estimator)
     if x.ndim != 3:
         raise ValueError(
             f"X must have the shape (N, T, F) or (N, F), or be a list of arrays (T_i, F), got "
@@ -126,7 +128,7 @@ def read_inputs(estimator: BaseEstimator, X: Any, *, reset: bool) -> Inputs:  # 
     if not x.shape[1]:
         raise ValueError(f"X has no time steps: its shape is {x.shape}")
     _check_features(estimator, x.shape[2], np.empty((0, x.shape[2])), reset=reset)
-    return Inputs(_floats(x), np.full(len(x), x.shape[1]))
+    return Inputs(numbers(x), np.full(len(x), x.shape[1]), _dtype(x))
 
 
 def _is_nested(X: Any) -> bool:  # noqa: N803
@@ -147,15 +149,31 @@ def _read_list(estimator: BaseEstimator, X: Any, *, reset: bool) -> Inputs:  # n
             f"X[{other}] has {X[other].shape[1]} features, but X[0] has {X[0].shape[1]}"
         )
     _check_features(estimator, X[0].shape[1], X[0], reset=reset)
+    for i, a in enumerate(X):
+        _refuse_text(a, f"X[{i}]")
     for a in X[1:]:
         if hasattr(a, "columns"):
             _check_feature_names(estimator, a, reset=False)
     lengths = np.array([a.shape[0] for a in X])
-    whole = check_array(np.concatenate([np.asarray(a) for a in X]), input_name="X")
-    whole = _floats(whole)
+    rows = np.concatenate([np.asarray(a) for a in X])
+    whole = check_array(rows, input_name="X", ensure_all_finite=False)
+    _check_finite(whole, estimator)
+    dtype, whole = _dtype(whole), numbers(whole)
     if (lengths == lengths[0]).all():
-        return Inputs(whole.reshape(len(X), lengths[0], -1), lengths, listed=True)
-    return Inputs(np.split(whole, np.cumsum(lengths)[:-1]), lengths, listed=True)
+        return Inputs(whole.reshape(len(X), lengths[0], -1), lengths, dtype, listed=True)
+    return Inputs(np.split(whole, np.cumsum(lengths)[:-1]), lengths, dtype, listed=True)
+
+
+def _check_finite(x: Array, estimator: Any) -> None:
+    """Raise unless values are finite, or may be missing."""
+    if estimator.nan not in ("raise", "mask"):
+        raise ValueError(f'nan must be "raise" or "mask", got {estimator.nan!r}')
+    if estimator.nan == "mask" or x.dtype.kind != "f" or np.isfinite(x).all():
+        return
+    raise ValueError(
+        f"Input X contains {'NaN' if np.isnan(x).any() else 'infinity'}: fill or leave out what is "
+        f'missing, or let {type(estimator).__name__}(nan="mask") take it for missing'
+    )
 
 
 def _check_features(estimator: Any, features: int, first: Any, *, reset: bool) -> None:
@@ -176,9 +194,64 @@ def _check_features(estimator: Any, features: int, first: Any, *, reset: bool) -
         _check_feature_names(estimator, first, reset=False)
 
 
-def _floats(x: Array) -> Array:
-    """Return double precision as it is, all else in single precision."""
-    return x if x.dtype in (np.float64, np.float32) else x.astype(np.float32)
+def _refuse_others(X: Any) -> None:  # noqa: N803
+    """Raise if sequences come in something that scikit-learn's checks don't understand."""
+    array = hasattr(X, "__array__") or hasattr(X, "toarray")  # sparse ones: refused by scikit-learn
+    if not array and not isinstance(X, (list, tuple)):
+        raise TypeError(
+            "X must be an array or a data frame, (N, T, F) or (N, F), or a list of arrays (T_i, F),"
+            f" got {type(X).__name__}"
+        )
+    if not isinstance(X, list) or X:
+        refuse_containers(X, "X")
+    if np.ma.is_masked(X):
+        raise TypeError('X is a masked array: pass X.filled(np.nan), and nan="mask"')
+    dims = [getattr(a, "ndim", 0) for a in X] if isinstance(X, (list, tuple)) else []
+    if any(dims) and (min(dims) != max(dims) or max(dims) > 2):
+        raise ValueError(
+            "X must be a list of arrays of two dimensions each, (T_i, F), or of one, (T_i,), got "
+            f"some of {min(dims)} and some of {max(dims)}"
+        )
+    dtype = getattr(X, "dtype", None)
+    if isinstance(dtype, np.dtype) and dtype.kind in "USMmV":
+        raise TypeError(f"X must hold numbers, got dtype {dtype}; convert it")
+
+
+def _refuse_text(frame: Any, name: str) -> None:
+    """Raise if a data frame has a column that is none of numbers."""
+    if not hasattr(frame, "columns") or not hasattr(frame, "iloc"):
+        return
+    for number, column in enumerate(frame.columns):
+        dtype = frame.dtypes.iloc[number]
+        if dtype.kind in "biuf":
+            continue
+        try:
+            if dtype.kind in "mM":
+                raise TypeError("times are no numbers")
+            np.asarray(frame.iloc[:, number]).astype(float)
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{name} must hold numbers, but its column {column!r} of dtype {dtype} does not "
+                f"({error}): encode it, or leave it out"
+            ) from error
+
+
+def _dtype(x: Array) -> torch.dtype:
+    """Return what to compute in: double precision if `x` has it, else single precision."""
+    double = x.dtype.kind == "f" and x.dtype.itemsize >= 8
+    return torch.float64 if double else torch.float32
+
+
+def numbers(x: Array) -> Array:
+    """Return single and double precision as they are, all else in what holds it.
+
+    That is for scaling: the dtype to compute in might not tell large numbers apart.
+    """
+    kind = x.dtype.newbyteorder("=")
+    if kind not in (np.float64, np.float32):
+        small = kind.itemsize <= 2  # has at most 16 binary digits
+        kind = np.dtype(np.float32 if small else np.float64)
+    return x.astype(kind, copy=False)
 
 
 def read_weights(sample_weight: Any, inputs: Inputs, *, per_step: bool) -> Items | None:
@@ -211,6 +284,13 @@ def time_major(items: Items) -> Tensor | list[Tensor]:
 
 def as_tensor(a: Array) -> Tensor:
     """Return an array as a tensor, which nothing writes into."""
-    with warnings.catch_warnings():  # of arrays that must not be written: they are not
-        warnings.simplefilter("ignore")
-        return torch.from_numpy(a)
+    return torch.from_numpy(a if a.flags.writeable else np.asarray(_Unlocked(a)))
+
+
+class _Unlocked:
+    """An array that may be written, for torch, which warns of others: of all threads' at once."""
+
+    def __init__(self, a: Array) -> None:
+        self._array = a
+        interface: dict[str, Any] = a.__array_interface__
+        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}

@@ -9,10 +9,36 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-__all__ = ["AtLastStep", "CrossEntropies", "last_step_only", "over_steps"]
+from ..stateful import each_step
+
+__all__ = ["AtLastStep", "CrossEntropies", "PerSequence", "last_step_only", "over_steps"]
 
 
-class AtLastStep:
+class PerSequence:
+    """A loss where there is one target for a whole sequence; modules may pool: return ``(B, K)``.
+
+    Parameters
+    ----------
+    loss
+        ``loss(m, xs, ys)``, with weights ``loss(m, xs, ys, ws)``.
+
+    Attributes
+    ----------
+    per_sequence
+        That outputs without steps are meant.
+    """
+
+    per_sequence = True
+
+    def __init__(self, loss: Callable[..., Tensor]) -> None:
+        self.loss = loss
+
+    def __call__(self, m: Any, xs: Any, ys: Tensor, *ws: Tensor) -> Tensor:
+        """Compute it for a chunk."""
+        return self.loss(_EachStep(m), xs, ys, *ws)
+
+
+class AtLastStep(PerSequence):
     """A loss of what a model returns at a chunk's last step.
 
     Parameters
@@ -35,25 +61,30 @@ class AtLastStep:
 
     at_last_step = True
 
-    def __init__(self, loss: Callable[..., Tensor]) -> None:
-        self.loss = loss
-
     def __call__(self, m: Any, xs: Any, ys: Tensor, *ws: Tensor) -> Tensor:
         """Compute it for a chunk that holds whole sequences."""
         return self.loss(_LastStep(m), xs, ys[-1:], *(w[-1:] for w in ws))
 
 
-class _LastStep:
-    """A model of which only the last output counts."""
+class _EachStep:
+    """A model that may return one output for all steps."""
 
     def __init__(self, m: Any) -> None:
         self._m = m
 
-    def __call__(self, xs: Any) -> Tensor:
-        return self._m(xs)[-1:]  # type: ignore[no-any-return]
+    def __call__(self, xs: Any) -> Any:
+        return each_step(self._m(xs), len(xs))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._m, name)
+
+
+class _LastStep(_EachStep):
+    """A model of which only the last output counts."""
+
+    def __call__(self, xs: Any) -> Tensor:
+        y: Tensor = self._m(xs)
+        return y.unsqueeze(0) if y.dim() == 2 else y[-1:]
 
 
 class CrossEntropies:

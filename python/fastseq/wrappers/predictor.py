@@ -68,6 +68,7 @@ class SequencePredictor(SequenceEstimator):
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
+        tags.input_tags.allow_nan = self.nan == "mask"
         tags.target_tags.multi_output = True
         return tags
 
@@ -86,7 +87,7 @@ class SequencePredictor(SequenceEstimator):
         goes_on = partial and hasattr(self, "estimator_")
         inputs = read_inputs(self, X, reset=not goes_on)
         if goes_on:
-            inputs = inputs.to(input_dtype(self.estimator_.model))
+            inputs = dataclasses.replace(inputs, dtype=input_dtype(self.estimator_.model))
         targets = self._read_y(y, inputs)
         form = targets.form
         weights = read_weights(sample_weight, inputs, per_step=form.per_step)
@@ -188,7 +189,6 @@ def _parts(inputs: Inputs, problem: Problem, index: Array | None) -> tuple[Any, 
     xs = time_major(x)
     if w is None:
         return xs, ys, None
-    dtype = xs[0].dtype
     if isinstance(w, list):
-        return xs, ys, [one.to(dtype) for one in time_major(w)]
-    return xs, ys, as_tensor(np.ascontiguousarray(w.T)).to(dtype)
+        return xs, ys, [one.to(inputs.dtype) for one in time_major(w)]
+    return xs, ys, as_tensor(np.ascontiguousarray(w.T)).to(inputs.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch.nn.functional as F  # noqa: N812
 from sklearn.base import RegressorMixin
 from sklearn.metrics import r2_score
@@ -26,12 +27,17 @@ _LOSSES: dict[str, Callable[..., Any]] = {
 class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc]
     """Learns numbers from sequences, or from rows of a table, as a scikit-learn regressor.
 
-    Samples come first: X is ``(N, T, F)``, N sequences of T steps with F features, ``(N, F)``, or
-    a list of ``(T_i, F)``. y is one target per sequence, ``(N,)`` or ``(N, K)``, which is compared
-    with what the module returns at the sequence's last step; or one per step, ``(N, T)``,
-    ``(N, T, K)`` or a list of ``(T_i,)`` or ``(T_i, K)``.
+    Samples come first: X is ``(N, T, F)``, N sequences of T steps with F features, or a list of
+    ``(T_i, F)`` or ``(T_i,)``. An array or a data frame ``(N, F)`` is a table, as everywhere in
+    scikit-learn: N samples of *one* step with F features; N series of T values are
+    ``X[:, :, None]``, or the list of them.
 
-    Computes in the dtype of X: double precision if that has it, else single precision.
+    y is one target per sequence, ``(N,)`` or ``(N, K)``, which is compared with what the module
+    returns at the sequence's last step; or one per step, ``(N, T)``, ``(N, T, K)`` or a list of
+    ``(T_i,)`` or ``(T_i, K)``.
+
+    Computes in the dtype of X: double precision if that has it, else single precision. What is
+    scaled is scaled in double precision before; predictions are in double precision if X or y is.
 
     Parameters
     ----------
@@ -41,7 +47,8 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
         `torch.nn.Module`, which is copied; a class of modules, made with those of ``n_in``,
         ``n_out``, ``hidden_size``, ``num_layers`` and ``dropout`` that its constructor has (also
         as ``input_size``, ``output_size``); or a builder, ``builder(n_in, n_out, rng)``, see
-        `fastseq.builders`. Modules are time-major, ``(T, N, F)`` to ``(T, N, K)``.
+        `fastseq.builders`. Modules are time-major, ``(T, N, F)`` to ``(T, N, K)``; with one
+        target per sequence also to ``(N, K)``.
     hidden_size, num_layers, dropout
         Width and number of hidden layers, and which part of their outputs training leaves out.
     loss
@@ -59,13 +66,16 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
     batchsize
         Sequences that are trained together.
     seqsize
-        Steps that gradients reach back. None: all steps if there is one target per sequence, else
-        at most 100.
+        Steps that gradients reach back. None: all steps if there is one target per sequence, or
+        the module is one of your own without a state; else at most 100.
     shuffle
         Visit the samples in a new random order each epoch; those of different lengths in blocks
         of sequences of similar length.
     clip_norm, clip_value, accumulate
         See `Spec`.
+    nan
+        What to do with NaN and infinities: ``"raise"``, or ``"mask"``: take them for missing
+        values, see `Spec`. Predictions fill missing inputs too; scores leave missing targets out.
     scale_x, scale_y
         How to scale inputs and targets, by what the training data measure: ``"standard"``,
         ``"robust"`` or None; see `Spec`. Predictions are in the targets' units, losses are not.
@@ -134,6 +144,7 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
         clip_norm: float | None = None,
         clip_value: float | None = None,
         accumulate: int = 1,
+        nan: str = "raise",
         scale_x: str | None = "standard",
         scale_y: str | None = "standard",
         per_step: bool | None = None,
@@ -163,6 +174,7 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
         self.clip_norm = clip_norm
         self.clip_value = clip_value
         self.accumulate = accumulate
+        self.nan = nan
         self.scale_x = scale_x
         self.scale_y = scale_y
         self.per_step = per_step
@@ -227,12 +239,21 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
         return self._form_of_targets.restored(outputs)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:  # noqa: N803
-        """Return R² of the predictions, over all steps where each has a target; see `fit`."""
+        """Return R² of the predictions, over all steps where each has a target; see `fit`.
+
+        For several targets the mean of theirs; what is missing of one does not count.
+        """
         truth, predicted, weights = self._compared(X, y, sample_weight)
-        return float(r2_score(truth, predicted, sample_weight=weights))
+        # In single precision, squares of differences leave its range, or lose their digits.
+        truth, predicted = truth.astype(float, copy=False), predicted.astype(float, copy=False)
+        scores = []
+        for known, true, found in zip(np.isfinite(truth.T), truth.T, predicted.T, strict=True):
+            weight = None if weights is None else weights[known]
+            scores.append(r2_score(true[known], found[known], sample_weight=weight))
+        return float(np.mean(scores))
 
     def _read_y(self, y: Any, inputs: Inputs) -> Targets:
-        return read_targets(y, inputs, self.per_step, numeric=True)
+        return read_targets(y, inputs, self.per_step, numeric=True, nan=self.nan)
 
     def _problem(self, targets: Targets, weights: Items | None, known: Any) -> Problem:  # noqa: ARG002
         return Problem(

@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ..arguments import input_dtype
+from ..data.sequences import Sequences
+from ..predicting import Predictor
 from ..predicting.state_rows import take_rows
-from ..stateful import batch_dims
+from ..stateful import Stateful, batch_dims, in_mode
+from ..training import to_device
 from ..tree import Tree, tree_map
+from .forecast_net import ForecastNet, StateOnly
 from .series import Array, filled
-from .windows import SeriesScaling, Windows
+from .windows import SeriesScaling, Windows, over_seasons
 
 if TYPE_CHECKING:
     from ..estimator import Estimator
@@ -36,6 +41,8 @@ class Origin:
         known. None: series begin there.
     recent
         The last values, ``(N, R, K)``, without gaps.
+    seasonal
+        The same with gaps filled by `over_seasons`; None: there is no season.
     starts
         How many of those rows lie before the series, ``(N,)``.
     scaling
@@ -44,8 +51,16 @@ class Origin:
 
     state: Tree
     recent: Array
+    seasonal: Array | None
     starts: Array
     scaling: SeriesScaling
+
+    @property
+    def season_before(self) -> Array:
+        """What values are compared with a season later: the last known value if none is known."""
+        if self.seasonal is None:
+            return self.recent
+        return np.where(np.isnan(self.seasonal), self.recent, self.seasonal)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +71,10 @@ class Rollout:
     ----------
     est
         The estimator that trained it.
-    horizon, lags, lag
-        Steps of a forecast, values seen at once, and how far back the season lies, None without.
+    horizon, lags
+        Steps of a forecast, values seen at once.
+    season, lag
+        Steps of a season, and how far back the one lies that values are compared with; None: none.
     recursive
         Whether the model forecasts one step, and is fed with it, rather than all steps.
     levels
@@ -69,6 +86,7 @@ class Rollout:
     est: Estimator
     horizon: int
     lags: int
+    season: int | None
     lag: int | None
     recursive: bool
     levels: tuple[float, ...] | None
@@ -79,17 +97,22 @@ class Rollout:
     ) -> Origin:
         """Go through series ``(T_i, K)``, with their covariates ``(T_i, F)``, from their start."""
         windows = self._windows(arrays, covariates, scaling)
-        steps = windows.lengths - 1
-        self.est.reset_state()
+        steps, state = windows.lengths - 1, None
         if windows.longest > 1:
             equal = bool((steps == steps[0]).all())
-            self._pass(windows.inputs(0, windows.longest - 1), None if equal else steps)
+            state = self._run(
+                windows.inputs(0, windows.longest - 1), None if equal else steps, None
+            )
         rows = self.lags + (self.lag or 0)
         recent = np.zeros((len(arrays), rows, arrays[0].shape[1]))
+        seasonal = None if self.season is None else np.full_like(recent, np.nan)
         for n, array in enumerate(arrays):
-            recent[n, max(rows - len(array), 0) :] = filled(array)[-rows:]
+            begin = max(rows - len(array), 0)
+            recent[n, begin:] = filled(array)[-rows:]
+            if seasonal is not None and self.season is not None:
+                seasonal[n, begin:] = over_seasons(array, self.season)[-rows:]
         starts = np.maximum(rows - windows.lengths, 0)
-        return Origin(self.est.get_state(), recent, starts, scaling)
+        return Origin(state, recent, seasonal, starts, scaling)
 
     def advance(self, origin: Origin, values: Array, covariates: Array | None) -> Origin:
         """Go on with values ``(N, n, K)``, and their covariates ``(N, n, F)``."""
@@ -98,13 +121,17 @@ class Rollout:
             np.concatenate([old, filled(one, old[-1])])
             for old, one in zip(origin.recent, values, strict=True)
         ])  # fmt: skip
-        windows = self._windows(
-            list(whole), _behind(covariates, known), origin.scaling, origin.starts
-        )
-        self._restore(origin.state)
-        self._pass(windows.inputs(known - 1, known - 1 + new), None)
-        starts = np.maximum(origin.starts - new, 0)
-        return Origin(self.est.get_state(), whole[:, -known:], starts, origin.scaling)
+        seasonal = None
+        if origin.seasonal is not None and self.season is not None:
+            longer = np.concatenate([origin.seasonal, values], axis=1)
+            seasonal = np.stack([over_seasons(one, self.season) for one in longer])
+        going_on = dataclasses.replace(origin, recent=whole, seasonal=seasonal)
+        windows = self._windows_of(going_on, _behind(covariates, known))
+        state = self._run(windows.inputs(known - 1, known - 1 + new), None, origin.state)
+        return Origin(
+            state, whole[:, -known:], None if seasonal is None else seasonal[:, -known:],
+            np.maximum(origin.starts - new, 0), origin.scaling,
+        )  # fmt: skip
 
     def forecast(self, origin: Origin, covariates: Array | None) -> Array:
         """Return forecasts ``(N, horizon, K, Q)``, Q = 1 for points, of what follows.
@@ -114,19 +141,17 @@ class Rollout:
         if self.recursive:
             return self._one_after_the_other(origin, covariates)
         known, count = origin.recent.shape[1], len(origin.recent)
-        windows = self._windows(
-            list(origin.recent), _behind(covariates, known), origin.scaling, origin.starts
-        )
-        self._restore(origin.state)
-        outputs = self.est.step(tree_map(lambda a: a[0], windows.inputs(known - 1, known)))
-        found = outputs.double().cpu().numpy().reshape(count, self.horizon, -1, self._outputs)
+        windows = self._windows_of(origin, _behind(covariates, known))
+        stateful = self._going_on_from(origin.state)
+        outputs = self._step(stateful, tree_map(lambda a: a[0], windows.inputs(known - 1, known)))
+        found = outputs.reshape(count, self.horizon, -1, self._outputs)
         found = np.sort(found, axis=-1)
         if self.lag is None:
             center, scale = origin.scaling.center, origin.scaling.scale
             return np.asarray(found * scale[:, None, :, None] + center[:, None, :, None])
         change = origin.scaling.change
         assert change is not None
-        before = origin.recent[:, known - self.lag :][:, : self.horizon]
+        before = origin.season_before[:, known - self.lag :][:, : self.horizon]
         return np.asarray(found * change[:, None, :, None] + before[..., None])
 
     def forecasts(
@@ -159,57 +184,81 @@ class Rollout:
         covariates: list[Array] | None,
         scaling: SeriesScaling,
         starts: Array | None = None,
+        seasonal: list[Array] | None = None,
     ) -> Windows:
         return Windows.of(
-            arrays, covariates, scaling, lag=self.lag, lags=self.lags,
-            horizon=1 if self.recursive else self.horizon, starts=starts,
+            arrays, covariates, scaling, lag=self.lag, season=self.season, lags=self.lags,
+            horizon=1 if self.recursive else self.horizon, starts=starts, seasonal=seasonal,
         )  # fmt: skip
 
-    def _pass(self, inputs: Any, lengths: Array | None) -> None:
-        """Go on with the state alone."""
-        net: Any = self.est.model
-        net.brief = True
-        try:
-            self.est.predict(inputs, lengths=lengths, reset=False)
-        finally:
-            net.brief = False
+    def _windows_of(self, origin: Origin, covariates: list[Array] | None) -> Windows:
+        seasonal = None if origin.seasonal is None else list(origin.seasonal)
+        return self._windows(
+            list(origin.recent), covariates, origin.scaling, origin.starts, seasonal
+        )
 
-    def _restore(self, state: Tree) -> None:
-        self.est.reset_state()
-        if state is not None:
-            self.est.set_state(state)
+    # What follows keeps no state in the estimator: several threads may forecast at once.
+
+    def _run(self, inputs: Any, lengths: Array | None, state: Tree) -> Tree:
+        """Go through steps from a state; return that in which they end."""
+        est, net = self.est, StateOnly(self._net)
+        with est._replicas.together("forecast"), in_mode(self._net, training=False):
+            data = Sequences(
+                inputs, lengths=lengths, dtype=input_dtype(net), nan="keep", device=est.device,
+                strict=False,
+            )  # fmt: skip
+            predictor = Predictor(Stateful(net), est.device, est._replicas)
+            predictor.state = state
+            predictor.predict(data, est.spec, reset=False)
+        return predictor.state
+
+    def _going_on_from(self, state: Tree) -> Stateful:
+        stateful = Stateful(self._net)
+        stateful.set_state(state)
+        return stateful
+
+    def _step(self, stateful: Stateful, x: Tree) -> Array:
+        """Run one step of all series ``(N, F)``; return what the model forecasts, fp64."""
+        with in_mode(self._net, training=False), torch.no_grad():
+            dtype = input_dtype(self._net)
+            found = stateful(to_device(tree_map(lambda a: a.to(dtype), x), self.est.device))
+        return np.asarray(found.double().cpu().numpy())
+
+    @property
+    def _net(self) -> ForecastNet:
+        net = self.est.model
+        assert isinstance(net, ForecastNet)
+        return net
 
     def _one_after_the_other(self, origin: Origin, covariates: Array | None) -> Array:
         """Forecast step by step; quantiles are those of futures that are drawn."""
         count, known, width = origin.recent.shape
         copies = 1 if self.levels is None else _PATHS
         which = np.repeat(np.arange(count), copies)
-        windows = self._windows(
-            list(origin.recent), _behind(covariates, known), origin.scaling, origin.starts
-        )
+        windows = self._windows_of(origin, _behind(covariates, known))
         first = windows.inputs(known - 1, known)
-        self._restore(self._copied(origin.state, first, which))
+        stateful = self._going_on_from(self._copied(origin.state, first, which))
         generator = np.random.default_rng(self.seed)
         scaling = origin.scaling.take(which)
         futures = np.empty((count * copies, self.horizon, width))
-        recent = origin.recent[which]
+        before = origin.season_before[which]
         seen = windows.values[torch.from_numpy(which), -self.lags :]
         for step in range(self.horizon):
             x: Any = seen.flatten(1)
             if covariates is not None:
                 ahead = covariates[:, step].astype(np.float32)[which]
                 x = (x, torch.from_numpy(ahead))
-            found = self.est.step(x).double().cpu().numpy()
+            found = self._step(stateful, x)
             scaled = _drawn(found.reshape(count * copies, width, -1), generator)
             if self.lag is None:
                 value = scaled * scaling.scale + scaling.center
             else:
-                value = scaled * scaling.change + recent[:, -self.lag]
+                value = scaled * scaling.change + before[:, -self.lag]
             row = (value - scaling.center) / scaling.scale
             if self.lag is not None:
                 row = np.concatenate([row, np.broadcast_to(scaled, row.shape)], axis=1)
             seen = torch.cat([seen[:, 1:], torch.from_numpy(row.astype(np.float32))[:, None]], 1)
-            recent = np.concatenate([recent[:, 1:], value[:, None]], axis=1)
+            before = np.concatenate([before[:, 1:], value[:, None]], axis=1)
             futures[:, step] = value
         if self.levels is None:
             return futures[..., None]
@@ -220,7 +269,9 @@ class Rollout:
         """Return the state with a row for each future."""
         if state is None or len(which) == len(np.unique(which)):
             return state
-        dims = batch_dims(self.est.model, tree_map(lambda a: a.to(self.est.device), x))
+        with in_mode(self._net, training=False):
+            dtype = input_dtype(self._net)
+            dims = batch_dims(self._net, tree_map(lambda a: a.to(self.est.device, dtype), x))
         return take_rows(state, dims, torch.from_numpy(which))
 
 

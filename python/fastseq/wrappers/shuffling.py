@@ -33,7 +33,7 @@ class Shuffler(Callback):
 
     def shuffled(self, a: Tensor, axis: int) -> Tensor:
         """Return a copy of `a` that will be in another order along `axis` in each epoch."""
-        copy = torch.empty_like(a, memory_format=torch.contiguous_format)
+        copy = a.clone(memory_format=torch.contiguous_format)
         self._pairs.append((a, copy, axis))
         return copy
 

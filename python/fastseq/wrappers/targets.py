@@ -9,7 +9,8 @@ import numpy as np
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_consistent_length
 
-from .inputs import Array, Inputs, Items
+from ..data.given import refuse_null
+from .inputs import Array, Inputs, Items, numbers
 
 __all__ = ["TargetForm", "Targets", "read_targets"]
 
@@ -61,7 +62,9 @@ class Targets:
         return shaped
 
 
-def read_targets(y: Any, inputs: Inputs, per_step: bool | None, *, numeric: bool) -> Targets:
+def read_targets(
+    y: Any, inputs: Inputs, per_step: bool | None, *, numeric: bool, nan: str = "raise"
+) -> Targets:
     """Check targets.
 
     Parameters
@@ -74,7 +77,9 @@ def read_targets(y: Any, inputs: Inputs, per_step: bool | None, *, numeric: bool
     per_step
         Which of them ``(N, T)`` is; None: per step.
     numeric
-        Whether they must be numbers; they are converted to the inputs' dtype.
+        Whether they must be numbers; they stay in single or double precision.
+    nan
+        ``"mask"``: numbers may be NaN.
 
     Raises
     ------
@@ -83,14 +88,18 @@ def read_targets(y: Any, inputs: Inputs, per_step: bool | None, *, numeric: bool
     """
     if y is None:
         raise ValueError("this estimator requires y to be passed, but the target y is None")
+    refuse_null(y, "y")
     listed = isinstance(y, (list, tuple)) and all(getattr(a, "ndim", 0) for a in y)
     if listed and inputs.listed and per_step is not False:
-        return _read_list(y, inputs, numeric=numeric)
+        return _read_list(y, inputs, numeric=numeric, finite=nan == "raise")
+    if not numeric:
+        _refuse_missing(y)
     y = check_array(
-        y, ensure_2d=False, allow_nd=True, input_name="y", dtype="numeric" if numeric else None
-    )
+        y, ensure_2d=False, allow_nd=True, input_name="y", dtype="numeric" if numeric else None,
+        ensure_all_finite=nan == "raise" or not numeric,
+    )  # fmt: skip
     check_consistent_length(inputs.lengths, y)
-    y = _numbers(y, inputs) if numeric else y
+    y = numbers(y) if numeric else y
     steps = y.ndim > 1 and not inputs.ragged and y.shape[1] == inputs.steps
     if y.ndim == 3 or (y.ndim == 2 and per_step is not False and steps and inputs.steps > 1):
         if per_step is False or not steps:
@@ -106,10 +115,13 @@ def read_targets(y: Any, inputs: Inputs, per_step: bool | None, *, numeric: bool
     return Targets(y.reshape(len(y), -1), TargetForm(False, *_form(y, 1)))
 
 
-def _read_list(y: Any, inputs: Inputs, *, numeric: bool) -> Targets:
+def _read_list(y: Any, inputs: Inputs, *, numeric: bool, finite: bool) -> Targets:
     """Read one array per sequence."""
     check_consistent_length(inputs.lengths, y)
     items = [np.asarray(a) for a in y]
+    if not numeric:
+        for i, item in enumerate(items):
+            _refuse_missing(item, f"y[{i}]")
     wrong = next((i for i, a in enumerate(items) if len(a) != inputs.lengths[i]), None)
     if wrong is not None:
         raise ValueError(
@@ -117,9 +129,10 @@ def _read_list(y: Any, inputs: Inputs, *, numeric: bool) -> Targets:
             f"{inputs.lengths[wrong]}; with one target per sequence pass an array (N,) or (N, K)"
         )
     whole = check_array(
-        np.concatenate(items), ensure_2d=False, input_name="y", dtype="numeric" if numeric else None
-    )
-    whole = _numbers(whole, inputs) if numeric else whole
+        np.concatenate(items), ensure_2d=False, input_name="y",
+        dtype="numeric" if numeric else None, ensure_all_finite=finite or not numeric,
+    )  # fmt: skip
+    whole = numbers(whole) if numeric else whole
     form = TargetForm(True, *_form(whole, 1))
     rows = whole.reshape(len(whole), -1)
     if inputs.ragged:
@@ -127,10 +140,23 @@ def _read_list(y: Any, inputs: Inputs, *, numeric: bool) -> Targets:
     return Targets(rows.reshape(inputs.count, inputs.steps, -1), form)
 
 
+def _refuse_missing(y: Any, name: str = "y") -> None:
+    """Raise if a label is None, NaN or pandas' NA, which sorting labels stumbles over."""
+    labels = np.asarray(y)
+    if labels.dtype != object:
+        return
+    for place, label in np.ndenumerate(labels):
+        try:
+            missing = label is None or bool(label != label)
+        except (TypeError, ValueError):  # NA is neither equal nor unequal
+            missing = not hasattr(label, "__len__")
+        if missing:
+            raise ValueError(
+                f"{name} has no label at {', '.join(map(str, place))}, but {label!r}: leave such "
+                "samples out, or give them any label and the weight 0"
+            )
+
+
 def _form(y: Array, leading: int) -> tuple[int, bool]:
     """Return how many targets there are, and whether there is no axis for them."""
     return (1, True) if y.ndim == leading else (y.shape[leading], False)
-
-
-def _numbers(y: Array, inputs: Inputs) -> Array:
-    return y.astype(inputs.x[0].dtype, copy=False)

@@ -8,9 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.moments import Moments
 from .series import Array, filled
 
-__all__ = ["SeriesScaling", "Windows", "changes", "window_view"]
+__all__ = [
+    "SeriesScaling",
+    "Windows",
+    "center_and_scale",
+    "changes",
+    "over_seasons",
+    "window_view",
+]
 
 
 def window_view(rows: Tensor, first: int, steps: int, width: int) -> Tensor:
@@ -42,19 +50,67 @@ def window_view(rows: Tensor, first: int, steps: int, width: int) -> Tensor:
     return rows.as_strided((steps, count, width * features), strides, first * features)
 
 
-def changes(values: Array, lag: int) -> Array:
-    """Return by how much values ``(T, K)`` differ from those `lag` steps before; NaN at first.
+def over_seasons(values: Array, season: int) -> Array:
+    """Return values ``(T, K)`` whose gaps hold what was known one or more seasons before.
 
-    Gaps of what is compared with are filled by the last known value.
+    NaN where that was never known.
 
     Examples
     --------
-    >>> changes(np.array([[1.0], [4.0], [6.0]]), 2).T
+    >>> over_seasons(np.array([[1.0], [np.nan], [np.nan], [4.0], [np.nan], [np.nan]]), 2).T
+    array([[ 1., nan,  1.,  4.,  1.,  4.]])
+    """
+    steps, width = values.shape
+    whole = np.full((-(-steps // season) * season, width), np.nan)
+    whole[:steps] = values
+    seasons = whole.reshape(-1, season * width)
+    rows = np.where(np.isnan(seasons), 0, np.arange(len(seasons))[:, None])
+    rows = np.maximum.accumulate(rows, axis=0)
+    return np.take_along_axis(seasons, rows, axis=0).reshape(-1, width)[:steps]
+
+
+def changes(values: Array, before: Array, lag: int) -> Array:
+    """Return by how much values ``(T, K)`` differ from those `lag` steps before; NaN at first.
+
+    Examples
+    --------
+    >>> values = np.array([[1.0], [4.0], [6.0]])
+    >>> changes(values, values, 2).T
     array([[nan, nan,  5.]])
     """
     found = np.full_like(values, np.nan)
-    found[lag:] = values[lag:] - filled(values)[:-lag]
+    found[lag:] = values[lag:] - before[:-lag]
     return found
+
+
+def center_and_scale(arrays: list[Array]) -> tuple[Array, Array]:
+    """Return mean and standard deviation of all rows of arrays ``(T_i, K)``, NaN left out.
+
+    The deviation is 1 where values differ by rounding alone, the mean 0 where there are none.
+
+    Examples
+    --------
+    >>> center_and_scale([np.array([[1.0, 0.1], [3.0, 0.1]]), np.array([[np.nan, 0.1]])])
+    (array([2. , 0.1]), array([1., 1.]))
+    """
+    center, deviation = _mean_and_deviation(arrays)
+    return center, _above(deviation, _ROUNDING * np.abs(center), 1)
+
+
+_ROUNDING = 8 * np.finfo(np.float64).eps
+
+
+def _mean_and_deviation(arrays: list[Array]) -> tuple[Array, Array]:
+    largest = np.max([np.nanmax(np.abs(one), axis=0, initial=0) for one in arrays], axis=0)
+    unit = np.ldexp(1.0, np.frexp(largest)[1] - 1)  # so that no square leaves the range of fp64
+    moments = Moments(arrays[0].shape[1:])
+    for array in arrays:
+        moments.update(torch.from_numpy(array / unit)[:, None])
+    return np.where(moments.count > 0, moments.mean, 0) * unit, moments.deviation() * unit
+
+
+def _above(deviation: Array, least: Array, otherwise: Array | float) -> Array:
+    return np.where(deviation > least, deviation, otherwise)
 
 
 @dataclasses.dataclass
@@ -74,7 +130,13 @@ class SeriesScaling:
     change: Array | None
 
     @classmethod
-    def measure(cls, arrays: list[Array], method: str | None, lag: int | None) -> SeriesScaling:
+    def measure(
+        cls,
+        arrays: list[Array],
+        method: str | None,
+        lag: int | None,
+        season: int | None = None,
+    ) -> SeriesScaling:
         """Find it.
 
         Parameters
@@ -85,20 +147,21 @@ class SeriesScaling:
             ``"standard"``: by mean and standard deviation of all; ``"series"``: of each; or None.
         lag
             How far back the season lies that values are compared with; None: they are not.
+        season
+            How many steps it has.
         """
         groups = [[one] for one in arrays] if method == "series" else [arrays]
         centers, scales, steps = [], [], []
         for group in groups:
-            together = np.concatenate(group)
-            some = ~np.isnan(together).all(axis=0)
-            width = together.shape[1]
+            width = group[0].shape[1]
             center, scale, step = np.zeros(width), np.ones(width), np.ones(width)
             if method is not None:
-                center[some] = np.nanmean(together[:, some], axis=0)
-                scale = _deviation(together)
-            if method is not None and lag is not None:
-                differences = [changes(one, lag) for one in group]
-                step = _deviation(np.concatenate(differences), scale)
+                center, scale = center_and_scale(group)
+            if method is not None and lag is not None and season is not None:
+                found = [changes(one, over_seasons(one, season), lag) for one in group]
+                # What repeats exactly differs by rounding alone.
+                least = _ROUNDING * np.abs(center) + 1e-9 * scale
+                step = _above(_mean_and_deviation(found)[1], least, scale)
             centers.append(center)
             scales.append(scale)
             steps.append(step)
@@ -118,16 +181,6 @@ class SeriesScaling:
         return SeriesScaling(self.center[index], self.scale[index], change)
 
 
-def _deviation(values: Array, otherwise: Array | None = None) -> Array:
-    """Return standard deviations, 1 (or what is given) where there is none."""
-    some = (~np.isnan(values)).sum(axis=0) > 1
-    found = np.ones(values.shape[1]) if otherwise is None else otherwise.copy()
-    if some.any():
-        deviation = np.nanstd(values[:, some], axis=0)
-        found[some] = np.where(deviation > 0, deviation, found[some])
-    return found
-
-
 @dataclasses.dataclass
 class Windows:
     """Series and covariates as rows in memory, over which all windows are views.
@@ -136,7 +189,8 @@ class Windows:
     ----------
     values
         What the model sees of the past, ``(N, lags - 1 + T, P)``: scaled values and, with a
-        season, changes over it. Gaps hold the last known value, 0 before the first.
+        season, changes over it. Gaps hold the last known value, 0 before the first; changes are
+        those of `over_seasons`; where nothing was known a season before, of the last known value.
     targets
         What is forecast, ``(N, T + horizon, K)``: scaled values, or changes; NaN where unknown.
     covariates
@@ -155,6 +209,7 @@ class Windows:
     horizon: int
 
     @classmethod
+    @np.errstate(over="ignore")  # what overflows is told below
     def of(
         cls,
         arrays: list[Array],
@@ -162,13 +217,16 @@ class Windows:
         scaling: SeriesScaling,
         *,
         lag: int | None,
+        season: int | None,
         lags: int,
         horizon: int,
         starts: Array | None = None,
+        seasonal: list[Array] | None = None,
     ) -> Windows:
         """Scale series ``(T_i, K)`` and lay them out; covariates are scaled already.
 
-        `starts` tells how many rows at the beginning of each series are before it, ``(N,)``.
+        `starts` tells how many rows at the beginning of each series are before it, ``(N,)``;
+        `seasonal` what `over_seasons` returns for series that go on from earlier values.
         """
         lengths = np.array([len(one) for one in arrays], np.int64)
         count, longest, width = len(arrays), int(lengths.max()), arrays[0].shape[1]
@@ -182,16 +240,23 @@ class Windows:
             known = (array - center) / scale
             rows = slice(lags - 1 + start, lags - 1 + start + len(array))
             values[n, rows, :width] = np.nan_to_num(filled(known))
-            if lag is not None:
-                known = changes(array, lag) / change
-                gaps = changes(filled(array), lag) / change
-                values[n, rows, width:] = np.nan_to_num(gaps)
+            if lag is not None and season is not None:
+                before = over_seasons(array, season) if seasonal is None else seasonal[n][start:]
+                known = changes(array, before, lag) / change
+                whole = np.where(np.isnan(before), filled(array), before)
+                values[n, rows, width:] = np.nan_to_num(changes(whole, whole, lag) / change)
             targets[n, start : start + len(array)] = known
         laid = None
         if covariates is not None:
             laid = np.zeros((count, longest + horizon, covariates[0].shape[1]), np.float32)
             for n, array in enumerate(covariates):
                 laid[n, : len(array)] = array[: longest + horizon]
+        for name, part in (("y", values), ("X", laid)):
+            if part is not None and np.isinf(part).any():
+                raise ValueError(
+                    f"{name} has values beyond what single precision holds, scaled as fit does: "
+                    "leave them out (NaN marks missing values of y), or scale them"
+                )
         return cls(
             torch.from_numpy(values),
             torch.from_numpy(targets),

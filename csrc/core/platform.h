@@ -1,0 +1,28 @@
+// What only some systems have. CMake looks for it (csrc/core/CMakeLists.txt); a build without CMake takes what Linux
+// has. Beside each there is a plain way, which -DFASTSEQ_PORTABLE=ON takes everywhere.
+#pragma once
+
+#ifdef __linux__
+#define FASTSEQ_IS_LINUX 1
+#else
+#define FASTSEQ_IS_LINUX 0
+#endif
+
+#ifndef FASTSEQ_HAS_PREADV2  // with RWF_NOWAIT: reads what is in the page cache, and nothing else
+#define FASTSEQ_HAS_PREADV2 FASTSEQ_IS_LINUX
+#endif
+#ifndef FASTSEQ_HAS_FADVISE  // posix_fadvise
+#define FASTSEQ_HAS_FADVISE FASTSEQ_IS_LINUX
+#endif
+#ifndef FASTSEQ_HAS_NANOSECONDS  // struct stat has st_mtim
+#define FASTSEQ_HAS_NANOSECONDS FASTSEQ_IS_LINUX
+#endif
+#ifndef FASTSEQ_HAS_THREAD_NAMES  // pthread_setname_np of two arguments
+#define FASTSEQ_HAS_THREAD_NAMES FASTSEQ_IS_LINUX
+#endif
+#ifndef FASTSEQ_HAS_MEMFD  // memory without a name, which other processes open through /proc
+#define FASTSEQ_HAS_MEMFD FASTSEQ_IS_LINUX
+#endif
+#ifndef FASTSEQ_HAS_FUTEX
+#define FASTSEQ_HAS_FUTEX FASTSEQ_IS_LINUX
+#endif

@@ -1,0 +1,69 @@
+"""What a file holds, links followed: those within it, and those into other files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import h5py
+
+__all__ = ["DeadLink", "dead_link", "walk"]
+
+
+class DeadLink(NamedTuple):
+    """A link to something that is not there; `text` says to what."""
+
+    text: str
+
+
+def dead_link(group: h5py.Group, name: str) -> DeadLink | None:
+    """Return what a name in a group leads to, if it is a link to what is not there.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> with h5py.File(os.path.join(tempfile.mkdtemp(), "a.h5"), "w") as file:
+    ...     file["x"] = h5py.ExternalLink("part.h5", "/x")
+    ...     dead_link(file, "x").text
+    "a link to '/x' in part.h5, which is not there or cannot be opened"
+    """
+    if _get(group, name) is not None:
+        return None
+    link = _get(group, name, getlink=True)
+    if isinstance(link, h5py.ExternalLink):
+        return DeadLink(
+            f"a link to {link.path!r} in {link.filename}, which is not there or cannot be opened"
+        )
+    if isinstance(link, h5py.SoftLink):
+        return DeadLink(f"a link to {link.path!r}, which is not there")
+    return None
+
+
+def walk(
+    group: h5py.Group, above: tuple[h5py.Group, ...] = ()
+) -> Iterator[tuple[str, h5py.Dataset | h5py.Group | DeadLink]]:
+    """Yield names and what they lead to, of a group and the groups in it; none within itself.
+
+    Raises
+    ------
+    KeyError
+        Something is there that cannot be opened: the file is damaged.
+    """
+    above = (*above, group)
+    for key in group:
+        item = group.get(key)
+        if item is None:
+            yield key, dead_link(group, key) or group[key]
+        elif isinstance(item, h5py.Dataset):
+            yield key, item
+        elif isinstance(item, h5py.Group) and item not in above:
+            yield key, item
+            for name, inner in walk(item, above):
+                yield f"{key}/{name}", inner
+
+
+def _get(group: h5py.Group, name: str, **options: Any) -> Any:
+    try:
+        return group.get(name, **options)
+    except KeyError:
+        return None

@@ -1,0 +1,54 @@
+"""Locks of objects that are copied, in programs that fork."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+
+__all__ = ["Lock"]
+
+
+class Lock:
+    """A lock that its thread may take again; a copy is a new one, and so it is in a forked child.
+
+    Examples
+    --------
+    >>> lock = Lock()
+    >>> with lock, lock:
+    ...     print("in one thread at a time")
+    in one thread at a time
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        _all.add(self)
+
+    def acquire(self, *, blocking: bool = True) -> bool:
+        """Take it; return whether that was done."""
+        return self._lock.acquire(blocking)
+
+    def release(self) -> None:
+        """Give it back."""
+        self._lock.release()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[type[Lock], tuple[()]]:
+        return Lock, ()
+
+
+_all: weakref.WeakSet[Lock] = weakref.WeakSet()
+
+
+def _free_all() -> None:
+    """Free what threads hold that a child process does not have."""
+    for lock in list(_all):
+        lock._lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_free_all)

@@ -1,0 +1,186 @@
+"""PyTorch's generators of random numbers, which all threads share: who draws from them, and when.
+
+What is seeded draws the same numbers whatever other threads do, as one thread at a time draws.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from .locks import Lock
+
+__all__ = ["Draws", "seeded", "untouched"]
+
+_turn = Lock()  # to draw
+
+
+class Draws:
+    """Steps that may draw random numbers; a context manager.
+
+    One thread has its turn at a time: others that come wait. Where the first step draws nothing,
+    the turn is given back then, and steps of several threads run side by side.
+
+    Parameters
+    ----------
+    seed
+        What to seed with; generators are as they were afterwards. None: they go on.
+    device
+        Where it draws, beside the CPU.
+    turns
+        Whether threads take turns. Not where ranks wait for each other, as threads of one rank
+        may come in another order than those of the next.
+
+    Examples
+    --------
+    >>> def drawn():
+    ...     with Draws(5, torch.device("cpu"), turns=True):
+    ...         return torch.rand(2)
+    >>> torch.equal(drawn(), drawn())
+    True
+    """
+
+    def __init__(self, seed: int | None, device: torch.device, *, turns: bool) -> None:
+        self._seed = seed
+        self._device = device
+        self._has_turn = turns
+        self._state: torch.Tensor | None = None
+
+    def __enter__(self) -> Draws:
+        if self._has_turn:
+            _turn.acquire()
+        if self._seed is not None:
+            _forks.begin(self._device)
+            _set_seed(self._seed, self._device)
+        return self
+
+    def watch(self) -> None:
+        """Say that the steps begin."""
+        if self._has_turn and self._device.type == "cpu":
+            self._state = torch.get_rng_state()
+
+    def look(self) -> None:
+        """Say that a step was made."""
+        if self._state is not None:
+            drawn = not torch.equal(self._state, torch.get_rng_state())
+            self._state = None
+            if not drawn:
+                self._has_turn = False
+                _turn.release()
+
+    def __exit__(self, *_: object) -> None:
+        if self._seed is not None:
+            _forks.end()
+        if self._has_turn:
+            _turn.release()
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Seed PyTorch's generators for a block that draws; afterwards they are as they were.
+
+    Parameters
+    ----------
+    seed
+        Which.
+    device
+        Where it draws, beside the CPU. None: on the current GPU if it is in use.
+
+    Examples
+    --------
+    >>> with seeded(0):
+    ...     a = torch.rand(1)
+    >>> with seeded(0):
+    ...     b = torch.rand(1)
+    >>> torch.equal(a, b)
+    True
+    """
+    if device is None:
+        in_use = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        device = torch.device("cuda" if in_use else "cpu")
+    with Draws(seed, device, turns=True):
+        yield
+
+
+@contextmanager
+def untouched(device: torch.device) -> Iterator[None]:
+    """Leave PyTorch's generators as they are, whatever a block draws.
+
+    Where another thread has its turn, what the block draws is drawn: it could not be put back
+    without putting back what the other has drawn.
+    """
+    if not _turn.acquire(blocking=False):
+        yield
+        return
+    try:
+        with torch.random.fork_rng(_indices(device)):
+            yield
+    finally:
+        _turn.release()
+
+
+class _Forks:
+    """What generators were like before the first of several threads has seeded them."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._count = 0
+        self._before: dict[Any, torch.Tensor] = {}
+        self._own = threading.local()  # forks within a fork
+
+    def begin(self, device: torch.device) -> None:
+        stack = self._own.__dict__.setdefault("stack", [])
+        if stack:
+            stack.append(_states(device))
+            return
+        stack.append(None)
+        with self._lock:
+            self._count += 1
+            self._before = {**_states(device), **self._before}
+
+    def end(self) -> None:
+        within = self._own.stack.pop()
+        if within is not None:
+            _restore(within)
+            return
+        with self._lock:
+            self._count -= 1
+            if not self._count:
+                before, self._before = self._before, {}
+                _restore(before)
+
+
+_forks = _Forks()
+
+
+def _indices(device: torch.device) -> list[int]:
+    """Return which GPUs that is: the others need not be woken."""
+    if device.type != "cuda":
+        return []
+    return [torch.cuda.current_device() if device.index is None else device.index]
+
+
+def _set_seed(seed: int, device: torch.device) -> None:
+    torch.default_generator.manual_seed(seed)
+    for index in _indices(device):
+        with torch.cuda.device(index):
+            torch.cuda.manual_seed(seed)
+
+
+def _states(device: torch.device) -> dict[int | None, torch.Tensor]:
+    states: dict[int | None, torch.Tensor] = {None: torch.get_rng_state()}
+    for index in _indices(device):
+        states[index] = torch.cuda.get_rng_state(index)
+    return states
+
+
+def _restore(states: dict[Any, torch.Tensor]) -> None:
+    for index, state in states.items():
+        if index is None:
+            torch.set_rng_state(state)
+        else:
+            torch.cuda.set_rng_state(state, index)

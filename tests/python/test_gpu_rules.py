@@ -1,0 +1,170 @@
+"""What holds on a GPU, as far as a machine without one can tell."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from models import adamw, assert_same_parameters, chain
+from torch import nn, optim
+from torch.nn.functional import mse_loss
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import fastseq as fs
+from fastseq._ops import native
+from fastseq.arguments import use_device
+from fastseq.data.sequences import Batch
+from fastseq.lengths import on_host
+from fastseq.nn import recurrent
+from fastseq.stateful import Stateful
+from fastseq.training import to_device
+
+KINDS = ["LSTM", "GRU", "RNN"]
+
+
+@pytest.fixture
+def by_torch(monkeypatch):
+    """PyTorch's layers run, and take contiguous states only, as with cuDNN."""
+    monkeypatch.setattr(recurrent, "_why_torch", lambda *_: "as on a GPU")
+    for name in KINDS:
+        kind = getattr(nn, name)
+
+        def forward(self, x, hx=None, plain=kind.forward):
+            for s in hx if isinstance(hx, tuple) else [] if hx is None else [hx]:
+                assert s.is_contiguous()
+            return plain(self, x, hx)
+
+        monkeypatch.setattr(kind, "forward", forward)
+
+
+@pytest.mark.usefixtures("by_torch")
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("packed", [False, True])
+def test_states_are_contiguous(name, packed):
+    layer = getattr(fs.nn, name)(3, 4, num_layers=2, trainable_state=True)
+    for parameter in layer._state_names:
+        nn.init.normal_(getattr(layer, parameter))
+    x = torch.randn(5, 2, 3)
+    given = pack_padded_sequence(x, torch.tensor([5, 5])) if packed else x
+    y, _ = layer(given)
+    plain = getattr(nn, name)(3, 4, num_layers=2)
+    plain.load_state_dict(layer.state_dict(), strict=False)
+    hx = tuple(getattr(layer, n).repeat(1, 2, 1) for n in layer._state_names)
+    wanted, _ = plain(given, hx if len(hx) == 2 else hx[0])
+    torch.testing.assert_close(y.data if packed else y, wanted.data if packed else wanted)
+    if not packed:
+        transposed = torch.randn(2, 2, 4).transpose(0, 1)
+        layer(x, (transposed, transposed) if name == "LSTM" else transposed)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_lengths_are_not_read_from_the_device(name, monkeypatch):
+    """Reading a tensor of the device "meta" is an error; on a GPU it would wait."""
+    ends = torch.tensor([7, 2, 0])
+    batch = Batch(torch.zeros(5, 3, 2), torch.zeros(5, 3, 1), torch.ones(5, 3), ends)
+    moved = to_device(batch, torch.device("meta"))
+    assert moved.lengths.is_meta
+    seen = []
+
+    def pack(_, lengths, **__):
+        seen.append(lengths)
+        raise InterruptedError
+
+    monkeypatch.setattr(recurrent, "pack_padded_sequence", pack)
+    m = Stateful(fs.nn.Chain(getattr(fs.nn, name)(2, 4, device="meta")))
+    m.lengths = moved.lengths
+    with pytest.raises(InterruptedError):
+        m(moved.xs)
+    assert seen[0].tolist() == [5, 2, 1]  # what has ended runs for a step, which is undone
+    assert on_host(m.lengths).tolist() == [2, -3, -5]
+
+
+def test_ranks_use_their_own_gpu(monkeypatch):
+    used = []
+    monkeypatch.setattr(torch.cuda, "set_device", used.append)
+    use_device(torch.device("cuda", 1), alone=True)
+    use_device(torch.device("cpu"), alone=False)
+    assert not used
+    use_device(torch.device("cuda", 1), alone=False)
+    assert used == [torch.device("cuda", 1)]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (None, None),
+        (ModuleNotFoundError("No module named 'fastseq._cuda'"), "not built"),
+        (ImportError("libcudart.so.12: no such file"), "cannot be loaded: libcudart.so.12"),
+    ],
+)
+def test_kernels_that_cannot_be_loaded_are_told(monkeypatch, error, told):
+    def fails(_):
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(native, "import_module", fails)
+    found = native.load_cuda()
+    assert (found is None) == (told is None)
+    assert told is None or told in found
+
+
+def test_info_tells_why_there_are_no_kernels():
+    if not torch.cuda.is_available():
+        assert fs.info()["kernels"]["cuda"] == "no: there is no GPU"
+
+
+X = torch.randn(20, 6, 3, generator=torch.Generator().manual_seed(1))
+Y = X.mean(2, keepdim=True)
+SPEC = {"epochs": 1, "batchsize": 3, "seqsize": 5}
+
+
+def estimator(model, **options):
+    return fs.Estimator(
+        model, fs.seqloss(mse_loss), adamw, SPEC, device="cpu", progress=False, **options
+    )
+
+
+@pytest.mark.parametrize("optimizer", [optim.AdamW, optim.SGD])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_model_of_another_dtype_between_fits(optimizer, dtype):
+    """As in a loop whose optimizer is loaded anew, which converts what it keeps."""
+    options = {"lr": 0.01, **({"momentum": 0.9} if optimizer is optim.SGD else {})}
+    model = chain()
+    est = fs.Estimator(
+        model, fs.seqloss(mse_loss), lambda ps: optimizer(ps, **options), SPEC, progress=False
+    )
+    est.fit(X, Y)
+    plain = copy.deepcopy(model).to(dtype)
+    wanted = optimizer(plain.parameters(), **options)
+    wanted.load_state_dict(copy.deepcopy(est.optimizer.state_dict()))
+    model.to(dtype)
+    est.fit(X, Y)
+    for n in (0, 3):
+        state = None
+        for t in range(0, 20, 5):
+            wanted.zero_grad()
+            y, state = plain(X[t : t + 5, n : n + 3].to(dtype), state)
+            state = tuple(s and tuple(a.detach() for a in s) for s in state)
+            mse_loss(y, Y[t : t + 5, n : n + 3].to(dtype)).backward()
+            wanted.step()
+    assert_same_parameters(model, plain, rtol=1e-9 if dtype == torch.float64 else 0.02)
+    assert est.predict(X).shape == (20, 6, 1)
+
+
+def test_a_model_that_was_moved_away_is_an_error():
+    model = chain()
+    est = estimator(model).fit(X, Y)
+    model[1].to("meta")
+    for call in (lambda: est.fit(X, Y), lambda: est.predict(X), lambda: est.evaluate(X, Y)):
+        with pytest.raises(ValueError, match=r"1\.weight is on meta, but the .* on cpu"):
+            call()
+
+
+def test_mixed_precision_of_a_model_that_became_double():
+    model = chain()
+    est = estimator(model, amp="bf16").fit(X, Y)
+    model.double()
+    with pytest.raises(ValueError, match="amp='bf16' needs a model in float32"):
+        est.fit(X, Y)
