@@ -87,7 +87,7 @@ def test_half_of_the_bytes_between_nodes(world):
         {"transport": "gloo"},
         {"wire_dtype": torch.float16},
         {"timeout": float("nan")},
-        {"ranks_per_node": 0},
+        {"ranks_per_node": -1},
     ],
 )
 def test_unknown_options_are_refused(world, options):
