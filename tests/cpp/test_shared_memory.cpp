@@ -1,5 +1,7 @@
 #include "core/shared_memory.h"
 
+#ifdef __linux__  // there is none elsewhere
+
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/time.h>
@@ -57,3 +59,5 @@ TEST(timers_of_the_process_do_not_keep_it_from_having_memory) {
 }
 
 }  // namespace fastseq
+
+#endif

@@ -404,3 +404,12 @@ def test_clipping_after_averaging_is_each_rank_s_own(comm):
     for p, g in zip(model.parameters(), before, strict=True):
         torch.testing.assert_close(p.grad, g * (0.5 / (norm + 1e-6)))
     assert_same_bits_on_all_ranks(comm, model)
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), -1.0])
+def test_weights_that_are_none_are_refused(comm, weight):
+    buckets = fs.distributed.Bucketizer(torch.nn.Linear(2, 1), comm)
+    with pytest.raises(ValueError, match="weight must be a finite number that is not negative"):
+        buckets.start(weight)
+    buckets.start(1.0)
+    buckets.abandon()

@@ -81,7 +81,15 @@ def test_half_of_the_bytes_between_nodes(world):
     assert comm.size <= 2 or not torch.equal(ours, full)  # it was in fewer bits
 
 
-@pytest.mark.parametrize("options", [{"transport": "gloo"}, {"wire_dtype": torch.float16}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"transport": "gloo"},
+        {"wire_dtype": torch.float16},
+        {"timeout": float("nan")},
+        {"ranks_per_node": -1},
+    ],
+)
 def test_unknown_options_are_refused(world, options):
     with pytest.raises(ValueError, match="must be"):
         fs.distributed.Communicator(None, **options)
@@ -199,16 +207,17 @@ def test_several_failures_name_the_lowest_rank(comm):
             comm.barrier()
 
 
-def test_waiting_lets_other_python_threads_run(comm, folder):
+@pytest.mark.parametrize("call", ["barrier", "allocate"])
+def test_waiting_lets_other_python_threads_run(comm, folder, call):
     """The last rank comes when all others' threads have run, while these wait for it."""
-    waiting = [folder / str(rank) for rank in range(comm.size - 1)]
+    waiting = [folder / f"{call} {rank}" for rank in range(comm.size - 1)]
     comm.barrier()
     if comm.rank < comm.size - 1:
         later = threading.Timer(0.3, waiting[comm.rank].touch)
         later.start()
     else:
         until(lambda: all(path.exists() for path in waiting))
-    comm.barrier()
+    comm.barrier() if call == "barrier" else comm.allocate(1000)
 
 
 def test_an_mpi4py_of_another_mpi_is_refused(comm):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -102,7 +103,9 @@ def test_a_rank_that_does_not_come_is_named_by_all_others(tmp_path, transport):
         """,
     )
     for rank in (0, 2):
-        assert f"rank {rank}: rank {rank} waited 5 s for rank 1: " in done.stdout, done.stderr
+        # by its own clock, or by that of the other, which was first to give up
+        said = rf"^rank {rank}: (rank {rank} cannot go on: )?rank [02] waited 5 s for rank 1: "
+        assert re.search(said, done.stdout, re.MULTILINE), done.stdout + done.stderr
     assert "rank 1: " in done.stdout, done.stderr
 
 
@@ -240,3 +243,219 @@ def test_two_jobs_side_by_side_do_not_meet(tmp_path):
             for i, folder in enumerate(folders)
         ]
     assert [job.result().stdout.split() for job in jobs] == [["2.0"] * 2, ["4.0"] * 2]
+
+
+@pytest.mark.parametrize(
+    ("option", "ours", "theirs"),
+    [
+        ("wire_dtype", "torch.bfloat16", "None"),
+        ("transport", "'shm'", "'mpi'"),
+        ("timeout", "20", "21"),
+        ("ranks_per_node", "1", "2"),
+    ],
+)
+def test_options_that_differ_are_an_error_on_all_ranks(tmp_path, option, ours, theirs):
+    done = mpirun(
+        tmp_path,
+        2,
+        START
+        + f"""
+        |from mpi4py import MPI
+        |options = dict(timeout=20) | dict({option}={ours} if comm.rank == 0 else {theirs})
+        |try:
+        |    fs.distributed.Communicator(MPI.COMM_WORLD, **options)
+        |except ValueError as error:
+        |    print("refused:", error, flush=True)
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (
+        done.stdout.count(f"refused: the ranks want different communicators: rank 0 has {option}=")
+        == 2
+    )
+    assert done.stdout.count(f", rank 1 {option}=") == 2
+
+
+def test_a_rank_that_makes_no_communicator_is_waited_for_no_longer_than_said(tmp_path):
+    done = mpirun(
+        tmp_path,
+        2,
+        START
+        + """
+        |import os, time
+        |from mpi4py import MPI
+        |if comm.rank == 0:
+        |    try:
+        |        fs.distributed.Communicator(MPI.COMM_WORLD, timeout=1)
+        |    except fs.CommunicationError as error:
+        |        print("gave up:", error, flush=True)
+        |else:
+        |    time.sleep(4)
+        |os._exit(0)
+        """,
+    )
+    assert "gave up: rank 0 waited 1 s for all ranks to make a communicator: " in done.stdout
+
+
+def test_the_missing_rank_is_named_where_ranks_wait_for_others_than_it(tmp_path):
+    done = mpirun(
+        tmp_path,
+        4,
+        START
+        + """
+        |import os, signal, subprocess, threading, time
+        |from mpi4py import MPI
+        |ranks = fs.distributed.Communicator(MPI.COMM_WORLD, timeout=4, ranks_per_node=2)
+        |def stop():  # as a machine does that hangs; it's killed later
+        |    subprocess.Popen(["sh", "-c", f"sleep 20; kill -KILL {os.getpid()}"])
+        |    os.kill(os.getpid(), signal.SIGSTOP)
+        |if ranks.rank == 2:
+        |    threading.Timer(1.0, stop).start()
+        |x = torch.ones(1_000_000)
+        |try:
+        |    while True:
+        |        ranks.allreduce_(x)
+        |except fs.CommunicationError as error:
+        |    print(f"rank {ranks.rank} heard: {error}", flush=True)
+        |time.sleep(20)
+        |os._exit(0)
+        """,
+    )
+    heard = re.findall(r"^rank (\d) heard: (.*)$", done.stdout, re.MULTILINE)
+    assert sorted(rank for rank, _ in heard) == ["0", "1", "3"], done.stdout + done.stderr
+    for _, error in heard:
+        assert re.search(r"rank [013] waited \d s for rank 2: ", error), error
+
+
+@pytest.mark.parametrize("ranks_per_node", [1, None])
+def test_a_failure_while_data_move_is_told_to_all(tmp_path, ranks_per_node):
+    done = mpirun(
+        tmp_path,
+        2,
+        START
+        + f"""
+        |import os, resource
+        |from mpi4py import MPI
+        |transport = "mpi" if {ranks_per_node} is None else "hierarchy"
+        |ranks = fs.distributed.Communicator(
+        |    MPI.COMM_WORLD, transport=transport, ranks_per_node={ranks_per_node}, timeout=60)
+        |x = ranks.allocate(50_000_000, torch.float16)  # goes from where it lies
+        |ranks.allreduce_(x[:1000])
+        |if ranks.rank == 1:  # no memory for what the others send
+        |    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        |    resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 20), resource.RLIM_INFINITY))
+        |try:
+        |    ranks.allreduce_(x)
+        |    print("wrong")
+        |except (fs.CommunicationError, MemoryError) as error:
+        |    print(f"rank {{ranks.rank}}: {{type(error).__name__}}: {{error}}", flush=True)
+        |resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        |comm.barrier()
+        |os._exit(0)
+        """,
+    )
+    assert "rank 1: MemoryError" in done.stdout, done.stdout + done.stderr
+    assert (
+        "rank 0: CommunicationError: rank 0 cannot go on: rank 1 failed in the middle of allreduce: "
+        "std::bad_alloc" in done.stdout
+    )
+
+
+@pytest.mark.parametrize("transport", ["shm", "mpi"])
+def test_a_rank_that_leaves_while_another_fails(tmp_path, transport):
+    done = mpirun(
+        tmp_path,
+        2,
+        START
+        + f"""
+        |import time
+        |from mpi4py import MPI
+        |ranks = fs.distributed.Communicator(MPI.COMM_WORLD, transport="{transport}")
+        |if ranks.rank == 1:
+        |    time.sleep(0.5)
+        |    ranks.fail("not well")
+        |ranks.leave()
+        |print("left", flush=True)
+        |if ranks.rank == 0:
+        |    sys.exit(0)
+        |comm.fail("not well either")  # meets the other rank's exit
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("left") == 2
+    assert "Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize("transport", ["shm", "mpi"])
+def test_a_script_that_ends_in_mid_step_ends(tmp_path, transport):
+    done = mpirun(
+        tmp_path,
+        2,
+        START
+        + STEPS
+        + f"""
+        |from mpi4py import MPI
+        |torch.set_num_threads(2)  # a thread for the exchange
+        |ranks = fs.distributed.Communicator(MPI.COMM_WORLD, transport="{transport}")
+        |buckets = fs.distributed.Bucketizer(model, ranks, bucket_bytes=1000)
+        |step(buckets)
+        |if ranks.rank == 0:
+        |    model(torch.ones(2, 500)).sum().backward()  # the other rank does not come
+        |print("ends", flush=True)
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("ends") == 2
+
+
+def test_a_failure_in_a_nested_call_is_told_once(tmp_path):
+    done = mpirun(
+        tmp_path,
+        2,
+        START
+        + """
+        |from torch.nn.functional import mse_loss
+        |x = torch.randn(20, 4, 3)
+        |class Look(fs.callbacks.Callback):
+        |    armed = True
+        |    def on_epoch_end(self, run):
+        |        if self.armed:
+        |            est.predict(x if comm.rank else torch.randn(20, 4, 5))
+        |est = fs.Estimator(torch.nn.GRU(3, 1), fs.seqloss(mse_loss), torch.optim.SGD,
+        |                   dict(epochs=1, batchsize=2, seqsize=5), callbacks=[look := Look()])
+        |try:
+        |    est.fit(x, x[..., :1])
+        |except Exception as error:
+        |    print(f"rank {comm.rank}: {type(error).__name__}", flush=True)
+        |look.armed = False
+        |est.fit(x, x[..., :1])
+        |print("fine", flush=True)
+        |look.armed = True
+        |est.fit(x, x[..., :1])
+        """,
+    )
+    assert re.search("rank 0: (Value|Runtime)Error", done.stdout), done.stdout + done.stderr
+    assert "rank 1: RemoteError" in done.stdout
+    assert done.stdout.count("fine") == 2, done.stderr
+    assert "fastseq: rank 0 failed:\nTraceback" in done.stderr  # it's that one's that is shown
+
+
+def test_ranks_that_call_different_things_are_told_which(tmp_path):
+    done = mpirun(
+        tmp_path,
+        2,
+        START
+        + """
+        |from torch.nn.functional import mse_loss
+        |x = torch.randn(20, 4, 3)
+        |est = fs.Estimator(torch.nn.GRU(3, 1), fs.seqloss(mse_loss), torch.optim.SGD,
+        |                   dict(epochs=1, batchsize=2, seqsize=5))
+        |try:
+        |    est.fit(x, x[..., :1]) if comm.rank == 0 else est.predict(x)
+        |except fs.CommunicationError as error:
+        |    print(error, flush=True)
+        """,
+    )
+    assert re.search(
+        r"rank 0 calls [^,]* in (agree in )?fit, rank 1 calls [^;]* in predict;", done.stdout
+    ), done.stdout + done.stderr

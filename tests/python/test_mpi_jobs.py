@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from jobs import START, mpirun, seconds_since_it_failed
+
+import fastseq as fs
+from fastseq.distributed import comm
 
 
 def test_an_error_that_nobody_catches_ends_all_ranks(tmp_path):
@@ -119,3 +124,58 @@ def test_mean_of_features_on_four_ranks_as_in_fluxutils(tmp_path):
     errors = [float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("mse")]
     assert len(errors) == 4
     assert max(errors) < 0.01
+
+
+def test_a_child_process_of_a_rank_is_alone(tmp_path):
+    done = mpirun(
+        tmp_path,
+        2,
+        """
+        |import multiprocessing, os, sys, torch, fastseq as fs
+        |def child(number):
+        |    comm = fs.distributed.world()
+        |    return comm.size, comm.transport
+        |if __name__ == "__main__":
+        |    comm = fs.distributed.world()
+        |    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        |        print("child", pool.apply_async(child, (1,)).get(120), flush=True)
+        |    if (pid := os.fork()) == 0:
+        |        try:
+        |            comm.barrier()
+        |        except fs.CommunicationError as error:
+        |            print("forked", fs.distributed.world().size, error, flush=True)
+        |        os._exit(0)
+        |    os.waitpid(pid, 0)
+        |    comm.barrier()
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("child (1, 'single')") == 2
+    assert done.stdout.count("forked 1 a forked process has no part in") == 2
+
+
+def test_a_launch_within_a_launch_is_not_taken_for_a_child(monkeypatch):
+    monkeypatch.setenv("PMIX_RANK", "0")
+    monkeypatch.setenv("PMIX_NAMESPACE", "outer")
+    monkeypatch.setenv(comm._RANK_PROCESS, f"{os.getpid() + 1} {comm._launch()}")
+    assert not comm._launched()
+    monkeypatch.setenv("PMIX_NAMESPACE", "inner")
+    assert comm._launched()
+
+
+@pytest.mark.parametrize(
+    ("launcher", "names"),
+    [("torchrun", ("RANK", "WORLD_SIZE")), ("srun", ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"))],
+)
+def test_launchers_without_mpi_are_refused(monkeypatch, launcher, names):
+    for name in (*comm._LAUNCHER, "RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(comm, "_world", None)
+    rank, size = names
+    monkeypatch.setenv(rank, "0")
+    monkeypatch.setenv(size, "4")
+    with pytest.raises(fs.CommunicationError, match=rf"{launcher} started .* mpirun -n 4 python"):
+        fs.distributed.communicator("auto")
+    assert fs.distributed.communicator(None).size == 1
+    monkeypatch.setenv(size, "1")
+    assert fs.distributed.communicator("auto").size == 1

@@ -113,8 +113,8 @@ class Communicator:
             raise ValueError(f"wire_dtype must be float32 or bfloat16, got {wire_dtype}")
         if not timeout > 0:
             raise ValueError(f"timeout must be a positive number of seconds, got {timeout}")
-        if ranks_per_node is not None and ranks_per_node < 1:
-            raise ValueError(f"ranks_per_node must be positive or None, got {ranks_per_node}")
+        if ranks_per_node is not None and ranks_per_node < 0:
+            raise ValueError(f"ranks_per_node must be a number of ranks, got {ranks_per_node}")
         self._made_of = mpi_comm
         self.timeout = timeout
         self._options: dict[str, Any] = {
