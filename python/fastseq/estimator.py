@@ -339,9 +339,10 @@ class Estimator(Serving):
             self._scale(data)
             self._replicas.make_common(self.model)
             whole = wants_whole_series(self, data)
-            chunks = chunk_plan(data, self.spec, self._replicas, whole=whole).chunks()
+            # Sharded by sequences, as parts of series would start from no state.
+            plan = chunk_plan(data, self.spec, self._replicas, by_time=False, whole=whole)
             model = in_context(self.model, self.spec.context)
-            return evaluate(model, self._loss, data, chunks, self.device, self._replicas)
+            return evaluate(model, self._loss, data, plan.chunks(), self.device, self._replicas)
 
     def _open_both(self, caller: str, x: Any, y: Any, *more: Any) -> Sequences:
         check_parts(self, caller)
