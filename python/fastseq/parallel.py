@@ -41,8 +41,8 @@ class Replicas:
         self.comm = comm
         self.alone = comm.size == 1
         self.first = comm.rank == 0
-        self._samples = 0.0  # that this rank has trained on
-        self._apart = False  # since buffers were the same on all ranks
+        # Samples that this rank has trained on since buffers were the same on all; None: they are.
+        self.since_common: float | None = None
 
     @contextmanager
     def together(self, call: str) -> Iterator[None]:
@@ -129,8 +129,7 @@ class Replicas:
 
     def trained(self, weight: float) -> None:
         """Note a step, which may have changed buffers: `weight` of this rank's samples."""
-        self._samples += weight
-        self._apart = True
+        self.since_common = (self.since_common or 0.0) + weight
 
     def make_common(self, model: nn.Module) -> None:
         """Make buffers the same on all ranks, if steps may have made them differ. Collective.
@@ -138,9 +137,9 @@ class Replicas:
         Of floating-point ones, such as the statistics of BatchNorm, the mean over the samples that
         each rank has trained on since; of others, such as counts of steps, the largest.
         """
-        if not self._apart:
+        if self.since_common is None:
             return
-        weight, self._samples, self._apart = self._samples, 0.0, False
+        weight, self.since_common = self.since_common, None
         buffers = [torch.view_as_real(b) if b.is_complex() else b for b in model.buffers()]
         buffers = [b.detach() for b in buffers if b.numel()]
         if not buffers:

@@ -168,7 +168,11 @@ class Recorder:
     def _own(self) -> dict[str, Any]:
         """Return what this rank alone has."""
         est = self._run.estimator
-        own: dict[str, Any] = {"random": random_state(est.device), "buffers": None}
+        own: dict[str, Any] = {
+            "random": random_state(est.device),
+            "buffers": None,
+            "since_common": est._replicas.since_common,
+        }
         if not est._replicas.alone:  # each may have statistics of its own data
             buffers = dict(est.model.named_buffers())
             checksum = tensors_checksum(buffers)

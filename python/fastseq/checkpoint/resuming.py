@@ -204,6 +204,7 @@ class Saved:
         if self._own is not None:
             if self._own["buffers"] is not None:
                 load_buffers(run.model, self._own["buffers"])
+            run.estimator._replicas.since_common = self._own["since_common"]
             state = self._own["outside" if self._inside else "random"]
             set_random_state(state, run.estimator.device)
 
