@@ -7,208 +7,28 @@ that names the argument; neither PyTorch nor NumPy may be the one who complains.
 
 from __future__ import annotations
 
-import datetime
-import itertools
-import linecache
-import re
-import tempfile
-from collections import OrderedDict
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from anything import (
+    SIZES,
+    complete,
+    data,
+    estimator,
+    in_file,
+    linear,
+    outcome,
+    refused,
+    scaled,
+    stacked,
+    weights_of,
+)
 from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
-from torch.nn.functional import mse_loss
-
-import fastseq as fs
-
-PACKAGE = str(Path(fs.__file__).parent)
-SKLEARN = re.compile(r"[/\\](sklearn|pandas)[/\\]")
-
-
-torch.set_warn_always(True)  # each time, not once for all examples
-
-
-def outcome(call: Callable[[], Any]) -> tuple[Any, Exception | None]:
-    """Return what `call` returns, or an error of the kinds that bad data may raise."""
-    try:
-        return call(), None
-    except (ValueError, TypeError, fs.FastseqError) as error:
-        return None, error
-
-
-def refused(error: BaseException, names: str) -> bool:
-    """Whether fastseq itself raised `error`, on purpose, and says which argument it is about."""
-    last = error.__traceback__
-    while last.tb_next is not None:
-        last = last.tb_next
-    where = last.tb_frame.f_code.co_filename
-    line = linecache.getline(where, last.tb_lineno).strip()
-    assert where.startswith(PACKAGE), f"not by fastseq, but in {where}: {error!r}"
-    assert line.startswith("raise "), f"by chance, in {where}:{last.tb_lineno} {line}: {error!r}"
-    assert re.search(rf"(?<![\w.])({names})(?!\w)", str(error)), f"names no argument: {error!r}"
-    return True
-
-
-# What kinds of things hold the numbers of an array (T, N, F), and what they then mean.
-
-FLOATS = ["float32", "float64", "float16", ">f4", ">f8"]
-INTEGERS = ["int8", "uint8", "int16", ">i2", "uint16", "int32", "uint32", "int64", "uint64", "bool"]
-
-
-def of_dtype(v: np.ndarray, dtype: str) -> tuple[Any, np.ndarray]:
-    if dtype == "bool":
-        v = v > 0
-    elif np.dtype(dtype).kind == "u":
-        v = np.abs(np.round(v))
-    elif np.dtype(dtype).kind == "i":
-        v = np.clip(np.round(v), -100, 100)
-    with np.errstate(over="ignore"):
-        a = v.astype(dtype)
-    return a, a.astype(np.float64)
-
-
-FILES = tempfile.TemporaryDirectory()
-NUMBERS = itertools.count()
-
-
-def in_file(v: np.ndarray, **options: Any) -> h5py.Dataset:
-    file = h5py.File(Path(FILES.name, f"{next(NUMBERS)}.h5"), "w")
-    return file.create_dataset("x", data=v, **options)
-
-
-def mapped(v: np.ndarray) -> np.ndarray:
-    path = Path(FILES.name, f"{next(NUMBERS)}.npy")
-    np.save(path, v)
-    return np.load(path, mmap_mode="r")
-
-
-def read_only(v: np.ndarray) -> np.ndarray:
-    v = v.copy()
-    v.flags.writeable = False
-    return v
-
-
-HOLDERS = {
-    "array": lambda v: v,
-    "tensor": lambda v: torch.from_numpy(np.ascontiguousarray(v.astype(v.dtype.newbyteorder("=")))),
-    "fortran": np.asfortranarray,
-    "backwards": lambda v: v[::-1].copy()[::-1],
-    "strided": lambda v: np.repeat(v, 2, axis=1)[:, ::2],
-    "read-only": read_only,
-    "mapped": mapped,
-    "dataset": in_file,
-    "compressed": lambda v: in_file(v, chunks=(1, 1, 1), compression="gzip"),
-    "nested list": lambda v: v.tolist(),
-    "series": lambda v: [v[:, n] for n in range(v.shape[1])],
-    "series of tensors": lambda v: [torch.tensor(v[:, n].tolist()) for n in range(v.shape[1])],
-}
-
-NONSENSE = {
-    "complex": lambda v: v + 1j,
-    "objects": lambda v: v.astype(object),
-    "text": lambda v: v.astype(str),
-    "bytes": lambda v: v.astype("S4"),
-    "dates": lambda v: np.full(v.shape, np.datetime64("2024-01-01")),
-    "spans": lambda v: np.full(v.shape, np.timedelta64(1, "s")),
-    "records": lambda v: np.zeros(v.shape, [("a", "f4"), ("b", "f4")]),
-    "missing": lambda v: np.full(v.shape, None),
-    "ragged nest": lambda _: [[[1.0]], [[1.0], [2.0]]],
-    "list of text": lambda _: ["a", "b"],
-    "list of dates": lambda _: [datetime.date(2024, 1, 1)] * 3,
-    "string": lambda _: "data.h5",
-    "number": lambda _: 3.0,
-    "integer": lambda _: 3,
-    "function": lambda _: len,
-    "set": lambda _: {1.0, 2.0},
-    "generator": lambda v: (a for a in v),
-    "empty list": lambda _: [],
-    "empty tuple": lambda _: (),
-    "empty dict": lambda _: {},
-    "list of None": lambda _: [None, None],
-    "sparse": lambda v: torch.from_numpy(v).to_sparse(),
-    "nested tensor": lambda _: torch.nested.nested_tensor(
-        [torch.zeros(2, 3), torch.zeros(3, 3)], layout=torch.jagged
-    ),
-    "packed": lambda _: nn.utils.rnn.pack_sequence([torch.zeros(3, 3), torch.zeros(2, 3)]),
-    "meta": lambda v: torch.empty(v.shape, device="meta"),
-    "no axis": lambda _: np.float64(1.0),
-    "one axis": lambda v: v.reshape(-1),
-    "four axes": lambda v: v[None],
-    "scalar tensor": lambda _: torch.tensor(1.0),
-    "data frame of text": lambda _: pd.DataFrame({"a": ["x", "y"]}),
-    "masked": lambda v: np.ma.masked_array(v, np.ones(v.shape, bool)),
-}
-
-
-@st.composite
-def numbers(draw: Any, shape: tuple[int, int, int]) -> tuple[np.ndarray, str]:
-    """Draw values, and what they are like."""
-    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
-    v = rng.standard_normal(shape) * 3
-    kind = draw(st.sampled_from(["plain"] * 6 + ["offset", "constant", "nan", "inf", "-inf"]))
-    if kind == "offset":
-        v += draw(st.sampled_from([1e3, -1e6, 1.7e9]))
-    elif kind == "constant":
-        v[..., 0] = draw(st.sampled_from([0.0, 0.1, 14.62, 1e6]))
-    elif kind != "plain":
-        v[tuple(draw(st.integers(0, n - 1)) for n in shape)] = float(kind)
-    return v, kind
-
-
-@st.composite
-def data(draw: Any, shape: tuple[int, int, int]) -> tuple[Any, np.ndarray | None]:
-    """Draw what is passed as an array of `shape`, and what it means in fp64; None: nothing."""
-    v, kind = draw(numbers(shape))
-    if draw(st.integers(0, 3)) == 0:
-        return NONSENSE[draw(st.sampled_from(list(NONSENSE)))](v), None
-    finite = kind in ("plain", "constant", "offset")
-    dtype = draw(st.sampled_from(FLOATS + (INTEGERS if finite else [])))
-    if kind == "offset" and dtype in ("float16", "float32", ">f4"):
-        dtype = "float64"
-    a, meaning = of_dtype(v, dtype)
-    return HOLDERS[draw(st.sampled_from(list(HOLDERS)))](a), meaning if finite else None
-
-
-SIZES = st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3))
-
-
-def linear(features: int, outputs: int = 1) -> nn.Linear:
-    torch.manual_seed(features)
-    return nn.Linear(features, outputs)
-
-
-def estimator(model: nn.Module, **spec: Any) -> fs.Estimator:
-    spec = {"epochs": 1, "batchsize": 10, "seqsize": 10, **spec}
-    sgd = torch.optim.SGD(model.parameters(), lr=0.01)
-    return fs.Estimator(model, fs.seqloss(mse_loss), sgd, spec, progress=False, seed=0)
-
-
-def scaled(v: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Centre and scale every feature."""
-    flat = v.reshape(-1, v.shape[-1])
-    center = flat.mean(0)
-    spread = np.sqrt(((flat - center) ** 2).mean(0))
-    # As far as double precision tells a constant from rounding.
-    spread = np.where(spread > 1e-12 * np.abs(center), spread, 1.0)
-    return (v - center) / spread, center, spread
-
-
-def weights_of(model: nn.Linear) -> tuple[np.ndarray, np.ndarray]:
-    return model.weight.detach().double().numpy(), model.bias.detach().double().numpy()
-
-
-def stacked(y: Any) -> np.ndarray:
-    """Return predictions as one array, fp64."""
-    y = np.stack(y, 1) if isinstance(y, list) else y
-    return np.asarray(y, dtype=np.float64)
 
 
 @given(st.data(), SIZES, st.booleans())
@@ -225,9 +45,9 @@ def test_predict(drawn, shape, scale):
     found, error = outcome(lambda: est.predict(x))
     if error is not None:
         assert refused(error, "x")
-        assert meaning is None, f"refused, but is fine: {error}"
+        assert not complete(meaning), f"refused, but is fine: {error}"
         return
-    assert meaning is not None, "taken without a word"
+    assert complete(meaning), "taken without a word"
     if scale:
         _, center, spread = scaled(known)
         meaning = (meaning - center) / spread
@@ -236,17 +56,21 @@ def test_predict(drawn, shape, scale):
     np.testing.assert_allclose(stacked(found), right, rtol=1e-5, atol=3e-6 * size)
 
 
+def of_arrays(given: Any) -> bool:
+    """Whether it is a list of sequences, not an array written as lists."""
+    return isinstance(given, list) and all(hasattr(one, "shape") for one in given)
+
+
 @given(st.data(), SIZES, st.sampled_from([(0, 0)] * 5 + [(1, 0), (0, 1), (-1, 0)]), st.booleans())
 def test_fit(drawn, shape, off, scale):
     """`Estimator.fit` makes one step down the gradient over all samples that count."""
     x, x_means = drawn.draw(data(shape))
     y_shape = (max(shape[0] + off[0], 0), max(shape[1] + off[1], 0), 1)
-    plain = [*HOLDERS].index("array")
     if 0 in y_shape:
         y, y_means = np.empty(y_shape), None
     else:
         y, y_means = drawn.draw(data(y_shape))
-    fits = y_shape[:2] == shape[:2] and (isinstance(x, list) == isinstance(y, list) or plain < 0)
+    fits = y_shape[:2] == shape[:2] and of_arrays(x) == of_arrays(y)
     weights = drawn.draw(st.sampled_from([None, "w", "mask", "both"]))
     rng = np.random.default_rng(drawn.draw(st.integers(0, 99)))
     counts = np.ones(shape[:2])
@@ -258,7 +82,7 @@ def test_fit(drawn, shape, off, scale):
         mask = rng.random(shape[:2]) < 0.7
         mask[0, 0] = True
         counts, options["mask"] = counts * mask, mask
-        if isinstance(x, list) and all(hasattr(a, "shape") for a in x):
+        if of_arrays(x):
             options["mask"] = [*mask.T]
     model = linear(shape[2])
     w0, b0 = weights_of(model)
@@ -267,17 +91,17 @@ def test_fit(drawn, shape, off, scale):
     _, error = outcome(lambda: est.fit(x, y, **options))
     if error is not None:
         assert refused(error, "x|y|w|mask")
-        good = x_means is not None and y_means is not None and fits
+        good = fits and complete(x_means, counts > 0) and complete(y_means, counts > 0)
         assert not good, f"refused, but is fine: {error}"
         for before, after in zip((w0, b0), weights_of(model), strict=True):
             assert (before == after).all(), "refused, but only after training"
         return
-    assert x_means is not None, "x taken without a word"
-    assert y_means is not None, "y taken without a word"
     assert y_shape[:2] == shape[:2], "y does not fit x"
-    xs, ys = x_means, y_means
+    assert complete(x_means, counts > 0), "x taken without a word"
+    assert complete(y_means, counts > 0), "y taken without a word"
+    used = counts > 0
+    xs, ys = (np.where(used[..., None], means, 0) for means in (x_means, y_means))
     if scale:
-        used = counts > 0
         _, center, spread = scaled(xs[used][None])
         _, y_center, y_spread = scaled(ys[used][None])
         xs, ys = (xs - center) / spread, (ys - y_center) / y_spread
@@ -303,9 +127,9 @@ def test_step(drawn, shape):
     found, error = outcome(lambda: estimator(model).step(x))
     if error is not None:
         assert refused(error, "x")
-        assert meaning is None or isinstance(x, list), f"refused, but is fine: {error}"
+        assert not complete(meaning) or isinstance(x, list), f"refused, but is fine: {error}"
         return
-    assert meaning is not None, "taken without a word"
+    assert complete(meaning), "taken without a word"
     right = meaning[0] @ w.T + b
     size = 1 + np.abs(meaning).max() * np.abs(w).sum()
     np.testing.assert_allclose(found.double().numpy(), right, rtol=1e-5, atol=3e-6 * size)
@@ -341,78 +165,226 @@ def test_lengths(lengths, seed):
     assert found == pytest.approx(np.nanmean(squares), rel=1e-5)
 
 
-# scikit-learn's side: samples first. It checks arrays by its own means, whose messages users know.
+def loss_of(model: nn.Linear, x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> float:
+    w, b = weights_of(model)
+    squares = ((x @ w.T + b - y) ** 2).mean(-1)
+    return float((squares * counts).sum() / counts.sum())
 
 
-def refused_by_checks(error: BaseException, names: str) -> bool:
-    last = error.__traceback__
-    while last.tb_next is not None:
-        last = last.tb_next
-    if SKLEARN.search(last.tb_frame.f_code.co_filename):
-        return True
-    return refused(error, names)
-
-
-SAMPLES = {
-    **{name: HOLDERS[name] for name in ("array", "tensor", "fortran", "strided", "read-only")},
-    "nested list": HOLDERS["nested list"],
-    "list": lambda v: list(v),
-    "list of tensors": lambda v: [torch.tensor(a.tolist()) for a in v],
-    "list of frames": lambda v: [pd.DataFrame(a, columns=[*"abc"[: a.shape[1]]]) for a in v],
+WEIGHTS = {
+    "sequences": lambda rng, t, n: (w := rng.uniform(0, 2, n), np.broadcast_to(w, (t, n))),
+    "steps": lambda rng, t, n: (w := rng.uniform(0, 2, (t, n)), w),
+    "axis": lambda rng, t, n: (w := rng.uniform(0, 2, (t, n, 1)), w[..., 0]),
+    "integers": lambda rng, t, n: (w := rng.integers(1, 4, (t, n)), w),
+    "booleans": lambda rng, t, n: (w := np.arange(t * n).reshape(t, n) % 3 == 0, w),
+    "half": lambda rng, t, n: (w := rng.uniform(0.5, 2, (t, n)).astype("f2"), w),
+    "tensor": lambda rng, t, n: (torch.from_numpy(w := rng.uniform(0, 2, (t, n))), w),
+    "list": lambda rng, t, n: ((w := rng.uniform(0, 2, (t, n))).tolist(), w),
+    "dataset": lambda rng, t, n: (in_file(w := rng.uniform(0, 2, (t, n))), w),
+    "none": lambda rng, t, n: (None, np.ones((t, n))),
+    "negative": lambda rng, t, n: (np.where(np.arange(n) == 0, -1.0, 1.0), None),
+    "NaN": lambda rng, t, n: (np.where(np.arange(n) == 0, np.nan, 1.0), None),
+    "infinite": lambda rng, t, n: (np.where(np.arange(n) == 0, np.inf, 1.0), None),
+    "zeros": lambda rng, t, n: (np.zeros((t, n)), None),
+    "short": lambda rng, t, n: (np.ones((t, n + 1)), None),
+    "turned": lambda rng, t, n: (np.ones((n + 1, t)), None),
+    "three axes": lambda rng, t, n: (np.ones((t, n, 2)), None),
+    "number": lambda rng, t, n: (2.0, None),
+    "text": lambda rng, t, n: (np.ones((t, n)).astype(str), None),
+    "dates": lambda rng, t, n: (np.full((t, n), np.datetime64("2024-01-01")), None),
+    "spans": lambda rng, t, n: (np.full((t, n), np.timedelta64(1, "s")), None),
+    "complex": lambda rng, t, n: (np.ones((t, n)) + 1j, None),
+    "objects": lambda rng, t, n: (np.full((t, n), None), None),
+    "objects of sequences": lambda rng, t, n: (np.full(n, None), None),
+    "dates of sequences": lambda rng, t, n: (np.full(n, np.datetime64("2024-01-01")), None),
+    "text of sequences": lambda rng, t, n: (np.ones(n).astype(str), None),
+    "complex of sequences": lambda rng, t, n: (np.ones(n) + 1j, None),
+    "words": lambda rng, t, n: (["a"] * n, None),
+    "string": lambda rng, t, n: ("balanced", None),
+    "empty": lambda rng, t, n: ([], None),
+    "dict": lambda rng, t, n: ({"a": np.ones(n)}, None),
+    "tuple": lambda rng, t, n: ((np.ones((t, n)),), None),
+    "ragged": lambda rng, t, n: ([[1.0], [1.0, 2.0]], None),
+    "series": lambda rng, t, n: (pd.Series(np.ones(n)), ...),
+    "meta": lambda rng, t, n: (torch.ones(t, n, device="meta"), None),
+    "sparse": lambda rng, t, n: (torch.ones(t, n).to_sparse(), None),
 }
 
 
-@given(st.data(), st.tuples(st.integers(8, 12), st.integers(1, 4), st.integers(1, 3)))
-def test_regressor(drawn, shape):
-    """`SequenceRegressor` is what its module says of scaled sequences, scaled back."""
-    v, kind = drawn.draw(numbers(shape))
-    finite = kind in ("plain", "constant", "offset")
-    if drawn.draw(st.integers(0, 3)) == 0:
-        name = drawn.draw(st.sampled_from([n for n in NONSENSE if n not in ("objects", "text")]))
-        x, meaning = NONSENSE[name](v), None
-    else:
-        dtype = drawn.draw(
-            st.sampled_from(["float64", "float32", "int64", "int16"] if finite else ["float64"])
-        )
-        dtype = "float64" if kind == "offset" else dtype
-        a, meaning = of_dtype(v, dtype)
-        x = SAMPLES[drawn.draw(st.sampled_from(list(SAMPLES)))](a)
-        meaning = meaning if finite else None
+@given(st.data(), SIZES, st.sampled_from(list(WEIGHTS)), st.sampled_from(["evaluate", "fit"]))
+def test_weights(drawn, shape, name, call):
+    """`w` and `mask` weigh the losses of samples, or are refused."""
     rng = np.random.default_rng(drawn.draw(st.integers(0, 99)))
-    offset = drawn.draw(st.sampled_from([0.0, 1e8, -3.0]))
-    size = drawn.draw(st.sampled_from([1.0, 1e-20, 1e15]))
-    y = (rng.standard_normal(shape[0]) + offset) * size
-    model = fs.SequenceRegressor(
-        OrderedLinear, epochs=1, lr=0.01, random_state=0, verbose=False, batchsize=100
-    )
-    found, error = outcome(lambda: model.fit(x, y).predict(x))
+    x, y = rng.standard_normal(shape), rng.standard_normal((*shape[:2], 1))
+    w, counts = WEIGHTS[name](rng, *shape[:2])
+    model = linear(shape[2])
+    right = None if counts is None or counts is ... else loss_of(model, x, y, counts)
+    est = estimator(model)
+
+    def run() -> float:
+        if call == "evaluate":
+            return est.evaluate(x, y, w)
+        return est.fit(x, y, w).history_[-1]["loss"]
+
+    found, error = outcome(run)
     if error is not None:
-        assert refused_by_checks(error, "X|y")
+        assert refused(error, "w")
+        assert counts is None or counts is ..., f"refused, but is fine: {error}"
+        return
+    assert counts is not None, "w taken without a word"
+    if counts is not ...:
+        assert found == pytest.approx(right, rel=1e-4)
+
+
+class Sum(nn.Linear):
+    """A linear model of the sum of a tuple's or dict's parts."""
+
+    def forward(self, x: Any) -> torch.Tensor:
+        parts = list(x.values()) if isinstance(x, dict) else x
+        return super().forward(sum(parts[1:], parts[0]))
+
+
+@given(st.data(), st.integers(2, 4), st.integers(5, 7), st.integers(1, 3), st.integers(0, 9))
+def test_parts(drawn, steps, count, features, seed):
+    """Tuples and dicts of inputs reach the model part by part, what is shared at every step."""
+    rng = np.random.default_rng(seed)
+    shape = (steps, count, features)
+    kinds = {
+        "whole": shape, "of sequences": (count, features), "of steps": (steps, features),
+        "one step": (1, count, features), "one sequence": (steps, 1, features),
+        "step more": (steps + 1, count, features), "one less": (steps, count - 1, features),
+        "sequences more": (count + 1, features), "axis less": (count,), "no part": None,
+        "drawn": shape,
+    }  # fmt: skip
+    kind = drawn.draw(st.sampled_from(list(kinds)))
+    first = rng.standard_normal(shape)
+    if kind == "drawn":
+        second, meaning = drawn.draw(data(shape))
+        good = complete(meaning) and not of_arrays(second)
+    elif kinds[kind] is None:
+        second, meaning, good = None, None, False
+    else:
+        second = meaning = rng.standard_normal(kinds[kind])
+        good = kind in ("whole", "of sequences", "of steps", "one step", "one sequence")
+    if kind == "of steps":
+        meaning = meaning[:, None]
+    order = drawn.draw(st.booleans())
+    parts = (first, second) if order else (second, first)
+    x = drawn.draw(st.sampled_from([parts, {"a": parts[0], "b": parts[1]}]))
+    torch.manual_seed(0)
+    model = Sum(features, 1)
+    est = estimator(model)
+    found, error = outcome(lambda: est.predict(x))
+    if error is not None:
+        assert refused(error, r"x(\[.*?\])?|x")
+        assert not good, f"refused, but is fine: {error}"
+        return
+    assert good, "x taken without a word"
+    w, b = weights_of(model)
+    total = first + meaning
+    right = total @ w.T + b
+    size = 1 + np.abs(total).max() * np.abs(w).sum()
+    np.testing.assert_allclose(stacked(found), right, rtol=1e-5, atol=3e-6 * size)
+
+
+def of_other(x: np.ndarray, y: np.ndarray) -> dict[str, tuple[Any, Any]]:
+    """Return what may be passed as validation, and the inputs, targets and weights it means."""
+    t, n, f = x.shape
+    one = np.ones
+    w = np.arange(1.0, n + 1)
+    both = {
+        "pair": ((x, y), (x, y, one((t, n)))),
+        "triple": ((x, y, w), (x, y, one((t, n)) * w)),
+        "longer": ((np.tile(x, (2, 1, 1)), np.tile(y, (2, 1, 1))), (x, y, one((t, n)))),
+        "sequence": ((x[:, :1], y[:, :1]), (x[:, :1], y[:, :1], one((t, 1)))),
+        "lists": (([*x.swapaxes(0, 1)], [*y.swapaxes(0, 1)]), (x, y, one((t, n)))),
+        "fewer features": ((x[..., 1:], y), None),
+        "more features": ((np.concatenate([x, x], 2), y), None),
+        "targets of others": ((x, np.concatenate([y, y], 2)), None),
+        "fewer targets": ((x, y[1:]), None),
+        "alone": ((x,), None),
+        "list": ([x, y], None),
+        "no targets": ((x, None), None),
+        "four": ((x, y, w, w), None),
+        "NaN": ((x * np.nan, y), None),
+        "text": ((x.astype(str), y), None),
+        "dates": ((x.astype("M8[s]"), y), None),
+        "negative weights": ((x, y, -w), None),
+        "array": (x, None),
+        "string": ("0.2", None),
+        "true": (True, None),
+        "zero": (0, None),
+        "one": (1.0, None),
+        "all": (n, None),
+        "many": (n + 3, None),
+        "negative": (-1, None),
+        "negative part": (-0.2, None),
+        "NaN part": (float("nan"), None),
+        "empty dict": ({}, None),
+        "other key": ({"steps": 2}, None),
+        "two keys": ({"time": 1, "sequences": 1}, None),
+        "all time": ({"time": t}, None),
+        "time text": ({"time": "1"}, None),
+        "time None": ({"time": None}, None),
+        "long warm-up": ({"time": 1, "warmup": t}, None),
+        "negative warm-up": ({"time": 1, "warmup": -1}, None),
+        "warm-up of sequences": ({"sequences": 1, "warmup": 1}, None),
+    }
+    if n > 1:
+        k = min(max(round(n * 0.4), 1), n - 1)
+        part = slice(n - k, n)
+        both["number"] = (1, (x[:, -1:], y[:, -1:], one((t, 1))))
+        both["NumPy number"] = (np.int64(1), (x[:, -1:], y[:, -1:], one((t, 1))))
+        both["fraction"] = (0.4, (x[:, part], y[:, part], one((t, k))))
+    if t > 1:
+        both["time"] = ({"time": 1}, (x[-1:], y[-1:], one((1, n))))
+        both["warm-up"] = ({"time": 1, "warmup": 1}, (x[-1:], y[-1:], one((1, n))))
+    return both
+
+
+@given(st.data(), SIZES)
+def test_validation(drawn, shape):
+    """The loss after an epoch is that of the model then, on what `validation` says."""
+    rng = np.random.default_rng(drawn.draw(st.integers(0, 99)))
+    x, y = rng.standard_normal(shape), rng.standard_normal((*shape[:2], 1))
+    others = of_other(x, y)
+    name = drawn.draw(st.sampled_from(list(others)))
+    validation, meaning = others[name]
+    model = linear(shape[2])
+    before = weights_of(model)
+    est = estimator(model)
+    _, error = outcome(lambda: est.fit(x, y, validation=validation))
+    if error is not None:
+        assert refused(error, r"validation|x|y|w")
         assert meaning is None, f"refused, but is fine: {error}"
+        for old, new in zip(before, weights_of(model), strict=True):
+            assert (old == new).all(), "refused, but only after training"
         return
     assert meaning is not None, "taken without a word"
-    xs, _, _ = scaled(meaning)
-    _, y_center, y_spread = scaled(y[:, None])
-    w, b = weights_of(model.estimator_.model.layer)
-    right = (xs[:, -1] @ w.T + b) * y_spread + y_center
-    span = np.abs(right - y_center).max() + np.abs(y_center) * 1e-6 * (found.dtype == np.float32)
-    np.testing.assert_allclose(found, right[:, 0], rtol=0, atol=1e-4 * span.max())
-    score = model.score(x, y)
-    residual = ((y - found.astype(np.float64)) ** 2).sum()
-    r2 = 1 - residual / ((y - y.mean()) ** 2).sum()
-    assert score == pytest.approx(r2, rel=1e-6, abs=1e-6)
+    assert est.history_[-1]["validation_loss"] == pytest.approx(loss_of(model, *meaning), rel=1e-4)
 
 
-class OrderedLinear(nn.Module):
-    """Looks at one step alone."""
-
-    def __init__(self, n_in: int, n_out: int) -> None:
-        super().__init__()
-        self.layers = nn.ModuleDict(OrderedDict(layer=nn.Linear(n_in, n_out)))
-
-    @property
-    def layer(self) -> nn.Linear:
-        return self.layers["layer"]
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layer(x)
+@given(st.sampled_from(["predict", "fit", "evaluate", "step", "y"]), SIZES)
+def test_frames(call, shape):
+    """A data frame has no third axis: it is refused, in each place."""
+    x = np.random.default_rng(0).standard_normal(shape)
+    y = x[..., :1]
+    frame = pd.DataFrame(x[:, 0])
+    est = estimator(linear(shape[2]))
+    calls = {
+        "predict": lambda: est.predict(frame),
+        "fit": lambda: est.fit(frame, y),
+        "evaluate": lambda: est.evaluate(frame, y),
+        "step": lambda: est.step(frame),
+        "y": lambda: est.fit(x, pd.DataFrame(y[..., 0])),
+    }
+    found, error = outcome(calls[call])
+    if error is not None:
+        assert refused(error, "x|y")
+    elif call == "step":
+        np.testing.assert_allclose(found.numpy(), est.predict(x[:, :1].swapaxes(0, 1))[0], atol=1e-5)
+    else:
+        assert call == "y", "taken without a word"
+        assert est.history_[-1]["loss"] == pytest.approx(
+            loss_of(linear(shape[2]), x, y, np.ones(shape[:2])), rel=1e-4
+        )

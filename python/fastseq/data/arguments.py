@@ -50,10 +50,11 @@ class Arguments:
         self._labels = labels
         self.lengths: np.ndarray[Any, Any] | None = None
         self.order: np.ndarray[Any, Any] | None = None
-        inputs = _paths(x, "x")
-        if not inputs:
-            raise ValueError("x must hold at least one array, got none")
-        named = [*inputs, *_paths(y, "y")]
+        inputs, targets = _paths(x, "x"), _paths(y, "y")
+        for tree, name, found in ((x, "x", inputs), (y, "y", targets)):
+            if tree is not None and not found:
+                raise ValueError(f"{name} must hold at least one array, got none")
+        named = [*inputs, *targets]
         ragged = [(name, array) for name, array in named if is_ragged(array)]
         if ragged:
             if lengths is not None:

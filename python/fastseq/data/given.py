@@ -6,6 +6,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader
@@ -15,7 +16,7 @@ from ..h5.links import dead_link
 from ..h5.types import is_bfloat16
 from .ragged import group_items
 
-__all__ = ["checked", "refuse_containers", "refuse_null"]
+__all__ = ["checked", "refuse_containers", "refuse_null", "refuse_valueless"]
 
 _SHOWN = 8  # of what a group holds, in messages
 
@@ -51,8 +52,7 @@ def refuse_containers(array: Any, name: str) -> None:
             f"{name} is a PackedSequence: pass the list of arrays (T_i, F) that "
             "torch.nn.utils.rnn.unpack_sequence makes of it"
         )
-    if isinstance(array, Tensor) and array.is_nested:
-        raise TypeError(f"{name} is a nested tensor: pass list({name}.unbind()), arrays (T_i, F)")
+    refuse_valueless(array, name)
     if isinstance(array, list):
         _check_list(array, name)
     if isinstance(array, np.ndarray) and array.dtype == object and _holds_arrays(array):
@@ -60,6 +60,18 @@ def refuse_containers(array: Any, name: str) -> None:
             f"{name} is an array of {array.size} arrays: for sequences of different lengths pass "
             "a list of arrays (T_i, F)"
         )
+
+
+def refuse_valueless(array: Any, name: str) -> None:
+    """Raise for a tensor that does not hold a value for each place."""
+    if not isinstance(array, Tensor):
+        return
+    if array.is_nested:
+        raise TypeError(f"{name} is a nested tensor: pass list({name}.unbind()), arrays (T_i, F)")
+    if array.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got layout {array.layout}")
+    if array.is_meta:
+        raise TypeError(f"{name} is on the meta device, where tensors have no values")
 
 
 def refuse_null(array: Any, name: str) -> None:

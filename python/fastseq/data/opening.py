@@ -13,6 +13,7 @@ from torch import Tensor
 from ..h5 import LazyDataset, LazyTensor, h5mmap
 from ..h5.mapping import map_elements, readable_by, sliced
 from ..h5.types import is_bfloat16
+from .given import refuse_valueless
 from .mapped import CheckedMap, file_offset, map_of, rows_in_one_piece
 from .ragged import DatasetItems, RaggedArrays, RaggedRows, rows_of
 from .sources import ArraySource, Source, StridedSource, TensorSource, WindowSource, holds
@@ -155,8 +156,7 @@ def target_dtype(array: Any, name: str, dtype: torch.dtype, keep_integers: bool)
     if isinstance(array, Tensor):
         if array.is_complex():
             raise _dtype_error(name, array.dtype)
-        if array.layout != torch.strided:
-            raise TypeError(f"{name} must be a dense tensor, got layout {array.layout}")
+        refuse_valueless(array, name)
         integers = not array.is_floating_point()
         return torch.int64 if integers and keep_integers else dtype
     if not all(hasattr(array, part) for part in ("shape", "dtype", "__getitem__")):

@@ -370,6 +370,7 @@ class SequenceForecaster(ForecastTraining):
 
     def _read(self, y: Any, least: int, *, known: bool = True) -> Series:
         series = read_series(y, "y", self._like.names)
+        refuse_identifiers(series, "y")
         if series.variables != self.n_features_in_:
             raise ValueError(
                 f"y must have {self.n_features_in_} variables, as in fit, got {series.variables}"

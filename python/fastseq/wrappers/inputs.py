@@ -12,7 +12,7 @@ from sklearn.utils import check_array
 from sklearn.utils.validation import _check_feature_names, _check_sample_weight, validate_data
 from torch import Tensor
 
-from ..data.given import refuse_containers, refuse_null
+from ..data.given import refuse_containers, refuse_null, refuse_valueless
 
 __all__ = [
     "Array", "Inputs", "Items", "as_tensor", "numbers", "read_inputs", "read_weights", "take",
@@ -115,7 +115,7 @@ def read_inputs(estimator: BaseEstimator, X: Any, *, reset: bool) -> Inputs:  # 
                 f"X must be sequences, (N, T, F) or a list of (T_i, F), as in fit, got {x.shape}; "
                 "of one sequence X[None], of sequences of one step X[:, None] are meant"
             )
-        return Inputs(numbers(x)[:, None], np.ones(len(x), np.int64), _dtype(x))
+        return Inputs(numbers(x, "X")[:, None], np.ones(len(x), np.int64), _dtype(x))
     x = check_array(
         X, allow_nd=True, estimator=estimator, input_name="X", ensure_all_finite=False
     )  # fmt: skip
@@ -128,7 +128,7 @@ def read_inputs(estimator: BaseEstimator, X: Any, *, reset: bool) -> Inputs:  # 
     if not x.shape[1]:
         raise ValueError(f"X has no time steps: its shape is {x.shape}")
     _check_features(estimator, x.shape[2], np.empty((0, x.shape[2])), reset=reset)
-    return Inputs(numbers(x), np.full(len(x), x.shape[1]), _dtype(x))
+    return Inputs(numbers(x, "X"), np.full(len(x), x.shape[1]), _dtype(x))
 
 
 def _is_nested(X: Any) -> bool:  # noqa: N803
@@ -158,7 +158,7 @@ def _read_list(estimator: BaseEstimator, X: Any, *, reset: bool) -> Inputs:  # n
     rows = np.concatenate([np.asarray(a) for a in X])
     whole = check_array(rows, input_name="X", ensure_all_finite=False)
     _check_finite(whole, estimator)
-    dtype, whole = _dtype(whole), numbers(whole)
+    dtype, whole = _dtype(whole), numbers(whole, "X")
     if (lengths == lengths[0]).all():
         return Inputs(whole.reshape(len(X), lengths[0], -1), lengths, dtype, listed=True)
     return Inputs(np.split(whole, np.cumsum(lengths)[:-1]), lengths, dtype, listed=True)
@@ -242,11 +242,18 @@ def _dtype(x: Array) -> torch.dtype:
     return torch.float64 if double else torch.float32
 
 
-def numbers(x: Array) -> Array:
+def numbers(x: Array, name: str) -> Array:
     """Return single and double precision as they are, all else in what holds it.
 
     That is for scaling: the dtype to compute in might not tell large numbers apart.
+
+    Raises
+    ------
+    TypeError
+        They are times, which scikit-learn's checks let pass.
     """
+    if x.dtype.kind not in "biuf":
+        raise TypeError(f"{name} must hold numbers, got dtype {x.dtype}; convert it")
     kind = x.dtype.newbyteorder("=")
     if kind not in (np.float64, np.float32):
         small = kind.itemsize <= 2  # has at most 16 binary digits
@@ -259,17 +266,29 @@ def read_weights(sample_weight: Any, inputs: Inputs, *, per_step: bool) -> Items
     if sample_weight is None:
         return None
     dtype = np.float64 if inputs.dtype == torch.float64 else np.float32
-    steps = isinstance(sample_weight, list) and np.ndim(sample_weight[0]) == 1
-    if per_step and (steps or np.ndim(sample_weight) == 2):
-        rows = [np.asarray(row, dtype) for row in sample_weight]
-        if [len(row) for row in rows] != inputs.lengths.tolist():
+    listed = isinstance(sample_weight, (list, tuple)) and any(map(np.ndim, sample_weight))
+    if not listed:
+        sample_weight = _weights(sample_weight)
+    if per_step and (listed or np.ndim(sample_weight) == 2):
+        rows = [_weights(row) for row in sample_weight]
+        if [row.shape[0] if row.ndim else -1 for row in rows] != inputs.lengths.tolist():
             raise ValueError("sample_weight must have as many steps as X, for each sample")
         flat = np.concatenate(rows)
-        _check_sample_weight(flat, flat, dtype=dtype, ensure_non_negative=True)
+        flat = _check_sample_weight(flat, flat, dtype=dtype, ensure_non_negative=True)
+        rows = np.split(flat, np.cumsum(inputs.lengths)[:-1])
         return rows if inputs.ragged else np.stack(rows)
     return _check_sample_weight(  # type: ignore[no-any-return]
         sample_weight, np.empty((inputs.count, 1), dtype), dtype=dtype, ensure_non_negative=True
     )
+
+
+def _weights(given: Any) -> Array:
+    """Return an array, once conversion to floats would not make numbers of what is none."""
+    refuse_valueless(given, "sample_weight")
+    found = np.asarray(given)
+    if found.dtype.kind not in "biufO":
+        raise TypeError(f"sample_weight must hold numbers, got dtype {found.dtype}; convert it")
+    return found
 
 
 def time_major(items: Items) -> Tensor | list[Tensor]:

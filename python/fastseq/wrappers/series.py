@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.given import refuse_null
+from ..data.given import refuse_null, refuse_valueless
 from .times import is_table, read_index
 
 __all__ = ["Array", "Series", "filled", "read_series", "refuse_identifiers"]
@@ -181,6 +181,7 @@ def _numbers(given: Any, name: str) -> Array:
     """Return an array of floats, NaN where there is no value."""
     if is_table(given):
         return _table_numbers(given, name)
+    refuse_valueless(given, name)
     if hasattr(given, "detach"):
         given = given.detach().cpu()
         given = given.float() if str(given.dtype) == "torch.bfloat16" else given

@@ -9,7 +9,7 @@ import numpy as np
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_consistent_length
 
-from ..data.given import refuse_null
+from ..data.given import refuse_null, refuse_valueless
 from .inputs import Array, Inputs, Items, numbers
 
 __all__ = ["TargetForm", "Targets", "read_targets"]
@@ -89,6 +89,7 @@ def read_targets(
     if y is None:
         raise ValueError("this estimator requires y to be passed, but the target y is None")
     refuse_null(y, "y")
+    refuse_valueless(y, "y")
     listed = isinstance(y, (list, tuple)) and all(getattr(a, "ndim", 0) for a in y)
     if listed and inputs.listed and per_step is not False:
         return _read_list(y, inputs, numeric=numeric, finite=nan == "raise")
@@ -99,7 +100,7 @@ def read_targets(
         ensure_all_finite=nan == "raise" or not numeric,
     )  # fmt: skip
     check_consistent_length(inputs.lengths, y)
-    y = numbers(y) if numeric else y
+    y = numbers(y, "y") if numeric else y
     steps = y.ndim > 1 and not inputs.ragged and y.shape[1] == inputs.steps
     if y.ndim == 3 or (y.ndim == 2 and per_step is not False and steps and inputs.steps > 1):
         if per_step is False or not steps:
@@ -132,7 +133,7 @@ def _read_list(y: Any, inputs: Inputs, *, numeric: bool, finite: bool) -> Target
         np.concatenate(items), ensure_2d=False, input_name="y",
         dtype="numeric" if numeric else None, ensure_all_finite=finite or not numeric,
     )  # fmt: skip
-    whole = numbers(whole) if numeric else whole
+    whole = numbers(whole, "y") if numeric else whole
     form = TargetForm(True, *_form(whole, 1))
     rows = whole.reshape(len(whole), -1)
     if inputs.ragged:
@@ -142,7 +143,10 @@ def _read_list(y: Any, inputs: Inputs, *, numeric: bool, finite: bool) -> Target
 
 def _refuse_missing(y: Any, name: str = "y") -> None:
     """Raise if a label is None, NaN or pandas' NA, which sorting labels stumbles over."""
-    labels = np.asarray(y)
+    try:
+        labels = np.asarray(y)
+    except ValueError as error:
+        raise ValueError(f"{name} must be labels, got sequences of unequal lengths") from error
     if labels.dtype != object:
         return
     for place, label in np.ndenumerate(labels):
