@@ -9,9 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from .stateful import unwrapped
+from .tree import Tree
+
 __all__ = [
+    "check_features",
     "check_loss",
     "check_place",
+    "check_weighted",
     "choose_device",
     "input_dtype",
     "make_optimizer",
@@ -75,6 +80,37 @@ def input_dtype(model: nn.Module) -> torch.dtype:
     return counts.most_common(1)[0][0] if counts else torch.get_default_dtype()
 
 
+def check_features(model: nn.Module, x: Tree) -> None:
+    """Raise where a model's first layer is known to take another number of features.
+
+    Parameters
+    ----------
+    model
+        The model.
+    x
+        Its input, anything with ``shape``; a tree of them is not looked at.
+
+    Raises
+    ------
+    ValueError
+        The message says how many there are, and how many should be.
+    """
+    first = unwrapped(model)
+    while isinstance(first, nn.Sequential) and len(first):
+        first = unwrapped(first[0])
+    if isinstance(first, nn.RNNBase):
+        wanted = first.input_size
+    elif type(first) is nn.Linear:
+        wanted = first.in_features
+    else:
+        return
+    shape = getattr(x, "shape", None)
+    if shape is not None and shape[-1] != wanted and not first._forward_pre_hooks:
+        raise ValueError(
+            f"x has {shape[-1]} features, but the model's first layer, {first}, takes {wanted}"
+        )
+
+
 def check_loss(loss: Any) -> None:
     """Raise unless `loss` may be a loss over chunks, ``loss(m, xs, ys)``."""
     if not callable(loss):
@@ -92,6 +128,20 @@ def check_loss(loss: Any) -> None:
             f"loss is called as loss(m, xs, ys), with the model itself, but {name} compares "
             f"outputs with targets: pass fastseq.seqloss({name})"
         )
+
+
+def check_weighted(loss: Any) -> None:
+    """Raise if `loss` is known not to take the weights of samples."""
+    try:
+        inspect.signature(loss).bind(None, None, None, None)
+    except TypeError:
+        raise TypeError(
+            "there are weights, a mask, lengths or missing values, so the loss is called as "
+            f"loss(m, xs, ys, ws), which {getattr(loss, '__name__', None) or repr(loss)} does not "
+            "take: give it a fourth parameter, the weights of samples"
+        ) from None
+    except ValueError:  # built-in functions do not tell
+        return
 
 
 def make_optimizer(optimizer: Any, model: nn.Module) -> torch.optim.Optimizer:

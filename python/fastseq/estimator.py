@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from .arguments import check_loss, check_place, choose_device, input_dtype, use_device
+from .arguments import (
+    check_features,
+    check_loss,
+    check_place,
+    choose_device,
+    input_dtype,
+    use_device,
+)
 from .compiled import CompiledStateful, compile_chunks
 from .context import in_context
 from .cuda_graph import GraphTrainer
@@ -363,6 +370,7 @@ class Estimator(Serving):
             missing_label=missing_label(self.loss),
             device=self.device, strict=y is not None,  # predictions may go into the same file
         )  # fmt: skip
+        check_features(self.model, data.x)
         if self.spec.shard != "given":
             self._replicas.same_data(lambda: checksums(data))
         self._example = tree_map(

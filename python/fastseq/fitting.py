@@ -78,9 +78,9 @@ class Fit:
         self._agree(epochs)
         saves.open(self._data)
         before = est.scaling_
-        self._scale()
         est._looks.clear()
         try:
+            self._scale()
             check_fit(est, self._data, by_time=self._by_time)
         except BaseException:
             est.scaling_ = before

@@ -88,9 +88,12 @@ def looks_at_step(est: Estimator, x: Tree) -> Looks:
         )
         model = in_context(est.model, est.spec.context)
         try:
-            est._looks[key] = known[0] if known else find_looks(model, xs, _LONGEST, est.device)
-        except Exception:  # it does not take so many steps, or so few
-            est._looks[key] = Looks(back=True, ahead=True)
+            found = known[0] if known else find_looks(model, xs, _LONGEST, est.device)
+        except Exception:  # it does not take so many steps, or so few; or no such inputs
+            with in_mode(est.model, training=False), torch.no_grad(), untouched(est.device):
+                Stateful(model)(to_device(x, est.device))
+            found = Looks(back=True, ahead=True)
+        est._looks[key] = found
     return est._looks[key]
 
 

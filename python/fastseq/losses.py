@@ -178,8 +178,14 @@ def _mean_over_samples(
     if not ys.is_floating_point():
         ys = _integers(kind, output, ys)
     elif output.shape != ys.shape:
-        raise _unlike(output, ys)
-    losses = fn(output.flatten(0, 1), ys.flatten(0, 1))
+        labels = kind == "classes" and ys.shape[2:] == (1,)
+        raise _unlike(output, ys, ", or y integers if it holds class labels" if labels else "")
+    try:
+        losses = fn(output.flatten(0, 1), ys.flatten(0, 1))
+    except IndexError:  # what torch says of labels on a CPU
+        if kind != "classes":
+            raise
+        raise _beyond(output, ys) from None
     if losses.shape[:1] != (ys.shape[0] * ys.shape[1],) or (
         output.shape != ys.shape and kind is None and losses.dim() > 1
     ):
@@ -217,10 +223,17 @@ def _integers(kind: str | None, output: Tensor, ys: Tensor) -> Tensor:
     return ys.to(output.dtype) if kind == "elements" else ys
 
 
-def _unlike(output: Tensor, ys: Tensor) -> ValueError:
+def _beyond(output: Tensor, ys: Tensor) -> ValueError:
+    return ValueError(
+        f"the labels in y are between {ys.min().item()} and {ys.max().item()}, but the model has "
+        f"{output.shape[-1]} outputs: they must be class numbers, from 0 on"
+    )
+
+
+def _unlike(output: Tensor, ys: Tensor, more: str = "") -> ValueError:
     return ValueError(
         f"the model's output {tuple(output.shape)} and the target {tuple(ys.shape)} differ in "
-        "shape: give the model as many outputs as y has features"
+        f"shape: give the model as many outputs as y has features{more}"
     )
 
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from .data.chunks import Chunk
-from .data.scaling import Affine, measure, scaling_from_state, scaling_state
+from .data.scaling import Affine, measure, paired, scaling_from_state, scaling_state
 from .data.sequences import Sequences
 from .parallel import Replicas
 from .scaled_model import ScaledModel
-from .tree import Tree, tree_map
+from .tree import Tree, tree_like, tree_map
 
 __all__ = ["Scaling"]
 
@@ -86,11 +86,12 @@ class Scaling:
         return cls(found.get("x"), found.get("y"))
 
     def apply(self, xs: Tree, dtype: torch.dtype) -> Tree:
-        """Scale inputs of any dtype, and return them as `dtype`."""
+        """Scale inputs of one step, ``(N, F)``, of any dtype, and return them as `dtype`."""
         if self.x is None:
             return tree_map(lambda a: a.to(dtype), xs)
-        return tree_map(
-            lambda a, affine: a.to(dtype) if affine is None else affine.apply(a, dtype), xs, self.x
+        pairs = paired(xs, self.x, "x", lambda a: a.shape[1:])
+        return tree_like(
+            xs, [a.to(dtype) if affine is None else affine.apply(a, dtype) for a, affine in pairs]
         )
 
     def raw(self, xs: Tree) -> Tree:

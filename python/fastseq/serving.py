@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .arguments import input_dtype
+from .arguments import check_features, input_dtype
 from .data.arguments import step_input
 from .data.nonfinite import fill_step
 from .distributed import communicator
@@ -85,6 +85,7 @@ class Serving:
         self._check_measured()
         scaling = _UNSCALED if self.scaling_ is None else self.scaling_
         xs = fill_step(scaling.apply(step_input(x), input_dtype(self.model)), self.spec.nan)
+        check_features(self.model, xs)
         with in_mode(self.model, training=False):
             check_steps(self, xs)  # type: ignore[arg-type]  # it is a part of it
             xs = to_device(xs, self.device)

@@ -60,7 +60,7 @@ class Trained:
         ------
         ValueError
             It lacks a parameter, or has one that is not the model's, and nothing makes a new one;
-            or it has one twice.
+            or it has one twice; or all parameters are frozen.
         """
         if optimizer is not self._seen:
             make_optimizer(optimizer, self._model)  # somebody has set it
@@ -74,6 +74,8 @@ class Trained:
             )
         own = set(self._model.parameters())
         trained = [p for p in self._model.parameters() if p.requires_grad]
+        if not trained:
+            raise ValueError("the model trains nothing: all its parameters are frozen")
         lacking = [p for p in trained if p not in counts and p not in self._left_out]
         strange = sum(p not in own for p in counts)
         if lacking or strange:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .arguments import check_weighted
 from .context import in_context
 from .data.chunks import Chunk
 from .data.sequences import Batch, Sequences
@@ -46,7 +47,12 @@ def to_device(tree: Tree, device: torch.device) -> Tree:
 def chunk_loss(loss: Callable[..., Tensor], m: Stateful, batch: Batch) -> Tensor:
     """Call the user's loss on a chunk, with weights if there are any."""
     xs, ys, ws, m.lengths = batch
-    value = loss(m, xs, ys) if ws is None else loss(m, xs, ys, ws)
+    try:
+        value = loss(m, xs, ys) if ws is None else loss(m, xs, ys, ws)
+    except TypeError:
+        if ws is not None:
+            check_weighted(loss)
+        raise
     if not isinstance(value, Tensor) or value.numel() != 1:
         what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"the loss must return a tensor with one element, got {what}")

@@ -283,3 +283,17 @@ def test_copies_can_be_pickled_though_callables_cannot():
     again.model[2] = nn.Linear(4, 1)
     with pytest.raises(ValueError, match="the optimizer lacks"):
         again.fit(X, Y)
+
+
+@pytest.mark.parametrize("when", ["before", "within"])
+def test_a_model_that_is_frozen_as_a_whole_is_an_error(when):
+    model = layers()
+    est = fs.Estimator(
+        model, fs.seqloss(mse_loss), optim.SGD, fs.Spec(2, 2, 5), progress=False,
+        callbacks=[lambda _: model.requires_grad_(False)],
+    )  # fmt: skip
+    if when == "before":
+        model.requires_grad_(False)
+    with pytest.raises(ValueError, match="the model trains nothing: all its parameters are frozen"):
+        est.fit(torch.zeros(5, 2, 3), torch.zeros(5, 2, 1))
+    assert len(est.history_) == (when == "within")

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 import fastseq as fs
+from fastseq.tree import tree_map
 
 X = torch.randn(10, 4, 2, generator=torch.Generator().manual_seed(0))
 Y = X[..., :1]
@@ -198,3 +199,84 @@ def test_complex_gradients_are_averaged():
 def test_bmm_of_too_few_dimensions(shape):
     with pytest.raises(ValueError, match="bmm: expected a"):
         fs.bmm(torch.ones(shape), torch.ones(shape))
+
+
+@pytest.mark.parametrize("width", [1, 3])
+@pytest.mark.parametrize("scale", [None, "standard"])
+def test_another_number_of_features(scale, width):
+    """One feature would be broadcast by the scaling of two."""
+    other = torch.ones(10, 4, width)
+    est = estimator()
+    est.spec = fs.Spec(1, 2, 5, scale_x=scale)
+    est.fit(X, Y)
+    before = copy.deepcopy(est.model.state_dict())
+    calls = [
+        lambda: est.predict(other), lambda: est.step(other[0]), lambda: est.evaluate(other, Y),
+        lambda: est.fit(other, Y), lambda: est.fit(X, Y, validation=(other, Y)),
+    ]  # fmt: skip
+    for call in calls:
+        with pytest.raises(ValueError, match=rf"x has ({width} features|features \({width},\))"):
+            call()
+    assert all(torch.equal(before[key], a) for key, a in est.model.state_dict().items())
+
+
+class Summed(nn.Module):
+    """Takes any number of features, in a dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(1, 1)
+
+    def forward(self, x):
+        return self.head(x["a"].sum(-1, keepdim=True))
+
+
+@pytest.mark.parametrize("x", [X, {"b": X}, {"a": X, "b": X}, (X,), {"a": X[..., :1]}])
+def test_inputs_unlike_those_that_were_scaled(x):
+    est = estimator(Summed())
+    est.spec = fs.Spec(1, 2, 5, scale_x="standard", scale_y="standard")
+    est.fit({"a": X}, Y)
+    one = tree_map(lambda a: a[0], x)
+    for call in (lambda: est.predict(x), lambda: est.evaluate(x, Y), lambda: est.step(one)):
+        with pytest.raises(ValueError, match="that fit has scaled"):
+            call()
+    with pytest.raises(ValueError, match=r"y has features \(2,\), but .* \(1,\)"):
+        est.evaluate({"a": X}, X)
+
+
+def test_a_scaling_is_forgotten_where_validation_does_not_fit_it():
+    est = estimator(Summed())
+    est.spec = fs.Spec(1, 2, 5, scale_x="standard")
+    with pytest.raises(ValueError, match="that fit has scaled"):
+        est.fit({"a": X}, Y, validation=({"a": X[..., :1]}, Y))
+    assert est.scaling_ is None
+
+
+class Last(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv1d(2, 1, 3)
+
+    def forward(self, x):
+        return self.layer(nn.functional.pad(x.permute(1, 2, 0), (2, 0))).permute(2, 0, 1)
+
+
+def test_a_step_that_the_model_cannot_take_says_nothing_about_the_model():
+    est = estimator(Last())
+    est.spec = fs.Spec(1, 2, 5, context=2)
+    est = fs.Estimator(est.model, est.loss, torch.optim.SGD, est.spec, comm=None, progress=False)
+    with pytest.raises(RuntimeError, match="channels"):
+        est.step(torch.ones(4, 3))
+    assert est.step(X[0]).shape == (4, 1)
+
+
+def test_a_loss_that_takes_no_weights():
+    def plain(m, xs, ys):
+        return mse_loss(m(xs), ys)
+
+    est = estimator()
+    est = fs.Estimator(est.model, plain, torch.optim.SGD, est.spec, comm=None, progress=False)
+    est.fit(X, Y)
+    for call in (est.fit, est.evaluate):
+        with pytest.raises(TypeError, match="plain does not take: give it a fourth parameter"):
+            call(X, Y, lengths=[10, 3, 4, 5])

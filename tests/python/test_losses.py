@@ -143,6 +143,17 @@ def test_a_loss_that_would_broadcast_integer_targets(loss, width, of_targets, me
         fs.seqloss(loss)(identity, torch.randn(3, 1, width), y)
 
 
+@pytest.mark.parametrize("loss", [fn.cross_entropy, nn.CrossEntropyLoss(), fn.nll_loss])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_labels_beyond_the_outputs(loss, weighted):
+    y = torch.tensor([0, 3, 1]).view(3, 1, 1)
+    more = [torch.ones(3, 1)] if weighted else []
+    with pytest.raises(ValueError, match=r"labels in y are between 0 and 3, .* has 3 outputs"):
+        fs.seqloss(loss)(identity, torch.randn(3, 1, 3), y, *more)
+    with pytest.raises(ValueError, match="or y integers if it holds class labels"):
+        fs.seqloss(loss)(identity, torch.randn(3, 1, 3), y.float(), *more)
+
+
 @pytest.mark.parametrize("loss", [fn.mse_loss, nn.MSELoss(), lambda a, b: a - b])
 def test_losses_of_samples_are_no_losses_over_chunks(loss):
     with pytest.raises(TypeError, match=r"pass fastseq\.seqloss\("):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ __all__ = [
     "METHODS",
     "Affine",
     "measure",
+    "paired",
     "scaling_from_state",
     "scaling_state",
 ]
@@ -160,6 +161,44 @@ def _affine(statistic: Moments | Quantiles, path: str, leaf: Tensor, replicas: R
     scale = np.where(scale > 0, scale, 1.0)
     parts = [torch.from_numpy(part.reshape(shape)) for part in (center, scale)]
     return Affine(parts[0], parts[1], wide=leaf.dtype == torch.float64)
+
+
+def paired(
+    tree: Tree, affines: Tree, name: str, features: Callable[[Any], tuple[int, ...]]
+) -> list[tuple[Any, Affine | None]]:
+    """Return the leaves of a tree, each with what scales it; `features` tells a leaf's.
+
+    Raises
+    ------
+    ValueError
+        They are not like those that were measured.
+
+    Examples
+    --------
+    >>> affine = Affine(torch.zeros(1).double(), torch.ones(1).double())
+    >>> paired({"a": torch.zeros(5, 2)}, {"a": affine}, "x", lambda a: a.shape[1:])
+    Traceback (most recent call last):
+    ValueError: x['a'] has features (2,), but those that fit has scaled are (1,)
+    """
+    found: list[tuple[Any, Affine | None]] = []
+    try:
+        tree_map(lambda leaf, affine: found.append((leaf, affine)), tree, affines)
+        alike = {path for path, _ in tree_paths(affines, name)} <= set(dict(tree_paths(tree, name)))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        alike = False
+    if not alike:
+        raise ValueError(
+            f"{name} must be of the structure that fit has scaled, with "
+            f"{', '.join(path for path, _ in tree_paths(affines, name))}; got "
+            f"{', '.join(path for path, _ in tree_paths(tree, name))}"
+        )
+    for (path, leaf), (_, affine) in zip(tree_paths(tree, name), found, strict=True):
+        if affine is not None and tuple(features(leaf)) != tuple(affine.center.shape):
+            raise ValueError(
+                f"{path} has features {tuple(features(leaf))}, but those that fit has scaled are "
+                f"{tuple(affine.center.shape)}"
+            )
+    return found
 
 
 def scaling_state(scaling: Tree) -> dict[str, Any]:

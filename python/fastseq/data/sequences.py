@@ -19,7 +19,7 @@ from .arguments import Arguments
 from .chunks import Chunk, whole
 from .nonfinite import fill_inputs, fill_targets, refuse_nonfinite
 from .reader import Reader, Slab
-from .scaling import Affine
+from .scaling import paired
 from .sources import Box, Broadcast, Source, WindowSource
 from .upload import Uploader
 
@@ -183,11 +183,12 @@ class Sequences:
 
     def scaled(self, x: Tree, y: Tree) -> Sequences:
         """Scale inputs and targets from now on by trees of `Affine`; None: as they are."""
-        for sources, affines in ((self.x, x), (self.y, y)):
-            named: list[Affine | None] = [None] * len(tree_leaves(sources))
-            if affines is not None:
-                named = _affines(sources, affines)
-            for source, affine in zip(tree_leaves(sources), named, strict=True):
+        for name, sources, affines in (("x", self.x, x), ("y", self.y, y)):
+            if affines is None:
+                for source in tree_leaves(sources):
+                    source.scale_by(None)
+                continue
+            for source, affine in paired(sources, affines, name, lambda source: source.features):
                 source.scale_by(affine)
         return self
 
@@ -412,10 +413,3 @@ def _twice(items: Iterator[T]) -> tuple[Iterator[T], Iterator[T]]:
 
     a, b = itertools.tee(items)
     return locked(a), locked(b)
-
-
-def _affines(sources: Tree, affines: Tree) -> list[Affine | None]:
-    """List a tree of `Affine` or None in the order of the sources' leaves."""
-    found: list[Affine | None] = []
-    tree_map(lambda _, affine: found.append(affine), sources, affines)
-    return found
