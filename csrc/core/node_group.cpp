@@ -20,9 +20,10 @@ namespace fastseq {
 namespace {
 
 // A peer that is about to arrive is waited for awake, a millisecond or two: first without a word to the kernel, then
-// letting others run. Waking up takes as long as a small model's step.
+// letting others run. Waking up takes as long as a small model's step. A clock ends it, not a count: on a busy machine
+// others may run for seconds meanwhile, and the deadline is looked at only afterwards.
 constexpr int kSpins = 2000;
-constexpr int kYields = 2000;
+constexpr auto kAwake = std::chrono::milliseconds(2);
 constexpr auto kNap = std::chrono::milliseconds(50);  // looks at the clock that often while asleep
 
 // Epochs wrap around: e is at or after `epoch` if it is less than half the circle ahead.
@@ -121,7 +122,8 @@ void NodeGroup::wait_for(int peer, std::chrono::steady_clock::time_point& deadli
     if (reached(slot.arrived.load(std::memory_order_acquire), epoch_)) return;
     relax();
   }
-  for (int i = 0; i < kYields; ++i) {
+  const auto asleep = std::chrono::steady_clock::now() + kAwake;
+  while (std::chrono::steady_clock::now() < asleep) {
     if (reached(slot.arrived.load(std::memory_order_acquire), epoch_)) return;
     std::this_thread::yield();
   }

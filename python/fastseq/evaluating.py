@@ -73,7 +73,7 @@ def evaluate(
     states
         The state in which each block starts; None: a fresh one.
     warmup
-        How many steps at the begin of each block only bring the model into its state.
+        Warm-up steps at the start of each block: they update the state but do not count.
 
     Raises
     ------

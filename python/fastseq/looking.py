@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -49,24 +51,25 @@ class Looks(NamedTuple):
         return self.back or self.ahead
 
 
-def looks_of(est: Estimator, data: Sequences) -> Looks:
+def looks_of(est: Estimator, data: Sequences, *, untrained: bool = False) -> Looks:
     """Return what an estimator's model looks at, on data like these. Collective.
 
     It is run on the first chunk of three sequences, in evaluation mode; for a model, and a number
-    of steps, once between two calls of ``fit``.
+    of steps, once between two calls of ``fit``. `untrained`: weights that are 0 are taken for
+    others, as training makes of them; no other thread may use the model.
     """
-    if steps_apart(est.model):
+    empty = data.lengths is not None and not data.lengths.any()
+    if steps_apart(est.model) or empty:
         return Looks(carries=carries(est.model))
     key = _key(est, min(est.spec.seqsize, data.steps), data.steps)
     if key not in est._looks:
-        found = find_looks(
-            in_context(est.model, est.spec.context),
-            _beginning(data, key[0]),
-            data.steps,
-            est.device,
-        )
-        not_so = est._replicas.in_common([not found.back, not found.ahead])
-        est._looks[key] = Looks(not not_so[0], not not_so[1], found.carries)
+        model = in_context(est.model, est.spec.context)
+        with _without_zeros(est.model) if untrained else contextlib.nullcontext():
+            found = find_looks(model, _beginning(data, key[0]), data.steps, est.device)
+        if est.spec.shard != "given":  # then ranks have other numbers of steps
+            not_so = est._replicas.in_common([not found.back, not found.ahead])
+            found = Looks(not not_so[0], not not_so[1], found.carries)
+        est._looks[key] = found
     return est._looks[key]
 
 
@@ -109,7 +112,8 @@ def wants_whole_series(est: Estimator, data: Sequences, *, goes_on: bool = False
     if is_bidirectional(est.model):
         return True
     in_one = data.steps <= est.spec.seqsize
-    if in_one and not goes_on and (data.lengths is None or not carries(est.model)):
+    told = carries(est.model) or est.spec.context  # then padding is run, too
+    if in_one and not goes_on and (data.lengths is None or not told):
         return False
     looks = looks_of(est, data)
     _check_context(est, looks)
@@ -144,7 +148,7 @@ def check_fit(est: Estimator, data: Sequences, *, by_time: bool) -> None:
     cut = steps > seqsize
     if not (cut or est.spec.context or by_time or data.lengths is not None):
         return
-    looks = looks_of(est, data)
+    looks = looks_of(est, data, untrained=True)
     _check_context(est, looks)
     told = takes_lengths(est.model) and not isinstance(unwrapped(est.model), nn.Sequential)
     if looks.carries and looks.ahead and data.lengths is not None and not told:
@@ -200,6 +204,30 @@ def _key(est: Estimator, chunk: int, steps: int) -> tuple[Any, ...]:
     layers = tuple(type(module) for module in est.model.modules())
     shapes = tuple(p.shape for p in est.model.parameters())
     return chunk, steps, layers, shapes, est.spec.context
+
+
+@contextlib.contextmanager
+def _without_zeros(model: nn.Module) -> Iterator[None]:
+    """Put small numbers in the place of zeros in what is trained.
+
+    Layers that begin with weights of 0, such as the last one of a branch, pass nothing on yet.
+    """
+    generator = torch.Generator().manual_seed(0)
+    changed = []
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad and not bool(p.all()):
+                small = (
+                    torch.rand(p.shape, generator=generator)
+                    / max(1, p.numel() // max(1, len(p) if p.dim() else 1)) ** 0.5
+                )
+                changed.append((p, p.clone()))
+                p.copy_(torch.where(p == 0, small.to(p), p))
+        try:
+            yield
+        finally:
+            for p, before in changed:
+                p.copy_(before)
 
 
 def _beginning(data: Sequences, steps: int) -> Tree:

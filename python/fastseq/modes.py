@@ -73,9 +73,13 @@ class _Users:
         self._check(thread)
         self._trainer = thread  # from here on nobody else begins
         self._depth += 1
-        while self._evaluations.keys() - {thread}:
-            _changed.wait()
-        return self._set(training=True)
+        try:
+            while self._evaluations.keys() - {thread}:
+                _changed.wait()
+            return self._set(training=True)
+        except BaseException:  # Ctrl-C, or a model that refuses
+            self._stop_training()
+            raise
 
     def evaluate(self, thread: int) -> _Modes | None:
         """Begin to evaluate; return the modes to restore if that is for this one to do."""
@@ -92,9 +96,7 @@ class _Users:
 
     def leave(self, thread: int, before: _Modes | None, *, training: bool) -> None:
         if training:
-            self._depth -= 1
-            if not self._depth:
-                self._trainer = None
+            self._stop_training()
         if before is not None:
             _restore(before)
             return
@@ -103,6 +105,11 @@ class _Users:
             del self._evaluations[thread]
         if not self._evaluations:
             _restore(self._before)
+
+    def _stop_training(self) -> None:
+        self._depth -= 1
+        if not self._depth:
+            self._trainer = None
 
     def keep_only(self, thread: int) -> None:
         """Forget the other threads, which a forked child does not have."""
@@ -123,7 +130,11 @@ class _Users:
 
     def _set(self, *, training: bool) -> _Modes:
         modes = [(module, module.training) for module in self._model.modules()]
-        self._model.train(training)
+        try:
+            self._model.train(training)
+        except BaseException:
+            _restore(modes)
+            raise
         return modes
 
 

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from models import adamw, assert_same_parameters, chain
+from models import Custom, adamw, assert_same_parameters, chain
 from torch.nn.functional import mse_loss
 
 import fastseq as fs
@@ -67,6 +67,32 @@ def test_equals_one_process_where_parts_are_those_of_the_blocks(comm, count, mor
     assert many.evaluate(x[:, own], y[:, own], w[:, own]) == pytest.approx(
         one.evaluate(x, y, w), rel=1e-4
     )
+
+
+class Before(torch.nn.Module):
+    """Sees the step before."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Linear(6, 1)
+
+    def forward(self, x):
+        return self.head(torch.cat([x, torch.nn.functional.pad(x, (0, 0, 0, 0, 1, 0))[:-1]], -1))
+
+
+@pytest.mark.parametrize("make", [Before, Custom])
+def test_what_models_look_at_is_found_where_only_some_ranks_must_cut_series(comm, make):
+    torch.manual_seed(0)
+    model = make()
+    steps = 4 if comm.rank else 21
+    x, y = data(steps, 3)
+    est = estimator(comm, model, shard="given", context=int(make is Before))
+    for _ in range(2):
+        expected = fs.Stateful(est.model)(x).detach()
+        np.testing.assert_allclose(est.predict(x), expected, rtol=1e-4, atol=1e-5)
+        assert np.isfinite(est.evaluate(x, y))
+        est.fit(x, y, validation=(x, y))
+        assert_identical(comm, est.model)
 
 
 @pytest.mark.parametrize("kind", ["array", "lengths", "list", "file"])

@@ -209,6 +209,44 @@ def test_it_is_found_out_once():
     assert not any(runs)
 
 
+class Gated(Causal):
+    """A branch that begins with a weight of 0, and a last layer that begins as the identity."""
+
+    def __init__(self, *, head):
+        super().__init__()
+        self.gate = nn.Parameter(torch.ones(1) if head else torch.zeros(1))
+        self.head = nn.Conv1d(1, 1, 3)
+        if head:
+            nn.init.zeros_(self.first.weight)
+            nn.init.zeros_(self.second.weight)
+            nn.init.dirac_(self.head.weight)
+
+    def forward(self, x):
+        h = x.mean(2, keepdim=True) + self.gate * super().forward(x)
+        return self.head(pad(h.permute(1, 2, 0), (1, 1))).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("head", [False, True])
+def test_weights_that_begin_with_zero_do_not_hide_it(head):
+    model = Gated(head=head)
+    before = copy.deepcopy(model)
+    with pytest.raises(ValueError, match="whole series"):
+        estimator(model).fit(X, Y)
+    assert_same_parameters(model, before)
+
+
+@pytest.mark.parametrize("make", [Causal, Centred, Pool, chain], ids=name)
+@pytest.mark.parametrize("context", [0, 8])
+def test_sequences_without_steps(make, context):
+    if context and make is not Causal:
+        return
+    est = estimator(make(), context=context)
+    assert np.isnan(est.predict(X, lengths=[0] * N)).all()
+    for call in (est.fit, est.evaluate):
+        with pytest.raises(ValueError, match="no sample of y counts"):
+            call(X, Y, lengths=[0] * N)
+
+
 def test_buffers_and_modes_stay():
     class Counts(Pool):
         def __init__(self):
@@ -300,6 +338,11 @@ def test_validation_by_time_goes_on_with_a_context():
 def test_a_context_that_does_not_do(make, context, message):
     with pytest.raises(ValueError, match=message):
         estimator(make(), context=context).fit(X, Y)
+
+
+def test_a_context_that_does_not_do_for_lists_in_one_chunk():
+    with pytest.raises(ValueError, match="later ones"):
+        estimator(Centred(), T, context=1).predict(X, lengths=[T, 1, 2, 3, 4, 5])
 
 
 @pytest.mark.parametrize("make", [*STATELESS, convolution_below_lstm], ids=name)

@@ -258,7 +258,7 @@ def test_checks_come_before_any_work(tmp_path):
             self.unused = nn.Parameter(torch.zeros(1))
 
         def forward(self, x):
-            assert not x.any(), "this is data, not a probe"
+            assert x.shape[1] < 4, "this is a block, not a probe"
             return x[..., :1]
 
     est = estimator(Untouched())
@@ -297,7 +297,7 @@ def test_a_failure_of_the_model_says_that_out_is_incomplete():
             self.unused = nn.Parameter(torch.zeros(1))
 
         def forward(self, x):
-            if x.shape[1] == 3 and x.any():
+            if torch.equal(x, X[:5, 8:]):
                 raise KeyError("in the last block")
             return x
 

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 import fastseq as fs
+from fastseq import modes
 from fastseq.modes import in_mode
 from fastseq.seeding import Draws
 
@@ -368,3 +369,56 @@ def test_training_waits_for_evaluations_within_evaluations():
             assert model.training
         done.result(10)
     assert model.training
+
+
+class RefusesMode(nn.Linear):
+    """Fails when it is put into a mode, as an interrupt at that place would."""
+
+    refused: bool | None = None
+
+    def train(self, mode=True):
+        super().train(mode)
+        if mode == self.refused:
+            raise KeyboardInterrupt
+        return self
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_mode_that_could_not_be_entered_is_left(training):
+    model = RefusesMode(3, 1).train(not training)
+    model.refused = training
+    with pytest.raises(KeyboardInterrupt), in_mode(model, training=training):
+        pass
+    assert model.training is not training
+    model.refused = None
+
+    def train():
+        with in_mode(model, training=True):
+            return model.training
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(train).result()
+
+
+def test_an_interrupt_of_what_waits_to_train_leaves_the_model_free(monkeypatch):
+    model = nn.Linear(3, 1)
+    began, end = threading.Event(), threading.Event()
+
+    def evaluate():
+        with in_mode(model, training=False):
+            began.set()
+            end.wait()
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(evaluate)
+        began.wait()
+        monkeypatch.setattr(modes._changed, "wait", interrupt)
+        with pytest.raises(KeyboardInterrupt), in_mode(model, training=True):
+            pass
+        monkeypatch.undo()
+        end.set()
+        done.result()
+        assert pool.submit(lambda: estimator(model).predict(torch.zeros(2, 2, 3))).result().any()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 import pickle
 from collections import namedtuple
 from types import SimpleNamespace
@@ -175,10 +174,13 @@ def test_masked_steps_add_nothing_even_if_they_are_nan():
     torch.testing.assert_close(dirty[0], kept, rtol=0, atol=0, equal_nan=True)
 
 
-def test_a_wholly_masked_run_changes_nothing():
+def test_a_wholly_masked_run_is_an_error_and_changes_nothing():
     model = chain()
-    est = fit(model, mask=torch.zeros(45, 10, dtype=torch.bool))
-    assert_same_parameters(est.model, model, rtol=0)
+    before = copy.deepcopy(model)
+    est = fs.Estimator(model, fs.seqloss(mse_loss), adamw, fs.Spec(1, 3, 7))
+    with pytest.raises(ValueError, match="nothing to train on"):
+        est.fit(X, Y, mask=torch.zeros(X.shape[:2], dtype=torch.bool))
+    assert_same_parameters(model, before, rtol=0)
 
 
 def test_a_custom_loss_gets_weights():
@@ -287,9 +289,10 @@ def test_history_has_the_mean_loss_over_all_samples():
     assert est.history_[0]["lr"] == 1e-2
 
 
-def test_evaluate_without_any_weight_is_not_a_number():
+def test_evaluate_without_any_weight_is_an_error():
     est = fs.Estimator(chain(), fs.seqloss(mse_loss), adamw, fs.Spec(1, 3, 7))
-    assert math.isnan(est.evaluate(X, Y, torch.zeros(10)))
+    with pytest.raises(ValueError, match="nothing to compute a loss on"):
+        est.evaluate(X, Y, torch.zeros(10))
 
 
 def test_evaluate_is_the_loss_without_training():

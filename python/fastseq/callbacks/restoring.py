@@ -21,7 +21,7 @@ class RestoreBest(Callback):
     """Keep the weights of the best epoch, and give them back to the model when `fit` ends.
 
     All ranks keep a copy, buffers included. Over several calls of `fit` on the same data the best
-    of all epochs counts; with other data it begins anew. The optimizer goes on from where it was.
+    of all epochs counts; with other data it starts afresh. The optimizer goes on from where it was.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ class RestoreBest(Callback):
         self._weights: dict[str, Any] = {}
 
     def on_fit_begin(self, run: Run) -> None:
-        """Begin anew with a new estimator, or other data."""
+        """Start afresh with a new estimator, or other data."""
         self._monitor.check(run)
         if self.is_new_to(run):
             self._forget()

@@ -84,7 +84,7 @@ class Snapshots(Callback):
         self._costs: dict[int, float] = {}
 
     def on_fit_begin(self, run: Run) -> None:
-        """Begin anew with a new estimator, or other data; see whether files can be written."""
+        """Start afresh with a new estimator, or other data; see whether files can be written."""
         self._monitor.check(run)
         if self.is_new_to(run):
             self._costs = {}

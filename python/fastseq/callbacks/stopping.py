@@ -22,7 +22,7 @@ __all__ = ["GL", "PQ", "Criterion", "NumberSinceBest", "Patience"]
 class Criterion(Callback):
     """Base of what ends `fit` early: `update` looks at an epoch and tells why to stop.
 
-    All criteria go on where they were when `fit` is called again on the same data, and begin anew
+    All criteria go on where they were when `fit` is called again on the same data, and start afresh
     with other data or another estimator. A NaN is worse than any number.
 
     Parameters
@@ -51,7 +51,7 @@ class Criterion(Callback):
         raise NotImplementedError
 
     def on_fit_begin(self, run: Run) -> None:
-        """Begin anew with a new estimator, or other data."""
+        """Start afresh with a new estimator, or other data."""
         self._monitor.check(run)
         if self.is_new_to(run):
             self._seen = copy.deepcopy(self._start)

@@ -14,7 +14,10 @@ def storage_faults(dataset: h5py.Dataset) -> list[str]:
 
     HDF5 reads zeros where a file of raw data has been cut short, without a word.
     """
-    return [*_missing_filters(dataset), *_short_files(dataset)]
+    try:
+        return [*_missing_filters(dataset), *_short_files(dataset)]
+    except RuntimeError as error:  # HDF5's, of addresses that are none
+        return [f"the file is damaged ({error})"]
 
 
 def raw_files(dataset: h5py.Dataset) -> dict[str, int]:
