@@ -292,7 +292,7 @@ def test_parts(drawn, steps, count, features, seed):
 
 def of_other(x: np.ndarray, y: np.ndarray) -> dict[str, tuple[Any, Any]]:
     """Return what may be passed as validation, and the inputs, targets and weights it means."""
-    t, n, f = x.shape
+    t, n, _ = x.shape
     one = np.ones
     w = np.arange(1.0, n + 1)
     both = {

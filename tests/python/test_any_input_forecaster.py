@@ -78,9 +78,21 @@ FAULTS = {
 }  # fmt: skip
 FAULTS |= {
     name: lambda v, name=name: NONSENSE[name](v.reshape(len(v), 1, -1))
-    for name in (
-        "complex text bytes dates spans records missing function set generator sparse packed meta"
-    ).split()
+    for name in [
+        "complex",
+        "text",
+        "bytes",
+        "dates",
+        "spans",
+        "records",
+        "missing",
+        "function",
+        "set",
+        "generator",
+        "sparse",
+        "packed",
+        "meta",
+    ]
 }
 FAULTS |= {"nested tensor": NONSENSE["nested tensor"], "empty list": NONSENSE["empty list"]}
 

@@ -77,8 +77,12 @@ def refuse_foreign(array: Any, name: str) -> None:
 
 
 def _parts(array: Any, name: str) -> list[tuple[Any, str]]:
-    listed = isinstance(array, (list, tuple))
-    return [(part, f"{name}[{i}]") for i, part in enumerate(array)] if listed else []
+    parts = enumerate(array) if isinstance(array, (list, tuple)) else ()
+    return [
+        (part, f"{name}[{i}]")
+        for i, part in parts
+        if isinstance(part, Tensor | np.ma.MaskedArray)  # most others are numbers
+    ]
 
 
 def refuse_valueless(array: Any, name: str) -> None:

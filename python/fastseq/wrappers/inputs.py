@@ -268,7 +268,9 @@ def read_weights(sample_weight: Any, inputs: Inputs, *, per_step: bool) -> Items
         return None
     dtype = np.float64 if inputs.dtype == torch.float64 else np.float32
     refuse_foreign(sample_weight, "sample_weight")
-    listed = isinstance(sample_weight, (list, tuple)) and any(map(np.ndim, sample_weight))
+    listed = isinstance(sample_weight, (list, tuple)) and any(
+        isinstance(row, (list, tuple)) or getattr(row, "ndim", 0) for row in sample_weight
+    )
     if not listed and np.ndim(sample_weight):
         sample_weight = _weights(sample_weight)
     if per_step and (listed or np.ndim(sample_weight) == 2):
