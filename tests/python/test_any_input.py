@@ -306,7 +306,7 @@ def of_other(x: np.ndarray, y: np.ndarray) -> dict[str, tuple[Any, Any]]:
         "targets of others": ((x, np.concatenate([y, y], 2)), None),
         "fewer targets": ((x, y[1:]), None),
         "alone": ((x,), None),
-        "list": ([x, y], None),
+        "list": ([x, y], (x, y, one((t, n)))),
         "no targets": ((x, None), None),
         "four": ((x, y, w, w), None),
         "NaN": ((x * np.nan, y), None),
