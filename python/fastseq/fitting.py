@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from .checkpoint.saves import Saves
 from .context import in_context
 from .data.sequences import Sequences
+from .data.sources import Source
 from .data.validation import Validation, split
 from .evaluating import chunk_plan, evaluate, nothing_counts
 from .looking import check_fit, wants_whole_series
@@ -24,6 +25,7 @@ from .scaling import Scaling
 from .seeding import Draws
 from .stateful import Stateful, batch_norms, in_mode
 from .training import Trainer
+from .tree import tree_map
 
 if TYPE_CHECKING:
     from .estimator import Estimator
@@ -53,7 +55,7 @@ class Fit:
         self._validation: Validation | None = None
         self._by_time = isinstance(validation, Mapping) and "time" in validation
         if isinstance(validation, (tuple, list, Dataset)):
-            self._validation = Validation(_other(est, validation))
+            self._validation = Validation(_other(est, validation, data))
         elif validation is not None:
             sequential = spec.shard != "time" and spec.fold == 1 and data.lengths is None
             data, self._validation = split(data, validation, carries=sequential)
@@ -216,8 +218,8 @@ def _calling(run: Run) -> Iterator[None]:
         run.call("on_fit_end")
 
 
-def _other(est: Estimator, validation: Any) -> Sequences:
-    """Open data for validation that are apart from those for training."""
+def _other(est: Estimator, validation: Any, like: Sequences) -> Sequences:
+    """Open data for validation that are apart from those for training, `like` which they are."""
     parts = (validation,) if isinstance(validation, Dataset) else validation
     if not isinstance(validation, Dataset) and not 2 <= len(parts) <= 3:
         raise ValueError(f"validation must be (x, y) or (x, y, w), got {len(parts)} parts")
@@ -226,7 +228,19 @@ def _other(est: Estimator, validation: Any) -> Sequences:
     if data.y is None:
         raise TypeError("validation needs targets: items of the dataset must be (x, y)")
     est._example = example
+    for name in "xy":
+        own, wanted = (tree_map(_features, getattr(one, name)) for one in (data, like))
+        if own != wanted:
+            raise ValueError(
+                f"{name} of validation must have the features of that to train on, {wanted}, "
+                f"got {own}"
+            )
     return data
+
+
+def _features(source: Source) -> Any:
+    """Return how many features a source has, or their shape."""
+    return source.features[0] if len(source.features) == 1 else str(source.features)
 
 
 def _folded(data: Sequences, segments: int, *, quiet: bool) -> Sequences:

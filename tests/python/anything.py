@@ -136,6 +136,7 @@ NONSENSE = {
     "four axes": lambda v: v[None],
     "scalar tensor": lambda _: torch.tensor(1.0),
     "data frame of text": lambda _: pd.DataFrame({"a": ["x", "y"]}),
+    "list of masked": lambda v: [np.ma.masked_array(one, one == one.max()) for one in v],
     "masked": lambda v: np.ma.masked_array(v, np.ones(v.shape, bool)),
 }
 

@@ -30,6 +30,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 
+import fastseq as fs
+
 
 @given(st.data(), SIZES, st.booleans())
 def test_predict(drawn, shape, scale):
@@ -177,7 +179,7 @@ WEIGHTS = {
     "axis": lambda rng, t, n: (w := rng.uniform(0, 2, (t, n, 1)), w[..., 0]),
     "integers": lambda rng, t, n: (w := rng.integers(1, 4, (t, n)), w),
     "booleans": lambda rng, t, n: (w := np.arange(t * n).reshape(t, n) % 3 == 0, w),
-    "half": lambda rng, t, n: (w := rng.uniform(0.5, 2, (t, n)).astype("f2"), w),
+    "half": lambda rng, t, n: (w := rng.uniform(0.5, 2, (t, n)).astype("f2"), w.astype(float)),
     "tensor": lambda rng, t, n: (torch.from_numpy(w := rng.uniform(0, 2, (t, n))), w),
     "list": lambda rng, t, n: ((w := rng.uniform(0, 2, (t, n))).tolist(), w),
     "dataset": lambda rng, t, n: (in_file(w := rng.uniform(0, 2, (t, n))), w),
@@ -207,6 +209,7 @@ WEIGHTS = {
     "ragged": lambda rng, t, n: ([[1.0], [1.0, 2.0]], None),
     "series": lambda rng, t, n: (pd.Series(np.ones(n)), ...),
     "meta": lambda rng, t, n: (torch.ones(t, n, device="meta"), None),
+    "masked": lambda rng, t, n: (np.ma.masked_array(np.ones(n), np.arange(n) == 0), None),
     "sparse": lambda rng, t, n: (torch.ones(t, n).to_sparse(), None),
 }
 
@@ -289,7 +292,7 @@ def test_parts(drawn, steps, count, features, seed):
 
 def of_other(x: np.ndarray, y: np.ndarray) -> dict[str, tuple[Any, Any]]:
     """Return what may be passed as validation, and the inputs, targets and weights it means."""
-    t, n, f = x.shape
+    t, n, _ = x.shape
     one = np.ones
     w = np.arange(1.0, n + 1)
     both = {
@@ -303,7 +306,7 @@ def of_other(x: np.ndarray, y: np.ndarray) -> dict[str, tuple[Any, Any]]:
         "targets of others": ((x, np.concatenate([y, y], 2)), None),
         "fewer targets": ((x, y[1:]), None),
         "alone": ((x,), None),
-        "list": ([x, y], None),
+        "list": ([x, y], (x, y, one((t, n)))),
         "no targets": ((x, None), None),
         "four": ((x, y, w, w), None),
         "NaN": ((x * np.nan, y), None),
@@ -357,8 +360,9 @@ def test_validation(drawn, shape):
     if error is not None:
         assert refused(error, r"validation|x|y|w")
         assert meaning is None, f"refused, but is fine: {error}"
+        read = isinstance(error, fs.NonFiniteError)  # which is told when it is read
         for old, new in zip(before, weights_of(model), strict=True):
-            assert (old == new).all(), "refused, but only after training"
+            assert read or (old == new).all(), "refused, but only after training"
         return
     assert meaning is not None, "taken without a word"
     assert est.history_[-1]["validation_loss"] == pytest.approx(loss_of(model, *meaning), rel=1e-4)
@@ -378,13 +382,6 @@ def test_frames(call, shape):
         "step": lambda: est.step(frame),
         "y": lambda: est.fit(x, pd.DataFrame(y[..., 0])),
     }
-    found, error = outcome(calls[call])
-    if error is not None:
-        assert refused(error, "x|y")
-    elif call == "step":
-        np.testing.assert_allclose(found.numpy(), est.predict(x[:, :1].swapaxes(0, 1))[0], atol=1e-5)
-    else:
-        assert call == "y", "taken without a word"
-        assert est.history_[-1]["loss"] == pytest.approx(
-            loss_of(linear(shape[2]), x, y, np.ones(shape[:2])), rel=1e-4
-        )
+    _, error = outcome(calls[call])
+    assert error is not None, "taken without a word"
+    assert refused(error, "x|y")

@@ -78,9 +78,21 @@ FAULTS = {
 }  # fmt: skip
 FAULTS |= {
     name: lambda v, name=name: NONSENSE[name](v.reshape(len(v), 1, -1))
-    for name in (
-        "complex text bytes dates spans records missing function set generator sparse packed meta"
-    ).split()
+    for name in [
+        "complex",
+        "text",
+        "bytes",
+        "dates",
+        "spans",
+        "records",
+        "missing",
+        "function",
+        "set",
+        "generator",
+        "sparse",
+        "packed",
+        "meta",
+    ]
 }
 FAULTS |= {"nested tensor": NONSENSE["nested tensor"], "empty list": NONSENSE["empty list"]}
 
@@ -102,7 +114,11 @@ def series(draw: Any) -> tuple[np.ndarray, float, float]:
         return v, 0.0, draw(st.sampled_from([1.0, 4.0, 2.0**-40]))
     if kind == "constant":  # which has no scale
         return v, draw(st.sampled_from([0.0, 0.1, 14.62, 1e6])), 1.0
-    return v, draw(st.sampled_from([0.0, -7.0, 1e6, 1.7e9])), draw(st.sampled_from([1.0, 1e-3, 1e12]))
+    return (
+        v,
+        draw(st.sampled_from([0.0, -7.0, 1e6, 1.7e9])),
+        draw(st.sampled_from([1.0, 1e-3, 1e12])),
+    )
 
 
 def forecasts(given: Any, more: Any, **options: Any) -> list[np.ndarray]:
@@ -151,7 +167,11 @@ def test_faults(drawn, given_series):
     before = f.predict()
     for call in (f.predict, f.update, f.backtest, f.score):
         _, error = outcome(lambda call=call: call(wrong))
-        fine = name == "one step" or (name == "nothing" and call == f.predict) or (name == "all NaN" and call in (f.update, f.backtest))
+        fine = (
+            name == "one step"
+            or (name == "nothing" and call == f.predict)
+            or (name == "all NaN" and call in (f.update, f.backtest))
+        )
         if error is None:
             assert fine, f"{call.__name__} took y without a word"
             if call == f.update:

@@ -104,6 +104,9 @@ WEIGHTS = {
     "complex": (lambda w: w + 1j, False),
     "objects": (lambda w: np.array([None, *w[1:]], object), False),
     "string": (lambda _: "balanced", False),
+    "masked": (lambda w: np.ma.masked_array(w, np.arange(len(w)) == 1), False),
+    "bfloat16": (lambda w: torch.from_numpy(w).bfloat16(), False),
+    "with gradient": (lambda w: torch.from_numpy(w).requires_grad_(), False),
     "empty": (lambda _: [], False),
     "dict": (lambda _: {"a": 1.0}, False),
     "ragged": (lambda w: [w[:1], *w[:-1]], False),
@@ -234,8 +237,8 @@ LABELS = {
     "NA of text": (lambda k: pd.Series([pd.NA, *LETTERS[k[1:]]], dtype="string"), False),
     "category without": (lambda k: pd.Series([None, *LETTERS[k[1:]]], dtype="category"), False),
     "mixed": (lambda k: np.array(["a", 1, *k[2:]], object), False),
-    "dates": (lambda k: np.datetime64("2024-01-01") + k, False),
-    "times": (lambda k: pd.Series(pd.Timestamp(2024, 1, 1) + pd.to_timedelta(k, "D")), False),
+    "masked": (lambda k: np.ma.masked_array(k, np.arange(len(k)) == 1), False),
+    "list of masked": (lambda k: [np.ma.masked_array(k, k == 1)] * len(k), False),
     "no time": (lambda k: pd.Series([pd.NaT] * len(k)), False),
     "complex": (lambda k: k + 1j, False),
     "four axes": (lambda k: k[:, None, None, None], False),
@@ -312,4 +315,6 @@ def softmax(scores: np.ndarray) -> np.ndarray:
 
 
 def fine_samples(shape: tuple[int, int, int]) -> Any:
-    return st.integers(0, 99).map(lambda seed: (v := np.random.default_rng(seed).normal(size=shape), v))
+    return st.integers(0, 99).map(
+        lambda seed: (v := np.random.default_rng(seed).normal(size=shape), v)
+    )

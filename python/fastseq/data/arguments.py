@@ -209,8 +209,10 @@ class Arguments:
             if len(lengths) != self.count or (lengths != self.lengths).any():
                 raise ValueError(f"{name} must have one entry for each step of {self.reference}")
             return open_ragged(array, name, self.lengths, dtype, features=())
-        if not hasattr(array, "shape"):
-            array = to_tensor(array, dtype)
+        if isinstance(array, list):
+            array = np.asarray(array)
+        _refuse_masked(array, name)
+        target_dtype(array, name, dtype, keep_integers=False)
         full = (self.steps, self.count)
         shapes: list[tuple[int, ...]] = [(self.count,)] if name == "w" else []
         if self.order is None:
@@ -248,6 +250,8 @@ def step_input(x: Any) -> Tree:
             raise ValueError(f"{name} must be one step (sequences, features), got shape {shape}")
         return to_tensor(array)
 
+    if isinstance(x, (tuple, dict)) and not x:
+        raise ValueError("x must hold at least one array, got none")
     return _map_arrays(x, "x", lambda array, name: as_step(checked(array, name), name))
 
 
@@ -273,21 +277,33 @@ def _map_arrays(tree: Any, name: str, fn: Callable[[Any, str], Any]) -> Any:
     if tree is None:
         return None
     if isinstance(tree, dict):
-        return {key: _map_arrays(part, f"{name}[{key!r}]", fn) for key, part in tree.items()}
+        return {key: _map_part(part, f"{name}[{key!r}]", fn) for key, part in tree.items()}
     if isinstance(tree, tuple) and not isinstance(tree, PackedSequence):
-        parts = [_map_arrays(part, f"{name}[{i}]", fn) for i, part in enumerate(tree)]
+        parts = [_map_part(part, f"{name}[{i}]", fn) for i, part in enumerate(tree)]
         return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
     return fn(tree, name)
+
+
+def _map_part(tree: Any, name: str, fn: Callable[[Any, str], Any]) -> Any:
+    if tree is None:
+        raise kind_error(name, tree)
+    if isinstance(tree, (tuple, dict)) and not tree:
+        raise ValueError(f"{name} must hold at least one array, got none")
+    return _map_arrays(tree, name, fn)
 
 
 def _shape(array: Any, name: str) -> tuple[int, ...]:
     if isinstance(array, list):
         array = np.asarray(array)
-    if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
-        raise TypeError(f"{name} is a masked array: pass its data, and which steps count as mask")
-    if not hasattr(array, "shape"):
+    _refuse_masked(array, name)
+    if not hasattr(array, "shape") or not hasattr(array, "dtype"):  # a data frame
         raise kind_error(name, array)
     return tuple(array.shape)
+
+
+def _refuse_masked(array: Any, name: str) -> None:
+    if np.ma.is_masked(array):
+        raise TypeError(f"{name} is a masked array: pass its data, and which steps count as mask")
 
 
 def _mask_dtype(mask: Any) -> torch.dtype:

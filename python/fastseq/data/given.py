@@ -16,7 +16,7 @@ from ..h5.links import dead_link
 from ..h5.types import is_bfloat16
 from .ragged import group_items
 
-__all__ = ["checked", "refuse_containers", "refuse_null", "refuse_valueless"]
+__all__ = ["checked", "refuse_containers", "refuse_foreign", "refuse_null", "refuse_valueless"]
 
 _SHOWN = 8  # of what a group holds, in messages
 
@@ -60,6 +60,29 @@ def refuse_containers(array: Any, name: str) -> None:
             f"{name} is an array of {array.size} arrays: for sequences of different lengths pass "
             "a list of arrays (T_i, F)"
         )
+
+
+def refuse_foreign(array: Any, name: str) -> None:
+    """Raise for what NumPy takes for something else than it is, or not at all, or in a list."""
+    for part, place in [(array, name), *_parts(array, name)]:
+        refuse_valueless(part, place)
+        if np.ma.is_masked(part):
+            raise TypeError(
+                f"{place} is a masked array: pass what is left, or {place}.filled(np.nan)"
+            )
+        if isinstance(part, Tensor) and part.requires_grad:
+            raise TypeError(f"{place} is a tensor that requires a gradient: pass its detach()")
+        if isinstance(part, Tensor) and part.dtype == torch.bfloat16:
+            raise TypeError(f"{place} holds bfloat16, which NumPy does not know: pass its float()")
+
+
+def _parts(array: Any, name: str) -> list[tuple[Any, str]]:
+    parts = enumerate(array) if isinstance(array, (list, tuple)) else ()
+    return [
+        (part, f"{name}[{i}]")
+        for i, part in parts
+        if isinstance(part, Tensor | np.ma.MaskedArray)  # most others are numbers
+    ]
 
 
 def refuse_valueless(array: Any, name: str) -> None:

@@ -16,7 +16,7 @@ from .building import chunk_loss
 from .inputs import Array, Inputs, Items
 from .losses import CrossEntropies
 from .predictor import Problem, SequencePredictor
-from .targets import Targets, read_targets
+from .targets import Targets, read_targets, refuse_missing
 
 __all__ = ["SequenceClassifier"]
 
@@ -232,6 +232,9 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         """
         known = None
         if classes is not None:
+            refuse_missing(np.asarray(classes, object), "classes")
+            if not np.size(np.asarray(classes, object)):
+                raise ValueError("classes must hold all labels there will be, got none")
             several = isinstance(classes, (list, tuple)) and np.ndim(classes[0]) > 0
             known = [np.unique(one) for one in (classes if several else [classes])]
         if hasattr(self, "estimator_"):
@@ -323,6 +326,7 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         columns = [_typed(column) for column in rows.T] if rows.shape[1] > 1 else [rows[:, 0]]
         if known is None:
             for column in columns:
+                _refuse_mixed(column)
                 check_classification_targets(column)
             known = [np.unique(column) for column in columns]
             _check_classes(columns, targets, weights)
@@ -364,6 +368,13 @@ def _typed(column: Array) -> Array:
     """Return labels in their own dtype, if they came as objects beside others."""
     alike = column.dtype == object and len({type(label) for label in column}) == 1
     return np.array(column.tolist()) if alike else column
+
+
+def _refuse_mixed(column: Array) -> None:
+    """Raise if labels cannot be sorted."""
+    kinds = {isinstance(label, str) for label in column} if column.dtype == object else set()
+    if len(kinds) > 1:
+        raise TypeError("y has labels that are text, and others: make all of them text, or numbers")
 
 
 def _softmax(scores: Array) -> Array:

@@ -12,7 +12,7 @@ from sklearn.utils import check_array
 from sklearn.utils.validation import _check_feature_names, _check_sample_weight, validate_data
 from torch import Tensor
 
-from ..data.given import refuse_containers, refuse_null, refuse_valueless
+from ..data.given import refuse_containers, refuse_foreign, refuse_null
 
 __all__ = [
     "Array", "Inputs", "Items", "as_tensor", "numbers", "read_inputs", "read_weights", "take",
@@ -206,6 +206,7 @@ def _refuse_others(X: Any) -> None:  # noqa: N803
         refuse_containers(X, "X")
     if np.ma.is_masked(X):
         raise TypeError('X is a masked array: pass X.filled(np.nan), and nan="mask"')
+    refuse_foreign(X, "X")
     dims = [getattr(a, "ndim", 0) for a in X] if isinstance(X, (list, tuple)) else []
     if any(dims) and (min(dims) != max(dims) or max(dims) > 2):
         raise ValueError(
@@ -266,8 +267,11 @@ def read_weights(sample_weight: Any, inputs: Inputs, *, per_step: bool) -> Items
     if sample_weight is None:
         return None
     dtype = np.float64 if inputs.dtype == torch.float64 else np.float32
-    listed = isinstance(sample_weight, (list, tuple)) and any(map(np.ndim, sample_weight))
-    if not listed:
+    refuse_foreign(sample_weight, "sample_weight")
+    listed = isinstance(sample_weight, (list, tuple)) and any(
+        isinstance(row, (list, tuple)) or getattr(row, "ndim", 0) for row in sample_weight
+    )
+    if not listed and np.ndim(sample_weight):
         sample_weight = _weights(sample_weight)
     if per_step and (listed or np.ndim(sample_weight) == 2):
         rows = [_weights(row) for row in sample_weight]
@@ -284,7 +288,6 @@ def read_weights(sample_weight: Any, inputs: Inputs, *, per_step: bool) -> Items
 
 def _weights(given: Any) -> Array:
     """Return an array, once conversion to floats would not make numbers of what is none."""
-    refuse_valueless(given, "sample_weight")
     found = np.asarray(given)
     if found.dtype.kind not in "biufO":
         raise TypeError(f"sample_weight must hold numbers, got dtype {found.dtype}; convert it")

@@ -6,6 +6,7 @@ import dataclasses
 import re
 from typing import Any
 
+import h5py
 import numpy as np
 
 from ..data.given import refuse_null, refuse_valueless
@@ -182,6 +183,8 @@ def _numbers(given: Any, name: str) -> Array:
     if is_table(given):
         return _table_numbers(given, name)
     refuse_valueless(given, name)
+    if isinstance(given, h5py.Group):
+        raise TypeError(f"{name} is the group {given.name}: pass the list of its datasets")
     if hasattr(given, "detach"):
         given = given.detach().cpu()
         given = given.float() if str(given.dtype) == "torch.bfloat16" else given

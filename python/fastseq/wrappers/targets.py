@@ -9,10 +9,10 @@ import numpy as np
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_consistent_length
 
-from ..data.given import refuse_null, refuse_valueless
+from ..data.given import refuse_foreign, refuse_null
 from .inputs import Array, Inputs, Items, numbers
 
-__all__ = ["TargetForm", "Targets", "read_targets"]
+__all__ = ["TargetForm", "Targets", "read_targets", "refuse_missing"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,12 +89,12 @@ def read_targets(
     if y is None:
         raise ValueError("this estimator requires y to be passed, but the target y is None")
     refuse_null(y, "y")
-    refuse_valueless(y, "y")
+    refuse_foreign(y, "y")
     listed = isinstance(y, (list, tuple)) and all(getattr(a, "ndim", 0) for a in y)
     if listed and inputs.listed and per_step is not False:
         return _read_list(y, inputs, numeric=numeric, finite=nan == "raise")
     if not numeric:
-        _refuse_missing(y)
+        refuse_missing(y)
     y = check_array(
         y, ensure_2d=False, allow_nd=True, input_name="y", dtype="numeric" if numeric else None,
         ensure_all_finite=nan == "raise" or not numeric,
@@ -122,7 +122,7 @@ def _read_list(y: Any, inputs: Inputs, *, numeric: bool, finite: bool) -> Target
     items = [np.asarray(a) for a in y]
     if not numeric:
         for i, item in enumerate(items):
-            _refuse_missing(item, f"y[{i}]")
+            refuse_missing(item, f"y[{i}]")
     wrong = next((i for i, a in enumerate(items) if len(a) != inputs.lengths[i]), None)
     if wrong is not None:
         raise ValueError(
@@ -141,7 +141,7 @@ def _read_list(y: Any, inputs: Inputs, *, numeric: bool, finite: bool) -> Target
     return Targets(rows.reshape(inputs.count, inputs.steps, -1), form)
 
 
-def _refuse_missing(y: Any, name: str = "y") -> None:
+def refuse_missing(y: Any, name: str = "y") -> None:
     """Raise if a label is None, NaN or pandas' NA, which sorting labels stumbles over."""
     try:
         labels = np.asarray(y)
