@@ -130,6 +130,8 @@ class _Users:
 
     def _set(self, *, training: bool) -> _Modes:
         modes = [(module, module.training) for module in self._model.modules()]
+        if all(mode is training for _, mode in modes):
+            return []
         try:
             self._model.train(training)
         except BaseException:

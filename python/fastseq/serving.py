@@ -16,7 +16,6 @@ from .data.nonfinite import fill_step
 from .distributed import communicator
 from .export import check_path, export_model
 from .looking import check_steps
-from .modes import in_mode
 from .parallel import Replicas
 from .saving import load_estimator, save_estimator
 from .scaling import Scaling
@@ -86,10 +85,9 @@ class Serving:
         scaling = _UNSCALED if self.scaling_ is None else self.scaling_
         xs = fill_step(scaling.apply(step_input(x), input_dtype(self.model)), self.spec.nan)
         check_features(self.model, xs)
-        with in_mode(self.model, training=False):
-            check_steps(self, xs)  # type: ignore[arg-type]  # it is a part of it
-            xs = to_device(xs, self.device)
-            return self._predictor.step(xs, squeeze=self._squeezed, undo=self._undo)
+        check_steps(self, xs)  # type: ignore[arg-type]  # it is a part of it
+        xs = to_device(xs, self.device)
+        return self._predictor.step(xs, squeeze=self._squeezed, undo=self._undo)
 
     def export(self, path: str | os.PathLike[str], x: Any = None) -> None:
         """Write the model, in evaluation mode, as a `torch.export` program that needs no fastseq.

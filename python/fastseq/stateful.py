@@ -22,7 +22,7 @@ __all__ = [
 
 def unwrapped(module: nn.Module) -> nn.Module:
     """Return what `torch.compile` was given, if `module` is what it has returned."""
-    return getattr(module, "_orig_mod", module)
+    return module._modules.get("_orig_mod") or module  # getattr is slow where there is none
 
 
 def takes_state(module: nn.Module) -> bool:
