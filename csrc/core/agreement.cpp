@@ -86,7 +86,7 @@ std::string describe_call(const Call& call) {
       text += ", step " + std::to_string(sequence >> kBucketBits) + ", bucket " +
               std::to_string(sequence & ((std::int64_t{1} << kBucketBits) - 1));
     }
-    text += ")";
+    text += ')';
   }
   return text;
 }

@@ -9,6 +9,7 @@
 #include <atomic>
 #include <csignal>
 #include <string>
+#include <utility>
 
 #include "core/platform.h"
 
@@ -43,8 +44,7 @@ bool reserve(int fd, std::size_t bytes) {
 bool is_ours(int fd, std::size_t bytes) {
   struct stat status{};
   const int seals = fcntl(fd, F_GET_SEALS);  // -1 of what cannot be sealed
-  return seals >= 0 && (seals & kSeals) == kSeals && fstat(fd, &status) == 0 &&
-         static_cast<std::size_t>(status.st_size) == bytes;
+  return seals >= 0 && (seals & kSeals) == kSeals && fstat(fd, &status) == 0 && std::cmp_equal(status.st_size, bytes);
 }
 
 }  // namespace
@@ -97,7 +97,7 @@ std::string name_of(int pid, int number) { return "/fastseq-" + std::to_string(p
 
 std::optional<SharedMemory> SharedMemory::map(int fd, std::size_t bytes) {
   struct stat now{};
-  const bool whole = fstat(fd, &now) == 0 && static_cast<std::size_t>(now.st_size) >= bytes;
+  const bool whole = fstat(fd, &now) == 0 && std::cmp_greater_equal(now.st_size, bytes);
   void* address = whole ? mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : MAP_FAILED;
   close(fd);
   if (address == MAP_FAILED) return std::nullopt;
