@@ -420,7 +420,7 @@ def test_a_failure_in_a_nested_call_is_told_once(tmp_path):
         |    armed = True
         |    def on_epoch_end(self, run):
         |        if self.armed:
-        |            est.predict(x if comm.rank else torch.randn(20, 4, 5))
+        |            est.predict(x if comm.rank else "no data")
         |est = fs.Estimator(torch.nn.GRU(3, 1), fs.seqloss(mse_loss), torch.optim.SGD,
         |                   dict(epochs=1, batchsize=2, seqsize=5), callbacks=[look := Look()])
         |try:
@@ -434,7 +434,7 @@ def test_a_failure_in_a_nested_call_is_told_once(tmp_path):
         |est.fit(x, x[..., :1])
         """,
     )
-    assert re.search("rank 0: (Value|Runtime)Error", done.stdout), done.stdout + done.stderr
+    assert "rank 0: TypeError" in done.stdout, done.stdout + done.stderr
     assert "rank 1: RemoteError" in done.stdout
     assert done.stdout.count("fine") == 2, done.stderr
     assert "fastseq: rank 0 failed:\nTraceback" in done.stderr  # it's that one's that is shown

@@ -230,9 +230,11 @@ class Communicator:
     def agree(self, what: str, value: str) -> None:
         """Raise `ValueError` on all ranks unless `value` is the same on all of them.
 
-        The message names the first line in which the lowest such rank differs from rank 0.
+        The message names the first line in which the lowest such rank differs from rank 0. Ranks
+        that agree in different calls raise `CommunicationError`.
         """
         with self.purpose("agree"):
+            value = f"{self._purpose}\n{value}"
             first = self.broadcast_bytes(value.encode(), 0).decode()
             differs = torch.zeros(self.size)
             differs[self.rank] = float(value != first)
@@ -240,7 +242,13 @@ class Communicator:
             if not ranks:
                 return
             other = self.broadcast_bytes(value.encode(), ranks[0]).decode()
-        lines = zip_longest(other.splitlines(), first.splitlines(), fillvalue="nothing")
+        (call, *other_lines), (first_call, *first_lines) = other.splitlines(), first.splitlines()
+        if call != first_call:
+            raise CommunicationError(
+                f"rank 0 calls {first_call}, rank {ranks[0]} calls {call}; every rank must make "
+                "the same calls"
+            )
+        lines = zip_longest(other_lines, first_lines, fillvalue="nothing")
         theirs, ours = next((a, b) for a, b in lines if a != b)
         raise ValueError(
             f"{what} differs between ranks: rank {ranks[0]} has {theirs}, rank 0 {ours}"
