@@ -59,8 +59,9 @@ struct Best<kFunction> {
     return kFunction(args...);
   }
 };
+// Called as a function, so named like one.
 template <auto kFunction>
-inline constexpr auto best = &Best<kFunction>::call;
+inline constexpr auto best = &Best<kFunction>::call;  // NOLINT(readability-identifier-naming)
 
 // Calls Body::run<kBytes>(args...), compiled for the best instruction set that the machine has, kBytes being the width
 // of its vector registers. For kernels whose shape depends on that width; all that they call is inlined.

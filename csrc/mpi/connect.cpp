@@ -154,8 +154,10 @@ void compare(std::span<const Wishes> wishes) {
     std::string theirs;
     while (std::getline(first, ours) && std::getline(other, theirs)) {
       if (ours == theirs) continue;
-      throw std::invalid_argument("the ranks want different communicators: rank 0 has " + ours + ", rank " +
-                                  std::to_string(r) + " " + theirs + "; give all ranks the same options");
+      std::ostringstream message;
+      message << "the ranks want different communicators: rank 0 has " << ours << ", rank " << r << " " << theirs
+              << "; give all ranks the same options";
+      throw std::invalid_argument(message.str());
     }
   }
 }

@@ -108,8 +108,8 @@ void MpiAgreement::break_up(const char* cause) noexcept {
   std::snprintf(cause_->data(), cause_->size(), "%s", cause);
   for (int r = 0; r < size_; ++r) {
     MPI_Request request = MPI_REQUEST_NULL;
-    if (r == rank_ ||
-        MPI_Isend(cause_->data(), cause_->size(), MPI_CHAR, r, kBrokenTag, comm_, &request) != MPI_SUCCESS) {
+    if (r == rank_ || MPI_Isend(cause_->data(), static_cast<int>(cause_->size()), MPI_CHAR, r, kBrokenTag, comm_,
+                                &request) != MPI_SUCCESS) {
       continue;
     }
     MPI_Request_free(&request);
@@ -189,7 +189,8 @@ std::string MpiAgreement::message_of(int failed_rank, const std::string& own) {
   text->fill('\0');
   if (rank_ == failed_rank) own.copy(text->data(), text->size() - 1);
   MPI_Request request = MPI_REQUEST_NULL;
-  check_mpi(MPI_Ibcast(text->data(), text->size(), MPI_CHAR, failed_rank, comm_, &request), "MPI_Ibcast");
+  check_mpi(MPI_Ibcast(text->data(), static_cast<int>(text->size()), MPI_CHAR, failed_rank, comm_, &request),
+            "MPI_Ibcast");
   wait({&request, 1}, true);
   text.end();
   return text->data();
