@@ -137,7 +137,7 @@ def test_files_are_closed(tmp_path):
     before = os.listdir("/proc/self/fd")
     estimator(model).predict(X, out=out)
     with pytest.raises(RuntimeError):
-        estimator(chain(features=4)).predict(X, out=out)
+        estimator(fs.nn.Chain(nn.Identity(), *chain(features=4))).predict(X, out=out)
     assert len(os.listdir("/proc/self/fd")) == len(before)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -271,7 +272,7 @@ def read_weights(sample_weight: Any, inputs: Inputs, *, per_step: bool) -> Items
     listed = isinstance(sample_weight, (list, tuple)) and any(
         isinstance(row, (list, tuple)) or getattr(row, "ndim", 0) for row in sample_weight
     )
-    if not listed and np.ndim(sample_weight):
+    if not listed and not isinstance(sample_weight, Number):
         sample_weight = _weights(sample_weight)
     if per_step and (listed or np.ndim(sample_weight) == 2):
         rows = [_weights(row) for row in sample_weight]
