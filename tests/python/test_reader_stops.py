@@ -187,8 +187,9 @@ def last():
     os.kill(os.getpid(), signal.SIGINT)
 try:
     threading.Thread(target=last).start()
-    while True:
+    while True:  # there is always something to wait for, however late the signal is
         reader.wait()
+        reader.submit([(Type.float32, False, Type.float32, pieces, buffer.ctypes.data, 5_000, 1, 0, 0)])
 except KeyboardInterrupt:
     print("interrupted")
 """
