@@ -347,7 +347,9 @@ class Estimator(Serving):
             self._replicas.make_common(self.model)
             whole = wants_whole_series(self, data)
             # Sharded by sequences, as parts of series would start from no state.
-            plan = chunk_plan(data, self.spec, self._replicas, by_time=False, whole=whole)
+            plan = chunk_plan(
+                self.model, data, self.spec, self._replicas, by_time=False, whole=whole
+            )
             model = in_context(self.model, self.spec.context)
             return evaluate(model, self._loss, data, plan.chunks(), self.device, self._replicas)
 

@@ -16,7 +16,7 @@ from .looking import wants_whole_series
 from .parallel import Replicas
 from .predicting.samples import Samples, collect
 from .spec import Spec
-from .stateful import Stateful, each_step, in_mode
+from .stateful import Stateful, batch_norms, each_step, in_mode
 from .training import chunk_loss, chunk_weight, to_device
 from .tree import Tree, tree_map
 
@@ -27,15 +27,18 @@ __all__ = ["chunk_plan", "evaluate", "nothing_counts", "samples"]
 
 
 def chunk_plan(
+    model: nn.Module,
     data: Sequences,
     spec: Spec,
     replicas: Replicas,
     *,
     by_time: bool | None = None,
     whole: bool = False,
-    joined: bool = False,
 ) -> ChunkPlan:
-    """Return the chunks in which this rank goes through data; `whole`: not cut. Collective."""
+    """Return the chunks in which this rank goes through data; `whole`: not cut. Collective.
+
+    Blocks are the same in training and after it: states go on from one to the other.
+    """
     plan = ChunkPlan(
         steps=data.steps,
         sequences=data.count,
@@ -44,7 +47,7 @@ def chunk_plan(
         rank=replicas.comm.rank,
         size=replicas.comm.size,
         by_time=spec.shard == "time" if by_time is None else by_time,
-        joined=joined,
+        joined=bool(batch_norms(model)),
         lengths=data.lengths,
         given=[] if spec.shard == "given" else None,
     )
@@ -123,7 +126,9 @@ def samples(
     """
     est._replicas.make_common(est.model)
     whole = wants_whole_series(est, data)
-    chunks = chunk_plan(data, est.spec, est._replicas, by_time=False, whole=whole).chunks()
+    chunks = chunk_plan(
+        est.model, data, est.spec, est._replicas, by_time=False, whole=whole
+    ).chunks()
     model = in_context(est.model, est.spec.context)
     first = -1 if getattr(est.loss, "at_last_step", False) else 0
     undo = None if est.scaling_ is None else est.scaling_.undo

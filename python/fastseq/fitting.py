@@ -64,7 +64,7 @@ class Fit:
         est._check_compiled(data)
         self._data = data
         normalised = batch_norms(est.model)
-        self._plan = chunk_plan(data, spec, self._replicas, joined=bool(normalised))
+        self._plan = chunk_plan(est.model, data, spec, self._replicas)
         told = Stateful(est.model).told_ends
         if normalised and self._plan.padding and told and self._replicas.first:
             warnings.warn(
@@ -186,7 +186,7 @@ class Fit:
         assert validation is not None
         data, spec = validation.data, self._spec
         whole = wants_whole_series(est, data)
-        plan = chunk_plan(data, spec, self._replicas, by_time=False, whole=whole)
+        plan = chunk_plan(est.model, data, spec, self._replicas, by_time=False, whole=whole)
         model = in_context(est.model, spec.context)
         with in_mode(est.model, training=False):
             return evaluate(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from models import Custom, chain
+from torch import nn
 from torch.nn.functional import mse_loss
 
 import fastseq as fs
@@ -156,3 +157,30 @@ def test_the_picture_shows_both_losses():
     lines = est.history_.plot().get_lines()
     assert [line.get_label() for line in lines][:2] == ["training", "validation"]
     assert list(lines[1].get_ydata()) == [row["validation_loss"] for row in est.history_]
+
+
+class Normalised(nn.Module):
+    """Carries a state, and normalises over sequences."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.norm, self.head = (
+            nn.GRU(3, 4),
+            nn.BatchNorm1d(4, momentum=0),
+            nn.Linear(4, 1),
+        )
+
+    def forward(self, x, state=None):
+        h, state = self.rnn(x, state)
+        return self.head(self.norm(h.flatten(0, 1)).view_as(h)), state
+
+
+def test_states_go_on_in_the_same_blocks_where_a_single_sequence_is_joined():
+    """Blocks of 3 and 4 of the 7 sequences; with nothing learnt, the loss is that of one block."""
+    torch.manual_seed(3)
+    model = Normalised()
+    many, one = (
+        estimator(copy.deepcopy(model), lr=0, batchsize=size).fit(X, Y, validation={"time": 0.3})
+        for size in (3, 7)
+    )
+    assert validation_loss(many) == pytest.approx(validation_loss(one), rel=1e-5)
