@@ -310,7 +310,6 @@ def test_seeded_within_seeded():
     assert torch.equal(torch.cat([first, second]), torch.rand(4))
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_does_not_wait_for_threads_it_has_not():
     torch.set_num_threads(1)  # torch itself hangs in a child after parallel work
     model = nn.Sequential(nn.Linear(3, 1), nn.Dropout())
