@@ -16,7 +16,7 @@ from torch import Tensor, optim
 
 from .data.chunks import Chunk
 from .data.sequences import Batch
-from .training import LossMean, Trainer, chunk_weight, to_device
+from .training import Trainer, chunk_weight, to_device
 from .tree import Tree, tree_leaves, tree_map
 
 __all__ = ["GraphTrainer", "Graphs", "Recorder"]
@@ -152,29 +152,29 @@ class GraphTrainer(Trainer):
         super()._end(failed=failed)
         self._undo()
 
-    def _step(self, chunk: Chunk, batch: Batch | None, losses: LossMean) -> bool:
+    def _step(self, chunk: Chunk, batch: Batch | None) -> bool:
         weight = chunk_weight(chunk, batch)
         # Which steps a layer leaves out is no content of a tensor to it.
         if batch is None or not weight or batch.lengths is not None:
-            return super()._step(chunk, batch, losses)
+            return super()._step(chunk, batch)
         self._forget_if_changed()
         inputs = (self.stateful.state, batch)
         if self._buckets is None and self._records_update:
             loss, self.stateful.state = self._graphs("step", self._whole_step, inputs)
-            losses.add(chunk, loss.clone(), weight)
+            self._losses.add(chunk, loss.clone(), weight)
             return self._attention()
         loss, self.stateful.state, grads = self._graphs("backward", self._backward, inputs)
         for p, grad in zip(self._trained, grads, strict=True):
             p.grad = grad
         if self._buckets is None:
-            losses.add(chunk, loss.clone(), weight)
+            self._losses.add(chunk, loss.clone(), weight)
             self._update()
             return self._attention()
-        value = losses.check(chunk, float(loss))
+        value = self._losses.check(chunk, float(loss))
         self._buckets.start(weight, value, attention=self._attention())
         averaged = self._buckets.wait()
         self._replicas.trained(weight)
-        losses.add_value(averaged.value, averaged.weight)
+        self._losses.add_value(averaged.value, averaged.weight)
         if self._records_update:
             # Gradients now lie where the bucketizer keeps them, the same place each time.
             unused = tuple(i for i, p in enumerate(self._trained) if p.grad is None)

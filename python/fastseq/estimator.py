@@ -5,48 +5,63 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from .arguments import (
-    check_features,
-    check_loss,
-    check_place,
-    choose_device,
-    input_dtype,
-    use_device,
-)
-from .compiled import CompiledStateful, compile_chunks
+from .arguments import check_features, check_loss, choose_device, input_dtype, use_device
+from .checkpoint.session import Session
+from .checkpoint.settings import Checkpoint
+from .compiled import CompiledStateful
 from .context import in_context
-from .cuda_graph import GraphTrainer
-from .data.fingerprint import checksums
+from .data.arguments import step_input
+from .data.nonfinite import fill_step
 from .data.sequences import Sequences
 from .distributed import communicator
 from .evaluating import chunk_plan, evaluate
+from .export import check_path, export_model
 from .fitting import Fit
 from .history import History
-from .looking import Looks, wants_whole_series
-from .losses import missing_label, of_numbers
+from .learner import Learner
+from .looking import check_steps, wants_whole_series
 from .parallel import Replicas
 from .precision import Precision
 from .predicting import Predictor
 from .run import check_callbacks
-from .saving import check_parts
+from .saving import NoOptimizer, SavedLearner, check_parts, no_loss, save_learner
 from .scaling import Scaling
-from .serving import Serving
 from .spec import Spec, check_count
 from .stateful import Stateful, in_mode, is_bidirectional
 from .trained import Trained
-from .training import Trainer
+from .training import to_device
 from .tree import Tree, tree_map
 
 __all__ = ["Estimator"]
 
 
-class Estimator(Serving):
+_UNSCALED = Scaling(None, None)
+
+E = TypeVar("E", bound="Estimator")
+T = TypeVar("T")
+
+
+class _Part(Generic[T]):
+    """An attribute of an estimator that is one of its learner's."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, est: Estimator, _: type | None = None) -> T:
+        return getattr(est.learner, self._name)  # type: ignore[no-any-return]
+
+    def __set__(self, est: Estimator, value: T) -> None:
+        setattr(est.learner, self._name, value)
+
+
+class Estimator:
     """Trains a sequence model by truncated back-propagation through time, and predicts with it.
 
     Data are time-major: ``(T, N, F)`` is T time steps of N sequences with F features. `fit` goes
@@ -142,57 +157,79 @@ class Estimator(Serving):
         seed: int | None = None,
         progress: bool = True,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        _check_model(model)
         if not isinstance(compile, bool):
             raise TypeError(f"compile must be True or False, got {compile!r}")
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
             raise TypeError(f"seed must be an integer or None, got {seed!r}")
         check_loss(loss)
-        self.spec = Spec.of(spec)
-        self._replicas = Replicas(communicator(comm))
-        self.device = choose_device(device, self._replicas.comm.local_rank)
-        use_device(self.device, alone=self._replicas.alone)
-        self.model = model.to(self.device)
-        self.loss = loss
-        self._trained = Trained(optimizer, model)
-        self.optimizer = self._trained.first
-        self.callbacks = check_callbacks(callbacks)
-        self.amp = amp
-        self.seed = seed
+        replicas = Replicas(communicator(comm))
+        place = choose_device(device, replicas.comm.local_rank)
+        use_device(place, alone=replicas.alone)
+        self.learner = Learner(
+            model=model.to(place),
+            loss=loss,
+            trained=Trained(optimizer, model),
+            spec=Spec.of(spec),
+            device=place,
+            replicas=replicas,
+            precision=Precision(amp, place),
+            compiles=compile,
+            seed=seed,
+        )
+        self._predictor = _predictor(self.learner)
+        self.callbacks = _check_callbacks(callbacks)
         self.progress = progress
-        self.history_ = History()
         if is_bidirectional(model):
             warnings.warn(
                 "the model has a bidirectional layer, which looks at later steps: fit lets it see "
                 "those of the same chunk only, predict runs whole series at once",
                 stacklevel=2,
             )
-        graphs = compile and self.device.type == "cuda"
-        if graphs and (amp == "fp16" or self.spec.accumulate > 1):
-            raise ValueError(
-                'compile=True on a GPU cannot capture steps with amp="fp16" or spec.accumulate > 1'
-            )
-        if compile and self.spec.context:
-            raise ValueError("compile=True goes without spec.context: leave one of them out")
-        self._precision = Precision(amp, self.device)
-        self._precision.check(model)
-        self._compiles = compile
-        self._trainer = GraphTrainer if graphs else Trainer
-        self._loss = compile_chunks(model, loss) if compile and not graphs else loss
-        runs = in_context(model, self.spec.context)
-        stateful = CompiledStateful(model) if compile and not graphs else Stateful(runs)
-        own = self.spec.shard == "given"  # then no rank has to do with another's sequences
-        sharing = Replicas(communicator(None)) if own else self._replicas
-        self._predictor = Predictor(stateful, self.device, sharing)
-        self._looks: dict[tuple[Any, ...], Looks] = {}
-        self._drawn_seed: int | None = seed
-        self._data_key: int | None = None  # of what callbacks have judged
-        self._example: Tree = None
-        self._squeezed = False
-        self.scaling_: Scaling | None = None
-        self.padding_ = 0.0
-        self.stop_reason_: str | None = None
+
+    optimizer = _Part[torch.optim.Optimizer]("optimizer")
+    history_ = _Part[History]("history")
+    scaling_ = _Part[Scaling | None]("scaling")
+    padding_ = _Part[float]("padding")
+    stop_reason_ = _Part[str | None]("stop_reason")
+
+    @property
+    def model(self) -> nn.Module:  # noqa: D102 (as are those below: see Parameters)
+        return self.learner.model
+
+    @model.setter
+    def model(self, model: nn.Module) -> None:
+        _check_model(model)
+        self._change(model=model.to(self.device))
+
+    @property
+    def loss(self) -> Callable[..., Tensor]:  # noqa: D102
+        return self.learner.loss
+
+    @loss.setter
+    def loss(self, loss: Callable[..., Tensor]) -> None:
+        check_loss(loss)
+        self._change(loss=loss)
+
+    @property
+    def spec(self) -> Spec:  # noqa: D102
+        return self.learner.spec
+
+    @spec.setter
+    def spec(self, spec: Any) -> None:
+        self._change(spec=Spec.of(spec))
+
+    @property
+    def device(self) -> torch.device:  # noqa: D102
+        return self.learner.device
+
+    @property
+    def amp(self) -> str | None:  # noqa: D102
+        return self.learner.precision.amp
+
+    @property
+    def seed(self) -> int | None:  # noqa: D102
+        return self.learner.seed
 
     def fit(
         self,
@@ -266,16 +303,18 @@ class Estimator(Serving):
         RemoteError
             Another rank failed; the message is its.
         """
+        learner = self.learner
         count = self.spec.epochs if epochs is None else epochs
-        with self._replicas.together("fit"), in_mode(self.model, training=True):
+        with learner.replicas.together("fit"), in_mode(self.model, training=True):
             check_count("epochs", count)
             if not torch.is_grad_enabled():
                 raise ValueError(
                     "fit needs gradients, which are off here: call it outside of torch.no_grad() "
                     "and torch.inference_mode()"
                 )
-            data = self._open_both("fit", x, y, w, mask, lengths)
-            Fit(self, data, validation).run(count, checkpoint, resume)
+            data = self._open("fit", x, y, w, mask, lengths)
+            fit = Fit(learner, data, validation, self, self.callbacks, progress=self.progress)
+            fit.run(count, Session(learner, self.callbacks, checkpoint, resume))
         return self
 
     def partial_fit(
@@ -318,15 +357,16 @@ class Estimator(Serving):
         ValueError, TypeError
             `x` or `out` are not what they should be; nothing has been written then.
         """
-        with self._replicas.together("predict"), in_mode(self.model, training=False):
-            data = self._open(x, None, None, None, lengths)
-            self._scale(data)
-            self._replicas.make_common(self.model)
+        learner = self.learner
+        with learner.replicas.together("predict"), in_mode(self.model, training=False):
+            data = learner.open(x, None, None, None, lengths)
+            learner.scale(data)
+            learner.replicas.make_common(self.model)
             return self._predictor.predict(
                 data, self.spec, out,
-                reset=reset, squeeze=self._squeezed, undo=self._undo,
-                progress=self.progress and self._replicas.first,
-                whole=wants_whole_series(self, data, goes_on=not reset),
+                reset=reset, squeeze=learner.squeezed, undo=learner.undo,
+                progress=self.progress and learner.replicas.first,
+                whole=wants_whole_series(learner, data, goes_on=not reset),
                 pooled=getattr(self.loss, "per_sequence", False),
             )  # fmt: skip
 
@@ -340,62 +380,268 @@ class Estimator(Serving):
         ValueError
             Besides what `fit` says: no sample counts.
         """
-        with self._replicas.together("evaluate"), in_mode(self.model, training=False):
-            data = self._open_both("evaluate", x, y, w, mask, lengths)
-            self._check_compiled(data)
-            self._scale(data)
-            self._replicas.make_common(self.model)
-            whole = wants_whole_series(self, data)
+        learner = self.learner
+        with learner.replicas.together("evaluate"), in_mode(self.model, training=False):
+            data = self._open("evaluate", x, y, w, mask, lengths)
+            learner.check_compiled(data)
+            learner.scale(data)
+            learner.replicas.make_common(self.model)
+            whole = wants_whole_series(learner, data)
             # Sharded by sequences, as parts of series would start from no state.
             plan = chunk_plan(
-                self.model, data, self.spec, self._replicas, by_time=False, whole=whole
+                self.model, data, self.spec, learner.replicas, by_time=False, whole=whole
             )
             model = in_context(self.model, self.spec.context)
-            return evaluate(model, self._loss, data, plan.chunks(), self.device, self._replicas)
+            return evaluate(
+                model, learner.objective, data, plan.chunks(), self.device, learner.replicas
+            )
 
-    def _open_both(self, caller: str, x: Any, y: Any, *more: Any) -> Sequences:
-        check_parts(self, caller)
+    def step(self, x: Any) -> Tree:
+        """Predict the next time step of all sequences: for series that are still going on.
+
+        Goes on where the last `predict` or `step` stopped. No rank talks to another.
+
+        Parameters
+        ----------
+        x
+            Inputs of one step, ``(N, F)``, or a tuple or dict of them.
+
+        Returns
+        -------
+        Tensor
+            Outputs of the step, ``(N, K)``, on the model's device, in the model's structure.
+
+        Raises
+        ------
+        ValueError
+            `x` is not what it should be, or how to scale it is not known yet. The state is as it
+            was.
+        NonFiniteError
+            `x` holds NaN or infinities; see ``spec.nan``.
+
+        Examples
+        --------
+        >>> import fastseq as fs
+        >>> spec = dict(epochs=1, batchsize=4, seqsize=10)
+        >>> est = fs.Estimator(nn.GRU(3, 2), fs.seqloss(nn.MSELoss()), torch.optim.SGD, spec)
+        >>> est.step(torch.zeros(8, 3)).shape
+        torch.Size([8, 2])
+        """
+        learner = self.learner
+        learner.check_measured()
+        scaling = _UNSCALED if learner.scaling is None else learner.scaling
+        xs = fill_step(scaling.apply(step_input(x), input_dtype(self.model)), self.spec.nan)
+        check_features(self.model, xs)
+        check_steps(learner, xs)
+        xs = to_device(xs, self.device)
+        return self._predictor.step(xs, squeeze=learner.squeezed, undo=learner.undo)
+
+    def export(self, path: str | os.PathLike[str], x: Any = None) -> None:
+        """Write the model, in evaluation mode, as a `torch.export` program that needs no fastseq.
+
+        The program is ``program(x, state) -> (y, state)`` for any number of steps and sequences:
+        `x` and `y` as in `predict`, but tensors, `state` a tuple of tensors, the leaves of what
+        `get_state` returns. `x` has the model's dtype; scaled inputs are fp32 at least, and fp64
+        where those of `fit` held more. Models without state, and models that look at later steps
+        and so take whole series, are ``program(x) -> y``. Rank 0 writes.
+
+        `torch.export.load` reads the file; that runs nothing of fastseq or of the model's code.
+        The extra file ``fastseq.json`` in it tells for each tensor of the state its ``name``,
+        ``dtype``, ``batch_dim`` and, in ``start``, its value for one sequence at the start of a
+        series. Recurrent layers, PyTorch's too, become operators of fastseq's, which need
+        ``torch.ops.load_library(library)`` first, where ``library`` is the file that
+        ``fastseq.info()["kernels"]["library"]`` names. ``torch._inductor.aoti_compile_and_package``
+        compiles such programs where fastseq is imported; they run where it is not.
+
+        Parameters
+        ----------
+        path
+            A file name that ends in ``.pt2``.
+        x
+            An input as for `predict`, of which only structure and features count. None: like the
+            last one.
+
+        Raises
+        ------
+        ValueError
+            The model cannot be exported with steps and sequences left open; nothing is written.
+
+        Examples
+        --------
+        >>> import fastseq as fs, json, pathlib, tempfile
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "model.pt2")
+        >>> spec = dict(epochs=1, batchsize=4, seqsize=10)
+        >>> est = fs.Estimator(nn.GRU(3, 2), fs.seqloss(nn.MSELoss()), torch.optim.SGD, spec)
+        >>> est.export(path, torch.zeros(10, 8, 3))
+        >>> files = {"fastseq.json": ""}
+        >>> program = torch.export.load(path, extra_files=files).module()
+        >>> state = tuple(
+        ...     torch.tensor(s["start"]).repeat_interleave(5, s["batch_dim"])
+        ...     for s in json.loads(files["fastseq.json"])["state"]
+        ... )
+        >>> y, state = program(torch.zeros(20, 5, 3), state)
+        >>> y.shape, state[0].shape
+        (torch.Size([20, 5, 2]), torch.Size([1, 5, 2]))
+        """
+        learner = self.learner
+        with learner.replicas.together("export"):
+            target = check_path(path)
+            learner.check_measured()
+            learner.replicas.make_common(self.model)
+            if x is not None:
+                learner.open(x)
+            if learner.example is None:
+                raise ValueError("export needs an example x, for there was no fit or predict yet")
+            if learner.replicas.first:
+                export_model(self.model, learner.example, target, learner.scaling)
+
+    def save(self, path: str | os.PathLike[str], *, state: bool = False) -> None:
+        """Write the estimator to a file, from which `load` makes it again. Rank 0 writes.
+
+        In the file, a safetensors file, are weights and buffers, spec, scaling, seed, history and
+        how to build the model if it is made of layers that fastseq knows. Loss, optimizer and
+        callbacks are code, and left out; to go on with a run of `fit`, use its checkpoints.
+
+        Parameters
+        ----------
+        path
+            The file. It is complete, or as it was before.
+        state
+            Whether the state after the last `predict` or `step` comes with it, so that the next
+            `step` of what is loaded goes on there.
+
+        Raises
+        ------
+        TypeError
+            State or buffers are something else than tensors, numbers, strings and plain tuples,
+            lists and dicts of these.
+        OSError
+            The file cannot be written.
+
+        Examples
+        --------
+        >>> import fastseq as fs, pathlib, tempfile
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "model.safetensors")
+        >>> spec = dict(epochs=1, batchsize=4, seqsize=10)
+        >>> est = fs.Estimator(nn.GRU(3, 2), fs.seqloss(nn.MSELoss()), torch.optim.SGD, spec)
+        >>> y = est.step(torch.zeros(8, 3))
+        >>> est.save(path, state=True)
+        >>> again = fs.Estimator.load(path)
+        >>> torch.equal(again.step(torch.ones(8, 3)), est.step(torch.ones(8, 3)))
+        True
+        """
+        replicas = self.learner.replicas
+        with replicas.together("save"):
+            if not isinstance(state, bool):
+                raise TypeError(f"state must be True or False, got {state!r}")
+            target = Path(path)
+            replicas.make_common(self.model)
+            if replicas.first:
+                save_learner(self.learner, target, self.get_state() if state else None)
+
+    @classmethod
+    def load(
+        cls: type[E],
+        path: str | os.PathLike[str],
+        model: nn.Module | Callable[[], nn.Module] | None = None,
+        *,
+        loss: Callable[..., Tensor] | None = None,
+        optimizer: Any = None,
+        comm: Any = "auto",
+        **options: Any,
+    ) -> E:
+        """Make an estimator of a file that `save` wrote. All ranks read it. No code is run.
+
+        Parameters
+        ----------
+        path
+            The file.
+        model
+            A model like the one that was saved, or what returns one; it gets the weights. None:
+            the file tells how to build it, if it was made of `nn.Chain`, `torch.nn.Sequential` and
+            layers that are usual in them.
+        loss
+            As for the constructor; `fit` and `evaluate` need it.
+        optimizer
+            As for the constructor; `fit` needs it. It starts afresh.
+        comm, **options
+            More of what the constructor takes; ``device`` and others are not in the file.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no such file.
+        CheckpointError
+            It is damaged, not written by `save`, or of another model; the message names the first
+            difference. Pickles are not opened.
+        ValueError
+            The file does not tell how to build the model, and there is none given.
+
+        Examples
+        --------
+        See `save`.
+        """
+        replicas = Replicas(communicator(comm))
+        with replicas.together("load"):
+            saved = SavedLearner.read(Path(path), model)
+            with warnings.catch_warnings():
+                # What fit does with such layers was said when the model was trained.
+                warnings.filterwarnings("ignore", message=".*bidirectional layer")
+                est = cls(
+                    saved.model,
+                    no_loss if loss is None else loss,
+                    NoOptimizer if optimizer is None else optimizer,
+                    saved.spec,
+                    **{**saved.options, **options, "comm": replicas.comm},
+                )
+            saved.restore(est.learner)
+            est.set_state(saved.state)
+            return est
+
+    def get_state(self) -> Tree:
+        """Return a copy of the state after the last `predict` or `step`; None if fresh."""
+        return tree_map(torch.clone, self._predictor.state)
+
+    def set_state(self, state: Tree) -> None:
+        """Make `step` and ``predict(reset=False)`` go on from `state`."""
+        self._predictor.state = tree_map(lambda a: a.detach().to(self.device, copy=True), state)
+
+    def reset_state(self) -> None:
+        """Make the next `step` start new series."""
+        self._predictor.state = None
+
+    def _change(self, **parts: Any) -> None:
+        if self.learner.change(**parts):
+            self._predictor = _predictor(self.learner)
+
+    def _open(self, caller: str, x: Any, y: Any, *more: Any) -> Sequences:
+        """Open data with targets."""
+        check_parts(self.learner, caller)
         if y is None and not isinstance(x, Dataset | DataLoader):
             raise TypeError(f"{caller} needs targets y, got None")
-        data = self._open(x, y, *more)
+        data = self.learner.open(x, y, *more)
         if data.y is None:
             raise TypeError(f"{caller} needs targets: items of the dataset must be (x, y)")
         return data
 
-    def _open(
-        self, x: Any, y: Any = None, w: Any = None, mask: Any = None, lengths: Any = None
-    ) -> Sequences:
-        check_place(self.model, self.device)
-        data = Sequences(
-            x, y, w, mask, lengths, dtype=input_dtype(self.model), nan=self.spec.nan,
-            labels=self.spec.scale_y is None or not of_numbers(self.loss),
-            missing_label=missing_label(self.loss),
-            device=self.device, strict=y is not None,  # predictions may go into the same file
-        )  # fmt: skip
-        check_features(self.model, data.x)
-        if self.spec.shard != "given":
-            self._replicas.same_data(lambda: checksums(data))
-        self._example = tree_map(
-            lambda s: torch.zeros(1, 1, *s.shape[2:], dtype=data.dtype, device=self.device), data.x
-        )
-        return data
 
-    def _check_compiled(self, data: Sequences) -> None:
-        """Raise where a compiled model cannot be told where sequences end."""
-        told = Stateful(self.model).told_ends and not is_bidirectional(self.model)
-        if self._compiles and data.lengths is not None and not told:
-            raise ValueError(
-                "compile=True cannot tell what looks at later steps where sequences end: pass "
-                "sequences of one length, or compile=False"
-            )
+def _predictor(learner: Learner) -> Predictor:
+    """Return what runs a learner's model over series, and keeps the state in which they end."""
+    spec, model = learner.spec, learner.model
+    compiled = learner.compiles and not learner.graphs
+    stateful = CompiledStateful(model) if compiled else Stateful(in_context(model, spec.context))
+    own = spec.shard == "given"  # then no rank has to do with another's sequences
+    sharing = Replicas(communicator(None)) if own else learner.replicas
+    return Predictor(stateful, learner.device, sharing)
 
-    def _current_optimizer(self) -> torch.optim.Optimizer:
-        """Return the optimizer of what the model trains now."""
-        self.optimizer = self._trained.follow(self.optimizer)
-        return self.optimizer
 
-    def _scale(self, data: Sequences) -> None:
-        """Scale data as those of `fit` were."""
-        self._check_measured()
-        if self.scaling_ is not None:
-            data.scaled(self.scaling_.x, self.scaling_.y if data.y is not None else None)
+def _check_callbacks(callbacks: Any) -> list[Any]:
+    found = check_callbacks(callbacks)
+    if any(isinstance(callback, Checkpoint) for callback in found):
+        raise TypeError("callbacks must be without Checkpoint, which goes to fit: checkpoint=…")
+    return found
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")

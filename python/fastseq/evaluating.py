@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .context import in_context
 from .data.chunks import Chunk, ChunkPlan
 from .data.sequences import Batch, Sequences
-from .looking import wants_whole_series
 from .parallel import Replicas
-from .predicting.samples import Samples, collect
 from .spec import Spec
-from .stateful import Stateful, batch_norms, each_step, in_mode
+from .stateful import Stateful, batch_norms
 from .training import chunk_loss, chunk_weight, to_device
-from .tree import Tree, tree_map
+from .tree import Tree
 
-if TYPE_CHECKING:
-    from .estimator import Estimator
-
-__all__ = ["chunk_plan", "evaluate", "nothing_counts", "samples"]
+__all__ = ["chunk_plan", "evaluate", "nothing_counts", "walk"]
 
 
 def chunk_plan(
@@ -85,7 +79,7 @@ def evaluate(
     """
     total = weights = 0.0
     with torch.no_grad():
-        for m, chunk, batch in _walk(model, data, chunks, device, states, warmup):
+        for m, chunk, batch in walk(model, data, chunks, device, states, warmup):
             weight = chunk_weight(chunk, batch)
             value: Any = chunk_loss(loss, m, batch)
             if weight:
@@ -105,49 +99,7 @@ def nothing_counts(purpose: str) -> ValueError:
     )
 
 
-def samples(
-    est: Estimator,
-    data: Sequences,
-    *,
-    states: dict[int, Tree] | None = None,
-    warmup: int = 0,
-) -> Samples:
-    """Return targets and the model's outputs in evaluation mode, not scaled. Collective.
-
-    If the loss has an attribute ``at_last_step`` that is true, they are those of chunks' last
-    steps, which are all that it looks at.
-
-    Parameters
-    ----------
-    est
-        The estimator.
-    data, states, warmup
-        As in `evaluate`.
-    """
-    est._replicas.make_common(est.model)
-    whole = wants_whole_series(est, data)
-    chunks = chunk_plan(
-        est.model, data, est.spec, est._replicas, by_time=False, whole=whole
-    ).chunks()
-    model = in_context(est.model, est.spec.context)
-    first = -1 if getattr(est.loss, "at_last_step", False) else 0
-    undo = None if est.scaling_ is None else est.scaling_.undo
-
-    def pieces() -> Iterator[tuple[Tree, Tree, Tensor | None]]:
-        for m, _, batch in _walk(model, data, chunks, est.device, states, warmup):
-            m.lengths = batch.lengths
-            y_true, y_pred = batch.ys, m(batch.xs)
-            if getattr(est.loss, "per_sequence", False):
-                y_pred = each_step(y_pred, len(y_true))
-            if callable(undo):
-                y_true, y_pred = undo(y_true), undo(y_pred)
-            yield tree_map(lambda a: a[first:], (y_true, y_pred, batch.ws))
-
-    with torch.no_grad(), in_mode(est.model, training=False):
-        return collect(pieces(), est._replicas)
-
-
-def _walk(
+def walk(
     model: nn.Module,
     data: Sequences,
     chunks: Iterable[Chunk],

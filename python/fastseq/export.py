@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from .nn.recurrent import kernels
+from .scaled_model import ScaledModel
 from .scaling import Scaling
 from .seeding import untouched
 from .stateful import batch_dims, in_mode, is_bidirectional, takes_state
@@ -65,7 +66,7 @@ def export_model(model: nn.Module, x: Tree, path: Path, scaling: Scaling | None 
     ):  # fmt: skip
         x = tree_map(lambda a: torch.rand_like(a.expand(_STEPS, _COUNT, *a.shape[2:])), x)
         if scaling is not None:
-            model, x = scaling.wrap(model).eval(), scaling.raw(x)
+            model, x = ScaledModel(model, scaling.x, scaling.y).eval(), scaling.raw(x)
         # What looks at later steps takes whole series, and has no state to go on from.
         first = None if is_bidirectional(model) else first_state(model, x)
         dims = [] if first is None else tree_leaves(batch_dims(model, x))

@@ -7,18 +7,21 @@ import itertools
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch.utils.data import Dataset
 
-from .checkpoint.saves import Saves
+from .checkpoint.randomness import set_random_state
 from .context import in_context
+from .cuda_graph import GraphTrainer
 from .data.sequences import Sequences
 from .data.sources import Source
 from .data.validation import Validation, split
 from .evaluating import chunk_plan, evaluate, nothing_counts
 from .looking import check_fit, wants_whole_series
+from .position import Position
 from .progress import Progress
 from .run import Run
 from .scaling import Scaling
@@ -28,44 +31,90 @@ from .training import Trainer
 from .tree import tree_map
 
 if TYPE_CHECKING:
-    from .estimator import Estimator
+    from .learner import Learner
 
-__all__ = ["Fit"]
+__all__ = ["Checkpoints", "Fit"]
+
+
+class Checkpoints(Protocol):
+    """What `Fit` needs of a run's checkpoints: see `checkpoint.session.Session`."""
+
+    def open(self, data: Sequences, epochs: int, *, ends: bool) -> Position:
+        """Return where to start, once the learner is as it was there."""
+
+    def attach(self, run: Run, trainer: Trainer) -> object:
+        """Say which run this is about."""
+
+    def __enter__(self) -> object:
+        """Begin, once callbacks have."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None:
+        """End, before callbacks do."""
+
+    def begin_epoch(self) -> None:
+        """Begin an epoch, once callbacks have."""
+
+    def end_epoch(self) -> None:
+        """End an epoch, when callbacks have had their turn."""
 
 
 class Fit:
-    """What one call of `Estimator.fit` works with; see there.
+    """Runs one call of `Estimator.fit`.
 
     Parameters
     ----------
-    est
-        The estimator.
+    learner
+        What is trained.
     data
         What it was given.
     validation
         As in `Estimator.fit`.
+    estimator
+        What callbacks know as ``run.estimator``.
+    callbacks
+        What is called on the way.
+    progress
+        Show a progress bar on rank 0.
     """
 
-    def __init__(self, est: Estimator, data: Sequences, validation: Any) -> None:
-        self._est = est
-        est._precision.check(est.model)
-        est._current_optimizer()  # or what is wrong with it, before any work
-        self._spec = spec = est.spec
-        self._replicas = est._replicas
+    def __init__(
+        self,
+        learner: Learner,
+        data: Sequences,
+        validation: Any,
+        estimator: Any,
+        callbacks: list[Any],
+        *,
+        progress: bool,
+    ) -> None:
+        self._learner = learner
+        self._estimator = estimator
+        self._callbacks = callbacks
+        self._progress = progress
+        learner.precision.check(learner.model)
+        learner.current_optimizer()  # or what is wrong with it, before any work
+        self._spec = spec = learner.spec
+        self._replicas = learner.replicas
         self._validation: Validation | None = None
         self._by_time = isinstance(validation, Mapping) and "time" in validation
         if isinstance(validation, (tuple, list, Dataset)):
-            self._validation = Validation(_other(est, validation, data))
+            self._validation = Validation(_other(learner, validation, data))
         elif validation is not None:
             sequential = spec.shard != "time" and spec.fold == 1 and data.lengths is None
             data, self._validation = split(data, validation, carries=sequential)
         if spec.fold > 1:
             data = _folded(data, spec.fold, quiet=not self._replicas.first)
-        est._check_compiled(data)
+        learner.check_compiled(data)
         self._data = data
-        normalised = batch_norms(est.model)
-        self._plan = chunk_plan(est.model, data, spec, self._replicas)
-        told = Stateful(est.model).told_ends
+        normalised = batch_norms(learner.model)
+        self._plan = chunk_plan(learner.model, data, spec, self._replicas)
+        told = Stateful(learner.model).told_ends
         if normalised and self._plan.padding and told and self._replicas.first:
             warnings.warn(
                 f"{', '.join(normalised)}: statistics of BatchNorm count the padding behind the "
@@ -73,131 +122,132 @@ class Fit:
                 stacklevel=4,
             )
 
-    def run(self, epochs: int, checkpoint: Any = None, resume: Any = None) -> None:
-        """Train."""
-        est = self._est
-        self._saves = saves = Saves(est, checkpoint, resume)
+    def run(self, epochs: int, checkpoints: Checkpoints) -> None:
+        """Train for so many epochs, those of an interrupted call that is continued included."""
+        learner = self._learner
+        self._checkpoints = checkpoints
         self._agree(epochs)
-        saves.open(self._data)
-        before = est.scaling_
-        est._looks.clear()
+        carried = self._validation is not None and self._validation.carried
+        position = checkpoints.open(self._data, epochs, ends=carried)
+        before = learner.scaling
+        learner.looks.clear()
         try:
             self._scale()
-            check_fit(est, self._data, by_time=self._by_time)
+            check_fit(learner, self._data, by_time=self._by_time)
         except BaseException:
-            est.scaling_ = before
+            learner.scaling = before
             raise
-        est._squeezed, est.padding_ = self._data.squeezed, self._plan.padding
-        trainer = est._trainer(
-            est.model, est._loss, est._current_optimizer, self._spec, est.device,
-            self._replicas, est._precision,
+        learner.squeezed, learner.padding = self._data.squeezed, self._plan.padding
+        trainer = (GraphTrainer if learner.graphs else Trainer)(learner, position)
+        left = (position.epochs - position.epoch) * len(self._plan) - position.chunk
+        bar = Progress(max(left, 0), shown=self._progress and self._replicas.first)
+        run = Run(
+            learner, self._data, self._validation, self._estimator, self._callbacks, position,
+            steps=len(self._plan),
         )  # fmt: skip
-        if self._validation is not None and self._validation.carried:
-            trainer.ends = {}
-        epochs -= len(est.history_) - saves.first  # what an interrupted call has done
-        left = max(epochs * len(self._plan) - saves.index, 0)
-        bar = Progress(left, shown=est.progress and self._replicas.first)
-        run = Run(est, self._data, self._validation, epochs=epochs, steps=len(self._plan))
-        run.ends = trainer.ends
-        saves.attach(run, trainer)
-        with trainer, bar as progress, _calling(run), saves:
+        checkpoints.attach(run, trainer)
+        with trainer, bar as progress, _calling(run), checkpoints:
             while run.epoch < run.epochs and run.stopped is None:
                 self._run_epoch(run, trainer, progress)
 
     def _agree(self, epochs: int) -> None:
         """Make sure that all ranks are about to make the same steps."""
-        est, data = self._est, self._data
+        learner, data = self._learner, self._data
         shape = f"data of {data.steps} steps and {data.count} sequences"
         if self._spec.shard == "given":
             shape = f"features {[(source.name, source.features) for source in data.leaves]}"
         elif self._validation is not None:
             apart = self._validation.data
             shape += f", {apart.steps} and {apart.count} apart"
-        callbacks = [type(callback).__name__ for callback in est.callbacks]
+        callbacks = [type(callback).__name__ for callback in self._callbacks]
         self._replicas.comm.agree(
             "the run",
-            f"{shape}\n{len(self._plan)} chunks\n{epochs} epochs\n{est.spec}\namp {est.amp}\n"
-            f"callbacks {callbacks}\n{self._saves}",
+            f"{shape}\n{len(self._plan)} chunks\n{epochs} epochs\n{learner.spec}\n"
+            f"amp {learner.precision.amp}\ncallbacks {callbacks}\n{self._checkpoints}",
         )
-        if est._drawn_seed is None:
-            with Draws(None, est.device, turns=self._replicas.alone):
-                est._drawn_seed = int(torch.randint(2**62, ()).item())
-        est._drawn_seed = self._replicas.same_number(est._drawn_seed)
+        if learner.drawn_seed is None:
+            with Draws(None, learner.device, turns=self._replicas.alone):
+                learner.drawn_seed = int(torch.randint(2**62, ()).item())
+        learner.drawn_seed = self._replicas.same_number(learner.drawn_seed)
 
     def _scale(self) -> None:
-        est, spec = self._est, self._spec
-        if est.scaling_ is None and (spec.scale_x is not None or spec.scale_y is not None):
+        learner, spec = self._learner, self._spec
+        if learner.scaling is None and (spec.scale_x is not None or spec.scale_y is not None):
             methods = spec.scale_x, spec.scale_y
-            est.scaling_ = Scaling.measure(self._data, self._plan.chunks(), methods, self._replicas)
-        if est.scaling_ is not None:
-            scaling = est.scaling_.x, est.scaling_.y
+            learner.scaling = Scaling.measure(
+                self._data, self._plan.chunks(), methods, self._replicas
+            )
+        if learner.scaling is not None:
+            scaling = learner.scaling.x, learner.scaling.y
             self._data.scaled(*scaling)
             if self._validation is not None:
                 self._validation.data.scaled(*scaling)
 
     def _run_epoch(self, run: Run, trainer: Trainer, progress: Progress) -> None:
-        est, plan = self._est, self._plan
+        learner, plan, position = self._learner, self._plan, run.position
         run.begin_epoch()
-        self._saves.begin_epoch()
+        self._checkpoints.begin_epoch()
         trainer.begin_epoch()
-        assert est._drawn_seed is not None
+        assert learner.drawn_seed is not None
         # Seeded by epoch, so that an epoch is the same whether or not the run was interrupted.
-        seed = est._drawn_seed + run.epoch
+        seed = learner.drawn_seed + run.epoch
         order = None
         if self._spec.shuffle:
             generator = torch.Generator().manual_seed(seed)
             order = torch.randperm(plan.blocks, generator=generator).tolist()
         progress.epoch(run.epoch, run.epochs)
-        begin = time.perf_counter()
-        losses = trainer.new_losses(f"epoch {run.epoch}")
+        if not position.inside:
+            position.inside, position.epoch_start = True, time.monotonic()
         with self._draws(seed) as draws:
-            begin = self._saves.within_epoch(trainer, losses, begin)
-            chunks = itertools.islice(plan.chunks(order), run.index, None)
+            if position.random is not None:
+                set_random_state(position.random, learner.device)
+            chunks = itertools.islice(plan.chunks(order), position.chunk, None)
             draws.watch()
 
-            def after_step(loss: float, attention: bool) -> bool:
+            def after_step(attention: bool) -> bool:
                 draws.look()
-                return run.after_step(loss, attention)
+                return run.after_step(attention)
 
-            trainer.run(self._data, chunks, losses, progress, run.asks, after_step)
-        self._replicas.make_common(est.model)
-        if run.index < run.steps:
+            trainer.run(self._data, chunks, progress, run.asks, after_step)
+        self._replicas.make_common(learner.model)
+        if position.chunk < run.steps:
             return  # it was stopped
-        if not losses.weight:
+        if not position.sums[1]:
             raise nothing_counts("to train on")
-        seconds = time.perf_counter() - begin
+        seconds = time.monotonic() - position.epoch_start
         run.row = {
             "epoch": run.epoch,
-            "loss": losses.mean,
-            "lr": float(est.optimizer.param_groups[0]["lr"]),
+            "loss": position.mean_loss,
+            "lr": float(learner.optimizer.param_groups[0]["lr"]),
             "steps": len(plan),
             "seconds": seconds,
             "steps_per_second": len(plan) / seconds if len(plan) else 0.0,
         }
         if self._validation is not None:
-            run.row["validation_loss"] = loss = self._validate(trainer)
+            run.row["validation_loss"] = loss = self._validate(position)
             progress.validated(loss)
-        est.history_.append(run.row)
+        learner.history.append(run.row)
+        position.inside = False
         run.end_epoch()
-        self._saves.end_epoch()
+        self._checkpoints.end_epoch()
 
-    def _validate(self, trainer: Trainer) -> float:
-        est, validation = self._est, self._validation
+    def _validate(self, position: Position) -> float:
+        learner, validation = self._learner, self._validation
         assert validation is not None
         data, spec = validation.data, self._spec
-        whole = wants_whole_series(est, data)
-        plan = chunk_plan(est.model, data, spec, self._replicas, by_time=False, whole=whole)
-        model = in_context(est.model, spec.context)
-        with in_mode(est.model, training=False):
+        whole = wants_whole_series(learner, data)
+        plan = chunk_plan(learner.model, data, spec, self._replicas, by_time=False, whole=whole)
+        model = in_context(learner.model, spec.context)
+        with in_mode(learner.model, training=False):
             return evaluate(
-                model, est._loss, validation.data, plan.chunks(), est.device, self._replicas,
-                states=trainer.ends, warmup=validation.warmup,
+                model, learner.objective, validation.data, plan.chunks(), learner.device,
+                self._replicas, states=position.ends, warmup=validation.warmup,
             )  # fmt: skip
 
     def _draws(self, seed: int) -> Draws:
         """Seed dropout, differently on every rank; leave the user's own generator alone."""
-        device, alone = self._est.device, self._replicas.alone
-        if self._est.seed is None and alone:
+        device, alone = self._learner.device, self._replicas.alone
+        if self._learner.seed is None and alone:
             # As in a plain loop: torch's global generator, seeded by the user or not.
             return Draws(None, device, turns=True)
         seed = (seed * 1_000_003 + self._replicas.comm.rank) % 2**63
@@ -214,20 +264,20 @@ def _calling(run: Run) -> Iterator[None]:
         run.error = error
         raise
     finally:
-        run.estimator.stop_reason_ = run.stopped
+        run.learner.stop_reason = run.stopped
         run.call("on_fit_end")
 
 
-def _other(est: Estimator, validation: Any, like: Sequences) -> Sequences:
+def _other(learner: Learner, validation: Any, like: Sequences) -> Sequences:
     """Open data for validation that are apart from those for training, `like` which they are."""
     parts = (validation,) if isinstance(validation, Dataset) else validation
     if not isinstance(validation, Dataset) and not 2 <= len(parts) <= 3:
         raise ValueError(f"validation must be (x, y) or (x, y, w), got {len(parts)} parts")
-    example = est._example
-    data = est._open(*parts)
+    example = learner.example
+    data = learner.open(*parts)
     if data.y is None:
         raise TypeError("validation needs targets: items of the dataset must be (x, y)")
-    est._example = example
+    learner.example = example
     for name in "xy":
         own, wanted = (tree_map(_features, getattr(one, name)) for one in (data, like))
         if own != wanted:

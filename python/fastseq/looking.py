@@ -28,7 +28,7 @@ from .tree import Tree, tree_leaves, tree_map
 
 if TYPE_CHECKING:
     from .data.sequences import Sequences
-    from .estimator import Estimator
+    from .learner import Learner
 
 __all__ = ["Looks", "check_fit", "check_steps", "find_looks", "looks_of", "wants_whole_series"]
 
@@ -51,58 +51,58 @@ class Looks(NamedTuple):
         return self.back or self.ahead
 
 
-def looks_of(est: Estimator, data: Sequences, *, untrained: bool = False) -> Looks:
-    """Return what an estimator's model looks at, on data like these. Collective.
+def looks_of(learner: Learner, data: Sequences, *, untrained: bool = False) -> Looks:
+    """Return what a learner's model looks at, on data like these. Collective.
 
     It is run on the first chunk of three sequences, in evaluation mode; for a model, and a number
     of steps, once between two calls of ``fit``. `untrained`: weights that are 0 are taken for
     others, as training makes of them; no other thread may use the model.
     """
     empty = data.lengths is not None and not data.lengths.any()
-    if steps_apart(est.model) or empty:
-        return Looks(carries=carries(est.model))
-    key = _key(est, min(est.spec.seqsize, data.steps), data.steps)
-    if key not in est._looks:
-        model = in_context(est.model, est.spec.context)
-        with _without_zeros(est.model) if untrained else contextlib.nullcontext():
-            found = find_looks(model, _beginning(data, key[0]), data.steps, est.device)
-        if est.spec.shard != "given":  # then ranks have other numbers of steps
-            not_so = est._replicas.in_common([not found.back, not found.ahead])
+    if steps_apart(learner.model) or empty:
+        return Looks(carries=carries(learner.model))
+    key = _key(learner, min(learner.spec.seqsize, data.steps), data.steps)
+    if key not in learner.looks:
+        model = in_context(learner.model, learner.spec.context)
+        with _without_zeros(learner.model) if untrained else contextlib.nullcontext():
+            found = find_looks(model, _beginning(data, key[0]), data.steps, learner.device)
+        if learner.spec.shard != "given":  # then ranks have other numbers of steps
+            not_so = learner.replicas.in_common([not found.back, not found.ahead])
             found = Looks(not not_so[0], not not_so[1], found.carries)
-        est._looks[key] = found
-    return est._looks[key]
+        learner.looks[key] = found
+    return learner.looks[key]
 
 
-def looks_at_step(est: Estimator, x: Tree) -> Looks:
+def looks_at_step(learner: Learner, x: Tree) -> Looks:
     """Return the same where only one step, ``(N, F)``, is at hand; no rank talks to another."""
-    if steps_apart(est.model):
-        return Looks(carries=carries(est.model))
-    key = _key(est, 0, 0)
-    if key not in est._looks:
-        known = [looks for other, looks in list(est._looks.items()) if other[2:] == key[2:]]
-        steps = max(_SHORTEST, 4 * est.spec.context)
+    if steps_apart(learner.model):
+        return Looks(carries=carries(learner.model))
+    key = _key(learner, 0, 0)
+    if key not in learner.looks:
+        known = [looks for other, looks in list(learner.looks.items()) if other[2:] == key[2:]]
+        steps = max(_SHORTEST, 4 * learner.spec.context)
         generator = torch.Generator().manual_seed(0)
         rows = tree_map(lambda a: a[:_SEQUENCES], x)
         xs = tree_map(
             lambda a: torch.stack([_varied(a.roll(t, 0), generator) for t in range(steps)]), rows
         )
-        model = in_context(est.model, est.spec.context)
+        model = in_context(learner.model, learner.spec.context)
         try:
-            found = known[0] if known else find_looks(model, xs, _LONGEST, est.device)
+            found = known[0] if known else find_looks(model, xs, _LONGEST, learner.device)
         except Exception:  # it does not take so many steps, or so few; or no such inputs
-            with in_mode(est.model, training=False), torch.no_grad(), untouched(est.device):
-                Stateful(model)(to_device(x, est.device))
+            with in_mode(learner.model, training=False), torch.no_grad(), untouched(learner.device):
+                Stateful(model)(to_device(x, learner.device))
             found = Looks(back=True, ahead=True)
-        est._looks[key] = found
-    return est._looks[key]
+        learner.looks[key] = found
+    return learner.looks[key]
 
 
-def wants_whole_series(est: Estimator, data: Sequences, *, goes_on: bool = False) -> bool:
+def wants_whole_series(learner: Learner, data: Sequences, *, goes_on: bool = False) -> bool:
     """Whether a model must see whole series, not chunks of them, when it is not trained.
 
     Parameters
     ----------
-    est, data
+    learner, data
         Whose model, on what.
     goes_on
         Whether series go on from where they have got to.
@@ -112,48 +112,48 @@ def wants_whole_series(est: Estimator, data: Sequences, *, goes_on: bool = False
     ValueError
         ``spec.context`` does not do what it says; or series cannot go on.
     """
-    if is_bidirectional(est.model):
+    if is_bidirectional(learner.model):
         return True
-    in_one = data.steps <= est.spec.seqsize
-    told = carries(est.model) or est.spec.context  # then padding is run, too
+    in_one = data.steps <= learner.spec.seqsize
+    told = carries(learner.model) or learner.spec.context  # then padding is run, too
     if in_one and not goes_on and (data.lengths is None or not told):
         return False
-    looks = looks_of(est, data)
-    _check_context(est, looks)
+    looks = looks_of(learner, data)
+    _check_context(learner, looks)
     if goes_on and looks.around:
         raise ValueError(f"predict with reset=False cannot go on: {_what(looks)}. {_HELP}")
     return looks.around
 
 
-def check_steps(est: Estimator, x: Tree) -> None:
+def check_steps(learner: Learner, x: Tree) -> None:
     """Raise unless a model can be run step by step; `x` is one, ``(N, F)``."""
-    if is_bidirectional(est.model):
+    if is_bidirectional(learner.model):
         return  # which the predictor refuses
-    looks = looks_at_step(est, x)
-    _check_context(est, looks)
+    looks = looks_at_step(learner, x)
+    _check_context(learner, looks)
     if looks.around:
         raise ValueError(f"step gives the model one time step, but {_what(looks)}. {_HELP}")
 
 
-def check_fit(est: Estimator, data: Sequences, *, by_time: bool) -> None:
+def check_fit(learner: Learner, data: Sequences, *, by_time: bool) -> None:
     """Raise if a model cannot be trained on chunks of data as it is run on whole series later.
 
     Parameters
     ----------
-    est, data
+    learner, data
         Whose model, on what.
     by_time
         Whether validation goes on from where training has got to.
     """
-    steps, seqsize = data.steps, est.spec.seqsize
-    if is_bidirectional(est.model):
+    steps, seqsize = data.steps, learner.spec.seqsize
+    if is_bidirectional(learner.model):
         return  # its constructor has warned
     cut = steps > seqsize
-    if not (cut or est.spec.context or by_time or data.lengths is not None):
+    if not (cut or learner.spec.context or by_time or data.lengths is not None):
         return
-    looks = looks_of(est, data, untrained=True)
-    _check_context(est, looks)
-    told = takes_lengths(est.model) and not isinstance(unwrapped(est.model), nn.Sequential)
+    looks = looks_of(learner, data, untrained=True)
+    _check_context(learner, looks)
+    told = takes_lengths(learner.model) and not isinstance(unwrapped(learner.model), nn.Sequential)
     if looks.carries and looks.ahead and data.lengths is not None and not told:
         raise ValueError(
             f"{_what(looks)}: it would see the padding behind the ends of shorter sequences. "
@@ -162,7 +162,7 @@ def check_fit(est: Estimator, data: Sequences, *, by_time: bool) -> None:
     if not looks.around or not (cut or by_time):
         return
     if looks.carries:
-        if est._replicas.first:
+        if learner.replicas.first:
             warnings.warn(
                 f"{_what(looks)}: fit lets it see those of the same chunk only, predict runs whole "
                 "series at once",
@@ -190,8 +190,8 @@ def _what(looks: Looks) -> str:
     return f"the model's outputs depend on {where} time steps, {beyond}"
 
 
-def _check_context(est: Estimator, looks: Looks) -> None:
-    context = est.spec.context
+def _check_context(learner: Learner, looks: Looks) -> None:
+    context = learner.spec.context
     if context and looks.ahead:
         raise ValueError(
             "spec.context gives a model earlier steps, but its outputs depend on later ones: set "
@@ -203,10 +203,10 @@ def _check_context(est: Estimator, looks: Looks) -> None:
         )
 
 
-def _key(est: Estimator, chunk: int, steps: int) -> tuple[Any, ...]:
-    layers = tuple(type(module) for module in est.model.modules())
-    shapes = tuple(p.shape for p in est.model.parameters())
-    return chunk, steps, layers, shapes, est.spec.context
+def _key(learner: Learner, chunk: int, steps: int) -> tuple[Any, ...]:
+    layers = tuple(type(module) for module in learner.model.modules())
+    shapes = tuple(p.shape for p in learner.model.parameters())
+    return chunk, steps, layers, shapes, learner.spec.context
 
 
 @contextlib.contextmanager

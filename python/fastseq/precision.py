@@ -40,6 +40,7 @@ class Precision:
     def __init__(self, amp: str | None, device: torch.device) -> None:
         if amp is not None and amp not in _DTYPES:
             raise ValueError(f'amp must be None, "bf16" or "fp16", got {amp!r}')
+        self.amp = amp
         self._dtype = None if amp is None else _DTYPES[amp]
         self._device = device
         self._scaler: torch.amp.GradScaler | None = None
@@ -50,8 +51,7 @@ class Precision:
     def check(self, model: nn.Module) -> None:
         """Raise unless this is for a model of that dtype."""
         if self._dtype is not None and input_dtype(model) == torch.float64:
-            amp = next(name for name, dtype in _DTYPES.items() if dtype == self._dtype)
-            raise ValueError(f"amp={amp!r} needs a model in float32, got one in float64")
+            raise ValueError(f"amp={self.amp!r} needs a model in float32, got one in float64")
 
     @property
     def forward(self) -> AbstractContextManager[Any]:

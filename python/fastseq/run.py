@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -11,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .callbacks.protocol import Callback
-from .checkpoint.settings import Checkpoint
 from .data.fingerprint import fingerprint
 from .parallel import Replicas
+from .position import Position
 from .tree import Tree
 
 if TYPE_CHECKING:
@@ -21,8 +20,8 @@ if TYPE_CHECKING:
 
     from .data.sequences import Sequences
     from .data.validation import Validation
-    from .estimator import Estimator
     from .history import History
+    from .learner import Learner
 
 __all__ = ["Run", "check_callbacks"]
 
@@ -36,24 +35,16 @@ class Run:
     ----------
     estimator, data, validation
         What is fitted, on what.
-    epoch
-        The number of the epoch, from 1, over all calls of `fit`.
-    epochs
-        The number of this call's last epoch.
-    index, steps
-        Chunks of the epoch that are done, and that there are.
-    step
-        Chunks that are done over all calls of `fit`.
-    loss
-        Of the last chunk, on all ranks.
+    learner
+        The estimator's model and all that it takes to train it.
+    position
+        Where it has got to.
+    steps
+        How many chunks an epoch has.
     row
         The epoch's line in the history, complete in ``on_epoch_end``.
-    stopped
-        Why `fit` ends before its last epoch; None: it does not.
     error
         What `fit` failed with, in ``on_fit_end``.
-    ends
-        The states in which each block's training part has ended, if validation goes on from them.
     requests
         What `request` asked for, on any rank: for the callbacks of this step, or epoch.
     has_other_data
@@ -62,37 +53,68 @@ class Run:
 
     def __init__(
         self,
-        estimator: Estimator,
+        learner: Learner,
         data: Sequences,
         validation: Validation | None,
+        estimator: Any,
+        callbacks: list[Any],
+        position: Position,
         *,
-        epochs: int,
         steps: int,
     ) -> None:
-        self.estimator = estimator
+        self.learner = learner
+        self.estimator = estimator  # an Estimator, which this module must not know
         self.data = data
         self.validation = validation
-        self.epoch = len(estimator.history_)
-        self.epochs = self.epoch + epochs
-        self.index = 0
+        self.position = position
         self.steps = steps
-        self.step = estimator.history_.steps
-        self.loss = math.nan
         self.row: dict[str, Any] = {}
-        self.stopped: str | None = None
         self.error: BaseException | None = None
-        self.ends: dict[int, Tree] | None = None
         self.requests: frozenset[str] = frozenset()
         self._wishes: set[str] = set()
         self._reason = ""
-        self._replicas: Replicas = estimator._replicas
-        self._begin = time.monotonic()
+        self._replicas: Replicas = learner.replicas
         self._begun: list[Any] = []  # callbacks whose on_fit_begin was called
-        self._callbacks = list(estimator.callbacks)
-        self._chunks_per_step = estimator.spec.accumulate
+        self._callbacks = list(callbacks)
+        self._chunks_per_step = learner.spec.accumulate
         self._every_step = _hooks(self._callbacks, "on_batch_end")
         self._data_key: int | None = None
         self.has_other_data = False
+
+    @property
+    def epoch(self) -> int:
+        """The number of the epoch, from 1, over all calls of `fit`."""
+        return self.position.epoch
+
+    @property
+    def epochs(self) -> int:
+        """The number of this call's last epoch."""
+        return self.position.epochs
+
+    @property
+    def index(self) -> int:
+        """Chunks of the epoch that are done."""
+        return self.position.chunk
+
+    @property
+    def step(self) -> int:
+        """Chunks that are done over all calls of `fit`."""
+        return self.position.step
+
+    @property
+    def loss(self) -> float:
+        """Of the last chunk, on all ranks."""
+        return self.position.loss
+
+    @property
+    def stopped(self) -> str | None:
+        """Why `fit` ends before its last epoch; None: it does not."""
+        return self.position.stopped
+
+    @property
+    def ends(self) -> dict[int, Tree] | None:
+        """The states in which each block's training part has ended, if validation needs them."""
+        return self.position.ends
 
     @property
     def data_key(self) -> int:
@@ -106,24 +128,24 @@ class Run:
             if not self._replicas.alone:
                 keys = self._replicas.comm.allreduce_(keys, "sum")
             key = self._data_key = hash(tuple(keys.tolist()))
-            before, self.estimator._data_key = self.estimator._data_key, key
+            before, self.learner.data_key = self.learner.data_key, key
             self.has_other_data = before not in (None, key)
         return self._data_key
 
     @property
     def model(self) -> nn.Module:
         """The model."""
-        return self.estimator.model
+        return self.learner.model
 
     @property
     def optimizer(self) -> optim.Optimizer:
         """The optimizer."""
-        return self.estimator.optimizer
+        return self.learner.optimizer
 
     @property
     def history(self) -> History:
         """The epochs that are done, this one's line last in ``on_epoch_end``."""
-        return self.estimator.history_
+        return self.learner.history
 
     @property
     def rank(self) -> int:
@@ -138,7 +160,7 @@ class Run:
     @property
     def seconds(self) -> float:
         """How long `fit` has been running."""
-        return time.monotonic() - self._begin
+        return time.monotonic() - self.position.start
 
     @property
     def wish_to_stop(self) -> str | None:
@@ -172,11 +194,6 @@ class Run:
         self._callbacks.append(callback)
         self._every_step = _hooks(self._callbacks, "on_batch_end")
 
-    def go_on(self, step: int, seconds: float) -> None:
-        """Count on from an earlier run: the steps it made, and the time it took."""
-        self.step = step
-        self._begin -= seconds
-
     def asks(self) -> bool:
         """Whether this rank has something that all must agree upon."""
         return bool(self._wishes)
@@ -196,8 +213,8 @@ class Run:
             if "stop" in wishes:
                 root = int(ranks[:, 0].nonzero()[0])
                 reason = comm.broadcast_bytes(reason.encode(), root).decode()
-        if "stop" in wishes and self.stopped is None:
-            self.stopped = reason
+        if "stop" in wishes and self.position.stopped is None:
+            self.position.stopped = reason
         self.requests |= wishes - {"stop"}
 
     def call(self, hook: str) -> None:
@@ -219,24 +236,23 @@ class Run:
 
     def begin_epoch(self) -> None:
         """Go on to the next epoch."""
-        self.epoch += 1
-        self.index = 0
+        self.position.begin_epoch()
         self.row = {}
         self.call("on_epoch_begin")
 
-    def after_step(self, loss: float, attention: bool) -> bool:
+    def after_step(self, attention: bool) -> bool:
         """Count a step, call the callbacks that want to know, and return whether to stop now."""
-        done = min(self._chunks_per_step, self.steps - self.index)
-        self.index += done
-        self.step += done
+        position = self.position
+        done = min(self._chunks_per_step, self.steps - position.chunk)
+        position.chunk += done
+        position.step += done
         if attention:
             self.agree()
         if self._every_step:
-            self.loss = loss
             for function in self._every_step:
                 function(self)
             self.requests = frozenset()
-        return self.stopped is not None
+        return position.stopped is not None
 
     def end_epoch(self) -> None:
         """Call the callbacks about an epoch that is complete."""
@@ -281,8 +297,6 @@ def check_callbacks(callbacks: Any) -> list[Any]:
         raise TypeError(f"callbacks must be a list of callbacks, got {callbacks!r}: put it in [ ]")
     found = list(callbacks)
     for callback in found:
-        if isinstance(callback, Checkpoint):
-            raise TypeError("callbacks must be without Checkpoint, which goes to fit: checkpoint=…")
         if isinstance(callback, type) or not (_is_callback(callback) or callable(callback)):
             raise TypeError(
                 "callbacks must be functions or objects with methods such as on_epoch_end, got "

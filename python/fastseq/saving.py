@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 import errno
 import numbers
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,45 +21,41 @@ from .spec import Spec
 from .tree import Tree, tree_map
 
 if TYPE_CHECKING:
-    from .estimator import Estimator
-    from .serving import Serving
+    from .learner import Learner
 
-__all__ = ["check_parts", "load_estimator", "save_estimator"]
+__all__ = ["NoOptimizer", "SavedLearner", "check_parts", "no_loss", "save_learner"]
 
 FORMAT = 1
 """The version of what a file holds; another one is not read."""
 
 _KIND = "estimator"
+_FITTED = ("drawn_seed", "squeezed", "example", "scaling", "history")
 
-E = TypeVar("E", bound="Serving")
 
-
-def save_estimator(est: Any, path: Path, *, state: bool) -> None:
+def save_learner(learner: Learner, path: Path, state: Tree) -> None:
     """Write an estimator to a file; see `Estimator.save`."""
-    if not isinstance(state, bool):
-        raise TypeError(f"state must be True or False, got {state!r}")
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "save: a folder has this name", str(path))
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "save: there is no such folder", str(path.parent))
-    model = _uncompiled(est.model)
+    model = _uncompiled(learner.model)
     content: dict[str, Any] = {
         "kind": _KIND,
         "format": FORMAT,
         "class": type(model).__qualname__,
         **_layers(model),
         "frozen": [name for name, p in model.named_parameters() if not p.requires_grad],
-        "spec": dataclasses.asdict(est.spec),
-        "options": {"amp": est.amp, "seed": est.seed},
+        "spec": dataclasses.asdict(learner.spec),
+        "options": {"amp": learner.precision.amp, "seed": learner.seed},
         "fitted": {
-            "drawn_seed": est._drawn_seed,
-            "squeezed": est._squeezed,
-            "example": est._example,
-            "scaling": None if est.scaling_ is None else est.scaling_.state(),
-            "history": [_plain(row) for row in est.history_],
+            "drawn_seed": learner.drawn_seed,
+            "squeezed": learner.squeezed,
+            "example": learner.example,
+            "scaling": None if learner.scaling is None else learner.scaling.state(),
+            "history": [_plain(row) for row in learner.history],
         },
         "model": dict(model.state_dict()),
-        "state": _plain_structure(est.get_state(), "the state") if state else None,
+        "state": _plain_structure(state, "the state"),
     }
     try:
         tensors, text = pack(content)
@@ -107,40 +102,47 @@ def _plain_structure(tree: Tree, where: str) -> Tree:
     return tree
 
 
-def load_estimator(
-    cls: type[E],
-    path: Path,
-    model: nn.Module | Callable[[], nn.Module] | None,
-    loss: Callable[..., Tensor] | None,
-    optimizer: Any,
-    options: Mapping[str, Any],
-) -> E:
-    """Make an estimator of a file; see `Estimator.load`."""
-    content = _read(path)
-    try:
-        made = _model(content, model, path)
-        with warnings.catch_warnings():
-            # What fit does with such layers was said when the model was trained.
-            warnings.filterwarnings("ignore", message=".*bidirectional layer")
-            est: Any = cls(  # type: ignore[call-arg]
-                made,
-                _no_loss if loss is None else loss,
-                _NoOptimizer if optimizer is None else optimizer,
-                Spec.of(content["spec"]),
-                **{**content["options"], **options},
-            )
-        fitted = content["fitted"]
-        est._drawn_seed = fitted["drawn_seed"]
-        est._squeezed = fitted["squeezed"]
-        est._example = tree_map(lambda a: a.to(est.device), fitted["example"])
+@dataclasses.dataclass(frozen=True)
+class SavedLearner:
+    """What a file of `save_learner` holds.
+
+    Parameters
+    ----------
+    model
+        With the file's weights.
+    spec, options
+        What else `Estimator` takes.
+    state
+        The state after the last `predict` or `step`; None: it was not saved.
+    """
+
+    model: nn.Module
+    spec: Spec
+    options: dict[str, Any]
+    state: Tree
+    _fitted: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: Path, model: nn.Module | Callable[[], nn.Module] | None) -> SavedLearner:
+        """Read a file, as in `Estimator.load`."""
+        content = _read(path)
+        try:
+            made = _model(content, model, path)
+            spec, options = Spec.of(content["spec"]), dict(content["options"])
+            fitted = {key: content["fitted"][key] for key in _FITTED}
+            return cls(made, spec, options, content["state"], fitted)
+        except (KeyError, AttributeError) as error:
+            raise CheckpointError(f"load: {path} lacks what this fastseq saves") from error
+
+    def restore(self, learner: Learner) -> None:
+        """Give a learner all that was fitted."""
+        fitted = self._fitted
+        learner.drawn_seed = fitted["drawn_seed"]
+        learner.squeezed = fitted["squeezed"]
+        learner.example = tree_map(lambda a: a.to(learner.device), fitted["example"])
         if fitted["scaling"] is not None:
-            est.scaling_ = Scaling.from_state(fitted["scaling"])
-        for row in fitted["history"]:
-            est.history_.append(row)
-        est.set_state(content["state"])
-    except (KeyError, AttributeError) as error:
-        raise CheckpointError(f"load: {path} lacks what this version of fastseq saves") from error
-    return est  # type: ignore[no-any-return]
+            learner.scaling = Scaling.from_state(fitted["scaling"])
+        learner.history.replace(fitted["history"])
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -218,23 +220,25 @@ def _refuse(path: Path, difference: str) -> None:
     raise CheckpointError(f"load: {path} is of another model: {difference}")
 
 
-def _no_loss(*_: Any) -> Tensor:
+def no_loss(*_: Any) -> Tensor:
+    """Stand for a loss that `load` was not given."""
     raise ValueError("the estimator was loaded without a loss: pass loss= to load")
 
 
-class _NoOptimizer(torch.optim.Optimizer):
+class NoOptimizer(torch.optim.Optimizer):
     """Stands for one that `load` was not given."""
 
     def __init__(self, _: Any) -> None:
         super().__init__([{"params": []}], {})
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002
+        """Raise."""
         raise ValueError("the estimator was loaded without an optimizer: pass optimizer= to load")
 
 
-def check_parts(est: Estimator, caller: str) -> None:
+def check_parts(learner: Learner, caller: str) -> None:
     """Raise if `caller`, ``"fit"`` or ``"evaluate"``, needs what `load` was not given."""
-    if est.loss is _no_loss:
+    if learner.loss is no_loss:
         raise ValueError(f"{caller} needs a loss, which is in no file: pass loss= to load")
-    if caller == "fit" and isinstance(est.optimizer, _NoOptimizer):
+    if caller == "fit" and isinstance(learner.optimizer, NoOptimizer):
         raise ValueError("fit needs an optimizer, which is in no file: pass optimizer= to load")

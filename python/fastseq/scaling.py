@@ -8,13 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .data.chunks import Chunk
 from .data.scaling import Affine, measure, paired, scaling_from_state, scaling_state
 from .data.sequences import Sequences
 from .parallel import Replicas
-from .scaled_model import ScaledModel
 from .tree import Tree, tree_like, tree_map
 
 __all__ = ["Scaling"]
@@ -109,10 +108,6 @@ class Scaling:
         if self.y is None:
             return None
         return tree_map(lambda a: None if a is None else functools.partial(_undo, a), self.y)
-
-    def wrap(self, model: nn.Module) -> ScaledModel:
-        """Return a model that takes and gives what is not scaled."""
-        return ScaledModel(model, self.x, self.y)
 
     def state(self) -> dict[str, Any]:
         """Return it as nested dicts of tensors, to be saved, as with `h5save`."""

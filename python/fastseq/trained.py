@@ -43,7 +43,7 @@ class Trained:
         self._make: Callable[..., Any] | None = None
         if not isinstance(given, optim.Optimizer):
             self._make = given
-        self._model = model
+        self.model = model
         self.first = make_optimizer(given, model)
         self._note(self.first)
 
@@ -63,7 +63,7 @@ class Trained:
             or it has one twice; or all parameters are frozen.
         """
         if optimizer is not self._seen:
-            make_optimizer(optimizer, self._model)  # somebody has set it
+            make_optimizer(optimizer, self.model)  # somebody has set it
             self._note(optimizer)
         params = _params(optimizer)
         counts = Counter(params)
@@ -72,8 +72,8 @@ class Trained:
             raise ValueError(
                 f"the optimizer has {self._names([twice])} twice: put it into one group only"
             )
-        own = set(self._model.parameters())
-        trained = [p for p in self._model.parameters() if p.requires_grad]
+        own = set(self.model.parameters())
+        trained = [p for p in self.model.parameters() if p.requires_grad]
         if not trained:
             raise ValueError("the model trains nothing: all its parameters are frozen")
         lacking = [p for p in trained if p not in counts and p not in self._left_out]
@@ -86,10 +86,10 @@ class Trained:
     def _note(self, optimizer: optim.Optimizer) -> None:
         has = set(_params(optimizer))
         self._seen = optimizer
-        self._left_out = {p for p in self._model.parameters() if p.requires_grad and p not in has}
+        self._left_out = {p for p in self.model.parameters() if p.requires_grad and p not in has}
 
     def _names(self, params: list[nn.Parameter]) -> str:
-        names = [name for name, p in self._model.named_parameters() if any(p is q for q in params)]
+        names = [name for name, p in self.model.named_parameters() if any(p is q for q in params)]
         return ", ".join([*names[:_SHOWN], *(["…"] if len(names) > _SHOWN else [])])
 
     def _renewed(
@@ -104,7 +104,7 @@ class Trained:
                 "was made; use its add_param_group, set est.optimizer to a new one, or give "
                 "Estimator a callable that makes it, which fit calls again"
             )
-        new = make_optimizer(self._make, self._model)
+        new = make_optimizer(self._make, self.model)
         if type(new) is type(optimizer):
             # The same object goes on, as schedules hold it.
             groups, old = new.param_groups, optimizer.param_groups

@@ -6,7 +6,7 @@ import contextlib
 import math
 import operator
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,16 +19,17 @@ from .distributed import Bucketizer
 from .errors import NonFiniteError
 from .flat import FlatOptimizer
 from .lengths import beside
-from .parallel import Replicas
-from .precision import Precision
+from .position import Position
 from .progress import Progress
-from .spec import Spec
 from .stateful import Stateful
 from .tree import Tree, tree_leaves, tree_map
 
-__all__ = ["LossMean", "Trainer", "chunk_loss", "chunk_weight", "to_device"]
+if TYPE_CHECKING:
+    from .learner import Learner
 
-AfterStep = Callable[[float, bool], bool]
+__all__ = ["Trainer", "chunk_loss", "chunk_weight", "to_device"]
+
+AfterStep = Callable[[bool], bool]
 
 # On a GPU a look at the loss waits for the device: done once per this many steps.
 _LOSSES_IN_FLIGHT = 16
@@ -85,23 +86,21 @@ def chunk_weight(chunk: Chunk, batch: Batch | None) -> float:
     return float(total / sum(math.prod(ws.shape[2:]) for ws in parts))
 
 
-class LossMean:
-    """The weighted mean of the chunks' losses, which must be finite.
+class _Losses:
+    """Adds the chunks' losses, which must be finite, to a position.
 
     Parameters
     ----------
-    where
-        What errors say the chunks belong to, such as ``"epoch 3"``.
+    position
+        Whose sums.
     in_flight
         Losses are looked at when this many have come in.
     """
 
-    def __init__(self, where: str, in_flight: int = 1) -> None:
-        self._where = where
+    def __init__(self, position: Position, in_flight: int = 1) -> None:
+        self._position = position
         self._in_flight = in_flight
         self._waiting: list[tuple[Chunk, Tensor, float]] = []
-        self.sums = (0.0, 0.0)  # of weighted losses, of weights
-        self.last = math.nan
 
     def add(self, chunk: Chunk, loss: Tensor, weight: float) -> None:
         """Take a chunk's loss; raise `NonFiniteError` if one that is looked at is not finite."""
@@ -114,9 +113,10 @@ class LossMean:
 
     def add_value(self, loss: float, weight: float) -> None:
         """Take a loss that is known to be finite."""
-        total, weights = self.sums
-        self.sums = total + loss * weight, weights + weight
-        self.last = loss
+        position = self._position
+        total, weights = position.sums
+        position.sums = total + loss * weight, weights + weight
+        position.loss = loss
 
     def look(self) -> None:
         """Look at what has not been looked at."""
@@ -129,23 +129,15 @@ class LossMean:
         if math.isfinite(loss):
             return loss
         raise NonFiniteError(
-            f"the loss is {loss} in {self._where}, block {chunk.block}, chunk {chunk.index} "
-            f"(steps {chunk.t0} to {chunk.t1}, sequences {chunk.n0} to {chunk.n1}): check x and y "
-            "for NaN, lower the learning rate or set spec.clip_norm"
+            f"the loss is {loss} in epoch {self._position.epoch}, block {chunk.block}, chunk "
+            f"{chunk.index} (steps {chunk.t0} to {chunk.t1}, sequences {chunk.n0} to {chunk.n1}): "
+            "check x and y for NaN, lower the learning rate or set spec.clip_norm"
         )
 
-    @property
-    def weight(self) -> float:
-        """The weights of all chunks so far."""
-        self.look()
-        return self.sums[1]
 
-    @property
-    def mean(self) -> float:
-        """The mean over all chunks so far."""
-        self.look()
-        total, weights = self.sums
-        return total / weights if weights else math.nan
+def _waits(learner: Learner) -> bool:
+    """Whether looking at a loss waits for the device, and nothing else needs it at once."""
+    return learner.device.type != "cpu" and learner.replicas.alone
 
 
 class Trainer:
@@ -153,54 +145,37 @@ class Trainer:
 
     Parameters
     ----------
-    model, loss
-        As in `Estimator`.
-    optimizer
-        Returns the optimizer of what the model trains now, or raises.
-    spec
-        As in `Estimator`.
-    device
-        Where the model is.
-    replicas
-        The ranks to average over.
-    precision
-        In what the forward pass computes.
+    learner
+        What is trained.
+    position
+        Where it has got to: what it goes on from.
 
     Attributes
     ----------
     stateful
         The model with the state that goes on from chunk to chunk.
-    ends
-        If it is a dict: where each block's last state goes.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        loss: Callable[..., Tensor],
-        optimizer: Callable[[], torch.optim.Optimizer],
-        spec: Spec,
-        device: torch.device,
-        replicas: Replicas,
-        precision: Precision,
-    ) -> None:
-        self.stateful = Stateful(in_context(model, spec.context))
-        self._loss = loss
-        self._current_optimizer = optimizer
-        self._optimizer = optimizer()
+    def __init__(self, learner: Learner, position: Position) -> None:
+        self._position = position
+        in_flight = _LOSSES_IN_FLIGHT if _waits(learner) else 1
+        self._losses = _Losses(position, in_flight)
+        self.stateful = Stateful(in_context(learner.model, learner.spec.context))
+        self._loss = learner.objective
+        self._current_optimizer = learner.current_optimizer
+        self._optimizer = learner.current_optimizer()
         self._flat = FlatOptimizer(self._optimizer, ())
-        self._spec = spec
-        self._device = device
-        self._on_cpu = device.type == "cpu"
-        self._replicas = replicas
-        self._model = model
-        self._precision = precision
+        self._spec = spec = learner.spec
+        self._device = learner.device
+        self._on_cpu = learner.device.type == "cpu"
+        self._replicas = learner.replicas
+        self._model = learner.model
+        self._precision = learner.precision
         self._accumulates = spec.accumulate > 1
         self._held = 0  # chunks whose gradients wait for others',
         self._held_weight = 0.0  # weight,
         self._held_loss = 0.0  # and weighted losses
         self._buckets: Bucketizer | None = None
-        self.ends: dict[int, Tree] | None = None
         self._attention: Callable[[], bool] = bool  # false
 
     def __enter__(self) -> Trainer:
@@ -257,58 +232,60 @@ class Trainer:
         self,
         data: Sequences,
         chunks: Iterable[Chunk],
-        losses: LossMean,
         progress: Progress,
         asks: Callable[[], bool],
         after_step: AfterStep,
     ) -> None:
-        """Train on `chunks`; their losses go to `losses`.
+        """Train on `chunks`, the rest of an epoch, from where the position is.
 
-        After each step of the optimizer ``after_step(loss, attention)`` is called, which returns
-        whether to end here; `attention`: whether ``asks()`` was true on a rank, which then has
-        something that all must agree upon.
+        After each step of the optimizer ``after_step(attention)`` is called, which returns whether
+        to end here; `attention`: whether ``asks()`` was true on a rank, which then has something
+        that all must agree upon.
         """
+        position = self._position
         self._attention = asks
+        self.stateful.state = position.state
         for chunk, batch in data.batches(chunks):
             if chunk.index == 0:
                 self.stateful.reset_state()
-            attention = self._step(chunk, batch, losses)
-            if self.ends is not None and chunk.t1 == data.steps:
-                self.ends[chunk.block] = self.stateful.get_state()
-            progress.step(losses.last)
-            if not self._held and after_step(losses.last, attention):
-                return
-        if self._held:
-            attention = self._release(losses)
-            after_step(losses.last, attention)
+            attention = self._step(chunk, batch)
+            if position.ends is not None and chunk.t1 == data.steps:
+                position.ends[chunk.block] = self.stateful.get_state()
+            progress.step(position.loss)
+            if not self._held and after_step(attention):
+                break
+        else:
+            if self._held:
+                after_step(self._release())
+        self.settle()
+
+    def settle(self) -> None:
+        """Bring the position up to date: losses are added to it late, and the state on request."""
+        self._losses.look()
+        self._position.state = self.stateful.state
 
     def optimizer_state(self) -> dict[str, Any]:
         """Return what the optimizer's ``state_dict`` would be outside of `fit`."""
         return self._flat.state_dict()
 
-    def new_losses(self, where: str) -> LossMean:
-        """Return what an epoch's losses go to; `where` names the epoch in errors."""
-        waits = not self._on_cpu and self._replicas.alone
-        return LossMean(where, _LOSSES_IN_FLIGHT if waits else 1)
-
-    def _step(self, chunk: Chunk, batch: Batch | None, losses: LossMean) -> bool:
+    def _step(self, chunk: Chunk, batch: Batch | None) -> bool:
         """Train on a chunk; return whether a rank asks for attention."""
         if self._accumulates:
-            return self._hold(chunk, batch, losses)
+            return self._hold(chunk, batch)
         self._flat.zero_grad()
         weight = chunk_weight(chunk, batch)
         loss = self._forward(batch) if batch is not None else None
         if not weight:
             loss = None  # nothing in it counts
         if self._buckets is not None:
-            value = 0.0 if loss is None else losses.check(chunk, loss.item())
+            value = 0.0 if loss is None else self._losses.check(chunk, loss.item())
             self._buckets.start(weight, value, attention=self._attention())
         if loss is not None:
             _backward(self._precision.scaled(loss))
         if self._buckets is not None:
-            return self._average(losses, weight)
+            return self._average(weight)
         if loss is not None:
-            losses.add(chunk, loss, weight)
+            self._losses.add(chunk, loss, weight)
             self._update()
         return self._attention()
 
@@ -320,16 +297,16 @@ class Trainer:
         self.stateful.detach()
         return loss
 
-    def _average(self, losses: LossMean, weight: float) -> bool:
+    def _average(self, weight: float) -> bool:
         assert self._buckets is not None
         averaged = self._buckets.wait()
         self._replicas.trained(weight)
         if averaged.weight:
-            losses.add_value(averaged.value, averaged.weight)
+            self._losses.add_value(averaged.value, averaged.weight)
             self._update()
         return averaged.attention
 
-    def _hold(self, chunk: Chunk, batch: Batch | None, losses: LossMean) -> bool:
+    def _hold(self, chunk: Chunk, batch: Batch | None) -> bool:
         """Add a chunk's gradients to those that wait; make a step when there are enough."""
         if not self._held:
             self._flat.zero_grad()
@@ -337,15 +314,15 @@ class Trainer:
         if batch is not None:
             loss = self._forward(batch)
             if weight:
-                value = losses.check(chunk, loss.item())
+                value = self._losses.check(chunk, loss.item())
                 with contextlib.nullcontext() if self._buckets is None else self._buckets.no_sync():
                     _backward(self._precision.scaled(loss * weight))
                 self._held_weight += weight
                 self._held_loss += weight * value
         self._held += 1
-        return self._release(losses) if self._held == self._spec.accumulate else False
+        return self._release() if self._held == self._spec.accumulate else False
 
-    def _release(self, losses: LossMean) -> bool:
+    def _release(self) -> bool:
         """Make a step by the mean of the gradients that wait, over all their samples."""
         weight, value = self._held_weight, self._held_loss
         self._held, self._held_weight, self._held_loss = 0, 0.0, 0.0
@@ -356,9 +333,9 @@ class Trainer:
                 torch._foreach_mul_(grads, 1 / weight)
         if self._buckets is not None:
             self._buckets.start(weight, value, attention=self._attention())
-            return self._average(losses, weight)
+            return self._average(weight)
         if weight:
-            losses.add_value(value, weight)
+            self._losses.add_value(value, weight)
             self._update()
         return self._attention()
 

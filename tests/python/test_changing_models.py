@@ -297,3 +297,27 @@ def test_a_model_that_is_frozen_as_a_whole_is_an_error(when):
     with pytest.raises(ValueError, match="the model trains nothing: all its parameters are frozen"):
         est.fit(torch.zeros(5, 2, 3), torch.zeros(5, 2, 1))
     assert len(est.history_) == (when == "within")
+
+
+def test_parts_that_are_replaced_are_those_in_use():
+    est = fs.Estimator(layers(), LOSS, OPTIMIZERS["adamw"], SPEC, comm=None, progress=False)
+    est.fit(X, Y)
+    other = fs.nn.Chain(nn.LSTM(3, 4), nn.Linear(4, 1))
+    twin = copy.deepcopy(other)
+    est.model = other
+    est.fit(X, Y)
+    assert all(p.grad is not None for p in other.parameters())
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(est.predict(X)), other(X)[0])
+    alone = fs.Estimator(twin, LOSS, OPTIMIZERS["adamw"], SPEC, comm=None, progress=False)
+    assert_same_parameters(alone.fit(X, Y).model, other)
+
+    est.loss = fs.seqloss(nn.functional.l1_loss)
+    expected = nn.functional.l1_loss(torch.from_numpy(est.predict(X)), Y)
+    assert est.evaluate(X, Y) == pytest.approx(float(expected), rel=1e-6)
+    with pytest.raises(ValueError, match="carries one from chunk to chunk"):
+        est.spec = {**SPEC, "context": 2}
+    with pytest.raises(TypeError, match="model must be a torch"):
+        est.model = "other"
+    assert est.spec.context == 0
+    assert est.model is other

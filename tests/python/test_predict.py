@@ -304,7 +304,7 @@ def test_integer_outputs_are_0_past_the_end():
 def run(model, x, out=None, **options):
     """Predict as the estimator does, with what it adds."""
     est = estimator(model)
-    return est._predictor.predict(est._open(x), est.spec, out, **options)
+    return est._predictor.predict(est.learner.open(x), est.spec, out, **options)
 
 
 def test_the_last_axis_can_be_left_out():

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..evaluating import samples
 from ..extras import need
-from ..predicting.samples import Samples
+from ..predicting.samples import Samples, samples
 from .predicted import classes_of, column, takes_weights, weights_of
 from .protocol import Callback
 
@@ -112,9 +111,9 @@ class Metrics(Callback):
         """Compute, and put into ``run.row``."""
         part = run.validation
         if self._train:
-            self._measure(run, samples(run.estimator, run.data), "")
+            self._measure(run, samples(run.learner, run.data), "")
         if part is not None:
-            found = samples(run.estimator, part.data, states=run.ends, warmup=part.warmup)
+            found = samples(run.learner, part.data, states=run.ends, warmup=part.warmup)
             self._measure(run, found, "validation_")
 
     def _measure(self, run: Run, found: Samples, prefix: str) -> None:

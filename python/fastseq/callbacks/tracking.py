@@ -97,19 +97,19 @@ def parameters(run: Run) -> dict[str, Any]:
     dict
         Numbers, booleans and strings, by names such as ``"optimizer.lr"``.
     """
-    est = run.estimator
+    learner = run.learner
     found: dict[str, Any] = {
-        f"spec.{key}": value for key, value in dataclasses.asdict(est.spec).items()
+        f"spec.{key}": value for key, value in dataclasses.asdict(learner.spec).items()
     }
     found["model"] = type(run.model).__name__
     found["model.parameters"] = sum(p.numel() for p in run.model.parameters())
-    found["loss"] = _name(est.loss)
+    found["loss"] = _name(learner.loss)
     found["optimizer"] = type(run.optimizer).__name__
     group = run.optimizer.param_groups[0]
     found.update({f"optimizer.{key}": value for key, value in group.items() if key != "params"})
     found["data.steps"], found["data.sequences"] = run.data.steps, run.data.count
-    found["device"], found["ranks"] = str(est.device), est._replicas.comm.size
-    found["seed"] = est.seed
+    found["device"], found["ranks"] = str(learner.device), learner.replicas.comm.size
+    found["seed"] = learner.seed
     return {key: _plain(value) for key, value in found.items() if value is not None}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
@@ -11,10 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..context import in_context
+from ..data.sequences import Sequences
+from ..evaluating import chunk_plan, walk
+from ..learner import Learner
+from ..looking import wants_whole_series
 from ..parallel import Replicas
-from ..tree import Tree
+from ..stateful import each_step, in_mode
+from ..tree import Tree, tree_map
 
-__all__ = ["Samples", "collect"]
+__all__ = ["Samples", "collect", "samples"]
 
 
 class Samples(NamedTuple):
@@ -27,6 +33,48 @@ class Samples(NamedTuple):
     y_true: np.ndarray[Any, Any]
     y_pred: np.ndarray[Any, Any]
     weights: np.ndarray[Any, Any]
+
+
+def samples(
+    learner: Learner,
+    data: Sequences,
+    *,
+    states: dict[int, Tree] | None = None,
+    warmup: int = 0,
+) -> Samples:
+    """Return targets and the model's outputs in evaluation mode, not scaled. Collective.
+
+    If the loss has an attribute ``at_last_step`` that is true, they are those of chunks' last
+    steps, which are all that it looks at.
+
+    Parameters
+    ----------
+    learner
+        Whose model.
+    data, states, warmup
+        As in `evaluate`.
+    """
+    learner.replicas.make_common(learner.model)
+    whole = wants_whole_series(learner, data)
+    chunks = chunk_plan(
+        learner.model, data, learner.spec, learner.replicas, by_time=False, whole=whole
+    ).chunks()
+    model = in_context(learner.model, learner.spec.context)
+    first = -1 if getattr(learner.loss, "at_last_step", False) else 0
+    undo = learner.undo
+
+    def pieces() -> Iterator[tuple[Tree, Tree, Tensor | None]]:
+        for m, _, batch in walk(model, data, chunks, learner.device, states, warmup):
+            m.lengths = batch.lengths
+            y_true, y_pred = batch.ys, m(batch.xs)
+            if getattr(learner.loss, "per_sequence", False):
+                y_pred = each_step(y_pred, len(y_true))
+            if callable(undo):
+                y_true, y_pred = undo(y_true), undo(y_pred)
+            yield tree_map(lambda a: a[first:], (y_true, y_pred, batch.ws))
+
+    with torch.no_grad(), in_mode(learner.model, training=False):
+        return collect(pieces(), learner.replicas)
 
 
 def collect(pieces: Iterable[tuple[Tree, Tree, Tensor | None]], replicas: Replicas) -> Samples:

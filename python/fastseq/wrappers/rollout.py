@@ -202,13 +202,13 @@ class Rollout:
     def _run(self, inputs: Any, lengths: Array | None, state: Tree) -> Tree:
         """Go through steps from a state; return that in which they end."""
         est, net = self.est, StateOnly(self._net)
-        with est._replicas.together("forecast"), in_mode(self._net, training=False):
+        with est.learner.replicas.together("forecast"), in_mode(self._net, training=False):
             data = Sequences(
                 inputs, lengths=lengths, dtype=input_dtype(net), nan="keep", device=est.device,
                 strict=False,
             )  # fmt: skip
-            est._replicas.make_common(est.model)
-            predictor = Predictor(Stateful(net), est.device, est._replicas)
+            est.learner.replicas.make_common(est.model)
+            predictor = Predictor(Stateful(net), est.device, est.learner.replicas)
             predictor.state = state
             predictor.predict(data, est.spec, reset=False)
         return predictor.state

@@ -1,0 +1,494 @@
+"""The checkpoints of one call of `fit`: those it writes, and the one that it continues from."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import math
+import os
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .. import _ops
+from ..context import in_context
+from ..errors import CheckpointError
+from ..position import Position
+from ..scaling import Scaling
+from ..seeding import untouched
+from ..stateful import Stateful, in_mode
+from ..tree import Tree, tree_leaves, tree_like
+from .contents import (
+    callback_states,
+    check_model,
+    check_optimizer,
+    load_buffers,
+    load_callbacks,
+    load_model,
+    load_optimizer,
+    model_state,
+)
+from .exchange import broadcast_tree, gather_trees
+from .files import read, tensors_checksum
+from .generations import Generations
+from .packing import pack, unpack
+from .randomness import random_state, set_random_state
+from .settings import Checkpoint
+from .signals import Signals
+
+if TYPE_CHECKING:
+    from ..data.sequences import Sequences
+    from ..learner import Learner
+    from ..run import Run
+    from ..training import Trainer
+
+__all__ = ["Session"]
+
+FORMAT = 1
+"""The version of what a file holds; another one is not read."""
+
+
+class Session:
+    """Inactive unless `checkpoint` or `resume` is given; a context manager around the epochs.
+
+    `Run` calls it after all other callbacks, at the end of each step and epoch. While it is
+    entered, signals ask for checkpoints, too.
+
+    Parameters
+    ----------
+    learner, callbacks
+        What is saved and restored.
+    checkpoint, resume
+        As in `Estimator.fit`.
+    """
+
+    def __init__(
+        self, learner: Learner, callbacks: list[Any], checkpoint: Any, resume: Any
+    ) -> None:
+        self._learner = learner
+        self._replicas = learner.replicas
+        self._callbacks = callbacks
+        self._settings = None if checkpoint is None else Checkpoint.of(checkpoint)
+        self._generations: Generations | None = None
+        if self._settings is not None:
+            self._generations = Generations(self._settings.folder, self._settings.keep)
+        self._resume = resume
+        self._saved: _Saved | None = None  # what is still to be restored
+        self._sameness: dict[str, Any] = {}
+        self._pending: frozenset[str] = frozenset()
+        self._last_step = 0
+        self._alarm = math.inf
+
+    def __str__(self) -> str:
+        """Describe what must be the same on all ranks: the folder is rank 0's."""
+        settings = self._settings and dataclasses.replace(self._settings, folder="…")
+        resume = self._resume if self._resume in (None, "auto") else "a path"
+        return f"checkpoint {settings}, resume {resume}"
+
+    def open(self, data: Sequences, epochs: int, *, ends: bool) -> Position:
+        """Find what to continue from, and restore the learner to it. Collective.
+
+        Parameters
+        ----------
+        data
+            What is trained on.
+        epochs
+            How many epochs the call is for, those of an interrupted one included.
+        ends
+            Whether validation needs the states in which blocks end.
+
+        Returns
+        -------
+        Position
+            Where to go on.
+
+        Raises
+        ------
+        OSError
+            The folder cannot be written.
+        CheckpointError
+            There is no such checkpoint, or it is of another model or optimizer.
+        """
+        learner = self._learner
+        if self._settings is not None or self._resume is not None:
+            if self._generations is not None and self._replicas.first:
+                self._generations.check()
+            self._sameness = _sameness(learner, data)
+            saved = self._find()
+            if saved is not None and not (self._resume == "auto" and saved.is_past_of(learner)):
+                saved.check(learner, self._sameness)
+                saved.restore(learner)
+                self._saved = saved
+            elif self._replicas.first and self._generations is not None and not learner.history:
+                self._warn_of_others(self._generations)
+        done = len(learner.history)
+        first = done if self._saved is None else self._saved.first
+        position = Position(first, first + epochs, epoch=done, step=learner.history.steps)
+        position.ends = {} if ends else None
+        if self._saved is not None:
+            self._saved.place(learner, position)
+        return position
+
+    def _warn_of_others(self, generations: Generations) -> None:
+        if self._resume is None and generations.paths():
+            warnings.warn(
+                f"the folder {generations.folder} has checkpoints of another run, in whose place "
+                'come those of this one; to go on from them, pass resume="auto"',
+                stacklevel=6,
+            )
+
+    def attach(self, run: Run, trainer: Trainer) -> Session:
+        """Say which run this is about; it then has all its callbacks."""
+        self._run = run
+        self._position = run.position
+        self._trainer = trainer
+        self._signals = Signals(run.request)
+        if self._generations is not None:
+            run.add(self)
+        return self
+
+    def __enter__(self) -> Session:
+        """Restore what callbacks may have changed as they began."""
+        if self._saved is not None:
+            self._saved.restore_again(self._learner, self._callbacks, quiet=not self._run.first)
+            if not self._position.inside:
+                self._saved = None
+        if self._generations is not None:
+            pack(self._tree(None))  # what cannot be saved raises now
+            self._signals.__enter__()
+            self._saved_now()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._generations is None:
+            return
+        try:
+            self._generations.finish()
+        except OSError:
+            if kind is None:
+                raise
+        finally:
+            self._signals.__exit__()
+
+    def begin_epoch(self) -> None:
+        """Restore what callbacks may have changed as they began an epoch that was interrupted."""
+        saved, self._saved = self._saved, None
+        if saved is not None:
+            saved.restore_again(self._learner, self._callbacks, quiet=True)
+            if saved.wish_to_stop is not None:
+                self._run.stop(saved.wish_to_stop)
+        if self._generations is not None:
+            self._position.outside = random_state(self._learner.device)
+            self._last_step = self._run.step
+
+    def on_batch_end(self, run: Run) -> None:
+        """Save if it is due after this step."""
+        assert self._settings is not None
+        assert self._generations is not None
+        if time.monotonic() >= self._alarm:
+            self._alarm = math.inf
+            run.request("checkpoint")
+        every = self._settings.every_steps
+        due = every is not None and run.step // every > self._last_step // every
+        if due or run.requests or run.stopped is not None:
+            self._save(run.requests)
+        else:
+            self._generations.raise_if_failed()
+
+    def on_epoch_end(self, run: Run) -> None:
+        """Remember what was asked for: it is done when the ranks know whether to go on."""
+        self._pending = run.requests
+
+    def end_epoch(self) -> None:
+        """Save if it is due after this epoch, when all callbacks have had their turn."""
+        if self._settings is None:
+            return
+        run, every = self._run, self._settings.every_epochs
+        requests, run.requests = self._pending | run.requests, frozenset()
+        due = every is not None and (run.epoch - self._position.first) % every == 0
+        if due or requests or run.epoch == run.epochs or run.stopped is not None:
+            self._save(requests)
+
+    def _save(self, requests: frozenset[str]) -> None:
+        """Save the run; end it if that was asked for."""
+        assert self._generations is not None
+        comm = self._replicas.comm
+        self._trainer.settle()
+        ranks = gather_trees(self._own(), comm)
+        if self._replicas.first:
+            self._generations.write(*pack(self._tree(ranks)))
+        self._saved_now()
+        if "terminate" in requests:
+            self._generations.finish()
+            comm.barrier()  # a rank that ends may take the others along
+            self._signals.terminate()
+
+    def _saved_now(self) -> None:
+        assert self._settings is not None
+        self._last_step = self._run.step
+        minutes = self._settings.every_minutes if self._replicas.first else None
+        self._alarm = math.inf if minutes is None else time.monotonic() + 60 * minutes
+
+    def _tree(self, ranks: list[Any] | None) -> dict[str, Any]:
+        """Return what all ranks have in common, and what each has."""
+        learner, position, now = self._learner, self._position, time.monotonic()
+        inside = position.inside
+        return {
+            "format": FORMAT,
+            "model": model_state(learner.model),
+            "optimizer": {
+                "kind": type(learner.optimizer).__name__,
+                "state": self._trainer.optimizer_state(),
+            },
+            "scaler": learner.precision.state_dict(),
+            "callbacks": callback_states(self._callbacks),
+            "history": list(learner.history),
+            "scaling": None if learner.scaling is None else learner.scaling.state(),
+            "seed": learner.drawn_seed,
+            "first": position.first,
+            "epochs": position.epochs,
+            "step": position.step,
+            "index": position.chunk if inside else 0,
+            "inside": inside,
+            "sums": (*position.sums, position.loss) if inside else None,
+            "stopped": position.stopped,
+            "seconds": now - position.start,
+            "epoch_seconds": now - position.epoch_start if inside else 0.0,
+            "sameness": self._sameness,
+            "ranks": ranks,
+        }
+
+    def _own(self) -> dict[str, Any]:
+        """Return what this rank alone has. Collective."""
+        learner, position, replicas = self._learner, self._position, self._replicas
+        own: dict[str, Any] = {
+            "random": random_state(learner.device),
+            "buffers": None,
+            "since_common": replicas.since_common,
+        }
+        if not replicas.alone:  # each may have statistics of its own data
+            buffers = dict(learner.model.named_buffers())
+            checksum = tensors_checksum(buffers)
+            if replicas.same_number(checksum) != checksum:
+                own["buffers"] = buffers
+        if not position.inside:
+            return own
+        states = {"state": position.state, "ends": position.ends}
+        wish = self._run.wish_to_stop
+        return {
+            **own, "outside": position.outside, "wish": wish, "plain": _plain(states), **states
+        }  # fmt: skip
+
+    def _find(self) -> _Saved | None:
+        """Return the checkpoint to continue from, if there is one. Collective."""
+        resume, comm = self._resume, self._replicas.comm
+        if resume is None:
+            return None
+        if not isinstance(resume, str | os.PathLike):
+            raise TypeError(f'resume must be None, "auto", a folder or a file, got {resume!r}')
+        if resume == "auto" and self._generations is None:
+            raise ValueError(
+                'resume="auto" needs a folder: fit(…, checkpoint=folder, resume="auto")'
+            )
+        found = _read(resume, self._generations) if comm.rank == 0 else None
+        where, tree = broadcast_tree(found, comm)
+        return None if tree is None else _Saved(where, tree, comm.rank, comm.size)
+
+
+def _read(
+    resume: str | os.PathLike[str], generations: Generations | None
+) -> tuple[str, dict[str, Any] | None]:
+    if resume == "auto":
+        assert generations is not None
+        path, content = generations.folder, generations.newest()
+        if content is None:
+            return str(path), None
+    else:
+        path = Path(resume)
+        content = Generations(path).newest() if path.is_dir() else read(path)
+        if content is None:
+            raise CheckpointError(f"resume: there is no whole checkpoint in {path}")
+    tensors, text = content
+    try:
+        tree = unpack(text, tensors)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not a checkpoint: {error}") from error
+    if not isinstance(tree, dict) or "ranks" not in tree:
+        raise CheckpointError(f"{path} is a file of fastseq, but no checkpoint of fit")
+    if tree.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} has the format {tree.get('format')}, this version of fastseq reads {FORMAT}"
+        )
+    return f"the checkpoint in {path}" if path.is_dir() else str(path), tree
+
+
+class _Saved:
+    """What a checkpoint holds, on each rank.
+
+    Parameters
+    ----------
+    where
+        What messages call it.
+    tree
+        What it holds.
+    rank, size
+        Which of the ranks this is.
+    """
+
+    def __init__(self, where: str, tree: dict[str, Any], rank: int, size: int) -> None:
+        self._where = where
+        self._tree = tree
+        self._first_rank = rank == 0
+        self._own = tree["ranks"][rank] if len(tree["ranks"]) == size else None
+
+    @property
+    def first(self) -> int:
+        """How many epochs were done when the interrupted call of `fit` began."""
+        return int(self._tree["first"])
+
+    @property
+    def wish_to_stop(self) -> str | None:
+        """Why this rank wanted `fit` to end, if that was not agreed upon."""
+        return None if self._own is None else self._own["wish"]
+
+    def is_past_of(self, learner: Learner) -> bool:
+        """Whether `learner` has done all that it holds: `fit` is called once more."""
+        done = learner.history.steps
+        tree = self._tree
+        ended = tree["stopped"] is not None or len(tree["history"]) >= tree["epochs"]
+        return done > tree["step"] or (done > 0 and done == tree["step"] and ended)
+
+    def check(self, learner: Learner, sameness: dict[str, Any]) -> None:
+        """Raise unless it is of such a model; warn of what cannot be as it was.
+
+        Raises
+        ------
+        CheckpointError
+            The model or the optimizer is another one; nothing has been changed.
+        """
+        check_model(learner.model, self._tree["model"], self._where)
+        check_optimizer(learner.optimizer, self._tree["optimizer"], self._where)
+        then = self._tree["sameness"]
+        plan = _differences(then["plan"], sameness["plan"])
+        bits = _differences(then["bits"], sameness["bits"])
+        if plan:
+            self._own = None
+        if not (plan or bits) or not self._first_rank:
+            return
+        if not plan:
+            how = "it goes on from the same step, but rounding may differ"
+        elif self._tree["inside"]:
+            how = (
+                "it goes on with the weights and the optimizer of that step, but with epoch "
+                f"{len(self._tree['history']) + 1} from its begin, and other random numbers"
+            )
+        else:
+            how = "it goes on after the same epoch, but with other sums and random numbers"
+        warnings.warn(
+            f"{self._where} is of a run with {', '.join(f'{a} {b}' for a, b, _ in plan + bits)}, "
+            f"this one has {', '.join(f'{a} {c}' for a, _, c in plan + bits)}: {how}, so its "
+            "results are not those of a run without interruption, bit for bit",
+            stacklevel=6,
+        )
+
+    def restore(self, learner: Learner) -> None:
+        """Give a learner weights, history and what else is needed before a run is made."""
+        tree = self._tree
+        load_model(learner.model, tree["model"])
+        load_optimizer(learner.optimizer, tree["optimizer"])
+        learner.precision.load_state_dict(tree["scaler"])
+        learner.history.replace(tree["history"])
+        learner.drawn_seed = tree["seed"]
+        learner.scaling = None if tree["scaling"] is None else Scaling.from_state(tree["scaling"])
+
+    def place(self, learner: Learner, position: Position) -> None:
+        """Say where the run was."""
+        tree, own, now = self._tree, self._own, time.monotonic()
+        position.step = tree["step"]
+        position.stopped = tree["stopped"]
+        position.start = now - tree["seconds"]
+        if not tree["inside"] or own is None or position.stopped is not None:
+            return
+        position.inside = True
+        position.chunk = tree["index"]
+        *sums, position.loss = tree["sums"]
+        position.sums = tuple(sums)
+        position.epoch_start = now - tree["epoch_seconds"]
+        position.random = own["random"]
+        like = None if own["plain"] else _example_state(learner)
+
+        def on_device(state: Tree) -> Tree:
+            leaves = [leaf.to(learner.device) for leaf in tree_leaves(state)]
+            return tree_like(like if like is not None and leaves else state, leaves)
+
+        position.state = on_device(own["state"])
+        if position.ends is not None and own["ends"] is not None:
+            position.ends |= {block: on_device(state) for block, state in own["ends"].items()}
+
+    def restore_again(self, learner: Learner, callbacks: list[Any], *, quiet: bool) -> None:
+        """Give callbacks their states; model, optimizer and random generators again.
+
+        Callbacks may change these when they begin, and draw numbers.
+        """
+        tree, own = self._tree, self._own
+        load_callbacks(callbacks, tree["callbacks"], quiet=quiet)
+        load_model(learner.model, tree["model"])
+        load_optimizer(learner.optimizer, tree["optimizer"])
+        if own is not None:
+            if own["buffers"] is not None:
+                load_buffers(learner.model, own["buffers"])
+            learner.replicas.since_common = own["since_common"]
+            set_random_state(own["outside" if tree["inside"] else "random"], learner.device)
+
+
+def _sameness(learner: Learner, data: Sequences) -> dict[str, Any]:
+    """Return what a position within an epoch depends on, and what the last bits depend on."""
+    spec, comm = learner.spec, learner.replicas.comm
+    size = [data.steps, data.count]
+    if spec.shard == "given":
+        ranks = comm.allreduce_(torch.tensor(size, dtype=torch.float64), "sum")
+        size = [int(number) for number in ranks]
+    names = ("batchsize", "seqsize", "accumulate", "shuffle", "fold", "shard")
+    return {
+        "plan": {
+            "ranks": comm.size,
+            "steps of time": size[0],
+            "sequences": size[1],
+            **{f"spec.{name}": getattr(spec, name) for name in names},
+            "seed": learner.seed,
+        },
+        "bits": {
+            "device": learner.device.type,
+            "threads": torch.get_num_threads(),
+            "transport": comm.transport if comm.size > 1 else "single",
+            "kernels": _ops.active_isa,
+            "torch": str(torch.__version__),
+            "fastseq": importlib.metadata.version("fastseq-torch"),
+            "amp": learner.precision.amp,
+            "compile": learner.compiles,
+        },
+    }
+
+
+def _differences(then: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    return [(key, then[key], value) for key, value in now.items() if then.get(key) != value]
+
+
+def _plain(tree: Tree) -> bool:
+    """Whether a tree's containers are those that come back from a file."""
+    if isinstance(tree, dict):
+        return type(tree) is dict and all(map(_plain, tree.values()))
+    if isinstance(tree, tuple | list):
+        return type(tree) in (tuple, list) and all(map(_plain, tree))
+    return True
+
+
+def _example_state(learner: Learner) -> Tree:
+    """Return a state as the model makes it: in its kinds of tuples and dicts."""
+    m = Stateful(in_context(learner.model, learner.spec.context))
+    with torch.no_grad(), untouched(learner.device), in_mode(learner.model, training=False):
+        m(learner.example)
+    return m.state
