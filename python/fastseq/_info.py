@@ -14,8 +14,8 @@ import torch
 
 from . import _ops, distributed
 from .estimator import Estimator
-from .flat import describe
 from .nn.recurrent import kernels
+from .optimizer_step import describe
 
 __all__ = ["info"]
 

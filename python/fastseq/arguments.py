@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections import Counter
 from typing import Any
@@ -152,7 +153,7 @@ def make_optimizer(optimizer: Any, model: nn.Module) -> torch.optim.Optimizer:
                 "optimizer must be a torch.optim.Optimizer, or a callable that takes the "
                 f"parameters and returns one, got {optimizer!r}"
             )
-        optimizer = optimizer([p for p in model.parameters() if p.requires_grad])
+        optimizer = _fused(optimizer, model)([p for p in model.parameters() if p.requires_grad])
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(
                 f"optimizer, called with the parameters, must return a torch.optim.Optimizer, "
@@ -173,3 +174,18 @@ def make_optimizer(optimizer: Any, model: nn.Module) -> torch.optim.Optimizer:
             "truncated back-propagation cannot do; use another optimizer"
         )
     return optimizer
+
+
+# Of these the CPU and GPUs have kernels that update all parameters in one call.
+_FUSED = (torch.optim.Adagrad, torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+
+
+def _fused(make: Any, model: nn.Module) -> Any:
+    """Make a class, or a partial of one, ask for torch's fused kernels where there are such."""
+    partial = isinstance(make, functools.partial)
+    kind, given = (make.func, make.keywords) if partial else (make, {})
+    told = {"fused", "foreach", "differentiable"} & given.keys()
+    plain = all(p.is_floating_point() for p in model.parameters())
+    sparse = any(getattr(module, "sparse", False) for module in model.modules())
+    fits = kind in _FUSED and plain and not sparse and not told
+    return functools.partial(make, fused=True) if fits else make

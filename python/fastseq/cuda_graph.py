@@ -190,7 +190,7 @@ class GraphTrainer(Trainer):
 
     def _backward(self, inputs: tuple[Tree, Batch]) -> tuple[Tensor, Tree, list[Tensor | None]]:
         self.stateful.state, batch = inputs
-        self._flat.zero_grad()
+        self._stepper.zero_grad()
         loss = self._forward(batch)
         if self._buckets is None:
             loss.backward()  # type: ignore[no-untyped-call]

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn, optim
 
 from .arguments import make_optimizer
-from .elementwise import unknown
+from .optimizer_step import obstacle
 
 __all__ = ["Trained"]
 
@@ -125,7 +125,7 @@ def _params(optimizer: optim.Optimizer) -> list[nn.Parameter]:
 
 def _match_state(optimizer: optim.Optimizer) -> None:
     """Bring what an optimizer keeps to the dtype and device that its parameters have now."""
-    if unknown(optimizer) is not None:
+    if obstacle(optimizer) is not None:
         return
     for p, state in optimizer.state.items():
         for value in state.values():

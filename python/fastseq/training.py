@@ -17,8 +17,8 @@ from .data.chunks import Chunk
 from .data.sequences import Batch, Sequences
 from .distributed import Bucketizer
 from .errors import NonFiniteError
-from .flat import FlatOptimizer
 from .lengths import beside
+from .optimizer_step import OptimizerStep
 from .position import Position
 from .progress import Progress
 from .stateful import Stateful
@@ -164,7 +164,7 @@ class Trainer:
         self._loss = learner.objective
         self._current_optimizer = learner.current_optimizer
         self._optimizer = learner.current_optimizer()
-        self._flat = FlatOptimizer(self._optimizer, ())
+        self._stepper = OptimizerStep(self._optimizer)
         self._spec = spec = learner.spec
         self._device = learner.device
         self._on_cpu = learner.device.type == "cpu"
@@ -200,8 +200,8 @@ class Trainer:
     def _look(self) -> list[Any]:
         """Return what the model trains, and what the optimizer has."""
         trained: list[Any] = [p for p in self._model.parameters() if p.requires_grad]
-        for group in self._flat.groups():
-            trained += [None, *group]
+        for group in self._optimizer.param_groups:
+            trained += [None, *group["params"]]
         return trained
 
     def _begin(self) -> None:
@@ -209,16 +209,16 @@ class Trainer:
         params = list(self._model.parameters())
         trained = [p for p in params if p.requires_grad]
         others = [p for p in params if not p.requires_grad]
-        self._flat = FlatOptimizer(self._optimizer, trained, self._replicas.in_common, others)
+        self._stepper = OptimizerStep(self._optimizer, trained, others)
         self._seen = self._look()
         if not self._replicas.alone:
             nonfinite = "skip" if self._precision.scales else "raise"
             self._buckets = Bucketizer(self._model, self._replicas.comm, nonfinite=nonfinite)
             self._replicas.sync(self._optimizer)
-        self._flat.__enter__()
+        self._stepper.__enter__()
 
     def _end(self, *, failed: bool) -> None:
-        self._flat.__exit__()
+        self._stepper.__exit__()
         if self._buckets is None:
             return
         try:
@@ -264,15 +264,11 @@ class Trainer:
         self._losses.look()
         self._position.state = self.stateful.state
 
-    def optimizer_state(self) -> dict[str, Any]:
-        """Return what the optimizer's ``state_dict`` would be outside of `fit`."""
-        return self._flat.state_dict()
-
     def _step(self, chunk: Chunk, batch: Batch | None) -> bool:
         """Train on a chunk; return whether a rank asks for attention."""
         if self._accumulates:
             return self._hold(chunk, batch)
-        self._flat.zero_grad()
+        self._stepper.zero_grad()
         weight = chunk_weight(chunk, batch)
         loss = self._forward(batch) if batch is not None else None
         if not weight:
@@ -309,7 +305,7 @@ class Trainer:
     def _hold(self, chunk: Chunk, batch: Batch | None) -> bool:
         """Add a chunk's gradients to those that wait; make a step when there are enough."""
         if not self._held:
-            self._flat.zero_grad()
+            self._stepper.zero_grad()
         weight = chunk_weight(chunk, batch)
         if batch is not None:
             loss = self._forward(batch)
@@ -341,16 +337,15 @@ class Trainer:
 
     def _update(self) -> None:
         spec = self._spec
-        self._flat.gather()
         self._precision.unscale(self._optimizer)
         if spec.clip_value is not None:
-            nn.utils.clip_grad_value_(self._flat.gathered(), spec.clip_value)
+            nn.utils.clip_grad_value_(self._stepper.stepped(), spec.clip_value)
         if spec.clip_norm is not None:
-            params = self._flat.gathered()
+            params = self._stepper.stepped()
             norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
             if not self._precision.scales or bool(norm.isfinite()):
                 nn.utils.clip_grads_with_norm_(params, spec.clip_norm, norm)
         if self._precision.scales:
             self._precision.step(self._optimizer)
         else:
-            self._flat.step()
+            self._stepper.step()

@@ -241,7 +241,7 @@ class Session:
             "model": model_state(learner.model),
             "optimizer": {
                 "kind": type(learner.optimizer).__name__,
-                "state": self._trainer.optimizer_state(),
+                "state": learner.optimizer.state_dict(),
             },
             "scaler": learner.precision.state_dict(),
             "callbacks": callback_states(self._callbacks),

@@ -1,15 +1,131 @@
-"""Steps of an optimizer without what PyTorch does around them."""
+"""Steps of an optimizer, without what PyTorch does around them where that is known."""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn, optim
 from torch.autograd import profiler
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-__all__ = ["QuickStep", "quick_step"]
+__all__ = ["OptimizerStep", "describe", "obstacle"]
+
+# What each computes is known, and that nothing else happens in a step.
+_KNOWN = (
+    optim.ASGD, optim.Adadelta, optim.Adagrad, optim.Adam, optim.AdamW, optim.Adamax, optim.NAdam,
+    optim.RAdam, optim.RMSprop, optim.Rprop, optim.SGD,
+)  # fmt: skip
+
+
+def obstacle(optimizer: optim.Optimizer) -> str | None:
+    """Return why an optimizer's own ``step`` has to be called; None if it has not.
+
+    Examples
+    --------
+    >>> weight = nn.Parameter(torch.zeros(3))
+    >>> obstacle(optim.AdamW([weight])), obstacle(optim.LBFGS([weight]))
+    (None, 'LBFGS is not one of those whose steps are known')
+    """
+    name = type(optimizer).__name__
+    if type(optimizer) not in _KNOWN:
+        return f"{name} is not one of those whose steps are known"
+    hooks = (
+        optimizer._optimizer_step_pre_hooks,
+        optimizer._optimizer_step_post_hooks,
+        _global_optimizer_pre_hooks,
+        _global_optimizer_post_hooks,
+    )
+    if any(hooks):
+        return f"{name} has step hooks"
+    step = optimizer.__dict__.get("step")
+    if step is not None and not hasattr(step, "_wrapped_by_lr_sched"):
+        return f"{name} has a step method of its own"
+    return None
+
+
+def describe(optimizer: optim.Optimizer) -> str:
+    """Describe how `fit` runs an optimizer.
+
+    Examples
+    --------
+    >>> layer = nn.Linear(3, 2)
+    >>> describe(optim.AdamW(layer.parameters(), fused=True)), describe(optim.RMSprop([layer.bias]))
+    ('fused AdamW: one call for all parameters', 'RMSprop: parameter by parameter')
+    """
+    reason = obstacle(optimizer)
+    if reason is not None:
+        return f"as it is: {reason}"
+    name = type(optimizer).__name__
+    if all(group.get("fused") for group in optimizer.param_groups):
+        return f"fused {name}: one call for all parameters"
+    return f"{name}: parameter by parameter"
+
+
+class OptimizerStep:
+    """Gradients forgotten, steps made, for as long as `fit` runs; a context manager.
+
+    Parameters
+    ----------
+    optimizer
+        Makes the steps.
+    params
+        The trainable parameters of the model.
+    others
+        Its other parameters: gradients that they get nevertheless are dropped.
+    """
+
+    def __init__(
+        self,
+        optimizer: optim.Optimizer,
+        params: Iterable[nn.Parameter] = (),
+        others: Iterable[nn.Parameter] = (),
+    ) -> None:
+        self._optimizer = optimizer
+        self._params = list(params)
+        self._others = list(others)
+        self._stepped: list[nn.Parameter] = []
+        self._known = False
+        self._quick: QuickStep | None = None
+
+    def __enter__(self) -> OptimizerStep:
+        own = [p for group in self._optimizer.param_groups for p in group["params"]]
+        for p in (*own, *self._params, *self._others):
+            p.grad = None  # what a frozen one still has from an earlier run
+        has = set(own)
+        self._stepped = [p for p in self._params if p in has]
+        self._known = obstacle(self._optimizer) is None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._leave_quick()
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for p in self._params:
+            p.grad = None
+
+    def stepped(self) -> list[nn.Parameter]:
+        """Return the parameters that `step` changes; their gradients may be changed in place."""
+        return self._stepped
+
+    def step(self) -> None:
+        """Make a step of the optimizer."""
+        for p in self._others:
+            p.grad = None
+        if self._quick is not None and self._quick.step():
+            return
+        self._leave_quick()
+        self._optimizer.step()
+        if self._known:
+            self._quick = quick_step(self._optimizer)
+
+    def _leave_quick(self) -> None:
+        if self._quick is not None:
+            self._quick.close()
+            self._quick = None
 
 
 class QuickStep(Protocol):
