@@ -15,7 +15,9 @@ thread_local long allocations_left = -1;  // negative: any number
 }  // namespace
 
 [[gnu::noinline]] void* operator new(std::size_t bytes) {
-  if (allocations_left >= 0 && allocations_left-- == 0) throw std::bad_alloc();
+  const bool none_left = allocations_left == 0;
+  if (allocations_left >= 0) --allocations_left;
+  if (none_left) throw std::bad_alloc();
   void* memory = std::malloc(bytes != 0 ? bytes : 1);
   if (memory == nullptr) throw std::bad_alloc();
   return memory;
@@ -41,12 +43,12 @@ TEST(a_rank_without_memory_spoils_no_other_rank_s_result) {
           ++failures;
           try {
             comm.fail("out of memory");
-          } catch (const CommunicationError&) {  // the others know it already
+          } catch (const CommunicationError& error) {  // the others know it already
+            CHECK(!std::string(error.what()).empty());
           }
         }
         return;
       }
-      std::string message;
       try {
         comm.allreduce(data.data(), kNumel, DType::kFloat32, {});
         CHECK(std::ranges::all_of(data, [](float x) { return x == 2.0F; }));

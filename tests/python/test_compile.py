@@ -89,6 +89,7 @@ def test_copies_compile_again(copied, graphs):
     assert again.history_[-1]["loss"] == first.history_[-1]["loss"]
 
 
+@pytest.mark.slow
 def test_many_estimators_and_lengths_do_not_exhaust_what_torch_allows():
     for steps in range(2, 12):
         compiled, plain = estimators(spec={"epochs": 1, "batchsize": 3, "seqsize": steps})
@@ -97,6 +98,7 @@ def test_many_estimators_and_lengths_do_not_exhaust_what_torch_allows():
         assert_same_parameters(compiled.model, plain.model, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_function_that_differs_by_length_may_be_compiled_often():
     def loss(m, xs, ys):
         value = mse_loss(m(xs), ys)
@@ -114,7 +116,9 @@ def test_a_function_that_differs_by_length_may_be_compiled_often():
 @pytest.mark.parametrize(
     "model",
     [
-        fs.nn.Chain(nn.LSTM(3, 4, num_layers=2), nn.Linear(4, 1)),
+        pytest.param(
+            fs.nn.Chain(nn.LSTM(3, 4, num_layers=2), nn.Linear(4, 1)), marks=pytest.mark.slow
+        ),
         fs.nn.Chain(fs.nn.GRU(3, 4, trainable_state=True), nn.Tanh(), nn.Linear(4, 1)),
     ],
     ids=["torch", "fastseq"],

@@ -93,7 +93,9 @@ def make(folder: Path, layout: str) -> Path:
     return target
 
 
-@pytest.mark.parametrize("mode", ["truncated", "bits", "bytes"])
+@pytest.mark.parametrize(
+    "mode", ["truncated", "bits", pytest.param("bytes", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("layout", ["contiguous", "chunked", "gzip", "virtual", "latest"])
 def test_damage(tmp_path, layout, mode):
     source = make(tmp_path, layout)

@@ -20,7 +20,8 @@ import fastseq as fs
 from fastseq.progress import Progress
 
 mpl.use("Agg")
-X = torch.randn(20, 6, 3)
+RANDOM = torch.Generator().manual_seed(0)
+X = torch.randn(20, 6, 3, generator=RANDOM)
 
 
 def fitted(**options):

@@ -15,7 +15,12 @@ from torch.nn.functional import mse_loss
 import fastseq as fs
 
 T, N = 12, 5
-X, STATIC, SHARED = torch.randn(T, N, 2), torch.randn(N, 3), torch.randn(T, 1)
+RANDOM = torch.Generator().manual_seed(0)
+X, STATIC, SHARED = (
+    torch.randn(T, N, 2, generator=RANDOM),
+    torch.randn(N, 3, generator=RANDOM),
+    torch.randn(T, 1, generator=RANDOM),
+)
 Y = torch.randn(T, N, 1)
 
 

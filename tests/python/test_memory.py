@@ -119,6 +119,7 @@ def test_a_pass_over_8_gb(tmp_path, make):
     measured(tmp_path / "data.h5", make, 8000, "est.fit(x, y)")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "limit"), [("kept = np.array(x)", "grown"), ("float(x.max())", "mapped")]
 )

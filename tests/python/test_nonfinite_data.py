@@ -12,7 +12,8 @@ from torch.nn.functional import mse_loss
 
 import fastseq as fs
 
-X, Y = torch.randn(20, 6, 3), torch.randn(20, 6, 1)
+RANDOM = torch.Generator().manual_seed(0)
+X, Y = torch.randn(20, 6, 3, generator=RANDOM), torch.randn(20, 6, 1, generator=RANDOM)
 
 
 def estimator(model=None, **spec):

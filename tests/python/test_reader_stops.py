@@ -182,6 +182,7 @@ def test_python_ends_while_the_reader_works(floats: Path) -> None:
 
 def test_a_signal_reaches_python_while_it_waits(floats: Path) -> None:
     text = """
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 def last():
     time.sleep(0.2)
     os.kill(os.getpid(), signal.SIGINT)

@@ -80,7 +80,12 @@ def test_under_autocast_the_weights_dtype_counts(kind):
 
 @pytest.mark.parametrize(
     ("kind", "backend"),
-    [("LSTM", "aot_eager"), ("GRU", "aot_eager"), ("RNN", "aot_eager"), ("LSTM", "inductor")],
+    [
+        ("LSTM", "aot_eager"),
+        ("GRU", "aot_eager"),
+        ("RNN", "aot_eager"),
+        pytest.param("LSTM", "inductor", marks=pytest.mark.slow),
+    ],
 )
 def test_compiled_into_one_graph(kind, backend):
     torch._dynamo.reset()

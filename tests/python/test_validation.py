@@ -16,7 +16,8 @@ from fastseq.data.sequences import Sequences
 from fastseq.data.validation import split
 
 T, N = 23, 7
-X, Y = torch.randn(T, N, 3), torch.randn(T, N, 1)
+RANDOM = torch.Generator().manual_seed(0)
+X, Y = torch.randn(T, N, 3, generator=RANDOM), torch.randn(T, N, 1, generator=RANDOM)
 
 
 def estimator(model=None, lr=0.05, **spec):
