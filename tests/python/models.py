@@ -61,10 +61,11 @@ def plain_loop(
     carry: bool = True,
     clip_norm: float | None = None,
     lr: float = 1e-2,
+    make: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW,
 ) -> nn.Module:
     """Truncated back-propagation as one writes it by hand; returns a trained copy of `model`."""
     model = copy.deepcopy(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    optimizer = make(model.parameters(), lr=lr)
     first = x[0] if isinstance(x, tuple) else x
     steps, count = first.shape[:2]
     done = 0

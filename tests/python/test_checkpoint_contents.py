@@ -26,7 +26,7 @@ from fastseq.checkpoint.randomness import random_state, set_random_state
 from fastseq.checkpoint.settings import Checkpoint
 from fastseq.distributed import Communicator
 from fastseq.errors import CheckpointError
-from fastseq.flat import FlatOptimizer
+from fastseq.optimizer_step import OptimizerStep
 
 
 def through_text(tree):
@@ -103,17 +103,16 @@ KINDS = [
 ]
 
 
-def steps(model, optimizer, flat, count, seed):
+def steps(model, optimizer, stepper, count, seed):
     generator = torch.Generator().manual_seed(seed)
     for _ in range(count):
         x = torch.randn(5, 2, generator=generator)
-        flat.zero_grad()
+        stepper.zero_grad()
         model(x).square().mean().backward()
-        flat.gather()
         if isinstance(optimizer, optim.LBFGS):
             optimizer.step(lambda x=x: model(x).square().mean())
         else:
-            flat.step()
+            stepper.step()
 
 
 def nets():
@@ -128,12 +127,12 @@ def test_optimizers_are_saved_within_fit_and_go_on_elsewhere(kind, options):
     for saves in (False, True):
         model = nets()
         optimizer = optimizer_of(kind, model, **options)
-        with FlatOptimizer(optimizer, model.parameters()) as flat:
-            steps(model, optimizer, flat, 3, 0)
+        with OptimizerStep(optimizer, model.parameters()) as stepper:
+            steps(model, optimizer, stepper, 3, 0)
             if saves:
-                state = {"kind": kind.__name__, "state": flat.state_dict()}
+                state = {"kind": kind.__name__, "state": optimizer.state_dict()}
                 saved = through_text([model_state(model), state])
-            steps(model, optimizer, flat, 5, 1)
+            steps(model, optimizer, stepper, 5, 1)
         results.append(nn.utils.parameters_to_vector(model.parameters()))
         states.append(optimizer.state_dict())
     assert torch.equal(*results)
@@ -144,9 +143,9 @@ def test_optimizers_are_saved_within_fit_and_go_on_elsewhere(kind, options):
     check_optimizer(optimizer, saved[1], "x")
     load_model(model, saved[0])
     load_optimizer(optimizer, saved[1])
-    with FlatOptimizer(optimizer, model.parameters()) as flat:
-        steps(model, optimizer, flat, 5, 1)
-        inside = through_text(flat.state_dict())
+    with OptimizerStep(optimizer, model.parameters()) as stepper:
+        steps(model, optimizer, stepper, 5, 1)
+        inside = through_text(optimizer.state_dict())
     assert torch.equal(results[0], nn.utils.parameters_to_vector(model.parameters()))
     for found in (inside, optimizer.state_dict()):
         assert found.keys() == states[0].keys()

@@ -23,8 +23,7 @@ import fastseq as fs
 from fastseq.cuda_graph import WARM_UP, Graphs, GraphTrainer, can_record, make_capturable
 from fastseq.data.chunks import ChunkPlan
 from fastseq.data.sequences import Sequences
-from fastseq.parallel import Replicas
-from fastseq.precision import Precision
+from fastseq.position import Position
 from fastseq.progress import Progress
 from fastseq.training import Trainer
 
@@ -116,7 +115,7 @@ def estimators(monkeypatch, model, optimizer, spec=None, loss=None):
     """Yield an estimator that trains from graphs, and the same that does not."""
     TapeRecorder.count = 0
     for trainer in (TapeTrainer, Trainer):
-        monkeypatch.setattr(fs.estimator, "Trainer", trainer)
+        monkeypatch.setattr(fs.fitting, "Trainer", trainer)
         yield fs.Estimator(
             copy.deepcopy(model), loss or fs.seqloss(mse_loss), optimizer, spec or SPEC,
             device="cpu", comm=None, progress=False, seed=5,
@@ -153,20 +152,18 @@ def test_another_learning_rate_is_not_ignored(every_step):
         optimizer = sgd(model.parameters())
         schedule = optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
 
-        def after_step(loss, attention, schedule=schedule):
+        def after_step(attention, schedule=schedule):
             if every_step:
                 schedule.step()
 
-        trainer = kind(
-            model, fs.seqloss(mse_loss), lambda made=optimizer: made, fs.Spec(**SPEC),
-            torch.device("cpu"), Replicas(fs.distributed.communicator(None)),
-            Precision(None, torch.device("cpu")),
-        )  # fmt: skip
+        est = fs.Estimator(model, fs.seqloss(mse_loss), optimizer, SPEC, comm=None)
+        position = Position(first=0, epochs=3, epoch=0, step=0)
+        trainer = kind(est.learner, position)
         plan = ChunkPlan(steps=47, sequences=11, batchsize=4, seqsize=5)
         with trainer, Progress(0, shown=False) as progress:
-            for epoch in range(3):
-                losses = trainer.new_losses(f"epoch {epoch}")
-                trainer.run(data, plan.chunks(), losses, progress, bool, after_step)
+            for _ in range(3):
+                position.begin_epoch()
+                trainer.run(data, plan.chunks(), progress, bool, after_step)
                 schedule.step()
         if kind is TapeTrainer:
             assert TapeRecorder.count == 0 if every_step else TapeRecorder.count >= 3
@@ -184,7 +181,7 @@ def test_on_two_ranks(tmp_path):
     from torch.nn.functional import mse_loss
     trained = []
     for trainer in (TapeTrainer, fs.training.Trainer):
-        fs.estimator.Trainer = trainer
+        fs.fitting.Trainer = trainer
         torch.manual_seed(0)
         model = torch.nn.ModuleDict({{"net": Sums()}})["net"].eval()
         est = fs.Estimator(
@@ -211,7 +208,7 @@ def test_values_cannot_be_read(monkeypatch):
         return value if float(value.detach()) > 0 else 2 * value
 
     graphed, _ = estimators(monkeypatch, Sums(), sgd, loss=loss)
-    monkeypatch.setattr(fs.estimator, "Trainer", TapeTrainer)
+    monkeypatch.setattr(fs.fitting, "Trainer", TapeTrainer)
     with pytest.raises(ValueError, match=r"compile=True needs .* CUDA graph .* not permitted"):
         graphed.fit(X, Y)
 

@@ -1,4 +1,4 @@
-"""`fit` joins small parameters while it runs: outside nobody can tell."""
+"""What an optimizer keeps, and gets, in `fit`: the same as in a plain loop."""
 
 from __future__ import annotations
 
@@ -30,11 +30,6 @@ def plain(model, updates=10, **options):
     return plain_loop(model, X, Y, batchsize=5, seqsize=9, updates=updates, **options)
 
 
-def joined(model):
-    """Whether the parameters lie in one piece of memory."""
-    return len({p.untyped_storage().data_ptr() for p in model.parameters()}) == 1
-
-
 def assert_private(model, optimizer):
     """Every parameter, gradient and piece of state has memory to itself."""
     tensors = [*model.parameters(), *(p.grad for p in model.parameters())]
@@ -44,26 +39,7 @@ def assert_private(model, optimizer):
     assert all(s.nbytes() == t.nbytes for s, t in zip(storages, tensors, strict=True))
 
 
-def test_parameters_are_joined_inside_fit_only():
-    seen = []
-
-    def loss(m, xs, ys):
-        seen.append(joined(m.module))
-        return LOSS(m, xs, ys)
-
-    model = chain()
-    expected = plain(model)
-    before = [p.data_ptr() for p in model.parameters()]
-    params = list(model.parameters())
-    est = estimator(model, loss).fit(X, Y)
-    assert seen == [False] + 9 * [True]  # from the first step of the optimizer on
-    assert [p.data_ptr() for p in model.parameters()] == before
-    assert est.optimizer.param_groups[0]["params"] == params
-    assert_private(model, est.optimizer)
-    assert_same_parameters(model, expected, rtol=0)
-
-
-def test_all_is_put_back_after_an_error():
+def test_an_error_leaves_the_steps_before_it():
     calls = []
 
     def loss(m, xs, ys):
@@ -77,7 +53,6 @@ def test_all_is_put_back_after_an_error():
     est = estimator(model, loss)
     with pytest.raises(ArithmeticError, match="stop"):
         est.fit(X, Y)
-    assert not joined(model)
     assert set(est.optimizer.state) == set(model.parameters())
     assert all(state["step"] == 5 for state in est.optimizer.state.values())
     assert_same_parameters(model, expected, rtol=0)
@@ -90,7 +65,6 @@ def test_an_optimizer_that_fails_at_its_first_step_leaves_all_in_place():
     est.optimizer.param_groups[0]["foreach"] = True  # which torch refuses with such a rate
     with pytest.raises(RuntimeError, match="lr as a Tensor"):
         est.fit(X, Y)
-    assert not joined(model)
     assert_same_parameters(model, before, rtol=0)
 
 
@@ -196,9 +170,7 @@ def test_a_copy_that_shares_memory_sees_every_step():
         )
         return LOSS(m, xs, ys)
 
-    est = estimator(model, loss)
-    assert fs.info(est)["optimizer"].startswith("per parameter")
-    est.fit(X, Y)
+    estimator(model, loss).fit(X, Y)
     assert max(apart) == 0
 
 
@@ -234,13 +206,28 @@ def test_schedules_go_on_between_epochs(optimizer):
     assert_same_parameters(model, expected, rtol=0)
 
 
-def test_info_tells_how_the_optimizer_runs():
+def test_classes_are_made_fused_where_there_are_kernels():
     model = chain()
-    est = estimator(model)
-    assert fs.info(est)["optimizer"] == "flat: 6 of 6 parameters as 1"
-    other = estimator(model, optimizer=lambda ps: optim.SGD(ps, 0.1, fused=True))
-    assert fs.info(other)["optimizer"].startswith("per parameter: SGD is fused")
+
+    def told(optimizer, module=model):
+        return fs.info(estimator(module, optimizer=optimizer))["optimizer"]
+
+    fused = "fused AdamW: one call for all parameters"
+    assert told(optim.AdamW) == told(partial(optim.AdamW, lr=0.1)) == fused
+    assert told(adamw) == told(partial(optim.AdamW, fused=False)) == "AdamW: parameter by parameter"
+    assert told(partial(optim.AdamW, foreach=True)) == "AdamW: parameter by parameter"
+    assert told(optim.RMSprop) == "RMSprop: parameter by parameter"
+    sparse = nn.Sequential(nn.Embedding(3, 2, sparse=True))
+    assert told(optim.SGD, sparse) == "SGD: parameter by parameter"
     assert "optimizer" not in fs.info()
+
+
+def test_fused_steps_are_those_of_the_plain_ones():
+    for kind in (optim.Adagrad, optim.Adam, optim.AdamW, partial(optim.SGD, momentum=0.9)):
+        model = chain()
+        expected = plain(model, make=kind)
+        found = estimator(model, optimizer=partial(kind, lr=0.01)).fit(X, Y)
+        assert_same_parameters(found.model, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("optimizer", [optim.SGD, partial(optim.AdamW, fused=True)])
