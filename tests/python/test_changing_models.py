@@ -297,3 +297,14 @@ def test_a_model_that_is_frozen_as_a_whole_is_an_error(when):
     with pytest.raises(ValueError, match="the model trains nothing: all its parameters are frozen"):
         est.fit(torch.zeros(5, 2, 3), torch.zeros(5, 2, 1))
     assert len(est.history_) == (when == "within")
+
+
+@pytest.mark.parametrize("model", [layers().requires_grad_(False), nn.Identity()])
+def test_a_class_as_optimizer_of_nothing_is_an_error(model):
+    what = (
+        "it has no parameters"
+        if isinstance(model, nn.Identity)
+        else "all its parameters are frozen"
+    )
+    with pytest.raises(ValueError, match=f"the model trains nothing: {what}"):
+        fs.Estimator(model, LOSS, optim.SGD, SPEC, comm=None)

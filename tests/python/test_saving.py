@@ -185,6 +185,14 @@ def test_frozen_parameters_stay_frozen(path):
     assert frozen == ["0.weight_hh_l0"]
 
 
+def test_a_model_that_is_frozen_as_a_whole_can_be_loaded_to_predict(path):
+    est = fitted(chain())
+    est.model.requires_grad_(False)
+    est.save(path)
+    x, _ = data()
+    np.testing.assert_array_equal(load(path).predict(x), est.predict(x))
+
+
 def test_shared_weights_need_the_model(path):
     def tied():
         model = fs.nn.Chain(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3), nn.Linear(3, 1))
