@@ -321,3 +321,14 @@ def test_parts_that_are_replaced_are_those_in_use():
         est.model = "other"
     assert est.spec.context == 0
     assert est.model is other
+
+
+@pytest.mark.parametrize("model", [layers().requires_grad_(False), nn.Identity()])
+def test_a_class_as_optimizer_of_nothing_is_an_error(model):
+    what = (
+        "it has no parameters"
+        if isinstance(model, nn.Identity)
+        else "all its parameters are frozen"
+    )
+    with pytest.raises(ValueError, match=f"the model trains nothing: {what}"):
+        fs.Estimator(model, LOSS, optim.SGD, SPEC, comm=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -183,6 +184,14 @@ def test_frozen_parameters_stay_frozen(path):
     fitted(model).save(path)
     frozen = [n for n, p in load(path).model.named_parameters() if not p.requires_grad]
     assert frozen == ["0.weight_hh_l0"]
+
+
+def test_a_model_that_is_frozen_as_a_whole_can_be_loaded_to_predict(path):
+    est = fitted(chain())
+    est.model.requires_grad_(False)
+    est.save(path)
+    x, _ = data()
+    np.testing.assert_array_equal(load(path).predict(x), est.predict(x))
 
 
 def test_shared_weights_need_the_model(path):
