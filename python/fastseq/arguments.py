@@ -153,19 +153,15 @@ def make_optimizer(optimizer: Any, model: nn.Module) -> torch.optim.Optimizer:
                 "optimizer must be a torch.optim.Optimizer, or a callable that takes the "
                 f"parameters and returns one, got {optimizer!r}"
             )
-<<<<<<< HEAD
-        optimizer = _fused(optimizer, model)([p for p in model.parameters() if p.requires_grad])
-=======
         params = [p for p in model.parameters() if p.requires_grad]
         try:
-            optimizer = optimizer(params)
+            optimizer = _fused(optimizer, model)(params)
         except ValueError:
             if params:
                 raise
             some = next(model.parameters(), None) is not None
             what = "all its parameters are frozen" if some else "it has no parameters"
             raise ValueError(f"the model trains nothing: {what}") from None
->>>>>>> main
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(
                 f"optimizer, called with the parameters, must return a torch.optim.Optimizer, "
