@@ -9,7 +9,7 @@ from bench_pack import transformer
 from harness import Bench, Mark, same
 
 import fastseq as fs
-from fastseq._ops import pack, pack_checked
+from fastseq.nn.ops import pack, pack_checked
 
 SQUARES = (2, 4, 8, 12, 16, 24, 32, 64)
 BATCHES = (1000, 10_000, 100_000)

@@ -7,7 +7,7 @@ from harness import Bench, Mark, same
 from roofline import Work
 from torch._utils import _flatten_dense_tensors
 
-from fastseq._ops import pack, pack_checked, unpack
+from fastseq.nn.ops import pack, pack_checked, unpack
 
 
 def transformer() -> list[torch.Tensor]:

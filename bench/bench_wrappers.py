@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 import fastseq as fs
-from fastseq.wrappers import SequenceRegressor
+from fastseq.sklearn import SequenceRegressor
 
 # Of scores (R²), after rounding in other kernels.
 SAME_SCORES = 1e-3

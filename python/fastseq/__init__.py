@@ -7,9 +7,8 @@ script under ``mpirun``. Start with `Estimator`.
 import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
-from . import builders, callbacks, distributed, nn
-from ._info import info
-from ._ops import bmm
+from . import callbacks, distributed, nn
+from .data.hdf5 import h5concat, h5load, h5mmap, h5save
 from .errors import (
     BusyError,
     CheckpointError,
@@ -21,10 +20,11 @@ from .errors import (
     RemoteError,
 )
 from .estimator import Estimator
-from .h5 import h5concat, h5load, h5mmap, h5save
-from .history import History
-from .losses import seqloss
-from .params import (
+from .info import info
+from .nn import builders
+from .nn.losses import seqloss
+from .nn.ops import bmm
+from .nn.parameters import (
     decay_groups,
     loadstates,
     namedparams,
@@ -35,11 +35,12 @@ from .params import (
     vec2net,
     weights,
 )
-from .spec import Spec
-from .stateful import Stateful
+from .nn.stateful import Stateful
+from .training.history import History
+from .training.spec import Spec
 
 if TYPE_CHECKING:
-    from .wrappers import SequenceClassifier, SequenceForecaster, SequenceRegressor
+    from .sklearn import SequenceClassifier, SequenceForecaster, SequenceRegressor
 
 __all__ = [
     "BusyError",
@@ -94,7 +95,7 @@ if not TYPE_CHECKING:  # a type checker would accept every name
         if name not in ("SequenceClassifier", "SequenceForecaster", "SequenceRegressor"):
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         try:
-            from . import wrappers
+            from . import sklearn as wrappers
         except MissingFeatureError as error:
             return _missing(name, error)
         return getattr(wrappers, name)

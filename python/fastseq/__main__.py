@@ -6,8 +6,8 @@ import argparse
 import json
 import sys
 
-from ._info import info
-from .h5 import commands as h5
+from .data.hdf5 import commands as h5
+from .info import info
 
 
 def main() -> int:

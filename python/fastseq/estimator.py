@@ -12,32 +12,37 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from .arguments import check_features, check_loss, choose_device, input_dtype, use_device
+from ._util.tree import Tree, tree_map
+from .checkpoint.estimator_files import (
+    NoOptimizer,
+    SavedLearner,
+    check_parts,
+    no_loss,
+    save_learner,
+)
 from .checkpoint.session import Session
 from .checkpoint.settings import Checkpoint
-from .compiled import CompiledStateful
-from .context import in_context
-from .data.arguments import step_input
+from .data.inputs import step_input
 from .data.nonfinite import fill_step
-from .data.sequences import Sequences
+from .data.scaling.inputs_and_targets import Scaling
+from .data.sequences import Sequences, to_device
 from .distributed import communicator
-from .evaluating import chunk_plan, evaluate
-from .export import check_path, export_model
-from .fitting import Fit
-from .history import History
-from .learner import Learner
-from .looking import check_steps, wants_whole_series
-from .parallel import Replicas
-from .precision import Precision
-from .predicting import Predictor
-from .run import check_callbacks
-from .saving import NoOptimizer, SavedLearner, check_parts, no_loss, save_learner
-from .scaling import Scaling
-from .spec import Spec, check_count
-from .stateful import Stateful, in_mode, is_bidirectional
-from .trained import Trained
-from .training import to_device
-from .tree import Tree, tree_map
+from .distributed.replicas import Replicas
+from .inference import Predictor
+from .inference.export import check_path, export_model
+from .nn.compiled import CompiledStateful
+from .nn.context import in_context
+from .nn.stateful import Stateful, in_mode, is_bidirectional
+from .training.amp import Precision
+from .training.checks import check_features, check_loss, choose_device, input_dtype, use_device
+from .training.evaluation import chunk_plan, evaluate
+from .training.fit import Fit
+from .training.history import History
+from .training.learner import Learner
+from .training.run import check_callbacks
+from .training.spec import Spec, check_count
+from .training.time_dependence import check_steps, wants_whole_series
+from .training.trained_parameters import Trained
 
 __all__ = ["Estimator"]
 

@@ -220,7 +220,7 @@ class Checkpointed(nn.Module):
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_recomputed_activations(comm, monkeypatch, reentrant):
-    monkeypatch.setattr(fs.training, "Bucketizer", partial(Bucketizer, bucket_bytes=64))
+    monkeypatch.setattr(fs.training.loop, "Bucketizer", partial(Bucketizer, bucket_bytes=64))
     torch.manual_seed(0)
     model = Checkpointed(reentrant)
     many = trained(comm, copy.deepcopy(model), partial(optim.SGD, lr=0.1)).model

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from fastseq._util.tree import tree_leaves
 from fastseq.data import scaling as scalings
-from fastseq.data.scaling import scaling_state
-from fastseq.parallel import Replicas
-from fastseq.tree import tree_leaves
+from fastseq.data.scaling.affine import scaling_state
+from fastseq.distributed.replicas import Replicas
 
 
 def share(comm, array, skew):

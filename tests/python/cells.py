@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastseq import _ops
+from fastseq.nn import ops
 
 LAYERS = {
     "lstm": nn.LSTM,
@@ -30,8 +30,8 @@ def operands(cell, steps=5, count=3, features=2, hidden=3, dtype=torch.float64, 
 
 def run(cell: str, inputs: list[Any], lengths: Tensor | None = None, reverse: bool = False):
     if cell in ("lstm", "gru"):
-        return getattr(_ops, cell)(*inputs, lengths, reverse)
-    return _ops.rnn(*inputs, lengths, reverse, cell == "relu")
+        return getattr(ops, cell)(*inputs, lengths, reverse)
+    return ops.rnn(*inputs, lengths, reverse, cell == "relu")
 
 
 def by_torch(cell: str, inputs: list[Any], lengths: Tensor | None = None, reverse: bool = False):

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fastseq.wrappers import SequenceForecaster
+from fastseq.sklearn import SequenceForecaster
 
 LEVELS = (0.1, 0.5, 0.9)
 NAN = np.nan

@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 import fastseq as fs
+from fastseq._util.tree import tree_map
 from fastseq.callbacks import Callback, Checkpoint
-from fastseq.tree import tree_map
 
 X = torch.randn(23, 5, 2, generator=torch.Generator().manual_seed(0))
 Y = X.mean(2, keepdim=True)

@@ -15,7 +15,7 @@ from torch import nn, optim
 from torch.optim import lr_scheduler as torch_schedulers
 
 import fastseq as fs
-from fastseq.optimizer_step import describe
+from fastseq.training.optimizer_step import describe
 
 cb = fs.callbacks
 EPOCHS, STEPS = 6, 3

@@ -30,7 +30,7 @@ from interrupted import (
 from torch import nn
 
 import fastseq as fs
-from fastseq.checkpoint.generations import Generations
+from fastseq.checkpoint.folder import Generations
 
 CASE = "validation by time"
 
@@ -91,8 +91,8 @@ def test_how_often(tmp_path):
         estimator(epochs=5).fit(*data(), checkpoint=checkpoint)
         steps = []
         for path in Generations(folder).paths():
-            text = fs.checkpoint.files.read(path)[1]
-            tree = fs.checkpoint.packing.unpack(text, _Anything())
+            text = fs.checkpoint.format.read(path)[1]
+            tree = fs.checkpoint.encoding.unpack(text, _Anything())
             steps.append(tree["step"])
         return steps
 

@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import nn, optim
 
+from fastseq._util.random_state import random_state, set_random_state
+from fastseq.checkpoint.broadcast import broadcast_tree
 from fastseq.checkpoint.contents import (
     callback_states,
     check_model,
@@ -20,13 +22,11 @@ from fastseq.checkpoint.contents import (
     load_optimizer,
     model_state,
 )
-from fastseq.checkpoint.exchange import broadcast_tree
-from fastseq.checkpoint.packing import pack, unpack
-from fastseq.checkpoint.randomness import random_state, set_random_state
+from fastseq.checkpoint.encoding import pack, unpack
 from fastseq.checkpoint.settings import Checkpoint
 from fastseq.distributed import Communicator
 from fastseq.errors import CheckpointError
-from fastseq.optimizer_step import OptimizerStep
+from fastseq.training.optimizer_step import OptimizerStep
 
 
 def through_text(tree):

@@ -17,10 +17,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from fastseq.checkpoint import files
-from fastseq.checkpoint.files import Image, read, write
-from fastseq.checkpoint.generations import Generations
-from fastseq.checkpoint.packing import pack, unpack
+from fastseq.checkpoint import format as files
+from fastseq.checkpoint.encoding import pack, unpack
+from fastseq.checkpoint.folder import Generations
+from fastseq.checkpoint.format import Image, read, write
 from fastseq.errors import CheckpointError
 
 
@@ -256,7 +256,7 @@ def test_one_that_cannot_be_read_now_is_not_removed(tmp_path, monkeypatch):
         return read(path)
 
     with monkeypatch.context() as patched:
-        patched.setattr("fastseq.checkpoint.generations.read", read_but_2)
+        patched.setattr("fastseq.checkpoint.folder.read", read_but_2)
         with pytest.warns(UserWarning, match=r"Input/output error.*the checkpoint before it"):
             assert generations.newest()[1] == "1"
     generations.write({"a": torch.zeros(1)}, "3")

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 import fastseq as fs
-from fastseq.tree import tree_map
+from fastseq._util.tree import tree_map
 
 X = torch.randn(10, 4, 2, generator=torch.Generator().manual_seed(0))
 Y = X[..., :1]

@@ -12,8 +12,8 @@ from models import adamw, assert_same_parameters, chain
 from torch.nn.functional import mse_loss
 
 import fastseq as fs
-from fastseq import _ops
-from fastseq._ops import pack, pack_checked, unpack
+from fastseq.nn import ops
+from fastseq.nn.ops import pack, pack_checked, unpack
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
@@ -24,7 +24,7 @@ def gpu():
         if os.environ.get("FASTSEQ_REQUIRE_CUDA") == "1":
             pytest.fail("FASTSEQ_REQUIRE_CUDA=1, but PyTorch sees no GPU")
         pytest.skip("needs a GPU")
-    assert _ops.cuda_kernels, "there is a GPU, but fastseq was built without its CUDA kernels"
+    assert ops.cuda_kernels, "there is a GPU, but fastseq was built without its CUDA kernels"
 
 
 @pytest.mark.parametrize("to", DTYPES, ids=str)

@@ -20,12 +20,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import fastseq as fs
-from fastseq.cuda_graph import WARM_UP, Graphs, GraphTrainer, can_record, make_capturable
+from fastseq._util.progress import Progress
 from fastseq.data.chunks import ChunkPlan
 from fastseq.data.sequences import Sequences
-from fastseq.position import Position
-from fastseq.progress import Progress
-from fastseq.training import Trainer
+from fastseq.training.cuda_graph import WARM_UP, Graphs, GraphTrainer, can_record, make_capturable
+from fastseq.training.loop import Trainer
+from fastseq.training.position import Position
 
 X = torch.randn(47, 11, 3, generator=torch.Generator().manual_seed(1))
 Y = X.mean(2, keepdim=True).cumsum(0)
@@ -115,7 +115,7 @@ def estimators(monkeypatch, model, optimizer, spec=None, loss=None):
     """Yield an estimator that trains from graphs, and the same that does not."""
     TapeRecorder.count = 0
     for trainer in (TapeTrainer, Trainer):
-        monkeypatch.setattr(fs.fitting, "Trainer", trainer)
+        monkeypatch.setattr(fs.training.fit, "Trainer", trainer)
         yield fs.Estimator(
             copy.deepcopy(model), loss or fs.seqloss(mse_loss), optimizer, spec or SPEC,
             device="cpu", comm=None, progress=False, seed=5,
@@ -180,8 +180,8 @@ def test_on_two_ranks(tmp_path):
     from test_cuda_graph import SPEC, Sums, TapeRecorder, TapeTrainer, X, Y, sgd
     from torch.nn.functional import mse_loss
     trained = []
-    for trainer in (TapeTrainer, fs.training.Trainer):
-        fs.fitting.Trainer = trainer
+    for trainer in (TapeTrainer, fs.training.loop.Trainer):
+        fs.training.fit.Trainer = trainer
         torch.manual_seed(0)
         model = torch.nn.ModuleDict({{"net": Sums()}})["net"].eval()
         est = fs.Estimator(
@@ -208,7 +208,7 @@ def test_values_cannot_be_read(monkeypatch):
         return value if float(value.detach()) > 0 else 2 * value
 
     graphed, _ = estimators(monkeypatch, Sums(), sgd, loss=loss)
-    monkeypatch.setattr(fs.fitting, "Trainer", TapeTrainer)
+    monkeypatch.setattr(fs.training.fit, "Trainer", TapeTrainer)
     with pytest.raises(ValueError, match=r"compile=True needs .* CUDA graph .* not permitted"):
         graphed.fit(X, Y)
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from fastseq.wrappers import plot_forecast
+from fastseq.sklearn import plot_forecast
 
 PAST = np.arange(20.0)
 

@@ -16,7 +16,7 @@ from torch import nn
 
 import fastseq as fs
 from fastseq.callbacks import Callback
-from fastseq.wrappers import SequenceForecaster
+from fastseq.sklearn import SequenceForecaster
 
 # --- what forecasts must be, whatever is learnt
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from forecasting import LEVELS, NAN, Fixed, quick, wave
 
-from fastseq.wrappers import SequenceForecaster
+from fastseq.sklearn import SequenceForecaster
 
 # --- series that go on
 

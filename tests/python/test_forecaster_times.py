@@ -9,7 +9,7 @@ from forecasting import quick
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastseq.wrappers.times import Times, read_index
+from fastseq.sklearn.forecasting.times import Times, read_index
 
 STEPS, HORIZON = 30, 4
 FREQUENCIES = [

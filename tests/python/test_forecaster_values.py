@@ -11,7 +11,7 @@ import torch
 from forecasting import LEVELS, NAN, Fixed, quick, wave
 from sklearn.metrics import r2_score
 
-from fastseq.wrappers.windows import SeriesScaling, center_and_scale, over_seasons
+from fastseq.sklearn.forecasting.windows import SeriesScaling, center_and_scale, over_seasons
 
 # --- constants, and values that repeat
 

@@ -13,13 +13,13 @@ from torch.nn.functional import mse_loss
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastseq as fs
-from fastseq._ops import native
-from fastseq.arguments import use_device
 from fastseq.data.sequences import Batch
-from fastseq.lengths import on_host
 from fastseq.nn import recurrent
-from fastseq.stateful import Stateful
-from fastseq.training import to_device
+from fastseq.nn.lengths import on_host
+from fastseq.nn.ops import library as native
+from fastseq.nn.stateful import Stateful
+from fastseq.training.checks import use_device
+from fastseq.training.loop import to_device
 
 KINDS = ["LSTM", "GRU", "RNN"]
 

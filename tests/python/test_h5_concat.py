@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastseq as fs
-from fastseq.h5 import copying
-from fastseq.h5.virtual import check_readable, missing_sources
+from fastseq.data.hdf5 import copying
+from fastseq.data.hdf5.virtual import check_readable, missing_sources
 
 LAYOUTS = {
     "contiguous": {},
@@ -357,7 +357,7 @@ def test_copying_takes_little_memory(tmp_path, shape):
 
 
 def test_the_bar(tmp_path, monkeypatch, capsys):
-    from fastseq.h5 import concat
+    from fastseq.data.hdf5 import concat
 
     write(tmp_path / "p.h5", np.ones((10, 10, 1)))
     whole = concat.tqdm

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import fastseq as fs
-from fastseq.h5.heaps import check_heaps
+from fastseq.data.hdf5.heaps import check_heaps
 
 CASES = 150  # of each layout
 SECONDS = 20  # per case
@@ -25,7 +25,7 @@ CHILD = """
 import contextlib, json, os, pathlib, resource, signal, sys
 import numpy as np
 import fastseq as fs
-from fastseq.h5.commands import check_file, describe
+from fastseq.data.hdf5.commands import check_file, describe
 from test_h5_fuzz import SECONDS, damaged
 
 resource.setrlimit(resource.RLIMIT_AS, (16 * 2**30,) * 2)

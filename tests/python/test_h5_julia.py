@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastseq.h5.julia import parse_julia
+from fastseq.data.hdf5.julia import parse_julia
 
 CASES = [
     ("1", 1), ("-17", -17), ("1_000", 1000), ("0x0a", 10), ("1.5", 1.5), ("1.", 1.0), ("1e3", 1e3),

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastseq as fs
-from fastseq.h5 import LazyDataset
+from fastseq.data.hdf5 import LazyDataset
 
 SHAPE = 12, 7, 3
 A = np.arange(np.prod(SHAPE), dtype="f4").reshape(SHAPE)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import fastseq as fs
-from fastseq.predicting.targets import place_of
+from fastseq.inference.destinations import place_of
 
 A = np.random.default_rng(0).standard_normal((40, 6, 3)).astype("f4")
 

@@ -12,7 +12,7 @@ import pytest
 from test_h5_lazy import bitfield, stored
 
 import fastseq as fs
-from fastseq.h5 import LazyDataset
+from fastseq.data.hdf5 import LazyDataset
 
 A = np.arange(84.0).reshape(7, 4, 3)
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import fastseq as fs
-from fastseq.h5 import LazyDataset
-from fastseq.h5.storage import raw_files
-from fastseq.predicting.targets import place_of
+from fastseq.data.hdf5 import LazyDataset
+from fastseq.data.hdf5.storage import raw_files
+from fastseq.inference.destinations import place_of
 
 A = np.random.default_rng(0).standard_normal((40, 6, 3)).astype("f4")
 

@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from waiting import until
 
 import fastseq as fs
+from fastseq.data.hdf5 import LazyDataset
+from fastseq.data.hdf5.chunk_rows import ChunkRows
+from fastseq.data.hdf5.chunk_windows import WindowReader
+from fastseq.data.hdf5.commands import check_file
 from fastseq.errors import ReadError
-from fastseq.h5 import LazyDataset
-from fastseq.h5.chunk_rows import ChunkRows
-from fastseq.h5.commands import check_file
-from fastseq.h5.windows import WindowReader
 
 T, N, F = 60, 12, 2
 A = np.arange(T * N * F, dtype="f8").reshape(T, N, F)

@@ -17,7 +17,7 @@ from models import adamw, chain
 from torch.nn.functional import mse_loss
 
 import fastseq as fs
-from fastseq.progress import Progress
+from fastseq._util.progress import Progress
 
 mpl.use("Agg")
 RANDOM = torch.Generator().manual_seed(0)
@@ -157,7 +157,7 @@ def test_progress_bar_shows_the_validation_loss(monkeypatch):
 
 def test_progress_bar_in_a_notebook(monkeypatch):
     monkeypatch.setattr(
-        "fastseq.progress.tqdm", functools.partial(tqdm.notebook.tqdm, display=False)
+        "fastseq._util.progress.tqdm", functools.partial(tqdm.notebook.tqdm, display=False)
     )
     bar = Progress(10, shown=True)
     with bar:

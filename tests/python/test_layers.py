@@ -1,9 +1,12 @@
-"""The layering rule: an include or an import may only point up the list of layers."""
+"""How the house is built: which rooms there are, and what each may import or include."""
 
 from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -57,37 +60,108 @@ def test_layers_do_not_know_each_others_libraries(layer: str, forbidden: str) ->
             assert not found, f"{path} includes {found}"
 
 
-def imported(path: Path) -> set[str]:
-    """Return the names of fastseq's modules that a file imports, relative ones resolved."""
-    package = ["fastseq", *path.relative_to(ROOT / "python" / "fastseq").parts[:-1]]
-    names: set[str] = set()
+PACKAGE = ROOT / "python" / "fastseq"
+# The rooms of the package: each imports only those before it, types included.
+ROOMS = (
+    "errors", "_util", "distributed", "nn", "data", "training", "inference", "checkpoint",
+    "callbacks", "estimator", "sklearn", "info",
+)  # fmt: skip
+EXTENSIONS = ("_C", "_comm", "_cuda", "_mpi", "_reader")
+
+
+def name_of(path: Path) -> str:
+    """Return a module's name below the package, empty for the package itself."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path): path for path in PYTHON}
+
+
+def imported(module: str) -> set[str]:
+    """Return the modules of the package that one imports, anywhere in it."""
+    path = MODULES[module]
+    package = module.split(".") if module else []
+    package = package if path.name == "__init__.py" else package[:-1]
+    found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else []
-            module = ".".join([*base, *([node.module] if node.module else [])])
-            names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
-        elif isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-    return names
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = [*package[: len(package) - node.level + 1], *(node.module or "").split(".")]
+            for alias in node.names:
+                whole = ".".join(filter(None, [*base, alias.name]))
+                known = whole in MODULES or whole in EXTENSIONS
+                found.add(whole if known else ".".join(filter(None, base)))
+    return found - {module}
 
 
-@pytest.mark.parametrize(
-    ("module", "only"),
-    [
-        ("fastseq._C", {"native.py"}),
-        ("fastseq._cuda", {"native.py"}),
-        ("fastseq._reader", {"native.py"}),
-        ("fastseq._comm", {"comm.py"}),
-        ("fastseq._mpi", {"comm.py"}),
-    ],
-)
-def test_one_python_module_touches_each_native_one(module: str, only: set[str]) -> None:
-    assert {path.name for path in PYTHON if module in imported(path)} == only
+def test_rooms_are_those_in_the_list() -> None:
+    names = {path.stem for path in PACKAGE.iterdir() if path.is_dir() or path.suffix == ".py"}
+    assert names - {"__pycache__", "__init__", "__main__"} == set(ROOMS)
+    assert sum((PACKAGE / room).is_dir() for room in ROOMS) <= 10
 
 
-def test_the_estimator_sees_no_operator_and_no_exchange() -> None:
-    found = imported(ROOT / "python" / "fastseq" / "estimator.py")
-    assert not {name for name in found if name.startswith(("fastseq._ops", "fastseq._comm"))}
+@pytest.mark.parametrize("module", [m for m in MODULES if m not in ("", "__main__")])
+def test_a_room_imports_only_rooms_before_it(module: str) -> None:
+    own = ROOMS.index(module.split(".")[0])
+    for name in imported(module) - set(EXTENSIONS):
+        assert name, f"{module} imports from the package itself"
+        assert ROOMS.index(name.split(".")[0]) <= own, f"{module} imports {name}"
+
+
+def test_there_is_no_circle_of_imports() -> None:
+    graph = {module: imported(module) & set(MODULES) for module in MODULES}
+    graph = {module: names - {""} for module, names in graph.items()}
+    assert list(TopologicalSorter(graph).static_order())  # raises where there is one
+
+
+def test_no_two_modules_have_the_same_name() -> None:
+    stems = Counter(path.stem for path in PYTHON if path.stem != "__init__")
+    assert not {stem for stem, count in stems.items() if count > 1}
+
+
+def test_one_python_module_touches_each_native_one() -> None:
+    users = {
+        name: {module for module in MODULES if name in imported(module)} for name in EXTENSIONS
+    }
+    assert users == {
+        "_C": {"nn.ops.library"}, "_cuda": {"nn.ops.library"}, "_reader": {"data.native_reader"},
+        "_comm": {"distributed.communicators"}, "_mpi": {"distributed.communicators"},
+    }  # fmt: skip
+
+
+def private_names(path: Path) -> Iterator[str]:
+    """Yield private attributes that a module takes of something that is not its own.
+
+    Its own are ``self``, ``cls``, and what has a method or attribute of that name in this module.
+    """
+    tree = ast.parse(path.read_text())
+    own = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id in ("self", "cls")
+    }
+    own |= {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    own |= {
+        n.target.id
+        for n in ast.walk(tree)
+        if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)
+    }
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Attribute) or not re.match(r"_[a-z]", node.attr):
+            continue
+        if node.attr not in own | NAMED_TUPLES and module != "_util.torch_internals":
+            if not ast.unparse(node).startswith(("os._", "sys._")):
+                yield f"{path.relative_to(PACKAGE)}:{node.lineno} {ast.unparse(node)}"
+
+
+# Of Python and of torch, which has no public way to do it.
+PRIVATE_OF_OTHERS = ("torch.", "os._", "sys._", "np.")
+
+
+def test_no_module_takes_private_attributes_of_another() -> None:
+    assert not [name for path in PYTHON for name in private_names(path)]
 
 
 def lines_of_code(path: Path) -> int:

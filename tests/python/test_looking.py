@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.functional import mse_loss, pad
 
 import fastseq as fs
-from fastseq.stateful import in_mode, steps_apart
+from fastseq.nn.stateful import in_mode, steps_apart
 
 T, N = 40, 6
 X = torch.randn(T, N, 3, generator=torch.Generator().manual_seed(0))

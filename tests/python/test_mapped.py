@@ -10,9 +10,9 @@ import torch
 
 import fastseq as fs
 from fastseq.data.chunks import ChunkPlan
+from fastseq.data.hdf5 import LazyDataset
 from fastseq.data.sequences import Sequences
-from fastseq.h5 import LazyDataset
-from fastseq.predicting.targets import check_target
+from fastseq.inference.destinations import check_target
 
 STEPS, COUNT, FEATURES = 300, 6, 8
 

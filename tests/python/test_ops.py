@@ -15,8 +15,8 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 
 import fastseq as fs
-from fastseq import _ops
-from fastseq._ops import pack, pack_checked, unpack
+from fastseq.nn import ops
+from fastseq.nn.ops import pack, pack_checked, unpack
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 native = torch.ops.fastseq
@@ -246,7 +246,7 @@ def test_kernels_are_held_to_the_instruction_set_of_the_environment():
     assert loaded_with("baseline").stdout.strip() == "baseline"
     isas = ["baseline", "x86-64-v3", "x86-64-v4"]
     wanted = os.environ.get("FASTSEQ_ISA", "x86-64-v4")
-    assert isas.index(_ops.active_isa) <= isas.index(wanted)
+    assert isas.index(ops.active_isa) <= isas.index(wanted)
     assert "FASTSEQ_ISA must be one of baseline, x86-64-v3, x86-64-v4, got 'avx2'" in (
         loaded_with("avx2").stderr
     )

@@ -27,7 +27,7 @@ def estimator(model, batchsize=4, seqsize=5):
 def whole(model, x=X):
     model = copy.deepcopy(model).eval()
     with torch.no_grad():
-        output = model(x, None) if fs.stateful.takes_state(model) else model(x)
+        output = model(x, None) if fs.nn.stateful.takes_state(model) else model(x)
     return output[0] if isinstance(output, tuple) else output
 
 
@@ -345,7 +345,7 @@ def test_a_bar_where_it_takes_long(seconds, monkeypatch):
             time.sleep(0.01)
             return x
 
-    monkeypatch.setattr("fastseq.predicting.predictor._BAR_AFTER_SECONDS", seconds)
+    monkeypatch.setattr("fastseq.inference.predictor._BAR_AFTER_SECONDS", seconds)
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
     run(Slow(), X, progress=True)

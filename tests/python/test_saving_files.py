@@ -20,8 +20,8 @@ from saved import data, fitted, load
 from torch import nn
 
 import fastseq as fs
-from fastseq.checkpoint.files import Image, read, write
-from fastseq.checkpoint.packing import pack, unpack
+from fastseq.checkpoint.encoding import pack, unpack
+from fastseq.checkpoint.format import Image, read, write
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from models import adamw, assert_same_parameters, chain
 from torch.nn.functional import cross_entropy, mse_loss
 
 import fastseq as fs
-from fastseq.scaling import Scaling
+from fastseq.data.scaling.inputs_and_targets import Scaling
 
 RNG = np.random.default_rng(0)
 T, N = 30, 6

@@ -14,12 +14,12 @@ from torch import nn
 
 import fastseq as fs
 from fastseq.data import scaling as scalings
-from fastseq.data.moments import Moments
-from fastseq.data.quantiles import Quantiles
-from fastseq.data.scaling import Affine, scaling_from_state, scaling_state
-from fastseq.export import DESCRIPTION, export_model
-from fastseq.parallel import Replicas
-from fastseq.scaled_model import ScaledModel
+from fastseq.data.scaling.affine import Affine, scaling_from_state, scaling_state
+from fastseq.data.scaling.moments import Moments
+from fastseq.data.scaling.quantiles import Quantiles
+from fastseq.distributed.replicas import Replicas
+from fastseq.inference.export import DESCRIPTION, export_model
+from fastseq.inference.scaled_model import ScaledModel
 
 ALONE = Replicas(fs.distributed.Communicator())
 

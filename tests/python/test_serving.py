@@ -51,7 +51,7 @@ def test_another_process_goes_on(path):
         import sys, numpy as np, torch, fastseq as fs
         est = fs.Estimator.load(sys.argv[1], device="cpu", progress=False)
         print(est.step(np.load(sys.argv[2])).numpy().tobytes().hex())
-        assert "fastseq.wrappers" not in sys.modules
+        assert "fastseq.sklearn" not in sys.modules
     """
     script = "\n".join(line.strip() for line in script.splitlines())
     done = subprocess.run(

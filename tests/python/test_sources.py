@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastseq as fs
-from fastseq.data.opening import open_source
+from fastseq.data.hdf5 import LazyDataset
 from fastseq.data.reader import Reader
+from fastseq.data.source_kinds import open_source
 from fastseq.data.sources import Box, StridedSource, TensorSource
-from fastseq.h5 import LazyDataset
 
 T, N, F = 17, 9, 3
 

@@ -8,8 +8,8 @@ from models import Custom, chain
 from torch import nn
 
 import fastseq as fs
-from fastseq.stateful import batch_dims, takes_state
-from fastseq.tree import tree_leaves, tree_map
+from fastseq._util.tree import tree_leaves, tree_map
+from fastseq.nn.stateful import batch_dims, takes_state
 
 X = torch.randn(12, 5, 3, generator=torch.Generator().manual_seed(3))
 

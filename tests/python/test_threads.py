@@ -14,9 +14,9 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 import fastseq as fs
-from fastseq import modes
-from fastseq.modes import in_mode
-from fastseq.seeding import Draws
+from fastseq._util.seeding import Draws
+from fastseq.nn import modes
+from fastseq.nn.modes import in_mode
 
 THREADS = 4
 

@@ -13,11 +13,11 @@ from torch.nn.functional import mse_loss
 
 import fastseq as fs
 from fastseq.data.chunks import ChunkPlan
+from fastseq.data.scaling.inputs_and_targets import Scaling
 from fastseq.data.sequences import Sequences
 from fastseq.distributed import Communicator
-from fastseq.parallel import Replicas
-from fastseq.scaling import Scaling
-from fastseq.wrappers import SequenceRegressor
+from fastseq.distributed.replicas import Replicas
+from fastseq.sklearn import SequenceRegressor
 
 RNG = np.random.default_rng(0)
 T, N = 24, 10

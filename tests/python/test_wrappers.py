@@ -13,7 +13,7 @@ from wrapped import LAST, LIST, RNG, STEPS, X, parameters, regressor, same
 
 import fastseq as fs
 from fastseq import builders
-from fastseq.wrappers import SequenceRegressor
+from fastseq.sklearn import SequenceRegressor
 
 # What comes out is what went in
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from fastseq.wrappers import SequenceClassifier, SequenceRegressor
+from fastseq.sklearn import SequenceClassifier, SequenceRegressor
 
 MINIBATCHES = (
     "a sample of weight 2 is one sample of a minibatch, the same sample twice is two of perhaps "

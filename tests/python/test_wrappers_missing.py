@@ -10,7 +10,7 @@ from sklearn.metrics import r2_score
 from torch.nn.utils.rnn import pack_sequence
 
 import fastseq as fs
-from fastseq.wrappers import SequenceClassifier, SequenceRegressor
+from fastseq.sklearn import SequenceClassifier, SequenceRegressor
 
 RNG = np.random.default_rng(0)
 N, T = 30, 8

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 import fastseq as fs
-from fastseq.wrappers import SequenceClassifier, SequenceRegressor
+from fastseq.sklearn import SequenceClassifier, SequenceRegressor
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((48, 6, 3))

@@ -4,12 +4,12 @@ import importlib
 from typing import Any
 
 from ..checkpoint.settings import Checkpoint
+from ..training.run import Callback
+from .best_weights import RestoreBest
 from .combining import AllOf, AnyOf, Warmup
 from .limits import InvalidValue, NumberLimit, Threshold, TimeLimit
 from .live_plot import LivePlot
 from .log import Log
-from .protocol import Callback
-from .restoring import RestoreBest
 from .schedules import CycleLearningRate, Schedule
 from .snapshots import Snapshots
 from .stopping import GL, PQ, Criterion, NumberSinceBest, Patience

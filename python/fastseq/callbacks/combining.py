@@ -8,7 +8,7 @@ from .monitor import check_positive
 from .stopping import Criterion
 
 if TYPE_CHECKING:
-    from ..run import Run
+    from ..training.run import Run
 
 __all__ = ["AllOf", "AnyOf", "Warmup"]
 

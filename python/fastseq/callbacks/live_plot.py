@@ -7,13 +7,13 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..extras import need
-from ..h5.opening import replacing
+from .._util.optional_imports import need
+from ..data.hdf5.open_file import replacing
+from ..training.run import Callback
 from .monitor import check_positive
-from .protocol import Callback
 
 if TYPE_CHECKING:
-    from ..run import Run
+    from ..training.run import Run
 
 __all__ = ["LivePlot"]
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
 
+from ..training.run import Callback
 from .monitor import check_positive
-from .protocol import Callback
 
 if TYPE_CHECKING:
-    from ..run import Run
+    from ..training.run import Run
 
 __all__ = ["Log"]
 

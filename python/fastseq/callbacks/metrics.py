@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..extras import need
-from ..predicting.samples import Samples, samples
-from .predicted import classes_of, column, takes_weights, weights_of
-from .protocol import Callback
+from .._util.optional_imports import need
+from ..inference.samples import Samples, samples
+from ..training.run import Callback
+from .metric_inputs import classes_of, column, takes_weights, weights_of
 
 if TYPE_CHECKING:
-    from ..run import Run
+    from ..training.run import Run
 
 __all__ = ["Metrics"]
 
@@ -168,6 +168,6 @@ class _Function:
 
 def _named(name: str) -> Callable[[Samples], float]:
     need("sklearn", f"the metric {name!r}")
-    from .scoring import NamedMetric
+    from .scikit_learn_metrics import NamedMetric
 
     return NamedMetric(name)

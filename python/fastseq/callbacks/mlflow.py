@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..extras import need
-from .tracking import Tracker, history_figure, numbers_of, parameters
+from .._util.optional_imports import need
+from .trackers import Tracker, history_figure, numbers_of, parameters
 
 if TYPE_CHECKING:
-    from ..run import Run
+    from ..training.run import Run
 
 __all__ = ["MLflow"]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..extras import need
+from .._util.optional_imports import need
+from ..training.run import Callback
 from .monitor import Monitor
-from .protocol import Callback
 
 if TYPE_CHECKING:
-    from ..run import Run
+    from ..training.run import Run
 
 __all__ = ["OptunaPruning"]
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, optim
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from ..training.run import Callback
 from .monitor import Monitor, check_positive
-from .protocol import Callback
 
 if TYPE_CHECKING:
-    from ..run import Run
+    from ..training.run import Run
 
 __all__ = ["CycleLearningRate", "Schedule"]
 

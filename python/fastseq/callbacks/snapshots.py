@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..h5.opening import replacing
+from ..data.hdf5.open_file import replacing
+from ..training.run import Callback
+from .best_weights import copied
 from .monitor import Monitor, check_positive
-from .protocol import Callback
-from .restoring import copied
 
 if TYPE_CHECKING:
-    from ..run import Run
+    from ..training.run import Run
 
 __all__ = ["Snapshots"]
 

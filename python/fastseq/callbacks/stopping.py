@@ -10,11 +10,11 @@ import copy
 import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ..training.run import Callback
 from .monitor import Monitor, check_positive
-from .protocol import Callback
 
 if TYPE_CHECKING:
-    from ..run import Run
+    from ..training.run import Run
 
 __all__ = ["GL", "PQ", "Criterion", "NumberSinceBest", "Patience"]
 

@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .. import _ops
-from ..context import in_context
+from .._util.random_state import random_state, set_random_state
+from .._util.seeding import untouched
+from .._util.tree import Tree, tree_leaves, tree_like
+from ..data.scaling.inputs_and_targets import Scaling
 from ..errors import CheckpointError
-from ..position import Position
-from ..scaling import Scaling
-from ..seeding import untouched
-from ..stateful import Stateful, in_mode
-from ..tree import Tree, tree_leaves, tree_like
+from ..nn import ops as _ops
+from ..nn.context import in_context
+from ..nn.stateful import Stateful, in_mode
+from ..training.position import Position
+from .broadcast import broadcast_tree, gather_trees
 from .contents import (
     callback_states,
     check_model,
@@ -31,19 +33,17 @@ from .contents import (
     load_optimizer,
     model_state,
 )
-from .exchange import broadcast_tree, gather_trees
-from .files import read, tensors_checksum
-from .generations import Generations
-from .packing import pack, unpack
-from .randomness import random_state, set_random_state
+from .encoding import pack, unpack
+from .folder import Generations
+from .format import read, tensors_checksum
 from .settings import Checkpoint
 from .signals import Signals
 
 if TYPE_CHECKING:
     from ..data.sequences import Sequences
-    from ..learner import Learner
-    from ..run import Run
-    from ..training import Trainer
+    from ..training.learner import Learner
+    from ..training.loop import Trainer
+    from ..training.run import Run
 
 __all__ = ["Session"]
 

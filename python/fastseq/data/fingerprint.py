@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..tree import tree_leaves
+from .._util.tree import tree_leaves
 from .chunks import Chunk
 from .reader import Reader, Slab
 from .sequences import Sequences

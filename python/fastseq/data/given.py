@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader
 
-from ..h5 import LazyTensor
-from ..h5.links import dead_link
-from ..h5.types import is_bfloat16
+from .hdf5 import LazyTensor
+from .hdf5.links import dead_link
+from .hdf5.types import is_bfloat16
 from .ragged import group_items
 
 __all__ = ["checked", "refuse_containers", "refuse_foreign", "refuse_null", "refuse_valueless"]

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from .._util.tree import Tree, tree_map, tree_paths
 from ..errors import NonFiniteError
-from ..tree import Tree, tree_map, tree_paths
-from .chunks import Chunk
 from .reader import Slab
-
-if TYPE_CHECKING:
-    from .sequences import Sequences
 
 __all__ = ["fill_inputs", "fill_step", "fill_targets", "refuse_nonfinite"]
 
 
-def refuse_nonfinite(data: Sequences, chunk: Chunk, slabs: list[Slab]) -> None:
+def refuse_nonfinite(slabs: list[Slab], place: Callable[[int, int], tuple[int, int]]) -> None:
     """Raise if slabs of a chunk hold NaN or infinities.
+
+    Parameters
+    ----------
+    slabs
+        What was read of the chunk.
+    place
+        Returns step and sequence, as the user counts them, of a place in the chunk.
 
     Raises
     ------
@@ -30,7 +33,7 @@ def refuse_nonfinite(data: Sequences, chunk: Chunk, slabs: list[Slab]) -> None:
     for slab in slabs:
         bad = slab.missing() if slab.data.is_floating_point() else None
         if bad is not None:
-            raise NonFiniteError(_place(data, chunk, slab, bad))
+            raise NonFiniteError(_place(place, slab, bad))
 
 
 def fill_inputs(slabs: list[Slab]) -> Tensor | None:
@@ -101,9 +104,9 @@ def fill_step(xs: Tree, nan: str) -> Tree:
     return tree_map(fill, xs)
 
 
-def _place(data: Sequences, chunk: Chunk, slab: Slab, bad: Tensor) -> str:
+def _place(place: Callable[[int, int], tuple[int, int]], slab: Slab, bad: Tensor) -> str:
     first = [int(i) for i in bad.nonzero()[0]]
-    step, sequence = data.place(chunk, first[0], first[1])
+    step, sequence = place(first[0], first[1])
     value = float(slab.data[tuple(first)])
     return _message(slab.source.name, value, f"at step {step}", sequence, first[2:], bad)
 

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..h5 import LazyDataset, LazyTensor, h5mmap
-from ..h5.files import location
-from ..h5.mapping import element_offset, readable_by, sliced
-from ..h5.names import natural_key
-from ..h5.types import stored_dtype
-from ..tree import tree_leaves
-from .native import element_type
+from .._util.tree import tree_leaves
+from .hdf5 import LazyDataset, LazyTensor, h5mmap
+from .hdf5.handles import location
+from .hdf5.mapping import element_offset, readable_by, sliced
+from .hdf5.names import natural_key
+from .hdf5.types import stored_dtype
+from .native_reader import element_type
 from .sources import Box, Source, fill
 
 __all__ = ["DatasetItems", "GroupItems", "RaggedArrays", "RaggedRows", "group_items", "rows_of"]

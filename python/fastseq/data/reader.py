@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ReadError
-from .native import NO_SCALE, SlabReader, element_type
+from .native_reader import NO_SCALE, SlabReader, element_type
 from .sources import Box, Broadcast, Source
 
 __all__ = ["Reader", "Slab"]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..h5 import LazyDataset, LazyTensor
+from .hdf5 import LazyDataset, LazyTensor
 
 __all__ = ["Reshaped", "with_axis"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import os
 import threading
@@ -14,16 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..tree import Tree, tree_leaves, tree_map
-from .arguments import Arguments
+from .._util.tree import Tree, tree_leaves, tree_map
+from ..nn.lengths import beside
 from .chunks import Chunk, whole
+from .inputs import Arguments
 from .nonfinite import fill_inputs, fill_targets, refuse_nonfinite
 from .reader import Reader, Slab
-from .scaling import paired
+from .scaling.affine import paired
 from .sources import Box, Broadcast, Source, WindowSource
 from .upload import Uploader
 
-__all__ = ["Batch", "Sequences"]
+__all__ = ["Batch", "Sequences", "to_device"]
 
 
 class Batch(NamedTuple):
@@ -344,7 +346,7 @@ class Sequences:
                 slab.blank(ws == 0)
         each = None
         if suspect and self.nan == "raise":
-            refuse_nonfinite(self, chunk, [*xs, *ys])
+            refuse_nonfinite([*xs, *ys], functools.partial(self.place, chunk))
         elif suspect and self.nan == "mask":
             ws = self._left(ws, fill_inputs(xs))
         if suspect and (self.nan == "mask" or self._missing_label is not None):
@@ -413,3 +415,13 @@ def _twice(items: Iterator[T]) -> tuple[Iterator[T], Iterator[T]]:
 
     a, b = itertools.tee(items)
     return locked(a), locked(b)
+
+
+def to_device(tree: Tree, device: torch.device) -> Tree:
+    """Move tensors to `device`, in the order in which the device is given work."""
+    if device.type == "cpu":
+        return tree
+    moved = tree_map(lambda a: a.to(device, non_blocking=True), tree)
+    if isinstance(tree, Batch) and tree.lengths is not None and tree.lengths.is_cpu:
+        beside(moved.lengths, tree.lengths)
+    return moved

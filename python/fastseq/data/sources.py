@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..h5 import LazyDataset, LazyTensor
-from ..h5.lazy_tensor import as_bfloat16
-from ..h5.windows import WindowReader
-from .native import Scale, convert, element_type
+from .hdf5 import LazyDataset, LazyTensor
+from .hdf5.chunk_windows import WindowReader
+from .hdf5.lazy_tensor import as_bfloat16
+from .native_reader import Scale, convert, element_type
 from .reshaped import Reshaped
-from .scaling import Affine
+from .scaling.affine import Affine
 
 __all__ = [
     "ArraySource",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..lengths import beside
-from ..tree import Tree, tree_map
+from .._util.tree import Tree, tree_map
+from ..nn.lengths import beside
 
 __all__ = ["Uploader"]
 

@@ -1,6 +1,6 @@
 """Ranks that work together: `world`, what they exchange, and gradients averaged over them."""
 
 from .bucketizer import Averaged, Bucketizer
-from .comm import Communicator, communicator, mpi_library, world
+from .communicators import Communicator, communicator, mpi_library, world
 
 __all__ = ["Averaged", "Bucketizer", "Communicator", "communicator", "mpi_library", "world"]

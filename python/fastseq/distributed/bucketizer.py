@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NonFiniteError
-from .comm import Communicator, communicator, native_bucketizer
-from .device_group import DeviceExchange, nccl_fits
-from .staging import Staging
+from .communicators import Communicator, communicator, native_bucketizer
+from .nccl import DeviceExchange, nccl_fits
+from .pinned import Staging
 
 __all__ = ["Averaged", "Bucketizer"]
 

@@ -9,21 +9,34 @@ import sys
 import time
 import traceback
 import warnings
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from ..errors import RemoteError
-
-if TYPE_CHECKING:
-    from types import TracebackType
-
-    from .comm import Communicator
 
 __all__ = ["end_together", "share_cores", "warn_of_forks", "warn_of_shared_cores"]
 
 
-def share_cores(comm: Communicator) -> None:
+class Ranks(Protocol):
+    """What is needed of a `Communicator` here."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def local_size(self) -> int: ...
+    @property
+    def busy(self) -> str: ...
+    def allreduce_(self, tensor: Tensor) -> Any: ...
+    def abort(self, code: int) -> None: ...
+    def leave(self) -> None: ...
+
+
+def share_cores(comm: Ranks) -> None:
     """Leave each rank of a machine its share of the cores, unless the user has set threads."""
     if "OMP_NUM_THREADS" in os.environ:
         return
@@ -37,7 +50,7 @@ def _cores() -> set[int]:
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 
 
-def warn_of_shared_cores(comm: Communicator) -> None:
+def warn_of_shared_cores(comm: Ranks) -> None:
     """Warn, on rank 0, of ranks that are bound to one core although the machine has more."""
     cores = _cores()
     bound = torch.tensor(1.0 if len(cores) == 1 else 0.0)
@@ -72,7 +85,7 @@ def warn_of_forks() -> None:
         os.register_at_fork(before=warn)
 
 
-def end_together(comm: Communicator) -> None:
+def end_together(comm: Ranks) -> None:
     """End all ranks when an exception ends one, and announce a rank that exits."""
     process = os.getpid()
     previous = sys.excepthook

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..stateful import takes_lengths, takes_state
-from ..tree import Tree
+from .._util.tree import Tree
+from .stateful import takes_lengths, takes_state
 
 __all__ = ["Chain"]
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from .. import _ops
-from ..lengths import on_host
-from .arguments import autocasts, check_input, checked_lengths, checked_state, to_dtype
+from . import ops as _ops
+from .lengths import on_host
+from .recurrent_arguments import autocasts, check_input, checked_lengths, checked_state, to_dtype
 
 __all__ = ["GRU", "LSTM", "RNN", "kernels"]
 

@@ -1,0 +1,100 @@
+"""The best weights of a run, instead of the last."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..training.run import Callback
+from .monitor import Monitor
+
+if TYPE_CHECKING:
+    from ..training.run import Run
+
+__all__ = ["RestoreBest"]
+
+
+class RestoreBest(Callback):
+    """Keep the weights of the best epoch, and give them back to the model when `fit` ends.
+
+    All ranks keep a copy, buffers included. Over several calls of `fit` on the same data the best
+    of all epochs counts; with other data it starts afresh. The optimizer goes on from where it was.
+
+    Parameters
+    ----------
+    monitor
+        Which number of the history's rows decides; None: ``"validation_loss"`` if there is
+        validation, else ``"loss"``.
+    mode
+        ``"min"``: lower is better; ``"max"``: higher is.
+
+    Attributes
+    ----------
+    epoch
+        The best epoch, whose weights the model has after `fit`; None: there was none.
+    value
+        What was watched, in that epoch.
+
+    Examples
+    --------
+    >>> import fastseq as fs
+    >>> best = fs.callbacks.RestoreBest()
+    >>> stop = fs.callbacks.NumberSinceBest(5)  # the two together: callbacks=[stop, best]
+    """
+
+    def __init__(self, *, monitor: str | None = None, mode: str = "min") -> None:
+        self._monitor = Monitor(monitor, mode)
+        self._forget()
+
+    def _forget(self) -> None:
+        self.epoch: int | None = None
+        self.value = math.nan
+        self._cost = math.inf
+        self._weights: dict[str, Any] = {}
+
+    def on_fit_begin(self, run: Run) -> None:
+        """Start afresh with a new estimator, or other data."""
+        self._monitor.check(run)
+        if self.is_new_to(run):
+            self._forget()
+
+    def on_epoch_end(self, run: Run) -> None:
+        """Keep the weights if they are the best."""
+        cost = self._monitor.cost(run)
+        if cost < self._cost:
+            self.epoch, self.value, self._cost = run.epoch, self._monitor.value(run), cost
+            self._weights = copied(run.model)
+
+    def on_fit_end(self, run: Run) -> None:
+        """Give them back."""
+        if self._weights:
+            run.model.load_state_dict(self._weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best weights, and of what they are."""
+        if self.epoch is None:
+            return {}
+        return {"epoch": self.epoch, "value": self.value, "weights": dict(self._weights)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self._forget()
+        self._used = None
+        if state:
+            self.epoch, self.value = state["epoch"], state["value"]
+            self._cost = self._monitor.sign * self.value
+            self._weights = dict(state["weights"])
+
+
+def copied(model: nn.Module) -> dict[str, Any]:
+    """Return a model's parameters and buffers, each in memory of its own."""
+    with torch.no_grad():
+        return {
+            name: value.clone(memory_format=torch.contiguous_format)
+            if isinstance(value, Tensor)
+            else value
+            for name, value in model.state_dict().items()
+        }

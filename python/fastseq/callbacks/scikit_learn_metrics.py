@@ -1,0 +1,108 @@
+"""Scikit-learn's metrics of a model's outputs, as if it were a fitted estimator of theirs.
+
+Needs scikit-learn: imported where one of its names is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.metrics import get_scorer, get_scorer_names
+
+from ..errors import meant
+from ..inference.samples import Samples
+from .metric_inputs import classes_of, column, takes_weights, weights_of
+
+__all__ = ["NamedMetric"]
+
+# What is measured on numbers; all others are for classes.
+_ON_NUMBERS = (
+    "r2", "explained_variance", "d2_absolute_error_score", "max_error", "neg_max_error",
+    "neg_mean_", "neg_median_", "neg_root_",
+)  # fmt: skip
+
+
+class NamedMetric:
+    """One of scikit-learn's metrics.
+
+    Parameters
+    ----------
+    name
+        One of `sklearn.metrics.get_scorer_names`.
+
+    Raises
+    ------
+    ValueError
+        It is none of them.
+
+    Examples
+    --------
+    >>> y, ones = np.array([[1.0], [3.0]]), np.ones(2)
+    >>> NamedMetric("neg_mean_absolute_error")(Samples(y, y + 1, ones))
+    -1.0
+    """
+
+    def __init__(self, name: str) -> None:
+        self._on_numbers = name.startswith(_ON_NUMBERS)
+        try:
+            self._scorer = get_scorer(name)
+        except ValueError:
+            names = get_scorer_names()
+            raise ValueError(
+                f"{name!r} is not one of scikit-learn's metrics{meant(name, names)} There are "
+                f"{', '.join(names)}"
+            ) from None
+        function: Callable[..., Any] = self._scorer._score_func
+        self._takes_weights = takes_weights(function)
+
+    def __call__(self, samples: Samples) -> float:
+        """Compute it."""
+        y_true = column(samples.y_true)
+        weights = weights_of(samples) if self._takes_weights else {}
+        if self._on_numbers:
+            return float(self._scorer(_Regressor(), samples.y_pred, y_true, **weights))
+        classes = _Classifier(one_logit=samples.y_true.shape == samples.y_pred.shape)
+        classes.classes_ = np.arange(max(2, samples.y_pred.shape[-1]))
+        return float(self._scorer(classes, samples.y_pred, y_true.astype(np.int64), **weights))
+
+
+class _Regressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
+    """Its inputs are a model's outputs."""
+
+    def fit(self, *_: Any) -> _Regressor:  # scikit-learn knows estimators by it
+        return self
+
+    def predict(self, outputs: Any) -> Any:
+        return column(outputs)
+
+
+class _Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Its inputs are a model's outputs: logits of all classes, or one logit for each target."""
+
+    classes_: Any
+
+    def __init__(self, *, one_logit: bool = False) -> None:
+        self.one_logit = one_logit
+
+    def fit(self, *_: Any) -> _Classifier:  # scikit-learn knows estimators by it
+        return self
+
+    def predict(self, outputs: Any) -> Any:
+        return column(classes_of(outputs, one_logit=self.one_logit))
+
+    def decision_function(self, outputs: Any) -> Any:
+        if not self.one_logit and outputs.shape[-1] == 2:
+            return outputs[:, 1] - outputs[:, 0]
+        return column(outputs)
+
+    def predict_proba(self, outputs: Any) -> Any:
+        outputs = outputs.astype(np.float64)
+        if self.one_logit and outputs.shape[-1] > 1:
+            return 1 / (1 + np.exp(-outputs))
+        if self.one_logit:
+            outputs = np.hstack([np.zeros_like(outputs), outputs])
+        odds = np.exp(outputs - outputs.max(1, keepdims=True))
+        return odds / odds.sum(1, keepdims=True)

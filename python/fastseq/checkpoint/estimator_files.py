@@ -1,0 +1,244 @@
+"""Estimators in files: `Estimator.save` and `Estimator.load`."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import numbers
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .._util.tree import Tree, tree_map
+from ..data.scaling.inputs_and_targets import Scaling
+from ..errors import CheckpointError
+from ..nn.description import build, describe
+from ..training.spec import Spec
+from .encoding import pack, unpack
+from .format import Image, read, write
+
+if TYPE_CHECKING:
+    from ..training.learner import Learner
+
+__all__ = ["NoOptimizer", "SavedLearner", "check_parts", "no_loss", "save_learner"]
+
+FORMAT = 1
+"""The version of what a file holds; another one is not read."""
+
+_KIND = "estimator"
+_FITTED = ("drawn_seed", "squeezed", "example", "scaling", "history")
+
+
+def save_learner(learner: Learner, path: Path, state: Tree) -> None:
+    """Write an estimator to a file; see `Estimator.save`."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "save: a folder has this name", str(path))
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "save: there is no such folder", str(path.parent))
+    model = _uncompiled(learner.model)
+    content: dict[str, Any] = {
+        "kind": _KIND,
+        "format": FORMAT,
+        "class": type(model).__qualname__,
+        **_layers(model),
+        "frozen": [name for name, p in model.named_parameters() if not p.requires_grad],
+        "spec": dataclasses.asdict(learner.spec),
+        "options": {"amp": learner.precision.amp, "seed": learner.seed},
+        "fitted": {
+            "drawn_seed": learner.drawn_seed,
+            "squeezed": learner.squeezed,
+            "example": learner.example,
+            "scaling": None if learner.scaling is None else learner.scaling.state(),
+            "history": [_plain(row) for row in learner.history],
+        },
+        "model": dict(model.state_dict()),
+        "state": _plain_structure(state, "the state"),
+    }
+    try:
+        tensors, text = pack(content)
+        image = Image()
+        image.take(tensors, text)
+    except TypeError as error:
+        raise TypeError(f"save: {error}") from error
+    write(path, image)
+
+
+def _uncompiled(model: nn.Module) -> nn.Module:
+    """Return what `torch.compile` was given."""
+    return getattr(model, "_orig_mod", model)
+
+
+def _layers(model: nn.Module) -> dict[str, Any]:
+    try:
+        return {"layers": describe(model), "not_described": None}
+    except ValueError as error:
+        return {"layers": None, "not_described": str(error)}
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a file can hold of an epoch's line, to which callbacks may add anything."""
+    return {key: value for key, value in row.items() if isinstance(value, numbers.Real | str)}
+
+
+def _plain_structure(tree: Tree, where: str) -> Tree:
+    """Raise if a file cannot hold the structure of a state: classes are code."""
+    parts: Iterable[tuple[Any, Tree]] = ()
+    if isinstance(tree, dict):
+        parts = tree.items()
+    elif isinstance(tree, tuple | list):
+        parts = enumerate(tree)
+    elif tree is None or isinstance(tree, Tensor):
+        return tree
+    if type(tree) not in (dict, tuple, list):
+        raise TypeError(
+            f"save: {where} is a {type(tree).__qualname__}, which a file cannot hold: let the "
+            "model return plain tuples, lists and dicts of tensors, or save with state=False"
+        )
+    for key, part in parts:
+        _plain_structure(part, f"{where}[{key!r}]")
+    return tree
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedLearner:
+    """What a file of `save_learner` holds.
+
+    Parameters
+    ----------
+    model
+        With the file's weights.
+    spec, options
+        What else `Estimator` takes.
+    state
+        The state after the last `predict` or `step`; None: it was not saved.
+    """
+
+    model: nn.Module
+    spec: Spec
+    options: dict[str, Any]
+    state: Tree
+    _fitted: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: Path, model: nn.Module | Callable[[], nn.Module] | None) -> SavedLearner:
+        """Read a file, as in `Estimator.load`."""
+        content = _read(path)
+        try:
+            made = _model(content, model, path)
+            spec, options = Spec.of(content["spec"]), dict(content["options"])
+            fitted = {key: content["fitted"][key] for key in _FITTED}
+            return cls(made, spec, options, content["state"], fitted)
+        except (KeyError, AttributeError) as error:
+            raise CheckpointError(f"load: {path} lacks what this fastseq saves") from error
+
+    def restore(self, learner: Learner) -> None:
+        """Give a learner all that was fitted."""
+        fitted = self._fitted
+        learner.drawn_seed = fitted["drawn_seed"]
+        learner.squeezed = fitted["squeezed"]
+        learner.example = tree_map(lambda a: a.to(learner.device), fitted["example"])
+        if fitted["scaling"] is not None:
+            learner.scaling = Scaling.from_state(fitted["scaling"])
+        learner.history.replace(fitted["history"])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "load: this is a folder, not a file", str(path))
+    tensors, text = read(path)
+    try:
+        content: Any = unpack(text, tensors)
+    except ValueError as error:
+        raise CheckpointError(f"load: {path} cannot be read: {error}") from error
+    if not isinstance(content, dict) or content.get("kind") != _KIND:
+        raise CheckpointError(f"load: {path} was not written by Estimator.save")
+    if content.get("format") != FORMAT:
+        raise CheckpointError(
+            f"load: {path} has format {content.get('format')!r}, this version of fastseq reads "
+            f"format {FORMAT}: load it with the version that wrote it"
+        )
+    return content
+
+
+def _model(content: Mapping[str, Any], given: Any, path: Path) -> nn.Module:
+    """Return a model with the file's weights: the one given, or one built from its description."""
+    weights = content["model"]
+    if given is None:
+        if content["layers"] is None:
+            raise ValueError(
+                f"load: {path} has the weights of a {content['class']}, but not how to build it "
+                f"({content['not_described']}): pass model=, an instance or a callable that "
+                "returns one"
+            )
+        made = build(content["layers"])
+        _compare(made, weights, path)
+        made.load_state_dict(weights, assign=True)
+        for name in content["frozen"]:
+            made.get_parameter(name).requires_grad_(False)
+        return made
+    made = given if isinstance(given, nn.Module) else given() if callable(given) else given
+    if not isinstance(made, nn.Module):
+        raise TypeError(
+            "load: model must be a torch.nn.Module, or a callable that returns one, got "
+            f"{type(made).__name__}"
+        )
+    _compare(_uncompiled(made), weights, path, dtypes=True)
+    _uncompiled(made).load_state_dict(weights)
+    return made
+
+
+def _compare(
+    model: nn.Module, weights: Mapping[str, Any], path: Path, *, dtypes: bool = False
+) -> None:
+    """Raise unless the model has the parameters and buffers that are in the file."""
+    own = model.state_dict()
+    for name, a in own.items():
+        if name not in weights:
+            _refuse(path, f"the model has {name}, {_kind(a)}, which the file has not")
+        b = weights[name]
+        if _kind(a) != _kind(b) and (dtypes or _shape(a) != _shape(b)):
+            _refuse(path, f"{name} is {_kind(a)} in the model, but {_kind(b)} in the file")
+    for name, b in weights.items():
+        if name not in own:
+            _refuse(path, f"the file has {name}, {_kind(b)}, which the model has not")
+
+
+def _shape(a: Any) -> Any:
+    return tuple(a.shape) if isinstance(a, Tensor) else type(a)
+
+
+def _kind(a: Any) -> str:
+    if not isinstance(a, Tensor):
+        return f"a {type(a).__name__}"
+    return f"{str(a.dtype).removeprefix('torch.')} {tuple(a.shape)}"
+
+
+def _refuse(path: Path, difference: str) -> None:
+    raise CheckpointError(f"load: {path} is of another model: {difference}")
+
+
+def no_loss(*_: Any) -> Tensor:
+    """Stand for a loss that `load` was not given."""
+    raise ValueError("the estimator was loaded without a loss: pass loss= to load")
+
+
+class NoOptimizer(torch.optim.Optimizer):
+    """Stands for one that `load` was not given."""
+
+    def __init__(self, _: Any) -> None:
+        super().__init__([{"params": []}], {})
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002
+        """Raise."""
+        raise ValueError("the estimator was loaded without an optimizer: pass optimizer= to load")
+
+
+def check_parts(learner: Learner, caller: str) -> None:
+    """Raise if `caller`, ``"fit"`` or ``"evaluate"``, needs what `load` was not given."""
+    if learner.loss is no_loss:
+        raise ValueError(f"{caller} needs a loss, which is in no file: pass loss= to load")
+    if caller == "fit" and isinstance(learner.optimizer, NoOptimizer):
+        raise ValueError("fit needs an optimizer, which is in no file: pass optimizer= to load")

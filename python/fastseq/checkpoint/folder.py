@@ -1,0 +1,186 @@
+"""A folder of checkpoints: the newest ones are kept, and the newest whole one is found again."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from ..errors import CheckpointError
+from .format import TEMPORARY, Image, read, write
+
+__all__ = ["Generations"]
+
+_NAME = re.compile(r"checkpoint-(\d{6,})\.safetensors")
+
+
+class Generations:
+    """Checkpoints in a folder, of which each is one file, with a higher number than those before.
+
+    Writing goes on in a thread of its own, of what the tensors held when it was begun.
+
+    Parameters
+    ----------
+    folder
+        Where they are; it need not exist.
+    keep
+        How many of the last ones stay.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> generations = Generations(tempfile.mkdtemp())
+    >>> generations.write({"weight": torch.ones(2)}, "some text")
+    >>> generations.finish()
+    >>> tensors, text = generations.newest()
+    >>> tensors["weight"], text
+    (tensor([1., 1.]), 'some text')
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], keep: int = 2) -> None:
+        self.folder = Path(folder).absolute()
+        self._keep = keep
+        self._image = Image()
+        self._writing: _Writing | None = None
+        self._error: BaseException | None = None
+        self._broken: set[Path] = set()
+
+    def check(self) -> None:
+        """Make the folder, remove what an interrupted write left, and write a file there.
+
+        Raises
+        ------
+        OSError
+            That cannot be done.
+        """
+        probe = self.folder / f".{os.getpid()}{TEMPORARY}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for left in self.folder.glob(f".checkpoint-*{TEMPORARY}"):
+                left.unlink()
+            probe.write_bytes(bytes(1))
+            probe.unlink()
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"checkpoint: the folder {self.folder} cannot be written: {error.strerror}; give "
+                "another one",
+            ) from error
+
+    def paths(self) -> list[Path]:
+        """Return the files there are, the newest one last."""
+        if not self.folder.is_dir():
+            return []
+        named = (path for path in self.folder.iterdir() if _NAME.fullmatch(path.name))
+        return sorted((path for path in named if path.is_file()), key=_number)
+
+    def newest(self) -> tuple[dict[str, Tensor], str] | None:
+        """Return tensors and text of the newest whole one, None if there is none.
+
+        Those that are not whole are told in a warning.
+        """
+        for path in reversed(self.paths()):
+            found = self._read(path)
+            if found is not None:
+                return found
+        return None
+
+    def _read(self, path: Path) -> tuple[dict[str, Tensor], str] | None:
+        try:
+            return read(path)
+        except (CheckpointError, OSError) as error:
+            if isinstance(error, CheckpointError):  # else it may be whole, and be read later
+                self._broken.add(path)
+            warnings.warn(
+                f"{error}; the checkpoint before it is used, if there is one", stacklevel=3
+            )
+            return None
+
+    def write(self, tensors: Mapping[str, Tensor], text: str) -> None:
+        """Take a copy of tensors and begin to write it, once the one before has been written.
+
+        Raises
+        ------
+        OSError
+            The one before could not be written.
+        """
+        self.finish()
+        self._image.take(tensors, text)
+        writing = self._writing = _Writing()
+        # Not a daemon: what has been begun is also finished if the program ends meanwhile.
+        threading.Thread(target=self._write, args=(writing,), name="fastseq-checkpoint").start()
+        writing.started = True
+
+    def _write(self, writing: _Writing) -> None:
+        if not writing.begin():
+            return
+        try:
+            paths = self.paths()
+            number = _number(paths[-1]) + 1 if paths else 1
+            write(self.folder / f"checkpoint-{number:06}.safetensors", self._image)
+            whole = [path for path in paths if path not in self._broken]
+            for path in [*self._broken, *whole[: max(len(whole) + 1 - self._keep, 0)]]:
+                path.unlink(missing_ok=True)
+            self._broken.clear()
+        except BaseException as error:  # raised where somebody looks
+            self._error = error
+        finally:
+            writing.done.set()
+
+    def raise_if_failed(self) -> None:
+        """Raise what the last `write` failed with, if that is known."""
+        if self._error is not None:
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait until all has been written.
+
+        Raises
+        ------
+        OSError
+            It could not be.
+        """
+        if self._writing is not None:
+            self._writing.wait()
+            self._writing = None
+        error, self._error = self._error, None
+        if isinstance(error, OSError):
+            raise OSError(
+                error.errno,
+                f"a checkpoint could not be written to {self.folder}: {error.strerror}; the one "
+                "before it is whole",
+            ) from error
+        if error is not None:
+            raise error
+
+
+class _Writing:
+    """What a thread writes, which may have been interrupted (by Ctrl-C) while it was started."""
+
+    def __init__(self) -> None:
+        self.started = False  # for certain
+        self.done = threading.Event()
+        self._lock = threading.Lock()
+        self._begun = self._cancelled = False
+
+    def begin(self) -> bool:
+        """Say that the thread runs; return whether it is still wanted."""
+        with self._lock:
+            self._begun = not self._cancelled
+            return self._begun
+
+    def wait(self) -> None:
+        """Wait for the end, if there is one to come: a thread that runs only later does nothing."""
+        with self._lock:
+            self._cancelled = not (self.started or self._begun)
+        if not self._cancelled:
+            self.done.wait()
+
+
+def _number(path: Path) -> int:
+    return int(path.stem.rpartition("-")[2])

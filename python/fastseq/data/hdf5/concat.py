@@ -1,0 +1,221 @@
+"""Many HDF5 files joined into one."""
+
+from __future__ import annotations
+
+import errno
+import glob
+import operator
+import os
+import shutil
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import h5py
+import numpy as np
+from tqdm.auto import tqdm
+
+from .copying import create, fill
+from .joining import Contents, Joined, common_names, join, read_contents
+from .names import natural_key
+from .open_file import damage, replacing
+
+__all__ = ["h5concat"]
+
+Path: TypeAlias = "str | os.PathLike[str]"
+
+
+def h5concat(
+    dst: Path,
+    srcs: Path | Sequence[Path] | Sequence[Sequence[Path]],
+    axis: int | tuple[int, int] = 0,
+    *,
+    virtual: bool = True,
+    progress: bool = True,
+) -> None:
+    """Join the datasets of many HDF5 files into one file, along time, sequences or features.
+
+    Parameters
+    ----------
+    dst
+        The file to write. It is written beside its target and renamed: when something fails, a
+        file that had this name stays as it was.
+    srcs
+        Files, or patterns such as ``"parts/day*.h5"``, whose files are taken in natural order
+        (``day2`` before ``day10``). All must have datasets of the same names.
+    axis
+        0 joins along time, 1 along sequences, 2 along features. A pair takes a list of lists:
+        inner lists are joined along the second axis, the results along the first.
+    virtual
+        Write no data, only where they are: the sources must stay where they are, seen from `dst`
+        (a folder may be moved as a whole). Otherwise copy them, each dataset in one piece, in
+        some 50 MB of memory.
+    progress
+        Show a bar while copying for more than half a second.
+
+    Notes
+    -----
+    Links are followed; names of one dataset stay so where they are in all files. Dtypes are
+    promoted as NumPy does. Datasets without such an axis, and those of strings or other
+    things than numbers, must be the same in all files, and are kept once. Groups and attributes
+    are those of the first file.
+
+    Raises
+    ------
+    FileNotFoundError
+        A file is missing, or a pattern matches none.
+    ValueError
+        Names or shapes do not fit, a file is damaged, a link or a virtual dataset leads to what is
+        missing, or `dst` is one of `srcs`.
+    TypeError
+        Datasets of strings, complex numbers or compounds differ between files.
+    OSError
+        The disk is full.
+
+    Examples
+    --------
+    >>> import os, tempfile, fastseq as fs
+    >>> folder = tempfile.mkdtemp()
+    >>> for day in range(3):
+    ...     fs.h5save(f"{folder}/day{day}.h5", {"x": np.full((2, 4, 1), day)})
+    >>> fs.h5concat(f"{folder}/all.h5", f"{folder}/day*.h5", axis=0)
+    >>> fs.h5mmap(f"{folder}/all.h5", "x")[:, 0, 0].tolist()
+    [0, 0, 1, 1, 2, 2]
+    """
+    axes = _check_axis(axis)
+    rows = _rows(srcs, axes)
+    target = os.path.realpath(os.fspath(dst))
+    if any(os.path.realpath(path) == target for row in rows for path in row):
+        raise ValueError(
+            f"h5concat: {os.fspath(dst)!r} is itself among the sources; give it another name, or "
+            "a pattern that leaves it out"
+        )
+    known = {path: read_contents(path) for path in dict.fromkeys(p for row in rows for p in row)}
+    if any(os.path.realpath(s.path) == target for c in known.values() for s in c.datasets.values()):
+        raise ValueError(
+            f"h5concat: {os.fspath(dst)!r} is what a link in the sources leads to; give it another "
+            "name"
+        )
+    joined, kept = join([[known[path] for path in row] for row in rows], axes)
+    if virtual:
+        _check_bitfields(joined)
+    else:
+        _check_room(target, sum(part.nbytes for part in joined))
+    first = known[rows[0][0]]
+    with replacing("h5concat", dst) as beside:
+        # Aligned data map better.
+        with h5py.File(beside, "w", alignment_threshold=64, alignment_interval=64) as file:
+            for part in joined:
+                if virtual:
+                    _create_virtual(file, part, os.path.dirname(target))
+                else:
+                    create(file, part)
+            _keep(file, first, kept)
+            for name, known_as in common_names(list(known.values())).items():
+                file[name] = file[known_as]
+            offsets = [(part, file[part.name].id.get_offset()) for part in joined]
+        if not virtual:
+            _copy(beside, [pair for pair in offsets if pair[1] is not None], progress)
+
+
+def _check_axis(axis: Any) -> tuple[int, ...]:
+    try:
+        axes = tuple(map(operator.index, axis if isinstance(axis, (tuple, list)) else (axis,)))
+    except TypeError as error:
+        raise TypeError(f"axis must be an integer, or two of them, got {axis!r}") from error
+    if len(axes) not in (1, 2) or min(axes) < 0 or len(set(axes)) < len(axes):
+        raise ValueError(f"axis must be 0, 1, 2, …, or two different ones, got {axis!r}")
+    return axes
+
+
+def _rows(srcs: Any, axes: tuple[int, ...]) -> list[list[str]]:
+    if len(axes) == 1:
+        return [_expand(srcs)]
+    if isinstance(srcs, (str, os.PathLike)) or any(isinstance(r, (str, os.PathLike)) for r in srcs):
+        raise TypeError("h5concat along two axes takes a list of lists of files, got a flat one")
+    rows = [_expand(row) for row in srcs]
+    if not rows:
+        raise ValueError("h5concat needs at least one file, got none")
+    return rows
+
+
+def _expand(srcs: Any) -> list[str]:
+    """Return absolute paths for files and patterns."""
+    paths: list[str] = []
+    for name in [srcs] if isinstance(srcs, (str, os.PathLike)) else srcs:
+        if not isinstance(name, (str, os.PathLike)):
+            raise TypeError(
+                f"srcs must be names of files, got {type(name).__name__}; a list of lists goes "
+                "with two axes, such as axis=(0, 1)"
+            )
+        text = os.fspath(name)
+        found = [text] if os.path.exists(text) else sorted(glob.glob(text), key=natural_key)
+        if not found:
+            what = "no file matches" if glob.has_magic(text) else "there is no file"
+            raise FileNotFoundError(errno.ENOENT, f"h5concat: {what}", text)
+        paths += found
+    if not paths:
+        raise ValueError("h5concat needs at least one file, got none")
+    # A folder may be a link, a file as well: only the folder's is resolved, so that paths from
+    # another folder hold.
+    return [os.path.join(os.path.realpath(os.path.dirname(p)), os.path.basename(p)) for p in paths]
+
+
+def _check_bitfields(joined: Sequence[Joined]) -> None:
+    """HDF5 converts bitfields to nothing else."""
+    for whole in joined:
+        if whole.dtype != bool and any(part.bitfield for part, _ in whole.pieces):
+            raise TypeError(
+                f"h5concat: {whole.name!r} is Bool from Julia in some files and numbers in others: "
+                "a virtual dataset cannot convert it; copy with virtual=False"
+            )
+
+
+def _check_room(target: str, needed: int) -> None:
+    folder = os.path.dirname(target)
+    if os.path.isdir(folder) and shutil.disk_usage(folder).free < needed:
+        raise OSError(
+            errno.ENOSPC,
+            f"h5concat: {needed / 1e9:.3g} GB are needed, "
+            f"{shutil.disk_usage(folder).free / 1e9:.3g} GB are free",
+            target,
+        )
+
+
+def _create_virtual(file: h5py.File, whole: Joined, folder: str) -> None:
+    layout = h5py.VirtualLayout(whole.shape, whole.dtype)
+    for part, start in whole.pieces:
+        if 0 in part.shape:
+            continue
+        # HDF5 looks from the virtual file's folder; a percent sign is its escape.
+        name = os.path.relpath(part.path, folder).replace("%", "%%")
+        source = h5py.VirtualSource(name, part.inner.replace("%", "%%"), part.shape)
+        ends = map(operator.add, start, part.shape)
+        layout[tuple(slice(a, b) for a, b in zip(start, ends, strict=True))] = source
+    # Should a source get lost, it shows.
+    lost = np.nan if whole.dtype.kind == "f" else None
+    file.create_virtual_dataset(whole.name, layout, fillvalue=lost)
+
+
+def _keep(file: h5py.File, first: Contents, kept: Sequence[str]) -> None:
+    """Copy groups, attributes and what is not joined from the first file."""
+    for name in kept:
+        with damage("h5concat", first.path), h5py.File(first.path, "r") as opened:
+            source = opened[name]
+            if source.is_virtual or source.external:  # its paths would not hold elsewhere
+                file.create_dataset(name, data=source[()], dtype=source.dtype)
+            else:
+                opened.copy(source, file, name, without_attrs=True)
+    for name, attributes in first.groups.items():
+        file.require_group(name).attrs.update(attributes)
+    for name, stored in first.datasets.items():
+        if name in file:  # else it is a further name of another one
+            file[name].attrs.update(stored.attributes)
+
+
+def _copy(path: str, datasets: Sequence[tuple[Joined, int]], progress: bool) -> None:
+    total = sum(part.nbytes for part, _ in datasets)
+    with tqdm(
+        total=total, unit="B", unit_scale=True, desc="h5concat", delay=0.5, disable=not progress
+    ) as bar:
+        for written in fill(path, datasets):
+            bar.update(written)

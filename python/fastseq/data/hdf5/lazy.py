@@ -1,0 +1,224 @@
+"""HDF5 datasets that are read, or written, only where they are sliced."""
+
+from __future__ import annotations
+
+import copy
+import operator
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import h5py
+import numpy as np
+
+from ...errors import ReadError
+from .handles import SharedFile, shared_file
+from .types import stored_dtype
+from .watching import FileWatch
+
+__all__ = ["LazyDataset"]
+
+
+class LazyDataset:
+    """An HDF5 dataset, or a box cut out of it, that behaves as a memory map does.
+
+    Slicing with step 1 gives another `LazyDataset` and reads nothing; any other index, and
+    `numpy.asarray`, read. Mapped with ``mode="r+"`` it can be assigned to by such slices. The file
+    is opened in the process that reads or writes first; what is pickled is path and name.
+
+    Attributes
+    ----------
+    path, name
+        The file and the dataset in it.
+    shape, dtype
+        Of this box, as it is stored.
+    starts
+        Where this box begins in the dataset.
+    mode
+        ``"r"`` or ``"r+"``.
+    cached
+        Whether HDF5 may keep decompressed chunks, some megabytes of them.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        mode: str = "r",
+        starts: tuple[int, ...] | None = None,
+        cached: bool = True,
+    ) -> None:
+        self.path = path
+        self.name = name
+        self.shape = shape
+        self.dtype = dtype
+        self.mode = mode
+        self.starts = (0,) * len(shape) if starts is None else starts
+        self.cached = cached
+        self._file: SharedFile | None = None
+        self._watch: FileWatch | None = None
+
+    def watched(self) -> LazyDataset:
+        """Return the same dataset; reading is an error once its file has changed after a read."""
+        other = copy.copy(self)
+        other._watch = FileWatch()
+        return other
+
+    @property
+    def ndim(self) -> int:
+        """The number of dimensions."""
+        return len(self.shape)
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("a dataset without dimensions has no length")
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        return f"LazyDataset({self.path!r}, {self.name!r}, shape={self.shape}, dtype={self.dtype})"
+
+    def __getitem__(self, index: Any) -> Any:
+        box, rest = self._cut(index)
+        if all(isinstance(piece, slice) and piece.step == 1 for piece in rest):
+            return box
+        return np.asarray(box)[rest]
+
+    def __setitem__(self, index: Any, values: Any) -> None:
+        if self.mode == "r":
+            raise ValueError(
+                f"{self.name!r} of {self.path} is mapped for reading; to write to it, map it with "
+                'mode="r+"'
+            )
+        box, rest = self._cut(index)
+        if not all(isinstance(p, int) or (isinstance(p, slice) and p.step == 1) for p in rest):
+            raise IndexError(f"{self!r} is assigned to by integers and slices of step 1")
+        squeezed = tuple(n for n, p in zip(box.shape, rest, strict=True) if not isinstance(p, int))
+        values = np.broadcast_to(np.asarray(values), squeezed).reshape(box.shape)
+        if not values.size:
+            return
+        with box.opened(writable=True) as dataset:
+            if dataset.dtype != self.dtype:  # a bitfield, which h5py takes for uint8
+                values = values.astype(self.dtype).view(dataset.dtype)
+            dataset[box.selection()] = values
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        if copy is False:
+            raise ValueError("a LazyDataset is read from its file: that is always a copy")
+        array = np.empty(self.shape, self.dtype)
+        self.read_into(array)
+        return array if dtype is None else array.astype(dtype, copy=False)
+
+    def read_into(self, out: np.ndarray[Any, Any]) -> None:
+        """Read all of this box into a C-contiguous array of its shape and dtype.
+
+        Raises
+        ------
+        ReadError
+            It cannot be read, or has changed (see `watched`); the message names file, dataset and
+            box.
+        ValueError
+            The dataset is not any more what it was when it was mapped.
+        """
+        if not out.size:
+            return
+        with self.opened() as dataset:
+            if self._watch is not None:
+                self._watch.begin(dataset)
+            bits = dataset.dtype != self.dtype  # a bitfield, which h5py takes for uint8
+            target = out.view(dataset.dtype) if bits else out
+            box = ", ".join(f"{s.start}:{s.stop}" for s in self.selection())
+            try:
+                dataset.read_direct(target, self.selection())
+            except (OSError, RuntimeError) as error:
+                raise ReadError(
+                    f"{self.path}: {self.name!r}[{box}] cannot be read; the file is damaged, or "
+                    f"was changed while it was read ({error})"
+                ) from error
+            if self._shared_file().truncated:
+                raise ReadError(
+                    f"{self.path}: {self.name!r}[{box}] cannot be read: the file was truncated"
+                )
+            if self._watch is not None:
+                try:
+                    self._watch.check()
+                except ReadError as error:
+                    raise ReadError(f"{self.name!r}[{box}] cannot be read: {error}") from error
+            if bits:
+                np.not_equal(target, 0, out=out)
+
+    @contextmanager
+    def opened(self, *, writable: bool = False) -> Iterator[h5py.Dataset]:
+        """Hold the whole dataset as this process has it open; the same one every time."""
+        file = self._shared_file()
+        with file.dataset(self.name, writable=writable, cached=self.cached) as dataset:
+            now = dataset.shape
+            there = len(now) == self.ndim and all(
+                start + length <= end
+                for start, length, end in zip(self.starts, self.shape, now, strict=True)
+            )
+            if not there or stored_dtype(dataset) != self.dtype:
+                raise ValueError(
+                    f"{self.path}: {self.name!r} has changed since it was mapped: it has shape "
+                    f"{now} and dtype {stored_dtype(dataset)} now; map it again"
+                )
+            yield dataset
+
+    def release(self) -> None:
+        """Let other processes open the file, if this one has written to it."""
+        self._shared_file().release()
+
+    def _shared_file(self) -> SharedFile:
+        if self._file is None or self._file.pid != os.getpid():
+            self._file = shared_file(self.path)
+        return self._file
+
+    def selection(self) -> tuple[slice, ...]:
+        """Return where in the dataset this box is."""
+        return tuple(slice(a, a + n) for a, n in zip(self.starts, self.shape, strict=True))
+
+    def _cut(self, index: Any) -> tuple[LazyDataset, tuple[Any, ...]]:
+        """Return the smallest box that `index` needs, and what is left to index in that box."""
+        pieces = list(index) if isinstance(index, tuple) else [index]
+        used = sum(_axes(piece) for piece in pieces)
+        if used > self.ndim:
+            raise IndexError(f"too many indices for {self!r}: {used}")
+        fill = [slice(None)] * (self.ndim - used)
+        at = next((i for i, piece in enumerate(pieces) if piece is Ellipsis), len(pieces))
+        pieces[at : at + 1] = fill
+        starts, shape, rest, axis = list(self.starts), list(self.shape), [], 0
+        for piece in pieces:
+            left = piece
+            if isinstance(piece, slice):
+                every = range(*piece.indices(self.shape[axis]))
+                begin, end = (min(every), max(every) + 1) if every else (every.start, every.start)
+                starts[axis] += begin
+                shape[axis] = end - begin
+                left = slice(None, None, every.step)
+            elif _axes(piece) == 1 and np.ndim(piece) == 0:
+                number = operator.index(piece)
+                if not -self.shape[axis] <= number < self.shape[axis]:
+                    raise IndexError(f"index {number} is out of bounds in axis {axis} of {self!r}")
+                starts[axis] += number % self.shape[axis]
+                shape[axis], left = 1, 0
+            rest.append(left)
+            axis += _axes(piece)
+        box = copy.copy(self)
+        box.shape, box.starts = tuple(shape), tuple(starts)
+        box._file = self._shared_file()
+        return box, tuple(rest)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_file": None}
+
+
+def _axes(piece: Any) -> int:
+    """How many axes a part of an index stands for."""
+    if piece is None or piece is Ellipsis:
+        return 0
+    if isinstance(piece, bool | np.bool_ | list | np.ndarray):
+        array = np.asarray(piece)
+        return array.ndim if array.dtype == bool else 1
+    return 1

@@ -1,0 +1,168 @@
+"""Datasets of HDF5 files as memory maps where that is possible."""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+
+import h5py
+import numpy as np
+
+from .handles import location, shared_file
+from .lazy import LazyDataset
+from .types import is_bfloat16, stored_dtype
+from .virtual import check_readable
+
+__all__ = ["element_offset", "h5mmap", "map_elements", "readable_by", "sliced"]
+
+
+def h5mmap(
+    path: str | os.PathLike[str], name: str, mode: str = "r"
+) -> np.memmap[Any, Any] | LazyDataset:
+    """Map a dataset of an HDF5 file: nothing is read until it is sliced and used.
+
+    Parameters
+    ----------
+    path
+        The file. Files written from Julia as ``(F, N, T)`` read here as ``(T, N, F)``.
+    name
+        The dataset's name in the file, such as ``"x"`` or ``"train/x"``. Links are followed, into
+        other files too.
+    mode
+        ``"r"`` for reading, ``"r+"`` for reading and writing.
+
+    Returns
+    -------
+    numpy.memmap or LazyDataset
+        A memory map where the dataset lies in one piece in the file, else (chunked, compressed,
+        virtual) an object that opens the file in the process that reads or writes. Both slice
+        lazily, pickle, and go into `fit` and `predict` as they are; with ``mode="r+"`` both can be
+        assigned to by slices.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    OSError
+        It may not be read or written, or another process has locked it.
+    ValueError
+        It is no HDF5 file, or is cut short, or there is no such dataset (the message lists the
+        ones there are), or it is empty, or what it is made of is missing: the files of a virtual
+        one or of raw data, a filter's plugin.
+    TypeError
+        NumPy has no type for what the dataset holds, such as bfloat16.
+
+    Notes
+    -----
+    A file that another process is writing to in HDF5's mode for that (SWMR) is read, not mapped:
+    as it was when this process opened it.
+
+    Examples
+    --------
+    >>> import h5py, tempfile, os
+    >>> path = os.path.join(tempfile.mkdtemp(), "data.h5")
+    >>> with h5py.File(path, "w") as file:
+    ...     file["x"] = np.arange(6.0).reshape(3, 2, 1)
+    >>> h5mmap(path, "x")[1:, 0, 0].tolist()
+    [2.0, 4.0]
+    """
+    if mode not in ("r", "r+"):
+        raise ValueError(f'h5mmap: mode must be "r" or "r+", got {mode!r}')
+    path, name = shared_file(os.path.abspath(os.fspath(path))).locate(name)
+    file = shared_file(path)
+    with file.dataset(name) as dataset:
+        if is_bfloat16(dataset):
+            raise TypeError(
+                f"{name!r} in {path} holds bfloat16, which NumPy lacks; h5load with mmap=True "
+                "gives it as something that reads as tensors"
+            )
+    return map_elements(path, name, mode)
+
+
+def map_elements(path: str, name: str, mode: str = "r") -> np.memmap[Any, Any] | LazyDataset:
+    """Map a dataset as `h5mmap` does, bfloat16 as the uint16 that it is stored as.
+
+    It must be in the file itself, not behind a link to another one.
+    """
+    file = shared_file(path)
+    with file.dataset(name) as dataset:
+        lazy = LazyDataset(path, name, dataset.shape, stored_dtype(dataset), mode)
+        unwritten = _unwritten(dataset)
+    if mode == "r+" and unwritten:
+        with file.dataset(name, writable=True) as dataset:
+            # HDF5 gives a dataset its place in the file when the first element is written.
+            dataset[(0,) * dataset.ndim] = dataset.fillvalue
+    with file.dataset(name) as dataset:
+        # Not what somebody writes to: HDF5 reads it so that it is of one piece.
+        offset = None if dataset.file.swmr_mode else element_offset(dataset)
+    if offset is None:
+        return lazy
+    needed, size = offset + dataset.size * lazy.dtype.itemsize, os.path.getsize(path)
+    if needed > size:
+        raise ValueError(
+            f"{path} has been cut short: {name!r} of shape {lazy.shape} ends at byte {needed}, the "
+            f"file at byte {size}"
+        )
+    mapped: np.memmap[Any, Any] = np.memmap(path, lazy.dtype, mode, offset, lazy.shape)  # type: ignore[call-overload]
+    return mapped
+
+
+def readable_by(
+    dataset: h5py.Dataset, home: tuple[str, str] | None = None
+) -> tuple[str, str] | None:
+    """Return path and name by which an open dataset can be read without its handle, or None.
+
+    `home` is its `location`, where that is known. What is in a file that is open for writing can be
+    read where it lies in one piece: nobody else may open the file meanwhile.
+    """
+    if dataset.file.mode != "r":
+        dataset.file.flush()  # what was just written is to be read from the file
+        if dataset.file.swmr_mode or element_offset(dataset) is None:
+            return None
+    return home or location(dataset)
+
+
+def sliced(dataset: h5py.Dataset) -> Any:
+    """Return what to slice where a dataset must be read by its handle: a copy of what is in memory.
+
+    Raises
+    ------
+    ValueError
+        Something that it is made of is missing.
+    """
+    check_readable(dataset)
+    return dataset[()] if dataset.file.driver == "core" else dataset
+
+
+def _unwritten(dataset: h5py.Dataset) -> bool:
+    """Whether a dataset is to lie in one piece, but has no place in the file yet."""
+    contiguous = dataset.id.get_create_plist().get_layout() == h5py.h5d.CONTIGUOUS
+    return bool(
+        contiguous
+        and dataset.size
+        and dataset.id.get_offset() is None
+        and dataset.external is None
+        and _plain(dataset)
+    )
+
+
+def element_offset(dataset: h5py.Dataset) -> int | None:
+    """Where a dataset begins in the file, if its bytes there are an array's of `stored_dtype`."""
+    offset: int | None = dataset.id.get_offset()
+    return offset if dataset.size and _plain(dataset) else None
+
+
+def _plain(dataset: h5py.Dataset) -> bool:
+    """Whether stored elements are NumPy's, byte for byte: no pointers, no types HDF5 converts."""
+    dtype, stored = dataset.dtype, dataset.id.get_type()
+    if dtype.hasobject or stored.get_size() != dtype.itemsize:
+        return False
+    numbers = stored.get_class() in (h5py.h5t.INTEGER, h5py.h5t.FLOAT)
+    return not numbers or bool(stored.equal(_type_of(dtype)))
+
+
+@functools.lru_cache
+def _type_of(dtype: np.dtype[Any]) -> Any:
+    """Return what HDF5 calls a dtype."""
+    return h5py.h5t.py_create(dtype)

@@ -1,0 +1,86 @@
+"""HDF5 files: opened with messages that name them, and written beside their target."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Iterator
+
+import h5py
+
+from .handles import open_file
+
+__all__ = ["damage", "reading", "replacing"]
+
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextlib.contextmanager
+def damage(caller: str, path: str) -> Iterator[None]:
+    """Turn what HDF5 says of a damaged file into a ValueError that names the file."""
+    try:
+        yield
+    except (OSError, RuntimeError, KeyError, ArithmeticError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the system's: permissions, too many open files
+        raise ValueError(
+            f"{caller}: {path} cannot be read: it is damaged, or no HDF5 file ({error})"
+        ) from error
+
+
+@contextlib.contextmanager
+def reading(caller: str, path: str | os.PathLike[str]) -> Iterator[h5py.File]:
+    """Open a file for reading; the body must do nothing else that can fail.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ValueError
+        It is no HDF5 file, or damaged.
+    """
+    path = os.path.abspath(os.fspath(path))
+    with damage(caller, path), open_file(path) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def replacing(caller: str, path: str | os.PathLike[str]) -> Iterator[str]:
+    """Yield the name of a new file beside `path`, which takes its place if the body succeeds.
+
+    Otherwise the new file is removed, and what was there before stays as it was.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such folder.
+    OSError
+        The disk is full.
+    """
+    target = os.path.realpath(os.fspath(path))
+    if not os.path.isdir(os.path.dirname(target)):
+        raise FileNotFoundError(
+            errno.ENOENT, f"{caller}: there is no such folder", os.path.dirname(target)
+        )
+    if os.path.isdir(target):
+        raise IsADirectoryError(errno.EISDIR, f"{caller}: a folder has this name", target)
+    beside = f"{target}.{os.urandom(4).hex()}.partial"
+    try:
+        yield beside
+        os.replace(beside, target)
+    except (OSError, RuntimeError) as error:
+        # HDF5 tells the system's error in its text only, and as a RuntimeError when it closes.
+        told = re.search(r"errno = (\d+)", str(error))
+        number = int(told[1]) if told else getattr(error, "errno", None)
+        if number not in _NO_SPACE:
+            raise
+        raise OSError(
+            number,
+            f"{caller}: no room for the new file (what had this name before is as it was)",
+            target,
+        ) from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(beside)

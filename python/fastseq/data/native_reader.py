@@ -1,0 +1,43 @@
+"""The reader and the conversions in C++: the one module that touches them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import _reader  # type: ignore[attr-defined]
+from .scaling.affine import Affine
+
+__all__ = ["Scale", "SlabReader", "convert", "element_type"]
+
+SlabReader = _reader.SlabReader
+
+
+def element_type(dtype: np.dtype[Any] | torch.dtype) -> Any:
+    """Return what the binary module calls a dtype; None if it does not know it."""
+    name = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype.name
+    return getattr(_reader.ElementType, name, None)
+
+
+class Scale:
+    """An `Affine` as the binary module takes it: features, address of centers, of inverses."""
+
+    def __init__(self, affine: Affine) -> None:
+        self._center = affine.center.to(torch.float64).contiguous()
+        self._inverse = (1 / affine.scale.to(torch.float64)).contiguous()
+        self.args = self._center.numel(), self._center.data_ptr(), self._inverse.data_ptr()
+
+
+NO_SCALE = 1, 0, 0
+
+
+def convert(stored: Any, swapped: bool, address: int, to: Tensor, scale: Scale | None) -> int:
+    """Fill `to` with what lies at `address`; return how many of those are NaN or infinite."""
+    args = NO_SCALE if scale is None else scale.args
+    count = _reader.convert(
+        stored, swapped, element_type(to.dtype), address, to.numel(), to.data_ptr(), *args
+    )
+    return int(count)

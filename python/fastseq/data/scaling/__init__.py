@@ -1,0 +1,1 @@
+"""How features are scaled: measured on the data, applied and undone in fp64."""

@@ -1,0 +1,235 @@
+"""Which kind of source is made of what users pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from .given import refuse_valueless
+from .hdf5 import LazyDataset, LazyTensor, h5mmap
+from .hdf5.mapping import map_elements, readable_by, sliced
+from .hdf5.types import is_bfloat16
+from .mapped import CheckedMap, file_offset, map_of, rows_in_one_piece
+from .ragged import DatasetItems, RaggedArrays, RaggedRows, rows_of
+from .sources import ArraySource, Source, StridedSource, TensorSource, WindowSource, holds
+
+__all__ = ["is_ragged", "kind_error", "open_ragged", "open_source", "to_tensor"]
+
+
+def is_ragged(array: Any) -> bool:
+    """Whether `array` is a list of sequences' arrays, rather than one array written as a list."""
+    if isinstance(array, DatasetItems):
+        return True
+    return isinstance(array, list) and len(array) > 0 and all(hasattr(a, "shape") for a in array)
+
+
+def open_source(
+    array: Any, name: str, dtype: torch.dtype, *, keep_integers: bool = False
+) -> Source:
+    """Open `array`, ``(T, N, …)``, for reading as `dtype`; reads nothing yet.
+
+    Parameters
+    ----------
+    array
+        Tensor, array, memory map, HDF5 dataset, or anything with ``shape``, ``dtype``, slicing.
+    name
+        What messages call it.
+    dtype
+        Of the slabs.
+    keep_integers
+        Leave integers (class labels) integers, as int64.
+
+    Raises
+    ------
+    TypeError
+        It is not such a thing, or holds neither floats nor integers nor booleans.
+    """
+    if isinstance(array, list):
+        array = np.asarray(array)
+    source = _open(array, name, dtype, keep_integers=keep_integers)
+    source.holds = holds(array.dtype)
+    return source
+
+
+def _open(array: Any, name: str, dtype: torch.dtype, *, keep_integers: bool) -> Source:
+    if isinstance(array, Tensor):
+        return TensorSource(name, array, target_dtype(array, name, dtype, keep_integers))
+    if isinstance(array, h5py.Dataset):
+        array = LazyTensor.of(array) if is_bfloat16(array) else _mapped(array)
+    if isinstance(array, LazyTensor):
+        return _open_bfloat16(array, name, dtype)
+    target = target_dtype(array, name, dtype, keep_integers)
+    if isinstance(array, LazyDataset):
+        return WindowSource(name, array, target)
+    if not isinstance(array, np.ndarray):
+        return ArraySource(name, array, target)
+    mapped, offset = map_of(array), file_offset(array)
+    if offset is not None:
+        return _strided(array, name, target, str(mapped.filename), offset)  # type: ignore[union-attr]
+    if mapped is not None:
+        return ArraySource(name, CheckedMap(array, mapped), target)
+    stored = array.dtype
+    forward = min(array.strides, default=0) >= 0
+    known_to_torch = stored.isnative and (stored.kind != "u" or stored.itemsize == 1)
+    if array.flags.writeable and forward and known_to_torch:
+        return TensorSource(name, torch.from_numpy(array), target)
+    if array.size and rows_in_one_piece(array):
+        return _strided(array, name, target, None, array.ctypes.data)
+    return ArraySource(name, array, target)
+
+
+def _strided(
+    array: np.ndarray[Any, Any],
+    name: str,
+    dtype: torch.dtype,
+    place: str | None,
+    offset: int,
+    stored: torch.dtype | None = None,
+) -> StridedSource:
+    return StridedSource(
+        name,
+        array.shape,
+        dtype,
+        stored=array.dtype if stored is None else stored,
+        place=place,
+        offset=offset,
+        strides=(array.strides[0], array.strides[1]),
+        owner=array if place is None else None,
+        swapped=not array.dtype.isnative,
+    )
+
+
+def open_ragged(
+    items: Sequence[Any],
+    name: str,
+    lengths: np.ndarray[Any, Any],
+    dtype: torch.dtype,
+    *,
+    keep_integers: bool = False,
+    features: tuple[int, ...] | None = None,
+) -> RaggedArrays | RaggedRows:
+    """Open sequences ``(T_i, …)`` of different lengths; see `open_source`.
+
+    Parameters
+    ----------
+    items, name, dtype, keep_integers
+        The arrays; as in `open_source`.
+    lengths
+        Their numbers of steps.
+    features
+        What is behind the first dimension; None: as the arrays have it.
+    """
+    first = items[0]
+    shape = tuple(first.shape[1:])
+    target = target_dtype(first, f"{name}[0]", dtype, keep_integers)
+    for index, item in enumerate(items):
+        if tuple(item.shape[1:]) != shape:
+            raise ValueError(
+                f"{name}[{index}] must have as many features as {name}[0], "
+                f"got shapes {tuple(item.shape)} and {tuple(first.shape)}"
+            )
+        if target_dtype(item, f"{name}[{index}]", dtype, keep_integers) != target:
+            raise TypeError(f"{name}[{index}] holds {item.dtype}, {name}[0] {first.dtype}")
+    features = shape if features is None else features
+    wide = any(holds(item.dtype) == torch.float64 for item in items)
+    rows = None
+    if not isinstance(items, DatasetItems):
+        checked = [_checked(item) for item in items]
+        rows = rows_of(checked, file_offset)
+        items = items if rows is not None else checked
+    source: RaggedArrays | RaggedRows
+    if rows is None:
+        source = RaggedArrays(name, items, features, lengths, target)
+    else:
+        source = RaggedRows(name, items, features, lengths, target, rows)
+    source.holds = torch.float64 if wide else torch.float32
+    return source
+
+
+def target_dtype(array: Any, name: str, dtype: torch.dtype, keep_integers: bool) -> torch.dtype:
+    """Return the dtype of slabs of `array`, which must be an array of numbers."""
+    if isinstance(array, Tensor):
+        if array.is_complex():
+            raise _dtype_error(name, array.dtype)
+        refuse_valueless(array, name)
+        integers = not array.is_floating_point()
+        return torch.int64 if integers and keep_integers else dtype
+    if not all(hasattr(array, part) for part in ("shape", "dtype", "__getitem__")):
+        raise kind_error(name, array)
+    if isinstance(array, h5py.Dataset) and is_bfloat16(array):
+        raise TypeError(f"{name} holds bfloat16: h5load with mmap=True reads it as such")
+    if array.dtype == torch.bfloat16:
+        return dtype
+    try:
+        stored = np.dtype(array.dtype)
+    except TypeError as error:
+        raise _dtype_error(name, array.dtype) from error
+    if stored.kind not in "biuf" or (stored.kind == "f" and stored.itemsize > 8):
+        raise _dtype_error(name, stored)
+    return torch.int64 if stored.kind in "biu" and keep_integers else dtype
+
+
+def kind_error(name: str, array: Any) -> TypeError:
+    """Say that `array` is none."""
+    hint = f": pass {name}.to_numpy()" if hasattr(array, "to_numpy") else ""
+    return TypeError(
+        f"{name} must be an array, a tensor, an HDF5 dataset, or a tuple or dict of these, "
+        f"got {type(array).__name__}{hint}"
+    )
+
+
+def _dtype_error(name: str, dtype: Any) -> TypeError:
+    return TypeError(
+        f"{name} must hold floats, integers or booleans, got dtype {dtype}; convert it"
+    )
+
+
+def _open_bfloat16(array: LazyTensor, name: str, dtype: torch.dtype) -> Source:
+    """Open what `h5save` has made of a bfloat16 tensor."""
+    raw = array.raw
+    if not isinstance(raw, LazyDataset):
+        return ArraySource(name, array, dtype)
+    whole = map_elements(raw.path, raw.name)
+    if isinstance(whole, np.memmap):
+        part = whole[raw.selection()]
+        offset = file_offset(part)
+        if offset is not None:
+            return _strided(part, name, dtype, raw.path, offset, torch.bfloat16)
+    return WindowSource(name, array, dtype)
+
+
+def _mapped(dataset: h5py.Dataset) -> Any:
+    """Return an open dataset as one that can be read by another thread, and by its offset."""
+    place = readable_by(dataset)
+    return sliced(dataset) if place is None else h5mmap(*place)
+
+
+def _checked(item: Any) -> Any:
+    """Return an array so that a file that is cut short meanwhile is an error."""
+    mapped = map_of(item) if isinstance(item, np.ndarray) else None
+    by_place = isinstance(item, np.memmap) and item.flags.c_contiguous and item.mode != "c"
+    return item if mapped is None or by_place else CheckedMap(item, mapped)
+
+
+def to_tensor(array: Any, dtype: torch.dtype | None = None) -> Tensor:
+    """Return what NumPy or torch understands as a tensor; an array is copied or converted once.
+
+    Without a dtype, values stay as they are.
+    """
+    if isinstance(array, Tensor):
+        return array if dtype is None else array.to(dtype)
+    array = np.asarray(array)
+    fits = array.flags.c_contiguous and array.flags.owndata and array.flags.writeable
+    unsigned = array.dtype.kind == "u" and array.dtype.itemsize > 1  # torch hardly knows these
+    if not array.dtype.isnative or unsigned:
+        wide = np.float64 if array.dtype.itemsize == 8 else np.int64  # uint64 goes beyond int64
+        array = array.astype(wide if unsigned else array.dtype.newbyteorder("="), order="C")
+    elif not fits:
+        array = np.array(array, order="C")
+    tensor = torch.from_numpy(array)
+    return tensor if dtype is None else tensor.to(dtype)

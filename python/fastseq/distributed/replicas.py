@@ -1,0 +1,181 @@
+"""Replicas of a model on several ranks: kept equal, averaged over, failing together."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CommunicationError, RemoteError
+from . import Communicator
+
+__all__ = ["Replicas"]
+
+_PIECE_BYTES = 64 * 2**20
+
+
+def _others_know(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came of, was told to the other ranks or by them."""
+    while error is not None:
+        if isinstance(error, RemoteError | CommunicationError) or hasattr(error, "_told"):
+            return True
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return False
+
+
+class Replicas:
+    """What `fit` and `predict` need of other ranks; without other ranks nearly nothing happens.
+
+    Parameters
+    ----------
+    comm
+        The ranks.
+    """
+
+    def __init__(self, comm: Communicator) -> None:
+        self.comm = comm
+        self.alone = comm.size == 1
+        self.first = comm.rank == 0
+        # Samples that this rank has trained on since buffers were the same on all; None: they are.
+        self.since_common: float | None = None
+
+    @contextmanager
+    def together(self, call: str) -> Iterator[None]:
+        """Run a block that raises on all ranks if it raises on one, and ends on all at once.
+
+        Blocks may be nested, as where a callback of `fit` calls `predict`: a failure is told to the
+        others once.
+
+        Parameters
+        ----------
+        call
+            What the user has called, for messages.
+        """
+        if self.alone:
+            yield
+            return
+        with self.comm.purpose(call):
+            try:
+                yield
+                self.comm.barrier()
+            except BaseException as error:
+                if not _others_know(error):
+                    with suppress(AttributeError):
+                        error._told = True  # type: ignore[attr-defined]
+                    with suppress(CommunicationError):  # where the ranks are out of step, all know
+                        self.comm.fail(f"{type(error).__name__}: {error}")
+                raise
+
+    def same_number(self, value: int) -> int:
+        """Return rank 0's value on all ranks."""
+        if self.alone:
+            return value
+        return int(self.comm.broadcast_(torch.tensor(value, dtype=torch.int64)).item())
+
+    def in_common(self, flags: list[bool]) -> list[bool]:
+        """Return which flags are true on all ranks."""
+        if self.alone:
+            return flags
+        ranks = self.comm.allreduce_(torch.tensor(flags, dtype=torch.float64), "sum")
+        return [count == self.comm.size for count in ranks.tolist()]
+
+    def largest(self, numbers: list[int]) -> list[int]:
+        """Return the largest of all ranks' numbers, place by place; ranks may have fewer."""
+        if self.alone:
+            return numbers
+        size = torch.zeros(self.comm.size, dtype=torch.float64)
+        size[self.comm.rank] = len(numbers)
+        ranks = torch.zeros(
+            self.comm.size, int(self.comm.allreduce_(size, "sum").max()), dtype=torch.float64
+        )
+        ranks[self.comm.rank, : len(numbers)] = torch.tensor(numbers, dtype=torch.float64)
+        return [int(number) for number in self.comm.allreduce_(ranks, "sum").amax(0)]
+
+    def same_data(self, about: Callable[[], str]) -> None:
+        """Raise `ValueError` on all ranks unless they were given the same data. Collective.
+
+        Parameters
+        ----------
+        about
+            Describes this rank's.
+        """
+        if self.alone:
+            return
+        try:
+            self.comm.agree("what is passed as data", about())
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; ranks share the work on the same data: pass the whole to each, or set "
+                'spec.shard="given" if every rank has its own'
+            ) from None
+
+    def sync(self, optimizer: torch.optim.Optimizer) -> None:
+        """Give all ranks rank 0's optimizer state."""
+        if self.alone:
+            return
+        stream = io.BytesIO()
+        if self.first:
+            torch.save(optimizer.state_dict(), stream)
+        state = self.comm.broadcast_bytes(stream.getvalue(), 0)
+        if not self.first:
+            device = optimizer.param_groups[0]["params"][0].device
+            loaded = torch.load(io.BytesIO(state), map_location=device, weights_only=True)
+            optimizer.load_state_dict(loaded)
+
+    def trained(self, weight: float) -> None:
+        """Note a step, which may have changed buffers: `weight` of this rank's samples."""
+        self.since_common = (self.since_common or 0.0) + weight
+
+    def make_common(self, model: nn.Module) -> None:
+        """Make buffers the same on all ranks, if steps may have made them differ. Collective.
+
+        Of floating-point ones, such as the statistics of BatchNorm, the mean over the samples that
+        each rank has trained on since; of others, such as counts of steps, the largest.
+        """
+        if self.since_common is None:
+            return
+        weight, self.since_common = self.since_common, None
+        buffers = [torch.view_as_real(b) if b.is_complex() else b for b in model.buffers()]
+        buffers = [b.detach() for b in buffers if b.numel()]
+        if not buffers:
+            return
+        sums = torch.tensor([_checksum(b) for b in buffers], dtype=torch.float64)
+        equal = self.in_common((sums == self.comm.broadcast_(sums.clone())).tolist())
+        total = float(self.comm.allreduce_(torch.tensor(weight, dtype=torch.float64), "sum"))
+        for buffer in (b for b, same in zip(buffers, equal, strict=True) if not same):
+            own = buffer.to("cpu", torch.float64)
+            if not buffer.is_floating_point():
+                ranks = own.new_full((self.comm.size, *own.shape), 0)
+                ranks[self.comm.rank] = own
+                buffer.copy_(self.comm.allreduce_(ranks, "sum").amax(0))
+            elif total:
+                own = own * (weight / total) if weight else torch.zeros_like(own)
+                buffer.copy_(self.comm.allreduce_(own, "sum"))
+
+    def mean_loss(self, loss: float, weight: float) -> tuple[float, float]:
+        """Return the weighted mean of losses over all ranks, and the sum of the weights."""
+        if self.alone:
+            return loss, weight
+        sums = torch.tensor([weight * loss if weight else 0.0, weight], dtype=torch.float64)
+        total, weights = self.comm.allreduce_(sums, "sum").tolist()
+        return (total / weights if weights else 0.0), weights
+
+    def gather_(self, whole: Tensor, bounds: list[tuple[int, int]], dim: int) -> None:
+        """Fill `whole` on all ranks: rank r has the part ``bounds[r]`` along `dim`."""
+        if self.alone:
+            return
+        for root, (begin, end) in enumerate(bounds):
+            piece = whole.narrow(dim, begin, end - begin)
+            rows = max(1, _PIECE_BYTES // max(1, piece[:1].numel() * piece.element_size()))
+            for rows_piece in torch.split(piece, rows) if piece.numel() else ():
+                rows_piece.copy_(self.comm.broadcast_(rows_piece.contiguous(), root))
+
+
+def _checksum(tensor: Tensor) -> int:
+    data: Any = tensor.cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return zlib.crc32(data)

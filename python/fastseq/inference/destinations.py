@@ -1,0 +1,273 @@
+"""What predictions are written to: arrays, parts of files, lists of arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any, Protocol
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._util.tree import tree_leaves
+from ..data.chunks import Chunk
+from ..data.hdf5 import LazyDataset
+from ..data.hdf5.handles import location
+from ..data.hdf5.mapping import element_offset
+from ..data.hdf5.names import natural_key
+from ..data.mapped import file_offset
+from ..data.sequences import Sequences
+
+__all__ = [
+    "ArrayTarget",
+    "FileTarget",
+    "Place",
+    "RaggedTarget",
+    "Target",
+    "as_numpy",
+    "check_target",
+    "forget_buffered",
+    "members",
+    "place_of",
+]
+
+
+def as_numpy(a: Tensor) -> np.ndarray[Any, Any]:
+    """View a tensor as an array; bfloat16, which NumPy lacks, becomes float32."""
+    a = a.detach().cpu()
+    return (a.float() if a.dtype == torch.bfloat16 else a).numpy()
+
+
+def members(name: str, part: Any, data: Sequences) -> Any:
+    """Return the datasets of a group, in the order of the sequences, and all else as it is.
+
+    Raises
+    ------
+    ValueError
+        Sequences came from a group, too, with other names.
+    """
+    if not isinstance(part, h5py.Group):
+        return part
+    if not part:
+        raise ValueError(f"{name} is a group of a file that has been closed; open it for writing")
+    keys = sorted(part, key=natural_key)
+    named = [source.keys for source in tree_leaves(data.x) if getattr(source, "keys", None)]
+    if named and keys != named[0]:
+        missing = sorted(set(named[0]) ^ set(keys), key=natural_key)[:3]
+        raise ValueError(
+            f"{name} must be a group with a dataset for each sequence, under the same names as in "
+            f"x; only one of them has {', '.join(missing)}"
+        )
+    return [part[key] for key in keys]
+
+
+class Target(Protocol):
+    """Something that takes the outputs of a chunk."""
+
+    def write(self, chunk: Chunk, values: Tensor) -> None:
+        """Write ``(S, B, …)`` to steps ``[t0, t1)`` of sequences ``[n0, n1)``."""
+        ...
+
+    def close(self) -> None:
+        """Make sure that what was written is there for all who look."""
+        ...
+
+
+class ArrayTarget:
+    """Anything that slices can be assigned to, ``(T, N, …)``."""
+
+    def __init__(self, array: Any) -> None:
+        if isinstance(array, LazyDataset):
+            with array.opened(writable=True):
+                pass  # where that fails, it is before any work
+        self._array = array
+
+    def write(self, chunk: Chunk, values: Tensor) -> None:
+        """Write ``(S, B, …)`` to the chunk's steps and sequences."""
+        box = slice(chunk.t0, chunk.t1), slice(chunk.n0, chunk.n1)
+        self._array[box] = values if isinstance(self._array, Tensor) else as_numpy(values)
+
+    def close(self) -> None:
+        """Flush what is a file, and let go of it; an array needs nothing."""
+        _flush([self._array])
+        if isinstance(self._array, LazyDataset):
+            self._array.release()
+
+
+class RaggedTarget:
+    """One array ``(T_i, …)`` for each sequence.
+
+    Parameters
+    ----------
+    arrays
+        In the caller's order.
+    lengths
+        T_i in the order of the pass.
+    order
+        Which of `arrays` each sequence of the pass is.
+    """
+
+    def __init__(
+        self, arrays: list[Any], lengths: np.ndarray[Any, Any], order: np.ndarray[Any, Any]
+    ) -> None:
+        self._arrays = arrays
+        self._lengths = lengths
+        self._order = order
+
+    def write(self, chunk: Chunk, values: Tensor) -> None:
+        """Write ``(S, B, …)``, of each sequence as many steps as it has."""
+        host = None
+        for column, n in enumerate(range(chunk.n0, chunk.n1)):
+            end = min(int(self._lengths[n]), chunk.t1)
+            if end <= chunk.t0:
+                continue
+            array = self._arrays[int(self._order[n])]
+            if isinstance(array, Tensor):
+                array[chunk.t0 : end] = values[: end - chunk.t0, column]
+            else:
+                host = as_numpy(values) if host is None else host
+                array[chunk.t0 : end] = host[: end - chunk.t0, column]
+
+    def close(self) -> None:
+        """Flush those that are files."""
+        _flush(self._arrays)
+
+
+def _flush(arrays: list[Any]) -> None:
+    """Hand what HDF5 still keeps to the operating system, where other processes see it."""
+    for file in {a.file for a in arrays if isinstance(a, h5py.Dataset)}:
+        file.flush()
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where an array ``(T, N, …)`` lies in a file: bytes from step to step, and of a sequence."""
+
+    path: str
+    offset: int
+    step: int
+    sequence: int
+    dtype: str
+    bytes: int
+
+    def same_layout(self, other: Place) -> bool:
+        """Whether the other one differs in nothing but the path."""
+        return dataclasses.replace(self, path=other.path) == other
+
+
+def place_of(array: Any) -> Place | None:
+    """Return where an array lies, if it can be written there behind its back.
+
+    It can be in a memory map, and in a dataset of an HDF5 file that lies in one piece, is larger
+    than the buffer through which HDF5 reads small pieces (see `forget_buffered`), and is not kept
+    in pages or memory of HDF5's own. Such a dataset is allocated here if it has not been yet.
+    """
+    if isinstance(array, h5py.Dataset):
+        plist = array.file.id.get_access_plist()
+        place = location(array) if array.file.driver == "sec2" else None
+        if place is None or plist.get_page_buffer_size()[0]:
+            return None
+        if array.chunks is not None or array.nbytes <= plist.get_sieve_buf_size():
+            return None
+        if array.id.get_storage_size() == 0 and not (array.is_virtual or array.external):
+            array[(0,) * array.ndim] = 0
+        offset = element_offset(array)
+        array.file.flush()
+        path, step = place[0], array.nbytes // array.shape[0]
+        sequence = step // array.shape[1]
+    elif isinstance(array, np.memmap) and array.size and array[0].flags.c_contiguous:
+        offset = file_offset(array)
+        path, (step, sequence) = str(array.filename), array.strides[:2]
+    else:
+        return None
+    if offset is None:
+        return None
+    return Place(os.path.abspath(path), offset, step, sequence, array.dtype.str, array.nbytes)
+
+
+class FileTarget:
+    """An array in a file that is written without it: several processes write parts of their own.
+
+    A disk that is full is an error here; under a memory map it would be a signal.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._file: int | None = os.open(place.path, os.O_RDWR | os.O_CLOEXEC)
+
+    def write(self, chunk: Chunk, values: Tensor) -> None:
+        """Write ``(S, B, …)`` to the chunk's steps and sequences."""
+        place = self._place
+        array = np.ascontiguousarray(as_numpy(values), np.dtype(place.dtype))
+        begin = place.offset + chunk.t0 * place.step + chunk.n0 * place.sequence
+        if array[:1].nbytes == place.step:
+            self._put(array, begin)  # all sequences: one piece of the file
+            return
+        for index, row in enumerate(array):
+            self._put(row, begin + index * place.step)
+
+    def _put(self, piece: np.ndarray[Any, Any], offset: int) -> None:
+        assert self._file is not None
+        view = memoryview(piece.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+        while view:
+            count = os.pwrite(self._file, view, offset)
+            view = view[count:]
+            offset += count
+
+    def mark(self, token: bytes) -> None:
+        """Write a token to where the array begins."""
+        assert self._file is not None
+        os.pwrite(self._file, token, self._place.offset)
+
+    def marked(self, token: bytes) -> bool:
+        """Whether the token is there: whether this file is the one that was marked."""
+        assert self._file is not None
+        return os.pread(self._file, len(token), self._place.offset) == token
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+def check_target(name: str, target: Any, shape: tuple[int, ...], a: Tensor) -> None:
+    """Raise unless outputs like `a` can be written to `target`, which must have the shape given."""
+    if isinstance(target, h5py.Dataset) and not target:
+        raise ValueError(f"{name} is a dataset of a file that has been closed; open it for writing")
+    if tuple(getattr(target, "shape", ())) != shape:
+        got = tuple(target.shape) if hasattr(target, "shape") else type(target).__name__
+        raise ValueError(f"{name} must have the shape {shape}, got {got}")
+    if not _writable(target):
+        raise ValueError(f"{name} is read-only; pass an array that can be written to")
+    if isinstance(target, Tensor):
+        fits = torch.can_cast(a.dtype, target.dtype) and not target.is_complex()
+    else:
+        stored = np.dtype(target.dtype)
+        fits = np.can_cast(as_numpy(a[:0]).dtype, stored, "safe") and stored.kind in "biuf"
+    if not fits:
+        raise TypeError(f"{name} must hold {a.dtype}, got {target.dtype}")
+
+
+def _writable(target: Any) -> bool:
+    if isinstance(target, np.ndarray):
+        return target.flags.writeable
+    if isinstance(target, h5py.Dataset):
+        return bool(target.file.mode != "r")
+    if isinstance(target, LazyDataset):
+        return target.mode != "r"
+    return hasattr(target, "__setitem__")
+
+
+def forget_buffered(array: Any) -> None:
+    """Make h5py read anew what was written behind its back.
+
+    HDF5 reads small pieces of a contiguous dataset through a buffer that begins where it was asked
+    to read, and keeps it. Nothing says "forget it"; but of two reads, at the end and at the begin
+    of a dataset larger than the buffer, one at least is outside of it, and moves it.
+    """
+    if isinstance(array, h5py.Dataset):
+        array[tuple(n - 1 for n in array.shape)]
+        array[(0,) * array.ndim]

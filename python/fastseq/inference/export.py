@@ -1,0 +1,212 @@
+"""Writing a model to a file that runs without fastseq's Python: `Estimator.export`."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from .._util.seeding import untouched
+from .._util.tree import Tree, tree_leaves, tree_map, tree_paths
+from ..data.scaling.inputs_and_targets import Scaling
+from ..nn.compiled_layers import Substitutes
+from ..nn.recurrent import kernels
+from ..nn.stateful import batch_dims, in_mode, is_bidirectional, takes_state
+from .scaled_model import ScaledModel
+
+__all__ = ["DESCRIPTION", "check_path", "export_model"]
+
+DESCRIPTION = "fastseq.json"
+"""The extra file of an exported program that tells the state in which series start."""
+
+# Of the inputs to trace the model with: neither 0 nor 1, which torch takes for special.
+_STEPS, _COUNT = 5, 3
+
+
+def check_path(path: Any) -> Path:
+    """Return the path of a program's file; raise if none can be written there."""
+    target = Path(path)
+    if target.suffix != ".pt2":
+        raise ValueError(f"path must end in .pt2, as programs of torch.export do, got {target}")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"path must be in a folder that exists, got {target}")
+    return target
+
+
+def export_model(model: nn.Module, x: Tree, path: Path, scaling: Scaling | None = None) -> None:
+    """Write `model`, in evaluation mode, as a program of `torch.export`; see `Estimator.export`.
+
+    Parameters
+    ----------
+    model
+        As in `Estimator`.
+    x
+        One step of one sequence, ``(1, 1, F)``, in the structure of the model's inputs.
+    path
+        The file. It is complete, or as it was before.
+    scaling
+        What the program does to inputs first, and undoes on outputs.
+
+    Raises
+    ------
+    ValueError
+        The model cannot be exported; the message says why.
+    """
+    with (
+        in_mode(model, training=False), torch.no_grad(), untouched(tree_leaves(x)[0].device),
+        _constant(model), Substitutes(model),
+    ):  # fmt: skip
+        x = tree_map(lambda a: torch.rand_like(a.expand(_STEPS, _COUNT, *a.shape[2:])), x)
+        if scaling is not None:
+            model, x = ScaledModel(model, scaling.x, scaling.y).eval(), scaling.raw(x)
+        # What looks at later steps takes whole series, and has no state to go on from.
+        first = None if is_bidirectional(model) else first_state(model, x)
+        dims = [] if first is None else tree_leaves(batch_dims(model, x))
+        program = _trace(_Program(model, x, first), x, first, dims)
+        states = [
+            {
+                "name": name,
+                "dtype": str(a.dtype).removeprefix("torch."),
+                "batch_dim": dim if dim >= 0 else None,
+                "start": (a if dim < 0 else a.narrow(dim, 0, 1)).tolist(),
+            }
+            for (name, a), dim in zip(tree_paths(first, "state"), dims, strict=True)
+        ]
+        with _beside(path) as temporary:
+            description = json.dumps({"state": states})
+            torch.export.save(program, temporary, extra_files={DESCRIPTION: description})
+
+
+class _Program(nn.Module):
+    """Calls a model with the state as a flat tuple, and without named tuples, which are code."""
+
+    def __init__(self, model: nn.Module, x: Tree, state: Tree) -> None:
+        super().__init__()
+        self.model = model
+        self._x = _numbered(x)
+        self._state = _numbered(state)
+
+    def forward(self, x: Tree, state: tuple[Tensor, ...] = ()) -> Tree:
+        x = _filled(self._x, tree_leaves(x))
+        y, after = _run(self.model, x, _filled(self._state, state))
+        return _plain(y) if self._state is None else (_plain(y), tuple(tree_leaves(after)))
+
+
+def _run(model: nn.Module, x: Tree, state: Tree) -> tuple[Tree, Tree]:
+    if takes_state(model):
+        y, after = model(x, state)
+        return y, after
+    return model(x), None
+
+
+def _trace(program: _Program, x: Tree, first: Tree, dims: list[int]) -> ExportedProgram:
+    time, batch = Dim("time"), Dim("batch")
+    inputs: tuple[Any, ...] = (_plain(x),)
+    shapes: tuple[Any, ...] = (_plain(tree_map(lambda _: {0: time, 1: batch}, x)),)
+    if first is not None:
+        inputs += (tuple(tree_leaves(first)),)
+        shapes += (tuple({dim: batch} if dim >= 0 else {} for dim in dims),)
+    try:
+        return torch.export.export(program, inputs, dynamic_shapes=shapes)
+    except Exception as error:
+        unrolled = {name: why for name, why in kernels(program.model).items() if why != "fastseq"}
+        hint = (
+            f"recurrent layers would be unrolled over time where no kernel runs them: {unrolled}"
+            if unrolled
+            else "a loop over time steps in Python, for one, must be a recurrent layer instead"
+        )
+        reason = str(error).strip().split("\n\n")[0]
+        raise ValueError(
+            "the model cannot be exported for any number of time steps and sequences; "
+            f"{hint}. torch.export says: {reason}"
+        ) from error
+
+
+def first_state(model: nn.Module, x: Tree) -> Tree:
+    """Find the state that stands for none: zeros, or what a chunk without steps leaves behind.
+
+    Returns
+    -------
+    Tree
+        In the structure of the model's state; None if it has none.
+    """
+    expected = _run(model, x, None)
+    state = expected[1]
+    if not tree_leaves(state):
+        return None
+    shorter = _run(model, tree_map(lambda a: a[:-1], x), None)[1]
+    for (name, a), b in zip(tree_paths(state, "state"), tree_leaves(shorter), strict=True):
+        if not isinstance(a, Tensor):
+            raise TypeError(f"{name} must be a tensor to be exported, got {type(a).__name__}")
+        if a.shape != b.shape:
+            raise ValueError(
+                f"{name} grows with time: it has the shape {tuple(b.shape)} after {_STEPS - 1} "
+                f"steps, {tuple(a.shape)} after {_STEPS}; only a state of one shape can be exported"
+            )
+    zeros = tree_map(torch.zeros_like, state)
+    if _alike(_run(model, x, zeros), expected):
+        return zeros
+    try:
+        first = _run(model, tree_map(lambda a: a[:0], x), None)[1]
+        if _alike(_run(model, x, first), expected):
+            return first
+    except (RuntimeError, ValueError, IndexError):
+        pass  # not every model takes no steps
+    raise ValueError(
+        "the model starts neither from a state of zeros nor from the one that it returns for a "
+        "chunk of no steps, so there is no telling what it starts from"
+    )
+
+
+def _alike(one: Tree, other: Tree) -> bool:
+    pairs = zip(tree_leaves(one), tree_leaves(other), strict=True)
+    return all(torch.allclose(a, b, rtol=1e-4, atol=1e-6, equal_nan=True) for a, b in pairs)
+
+
+@contextmanager
+def _constant(model: nn.Module) -> Iterator[None]:
+    """Make parameters need no gradient, in the file too: running it then records nothing."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for p in trained:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in trained:
+            p.requires_grad_(True)
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """Give a path to write to; afterwards the file is moved to `path`, unless that failed."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
+        temporary = Path(folder, path.name)
+        yield temporary
+        os.replace(temporary, path)
+
+
+def _numbered(tree: Tree) -> Tree:
+    """Replace leaves by their numbers."""
+    numbers = iter(range(len(tree_leaves(tree))))
+    return tree_map(lambda _: next(numbers), tree)
+
+
+def _filled(numbered: Tree, leaves: Any) -> Tree:
+    return tree_map(lambda number: leaves[number], numbered)
+
+
+def _plain(tree: Tree) -> Tree:
+    """Make named tuples and other kinds of dicts plain ones."""
+    if isinstance(tree, dict):
+        return {key: _plain(part) for key, part in tree.items()}
+    if isinstance(tree, tuple | list):
+        return tuple(_plain(part) for part in tree)
+    return tree

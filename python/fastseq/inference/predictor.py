@@ -1,0 +1,316 @@
+"""Predicting whole series, on all ranks together, from state to state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from itertools import pairwise, zip_longest
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .._util.locks import Lock
+from .._util.progress import Progress
+from .._util.seeding import untouched
+from .._util.tree import Tree, tree_leaves, tree_like, tree_map, tree_paths
+from ..data.chunks import part
+from ..data.sequences import Sequences, to_device
+from ..distributed.replicas import Replicas
+from ..nn.context import within
+from ..nn.stateful import Stateful, batch_dims, each_step, in_mode, is_bidirectional
+from ..training.spec import Spec
+from .export import first_state
+from .one_pass import Pass
+from .outputs import Outputs, matched, nothing
+from .state_rows import put_rows, take_rows
+
+__all__ = ["Predictor"]
+
+_BAR_AFTER_SECONDS = 1.0
+
+
+class Predictor:
+    """Runs a model over series, remembering the state in which they end.
+
+    Parameters
+    ----------
+    stateful
+        The model.
+    device
+        Where it is.
+    replicas
+        The ranks that share the work.
+
+    Attributes
+    ----------
+    state
+        The state of all sequences after the last call, in the caller's order, each at its last
+        step; None if there was none.
+    """
+
+    def __init__(self, stateful: Stateful, device: torch.device, replicas: Replicas) -> None:
+        self._stateful = stateful
+        self._model: nn.Module = stateful.module
+        self._device = device
+        self._replicas = replicas
+        self._dims: Tree = None  # the same for all calls
+        self._lock = Lock()  # of what goes on from `state`
+        self.state: Tree = None
+
+    def predict(
+        self,
+        data: Sequences,
+        spec: Spec,
+        out: Tree = None,
+        *,
+        reset: bool = True,
+        squeeze: bool = False,
+        undo: Tree = None,
+        progress: bool = False,
+        whole: bool = False,
+        pooled: bool = False,
+    ) -> Any:
+        """Run over all steps of all sequences; see `Estimator.predict`.
+
+        Several threads may do so at once: what a call needs is its own, and `state` is set at its
+        end.
+
+        Parameters
+        ----------
+        data
+            The sequences. Steps past their `lengths` do not count: outputs are NaN there (0 where
+            they are integers), and the state stays. With an `order`, outputs are lists of arrays
+            ``(T_i, K)`` in the caller's order.
+        spec
+            Its `batchsize` and `seqsize` say how much is run at once.
+        out
+            Where to write, see `Outputs`; None: new arrays.
+        reset
+            Whether series begin, or go on from `state`.
+        squeeze
+            Leave out the last axis of outputs ``(T, N, 1)``.
+        undo
+            What is applied to outputs before they are written: functions of a tensor, in the
+            structure of the outputs, None for those that stay as they are.
+        progress
+            Show a bar, on rank 0, if it takes longer than a second.
+        whole
+            Run whole series at once.
+        pooled
+            Take outputs ``(B, K)`` of whole sequences for those of each step.
+
+        Raises
+        ------
+        ValueError, TypeError
+            `data` or `out` are not what they should be; nothing has been written then.
+        OSError
+            An output could not be written; the message says where.
+        """
+        more = (squeeze, undo, progress, whole, pooled)
+        if reset:
+            return self._predict(data, spec, out, None, *more)
+        with self._lock:
+            return self._predict(data, spec, out, self.state, *more)
+
+    def _predict(
+        self,
+        data: Sequences,
+        spec: Spec,
+        out: Tree,
+        begin: Tree,
+        squeeze: bool,
+        undo: Tree,
+        progress: bool,
+        whole: bool,
+        pooled: bool,
+    ) -> Any:
+        """Run from the state `begin`."""
+        if begin is not None:
+            self._refuse_to_go_on_backwards()
+        stateful = self._stateful.fresh()
+        with in_mode(within(self._model), training=False), torch.no_grad():
+            steps = data.steps if whole else min(spec.seqsize, data.steps)
+            example, fresh = self._probe(stateful, data, steps, pooled=pooled)
+            self._check_state(begin, data.count)
+            finish = _finisher(example, undo, squeeze=squeeze)
+            like = finish(example)
+            computed = [a.dtype for a in tree_leaves(example)]
+            with Outputs(out, tree_like(example, like), data, self._replicas, computed) as outputs:
+                order = None if data.order is None else torch.from_numpy(data.order)
+                start = self._reordered(begin, order)
+                run = Pass(
+                    stateful,
+                    self._dims,
+                    data,
+                    spec,
+                    finish,
+                    like,
+                    start,
+                    whole=whole,
+                    pooled=pooled,
+                )
+                if start is None:
+                    run.ends = self._states_without_steps(data, fresh)
+                bounds = _shares(data, self._replicas.comm.size)
+                self._run(run, bounds, outputs, shown=progress and self._replicas.first)
+                end = begin
+                if tree_leaves(self._dims):
+                    end = self._gather_states(run.ends, fresh, bounds)
+                    end = self._reordered(end, None if order is None else order.argsort())
+                outputs.finish()
+        self.state = end
+        return outputs.result
+
+    def step(self, x: Tree, *, squeeze: bool = False, undo: Tree = None) -> Tree:
+        """Run one step of all sequences, ``(N, F)``, from `state`; see `predict`."""
+        self._refuse_to_go_on_backwards()
+        stateful = self._stateful.fresh()
+        with self._lock, in_mode(within(self._model), training=False), torch.no_grad():
+            count = tree_leaves(x)[0].shape[0]
+            if self._dims is None:
+                self._dims = batch_dims(self._model, tree_map(lambda a: a.unsqueeze(0), x))
+            self._check_state(self.state, count)
+            stateful.state = self.state
+            y = stateful(x)
+            self.state = stateful.state
+            whole = tree_map(lambda a: a.unsqueeze(0), y)
+            finished = _finisher(whole, undo, squeeze=squeeze)(whole)
+        return tree_like(y, [a.squeeze(0) for a in finished])
+
+    def _refuse_to_go_on_backwards(self) -> None:
+        if is_bidirectional(self._model):
+            raise ValueError(
+                "the model has a bidirectional layer, which looks at later steps: it can predict "
+                "whole series only, not go on from a state"
+            )
+
+    def _input(
+        self, data: Sequences, make: Callable[[tuple[int, ...]], Tensor], steps: int = 2
+    ) -> Tree:
+        """Make an input of some steps of three sequences."""
+        x = tree_map(lambda s: make((steps, 3, *s.shape[2:])).to(data.dtype), data.x)
+        return to_device(x, self._device)
+
+    def _probe(
+        self, stateful: Stateful, data: Sequences, most: int, *, pooled: bool
+    ) -> tuple[Tree, Tree]:
+        """Learn from zeros, steps of three sequences, what the model returns, and its state."""
+        with untouched(self._device):
+            try:
+                steps = 2
+                zeros = self._input(data, torch.zeros, steps)
+                outputs = stateful(zeros)
+            except Exception:  # a convolution needs more; a layer over all steps, as many
+                steps = most if data.lengths is None else min(most, int(data.lengths.max()))
+                zeros = self._input(data, torch.zeros, steps)
+                stateful.state = None
+                outputs = stateful(zeros)
+        state, stateful.state = stateful.state, None
+        if pooled:
+            outputs = each_step(outputs, steps)
+        for name, leaf in tree_paths(outputs, "the model's output"):
+            if leaf.dim() < 3 or leaf.shape[:2] != (steps, 3):
+                raise ValueError(
+                    f"{name} must be (time, sequences, features): for an input of {steps} steps "
+                    f"and 3 sequences it has the shape {tuple(leaf.shape)}"
+                )
+        if self._dims is None:
+            self._dims = batch_dims(self._model, zeros) if tree_leaves(state) else state
+        return outputs, state
+
+    def _states_without_steps(self, data: Sequences, like: Tree) -> Tree:
+        """Return what series start from, if some have no steps: that is what these end in.
+
+        NaN where that cannot be told, so that nothing is predicted from it unnoticed.
+        """
+        if data.lengths is None or data.lengths.all() or not tree_leaves(self._dims):
+            return None
+        generator = torch.Generator().manual_seed(0)
+        x = self._input(data, lambda shape: torch.rand(shape, generator=generator))
+        try:
+            first = first_state(self._model, x)
+        except (ValueError, TypeError):
+            first = tree_map(lambda a: nothing(a.shape, a), like)
+        return take_rows(first, self._dims, torch.zeros(data.count, dtype=torch.int64))
+
+    def _check_state(self, state: Tree, count: int) -> None:
+        if state is None:
+            return
+        wanted, got = ([name for name, _ in tree_paths(s, "state")] for s in (self._dims, state))
+        if wanted != got:
+            raise ValueError(
+                "the state must be like what get_state returns after a step, with "
+                f"{', '.join(wanted) or 'nothing'}; got {', '.join(got)}"
+            )
+        for dim, a in zip(tree_leaves(self._dims), tree_leaves(state), strict=True):
+            if dim >= 0 and a.shape[dim] != count:
+                raise ValueError(
+                    f"the state is one of {a.shape[dim]} sequences, but x has {count}: "
+                    "predict with reset=True, or call reset_state() first"
+                )
+
+    def _run(
+        self, run: Pass, bounds: list[tuple[int, int]], outputs: Outputs, *, shown: bool
+    ) -> None:
+        """Predict this rank's share, and write round by round what all ranks have predicted."""
+        own = bounds[self._replicas.comm.rank]
+        total = max(len(run.plan(*share)) for share in bounds)
+        bar = Progress(total, shown=shown, label="predict", delay=_BAR_AFTER_SECONDS)
+        with bar, closing(run.run(*own, self._device)) as predicted:
+            for chunks in zip_longest(*(run.chunks(*share) for share in bounds)):
+                outputs.write(chunks, next(predicted, []))
+                bar.step()
+            next(predicted, None)  # past the last chunk, to the state it ends in
+        for share in bounds:
+            for chunk in run.tails(*share):
+                outputs.fill(chunk, own=share == own)
+
+    def _reordered(self, state: Tree, order: Tensor | None) -> Tree:
+        return state if order is None else take_rows(state, self._dims, order)
+
+    def _gather_states(self, state: Tree, like: Tree, bounds: list[tuple[int, int]]) -> Tree:
+        """Join the states of all ranks' sequences."""
+        if self._replicas.alone:
+            return state
+        count = bounds[-1][1]
+        if state is None:  # a rank without sequences makes room
+            nobody = torch.empty(0, dtype=torch.int64)
+            few = take_rows(like, self._dims, nobody)
+            state = put_rows(None, self._dims, nobody, few, count)
+
+        def gather(a: Tensor, dim: int) -> Tensor:
+            if dim < 0:
+                holder = next(r for r, (b, e) in enumerate(bounds) if e > b)
+                return self._replicas.comm.broadcast_(a.contiguous(), holder)
+            self._replicas.gather_(a, bounds, dim)
+            return a
+
+        return tree_map(gather, state, self._dims)
+
+
+def _shares(data: Sequences, size: int) -> list[tuple[int, int]]:
+    """Return the consecutive sequences of each rank: as many steps for each as can be."""
+    if data.lengths is None:
+        return [part(0, data.count, rank, size) for rank in range(size)]
+    done = np.cumsum(data.lengths)
+    ends = [int(np.searchsorted(done, done[-1] * (rank + 1) / size)) for rank in range(size - 1)]
+    cuts = [0, *ends, data.count]
+    return list(pairwise(cuts))
+
+
+def _finisher(example: Tree, undo: Tree, *, squeeze: bool) -> Callable[[Tree], list[Tensor]]:
+    """Return what makes of a model's outputs those that are wanted, as a list."""
+    count = len(tree_leaves(example))
+    undoing = [None] * count if undo is None else matched(example, undo, "undo")
+
+    def finish(outputs: Tree) -> list[Tensor]:
+        finished = []
+        # The order of a dict's keys is the example's.
+        for a, back in zip(matched(example, outputs, "outputs"), undoing, strict=True):
+            a = a if back is None else back(a)
+            finished.append(a.squeeze(2) if squeeze and a.dim() == 3 and a.shape[2] == 1 else a)
+        return finished
+
+    return finish

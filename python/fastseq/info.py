@@ -1,0 +1,76 @@
+"""What fastseq runs with here."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+
+from . import distributed
+from .estimator import Estimator
+from .nn import ops as _ops
+from .nn.recurrent import kernels
+from .training.optimizer_step import describe
+
+__all__ = ["info"]
+
+
+def info(est: Estimator | None = None) -> dict[str, Any]:
+    """Return versions, devices, MPI, kernels and transport in use, as a dict of plain values.
+
+    Collective under a launcher, as it starts MPI. The same from the shell:
+    ``python -m fastseq info``.
+
+    Parameters
+    ----------
+    est
+        An estimator: what `fit` will do with it is told too, and why where it cannot do better.
+
+    Examples
+    --------
+    >>> sorted(info()["ranks"])
+    ['local_size', 'rank', 'size', 'transport']
+    """
+    comm = distributed.world()
+    cuda = torch.cuda.is_available()
+    return {
+        "fastseq": importlib.metadata.version("fastseq-torch"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "h5py": h5py.__version__,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        if cuda
+        else ["cpu"],
+        "threads": torch.get_num_threads(),
+        "kernels": {
+            "cpu": _ops.active_isa,
+            "cuda": _ops.cuda_kernels or f"no: {_ops.cuda_obstacle}",
+            # for torch.ops.load_library, where exported programs run
+            "library": sys.modules["fastseq._C"].__file__,
+        },
+        "mpi": distributed.mpi_library() or "not built",
+        "ranks": {
+            "rank": comm.rank,
+            "size": comm.size,
+            "local_size": comm.local_size,
+            "transport": comm.transport,
+        },
+        **({} if est is None else _of_estimator(est)),
+    }
+
+
+def _of_estimator(est: Estimator) -> dict[str, Any]:
+    """Tell how `fit` runs, topic by topic."""
+    return {
+        "optimizer": describe(est.optimizer),
+        "recurrent layers": kernels(est.model),
+        "padding": f"{est.padding_:.1%} of the steps of the last fit",
+    }

@@ -1,0 +1,178 @@
+"""Modules whose sizes are known only when data are: `Linear`, `Short`, `MLP`, `Recurrent`.
+
+A builder is a callable that gets the numbers of inputs and outputs and a seeded generator, and
+returns a module; the scikit-learn estimators take any as their ``module``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from ..errors import meant
+from . import GRU, LSTM, RNN, Chain
+
+__all__ = ["MLP", "Builder", "Linear", "Recurrent", "Short"]
+
+
+class Builder(Protocol):
+    """What makes a module for data with `n_in` features and `n_out` outputs.
+
+    ``rng`` is a seeded `torch.Generator`; torch's global one is seeded meanwhile, too. A builder
+    with a true attribute ``whole`` gets whole sequences, ``n_in`` = steps · features, where there
+    is one target per sequence; others get them step by step.
+    """
+
+    def __call__(self, n_in: int, n_out: int, rng: torch.Generator) -> nn.Module:
+        """Make the module."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """Builder of a linear layer and a function of its outputs.
+
+    Parameters
+    ----------
+    activation
+        A class of modules, made without arguments.
+
+    Examples
+    --------
+    >>> Linear()(3, 2, torch.Generator())
+    Sequential(
+      (0): Linear(in_features=3, out_features=2, bias=True)
+      (1): Identity()
+    )
+    """
+
+    activation: type[nn.Module] = nn.Identity
+    whole = True
+
+    def __call__(self, n_in: int, n_out: int, rng: torch.Generator) -> nn.Module:  # noqa: ARG002
+        """Make the module."""
+        return nn.Sequential(nn.Linear(n_in, n_out), self.activation())
+
+
+@dataclasses.dataclass(frozen=True)
+class Short:
+    """Builder of a network with one hidden layer, and dropout after it.
+
+    Parameters
+    ----------
+    n_hidden
+        Width of the hidden layer; None: the geometric mean of the numbers of inputs and outputs.
+    dropout
+        Which part of the hidden layer's outputs training leaves out.
+    activation
+        A class of modules, made without arguments.
+
+    Examples
+    --------
+    >>> Short(dropout=0.0)(8, 2, torch.Generator())[0]
+    Linear(in_features=8, out_features=4, bias=True)
+    """
+
+    n_hidden: int | None = None
+    dropout: float = 0.5
+    activation: type[nn.Module] = nn.Sigmoid
+    whole = True
+
+    def __call__(self, n_in: int, n_out: int, rng: torch.Generator) -> nn.Module:  # noqa: ARG002
+        """Make the module."""
+        width = max(1, round(math.sqrt(n_in * n_out))) if self.n_hidden is None else self.n_hidden
+        return nn.Sequential(
+            nn.Linear(n_in, width),
+            self.activation(),
+            nn.Dropout(self.dropout),
+            nn.Linear(width, n_out),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class MLP:
+    """Builder of a multi-layer perceptron.
+
+    Parameters
+    ----------
+    hidden
+        Widths of the hidden layers.
+    dropout
+        Which part of each hidden layer's outputs training leaves out.
+    activation
+        A class of modules, made without arguments.
+
+    Examples
+    --------
+    >>> len(MLP(hidden=(16, 8))(3, 2, torch.Generator()))
+    5
+    """
+
+    hidden: tuple[int, ...] = (100,)
+    dropout: float = 0.0
+    activation: type[nn.Module] = nn.ReLU
+    whole = True
+
+    def __call__(self, n_in: int, n_out: int, rng: torch.Generator) -> nn.Module:  # noqa: ARG002
+        """Make the module."""
+        layers: list[nn.Module] = []
+        for width in self.hidden:
+            layers += [nn.Linear(n_in, width), self.activation()]
+            if self.dropout:
+                layers.append(nn.Dropout(self.dropout))
+            n_in = width
+        return nn.Sequential(*layers, nn.Linear(n_in, n_out))
+
+
+_CELLS = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
+
+
+@dataclasses.dataclass(frozen=True)
+class Recurrent:
+    """Builder of recurrent layers and a linear one on top.
+
+    Parameters
+    ----------
+    cell
+        ``"lstm"``, ``"gru"`` or ``"rnn"``.
+    hidden_size
+        Width of the layers.
+    num_layers
+        How many there are.
+    dropout
+        Which part of each layer's outputs training leaves out.
+
+    Examples
+    --------
+    >>> Recurrent("gru", hidden_size=8)(3, 2, torch.Generator())
+    Chain(
+      (0): GRU(3, 8)
+      (1): Linear(in_features=8, out_features=2, bias=True)
+    )
+    """
+
+    cell: str = "lstm"
+    hidden_size: int = 32
+    num_layers: int = 1
+    dropout: float = 0.0
+    whole = False
+
+    def __post_init__(self) -> None:
+        if self.cell not in _CELLS:
+            names = ", ".join(map(repr, _CELLS))
+            hint = meant(self.cell, _CELLS)
+            raise ValueError(f"cell must be one of {names}, got {self.cell!r}{hint}")
+
+    def __call__(self, n_in: int, n_out: int, rng: torch.Generator) -> nn.Module:  # noqa: ARG002
+        """Make the module."""
+        between = self.dropout if self.num_layers > 1 else 0.0
+        layers: list[nn.Module] = [
+            _CELLS[self.cell](n_in, self.hidden_size, self.num_layers, dropout=between)
+        ]
+        if self.dropout:
+            layers.append(nn.Dropout(self.dropout))
+        return Chain(*layers, nn.Linear(self.hidden_size, n_out))

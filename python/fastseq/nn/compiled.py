@@ -1,0 +1,163 @@
+"""Models and losses through `torch.compile`: what ``compile=True`` does on the CPU."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._util.locks import Lock
+from .._util.tree import Tree, tree_leaves, tree_map
+from .compiled_layers import Substitutes
+from .stateful import Stateful, batch_dims, in_mode
+
+__all__ = ["CompiledStateful", "compile_chunks"]
+
+
+class CompiledStateful(Stateful):
+    """A model with its state that runs compiled."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
+        self._run = compile_chunks(module, Stateful.__call__)
+
+    def __call__(self, x: Tree) -> Tree:
+        """Run the model from the current state on a chunk or on one step."""
+        return self._run(self, x)
+
+
+def compile_chunks(model: nn.Module, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function of a model with its state and of chunks, as one graph.
+
+    Parameters
+    ----------
+    model
+        As in `Estimator`.
+    function
+        Called as ``function(m, *chunks)``, like a loss: it may advance the state of `m`.
+
+    Returns
+    -------
+    callable
+        It does the same. Steps and sequences are left open: one graph serves chunks of all
+        lengths, one more those of length 1, and so for a state that is fresh, or carried.
+
+    Raises
+    ------
+    ValueError
+        When called: the function cannot be compiled as one graph; the message says why.
+    """
+    return _CompiledChunks(model, function)
+
+
+def _run(
+    function: Callable[..., Any],
+    m: Stateful,
+    state: Tree,
+    lengths: Tensor | None,
+    chunks: tuple[Tree, ...],
+) -> tuple[Any, Tree]:
+    m.state, m.lengths = state, lengths
+    result = function(m, *chunks)
+    m.detach()
+    after, m.state, m.lengths = m.state, None, None
+    return result, after
+
+
+# The compiler's settings and its tables are the process's, and the layers' substitutes the model's.
+_lock = Lock()
+
+
+class _CompiledChunks:
+    def __init__(self, model: nn.Module, function: Callable[..., Any]) -> None:
+        self._model = model
+        self._function = function
+        self._inner = Stateful(model)
+        self._substitutes = Substitutes(model)
+        self._graphs: dict[tuple[Any, ...], Callable[..., tuple[Any, Tree]]] = {}
+        self._dims: Tree = None
+
+    def __call__(self, m: Stateful, *chunks: Tree) -> Any:
+        chunks, state = tree_map(_laid_out, chunks), tree_map(_laid_out, m.state)
+        sizes = self._leave_open(chunks, state)
+        lengths, m.lengths = m.lengths, None
+        if lengths is not None:
+            torch._dynamo.maybe_mark_dynamic(lengths, 0)
+        training = self._model.training, torch.is_grad_enabled()
+        key = (state is None, lengths is None, len(chunks), training, *(n == 1 for n in sizes))
+        try:
+            with _lock, self._substitutes:
+                result, m.state = self._call(key, state, lengths, chunks)
+        except Exception as error:
+            self._explain(error, m.state, lengths, chunks)
+            raise
+        return result
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is compiled: a copy does that again."""
+        return {**vars(self), "_graphs": {}}
+
+    def _call(
+        self,
+        key: tuple[Any, ...],
+        state: Tree,
+        lengths: Tensor | None,
+        chunks: tuple[Tree, ...],
+    ) -> tuple[Any, Tree]:
+        args = (self._function, self._inner, state, lengths, chunks)
+        if key in self._graphs:
+            try:
+                return self._graphs[key](*args)
+            except torch._dynamo.exc.Unsupported:
+                pass
+            except torch._dynamo.exc.FailOnRecompileLimitHit:
+                del self._graphs[key]  # with all that it has compiled
+        # Only what is compiled, for the first time or anew, needs this; it takes its time.
+        with torch._dynamo.config.patch(allow_rnn=True):
+            if key not in self._graphs:
+                self._graphs[key] = torch.compile(_copied(_run), fullgraph=True)
+            return self._graphs[key](*args)
+
+    def _leave_open(self, chunks: tuple[Tree, ...], state: Tree) -> tuple[int, ...]:
+        """Mark steps and sequences as of any number; return how many there are."""
+        x = tree_leaves(chunks[0])[0]
+        open_dims = [0, 1] if x.dim() > 2 else [0]  # single steps have no time
+        for a in tree_leaves(chunks):
+            torch._dynamo.maybe_mark_dynamic(a, open_dims)
+        if state is not None:
+            if self._dims is None:
+                whole = chunks[0] if x.dim() > 2 else tree_map(lambda a: a[None], chunks[0])
+                with in_mode(self._model, training=False):
+                    self._dims = batch_dims(self._model, whole)
+            for a, dim in zip(tree_leaves(state), tree_leaves(self._dims), strict=True):
+                if dim >= 0:
+                    torch._dynamo.maybe_mark_dynamic(a, dim)
+        return tuple(x.shape[: len(open_dims)])
+
+    def _explain(
+        self, error: Exception, state: Tree, lengths: Tensor | None, chunks: tuple[Tree, ...]
+    ) -> None:
+        """Raise what is wrong: with the function itself, or with compiling it."""
+        with torch.no_grad():  # an error of its own comes first
+            _run(self._function, self._inner, state, lengths, chunks)
+        if isinstance(error, torch._dynamo.exc.TorchDynamoException):
+            reason = str(error).strip().split("\n\n")[0]
+            raise ValueError(
+                "compile=True needs a model and a loss that torch.compile can take as one graph "
+                f"(or pass compile=False). It says: {reason}"
+            ) from error
+
+
+def _laid_out(a: Tensor) -> Tensor:
+    """Return `a` at the start of memory without gaps: what lies alike needs no other graph."""
+    if a.is_contiguous() and a.storage_offset() == 0:
+        return a
+    return a.clone(memory_format=torch.contiguous_format)
+
+
+def _copied(function: Any) -> Callable[..., Any]:
+    """Copy a function, code and all: torch.compile limits the graphs of one code object."""
+    return types.FunctionType(function.__code__.replace(), function.__globals__)

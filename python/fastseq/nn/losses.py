@@ -1,0 +1,252 @@
+"""Losses over chunks."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from .._util.tree import Tree
+
+__all__ = ["missing_label", "of_numbers", "seqloss"]
+
+Loss = Callable[..., Tensor]
+
+
+def seqloss(fn: Loss | nn.Module, *, per_step: bool = False) -> Loss:
+    """Make a loss over chunks of a loss over samples: the mean over time of ``fn(m(x_t), y_t)``.
+
+    Parameters
+    ----------
+    fn
+        A loss such as `torch.nn.functional.mse_loss` or `torch.nn.MSELoss()`, called as
+        ``fn(output, target)`` on ``(S·B, …)``, all steps at once, with ``reduction="none"``.
+    per_step
+        For losses that are no mean over samples (a correlation, say): `fn` is called on every
+        step, ``fn(output_t, target_t)``, with the step's weights ``(B,)``, or ``(B, K)``, as third
+        argument where there are weights, a mask or missing targets; the result is the mean over
+        steps, each counting as much as its weights' sum.
+
+    Returns
+    -------
+    callable
+        ``loss(m, xs, ys)`` and ``loss(m, xs, ys, ws)`` for `Estimator`: Σ w·l / Σ w over the
+        chunk, where l is a sample's loss (its mean over features) and w its weight, 1 if there
+        are none. 0 if all weights are 0. Weights ``(S, B, K)``, which say what is known of each
+        target (see ``spec.nan``), are those of the loss's elements.
+
+        Integer targets ``(S, B, 1)`` are class labels to losses of classes, such as
+        `torch.nn.CrossEntropyLoss`, and to any `fn` if the model has several outputs; to all else
+        they are numbers.
+
+    Raises
+    ------
+    TypeError
+        `fn` takes no ``reduction`` and `per_step` is false.
+    ValueError
+        `fn` is a module that sums. When called: outputs and targets do not fit together.
+
+    Examples
+    --------
+    >>> from torch.nn.functional import mse_loss
+    >>> loss = seqloss(mse_loss)
+    >>> loss(nn.Identity(), torch.zeros(10, 2, 1), torch.ones(10, 2, 1))
+    tensor(1.)
+    """
+    if per_step:
+        return functools.partial(_mean_over_steps, fn)
+    return functools.partial(_mean_over_samples, _unreduced(fn), _mean_over_elements(fn), _kind(fn))
+
+
+def of_numbers(loss: Any) -> bool:
+    """Whether `seqloss` made a loss that compares element by element, integers too.
+
+    Examples
+    --------
+    >>> of_numbers(seqloss(F.mse_loss)), of_numbers(seqloss(F.cross_entropy))
+    (True, False)
+    """
+    return _made(loss) and loss.args[2] == "elements"
+
+
+def missing_label(loss: Any) -> int | None:
+    """Return the label that a loss made by `seqloss` leaves out, torch's ``ignore_index``.
+
+    Examples
+    --------
+    >>> missing_label(seqloss(F.cross_entropy))
+    -100
+    >>> missing_label(seqloss(F.mse_loss)) is None
+    True
+    """
+    if not _made(loss) or loss.args[2] != "classes":
+        return None
+    fn = loss.args[0]
+    if isinstance(fn, nn.Module):
+        return getattr(fn, "ignore_index", None)
+    parameter = inspect.signature(fn).parameters.get("ignore_index")
+    return None if parameter is None else int(parameter.default)
+
+
+def _made(loss: Any) -> bool:
+    return isinstance(loss, functools.partial) and loss.func is _mean_over_samples
+
+
+def _unreduced(fn: Loss | nn.Module) -> Loss:
+    """Make `fn` return one loss per sample, or per element."""
+    if isinstance(fn, nn.Module) and hasattr(fn, "reduction"):
+        if fn.reduction == "sum":
+            raise ValueError('seqloss returns a mean; make the loss with reduction="mean"')
+        module: Any = copy.deepcopy(fn)
+        module.reduction = "none"
+        return module  # type: ignore[no-any-return]
+    if "reduction" not in inspect.signature(fn).parameters:
+        raise TypeError(
+            f"seqloss: {getattr(fn, '__name__', fn)!r} takes no `reduction`, so it cannot be asked "
+            "for one loss per sample; pass per_step=True to call it on every time step"
+        )
+    return functools.partial(fn, reduction="none")
+
+
+# Their mean over all elements is the mean over samples, in one call.
+_MEANS: tuple[Any, ...] = (
+    F.binary_cross_entropy,
+    F.binary_cross_entropy_with_logits,
+    F.huber_loss,
+    F.l1_loss,
+    F.mse_loss,
+    F.smooth_l1_loss,
+)
+# What is behind these once shapes are equal: to broadcast them takes as long as the loss itself.
+_native: Any = torch._C._nn
+_DIRECT: dict[Any, Loss] = {
+    F.l1_loss: functools.partial(_native.l1_loss, reduction=1),
+    F.mse_loss: functools.partial(_native.mse_loss, reduction=1),
+}
+_MODULES_OF_MEANS = (nn.HuberLoss, nn.L1Loss, nn.MSELoss, nn.SmoothL1Loss)
+# They compare element by element, too, but with weights of their own.
+_MODULES_OF_ELEMENTS = (*_MODULES_OF_MEANS, nn.BCELoss, nn.BCEWithLogitsLoss)
+_OF_CLASSES: tuple[Any, ...] = (F.cross_entropy, F.nll_loss, F.multi_margin_loss)
+_MODULES_OF_CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss)
+
+
+def _mean_over_elements(fn: Loss | nn.Module) -> Loss | None:
+    """Return a loss for output and target of one shape, or None if `fn` is no such."""
+    if type(fn) in _MODULES_OF_MEANS:
+        module: Any = copy.deepcopy(fn)
+        module.reduction = "mean"
+        return module  # type: ignore[no-any-return]
+    return _DIRECT.get(fn, fn) if fn in _MEANS else None
+
+
+def _kind(fn: Any) -> str | None:
+    """Return what `fn` compares outputs with: ``"elements"``, ``"classes"``; None: who knows."""
+    if isinstance(fn, _MODULES_OF_ELEMENTS) or fn in _MEANS:
+        return "elements"
+    if isinstance(fn, _MODULES_OF_CLASSES) or fn in _OF_CLASSES:
+        return "classes"
+    return None
+
+
+def _mean_over_samples(
+    fn: Loss,
+    mean: Loss | None,
+    kind: str | None,
+    m: Any,
+    xs: Tree,
+    ys: Tensor,
+    ws: Tensor | None = None,
+) -> Tensor:
+    output = m(xs)
+    if not isinstance(output, Tensor) or not isinstance(ys, Tensor):
+        raise TypeError(
+            "seqloss needs one output and one target; for several, write loss(m, xs, ys) yourself"
+        )
+    if mean is not None and ws is None and output.shape == ys.shape and ys.is_floating_point():
+        return mean(output, ys)
+    if output.dim() < 2 or output.shape[:2] != ys.shape[:2]:
+        raise ValueError(
+            f"the model's output must be (time, sequences, features), for every step of a chunk of "
+            f"{ys.shape[0]} steps and {ys.shape[1]} sequences, got {tuple(output.shape)}"
+        )
+    if not ys.is_floating_point():
+        ys = _integers(kind, output, ys)
+    elif output.shape != ys.shape:
+        labels = kind == "classes" and ys.shape[2:] == (1,)
+        raise _unlike(output, ys, ", or y integers if it holds class labels" if labels else "")
+    try:
+        losses = fn(output.flatten(0, 1), ys.flatten(0, 1))
+    except IndexError:  # what torch says of labels on a CPU
+        if kind != "classes":
+            raise
+        raise _beyond(output, ys) from None
+    if losses.shape[:1] != (ys.shape[0] * ys.shape[1],) or (
+        output.shape != ys.shape and kind is None and losses.dim() > 1
+    ):
+        raise ValueError(
+            f"the loss must be one number per sample, but for outputs {tuple(output.shape)} and "
+            f"targets {tuple(ys.shape)} it has the shape {tuple(losses.shape)}: give the model as "
+            "many outputs as y has features, or pass per_step=True"
+        )
+    if ws is None:
+        return losses.mean()
+    if ws.dim() > 2:
+        ws = ws.flatten(0, 1)
+        if losses.shape != ws.shape:
+            raise ValueError(
+                "y has samples of which some targets are missing, others not, but this loss is not "
+                "one of each target: leave such samples out with mask, or write a loss of your own"
+            )
+        return _weighted_mean(losses, ws)
+    losses = losses.flatten(1).mean(1) if losses.dim() > 1 else losses
+    return _weighted_mean(losses, ws.flatten())
+
+
+def _integers(kind: str | None, output: Tensor, ys: Tensor) -> Tensor:
+    """Return integer targets as what they are: class labels ``(S, B)``, or numbers."""
+    labels = ys.shape[-1] == 1 and (kind == "classes" or output.shape[-1] > 1)
+    if kind == "classes" and output.shape[-1] == 1:
+        raise ValueError(
+            f"the loss is one of classes, but the model has one output, {tuple(output.shape)}: "
+            "give it one for each class, or take binary_cross_entropy_with_logits"
+        )
+    if kind != "elements" and labels:
+        return ys.squeeze(-1)
+    if output.shape != ys.shape and (kind == "elements" or output.shape[-1] == 1):
+        raise _unlike(output, ys)
+    return ys.to(output.dtype) if kind == "elements" else ys
+
+
+def _beyond(output: Tensor, ys: Tensor) -> ValueError:
+    return ValueError(
+        f"the labels in y are between {ys.min().item()} and {ys.max().item()}, but the model has "
+        f"{output.shape[-1]} outputs: they must be class numbers, from 0 on"
+    )
+
+
+def _unlike(output: Tensor, ys: Tensor, more: str = "") -> ValueError:
+    return ValueError(
+        f"the model's output {tuple(output.shape)} and the target {tuple(ys.shape)} differ in "
+        f"shape: give the model as many outputs as y has features{more}"
+    )
+
+
+def _mean_over_steps(fn: Loss, m: Any, xs: Tree, ys: Tree, ws: Tensor | None = None) -> Tensor:
+    output = m(xs)
+    if ws is None:
+        return torch.stack([fn(o, y) for o, y in zip(output, ys, strict=True)]).mean()
+    losses = torch.stack([fn(o, y, w) for o, y, w in zip(output, ys, ws, strict=True)])
+    each = ws.flatten(2).mean(2) if ws.dim() > 2 else ws
+    return _weighted_mean(losses, each.sum(1))
+
+
+def _weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
+    # Where the weight is zero the loss may be anything, NaN included; it must not count.
+    weighted = torch.where(weights > 0, losses * weights, 0)
+    return weighted.sum() / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)

@@ -1,0 +1,27 @@
+"""The operators: the one package that touches the native library behind `torch.ops.fastseq`.
+
+Implementations are in ``csrc/torch``; here are their fake kernels and autograd formulas. Formulas
+are written with differentiable operators, so that they can be differentiated again.
+"""
+
+from __future__ import annotations
+
+from .library import FLOATING, active_isa, cuda_kernels, cuda_obstacle
+from .packing import DENSE, pack, pack_checked, unpack
+from .products import bmm
+from .recurrences import gru, lstm, rnn
+
+__all__ = [
+    "DENSE",
+    "FLOATING",
+    "active_isa",
+    "bmm",
+    "cuda_kernels",
+    "cuda_obstacle",
+    "gru",
+    "lstm",
+    "pack",
+    "pack_checked",
+    "rnn",
+    "unpack",
+]

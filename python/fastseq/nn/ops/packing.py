@@ -1,0 +1,153 @@
+"""Many tensors as one vector, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .library import native
+
+__all__ = ["DENSE", "pack", "pack_checked", "unpack"]
+
+DENSE = 1
+"""The alignment of a flat vector without gaps."""
+
+
+def pack(tensors: Sequence[Tensor], alignment: int = DENSE, scale: float = 1.0) -> Tensor:
+    """Gather tensors into one new vector, in order, each multiplied by `scale`.
+
+    Parameters
+    ----------
+    tensors
+        Any shapes; one dtype (fp16, bf16, fp32 or fp64) and one device. At least one.
+    alignment
+        Bytes to whose multiples each start is rounded up; gaps are zero. 1: no gaps.
+
+    Returns
+    -------
+    Tensor
+        Shape ``(L,)``; without gaps L is the sum of the tensors' lengths.
+
+    Examples
+    --------
+    >>> pack([torch.ones(2), torch.zeros(1, 1)], scale=3.0)
+    tensor([3., 3., 0.])
+    """
+    if not tensors:
+        raise ValueError("pack: tensors must hold at least one tensor, got none")
+    flat: Tensor = native.pack(list(tensors), alignment, scale)
+    return flat
+
+
+def pack_checked(
+    tensors: Sequence[Tensor],
+    alignment: int = DENSE,
+    scale: float = 1.0,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Gather tensors as `pack` does, cast them, and look at the values, all in one pass.
+
+    Not differentiable.
+
+    Parameters
+    ----------
+    tensors, alignment, scale
+        As in `pack`.
+    dtype
+        Of the vector: fp16, bf16, fp32 or fp64. None: that of the tensors.
+
+    Returns
+    -------
+    flat : Tensor
+        Shape ``(L,)``.
+    facts : Tensor
+        Shape ``(2,)``, float64, on the same device: 1 if all of `flat` is finite, else 0; and the
+        sum of its squares. On the CPU the same bits for every number of threads.
+
+    Examples
+    --------
+    >>> flat, facts = pack_checked([torch.ones(2), torch.zeros(1, 1)], 1, 3.0, torch.bfloat16)
+    >>> flat, facts.tolist()
+    (tensor([3., 3., 0.], dtype=torch.bfloat16), [1.0, 18.0])
+    """
+    if not tensors:
+        raise ValueError("pack_checked: tensors must hold at least one tensor, got none")
+    first = tensors[0]
+    dtype = first.dtype if dtype is None else dtype
+    unit = max(alignment // dtype.itemsize, 1)
+    length: Any = 0
+    for tensor in tensors:
+        length = (length + tensor.numel() + unit - 1) // unit * unit
+    flat = first.new_empty(length, dtype=dtype)
+    facts = first.new_empty(2, dtype=torch.float64)
+    with torch.no_grad():
+        native.pack_checked_(flat, facts, list(tensors), alignment, scale)
+    return flat, facts
+
+
+def unpack(
+    flat: Tensor, numels: Sequence[int], alignment: int = DENSE, scale: float = 1.0
+) -> list[Tensor]:
+    """Scatter a vector into new vectors of the given lengths: the inverse of `pack`.
+
+    Examples
+    --------
+    >>> unpack(torch.tensor([3.0, 3.0, 0.0]), [2, 1], scale=1 / 3)
+    [tensor([1., 1.]), tensor([0.])]
+    """
+    pieces: list[Tensor] = native.unpack(flat, list(numels), alignment, scale)
+    return pieces
+
+
+def _fake_pack(tensors: list[Tensor], alignment: int, scale: float) -> Tensor:
+    del scale
+    unit = max(alignment // tensors[0].element_size(), 1)
+    length: Any = 0
+    for tensor in tensors:
+        length = (length + tensor.numel() + unit - 1) // unit * unit
+    return tensors[0].new_empty(length)
+
+
+def _fake_pack_checked(
+    flat: Tensor, facts: Tensor, tensors: list[Tensor], alignment: int, scale: float
+) -> None:
+    del flat, facts, tensors, alignment, scale
+
+
+def _fake_unpack(flat: Tensor, numels: list[int], alignment: int, scale: float) -> list[Tensor]:
+    del alignment, scale
+    return [flat.new_empty(numel) for numel in numels]
+
+
+def _save_pack(ctx: Any, inputs: tuple[list[Tensor], int, float], output: Tensor) -> None:
+    del output
+    tensors, ctx.alignment, ctx.scale = inputs
+    ctx.shapes = [tensor.shape for tensor in tensors]
+
+
+def _grad_pack(ctx: Any, grad: Tensor) -> tuple[list[Tensor], None, None]:
+    numels = [shape.numel() for shape in ctx.shapes]
+    pieces = unpack(grad, numels, ctx.alignment, ctx.scale)
+    grads = [piece.view(shape) for piece, shape in zip(pieces, ctx.shapes, strict=True)]
+    return grads, None, None
+
+
+def _save_unpack(
+    ctx: Any, inputs: tuple[Tensor, list[int], int, float], output: list[Tensor]
+) -> None:
+    del output
+    _, _, ctx.alignment, ctx.scale = inputs
+
+
+def _grad_unpack(ctx: Any, grads: list[Tensor]) -> tuple[Tensor, None, None, None]:
+    return pack(grads, ctx.alignment, ctx.scale), None, None, None
+
+
+torch.library.register_fake("fastseq::pack", _fake_pack)
+torch.library.register_fake("fastseq::pack_checked_", _fake_pack_checked)
+torch.library.register_fake("fastseq::unpack", _fake_unpack)
+torch.library.register_autograd("fastseq::pack", _grad_pack, setup_context=_save_pack)
+torch.library.register_autograd("fastseq::unpack", _grad_unpack, setup_context=_save_unpack)

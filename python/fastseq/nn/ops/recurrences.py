@@ -1,0 +1,315 @@
+"""Recurrent layers, all time steps of one layer and direction in one call.
+
+The formulas are those of `torch.nn.LSTM`, `GRU` and `RNN`. An ordinary step goes through
+`torch.autograd.Function`, the quickest way to register a gradient from Python (28 µs for forward
+and backward of a tiny layer, where ``register_autograd`` takes 40); tracing compilers see operators
+with registered formulas. A backward that is to be differentiated again, and transforms of
+torch.func, are left to `formulas`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from .formulas import GRU, LSTM, RELU, TANH, Layer, differentiable_gradients, run_steps
+from .library import native
+
+__all__ = ["gru", "lstm", "rnn"]
+
+# Below this guard, an operator's call goes to its kernel straight away.
+_kernel_only = torch._C._AutoDispatchBelowAutograd
+_NAMES = ("w_ih", "w_hh", "b_ih", "b_hh", "h0", "c0")
+
+
+def lstm(
+    x: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    h0: Tensor,
+    c0: Tensor,
+    lengths: Tensor | None = None,
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run one direction of one layer of an LSTM over all steps.
+
+    Parameters
+    ----------
+    x
+        Inputs ``(T, N, F)``, float32 or float64, any strides.
+    w_ih, w_hh, b_ih, b_hh
+        Weights ``(4H, F)``, ``(4H, H)`` and biases ``(4H,)``, gates in the order i, f, g, o.
+    h0, c0
+        The first state, ``(1, N, H)``.
+    lengths
+        Steps of each sequence, ``(N,)``, int64: beyond them the state stands still, y is 0, and x
+        is not looked at.
+    reverse
+        From the last step to the first.
+
+    Returns
+    -------
+    tuple
+        Outputs ``(T, N, H)`` and the last state, ``(1, N, H)`` each.
+
+    Raises
+    ------
+    RuntimeError
+        Shapes, dtypes or devices don't fit together.
+
+    Notes
+    -----
+    For backward, 5 numbers per step, sequence and hidden unit are kept beside x and y (4 by `gru`,
+    none by `rnn`), hidden units rounded up to 64 bytes' worth.
+
+    Examples
+    --------
+    >>> x, state = torch.ones(5, 2, 3), torch.zeros(1, 2, 4)
+    >>> y, h, c = lstm(x, torch.ones(16, 3), torch.ones(16, 4), None, None, state, state)
+    >>> y.shape, h.shape
+    (torch.Size([5, 2, 4]), torch.Size([1, 2, 4]))
+    """
+    result: tuple[Tensor, Tensor, Tensor]
+    if torch.compiler.is_compiling():
+        save = torch.is_grad_enabled()
+        return native.lstm(x, w_ih, w_hh, b_ih, b_hh, h0, c0, lengths, reverse, save)[:3]  # type: ignore[no-any-return]
+    if torch._C._are_functorch_transforms_active():
+        layer = Layer(LSTM, x, w_ih, w_hh, b_ih, b_hh, h0, c0, lengths, reverse)
+        return tuple(run_steps(layer))  # type: ignore[return-value]
+    if torch.is_grad_enabled():
+        result = _apply_lstm(x, w_ih, w_hh, b_ih, b_hh, h0, c0, lengths, reverse)
+        return result
+    with _kernel_only():
+        call = native.lstm.default
+        return call(x, w_ih, w_hh, b_ih, b_hh, h0, c0, lengths, reverse, False)[:3]  # type: ignore[no-any-return]
+
+
+def gru(
+    x: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    h0: Tensor,
+    lengths: Tensor | None = None,
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Run one direction of one layer of a GRU over all steps; see `lstm`. Gates: r, z, n."""
+    result: tuple[Tensor, Tensor]
+    if torch.compiler.is_compiling():
+        save = torch.is_grad_enabled()
+        return native.gru(x, w_ih, w_hh, b_ih, b_hh, h0, lengths, reverse, save)[:2]  # type: ignore[no-any-return]
+    if torch._C._are_functorch_transforms_active():
+        layer = Layer(GRU, x, w_ih, w_hh, b_ih, b_hh, h0, None, lengths, reverse)
+        return tuple(run_steps(layer))  # type: ignore[return-value]
+    if torch.is_grad_enabled():
+        result = _apply_gru(x, w_ih, w_hh, b_ih, b_hh, h0, lengths, reverse)
+        return result
+    with _kernel_only():
+        call = native.gru.default
+        return call(x, w_ih, w_hh, b_ih, b_hh, h0, lengths, reverse, False)[:2]  # type: ignore[no-any-return]
+
+
+def rnn(
+    x: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    h0: Tensor,
+    lengths: Tensor | None = None,
+    reverse: bool = False,
+    relu: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Run one direction of one layer of an RNN, tanh or relu, over all steps; see `lstm`."""
+    result: tuple[Tensor, Tensor]
+    if torch.compiler.is_compiling():
+        result = native.rnn(x, w_ih, w_hh, b_ih, b_hh, h0, lengths, reverse, relu)
+    elif torch._C._are_functorch_transforms_active():
+        cell = RELU if relu else TANH
+        layer = Layer(cell, x, w_ih, w_hh, b_ih, b_hh, h0, None, lengths, reverse)
+        result = tuple(run_steps(layer))  # type: ignore[assignment]
+    elif torch.is_grad_enabled():
+        result = _apply_rnn(x, w_ih, w_hh, b_ih, b_hh, h0, lengths, reverse, relu)
+    else:
+        with _kernel_only():
+            call = native.rnn.default
+            result = call(x, w_ih, w_hh, b_ih, b_hh, h0, lengths, reverse, relu)
+    return result
+
+
+class _Lstm(Function):
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Any:
+        with _kernel_only():
+            y, h, c, saved = native.lstm.default(*args, any(ctx.needs_input_grad))
+        ctx.set_materialize_grads(False)
+        ctx.reverse = args[8]
+        ctx.save_for_backward(*args[:8], y, saved)
+        return y, h, c
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        *inputs, y, saved = ctx.saved_tensors
+        layer = (LSTM, *inputs, ctx.reverse)
+        return *_gradients(layer, grads, y, saved, ctx.needs_input_grad[:7]), None, None
+
+
+class _Gru(Function):
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Any:
+        with _kernel_only():
+            y, h, saved = native.gru.default(*args, any(ctx.needs_input_grad))
+        ctx.set_materialize_grads(False)
+        ctx.reverse = args[7]
+        ctx.save_for_backward(*args[:7], y, saved)
+        return y, h
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        *inputs, lengths, y, saved = ctx.saved_tensors
+        layer = (GRU, *inputs, None, lengths, ctx.reverse)
+        needs = (*ctx.needs_input_grad[:6], False)
+        return *_gradients(layer, (*grads, None), y, saved, needs)[:6], None, None
+
+
+class _Rnn(Function):
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Any:
+        with _kernel_only():
+            y, h = native.rnn.default(*args)
+        ctx.set_materialize_grads(False)
+        ctx.reverse, ctx.relu = args[7:]
+        ctx.save_for_backward(*args[:7], y)
+        return y, h
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        *inputs, lengths, y = ctx.saved_tensors
+        layer = (RELU if ctx.relu else TANH, *inputs, None, lengths, ctx.reverse)
+        needs = (*ctx.needs_input_grad[:6], False)
+        return *_gradients(layer, (*grads, None), y, None, needs)[:6], None, None, None
+
+
+# What is behind `apply`: that looks for transforms of torch.func first, which has been done here,
+# and takes half as long as a tiny layer.
+_apply_lstm: Any = super(Function, _Lstm).apply
+_apply_gru: Any = super(Function, _Gru).apply
+_apply_rnn: Any = super(Function, _Rnn).apply
+
+
+def _gradients(
+    layer: tuple[Any, ...],
+    grads: tuple[Tensor | None, ...],
+    y: Tensor,
+    saved: Tensor | None,
+    needs: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of x, w_ih, w_hh, b_ih, b_hh, h0 and c0 where they are needed."""
+    if torch.is_grad_enabled():
+        return differentiable_gradients(Layer._make(layer), grads, needs)
+    cell, x, w_ih, w_hh, b_ih, _, h0, c0, lengths, reverse = layer
+    bias = b_ih is not None
+    need_weights = needs[1] or needs[2] or needs[3] or needs[4]
+    need_state = needs[5] or needs[6]
+    with _kernel_only():
+        dx, dw_ih, dw_hh, db_ih, db_hh, dh0, dc0 = native.recurrence_backward.default(
+            cell, *grads, x, w_ih, w_hh, bias, h0, c0, lengths, reverse, y, saved,
+            needs[0], need_weights, need_state,
+        )  # fmt: skip
+    return (
+        dx if needs[0] else None,
+        dw_ih if need_weights else None,
+        dw_hh if need_weights else None,
+        db_ih if need_weights and bias else None,
+        db_hh if need_weights and bias else None,
+        dh0 if need_state else None,
+        dc0 if need_state and cell == LSTM else None,
+    )
+
+
+def _fake(x: Tensor, tensors: list[Any], lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return y and h; `tensors` are weights, biases and state."""
+    for name, tensor in zip(_NAMES, tensors, strict=False):
+        if tensor is not None and (tensor.device, tensor.dtype) != (x.device, x.dtype):
+            raise RuntimeError(f"{name} must have the dtype and the device of x")
+    if lengths is not None and lengths.device != x.device:
+        raise RuntimeError("lengths must have the device of x")
+    _, w_hh, _, _, h0, *_ = tensors
+    return x.new_empty(x.shape[0], x.shape[1], w_hh.shape[1]), h0.new_empty(h0.shape)
+
+
+def _fake_saved(x: Tensor, w_hh: Tensor, quantities: int, save: bool) -> Tensor:
+    lanes = 64 // x.element_size()
+    units = (w_hh.shape[1] + lanes - 1) // lanes * lanes
+    return x.new_empty(x.shape[0] * x.shape[1] * units * quantities if save else 0)
+
+
+def _fake_lstm(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    *tensors, lengths, _reverse, save = rest
+    y, h = _fake(x, tensors, lengths)
+    return y, h, torch.empty_like(h), _fake_saved(x, rest[1], 5, save)
+
+
+def _fake_gru(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    *tensors, lengths, _reverse, save = rest
+    return *_fake(x, tensors, lengths), _fake_saved(x, rest[1], 4, save)
+
+
+def _fake_rnn(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    *tensors, lengths, _reverse, _relu = rest
+    return _fake(x, tensors, lengths)
+
+
+def _fake_backward(
+    cell: int, _dy: Any, _dh: Any, _dc: Any, x: Tensor, w_ih: Tensor, w_hh: Tensor, bias: bool,
+    h0: Tensor, _c0: Any, _lengths: Any, _reverse: bool, _y: Any, _saved: Any, need_x: bool,
+    need_weights: bool, need_state: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    wanted = (
+        (need_x, x.shape),
+        (need_weights, w_ih.shape),
+        (need_weights, w_hh.shape),
+        (need_weights and bias, w_ih.shape[:1]),
+        (need_weights and bias, w_ih.shape[:1]),
+        (need_state, h0.shape),
+        (need_state and cell == LSTM, h0.shape),
+    )
+    return tuple(x.new_empty(shape if want else (0,)) for want, shape in wanted)
+
+
+def _save_lstm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.reverse = inputs[8]
+    ctx.save_for_backward(*inputs[:8], output[0], output[3])
+
+
+def _save_gru(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.reverse = inputs[7]
+    ctx.save_for_backward(*inputs[:7], output[0], output[2])
+
+
+def _save_rnn(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.reverse, ctx.relu = inputs[7:]
+    ctx.save_for_backward(*inputs[:7], output[0])
+
+
+def _grad_lstm(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    return (*_Lstm.backward(ctx, *grads[:3]), None)
+
+
+def _grad_gru(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    return (*_Gru.backward(ctx, *grads[:2]), None)
+
+
+torch.library.register_fake("fastseq::lstm", _fake_lstm)
+torch.library.register_fake("fastseq::gru", _fake_gru)
+torch.library.register_fake("fastseq::rnn", _fake_rnn)
+torch.library.register_fake("fastseq::recurrence_backward", _fake_backward)
+torch.library.register_autograd("fastseq::lstm", _grad_lstm, setup_context=_save_lstm)
+torch.library.register_autograd("fastseq::gru", _grad_gru, setup_context=_save_gru)
+torch.library.register_autograd("fastseq::rnn", _Rnn.backward, setup_context=_save_rnn)

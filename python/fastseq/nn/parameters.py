@@ -1,0 +1,200 @@
+"""Parameters, gradients and states of a model as vectors, dicts and copies."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._util.tree import Tree
+from .ops import pack
+
+__all__ = [
+    "decay_groups",
+    "loadstates",
+    "namedparams",
+    "net2grad",
+    "net2vec",
+    "notrack",
+    "states",
+    "vec2net",
+    "weights",
+]
+
+
+def _module(m: Any) -> nn.Module:
+    """Return the module behind an `Estimator`, or what a loss gets; or itself."""
+    if isinstance(m, nn.Module):
+        return m
+    for name in ("module", "model"):  # what stands for a `Stateful` has its attributes
+        found = getattr(m, name, None)
+        if isinstance(found, nn.Module):
+            return found
+    raise TypeError(f"expected a model, a Stateful or an Estimator, got {type(m).__name__}")
+
+
+def namedparams(m: Any) -> dict[str, nn.Parameter]:
+    """Return a model's parameters by name, in order, shared ones once.
+
+    Examples
+    --------
+    >>> list(namedparams(nn.Linear(2, 1)))
+    ['weight', 'bias']
+    """
+    return dict(_module(m).named_parameters())
+
+
+def weights(m: Any) -> list[nn.Parameter]:
+    """Return a model's parameters except biases: what one regularises.
+
+    A bias is a parameter whose own name begins with ``bias`` (``bias``, ``bias_ih_l0``, …).
+
+    Examples
+    --------
+    >>> [w.shape for w in weights(nn.Linear(2, 1))]
+    [torch.Size([1, 2])]
+    """
+    named = _module(m).named_parameters()
+    return [p for name, p in named if not name.rpartition(".")[2].startswith("bias")]
+
+
+def decay_groups(m: Any, weight_decay: float) -> list[dict[str, Any]]:
+    """Return groups for an optimizer in which only `weights` decay, and biases do not.
+
+    Examples
+    --------
+    >>> model = nn.Linear(2, 1)
+    >>> optimizer = torch.optim.AdamW(decay_groups(model, 0.01), lr=1e-3)
+    >>> [(group["weight_decay"], len(group["params"])) for group in optimizer.param_groups]
+    [(0.01, 1), (0.0, 1)]
+    """
+    decaying = weights(m)
+    known = {id(p) for p in decaying}
+    others = [p for p in namedparams(m).values() if id(p) not in known]
+    groups = [(decaying, weight_decay), (others, 0.0)]
+    return [{"params": params, "weight_decay": decay} for params, decay in groups if params]
+
+
+def _vector(tensors: list[Tensor]) -> Tensor:
+    if not tensors:
+        return torch.zeros(0)
+    dtype = tensors[0].dtype
+    for tensor in tensors[1:]:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    if dtype.is_complex:
+        return torch.cat([tensor.to(dtype).flatten() for tensor in tensors])
+    return pack([tensor.to(dtype) for tensor in tensors])
+
+
+def net2vec(m: Any) -> Tensor:
+    """Concatenate all parameters of a model into one new vector ``(P,)``.
+
+    Differentiable with respect to the parameters. Parameters of several dtypes are promoted to a
+    common one.
+
+    Examples
+    --------
+    >>> net2vec(nn.Linear(2, 1)).shape
+    torch.Size([3])
+    """
+    return _vector(list(namedparams(m).values()))
+
+
+def vec2net(m: Any, v: Tensor) -> None:
+    """Copy a vector, as `net2vec` returns it, into the parameters of a model, in place.
+
+    Raises
+    ------
+    ValueError
+        `v` is no vector with as many elements as the model has parameters.
+
+    Examples
+    --------
+    >>> model = nn.Linear(2, 1)
+    >>> vec2net(model, torch.tensor([1.0, 2.0, 3.0]))
+    >>> model.bias.item()
+    3.0
+    """
+    params = list(namedparams(m).values())
+    count = sum(p.numel() for p in params)
+    if v.dim() != 1 or v.numel() != count:
+        raise ValueError(f"v must be a vector of length {count}, got shape {tuple(v.shape)}")
+    with torch.no_grad():
+        pieces = torch.split(v, [p.numel() for p in params])
+        for p, piece in zip(params, pieces, strict=True):
+            p.copy_(piece.view_as(p))
+
+
+def net2grad(m: Any) -> Tensor:
+    """Return the gradients of all parameters of a model as one vector ``(P,)``.
+
+    In the order of `net2vec`. Parameters without a gradient have zeros. It is a copy: what is done
+    to the vector changes no gradient.
+
+    Examples
+    --------
+    >>> model = nn.Linear(2, 1)
+    >>> model(torch.ones(1, 2)).sum().backward()
+    >>> net2grad(model)
+    tensor([1., 1., 1.])
+    """
+    params = namedparams(m).values()
+    with torch.no_grad():
+        return _vector([torch.zeros_like(p) if p.grad is None else p.grad for p in params])
+
+
+def notrack(m: Any) -> nn.Module:
+    """Return a copy of a model that shares its memory and records no gradients.
+
+    What training writes into the model's parameters and buffers is seen by the copy.
+
+    Examples
+    --------
+    >>> frozen = notrack(nn.Linear(2, 1))
+    >>> frozen(torch.ones(1, 2)).requires_grad
+    False
+    """
+    module = _module(m)
+    shared: dict[int, Any] = {id(b): b for b in module.buffers()}
+    for p in module.parameters():
+        shared[id(p)] = nn.Parameter(p.detach(), requires_grad=False)
+    return copy.deepcopy(module, shared)
+
+
+def states(m: Any) -> Tree:
+    """Return a copy of the state that a `Stateful` or an `Estimator` carries; None if fresh.
+
+    Examples
+    --------
+    >>> import fastseq as fs
+    >>> m = fs.Stateful(nn.GRU(1, 2))
+    >>> _ = m(torch.zeros(5, 3, 1))
+    >>> states(m).shape
+    torch.Size([1, 3, 2])
+    """
+    return _carrier(m).get_state()
+
+
+def loadstates(m: Any, s: Tree) -> None:
+    """Make a `Stateful` or an `Estimator` go on from a state that `states` returned.
+
+    Examples
+    --------
+    >>> import fastseq as fs
+    >>> m = fs.Stateful(nn.GRU(1, 2))
+    >>> _ = m(torch.zeros(5, 3, 1))
+    >>> s = states(m)
+    >>> y = m(torch.ones(1, 3, 1))
+    >>> loadstates(m, s)
+    >>> torch.equal(m(torch.ones(1, 3, 1)), y)
+    True
+    """
+    _carrier(m).set_state(s)
+
+
+def _carrier(m: Any) -> Any:
+    if hasattr(m, "get_state") and hasattr(m, "set_state"):
+        return m
+    raise TypeError(f"{type(m).__name__} carries no state; wrap the model: fastseq.Stateful(model)")

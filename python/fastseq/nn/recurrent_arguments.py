@@ -1,0 +1,101 @@
+"""What a recurrent layer is given: checked, and converted where autocast asks for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .lengths import mapped, on_host
+
+__all__ = ["autocasts", "check_input", "checked_lengths", "checked_state", "to_dtype"]
+
+_INTEGERS = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
+
+
+def check_input(x: Tensor, features: int, like: Tensor, *, any_dtype: bool) -> None:
+    """Raise unless the input is ``(T, N, features)``, like the layer's weights."""
+    if x.dim() != 3:
+        raise ValueError(
+            "input must be (time, sequences, features), the first two in the layer's order, or "
+            f"(time, features), got {tuple(x.shape)}"
+        )
+    if x.shape[2] != features:
+        raise ValueError(f"input has {x.shape[2]} features, but the layer was made for {features}")
+    if x.device != like.device:
+        raise ValueError(f"input is on {x.device}, but the layer's weights are on {like.device}")
+    if x.dtype != like.dtype and not any_dtype:
+        raise TypeError(
+            f"input is {x.dtype}, but the layer's weights are {like.dtype}: convert one of them"
+        )
+
+
+def checked_state(
+    hx: Any,
+    names: tuple[str, ...],
+    shapes: list[tuple[int, int, int]],
+    x: Tensor,
+    *,
+    single: bool,
+    any_dtype: bool,
+) -> tuple[Tensor, ...]:
+    """Return the state ``(h0,)`` or ``(h0, c0)``, whose names and shapes are given; or raise.
+
+    With a single sequence, it may lack the dimension for sequences.
+    """
+    state = tuple(hx) if isinstance(hx, tuple | list) else (hx,)
+    if len(state) != len(shapes) or not all(isinstance(s, Tensor) for s in state):
+        wanted = "a tensor" if len(shapes) == 1 else "a tuple of two tensors, h0 and c0"
+        got = ", ".join(type(s).__name__ for s in state)
+        raise TypeError(f"hx must be {wanted}, got {len(state)}: {got}")
+    if single:
+        state = tuple(s.unsqueeze(1) if s.dim() == 2 else s for s in state)
+    for name, shape, s in zip(names, shapes, state, strict=True):
+        if s.shape != shape:
+            raise ValueError(
+                f"{name} must be (layers and directions, sequences, hidden size) = {shape}, "
+                f"got {tuple(s.shape)}"
+            )
+        if s.device != x.device:
+            raise ValueError(f"{name} is on {s.device}, but input is on {x.device}")
+        if s.dtype != x.dtype and not any_dtype:
+            raise TypeError(f"{name} is {s.dtype}, but input is {x.dtype}: convert one of them")
+    return state
+
+
+def checked_lengths(lengths: Any, x: Tensor) -> Tensor:
+    """Return the lengths as int64, or raise."""
+    steps, count = x.shape[:2]
+    if not isinstance(lengths, Tensor) or lengths.dtype not in _INTEGERS:
+        got = lengths.dtype if isinstance(lengths, Tensor) else type(lengths).__name__
+        raise TypeError(f"lengths must be a tensor of integers, got {got}")
+    if lengths.shape != (count,):
+        raise ValueError(
+            f"lengths must be ({count},), one per sequence, got {tuple(lengths.shape)}"
+        )
+    if lengths.device != x.device:
+        raise ValueError(f"lengths must be on {x.device}, like input, got {lengths.device}")
+    # A compiler sees no values; there the kernel checks them.
+    if not torch.compiler.is_compiling() and count:
+        values = on_host(lengths)
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high > steps:
+            raise ValueError(
+                f"lengths must lie between 0 and {steps}, the number of steps, got {low} to {high}"
+            )
+    return mapped(lengths, Tensor.long)
+
+
+def autocasts(x: Tensor) -> bool:
+    """Tell whether autocast is on, for x's device."""
+    kind = x.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
+def to_dtype(given: Any, dtype: torch.dtype) -> Any:
+    """Return a tensor or a tuple of tensors in a dtype; what holds no floats stays as it is."""
+    if isinstance(given, tuple | list):
+        return tuple(to_dtype(part, dtype) for part in given)
+    known = isinstance(given, Tensor) and given.is_floating_point()
+    return given.to(dtype) if known else given

@@ -1,0 +1,344 @@
+"""Models that carry a state from call to call."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._util.seeding import untouched
+from .._util.tree import Tree, tree_leaves, tree_map
+from .lengths import mapped
+from .modes import in_mode
+
+__all__ = [
+    "Stateful", "batch_dims", "batch_norms", "carries", "each_step", "in_mode", "is_bidirectional",
+    "steps_apart", "takes_lengths", "takes_state", "unwrapped",
+]  # fmt: skip
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Return what `torch.compile` was given, if `module` is what it has returned."""
+    return module._modules.get("_orig_mod") or module  # getattr is slow where there is none
+
+
+def takes_state(module: nn.Module) -> bool:
+    """Whether `module` is called as ``(x, state) -> (y, state)`` rather than ``(x) -> y``.
+
+    It is if the second parameter of its ``forward`` is called ``state`` or ``hx``, or is required.
+
+    Raises
+    ------
+    TypeError
+        It is a single-step cell, or needs more than an input and a state.
+    ValueError
+        It is one of torch's recurrent layers with ``batch_first=True``.
+
+    Examples
+    --------
+    >>> takes_state(nn.GRU(1, 1)), takes_state(nn.Linear(1, 1))
+    (True, False)
+    """
+    known = _TAKES_STATE.get(type(module))
+    if known is not None and not module.__dict__.get("batch_first"):  # in the inner loop
+        return known
+    module = unwrapped(module)
+    if isinstance(module, nn.RNNCellBase):
+        raise TypeError(
+            f"{type(module).__name__} returns no (output, state); "
+            f"use nn.{type(module).__name__.removesuffix('Cell')}, which also runs single steps"
+        )
+    if isinstance(module, nn.RNNBase) and module.batch_first:
+        raise ValueError(
+            f"{type(module).__name__} was made with batch_first=True, but data are time-major "
+            "(time, sequences, features); make it with batch_first=False"
+        )
+    return _forward_takes_state(type(module))
+
+
+_TAKES_STATE: dict[type[nn.Module], bool] = {nn.LSTM: True, nn.GRU: True, nn.RNN: True}
+
+
+def _forward_takes_state(kind: type[nn.Module]) -> bool:
+    known = _TAKES_STATE.get(kind)
+    if known is not None:
+        return known
+    parameters = [
+        p
+        for p in list(inspect.signature(kind.forward).parameters.values())[1:]
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    required = [p.name for p in parameters if p.default is p.empty]
+    if len(required) > 2:
+        raise TypeError(
+            f"{kind.__name__}.forward needs {', '.join(required)}; "
+            "a model is called as forward(x) or forward(x, state)"
+        )
+    takes = len(required) == 2 or (len(parameters) > 1 and parameters[1].name in ("state", "hx"))
+    _TAKES_STATE[kind] = takes
+    return takes
+
+
+def takes_lengths(module: nn.Module) -> bool:
+    """Whether the ``forward`` of `module` has a parameter ``lengths``."""
+    kind = type(unwrapped(module))
+    if kind not in _TAKES_LENGTHS:
+        _TAKES_LENGTHS[kind] = "lengths" in inspect.signature(kind.forward).parameters
+    return _TAKES_LENGTHS[kind]
+
+
+_TAKES_LENGTHS: dict[type[nn.Module], bool] = {}
+
+
+def carries(module: nn.Module) -> bool:
+    """Whether `module` has a state to carry; a `Chain` of layers without one has none."""
+    plain = unwrapped(module)
+    if isinstance(plain, nn.Sequential):
+        return takes_state(plain) and any(map(carries, plain))
+    return takes_state(plain)
+
+
+# What they return for a time step depends on nothing else.
+_STEP_BY_STEP: tuple[type[nn.Module], ...] = (
+    nn.Linear, nn.Identity, nn.Dropout, nn.AlphaDropout, nn.Embedding, nn.ReLU, nn.ReLU6,
+    nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid,
+    nn.Softsign, nn.Softplus, nn.Tanhshrink, nn.LogSigmoid, nn.Hardsigmoid, nn.Hardswish,
+    nn.Hardtanh,
+)  # fmt: skip
+_RECURRENT_FILES = ("torch.nn.modules.rnn", "fastseq.nn.recurrent", "fastseq.nn.compiled_layers")
+
+
+def steps_apart(module: nn.Module) -> bool:
+    """Whether what `module` returns for a step is known to depend on that step and the state only.
+
+    It is known of recurrent layers and of those that see single steps, alone or one after another.
+
+    Examples
+    --------
+    >>> steps_apart(nn.Sequential(nn.Linear(3, 4), nn.ReLU())), steps_apart(nn.Conv1d(3, 4, 5))
+    (True, False)
+    """
+    plain = unwrapped(module)
+    kind = type(plain)
+    if isinstance(plain, nn.Sequential):
+        ours = kind is nn.Sequential or kind.__module__ == "fastseq.nn.chain"
+        return ours and all(map(steps_apart, plain))
+    if kind.__module__ == "fastseq.sklearn.forecasting.forecast_net":
+        return all(map(steps_apart, plain.children()))
+    if isinstance(plain, nn.RNNBase):
+        return kind.__module__ in _RECURRENT_FILES and not plain.bidirectional
+    if isinstance(plain, nn.LayerNorm | nn.RMSNorm):
+        return len(plain.normalized_shape) == 1
+    return kind in _STEP_BY_STEP
+
+
+def _told_ends(module: nn.Module) -> bool:
+    """Whether steps behind a sequence's end are known to change none of the others' outputs."""
+    plain = unwrapped(module)
+    if carries(plain) or steps_apart(plain):
+        return True
+    if isinstance(plain, nn.Sequential):
+        return all(map(_told_ends, plain))
+    return takes_lengths(plain)
+
+
+def batch_norms(module: nn.Module) -> list[str]:
+    """Return the names of layers in `module` that normalise over sequences."""
+    kinds = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
+    return [name or type(m).__name__ for name, m in module.named_modules() if isinstance(m, kinds)]
+
+
+def is_bidirectional(module: nn.Module) -> bool:
+    """Whether one of torch's recurrent layers in `module` looks at later steps."""
+    return any(isinstance(m, nn.RNNBase) and m.bidirectional for m in module.modules())
+
+
+class Stateful:
+    """A model with its state: the `m` that a loss function gets.
+
+    Calling it on a chunk ``(S, B, F)``, or on one step ``(B, F)``, advances the state. Everything
+    else (``m.parameters()``, …) is the model's.
+
+    Parameters
+    ----------
+    module
+        A model with ``forward(x)`` or ``forward(x, state) -> (y, state)``. It gets None as its
+        first state; a state may be a tensor or nested tuples, lists and dicts of them. If
+        ``forward`` has a parameter ``lengths``, it is told there how many steps each sequence has,
+        ``(B,)``, in chunks in which one ends.
+
+    Attributes
+    ----------
+    lengths
+        How many steps each sequence has from here on; None: as many as there come.
+
+    Examples
+    --------
+    >>> m = Stateful(nn.GRU(3, 4))
+    >>> m(torch.zeros(10, 2, 3)).shape, m(torch.zeros(2, 3)).shape
+    (torch.Size([10, 2, 4]), torch.Size([2, 4]))
+    >>> m.get_state().shape
+    torch.Size([1, 2, 4])
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.state: Tree = None
+        self.lengths: Tensor | None = None
+        plain = unwrapped(module)
+        if isinstance(plain, nn.Sequential):
+            stateful = [type(unwrapped(a)).__name__ for a in plain if takes_state(a)]
+            if stateful and type(plain).forward is nn.Sequential.forward:
+                raise TypeError(
+                    f"nn.Sequential drops the state of {', '.join(stateful)}; use fastseq.nn.Chain"
+                )
+        self._takes_state = takes_state(module)
+        self.told_ends = _told_ends(module)
+        self._backward_starts_fresh = is_bidirectional(module)
+
+    def __call__(self, x: Tree) -> Tree:
+        """Run the model from the current state on a chunk or on one step."""
+        single = x.dim() == 2 if isinstance(x, Tensor) else _is_step(x)
+        if single:
+            x = x.unsqueeze(0) if isinstance(x, Tensor) else tree_map(lambda a: a.unsqueeze(0), x)
+        if self.lengths is not None:
+            y = self._run_to_lengths(x, self.lengths)
+        elif self._takes_state:
+            y, self.state = self.module(x, self.state)
+        else:
+            y = self.module(x)
+        if single:
+            y = y.squeeze(0) if isinstance(y, Tensor) else tree_map(lambda a: a.squeeze(0), y)
+        return y
+
+    def _run_to_lengths(self, x: Tree, lengths: Tensor) -> Tree:
+        """Run on a chunk of which each sequence has some steps, if the model wants to know."""
+        steps = (x if isinstance(x, Tensor) else tree_leaves(x)[0]).shape[0]
+        if not self.told_ends:
+            self.lengths = mapped(lengths, lambda n: n - steps)
+            return self._run_each_length(x, lengths.clamp(0, steps))
+        more = {}
+        if takes_lengths(self.module):
+            more = {"lengths": mapped(lengths, lambda n: n.clamp(0, steps))}
+        self.lengths = mapped(lengths, lambda n: n - steps)
+        if not self._takes_state:
+            return self.module(x, **more)
+        y, self.state = self.module(x, self.state, **more)
+        return y
+
+    def _run_each_length(self, x: Tree, lengths: Tensor) -> Tree:
+        """Run a model without state on sequences of each length: it would see the padding."""
+        size = (x if isinstance(x, Tensor) else tree_leaves(x)[0]).shape[:2]
+        whole: Tree = None
+        for steps in filter(None, torch.unique(lengths).tolist()):
+            index = (lengths == steps).nonzero()[:, 0]
+            part = tree_map(lambda a, n=steps, i=index: a[:n].index_select(1, i), x)
+            y = self.module(part, None)[0] if self._takes_state else self.module(part)
+            if whole is None:  # what pools has no steps
+                whole = tree_map(lambda a: _room(a, *size), y)
+            tree_map(lambda a, b, n=steps, i=index: _place(a, b, n, i), whole, y)
+        return whole
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "module":
+            raise AttributeError(name)
+        return getattr(self.module, name)
+
+    def detach(self) -> None:
+        """Cut the state off the graph that made it: gradients do not reach back beyond here."""
+        if self.state is not None:
+            self.state = tree_map(Tensor.detach, self.state)
+            if self._backward_starts_fresh:
+                self.state = reset_backward(self.module, self.state)
+
+    def fresh(self) -> Stateful:
+        """Return another one of the same model, whose series begin."""
+        other = copy.copy(self)
+        other.state = other.lengths = None
+        return other
+
+    def reset_state(self) -> None:
+        """Forget the state: the next call starts a new series."""
+        self.state = None
+
+    def get_state(self) -> Tree:
+        """Return a copy of the state, cut off its graph; None before the first call."""
+        return tree_map(lambda a: a.detach().clone(), self.state)
+
+    def set_state(self, state: Tree) -> None:
+        """Go on from `state`, as `get_state` returned it."""
+        self.state = tree_map(lambda a: a.detach().clone(), state)
+
+
+def _room(a: Tensor, steps: int, count: int) -> Tensor:
+    """Return zeros for outputs of all sequences like those of some; what pools has no steps."""
+    shape = (count, *a.shape[1:]) if a.dim() == 2 else (steps, count, *a.shape[2:])
+    return a.new_zeros(shape)
+
+
+def _place(into: Tensor, a: Tensor, steps: int, index: Tensor) -> None:
+    if a.dim() == 2:
+        into[index] = a
+    else:
+        into[:steps, index] = a
+
+
+def each_step(outputs: Tree, steps: int) -> Tree:
+    """Return what a model says of whole sequences, ``(B, K)``, as said at each of their steps."""
+    return tree_map(lambda a: a.expand(steps, *a.shape) if a.dim() == 2 else a, outputs)
+
+
+def _is_step(x: Tree) -> bool:
+    """Whether `x` is one time step, ``(B, F)``."""
+    return bool(tree_leaves(x)[0].dim() == 2)
+
+
+def reset_backward(module: nn.Module, state: Tree) -> Tree:
+    """Zero what layers that look at later steps carry backwards in time.
+
+    Their backward direction runs from each chunk's end; what it ended with at the chunk's start
+    is no state of the next chunk's end. Layers are found where state is threaded by fastseq: a
+    bare layer, or in a `Chain`.
+    """
+    module = unwrapped(module)
+    if isinstance(module, nn.RNNBase) and module.bidirectional:
+        forward = torch.arange(2 * module.num_layers) % 2 == 0
+
+        def keep_forward(a: Tensor) -> Tensor:
+            return a * forward.to(a).view(-1, *(1,) * (a.dim() - 1))
+
+        return tree_map(keep_forward, state)
+    if isinstance(module, nn.Sequential) and isinstance(state, tuple):
+        pairs = zip(module, state, strict=True)
+        return tuple(None if part is None else reset_backward(m, part) for m, part in pairs)
+    return state
+
+
+def batch_dims(module: nn.Module, x: Tree) -> Tree:
+    """Tell in which dimension of each state tensor the sequences lie.
+
+    Found by running the model on one and on two sequences: it is the dimension whose
+    length differs. -1 where none does (a state that all sequences share).
+
+    Parameters
+    ----------
+    module
+        A model in evaluation mode.
+    x
+        An input of at least one step and one sequence, ``(S, B, F)``.
+    """
+    with torch.no_grad(), untouched(tree_leaves(x)[0].device):
+        states = []
+        for count in (1, 2):
+            m = Stateful(module)
+            m(tree_map(lambda a, n=count: a[:, :1].expand(-1, n, *a.shape[2:]).contiguous(), x))
+            states.append(m.state)
+
+    def differing(one: Tensor, two: Tensor) -> int:
+        pairs = zip(one.shape, two.shape, strict=True)
+        return next((d for d, (a, b) in enumerate(pairs) if a != b), -1)
+
+    return tree_map(differing, *states)

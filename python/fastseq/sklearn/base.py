@@ -1,0 +1,380 @@
+"""What the scikit-learn estimators share: an `Estimator` of hyperparameters, warm restarts."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
+from torch import Tensor, nn, optim
+
+from ..data.chunks import ChunkPlan
+from ..data.scaling.affine import Affine
+from ..data.scaling.inputs_and_targets import Scaling
+from ..data.sequences import Sequences
+from ..distributed import communicator
+from ..distributed.replicas import Replicas
+from ..estimator import Estimator
+from ..nn.stateful import carries, steps_apart
+from ..training.history import History
+from ..training.run import Callback, check_callbacks
+from ..training.spec import Spec
+from .hyperparameters import make_module, optimizer_factory
+from .sequence_losses import AtLastStep, PerSequence, last_step_only, over_steps
+from .shuffling import Shuffler
+
+__all__ = ["SequenceEstimator", "Start", "Task"]
+
+# Of these no one changes what has been learnt: a warm restart goes on.
+_OPTIMIZER = ("optimizer", "lr", "weight_decay", "decay_biases")
+_GOES_ON = {"epochs", "callbacks", "verbose", "warm_start", *_OPTIMIZER}
+
+
+@dataclasses.dataclass
+class Task:
+    """What there is to learn, time-major, as `Estimator.fit` takes it.
+
+    Parameters
+    ----------
+    x
+        Inputs ``(T, N, F)``, or a list of ``(T_i, F)``.
+    y
+        Targets ``(T, N, K)``, or a list of ``(T_i, K)``; ``(N, K)``: one per sequence.
+    w
+        Weights ``(N,)``, ``(T, N)`` or a list of ``(T_i,)``; None: all 1.
+    validation
+        As in `Estimator.fit`.
+    n_in, n_out
+        Numbers of features and of outputs.
+    dtype
+        What to compute in.
+    loss
+        Over chunks, see `Estimator`.
+    steps
+        How many steps a chunk has if ``seqsize`` is None.
+    scale_y
+        How to scale targets.
+    form
+        See `SequenceEstimator._begin`, for `SequenceEstimator._train` without `start`.
+    """
+
+    x: Any
+    y: Any
+    w: Any
+    n_in: int
+    n_out: int
+    dtype: torch.dtype
+    loss: Callable[..., Tensor]
+    steps: int
+    validation: Any = None
+    scale_y: str | None = None
+    form: Any = None
+
+    @property
+    def per_sequence(self) -> bool:
+        """Whether there is one target for a whole sequence."""
+        return isinstance(self.y, Tensor) and self.y.dim() == 2
+
+    def ends_chunks(self, seqsize: int | None) -> bool:
+        """Whether targets are those of whole sequences, and chunks hold whole sequences."""
+        whole = isinstance(self.x, Tensor) and (seqsize or self.steps) >= len(self.x)
+        return self.per_sequence and whole
+
+
+class Start(NamedTuple):
+    """How a call of ``fit`` begins."""
+
+    form: Any
+    seed: int
+    why: str | None  # it starts anew; None: it goes on
+    partial: bool
+
+
+class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+    """Base of the scikit-learn estimators.
+
+    Subclasses list the hyperparameters in their constructors. Their ``fit`` calls `_begin`, makes
+    a `Task` of the data, and calls `_train`; then `estimator_` predicts.
+
+    Attributes
+    ----------
+    estimator_
+        The `Estimator` that has been trained.
+    history_
+        What training did, epoch by epoch: a `History`.
+    n_iter_
+        How many epochs have been done.
+    continued_
+        Whether the last `fit` went on from the one before.
+    """
+
+    # What subclasses' constructors store.
+    module: Any
+    hidden_size: int
+    num_layers: int
+    dropout: float
+    optimizer: Any
+    lr: float
+    weight_decay: float
+    decay_biases: bool
+    epochs: int
+    batchsize: int
+    seqsize: int | None
+    shuffle: bool
+    clip_norm: float | None
+    clip_value: float | None
+    accumulate: int
+    nan: str = "raise"
+    scale_x: str | None
+    callbacks: Any
+    amp: str | None
+    compile: bool
+    device: Any
+    comm: Any
+    random_state: Any
+    warm_start: bool
+    verbose: int
+
+    _seed: int
+    estimator_: Estimator
+    history_: History
+    n_iter_: int
+    continued_: bool
+
+    def __sklearn_clone__(self) -> Any:
+        """Return a clone: all hyperparameters copied but `comm`, whose ranks are what they are."""
+        alone = copy.copy(self)
+        alone.comm = None
+        clone = super(SequenceEstimator, alone).__sklearn_clone__()
+        clone.comm = self.comm
+        return clone
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "estimator_")
+
+    def _begin(self, form: Any, *, partial: bool = False) -> Start:
+        """Decide whether to go on from what was learnt before.
+
+        It is gone on if that may be (``partial_fit``, ``warm_start``), and if nothing has changed
+        but the number of epochs, the optimizer and what else is in `_GOES_ON`.
+
+        Parameters
+        ----------
+        form
+            What must be as in the last call: anything of the data that the model depends on.
+        partial
+            Whether to train for one epoch, whatever ``epochs`` says.
+
+        Raises
+        ------
+        ValueError
+            ``partial_fit`` cannot go on.
+        """
+        why = self._why_anew(form, partial=partial)
+        seed = self._seed if why is None else self._draw_seed()
+        return Start(form, seed, why, partial)
+
+    def _train(self, task: Task, start: Start | None = None) -> None:
+        """Train, and set the fitted attributes."""
+        start = self._begin(task.form) if start is None else start
+        if start.why is None:
+            est = self.estimator_
+            done = self.n_iter_
+            self._update(est)
+            if self.seqsize is None:  # sequences may be longer than before
+                seqsize = self._seqsize(task, est.model)
+                est.spec = dataclasses.replace(est.spec, seqsize=seqsize)
+            self._say(f"goes on after epoch {done}")
+        else:
+            est, done = self._make(task, start.seed), 0
+            self._say(f"starts anew: {start.why}")
+        epochs = 1 if start.partial else self.epochs - done
+        if epochs > 0:
+            self._fit(est, task, epochs)
+        else:
+            warnings.warn(
+                f"nothing to do: epochs={self.epochs}, and {done} have been done; with "
+                "warm_start=True, epochs is the number of all of them",
+                stacklevel=4,
+            )
+        self.estimator_, self.history_, self.n_iter_ = est, est.history_, len(est.history_)
+        self.continued_, self._seed = start.why is None, start.seed
+        self._form = start.form
+        self._fitted_with: dict[str, Any] = {
+            name: copy.copy(value) if isinstance(value, (dict, list)) else value
+            for name, value in self.get_params(deep=False).items()
+        }
+
+    def _why_anew(self, form: Any, *, partial: bool) -> str | None:
+        """Tell why what was learnt before cannot be gone on from; None if it can."""
+        if not hasattr(self, "estimator_"):
+            return "it is the first fit"
+        if not partial and not self.warm_start:
+            return "warm_start is False"
+        now, before = self.get_params(deep=False), self._fitted_with
+        changed = [k for k in now if k not in _GOES_ON and not _same(now[k], before[k])]
+        why = None
+        if form != self._form:
+            why = "the data have other features, targets or classes"
+        elif changed:
+            why = f"{', '.join(changed)} changed"
+        elif not partial and self.epochs < before["epochs"]:
+            why = f"epochs went down from {before['epochs']} to {self.epochs}"
+        if partial and why is not None:
+            raise ValueError(f"partial_fit cannot go on: {why}; call fit")
+        return why
+
+    def _make(self, task: Task, seed: int) -> Estimator:
+        """Make the `Estimator`."""
+        model = self._make_model(task.n_in, task.n_out, seed).to(task.dtype)
+        est = Estimator(
+            model,
+            self._loss_of(task),
+            self._make_optimizer(model),
+            Spec(
+                epochs=self.epochs,
+                batchsize=self.batchsize,
+                seqsize=self._seqsize(task, model),
+                shuffle=self.shuffle and isinstance(task.x, list),  # of others, samples are
+                clip_norm=self.clip_norm,
+                clip_value=self.clip_value,
+                accumulate=self.accumulate,
+                nan=self.nan,
+            ),
+            device=self.device,
+            comm=self.comm,
+            callbacks=self._own_callbacks(seed),
+            amp=self.amp,
+            compile=self.compile,
+            seed=seed,
+            progress=bool(self.verbose),
+        )
+        if self.scale_x is not None or task.scale_y is not None:
+            y = task.y.unsqueeze(0) if task.per_sequence else task.y
+            est.scaling_ = Scaling(
+                _measure("x", task.x, task.w, self.scale_x, task.dtype, self.nan),
+                _measure("y", y, task.w, task.scale_y, task.dtype, self.nan),
+            )
+        return est
+
+    def _seqsize(self, task: Task, model: nn.Module) -> int:
+        if self.seqsize is not None:
+            return self.seqsize
+        if carries(model) or steps_apart(model):
+            return task.steps
+        # It may look at any other step, so series are not cut.
+        return len(task.x) if isinstance(task.x, Tensor) else max(map(len, task.x))
+
+    def _loss_of(self, task: Task) -> Callable[..., Tensor]:
+        if self._at_last_step(task):
+            return AtLastStep(task.loss)
+        return PerSequence(task.loss) if task.per_sequence else task.loss
+
+    def _make_model(self, n_in: int, n_out: int, seed: int) -> nn.Module:
+        return make_module(
+            self.module, n_in, n_out, seed=seed,
+            hidden_size=self.hidden_size, num_layers=self.num_layers, dropout=self.dropout,
+        )  # fmt: skip
+
+    def _make_optimizer(self, model: nn.Module) -> Callable[..., optim.Optimizer]:
+        return optimizer_factory(
+            self.optimizer, model,
+            lr=self.lr, weight_decay=self.weight_decay, decay_biases=self.decay_biases,
+        )  # fmt: skip
+
+    def _own_callbacks(self, seed: int) -> list[Any]:
+        """Return copies: folds and cold starts share no state, and parameters stay as they are."""
+        given = check_callbacks(self.callbacks)
+        own = [copy.deepcopy(c) if isinstance(c, Callback) else c for c in given]
+        return [Shuffler(seed), *own]
+
+    def _draw_seed(self) -> int:
+        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        return Replicas(communicator(self.comm)).same_number(seed)
+
+    def _update(self, est: Estimator) -> None:
+        """Make an estimator that goes on do what the hyperparameters say now."""
+        before = self._fitted_with
+        changed = {name for name in _OPTIMIZER if not _same(getattr(self, name), before[name])}
+        # Without decay of biases, their group has another one.
+        anew = {"optimizer", "decay_biases", *(() if self.decay_biases else ("weight_decay",))}
+        if changed & anew:
+            parameters = [p for p in est.model.parameters() if p.requires_grad]
+            est.optimizer = self._make_optimizer(est.model)(parameters)
+        else:
+            for name in changed:
+                for group in est.optimizer.param_groups:
+                    group[name] = getattr(self, name)
+        if not _same(self.callbacks, before["callbacks"]):
+            est.callbacks = self._own_callbacks(self._seed)
+        est.progress = bool(self.verbose)
+
+    def _fit(self, est: Estimator, task: Task, epochs: int) -> None:
+        """Train, in a new order of samples each epoch if that is wanted."""
+        x, y, w = task.x, task.y, self._weights(task, task.x, task.y, task.w)
+        shuffler = est.callbacks[0]
+        if self.shuffle and isinstance(x, Tensor):
+            x, y = shuffler.shuffled(x, 1), shuffler.shuffled(y, y.dim() - 2)
+            w = None if w is None else shuffler.shuffled(w, w.dim() - 1)
+        validation = task.validation
+        if task.per_sequence:
+            y = over_steps(x, y)
+            if isinstance(validation, tuple):
+                x_apart, y_apart, w_apart = validation
+                w_apart = self._weights(task, *validation)
+                validation = x_apart, over_steps(x_apart, y_apart), w_apart
+        try:
+            est.fit(x, y, w, validation=validation, epochs=epochs)
+        finally:
+            shuffler.clear()
+
+    def _weights(self, task: Task, x: Any, y: Any, w: Any) -> Any:
+        """Return weights per step where most of them have no target."""
+        if not task.per_sequence or self._at_last_step(task):
+            return w
+        return last_step_only(x, y, w)
+
+    def _at_last_step(self, task: Task) -> bool:
+        """Whether the loss looks at chunks' last steps alone.
+
+        Where values are missing, weights say which: chunks count by what is known at these steps.
+        """
+        return task.ends_chunks(self.seqsize) and self.nan == "raise"
+
+    def _say(self, text: str) -> None:
+        if self.verbose and communicator(self.comm).rank == 0:
+            print(f"{type(self).__name__} {text}")
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether a hyperparameter has not changed."""
+    if a is b:
+        return True
+    if isinstance(a, (list, tuple)) and type(a) is type(b):
+        return len(a) == len(b) and all(map(_same, a, b))
+    try:
+        return type(a) is type(b) and bool(a == b)
+    except (ValueError, TypeError):
+        return False
+
+
+def _measure(
+    name: str, array: Any, w: Any, method: str | None, dtype: torch.dtype, nan: str
+) -> Affine | None:
+    """Measure what scales an array, called x or y; what has no weight does not count."""
+    if method is None:
+        return None
+    data = Sequences(array, array if name == "y" else None, w, dtype=dtype, nan=nan)
+    plan = ChunkPlan(
+        steps=data.steps, sequences=data.count, batchsize=1024, seqsize=256, lengths=data.lengths
+    )
+    alone = Replicas(communicator(None))
+    methods = (method, None) if name == "x" else (None, method)
+    scaling = Scaling.measure(data, plan.chunks(), methods, alone)
+    return getattr(scaling, name)  # type: ignore[no-any-return]

@@ -1,0 +1,410 @@
+"""`SequenceClassifier`: classes from sequences, the scikit-learn way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from sklearn.base import ClassifierMixin
+from sklearn.utils.class_weight import compute_sample_weight
+from sklearn.utils.multiclass import check_classification_targets
+
+from .hyperparameters import chunk_loss
+from .input_checks import Array, Inputs, Items
+from .sequence_losses import CrossEntropies
+from .supervised import Problem, SequencePredictor
+from .target_forms import Targets, read_targets, refuse_missing
+
+__all__ = ["SequenceClassifier"]
+
+
+class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[misc]
+    """Learns classes from sequences, or from rows of a table, as a scikit-learn classifier.
+
+    Samples come first: X is ``(N, T, F)``, N sequences of T steps with F features, or a list of
+    ``(T_i, F)`` or ``(T_i,)``. An array or a data frame ``(N, F)`` is a table, as everywhere in
+    scikit-learn: N samples of *one* step with F features; N series of T values are
+    ``X[:, :, None]``, or the list of them.
+
+    y holds labels of any dtype: one per sequence, ``(N,)``, or several, ``(N, K)``, told by what
+    the module returns at the sequence's last step; or one per step, ``(N, T)``, ``(N, T, K)`` or a
+    list of ``(T_i,)`` or ``(T_i, K)``.
+
+    Computes in the dtype of X: double precision if that has it, else single precision.
+
+    Parameters
+    ----------
+    module
+        What learns: ``"lstm"``, ``"gru"``, ``"rnn"``; ``"mlp"``, ``"linear"``, which take a whole
+        sequence as one input if there is one target for it, and else each step alone; a
+        `torch.nn.Module`, which is copied; a class of modules, made with those of ``n_in``,
+        ``n_out``, ``hidden_size``, ``num_layers`` and ``dropout`` that its constructor has (also
+        as ``input_size``, ``output_size``); or a builder, ``builder(n_in, n_out, rng)``, see
+        `fastseq.nn.builders`. Modules are time-major, ``(T, N, F)`` to ``(T, N, K)``; with one
+        label per sequence also to ``(N, K)``.
+    hidden_size, num_layers, dropout
+        Width and number of hidden layers, and which part of their outputs training leaves out.
+    loss
+        ``"cross_entropy"``; a loss of scores ``(M, C)`` and the classes' numbers ``(M,)``, as
+        function, module or class of modules, such as ``torch.nn.CrossEntropyLoss(label_smoothing=
+        0.1)``; or one over chunks, ``loss(m, xs, ys)``, see `Estimator`.
+    optimizer
+        ``"adamw"``, ``"adam"``, ``"sgd"``, ``"rmsprop"``; a class; or a callable
+        ``optimizer(params, lr=…, weight_decay=…)``.
+    lr, weight_decay
+        Its learning rate and decay.
+    decay_biases
+        False: biases do not decay.
+    epochs
+        Passes over the data: all of them, those of earlier calls with `warm_start` included.
+    batchsize
+        Sequences that are trained together.
+    seqsize
+        Steps that gradients reach back. None: all steps if there is one target per sequence, or
+        the module is one of your own without a state; else at most 100.
+    shuffle
+        Visit the samples in a new random order each epoch; those of different lengths in blocks
+        of sequences of similar length.
+    clip_norm, clip_value, accumulate
+        See `Spec`.
+    nan
+        What to do with NaN and infinities: ``"raise"``, or ``"mask"``: take what X holds of them
+        for missing values, see `Spec`.
+    scale_x
+        How to scale inputs, by what the training data measure: ``"standard"``, ``"robust"`` or
+        None; see `Spec`.
+    class_weight
+        Weights of classes, ``{class: weight}``, for several targets a list of such; or
+        ``"balanced"``: classes that are rare count more, so that all count the same together.
+    per_step
+        Which targets ``(N, T)`` are, if T is the number of steps; None: one per step.
+    validation_fraction
+        Which part of the samples to keep apart, for ``validation_loss`` in the history; drawn at
+        random, of each class the same part if there is one target per sequence; the last ones if
+        `shuffle` is false. None: none.
+    callbacks
+        See `Estimator`; each cold start uses copies of those that are `callbacks.Callback`.
+    amp, compile, device
+        See `Estimator`.
+    comm
+        The ranks that work together: None, this process alone, so that searches and ``n_jobs`` can
+        run anywhere; ``"auto"``, all that the launcher started, all of which must then make the
+        same calls.
+    random_state
+        Seed of weights, order and dropout, or what draws it; see scikit-learn's glossary.
+    warm_start
+        Whether `fit` goes on from the last one. It does if data of the same form come and nothing
+        has changed but `epochs`, which may grow, `optimizer`, `lr`, `weight_decay`,
+        `decay_biases`, `callbacks` and `verbose`; then two calls do what one would have done.
+    verbose
+        1: show a progress bar, and tell whether `fit` goes on or starts anew.
+
+    Attributes
+    ----------
+    estimator_
+        The `Estimator` that was trained; its ``model`` is the module.
+    classes_
+        The classes, sorted; for several targets a list of such.
+    history_
+        What training did, epoch by epoch: a `History`.
+    n_iter_
+        How many epochs have been done.
+    continued_
+        Whether the last `fit` went on from the one before.
+    n_features_in_, feature_names_in_
+        F, and the names of a data frame's columns.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastseq.sklearn import SequenceClassifier
+    >>> X = np.random.default_rng(0).standard_normal((60, 10, 3))
+    >>> y = np.where(X[:, -3:].sum((1, 2)) > 0, "up", "down")
+    >>> model = SequenceClassifier("gru", lr=0.02, epochs=30, random_state=0).fit(X, y)
+    >>> model.predict(X)[:2], model.predict_proba(X).shape, bool(model.score(X, y) > 0.9)
+    (array(['up', 'down'], dtype='<U4'), (60, 2), True)
+    """
+
+    def __init__(
+        self,
+        module: Any = "lstm",
+        *,
+        hidden_size: int = 32,
+        num_layers: int = 1,
+        dropout: float = 0.0,
+        loss: Any = "cross_entropy",
+        optimizer: Any = "adamw",
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        decay_biases: bool = True,
+        epochs: int = 20,
+        batchsize: int = 32,
+        seqsize: int | None = None,
+        shuffle: bool = True,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        accumulate: int = 1,
+        nan: str = "raise",
+        scale_x: str | None = "standard",
+        class_weight: Any = None,
+        per_step: bool | None = None,
+        validation_fraction: float | None = None,
+        callbacks: Sequence[Any] = (),
+        amp: str | None = None,
+        compile: bool = False,  # noqa: A002 (what PyTorch calls it)
+        device: Any = "auto",
+        comm: Any = None,
+        random_state: Any = None,
+        warm_start: bool = False,
+        verbose: int = 0,
+    ) -> None:
+        self.module = module
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.dropout = dropout
+        self.loss = loss
+        self.optimizer = optimizer
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.decay_biases = decay_biases
+        self.epochs = epochs
+        self.batchsize = batchsize
+        self.seqsize = seqsize
+        self.shuffle = shuffle
+        self.clip_norm = clip_norm
+        self.clip_value = clip_value
+        self.accumulate = accumulate
+        self.nan = nan
+        self.scale_x = scale_x
+        self.class_weight = class_weight
+        self.per_step = per_step
+        self.validation_fraction = validation_fraction
+        self.callbacks = callbacks
+        self.amp = amp
+        self.compile = compile
+        self.device = device
+        self.comm = comm
+        self.random_state = random_state
+        self.warm_start = warm_start
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> SequenceClassifier:  # noqa: N803
+        """Train.
+
+        Parameters
+        ----------
+        X, y
+            Samples and labels, as the class describes them.
+        sample_weight
+            Weights ``(N,)``, not negative; with labels per step also ``(N, T)`` or a list of
+            ``(T_i,)``.
+
+        Returns
+        -------
+        SequenceClassifier
+            This one.
+
+        Raises
+        ------
+        ValueError, TypeError
+            Data or hyperparameters are not what they should be; or there is one class only.
+        NonFiniteError
+            The loss became NaN or infinite.
+        """
+        self._learn(X, y, sample_weight)
+        return self
+
+    def partial_fit(
+        self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None  # noqa: N803
+    ) -> SequenceClassifier:  # fmt: skip
+        """Train for one epoch, from what was learnt before on; see `fit`.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As in `fit`.
+        classes
+            All labels there will be, for several targets a list of such; the first call needs
+            them if its `y` has not all, and later ones may repeat them.
+        """
+        known = None
+        if classes is not None:
+            refuse_missing(np.asarray(classes, object), "classes")
+            if not np.size(np.asarray(classes, object)):
+                raise ValueError("classes must hold all labels there will be, got none")
+            several = isinstance(classes, (list, tuple)) and np.ndim(classes[0]) > 0
+            known = [np.unique(one) for one in (classes if several else [classes])]
+        if hasattr(self, "estimator_"):
+            before = self._classes
+            if known is not None and [a.tolist() for a in known] != [a.tolist() for a in before]:
+                raise ValueError(
+                    "partial_fit cannot go on with other classes than those of the first call, "
+                    f"{', '.join(map(_shown, before))}; call fit"
+                )
+            known = before
+        self._learn(X, y, sample_weight, partial=True, known=known)
+        return self
+
+    def predict(self, X: Any) -> Any:  # noqa: N803
+        """Return the most probable classes, in the form of the labels that `fit` got.
+
+        Parameters
+        ----------
+        X
+            Samples, as in `fit`.
+
+        Returns
+        -------
+        numpy.ndarray or list
+            ``(N,)`` or ``(N, K)``; per step ``(N, T)`` or ``(N, T, K)``, or, for a list of
+            sequences, a list of ``(T_i,)`` or ``(T_i, K)``.
+        """
+        outputs = self._outputs(X)
+        if isinstance(outputs, list):
+            return self._form_of_targets.restored([self._labels(a) for a in outputs])
+        return self._form_of_targets.restored(self._labels(outputs))
+
+    def predict_proba(self, X: Any) -> Any:  # noqa: N803
+        """Return the probabilities of all classes, in the order of `classes_`.
+
+        Parameters
+        ----------
+        X
+            Samples, as in `fit`.
+
+        Returns
+        -------
+        numpy.ndarray or list
+            ``(N, C)``; per step ``(N, T, C)``, or, for a list of sequences, a list of
+            ``(T_i, C)``. For several targets a list of such, one for each.
+        """
+        outputs = self._outputs(X)
+        parts = self._parts(outputs) if not isinstance(outputs, list) else [
+            list(part) for part in zip(*map(self._parts, outputs), strict=True)
+        ]  # fmt: skip
+        found = [
+            [_softmax(a) for a in part] if isinstance(part, list) else _softmax(part)
+            for part in parts
+        ]
+        return found[0] if len(found) == 1 else found
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:  # noqa: N803
+        """Return which part of samples, or of steps, has been classified right, in all targets.
+
+        See `fit` for the parameters. Labels that `fit` has not seen count as wrong.
+        """
+        truth, predicted, weights = self._compared(X, y, sample_weight)
+        return float(np.average((truth == predicted).all(1), weights=weights))
+
+    @property
+    def _classes(self) -> list[Array]:
+        """The classes of each target."""
+        return self.classes_ if isinstance(self.classes_, list) else [self.classes_]
+
+    def _parts(self, outputs: Array) -> list[Array]:
+        """Return the outputs for each target."""
+        ends = np.cumsum([len(classes) for classes in self._classes])
+        return np.split(outputs, ends[:-1], axis=-1)
+
+    def _labels(self, outputs: Array) -> Array:
+        found = [
+            classes[part.argmax(-1)]
+            for classes, part in zip(self._classes, self._parts(outputs), strict=True)
+        ]
+        if len({labels.dtype.kind for labels in found}) > 1:
+            found = [labels.astype(object) for labels in found]
+        return np.stack(found, -1)
+
+    def _read_y(self, y: Any, inputs: Inputs) -> Targets:
+        return read_targets(y, inputs, self.per_step, numeric=False)
+
+    def _problem(self, targets: Targets, weights: Items | None, known: Any) -> Problem:
+        rows = targets.rows
+        columns = [_typed(column) for column in rows.T] if rows.shape[1] > 1 else [rows[:, 0]]
+        if known is None:
+            for column in columns:
+                _refuse_mixed(column)
+                check_classification_targets(column)
+            known = [np.unique(column) for column in columns]
+            _check_classes(columns, targets, weights)
+        elif len(known) != len(columns):
+            raise ValueError(
+                f"y must have {len(known)} targets, as classes has, got {len(columns)}"
+            )
+        numbers = [_number(column, classes) for column, classes in zip(columns, known, strict=True)]
+        sizes = tuple(len(classes) for classes in known)
+        named = F.cross_entropy if len(sizes) == 1 else CrossEntropies(sizes)
+        single = len(sizes) == 1
+        return Problem(
+            targets.like(np.stack(numbers, 1)),
+            sum(sizes),
+            chunk_loss(self.loss, {"cross_entropy": named}),
+            (targets.form, tuple(tuple(classes.tolist()) for classes in known)),
+            weights if self.class_weight is None else self._weighted(targets, weights),
+            strata=numbers[0] if single and not targets.form.per_step else None,
+            fitted={"classes_": known[0] if single else known},
+        )
+
+    def _weighted(self, targets: Targets, weights: Items | None) -> Items:
+        """Return weights of samples or steps that count their classes' weights in."""
+        rows = targets.rows
+        each = compute_sample_weight(self.class_weight, rows[:, 0] if rows.shape[1] == 1 else rows)
+        found = targets.like(each)
+        if weights is None:
+            return found
+        if isinstance(found, list):
+            return [a * b for a, b in zip(found, weights, strict=True)]
+        whole = np.asarray(weights)
+        if found.ndim > whole.ndim:  # weights of sequences, for each of their steps
+            whole = whole[:, None]
+        product: Array = found * whole
+        return product
+
+
+def _typed(column: Array) -> Array:
+    """Return labels in their own dtype, if they came as objects beside others."""
+    alike = column.dtype == object and len({type(label) for label in column}) == 1
+    return np.array(column.tolist()) if alike else column
+
+
+def _refuse_mixed(column: Array) -> None:
+    """Raise if labels cannot be sorted."""
+    kinds = {isinstance(label, str) for label in column} if column.dtype == object else set()
+    if len(kinds) > 1:
+        raise TypeError("y has labels that are text, and others: make all of them text, or numbers")
+
+
+def _softmax(scores: Array) -> Array:
+    return torch.from_numpy(scores).softmax(-1).numpy()
+
+
+def _check_classes(columns: list[Array], targets: Targets, weights: Items | None) -> None:
+    """Raise if there is nothing to tell apart."""
+    counts = np.ones(len(columns[0]), bool)
+    if weights is not None and not targets.form.per_step:
+        counts = np.asarray(weights) > 0
+    found = [np.unique(column[counts]) for column in columns]
+    if all(len(classes) < 2 for classes in found):
+        raise ValueError(
+            f"y has one class only, {found[0][:1].tolist()}: there is nothing to tell apart; "
+            "partial_fit takes classes, of which some may come later"
+        )
+
+
+def _number(column: Array, classes: Array) -> Array:
+    """Return which of the classes each label is."""
+    numbers = np.searchsorted(classes, column).clip(max=len(classes) - 1)
+    unknown = np.unique(column[classes[numbers] != column])
+    if len(unknown):
+        raise ValueError(
+            f"y has labels that are not among the classes {_shown(classes)}: {_shown(unknown)}"
+        )
+    return numbers
+
+
+def _shown(labels: Array) -> str:
+    shown = ", ".join(map(repr, labels[:8].tolist()))
+    return f"[{shown}, …]" if len(labels) > 8 else f"[{shown}]"

@@ -1,0 +1,1 @@
+"""`SequenceForecaster` and its parts."""

@@ -1,0 +1,217 @@
+"""The model of a forecaster: a body that goes through the past, and a head for what is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ..._util.seeding import seeded, untouched
+from ..._util.tree import Tree, tree_leaves, tree_map
+from ...nn.stateful import Stateful, in_mode, steps_apart, takes_lengths, takes_state
+from ...training.checks import input_dtype
+from ...training.time_dependence import find_looks
+
+__all__ = ["ForecastNet", "KnownFuture", "StateOnly", "check_steps_apart"]
+
+
+class KnownFuture(nn.Module):
+    """Makes forecasts of a context, and covariates known ahead, for each step of the horizon.
+
+    The same small network for all steps of the horizon, as in the multi-horizon quantile
+    forecaster of [1]_. Steps do not see each other's covariates.
+
+    Parameters
+    ----------
+    horizon
+        Number of steps.
+    covariates
+        F.
+    width
+        Size of each step's context.
+    outputs
+        Of each step.
+
+    References
+    ----------
+    .. [1] R. Wen et al., "A multi-horizon quantile recurrent forecaster", NeurIPS time series
+       workshop (2017), arXiv:1711.11053.
+
+    Examples
+    --------
+    >>> head = KnownFuture(horizon=4, covariates=2, width=8, outputs=3)
+    >>> head(torch.zeros(10, 5, 4 * 8), torch.zeros(10, 5, 4 * 2)).shape
+    torch.Size([10, 5, 12])
+    """
+
+    def __init__(self, horizon: int, covariates: int, width: int, outputs: int) -> None:
+        super().__init__()
+        self._horizon = horizon
+        self.known = nn.Linear(covariates, width)
+        self.out = nn.Linear(width, outputs)
+
+    def forward(self, context: Tensor, known: Tensor) -> Tensor:
+        """Forecast.
+
+        Parameters
+        ----------
+        context
+            ``(S, B, horizon · width)``.
+        known
+            ``(S, B, horizon · F)``.
+        """
+        steps = *context.shape[:-1], self._horizon, -1
+        hidden = context.reshape(steps) + self.known(known.reshape(steps))
+        return self.out(torch.tanh(hidden)).flatten(-2)  # type: ignore[no-any-return]
+
+
+class ForecastNet(nn.Module):
+    """What is trained: it takes what `Windows.inputs` returns.
+
+    Parameters
+    ----------
+    body
+        Any model; it gets the values that are seen at a step, and the covariates of the next.
+    head
+        A `KnownFuture`; None: the body makes the forecasts.
+    covariates
+        F, 0 if there are none.
+
+    Examples
+    --------
+    >>> net = ForecastNet(nn.GRU(3, 4), None, 2)
+    >>> y, state = net((torch.zeros(10, 5, 1), torch.zeros(10, 5, 2)))
+    >>> y.shape
+    torch.Size([10, 5, 4])
+    """
+
+    def __init__(self, body: nn.Module, head: KnownFuture | None, covariates: int) -> None:
+        super().__init__()
+        self.body = body
+        self.head = head
+        self._covariates = covariates
+
+    @classmethod
+    def make(
+        cls,
+        build: Callable[[int, int], nn.Module],
+        *,
+        seen: int,
+        covariates: int,
+        horizon: int,
+        width: int,
+        outputs: int,
+        seed: int,
+    ) -> ForecastNet:
+        """Make one whose body ``build(n_in, n_out)`` returns.
+
+        Parameters
+        ----------
+        build
+            Makes the body.
+        seen, covariates
+            How many values the model sees at a step, and F.
+        horizon, outputs
+            Steps that are forecast at once, and outputs of each.
+        width
+            Of the contexts that a head gets.
+        seed
+            Where the head's weights come from.
+        """
+        if horizon == 1 or not covariates:
+            return cls(build(seen + covariates, horizon * outputs), None, covariates)
+        with seeded(seed):
+            head = KnownFuture(horizon, covariates, width, outputs)
+        body = build(seen + covariates, horizon * width)
+        return cls(body, head.to(input_dtype(body)), covariates)
+
+    def forward(
+        self, x: Tree, state: Tree = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tree]:
+        """Run a chunk; see `Windows.inputs`."""
+        y, state = self.run_body(x, state, lengths)
+        return (y if self.head is None else self.head(y, x[1])), state
+
+    def run_body(
+        self, x: Tree, state: Tree = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tree]:
+        """Run a chunk, but not what makes forecasts of contexts."""
+        if self._covariates:
+            seen, known = x
+            x = torch.cat([seen, known[..., : self._covariates]], -1)
+        more = {} if lengths is None or not takes_lengths(self.body) else {"lengths": lengths}
+        if takes_state(self.body):
+            return self.body(x, state, **more)  # type: ignore[no-any-return]
+        return self.body(x, **more), None
+
+
+class StateOnly(nn.Module):
+    """Runs a `ForecastNet` where just the state is wanted: returns one output alone.
+
+    Examples
+    --------
+    >>> y, state = StateOnly(ForecastNet(nn.GRU(1, 4), None, 0))(torch.zeros(10, 5, 1))
+    >>> y.shape, state.shape
+    (torch.Size([10, 5, 1]), torch.Size([1, 5, 4]))
+    """
+
+    def __init__(self, net: ForecastNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(
+        self, x: Tree, state: Tree = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tree]:
+        """Run a chunk."""
+        y, state = self.net.run_body(x, state, lengths)
+        return y[..., :1], state
+
+
+_STEPS, _SEQUENCES = 4096, 3  # to look at
+
+
+def check_steps_apart(net: ForecastNet, x: Tree, outputs: int) -> None:
+    """Raise unless a model can be run step by step, from its state, as on a whole chunk.
+
+    Parameters
+    ----------
+    net
+        The model, on the CPU; it stays as it is.
+    x
+        What it will be trained on, as `Windows.inputs` returns it.
+    outputs
+        How many outputs it must have.
+
+    Raises
+    ------
+    ValueError
+        It looks at steps that are neither the current one nor in its state, or returns something
+        else than its outputs at each step.
+
+    Examples
+    --------
+    >>> check_steps_apart(ForecastNet(nn.LSTM(1, 4), None, 0), torch.rand(10, 2, 1), 4)
+    """
+    device, dtype = torch.device("cpu"), input_dtype(net)
+    x = tree_map(lambda a: a[:_STEPS, :_SEQUENCES].to(dtype), x)
+    steps, count = tree_leaves(x)[0].shape[:2]
+    with in_mode(net, training=False), torch.no_grad(), untouched(device):
+        shape = tuple(Stateful(net)(x).shape)
+        try:
+            Stateful(net)(tree_map(lambda a: a[:1], x))
+        except Exception as error:  # whatever a model raises
+            raise ValueError(
+                f"module takes no single time step, but forecasts run it step by step: {error}"
+            ) from error
+    if shape != (steps, count, outputs):
+        raise ValueError(
+            f"module must return (steps, series, {outputs}): for {steps} steps of {count} series "
+            f"it returned {shape}"
+        )
+    if not steps_apart(net) and find_looks(net, x, steps, device).around:
+        raise ValueError(
+            "module looks at other time steps than the current one without carrying them in a "
+            "state, but forecasts run it step by step: let it carry a state, or see the last "
+            "values at each step by lags=…"
+        )

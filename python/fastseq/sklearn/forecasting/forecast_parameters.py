@@ -1,0 +1,82 @@
+"""The parameters of `SequenceForecaster`: what they may be, and what series must have for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch.nn.functional as F  # noqa: N812
+
+from ...training.spec import check_count
+from .series import Series
+
+__all__ = ["LOSSES", "check_lengths", "check_parameters", "season_lag"]
+
+LOSSES: dict[str, Callable[..., Any]] = {
+    "mse": F.mse_loss,
+    "mae": F.l1_loss,
+    "huber": F.huber_loss,
+}
+_CHOICES = {"strategy": ("direct", "recursive"), "scale": ("standard", "series", None)}
+
+
+def check_parameters(given: dict[str, Any]) -> None:
+    """Raise ValueError or TypeError unless all of them are what they should be."""
+    for name in ("horizon", "lags"):
+        check_count(name, given[name])
+    for name in ("season", "validation"):
+        if given[name] is not None:
+            check_count(name, given[name])
+    for name, allowed in _CHOICES.items():
+        if given[name] not in allowed:
+            raise ValueError(f"{name} must be one of {allowed}, got {given[name]!r}")
+    loss, levels = given["loss"], given["quantiles"]
+    if isinstance(loss, str) and loss not in LOSSES:
+        raise ValueError(f"loss must be one of {tuple(LOSSES)} or a callable, got {loss!r}")
+    if not isinstance(loss, str) and not callable(loss):
+        raise TypeError(f"loss must be one of {tuple(LOSSES)} or a callable, got {loss!r}")
+    if levels is None:
+        return
+    try:
+        edges = [0.0, *map(float, levels), 1.0]
+    except (TypeError, ValueError):
+        raise TypeError(f"quantiles must be a list of levels or None, got {levels!r}") from None
+    if len(edges) == 2 or not all(low < high for low, high in pairwise(edges)):
+        raise ValueError(f"quantiles must be rising levels between 0 and 1, got {levels!r}")
+
+
+def season_lag(season: int | None, horizon: int, strategy: str) -> int | None:
+    """Return how many steps back the season lies that values are compared with.
+
+    Examples
+    --------
+    >>> season_lag(24, 36, "direct"), season_lag(24, 36, "recursive")
+    (48, 24)
+    """
+    if season is None or strategy == "recursive":
+        return season
+    return season * -(-horizon // season)
+
+
+def check_lengths(
+    series: Series, least: int, why: str, *, known: bool = True, apart: int = 0
+) -> None:
+    """Raise unless all series have so many steps, and, if wanted, any known value.
+
+    The last steps, so many as are kept `apart`, do not count for the latter.
+    """
+    for index, length in enumerate(series.lengths):
+        place = "y" if series.single else f"y[{index}]"
+        if length < least:
+            raise ValueError(f"{place} has {length} steps, but {why} needs {least}")
+        unknown = np.isnan(series.arrays[index][: length - apart]).all(axis=0)
+        if known and unknown.any():
+            before = " before the steps to validate on" if apart else ""
+            raise ValueError(f"{place} has no known values of variable {unknown.argmax()}{before}")
+    if series.single and series.variables > series.lengths[0] > 1:
+        raise ValueError(
+            f"y is one series of {series.lengths[0]} steps with {series.variables} variables: for "
+            f"{series.lengths[0]} series of {series.variables} steps pass list(y)"
+        )

@@ -1,0 +1,150 @@
+"""A picture of forecasts, with their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..._util.optional_imports import need
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["plot_forecast"]
+
+
+def plot_forecast(
+    past: Any,
+    forecast: Any,
+    quantiles: Sequence[float] | None = None,
+    *,
+    actual: Any = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw a series, a forecast of what follows, and its intervals (needs matplotlib).
+
+    Parameters
+    ----------
+    past
+        The series up to the forecast, ``(T,)``. A pandas Series with an index of times or numbers
+        gives the axis its times.
+    forecast
+        ``(horizon,)``; with quantiles ``(horizon, Q)``.
+    quantiles
+        The levels of the forecast, rising; the band between the first and the last is drawn, that
+        between the second and the last but one, and so on, and the middle one as a line.
+    actual
+        What came, ``(horizon,)`` or shorter.
+    ax
+        Where to draw; a new figure if None.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        Where it was drawn; ``ax.figure.savefig("forecast.png")`` saves it.
+
+    Raises
+    ------
+    ValueError
+        The shapes do not fit.
+
+    Examples
+    --------
+    >>> past = np.sin(np.arange(50) / 5)
+    >>> following = np.sin(np.arange(50, 60) / 5)
+    >>> ax = plot_forecast(past, following[:, None] + [-0.2, 0, 0.2], (0.1, 0.5, 0.9))
+    >>> [text.get_text() for text in ax.get_legend().get_texts()]
+    ['past', '80 % interval', 'forecast (median)']
+    """
+    need("matplotlib", "plot_forecast")
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+    from matplotlib.figure import Figure
+
+    values = np.asarray(past, float)
+    found = np.asarray(forecast, float)
+    levels = None if quantiles is None else [float(level) for level in quantiles]
+    _check(values, found, levels, actual)
+    times = _times(past, len(values), len(found))
+    if ax is None:
+        ax = Figure(figsize=(9, 4), layout="constrained").add_subplot()
+    begin, then = times[: len(values)], times[len(values) :]
+    ax.plot(begin, values, color="0.25", lw=1.3, label="past")
+    middle, label = found, "forecast"
+    if levels is not None:
+        middle, label = _bands(ax, then, found, levels), "forecast"
+        if levels[len(levels) // 2] == 0.5 and len(levels) % 2:
+            label = "forecast (median)"
+    ax.plot(then, middle, color="tab:blue", lw=1.8, label=label)
+    if actual is not None:
+        came = np.asarray(actual, float)
+        ax.plot(then[: len(came)], came, color="black", lw=1.1, ls="--", label="actual")
+    ax.axvline(then[0], color="0.6", lw=0.8, ls=":")
+    ax.margins(x=0.01)
+    ax.grid(alpha=0.3)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, loc="upper left", ncols=len(ax.get_legend_handles_labels()[0]))
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, high + 0.12 * (high - low))  # room for the legend
+    if np.asarray(times).dtype.kind == "M":
+        locator: Any = AutoDateLocator()  # type: ignore[no-untyped-call]
+        ax.xaxis.set_major_locator(locator)
+        form: Any = ConciseDateFormatter(locator)  # type: ignore[no-untyped-call]
+        ax.xaxis.set_major_formatter(form)
+    else:
+        ax.set_xlabel("step")
+    return ax
+
+
+def _check(values: Any, found: Any, levels: list[float] | None, actual: Any) -> None:
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"past must be one series (T,), got shape {values.shape}")
+    if levels is None and found.ndim != 1:
+        raise ValueError(
+            f"forecast must be (horizon,), or (horizon, Q) with quantiles; got shape {found.shape}"
+        )
+    if levels is not None and (found.ndim != 2 or found.shape[1] != len(levels)):
+        raise ValueError(
+            f"forecast must have the shape (horizon, {len(levels)}) for {len(levels)} quantiles, "
+            f"got {found.shape}"
+        )
+    if not len(found):
+        raise ValueError("forecast has no steps")
+    if actual is not None and (np.ndim(actual) != 1 or len(actual) > len(found)):
+        raise ValueError(
+            f"actual must have the shape (horizon,) = ({len(found)},) or be shorter, got "
+            f"{np.shape(actual)}"
+        )
+
+
+def _bands(ax: Axes, times: Any, found: Any, levels: list[float]) -> Any:
+    """Draw the intervals, the widest palest; return the middle of the forecast."""
+    pairs = [(i, len(levels) - 1 - i) for i in range(len(levels) // 2)]
+    for number, (low, high) in enumerate(pairs):
+        share = 100 * (levels[high] - levels[low])
+        ax.fill_between(
+            times, found[:, low], found[:, high], color="tab:blue", lw=0,
+            alpha=0.18 + 0.14 * number, label=f"{share:.3g} % interval",
+        )  # fmt: skip
+    if len(levels) % 2:
+        return found[:, len(levels) // 2]
+    return found[:, [len(levels) // 2 - 1, len(levels) // 2]].mean(1)
+
+
+def _times(past: Any, steps: int, horizon: int) -> Any:
+    """Return the times of past and forecast; of a pandas index, its last step goes on."""
+    index = getattr(past, "index", None)
+    if index is None or callable(index) or steps < 2:
+        return np.arange(steps + horizon)
+    if hasattr(index, "to_timestamp"):
+        index = index.to_timestamp()
+    times = np.asarray(index)
+    if times.dtype.kind not in "Mif":
+        return np.arange(steps + horizon)
+    frequency = getattr(index, "freq", None)
+    if frequency is not None:
+        following = np.array([index[-1] + (1 + i) * frequency for i in range(horizon)], times.dtype)
+    else:
+        following = times[-1] + (1 + np.arange(horizon)) * (times[-1] - times[-2])
+    return np.concatenate([times, following])

@@ -1,0 +1,296 @@
+"""Forecasts from where series have got to, and going on from there."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..._util.tree import Tree, tree_map
+from ...data.sequences import Sequences, to_device
+from ...inference import Predictor
+from ...inference.state_rows import take_rows
+from ...nn.stateful import Stateful, batch_dims, in_mode
+from ...training.checks import input_dtype
+from .forecast_net import ForecastNet, StateOnly
+from .series import Array, filled
+from .windows import SeriesScaling, Windows, over_seasons
+
+if TYPE_CHECKING:
+    from ...estimator import Estimator
+
+__all__ = ["PATH_LEVELS", "Origin", "Rollout"]
+
+# What a recursive forecaster of quantiles learns about the next step; its futures are drawn from
+# the distribution that these describe.
+PATH_LEVELS = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+_PATHS = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where series have got to.
+
+    Parameters
+    ----------
+    state
+        The model's state before their last step, which it sees when covariates of the next are
+        known. None: series begin there.
+    recent
+        The last values, ``(N, R, K)``, without gaps.
+    seasonal
+        The same with gaps filled by `over_seasons`; None: there is no season.
+    starts
+        How many of those rows lie before the series, ``(N,)``.
+    scaling
+        How the series are scaled.
+    """
+
+    state: Tree
+    recent: Array
+    seasonal: Array | None
+    starts: Array
+    scaling: SeriesScaling
+
+    @property
+    def season_before(self) -> Array:
+        """What values are compared with a season later: the last known value if none is known."""
+        if self.seasonal is None:
+            return self.recent
+        return np.where(np.isnan(self.seasonal), self.recent, self.seasonal)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+    """Runs a trained `ForecastNet`.
+
+    Parameters
+    ----------
+    est
+        The estimator that trained it.
+    horizon, lags
+        Steps of a forecast, values seen at once.
+    season, lag
+        Steps of a season, and how far back the one lies that values are compared with; None: none.
+    recursive
+        Whether the model forecasts one step, and is fed with it, rather than all steps.
+    levels
+        The quantiles of forecasts; None: points.
+    seed
+        Of the futures that are drawn.
+    """
+
+    est: Estimator
+    horizon: int
+    lags: int
+    season: int | None
+    lag: int | None
+    recursive: bool
+    levels: tuple[float, ...] | None
+    seed: int
+
+    def begin(
+        self, arrays: list[Array], covariates: list[Array] | None, scaling: SeriesScaling
+    ) -> Origin:
+        """Go through series ``(T_i, K)``, with their covariates ``(T_i, F)``, from their start."""
+        windows = self._windows(arrays, covariates, scaling)
+        steps, state = windows.lengths - 1, None
+        if windows.longest > 1:
+            equal = bool((steps == steps[0]).all())
+            state = self._run(
+                windows.inputs(0, windows.longest - 1), None if equal else steps, None
+            )
+        rows = self.lags + (self.lag or 0)
+        recent = np.zeros((len(arrays), rows, arrays[0].shape[1]))
+        seasonal = None if self.season is None else np.full_like(recent, np.nan)
+        for n, array in enumerate(arrays):
+            begin = max(rows - len(array), 0)
+            recent[n, begin:] = filled(array)[-rows:]
+            if seasonal is not None and self.season is not None:
+                seasonal[n, begin:] = over_seasons(array, self.season)[-rows:]
+        starts = np.maximum(rows - windows.lengths, 0)
+        return Origin(state, recent, seasonal, starts, scaling)
+
+    def advance(self, origin: Origin, values: Array, covariates: Array | None) -> Origin:
+        """Go on with values ``(N, n, K)``, and their covariates ``(N, n, F)``."""
+        known, new = origin.recent.shape[1], values.shape[1]
+        whole = np.stack([
+            np.concatenate([old, filled(one, old[-1])])
+            for old, one in zip(origin.recent, values, strict=True)
+        ])  # fmt: skip
+        seasonal = None
+        if origin.seasonal is not None and self.season is not None:
+            longer = np.concatenate([origin.seasonal, values], axis=1)
+            seasonal = np.stack([over_seasons(one, self.season) for one in longer])
+        going_on = dataclasses.replace(origin, recent=whole, seasonal=seasonal)
+        windows = self._windows_of(going_on, _behind(covariates, known))
+        state = self._run(windows.inputs(known - 1, known - 1 + new), None, origin.state)
+        return Origin(
+            state, whole[:, -known:], None if seasonal is None else seasonal[:, -known:],
+            np.maximum(origin.starts - new, 0), origin.scaling,
+        )  # fmt: skip
+
+    def forecast(self, origin: Origin, covariates: Array | None) -> Array:
+        """Return forecasts ``(N, horizon, K, Q)``, Q = 1 for points, of what follows.
+
+        `covariates` are those of the horizon, ``(N, horizon, F)``; the state stays as it is.
+        """
+        if self.recursive:
+            return self._one_after_the_other(origin, covariates)
+        known, count = origin.recent.shape[1], len(origin.recent)
+        windows = self._windows_of(origin, _behind(covariates, known))
+        stateful = self._going_on_from(origin.state)
+        outputs = self._step(stateful, tree_map(lambda a: a[0], windows.inputs(known - 1, known)))
+        found = outputs.reshape(count, self.horizon, -1, self._outputs)
+        found = np.sort(found, axis=-1)
+        if self.lag is None:
+            center, scale = origin.scaling.center, origin.scaling.scale
+            return np.asarray(found * scale[:, None, :, None] + center[:, None, :, None])
+        change = origin.scaling.change
+        assert change is not None
+        before = origin.season_before[:, known - self.lag :][:, : self.horizon]
+        return np.asarray(found * change[:, None, :, None] + before[..., None])
+
+    def forecasts(
+        self, origin: Origin, values: Array, covariates: Array | None, stride: int
+    ) -> list[Array]:
+        """Return forecasts at `origin` and every `stride` steps of what follows, ``(N, n, K)``.
+
+        Covariates ``(N, n, F)`` are taken as average behind the last.
+        """
+        found = []
+        for begin in range(0, values.shape[1], stride):
+            if begin:
+                new = slice(begin - stride, begin)
+                known = None if covariates is None else covariates[:, new]
+                origin = self.advance(origin, values[:, new], known)
+            ahead = None
+            if covariates is not None:
+                ahead = covariates[:, begin : begin + self.horizon]
+                ahead = np.pad(ahead, ((0, 0), (0, self.horizon - ahead.shape[1]), (0, 0)))
+            found.append(self.forecast(origin, ahead))
+        return found
+
+    @property
+    def _outputs(self) -> int:
+        return 1 if self.levels is None else len(self.levels)
+
+    def _windows(
+        self,
+        arrays: list[Array],
+        covariates: list[Array] | None,
+        scaling: SeriesScaling,
+        starts: Array | None = None,
+        seasonal: list[Array] | None = None,
+    ) -> Windows:
+        return Windows.of(
+            arrays, covariates, scaling, lag=self.lag, season=self.season, lags=self.lags,
+            horizon=1 if self.recursive else self.horizon, starts=starts, seasonal=seasonal,
+        )  # fmt: skip
+
+    def _windows_of(self, origin: Origin, covariates: list[Array] | None) -> Windows:
+        seasonal = None if origin.seasonal is None else list(origin.seasonal)
+        return self._windows(
+            list(origin.recent), covariates, origin.scaling, origin.starts, seasonal
+        )
+
+    # What follows keeps no state in the estimator: several threads may forecast at once.
+
+    def _run(self, inputs: Any, lengths: Array | None, state: Tree) -> Tree:
+        """Go through steps from a state; return that in which they end."""
+        est, net = self.est, StateOnly(self._net)
+        with est.learner.replicas.together("forecast"), in_mode(self._net, training=False):
+            data = Sequences(
+                inputs, lengths=lengths, dtype=input_dtype(net), nan="keep", device=est.device,
+                strict=False,
+            )  # fmt: skip
+            est.learner.replicas.make_common(est.model)
+            predictor = Predictor(Stateful(net), est.device, est.learner.replicas)
+            predictor.state = state
+            predictor.predict(data, est.spec, reset=False)
+        return predictor.state
+
+    def _going_on_from(self, state: Tree) -> Stateful:
+        stateful = Stateful(self._net)
+        stateful.set_state(state)
+        return stateful
+
+    def _step(self, stateful: Stateful, x: Tree) -> Array:
+        """Run one step of all series ``(N, F)``; return what the model forecasts, fp64."""
+        with in_mode(self._net, training=False), torch.no_grad():
+            dtype = input_dtype(self._net)
+            found = stateful(to_device(tree_map(lambda a: a.to(dtype), x), self.est.device))
+        return np.asarray(found.double().cpu().numpy())
+
+    @property
+    def _net(self) -> ForecastNet:
+        net = self.est.model
+        assert isinstance(net, ForecastNet)
+        return net
+
+    def _one_after_the_other(self, origin: Origin, covariates: Array | None) -> Array:
+        """Forecast step by step; quantiles are those of futures that are drawn."""
+        count, known, width = origin.recent.shape
+        copies = 1 if self.levels is None else _PATHS
+        which = np.repeat(np.arange(count), copies)
+        windows = self._windows_of(origin, _behind(covariates, known))
+        first = windows.inputs(known - 1, known)
+        stateful = self._going_on_from(self._copied(origin.state, first, which))
+        generator = np.random.default_rng(self.seed)
+        scaling = origin.scaling.take(which)
+        futures = np.empty((count * copies, self.horizon, width))
+        before = origin.season_before[which]
+        seen = windows.values[torch.from_numpy(which), -self.lags :]
+        for step in range(self.horizon):
+            x: Any = seen.flatten(1)
+            if covariates is not None:
+                ahead = covariates[:, step].astype(np.float32)[which]
+                x = (x, torch.from_numpy(ahead))
+            found = self._step(stateful, x)
+            scaled = _drawn(found.reshape(count * copies, width, -1), generator)
+            if self.lag is None:
+                value = scaled * scaling.scale + scaling.center
+            else:
+                value = scaled * scaling.change + before[:, -self.lag]
+            row = (value - scaling.center) / scaling.scale
+            if self.lag is not None:
+                row = np.concatenate([row, np.broadcast_to(scaled, row.shape)], axis=1)
+            seen = torch.cat([seen[:, 1:], torch.from_numpy(row.astype(np.float32))[:, None]], 1)
+            before = np.concatenate([before[:, 1:], value[:, None]], axis=1)
+            futures[:, step] = value
+        if self.levels is None:
+            return futures[..., None]
+        paths = futures.reshape(count, copies, self.horizon, width)
+        return np.moveaxis(np.quantile(paths, self.levels, axis=1), 0, -1)
+
+    def _copied(self, state: Tree, x: Any, which: Array) -> Tree:
+        """Return the state with a row for each future."""
+        if state is None or len(which) == len(np.unique(which)):
+            return state
+        with in_mode(self._net, training=False):
+            dtype = input_dtype(self._net)
+            dims = batch_dims(self._net, tree_map(lambda a: a.to(self.est.device, dtype), x))
+        return take_rows(state, dims, torch.from_numpy(which))
+
+
+def _behind(covariates: Array | None, known: int) -> list[Array] | None:
+    """Return covariates of steps that follow, with room before them."""
+    if covariates is None:
+        return None
+    return [np.concatenate([np.zeros((known, one.shape[1])), one]) for one in covariates]
+
+
+def _drawn(found: Array, generator: np.random.Generator) -> Array:
+    """Return points ``(R, K)``, or draw from the quantiles at `PATH_LEVELS`, ``(R, K, G)``."""
+    if found.shape[-1] == 1:
+        return np.asarray(found[..., 0])
+    found = np.sort(found, axis=-1)
+    place = generator.random(found.shape[:-1])
+    levels = np.array(PATH_LEVELS)
+    place = place.clip(levels[0], levels[-1])
+    high = np.searchsorted(levels, place).clip(1)[..., None]
+    share = (place[..., None] - levels[high - 1]) / (levels[high] - levels[high - 1])
+    low, up = (np.take_along_axis(found, index, -1) for index in (high - 1, high))
+    return np.asarray((low + share * (up - low))[..., 0])

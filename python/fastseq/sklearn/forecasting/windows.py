@@ -1,0 +1,323 @@
+"""Series as what a forecaster is trained on: windows that are views, of which nothing is copied."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...data.scaling.moments import Moments
+from .series import Array, filled
+
+__all__ = [
+    "SeriesScaling",
+    "Windows",
+    "center_and_scale",
+    "changes",
+    "over_seasons",
+    "window_view",
+]
+
+
+def window_view(rows: Tensor, first: int, steps: int, width: int) -> Tensor:
+    """Return windows over rows as a view: at step t, rows ``first + t`` up to `width` further.
+
+    Parameters
+    ----------
+    rows
+        Contiguous, ``(N, R, C)``.
+    first, steps, width
+        Where the first window begins, how many there are, and of how many rows.
+
+    Returns
+    -------
+    Tensor
+        ``(steps, N, width · C)``, of the same memory.
+
+    Examples
+    --------
+    >>> window_view(torch.arange(5.0).reshape(1, 5, 1), 1, 3, 2)[:, 0]
+    tensor([[1., 2.],
+            [2., 3.],
+            [3., 4.]])
+    """
+    count, length, features = rows.shape
+    if not rows.is_contiguous() or first < 0 or first + steps + width - 1 > length:
+        raise ValueError(f"{steps} windows of {width} do not lie in {length} rows")
+    strides = (features, length * features, 1)
+    return rows.as_strided((steps, count, width * features), strides, first * features)
+
+
+def over_seasons(values: Array, season: int) -> Array:
+    """Return values ``(T, K)`` whose gaps hold what was known one or more seasons before.
+
+    NaN where that was never known.
+
+    Examples
+    --------
+    >>> over_seasons(np.array([[1.0], [np.nan], [np.nan], [4.0], [np.nan], [np.nan]]), 2).T
+    array([[ 1., nan,  1.,  4.,  1.,  4.]])
+    """
+    steps, width = values.shape
+    whole = np.full((-(-steps // season) * season, width), np.nan)
+    whole[:steps] = values
+    seasons = whole.reshape(-1, season * width)
+    rows = np.where(np.isnan(seasons), 0, np.arange(len(seasons))[:, None])
+    rows = np.maximum.accumulate(rows, axis=0)
+    return np.take_along_axis(seasons, rows, axis=0).reshape(-1, width)[:steps]
+
+
+def changes(values: Array, before: Array, lag: int) -> Array:
+    """Return by how much values ``(T, K)`` differ from those `lag` steps before; NaN at first.
+
+    Examples
+    --------
+    >>> values = np.array([[1.0], [4.0], [6.0]])
+    >>> changes(values, values, 2).T
+    array([[nan, nan,  5.]])
+    """
+    found = np.full_like(values, np.nan)
+    found[lag:] = values[lag:] - before[:-lag]
+    return found
+
+
+def center_and_scale(arrays: list[Array]) -> tuple[Array, Array]:
+    """Return mean and standard deviation of all rows of arrays ``(T_i, K)``, NaN left out.
+
+    The deviation is 1 where values differ by rounding alone, the mean 0 where there are none.
+
+    Examples
+    --------
+    >>> center_and_scale([np.array([[1.0, 0.1], [3.0, 0.1]]), np.array([[np.nan, 0.1]])])
+    (array([2. , 0.1]), array([1., 1.]))
+    """
+    center, deviation = _mean_and_deviation(arrays)
+    return center, _above(deviation, _ROUNDING * np.abs(center), 1)
+
+
+_ROUNDING = 8 * np.finfo(np.float64).eps
+
+
+def _mean_and_deviation(arrays: list[Array]) -> tuple[Array, Array]:
+    largest = np.max([np.nanmax(np.abs(one), axis=0, initial=0) for one in arrays], axis=0)
+    unit = np.ldexp(1.0, np.frexp(largest)[1] - 1)  # so that no square leaves the range of fp64
+    moments = Moments(arrays[0].shape[1:])
+    for array in arrays:
+        moments.update(torch.from_numpy(array / unit)[:, None])
+    return np.where(moments.count > 0, moments.mean, 0) * unit, moments.deviation() * unit
+
+
+def _above(deviation: Array, least: Array, otherwise: Array | float) -> Array:
+    return np.where(deviation > least, deviation, otherwise)
+
+
+@dataclasses.dataclass
+class SeriesScaling:
+    """How series are scaled: ``(value - center) / scale``; all alike, or each in its own way.
+
+    Parameters
+    ----------
+    center, scale
+        ``(1, K)``, or ``(N, K)`` for each series its own.
+    change
+        What changes over a season are divided by, likewise; None: there is no season.
+    """
+
+    center: Array
+    scale: Array
+    change: Array | None
+
+    @classmethod
+    def measure(
+        cls,
+        arrays: list[Array],
+        method: str | None,
+        lag: int | None,
+        season: int | None = None,
+    ) -> SeriesScaling:
+        """Find it.
+
+        Parameters
+        ----------
+        arrays
+            Series ``(T_i, K)``, NaN where there is no value.
+        method
+            ``"standard"``: by mean and standard deviation of all; ``"series"``: of each; or None.
+        lag
+            How far back the season lies that values are compared with; None: they are not.
+        season
+            How many steps it has.
+        """
+        groups = [[one] for one in arrays] if method == "series" else [arrays]
+        centers, scales, steps = [], [], []
+        for group in groups:
+            width = group[0].shape[1]
+            center, scale, step = np.zeros(width), np.ones(width), np.ones(width)
+            if method is not None:
+                center, scale = center_and_scale(group)
+            if method is not None and lag is not None and season is not None:
+                found = [changes(one, over_seasons(one, season), lag) for one in group]
+                # What repeats exactly differs by rounding alone.
+                least = _ROUNDING * np.abs(center) + 1e-9 * scale
+                step = _above(_mean_and_deviation(found)[1], least, scale)
+            centers.append(center)
+            scales.append(scale)
+            steps.append(step)
+        change = None if lag is None else np.stack(steps)
+        return cls(np.stack(centers), np.stack(scales), change)
+
+    def of(self, index: int) -> tuple[Array, Array, Array | None]:
+        """Return center, scale and change of one series."""
+        row = index if len(self.center) > 1 else 0
+        return self.center[row], self.scale[row], None if self.change is None else self.change[row]
+
+    def take(self, index: Array) -> SeriesScaling:
+        """Return it for some of the series."""
+        if len(self.center) == 1:
+            return self
+        change = None if self.change is None else self.change[index]
+        return SeriesScaling(self.center[index], self.scale[index], change)
+
+
+@dataclasses.dataclass
+class Windows:
+    """Series and covariates as rows in memory, over which all windows are views.
+
+    Parameters
+    ----------
+    values
+        What the model sees of the past, ``(N, lags - 1 + T, P)``: scaled values and, with a
+        season, changes over it. Gaps hold the last known value, 0 before the first; changes are
+        those of `over_seasons`; where nothing was known a season before, of the last known value.
+    targets
+        What is forecast, ``(N, T + horizon, K)``: scaled values, or changes; NaN where unknown.
+    covariates
+        ``(N, T + horizon, F)``, scaled, 0 behind the last; None: there are none.
+    lengths
+        How many steps each series has, ``(N,)``.
+    lags, horizon
+        How many values the model sees at once, and how many it forecasts.
+    """
+
+    values: Tensor
+    targets: Tensor
+    covariates: Tensor | None
+    lengths: Array
+    lags: int
+    horizon: int
+
+    @classmethod
+    @np.errstate(over="ignore")  # what overflows is told below
+    def of(
+        cls,
+        arrays: list[Array],
+        covariates: list[Array] | None,
+        scaling: SeriesScaling,
+        *,
+        lag: int | None,
+        season: int | None,
+        lags: int,
+        horizon: int,
+        starts: Array | None = None,
+        seasonal: list[Array] | None = None,
+    ) -> Windows:
+        """Scale series ``(T_i, K)`` and lay them out; covariates are scaled already.
+
+        `starts` tells how many rows at the beginning of each series are before it, ``(N,)``;
+        `seasonal` what `over_seasons` returns for series that go on from earlier values.
+        """
+        lengths = np.array([len(one) for one in arrays], np.int64)
+        count, longest, width = len(arrays), int(lengths.max()), arrays[0].shape[1]
+        seen = width if lag is None else 2 * width
+        values = np.zeros((count, lags - 1 + longest, seen), np.float32)
+        targets = np.full((count, longest + horizon, width), np.nan, np.float32)
+        for n, array in enumerate(arrays):
+            center, scale, change = scaling.of(n)
+            start = 0 if starts is None else int(starts[n])
+            array = array[start:]
+            known = (array - center) / scale
+            rows = slice(lags - 1 + start, lags - 1 + start + len(array))
+            values[n, rows, :width] = np.nan_to_num(filled(known))
+            if lag is not None and season is not None:
+                before = over_seasons(array, season) if seasonal is None else seasonal[n][start:]
+                known = changes(array, before, lag) / change
+                whole = np.where(np.isnan(before), filled(array), before)
+                values[n, rows, width:] = np.nan_to_num(changes(whole, whole, lag) / change)
+            targets[n, start : start + len(array)] = known
+        laid = None
+        if covariates is not None:
+            laid = np.zeros((count, longest + horizon, covariates[0].shape[1]), np.float32)
+            for n, array in enumerate(covariates):
+                laid[n, : len(array)] = array[: longest + horizon]
+        for name, part in (("y", values), ("X", laid)):
+            if part is not None and np.isinf(part).any():
+                raise ValueError(
+                    f"{name} has values beyond what single precision holds, scaled as fit does: "
+                    "leave them out (NaN marks missing values of y), or scale them"
+                )
+        return cls(
+            torch.from_numpy(values),
+            torch.from_numpy(targets),
+            None if laid is None else torch.from_numpy(laid),
+            lengths,
+            lags,
+            horizon,
+        )
+
+    @property
+    def longest(self) -> int:
+        """T."""
+        return int(self.lengths.max())
+
+    def inputs(self, begin: int, end: int) -> Tensor | tuple[Tensor, Tensor]:
+        """Return what the model sees at steps ``[begin, end)``: a view ``(steps, N, lags · P)``.
+
+        With covariates a pair; the other view, ``(steps, N, horizon · F)``, has the horizon's.
+        """
+        seen = window_view(self.values, begin, end - begin, self.lags)
+        if self.covariates is None:
+            return seen
+        return seen, window_view(self.covariates, begin + 1, end - begin, self.horizon)
+
+    def outcomes(self, begin: int, end: int) -> Tensor:
+        """Return what the steps after `begin` … `end` bring: a view ``(steps, N, horizon · K)``."""
+        return window_view(self.targets, begin + 1, end - begin, self.horizon)
+
+    def weights(self, begin: int, end: int) -> Tensor | None:
+        """Return which part of each step's targets is known, ``(steps, N)``; None: all are."""
+        known = self.targets.isfinite()
+        if bool(known[:, begin + 1 : end + self.horizon].all()):
+            return None
+        sums = known.double().mean(2).cumsum(1)  # (N, rows): rows up to and with this one
+        width, steps = self.horizon, end - begin
+        last = sums[:, begin + width : begin + width + steps]
+        share = (last - sums[:, begin : begin + steps]) / width
+        return share.clamp_min(0).float().T.contiguous()
+
+    def held_out(self, steps: int) -> tuple[Tensor | tuple[Tensor, Tensor], Tensor, Tensor]:
+        """Leave the last steps of each series out of training; return what to validate on.
+
+        That is whole series, with weights 0 where it is not about these steps.
+
+        Raises
+        ------
+        ValueError
+            Nothing is left to train on.
+        """
+        if steps > self.lengths.min() - 2:
+            raise ValueError(
+                f"validation={steps} leaves nothing to train on of a series of "
+                f"{self.lengths.min()} steps"
+            )
+        apart = self.targets.clone()
+        ends = torch.from_numpy(self.lengths)[:, None]
+        known = torch.arange(apart.shape[1]) < ends - steps
+        self.targets[~known] = torch.nan
+        apart[known] = torch.nan
+        held = dataclasses.replace(self, targets=apart)
+        end = self.longest - 1
+        weights = held.weights(0, end)
+        assert weights is not None
+        return held.inputs(0, end), held.outcomes(0, end), weights

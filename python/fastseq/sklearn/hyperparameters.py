@@ -1,0 +1,201 @@
+"""What a wrapper's hyperparameters mean: its module, optimizer and loss."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn, optim
+
+from .._util.seeding import seeded
+from ..errors import meant
+from ..nn.builders import MLP, Linear, Recurrent
+from ..nn.losses import seqloss
+from ..nn.parameters import decay_groups
+
+__all__ = ["chunk_loss", "make_module", "optimizer_factory", "wants_whole"]
+
+_MODULES = ("lstm", "gru", "rnn", "mlp", "linear")
+# What a module's class may call what is inferred from the data.
+_INPUTS = ("n_in", "input_size", "in_features", "input_dim")
+_OUTPUTS = ("n_out", "output_size", "out_features", "output_dim")
+# The fused ones do a step in one call.
+_OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
+    "adam": functools.partial(optim.Adam, fused=True),
+    "adamw": functools.partial(optim.AdamW, fused=True),
+    "sgd": functools.partial(optim.SGD, fused=True),
+    "rmsprop": optim.RMSprop,
+}
+
+
+def _builder(module: Any, hidden_size: int, num_layers: int, dropout: float) -> Any:
+    """Return the builder that a name stands for; anything else as it is."""
+    if not isinstance(module, str):
+        return module
+    if module == "linear":
+        return Linear()
+    if module == "mlp":
+        return MLP((hidden_size,) * num_layers, dropout)
+    if module in _MODULES:
+        return Recurrent(module, hidden_size, num_layers, dropout)
+    raise ValueError(
+        f"module must be one of {_MODULES}, an nn.Module, its class or a builder, got {module!r}"
+        f"{meant(module, _MODULES)}"
+    )
+
+
+def wants_whole(module: Any) -> bool:
+    """Whether a module takes a whole sequence as one input, if there is one target for it."""
+    return (
+        module in ("mlp", "linear")
+        if isinstance(module, str)
+        else getattr(module, "whole", False) is True
+    )
+
+
+def make_module(
+    module: Any,
+    n_in: int,
+    n_out: int,
+    *,
+    seed: int,
+    hidden_size: int,
+    num_layers: int,
+    dropout: float,
+) -> nn.Module:
+    """Make what the hyperparameter ``module`` says.
+
+    Parameters
+    ----------
+    module
+        A name, an `nn.Module` (which is copied), a class of modules, or a builder.
+    n_in, n_out
+        Numbers of features and of outputs.
+    seed
+        Where the weights come from; torch's global generator is left as it was.
+    hidden_size, num_layers, dropout
+        For names, and for classes whose constructor has such parameters.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `module` is nothing of the kind, or returned none.
+    """
+    if isinstance(module, nn.Module):
+        return copy.deepcopy(module)
+    build = _builder(module, hidden_size, num_layers, dropout)
+    if not callable(build):
+        raise TypeError(
+            f"module must be a name, an nn.Module, its class or a builder, got {module!r}"
+        )
+    with seeded(seed):
+        if isinstance(build, type) and issubclass(build, nn.Module):
+            sizes = {"hidden_size": hidden_size, "num_layers": num_layers, "dropout": dropout}
+            made = build(**_sizes_by_name(build, n_in, n_out, sizes))
+        else:
+            made = build(n_in, n_out, torch.Generator().manual_seed(seed))
+    if not isinstance(made, nn.Module):
+        raise TypeError(f"module must build an nn.Module, got {type(made).__name__}")
+    return made
+
+
+def _sizes_by_name(
+    kind: type[nn.Module], n_in: int, n_out: int, more: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the arguments of a class's constructor that are known by their names."""
+    known = {**dict.fromkeys(_INPUTS, n_in), **dict.fromkeys(_OUTPUTS, n_out), **more}
+    parameters = list(inspect.signature(kind).parameters.values())
+    missing = [
+        p.name
+        for p in parameters
+        if p.default is p.empty
+        and p.name not in known
+        and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    if missing:
+        raise TypeError(
+            f"{kind.__name__} needs {', '.join(missing)}, which is not known: its constructor may "
+            f"have {', '.join((_INPUTS[0], _OUTPUTS[0], *more))}; else pass a builder, such as "
+            f"lambda n_in, n_out, rng: {kind.__name__}(...)"
+        )
+    return {p.name: known[p.name] for p in parameters if p.name in known}
+
+
+def optimizer_factory(
+    optimizer: Any, model: nn.Module, *, lr: float, weight_decay: float, decay_biases: bool
+) -> Callable[[Iterable[Tensor]], optim.Optimizer]:
+    """Return what makes the optimizer of a model's parameters.
+
+    Parameters
+    ----------
+    optimizer
+        A name, a class, or a callable ``optimizer(params, lr=…, weight_decay=…)``; the latter two
+        are passed if it takes them.
+    model
+        Whose parameters.
+    lr, weight_decay
+        Learning rate and decay.
+    decay_biases
+        False: biases do not decay.
+    """
+    if isinstance(optimizer, str):
+        if optimizer not in _OPTIMIZERS:
+            hint = meant(optimizer, _OPTIMIZERS)
+            raise ValueError(
+                f"optimizer must be one of {tuple(_OPTIMIZERS)}, got {optimizer!r}{hint}"
+            )
+        make: Any = _OPTIMIZERS[optimizer]
+    elif isinstance(optimizer, optim.Optimizer) or not callable(optimizer):
+        raise TypeError(
+            "optimizer must be a name, a class or a callable that makes one of the parameters, got "
+            f"{optimizer!r}"
+        )
+    else:
+        make = optimizer
+    taken = {"lr": lr, "weight_decay": weight_decay}
+    if not isinstance(optimizer, str):
+        parameters = inspect.signature(make).parameters
+        anything = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
+        taken = {name: v for name, v in taken.items() if anything or name in parameters}
+    if "weight_decay" not in taken and weight_decay:
+        raise ValueError(f"the optimizer {optimizer!r} takes no weight_decay, got {weight_decay!r}")
+
+    def factory(params: Iterable[Tensor]) -> optim.Optimizer:
+        if decay_biases or not weight_decay:
+            return make(list(params), **taken)  # type: ignore[no-any-return]
+        return make(decay_groups(model, weight_decay), **taken)  # type: ignore[no-any-return]
+
+    return factory
+
+
+def chunk_loss(loss: Any, named: dict[str, Callable[..., Tensor]]) -> Callable[..., Tensor]:
+    """Return a loss over chunks.
+
+    Parameters
+    ----------
+    loss
+        One of the names; a loss of samples, ``loss(output, target, reduction=…)``, as function,
+        module or class of modules; or already one of chunks, ``loss(m, xs, ys)``.
+    named
+        What the names stand for.
+    """
+    if isinstance(loss, str):
+        if loss not in named:
+            hint = meant(loss, named)
+            raise ValueError(
+                f"loss must be one of {tuple(named)} or a callable, got {loss!r}{hint}"
+            )
+        return seqloss(named[loss])
+    if isinstance(loss, type) and issubclass(loss, nn.Module):
+        return seqloss(loss())
+    if not callable(loss):
+        raise TypeError(f"loss must be a name or a callable, got {loss!r}")
+    if isinstance(loss, nn.Module):
+        return seqloss(loss)
+    parameters = inspect.signature(loss).parameters.values()
+    required = [p for p in parameters if p.default is p.empty and p.kind <= p.POSITIONAL_OR_KEYWORD]
+    return loss if len(required) >= 3 else seqloss(loss)

@@ -1,0 +1,266 @@
+"""`SequenceRegressor`: numbers from sequences, the scikit-learn way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch.nn.functional as F  # noqa: N812
+from sklearn.base import RegressorMixin
+from sklearn.metrics import r2_score
+
+from .hyperparameters import chunk_loss
+from .input_checks import Inputs, Items
+from .supervised import Problem, SequencePredictor
+from .target_forms import Targets, read_targets
+
+__all__ = ["SequenceRegressor"]
+
+_LOSSES: dict[str, Callable[..., Any]] = {
+    "mse": F.mse_loss,
+    "mae": F.l1_loss,
+    "huber": F.huber_loss,
+}
+
+
+class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc]
+    """Learns numbers from sequences, or from rows of a table, as a scikit-learn regressor.
+
+    Samples come first: X is ``(N, T, F)``, N sequences of T steps with F features, or a list of
+    ``(T_i, F)`` or ``(T_i,)``. An array or a data frame ``(N, F)`` is a table, as everywhere in
+    scikit-learn: N samples of *one* step with F features; N series of T values are
+    ``X[:, :, None]``, or the list of them.
+
+    y is one target per sequence, ``(N,)`` or ``(N, K)``, which is compared with what the module
+    returns at the sequence's last step; or one per step, ``(N, T)``, ``(N, T, K)`` or a list of
+    ``(T_i,)`` or ``(T_i, K)``.
+
+    Computes in the dtype of X: double precision if that has it, else single precision. What is
+    scaled is scaled in double precision before; predictions are in double precision if X or y is.
+
+    Parameters
+    ----------
+    module
+        What learns: ``"lstm"``, ``"gru"``, ``"rnn"``; ``"mlp"``, ``"linear"``, which take a whole
+        sequence as one input if there is one target for it, and else each step alone; a
+        `torch.nn.Module`, which is copied; a class of modules, made with those of ``n_in``,
+        ``n_out``, ``hidden_size``, ``num_layers`` and ``dropout`` that its constructor has (also
+        as ``input_size``, ``output_size``); or a builder, ``builder(n_in, n_out, rng)``, see
+        `fastseq.nn.builders`. Modules are time-major, ``(T, N, F)`` to ``(T, N, K)``; with one
+        target per sequence also to ``(N, K)``.
+    hidden_size, num_layers, dropout
+        Width and number of hidden layers, and which part of their outputs training leaves out.
+    loss
+        ``"mse"``, ``"mae"``, ``"huber"``; a loss as function, module or class of modules, such as
+        `torch.nn.SmoothL1Loss`; or one over chunks, ``loss(m, xs, ys)``, see `Estimator`.
+    optimizer
+        ``"adamw"``, ``"adam"``, ``"sgd"``, ``"rmsprop"``; a class; or a callable
+        ``optimizer(params, lr=…, weight_decay=…)``.
+    lr, weight_decay
+        Its learning rate and decay.
+    decay_biases
+        False: biases do not decay.
+    epochs
+        Passes over the data: all of them, those of earlier calls with `warm_start` included.
+    batchsize
+        Sequences that are trained together.
+    seqsize
+        Steps that gradients reach back. None: all steps if there is one target per sequence, or
+        the module is one of your own without a state; else at most 100.
+    shuffle
+        Visit the samples in a new random order each epoch; those of different lengths in blocks
+        of sequences of similar length.
+    clip_norm, clip_value, accumulate
+        See `Spec`.
+    nan
+        What to do with NaN and infinities: ``"raise"``, or ``"mask"``: take them for missing
+        values, see `Spec`. Predictions fill missing inputs too; scores leave missing targets out.
+    scale_x, scale_y
+        How to scale inputs and targets, by what the training data measure: ``"standard"``,
+        ``"robust"`` or None; see `Spec`. Predictions are in the targets' units, losses are not.
+    per_step
+        Which targets ``(N, T)`` are, if T is the number of steps; None: one per step.
+    validation_fraction
+        Which part of the samples to keep apart, for ``validation_loss`` in the history; drawn at
+        random, the last ones if `shuffle` is false. None: none.
+    callbacks
+        See `Estimator`; each cold start uses copies of those that are `callbacks.Callback`.
+    amp, compile, device
+        See `Estimator`.
+    comm
+        The ranks that work together: None, this process alone, so that searches and ``n_jobs`` can
+        run anywhere; ``"auto"``, all that the launcher started, all of which must then make the
+        same calls.
+    random_state
+        Seed of weights, order and dropout, or what draws it; see scikit-learn's glossary.
+    warm_start
+        Whether `fit` goes on from the last one. It does if data of the same form come and nothing
+        has changed but `epochs`, which may grow, `optimizer`, `lr`, `weight_decay`,
+        `decay_biases`, `callbacks` and `verbose`; then two calls do what one would have done.
+    verbose
+        1: show a progress bar, and tell whether `fit` goes on or starts anew.
+
+    Attributes
+    ----------
+    estimator_
+        The `Estimator` that was trained; its ``model`` is the module.
+    history_
+        What training did, epoch by epoch: a `History`.
+    n_iter_
+        How many epochs have been done.
+    continued_
+        Whether the last `fit` went on from the one before.
+    n_features_in_, feature_names_in_
+        F, and the names of a data frame's columns.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastseq.sklearn import SequenceRegressor
+    >>> X = np.random.default_rng(0).standard_normal((60, 10, 3))
+    >>> y = X[:, -3:].sum((1, 2))
+    >>> model = SequenceRegressor("gru", lr=0.02, epochs=30, random_state=0).fit(X, y)
+    >>> model.predict(X).shape, bool(model.score(X, y) > 0.8)
+    ((60,), True)
+    """
+
+    def __init__(
+        self,
+        module: Any = "lstm",
+        *,
+        hidden_size: int = 32,
+        num_layers: int = 1,
+        dropout: float = 0.0,
+        loss: Any = "mse",
+        optimizer: Any = "adamw",
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        decay_biases: bool = True,
+        epochs: int = 20,
+        batchsize: int = 32,
+        seqsize: int | None = None,
+        shuffle: bool = True,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        accumulate: int = 1,
+        nan: str = "raise",
+        scale_x: str | None = "standard",
+        scale_y: str | None = "standard",
+        per_step: bool | None = None,
+        validation_fraction: float | None = None,
+        callbacks: Sequence[Any] = (),
+        amp: str | None = None,
+        compile: bool = False,  # noqa: A002 (what PyTorch calls it)
+        device: Any = "auto",
+        comm: Any = None,
+        random_state: Any = None,
+        warm_start: bool = False,
+        verbose: int = 0,
+    ) -> None:
+        self.module = module
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.dropout = dropout
+        self.loss = loss
+        self.optimizer = optimizer
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.decay_biases = decay_biases
+        self.epochs = epochs
+        self.batchsize = batchsize
+        self.seqsize = seqsize
+        self.shuffle = shuffle
+        self.clip_norm = clip_norm
+        self.clip_value = clip_value
+        self.accumulate = accumulate
+        self.nan = nan
+        self.scale_x = scale_x
+        self.scale_y = scale_y
+        self.per_step = per_step
+        self.validation_fraction = validation_fraction
+        self.callbacks = callbacks
+        self.amp = amp
+        self.compile = compile
+        self.device = device
+        self.comm = comm
+        self.random_state = random_state
+        self.warm_start = warm_start
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> SequenceRegressor:  # noqa: N803
+        """Train.
+
+        Parameters
+        ----------
+        X, y
+            Samples and targets, as the class describes them.
+        sample_weight
+            Weights ``(N,)``, not negative; with targets per step also ``(N, T)`` or a list of
+            ``(T_i,)``.
+
+        Returns
+        -------
+        SequenceRegressor
+            This one.
+
+        Raises
+        ------
+        ValueError, TypeError
+            Data or hyperparameters are not what they should be.
+        NonFiniteError
+            The loss became NaN or infinite.
+        """
+        self._learn(X, y, sample_weight)
+        return self
+
+    def partial_fit(
+        self, X: Any, y: Any, sample_weight: Any = None  # noqa: N803
+    ) -> SequenceRegressor:  # fmt: skip
+        """Train for one epoch, from what was learnt before on; see `fit`."""
+        self._learn(X, y, sample_weight, partial=True)
+        return self
+
+    def predict(self, X: Any) -> Any:  # noqa: N803
+        """Return predictions in the form of the targets that `fit` got.
+
+        Parameters
+        ----------
+        X
+            Samples, as in `fit`.
+
+        Returns
+        -------
+        numpy.ndarray or list
+            ``(N,)`` or ``(N, K)``; per step ``(N, T)`` or ``(N, T, K)``, or, for a list of
+            sequences, a list of ``(T_i,)`` or ``(T_i, K)``.
+        """
+        outputs = self._outputs(X)
+        return self._form_of_targets.restored(outputs)
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:  # noqa: N803
+        """Return R² of the predictions, over all steps where each has a target; see `fit`.
+
+        For several targets the mean of theirs; what is missing of one does not count.
+        """
+        truth, predicted, weights = self._compared(X, y, sample_weight)
+        # In single precision, squares of differences leave its range, or lose their digits.
+        truth, predicted = truth.astype(float, copy=False), predicted.astype(float, copy=False)
+        scores = []
+        for known, true, found in zip(np.isfinite(truth.T), truth.T, predicted.T, strict=True):
+            weight = None if weights is None else weights[known]
+            scores.append(r2_score(true[known], found[known], sample_weight=weight))
+        return float(np.mean(scores))
+
+    def _read_y(self, y: Any, inputs: Inputs) -> Targets:
+        return read_targets(y, inputs, self.per_step, numeric=True, nan=self.nan)
+
+    def _problem(self, targets: Targets, weights: Items | None, known: Any) -> Problem:  # noqa: ARG002
+        return Problem(
+            targets.y,
+            targets.form.count,
+            chunk_loss(self.loss, _LOSSES),
+            targets.form,
+            weights,
+            scale_y=self.scale_y,
+        )

@@ -1,0 +1,140 @@
+"""Losses over chunks where there is one target for a whole sequence, or several classes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from ..nn.stateful import each_step
+
+__all__ = ["AtLastStep", "CrossEntropies", "PerSequence", "last_step_only", "over_steps"]
+
+
+class PerSequence:
+    """A loss where there is one target for a whole sequence; modules may pool: return ``(B, K)``.
+
+    Parameters
+    ----------
+    loss
+        ``loss(m, xs, ys)``, with weights ``loss(m, xs, ys, ws)``.
+
+    Attributes
+    ----------
+    per_sequence
+        That outputs without steps are meant.
+    """
+
+    per_sequence = True
+
+    def __init__(self, loss: Callable[..., Tensor]) -> None:
+        self.loss = loss
+
+    def __call__(self, m: Any, xs: Any, ys: Tensor, *ws: Tensor) -> Tensor:
+        """Compute it for a chunk."""
+        return self.loss(_EachStep(m), xs, ys, *ws)
+
+
+class AtLastStep(PerSequence):
+    """A loss of what a model returns at a chunk's last step.
+
+    Parameters
+    ----------
+    loss
+        ``loss(m, xs, ys)``, with weights ``loss(m, xs, ys, ws)``.
+
+    Attributes
+    ----------
+    at_last_step
+        That metrics, too, are of chunks' last steps.
+
+    Examples
+    --------
+    >>> from fastseq import seqloss
+    >>> x, y = torch.tensor([[[7.0]], [[3.0]]]), torch.ones(2, 1, 1)
+    >>> AtLastStep(seqloss(F.mse_loss))(nn.Identity(), x, y)
+    tensor(4.)
+    """
+
+    at_last_step = True
+
+    def __call__(self, m: Any, xs: Any, ys: Tensor, *ws: Tensor) -> Tensor:
+        """Compute it for a chunk that holds whole sequences."""
+        return self.loss(_LastStep(m), xs, ys[-1:], *(w[-1:] for w in ws))
+
+
+class _EachStep:
+    """A model that may return one output for all steps."""
+
+    def __init__(self, m: Any) -> None:
+        self._m = m
+
+    def __call__(self, xs: Any) -> Any:
+        return each_step(self._m(xs), len(xs))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._m, name)
+
+
+class _LastStep(_EachStep):
+    """A model of which only the last output counts."""
+
+    def __call__(self, xs: Any) -> Tensor:
+        y: Tensor = self._m(xs)
+        return y.unsqueeze(0) if y.dim() == 2 else y[-1:]
+
+
+class CrossEntropies:
+    """The mean of the cross entropies of several targets, whose classes' outputs lie side by side.
+
+    Parameters
+    ----------
+    sizes
+        How many classes each target has.
+
+    Examples
+    --------
+    >>> loss = CrossEntropies((2, 3))
+    >>> loss(torch.zeros(4, 5), torch.zeros(4, 2, dtype=torch.int64), "none").shape
+    torch.Size([4])
+    """
+
+    def __init__(self, sizes: tuple[int, ...]) -> None:
+        self.sizes = sizes
+
+    def __call__(self, output: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+        """Compute it for outputs ``(M, Σ sizes)`` and classes ``(M, K)``."""
+        parts = torch.split(output, list(self.sizes), 1)
+        losses = [
+            F.cross_entropy(part, target[:, k], reduction=reduction) for k, part in enumerate(parts)
+        ]
+        return sum(losses[1:], losses[0]) / len(losses)
+
+
+def last_step_only(x: Any, y: Tensor, w: Tensor | None) -> Any:
+    """Return weights, per step, of which only those of each sequence's last step are not zero.
+
+    Parameters
+    ----------
+    x
+        Inputs ``(T, N, F)``, or a list of ``(T_i, F)``.
+    y
+        A target for each sequence, ``(N, K)``.
+    w
+        Weights of sequences, ``(N,)``; None: 1.
+    """
+    if w is None:
+        w = torch.ones(len(y), dtype=x[0].dtype)
+    if not isinstance(x, list):
+        return torch.cat([w.new_zeros(len(x) - 1, len(w)), w.unsqueeze(0)])
+    return [torch.cat([w.new_zeros(len(a) - 1), one.view(1)]) for a, one in zip(x, w, strict=True)]
+
+
+def over_steps(x: Any, y: Tensor) -> Any:
+    """Return a target ``(N, K)`` of whole sequences as one of each step."""
+    if not isinstance(x, list):
+        return y.expand(len(x), *y.shape)
+    return [one.expand(len(a), *one.shape) for a, one in zip(x, y, strict=True)]

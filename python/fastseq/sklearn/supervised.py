@@ -1,0 +1,203 @@
+"""What regressor and classifier share: from what users pass to a `Task`, and outputs back."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from sklearn.model_selection import train_test_split
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from ..training.checks import input_dtype
+from .base import SequenceEstimator, Task
+from .hyperparameters import wants_whole
+from .input_checks import (
+    Array,
+    Inputs,
+    Items,
+    as_tensor,
+    read_inputs,
+    read_weights,
+    take,
+    time_major,
+)
+from .target_forms import TargetForm, Targets
+
+__all__ = ["Problem", "SequencePredictor"]
+
+_LONGEST = 100  # steps of a chunk, if every step has a target
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """What there is to learn of targets.
+
+    Parameters
+    ----------
+    y
+        Targets as the loss wants them, in the layout of `Targets`.
+    n_out
+        How many outputs the module needs.
+    loss
+        Over chunks.
+    form
+        What must be the same in the next call, to go on from there.
+    weights
+        Of samples, or of their steps; None: all 1.
+    strata
+        Classes of samples, all of which validation should see; None: there are none.
+    scale_y
+        How to scale targets.
+    fitted
+        Attributes to set after training.
+    """
+
+    y: Items
+    n_out: int
+    loss: Callable[..., Tensor]
+    form: Any
+    weights: Items | None
+    strata: Array | None = None
+    scale_y: str | None = None
+    fitted: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class SequencePredictor(SequenceEstimator):
+    """Base of the estimators whose samples are sequences."""
+
+    loss: Any
+    per_step: bool | None
+    validation_fraction: float | None
+    _form_of_targets: TargetForm
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        tags.input_tags.allow_nan = self.nan == "mask"
+        tags.target_tags.multi_output = True
+        return tags
+
+    @abstractmethod
+    def _read_y(self, y: Any, inputs: Inputs) -> Targets:
+        """Check targets."""
+
+    @abstractmethod
+    def _problem(self, targets: Targets, weights: Items | None, known: Any) -> Problem:
+        """Return what there is to learn, given what is `known`."""
+
+    def _learn(
+        self, X: Any, y: Any, sample_weight: Any, *, partial: bool = False, known: Any = None  # noqa: N803
+    ) -> None:  # fmt: skip
+        """Train on samples."""
+        goes_on = partial and hasattr(self, "estimator_")
+        inputs = read_inputs(self, X, reset=not goes_on)
+        if goes_on:
+            inputs = dataclasses.replace(inputs, dtype=input_dtype(self.estimator_.model))
+        targets = self._read_y(y, inputs)
+        form = targets.form
+        weights = read_weights(sample_weight, inputs, per_step=form.per_step)
+        problem = self._problem(targets, weights, known)
+        if wants_whole(self.module) and not form.per_step:
+            inputs = inputs.whole()
+        steps = min(inputs.steps, _LONGEST) if form.per_step else inputs.steps
+        in_one_chunk = not inputs.ragged and (self.seqsize or steps) >= inputs.steps
+        start = self._begin(
+            (problem.form, inputs.features, inputs.dtype, in_one_chunk or form.per_step),
+            partial=partial,
+        )
+        training, apart = self._split(inputs.count, problem.strata, start.seed)
+        x, y, w = _parts(inputs, problem, training)
+        self._train(
+            Task(
+                x, y, w,
+                n_in=inputs.features,
+                n_out=problem.n_out,
+                dtype=inputs.dtype,
+                loss=problem.loss,
+                steps=steps,
+                validation=None if apart is None else _parts(inputs, problem, apart),
+                scale_y=problem.scale_y,
+            ),
+            start,
+        )  # fmt: skip
+        self._form_of_targets = form
+        for name, value in problem.fitted.items():
+            setattr(self, name, value)
+
+    def _split(
+        self, count: int, strata: Array | None, seed: int
+    ) -> tuple[Array | None, Array | None]:
+        """Return which samples to train on, and which to keep apart; None: all, and none."""
+        if self.validation_fraction is None:
+            return None, None
+        if strata is not None and np.unique(strata, return_counts=True)[1].min() < 2:
+            strata = None
+        return tuple(
+            train_test_split(
+                np.arange(count),
+                test_size=self.validation_fraction,
+                shuffle=self.shuffle,
+                stratify=strata if self.shuffle else None,
+                random_state=seed if self.shuffle else None,
+            )
+        )
+
+    def _outputs(self, X: Any) -> Items:  # noqa: N803
+        """Return what the module makes of samples, ``(N, K)``, ``(N, T, K)`` or ``(T_i, K)``."""
+        check_is_fitted(self)
+        inputs = read_inputs(self, X, reset=False)
+        est, form = self.estimator_, self._form_of_targets
+        if wants_whole(self.module) and not form.per_step:
+            inputs = inputs.whole()
+            expected = self._form[1]
+            if inputs.features != expected:
+                raise ValueError(
+                    f"X has {inputs.features} features in all steps, but this module was fitted "
+                    f"on {expected}: sequences must be as long as those"
+                )
+        x = inputs.x if isinstance(inputs.x, list) else inputs.x.swapaxes(0, 1)
+        outputs = est.predict(x)
+        if isinstance(outputs, list):
+            return outputs if form.per_step else np.stack([a[-1] for a in outputs])
+        if not form.per_step:
+            last: Array = outputs[-1]
+            return last
+        outputs = np.ascontiguousarray(outputs.swapaxes(0, 1))
+        return list(outputs) if inputs.listed else outputs
+
+    def _compared(
+        self, X: Any, y: Any, sample_weight: Any  # noqa: N803
+    ) -> tuple[Array, Array, Array | None]:  # fmt: skip
+        """Return targets and predictions, one after the other, ``(M, K)``, and their weights."""
+        predicted = self.predict(X)
+        inputs = read_inputs(self, X, reset=False)
+        targets = self._read_y(y, inputs)
+        if targets.form.per_step != self._form_of_targets.per_step:
+            raise ValueError("y must have one target per step if fit got such, else per sequence")
+        weights: Any = read_weights(sample_weight, inputs, per_step=targets.form.per_step)
+        if weights is not None and targets.form.per_step:
+            if isinstance(weights, np.ndarray) and weights.ndim == 1:
+                weights = np.repeat(weights, inputs.lengths)
+            weights = np.concatenate([np.ravel(w) for w in weights])
+        rows = np.concatenate(predicted) if isinstance(predicted, list) else predicted
+        return targets.rows, rows.reshape(targets.rows.shape), weights
+
+
+def _parts(inputs: Inputs, problem: Problem, index: Array | None) -> tuple[Any, Any, Any]:
+    """Return inputs, targets and weights of some samples, time-major."""
+    x, y, w = inputs.x, problem.y, problem.weights
+    if index is not None:
+        x, y = take(x, index), take(y, index)
+        w = None if w is None else take(w, index)
+    per_step = isinstance(y, list) or y.ndim == 3
+    ys = time_major(y) if per_step else as_tensor(np.ascontiguousarray(y))
+    xs = time_major(x)
+    if w is None:
+        return xs, ys, None
+    if isinstance(w, list):
+        return xs, ys, [one.to(inputs.dtype) for one in time_major(w)]
+    return xs, ys, as_tensor(np.ascontiguousarray(w.T)).to(inputs.dtype)

@@ -1,0 +1,166 @@
+"""What targets look like: per sequence or per step, one or several."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from sklearn.utils import check_array
+from sklearn.utils.validation import check_consistent_length
+
+from ..data.given import refuse_foreign, refuse_null
+from .input_checks import Array, Inputs, Items, numbers
+
+__all__ = ["TargetForm", "Targets", "read_targets", "refuse_missing"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetForm:
+    """The form of targets, and so of predictions.
+
+    Parameters
+    ----------
+    per_step
+        Whether there is a target for every step, or one for a whole sequence.
+    count
+        How many targets there are.
+    squeezed
+        Whether they came without an axis for that.
+    """
+
+    per_step: bool
+    count: int
+    squeezed: bool
+
+    def restored(self, rows: Items) -> Items:
+        """Return ``(N, K)``, ``(N, T, K)`` or a list of ``(T_i, K)`` in the form of the targets."""
+        if not self.squeezed:
+            return rows
+        return [a[:, 0] for a in rows] if isinstance(rows, list) else rows[..., 0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Targets:
+    """Targets of samples: ``(N, K)``, per step ``(N, T, K)`` or a list of ``(T_i, K)``."""
+
+    y: Items
+    form: TargetForm
+
+    @property
+    def rows(self) -> Array:
+        """All targets, one after the other, ``(M, K)``."""
+        if isinstance(self.y, list):
+            return np.concatenate(self.y)
+        return self.y.reshape(-1, self.form.count)
+
+    def like(self, rows: Array) -> Items:
+        """Return what belongs to `rows`, ``(M, …)``, one for each sample or step, as those lie."""
+        if isinstance(self.y, list):
+            return np.split(rows, np.cumsum([len(a) for a in self.y])[:-1])
+        shaped: Array = rows.reshape(*self.y.shape[:-1], *rows.shape[1:])
+        return shaped
+
+
+def read_targets(
+    y: Any, inputs: Inputs, per_step: bool | None, *, numeric: bool, nan: str = "raise"
+) -> Targets:
+    """Check targets.
+
+    Parameters
+    ----------
+    y
+        ``(N,)`` or ``(N, K)``, per step ``(N, T)``, ``(N, T, K)``, or a list of ``(T_i,)`` or
+        ``(T_i, K)``.
+    inputs
+        What they belong to.
+    per_step
+        Which of them ``(N, T)`` is; None: per step.
+    numeric
+        Whether they must be numbers; they stay in single or double precision.
+    nan
+        ``"mask"``: numbers may be NaN.
+
+    Raises
+    ------
+    ValueError, TypeError
+        They are nothing of the kind; messages are scikit-learn's.
+    """
+    if y is None:
+        raise ValueError("this estimator requires y to be passed, but the target y is None")
+    refuse_null(y, "y")
+    refuse_foreign(y, "y")
+    listed = isinstance(y, (list, tuple)) and all(getattr(a, "ndim", 0) for a in y)
+    if listed and inputs.listed and per_step is not False:
+        return _read_list(y, inputs, numeric=numeric, finite=nan == "raise")
+    if not numeric:
+        refuse_missing(y)
+    y = check_array(
+        y, ensure_2d=False, allow_nd=True, input_name="y", dtype="numeric" if numeric else None,
+        ensure_all_finite=nan == "raise" or not numeric,
+    )  # fmt: skip
+    check_consistent_length(inputs.lengths, y)
+    y = numbers(y, "y") if numeric else y
+    steps = y.ndim > 1 and not inputs.ragged and y.shape[1] == inputs.steps
+    if y.ndim == 3 or (y.ndim == 2 and per_step is not False and steps and inputs.steps > 1):
+        if per_step is False or not steps:
+            raise ValueError(
+                f"y of shape {y.shape} must have as many steps as X, {inputs.steps}, to be one "
+                "target per step; with one per sequence it is (N,) or (N, K)"
+            )
+        return Targets(y.reshape(*y.shape[:2], -1), TargetForm(True, *_form(y, 2)))
+    if per_step or y.ndim not in (1, 2):
+        raise ValueError(
+            f"y must be (N,) or (N, K), or per step (N, T) or (N, T, K), got {y.shape}"
+        )
+    return Targets(y.reshape(len(y), -1), TargetForm(False, *_form(y, 1)))
+
+
+def _read_list(y: Any, inputs: Inputs, *, numeric: bool, finite: bool) -> Targets:
+    """Read one array per sequence."""
+    check_consistent_length(inputs.lengths, y)
+    items = [np.asarray(a) for a in y]
+    if not numeric:
+        for i, item in enumerate(items):
+            refuse_missing(item, f"y[{i}]")
+    wrong = next((i for i, a in enumerate(items) if len(a) != inputs.lengths[i]), None)
+    if wrong is not None:
+        raise ValueError(
+            f"y[{wrong}] has {len(items[wrong])} steps, but X[{wrong}] has "
+            f"{inputs.lengths[wrong]}; with one target per sequence pass an array (N,) or (N, K)"
+        )
+    whole = check_array(
+        np.concatenate(items), ensure_2d=False, input_name="y",
+        dtype="numeric" if numeric else None, ensure_all_finite=finite or not numeric,
+    )  # fmt: skip
+    whole = numbers(whole, "y") if numeric else whole
+    form = TargetForm(True, *_form(whole, 1))
+    rows = whole.reshape(len(whole), -1)
+    if inputs.ragged:
+        return Targets(np.split(rows, np.cumsum(inputs.lengths)[:-1]), form)
+    return Targets(rows.reshape(inputs.count, inputs.steps, -1), form)
+
+
+def refuse_missing(y: Any, name: str = "y") -> None:
+    """Raise if a label is None, NaN or pandas' NA, which sorting labels stumbles over."""
+    try:
+        labels = np.asarray(y)
+    except ValueError as error:
+        raise ValueError(f"{name} must be labels, got sequences of unequal lengths") from error
+    if labels.dtype != object:
+        return
+    for place, label in np.ndenumerate(labels):
+        try:
+            missing = label is None or bool(label != label)
+        except (TypeError, ValueError):  # NA is neither equal nor unequal
+            missing = not hasattr(label, "__len__")
+        if missing:
+            raise ValueError(
+                f"{name} has no label at {', '.join(map(str, place))}, but {label!r}: leave such "
+                "samples out, or give them any label and the weight 0"
+            )
+
+
+def _form(y: Array, leading: int) -> tuple[int, bool]:
+    """Return how many targets there are, and whether there is no axis for them."""
+    return (1, True) if y.ndim == leading else (y.shape[leading], False)

@@ -1,0 +1,1 @@
+"""Training: the loop, what it is given, and what it leaves behind."""

@@ -1,0 +1,88 @@
+"""Mixed precision: in what the forward pass of training computes."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn, optim
+
+from .checks import input_dtype
+
+__all__ = ["Precision"]
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Precision:
+    """What ``Estimator(amp=…)`` asks for, by PyTorch's autocast and its gradient scaler.
+
+    Parameters
+    ----------
+    amp
+        None: the model's own dtype; ``"bf16"``; ``"fp16"``, with gradients scaled by what lets
+        none of them overflow: steps for which it did not are left out.
+    device
+        Where the model is.
+
+    Raises
+    ------
+    ValueError
+        `amp` is something else.
+
+    Examples
+    --------
+    >>> Precision("bf16", torch.device("cpu")).scales
+    False
+    """
+
+    def __init__(self, amp: str | None, device: torch.device) -> None:
+        if amp is not None and amp not in _DTYPES:
+            raise ValueError(f'amp must be None, "bf16" or "fp16", got {amp!r}')
+        self.amp = amp
+        self._dtype = None if amp is None else _DTYPES[amp]
+        self._device = device
+        self._scaler: torch.amp.GradScaler | None = None
+        if amp == "fp16":
+            self._scaler = torch.amp.GradScaler(device.type)
+        self.scales = self._scaler is not None
+
+    def check(self, model: nn.Module) -> None:
+        """Raise unless this is for a model of that dtype."""
+        if self._dtype is not None and input_dtype(model) == torch.float64:
+            raise ValueError(f"amp={self.amp!r} needs a model in float32, got one in float64")
+
+    @property
+    def forward(self) -> AbstractContextManager[Any]:
+        """What the forward pass runs in."""
+        if self._dtype is None:
+            return _AS_IT_IS
+        return torch.autocast(self._device.type, self._dtype)
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """Return what to differentiate in place of the loss."""
+        return loss if self._scaler is None else self._scaler.scale(loss)
+
+    def unscale(self, optimizer: optim.Optimizer) -> None:
+        """Make gradients those of the loss again."""
+        if self._scaler is not None:
+            self._scaler.unscale_(optimizer)
+
+    def step(self, optimizer: optim.Optimizer) -> None:
+        """Make a step, unless a gradient overflowed, and choose the next scale."""
+        assert self._scaler is not None
+        self._scaler.step(optimizer)
+        self._scaler.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the scale, and what leads to the next one."""
+        return {} if self._scaler is None else self._scaler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        if self._scaler is not None and state:
+            self._scaler.load_state_dict(state)
+
+
+_AS_IT_IS = nullcontext()

@@ -1,0 +1,199 @@
+"""What `Estimator` is made of: its arguments checked, and completed."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import nn
+
+from .._util.tree import Tree
+from ..nn.stateful import unwrapped
+
+__all__ = [
+    "check_features",
+    "check_loss",
+    "check_place",
+    "check_weighted",
+    "choose_device",
+    "input_dtype",
+    "make_optimizer",
+    "use_device",
+]
+
+
+def choose_device(device: str | torch.device, local_rank: int) -> torch.device:
+    """Return the device to compute on; ``"auto"``: the GPU that this rank gets, if there is one."""
+    if device != "auto":
+        return _checked_device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda", local_rank % torch.cuda.device_count())
+    return torch.device("cpu")
+
+
+def _checked_device(device: Any) -> torch.device:
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(
+            f'device must be "auto", "cpu", "cuda", "cuda:1" and the like, got {device!r}'
+        ) from None
+    if found.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if not count:
+            raise ValueError(f'device={device!r}: PyTorch finds no GPU; pass "auto" or "cpu"')
+        if found.index is not None and found.index >= count:
+            raise ValueError(f"device={device!r}: PyTorch finds {count} GPU(s), counted from 0")
+    return found
+
+
+def use_device(device: torch.device, *, alone: bool) -> None:
+    """Make a rank's GPU the current one: or what names none opens a context on the first one."""
+    if device.type == "cuda" and device.index is not None and not alone:
+        torch.cuda.set_device(device)
+
+
+def check_place(model: nn.Module, device: torch.device) -> None:
+    """Raise if the model is no longer where the estimator computes.
+
+    Raises
+    ------
+    ValueError
+        Somebody has moved it.
+    """
+    for name, p in model.named_parameters():
+        if p.device.type != device.type or device.index not in (None, p.device.index):
+            raise ValueError(
+                f"the model's {name} is on {p.device}, but the estimator computes on {device}: "
+                "move the model back, or make a new Estimator"
+            )
+
+
+def input_dtype(model: nn.Module) -> torch.dtype:
+    """Return the dtype that most of the model's parameters have: inputs are converted to it."""
+    counts: Counter[torch.dtype] = Counter()
+    for p in model.parameters():
+        if p.is_floating_point():
+            counts[p.dtype] += p.numel()
+    return counts.most_common(1)[0][0] if counts else torch.get_default_dtype()
+
+
+def check_features(model: nn.Module, x: Tree) -> None:
+    """Raise where a model's first layer is known to take another number of features.
+
+    Parameters
+    ----------
+    model
+        The model.
+    x
+        Its input, anything with ``shape``; a tree of them is not looked at.
+
+    Raises
+    ------
+    ValueError
+        The message says how many there are, and how many should be.
+    """
+    first = unwrapped(model)
+    while isinstance(first, nn.Sequential) and len(first):
+        first = unwrapped(first[0])
+    if isinstance(first, nn.RNNBase):
+        wanted = first.input_size
+    elif type(first) is nn.Linear:
+        wanted = first.in_features
+    else:
+        return
+    shape = getattr(x, "shape", None)
+    if shape is not None and shape[-1] != wanted and not first._forward_pre_hooks:
+        raise ValueError(
+            f"x has {shape[-1]} features, but the model's first layer, {first}, takes {wanted}"
+        )
+
+
+def check_loss(loss: Any) -> None:
+    """Raise unless `loss` may be a loss over chunks, ``loss(m, xs, ys)``."""
+    if not callable(loss):
+        raise TypeError(f"loss must be callable as loss(m, xs, ys), got {loss!r}")
+    try:
+        parameters = inspect.signature(loss).parameters
+    except (TypeError, ValueError):  # built-in functions do not tell
+        return
+    name = getattr(loss, "__name__", None) or repr(loss)
+    kinds = [p.kind for p in parameters.values()]
+    places = sum(k in (k.POSITIONAL_ONLY, k.POSITIONAL_OR_KEYWORD) for k in kinds)
+    too_few = places < 3 and not any(k is k.VAR_POSITIONAL for k in kinds)
+    if "reduction" in parameters or hasattr(loss, "reduction") or too_few:
+        raise TypeError(
+            f"loss is called as loss(m, xs, ys), with the model itself, but {name} compares "
+            f"outputs with targets: pass fastseq.seqloss({name})"
+        )
+
+
+def check_weighted(loss: Any) -> None:
+    """Raise if `loss` is known not to take the weights of samples."""
+    try:
+        inspect.signature(loss).bind(None, None, None, None)
+    except TypeError:
+        raise TypeError(
+            "there are weights, a mask, lengths or missing values, so the loss is called as "
+            f"loss(m, xs, ys, ws), which {getattr(loss, '__name__', None) or repr(loss)} does not "
+            "take: give it a fourth parameter, the weights of samples"
+        ) from None
+    except ValueError:  # built-in functions do not tell
+        return
+
+
+def make_optimizer(optimizer: Any, model: nn.Module) -> torch.optim.Optimizer:
+    """Return `optimizer`, or make it of the model's parameters; it must fit model and `fit`."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        if not callable(optimizer):
+            raise TypeError(
+                "optimizer must be a torch.optim.Optimizer, or a callable that takes the "
+                f"parameters and returns one, got {optimizer!r}"
+            )
+        params = [p for p in model.parameters() if p.requires_grad]
+        try:
+            optimizer = _fused(optimizer, model)(params)
+        except ValueError:
+            if params:
+                raise
+            some = next(model.parameters(), None) is not None
+            what = "all its parameters are frozen" if some else "it has no parameters"
+            raise ValueError(f"the model trains nothing: {what}") from None
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(
+                f"optimizer, called with the parameters, must return a torch.optim.Optimizer, "
+                f"got {type(optimizer).__name__}"
+            )
+    own = {id(p) for p in model.parameters()}
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    strangers = sum(id(p) not in own for p in params)
+    if strangers:
+        raise ValueError(
+            f"{strangers} of the optimizer's {len(params)} parameters are not the model's; make it "
+            "from model.parameters() of the same model"
+        )
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise TypeError(
+            f"{type(optimizer).__name__} evaluates the loss several times per step, which "
+            "truncated back-propagation cannot do; use another optimizer"
+        )
+    return optimizer
+
+
+# Of these the CPU and GPUs have kernels that update all parameters in one call.
+_FUSED = (torch.optim.Adagrad, torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+
+
+def _fused(make: Any, model: nn.Module) -> Any:
+    """Make a class, or a partial of one, ask for torch's fused kernels where there are such."""
+    partial = isinstance(make, functools.partial)
+    kind, given = (make.func, make.keywords) if partial else (make, {})
+    told = {"fused", "foreach", "differentiable"} & given.keys()
+    plain = all(p.is_floating_point() for p in model.parameters())
+    sparse = any(getattr(module, "sparse", False) for module in model.modules())
+    fits = kind in _FUSED and plain and not sparse and not told
+    return functools.partial(make, fused=True) if fits else make

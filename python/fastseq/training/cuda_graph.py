@@ -1,0 +1,268 @@
+"""Training steps captured once in a CUDA graph and replayed: what ``compile=True`` does on a GPU.
+
+A graph is a recording of kernels with the addresses and numbers that they got. Replaying it costs
+one launch, and none of the Python that led to them runs again: inputs must be copied to where they
+were then, and a number such as the learning rate must not have changed since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, optim
+
+from .._util.tree import Tree, tree_leaves, tree_map
+from ..data.chunks import Chunk
+from ..data.sequences import Batch, to_device
+from .loop import Trainer, chunk_weight
+
+__all__ = ["GraphTrainer", "Graphs", "Recorder"]
+
+WARM_UP = 3
+"""Steps of one shape that run as they are, before one is captured: libraries, the autograd engine
+and optimizers set up memory in their first ones. They are steps like all others."""
+
+
+class Recorder(Protocol):
+    """Where work is given to the device, and recorded."""
+
+    def stream(self) -> AbstractContextManager[None]:
+        """Give the work of a block to one stream, in its place in the current one's order."""
+
+    def capture(self, function: Callable[[], None]) -> Callable[[], None]:
+        """Record what `function` gives to that stream, without doing it; return what does it."""
+
+
+class CudaRecorder:
+    """A stream of a GPU, on which graphs are captured.
+
+    Parameters
+    ----------
+    device
+        The GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    @contextmanager
+    def stream(self) -> Iterator[None]:
+        """Give the work of a block to one stream, in its place in the current one's order."""
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:
+            current.wait_stream(self._stream)
+
+    def capture(self, function: Callable[[], None]) -> Callable[[], None]:
+        """Record what `function` gives to that stream, without doing it; return what does it."""
+        graph = torch.cuda.CUDAGraph()
+        # Other threads, such as the one that reads ahead, may go on meanwhile.
+        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+            function()
+        return graph.replay
+
+
+class Graphs:
+    """Calls functions of tensors: the first few times as they are, then from a recording.
+
+    Parameters
+    ----------
+    device
+        Where inputs are copied to.
+    recorder
+        What records.
+    """
+
+    def __init__(self, device: torch.device, recorder: Recorder) -> None:
+        self._device = device
+        self._recorder = recorder
+        self._calls: dict[Any, int] = {}
+        self._recordings: dict[Any, tuple[Tree, Callable[[], None], Tree]] = {}
+
+    def clear(self) -> None:
+        """Forget all recordings."""
+        self._calls.clear()
+        self._recordings.clear()
+
+    def __call__(self, name: Any, function: Callable[[Tree], Tree], inputs: Tree) -> Tree:
+        """Return ``function(inputs)``, where inputs have been copied to the device.
+
+        What it returns is overwritten when it is called again with inputs of these shapes.
+        `function` is known by its name: it must do the same each time, and depend on nothing
+        that changes but its inputs, and the contents of tensors.
+        """
+        key = (name, *((a.shape, a.dtype) for a in tree_leaves(inputs)))
+        with self._recorder.stream():
+            if key not in self._recordings:
+                calls = self._calls[key] = self._calls.get(key, 0) + 1
+                if calls <= WARM_UP:
+                    return function(to_device(inputs, self._device))
+                self._recordings[key] = self._record(function, inputs)
+            places, replay, outputs = self._recordings[key]
+            tree_map(lambda place, a: place.copy_(a, non_blocking=True), places, inputs)
+            replay()
+        return outputs
+
+    def _record(
+        self, function: Callable[[Tree], Tree], inputs: Tree
+    ) -> tuple[Tree, Callable[[], None], Tree]:
+        places = tree_map(
+            lambda a: torch.zeros(a.shape, dtype=a.dtype, device=self._device), inputs
+        )
+        outputs: list[Tree] = []
+        try:
+            replay = self._recorder.capture(lambda: outputs.append(function(places)))
+        except Exception as error:
+            raise ValueError(
+                "compile=True needs a model, a loss and an optimizer whose step a CUDA graph can "
+                "record: shapes and branches must not depend on values of tensors, and nothing "
+                f"may read one (float(a), a.item(), if a: …). It says: {error}"
+            ) from error
+        return places, replay, outputs[0]
+
+
+class GraphTrainer(Trainer):
+    """A `Trainer` whose steps are replayed from graphs, one for each shape of chunks.
+
+    With one rank a graph is the whole step. With several, or an optimizer that cannot be recorded,
+    it is the forward and backward pass; gradients are averaged between it and a second one.
+    """
+
+    recorder: Callable[[torch.device], Recorder] = CudaRecorder
+
+    def _begin(self) -> None:
+        self._graphs = Graphs(self._device, self.recorder(self._device))
+        self._settings: list[tuple[Any, ...]] = []
+        self._trained = [p for p in self._model.parameters() if p.requires_grad]
+        self._undo: Callable[[], None] = lambda: None
+        super()._begin()
+        self._records_update = can_record(self._optimizer)
+        if self._records_update:
+            self._undo = make_capturable(self._optimizer)
+
+    def _end(self, *, failed: bool) -> None:
+        self._graphs.clear()
+        super()._end(failed=failed)
+        self._undo()
+
+    def _step(self, chunk: Chunk, batch: Batch | None) -> bool:
+        weight = chunk_weight(chunk, batch)
+        # Which steps a layer leaves out is no content of a tensor to it.
+        if batch is None or not weight or batch.lengths is not None:
+            return super()._step(chunk, batch)
+        self._forget_if_changed()
+        inputs = (self.stateful.state, batch)
+        if self._buckets is None and self._records_update:
+            loss, self.stateful.state = self._graphs("step", self._whole_step, inputs)
+            self._losses.add(chunk, loss.clone(), weight)
+            return self._attention()
+        loss, self.stateful.state, grads = self._graphs("backward", self._backward, inputs)
+        for p, grad in zip(self._trained, grads, strict=True):
+            p.grad = grad
+        if self._buckets is None:
+            self._losses.add(chunk, loss.clone(), weight)
+            self._update()
+            return self._attention()
+        value = self._losses.check(chunk, float(loss))
+        self._buckets.start(weight, value, attention=self._attention())
+        averaged = self._buckets.wait()
+        self._replicas.trained(weight)
+        self._losses.add_value(averaged.value, averaged.weight)
+        if self._records_update:
+            # Gradients now lie where the bucketizer keeps them, the same place each time.
+            unused = tuple(i for i, p in enumerate(self._trained) if p.grad is None)
+            self._graphs(("update", unused), lambda _: self._update(), None)
+        else:
+            self._update()
+        return averaged.attention
+
+    def _whole_step(self, inputs: tuple[Tree, Batch]) -> tuple[Tensor, Tree]:
+        loss, state, _ = self._backward(inputs)
+        self._update()
+        return loss, state
+
+    def _backward(self, inputs: tuple[Tree, Batch]) -> tuple[Tensor, Tree, list[Tensor | None]]:
+        self.stateful.state, batch = inputs
+        self._stepper.zero_grad()
+        loss = self._forward(batch)
+        if self._buckets is None:
+            loss.backward()  # type: ignore[no-untyped-call]
+        else:
+            with self._buckets.no_sync():  # its hooks would not run on replay
+                loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach(), self.stateful.state, [p.grad for p in self._trained]
+
+    def _forget_if_changed(self) -> None:
+        """Record anew when the optimizer has other numbers, or the parameters lie elsewhere.
+
+        A schedule that changes the learning rate with each step so runs without recordings, unless
+        the learning rate is a tensor, whose contents may change.
+        """
+        settings = [
+            (key, value) for group in self._optimizer.param_groups for key, value in group.items()
+        ]
+        same = len(settings) == len(self._settings) and all(
+            a[0] == b[0]
+            and (a[1] is b[1] or (not isinstance(a[1], Tensor | list) and a[1] == b[1]))
+            for a, b in zip(settings, self._settings, strict=True)
+        )
+        if not same:
+            self._graphs.clear()
+            self._settings = settings
+
+
+def can_record(optimizer: optim.Optimizer) -> bool:
+    """Whether a step of `optimizer` keeps all that changes in tensors on the device."""
+    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+        return False
+    if not type(optimizer).__module__.startswith("torch.optim."):
+        return False
+    if type(optimizer) is optim.SGD:  # it reads a learning rate that is a tensor
+        return not any(isinstance(group["lr"], Tensor) for group in optimizer.param_groups)
+    return "capturable" in optimizer.defaults
+
+
+def make_capturable(optimizer: optim.Optimizer) -> Callable[[], None]:
+    """Make an optimizer count its steps on the device, as torch wants it for graphs.
+
+    Its ``state_dict`` tells what it was before, as graphs are no property of the run: it may go on
+    on a CPU. Returns what makes the optimizer as it was.
+    """
+    before = [group.get("capturable") for group in optimizer.param_groups]
+
+    def set_back(groups: list[dict[str, Any]]) -> None:
+        for group, capturable in zip(groups, before, strict=False):
+            if capturable is not None:
+                group["capturable"] = capturable
+
+    hook = optimizer.register_state_dict_post_hook(lambda _, state: set_back(state["param_groups"]))
+    for group in optimizer.param_groups:
+        if "capturable" in group:
+            group["capturable"] = True
+            for p in group["params"]:
+                _move_counts(optimizer.state.get(p, {}), p.device)
+    # Or it warns in the steps before the first capture.
+    optimizer._warned_capturable_if_run_uncaptured = True
+
+    def undo() -> None:
+        hook.remove()
+        set_back(optimizer.param_groups)
+        for group in optimizer.param_groups:
+            if group.get("capturable") is False and not group.get("fused"):
+                for p in group["params"]:
+                    _move_counts(optimizer.state.get(p, {}), torch.device("cpu"))
+
+    return undo
+
+
+def _move_counts(state: dict[str, Any], device: torch.device) -> None:
+    for key, value in state.items():
+        if isinstance(value, Tensor) and value.dim() == 0:
+            state[key] = value.to(device)

@@ -1,0 +1,131 @@
+"""Passes over data without training: for losses and for metrics."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._util.tree import Tree
+from ..data.chunks import Chunk, ChunkPlan
+from ..data.sequences import Batch, Sequences, to_device
+from ..distributed.replicas import Replicas
+from ..nn.stateful import Stateful, batch_norms
+from .loop import chunk_loss, chunk_weight
+from .spec import Spec
+
+__all__ = ["chunk_plan", "evaluate", "nothing_counts", "walk"]
+
+
+def chunk_plan(
+    model: nn.Module,
+    data: Sequences,
+    spec: Spec,
+    replicas: Replicas,
+    *,
+    by_time: bool | None = None,
+    whole: bool = False,
+) -> ChunkPlan:
+    """Return the chunks in which this rank goes through data; `whole`: not cut. Collective.
+
+    Blocks are the same in training and after it: states go on from one to the other.
+    """
+    plan = ChunkPlan(
+        steps=data.steps,
+        sequences=data.count,
+        batchsize=spec.batchsize,
+        seqsize=data.steps if whole else spec.seqsize,
+        rank=replicas.comm.rank,
+        size=replicas.comm.size,
+        by_time=spec.shard == "time" if by_time is None else by_time,
+        joined=bool(batch_norms(model)),
+        lengths=data.lengths,
+        given=[] if spec.shard == "given" else None,
+    )
+    if spec.shard == "given":
+        plan = dataclasses.replace(plan, given=replicas.largest(plan.own_chunks))
+    return plan
+
+
+def evaluate(
+    model: nn.Module,
+    loss: Callable[..., Tensor],
+    data: Sequences,
+    chunks: Iterable[Chunk],
+    device: torch.device,
+    replicas: Replicas,
+    *,
+    states: dict[int, Tree] | None = None,
+    warmup: int = 0,
+) -> float:
+    """Return the mean loss over `chunks` without training; the model is in evaluation mode.
+
+    Parameters
+    ----------
+    model, loss, data, chunks, device, replicas
+        What, on what, where.
+    states
+        The state in which each block starts; None: a fresh one.
+    warmup
+        Warm-up steps at the start of each block: they update the state but do not count.
+
+    Raises
+    ------
+    ValueError
+        Nothing counts, on any rank.
+    """
+    total = weights = 0.0
+    with torch.no_grad():
+        for m, chunk, batch in walk(model, data, chunks, device, states, warmup):
+            weight = chunk_weight(chunk, batch)
+            value: Any = chunk_loss(loss, m, batch)
+            if weight:
+                total += weight * float(value)
+                weights += weight
+    mean, weights = replicas.mean_loss(total / weights if weights else 0.0, weights)
+    if not weights:
+        raise nothing_counts("to compute a loss on")
+    return mean
+
+
+def nothing_counts(purpose: str) -> ValueError:
+    """Say that all samples are left out."""
+    return ValueError(
+        f"there is nothing {purpose}: no sample of y counts, as w is 0, mask false, lengths 0, or "
+        "inputs or targets are missing everywhere"
+    )
+
+
+def walk(
+    model: nn.Module,
+    data: Sequences,
+    chunks: Iterable[Chunk],
+    device: torch.device,
+    states: dict[int, Tree] | None,
+    warmup: int,
+) -> Iterator[tuple[Stateful, Chunk, Batch]]:
+    """Yield what is to be evaluated, in order, each with the model in the state before it."""
+    stateful = Stateful(model)
+    for chunk, batch in data.batches(_divided(chunks, warmup)):
+        if chunk.index == 0:
+            stateful.set_state(None if states is None else states.get(chunk.block))
+        if batch is None:
+            continue
+        batch = to_device(batch, device)
+        if chunk.t1 <= warmup:
+            stateful.lengths = batch.lengths
+            stateful(batch.xs)
+        else:
+            yield stateful, chunk, batch
+
+
+def _divided(chunks: Iterable[Chunk], step: int) -> Iterator[Chunk]:
+    """Divide chunks in which `step` lies there."""
+    for chunk in chunks:
+        if chunk.t0 < step < chunk.t1:
+            yield dataclasses.replace(chunk, t1=step)
+            chunk = dataclasses.replace(chunk, t0=step, index=max(chunk.index, 1))  # goes on
+        yield chunk

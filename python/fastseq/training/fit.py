@@ -1,0 +1,307 @@
+"""One call of `fit`: epochs of training, and what belongs to each."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch.utils.data import Dataset
+
+from .._util.progress import Progress
+from .._util.random_state import set_random_state
+from .._util.seeding import Draws
+from .._util.tree import tree_map
+from ..data.scaling.inputs_and_targets import Scaling
+from ..data.sequences import Sequences
+from ..data.sources import Source
+from ..data.validation import Validation, split
+from ..nn.context import in_context
+from ..nn.stateful import Stateful, batch_norms, in_mode
+from .cuda_graph import GraphTrainer
+from .evaluation import chunk_plan, evaluate, nothing_counts
+from .loop import Trainer
+from .position import Position
+from .run import Run
+from .time_dependence import check_fit, wants_whole_series
+
+if TYPE_CHECKING:
+    from .learner import Learner
+
+__all__ = ["Checkpoints", "Fit"]
+
+
+class Checkpoints(Protocol):
+    """What `Fit` needs of a run's checkpoints: see `checkpoint.session.Session`."""
+
+    def open(self, data: Sequences, epochs: int, *, ends: bool) -> Position:
+        """Return where to start, once the learner is as it was there."""
+
+    def attach(self, run: Run, trainer: Trainer) -> object:
+        """Say which run this is about."""
+
+    def __enter__(self) -> object:
+        """Begin, once callbacks have."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None:
+        """End, before callbacks do."""
+
+    def begin_epoch(self) -> None:
+        """Begin an epoch, once callbacks have."""
+
+    def end_epoch(self) -> None:
+        """End an epoch, when callbacks have had their turn."""
+
+
+class Fit:
+    """Runs one call of `Estimator.fit`.
+
+    Parameters
+    ----------
+    learner
+        What is trained.
+    data
+        What it was given.
+    validation
+        As in `Estimator.fit`.
+    estimator
+        What callbacks know as ``run.estimator``.
+    callbacks
+        What is called on the way.
+    progress
+        Show a progress bar on rank 0.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        data: Sequences,
+        validation: Any,
+        estimator: Any,
+        callbacks: list[Any],
+        *,
+        progress: bool,
+    ) -> None:
+        self._learner = learner
+        self._estimator = estimator
+        self._callbacks = callbacks
+        self._progress = progress
+        learner.precision.check(learner.model)
+        learner.current_optimizer()  # or what is wrong with it, before any work
+        self._spec = spec = learner.spec
+        self._replicas = learner.replicas
+        self._validation: Validation | None = None
+        self._by_time = isinstance(validation, Mapping) and "time" in validation
+        if isinstance(validation, (tuple, list, Dataset)):
+            self._validation = Validation(_other(learner, validation, data))
+        elif validation is not None:
+            sequential = spec.shard != "time" and spec.fold == 1 and data.lengths is None
+            data, self._validation = split(data, validation, carries=sequential)
+        if spec.fold > 1:
+            data = _folded(data, spec.fold, quiet=not self._replicas.first)
+        learner.check_compiled(data)
+        self._data = data
+        normalised = batch_norms(learner.model)
+        self._plan = chunk_plan(learner.model, data, spec, self._replicas)
+        told = Stateful(learner.model).told_ends
+        if normalised and self._plan.padding and told and self._replicas.first:
+            warnings.warn(
+                f"{', '.join(normalised)}: statistics of BatchNorm count the padding behind the "
+                "ends of shorter sequences; take LayerNorm, or pass sequences of one length",
+                stacklevel=4,
+            )
+
+    def run(self, epochs: int, checkpoints: Checkpoints) -> None:
+        """Train for so many epochs, those of an interrupted call that is continued included."""
+        learner = self._learner
+        self._checkpoints = checkpoints
+        self._agree(epochs)
+        carried = self._validation is not None and self._validation.carried
+        position = checkpoints.open(self._data, epochs, ends=carried)
+        before = learner.scaling
+        learner.looks.clear()
+        try:
+            self._scale()
+            check_fit(learner, self._data, by_time=self._by_time)
+        except BaseException:
+            learner.scaling = before
+            raise
+        learner.squeezed, learner.padding = self._data.squeezed, self._plan.padding
+        trainer = (GraphTrainer if learner.graphs else Trainer)(learner, position)
+        left = (position.epochs - position.epoch) * len(self._plan) - position.chunk
+        bar = Progress(max(left, 0), shown=self._progress and self._replicas.first)
+        run = Run(
+            learner, self._data, self._validation, self._estimator, self._callbacks, position,
+            steps=len(self._plan),
+        )  # fmt: skip
+        checkpoints.attach(run, trainer)
+        with trainer, bar as progress, _calling(run), checkpoints:
+            while run.epoch < run.epochs and run.stopped is None:
+                self._run_epoch(run, trainer, progress)
+
+    def _agree(self, epochs: int) -> None:
+        """Make sure that all ranks are about to make the same steps."""
+        learner, data = self._learner, self._data
+        shape = f"data of {data.steps} steps and {data.count} sequences"
+        if self._spec.shard == "given":
+            shape = f"features {[(source.name, source.features) for source in data.leaves]}"
+        elif self._validation is not None:
+            apart = self._validation.data
+            shape += f", {apart.steps} and {apart.count} apart"
+        callbacks = [type(callback).__name__ for callback in self._callbacks]
+        self._replicas.comm.agree(
+            "the run",
+            f"{shape}\n{len(self._plan)} chunks\n{epochs} epochs\n{learner.spec}\n"
+            f"amp {learner.precision.amp}\ncallbacks {callbacks}\n{self._checkpoints}",
+        )
+        if learner.drawn_seed is None:
+            with Draws(None, learner.device, turns=self._replicas.alone):
+                learner.drawn_seed = int(torch.randint(2**62, ()).item())
+        learner.drawn_seed = self._replicas.same_number(learner.drawn_seed)
+
+    def _scale(self) -> None:
+        learner, spec = self._learner, self._spec
+        if learner.scaling is None and (spec.scale_x is not None or spec.scale_y is not None):
+            methods = spec.scale_x, spec.scale_y
+            learner.scaling = Scaling.measure(
+                self._data, self._plan.chunks(), methods, self._replicas
+            )
+        if learner.scaling is not None:
+            scaling = learner.scaling.x, learner.scaling.y
+            self._data.scaled(*scaling)
+            if self._validation is not None:
+                self._validation.data.scaled(*scaling)
+
+    def _run_epoch(self, run: Run, trainer: Trainer, progress: Progress) -> None:
+        learner, plan, position = self._learner, self._plan, run.position
+        run.begin_epoch()
+        self._checkpoints.begin_epoch()
+        trainer.begin_epoch()
+        assert learner.drawn_seed is not None
+        # Seeded by epoch, so that an epoch is the same whether or not the run was interrupted.
+        seed = learner.drawn_seed + run.epoch
+        order = None
+        if self._spec.shuffle:
+            generator = torch.Generator().manual_seed(seed)
+            order = torch.randperm(plan.blocks, generator=generator).tolist()
+        progress.epoch(run.epoch, run.epochs)
+        if not position.inside:
+            position.inside, position.epoch_start = True, time.monotonic()
+        with self._draws(seed) as draws:
+            if position.random is not None:
+                set_random_state(position.random, learner.device)
+            chunks = itertools.islice(plan.chunks(order), position.chunk, None)
+            draws.watch()
+
+            def after_step(attention: bool) -> bool:
+                draws.look()
+                return run.after_step(attention)
+
+            trainer.run(self._data, chunks, progress, run.asks, after_step)
+        self._replicas.make_common(learner.model)
+        if position.chunk < run.steps:
+            return  # it was stopped
+        if not position.sums[1]:
+            raise nothing_counts("to train on")
+        seconds = time.monotonic() - position.epoch_start
+        run.row = {
+            "epoch": run.epoch,
+            "loss": position.mean_loss,
+            "lr": float(learner.optimizer.param_groups[0]["lr"]),
+            "steps": len(plan),
+            "seconds": seconds,
+            "steps_per_second": len(plan) / seconds if len(plan) else 0.0,
+        }
+        if self._validation is not None:
+            run.row["validation_loss"] = loss = self._validate(position)
+            progress.validated(loss)
+        learner.history.append(run.row)
+        position.inside = False
+        run.end_epoch()
+        self._checkpoints.end_epoch()
+
+    def _validate(self, position: Position) -> float:
+        learner, validation = self._learner, self._validation
+        assert validation is not None
+        data, spec = validation.data, self._spec
+        whole = wants_whole_series(learner, data)
+        plan = chunk_plan(learner.model, data, spec, self._replicas, by_time=False, whole=whole)
+        model = in_context(learner.model, spec.context)
+        with in_mode(learner.model, training=False):
+            return evaluate(
+                model, learner.objective, validation.data, plan.chunks(), learner.device,
+                self._replicas, states=position.ends, warmup=validation.warmup,
+            )  # fmt: skip
+
+    def _draws(self, seed: int) -> Draws:
+        """Seed dropout, differently on every rank; leave the user's own generator alone."""
+        device, alone = self._learner.device, self._replicas.alone
+        if self._learner.seed is None and alone:
+            # As in a plain loop: torch's global generator, seeded by the user or not.
+            return Draws(None, device, turns=True)
+        seed = (seed * 1_000_003 + self._replicas.comm.rank) % 2**63
+        return Draws(seed, device, turns=alone)
+
+
+@contextlib.contextmanager
+def _calling(run: Run) -> Iterator[None]:
+    """Tell callbacks when training begins and ends."""
+    try:
+        run.call("on_fit_begin")
+        yield
+    except BaseException as error:
+        run.error = error
+        raise
+    finally:
+        run.learner.stop_reason = run.stopped
+        run.call("on_fit_end")
+
+
+def _other(learner: Learner, validation: Any, like: Sequences) -> Sequences:
+    """Open data for validation that are apart from those for training, `like` which they are."""
+    parts = (validation,) if isinstance(validation, Dataset) else validation
+    if not isinstance(validation, Dataset) and not 2 <= len(parts) <= 3:
+        raise ValueError(f"validation must be (x, y) or (x, y, w), got {len(parts)} parts")
+    example = learner.example
+    data = learner.open(*parts)
+    if data.y is None:
+        raise TypeError("validation needs targets: items of the dataset must be (x, y)")
+    learner.example = example
+    for name in "xy":
+        own, wanted = (tree_map(_features, getattr(one, name)) for one in (data, like))
+        if own != wanted:
+            raise ValueError(
+                f"{name} of validation must have the features of that to train on, {wanted}, "
+                f"got {own}"
+            )
+    return data
+
+
+def _features(source: Source) -> Any:
+    """Return how many features a source has, or their shape."""
+    return source.features[0] if len(source.features) == 1 else str(source.features)
+
+
+def _folded(data: Sequences, segments: int, *, quiet: bool) -> Sequences:
+    if data.ragged:
+        raise ValueError("spec.fold cuts series of one length; pass arrays (T, N, F), not lists")
+    if data.steps < segments:
+        raise ValueError(f"spec.fold={segments} cuts series of {data.steps} steps into nothing")
+    left = data.steps % segments
+    if left and not quiet:
+        warnings.warn(
+            f"spec.fold={segments} leaves the last {left} of {data.steps} steps out of training",
+            stacklevel=5,
+        )
+    return data.folded(segments)

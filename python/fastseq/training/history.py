@@ -1,0 +1,146 @@
+"""What a training run did, epoch by epoch."""
+
+from __future__ import annotations
+
+import html
+import numbers
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, overload
+
+from .._util.optional_imports import need
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+__all__ = ["History"]
+
+_FIRST = ("epoch", "loss", "validation_loss")
+_LAST = ("lr", "steps", "seconds", "steps_per_second")
+# Of more epochs than this, a table shows some at the begin and some at the end.
+_SHOWN = 20
+_AT_BEGIN = 5
+
+
+class History(Sequence[dict[str, Any]]):
+    """One dict per epoch: ``epoch`` (from 1), ``loss`` (mean over all samples of all ranks),
+    ``lr``, ``steps``, ``seconds``, ``steps_per_second``; with validation, ``validation_loss``; and
+    what callbacks add, such as metrics. Shown as a table, in a notebook too.
+
+    Examples
+    --------
+    >>> history = History()
+    >>> history.append({"epoch": 1, "loss": 0.5, "validation_loss": 0.75, "lr": 0.001})
+    >>> history.append({"epoch": 2, "loss": 0.25, "validation_loss": 0.625, "lr": 0.001})
+    >>> history[-1]["loss"], len(history)
+    (0.25, 2)
+    >>> history
+    History: 2 epochs
+    epoch     loss  validation_loss     lr
+        1  0.50000          0.75000  0.001
+        2  0.25000          0.62500  0.001
+    """  # noqa: D205
+
+    def __init__(self) -> None:
+        self._rows: list[dict[str, Any]] = []
+        self._steps = 0
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add an epoch."""
+        self._rows.append(row)
+        self._steps += row.get("steps", 0)
+
+    def replace(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Have these epochs instead."""
+        self._rows[:] = rows
+        self._steps = sum(row.get("steps", 0) for row in self._rows)
+
+    @property
+    def steps(self) -> int:
+        """How many steps all epochs had."""
+        return self._steps
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        return self._rows[index]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def columns(self) -> list[str]:
+        """What rows have: epoch and losses, what callbacks add, learning rate and times."""
+        found = dict.fromkeys(key for row in self._rows for key in row)
+        first = [key for key in _FIRST if key in found]
+        last = [key for key in _LAST if key in found]
+        return [*first, *(key for key in found if key not in (*first, *last)), *last]
+
+    def __repr__(self) -> str:
+        table = self._table()
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = [
+            "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+            for row in table
+        ]
+        return "\n".join([self._title(), *(line.rstrip() for line in lines if line)])
+
+    def _repr_html_(self) -> str:
+        head, *rows = self._table()
+        cells = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+        body = "".join(
+            f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>\n" for row in rows
+        )
+        return (
+            f"<table>\n<caption>{self._title()}</caption>\n"
+            f"<thead><tr>{cells}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>"
+        )
+
+    def _title(self) -> str:
+        return f"History: {len(self)} epoch{'s' if len(self) != 1 else ''}"
+
+    def _table(self) -> list[list[str]]:
+        """Return the cells of a table, its head first."""
+        columns = self.columns
+        rows = [[_cell(key, row.get(key)) for key in columns] for row in self._rows]
+        if len(rows) > _SHOWN:
+            left_out = ["…" for _ in columns]
+            rows[_AT_BEGIN : _AT_BEGIN - _SHOWN] = [left_out]
+        return [columns, *rows]
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return a `pandas.DataFrame` with one row per epoch (needs pandas)."""
+        pd = need("pandas", "History.to_frame")
+        return pd.DataFrame(self._rows, columns=self.columns)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw losses, metrics and learning rate over the epochs (needs matplotlib).
+
+        The epoch with the lowest validation loss, or without validation the lowest loss, is marked.
+
+        Parameters
+        ----------
+        ax
+            Where to draw the losses, and nothing else. None: a new figure, which has beside the
+            losses a panel for each metric, and one for the learning rate if it has changed.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+            Where the losses were drawn; ``ax.figure.savefig("history.png")`` saves the figure.
+        """
+        need("matplotlib", "History.plot")
+        from .history_plot import plot_history
+
+        return plot_history(self, ax)
+
+
+def _cell(key: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral):
+        # Losses and metrics are easier to compare with all their digits, zeros too.
+        return f"{float(value):{'.4g' if key in _LAST else '#.5g'}}"
+    return str(value)

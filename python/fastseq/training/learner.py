@@ -1,0 +1,211 @@
+"""`Learner`: a model and all that it takes to train, run and save it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn, optim
+
+from .._util.tree import Tree, tree_map
+from ..data.fingerprint import checksums
+from ..data.scaling.inputs_and_targets import Scaling
+from ..data.sequences import Sequences
+from ..distributed.replicas import Replicas
+from ..nn.compiled import compile_chunks
+from ..nn.context import in_context
+from ..nn.losses import missing_label, of_numbers
+from ..nn.stateful import Stateful, is_bidirectional
+from .amp import Precision
+from .checks import check_features, check_place, input_dtype
+from .history import History
+from .spec import Spec
+from .trained_parameters import Trained
+
+__all__ = ["Learner", "Looks"]
+
+
+class Looks(NamedTuple):
+    """What a model's output at a step depends on, beyond that step and its state."""
+
+    back: bool = False
+    ahead: bool = False
+    carries: bool = False  # whether it has a state
+
+    @property
+    def around(self) -> bool:
+        """Whether it depends on any other step."""
+        return self.back or self.ahead
+
+
+@dataclasses.dataclass(eq=False)
+class Learner:
+    """What an `Estimator` owns, and what fit, callbacks, checkpoints and files are given of it.
+
+    Attributes
+    ----------
+    model, loss, spec, device
+        As in `Estimator`.
+    trained
+        Keeps the optimizer to what the model trains.
+    replicas
+        The ranks that work together.
+    precision
+        Autocast dtype and gradient scaling.
+    compiles
+        As in `Estimator`.
+    seed
+        As in `Estimator`.
+    drawn_seed
+        What `fit` seeds with: `seed`, or a random number; None: not drawn yet.
+    optimizer
+        The one that is in use.
+    objective
+        What computes the loss: `loss`, or that compiled.
+    scaling
+        How inputs and targets are scaled; None: not, or not measured yet.
+    example
+        One step of one sequence, ``(1, 1, F)``, in the structure of the last inputs; None: there
+        were none.
+    squeezed
+        Whether targets were ``(T, N)``, so that outputs are.
+    history, padding, stop_reason
+        As in `Estimator`, without the underscore.
+    looks
+        Which other steps the model's outputs depend on, as far as it is known.
+    data_key
+        Identifies the data that callbacks have judged; None: there were none.
+    """
+
+    model: nn.Module
+    loss: Callable[..., Tensor]
+    trained: Trained
+    spec: Spec
+    device: torch.device
+    replicas: Replicas
+    precision: Precision
+    compiles: bool
+    seed: int | None
+    drawn_seed: int | None = dataclasses.field(init=False)
+    optimizer: optim.Optimizer = dataclasses.field(init=False)
+    objective: Callable[..., Tensor] = dataclasses.field(init=False)
+    scaling: Scaling | None = None
+    example: Tree = None
+    squeezed: bool = False
+    history: History = dataclasses.field(default_factory=History)
+    padding: float = 0.0
+    stop_reason: str | None = None
+    looks: dict[tuple[Any, ...], Looks] = dataclasses.field(default_factory=dict)
+    data_key: int | None = None
+
+    def __post_init__(self) -> None:
+        self.drawn_seed = self.seed
+        self.optimizer = self.trained.first
+        self.prepare()
+
+    @property
+    def graphs(self) -> bool:
+        """Whether training steps are captured in CUDA graphs."""
+        return self.compiles and self.device.type == "cuda"
+
+    def prepare(self) -> None:
+        """Check that the parts go together, and make the objective.
+
+        Raises
+        ------
+        ValueError
+            They do not.
+        """
+        spec = self.spec
+        if self.graphs and (self.precision.scales or spec.accumulate > 1):
+            raise ValueError(
+                'compile=True on a GPU cannot capture steps with amp="fp16" or spec.accumulate > 1'
+            )
+        if self.compiles and spec.context:
+            raise ValueError("compile=True goes without spec.context: leave one of them out")
+        self.precision.check(self.model)
+        in_context(self.model, spec.context)  # or why that cannot be
+        compiled = self.compiles and not self.graphs
+        self.objective = compile_chunks(self.model, self.loss) if compiled else self.loss
+        self.looks.clear()
+
+    def change(self, **parts: Any) -> bool:
+        """Set `model`, `loss` or `spec`; return whether what runs the model must be made again.
+
+        Nothing is changed if that raises.
+        """
+        before = {name: getattr(self, name) for name in parts}
+        key = self._key()
+        vars(self).update(parts)
+        if key == self._key():
+            return False
+        try:
+            self.prepare()
+        except BaseException:
+            vars(self).update(before)
+            raise
+        self.trained.model = self.model
+        return True
+
+    def _key(self) -> tuple[Any, ...]:
+        """Return what `prepare` depends on."""
+        spec = self.spec
+        return self.model, self.loss, spec.context, spec.shard, spec.accumulate > 1
+
+    def current_optimizer(self) -> optim.Optimizer:
+        """Return the optimizer of what the model trains now."""
+        self.optimizer = self.trained.follow(self.optimizer)
+        return self.optimizer
+
+    def open(
+        self, x: Any, y: Any = None, w: Any = None, mask: Any = None, lengths: Any = None
+    ) -> Sequences:
+        """Open data as `Estimator.fit` takes them; check that they fit the model. Collective.
+
+        Raises
+        ------
+        ValueError, TypeError
+            They do not, or ranks were given different data.
+        """
+        check_place(self.model, self.device)
+        data = Sequences(
+            x, y, w, mask, lengths, dtype=input_dtype(self.model), nan=self.spec.nan,
+            labels=self.spec.scale_y is None or not of_numbers(self.loss),
+            missing_label=missing_label(self.loss),
+            device=self.device, strict=y is not None,  # predictions may go into the same file
+        )  # fmt: skip
+        check_features(self.model, data.x)
+        if self.spec.shard != "given":
+            self.replicas.same_data(lambda: checksums(data))
+        self.example = tree_map(
+            lambda s: torch.zeros(1, 1, *s.shape[2:], dtype=data.dtype, device=self.device), data.x
+        )
+        return data
+
+    def check_measured(self) -> None:
+        """Raise if data are to be scaled, and it is not known how."""
+        spec = self.spec
+        if self.scaling is None and (spec.scale_x is not None or spec.scale_y is not None):
+            raise ValueError("how to scale is measured by fit, which has not been called yet")
+
+    def scale(self, data: Sequences) -> None:
+        """Scale data as those of `fit` were."""
+        self.check_measured()
+        if self.scaling is not None:
+            data.scaled(self.scaling.x, self.scaling.y if data.y is not None else None)
+
+    @property
+    def undo(self) -> Tree:
+        """What undoes the scaling of outputs; None: they were not scaled."""
+        return None if self.scaling is None else self.scaling.undo
+
+    def check_compiled(self, data: Sequences) -> None:
+        """Raise where a compiled model cannot be told where sequences end."""
+        told = Stateful(self.model).told_ends and not is_bidirectional(self.model)
+        if self.compiles and data.lengths is not None and not told:
+            raise ValueError(
+                "compile=True cannot tell what looks at later steps where sequences end: pass "
+                "sequences of one length, or compile=False"
+            )

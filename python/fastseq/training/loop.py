@@ -1,0 +1,340 @@
+"""The training loop: truncated back-propagation through time, chunk by chunk."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import operator
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .._util.progress import Progress
+from .._util.tree import tree_leaves
+from ..data.chunks import Chunk
+from ..data.sequences import Batch, Sequences, to_device
+from ..distributed import Bucketizer
+from ..errors import NonFiniteError
+from ..nn.context import in_context
+from ..nn.stateful import Stateful
+from .checks import check_weighted
+from .optimizer_step import OptimizerStep
+from .position import Position
+
+if TYPE_CHECKING:
+    from .learner import Learner
+
+__all__ = ["Trainer", "chunk_loss", "chunk_weight"]
+
+AfterStep = Callable[[bool], bool]
+
+# On a GPU a look at the loss waits for the device: done once per this many steps.
+_LOSSES_IN_FLIGHT = 16
+
+
+def chunk_loss(loss: Callable[..., Tensor], m: Stateful, batch: Batch) -> Tensor:
+    """Call the user's loss on a chunk, with weights if there are any."""
+    xs, ys, ws, m.lengths = batch
+    try:
+        value = loss(m, xs, ys) if ws is None else loss(m, xs, ys, ws)
+    except TypeError:
+        if ws is not None:
+            check_weighted(loss)
+        raise
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"the loss must return a tensor with one element, got {what}")
+    return value if value.dim() == 0 else value.reshape(())
+
+
+def _backward(loss: Tensor) -> None:
+    """Call ``loss.backward()``, less what that does to find out that it is given one number."""
+    if type(loss) is not Tensor:
+        loss.backward()  # type: ignore[no-untyped-call]
+        return
+    # Not one that is kept: a parameter's gradient may be a view of it, and be clipped in place.
+    one = torch.ones_like(loss)
+    torch.autograd.Variable._execution_engine.run_backward(
+        (loss,), (one,), False, False, (), allow_unreachable=True, accumulate_grad=True
+    )
+
+
+def chunk_weight(chunk: Chunk, batch: Batch | None) -> float:
+    """How much a chunk's mean loss counts: its samples, or their weights' sum."""
+    if batch is None:
+        return 0.0
+    if batch.ws is None:
+        return float((chunk.t1 - chunk.t0) * (chunk.n1 - chunk.n0))
+    if isinstance(batch.ws, Tensor) and batch.ws.dim() == 2:
+        return float(batch.ws.sum(dtype=torch.float64))
+    # Of each target: what samples count for on average.
+    parts = tree_leaves(batch.ws)
+    total = torch.stack([ws.sum(dtype=torch.float64) for ws in parts]).sum()
+    return float(total / sum(math.prod(ws.shape[2:]) for ws in parts))
+
+
+class _Losses:
+    """Adds the chunks' losses, which must be finite, to a position.
+
+    Parameters
+    ----------
+    position
+        Whose sums.
+    in_flight
+        Losses are looked at when this many have come in.
+    """
+
+    def __init__(self, position: Position, in_flight: int = 1) -> None:
+        self._position = position
+        self._in_flight = in_flight
+        self._waiting: list[tuple[Chunk, Tensor, float]] = []
+
+    def add(self, chunk: Chunk, loss: Tensor, weight: float) -> None:
+        """Take a chunk's loss; raise `NonFiniteError` if one that is looked at is not finite."""
+        if self._in_flight == 1:
+            self.add_value(self.check(chunk, loss.item()), weight)
+            return
+        self._waiting.append((chunk, loss.detach(), weight))
+        if len(self._waiting) >= self._in_flight:
+            self.look()
+
+    def add_value(self, loss: float, weight: float) -> None:
+        """Take a loss that is known to be finite."""
+        position = self._position
+        total, weights = position.sums
+        position.sums = total + loss * weight, weights + weight
+        position.loss = loss
+
+    def look(self) -> None:
+        """Look at what has not been looked at."""
+        for chunk, loss, weight in self._waiting:
+            self.add_value(self.check(chunk, loss.item()), weight)
+        self._waiting.clear()
+
+    def check(self, chunk: Chunk, loss: float) -> float:
+        """Return `loss` if it is finite."""
+        if math.isfinite(loss):
+            return loss
+        raise NonFiniteError(
+            f"the loss is {loss} in epoch {self._position.epoch}, block {chunk.block}, chunk "
+            f"{chunk.index} (steps {chunk.t0} to {chunk.t1}, sequences {chunk.n0} to {chunk.n1}): "
+            "check x and y for NaN, lower the learning rate or set spec.clip_norm"
+        )
+
+
+def _waits(learner: Learner) -> bool:
+    """Whether looking at a loss waits for the device, and nothing else needs it at once."""
+    return learner.device.type != "cpu" and learner.replicas.alone
+
+
+class Trainer:
+    """Makes steps of an optimizer over chunks; a context manager, which averages over the ranks.
+
+    Parameters
+    ----------
+    learner
+        What is trained.
+    position
+        Where it has got to: what it goes on from.
+
+    Attributes
+    ----------
+    stateful
+        The model with the state that goes on from chunk to chunk.
+    """
+
+    def __init__(self, learner: Learner, position: Position) -> None:
+        self._position = position
+        in_flight = _LOSSES_IN_FLIGHT if _waits(learner) else 1
+        self._losses = _Losses(position, in_flight)
+        self.stateful = Stateful(in_context(learner.model, learner.spec.context))
+        self._loss = learner.objective
+        self._current_optimizer = learner.current_optimizer
+        self._optimizer = learner.current_optimizer()
+        self._stepper = OptimizerStep(self._optimizer)
+        self._spec = spec = learner.spec
+        self._device = learner.device
+        self._on_cpu = learner.device.type == "cpu"
+        self._replicas = learner.replicas
+        self._model = learner.model
+        self._precision = learner.precision
+        self._accumulates = spec.accumulate > 1
+        self._held = 0  # chunks whose gradients wait for others',
+        self._held_weight = 0.0  # weight,
+        self._held_loss = 0.0  # and weighted losses
+        self._buckets: Bucketizer | None = None
+        self._attention: Callable[[], bool] = bool  # false
+
+    def __enter__(self) -> Trainer:
+        try:
+            self._begin()
+        except BaseException:
+            self._end(failed=True)
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._end(failed=kind is not None)
+
+    def begin_epoch(self) -> None:
+        """Look again at what is trained: callbacks may have replaced, frozen, unfrozen layers."""
+        now = self._look()
+        same = len(now) == len(self._seen) and all(map(operator.is_, now, self._seen))
+        if not all(self._replicas.in_common([same])):
+            self._end(failed=False)
+            self._begin()
+
+    def _look(self) -> list[Any]:
+        """Return what the model trains, and what the optimizer has."""
+        trained: list[Any] = [p for p in self._model.parameters() if p.requires_grad]
+        for group in self._optimizer.param_groups:
+            trained += [None, *group["params"]]
+        return trained
+
+    def _begin(self) -> None:
+        self._optimizer = self._current_optimizer()
+        params = list(self._model.parameters())
+        trained = [p for p in params if p.requires_grad]
+        others = [p for p in params if not p.requires_grad]
+        self._stepper = OptimizerStep(self._optimizer, trained, others)
+        self._seen = self._look()
+        if not self._replicas.alone:
+            nonfinite = "skip" if self._precision.scales else "raise"
+            self._buckets = Bucketizer(self._model, self._replicas.comm, nonfinite=nonfinite)
+            self._replicas.sync(self._optimizer)
+        self._stepper.__enter__()
+
+    def _end(self, *, failed: bool) -> None:
+        self._stepper.__exit__()
+        if self._buckets is None:
+            return
+        try:
+            if failed:
+                self._buckets.abandon()
+        finally:
+            self._buckets.close()
+            self._buckets = None
+
+    def run(
+        self,
+        data: Sequences,
+        chunks: Iterable[Chunk],
+        progress: Progress,
+        asks: Callable[[], bool],
+        after_step: AfterStep,
+    ) -> None:
+        """Train on `chunks`, the rest of an epoch, from where the position is.
+
+        After each step of the optimizer ``after_step(attention)`` is called, which returns whether
+        to end here; `attention`: whether ``asks()`` was true on a rank, which then has something
+        that all must agree upon.
+        """
+        position = self._position
+        self._attention = asks
+        self.stateful.state = position.state
+        for chunk, batch in data.batches(chunks):
+            if chunk.index == 0:
+                self.stateful.reset_state()
+            attention = self._step(chunk, batch)
+            if position.ends is not None and chunk.t1 == data.steps:
+                position.ends[chunk.block] = self.stateful.get_state()
+            progress.step(position.loss)
+            if not self._held and after_step(attention):
+                break
+        else:
+            if self._held:
+                after_step(self._release())
+        self.settle()
+
+    def settle(self) -> None:
+        """Bring the position up to date: losses are added to it late, and the state on request."""
+        self._losses.look()
+        self._position.state = self.stateful.state
+
+    def _step(self, chunk: Chunk, batch: Batch | None) -> bool:
+        """Train on a chunk; return whether a rank asks for attention."""
+        if self._accumulates:
+            return self._hold(chunk, batch)
+        self._stepper.zero_grad()
+        weight = chunk_weight(chunk, batch)
+        loss = self._forward(batch) if batch is not None else None
+        if not weight:
+            loss = None  # nothing in it counts
+        if self._buckets is not None:
+            value = 0.0 if loss is None else self._losses.check(chunk, loss.item())
+            self._buckets.start(weight, value, attention=self._attention())
+        if loss is not None:
+            _backward(self._precision.scaled(loss))
+        if self._buckets is not None:
+            return self._average(weight)
+        if loss is not None:
+            self._losses.add(chunk, loss, weight)
+            self._update()
+        return self._attention()
+
+    def _forward(self, batch: Batch) -> Tensor:
+        if not self._on_cpu:
+            batch = to_device(batch, self._device)
+        with self._precision.forward:
+            loss = chunk_loss(self._loss, self.stateful, batch)
+        self.stateful.detach()
+        return loss
+
+    def _average(self, weight: float) -> bool:
+        assert self._buckets is not None
+        averaged = self._buckets.wait()
+        self._replicas.trained(weight)
+        if averaged.weight:
+            self._losses.add_value(averaged.value, averaged.weight)
+            self._update()
+        return averaged.attention
+
+    def _hold(self, chunk: Chunk, batch: Batch | None) -> bool:
+        """Add a chunk's gradients to those that wait; make a step when there are enough."""
+        if not self._held:
+            self._stepper.zero_grad()
+        weight = chunk_weight(chunk, batch)
+        if batch is not None:
+            loss = self._forward(batch)
+            if weight:
+                value = self._losses.check(chunk, loss.item())
+                with contextlib.nullcontext() if self._buckets is None else self._buckets.no_sync():
+                    _backward(self._precision.scaled(loss * weight))
+                self._held_weight += weight
+                self._held_loss += weight * value
+        self._held += 1
+        return self._release() if self._held == self._spec.accumulate else False
+
+    def _release(self) -> bool:
+        """Make a step by the mean of the gradients that wait, over all their samples."""
+        weight, value = self._held_weight, self._held_loss
+        self._held, self._held_weight, self._held_loss = 0, 0.0, 0.0
+        if weight:
+            value /= weight
+            grads = [p.grad for p in self._model.parameters() if p.grad is not None]
+            with torch.no_grad():
+                torch._foreach_mul_(grads, 1 / weight)
+        if self._buckets is not None:
+            self._buckets.start(weight, value, attention=self._attention())
+            return self._average(weight)
+        if weight:
+            self._losses.add_value(value, weight)
+            self._update()
+        return self._attention()
+
+    def _update(self) -> None:
+        spec = self._spec
+        self._precision.unscale(self._optimizer)
+        if spec.clip_value is not None:
+            nn.utils.clip_grad_value_(self._stepper.stepped(), spec.clip_value)
+        if spec.clip_norm is not None:
+            params = self._stepper.stepped()
+            norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
+            if not self._precision.scales or bool(norm.isfinite()):
+                nn.utils.clip_grads_with_norm_(params, spec.clip_norm, norm)
+        if self._precision.scales:
+            self._precision.step(self._optimizer)
+        else:
+            self._stepper.step()

@@ -1,0 +1,158 @@
+"""How to train: the numbers behind `Estimator`'s `spec`."""
+
+from __future__ import annotations
+
+import dataclasses
+import numbers
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..errors import meant
+
+__all__ = ["Spec"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """How to go through the data and what to do with gradients.
+
+    Parameters
+    ----------
+    epochs
+        Passes over the data of one `fit`.
+    batchsize
+        Sequences in a block, per rank: they are trained together.
+    seqsize
+        Time steps in a chunk: gradients reach back this far at most, the state goes on.
+    shuffle
+        Visit the blocks in a new random order each epoch. Chunks stay in time order.
+    clip_norm
+        Scale all gradients down together so that their 2-norm is at most this.
+    clip_value
+        Limit every gradient's elements to ± this; done before `clip_norm`.
+    accumulate
+        Chunks whose gradients are averaged, over all their samples, for one step of the optimizer.
+    shard
+        What ranks split among them: ``"sequences"``, or ``"time"`` for few long series (every
+        rank then starts its part of the series with a fresh state). ``"given"``: nothing, each
+        rank passes data of its own, of any number of sequences, and `predict` returns their
+        outputs alone.
+    fold
+        Cut every series into so many segments of equal length, which are trained as sequences of
+        their own: for few long series. What is left over at their ends is not trained on.
+    nan
+        What to do with NaN and infinities in inputs and targets that count: ``"raise"``, naming
+        the first place; ``"mask"``: take each for missing; or ``"keep"``. Where an input is
+        missing, the model gets 0, after scaling (then that is the mean); what is missing of the
+        targets adds nothing to loss and gradient. Samples of which all inputs, or all targets, are
+        missing have weight 0 (so have, in any case, class labels that are the loss's
+        ``ignore_index``). A loss gets weights ``(S, B, K)``, of each target, for chunks in
+        which samples have some of their targets but not all; for several targets in their
+        structure.
+    context
+        How many earlier steps the outputs of a model without state depend on, such as a causal
+        convolution's (its receptive field less 1): each chunk is run with so many steps before it,
+        fewer where series begin, whose outputs count nowhere.
+    scale_x, scale_y
+        How to scale inputs and targets, feature by feature: ``"standard"`` (by mean and standard
+        deviation), ``"robust"`` (by median and quartiles), or None. Measured on the training part,
+        when `fit` is first called; undone on what `predict` returns. Both are done in fp64, before
+        data become what the model computes in and after: neither large offsets nor units matter.
+        Integers as targets are scaled if `seqloss` made the loss of one that compares numbers;
+        else they are class labels.
+
+    Raises
+    ------
+    ValueError
+        A number is not positive, or `shard` is unknown.
+    TypeError
+        A count is not an integer, a limit no number, or `shuffle` not true or false.
+
+    Examples
+    --------
+    >>> Spec(epochs=2, batchsize=20, seqsize=10).shuffle
+    False
+    """
+
+    epochs: int
+    batchsize: int
+    seqsize: int
+    shuffle: bool = False
+    clip_norm: float | None = None
+    clip_value: float | None = None
+    accumulate: int = 1
+    shard: str = "sequences"
+    fold: int = 1
+    nan: str = "raise"
+    scale_x: str | None = None
+    scale_y: str | None = None
+    context: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batchsize", "seqsize", "accumulate", "fold"):
+            check_count(f"spec.{name}", getattr(self, name))
+        if isinstance(self.context, bool) or not isinstance(self.context, numbers.Integral):
+            raise TypeError(f"spec.context must be an integer, got {self.context!r}")
+        if self.context < 0:
+            raise ValueError(f"spec.context must be a number of steps, got {self.context}")
+        for name in ("clip_norm", "clip_value"):
+            limit = getattr(self, name)
+            if limit is not None and (
+                isinstance(limit, bool) or not isinstance(limit, numbers.Real)
+            ):
+                raise TypeError(f"spec.{name} must be a number or None, got {limit!r}")
+            if limit is not None and not float(limit) > 0:
+                raise ValueError(f"spec.{name} must be positive or None, got {limit!r}")
+        if not isinstance(self.shuffle, (bool, np.bool_)):
+            raise TypeError(f"spec.shuffle must be True or False, got {self.shuffle!r}")
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                choices = [f'"{one}"' if one else "None" for one in allowed]
+                raise ValueError(
+                    f"spec.{name} must be {', '.join(choices[:-1])} or {choices[-1]}, "
+                    f"got {getattr(self, name)!r}"
+                )
+
+    @classmethod
+    def of(cls, spec: Any) -> Spec:
+        """Make a `Spec` of a dict, or of any object that has its fields.
+
+        A dict must not hold anything else; other objects may.
+        """
+        if isinstance(spec, cls):
+            return spec
+        names = [field.name for field in dataclasses.fields(cls)]
+        if isinstance(spec, Mapping):
+            unknown = [str(key) for key in spec if key not in names]
+            if unknown:
+                raise ValueError(
+                    f"spec has unknown field(s) {', '.join(unknown)}{meant(unknown[0], names)} "
+                    f"There are {', '.join(names)}"
+                )
+            values = dict(spec)
+        else:
+            values = {name: getattr(spec, name) for name in names if hasattr(spec, name)}
+        missing = [name for name in ("epochs", "batchsize", "seqsize") if name not in values]
+        if missing:
+            raise ValueError(
+                f"spec needs epochs, batchsize and seqsize, but has no {', '.join(missing)}"
+            )
+        return cls(**values)
+
+
+_CHOICES: dict[str, tuple[str | None, ...]] = {
+    "shard": ("sequences", "time", "given"),
+    "nan": ("raise", "mask", "keep"),
+    "scale_x": ("standard", "robust", None),
+    "scale_y": ("standard", "robust", None),
+}
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raise unless `value` is a positive integer."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be positive, got {value}")

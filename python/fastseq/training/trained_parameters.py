@@ -1,0 +1,136 @@
+"""Which of a model's parameters an optimizer trains, looked at again while the model changes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn, optim
+
+from .checks import make_optimizer
+from .optimizer_step import obstacle
+
+__all__ = ["Trained"]
+
+_SHOWN = 3
+
+
+class Trained:
+    """Keeps an optimizer to what the model trains: layers may be replaced, frozen and unfrozen.
+
+    Trainable parameters that an optimizer lacks when it is first seen are left out on purpose; one
+    that comes later is not.
+
+    Parameters
+    ----------
+    given
+        The optimizer, or the callable that makes one, as in `Estimator`.
+    model
+        The model.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    >>> trained = Trained(optim.SGD, model)
+    >>> optimizer = trained.follow(trained.first)
+    >>> model[1] = nn.Linear(2, 1)
+    >>> trained.follow(optimizer).param_groups[0]["params"][-1] is model[1].bias
+    True
+    """
+
+    def __init__(self, given: Any, model: nn.Module) -> None:
+        self._make: Callable[..., Any] | None = None
+        if not isinstance(given, optim.Optimizer):
+            self._make = given
+        self.model = model
+        self.first = make_optimizer(given, model)
+        self._note(self.first)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the callable out: many cannot be pickled, and it may know the model of a copy."""
+        return {**self.__dict__, "_make": None}
+
+    def follow(self, optimizer: optim.Optimizer) -> optim.Optimizer:
+        """Return the optimizer, with what the model trains now.
+
+        What it keeps of parameters that stay, and what it does to its groups, goes on.
+
+        Raises
+        ------
+        ValueError
+            It lacks a parameter, or has one that is not the model's, and nothing makes a new one;
+            or it has one twice; or all parameters are frozen.
+        """
+        if optimizer is not self._seen:
+            make_optimizer(optimizer, self.model)  # somebody has set it
+            self._note(optimizer)
+        params = _params(optimizer)
+        counts = Counter(params)
+        if len(counts) < len(params):
+            twice = next(p for p, count in counts.items() if count > 1)
+            raise ValueError(
+                f"the optimizer has {self._names([twice])} twice: put it into one group only"
+            )
+        own = set(self.model.parameters())
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        if not trained:
+            raise ValueError("the model trains nothing: all its parameters are frozen")
+        lacking = [p for p in trained if p not in counts and p not in self._left_out]
+        strange = sum(p not in own for p in counts)
+        if lacking or strange:
+            optimizer = self._renewed(optimizer, lacking, strange)
+        _match_state(optimizer)
+        return optimizer
+
+    def _note(self, optimizer: optim.Optimizer) -> None:
+        has = set(_params(optimizer))
+        self._seen = optimizer
+        self._left_out = {p for p in self.model.parameters() if p.requires_grad and p not in has}
+
+    def _names(self, params: list[nn.Parameter]) -> str:
+        names = [name for name, p in self.model.named_parameters() if any(p is q for q in params)]
+        return ", ".join([*names[:_SHOWN], *(["…"] if len(names) > _SHOWN else [])])
+
+    def _renewed(
+        self, optimizer: optim.Optimizer, lacking: list[nn.Parameter], strange: int
+    ) -> optim.Optimizer:
+        if self._make is None:
+            wrong = [f"lacks {self._names(lacking)}, which the model trains"] if lacking else []
+            if strange:
+                wrong.append(f"has {strange} parameter(s) that are no longer the model's")
+            raise ValueError(
+                f"the optimizer {' and '.join(wrong)}: layers were replaced or unfrozen after it "
+                "was made; use its add_param_group, set est.optimizer to a new one, or give "
+                "Estimator a callable that makes it, which fit calls again"
+            )
+        new = make_optimizer(self._make, self.model)
+        if type(new) is type(optimizer):
+            # The same object goes on, as schedules hold it.
+            groups, old = new.param_groups, optimizer.param_groups
+            if len(groups) == len(old):
+                for group, before in zip(groups, old, strict=True):
+                    group.update({**before, "params": group["params"]})
+            own = set(_params(new))
+            new.state.update({p: state for p, state in optimizer.state.items() if p in own})
+            optimizer.param_groups, optimizer.state = groups, new.state
+            new = optimizer
+        self._note(new)
+        return new
+
+
+def _params(optimizer: optim.Optimizer) -> list[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _match_state(optimizer: optim.Optimizer) -> None:
+    """Bring what an optimizer keeps to the dtype and device that its parameters have now."""
+    if obstacle(optimizer) is not None:
+        return
+    for p, state in optimizer.state.items():
+        for value in state.values():
+            if not isinstance(value, Tensor) or value.dim() == 0 or value.shape != p.shape:
+                continue
+            if value.dtype != p.dtype or value.device != p.device:
+                optimizer.load_state_dict(optimizer.state_dict())  # which converts all
+                return
