@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, optim
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from .._util.torch_internals import mark_stepped
 from ..training.run import Callback
 from .monitor import Monitor, check_positive
 
@@ -96,7 +97,7 @@ class Schedule(Callback):
             self._scheduler.num_bad_epochs = self._scheduler.cooldown_counter = 0
         # Torch warns if its `step` comes before the optimizer's, which a step without any sample,
         # or with an overflow in fp16, leaves out.
-        run.optimizer._opt_called = True  # type: ignore[attr-defined]
+        mark_stepped(run.optimizer)
 
     def on_batch_end(self, run: Run) -> None:
         """Make a step of the scheduler."""

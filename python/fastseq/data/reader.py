@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._util.torch_internals import storage_users
 from ..errors import ReadError
 from .native_reader import NO_SCALE, SlabReader, element_type
 from .sources import Box, Broadcast, Source
@@ -254,7 +255,7 @@ class _Buffer:
         self.memory = memory
         self.numel = memory.numel()
         self._storage = memory.untyped_storage()
-        self._alone = torch._C._storage_Use_Count(self._storage._cdata)
+        self._alone = storage_users(self._storage)
 
     def part(self, numel: int) -> Tensor:
         """Return the first elements."""
@@ -262,7 +263,7 @@ class _Buffer:
 
     def free(self) -> bool:
         """Whether no other tensor shares the memory."""
-        return bool(torch._C._storage_Use_Count(self._storage._cdata) == self._alone)
+        return storage_users(self._storage) == self._alone
 
 
 def _explained(error: BaseException, slab: Slab) -> ReadError:

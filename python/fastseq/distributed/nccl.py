@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._util.torch_internals import copy_each_
 from .communicators import Communicator
 
 __all__ = ["DeviceExchange", "nccl_fits"]
@@ -101,7 +102,7 @@ class DeviceExchange:
             moves = [(a, g) for a, g in pairs if a.data_ptr() != g.data_ptr()]
             if moves:
                 places, grads = zip(*moves, strict=True)
-                torch._foreach_copy_(places, grads)
+                copy_each_(places, grads)
             for i in set(range(len(self._params))) - set(given):
                 self.places[i].zero_()
             finite = all(bool(flat.isfinite().all()) for flat in self._flats)

@@ -10,6 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from .._util.locks import Lock
+from .._util.torch_internals import (
+    compiles_rnns,
+    dynamo_error,
+    leave_open,
+    recompile_limit,
+    unsupported,
+)
 from .._util.tree import Tree, tree_leaves, tree_map
 from .compiled_layers import Substitutes
 from .stateful import Stateful, batch_dims, in_mode
@@ -85,7 +92,7 @@ class _CompiledChunks:
         sizes = self._leave_open(chunks, state)
         lengths, m.lengths = m.lengths, None
         if lengths is not None:
-            torch._dynamo.maybe_mark_dynamic(lengths, 0)
+            leave_open(lengths, 0)
         training = self._model.training, torch.is_grad_enabled()
         key = (state is None, lengths is None, len(chunks), training, *(n == 1 for n in sizes))
         try:
@@ -111,12 +118,12 @@ class _CompiledChunks:
         if key in self._graphs:
             try:
                 return self._graphs[key](*args)
-            except torch._dynamo.exc.Unsupported:
+            except unsupported():
                 pass
-            except torch._dynamo.exc.FailOnRecompileLimitHit:
+            except recompile_limit():
                 del self._graphs[key]  # with all that it has compiled
         # Only what is compiled, for the first time or anew, needs this; it takes its time.
-        with torch._dynamo.config.patch(allow_rnn=True):
+        with compiles_rnns():
             if key not in self._graphs:
                 self._graphs[key] = torch.compile(_copied(_run), fullgraph=True)
             return self._graphs[key](*args)
@@ -126,7 +133,7 @@ class _CompiledChunks:
         x = tree_leaves(chunks[0])[0]
         open_dims = [0, 1] if x.dim() > 2 else [0]  # single steps have no time
         for a in tree_leaves(chunks):
-            torch._dynamo.maybe_mark_dynamic(a, open_dims)
+            leave_open(a, open_dims)
         if state is not None:
             if self._dims is None:
                 whole = chunks[0] if x.dim() > 2 else tree_map(lambda a: a[None], chunks[0])
@@ -134,7 +141,7 @@ class _CompiledChunks:
                     self._dims = batch_dims(self._model, whole)
             for a, dim in zip(tree_leaves(state), tree_leaves(self._dims), strict=True):
                 if dim >= 0:
-                    torch._dynamo.maybe_mark_dynamic(a, dim)
+                    leave_open(a, dim)
         return tuple(x.shape[: len(open_dims)])
 
     def _explain(
@@ -143,7 +150,7 @@ class _CompiledChunks:
         """Raise what is wrong: with the function itself, or with compiling it."""
         with torch.no_grad():  # an error of its own comes first
             _run(self._function, self._inner, state, lengths, chunks)
-        if isinstance(error, torch._dynamo.exc.TorchDynamoException):
+        if isinstance(error, dynamo_error()):
             reason = str(error).strip().split("\n\n")[0]
             raise ValueError(
                 "compile=True needs a model and a loss that torch.compile can take as one graph "

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .._util.torch_internals import children as children_of
+from .._util.torch_internals import forward_hooks
 from .chain import Chain
 from .recurrent import GRU, LSTM, RNN
 
@@ -78,8 +80,6 @@ _LAYERS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.LogSoftmax: ("dim",),
 }
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
-
 
 def _name(kind: type[nn.Module]) -> str:
     ours = kind.__module__.startswith("fastseq.")
@@ -121,13 +121,13 @@ def describe(model: nn.Module) -> dict[str, Any]:
 
 def _describe(module: nn.Module, where: str) -> dict[str, Any]:
     kind = type(module)
-    if "forward" in vars(module) or any(getattr(module, hooks) for hooks in _HOOKS):
+    if "forward" in vars(module) or forward_hooks(module):
         raise ValueError(f"{where} has hooks, or a forward of its own")
     for name, container in _CONTAINERS.items():
         if kind is container:
             children = [
                 [key, _describe(child, f"layer {key} of {where}")]
-                for key, child in module._modules.items()
+                for key, child in children_of(module).items()
                 if child is not None
             ]
             return {"layer": name, "layers": children}

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from .._util.torch_internals import l1_mean, mse_mean
 from .._util.tree import Tree
 
 __all__ = ["missing_label", "of_numbers", "seqloss"]
@@ -123,11 +124,9 @@ _MEANS: tuple[Any, ...] = (
     F.mse_loss,
     F.smooth_l1_loss,
 )
-# What is behind these once shapes are equal: to broadcast them takes as long as the loss itself.
-_native: Any = torch._C._nn
 _DIRECT: dict[Any, Loss] = {
-    F.l1_loss: functools.partial(_native.l1_loss, reduction=1),
-    F.mse_loss: functools.partial(_native.mse_loss, reduction=1),
+    F.l1_loss: l1_mean,
+    F.mse_loss: mse_mean,
 }
 _MODULES_OF_MEANS = (nn.HuberLoss, nn.L1Loss, nn.MSELoss, nn.SmoothL1Loss)
 # They compare element by element, too, but with weights of their own.

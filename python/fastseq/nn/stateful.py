@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .._util.seeding import untouched
+from .._util.torch_internals import children
 from .._util.tree import Tree, tree_leaves, tree_map
 from .lengths import mapped
 from .modes import in_mode
@@ -22,7 +23,7 @@ __all__ = [
 
 def unwrapped(module: nn.Module) -> nn.Module:
     """Return what `torch.compile` was given, if `module` is what it has returned."""
-    return module._modules.get("_orig_mod") or module  # getattr is slow where there is none
+    return children(module).get("_orig_mod") or module  # getattr is slow where there is none
 
 
 def takes_state(module: nn.Module) -> bool:

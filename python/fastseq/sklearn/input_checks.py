@@ -110,8 +110,8 @@ def read_inputs(estimator: BaseEstimator, X: Any, *, reset: bool) -> Inputs:  # 
         x = validate_data(estimator, X, reset=reset, ensure_all_finite=False)
         _check_finite(x, estimator)
         if reset:
-            estimator._table = True
-        elif not estimator._table:
+            estimator.tabular_ = True
+        elif not estimator.tabular_:
             raise ValueError(
                 f"X must be sequences, (N, T, F) or a list of (T_i, F), as in fit, got {x.shape}; "
                 "of one sequence X[None], of sequences of one step X[:, None] are meant"
@@ -180,7 +180,7 @@ def _check_finite(x: Array, estimator: Any) -> None:
 def _check_features(estimator: Any, features: int, first: Any, *, reset: bool) -> None:
     """Do for sequences what `validate_data` does for tables; `first` tells features' names."""
     if reset:
-        estimator._table = False
+        estimator.tabular_ = False
     if not features:
         raise ValueError("0 feature(s) while a minimum of 1 is required.")
     if reset:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .._util.torch_internals import forward_hooks
 from .._util.tree import Tree
 from ..nn.stateful import unwrapped
 
@@ -106,7 +107,7 @@ def check_features(model: nn.Module, x: Tree) -> None:
     else:
         return
     shape = getattr(x, "shape", None)
-    if shape is not None and shape[-1] != wanted and not first._forward_pre_hooks:
+    if shape is not None and shape[-1] != wanted and not forward_hooks(first, after=False):
         raise ValueError(
             f"x has {shape[-1]} features, but the model's first layer, {first}, takes {wanted}"
         )

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, optim
 
+from .._util.torch_internals import has_step_hooks, silence_capture_warning
 from .._util.tree import Tree, tree_leaves, tree_map
 from ..data.chunks import Chunk
 from ..data.sequences import Batch, to_device
@@ -220,7 +221,7 @@ class GraphTrainer(Trainer):
 
 def can_record(optimizer: optim.Optimizer) -> bool:
     """Whether a step of `optimizer` keeps all that changes in tensors on the device."""
-    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+    if has_step_hooks(optimizer):
         return False
     if not type(optimizer).__module__.startswith("torch.optim."):
         return False
@@ -249,7 +250,7 @@ def make_capturable(optimizer: optim.Optimizer) -> Callable[[], None]:
             for p in group["params"]:
                 _move_counts(optimizer.state.get(p, {}), p.device)
     # Or it warns in the steps before the first capture.
-    optimizer._warned_capturable_if_run_uncaptured = True
+    silence_capture_warning(optimizer)
 
     def undo() -> None:
         hook.remove()

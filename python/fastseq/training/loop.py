@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .._util.progress import Progress
+from .._util.torch_internals import multiply_each_, run_backward
 from .._util.tree import tree_leaves
 from ..data.chunks import Chunk
 from ..data.sequences import Batch, Sequences, to_device
@@ -47,18 +48,6 @@ def chunk_loss(loss: Callable[..., Tensor], m: Stateful, batch: Batch) -> Tensor
         what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"the loss must return a tensor with one element, got {what}")
     return value if value.dim() == 0 else value.reshape(())
-
-
-def _backward(loss: Tensor) -> None:
-    """Call ``loss.backward()``, less what that does to find out that it is given one number."""
-    if type(loss) is not Tensor:
-        loss.backward()  # type: ignore[no-untyped-call]
-        return
-    # Not one that is kept: a parameter's gradient may be a view of it, and be clipped in place.
-    one = torch.ones_like(loss)
-    torch.autograd.Variable._execution_engine.run_backward(
-        (loss,), (one,), False, False, (), allow_unreachable=True, accumulate_grad=True
-    )
 
 
 def chunk_weight(chunk: Chunk, batch: Batch | None) -> float:
@@ -266,7 +255,7 @@ class Trainer:
             value = 0.0 if loss is None else self._losses.check(chunk, loss.item())
             self._buckets.start(weight, value, attention=self._attention())
         if loss is not None:
-            _backward(self._precision.scaled(loss))
+            run_backward(self._precision.scaled(loss))
         if self._buckets is not None:
             return self._average(weight)
         if loss is not None:
@@ -301,7 +290,7 @@ class Trainer:
             if weight:
                 value = self._losses.check(chunk, loss.item())
                 with contextlib.nullcontext() if self._buckets is None else self._buckets.no_sync():
-                    _backward(self._precision.scaled(loss * weight))
+                    run_backward(self._precision.scaled(loss * weight))
                 self._held_weight += weight
                 self._held_loss += weight * value
         self._held += 1
@@ -315,7 +304,7 @@ class Trainer:
             value /= weight
             grads = [p.grad for p in self._model.parameters() if p.grad is not None]
             with torch.no_grad():
-                torch._foreach_mul_(grads, 1 / weight)
+                multiply_each_(grads, 1 / weight)
         if self._buckets is not None:
             self._buckets.start(weight, value, attention=self._attention())
             return self._average(weight)

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn, optim
-from torch.autograd import profiler
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+
+from .._util.torch_internals import fused_adam, has_step_hooks, profiles, set_grad_enabled
 
 __all__ = ["OptimizerStep", "describe", "obstacle"]
 
@@ -32,13 +32,7 @@ def obstacle(optimizer: optim.Optimizer) -> str | None:
     name = type(optimizer).__name__
     if type(optimizer) not in _KNOWN:
         return f"{name} is not one of those whose steps are known"
-    hooks = (
-        optimizer._optimizer_step_pre_hooks,
-        optimizer._optimizer_step_post_hooks,
-        _global_optimizer_pre_hooks,
-        _global_optimizer_post_hooks,
-    )
-    if any(hooks):
+    if has_step_hooks(optimizer):
         return f"{name} has step hooks"
     step = optimizer.__dict__.get("step")
     if step is not None and not hasattr(step, "_wrapped_by_lr_sched"):
@@ -167,7 +161,7 @@ class _Unwrapped:
         self._method = wrapper.__wrapped__ if getattr(wrapper, "hooked", False) else None
 
     def step(self) -> bool:
-        if self._method is None or profiler._is_profiler_enabled:
+        if self._method is None or profiles():
             return False
         self._method(self._optimizer)
         return True
@@ -234,11 +228,11 @@ class _FusedAdam:
             for grad in grads:
                 if grad is None:
                     return False
-        torch._C._set_grad_enabled(False)  # as torch.no_grad() does, whose Python takes longer
+        set_grad_enabled(False)
         try:
             self._update(gradients)
         finally:
-            torch._C._set_grad_enabled(True)
+            set_grad_enabled(True)
         return True
 
     def _update(self, gradients: list[list[Any]]) -> None:
@@ -246,7 +240,7 @@ class _FusedAdam:
         for (group, members, states), grads in zip(self._calls, gradients, strict=True):
             beta1, beta2 = group["betas"]
             decoupled = group["decoupled_weight_decay"]
-            kernel: Any = torch._fused_adamw_ if decoupled else torch._fused_adam_
+            kernel = fused_adam(decoupled=decoupled)
             kernel(
                 members,
                 grads,

@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from ..._util.torch_internals import below_autograd, functorch_is_active
 from .formulas import GRU, LSTM, RELU, TANH, Layer, differentiable_gradients, run_steps
 from .library import native
 
 __all__ = ["gru", "lstm", "rnn"]
 
-# Below this guard, an operator's call goes to its kernel straight away.
-_kernel_only = torch._C._AutoDispatchBelowAutograd
 _NAMES = ("w_ih", "w_hh", "b_ih", "b_hh", "h0", "c0")
 
 
@@ -78,13 +77,13 @@ def lstm(
     if torch.compiler.is_compiling():
         save = torch.is_grad_enabled()
         return native.lstm(x, w_ih, w_hh, b_ih, b_hh, h0, c0, lengths, reverse, save)[:3]  # type: ignore[no-any-return]
-    if torch._C._are_functorch_transforms_active():
+    if functorch_is_active():
         layer = Layer(LSTM, x, w_ih, w_hh, b_ih, b_hh, h0, c0, lengths, reverse)
         return tuple(run_steps(layer))  # type: ignore[return-value]
     if torch.is_grad_enabled():
         result = _apply_lstm(x, w_ih, w_hh, b_ih, b_hh, h0, c0, lengths, reverse)
         return result
-    with _kernel_only():
+    with below_autograd():
         call = native.lstm.default
         return call(x, w_ih, w_hh, b_ih, b_hh, h0, c0, lengths, reverse, False)[:3]  # type: ignore[no-any-return]
 
@@ -104,13 +103,13 @@ def gru(
     if torch.compiler.is_compiling():
         save = torch.is_grad_enabled()
         return native.gru(x, w_ih, w_hh, b_ih, b_hh, h0, lengths, reverse, save)[:2]  # type: ignore[no-any-return]
-    if torch._C._are_functorch_transforms_active():
+    if functorch_is_active():
         layer = Layer(GRU, x, w_ih, w_hh, b_ih, b_hh, h0, None, lengths, reverse)
         return tuple(run_steps(layer))  # type: ignore[return-value]
     if torch.is_grad_enabled():
         result = _apply_gru(x, w_ih, w_hh, b_ih, b_hh, h0, lengths, reverse)
         return result
-    with _kernel_only():
+    with below_autograd():
         call = native.gru.default
         return call(x, w_ih, w_hh, b_ih, b_hh, h0, lengths, reverse, False)[:2]  # type: ignore[no-any-return]
 
@@ -130,14 +129,14 @@ def rnn(
     result: tuple[Tensor, Tensor]
     if torch.compiler.is_compiling():
         result = native.rnn(x, w_ih, w_hh, b_ih, b_hh, h0, lengths, reverse, relu)
-    elif torch._C._are_functorch_transforms_active():
+    elif functorch_is_active():
         cell = RELU if relu else TANH
         layer = Layer(cell, x, w_ih, w_hh, b_ih, b_hh, h0, None, lengths, reverse)
         result = tuple(run_steps(layer))  # type: ignore[assignment]
     elif torch.is_grad_enabled():
         result = _apply_rnn(x, w_ih, w_hh, b_ih, b_hh, h0, lengths, reverse, relu)
     else:
-        with _kernel_only():
+        with below_autograd():
             call = native.rnn.default
             result = call(x, w_ih, w_hh, b_ih, b_hh, h0, lengths, reverse, relu)
     return result
@@ -146,7 +145,7 @@ def rnn(
 class _Lstm(Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Any:
-        with _kernel_only():
+        with below_autograd():
             y, h, c, saved = native.lstm.default(*args, any(ctx.needs_input_grad))
         ctx.set_materialize_grads(False)
         ctx.reverse = args[8]
@@ -163,7 +162,7 @@ class _Lstm(Function):
 class _Gru(Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Any:
-        with _kernel_only():
+        with below_autograd():
             y, h, saved = native.gru.default(*args, any(ctx.needs_input_grad))
         ctx.set_materialize_grads(False)
         ctx.reverse = args[7]
@@ -181,7 +180,7 @@ class _Gru(Function):
 class _Rnn(Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Any:
-        with _kernel_only():
+        with below_autograd():
             y, h = native.rnn.default(*args)
         ctx.set_materialize_grads(False)
         ctx.reverse, ctx.relu = args[7:]
@@ -217,7 +216,7 @@ def _gradients(
     bias = b_ih is not None
     need_weights = needs[1] or needs[2] or needs[3] or needs[4]
     need_state = needs[5] or needs[6]
-    with _kernel_only():
+    with below_autograd():
         dx, dw_ih, dw_hh, db_ih, db_hh, dh0, dc0 = native.recurrence_backward.default(
             cell, *grads, x, w_ih, w_hh, bias, h0, c0, lengths, reverse, y, saved,
             needs[0], need_weights, need_state,
