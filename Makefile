@@ -62,6 +62,7 @@ lint: build
 	ruff check .
 	ruff format --check .
 	mypy
+	stubtest fastseq._comm fastseq._mpi fastseq._reader fastseq._C --concise --mypy-config-file pyproject.toml --allowlist tests/stubtest.txt
 	clang-format --dry-run --Werror $(CPP)
 
 # The core and its tests need neither torch nor MPI nor CUDA nor Python.

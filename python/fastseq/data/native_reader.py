@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import _reader  # type: ignore[attr-defined]
+from .. import _reader
 from .scaling.affine import Affine
 
 __all__ = ["Scale", "SlabReader", "convert", "element_type"]

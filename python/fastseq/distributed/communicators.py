@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _comm  # type: ignore[attr-defined]
+from .. import _comm
 from ..errors import CommunicationError, MissingFeatureError
 from .processes import end_together, share_cores, warn_of_forks, warn_of_shared_cores
 
@@ -455,7 +455,7 @@ def _refuse_other_launchers() -> None:
 
 def _mpi_module() -> Any:
     try:
-        from .. import _mpi  # type: ignore[attr-defined]
+        from .. import _mpi
     except ImportError as error:
         raise MissingFeatureError(
             "fastseq was built without MPI, or its MPI library is gone: install one (for example "

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 import torch
 
-from ... import _C  # type: ignore[attr-defined]
+from ... import _C
 
 __all__ = ["FLOATING", "active_isa", "cuda_kernels", "cuda_obstacle", "load_cuda", "native"]
 
@@ -27,7 +27,7 @@ def load_cuda() -> str | None:
     if find_spec("fastseq._cuda") is None:
         return "not built"
     try:
-        from ... import _cuda  # type: ignore[attr-defined]  # noqa: F401
+        from ... import _cuda  # noqa: F401
     except ImportError as error:  # such as a library of another CUDA than torch's
         return f"built, but cannot be loaded: {error}"
     return None

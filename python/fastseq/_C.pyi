@@ -1,0 +1,3 @@
+"""The operators' library; built from csrc/torch/library.cpp. Operators are in torch.ops.fastseq."""
+
+def active_isa() -> str: ...
