@@ -11,8 +11,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from .._util.atomic_file import TEMPORARY
 from ..errors import CheckpointError
-from .format import TEMPORARY, Image, read, write
+from .format import Image, read, write
 
 __all__ = ["Generations"]
 

@@ -19,11 +19,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .._util.atomic_file import replacing
 from ..errors import CheckpointError
 
-__all__ = ["DTYPES", "TEMPORARY", "Image", "read", "tensors_checksum", "write"]
-
-TEMPORARY = ".tmp"
+__all__ = ["DTYPES", "Image", "read", "tensors_checksum", "write"]
 
 _KEY, _SUM = "fastseq", "crc32"
 
@@ -114,20 +113,11 @@ def write(path: Path, image: Image) -> None:
     OSError
         It could not be written; what had this name before is still there.
     """
-    # Another name each time: two processes may write the same file.
-    beside = path.with_name(f".{path.name}.{os.urandom(4).hex()}{TEMPORARY}")
     header, data = image.parts()
-    try:
-        with open(beside, "wb", buffering=0) as file:
-            _write_all(file, memoryview(header))
-            _write_all(file, data[_write_directly(file, data) :])
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(beside)
-        raise
-    _sync_folder(path.parent)
+    with replacing(path) as beside, open(beside, "wb", buffering=0) as file:
+        _write_all(file, memoryview(header))
+        _write_all(file, data[_write_directly(file, data) :])
+        os.fsync(file.fileno())
 
 
 def _write_all(file: FileIO, data: memoryview) -> None:
@@ -152,16 +142,6 @@ def _write_directly(file: FileIO, data: memoryview) -> int:
             done += file.write(data[done : min(done + _AT_ONCE, whole)])
     fcntl.fcntl(file, fcntl.F_SETFL, flags)
     return done
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a renaming last over a failure of the machine, where file systems can."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], str]:

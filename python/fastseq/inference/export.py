@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from .._util.atomic_file import replacing
 from .._util.seeding import untouched
 from .._util.tree import Tree, tree_leaves, tree_map, tree_paths
 from ..data.scaling.inputs_and_targets import Scaling
@@ -80,9 +79,9 @@ def export_model(model: nn.Module, x: Tree, path: Path, scaling: Scaling | None 
             }
             for (name, a), dim in zip(tree_paths(first, "state"), dims, strict=True)
         ]
-        with _beside(path) as temporary:
-            description = json.dumps({"state": states})
-            torch.export.save(program, temporary, extra_files={DESCRIPTION: description})
+        description = json.dumps({"state": states})
+        with replacing(path) as beside, open(beside, "wb") as file:
+            torch.export.save(program, file, extra_files={DESCRIPTION: description})
 
 
 class _Program(nn.Module):
@@ -182,15 +181,6 @@ def _constant(model: nn.Module) -> Iterator[None]:
     finally:
         for p in trained:
             p.requires_grad_(True)
-
-
-@contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """Give a path to write to; afterwards the file is moved to `path`, unless that failed."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
-        temporary = Path(folder, path.name)
-        yield temporary
-        os.replace(temporary, path)
 
 
 def _numbered(tree: Tree) -> Tree:

@@ -7,9 +7,11 @@ import errno
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import h5py
 
+from ..._util import atomic_file
 from .handles import open_file
 
 __all__ = ["damage", "reading", "replacing"]
@@ -66,10 +68,9 @@ def replacing(caller: str, path: str | os.PathLike[str]) -> Iterator[str]:
         )
     if os.path.isdir(target):
         raise IsADirectoryError(errno.EISDIR, f"{caller}: a folder has this name", target)
-    beside = f"{target}.{os.urandom(4).hex()}.partial"
     try:
-        yield beside
-        os.replace(beside, target)
+        with atomic_file.replacing(Path(target)) as beside:
+            yield str(beside)
     except (OSError, RuntimeError) as error:
         # HDF5 tells the system's error in its text only, and as a RuntimeError when it closes.
         told = re.search(r"errno = (\d+)", str(error))
@@ -81,6 +82,3 @@ def replacing(caller: str, path: str | os.PathLike[str]) -> Iterator[str]:
             f"{caller}: no room for the new file (what had this name before is as it was)",
             target,
         ) from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(beside)
