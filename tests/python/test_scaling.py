@@ -165,7 +165,7 @@ def test_quantiles_of_many_samples_are_close(order):
     np.testing.assert_array_equal(without[:, 0], found[:, 0])  # whatever other features lack
     for f, column in enumerate(expected(both, None)):
         errors = rank_errors(np.sort(column), found[:, f], fractions)
-        assert errors.max() < 1 / Quantiles((2,)).points
+        assert errors.max() < 0.01  # 4 standard errors of half of 65536 samples
 
 
 def test_quantiles_depend_on_the_samples_and_their_order_alone():
@@ -181,15 +181,15 @@ def test_quantiles_of_a_feature_that_begins_late():
     array[:300_000, :, 1] = np.nan
     found = streamed(Quantiles, array, None, 10_000, 1).at([0.2, 0.5])
     for f, column in enumerate(expected(array, None)):
-        assert rank_errors(np.sort(column), found[:, f], [0.2, 0.5]).max() < 1 / 4096
+        assert rank_errors(np.sort(column), found[:, f], [0.2, 0.5]).max() < 0.015
 
 
 def test_few_points_are_kept_of_many_samples():
     quantiles = Quantiles((100,))
     for _ in range(60):
         quantiles.update(torch.randn(5000, 1, 100))
-    held = [quantiles._pending, *(level[0] for level in quantiles._levels if level)]
-    assert sum(part.nbytes for part in held) < 30e6 < 60 * 5000 * 100 * 4
+    held = [quantiles._rows, *(rows for _, rows in quantiles._waiting)]
+    assert sum(part.nbytes for part in held) < 40e6 < 60 * 5000 * 100 * 4
 
 
 @pytest.mark.parametrize("method", ["standard", "robust"])
