@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fastseq as fs
-from fastseq.data import scaling as scalings
+from fastseq.data.scaling import affine as scalings
 from fastseq.data.scaling.affine import Affine, scaling_from_state, scaling_state
 from fastseq.data.scaling.moments import Moments
 from fastseq.data.scaling.quantiles import Quantiles
