@@ -102,5 +102,6 @@ class Quantiles:
         there = ~np.isnan(self._rows).all(0) if len(self._rows) else np.zeros(self._width, bool)
         if there.any():
             rows = self._rows[:, there].astype(np.float64)
-            found[:, there] = np.nanquantile(rows, fractions, axis=0)
+            with np.errstate(invalid="ignore"):  # infinite values show in the end
+                found[:, there] = np.nanquantile(rows, fractions, axis=0)
         return found
