@@ -16,8 +16,9 @@ namespace {
 
 // A thread is worth waking for this many multiplications.
 constexpr std::int64_t kGrain = 64 * 1024;
-constexpr int kMaxColumns = 16;  // columns of c that one pass keeps in registers
-constexpr int kLanes = 8;        // partial sums of a dot product
+constexpr int kMaxColumns = 16;            // columns of c that one pass keeps in registers
+constexpr int kLanes = 8;                  // partial sums of a dot product
+constexpr std::int64_t kBlock = 8 * 1024;  // elements of copies that stay in the first cache
 
 template <class T>
 struct Operand {
@@ -182,15 +183,81 @@ template <class T>
 using ColumnsKernel = void (*)(const BmmShape&, const Operand<T>&, const Operand<T>&, std::int64_t, T*, std::int64_t,
                                std::int64_t);
 
-// Kernels for 1 to kMaxColumns columns; those for square fp32 and fp64 matrices up to 8 know their k too.
+// Kernels for 1 to kMaxColumns columns; those for square matrices up to 8 know their k too.
 template <class T, std::size_t... I>
 ColumnsKernel<T> pick_columns_kernel(std::int64_t columns, std::int64_t k, std::index_sequence<I...> /*columns*/) {
   static constexpr std::array<ColumnsKernel<T>, sizeof...(I)> kAnyK{best<columns_kernel<I + 1, 0, T>>...};
-  constexpr std::size_t kLargestSquare = std::is_same_v<T, Accumulate<T>> ? 8 : 0;
   static constexpr std::array<ColumnsKernel<T>, sizeof...(I)> kSquare{
-      best<columns_kernel<I + 1, (I < kLargestSquare ? I + 1 : 0), T>>...};
+      best<columns_kernel<I + 1, (I < 8 ? I + 1 : 0), T>>...};
   const auto index = static_cast<std::size_t>(columns - 1);
   return columns == k ? kSquare[index] : kAnyK[index];
+}
+
+// c's columns from `first` on, kMaxColumns at a time.
+template <class T>
+void all_columns(const BmmShape& s, const Operand<T>& a, const Operand<T>& b, std::int64_t first, T* c,
+                 std::int64_t begin, std::int64_t end) {
+  for (; first < s.n; first += kMaxColumns) {
+    const std::int64_t columns = std::min<std::int64_t>(kMaxColumns, s.n - first);
+    pick_columns_kernel<T>(columns, s.k, std::make_index_sequence<kMaxColumns>{})(s, a, b, first, c, begin, end);
+  }
+}
+
+// Lines of `numel` elements; those of `to` follow each other `to_line` elements apart, each without gaps.
+template <class From, class To>
+void convert_lines(const From* from, std::int64_t line, std::int64_t step, std::int64_t lines, std::int64_t numel,
+                   To* to, std::int64_t to_line) {
+  for (std::int64_t l = 0; l < lines; ++l, from += line, to += to_line) {
+    if (step == 1) {
+      for (std::int64_t i = 0; i < numel; ++i) to[i] = To(static_cast<float>(from[i]));
+    } else {
+      for (std::int64_t i = 0; i < numel; ++i) to[i] = To(static_cast<float>(from[i * step]));
+    }
+  }
+}
+
+// `count` matrices in fp32, without gaps, by rows or by columns as they were.
+template <class T>
+Operand<float> widen(const Operand<T>& m, std::int64_t count, std::int64_t rows, std::int64_t columns, float* to) {
+  const bool by_rows = m.column == 1 || m.row != 1;
+  const std::int64_t lines = by_rows ? rows : columns;
+  const std::int64_t numel = by_rows ? columns : rows;
+  const std::int64_t line = by_rows ? m.row : m.column;
+  const std::int64_t step = by_rows ? m.column : m.row;
+  const std::int64_t batch = m.batch == 0 ? 0 : lines * numel;
+  if (m.batch == batch && step == 1 && line == numel) {
+    best<convert_lines<T, float>>(m.data, 0, 1, 1, batch == 0 ? lines * numel : count * batch, to, 0);
+  } else {
+    for (std::int64_t i = 0; i < (batch == 0 ? 1 : count); ++i) {
+      best<convert_lines<T, float>>(m.data + i * m.batch, line, step, lines, numel, to + i * batch, numel);
+    }
+  }
+  return Operand<float>({to, batch, by_rows ? numel : 1, by_rows ? 1 : numel});
+}
+
+// The same of 16-bit elements, by way of fp32, a few matrices at a time so that they stay in the first cache.
+template <class T>
+void widened_columns(const BmmShape& s, Operand<T> a, Operand<T> b, std::int64_t first, T* c, std::int64_t begin,
+                     std::int64_t end) {
+  const BmmShape part{.batch = s.batch, .m = s.m, .k = s.k, .n = s.n - first};
+  const std::int64_t numel = part.m * part.k + part.k * part.n + part.m * part.n;
+  const std::int64_t block = std::clamp<std::int64_t>(kBlock / numel, 1, end - begin);
+  std::vector<float> memory(static_cast<std::size_t>(block * numel));
+  float* const right = memory.data() + block * part.m * part.k;
+  float* const out = right + block * part.k * part.n;
+  a.data += begin * a.batch;
+  b.data += begin * b.batch + first * b.column;
+  c += begin * s.m * s.n + first;
+  for (std::int64_t rest = end - begin; rest > 0; rest -= block) {
+    const std::int64_t count = std::min(block, rest);
+    all_columns(part, widen(a, count, part.m, part.k, memory.data()), widen(b, count, part.k, part.n, right), 0, out, 0,
+                count);
+    const std::int64_t lines = first == 0 ? 1 : count * part.m;
+    best<convert_lines<float, T>>(out, part.n, 1, lines, count * part.m * part.n / lines, c, s.n);
+    a.data += count * a.batch;
+    b.data += count * b.batch;
+    c += count * s.m * s.n;
+  }
 }
 
 template <class T>
@@ -205,9 +272,11 @@ void bmm_range(const BmmShape& s, const Operand<T>& a, const Operand<T>& b, T* c
     for (; first + 64 <= s.n; first += 64) best<row_kernel<64, T>>(s, a, b, first, c, begin, end);
     for (; first + 32 <= s.n; first += 32) best<row_kernel<32, T>>(s, a, b, first, c, begin, end);
   }
-  for (; first < s.n; first += kMaxColumns) {
-    const std::int64_t columns = std::min<std::int64_t>(kMaxColumns, s.n - first);
-    pick_columns_kernel<T>(columns, s.k, std::make_index_sequence<kMaxColumns>{})(s, a, b, first, c, begin, end);
+  if (first == s.n) return;
+  if constexpr (std::is_same_v<T, Accumulate<T>>) {
+    all_columns(s, a, b, first, c, begin, end);
+  } else {
+    widened_columns(s, a, b, first, c, begin, end);
   }
 }
 
