@@ -80,10 +80,11 @@ void convert_lines(const From* from, std::int64_t line, std::int64_t step, std::
   }
 }
 
-// `count` matrices in fp32, without gaps, by rows or by columns as they were.
+// `count` matrices in fp32, without gaps, by rows; or by columns as they were, if that may be.
 template <class T>
-Operand<float> widen(const Operand<T>& m, std::int64_t count, std::int64_t rows, std::int64_t columns, float* to) {
-  const bool by_rows = m.column == 1 || m.row != 1;
+Operand<float> widen(const Operand<T>& m, std::int64_t count, std::int64_t rows, std::int64_t columns, bool columns_too,
+                     float* to) {
+  const bool by_rows = m.column == 1 || m.row != 1 || !columns_too;
   const std::int64_t lines = by_rows ? rows : columns;
   const std::int64_t numel = by_rows ? columns : rows;
   const std::int64_t line = by_rows ? m.row : m.column;
@@ -114,8 +115,8 @@ void widened_columns(const BmmShape& s, Operand<T> a, Operand<T> b, std::int64_t
   c += begin * s.m * s.n + first;
   for (std::int64_t rest = end - begin; rest > 0; rest -= block) {
     const std::int64_t count = std::min(block, rest);
-    all_columns(part, widen(a, count, part.m, part.k, memory.data()), widen(b, count, part.k, part.n, right), 0, out, 0,
-                count);
+    all_columns(part, widen(a, count, part.m, part.k, true, memory.data()),
+                widen(b, count, part.k, part.n, false, right), 0, out, 0, count);
     const std::int64_t lines = first == 0 ? 1 : count * part.m;
     best<convert_lines<float, T>>(out, part.n, 1, lines, count * part.m * part.n / lines, c, s.n);
     a.data += count * a.batch;
