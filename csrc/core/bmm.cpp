@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/bmm_operands.h"
 #include "core/dispatch.h"
 #include "core/isa.h"
 
@@ -14,125 +15,13 @@ namespace fastseq {
 
 namespace {
 
+using namespace products;
+
 // A thread is worth waking for this many multiplications.
 constexpr std::int64_t kGrain = 64 * 1024;
-constexpr int kMaxColumns = 16;  // columns of c that one pass keeps in registers
-constexpr int kLanes = 8;        // partial sums of a dot product
-
-template <class T>
-struct Operand {
-  const T* data;
-  std::int64_t batch;
-  std::int64_t row;
-  std::int64_t column;
-
-  explicit Operand(const MatrixBatch& m)
-      : data(static_cast<const T*>(m.data)), batch(m.batch_stride), row(m.row_stride), column(m.column_stride) {}
-};
-
-// One row of c: out[j] = sum over q of a[q] b[q][j], for N columns; b's rows are contiguous.
-// K > 0 fixes the length of the sum at compile time.
-template <int N, int K, class T>
-inline void row_product(const T* a, std::int64_t a_step, const T* b, std::int64_t b_row, std::int64_t k, T* out) {
-  using Acc = Accumulate<T>;
-  std::array<Acc, N> sums{};
-  const std::int64_t terms = K > 0 ? K : k;
-  for (std::int64_t q = 0; q < terms; ++q) {
-    const auto factor = static_cast<Acc>(a[q * a_step]);
-    for (int j = 0; j < N; ++j) sums[j] += factor * static_cast<Acc>(b[q * b_row + j]);
-  }
-  for (int j = 0; j < N; ++j) out[j] = T(sums[j]);
-}
-
-// c (m, N) = a b where b's rows are contiguous; c's rows are c_row apart.
-template <int N, int K, class T>
-inline void panel_product(const BmmShape& s, const T* a, std::int64_t a_row, std::int64_t a_column, const T* b,
-                          std::int64_t b_row, T* c, std::int64_t c_row) {
-  for (std::int64_t i = 0; i < s.m; ++i) {
-    row_product<N, K>(a + i * a_row, a_column, b, b_row, s.k, c + i * c_row);
-  }
-}
-
-// b's columns [first, first + N), copied so that rows are contiguous.
-template <int N, class T>
-inline void copy_panel(const T* b, std::int64_t b_row, std::int64_t b_column, std::int64_t k, T* panel) {
-  for (std::int64_t q = 0; q < k; ++q) {
-    for (int j = 0; j < N; ++j) panel[q * N + j] = b[q * b_row + j * b_column];
-  }
-}
-
-constexpr int kTiny = 4;  // square matrices up to here are a handful of vector instructions, if every stride is known
-
-// Square contiguous matrices, either of them perhaps transposed.
-template <int N, bool kATransposed, bool kBTransposed, class T>
-inline void tiny_products(const Operand<T>& a, const Operand<T>& b, T* c, std::int64_t begin, std::int64_t end) {
-  using Acc = Accumulate<T>;
-  for (std::int64_t i = begin; i < end; ++i) {
-    const T* left = a.data + i * a.batch;
-    std::array<Acc, N * N> right{};
-    for (int q = 0; q < N; ++q) {
-      for (int j = 0; j < N; ++j) {
-        right[q * N + j] = static_cast<Acc>(b.data[i * b.batch + (kBTransposed ? j * N + q : q * N + j)]);
-      }
-    }
-    for (int r = 0; r < N; ++r) {
-      std::array<Acc, N> sums{};
-      for (int q = 0; q < N; ++q) {
-        const auto factor = static_cast<Acc>(left[kATransposed ? q * N + r : r * N + q]);
-        for (int j = 0; j < N; ++j) sums[j] += factor * right[q * N + j];
-      }
-      for (int j = 0; j < N; ++j) c[(i * N + r) * N + j] = T(sums[j]);
-    }
-  }
-}
-
-// Whether it was done: a and b are such matrices.
-template <int N, class T>
-inline bool try_tiny(const BmmShape& s, const Operand<T>& a, const Operand<T>& b, T* c, std::int64_t begin,
-                     std::int64_t end) {
-  const auto rows = [](const Operand<T>& x) { return x.row == N && x.column == 1; };
-  const auto columns = [](const Operand<T>& x) { return x.row == 1 && x.column == N; };
-  if (s.m != N || s.n != N) return false;
-  if (rows(a) && rows(b)) {
-    tiny_products<N, false, false>(a, b, c, begin, end);
-  } else if (rows(a) && columns(b)) {
-    tiny_products<N, false, true>(a, b, c, begin, end);
-  } else if (columns(a) && rows(b)) {
-    tiny_products<N, true, false>(a, b, c, begin, end);
-  } else if (columns(a) && columns(b)) {
-    tiny_products<N, true, true>(a, b, c, begin, end);
-  } else {
-    return false;
-  }
-  return true;
-}
-
-// N columns of c, for the matrices [begin, end) of the batch, starting at column `first`.
-template <int N, int K, class T>
-inline void columns_product(const BmmShape& s, const Operand<T>& a, const Operand<T>& b, std::int64_t first, T* c,
-                            std::int64_t begin, std::int64_t end) {
-  if constexpr (K > 0 && K <= kTiny) {
-    if (try_tiny<K>(s, a, b, c, begin, end)) return;
-  }
-  if (b.column == 1) {
-    for (std::int64_t i = begin; i < end; ++i) {
-      panel_product<N, K>(s, a.data + i * a.batch, a.row, a.column, b.data + i * b.batch + first, b.row,
-                          c + i * s.m * s.n + first, s.n);
-    }
-    return;
-  }
-  std::vector<T> panel(static_cast<std::size_t>(s.k * N));
-  for (std::int64_t i = begin; i < end; ++i) {
-    copy_panel<N>(b.data + i * b.batch + first * b.column, b.row, b.column, K > 0 ? K : s.k, panel.data());
-    panel_product<N, K>(s, a.data + i * a.batch, a.row, a.column, panel.data(), N, c + i * s.m * s.n + first, s.n);
-  }
-}
-
-template <int N, int K, class T>
-void columns_kernel(const BmmShape& s, const Operand<T>& a, const Operand<T>& b, std::int64_t first, T* c,
-                    std::int64_t begin, std::int64_t end) {
-  columns_product<N, K>(s, a, b, first, c, begin, end);
-}
+constexpr int kMaxColumns = 16;            // columns of c that one pass keeps in registers
+constexpr int kLanes = 8;                  // partial sums of a dot product
+constexpr std::int64_t kBlock = 8 * 1024;  // elements of copies that stay in the first cache
 
 // sums[lane] += x[lane] y[lane], for N lanes
 template <int N, class T, class Acc>
@@ -178,19 +67,62 @@ void row_kernel(const BmmShape& s, const Operand<T>& a, const Operand<T>& b, std
   }
 }
 
-template <class T>
-using ColumnsKernel = void (*)(const BmmShape&, const Operand<T>&, const Operand<T>&, std::int64_t, T*, std::int64_t,
-                               std::int64_t);
+// Lines of `numel` elements; those of `to` follow each other `to_line` elements apart, each without gaps.
+template <class From, class To>
+void convert_lines(const From* from, std::int64_t line, std::int64_t step, std::int64_t lines, std::int64_t numel,
+                   To* to, std::int64_t to_line) {
+  for (std::int64_t l = 0; l < lines; ++l, from += line, to += to_line) {
+    if (step == 1) {
+      for (std::int64_t i = 0; i < numel; ++i) to[i] = To(static_cast<float>(from[i]));
+    } else {
+      for (std::int64_t i = 0; i < numel; ++i) to[i] = To(static_cast<float>(from[i * step]));
+    }
+  }
+}
 
-// Kernels for 1 to kMaxColumns columns; those for square fp32 and fp64 matrices up to 8 know their k too.
-template <class T, std::size_t... I>
-ColumnsKernel<T> pick_columns_kernel(std::int64_t columns, std::int64_t k, std::index_sequence<I...> /*columns*/) {
-  static constexpr std::array<ColumnsKernel<T>, sizeof...(I)> kAnyK{best<columns_kernel<I + 1, 0, T>>...};
-  constexpr std::size_t kLargestSquare = std::is_same_v<T, Accumulate<T>> ? 8 : 0;
-  static constexpr std::array<ColumnsKernel<T>, sizeof...(I)> kSquare{
-      best<columns_kernel<I + 1, (I < kLargestSquare ? I + 1 : 0), T>>...};
-  const auto index = static_cast<std::size_t>(columns - 1);
-  return columns == k ? kSquare[index] : kAnyK[index];
+// `count` matrices in fp32, without gaps, by rows; or by columns as they were, if that may be.
+template <class T>
+Operand<float> widen(const Operand<T>& m, std::int64_t count, std::int64_t rows, std::int64_t columns, bool columns_too,
+                     float* to) {
+  const bool by_rows = m.column == 1 || m.row != 1 || !columns_too;
+  const std::int64_t lines = by_rows ? rows : columns;
+  const std::int64_t numel = by_rows ? columns : rows;
+  const std::int64_t line = by_rows ? m.row : m.column;
+  const std::int64_t step = by_rows ? m.column : m.row;
+  const std::int64_t batch = m.batch == 0 ? 0 : lines * numel;
+  if (m.batch == batch && step == 1 && line == numel) {
+    best<convert_lines<T, float>>(m.data, 0, 1, 1, batch == 0 ? lines * numel : count * batch, to, 0);
+  } else {
+    for (std::int64_t i = 0; i < (batch == 0 ? 1 : count); ++i) {
+      best<convert_lines<T, float>>(m.data + i * m.batch, line, step, lines, numel, to + i * batch, numel);
+    }
+  }
+  return Operand<float>({to, batch, by_rows ? numel : 1, by_rows ? 1 : numel});
+}
+
+// The same of 16-bit elements, by way of fp32, a few matrices at a time so that they stay in the first cache.
+template <class T>
+void widened_columns(const BmmShape& s, Operand<T> a, Operand<T> b, std::int64_t first, T* c, std::int64_t begin,
+                     std::int64_t end) {
+  const BmmShape part{.batch = s.batch, .m = s.m, .k = s.k, .n = s.n - first};
+  const std::int64_t numel = part.m * part.k + part.k * part.n + part.m * part.n;
+  const std::int64_t block = std::clamp<std::int64_t>(kBlock / numel, 1, end - begin);
+  std::vector<float> memory(static_cast<std::size_t>(block * numel));
+  float* const right = memory.data() + block * part.m * part.k;
+  float* const out = right + block * part.k * part.n;
+  a.data += begin * a.batch;
+  b.data += begin * b.batch + first * b.column;
+  c += begin * s.m * s.n + first;
+  for (std::int64_t rest = end - begin; rest > 0; rest -= block) {
+    const std::int64_t count = std::min(block, rest);
+    all_columns(part, widen(a, count, part.m, part.k, true, memory.data()),
+                widen(b, count, part.k, part.n, false, right), 0, out, 0, count);
+    const std::int64_t lines = first == 0 ? 1 : count * part.m;
+    best<convert_lines<float, T>>(out, part.n, 1, lines, count * part.m * part.n / lines, c, s.n);
+    a.data += count * a.batch;
+    b.data += count * b.batch;
+    c += count * s.m * s.n;
+  }
 }
 
 template <class T>
@@ -205,9 +137,11 @@ void bmm_range(const BmmShape& s, const Operand<T>& a, const Operand<T>& b, T* c
     for (; first + 64 <= s.n; first += 64) best<row_kernel<64, T>>(s, a, b, first, c, begin, end);
     for (; first + 32 <= s.n; first += 32) best<row_kernel<32, T>>(s, a, b, first, c, begin, end);
   }
-  for (; first < s.n; first += kMaxColumns) {
-    const std::int64_t columns = std::min<std::int64_t>(kMaxColumns, s.n - first);
-    pick_columns_kernel<T>(columns, s.k, std::make_index_sequence<kMaxColumns>{})(s, a, b, first, c, begin, end);
+  if (first == s.n) return;
+  if constexpr (std::is_same_v<T, Accumulate<T>>) {
+    all_columns(s, a, b, first, c, begin, end);
+  } else {
+    widened_columns(s, a, b, first, c, begin, end);
   }
 }
 

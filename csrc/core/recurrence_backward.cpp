@@ -86,53 +86,68 @@ inline void backward_cell(const Backward<T>& b, std::int64_t t, std::int64_t p, 
   if constexpr (Cell::kCarries) simd::store(b.dh + at, dh);
 }
 
-// sums[r][c] += the gradients of row n + r at step t, sums [kFirst, kFirst + kWeightGates), times packed weights.
-template <class Cell, int kFirst, int kRows, int kColumns, class V, class T>
-inline void add_weighted(V (&sums)[kRows][kColumns], const Backward<T>& b, std::int64_t t, std::int64_t n,
-                         const T* weights) {
+// Gradients of what a step's sums were made of: the gates' gradients times weights. They depend on the cell through
+// numbers alone, so that cells share them.
+template <class T>
+struct Products {
+  const T* weights;      // packed
+  std::int64_t gates;    // sums that have weights,
+  std::int64_t first;    // from this one on
+  std::int64_t columns;  // features
+  bool adds;             // to what is there
+  T* panels;             // [panel][sequence][L], or null: to
+  T* rows;               // (steps, sequences, columns)
+};
+
+// Of step t, sequences [n, n + kRows), column panels [column, column + kColumns).
+template <int kSums, int kBytes, int kColumns, int kRows, class T>
+inline void product_tile(const Backward<T>& b, const Products<T>& w, std::int64_t t, std::int64_t column,
+                         std::int64_t lane, std::int64_t n) {
   constexpr std::int64_t kL = kPanel<T>;
-  constexpr std::int64_t kRow = Cell::kGates * kL;
+  constexpr std::int64_t kRow = kSums * kL;
+  const auto& s = b.shape;
+  using V = simd::Vector<T, kBytes>;
+  V sums[kRows][kColumns];
+  const auto for_sums = [&](const auto& fn) {
+#pragma GCC unroll 12  // the sums stay in registers
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (int c = 0; c < kColumns; ++c) fn(r, c, sums[r][c]);
+    }
+  };
+  const auto place = [&](int r, int c) { return w.panels + ((column + c) * s.sequences + n + r) * kL + lane; };
+  for_sums([](int /*r*/, int /*c*/, V& sum) { sum = V{}; });
+  if (w.adds) for_sums([&](int r, int c, V& sum) { simd::load(sum, place(r, c)); });
+  const std::int64_t gates = kSums == 1 ? 1 : w.gates;
+  const T* weights = w.weights + column * kL * gates * s.hidden + lane;
   for (std::int64_t p = 0; p < b.panels; ++p) {
-    const std::int64_t units = units_in<T>(p, b.shape.hidden);
-    const T* d = b.d + ((t * b.panels + p) * b.shape.sequences + n) * kRow + kFirst * kL;
-    for (int j = 0; j < Cell::kWeightGates; ++j) {
+    const std::int64_t units = units_in<T>(p, s.hidden);
+    const T* d = b.d + ((t * b.panels + p) * s.sequences + n) * kRow + w.first * kL;
+    for (std::int64_t j = 0; j < gates; ++j) {
       add_products<0, kColumns>(sums, d + j * kL, kRow, 1, weights, kColumns * kL, units);
       weights += units * kColumns * kL;
     }
   }
-}
-
-// dh before the products that make step t, of sequences [n, n + kRows), column panels [first, first + kColumns).
-template <class Cell, int kBytes, int kColumns, int kRows, class T>
-inline void hidden_tile(const Backward<T>& b, std::int64_t t, std::int64_t first, std::int64_t lane, std::int64_t n) {
-  constexpr std::int64_t kL = kPanel<T>;
-  simd::Vector<T, kBytes> sums[kRows][kColumns] = {};
-  const auto place = [&](int r, int c) { return b.dh + ((first + c) * b.shape.sequences + n + r) * kL + lane; };
-  if constexpr (Cell::kCarries) {
-    for (int r = 0; r < kRows; ++r) {
-      for (int c = 0; c < kColumns; ++c) simd::load(sums[r][c], place(r, c));
-    }
+  if (w.panels != nullptr) {
+    for_sums([&](int r, int c, V& sum) { simd::store(place(r, c), sum); });
+    return;
   }
-  const T* weights = b.w_hh + first * kL * Cell::kWeightGates * b.shape.hidden + lane;
-  add_weighted<Cell, Cell::kHiddenFirst>(sums, b, t, n, weights);
-  for (int r = 0; r < kRows; ++r) {
-    for (int c = 0; c < kColumns; ++c) simd::store(place(r, c), sums[r][c]);
-  }
-}
-
-template <class Cell, int kBytes, int kColumns, int kRows, class T>
-inline void input_tile(const Backward<T>& b, std::int64_t t, std::int64_t first, std::int64_t lane, std::int64_t n) {
-  constexpr std::int64_t kL = kPanel<T>;
-  simd::Vector<T, kBytes> sums[kRows][kColumns] = {};
-  const auto& s = b.shape;
-  const T* weights = b.w_ih + first * kL * Cell::kWeightGates * s.hidden + lane;
-  add_weighted<Cell, Cell::kInputFirst>(sums, b, t, n, weights);
-  for (int r = 0; r < kRows; ++r) {
-    for (int c = 0; c < kColumns; ++c) {
-      const std::int64_t column = (first + c) * kL + lane;
-      if (column >= s.inputs) break;
-      simd::store_first(b.dx + (t * s.sequences + n + r) * s.inputs + column, sums[r][c], s.inputs - column);
+  // Of the last vector only some lanes exist: they go by way of memory, as otherwise each sum has code of its own.
+  const std::int64_t left = w.columns - column * kL - lane;
+  T* const rows = w.rows + (t * s.sequences + n) * w.columns + column * kL + lane;
+  alignas(V) T last[kRows][simd::kLanes<V>];
+  for_sums([&](int r, int c, V& sum) {
+    if (left >= c * kL + simd::kLanes<V>) {
+      simd::store(rows + r * w.columns + c * kL, sum);
+    } else if (left > c * kL) {
+      simd::store(last[r], sum);
     }
+  });
+  const std::int64_t lanes = left % kL;
+  if (left <= 0 || left >= kColumns * kL || lanes == 0 || lanes >= simd::kLanes<V>) return;
+#pragma GCC unroll 1
+  for (int r = 0; r < kRows; ++r) {
+    simd::copy_lanes<V>(rows + r * w.columns + left - lanes, last[r], lanes);
   }
 }
 
@@ -148,59 +163,64 @@ inline void for_blocks(std::int64_t panels, const Fn& fn) {
   if (panels - first == 1) fn.template operator()<1>(first);
 }
 
-template <class T, class Cell>
-struct BackwardRange {
-  template <int kBytes>
-  static void run(const Backward<T>& b, std::int64_t begin, std::int64_t end) {
-    const auto& s = b.shape;
-    for (std::int64_t i = s.steps - 1; i >= 0; --i) {
-      const std::int64_t t = s.reverse ? s.steps - 1 - i : i;
-      b.activity.for_runs(t, begin, end, [&](std::int64_t first, std::int64_t last, bool starts) {
-        cells<kBytes>(b, t, first, last, starts);
-        if (!starts || b.to_start) hidden_products<kBytes>(b, t, first, last);
-        if (b.w_ih != nullptr) input_products<kBytes>(b, t, first, last);
-      });
-      for (std::int64_t n = begin; n < end && b.dx != nullptr; ++n) {
-        if (t >= b.activity.length(n)) std::fill_n(b.dx + (t * s.sequences + n) * s.inputs, s.inputs, T{});
-      }
-    }
-  }
-
- private:
-  template <int kBytes>
-  static constexpr std::int64_t kLanes = simd::kLanes<simd::Vector<T, kBytes>>;
-
-  template <int kBytes>
-  static void cells(const Backward<T>& b, std::int64_t t, std::int64_t first, std::int64_t last, bool starts) {
-    for (std::int64_t p = 0; p < b.panels; ++p) {
-      for (std::int64_t lane = 0; lane < units_in<T>(p, b.shape.hidden); lane += kLanes<kBytes>) {
-        for (std::int64_t n = first; n < last; ++n) backward_cell<Cell, kBytes>(b, t, p, lane, starts, n);
-      }
-    }
-  }
-
-  template <int kBytes>
-  static void hidden_products(const Backward<T>& b, std::int64_t t, std::int64_t first, std::int64_t last) {
-    for_blocks(b.panels, [&]<int kColumns>(std::int64_t column) {
-      for (std::int64_t lane = 0; lane < kPanel<T>; lane += kLanes<kBytes>) {
+// Of step t, sequences [first, last).
+template <int kSums>
+struct ProductRange {
+  template <int kBytes, class T>
+  static void run(const Backward<T>& b, const Products<T>& w, std::int64_t t, std::int64_t first, std::int64_t last) {
+    for_blocks(panel_count<T>(w.columns), [&]<int kColumns>(std::int64_t column) {
+      for (std::int64_t lane = 0; lane < kPanel<T>; lane += simd::kLanes<simd::Vector<T, kBytes>>) {
         for_tiles<tile_rows<kBytes>(kColumns)>(first, last, [&]<int kRows>(std::int64_t n) {
-          hidden_tile<Cell, kBytes, kColumns, kRows>(b, t, column, lane, n);
-        });
-      }
-    });
-  }
-
-  template <int kBytes>
-  static void input_products(const Backward<T>& b, std::int64_t t, std::int64_t first, std::int64_t last) {
-    for_blocks(panel_count<T>(b.shape.inputs), [&]<int kColumns>(std::int64_t column) {
-      for (std::int64_t lane = 0; lane < kPanel<T>; lane += kLanes<kBytes>) {
-        for_tiles<tile_rows<kBytes>(kColumns)>(first, last, [&]<int kRows>(std::int64_t n) {
-          input_tile<Cell, kBytes, kColumns, kRows>(b, t, column, lane, n);
+          product_tile<kSums, kBytes, kColumns, kRows>(b, w, t, column, lane, n);
         });
       }
     });
   }
 };
+
+template <class Cell>
+struct CellRange {
+  template <int kBytes, class T>
+  static void run(const Backward<T>& b, std::int64_t t, std::int64_t first, std::int64_t last, bool starts) {
+    for (std::int64_t p = 0; p < b.panels; ++p) {
+      for (std::int64_t lane = 0; lane < units_in<T>(p, b.shape.hidden);
+           lane += simd::kLanes<simd::Vector<T, kBytes>>) {
+        for (std::int64_t n = first; n < last; ++n) backward_cell<Cell, kBytes>(b, t, p, lane, starts, n);
+      }
+    }
+  }
+};
+
+// All steps of the sequences [begin, end).
+template <class Cell, class T>
+void backward_steps(const Backward<T>& b, std::int64_t begin, std::int64_t end) {
+  const auto& s = b.shape;
+  const Products<T> hidden{.weights = b.w_hh,
+                           .gates = Cell::kWeightGates,
+                           .first = Cell::kHiddenFirst,
+                           .columns = s.hidden,
+                           .adds = Cell::kCarries,
+                           .panels = b.dh,
+                           .rows = nullptr};
+  const Products<T> input{.weights = b.w_ih,
+                          .gates = Cell::kWeightGates,
+                          .first = Cell::kInputFirst,
+                          .columns = s.inputs,
+                          .adds = false,
+                          .panels = nullptr,
+                          .rows = b.dx};
+  for (std::int64_t i = s.steps - 1; i >= 0; --i) {
+    const std::int64_t t = s.reverse ? s.steps - 1 - i : i;
+    b.activity.for_runs(t, begin, end, [&](std::int64_t first, std::int64_t last, bool starts) {
+      run_best<CellRange<Cell>>(b, t, first, last, starts);
+      if (!starts || b.to_start) run_best<ProductRange<Cell::kGates>>(b, hidden, t, first, last);
+      if (b.w_ih != nullptr) run_best<ProductRange<Cell::kGates>>(b, input, t, first, last);
+    });
+    for (std::int64_t n = begin; n < end && b.dx != nullptr; ++n) {
+      if (t >= b.activity.length(n)) std::fill_n(b.dx + (t * s.sequences + n) * s.inputs, s.inputs, T{});
+    }
+  }
+}
 
 template <class T, class Cell>
 void backward(const RecurrenceShape& s, const RecurrenceInputs& in, const RecurrenceGradients& g,
@@ -245,7 +265,7 @@ void backward(const RecurrenceShape& s, const RecurrenceInputs& in, const Recurr
   auto range = [&](std::int64_t begin, std::int64_t end) {
     to_panels(static_cast<const T*>(g.dh), s, begin, end, dh.data());
     if constexpr (Cell::kHasCell) to_panels(static_cast<const T*>(g.dc), s, begin, end, dc.data());
-    run_best<BackwardRange<T, Cell>>(b, begin, end);
+    backward_steps<Cell>(b, begin, end);
     if (g.dh0 != nullptr) from_panels(dh.data(), s, begin, end, static_cast<T*>(g.dh0));
     if (Cell::kHasCell && g.dc0 != nullptr) from_panels(dc.data(), s, begin, end, static_cast<T*>(g.dc0));
   };

@@ -12,6 +12,7 @@
 namespace fastseq::recurrence {
 
 struct Lstm {
+  using Sums = Lstm;
   static constexpr int kGates = 4;  // i, f, g, o
   static constexpr int kInputFirst = 0;
   static constexpr int kHiddenFirst = 0;
@@ -56,6 +57,7 @@ struct Lstm {
 
 // The sums are n's input part, r, z and n's hidden part, so that input and hidden products touch three in a row.
 struct Gru {
+  using Sums = Gru;
   static constexpr int kGates = 4;
   static constexpr int kInputFirst = 0;
   static constexpr int kHiddenFirst = 1;
@@ -93,14 +95,18 @@ struct Gru {
   }
 };
 
-template <bool kRelu>
-struct Rnn {
+struct RnnSums {
   static constexpr int kGates = 1;
   static constexpr int kInputFirst = 0;
   static constexpr int kHiddenFirst = 0;
   static constexpr int kWeightGates = 1;
   static constexpr int kInputGates[] = {0};
   static constexpr int kHiddenGates[] = {0};
+};
+
+template <bool kRelu>
+struct Rnn : RnnSums {
+  using Sums = RnnSums;
   static constexpr int kSaved = 0;  // the output is enough
   static constexpr bool kHasCell = false;
   static constexpr bool kCarries = false;

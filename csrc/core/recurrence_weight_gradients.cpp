@@ -19,8 +19,10 @@ struct Operand {
   std::int64_t step;
   std::int64_t sequence;
   std::int64_t features;
-  const T* start;  // where a sequence's first step finds it instead, or null
-  T* gradient;     // (gates * hidden, features)
+  const T* start;    // where a sequence's first step finds it instead, or null
+  T* gradient;       // (gates * hidden, features)
+  const int* gates;  // whose weights they are; their sums begin at
+  std::int64_t first;
 };
 
 template <class T>
@@ -46,7 +48,7 @@ constexpr std::int64_t kGroup = Cell::kWeightGates == 4   ? 6
 inline constexpr std::int64_t kBlockSamples = 128;
 
 // Steps [from, to) of `kRows` features, starting at `feature`, added to sums.
-template <class Cell, int kBytes, int kFirst, int kRows, class T>
+template <class Cell, int kBytes, int kRows, class T>
 inline void weight_tile(const WeightGradients<T>& w, const Operand<T>& a, std::int64_t p, std::int64_t lane,
                         std::int64_t feature, std::int64_t from, std::int64_t to, T* sums) {
   using V = simd::Vector<T, kBytes>;
@@ -64,7 +66,7 @@ inline void weight_tile(const WeightGradients<T>& w, const Operand<T>& a, std::i
       const bool initial = starts && a.start != nullptr;
       const std::int64_t step = a.start == nullptr ? t : w.activity.before(t);
       const T* features = (initial ? a.start : a.data + step * a.step) + first * a.sequence + feature;
-      const T* d = w.d + ((t * w.panels + p) * w.shape.sequences + first) * kRow + kFirst * kL + lane;
+      const T* d = w.d + ((t * w.panels + p) * w.shape.sequences + first) * kRow + a.first * kL + lane;
       add_products<0, Cell::kWeightGates>(acc, features, 1, a.sequence, d, kRow, last - first);
     });
   }
@@ -118,20 +120,14 @@ struct WeightRange {
         const std::int64_t to = std::min(t + block, w.shape.steps);
         for (std::int64_t unit = begin; unit < stop; ++unit) {
           const std::int64_t group = unit - p * per_panel;
-          if (group < x_groups) {
-            add<kBytes, Cell::kInputFirst>(w, w.x, p, group, t, to, unit);
-          } else {
-            add<kBytes, Cell::kHiddenFirst>(w, w.h, p, group - x_groups, t, to, unit);
-          }
+          const bool of_x = group < x_groups;
+          add<kBytes>(w, of_x ? w.x : w.h, p, of_x ? group : group - x_groups, t, to, unit);
         }
       }
       for (std::int64_t unit = begin; unit < stop; ++unit) {
         const std::int64_t group = unit - p * per_panel;
-        if (group < x_groups) {
-          scatter(w, w.x, Cell::kInputGates, p, group, unit);
-        } else {
-          scatter(w, w.h, Cell::kHiddenGates, p, group - x_groups, unit);
-        }
+        const bool of_x = group < x_groups;
+        scatter(w, of_x ? w.x : w.h, p, of_x ? group : group - x_groups, unit);
       }
       begin = stop;
     }
@@ -143,7 +139,7 @@ struct WeightRange {
   }
 
  private:
-  template <int kBytes, int kFirst>
+  template <int kBytes>
   static void add(const WeightGradients<T>& w, const Operand<T>& a, std::int64_t p, std::int64_t group,
                   std::int64_t from, std::int64_t to, std::int64_t unit) {
     constexpr std::int64_t kL = kPanel<T>;
@@ -152,20 +148,20 @@ struct WeightRange {
     for (std::int64_t lane = 0; lane < kL; lane += simd::kLanes<simd::Vector<T, kBytes>>) {
       for_tiles<tile_rows<kBytes>(Cell::kWeightGates)>(0, count, [&]<int kRows>(std::int64_t r) {
         T* sums = sums_of(w, unit) + r * Cell::kWeightGates * kL;
-        weight_tile<Cell, kBytes, kFirst, kRows>(w, a, p, lane, feature + r, from, to, sums);
+        weight_tile<Cell, kBytes, kRows>(w, a, p, lane, feature + r, from, to, sums);
       });
     }
   }
 
-  static void scatter(const WeightGradients<T>& w, const Operand<T>& a, const int* gates, std::int64_t p,
-                      std::int64_t group, std::int64_t unit) {
+  static void scatter(const WeightGradients<T>& w, const Operand<T>& a, std::int64_t p, std::int64_t group,
+                      std::int64_t unit) {
     constexpr std::int64_t kL = kPanel<T>;
     const T* sums = sums_of(w, unit);
     const std::int64_t feature = group * kGroup<Cell>;
     const std::int64_t count = std::min(kGroup<Cell>, a.features - feature);
     for (int j = 0; j < Cell::kWeightGates; ++j) {
       for (std::int64_t l = 0; l < units_in<T>(p, w.shape.hidden); ++l) {
-        T* row = a.gradient + (gates[j] * w.shape.hidden + p * kL + l) * a.features + feature;
+        T* row = a.gradient + (a.gates[j] * w.shape.hidden + p * kL + l) * a.features + feature;
         for (std::int64_t r = 0; r < count; ++r) row[r] = sums[(r * Cell::kWeightGates + j) * kL + l];
       }
     }
@@ -188,13 +184,17 @@ void all_gradients(const RecurrenceShape& s, const RecurrenceInputs& in, const R
                                    .sequence = in.x_sequence,
                                    .features = s.inputs,
                                    .start = nullptr,
-                                   .gradient = static_cast<T*>(g.dw_ih)},
+                                   .gradient = static_cast<T*>(g.dw_ih),
+                                   .gates = Cell::kInputGates,
+                                   .first = Cell::kInputFirst},
                              .h = {.data = static_cast<const T*>(g.y),
                                    .step = s.sequences * s.hidden,
                                    .sequence = s.hidden,
                                    .features = s.hidden,
                                    .start = static_cast<const T*>(in.h0),
-                                   .gradient = static_cast<T*>(g.dw_hh)},
+                                   .gradient = static_cast<T*>(g.dw_hh),
+                                   .gates = Cell::kHiddenGates,
+                                   .first = Cell::kHiddenFirst},
                              .db_ih = static_cast<T*>(g.db_ih),
                              .db_hh = static_cast<T*>(g.db_hh),
                              .sums = sums.data()};
@@ -209,7 +209,7 @@ void weight_gradients(const RecurrenceShape& shape, const RecurrenceInputs& inpu
                       const RecurrenceGradients& gradients, const void* d, ParallelFor parallel_for) {
   if (gradients.dw_hh == nullptr) return;  // dw_ih may be empty, and null for that
   dispatch_cell(shape, [&]<class T, class C>(Type<T>, Type<C>) {
-    all_gradients<T, C>(shape, inputs, gradients, static_cast<const T*>(d), parallel_for);
+    all_gradients<T, typename C::Sums>(shape, inputs, gradients, static_cast<const T*>(d), parallel_for);
   });
 }
 
