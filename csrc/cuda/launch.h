@@ -9,7 +9,7 @@
 #include <string>
 #include <type_traits>
 
-#include "core/dispatch.h"
+#include "core/base/dispatch.h"
 
 namespace fastseq::cuda {
 

@@ -2,7 +2,7 @@
 
 #include <type_traits>
 
-#include "core/dispatch.h"
+#include "core/base/dispatch.h"
 #include "cuda/copy_table.h"
 #include "cuda/launch.h"
 

@@ -13,8 +13,8 @@
 #include <thread>
 #include <vector>
 
-#include "core/node_communicator.h"
-#include "core/shared_memory.h"
+#include "core/ranks/node_communicator.h"
+#include "core/ranks/shared_memory.h"
 #include "mpi/mpi_agreement.h"
 #include "mpi/mpi_calls.h"
 #include "mpi/mpi_communicator.h"

@@ -6,7 +6,7 @@
 #include <memory>
 #include <string>
 
-#include "core/communicator.h"
+#include "core/ranks/communicator.h"
 
 namespace fastseq {
 

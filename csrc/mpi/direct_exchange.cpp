@@ -4,7 +4,7 @@
 #include <array>
 #include <vector>
 
-#include "core/weighted_sum.h"
+#include "core/ranks/weighted_sum.h"
 #include "mpi/mpi_calls.h"
 
 namespace fastseq {

@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <span>
 
-#include "core/dtype.h"
+#include "core/base/dtype.h"
 #include "mpi/mpi_agreement.h"
 
 namespace fastseq {

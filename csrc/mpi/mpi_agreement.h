@@ -1,4 +1,4 @@
-// How ranks agree on a call by messages, and wait for each other: what core/node_group.h does in shared memory.
+// How ranks agree on a call by messages, and wait for each other: what core/ranks/node_group.h does in shared memory.
 #pragma once
 
 #include <mpi.h>
@@ -11,7 +11,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "core/agreement.h"
+#include "core/ranks/agreement.h"
 #include "mpi/mpi_calls.h"
 
 namespace fastseq {

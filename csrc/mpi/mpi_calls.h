@@ -9,7 +9,7 @@
 #include <string>
 #include <utility>
 
-#include "core/communicator.h"
+#include "core/ranks/communicator.h"
 
 namespace fastseq {
 

@@ -4,9 +4,9 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "core/convert.h"
-#include "core/single_process.h"
-#include "core/weighted_sum.h"
+#include "core/base/convert.h"
+#include "core/ranks/single_process.h"
+#include "core/ranks/weighted_sum.h"
 #include "mpi/direct_exchange.h"
 #include "mpi/mpi_calls.h"
 

@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "core/communicator.h"
-#include "core/node_memory.h"
+#include "core/ranks/communicator.h"
+#include "core/ranks/node_memory.h"
 #include "mpi/mpi_agreement.h"
 
 namespace fastseq {

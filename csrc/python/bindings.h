@@ -3,7 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
-#include "core/communicator.h"
+#include "core/ranks/communicator.h"
 
 namespace fastseq {
 

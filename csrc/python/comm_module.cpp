@@ -3,9 +3,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "core/bucketizer.h"
-#include "core/flat_layout.h"
-#include "core/single_process.h"
+#include "core/base/flat_layout.h"
+#include "core/ranks/bucketizer.h"
+#include "core/ranks/single_process.h"
 #include "python/bindings.h"
 
 namespace py = pybind11;

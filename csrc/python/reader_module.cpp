@@ -8,7 +8,7 @@
 #include <set>
 #include <system_error>
 
-#include "core/slab_reader.h"
+#include "core/reader/slab_reader.h"
 
 namespace py = pybind11;
 

@@ -1,7 +1,7 @@
 // The checks of fastseq::bmm, shared by its CPU and CUDA implementations.
 #pragma once
 
-#include "core/bmm.h"
+#include "core/products/bmm.h"
 #include "torch/tensors.h"
 
 namespace fastseq::torch_ops {

@@ -3,7 +3,7 @@
 #include <Python.h>
 #include <torch/csrc/stable/library.h>
 
-#include "core/isa.h"
+#include "core/base/isa.h"
 
 STABLE_TORCH_LIBRARY(fastseq, m) {
   m.def("pack(Tensor[] tensors, int alignment, float scale) -> Tensor");

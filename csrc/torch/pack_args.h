@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/flat_layout.h"
+#include "core/base/flat_layout.h"
 #include "torch/tensors.h"
 
 namespace fastseq::torch_ops {

@@ -1,6 +1,6 @@
 // fastseq::pack and fastseq::unpack on the CPU.
-#include "core/pack.h"
-#include "core/pack_checked.h"
+#include "core/base/pack.h"
+#include "core/base/pack_checked.h"
 
 #include <torch/csrc/stable/library.h>
 

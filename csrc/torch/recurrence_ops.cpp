@@ -1,5 +1,5 @@
 // fastseq::lstm, gru and rnn on the CPU, and their gradients.
-#include "core/recurrence.h"
+#include "core/recurrence/recurrence.h"
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>

@@ -7,8 +7,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/dtype.h"
-#include "core/parallel.h"
+#include "core/base/dtype.h"
+#include "core/base/parallel.h"
 
 namespace fastseq::torch_ops {
 

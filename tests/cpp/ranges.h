@@ -6,8 +6,8 @@
 #include <thread>
 #include <vector>
 
-#include "core/isa.h"
-#include "core/parallel.h"
+#include "core/base/isa.h"
+#include "core/base/parallel.h"
 
 namespace fastseq::testing {
 

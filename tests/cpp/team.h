@@ -11,8 +11,8 @@
 #include <thread>
 #include <vector>
 
-#include "core/node_communicator.h"
-#include "core/shared_memory.h"
+#include "core/ranks/node_communicator.h"
+#include "core/ranks/shared_memory.h"
 
 namespace fastseq::testing {
 

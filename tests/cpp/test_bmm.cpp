@@ -1,10 +1,10 @@
-#include "core/bmm.h"
+#include "core/products/bmm.h"
 
 #include <cstdint>
 #include <vector>
 
 #include "check.h"
-#include "core/half.h"
+#include "core/base/half.h"
 #include "ranges.h"
 
 namespace fastseq {

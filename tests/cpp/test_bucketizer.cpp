@@ -1,4 +1,4 @@
-#include "core/bucketizer.h"
+#include "core/ranks/bucketizer.h"
 
 #include <sys/wait.h>
 #include <unistd.h>
@@ -16,7 +16,7 @@
 #include <vector>
 
 #include "check.h"
-#include "core/single_process.h"
+#include "core/ranks/single_process.h"
 #include "team.h"
 
 namespace fastseq {

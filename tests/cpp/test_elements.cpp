@@ -1,4 +1,4 @@
-#include "core/elements.h"
+#include "core/base/elements.h"
 
 #include <algorithm>
 #include <array>
@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "check.h"
-#include "core/half.h"
+#include "core/base/half.h"
 
 namespace fastseq {
 

@@ -1,4 +1,4 @@
-#include "core/flat_layout.h"
+#include "core/base/flat_layout.h"
 
 #include <array>
 #include <limits>

@@ -1,5 +1,5 @@
 // 16-bit floats against their definition: all of them one way, and the way back by search for the nearest.
-#include "core/half.h"
+#include "core/base/half.h"
 
 #include <cmath>
 #include <cstdint>

@@ -1,4 +1,4 @@
-#include "core/node_communicator.h"
+#include "core/ranks/node_communicator.h"
 
 #include <algorithm>
 #include <array>
@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "check.h"
-#include "core/weighted_sum.h"
+#include "core/ranks/weighted_sum.h"
 #include "team.h"
 
 namespace fastseq {

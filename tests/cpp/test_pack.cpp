@@ -1,11 +1,11 @@
-#include "core/pack.h"
+#include "core/base/pack.h"
 
 #include <cstdint>
 #include <numeric>
 #include <vector>
 
 #include "check.h"
-#include "core/half.h"
+#include "core/base/half.h"
 #include "ranges.h"
 
 namespace fastseq {

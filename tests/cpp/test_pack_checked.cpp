@@ -1,4 +1,4 @@
-#include "core/pack_checked.h"
+#include "core/base/pack_checked.h"
 
 #include <array>
 #include <cmath>
@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "check.h"
-#include "core/convert.h"
-#include "core/dispatch.h"
+#include "core/base/convert.h"
+#include "core/base/dispatch.h"
 #include "ranges.h"
 
 namespace fastseq {

@@ -1,5 +1,5 @@
 // Recurrent layers beside the plainest loops in double precision, and their gradients beside finite differences.
-#include "core/recurrence.h"
+#include "core/recurrence/recurrence.h"
 
 #include <algorithm>
 #include <cmath>

@@ -1,4 +1,4 @@
-#include "core/shared_memory.h"
+#include "core/ranks/shared_memory.h"
 
 #include <fcntl.h>
 #include <sys/mman.h>

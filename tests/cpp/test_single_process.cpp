@@ -1,11 +1,11 @@
-#include "core/single_process.h"
+#include "core/ranks/single_process.h"
 
 #include <algorithm>
 #include <array>
 #include <cstdint>
 
 #include "check.h"
-#include "core/flat_layout.h"
+#include "core/base/flat_layout.h"
 
 namespace fastseq {
 

@@ -1,4 +1,4 @@
-#include "core/slab_reader.h"
+#include "core/reader/slab_reader.h"
 
 #include <fcntl.h>
 #include <sys/mman.h>

@@ -1,4 +1,4 @@
-#include "core/vector_math.h"
+#include "core/base/vector_math.h"
 
 #include <cmath>
 #include <cstddef>
@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "check.h"
-#include "core/isa.h"
+#include "core/base/isa.h"
 #include "ranges.h"
 
 namespace fastseq {

@@ -1,11 +1,11 @@
-#include "core/weighted_sum.h"
+#include "core/ranks/weighted_sum.h"
 
 #include <cmath>
 #include <limits>
 #include <vector>
 
 #include "check.h"
-#include "core/dispatch.h"
+#include "core/base/dispatch.h"
 
 namespace fastseq {
 

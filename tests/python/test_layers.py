@@ -39,6 +39,15 @@ def test_includes_point_up(path: Path) -> None:
             assert name.split("/")[0] in ALLOWED[layer], f"{path} includes {name}"
 
 
+def test_rooms_of_the_core_know_the_base_alone() -> None:
+    core = ROOT / "csrc" / "core"
+    for path in NATIVE:
+        if core in path.parents and path.suffix != ".txt":
+            own = path.relative_to(core).parts[0]
+            rooms = {name.split("/")[1] for name in includes(path) if name.startswith("core/")}
+            assert rooms <= {"base", own}, path
+
+
 @pytest.mark.parametrize(
     ("layer", "forbidden"),
     [

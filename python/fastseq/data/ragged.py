@@ -92,7 +92,7 @@ class RaggedRows(_Ragged):
         self._row_bytes = self._numel * stored.itemsize
 
     def pieces(self, boxes: list[Box], width: int, files: list[int]) -> Any:
-        """Return what to read for a slab of `width` columns; see csrc/core/slab_reader.h."""
+        """Return what to read for a slab of `width` columns; see csrc/core/reader/slab_reader.h."""
         found = []
         for t0, t1, n0, n1, at in boxes:
             steps = np.minimum(self._lengths[n0:n1], t1) - t0

@@ -253,7 +253,7 @@ class StridedSource(Source):
         self._numel = math.prod(self.features)
 
     def pieces(self, boxes: list[Box], width: int, files: list[int]) -> Any:
-        """Return what to read for a slab of `width` columns; see csrc/core/slab_reader.h."""
+        """Return what to read for a slab of `width` columns; see csrc/core/reader/slab_reader.h."""
         step, sequence = self._strides
         features = self._numel
         rows = [

@@ -13,7 +13,7 @@ from torch import Tensor
 
 __all__ = ["GRU", "LSTM", "RELU", "TANH", "Layer", "differentiable_gradients", "run_steps"]
 
-LSTM, GRU, TANH, RELU = range(4)  # as in csrc/core/recurrence.h
+LSTM, GRU, TANH, RELU = range(4)  # as in csrc/core/recurrence/recurrence.h
 
 
 class Layer(NamedTuple):

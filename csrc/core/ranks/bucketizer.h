@@ -1,0 +1,137 @@
+// Averages gradients over ranks while the backward pass is still running.
+//
+// Gradients have places in one flat buffer per dtype, in memory that the other ranks see, in the order in which the
+// parameters were registered. Buckets cut the buffers from the end, because backward comes to the last parameters
+// first. A bucket whose gradients are all there is gathered into its place and exchanged, strictly in the order of the
+// buckets on every rank, by a thread of this object's own (or, where only one thread may communicate, in finish).
+//
+// A step is: start; ready for each parameter that has a gradient; finish. Between start and finish the communicator is
+// this object's. All methods are called by one thread at a time. A forked child can only destroy its copy.
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <thread>
+#include <vector>
+
+#include "core/base/flat_layout.h"
+#include "core/ranks/communicator.h"
+
+namespace fastseq {
+
+class Bucketizer {
+ public:
+  // One buffer of a dtype, and where its parameters' gradients are.
+  struct Buffer {
+    DType dtype;
+    std::vector<std::int64_t> members;  // indices of parameters
+    FlatLayout layout;
+    std::shared_ptr<std::byte> memory;
+  };
+
+  // What all ranks know after a step.
+  struct Result {
+    double weight = 0;        // the sum of the ranks' weights
+    double value = 0;         // the weighted mean of their values
+    int nonfinite_rank = -1;  // the lowest rank with an infinite or NaN gradient
+    bool attention = false;   // whether a rank asked for it
+    // The parameters that got no gradient on any rank; their places hold zeros.
+    std::vector<std::int64_t> unused;
+  };
+
+  // Parameters with `numels` elements of `dtypes`; buckets hold at least `bucket_bytes` or what is left. Collective.
+  Bucketizer(std::shared_ptr<Communicator> comm, std::span<const std::int64_t> numels, std::span<const DType> dtypes,
+             std::int64_t bucket_bytes, bool threaded);
+  ~Bucketizer();
+  Bucketizer(const Bucketizer&) = delete;
+  Bucketizer& operator=(const Bucketizer&) = delete;
+
+  const std::vector<Buffer>& buffers() const { return buffers_; }
+  std::int64_t bucket_count() const { return static_cast<std::int64_t>(buckets_.size()); }
+  const std::vector<std::int64_t>& members(std::int64_t bucket) const {
+    return buckets_.at(static_cast<std::size_t>(bucket)).members;
+  }
+
+  // `weight`: of this rank's gradients in the mean, finite and not negative (std::invalid_argument). `value` is
+  // averaged along; all ranks learn whether one asks for attention.
+  void start(double weight, double value, bool attention = false);
+  bool started() const { return started_; }
+  // Parameter `index` has its gradient, contiguous, at `gradient`, where it stays until its bucket has been gathered.
+  // Returns how many buckets, from the first, have been: what was in them may be freed. Raises std::logic_error the
+  // second time in a step.
+  std::int64_t ready(std::int64_t index, const void* gradient);
+  // Exchanges what is left and waits for all of it. Raises what the exchange raised.
+  Result finish();
+  // Ends a step that failed on this rank: waits for the exchanges that were begun, and raises what they raised.
+  void abandon();
+  // Ends the thread, and what it has under way with the other ranks: this process ends. Raises nothing.
+  void stop();
+
+ private:
+  struct Bucket {
+    std::size_t buffer;
+    std::int64_t begin;  // elements of the buffer
+    std::int64_t numel;
+    std::vector<std::int64_t> members;
+    std::size_t missing;  // members without a gradient in this step
+  };
+
+  void plan(std::int64_t bucket_bytes);
+  std::byte* place_of(std::int64_t index) const;
+  void settle(std::size_t index, const void* gradient, bool used);
+  void launch_full_buckets();
+  void submit(std::size_t bucket, std::uint64_t flags);
+  void exchange(std::size_t bucket, std::uint64_t flags);
+  void work();
+  void drain();
+  void reset();
+  std::vector<std::int64_t> find_unused();
+
+  std::shared_ptr<Communicator> comm_;
+  std::vector<std::int64_t> numels_;
+  std::vector<Buffer> buffers_;
+  std::vector<Bucket> buckets_;
+  std::vector<std::size_t> bucket_of_;
+  std::vector<std::byte*> places_;
+
+  bool started_ = false;
+  double weight_ = 1;
+  double value_ = 0;
+  std::uint64_t asks_ = 0;  // flags of this rank that go with each bucket
+  std::int64_t step_ = 0;
+  std::vector<const void*> gradients_;
+  std::vector<bool> seen_;  // ready, or known to have none
+  std::vector<bool> used_;  // ready
+  std::size_t next_ = 0;    // the bucket that goes out next
+
+  std::uint64_t flags_ = 0;
+  Result result_;
+
+  // What the communicating thread and the caller share. In one piece, as a forked child has to leave it alone: it has
+  // no such thread, the mutex may be locked for ever, and the thread's number may be that of another one.
+  struct Job {
+    std::size_t bucket;
+    std::uint64_t flags;
+  };
+  struct Shared {
+    std::mutex mutex;
+    std::condition_variable changed;
+    std::deque<Job> queue;
+    bool busy = false;
+    bool stopping = false;
+    std::exception_ptr error;
+    std::thread thread;
+    int process = 0;  // that has the thread
+  };
+  bool forked() const;
+  void end_thread();
+
+  std::unique_ptr<Shared> shared_ = std::make_unique<Shared>();
+};
+
+}  // namespace fastseq

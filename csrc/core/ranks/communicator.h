@@ -1,0 +1,118 @@
+// What collective communication looks like to the rest of fastseq, whoever carries it out.
+//
+// Every call is collective: all ranks make the same calls in the same order. The ranks first agree on what comes (which
+// operation, how many bytes, whether one of them has failed), and only then move data. A rank that fails says so in
+// place of its next call, and all the others get its message as a RemoteFailure instead of waiting for ever. A rank
+// that fails while data move cannot say so that way: it breaks the group up, and all others get a CommunicationError
+// with the cause, as they do where a rank does not come in time; then no more calls can be made. Calls block, and are
+// made by one thread at a time.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "core/base/dtype.h"
+
+namespace fastseq {
+
+// Something went wrong in the exchange itself: the message names rank, operation and cause.
+class CommunicationError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+// This rank or another cannot go on, and so all cannot. `cause` says which and why, the message who heard of it.
+class LostRanks : public CommunicationError {
+ public:
+  LostRanks(std::string why, const std::string& message) : CommunicationError(message), cause(std::move(why)) {}
+  std::string cause;
+};
+
+// Another rank has failed; `rank` is the lowest that did, what() is its message.
+class RemoteFailure : public std::runtime_error {
+ public:
+  RemoteFailure(int failed_rank, const std::string& message) : std::runtime_error(message), rank(failed_rank) {}
+  int rank;
+};
+
+// The flag of which it is told which rank raised it.
+inline constexpr std::uint64_t kAlarm = 1;
+
+// How an allreduce combines the ranks' data, and what travels with it.
+struct Reduction {
+  bool mean = true;           // the weighted mean over the ranks, else the plain sum
+  double weight = 1.0;        // of this rank's data in the mean; data with weight 0 are not looked at
+  double value = 0.0;         // a number to average by the same weights
+  std::uint64_t flags = 0;    // or'ed together
+  std::int64_t sequence = 0;  // must be the same on all ranks: which step and bucket this is
+};
+inline constexpr int kBucketBits = 20;  // of a sequence
+
+// What all ranks learn beside the data.
+struct Reduced {
+  double weight = 0.0;  // the sum of the weights; if it is 0, the mean is 0
+  double value = 0.0;   // the weighted mean of the values
+  std::uint64_t flags = 0;
+  int alarmed_rank = -1;  // the lowest rank that raised kAlarm
+};
+
+class Communicator {
+ public:
+  Communicator() = default;
+  Communicator(const Communicator&) = delete;
+  Communicator& operator=(const Communicator&) = delete;
+  virtual ~Communicator() = default;
+
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+  virtual int local_rank() const = 0;  // among the ranks of this node
+  virtual int local_size() const = 0;
+  virtual std::string_view transport() const = 0;
+  // Whether a thread other than the one that started MPI may make the calls.
+  virtual bool any_thread() const = 0;
+
+  // data[i] becomes its mean or sum over all ranks, the same bits on every rank.
+  virtual Reduced allreduce(void* data, std::int64_t numel, DType dtype, const Reduction& reduction) = 0;
+  // data becomes root's.
+  virtual void broadcast(std::span<std::byte> data, int root) = 0;
+  virtual void barrier() = 0;
+
+  // Memory for buffers that are exchanged often: aligned to a cache line, zeroed, freed with the last reference. Seen
+  // by the other ranks of this node if that can be had. Collective.
+  virtual std::shared_ptr<std::byte> allocate(std::size_t bytes) = 0;
+  // Whether other ranks see these data where they lie.
+  virtual bool is_shared(const void* data, std::size_t bytes) const = 0;
+
+  // Tells the others, in place of this rank's next call, that it has failed and why. Returns when they know.
+  virtual void fail(std::string_view message) = 0;
+  // Says that this rank makes no more calls; those that still call get a CommunicationError that names it. Does not
+  // raise for what the others do or don't.
+  virtual void leave() = 0;
+  // Ends, with a CommunicationError, a call that another thread has under way or makes later: this process ends.
+  virtual void interrupt() = 0;
+  // Ends the processes of all ranks.
+  [[noreturn]] virtual void abort(int exit_code) = 0;
+
+  // What the user has called that makes the calls here: told if the ranks turn out to be out of step.
+  void set_purpose(std::string purpose) {
+    const std::scoped_lock lock(purpose_mutex_);
+    purpose_ = std::move(purpose);
+  }
+  std::string purpose() const {
+    const std::scoped_lock lock(purpose_mutex_);
+    return purpose_;
+  }
+
+ private:
+  mutable std::mutex purpose_mutex_;
+  std::string purpose_;
+};
+
+}  // namespace fastseq

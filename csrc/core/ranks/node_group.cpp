@@ -1,0 +1,166 @@
+#include "core/ranks/node_group.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <thread>
+
+#include "core/base/platform.h"
+
+#if FASTSEQ_HAS_FUTEX
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+#include "core/ranks/communicator.h"
+
+namespace fastseq {
+
+namespace {
+
+// A peer that is about to arrive is waited for awake, a millisecond or two: first without a word to the kernel, then
+// letting others run. Waking up takes as long as a small model's step. A clock ends it, not a count: on a busy machine
+// others may run for seconds meanwhile, and the deadline is looked at only afterwards.
+constexpr int kSpins = 2000;
+constexpr auto kAwake = std::chrono::milliseconds(2);
+constexpr auto kNap = std::chrono::milliseconds(50);  // looks at the clock that often while asleep
+
+// Epochs wrap around: e is at or after `epoch` if it is less than half the circle ahead.
+bool reached(std::uint32_t e, std::uint32_t epoch) { return static_cast<std::int32_t>(e - epoch) >= 0; }
+
+void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+// Other processes wait on these words too, which std::atomic::wait does not promise.
+void sleep_while_equal(std::atomic<std::uint32_t>& word, std::uint32_t value) {
+#if FASTSEQ_HAS_FUTEX
+  const timespec nap = {.tv_sec = 0, .tv_nsec = std::chrono::nanoseconds(kNap).count()};
+  syscall(SYS_futex, &word, FUTEX_WAIT, value, &nap, nullptr, 0);
+#else
+  if (word.load() == value) std::this_thread::sleep_for(std::chrono::microseconds(50));
+#endif
+}
+
+void wake_all(std::atomic<std::uint32_t>& word) {
+#if FASTSEQ_HAS_FUTEX
+  syscall(SYS_futex, &word, FUTEX_WAKE, INT32_MAX, nullptr, nullptr, 0);
+#else
+  static_cast<void>(word);
+#endif
+}
+
+}  // namespace
+
+NodeGroup::NodeGroup(std::vector<Slot*> slots, int rank, std::chrono::duration<double> timeout,
+                     std::uint32_t first_epoch)
+    : slots_(std::move(slots)),
+      rank_(rank),
+      timeout_(timeout),
+      epoch_(first_epoch),
+      // With more ranks than cores, the one that is waited for needs the core of the one that waits.
+      spins_(slots_.size() > std::max(1U, std::thread::hardware_concurrency()) ? 0 : kSpins) {}
+
+void NodeGroup::meet() {
+  ++epoch_;
+  Slot& slot = own();
+  // Sequentially consistent, and so is the sleeper's side: either it sees the new epoch, or it is seen to sleep.
+  slot.arrived.store(epoch_);
+  if (slot.sleepers.load() != 0) wake_all(slot.arrived);
+  std::chrono::steady_clock::time_point deadline{};
+  for (int r = 0; r < size(); ++r) {
+    if (r != rank_) wait_for(r, deadline);
+  }
+  raise_if_broken();
+}
+
+std::vector<Call> NodeGroup::exchange(const Call& call, std::span<const std::byte> small) {
+  std::vector<Call> calls(slots_.size());
+  const std::size_t parity = (epoch_ + 1) % 2;
+  own().calls[parity] = call;
+  std::ranges::copy(small, own().small[parity].begin());
+  leaving_ = call.operation == Operation::kLeave;
+  meet();
+  for (std::size_t r = 0; r < calls.size(); ++r) calls[r] = slots_[r]->calls[parity];
+  return calls;
+}
+
+const std::byte* NodeGroup::small_of(int r) const {
+  return slots_[static_cast<std::size_t>(r)]->small[epoch_ % 2].data();
+}
+
+void NodeGroup::set_message(std::string_view message) {
+  auto& text = own().message[(epoch_ + 1) % 2];
+  text[message.copy(text.data(), text.size() - 1)] = '\0';
+}
+
+std::string NodeGroup::message_of(int r) const {
+  return slots_[static_cast<std::size_t>(r)]->message[epoch_ % 2].data();
+}
+
+void NodeGroup::break_up(const char* cause) noexcept {
+  Slot& slot = own();
+  if (slot.broken.load(std::memory_order_relaxed) != 0) return;
+  std::snprintf(slot.cause.data(), slot.cause.size(), "%s", cause);
+  slot.broken.store(1, std::memory_order_release);
+  wake_all(slot.arrived);  // who sleeps on another rank's word looks here soon
+}
+
+void NodeGroup::raise_if_broken() const {
+  for (const Slot* slot : slots_) {
+    if (slot->broken.load(std::memory_order_acquire) == 0) continue;
+    throw lost_ranks(name(rank_), slot->cause.data());
+  }
+}
+
+void NodeGroup::wait_for(int peer, std::chrono::steady_clock::time_point& deadline) {
+  Slot& slot = *slots_[static_cast<std::size_t>(peer)];
+  for (int i = 0; i < spins_; ++i) {
+    if (reached(slot.arrived.load(std::memory_order_acquire), epoch_)) return;
+    relax();
+  }
+  const auto asleep = std::chrono::steady_clock::now() + kAwake;
+  while (std::chrono::steady_clock::now() < asleep) {
+    if (reached(slot.arrived.load(std::memory_order_acquire), epoch_)) return;
+    std::this_thread::yield();
+  }
+  sleep_until_arrived(slot, deadline);
+}
+
+void NodeGroup::sleep_until_arrived(Slot& peer, std::chrono::steady_clock::time_point& deadline) {
+  struct Sleeper {
+    explicit Sleeper(std::atomic<std::uint32_t>& counted) : count(counted) { count.fetch_add(1); }
+    ~Sleeper() { count.fetch_sub(1); }
+    std::atomic<std::uint32_t>& count;
+  };
+  if (deadline == std::chrono::steady_clock::time_point{}) {
+    deadline = std::chrono::steady_clock::now() + clock_time(timeout_);
+  }
+  const Sleeper sleeper(peer.sleepers);
+  while (true) {
+    const std::uint32_t seen = peer.arrived.load();
+    if (reached(seen, epoch_)) return;
+    if (interrupted_.load()) break_up(exit_message(name(rank_)).c_str());
+    raise_if_broken();
+    if (std::chrono::steady_clock::now() > deadline) give_up();
+    if (idle_) idle_();
+    sleep_while_equal(peer.arrived, seen);
+  }
+}
+
+void NodeGroup::give_up() {
+  std::string missing;
+  for (int r = 0; r < size(); ++r) {
+    if (reached(slots_[static_cast<std::size_t>(r)]->arrived.load(), epoch_)) continue;
+    missing += (missing.empty() ? "rank " : ", rank ") + std::to_string(name(r));
+  }
+  if (missing.empty()) return;
+  const std::string cause = timeout_message(name(rank_), timeout_.count(), missing);
+  break_up(leaving_ ? exit_message(name(rank_)).c_str() : cause.c_str());
+  throw LostRanks(cause, cause);
+}
+
+}  // namespace fastseq

@@ -1,0 +1,26 @@
+// The arithmetic of every exchange: a weighted sum of the ranks' vectors, in the order of the ranks, so that each rank,
+// each bucket size and each transport that uses it comes to the same bits.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "core/base/dtype.h"
+
+namespace fastseq {
+
+// out[i] = sum over s of factors[s] * sources[s][i], for `numel` elements, written to each of `destinations`. Summed in
+// fp32 (fp64 for fp64), rounded once. Sources with factor 0 are not read, so their NaNs don't count. A destination may
+// be one of the sources; otherwise nothing overlaps.
+void weighted_sum(std::span<const void* const> sources, std::span<const double> factors, std::int64_t numel,
+                  DType dtype, std::span<void* const> destinations);
+
+// The part of `numel` elements that rank `index` of `count` works on: nearly equal parts that begin at cache lines.
+struct Slice {
+  std::int64_t begin;
+  std::int64_t end;
+};
+Slice slice_of(std::int64_t numel, DType dtype, int index, int count);
+
+}  // namespace fastseq

@@ -1,0 +1,72 @@
+// From a recurrent layer's shape to the types that its kernels are made for, and to the work that a thread should get.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <stdexcept>
+
+#include "core/base/dispatch.h"
+#include "core/recurrence/cells.h"
+#include "core/recurrence/recurrence.h"
+#include "core/recurrence/tiles.h"
+
+namespace fastseq::recurrence {
+
+// Calls fn(Type<T>{}, Type<Cell>{}).
+template <class Fn>
+void dispatch_cell(const RecurrenceShape& shape, const Fn& fn) {
+  const auto with_type = [&]<class T>(Type<T> type) {
+    switch (shape.cell) {
+      case Cell::kLstm:
+        return fn(type, Type<Lstm>{});
+      case Cell::kGru:
+        return fn(type, Type<Gru>{});
+      case Cell::kTanhRnn:
+        return fn(type, Type<Rnn<false>>{});
+      case Cell::kReluRnn:
+        return fn(type, Type<Rnn<true>>{});
+    }
+    throw std::invalid_argument("recurrence: unknown cell");
+  };
+  if (shape.dtype == DType::kFloat32) return with_type(Type<float>{});
+  if (shape.dtype == DType::kFloat64) return with_type(Type<double>{});
+  throw std::invalid_argument("recurrence: the dtype must be fp32 or fp64");
+}
+
+// A thread is worth waking for this many multiplications, or elements copied.
+inline constexpr std::int64_t kProductsPerThread = 512 * 1024;
+inline constexpr std::int64_t kCopiesPerThread = 64 * 1024;
+
+constexpr std::int64_t grain(std::int64_t work, std::int64_t work_of_one) {
+  return std::max<std::int64_t>(work / std::max<std::int64_t>(work_of_one, 1), 1);
+}
+
+// Sequences per thread, at least; elementwise work counts as 16 multiplications.
+inline std::int64_t sequence_grain(const RecurrenceShape& s) {
+  return grain(kProductsPerThread, s.steps * gate_count(s.cell) * s.hidden * (s.inputs + s.hidden + 16));
+}
+
+// (sequences, hidden) to [panel][sequence][L] and back; padding becomes zero.
+template <class T>
+void to_panels(const T* rows, const RecurrenceShape& s, std::int64_t begin, std::int64_t end, T* panels) {
+  for (std::int64_t p = 0; p < panel_count<T>(s.hidden); ++p) {
+    const std::int64_t units = units_in<T>(p, s.hidden);
+    for (std::int64_t n = begin; n < end; ++n) {
+      T* to = panels + (p * s.sequences + n) * kPanel<T>;
+      if (rows != nullptr) std::copy_n(rows + n * s.hidden + p * kPanel<T>, units, to);
+      std::fill(to + (rows == nullptr ? 0 : units), to + kPanel<T>, T{});
+    }
+  }
+}
+
+template <class T>
+void from_panels(const T* panels, const RecurrenceShape& s, std::int64_t begin, std::int64_t end, T* rows) {
+  for (std::int64_t p = 0; p < panel_count<T>(s.hidden); ++p) {
+    for (std::int64_t n = begin; n < end; ++n) {
+      std::copy_n(panels + (p * s.sequences + n) * kPanel<T>, units_in<T>(p, s.hidden),
+                  rows + n * s.hidden + p * kPanel<T>);
+    }
+  }
+}
+
+}  // namespace fastseq::recurrence

@@ -1,0 +1,155 @@
+#include <algorithm>
+#include <cstdint>
+
+#include "core/base/isa.h"
+#include "core/recurrence/cells.h"
+#include "core/recurrence/dispatch.h"
+#include "core/recurrence/recurrence.h"
+#include "core/recurrence/tiles.h"
+#include "core/recurrence/weights.h"
+
+namespace fastseq {
+
+namespace {
+
+using namespace recurrence;
+
+template <class T>
+struct Forward {
+  RecurrenceShape shape;
+  Activity activity;
+  std::int64_t panels;
+  const T* x;
+  std::int64_t x_step;
+  std::int64_t x_sequence;
+  const T* h0;
+  const T* w_ih;  // packed
+  const T* w_hh;
+  const T* biases;
+  T* state;  // [panel][sequence][L]
+  T* y;
+  T* saved;
+};
+
+// Sequences [n, n + kRows) of step t, hidden units of one vector of panel p: `lane` is its place in the panel.
+// Sequences up to `last` are yet to come.
+template <class Cell, int kBytes, int kRows, class T>
+inline void forward_tile(const Forward<T>& f, std::int64_t t, std::int64_t p, std::int64_t lane, const T* h,
+                         std::int64_t n, std::int64_t last) {
+  using V = simd::Vector<T, kBytes>;
+  constexpr std::int64_t kL = kPanel<T>;
+  constexpr std::int64_t kRow = Cell::kWeightGates * kL;
+  const auto& s = f.shape;
+  V sums[kRows][Cell::kGates];
+  for (int g = 0; g < Cell::kGates; ++g) {
+    V bias;
+    simd::load(bias, f.biases + (p * Cell::kGates + g) * kL + lane);
+    for (int r = 0; r < kRows; ++r) sums[r][g] = bias;
+  }
+  add_products<Cell::kInputFirst, Cell::kWeightGates>(sums, f.x + t * f.x_step + n * f.x_sequence, f.x_sequence, 1,
+                                                      f.w_ih + p * s.inputs * kRow + lane, kRow, s.inputs);
+  add_products<Cell::kHiddenFirst, Cell::kWeightGates>(sums, h + n * s.hidden, s.hidden, 1,
+                                                       f.w_hh + p * s.hidden * kRow + lane, kRow, s.hidden);
+  const std::int64_t units = units_in<T>(p, s.hidden) - lane;
+  T* y = f.y + t * s.sequences * s.hidden;
+  // Where a vector holds all units of a sequence, the next sequence's are written after it.
+  const T* free_until = s.hidden <= simd::kLanes<V> ? y + last * s.hidden : nullptr;
+#pragma GCC unroll 12  // the sums stay in registers
+  for (int r = 0; r < kRows; ++r) {
+    V state;
+    V saved[Cell::kSaved + 1];
+    V out;
+    T* state_at = f.state + (p * s.sequences + n + r) * kL + lane;
+    simd::load(state, state_at);
+    Cell::forward(sums[r], state, saved, out);
+    simd::store(state_at, state);
+    if (f.saved != nullptr) {
+      T* to = f.saved + ((t * f.panels + p) * s.sequences + n + r) * Cell::kSaved * kL + lane;
+      for (int q = 0; q < Cell::kSaved; ++q) simd::store(to + q * kL, saved[q]);
+    }
+    simd::store_first(y + (n + r) * s.hidden + p * kL + lane, out, units, free_until);
+  }
+}
+
+template <class T, class Cell>
+struct ForwardRange {
+  template <int kBytes>
+  static void run(const Forward<T>& f, std::int64_t begin, std::int64_t end) {
+    constexpr std::int64_t kLanes = simd::kLanes<simd::Vector<T, kBytes>>;
+    const auto& s = f.shape;
+    for (std::int64_t i = 0; i < s.steps; ++i) {
+      const std::int64_t t = s.reverse ? s.steps - 1 - i : i;
+      f.activity.for_runs(t, begin, end, [&](std::int64_t first, std::int64_t last, bool starts) {
+        const T* h = starts ? f.h0 : f.y + f.activity.before(t) * s.sequences * s.hidden;
+        for (std::int64_t p = 0; p < f.panels; ++p) {
+          for (std::int64_t lane = 0; lane < units_in<T>(p, s.hidden); lane += kLanes) {
+            for_tiles<tile_rows<kBytes>(Cell::kGates)>(first, last, [&]<int kRows>(std::int64_t n) {
+              forward_tile<Cell, kBytes, kRows>(f, t, p, lane, h, n, last);
+            });
+          }
+        }
+      });
+      for (std::int64_t n = begin; n < end && s.hidden > 0; ++n) {
+        if (t >= f.activity.length(n)) std::fill_n(f.y + (t * s.sequences + n) * s.hidden, s.hidden, T{});
+      }
+    }
+  }
+};
+
+template <class T, class Cell>
+void forward(const RecurrenceShape& s, const RecurrenceInputs& in, const RecurrenceOutputs& out,
+             ParallelFor parallel_for) {
+  constexpr std::int64_t kL = kPanel<T>;
+  const std::int64_t panels = panel_count<T>(s.hidden);
+  const Scratch<T> w_ih(panels * s.inputs * Cell::kWeightGates * kL);
+  const Scratch<T> w_hh(panels * s.hidden * Cell::kWeightGates * kL);
+  const Scratch<T> biases(panels * Cell::kGates * kL);
+  const Scratch<T> state(panels * s.sequences * kL);
+  auto pack = [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t p = begin; p < end; ++p) {
+      pack_panels(static_cast<const T*>(in.w_ih), Cell::kInputGates, Cell::kWeightGates, s.hidden, s.inputs, p,
+                  w_ih.data());
+      pack_panels(static_cast<const T*>(in.w_hh), Cell::kHiddenGates, Cell::kWeightGates, s.hidden, s.hidden, p,
+                  w_hh.data());
+      pack_biases<Cell>(static_cast<const T*>(in.b_ih), static_cast<const T*>(in.b_hh), s.hidden, p, biases.data());
+    }
+  };
+  for_ranges(parallel_for, panels, grain(kCopiesPerThread, (s.inputs + s.hidden) * Cell::kWeightGates * kL), pack);
+
+  const auto* h0 = static_cast<const T*>(in.h0);
+  auto* y = static_cast<T*>(out.y);
+  const Forward<T> f{.shape = s,
+                     .activity = {.steps = s.steps, .reverse = s.reverse, .lengths = in.lengths},
+                     .panels = panels,
+                     .x = static_cast<const T*>(in.x),
+                     .x_step = in.x_step,
+                     .x_sequence = in.x_sequence,
+                     .h0 = h0,
+                     .w_ih = w_ih.data(),
+                     .w_hh = w_hh.data(),
+                     .biases = biases.data(),
+                     .state = state.data(),
+                     .y = y,
+                     .saved = static_cast<T*>(out.saved)};
+  auto range = [&](std::int64_t begin, std::int64_t end) {
+    to_panels(Cell::kHasCell ? static_cast<const T*>(in.c0) : h0, s, begin, end, state.data());
+    run_best<ForwardRange<T, Cell>>(f, begin, end);
+    for (std::int64_t n = begin; n < end; ++n) {
+      const std::int64_t length = f.activity.length(n);
+      const T* last = length == 0 ? h0 : y + (s.reverse ? 0 : length - 1) * s.sequences * s.hidden;
+      std::copy_n(last + n * s.hidden, s.hidden, static_cast<T*>(out.h) + n * s.hidden);
+    }
+    if constexpr (Cell::kHasCell) from_panels(state.data(), s, begin, end, static_cast<T*>(out.c));
+  };
+  for_ranges(parallel_for, s.sequences, sequence_grain(s), range);
+}
+
+}  // namespace
+
+void recurrence_forward(const RecurrenceShape& shape, const RecurrenceInputs& inputs, const RecurrenceOutputs& outputs,
+                        ParallelFor parallel_for) {
+  dispatch_cell(shape,
+                [&]<class T, class C>(Type<T>, Type<C>) { forward<T, C>(shape, inputs, outputs, parallel_for); });
+}
+
+}  // namespace fastseq

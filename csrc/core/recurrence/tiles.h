@@ -1,0 +1,113 @@
+// Pieces that forward and backward of a recurrent layer share.
+//
+// Hidden units are handled in panels of 64 bytes' worth, the last one padded: panel p holds units [p L, p L + L). What
+// the kernels keep for themselves lies as [step][panel][sequence][quantity][L]; no lane ever reaches another one, so
+// padding may hold anything. Products are sums of rows of a weight panel, kept in registers, rows of several sequences
+// at a time.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <new>
+
+#include "core/base/simd.h"
+
+namespace fastseq::recurrence {
+
+template <class T>
+inline constexpr std::int64_t kPanel = 64 / sizeof(T);
+
+template <class T>
+constexpr std::int64_t panel_count(std::int64_t units) {
+  return (units + kPanel<T> - 1) / kPanel<T>;
+}
+
+// How many of a panel's units exist.
+template <class T>
+constexpr std::int64_t units_in(std::int64_t panel, std::int64_t units) {
+  return std::min(kPanel<T>, units - panel * kPanel<T>);
+}
+
+// Memory for vectors, not initialised.
+template <class T>
+class Scratch {
+ public:
+  explicit Scratch(std::int64_t numel)
+      : memory_(static_cast<T*>(::operator new(static_cast<std::size_t>(numel) * sizeof(T), kAlignment))) {}
+  T* data() const { return memory_.get(); }
+
+ private:
+  static constexpr std::align_val_t kAlignment{64};
+  struct Free {
+    void operator()(T* memory) const { ::operator delete(memory, kAlignment); }
+  };
+  std::unique_ptr<T, Free> memory_;
+};
+
+// Rows of a tile whose every row has `columns` vectors: as many as fit the registers (32 with AVX-512, else 16).
+template <int kBytes>
+constexpr int tile_rows(int columns) {
+  constexpr int kRows64[] = {12, 12, 8, 6};
+  constexpr int kRows[] = {8, 5, 4, 3};
+  return kBytes == 64 ? kRows64[columns - 1] : kRows[columns - 1];
+}
+
+// acc[r][kFirst + j] += sum over q < k of a[r * a_row + q * a_step] * b[q * b_step + j * L], for j < kCount.
+template <int kFirst, int kCount, int kRows, int kColumns, class V, class T = simd::Lane<V>>
+inline void add_products(V (&acc)[kRows][kColumns], const T* a, std::int64_t a_row, std::int64_t a_step, const T* b,
+                         std::int64_t b_step, std::int64_t k) {
+  for (std::int64_t q = 0; q < k; ++q) {
+    V row[kCount];
+#pragma GCC unroll 4
+    for (int j = 0; j < kCount; ++j) simd::load(row[j], b + j * kPanel<T>);
+#pragma GCC unroll 12
+    for (int r = 0; r < kRows; ++r) {
+      const T factor = a[r * a_row];
+#pragma GCC unroll 4
+      for (int j = 0; j < kCount; ++j) acc[r][kFirst + j] += factor * row[j];
+    }
+    a += a_step;
+    b += b_step;
+  }
+}
+
+// Calls fn.operator()<rows>(first) for tiles that cover [begin, end): of kRows rows, what remains in smaller ones.
+template <int kRows, class Fn>
+inline void for_tiles(std::int64_t begin, std::int64_t end, const Fn& fn) {
+  for (; end - begin >= kRows; begin += kRows) fn.template operator()<kRows>(begin);
+  if constexpr (kRows > 1) {
+    if (begin < end) for_tiles<(kRows + 1) / 2>(begin, end, fn);
+  }
+}
+
+// Which sequences take part in a step.
+struct Activity {
+  std::int64_t steps;
+  bool reverse;
+  const std::int64_t* lengths;
+
+  std::int64_t length(std::int64_t n) const { return lengths == nullptr ? steps : lengths[n]; }
+  // Whether step t is the one that starts from the initial state.
+  bool starts(std::int64_t t, std::int64_t n) const { return t == (reverse ? length(n) - 1 : 0); }
+  // The step before t, in the order of the recurrence.
+  std::int64_t before(std::int64_t t) const { return reverse ? t + 1 : t - 1; }
+
+  // Calls fn(first, last, starts) for runs of sequences in [begin, end) that take part in step t.
+  template <class Fn>
+  void for_runs(std::int64_t t, std::int64_t begin, std::int64_t end, const Fn& fn) const {
+    while (begin < end) {
+      if (t >= length(begin)) {
+        ++begin;
+        continue;
+      }
+      const bool first_step = starts(t, begin);
+      std::int64_t stop = lengths == nullptr ? end : begin + 1;
+      while (stop < end && t < length(stop) && starts(t, stop) == first_step) ++stop;
+      fn(begin, stop, first_step);
+      begin = stop;
+    }
+  }
+};
+
+}  // namespace fastseq::recurrence

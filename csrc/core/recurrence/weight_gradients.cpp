@@ -1,0 +1,216 @@
+#include "core/recurrence/weight_gradients.h"
+
+#include <algorithm>
+#include <cstdint>
+
+#include "core/base/isa.h"
+#include "core/recurrence/cells.h"
+#include "core/recurrence/dispatch.h"
+#include "core/recurrence/tiles.h"
+
+namespace fastseq::recurrence {
+
+namespace {
+
+// One matrix's share of the work. Its rows are features: of x, or of the hidden state before each step.
+template <class T>
+struct Operand {
+  const T* data;
+  std::int64_t step;
+  std::int64_t sequence;
+  std::int64_t features;
+  const T* start;    // where a sequence's first step finds it instead, or null
+  T* gradient;       // (gates * hidden, features)
+  const int* gates;  // whose weights they are; their sums begin at
+  std::int64_t first;
+};
+
+template <class T>
+struct WeightGradients {
+  RecurrenceShape shape;
+  Activity activity;
+  std::int64_t panels;
+  const T* d;  // gradients of the sums: [step][panel][sequence][sum][L]
+  Operand<T> x;
+  Operand<T> h;
+  T* db_ih;
+  T* db_hh;
+  T* sums;  // [unit of work][kGroup][kWeightGates][L]
+};
+
+// Features whose sums one unit of work keeps; few enough to fit the registers.
+template <class Cell>
+constexpr std::int64_t kGroup = Cell::kWeightGates == 4   ? 6
+                                : Cell::kWeightGates == 3 ? 8
+                                                          : 12;
+
+// So many samples of a panel of gradients stay in the first cache while all features pass by.
+inline constexpr std::int64_t kBlockSamples = 128;
+
+// Steps [from, to) of `kRows` features, starting at `feature`, added to sums.
+template <class Cell, int kBytes, int kRows, class T>
+inline void weight_tile(const WeightGradients<T>& w, const Operand<T>& a, std::int64_t p, std::int64_t lane,
+                        std::int64_t feature, std::int64_t from, std::int64_t to, T* sums) {
+  using V = simd::Vector<T, kBytes>;
+  constexpr std::int64_t kL = kPanel<T>;
+  constexpr std::int64_t kRow = Cell::kGates * kL;
+  V acc[kRows][Cell::kWeightGates] = {};
+  const auto place = [&](int r, int j) { return sums + (r * Cell::kWeightGates + j) * kL + lane; };
+  if (from > 0) {
+    for (int r = 0; r < kRows; ++r) {
+      for (int j = 0; j < Cell::kWeightGates; ++j) simd::load(acc[r][j], place(r, j));
+    }
+  }
+  for (std::int64_t t = from; t < to; ++t) {
+    w.activity.for_runs(t, 0, w.shape.sequences, [&](std::int64_t first, std::int64_t last, bool starts) {
+      const bool initial = starts && a.start != nullptr;
+      const std::int64_t step = a.start == nullptr ? t : w.activity.before(t);
+      const T* features = (initial ? a.start : a.data + step * a.step) + first * a.sequence + feature;
+      const T* d = w.d + ((t * w.panels + p) * w.shape.sequences + first) * kRow + a.first * kL + lane;
+      add_products<0, Cell::kWeightGates>(acc, features, 1, a.sequence, d, kRow, last - first);
+    });
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int j = 0; j < Cell::kWeightGates; ++j) simd::store(place(r, j), acc[r][j]);
+  }
+}
+
+// The biases' gradients of panel p.
+template <class Cell, int kBytes, class T>
+inline void bias_gradients(const WeightGradients<T>& w, std::int64_t p) {
+  using V = simd::Vector<T, kBytes>;
+  constexpr std::int64_t kL = kPanel<T>;
+  for (std::int64_t lane = 0; lane < units_in<T>(p, w.shape.hidden); lane += simd::kLanes<V>) {
+    V acc[Cell::kGates] = {};
+    for (std::int64_t t = 0; t < w.shape.steps; ++t) {
+      w.activity.for_runs(t, 0, w.shape.sequences, [&](std::int64_t first, std::int64_t last, bool /*starts*/) {
+        for (std::int64_t n = first; n < last; ++n) {
+          const T* d = w.d + ((t * w.panels + p) * w.shape.sequences + n) * Cell::kGates * kL + lane;
+          for (int g = 0; g < Cell::kGates; ++g) {
+            V v;
+            simd::load(v, d + g * kL);
+            acc[g] += v;
+          }
+        }
+      });
+    }
+    const std::int64_t units = units_in<T>(p, w.shape.hidden) - lane;
+    for (int j = 0; j < Cell::kWeightGates; ++j) {
+      const std::int64_t unit = p * kL + lane;
+      simd::store_first(w.db_ih + Cell::kInputGates[j] * w.shape.hidden + unit, acc[Cell::kInputFirst + j], units);
+      simd::store_first(w.db_hh + Cell::kHiddenGates[j] * w.shape.hidden + unit, acc[Cell::kHiddenFirst + j], units);
+    }
+  }
+}
+
+// Units of work: of each panel the groups of x's features, then those of the hidden state's.
+template <class T, class Cell>
+struct WeightRange {
+  template <int kBytes>
+  static void run(const WeightGradients<T>& w, std::int64_t begin, std::int64_t end) {
+    const std::int64_t x_groups = groups(w.x.features);
+    const std::int64_t per_panel = x_groups + groups(w.h.features);
+    while (begin < end) {
+      const std::int64_t p = begin / per_panel;
+      const std::int64_t stop = std::min(end, (p + 1) * per_panel);
+      if (begin == p * per_panel && w.db_ih != nullptr) bias_gradients<Cell, kBytes>(w, p);
+      const std::int64_t block =
+          std::max<std::int64_t>(kBlockSamples / std::max<std::int64_t>(w.shape.sequences, 1), 1);
+      for (std::int64_t t = 0; t == 0 || t < w.shape.steps; t += block) {
+        const std::int64_t to = std::min(t + block, w.shape.steps);
+        for (std::int64_t unit = begin; unit < stop; ++unit) {
+          const std::int64_t group = unit - p * per_panel;
+          const bool of_x = group < x_groups;
+          add<kBytes>(w, of_x ? w.x : w.h, p, of_x ? group : group - x_groups, t, to, unit);
+        }
+      }
+      for (std::int64_t unit = begin; unit < stop; ++unit) {
+        const std::int64_t group = unit - p * per_panel;
+        const bool of_x = group < x_groups;
+        scatter(w, of_x ? w.x : w.h, p, of_x ? group : group - x_groups, unit);
+      }
+      begin = stop;
+    }
+  }
+
+  static constexpr std::int64_t groups(std::int64_t features) { return (features + kGroup<Cell> - 1) / kGroup<Cell>; }
+  static T* sums_of(const WeightGradients<T>& w, std::int64_t unit) {
+    return w.sums + unit * kGroup<Cell> * Cell::kWeightGates * kPanel<T>;
+  }
+
+ private:
+  template <int kBytes>
+  static void add(const WeightGradients<T>& w, const Operand<T>& a, std::int64_t p, std::int64_t group,
+                  std::int64_t from, std::int64_t to, std::int64_t unit) {
+    constexpr std::int64_t kL = kPanel<T>;
+    const std::int64_t feature = group * kGroup<Cell>;
+    const std::int64_t count = std::min(kGroup<Cell>, a.features - feature);
+    for (std::int64_t lane = 0; lane < kL; lane += simd::kLanes<simd::Vector<T, kBytes>>) {
+      for_tiles<tile_rows<kBytes>(Cell::kWeightGates)>(0, count, [&]<int kRows>(std::int64_t r) {
+        T* sums = sums_of(w, unit) + r * Cell::kWeightGates * kL;
+        weight_tile<Cell, kBytes, kRows>(w, a, p, lane, feature + r, from, to, sums);
+      });
+    }
+  }
+
+  static void scatter(const WeightGradients<T>& w, const Operand<T>& a, std::int64_t p, std::int64_t group,
+                      std::int64_t unit) {
+    constexpr std::int64_t kL = kPanel<T>;
+    const T* sums = sums_of(w, unit);
+    const std::int64_t feature = group * kGroup<Cell>;
+    const std::int64_t count = std::min(kGroup<Cell>, a.features - feature);
+    for (int j = 0; j < Cell::kWeightGates; ++j) {
+      for (std::int64_t l = 0; l < units_in<T>(p, w.shape.hidden); ++l) {
+        T* row = a.gradient + (a.gates[j] * w.shape.hidden + p * kL + l) * a.features + feature;
+        for (std::int64_t r = 0; r < count; ++r) row[r] = sums[(r * Cell::kWeightGates + j) * kL + l];
+      }
+    }
+  }
+};
+
+template <class T, class Cell>
+void all_gradients(const RecurrenceShape& s, const RecurrenceInputs& in, const RecurrenceGradients& g, const T* d,
+                   ParallelFor parallel_for) {
+  using Range = WeightRange<T, Cell>;
+  const std::int64_t panels = panel_count<T>(s.hidden);
+  const std::int64_t units = panels * (Range::groups(s.inputs) + Range::groups(s.hidden));
+  const Scratch<T> sums(units * kGroup<Cell> * Cell::kWeightGates * kPanel<T>);
+  const WeightGradients<T> w{.shape = s,
+                             .activity = {.steps = s.steps, .reverse = s.reverse, .lengths = in.lengths},
+                             .panels = panels,
+                             .d = d,
+                             .x = {.data = static_cast<const T*>(in.x),
+                                   .step = in.x_step,
+                                   .sequence = in.x_sequence,
+                                   .features = s.inputs,
+                                   .start = nullptr,
+                                   .gradient = static_cast<T*>(g.dw_ih),
+                                   .gates = Cell::kInputGates,
+                                   .first = Cell::kInputFirst},
+                             .h = {.data = static_cast<const T*>(g.y),
+                                   .step = s.sequences * s.hidden,
+                                   .sequence = s.hidden,
+                                   .features = s.hidden,
+                                   .start = static_cast<const T*>(in.h0),
+                                   .gradient = static_cast<T*>(g.dw_hh),
+                                   .gates = Cell::kHiddenGates,
+                                   .first = Cell::kHiddenFirst},
+                             .db_ih = static_cast<T*>(g.db_ih),
+                             .db_hh = static_cast<T*>(g.db_hh),
+                             .sums = sums.data()};
+  auto range = [&](std::int64_t begin, std::int64_t end) { run_best<Range>(w, begin, end); };
+  const std::int64_t products = s.steps * s.sequences * kGroup<Cell> * Cell::kWeightGates * kPanel<T>;
+  for_ranges(parallel_for, units, grain(kProductsPerThread, products), range);
+}
+
+}  // namespace
+
+void weight_gradients(const RecurrenceShape& shape, const RecurrenceInputs& inputs,
+                      const RecurrenceGradients& gradients, const void* d, ParallelFor parallel_for) {
+  if (gradients.dw_hh == nullptr) return;  // dw_ih may be empty, and null for that
+  dispatch_cell(shape, [&]<class T, class C>(Type<T>, Type<C>) {
+    all_gradients<T, typename C::Sums>(shape, inputs, gradients, static_cast<const T*>(d), parallel_for);
+  });
+}
+
+}  // namespace fastseq::recurrence
