@@ -199,7 +199,6 @@ class MLflow(Tracker):
         if self._weights:
             from safetensors.torch import save_file
 
-            # In fit, parameters may be views of one vector, which the file would hold as a whole.
             state = run.model.state_dict()
             own = {name: a.detach().cpu().clone().contiguous() for name, a in state.items()}
             with tempfile.TemporaryDirectory() as folder:
