@@ -20,7 +20,7 @@ LOSS = fs.seqloss(mse_loss)
 SPEC = {"epochs": 3, "batchsize": 8, "seqsize": 10}
 
 OPTIMIZERS = {
-    "sgd": partial(optim.SGD, lr=0.05, momentum=0.9),
+    "sgd": partial(optim.SGD, lr=0.05, momentum=0.9, foreach=False),  # or it is made fused
     "adamw": partial(optim.AdamW, lr=0.05),
     "fused": partial(optim.AdamW, lr=0.05, fused=True),
     "clipped": partial(optim.AdamW, lr=0.05),

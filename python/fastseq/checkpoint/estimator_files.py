@@ -132,7 +132,9 @@ class SavedLearner:
             fitted = {key: content["fitted"][key] for key in _FITTED}
             return cls(made, spec, options, content["state"], fitted)
         except (KeyError, AttributeError) as error:
-            raise CheckpointError(f"load: {path} lacks what this fastseq saves") from error
+            raise CheckpointError(
+                f"load: {path} lacks what this version of fastseq saves"
+            ) from error
 
     def restore(self, learner: Learner) -> None:
         """Give a learner all that was fitted."""
