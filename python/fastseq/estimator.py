@@ -631,7 +631,7 @@ class Estimator:
 
 
 def _predictor(learner: Learner) -> Predictor:
-    """Return a `Predictor` for a learner's model."""
+    """Make the `Predictor` for a learner's model."""
     spec, model = learner.spec, learner.model
     compiled = learner.compiles and not learner.graphs
     stateful = CompiledStateful(model) if compiled else Stateful(in_context(model, spec.context))

@@ -25,7 +25,7 @@ _AT_BEGIN = 5
 class History(Sequence[dict[str, Any]]):
     """One dict per epoch: ``epoch`` (from 1), ``loss`` (mean over all samples of all ranks),
     ``lr``, ``steps``, ``seconds``, ``steps_per_second``; with validation, ``validation_loss``; and
-    what callbacks add, such as metrics. Printed as a table, in a notebook too.
+    what callbacks add, such as metrics. Shown as a table, in a notebook too.
 
     Examples
     --------

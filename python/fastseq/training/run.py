@@ -54,7 +54,7 @@ class Callback:
     def is_new_to(self, run: Run) -> bool:
         """Whether this must start afresh for `run`; call it once, in ``on_fit_begin``.
 
-        True if what it saw was another estimator, or other data: their losses are not comparable.
+        True if it last saw another estimator, or other data: their losses are not comparable.
         """
         before, self._used = self._used, (run.history, run.data_key)
         if run.step == 0:

@@ -45,10 +45,10 @@ class Spec:
         What to do with NaN and infinities in inputs and targets that count: ``"raise"``, naming
         the first place; ``"mask"``: treat each as missing; or ``"keep"``. For a missing input the
         model gets 0, after scaling (then 0 is the mean); missing targets add nothing to loss and
-        gradient. Samples with all inputs or all targets missing have weight 0 (as always have
-        class labels equal to the loss's ``ignore_index``). If samples of a chunk have some but not
-        all of their targets, the loss gets weights ``(S, B, K)``, one for each target; with several
-        targets, in their structure.
+        gradient. Samples with all inputs or all targets missing have weight 0 (so do, with any
+        `nan`, class labels equal to the loss's ``ignore_index``). If samples of a chunk have some
+        but not all of their targets, the loss gets weights ``(S, B, K)``, one for each target; with
+        several targets, in their structure.
     context
         How many earlier steps the outputs of a model without state depend on, for a causal
         convolution its receptive field less 1. Each chunk is run with this many steps before it
@@ -56,9 +56,10 @@ class Spec:
     scale_x, scale_y
         How to scale inputs and targets, feature by feature: ``"standard"`` (by mean and standard
         deviation), ``"robust"`` (by median and quartiles), or None. Measured on the training part,
-        when `fit` is first called; undone on what `predict` returns. Both run in fp64, outside the
-        model's dtype: neither large offsets nor units matter. Integer targets are scaled if
-        `seqloss` made the loss from one that compares numbers; else they are class labels.
+        when `fit` is first called; undone on the outputs of `predict`. Both run in fp64, before
+        data are converted to the model's dtype, and after: neither large offsets nor units matter.
+        Integer targets are scaled if `seqloss` made the loss from one that compares numbers; else
+        they are class labels.
 
     Raises
     ------
