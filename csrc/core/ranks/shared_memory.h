@@ -14,7 +14,7 @@ class SharedMemory {
  public:
   // New zeroed memory with reserved pages: lack of room is reported here, not by a signal at first touch.
   static std::optional<SharedMemory> create(std::size_t bytes);
-  // The memory that process `pid` created as descriptor `fd`; null if this process may not open it, or if it is not
+  // The memory that process `pid` created as descriptor `fd`; none if this process may not open it, or if it is not
   // such memory of `bytes`: in another container the same pid is another process.
   static std::optional<SharedMemory> open(int pid, int fd, std::size_t bytes);
 

@@ -27,7 +27,7 @@ class SlabReader {
   SlabReader& operator=(const SlabReader&) = delete;
 
   // Add a source and return its number. A file is opened at once (std::system_error); a strict one must not change
-  // then.
+  // later.
   std::int64_t add_file(const std::string& path, bool strict);
   std::int64_t add_memory(std::uintptr_t address);
 
