@@ -11,7 +11,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kSmall = 16;                        // largest side of a small matrix: an output fits a block's threads
-constexpr std::int64_t kSharedBytes = 32 * 1024;  // per block: below every device's limit, several blocks fit
+constexpr std::int64_t kSharedBytes = 32 * 1024;  // per block: below every device's limit; several blocks fit
 constexpr int kTile = 16;
 static_assert(2 * kSmall * kSmall * sizeof(double) <= kSharedBytes);
 constexpr std::int64_t kMaxBlocks = 1 << 16;
@@ -32,8 +32,8 @@ struct Operand {
   }
 };
 
-// Each block takes `per_block` neighbouring matrices at a time: their operands go to shared memory together, in the
-// order in which contiguous ones lie, then each thread computes one element of c.
+// Each block takes `per_block` neighbouring matrices at a time: it copies their operands to shared memory, in
+// contiguous order, then each thread computes one element of c.
 template <class T>
 __global__ void small_bmm_kernel(BmmShape s, Operand<T> a, Operand<T> b, T* c, int per_block) {
   using Acc = Compute<T>;

@@ -1,4 +1,4 @@
-// What every kernel's host side needs: a check of the launch, and the device's types.
+// Host code of all kernels: a check of the launch, and the device's types.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -13,7 +13,7 @@
 
 namespace fastseq::cuda {
 
-// The device's own type for each of core's.
+// The device's type for each of core's.
 template <class T>
 struct DeviceType {
   using type = T;
@@ -27,11 +27,11 @@ struct DeviceType<BFloat16> {
   using type = __nv_bfloat16;
 };
 
-// Sums and products of T are computed in this type.
+// The type to compute sums and products of T in.
 template <class T>
 using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-// Raises std::runtime_error if the launch before it was refused. Errors while a kernel runs surface at a later call, as
+// Raises std::runtime_error if the preceding launch was refused. Errors while a kernel runs appear in a later call, as
 // always with CUDA.
 inline void check_launch(const char* kernel) {
   const cudaError_t code = cudaGetLastError();

@@ -16,7 +16,7 @@ constexpr int kVectorBytes = 16;
 constexpr int kVectorsPerThread = 4;  // loads in flight at once
 constexpr std::int64_t kChunkBytes = kThreads * kVectorsPerThread * kVectorBytes;
 
-// A scale of 1 copies the bits, those of a NaN included, as on the CPU.
+// A scale of 1 copies the bits, also of NaN, as on the CPU.
 template <class T>
 __device__ T scaled(T value, Compute<T> scale) {
   return scale == Compute<T>(1) ? value : static_cast<T>(static_cast<Compute<T>>(value) * scale);
@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kThreads)
   const std::int64_t begin = static_cast<std::int64_t>(blockIdx.x - table.first_chunk[index]) * kChunk;
   const T* from = static_cast<const T*>(copy.from) + begin;
   T* to = static_cast<T*>(copy.to) + begin;
-  const auto items_until = [begin](std::int64_t last) {  // of this chunk
+  const auto items_until = [begin](std::int64_t last) {  // in this chunk
     const std::int64_t items = last - begin;
     return static_cast<int>(items < 0 ? 0 : (items < kChunk ? items : kChunk));
   };

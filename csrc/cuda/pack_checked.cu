@@ -14,7 +14,7 @@ constexpr int kThreads = 256;
 constexpr int kItemsPerThread = 16;
 constexpr std::int64_t kChunk = kThreads * kItemsPerThread;  // 4096 elements, as on the CPU
 
-// The sum over a block of threads, in thread 0.
+// The sum over a block of threads, valid in thread 0.
 __device__ double block_sum(double value) {
   __shared__ double sums[kThreads / 32];
   for (int width = 16; width > 0; width /= 2) value += __shfl_down_sync(0xffffffffU, value, width);
@@ -27,7 +27,7 @@ __device__ double block_sum(double value) {
   return value;
 }
 
-// Each block packs a chunk and leaves (values that are not finite, sum of squares) in scratch.
+// Each block packs a chunk and writes (number of non-finite values, sum of squares) to scratch.
 template <class From, class To>
 __global__ void __launch_bounds__(kThreads)
     pack_checked_kernel(const __grid_constant__ CopyTable table, double scale, double* scratch) {
@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// One block adds up what the others left.
+// One block adds up the results of the others.
 __global__ void __launch_bounds__(kThreads)
     add_facts_kernel(const double* scratch, std::int64_t chunks, double* facts) {
   double bad = 0;

@@ -25,15 +25,15 @@ namespace {
 
 using Seconds = std::chrono::duration<double>;
 
-// By which the ranks of a node open each other's slots.
+// The address by which the ranks of a node open each other's slots.
 struct Address {
   std::int64_t pid;
   std::int64_t descriptor;  // negative: this rank got no shared memory
-  std::uint64_t token;      // what the opened slot must hold: a pid means nothing in a container
+  std::uint64_t token;      // must match the opened slot's: in a container a pid is not unique
   std::int64_t name;        // this rank's number among all
 };
 
-// What a rank wants, as one line per option.
+// A rank's options, one per line.
 using Wishes = std::array<char, 256>;
 
 int rank_in(MPI_Comm comm) {
@@ -145,7 +145,7 @@ Wishes wishes_of(const ConnectOptions& options) {
   return wishes;
 }
 
-// Raises std::invalid_argument, on all ranks, unless all want the same.
+// Raises std::invalid_argument, on all ranks, unless all have the same options.
 void compare(std::span<const Wishes> wishes) {
   for (std::size_t r = 1; r < wishes.size(); ++r) {
     std::istringstream first(wishes.front().data());
@@ -179,8 +179,8 @@ std::shared_ptr<Communicator> connect(MPI_Comm parent, const ConnectOptions& opt
   node.size = size_of(node_comm);
   const bool one_node = on_all_ranks(comm, node.size == size_of(comm));
   if (wanted == "shm" && !one_node) throw CommunicationError("transport \"shm\" needs all ranks on one machine");
-  // Where ranks wait for their machine's, one of these may wait for another machine: it knows better who is missing,
-  // and says so first.
+  // While ranks wait for one on their machine, that one may be waiting for another machine: it knows better who is
+  // missing, so it must time out first.
   const bool alone = one_node && wanted != "hierarchy";
   if (wanted != "mpi") share_memory(comm, node_comm, alone ? timeout : timeout + 2 * MpiAgreement::kAnswerTime, node);
   check_mpi(MPI_Comm_free(&node_comm), "MPI_Comm_free");

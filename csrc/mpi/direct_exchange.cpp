@@ -15,7 +15,7 @@ constexpr std::int64_t kPieceBytes = std::int64_t{4} << 20;
 constexpr int kScatterTag = 1;
 constexpr int kGatherTag = 2;
 
-// The exchange of one piece of the data, in two phases that other pieces may overlap.
+// The exchange of one piece of the data, in two phases that may overlap those of other pieces.
 class Piece {
  public:
   Piece(MPI_Comm comm, MpiAgreement& agreement, std::byte* data, std::int64_t numel, DType dtype)
@@ -24,7 +24,7 @@ class Piece {
     check_mpi(MPI_Comm_size(comm, &size_), "MPI_Comm_size");
   }
 
-  // Everybody's part of my slice comes here, my part of theirs goes there.
+  // Receives all other ranks' data of this rank's slice, and sends them this rank's data of theirs.
   void start_scatter() {
     const Slice mine = slice(rank_);
     const std::size_t bytes = bytes_of(mine);
@@ -58,7 +58,7 @@ class Piece {
     requests_.clear();
   }
 
-  // Takes back what has not come, after an error; what was sent cannot be taken back.
+  // After an error, cancels pending receives; sends cannot be cancelled.
   void cancel() noexcept {
     const std::size_t receives = std::min(requests_.size(), static_cast<std::size_t>(size_ - 1));
     for (std::size_t i = 0; i < receives; ++i) {
@@ -73,7 +73,7 @@ class Piece {
   std::size_t bytes_of(const Slice& s) const { return static_cast<std::size_t>(s.end - s.begin) * item_size(dtype_); }
   std::byte* start_of(const Slice& s) const { return data_ + static_cast<std::size_t>(s.begin) * item_size(dtype_); }
 
-  // The other ranks, each rank beginning with its neighbour, so that not all send to one at a time.
+  // Loops over the other ranks, starting with the neighbour, so that not all send to one at the same time.
   template <class Fn>
   void for_others(Fn&& fn) {
     for (int step = 1; step < size_; ++step) fn((rank_ + step) % size_);

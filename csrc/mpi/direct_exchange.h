@@ -14,8 +14,8 @@
 namespace fastseq {
 
 // data[i] becomes the sum over ranks r of factors[r] * data[i] of rank r; 16-bit data are added in fp32 and rounded
-// once. Collective over `comm`. Raises what `agreement` does while it waits; MPI may then still read the data, but no
-// more write to them.
+// once. Collective over `comm`. Raises what `agreement` raises while it waits; MPI may then still read the data, but no
+// longer write to them.
 void direct_exchange(MPI_Comm comm, MpiAgreement& agreement, void* data, std::int64_t numel, DType dtype,
                      std::span<const double> factors);
 

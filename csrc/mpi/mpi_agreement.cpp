@@ -17,15 +17,15 @@ constexpr int kAnswerTag = 12;
 constexpr int kBrokenTag = 13;
 constexpr int kSpins = 2000;
 constexpr auto kNap = std::chrono::microseconds(50);
-constexpr int kYields = 20000;  // rounds, before a rank sleeps between two looks
+constexpr int kYields = 20000;  // rounds before a rank sleeps between two checks
 
-// What some ranks say together: an Outcome in the making, and the call that they have in common.
+// Some ranks' combined calls: a partial Outcome, and their common call.
 struct Ballot {
   Call call;
   Outcome outcome;
 };
 
-// What a rank says of itself when they disagree.
+// A rank's report if the ranks disagree.
 struct Statement {
   Call call;
   Purpose purpose;
@@ -71,7 +71,7 @@ Outcome MpiAgreement::agree(const Call& call) {
   check_mpi(MPI_Iallreduce(MPI_IN_PLACE, &*ballot, 1, type_, combine_, comm_, &request), "MPI_Iallreduce");
   wait({&request, 1}, true);
   ballot.end();
-  raise_if_broken();  // who came too late finds all the others' words, but nobody there
+  raise_if_broken();  // a rank that arrives late gets the others' data, but they have left
   return ballot->outcome;
 }
 
@@ -151,7 +151,7 @@ std::string MpiAgreement::missing_ranks() {
   std::vector<bool> here(static_cast<std::size_t>(size_), false);
   here[static_cast<std::size_t>(rank_)] = true;
   for (int r = 0; r < size_; ++r) {
-    // Empty messages leave at once: no rank waits for one that is stuck.
+    // Empty messages are sent at once: this does not wait for a stuck rank.
     if (r != rank_) check_mpi(MPI_Send(nullptr, 0, MPI_BYTE, r, kQuestionTag, comm_), "MPI_Send");
   }
   const auto start = std::chrono::steady_clock::now();

@@ -1,4 +1,4 @@
-// How ranks agree on a call by messages, and wait for each other: what core/ranks/node_group.h does in shared memory.
+// Agreement on calls, and waits, by MPI messages: what core/ranks/node_group.h does in shared memory.
 #pragma once
 
 #include <mpi.h>
@@ -18,19 +18,19 @@ namespace fastseq {
 
 class MpiAgreement {
  public:
-  // For how long a rank that has waited in vain asks who is there.
+  // How long a rank asks, after a timeout, which ranks are there.
   static constexpr auto kAnswerTime = std::chrono::seconds(2);
 
-  // Works on `comm`, which outlives it, and which carries nothing else meanwhile. Collective.
+  // Uses `comm`, which must outlive it and have no other traffic meanwhile. Collective.
   MpiAgreement(MPI_Comm comm, std::chrono::duration<double> timeout);
   ~MpiAgreement();
   MpiAgreement(const MpiAgreement&) = delete;
   MpiAgreement& operator=(const MpiAgreement&) = delete;
 
-  // Tells all ranks `call` and returns what they say together. Raises CommunicationError, naming the missing ranks, if
-  // some do not come within the timeout.
+  // Sends `call` to all ranks and returns their combined calls. Raises CommunicationError, naming the missing ranks, if
+  // some do not arrive within the timeout.
   Outcome agree(const Call& call);
-  // What each rank gives, in the order of the ranks: plain data.
+  // Each rank's plain data, in the order of the ranks.
   template <class T>
   std::vector<T> gather(const T& mine) {
     static_assert(std::is_trivially_copyable_v<T>);
@@ -48,19 +48,19 @@ class MpiAgreement {
   // The failed rank's message, on every rank; `own` is this rank's.
   std::string message_of(int failed_rank, const std::string& own);
 
-  // Completes requests, on this or another communicator of the same ranks. Raises CommunicationError if that takes
-  // longer than the timeout or cannot be; then MPI may still use the requests' memory.
+  // Completes requests, on this or another communicator of the same ranks. Raises CommunicationError if that fails or
+  // takes longer than the timeout; MPI may then still use the requests' memory.
   void wait(std::span<MPI_Request> requests);
-  // Tells all other ranks that they cannot go on from here. The first cause counts.
+  // Informs all other ranks that they cannot continue. The first cause counts.
   void break_up(const char* cause) noexcept;
-  // For a rank that waits elsewhere: answers ranks that ask who is there; raises CommunicationError if another rank has
-  // broken up, and if this one is interrupted.
+  // For a rank that waits elsewhere: answers ranks that ask who is there; raises CommunicationError if another rank
+  // broke up the group, or this one is interrupted.
   void look();
-  // Ends what another thread waits for, and all later waiting: this process ends.
+  // Ends another thread's wait, and all later ones, because this process ends.
   void interrupt() { interrupted_.store(true); }
 
  private:
-  // `rests`: lets others have the core; what is waited for does not need this rank's help.
+  // `rests`: yields the core; the requests progress without this rank.
   void wait(std::span<MPI_Request> requests, bool rests);
   void answer_questions() const;
   void raise_if_broken() const;

@@ -1,4 +1,4 @@
-// Shared by the files of this folder: checked calls, and pieces that MPI can count.
+// Shared by the files of this folder: checked calls, and pieces within MPI's counts.
 #pragma once
 
 #include <mpi.h>
@@ -13,10 +13,10 @@
 
 namespace fastseq {
 
-// One MPI call moves at most this much: counts are ints, and some libraries fail before they overflow.
+// Most bytes of one MPI call: counts are ints, and some libraries fail before they overflow.
 inline constexpr std::int64_t kMaxPieceBytes = std::int64_t{1} << 30;
 
-// Raises CommunicationError with MPI's own words.
+// Raises CommunicationError with MPI's message.
 inline void check_mpi(int code, const char* call) {
   if (code == MPI_SUCCESS) return;
   std::array<char, MPI_MAX_ERROR_STRING> text{};
@@ -26,8 +26,7 @@ inline void check_mpi(int code, const char* call) {
                            " failed: " + std::string(text.data(), static_cast<std::size_t>(length)));
 }
 
-// Memory that MPI may write to or read from until `end`: left where it is if that is not called, as MPI cannot be made
-// to forget it.
+// Memory that MPI may write or read until `end`: leaked if that is not called, because MPI may still use it.
 template <class T>
 class Landing {
  public:

@@ -14,7 +14,7 @@ namespace fastseq {
 
 namespace {
 
-// With more ranks than these, a message to each of them is worse than the MPI library's algorithms.
+// With more ranks than this, a message to each is slower than the MPI library's algorithms.
 constexpr int kMaxDirect = 16;
 
 void scale_in_place(void* data, std::int64_t numel, DType dtype, double factor) {
@@ -196,7 +196,7 @@ void MpiCommunicator::leave() {
   if (standing_.ended()) return;
   try {
     agree({.operation = Operation::kLeave});
-  } catch (const CommunicationError&) {  // others work on
+  } catch (const CommunicationError&) {  // others continue
     standing_.end(exit_message(rank_));
   }
 }

@@ -1,4 +1,4 @@
-// The communicator over MPI messages, for ranks on several machines: transport "mpi" sends everything by MPI_Allreduce,
+// The communicator over MPI messages, for ranks on several machines: transport "mpi" sends everything by MPI_Allreduce;
 // "hierarchy" sums within each node through shared memory, and sends each sum between nodes once.
 #pragma once
 
@@ -13,24 +13,24 @@
 
 namespace fastseq {
 
-// The version text of the MPI library that this file is linked with.
+// The version text of the linked MPI library.
 std::string mpi_library_version();
 
 // The ranks of this node, and those with this rank's number on the other nodes.
 struct Node {
   int rank = 0;
   int size = 1;
-  std::shared_ptr<void> owner;  // keeps the slots' memory
+  std::shared_ptr<void> owner;  // keeps the slots' memory alive
   std::unique_ptr<NodeGroup> group;
   std::unique_ptr<NodeMemory> memory;  // null: the ranks share no memory
-  MPI_Comm across = MPI_COMM_NULL;     // ranks of this number on all nodes; null where some node has none
-  int slices = 0;                      // the smallest node's ranks: that many take a part in what goes between nodes
+  MPI_Comm across = MPI_COMM_NULL;     // ranks with this number on all nodes; null if a node has none
+  int slices = 0;                      // the smallest node's size: that many ranks exchange between nodes
 };
 
 class MpiCommunicator final : public Communicator {
  public:
-  // Works on `comm`, which nobody else uses. Not freed with this object: freeing is collective, and objects die at
-  // different times on different ranks. MPI_Finalize takes it. With `half_wire`, fp32 goes between nodes as bf16.
+  // Uses `comm`, which nobody else may use. It is not freed with this object: freeing is collective, and objects die at
+  // different times on different ranks. MPI_Finalize frees it. With `half_wire`, fp32 is sent between nodes as bf16.
   MpiCommunicator(MPI_Comm comm, Node node, std::chrono::duration<double> timeout, bool half_wire);
 
   int rank() const override { return rank_; }
@@ -52,9 +52,9 @@ class MpiCommunicator final : public Communicator {
 
  private:
   bool hierarchical() const { return node_.memory != nullptr; }
-  // Learns that all ranks are about to do the same; raises RemoteFailure or CommunicationError if not.
+  // Checks that all ranks make the same call; raises RemoteFailure or CommunicationError if not.
   Outcome agree(const Call& call);
-  // What all ranks have agreed to do: after it, none of them can say that it failed in place of its next call.
+  // Runs what all ranks have agreed on: a rank that fails in it cannot report that in place of its next call.
   template <class Work>
   auto together(Operation operation, Work&& work);
   void flat_sum(void* data, std::int64_t numel, DType dtype, double factor);

@@ -7,7 +7,7 @@
 
 namespace fastseq {
 
-// Makes fastseq's C++ errors arrive in Python as the classes of fastseq/errors.py, in the module that calls this.
+// Translates fastseq's C++ errors to the classes of fastseq/errors.py, in the module that calls this.
 inline void register_errors() {
   namespace py = pybind11;
   // pybind11 gives the signature.

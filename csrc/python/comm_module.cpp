@@ -1,5 +1,5 @@
-// fastseq._comm: the communicator's interface, the single-process one, and the flat layout. Knows neither torch nor
-// MPI: tensors come as addresses, so this module loads everywhere and compiles in seconds.
+// fastseq._comm: the communicator's interface, the single-process one, and the flat layout. Uses neither torch nor MPI:
+// tensors are passed as addresses, so this module loads everywhere and compiles in seconds.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -24,7 +24,7 @@ void* to_pointer(std::uintptr_t address) {
 }
 
 void register_communicator(const py::module_& m) {
-  // Calls that wait for other ranks let other Python threads run.
+  // Calls that wait for other ranks release the GIL.
   using Released = py::call_guard<py::gil_scoped_release>;
   py::class_<Buffer>(m, "Buffer", py::buffer_protocol(), "Memory from Communicator.allocate, as bytes.")
       .def_buffer([](Buffer& buffer) {

@@ -1,4 +1,4 @@
-// fastseq._mpi: the communicator over MPI. A module of its own, so that only programs that run under MPI load MPI.
+// fastseq._mpi: the communicator over MPI. A separate module, so that only programs that run under MPI load MPI.
 #include <pybind11/pybind11.h>
 
 #include "mpi/connect.h"

@@ -1,4 +1,4 @@
-// fastseq._reader: the background reader. Knows neither torch nor MPI; buffers come as addresses.
+// fastseq._reader: the background reader. Uses neither torch nor MPI; buffers are passed as addresses.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -20,14 +20,14 @@ constexpr py::ssize_t kPieceColumns = 7;
 static_assert(sizeof(Piece) == kPieceColumns * sizeof(std::int64_t));
 
 using Pieces = py::array_t<std::int64_t, py::array::c_style>;
-using Address = std::optional<std::uintptr_t>;  // None and 0 are none
+using Address = std::optional<std::uintptr_t>;  // None and 0: no address
 
 template <class T>
 T* to_pointer(Address address) {
   return reinterpret_cast<T*>(address.value_or(0));  // NOLINT(performance-no-int-to-ptr): addresses come as ints
 }
 
-// Readers that are not closed: their threads must be gone before Python frees the buffers that they fill.
+// Open readers: their threads must end before Python frees the buffers they fill.
 std::set<SlabReader*>& open_readers() {
   static std::set<SlabReader*> readers;
   return readers;
@@ -80,7 +80,7 @@ void submit(RegisteredReader& reader, const py::list& reads) {
   reader.submit(std::move(parsed));
 }
 
-// Looks in between whether Python has a signal to handle (Ctrl-C).
+// Waits, and checks meanwhile for signals that Python has to handle (Ctrl-C).
 std::vector<std::int64_t> wait(RegisteredReader& reader) {
   while (true) {
     {

@@ -1,5 +1,5 @@
-// The operators' schemas, and the module whose import registers them. Implementations are registered beside their code,
-// one block per dispatch key; fake kernels and autograd formulas are in python/fastseq/_ops.
+// The operators' schemas, and the module whose import registers them. Implementations are registered next to their
+// code, one block per dispatch key; fake kernels and autograd formulas are in python/fastseq/_ops.
 #include <Python.h>
 #include <torch/csrc/stable/library.h>
 

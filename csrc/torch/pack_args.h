@@ -22,7 +22,7 @@ inline PackArgs pack_args(const std::vector<Tensor>& tensors, std::int64_t align
   return {.list = std::move(list), .layout = std::move(layout), .flat = std::move(flat)};
 }
 
-// The same for fastseq::pack_checked_, into `flat`, whose dtype may be another; `facts` takes (finite, sum of squares).
+// The same for fastseq::pack_checked_, into `flat`, whose dtype may differ; `facts` gets (finite, sum of squares).
 struct PackCheckedArgs {
   TensorList list;
   DType to;

@@ -22,7 +22,7 @@ namespace {
 
 using Optional = std::optional<Tensor>;
 
-// What a layer reads, checked, with tensors that were copied to be contiguous kept alive.
+// A layer's checked inputs; keeps tensors alive that were copied to be contiguous.
 struct Layer {
   RecurrenceShape shape{};
   RecurrenceInputs inputs{};
@@ -36,7 +36,7 @@ std::string to_string(const std::int64_t* sizes, std::size_t count) {
   return text + ")";
 }
 
-// The tensor's memory, of these sizes, contiguous.
+// The memory of a tensor that must have these sizes, contiguous.
 const void* checked(Layer& layer, const Tensor& x, const char* name, const Tensor& tensor,
                     std::initializer_list<std::int64_t> sizes) {
   STD_TORCH_CHECK(tensor.scalar_type() == x.scalar_type() && tensor.device() == x.device(), name,
@@ -98,8 +98,8 @@ Layer checked_layer(Cell cell, const Tensor& x, const Tensor& w_ih, const Tensor
   return layer;
 }
 
-// An uninitialised contiguous tensor like x. Straight from the allocator: through the dispatcher it takes three times
-// as long, which shows in small layers.
+// An uninitialised contiguous tensor like x. Directly from the allocator: the dispatcher takes three times as long,
+// which matters for small layers.
 template <std::size_t kDims>
 Tensor empty_like_x(const Tensor& x, const std::array<std::int64_t, kDims>& sizes) {
   std::array<std::int64_t, kDims> strides{};
@@ -165,13 +165,13 @@ std::tuple<Tensor, Tensor> rnn_cpu(const Tensor& x, const Tensor& w_ih, const Te
   return {std::move(out.y), std::move(out.h)};
 }
 
-// A gradient that came in; null if none did.
+// An incoming gradient; null if there is none.
 const void* incoming(Layer& layer, const Tensor& x, const char* name, const Optional& gradient, std::int64_t leading) {
   if (!gradient.has_value()) return nullptr;
   return checked(layer, x, name, *gradient, {leading, layer.shape.sequences, layer.shape.hidden});
 }
 
-// (dx, dw_ih, dw_hh, db_ih, db_hh, dh0, dc0); what is not wanted has no elements.
+// (dx, dw_ih, dw_hh, db_ih, db_hh, dh0, dc0); gradients that are not needed have no elements.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward_cpu(
     std::int64_t cell, const Optional& dy, const Optional& dh, const Optional& dc, const Tensor& x, const Tensor& w_ih,
     const Tensor& w_hh, bool bias, const Tensor& h0, const Optional& c0, const Optional& lengths, bool reverse,

@@ -1,4 +1,4 @@
-// What every operator needs of its tensors: dtype, threads, checks with the operator's name in front.
+// Shared by all operators: dtypes, threads, and checks whose messages start with the operator's name.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -30,7 +30,7 @@ inline DType to_dtype(ScalarType type) {
   }
 }
 
-// torch's intra-op threads, as core asks for them.
+// torch's intra-op threads, as core's ParallelFor.
 inline void torch_parallel_for(std::int64_t count, std::int64_t grain, RangeBody body, void* context) {
   torch::stable::parallel_for(0, count, grain,
                               [&](std::int64_t begin, std::int64_t end) { body(begin, end, context); });
@@ -38,7 +38,7 @@ inline void torch_parallel_for(std::int64_t count, std::int64_t grain, RangeBody
 
 // A list of tensors of one dtype and device, as arrays of pointers and lengths.
 struct TensorList {
-  std::vector<Tensor> copies;  // contiguous ones, of tensors that are not; kept alive here
+  std::vector<Tensor> copies;  // contiguous copies of tensors that are not contiguous; kept alive here
   std::vector<const void*> pointers;
   std::vector<std::int64_t> numels;
   DType dtype;

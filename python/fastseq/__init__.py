@@ -91,7 +91,7 @@ def __dir__() -> list[str]:
 if not TYPE_CHECKING:  # a type checker would accept every name
 
     def __getattr__(name: str) -> Any:
-        """Import scikit-learn's side when it is used: that takes a while, and scikit-learn."""
+        """Import the scikit-learn estimators on first use: it is slow, and needs scikit-learn."""
         if name not in ("SequenceClassifier", "SequenceForecaster", "SequenceRegressor"):
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         try:
@@ -102,7 +102,7 @@ if not TYPE_CHECKING:  # a type checker would accept every name
 
 
 def _missing(name: str, error: MissingFeatureError) -> type:
-    """Return a class that raises `error` when it is used; `hasattr` and imports work."""
+    """Return a class that raises `error` when used; `hasattr` and imports work."""
 
     def refuse(*_: Any, **__: Any) -> Any:
         raise MissingFeatureError(str(error)) from error

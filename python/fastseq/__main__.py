@@ -11,7 +11,7 @@ from .info import info
 
 
 def main() -> int:
-    """Run the command that the arguments name; return the exit code."""
+    """Run the command in the arguments; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m fastseq", description="fastseq's tools.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("info", help="versions, devices, MPI, kernels and transport in use")

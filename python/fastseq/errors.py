@@ -1,4 +1,4 @@
-"""The errors that fastseq raises beside `ValueError` and `TypeError`."""
+"""The errors that fastseq raises besides `ValueError` and `TypeError`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class BusyError(FastseqError, RuntimeError):
 
 
 class CheckpointError(FastseqError, ValueError):
-    """A file is no checkpoint, not whole, or one of something else; the message says which."""
+    """A file is no checkpoint, incomplete, or of something else; the message says which."""
 
 
 class NonFiniteError(FastseqError, FloatingPointError):
@@ -35,7 +35,7 @@ class NonFiniteError(FastseqError, FloatingPointError):
 
 
 class ReadError(FastseqError, OSError):
-    """Data could not be read: a file is shorter than it was, changed while it was read, or failed.
+    """Data could not be read: a file became shorter, changed while it was read, or failed.
 
     Attributes
     ----------
@@ -49,7 +49,7 @@ class ReadError(FastseqError, OSError):
 
 
 class CommunicationError(FastseqError, RuntimeError):
-    """The ranks could not talk to each other, or were about to do different things."""
+    """The ranks could not communicate, or were about to do different things."""
 
 
 class MissingFeatureError(FastseqError, ImportError):
@@ -75,7 +75,7 @@ class RemoteError(FastseqError, RuntimeError):
 
 
 def meant(name: object, names: Iterable[str]) -> str:
-    """Return what to add to a message about an unknown name: one that begins so, or is like it.
+    """Return a "did you mean" suffix for an unknown name: one it is a prefix of, or a similar one.
 
     Examples
     --------

@@ -54,7 +54,7 @@ T = TypeVar("T")
 
 
 class _Part(Generic[T]):
-    """An attribute of an estimator that is one of its learner's."""
+    """An attribute of an estimator that its learner holds."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -72,14 +72,14 @@ class Estimator:
     Data are time-major: ``(T, N, F)`` is T time steps of N sequences with F features. `fit` goes
     through them block by block (``spec.batchsize`` sequences), each block chunk by chunk
     (``spec.seqsize`` steps) in time order. The state is carried from chunk to chunk of a block,
-    cut off its gradient, and reset at each block's start. Only the slices of the current chunk
-    are read, and the next one ahead. Models without state whose outputs depend on other time steps
-    train on whole series, or with ``spec.context`` earlier steps; if they have no parameter
-    ``lengths``, sequences of each length run by themselves. If a model has BatchNorm layers, a last
-    block of one sequence per rank is joined to the one before.
+    detached from its gradient, and reset at the start of each block. Only the current chunk is
+    read, and the next one ahead. Models without state whose outputs depend on other time steps
+    train on whole series, or with ``spec.context`` earlier steps; if their ``forward`` has no
+    parameter ``lengths``, sequences of different lengths run separately. If a model has BatchNorm
+    layers, a last block of one sequence per rank is joined to the one before.
 
     Under ``mpirun`` every rank trains on its part of each block, and gradients are averaged over
-    all samples of all ranks: w ranks with ``batchsize`` B do what one process does with w·B.
+    all samples of all ranks: w ranks with ``batchsize`` B do the same as one process with w·B.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ class Estimator:
         ``loss(m, xs, ys)``, with weights or a mask ``loss(m, xs, ys, ws)``, for chunks
         ``(S, B, …)``; `m` is the model with its state (`Stateful`). Returns the (weighted) mean
         over the chunk's samples. Weights are ``(S, B)``, or ``(S, B, K)`` where targets are
-        missing, see `Spec`. `seqloss` makes one of an ordinary loss.
+        missing, see `Spec`. `seqloss` makes such a loss from an ordinary one.
     optimizer
         A `torch.optim.Optimizer` over the model's parameters, or a callable that gets the
         parameters and returns one.
@@ -102,10 +102,10 @@ class Estimator:
         The ranks that work together: ``"auto"`` (all that the launcher started), None (this
         process alone), a `Communicator` or an mpi4py communicator.
     callbacks
-        What `fit` calls on the way: objects as `callbacks.Callback` describes them, or functions
-        ``function(run)``, called at the end of each epoch.
+        Called during `fit`: objects like `callbacks.Callback`, or functions ``function(run)``,
+        called at the end of each epoch.
     amp
-        Mixed precision of training steps: None, ``"bf16"``, or ``"fp16"`` with scaled gradients.
+        Mixed precision in training: None, ``"bf16"``, or ``"fp16"`` with scaled gradients.
         Losses after an epoch and predictions are computed in the model's dtype.
     compile
         On the CPU, run model and loss through `torch.compile`, as one graph each for training,
@@ -114,25 +114,25 @@ class Estimator:
         CUDA graphs, one for each shape of chunks, and replay them: Python code of model, loss and
         hooks runs in the first steps only. That part has not yet run on a GPU.
     seed
-        Makes runs repeatable: order of blocks and dropout. None: a random one (rank 0's).
+        Makes the order of blocks and dropout repeatable. None: a random seed (rank 0's).
     progress
         Show a progress bar on rank 0.
 
     Attributes
     ----------
     history_
-        What `fit` did: a `History`.
+        The `History` of training.
     scaling_
-        How inputs and targets are scaled: a `Scaling`; None: not, or not measured yet.
+        How inputs and targets are scaled: a `Scaling`; None: not scaled, or not measured yet.
     padding_
-        Which part of all steps that the last `fit` went through lies behind the ends of sequences.
+        The fraction of steps in the last `fit` that lie beyond the ends of sequences.
     stop_reason_
         Why the last `fit` ended before its last epoch; None: it did not.
 
     Raises
     ------
     ValueError, TypeError
-        A parameter is not what it should be; the message says what came and what to do.
+        A parameter is invalid; the message shows it, and says what to do.
 
     Examples
     --------
@@ -249,43 +249,45 @@ class Estimator:
         checkpoint: Any = None,
         resume: str | os.PathLike[str] | None = None,
     ) -> Estimator:
-        """Train for some epochs, from the current weights on.
+        """Train for some epochs, starting from the current weights.
 
         Parameters
         ----------
         x
             Inputs ``(T, N, F)``: array, tensor, memory map, HDF5 dataset, anything with ``shape``,
-            ``dtype`` and slicing; or a tuple or dict of them, which the model gets as such. In a
-            tuple or dict, inputs ``(N, F)`` go with every step, inputs ``(T, F)`` with every
+            ``dtype`` and slicing; or a tuple or dict of them, which is passed to the model as such.
+            In a tuple or dict, inputs ``(N, F)`` go with every step, inputs ``(T, F)`` with every
             sequence. Sequences of different lengths: a list of ``(T_i, F)``, an `h5py.Group` of
             such datasets, or a `torch.utils.data.Dataset` of ``(x_i, y_i)``; they are visited by
             length. Integers and booleans are converted to the model's dtype.
         y
-            Targets ``(T, N, K)``, likewise, or ``(T, N)`` for K = 1; integers stay integers.
+            Targets ``(T, N, K)``, of the same types as `x`, or ``(T, N)`` for K = 1; integers stay
+            integers.
         w
             Weights of samples, ``(N,)``, ``(T, N)`` or ``(T, N, 1)``, not negative.
         mask
             Which samples count, ``(T, N)`` or ``(T, N, 1)``; the others add nothing to loss and
             gradient, and the model gets 0 in their place.
         lengths
-            How many steps each sequence has, ``(N,)``; those behind do not count.
+            Each sequence's number of steps, ``(N,)``; later steps do not count.
         validation
-            What the loss is computed on after each epoch: other data, ``(x, y)``, ``(x, y, w)`` or
-            a `torch.utils.data.Dataset`, or a part of these, which is not trained on: the last
-            sequences (``0.2``: a fifth; ``12``: so many), or the last steps of all
-            (``{"time": 0.2}``, ``{"time": 500}``). The latter go on from the states in which the
-            training part ended in this epoch, or from the end of a warm-up (``{"time": 500,
+            Data for the loss after each epoch: other data, ``(x, y)``, ``(x, y, w)`` or a
+            `torch.utils.data.Dataset`; or a part of these data, which is not trained on: the last
+            sequences (``0.2``: a fifth; ``12``: that many), or the last steps of all sequences
+            (``{"time": 0.2}``, ``{"time": 500}``). Last steps continue from the states at the end
+            of the training part in this epoch, or from the end of a warm-up (``{"time": 500,
             "warmup": 50}``).
         epochs
             Instead of ``spec.epochs``.
         checkpoint
-            A folder, or a `callbacks.Checkpoint`, to save the run in as it goes on: at the end of
-            each epoch, or as often as that says; and when SIGUSR1 comes, or SIGTERM, after which
-            the program ends.
+            A folder, or a `callbacks.Checkpoint`, for saving the run: at the end of each epoch, or
+            as often as the `Checkpoint` says; and at SIGUSR1, or at SIGTERM, after which the
+            program ends.
         resume
-            ``"auto"``: go on with the run whose newest checkpoint is in that folder, if there is
-            one, up to the epoch that it would have ended with; or from another folder's newest, or
-            a file. It then does what it would have done, bit for bit; a warning says why not.
+            ``"auto"``: continue the run whose newest checkpoint is in that folder, if there is
+            one, up to its last epoch; or a path: continue from another folder's newest checkpoint,
+            or from a file. Results are the same as without interruption, bit for bit; a warning
+            says why if not.
 
         Returns
         -------
@@ -295,18 +297,17 @@ class Estimator:
         Raises
         ------
         ValueError, TypeError
-            The data are not what they should be, or nothing in them counts; nothing has been
-            changed then.
+            The data are invalid, or nothing in them counts; then nothing has been changed.
         NonFiniteError
-            The data hold NaN or infinities (see ``spec.nan``), or the loss became so.
+            The data hold NaN or infinities (see ``spec.nan``), or the loss became NaN or infinite.
         ReadError
             A file could not be read; the message names it, and the slice.
         CheckpointError
             `resume` names no whole checkpoint, or one of another model; nothing has been changed.
         OSError
-            A checkpoint cannot be written; of the folder this is known before training.
+            A checkpoint cannot be written; the folder is tested before training.
         RemoteError
-            Another rank failed; the message is its.
+            Another rank failed; the message is that rank's.
         """
         learner = self.learner
         count = self.spec.epochs if epochs is None else epochs
@@ -325,42 +326,42 @@ class Estimator:
     def partial_fit(
         self, x: Any, y: Any = None, w: Any = None, *, mask: Any = None, lengths: Any = None
     ) -> Estimator:
-        """Train for one epoch, from the current weights on; see `fit`."""
+        """Train for one epoch, starting from the current weights; see `fit`."""
         return self.fit(x, y, w, mask=mask, lengths=lengths, epochs=1)
 
     def predict(self, x: Any, *, lengths: Any = None, out: Any = None, reset: bool = True) -> Any:
         """Run the model over whole series, in evaluation mode, without gradients.
 
         The result does not depend on ``batchsize`` and ``seqsize``, beyond rounding. A model whose
-        outputs depend on other time steps without a state that tells of them, such as attention or
-        a convolution without ``spec.context``, runs on whole series at once, which takes memory.
-        With several ranks each runs some of the sequences, and all return the whole; with
-        ``spec.shard="given"`` each its own.
+        outputs depend on other time steps beyond its state, such as attention or a convolution
+        without ``spec.context``, runs on whole series at once, which takes memory. With several
+        ranks each runs some of the sequences, and all return all outputs; with
+        ``spec.shard="given"`` each runs and returns its own.
 
         Parameters
         ----------
         x, lengths
-            Inputs ``(T, N, F)``, as in `fit`. Outputs behind a sequence's end are NaN.
+            Inputs ``(T, N, F)``, as in `fit`. Outputs beyond a sequence's end are NaN.
         out
             Where to write: an array, memory map, tensor or HDF5 dataset ``(T, N, K)``, or a tuple
             or dict of them, as the model returns; for sequences of different lengths lists, or
-            groups of datasets. None: new arrays. With several ranks, files are written by all
-            ranks if they hold the dataset in one piece, else by rank 0.
+            groups of datasets. None: new arrays. With several ranks, all ranks write files in which
+            the dataset is contiguous; rank 0 writes other files.
         reset
-            Start with a fresh state; False: go on where the last `predict` or `step` stopped.
+            Start with a fresh state; False: continue from the end of the last `predict` or `step`.
 
         Returns
         -------
         numpy.ndarray, or `out`
             Outputs ``(T, N, K)``, in the model's structure; ``(T, N)`` if `fit` got such targets;
-            a list of ``(T_i, K)`` if `x` is a list. In the model's dtype; what ``spec.scale_y``
-            has scaled in single precision at least, and in double precision if the targets held
-            more (`out` may have the model's dtype all the same).
+            a list of ``(T_i, K)`` if `x` is a list. In the model's dtype; if ``spec.scale_y``
+            scaled the targets, in single precision at least, and in double precision if the targets
+            held more (`out` may still have the model's dtype).
 
         Raises
         ------
         ValueError, TypeError
-            `x` or `out` are not what they should be; nothing has been written then.
+            `x` or `out` are invalid; then nothing has been written.
         """
         learner = self.learner
         with learner.replicas.together("predict"), in_mode(self.model, training=False):
@@ -383,7 +384,7 @@ class Estimator:
         Raises
         ------
         ValueError
-            Besides what `fit` says: no sample counts.
+            As in `fit`; or no sample counts.
         """
         learner = self.learner
         with learner.replicas.together("evaluate"), in_mode(self.model, training=False):
@@ -392,7 +393,7 @@ class Estimator:
             learner.scale(data)
             learner.replicas.make_common(self.model)
             whole = wants_whole_series(learner, data)
-            # Sharded by sequences, as parts of series would start from no state.
+            # Sharded by sequences, as parts of series would start with a fresh state.
             plan = chunk_plan(
                 self.model, data, self.spec, learner.replicas, by_time=False, whole=whole
             )
@@ -402,9 +403,9 @@ class Estimator:
             )
 
     def step(self, x: Any) -> Tree:
-        """Predict the next time step of all sequences: for series that are still going on.
+        """Run the next time step of all sequences, for series that are not complete yet.
 
-        Goes on where the last `predict` or `step` stopped. No rank talks to another.
+        Continues from the end of the last `predict` or `step`. Not collective.
 
         Parameters
         ----------
@@ -419,8 +420,7 @@ class Estimator:
         Raises
         ------
         ValueError
-            `x` is not what it should be, or how to scale it is not known yet. The state is as it
-            was.
+            `x` is invalid, or its scaling was not measured yet. The state is unchanged.
         NonFiniteError
             `x` holds NaN or infinities; see ``spec.nan``.
 
@@ -445,26 +445,26 @@ class Estimator:
         """Write the model, in evaluation mode, as a `torch.export` program that needs no fastseq.
 
         The program is ``program(x, state) -> (y, state)`` for any number of steps and sequences:
-        `x` and `y` as in `predict`, but tensors, `state` a tuple of tensors, the leaves of what
-        `get_state` returns. `x` has the model's dtype; scaled inputs are fp32 at least, and fp64
-        where those of `fit` held more. Models without state, and models that look at later steps
-        and so take whole series, are ``program(x) -> y``. Rank 0 writes.
+        `x` and `y` as in `predict`, but tensors; `state` a tuple of tensors, the leaves of what
+        `get_state` returns. `x` has the model's dtype; inputs to be scaled are fp32 at least, and
+        fp64 if the inputs of `fit` held more. Models without state, and models that look at later
+        steps and so take whole series, are ``program(x) -> y``. Rank 0 writes.
 
-        `torch.export.load` reads the file; that runs nothing of fastseq or of the model's code.
-        The extra file ``fastseq.json`` in it tells for each tensor of the state its ``name``,
+        `torch.export.load` reads the file, without running code of fastseq or of the model. The
+        extra file ``fastseq.json`` in it holds for each tensor of the state its ``name``,
         ``dtype``, ``batch_dim`` and, in ``start``, its value for one sequence at the start of a
-        series. Recurrent layers, PyTorch's too, become operators of fastseq's, which need
-        ``torch.ops.load_library(library)`` first, where ``library`` is the file that
-        ``fastseq.info()["kernels"]["library"]`` names. ``torch._inductor.aoti_compile_and_package``
-        compiles such programs where fastseq is imported; they run where it is not.
+        series. Recurrent layers, PyTorch's too, become fastseq's operators. They need
+        ``torch.ops.load_library(library)`` first, where ``library`` is the file in
+        ``fastseq.info()["kernels"]["library"]``. ``torch._inductor.aoti_compile_and_package``
+        compiles such programs only if fastseq is imported; they run without it.
 
         Parameters
         ----------
         path
             A file name that ends in ``.pt2``.
         x
-            An input as for `predict`, of which only structure and features count. None: like the
-            last one.
+            An input as for `predict`; only its structure and features matter. None: like the last
+            one.
 
         Raises
         ------
@@ -501,25 +501,25 @@ class Estimator:
                 export_model(self.model, learner.example, target, learner.scaling)
 
     def save(self, path: str | os.PathLike[str], *, state: bool = False) -> None:
-        """Write the estimator to a file, from which `load` makes it again. Rank 0 writes.
+        """Write the estimator to a file, for `load`. Rank 0 writes.
 
-        In the file, a safetensors file, are weights and buffers, spec, scaling, seed, history and
-        how to build the model if it is made of layers that fastseq knows. Loss, optimizer and
-        callbacks are code, and left out; to go on with a run of `fit`, use its checkpoints.
+        The safetensors file holds weights and buffers, spec, scaling, seed, history, and a
+        description of the model if all its layers are known to fastseq. Loss, optimizer and
+        callbacks are code, and left out; to continue a run of `fit`, use its checkpoints.
 
         Parameters
         ----------
         path
-            The file. It is complete, or as it was before.
+            The file. It is written completely, or left as it was.
         state
-            Whether the state after the last `predict` or `step` comes with it, so that the next
-            `step` of what is loaded goes on there.
+            Also save the state after the last `predict` or `step`: the next `step` of the loaded
+            estimator continues from it.
 
         Raises
         ------
         TypeError
-            State or buffers are something else than tensors, numbers, strings and plain tuples,
-            lists and dicts of these.
+            State or buffers are not tensors, numbers, strings, or plain tuples, lists and dicts of
+            these.
         OSError
             The file cannot be written.
 
@@ -555,22 +555,22 @@ class Estimator:
         comm: Any = "auto",
         **options: Any,
     ) -> E:
-        """Make an estimator of a file that `save` wrote. All ranks read it. No code is run.
+        """Make an estimator from a file that `save` wrote. All ranks read it. No code is run.
 
         Parameters
         ----------
         path
             The file.
         model
-            A model like the one that was saved, or what returns one; it gets the weights. None:
-            the file tells how to build it, if it was made of `nn.Chain`, `torch.nn.Sequential` and
-            layers that are usual in them.
+            A model like the saved one, or a callable that returns one; it gets the weights. None:
+            build it from the file, if it consists of `nn.Chain`, `torch.nn.Sequential` and layers
+            that are usual in them.
         loss
             As for the constructor; `fit` and `evaluate` need it.
         optimizer
             As for the constructor; `fit` needs it. It starts afresh.
         comm, **options
-            More of what the constructor takes; ``device`` and others are not in the file.
+            Other arguments of the constructor; ``device`` and others are not in the file.
 
         Raises
         ------
@@ -580,7 +580,7 @@ class Estimator:
             It is damaged, not written by `save`, or of another model; the message names the first
             difference. Pickles are not opened.
         ValueError
-            The file does not tell how to build the model, and there is none given.
+            The file does not describe the model, and none is given.
 
         Examples
         --------
@@ -590,7 +590,7 @@ class Estimator:
         with replicas.together("load"):
             saved = SavedLearner.read(Path(path), model)
             with warnings.catch_warnings():
-                # What fit does with such layers was said when the model was trained.
+                # Such layers were warned about when the model was trained.
                 warnings.filterwarnings("ignore", message=".*bidirectional layer")
                 est = cls(
                     saved.model,
@@ -608,7 +608,7 @@ class Estimator:
         return tree_map(torch.clone, self._predictor.state)
 
     def set_state(self, state: Tree) -> None:
-        """Make `step` and ``predict(reset=False)`` go on from `state`."""
+        """Make `step` and ``predict(reset=False)`` continue from `state`."""
         self._predictor.state = tree_map(lambda a: a.detach().to(self.device, copy=True), state)
 
     def reset_state(self) -> None:
@@ -631,11 +631,11 @@ class Estimator:
 
 
 def _predictor(learner: Learner) -> Predictor:
-    """Return what runs a learner's model over series, and keeps the state in which they end."""
+    """Make the `Predictor` for a learner's model."""
     spec, model = learner.spec, learner.model
     compiled = learner.compiles and not learner.graphs
     stateful = CompiledStateful(model) if compiled else Stateful(in_context(model, spec.context))
-    own = spec.shard == "given"  # then no rank has to do with another's sequences
+    own = spec.shard == "given"  # then each rank runs only its own sequences
     sharing = Replicas(communicator(None)) if own else learner.replicas
     return Predictor(stateful, learner.device, sharing)
 

@@ -1,4 +1,4 @@
-"""What fastseq runs with here."""
+"""`info`: versions, devices, kernels and transport in use."""
 
 from __future__ import annotations
 
@@ -24,13 +24,12 @@ __all__ = ["info"]
 def info(est: Estimator | None = None) -> dict[str, Any]:
     """Return versions, devices, MPI, kernels and transport in use, as a dict of plain values.
 
-    Collective under a launcher, as it starts MPI. The same from the shell:
-    ``python -m fastseq info``.
+    Collective under a launcher, as it starts MPI. In the shell: ``python -m fastseq info``.
 
     Parameters
     ----------
     est
-        An estimator: what `fit` will do with it is told too, and why where it cannot do better.
+        An estimator: also describe how `fit` runs it, and why if it cannot run faster.
 
     Examples
     --------
@@ -68,7 +67,7 @@ def info(est: Estimator | None = None) -> dict[str, Any]:
 
 
 def _of_estimator(est: Estimator) -> dict[str, Any]:
-    """Tell how `fit` runs, topic by topic."""
+    """Describe how `fit` runs, topic by topic."""
     return {
         "optimizer": describe(est.optimizer),
         "recurrent layers": kernels(est.model),

@@ -1,4 +1,4 @@
-// Tests in C++: TEST(name) { CHECK(...); }. A failed check prints where and what, the test goes on, main returns 1.
+// Tests in C++: TEST(name) { CHECK(...); }. A failed check prints where and what, the test continues, main returns 1.
 #pragma once
 
 #include <atomic>
@@ -23,7 +23,7 @@ inline std::vector<Test>& tests() {
 }
 
 inline std::atomic<int>& failures() {
-  static std::atomic<int> count = 0;  // checks may run in threads
+  static std::atomic<int> count = 0;  // checks may run in several threads
   return count;
 }
 

@@ -1,4 +1,4 @@
-// ParallelFors that split loops in every way a real one may; vectors of every width.
+// ParallelFors that split loops as a real one may; vectors of every width.
 #pragma once
 
 #include <algorithm>
@@ -19,7 +19,7 @@ inline void backwards_for(std::int64_t count, std::int64_t /*grain*/, RangeBody 
   }
 }
 
-// Three threads at the same time.
+// Three threads in parallel.
 inline void threads_for(std::int64_t count, std::int64_t /*grain*/, RangeBody body, void* context) {
   constexpr std::int64_t kThreads = 3;
   std::vector<std::thread> threads;
@@ -36,7 +36,7 @@ inline const std::vector<ParallelFor>& parallel_fors() {
   return all;
 }
 
-// Calls fn with vectors of every width that the machine has.
+// Calls fn with vectors of every width that the machine supports.
 template <class Fn>
 void for_every_width(const Fn& fn) {
   const int before = vector_limit;

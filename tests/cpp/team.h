@@ -1,4 +1,4 @@
-// Ranks that are threads of this process, with the memory and the communicator that ranks of one machine have.
+// Ranks as threads of this process, with the memory and the communicator of ranks of one machine.
 #pragma once
 
 #include <unistd.h>

@@ -13,7 +13,7 @@ namespace {
 
 enum class Order : std::uint8_t { kRows, kColumns, kSpread, kShared };
 
-// A batch of small integers, exact in every dtype, lying in memory in the given order.
+// A batch of small integers, exact in every dtype, in memory in the given order.
 template <class T>
 struct Operand {
   std::vector<T> memory;
@@ -74,7 +74,7 @@ void check_bmm(DType dtype, const BmmShape& s, Order a_order, Order b_order, Par
                  static_cast<int>(b_order));
   }
   CHECK(same);
-  CHECK_EQ(static_cast<float>(c[size]), 99.0F);  // nothing behind c was touched
+  CHECK_EQ(static_cast<float>(c[size]), 99.0F);  // nothing after c was written
 }
 
 template <class T>

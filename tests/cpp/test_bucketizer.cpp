@@ -87,7 +87,7 @@ TEST(gradients_become_weighted_means) {
             const Gradients mine(comm.rank(), step);
             const double weight = comm.rank() == 0 ? 3 : 1;
             buckets.start(weight, comm.rank() * 10.0);
-            // Backward comes from the end, not quite in order.
+            // Backward starts at the end, not quite in order.
             for (const int p : {6, 4, 5, 3, 1, 2, 0}) buckets.ready(p, mine.at(static_cast<std::size_t>(p)));
             const Bucketizer::Result result = buckets.finish();
             CHECK_EQ(result.weight, 3.0 + size - 1);
@@ -225,7 +225,7 @@ TEST(ranks_at_different_steps_notice) {
 
 namespace {
 
-// Another communicator that fails from the given allreduce on.
+// A communicator that fails from the given allreduce on.
 class FailsAt final : public Communicator {
  public:
   explicit FailsAt(int call) : calls_left_(call) {}
@@ -298,7 +298,7 @@ TEST(a_rank_that_ends_in_mid_step_waits_for_nobody) {
       const Gradients mine(comm.rank(), 0);
       if (comm.rank() == 0) {
         buckets.start(1, 0);
-        buckets.ready(6, mine.at(6));  // the other rank does not come
+        buckets.ready(6, mine.at(6));  // the other rank does not arrive
         buckets.stop();
         comm.leave();
         stopped = true;

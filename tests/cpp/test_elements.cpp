@@ -126,7 +126,7 @@ void check_conversion(ElementType from, ElementType to, bool swapped, std::int64
       right &= at<std::int64_t>(result) == (from == ElementType::kUInt64 ? at<std::int64_t>(element.data())
                                                                          : number<std::int64_t>(element.data(), from));
     } else {
-      const bool wide = to == ElementType::kFloat64;  // 16 bits come by way of float
+      const bool wide = to == ElementType::kFloat64;  // 16 bits are converted through float
       const double expected = wide ? value : stored(static_cast<double>(number<float>(element.data(), from)), to);
       right &= same(number<double>(result, to), expected);
       expected_count += std::isfinite(expected) ? 0 : 1;
@@ -240,7 +240,7 @@ TEST(rows_of_any_length_and_stride) {
               for (std::int64_t row = 0; row < rows; ++row) {
                 for (std::int64_t i = 0; i < to_row; ++i) {
                   const float result = target[static_cast<std::size_t>(row * to_row + i)];
-                  float expected = 77.0F;  // between the rows nothing is written
+                  float expected = 77.0F;  // nothing is written between the rows
                   if (i < numel) {
                     expected = number<float>(start + row * step + i * size, from);
                     if (scaled) expected -= static_cast<float>(center[static_cast<std::size_t>(i % 4)]);

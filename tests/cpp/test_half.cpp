@@ -1,4 +1,4 @@
-// 16-bit floats against their definition: all of them one way, and the way back by search for the nearest.
+// 16-bit floats against their definition: all values one way, and back by search for the nearest.
 #include "core/base/half.h"
 
 #include <cmath>
@@ -51,7 +51,7 @@ void check_widening(int exponent_bits, int mantissa_bits) {
   }
 }
 
-// Between neighbouring halves a < b: what lies below the middle is a, above it b, on it the even one.
+// Between neighbouring halves a < b: values below the middle become a, above it b, on it the even one.
 template <class Half>
 void check_rounding(int exponent_bits, int mantissa_bits) {
   const std::uint32_t infinity = ((1U << exponent_bits) - 1) << mantissa_bits;

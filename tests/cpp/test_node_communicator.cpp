@@ -226,7 +226,7 @@ TEST(ranks_that_do_not_come_are_named) {
 
 TEST(all_of_a_meeting_s_waiting_has_one_deadline) {
   using std::chrono::milliseconds;
-  std::atomic<bool> over = false;  // ranks 2 and 3 come when rank 0 has given up, however busy the machine is
+  std::atomic<bool> over = false;  // ranks 2 and 3 arrive once rank 0 has given up, however busy the machine is
   run_team(4,
            [&](NodeCommunicator& comm) {
              if (comm.rank() == 1) std::this_thread::sleep_for(milliseconds(1500));
@@ -242,7 +242,7 @@ TEST(all_of_a_meeting_s_waiting_has_one_deadline) {
              over = true;
              CHECK(message.find("waited 2 s for ") != std::string::npos);
              CHECK(message.find("rank 2, rank 3") != std::string::npos);
-             // Rank 0 does not begin anew when rank 1 comes, which would take it 3.5 s; the others hear of it at once.
+             // Rank 0 does not restart its wait when rank 1 arrives (3.5 s); the others learn of it at once.
              CHECK(middle - begin < milliseconds(comm.rank() == 0 ? 3200 : 1700));
              CHECK_THROWS(comm.barrier(), CommunicationError);
              CHECK(std::chrono::steady_clock::now() - middle < milliseconds(1700));

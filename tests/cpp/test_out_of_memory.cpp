@@ -1,4 +1,4 @@
-// What a rank that runs out of memory, at each place where it can, leaves of the others' exchange.
+// A rank runs out of memory at each possible place in an exchange; what happens to the others.
 #include <algorithm>
 #include <cstdlib>
 #include <new>
@@ -43,7 +43,7 @@ TEST(a_rank_without_memory_spoils_no_other_rank_s_result) {
           ++failures;
           try {
             comm.fail("out of memory");
-          } catch (const CommunicationError& error) {  // the others know it already
+          } catch (const CommunicationError& error) {  // the others know already
             CHECK(!std::string(error.what()).empty());
           }
         }

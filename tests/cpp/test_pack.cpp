@@ -12,7 +12,7 @@ namespace fastseq {
 
 namespace {
 
-// Tensors with values that tell tensor and position; every second one starts at an odd element of its memory.
+// Tensors whose values identify tensor and position; every second one starts at an odd element of its memory.
 template <class T>
 struct Tensors {
   std::vector<std::vector<T>> memory;
@@ -66,7 +66,7 @@ void check_pack(DType dtype, const std::vector<std::int64_t>& numels, std::int64
     for (std::int64_t j = 0; j < numels[i]; ++j) {
       same = same && to_double(static_cast<const T*>(tensors.pointers[i])[j]) == to_double(Tensors<T>::value(i, j));
     }
-    if (i % 2 == 1) CHECK_EQ(to_double(tensors.memory[i][0]), 7.0);  // nothing in front was touched
+    if (i % 2 == 1) CHECK_EQ(to_double(tensors.memory[i][0]), 7.0);  // nothing before it was written
   }
   CHECK(same);
 }

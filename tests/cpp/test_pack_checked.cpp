@@ -36,7 +36,7 @@ struct Packed {
   std::vector<double> flat;
 };
 
-// Packs `values`, stored as `from`, into a buffer of `to` that was full of ones.
+// Packs `values`, stored as `from`, into a buffer of `to` that held ones.
 Packed packed(const std::vector<std::vector<double>>& values, DType from, DType to, std::int64_t alignment,
               double scale, ParallelFor parallel_for) {
   std::vector<std::vector<std::byte>> stored;
@@ -58,7 +58,7 @@ Packed packed(const std::vector<std::vector<double>>& values, DType from, DType 
   return result;
 }
 
-// The value as `dtype` holds it.
+// The value rounded to `dtype`.
 double as(double value, DType dtype) {
   std::uint64_t bits = 0;
   convert(&value, DType::kFloat64, 1, &bits, dtype);

@@ -1,4 +1,4 @@
-// Recurrent layers beside the plainest loops in double precision, and their gradients beside finite differences.
+// Recurrent layers against plain loops in double precision, and their gradients against finite differences.
 #include "core/recurrence/recurrence.h"
 
 #include <algorithm>
@@ -25,7 +25,7 @@ struct Case {
   std::vector<std::int64_t> lengths;  // none: all steps
 };
 
-// All that a layer reads, and the gradients of what it returns.
+// All inputs of a layer, and the gradients of its outputs.
 struct Data {
   Values x, w_ih, w_hh, b_ih, b_hh, h0, c0, dy, dh, dc;
 };
@@ -101,7 +101,7 @@ State plain_forward(const Case& test, const Data& d) {
   return state;
 }
 
-// What the gradients are of.
+// The function to differentiate.
 double plain_loss(const Case& test, const Data& d) {
   const State state = plain_forward(test, d);
   double sum = 0;
@@ -269,7 +269,7 @@ TEST(recurrence_equals_plain_loops) {
 
 TEST(recurrence_gradients_equal_difference_quotients) {
   for (const Cell cell : kCells) {
-    if (cell == Cell::kReluRnn) continue;  // it has corners; see below
+    if (cell == Cell::kReluRnn) continue;  // it has kinks; see below
     for (const bool reverse : {false, true}) {
       check_backward(make_case(cell, 3, 7, 2, 9, reverse));
       check_backward(make_case(cell, 4, 4, 9, 5, reverse, {0, 4, 2, 1}));
@@ -281,7 +281,7 @@ TEST(recurrence_gradients_equal_difference_quotients) {
 }
 
 TEST(recurrence_gradients_of_relu) {
-  // Steps stay on one side of the corner: with these values no sum comes near zero.
+  // Steps stay on one side of the kink: with these values no sum comes near zero.
   check_backward(make_case(Cell::kReluRnn, 2, 3, 2, 5, false));
   check_backward(make_case(Cell::kReluRnn, 2, 3, 2, 5, true, {1, 2, 0}));
 }

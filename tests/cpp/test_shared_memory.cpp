@@ -24,7 +24,7 @@ TEST(memory_is_opened_by_process_and_descriptor) {
   CHECK(!SharedMemory::open(getpid(), mine->descriptor(), 20000));
 }
 
-// A pid and a descriptor may mean something else in another container.
+// In another container, the same pid and descriptor may be something else.
 TEST(what_is_no_such_memory_is_not_opened) {
   std::FILE* file = std::tmpfile();
   CHECK(!SharedMemory::open(getpid(), fileno(file), 4096));
@@ -34,7 +34,7 @@ TEST(what_is_no_such_memory_is_not_opened) {
 #ifdef __linux__
   const int other = memfd_create("other", MFD_CLOEXEC | MFD_ALLOW_SEALING);
   CHECK_EQ(ftruncate(other, 4096), 0);
-  CHECK(!SharedMemory::open(getpid(), other, 4096));  // its owner may cut it off
+  CHECK(!SharedMemory::open(getpid(), other, 4096));  // its owner may shrink it
   close(other);
 #endif
   std::array<int, 2> ends{};

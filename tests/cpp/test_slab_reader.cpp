@@ -87,7 +87,7 @@ SlabRead read_into(std::vector<T>& target, ElementConverter convert, std::vector
           .numel = static_cast<std::int64_t>(target.size())};
 }
 
-// The ReadError that waiting ends with.
+// The ReadError that wait throws.
 ReadError read_error(SlabReader& reader) {
   try {
     wait(reader);
@@ -101,7 +101,7 @@ std::string message(SlabReader& reader) { return read_error(reader).what(); }
 
 bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
-// Every combination of what decides how a piece is read, against plain loops.
+// Every combination of the conditions for how a piece is read, against plain loops.
 template <class To>
 void check_pieces(ElementType to) {
   const std::int64_t total = 600'000;
@@ -209,7 +209,7 @@ TEST(features_go_on_over_the_blocks_of_a_long_row) {
   const std::int64_t in_file = reader.add_file(file.path(), true);
   const std::int64_t in_memory = reader.add_memory(reinterpret_cast<std::uintptr_t>(values.data()));
   for (const std::int64_t source : {in_file, in_memory}) {
-    for (const std::int64_t row : {numel, std::int64_t{70'001}, std::int64_t{10}}) {  // each row begins at feature 0
+    for (const std::int64_t row : {numel, std::int64_t{70'001}, std::int64_t{10}}) {  // each row starts at feature 0
       const std::int64_t steps = std::min(numel / row, std::int64_t{4});
       std::vector<float> target(static_cast<std::size_t>(steps * row));
       const ElementConverter convert({.from = ElementType::kInt16,
@@ -271,7 +271,7 @@ TEST(a_file_that_ends_early_is_named_with_the_read) {
   CHECK(contains(shorter.what(), file.path() + " ends at byte 2000, before byte 2002"));
   CHECK(contains(shorter.what(), "shorter than"));
   CHECK_EQ(shorter.index, 1);
-  CHECK_EQ(wait(reader)[0], 0);  // later requests are done all the same
+  CHECK_EQ(wait(reader)[0], 0);  // later requests are not affected
   CHECK_EQ(::truncate(file.path().c_str(), 100), 0);
   reader.submit({read(0)});
   CHECK(contains(message(reader), "ends at byte 100, before byte 2000 that was to be read: it was truncated"));
@@ -339,7 +339,7 @@ TEST(reads_of_no_elements_may_have_many_pieces) {
   CHECK_EQ(some[0], 31.0F);
 }
 
-// What a piece has no use for may be anything: nothing is computed from it.
+// Fields that a piece does not use may hold anything: nothing is computed from them.
 TEST(distances_of_single_rows_may_be_extreme) {
   const std::vector<std::int16_t> values = counted(1000);
   const File file(values);
@@ -390,7 +390,7 @@ TEST(pieces_that_do_not_fit_are_refused) {
 
 TEST(closing_does_not_wait_for_the_end_of_a_request) {
   const File file(counted(10));
-  const std::int64_t numel = std::int64_t{1} << 34;  // hours of reading the same element, into memory that nobody has
+  const std::int64_t numel = std::int64_t{1} << 34;  // hours of reading one element, into memory that does not exist
   void* memory = ::mmap(nullptr, static_cast<std::size_t>(numel), PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   CHECK(memory != MAP_FAILED);
@@ -431,7 +431,7 @@ TEST(closing_in_the_middle_ends_threads_and_closes_files) {
   std::thread waiting([&] {
     try {
       while (true) wait(reader);
-    } catch (const std::runtime_error&) {  // all came, or close() was quicker
+    } catch (const std::runtime_error&) {  // all were read, or close() was faster
       ended = true;
     }
   });

@@ -55,7 +55,7 @@ double worst_error(T limit) {
   x.reserve(2 * kCount);
   for (int i = 0; i < kCount; ++i) {
     x.push_back(limit * (T(2) * T(i) / kCount - 1));
-    // as many small ones, down to a millionth of the limit
+    // as many small values, down to a millionth of the limit
     x.push_back((i % 2 == 0 ? limit : -limit) * std::pow(T(10), T(-6) * T(i) / kCount));
   }
   const std::vector<T> found = apply<T, kFunction>(x);

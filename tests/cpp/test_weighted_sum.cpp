@@ -11,7 +11,7 @@ namespace fastseq {
 
 namespace {
 
-// What the documentation says, one element at a time.
+// The documented formula, one element at a time.
 template <class T>
 T expected(const std::vector<std::vector<T>>& sources, const std::vector<double>& factors, std::size_t i) {
   using Acc = Accumulate<T>;

@@ -11,7 +11,7 @@ namespace {
 
 template <class From, class To>
 void convert_range(const From* from, std::int64_t numel, To* to) {
-  // By way of double only where both are wide: fp32 holds every 16-bit value.
+  // Through double only if both are wide: fp32 holds every 16-bit value.
   using Wide = std::conditional_t<std::is_same_v<From, double> && std::is_same_v<To, double>, double, float>;
   for (std::int64_t i = 0; i < numel; ++i) to[i] = To(static_cast<Wide>(from[i]));
 }

@@ -1,4 +1,4 @@
-// Values from one floating-point type to another, rounded to nearest even.
+// Conversions between floating-point types, rounding to nearest even.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@
 
 namespace fastseq {
 
-// to[i] = from[i]; neither overlaps the other.
+// to[i] = from[i]; the two must not overlap.
 void convert(const void* from, DType from_dtype, std::int64_t numel, void* to, DType to_dtype);
 
 }  // namespace fastseq

@@ -10,7 +10,7 @@ namespace fastseq {
 
 namespace {
 
-constexpr std::int64_t kBlock = 4096;  // elements that are copied, and looked at while they are in the cache
+constexpr std::int64_t kBlock = 4096;  // elements to copy, and check while they are in the cache
 
 // A floating-point number is finite unless all bits of its exponent are set.
 template <class Bits>

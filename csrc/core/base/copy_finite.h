@@ -1,4 +1,4 @@
-// Copies that notice infinities and NaNs on the way.
+// Copies that check for infinities and NaNs.
 #pragma once
 
 #include <cstdint>
@@ -7,8 +7,8 @@
 
 namespace fastseq {
 
-// to[i] = from[i]; returns whether all values are finite. `to` may be `from`, then it only looks; otherwise the two do
-// not overlap.
+// to[i] = from[i]; returns whether all values are finite. If `to` is `from`, it only checks; otherwise the two must not
+// overlap.
 bool copy_finite(const void* from, std::int64_t numel, DType dtype, void* to);
 
 }  // namespace fastseq

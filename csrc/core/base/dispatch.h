@@ -1,4 +1,4 @@
-// Turns a run-time dtype into a compile-time type.
+// Dispatch of a run-time dtype to a compile-time type.
 #pragma once
 
 #include <stdexcept>
@@ -14,7 +14,7 @@ struct Type {
   using type = T;
 };
 
-// The type that sums and products of T are computed in.
+// The type to compute sums and products of T in.
 template <class T>
 using Accumulate = std::conditional_t<std::is_same_v<T, double>, double, float>;
 

@@ -1,4 +1,4 @@
-// The element types that fastseq's kernels and communicator know.
+// The element types of fastseq's kernels and communicator.
 #pragma once
 
 #include <cstddef>

@@ -15,9 +15,9 @@ namespace fastseq {
 
 namespace {
 
-constexpr std::int64_t kBlock = 2048;    // elements that are converted, and looked at while they are in the cache
-constexpr std::int64_t kTables = 1024;   // elements that center and inverse are repeated to
-constexpr std::int64_t kTinyRow = 1024;  // bytes of rows that are gathered before they are converted together
+constexpr std::int64_t kBlock = 2048;    // elements to convert, and check while they are in the cache
+constexpr std::int64_t kTables = 1024;   // elements to repeat center and inverse to
+constexpr std::int64_t kTinyRow = 1024;  // bytes of rows to gather before converting them together
 
 struct Bool {
   std::uint8_t byte;
@@ -94,7 +94,7 @@ void bool_range(const From* from, std::int64_t numel, std::uint8_t* to) {
   for (std::int64_t i = 0; i < numel; ++i) to[i] = is_true(from[i]) ? 1 : 0;
 }
 
-// In double: a center that is large beside the scale would cost digits in float.
+// In double: in float, a center large relative to the scale would cost digits.
 template <class From, class To>
 void scale_range(const From* from, std::int64_t numel, const double* center, const double* inverse, To* to) {
   for (std::int64_t i = 0; i < numel; ++i) to[i] = static_cast<To>((value<double>(from[i]) - center[i]) * inverse[i]);
@@ -109,7 +109,7 @@ std::uint16_t reversed(std::uint16_t bits) { return __builtin_bswap16(bits); }
 std::uint32_t reversed(std::uint32_t bits) { return __builtin_bswap32(bits); }
 std::uint64_t reversed(std::uint64_t bits) { return __builtin_bswap64(bits); }
 
-// Both may lie at any address.
+// Both may be unaligned.
 template <class Bits>
 void swap_range(const std::byte* from, std::int64_t numel, std::byte* to) {
   for (std::int64_t i = 0; i < numel; ++i) {
@@ -156,7 +156,7 @@ void copy_rows_of(const std::byte* from, std::int64_t from_stride, std::int64_t 
 
 void copy_rows(const std::byte* from, std::int64_t from_stride, std::int64_t rows, std::int64_t bytes, std::byte* to,
                std::int64_t to_stride) {
-  switch (bytes) {  // sizes that the compiler knows are copied without a call
+  switch (bytes) {  // sizes known to the compiler are copied without a call
     case 1:
       return copy_rows_of<1>(from, from_stride, rows, to, to_stride);
     case 2:
@@ -294,7 +294,7 @@ std::int64_t ElementConverter::operator()(const void* from, std::int64_t numel, 
   const auto* source = static_cast<const std::byte*>(from);
   auto* target = static_cast<std::byte*>(to);
   std::int64_t count = 0;
-  std::int64_t feature = period_ == 0 ? 0 : first % features_;  // without tables it does not matter
+  std::int64_t feature = period_ == 0 ? 0 : first % features_;  // unused without tables
   for (std::int64_t done = 0; done < numel;) {
     std::int64_t block = std::min(kBlock, numel - done);
     if (period_ != 0) block = std::min(block, period_ - feature);

@@ -1,4 +1,4 @@
-// 16-bit floats as storage: converted to fp32 to compute, rounded to nearest even on the way back.
+// 16-bit floats for storage: converted to fp32 to compute, and rounded to nearest even when stored.
 #pragma once
 
 #include <bit>

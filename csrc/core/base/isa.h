@@ -1,5 +1,5 @@
-// Functions compiled for several instruction sets; the best one that the machine has is chosen when they are called.
-// The environment variable FASTSEQ_ISA ("baseline", "x86-64-v3", "x86-64-v4") holds them to a smaller one.
+// Functions compiled for several instruction sets; each call chooses the best one that the machine supports. The
+// environment variable FASTSEQ_ISA ("baseline", "x86-64-v3", "x86-64-v4") limits them to a smaller one.
 #pragma once
 
 #include <cstdlib>
@@ -13,7 +13,7 @@
 #define FASTSEQ_HAS_MULTIVERSION 0
 #endif
 
-// Before a loop: no iteration writes what another one reads, whatever its pointers are.
+// Before a loop: no iteration writes what another one reads, even if pointers may alias.
 #if defined(__GNUC__) && !defined(__clang__)
 #define FASTSEQ_INDEPENDENT _Pragma("GCC ivdep")
 #else
@@ -22,7 +22,7 @@
 
 namespace fastseq {
 
-// The bytes of the vector registers of an instruction set that FASTSEQ_ISA names; without it, of the best.
+// Bytes of a vector register of the instruction set named by FASTSEQ_ISA; without it, of the best one.
 inline int limit_of_environment() {
   const char* isa = std::getenv("FASTSEQ_ISA");
   if (isa == nullptr) return 64;
@@ -30,10 +30,10 @@ inline int limit_of_environment() {
   return std::string_view(isa) == "x86-64-v3" ? 32 : 64;
 }
 
-// The widest vectors that are used, in bytes: tests lower it to run what other machines would.
+// The widest vectors used, in bytes: tests lower it to run other machines' code.
 inline int vector_limit = limit_of_environment();
 
-// What the machine has, within that limit: "x86-64-v4" (AVX-512), "x86-64-v3" (AVX2) or "baseline".
+// The machine's best instruction set within that limit: "x86-64-v4" (AVX-512), "x86-64-v3" (AVX2) or "baseline".
 inline const char* active_isa() {
 #if FASTSEQ_HAS_MULTIVERSION
   if (vector_limit >= 64 && __builtin_cpu_supports("x86-64-v4")) return "x86-64-v4";
@@ -42,7 +42,7 @@ inline const char* active_isa() {
   return "baseline";
 }
 
-// best<function>(args...) calls a plain loop compiled for the best instruction set; all that it calls is inlined.
+// best<function>(args...) calls a plain loop compiled for the best instruction set; everything it calls is inlined.
 template <auto kFunction>
 struct Best;
 template <class Result, class... Args, Result (*kFunction)(Args...)>
@@ -63,8 +63,8 @@ struct Best<kFunction> {
 template <auto kFunction>
 inline constexpr auto best = &Best<kFunction>::call;  // NOLINT(readability-identifier-naming)
 
-// Calls Body::run<kBytes>(args...), compiled for the best instruction set that the machine has, kBytes being the width
-// of its vector registers. For kernels whose shape depends on that width; all that they call is inlined.
+// Calls Body::run<kBytes>(args...), compiled for the machine's best instruction set; kBytes is the width of its vector
+// registers. For kernels whose shape depends on that width; everything they call is inlined.
 #if FASTSEQ_HAS_MULTIVERSION
 template <class Body, class... Args>
 FASTSEQ_TARGET("x86-64-v4")

@@ -13,7 +13,7 @@ namespace fastseq {
 
 namespace {
 
-// A thread is worth waking for this many bytes.
+// Least bytes worth waking a thread for.
 constexpr std::int64_t kGrainBytes = 256 * 1024;
 
 template <class T>

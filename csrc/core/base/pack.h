@@ -1,4 +1,4 @@
-// Gathers many tensors into one flat buffer and scatters it back, scaled on the way: the CPU side of net2grad.
+// Gathers many tensors into one flat buffer and scatters it back, with scaling: the CPU side of net2grad.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 namespace fastseq {
 
 // flat[offset_i + j] = scale * tensors[i][j]; gaps between tensors become zero.
-// Every tensor is contiguous, numels[i] elements of `dtype`; `flat` has layout.numel elements; nothing overlaps.
+// Every tensor is contiguous, with numels[i] elements of `dtype`; `flat` has layout.numel elements; nothing overlaps.
 void pack(std::span<const void* const> tensors, std::span<const std::int64_t> numels, const FlatLayout& layout,
           DType dtype, double scale, void* flat, ParallelFor parallel_for);
 

@@ -16,8 +16,8 @@ namespace fastseq {
 namespace {
 
 constexpr std::int64_t kBlock = 4096;
-constexpr std::int64_t kLook = 1024;       // elements that are written and then looked at
-constexpr std::int64_t kGrainBlocks = 16;  // a thread is worth waking for these
+constexpr std::int64_t kLook = 1024;       // elements to write and then check
+constexpr std::int64_t kGrainBlocks = 16;  // least blocks worth waking a thread for
 constexpr int kLanes = 16;                 // partial sums that one instruction can add to
 
 struct Facts {
@@ -51,7 +51,7 @@ double sum_of_squares(const T* values, std::int64_t count) {
   return sum;
 }
 
-// The values are looked at while they are in the first-level cache, in loops simple enough for vector instructions.
+// The values are checked while they are in the first-level cache, in loops simple enough for vector instructions.
 template <class From, class To>
 void scale_piece(const From* from, std::int64_t count, double scale, DType dtype, To* to, Facts& facts) {
   for (std::int64_t first = 0; first < count; first += kLook) {

@@ -1,4 +1,4 @@
-// pack, with a cast and a look at the values in the same pass.
+// pack, with a cast and a check of the values in the same pass.
 #pragma once
 
 #include <cstdint>
@@ -12,11 +12,11 @@ namespace fastseq {
 
 struct PackedFacts {
   bool finite;            // no infinity and no NaN in the result
-  double sum_of_squares;  // of the result; added up over blocks of 4096 elements, so that threads change nothing
+  double sum_of_squares;  // of the result; summed in blocks of 4096 elements, so that it does not depend on threads
 };
 
 // flat[offset_i + j] = scale * tensors[i][j], as `to`; gaps become zero. Computed in fp32 unless both types are fp64.
-// Tensors are contiguous, numels[i] elements of `from`; `layout` is one of `to`; nothing overlaps.
+// Tensors are contiguous, with numels[i] elements of `from`; `layout` is for `to`; nothing overlaps.
 PackedFacts pack_checked(std::span<const void* const> tensors, std::span<const std::int64_t> numels, DType from,
                          const FlatLayout& layout, DType to, double scale, void* flat, ParallelFor parallel_for);
 

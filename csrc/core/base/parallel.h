@@ -1,5 +1,5 @@
-// How kernels run loops on several threads without knowing whose threads they are: the caller passes a ParallelFor
-// (the torch layer passes torch's; tests and torch-free builds use serial_for).
+// Parallel loops of kernels, on the caller's threads: the caller passes a ParallelFor (the torch layer passes torch's;
+// tests and torch-free builds use serial_for).
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@ namespace fastseq {
 
 using RangeBody = void (*)(std::int64_t begin, std::int64_t end, void* context);
 
-// Runs body over [0, count) in disjoint ranges of at least `grain` indices, possibly at the same time.
+// Runs body over [0, count) in disjoint ranges of at least `grain` indices, possibly in parallel.
 using ParallelFor = void (*)(std::int64_t count, std::int64_t grain, RangeBody body, void* context);
 
 inline void serial_for(std::int64_t count, std::int64_t /*grain*/, RangeBody body, void* context) {

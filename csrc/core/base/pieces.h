@@ -1,4 +1,4 @@
-// Many tensors taken for one row of elements, of which threads take ranges.
+// Many tensors as one row of elements, split into ranges for threads.
 #pragma once
 
 #include <algorithm>
@@ -9,8 +9,8 @@
 
 namespace fastseq {
 
-// Calls piece(i, first, last) for the part [first, last) of tensor i that lies in [begin, end) of all elements taken
-// together. `starts` holds each tensor's first element in that count.
+// Calls piece(i, first, last) for the part [first, last) of each tensor i within [begin, end), which counts the
+// elements of all tensors. `starts` holds the index of each tensor's first element in that count.
 template <class Piece>
 void for_pieces(std::span<const std::int64_t> starts, std::int64_t begin, std::int64_t end, Piece&& piece) {
   auto i = static_cast<std::size_t>(std::ranges::upper_bound(starts, begin) - starts.begin()) - 1;

@@ -1,5 +1,5 @@
-// What only some systems have. CMake looks for it (csrc/core/CMakeLists.txt); a build without CMake takes what Linux
-// has. Beside each there is a plain way, which -DFASTSEQ_PORTABLE=ON takes everywhere.
+// Features that only some systems have. CMake looks for them (csrc/core/CMakeLists.txt); a build without CMake assumes
+// Linux's. Each has a portable fallback, which -DFASTSEQ_PORTABLE=ON uses everywhere.
 #pragma once
 
 #ifdef __linux__
@@ -8,7 +8,7 @@
 #define FASTSEQ_IS_LINUX 0
 #endif
 
-#ifndef FASTSEQ_HAS_PREADV2  // with RWF_NOWAIT: reads what is in the page cache, and nothing else
+#ifndef FASTSEQ_HAS_PREADV2  // with RWF_NOWAIT: reads only from the page cache
 #define FASTSEQ_HAS_PREADV2 FASTSEQ_IS_LINUX
 #endif
 #ifndef FASTSEQ_HAS_FADVISE  // posix_fadvise
@@ -20,7 +20,7 @@
 #ifndef FASTSEQ_HAS_THREAD_NAMES  // pthread_setname_np of two arguments
 #define FASTSEQ_HAS_THREAD_NAMES FASTSEQ_IS_LINUX
 #endif
-#ifndef FASTSEQ_HAS_MEMFD  // memory without a name, which other processes open through /proc
+#ifndef FASTSEQ_HAS_MEMFD  // anonymous memory that other processes open through /proc
 #define FASTSEQ_HAS_MEMFD FASTSEQ_IS_LINUX
 #endif
 #ifndef FASTSEQ_HAS_FUTEX

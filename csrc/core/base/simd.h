@@ -1,5 +1,5 @@
-// Vectors as the compiler knows them (GCC's and Clang's vector extension), so that one text serves every instruction
-// set. Functions on them are inlined into a function that is compiled for an instruction set: see run_best in isa.h.
+// Vectors by the compiler's vector extension (GCC and Clang), so that one source serves every instruction set.
+// Functions on them are inlined into a function compiled for an instruction set: see run_best in isa.h.
 #pragma once
 
 #include <algorithm>
@@ -35,7 +35,7 @@ inline void store(Lane<V>* to, const V& v) {
   std::memcpy(to, &v, sizeof(V));
 }
 
-// Copies `count` < kLanes<V> lanes, in pieces whose sizes the compiler knows.
+// Copies `count` < kLanes<V> lanes, in pieces of sizes known to the compiler.
 template <class V>
 inline void copy_lanes(Lane<V>* to, const Lane<V>* from, std::int64_t count) {
   std::int64_t done = 0;
@@ -56,12 +56,12 @@ inline constexpr auto kOnesZeros = [] {
   return lanes;
 }();
 
-// The first `count` lanes; the others are zero. `end` is where the array ends that `from` points into.
+// Loads the first `count` lanes; the others are zero. `end` is the end of the array that `from` points into.
 template <class V>
 inline void load_first(V& v, const Lane<V>* from, std::int64_t count, const Lane<V>* end) {
   if (count >= kLanes<V>) {
     load(v, from);
-  } else if (end - from >= kLanes<V>) {  // what lies behind may be read, and is dropped: quicker than copying lanes
+  } else if (end - from >= kLanes<V>) {  // reading more and dropping it is faster than copying lanes
     V keep;
     load(keep, kOnesZeros<V>.data() + kLanes<V> - count);
     load(v, from);
@@ -73,7 +73,7 @@ inline void load_first(V& v, const Lane<V>* from, std::int64_t count, const Lane
   }
 }
 
-// Stores the first `count` lanes. Up to `free_until` memory may be overwritten, because it is still to be written.
+// Stores the first `count` lanes. Memory up to `free_until` may be overwritten, because it is written later.
 template <class V>
 inline void store_first(Lane<V>* to, const V& v, std::int64_t count, const Lane<V>* free_until = nullptr) {
   if (count >= kLanes<V> || (free_until != nullptr && free_until - to >= kLanes<V>)) {

@@ -17,11 +17,11 @@ namespace {
 
 using namespace products;
 
-// A thread is worth waking for this many multiplications.
+// Least multiplications worth waking a thread for.
 constexpr std::int64_t kGrain = 64 * 1024;
-constexpr int kMaxColumns = 16;            // columns of c that one pass keeps in registers
+constexpr int kMaxColumns = 16;            // columns of c kept in registers in one pass
 constexpr int kLanes = 8;                  // partial sums of a dot product
-constexpr std::int64_t kBlock = 8 * 1024;  // elements of copies that stay in the first cache
+constexpr std::int64_t kBlock = 8 * 1024;  // elements of copies that stay in the first-level cache
 
 // sums[lane] += x[lane] y[lane], for N lanes
 template <int N, class T, class Acc>
@@ -67,7 +67,7 @@ void row_kernel(const BmmShape& s, const Operand<T>& a, const Operand<T>& b, std
   }
 }
 
-// Lines of `numel` elements; those of `to` follow each other `to_line` elements apart, each without gaps.
+// Copies lines of `numel` elements; those of `to` are contiguous, `to_line` elements apart.
 template <class From, class To>
 void convert_lines(const From* from, std::int64_t line, std::int64_t step, std::int64_t lines, std::int64_t numel,
                    To* to, std::int64_t to_line) {
@@ -80,7 +80,7 @@ void convert_lines(const From* from, std::int64_t line, std::int64_t step, std::
   }
 }
 
-// `count` matrices in fp32, without gaps, by rows; or by columns as they were, if that may be.
+// Converts `count` matrices to fp32, contiguous by rows; or by columns, if they were so and that is allowed.
 template <class T>
 Operand<float> widen(const Operand<T>& m, std::int64_t count, std::int64_t rows, std::int64_t columns, bool columns_too,
                      float* to) {
@@ -100,7 +100,7 @@ Operand<float> widen(const Operand<T>& m, std::int64_t count, std::int64_t rows,
   return Operand<float>({to, batch, by_rows ? numel : 1, by_rows ? 1 : numel});
 }
 
-// The same of 16-bit elements, by way of fp32, a few matrices at a time so that they stay in the first cache.
+// The same for 16-bit elements, through fp32, a few matrices at a time so that they stay in the first-level cache.
 template <class T>
 void widened_columns(const BmmShape& s, Operand<T> a, Operand<T> b, std::int64_t first, T* c, std::int64_t begin,
                      std::int64_t end) {
@@ -153,8 +153,8 @@ void bmm(const BmmShape& shape, DType dtype, const MatrixBatch& a, const MatrixB
   if (s.batch == 0 || s.m == 0 || s.n == 0) return;
   MatrixBatch left = a;
   MatrixBatch right = b;
-  // A row times a matrix that lies in memory by columns, and a matrix by columns times a column, are each other's
-  // transpose: c' = b' a'. Both orders of c are the same memory.
+  // A row times a column-major matrix, and a column-major matrix times a column, are each other's transpose: c' = b'
+  // a'. Both orders of c are the same memory.
   if ((s.m == 1 && b.column_stride != 1) || (s.n == 1 && a.column_stride != 1)) {
     left = {b.data, b.batch_stride, b.column_stride, b.row_stride};
     right = {a.data, a.batch_stride, a.column_stride, a.row_stride};

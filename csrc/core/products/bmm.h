@@ -1,4 +1,4 @@
-// Batched products of small matrices, where a library's call per matrix costs more than its arithmetic.
+// Batched products of small matrices, for which a library call per matrix costs more than the arithmetic.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 
 namespace fastseq {
 
-// A batch of matrices in memory. Strides are in elements and may be anything, 0 (broadcast) included.
+// A batch of matrices in memory. Strides are in elements and arbitrary, including 0 (broadcast).
 struct MatrixBatch {
   const void* data;
   std::int64_t batch_stride;
@@ -24,7 +24,7 @@ struct BmmShape {
 };
 
 // c[i] = a[i] b[i] for i < batch: a[i] is (m, k), b[i] is (k, n), c is (batch, m, n), contiguous, and overlaps neither.
-// Sums run over k in order in fp32 (fp64 for fp64), in 16 partial sums where a product is a plain dot product.
+// Sums run over k in order in fp32 (fp64 for fp64); plain dot products use 16 partial sums.
 void bmm(const BmmShape& shape, DType dtype, const MatrixBatch& a, const MatrixBatch& b, void* c,
          ParallelFor parallel_for);
 

@@ -13,9 +13,9 @@
 
 namespace fastseq::products {
 
-constexpr int kMaxColumns = 16;  // columns of c that one pass keeps in registers
+constexpr int kMaxColumns = 16;  // columns of c kept in registers in one pass
 
-// c (m, N) = a b where b's rows are contiguous; c's rows are c_row apart.
+// c (m, N) = a b, for contiguous rows of b; c's rows are c_row apart.
 template <int N, int K, class T>
 inline void panel_product(const BmmShape& s, const T* a, std::int64_t a_row, std::int64_t a_column, const T* b,
                           std::int64_t b_row, T* c, std::int64_t c_row) {
@@ -32,7 +32,7 @@ inline void copy_panel(const T* b, std::int64_t b_row, std::int64_t b_column, st
   }
 }
 
-constexpr int kTiny = 4;  // square matrices up to here are a handful of vector instructions, if every stride is known
+constexpr int kTiny = 4;  // square matrices up to this size take a few vector instructions, if all strides are known
 
 // Square contiguous matrices, either of them perhaps transposed.
 template <int N, bool kATransposed, bool kBTransposed, class T>
@@ -57,7 +57,7 @@ inline void tiny_products(const Operand<T>& a, const Operand<T>& b, T* c, std::i
   }
 }
 
-// Whether it was done: a and b are such matrices.
+// Returns whether a and b are such matrices, and so the product was computed.
 template <int N, class T>
 inline bool try_tiny(const BmmShape& s, const Operand<T>& a, const Operand<T>& b, T* c, std::int64_t begin,
                      std::int64_t end) {
@@ -109,7 +109,7 @@ template <class T>
 using ColumnsKernel = void (*)(const BmmShape&, const Operand<T>&, const Operand<T>&, std::int64_t, T*, std::int64_t,
                                std::int64_t);
 
-// Kernels for 1 to kMaxColumns columns; those for square matrices up to 8 know their k too.
+// Kernels for 1 to kMaxColumns columns; those for square matrices up to 8 also have a fixed k.
 template <class T, std::size_t... I>
 ColumnsKernel<T> pick_columns_kernel(std::int64_t columns, std::int64_t k, std::index_sequence<I...> /*columns*/) {
   static constexpr std::array<ColumnsKernel<T>, sizeof...(I)> kAnyK{best<columns_kernel<I + 1, 0, T>>...};

@@ -1,4 +1,4 @@
-// What the sources of bmm share: its kernels for fp32 and fp64 take long to compile, and so have a source each.
+// Shared by the sources of bmm: its kernels for fp32 and fp64 are slow to compile, so each has its own source.
 #pragma once
 
 #include <array>

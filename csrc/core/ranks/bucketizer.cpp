@@ -17,11 +17,11 @@ namespace fastseq {
 
 namespace {
 
-// What travels with a bucket; the alarm is an infinite or NaN gradient.
+// Flags sent with a bucket; the alarm is an infinite or NaN gradient.
 constexpr std::uint64_t kUnused = 2;
 constexpr std::uint64_t kAttention = 4;
 
-// Calls `what` at the end of its scope, however that is left.
+// Calls `what` when its scope is left in any way.
 template <class What>
 struct Ended {
   What what;

@@ -1,12 +1,12 @@
 // Averages gradients over ranks while the backward pass is still running.
 //
 // Gradients have places in one flat buffer per dtype, in memory that the other ranks see, in the order in which the
-// parameters were registered. Buckets cut the buffers from the end, because backward comes to the last parameters
-// first. A bucket whose gradients are all there is gathered into its place and exchanged, strictly in the order of the
-// buckets on every rank, by a thread of this object's own (or, where only one thread may communicate, in finish).
+// parameters were registered. Buckets are cut from the end of the buffers, because backward reaches the last parameters
+// first. A bucket with all its gradients is gathered into its place and exchanged, strictly in the order of the buckets
+// on every rank, by this object's own thread (or, if only one thread may communicate, in finish).
 //
-// A step is: start; ready for each parameter that has a gradient; finish. Between start and finish the communicator is
-// this object's. All methods are called by one thread at a time. A forked child can only destroy its copy.
+// A step is: start; ready for each parameter that has a gradient; finish. Between start and finish only this object may
+// use the communicator. All methods are called by one thread at a time. A forked child can only destroy its copy.
 #pragma once
 
 #include <condition_variable>
@@ -26,7 +26,7 @@ namespace fastseq {
 
 class Bucketizer {
  public:
-  // One buffer of a dtype, and where its parameters' gradients are.
+  // The buffer of a dtype, and the layout of its parameters' gradients.
   struct Buffer {
     DType dtype;
     std::vector<std::int64_t> members;  // indices of parameters
@@ -34,7 +34,7 @@ class Bucketizer {
     std::shared_ptr<std::byte> memory;
   };
 
-  // What all ranks know after a step.
+  // The result of a step, the same on all ranks.
   struct Result {
     double weight = 0;        // the sum of the ranks' weights
     double value = 0;         // the weighted mean of their values
@@ -44,7 +44,7 @@ class Bucketizer {
     std::vector<std::int64_t> unused;
   };
 
-  // Parameters with `numels` elements of `dtypes`; buckets hold at least `bucket_bytes` or what is left. Collective.
+  // Parameters with `numels` elements of `dtypes`; buckets hold at least `bucket_bytes`, or the rest. Collective.
   Bucketizer(std::shared_ptr<Communicator> comm, std::span<const std::int64_t> numels, std::span<const DType> dtypes,
              std::int64_t bucket_bytes, bool threaded);
   ~Bucketizer();
@@ -57,19 +57,19 @@ class Bucketizer {
     return buckets_.at(static_cast<std::size_t>(bucket)).members;
   }
 
-  // `weight`: of this rank's gradients in the mean, finite and not negative (std::invalid_argument). `value` is
-  // averaged along; all ranks learn whether one asks for attention.
+  // `weight` of this rank's gradients in the mean: finite and not negative (std::invalid_argument). `value` is averaged
+  // too; all ranks learn whether one asks for attention.
   void start(double weight, double value, bool attention = false);
   bool started() const { return started_; }
-  // Parameter `index` has its gradient, contiguous, at `gradient`, where it stays until its bucket has been gathered.
-  // Returns how many buckets, from the first, have been: what was in them may be freed. Raises std::logic_error the
-  // second time in a step.
+  // Parameter `index` has its contiguous gradient at `gradient`, where it must stay until its bucket has been gathered.
+  // Returns how many buckets, from the first, have been gathered: their gradients may be freed. Raises std::logic_error
+  // if called twice for a parameter in a step.
   std::int64_t ready(std::int64_t index, const void* gradient);
-  // Exchanges what is left and waits for all of it. Raises what the exchange raised.
+  // Exchanges the remaining buckets and waits for all. Raises what an exchange raised.
   Result finish();
-  // Ends a step that failed on this rank: waits for the exchanges that were begun, and raises what they raised.
+  // Ends a step that failed on this rank: waits for the exchanges under way, and raises what they raised.
   void abandon();
-  // Ends the thread, and what it has under way with the other ranks: this process ends. Raises nothing.
+  // Ends the thread and its exchanges under way, because this process ends. Raises nothing.
   void stop();
 
  private:
@@ -102,18 +102,18 @@ class Bucketizer {
   bool started_ = false;
   double weight_ = 1;
   double value_ = 0;
-  std::uint64_t asks_ = 0;  // flags of this rank that go with each bucket
+  std::uint64_t asks_ = 0;  // this rank's flags, sent with each bucket
   std::int64_t step_ = 0;
   std::vector<const void*> gradients_;
-  std::vector<bool> seen_;  // ready, or known to have none
+  std::vector<bool> seen_;  // ready, or known to have no gradient
   std::vector<bool> used_;  // ready
-  std::size_t next_ = 0;    // the bucket that goes out next
+  std::size_t next_ = 0;    // the next bucket to exchange
 
   std::uint64_t flags_ = 0;
   Result result_;
 
-  // What the communicating thread and the caller share. In one piece, as a forked child has to leave it alone: it has
-  // no such thread, the mutex may be locked for ever, and the thread's number may be that of another one.
+  // Shared by the communicating thread and the caller. In one object, because a forked child must not touch it: the
+  // child has no such thread, the mutex may be locked for ever, and the thread's number may be another thread's.
   struct Job {
     std::size_t bucket;
     std::uint64_t flags;
@@ -126,7 +126,7 @@ class Bucketizer {
     bool stopping = false;
     std::exception_ptr error;
     std::thread thread;
-    int process = 0;  // that has the thread
+    int process = 0;  // the process of the thread
   };
   bool forked() const;
   void end_thread();

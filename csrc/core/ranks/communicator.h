@@ -1,11 +1,11 @@
-// What collective communication looks like to the rest of fastseq, whoever carries it out.
+// The interface of collective communication, implemented by every transport.
 //
-// Every call is collective: all ranks make the same calls in the same order. The ranks first agree on what comes (which
+// Every call is collective: all ranks make the same calls in the same order. The ranks first agree on the call (which
 // operation, how many bytes, whether one of them has failed), and only then move data. A rank that fails says so in
 // place of its next call, and all the others get its message as a RemoteFailure instead of waiting for ever. A rank
-// that fails while data move cannot say so that way: it breaks the group up, and all others get a CommunicationError
-// with the cause, as they do where a rank does not come in time; then no more calls can be made. Calls block, and are
-// made by one thread at a time.
+// that fails while data move cannot do that: it breaks up the group, and all others get a CommunicationError with the
+// cause, as they do if a rank does not arrive in time; then no more calls can be made. Calls block, and are made by one
+// thread at a time.
 #pragma once
 
 #include <cstddef>
@@ -22,13 +22,13 @@
 
 namespace fastseq {
 
-// Something went wrong in the exchange itself: the message names rank, operation and cause.
+// The exchange itself failed: the message names rank, operation and cause.
 class CommunicationError : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
 };
 
-// This rank or another cannot go on, and so all cannot. `cause` says which and why, the message who heard of it.
+// A rank cannot continue, so none can. `cause` says which rank and why; the message also names the rank that raises it.
 class LostRanks : public CommunicationError {
  public:
   LostRanks(std::string why, const std::string& message) : CommunicationError(message), cause(std::move(why)) {}
@@ -42,20 +42,20 @@ class RemoteFailure : public std::runtime_error {
   int rank;
 };
 
-// The flag of which it is told which rank raised it.
+// The flag for which the lowest rank that raised it is reported.
 inline constexpr std::uint64_t kAlarm = 1;
 
-// How an allreduce combines the ranks' data, and what travels with it.
+// How an allreduce combines the ranks' data, and what is sent along.
 struct Reduction {
   bool mean = true;           // the weighted mean over the ranks, else the plain sum
-  double weight = 1.0;        // of this rank's data in the mean; data with weight 0 are not looked at
+  double weight = 1.0;        // weight of this rank's data in the mean; data with weight 0 are not read
   double value = 0.0;         // a number to average by the same weights
   std::uint64_t flags = 0;    // or'ed together
-  std::int64_t sequence = 0;  // must be the same on all ranks: which step and bucket this is
+  std::int64_t sequence = 0;  // step and bucket; must be equal on all ranks
 };
-inline constexpr int kBucketBits = 20;  // of a sequence
+inline constexpr int kBucketBits = 20;  // bits of a sequence for the bucket
 
-// What all ranks learn beside the data.
+// What all ranks learn besides the data.
 struct Reduced {
   double weight = 0.0;  // the sum of the weights; if it is 0, the mean is 0
   double value = 0.0;   // the weighted mean of the values
@@ -72,7 +72,7 @@ class Communicator {
 
   virtual int rank() const = 0;
   virtual int size() const = 0;
-  virtual int local_rank() const = 0;  // among the ranks of this node
+  virtual int local_rank() const = 0;  // rank within this node
   virtual int local_size() const = 0;
   virtual std::string_view transport() const = 0;
   // Whether a thread other than the one that started MPI may make the calls.
@@ -80,27 +80,27 @@ class Communicator {
 
   // data[i] becomes its mean or sum over all ranks, the same bits on every rank.
   virtual Reduced allreduce(void* data, std::int64_t numel, DType dtype, const Reduction& reduction) = 0;
-  // data becomes root's.
+  // Replaces data by root's.
   virtual void broadcast(std::span<std::byte> data, int root) = 0;
   virtual void barrier() = 0;
 
-  // Memory for buffers that are exchanged often: aligned to a cache line, zeroed, freed with the last reference. Seen
-  // by the other ranks of this node if that can be had. Collective.
+  // Memory for buffers that are exchanged often: aligned to a cache line, zeroed, freed with the last reference. Shared
+  // with the other ranks of this node if possible. Collective.
   virtual std::shared_ptr<std::byte> allocate(std::size_t bytes) = 0;
-  // Whether other ranks see these data where they lie.
+  // Whether these data lie in memory that other ranks see.
   virtual bool is_shared(const void* data, std::size_t bytes) const = 0;
 
-  // Tells the others, in place of this rank's next call, that it has failed and why. Returns when they know.
+  // Reports to the others, in place of this rank's next call, that it has failed and why. Returns when they know.
   virtual void fail(std::string_view message) = 0;
-  // Says that this rank makes no more calls; those that still call get a CommunicationError that names it. Does not
-  // raise for what the others do or don't.
+  // Announces that this rank makes no more calls; ranks that still call get a CommunicationError that names it. Does
+  // not raise, whatever the others do.
   virtual void leave() = 0;
-  // Ends, with a CommunicationError, a call that another thread has under way or makes later: this process ends.
+  // Makes a call of another thread, under way or later, raise CommunicationError, because this process ends.
   virtual void interrupt() = 0;
   // Ends the processes of all ranks.
   [[noreturn]] virtual void abort(int exit_code) = 0;
 
-  // What the user has called that makes the calls here: told if the ranks turn out to be out of step.
+  // The user's call behind the calls made here: reported if the ranks are out of step.
   void set_purpose(std::string purpose) {
     const std::scoped_lock lock(purpose_mutex_);
     purpose_ = std::move(purpose);

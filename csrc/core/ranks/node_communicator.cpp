@@ -110,7 +110,7 @@ void NodeCommunicator::leave() {
   if (standing_.ended()) return;
   try {
     agree({.operation = Operation::kLeave});
-  } catch (const CommunicationError&) {  // others work on
+  } catch (const CommunicationError&) {  // others continue
     standing_.end(exit_message(rank()));
   }
 }

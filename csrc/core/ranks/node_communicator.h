@@ -1,4 +1,4 @@
-// The communicator of ranks that all run on one machine: everything goes through memory they share, at its speed.
+// The communicator of ranks on one machine: all data move through shared memory.
 #pragma once
 
 #include <functional>
@@ -32,9 +32,9 @@ class NodeCommunicator final : public Communicator {
   [[noreturn]] void abort(int exit_code) override;
 
  private:
-  // Shows `call` to all ranks; raises RemoteFailure or CommunicationError unless all of them call the same.
+  // Shows `call` to all ranks; raises RemoteFailure or CommunicationError unless all make the same call.
   std::vector<Call> agree(const Call& call, std::span<const std::byte> small = {});
-  // What all ranks have agreed to do: after it, none of them can say that it failed in place of its next call.
+  // Runs what all ranks have agreed on: a rank that fails in it cannot report that in place of its next call.
   template <class Work>
   auto together(Operation operation, Work&& work);
 

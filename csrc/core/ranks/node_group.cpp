@@ -19,14 +19,14 @@ namespace fastseq {
 
 namespace {
 
-// A peer that is about to arrive is waited for awake, a millisecond or two: first without a word to the kernel, then
-// letting others run. Waking up takes as long as a small model's step. A clock ends it, not a count: on a busy machine
-// others may run for seconds meanwhile, and the deadline is looked at only afterwards.
+// A rank spins for a millisecond or two before it sleeps: first without calls of the kernel, then yielding to others.
+// Waking up takes as long as a small model's step. A clock ends the spinning, not a count: on a busy machine others may
+// run for seconds meanwhile, and the deadline is checked only afterwards.
 constexpr int kSpins = 2000;
 constexpr auto kAwake = std::chrono::milliseconds(2);
-constexpr auto kNap = std::chrono::milliseconds(50);  // looks at the clock that often while asleep
+constexpr auto kNap = std::chrono::milliseconds(50);  // checks the clock that often while asleep
 
-// Epochs wrap around: e is at or after `epoch` if it is less than half the circle ahead.
+// Epochs wrap around: e is at or after `epoch` if it is less than half the range ahead.
 bool reached(std::uint32_t e, std::uint32_t epoch) { return static_cast<std::int32_t>(e - epoch) >= 0; }
 
 void relax() {
@@ -35,7 +35,7 @@ void relax() {
 #endif
 }
 
-// Other processes wait on these words too, which std::atomic::wait does not promise.
+// Other processes wait on these words too, which std::atomic::wait does not support.
 void sleep_while_equal(std::atomic<std::uint32_t>& word, std::uint32_t value) {
 #if FASTSEQ_HAS_FUTEX
   const timespec nap = {.tv_sec = 0, .tv_nsec = std::chrono::nanoseconds(kNap).count()};
@@ -61,13 +61,13 @@ NodeGroup::NodeGroup(std::vector<Slot*> slots, int rank, std::chrono::duration<d
       rank_(rank),
       timeout_(timeout),
       epoch_(first_epoch),
-      // With more ranks than cores, the one that is waited for needs the core of the one that waits.
+      // With more ranks than cores, the missing rank may need the core of the waiting one.
       spins_(slots_.size() > std::max(1U, std::thread::hardware_concurrency()) ? 0 : kSpins) {}
 
 void NodeGroup::meet() {
   ++epoch_;
   Slot& slot = own();
-  // Sequentially consistent, and so is the sleeper's side: either it sees the new epoch, or it is seen to sleep.
+  // Sequentially consistent on both sides: either the sleeper sees the new epoch, or this rank sees it sleep.
   slot.arrived.store(epoch_);
   if (slot.sleepers.load() != 0) wake_all(slot.arrived);
   std::chrono::steady_clock::time_point deadline{};
@@ -106,7 +106,7 @@ void NodeGroup::break_up(const char* cause) noexcept {
   if (slot.broken.load(std::memory_order_relaxed) != 0) return;
   std::snprintf(slot.cause.data(), slot.cause.size(), "%s", cause);
   slot.broken.store(1, std::memory_order_release);
-  wake_all(slot.arrived);  // who sleeps on another rank's word looks here soon
+  wake_all(slot.arrived);  // ranks that sleep on another word look here soon
 }
 
 void NodeGroup::raise_if_broken() const {

@@ -1,11 +1,12 @@
-// The ranks of one machine and the memory through which they meet: epochs, the calls they make, small data.
+// The ranks of one machine, and the shared memory in which they meet: epochs, calls, small data.
 //
 // An epoch is one meeting of all ranks. Each rank has a slot that the others read. Entering epoch e, it fills its slot,
-// sets `arrived` to e and waits until all others have. What a slot holds is kept twice, for even and odd epochs: a rank
-// that fills its slot for epoch e + 2 has passed e + 1, so all others have arrived there and are done with e.
+// sets `arrived` to e and waits until all others have. Slots have two copies of their contents, for even and odd
+// epochs: a rank that fills its slot for epoch e + 2 has passed e + 1, so all others have arrived there and are done
+// with e.
 //
-// A rank that cannot go on, because others don't come or because it failed while the others count on it, breaks the
-// group up: it shows the cause, and every other rank raises it at the meeting that it waits at, or at its next one.
+// A rank that cannot continue, because others do not arrive or because it failed while they depend on it, breaks up the
+// group: it shows the cause, and every other rank raises it at its current meeting, or at its next one.
 #pragma once
 
 #include <array>
@@ -25,53 +26,53 @@ namespace fastseq {
 
 class NodeGroup {
  public:
-  static constexpr std::size_t kSmallBytes = 4096;  // data up to here goes with the call
+  static constexpr std::size_t kSmallBytes = 4096;  // data up to this size are sent with the call
   static constexpr std::size_t kMaxMessage = 8192;
 
-  // What one rank shows to the others. All zero bytes are a valid one; `start` sets the first epoch.
+  // What one rank shows to the others. All-zero bytes are a valid slot; `start` sets the first epoch.
   struct Slot {
     alignas(64) std::atomic<std::uint32_t> arrived;
-    std::atomic<std::uint32_t> broken;  // then `cause` says why
+    std::atomic<std::uint32_t> broken;  // if so, `cause` says why
     alignas(64) std::atomic<std::uint32_t> sleepers;
     alignas(64) std::array<Call, 2> calls;
     alignas(64) std::array<std::array<std::byte, kSmallBytes>, 2> small;
     alignas(64) std::array<std::array<char, kMaxMessage>, 2> message;
     Cause cause;
-    std::uint64_t token;  // by which others know that this is the slot they look for
+    std::uint64_t token;  // identifies this slot to the others
   };
   static_assert(std::atomic<std::uint32_t>::is_always_lock_free);
 
-  // slots[r] is rank r's, all of them visible to all; every rank starts with the same `first_epoch`. Ranks that don't
-  // arrive within `timeout` make the others raise CommunicationError.
+  // slots[r] is rank r's, visible to all; every rank starts with the same `first_epoch`. If a rank does not arrive
+  // within `timeout`, the others raise CommunicationError.
   NodeGroup(std::vector<Slot*> slots, int rank, std::chrono::duration<double> timeout, std::uint32_t first_epoch = 0);
 
   int rank() const { return rank_; }
   int size() const { return static_cast<int>(slots_.size()); }
-  // What messages call the ranks, if these are some of more: names[r] is the number of rank r among all.
+  // The ranks' names in messages, if there are more ranks than these: names[r] is rank r's number among all.
   void set_names(std::vector<int> names) { names_ = std::move(names); }
-  // Called now and then while this rank waits for long. What it raises ends the waiting.
+  // Called from time to time during a long wait. What it raises ends the wait.
   void set_idle(std::function<void()> idle) { idle_ = std::move(idle); }
 
   // A barrier.
   void meet();
-  // Shows `call` to all, and, if given, `small` data; returns all ranks' calls, which stay valid until the next but one
-  // meeting. Raises nothing after the meeting.
+  // Shows `call` and, if given, `small` data to all; returns all ranks' calls, which stay valid until the next meeting
+  // but one. Raises nothing after the meeting.
   std::vector<Call> exchange(const Call& call, std::span<const std::byte> small = {});
   // Rank r's small data of the last exchange.
   const std::byte* small_of(int r) const;
-  // Filled in before the exchange in which its rank says kFail.
+  // Set before the exchange in which its rank calls kFail.
   void set_message(std::string_view message);
   std::string message_of(int r) const;
 
-  // No rank can go on from here. The first cause counts.
+  // Ends the group: no rank can continue. The first cause counts.
   void break_up(const char* cause) noexcept;
-  // Ends a meeting that another thread waits in, and all later ones: this process ends.
+  // Ends a meeting that another thread waits in, and all later ones, because this process ends.
   void interrupt() { interrupted_.store(true); }
 
  private:
   Slot& own() { return *slots_[static_cast<std::size_t>(rank_)]; }
   int name(int r) const { return names_.empty() ? r : names_[static_cast<std::size_t>(r)]; }
-  // Waits for a peer. All of a meeting's waiting ends `timeout_` after the first that was long began.
+  // Waits for a peer. All waits of a meeting end `timeout_` after the start of its first long one.
   void wait_for(int peer, std::chrono::steady_clock::time_point& deadline);
   void sleep_until_arrived(Slot& peer, std::chrono::steady_clock::time_point& deadline);
   void give_up();
@@ -85,7 +86,7 @@ class NodeGroup {
   std::vector<int> names_;
   std::function<void()> idle_;
   std::atomic<bool> interrupted_ = false;
-  bool leaving_ = false;  // it's not because of others that this rank does not go on
+  bool leaving_ = false;  // this rank stops for reasons of its own
 };
 
 }  // namespace fastseq

@@ -57,7 +57,7 @@ std::shared_ptr<std::byte> NodeMemory::allocate(std::size_t bytes) {
 std::int64_t NodeMemory::place_of(const void* data, std::size_t bytes) const {
   const auto* begin = static_cast<const std::byte*>(data);
   const std::scoped_lock lock(regions_->mutex);
-  const auto found = regions_->by_start.lower_bound(begin);  // the last region that starts at or before data
+  const auto found = regions_->by_start.lower_bound(begin);  // the last region starting at or before data
   if (found == regions_->by_start.end()) return kPrivate;
   const auto offset = static_cast<std::size_t>(begin - found->first);
   if (offset > found->second.bytes || bytes > found->second.bytes - offset) return kPrivate;
@@ -91,7 +91,7 @@ void NodeMemory::exchange(std::span<std::byte> data, std::span<const Call> calls
 
 void NodeMemory::broadcast(std::span<std::byte> data, int root) {
   const std::byte* source = staging_peers_[static_cast<std::size_t>(root)];
-  // Two pieces in turn: while the root fills one, the others may still read the other.
+  // Two pieces in turn: while the root fills one, the others may still be reading the other.
   std::size_t half = 0;
   for (std::size_t first = 0; first < data.size(); first += kPieceBytes, half = kPieceBytes - half) {
     const std::size_t count = std::min(kPieceBytes, data.size() - first);

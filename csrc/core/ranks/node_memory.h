@@ -1,4 +1,4 @@
-// Buffers that all ranks of a node have mapped, and what moves data through them.
+// Buffers mapped by all ranks of a node, and the exchange of data through them.
 #pragma once
 
 #include <cstddef>
@@ -15,35 +15,34 @@
 
 namespace fastseq {
 
-// The same bytes of all ranks of the node: [r] is rank r's copy.
+// The same bytes on all ranks of the node: [r] is rank r's copy.
 using Peers = std::vector<std::byte*>;
 
 class NodeMemory {
  public:
-  // pids[r] is rank r's process. Buffers are numbered from `first_id`. Collective, as allocate, exchange and broadcast
-  // are.
+  // pids[r] is rank r's process. Buffers are numbered from `first_id`. Collective, like allocate, exchange and
+  // broadcast.
   NodeMemory(NodeGroup& group, std::vector<int> pids, std::int64_t first_id = 0);
 
-  // Whether the ranks can see each other's memory; if not, nothing else may be called. The same on all ranks.
+  // Whether the ranks see each other's memory; if not, nothing else may be called. The same on all ranks.
   bool usable() const { return staging_ != nullptr; }
 
-  // Raises CommunicationError, on all ranks, when all numbers for buffers are used up: before allocate.
+  // Raises CommunicationError, on all ranks, if no numbers for buffers are left. Call it before allocate.
   void check_numbers() const;
-  // A buffer of each rank, mapped by all. Nothing, on all ranks, if it cannot be had on one.
+  // A buffer of each rank, mapped by all. Null on all ranks if it fails on one.
   std::shared_ptr<std::byte> allocate(std::size_t bytes);
 
-  // Where data lie in such a buffer, as a number that is the same on all ranks if they lie in the same place; kPrivate
-  // if they don't.
+  // The place of data in such a buffer, as a number that is equal on all ranks if the place is the same; kPrivate if
+  // they lie elsewhere.
   std::int64_t place_of(const void* data, std::size_t bytes) const;
   Peers at(std::int64_t place) const;
 
-  // Calls work(peers, first, count) for pieces that cover `bytes`, on all ranks between two meetings. Where all ranks'
-  // data lie in one place (`places`), the peers are the data; else they are copies, of at most kPieceBytes, which are
-  // copied back.
+  // Calls work(peers, first, count) for pieces that cover `data`, on all ranks between two meetings. If all `calls`
+  // have the same place, the peers are the data; else they are copies, of at most kPieceBytes, which are copied back.
   using Work = std::function<void(const Peers& peers, std::size_t first, std::size_t count)>;
   void exchange(std::span<std::byte> data, std::span<const Call> calls, const Work& work);
 
-  // data become those of rank `root` of the node.
+  // Replaces data by those of the node's rank `root`.
   void broadcast(std::span<std::byte> data, int root);
 
   static constexpr std::size_t kPieceBytes = std::size_t{512} * 1024;

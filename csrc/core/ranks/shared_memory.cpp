@@ -21,11 +21,11 @@ int SharedMemory::descriptor() const { return file_ ? *file_ : -1; }
 
 namespace {
 
-// No byte of what has these can ever be cut off: reading it raises no signal.
+// A file with these seals cannot shrink, so reading it raises no signal.
 constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
 
-// Reserves pages. A signal (of a timer, say) that comes meanwhile makes older kernels take back all that is done, so
-// signals wait until a piece is done.
+// Reserves pages. On older kernels a signal (of a timer, say) undoes all that is done so far, so signals are blocked
+// until a piece is done.
 bool reserve(int fd, std::size_t bytes) {
   constexpr std::size_t kPiece = std::size_t{256} << 20;
   for (std::size_t first = 0; first < bytes; first += kPiece) {
@@ -43,7 +43,7 @@ bool reserve(int fd, std::size_t bytes) {
 
 bool is_ours(int fd, std::size_t bytes) {
   struct stat status{};
-  const int seals = fcntl(fd, F_GET_SEALS);  // -1 of what cannot be sealed
+  const int seals = fcntl(fd, F_GET_SEALS);  // -1 if it cannot be sealed
   return seals >= 0 && (seals & kSeals) == kSeals && fstat(fd, &status) == 0 && std::cmp_equal(status.st_size, bytes);
 }
 
@@ -87,7 +87,7 @@ std::optional<SharedMemory> SharedMemory::open(int pid, int fd, std::size_t byte
 
 #else
 
-// POSIX shared memory: peers open it by a name, made of the process and a number, which goes with the "descriptor".
+// POSIX shared memory: peers open it by a name, made of the process and a number, which serves as the "descriptor".
 
 namespace {
 

@@ -1,6 +1,6 @@
-// Memory that other processes of this machine can map: anonymous files (memfd) that peers open through /proc. Nothing
-// is ever visible in a file system, so nothing is left behind, and /dev/shm's size does not matter. Elsewhere than on
-// Linux it is POSIX shared memory, whose pages are not reserved, and whose name a process that is killed leaves behind.
+// Memory that other processes of this machine can map: anonymous files (memfd) that peers open through /proc. They
+// never appear in a file system, so nothing is left behind, and /dev/shm's size does not matter. Outside Linux it is
+// POSIX shared memory: its pages are not reserved, and a killed process leaves its name behind.
 #pragma once
 
 #include <cstddef>
@@ -12,19 +12,19 @@ namespace fastseq {
 
 class SharedMemory {
  public:
-  // New zeroed memory, its pages reserved: a machine without room says so here, not by a signal at first touch.
+  // New zeroed memory with reserved pages: lack of room is reported here, not by a signal at first touch.
   static std::optional<SharedMemory> create(std::size_t bytes);
-  // The memory that process `pid` created as descriptor `fd`; nothing if this process may not open it, or if that is no
+  // The memory that process `pid` created as descriptor `fd`; none if this process may not open it, or if it is not
   // such memory of `bytes`: in another container the same pid is another process.
   static std::optional<SharedMemory> open(int pid, int fd, std::size_t bytes);
 
   std::byte* data() const { return mapping_.get(); }
   std::size_t size() const { return bytes_; }
-  // By which peers open it, until close_descriptor.
+  // Peers open it by this descriptor, until close_descriptor.
   int descriptor() const;
-  // The mappings stay, nobody new can open it.
+  // Existing mappings stay, but nobody can open it any more.
   void close_descriptor() { file_.reset(); }
-  // The mapping alone: it lives as long as this pointer.
+  // The mapping alone, which lives as long as this pointer.
   std::shared_ptr<std::byte> mapping() const { return mapping_; }
 
  private:

@@ -1,11 +1,11 @@
-// The communicator of a process that runs alone: same interface, nothing to exchange.
+// The communicator of a single process: same interface, nothing to exchange.
 #pragma once
 
 #include "core/ranks/communicator.h"
 
 namespace fastseq {
 
-// Zeroed memory that starts at a cache line.
+// Zeroed memory aligned to a cache line.
 std::shared_ptr<std::byte> allocate_aligned(std::size_t bytes);
 
 class SingleProcess final : public Communicator {

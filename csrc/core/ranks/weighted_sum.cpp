@@ -17,7 +17,7 @@ namespace {
 constexpr std::int64_t kBlock = 1024;  // sums of this many elements stay in the first-level cache
 
 // to[d][i] = sum over s of factor[s] * from[s][i], for as many destinations as sources. A destination may be a source:
-// that is no dependence from one i to another, which the compiler is told.
+// FASTSEQ_INDEPENDENT tells the compiler that different i stay independent.
 template <std::size_t N, class T>
 void fused_sum(const T* const* sources, const T* factors, std::int64_t numel, T* const* destinations) {
   std::array<const T*, N> from;
@@ -65,7 +65,7 @@ void blocked_sum(std::span<const T* const> sources, std::span<const Accumulate<T
   }
 }
 
-// Whether a kernel for exactly N ranks in place took it.
+// Computes the sum in place if there are exactly N ranks; returns whether it did.
 template <std::size_t N, class T>
 bool try_fused(std::span<const T* const> sources, std::span<const T> factors, std::int64_t numel,
                std::span<T* const> destinations) {
@@ -91,7 +91,7 @@ void weighted_sum(std::span<const void* const> sources, std::span<const double> 
       used.push_back(static_cast<Accumulate<T>>(factors[s]));
     }
     for (void* destination : destinations) to.push_back(static_cast<T*>(destination));
-    // 16-bit types are faster in blocks, where their conversions are loops of their own.
+    // 16-bit types are faster in blocks, with separate loops for their conversions.
     if constexpr (std::is_same_v<T, Accumulate<T>>) {
       if (try_fused<1, T>(from, used, numel, to) || try_fused<2, T>(from, used, numel, to) ||
           try_fused<3, T>(from, used, numel, to) || try_fused<4, T>(from, used, numel, to)) {

@@ -1,5 +1,5 @@
-// The arithmetic of every exchange: a weighted sum of the ranks' vectors, in the order of the ranks, so that each rank,
-// each bucket size and each transport that uses it comes to the same bits.
+// The arithmetic of every exchange: a weighted sum of the ranks' vectors, in the order of the ranks, so that the bits
+// do not depend on rank, bucket size or transport.
 #pragma once
 
 #include <cstddef>
@@ -11,12 +11,12 @@
 namespace fastseq {
 
 // out[i] = sum over s of factors[s] * sources[s][i], for `numel` elements, written to each of `destinations`. Summed in
-// fp32 (fp64 for fp64), rounded once. Sources with factor 0 are not read, so their NaNs don't count. A destination may
+// fp32 (fp64 for fp64), rounded once. Sources with factor 0 are not read, so their NaNs do not count. A destination may
 // be one of the sources; otherwise nothing overlaps.
 void weighted_sum(std::span<const void* const> sources, std::span<const double> factors, std::int64_t numel,
                   DType dtype, std::span<void* const> destinations);
 
-// The part of `numel` elements that rank `index` of `count` works on: nearly equal parts that begin at cache lines.
+// The part of `numel` elements for rank `index` of `count`: parts are nearly equal and start at cache lines.
 struct Slice {
   std::int64_t begin;
   std::int64_t end;

@@ -7,8 +7,8 @@ namespace fastseq {
 
 namespace {
 
-// Bytes between two rows that are rather read than skipped, as a call costs what copying them does; and rows that are
-// long enough to be read straight into their place.
+// Gaps between rows, in bytes, that are read rather than skipped, because a call costs as much as copying them; and the
+// length of rows that are read directly into place.
 constexpr std::int64_t kGap = 4096;
 constexpr std::int64_t kLongRow = 8192;
 
@@ -34,7 +34,7 @@ std::int64_t Gatherer::gather_piece(Piece piece, const Source& source) {
   const std::int64_t row = piece.numel * convert.from_size();
   const std::int64_t to_stride = piece.to_step * convert.to_size();
   std::byte* to = job_->read.to + piece.to * convert.to_size();
-  // How many rows are taken together: of a file, with what lies between them.
+  // Number of rows read together; from a file, with the gaps between them.
   std::int64_t group = 1;
   if (!source.file) {
     group = std::max(kBlock / row, std::int64_t{1});
@@ -76,7 +76,7 @@ std::int64_t Gatherer::gather_row(const Source& source, std::int64_t offset, std
   return count;
 }
 
-// Bytes of a source: where they are, or read into the scratch memory.
+// Bytes of a source: in memory, or read into the scratch memory.
 const std::byte* Gatherer::fetch(const Source& source, std::int64_t offset, std::int64_t bytes) {
   if (!source.file) {
     check_stop();
@@ -92,12 +92,12 @@ void Gatherer::read_file(const SourceFile& file, std::byte* to, std::int64_t byt
   if (!file.read(to, bytes, offset) && !job_->told.exchange(true)) read_ahead();
 }
 
-// The first bytes that had to come from the disk: the others may come while these are awaited, all at a time.
+// Called at the first bytes that come from the disk: asks for all the others, to be read meanwhile.
 void Gatherer::read_ahead() {
   for (std::size_t i = 0; i < job_->sources.size(); ++i) {
     const Piece& piece = job_->read.pieces[i];
     const SourceFile* file = job_->sources[i]->file.get();
-    if (file == nullptr || piece.steps == 0 || piece.numel == 0) continue;  // no bytes would mean all of the file
+    if (file == nullptr || piece.steps == 0 || piece.numel == 0) continue;  // 0 bytes would mean the whole file
     const std::int64_t row = piece.numel * job_->read.convert.from_size();
     if (piece.step_bytes >= row && piece.step_bytes <= row + kGap) {
       file->read_ahead((piece.steps - 1) * piece.step_bytes + row, piece.offset);

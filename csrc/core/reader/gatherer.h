@@ -14,7 +14,7 @@
 
 namespace fastseq {
 
-// `steps` rows of `numel` elements that follow each other in the source; `to` and `to_step` count elements.
+// `steps` rows of `numel` consecutive elements of the source; `to` and `to_step` count elements.
 struct Piece {
   std::int64_t source;  // number from add_file or add_memory
   std::int64_t offset;  // in bytes, in the source
@@ -25,7 +25,7 @@ struct Piece {
   std::int64_t to_step;
 };
 
-// Fills a buffer of `numel` elements from pieces that don't overlap there. What they don't cover becomes 0.
+// Fills a buffer of `numel` elements from pieces that do not overlap there. Elements not covered become 0.
 struct SlabRead {
   ElementConverter convert;
   std::vector<Piece> pieces;
@@ -34,42 +34,42 @@ struct SlabRead {
 };
 
 struct Source {
-  std::unique_ptr<SourceFile> file;  // or none:
+  std::unique_ptr<SourceFile> file;  // null: memory at `address`
   std::uintptr_t address = 0;
-  std::int64_t used = 0;  // by which request last
+  std::int64_t used = 0;  // the last request that used it
 };
 
-// What one thread does without looking up: pieces [first, last) of a read.
+// One thread's unit of work: pieces [first, last) of a read.
 struct Part {
   std::size_t job;
   std::size_t first;
   std::size_t last;
-  bool clears;  // whether the buffer is filled with 0 before
+  bool clears;  // whether to fill the buffer with 0 first
 };
 
-// A read with what the threads that carry it out share.
+// A read, and what its threads share.
 struct Job {
   explicit Job(SlabRead of) : read(std::move(of)) {}
 
   SlabRead read;
-  std::vector<const Source*> sources;  // of its pieces
-  std::int64_t count = 0;              // of non-finite values
-  std::atomic<bool> told = false;      // whether the system knows what will be read
+  std::vector<const Source*> sources;  // sources of its pieces
+  std::int64_t count = 0;              // non-finite values
+  std::atomic<bool> told = false;      // whether the system was asked to read ahead
 };
 
-// What ends a read early.
+// Thrown to end a read early.
 struct Stopped : std::exception {};
 
 class Gatherer {
  public:
-  // Throws Stopped, within one call of the system, once `stop` is set.
+  // Throws Stopped, within one system call, once `stop` is set.
   explicit Gatherer(const std::atomic<bool>& stop) : stop_(stop), scratch_(new Scratch) {}
 
   // Carries out a part of a job whose pieces have been checked. Returns the number of non-finite values.
   std::int64_t gather(Job& job, const Part& part);
 
  private:
-  // Bytes that are read at once: what is looked at or converted afterwards is still in the second-level cache.
+  // Bytes read at once, so that they are still in the second-level cache when checked or converted.
   static constexpr std::int64_t kBlock = std::int64_t{128} * 1024;
   struct alignas(64) Scratch {
     std::byte bytes[kBlock];
@@ -84,7 +84,7 @@ class Gatherer {
 
   const std::atomic<bool>& stop_;
   std::unique_ptr<Scratch> scratch_;
-  Job* job_ = nullptr;  // what is being read
+  Job* job_ = nullptr;  // the job being read
 };
 
 }  // namespace fastseq

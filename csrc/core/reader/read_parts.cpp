@@ -11,7 +11,7 @@ namespace fastseq {
 
 namespace {
 
-// Parts that a piece is cut into at most, and bytes whose copying takes as long as a call of the system.
+// Most parts of a piece, and bytes whose copying takes as long as a system call.
 constexpr std::int64_t kParts = 16;
 constexpr std::int64_t kCall = 4096;
 
@@ -28,7 +28,7 @@ std::int64_t extent(std::int64_t a, std::int64_t b, std::int64_t c) {
   return result;
 }
 
-// Costs of a row and of a piece, in bytes that are copied in the same time; `call`: what each that lies apart needs.
+// Costs of a row and of a piece, in bytes copied in the same time; `call` is the cost of each separate one.
 std::int64_t row_cost(const Piece& piece, std::int64_t size, std::int64_t call) {
   return std::max(piece.numel * size, std::min(std::abs(piece.step_bytes), call));
 }
@@ -39,7 +39,7 @@ std::int64_t piece_cost(const Piece& piece, std::int64_t size, std::int64_t call
   return std::clamp(cost, call, kMostCost);
 }
 
-// Replaces pieces of many bytes by several of fewer steps.
+// Splits large pieces into several of fewer steps.
 void cut_pieces(std::vector<Piece>& pieces, std::int64_t size, std::int64_t call) {
   std::vector<Piece> cut;
   for (const Piece& piece : pieces) {
@@ -87,7 +87,7 @@ void check_piece(Piece& piece, const SlabRead& read, bool in_file) {
 std::int64_t add_parts(std::vector<Part>& parts, std::size_t job, SlabRead& read, bool in_files) {
   const std::int64_t call = in_files ? kCall : 0;
   const std::int64_t size = read.convert.from_size();
-  std::int64_t covered = 0;  // elements, no more than there are
+  std::int64_t covered = 0;  // elements, at most those that exist
   std::int64_t cost = 0;
   for (const Piece& piece : read.pieces) {
     covered = std::min(covered + piece.steps * piece.numel, read.numel);

@@ -25,18 +25,18 @@ namespace {
 // One thread reads from the page cache at a third to a half of memcpy's rate.
 constexpr unsigned kThreads = 2;
 
-// A caller that waits takes part in requests that cost no more: milliseconds, as it must be able to give up.
+// A waiting caller takes part in requests that cost at most this: milliseconds, as it must be able to give up.
 constexpr std::int64_t kLight = 64 * kPartCost;
 
 struct Request {
-  std::deque<Job> jobs;  // one per read; they don't move
+  std::deque<Job> jobs;  // one per read; they must not move
   struct File {
     const SourceFile* file;
-    std::size_t job;  // the first that uses it
+    std::size_t job;  // the first job that uses it
   };
   std::vector<File> files;  // each once
   std::vector<Part> parts;
-  std::size_t taken = 0;  // of the parts
+  std::size_t taken = 0;  // parts taken
   std::size_t done = 0;
   std::int64_t cost = 0;
   std::exception_ptr error;
@@ -47,8 +47,8 @@ struct Request {
   }
 };
 
-// A thread starts with the signals blocked that its creator blocks: Python handles them in its main thread. What a
-// thread's own fault raises stays.
+// Blocks signals, which new threads inherit: Python handles signals in its main thread. Signals that a thread's own
+// fault raises stay unblocked.
 class BlockedSignals {
  public:
   BlockedSignals() {
@@ -65,7 +65,7 @@ class BlockedSignals {
   sigset_t before_{};
 };
 
-// What went wrong in fn(), for read number `job` of its request.
+// The error raised by fn(), for read number `job` of its request.
 template <class Fn>
 std::exception_ptr error_of(std::size_t job, Fn&& fn) {
   try {
@@ -82,25 +82,25 @@ std::exception_ptr error_of(std::size_t job, Fn&& fn) {
 }  // namespace
 
 struct SlabReader::State {
-  std::deque<Source> sources;  // stay where they are when others are added
+  std::deque<Source> sources;  // must not move when others are added
   std::int64_t submitted = 0;
   std::atomic<bool> stop = false;
   std::vector<std::thread> threads;
-  pid_t process = 0;  // where requests were made
+  pid_t process = 0;  // the process that made requests
 
-  std::mutex waiting;  // held by a caller that waits, for its gatherer; taken before the other
+  std::mutex waiting;  // held by a waiting caller, for its gatherer; locked before the other
   Gatherer gatherer{stop};
 
-  std::mutex mutex;  // for what follows, and for setting `stop`
+  std::mutex mutex;  // guards the members below, and setting `stop`
   std::condition_variable queued;
   std::condition_variable finished;
   std::deque<std::unique_ptr<Request>> requests;  // the oldest first
-  std::size_t taken = 0;                          // requests of which no part is left to be taken
+  std::size_t taken = 0;                          // requests whose parts are all taken
   bool cold = false;                              // whether the last request had to wait for the disk
 
   bool forked() const { return process != 0 && process != ::getpid(); }
 
-  // Starts all threads for much work or if there is some already, else one. With the mutex held.
+  // Starts all threads if there is much work or work already, else one. Call it with the mutex held.
   void start_threads(bool much) {
     static const std::size_t limit = std::min(std::max(std::thread::hardware_concurrency(), 1U), kThreads);
     const std::size_t wanted = much || taken < requests.size() ? limit : 1;
@@ -113,7 +113,7 @@ struct SlabReader::State {
     }
   }
 
-  // The threads work on the oldest request together.
+  // All threads work on the oldest request.
   void run(Gatherer& gatherer) {
     std::unique_lock lock(mutex);
     while (true) {
@@ -123,7 +123,7 @@ struct SlabReader::State {
     }
   }
 
-  // Takes the next part of the oldest request that has one left, and does it without the lock.
+  // Takes the next part of the oldest request that has one left, and reads it without the lock.
   void do_part(std::unique_lock<std::mutex>& lock, Gatherer& gatherer) {
     Request& request = *requests[taken];
     const Part part = request.parts[request.taken];
@@ -240,7 +240,7 @@ std::optional<std::vector<std::int64_t>> SlabReader::wait(std::chrono::milliseco
 
 void SlabReader::close() {
   if (!state_) return;
-  if (state_->forked()) {  // there are no threads to join, and the mutex may be locked for ever
+  if (state_->forked()) {  // no threads to join, and the mutex may be locked for ever
     state_->sources.clear();
     [[maybe_unused]] const State* left = state_.release();
     return;
@@ -253,7 +253,7 @@ void SlabReader::close() {
   state_->finished.notify_all();
   for (std::thread& thread : state_->threads) thread.join();
   state_->threads.clear();
-  const std::scoped_lock alone(state_->waiting);  // nobody reads any more
+  const std::scoped_lock alone(state_->waiting);  // no caller is reading any more
   state_->sources.clear();
 }
 

@@ -16,7 +16,7 @@ namespace {
 
 std::string describe(int error_number) { return std::generic_category().message(error_number); }
 
-// Whether both were written to last at the same time.
+// Whether both have the same time of last modification.
 bool same_time(const struct stat& a, const struct stat& b) {
 #if FASTSEQ_HAS_NANOSECONDS
   return a.st_mtim.tv_sec == b.st_mtim.tv_sec && a.st_mtim.tv_nsec == b.st_mtim.tv_nsec;
@@ -25,7 +25,7 @@ bool same_time(const struct stat& a, const struct stat& b) {
 #endif
 }
 
-// A path for the system, which would take one with a NUL for what comes before.
+// A path for the system; one with a NUL is refused, as the system would cut it off there.
 std::string checked_path(const std::string& path) {
   if (path.find('\0') != std::string::npos) throw std::invalid_argument("path: it holds a NUL character");
   return std::filesystem::absolute(path).string();
@@ -34,7 +34,7 @@ std::string checked_path(const std::string& path) {
 }  // namespace
 
 // The path is made absolute because the program may change its working directory; O_NONBLOCK is for pipes, which would
-// not open before somebody writes to them.
+// otherwise not open until somebody writes to them.
 SourceFile::SourceFile(const std::string& path, bool strict)
     : path_(checked_path(path)),
       strict_(strict),
@@ -53,7 +53,7 @@ SourceFile::~SourceFile() { ::close(descriptor_); }
 
 bool SourceFile::read(std::byte* to, std::int64_t count, std::int64_t offset) const {
   std::int64_t done = 0;
-  bool cached = true;  // unless the system tells otherwise
+  bool cached = true;  // unless the system says otherwise
 #if FASTSEQ_HAS_PREADV2
   if (can_tell_.load(std::memory_order_relaxed)) {
     const iovec target = {.iov_base = to, .iov_len = static_cast<std::size_t>(count)};

@@ -25,16 +25,16 @@ struct Backward {
   const T* h0;
   const T* c0;
   const T* dy;
-  const T* w_ih;  // packed; null: dx is not wanted
+  const T* w_ih;  // packed; null: dx is not needed
   const T* w_hh;
-  bool to_start;  // whether the gradient of h0 is wanted
-  T* dh;          // gradient of h, and of c; [panel][sequence][L]
+  bool to_start;  // whether the gradient of h0 is needed
+  T* dh;          // gradients of h and c; [panel][sequence][L]
   T* dc;
   T* d;  // gradients of the sums: [step][panel][sequence][sum][L]
   T* dx;
 };
 
-// Gradients of the sums of sequence n at step t, for the units of one vector of panel p.
+// Gradients of the sums of sequence n at step t, for one vector of units of panel p.
 template <class Cell, int kBytes, class T>
 inline void backward_cell(const Backward<T>& b, std::int64_t t, std::int64_t p, std::int64_t lane, bool starts,
                           std::int64_t n) {
@@ -86,20 +86,20 @@ inline void backward_cell(const Backward<T>& b, std::int64_t t, std::int64_t p, 
   if constexpr (Cell::kCarries) simd::store(b.dh + at, dh);
 }
 
-// Gradients of what a step's sums were made of: the gates' gradients times weights. They depend on the cell through
-// numbers alone, so that cells share them.
+// Gradients of the inputs of a step's sums: the gates' gradients times weights. Only numbers depend on the cell, so the
+// code is shared by all cells.
 template <class T>
 struct Products {
   const T* weights;      // packed
-  std::int64_t gates;    // sums that have weights,
-  std::int64_t first;    // from this one on
+  std::int64_t gates;    // number of sums that have weights
+  std::int64_t first;    // the first of them
   std::int64_t columns;  // features
-  bool adds;             // to what is there
-  T* panels;             // [panel][sequence][L], or null: to
-  T* rows;               // (steps, sequences, columns)
+  bool adds;             // adds to the output instead of replacing it
+  T* panels;             // output, [panel][sequence][L]; null: rows
+  T* rows;               // output, (steps, sequences, columns)
 };
 
-// Of step t, sequences [n, n + kRows), column panels [column, column + kColumns).
+// Products of step t, for sequences [n, n + kRows) and column panels [column, column + kColumns).
 template <int kSums, int kBytes, int kColumns, int kRows, class T>
 inline void product_tile(const Backward<T>& b, const Products<T>& w, std::int64_t t, std::int64_t column,
                          std::int64_t lane, std::int64_t n) {
@@ -132,7 +132,7 @@ inline void product_tile(const Backward<T>& b, const Products<T>& w, std::int64_
     for_sums([&](int r, int c, V& sum) { simd::store(place(r, c), sum); });
     return;
   }
-  // Of the last vector only some lanes exist: they go by way of memory, as otherwise each sum has code of its own.
+  // The last vector has fewer lanes: they are copied through memory, or else each sum would need its own code.
   const std::int64_t left = w.columns - column * kL - lane;
   T* const rows = w.rows + (t * s.sequences + n) * w.columns + column * kL + lane;
   alignas(V) T last[kRows][simd::kLanes<V>];
@@ -163,7 +163,7 @@ inline void for_blocks(std::int64_t panels, const Fn& fn) {
   if (panels - first == 1) fn.template operator()<1>(first);
 }
 
-// Of step t, sequences [first, last).
+// Products of step t, for sequences [first, last).
 template <int kSums>
 struct ProductRange {
   template <int kBytes, class T>

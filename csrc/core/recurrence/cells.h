@@ -1,10 +1,10 @@
-// What happens in one time step after the products, for vectors of hidden units: formulas of torch.nn.LSTM, GRU and
-// RNN.
+// The elementwise part of one time step, after the products, for vectors of hidden units: formulas of torch.nn.LSTM,
+// GRU and RNN.
 //
-// Products go to kGates sums per unit. Those of the input touch sums [kInputFirst, kInputFirst + kInputs), whose
-// weights are torch's gates kInputGates; those of the hidden state likewise. A cell's `state` is what it carries beside
-// or instead of its output: c of an LSTM, h of a GRU. kSaved quantities are kept for backward, which makes of them the
-// gradients of the kGates sums.
+// Products are added to kGates sums per unit. Products of the input are added to kWeightGates sums from kInputFirst on,
+// whose weights are torch's gates kInputGates; products of the hidden state to those from kHiddenFirst on,
+// kHiddenGates. A cell's `state` is what it carries besides or instead of its output: c of an LSTM, h of a GRU. kSaved
+// quantities are kept for backward, which computes the gradients of the kGates sums from them.
 #pragma once
 
 #include "core/base/vector_math.h"
@@ -55,7 +55,8 @@ struct Lstm {
   }
 };
 
-// The sums are n's input part, r, z and n's hidden part, so that input and hidden products touch three in a row.
+// The sums are n's input part, r, z and n's hidden part, so that input and hidden products each use three adjacent
+// ones.
 struct Gru {
   using Sums = Gru;
   static constexpr int kGates = 4;
@@ -81,7 +82,7 @@ struct Gru {
     state = h;
   }
 
-  // before: h of the step before. dh becomes the part of its gradient that goes past the products.
+  // before: h of the step before. dh becomes the part of its gradient that bypasses the products.
   template <class V>
   static void backward(const V* saved, const V& before, const V& /*h*/, V& dh, V& /*dstate*/, V* d) {
     const V& n = saved[0];
@@ -124,7 +125,7 @@ struct Rnn : RnnSums {
   template <class V>
   static void backward(const V* /*saved*/, const V& /*before*/, const V& h, V& dh, V& /*dstate*/, V* d) {
     if constexpr (kRelu) {
-      d[0] = h <= 0 ? V{} : dh;  // NaN lets it pass, as in torch
+      d[0] = h <= 0 ? V{} : dh;  // passes for NaN, as in torch
     } else {
       d[0] = dh * (1 - h * h);
     }

@@ -1,4 +1,4 @@
-// From a recurrent layer's shape to the types that its kernels are made for, and to the work that a thread should get.
+// Dispatch of a recurrent layer's shape to the types of its kernels, and the amount of work per thread.
 #pragma once
 
 #include <algorithm>
@@ -33,7 +33,7 @@ void dispatch_cell(const RecurrenceShape& shape, const Fn& fn) {
   throw std::invalid_argument("recurrence: the dtype must be fp32 or fp64");
 }
 
-// A thread is worth waking for this many multiplications, or elements copied.
+// Least multiplications, or elements to copy, worth waking a thread for.
 inline constexpr std::int64_t kProductsPerThread = 512 * 1024;
 inline constexpr std::int64_t kCopiesPerThread = 64 * 1024;
 
@@ -41,7 +41,7 @@ constexpr std::int64_t grain(std::int64_t work, std::int64_t work_of_one) {
   return std::max<std::int64_t>(work / std::max<std::int64_t>(work_of_one, 1), 1);
 }
 
-// Sequences per thread, at least; elementwise work counts as 16 multiplications.
+// Least sequences per thread; elementwise work counts as 16 multiplications.
 inline std::int64_t sequence_grain(const RecurrenceShape& s) {
   return grain(kProductsPerThread, s.steps * gate_count(s.cell) * s.hidden * (s.inputs + s.hidden + 16));
 }

@@ -31,8 +31,8 @@ struct Forward {
   T* saved;
 };
 
-// Sequences [n, n + kRows) of step t, hidden units of one vector of panel p: `lane` is its place in the panel.
-// Sequences up to `last` are yet to come.
+// Step t of sequences [n, n + kRows), for one vector of hidden units of panel p: `lane` is its place in the panel.
+// Sequences up to `last` are written later.
 template <class Cell, int kBytes, int kRows, class T>
 inline void forward_tile(const Forward<T>& f, std::int64_t t, std::int64_t p, std::int64_t lane, const T* h,
                          std::int64_t n, std::int64_t last) {
@@ -52,7 +52,7 @@ inline void forward_tile(const Forward<T>& f, std::int64_t t, std::int64_t p, st
                                                        f.w_hh + p * s.hidden * kRow + lane, kRow, s.hidden);
   const std::int64_t units = units_in<T>(p, s.hidden) - lane;
   T* y = f.y + t * s.sequences * s.hidden;
-  // Where a vector holds all units of a sequence, the next sequence's are written after it.
+  // If a vector holds all units of a sequence, the next sequence's are written after it.
   const T* free_until = s.hidden <= simd::kLanes<V> ? y + last * s.hidden : nullptr;
 #pragma GCC unroll 12  // the sums stay in registers
   for (int r = 0; r < kRows; ++r) {

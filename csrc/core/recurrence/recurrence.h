@@ -1,7 +1,7 @@
 // Recurrent layers: all time steps of one layer and direction in one call, forward and backward.
 //
 // Formulas and the order of gates are torch's (torch.nn.LSTM, GRU and RNN): i, f, g, o and r, z, n. Time-major.
-// Sequences are independent of each other, so threads share them out; no result depends on the number of threads.
+// Sequences are independent, so threads divide them; no result depends on the number of threads.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +25,7 @@ struct RecurrenceShape {
   bool reverse;  // from the last step to the first
 };
 
-// What forward reads, and backward too. Matrices are contiguous unless they have strides, which are in elements.
+// Inputs of forward, and of backward. Matrices are contiguous unless they have strides, which are in elements.
 struct RecurrenceInputs {
   const void* x;  // (steps, sequences, inputs); each step's and sequence's features are contiguous
   std::int64_t x_step;
@@ -33,34 +33,34 @@ struct RecurrenceInputs {
   const void* w_ih;             // (gates * hidden, inputs)
   const void* w_hh;             // (gates * hidden, hidden)
   const void* b_ih;             // (gates * hidden), or null: no biases
-  const void* b_hh;             // likewise
+  const void* b_hh;             // like b_ih
   const void* h0;               // (sequences, hidden)
   const void* c0;               // (sequences, hidden), LSTM only
-  const std::int64_t* lengths;  // (sequences), each 0 to steps, or null: all steps count. Beyond a sequence's length
-                                // its state stands still and its output is 0; x is not looked at
+  const std::int64_t* lengths;  // (sequences), each 0 to steps, or null: all steps count. After a sequence's end its
+                                // state stays constant and its output is 0; x is not read
 };
 
 struct RecurrenceOutputs {
   void* y;      // (steps, sequences, hidden)
   void* h;      // (sequences, hidden), the last state
-  void* c;      // likewise, LSTM only
+  void* c;      // (sequences, hidden), LSTM only
   void* saved;  // saved_numel elements for backward, or null
 };
 
-// How much backward needs beside inputs and y: per step and sequence 5 numbers per hidden unit for an LSTM, 4 for a
-// GRU, none for an RNN; hidden units rounded up to 64 bytes' worth.
+// Number of elements backward needs besides inputs and y: per step, sequence and hidden unit 5 for an LSTM, 4 for a
+// GRU, none for an RNN; hidden units are rounded up to fill 64 bytes.
 std::int64_t saved_numel(const RecurrenceShape& shape);
 
 void recurrence_forward(const RecurrenceShape& shape, const RecurrenceInputs& inputs, const RecurrenceOutputs& outputs,
                         ParallelFor parallel_for);
 
 struct RecurrenceGradients {
-  const void* y;  // as forward left them
+  const void* y;  // as forward wrote them
   const void* saved;
-  const void* dy;  // gradients of outputs, like those, or null: zero
+  const void* dy;  // gradients of outputs, in their shapes, or null: zero
   const void* dh;
   const void* dc;
-  void* dx;  // gradients of inputs, contiguous, or null: not wanted
+  void* dx;  // gradients of inputs, contiguous, or null: not needed
   void* dw_ih;
   void* dw_hh;
   void* db_ih;

@@ -1,9 +1,8 @@
-// Pieces that forward and backward of a recurrent layer share.
+// Shared by forward and backward of a recurrent layer.
 //
-// Hidden units are handled in panels of 64 bytes' worth, the last one padded: panel p holds units [p L, p L + L). What
-// the kernels keep for themselves lies as [step][panel][sequence][quantity][L]; no lane ever reaches another one, so
-// padding may hold anything. Products are sums of rows of a weight panel, kept in registers, rows of several sequences
-// at a time.
+// Hidden units are processed in panels of 64 bytes, the last one padded: panel p holds units [p L, p L + L). Internal
+// buffers have the layout [step][panel][sequence][quantity][L]; lanes never mix, so padding may hold anything. Products
+// are sums of rows of a weight panel, kept in registers, for rows of several sequences at a time.
 #pragma once
 
 #include <algorithm>
@@ -23,13 +22,13 @@ constexpr std::int64_t panel_count(std::int64_t units) {
   return (units + kPanel<T> - 1) / kPanel<T>;
 }
 
-// How many of a panel's units exist.
+// Number of a panel's units that are not padding.
 template <class T>
 constexpr std::int64_t units_in(std::int64_t panel, std::int64_t units) {
   return std::min(kPanel<T>, units - panel * kPanel<T>);
 }
 
-// Memory for vectors, not initialised.
+// Uninitialised memory for vectors.
 template <class T>
 class Scratch {
  public:
@@ -45,7 +44,7 @@ class Scratch {
   std::unique_ptr<T, Free> memory_;
 };
 
-// Rows of a tile whose every row has `columns` vectors: as many as fit the registers (32 with AVX-512, else 16).
+// Rows of a tile with `columns` vectors per row: as many as fit the registers (32 with AVX-512, else 16).
 template <int kBytes>
 constexpr int tile_rows(int columns) {
   constexpr int kRows64[] = {12, 12, 8, 6};
@@ -72,7 +71,7 @@ inline void add_products(V (&acc)[kRows][kColumns], const T* a, std::int64_t a_r
   }
 }
 
-// Calls fn.operator()<rows>(first) for tiles that cover [begin, end): of kRows rows, what remains in smaller ones.
+// Calls fn.operator()<rows>(first) for tiles that cover [begin, end): of kRows rows, and smaller ones for the rest.
 template <int kRows, class Fn>
 inline void for_tiles(std::int64_t begin, std::int64_t end, const Fn& fn) {
   for (; end - begin >= kRows; begin += kRows) fn.template operator()<kRows>(begin);
@@ -81,19 +80,19 @@ inline void for_tiles(std::int64_t begin, std::int64_t end, const Fn& fn) {
   }
 }
 
-// Which sequences take part in a step.
+// The sequences that are active in a step.
 struct Activity {
   std::int64_t steps;
   bool reverse;
   const std::int64_t* lengths;
 
   std::int64_t length(std::int64_t n) const { return lengths == nullptr ? steps : lengths[n]; }
-  // Whether step t is the one that starts from the initial state.
+  // Whether step t starts from the initial state.
   bool starts(std::int64_t t, std::int64_t n) const { return t == (reverse ? length(n) - 1 : 0); }
   // The step before t, in the order of the recurrence.
   std::int64_t before(std::int64_t t) const { return reverse ? t + 1 : t - 1; }
 
-  // Calls fn(first, last, starts) for runs of sequences in [begin, end) that take part in step t.
+  // Calls fn(first, last, starts) for runs of sequences in [begin, end) that are active in step t.
   template <class Fn>
   void for_runs(std::int64_t t, std::int64_t begin, std::int64_t end, const Fn& fn) const {
     while (begin < end) {

@@ -12,16 +12,16 @@ namespace fastseq::recurrence {
 
 namespace {
 
-// One matrix's share of the work. Its rows are features: of x, or of the hidden state before each step.
+// One matrix's part of the work. Its rows are features: of x, or of the hidden state before each step.
 template <class T>
 struct Operand {
   const T* data;
   std::int64_t step;
   std::int64_t sequence;
   std::int64_t features;
-  const T* start;    // where a sequence's first step finds it instead, or null
+  const T* start;    // data of a sequence's first step instead, or null
   T* gradient;       // (gates * hidden, features)
-  const int* gates;  // whose weights they are; their sums begin at
+  const int* gates;  // gates of the weights; `first` is the first of their sums
   std::int64_t first;
 };
 
@@ -38,13 +38,13 @@ struct WeightGradients {
   T* sums;  // [unit of work][kGroup][kWeightGates][L]
 };
 
-// Features whose sums one unit of work keeps; few enough to fit the registers.
+// Features per unit of work, few enough to keep their sums in registers.
 template <class Cell>
 constexpr std::int64_t kGroup = Cell::kWeightGates == 4   ? 6
                                 : Cell::kWeightGates == 3 ? 8
                                                           : 12;
 
-// So many samples of a panel of gradients stay in the first cache while all features pass by.
+// Samples of a panel of gradients that stay in the first-level cache while looping over all features.
 inline constexpr std::int64_t kBlockSamples = 128;
 
 // Steps [from, to) of `kRows` features, starting at `feature`, added to sums.
@@ -103,7 +103,7 @@ inline void bias_gradients(const WeightGradients<T>& w, std::int64_t p) {
   }
 }
 
-// Units of work: of each panel the groups of x's features, then those of the hidden state's.
+// Units of work: for each panel the groups of x's features, then the groups of the hidden state's.
 template <class T, class Cell>
 struct WeightRange {
   template <int kBytes>

@@ -1,4 +1,4 @@
-// Weights of recurrent layers, copied into the order in which products read them.
+// Weights of recurrent layers, packed in the order in which products read them.
 #pragma once
 
 #include <algorithm>
@@ -8,7 +8,7 @@
 
 namespace fastseq::recurrence {
 
-// For forward, of panel p: packed[((p * inputs + q) * count + j) * L + l] = w[gates[j] * hidden + p * L + l][q], zero
+// For forward, panel p: packed[((p * inputs + q) * count + j) * L + l] = w[gates[j] * hidden + p * L + l][q], zero
 // in padding; w is (… * hidden, inputs).
 template <class T>
 void pack_panels(const T* w, const int* gates, std::int64_t count, std::int64_t hidden, std::int64_t inputs,
@@ -26,7 +26,7 @@ void pack_panels(const T* w, const int* gates, std::int64_t count, std::int64_t 
   }
 }
 
-// The biases in the order of the cell's sums, added where both belong to one sum: [panel][sum][L].
+// The biases in the order of the cell's sums, added up if both belong to one sum: [panel][sum][L].
 template <class Cell, class T>
 void pack_biases(const T* b_ih, const T* b_hh, std::int64_t hidden, std::int64_t panel, T* packed) {
   constexpr std::int64_t kL = kPanel<T>;
@@ -42,8 +42,8 @@ void pack_biases(const T* b_ih, const T* b_hh, std::int64_t hidden, std::int64_t
   }
 }
 
-// Column panels of the block that panel p of `panels` belongs to, and its first one: backward's products take 4 columns
-// at a time, then 2, then 1.
+// The block that column panel p of `panels` belongs to: its first panel and its width. Backward's products take 4
+// panels at a time, then 2, then 1.
 struct Block {
   std::int64_t first;
   std::int64_t width;
@@ -56,8 +56,8 @@ constexpr Block block_of(std::int64_t p, std::int64_t panels) {
   return p < fours + twos ? Block{.first = fours, .width = 2} : Block{.first = fours + twos, .width = 1};
 }
 
-// For backward, column panel p: rows of w (… * hidden, columns) in the order panel, gate, unit (those that exist), cut
-// to the panel's columns, zero in padding; the panels of a block lie side by side.
+// For backward, column panel p: rows of w (… * hidden, columns) in the order panel, gate, unit (without padding), cut
+// to the panel's columns, zero in padding; the panels of a block are interleaved row by row.
 template <class T>
 void pack_rows(const T* w, const int* gates, std::int64_t count, std::int64_t hidden, std::int64_t columns,
                std::int64_t p, T* packed) {

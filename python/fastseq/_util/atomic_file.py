@@ -1,4 +1,4 @@
-"""Files that are complete, or as they were before: written beside their place, then renamed."""
+"""Atomic file writes: write a temporary file beside the target, then rename it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 __all__ = ["TEMPORARY", "replacing"]
 
 TEMPORARY = ".tmp"
-"""How the names of files that are being written end."""
+"""Suffix of files that are still being written."""
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield the name of a new file beside `path`, which takes its place if the body succeeds.
+    """Yield the name of a new file beside `path` that replaces it if the body succeeds.
 
-    Otherwise the new file is removed, and what was there before stays as it was.
+    Otherwise the new file is removed and `path` stays as it was.
 
     Examples
     --------
@@ -28,7 +28,7 @@ def replacing(path: Path) -> Iterator[Path]:
     >>> path.read_text(), len(list(path.parent.iterdir()))
     ('1 2 3', 1)
     """
-    # Another name each time: two processes may write the same file.
+    # A new name each time: two processes may write the same file.
     beside = path.with_name(f".{path.name}.{os.urandom(4).hex()}{TEMPORARY}")
     try:
         yield beside
@@ -40,7 +40,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a renaming last over a failure of the machine, where file systems can."""
+    """Make a rename survive a crash of the machine, where the file system can."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):

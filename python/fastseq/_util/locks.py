@@ -1,4 +1,4 @@
-"""Locks of objects that are copied, in programs that fork."""
+"""Locks for objects that are copied, in programs that fork."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["Lock"]
 
 
 class Lock:
-    """A lock that its thread may take again; a copy is a new one, and so it is in a forked child.
+    """A reentrant lock; copies are new locks, and a forked child starts with it free.
 
     Examples
     --------
@@ -25,11 +25,11 @@ class Lock:
         _all.add(self)
 
     def acquire(self, *, blocking: bool = True) -> bool:
-        """Take it; return whether that was done."""
+        """Take the lock; return whether it was taken."""
         return self._lock.acquire(blocking)
 
     def release(self) -> None:
-        """Give it back."""
+        """Release the lock."""
         self._lock.release()
 
     def __enter__(self) -> None:
@@ -46,7 +46,7 @@ _all: weakref.WeakSet[Lock] = weakref.WeakSet()
 
 
 def _free_all() -> None:
-    """Free what threads hold that a child process does not have."""
+    """Free locks held by threads that do not exist in the child process."""
     for lock in list(_all):
         lock._lock = threading.RLock()
 

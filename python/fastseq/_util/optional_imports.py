@@ -40,7 +40,7 @@ def need(module: str, user: str) -> Any:
         package = module.partition(".")[0]
         missing = getattr(error, "name", None) or ""
         if missing.partition(".")[0] != package:
-            raise  # it is there, but what it needs itself is not, or is broken
+            raise  # it is installed, but a package that it needs is missing or broken
         distribution = _DISTRIBUTIONS.get(package, package)
         raise MissingFeatureError(
             f"{user} needs the package {distribution}: pip install {distribution}"

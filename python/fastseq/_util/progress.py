@@ -1,4 +1,4 @@
-"""A progress bar over all steps of a run: losses or label, steps per second, time left."""
+"""Progress bar over all steps of a run: losses or label, steps per second, time left."""
 
 from __future__ import annotations
 
@@ -14,27 +14,26 @@ _REDRAW_SECONDS = 0.1
 
 
 class Progress:
-    """A bar on standard error, or in the notebook (with ipywidgets).
+    """Progress bar on standard error, or in the notebook (with ipywidgets).
 
     It reads, for example::
 
         epoch 3/10:  25%|██▌       | 500/2000 [00:04<00:12, 121step/s, loss 0.1234, val 0.1345]
 
-    that is the epoch (or a label), the part of all steps of this call that is done, how many steps
-    are done of how many, the time that this took and the time that is left if it goes on like
-    this, steps per second of late, the loss of the last step, and the validation loss of the last
-    epoch. It is redrawn ten times a second at most.
+    that is: epoch (or label), fraction of this call's steps done, steps done of the total, time
+    taken and estimated time left, recent steps per second, loss of the last step, and validation
+    loss of the last epoch. It is redrawn at most ten times a second.
 
     Parameters
     ----------
     total
         Steps of the whole run.
     shown
-        Draw nothing if false.
+        Whether to draw anything.
     label
-        What stands before the bar until `epoch` says otherwise.
+        Text before the bar until `epoch` is called.
     delay
-        Draw nothing of runs that take fewer seconds.
+        Draw nothing before this many seconds have passed.
     """
 
     def __init__(self, total: int, *, shown: bool, label: str = "", delay: float = 0.0) -> None:
@@ -71,7 +70,7 @@ class Progress:
         self._validation_loss = loss
 
     def step(self, loss: float | None = None) -> None:
-        """Count a step; redraw if the last time is a while ago."""
+        """Count a step; redraw if the last redraw is long enough ago."""
         if self._bar is None:
             return
         self._done += 1

@@ -1,4 +1,4 @@
-"""The generators of random numbers that a program draws from without saying so."""
+"""State of the global random number generators."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["random_state", "set_random_state"]
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """Return the states of PyTorch's generators, on CPU and `device`, of Python's and NumPy's.
+    """Return the states of PyTorch's generators (CPU and `device`), Python's and NumPy's.
 
     Examples
     --------
@@ -34,7 +34,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Make generators go on from what `random_state` returned."""
+    """Restore the generators to what `random_state` returned."""
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.astype(np.uint32), *rest))  # noqa: NPY002
     version, words, gauss = state["python"]

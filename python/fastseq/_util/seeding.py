@@ -1,6 +1,6 @@
-"""PyTorch's generators of random numbers, which all threads share: who draws from them, and when.
+"""Turns at drawing from PyTorch's random number generators, which all threads share.
 
-What is seeded draws the same numbers whatever other threads do, as one thread at a time draws.
+Seeded code draws the same numbers whatever other threads do: one thread draws at a time.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ _turn = Lock()  # to draw
 
 
 class Draws:
-    """Steps that may draw random numbers; a context manager.
+    """Context manager for steps that may draw random numbers.
 
-    One thread has its turn at a time: others that come wait. Where the first step draws nothing,
-    the turn is given back then, and steps of several threads run side by side.
+    One thread has its turn at a time; the others wait. If the first step draws nothing, the turn is
+    given back after it, and steps of several threads run side by side.
 
     Parameters
     ----------
     seed
-        What to seed with; generators are as they were afterwards. None: they go on.
+        Seed; the generators are restored afterwards. None: do not seed.
     device
-        Where it draws, beside the CPU.
+        Device that the steps draw on, besides the CPU.
     turns
-        Whether threads take turns. Not where ranks wait for each other, as threads of one rank
-        may come in another order than those of the next.
+        Whether threads take turns. False where ranks wait for each other: threads may arrive in a
+        different order on each rank.
 
     Examples
     --------
@@ -59,12 +59,12 @@ class Draws:
         return self
 
     def watch(self) -> None:
-        """Say that the steps begin."""
+        """Call before the first step."""
         if self._has_turn and self._device.type == "cpu":
             self._state = torch.get_rng_state()
 
     def look(self) -> None:
-        """Say that a step was made."""
+        """Call after a step; give the turn back if the first one drew nothing."""
         if self._state is not None:
             drawn = not torch.equal(self._state, torch.get_rng_state())
             self._state = None
@@ -81,14 +81,14 @@ class Draws:
 
 @contextmanager
 def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    """Seed PyTorch's generators for a block that draws; afterwards they are as they were.
+    """Seed PyTorch's generators for the body of a ``with``, and restore them afterwards.
 
     Parameters
     ----------
     seed
-        Which.
+        The seed.
     device
-        Where it draws, beside the CPU. None: on the current GPU if it is in use.
+        Device that the body draws on, besides the CPU. None: the current GPU if CUDA is in use.
 
     Examples
     --------
@@ -108,10 +108,10 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
 
 @contextmanager
 def untouched(device: torch.device) -> Iterator[None]:
-    """Leave PyTorch's generators as they are, whatever a block draws.
+    """Leave PyTorch's generators as they are, whatever the body of the ``with`` draws.
 
-    Where another thread has its turn, what the block draws is drawn: it could not be put back
-    without putting back what the other has drawn.
+    While another thread has its turn, the generators are not restored: that would undo the other
+    thread's draws too.
     """
     if not _turn.acquire(blocking=False):
         yield
@@ -124,13 +124,13 @@ def untouched(device: torch.device) -> Iterator[None]:
 
 
 class _Forks:
-    """What generators were like before the first of several threads has seeded them."""
+    """Generator states from before the first of several threads seeded them."""
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._count = 0
         self._before: dict[Any, torch.Tensor] = {}
-        self._own = threading.local()  # forks within a fork
+        self._own = threading.local()  # nested forks
 
     def begin(self, device: torch.device) -> None:
         stack = self._own.__dict__.setdefault("stack", [])
@@ -158,7 +158,7 @@ _forks = _Forks()
 
 
 def _indices(device: torch.device) -> list[int]:
-    """Return which GPUs that is: the others need not be woken."""
+    """Return the indices of the GPUs concerned; the others are not initialized."""
     if device.type != "cuda":
         return []
     return [torch.cuda.current_device() if device.index is None else device.index]

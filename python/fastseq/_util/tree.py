@@ -12,7 +12,7 @@ Tree: TypeAlias = Any
 
 
 def tree_map(fn: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
-    """Apply `fn` to the leaves of trees of one structure, and build that structure of the results.
+    """Apply `fn` to the leaves of trees of equal structure; return a tree of the results.
 
     Examples
     --------
@@ -21,7 +21,7 @@ def tree_map(fn: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
     """
     if tree is None:
         return None
-    if type(tree) is tuple and not others:  # what most states are: quickly
+    if type(tree) is tuple and not others:  # fast path: most states are tuples
         return tuple([tree_map(fn, part) for part in tree])
     if isinstance(tree, dict):
         return type(tree)((key, tree_map(fn, tree[key], *(o[key] for o in others))) for key in tree)
@@ -52,7 +52,7 @@ def tree_paths(tree: Tree, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def tree_like(tree: Tree, leaves: Iterable[Any]) -> Tree:
-    """Build the structure of `tree` of other leaves, in order.
+    """Return a tree of `tree`'s structure with other leaves, in order.
 
     Examples
     --------

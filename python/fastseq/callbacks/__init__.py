@@ -1,4 +1,4 @@
-"""What can be done while `Estimator.fit` runs: stop early, change learning rates, write files."""
+"""Callbacks of `Estimator.fit`: stop early, change learning rates, write files."""
 
 import importlib
 from typing import Any
@@ -41,7 +41,7 @@ __all__ = [
     "Warmup",
 ]
 
-# Imported when they are asked for: they need packages that are large, or extras.
+# Imported on first use: they need large or optional packages.
 _LATER = {
     "MLflow": "mlflow",
     "Metrics": "metrics",

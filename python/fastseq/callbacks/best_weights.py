@@ -18,15 +18,15 @@ __all__ = ["RestoreBest"]
 
 
 class RestoreBest(Callback):
-    """Keep the weights of the best epoch, and give them back to the model when `fit` ends.
+    """Keep the weights of the best epoch, and restore them when `fit` ends.
 
     All ranks keep a copy, buffers included. Over several calls of `fit` on the same data the best
-    of all epochs counts; with other data it starts afresh. The optimizer goes on from where it was.
+    of all epochs counts; other data reset it. The optimizer is not restored.
 
     Parameters
     ----------
     monitor
-        Which number of the history's rows decides; None: ``"validation_loss"`` if there is
+        The number in the history's rows that decides; None: ``"validation_loss"`` if there is
         validation, else ``"loss"``.
     mode
         ``"min"``: lower is better; ``"max"``: higher is.
@@ -36,7 +36,7 @@ class RestoreBest(Callback):
     epoch
         The best epoch, whose weights the model has after `fit`; None: there was none.
     value
-        What was watched, in that epoch.
+        The monitored number in that epoch.
 
     Examples
     --------
@@ -56,7 +56,7 @@ class RestoreBest(Callback):
         self._weights: dict[str, Any] = {}
 
     def on_fit_begin(self, run: Run) -> None:
-        """Start afresh with a new estimator, or other data."""
+        """Reset for a new estimator or other data."""
         self._monitor.check(run)
         if self.is_new_to(run):
             self._forget()
@@ -69,18 +69,18 @@ class RestoreBest(Callback):
             self._weights = copied(run.model)
 
     def on_fit_end(self, run: Run) -> None:
-        """Give them back."""
+        """Restore the best weights."""
         if self._weights:
             run.model.load_state_dict(self._weights)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best weights, and of what they are."""
+        """Return the best weights, their epoch and its value."""
         if self.epoch is None:
             return {}
         return {"epoch": self.epoch, "value": self.value, "weights": dict(self._weights)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
         self._forget()
         self._used = None
         if state:
@@ -90,7 +90,7 @@ class RestoreBest(Callback):
 
 
 def copied(model: nn.Module) -> dict[str, Any]:
-    """Return a model's parameters and buffers, each in memory of its own."""
+    """Return copies of a model's parameters and buffers."""
     with torch.no_grad():
         return {
             name: value.clone(memory_format=torch.contiguous_format)

@@ -1,4 +1,4 @@
-"""Criteria made of criteria."""
+"""Combinations of criteria."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Combined(Criterion):
             criterion.on_fit_begin(run)
 
     def _reasons(self, run: Run) -> list[str]:
-        # All of them, so that each sees every epoch, and all ranks talk about the same.
+        # All of them: each must see every epoch, and ranks must communicate alike.
         reasons = [criterion.update(run) for criterion in self.criteria]
         return [reason for reason in reasons if reason]
 
@@ -53,7 +53,7 @@ class AnyOf(_Combined):
     Parameters
     ----------
     criteria
-        Which.
+        The criteria.
 
     Examples
     --------
@@ -63,7 +63,7 @@ class AnyOf(_Combined):
     """
 
     def update(self, run: Run) -> str | None:
-        """Take in an epoch."""
+        """Process an epoch."""
         return "; ".join(self._reasons(run)) or None
 
 
@@ -73,7 +73,7 @@ class AllOf(_Combined):
     Parameters
     ----------
     criteria
-        Which.
+        The criteria.
 
     Examples
     --------
@@ -83,20 +83,20 @@ class AllOf(_Combined):
     """
 
     def update(self, run: Run) -> str | None:
-        """Take in an epoch."""
+        """Process an epoch."""
         reasons = self._reasons(run)
         return "; ".join(reasons) if len(reasons) == len(self.criteria) else None
 
 
 class Warmup(_Combined):
-    """Keep a criterion from the first `n` epochs: it sees those after them only.
+    """Hide the first `n` epochs from a criterion.
 
     Parameters
     ----------
     criterion
-        Which.
+        The criterion.
     n
-        So many epochs.
+        Number of epochs.
 
     Examples
     --------
@@ -112,7 +112,7 @@ class Warmup(_Combined):
         self.n = n
 
     def update(self, run: Run) -> str | None:
-        """Take in an epoch."""
+        """Process an epoch."""
         if self._seen["epochs"] < self.n:
             self._seen["epochs"] += 1
             return None

@@ -1,4 +1,4 @@
-"""When to stop: values, counts and times that are set beforehand."""
+"""Stopping at fixed values, counts and times."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Threshold(Criterion):
     Parameters
     ----------
     value
-        Which; with ``mode="max"``, it stops above it.
+        The value; with ``mode="max"``, stops above it.
     monitor, mode
-        What is watched; see `Criterion`.
+        The monitored number; see `Criterion`.
 
     Examples
     --------
@@ -38,7 +38,7 @@ class Threshold(Criterion):
         self.value = value
 
     def update(self, run: Run) -> str | None:
-        """Take in an epoch."""
+        """Process an epoch."""
         if not self._monitor.cost(run) < self._monitor.sign * self.value:
             return None
         side = "below" if self._monitor.sign > 0 else "above"
@@ -46,15 +46,15 @@ class Threshold(Criterion):
 
 
 class InvalidValue(Criterion):
-    """Stop when the watched number is NaN or infinite.
+    """Stop when the monitored number is NaN or infinite.
 
-    A training loss that is not finite ends `fit` with an error anyway, at the step where it
-    appears; this one is for the validation's, and for metrics.
+    For validation losses and metrics: a training loss that is not finite makes `fit` fail anyway,
+    at the step where it appears.
 
     Parameters
     ----------
     monitor
-        What is watched; see `Criterion`.
+        The monitored number; see `Criterion`.
 
     Examples
     --------
@@ -66,7 +66,7 @@ class InvalidValue(Criterion):
         super().__init__(monitor=monitor)
 
     def update(self, run: Run) -> str | None:
-        """Take in an epoch."""
+        """Process an epoch."""
         value = self._monitor.value(run)
         return None if math.isfinite(value) else f"{self._monitor.name(run.row)} is {value}"
 
@@ -77,7 +77,7 @@ class NumberLimit(Criterion):
     Parameters
     ----------
     n
-        So many.
+        Number of epochs.
 
     Examples
     --------
@@ -93,16 +93,16 @@ class NumberLimit(Criterion):
         self.n = n
 
     def update(self, run: Run) -> str | None:
-        """Take in an epoch."""
+        """Process an epoch."""
         self._seen["epochs"] += 1
         return f"{self.n} epochs are done" if self._seen["epochs"] >= self.n else None
 
 
 class TimeLimit(Criterion):
-    """Stop when a call of `fit` has taken so long; one that is resumed goes on counting.
+    """Stop when a call of `fit` has taken `limit`; a resumed call continues its count.
 
-    It looks at the clock after every step, and ends the epoch in which time is up there and then;
-    inside of `Warmup`, `AnyOf` and `AllOf`, at the ends of epochs.
+    The clock is checked after every update, and the epoch then ends at once; inside `Warmup`,
+    `AnyOf` and `AllOf` it is checked at the ends of epochs.
 
     Parameters
     ----------
@@ -123,12 +123,12 @@ class TimeLimit(Criterion):
         self.seconds = float(seconds)
 
     def on_batch_end(self, run: Run) -> None:
-        """Stop if it is time, by any rank's clock."""
+        """Stop if time is up by any rank's clock."""
         if run.seconds >= self.seconds:
             run.stop(self._reason)
 
     def update(self, run: Run) -> str | None:
-        """Take in an epoch; by rank 0's clock."""
+        """Process an epoch, by rank 0's clock."""
         return self._reason if run.same(run.seconds) >= self.seconds else None
 
     @property

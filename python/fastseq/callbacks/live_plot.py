@@ -1,4 +1,4 @@
-"""The history as a picture that is drawn anew while training goes on."""
+"""A plot of the history, redrawn during training."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ __all__ = ["LivePlot"]
 
 
 class LivePlot(Callback):
-    """Draw the history after each epoch; on rank 0. It needs matplotlib.
+    """Plot the history after each epoch, on rank 0 (needs matplotlib).
 
     Parameters
     ----------
     path
-        A file that is rewritten each time; its ending tells the format. None: into the output of
-        the notebook's cell.
+        A file, rewritten each time; its suffix sets the format. None: the output of the notebook's
+        cell.
     every
-        After every so many epochs, and after the last.
+        Plot every so many epochs, and after the last.
 
     Raises
     ------
     MissingFeatureError
-        Before training: there is no matplotlib.
+        Before training: matplotlib is not installed.
     ValueError
-        Before training: `path` is None outside of notebooks, or of an unknown format.
+        Before training: `path` is None outside a notebook, or its format is unknown.
 
     Examples
     --------
@@ -50,7 +50,7 @@ class LivePlot(Callback):
         self._display: Any = None
 
     def on_fit_begin(self, run: Run) -> None:
-        """See whether there is something to draw with, and to draw to."""
+        """Check that matplotlib is installed and `path` can be written."""
         self._drawn, self._display = len(run.history), None
         if not run.first:
             return
@@ -67,12 +67,12 @@ class LivePlot(Callback):
                 )
 
     def on_epoch_end(self, run: Run) -> None:
-        """Draw."""
+        """Plot the history."""
         if run.epoch % self.every == 0:
             self._draw(run)
 
     def on_fit_end(self, run: Run) -> None:
-        """Draw the last epochs."""
+        """Plot the last epochs."""
         if len(run.history) > self._drawn:
             self._draw(run)
 

@@ -1,4 +1,4 @@
-"""A line per epoch."""
+"""Text logs: one line per epoch."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["Log"]
 
 
 class Log(Callback):
-    """Tell each epoch's numbers, and why `fit` stopped early, in a line of text; on rank 0.
+    """Print one line per epoch, and why `fit` stopped early, on rank 0.
 
     Parameters
     ----------
     every
-        After every so many epochs, and after the last.
+        Print every so many epochs, and after the last.
     logger
-        A `logging.Logger`, or its name: lines go there at level INFO. None: to standard output.
+        A `logging.Logger` or its name, which gets the lines at level INFO. None: standard output.
 
     Examples
     --------
@@ -40,7 +40,7 @@ class Log(Callback):
         if logger is not None and not isinstance(logger, logging.Logger | logging.LoggerAdapter):
             raise TypeError(f"logger must be a logging.Logger, its name or None, got {logger!r}")
         self.every = every
-        # What writes between the lines of a progress bar.
+        # tqdm.write does not break the progress bar.
         self._tell = tqdm.write if logger is None else logger.info
         self._untold = ""
 

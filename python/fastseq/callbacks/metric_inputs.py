@@ -1,4 +1,4 @@
-"""What metrics get of a model's outputs."""
+"""The inputs of metrics, made from a model's outputs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _Array = np.ndarray[Any, Any]
 
 
 def classes_of(outputs: _Array, *, one_logit: bool) -> _Array:
-    """Return predicted classes: the largest of ``(n, C)``; or whether each logit is positive.
+    """Return predicted classes: the argmax of ``(n, C)``, or whether each logit is positive.
 
     Examples
     --------
@@ -29,19 +29,19 @@ def classes_of(outputs: _Array, *, one_logit: bool) -> _Array:
 
 
 def column(values: _Array) -> _Array:
-    """Return ``(n, 1)`` as ``(n,)``, all else as it is."""
+    """Return ``(n, 1)`` as ``(n,)``, anything else unchanged."""
     return values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
 
 
 def weights_of(samples: Samples) -> dict[str, _Array]:
-    """Return the argument that a metric gets; none where all samples count the same."""
+    """Return the argument ``sample_weight`` of a metric; empty if all weights are equal."""
     weights = samples.weights
     return {} if (weights == weights[0]).all() else {"sample_weight": weights}
 
 
 def takes_weights(function: Callable[..., Any]) -> bool:
-    """Whether a metric can be given weights."""
+    """Whether a metric takes ``sample_weight``."""
     try:
         return "sample_weight" in inspect.signature(function).parameters
-    except (TypeError, ValueError):  # a builtin that does not tell
+    except (TypeError, ValueError):  # a builtin without a signature
         return False

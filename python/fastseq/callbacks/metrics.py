@@ -1,4 +1,4 @@
-"""Metrics of every epoch: scikit-learn's by their names, and functions."""
+"""Metrics per epoch: scikit-learn's, by name, and functions."""
 
 from __future__ import annotations
 
@@ -23,45 +23,43 @@ _RESERVED = ("epoch", "loss", "validation_loss", "lr", "steps", "seconds", "step
 
 
 class Metrics(Callback):
-    """Puts metrics into each epoch's line of the history.
+    """Add metrics to each epoch's row of the history.
 
-    They are computed from predictions in evaluation mode, after the epoch, on the validation part
+    They are computed after the epoch, from predictions in evaluation mode, on the validation part
     (``"validation_r2"``) and on request on the training part (``"r2"``), over the samples of all
-    ranks: those which a mask, a length or a weight of 0 leaves out do not count. What the
-    estimator scales is measured in the targets' own units. Validation by time goes on from the
-    states in which training has ended.
+    ranks. Samples left out by a mask, a length or a weight of 0 do not count. Scaled targets are
+    measured in their own units. Validation by time continues from the final states of training.
 
-    Callbacks run in the order in which they are given: put `Metrics` before those that look at its
-    values.
+    Callbacks run in the given order: put `Metrics` before those that read its values.
 
     Parameters
     ----------
     *metrics
         Scikit-learn's names (``"r2"``, ``"neg_mean_absolute_error"``, ``"accuracy"``,
         ``"f1_macro"``, ``"roc_auc"``; see `sklearn.metrics.get_scorer_names`), or functions
-        ``fn(y_true, y_pred)``, called by their own names. They get arrays ``(n,)``, or ``(n, K)``
-        for several features, and return a number; the order of samples means nothing. Weights go
-        to those that take ``sample_weight``.
+        ``fn(y_true, y_pred)``, listed under their own names. They get arrays ``(n,)``, or
+        ``(n, K)`` for several features, in no particular order, and return a number. Those that
+        take ``sample_weight`` get weights.
     train
-        Also on the training part: this costs another pass over it.
+        Also compute them on the training part: this costs another pass over it.
     **named
-        Likewise, with names to call them by.
+        More metrics, with the names to list them under.
 
     Notes
     -----
-    Where targets are integers or booleans they are classes, and `y_pred` is the class: of outputs
-    ``(n, C)`` the largest; of outputs in the shape of the targets (one logit) whether they are
-    positive. So it is for scikit-learn's classification metrics where targets are floats 0 and 1.
+    Integer or boolean targets are classes, and `y_pred` is the class: the argmax of outputs
+    ``(n, C)``; for outputs in the shape of the targets (one logit), whether they are positive.
+    The same holds for scikit-learn's classification metrics if targets are floats 0 and 1.
 
-    Where samples have some of their targets but not all (``spec.nan="mask"``), a metric is the mean
-    of those of each target, from what is known of it.
+    Where some of a sample's targets are missing (``spec.nan="mask"``), a metric is computed for
+    each target from its known values, and the mean is returned.
 
     Raises
     ------
     ValueError
-        An unknown name, a name that the history has already, or nothing to compute on.
+        A name is unknown or already in the history, or there is nothing to compute on.
     TypeError
-        Something else than a name or a function.
+        A metric is neither a name nor a function.
     MissingFeatureError
         Names need scikit-learn.
 
@@ -100,7 +98,7 @@ class Metrics(Callback):
         self._metrics[name] = _named(metric) if isinstance(metric, str) else _Function(metric)
 
     def on_fit_begin(self, run: Run) -> None:
-        """Make sure that there is something to compute on."""
+        """Raise if there is nothing to compute on."""
         if run.validation is None and not self._train:
             raise ValueError(
                 "Metrics has nothing to compute on: pass validation to fit, or train=True to "
@@ -108,7 +106,7 @@ class Metrics(Callback):
             )
 
     def on_epoch_end(self, run: Run) -> None:
-        """Compute, and put into ``run.row``."""
+        """Compute the metrics and add them to ``run.row``."""
         part = run.validation
         if self._train:
             self._measure(run, samples(run.learner, run.data), "")
@@ -119,7 +117,7 @@ class Metrics(Callback):
     def _measure(self, run: Run, found: Samples, prefix: str) -> None:
         for name, metric in self._metrics.items():
             value = math.nan
-            if run.first:  # for all: others need not have the same number to the last bit
+            if run.first:  # broadcast: other ranks' numbers may differ in the last bits
                 try:
                     parts = list(_targets(found))
                     value = sum(float(metric(part)) for part in parts) / len(parts)
@@ -132,7 +130,7 @@ class Metrics(Callback):
 
 
 def _targets(samples: Samples) -> Iterator[Samples]:
-    """Yield all samples, or those of each target where not all have the same targets."""
+    """Yield all samples; if some of their targets are missing, each target's samples."""
     y_true, y_pred, weights = samples
     if weights.ndim == 1:
         yield samples
@@ -153,7 +151,7 @@ class _Function:
             raise TypeError(
                 f"a metric must be a name or a function of (y_true, y_pred), got {function!r}"
             )
-        named = getattr(function, "func", function)  # what functools.partial was given
+        named = getattr(function, "func", function)  # the function in a functools.partial
         self.name = str(getattr(named, "__name__", type(named).__name__))
         self._function: Callable[..., float] = function
         self._takes_weights = takes_weights(function)

@@ -17,42 +17,42 @@ if TYPE_CHECKING:
 
 __all__ = ["MLflow"]
 
-# Steps' losses are kept back, for each message costs as much as many steps.
+# Losses of steps are buffered: one message costs as much as many steps.
 _KEPT_BACK = 500
 _SECONDS_BETWEEN = 10.0
 _LONGEST_VALUE = 500  # characters, of a parameter
 
 
 class MLflow(Tracker):
-    """Logs a run to an MLflow server or database for each call of `fit`.
+    """Log each call of `fit` as a run on an MLflow server or database.
 
     Parameters: the spec, the model's class and size, the optimizer and its settings, and the shape
-    of the data. Metrics: everything in an epoch's line of the history, by epoch, and the loss of
-    steps as ``step_loss``. Artifacts: the table and the picture of the history (the latter needs
-    matplotlib), a description of the model and its weights. A training that is resumed from a
-    checkpoint goes on with the same run. Rank 0 logs; if it cannot, the training goes on, and a
-    warning says why.
+    of the data. Metrics: every number in an epoch's row of the history, by epoch, and the loss of
+    steps as ``step_loss``. Artifacts: the history as a table and a plot (the latter needs
+    matplotlib), a description of the model and its weights. Training resumed from a checkpoint
+    continues the same run. Rank 0 logs; if logging fails, training continues, and a warning says
+    why.
 
-    Put it after `Metrics`, so that it sees their values, and before what brings the best weights
-    back at the end, so that it logs these.
+    Put it after `Metrics`, so that it sees their values, and before `RestoreBest`, so that it logs
+    the best weights.
 
     Parameters
     ----------
     experiment
-        The name of the experiment, which is made if there is none; None: that of the parent, or
-        of `mlflow.set_experiment`.
+        Name of the experiment, created if missing; None: the parent's, or the one set by
+        `mlflow.set_experiment`.
     tracking_uri
-        Such as ``"sqlite:///mlflow.db"`` or ``"http://server:5000"``; None: that of
+        Such as ``"sqlite:///mlflow.db"`` or ``"http://server:5000"``; None: the one set by
         `mlflow.set_tracking_uri`.
     run_name
-        What to call the run; None: MLflow makes a name up.
+        Name of the run; None: MLflow makes one up.
     parent
-        The id of the run that this one belongs to, as those of a search do; None: the run that
-        `mlflow.start_run` has started, if any.
+        The id of the parent run, such as a search's; None: the run that `mlflow.start_run` has
+        started, if any.
     tags
-        More to find the run by.
+        Tags of the run.
     every
-        Log the loss of each so many steps; 0: of none.
+        Log the loss every so many steps; 0: never.
     weights
         Log the model's weights at the end.
 
@@ -103,7 +103,7 @@ class MLflow(Tracker):
         return {"run_id": self.run_id or ""}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with that run."""
+        """Continue that run."""
         self.run_id = state["run_id"] or None
         self._resumes = self.run_id is not None
 
@@ -131,7 +131,7 @@ class MLflow(Tracker):
         self._client.log_text(self.run_id, str(run.model), "model.txt")
 
     def _goes_on(self) -> bool:
-        """Open the run that a checkpoint told of again; False if it is not there any more."""
+        """Reopen the run named in a checkpoint; return False if it no longer exists."""
         self._resumes = False
         try:
             self._client.update_run(self.run_id, "RUNNING")
@@ -151,7 +151,7 @@ class MLflow(Tracker):
             return str(found.experiment_id)
         try:
             return str(self._client.create_experiment(name))
-        except Exception:  # another process was faster
+        except Exception:  # another process has created it meanwhile
             found = self._client.get_experiment_by_name(name)
             if found is None:
                 raise

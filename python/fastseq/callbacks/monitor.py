@@ -1,4 +1,4 @@
-"""Which number of an epoch a callback watches."""
+"""The number of an epoch that a callback monitors."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ __all__ = ["Monitor", "check_positive"]
 
 
 class Monitor:
-    """A number of each epoch's row of the history, made so that lower is better.
+    """A number in each epoch's row of the history, with a sign for which lower is better.
 
     Parameters
     ----------
     key
-        Which one; None: ``"validation_loss"`` if there is one, else ``"loss"``.
+        Its name; None: ``"validation_loss"`` if there is one, else ``"loss"``.
     mode
         ``"min"``: lower is better; ``"max"``: higher is.
 
     Raises
     ------
     TypeError
-        `key` is no string.
+        `key` is not a string.
     ValueError
-        `mode` is neither of the two.
+        `mode` is unknown.
 
     Examples
     --------
@@ -44,7 +44,7 @@ class Monitor:
         self.sign = 1.0 if mode == "min" else -1.0
 
     def check(self, run: Run) -> None:
-        """Raise `ValueError` if it is clear before training that the number will not be there."""
+        """Raise `ValueError` if the number needs validation and there is none."""
         if self.key is not None and self.key.startswith("validation_") and run.validation is None:
             raise ValueError(
                 f'monitor="{self.key}" needs validation data: pass validation=… to fit, or watch '
@@ -52,7 +52,7 @@ class Monitor:
             )
 
     def name(self, row: dict[str, Any]) -> str:
-        """Return which number of `row` it is."""
+        """Return the number's name in `row`."""
         if self.key is None:
             return "validation_loss" if "validation_loss" in row else "loss"
         if self.key not in row:
@@ -67,7 +67,7 @@ class Monitor:
         return float(run.row[self.name(run.row)])
 
     def cost(self, run: Run) -> float:
-        """Return this epoch's number with the sign for which lower is better; NaN is the worst."""
+        """Return this epoch's number, signed so that lower is better; NaN is the worst."""
         value = self.value(run)
         return math.inf if math.isnan(value) else self.sign * value
 

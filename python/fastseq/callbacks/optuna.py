@@ -1,4 +1,4 @@
-"""Pruning of an Optuna study's trials."""
+"""Pruning of Optuna trials."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["OptunaPruning"]
 
 
 class OptunaPruning(Callback):
-    """Reports each epoch's loss to a trial of an Optuna study, and ends `fit` if it is pruned.
+    """Report each epoch's loss to an Optuna trial, and end `fit` if it is pruned.
 
     `fit` then ends after the epoch, as if it had been stopped, and raises `optuna.TrialPruned`,
     which the study expects.
@@ -23,11 +23,11 @@ class OptunaPruning(Callback):
     Parameters
     ----------
     trial
-        What Optuna gave the objective. On several ranks, rank 0's decides; others may pass None.
+        The objective's argument. On several ranks, rank 0's decides; others may pass None.
     monitor
-        Which number of the epoch's line in the history to report, such as ``"validation_r2"`` (put
-        `Metrics` before this callback then); None: the validation loss, without validation the
-        loss. Whether lower is better is the study's ``direction``.
+        The number in the epoch's row of the history to report, such as ``"validation_r2"`` (then
+        put `Metrics` before this callback); None: the validation loss, or the loss without
+        validation. The study's ``direction`` says whether lower is better.
 
     Raises
     ------
@@ -61,18 +61,18 @@ class OptunaPruning(Callback):
         self._pruned = ""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OptunaPruning:
-        # scikit-learn copies parameters; a copy of the trial would report to a copy of the study.
+        # Scikit-learn copies parameters; a copied trial would report to a copy of the study.
         return OptunaPruning(self._trial, self._monitor.key)
 
     def on_fit_begin(self, run: Run) -> None:
-        """Check what is to be reported."""
+        """Check `monitor` and `trial`."""
         self._monitor.check(run)
         self._pruned = ""
         if run.first and self._trial is None:
             raise TypeError("OptunaPruning needs a trial on rank 0, got None")
 
     def on_epoch_end(self, run: Run) -> None:
-        """Report, and ask whether to go on."""
+        """Report, and stop if the trial is pruned."""
         value = self._monitor.value(run)
         prune = False
         if run.first:
@@ -83,7 +83,7 @@ class OptunaPruning(Callback):
             run.stop(self._pruned)
 
     def on_fit_end(self, run: Run) -> None:
-        """Tell the study."""
+        """Raise `optuna.TrialPruned` if the trial was pruned."""
         if self._pruned and run.error is None:
             from optuna import TrialPruned
 

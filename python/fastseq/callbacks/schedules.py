@@ -1,4 +1,4 @@
-"""Learning rates that change while training goes on."""
+"""Learning rate schedules."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ _CHANGED = ("lr", "momentum", "betas")  # what torch's schedulers set in a group
 
 
 class Schedule(Callback):
-    """Changes the learning rate as one of torch's schedulers says.
+    """Set the learning rate by a torch scheduler.
 
-    It goes on where it was when `fit` is called again with the same optimizer. Of other data,
-    `torch.optim.lr_scheduler.ReduceLROnPlateau` looks for a best loss of their own.
+    It continues when `fit` is called again with the same optimizer. For other data,
+    `torch.optim.lr_scheduler.ReduceLROnPlateau` forgets its best loss.
 
     Parameters
     ----------
     scheduler
-        A callable that gets the optimizer and returns a scheduler; or a scheduler, made for the
+        A callable that gets the optimizer and returns a scheduler; or a scheduler made for the
         estimator's optimizer.
     per
         When its ``step`` is called: at the end of every ``"epoch"``, or after every ``"step"`` of
         the optimizer.
     monitor
-        What `torch.optim.lr_scheduler.ReduceLROnPlateau` gets: the name of a number of the
-        history's rows; None: ``"validation_loss"`` if there is validation, else ``"loss"``.
+        The number in the history's rows that `torch.optim.lr_scheduler.ReduceLROnPlateau` gets;
+        None: ``"validation_loss"`` if there is validation, else ``"loss"``.
 
     Raises
     ------
     TypeError
         `scheduler` is neither, or returns something else.
     ValueError
-        `per` is unknown, or the scheduler is another optimizer's.
+        `per` is unknown, or the scheduler was made for another optimizer.
 
     Examples
     --------
@@ -71,11 +71,11 @@ class Schedule(Callback):
         self._make = None if isinstance(scheduler, LRScheduler) else scheduler
         self._scheduler = scheduler if isinstance(scheduler, LRScheduler) else None
         self._monitor = Monitor(monitor, "min")
-        self._state: dict[str, Any] | None = None  # what the scheduler is to go on from
+        self._state: dict[str, Any] | None = None  # to load into the scheduler once it is made
         self.per = per
 
     def on_fit_begin(self, run: Run) -> None:
-        """Make the scheduler, unless it is there."""
+        """Make the scheduler, unless it exists."""
         self._monitor.check(run)
         if self._make is not None and (
             self._scheduler is None or self._scheduler.optimizer is not run.optimizer
@@ -89,24 +89,24 @@ class Schedule(Callback):
             )
         if self.per == "step" and isinstance(self._scheduler, ReduceLROnPlateau):
             raise ValueError('ReduceLROnPlateau looks at the losses of epochs: use per="epoch"')
-        if self._state is not None and run.step > 0:  # or another estimator begins
+        if self._state is not None and run.step > 0:  # 0: another estimator starts
             _go_on(self._scheduler, self._state)
         self._state = None
         if isinstance(self._scheduler, ReduceLROnPlateau) and self.is_new_to(run):
             self._scheduler.best = self._scheduler.mode_worse
             self._scheduler.num_bad_epochs = self._scheduler.cooldown_counter = 0
-        # Torch warns if its `step` comes before the optimizer's, which a step without any sample,
-        # or with an overflow in fp16, leaves out.
+        # Torch warns if its `step` comes before the optimizer's, which is skipped if there is no
+        # sample, or on an overflow in fp16.
         mark_stepped(run.optimizer)
 
     def on_batch_end(self, run: Run) -> None:
-        """Make a step of the scheduler."""
+        """Step the scheduler."""
         if self.per == "step":
             assert self._scheduler is not None
             self._scheduler.step()
 
     def on_epoch_end(self, run: Run) -> None:
-        """Make a step of the scheduler."""
+        """Step the scheduler."""
         if self.per == "step":
             return
         if isinstance(self._scheduler, ReduceLROnPlateau):
@@ -116,7 +116,7 @@ class Schedule(Callback):
             self._scheduler.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the scheduler counts, and the rates it has set."""
+        """Return the scheduler's state, and the rates it has set."""
         if self._scheduler is None:
             return self._state or {}
         groups = self._scheduler.optimizer.param_groups
@@ -126,14 +126,14 @@ class Schedule(Callback):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned; in the next call of `fit`, if need be."""
+        """Restore what `state_dict` returned; without a scheduler yet, in the next `fit`."""
         if self._scheduler is None:
             self._state = state or None
         elif state:
             _go_on(self._scheduler, state)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out a scheduler that can be made again: a copy is for a copy of the optimizer."""
+        """Leave out a scheduler that can be made again: a copy serves a copy of the optimizer."""
         if self._make is None:
             return vars(self)
         return {**vars(self), "_scheduler": None, "_state": self.state_dict() or None}
@@ -152,7 +152,7 @@ def _made(
 
 
 def _go_on(scheduler: LRScheduler, state: dict[str, Any]) -> None:
-    """Load a state; also the rates, which making the scheduler has set to those of the start."""
+    """Load a state, and the rates, which making the scheduler has reset to the initial ones."""
     scheduler.load_state_dict(dict(state["scheduler"]))
     for group, saved in zip(scheduler.optimizer.param_groups, state["groups"], strict=True):
         for name, value in saved.items():
@@ -160,7 +160,7 @@ def _go_on(scheduler: LRScheduler, state: dict[str, Any]) -> None:
 
 
 def _set(group: dict[str, Any], name: str, value: Any) -> None:
-    """Set a number of a group; one in a tensor, in place, as CUDA graphs have its address."""
+    """Set a number of a group; if it is a tensor, in place: CUDA graphs hold its address."""
     if isinstance(group[name], Tensor):
         with torch.no_grad():
             group[name].fill_(float(value))
@@ -172,9 +172,9 @@ _NOT_PLAIN = object()
 
 
 def _plain(value: Any) -> Any:
-    """Return what a file can hold: numbers, strings, lists and dicts of them, without the rest.
+    """Return the numbers, strings, and lists and dicts of them, which a file can hold.
 
-    The rest (functions, a table of milestones) is what a scheduler is made with, and not changed.
+    The rest (functions, a table of milestones) is set when the scheduler is made, and constant.
     """
     if isinstance(value, Tensor) and value.numel() == 1:
         return value.item()
@@ -190,7 +190,7 @@ def _plain(value: Any) -> Any:
 
 
 class CycleLearningRate(Callback):
-    """Lets the learning rate rise and fall in straight lines, from epoch to epoch.
+    """Let the learning rate rise and fall linearly from epoch to epoch.
 
     Epoch 1 has `lower`, epoch ``1 + stepsize`` has `upper`, epoch ``1 + 2 * stepsize`` has `lower`
     again: L. N. Smith, Cyclical Learning Rates for Training Neural Networks, WACV 2017.
@@ -198,7 +198,7 @@ class CycleLearningRate(Callback):
     Parameters
     ----------
     stepsize
-        Epochs of a rise, or of a fall.
+        Epochs of a rise or of a fall.
     lower, upper
         The two learning rates.
 
@@ -225,6 +225,6 @@ class CycleLearningRate(Callback):
         return self.lower + (self.upper - self.lower) * height
 
     def on_epoch_begin(self, run: Run) -> None:
-        """Set it."""
+        """Set the epoch's learning rate."""
         for group in run.optimizer.param_groups:
             _set(group, "lr", self.rate(run.epoch))

@@ -1,6 +1,6 @@
-"""Scikit-learn's metrics of a model's outputs, as if it were a fitted estimator of theirs.
+"""Scikit-learn's metrics of a model's outputs, treated as a fitted scikit-learn estimator.
 
-Needs scikit-learn: imported where one of its names is used.
+Needs scikit-learn: imported only if one of its names is used.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .metric_inputs import classes_of, column, takes_weights, weights_of
 
 __all__ = ["NamedMetric"]
 
-# What is measured on numbers; all others are for classes.
+# Regression metrics; all others are for classes.
 _ON_NUMBERS = (
     "r2", "explained_variance", "d2_absolute_error_score", "max_error", "neg_max_error",
     "neg_mean_", "neg_median_", "neg_root_",
@@ -26,7 +26,7 @@ _ON_NUMBERS = (
 
 
 class NamedMetric:
-    """One of scikit-learn's metrics.
+    """A scikit-learn metric.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ class NamedMetric:
     Raises
     ------
     ValueError
-        It is none of them.
+        The name is unknown.
 
     Examples
     --------
@@ -59,7 +59,7 @@ class NamedMetric:
         self._takes_weights = takes_weights(function)
 
     def __call__(self, samples: Samples) -> float:
-        """Compute it."""
+        """Compute the metric."""
         y_true = column(samples.y_true)
         weights = weights_of(samples) if self._takes_weights else {}
         if self._on_numbers:
@@ -72,7 +72,7 @@ class NamedMetric:
 class _Regressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     """Its inputs are a model's outputs."""
 
-    def fit(self, *_: Any) -> _Regressor:  # scikit-learn knows estimators by it
+    def fit(self, *_: Any) -> _Regressor:  # scikit-learn recognizes estimators by it
         return self
 
     def predict(self, outputs: Any) -> Any:
@@ -87,7 +87,7 @@ class _Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def __init__(self, *, one_logit: bool = False) -> None:
         self.one_logit = one_logit
 
-    def fit(self, *_: Any) -> _Classifier:  # scikit-learn knows estimators by it
+    def fit(self, *_: Any) -> _Classifier:  # scikit-learn recognizes estimators by it
         return self
 
     def predict(self, outputs: Any) -> Any:

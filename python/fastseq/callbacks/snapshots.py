@@ -1,4 +1,4 @@
-"""Weights of some epochs, each in a file."""
+"""Files of weights, one per epoch."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ __all__ = ["Snapshots"]
 class Snapshots(Callback):
     """Write the model's weights to numbered files: all, the last few, or the best few.
 
-    Rank 0 writes ``epoch-0001.safetensors`` and so on: parameters and buffers by name, and in its
-    metadata the epoch and the losses. Files are written beside and renamed. With other data the
-    best of these are sought, and files there are stay. Complex tensors are written as pairs of
-    reals, `torch.view_as_real`, and named in the metadata. `Checkpoint` is what a run can be
-    resumed from.
+    Rank 0 writes ``epoch-0001.safetensors`` and so on: parameters and buffers by name, with the
+    epoch and the losses in the metadata. Files are written under another name and then renamed.
+    For other data the search for the best restarts, and existing files stay. Complex tensors are
+    written as pairs of reals (`torch.view_as_real`) and listed in the metadata. To resume a run,
+    use `Checkpoint`.
 
     Parameters
     ----------
     folder
-        Where; it is made if need be.
+        The folder, created if missing.
     every
-        Write after every so many epochs.
+        Write every so many epochs.
     last
-        Keep so many of the newest.
+        How many of the newest to keep.
     best
-        Keep so many of the best. Without `last` and `best`, all are kept.
+        How many of the best to keep. Without `last` and `best`, all are kept.
     monitor
-        Which number of the history's rows decides; None: ``"validation_loss"`` if there is
+        The number in the history's rows that decides; None: ``"validation_loss"`` if there is
         validation, else ``"loss"``.
     mode
         ``"min"``: lower is better; ``"max"``: higher is.
@@ -51,7 +51,7 @@ class Snapshots(Callback):
     Attributes
     ----------
     paths
-        The files that there are now, by epoch.
+        The files kept so far, by epoch.
 
     Raises
     ------
@@ -84,7 +84,7 @@ class Snapshots(Callback):
         self._costs: dict[int, float] = {}
 
     def on_fit_begin(self, run: Run) -> None:
-        """Start afresh with a new estimator, or other data; see whether files can be written."""
+        """Reset for a new estimator or other data; check that files can be written."""
         self._monitor.check(run)
         if self.is_new_to(run):
             self._costs = {}
@@ -94,13 +94,13 @@ class Snapshots(Callback):
                 pass
 
     def on_epoch_end(self, run: Run) -> None:
-        """Write a file, and remove those that are not to be kept."""
+        """Write a file, and remove those not kept."""
         if run.epoch % self.every:
             return
         self._costs[run.epoch] = math.inf if self.best is None else self._monitor.cost(run)
         if self.best is not None or self.last is not None:
             newest = sorted(self._costs)[-self.last :] if self.last else []
-            # of equally good ones, the earlier
+            # Ties: the earlier one.
             ranked = sorted(self._costs, key=lambda epoch: (self._costs[epoch], epoch))
             kept = {*newest, *ranked[: self.best or 0]}
         else:
@@ -117,15 +117,15 @@ class Snapshots(Callback):
 
     @property
     def paths(self) -> dict[int, Path]:
-        """The files that there are now, by epoch."""
+        """The files kept so far, by epoch."""
         return {epoch: self._path(epoch) for epoch in sorted(self._costs)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return which files there are."""
+        """Return the epochs of the files, and their costs."""
         return {"epochs": list(self._costs), "costs": list(self._costs.values())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
         self._costs = dict(zip(state["epochs"], state["costs"], strict=True))
         self._used = None
 

@@ -1,7 +1,7 @@
-"""When to stop: criteria that look at each epoch's losses.
+"""Early stopping by each epoch's losses.
 
-Those of MLJ's, which are Prechelt's: L. Prechelt, Early Stopping - But When?, in: Neural Networks:
-Tricks of the Trade, Springer 1998.
+The criteria are MLJ's, which are Prechelt's: L. Prechelt, Early Stopping - But When?, in: Neural
+Networks: Tricks of the Trade, Springer 1998.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ __all__ = ["GL", "PQ", "Criterion", "NumberSinceBest", "Patience"]
 
 
 class Criterion(Callback):
-    """Base of what ends `fit` early: `update` looks at an epoch and tells why to stop.
+    """Base of early stopping: `update` looks at an epoch and returns why to stop.
 
-    All criteria go on where they were when `fit` is called again on the same data, and start afresh
-    with other data or another estimator. A NaN is worse than any number.
+    All criteria continue when `fit` is called again on the same data, and are reset for other data
+    or another estimator. A NaN is worse than any number.
 
     Parameters
     ----------
     monitor
-        Which number of the history's rows is watched; None: ``"validation_loss"`` if there is
+        The number to monitor in the history's rows; None: ``"validation_loss"`` if there is
         validation, else ``"loss"``.
     mode
         ``"min"``: lower is better; ``"max"``: higher is.
@@ -47,27 +47,27 @@ class Criterion(Callback):
         self._seen: dict[str, Any] = copy.deepcopy(self._start)
 
     def update(self, run: Run) -> str | None:
-        """Take in an epoch; return why to stop, or None to go on. On all ranks alike."""
+        """Process an epoch; return why to stop, or None: the same on all ranks."""
         raise NotImplementedError
 
     def on_fit_begin(self, run: Run) -> None:
-        """Start afresh with a new estimator, or other data."""
+        """Reset for a new estimator or other data."""
         self._monitor.check(run)
         if self.is_new_to(run):
             self._seen = copy.deepcopy(self._start)
 
     def on_epoch_end(self, run: Run) -> None:
-        """Stop if it is time."""
+        """Stop if `update` returns a reason."""
         reason = self.update(run)
         if reason:
             run.stop(reason)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what it has seen."""
+        """Return what the criterion has seen."""
         return copy.deepcopy(self._seen)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
         self._seen = copy.deepcopy(state)
         self._used = None
 
@@ -80,11 +80,11 @@ class NumberSinceBest(Criterion):
     Parameters
     ----------
     n
-        So many epochs.
+        Number of epochs.
     min_delta
-        Better means: by more than this.
+        Better means better by more than this.
     monitor, mode
-        What is watched; see `Criterion`.
+        The monitored number; see `Criterion`.
 
     Examples
     --------
@@ -105,7 +105,7 @@ class NumberSinceBest(Criterion):
         self.min_delta = min_delta
 
     def update(self, run: Run) -> str | None:
-        """Take in an epoch."""
+        """Process an epoch."""
         cost, seen = self._monitor.cost(run), self._seen
         best = math.inf if seen["best"] is None else seen["best"]
         if cost < best - self.min_delta:
@@ -126,9 +126,9 @@ class Patience(Criterion):
     Parameters
     ----------
     n
-        So many times.
+        Number of rises.
     monitor, mode
-        What is watched; see `Criterion`. With ``mode="max"``, falls are counted.
+        The monitored number; see `Criterion`. With ``mode="max"``, falls are counted.
 
     Examples
     --------
@@ -144,7 +144,7 @@ class Patience(Criterion):
         self.n = n
 
     def update(self, run: Run) -> str | None:
-        """Take in an epoch."""
+        """Process an epoch."""
         cost, seen = self._monitor.cost(run), self._seen
         rose = seen["last"] is not None and cost > seen["last"]
         seen.update(last=cost, rises=seen["rises"] + 1 if rose else 0)
@@ -156,14 +156,14 @@ class Patience(Criterion):
 class GL(Criterion):
     """Stop when the loss is more than `alpha` percent above the best: generalisation loss.
 
-    In epoch t that is ``GL(t) = 100 (E(t) - Eopt) / |Eopt|``, where Eopt is the lowest loss so far.
+    In epoch t it is ``GL(t) = 100 (E(t) - Eopt) / |Eopt|``, where Eopt is the lowest loss so far.
 
     Parameters
     ----------
     alpha
         Percent.
     monitor, mode
-        What is watched; see `Criterion`.
+        The monitored number; see `Criterion`.
 
     Examples
     --------
@@ -188,7 +188,7 @@ class GL(Criterion):
         return 100 * (cost - best) / abs(best) if best else math.inf
 
     def update(self, run: Run) -> str | None:
-        """Take in an epoch."""
+        """Process an epoch."""
         loss = self._generalisation_loss(run)
         if not loss > self.alpha:
             return None
@@ -197,11 +197,11 @@ class GL(Criterion):
 
 
 class PQ(GL):
-    """Stop when generalisation loss is large beside what training still gains: Prechelt's PQ.
+    """Stop when generalisation loss is large relative to training progress: Prechelt's PQ.
 
     Progress over the last k epochs with training losses F is
     ``P = 1000 (mean(F) / min(F) - 1)``; it stops when ``GL / P > alpha``, or when there is no
-    progress at all. The first k epochs are waited for.
+    progress at all, but not before epoch k.
 
     Parameters
     ----------
@@ -210,7 +210,7 @@ class PQ(GL):
     k
         Epochs in a strip.
     monitor, mode
-        What GL is computed of; see `Criterion`. Progress is that of ``"loss"``.
+        The number GL is computed from; see `Criterion`. Progress is always in ``"loss"``.
 
     Examples
     --------
@@ -230,13 +230,13 @@ class PQ(GL):
         self.k = k
 
     def update(self, run: Run) -> str | None:
-        """Take in an epoch."""
+        """Process an epoch."""
         loss = self._generalisation_loss(run)
         strip = self._seen["strip"] = [*self._seen["strip"], float(run.row["loss"])][-self.k :]
         if len(strip) < self.k:
             return None
         lowest, mean = min(strip), sum(strip) / self.k
-        if max(strip) == lowest:  # the mean of equal numbers may be another one
+        if max(strip) == lowest:  # the mean of equal numbers may differ from them
             return f"loss has not changed for {self.k} epochs"
         progress = 1000 * (mean - lowest) / abs(lowest) if lowest else math.inf
         if not loss / progress > self.alpha:

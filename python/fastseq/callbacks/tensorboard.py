@@ -16,21 +16,21 @@ __all__ = ["TensorBoard"]
 
 
 class TensorBoard(Tracker):
-    """Logs to a folder that ``tensorboard --logdir`` shows: losses, metrics, times, parameters.
+    """Log losses, metrics, times and parameters to a folder for ``tensorboard --logdir``.
 
-    Everything in an epoch's line of the history is a curve over the epochs, ``epoch/loss`` and so
-    on; the loss of single steps is ``step/loss``. At the end come the picture of the history
-    (needs matplotlib) and the hyperparameters with the last epoch's losses and metrics, to compare
-    runs by. Rank 0 logs; if it cannot, the training goes on, and a warning says why.
+    Every number in an epoch's row of the history is a curve over the epochs, ``epoch/loss`` and so
+    on; the loss of single steps is ``step/loss``. Added at the end: a plot of the history (needs
+    matplotlib) and, to compare runs, the hyperparameters with the last epoch's losses and metrics.
+    Rank 0 logs; if logging fails, training continues, and a warning says why.
 
     Put it after `Metrics`, so that it sees their values.
 
     Parameters
     ----------
     folder
-        Where to log; a later `fit` with the same folder goes on with the same curves.
+        Where to log; a later `fit` with the same folder continues the same curves.
     every
-        Log the loss of each so many steps; 0: of none.
+        Log the loss every so many steps; 0: never.
 
     Raises
     ------

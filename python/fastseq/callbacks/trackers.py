@@ -1,4 +1,4 @@
-"""What callbacks that tell an experiment tracker have in common."""
+"""Base of the callbacks that log to experiment trackers."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = ["Tracker", "history_figure", "numbers_of", "parameters"]
 
 
 class Tracker(Callback):
-    """Base of callbacks that log elsewhere: on rank 0 only, and never at the cost of the training.
+    """Base of callbacks that log elsewhere: on rank 0 only, and never stopping training.
 
-    If the tracker fails, that is told once, and the rest of this call of `fit` is not logged.
+    If the tracker fails, it warns once, and the rest of this call of `fit` is not logged.
 
     Parameters
     ----------
     every
-        Log the loss of each so many steps; 0: of none.
+        Log the loss every so many steps; 0: never.
     """
 
     def __init__(self, every: int) -> None:
@@ -38,20 +38,20 @@ class Tracker(Callback):
         self._logs = self._begun = False
 
     def on_fit_begin(self, run: Run) -> None:
-        """Be ready; the tracker's run begins when there is something to log."""
+        """Prepare; the tracker's run starts when there is something to log."""
         self._logs, self._begun = run.first, False
 
     def on_batch_end(self, run: Run) -> None:
-        """Log the loss of the step, now and then."""
+        """Log the loss every `every` steps."""
         if self._logs and self._every and run.step % self._every == 0:
             self._try(self._log_step, run)
 
     def on_epoch_end(self, run: Run) -> None:
-        """Log the epoch's line of the history."""
+        """Log the epoch's row of the history."""
         self._try(self._log_epoch, run)
 
     def on_fit_end(self, run: Run) -> None:
-        """Log what there is to see at the end, and close the run."""
+        """Log the final results, and close the run."""
         self._try(self._end, run)
         self._logs = False
 
@@ -59,7 +59,7 @@ class Tracker(Callback):
         if not self._logs:
             return
         try:
-            if not self._begun:  # not earlier: which run a checkpoint goes on with comes after that
+            if not self._begun:  # not earlier: a checkpoint is loaded after on_fit_begin
                 self._begun = True
                 self._begin(run)
             function(run)
@@ -86,11 +86,11 @@ class Tracker(Callback):
         raise NotImplementedError
 
     def _abandon(self) -> None:
-        """Let go of what cannot be used any more."""
+        """Release what can no longer be used."""
 
 
 def parameters(run: Run) -> dict[str, Any]:
-    """Return what was set for a run: spec, model, optimizer, data.
+    """Return a run's settings: spec, model, optimizer, data.
 
     Returns
     -------
@@ -114,7 +114,7 @@ def parameters(run: Run) -> dict[str, Any]:
 
 
 def numbers_of(row: dict[str, Any]) -> dict[str, float]:
-    """Return what can be drawn as a curve of a line of the history.
+    """Return the numbers in a row of the history that can be plotted as curves.
 
     Examples
     --------
@@ -129,14 +129,14 @@ def numbers_of(row: dict[str, Any]) -> dict[str, float]:
 
 
 def history_figure(run: Run) -> Figure | SubFigure | None:
-    """Draw the history, if matplotlib is there and there is something to draw."""
+    """Plot the history; None without matplotlib or epochs."""
     if not len(run.history) or importlib.util.find_spec("matplotlib") is None:
         return None
     return run.history.plot().figure
 
 
 def _name(function: Any) -> str:
-    """Return what a loss is called: of `seqloss`, the loss within."""
+    """Return a loss's name; for `seqloss`, the inner loss's."""
     if isinstance(function, functools.partial):
         return _name((*function.args, function.func)[0])
     return str(getattr(function, "__name__", type(function).__name__))

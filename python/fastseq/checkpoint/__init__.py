@@ -1,3 +1,3 @@
-"""Checkpoints: a training run in a file, and how it goes on from there."""
+"""Checkpoints: save a training run in a file, and continue it from there."""
 
 __all__: list[str] = []

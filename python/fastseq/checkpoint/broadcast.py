@@ -1,4 +1,4 @@
-"""Trees of tensors sent from one rank to all."""
+"""Send trees of tensors from one rank to all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["broadcast_tree", "gather_trees"]
 
 
 def broadcast_tree(tree: Any, comm: Communicator, root: int = 0) -> Any:
-    """Return rank `root`'s tree on all ranks; what `packing.pack` takes may be in it. Collective.
+    """Return rank `root`'s tree, of anything that `packing.pack` takes, on all ranks. Collective.
 
     Examples
     --------

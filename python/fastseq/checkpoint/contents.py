@@ -1,4 +1,4 @@
-"""What a checkpoint holds of model, optimizer and callbacks, and how they get it back."""
+"""Save and restore the states of model, optimizer and callbacks."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ __all__ = [
     "model_state",
 ]
 
-# How an optimizer computes, not what: this program's choice, as where it runs may be another.
+# How an optimizer computes, not what: not restored, as the device may be another one.
 _MEANS = ("capturable", "foreach", "fused")
 
 
 def model_state(model: nn.Module) -> dict[str, Any]:
-    """Return all parameters and buffers, not copied, and what modules save beside them.
+    """Return all parameters and buffers, not copied, and the extra state of modules.
 
     Examples
     --------
@@ -44,12 +44,12 @@ def model_state(model: nn.Module) -> dict[str, Any]:
 
 
 def check_model(model: nn.Module, saved: dict[str, Any], where: str) -> None:
-    """Raise unless `model` is like the one that was saved.
+    """Raise unless `model` is like the saved one.
 
     Raises
     ------
     CheckpointError
-        It is another one; the message names the first difference.
+        It differs; the message names the first difference.
     """
     own = model_state(model)
     for what, kind in (("parameters", "parameter"), ("buffers", "buffer")):
@@ -72,7 +72,7 @@ def check_model(model: nn.Module, saved: dict[str, Any], where: str) -> None:
 
 
 def load_model(model: nn.Module, saved: dict[str, Any]) -> None:
-    """Give a model, which `check_model` found right, what was saved."""
+    """Load the saved state into a model that `check_model` accepted."""
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.copy_(saved["parameters"][name])
@@ -83,7 +83,7 @@ def load_model(model: nn.Module, saved: dict[str, Any]) -> None:
 
 
 def load_buffers(model: nn.Module, saved: dict[str, Any]) -> None:
-    """Give a model's buffers what was saved."""
+    """Load the saved buffers into a model."""
     with torch.no_grad():
         for name, buffer in model.named_buffers():
             buffer.copy_(saved[name])
@@ -96,7 +96,7 @@ def _with_extra_state(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def check_optimizer(optimizer: optim.Optimizer, saved: dict[str, Any], where: str) -> None:
-    """Raise unless `optimizer` is of the kind that was saved, with as many parameters.
+    """Raise unless `optimizer` is of the saved kind, with as many parameters.
 
     Raises
     ------
@@ -117,9 +117,9 @@ def check_optimizer(optimizer: optim.Optimizer, saved: dict[str, Any], where: st
 
 
 def load_optimizer(optimizer: optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Give an optimizer, which `check_optimizer` found right, what was saved.
+    """Load the saved state into an optimizer that `check_optimizer` accepted.
 
-    Whether it is fused and the like stays as it is.
+    Settings such as ``fused`` stay as they are.
     """
     groups = [
         {**group, **{key: own[key] for key in _MEANS if key in own}}
@@ -137,9 +137,9 @@ def callback_states(callbacks: Iterable[Any]) -> list[Any]:
 
 
 def load_callbacks(callbacks: Iterable[Any], saved: list[Any], *, quiet: bool = False) -> None:
-    """Give callbacks what was saved: the first of a kind gets the first one's of that kind.
+    """Load the saved states into callbacks, in order among callbacks of one kind.
 
-    A warning names those that there are no longer, unless `quiet`.
+    A warning names states without a callback, unless `quiet`.
     """
     states = defaultdict(list)
     for kind, state in saved:
@@ -148,7 +148,7 @@ def load_callbacks(callbacks: Iterable[Any], saved: list[Any], *, quiet: bool = 
         waiting = states[type(callback).__name__]
         state = waiting.pop(0) if waiting else {}
         if state:
-            callback.load_state_dict(copy.deepcopy(state))  # it is handed out twice
+            callback.load_state_dict(copy.deepcopy(state))  # states are loaded twice
     left = [kind for kind, rest in states.items() for state in rest if state]
     if left and not quiet:
         warnings.warn(

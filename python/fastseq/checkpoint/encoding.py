@@ -1,4 +1,4 @@
-"""Nested states as named tensors and a text that says how they hang together."""
+"""Nested states as named tensors, and a text that describes their structure."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def pack(tree: Any) -> tuple[dict[str, Tensor], str]:
     Returns
     -------
     dict, str
-        The tensors, not copied, by names that tell where they were; and JSON, which with them
-        gives the tree again.
+        The tensors, not copied, by names that show their place; and JSON, from which `unpack`
+        makes the tree again.
 
     Raises
     ------
@@ -49,12 +49,12 @@ def pack(tree: Any) -> tuple[dict[str, Tensor], str]:
 
 
 def unpack(text: str, tensors: Mapping[str, Tensor]) -> Any:
-    """Return the tree that `pack` was given; named tuples come back as tuples.
+    """Return the tree given to `pack`, with named tuples as plain ones.
 
     Raises
     ------
     ValueError
-        This is not from `pack`, or a tensor is missing.
+        The text is not from `pack`, or a tensor is missing.
     """
     try:
         return _decode(json.loads(text), tensors)

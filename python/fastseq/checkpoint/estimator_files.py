@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["NoOptimizer", "SavedLearner", "check_parts", "no_loss", "save_learner"]
 
 FORMAT = 1
-"""The version of what a file holds; another one is not read."""
+"""The version of the contents; files of other versions are not read."""
 
 _KIND = "estimator"
 _FITTED = ("drawn_seed", "squeezed", "example", "scaling", "history")
@@ -67,7 +67,7 @@ def save_learner(learner: Learner, path: Path, state: Tree) -> None:
 
 
 def _uncompiled(model: nn.Module) -> nn.Module:
-    """Return what `torch.compile` was given."""
+    """Return the model given to `torch.compile`; others as they are."""
     return getattr(model, "_orig_mod", model)
 
 
@@ -79,7 +79,7 @@ def _layers(model: nn.Module) -> dict[str, Any]:
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a file can hold of an epoch's line, to which callbacks may add anything."""
+    """Return the parts of an epoch's row that a file can hold; callbacks may add anything."""
     return {key: value for key, value in row.items() if isinstance(value, numbers.Real | str)}
 
 
@@ -104,14 +104,14 @@ def _plain_structure(tree: Tree, where: str) -> Tree:
 
 @dataclasses.dataclass(frozen=True)
 class SavedLearner:
-    """What a file of `save_learner` holds.
+    """The contents of a file that `save_learner` wrote.
 
     Parameters
     ----------
     model
         With the file's weights.
     spec, options
-        What else `Estimator` takes.
+        Other arguments of `Estimator`.
     state
         The state after the last `predict` or `step`; None: it was not saved.
     """
@@ -137,7 +137,7 @@ class SavedLearner:
             ) from error
 
     def restore(self, learner: Learner) -> None:
-        """Give a learner all that was fitted."""
+        """Set all that `fit` has set in a learner."""
         fitted = self._fitted
         learner.drawn_seed = fitted["drawn_seed"]
         learner.squeezed = fitted["squeezed"]
@@ -166,7 +166,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _model(content: Mapping[str, Any], given: Any, path: Path) -> nn.Module:
-    """Return a model with the file's weights: the one given, or one built from its description."""
+    """Return a model with the file's weights: the given one, or one built from its description."""
     weights = content["model"]
     if given is None:
         if content["layers"] is None:
@@ -195,7 +195,7 @@ def _model(content: Mapping[str, Any], given: Any, path: Path) -> nn.Module:
 def _compare(
     model: nn.Module, weights: Mapping[str, Any], path: Path, *, dtypes: bool = False
 ) -> None:
-    """Raise unless the model has the parameters and buffers that are in the file."""
+    """Raise unless the model has the file's parameters and buffers."""
     own = model.state_dict()
     for name, a in own.items():
         if name not in weights:
@@ -223,12 +223,12 @@ def _refuse(path: Path, difference: str) -> None:
 
 
 def no_loss(*_: Any) -> Tensor:
-    """Stand for a loss that `load` was not given."""
+    """Raise: stands in for a loss that `load` was not given."""
     raise ValueError("the estimator was loaded without a loss: pass loss= to load")
 
 
 class NoOptimizer(torch.optim.Optimizer):
-    """Stands for one that `load` was not given."""
+    """Stands in for an optimizer that `load` was not given."""
 
     def __init__(self, _: Any) -> None:
         super().__init__([{"params": []}], {})
@@ -239,7 +239,7 @@ class NoOptimizer(torch.optim.Optimizer):
 
 
 def check_parts(learner: Learner, caller: str) -> None:
-    """Raise if `caller`, ``"fit"`` or ``"evaluate"``, needs what `load` was not given."""
+    """Raise if `caller`, ``"fit"`` or ``"evaluate"``, needs a part that `load` was not given."""
     if learner.loss is no_loss:
         raise ValueError(f"{caller} needs a loss, which is in no file: pass loss= to load")
     if caller == "fit" and isinstance(learner.optimizer, NoOptimizer):

@@ -1,4 +1,4 @@
-"""A folder of checkpoints: the newest ones are kept, and the newest whole one is found again."""
+"""A folder of checkpoints: keep the newest ones, and find the newest whole one."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _NAME = re.compile(r"checkpoint-(\d{6,})\.safetensors")
 
 
 class Generations:
-    """Checkpoints in a folder, of which each is one file, with a higher number than those before.
+    """Checkpoints in a folder, one file each, with increasing numbers.
 
-    Writing goes on in a thread of its own, of what the tensors held when it was begun.
+    A separate thread writes a copy of the tensors, made when writing starts.
 
     Parameters
     ----------
     folder
         Where they are; it need not exist.
     keep
-        How many of the last ones stay.
+        How many of the newest ones to keep.
 
     Examples
     --------
@@ -52,12 +52,12 @@ class Generations:
         self._broken: set[Path] = set()
 
     def check(self) -> None:
-        """Make the folder, remove what an interrupted write left, and write a file there.
+        """Make the folder, remove the rest of interrupted writes, and test writing a file there.
 
         Raises
         ------
         OSError
-            That cannot be done.
+            It fails.
         """
         probe = self.folder / f".{os.getpid()}{TEMPORARY}"
         try:
@@ -74,16 +74,16 @@ class Generations:
             ) from error
 
     def paths(self) -> list[Path]:
-        """Return the files there are, the newest one last."""
+        """Return the existing files, the newest one last."""
         if not self.folder.is_dir():
             return []
         named = (path for path in self.folder.iterdir() if _NAME.fullmatch(path.name))
         return sorted((path for path in named if path.is_file()), key=_number)
 
     def newest(self) -> tuple[dict[str, Tensor], str] | None:
-        """Return tensors and text of the newest whole one, None if there is none.
+        """Return tensors and text of the newest whole checkpoint, or None.
 
-        Those that are not whole are told in a warning.
+        A warning names those that are not whole.
         """
         for path in reversed(self.paths()):
             found = self._read(path)
@@ -95,7 +95,7 @@ class Generations:
         try:
             return read(path)
         except (CheckpointError, OSError) as error:
-            if isinstance(error, CheckpointError):  # else it may be whole, and be read later
+            if isinstance(error, CheckpointError):  # else it may be whole, and readable later
                 self._broken.add(path)
             warnings.warn(
                 f"{error}; the checkpoint before it is used, if there is one", stacklevel=3
@@ -103,17 +103,17 @@ class Generations:
             return None
 
     def write(self, tensors: Mapping[str, Tensor], text: str) -> None:
-        """Take a copy of tensors and begin to write it, once the one before has been written.
+        """Copy tensors and start writing the copy, once the previous checkpoint is written.
 
         Raises
         ------
         OSError
-            The one before could not be written.
+            The previous one could not be written.
         """
         self.finish()
         self._image.take(tensors, text)
         writing = self._writing = _Writing()
-        # Not a daemon: what has been begun is also finished if the program ends meanwhile.
+        # Not a daemon: a write is finished even if the program ends meanwhile.
         threading.Thread(target=self._write, args=(writing,), name="fastseq-checkpoint").start()
         writing.started = True
 
@@ -128,23 +128,23 @@ class Generations:
             for path in [*self._broken, *whole[: max(len(whole) + 1 - self._keep, 0)]]:
                 path.unlink(missing_ok=True)
             self._broken.clear()
-        except BaseException as error:  # raised where somebody looks
+        except BaseException as error:  # raised by `finish`
             self._error = error
         finally:
             writing.done.set()
 
     def raise_if_failed(self) -> None:
-        """Raise what the last `write` failed with, if that is known."""
+        """Raise the error of the last `write`, if it is known to have failed."""
         if self._error is not None:
             self.finish()
 
     def finish(self) -> None:
-        """Wait until all has been written.
+        """Wait until all is written.
 
         Raises
         ------
         OSError
-            It could not be.
+            Writing failed.
         """
         if self._writing is not None:
             self._writing.wait()
@@ -161,7 +161,7 @@ class Generations:
 
 
 class _Writing:
-    """What a thread writes, which may have been interrupted (by Ctrl-C) while it was started."""
+    """One write in a thread, whose start may have been interrupted (by Ctrl-C)."""
 
     def __init__(self) -> None:
         self.started = False  # for certain
@@ -170,13 +170,13 @@ class _Writing:
         self._begun = self._cancelled = False
 
     def begin(self) -> bool:
-        """Say that the thread runs; return whether it is still wanted."""
+        """Note that the thread runs; return whether it should write."""
         with self._lock:
             self._begun = not self._cancelled
             return self._begun
 
     def wait(self) -> None:
-        """Wait for the end, if there is one to come: a thread that runs only later does nothing."""
+        """Wait for the thread if it has started; otherwise cancel it."""
         with self._lock:
             self._cancelled = not (self.started or self._begun)
         if not self._cancelled:

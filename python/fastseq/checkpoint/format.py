@@ -1,6 +1,6 @@
-"""One file of tensors and text: written beside its place and renamed, checked when it is read.
+"""One file of tensors and text: written under another name and renamed, checked when read.
 
-The format is safetensors, with the text in the header's metadata, beside a checksum of all.
+The format is safetensors, with the text and a checksum of everything in the header's metadata.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ __all__ = ["DTYPES", "Image", "read", "tensors_checksum", "write"]
 
 _KEY, _SUM = "fastseq", "crc32"
 
-# Tensors begin at a multiple of this, in memory and in the file: past the page cache can be written
-# what is aligned to blocks of the disk, which are no larger.
+# The data starts at a multiple of this, in memory and in the file: writing past the page cache
+# needs alignment to blocks of the disk, which are no larger.
 _ALIGNED = 4096
-_AT_ONCE = 4 << 20  # bytes of a call
+_AT_ONCE = 4 << 20  # bytes per call
 
 DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -40,7 +40,7 @@ DTYPES = {
 
 
 class Image:
-    """What a file will hold, in memory of its own, which is used again and again.
+    """The contents of a file, in memory of its own, which is reused.
 
     Examples
     --------
@@ -59,11 +59,11 @@ class Image:
 
     @property
     def nbytes(self) -> int:
-        """How many bytes the tensors have."""
+        """The size of the tensors in bytes."""
         return self._data.numel()
 
     def take(self, tensors: Mapping[str, Tensor], text: str) -> None:
-        """Copy tensors, from whatever device."""
+        """Copy tensors, from any device."""
         self._text = text
         named = _in_order(tensors)
         layout = [(name, a.shape, a.dtype) for name, a in named]
@@ -91,7 +91,7 @@ class Image:
         self._layout = layout
 
     def parts(self) -> tuple[bytes, memoryview]:
-        """Return header and data, as they follow each other in the file."""
+        """Return header and data, in the order of the file."""
         data = _memory(self._data)
         checksum = zlib.crc32(data, zlib.crc32(self._text.encode()))
         about = {_KEY: self._text, _SUM: str(checksum)}
@@ -101,17 +101,17 @@ class Image:
 
 
 def _in_order(tensors: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
-    """Return tensors as they follow each other in a file: so each starts where its dtype may."""
+    """Return tensors in the order of a file, in which each is aligned for its dtype."""
     return sorted(tensors.items(), key=lambda pair: (-pair[1].element_size(), pair[0]))
 
 
 def write(path: Path, image: Image) -> None:
-    """Write a file that is whole from the moment on at which it has its name.
+    """Write a file, which gets its name only when it is whole.
 
     Raises
     ------
     OSError
-        It could not be written; what had this name before is still there.
+        It could not be written; an earlier file of this name is still there.
     """
     header, data = image.parts()
     with replacing(path) as beside, open(beside, "wb", buffering=0) as file:
@@ -126,13 +126,12 @@ def _write_all(file: FileIO, data: memoryview) -> None:
 
 
 def _write_directly(file: FileIO, data: memoryview) -> int:
-    """Write whole blocks past the page cache; return how many bytes of the data that was.
+    """Write whole blocks past the page cache; return the number of bytes written.
 
-    So the processor has little to do: copying into the cache would be at the cost of the training
-    that goes on meanwhile. What fails here, as some file systems cannot do it, is left to be
-    written in the usual way, which tells what is wrong.
+    Copying into the cache would take processor time from the training that runs meanwhile. If this
+    fails, as on some file systems, the rest is left to be written in the usual way, which raises.
     """
-    if not hasattr(os, "O_DIRECT"):  # not every system can
+    if not hasattr(os, "O_DIRECT"):  # not on every system
         return 0
     flags = fcntl.fcntl(file, fcntl.F_GETFL)
     done, whole = 0, len(data) // _ALIGNED * _ALIGNED
@@ -150,9 +149,9 @@ def read(path: Path) -> tuple[dict[str, Tensor], str]:
     Raises
     ------
     CheckpointError
-        It is not whole, or no such file; pickles are told so, and not opened.
+        It is not whole, or not such a file; pickles are named as such, and not opened.
     OSError
-        It is not there, or cannot be read.
+        It does not exist, or cannot be read.
     """
     with open(path, "rb") as file:
         begin = file.read(9)
@@ -164,7 +163,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], str]:
     try:
         with safe_open(path, framework="pt") as opened:
             about = opened.metadata() or {}
-            # Copies: the file may be removed, or be overwritten, while they are in use.
+            # Copies: the file may be removed or overwritten while they are in use.
             names = opened.keys()
             tensors = {name: opened.get_tensor(name).clone() for name in names}
     except SafetensorError as error:
@@ -178,7 +177,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], str]:
 
 
 def tensors_checksum(tensors: Mapping[str, Tensor], checksum: int = 0) -> int:
-    """Return the CRC-32 of what tensors hold, in the order in which a file holds them.
+    """Return the CRC-32 of the contents of tensors, in the order of a file.
 
     Examples
     --------

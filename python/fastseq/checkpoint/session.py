@@ -1,4 +1,4 @@
-"""The checkpoints of one call of `fit`: those it writes, and the one that it continues from."""
+"""The checkpoints of one call of `fit`: those it writes, and the one it continues from."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ if TYPE_CHECKING:
 __all__ = ["Session"]
 
 FORMAT = 1
-"""The version of what a file holds; another one is not read."""
+"""The version of the contents; files of other versions are not read."""
 
 
 class Session:
-    """Inactive unless `checkpoint` or `resume` is given; a context manager around the epochs.
+    """Writes checkpoints, or continues from one, if asked to; a context manager around the epochs.
 
-    `Run` calls it after all other callbacks, at the end of each step and epoch. While it is
-    entered, signals ask for checkpoints, too.
+    Inactive unless `checkpoint` or `resume` is given. `Run` calls it after all other callbacks, at
+    the end of each step and epoch. While it is entered, signals ask for checkpoints, too.
 
     Parameters
     ----------
@@ -76,34 +76,34 @@ class Session:
         if self._settings is not None:
             self._generations = Generations(self._settings.folder, self._settings.keep)
         self._resume = resume
-        self._saved: _Saved | None = None  # what is still to be restored
+        self._saved: _Saved | None = None  # still to be restored
         self._sameness: dict[str, Any] = {}
         self._pending: frozenset[str] = frozenset()
         self._last_step = 0
         self._alarm = math.inf
 
     def __str__(self) -> str:
-        """Describe what must be the same on all ranks: the folder is rank 0's."""
+        """Describe the settings that all ranks must share: not the folder, as rank 0's is used."""
         settings = self._settings and dataclasses.replace(self._settings, folder="…")
         resume = self._resume if self._resume in (None, "auto") else "a path"
         return f"checkpoint {settings}, resume {resume}"
 
     def open(self, data: Sequences, epochs: int, *, ends: bool) -> Position:
-        """Find what to continue from, and restore the learner to it. Collective.
+        """Find the checkpoint to continue from, if any, and restore the learner. Collective.
 
         Parameters
         ----------
         data
-            What is trained on.
+            The training data.
         epochs
-            How many epochs the call is for, those of an interrupted one included.
+            The number of epochs of the call, including those of an interrupted one.
         ends
-            Whether validation needs the states in which blocks end.
+            Whether validation needs the last state of each block.
 
         Returns
         -------
         Position
-            Where to go on.
+            The position to start from.
 
         Raises
         ------
@@ -141,7 +141,7 @@ class Session:
             )
 
     def attach(self, run: Run, trainer: Trainer) -> Session:
-        """Say which run this is about; it then has all its callbacks."""
+        """Set the run to checkpoint, once it has all its callbacks."""
         self._run = run
         self._position = run.position
         self._trainer = trainer
@@ -151,13 +151,13 @@ class Session:
         return self
 
     def __enter__(self) -> Session:
-        """Restore what callbacks may have changed as they began."""
+        """Restore what callbacks may have changed in ``on_fit_begin``."""
         if self._saved is not None:
             self._saved.restore_again(self._learner, self._callbacks, quiet=not self._run.first)
             if not self._position.inside:
                 self._saved = None
         if self._generations is not None:
-            pack(self._tree(None))  # what cannot be saved raises now
+            pack(self._tree(None))  # raises now if something cannot be saved
             self._signals.__enter__()
             self._saved_now()
         return self
@@ -174,7 +174,7 @@ class Session:
             self._signals.__exit__()
 
     def begin_epoch(self) -> None:
-        """Restore what callbacks may have changed as they began an epoch that was interrupted."""
+        """Restore what callbacks may have changed in ``on_epoch_begin`` of an interrupted epoch."""
         saved, self._saved = self._saved, None
         if saved is not None:
             saved.restore_again(self._learner, self._callbacks, quiet=True)
@@ -199,11 +199,11 @@ class Session:
             self._generations.raise_if_failed()
 
     def on_epoch_end(self, run: Run) -> None:
-        """Remember what was asked for: it is done when the ranks know whether to go on."""
+        """Keep the requests until the ranks know whether to continue."""
         self._pending = run.requests
 
     def end_epoch(self) -> None:
-        """Save if it is due after this epoch, when all callbacks have had their turn."""
+        """Save if it is due after this epoch, after all callbacks."""
         if self._settings is None:
             return
         run, every = self._run, self._settings.every_epochs
@@ -213,7 +213,7 @@ class Session:
             self._save(requests)
 
     def _save(self, requests: frozenset[str]) -> None:
-        """Save the run; end it if that was asked for."""
+        """Save the run; end the program if ``"terminate"`` was requested."""
         assert self._generations is not None
         comm = self._replicas.comm
         self._trainer.settle()
@@ -223,7 +223,7 @@ class Session:
         self._saved_now()
         if "terminate" in requests:
             self._generations.finish()
-            comm.barrier()  # a rank that ends may take the others along
+            comm.barrier()  # a rank that ends may end the others
             self._signals.terminate()
 
     def _saved_now(self) -> None:
@@ -233,7 +233,7 @@ class Session:
         self._alarm = math.inf if minutes is None else time.monotonic() + 60 * minutes
 
     def _tree(self, ranks: list[Any] | None) -> dict[str, Any]:
-        """Return what all ranks have in common, and what each has."""
+        """Return the state that all ranks share, with each rank's own."""
         learner, position, now = self._learner, self._position, time.monotonic()
         inside = position.inside
         return {
@@ -262,7 +262,7 @@ class Session:
         }
 
     def _own(self) -> dict[str, Any]:
-        """Return what this rank alone has. Collective."""
+        """Return this rank's own state. Collective."""
         learner, position, replicas = self._learner, self._position, self._replicas
         own: dict[str, Any] = {
             "random": random_state(learner.device),
@@ -326,16 +326,16 @@ def _read(
 
 
 class _Saved:
-    """What a checkpoint holds, on each rank.
+    """The contents of a checkpoint, on each rank.
 
     Parameters
     ----------
     where
-        What messages call it.
+        Its name in messages.
     tree
-        What it holds.
+        Its contents.
     rank, size
-        Which of the ranks this is.
+        This rank, and the number of ranks.
     """
 
     def __init__(self, where: str, tree: dict[str, Any], rank: int, size: int) -> None:
@@ -346,28 +346,28 @@ class _Saved:
 
     @property
     def first(self) -> int:
-        """How many epochs were done when the interrupted call of `fit` began."""
+        """The number of epochs done before the interrupted call of `fit`."""
         return int(self._tree["first"])
 
     @property
     def wish_to_stop(self) -> str | None:
-        """Why this rank wanted `fit` to end, if that was not agreed upon."""
+        """Why this rank wanted `fit` to end, if not agreed upon yet."""
         return None if self._own is None else self._own["wish"]
 
     def is_past_of(self, learner: Learner) -> bool:
-        """Whether `learner` has done all that it holds: `fit` is called once more."""
+        """Whether `learner` has already done all of this: `fit` is called once more."""
         done = learner.history.steps
         tree = self._tree
         ended = tree["stopped"] is not None or len(tree["history"]) >= tree["epochs"]
         return done > tree["step"] or (done > 0 and done == tree["step"] and ended)
 
     def check(self, learner: Learner, sameness: dict[str, Any]) -> None:
-        """Raise unless it is of such a model; warn of what cannot be as it was.
+        """Raise unless model and optimizer match; warn if results cannot be the same.
 
         Raises
         ------
         CheckpointError
-            The model or the optimizer is another one; nothing has been changed.
+            The model or the optimizer differs; nothing has been changed.
         """
         check_model(learner.model, self._tree["model"], self._where)
         check_optimizer(learner.optimizer, self._tree["optimizer"], self._where)
@@ -395,7 +395,7 @@ class _Saved:
         )
 
     def restore(self, learner: Learner) -> None:
-        """Give a learner weights, history and what else is needed before a run is made."""
+        """Restore a learner's weights, history, and all else that is needed to make a run."""
         tree = self._tree
         load_model(learner.model, tree["model"])
         load_optimizer(learner.optimizer, tree["optimizer"])
@@ -405,7 +405,7 @@ class _Saved:
         learner.scaling = None if tree["scaling"] is None else Scaling.from_state(tree["scaling"])
 
     def place(self, learner: Learner, position: Position) -> None:
-        """Say where the run was."""
+        """Restore the position."""
         tree, own, now = self._tree, self._own, time.monotonic()
         position.step = tree["step"]
         position.stopped = tree["stopped"]
@@ -429,9 +429,9 @@ class _Saved:
             position.ends |= {block: on_device(state) for block, state in own["ends"].items()}
 
     def restore_again(self, learner: Learner, callbacks: list[Any], *, quiet: bool) -> None:
-        """Give callbacks their states; model, optimizer and random generators again.
+        """Restore callbacks, and once more model, optimizer and random generators.
 
-        Callbacks may change these when they begin, and draw numbers.
+        Callbacks may change these when they begin, and draw random numbers.
         """
         tree, own = self._tree, self._own
         load_callbacks(callbacks, tree["callbacks"], quiet=quiet)
@@ -445,7 +445,7 @@ class _Saved:
 
 
 def _sameness(learner: Learner, data: Sequences) -> dict[str, Any]:
-    """Return what a position within an epoch depends on, and what the last bits depend on."""
+    """Return what a position within an epoch depends on, and what rounding depends on."""
     spec, comm = learner.spec, learner.replicas.comm
     size = [data.steps, data.count]
     if spec.shard == "given":
@@ -478,7 +478,7 @@ def _differences(then: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, A
 
 
 def _plain(tree: Tree) -> bool:
-    """Whether a tree's containers are those that come back from a file."""
+    """Whether a tree has only containers that a file restores unchanged."""
     if isinstance(tree, dict):
         return type(tree) is dict and all(map(_plain, tree.values()))
     if isinstance(tree, tuple | list):
@@ -487,7 +487,7 @@ def _plain(tree: Tree) -> bool:
 
 
 def _example_state(learner: Learner) -> Tree:
-    """Return a state as the model makes it: in its kinds of tuples and dicts."""
+    """Return a state with the model's own kinds of tuples and dicts."""
     m = Stateful(in_context(learner.model, learner.spec.context))
     with torch.no_grad(), untouched(learner.device), in_mode(learner.model, training=False):
         m(learner.example)

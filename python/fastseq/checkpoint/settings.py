@@ -14,22 +14,22 @@ __all__ = ["Checkpoint"]
 class Checkpoint:
     """Where and how often `Estimator.fit` writes checkpoints: ``fit(…, checkpoint=Checkpoint(…))``.
 
-    One is also written at the end, and when a signal asks for it: SIGUSR1 (training goes on
-    afterwards) and SIGTERM (it ends).
+    One is also written at the end, and when a signal asks for it: SIGUSR1 (training continues) or
+    SIGTERM (the program ends).
 
     Parameters
     ----------
     folder
-        Where: a folder of their own, for one call of `fit`. With several ranks rank 0 writes.
+        A folder only for the checkpoints of one call of `fit`. With several ranks rank 0 writes.
     every_steps, every_minutes, every_epochs
-        How often: after so many chunks, so much time, and at the end of so many epochs; None: not.
+        Write each time this many chunks, minutes or epochs have passed; None: not.
     keep
-        How many of the last ones stay.
+        How many of the newest ones to keep.
 
     Raises
     ------
     ValueError, TypeError
-        One of them is not a positive number.
+        A setting is not a positive number.
 
     Examples
     --------
@@ -60,7 +60,7 @@ class Checkpoint:
 
     @classmethod
     def of(cls, value: Any) -> Checkpoint:
-        """Return what ``fit(checkpoint=…)`` was given as one: itself, or a folder."""
+        """Return the argument of ``fit(checkpoint=…)``, perhaps a folder, as a `Checkpoint`."""
         return value if isinstance(value, cls) else cls(value)
 
 

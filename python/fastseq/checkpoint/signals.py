@@ -1,4 +1,4 @@
-"""Signals that ask a run to save itself: SIGUSR1 to go on afterwards, SIGTERM to end."""
+"""Signals that ask a run to save itself: SIGUSR1 to continue afterwards, SIGTERM to end."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["Signals"]
 class Signals:
     """Asks for a checkpoint at SIGUSR1, and for an end at SIGTERM; a context manager.
 
-    Only in the main thread, as Python wants it; a signal that the program ignores stays so.
+    Only in the main thread, as Python requires; signals that the program ignores stay ignored.
 
     Parameters
     ----------
     ask
-        Called with ``"checkpoint"`` or ``"terminate"``, between two instructions of whatever runs.
+        Called with ``"checkpoint"`` or ``"terminate"``, between any two Python instructions.
 
     Examples
     --------
@@ -38,13 +38,13 @@ class Signals:
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGUSR1, signal.SIGTERM):
-                # None: set by something other than Python, which could not be set again
+                # None: not set from Python, so it could not be restored
                 if signal.getsignal(number) not in (signal.SIG_IGN, None):
                     self._before[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Set the handlers there were; a SIGTERM that came too late does now what they do."""
+        """Restore the earlier handlers; a SIGTERM that came too late is now handled by them."""
         self._restore()
         if self._ends:
             self.terminate()
@@ -60,7 +60,7 @@ class Signals:
         self._before.clear()
 
     def terminate(self) -> None:
-        """Do what SIGTERM did before."""
+        """Raise SIGTERM again, for the earlier handler."""
         self._ends = False
         self._restore()
         signal.raise_signal(signal.SIGTERM)

@@ -1,1 +1,1 @@
-"""Data: which slices are read when (`chunks`), from what (`sources`), ahead (`reader`)."""
+"""Data: the order of slices (`chunks`), what they are read from (`sources`), reading ahead."""

@@ -1,4 +1,4 @@
-"""Which part of the data every rank works on at every step: pure arithmetic."""
+"""Which part of the data each rank works on at each step: pure arithmetic."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def part(begin: int, end: int, index: int, count: int) -> tuple[int, int]:
 class Chunk:
     """Time steps ``[t0, t1)`` of sequences ``[n0, n1)``: one step of one rank.
 
-    `block` and `index` count from zero; index 0 starts a block, with a fresh state. A chunk
-    without time steps or sequences takes part in the step with weight zero.
+    `block` and `index` count from zero; index 0 starts a block, with a fresh state. An empty chunk
+    (no time steps or sequences) takes part in the step with weight zero.
     """
 
     block: int
@@ -41,26 +41,26 @@ class Chunk:
 
     @property
     def empty(self) -> bool:
-        """Whether there is nothing in it for this rank."""
+        """Whether it holds nothing for this rank."""
         return self.t0 >= self.t1 or self.n0 >= self.n1
 
     @property
     def shape(self) -> tuple[int, int]:
-        """How many steps and sequences it has."""
+        """Its numbers of time steps and sequences."""
         return self.t1 - self.t0, self.n1 - self.n0
 
     @property
     def where(self) -> str:
-        """What messages call it."""
+        """Its place, for messages."""
         return f"in steps {self.t0} to {self.t1}, sequences {self.n0} to {self.n1}"
 
     def shifted(self, sequences: int) -> Chunk:
-        """Return the same chunk, `sequences` further on."""
+        """Return the chunk shifted by `sequences` sequences."""
         return dataclasses.replace(self, n0=self.n0 + sequences, n1=self.n1 + sequences)
 
 
 def whole(chunks: list[Chunk]) -> Chunk:
-    """Return chunks that follow each other in time as one."""
+    """Join chunks that follow each other in time."""
     return dataclasses.replace(chunks[0], t1=chunks[-1].t1) if len(chunks) > 1 else chunks[0]
 
 
@@ -68,29 +68,30 @@ def whole(chunks: list[Chunk]) -> Chunk:
 class ChunkPlan:
     """The chunks of one rank: all chunks of a block in time order, then the next block.
 
-    A block is ``size · batchsize`` consecutive sequences, of which every rank takes a nearly equal
-    part, or, sharded by time, `batchsize` sequences, of whose steps every rank takes a part; where
-    each rank has data of its own, `batchsize` of these. So every rank makes the same number of
-    steps, whatever T and N are. Short tails are kept. A block ends where its longest sequence does.
+    A block is ``size · batchsize`` consecutive sequences; every rank takes a nearly equal part of
+    them. Sharded by time, it is `batchsize` sequences, and every rank takes a part of their time
+    steps. If each rank has its own data, it is `batchsize` sequences of those. So every rank makes
+    the same number of steps for any T and N. Short tails are kept. A block ends with its longest
+    sequence.
 
     Parameters
     ----------
     steps, sequences
         T and N.
     batchsize, seqsize
-        Sequences of a block (per rank), steps of a chunk.
+        Sequences per block (per rank), time steps per chunk.
     rank, size
-        Whose chunks, of how many ranks.
+        This rank, and the number of ranks.
     by_time
-        Whether ranks share out steps instead of sequences.
+        Whether ranks share time steps instead of sequences.
     lengths
-        The sequences' numbers of steps, ``(N,)``; None: all have T.
+        The sequences' numbers of time steps, ``(N,)``; None: all have T.
     joined
-        Whether a last block that would leave some rank with a single sequence is joined to the one
-        before: layers that normalise over sequences cannot be trained on one.
+        Whether to join the last block to the one before if it would leave some rank with a single
+        sequence: layers that normalise over sequences cannot be trained on one.
     given
-        If these are data of this rank's own: how many chunks each block has, on the rank that has
-        most (`own_chunks`).
+        If each rank has its own data: the number of chunks of each block, on the rank with the most
+        (`own_chunks`).
 
     Examples
     --------
@@ -116,7 +117,7 @@ class ChunkPlan:
 
     @property
     def _sharing(self) -> int:
-        """How many ranks share out a block's sequences."""
+        """How many ranks share a block's sequences."""
         return 1 if self.by_time or self.given is not None else self.size
 
     @property
@@ -127,7 +128,7 @@ class ChunkPlan:
 
     @property
     def blocks(self) -> int:
-        """How many blocks there are."""
+        """Number of blocks."""
         return self._own_blocks if self.given is None else len(self.given)
 
     @property
@@ -137,18 +138,18 @@ class ChunkPlan:
 
     @property
     def own_chunks(self) -> list[int]:
-        """How many chunks each block of this rank's data has."""
+        """Number of chunks in each block of this rank's data."""
         return [self._chunks_of(steps) for steps in self._block_steps]
 
     @cached_property
     def _block_steps(self) -> list[int]:
-        """How many steps each block's longest sequence has."""
+        """Length of each block's longest sequence."""
         if self.lengths is None:
             return [self.steps] * self._own_blocks
         return [int(n) for n in np.maximum.reduceat(self.lengths, np.array(self._begins, np.int64))]
 
     def _chunks_of(self, steps: int) -> int:
-        """How many chunks a block has: as many as the longest rank's part needs."""
+        """Return the number of chunks of a block: as many as the longest rank's part needs."""
         longest = -(-steps // self.size) if self.by_time else steps
         return -(-longest // self.seqsize)
 
@@ -157,7 +158,7 @@ class ChunkPlan:
 
     @property
     def padding(self) -> float:
-        """Which part of all blocks' steps lies behind the ends of sequences."""
+        """Fraction of all blocks' time steps that lie past the ends of sequences."""
         if self.lengths is None:
             return 0.0
         widths = np.diff([*self._begins, self.sequences])
@@ -165,7 +166,7 @@ class ChunkPlan:
         return 1 - int(self.lengths.sum()) / whole if whole else 0.0
 
     def chunks(self, order: Iterable[int] | None = None) -> Iterator[Chunk]:
-        """Yield this rank's chunks, block by block in `order` (default: as they lie)."""
+        """Yield this rank's chunks, block by block in `order` (default: in storage order)."""
         for block in range(self.blocks) if order is None else order:
             own = block < self._own_blocks
             n0 = block * self._block_sequences if own else self.sequences

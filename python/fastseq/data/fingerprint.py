@@ -1,4 +1,4 @@
-"""Whether data are those of an earlier call, or of another rank: numbers made of some of them."""
+"""Fingerprints of data, to compare them with an earlier call's or another rank's."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from .sources import Box, Source
 
 __all__ = ["checksums", "fingerprint"]
 
-_WHOLE = 2**20  # numbers; of more, samples are looked at:
+_WHOLE = 2**20  # numbers; larger data are sampled:
 _SAMPLES = 16
-_STEPS, _SEQUENCES = 64, 8  # each at most so large,
-_NUMBERS = 2**16  # and of about so many numbers
-_GLANCE = 8  # sequences that are looked at where little may be read
+_STEPS, _SEQUENCES = 64, 8  # each sample at most this large,
+_NUMBERS = 2**16  # and of about this many numbers
+_GLANCE = 8  # sequences read by `checksums`
 
 
 def fingerprint(data: Sequences) -> int:
-    """Return a number below 2**40 that other data hardly have.
+    """Return a hash below 2**40 of the data.
 
-    It depends on shapes, lengths, weights and values: on all values of small data; of large data
-    on those at some places, so that little is read of files.
+    It depends on shapes, lengths, weights and values: all values of small data, samples of large
+    data, so that little is read from files.
 
     Examples
     --------
@@ -54,7 +54,7 @@ def fingerprint(data: Sequences) -> int:
 
 
 def _places(data: Sequences) -> Iterator[Chunk]:
-    """Yield where to look: everywhere, or at places that are spread over time and sequences."""
+    """Yield the parts to hash: all, or samples spread over time and sequences."""
     width = sum(int(np.prod(source.features)) for source in data.leaves)
     steps, count = data.steps, data.count
     if steps * count * width <= _WHOLE:
@@ -70,9 +70,9 @@ def _places(data: Sequences) -> Iterator[Chunk]:
 
 
 def checksums(data: Sequences) -> str:
-    """Describe each array by its shape and a checksum of some of its values, a line for each.
+    """Describe each array by its shape and a checksum of some of its values, one per line.
 
-    Where they lie does not count. Of what is costly to read, few are looked at.
+    Storage does not matter. Fewer values are read where reading is costly.
 
     Examples
     --------

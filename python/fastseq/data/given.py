@@ -1,4 +1,4 @@
-"""What users pass, before it is opened: groups become lists, and what is no data is told so."""
+"""Users' data before they are opened: groups become lists, unsupported types raise."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from .ragged import group_items
 
 __all__ = ["checked", "refuse_containers", "refuse_foreign", "refuse_null", "refuse_valueless"]
 
-_SHOWN = 8  # of what a group holds, in messages
+_SHOWN = 8  # members of a group shown in messages
 
 
 def checked(array: Any, name: str) -> Any:
-    """Return a group of an HDF5 file as the list of its datasets, and an array as it is.
+    """Return an HDF5 group as the list of its datasets, and an array unchanged.
 
     Raises
     ------
     ValueError, TypeError
-        It is something that resembles data, and what to pass instead.
+        It only resembles data; the message says what to pass instead.
     """
     if isinstance(array, h5py.Dataset | h5py.Group) and not array:
         raise ValueError(f"{name} is from a file that has been closed; keep it open")
@@ -46,7 +46,7 @@ def checked(array: Any, name: str) -> Any:
 
 
 def refuse_containers(array: Any, name: str) -> None:
-    """Raise if sequences come in something else than an array or a list of arrays."""
+    """Raise unless sequences come as an array or a list of arrays."""
     if isinstance(array, PackedSequence):
         raise TypeError(
             f"{name} is a PackedSequence: pass the list of arrays (T_i, F) that "
@@ -63,7 +63,7 @@ def refuse_containers(array: Any, name: str) -> None:
 
 
 def refuse_foreign(array: Any, name: str) -> None:
-    """Raise for what NumPy takes for something else than it is, or not at all, or in a list."""
+    """Raise for types that NumPy misreads or does not know, alone or in a list."""
     for part, place in [(array, name), *_parts(array, name)]:
         refuse_valueless(part, place)
         if np.ma.is_masked(part):
@@ -86,7 +86,7 @@ def _parts(array: Any, name: str) -> list[tuple[Any, str]]:
 
 
 def refuse_valueless(array: Any, name: str) -> None:
-    """Raise for a tensor that does not hold a value for each place."""
+    """Raise for a tensor that does not store a value for each element."""
     if not isinstance(array, Tensor):
         return
     if array.is_nested:
@@ -98,7 +98,7 @@ def refuse_valueless(array: Any, name: str) -> None:
 
 
 def refuse_null(array: Any, name: str) -> None:
-    """Raise for a dataset of an HDF5 file that has no dataspace."""
+    """Raise for an HDF5 dataset with a null dataspace."""
     if isinstance(array, h5py.Dataset) and array and array.shape is None:
         raise ValueError(
             f"{name} is the dataset {array.name}, which is empty: it has a type, but no elements "
@@ -107,7 +107,7 @@ def refuse_null(array: Any, name: str) -> None:
 
 
 def _check_list(items: list[Any], name: str) -> None:
-    """Raise if a list is neither one of arrays, nor an array written as nested lists."""
+    """Raise unless a list holds arrays, or is an array written as nested lists."""
     if not items:
         raise ValueError(f"{name} has no sequences: the list is empty")
     if all(hasattr(item, "shape") for item in items):
@@ -126,7 +126,7 @@ def _holds_arrays(array: np.ndarray[Any, Any]) -> bool:
 
 
 def _items_of(group: h5py.Group, name: str) -> list[Any]:
-    """Return the sequences of a group, which holds nothing else."""
+    """Return the sequences of a group, which must hold nothing else."""
     inside = [(key, group.get(key)) for key in group]
     if not inside:
         raise ValueError(f"{name} has no sequences: the group {group.name} is empty")

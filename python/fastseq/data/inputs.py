@@ -1,4 +1,4 @@
-"""What users pass as x, y, w, mask and lengths: checked against each other, and opened."""
+"""The arguments x, y, w, mask and lengths: checked against each other, and opened."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ __all__ = ["Arguments", "step_input"]
 
 
 class Arguments:
-    """The sources that are made of the arguments of `Sequences`, see there.
+    """Sources made from the arguments of `Sequences`.
 
     Attributes
     ----------
     x, y, w, mask
-        Sources, in the structure in which they came.
+        Sources, in the structure of the arguments.
     steps, count
         T and N.
     lengths, order
         As in `Sequences`.
     squeezed
-        Whether a target came without its last axis.
+        Whether a target was given without its last axis.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Arguments:
             self._measure(inputs)
         self.x: Tree = _map_arrays(x, "x", self._open_input)
         self.y: Tree = _map_arrays(y, "y", self._open_target)
-        # Half precision has not the range of weights, nor the digits to add them up.
+        # Half precision lacks the range for weights, and the digits to add them up.
         weights = torch.promote_types(dtype, torch.float32)
         self.w = None if w is None else self._open_weights(w, "w", weights)
         self.mask = None if mask is None else self._open_weights(mask, "mask", _mask_dtype(mask))
@@ -74,7 +74,7 @@ class Arguments:
             self._sort()
 
     def _measure(self, named: list[tuple[str, Any]]) -> None:
-        """Learn T and N from the inputs that have both."""
+        """Find T and N from the inputs that have both."""
         shapes = [(name, _shape(array, name)) for name, array in named]
         whole = [(name, shape) for name, shape in shapes if len(shape) == 3]
         if not whole:
@@ -89,7 +89,7 @@ class Arguments:
                 f"{name} must have 3 dimensions (time, sequences, features), got shape {shape}"
                 f"{hint if len(shape) == 2 else ''}"
             )
-        # What has 1 step, or 1 sequence, may be shared by those of another input.
+        # An input with 1 time step or 1 sequence may be shared by those of another input.
         self.reference, shape = max(whole, key=lambda one: min(one[1][0], 2) * min(one[1][1], 2))
         self.steps, self.count = shape[:2]
         if not self.steps or not self.count:
@@ -97,7 +97,7 @@ class Arguments:
             raise ValueError(f"{self.reference} has no {what}: its shape is {shape}")
 
     def _measure_lists(self, ragged: list[tuple[str, Any]]) -> None:
-        """Learn the sequences' lengths; all lists must have the same."""
+        """Find the sequences' lengths; all lists must have the same."""
         self.reference, first = ragged[0]
         found = [_lengths_of(array, name) for name, array in ragged]
         for (name, _), lengths in zip(ragged, found, strict=True):
@@ -121,7 +121,7 @@ class Arguments:
         self.order = np.argsort(-self.lengths, kind="stable")
 
     def _sort(self) -> None:
-        """Put all sources into the order of the pass, in which alike lengths are together."""
+        """Sort all sources by length, the order of the pass."""
         assert self.order is not None
         assert self.lengths is not None
         order, lengths = self.order, self.lengths[self.order]
@@ -153,7 +153,7 @@ class Arguments:
         return open_source(array, name, self.dtype)
 
     def _shared(self, array: Any, name: str) -> Source:
-        """Open inputs ``(N, F)`` of all steps, or ``(T, F)`` of all sequences."""
+        """Open inputs ``(N, F)``, shared by all time steps, or ``(T, F)``, by all sequences."""
         shape = _shape(array, name)
         whole = self.steps, self.count
         if shape[0] not in whole:
@@ -240,7 +240,7 @@ class Arguments:
 
 
 def step_input(x: Any) -> Tree:
-    """Return the input of one time step as tensors, ``(N, F)``, of the dtypes that they have."""
+    """Return the input of one time step as tensors, ``(N, F)``; dtypes are kept."""
 
     def as_step(array: Any, name: str) -> Tensor:
         array = np.asarray(array) if isinstance(array, list) else array
@@ -266,14 +266,14 @@ def _of_dataset(dataset: Any, y: Any, w: Any) -> tuple[Any, Any, Any]:
 
 
 def _paths(tree: Any, name: str) -> list[tuple[str, Any]]:
-    """List the arrays of a tuple or dict; a list is an array, or a list of sequences."""
+    """Return the arrays of a tuple or dict with their names; a list counts as one array."""
     found: list[tuple[str, Any]] = []
     _map_arrays(tree, name, lambda array, path: found.append((path, array)))
     return found
 
 
 def _map_arrays(tree: Any, name: str, fn: Callable[[Any, str], Any]) -> Any:
-    """Apply `fn` to each array of a tuple or dict, and to what it is called."""
+    """Apply `fn` to each array of a tuple or dict and its name."""
     if tree is None:
         return None
     if isinstance(tree, dict):
@@ -307,7 +307,7 @@ def _refuse_masked(array: Any, name: str) -> None:
 
 
 def _mask_dtype(mask: Any) -> torch.dtype:
-    """Return what to read a mask as: numbers as such, to see whether they are 0 and 1."""
+    """Return the dtype to read a mask as: fp32 for numbers, to check that they are 0 and 1."""
     parts = mask if isinstance(mask, list) and hasattr(mask[0], "dtype") else [mask]
     dtypes = {getattr(part, "dtype", None) for part in parts}
     return torch.bool if dtypes <= {torch.bool, np.dtype(bool)} else torch.float32

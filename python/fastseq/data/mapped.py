@@ -1,4 +1,4 @@
-"""Memory maps of NumPy's: where they lie in their files, and whether these are still as long."""
+"""NumPy memory maps: their offsets in files, and whether the files have been truncated."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["CheckedMap", "file_offset", "map_of", "rows_in_one_piece"]
 
 
 def map_of(array: np.ndarray[Any, Any]) -> np.memmap[Any, Any] | None:
-    """Return the memory map of a file that `array` is, or is a view of; None if it is none.
+    """Return the memory map of a file that `array` is or views, or None.
 
     Examples
     --------
@@ -28,7 +28,7 @@ def map_of(array: np.ndarray[Any, Any]) -> np.memmap[Any, Any] | None:
 
 
 def file_offset(array: np.ndarray[Any, Any]) -> int | None:
-    """Where `array` begins in the file it maps, if slabs of it are pieces of that file."""
+    """Return the offset of `array` in its mapped file, or None if slabs are not pieces of it."""
     mapped = map_of(array)
     if mapped is None or mapped.mode == "c" or not array.size:
         return None
@@ -36,13 +36,13 @@ def file_offset(array: np.ndarray[Any, Any]) -> int | None:
     if not in_order and not (array.ndim == 1 and array.flags.c_contiguous):
         return None
     base = np.frombuffer(mapped._mmap, np.uint8).ctypes.data  # type: ignore[attr-defined]
-    # numpy maps from the page that the array's offset lies in; views keep that first offset.
+    # NumPy maps from the page that holds the array's offset; views keep that first offset.
     start = mapped.offset - mapped.offset % mmap.ALLOCATIONGRANULARITY
     return int(start + array.ctypes.data - base)
 
 
 def rows_in_one_piece(array: np.ndarray[Any, Any]) -> bool:
-    """Whether what lies in a row, ``array[t]``, is in order without gaps; reads nothing."""
+    """Return whether each row, ``array[t]``, is contiguous; reads nothing."""
     expected = array.itemsize
     for length, stride in zip(array.shape[:0:-1], array.strides[:0:-1], strict=True):
         if length != 1 and stride != expected:
@@ -52,10 +52,10 @@ def rows_in_one_piece(array: np.ndarray[Any, Any]) -> bool:
 
 
 class CheckedMap:
-    """A view of a memory map that cannot be read by its place in the file.
+    """A view of a memory map that cannot be read by its offset in the file.
 
-    Memory beyond the end of a file is a signal that ends the process. So before each slice it is
-    seen whether the file is still as long as what is mapped of it.
+    Touching mapped memory past the end of a file ends the process by a signal. So each slice first
+    checks that the file is still as long as the map.
     """
 
     def __init__(self, array: np.ndarray[Any, Any], mapped: np.memmap[Any, Any]) -> None:
@@ -72,5 +72,5 @@ class CheckedMap:
             raise OSError(
                 f"{self._path} has {size} bytes, of which {self._end} are mapped: it was truncated"
             )
-        # A copy: nothing of the map is touched after this.
+        # A copy: the map is not touched after this.
         return np.array(self._array[index])

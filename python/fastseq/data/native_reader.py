@@ -1,4 +1,4 @@
-"""The reader and the conversions in C++: the one module that touches them."""
+"""The C++ reader and conversions: the only module that touches them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ SlabReader = _reader.SlabReader
 
 
 def element_type(dtype: np.dtype[Any] | torch.dtype) -> Any:
-    """Return what the binary module calls a dtype; None if it does not know it."""
+    """Return the binary module's name of a dtype, or None if it has none."""
     name = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype.name
     return getattr(_reader.ElementType, name, None)
 
 
 class Scale:
-    """An `Affine` as the binary module takes it: features, address of centers, of inverses."""
+    """An `Affine` for the binary module: number of features, addresses of centers and inverses."""
 
     def __init__(self, affine: Affine) -> None:
         self._center = affine.center.to(torch.float64).contiguous()
@@ -35,7 +35,7 @@ NO_SCALE = 1, 0, 0
 
 
 def convert(stored: Any, swapped: bool, address: int, to: Tensor, scale: Scale | None) -> int:
-    """Fill `to` with what lies at `address`; return how many of those are NaN or infinite."""
+    """Fill `to` from the values at `address`; return how many are NaN or infinite."""
     args = NO_SCALE if scale is None else scale.args
     count = _reader.convert(
         stored, swapped, element_type(to.dtype), address, to.numel(), to.data_ptr(), *args

@@ -1,4 +1,4 @@
-"""NaN and infinities in the data: found, and named, or taken for missing values."""
+"""NaN and infinities in the data: reported, or treated as missing values."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def refuse_nonfinite(slabs: list[Slab], place: Callable[[int, int], tuple[int, i
     Parameters
     ----------
     slabs
-        What was read of the chunk.
+        The chunk's data.
     place
-        Returns step and sequence, as the user counts them, of a place in the chunk.
+        Returns the user's time step and sequence of a place in the chunk.
 
     Raises
     ------
@@ -37,7 +37,7 @@ def refuse_nonfinite(slabs: list[Slab], place: Callable[[int, int], tuple[int, i
 
 
 def fill_inputs(slabs: list[Slab]) -> Tensor | None:
-    """Put 0 in the place of missing inputs; return which samples have any, None: all."""
+    """Replace missing inputs by 0; return which samples have any inputs, or None if all do."""
     missing = _fill(slabs)
     if any(bad is None for bad in missing):
         return None
@@ -48,13 +48,13 @@ def fill_inputs(slabs: list[Slab]) -> Tensor | None:
 def fill_targets(
     slabs: list[Slab], *, numbers: bool = True
 ) -> tuple[Tensor | None, list[Tensor] | None]:
-    """Put 0 in the place of missing targets: of labels, and, if `numbers`, of NaN and infinities.
+    """Replace missing targets by 0: missing labels, and if `numbers`, NaN and infinities.
 
     Returns
     -------
     tuple
-        Which samples have any targets, ``(S, B)``, None where nothing is missing; and, if samples
-        have some of theirs but not all, which those are, ``(S, B, K)`` for each slab.
+        Which samples have any targets, ``(S, B)``, or None if nothing is missing; and, if some
+        samples have only some of their targets, which ones, ``(S, B, K)`` for each slab.
     """
     looked_at = [slab for slab in slabs if numbers or not slab.data.is_floating_point()]
     found = dict(zip(map(id, looked_at), _fill(looked_at), strict=True))
@@ -79,12 +79,12 @@ def _fill(slabs: list[Slab]) -> list[Tensor | None]:
 
 
 def fill_step(xs: Tree, nan: str) -> Tree:
-    """Do for the input of one step, ``(N, F)``, what is done for chunks; see `Spec`.
+    """Treat NaN in the input of one time step, ``(N, F)``, as in chunks; see `Spec`.
 
     Raises
     ------
     NonFiniteError
-        `nan` is ``"raise"``, and there are NaN or infinities.
+        `nan` is ``"raise"`` and there are NaN or infinities.
     """
     if nan == "keep":
         return xs

@@ -1,4 +1,4 @@
-"""Sequences of different lengths: lists of arrays ``(T_i, …)``, visited by length."""
+"""Sequences of different lengths: lists of arrays ``(T_i, …)``, sorted by length."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from .sources import Box, Source, fill
 __all__ = ["DatasetItems", "GroupItems", "RaggedArrays", "RaggedRows", "group_items", "rows_of"]
 
 _CACHE_BYTES = 2**28
-_MAX_FILES = 256  # beyond that many, files are opened one after the other
+_MAX_FILES = 256  # with more, files are opened one after the other
 
 
 class _Ragged(Source):
-    """Sequence i begins `begins[i]` rows into the item that `positions[i]` names.
+    """Sequences in items: sequence i starts at row `begins[i]` of item `positions[i]`.
 
     Attributes
     ----------
     keys
-        What the items are called, in the caller's order, if they are a group's.
+        The items' names in the caller's order, if they are a group's.
     """
 
     lazy = True
@@ -59,7 +59,7 @@ class _Ragged(Source):
         begins: np.ndarray[Any, Any],
         lengths: np.ndarray[Any, Any],
     ) -> Any:
-        """Return some of the sequences, in the order of `positions`, and of each some steps."""
+        """Return the sequences `positions`, in this order, and `lengths` steps from `begins` on."""
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         other._positions = self._positions[positions]
@@ -70,7 +70,7 @@ class _Ragged(Source):
 
 
 class RaggedRows(_Ragged):
-    """Arrays whose rows are in one piece, in files or in memory: read without Python."""
+    """Arrays with contiguous rows, in files or in memory: read without Python."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class RaggedRows(_Ragged):
         self._row_bytes = self._numel * stored.itemsize
 
     def pieces(self, boxes: list[Box], width: int, files: list[int]) -> Any:
-        """Return what to read for a slab of `width` columns; see csrc/core/reader/slab_reader.h."""
+        """Return the reads for a slab of `width` columns; see csrc/core/reader/slab_reader.h."""
         found = []
         for t0, t1, n0, n1, at in boxes:
             steps = np.minimum(self._lengths[n0:n1], t1) - t0
@@ -111,15 +111,15 @@ class RaggedRows(_Ragged):
 
 
 class RaggedArrays(_Ragged):
-    """Any arrays, read by slicing them, in a thread of its own."""
+    """Any arrays, read by slicing in a thread of its own."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._block = 0, 0  # sequences of which
-        self._whole: dict[int, Any] = {}  # packed items have been read as a whole
+        self._block = 0, 0  # the sequences whose
+        self._whole: dict[int, Any] = {}  # compressed items are held decompressed
 
     def watch(self) -> None:
-        """Make it an error that files of packed items change while they are read."""
+        """Raise from now on if files of compressed items change while they are read."""
         if not isinstance(self._items, DatasetItems):
             self._items = [
                 item.watched() if isinstance(item, LazyDataset | LazyTensor) else item
@@ -127,11 +127,11 @@ class RaggedArrays(_Ragged):
             ]
 
     def close(self) -> None:
-        """Free what has been unpacked."""
+        """Free decompressed items."""
         self._block, self._whole = (0, 0), {}
 
     def _item(self, n: int, block: tuple[int, int]) -> Any:
-        """Return an item; one of packed chunks is unpacked once per block, if there is room."""
+        """Return an item; a compressed one is decompressed once per block, if there is room."""
         item = self._items[int(self._positions[n])]
         if not isinstance(item, LazyDataset | LazyTensor):
             return item
@@ -163,14 +163,14 @@ class RaggedArrays(_Ragged):
 
 
 def rows_of(items: Sequence[Any], file_offset: Any) -> list[tuple[str | None, int, Any]] | None:
-    """Return file, offset (or address) and dtype of each item; None if one has no such rows.
+    """Return each item's file, offset (or address) and dtype; None: unfit for `RaggedRows`.
 
     Parameters
     ----------
     items
         Arrays ``(T_i, …)``.
     file_offset
-        Tells where a memory map begins in its file, or None.
+        Returns a memory map's offset in its file, or None.
     """
     found: list[tuple[str | None, int, Any]] = []
     for item in items:
@@ -197,7 +197,7 @@ def rows_of(items: Sequence[Any], file_offset: Any) -> list[tuple[str | None, in
 
 
 class _Rows:
-    """A dataset in one piece of a file: where, without a map of its own."""
+    """Place of a contiguous dataset in its file, without a memory map."""
 
     def __init__(
         self, path: str, name: str, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]
@@ -210,7 +210,7 @@ class _Rows:
 
 
 class GroupItems(list[Any]):
-    """The datasets of a group, and what they are called there."""
+    """The datasets of a group, and their names in it."""
 
     def __init__(self, items: Iterable[Any], keys: list[str]) -> None:
         super().__init__(items)
@@ -220,7 +220,7 @@ class GroupItems(list[Any]):
 def group_items(group: h5py.Group, name: str) -> GroupItems:
     """Return the datasets of a group in the natural order of their names (2 before 10)."""
     items: list[Any] = []
-    home = location(group)  # of its own datasets: looking for each takes as long as opening it
+    home = location(group)  # for all its own datasets: a lookup takes as long as opening one
     keys = sorted(group, key=natural_key)
     for key in keys:
         item = group[key]
@@ -251,13 +251,13 @@ class DatasetItems(Sequence[Any]):
 
     def __getitem__(self, index: Any) -> Any:
         if not 0 <= index < len(self):
-            raise IndexError(index)  # ends loops; the dataset need not raise one
+            raise IndexError(index)  # ends loops; the dataset itself need not raise it
         item = self._cache.load(int(index))
         return item if self._part is None else item[self._part]
 
     @classmethod
     def split(cls, dataset: Any, name: str) -> list[DatasetItems]:
-        """Return the parts of a map-style dataset: of its items, ``(x, y, …)``, or one alone."""
+        """Return one sequence per part of a map-style dataset's items ``(x, y, …)`` or ``x``."""
         if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
             raise TypeError(
                 f"{name} must be a map-style dataset, with a length and items by number; "
@@ -273,7 +273,7 @@ class DatasetItems(Sequence[Any]):
 
 
 class _Cache:
-    """The items of a dataset that were used last, since inputs and targets come from one item."""
+    """Cache of a dataset's last items, since inputs and targets come from one item."""
 
     def __init__(self, dataset: Any) -> None:
         self._dataset = dataset

@@ -1,4 +1,4 @@
-"""Reads chunks ahead: rows of files and memory in a C++ thread, all else in a Python thread."""
+"""Reading chunks ahead: rows of files and memory in a C++ thread, the rest in a Python thread."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["Reader", "Slab"]
 
 
 class Slab:
-    """A slab that has been read, or will have been.
+    """A slab that has been read, or is being read.
 
     Attributes
     ----------
@@ -30,7 +30,7 @@ class Slab:
     suspect
         Whether it may hold NaN, infinity or `label`.
     label
-        The integer that says that there is none; None: there is no such.
+        The integer that marks a missing label; None: there is none.
     """
 
     __slots__ = ("boxes", "data", "future", "label", "source", "suspect")
@@ -44,7 +44,7 @@ class Slab:
         self.future: Future[int] | None = None
 
     def read(self) -> Slab:
-        """Read it now, from a source that is not lazy."""
+        """Read the slab now, from a source that is not lazy."""
         source: Any = self.source
         parts = []
         for box in self.boxes:
@@ -54,9 +54,9 @@ class Slab:
         return self
 
     def blank(self, out: Tensor) -> None:
-        """Replace by 0 what `out` marks, ``(S, B)`` or like the data.
+        """Set elements to 0 where `out` is true; `out` is ``(S, B)`` or like the data.
 
-        A view that repeats the same is replaced as a whole.
+        A broadcast view is replaced by a new tensor.
         """
         data = self.data
         out = out.reshape(*out.shape, *(1,) * (data.dim() - out.dim()))
@@ -64,13 +64,13 @@ class Slab:
         self.data = data.masked_fill(out, 0) if repeats else data.masked_fill_(out, 0)
 
     def look_for(self, label: int) -> None:
-        """Take integers of this value for missing ones."""
+        """Treat integers of this value as missing."""
         if not self.data.is_floating_point():
             self.label = label
             self.suspect = bool((self.data == label).any())
 
     def missing(self) -> Tensor | None:
-        """Return where NaN and infinities are, of integers where `label` is; None: nowhere."""
+        """Return where floats are not finite or integers equal `label`; None: nowhere."""
         if not self.suspect:
             return None
         data: Tensor = self.data
@@ -80,33 +80,33 @@ class Slab:
         return bad if bool(bad.any()) else None
 
     def split(self, sizes: list[int]) -> list[Tensor]:
-        """Return what has been read in parts of so many steps."""
-        # .data: autograd must not take what happens to one part for a change of another.
+        """Return the data in parts of these numbers of time steps."""
+        # .data: autograd must not take a change of one part for a change of another.
         return [part.data for part in self.data.split(sizes)]
 
     def part(self, data: Tensor) -> Slab:
-        """Return one of these parts as a slab."""
+        """Return one of `split`'s parts as a slab."""
         part = Slab(self.source, self.boxes, data)
         part.suspect, part.label = self.suspect, self.label
         return part
 
 
 class Reader:
-    """Reads slabs of several sources into buffers that are used again.
+    """Read slabs of several sources into buffers that are reused.
 
-    A buffer is used again when no tensor shares its memory any more, so slabs may be kept.
+    A buffer is reused once no tensor shares its memory, so slabs may be kept.
 
     Parameters
     ----------
     pinned
-        Use pinned memory, from which copies to a GPU need not wait.
+        Use pinned memory, so that copies to a GPU are asynchronous.
     strict
         Whether a file that changes between being opened and read is an error.
 
     Attributes
     ----------
     pid
-        The process that it belongs to; threads don't survive a fork.
+        The process that owns it; threads don't survive a fork.
     """
 
     def __init__(self, *, pinned: bool = False, strict: bool = True) -> None:
@@ -118,14 +118,14 @@ class Reader:
         self._thread: ThreadPoolExecutor | None = None
         self._buffers: dict[torch.dtype, list[_Buffer]] = {}
         self._rows: dict[int, tuple[Source, list[int], Any, Any]] = {}
-        self._requests = 0  # of the C++ thread, that nobody has waited for
+        self._requests = 0  # submitted to the C++ thread and not waited for
 
     def run(
         self, sources: list[Source], chunks: Iterable[tuple[Any, list[Box], tuple[int, int]]]
     ) -> Iterator[tuple[Any, list[Slab]]]:
         """Yield chunks with their slabs, reading one chunk ahead, never more.
 
-        Chunks come with boxes and shape; one without boxes has no slabs.
+        Each chunk comes with its boxes and shape; a chunk without boxes has no slabs.
         """
         waiting: list[tuple[Any, list[Slab]]] = []
         try:
@@ -134,7 +134,7 @@ class Reader:
                 waiting.append((chunk, slabs))
                 if len(waiting) == 2:
                     self._finish(waiting[0][1])
-                # Not earlier: the other thread would want Python's lock when this one does.
+                # Not earlier: both threads would compete for Python's lock.
                 self._start_own(slabs)
                 if len(waiting) == 2:
                     yield waiting.pop(0)
@@ -145,7 +145,7 @@ class Reader:
             self._drop(itertools.chain.from_iterable(slabs for _, slabs in waiting), sources)
 
     def _start(self, sources: list[Source], boxes: list[Box], shape: tuple[int, int]) -> list[Slab]:
-        """Begin to read the slabs of a chunk, those that C++ can read; see `_finish`."""
+        """Start reading the slabs of a chunk that C++ can read; see `_finish`."""
         slabs = []
         reads = []
         for source in sources:
@@ -169,7 +169,7 @@ class Reader:
         return slabs
 
     def _start_own(self, slabs: list[Slab]) -> None:
-        """Begin to read what only Python can read."""
+        """Start reading the slabs that only Python can read."""
         for slab in slabs:
             fill = getattr(slab.source, "fill", None)
             if fill is not None:
@@ -199,7 +199,7 @@ class Reader:
             raise error
 
     def _drop(self, slabs: Iterable[Slab], sources: list[Source]) -> None:
-        """Stop what is under way: after an error, or where nobody wants more."""
+        """Stop pending reads: after an error, or if no more is wanted."""
         futures = [slab.future for slab in slabs if slab.future is not None]
         for future in futures:
             future.cancel()
@@ -216,7 +216,7 @@ class Reader:
             source.close()
 
     def _known(self, source: Source) -> tuple[list[int], Any, Any]:
-        """Return what the C++ thread is told of a source each time."""
+        """Return the source's files and element types for the C++ thread."""
         known = self._rows.get(id(source))
         if known is None or known[0] is not source:
             for place in source.places:  # type: ignore[attr-defined]
@@ -247,7 +247,7 @@ class Reader:
         return buffer.part(numel).view(shape)
 
 
-_KEPT = 32  # buffers of one dtype; those beyond are in use, and are freed by who uses them
+_KEPT = 32  # buffers per dtype; any more are in use, and freed by their users
 
 
 class _Buffer:
@@ -262,7 +262,7 @@ class _Buffer:
         return self.memory if numel == self.numel else self.memory[:numel]
 
     def free(self) -> bool:
-        """Whether no other tensor shares the memory."""
+        """Return whether no other tensor shares the memory."""
         return storage_users(self._storage) == self._alone
 
 

@@ -1,4 +1,4 @@
-"""Arrays with an axis more, where nothing of them has been read yet."""
+"""Arrays with an added axis, without reading them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Reshaped", "with_axis"]
 
 
 def with_axis(array: Any, axis: int) -> Any:
-    """Add an axis of length 1, where it can be done without reading."""
+    """Add an axis of length 1 without reading the array."""
     if isinstance(array, list):
         array = np.asarray(array)
     if isinstance(array, torch.Tensor):
@@ -24,7 +24,7 @@ def with_axis(array: Any, axis: int) -> Any:
 
 
 class Reshaped:
-    """Something that can be sliced, with an axis more."""
+    """A sliceable object with an added axis."""
 
     def __init__(self, array: Any, axis: int) -> None:
         self._array = array
@@ -35,7 +35,7 @@ class Reshaped:
         self.dtype = array.dtype
 
     def watched(self) -> Reshaped:
-        """Return the same; see `LazyDataset.watched`."""
+        """Return the same array, watched; see `LazyDataset.watched`."""
         array = self._array
         lazy = isinstance(array, LazyDataset | LazyTensor)
         return Reshaped(array.watched() if lazy else array, self._axis)

@@ -1,4 +1,4 @@
-"""Inputs, targets, weights and masks as one thing that loads chunks."""
+"""Inputs, targets, weights and masks, loaded together in chunks."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ __all__ = ["Batch", "Sequences", "to_device"]
 
 
 class Batch(NamedTuple):
-    """What a chunk holds.
+    """A chunk's data.
 
-    Inputs ``(S, B, F)``, targets ``(S, B, K)``, weights, and the number of this chunk's steps that
-    each sequence has, ``(B,)``, where one of them ends. Weights are None if all are 1, else
-    ``(S, B)``; where samples have some of their targets but not all, they are those of targets,
-    ``(S, B, K)``, in the structure of these.
+    Inputs ``(S, B, F)``, targets ``(S, B, K)``, weights, and each sequence's number of time steps
+    in this chunk, ``(B,)``, if a sequence ends in it. Weights are None if all are 1, else
+    ``(S, B)``; if samples have only some of their targets, each target has its own, ``(S, B, K)``,
+    in the structure of the targets.
     """
 
     xs: Tree
@@ -43,7 +43,7 @@ class Batch(NamedTuple):
     lengths: Tensor | None = None
 
 
-# From here on a copy is worth being made by another thread, ahead of time.
+# From this size on, copying in another thread, ahead of time, pays off.
 _AHEAD_BYTES = 2**20
 _TOGETHER_BYTES = 2**18
 _END = object()
@@ -51,53 +51,53 @@ T = TypeVar("T")
 
 
 class Sequences:
-    """Arrays opened together, of which chunks are loaded.
+    """Arrays opened together and loaded in chunks.
 
     Parameters
     ----------
     x, y
         Arrays ``(T, N, …)``, or tuples or dicts of them; `y` may be None. In a tuple or dict,
-        inputs ``(N, F)`` belong to all steps, inputs ``(T, F)`` to all sequences. For sequences of
-        different lengths: lists of arrays ``(T_i, …)``, an `h5py.Group` of datasets, or, as `x`,
-        a `torch.utils.data.Dataset` whose items are ``(x_i, y_i)``.
+        inputs ``(N, F)`` are shared by all time steps, inputs ``(T, F)`` by all sequences. For
+        sequences of different lengths: lists of arrays ``(T_i, …)``, an `h5py.Group` of datasets,
+        or, as `x`, a `torch.utils.data.Dataset` whose items are ``(x_i, y_i)``.
     w
-        Weights of samples: ``(N,)``, ``(T, N)`` or ``(T, N, 1)``; or a list as `x`.
+        Weights of samples: ``(N,)``, ``(T, N)`` or ``(T, N, 1)``; or a list like `x`.
     mask
-        Which samples count: ``(T, N)`` or ``(T, N, 1)``, true (or 1) where they do; or a list. What
-        it leaves out of inputs and targets is replaced by 0, so that a NaN there does no harm.
+        Which samples count: ``(T, N)`` or ``(T, N, 1)``, true (or 1) where they do; or a list.
+        Masked inputs and targets are replaced by 0, so that a NaN there does no harm.
     lengths
-        How many steps each sequence has, ``(N,)``: those behind do not count.
+        Number of time steps of each sequence, ``(N,)``: later ones do not count.
     dtype
         The dtype of the model.
     nan
         What to do with NaN and infinities in inputs and targets that count: ``"raise"``,
-        ``"mask"``: take each for missing, see `Spec`, or ``"keep"``.
+        ``"mask"`` (treat each as missing, see `Spec`) or ``"keep"``.
     device
-        Where batches are wanted.
+        Device of the batches.
     strict
         Whether a file that changes while it is read is an error.
     labels
         Whether integers in `y` stay integers; else they are numbers like others.
     missing_label
-        The integer in `y` that says that there is no label.
+        The integer in `y` that marks a missing label.
 
     Attributes
     ----------
     steps, count
         T and N.
     lengths
-        How many steps each sequence has, in the order of the pass; None: all have T.
+        Number of time steps of each sequence, in the order of the pass; None: all have T.
     ragged
         Whether lists of arrays of different lengths were given.
     order
-        Which of the caller's sequences come in the pass, by length; None: as they lie.
+        The caller's sequence at each place of the pass, sorted by length; None: unchanged.
 
     Raises
     ------
     ValueError
         The arrays don't fit together, or have no steps or no sequences.
     TypeError
-        They are no arrays of numbers.
+        They are not arrays of numbers.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class Sequences:
                 source.watch()
 
     def window(self, t0: int, t1: int, n0: int, n1: int) -> Sequences:
-        """Return steps ``[t0, t1)`` of sequences ``[n0, n1)``, as they lie."""
+        """Return time steps ``[t0, t1)`` of sequences ``[n0, n1)``, in storage order."""
         assert self._fold == 1
         part = copy.copy(self)
         part.steps, part.count = t1 - t0, n1 - n0
@@ -150,7 +150,7 @@ class Sequences:
         return part
 
     def cut(self, positions: Any, begins: Any, ends: Any) -> Sequences:
-        """Return, of sequences of different lengths, some, and of each steps from begin to end."""
+        """Return time steps ``[begin, end)`` of some sequences of different lengths."""
         assert self.order is not None
         part = copy.copy(self)
         lengths = ends - begins
@@ -174,7 +174,7 @@ class Sequences:
         return part
 
     def folded(self, segments: int) -> Sequences:
-        """Return the series cut into segments of equal length, each a sequence; a tail is left."""
+        """Cut the series into segments of equal length, each a sequence; a tail is left out."""
         part = copy.copy(self)
         part._fold = segments
         part.steps, part.count = self.steps // segments, self.count * segments
@@ -184,7 +184,7 @@ class Sequences:
         return part
 
     def scaled(self, x: Tree, y: Tree) -> Sequences:
-        """Scale inputs and targets from now on by trees of `Affine`; None: as they are."""
+        """Scale inputs and targets from now on by trees of `Affine`; None: do not scale."""
         for name, sources, affines in (("x", self.x, x), ("y", self.y, y)):
             if affines is None:
                 for source in tree_leaves(sources):
@@ -195,7 +195,7 @@ class Sequences:
         return self
 
     def measured(self) -> Sequences:
-        """Return them to be measured: not scaled, no digits lost, what is missing as it is."""
+        """Return the data for measuring: not scaled, in full precision, missing values kept."""
         part = copy.copy(self)
         part.x, part.y = tree_map(lambda source: source.wide(), (self.x, self.y))
         part.nan = "raise" if self.nan == "raise" else "keep"
@@ -208,10 +208,10 @@ class Sequences:
         return tree_leaves((self.x, self.y, self.w, self.mask))
 
     def batches(self, chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, Batch | None]]:
-        """Yield chunks with what they hold, None where that is nothing.
+        """Yield chunks with their batches, None for chunks that hold nothing.
 
-        What lies in files, and large pieces of memory, is read one chunk ahead; small chunks are
-        read several at a time.
+        Files and large pieces of memory are read one chunk ahead; small chunks are read several at
+        a time.
         """
         chunks = iter(chunks)
         first = next(chunks, None)
@@ -229,7 +229,7 @@ class Sequences:
             self._reader = Reader(pinned=self._upload is not None, strict=self._strict)
         for source in sources:
             if isinstance(source, WindowSource) and self._fold == 1:
-                groups, again = _twice(groups)  # the latter for the source's own thread
+                groups, again = _twice(groups)  # the second for the source's own thread
                 source.expect(self._extents(map(whole, again)))
         plans = ((group, self._boxes(whole(group)), whole(group).shape) for group in groups)
         with closing(self._reader.run(sources, plans)) as ahead:  # type: ignore[type-var]
@@ -240,7 +240,7 @@ class Sequences:
                     yield chunk, batch
 
     def _groups(self, sources: list[Source], chunks: Iterable[Chunk]) -> Iterator[list[Chunk]]:
-        """Yield chunks that are read together: small ones that follow each other in time."""
+        """Yield groups of chunks to read together: small ones that follow each other in time."""
         sample = max(int(np.prod(s.features)) * s.dtype.itemsize for s in sources)
         limit = _TOGETHER_BYTES if all(s.joins for s in sources) else 0
         group: list[Chunk] = []
@@ -258,7 +258,7 @@ class Sequences:
             yield group
 
     def _split(self, group: list[Chunk], slabs: list[Slab]) -> Iterable[tuple[Chunk, Batch | None]]:
-        """Return the chunks of a group, each with its part of what has been read."""
+        """Return the chunks of a group, each with its part of the slabs."""
         if self._missing_label is not None and slabs:
             first = len(tree_leaves(self.x))
             for slab in slabs[first : first + len(tree_leaves(self.y))]:
@@ -266,7 +266,7 @@ class Sequences:
         if not slabs or len(group) == 1:
             return [(group[0], self._batch(group[0], slabs) if slabs else None)]
         sizes = [chunk.t1 - chunk.t0 for chunk in group]
-        # All at once: done between the steps of a small model, this would take three times as long.
+        # All at once: between the steps of a small model, this would take three times as long.
         data = [slab.split(sizes) for slab in slabs]
         if not self._as_read(slabs):
             return self._parts(group, slabs, zip(*data, strict=True))
@@ -281,13 +281,13 @@ class Sequences:
             yield chunk, self._batch(chunk, found)
 
     def _as_read(self, slabs: list[Slab]) -> bool:
-        """Whether slabs are x, or x and y, as the model and the loss get them."""
+        """Return whether slabs are x, or x and y, ready for the model and the loss."""
         plain = self.w is None and self.mask is None and self.lengths is None
         suspect = any(slab.suspect for slab in slabs)
         return plain and not suspect and len(slabs) <= 2 and isinstance(self.x, Source)
 
     def _sources(self, chunk: Chunk) -> list[Source]:
-        """Return what to read from: large slabs of memory are left to another thread too."""
+        """Return the sources to read: another thread also reads large slabs of memory."""
         numel = (chunk.t1 - chunk.t0) * (chunk.n1 - chunk.n0)
         sources = []
         for source in self.leaves:
@@ -297,11 +297,11 @@ class Sequences:
         return sources
 
     def _nothing(self, c: Chunk) -> bool:
-        """Whether a chunk holds nothing: it is empty, or its sequences have ended."""
+        """Return whether a chunk holds nothing: it is empty, or its sequences have ended."""
         return c.empty or (self.lengths is not None and self.lengths[c.n0 : c.n1].max() <= c.t0)
 
     def _boxes(self, c: Chunk) -> list[Box]:
-        """Return where in the arrays a chunk lies; nothing if it is empty."""
+        """Return a chunk's boxes in the arrays; none if it is empty."""
         if self._nothing(c):
             return []
         if self._fold == 1:
@@ -316,14 +316,14 @@ class Sequences:
         return boxes
 
     def _extents(self, chunks: Iterable[Chunk]) -> Iterator[tuple[int, int, int, int]]:
-        """Yield where in the arrays blocks lie, from the first step to the last."""
+        """Yield each block's extent in the arrays, from its first time step to its last."""
         for _, block in itertools.groupby(chunks, lambda c: c.block):
             boxes = [box for chunk in block for box in self._boxes(chunk)]
             if boxes:
                 yield boxes[0].t0, boxes[-1].t1, boxes[0].n0, boxes[0].n1
 
     def _batch(self, chunk: Chunk, slabs: list[Slab]) -> Batch:
-        """Put together what has been read: weights, and what does not count."""
+        """Make a batch of slabs: apply weights, and blank what does not count."""
         if self._as_read(slabs):
             return Batch(slabs[0].data, slabs[1].data if len(slabs) == 2 else None, None)
         suspect = any(slab.suspect for slab in slabs)
@@ -360,7 +360,7 @@ class Sequences:
         return Batch(inputs, targets, tree_map(lambda _: next(parts), self.y), lengths)
 
     def _left(self, ws: Tensor | None, counts: Tensor | None) -> Tensor | None:
-        """Return weights of which only those are left that count; None: all count, or weigh 1."""
+        """Return weights with 0 where samples do not count; None: all count, or weigh 1."""
         if counts is None:
             return ws
         if ws is not None:
@@ -368,7 +368,7 @@ class Sequences:
         return counts.to(torch.promote_types(self.dtype, torch.float32))
 
     def place(self, chunk: Chunk, step: int, column: int) -> tuple[int, int]:
-        """Return which of the caller's steps and sequences an element of a chunk's slab is."""
+        """Return the caller's time step and sequence of an element of a chunk's slab."""
         for box in self._boxes(chunk):
             if box.at <= column < box.at + box.n1 - box.n0:
                 step, sequence = box.t0 + step, box.n0 + column - box.at
@@ -393,7 +393,7 @@ class Sequences:
         return counts
 
     def _lengths_in(self, chunk: Chunk) -> Tensor | None:
-        """Return how many of the chunk's steps each sequence has, where one ends."""
+        """Return each sequence's number of time steps in the chunk, or None if none ends."""
         if self.lengths is None:
             return None
         lengths = self.lengths[chunk.n0 : chunk.n1] - chunk.t0
@@ -402,7 +402,7 @@ class Sequences:
 
 
 def _twice(items: Iterator[T]) -> tuple[Iterator[T], Iterator[T]]:
-    """Return two iterators over the same, which may be used by two threads."""
+    """Return two iterators over the same items, for two threads."""
     lock = threading.Lock()
 
     def locked(branch: Iterator[T]) -> Iterator[T]:
@@ -418,7 +418,7 @@ def _twice(items: Iterator[T]) -> tuple[Iterator[T], Iterator[T]]:
 
 
 def to_device(tree: Tree, device: torch.device) -> Tree:
-    """Move tensors to `device`, in the order in which the device is given work."""
+    """Move tensors to `device` asynchronously, in the order of its current stream."""
     if device.type == "cpu":
         return tree
     moved = tree_map(lambda a: a.to(device, non_blocking=True), tree)

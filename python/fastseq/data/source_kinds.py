@@ -1,4 +1,4 @@
-"""Which kind of source is made of what users pass."""
+"""Which kind of source is made for each kind of user data."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["is_ragged", "kind_error", "open_ragged", "open_source", "to_tensor"]
 
 
 def is_ragged(array: Any) -> bool:
-    """Whether `array` is a list of sequences' arrays, rather than one array written as a list."""
+    """Return whether `array` is a list of sequences, rather than one array written as a list."""
     if isinstance(array, DatasetItems):
         return True
     return isinstance(array, list) and len(array) > 0 and all(hasattr(a, "shape") for a in array)
@@ -38,16 +38,16 @@ def open_source(
     array
         Tensor, array, memory map, HDF5 dataset, or anything with ``shape``, ``dtype``, slicing.
     name
-        What messages call it.
+        Its name in messages.
     dtype
-        Of the slabs.
+        Dtype of the slabs.
     keep_integers
-        Leave integers (class labels) integers, as int64.
+        Keep integers (class labels) as int64.
 
     Raises
     ------
     TypeError
-        It is not such a thing, or holds neither floats nor integers nor booleans.
+        It is none of these, or holds neither floats nor integers nor booleans.
     """
     if isinstance(array, list):
         array = np.asarray(array)
@@ -120,9 +120,9 @@ def open_ragged(
     items, name, dtype, keep_integers
         The arrays; as in `open_source`.
     lengths
-        Their numbers of steps.
+        Their numbers of time steps.
     features
-        What is behind the first dimension; None: as the arrays have it.
+        The dimensions after the first; None: the arrays' own.
     """
     first = items[0]
     shape = tuple(first.shape[1:])
@@ -175,7 +175,7 @@ def target_dtype(array: Any, name: str, dtype: torch.dtype, keep_integers: bool)
 
 
 def kind_error(name: str, array: Any) -> TypeError:
-    """Say that `array` is none."""
+    """Return the error for an `array` of an unsupported type."""
     hint = f": pass {name}.to_numpy()" if hasattr(array, "to_numpy") else ""
     return TypeError(
         f"{name} must be an array, a tensor, an HDF5 dataset, or a tuple or dict of these, "
@@ -190,7 +190,7 @@ def _dtype_error(name: str, dtype: Any) -> TypeError:
 
 
 def _open_bfloat16(array: LazyTensor, name: str, dtype: torch.dtype) -> Source:
-    """Open what `h5save` has made of a bfloat16 tensor."""
+    """Open a bfloat16 tensor saved by `h5save`."""
     raw = array.raw
     if not isinstance(raw, LazyDataset):
         return ArraySource(name, array, dtype)
@@ -204,28 +204,28 @@ def _open_bfloat16(array: LazyTensor, name: str, dtype: torch.dtype) -> Source:
 
 
 def _mapped(dataset: h5py.Dataset) -> Any:
-    """Return an open dataset as one that can be read by another thread, and by its offset."""
+    """Return an open dataset in a form that another thread can read, by offset if possible."""
     place = readable_by(dataset)
     return sliced(dataset) if place is None else h5mmap(*place)
 
 
 def _checked(item: Any) -> Any:
-    """Return an array so that a file that is cut short meanwhile is an error."""
+    """Return an array for which a file truncated meanwhile is an error."""
     mapped = map_of(item) if isinstance(item, np.ndarray) else None
     by_place = isinstance(item, np.memmap) and item.flags.c_contiguous and item.mode != "c"
     return item if mapped is None or by_place else CheckedMap(item, mapped)
 
 
 def to_tensor(array: Any, dtype: torch.dtype | None = None) -> Tensor:
-    """Return what NumPy or torch understands as a tensor; an array is copied or converted once.
+    """Return an array or tensor as a tensor; an array is copied or converted at most once.
 
-    Without a dtype, values stay as they are.
+    Without a dtype, values are unchanged.
     """
     if isinstance(array, Tensor):
         return array if dtype is None else array.to(dtype)
     array = np.asarray(array)
     fits = array.flags.c_contiguous and array.flags.owndata and array.flags.writeable
-    unsigned = array.dtype.kind == "u" and array.dtype.itemsize > 1  # torch hardly knows these
+    unsigned = array.dtype.kind == "u" and array.dtype.itemsize > 1  # torch barely supports these
     if not array.dtype.isnative or unsigned:
         wide = np.float64 if array.dtype.itemsize == 8 else np.int64  # uint64 goes beyond int64
         array = array.astype(wide if unsigned else array.dtype.newbyteorder("="), order="C")

@@ -1,4 +1,4 @@
-"""What slabs are read from: tensors, memory and files in one piece, and whatever can be sliced."""
+"""Sources of slabs: tensors, contiguous memory and files, and anything that can be sliced."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = [
 
 
 class Box(NamedTuple):
-    """Steps ``[t0, t1)`` of sequences ``[n0, n1)``, which go into a slab from column `at` on."""
+    """Time steps ``[t0, t1)`` of sequences ``[n0, n1)``; they fill a slab from column `at` on."""
 
     t0: int
     t1: int
@@ -41,27 +41,27 @@ class Box(NamedTuple):
 
 
 class Source:
-    """Something to read slabs ``(S, B, …)`` from.
+    """Base of what slabs ``(S, B, …)`` are read from.
 
     Parameters
     ----------
     name
-        What messages call it.
+        Its name in messages.
     shape
         ``(T, N, …)``: time steps, sequences, features.
     dtype
-        Of the slabs.
+        Dtype of the slabs.
 
     Attributes
     ----------
     lazy
-        Whether reading takes long enough to be done ahead, by another thread.
+        Whether another thread reads it ahead, since reading is slow.
     joins
-        Whether small slabs that follow each other may be read together.
+        Whether small consecutive slabs may be read together.
     affine, scale
-        The scaling that is applied to what is read; the same as the binary module takes it.
+        The scaling applied to what is read; the same for the binary module.
     holds
-        A float dtype, fp32 or fp64, that has all values that are stored.
+        A float dtype, fp32 or fp64, that represents all stored values.
     """
 
     lazy = False
@@ -82,7 +82,7 @@ class Source:
         self.scale = None if affine is None else Scale(affine)
 
     def wide(self) -> Source:
-        """Return the same, not scaled, read as what all stored values can be told from."""
+        """Return the same source, not scaled, in a dtype that represents all stored values."""
         other = copy.copy(self)
         if self.dtype.is_floating_point:
             other.dtype = torch.promote_types(self.dtype, self.holds)
@@ -91,18 +91,18 @@ class Source:
 
     @property
     def ahead(self) -> Source | None:
-        """What another thread can read in place of this one; None if none can."""
+        """A source for another thread to read instead of this one, or None."""
         return self if self.lazy else None
 
     def watch(self) -> None:
-        """Make it an error that a file changes while it is read; `Reader` sees to its own."""
+        """Raise from now on if a file changes while it is read; `Reader` checks its own files."""
 
     def close(self) -> None:
-        """Free what reading has opened; reading opens it again."""
+        """Free what reading has opened; reading reopens it."""
 
 
 class TensorSource(Source):
-    """A tensor, or an array in memory seen as one."""
+    """A tensor, or an array in memory viewed as one."""
 
     def __init__(self, name: str, tensor: Tensor, dtype: torch.dtype) -> None:
         super().__init__(name, tuple(tensor.shape), dtype)
@@ -112,11 +112,11 @@ class TensorSource(Source):
         self._stored = None if tensor.is_cuda else element_type(tensor.dtype)
         self._floats = tensor.is_floating_point() and not tensor.is_cuda
         self._place: StridedSource | None = None
-        self.suspect = False  # whether the last that was read may hold NaN or infinity
+        self.suspect = False  # whether the last slab may hold NaN or infinity
 
     @property
     def ahead(self) -> Source | None:
-        """The same memory, for another thread, where its rows are in one piece."""
+        """The same memory, for another thread, if its rows are contiguous."""
         tensor = self._tensor
         if tensor.is_cuda or not tensor.numel() or not tensor[0].is_contiguous():
             return None
@@ -139,11 +139,11 @@ class TensorSource(Source):
     def scale_by(self, affine: Affine | None) -> None:
         """Apply a scaling to all that is read from now on."""
         super().scale_by(affine)
-        self._place = None  # is made anew
+        self._place = None  # `ahead` makes a new one
 
     def read(self, t0: int, t1: int, n0: int, n1: int) -> Tensor:
-        """Return a new contiguous tensor of steps ``[t0, t1)``, sequences ``[n0, n1)``."""
-        # Like [t0:t1, n0:n1], in half the time.
+        """Return a new contiguous tensor of time steps ``[t0, t1)``, sequences ``[n0, n1)``."""
+        # The same as [t0:t1, n0:n1], in half the time.
         begin = self._offset + t0 * self._strides[0] + n0 * self._strides[1]
         shape = (t1 - t0, n1 - n0, *self.features)
         slab = self._tensor.as_strided(shape, self._strides, begin)
@@ -153,12 +153,12 @@ class TensorSource(Source):
             slab = slab.to(self.dtype, memory_format=torch.contiguous_format)
         else:
             slab = slab.clone(memory_format=torch.contiguous_format)
-        # A sum is quick; one that overflows only makes the exact test, later, be done in vain.
+        # A sum is quick; if it overflows, the exact test is made for nothing later.
         self.suspect = self._floats and not math.isfinite(slab.sum().item())
         return slab
 
     def _read_scaled(self, slab: Tensor) -> Tensor:
-        """Scale values as they are stored: the model's dtype might not tell them apart."""
+        """Scale the stored values: the model's dtype might not tell them apart."""
         assert self.affine is not None
         if self._stored is None:
             slab = self.affine.apply(slab, self.dtype).contiguous()
@@ -171,16 +171,16 @@ class TensorSource(Source):
 
 
 class Broadcast(Source):
-    """Inputs that all steps, ``(1, N, …)``, or all sequences, ``(T, 1, …)``, have in common.
+    """Inputs shared by all time steps, ``(1, N, …)``, or by all sequences, ``(T, 1, …)``.
 
-    Held in memory; the slabs are views that repeat them.
+    Held in memory; slabs are broadcast views.
     """
 
     def __init__(self, name: str, tensor: Tensor, shape: tuple[int, int], dtype: torch.dtype):
         super().__init__(name, (*shape, *tensor.shape[2:]), dtype)
         self._stored = tensor
         self.holds = holds(tensor.dtype)
-        self.constant = tensor.shape[0] == 1 and shape[0] != 1  # in time
+        self.constant = tensor.shape[0] == 1 and shape[0] != 1  # over time
         self.scale_by(None)
 
     def scale_by(self, affine: Affine | None) -> None:
@@ -191,15 +191,15 @@ class Broadcast(Source):
         self.suspect = self.dtype.is_floating_point and not bool(self._scaled.isfinite().all())
 
     def read(self, t0: int, t1: int, n0: int, n1: int) -> Tensor:
-        """Return a view of steps ``[t0, t1)``, sequences ``[n0, n1)``."""
+        """Return a view of time steps ``[t0, t1)``, sequences ``[n0, n1)``."""
         part = self._scaled
         part = part if part.shape[0] == 1 else part[t0:t1]
         part = part if part.shape[1] == 1 else part[:, n0:n1]
-        whole = part.shape[:2] == (t1 - t0, n1 - n0)  # repeats nothing: a copy, that may be changed
+        whole = part.shape[:2] == (t1 - t0, n1 - n0)  # nothing repeats: a copy may be changed
         return part.clone() if whole else part.expand(t1 - t0, n1 - n0, *self.features)
 
     def reordered(self, positions: np.ndarray[Any, Any]) -> Broadcast:
-        """Return the same for some sequences, in another order."""
+        """Return the inputs of the sequences `positions`, in this order."""
         part = self._stored
         if part.shape[1] != 1 or self.shape[1] == 1:
             part = part[:, torch.from_numpy(positions)]
@@ -208,24 +208,24 @@ class Broadcast(Source):
 
 
 class StridedSource(Source):
-    """Rows in one piece, at equal distances, in a file or in memory: read without Python.
+    """Contiguous rows at equal distances, in a file or in memory: read without Python.
 
     Parameters
     ----------
     name, shape, dtype
         As in `Source`.
     stored
-        The elements' type there.
+        The stored element type.
     place
         The file; None: in memory.
     offset
-        Where the first element is: bytes from the file's begin, or an address.
+        Where the first element is: bytes from the start of the file, or an address.
     strides
-        Bytes from step to step, and from sequence to sequence.
+        Bytes from time step to time step, and from sequence to sequence.
     owner
-        What keeps the memory alive.
+        Keeps the memory alive.
     swapped
-        Whether the bytes are in the other order.
+        Whether the byte order is swapped.
     """
 
     lazy = True
@@ -253,7 +253,7 @@ class StridedSource(Source):
         self._numel = math.prod(self.features)
 
     def pieces(self, boxes: list[Box], width: int, files: list[int]) -> Any:
-        """Return what to read for a slab of `width` columns; see csrc/core/reader/slab_reader.h."""
+        """Return the reads for a slab of `width` columns; see csrc/core/reader/slab_reader.h."""
         step, sequence = self._strides
         features = self._numel
         rows = [
@@ -272,17 +272,17 @@ class StridedSource(Source):
 
 
 class ArraySource(Source):
-    """Anything with ``shape``, ``dtype`` and slicing, read by slicing it, in another thread."""
+    """Anything with ``shape``, ``dtype`` and slicing, read by slicing in another thread."""
 
     lazy = True
-    joins = False  # the caller's object is asked for what is needed next, no more
+    joins = False  # slices of the caller's object are no larger than needed next
 
     def __init__(self, name: str, array: Any, dtype: torch.dtype) -> None:
         super().__init__(name, tuple(array.shape), dtype)
         self._array = array
 
     def watch(self) -> None:
-        """Make it an error that the file changes while it is read, if it is one of HDF5."""
+        """Raise from now on if an HDF5 file changes while it is read."""
         if isinstance(self._array, LazyDataset | LazyTensor | Reshaped):
             self._array = self._array.watched()
 
@@ -304,7 +304,7 @@ class ArraySource(Source):
 
 
 class WindowSource(ArraySource):
-    """A dataset that is not in one piece of its file, read in windows of whole HDF5 chunks."""
+    """A dataset that is not contiguous in its file, read in windows of whole HDF5 chunks."""
 
     joins = True
 
@@ -314,11 +314,11 @@ class WindowSource(ArraySource):
         self._blocks: Iterable[tuple[int, int, int, int]] = ()
 
     def expect(self, blocks: Iterable[tuple[int, int, int, int]]) -> None:
-        """Tell which blocks ``(t0, t1, n0, n1)`` will be read."""
+        """Announce the blocks ``(t0, t1, n0, n1)`` that will be read."""
         self._blocks = blocks
 
     def _read(self, number: int, t0: int, t1: int, n0: int, n1: int) -> Any:
-        # Boxes of one chunk are segments of folded series: each goes on through the file.
+        # Boxes of one chunk are segments of folded series: each advances through the file.
         half = isinstance(self._array, LazyTensor)
         while len(self._readers) <= number:
             self._readers.append(WindowReader(self._array.raw if half else self._array))
@@ -327,7 +327,7 @@ class WindowSource(ArraySource):
         return as_bfloat16(read) if half else read
 
     def wide(self) -> Source:
-        """Return the same, not scaled, read as what all stored values can be told from."""
+        """Return the same source, not scaled, in a dtype that represents all stored values."""
         other = super().wide()
         assert isinstance(other, WindowSource)
         other._readers = []
@@ -341,7 +341,7 @@ class WindowSource(ArraySource):
 
 
 def holds(dtype: Any) -> torch.dtype:
-    """Return fp32 if that has all values of `dtype`, else fp64.
+    """Return fp32 if it represents all values of `dtype`, else fp64.
 
     Examples
     --------
@@ -354,7 +354,7 @@ def holds(dtype: Any) -> torch.dtype:
 
 
 def fill(piece: Any, to: Tensor, scale: Scale | None) -> int:
-    """Copy an array or tensor into a slab, converted; return how many are NaN or infinite."""
+    """Convert an array or tensor into a slab; return how many values are NaN or infinite."""
     if isinstance(piece, Tensor):
         piece = piece.detach().cpu().contiguous()
         stored, address, swapped = piece.dtype, piece.data_ptr(), False

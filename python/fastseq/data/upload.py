@@ -1,4 +1,4 @@
-"""Copies of chunks to a GPU, beside the work that it does."""
+"""Copies of chunks to a GPU, overlapping its work."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _IN_FLIGHT = 2
 
 
 class Uploader:
-    """Copies batches to a GPU on a stream of its own, so that the copy of the next overlaps a step.
+    """Copy batches to a GPU on a stream of its own, so that the next copy overlaps a step.
 
-    Batches in pinned memory are kept until their copies are done, so that the buffers that they
-    lie in are not filled again before. This part has not yet run on a GPU.
+    Batches in pinned memory are kept until their copies are done, so that their buffers are not
+    refilled before. This part has not yet run on a GPU.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ class Uploader:
         self._kept: list[tuple[torch.cuda.Event, Tree]] = []
 
     def __call__(self, batch: Tree) -> Tree:
-        """Return a copy on the GPU, which work given to the current stream may use."""
+        """Return a copy on the GPU; later work on the current stream may use it."""
         current = torch.cuda.current_stream(self._device)
         with torch.cuda.stream(self._stream):
             copied = tree_map(lambda a: a.to(self._device, non_blocking=True), batch)

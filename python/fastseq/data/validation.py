@@ -1,4 +1,4 @@
-"""Data apart for validation: which part of them, and where its states come from."""
+"""Validation data: which part is held out, and where its states come from."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ __all__ = ["Validation", "split"]
 
 @dataclasses.dataclass
 class Validation:
-    """What the loss is computed on after each epoch.
+    """Data for the validation loss after each epoch.
 
     Attributes
     ----------
     data
-        The sequences; they begin with the warm-up, if there is one.
+        The sequences; they start with the warm-up, if there is one.
     carried
-        Whether they go on from the states that the training part ends with.
+        Whether they continue from the states at the end of the training part.
     warmup
-        How many steps at the begin only bring the model into its state.
+        Warm-up steps at the start: they update the state but do not count in the loss.
     """
 
     data: Sequences
@@ -34,7 +34,7 @@ class Validation:
 
 
 def split(data: Sequences, wanted: Any, *, carries: bool) -> tuple[Sequences, Validation]:
-    """Split data into a training part and one for validation, which do not overlap.
+    """Split data into disjoint training and validation parts.
 
     Parameters
     ----------
@@ -42,14 +42,14 @@ def split(data: Sequences, wanted: Any, *, carries: bool) -> tuple[Sequences, Va
         All data.
     wanted
         A fraction of the sequences, their number, or a dict with ``"sequences"`` or ``"time"``,
-        again a fraction or a number, and with ``"warmup"`` for time. It is the last ones.
+        again a fraction or a number, and with ``"warmup"`` for time. The last ones are held out.
     carries
-        Whether the states that the training part ends with can be had.
+        Whether the states at the end of the training part are available.
 
     Raises
     ------
     ValueError
-        `wanted` leaves nothing to one of the parts, or is nothing of the kind.
+        `wanted` leaves one of the parts empty, or is none of these.
     """
     axis, share, warmup = _read(wanted)
     if axis == "sequences":
@@ -85,7 +85,7 @@ def split(data: Sequences, wanted: Any, *, carries: bool) -> tuple[Sequences, Va
 
 
 def _by_own_time(data: Sequences, share: Any, warmup: int) -> tuple[Sequences, Validation]:
-    """Split each sequence of its own length."""
+    """Split each sequence in time by its own length."""
     lengths = data.lengths
     assert lengths is not None
     _number(share, int(lengths.max()), "time steps")
@@ -98,7 +98,7 @@ def _by_own_time(data: Sequences, share: Any, warmup: int) -> tuple[Sequences, V
 
 
 def _check_warmup(warmup: int, before: int) -> None:
-    """Raise if a sequence has fewer steps before its validation part."""
+    """Raise if a sequence has fewer than `warmup` time steps before its validation part."""
     if before < warmup:
         raise ValueError(
             f"validation: a warm-up of {warmup} steps needs as many before the validation part, "
@@ -133,7 +133,7 @@ def _short(wanted: Any) -> str:
 
 
 def _number(share: Any, whole: int, what: str) -> int:
-    """Return how many of `whole` a fraction or a number is; neither none nor all."""
+    """Return a fraction or a number as a number out of `whole`; neither 0 nor all."""
     if isinstance(share, bool) or not isinstance(share, numbers.Real):
         raise TypeError(f"validation must be a fraction or a number of {what}, got {share!r}")
     if isinstance(share, numbers.Integral):

@@ -1,4 +1,4 @@
-"""Ranks that work together: `world`, what they exchange, and gradients averaged over them."""
+"""Ranks that work together: `world`, communicators, and gradients averaged over ranks."""
 
 from .bucketizer import Averaged, Bucketizer
 from .communicators import Communicator, communicator, mpi_library, world

@@ -19,7 +19,7 @@ from .pinned import Staging
 __all__ = ["Averaged", "Bucketizer"]
 
 BUCKET_BYTES = 4 * 2**20
-"""The default size of a bucket: what `bench/bench_step.py` found good on several models."""
+"""Default size of a bucket: a good value for several models in `bench/bench_step.py`."""
 
 _NONFINITE = ("raise", "skip", "ignore")
 _UNUSED = ("none", "error")
@@ -29,9 +29,9 @@ class Averaged(NamedTuple):
     """What all ranks know after a step."""
 
     weight: float
-    """The sum of the ranks' weights; 0: no rank had data, and the optimizer must not step."""
+    """Sum of the ranks' weights; 0: no rank had data, and the optimizer must not step."""
     value: float
-    """The mean of the ranks' values."""
+    """Weighted mean of the ranks' values."""
     finite: bool
     """Whether all gradients were finite."""
     attention: bool = False
@@ -39,33 +39,33 @@ class Averaged(NamedTuple):
 
 
 class Bucketizer:
-    """Averages a model's gradients over the ranks, overlapping the exchange with backward.
+    """Average a model's gradients over the ranks, overlapping the exchange with backward.
 
-    Gradients are gathered once, into memory that the other ranks see; there they are averaged, and
-    from there the optimizer reads them: after `wait` each ``.grad`` is a view of it. The result is
-    the same on all ranks bit for bit, and with shared memory does not depend on `bucket_bytes`.
-    Until then ``.grad`` of what has been taken over is None.
+    Gradients are copied once, into memory that the other ranks see. They are averaged there, and
+    the optimizer reads them from there: after `wait` each ``.grad`` is a view of this memory. The
+    result is bitwise equal on all ranks, and with shared memory does not depend on `bucket_bytes`.
+    Before `wait`, the ``.grad`` of a gradient that has been taken over is None.
 
-    Parameters may get several gradients before `wait`, as with reentrant checkpoints or several
-    losses: they are summed. What comes after the first is exchanged in `wait`; from the next step
-    on, such a model's gradients all are.
+    A parameter may get several gradients before `wait`, as with reentrant checkpoints or several
+    losses: they are summed. Those after the first are exchanged in `wait`; from the next step on,
+    all gradients of such a model are.
 
-    Gradients of a model on a GPU go through pinned host memory, while backward goes on; or, where
+    Gradients of a model on a GPU go through pinned host memory while backward continues; or, if
     each rank has a GPU of its own and PyTorch has NCCL, through NCCL.
 
     Parameters
     ----------
     model
-        Its trainable parameters are those of all ranks: rank 0's parameters and buffers are
-        broadcast when this is made.
+        The model, the same on all ranks: rank 0's parameters and buffers are broadcast on
+        construction.
     comm
         The ranks, as in `communicator`. From the first gradient of a step until `wait` nobody else
         may use it; give others a `Communicator.duplicate`.
     bucket_bytes
-        How much is exchanged at a time.
+        Bytes exchanged at a time.
     nonfinite
-        An infinite or NaN gradient on any rank: ``"raise"`` raises `NonFiniteError` on all ranks,
-        ``"skip"`` tells it in `Averaged.finite`, so that all ranks can leave out the step;
+        What an infinite or NaN gradient on any rank does: ``"raise"`` raises `NonFiniteError` on
+        all ranks, ``"skip"`` reports it in `Averaged.finite`, so that all ranks can skip the step;
         ``"ignore"`` does nothing.
     unused
         Parameters that got no gradient on any rank: ``"none"`` leaves their ``.grad`` None,
@@ -122,7 +122,7 @@ class Bucketizer:
         self._in_use: Any = None
         with self._comm.purpose("Bucketizer"):
             self._make(model, bucket_bytes)
-        # One bucket is full when backward has ended: nothing is gained by listening to it.
+        # A single bucket is full only when backward has ended: hooks would gain nothing.
         listening = enumerate(self._params if self._native.bucket_count > 1 else [])
         self._hooks = [
             p.register_post_accumulate_grad_hook(self._hook(i))  # type: ignore[no-untyped-call]
@@ -133,7 +133,7 @@ class Bucketizer:
         _made.add(self)
 
     def _make(self, model: nn.Module, bucket_bytes: int) -> None:
-        """Make the ranks' models one, and the places of their gradients."""
+        """Make the ranks' models equal, and allocate the places of their gradients."""
         whole = [*model.named_parameters(), *model.named_buffers()]
         lines = [f"{name} {tuple(t.shape)} {t.dtype} {t.requires_grad}" for name, t in whole]
         self._comm.agree("the model", "\n".join([*lines, f"buckets of {bucket_bytes} bytes"]))
@@ -192,7 +192,7 @@ class Bucketizer:
                 "only dense gradients can be averaged (nn.Embedding: sparse=False)"
             )
         self._given[index] = True
-        # Or autograd would add another one to it, where it is being read or to what is averaged.
+        # Else autograd would add the next one to it: while it is read, or to the average.
         param.grad = None
         if self._staging is not None:
             self._staging.fetch(index, grad)
@@ -203,9 +203,9 @@ class Bucketizer:
         self._let_go(self._native.ready(index, grad.data_ptr()))
 
     def _let_go(self, gathered: int) -> None:
-        """Let go of gradients that have been gathered: their memory can be used again.
+        """Drop gradients that have been gathered, so that their memory can be reused.
 
-        So backward goes on in memory that is still in the cache, and never holds all gradients.
+        So backward works in memory that is still in the cache, and never holds all gradients.
         """
         for bucket in range(self._gathered, gathered):
             for i in self._members[bucket]:
@@ -213,23 +213,23 @@ class Bucketizer:
         self._gathered = gathered
 
     def start(self, weight: float = 1.0, value: float = 0.0, *, attention: bool = False) -> None:
-        """Begin a step, before backward. Without it, the first gradient begins one, of weight 1.
+        """Start a step, before backward. Without it, the first gradient starts one of weight 1.
 
         Parameters
         ----------
         weight
-            Of this rank's gradients in the mean: the samples behind them, say. With weight 0 they
-            are not looked at.
+            Weight of this rank's gradients in the mean: the number of samples, say. With weight 0
+            they are ignored.
         value
             A number to average by the same weights: the loss, say.
         attention
-            What all ranks learn at the end of the step if one of them says so here: that it has
-            something to agree upon, such as an end.
+            Whether this rank has something to agree upon, such as stopping. All ranks learn at the
+            end of the step whether any rank has.
 
         Raises
         ------
         RuntimeError
-            A step is under way.
+            A step is already under way.
         ValueError
             `weight` is negative, infinite or NaN.
         """
@@ -239,7 +239,7 @@ class Bucketizer:
         self._in_use.__enter__()
 
     def wait(self) -> Averaged:
-        """Exchange what is left, wait for all of it, and point each ``.grad`` at its mean.
+        """Exchange the rest, wait until all is done, and point each ``.grad`` at its mean.
 
         Raises
         ------
@@ -248,7 +248,7 @@ class Bucketizer:
         RuntimeError
             No step is under way, or as `unused` says.
         RemoteError, CommunicationError
-            Another rank has failed, does something else, or does not come.
+            Another rank has failed, makes another call, or does not join.
         """
         try:
             if not self._native.started and not self._hooks and self._has_gradients():
@@ -286,9 +286,9 @@ class Bucketizer:
         return not self._closed and any(p.grad is not None for p in self._params)
 
     def _give_rest(self) -> None:
-        """Hand over what came while no hook listened, and what was still on its way."""
+        """Hand over gradients that no hook saw, and those still being copied."""
         if self._on_device:
-            return  # it looks for itself
+            return  # it reads `.grad` itself
         for i, p in enumerate(self._params):
             if p.grad is None:
                 continue
@@ -301,7 +301,7 @@ class Bucketizer:
                 self._native.ready(i, self._addresses[i])
 
     def _add_late(self, late: dict[int, Tensor], total: float) -> int:
-        """Add the mean of late gradients; return a rank that has one that is not finite, or -1."""
+        """Add the mean of late gradients; return a rank with a non-finite one, or -1."""
         late = late if self._weight else {}
         size = self._comm.size
         facts = torch.zeros(size + len(self._params), dtype=torch.float64)
@@ -315,7 +315,7 @@ class Bucketizer:
             if i in late:
                 mean.copy_(late[i]).mul_(self._weight / total)
             place.add_(self._comm.allreduce_(mean, "sum").to(place))
-        if found:  # it will come again
+        if found:  # it will happen again
             self._stop_listening()
         bad = facts[:size].nonzero().flatten().tolist()
         return bad[0] if bad else -1
@@ -326,9 +326,9 @@ class Bucketizer:
         self._hooks = []
 
     def abandon(self) -> None:
-        """End a step that failed on this rank: finish the exchanges that were begun.
+        """End a step that failed on this rank: finish the exchanges that have started.
 
-        Raises what those raise. Without a step under way nothing happens.
+        Raises what those raise. Does nothing if no step is under way.
         """
         try:
             if self._native.started:
@@ -347,7 +347,7 @@ class Bucketizer:
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
-        """Accumulate gradients on this rank alone: for all but the last backward of a step."""
+        """Accumulate gradients locally: for all but the last backward of a step."""
         self._paused = True
         try:
             yield
@@ -355,7 +355,7 @@ class Bucketizer:
             self._paused = False
 
     def close(self) -> None:
-        """Let go of the model: its gradients become its own again, and no hook is left."""
+        """Release the model: give it gradients of its own, and remove all hooks."""
         self._stop_listening()
         self._closed = True
         for p, place in zip(self._params, self._places, strict=True):
@@ -365,7 +365,7 @@ class Bucketizer:
             self._staging.close()
 
 
-# Those there are: a step that is under way when the process ends must not go on in MPI's last call.
+# All that exist: a step under way when the process ends must not continue in MPI's last call.
 _made: weakref.WeakSet[Bucketizer] = weakref.WeakSet()
 
 
@@ -376,7 +376,7 @@ def _stop_all() -> None:
 
 
 def _is_dense(tensor: Tensor) -> bool:
-    """Whether a tensor's elements fill their memory without gaps, in whatever order."""
+    """Return whether a tensor's elements fill their memory without gaps, in any order."""
     expected = 1
     for size, stride in sorted(
         zip(tensor.shape, tensor.stride(), strict=True), key=lambda pair: pair[1]

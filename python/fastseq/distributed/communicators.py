@@ -1,7 +1,7 @@
-"""Ranks that work together: the one module that touches the native communicator.
+"""Ranks that work together: the only module that touches the native communicator.
 
-Under ``mpirun`` or ``srun`` the ranks find each other through `mpi4py`; a process on its own has
-the same interface and needs neither MPI nor mpi4py.
+Under ``mpirun`` or ``srun`` the ranks find each other through `mpi4py`; a single process has the
+same interface and needs neither MPI nor mpi4py.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from .processes import end_together, share_cores, warn_of_forks, warn_of_shared_
 
 __all__ = ["Communicator", "communicator", "mpi_library", "native_bucketizer", "world"]
 
-# What Open MPI, MPICH and its relatives, PMIx and MVAPICH tell the processes they start.
+# Variables that Open MPI, MPICH and its relatives, PMIx and MVAPICH set for their processes.
 _LAUNCHER = ("OMPI_COMM_WORLD_SIZE", "PMI_RANK", "PMIX_RANK", "MV2_COMM_WORLD_RANK")
-# What differs from one launch, and from one rank, to the other.
+# Variables that differ between launches, and between ranks.
 _LAUNCH = (
     *("PMIX_NAMESPACE", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_JOBID", "PMI_ID", "PMI_RANK"),
     *("PMI_FD", "PMI_PORT", "MV2_COMM_WORLD_RANK", "SLURM_JOB_ID", "SLURM_STEP_ID"),
 )
-# Where a rank notes which process it is: its children inherit the launcher's words.
+# Where a rank notes its process ID: its children inherit the launcher's variables.
 _RANK_PROCESS = "FASTSEQ_RANK_PROCESS"
 
 _TRANSPORTS = ("auto", "shm", "hierarchy", "mpi")
@@ -45,49 +45,49 @@ _DTYPES = {
 
 
 class Communicator:
-    """The ranks that work together, and what they exchange.
+    """Ranks that work together, and their collective operations.
 
-    All calls are collective: every rank makes the same ones in the same order. The ranks find out
-    if they don't, and if one of them has failed, and raise instead of waiting for ever.
+    All calls are collective: every rank makes the same calls in the same order. If ranks differ,
+    or one of them fails, the others raise instead of waiting for ever.
 
     Parameters
     ----------
     mpi_comm
-        An mpi4py communicator, which is duplicated (collective); None for a process alone.
+        An mpi4py communicator, which is duplicated (collective); None: a single process.
     transport
         What carries the data. ``"auto"``: ``"shm"`` (memory that the ranks share) if all ranks are
-        on one machine, ``"hierarchy"`` (shared memory within, MPI between machines) if not, and
-        ``"mpi"`` (MPI messages alone) where memory cannot be shared. Or one of them.
+        on one machine, else ``"hierarchy"`` (shared memory within, MPI between machines), and
+        ``"mpi"`` (MPI messages alone) where memory cannot be shared. Or name one of these.
     timeout
-        Seconds after which ranks that don't come are given up.
+        Seconds to wait for ranks that don't join a call.
     wire_dtype
         `torch.bfloat16` sends fp32 data between machines (``"hierarchy"``) in half the bytes.
     ranks_per_node
-        Pretends that a machine with more ranks is several: to try ``"hierarchy"`` on one.
+        Treat a machine with more ranks as several machines: to try ``"hierarchy"`` on one.
 
     Attributes
     ----------
     rank, size
-        This process' number, and how many there are.
+        This process' number, and the number of ranks.
     threaded
-        Whether gradients can be exchanged by a thread of their own (always with shared memory;
-        else MPI must allow threads).
+        Whether a separate thread can exchange gradients (always with shared memory; else MPI must
+        allow threads).
     busy
         Who has reserved the communicator; empty if nobody has.
     local_rank, local_size
-        The same among the processes of this machine.
+        Rank and size among the processes of this machine.
     transport
         What carries the data: ``"shm"``, ``"hierarchy"``, ``"mpi"`` or ``"single"``.
 
     Raises
     ------
     ValueError
-        An option is not what it should be; or the ranks give different ones, on all of them.
+        An option is invalid, or differs between ranks (raised on all of them).
     MissingFeatureError
         fastseq was built without MPI.
     CommunicationError
-        mpi4py uses another MPI library than fastseq was built with, or the wanted transport cannot
-        be had.
+        mpi4py uses another MPI library than fastseq was built with, or the transport is not
+        available.
 
     Examples
     --------
@@ -149,11 +149,11 @@ class Communicator:
         return f"Communicator(rank={self.rank}, size={self.size}, transport={self.transport!r})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Communicator:
-        """Return itself: copies of an estimator, such as scikit-learn's, work with these ranks."""
+        """Return itself: copies of an estimator, as scikit-learn makes, keep the same ranks."""
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle as what it stands for: this process, or all ranks there are then."""
+        """Pickle its meaning: this single process, or all ranks at the time of unpickling."""
         if self.transport == "single":
             return Communicator, ()
         if self is _world:
@@ -163,9 +163,9 @@ class Communicator:
     def allocate(
         self, numel: int, dtype: torch.dtype = torch.float32, device: Any = "cpu"
     ) -> Tensor:
-        """Return a zeroed vector for data that is exchanged often: in memory that peers can reach.
+        """Return a zeroed vector in memory that peers can reach, for data exchanged often.
 
-        Collective; of one length on all ranks. Aligned to a cache line.
+        Collective; the same length on all ranks. Aligned to a cache line.
         """
         if torch.device(device).type != "cpu":
             return torch.zeros(numel, dtype=dtype, device=device)
@@ -186,12 +186,12 @@ class Communicator:
             )
 
     def allreduce_(self, tensor: Tensor, op: str = "mean") -> Tensor:
-        """Replace `tensor` by its mean or sum over all ranks, the same bits on each.
+        """Replace `tensor` by its mean or sum over all ranks, bitwise equal on all.
 
         Parameters
         ----------
         tensor
-            fp16, bf16 (both summed in fp32), fp32, fp64 or complex; of one shape on all ranks.
+            fp16, bf16 (both summed in fp32), fp32, fp64 or complex; same shape on all ranks.
         op
             ``"mean"`` or ``"sum"``.
 
@@ -214,24 +214,24 @@ class Communicator:
         return _return_to(tensor, host)
 
     def broadcast_(self, tensor: Tensor, root: int = 0) -> Tensor:
-        """Replace `tensor` by that of rank `root`; any dtype, one shape on all ranks."""
+        """Replace `tensor` by rank `root`'s; any dtype, same shape on all ranks."""
         host = _on_host(tensor)
         self._free()._native.broadcast(host.data_ptr(), host.numel() * host.element_size(), root)
         return _return_to(tensor, host)
 
     def duplicate(self) -> Communicator:
-        """Return a communicator of the same ranks whose exchanges never meet this one's."""
+        """Return a communicator of the same ranks, with exchanges independent of this one's."""
         return Communicator(self._made_of, **self._options)
 
     def barrier(self) -> None:
-        """Wait until all ranks are here."""
+        """Wait until all ranks have called this."""
         self._free()._native.barrier()
 
     def agree(self, what: str, value: str) -> None:
         """Raise `ValueError` on all ranks unless `value` is the same on all of them.
 
-        The message names the first line in which the lowest such rank differs from rank 0. Ranks
-        that agree in different calls raise `CommunicationError`.
+        The message shows the first line that differs between rank 0 and the lowest rank that
+        differs. Ranks that agree in different calls raise `CommunicationError`.
         """
         with self.purpose("agree"):
             value = f"{self._purpose}\n{value}"
@@ -264,7 +264,7 @@ class Communicator:
 
     @contextmanager
     def reserved(self, user: str) -> Iterator[None]:
-        """Keep the communicator for `user`: other calls raise `RuntimeError` meanwhile."""
+        """Reserve the communicator for `user`: other calls raise `RuntimeError` meanwhile."""
         self.busy = user
         try:
             yield
@@ -273,9 +273,9 @@ class Communicator:
 
     @contextmanager
     def purpose(self, call: str) -> Iterator[None]:
-        """Tell what the user has called that makes the exchanges in a block.
+        """Name the user's call behind the exchanges in the body of a ``with``.
 
-        Where ranks turn out to be out of step, the error names it.
+        If ranks turn out to be out of step, the error names it.
         """
         outer = self._purpose
         self._purpose = f"{call} in {outer}" if outer else call
@@ -303,11 +303,11 @@ class Communicator:
         return self._of_this_process()
 
     def fail(self, message: str) -> None:
-        """Make all other ranks raise `RemoteError` with `message`, at their next call."""
+        """Make all other ranks raise `RemoteError` with `message` at their next call."""
         self._of_this_process()._native.fail(message)
 
     def leave(self) -> None:
-        """Say that this rank makes no more calls: ranks that do get a `CommunicationError`."""
+        """Announce that this rank makes no more calls: ranks that do get `CommunicationError`."""
         self._of_this_process()._native.leave()
 
     def abort(self, exit_code: int = 1) -> None:
@@ -332,8 +332,8 @@ def _return_to(tensor: Tensor, host: Tensor) -> Tensor:
 def native_bucketizer(comm: Communicator, tensors: Sequence[Tensor], bucket_bytes: int) -> Any:
     """Make the native bucketizer for gradients of these tensors. Collective.
 
-    It has a thread of its own only where the rank has a second core for it: on a single one, that
-    thread would only interrupt backward.
+    It has a thread of its own only if the rank has a second core: on a single core, the thread
+    would only interrupt backward.
     """
     for tensor in tensors:
         if tensor.dtype.to_real() not in _DTYPES:
@@ -358,16 +358,16 @@ def world() -> Communicator:
     """Return the communicator of all ranks, made at the first call.
 
     Under a launcher this starts MPI through mpi4py, and gives each rank of a machine its share of
-    the cores as threads, unless OMP_NUM_THREADS is set. From then on an exception that nobody
-    catches on one rank ends all ranks, and a rank that exits early is announced to the others.
-    A child process of a rank is alone.
+    the cores as threads, unless OMP_NUM_THREADS is set. From then on an uncaught exception on one
+    rank ends all ranks, and a rank that exits early is announced to the others. A child process of
+    a rank is a single process.
 
     Raises
     ------
     MissingFeatureError
         The launcher started several ranks, but mpi4py or fastseq's MPI part is missing.
     CommunicationError
-        Something that knows no MPI, such as torchrun, has started several processes.
+        A launcher without MPI, such as torchrun, has started several processes.
     """
     global _world
     if _world is None or _world._process != os.getpid():
@@ -393,7 +393,7 @@ def world() -> Communicator:
 
 
 def communicator(comm: Any) -> Communicator:
-    """Return a `Communicator` for what users pass as one.
+    """Return a `Communicator` for a user's `comm` argument.
 
     Parameters
     ----------
@@ -415,7 +415,7 @@ def communicator(comm: Any) -> Communicator:
 
 
 def mpi_library() -> str | None:
-    """Return the first line of the version of the MPI library fastseq was built with, if any."""
+    """Return the version line of the MPI library fastseq was built with, or None."""
     try:
         version: str = _mpi_module().library_version()
     except MissingFeatureError:
@@ -428,7 +428,7 @@ def _launch() -> str:
 
 
 def _launched() -> bool:
-    """Whether an MPI launcher has started this process: not one of its ranks, as a child."""
+    """Return whether an MPI launcher started this process, rather than one of its ranks."""
     if not any(name in os.environ for name in _LAUNCHER):
         return False
     process, _, launch = os.environ.get(_RANK_PROCESS, "").partition(" ")
@@ -436,7 +436,7 @@ def _launched() -> bool:
 
 
 def _refuse_other_launchers() -> None:
-    """Raise if this is one of several processes that know of each other, but not through MPI."""
+    """Raise if a launcher without MPI started this as one of several processes."""
     if any(name in os.environ for name in _LAUNCHER):
         return
     for launcher, rank, size in (

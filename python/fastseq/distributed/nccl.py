@@ -1,4 +1,4 @@
-"""Gradients of models on GPUs averaged by NCCL, where each rank has a GPU of its own."""
+"""GPU gradients averaged by NCCL, if each rank has a GPU of its own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["DeviceExchange", "nccl_fits"]
 
 
 def nccl_fits(comm: Communicator, device: torch.device) -> bool:
-    """Whether NCCL can be used: it is there, and no two ranks of a machine share a GPU. Agreed."""
+    """Return whether all ranks can use NCCL: available, and no GPU shared. Collective."""
     fits = (
         comm.size > 1
         and device.type == "cuda"
@@ -39,11 +39,11 @@ def _address(comm: Communicator) -> tuple[str, int]:
 
 
 class DeviceExchange:
-    """Averages gradients where they are, through a group of torch.distributed of its own.
+    """Average gradients on the device, through a torch.distributed group of its own.
 
-    It does what the native bucketizer does for gradients on the host, in one piece: gradients are
-    gathered into a flat buffer per dtype, weighted, summed over the ranks by the group, and read
-    from there. The group finds itself through fastseq's communicator.
+    Does what the native bucketizer does for gradients on the host, in one piece: gradients are
+    copied into a flat buffer per dtype, weighted, summed over the ranks by the group, and read
+    from there. The group is set up through fastseq's communicator.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ class DeviceExchange:
         self.started = False
 
     def start(self, weight: float, value: float, attention: bool = False) -> None:
-        """Begin a step; see `Bucketizer.start`."""
+        """Start a step; see `Bucketizer.start`."""
         if self.started:
             raise RuntimeError("a step is under way already: call wait() first")
         if not 0 <= weight < math.inf:
@@ -88,7 +88,7 @@ class DeviceExchange:
         self._weight, self._value, self._attention = weight, value, attention
 
     def finish(self) -> tuple[float, float, int, list[int], bool]:
-        """Average; return what the native bucketizer's ``finish`` does."""
+        """Average the gradients; return the same as the native bucketizer's ``finish``."""
         if not self.started:
             raise RuntimeError(
                 "no step is under way: wait() comes after start() or a backward pass"
@@ -98,7 +98,7 @@ class DeviceExchange:
         given = [i for i, p in enumerate(self._params) if p.grad is not None and weight]
         with torch.no_grad():
             pairs = [(self.places[i], g) for i in given if (g := self._params[i].grad) is not None]
-            # Gradients may lie where they go, as after `wait`.
+            # Gradients may already be in place, as after `wait`.
             moves = [(a, g) for a, g in pairs if a.data_ptr() != g.data_ptr()]
             if moves:
                 places, grads = zip(*moves, strict=True)
@@ -123,7 +123,7 @@ class DeviceExchange:
         return total, mean, bad[0] if bad else -1, unused, bool(facts[2])
 
     def abandon(self) -> None:
-        """End a step: nothing has been exchanged before `finish`."""
+        """End a step; nothing is exchanged before `finish`."""
         self.started = False
 
     stop = abandon

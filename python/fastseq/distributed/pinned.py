@@ -1,4 +1,4 @@
-"""Gradients of a model on a GPU, on their way through host memory that the ranks share."""
+"""GPU gradients copied through host memory that the ranks share."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ __all__ = ["Staging"]
 
 
 class Staging:
-    """Copies gradients from a device to the host while backward goes on, and means back.
+    """Copy gradients from a device to the host while backward runs, and the means back.
 
     Copies run on a stream of their own, each after an event on the stream that made the gradient;
-    the device as a whole is never waited for.
+    the device as a whole is never synchronized.
 
     Parameters
     ----------
     params
         Parameters on one CUDA device.
     host_places
-        Where each gradient goes on the host; this memory is registered with CUDA, so that copies
-        of it run by themselves.
+        Where each gradient goes on the host; this memory is registered with CUDA (pinned), so that
+        copies are asynchronous.
     """
 
     def __init__(self, params: Sequence[Tensor], host_places: Sequence[Tensor]) -> None:
@@ -49,13 +49,13 @@ class Staging:
             self._registered[storage.data_ptr()] = storage.nbytes()
         self._registered = {address: size for address, size in self._registered.items() if size}
         for address, size in self._registered.items():
-            with torch.cuda.device(self._device):  # or it opens a context on the first one
+            with torch.cuda.device(self._device):  # else it opens a context on the first GPU
                 code = int(runtime.cudaHostRegister(address, size, 0))
             if code != 0:
                 raise RuntimeError(f"cudaHostRegister of {size} bytes failed with code {code}")
 
     def close(self) -> None:
-        """Give the host memory back, after all copies."""
+        """Unregister the host memory, after all copies."""
         self._stream.synchronize()
         runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
         for address in self._registered:
@@ -73,14 +73,14 @@ class Staging:
         self._on_the_way.append((index, event))
 
     def fetched(self) -> Iterator[int]:
-        """Yield the gradients in the order in which they were fetched, each when it is there."""
+        """Yield the gradients' indices in the order of `fetch`, each once its copy is done."""
         for index, event in self._on_the_way:
             event.synchronize()
             yield index
         self._on_the_way.clear()
 
     def send_back(self) -> None:
-        """Start copying the means to the device; what follows on its current stream sees them."""
+        """Start copying the means to the device; later work on its current stream sees them."""
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):

@@ -1,4 +1,4 @@
-"""What running as one of several ranks means for the process: threads, exceptions, forks, exit."""
+"""Process settings of a rank: threads, exceptions, forks, exit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["end_together", "share_cores", "warn_of_forks", "warn_of_shared_cores
 
 
 class Ranks(Protocol):
-    """What is needed of a `Communicator` here."""
+    """The part of `Communicator` that this module uses."""
 
     @property
     def rank(self) -> int: ...
@@ -37,7 +37,7 @@ class Ranks(Protocol):
 
 
 def share_cores(comm: Ranks) -> None:
-    """Leave each rank of a machine its share of the cores, unless the user has set threads."""
+    """Give each rank of a machine its share of the cores, unless OMP_NUM_THREADS is set."""
     if "OMP_NUM_THREADS" in os.environ:
         return
     allowed = len(_cores()) or math.inf
@@ -46,12 +46,12 @@ def share_cores(comm: Ranks) -> None:
 
 
 def _cores() -> set[int]:
-    """Return the cores that this process may use; empty where the system does not tell."""
+    """Return the cores that this process may use; empty if the system does not say."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 
 
 def warn_of_shared_cores(comm: Ranks) -> None:
-    """Warn, on rank 0, of ranks that are bound to one core although the machine has more."""
+    """Warn on rank 0 if all ranks are bound to one core although the machine has more."""
     cores = _cores()
     bound = torch.tensor(1.0 if len(cores) == 1 else 0.0)
     first = torch.tensor(float(min(cores, default=0)))
@@ -70,7 +70,7 @@ def warn_of_shared_cores(comm: Ranks) -> None:
 
 
 def warn_of_forks() -> None:
-    """Warn of forked processes from now on: they can't use MPI, and may hang in it."""
+    """Warn about forks from now on: forked processes can't use MPI, and may hang in it."""
 
     def warn() -> None:
         warnings.warn(
@@ -86,7 +86,7 @@ def warn_of_forks() -> None:
 
 
 def end_together(comm: Ranks) -> None:
-    """End all ranks when an exception ends one, and announce a rank that exits."""
+    """End all ranks when an exception ends one, and announce this rank's exit."""
     process = os.getpid()
     previous = sys.excepthook
 

@@ -1,4 +1,4 @@
-"""Replicas of a model on several ranks: kept equal, averaged over, failing together."""
+"""Replicas of a model on several ranks: kept equal, averaged, and failing together."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PIECE_BYTES = 64 * 2**20
 
 
 def _others_know(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came of, was told to the other ranks or by them."""
+    """Return whether other ranks know of an error or one of its causes, or reported it."""
     while error is not None:
         if isinstance(error, RemoteError | CommunicationError) or hasattr(error, "_told"):
             return True
@@ -29,7 +29,7 @@ def _others_know(error: BaseException | None) -> bool:
 
 
 class Replicas:
-    """What `fit` and `predict` need of other ranks; without other ranks nearly nothing happens.
+    """Keep replicas in sync during `fit` and `predict`; nearly a no-op on one process.
 
     Parameters
     ----------
@@ -41,20 +41,20 @@ class Replicas:
         self.comm = comm
         self.alone = comm.size == 1
         self.first = comm.rank == 0
-        # Samples that this rank has trained on since buffers were the same on all; None: they are.
+        # Samples that this rank has trained on since buffers were last equal; None: they are equal.
         self.since_common: float | None = None
 
     @contextmanager
     def together(self, call: str) -> Iterator[None]:
-        """Run a block that raises on all ranks if it raises on one, and ends on all at once.
+        """Make an error in the body of a ``with`` raise on all ranks, and end it with a barrier.
 
-        Blocks may be nested, as where a callback of `fit` calls `predict`: a failure is told to the
-        others once.
+        Uses may be nested, as when a callback of `fit` calls `predict`: a failure is reported to
+        the others once.
 
         Parameters
         ----------
         call
-            What the user has called, for messages.
+            The user's call, for messages.
         """
         if self.alone:
             yield
@@ -67,7 +67,7 @@ class Replicas:
                 if not _others_know(error):
                     with suppress(AttributeError):
                         error._told = True  # type: ignore[attr-defined]
-                    with suppress(CommunicationError):  # where the ranks are out of step, all know
+                    with suppress(CommunicationError):  # if the ranks are out of step, all know
                         self.comm.fail(f"{type(error).__name__}: {error}")
                 raise
 
@@ -85,7 +85,7 @@ class Replicas:
         return [count == self.comm.size for count in ranks.tolist()]
 
     def largest(self, numbers: list[int]) -> list[int]:
-        """Return the largest of all ranks' numbers, place by place; ranks may have fewer."""
+        """Return the elementwise maximum over all ranks; missing numbers count as 0."""
         if self.alone:
             return numbers
         size = torch.zeros(self.comm.size, dtype=torch.float64)
@@ -102,7 +102,7 @@ class Replicas:
         Parameters
         ----------
         about
-            Describes this rank's.
+            Returns a description of this rank's data.
         """
         if self.alone:
             return
@@ -128,14 +128,14 @@ class Replicas:
             optimizer.load_state_dict(loaded)
 
     def trained(self, weight: float) -> None:
-        """Note a step, which may have changed buffers: `weight` of this rank's samples."""
+        """Note a step, which may have changed buffers, on `weight` of this rank's samples."""
         self.since_common = (self.since_common or 0.0) + weight
 
     def make_common(self, model: nn.Module) -> None:
         """Make buffers the same on all ranks, if steps may have made them differ. Collective.
 
-        Of floating-point ones, such as the statistics of BatchNorm, the mean over the samples that
-        each rank has trained on since; of others, such as counts of steps, the largest.
+        Floating-point ones, such as BatchNorm's statistics, become the mean weighted by each rank's
+        samples since they were last equal; others, such as step counts, the maximum.
         """
         if self.since_common is None:
             return
@@ -166,7 +166,7 @@ class Replicas:
         return (total / weights if weights else 0.0), weights
 
     def gather_(self, whole: Tensor, bounds: list[tuple[int, int]], dim: int) -> None:
-        """Fill `whole` on all ranks: rank r has the part ``bounds[r]`` along `dim`."""
+        """Fill `whole` on all ranks; rank r has the part ``bounds[r]`` along `dim`."""
         if self.alone:
             return
         for root, (begin, end) in enumerate(bounds):

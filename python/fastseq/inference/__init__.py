@@ -1,4 +1,4 @@
-"""Running models over whole series, and where their outputs go."""
+"""Run models over whole series, and write their outputs."""
 
 from .predictor import Predictor
 

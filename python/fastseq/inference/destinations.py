@@ -1,4 +1,4 @@
-"""What predictions are written to: arrays, parts of files, lists of arrays."""
+"""Targets of predictions: arrays, parts of files, lists of arrays."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def as_numpy(a: Tensor) -> np.ndarray[Any, Any]:
 
 
 def members(name: str, part: Any, data: Sequences) -> Any:
-    """Return the datasets of a group, in the order of the sequences, and all else as it is.
+    """Return a group's datasets in the order of the sequences; anything else as it is.
 
     Raises
     ------
     ValueError
-        Sequences came from a group, too, with other names.
+        The sequences are from a group, too, with other names.
     """
     if not isinstance(part, h5py.Group):
         return part
@@ -64,24 +64,24 @@ def members(name: str, part: Any, data: Sequences) -> Any:
 
 
 class Target(Protocol):
-    """Something that takes the outputs of a chunk."""
+    """Takes the outputs of chunks."""
 
     def write(self, chunk: Chunk, values: Tensor) -> None:
         """Write ``(S, B, …)`` to steps ``[t0, t1)`` of sequences ``[n0, n1)``."""
         ...
 
     def close(self) -> None:
-        """Make sure that what was written is there for all who look."""
+        """Make all that was written visible to other readers."""
         ...
 
 
 class ArrayTarget:
-    """Anything that slices can be assigned to, ``(T, N, …)``."""
+    """Writes to anything that supports assignment to slices, ``(T, N, …)``."""
 
     def __init__(self, array: Any) -> None:
         if isinstance(array, LazyDataset):
             with array.opened(writable=True):
-                pass  # where that fails, it is before any work
+                pass  # fail before any work
         self._array = array
 
     def write(self, chunk: Chunk, values: Tensor) -> None:
@@ -90,14 +90,14 @@ class ArrayTarget:
         self._array[box] = values if isinstance(self._array, Tensor) else as_numpy(values)
 
     def close(self) -> None:
-        """Flush what is a file, and let go of it; an array needs nothing."""
+        """Flush and release files; arrays need nothing."""
         _flush([self._array])
         if isinstance(self._array, LazyDataset):
             self._array.release()
 
 
 class RaggedTarget:
-    """One array ``(T_i, …)`` for each sequence.
+    """Writes to one array ``(T_i, …)`` for each sequence.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ class RaggedTarget:
     lengths
         T_i in the order of the pass.
     order
-        Which of `arrays` each sequence of the pass is.
+        For each sequence of the pass, its index in `arrays`.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class RaggedTarget:
         self._order = order
 
     def write(self, chunk: Chunk, values: Tensor) -> None:
-        """Write ``(S, B, …)``, of each sequence as many steps as it has."""
+        """Write ``(S, B, …)``, each sequence up to its length."""
         host = None
         for column, n in enumerate(range(chunk.n0, chunk.n1)):
             end = min(int(self._lengths[n]), chunk.t1)
@@ -131,19 +131,19 @@ class RaggedTarget:
                 array[chunk.t0 : end] = host[: end - chunk.t0, column]
 
     def close(self) -> None:
-        """Flush those that are files."""
+        """Flush files."""
         _flush(self._arrays)
 
 
 def _flush(arrays: list[Any]) -> None:
-    """Hand what HDF5 still keeps to the operating system, where other processes see it."""
+    """Pass HDF5's buffers to the operating system, where other processes see them."""
     for file in {a.file for a in arrays if isinstance(a, h5py.Dataset)}:
         file.flush()
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where an array ``(T, N, …)`` lies in a file: bytes from step to step, and of a sequence."""
+    """Where an array ``(T, N, …)`` lies in a file: offset and strides, in bytes."""
 
     path: str
     offset: int
@@ -153,16 +153,16 @@ class Place:
     bytes: int
 
     def same_layout(self, other: Place) -> bool:
-        """Whether the other one differs in nothing but the path."""
+        """Whether the other one differs only in the path."""
         return dataclasses.replace(self, path=other.path) == other
 
 
 def place_of(array: Any) -> Place | None:
-    """Return where an array lies, if it can be written there behind its back.
+    """Return where an array lies in a file, or None if it cannot be written there directly.
 
-    It can be in a memory map, and in a dataset of an HDF5 file that lies in one piece, is larger
-    than the buffer through which HDF5 reads small pieces (see `forget_buffered`), and is not kept
-    in pages or memory of HDF5's own. Such a dataset is allocated here if it has not been yet.
+    Memory maps can, and contiguous HDF5 datasets that are larger than the buffer through which HDF5
+    reads small pieces (see `forget_buffered`) and not kept in HDF5's own pages or memory. Such a
+    dataset is allocated here if necessary.
     """
     if isinstance(array, h5py.Dataset):
         plist = array.file.id.get_access_plist()
@@ -188,9 +188,9 @@ def place_of(array: Any) -> Place | None:
 
 
 class FileTarget:
-    """An array in a file that is written without it: several processes write parts of their own.
+    """Writes directly to an array's place in a file; several processes can write their own parts.
 
-    A disk that is full is an error here; under a memory map it would be a signal.
+    A full disk is an error here; under a memory map it would be a signal.
     """
 
     def __init__(self, place: Place) -> None:
@@ -217,12 +217,12 @@ class FileTarget:
             offset += count
 
     def mark(self, token: bytes) -> None:
-        """Write a token to where the array begins."""
+        """Write a token at the start of the array."""
         assert self._file is not None
         os.pwrite(self._file, token, self._place.offset)
 
     def marked(self, token: bytes) -> bool:
-        """Whether the token is there: whether this file is the one that was marked."""
+        """Whether the token is there: this is the file that was marked."""
         assert self._file is not None
         return os.pread(self._file, len(token), self._place.offset) == token
 
@@ -234,7 +234,7 @@ class FileTarget:
 
 
 def check_target(name: str, target: Any, shape: tuple[int, ...], a: Tensor) -> None:
-    """Raise unless outputs like `a` can be written to `target`, which must have the shape given."""
+    """Raise unless outputs like `a` can be written to `target`, which must have this shape."""
     if isinstance(target, h5py.Dataset) and not target:
         raise ValueError(f"{name} is a dataset of a file that has been closed; open it for writing")
     if tuple(getattr(target, "shape", ())) != shape:
@@ -262,11 +262,11 @@ def _writable(target: Any) -> bool:
 
 
 def forget_buffered(array: Any) -> None:
-    """Make h5py read anew what was written behind its back.
+    """Make h5py read again what was written directly to its file.
 
-    HDF5 reads small pieces of a contiguous dataset through a buffer that begins where it was asked
-    to read, and keeps it. Nothing says "forget it"; but of two reads, at the end and at the begin
-    of a dataset larger than the buffer, one at least is outside of it, and moves it.
+    HDF5 reads small pieces of a contiguous dataset through a buffer that starts at the place it
+    was asked for, and keeps it. No call drops the buffer. But of two reads, at the end and at the
+    start of a dataset larger than the buffer, at least one is outside of it, and moves it.
     """
     if isinstance(array, h5py.Dataset):
         array[tuple(n - 1 for n in array.shape)]

@@ -1,4 +1,4 @@
-"""Writing a model to a file that runs without fastseq's Python: `Estimator.export`."""
+"""Write a model to a file that runs without fastseq's Python: `Estimator.export`."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from .scaled_model import ScaledModel
 __all__ = ["DESCRIPTION", "check_path", "export_model"]
 
 DESCRIPTION = "fastseq.json"
-"""The extra file of an exported program that tells the state in which series start."""
+"""The extra file of an exported program that holds the initial state of series."""
 
-# Of the inputs to trace the model with: neither 0 nor 1, which torch takes for special.
+# Size of the inputs for tracing: neither 0 nor 1, which torch treats as special.
 _STEPS, _COUNT = 5, 3
 
 
 def check_path(path: Any) -> Path:
-    """Return the path of a program's file; raise if none can be written there."""
+    """Return the path of a program's file; raise if it cannot be written there."""
     target = Path(path)
     if target.suffix != ".pt2":
         raise ValueError(f"path must end in .pt2, as programs of torch.export do, got {target}")
@@ -50,9 +50,9 @@ def export_model(model: nn.Module, x: Tree, path: Path, scaling: Scaling | None 
     x
         One step of one sequence, ``(1, 1, F)``, in the structure of the model's inputs.
     path
-        The file. It is complete, or as it was before.
+        The file. It is written completely, or left as it was.
     scaling
-        What the program does to inputs first, and undoes on outputs.
+        Applied to inputs by the program, and undone on outputs.
 
     Raises
     ------
@@ -66,7 +66,7 @@ def export_model(model: nn.Module, x: Tree, path: Path, scaling: Scaling | None 
         x = tree_map(lambda a: torch.rand_like(a.expand(_STEPS, _COUNT, *a.shape[2:])), x)
         if scaling is not None:
             model, x = ScaledModel(model, scaling.x, scaling.y).eval(), scaling.raw(x)
-        # What looks at later steps takes whole series, and has no state to go on from.
+        # Models that look at later steps take whole series, and have no state to continue from.
         first = None if is_bidirectional(model) else first_state(model, x)
         dims = [] if first is None else tree_leaves(batch_dims(model, x))
         program = _trace(_Program(model, x, first), x, first, dims)
@@ -85,7 +85,7 @@ def export_model(model: nn.Module, x: Tree, path: Path, scaling: Scaling | None 
 
 
 class _Program(nn.Module):
-    """Calls a model with the state as a flat tuple, and without named tuples, which are code."""
+    """Calls a model with its state as a flat tuple, without named tuples, which are code."""
 
     def __init__(self, model: nn.Module, x: Tree, state: Tree) -> None:
         super().__init__()
@@ -130,12 +130,12 @@ def _trace(program: _Program, x: Tree, first: Tree, dims: list[int]) -> Exported
 
 
 def first_state(model: nn.Module, x: Tree) -> Tree:
-    """Find the state that stands for none: zeros, or what a chunk without steps leaves behind.
+    """Find the state that is equivalent to None: zeros, or the state after a chunk of no steps.
 
     Returns
     -------
     Tree
-        In the structure of the model's state; None if it has none.
+        In the structure of the model's state; None if the model has none.
     """
     expected = _run(model, x, None)
     state = expected[1]
@@ -158,7 +158,7 @@ def first_state(model: nn.Module, x: Tree) -> Tree:
         if _alike(_run(model, x, first), expected):
             return first
     except (RuntimeError, ValueError, IndexError):
-        pass  # not every model takes no steps
+        pass  # not every model accepts zero steps
     raise ValueError(
         "the model starts neither from a state of zeros nor from the one that it returns for a "
         "chunk of no steps, so there is no telling what it starts from"
@@ -172,7 +172,7 @@ def _alike(one: Tree, other: Tree) -> bool:
 
 @contextmanager
 def _constant(model: nn.Module) -> Iterator[None]:
-    """Make parameters need no gradient, in the file too: running it then records nothing."""
+    """Freeze all parameters, in the file too: running it then records nothing."""
     trained = [p for p in model.parameters() if p.requires_grad]
     for p in trained:
         p.requires_grad_(False)
@@ -194,7 +194,7 @@ def _filled(numbered: Tree, leaves: Any) -> Tree:
 
 
 def _plain(tree: Tree) -> Tree:
-    """Make named tuples and other kinds of dicts plain ones."""
+    """Convert sequences to plain tuples, and dicts to plain ones."""
     if isinstance(tree, dict):
         return {key: _plain(part) for key, part in tree.items()}
     if isinstance(tree, tuple | list):

@@ -29,25 +29,25 @@ class Pass:
     stateful
         The model, in evaluation mode.
     dims
-        Where the sequences lie in its state.
+        The dimension of the sequences in its state.
     data, spec
         The sequences, and how many of them and of their steps are run at once.
     finish
-        Makes of what the model returns the outputs that are wanted.
+        Turns the model's outputs into the final ones.
     like
         Outputs of any chunk.
     start
-        The state of all sequences, in the order of the pass; None: their series begin.
+        The state of all sequences, in the order of the pass; None: a fresh one.
     whole
         Whether the model must see whole series at once.
     pooled
-        Whether outputs ``(B, K)`` are those of each step.
+        Whether outputs are ``(B, K)``, to be repeated at each step.
 
     Attributes
     ----------
     ends
-        The state of all sequences, in the order of the pass, after `run`: of those that it has run,
-        at each one's last step. None if no chunk has been run, and series begin.
+        After `run`, the state of all sequences, in the order of the pass; of those that were run,
+        at their last steps. None if no chunk was run and `start` is None.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Pass:
         self.ends: Tree = tree_map(torch.clone, start)
 
     def plan(self, begin: int, end: int) -> ChunkPlan:
-        """Return the chunks of sequences ``[begin, end)``, which it counts from 0."""
+        """Return the plan of sequences ``[begin, end)``, which it counts from 0."""
         lengths = self._data.lengths
         return ChunkPlan(
             steps=self._data.steps,
@@ -92,7 +92,7 @@ class Pass:
         return (chunk.shifted(begin) for chunk in chunks) if begin else chunks
 
     def tails(self, begin: int, end: int) -> Iterator[Chunk]:
-        """Yield what is in no chunk: the steps past the end of a block's longest sequence."""
+        """Yield the steps that are in no chunk, past the end of a block's longest sequence."""
         lengths, steps = self._data.lengths, self._data.steps
         if lengths is None:
             return
@@ -126,14 +126,14 @@ class Pass:
         if last is None:
             return
         columns = np.arange(last.n1 - last.n0)
-        if self._data.lengths is not None:  # what had no steps is as it was
+        if self._data.lengths is not None:  # sequences without steps keep their state
             columns = np.flatnonzero(self._data.lengths[last.n0 : last.n1])
         index = torch.from_numpy(columns)
         rows = take_rows(self._stateful.state, self._dims, index)
         self.ends = put_rows(self.ends, self._dims, index + last.n0, rows, self._data.count)
 
     def _forward(self, chunk: Chunk, xs: Tree) -> list[Tensor]:
-        """Run a chunk, of each sequence the steps that count."""
+        """Run a chunk, each sequence up to its length."""
         model, steps, width = self._stateful, chunk.t1 - chunk.t0, chunk.n1 - chunk.n0
         if self._data.lengths is None:
             return self._outputs(xs)
@@ -161,8 +161,8 @@ class Pass:
     def _pieces(self, counts: np.ndarray[Any, Any]) -> Iterator[tuple[int, int, Any]]:
         """Cut a chunk where sequences end: yield steps ``[a, b)`` and the sequences to run.
 
-        A model that carries a state goes on with those that are left. Of others there is no telling
-        that steps do not depend on later ones, so those of one length are run whole.
+        A model with a state continues with the sequences that are left. Other models may look at
+        later steps, so sequences are run whole, those of one length together.
         """
         a = 0
         for b in np.unique(counts[counts > 0]):

@@ -1,4 +1,4 @@
-"""Where predictions go: what is checked before, and which rank writes what."""
+"""Write predictions on all ranks, to targets that are checked before."""
 
 from __future__ import annotations
 
@@ -30,31 +30,31 @@ __all__ = ["Outputs", "matched", "nothing"]
 
 
 class Outputs:
-    """The arrays that a model's outputs are written to, chunk by chunk, on all ranks.
+    """The arrays to which a model's outputs are written, chunk by chunk, on all ranks.
 
-    What lies in a file that all ranks see (memory maps, contiguous HDF5 datasets) gets from each
-    rank the part that it predicts. All else is sent round by round: arrays and tensors are filled
-    on every rank, other datasets by rank 0.
+    In files that all ranks see (memory maps, contiguous HDF5 datasets) each rank writes the part
+    that it predicts. Other outputs are sent to all ranks in each round: every rank fills arrays and
+    tensors, rank 0 other datasets.
 
     Parameters
     ----------
     out
-        What the user passed. None: new arrays; on other ranks than 0, where that was given
-        something, only rank 0 gets the outputs.
+        What the user passed. None: new arrays; if rank 0 was given something and other ranks
+        None, only rank 0 gets the outputs.
     like
-        What the model returns for any chunk, in its structure.
+        Outputs of the model for any chunk, in its structure.
     data
         The sequences.
     replicas
         The ranks.
     computed
-        The dtypes that the model's outputs had before they were scaled back: `out` must be able to
-        hold these.
+        The dtypes of the model's outputs before scaling is undone: `out` must be able to hold
+        these.
 
     Raises
     ------
     ValueError, TypeError
-        `out` does not fit; nothing has been written then.
+        `out` does not fit; then nothing has been written.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Outputs:
 
     def _open(self, leaf: Leaf) -> None:
         if leaf.target is not None or leaf.part is None:
-            return  # written by each rank; or by rank 0, which this is not
+            return  # each rank writes it already; or only rank 0, which this is not
         if leaf.kind == "dataset" and not self._replicas.first:
             return
         if self._data.order is None:
@@ -143,7 +143,7 @@ class Outputs:
         chunks
             Each rank's chunk; None: it has none left.
         values
-            This rank's outputs ``(S, B, …)``, nothing if it has no chunk.
+            This rank's outputs ``(S, B, …)``; empty if it has no chunk.
         """
         self._begun = True
         rank = self._replicas.comm.rank
@@ -165,14 +165,15 @@ class Outputs:
         return self._replicas.comm.broadcast_(part, root)
 
     def fill(self, chunk: Chunk, *, own: bool) -> None:
-        """Write that there is nothing: NaN, or 0 where the output holds integers.
+        """Write NaN, or 0 for integers, where there is no output.
 
         Parameters
         ----------
         chunk
-            Where.
+            The steps and sequences to fill.
         own
-            Whether this rank predicts these sequences; if not, it fills only what it has to itself.
+            Whether this rank predicts these sequences; if not, it fills only outputs that are not
+            shared.
         """
         for leaf, a in zip(self._leaves, self._like, strict=True):
             if leaf.target is not None and (own or not leaf.shared):
@@ -206,7 +207,7 @@ class Outputs:
 
 
 def nothing(shape: Sequence[int], like: Tensor) -> Tensor:
-    """Return an output of steps that do not count."""
+    """Return the output for steps that do not count: NaN, or 0 for integers."""
     return like.new_full(tuple(shape), torch.nan if like.is_floating_point() else 0)
 
 
@@ -219,7 +220,7 @@ def _write(leaf: Leaf, chunk: Chunk, values: Tensor) -> None:
 
 @contextmanager
 def _writing(leaf: Leaf, where: str) -> Iterator[None]:
-    """Say what could not be written."""
+    """Raise an error that names what could not be written."""
     try:
         yield
     except Exception as error:
@@ -232,12 +233,12 @@ def _writing(leaf: Leaf, where: str) -> Iterator[None]:
 
 
 def matched(structure: Tree, tree: Tree, name: str) -> list[Any]:
-    """Return what `tree` has in the places of the leaves of `structure`.
+    """Return the parts of `tree` in the places of the leaves of `structure`.
 
     Raises
     ------
     ValueError
-        It has other places.
+        `tree` has another structure.
     """
 
     def parts(structure: Tree, tree: Tree) -> Iterator[Any]:
@@ -261,7 +262,7 @@ def matched(structure: Tree, tree: Tree, name: str) -> list[Any]:
 
 
 def structure_error(structure: Tree, tree: Tree, name: str) -> ValueError:
-    """Say that `tree` has not the structure of the model's output."""
+    """Return the error for a `tree` without the structure of the model's output."""
     wanted = [path for path, _ in tree_paths(structure, name)]
     got = [path for path, _ in tree_paths(tree, name)]
     more = ", …" if len(got) > 8 else ""

@@ -1,4 +1,4 @@
-"""Predicting whole series, on all ranks together, from state to state."""
+"""Predict whole series, on all ranks together, and carry their state."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _BAR_AFTER_SECONDS = 1.0
 
 
 class Predictor:
-    """Runs a model over series, remembering the state in which they end.
+    """Runs a model over series, and keeps their last state.
 
     Parameters
     ----------
     stateful
         The model.
     device
-        Where it is.
+        The model's device.
     replicas
         The ranks that share the work.
 
@@ -47,7 +47,7 @@ class Predictor:
     ----------
     state
         The state of all sequences after the last call, in the caller's order, each at its last
-        step; None if there was none.
+        step; None if there is none.
     """
 
     def __init__(self, stateful: Stateful, device: torch.device, replicas: Replicas) -> None:
@@ -56,7 +56,7 @@ class Predictor:
         self._device = device
         self._replicas = replicas
         self._dims: Tree = None  # the same for all calls
-        self._lock = Lock()  # of what goes on from `state`
+        self._lock = Lock()  # for calls that continue from `state`
         self.state: Tree = None
 
     def predict(
@@ -74,37 +74,36 @@ class Predictor:
     ) -> Any:
         """Run over all steps of all sequences; see `Estimator.predict`.
 
-        Several threads may do so at once: what a call needs is its own, and `state` is set at its
-        end.
+        Several threads may call it at once: they share only `state`, which each sets at its end.
 
         Parameters
         ----------
         data
-            The sequences. Steps past their `lengths` do not count: outputs are NaN there (0 where
-            they are integers), and the state stays. With an `order`, outputs are lists of arrays
+            The sequences. Steps past their `lengths` do not count: outputs are NaN there (0 for
+            integers), and the state stays. With an `order`, outputs are lists of arrays
             ``(T_i, K)`` in the caller's order.
         spec
-            Its `batchsize` and `seqsize` say how much is run at once.
+            Its `batchsize` and `seqsize` set how much is run at once.
         out
             Where to write, see `Outputs`; None: new arrays.
         reset
-            Whether series begin, or go on from `state`.
+            Start with a fresh state; False: continue from `state`.
         squeeze
             Leave out the last axis of outputs ``(T, N, 1)``.
         undo
-            What is applied to outputs before they are written: functions of a tensor, in the
-            structure of the outputs, None for those that stay as they are.
+            Applied to outputs before they are written: functions of a tensor, in the structure of
+            the outputs, None for those that stay as they are.
         progress
             Show a bar, on rank 0, if it takes longer than a second.
         whole
             Run whole series at once.
         pooled
-            Take outputs ``(B, K)`` of whole sequences for those of each step.
+            Repeat outputs ``(B, K)`` of whole sequences at each step.
 
         Raises
         ------
         ValueError, TypeError
-            `data` or `out` are not what they should be; nothing has been written then.
+            `data` or `out` are invalid; then nothing has been written.
         OSError
             An output could not be written; the message says where.
         """
@@ -189,14 +188,14 @@ class Predictor:
     def _input(
         self, data: Sequences, make: Callable[[tuple[int, ...]], Tensor], steps: int = 2
     ) -> Tree:
-        """Make an input of some steps of three sequences."""
+        """Make an input of `steps` steps of three sequences."""
         x = tree_map(lambda s: make((steps, 3, *s.shape[2:])).to(data.dtype), data.x)
         return to_device(x, self._device)
 
     def _probe(
         self, stateful: Stateful, data: Sequences, most: int, *, pooled: bool
     ) -> tuple[Tree, Tree]:
-        """Learn from zeros, steps of three sequences, what the model returns, and its state."""
+        """Run the model on zeros, for three sequences; return its outputs and its state."""
         with untouched(self._device):
             try:
                 steps = 2
@@ -221,9 +220,9 @@ class Predictor:
         return outputs, state
 
     def _states_without_steps(self, data: Sequences, like: Tree) -> Tree:
-        """Return what series start from, if some have no steps: that is what these end in.
+        """Return the initial state of series if some have no steps, as these end in it.
 
-        NaN where that cannot be told, so that nothing is predicted from it unnoticed.
+        NaN if it cannot be found, so that predictions from it are noticed.
         """
         if data.lengths is None or data.lengths.all() or not tree_leaves(self._dims):
             return None
@@ -254,7 +253,7 @@ class Predictor:
     def _run(
         self, run: Pass, bounds: list[tuple[int, int]], outputs: Outputs, *, shown: bool
     ) -> None:
-        """Predict this rank's share, and write round by round what all ranks have predicted."""
+        """Predict this rank's share, and in each round write what all ranks have predicted."""
         own = bounds[self._replicas.comm.rank]
         total = max(len(run.plan(*share)) for share in bounds)
         bar = Progress(total, shown=shown, label="predict", delay=_BAR_AFTER_SECONDS)
@@ -262,7 +261,7 @@ class Predictor:
             for chunks in zip_longest(*(run.chunks(*share) for share in bounds)):
                 outputs.write(chunks, next(predicted, []))
                 bar.step()
-            next(predicted, None)  # past the last chunk, to the state it ends in
+            next(predicted, None)  # past the last chunk, to set its last state
         for share in bounds:
             for chunk in run.tails(*share):
                 outputs.fill(chunk, own=share == own)
@@ -275,7 +274,7 @@ class Predictor:
         if self._replicas.alone:
             return state
         count = bounds[-1][1]
-        if state is None:  # a rank without sequences makes room
+        if state is None:  # a rank without sequences allocates it
             nobody = torch.empty(0, dtype=torch.int64)
             few = take_rows(like, self._dims, nobody)
             state = put_rows(None, self._dims, nobody, few, count)
@@ -291,7 +290,7 @@ class Predictor:
 
 
 def _shares(data: Sequences, size: int) -> list[tuple[int, int]]:
-    """Return the consecutive sequences of each rank: as many steps for each as can be."""
+    """Return each rank's consecutive sequences, with about the same number of steps on each."""
     if data.lengths is None:
         return [part(0, data.count, rank, size) for rank in range(size)]
     done = np.cumsum(data.lengths)
@@ -301,13 +300,13 @@ def _shares(data: Sequences, size: int) -> list[tuple[int, int]]:
 
 
 def _finisher(example: Tree, undo: Tree, *, squeeze: bool) -> Callable[[Tree], list[Tensor]]:
-    """Return what makes of a model's outputs those that are wanted, as a list."""
+    """Return a function that turns a model's outputs into a list of the final ones."""
     count = len(tree_leaves(example))
     undoing = [None] * count if undo is None else matched(example, undo, "undo")
 
     def finish(outputs: Tree) -> list[Tensor]:
         finished = []
-        # The order of a dict's keys is the example's.
+        # Dicts are read in the order of the example's keys.
         for a, back in zip(matched(example, outputs, "outputs"), undoing, strict=True):
             a = a if back is None else back(a)
             finished.append(a.squeeze(2) if squeeze and a.dim() == 3 and a.shape[2] == 1 else a)

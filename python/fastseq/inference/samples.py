@@ -1,4 +1,4 @@
-"""A model's outputs beside their targets, as samples one under the other, from all ranks."""
+"""Targets and a model's outputs from all ranks, as rows of samples."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ __all__ = ["Samples", "collect", "samples"]
 
 
 class Samples(NamedTuple):
-    """What counts of some data: targets and outputs ``(n, K)``, and weights ``(n,)``, not zero.
+    """The samples that count: targets and outputs ``(n, K)``, and nonzero weights ``(n,)``.
 
-    Where samples have some of their targets but not all, weights are ``(n, K)``, and 0 for those
-    that are missing.
+    If samples have some but not all of their targets, weights are ``(n, K)``, 0 for missing ones.
     """
 
     y_true: np.ndarray[Any, Any]
@@ -44,13 +43,13 @@ def samples(
 ) -> Samples:
     """Return targets and the model's outputs in evaluation mode, not scaled. Collective.
 
-    If the loss has an attribute ``at_last_step`` that is true, they are those of chunks' last
-    steps, which are all that it looks at.
+    If the loss has a true attribute ``at_last_step``, only of chunks' last steps, as it looks at
+    no others.
 
     Parameters
     ----------
     learner
-        Whose model.
+        Holds the model.
     data, states, warmup
         As in `evaluate`.
     """
@@ -78,13 +77,13 @@ def samples(
 
 
 def collect(pieces: Iterable[tuple[Tree, Tree, Tensor | None]], replicas: Replicas) -> Samples:
-    """Return the samples of all ranks, on all of them, in no order that means anything. Collective.
+    """Return the samples of all ranks, on every rank, in arbitrary order. Collective.
 
     Parameters
     ----------
     pieces
-        This rank's: targets and outputs ``(S, B, …)`` and weights, None if all are 1, ``(S, B)``
-        or ``(S, B, …)``. Samples of weight 0 are left out.
+        This rank's targets and outputs ``(S, B, …)``, and weights ``(S, B)`` or ``(S, B, …)``, or
+        None if all are 1. Samples of weight 0 are left out.
     replicas
         The ranks.
 
@@ -93,7 +92,7 @@ def collect(pieces: Iterable[tuple[Tree, Tree, Tensor | None]], replicas: Replic
     TypeError
         There are several outputs or targets.
     ValueError
-        No sample counts, on any rank; or outputs are not those of every step.
+        No sample counts, on any rank; or there are not outputs for every step.
     """
     parts: list[tuple[Tensor, ...]] = []
     for y_true, y_pred, weights in pieces:
@@ -125,13 +124,13 @@ def collect(pieces: Iterable[tuple[Tree, Tree, Tensor | None]], replicas: Replic
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """Return it in memory, in a dtype that NumPy knows."""
+    """Return a tensor on the CPU, in a dtype that NumPy has."""
     half = tensor.dtype in (torch.bfloat16, torch.float16)
     return tensor.detach().to("cpu", torch.float32 if half else tensor.dtype)
 
 
 def _gathered(own: list[Tensor], replicas: Replicas) -> list[Tensor]:
-    """Return all ranks' rows, rank by rank; a rank may have nothing at all."""
+    """Return all ranks' rows, rank by rank; a rank may have none."""
     comm = replicas.comm
     counts = torch.zeros(comm.size, dtype=torch.float64)
     counts[comm.rank] = len(own[0]) if own else 0

@@ -1,4 +1,4 @@
-"""A model that takes inputs and gives outputs as they are, though it was trained on scaled ones."""
+"""Unscaled inputs and outputs for a model that was trained on scaled ones."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ __all__ = ["ScaledModel"]
 class ScaledModel(nn.Module):
     """Scales inputs, runs a model on them, and undoes the scaling of its outputs.
 
-    Inputs may be of any dtype: they are scaled in fp64, and then become what the model computes in.
-    Outputs are fp64 where their scaling is `Affine.wide`, else fp32 at least.
+    Inputs may have any dtype: they are scaled in fp64, then converted to the model's dtype. Outputs
+    are fp64 if their scaling is `Affine.wide`, else fp32 at least.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ class ScaledModel(nn.Module):
         return len(self.layers) - 1
 
     def forward(self, x: Tree, state: Tree = None) -> tuple[Tree, Tree]:
-        """Run the model on a chunk as it is.
+        """Run the model on an unscaled chunk.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""States of some of the sequences: taken out of a state of all, and put back."""
+"""Take the states of some sequences out of a state of all, and put them back."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ __all__ = ["put_rows", "take_rows"]
 
 
 def take_rows(state: Tree, dims: Tree, index: Tensor) -> Tree:
-    """Return a copy of the state of the sequences that `index` names.
+    """Return a copy of the state of the sequences in `index`.
 
     Parameters
     ----------
     state
-        A state of all sequences; None is the state of series that begin.
+        A state of all sequences; None: a fresh one.
     dims
-        The dimension in which the sequences lie, as from `stateful.batch_dims`. What all sequences
-        share is returned as it is.
+        The dimension of the sequences, as from `stateful.batch_dims`. Parts that all sequences
+        share are returned as they are.
     index
         Integers, ``(B,)``.
 
@@ -38,13 +38,13 @@ def put_rows(into: Tree, dims: Tree, index: Tensor, rows: Tree, count: int) -> T
     Parameters
     ----------
     into
-        A state of all sequences; None: a new one, zero where nothing is put.
+        A state of all sequences; None: a new one, zero for all other sequences.
     dims, index
         As in `take_rows`.
     rows
-        The state of the sequences that `index` names.
+        The state of the sequences in `index`.
     count
-        How many sequences there are in all.
+        The number of all sequences.
 
     Raises
     ------

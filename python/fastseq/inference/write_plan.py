@@ -1,4 +1,4 @@
-"""Which rank writes what of the outputs: agreed on by all ranks."""
+"""Agree on which rank writes which outputs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TOKEN_BYTES = 16
 class Leaf:
     """One array of the output: what the user passed for it, and how it is written.
 
-    `kind` is ``"new"`` where rank 0 was given none, ``"array"`` (in memory, or a map) or
+    `kind` is ``"new"`` if rank 0 was given none, ``"array"`` (in memory, or a map) or
     ``"dataset"``. `shared`: it is in a file to which every rank writes its own part.
     """
 
@@ -45,11 +45,11 @@ def _kind(part: Any) -> str:
 def agree(leaves: list[Leaf], replicas: Replicas) -> None:
     """Find out which files all ranks can write to, and follow rank 0 in all else. Collective.
 
-    That a file is the same one on all ranks is tried: rank 0 writes a random token to where the
-    outputs begin, the others look for it.
+    To test whether all ranks have the same file, rank 0 writes a random token at the start of the
+    outputs, and the others look for it.
     """
     comm = replicas.comm
-    comm.barrier()  # all ranks have checked what they were given; from here on it is written to
+    comm.barrier()  # all ranks have checked their arguments; from here on files are written
     places = [place_of(leaf.part) for leaf in leaves]
     places = [None if p is None or p.bytes < _TOKEN_BYTES else p for p in places]
     token = os.urandom(_TOKEN_BYTES)
@@ -83,7 +83,7 @@ def agree(leaves: list[Leaf], replicas: Replicas) -> None:
 
 
 def _same_file(part: Any, own: Place | None, first: Place, token: bytes) -> FileTarget | None:
-    """Open the file that rank 0 has marked; None if this rank has another one, or cannot."""
+    """Open the file that rank 0 has marked; None if this rank has another one, or it fails."""
     if part is not None and (own is None or not own.same_layout(first)):
         return None
     try:

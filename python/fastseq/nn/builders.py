@@ -1,7 +1,7 @@
-"""Modules whose sizes are known only when data are: `Linear`, `Short`, `MLP`, `Recurrent`.
+"""Builders of modules whose sizes depend on the data: `Linear`, `Short`, `MLP`, `Recurrent`.
 
 A builder is a callable that gets the numbers of inputs and outputs and a seeded generator, and
-returns a module; the scikit-learn estimators take any as their ``module``.
+returns a module; the scikit-learn estimators take any builder as their ``module``.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ __all__ = ["MLP", "Builder", "Linear", "Recurrent", "Short"]
 
 
 class Builder(Protocol):
-    """What makes a module for data with `n_in` features and `n_out` outputs.
+    """Makes a module for data with `n_in` features and `n_out` outputs.
 
-    ``rng`` is a seeded `torch.Generator`; torch's global one is seeded meanwhile, too. A builder
-    with a true attribute ``whole`` gets whole sequences, ``n_in`` = steps · features, where there
-    is one target per sequence; others get them step by step.
+    ``rng`` is a seeded `torch.Generator`; torch's global one is seeded for the call, too. If there
+    is one target per sequence, modules of builders with a true attribute ``whole`` get whole
+    sequences, ``n_in`` = steps · features; others get them step by step.
     """
 
     def __call__(self, n_in: int, n_out: int, rng: torch.Generator) -> nn.Module:
@@ -34,12 +34,12 @@ class Builder(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Linear:
-    """Builder of a linear layer and a function of its outputs.
+    """Builder of a linear layer and an activation.
 
     Parameters
     ----------
     activation
-        A class of modules, made without arguments.
+        A module class, called without arguments.
 
     Examples
     --------
@@ -67,9 +67,9 @@ class Short:
     n_hidden
         Width of the hidden layer; None: the geometric mean of the numbers of inputs and outputs.
     dropout
-        Which part of the hidden layer's outputs training leaves out.
+        The fraction of the hidden layer's outputs that training drops.
     activation
-        A class of modules, made without arguments.
+        A module class, called without arguments.
 
     Examples
     --------
@@ -102,9 +102,9 @@ class MLP:
     hidden
         Widths of the hidden layers.
     dropout
-        Which part of each hidden layer's outputs training leaves out.
+        The fraction of each hidden layer's outputs that training drops.
     activation
-        A class of modules, made without arguments.
+        A module class, called without arguments.
 
     Examples
     --------
@@ -133,7 +133,7 @@ _CELLS = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
 
 @dataclasses.dataclass(frozen=True)
 class Recurrent:
-    """Builder of recurrent layers and a linear one on top.
+    """Builder of recurrent layers with a linear layer on top.
 
     Parameters
     ----------
@@ -142,9 +142,9 @@ class Recurrent:
     hidden_size
         Width of the layers.
     num_layers
-        How many there are.
+        The number of recurrent layers.
     dropout
-        Which part of each layer's outputs training leaves out.
+        The fraction of each layer's outputs that training drops.
 
     Examples
     --------

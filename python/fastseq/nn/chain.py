@@ -1,4 +1,4 @@
-"""Layers one after another."""
+"""`Chain`: layers one after another."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Chain"]
 
 
 class Chain(nn.Sequential):
-    """Layers one after another, with the states of those that have one threaded through.
+    """Layers one after another, with their states threaded through.
 
     Takes recurrent layers (`torch.nn.LSTM`, `GRU`, `RNN`, or any module with
     ``forward(x, state) -> (y, state)``) and layers without state (``forward(x) -> y``).
@@ -34,18 +34,17 @@ class Chain(nn.Sequential):
         Parameters
         ----------
         x
-            The chunk, ``(S, B, F)``, or what the first layer takes.
+            The chunk, ``(S, B, F)``, or whatever the first layer takes.
         state
             One entry per layer, as returned; None to start afresh.
         lengths
-            How many steps each sequence has, ``(B,)``, for layers that take it, such as
+            Steps of each sequence, ``(B,)``, for layers that take lengths, such as
             `fastseq.nn.LSTM`; None: all.
 
         Returns
         -------
         tuple
-            The last layer's output, and the state: a tuple with one entry per layer, None for
-            those without.
+            The last layer's output, and the state: one entry per layer, None if it has no state.
         """
         after: list[Tree] = []
         for index, layer in enumerate(self):

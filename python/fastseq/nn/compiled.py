@@ -25,7 +25,7 @@ __all__ = ["CompiledStateful", "compile_chunks"]
 
 
 class CompiledStateful(Stateful):
-    """A model with its state that runs compiled."""
+    """A compiled model with its state."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
@@ -37,7 +37,7 @@ class CompiledStateful(Stateful):
 
 
 def compile_chunks(model: nn.Module, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function of a model with its state and of chunks, as one graph.
+    """Compile a function of a stateful model and of chunks, as one graph.
 
     Parameters
     ----------
@@ -49,8 +49,8 @@ def compile_chunks(model: nn.Module, function: Callable[..., Any]) -> Callable[.
     Returns
     -------
     callable
-        It does the same. Steps and sequences are left open: one graph serves chunks of all
-        lengths, one more those of length 1, and so for a state that is fresh, or carried.
+        The compiled function. Numbers of steps and sequences are left open: one graph serves
+        chunks of all lengths, a second one those of length 1; the same again for a carried state.
 
     Raises
     ------
@@ -74,7 +74,7 @@ def _run(
     return result, after
 
 
-# The compiler's settings and its tables are the process's, and the layers' substitutes the model's.
+# The compiler's settings and tables belong to the process, the layers' substitutes to the model.
 _lock = Lock()
 
 
@@ -104,7 +104,7 @@ class _CompiledChunks:
         return result
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what is compiled: a copy does that again."""
+        """Leave out what is compiled: a copy compiles again."""
         return {**vars(self), "_graphs": {}}
 
     def _call(
@@ -121,15 +121,15 @@ class _CompiledChunks:
             except unsupported():
                 pass
             except recompile_limit():
-                del self._graphs[key]  # with all that it has compiled
-        # Only what is compiled, for the first time or anew, needs this; it takes its time.
+                del self._graphs[key]  # and all that it compiled
+        # Slow, and needed only to compile, the first time or again.
         with compiles_rnns():
             if key not in self._graphs:
                 self._graphs[key] = torch.compile(_copied(_run), fullgraph=True)
             return self._graphs[key](*args)
 
     def _leave_open(self, chunks: tuple[Tree, ...], state: Tree) -> tuple[int, ...]:
-        """Mark steps and sequences as of any number; return how many there are."""
+        """Mark the numbers of steps and sequences as dynamic; return them."""
         x = tree_leaves(chunks[0])[0]
         open_dims = [0, 1] if x.dim() > 2 else [0]  # single steps have no time
         for a in tree_leaves(chunks):
@@ -147,8 +147,8 @@ class _CompiledChunks:
     def _explain(
         self, error: Exception, state: Tree, lengths: Tensor | None, chunks: tuple[Tree, ...]
     ) -> None:
-        """Raise what is wrong: with the function itself, or with compiling it."""
-        with torch.no_grad():  # an error of its own comes first
+        """Raise the error of the function itself, or else that of compiling it."""
+        with torch.no_grad():  # the function's own error comes first
             _run(self._function, self._inner, state, lengths, chunks)
         if isinstance(error, dynamo_error()):
             reason = str(error).strip().split("\n\n")[0]
@@ -159,12 +159,12 @@ class _CompiledChunks:
 
 
 def _laid_out(a: Tensor) -> Tensor:
-    """Return `a` at the start of memory without gaps: what lies alike needs no other graph."""
+    """Return `a` contiguous and at the start of its memory: other layouts would need new graphs."""
     if a.is_contiguous() and a.storage_offset() == 0:
         return a
     return a.clone(memory_format=torch.contiguous_format)
 
 
 def _copied(function: Any) -> Callable[..., Any]:
-    """Copy a function, code and all: torch.compile limits the graphs of one code object."""
+    """Copy a function and its code: torch.compile limits the graphs per code object."""
     return types.FunctionType(function.__code__.replace(), function.__globals__)

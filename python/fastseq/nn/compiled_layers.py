@@ -1,7 +1,7 @@
-"""PyTorch's recurrent layers in the part of fastseq's, where a compiler looks at them.
+"""Swap torch's recurrent layers for fastseq's while compiling.
 
-PyTorch's compilers unroll its recurrent layers over time, or refuse them. fastseq's are one
-operator to them, and have the same parameters and results.
+PyTorch's compilers unroll its recurrent layers over time, or refuse them. fastseq's layers are one
+operator each, with the same parameters and results.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _KINDS: dict[type[torch_nn.Module], type[torch_nn.Module]] = {
 
 
 class Substitutes:
-    """A context in which PyTorch's recurrent layers in a model are fastseq's.
+    """A context manager that turns torch's recurrent layers in a model into fastseq's.
 
     Examples
     --------

@@ -14,12 +14,12 @@ __all__ = ["Context", "in_context", "within"]
 
 
 def in_context(module: nn.Module, context: int) -> nn.Module:
-    """Return what runs `module` on chunks with so many earlier steps; 0: itself.
+    """Return a model that runs `module` on chunks with `context` earlier steps; 0: `module`.
 
     Raises
     ------
     ValueError
-        It carries a state.
+        `module` carries a state.
     """
     if not context:
         return module
@@ -32,22 +32,22 @@ def in_context(module: nn.Module, context: int) -> nn.Module:
 
 
 def within(module: nn.Module) -> nn.Module:
-    """Return what `in_context` was given."""
+    """Return the module given to `in_context`."""
     return module.module if isinstance(module, Context) else module
 
 
 class Context(nn.Module):
-    """A model whose state is its last inputs, which it sees again before the next chunk.
+    """A model whose state is its last inputs, which are put before the next chunk.
 
-    The state is those inputs, ``(context, B, …)``, the last ones at the end, and how many of them
-    there are of each sequence, ``(B,)``: fewer while series begin.
+    The state holds these inputs, ``(context, B, …)``, the latest at the end, and each sequence's
+    number of them, ``(B,)``: fewer at the start of series.
 
     Parameters
     ----------
     module
         A model without state whose outputs depend on at most `context` earlier steps.
     context
-        How many steps to keep.
+        The number of steps to keep.
 
     Examples
     --------
@@ -68,7 +68,7 @@ class Context(nn.Module):
     def forward(
         self, x: Tree, state: Tree = None, lengths: Tensor | None = None
     ) -> tuple[Tree, Tree]:
-        """Run the model on a chunk ``(S, B, F)``, and on what lies before it."""
+        """Run the model on a chunk ``(S, B, F)`` and the steps before it."""
         steps, width = tree_leaves(x)[0].shape[:2]
         if state is None:
             before = tree_map(lambda a: a.new_zeros(self.context, *a.shape[1:]), x)
@@ -81,7 +81,7 @@ class Context(nn.Module):
         return y, (last, (count + steps).clamp(max=self.context))
 
     def _run_each(self, x: Tree, count: Tensor, lengths: Tensor | None) -> Tree:
-        """Run on sequences that have different numbers of earlier steps, those of one together."""
+        """Run on sequences grouped by their number of earlier steps."""
         known = torch.unique(count).tolist()
         if len(known) == 1:
             skip = self.context - known[0]

@@ -1,4 +1,4 @@
-"""Models of known layers as plain values, from which they are built again: never code."""
+"""Describe models of known layers by plain values, never code, and build them again."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _CONTAINERS: dict[str, type[nn.Sequential]] = {
     "torch.nn.Sequential": nn.Sequential,
 }
 
-# Per layer the arguments of its constructor, all of which are attributes of the layer.
+# Each layer's constructor arguments, all of which are attributes of the layer.
 _LAYERS: dict[type[nn.Module], tuple[str, ...]] = {
     LSTM: (*_RECURRENT, "proj_size", "trainable_state"),
     GRU: (*_RECURRENT, "trainable_state"),
@@ -90,7 +90,7 @@ _KINDS: dict[str, type[nn.Module]] = {_name(kind): kind for kind in _LAYERS}
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
-    """Return what `build` builds a model like this one of: without its weights.
+    """Return a description from which `build` makes a model like this one, without its weights.
 
     Parameters
     ----------
@@ -105,7 +105,7 @@ def describe(model: nn.Module) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        It is something else, or would not be the same when built again; the message says why.
+        It is something else, or would differ when built again; the message says why.
 
     Examples
     --------
@@ -145,7 +145,7 @@ def _argument(layer: nn.Module, name: str) -> Any:
 
 
 def _outline(model: nn.Module) -> tuple[Any, ...]:
-    """Return names and shapes of all parameters and buffers, and which of them are the same."""
+    """Return names and shapes of all parameters and buffers, and which of them are shared."""
     named = [
         *model.named_parameters(remove_duplicate=False),
         *model.named_buffers(remove_duplicate=False),
@@ -157,12 +157,12 @@ def _outline(model: nn.Module) -> tuple[Any, ...]:
 
 
 def build(description: Mapping[str, Any]) -> nn.Module:
-    """Build the model that was described, without memory: its weights are on the meta device.
+    """Build the described model without allocating memory: weights are on the meta device.
 
     Raises
     ------
     ValueError
-        It is no description that `describe` returns.
+        It is not a description as `describe` returns it.
 
     Examples
     --------
@@ -174,7 +174,7 @@ def build(description: Mapping[str, Any]) -> nn.Module:
     """
     try:
         with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what torch says of options was said already
+            warnings.simplefilter("ignore")  # torch warned when the model was made
             return _build(description)
     except (KeyError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
         raise ValueError(f"this describes no model: {description!r}") from error

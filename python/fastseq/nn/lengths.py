@@ -1,4 +1,4 @@
-"""Numbers of steps that are known on the host too, where data are on a GPU: reading there waits."""
+"""Lengths of sequences on a GPU with a copy on the host: reading from the GPU would wait."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ __all__ = ["beside", "mapped", "on_host"]
 
 
 def beside(lengths: Tensor, host: Tensor) -> Tensor:
-    """Let lengths on a device remember the same on the host."""
+    """Attach the copy on the host to lengths on a device, and return them."""
     lengths._on_host = host  # type: ignore[attr-defined]
     return lengths
 
 
 def on_host(lengths: Tensor) -> Tensor:
-    """Return lengths on the host, without a copy from the device where they are known."""
+    """Return lengths on the host, without copying from the device if they are known."""
     if lengths.is_cpu:
         return lengths
     host: Tensor | None = getattr(lengths, "_on_host", None)
@@ -24,7 +24,7 @@ def on_host(lengths: Tensor) -> Tensor:
 
 
 def mapped(lengths: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return a function of lengths, which is known on the host if they are.
+    """Apply a function to lengths, and to their copy on the host if there is one.
 
     Examples
     --------

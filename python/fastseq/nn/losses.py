@@ -21,7 +21,7 @@ Loss = Callable[..., Tensor]
 
 
 def seqloss(fn: Loss | nn.Module, *, per_step: bool = False) -> Loss:
-    """Make a loss over chunks of a loss over samples: the mean over time of ``fn(m(x_t), y_t)``.
+    """Make a loss over chunks from a loss over samples: the mean over time of ``fn(m(x_t), y_t)``.
 
     Parameters
     ----------
@@ -29,21 +29,21 @@ def seqloss(fn: Loss | nn.Module, *, per_step: bool = False) -> Loss:
         A loss such as `torch.nn.functional.mse_loss` or `torch.nn.MSELoss()`, called as
         ``fn(output, target)`` on ``(S·B, …)``, all steps at once, with ``reduction="none"``.
     per_step
-        For losses that are no mean over samples (a correlation, say): `fn` is called on every
-        step, ``fn(output_t, target_t)``, with the step's weights ``(B,)``, or ``(B, K)``, as third
-        argument where there are weights, a mask or missing targets; the result is the mean over
-        steps, each counting as much as its weights' sum.
+        For losses that are not a mean over samples, such as a correlation: `fn` is called on each
+        step, ``fn(output_t, target_t)``. With weights, a mask or missing targets, its third
+        argument is the step's weights ``(B,)``, or ``(B, K)``. The result is the mean over steps,
+        each weighted by the sum of its weights.
 
     Returns
     -------
     callable
         ``loss(m, xs, ys)`` and ``loss(m, xs, ys, ws)`` for `Estimator`: Σ w·l / Σ w over the
-        chunk, where l is a sample's loss (its mean over features) and w its weight, 1 if there
-        are none. 0 if all weights are 0. Weights ``(S, B, K)``, which say what is known of each
-        target (see ``spec.nan``), are those of the loss's elements.
+        chunk, where l is a sample's loss (its mean over features) and w its weight, 1 without
+        weights. 0 if all weights are 0. Weights ``(S, B, K)``, one for each target (see
+        ``spec.nan``), apply to the elements of the loss.
 
-        Integer targets ``(S, B, 1)`` are class labels to losses of classes, such as
-        `torch.nn.CrossEntropyLoss`, and to any `fn` if the model has several outputs; to all else
+        Integer targets ``(S, B, 1)`` are class labels for losses of classes, such as
+        `torch.nn.CrossEntropyLoss`, and for any `fn` if the model has several outputs; otherwise
         they are numbers.
 
     Raises
@@ -51,7 +51,7 @@ def seqloss(fn: Loss | nn.Module, *, per_step: bool = False) -> Loss:
     TypeError
         `fn` takes no ``reduction`` and `per_step` is false.
     ValueError
-        `fn` is a module that sums. When called: outputs and targets do not fit together.
+        `fn` is a module that sums. When called: outputs and targets do not match.
 
     Examples
     --------
@@ -66,7 +66,7 @@ def seqloss(fn: Loss | nn.Module, *, per_step: bool = False) -> Loss:
 
 
 def of_numbers(loss: Any) -> bool:
-    """Whether `seqloss` made a loss that compares element by element, integers too.
+    """Whether `loss` is made by `seqloss` and compares element by element, integers too.
 
     Examples
     --------
@@ -77,7 +77,7 @@ def of_numbers(loss: Any) -> bool:
 
 
 def missing_label(loss: Any) -> int | None:
-    """Return the label that a loss made by `seqloss` leaves out, torch's ``ignore_index``.
+    """Return the label that a loss made by `seqloss` ignores, torch's ``ignore_index``.
 
     Examples
     --------
@@ -115,7 +115,7 @@ def _unreduced(fn: Loss | nn.Module) -> Loss:
     return functools.partial(fn, reduction="none")
 
 
-# Their mean over all elements is the mean over samples, in one call.
+# For these, the mean over all elements is the mean over samples, in one call.
 _MEANS: tuple[Any, ...] = (
     F.binary_cross_entropy,
     F.binary_cross_entropy_with_logits,
@@ -129,14 +129,14 @@ _DIRECT: dict[Any, Loss] = {
     F.mse_loss: mse_mean,
 }
 _MODULES_OF_MEANS = (nn.HuberLoss, nn.L1Loss, nn.MSELoss, nn.SmoothL1Loss)
-# They compare element by element, too, but with weights of their own.
+# The last two compare element by element, too, but may have weights of their own.
 _MODULES_OF_ELEMENTS = (*_MODULES_OF_MEANS, nn.BCELoss, nn.BCEWithLogitsLoss)
 _OF_CLASSES: tuple[Any, ...] = (F.cross_entropy, F.nll_loss, F.multi_margin_loss)
 _MODULES_OF_CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss)
 
 
 def _mean_over_elements(fn: Loss | nn.Module) -> Loss | None:
-    """Return a loss for output and target of one shape, or None if `fn` is no such."""
+    """Return `fn` as a mean over output and target of one shape, or None if it is no such mean."""
     if type(fn) in _MODULES_OF_MEANS:
         module: Any = copy.deepcopy(fn)
         module.reduction = "mean"
@@ -145,7 +145,7 @@ def _mean_over_elements(fn: Loss | nn.Module) -> Loss | None:
 
 
 def _kind(fn: Any) -> str | None:
-    """Return what `fn` compares outputs with: ``"elements"``, ``"classes"``; None: who knows."""
+    """Return what `fn` compares outputs with: ``"elements"``, ``"classes"``; None: unknown."""
     if isinstance(fn, _MODULES_OF_ELEMENTS) or fn in _MEANS:
         return "elements"
     if isinstance(fn, _MODULES_OF_CLASSES) or fn in _OF_CLASSES:
@@ -181,7 +181,7 @@ def _mean_over_samples(
         raise _unlike(output, ys, ", or y integers if it holds class labels" if labels else "")
     try:
         losses = fn(output.flatten(0, 1), ys.flatten(0, 1))
-    except IndexError:  # what torch says of labels on a CPU
+    except IndexError:  # torch's error for bad labels on a CPU
         if kind != "classes":
             raise
         raise _beyond(output, ys) from None
@@ -208,7 +208,7 @@ def _mean_over_samples(
 
 
 def _integers(kind: str | None, output: Tensor, ys: Tensor) -> Tensor:
-    """Return integer targets as what they are: class labels ``(S, B)``, or numbers."""
+    """Return integer targets as class labels ``(S, B)``, or as numbers."""
     labels = ys.shape[-1] == 1 and (kind == "classes" or output.shape[-1] > 1)
     if kind == "classes" and output.shape[-1] == 1:
         raise ValueError(
@@ -246,6 +246,6 @@ def _mean_over_steps(fn: Loss, m: Any, xs: Tree, ys: Tree, ws: Tensor | None = N
 
 
 def _weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
-    # Where the weight is zero the loss may be anything, NaN included; it must not count.
+    # Where the weight is zero the loss may be NaN; it must not count.
     weighted = torch.where(weights > 0, losses * weights, 0)
     return weighted.sum() / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)

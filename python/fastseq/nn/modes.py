@@ -1,4 +1,4 @@
-"""The mode that a model is in, training or evaluation, for as long as somebody needs it."""
+"""Switch a model between training and evaluation mode, safely across threads."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["in_mode"]
 
 @contextmanager
 def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """Put a model into training or evaluation mode; afterwards every module has its own again.
+    """Put a model into training or evaluation mode; afterwards restore every module's mode.
 
-    A model has one mode for all threads. Evaluation is shared: the first to come changes the mode,
-    the last to go restores it. Training waits until other threads' evaluations have ended, and
-    within it only its own thread may evaluate.
+    A model has one mode for all threads. Evaluation is shared: the first thread changes the mode,
+    the last one restores it. Training waits until other threads' evaluations have ended; meanwhile
+    only its own thread may evaluate.
 
     Raises
     ------
@@ -55,12 +55,12 @@ _Modes = list[tuple[nn.Module, bool]]
 
 
 class _Users:
-    """Who needs a model in which mode. Called with `_changed` held."""
+    """Threads that use a model, and in which mode. Called with `_changed` held."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._evaluations: Counter[int] = Counter()  # by thread
-        self._before: _Modes = []  # the modes that the first of these found
+        self._before: _Modes = []  # the modes before the first of these
         self._trainer: int | None = None
         self._depth = 0
 
@@ -69,21 +69,21 @@ class _Users:
         return not self._depth and not self._evaluations
 
     def train(self, thread: int) -> _Modes:
-        """Begin to train; return the modes to restore."""
+        """Start training; return the modes to restore."""
         self._check(thread)
-        self._trainer = thread  # from here on nobody else begins
+        self._trainer = thread  # from here on no other thread can start
         self._depth += 1
         try:
             while self._evaluations.keys() - {thread}:
                 _changed.wait()
             return self._set(training=True)
-        except BaseException:  # Ctrl-C, or a model that refuses
+        except BaseException:  # Ctrl-C, or the model raised
             self._stop_training()
             raise
 
     def evaluate(self, thread: int) -> _Modes | None:
-        """Begin to evaluate; return the modes to restore if that is for this one to do."""
-        if self._trainer != thread and thread in self._evaluations:  # training waits
+        """Start evaluating; return the modes to restore, or None if another call does it."""
+        if self._trainer != thread and thread in self._evaluations:  # training waits for it for it
             self._evaluations[thread] += 1
             return None
         self._check(thread)
@@ -112,7 +112,7 @@ class _Users:
             self._trainer = None
 
     def keep_only(self, thread: int) -> None:
-        """Forget the other threads, which a forked child does not have."""
+        """Forget other threads: a forked child does not have them."""
         if self._trainer not in (None, thread):
             self._trainer, self._depth = None, 0
         others = self._evaluations.keys() - {thread}
@@ -146,7 +146,7 @@ def _restore(modes: _Modes) -> None:
 
 
 _changed = threading.Condition()
-_users: dict[int, _Users] = {}  # by the model's id; it lives as long as it is used
+_users: dict[int, _Users] = {}  # by id of a model, which lives while in use
 
 
 def _forget_other_threads() -> None:

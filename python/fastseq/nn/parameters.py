@@ -25,10 +25,10 @@ __all__ = [
 
 
 def _module(m: Any) -> nn.Module:
-    """Return the module behind an `Estimator`, or what a loss gets; or itself."""
+    """Return the module of an `Estimator` or a `Stateful`; modules as they are."""
     if isinstance(m, nn.Module):
         return m
-    for name in ("module", "model"):  # what stands for a `Stateful` has its attributes
+    for name in ("module", "model"):  # stand-ins for a `Stateful` have its attributes
         found = getattr(m, name, None)
         if isinstance(found, nn.Module):
             return found
@@ -36,7 +36,7 @@ def _module(m: Any) -> nn.Module:
 
 
 def namedparams(m: Any) -> dict[str, nn.Parameter]:
-    """Return a model's parameters by name, in order, shared ones once.
+    """Return a model's parameters by name, in order; shared ones appear once.
 
     Examples
     --------
@@ -47,7 +47,7 @@ def namedparams(m: Any) -> dict[str, nn.Parameter]:
 
 
 def weights(m: Any) -> list[nn.Parameter]:
-    """Return a model's parameters except biases: what one regularises.
+    """Return a model's parameters except biases, as regularisers need them.
 
     A bias is a parameter whose own name begins with ``bias`` (``bias``, ``bias_ih_l0``, …).
 
@@ -61,7 +61,7 @@ def weights(m: Any) -> list[nn.Parameter]:
 
 
 def decay_groups(m: Any, weight_decay: float) -> list[dict[str, Any]]:
-    """Return groups for an optimizer in which only `weights` decay, and biases do not.
+    """Return parameter groups for an optimizer, with weight decay on `weights`, not on biases.
 
     Examples
     --------
@@ -108,7 +108,7 @@ def vec2net(m: Any, v: Tensor) -> None:
     Raises
     ------
     ValueError
-        `v` is no vector with as many elements as the model has parameters.
+        `v` is not a vector with as many elements as the model has parameters.
 
     Examples
     --------
@@ -130,8 +130,8 @@ def vec2net(m: Any, v: Tensor) -> None:
 def net2grad(m: Any) -> Tensor:
     """Return the gradients of all parameters of a model as one vector ``(P,)``.
 
-    In the order of `net2vec`. Parameters without a gradient have zeros. It is a copy: what is done
-    to the vector changes no gradient.
+    In the order of `net2vec`, with zeros for parameters without a gradient. The vector is a copy:
+    changing it changes no gradient.
 
     Examples
     --------
@@ -148,7 +148,7 @@ def net2grad(m: Any) -> Tensor:
 def notrack(m: Any) -> nn.Module:
     """Return a copy of a model that shares its memory and records no gradients.
 
-    What training writes into the model's parameters and buffers is seen by the copy.
+    The copy sees all changes that training makes to the model's parameters and buffers.
 
     Examples
     --------
@@ -164,7 +164,7 @@ def notrack(m: Any) -> nn.Module:
 
 
 def states(m: Any) -> Tree:
-    """Return a copy of the state that a `Stateful` or an `Estimator` carries; None if fresh.
+    """Return a copy of the state of a `Stateful` or an `Estimator`; None if fresh.
 
     Examples
     --------
@@ -178,7 +178,7 @@ def states(m: Any) -> Tree:
 
 
 def loadstates(m: Any, s: Tree) -> None:
-    """Make a `Stateful` or an `Estimator` go on from a state that `states` returned.
+    """Make a `Stateful` or an `Estimator` continue from a state that `states` returned.
 
     Examples
     --------

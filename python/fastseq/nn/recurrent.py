@@ -1,4 +1,4 @@
-"""Recurrent layers: PyTorch's, on fused operators."""
+"""PyTorch's recurrent layers on fused operators."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["GRU", "LSTM", "RNN", "kernels"]
 
 State = tuple[Tensor, ...]
 
-# The kernels copy the weights into the order in which they read them. PyTorch's GRU and RNN do not:
-# for up to so many steps times sequences, with so large a hidden state, they are quicker.
+# The kernels first reorder a copy of the weights. PyTorch's GRU and RNN do not: they are quicker
+# for up to _FEW steps times sequences, if the hidden state has at least _LARGE units.
 _FEW, _LARGE = 16, 256
 
 
 class _Fused(nn.RNNBase):
-    """What the three layers share; comes before one of PyTorch's in the order of their bases."""
+    """Common base of the three layers; comes before PyTorch's layer in their list of bases."""
 
     _state_names: tuple[str, ...] = ("h0",)
 
@@ -46,7 +46,7 @@ class _Fused(nn.RNNBase):
                 nn.init.zeros_(self._parameters[name])  # type: ignore[arg-type]
 
     def extra_repr(self) -> str:
-        """Tell the arguments that are not the defaults."""
+        """Return the arguments that differ from their defaults."""
         return super().extra_repr() + (", trainable_state=True" if self.trainable_state else "")
 
     def forward(
@@ -59,7 +59,7 @@ class _Fused(nn.RNNBase):
         if not isinstance(input, Tensor):
             return self._packed(input, hx, lengths)
         x = input
-        single = x.dim() == 2  # one sequence, without a dimension for it
+        single = x.dim() == 2  # one sequence, without its dimension
         if single:
             x = x.unsqueeze(1)
         elif self.batch_first and x.dim() == 3:
@@ -85,7 +85,7 @@ class _Fused(nn.RNNBase):
         return y, state if len(state) == 2 else state[0]
 
     def _weights(self) -> list[Tensor]:
-        # Not `_flat_weights`: functional_call puts others in their places.
+        # Not `_flat_weights`: functional_call replaces parameters.
         own: dict[str, Any] = self._parameters
         return [own[n] if n in own else getattr(self, n) for n in self._flat_weights_names]
 
@@ -106,7 +106,7 @@ class _Fused(nn.RNNBase):
     def _run(
         self, x: Tensor, weights: list[Tensor], state: State, lengths: Tensor | None
     ) -> tuple[Tensor, State]:
-        """Run all layers and directions on ``(T, N, F)``, from a state of ``(rows, N, H)``."""
+        """Run all layers and directions on ``(T, N, F)``, from a state ``(rows, N, H)``."""
         per_row = 4 if self.bias else 2
         rows = self._rows()
         if rows == 1:
@@ -134,7 +134,7 @@ class _Fused(nn.RNNBase):
         raise NotImplementedError
 
     def _first_state(self, x: Tensor, hx: Any, single: bool, any_dtype: bool) -> State:
-        """Return the state that was given, checked, or the one to start from without."""
+        """Check and return the given state, or the layer's initial state."""
         shape = (self._rows(), x.shape[1], self.hidden_size)
         names = self._state_names
         if hx is None and self.trainable_state:
@@ -149,14 +149,14 @@ class _Fused(nn.RNNBase):
         return checked_state(hx, names, shapes, x, single=single, any_dtype=any_dtype)
 
     def _by_torch(self, x: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
-        """Run PyTorch's own layer on ``(T, N, F)``, with lengths by way of a packed sequence."""
+        """Run PyTorch's own layer on ``(T, N, F)``, packing the sequence if there are lengths."""
         given: Any = x.transpose(0, 1) if self.batch_first else x
         state = tuple(s.contiguous() for s in state)  # cuDNN takes no views that repeat a row
         hx = state if len(state) == 2 else state[0]
         if lengths is None:
             y, last = super().forward(given, hx)
             return y.transpose(0, 1) if self.batch_first else y, _tuple(last)
-        # A packed sequence knows no empty one: those run for a step, which is then undone.
+        # Packed sequences cannot be empty: empty ones run for a step, which is then undone.
         empty = (lengths == 0).view(1, -1, 1)
         packed = pack_padded_sequence(
             x.masked_fill(empty, 0), on_host(lengths).clamp(min=1), enforce_sorted=False
@@ -183,10 +183,10 @@ class LSTM(_Fused, nn.LSTM):
     """`torch.nn.LSTM`, all time steps of a layer and direction in one operator.
 
     The same constructor, parameters, formulas and results as PyTorch's layer (dropout, layers,
-    directions, ``batch_first``, packed sequences and single sequences included); ``state_dict``
-    goes both ways. It is faster on the CPU, above all for small layers and in training. Where
-    there is no kernel (projections, packed sequences, GPUs: there cuDNN is fast), PyTorch's runs;
-    ``fastseq.info(est)`` tells which does.
+    directions, ``batch_first``, packed sequences and single sequences included);
+    ``state_dict``s are interchangeable. It is faster on the CPU, above all for small layers and in
+    training. Where there is no kernel (projections, packed sequences, GPUs: there cuDNN is fast),
+    PyTorch's layer runs; ``fastseq.info(est)`` shows which one does.
 
     float32 and float64 are computed as such, 16-bit dtypes in float32. Under autocast the layer
     computes in its weights' dtype.
@@ -196,8 +196,8 @@ class LSTM(_Fused, nn.LSTM):
     *args, **kwargs
         As for `torch.nn.LSTM`.
     trainable_state
-        Learn the state that a series starts from: parameters ``h0`` and ``c0``,
-        ``(layers · directions, 1, hidden)``, used where no state is given. They begin at zero.
+        Learn the initial state of a series: parameters ``h0`` and ``c0``,
+        ``(layers · directions, 1, hidden)``, used if no state is given. They start at zero.
 
     Raises
     ------
@@ -207,12 +207,12 @@ class LSTM(_Fused, nn.LSTM):
     Notes
     -----
     ``forward(input, hx=None, lengths=None)``: with `lengths`, ``(sequences,)`` integers from 0 to
-    the number of steps, a sequence's state stands still beyond its length, and its output there
-    is 0; what the input holds there does not matter.
+    the number of steps, a sequence's state stays constant beyond its length, and its output there
+    is 0, whatever the input.
 
-    An estimator with ``compile=True`` compiles the layer. A `torch.compile` of your own breaks its
-    graph at every recurrent layer, as PyTorch's compiler does, unless
-    ``torch._dynamo.config.allow_rnn`` is True. `torch.jit` does not take it; use ``est.export``.
+    An estimator with ``compile=True`` compiles the layer. Your own `torch.compile` breaks its graph
+    at every recurrent layer, as PyTorch's compiler does, unless ``torch._dynamo.config.allow_rnn``
+    is True. `torch.jit` does not support it; use ``est.export``.
 
     Examples
     --------
@@ -266,7 +266,7 @@ class RNN(_Fused, nn.RNN):
 
 
 def kernels(model: nn.Module) -> dict[str, str]:
-    """Tell what runs each recurrent layer of a model: fastseq's kernels, or PyTorch's and why.
+    """Describe what runs each recurrent layer of a model: fastseq's kernels, or PyTorch's and why.
 
     Examples
     --------
@@ -286,7 +286,7 @@ def kernels(model: nn.Module) -> dict[str, str]:
 
 
 def _why_torch(layer: nn.RNNBase, x: Any) -> str | None:
-    """Tell why there is no kernel for an input; None if there is."""
+    """Return why PyTorch's layer runs an input, or None if a kernel does."""
     if not isinstance(x, Tensor):
         return "packed sequences"
     if layer.proj_size:
@@ -299,7 +299,7 @@ def _why_torch(layer: nn.RNNBase, x: Any) -> str | None:
 
 
 def _four(weights: list[Tensor]) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Return one layer's weights and biases; None for biases that it has not."""
+    """Return one layer's weights and biases; None for missing biases."""
     w_ih, w_hh, *biases = weights
     b_ih, b_hh = biases or (None, None)
     return w_ih, w_hh, b_ih, b_hh

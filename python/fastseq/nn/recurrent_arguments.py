@@ -1,4 +1,4 @@
-"""What a recurrent layer is given: checked, and converted where autocast asks for it."""
+"""Check a recurrent layer's arguments, and convert them under autocast."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _INTEGERS = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
 
 
 def check_input(x: Tensor, features: int, like: Tensor, *, any_dtype: bool) -> None:
-    """Raise unless the input is ``(T, N, features)``, like the layer's weights."""
+    """Raise unless the input is ``(T, N, features)``, with the weights' device and dtype."""
     if x.dim() != 3:
         raise ValueError(
             "input must be (time, sequences, features), the first two in the layer's order, or "
@@ -40,9 +40,9 @@ def checked_state(
     single: bool,
     any_dtype: bool,
 ) -> tuple[Tensor, ...]:
-    """Return the state ``(h0,)`` or ``(h0, c0)``, whose names and shapes are given; or raise.
+    """Return the state, ``(h0,)`` or ``(h0, c0)``; raise if it does not have these shapes.
 
-    With a single sequence, it may lack the dimension for sequences.
+    For a single sequence, it may lack the dimension for sequences.
     """
     state = tuple(hx) if isinstance(hx, tuple | list) else (hx,)
     if len(state) != len(shapes) or not all(isinstance(s, Tensor) for s in state):
@@ -76,7 +76,7 @@ def checked_lengths(lengths: Any, x: Tensor) -> Tensor:
         )
     if lengths.device != x.device:
         raise ValueError(f"lengths must be on {x.device}, like input, got {lengths.device}")
-    # A compiler sees no values; there the kernel checks them.
+    # A compiler sees no values: there the kernel checks them.
     if not torch.compiler.is_compiling() and count:
         values = on_host(lengths)
         low, high = int(values.min()), int(values.max())
@@ -88,13 +88,13 @@ def checked_lengths(lengths: Any, x: Tensor) -> Tensor:
 
 
 def autocasts(x: Tensor) -> bool:
-    """Tell whether autocast is on, for x's device."""
+    """Return whether autocast is on, for x's device."""
     kind = x.device.type
     return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def to_dtype(given: Any, dtype: torch.dtype) -> Any:
-    """Return a tensor or a tuple of tensors in a dtype; what holds no floats stays as it is."""
+    """Convert a tensor or a tuple of tensors to a dtype; all but floats stay as they are."""
     if isinstance(given, tuple | list):
         return tuple(to_dtype(part, dtype) for part in given)
     known = isinstance(given, Tensor) and given.is_floating_point()

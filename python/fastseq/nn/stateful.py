@@ -22,8 +22,8 @@ __all__ = [
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """Return what `torch.compile` was given, if `module` is what it has returned."""
-    return children(module).get("_orig_mod") or module  # getattr is slow where there is none
+    """Return the module behind one that `torch.compile` returned; others as they are."""
+    return children(module).get("_orig_mod") or module  # getattr is slow if it fails
 
 
 def takes_state(module: nn.Module) -> bool:
@@ -102,7 +102,7 @@ def carries(module: nn.Module) -> bool:
     return takes_state(plain)
 
 
-# What they return for a time step depends on nothing else.
+# Their output at a time step depends only on that step.
 _STEP_BY_STEP: tuple[type[nn.Module], ...] = (
     nn.Linear, nn.Identity, nn.Dropout, nn.AlphaDropout, nn.Embedding, nn.ReLU, nn.ReLU6,
     nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid,
@@ -113,9 +113,9 @@ _RECURRENT_FILES = ("torch.nn.modules.rnn", "fastseq.nn.recurrent", "fastseq.nn.
 
 
 def steps_apart(module: nn.Module) -> bool:
-    """Whether what `module` returns for a step is known to depend on that step and the state only.
+    """Whether the output at a step is known to depend only on that step and the state.
 
-    It is known of recurrent layers and of those that see single steps, alone or one after another.
+    Known for recurrent layers and for layers that work step by step, alone or in sequence.
 
     Examples
     --------
@@ -137,7 +137,7 @@ def steps_apart(module: nn.Module) -> bool:
 
 
 def _told_ends(module: nn.Module) -> bool:
-    """Whether steps behind a sequence's end are known to change none of the others' outputs."""
+    """Whether steps beyond a sequence's end are known to leave all other outputs unchanged."""
     plain = unwrapped(module)
     if carries(plain) or steps_apart(plain):
         return True
@@ -160,21 +160,21 @@ def is_bidirectional(module: nn.Module) -> bool:
 class Stateful:
     """A model with its state: the `m` that a loss function gets.
 
-    Calling it on a chunk ``(S, B, F)``, or on one step ``(B, F)``, advances the state. Everything
-    else (``m.parameters()``, …) is the model's.
+    Calling it on a chunk ``(S, B, F)``, or on one step ``(B, F)``, advances the state. All other
+    attributes (``m.parameters()``, …) are the model's.
 
     Parameters
     ----------
     module
-        A model with ``forward(x)`` or ``forward(x, state) -> (y, state)``. It gets None as its
-        first state; a state may be a tensor or nested tuples, lists and dicts of them. If
-        ``forward`` has a parameter ``lengths``, it is told there how many steps each sequence has,
-        ``(B,)``, in chunks in which one ends.
+        A model with ``forward(x)`` or ``forward(x, state) -> (y, state)``. Its first state is
+        None; a state may be a tensor or nested tuples, lists and dicts of them. If ``forward`` has
+        a parameter ``lengths``, it gets each sequence's number of steps, ``(B,)``, for chunks in
+        which a sequence ends.
 
     Attributes
     ----------
     lengths
-        How many steps each sequence has from here on; None: as many as there come.
+        Each sequence's number of steps from here on; None: no limit.
 
     Examples
     --------
@@ -216,7 +216,7 @@ class Stateful:
         return y
 
     def _run_to_lengths(self, x: Tree, lengths: Tensor) -> Tree:
-        """Run on a chunk of which each sequence has some steps, if the model wants to know."""
+        """Run on a chunk in which sequences have different lengths."""
         steps = (x if isinstance(x, Tensor) else tree_leaves(x)[0]).shape[0]
         if not self.told_ends:
             self.lengths = mapped(lengths, lambda n: n - steps)
@@ -231,14 +231,14 @@ class Stateful:
         return y
 
     def _run_each_length(self, x: Tree, lengths: Tensor) -> Tree:
-        """Run a model without state on sequences of each length: it would see the padding."""
+        """Run a model that would see the padding on the sequences of each length separately."""
         size = (x if isinstance(x, Tensor) else tree_leaves(x)[0]).shape[:2]
         whole: Tree = None
         for steps in filter(None, torch.unique(lengths).tolist()):
             index = (lengths == steps).nonzero()[:, 0]
             part = tree_map(lambda a, n=steps, i=index: a[:n].index_select(1, i), x)
             y = self.module(part, None)[0] if self._takes_state else self.module(part)
-            if whole is None:  # what pools has no steps
+            if whole is None:  # outputs of models that pool have no steps
                 whole = tree_map(lambda a: _room(a, *size), y)
             tree_map(lambda a, b, n=steps, i=index: _place(a, b, n, i), whole, y)
         return whole
@@ -249,14 +249,14 @@ class Stateful:
         return getattr(self.module, name)
 
     def detach(self) -> None:
-        """Cut the state off the graph that made it: gradients do not reach back beyond here."""
+        """Detach the state from its graph: gradients do not reach back beyond here."""
         if self.state is not None:
             self.state = tree_map(Tensor.detach, self.state)
             if self._backward_starts_fresh:
                 self.state = reset_backward(self.module, self.state)
 
     def fresh(self) -> Stateful:
-        """Return another one of the same model, whose series begin."""
+        """Return a `Stateful` of the same model with a fresh state."""
         other = copy.copy(self)
         other.state = other.lengths = None
         return other
@@ -266,16 +266,16 @@ class Stateful:
         self.state = None
 
     def get_state(self) -> Tree:
-        """Return a copy of the state, cut off its graph; None before the first call."""
+        """Return a detached copy of the state; None before the first call."""
         return tree_map(lambda a: a.detach().clone(), self.state)
 
     def set_state(self, state: Tree) -> None:
-        """Go on from `state`, as `get_state` returned it."""
+        """Continue from `state`, as `get_state` returned it."""
         self.state = tree_map(lambda a: a.detach().clone(), state)
 
 
 def _room(a: Tensor, steps: int, count: int) -> Tensor:
-    """Return zeros for outputs of all sequences like those of some; what pools has no steps."""
+    """Return zeros for all sequences' outputs, given some; pooled outputs have no steps."""
     shape = (count, *a.shape[1:]) if a.dim() == 2 else (steps, count, *a.shape[2:])
     return a.new_zeros(shape)
 
@@ -288,7 +288,7 @@ def _place(into: Tensor, a: Tensor, steps: int, index: Tensor) -> None:
 
 
 def each_step(outputs: Tree, steps: int) -> Tree:
-    """Return what a model says of whole sequences, ``(B, K)``, as said at each of their steps."""
+    """Repeat outputs for whole sequences, ``(B, K)``, at each of their steps."""
     return tree_map(lambda a: a.expand(steps, *a.shape) if a.dim() == 2 else a, outputs)
 
 
@@ -298,11 +298,10 @@ def _is_step(x: Tree) -> bool:
 
 
 def reset_backward(module: nn.Module, state: Tree) -> Tree:
-    """Zero what layers that look at later steps carry backwards in time.
+    """Zero the state of the backward direction in bidirectional layers.
 
-    Their backward direction runs from each chunk's end; what it ended with at the chunk's start
-    is no state of the next chunk's end. Layers are found where state is threaded by fastseq: a
-    bare layer, or in a `Chain`.
+    That direction runs from each chunk's end to its start, where its state does not fit the end of
+    the next chunk. Layers are found where fastseq threads the state: a bare layer, or in a `Chain`.
     """
     module = unwrapped(module)
     if isinstance(module, nn.RNNBase) and module.bidirectional:
@@ -319,10 +318,10 @@ def reset_backward(module: nn.Module, state: Tree) -> Tree:
 
 
 def batch_dims(module: nn.Module, x: Tree) -> Tree:
-    """Tell in which dimension of each state tensor the sequences lie.
+    """Return in which dimension of each state tensor the sequences lie.
 
-    Found by running the model on one and on two sequences: it is the dimension whose
-    length differs. -1 where none does (a state that all sequences share).
+    Found by running the model on one and on two sequences: it is the dimension whose length
+    differs. -1 if none does (a state that all sequences share).
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Estimators for scikit-learn, samples first; scikit-learn is imported with them."""
+"""Estimators for scikit-learn, samples first; importing them imports scikit-learn."""
 
 from ..errors import MissingFeatureError
 

@@ -1,4 +1,4 @@
-"""Whether series, their covariates, and what follows them have the times that they must have."""
+"""Checks of the times of series, of their covariates, and of the steps that follow."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ __all__ = ["check_ahead", "check_going_on", "check_together"]
 def check_together(
     y: Series, x: Series | None, *, ahead: int = 0, known: Sequence[Times | None] = ()
 ) -> list[Times | None]:
-    """Return the times of series, None where there are none; covariates must have the same.
+    """Return the times of series, None where there are none; covariates' times must match.
 
     Parameters
     ----------
     y, x
         The series, and their covariates.
     ahead
-        How many steps further these reach.
+        How many steps further the covariates reach.
     known
-        Times of series that were trained on: steps must be as far apart as there.
+        Times of the training series: steps must be as far apart.
 
     Raises
     ------
     ValueError
-        Times of series are irregular, or covariates have others.
+        Times of series are irregular, or those of covariates differ.
     """
     return [
         times_of(own, other, names, ahead=ahead, known=known) for own, other, names in _pairs(y, x)
@@ -38,19 +38,19 @@ def check_together(
 def check_going_on(
     y: Series, x: Series | None, before: Sequence[Times | None]
 ) -> list[Times | None]:
-    """Return in which times series end that go on, with their covariates, right after others.
+    """Return the end times of series that, with their covariates, continue earlier steps.
 
     Parameters
     ----------
     y, x
         The next steps, and their covariates.
     before
-        Times of the steps before; None where there are none.
+        Times of the earlier steps; None where there are none.
 
     Raises
     ------
     ValueError
-        They do not follow.
+        The steps do not follow.
     """
     ends: list[Times | None] = []
     for (own, other, names), last, steps in zip(_pairs(y, x), before, y.lengths, strict=True):
@@ -68,7 +68,7 @@ def check_going_on(
 
 
 def check_ahead(x: Series, before: Sequence[Times | None]) -> None:
-    """Raise ValueError unless covariates are those of the steps right after others."""
+    """Raise ValueError unless covariates directly follow the earlier steps."""
     for index, name, last in zip(x.indices, _names(x, "X"), before, strict=True):
         if index is not None:
             check_follows(last, index, name)
@@ -80,7 +80,7 @@ def _names(series: Series, name: str) -> list[str]:
 
 
 def _pairs(y: Series, x: Series | None) -> list[tuple[Any, Any, tuple[str, str]]]:
-    """Return for each series its index, that of its covariates, and what messages call them."""
+    """Return for each series its index, its covariates' index, and their names in messages."""
     if x is None:
         return [
             (index, None, (name, "X"))

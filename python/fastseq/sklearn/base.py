@@ -1,4 +1,4 @@
-"""What the scikit-learn estimators share: an `Estimator` of hyperparameters, warm restarts."""
+"""Base of the scikit-learn estimators: makes an `Estimator` from hyperparameters; warm starts."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from .shuffling import Shuffler
 
 __all__ = ["SequenceEstimator", "Start", "Task"]
 
-# Of these no one changes what has been learnt: a warm restart goes on.
+# Changing these keeps what has been learnt: a warm start continues.
 _OPTIMIZER = ("optimizer", "lr", "weight_decay", "decay_biases")
 _GOES_ON = {"epochs", "callbacks", "verbose", "warm_start", *_OPTIMIZER}
 
 
 @dataclasses.dataclass
 class Task:
-    """What there is to learn, time-major, as `Estimator.fit` takes it.
+    """A training problem, time-major, as `Estimator.fit` takes it.
 
     Parameters
     ----------
@@ -53,11 +53,11 @@ class Task:
     n_in, n_out
         Numbers of features and of outputs.
     dtype
-        What to compute in.
+        The dtype to compute in.
     loss
-        Over chunks, see `Estimator`.
+        Loss over chunks, see `Estimator`.
     steps
-        How many steps a chunk has if ``seqsize`` is None.
+        Time steps per chunk if ``seqsize`` is None.
     scale_y
         How to scale targets.
     form
@@ -82,17 +82,17 @@ class Task:
         return isinstance(self.y, Tensor) and self.y.dim() == 2
 
     def ends_chunks(self, seqsize: int | None) -> bool:
-        """Whether targets are those of whole sequences, and chunks hold whole sequences."""
+        """Whether there is one target per sequence, and chunks hold whole sequences."""
         whole = isinstance(self.x, Tensor) and (seqsize or self.steps) >= len(self.x)
         return self.per_sequence and whole
 
 
 class Start(NamedTuple):
-    """How a call of ``fit`` begins."""
+    """How a call of ``fit`` starts."""
 
     form: Any
     seed: int
-    why: str | None  # it starts anew; None: it goes on
+    why: str | None  # reason for a cold start; None: training continues
     partial: bool
 
 
@@ -100,21 +100,21 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
     """Base of the scikit-learn estimators.
 
     Subclasses list the hyperparameters in their constructors. Their ``fit`` calls `_begin`, makes
-    a `Task` of the data, and calls `_train`; then `estimator_` predicts.
+    a `Task` from the data, and calls `_train`; then `estimator_` predicts.
 
     Attributes
     ----------
     estimator_
-        The `Estimator` that has been trained.
+        The trained `Estimator`.
     history_
-        What training did, epoch by epoch: a `History`.
+        The `History` of training, epoch by epoch.
     n_iter_
-        How many epochs have been done.
+        Number of epochs trained.
     continued_
-        Whether the last `fit` went on from the one before.
+        Whether the last `fit` continued the one before.
     """
 
-    # What subclasses' constructors store.
+    # Stored by subclasses' constructors.
     module: Any
     hidden_size: int
     num_layers: int
@@ -148,7 +148,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
     continued_: bool
 
     def __sklearn_clone__(self) -> Any:
-        """Return a clone: all hyperparameters copied but `comm`, whose ranks are what they are."""
+        """Return a clone: all hyperparameters are copied, except `comm`, which is shared."""
         alone = copy.copy(self)
         alone.comm = None
         clone = super(SequenceEstimator, alone).__sklearn_clone__()
@@ -159,22 +159,22 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
         return hasattr(self, "estimator_")
 
     def _begin(self, form: Any, *, partial: bool = False) -> Start:
-        """Decide whether to go on from what was learnt before.
+        """Decide whether to continue from what was learnt before.
 
-        It is gone on if that may be (``partial_fit``, ``warm_start``), and if nothing has changed
-        but the number of epochs, the optimizer and what else is in `_GOES_ON`.
+        Training continues on request (``partial_fit``, ``warm_start``), if nothing has changed but
+        the number of epochs, the optimizer and the rest of `_GOES_ON`.
 
         Parameters
         ----------
         form
-            What must be as in the last call: anything of the data that the model depends on.
+            Everything about the data that the model depends on; must be as in the last call.
         partial
             Whether to train for one epoch, whatever ``epochs`` says.
 
         Raises
         ------
         ValueError
-            ``partial_fit`` cannot go on.
+            ``partial_fit`` cannot continue.
         """
         why = self._why_anew(form, partial=partial)
         seed = self._seed if why is None else self._draw_seed()
@@ -212,7 +212,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
         }
 
     def _why_anew(self, form: Any, *, partial: bool) -> str | None:
-        """Tell why what was learnt before cannot be gone on from; None if it can."""
+        """Return why training cannot continue from what was learnt before; None if it can."""
         if not hasattr(self, "estimator_"):
             return "it is the first fit"
         if not partial and not self.warm_start:
@@ -241,7 +241,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
                 epochs=self.epochs,
                 batchsize=self.batchsize,
                 seqsize=self._seqsize(task, model),
-                shuffle=self.shuffle and isinstance(task.x, list),  # of others, samples are
+                shuffle=self.shuffle and isinstance(task.x, list),  # else samples are shuffled
                 clip_norm=self.clip_norm,
                 clip_value=self.clip_value,
                 accumulate=self.accumulate,
@@ -268,7 +268,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
             return self.seqsize
         if carries(model) or steps_apart(model):
             return task.steps
-        # It may look at any other step, so series are not cut.
+        # The model may look at any other step, so series are not cut.
         return len(task.x) if isinstance(task.x, Tensor) else max(map(len, task.x))
 
     def _loss_of(self, task: Task) -> Callable[..., Tensor]:
@@ -289,7 +289,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
         )  # fmt: skip
 
     def _own_callbacks(self, seed: int) -> list[Any]:
-        """Return copies: folds and cold starts share no state, and parameters stay as they are."""
+        """Return copies: folds and cold starts share no state, and parameters stay unchanged."""
         given = check_callbacks(self.callbacks)
         own = [copy.deepcopy(c) if isinstance(c, Callback) else c for c in given]
         return [Shuffler(seed), *own]
@@ -299,10 +299,10 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
         return Replicas(communicator(self.comm)).same_number(seed)
 
     def _update(self, est: Estimator) -> None:
-        """Make an estimator that goes on do what the hyperparameters say now."""
+        """Apply the current hyperparameters to an estimator that continues."""
         before = self._fitted_with
         changed = {name for name in _OPTIMIZER if not _same(getattr(self, name), before[name])}
-        # Without decay of biases, their group has another one.
+        # If biases do not decay, their group has a decay of its own.
         anew = {"optimizer", "decay_biases", *(() if self.decay_biases else ("weight_decay",))}
         if changed & anew:
             parameters = [p for p in est.model.parameters() if p.requires_grad]
@@ -316,7 +316,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
         est.progress = bool(self.verbose)
 
     def _fit(self, est: Estimator, task: Task, epochs: int) -> None:
-        """Train, in a new order of samples each epoch if that is wanted."""
+        """Train; on request in a new order of samples each epoch."""
         x, y, w = task.x, task.y, self._weights(task, task.x, task.y, task.w)
         shuffler = est.callbacks[0]
         if self.shuffle and isinstance(x, Tensor):
@@ -335,15 +335,16 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
             shuffler.clear()
 
     def _weights(self, task: Task, x: Any, y: Any, w: Any) -> Any:
-        """Return weights per step where most of them have no target."""
+        """Return weights per step if only the last step of a sequence has a target."""
         if not task.per_sequence or self._at_last_step(task):
             return w
         return last_step_only(x, y, w)
 
     def _at_last_step(self, task: Task) -> bool:
-        """Whether the loss looks at chunks' last steps alone.
+        """Whether the loss looks only at the last steps of chunks.
 
-        Where values are missing, weights say which: chunks count by what is known at these steps.
+        Not with missing values: weights mark them, and chunks count by what is known at these
+        steps.
         """
         return task.ends_chunks(self.seqsize) and self.nan == "raise"
 
@@ -353,7 +354,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Whether a hyperparameter has not changed."""
+    """Whether a hyperparameter is unchanged."""
     if a is b:
         return True
     if isinstance(a, (list, tuple)) and type(a) is type(b):
@@ -367,7 +368,7 @@ def _same(a: Any, b: Any) -> bool:
 def _measure(
     name: str, array: Any, w: Any, method: str | None, dtype: torch.dtype, nan: str
 ) -> Affine | None:
-    """Measure what scales an array, called x or y; what has no weight does not count."""
+    """Measure the scaling of an array named x or y; values without weight do not count."""
     if method is None:
         return None
     data = Sequences(array, array if name == "y" else None, w, dtype=dtype, nan=nan)

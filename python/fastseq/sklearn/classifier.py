@@ -22,98 +22,98 @@ __all__ = ["SequenceClassifier"]
 
 
 class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[misc]
-    """Learns classes from sequences, or from rows of a table, as a scikit-learn classifier.
+    """Scikit-learn classifier for sequences, or for rows of a table.
 
     Samples come first: X is ``(N, T, F)``, N sequences of T steps with F features, or a list of
-    ``(T_i, F)`` or ``(T_i,)``. An array or a data frame ``(N, F)`` is a table, as everywhere in
-    scikit-learn: N samples of *one* step with F features; N series of T values are
-    ``X[:, :, None]``, or the list of them.
+    ``(T_i, F)`` or ``(T_i,)``. As everywhere in scikit-learn, an array or data frame ``(N, F)`` is
+    a table: N samples of *one* step with F features. Pass N series of T values as
+    ``X[:, :, None]``, or as a list.
 
-    y holds labels of any dtype: one per sequence, ``(N,)``, or several, ``(N, K)``, told by what
-    the module returns at the sequence's last step; or one per step, ``(N, T)``, ``(N, T, K)`` or a
-    list of ``(T_i,)`` or ``(T_i, K)``.
+    y holds labels of any dtype: one per sequence, ``(N,)``, or several, ``(N, K)``, predicted from
+    the module's output at the sequence's last step; or one per step, ``(N, T)``, ``(N, T, K)`` or
+    a list of ``(T_i,)`` or ``(T_i, K)``.
 
-    Computes in the dtype of X: double precision if that has it, else single precision.
+    Computes in double precision if X has it, else in single precision.
 
     Parameters
     ----------
     module
-        What learns: ``"lstm"``, ``"gru"``, ``"rnn"``; ``"mlp"``, ``"linear"``, which take a whole
-        sequence as one input if there is one target for it, and else each step alone; a
-        `torch.nn.Module`, which is copied; a class of modules, made with those of ``n_in``,
-        ``n_out``, ``hidden_size``, ``num_layers`` and ``dropout`` that its constructor has (also
-        as ``input_size``, ``output_size``); or a builder, ``builder(n_in, n_out, rng)``, see
+        The model: ``"lstm"``, ``"gru"``, ``"rnn"``; ``"mlp"`` or ``"linear"``, which take a whole
+        sequence as one input if it has one target, else each step alone; a `torch.nn.Module`,
+        which is copied; a class of modules, called with the arguments among ``n_in``, ``n_out``,
+        ``hidden_size``, ``num_layers`` and ``dropout`` that its constructor has (also as
+        ``input_size``, ``output_size``); or a builder, ``builder(n_in, n_out, rng)``, see
         `fastseq.nn.builders`. Modules are time-major, ``(T, N, F)`` to ``(T, N, K)``; with one
         label per sequence also to ``(N, K)``.
     hidden_size, num_layers, dropout
-        Width and number of hidden layers, and which part of their outputs training leaves out.
+        Width and number of hidden layers, and their dropout rate.
     loss
-        ``"cross_entropy"``; a loss of scores ``(M, C)`` and the classes' numbers ``(M,)``, as
-        function, module or class of modules, such as ``torch.nn.CrossEntropyLoss(label_smoothing=
-        0.1)``; or one over chunks, ``loss(m, xs, ys)``, see `Estimator`.
+        ``"cross_entropy"``; a loss of scores ``(M, C)`` and class numbers ``(M,)``, as a function,
+        module or class of modules, such as ``torch.nn.CrossEntropyLoss(label_smoothing=0.1)``; or
+        one over chunks, ``loss(m, xs, ys)``, see `Estimator`.
     optimizer
         ``"adamw"``, ``"adam"``, ``"sgd"``, ``"rmsprop"``; a class; or a callable
         ``optimizer(params, lr=…, weight_decay=…)``.
     lr, weight_decay
-        Its learning rate and decay.
+        Learning rate and weight decay.
     decay_biases
         False: biases do not decay.
     epochs
-        Passes over the data: all of them, those of earlier calls with `warm_start` included.
+        Total passes over the data, including those of earlier calls with `warm_start`.
     batchsize
-        Sequences that are trained together.
+        Sequences trained together.
     seqsize
-        Steps that gradients reach back. None: all steps if there is one target per sequence, or
-        the module is one of your own without a state; else at most 100.
+        Time steps that gradients reach back. None: all steps if there is one target per sequence,
+        or the module is one of your own without a state; else at most 100.
     shuffle
-        Visit the samples in a new random order each epoch; those of different lengths in blocks
-        of sequences of similar length.
+        Visit the samples in a new random order each epoch; samples of different lengths in blocks
+        of similar length.
     clip_norm, clip_value, accumulate
         See `Spec`.
     nan
-        What to do with NaN and infinities: ``"raise"``, or ``"mask"``: take what X holds of them
-        for missing values, see `Spec`.
+        What to do with NaN and infinities: ``"raise"``, or ``"mask"``: treat those in X as missing
+        values, see `Spec`.
     scale_x
-        How to scale inputs, by what the training data measure: ``"standard"``, ``"robust"`` or
+        How to scale inputs, by statistics of the training data: ``"standard"``, ``"robust"`` or
         None; see `Spec`.
     class_weight
-        Weights of classes, ``{class: weight}``, for several targets a list of such; or
-        ``"balanced"``: classes that are rare count more, so that all count the same together.
+        Weights of classes, ``{class: weight}``, for several targets a list of them; or
+        ``"balanced"``: rare classes count more, so that all have the same total weight.
     per_step
-        Which targets ``(N, T)`` are, if T is the number of steps; None: one per step.
+        Whether targets ``(N, T)``, if T is the number of steps, are one per step; None: they are.
     validation_fraction
-        Which part of the samples to keep apart, for ``validation_loss`` in the history; drawn at
-        random, of each class the same part if there is one target per sequence; the last ones if
-        `shuffle` is false. None: none.
+        Fraction of the samples to hold out for ``validation_loss`` in the history: drawn at
+        random, the same fraction of each class if there is one target per sequence; the last ones
+        if `shuffle` is false. None: none.
     callbacks
         See `Estimator`; each cold start uses copies of those that are `callbacks.Callback`.
     amp, compile, device
         See `Estimator`.
     comm
-        The ranks that work together: None, this process alone, so that searches and ``n_jobs`` can
-        run anywhere; ``"auto"``, all that the launcher started, all of which must then make the
+        The ranks that train together. None: this process alone, so that searches and ``n_jobs``
+        can run anywhere; ``"auto"``: all that the launcher started, which must then all make the
         same calls.
     random_state
-        Seed of weights, order and dropout, or what draws it; see scikit-learn's glossary.
+        Seed of weights, order and dropout, or a generator of it; see scikit-learn's glossary.
     warm_start
-        Whether `fit` goes on from the last one. It does if data of the same form come and nothing
+        Whether `fit` continues the last one. It does if the data have the same form and nothing
         has changed but `epochs`, which may grow, `optimizer`, `lr`, `weight_decay`,
         `decay_biases`, `callbacks` and `verbose`; then two calls do what one would have done.
     verbose
-        1: show a progress bar, and tell whether `fit` goes on or starts anew.
+        1: show a progress bar, and print whether `fit` continues or starts from scratch.
 
     Attributes
     ----------
     estimator_
-        The `Estimator` that was trained; its ``model`` is the module.
+        The trained `Estimator`; its ``model`` is the module.
     classes_
-        The classes, sorted; for several targets a list of such.
+        The classes, sorted; for several targets a list of them.
     history_
-        What training did, epoch by epoch: a `History`.
+        The `History` of training, epoch by epoch.
     n_iter_
-        How many epochs have been done.
+        Number of epochs trained.
     continued_
-        Whether the last `fit` went on from the one before.
+        Whether the last `fit` continued the one before.
     n_features_in_, feature_names_in_
         F, and the names of a data frame's columns.
 
@@ -197,7 +197,7 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         Parameters
         ----------
         X, y
-            Samples and labels, as the class describes them.
+            Samples and labels; see the class.
         sample_weight
             Weights ``(N,)``, not negative; with labels per step also ``(N, T)`` or a list of
             ``(T_i,)``.
@@ -205,12 +205,12 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         Returns
         -------
         SequenceClassifier
-            This one.
+            This estimator.
 
         Raises
         ------
         ValueError, TypeError
-            Data or hyperparameters are not what they should be; or there is one class only.
+            Data or hyperparameters are invalid, or there is only one class.
         NonFiniteError
             The loss became NaN or infinite.
         """
@@ -220,15 +220,15 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
     def partial_fit(
         self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None  # noqa: N803
     ) -> SequenceClassifier:  # fmt: skip
-        """Train for one epoch, from what was learnt before on; see `fit`.
+        """Train for one more epoch; see `fit`.
 
         Parameters
         ----------
         X, y, sample_weight
             As in `fit`.
         classes
-            All labels there will be, for several targets a list of such; the first call needs
-            them if its `y` has not all, and later ones may repeat them.
+            All labels there will be, for several targets a list of them; needed in the first call
+            if its `y` lacks some; later calls may repeat them.
         """
         known = None
         if classes is not None:
@@ -249,7 +249,7 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         return self
 
     def predict(self, X: Any) -> Any:  # noqa: N803
-        """Return the most probable classes, in the form of the labels that `fit` got.
+        """Return the most probable classes, in the form of the labels passed to `fit`.
 
         Parameters
         ----------
@@ -279,7 +279,7 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         -------
         numpy.ndarray or list
             ``(N, C)``; per step ``(N, T, C)``, or, for a list of sequences, a list of
-            ``(T_i, C)``. For several targets a list of such, one for each.
+            ``(T_i, C)``. For several targets a list with one of these for each.
         """
         outputs = self._outputs(X)
         parts = self._parts(outputs) if not isinstance(outputs, list) else [
@@ -292,9 +292,9 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         return found[0] if len(found) == 1 else found
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:  # noqa: N803
-        """Return which part of samples, or of steps, has been classified right, in all targets.
+        """Return the fraction of samples, or of steps, with all targets classified correctly.
 
-        See `fit` for the parameters. Labels that `fit` has not seen count as wrong.
+        See `fit` for the parameters. Labels unknown to `fit` count as wrong.
         """
         truth, predicted, weights = self._compared(X, y, sample_weight)
         return float(np.average((truth == predicted).all(1), weights=weights))
@@ -349,7 +349,7 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         )
 
     def _weighted(self, targets: Targets, weights: Items | None) -> Items:
-        """Return weights of samples or steps that count their classes' weights in."""
+        """Return weights of samples or steps, multiplied by their classes' weights."""
         rows = targets.rows
         each = compute_sample_weight(self.class_weight, rows[:, 0] if rows.shape[1] == 1 else rows)
         found = targets.like(each)
@@ -358,14 +358,14 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         if isinstance(found, list):
             return [a * b for a, b in zip(found, weights, strict=True)]
         whole = np.asarray(weights)
-        if found.ndim > whole.ndim:  # weights of sequences, for each of their steps
+        if found.ndim > whole.ndim:  # a sequence's weight applies to each of its steps
             whole = whole[:, None]
         product: Array = found * whole
         return product
 
 
 def _typed(column: Array) -> Array:
-    """Return labels in their own dtype, if they came as objects beside others."""
+    """Return labels of one type in its dtype, if an array of several columns made them objects."""
     alike = column.dtype == object and len({type(label) for label in column}) == 1
     return np.array(column.tolist()) if alike else column
 
@@ -382,7 +382,7 @@ def _softmax(scores: Array) -> Array:
 
 
 def _check_classes(columns: list[Array], targets: Targets, weights: Items | None) -> None:
-    """Raise if there is nothing to tell apart."""
+    """Raise if there is only one class."""
     counts = np.ones(len(columns[0]), bool)
     if weights is not None and not targets.form.per_step:
         counts = np.asarray(weights) > 0
@@ -395,7 +395,7 @@ def _check_classes(columns: list[Array], targets: Targets, weights: Items | None
 
 
 def _number(column: Array, classes: Array) -> Array:
-    """Return which of the classes each label is."""
+    """Return each label's index among the classes."""
     numbers = np.searchsorted(classes, column).clip(max=len(classes) - 1)
     unknown = np.unique(column[classes[numbers] != column])
     if len(unknown):

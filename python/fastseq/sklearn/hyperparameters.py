@@ -1,4 +1,4 @@
-"""What a wrapper's hyperparameters mean: its module, optimizer and loss."""
+"""Makes module, optimizer and loss from a wrapper's hyperparameters."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from ..nn.parameters import decay_groups
 __all__ = ["chunk_loss", "make_module", "optimizer_factory", "wants_whole"]
 
 _MODULES = ("lstm", "gru", "rnn", "mlp", "linear")
-# What a module's class may call what is inferred from the data.
+# Names in a module's constructor for the sizes inferred from the data.
 _INPUTS = ("n_in", "input_size", "in_features", "input_dim")
 _OUTPUTS = ("n_out", "output_size", "out_features", "output_dim")
-# The fused ones do a step in one call.
+# Fused optimizers do an update in one call.
 _OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
     "adam": functools.partial(optim.Adam, fused=True),
     "adamw": functools.partial(optim.AdamW, fused=True),
@@ -33,7 +33,7 @@ _OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
 
 
 def _builder(module: Any, hidden_size: int, num_layers: int, dropout: float) -> Any:
-    """Return the builder that a name stands for; anything else as it is."""
+    """Return a name's builder; anything else unchanged."""
     if not isinstance(module, str):
         return module
     if module == "linear":
@@ -49,7 +49,7 @@ def _builder(module: Any, hidden_size: int, num_layers: int, dropout: float) -> 
 
 
 def wants_whole(module: Any) -> bool:
-    """Whether a module takes a whole sequence as one input, if there is one target for it."""
+    """Whether a module takes a whole sequence as one input, if it has one target."""
     return (
         module in ("mlp", "linear")
         if isinstance(module, str)
@@ -67,7 +67,7 @@ def make_module(
     num_layers: int,
     dropout: float,
 ) -> nn.Module:
-    """Make what the hyperparameter ``module`` says.
+    """Make the module from the hyperparameter ``module``.
 
     Parameters
     ----------
@@ -76,14 +76,14 @@ def make_module(
     n_in, n_out
         Numbers of features and of outputs.
     seed
-        Where the weights come from; torch's global generator is left as it was.
+        Seed of the weights; torch's global generator stays unchanged.
     hidden_size, num_layers, dropout
-        For names, and for classes whose constructor has such parameters.
+        For names, and for classes whose constructor has these parameters.
 
     Raises
     ------
     TypeError, ValueError
-        `module` is nothing of the kind, or returned none.
+        `module` is none of these, or did not return an `nn.Module`.
     """
     if isinstance(module, nn.Module):
         return copy.deepcopy(module)
@@ -106,7 +106,7 @@ def make_module(
 def _sizes_by_name(
     kind: type[nn.Module], n_in: int, n_out: int, more: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return the arguments of a class's constructor that are known by their names."""
+    """Return the arguments of a class's constructor that are known by name."""
     known = {**dict.fromkeys(_INPUTS, n_in), **dict.fromkeys(_OUTPUTS, n_out), **more}
     parameters = list(inspect.signature(kind).parameters.values())
     missing = [
@@ -128,17 +128,17 @@ def _sizes_by_name(
 def optimizer_factory(
     optimizer: Any, model: nn.Module, *, lr: float, weight_decay: float, decay_biases: bool
 ) -> Callable[[Iterable[Tensor]], optim.Optimizer]:
-    """Return what makes the optimizer of a model's parameters.
+    """Return a function that makes the optimizer of a model's parameters.
 
     Parameters
     ----------
     optimizer
-        A name, a class, or a callable ``optimizer(params, lr=…, weight_decay=…)``; the latter two
-        are passed if it takes them.
+        A name, a class, or a callable ``optimizer(params, lr=…, weight_decay=…)``; ``lr`` and
+        ``weight_decay`` are passed if it takes them.
     model
-        Whose parameters.
+        The model.
     lr, weight_decay
-        Learning rate and decay.
+        Learning rate and weight decay.
     decay_biases
         False: biases do not decay.
     """
@@ -178,10 +178,10 @@ def chunk_loss(loss: Any, named: dict[str, Callable[..., Tensor]]) -> Callable[.
     Parameters
     ----------
     loss
-        One of the names; a loss of samples, ``loss(output, target, reduction=…)``, as function,
-        module or class of modules; or already one of chunks, ``loss(m, xs, ys)``.
+        A name in `named`; a loss of samples, ``loss(output, target, reduction=…)``, as a function,
+        module or class of modules; or a loss over chunks, ``loss(m, xs, ys)``.
     named
-        What the names stand for.
+        Losses by name.
     """
     if isinstance(loss, str):
         if loss not in named:

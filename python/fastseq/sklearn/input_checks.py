@@ -1,4 +1,4 @@
-"""What users of the wrappers pass, samples first, checked by scikit-learn's own means."""
+"""Checks of the wrappers' inputs, samples first, by scikit-learn's own functions."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ Items = Array | list[Array]  # one array, or one per sequence
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """Inputs of samples that are sequences.
+    """Inputs whose samples are sequences.
 
     Parameters
     ----------
     x
         ``(N, T, F)``, or a list of ``(T_i, F)``.
     lengths
-        The sequences' numbers of steps, ``(N,)``.
+        Lengths of the sequences in time steps, ``(N,)``.
     dtype
-        What to compute in.
+        The dtype to compute in.
     listed
-        Whether they came as a list, as outputs then go back.
+        Whether they were passed as a list; outputs are then returned as one.
     """
 
     x: Items
@@ -57,7 +57,7 @@ class Inputs:
 
     @property
     def steps(self) -> int:
-        """T: of the longest sequence."""
+        """T of the longest sequence."""
         return int(self.lengths.max())
 
     @property
@@ -87,16 +87,16 @@ def read_inputs(estimator: BaseEstimator, X: Any, *, reset: bool) -> Inputs:  # 
     Parameters
     ----------
     estimator
-        Whose inputs they are.
+        The estimator.
     X
         ``(N, F)``, ``(N, T, F)``, or a list of ``(T_i, F)`` or ``(T_i,)``.
     reset
-        Whether they say how many features there are, or must have as many.
+        Whether `X` sets the number of features; else it must have that number.
 
     Raises
     ------
     ValueError, TypeError
-        They are nothing of the kind, not finite or empty; most messages are scikit-learn's.
+        `X` is none of these, not finite or empty; most messages are scikit-learn's.
     """
     _refuse_others(X)
     _refuse_text(X, "X")
@@ -133,7 +133,7 @@ def read_inputs(estimator: BaseEstimator, X: Any, *, reset: bool) -> Inputs:  # 
 
 
 def _is_nested(X: Any) -> bool:  # noqa: N803
-    """Whether lists in lists in lists were given."""
+    """Whether `X` is a list of lists of lists."""
     try:
         return isinstance(X, list) and isinstance(X[0][0], (list, tuple))
     except (IndexError, TypeError, KeyError):
@@ -166,7 +166,7 @@ def _read_list(estimator: BaseEstimator, X: Any, *, reset: bool) -> Inputs:  # n
 
 
 def _check_finite(x: Array, estimator: Any) -> None:
-    """Raise unless values are finite, or may be missing."""
+    """Raise if values are not finite and must not be missing."""
     if estimator.nan not in ("raise", "mask"):
         raise ValueError(f'nan must be "raise" or "mask", got {estimator.nan!r}')
     if estimator.nan == "mask" or x.dtype.kind != "f" or np.isfinite(x).all():
@@ -178,7 +178,7 @@ def _check_finite(x: Array, estimator: Any) -> None:
 
 
 def _check_features(estimator: Any, features: int, first: Any, *, reset: bool) -> None:
-    """Do for sequences what `validate_data` does for tables; `first` tells features' names."""
+    """Do for sequences what `validate_data` does for tables; `first` has the features' names."""
     if reset:
         estimator.tabular_ = False
     if not features:
@@ -196,8 +196,8 @@ def _check_features(estimator: Any, features: int, first: Any, *, reset: bool) -
 
 
 def _refuse_others(X: Any) -> None:  # noqa: N803
-    """Raise if sequences come in something that scikit-learn's checks don't understand."""
-    array = hasattr(X, "__array__") or hasattr(X, "toarray")  # sparse ones: refused by scikit-learn
+    """Raise for containers that scikit-learn's checks do not understand."""
+    array = hasattr(X, "__array__") or hasattr(X, "toarray")  # scikit-learn refuses sparse ones
     if not array and not isinstance(X, (list, tuple)):
         raise TypeError(
             "X must be an array or a data frame, (N, T, F) or (N, F), or a list of arrays (T_i, F),"
@@ -220,7 +220,7 @@ def _refuse_others(X: Any) -> None:  # noqa: N803
 
 
 def _refuse_text(frame: Any, name: str) -> None:
-    """Raise if a data frame has a column that is none of numbers."""
+    """Raise if a column of a data frame does not hold numbers."""
     if not hasattr(frame, "columns") or not hasattr(frame, "iloc"):
         return
     for number, column in enumerate(frame.columns):
@@ -239,32 +239,32 @@ def _refuse_text(frame: Any, name: str) -> None:
 
 
 def _dtype(x: Array) -> torch.dtype:
-    """Return what to compute in: double precision if `x` has it, else single precision."""
+    """Return the dtype to compute in: double precision if `x` has it, else single precision."""
     double = x.dtype.kind == "f" and x.dtype.itemsize >= 8
     return torch.float64 if double else torch.float32
 
 
 def numbers(x: Array, name: str) -> Array:
-    """Return single and double precision as they are, all else in what holds it.
+    """Return single and double precision unchanged, other types in one that holds their values.
 
-    That is for scaling: the dtype to compute in might not tell large numbers apart.
+    Scaling needs this: the dtype to compute in might not distinguish large numbers.
 
     Raises
     ------
     TypeError
-        They are times, which scikit-learn's checks let pass.
+        Values are times, which scikit-learn's checks let pass.
     """
     if x.dtype.kind not in "biuf":
         raise TypeError(f"{name} must hold numbers, got dtype {x.dtype}; convert it")
     kind = x.dtype.newbyteorder("=")
     if kind not in (np.float64, np.float32):
-        small = kind.itemsize <= 2  # has at most 16 binary digits
+        small = kind.itemsize <= 2  # at most 16 binary digits
         kind = np.dtype(np.float32 if small else np.float64)
     return x.astype(kind, copy=False)
 
 
 def read_weights(sample_weight: Any, inputs: Inputs, *, per_step: bool) -> Items | None:
-    """Check weights: ``(N,)``, with a target per step also ``(N, T)`` or a list of ``(T_i,)``."""
+    """Check weights: ``(N,)``, with targets per step also ``(N, T)`` or a list of ``(T_i,)``."""
     if sample_weight is None:
         return None
     dtype = np.float64 if inputs.dtype == torch.float64 else np.float32
@@ -288,7 +288,7 @@ def read_weights(sample_weight: Any, inputs: Inputs, *, per_step: bool) -> Items
 
 
 def _weights(given: Any) -> Array:
-    """Return an array, once conversion to floats would not make numbers of what is none."""
+    """Return an array; raise for dtypes that conversion to floats would turn into numbers."""
     found = np.asarray(given)
     if found.dtype.kind not in "biufO":
         raise TypeError(f"sample_weight must hold numbers, got dtype {found.dtype}; convert it")
@@ -296,9 +296,9 @@ def _weights(given: Any) -> Array:
 
 
 def time_major(items: Items) -> Tensor | list[Tensor]:
-    """Return ``(N, T, …)`` as ``(T, N, …)``, in one piece; a list stays a list. Copies if it must.
+    """Return ``(N, T, …)`` as contiguous ``(T, N, …)``; a list stays a list. Copies if needed.
 
-    Nothing writes into the result.
+    The result must not be written to.
     """
     if isinstance(items, list):
         return [as_tensor(a) for a in items]
@@ -306,12 +306,15 @@ def time_major(items: Items) -> Tensor | list[Tensor]:
 
 
 def as_tensor(a: Array) -> Tensor:
-    """Return an array as a tensor, which nothing writes into."""
+    """Return an array as a tensor, which must not be written to."""
     return torch.from_numpy(a if a.flags.writeable else np.asarray(_Unlocked(a)))
 
 
 class _Unlocked:
-    """An array that may be written, for torch, which warns of others: of all threads' at once."""
+    """A view of a read-only array that claims to be writable.
+
+    Torch warns of read-only arrays, and filtering warnings would affect all threads.
+    """
 
     def __init__(self, a: Array) -> None:
         self._array = a

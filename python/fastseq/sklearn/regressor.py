@@ -25,92 +25,92 @@ _LOSSES: dict[str, Callable[..., Any]] = {
 
 
 class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc]
-    """Learns numbers from sequences, or from rows of a table, as a scikit-learn regressor.
+    """Scikit-learn regressor for sequences, or for rows of a table.
 
     Samples come first: X is ``(N, T, F)``, N sequences of T steps with F features, or a list of
-    ``(T_i, F)`` or ``(T_i,)``. An array or a data frame ``(N, F)`` is a table, as everywhere in
-    scikit-learn: N samples of *one* step with F features; N series of T values are
-    ``X[:, :, None]``, or the list of them.
+    ``(T_i, F)`` or ``(T_i,)``. As everywhere in scikit-learn, an array or data frame ``(N, F)`` is
+    a table: N samples of *one* step with F features. Pass N series of T values as
+    ``X[:, :, None]``, or as a list.
 
-    y is one target per sequence, ``(N,)`` or ``(N, K)``, which is compared with what the module
-    returns at the sequence's last step; or one per step, ``(N, T)``, ``(N, T, K)`` or a list of
-    ``(T_i,)`` or ``(T_i, K)``.
+    y is one target per sequence, ``(N,)`` or ``(N, K)``, compared with the module's output at the
+    sequence's last step; or one per step, ``(N, T)``, ``(N, T, K)`` or a list of ``(T_i,)`` or
+    ``(T_i, K)``.
 
-    Computes in the dtype of X: double precision if that has it, else single precision. What is
-    scaled is scaled in double precision before; predictions are in double precision if X or y is.
+    Computes in double precision if X has it, else in single precision. Data are scaled before, in
+    double precision; predictions are in double precision if X or y is.
 
     Parameters
     ----------
     module
-        What learns: ``"lstm"``, ``"gru"``, ``"rnn"``; ``"mlp"``, ``"linear"``, which take a whole
-        sequence as one input if there is one target for it, and else each step alone; a
-        `torch.nn.Module`, which is copied; a class of modules, made with those of ``n_in``,
-        ``n_out``, ``hidden_size``, ``num_layers`` and ``dropout`` that its constructor has (also
-        as ``input_size``, ``output_size``); or a builder, ``builder(n_in, n_out, rng)``, see
+        The model: ``"lstm"``, ``"gru"``, ``"rnn"``; ``"mlp"`` or ``"linear"``, which take a whole
+        sequence as one input if it has one target, else each step alone; a `torch.nn.Module`,
+        which is copied; a class of modules, called with the arguments among ``n_in``, ``n_out``,
+        ``hidden_size``, ``num_layers`` and ``dropout`` that its constructor has (also as
+        ``input_size``, ``output_size``); or a builder, ``builder(n_in, n_out, rng)``, see
         `fastseq.nn.builders`. Modules are time-major, ``(T, N, F)`` to ``(T, N, K)``; with one
         target per sequence also to ``(N, K)``.
     hidden_size, num_layers, dropout
-        Width and number of hidden layers, and which part of their outputs training leaves out.
+        Width and number of hidden layers, and their dropout rate.
     loss
-        ``"mse"``, ``"mae"``, ``"huber"``; a loss as function, module or class of modules, such as
+        ``"mse"``, ``"mae"``, ``"huber"``; a loss as a function, module or class of modules, such as
         `torch.nn.SmoothL1Loss`; or one over chunks, ``loss(m, xs, ys)``, see `Estimator`.
     optimizer
         ``"adamw"``, ``"adam"``, ``"sgd"``, ``"rmsprop"``; a class; or a callable
         ``optimizer(params, lr=…, weight_decay=…)``.
     lr, weight_decay
-        Its learning rate and decay.
+        Learning rate and weight decay.
     decay_biases
         False: biases do not decay.
     epochs
-        Passes over the data: all of them, those of earlier calls with `warm_start` included.
+        Total passes over the data, including those of earlier calls with `warm_start`.
     batchsize
-        Sequences that are trained together.
+        Sequences trained together.
     seqsize
-        Steps that gradients reach back. None: all steps if there is one target per sequence, or
-        the module is one of your own without a state; else at most 100.
+        Time steps that gradients reach back. None: all steps if there is one target per sequence,
+        or the module is one of your own without a state; else at most 100.
     shuffle
-        Visit the samples in a new random order each epoch; those of different lengths in blocks
-        of sequences of similar length.
+        Visit the samples in a new random order each epoch; samples of different lengths in blocks
+        of similar length.
     clip_norm, clip_value, accumulate
         See `Spec`.
     nan
-        What to do with NaN and infinities: ``"raise"``, or ``"mask"``: take them for missing
+        What to do with NaN and infinities: ``"raise"``, or ``"mask"``: treat them as missing
         values, see `Spec`. Predictions fill missing inputs too; scores leave missing targets out.
     scale_x, scale_y
-        How to scale inputs and targets, by what the training data measure: ``"standard"``,
+        How to scale inputs and targets, by statistics of the training data: ``"standard"``,
         ``"robust"`` or None; see `Spec`. Predictions are in the targets' units, losses are not.
     per_step
-        Which targets ``(N, T)`` are, if T is the number of steps; None: one per step.
+        Whether targets ``(N, T)``, if T is the number of steps, are one per step; None: they are.
     validation_fraction
-        Which part of the samples to keep apart, for ``validation_loss`` in the history; drawn at
-        random, the last ones if `shuffle` is false. None: none.
+        Fraction of the samples to hold out for ``validation_loss`` in the history: drawn at
+        random, or the last ones if `shuffle` is false. None: none.
     callbacks
         See `Estimator`; each cold start uses copies of those that are `callbacks.Callback`.
     amp, compile, device
         See `Estimator`.
     comm
-        The ranks that work together: None, this process alone, so that searches and ``n_jobs`` can
-        run anywhere; ``"auto"``, all that the launcher started, all of which must then make the
+        The ranks that train together. None: this process alone, so that searches and ``n_jobs``
+        can run anywhere; ``"auto"``: all that the launcher started, which must then all make the
         same calls.
     random_state
-        Seed of weights, order and dropout, or what draws it; see scikit-learn's glossary.
+        Seed of weights, order and dropout, or a generator of it; see scikit-learn's glossary.
     warm_start
-        Whether `fit` goes on from the last one. It does if data of the same form come and nothing
+        Whether `fit` continues the last one. It does if the data have the same form and nothing
         has changed but `epochs`, which may grow, `optimizer`, `lr`, `weight_decay`,
         `decay_biases`, `callbacks` and `verbose`; then two calls do what one would have done.
     verbose
-        1: show a progress bar, and tell whether `fit` goes on or starts anew.
+        1: show a progress bar, and print whether `fit` continues or starts from scratch.
 
     Attributes
     ----------
     estimator_
-        The `Estimator` that was trained; its ``model`` is the module.
+        The trained `Estimator`; its ``model`` is the module.
     history_
-        What training did, epoch by epoch: a `History`.
+        The `History` of training, epoch by epoch.
     n_iter_
-        How many epochs have been done.
+        Number of epochs trained.
     continued_
-        Whether the last `fit` went on from the one before.
+        Whether the last `fit` continued the one before.
     n_features_in_, feature_names_in_
         F, and the names of a data frame's columns.
 
@@ -194,7 +194,7 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
         Parameters
         ----------
         X, y
-            Samples and targets, as the class describes them.
+            Samples and targets; see the class.
         sample_weight
             Weights ``(N,)``, not negative; with targets per step also ``(N, T)`` or a list of
             ``(T_i,)``.
@@ -202,12 +202,12 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
         Returns
         -------
         SequenceRegressor
-            This one.
+            This estimator.
 
         Raises
         ------
         ValueError, TypeError
-            Data or hyperparameters are not what they should be.
+            Data or hyperparameters are invalid.
         NonFiniteError
             The loss became NaN or infinite.
         """
@@ -217,12 +217,12 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
     def partial_fit(
         self, X: Any, y: Any, sample_weight: Any = None  # noqa: N803
     ) -> SequenceRegressor:  # fmt: skip
-        """Train for one epoch, from what was learnt before on; see `fit`."""
+        """Train for one more epoch; see `fit`."""
         self._learn(X, y, sample_weight, partial=True)
         return self
 
     def predict(self, X: Any) -> Any:  # noqa: N803
-        """Return predictions in the form of the targets that `fit` got.
+        """Return predictions in the form of the targets passed to `fit`.
 
         Parameters
         ----------
@@ -239,12 +239,12 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
         return self._form_of_targets.restored(outputs)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:  # noqa: N803
-        """Return R² of the predictions, over all steps where each has a target; see `fit`.
+        """Return R² of the predictions, over all steps if each has a target; see `fit`.
 
-        For several targets the mean of theirs; what is missing of one does not count.
+        For several targets it is their mean R²; missing values do not count.
         """
         truth, predicted, weights = self._compared(X, y, sample_weight)
-        # In single precision, squares of differences leave its range, or lose their digits.
+        # In single precision, squared differences may overflow or lose digits.
         truth, predicted = truth.astype(float, copy=False), predicted.astype(float, copy=False)
         scores = []
         for known, true, found in zip(np.isfinite(truth.T), truth.T, predicted.T, strict=True):

@@ -1,4 +1,4 @@
-"""Losses over chunks where there is one target for a whole sequence, or several classes of it."""
+"""Losses over chunks for one target per sequence, and for several targets that are classes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["AtLastStep", "CrossEntropies", "PerSequence", "last_step_only", "ove
 
 
 class PerSequence:
-    """A loss where there is one target for a whole sequence; modules may pool: return ``(B, K)``.
+    """A loss for one target per sequence; modules may pool, that is, return ``(B, K)``.
 
     Parameters
     ----------
@@ -25,7 +25,7 @@ class PerSequence:
     Attributes
     ----------
     per_sequence
-        That outputs without steps are meant.
+        True: outputs without an axis of steps are intended.
     """
 
     per_sequence = True
@@ -34,12 +34,12 @@ class PerSequence:
         self.loss = loss
 
     def __call__(self, m: Any, xs: Any, ys: Tensor, *ws: Tensor) -> Tensor:
-        """Compute it for a chunk."""
+        """Compute the loss of a chunk."""
         return self.loss(_EachStep(m), xs, ys, *ws)
 
 
 class AtLastStep(PerSequence):
-    """A loss of what a model returns at a chunk's last step.
+    """A loss of a model's output at a chunk's last step.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class AtLastStep(PerSequence):
     Attributes
     ----------
     at_last_step
-        That metrics, too, are of chunks' last steps.
+        True: metrics, too, look at the last steps of chunks.
 
     Examples
     --------
@@ -62,7 +62,7 @@ class AtLastStep(PerSequence):
     at_last_step = True
 
     def __call__(self, m: Any, xs: Any, ys: Tensor, *ws: Tensor) -> Tensor:
-        """Compute it for a chunk that holds whole sequences."""
+        """Compute the loss of a chunk that holds whole sequences."""
         return self.loss(_LastStep(m), xs, ys[-1:], *(w[-1:] for w in ws))
 
 
@@ -80,7 +80,7 @@ class _EachStep:
 
 
 class _LastStep(_EachStep):
-    """A model of which only the last output counts."""
+    """A model that returns its last output alone."""
 
     def __call__(self, xs: Any) -> Tensor:
         y: Tensor = self._m(xs)
@@ -88,12 +88,12 @@ class _LastStep(_EachStep):
 
 
 class CrossEntropies:
-    """The mean of the cross entropies of several targets, whose classes' outputs lie side by side.
+    """Mean cross entropy of several targets, whose outputs are concatenated.
 
     Parameters
     ----------
     sizes
-        How many classes each target has.
+        Number of classes of each target.
 
     Examples
     --------
@@ -106,7 +106,7 @@ class CrossEntropies:
         self.sizes = sizes
 
     def __call__(self, output: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
-        """Compute it for outputs ``(M, Σ sizes)`` and classes ``(M, K)``."""
+        """Compute the loss of outputs ``(M, Σ sizes)`` and classes ``(M, K)``."""
         parts = torch.split(output, list(self.sizes), 1)
         losses = [
             F.cross_entropy(part, target[:, k], reduction=reduction) for k, part in enumerate(parts)
@@ -115,7 +115,7 @@ class CrossEntropies:
 
 
 def last_step_only(x: Any, y: Tensor, w: Tensor | None) -> Any:
-    """Return weights, per step, of which only those of each sequence's last step are not zero.
+    """Return weights per step that are zero except at each sequence's last step.
 
     Parameters
     ----------
@@ -134,7 +134,7 @@ def last_step_only(x: Any, y: Tensor, w: Tensor | None) -> Any:
 
 
 def over_steps(x: Any, y: Tensor) -> Any:
-    """Return a target ``(N, K)`` of whole sequences as one of each step."""
+    """Return targets ``(N, K)`` of whole sequences, repeated at each step."""
     if not isinstance(x, list):
         return y.expand(len(x), *y.shape)
     return [one.expand(len(a), *one.shape) for a, one in zip(x, y, strict=True)]

@@ -1,4 +1,4 @@
-"""Samples in a new random order in every epoch."""
+"""A new random order of samples in every epoch."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ __all__ = ["Shuffler"]
 
 
 class Shuffler(Callback):
-    """Puts the sequences of arrays into a new order before each epoch.
+    """Reorder the sequences of arrays before each epoch.
 
-    Blocks of sequences come as they lie, or as blocks in another order; this makes other blocks.
-    The order depends on seed and epoch alone.
+    Shuffling by `Spec` only reorders blocks; this changes which sequences form a block. The order
+    depends on seed and epoch alone.
 
     Parameters
     ----------
     seed
-        Where orders come from.
+        Seed of the orders.
     """
 
     def __init__(self, seed: int) -> None:
@@ -32,7 +32,7 @@ class Shuffler(Callback):
         self._pairs: list[tuple[Tensor, Tensor, int]] = []
 
     def shuffled(self, a: Tensor, axis: int) -> Tensor:
-        """Return a copy of `a` that will be in another order along `axis` in each epoch."""
+        """Return a copy of `a` that is reordered along `axis` in each epoch."""
         copy = a.clone(memory_format=torch.contiguous_format)
         self._pairs.append((a, copy, axis))
         return copy
@@ -48,5 +48,5 @@ class Shuffler(Callback):
             torch.index_select(whole, axis, order, out=copy)
 
     def clear(self) -> None:
-        """Let go of the arrays."""
+        """Release the arrays."""
         self._pairs.clear()

@@ -1,4 +1,4 @@
-"""What regressor and classifier share: from what users pass to a `Task`, and outputs back."""
+"""Base of regressor and classifier: makes a `Task` from their input, and converts outputs back."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ from .target_forms import TargetForm, Targets
 
 __all__ = ["Problem", "SequencePredictor"]
 
-_LONGEST = 100  # steps of a chunk, if every step has a target
+_LONGEST = 100  # time steps per chunk, if every step has a target
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What there is to learn of targets.
+    """Targets, and how to learn them.
 
     Parameters
     ----------
     y
-        Targets as the loss wants them, in the layout of `Targets`.
+        Targets as the loss needs them, in the layout of `Targets`.
     n_out
-        How many outputs the module needs.
+        Number of outputs the module needs.
     loss
-        Over chunks.
+        Loss over chunks.
     form
-        What must be the same in the next call, to go on from there.
+        What must be the same in the next call, if it is to continue.
     weights
-        Of samples, or of their steps; None: all 1.
+        Weights of samples, or of their steps; None: all 1.
     strata
         Classes of samples, all of which validation should see; None: there are none.
     scale_y
@@ -87,7 +87,7 @@ class SequencePredictor(SequenceEstimator):
 
     @abstractmethod
     def _problem(self, targets: Targets, weights: Items | None, known: Any) -> Problem:
-        """Return what there is to learn, given what is `known`."""
+        """Return the problem; `known` are classes from earlier calls."""
 
     def _learn(
         self, X: Any, y: Any, sample_weight: Any, *, partial: bool = False, known: Any = None  # noqa: N803
@@ -131,7 +131,7 @@ class SequencePredictor(SequenceEstimator):
     def _split(
         self, count: int, strata: Array | None, seed: int
     ) -> tuple[Array | None, Array | None]:
-        """Return which samples to train on, and which to keep apart; None: all, and none."""
+        """Return which samples to train on, and which to hold out; None: all, and none."""
         if self.validation_fraction is None:
             return None, None
         if strata is not None and np.unique(strata, return_counts=True)[1].min() < 2:
@@ -147,7 +147,7 @@ class SequencePredictor(SequenceEstimator):
         )
 
     def _outputs(self, X: Any) -> Items:  # noqa: N803
-        """Return what the module makes of samples, ``(N, K)``, ``(N, T, K)`` or ``(T_i, K)``."""
+        """Return the module's outputs, ``(N, K)``, ``(N, T, K)`` or a list of ``(T_i, K)``."""
         check_is_fitted(self)
         inputs = read_inputs(self, X, reset=False)
         est, form = self.estimator_, self._form_of_targets
@@ -172,7 +172,7 @@ class SequencePredictor(SequenceEstimator):
     def _compared(
         self, X: Any, y: Any, sample_weight: Any  # noqa: N803
     ) -> tuple[Array, Array, Array | None]:  # fmt: skip
-        """Return targets and predictions, one after the other, ``(M, K)``, and their weights."""
+        """Return targets and predictions, each concatenated to ``(M, K)``, and their weights."""
         predicted = self.predict(X)
         inputs = read_inputs(self, X, reset=False)
         targets = self._read_y(y, inputs)

@@ -1,4 +1,4 @@
-"""What targets look like: per sequence or per step, one or several."""
+"""Forms of targets: per sequence or per step, one or several."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class TargetForm:
     Parameters
     ----------
     per_step
-        Whether there is a target for every step, or one for a whole sequence.
+        Whether there is a target for every step, rather than one for a whole sequence.
     count
-        How many targets there are.
+        K, the number of targets.
     squeezed
-        Whether they came without an axis for that.
+        Whether they came without the axis of K.
     """
 
     per_step: bool
@@ -55,7 +55,7 @@ class Targets:
         return self.y.reshape(-1, self.form.count)
 
     def like(self, rows: Array) -> Items:
-        """Return what belongs to `rows`, ``(M, …)``, one for each sample or step, as those lie."""
+        """Return values ``(M, …)``, one for each of the targets' rows, in the targets' layout."""
         if isinstance(self.y, list):
             return np.split(rows, np.cumsum([len(a) for a in self.y])[:-1])
         shaped: Array = rows.reshape(*self.y.shape[:-1], *rows.shape[1:])
@@ -73,9 +73,9 @@ def read_targets(
         ``(N,)`` or ``(N, K)``, per step ``(N, T)``, ``(N, T, K)``, or a list of ``(T_i,)`` or
         ``(T_i, K)``.
     inputs
-        What they belong to.
+        The inputs they belong to.
     per_step
-        Which of them ``(N, T)`` is; None: per step.
+        Whether ``(N, T)`` is one target per step; None: it is.
     numeric
         Whether they must be numbers; they stay in single or double precision.
     nan
@@ -84,7 +84,7 @@ def read_targets(
     Raises
     ------
     ValueError, TypeError
-        They are nothing of the kind; messages are scikit-learn's.
+        They are none of these; messages are scikit-learn's.
     """
     if y is None:
         raise ValueError("this estimator requires y to be passed, but the target y is None")
@@ -142,7 +142,7 @@ def _read_list(y: Any, inputs: Inputs, *, numeric: bool, finite: bool) -> Target
 
 
 def refuse_missing(y: Any, name: str = "y") -> None:
-    """Raise if a label is None, NaN or pandas' NA, which sorting labels stumbles over."""
+    """Raise if a label is None, NaN or pandas' NA, which cannot be sorted."""
     try:
         labels = np.asarray(y)
     except ValueError as error:
@@ -162,5 +162,5 @@ def refuse_missing(y: Any, name: str = "y") -> None:
 
 
 def _form(y: Array, leading: int) -> tuple[int, bool]:
-    """Return how many targets there are, and whether there is no axis for them."""
+    """Return the number of targets, and whether there is no axis for them."""
     return (1, True) if y.ndim == leading else (y.shape[leading], False)

@@ -1,1 +1,1 @@
-"""Training: the loop, what it is given, and what it leaves behind."""
+"""The training loop, its settings and its history."""

@@ -1,4 +1,4 @@
-"""Mixed precision: in what the forward pass of training computes."""
+"""Mixed precision: autocast dtype and gradient scaling."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Precision:
-    """What ``Estimator(amp=…)`` asks for, by PyTorch's autocast and its gradient scaler.
+    """Mixed precision for ``Estimator(amp=…)``, by PyTorch's autocast and its gradient scaler.
 
     Parameters
     ----------
     amp
-        None: the model's own dtype; ``"bf16"``; ``"fp16"``, with gradients scaled by what lets
-        none of them overflow: steps for which it did not are left out.
+        None: the model's own dtype; ``"bf16"``; ``"fp16"``, with gradients scaled so that none
+        overflows: updates where one does are skipped.
     device
-        Where the model is.
+        The model's device.
 
     Raises
     ------
@@ -49,38 +49,38 @@ class Precision:
         self.scales = self._scaler is not None
 
     def check(self, model: nn.Module) -> None:
-        """Raise unless this is for a model of that dtype."""
+        """Raise if the model's dtype does not go with `amp`."""
         if self._dtype is not None and input_dtype(model) == torch.float64:
             raise ValueError(f"amp={self.amp!r} needs a model in float32, got one in float64")
 
     @property
     def forward(self) -> AbstractContextManager[Any]:
-        """What the forward pass runs in."""
+        """The context manager for the forward pass."""
         if self._dtype is None:
             return _AS_IT_IS
         return torch.autocast(self._device.type, self._dtype)
 
     def scaled(self, loss: Tensor) -> Tensor:
-        """Return what to differentiate in place of the loss."""
+        """Return the scaled loss, to be differentiated in its place."""
         return loss if self._scaler is None else self._scaler.scale(loss)
 
     def unscale(self, optimizer: optim.Optimizer) -> None:
-        """Make gradients those of the loss again."""
+        """Undo the scaling in the gradients."""
         if self._scaler is not None:
             self._scaler.unscale_(optimizer)
 
     def step(self, optimizer: optim.Optimizer) -> None:
-        """Make a step, unless a gradient overflowed, and choose the next scale."""
+        """Update, unless a gradient overflowed, and choose the next scale."""
         assert self._scaler is not None
         self._scaler.step(optimizer)
         self._scaler.update()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the scale, and what leads to the next one."""
+        """Return the scaler's state."""
         return {} if self._scaler is None else self._scaler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
         if self._scaler is not None and state:
             self._scaler.load_state_dict(state)
 

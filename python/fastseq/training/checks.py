@@ -1,4 +1,4 @@
-"""What `Estimator` is made of: its arguments checked, and completed."""
+"""Check and complete the arguments of `Estimator`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
 
 
 def choose_device(device: str | torch.device, local_rank: int) -> torch.device:
-    """Return the device to compute on; ``"auto"``: the GPU that this rank gets, if there is one."""
+    """Return the device to compute on; ``"auto"``: this rank's GPU, if there is one."""
     if device != "auto":
         return _checked_device(device)
     if torch.cuda.is_available():
@@ -52,18 +52,18 @@ def _checked_device(device: Any) -> torch.device:
 
 
 def use_device(device: torch.device, *, alone: bool) -> None:
-    """Make a rank's GPU the current one: or what names none opens a context on the first one."""
+    """Make a rank's GPU the current one: calls that name no GPU would use the first one."""
     if device.type == "cuda" and device.index is not None and not alone:
         torch.cuda.set_device(device)
 
 
 def check_place(model: nn.Module, device: torch.device) -> None:
-    """Raise if the model is no longer where the estimator computes.
+    """Raise if the model is no longer on the estimator's device.
 
     Raises
     ------
     ValueError
-        Somebody has moved it.
+        It was moved.
     """
     for name, p in model.named_parameters():
         if p.device.type != device.type or device.index not in (None, p.device.index):
@@ -74,7 +74,7 @@ def check_place(model: nn.Module, device: torch.device) -> None:
 
 
 def input_dtype(model: nn.Module) -> torch.dtype:
-    """Return the dtype that most of the model's parameters have: inputs are converted to it."""
+    """Return the dtype of most of the model's parameters: inputs are converted to it."""
     counts: Counter[torch.dtype] = Counter()
     for p in model.parameters():
         if p.is_floating_point():
@@ -83,19 +83,19 @@ def input_dtype(model: nn.Module) -> torch.dtype:
 
 
 def check_features(model: nn.Module, x: Tree) -> None:
-    """Raise where a model's first layer is known to take another number of features.
+    """Raise if the model's first layer is known to take another number of features.
 
     Parameters
     ----------
     model
         The model.
     x
-        Its input, anything with ``shape``; a tree of them is not looked at.
+        Its input, anything with ``shape``; trees are not checked.
 
     Raises
     ------
     ValueError
-        The message says how many there are, and how many should be.
+        The message names both numbers.
     """
     first = unwrapped(model)
     while isinstance(first, nn.Sequential) and len(first):
@@ -119,7 +119,7 @@ def check_loss(loss: Any) -> None:
         raise TypeError(f"loss must be callable as loss(m, xs, ys), got {loss!r}")
     try:
         parameters = inspect.signature(loss).parameters
-    except (TypeError, ValueError):  # built-in functions do not tell
+    except (TypeError, ValueError):  # built-in functions have no signature
         return
     name = getattr(loss, "__name__", None) or repr(loss)
     kinds = [p.kind for p in parameters.values()]
@@ -142,12 +142,12 @@ def check_weighted(loss: Any) -> None:
             f"loss(m, xs, ys, ws), which {getattr(loss, '__name__', None) or repr(loss)} does not "
             "take: give it a fourth parameter, the weights of samples"
         ) from None
-    except ValueError:  # built-in functions do not tell
+    except ValueError:  # built-in functions have no signature
         return
 
 
 def make_optimizer(optimizer: Any, model: nn.Module) -> torch.optim.Optimizer:
-    """Return `optimizer`, or make it of the model's parameters; it must fit model and `fit`."""
+    """Return `optimizer`, or make it for the model's parameters; check that `fit` can use it."""
     if not isinstance(optimizer, torch.optim.Optimizer):
         if not callable(optimizer):
             raise TypeError(
@@ -185,12 +185,12 @@ def make_optimizer(optimizer: Any, model: nn.Module) -> torch.optim.Optimizer:
     return optimizer
 
 
-# Of these the CPU and GPUs have kernels that update all parameters in one call.
+# For these, CPU and GPUs have kernels that update all parameters in one call.
 _FUSED = (torch.optim.Adagrad, torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 
 
 def _fused(make: Any, model: nn.Module) -> Any:
-    """Make a class, or a partial of one, ask for torch's fused kernels where there are such."""
+    """Return a class, or a partial of one, set to use torch's fused kernels if there are any."""
     partial = isinstance(make, functools.partial)
     kind, given = (make.func, make.keywords) if partial else (make, {})
     told = {"fused", "foreach", "differentiable"} & given.keys()

@@ -1,8 +1,8 @@
 """Training steps captured once in a CUDA graph and replayed: what ``compile=True`` does on a GPU.
 
-A graph is a recording of kernels with the addresses and numbers that they got. Replaying it costs
-one launch, and none of the Python that led to them runs again: inputs must be copied to where they
-were then, and a number such as the learning rate must not have changed since.
+A graph is a recording of kernels, with their addresses and numbers. Replaying it costs one launch
+and runs none of the Python behind it: inputs must be copied to the recorded addresses, and a
+number such as the learning rate must not have changed since.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from .loop import Trainer, chunk_weight
 __all__ = ["GraphTrainer", "Graphs", "Recorder"]
 
 WARM_UP = 3
-"""Steps of one shape that run as they are, before one is captured: libraries, the autograd engine
-and optimizers set up memory in their first ones. They are steps like all others."""
+"""Steps of one shape that run as usual before one is captured: libraries, the autograd engine and
+optimizers set up memory in their first steps. They train like all others."""
 
 
 class Recorder(Protocol):
-    """Where work is given to the device, and recorded."""
+    """Runs and records work on the device."""
 
     def stream(self) -> AbstractContextManager[None]:
-        """Give the work of a block to one stream, in its place in the current one's order."""
+        """Run a ``with`` block on one stream, in order with the work of the current stream."""
 
     def capture(self, function: Callable[[], None]) -> Callable[[], None]:
-        """Record what `function` gives to that stream, without doing it; return what does it."""
+        """Record what `function` submits to that stream, without running it; return a replay."""
 
 
 class CudaRecorder:
@@ -52,7 +52,7 @@ class CudaRecorder:
 
     @contextmanager
     def stream(self) -> Iterator[None]:
-        """Give the work of a block to one stream, in its place in the current one's order."""
+        """Run a ``with`` block on one stream, in order with the work of the current stream."""
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         try:
@@ -62,23 +62,23 @@ class CudaRecorder:
             current.wait_stream(self._stream)
 
     def capture(self, function: Callable[[], None]) -> Callable[[], None]:
-        """Record what `function` gives to that stream, without doing it; return what does it."""
+        """Record what `function` submits to that stream, without running it; return a replay."""
         graph = torch.cuda.CUDAGraph()
-        # Other threads, such as the one that reads ahead, may go on meanwhile.
+        # Other threads, such as the one that reads ahead, may keep running.
         with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
             function()
         return graph.replay
 
 
 class Graphs:
-    """Calls functions of tensors: the first few times as they are, then from a recording.
+    """Calls functions of tensors: the first few times directly, then from a recording.
 
     Parameters
     ----------
     device
         Where inputs are copied to.
     recorder
-        What records.
+        Makes the recordings.
     """
 
     def __init__(self, device: torch.device, recorder: Recorder) -> None:
@@ -93,11 +93,11 @@ class Graphs:
         self._recordings.clear()
 
     def __call__(self, name: Any, function: Callable[[Tree], Tree], inputs: Tree) -> Tree:
-        """Return ``function(inputs)``, where inputs have been copied to the device.
+        """Return ``function(inputs)``, with inputs copied to the device.
 
-        What it returns is overwritten when it is called again with inputs of these shapes.
-        `function` is known by its name: it must do the same each time, and depend on nothing
-        that changes but its inputs, and the contents of tensors.
+        The next call with inputs of these shapes overwrites the result. `function` is known by
+        `name`: it must do the same each time, and depend only on its inputs, on the contents of
+        tensors, and on what never changes.
         """
         key = (name, *((a.shape, a.dtype) for a in tree_leaves(inputs)))
         with self._recorder.stream():
@@ -133,7 +133,7 @@ class GraphTrainer(Trainer):
     """A `Trainer` whose steps are replayed from graphs, one for each shape of chunks.
 
     With one rank a graph is the whole step. With several, or an optimizer that cannot be recorded,
-    it is the forward and backward pass; gradients are averaged between it and a second one.
+    it is the forward and backward pass; then gradients are averaged, and a second graph updates.
     """
 
     recorder: Callable[[torch.device], Recorder] = CudaRecorder
@@ -155,7 +155,7 @@ class GraphTrainer(Trainer):
 
     def _step(self, chunk: Chunk, batch: Batch | None) -> bool:
         weight = chunk_weight(chunk, batch)
-        # Which steps a layer leaves out is no content of a tensor to it.
+        # A layer takes lengths as numbers, which a graph would not update.
         if batch is None or not weight or batch.lengths is not None:
             return super()._step(chunk, batch)
         self._forget_if_changed()
@@ -177,7 +177,7 @@ class GraphTrainer(Trainer):
         self._replicas.trained(weight)
         self._losses.add_value(averaged.value, averaged.weight)
         if self._records_update:
-            # Gradients now lie where the bucketizer keeps them, the same place each time.
+            # Gradients now lie in the bucketizer's memory, at the same place each time.
             unused = tuple(i for i, p in enumerate(self._trained) if p.grad is None)
             self._graphs(("update", unused), lambda _: self._update(), None)
         else:
@@ -201,9 +201,9 @@ class GraphTrainer(Trainer):
         return loss.detach(), self.stateful.state, [p.grad for p in self._trained]
 
     def _forget_if_changed(self) -> None:
-        """Record anew when the optimizer has other numbers, or the parameters lie elsewhere.
+        """Record again if the optimizer's numbers changed, or the parameters moved.
 
-        A schedule that changes the learning rate with each step so runs without recordings, unless
+        So a schedule that changes the learning rate at each step runs without recordings, unless
         the learning rate is a tensor, whose contents may change.
         """
         settings = [
@@ -220,7 +220,7 @@ class GraphTrainer(Trainer):
 
 
 def can_record(optimizer: optim.Optimizer) -> bool:
-    """Whether a step of `optimizer` keeps all that changes in tensors on the device."""
+    """Whether `optimizer` keeps all that its steps change in tensors on the device."""
     if has_step_hooks(optimizer):
         return False
     if not type(optimizer).__module__.startswith("torch.optim."):
@@ -231,10 +231,10 @@ def can_record(optimizer: optim.Optimizer) -> bool:
 
 
 def make_capturable(optimizer: optim.Optimizer) -> Callable[[], None]:
-    """Make an optimizer count its steps on the device, as torch wants it for graphs.
+    """Make an optimizer count its steps on the device, as torch requires for graphs.
 
-    Its ``state_dict`` tells what it was before, as graphs are no property of the run: it may go on
-    on a CPU. Returns what makes the optimizer as it was.
+    Its ``state_dict`` keeps the old setting: the run may continue on a CPU, without graphs. Returns
+    a function that undoes the change.
     """
     before = [group.get("capturable") for group in optimizer.param_groups]
 
@@ -249,7 +249,7 @@ def make_capturable(optimizer: optim.Optimizer) -> Callable[[], None]:
             group["capturable"] = True
             for p in group["params"]:
                 _move_counts(optimizer.state.get(p, {}), p.device)
-    # Or it warns in the steps before the first capture.
+    # Otherwise it warns in the steps before the first capture.
     silence_capture_warning(optimizer)
 
     def undo() -> None:

@@ -29,9 +29,9 @@ def chunk_plan(
     by_time: bool | None = None,
     whole: bool = False,
 ) -> ChunkPlan:
-    """Return the chunks in which this rank goes through data; `whole`: not cut. Collective.
+    """Return this rank's chunks of data; `whole`: series are not cut. Collective.
 
-    Blocks are the same in training and after it: states go on from one to the other.
+    Blocks are the same in training and after it: states carry over from one to the other.
     """
     plan = ChunkPlan(
         steps=data.steps,
@@ -66,9 +66,9 @@ def evaluate(
     Parameters
     ----------
     model, loss, data, chunks, device, replicas
-        What, on what, where.
+        The model, its loss and data, and where to compute.
     states
-        The state in which each block starts; None: a fresh one.
+        Each block's initial state; None: a fresh one.
     warmup
         Warm-up steps at the start of each block: they update the state but do not count.
 
@@ -92,7 +92,7 @@ def evaluate(
 
 
 def nothing_counts(purpose: str) -> ValueError:
-    """Say that all samples are left out."""
+    """Return the error for data in which no sample counts."""
     return ValueError(
         f"there is nothing {purpose}: no sample of y counts, as w is 0, mask false, lengths 0, or "
         "inputs or targets are missing everywhere"
@@ -107,7 +107,7 @@ def walk(
     states: dict[int, Tree] | None,
     warmup: int,
 ) -> Iterator[tuple[Stateful, Chunk, Batch]]:
-    """Yield what is to be evaluated, in order, each with the model in the state before it."""
+    """Yield the chunks to evaluate, in order, each with the model in the state before it."""
     stateful = Stateful(model)
     for chunk, batch in data.batches(_divided(chunks, warmup)):
         if chunk.index == 0:
@@ -123,9 +123,9 @@ def walk(
 
 
 def _divided(chunks: Iterable[Chunk], step: int) -> Iterator[Chunk]:
-    """Divide chunks in which `step` lies there."""
+    """Split chunks at `step` if it lies inside them."""
     for chunk in chunks:
         if chunk.t0 < step < chunk.t1:
             yield dataclasses.replace(chunk, t1=step)
-            chunk = dataclasses.replace(chunk, t0=step, index=max(chunk.index, 1))  # goes on
+            chunk = dataclasses.replace(chunk, t0=step, index=max(chunk.index, 1))  # keeps state
         yield chunk

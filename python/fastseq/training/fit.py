@@ -1,4 +1,4 @@
-"""One call of `fit`: epochs of training, and what belongs to each."""
+"""One call of `fit`: its epochs, with validation, callbacks and checkpoints."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ __all__ = ["Checkpoints", "Fit"]
 
 
 class Checkpoints(Protocol):
-    """What `Fit` needs of a run's checkpoints: see `checkpoint.session.Session`."""
+    """A run's checkpoints, as `Fit` uses them: see `checkpoint.session.Session`."""
 
     def open(self, data: Sequences, epochs: int, *, ends: bool) -> Position:
-        """Return where to start, once the learner is as it was there."""
+        """Restore the learner, and return the position to start from."""
 
     def attach(self, run: Run, trainer: Trainer) -> object:
-        """Say which run this is about."""
+        """Set the run to checkpoint."""
 
     def __enter__(self) -> object:
-        """Begin, once callbacks have."""
+        """Begin, after callbacks."""
 
     def __exit__(
         self,
@@ -55,13 +55,13 @@ class Checkpoints(Protocol):
         traceback: TracebackType | None,
         /,
     ) -> None:
-        """End, before callbacks do."""
+        """End, before callbacks."""
 
     def begin_epoch(self) -> None:
-        """Begin an epoch, once callbacks have."""
+        """Begin an epoch, after callbacks."""
 
     def end_epoch(self) -> None:
-        """End an epoch, when callbacks have had their turn."""
+        """End an epoch, after callbacks."""
 
 
 class Fit:
@@ -72,13 +72,13 @@ class Fit:
     learner
         What is trained.
     data
-        What it was given.
+        The data given to `fit`.
     validation
         As in `Estimator.fit`.
     estimator
-        What callbacks know as ``run.estimator``.
+        ``run.estimator`` for callbacks.
     callbacks
-        What is called on the way.
+        Called during training.
     progress
         Show a progress bar on rank 0.
     """
@@ -98,7 +98,7 @@ class Fit:
         self._callbacks = callbacks
         self._progress = progress
         learner.precision.check(learner.model)
-        learner.current_optimizer()  # or what is wrong with it, before any work
+        learner.current_optimizer()  # raises before any work
         self._spec = spec = learner.spec
         self._replicas = learner.replicas
         self._validation: Validation | None = None
@@ -123,7 +123,7 @@ class Fit:
             )
 
     def run(self, epochs: int, checkpoints: Checkpoints) -> None:
-        """Train for so many epochs, those of an interrupted call that is continued included."""
+        """Train for `epochs` epochs, including those of an interrupted call that this continues."""
         learner = self._learner
         self._checkpoints = checkpoints
         self._agree(epochs)
@@ -151,7 +151,7 @@ class Fit:
                 self._run_epoch(run, trainer, progress)
 
     def _agree(self, epochs: int) -> None:
-        """Make sure that all ranks are about to make the same steps."""
+        """Check that all ranks are set up for the same run, and agree on the seed."""
         learner, data = self._learner, self._data
         shape = f"data of {data.steps} steps and {data.count} sequences"
         if self._spec.shard == "given":
@@ -189,7 +189,7 @@ class Fit:
         self._checkpoints.begin_epoch()
         trainer.begin_epoch()
         assert learner.drawn_seed is not None
-        # Seeded by epoch, so that an epoch is the same whether or not the run was interrupted.
+        # Seeded by epoch, so that an interrupted run repeats the epoch exactly.
         seed = learner.drawn_seed + run.epoch
         order = None
         if self._spec.shuffle:
@@ -256,7 +256,7 @@ class Fit:
 
 @contextlib.contextmanager
 def _calling(run: Run) -> Iterator[None]:
-    """Tell callbacks when training begins and ends."""
+    """Call callbacks when training begins and ends."""
     try:
         run.call("on_fit_begin")
         yield
@@ -269,7 +269,7 @@ def _calling(run: Run) -> Iterator[None]:
 
 
 def _other(learner: Learner, validation: Any, like: Sequences) -> Sequences:
-    """Open data for validation that are apart from those for training, `like` which they are."""
+    """Open separate validation data, with the features of the training data, `like`."""
     parts = (validation,) if isinstance(validation, Dataset) else validation
     if not isinstance(validation, Dataset) and not 2 <= len(parts) <= 3:
         raise ValueError(f"validation must be (x, y) or (x, y, w), got {len(parts)} parts")
@@ -289,7 +289,7 @@ def _other(learner: Learner, validation: Any, like: Sequences) -> Sequences:
 
 
 def _features(source: Source) -> Any:
-    """Return how many features a source has, or their shape."""
+    """Return a source's number of features, or their shape."""
     return source.features[0] if len(source.features) == 1 else str(source.features)
 
 

@@ -1,4 +1,4 @@
-"""What a training run did, epoch by epoch."""
+"""The history of a training run, epoch by epoch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["History"]
 
 _FIRST = ("epoch", "loss", "validation_loss")
 _LAST = ("lr", "steps", "seconds", "steps_per_second")
-# Of more epochs than this, a table shows some at the begin and some at the end.
+# With more epochs than this, a table shows the first few and the last ones.
 _SHOWN = 20
 _AT_BEGIN = 5
 
@@ -51,13 +51,13 @@ class History(Sequence[dict[str, Any]]):
         self._steps += row.get("steps", 0)
 
     def replace(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Have these epochs instead."""
+        """Replace all epochs by these."""
         self._rows[:] = rows
         self._steps = sum(row.get("steps", 0) for row in self._rows)
 
     @property
     def steps(self) -> int:
-        """How many steps all epochs had."""
+        """The steps of all epochs together."""
         return self._steps
 
     @overload
@@ -72,7 +72,7 @@ class History(Sequence[dict[str, Any]]):
 
     @property
     def columns(self) -> list[str]:
-        """What rows have: epoch and losses, what callbacks add, learning rate and times."""
+        """The keys of rows: epoch and losses, what callbacks add, learning rate and times."""
         found = dict.fromkeys(key for row in self._rows for key in row)
         first = [key for key in _FIRST if key in found]
         last = [key for key in _LAST if key in found]
@@ -102,7 +102,7 @@ class History(Sequence[dict[str, Any]]):
         return f"History: {len(self)} epoch{'s' if len(self) != 1 else ''}"
 
     def _table(self) -> list[list[str]]:
-        """Return the cells of a table, its head first."""
+        """Return the rows of a table, its header first."""
         columns = self.columns
         rows = [[_cell(key, row.get(key)) for key in columns] for row in self._rows]
         if len(rows) > _SHOWN:
@@ -123,13 +123,13 @@ class History(Sequence[dict[str, Any]]):
         Parameters
         ----------
         ax
-            Where to draw the losses, and nothing else. None: a new figure, which has beside the
-            losses a panel for each metric, and one for the learning rate if it has changed.
+            Where to draw the losses, and nothing else. None: a new figure, with further panels for
+            each metric, and for the learning rate if it has changed.
 
         Returns
         -------
         matplotlib.axes.Axes
-            Where the losses were drawn; ``ax.figure.savefig("history.png")`` saves the figure.
+            The axes of the losses; ``ax.figure.savefig("history.png")`` saves the figure.
         """
         need("matplotlib", "History.plot")
         from .history_plot import plot_history
@@ -141,6 +141,6 @@ def _cell(key: str, value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral):
-        # Losses and metrics are easier to compare with all their digits, zeros too.
+        # Losses and metrics are easier to compare with trailing zeros.
         return f"{float(value):{'.4g' if key in _LAST else '#.5g'}}"
     return str(value)

@@ -1,4 +1,4 @@
-"""Pictures of a training run."""
+"""Plots of a training run."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["best_epoch", "plot_history"]
 
 _NO_METRICS = ("epoch", "loss", "validation_loss", "lr", "steps", "seconds", "steps_per_second")
 _LOSS_HEIGHT, _PANEL_HEIGHT = 3.6, 1.7  # inches
-_MARKED = 40  # up to so many epochs each is a dot
+_MARKED = 40  # up to this many epochs, each gets a marker
 
 _Rows = Sequence[dict[str, Any]]
 
 
 def best_epoch(rows: _Rows) -> int | None:
-    """Return the epoch with the lowest validation loss, or loss where there is no validation.
+    """Return the epoch with the lowest validation loss; without validation, the lowest loss.
 
     Examples
     --------
@@ -34,7 +34,7 @@ def best_epoch(rows: _Rows) -> int | None:
 
 
 def plot_history(rows: _Rows, ax: Axes | None) -> Axes:
-    """Draw losses, and in a new figure metrics and learning rate too; see `History.plot`."""
+    """Draw losses and, in a new figure, metrics and learning rate; see `History.plot`."""
     if ax is not None:
         _plot_losses(ax, rows)
         _finish(ax, rows)
@@ -59,7 +59,7 @@ def plot_history(rows: _Rows, ax: Axes | None) -> Axes:
 
 
 def _panels(more: int) -> list[Axes]:
-    """Make a figure with a panel for the losses and some lower ones below it."""
+    """Make a figure with a panel for the losses and `more` flatter ones below it."""
     from matplotlib.figure import Figure
 
     heights = [_LOSS_HEIGHT] + [_PANEL_HEIGHT] * more
@@ -78,7 +78,7 @@ def _plot_losses(ax: Axes, rows: _Rows) -> None:
 
 
 def _plot_lines(ax: Axes, rows: _Rows, name: str) -> list[float]:
-    """Draw a number of the training part and of the validation part; return what was drawn."""
+    """Draw a number for the training and the validation part; return the values drawn."""
     drawn: list[float] = []
     marker = "o" if len(rows) <= _MARKED else None
     for key, label, color in ((name, "training", "C0"), (f"validation_{name}", "validation", "C1")):
@@ -90,7 +90,7 @@ def _plot_lines(ax: Axes, rows: _Rows, name: str) -> list[float]:
 
 
 def _finish(ax: Axes, rows: _Rows) -> None:
-    """Mark the best epoch; grid, ticks and legend."""
+    """Mark the best epoch; add grid, ticks and legend."""
     from matplotlib.ticker import MaxNLocator
 
     best = best_epoch(rows)
@@ -103,7 +103,7 @@ def _finish(ax: Axes, rows: _Rows) -> None:
 
 
 def _metrics(rows: _Rows) -> list[str]:
-    """Return what callbacks have put into the history: names of numbers, less ``validation_``."""
+    """Return the names of numbers that callbacks added, without the prefix ``validation_``."""
     keys: Iterable[str] = dict.fromkeys(
         key for row in rows for key, value in row.items() if _is_number(value)
     )

@@ -1,4 +1,4 @@
-"""`Learner`: a model and all that it takes to train, run and save it."""
+"""`Learner`: a model with all that is needed to train, run and save it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["Learner", "Looks"]
 
 
 class Looks(NamedTuple):
-    """What a model's output at a step depends on, beyond that step and its state."""
+    """Which other steps a model's output at a step depends on, beyond its state."""
 
     back: bool = False
     ahead: bool = False
@@ -42,14 +42,14 @@ class Looks(NamedTuple):
 
 @dataclasses.dataclass(eq=False)
 class Learner:
-    """What an `Estimator` owns, and what fit, callbacks, checkpoints and files are given of it.
+    """The parts of an `Estimator` that fit, callbacks, checkpoints and files share.
 
     Attributes
     ----------
     model, loss, spec, device
         As in `Estimator`.
     trained
-        Keeps the optimizer to what the model trains.
+        Keeps the optimizer's parameters in line with the model's.
     replicas
         The ranks that work together.
     precision
@@ -59,24 +59,24 @@ class Learner:
     seed
         As in `Estimator`.
     drawn_seed
-        What `fit` seeds with: `seed`, or a random number; None: not drawn yet.
+        The seed of `fit`: `seed`, or a random number; None: not drawn yet.
     optimizer
-        The one that is in use.
+        The one in use.
     objective
-        What computes the loss: `loss`, or that compiled.
+        Computes the loss: `loss`, perhaps compiled.
     scaling
-        How inputs and targets are scaled; None: not, or not measured yet.
+        How inputs and targets are scaled; None: not scaled, or not measured yet.
     example
         One step of one sequence, ``(1, 1, F)``, in the structure of the last inputs; None: there
         were none.
     squeezed
-        Whether targets were ``(T, N)``, so that outputs are.
+        Whether targets were ``(T, N)``: outputs then are, too.
     history, padding, stop_reason
         As in `Estimator`, without the underscore.
     looks
-        Which other steps the model's outputs depend on, as far as it is known.
+        Which other steps the model's outputs depend on, as far as known.
     data_key
-        Identifies the data that callbacks have judged; None: there were none.
+        Identifies the data that callbacks last saw; None: none so far.
     """
 
     model: nn.Module
@@ -111,12 +111,12 @@ class Learner:
         return self.compiles and self.device.type == "cuda"
 
     def prepare(self) -> None:
-        """Check that the parts go together, and make the objective.
+        """Check that the parts are compatible, and make the objective.
 
         Raises
         ------
         ValueError
-            They do not.
+            They are not.
         """
         spec = self.spec
         if self.graphs and (self.precision.scales or spec.accumulate > 1):
@@ -126,15 +126,15 @@ class Learner:
         if self.compiles and spec.context:
             raise ValueError("compile=True goes without spec.context: leave one of them out")
         self.precision.check(self.model)
-        in_context(self.model, spec.context)  # or why that cannot be
+        in_context(self.model, spec.context)  # raises if it cannot
         compiled = self.compiles and not self.graphs
         self.objective = compile_chunks(self.model, self.loss) if compiled else self.loss
         self.looks.clear()
 
     def change(self, **parts: Any) -> bool:
-        """Set `model`, `loss` or `spec`; return whether what runs the model must be made again.
+        """Set `model`, `loss` or `spec`; return whether predictors must be made again.
 
-        Nothing is changed if that raises.
+        If it raises, nothing is changed.
         """
         before = {name: getattr(self, name) for name in parts}
         key = self._key()
@@ -155,7 +155,7 @@ class Learner:
         return self.model, self.loss, spec.context, spec.shard, spec.accumulate > 1
 
     def current_optimizer(self) -> optim.Optimizer:
-        """Return the optimizer of what the model trains now."""
+        """Return the optimizer, with the parameters that the model trains now."""
         self.optimizer = self.trained.follow(self.optimizer)
         return self.optimizer
 
@@ -167,7 +167,7 @@ class Learner:
         Raises
         ------
         ValueError, TypeError
-            They do not, or ranks were given different data.
+            They do not fit, or ranks were given different data.
         """
         check_place(self.model, self.device)
         data = Sequences(
@@ -185,24 +185,24 @@ class Learner:
         return data
 
     def check_measured(self) -> None:
-        """Raise if data are to be scaled, and it is not known how."""
+        """Raise if data are to be scaled and the scaling was not measured."""
         spec = self.spec
         if self.scaling is None and (spec.scale_x is not None or spec.scale_y is not None):
             raise ValueError("how to scale is measured by fit, which has not been called yet")
 
     def scale(self, data: Sequences) -> None:
-        """Scale data as those of `fit` were."""
+        """Scale data as in `fit`."""
         self.check_measured()
         if self.scaling is not None:
             data.scaled(self.scaling.x, self.scaling.y if data.y is not None else None)
 
     @property
     def undo(self) -> Tree:
-        """What undoes the scaling of outputs; None: they were not scaled."""
+        """Undoes the scaling of outputs; None: they were not scaled."""
         return None if self.scaling is None else self.scaling.undo
 
     def check_compiled(self, data: Sequences) -> None:
-        """Raise where a compiled model cannot be told where sequences end."""
+        """Raise if a compiled model would need to know where sequences end."""
         told = Stateful(self.model).told_ends and not is_bidirectional(self.model)
         if self.compiles and data.lengths is not None and not told:
             raise ValueError(

@@ -31,7 +31,7 @@ __all__ = ["Trainer", "chunk_loss", "chunk_weight"]
 
 AfterStep = Callable[[bool], bool]
 
-# On a GPU a look at the loss waits for the device: done once per this many steps.
+# On a GPU reading the loss waits for the device: done once per this many steps.
 _LOSSES_IN_FLIGHT = 16
 
 
@@ -51,28 +51,28 @@ def chunk_loss(loss: Callable[..., Tensor], m: Stateful, batch: Batch) -> Tensor
 
 
 def chunk_weight(chunk: Chunk, batch: Batch | None) -> float:
-    """How much a chunk's mean loss counts: its samples, or their weights' sum."""
+    """Return the weight of a chunk's mean loss: its samples, or the sum of their weights."""
     if batch is None:
         return 0.0
     if batch.ws is None:
         return float((chunk.t1 - chunk.t0) * (chunk.n1 - chunk.n0))
     if isinstance(batch.ws, Tensor) and batch.ws.dim() == 2:
         return float(batch.ws.sum(dtype=torch.float64))
-    # Of each target: what samples count for on average.
+    # Weights of each target: a sample's weight is their mean.
     parts = tree_leaves(batch.ws)
     total = torch.stack([ws.sum(dtype=torch.float64) for ws in parts]).sum()
     return float(total / sum(math.prod(ws.shape[2:]) for ws in parts))
 
 
 class _Losses:
-    """Adds the chunks' losses, which must be finite, to a position.
+    """Adds the chunks' losses to a position; they must be finite.
 
     Parameters
     ----------
     position
-        Whose sums.
+        Its sums are updated.
     in_flight
-        Losses are looked at when this many have come in.
+        Losses are read when this many are waiting.
     """
 
     def __init__(self, position: Position, in_flight: int = 1) -> None:
@@ -81,7 +81,7 @@ class _Losses:
         self._waiting: list[tuple[Chunk, Tensor, float]] = []
 
     def add(self, chunk: Chunk, loss: Tensor, weight: float) -> None:
-        """Take a chunk's loss; raise `NonFiniteError` if one that is looked at is not finite."""
+        """Take a chunk's loss; raise `NonFiniteError` if a loss read now is not finite."""
         if self._in_flight == 1:
             self.add_value(self.check(chunk, loss.item()), weight)
             return
@@ -90,20 +90,20 @@ class _Losses:
             self.look()
 
     def add_value(self, loss: float, weight: float) -> None:
-        """Take a loss that is known to be finite."""
+        """Add a loss that is known to be finite."""
         position = self._position
         total, weights = position.sums
         position.sums = total + loss * weight, weights + weight
         position.loss = loss
 
     def look(self) -> None:
-        """Look at what has not been looked at."""
+        """Read the waiting losses."""
         for chunk, loss, weight in self._waiting:
             self.add_value(self.check(chunk, loss.item()), weight)
         self._waiting.clear()
 
     def check(self, chunk: Chunk, loss: float) -> float:
-        """Return `loss` if it is finite."""
+        """Return `loss` if it is finite, else raise."""
         if math.isfinite(loss):
             return loss
         raise NonFiniteError(
@@ -114,24 +114,24 @@ class _Losses:
 
 
 def _waits(learner: Learner) -> bool:
-    """Whether looking at a loss waits for the device, and nothing else needs it at once."""
+    """Whether reading a loss waits for the device, and nothing else needs it at once."""
     return learner.device.type != "cpu" and learner.replicas.alone
 
 
 class Trainer:
-    """Makes steps of an optimizer over chunks; a context manager, which averages over the ranks.
+    """Makes updates over chunks, averaged over the ranks; a context manager.
 
     Parameters
     ----------
     learner
         What is trained.
     position
-        Where it has got to: what it goes on from.
+        Where to start; kept up to date.
 
     Attributes
     ----------
     stateful
-        The model with the state that goes on from chunk to chunk.
+        The model with the state that is carried from chunk to chunk.
     """
 
     def __init__(self, learner: Learner, position: Position) -> None:
@@ -150,9 +150,9 @@ class Trainer:
         self._model = learner.model
         self._precision = learner.precision
         self._accumulates = spec.accumulate > 1
-        self._held = 0  # chunks whose gradients wait for others',
-        self._held_weight = 0.0  # weight,
-        self._held_loss = 0.0  # and weighted losses
+        self._held = 0  # accumulated chunks,
+        self._held_weight = 0.0  # their weight,
+        self._held_loss = 0.0  # and their weighted losses
         self._buckets: Bucketizer | None = None
         self._attention: Callable[[], bool] = bool  # false
 
@@ -168,7 +168,7 @@ class Trainer:
         self._end(failed=kind is not None)
 
     def begin_epoch(self) -> None:
-        """Look again at what is trained: callbacks may have replaced, frozen, unfrozen layers."""
+        """Check again what is trained: callbacks may have replaced, frozen or unfrozen layers."""
         now = self._look()
         same = len(now) == len(self._seen) and all(map(operator.is_, now, self._seen))
         if not all(self._replicas.in_common([same])):
@@ -176,7 +176,7 @@ class Trainer:
             self._begin()
 
     def _look(self) -> list[Any]:
-        """Return what the model trains, and what the optimizer has."""
+        """Return the model's trainable parameters, and those of the optimizer."""
         trained: list[Any] = [p for p in self._model.parameters() if p.requires_grad]
         for group in self._optimizer.param_groups:
             trained += [None, *group["params"]]
@@ -214,11 +214,10 @@ class Trainer:
         asks: Callable[[], bool],
         after_step: AfterStep,
     ) -> None:
-        """Train on `chunks`, the rest of an epoch, from where the position is.
+        """Train on `chunks`, the rest of an epoch, from the current position.
 
-        After each step of the optimizer ``after_step(attention)`` is called, which returns whether
-        to end here; `attention`: whether ``asks()`` was true on a rank, which then has something
-        that all must agree upon.
+        After each update, ``after_step(attention)`` returns whether to end here. `attention`:
+        whether ``asks()`` was true on a rank: it has something that all must agree upon.
         """
         position = self._position
         self._attention = asks
@@ -238,7 +237,7 @@ class Trainer:
         self.settle()
 
     def settle(self) -> None:
-        """Bring the position up to date: losses are added to it late, and the state on request."""
+        """Bring the position up to date: losses come late, the state only here."""
         self._losses.look()
         self._position.state = self.stateful.state
 
@@ -281,7 +280,7 @@ class Trainer:
         return averaged.attention
 
     def _hold(self, chunk: Chunk, batch: Batch | None) -> bool:
-        """Add a chunk's gradients to those that wait; make a step when there are enough."""
+        """Accumulate a chunk's gradients; update when there are enough."""
         if not self._held:
             self._stepper.zero_grad()
         weight = chunk_weight(chunk, batch)
@@ -297,7 +296,7 @@ class Trainer:
         return self._release() if self._held == self._spec.accumulate else False
 
     def _release(self) -> bool:
-        """Make a step by the mean of the gradients that wait, over all their samples."""
+        """Update with the mean of the accumulated gradients, over all their samples."""
         weight, value = self._held_weight, self._held_loss
         self._held, self._held_weight, self._held_loss = 0, 0.0, 0.0
         if weight:

@@ -1,4 +1,4 @@
-"""Steps of an optimizer, without what PyTorch does around them where that is known."""
+"""Steps of an optimizer, without PyTorch's overhead for optimizers that are known."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .._util.torch_internals import fused_adam, has_step_hooks, profiles, set_gr
 
 __all__ = ["OptimizerStep", "describe", "obstacle"]
 
-# What each computes is known, and that nothing else happens in a step.
+# It is known what their steps compute, and that they do nothing else.
 _KNOWN = (
     optim.ASGD, optim.Adadelta, optim.Adagrad, optim.Adam, optim.AdamW, optim.Adamax, optim.NAdam,
     optim.RAdam, optim.RMSprop, optim.Rprop, optim.SGD,
@@ -21,7 +21,7 @@ _KNOWN = (
 
 
 def obstacle(optimizer: optim.Optimizer) -> str | None:
-    """Return why an optimizer's own ``step`` has to be called; None if it has not.
+    """Return why an optimizer's own ``step`` has to be called, or None.
 
     Examples
     --------
@@ -59,7 +59,7 @@ def describe(optimizer: optim.Optimizer) -> str:
 
 
 class OptimizerStep:
-    """Gradients forgotten, steps made, for as long as `fit` runs; a context manager.
+    """Clears gradients and makes steps while `fit` runs; a context manager.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ class OptimizerStep:
     params
         The trainable parameters of the model.
     others
-        Its other parameters: gradients that they get nevertheless are dropped.
+        Its other parameters: any gradients they get are dropped.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class OptimizerStep:
     def __enter__(self) -> OptimizerStep:
         own = [p for group in self._optimizer.param_groups for p in group["params"]]
         for p in (*own, *self._params, *self._others):
-            p.grad = None  # what a frozen one still has from an earlier run
+            p.grad = None  # a frozen one may have one from an earlier run
         has = set(own)
         self._stepped = [p for p in self._params if p in has]
         self._known = obstacle(self._optimizer) is None
@@ -97,7 +97,7 @@ class OptimizerStep:
         self._leave_quick()
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
+        """Set all gradients to None."""
         for p in self._params:
             p.grad = None
 
@@ -123,10 +123,10 @@ class OptimizerStep:
 
 
 class QuickStep(Protocol):
-    """What does the same as an optimizer's ``step``, to the bit, in less time."""
+    """Does the same as an optimizer's ``step``, to the bit, in less time."""
 
     def step(self) -> bool:
-        """Make a step; false if that must be left to the optimizer, and nothing was done."""
+        """Make a step; return false if nothing was done and the optimizer must do it."""
         ...
 
     def close(self) -> None:
@@ -140,7 +140,7 @@ def quick_step(optimizer: optim.Optimizer) -> QuickStep:
     Parameters
     ----------
     optimizer
-        Of exactly one of torch's types, without step hooks.
+        Exactly of one of torch's types, without step hooks.
 
     Examples
     --------
@@ -153,7 +153,7 @@ def quick_step(optimizer: optim.Optimizer) -> QuickStep:
 
 
 class _Unwrapped:
-    """The method without its wrapper, which looks for hooks and sets a mark for profilers."""
+    """The ``step`` method without its wrapper, which runs hooks and marks steps for profilers."""
 
     def __init__(self, optimizer: optim.Optimizer) -> None:
         self._optimizer = optimizer
@@ -171,9 +171,9 @@ class _Unwrapped:
 
 
 class _FusedAdam:
-    """Fused Adam and AdamW on the CPU: calls of the kernel, and nothing else.
+    """Fused Adam and AdamW on the CPU: only calls of the kernel.
 
-    The step counts of all parameters lie in one vector meanwhile.
+    Meanwhile the step counts of all parameters lie in one vector.
     """
 
     def __init__(self, optimizer: optim.Optimizer) -> None:
@@ -185,7 +185,7 @@ class _FusedAdam:
         self._one = self._counts.new_ones(())
         for p, count in zip(self._active, self._counts.unbind(), strict=True):
             optimizer.state[p]["step"] = count
-        self._seen = optimizer.param_groups, optimizer.state  # others after load_state_dict
+        self._seen = optimizer.param_groups, optimizer.state  # load_state_dict replaces them
         self._calls = [
             (group, members, self._states(members, amsgrad=group["amsgrad"]))
             for group in optimizer.param_groups
@@ -203,7 +203,7 @@ class _FusedAdam:
         return numbers and on_cpu and kernels and bool(optimizer.state)
 
     def _alike(self, params: list[nn.Parameter]) -> list[list[nn.Parameter]]:
-        """Split parameters that have a state by dtype, as the kernel needs them."""
+        """Group the parameters that have a state by dtype, as the kernel needs them."""
         by_dtype = defaultdict(list)
         for p in params:
             if p in self._optimizer.state:

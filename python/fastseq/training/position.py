@@ -1,4 +1,4 @@
-"""`Position`: how far a call of `fit` has got."""
+"""`Position`: the progress of a call of `fit`."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ __all__ = ["Position"]
 
 @dataclasses.dataclass
 class Position:
-    """What the training loop counts and carries: with it, a checkpoint lets `fit` continue.
+    """The training loop's counts and state: checkpoints hold it, so that `fit` can continue.
 
     Attributes
     ----------
     first
-        How many epochs were done when this call of `fit`, or the one it continues, began.
+        Epochs done before this call of `fit`, or before the call that it continues.
     epochs, epoch
         The numbers of the last epoch and of the current one, from 1, over all calls of `fit`.
     chunk, step
-        Chunks that are done: of the current epoch, and over all calls of `fit`.
+        Chunks done: in the current epoch, and over all calls of `fit`.
     inside
         Whether the current epoch has begun and not ended.
     sums
         The epoch's weighted losses and weights, summed.
     loss
-        Of the last chunk, on all ranks.
+        The last chunk's loss, on all ranks.
     stopped
         Why `fit` ends before its last epoch; None: it does not.
     start, epoch_start
@@ -38,10 +38,10 @@ class Position:
     state
         The model's state after the last chunk, on this rank.
     ends
-        The states in which each block's training part ended, if validation needs them.
+        Each block's state at the end of its training part, if validation needs it.
     random, outside
-        What random generators go on from, on this rank: after the last chunk, and after the epoch
-        (which may have its own). None: from what they are.
+        States of random generators to continue from, on this rank: after the last chunk, and after
+        the epoch (which may have its own generators). None: their present states.
     """
 
     first: int
@@ -61,7 +61,7 @@ class Position:
     outside: dict[str, Any] | None = None
 
     def begin_epoch(self) -> None:
-        """Go on to the next epoch, or into the one that was interrupted."""
+        """Start the next epoch, or continue the interrupted one."""
         self.epoch += 1
         if not self.inside:
             self.chunk, self.sums, self.state, self.random = 0, (0.0, 0.0), None, None

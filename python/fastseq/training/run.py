@@ -1,4 +1,4 @@
-"""What `fit` calls on the way, and what it tells: `Callback` and `Run`."""
+"""`Callback`, whose methods `fit` calls, and `Run`, their argument."""
 
 from __future__ import annotations
 
@@ -28,11 +28,10 @@ HOOKS = ("on_fit_begin", "on_epoch_begin", "on_batch_end", "on_epoch_end", "on_f
 
 
 class Callback:
-    """Base of what is called while `Estimator.fit` runs; methods that are not needed are left out.
+    """Base class of callbacks, called while `Estimator.fit` runs; override only what you need.
 
-    On several ranks all of them are called on every rank. The losses they see are those of all
-    ranks, so what they decide by them is the same everywhere; files and logs come from rank 0
-    (``run.first``).
+    On several ranks each method is called on every rank. Callbacks see the loss over all ranks, so
+    they decide the same everywhere; only rank 0 (``run.first``) should write files and logs.
 
     Examples
     --------
@@ -48,14 +47,14 @@ class Callback:
     epoch 2 of 2
     """
 
-    # What it was last used with: the estimator's history, which in copies of both is that of the
-    # copy, and the data. None: a state that was loaded, or nothing.
+    # The estimator's history (copied along when estimator and callback are copied) and the key of
+    # the data in the last run. None: a state was loaded, or there was no run.
     _used: tuple[History, int] | None = None
 
     def is_new_to(self, run: Run) -> bool:
-        """Whether what this has seen means nothing to `run`; call it in ``on_fit_begin``, once.
+        """Whether this must start afresh for `run`; call it once, in ``on_fit_begin``.
 
-        It was of another estimator, or of other data: losses on them cannot be compared.
+        True if it last saw another estimator, or other data: their losses are not comparable.
         """
         before, self._used = self._used, (run.history, run.data_key)
         if run.step == 0:
@@ -65,26 +64,26 @@ class Callback:
         return before[0] is not run.history or before[1] != run.data_key
 
     def on_fit_begin(self, run: Run) -> None:
-        """Before the first epoch of a call of `fit`; data and optimizer are known."""
+        """Run before the first epoch of a call of `fit`; data and optimizer are known."""
 
     def on_epoch_begin(self, run: Run) -> None:
-        """Before an epoch's first step."""
+        """Run before an epoch's first step."""
 
     def on_batch_end(self, run: Run) -> None:
-        """After each step of the optimizer."""
+        """Run after each update."""
 
     def on_epoch_end(self, run: Run) -> None:
-        """After an epoch and its validation; ``run.row`` is complete, and may be added to."""
+        """Run after an epoch and its validation; ``run.row`` is complete, and may be added to."""
 
     def on_fit_end(self, run: Run) -> None:
-        """At the end of a call of `fit`, also if it failed (``run.error``); last ones first."""
+        """Run when `fit` ends, even if it failed (``run.error``); the last callback comes first."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is needed to go on: numbers, strings, tensors, lists and dicts of them."""
+        """Return what it takes to continue: numbers, strings, tensors, lists and dicts of them."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
 
 
 class Run:
@@ -93,17 +92,17 @@ class Run:
     Attributes
     ----------
     estimator, data, validation
-        What is fitted, on what.
+        The estimator, and its data.
     learner
-        The estimator's model and all that it takes to train it.
+        The estimator's model, with all that is needed to train it.
     position
-        Where it has got to.
+        The progress so far.
     steps
-        How many chunks an epoch has.
+        Chunks in an epoch.
     row
-        The epoch's line in the history, complete in ``on_epoch_end``.
+        The epoch's row in the history, complete in ``on_epoch_end``.
     error
-        What `fit` failed with, in ``on_fit_end``.
+        The error with which `fit` failed, in ``on_fit_end``.
     requests
         What `request` asked for, on any rank: for the callbacks of this step, or epoch.
     has_other_data
@@ -122,7 +121,7 @@ class Run:
         steps: int,
     ) -> None:
         self.learner = learner
-        self.estimator = estimator  # an Estimator, which this module must not know
+        self.estimator = estimator  # an Estimator, which this module must not import
         self.data = data
         self.validation = validation
         self.position = position
@@ -152,17 +151,17 @@ class Run:
 
     @property
     def index(self) -> int:
-        """Chunks of the epoch that are done."""
+        """Chunks done in the epoch."""
         return self.position.chunk
 
     @property
     def step(self) -> int:
-        """Chunks that are done over all calls of `fit`."""
+        """Chunks done over all calls of `fit`."""
         return self.position.step
 
     @property
     def loss(self) -> float:
-        """Of the last chunk, on all ranks."""
+        """The last chunk's loss, on all ranks."""
         return self.position.loss
 
     @property
@@ -172,15 +171,12 @@ class Run:
 
     @property
     def ends(self) -> dict[int, Tree] | None:
-        """The states in which each block's training part has ended, if validation needs them."""
+        """Each block's state at the end of its training part, if validation needs it."""
         return self.position.ends
 
     @property
     def data_key(self) -> int:
-        """A number that other data for training and validation hardly have.
-
-        All ranks must ask for it at the same place.
-        """
+        """A fingerprint of the data for training and validation. Collective."""
         if self._data_key is None:
             parts = [self.data] if self.validation is None else [self.data, self.validation.data]
             keys = torch.tensor([fingerprint(part) for part in parts], dtype=torch.float64)
@@ -203,17 +199,17 @@ class Run:
 
     @property
     def history(self) -> History:
-        """The epochs that are done, this one's line last in ``on_epoch_end``."""
+        """The epochs done; in ``on_epoch_end`` this epoch's row is the last."""
         return self.learner.history
 
     @property
     def rank(self) -> int:
-        """Number of this process among those that work together."""
+        """The rank of this process."""
         return self._replicas.comm.rank
 
     @property
     def first(self) -> bool:
-        """Whether this is rank 0, from which files and logs come."""
+        """Whether this is rank 0, which writes files and logs."""
         return self._replicas.first
 
     @property
@@ -223,11 +219,11 @@ class Run:
 
     @property
     def wish_to_stop(self) -> str | None:
-        """Why this rank wants `fit` to end, if that is not agreed upon yet."""
+        """Why this rank wants `fit` to end, if not agreed upon yet."""
         return self._reason if "stop" in self._wishes else None
 
     def same(self, value: float) -> float:
-        """Return rank 0's number on all ranks, which must all ask, at the end of an epoch."""
+        """Return rank 0's number on all ranks, at the end of an epoch. Collective."""
         if self._replicas.alone:
             return value
         number = torch.tensor(value, dtype=torch.float64)
@@ -236,20 +232,19 @@ class Run:
     def stop(self, reason: str) -> None:
         """End `fit`: after this epoch's callbacks, or, from ``on_batch_end``, after the next step.
 
-        One rank's wish is enough, and ends all of them at the same step. An epoch that ends in the
-        middle is not in the history.
+        If one rank calls it, all end at the same step. An unfinished epoch is not in the history.
         """
         self._reason = self._reason or reason
         self._wishes.add("stop")
 
     def request(self, name: str) -> None:
-        """Ask for something that all ranks must do at the same step: it comes in `requests`."""
+        """Ask for something that all ranks must do at the same step: it appears in `requests`."""
         if name not in _REQUESTS:
             raise ValueError(f"a request must be one of {_REQUESTS}, got {name!r}")
         self._wishes.add(name)
 
     def add(self, callback: Any) -> None:
-        """Call one more, after the others, from now on."""
+        """Add a callback, after the others."""
         self._callbacks.append(callback)
         self._every_step = _hooks(self._callbacks, "on_batch_end")
 
@@ -258,7 +253,7 @@ class Run:
         return bool(self._wishes)
 
     def agree(self) -> None:
-        """Make the ranks' wishes those of all: all ranks must call it."""
+        """Share the ranks' wishes. Collective."""
         wishes, self._wishes = self._wishes, set()
         reason, self._reason = self._reason, ""
         if not self._replicas.alone:
@@ -277,7 +272,7 @@ class Run:
         self.requests |= wishes - {"stop"}
 
     def call(self, hook: str) -> None:
-        """Call one of the protocol's methods of all callbacks that have it."""
+        """Call method `hook` of all callbacks that have it."""
         if hook == "on_fit_begin":
             for callback in self._callbacks:
                 self._begun.append(callback)
@@ -286,7 +281,7 @@ class Run:
             return
         if hook == "on_fit_end":
             begun, self._begun = self._begun, []
-            with ExitStack() as ends:  # it calls all, the last one first, even if one fails
+            with ExitStack() as ends:  # calls all, the last one first, even if one fails
                 for function in _hooks(begun, hook):
                     ends.callback(function, self)
             return
@@ -294,13 +289,13 @@ class Run:
             function(self)
 
     def begin_epoch(self) -> None:
-        """Go on to the next epoch."""
+        """Start the next epoch."""
         self.position.begin_epoch()
         self.row = {}
         self.call("on_epoch_begin")
 
     def after_step(self, attention: bool) -> bool:
-        """Count a step, call the callbacks that want to know, and return whether to stop now."""
+        """Count a step, call ``on_batch_end``, and return whether to stop now."""
         position = self.position
         done = min(self._chunks_per_step, self.steps - position.chunk)
         position.chunk += done
@@ -314,7 +309,7 @@ class Run:
         return position.stopped is not None
 
     def end_epoch(self) -> None:
-        """Call the callbacks about an epoch that is complete."""
+        """Call ``on_epoch_end``, once an epoch is complete."""
         if not self._callbacks:
             return
         self.agree()
@@ -327,7 +322,7 @@ _REQUESTS = ("stop", "checkpoint", "terminate")
 
 
 def _hooks(callbacks: Iterable[Any], name: str) -> list[Callable[[Run], None]]:
-    """Return the methods of that name which do something."""
+    """Return the callbacks' methods of that name, less those that do nothing."""
     found = []
     for callback in callbacks:
         if not _is_callback(callback):
@@ -350,7 +345,7 @@ def check_callbacks(callbacks: Any) -> list[Any]:
     Raises
     ------
     TypeError
-        One has none of the protocol's methods, and is no function either.
+        One has none of the protocol's methods and is not a function.
     """
     if isinstance(callbacks, Callback) or not isinstance(callbacks, Iterable):
         raise TypeError(f"callbacks must be a list of callbacks, got {callbacks!r}: put it in [ ]")

@@ -1,4 +1,4 @@
-"""How to train: the numbers behind `Estimator`'s `spec`."""
+"""`Spec`: the settings behind `Estimator`'s `spec`."""
 
 from __future__ import annotations
 
@@ -25,50 +25,48 @@ class Spec:
     batchsize
         Sequences in a block, per rank: they are trained together.
     seqsize
-        Time steps in a chunk: gradients reach back this far at most, the state goes on.
+        Time steps in a chunk: gradients reach back this far at most, the state is carried on.
     shuffle
         Visit the blocks in a new random order each epoch. Chunks stay in time order.
     clip_norm
         Scale all gradients down together so that their 2-norm is at most this.
     clip_value
-        Limit every gradient's elements to ± this; done before `clip_norm`.
+        Clip each gradient element to ± this, before `clip_norm`.
     accumulate
-        Chunks whose gradients are averaged, over all their samples, for one step of the optimizer.
+        Chunks whose gradients are averaged, over all their samples, for one update.
     shard
-        What ranks split among them: ``"sequences"``, or ``"time"`` for few long series (every
-        rank then starts its part of the series with a fresh state). ``"given"``: nothing, each
-        rank passes data of its own, of any number of sequences, and `predict` returns their
-        outputs alone.
+        What the ranks split: ``"sequences"``, or ``"time"`` for few long series (every rank then
+        starts its part of the series with a fresh state). ``"given"``: nothing, each rank passes
+        its own data, with any number of sequences, and `predict` returns only their outputs.
     fold
-        Cut every series into so many segments of equal length, which are trained as sequences of
-        their own: for few long series. What is left over at their ends is not trained on.
+        Cut every series into this many segments of equal length, trained as separate sequences:
+        for few long series. The rest at the end of each series is not trained on.
     nan
         What to do with NaN and infinities in inputs and targets that count: ``"raise"``, naming
-        the first place; ``"mask"``: take each for missing; or ``"keep"``. Where an input is
-        missing, the model gets 0, after scaling (then that is the mean); what is missing of the
-        targets adds nothing to loss and gradient. Samples of which all inputs, or all targets, are
-        missing have weight 0 (so have, in any case, class labels that are the loss's
-        ``ignore_index``). A loss gets weights ``(S, B, K)``, of each target, for chunks in
-        which samples have some of their targets but not all; for several targets in their
-        structure.
+        the first place; ``"mask"``: treat each as missing; or ``"keep"``. For a missing input the
+        model gets 0, after scaling (then 0 is the mean); missing targets add nothing to loss and
+        gradient. Samples with all inputs or all targets missing have weight 0 (so do, with any
+        `nan`, class labels equal to the loss's ``ignore_index``). If samples of a chunk have some
+        but not all of their targets, the loss gets weights ``(S, B, K)``, one for each target; with
+        several targets, in their structure.
     context
-        How many earlier steps the outputs of a model without state depend on, such as a causal
-        convolution's (its receptive field less 1): each chunk is run with so many steps before it,
-        fewer where series begin, whose outputs count nowhere.
+        How many earlier steps the outputs of a model without state depend on, for a causal
+        convolution its receptive field less 1. Each chunk is run with this many steps before it
+        (fewer at the start of series); their outputs do not count.
     scale_x, scale_y
         How to scale inputs and targets, feature by feature: ``"standard"`` (by mean and standard
         deviation), ``"robust"`` (by median and quartiles), or None. Measured on the training part,
-        when `fit` is first called; undone on what `predict` returns. Both are done in fp64, before
-        data become what the model computes in and after: neither large offsets nor units matter.
-        Integers as targets are scaled if `seqloss` made the loss of one that compares numbers;
-        else they are class labels.
+        when `fit` is first called; undone on the outputs of `predict`. Both run in fp64, before
+        data are converted to the model's dtype, and after: neither large offsets nor units matter.
+        Integer targets are scaled if `seqloss` made the loss from one that compares numbers; else
+        they are class labels.
 
     Raises
     ------
     ValueError
         A number is not positive, or `shard` is unknown.
     TypeError
-        A count is not an integer, a limit no number, or `shuffle` not true or false.
+        A count is not an integer, a limit is not a number, or `shuffle` is not a bool.
 
     Examples
     --------
@@ -117,9 +115,9 @@ class Spec:
 
     @classmethod
     def of(cls, spec: Any) -> Spec:
-        """Make a `Spec` of a dict, or of any object that has its fields.
+        """Make a `Spec` from a dict, or from any object that has its fields.
 
-        A dict must not hold anything else; other objects may.
+        A dict must have no other keys; objects may have other attributes.
         """
         if isinstance(spec, cls):
             return spec

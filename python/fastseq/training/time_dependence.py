@@ -1,4 +1,4 @@
-"""Which other time steps a model's outputs depend on, found out by running it."""
+"""Find out, by running a model, which other time steps its outputs depend on."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from .learner import Learner, Looks
 __all__ = ["check_fit", "check_steps", "find_looks", "looks_of", "wants_whole_series"]
 
 _SEQUENCES = 3
-_LONGEST = 4096  # steps of a run that looks for what does not show within a chunk
-_SHORTEST = 16  # steps of which something can be told
-_WINDOW = 32  # steps behind a cut that are compared
+_LONGEST = 4096  # steps of a run that looks for dependence beyond a chunk
+_SHORTEST = 16  # the fewest steps that show anything
+_WINDOW = 32  # steps compared after a cut
 
 
 def looks_of(learner: Learner, data: Sequences, *, untrained: bool = False) -> Looks:
-    """Return what a learner's model looks at, on data like these. Collective.
+    """Return which steps a learner's model looks at, on data like these. Collective.
 
-    It is run on the first chunk of three sequences, in evaluation mode; for a model, and a number
-    of steps, once between two calls of ``fit``. `untrained`: weights that are 0 are taken for
-    others, as training makes of them; no other thread may use the model.
+    The model is run on the first chunk of three sequences, in evaluation mode; between two calls of
+    ``fit``, once for each model and number of steps. `untrained`: weights of 0 are replaced by
+    other numbers, as training would; no other thread may use the model.
     """
     empty = data.lengths is not None and not data.lengths.any()
     if steps_apart(learner.model) or empty:
@@ -50,7 +50,7 @@ def looks_of(learner: Learner, data: Sequences, *, untrained: bool = False) -> L
         model = in_context(learner.model, learner.spec.context)
         with _without_zeros(learner.model) if untrained else contextlib.nullcontext():
             found = find_looks(model, _beginning(data, key[0]), data.steps, learner.device)
-        if learner.spec.shard != "given":  # then ranks have other numbers of steps
+        if learner.spec.shard != "given":  # else ranks may differ in their steps
             not_so = learner.replicas.in_common([not found.back, not found.ahead])
             found = Looks(not not_so[0], not not_so[1], found.carries)
         learner.looks[key] = found
@@ -58,7 +58,7 @@ def looks_of(learner: Learner, data: Sequences, *, untrained: bool = False) -> L
 
 
 def looks_at_step(learner: Learner, x: Tree) -> Looks:
-    """Return the same where only one step, ``(N, F)``, is at hand; no rank talks to another."""
+    """Return the same, given only one step, ``(N, F)``; not collective."""
     if steps_apart(learner.model):
         return Looks(carries=carries(learner.model))
     key = _key(learner, 0, 0)
@@ -73,7 +73,7 @@ def looks_at_step(learner: Learner, x: Tree) -> Looks:
         model = in_context(learner.model, learner.spec.context)
         try:
             found = known[0] if known else find_looks(model, xs, _LONGEST, learner.device)
-        except Exception:  # it does not take so many steps, or so few; or no such inputs
+        except Exception:  # it does not take this many steps, or such inputs
             with in_mode(learner.model, training=False), torch.no_grad(), untouched(learner.device):
                 Stateful(model)(to_device(x, learner.device))
             found = Looks(back=True, ahead=True)
@@ -82,19 +82,19 @@ def looks_at_step(learner: Learner, x: Tree) -> Looks:
 
 
 def wants_whole_series(learner: Learner, data: Sequences, *, goes_on: bool = False) -> bool:
-    """Whether a model must see whole series, not chunks of them, when it is not trained.
+    """Whether a model must see whole series, not chunks, outside training.
 
     Parameters
     ----------
     learner, data
-        Whose model, on what.
+        The model's learner, and the data.
     goes_on
-        Whether series go on from where they have got to.
+        Whether the data continue the series from the current state.
 
     Raises
     ------
     ValueError
-        ``spec.context`` does not do what it says; or series cannot go on.
+        ``spec.context`` is wrong for the model; or series cannot be continued.
     """
     if is_bidirectional(learner.model):
         return True
@@ -110,9 +110,9 @@ def wants_whole_series(learner: Learner, data: Sequences, *, goes_on: bool = Fal
 
 
 def check_steps(learner: Learner, x: Tree) -> None:
-    """Raise unless a model can be run step by step; `x` is one, ``(N, F)``."""
+    """Raise unless a model can be run step by step; `x` is one step, ``(N, F)``."""
     if is_bidirectional(learner.model):
-        return  # which the predictor refuses
+        return  # the predictor refuses it
     looks = looks_at_step(learner, x)
     _check_context(learner, looks)
     if looks.around:
@@ -120,14 +120,14 @@ def check_steps(learner: Learner, x: Tree) -> None:
 
 
 def check_fit(learner: Learner, data: Sequences, *, by_time: bool) -> None:
-    """Raise if a model cannot be trained on chunks of data as it is run on whole series later.
+    """Raise if training on chunks would differ from running on whole series later.
 
     Parameters
     ----------
     learner, data
-        Whose model, on what.
+        The model's learner, and the data.
     by_time
-        Whether validation goes on from where training has got to.
+        Whether validation continues from the end of the training part.
     """
     steps, seqsize = data.steps, learner.spec.seqsize
     if is_bidirectional(learner.model):
@@ -195,9 +195,9 @@ def _key(learner: Learner, chunk: int, steps: int) -> tuple[Any, ...]:
 
 @contextlib.contextmanager
 def _without_zeros(model: nn.Module) -> Iterator[None]:
-    """Put small numbers in the place of zeros in what is trained.
+    """Replace zeros in trainable parameters by small numbers.
 
-    Layers that begin with weights of 0, such as the last one of a branch, pass nothing on yet.
+    Layers with initial weights of 0, such as the last one of a branch, pass nothing on yet.
     """
     generator = torch.Generator().manual_seed(0)
     changed = []
@@ -218,7 +218,7 @@ def _without_zeros(model: nn.Module) -> Iterator[None]:
 
 
 def _beginning(data: Sequences, steps: int) -> Tree:
-    """Read the first steps of a few sequences that have some, as the model gets them."""
+    """Read the first steps of a few sequences, from the longest on, as the model gets them."""
     n0 = 0 if data.lengths is None else int(np.argmax(data.lengths))
     chunk = Chunk(0, 0, 0, steps, n0, min(n0 + _SEQUENCES, data.count))
     (_, batch), *_ = data.batches([chunk])
@@ -227,7 +227,7 @@ def _beginning(data: Sequences, steps: int) -> Tree:
 
 
 def find_looks(model: nn.Module, x: Tree, steps: int, device: torch.device) -> Looks:
-    """Run a model on inputs and on such in which some steps are others; compare the outputs.
+    """Run a model on inputs, and with some steps changed; compare the outputs.
 
     Weights, buffers, modes and random generators stay as they are.
 
@@ -238,15 +238,15 @@ def find_looks(model: nn.Module, x: Tree, steps: int, device: torch.device) -> L
     x
         Inputs of a chunk, ``(S, B, F)``, or a tree of them.
     steps
-        How many steps series have. More than a chunk's are tried if nothing is found in those,
-        which a dilated convolution, for one, may step over.
+        The steps of the series. If a chunk shows nothing, more steps are tried: a dilated
+        convolution, for one, may reach beyond the chunk.
     device
-        Where the model is.
+        The model's device.
 
     Raises
     ------
     Exception
-        What the model raises for as many steps as the series have.
+        The model's own, if it cannot run on as many steps as the series have.
     """
     size = min(steps, max(len(tree_leaves(x)[0]), _SHORTEST))
     longer = min(steps, max(size, _LONGEST))
@@ -260,7 +260,7 @@ def find_looks(model: nn.Module, x: Tree, steps: int, device: torch.device) -> L
                 except Exception:
                     if count == steps:
                         raise
-                    found = Looks(back=True, ahead=True)  # perhaps it runs on whole series
+                    found = Looks(back=True, ahead=True)  # perhaps it takes whole series
                     if longer == steps:
                         _Runs(model, device).run(tree_map(lambda a: _lengthened(a, steps), x))
                 if found.around or (found.carries and not isinstance(model, Context)):
@@ -272,7 +272,7 @@ def find_looks(model: nn.Module, x: Tree, steps: int, device: torch.device) -> L
 
 
 class _Runs:
-    """Runs of a model from the start of series."""
+    """Runs a model from the start of series."""
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self._model = model
@@ -292,7 +292,7 @@ class _Runs:
         if any(a.shape[:2] != (steps, count) for a in outputs):
             return Looks(back=True, ahead=True, carries=carried)  # it pools
         cuts = [cut for cut in (steps // 2, steps // 2 + 1) if 0 < cut < steps]
-        # Of two cuts one lies within a patch, in models that divide series into such.
+        # In models that divide series into patches, one of two cuts lies within a patch.
         ahead = any(
             _differ(a[:cut], b[:cut], 8)
             for cut in cuts
@@ -302,11 +302,11 @@ class _Runs:
         if back or ahead:
             again = self.run(x)
             if any(_differ(a, b, 0) for a, b in zip(outputs, again, strict=True)):
-                return Looks(carries=carried)  # it draws random numbers: there is no telling
+                return Looks(carries=carried)  # it draws random numbers: nothing can be said
         return Looks(back, ahead, carried)
 
     def _otherwise(self, x: Tree, begin: int, end: int) -> Tree:
-        """Change steps ``[begin, end)`` of inputs; what all steps share stays."""
+        """Change steps ``[begin, end)`` of inputs; inputs that all steps share stay."""
 
         def changed(a: Tensor) -> Tensor:
             if not a.stride(0):
@@ -332,7 +332,7 @@ class _Runs:
 
 
 def _differ(a: Tensor, b: Tensor, units: int | None) -> bool:
-    """Whether outputs differ by more than some units of rounding; None: half of all digits."""
+    """Whether outputs differ by more than `units` of rounding; None: by half of all digits."""
     if a.shape != b.shape:
         return True
     if not a.is_floating_point() or not a.numel():
@@ -343,7 +343,7 @@ def _differ(a: Tensor, b: Tensor, units: int | None) -> bool:
 
 
 def _lengthened(a: Tensor, steps: int) -> Tensor:
-    """Repeat a chunk in time up to so many steps; NaN, which may stay in data, becomes 0."""
+    """Repeat a chunk in time up to `steps` steps; NaN, which data may keep, becomes 0."""
     a = a.nan_to_num() if a.is_floating_point() and a.stride(0) else a
     if len(a) >= steps:
         return a[:steps]
@@ -353,7 +353,7 @@ def _lengthened(a: Tensor, steps: int) -> Tensor:
 
 
 def _varied(a: Tensor, generator: torch.Generator) -> Tensor:
-    """Return values between 0 and those given: what numbers categories still does."""
+    """Return values between 0 and those given; integers stay, as they may number categories."""
     if not a.is_floating_point():
         return a
     part = torch.rand(a.shape, generator=generator).to(a)

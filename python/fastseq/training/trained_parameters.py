@@ -1,4 +1,4 @@
-"""Which of a model's parameters an optimizer trains, looked at again while the model changes."""
+"""Which of a model's parameters an optimizer trains, kept up to date as the model changes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _SHOWN = 3
 
 
 class Trained:
-    """Keeps an optimizer to what the model trains: layers may be replaced, frozen and unfrozen.
+    """Keeps an optimizer's parameters in line with the model's as layers are replaced or frozen.
 
-    Trainable parameters that an optimizer lacks when it is first seen are left out on purpose; one
-    that comes later is not.
+    Trainable parameters missing from an optimizer when it is first seen are left out on purpose;
+    those that come later are not.
 
     Parameters
     ----------
@@ -48,22 +48,22 @@ class Trained:
         self._note(self.first)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the callable out: many cannot be pickled, and it may know the model of a copy."""
+        """Leave the callable out: many cannot be pickled, and it may refer to another model."""
         return {**self.__dict__, "_make": None}
 
     def follow(self, optimizer: optim.Optimizer) -> optim.Optimizer:
-        """Return the optimizer, with what the model trains now.
+        """Return the optimizer, with the parameters that the model trains now.
 
-        What it keeps of parameters that stay, and what it does to its groups, goes on.
+        Its state of parameters that stay, and the settings of its groups, are kept.
 
         Raises
         ------
         ValueError
-            It lacks a parameter, or has one that is not the model's, and nothing makes a new one;
-            or it has one twice; or all parameters are frozen.
+            It lacks a parameter, or has one that is not the model's, and there is no callable to
+            make a new one; or it has one twice; or all parameters are frozen.
         """
         if optimizer is not self._seen:
-            make_optimizer(optimizer, self.model)  # somebody has set it
+            make_optimizer(optimizer, self.model)  # the user has set it
             self._note(optimizer)
         params = _params(optimizer)
         counts = Counter(params)
@@ -106,7 +106,7 @@ class Trained:
             )
         new = make_optimizer(self._make, self.model)
         if type(new) is type(optimizer):
-            # The same object goes on, as schedules hold it.
+            # Keep the same object, as schedules hold it.
             groups, old = new.param_groups, optimizer.param_groups
             if len(groups) == len(old):
                 for group, before in zip(groups, old, strict=True):
@@ -124,7 +124,7 @@ def _params(optimizer: optim.Optimizer) -> list[nn.Parameter]:
 
 
 def _match_state(optimizer: optim.Optimizer) -> None:
-    """Bring what an optimizer keeps to the dtype and device that its parameters have now."""
+    """Convert an optimizer's state to its parameters' present dtype and device."""
     if obstacle(optimizer) is not None:
         return
     for p, state in optimizer.state.items():

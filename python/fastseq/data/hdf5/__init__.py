@@ -1,4 +1,4 @@
-"""HDF5 files: mapped and read lazily (`mapping`)."""
+"""HDF5 files: memory maps and lazy reading (`mapping`), saving, loading and joining."""
 
 from .concat import h5concat
 from .lazy import LazyDataset

@@ -1,4 +1,4 @@
-"""At which time steps no chunk of a dataset is cut through that must be read as a whole."""
+"""Time steps at which a dataset can be cut without splitting chunks that are read whole."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _SMALL_ROW = 2**14  # bytes
 
 
 class _Region(NamedTuple):
-    """Steps ``[t0, t1)`` of sequences ``[n0, n1)``, in chunks of `length` times `width` of them.
+    """Time steps ``[t0, t1)`` of sequences ``[n0, n1)``, in chunks of `length` times `width`.
 
-    A chunk begins at step `phase`.
+    A chunk starts at step `phase`.
     """
 
     t0: int
@@ -32,15 +32,14 @@ class _Region(NamedTuple):
 
 
 class ChunkRows:
-    """The rows, along time, of a dataset's chunks; of a virtual one, of its sources'.
+    """Rows of chunks along time of a dataset, or of a virtual dataset's sources.
 
-    Chunks that are stored as they are, in long rows, count as single steps: any part of them can
-    be read.
+    Chunks with long rows and no filters count as single time steps: any part can be read.
 
     Attributes
     ----------
     width
-        How many sequences the widest chunk holds.
+        Number of sequences in the widest chunk.
 
     Examples
     --------
@@ -58,7 +57,7 @@ class ChunkRows:
         self.width = int(np.max(self._regions.width, initial=1))
 
     def boundary(self, t: int, n0: int, n1: int) -> int:
-        """Return the first step from `t` on before which every chunk of ``[n0, n1)`` ends."""
+        """Return the first time step from `t` on that cuts no chunk of ``[n0, n1)``."""
         r = self._regions
         while True:
             cut = (r.t0 < t) & (t < r.t1) & (r.n0 < n1) & (n0 < r.n1)
@@ -81,15 +80,15 @@ def _regions(dataset: h5py.Dataset) -> Iterator[_Region]:
 
 
 def _read_whole(dataset: h5py.Dataset) -> bool:
-    """Whether parts of a chunk cost about as much as the chunk: packed, or in small rows."""
+    """Return whether a part costs about as much as the chunk: compressed, or in small rows."""
     row = math.prod(dataset.chunks[1:]) * dataset.dtype.itemsize
     return row < _SMALL_ROW or bool(dataset.id.get_create_plist().get_nfilters())
 
 
 def _regions_of_source(dataset: h5py.Dataset, source: Any) -> Iterator[_Region]:
-    """Yield the chunks of a source where they lie in the virtual dataset.
+    """Yield the chunks of a source at their places in the virtual dataset.
 
-    Only of sources that are one box, with time for the first axis: others may be cut anywhere.
+    Only for sources that are one box with time as the first axis: others may be cut anywhere.
     """
     path = resolve_source(dataset, plain_name(source.file_name))
     placed = _box(source.vspace, dataset.shape)
@@ -108,7 +107,7 @@ def _regions_of_source(dataset: h5py.Dataset, source: Any) -> Iterator[_Region]:
 
 
 def _box(space: Any, shape: tuple[int, ...]) -> list[tuple[int, int]] | None:
-    """Return begin and end per axis of what is selected, if it is all of that box."""
+    """Return start and end per axis of a selection, or None if it is not a full box."""
     if space.get_select_type() == h5py.h5s.SEL_ALL:
         return [(0, n) for n in shape]
     part = selected(space)

@@ -1,4 +1,4 @@
-"""Reading chunked and compressed HDF5 datasets in the order in which training wants them."""
+"""Reading chunked and compressed HDF5 datasets in the order of training."""
 
 from __future__ import annotations
 
@@ -20,26 +20,27 @@ __all__ = ["WindowReader"]
 
 Block = tuple[int, int, int, int]  # t0, t1, n0, n1
 
-_WINDOW_BYTES = 2**23  # unless boxes or rows of chunks are larger; also read in one go
+_WINDOW_BYTES = 2**23  # unless boxes or rows of chunks are larger; also the size of one read
 
 
 class WindowReader:
-    """Reads boxes ``[t0:t1, n0:n1]`` of a dataset that advance in time, then jump to other n.
+    """Read boxes ``[t0:t1, n0:n1]`` of a dataset that advance in time, then jump to other n.
 
     HDF5 chunks are decompressed into a window, which holds whole rows of chunks for exactly the
-    sequences wanted; boxes are cut out of it. A thread of its own fills the next window meanwhile.
-    So a chunk is decompressed once per block of sequences, whatever `seqsize` is.
+    wanted sequences; boxes are cut out of it. A separate thread fills the next window meanwhile.
+    So a chunk is decompressed once per block, whatever `seqsize` is.
 
-    To be used by one thread at a time. Pickles, and goes on in a forked child, without windows.
+    To be used by one thread at a time. Can be pickled, and works in a forked child; windows are
+    not kept.
 
     Parameters
     ----------
     dataset
-        What to read, of two or more dimensions.
+        The dataset, of two or more dimensions.
     max_bytes
-        What the current and the next window may take together. Where two don't fit, the next one
-        is not read ahead; where a single row of chunks does not fit, its chunks are decompressed
-        several times, with a warning.
+        Memory for the current and the next window together. If two don't fit, the next one is not
+        read ahead; if a single row of chunks does not fit, its chunks are decompressed several
+        times, with a warning.
 
     Examples
     --------
@@ -59,7 +60,7 @@ class WindowReader:
         if dataset.ndim < 2:
             raise ValueError(f"{dataset!r} must have time steps and sequences, two dimensions")
         self.dataset = copy.copy(dataset)
-        self.dataset.cached = False  # windows keep what is wanted again
+        self.dataset.cached = False  # windows keep what is needed again
         self.max_bytes = max_bytes
         self._warned = self._closed = False
         self._begin_anew()
@@ -74,23 +75,23 @@ class WindowReader:
         self._block: Block | None = None  # the next of them
 
     def expect(self, blocks: Iterable[Block]) -> None:
-        """Tell which blocks ``(t0, t1, n0, n1)`` will be read, one after the other.
+        """Announce the blocks ``(t0, t1, n0, n1)`` that will be read, in order.
 
-        Then a block's first window is read ahead too, and nothing is that lies behind its `t1`.
-        Without it blocks are taken to reach to the last step. What is read need not keep to it.
+        Then a block's first window is read ahead too, and nothing past its `t1`. Otherwise blocks
+        are assumed to reach to the last time step. Reads need not follow the announcement.
         """
         self._blocks = (b for b in blocks if b[0] < b[1] and b[2] < b[3])
         self._block = next(self._blocks, None)
 
     def read(self, t0: int, t1: int, n0: int, n1: int) -> np.ndarray[Any, Any]:
-        """Return steps ``[t0, t1)`` of sequences ``[n0, n1)``; valid until the next read.
+        """Return time steps ``[t0, t1)`` of sequences ``[n0, n1)``; valid until the next read.
 
         Raises
         ------
         ReadError
             They cannot be read; the message names file, dataset and box.
         ValueError
-            The reader is closed, or the dataset is not any more what was mapped.
+            The reader is closed, or the dataset has changed since it was mapped.
         """
         if self._closed:
             raise ValueError("the reader is closed")
@@ -114,7 +115,7 @@ class WindowReader:
         return out
 
     def close(self) -> None:
-        """Stop reading ahead and free the windows; nothing can be read any more."""
+        """Stop reading ahead and free the windows; nothing can be read afterwards."""
         self._closed = True
         if self._ahead is not None and self._pid == os.getpid():
             self._ahead.cancel()
@@ -127,7 +128,7 @@ class WindowReader:
         self.__init__(**state)  # type: ignore[misc]
 
     def _move_to(self, t: int, n0: int, n1: int, steps: int) -> _Window:
-        """Return the window that step `t` is in, filled, with the next one under way."""
+        """Return the filled window that holds time step `t`; start reading the next one."""
         last = self._current
         if last is not None and last.covers(t, n0, n1):
             return last
@@ -139,10 +140,10 @@ class WindowReader:
             self._spare, window = window.buffer, None
         if window is None:
             if last is not None and (last.t1, last.n0, last.n1) == (t, n0, n1) and t < last.end:
-                end = last.end  # the block goes on
+                end = last.end  # the block continues
             else:
                 end = self._end(t, n0, n1)
-            # Somebody waits for this one: no more than is wanted now. Those after it are larger.
+            # The caller waits for this window: only what is needed now. Later ones are larger.
             window = self._plan(t, n0, n1, steps, end, self.max_bytes)
             assert window is not None
             window.fill()
@@ -152,7 +153,7 @@ class WindowReader:
         return window
 
     def _end(self, t: int, n0: int, n1: int) -> int:
-        """Where the block that begins here ends: known if it is the one that is expected."""
+        """Return where the block that starts here ends: known if it is the expected one."""
         block = self._block
         if block is None or block[2:] != (n0, n1) or not block[0] <= t < block[1]:
             return self.dataset.shape[0]
@@ -160,7 +161,7 @@ class WindowReader:
         return block[1]
 
     def _prefetch(self, window: _Window, steps: int) -> None:
-        """Start reading what comes after `window`, if that is known and there is room."""
+        """Start reading the window after `window`, if it is known and there is room."""
         following = (window.t1, window.end, window.n0, window.n1)
         if window.t1 == window.end:
             if self._block is None:
@@ -175,7 +176,7 @@ class WindowReader:
             self._ahead.start()
 
     def _plan(self, t: int, n0: int, n1: int, wanted: int, end: int, room: int) -> _Window | None:
-        """Return the window to be read from `t` on, or None if there is no `room` for it."""
+        """Return the window to read from `t` on, or None if there is no `room` for it."""
         step_bytes = self._step_bytes(n1 - n0)
         t1 = self._window_end(t, n0, n1, wanted, end, step_bytes)
         size = (t1 - t) * step_bytes
@@ -193,7 +194,7 @@ class WindowReader:
         return _Window(self.dataset, n0, n1, end, cuts, buffer, data)
 
     def _window_end(self, t: int, n0: int, n1: int, wanted: int, end: int, step_bytes: int) -> int:
-        """Return where a window from `t` on ends: after whole rows of chunks if they fit."""
+        """Return the end of a window from `t` on: after whole rows of chunks if they fit."""
         row = self._boundary(t + 1, n0, n1) - t
         most = self.max_bytes // 2 // step_bytes
         wanted = min(wanted, most)
@@ -235,7 +236,7 @@ class WindowReader:
 
 
 class _Window:
-    """Steps ``[t0, t1)`` of sequences ``[n0, n1)``, of a block that goes on to `end`."""
+    """Time steps ``[t0, t1)`` of sequences ``[n0, n1)``, of a block up to `end`."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The command line's part for HDF5 files: ``python -m fastseq h5 concat|info|check``."""
+"""HDF5 files on the command line: ``python -m fastseq h5 concat|info|check``."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _axis(text: str) -> int | tuple[int, ...]:
 
 
 def _groups(srcs: list[str]) -> Any:
-    """Split arguments where there is a comma."""
+    """Split arguments at commas."""
     groups: list[list[str]] = [[]]
     for src in srcs:
         if src == ",":
@@ -129,7 +129,7 @@ def describe(path: str) -> str:
 
 
 def check_file(path: str) -> bool:
-    """Read a file's datasets once, and print what is found; return whether all is there.
+    """Read a file's datasets once and print the findings; return whether nothing is wrong.
 
     Raises
     ------
@@ -194,7 +194,7 @@ def _sources(dataset: h5py.Dataset) -> list[str]:
 
 
 def _read(dataset: h5py.Dataset, wrong: list[str]) -> tuple[int, int]:
-    """Count values, and those that are not finite; append what cannot be read to `wrong`."""
+    """Count all and non-finite values; append a line to `wrong` for what cannot be read."""
     count = bad = 0
     for box in _boxes(dataset):
         try:
@@ -213,7 +213,7 @@ def _read(dataset: h5py.Dataset, wrong: list[str]) -> tuple[int, int]:
 
 
 def _boxes(dataset: h5py.Dataset) -> Iterator[tuple[slice, ...]]:
-    """Yield the parts of a dataset that were written: its chunks, or pieces of what lies whole."""
+    """Yield the parts of a dataset that were written: chunks, or pieces of contiguous data."""
     if dataset.shape is None or not math.prod(dataset.shape):
         return
     if not dataset.shape:
@@ -226,7 +226,7 @@ def _boxes(dataset: h5py.Dataset) -> Iterator[tuple[slice, ...]]:
     elif dataset.is_virtual:
         for source in dataset.virtual_sources():
             part = selected(source.vspace)
-            if part is None:  # it has no end: whatever the dataset has
+            if part is None:  # unlimited: all of the dataset
                 yield from _pieces([0] * dataset.ndim, dataset.shape, dataset)
                 return
             yield from _pieces(part.begin, part.end, dataset)

@@ -37,8 +37,8 @@ def h5concat(
     Parameters
     ----------
     dst
-        The file to write. It is written beside its target and renamed: when something fails, a
-        file that had this name stays as it was.
+        The file to write. It is written beside its target and renamed: if something fails, an
+        existing file stays as it was.
     srcs
         Files, or patterns such as ``"parts/day*.h5"``, whose files are taken in natural order
         (``day2`` before ``day10``). All must have datasets of the same names.
@@ -46,25 +46,25 @@ def h5concat(
         0 joins along time, 1 along sequences, 2 along features. A pair takes a list of lists:
         inner lists are joined along the second axis, the results along the first.
     virtual
-        Write no data, only where they are: the sources must stay where they are, seen from `dst`
-        (a folder may be moved as a whole). Otherwise copy them, each dataset in one piece, in
-        some 50 MB of memory.
+        Write references to the data instead of the data: the sources must stay where they are
+        relative to `dst` (a folder may be moved as a whole). Otherwise copy the data, each dataset
+        in one piece, in some 50 MB of memory.
     progress
-        Show a bar while copying for more than half a second.
+        Show a progress bar if copying takes more than half a second.
 
     Notes
     -----
-    Links are followed; names of one dataset stay so where they are in all files. Dtypes are
-    promoted as NumPy does. Datasets without such an axis, and those of strings or other
-    things than numbers, must be the same in all files, and are kept once. Groups and attributes
-    are those of the first file.
+    Links are followed; further names of a dataset are kept if all files have them. Dtypes are
+    promoted as in NumPy. Datasets without such an axis, and those of strings or other things than
+    numbers, must be the same in all files, and are kept once. Groups and attributes are taken from
+    the first file.
 
     Raises
     ------
     FileNotFoundError
         A file is missing, or a pattern matches none.
     ValueError
-        Names or shapes do not fit, a file is damaged, a link or a virtual dataset leads to what is
+        Names or shapes do not fit, a file is damaged, the target of a link or virtual dataset is
         missing, or `dst` is one of `srcs`.
     TypeError
         Datasets of strings, complex numbers or compounds differ between files.
@@ -102,7 +102,7 @@ def h5concat(
         _check_room(target, sum(part.nbytes for part in joined))
     first = known[rows[0][0]]
     with replacing("h5concat", dst) as beside:
-        # Aligned data map better.
+        # Aligned data are better for memory maps.
         with h5py.File(beside, "w", alignment_threshold=64, alignment_interval=64) as file:
             for part in joined:
                 if virtual:
@@ -155,13 +155,13 @@ def _expand(srcs: Any) -> list[str]:
         paths += found
     if not paths:
         raise ValueError("h5concat needs at least one file, got none")
-    # A folder may be a link, a file as well: only the folder's is resolved, so that paths from
-    # another folder hold.
+    # Both the folder and the file may be links: only the folder's link is resolved, so that paths
+    # from another folder hold.
     return [os.path.join(os.path.realpath(os.path.dirname(p)), os.path.basename(p)) for p in paths]
 
 
 def _check_bitfields(joined: Sequence[Joined]) -> None:
-    """HDF5 converts bitfields to nothing else."""
+    """Raise if bitfields would be converted, which HDF5 cannot do."""
     for whole in joined:
         if whole.dtype != bool and any(part.bitfield for part, _ in whole.pieces):
             raise TypeError(
@@ -186,18 +186,18 @@ def _create_virtual(file: h5py.File, whole: Joined, folder: str) -> None:
     for part, start in whole.pieces:
         if 0 in part.shape:
             continue
-        # HDF5 looks from the virtual file's folder; a percent sign is its escape.
+        # HDF5 looks from the virtual file's folder; the percent sign is its escape character.
         name = os.path.relpath(part.path, folder).replace("%", "%%")
         source = h5py.VirtualSource(name, part.inner.replace("%", "%%"), part.shape)
         ends = map(operator.add, start, part.shape)
         layout[tuple(slice(a, b) for a, b in zip(start, ends, strict=True))] = source
-    # Should a source get lost, it shows.
+    # If a source gets lost, it shows.
     lost = np.nan if whole.dtype.kind == "f" else None
     file.create_virtual_dataset(whole.name, layout, fillvalue=lost)
 
 
 def _keep(file: h5py.File, first: Contents, kept: Sequence[str]) -> None:
-    """Copy groups, attributes and what is not joined from the first file."""
+    """Copy groups, attributes and datasets that are not joined from the first file."""
     for name in kept:
         with damage("h5concat", first.path), h5py.File(first.path, "r") as opened:
             source = opened[name]
@@ -208,7 +208,7 @@ def _keep(file: h5py.File, first: Contents, kept: Sequence[str]) -> None:
     for name, attributes in first.groups.items():
         file.require_group(name).attrs.update(attributes)
     for name, stored in first.datasets.items():
-        if name in file:  # else it is a further name of another one
+        if name in file:  # else it is a further name of another dataset
             file[name].attrs.update(stored.attributes)
 
 

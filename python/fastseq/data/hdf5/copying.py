@@ -1,4 +1,4 @@
-"""Datasets written in one piece, tile by tile, from many files at once."""
+"""Contiguous datasets written tile by tile from many files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _OPEN_FILES = 64
 
 
 def create(file: h5py.File, joined: Joined) -> None:
-    """Create a dataset that lies in one piece in the file, without writing it."""
+    """Create a contiguous dataset in the file, without writing its elements."""
     plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
@@ -39,14 +39,14 @@ def create(file: h5py.File, joined: Joined) -> None:
 
 
 def fill(path: str, datasets: Sequence[tuple[Joined, int]]) -> Iterator[int]:
-    """Write the elements of datasets that `create` made, and yield how many bytes were written.
+    """Write the elements of datasets made by `create`, and yield the bytes written each time.
 
     Parameters
     ----------
     path
         The file, closed.
     datasets
-        What to write, and at which offset.
+        What to write, and the offset of each.
     """
     memory = np.empty(_CHUNKS_BYTES, np.uint8)
     with _Sources() as sources, open(path, "r+b", buffering=0) as file:
@@ -65,7 +65,7 @@ Box = tuple[tuple[int, int], ...]
 
 
 def _tiles(joined: Joined) -> Iterator[tuple[Box, list[tuple[Stored, Shape]]]]:
-    """Cut a dataset into boxes that fit into memory, cut along axis 0 wherever a file ends."""
+    """Cut a dataset into boxes that fit into memory, and along axis 0 wherever a file ends."""
     if not joined.shape:
         yield (), joined.pieces
         return
@@ -88,7 +88,7 @@ def _tiles(joined: Joined) -> Iterator[tuple[Box, list[tuple[Stored, Shape]]]]:
 
 
 def tile_shape(shape: Shape, chunks: Sequence[Shape], itemsize: int) -> Shape:
-    """Return whole chunks, as many as fit, the last axes first: long runs in source and target."""
+    """Return a tile of whole chunks, as many as fit, last axes first, for long contiguous runs."""
     tile = [max(column) for column in zip(*chunks, strict=True)] if chunks else [1] * len(shape)
     tile = [min(a, b) for a, b in zip(tile, shape, strict=True)]
     tile[-1] = shape[-1]
@@ -105,7 +105,7 @@ def tile_shape(shape: Shape, chunks: Sequence[Shape], itemsize: int) -> Shape:
 def _take(
     sources: _Sources, part: Stored, start: Shape, box: Box, tile: np.ndarray[Any, Any]
 ) -> None:
-    """Copy what a stored dataset has in a box into the tile that holds the box."""
+    """Copy the part of a stored dataset within a box into the box's tile."""
     into: list[Any] = []
     of = []
     for (a, b), begin, length in zip(box, start, part.shape, strict=True):
@@ -114,13 +114,13 @@ def _take(
             return
         into.append(slice(low - a, high - a))
         of.append(slice(low - begin, high - begin))
-    # with ..., what is cut out of an array without dimensions is an array too
+    # with ..., indexing an array without dimensions gives an array too
     inside: Any = (*into, ...)
     sources.read(part, tuple(of), tile[inside])
 
 
 def _run(shape: Shape, lengths: Shape) -> int:
-    """Return from which axis on a box of an array lies in one piece."""
+    """Return the axis from which on a box of an array is contiguous."""
     axis = len(shape)
     while axis and (axis == len(shape) or lengths[axis] == shape[axis]):
         axis -= 1
@@ -143,7 +143,7 @@ def _write(file: int, offset: int, shape: Shape, box: Box, tile: np.ndarray[Any,
 
 
 class _Sources:
-    """Reads boxes of stored datasets; keeps some files open."""
+    """Read boxes of stored datasets; some files are kept open."""
 
     def __init__(self) -> None:
         self._files: OrderedDict[str, h5py.File] = OrderedDict()

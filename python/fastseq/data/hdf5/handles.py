@@ -1,7 +1,7 @@
-"""HDF5 files as this process has them open: one handle per file, shared by all that read from it.
+"""Open HDF5 files of this process: one handle per file, shared by all its readers.
 
-HDF5 refuses to open for writing what the same process has open for reading. Here the handle is
-opened again for writing when the first write comes, and readers go on with the new one.
+HDF5 refuses to open a file for writing that the same process has open for reading. Here the first
+write reopens the handle for writing, and readers continue with the new one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["SharedFile", "find_dataset", "location", "open_file", "shared_file"]
 
 
 def open_file(path: str, mode: str = "r") -> h5py.File:
-    """Open an HDF5 file, for reading also one that another process is writing to (SWMR).
+    """Open an HDF5 file; for reading, also one that another process is writing to (SWMR).
 
     Raises
     ------
@@ -65,7 +65,7 @@ def open_file(path: str, mode: str = "r") -> h5py.File:
 
 
 def _open_swmr(path: str, mode: str, error: OSError) -> h5py.File:
-    """Open what is marked as open for writing; `error` is what HDF5 said when it was opened."""
+    """Open a file that is marked as open for writing; `error` is HDF5's error on opening it."""
     with contextlib.suppress(OSError):
         if mode == "r":
             return h5py.File(path, "r", swmr=True)
@@ -78,10 +78,10 @@ def _open_swmr(path: str, mode: str, error: OSError) -> h5py.File:
 
 
 def location(item: h5py.Dataset | h5py.Group) -> tuple[str, str] | None:
-    """Return the path and the name by which an open dataset or group can be opened again.
+    """Return the path and the name by which an open dataset or group can be reopened.
 
-    Links are followed: it is the file that it is in. None if there is no such path: the
-    file is in memory, a Python object, in several pieces, or another one has taken its place.
+    Links are followed: the path is the file that holds it. None if there is no such path: the file
+    is in memory, a Python object, in several pieces, or has been replaced.
     """
     file = item.file
     path = os.path.abspath(file.filename)
@@ -98,8 +98,8 @@ def location(item: h5py.Dataset | h5py.Group) -> tuple[str, str] | None:
 
 
 def _name_in(file: h5py.File, item: h5py.Dataset | h5py.Group) -> str | None:
-    """Return what something is called in its file; None if it has no name, as it was deleted."""
-    name: str | None = item.name  # of a link to a link to another file, it is the first link's
+    """Return an object's name in its file; None if it has none, since it was deleted."""
+    name: str | None = item.name  # for a link to a link to another file, the first link's name
     with contextlib.suppress(KeyError):
         if name and file.get(name) == item:
             return name
@@ -108,12 +108,12 @@ def _name_in(file: h5py.File, item: h5py.Dataset | h5py.Group) -> str | None:
 
 
 def find_dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    """Return a dataset of a file, if all that it is made of is there.
+    """Return a dataset of a file, after checking that it can be read.
 
     Raises
     ------
     ValueError
-        There is no such dataset (the message lists the ones there are), it is damaged, empty, or
+        There is no such dataset (the message lists those that exist), it is damaged, empty, or
         lacks sources, filters or raw data.
     """
     try:
@@ -141,7 +141,7 @@ def _datasets(file: h5py.File) -> list[str]:
 
 
 class SharedFile:
-    """A file that is opened when a dataset of it is wanted, in the process that wants it."""
+    """A file that is opened on first use of a dataset, in the process that uses it."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -156,16 +156,16 @@ class SharedFile:
     def dataset(
         self, name: str, *, writable: bool = False, cached: bool = True
     ) -> Iterator[h5py.Dataset]:
-        """Hold a dataset of the file; no other thread opens the file anew meanwhile.
+        """Hold a dataset of the file; no other thread reopens the file meanwhile.
 
-        Not `cached`, HDF5 keeps none of its decompressed chunks.
+        If not `cached`, HDF5 keeps none of its decompressed chunks.
         """
         with self._lock:
             file = self._opened(writable)
             if (name, cached) not in self._datasets:
                 opened = find_dataset(file, name)
                 if not cached and opened.id.get_create_plist().get_nfilters():
-                    del opened  # it has a cache, which all handles of the dataset share
+                    del opened  # its cache would be shared by all handles of the dataset
                     opened = _without_cache(file, name)
                 self._datasets[name, cached] = opened
             yield self._datasets[name, cached]
@@ -173,9 +173,9 @@ class SharedFile:
                 file.flush()
 
     def locate(self, name: str) -> tuple[str, str]:
-        """Return the path and the name of a dataset in the file that it is in: links may lead on.
+        """Return the path and the name of a dataset in the file that holds it, following links.
 
-        What is not there, or cannot be opened by another name, stays what it is called here.
+        If it is missing, or has no other name to open it by, return its path and name here.
         """
         with self._lock:
             file = self._opened()
@@ -196,7 +196,7 @@ class SharedFile:
         return self._file
 
     def release(self) -> None:
-        """Close a file that is open for writing, which unlocks it; it is opened again when used."""
+        """Close a file that is open for writing, which unlocks it; the next use reopens it."""
         with self._lock:
             if self._file is not None and self._file.mode != "r":
                 self._close(self._file)
@@ -208,18 +208,18 @@ class SharedFile:
 
     @property
     def replaced(self) -> bool:
-        """Whether the path leads to another file now than the one that is open."""
+        """Whether the path now leads to another file than the open one."""
         return self._identity is not None and self._identity != _identity(self.path)
 
     @property
     def truncated(self) -> bool:
-        """Whether what is open for reading has become shorter: HDF5 reads zeros behind its end."""
+        """Whether a file open for reading was truncated: HDF5 reads zeros past its end."""
         if self._file is None or self._file.mode != "r" or self.replaced:
             return False
         return os.path.getsize(self.path) < self._size
 
     def __del__(self) -> None:
-        # A forked child that closed what its parent writes would write to the file, too.
+        # A forked child that closed its parent's file would write to it, too.
         if self._file is not None and self.pid != os.getpid() and self._file.mode != "r":
             _of_parent.append((self._file, self._datasets))
 
@@ -244,7 +244,7 @@ _lock = threading.Lock()
 
 
 def shared_file(path: str) -> SharedFile:
-    """Return this process's handle of a file; it is closed when nobody has it any more."""
+    """Return this process's handle of a file; it is closed when no one holds it any more."""
     with _lock:
         file = _shared.get(path)
         if file is None or file.replaced:
@@ -253,7 +253,7 @@ def shared_file(path: str) -> SharedFile:
 
 
 def _forget() -> None:
-    """Begin anew in a forked child: the handles and the lock are its parent's."""
+    """Reset in a forked child: the handles and the lock are its parent's."""
     global _shared, _lock
     _shared, _lock = WeakValueDictionary(), threading.Lock()
 

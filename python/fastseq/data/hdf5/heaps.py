@@ -1,8 +1,8 @@
 """Global heaps of HDF5 files, checked before HDF5 reads them.
 
-Here are the names of virtual datasets' sources, and strings of variable length. HDF5 (2.0 at least)
-goes round in circles in a heap with an object of size 0, and writes where it must not when it
-decodes a damaged selection, since it verifies a checksum only after decoding what it protects.
+They hold the names of virtual datasets' sources, and variable-length strings. HDF5 (at least 2.0)
+loops forever in a heap with an object of size 0, and writes out of bounds when it decodes a damaged
+selection, since it verifies the checksum only after decoding.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import re
 
 __all__ = ["check_heaps"]
 
-# Virtual files are small, 100 bytes per source. Larger files are not searched: it takes as long as
-# copying them.
+# Virtual files are small, 100 bytes per source. Larger files are not searched: that takes as long
+# as copying them.
 _MAX_BYTES = 2 * 2**20
 _SIGNATURE = b"GCOL\x01\0\0\0"
-# A virtual dataset's sources: version, count, then the first one's names of file and dataset.
+# A virtual dataset's sources: version, count, then the first source's file and dataset names.
 _SOURCES = re.compile(rb"[\0\1].{4}\0\0\0\0[^\0]+\0[^\0]+\0", re.DOTALL)
 
 
 def check_heaps(path: str) -> None:
-    """Raise if a global heap in a small file is damaged; say nothing of larger files.
+    """Raise if a global heap in a small file is damaged; larger files are not checked.
 
     Raises
     ------
@@ -41,9 +41,9 @@ def check_heaps(path: str) -> None:
 
 
 def _wide(data: mmap.mmap) -> bool:
-    """Whether sizes are numbers of 8 bytes, as in all files but some that were made small."""
+    """Return whether sizes are 8 bytes, as in all files but some that were made small."""
     start = 0
-    while data[start : start + 8] != b"\x89HDF\r\n\x1a\n":  # after a block of the user's
+    while data[start : start + 8] != b"\x89HDF\r\n\x1a\n":  # after a user block
         start = start * 2 or 512
         if start >= len(data):
             return False
@@ -57,10 +57,10 @@ def _number(data: mmap.mmap, at: int) -> int:
 
 
 def _walk(data: mmap.mmap, at: int, end: int) -> bool:
-    """Whether objects follow each other up to the heap's end, and sources match their checksum."""
+    """Return whether objects fill the heap up to its end, and sources match their checksums."""
     while at + 16 <= end:
         index, size = int.from_bytes(data[at : at + 2], "little"), _number(data, at + 8)
-        needed = 16 + -(-size // 8) * 8 if index else size  # object 0 is what is free, whole
+        needed = 16 + -(-size // 8) * 8 if index else size  # object 0 is all the free space
         if needed < 16 or at + needed > end:
             return False
         content = data[at + 16 : at + 16 + size] if index else b""

@@ -1,4 +1,4 @@
-"""What concatenating files will make: shapes, dtypes and places, checked before any work."""
+"""Plan of a concatenation: shapes, dtypes and places, checked before any work."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Shape = tuple[int, ...]
 class Stored:
     """A dataset of one file. `dtype` is None for what cannot be joined, such as strings.
 
-    It is called `name` in the file that was given, and is in the file `path`, called `inner` there.
+    Its name is `name` in the given file; it is stored in the file `path`, as `inner`.
     """
 
     path: str
@@ -35,7 +35,7 @@ class Stored:
     shape: Shape
     dtype: np.dtype[Any] | None
     raw: np.dtype[Any]  # as h5py reads it
-    offset: int | None  # where its elements lie in the file, in one piece and as in `raw`
+    offset: int | None  # of its elements in the file, if contiguous and stored as `raw`
     chunks: Shape | None
     bitfield: bool
     attributes: dict[str, Any]
@@ -43,7 +43,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Joined:
-    """A dataset to be made: its shape, and which stored ones go where in it."""
+    """A dataset to make: its shape, and which stored datasets go where in it."""
 
     name: str
     shape: Shape
@@ -51,14 +51,14 @@ class Joined:
 
     @cached_property
     def dtype(self) -> np.dtype[Any]:
-        """The dtype that holds all that comes together, in this machine's byte order."""
+        """The promoted dtype of all pieces, in this machine's byte order."""
         dtypes = {part.dtype for part, _ in self.pieces if part.dtype is not None}
         promoted: np.dtype[Any] = np.result_type(*dtypes).newbyteorder("=")
         return promoted
 
     @property
     def nbytes(self) -> int:
-        """How large it will be."""
+        """Its size in bytes."""
         return int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
 
 
@@ -75,16 +75,15 @@ class Contents(NamedTuple):
 
 
 def read_contents(path: str) -> Contents:
-    """Return what a file has, links followed.
+    """Return a file's contents, with links followed.
 
     Raises
     ------
     ValueError
-        There is no dataset; or a link leads nowhere, or something that a dataset is made of is
-        missing.
+        There is no dataset, a link leads nowhere, or a part of a dataset is missing.
     """
     datasets: dict[str, Stored] = {}
-    known: dict[h5py.Dataset, str] = {}  # what the file itself holds, by its first name
+    known: dict[h5py.Dataset, str] = {}  # datasets in the file itself, with their first names
     others: dict[str, str] = {}
     with reading("h5concat", path) as file:
         groups = {"/": _attributes(file)}
@@ -113,9 +112,9 @@ def common_names(files: Sequence[Contents]) -> dict[str, str]:
 
 
 def join(files: Sequence[Sequence[Contents]], axes: Shape) -> tuple[list[Joined], list[str]]:
-    """Return the datasets to make of rows of files, and the names of those that are only kept.
+    """Return the datasets to make from rows of files, and the names of those only kept.
 
-    Kept are those that have no such axis and those of strings: all files must have the same.
+    Datasets without such an axis and those of strings are not joined: all files must have the same.
     Rows are joined along the last of `axes`, then with each other along the first.
 
     Raises
@@ -159,7 +158,7 @@ def _describe(path: str, name: str, item: h5py.Dataset) -> Stored:
     stored, raw = stored_dtype(item), item.dtype
     numbers = stored.kind in "biuf" and item.shape is not None
     offset = None
-    # Only elements that lie in the file as NumPy has them can be copied without h5py.
+    # Only elements that are stored in NumPy's format can be copied without h5py.
     if numbers and item.id.get_type() == h5py.h5t.py_create(raw, logical=True):
         offset = item.id.get_offset()
     bitfield = item.id.get_type().get_class() == h5py.h5t.BITFIELD
@@ -173,7 +172,7 @@ def _describe(path: str, name: str, item: h5py.Dataset) -> Stored:
 
 
 def _attributes(item: Any) -> dict[str, Any]:
-    """Return attributes; references are left out: they point into the file they are from."""
+    """Return attributes without references, which point into their own file."""
     names = [
         name for name in item.attrs
         if not h5py.check_ref_dtype(_base(item.attrs.get_id(name).dtype))
@@ -182,7 +181,7 @@ def _attributes(item: Any) -> dict[str, Any]:
 
 
 def _base(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    if dtype.names:  # a compound, such as those of dimension scales: by its first field
+    if dtype.names:  # a compound, such as a dimension scale's: use its first field
         return _base(dtype[0])
     inner = h5py.check_vlen_dtype(dtype)
     return dtype if inner in (None, str, bytes) else np.dtype(inner)
@@ -198,7 +197,7 @@ def _check_names(first: Contents, other: Contents) -> None:
 
 
 def _check_attributes(parts: list[Stored]) -> None:
-    """Elements that only an attribute says how to read (bfloat16) must all be read alike."""
+    """Raise if only some datasets are bfloat16, which only an attribute says."""
     marks = [str(part.attributes.get("fastseq")) for part in parts]
     for part, mark in zip(parts, marks, strict=True):
         if mark != marks[0] and "bfloat16" in (mark + marks[0]):

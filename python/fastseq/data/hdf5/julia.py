@@ -1,4 +1,4 @@
-"""Values that Julia has printed: read as literals, never run."""
+"""Parser of values printed by Julia: literals only, code is never run."""
 
 from __future__ import annotations
 
@@ -37,14 +37,13 @@ def parse_julia(text: str) -> Any:
     text
         Numbers, ``true``, ``false``, ``nothing``, strings, symbols (which become strings), ranges
         and arrays (which become NumPy arrays if they hold numbers, else lists), tuples, named
-        tuples and ``Dict``s (which become dicts), as Julia prints them. A text that begins and
-        ends with a quotation mark is the string between, whatever it holds: that is how
-        HDF5Utils.jl writes strings.
+        tuples and ``Dict``s (which become dicts), as Julia prints them. A text in quotation marks
+        is the string between them, whatever it holds: that is how HDF5Utils.jl writes strings.
 
     Raises
     ------
     ValueError
-        It is anything else.
+        It is something else.
 
     Examples
     --------
@@ -70,7 +69,7 @@ def parse_julia(text: str) -> Any:
 
 
 class _Parser:
-    """Recursive descent over the tokens of a text; `kind` and `text` are the next one."""
+    """Recursive descent over the tokens of a text; `kind` and `text` describe the next one."""
 
     def __init__(self, source: str) -> None:
         self._source = source
@@ -79,7 +78,7 @@ class _Parser:
         self._next()
 
     def _next(self) -> str:
-        """Go on to the next token; return the text of the one before."""
+        """Advance to the next token; return the text of the one before."""
         before = self.text
         match = _TOKEN.match(self._source, self._at)
         if match is None:
@@ -161,7 +160,7 @@ class _Parser:
         return pairs
 
     def _parameters(self) -> None:
-        """Pass over type parameters, which say nothing that the values don't."""
+        """Skip type parameters: the values say the same."""
         depth, at = 1, self._at  # after the brace
         while depth and at < len(self._source):
             depth += {"{": 1, "}": -1}.get(self._source[at], 0)
@@ -194,7 +193,7 @@ class _Parser:
         return found
 
     def _tuple(self) -> Any:
-        """Read up to the closing parenthesis: a tuple, or a named one, which becomes a dict."""
+        """Read up to the closing parenthesis: a tuple, or a named tuple, which becomes a dict."""
         names: list[str] = []
         values: list[Any] = []
         while not self._skip(")"):

@@ -1,4 +1,4 @@
-"""HDF5 datasets that are read, or written, only where they are sliced."""
+"""HDF5 datasets that are read or written only where they are sliced."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ __all__ = ["LazyDataset"]
 
 
 class LazyDataset:
-    """An HDF5 dataset, or a box cut out of it, that behaves as a memory map does.
+    """An HDF5 dataset, or a box cut out of it, that behaves like a memory map.
 
     Slicing with step 1 gives another `LazyDataset` and reads nothing; any other index, and
-    `numpy.asarray`, read. Mapped with ``mode="r+"`` it can be assigned to by such slices. The file
-    is opened in the process that reads or writes first; what is pickled is path and name.
+    `numpy.asarray`, read. Mapped with ``mode="r+"``, it can be assigned to by such slices. The file
+    is opened on first use in each process; path and name are pickled, not the data.
 
     Attributes
     ----------
     path, name
         The file and the dataset in it.
     shape, dtype
-        Of this box, as it is stored.
+        Shape and stored dtype of this box.
     starts
-        Where this box begins in the dataset.
+        Where this box starts in the dataset.
     mode
         ``"r"`` or ``"r+"``.
     cached
-        Whether HDF5 may keep decompressed chunks, some megabytes of them.
+        Whether HDF5 may keep decompressed chunks, a few megabytes of them.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class LazyDataset:
         self._watch: FileWatch | None = None
 
     def watched(self) -> LazyDataset:
-        """Return the same dataset; reading is an error once its file has changed after a read."""
+        """Return the same dataset, with an error if its file changes after the first read."""
         other = copy.copy(self)
         other._watch = FileWatch()
         return other
@@ -100,7 +100,7 @@ class LazyDataset:
         if not values.size:
             return
         with box.opened(writable=True) as dataset:
-            if dataset.dtype != self.dtype:  # a bitfield, which h5py takes for uint8
+            if dataset.dtype != self.dtype:  # a bitfield, which h5py treats as uint8
                 values = values.astype(self.dtype).view(dataset.dtype)
             dataset[box.selection()] = values
 
@@ -120,14 +120,14 @@ class LazyDataset:
             It cannot be read, or has changed (see `watched`); the message names file, dataset and
             box.
         ValueError
-            The dataset is not any more what it was when it was mapped.
+            The dataset's shape or dtype has changed since it was mapped.
         """
         if not out.size:
             return
         with self.opened() as dataset:
             if self._watch is not None:
                 self._watch.begin(dataset)
-            bits = dataset.dtype != self.dtype  # a bitfield, which h5py takes for uint8
+            bits = dataset.dtype != self.dtype  # a bitfield, which h5py treats as uint8
             target = out.view(dataset.dtype) if bits else out
             box = ", ".join(f"{s.start}:{s.stop}" for s in self.selection())
             try:
@@ -151,7 +151,7 @@ class LazyDataset:
 
     @contextmanager
     def opened(self, *, writable: bool = False) -> Iterator[h5py.Dataset]:
-        """Hold the whole dataset as this process has it open; the same one every time."""
+        """Hold the whole dataset, opened once per process."""
         file = self._shared_file()
         with file.dataset(self.name, writable=writable, cached=self.cached) as dataset:
             now = dataset.shape
@@ -167,7 +167,7 @@ class LazyDataset:
             yield dataset
 
     def release(self) -> None:
-        """Let other processes open the file, if this one has written to it."""
+        """Let other processes open the file after this one has written to it."""
         self._shared_file().release()
 
     def _shared_file(self) -> SharedFile:
@@ -176,11 +176,11 @@ class LazyDataset:
         return self._file
 
     def selection(self) -> tuple[slice, ...]:
-        """Return where in the dataset this box is."""
+        """Return this box's slices of the dataset."""
         return tuple(slice(a, a + n) for a, n in zip(self.starts, self.shape, strict=True))
 
     def _cut(self, index: Any) -> tuple[LazyDataset, tuple[Any, ...]]:
-        """Return the smallest box that `index` needs, and what is left to index in that box."""
+        """Return the smallest box that `index` needs, and the remaining index into that box."""
         pieces = list(index) if isinstance(index, tuple) else [index]
         used = sum(_axes(piece) for piece in pieces)
         if used > self.ndim:
@@ -215,7 +215,7 @@ class LazyDataset:
 
 
 def _axes(piece: Any) -> int:
-    """How many axes a part of an index stands for."""
+    """Return how many axes a part of an index covers."""
     if piece is None or piece is Ellipsis:
         return 0
     if isinstance(piece, bool | np.bool_ | list | np.ndarray):

@@ -1,4 +1,4 @@
-"""bfloat16 tensors in HDF5 files, of which nothing is read yet."""
+"""bfloat16 tensors in HDF5 files, read lazily."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ __all__ = ["LazyTensor", "as_bfloat16"]
 
 
 class LazyTensor:
-    """A bfloat16 tensor that `h5save` has saved, or a box cut out of it.
+    """A bfloat16 tensor saved by `h5save`, or a box cut out of it.
 
     Slicing with step 1 gives another `LazyTensor` and reads nothing; any other index, and `read`,
-    give a tensor. `numpy.asarray` gives float32, as NumPy lacks bfloat16. It is no memory map: when
-    its file is cut short, reading is an error, where a map's memory would end the process. Pickles.
+    give a tensor. `numpy.asarray` gives float32, as NumPy lacks bfloat16. It is not a memory map:
+    reading a truncated file raises, while a map would end the process. Can be pickled.
 
     Attributes
     ----------
     raw
-        The uint16 that it is stored as: a `LazyDataset`, or an `h5py.Dataset` of a file that
-        cannot be opened again.
+        The stored uint16 elements: a `LazyDataset`, or an `h5py.Dataset` of a file that cannot be
+        reopened.
     shape, dtype
-        Those of the tensor.
+        The tensor's.
 
     Examples
     --------
@@ -49,7 +49,7 @@ class LazyTensor:
 
     @classmethod
     def of(cls, dataset: h5py.Dataset) -> LazyTensor:
-        """Return an open dataset of bfloat16 as one that can be read by another thread."""
+        """Return an open bfloat16 dataset in a form that another thread can read."""
         place = readable_by(dataset)
         if place is None:
             return cls(dataset)
@@ -71,7 +71,7 @@ class LazyTensor:
         return LazyTensor(part) if isinstance(part, LazyDataset) else as_bfloat16(part)
 
     def read(self) -> Tensor:
-        """Return all of it.
+        """Return the whole tensor.
 
         Raises
         ------
@@ -87,7 +87,7 @@ class LazyTensor:
         return array if dtype is None else array.astype(dtype, copy=False)
 
     def watched(self) -> LazyTensor:
-        """Return the same; see `LazyDataset.watched`."""
+        """Return the same tensor, watched; see `LazyDataset.watched`."""
         return LazyTensor(self.raw.watched()) if isinstance(self.raw, LazyDataset) else self
 
 

@@ -1,4 +1,4 @@
-"""What a file holds, links followed: those within it, and those into other files."""
+"""Contents of a file with links followed, within it and into other files."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ __all__ = ["DeadLink", "dead_link", "walk"]
 
 
 class DeadLink(NamedTuple):
-    """A link to something that is not there; `text` says to what."""
+    """A link to something missing; `text` says what."""
 
     text: str
 
 
 def dead_link(group: h5py.Group, name: str) -> DeadLink | None:
-    """Return what a name in a group leads to, if it is a link to what is not there.
+    """Return where a name in a group leads, if it is a link to something missing.
 
     Examples
     --------
@@ -42,12 +42,12 @@ def dead_link(group: h5py.Group, name: str) -> DeadLink | None:
 def walk(
     group: h5py.Group, above: tuple[h5py.Group, ...] = ()
 ) -> Iterator[tuple[str, h5py.Dataset | h5py.Group | DeadLink]]:
-    """Yield names and what they lead to, of a group and the groups in it; none within itself.
+    """Yield names and objects of a group and its subgroups; cycles are skipped.
 
     Raises
     ------
     KeyError
-        Something is there that cannot be opened: the file is damaged.
+        An object cannot be opened: the file is damaged.
     """
     above = (*above, group)
     for key in group:

@@ -1,4 +1,4 @@
-"""Datasets of HDF5 files as memory maps where that is possible."""
+"""HDF5 datasets as memory maps where possible."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["element_offset", "h5mmap", "map_elements", "readable_by", "sliced"]
 def h5mmap(
     path: str | os.PathLike[str], name: str, mode: str = "r"
 ) -> np.memmap[Any, Any] | LazyDataset:
-    """Map a dataset of an HDF5 file: nothing is read until it is sliced and used.
+    """Map a dataset of an HDF5 file; nothing is read until it is sliced and used.
 
     Parameters
     ----------
@@ -35,9 +35,9 @@ def h5mmap(
     Returns
     -------
     numpy.memmap or LazyDataset
-        A memory map where the dataset lies in one piece in the file, else (chunked, compressed,
-        virtual) an object that opens the file in the process that reads or writes. Both slice
-        lazily, pickle, and go into `fit` and `predict` as they are; with ``mode="r+"`` both can be
+        A memory map if the dataset is contiguous in the file, else (chunked, compressed, virtual)
+        an object that opens the file in the process that reads or writes. Both slice lazily, can
+        be pickled, and can be passed to `fit` and `predict`; with ``mode="r+"`` both can be
         assigned to by slices.
 
     Raises
@@ -47,16 +47,16 @@ def h5mmap(
     OSError
         It may not be read or written, or another process has locked it.
     ValueError
-        It is no HDF5 file, or is cut short, or there is no such dataset (the message lists the
-        ones there are), or it is empty, or what it is made of is missing: the files of a virtual
-        one or of raw data, a filter's plugin.
+        It is no HDF5 file or is truncated; there is no such dataset (the message lists those that
+        exist); or the dataset is empty or lacks a part: files of a virtual dataset or of raw data,
+        a filter's plugin.
     TypeError
-        NumPy has no type for what the dataset holds, such as bfloat16.
+        NumPy has no type for the dataset's elements, such as bfloat16.
 
     Notes
     -----
-    A file that another process is writing to in HDF5's mode for that (SWMR) is read, not mapped:
-    as it was when this process opened it.
+    A file that another process is writing to in HDF5's SWMR mode is read, not mapped: as it was
+    when this process opened it.
 
     Examples
     --------
@@ -81,9 +81,9 @@ def h5mmap(
 
 
 def map_elements(path: str, name: str, mode: str = "r") -> np.memmap[Any, Any] | LazyDataset:
-    """Map a dataset as `h5mmap` does, bfloat16 as the uint16 that it is stored as.
+    """Map a dataset as `h5mmap` does, but bfloat16 as the stored uint16.
 
-    It must be in the file itself, not behind a link to another one.
+    It must be in the file itself, not behind a link to another file.
     """
     file = shared_file(path)
     with file.dataset(name) as dataset:
@@ -91,10 +91,10 @@ def map_elements(path: str, name: str, mode: str = "r") -> np.memmap[Any, Any] |
         unwritten = _unwritten(dataset)
     if mode == "r+" and unwritten:
         with file.dataset(name, writable=True) as dataset:
-            # HDF5 gives a dataset its place in the file when the first element is written.
+            # HDF5 allocates a dataset's space in the file when the first element is written.
             dataset[(0,) * dataset.ndim] = dataset.fillvalue
     with file.dataset(name) as dataset:
-        # Not what somebody writes to: HDF5 reads it so that it is of one piece.
+        # Not a file that is being written to: HDF5 reads it consistently.
         offset = None if dataset.file.swmr_mode else element_offset(dataset)
     if offset is None:
         return lazy
@@ -113,30 +113,30 @@ def readable_by(
 ) -> tuple[str, str] | None:
     """Return path and name by which an open dataset can be read without its handle, or None.
 
-    `home` is its `location`, where that is known. What is in a file that is open for writing can be
-    read where it lies in one piece: nobody else may open the file meanwhile.
+    `home` is its `location`, if known. A dataset in a file open for writing must be contiguous:
+    nobody else may open the file meanwhile.
     """
     if dataset.file.mode != "r":
-        dataset.file.flush()  # what was just written is to be read from the file
+        dataset.file.flush()  # so that recent writes can be read from the file
         if dataset.file.swmr_mode or element_offset(dataset) is None:
             return None
     return home or location(dataset)
 
 
 def sliced(dataset: h5py.Dataset) -> Any:
-    """Return what to slice where a dataset must be read by its handle: a copy of what is in memory.
+    """Return a dataset to slice by its own handle, or a copy of it if the file is in memory.
 
     Raises
     ------
     ValueError
-        Something that it is made of is missing.
+        A part of it is missing.
     """
     check_readable(dataset)
     return dataset[()] if dataset.file.driver == "core" else dataset
 
 
 def _unwritten(dataset: h5py.Dataset) -> bool:
-    """Whether a dataset is to lie in one piece, but has no place in the file yet."""
+    """Return whether a dataset will be contiguous, but has no space in the file yet."""
     contiguous = dataset.id.get_create_plist().get_layout() == h5py.h5d.CONTIGUOUS
     return bool(
         contiguous
@@ -148,13 +148,13 @@ def _unwritten(dataset: h5py.Dataset) -> bool:
 
 
 def element_offset(dataset: h5py.Dataset) -> int | None:
-    """Where a dataset begins in the file, if its bytes there are an array's of `stored_dtype`."""
+    """Return a dataset's offset in the file, if its bytes are an array of `stored_dtype`."""
     offset: int | None = dataset.id.get_offset()
     return offset if dataset.size and _plain(dataset) else None
 
 
 def _plain(dataset: h5py.Dataset) -> bool:
-    """Whether stored elements are NumPy's, byte for byte: no pointers, no types HDF5 converts."""
+    """Return whether stored elements are NumPy's bytes: no pointers, no converted types."""
     dtype, stored = dataset.dtype, dataset.id.get_type()
     if dtype.hasobject or stored.get_size() != dtype.itemsize:
         return False
@@ -164,5 +164,5 @@ def _plain(dataset: h5py.Dataset) -> bool:
 
 @functools.lru_cache
 def _type_of(dtype: np.dtype[Any]) -> Any:
-    """Return what HDF5 calls a dtype."""
+    """Return HDF5's type for a dtype."""
     return h5py.h5t.py_create(dtype)

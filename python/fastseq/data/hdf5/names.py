@@ -1,4 +1,4 @@
-"""The order of names that hold numbers."""
+"""Natural order of names that contain numbers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["natural_key"]
 
 
 def natural_key(name: str) -> list[tuple[int, str]]:
-    """Return what sorts names by the numbers in them.
+    """Return a sort key that orders names by the numbers in them.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""HDF5 files: opened with messages that name them, and written beside their target."""
+"""Opening HDF5 files with errors that name them, and writing them beside their target."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 @contextlib.contextmanager
 def damage(caller: str, path: str) -> Iterator[None]:
-    """Turn what HDF5 says of a damaged file into a ValueError that names the file."""
+    """Turn HDF5's errors about a damaged file into a ValueError that names the file."""
     try:
         yield
     except (OSError, RuntimeError, KeyError, ArithmeticError) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # the system's: permissions, too many open files
+            raise  # the system's errors: permissions, too many open files
         raise ValueError(
             f"{caller}: {path} cannot be read: it is damaged, or no HDF5 file ({error})"
         ) from error
@@ -50,9 +50,9 @@ def reading(caller: str, path: str | os.PathLike[str]) -> Iterator[h5py.File]:
 
 @contextlib.contextmanager
 def replacing(caller: str, path: str | os.PathLike[str]) -> Iterator[str]:
-    """Yield the name of a new file beside `path`, which takes its place if the body succeeds.
+    """Yield the name of a new file beside `path` that replaces it if the body succeeds.
 
-    Otherwise the new file is removed, and what was there before stays as it was.
+    Otherwise the new file is removed and `path` stays as it was.
 
     Raises
     ------
@@ -72,7 +72,7 @@ def replacing(caller: str, path: str | os.PathLike[str]) -> Iterator[str]:
         with atomic_file.replacing(Path(target)) as beside:
             yield str(beside)
     except (OSError, RuntimeError) as error:
-        # HDF5 tells the system's error in its text only, and as a RuntimeError when it closes.
+        # HDF5 gives the system's error only as text, and on closing as a RuntimeError.
         told = re.search(r"errno = (\d+)", str(error))
         number = int(told[1]) if told else getattr(error, "errno", None)
         if number not in _NO_SPACE:

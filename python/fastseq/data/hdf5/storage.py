@@ -1,4 +1,4 @@
-"""What a dataset's storage needs beside its own file: filters, and files of raw data."""
+"""What a dataset's storage needs besides its own file: filters, and files of raw data."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ __all__ = ["raw_files", "storage_faults"]
 def storage_faults(dataset: h5py.Dataset) -> list[str]:
     """Return why a dataset's elements cannot be read, one line each; empty if they can.
 
-    HDF5 reads zeros where a file of raw data has been cut short, without a word.
+    HDF5 silently reads zeros where a file of raw data has been truncated.
     """
     try:
         return [*_missing_filters(dataset), *_short_files(dataset)]
-    except RuntimeError as error:  # HDF5's, of addresses that are none
+    except RuntimeError as error:  # from HDF5, on invalid addresses
         return [f"the file is damaged ({error})"]
 
 
 def raw_files(dataset: h5py.Dataset) -> dict[str, int]:
-    """Return the files of raw data that a dataset is kept in, and how many bytes each must have."""
+    """Return a dataset's files of raw data, and how many bytes each must have."""
     files: dict[str, int] = {}
     left = int(dataset.nbytes) if dataset.external else 0
     for name, offset, size in dataset.external or ():
@@ -33,7 +33,7 @@ def raw_files(dataset: h5py.Dataset) -> dict[str, int]:
 
 
 def _raw_path(dataset: h5py.Dataset, name: str) -> str:
-    """Return where HDF5 looks for a file of raw data: relative to the working directory at last."""
+    """Return where HDF5 looks for a file of raw data: by default in the working directory."""
     prefix = os.environ.get("HDF5_EXTFILE_PREFIX") or os.fsdecode(
         dataset.id.get_access_plist().get_efile_prefix()
     )

@@ -1,4 +1,4 @@
-"""Nested dicts of arrays and scalars in HDF5 files. Loading never runs code."""
+"""Saving and loading nested dicts of arrays and scalars. Loading never runs code."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from .virtual import check_readable
 
 __all__ = ["h5load", "h5save"]
 
-# The attribute that tells what Python had where HDF5 cannot: "file" (on the root: written by
-# `h5save`), "list", "tuple", "array" (without dimensions), "tensor", "bfloat16".
+# The attribute for Python types that HDF5 lacks: "file" (on the root: written by `h5save`), "list",
+# "tuple", "array" (without dimensions), "tensor", "bfloat16".
 _MARK = "fastseq"
 
 
@@ -36,17 +36,17 @@ def h5save(dst: str | os.PathLike[str], tree: dict[str, Any]) -> None:
         The file to write; it is written beside its target and renamed.
     tree
         A dict with strings as keys, of NumPy arrays, torch tensors, ``int``, ``float``, ``bool``,
-        ``str``, None, and dicts, lists and tuples of these. Arrays become datasets of the keys'
-        names, dicts groups; lists become groups with the datasets ``0``, ``1``, …
+        ``str``, None, and dicts, lists and tuples of these. Arrays become datasets named by their
+        keys, dicts groups; lists become groups with the datasets ``0``, ``1``, …
 
     Raises
     ------
     TypeError
         It holds something else; the message says where.
     ValueError
-        A key is no name for HDF5, an integer has more than 64 bits, or a string a NUL character.
+        A key is no valid HDF5 name, an integer has more than 64 bits, or a string a NUL character.
     OSError
-        The disk is full: a file that was there before stays.
+        The disk is full; an existing file stays as it was.
 
     Examples
     --------
@@ -75,20 +75,20 @@ def h5load(src: str | os.PathLike[str], *, mmap: bool = False, literals: bool = 
         The file. Tensors come back as tensors, lists as lists, tuples as tuples; strings in arrays
         as an array of strings; Julia's ``Bool`` as bool.
     mmap
-        Give arrays and tensors as `h5mmap` does, so that nothing of them is read yet. bfloat16
-        tensors become `LazyTensor`: sliced lazily, too, with ``read()`` for the tensor itself.
+        Return arrays and tensors as `h5mmap` does, without reading them. bfloat16 tensors become
+        `LazyTensor`: also sliced lazily, with ``read()`` for the tensor itself.
     literals
-        HDF5Utils.jl writes fields that are no arrays as Julia source text, in a group
-        ``nonarray``. They are taken among the file's other fields, and parsed if they are
-        literals: numbers, strings, arrays, tuples, ``Dict``s. With False, texts stay texts.
+        HDF5Utils.jl writes fields that are not arrays as Julia source text, in a group
+        ``nonarray``. They are merged into the file's other fields and parsed as literals: numbers,
+        strings, arrays, tuples, ``Dict``s. With False, they stay text.
 
     Raises
     ------
     FileNotFoundError
         There is no such file.
     ValueError
-        It is no HDF5 file, or damaged; a virtual dataset's sources are missing; a text is no
-        literal, and what it is.
+        It is no HDF5 file, or damaged; a virtual dataset's sources are missing; or a text is no
+        literal (the message shows it).
     TypeError
         A dataset holds compounds, references or other things that are neither numbers nor strings.
     MemoryError
@@ -160,7 +160,7 @@ def _save(group: h5py.Group, key: str, value: Any) -> None:
                 f"h5save: HDF5 has no strings with NUL characters, got one for {key!r} in "
                 f"{group.name!r}"
             )
-        # not through h5py's own conversion, which lets half a surrogate pair pass
+        # not by h5py's own conversion, which accepts half a surrogate pair
         group.create_dataset(key, data=value.encode(), dtype=h5py.string_dtype())
     elif isinstance(value, bool | int | float):
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
@@ -245,7 +245,7 @@ def _load_dataset(dataset: h5py.Dataset, mmap: bool) -> Any:
     _check_memory(dataset)
     if text is not None:
         return _strings(dataset)
-    # dtypes are equal unless it is a bitfield, which h5py takes for an integer
+    # dtypes are equal unless it is a bitfield, which h5py treats as an integer
     array = np.asarray(dataset[()]).astype(dtype, copy=False)
     if mark == "bfloat16" and array.dtype == np.uint16:
         return torch.from_numpy(array).view(torch.bfloat16)
@@ -275,12 +275,12 @@ def _strings(dataset: h5py.Dataset) -> Any:
 
 
 def decode(text: bytes) -> str:
-    """Return a fixed string's text: NULs at the end are padding, half a character a cut.
+    """Decode a fixed-length string: trailing NULs are padding, a truncated character is marked.
 
     Raises
     ------
     UnicodeDecodeError
-        It is not UTF-8 elsewhere.
+        It is otherwise not UTF-8.
 
     Examples
     --------

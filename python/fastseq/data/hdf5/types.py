@@ -1,4 +1,4 @@
-"""What the elements of HDF5 datasets are."""
+"""Element types of HDF5 datasets."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ __all__ = ["is_bfloat16", "stored_dtype"]
 def stored_dtype(dataset: h5py.Dataset) -> np.dtype[Any]:
     """Return the dtype that a dataset's elements are read as.
 
-    Bitfields of one byte, which is how Julia stores ``Bool``, are bool; h5py takes them for uint8.
-    Their bytes are 0 or 1, so what h5py reads, or a memory map, may be viewed as this dtype.
+    One-byte bitfields, as Julia stores ``Bool``, are bool; h5py treats them as uint8. Their bytes
+    are 0 or 1, so an array that h5py reads, or a memory map, may be viewed as this dtype.
 
     Raises
     ------
@@ -33,5 +33,5 @@ def stored_dtype(dataset: h5py.Dataset) -> np.dtype[Any]:
 
 
 def is_bfloat16(dataset: h5py.Dataset) -> bool:
-    """Whether the elements are bfloat16, which `h5save` stores as uint16 with a mark."""
+    """Return whether the elements are bfloat16, which `h5save` stores as marked uint16."""
     return bool(dataset.dtype == np.uint16 and dataset.attrs.get("fastseq") == "bfloat16")

@@ -1,6 +1,6 @@
-"""Whether all that a dataset is made of is there: sources of virtual ones, filters, raw data.
+"""Checks that all parts of a dataset exist: a virtual dataset's sources, filters, raw data.
 
-HDF5 gives fill values in place of a virtual dataset's missing sources, without a word.
+HDF5 silently returns fill values for a virtual dataset's missing sources.
 """
 
 from __future__ import annotations
@@ -24,14 +24,13 @@ __all__ = [
 
 
 def check_readable(dataset: h5py.Dataset) -> None:
-    """Raise unless all that a dataset is made of is there.
+    """Raise unless all parts of a dataset exist.
 
     Raises
     ------
     ValueError
-        A filter's plugin or a file of raw data is missing; or, of a virtual dataset, a source's
-        file or dataset, or it is smaller than what is taken from it. The message names the first
-        three.
+        A filter's plugin or a file of raw data is missing; or a virtual dataset's source is missing
+        (file or dataset) or smaller than what is taken from it. The message names the first three.
     """
     missing = missing_sources(dataset)
     if missing and not dataset.is_virtual:
@@ -48,7 +47,7 @@ def check_readable(dataset: h5py.Dataset) -> None:
 
 
 def missing_sources(dataset: h5py.Dataset) -> list[str]:
-    """Return what keeps a dataset from being read, one line each: sources, filters, raw data.
+    """Return why a dataset cannot be read, one line each: sources, filters, raw data.
 
     Examples
     --------
@@ -64,7 +63,7 @@ def missing_sources(dataset: h5py.Dataset) -> list[str]:
 
 
 def source_files(dataset: h5py.Dataset) -> list[str]:
-    """Return the files that a dataset is made of, beside its own: a virtual one's, raw data."""
+    """Return a dataset's files besides its own: a virtual dataset's sources, raw data."""
     files: set[str] = set(raw_files(dataset))
     _missing(dataset, set(), files)
     return sorted(files)
@@ -88,12 +87,12 @@ def resolve_source(dataset: h5py.Dataset, name: str) -> str | None:
     prefixes = [p.replace("${ORIGIN}", folder) for p in prefixes]
     prefixes += [folder, "", os.path.dirname(os.path.realpath(virtual_file))]
     found = (os.path.join(prefix, name) for prefix in prefixes)
-    # realpath: ".." leads out of where a linked folder really is
+    # realpath: ".." leads out of a linked folder's real place
     return next((os.path.realpath(path) for path in found if os.path.isfile(path)), None)
 
 
 def _missing(dataset: h5py.Dataset, seen: set[tuple[str, str]], files: set[str]) -> list[str]:
-    """Return what is missing, and note what is there: sources in `seen`, their files in `files`."""
+    """Return what is missing; add sources found to `seen`, and their files to `files`."""
     if not dataset.is_virtual:
         return storage_faults(dataset)
     missing: list[str] = []
@@ -119,7 +118,7 @@ def _lacking(
     found = file.get(name)
     if not isinstance(found, h5py.Dataset):
         return [f"there is no dataset {name!r} in {file.filename}"]
-    files.update([os.path.abspath(found.file.filename), *raw_files(found)])  # links lead elsewhere
+    files.update([os.path.abspath(found.file.filename), *raw_files(found)])  # it may be linked
     if source.src_space.get_select_type() == h5py.h5s.SEL_ALL:
         placed = selected(source.vspace)
         if placed is not None and found.size < placed.points:
@@ -139,7 +138,7 @@ def _lacking(
 
 
 class Selected(NamedTuple):
-    """A part of a dataset: the box `begin` to `end` around it, and how many elements there are."""
+    """A part of a dataset: its bounding box, `begin` to `end`, and its number of elements."""
 
     begin: tuple[int, ...]
     end: tuple[int, ...]
@@ -147,15 +146,15 @@ class Selected(NamedTuple):
 
 
 def selected(space: Any) -> Selected | None:
-    """Return what is selected of a dataset; None if it has no end, but grows with its source."""
+    """Return what is selected of a dataset; None if it is unlimited and grows with its source."""
     try:
         first, last = space.get_select_bounds()
         points = int(space.get_select_npoints())
-    except RuntimeError:  # all that HDF5 says of an unlimited selection
+    except RuntimeError:  # HDF5's only sign of an unlimited selection
         return None
     return Selected(tuple(map(int, first)), tuple(int(end) + 1 for end in last), points)
 
 
 def plain_name(name: str) -> str:
-    """Undo HDF5's escapes; of names that stand for numbered blocks, return the first."""
+    """Undo HDF5's escapes; for a name of numbered blocks, return the first block's."""
     return re.sub(r"%%|%\d*b", lambda escape: "%" if escape[0] == "%%" else "0", name)

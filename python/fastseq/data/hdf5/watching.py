@@ -1,4 +1,4 @@
-"""Whether files are still what they were when reading began."""
+"""Checks that files have not changed since reading started."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ __all__ = ["FileWatch"]
 
 
 class FileWatch:
-    """Notes a dataset's file, and those of a virtual one's sources, when they are read first.
+    """Record the state of a dataset's file, and of its sources' files, at the first read.
 
-    What is written to them afterwards may be in half of what is read: it is an error, unless it is
-    written so that it may be read meanwhile (SWMR).
+    Later writes might show up in part of the data read, so they are an error, unless the file is
+    written in SWMR mode.
     """
 
     def __init__(self) -> None:
         self._states: dict[str, os.stat_result] = {}
 
     def begin(self, dataset: h5py.Dataset) -> None:
-        """Note what the files are now; the first call only."""
+        """Record the files' state; only the first call does."""
         if not self._states and not dataset.file.swmr_mode:
             paths = [os.path.abspath(dataset.file.filename), *source_files(dataset)]
             self._states = {path: os.stat(path) for path in paths}
 
     def check(self) -> None:
-        """Raise if a file is another one than it was.
+        """Raise if a file has changed.
 
         Raises
         ------
         ReadError
-            What happened to which file.
+            A file has changed; the message says which, and how.
         """
         for path, before in self._states.items():
             try:

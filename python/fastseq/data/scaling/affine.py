@@ -1,4 +1,4 @@
-"""Scaling every feature to mean 0 and deviation 1, by what one pass over the data measures."""
+"""Scaling of every feature to mean 0 and deviation 1, measured in one pass over the data."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ _NORMAL_RANGE = 1.349
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Affine:
-    """What scales the features of one array: ``(value - center) / scale``, computed in fp64.
+    """Scaling of one array's features: ``(value - center) / scale``, computed in fp64.
 
     Parameters
     ----------
     center, scale
         fp64, in the shape of one sample, ``(F, …)``.
     wide
-        Whether the values hold more than fp32 can, as is then so for what is scaled back.
+        Whether the values exceed fp32's precision; values scaled back are then fp64.
 
     Examples
     --------
@@ -65,7 +65,7 @@ class Affine:
         return (slab.double() * scale + center).to(self.dtype_of(slab.dtype))
 
     def dtype_of(self, dtype: torch.dtype) -> torch.dtype:
-        """Return the dtype of what is scaled back from `dtype`."""
+        """Return the dtype of values scaled back from `dtype`."""
         return torch.promote_types(dtype, torch.float64 if self.wide else torch.float32)
 
 
@@ -75,7 +75,7 @@ def measure(
     structure: Mapping[str, Tree],
     replicas: Replicas,
 ) -> dict[str, Tree]:
-    """Find what scales each feature, in one pass. Collective; the same bits on all ranks.
+    """Measure each feature's scaling in one pass. Collective; bitwise equal on all ranks.
 
     Parameters
     ----------
@@ -87,16 +87,16 @@ def measure(
         NaN where there is no value, and a bool ``(S, B)`` of the samples that count, or None if
         all do.
     structure
-        Trees of tensors like those in `batches`; empty ones, ``(0, 0, F, …)``, will do. What is
-        fp64 here is `Affine.wide`.
+        Trees of tensors like those in `batches`; empty ones, ``(0, 0, F, …)``, will do. fp64
+        tensors here set `Affine.wide`.
     replicas
         The ranks.
 
     Returns
     -------
     dict
-        For each name a tree with an `Affine` for every array; None for those of integers or
-        booleans (class labels).
+        For each name a tree with an `Affine` for every array; None for integers or booleans (class
+        labels).
 
     Raises
     ------
@@ -166,12 +166,12 @@ def _affine(statistic: Moments | Quantiles, path: str, leaf: Tensor, replicas: R
 def paired(
     tree: Tree, affines: Tree, name: str, features: Callable[[Any], tuple[int, ...]]
 ) -> list[tuple[Any, Affine | None]]:
-    """Return the leaves of a tree, each with what scales it; `features` tells a leaf's.
+    """Return the leaves of a tree with their scalings; `features` returns a leaf's features.
 
     Raises
     ------
     ValueError
-        They are not like those that were measured.
+        Structure or features differ from those that were measured.
 
     Examples
     --------
@@ -202,7 +202,7 @@ def paired(
 
 
 def scaling_state(scaling: Tree) -> dict[str, Any]:
-    """Return a tree of `Affine` and None as nested dicts of tensors, to be saved.
+    """Return a tree of `Affine` and None as nested dicts of tensors, for saving.
 
     Examples
     --------
@@ -225,12 +225,12 @@ def scaling_state(scaling: Tree) -> dict[str, Any]:
 
 
 def scaling_from_state(state: Mapping[str, Any]) -> Tree:
-    """Return the tree of `Affine` and None that `scaling_state` was given; lists become tuples.
+    """Return the tree of `Affine` and None that `scaling_state` got; lists become tuples.
 
     Parameters
     ----------
     state
-        As returned, of tensors or of arrays.
+        As returned by `scaling_state`, of tensors or arrays.
 
     Raises
     ------

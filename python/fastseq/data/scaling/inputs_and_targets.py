@@ -1,4 +1,4 @@
-"""How an estimator scales its inputs and targets, and goes back."""
+"""How an estimator scales its inputs and targets, and undoes it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ __all__ = ["Scaling"]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scaling:
-    """What scales inputs and targets, feature by feature.
+    """Scaling of inputs and targets, feature by feature.
 
     Parameters
     ----------
     x, y
-        Trees of `Affine`, in the structure of inputs and targets; None where nothing is scaled.
+        Trees of `Affine`, in the structure of inputs and targets; None: not scaled.
 
     Examples
     --------
@@ -50,14 +50,14 @@ class Scaling:
         methods: tuple[str | None, str | None],
         replicas: Replicas,
     ) -> Scaling:
-        """Find it in one pass over what `chunks` are on this rank. Collective.
+        """Measure the scaling in one pass over this rank's `chunks`. Collective.
 
         Parameters
         ----------
         data
             The data.
         chunks
-            This rank's part of them.
+            This rank's part of the data.
         methods
             For inputs and for targets: ``"standard"``, ``"robust"`` or None; see `Spec`.
         replicas
@@ -85,7 +85,7 @@ class Scaling:
         return cls(found.get("x"), found.get("y"))
 
     def apply(self, xs: Tree, dtype: torch.dtype) -> Tree:
-        """Scale inputs of one step, ``(N, F)``, of any dtype, and return them as `dtype`."""
+        """Scale inputs of one time step, ``(N, F)``, of any dtype, and return them as `dtype`."""
         if self.x is None:
             return tree_map(lambda a: a.to(dtype), xs)
         pairs = paired(xs, self.x, "x", lambda a: a.shape[1:])
@@ -94,28 +94,28 @@ class Scaling:
         )
 
     def raw(self, xs: Tree) -> Tree:
-        """Return inputs that `apply` scales to `xs`, in fp64 where those are that it measured."""
+        """Return the inputs that `apply` scales to `xs`; fp64 where `Affine.wide`."""
         if self.x is None:
             return xs
         return tree_map(lambda a, affine: a if affine is None else affine.undo(a), xs, self.x)
 
     @property
     def undo(self) -> Tree:
-        """A tree of what scales outputs back to what targets were; None where nothing does.
+        """A tree of functions that scale outputs back; None where targets are not scaled.
 
-        These functions raise ValueError where an output has not as many features as its target.
+        They raise ValueError if an output has another number of features than its target.
         """
         if self.y is None:
             return None
         return tree_map(lambda a: None if a is None else functools.partial(_undo, a), self.y)
 
     def state(self) -> dict[str, Any]:
-        """Return it as nested dicts of tensors, to be saved, as with `h5save`."""
+        """Return the scaling as nested dicts of tensors, for saving, as with `h5save`."""
         return {"x": scaling_state(self.x), "y": scaling_state(self.y)}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Scaling:
-        """Return what `state` was called on."""
+        """Return the scaling that `state` was called on."""
         return cls(scaling_from_state(state["x"]), scaling_from_state(state["y"]))
 
 

@@ -1,4 +1,4 @@
-"""Mean and deviation of every feature of data that stream by."""
+"""Mean and deviation of every feature of streamed data."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ __all__ = ["Array", "Moments", "sample_rows"]
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
-# Elements that stay in a core's cache while they are worked on, in rows of so many: few rows, so
-# that plain sums of them are accurate, and wide ones, so that they are fast.
+# Elements per piece, which stay in a core's cache, and per row: few rows, so that plain sums are
+# accurate; wide rows, so that they are fast.
 _PIECE, _WIDTH = 2**18, 2**9
-_RANGE = 1e-30, 1e38  # in which a sum of squares has all digits of fp32
+_RANGE = 1e-30, 1e38  # where a sum of squares has all digits of fp32
 
 
 class Moments:
     """Mean and variance of every feature, ignoring NaN.
 
     Pieces are centred and merged as in Chan, Golub and LeVeque, "Updating formulae and a pairwise
-    algorithm for computing sample variances" (1979), in fp64. Within a piece, the sums are taken
-    in the dtype of the data, of differences from a value near their mean: neither a large offset
-    nor very large or small numbers harm them.
+    algorithm for computing sample variances" (1979), in fp64. Within a piece, differences from a
+    value near their mean are summed in the dtype of the data: large offsets and very large or small
+    numbers do no harm.
 
     Parameters
     ----------
@@ -52,10 +52,10 @@ class Moments:
         self._features = features
         width = math.prod(features)
         self.count, self.mean, self.m2 = np.zeros((3, width))
-        self._shift = np.zeros(width)  # what is subtracted before summing
+        self._shift = np.zeros(width)  # subtracted before summing
 
     def update(self, slab: Tensor, counts: Tensor | None = None) -> None:
-        """Take more samples in.
+        """Add samples.
 
         Parameters
         ----------
@@ -69,7 +69,7 @@ class Moments:
             return
         keep = None if counts is None else counts.reshape(-1).numpy()
         step = max(1, _PIECE // rows.shape[1])
-        with np.errstate(invalid="ignore", over="ignore"):  # infinite values show in the end
+        with np.errstate(invalid="ignore", over="ignore"):  # infinite values show in the result
             for i in range(0, len(rows), step):
                 self._add(rows[i : i + step], None if keep is None else keep[i : i + step])
 
@@ -81,7 +81,7 @@ class Moments:
             m2 = np.maximum(q - s * mean, 0)
             center = row + mean
             if not (count * mean * mean > 4 * m2).any():
-                break  # the differences' squares were not mostly their mean's
+                break  # the squares were not dominated by the mean
             self._shift = np.where((count > 0) & np.isfinite(center), center, self._shift)
         self._merge(count, np.where(count > 0, center, 0), m2)
 
@@ -94,7 +94,7 @@ class Moments:
         self.count = total
 
     def merge(self, comm: Communicator) -> None:
-        """Take the samples of all ranks together. Collective; the same bits on all ranks."""
+        """Merge the samples of all ranks. Collective; bitwise equal on all ranks."""
         if comm.size == 1:
             return
         ranks = torch.zeros(comm.size, 3, self.count.size, dtype=torch.float64)
@@ -106,23 +106,23 @@ class Moments:
                 self._merge(*rank)
 
     def deviation(self) -> Array:
-        """Return the standard deviation, of the population, ``(F, …)`` flattened."""
+        """Return the population standard deviation, ``(F, …)`` flattened."""
         return np.sqrt(self.m2 / np.maximum(self.count, 1))
 
 
 def sample_rows(slab: Tensor, features: tuple[int, ...]) -> Array:
-    """Return the samples of a slab one below the other, in fp32 or fp64."""
+    """Return the samples of a slab as rows, in fp32 or fp64."""
     samples = slab.shape[: slab.dim() - len(features)].numel()
     rows = slab.detach().reshape(samples, math.prod(features))
     return (rows if rows.dtype in (torch.float32, torch.float64) else rows.float()).numpy()
 
 
-# NumPy works on one core: the sums are the same bits for any number of threads, and do not contend
-# for cores with the thread that reads.
+# NumPy uses one core: the sums are bitwise equal for any number of threads, and do not compete for
+# cores with the reading thread.
 
 
 def _wide(rows: Array) -> tuple[Array, Array]:
-    """Return rows as fewer, wide ones of several next to each other, and those left over."""
+    """Return rows reshaped to fewer, wider ones, and those left over."""
     many = max(1, _WIDTH // rows.shape[1])
     whole = len(rows) // many * many
     return rows[:whole].reshape(whole // many, many * rows.shape[1]), rows[whole:]
@@ -137,7 +137,7 @@ def _difference(piece: Array, row: Array) -> Array:
 
 
 def _sum(rows: Array) -> Array:
-    """Return the sums of all columns, fp64."""
+    """Return the sum of each column, fp64."""
     wide, rest = _wide(rows)
     several = wide.sum(0, dtype=rows.dtype).reshape(-1, rows.shape[1])
     sums: Array = several.sum(0, dtype=np.float64) + rest.sum(0, dtype=np.float64)
@@ -145,7 +145,7 @@ def _sum(rows: Array) -> Array:
 
 
 def _sums(d: Array, keep: Array | None) -> tuple[Array, Array, Array]:
-    """Return how many values every column has, their sum, and that of their squares."""
+    """Return each column's number of values, their sum, and the sum of their squares."""
     count = np.full(d.shape[1], len(d) if keep is None else keep.sum(), np.float64)
     if keep is not None:
         d *= keep[:, None]
@@ -157,7 +157,7 @@ def _sums(d: Array, keep: Array | None) -> tuple[Array, Array, Array]:
             there *= keep[:, None]
         count = _sum(there)
         bits = d.view(there.dtype)
-        bits *= there  # NaN times 0 is NaN, but the bits of it times 0 are those of 0
+        bits *= there  # NaN times 0 is NaN, but its bits times 0 are 0
         s = _sum(d)
     q = _sum(np.square(d))
     if d.dtype != np.float64:

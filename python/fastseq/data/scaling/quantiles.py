@@ -1,4 +1,4 @@
-"""Quantiles of every feature of data that stream by."""
+"""Quantiles of every feature of streamed data."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["Quantiles"]
 
 
 class Quantiles:
-    """Quantiles of every feature, ignoring NaN: of all samples, or of a random part of many.
+    """Quantiles of every feature, ignoring NaN: exact, or from a random subset of many samples.
 
-    Each sample draws a number, and those with the smallest numbers are kept: an even choice among
-    all, also when the choices of several ranks are joined, as in Cohen and Kaplan, "Summarizing
-    data using bottom-k sketches" (2007). The same samples in the same order give the same bits.
+    Each sample draws a number, and those with the smallest numbers are kept: a uniform choice, also
+    when the choices of several ranks are merged, as in Cohen and Kaplan, "Summarizing data using
+    bottom-k sketches" (2007). The same samples in the same order give bitwise equal results.
 
-    Of `exact` samples of more, the rank of a quantile has a standard error of at most
-    ``0.5 / sqrt(exact)`` of all: 0.2 % of up to 64 features.
+    With more than `exact` samples, the rank of a quantile has a standard error of at most
+    ``0.5 / sqrt(exact)`` of all: 0.2 % for up to 64 features.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ class Quantiles:
     Attributes
     ----------
     exact
-        How many samples are kept: 65536 of up to 64 features, fewer of more.
+        How many samples are kept: 65536 for up to 64 features, fewer for more.
 
     Examples
     --------
@@ -54,7 +54,7 @@ class Quantiles:
         self._generator = np.random.default_rng(0)
 
     def update(self, slab: Tensor, counts: Tensor | None = None) -> None:
-        """Take more samples in, as `Moments.update` does."""
+        """Add samples, as `Moments.update` does."""
         rows = sample_rows(slab, self._features)
         if counts is not None:
             rows = rows[counts.reshape(-1).numpy()]
@@ -78,7 +78,7 @@ class Quantiles:
         self._waiting, self._count = [], 0
 
     def merge(self, comm: Communicator) -> None:
-        """Take the samples of all ranks together. Collective; the same bits on all ranks."""
+        """Merge the samples of all ranks. Collective; bitwise equal on all ranks."""
         if comm.size == 1:
             return
         self._choose()
@@ -95,13 +95,13 @@ class Quantiles:
     def at(self, fractions: list[float]) -> Array:
         """Return the quantiles, fp64 ``(len(fractions), F…)``, flattened; NaN where all are NaN.
 
-        Between samples they are interpolated, as `numpy.nanquantile` does.
+        They are interpolated between samples, as by `numpy.nanquantile`.
         """
         self._choose()
         found = np.full((len(fractions), self._width), np.nan)
         there = ~np.isnan(self._rows).all(0) if len(self._rows) else np.zeros(self._width, bool)
         if there.any():
             rows = self._rows[:, there].astype(np.float64)
-            with np.errstate(invalid="ignore"):  # infinite values show in the end
+            with np.errstate(invalid="ignore"):  # infinite values show in the result
                 found[:, there] = np.nanquantile(rows, fractions, axis=0)
         return found

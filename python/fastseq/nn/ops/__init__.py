@@ -1,7 +1,7 @@
-"""The operators: the one package that touches the native library behind `torch.ops.fastseq`.
+"""The operators: the only package that uses the native library behind `torch.ops.fastseq`.
 
-Implementations are in ``csrc/torch``; here are their fake kernels and autograd formulas. Formulas
-are written with differentiable operators, so that they can be differentiated again.
+Implementations are in ``csrc/torch``; here are their fake kernels and autograd formulas. The
+formulas use differentiable operators, so that they can be differentiated again.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Recurrent layers step by step, in differentiable operators.
 
-For what the fused operators cannot do: second derivatives, and transforms of torch.func.
+For second derivatives and transforms of torch.func, which the fused operators do not support.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LSTM, GRU, TANH, RELU = range(4)  # as in csrc/core/recurrence/recurrence.h
 
 
 class Layer(NamedTuple):
-    """What the gradient of a layer needs to know beside its outputs."""
+    """A layer's kind, inputs and options, from which to compute gradients."""
 
     cell: int
     x: Tensor
@@ -34,10 +34,10 @@ class Layer(NamedTuple):
 def differentiable_gradients(
     layer: Layer, grads: tuple[Tensor | None, ...], needs: tuple[bool, ...]
 ) -> tuple[Tensor | None, ...]:
-    """Return the gradients with a graph of their own, through formulas in torch's operators."""
+    """Return differentiable gradients, through formulas in torch's operators."""
     inputs = layer[1:8]
     with torch.enable_grad():
-        # Views, since an input may depend on another one: those paths are not this layer's.
+        # Views, as an input may depend on another one: such paths are not this layer's.
         own = [
             a.view_as(a) if need and a is not None else a
             for a, need in zip(inputs, needs, strict=True)
@@ -63,7 +63,7 @@ def differentiable_gradients(
 
 
 def run_steps(layer: Layer) -> list[Tensor]:
-    """Run a layer step by step; returns what the operator does."""
+    """Run a layer step by step; return the same as the operator."""
     h, c = layer.h0[0], None if layer.c0 is None else layer.c0[0]
     step = _CELLS[layer.cell]
     count = layer.x.shape[0]

@@ -1,4 +1,4 @@
-"""Many tensors as one vector, and back."""
+"""Pack many tensors into one vector, and back."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def pack(tensors: Sequence[Tensor], alignment: int = DENSE, scale: float = 1.0) 
     tensors
         Any shapes; one dtype (fp16, bf16, fp32 or fp64) and one device. At least one.
     alignment
-        Bytes to whose multiples each start is rounded up; gaps are zero. 1: no gaps.
+        Each tensor starts at a multiple of this many bytes; gaps are zero. 1: no gaps.
 
     Returns
     -------
@@ -48,7 +48,7 @@ def pack_checked(
     scale: float = 1.0,
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Gather tensors as `pack` does, cast them, and look at the values, all in one pass.
+    """Gather tensors as `pack` does, cast them, and check the values, all in one pass.
 
     Not differentiable.
 
@@ -57,7 +57,7 @@ def pack_checked(
     tensors, alignment, scale
         As in `pack`.
     dtype
-        Of the vector: fp16, bf16, fp32 or fp64. None: that of the tensors.
+        The vector's dtype: fp16, bf16, fp32 or fp64. None: the tensors' dtype.
 
     Returns
     -------
@@ -65,7 +65,7 @@ def pack_checked(
         Shape ``(L,)``.
     facts : Tensor
         Shape ``(2,)``, float64, on the same device: 1 if all of `flat` is finite, else 0; and the
-        sum of its squares. On the CPU the same bits for every number of threads.
+        sum of its squares. On the CPU, bits are the same for every number of threads.
 
     Examples
     --------

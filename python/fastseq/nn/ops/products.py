@@ -15,9 +15,9 @@ __all__ = ["bmm"]
 def bmm(a: Tensor, b: Tensor) -> Tensor:
     """Batched matrix product: ``(B, m, k) × (B, k, n) → (B, m, n)``, differentiable.
 
-    Many tiny or thin matrices go to fastseq's own kernel, all other shapes to `torch.bmm`: a
-    choice made from the shapes alone, by switch points that were measured. Transposed and
-    strided operands are read where they lie. Under autocast it is `torch.bmm`.
+    Many tiny or thin matrices go to fastseq's own kernel, all other shapes to `torch.bmm`: the
+    choice depends only on shapes, with measured switch points. Transposed and strided operands are
+    read in place. Under autocast it is `torch.bmm`.
 
     Raises
     ------
@@ -30,9 +30,9 @@ def bmm(a: Tensor, b: Tensor) -> Tensor:
     torch.Size([5, 2, 4])
     """
     if type(a) is not Tensor and torch.compiler.is_exporting():
-        return torch.bmm(a, b)  # a choice by shape would fix the shape in what is exported
+        return torch.bmm(a, b)  # a choice by shape would fix the exported shape
     try:
-        # Nothing but the choice stands before the product: for a single small one, that shows.
+        # Nothing but the choice precedes the product: for a single small one, more would show.
         if a.shape[0] >= _MIN_BATCH and _own_kernel_wins(a, b):
             product: Tensor = native.bmm(a, b)
             return product
@@ -45,7 +45,7 @@ def bmm(a: Tensor, b: Tensor) -> Tensor:
         ) from error
 
 
-# Where fastseq's kernel was found to beat `torch.bmm`: bench/results/bmm.json.
+# Where fastseq's kernel beats `torch.bmm`: bench/results/bmm.json.
 _MIN_BATCH = 200
 # In multiplications; with fewer, PyTorch's dispatch of an operator costs more.
 _MIN_PRODUCTS = 16_000
@@ -63,7 +63,7 @@ def _own_kernel_wins(a: Tensor, b: Tensor) -> bool:
     batch, m, k = a.shape
     n = b.shape[2]
     if max(m, k, n) > _LARGEST_OF_VECTOR or batch * m * k * n < _MIN_PRODUCTS:
-        return False  # as soon as can be: each further question costs a tenth of a microsecond
+        return False  # as early as possible: each further check costs a tenth of a microsecond
     if a.is_cuda:
         fast = batch >= 10_000 and max(m, k, n) <= _LARGEST_CUDA and a.dtype in _LARGEST
     else:

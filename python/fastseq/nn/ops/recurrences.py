@@ -3,8 +3,7 @@
 The formulas are those of `torch.nn.LSTM`, `GRU` and `RNN`. An ordinary step goes through
 `torch.autograd.Function`, the quickest way to register a gradient from Python (28 µs for forward
 and backward of a tiny layer, where ``register_autograd`` takes 40); tracing compilers see operators
-with registered formulas. A backward that is to be differentiated again, and transforms of
-torch.func, are left to `formulas`.
+with registered formulas. Second derivatives and transforms of torch.func are left to `formulas`.
 """
 
 from __future__ import annotations
@@ -44,12 +43,12 @@ def lstm(
     w_ih, w_hh, b_ih, b_hh
         Weights ``(4H, F)``, ``(4H, H)`` and biases ``(4H,)``, gates in the order i, f, g, o.
     h0, c0
-        The first state, ``(1, N, H)``.
+        The initial state, ``(1, N, H)``.
     lengths
-        Steps of each sequence, ``(N,)``, int64: beyond them the state stands still, y is 0, and x
-        is not looked at.
+        Steps of each sequence, ``(N,)``, int64: beyond them the state stays constant, y is 0, and
+        x is not read.
     reverse
-        From the last step to the first.
+        Run from the last step to the first.
 
     Returns
     -------
@@ -64,7 +63,7 @@ def lstm(
     Notes
     -----
     For backward, 5 numbers per step, sequence and hidden unit are kept beside x and y (4 by `gru`,
-    none by `rnn`), hidden units rounded up to 64 bytes' worth.
+    none by `rnn`), with hidden units rounded up to a multiple of 64 bytes.
 
     Examples
     --------
@@ -195,8 +194,8 @@ class _Rnn(Function):
         return *_gradients(layer, (*grads, None), y, None, needs)[:6], None, None, None
 
 
-# What is behind `apply`: that looks for transforms of torch.func first, which has been done here,
-# and takes half as long as a tiny layer.
+# The function behind `apply`, which first looks for transforms of torch.func: that is done already
+# here, and would take half as long as a tiny layer.
 _apply_lstm: Any = super(Function, _Lstm).apply
 _apply_gru: Any = super(Function, _Gru).apply
 _apply_rnn: Any = super(Function, _Rnn).apply

@@ -1,4 +1,4 @@
-"""Covariates that are known ahead: read, checked and scaled as those of `fit` were."""
+"""Covariates known ahead: read, checked, and scaled as in `fit`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["Covariates"]
 
 @dataclasses.dataclass(frozen=True)
 class Covariates:
-    """What is known of covariates after `fit`.
+    """Scaling and names of the covariates that `fit` got.
 
     Parameters
     ----------
     center, scale
-        What scales them, ``(F,)``.
+        Their scaling, ``(F,)``.
     names
-        What a table called its columns.
+        Column names of a table.
 
     Examples
     --------
@@ -39,7 +39,7 @@ class Covariates:
 
     @classmethod
     def measure(cls, read: Series, *, scaled: bool, apart: int = 0) -> Covariates:
-        """Learn how to scale covariates, but for so many last steps that are kept apart."""
+        """Measure how to scale covariates, without the last `apart` steps."""
         center, scale = np.zeros(read.variables), np.ones(read.variables)
         if scaled:
             arrays = read.arrays[:1] if read.single else read.arrays
@@ -47,7 +47,7 @@ class Covariates:
         return cls(center, scale, read.names)
 
     def scaled(self, read: Series) -> list[Array]:
-        """Return covariates of series, ``(T_i, F)`` each, scaled."""
+        """Return scaled covariates of series, ``(T_i, F)`` each."""
         return [(one - self.center) / self.scale for one in read.arrays]
 
     @staticmethod
@@ -63,14 +63,14 @@ class Covariates:
         like, lengths
             The series, and how many steps to cover.
         what
-            What those steps are, for messages.
+            Name of those steps in messages.
         known
-            What `fit` got, if it was called before.
+            The covariates that `fit` got, if it was called before.
 
         Raises
         ------
         ValueError, TypeError
-            They are others than `fit` got, or do not cover these steps.
+            They differ from those that `fit` got, or do not cover these steps.
         """
         if given is None:
             raise ValueError(f"fit got covariates: X must cover {what}, got None")

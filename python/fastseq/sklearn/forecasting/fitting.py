@@ -1,4 +1,4 @@
-"""How a forecaster is trained: its hyperparameters and series made into an `Estimator`'s."""
+"""Training of a forecaster: makes an `Estimator` and its data from hyperparameters and series."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _SEQSIZE = 64
 
 @dataclasses.dataclass
 class _Forecasting(Task):
-    """What there is to learn of series that end; see `Task`.
+    """A training problem of series that end; see `Task`.
 
     Parameters
     ----------
     covariates
-        How many there are.
+        Number of covariates.
     lengths
-        How many steps each series has, ``(N,)``; None: all have T.
+        Lengths of the series in time steps, ``(N,)``; None: all T.
     """
 
     covariates: int = 0
@@ -44,10 +44,10 @@ class _Forecasting(Task):
 
 
 class WindowEstimator(Estimator):
-    """What a forecaster trains: it sees scaled windows of series alone, and does not scale."""
+    """The estimator inside a forecaster: it sees scaled windows of series, and does not scale."""
 
     def save(self, path: str | os.PathLike[str], *, state: bool = False) -> None:  # noqa: ARG002
-        """Refuse: the forecaster is what there is to save.
+        """Refuse: save the forecaster instead.
 
         Raises
         ------
@@ -83,8 +83,8 @@ class ForecastTraining(SequenceEstimator):
         scaling: SeriesScaling,
         lag: int | None,
     ) -> _Forecasting:
-        """Return what there is to learn of series."""
-        order = np.argsort(-series.lengths, kind="stable")  # alike lengths are trained together
+        """Return the training problem of series."""
+        order = np.argsort(-series.lengths, kind="stable")  # similar lengths are trained together
         recursive = self.strategy == "recursive"
         steps = int(series.lengths.max()) - (self.validation or 0)
         if not recursive and steps <= self.horizon:
@@ -106,7 +106,7 @@ class ForecastTraining(SequenceEstimator):
         else:
             loss = ForecastLoss(functools.partial(pinball_loss, quantiles=levels), len(levels))
         end = windows.longest - 1
-        begin = end % self.fold  # these are left out, rather than the last ones
+        begin = end % self.fold  # leave out the first steps rather than the last
         lengths = windows.lengths - 1
         known = 0 if covariates is None else covariates[0].shape[1]
         return _Forecasting(
@@ -125,7 +125,7 @@ class ForecastTraining(SequenceEstimator):
             seen=task.n_in, covariates=task.covariates, outputs=task.n_out, horizon=horizon,
             width=self.hidden_size, seed=seed,
         )  # fmt: skip
-        if not isinstance(self.module, str):  # of those it is known
+        if not isinstance(self.module, str):  # named modules pass
             check_steps_apart(net, task.x, task.n_out * horizon)
         spec = Spec(
             epochs=self.epochs, batchsize=self.batchsize, seqsize=task.steps, shuffle=True,

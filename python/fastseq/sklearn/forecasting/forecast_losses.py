@@ -1,4 +1,4 @@
-"""Losses of forecasts: of points and of quantiles, where targets may be unknown."""
+"""Losses of point and quantile forecasts, whose targets may be unknown."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["ForecastLoss", "pinball_loss"]
 def pinball_loss(
     output: Tensor, target: Tensor, quantiles: Sequence[float], reduction: str = "mean"
 ) -> Tensor:
-    """Return the pinball loss, which is least where outputs are the target's quantiles [1]_.
+    """Return the pinball loss, which is least if outputs are the target's quantiles [1]_.
 
     Parameters
     ----------
     output
         Forecasts ``(…, Q)``, one for each level.
     target
-        What came, ``(…)``.
+        Actual values, ``(…)``.
     quantiles
         The levels, between 0 and 1.
     reduction
@@ -42,15 +42,15 @@ def pinball_loss(
 
 
 class ForecastLoss:
-    """Mean loss over the steps of the horizon that are known; others are NaN in the target.
+    """Mean loss over the known steps of the horizon; others are NaN in the target.
 
     Parameters
     ----------
     fn
-        ``fn(output, target, reduction="none")``, element by element; for quantiles, outputs have
-        one axis more.
+        ``fn(output, target, reduction="none")``, elementwise; for quantiles, outputs have one more
+        axis.
     outputs
-        How many outputs there are for each value: the number of quantiles, or None for points.
+        Number of outputs for each value: the number of quantiles, or None for points.
 
     Examples
     --------
@@ -67,7 +67,7 @@ class ForecastLoss:
     def __call__(
         self, m: Callable[..., Tensor], xs: object, ys: Tensor, ws: Tensor | None = None
     ) -> Tensor:
-        """Return the loss of a chunk; weights are the known parts of samples, see `windows`."""
+        """Return the loss of a chunk; weights are the known shares of samples, see `windows`."""
         output = m(xs)
         if self.outputs is not None:
             output = output.reshape(*ys.shape, self.outputs)

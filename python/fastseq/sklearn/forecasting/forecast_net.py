@@ -1,4 +1,4 @@
-"""The model of a forecaster: a body that goes through the past, and a head for what is known."""
+"""The model of a forecaster: a body for the past, and a head for covariates known ahead."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["ForecastNet", "KnownFuture", "StateOnly", "check_steps_apart"]
 
 
 class KnownFuture(nn.Module):
-    """Makes forecasts of a context, and covariates known ahead, for each step of the horizon.
+    """Forecast each step of the horizon from a context and covariates known ahead.
 
-    The same small network for all steps of the horizon, as in the multi-horizon quantile
-    forecaster of [1]_. Steps do not see each other's covariates.
+    One small network serves all steps of the horizon, as in the multi-horizon quantile forecaster
+    of [1]_. Steps do not see each other's covariates.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ class KnownFuture(nn.Module):
     width
         Size of each step's context.
     outputs
-        Of each step.
+        Outputs per step.
 
     References
     ----------
@@ -67,12 +67,12 @@ class KnownFuture(nn.Module):
 
 
 class ForecastNet(nn.Module):
-    """What is trained: it takes what `Windows.inputs` returns.
+    """The trained model: it takes what `Windows.inputs` returns.
 
     Parameters
     ----------
     body
-        Any model; it gets the values that are seen at a step, and the covariates of the next.
+        Any model; it gets the values seen at a step, and the covariates of the next step.
     head
         A `KnownFuture`; None: the body makes the forecasts.
     covariates
@@ -104,20 +104,20 @@ class ForecastNet(nn.Module):
         outputs: int,
         seed: int,
     ) -> ForecastNet:
-        """Make one whose body ``build(n_in, n_out)`` returns.
+        """Make a net whose body is ``build(n_in, n_out)``.
 
         Parameters
         ----------
         build
             Makes the body.
         seen, covariates
-            How many values the model sees at a step, and F.
+            Number of values the model sees at a step, and F.
         horizon, outputs
-            Steps that are forecast at once, and outputs of each.
+            Number of steps forecast at once, and outputs of each.
         width
-            Of the contexts that a head gets.
+            Size of a head's contexts.
         seed
-            Where the head's weights come from.
+            Seed of the head's weights.
         """
         if horizon == 1 or not covariates:
             return cls(build(seen + covariates, horizon * outputs), None, covariates)
@@ -136,7 +136,7 @@ class ForecastNet(nn.Module):
     def run_body(
         self, x: Tree, state: Tree = None, lengths: Tensor | None = None
     ) -> tuple[Tensor, Tree]:
-        """Run a chunk, but not what makes forecasts of contexts."""
+        """Run a chunk, without the head."""
         if self._covariates:
             seen, known = x
             x = torch.cat([seen, known[..., : self._covariates]], -1)
@@ -147,7 +147,7 @@ class ForecastNet(nn.Module):
 
 
 class StateOnly(nn.Module):
-    """Runs a `ForecastNet` where just the state is wanted: returns one output alone.
+    """Run a `ForecastNet` for its state: return only one output.
 
     Examples
     --------
@@ -168,26 +168,26 @@ class StateOnly(nn.Module):
         return y[..., :1], state
 
 
-_STEPS, _SEQUENCES = 4096, 3  # to look at
+_STEPS, _SEQUENCES = 4096, 3  # to check
 
 
 def check_steps_apart(net: ForecastNet, x: Tree, outputs: int) -> None:
-    """Raise unless a model can be run step by step, from its state, as on a whole chunk.
+    """Raise unless a model run step by step, from its state, does the same as on a whole chunk.
 
     Parameters
     ----------
     net
-        The model, on the CPU; it stays as it is.
+        The model, on the CPU; it stays unchanged.
     x
-        What it will be trained on, as `Windows.inputs` returns it.
+        The training inputs, as `Windows.inputs` returns them.
     outputs
-        How many outputs it must have.
+        Number of outputs it must have.
 
     Raises
     ------
     ValueError
-        It looks at steps that are neither the current one nor in its state, or returns something
-        else than its outputs at each step.
+        It looks at steps that are neither the current one nor in its state, or does not return
+        its outputs at each step.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The parameters of `SequenceForecaster`: what they may be, and what series must have for them."""
+"""Checks of `SequenceForecaster`'s parameters, and of series against them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CHOICES = {"strategy": ("direct", "recursive"), "scale": ("standard", "series",
 
 
 def check_parameters(given: dict[str, Any]) -> None:
-    """Raise ValueError or TypeError unless all of them are what they should be."""
+    """Raise ValueError or TypeError if a parameter is invalid."""
     for name in ("horizon", "lags"):
         check_count(name, given[name])
     for name in ("season", "validation"):
@@ -48,7 +48,7 @@ def check_parameters(given: dict[str, Any]) -> None:
 
 
 def season_lag(season: int | None, horizon: int, strategy: str) -> int | None:
-    """Return how many steps back the season lies that values are compared with.
+    """Return the lag in steps, a multiple of `season`, at which values are compared.
 
     Examples
     --------
@@ -63,9 +63,9 @@ def season_lag(season: int | None, horizon: int, strategy: str) -> int | None:
 def check_lengths(
     series: Series, least: int, why: str, *, known: bool = True, apart: int = 0
 ) -> None:
-    """Raise unless all series have so many steps, and, if wanted, any known value.
+    """Raise unless all series have `least` steps, and, if `known`, any known value.
 
-    The last steps, so many as are kept `apart`, do not count for the latter.
+    For the latter, the last `apart` steps do not count.
     """
     for index, length in enumerate(series.lengths):
         place = "y" if series.single else f"y[{index}]"

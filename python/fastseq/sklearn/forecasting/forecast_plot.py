@@ -1,4 +1,4 @@
-"""A picture of forecasts, with their intervals."""
+"""A plot of forecasts, with their intervals."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ def plot_forecast(
     actual: Any = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw a series, a forecast of what follows, and its intervals (needs matplotlib).
+    """Plot a series, its forecast, and the forecast's intervals (needs matplotlib).
 
     Parameters
     ----------
     past
-        The series up to the forecast, ``(T,)``. A pandas Series with an index of times or numbers
-        gives the axis its times.
+        The series up to the forecast, ``(T,)``. The index of a pandas Series, if it holds times or
+        numbers, labels the axis.
     forecast
         ``(horizon,)``; with quantiles ``(horizon, Q)``.
     quantiles
-        The levels of the forecast, rising; the band between the first and the last is drawn, that
-        between the second and the last but one, and so on, and the middle one as a line.
+        The levels of the forecast, rising. Bands join the first and the last level, the second and
+        the last but one, and so on; the middle one is a line.
     actual
-        What came, ``(horizon,)`` or shorter.
+        Actual values, ``(horizon,)`` or shorter.
     ax
-        Where to draw; a new figure if None.
+        Axes to draw on; None: a new figure.
 
     Returns
     -------
     matplotlib.axes.Axes
-        Where it was drawn; ``ax.figure.savefig("forecast.png")`` saves it.
+        The axes; ``ax.figure.savefig("forecast.png")`` saves the plot.
 
     Raises
     ------
@@ -133,7 +133,7 @@ def _bands(ax: Axes, times: Any, found: Any, levels: list[float]) -> Any:
 
 
 def _times(past: Any, steps: int, horizon: int) -> Any:
-    """Return the times of past and forecast; of a pandas index, its last step goes on."""
+    """Return the times of past and forecast; a pandas index is continued by its last step."""
     index = getattr(past, "index", None)
     if index is None or callable(index) or steps < 2:
         return np.arange(steps + horizon)

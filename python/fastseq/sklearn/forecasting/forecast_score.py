@@ -1,4 +1,4 @@
-"""How much better forecasts are than one that never changes."""
+"""A score: how much better forecasts are than a constant."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ __all__ = ["skill"]
 
 
 def skill(forecast: Array, actual: Array, quantiles: Sequence[float] | None) -> float:
-    """Return 1 - loss / loss of a constant, the best there is for each variable; 1 is perfect.
+    """Return 1 - loss / loss of the best constant for each variable; 1 is perfect.
 
-    For points that is R², of squared errors; for quantiles D² of the pinball loss, as in
+    For points this is R², of squared errors; for quantiles D² of the pinball loss, as in
     `sklearn.metrics.d2_pinball_score`. The mean over variables (and quantiles) is returned.
 
     Parameters
@@ -50,6 +50,6 @@ def skill(forecast: Array, actual: Array, quantiles: Sequence[float] | None) -> 
             total = float(constant.sum())
             if total:
                 scores.append(1 - float(loss.sum()) / total)
-            else:  # a constant series: as scikit-learn has it
+            else:  # a constant series: as in scikit-learn
                 scores.append(float(not loss.any()))
     return float(np.mean(scores))

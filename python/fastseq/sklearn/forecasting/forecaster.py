@@ -1,4 +1,4 @@
-"""`SequenceForecaster`: what series will be over a horizon, in scikit-learn's manner."""
+"""`SequenceForecaster`: forecasts of series over a horizon, the scikit-learn way."""
 
 from __future__ import annotations
 
@@ -24,79 +24,78 @@ __all__ = ["SequenceForecaster"]
 
 
 class SequenceForecaster(ForecastTraining):
-    """Forecasts series over a horizon, from their past and from covariates that are known ahead.
+    """Forecast series over a horizon, from their past and from covariates known ahead.
 
-    One model for all series. It is trained on all their steps, from the first to the last, with
-    state carried along: no windows are cut out and copied.
+    One model serves all series. It is trained on all their steps, from the first to the last,
+    carrying the state: no windows are cut out and copied.
 
-    Series are one ``(T,)`` or ``(T, K)`` (K variables, forecast together), or a panel: an array
-    ``(N, T, K)``, or a list of ``(T_i,)`` or ``(T_i, K)`` of any lengths (``list(y)`` makes one of
-    an array ``(N, T)``). NaN marks missing values: they are not learnt, and the model sees the last
-    known value in their place.
+    Pass one series ``(T,)`` or ``(T, K)`` (K variables, forecast together), or a panel: an array
+    ``(N, T, K)``, or a list of ``(T_i,)`` or ``(T_i, K)`` of any lengths (turn an array ``(N, T)``
+    into a list by ``list(y)``). NaN marks missing values: they are not learnt, and the model sees
+    the last known value in their place.
 
-    Series and DataFrames of pandas are taken likewise; their index is the time. Dates may come in
-    any order, but must be equally far apart (`asfreq` makes rows of missing ones); covariates must
-    have the same times, and what follows must follow. Columns go by their names, in the order of
-    `fit`. An index 0, 1, 2, … tells no time, as arrays and lists tell none: then what comes next is
-    taken to follow.
+    The index of a pandas Series or DataFrame is the time. Dates may be in any order, but must be
+    equally far apart (`asfreq` makes rows for missing ones); covariates must have the same times,
+    and later data must follow directly. Columns are matched by name, in the order of `fit`. Arrays,
+    lists and an index 0, 1, 2, … carry no times: later data are then assumed to follow.
 
     Parameters
     ----------
     horizon
-        How many steps a forecast has.
+        Number of steps of a forecast.
     quantiles
         Levels to forecast, rising, such as ``(0.1, 0.5, 0.9)``; None: points.
     strategy
         ``"direct"``: the model forecasts all steps of the horizon at once, at every step of the
-        series. ``"recursive"``: it forecasts the next step, and is fed with its forecasts; its
-        quantiles are those of 200 futures that are drawn from the distributions it learns.
+        series. ``"recursive"``: it forecasts the next step, and its forecasts are fed back; its
+        quantiles are computed from 200 futures drawn from the learnt distributions.
     season
-        Steps of a season. The model then learns how values differ from those a season before
-        (direct: as many seasons before as are known for the whole horizon) instead of the values.
-        Where a value is missing, that of a season before it is compared with; where none was ever
-        known there, the last one known before.
+        Steps of a season. The model then learns changes from the values a season before (direct:
+        as many seasons before as are known for the whole horizon) instead of the values. A missing
+        value to compare with is replaced by the one a season earlier; if none was ever known, by
+        the last known value.
     lags
-        How many of the last values the model sees at each step. Recurrent models remember; one
-        without state needs as many as matter.
+        Number of last values the model sees at each step. Recurrent models remember; one without
+        state needs as many as matter.
     scale
-        ``"standard"``: by mean and standard deviation of all series; ``"series"``: of each its
-        own, for panels of different levels; or None. Covariates are scaled too, unless None.
+        ``"standard"``: by mean and standard deviation of all series; ``"series"``: of each series,
+        for panels of different levels; or None. Covariates are scaled too, unless None.
     module
         The model: "lstm", "gru", "rnn", "mlp", "linear", an `nn.Module` or its class, or a builder
         ``(n_in, n_out, rng) -> nn.Module``.
     hidden_size, num_layers, dropout
-        Of the model, if `module` is a name.
+        Sizes and dropout of the model, if `module` is a name.
     loss
-        Of points: "mse", "mae", "huber", or ``loss(output, target, reduction="none")``, on scaled
-        values. Quantiles are learnt by the pinball loss.
+        Loss of points: "mse", "mae", "huber", or ``loss(output, target, reduction="none")``, on
+        scaled values. Quantiles are learnt by the pinball loss.
     optimizer, lr, weight_decay, decay_biases
-        "adam", "adamw", "sgd", "rmsprop", or a callable; its learning rate and decay, and whether
-        biases decay.
+        "adam", "adamw", "sgd", "rmsprop", or a callable; its learning rate and weight decay, and
+        whether biases decay.
     epochs, batchsize, seqsize, fold
-        See `Spec`: passes over the data; series trained together; steps that gradients reach back;
-        64 if None; and into how many segments a long series is cut, which are trained together.
+        See `Spec`: passes over the data; series trained together; time steps that gradients reach
+        back (None: 64); and the number of segments, trained together, to cut a long series into.
     clip_norm, clip_value, accumulate
         See `Spec`.
     validation
-        How many of the last steps of each series are not trained on: the loss of forecasts of them
-        goes into the history after each epoch, for callbacks such as early stopping.
+        Number of last steps of each series to hold out: the loss of their forecasts goes into the
+        history after each epoch, for callbacks such as early stopping.
     random_state
-        Seeds weights, order and futures that are drawn: an integer, a generator, or None.
+        Seed of weights, order and drawn futures: an integer, a generator, or None.
     device
         Where to compute.
     callbacks, amp, compile, comm
         See `Estimator`.
     warm_start
-        Whether `fit` goes on from what was learnt, up to `epochs` in all; see `continued_`.
+        Whether `fit` continues training, up to `epochs` in all; see `continued_`.
     verbose
         Show a progress bar.
 
     Attributes
     ----------
     estimator_
-        The `Estimator` that was trained.
+        The trained `Estimator`.
     history_
-        What training did: a `History`.
+        The `History` of training.
     n_features_in_
         Number of variables.
 
@@ -117,8 +116,8 @@ class SequenceForecaster(ForecastTraining):
     """
 
     _known: Covariates | None
-    _origin: Origin  # where the series have got to
-    _times: list[Times | None]  # when that is
+    _origin: Origin  # the current position of the series
+    _times: list[Times | None]  # its times
 
     def __init__(
         self,
@@ -196,18 +195,18 @@ class SequenceForecaster(ForecastTraining):
             The series; see above.
         X
             Covariates of the same steps, ``(T, F)``, for a panel ``(N, T, F)``, a list of
-            ``(T_i, F)``, or ``(T, F)`` for all series: what will be known for the whole horizon
-            when forecasts are made (a calendar, prices, plans).
+            ``(T_i, F)``, or ``(T, F)`` for all series. They must be known for the whole horizon
+            when forecasting (a calendar, prices, plans).
 
         Returns
         -------
         SequenceForecaster
-            This one.
+            This estimator.
 
         Raises
         ------
         ValueError, TypeError
-            A parameter or the data are not what they should be.
+            A parameter or the data are invalid.
         """
         check_parameters(self.get_params(deep=False))
         series = read_series(y, "y")
@@ -216,7 +215,7 @@ class SequenceForecaster(ForecastTraining):
         apart = self.validation or 0
         check_lengths(series, 2 + (lag or 0) + apart, self._needs(), apart=apart)
         start = self._begin((series.variables, series.names, X is not None))
-        goes_on = start.why is None  # with what scales the data, too
+        goes_on = start.why is None  # with the same scaling, too
         known = self._known if goes_on else None
         read = None
         if X is not None:
@@ -250,17 +249,17 @@ class SequenceForecaster(ForecastTraining):
         ----------
         y
             Series to forecast, from their start, as in `fit`, with as many variables; they need
-            not be those that were trained on. None: what follows the training data and what
-            `update` has brought since.
+            not be the training series. None: continue the training data and what `update` has
+            added since.
         X
-            If `fit` got covariates: those of the steps of `y` and of the horizon,
+            Covariates, if `fit` got some, of the steps of `y` and of the horizon,
             ``(T + horizon, F)``; without `y`, ``(horizon, F)``; for panels as in `fit`.
 
         Returns
         -------
         numpy.ndarray
             ``(horizon,)``, ``(horizon, K)``, for a panel ``(N, horizon)`` or ``(N, horizon, K)``,
-            as the series came. With quantiles the last axis is theirs; they rise along it.
+            in the form of the series. Quantiles add a last axis, along which they rise.
         """
         self._check_fitted()
         rollout, origin, form = self._rollout, self._origin, self._like
@@ -291,21 +290,20 @@ class SequenceForecaster(ForecastTraining):
         return self._result(form, found)
 
     def update(self, y: Any, X: Any = None) -> SequenceForecaster:  # noqa: N803
-        """Go on with what has come since: `predict` forecasts from its end. Nothing is learnt.
+        """Append new data, from whose end `predict` then forecasts. Nothing is learnt.
 
         Parameters
         ----------
         y
-            The next steps of the series that `fit` got, in their form; of a panel, equally many of
-            each.
+            The next steps of the series that `fit` got, in their form; for a panel, equally many
+            of each.
         X
             Covariates of these steps, if `fit` got some.
 
         Raises
         ------
         ValueError, TypeError
-            They are not what they should be, such as steps that do not follow; nothing has been
-            changed.
+            The data are invalid, such as steps that do not follow; nothing has been changed.
         """
         self._check_fitted()
         values, covariates, times = self._following(y, X)
@@ -314,12 +312,12 @@ class SequenceForecaster(ForecastTraining):
         return self
 
     def backtest(self, y: Any, X: Any = None, *, stride: int | None = None) -> Array:  # noqa: N803
-        """Forecast again and again while series go on, without learning from it.
+        """Forecast repeatedly as series continue, without learning.
 
         Parameters
         ----------
         y, X
-            What came after the training data, as in `update`; it is not kept.
+            Data that follow the training data, as in `update`; they are not kept.
         stride
             Forecasts are made at the end of the training data and every so many steps after it;
             None: every `horizon` steps.
@@ -327,8 +325,8 @@ class SequenceForecaster(ForecastTraining):
         Returns
         -------
         numpy.ndarray
-            Forecasts, one for each of these times along the first axis, then as `predict` returns
-            them. The last ones may reach beyond `y`: there, covariates are taken as average.
+            Forecasts at these times along the first axis, each as `predict` returns it. The last
+            ones may reach beyond `y`: there, covariates are assumed average.
         """
         self._check_fitted()
         stride = self.horizon if stride is None else stride
@@ -338,11 +336,11 @@ class SequenceForecaster(ForecastTraining):
         return np.stack([self._result(self._like, one) for one in found])
 
     def score(self, y: Any, X: Any = None) -> float:  # noqa: N803
-        """Return how good forecasts of what came after the training data are; 1 is perfect.
+        """Return the score of forecasts of the steps after the training data; 1 is perfect.
 
-        They are made every `horizon` steps, as by `backtest`. For points the score is R²; for
-        quantiles it is D² of the pinball loss, as in `sklearn.metrics.d2_pinball_score`. 0 is what
-        the best constant would get. The mean over variables is returned.
+        Forecasts are made every `horizon` steps, as by `backtest`. For points the score is R²; for
+        quantiles D² of the pinball loss, as in `sklearn.metrics.d2_pinball_score`. The best
+        constant gets 0. The mean over variables is returned.
 
         Parameters
         ----------
@@ -381,7 +379,7 @@ class SequenceForecaster(ForecastTraining):
     def _following(
         self, y: Any, X: Any  # noqa: N803
     ) -> tuple[Array, Array | None, list[Times | None]]:  # fmt: skip
-        """Read what comes after the series that `fit` got; return it, and its last times."""
+        """Read the steps after the series that `fit` got; return them, and their last times."""
         series = self._read(y, 1, known=False)
         count = len(self._like.arrays)
         if len(series.arrays) != count:

@@ -1,4 +1,4 @@
-"""Forecasts from where series have got to, and going on from there."""
+"""Forecasts from the current position of series, and advancing it."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ if TYPE_CHECKING:
 
 __all__ = ["PATH_LEVELS", "Origin", "Rollout"]
 
-# What a recursive forecaster of quantiles learns about the next step; its futures are drawn from
-# the distribution that these describe.
+# The levels that a recursive forecaster of quantiles learns for the next step; its futures are
+# drawn from the distribution they describe.
 PATH_LEVELS = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 _PATHS = 200
 
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """Where series have got to.
+    """The current position of series, from which to forecast.
 
     Parameters
     ----------
     state
-        The model's state before their last step, which it sees when covariates of the next are
-        known. None: series begin there.
+        The model's state before their last step, which it sees when the next step's covariates are
+        known. None: the series start at that step.
     recent
         The last values, ``(N, R, K)``, without gaps.
     seasonal
         The same with gaps filled by `over_seasons`; None: there is no season.
     starts
-        How many of those rows lie before the series, ``(N,)``.
+        Number of those rows before the start of the series, ``(N,)``.
     scaling
         How the series are scaled.
     """
@@ -56,7 +56,7 @@ class Origin:
 
     @property
     def season_before(self) -> Array:
-        """What values are compared with a season later: the last known value if none is known."""
+        """Values to compare with a season later; where unknown, the last known value."""
         if self.seasonal is None:
             return self.recent
         return np.where(np.isnan(self.seasonal), self.recent, self.seasonal)
@@ -64,7 +64,7 @@ class Origin:
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-    """Runs a trained `ForecastNet`.
+    """Run a trained `ForecastNet`.
 
     Parameters
     ----------
@@ -73,13 +73,13 @@ class Rollout:
     horizon, lags
         Steps of a forecast, values seen at once.
     season, lag
-        Steps of a season, and how far back the one lies that values are compared with; None: none.
+        Steps of a season, and the lag at which values are compared; None: no season.
     recursive
-        Whether the model forecasts one step, and is fed with it, rather than all steps.
+        Whether the model forecasts one step, which is fed back to it, rather than all steps.
     levels
-        The quantiles of forecasts; None: points.
+        Quantile levels of forecasts; None: points.
     seed
-        Of the futures that are drawn.
+        Seed of the drawn futures.
     """
 
     est: Estimator
@@ -94,7 +94,7 @@ class Rollout:
     def begin(
         self, arrays: list[Array], covariates: list[Array] | None, scaling: SeriesScaling
     ) -> Origin:
-        """Go through series ``(T_i, K)``, with their covariates ``(T_i, F)``, from their start."""
+        """Run over series ``(T_i, K)``, with their covariates ``(T_i, F)``, from their start."""
         windows = self._windows(arrays, covariates, scaling)
         steps, state = windows.lengths - 1, None
         if windows.longest > 1:
@@ -114,7 +114,7 @@ class Rollout:
         return Origin(state, recent, seasonal, starts, scaling)
 
     def advance(self, origin: Origin, values: Array, covariates: Array | None) -> Origin:
-        """Go on with values ``(N, n, K)``, and their covariates ``(N, n, F)``."""
+        """Advance by values ``(N, n, K)`` and their covariates ``(N, n, F)``."""
         known, new = origin.recent.shape[1], values.shape[1]
         whole = np.stack([
             np.concatenate([old, filled(one, old[-1])])
@@ -133,9 +133,9 @@ class Rollout:
         )  # fmt: skip
 
     def forecast(self, origin: Origin, covariates: Array | None) -> Array:
-        """Return forecasts ``(N, horizon, K, Q)``, Q = 1 for points, of what follows.
+        """Return forecasts ``(N, horizon, K, Q)`` of the next steps, Q = 1 for points.
 
-        `covariates` are those of the horizon, ``(N, horizon, F)``; the state stays as it is.
+        `covariates` ``(N, horizon, F)`` cover the horizon; the state stays unchanged.
         """
         if self.recursive:
             return self._one_after_the_other(origin, covariates)
@@ -156,9 +156,9 @@ class Rollout:
     def forecasts(
         self, origin: Origin, values: Array, covariates: Array | None, stride: int
     ) -> list[Array]:
-        """Return forecasts at `origin` and every `stride` steps of what follows, ``(N, n, K)``.
+        """Return forecasts at `origin` and every `stride` of the next steps, ``(N, n, K)``.
 
-        Covariates ``(N, n, F)`` are taken as average behind the last.
+        After their last step, covariates ``(N, n, F)`` are assumed average.
         """
         found = []
         for begin in range(0, values.shape[1], stride):
@@ -196,10 +196,10 @@ class Rollout:
             list(origin.recent), covariates, origin.scaling, origin.starts, seasonal
         )
 
-    # What follows keeps no state in the estimator: several threads may forecast at once.
+    # The methods below keep no state in the estimator: several threads may forecast at once.
 
     def _run(self, inputs: Any, lengths: Array | None, state: Tree) -> Tree:
-        """Go through steps from a state; return that in which they end."""
+        """Run over steps from a state; return the final state."""
         est, net = self.est, StateOnly(self._net)
         with est.learner.replicas.together("forecast"), in_mode(self._net, training=False):
             data = Sequences(
@@ -218,7 +218,7 @@ class Rollout:
         return stateful
 
     def _step(self, stateful: Stateful, x: Tree) -> Array:
-        """Run one step of all series ``(N, F)``; return what the model forecasts, fp64."""
+        """Run one step of all series ``(N, F)``; return the model's forecasts, fp64."""
         with in_mode(self._net, training=False), torch.no_grad():
             dtype = input_dtype(self._net)
             found = stateful(to_device(tree_map(lambda a: a.to(dtype), x), self.est.device))
@@ -231,7 +231,7 @@ class Rollout:
         return net
 
     def _one_after_the_other(self, origin: Origin, covariates: Array | None) -> Array:
-        """Forecast step by step; quantiles are those of futures that are drawn."""
+        """Forecast step by step; quantiles are computed from drawn futures."""
         count, known, width = origin.recent.shape
         copies = 1 if self.levels is None else _PATHS
         which = np.repeat(np.arange(count), copies)
@@ -276,14 +276,14 @@ class Rollout:
 
 
 def _behind(covariates: Array | None, known: int) -> list[Array] | None:
-    """Return covariates of steps that follow, with room before them."""
+    """Return covariates of the next steps, with `known` rows of zeros before them."""
     if covariates is None:
         return None
     return [np.concatenate([np.zeros((known, one.shape[1])), one]) for one in covariates]
 
 
 def _drawn(found: Array, generator: np.random.Generator) -> Array:
-    """Return points ``(R, K)``, or draw from the quantiles at `PATH_LEVELS`, ``(R, K, G)``."""
+    """Return points ``(R, K)``, or draw from quantiles ``(R, K, G)`` at `PATH_LEVELS`."""
     if found.shape[-1] == 1:
         return np.asarray(found[..., 0])
     found = np.sort(found, axis=-1)

@@ -1,4 +1,4 @@
-"""What users pass as series and as known covariates: read as arrays, one for each series."""
+"""Reads series and known covariates as arrays, one for each series."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ class Series:
     Parameters
     ----------
     arrays
-        For each series its values ``(T_i, K)``, fp64.
+        Values of each series, ``(T_i, K)``, fp64.
     single
         Whether one series was given, rather than a panel.
     flat
         Whether it was given without the axis of variables.
     names
-        What a table calls its columns; None if it was no table.
+        Column names of a table; None: it was no table.
     dtype
-        Of what was given, if these were floats of 4 or 8 bytes, else one that holds them.
+        The given dtype if that is fp32 or fp64, else one that holds its values.
     indices
-        For each series the index of its table, None if it was no table.
+        Index of each series' table, None if it was no table.
     moved
-        For each series whether its rows were put into the order of time.
+        Whether each series' rows were sorted by time.
     """
 
     arrays: list[Array]
@@ -58,7 +58,7 @@ class Series:
         return np.array([len(one) for one in self.arrays], np.int64)
 
     def like(self, values: Array) -> Array:
-        """Return results ``(N, horizon, K, …)`` without the axes that the series came without."""
+        """Return results ``(N, horizon, K, …)`` without the axes that the given series lacked."""
         if self.flat:
             values = values.squeeze(2)
         values = values.squeeze(0) if self.single else values
@@ -71,17 +71,17 @@ def read_series(given: Any, name: str, names: tuple[str, ...] | None = None) -> 
     Parameters
     ----------
     given
-        An array, a tensor, a pandas Series or DataFrame, or a list of them; NaN where there is no
-        value. Rows of tables with dates are put into the order of time.
+        An array, a tensor, a pandas Series or DataFrame, or a list of them; NaN marks missing
+        values. Rows of tables with dates are sorted by time.
     name
-        What messages call it.
+        Its name in messages.
     names
-        The columns that tables must have; they are put into this order. None: those of the first.
+        The columns that tables must have, put into this order. None: the first table's.
 
     Raises
     ------
     ValueError, TypeError
-        It is something else, or holds infinities.
+        `given` is something else, or holds infinities.
 
     Examples
     --------
@@ -135,7 +135,7 @@ def read_series(given: Any, name: str, names: tuple[str, ...] | None = None) -> 
 
 
 def _is_panel(given: Any) -> bool:
-    """Whether it is a list of series, rather than one series written as a list of numbers."""
+    """Whether `given` is a list of series, rather than one series as a list of numbers."""
     return isinstance(given, list | tuple) and any(hasattr(one, "__len__") for one in given)
 
 
@@ -144,7 +144,7 @@ def _columns(given: Any) -> tuple[str, ...] | None:
 
 
 def _in_order(table: Any, name: str, known: tuple[str, ...] | None) -> Any:
-    """Return a DataFrame with its columns in the order of those that are known."""
+    """Return a DataFrame with its columns in the `known` order."""
     own = tuple(map(str, table.columns))
     if len(set(own)) < len(own):
         twice = next(column for column in own if own.count(column) > 1)
@@ -160,7 +160,7 @@ def _in_order(table: Any, name: str, known: tuple[str, ...] | None) -> Any:
 
 
 def _table_numbers(table: Any, name: str) -> Array:
-    """Return the values of a Series or DataFrame, once all its columns are numbers."""
+    """Return the values of a Series or DataFrame; raise unless all columns are numbers."""
     columns = [(None, table)] if table.ndim == 1 else list(table.items())
     for label, column in columns:
         kind = column.dtype.kind
@@ -179,7 +179,7 @@ def _table_numbers(table: Any, name: str) -> Array:
 
 
 def _numbers(given: Any, name: str) -> Array:
-    """Return an array of floats, NaN where there is no value."""
+    """Return an array of floats; NaN marks missing values."""
     if is_table(given):
         return _table_numbers(given, name)
     refuse_valueless(given, name)
@@ -203,7 +203,7 @@ def _numbers(given: Any, name: str) -> Array:
 
 
 def refuse_identifiers(series: Series, name: str) -> None:
-    """Raise ValueError if a column of a table names series or counts time, by its name.
+    """Raise ValueError if a column's name says that it identifies series or holds times.
 
     Examples
     --------
@@ -220,14 +220,14 @@ def refuse_identifiers(series: Series, name: str) -> None:
 
 
 def filled(values: Array, before: Array | None = None) -> Array:
-    """Return values ``(T, K)`` whose gaps hold the last known value, at the start the first one.
+    """Return values ``(T, K)`` with gaps filled by the last known value, at the start by the first.
 
     Parameters
     ----------
     values
-        NaN where there is no value; a variable without any stays as it is.
+        NaN marks gaps; a variable without any value stays NaN.
     before
-        The last known value before, ``(K,)``.
+        The last known value before them, ``(K,)``.
 
     Examples
     --------

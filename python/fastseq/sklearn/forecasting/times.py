@@ -1,4 +1,4 @@
-"""When the steps of series were: what the index of a pandas table says, read and compared."""
+"""Times of the steps of series: the index of a pandas table, read and compared."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Times:
     Parameters
     ----------
     index
-        A pandas index, rising: of dates, of periods or of numbers; often only its end.
+        A rising pandas index of dates, periods or numbers; often only its end.
     freq
-        How far apart: an offset of pandas', or a difference of numbers. None: it is one step,
-        which does not tell.
+        Their distance: a pandas offset, or a difference of numbers. None: unknown, as there is
+        only one step.
 
     Examples
     --------
@@ -46,10 +46,9 @@ class Times:
         index
             As `read_index` returns it.
         name
-            What messages call the table.
+            The table's name in messages.
         known
-            Times of series that were trained on: if these are of the same kind, steps must be as
-            far apart as there.
+            Times of the training series: if they are of the same kind, steps must be as far apart.
 
         Raises
         ------
@@ -90,26 +89,26 @@ class Times:
 
 
 def is_table(given: Any) -> bool:
-    """Whether it is a Series or a DataFrame of pandas, which is not imported for that."""
+    """Whether it is a pandas Series or DataFrame; does not import pandas."""
     pandas = sys.modules.get("pandas")
     return pandas is not None and isinstance(given, pandas.Series | pandas.DataFrame)
 
 
 def read_index(index: Any, name: str) -> tuple[Any, Array | None]:
-    """Return the index of a table in the order of time, and that order if rows have another.
+    """Return a table's index sorted by time, and the order of rows if they must be moved.
 
     Parameters
     ----------
     index
-        Of a Series or a DataFrame.
+        The index of a Series or DataFrame.
     name
-        What messages call the table.
+        The table's name in messages.
 
     Raises
     ------
     ValueError, TypeError
-        It is no index of dates, periods or numbers, has two rows of one time, or has numbers that
-        are not in order: these need not mean time.
+        The index does not hold dates, periods or numbers, has two rows of one time, or has unsorted
+        numbers, which need not mean time.
 
     Examples
     --------
@@ -149,14 +148,14 @@ def read_index(index: Any, name: str) -> tuple[Any, Array | None]:
 
 
 def check_order(y: tuple[Any, bool], x: tuple[Any, bool], names: tuple[str, str]) -> None:
-    """Raise if rows of a series or of its covariates were moved, and the others cannot follow.
+    """Raise if rows of a series or of its covariates were sorted, and the other has no times.
 
     Parameters
     ----------
     y, x
-        For each its index, None if there is none, and whether its rows were put into order.
+        The index of each, None if there is none, and whether its rows were moved.
     names
-        What messages call these two.
+        Their names in messages.
     """
     pairs = ((y, x, *names), (x, y, *reversed(names)))
     for (_, moved), (other, _), name, other_name in pairs:
@@ -170,14 +169,14 @@ def check_order(y: tuple[Any, bool], x: tuple[Any, bool], names: tuple[str, str]
 def times_of(
     y: Any, x: Any, names: tuple[str, str], *, ahead: int = 0, known: Iterable[Times | None] = ()
 ) -> Times | None:
-    """Return the times of a series, None if it has none, once those of its covariates fit them.
+    """Return the times of a series, None if it has none; raise unless its covariates' times match.
 
     Parameters
     ----------
     y, x
-        The index of a series and that of its covariates, None if there is none.
+        The indices of a series and of its covariates, None if there is none.
     names
-        What messages call these two.
+        Their names in messages.
     ahead
         How many steps further covariates reach.
     known
@@ -186,7 +185,7 @@ def times_of(
     Raises
     ------
     ValueError
-        They have other times.
+        The covariates have other times.
     """
     times = None if y is None else Times.of(y, names[0], known)
     if x is None or (times is not None and _counts(x) and _kind(y) != "numbers"):
@@ -200,21 +199,21 @@ def times_of(
 
 
 def check_follows(times: Times | None, index: Any, name: str) -> Times:
-    """Return the times of steps that must come right after others.
+    """Return the times of steps that must directly follow earlier ones.
 
     Parameters
     ----------
     times
-        Of the steps before; None: they have none.
+        Times of the earlier steps; None: they have none.
     index
-        The times that came. Numbers that count from 0, as those of any new table, mean none.
+        The given times. Numbers that count from 0, as in any new table, mean none.
     name
-        What messages call what came.
+        Name of the new steps in messages.
 
     Raises
     ------
     ValueError
-        They begin earlier or later, or some are missing.
+        They start earlier or later, or some are missing.
     """
     if times is None or times.freq is None or (_counts(times.index) and _kind(index) != "numbers"):
         return Times.of(index, name)
@@ -261,7 +260,7 @@ def _aware(index: Any) -> bool:
 
 
 def _counts(index: Any) -> bool:
-    """Whether an index counts from 0, as that of any new table does: then it tells no time."""
+    """Whether an index counts from 0, as in any new table: then it holds no times."""
     return _kind(index) == "numbers" and bool((index == np.arange(len(index))).all())
 
 
@@ -288,14 +287,14 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _candidates(index: Any) -> list[Any]:
-    """Return how far apart the steps of an index may be, apart from where some are missing."""
+    """Return how far apart the steps of an index may be, if some may be missing."""
     import pandas as pd
 
     kind = _kind(index)
     if kind == "periods":
         return [index.freq]
     if kind == "numbers":
-        mean = (index[-1] - index[0]) / (len(index) - 1)  # without rounding, unless there are holes
+        mean = (index[-1] - index[0]) / (len(index) - 1)  # exact, unless there are holes
         return [int(np.diff(index).min())] if index.dtype.kind in "iu" else [
             float(mean), float(f"{np.median(np.diff(index)):.9g}"),
         ]  # fmt: skip
@@ -322,7 +321,7 @@ def _candidates(index: Any) -> list[Any]:
 
 
 def _why_irregular(index: Any, candidates: list[Any], name: str) -> str:
-    """Say what is wrong with an index whose steps are not equally far apart."""
+    """Return what is wrong with an index whose steps are not equally far apart."""
     holes = {freq: place for freq in candidates if (place := _first_hole(index, freq)) is not None}
     if not holes:
         shown = ", ".join(map(str, index[:3]))
@@ -333,7 +332,7 @@ def _why_irregular(index: Any, candidates: list[Any], name: str) -> str:
             f"the times of {name}, {shown}, …, are not equally far apart, and no frequency can be "
             f"inferred from them: {advice}"
         )
-    freq = min(holes, key=lambda freq: holes[freq][1])  # that leaves the fewest holes
+    freq = min(holes, key=lambda freq: holes[freq][1])  # the one with the fewest missing steps
     row, _, missing = holes[freq]
     make = f"reindex({name}.index.union([{missing}, …]))"
     if _kind(index) in ("dates", "durations"):
@@ -347,7 +346,7 @@ def _why_irregular(index: Any, candidates: list[Any], name: str) -> str:
 
 
 def _first_hole(index: Any, freq: Any) -> tuple[int, int, Any] | None:
-    """Return the first row after a hole, how many steps are missing, and the first of them.
+    """Return the first row after a hole, how many steps are missing, and the first missing one.
 
     None if the steps do not lie on a grid of `freq`.
     """

@@ -1,4 +1,4 @@
-"""Series as what a forecaster is trained on: windows that are views, of which nothing is copied."""
+"""Training data of a forecaster: windows of series, as views without copies."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ __all__ = [
 
 
 def window_view(rows: Tensor, first: int, steps: int, width: int) -> Tensor:
-    """Return windows over rows as a view: at step t, rows ``first + t`` up to `width` further.
+    """Return windows over rows as a view: at step t, `width` rows from ``first + t`` on.
 
     Parameters
     ----------
     rows
         Contiguous, ``(N, R, C)``.
     first, steps, width
-        Where the first window begins, how many there are, and of how many rows.
+        Start of the first window, number of windows, and rows of each.
 
     Returns
     -------
     Tensor
-        ``(steps, N, width · C)``, of the same memory.
+        ``(steps, N, width · C)``, sharing the memory of `rows`.
 
     Examples
     --------
@@ -51,9 +51,9 @@ def window_view(rows: Tensor, first: int, steps: int, width: int) -> Tensor:
 
 
 def over_seasons(values: Array, season: int) -> Array:
-    """Return values ``(T, K)`` whose gaps hold what was known one or more seasons before.
+    """Return values ``(T, K)`` with gaps filled by the last value known whole seasons before.
 
-    NaN where that was never known.
+    NaN where there is none.
 
     Examples
     --------
@@ -70,7 +70,7 @@ def over_seasons(values: Array, season: int) -> Array:
 
 
 def changes(values: Array, before: Array, lag: int) -> Array:
-    """Return by how much values ``(T, K)`` differ from those `lag` steps before; NaN at first.
+    """Return the changes of values ``(T, K)`` from those `lag` steps before; the first are NaN.
 
     Examples
     --------
@@ -84,9 +84,9 @@ def changes(values: Array, before: Array, lag: int) -> Array:
 
 
 def center_and_scale(arrays: list[Array]) -> tuple[Array, Array]:
-    """Return mean and standard deviation of all rows of arrays ``(T_i, K)``, NaN left out.
+    """Return mean and standard deviation of all rows of arrays ``(T_i, K)``, ignoring NaN.
 
-    The deviation is 1 where values differ by rounding alone, the mean 0 where there are none.
+    The deviation is 1 if values differ only by rounding, the mean 0 if there are none.
 
     Examples
     --------
@@ -102,7 +102,7 @@ _ROUNDING = 8 * np.finfo(np.float64).eps
 
 def _mean_and_deviation(arrays: list[Array]) -> tuple[Array, Array]:
     largest = np.max([np.nanmax(np.abs(one), axis=0, initial=0) for one in arrays], axis=0)
-    unit = np.ldexp(1.0, np.frexp(largest)[1] - 1)  # so that no square leaves the range of fp64
+    unit = np.ldexp(1.0, np.frexp(largest)[1] - 1)  # so that no square overflows fp64
     moments = Moments(arrays[0].shape[1:])
     for array in arrays:
         moments.update(torch.from_numpy(array / unit)[:, None])
@@ -115,14 +115,14 @@ def _above(deviation: Array, least: Array, otherwise: Array | float) -> Array:
 
 @dataclasses.dataclass
 class SeriesScaling:
-    """How series are scaled: ``(value - center) / scale``; all alike, or each in its own way.
+    """Scaling of series, ``(value - center) / scale``: common to all, or of each series.
 
     Parameters
     ----------
     center, scale
-        ``(1, K)``, or ``(N, K)`` for each series its own.
+        ``(1, K)`` for all series, or ``(N, K)`` for each.
     change
-        What changes over a season are divided by, likewise; None: there is no season.
+        Divisor of changes over a season, of the same shape; None: there is no season.
     """
 
     center: Array
@@ -137,18 +137,18 @@ class SeriesScaling:
         lag: int | None,
         season: int | None = None,
     ) -> SeriesScaling:
-        """Find it.
+        """Measure the scaling.
 
         Parameters
         ----------
         arrays
-            Series ``(T_i, K)``, NaN where there is no value.
+            Series ``(T_i, K)``; NaN marks missing values.
         method
             ``"standard"``: by mean and standard deviation of all; ``"series"``: of each; or None.
         lag
-            How far back the season lies that values are compared with; None: they are not.
+            Steps back to the value of an earlier season to compare with; None: no season.
         season
-            How many steps it has.
+            Steps of a season.
         """
         groups = [[one] for one in arrays] if method == "series" else [arrays]
         centers, scales, steps = [], [], []
@@ -159,7 +159,7 @@ class SeriesScaling:
                 center, scale = center_and_scale(group)
             if method is not None and lag is not None and season is not None:
                 found = [changes(one, over_seasons(one, season), lag) for one in group]
-                # What repeats exactly differs by rounding alone.
+                # Exactly periodic values differ only by rounding.
                 least = _ROUNDING * np.abs(center) + 1e-9 * scale
                 step = _above(_mean_and_deviation(found)[1], least, scale)
             centers.append(center)
@@ -174,7 +174,7 @@ class SeriesScaling:
         return self.center[row], self.scale[row], None if self.change is None else self.change[row]
 
     def take(self, index: Array) -> SeriesScaling:
-        """Return it for some of the series."""
+        """Return the scaling of some of the series."""
         if len(self.center) == 1:
             return self
         change = None if self.change is None else self.change[index]
@@ -183,22 +183,22 @@ class SeriesScaling:
 
 @dataclasses.dataclass
 class Windows:
-    """Series and covariates as rows in memory, over which all windows are views.
+    """Series and covariates as rows in memory; all windows are views of them.
 
     Parameters
     ----------
     values
         What the model sees of the past, ``(N, lags - 1 + T, P)``: scaled values and, with a
-        season, changes over it. Gaps hold the last known value, 0 before the first; changes are
-        those of `over_seasons`; where nothing was known a season before, of the last known value.
+        season, changes over it. Gaps hold the last known value, 0 before the first. Changes are of
+        values filled by `over_seasons`, or by the last known value if no earlier season is known.
     targets
         What is forecast, ``(N, T + horizon, K)``: scaled values, or changes; NaN where unknown.
     covariates
-        ``(N, T + horizon, F)``, scaled, 0 behind the last; None: there are none.
+        ``(N, T + horizon, F)``, scaled, 0 after the last; None: there are none.
     lengths
-        How many steps each series has, ``(N,)``.
+        Lengths of the series in time steps, ``(N,)``.
     lags, horizon
-        How many values the model sees at once, and how many it forecasts.
+        Number of values the model sees at once, and number it forecasts.
     """
 
     values: Tensor
@@ -209,7 +209,7 @@ class Windows:
     horizon: int
 
     @classmethod
-    @np.errstate(over="ignore")  # what overflows is told below
+    @np.errstate(over="ignore")  # overflow raises below
     def of(
         cls,
         arrays: list[Array],
@@ -225,8 +225,8 @@ class Windows:
     ) -> Windows:
         """Scale series ``(T_i, K)`` and lay them out; covariates are scaled already.
 
-        `starts` tells how many rows at the beginning of each series are before it, ``(N,)``;
-        `seasonal` what `over_seasons` returns for series that go on from earlier values.
+        `starts` ``(N,)`` is the number of rows before each series' start; `seasonal` is what
+        `over_seasons` returns for series that continue earlier values.
         """
         lengths = np.array([len(one) for one in arrays], np.int64)
         count, longest, width = len(arrays), int(lengths.max()), arrays[0].shape[1]
@@ -274,7 +274,7 @@ class Windows:
     def inputs(self, begin: int, end: int) -> Tensor | tuple[Tensor, Tensor]:
         """Return what the model sees at steps ``[begin, end)``: a view ``(steps, N, lags · P)``.
 
-        With covariates a pair; the other view, ``(steps, N, horizon · F)``, has the horizon's.
+        With covariates, a pair; the second view, ``(steps, N, horizon · F)``, covers the horizon.
         """
         seen = window_view(self.values, begin, end - begin, self.lags)
         if self.covariates is None:
@@ -282,24 +282,24 @@ class Windows:
         return seen, window_view(self.covariates, begin + 1, end - begin, self.horizon)
 
     def outcomes(self, begin: int, end: int) -> Tensor:
-        """Return what the steps after `begin` … `end` bring: a view ``(steps, N, horizon · K)``."""
+        """Return the targets of steps ``[begin, end)``: a view ``(steps, N, horizon · K)``."""
         return window_view(self.targets, begin + 1, end - begin, self.horizon)
 
     def weights(self, begin: int, end: int) -> Tensor | None:
-        """Return which part of each step's targets is known, ``(steps, N)``; None: all are."""
+        """Return the known share of each step's targets, ``(steps, N)``; None: all are known."""
         known = self.targets.isfinite()
         if bool(known[:, begin + 1 : end + self.horizon].all()):
             return None
-        sums = known.double().mean(2).cumsum(1)  # (N, rows): rows up to and with this one
+        sums = known.double().mean(2).cumsum(1)  # (N, rows): up to and including each row
         width, steps = self.horizon, end - begin
         last = sums[:, begin + width : begin + width + steps]
         share = (last - sums[:, begin : begin + steps]) / width
         return share.clamp_min(0).float().T.contiguous()
 
     def held_out(self, steps: int) -> tuple[Tensor | tuple[Tensor, Tensor], Tensor, Tensor]:
-        """Leave the last steps of each series out of training; return what to validate on.
+        """Remove the last steps of each series from training; return the validation data.
 
-        That is whole series, with weights 0 where it is not about these steps.
+        These are whole series, with weights 0 where the targets hold none of these steps.
 
         Raises
         ------
