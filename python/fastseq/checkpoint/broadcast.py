@@ -14,7 +14,7 @@ __all__ = ["broadcast_tree", "gather_trees"]
 
 
 def broadcast_tree(tree: Any, comm: Communicator, root: int = 0) -> Any:
-    """Return rank `root`'s tree, of anything that `packing.pack` takes, on all ranks. Collective.
+    """Return rank `root`'s tree, of anything that `encoding.pack` takes, on all ranks. Collective.
 
     Examples
     --------
