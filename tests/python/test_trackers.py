@@ -72,6 +72,19 @@ def test_tensorboard(tmp_path):
     assert found["last/validation_loss"][0][1] == pytest.approx(est.history_[2]["validation_loss"])
 
 
+def test_losses_are_logged_where_updates_pass_a_multiple(tmp_path):
+    est = fs.Estimator(
+        chain(), fs.seqloss(mse_loss), adamw, fs.Spec(2, 2, 5, accumulate=3),
+        callbacks=[TensorBoard(tmp_path, every=4)], progress=False,
+    )  # fmt: skip
+    chunks = est.fit(X, Y).history_.steps // 2  # of an epoch
+    ends = [*range(3, chunks, 3), chunks]
+    updates = [*ends, *(chunks + end for end in ends)]
+    pairs = zip([0, *updates], updates, strict=False)
+    expected = [now for before, now in pairs if now // 4 > before // 4]
+    assert [step for step, _ in scalars(tmp_path)[1]["step/loss"]] == expected
+
+
 class Steps(fs.callbacks.Callback):
     def __init__(self, losses):
         self.losses = losses

@@ -1,7 +1,8 @@
 """All of torch's private API that fastseq uses: why, and what happens without it.
 
 Torch may change it in any version. What is missing is replaced by the slower public way, or left
-out where a comment says so; results stay the same.
+out where a comment says so; results stay the same. Without `torch.compile`'s names,
+``compile=True`` does not work.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn, optim
 from torch.autograd import profiler
+from torch.nn import functional
 from torch.optim import optimizer as _optimizer
 
 __all__ = [
@@ -82,22 +84,35 @@ def fused_adam(*, decoupled: bool) -> Any:
 
 def multiply_each_(tensors: Sequence[Tensor], factor: float) -> None:
     """Multiply tensors by a number in place, in one call."""
-    torch._foreach_mul_(list(tensors), factor)
+    if hasattr(torch, "_foreach_mul_"):
+        torch._foreach_mul_(list(tensors), factor)
+        return
+    for tensor in tensors:
+        tensor.mul_(factor)
 
 
 def copy_each_(to: Sequence[Tensor], from_: Sequence[Tensor]) -> None:
     """Copy tensors, in one call."""
-    torch._foreach_copy_(list(to), list(from_))
+    if hasattr(torch, "_foreach_copy_"):
+        torch._foreach_copy_(list(to), list(from_))
+        return
+    for a, b in zip(to, from_, strict=True):
+        a.copy_(b)
 
 
-def storage_users(storage: torch.UntypedStorage) -> int:
-    """Return a storage's reference count: a buffer may be refilled once nobody else holds it."""
-    return int(_C._storage_Use_Count(storage._cdata))
+def storage_users(storage: torch.UntypedStorage) -> int | None:
+    """Return a storage's reference count, None if unknown.
+
+    A buffer may be refilled once nobody else holds it.
+    """
+    count: Any = getattr(_C, "_storage_Use_Count", None)
+    return None if count is None else int(count(storage._cdata))
 
 
 def functorch_is_active() -> bool:
-    """Return whether a `torch.func` transform is active."""
-    return bool(_C._are_functorch_transforms_active())
+    """Return whether a `torch.func` transform is active; True if unknown."""
+    active: Any = getattr(_C, "_are_functorch_transforms_active", None)
+    return True if active is None else bool(active())
 
 
 def below_autograd() -> AbstractContextManager[Any]:
@@ -109,16 +124,17 @@ def below_autograd() -> AbstractContextManager[Any]:
 # These losses' kernels, for equal shapes: broadcasting takes as long as the loss itself.
 def mse_mean(a: Tensor, b: Tensor) -> Tensor:
     """Return the mean squared error of tensors of one shape."""
-    return _native_mse(a, b, reduction=1)  # type: ignore[no-any-return]
+    return _native_mse(a, b, reduction=_MEAN)  # type: ignore[no-any-return]
 
 
 def l1_mean(a: Tensor, b: Tensor) -> Tensor:
     """Return the mean absolute error of tensors of one shape."""
-    return _native_l1(a, b, reduction=1)  # type: ignore[no-any-return]
+    return _native_l1(a, b, reduction=_MEAN)  # type: ignore[no-any-return]
 
 
-_native_mse: Any = _C._nn.mse_loss
-_native_l1: Any = _C._nn.l1_loss
+_MEAN: Any = 1 if hasattr(_C._nn, "mse_loss") else "mean"
+_native_mse: Any = getattr(_C._nn, "mse_loss", None) or functional.mse_loss
+_native_l1: Any = getattr(_C._nn, "l1_loss", None) or functional.l1_loss
 
 
 def children(module: nn.Module) -> dict[str, nn.Module | None]:

@@ -36,14 +36,17 @@ class Tracker(Callback):
             raise ValueError(f"every must be a number of steps, 0 for none, got {every!r}")
         self._every = every
         self._logs = self._begun = False
+        self._seen = 0
 
     def on_fit_begin(self, run: Run) -> None:
         """Prepare; the tracker's run starts when there is something to log."""
         self._logs, self._begun = run.first, False
+        self._seen = run.step
 
     def on_batch_end(self, run: Run) -> None:
-        """Log the loss every `every` steps."""
-        if self._logs and self._every and run.step % self._every == 0:
+        """Log the loss every `every` steps; an update of several chunks may pass that number."""
+        before, self._seen = self._seen, run.step
+        if self._logs and self._every and run.step // self._every > before // self._every:
             self._try(self._log_step, run)
 
     def on_epoch_end(self, run: Run) -> None:

@@ -262,8 +262,9 @@ class _Buffer:
         return self.memory if numel == self.numel else self.memory[:numel]
 
     def free(self) -> bool:
-        """Return whether no other tensor shares the memory."""
-        return storage_users(self._storage) == self._alone
+        """Return whether it is known that no other tensor shares the memory."""
+        users = storage_users(self._storage)
+        return users is not None and users == self._alone
 
 
 def _explained(error: BaseException, slab: Slab) -> ReadError:
