@@ -23,7 +23,7 @@ from .checkpoint.estimator_files import (
 from .checkpoint.session import Session
 from .checkpoint.settings import Checkpoint
 from .data.inputs import step_input
-from .data.nonfinite import fill_step
+from .data.missing_values import fill_step
 from .data.scaling.inputs_and_targets import Scaling
 from .data.sequences import Sequences, to_device
 from .distributed import communicator
@@ -34,7 +34,13 @@ from .nn.compiled import CompiledStateful
 from .nn.context import in_context
 from .nn.stateful import Stateful, in_mode, is_bidirectional
 from .training.amp import Precision
-from .training.checks import check_features, check_loss, choose_device, input_dtype, use_device
+from .training.argument_checks import (
+    check_features,
+    check_loss,
+    choose_device,
+    input_dtype,
+    use_device,
+)
 from .training.evaluation import chunk_plan, evaluate
 from .training.fit import Fit
 from .training.history import History

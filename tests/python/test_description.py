@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import fastseq as fs
-from fastseq.nn import description
-from fastseq.nn.description import build, describe
+from fastseq.nn import model_description as description
+from fastseq.nn.model_description import build, describe
 
 # One of each kind, with no argument at its default where another is possible: (layer, input shape).
 EXAMPLES = [

@@ -18,7 +18,7 @@ from fastseq.nn import recurrent
 from fastseq.nn.lengths import on_host
 from fastseq.nn.ops import library as native
 from fastseq.nn.stateful import Stateful
-from fastseq.training.checks import use_device
+from fastseq.training.argument_checks import use_device
 from fastseq.training.loop import to_device
 
 KINDS = ["LSTM", "GRU", "RNN"]

@@ -14,7 +14,7 @@ import torch
 
 import fastseq as fs
 from fastseq.data.hdf5 import LazyDataset
-from fastseq.data.hdf5.storage import raw_files
+from fastseq.data.hdf5.filters import raw_files
 from fastseq.inference.destinations import place_of
 
 A = np.random.default_rng(0).standard_normal((40, 6, 3)).astype("f4")

@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 
 import fastseq as fs
 from fastseq.data.hdf5 import LazyDataset
-from fastseq.data.hdf5.store import decode
+from fastseq.data.hdf5.save_load import decode
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=5)
 NUMBERS = hnp.boolean_dtypes() | hnp.integer_dtypes() | hnp.unsigned_integer_dtypes()

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastseq as fs
+from fastseq.data.chunk_reader import Reader
 from fastseq.data.hdf5 import LazyDataset
-from fastseq.data.reader import Reader
 from fastseq.data.source_kinds import open_source
 from fastseq.data.sources import Box, StridedSource, TensorSource
 

@@ -15,8 +15,8 @@ from torch.nn.functional import mse_loss
 
 import fastseq as fs
 from fastseq._util.seeding import Draws
-from fastseq.nn import modes
-from fastseq.nn.modes import in_mode
+from fastseq.nn import train_eval_mode as modes
+from fastseq.nn.train_eval_mode import in_mode
 
 THREADS = 4
 

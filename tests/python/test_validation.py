@@ -13,7 +13,7 @@ from torch.nn.functional import mse_loss
 
 import fastseq as fs
 from fastseq.data.sequences import Sequences
-from fastseq.data.validation import split
+from fastseq.data.validation_split import split
 
 T, N = 23, 7
 RANDOM = torch.Generator().manual_seed(0)

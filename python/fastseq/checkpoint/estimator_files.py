@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .._util.tree import Tree, tree_map
 from ..data.scaling.inputs_and_targets import Scaling
 from ..errors import CheckpointError
-from ..nn.description import build, describe
+from ..nn.model_description import build, describe
 from ..training.spec import Spec
 from .encoding import pack, unpack
 from .format import Image, read, write

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from .._util.tree import tree_leaves
+from .chunk_reader import Reader, Slab
 from .chunks import Chunk
-from .reader import Reader, Slab
 from .sequences import Sequences
 from .sources import Box, Source
 

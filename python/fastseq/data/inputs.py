@@ -12,11 +12,11 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import Dataset
 
 from .._util.tree import Tree, tree_map
-from .given import checked
 from .ragged import DatasetItems, GroupItems
 from .reshaped import with_axis
 from .source_kinds import is_ragged, kind_error, open_ragged, open_source, target_dtype, to_tensor
 from .sources import Broadcast, Source
+from .user_arrays import checked
 
 __all__ = ["Arguments", "step_input"]
 

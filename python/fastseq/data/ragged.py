@@ -14,7 +14,7 @@ from torch import Tensor
 from .._util.tree import tree_leaves
 from .hdf5 import LazyDataset, LazyTensor, h5mmap
 from .hdf5.handles import location
-from .hdf5.mapping import element_offset, readable_by, sliced
+from .hdf5.memory_map import element_offset, readable_by, sliced
 from .hdf5.names import natural_key
 from .hdf5.types import stored_dtype
 from .native_reader import element_type

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from .._util.tree import Tree, tree_leaves, tree_map
 from ..nn.lengths import beside
+from .chunk_reader import Reader, Slab
 from .chunks import Chunk, whole
 from .inputs import Arguments
-from .nonfinite import fill_inputs, fill_targets, refuse_nonfinite
-from .reader import Reader, Slab
+from .missing_values import fill_inputs, fill_targets, refuse_nonfinite
 from .scaling.affine import paired
 from .sources import Box, Broadcast, Source, WindowSource
 from .upload import Uploader

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .given import refuse_valueless
 from .hdf5 import LazyDataset, LazyTensor, h5mmap
-from .hdf5.mapping import map_elements, readable_by, sliced
+from .hdf5.memory_map import map_elements, readable_by, sliced
 from .hdf5.types import is_bfloat16
-from .mapped import CheckedMap, file_offset, map_of, rows_in_one_piece
+from .mapped_arrays import CheckedMap, file_offset, map_of, rows_in_one_piece
 from .ragged import DatasetItems, RaggedArrays, RaggedRows, rows_of
 from .sources import ArraySource, Source, StridedSource, TensorSource, WindowSource, holds
+from .user_arrays import refuse_valueless
 
 __all__ = ["is_ragged", "kind_error", "open_ragged", "open_source", "to_tensor"]
 

@@ -15,9 +15,9 @@ from .._util.tree import tree_leaves
 from ..data.chunks import Chunk
 from ..data.hdf5 import LazyDataset
 from ..data.hdf5.handles import location
-from ..data.hdf5.mapping import element_offset
+from ..data.hdf5.memory_map import element_offset
 from ..data.hdf5.names import natural_key
-from ..data.mapped import file_offset
+from ..data.mapped_arrays import file_offset
 from ..data.sequences import Sequences
 
 __all__ = [

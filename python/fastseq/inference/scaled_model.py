@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from .._util.tree import Tree, tree_map
 from ..data.scaling.affine import Affine
 from ..nn.stateful import takes_state
-from ..training.checks import input_dtype
+from ..training.argument_checks import input_dtype
 
 __all__ = ["ScaledModel"]
 

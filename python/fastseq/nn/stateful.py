@@ -13,7 +13,7 @@ from .._util.seeding import untouched
 from .._util.torch_internals import children
 from .._util.tree import Tree, tree_leaves, tree_map
 from .lengths import mapped
-from .modes import in_mode
+from .train_eval_mode import in_mode
 
 __all__ = [
     "Stateful", "batch_dims", "batch_norms", "carries", "each_step", "in_mode", "is_bidirectional",

@@ -13,7 +13,7 @@ from sklearn.utils import check_array
 from sklearn.utils.validation import _check_feature_names, _check_sample_weight, validate_data
 from torch import Tensor
 
-from ..data.given import refuse_containers, refuse_foreign, refuse_null
+from ..data.user_arrays import refuse_containers, refuse_foreign, refuse_null
 
 __all__ = [
     "Array", "Inputs", "Items", "as_tensor", "numbers", "read_inputs", "read_weights", "take",

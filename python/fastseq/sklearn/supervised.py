@@ -12,7 +12,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from ..training.checks import input_dtype
+from ..training.argument_checks import input_dtype
 from .base import SequenceEstimator, Task
 from .hyperparameters import wants_whole
 from .input_checks import (

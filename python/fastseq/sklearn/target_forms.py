@@ -9,7 +9,7 @@ import numpy as np
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_consistent_length
 
-from ..data.given import refuse_foreign, refuse_null
+from ..data.user_arrays import refuse_foreign, refuse_null
 from .input_checks import Array, Inputs, Items, numbers
 
 __all__ = ["TargetForm", "Targets", "read_targets", "refuse_missing"]

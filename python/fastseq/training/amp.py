@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn, optim
 
-from .checks import input_dtype
+from .argument_checks import input_dtype
 
 __all__ = ["Precision"]
 

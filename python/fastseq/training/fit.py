@@ -20,7 +20,7 @@ from .._util.tree import tree_map
 from ..data.scaling.inputs_and_targets import Scaling
 from ..data.sequences import Sequences
 from ..data.sources import Source
-from ..data.validation import Validation, split
+from ..data.validation_split import Validation, split
 from ..nn.context import in_context
 from ..nn.stateful import Stateful, batch_norms, in_mode
 from .cuda_graph import GraphTrainer

@@ -19,7 +19,7 @@ from ..nn.context import in_context
 from ..nn.losses import missing_label, of_numbers
 from ..nn.stateful import Stateful, is_bidirectional
 from .amp import Precision
-from .checks import check_features, check_place, input_dtype
+from .argument_checks import check_features, check_place, input_dtype
 from .history import History
 from .spec import Spec
 from .trained_parameters import Trained

@@ -20,7 +20,7 @@ from ..distributed import Bucketizer
 from ..errors import NonFiniteError
 from ..nn.context import in_context
 from ..nn.stateful import Stateful
-from .checks import check_weighted
+from .argument_checks import check_weighted
 from .optimizer_step import OptimizerStep
 from .position import Position
 

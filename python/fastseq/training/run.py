@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import nn, optim
 
     from ..data.sequences import Sequences
-    from ..data.validation import Validation
+    from ..data.validation_split import Validation
     from .history import History
     from .learner import Learner
 

@@ -16,7 +16,7 @@ from .._util.tree import Tree, tree_leaves, tree_map
 from ..data.chunks import Chunk
 from ..data.sequences import Sequences, to_device
 from ..nn.context import Context, in_context, within
-from ..nn.stateful import (  # fmt: skip
+from ..nn.stateful import (
     Stateful,
     carries,
     in_mode,

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn, optim
 
-from .checks import make_optimizer
+from .argument_checks import make_optimizer
 from .optimizer_step import obstacle
 
 __all__ = ["Trained"]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .chunk_rows import ChunkRows
-from .lazy import LazyDataset
+from .lazy_dataset import LazyDataset
 
 __all__ = ["WindowReader"]
 

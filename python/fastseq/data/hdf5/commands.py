@@ -15,7 +15,7 @@ import numpy as np
 from .concat import h5concat
 from .copying import tile_shape
 from .links import DeadLink, walk
-from .mapping import element_offset
+from .memory_map import element_offset
 from .open_file import reading
 from .types import is_bfloat16, stored_dtype
 from .virtual import missing_sources, selected

@@ -14,8 +14,8 @@ import h5py
 import numpy as np
 from tqdm.auto import tqdm
 
+from .concat_plan import Contents, Joined, common_names, join, read_contents
 from .copying import create, fill
-from .joining import Contents, Joined, common_names, join, read_contents
 from .names import natural_key
 from .open_file import damage, replacing
 

@@ -14,7 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from .joining import Joined, Shape, Stored
+from .concat_plan import Joined, Shape, Stored
 from .open_file import damage
 
 __all__ = ["create", "fill", "tile_shape"]

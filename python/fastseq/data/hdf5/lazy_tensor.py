@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .lazy import LazyDataset
-from .mapping import readable_by
+from .lazy_dataset import LazyDataset
+from .memory_map import readable_by
 
 __all__ = ["LazyTensor", "as_bfloat16"]
 

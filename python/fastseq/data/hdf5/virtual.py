@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import h5py
 
-from .storage import raw_files, storage_faults
+from .filters import raw_files, storage_faults
 
 __all__ = [
     "check_readable",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..._util.seeding import seeded, untouched
 from ..._util.tree import Tree, tree_leaves, tree_map
 from ...nn.stateful import Stateful, in_mode, steps_apart, takes_lengths, takes_state
-from ...training.checks import input_dtype
+from ...training.argument_checks import input_dtype
 from ...training.time_dependence import find_looks
 
 __all__ = ["ForecastNet", "KnownFuture", "StateOnly", "check_steps_apart"]

@@ -13,7 +13,7 @@ from ...data.sequences import Sequences, to_device
 from ...inference import Predictor
 from ...inference.state_rows import take_rows
 from ...nn.stateful import Stateful, batch_dims, in_mode
-from ...training.checks import input_dtype
+from ...training.argument_checks import input_dtype
 from .forecast_net import ForecastNet, StateOnly
 from .series import Array, filled
 from .windows import SeriesScaling, Windows, over_seasons

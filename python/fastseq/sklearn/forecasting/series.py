@@ -9,7 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ...data.given import refuse_null, refuse_valueless
+from ...data.user_arrays import refuse_null, refuse_valueless
 from .times import is_table, read_index
 
 __all__ = ["Array", "Series", "filled", "read_series", "refuse_identifiers"]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .._util.tree import Tree, tree_map, tree_paths
 from ..errors import NonFiniteError
-from .reader import Slab
+from .chunk_reader import Slab
 
 __all__ = ["fill_inputs", "fill_step", "fill_targets", "refuse_nonfinite"]
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from .handles import location
 from .julia import parse_julia
-from .lazy import LazyDataset
+from .lazy_dataset import LazyDataset
 from .lazy_tensor import LazyTensor
 from .links import dead_link
-from .mapping import map_elements
+from .memory_map import map_elements
 from .open_file import reading, replacing
 from .types import stored_dtype
 from .virtual import check_readable

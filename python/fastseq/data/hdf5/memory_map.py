@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 
 from .handles import location, shared_file
-from .lazy import LazyDataset
+from .lazy_dataset import LazyDataset
 from .types import is_bfloat16, stored_dtype
 from .virtual import check_readable
 
