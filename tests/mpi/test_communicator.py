@@ -223,7 +223,7 @@ def test_waiting_lets_other_python_threads_run(comm, folder, call):
 def test_an_mpi4py_of_another_mpi_is_refused(comm):
     other = SimpleNamespace(library_version=lambda: "MPICH Version: 4.3")
     with pytest.raises(fs.CommunicationError, match=r"fastseq was built with MPICH .*libmpi\.so"):
-        fs.distributed.comm._check_same_library(other)
+        fs.distributed.communicators._check_same_library(other)
 
 
 @pytest.mark.parametrize("what", ["length", "dtype", "operation", "root"])

@@ -37,7 +37,7 @@ def same(got, expected):
 @pytest.fixture
 def written(monkeypatch):
     """Which sequences this rank has written, and to what."""
-    from fastseq.inference import targets
+    from fastseq.inference import destinations as targets
 
     found = []
     for kind in (targets.ArrayTarget, targets.FileTarget, targets.RaggedTarget):

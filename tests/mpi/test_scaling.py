@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastseq._util.tree import tree_leaves
-from fastseq.data import scaling as scalings
+from fastseq.data.scaling import affine as scalings
 from fastseq.data.scaling.affine import scaling_state
 from fastseq.distributed.replicas import Replicas
 
