@@ -68,7 +68,7 @@ def test_quantiles_of_many_samples(comm):
     ordered = np.sort(whole.reshape(-1))
     rank = np.searchsorted(ordered, scaling.center.item()) / ordered.size
     assert abs(rank - 0.5) < 0.01
-    assert scaling.scale.item() == pytest.approx(1, rel=0.01)
+    assert scaling.scale.item() == pytest.approx(1, rel=0.03)
 
 
 def test_a_feature_without_values_is_an_error_on_all_ranks(comm):
