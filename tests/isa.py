@@ -39,8 +39,7 @@ QUICK = [
     "ops",
     "precision",
     "stateful",
-    "flat_in_fit",
-    "flat_optimizer",
+    "optimizers_in_fit",
     "params",
     "recurrent_layers",
 ]
