@@ -195,7 +195,7 @@ def test_buffers_that_are_equal_keep_their_bits(comm):
 
 
 class Checkpointed(nn.Module):
-    """Computes each half of a chunk anew in backward, which gives parameters two gradients."""
+    """Computes each half of a chunk again in backward, which gives parameters two gradients."""
 
     def __init__(self, reentrant):
         super().__init__()

@@ -61,7 +61,7 @@ def test_another_number_of_ranks(comm, folder):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             after = fitted(ranks, resume=paths[per_epoch])  # the epoch's end follows its last step
-            anew = fitted(ranks, resume=paths[per_epoch + 2])
+            resumed = fitted(ranks, resume=paths[per_epoch + 2])
         texts = [str(warning.message) for warning in caught]
         assert len(texts) == 2 * tells
         assert all(re.search(told, text) for text in texts)
@@ -70,10 +70,10 @@ def test_another_number_of_ranks(comm, folder):
         assert_same_parameters(after.model, whole.model, rtol=1e-3)
         losses = [[row["loss"] for row in est.history_] for est in (after, whole)]
         np.testing.assert_allclose(*losses, rtol=1e-4)
-        assert [row["epoch"] for row in anew.history_] == [1, 2, 3]
+        assert [row["epoch"] for row in resumed.history_] == [1, 2, 3]
         # On others, it made some steps more than the whole run, before its second epoch.
         more = before != own
-        assert (anew.history_[1]["loss"] < whole.history_[1]["loss"]) == more
+        assert (resumed.history_[1]["loss"] < whole.history_[1]["loss"]) == more
 
 
 def test_one_ranks_signal_saves_on_all(comm, folder):

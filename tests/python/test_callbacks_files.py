@@ -123,7 +123,7 @@ def test_fit_gives_back_the_best_weights():
     assert best.epoch in (1, 5)
     assert_equal(est.model.state_dict(), keep.weights[0 if best.epoch == 1 else 4])
     value = best.value
-    other = estimator(best).fit(X, Y / 10, validation=(X, Y / 10), epochs=1)  # begins anew
+    other = estimator(best).fit(X, Y / 10, validation=(X, Y / 10), epochs=1)  # starts from scratch
     assert best.value == other.history_[0]["validation_loss"] < value
 
 

@@ -103,7 +103,9 @@ def test_two_calls_of_fit_are_like_one(make, epoch):
     criterion, run = make(), ScriptedRun()
     first = play(criterion, ROWS[:2], run)
     assert (first or play(criterion, ROWS[2:], run)) == epoch
-    assert play(criterion, ROWS, ScriptedRun()) == epoch  # with another estimator, anew
+    assert (
+        play(criterion, ROWS, ScriptedRun()) == epoch
+    )  # starts from scratch with another estimator
 
 
 @pytest.mark.parametrize(("make", "epoch"), CASES)

@@ -125,7 +125,7 @@ def estimator(model, **options):
 @pytest.mark.parametrize("optimizer", [optim.AdamW, optim.SGD])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_model_of_another_dtype_between_fits(optimizer, dtype):
-    """As in a loop whose optimizer is loaded anew, which converts what it keeps."""
+    """As in a loop whose optimizer is loaded again, which converts what it keeps."""
     options = {"lr": 0.01, **({"momentum": 0.9} if optimizer is optim.SGD else {})}
     model = chain()
     est = fs.Estimator(

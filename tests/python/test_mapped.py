@@ -93,7 +93,7 @@ def test_bfloat16_of_a_file_that_is_cut_short(layout, part, tmp_path):
     os.truncate(path, 2100 if part == "list" else 5000)
     with pytest.raises(fs.ReadError, match=path.name):  # it would be SIGBUS
         load(data)
-    # ValueError: the file is opened anew, if nobody has it open
+    # ValueError: the file is opened again if nobody has it open
     with pytest.raises((fs.ReadError, ValueError), match=path.name):
         x[0].read() if part == "list" else x.read()
 

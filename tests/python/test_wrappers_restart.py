@@ -104,7 +104,7 @@ def test_other_changes_start_cold_and_that_is_told(change, why, capsys):
     model = regressor(warm_start=True).fit(X, LAST)
     changed = model.set_params(**change, verbose=1).fit(X, LAST)
     assert not changed.continued_
-    assert capsys.readouterr().out == f"SequenceRegressor starts anew: {why}\n"
+    assert capsys.readouterr().out == f"SequenceRegressor starts from scratch: {why}\n"
     assert same(changed, regressor(**change).fit(X, LAST))
     changed.set_params(warm_start=True, epochs=changed.epochs + 1).fit(X, LAST)
     assert "goes on after epoch" in capsys.readouterr().out

@@ -193,7 +193,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
             self._say(f"goes on after epoch {done}")
         else:
             est, done = self._make(task, start.seed), 0
-            self._say(f"starts anew: {start.why}")
+            self._say(f"starts from scratch: {start.why}")
         epochs = 1 if start.partial else self.epochs - done
         if epochs > 0:
             self._fit(est, task, epochs)
@@ -303,8 +303,8 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
         before = self._fitted_with
         changed = {name for name in _OPTIMIZER if not _same(getattr(self, name), before[name])}
         # If biases do not decay, their group has a decay of its own.
-        anew = {"optimizer", "decay_biases", *(() if self.decay_biases else ("weight_decay",))}
-        if changed & anew:
+        renewing = {"optimizer", "decay_biases", *(() if self.decay_biases else ("weight_decay",))}
+        if changed & renewing:
             parameters = [p for p in est.model.parameters() if p.requires_grad]
             est.optimizer = self._make_optimizer(est.model)(parameters)
         else:
