@@ -240,6 +240,26 @@ def test_what_is_unfrozen_in_mid_epoch_is_trained_from_the_next_on(kind):
     assert_same_parameters(found, wanted)
 
 
+def test_what_is_unfrozen_in_mid_epoch_waits_with_scaled_gradients_too():
+    model = layers()
+    model[0].requires_grad_(False)
+    before = copy.deepcopy(model[0])
+
+    class Early(fs.callbacks.Callback):
+        def on_batch_end(self, run):
+            run.model[0].requires_grad_(True)
+
+    optimizer = optim.SGD(model.parameters(), lr=0.05)
+    est = fs.Estimator(
+        model, LOSS, optimizer, {**SPEC, "epochs": 1}, callbacks=[Early()], amp="fp16",
+        device="cpu", comm=None, progress=False,
+    )  # fmt: skip
+    est.fit(X, Y)
+    assert_same_parameters(model[0], before, rtol=0)
+    est.fit(X, Y)
+    assert not torch.equal(model[0].weight, before.weight)
+
+
 def test_what_is_left_out_on_purpose_stays_as_it_is():
     found, wanted = layers(), layers()
     make = OPTIMIZERS["clipped"]

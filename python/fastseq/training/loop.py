@@ -314,6 +314,7 @@ class Trainer:
 
     def _update(self) -> None:
         spec = self._spec
+        self._stepper.drop_others()
         self._precision.unscale(self._optimizer)
         if spec.clip_value is not None:
             nn.utils.clip_grad_value_(self._stepper.stepped(), spec.clip_value)

@@ -101,14 +101,17 @@ class OptimizerStep:
         for p in self._params:
             p.grad = None
 
+    def drop_others(self) -> None:
+        """Set the gradients of the other parameters to None, before any are looked at."""
+        for p in self._others:
+            p.grad = None
+
     def stepped(self) -> list[nn.Parameter]:
         """Return the parameters that `step` changes; their gradients may be changed in place."""
         return self._stepped
 
     def step(self) -> None:
         """Make a step of the optimizer."""
-        for p in self._others:
-            p.grad = None
         if self._quick is not None and self._quick.step():
             return
         self._leave_quick()
