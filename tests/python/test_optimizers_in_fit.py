@@ -206,7 +206,7 @@ def test_schedules_go_on_between_epochs(optimizer):
     assert_same_parameters(model, expected, rtol=0)
 
 
-def test_classes_are_made_fused_where_there_are_kernels():
+def test_made_optimizers_are_fused_where_there_are_kernels():
     model = chain()
 
     def told(optimizer, module=model):
@@ -214,8 +214,14 @@ def test_classes_are_made_fused_where_there_are_kernels():
 
     fused = "fused AdamW: one call for all parameters"
     assert told(optim.AdamW) == told(partial(optim.AdamW, lr=0.1)) == fused
-    assert told(adamw) == told(partial(optim.AdamW, fused=False)) == "AdamW: parameter by parameter"
-    assert told(partial(optim.AdamW, foreach=True)) == "AdamW: parameter by parameter"
+    assert told(lambda params: optim.AdamW(params, lr=0.1)) == fused
+    plain = "AdamW: parameter by parameter"
+    assert told(partial(optim.AdamW, fused=False)) == plain
+    assert told(partial(optim.AdamW, foreach=True)) == plain
+    assert told(lambda params: optim.AdamW(params, differentiable=True)) == plain
+    own = optim.AdamW(model.parameters())
+    assert told(own) == plain
+    assert own.defaults["fused"] is None
     assert told(optim.RMSprop) == "RMSprop: parameter by parameter"
     sparse = nn.Sequential(nn.Embedding(3, 2, sparse=True))
     assert told(optim.SGD, sparse) == "SGD: parameter by parameter"
@@ -223,7 +229,9 @@ def test_classes_are_made_fused_where_there_are_kernels():
 
 
 def test_fused_steps_are_those_of_the_plain_ones():
-    for kind in (optim.Adagrad, optim.Adam, optim.AdamW, partial(optim.SGD, momentum=0.9)):
+    kinds = [optim.Adagrad, optim.Adam, optim.AdamW, partial(optim.SGD, momentum=0.9)]
+    kinds += [lambda params, lr: optim.Adagrad(params, lr, initial_accumulator_value=0.5)]
+    for kind in kinds:
         model = chain()
         expected = plain(model, make=kind)
         found = estimator(model, optimizer=partial(kind, lr=0.01)).fit(X, Y)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections import Counter
 from typing import Any
@@ -147,7 +146,10 @@ def check_weighted(loss: Any) -> None:
 
 
 def make_optimizer(optimizer: Any, model: nn.Module) -> torch.optim.Optimizer:
-    """Return `optimizer`, or make it for the model's parameters; check that `fit` can use it."""
+    """Return `optimizer`, or make it for the model's parameters; check that `fit` can use it.
+
+    One that is made here uses torch's fused kernel where there is one, unless it says otherwise.
+    """
     if not isinstance(optimizer, torch.optim.Optimizer):
         if not callable(optimizer):
             raise TypeError(
@@ -156,7 +158,7 @@ def make_optimizer(optimizer: Any, model: nn.Module) -> torch.optim.Optimizer:
             )
         params = [p for p in model.parameters() if p.requires_grad]
         try:
-            optimizer = _fused(optimizer, model)(params)
+            optimizer = optimizer(params)
         except ValueError:
             if params:
                 raise
@@ -168,6 +170,7 @@ def make_optimizer(optimizer: Any, model: nn.Module) -> torch.optim.Optimizer:
                 f"optimizer, called with the parameters, must return a torch.optim.Optimizer, "
                 f"got {type(optimizer).__name__}"
             )
+        _prefer_fused(optimizer, model)
     own = {id(p) for p in model.parameters()}
     params = [p for group in optimizer.param_groups for p in group["params"]]
     strangers = sum(id(p) not in own for p in params)
@@ -189,12 +192,15 @@ def make_optimizer(optimizer: Any, model: nn.Module) -> torch.optim.Optimizer:
 _FUSED = (torch.optim.Adagrad, torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 
 
-def _fused(make: Any, model: nn.Module) -> Any:
-    """Return a class, or a partial of one, set to use torch's fused kernels if there are any."""
-    partial = isinstance(make, functools.partial)
-    kind, given = (make.func, make.keywords) if partial else (make, {})
-    told = {"fused", "foreach", "differentiable"} & given.keys()
+def _prefer_fused(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    """Set an optimizer to use torch's fused kernel unless it was told otherwise or cannot."""
+    groups = [optimizer.defaults, *optimizer.param_groups]
+    told = any(group.get(k) is not None for group in groups for k in ("fused", "foreach"))
+    told = told or any(group.get(k) for group in groups for k in ("capturable", "differentiable"))
     plain = all(p.is_floating_point() for p in model.parameters())
     sparse = any(getattr(module, "sparse", False) for module in model.modules())
-    fits = kind in _FUSED and plain and not sparse and not told
-    return functools.partial(make, fused=True) if fits else make
+    counts = [state["step"] for state in optimizer.state.values() if "step" in state]
+    singles = all(count.dtype is torch.float32 for count in counts)  # the kernels take no others
+    if type(optimizer) in _FUSED and plain and singles and not sparse and not told:
+        for group in groups:
+            group["fused"] = True
