@@ -60,7 +60,7 @@ def fit_cases() -> dict[str, list[dict[str, Any]]]:
 
 
 def fit_table() -> str:
-    """Set a step of `fit` beside one of others."""
+    """Set an update of `fit` beside one of others."""
     lines = [
         "| model, batchsize × seqsize | `fit` is faster than | 1 thread | 2 threads |",
         "|---" * 4 + "|",
@@ -81,7 +81,7 @@ def fit_sentence() -> str:
     """Tell what `fit` costs with modules that are none of ours."""
     small = next(iter(fit_cases().values()))
     ratio = small[0]["fit, torch.nn.LSTM"]["ratio"]
-    return f"a step of `fit` is {faster(ratio)} as fast as one of the loop"
+    return f"an update of `fit` is {faster(ratio)} as fast as one of the loop"
 
 
 def recurrent_table() -> str:
@@ -216,8 +216,8 @@ def wrappers_sentence() -> str:
 def checkpoint_sentence() -> str:
     """Tell what checkpoints cost."""
     (rows,) = contenders("checkpoint").values()
-    ratio = rows["fit, a checkpoint every 100 steps"]["ratio"]
-    return f"a checkpoint every 100 steps makes steps take {ratio:.2f} times as long"
+    (ratio,) = (row["ratio"] for name, row in rows.items() if name != "fit")
+    return f"training with a checkpoint every 100 updates takes {ratio:.2f} times as long"
 
 
 PAGES: dict[Path, tuple[tuple[Make, ...], tuple[Make, ...]]] = {

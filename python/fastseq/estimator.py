@@ -116,9 +116,9 @@ class Estimator:
     compile
         On the CPU, run model and loss through `torch.compile`, as one graph each for training,
         evaluation and prediction; the first chunks then take seconds. It pays for models of many
-        small operations, not for a recurrent layer alone. On a GPU, capture training steps in
-        CUDA graphs, one for each shape of chunks, and replay them: Python code of model, loss and
-        hooks runs in the first steps only. That part has not yet run on a GPU.
+        small operations, not for a recurrent layer alone. On a GPU, capture updates in CUDA graphs,
+        one for each shape of chunks, and replay them: Python code of model, loss and hooks runs in
+        the first updates only. That part has not yet run on a GPU.
     seed
         Makes the order of blocks and dropout repeatable. None: a random seed (rank 0's).
     progress

@@ -169,7 +169,7 @@ def test_snapshots(tmp_path, options, kept, resumed_after):
         play(snapshots, ROWS[:resumed_after], run, train=train)
         state, rows = through_a_file(snapshots.state_dict()), ROWS[resumed_after:]
         snapshots = cb.Snapshots(tmp_path / "new" / "folder", **options)
-        run.step = max(run.step, 1)
+        run.updates = max(run.updates, 1)
         snapshots.load_state_dict(state)
     play(snapshots, rows, run, train=train)
     names = sorted(os.listdir(tmp_path / "new" / "folder"))

@@ -284,11 +284,11 @@ def test_a_resumed_run_equals_an_uninterrupted_one(kind, tmp_path):
 
     class Fails(fs.callbacks.Callback):
         def on_batch_end(self, run):
-            if run.step == 10:
+            if run.updates == 10:
                 raise KeyboardInterrupt
 
     broken, again = layers(), layers()
-    every_step = fs.callbacks.Checkpoint(tmp_path / "d", every_steps=3)
+    every_step = fs.callbacks.Checkpoint(tmp_path / "d", every_updates=3)
     with pytest.raises(KeyboardInterrupt):
         run(broken, 4, [Fails()], checkpoint=every_step)
     run(again, 4, checkpoint=every_step, resume="auto")

@@ -272,8 +272,8 @@ def test_trees_of_one_process_stay_as_they_are():
     ("arguments", "error", "message"),
     [
         ({"folder": 3}, TypeError, "checkpoint needs a folder, got 3"),
-        ({"every_steps": 0}, ValueError, "every_steps must be positive, got 0"),
-        ({"every_steps": 1.5}, TypeError, r"every_steps must be an integer, got 1\.5"),
+        ({"every_updates": 0}, ValueError, "every_updates must be positive, got 0"),
+        ({"every_updates": 1.5}, TypeError, r"every_updates must be an integer, got 1\.5"),
         ({"every_minutes": -1}, ValueError, "every_minutes must be positive"),
         ({"every_minutes": "1"}, TypeError, "every_minutes must be a number"),
         ({"every_epochs": True}, TypeError, "every_epochs must be an integer"),

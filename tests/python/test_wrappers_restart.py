@@ -162,7 +162,7 @@ def test_callbacks_are_copied_and_may_be_exchanged():
             self.epochs = 0
 
         def on_epoch_end(self, run):
-            self.epochs += run.row["steps"] > 0
+            self.epochs += run.row["updates"] > 0
 
     count, lines = Count(), []
     model = regressor(callbacks=[count, lambda run: lines.append(run.epoch)], warm_start=True)

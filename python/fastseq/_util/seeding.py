@@ -20,17 +20,17 @@ _turn = Lock()  # to draw
 
 
 class Draws:
-    """Context manager for steps that may draw random numbers.
+    """Context manager for code that may draw random numbers.
 
-    One thread has its turn at a time; the others wait. If the first step draws nothing, the turn is
-    given back after it, and steps of several threads run side by side.
+    One thread has its turn at a time; the others wait. If nothing is drawn between `watch` and
+    `look`, the turn is given back, and several threads run side by side.
 
     Parameters
     ----------
     seed
         Seed; the generators are restored afterwards. None: do not seed.
     device
-        Device that the steps draw on, besides the CPU.
+        Device that the code draws on, besides the CPU.
     turns
         Whether threads take turns. False where ranks wait for each other: threads may arrive in a
         different order on each rank.
@@ -59,12 +59,12 @@ class Draws:
         return self
 
     def watch(self) -> None:
-        """Call before the first step."""
+        """Start to watch what is drawn."""
         if self._has_turn and self._device.type == "cpu":
             self._state = torch.get_rng_state()
 
     def look(self) -> None:
-        """Call after a step; give the turn back if the first one drew nothing."""
+        """Give the turn back if nothing was drawn between `watch` and the first call of this."""
         if self._state is not None:
             drawn = not torch.equal(self._state, torch.get_rng_state())
             self._state = None

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Metrics"]
 
 _Array = np.ndarray[Any, Any]
-_RESERVED = ("epoch", "loss", "validation_loss", "lr", "steps", "seconds", "steps_per_second")
+_RESERVED = ("epoch", "loss", "validation_loss", "lr", "updates", "seconds", "updates_per_second")
 
 
 class Metrics(Callback):

@@ -28,26 +28,23 @@ class Tracker(Callback):
     Parameters
     ----------
     every
-        Log the loss every so many steps; 0: never.
+        Log the loss every so many updates; 0: never.
     """
 
     def __init__(self, every: int) -> None:
         if isinstance(every, bool) or not isinstance(every, int) or every < 0:
-            raise ValueError(f"every must be a number of steps, 0 for none, got {every!r}")
+            raise ValueError(f"every must be a number of updates, or 0 for none, got {every!r}")
         self._every = every
         self._logs = self._begun = False
-        self._seen = 0
 
     def on_fit_begin(self, run: Run) -> None:
         """Prepare; the tracker's run starts when there is something to log."""
         self._logs, self._begun = run.first, False
-        self._seen = run.step
 
     def on_batch_end(self, run: Run) -> None:
-        """Log the loss every `every` steps; an update of several chunks may pass that number."""
-        before, self._seen = self._seen, run.step
-        if self._logs and self._every and run.step // self._every > before // self._every:
-            self._try(self._log_step, run)
+        """Log the loss of every `every`-th update."""
+        if self._logs and self._every and run.updates % self._every == 0:
+            self._try(self._log_update, run)
 
     def on_epoch_end(self, run: Run) -> None:
         """Log the epoch's row of the history."""
@@ -79,7 +76,7 @@ class Tracker(Callback):
     def _begin(self, run: Run) -> None:
         raise NotImplementedError
 
-    def _log_step(self, run: Run) -> None:
+    def _log_update(self, run: Run) -> None:
         raise NotImplementedError
 
     def _log_epoch(self, run: Run) -> None:

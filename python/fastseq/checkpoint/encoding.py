@@ -38,11 +38,11 @@ def pack(tree: Any) -> tuple[dict[str, Tensor], str]:
 
     Examples
     --------
-    >>> tensors, text = pack({"step": 3, "state": {0: (torch.ones(2), 0.5)}})
+    >>> tensors, text = pack({"epochs": 3, "state": {0: (torch.ones(2), 0.5)}})
     >>> list(tensors)
     ['state.0.0']
     >>> unpack(text, tensors)
-    {'step': 3, 'state': {0: (tensor([1., 1.]), 0.5)}}
+    {'epochs': 3, 'state': {0: (tensor([1., 1.]), 0.5)}}
     """
     tensors: dict[str, Tensor] = {}
     return tensors, json.dumps(_encode(tree, "", tensors), allow_nan=False)

@@ -55,7 +55,7 @@ class Session:
     """Writes checkpoints, or continues from one, if asked to; a context manager around the epochs.
 
     Inactive unless `checkpoint` or `resume` is given. `Run` calls it after all other callbacks, at
-    the end of each step and epoch. While it is entered, signals ask for checkpoints, too.
+    the end of each update and epoch. While it is entered, signals ask for checkpoints, too.
 
     Parameters
     ----------
@@ -79,7 +79,6 @@ class Session:
         self._saved: _Saved | None = None  # still to be restored
         self._sameness: dict[str, Any] = {}
         self._pending: frozenset[str] = frozenset()
-        self._last_step = 0
         self._alarm = math.inf
 
     def __str__(self) -> str:
@@ -126,7 +125,7 @@ class Session:
                 self._warn_of_others(self._generations)
         done = len(learner.history)
         first = done if self._saved is None else self._saved.first
-        position = Position(first, first + epochs, epoch=done, step=learner.history.steps)
+        position = Position(first, first + epochs, epoch=done, updates=learner.history.updates)
         position.ends = {} if ends else None
         if self._saved is not None:
             self._saved.place(learner, position)
@@ -182,17 +181,16 @@ class Session:
                 self._run.stop(saved.wish_to_stop)
         if self._generations is not None:
             self._position.outside = random_state(self._learner.device)
-            self._last_step = self._run.step
 
     def on_batch_end(self, run: Run) -> None:
-        """Save if it is due after this step."""
+        """Save if it is due after this update."""
         assert self._settings is not None
         assert self._generations is not None
         if time.monotonic() >= self._alarm:
             self._alarm = math.inf
             run.request("checkpoint")
-        every = self._settings.every_steps
-        due = every is not None and run.step // every > self._last_step // every
+        every = self._settings.every_updates
+        due = every is not None and run.updates % every == 0
         if due or run.requests or run.stopped is not None:
             self._save(run.requests)
         else:
@@ -228,7 +226,6 @@ class Session:
 
     def _saved_now(self) -> None:
         assert self._settings is not None
-        self._last_step = self._run.step
         minutes = self._settings.every_minutes if self._replicas.first else None
         self._alarm = math.inf if minutes is None else time.monotonic() + 60 * minutes
 
@@ -250,8 +247,8 @@ class Session:
             "seed": learner.drawn_seed,
             "first": position.first,
             "epochs": position.epochs,
-            "step": position.step,
-            "index": position.chunk if inside else 0,
+            "updates": position.updates,
+            "chunk": position.chunk if inside else 0,
             "inside": inside,
             "sums": (*position.sums, position.loss) if inside else None,
             "stopped": position.stopped,
@@ -356,10 +353,10 @@ class _Saved:
 
     def is_past_of(self, learner: Learner) -> bool:
         """Whether `learner` has already done all of this: `fit` is called once more."""
-        done = learner.history.steps
+        done = learner.history.updates
         tree = self._tree
         ended = tree["stopped"] is not None or len(tree["history"]) >= tree["epochs"]
-        return done > tree["step"] or (done > 0 and done == tree["step"] and ended)
+        return done > tree["updates"] or (done > 0 and done == tree["updates"] and ended)
 
     def check(self, learner: Learner, sameness: dict[str, Any]) -> None:
         """Raise unless model and optimizer match; warn if results cannot be the same.
@@ -379,14 +376,14 @@ class _Saved:
         if not (plan or bits) or not self._first_rank:
             return
         if not plan:
-            how = "it goes on from the same step, but rounding may differ"
+            how = "training continues after the same update, but rounding may differ"
         elif self._tree["inside"]:
             how = (
-                "it goes on with the weights and the optimizer of that step, but with epoch "
-                f"{len(self._tree['history']) + 1} from its begin, and other random numbers"
+                "training continues with the weights and the optimizer of that update, but starts "
+                f"epoch {len(self._tree['history']) + 1} again, with other random numbers"
             )
         else:
-            how = "it goes on after the same epoch, but with other sums and random numbers"
+            how = "training continues after the same epoch, but with other sums and random numbers"
         warnings.warn(
             f"{self._where} is of a run with {', '.join(f'{a} {b}' for a, b, _ in plan + bits)}, "
             f"this one has {', '.join(f'{a} {c}' for a, _, c in plan + bits)}: {how}, so its "
@@ -407,13 +404,13 @@ class _Saved:
     def place(self, learner: Learner, position: Position) -> None:
         """Restore the position."""
         tree, own, now = self._tree, self._own, time.monotonic()
-        position.step = tree["step"]
+        position.updates = tree["updates"]
         position.stopped = tree["stopped"]
         position.start = now - tree["seconds"]
         if not tree["inside"] or own is None or position.stopped is not None:
             return
         position.inside = True
-        position.chunk = tree["index"]
+        position.chunk = tree["chunk"]
         *sums, position.loss = tree["sums"]
         position.sums = tuple(sums)
         position.epoch_start = now - tree["epoch_seconds"]
@@ -455,7 +452,7 @@ def _sameness(learner: Learner, data: Sequences) -> dict[str, Any]:
     return {
         "plan": {
             "ranks": comm.size,
-            "steps of time": size[0],
+            "time steps": size[0],
             "sequences": size[1],
             **{f"spec.{name}": getattr(spec, name) for name in names},
             "seed": learner.seed,

@@ -128,11 +128,11 @@ class Replicas:
             optimizer.load_state_dict(loaded)
 
     def trained(self, weight: float) -> None:
-        """Note a step, which may have changed buffers, on `weight` of this rank's samples."""
+        """Note an update, which may have changed buffers, on `weight` of this rank's samples."""
         self.since_common = (self.since_common or 0.0) + weight
 
     def make_common(self, model: nn.Module) -> None:
-        """Make buffers the same on all ranks, if steps may have made them differ. Collective.
+        """Make buffers the same on all ranks, if updates may have made them differ. Collective.
 
         Floating-point ones, such as BatchNorm's statistics, become the mean weighted by each rank's
         samples since they were last equal; others, such as step counts, the maximum.

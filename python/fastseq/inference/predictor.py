@@ -260,7 +260,7 @@ class Predictor:
         with bar, closing(run.run(*own, self._device)) as predicted:
             for chunks in zip_longest(*(run.chunks(*share) for share in bounds)):
                 outputs.write(chunks, next(predicted, []))
-                bar.step()
+                bar.advance()
             next(predicted, None)  # past the last chunk, to set its last state
         for share in bounds:
             for chunk in run.tails(*share):

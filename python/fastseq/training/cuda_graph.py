@@ -153,11 +153,11 @@ class GraphTrainer(Trainer):
         super()._end(failed=failed)
         self._undo()
 
-    def _step(self, chunk: Chunk, batch: Batch | None) -> bool:
+    def _train_on(self, chunk: Chunk, batch: Batch | None) -> bool:
         weight = chunk_weight(chunk, batch)
         # A layer takes lengths as numbers, which a graph would not update.
         if batch is None or not weight or batch.lengths is not None:
-            return super()._step(chunk, batch)
+            return super()._train_on(chunk, batch)
         self._forget_if_changed()
         inputs = (self.stateful.state, batch)
         if self._buckets is None and self._records_update:
@@ -203,7 +203,7 @@ class GraphTrainer(Trainer):
     def _forget_if_changed(self) -> None:
         """Record again if the optimizer's numbers changed, or the parameters moved.
 
-        So a schedule that changes the learning rate at each step runs without recordings, unless
+        So a schedule that changes the learning rate at each update runs without recordings, unless
         the learning rate is a tensor, whose contents may change.
         """
         settings = [

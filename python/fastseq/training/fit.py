@@ -143,7 +143,7 @@ class Fit:
         bar = Progress(max(left, 0), shown=self._progress and self._replicas.first)
         run = Run(
             learner, self._data, self._validation, self._estimator, self._callbacks, position,
-            steps=len(self._plan),
+            chunks=len(self._plan),
         )  # fmt: skip
         checkpoints.attach(run, trainer)
         with trainer, bar as progress, _calling(run), checkpoints:
@@ -204,13 +204,13 @@ class Fit:
             chunks = itertools.islice(plan.chunks(order), position.chunk, None)
             draws.watch()
 
-            def after_step(attention: bool) -> bool:
+            def after_update(attention: bool) -> bool:
                 draws.look()
-                return run.after_step(attention)
+                return run.after_update(attention)
 
-            trainer.run(self._data, chunks, progress, run.asks, after_step)
+            trainer.run(self._data, chunks, progress, run.asks, after_update)
         self._replicas.make_common(learner.model)
-        if position.chunk < run.steps:
+        if position.chunk < run.chunks:
             return  # it was stopped
         if not position.sums[1]:
             raise nothing_counts("to train on")
@@ -219,9 +219,9 @@ class Fit:
             "epoch": run.epoch,
             "loss": position.mean_loss,
             "lr": float(learner.optimizer.param_groups[0]["lr"]),
-            "steps": len(plan),
+            "updates": run.updates_per_epoch,
             "seconds": seconds,
-            "steps_per_second": len(plan) / seconds if len(plan) else 0.0,
+            "updates_per_second": run.updates_per_epoch / seconds,
         }
         if self._validation is not None:
             run.row["validation_loss"] = loss = self._validate(position)

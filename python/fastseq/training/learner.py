@@ -107,7 +107,7 @@ class Learner:
 
     @property
     def graphs(self) -> bool:
-        """Whether training steps are captured in CUDA graphs."""
+        """Whether updates are captured in CUDA graphs."""
         return self.compiles and self.device.type == "cuda"
 
     def prepare(self) -> None:
