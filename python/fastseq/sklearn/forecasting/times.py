@@ -107,8 +107,8 @@ def read_index(index: Any, name: str) -> tuple[Any, Array | None]:
     Raises
     ------
     ValueError, TypeError
-        The index does not hold dates, periods or numbers, has two rows of one time, or has unsorted
-        numbers, which need not mean time.
+        The index does not hold dates, periods or numbers, has a row without a time (NaT or NaN),
+        two rows of one time, or unsorted numbers, which need not mean time.
 
     Examples
     --------
