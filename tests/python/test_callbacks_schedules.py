@@ -15,7 +15,6 @@ from torch import nn, optim
 from torch.optim import lr_scheduler as torch_schedulers
 
 import fastseq as fs
-from fastseq.training.optimizer_step import describe
 
 cb = fs.callbacks
 EPOCHS, STEPS = 6, 3
@@ -256,7 +255,7 @@ def test_optimizers_stay_as_quick_as_without():
     est = fs.Estimator(
         chain(), LOSS, torch.optim.AdamW, fs.Spec(2, 4, 5), progress=False, callbacks=[schedule]
     ).fit(X, Y)
-    assert describe(est.optimizer) == "fused AdamW: one call for all parameters"
+    assert fs.info(est)["optimizer"] == "fused AdamW: one call for all parameters"
 
 
 def test_no_warning_where_the_first_update_is_left_out():

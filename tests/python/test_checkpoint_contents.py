@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn, optim
 
+import fastseq as fs
 from fastseq._util.random_state import random_state, set_random_state
 from fastseq.checkpoint.broadcast import broadcast_tree
 from fastseq.checkpoint.contents import (
@@ -23,9 +24,7 @@ from fastseq.checkpoint.contents import (
     model_state,
 )
 from fastseq.checkpoint.encoding import pack, unpack
-from fastseq.checkpoint.settings import Checkpoint
 from fastseq.distributed import Communicator
-from fastseq.errors import CheckpointError
 from fastseq.training.optimizer_step import OptimizerStep
 
 
@@ -83,7 +82,7 @@ class Scaled(Model):
     ],
 )
 def test_other_models_are_told_by_their_first_difference(mine, theirs, message):
-    with pytest.raises(CheckpointError, match="^x is of another model: .*" + message):
+    with pytest.raises(fs.CheckpointError, match="^x is of another model: .*" + message):
         check_model(mine, model_state(theirs), "x")
 
 
@@ -171,10 +170,10 @@ def test_how_an_optimizer_computes_is_not_taken_over():
 def test_other_optimizers():
     model = nets()
     saved = {"kind": "AdamW", "state": optim.AdamW(model.parameters()).state_dict()}
-    with pytest.raises(CheckpointError, match="with the optimizer AdamW, not SGD"):
+    with pytest.raises(fs.CheckpointError, match="with the optimizer AdamW, not SGD"):
         check_optimizer(optim.SGD(model.parameters()), saved, "x")
     groups = [{"params": list(model.parameters())[:2]}, {"params": list(model.parameters())[2:]}]
-    with pytest.raises(CheckpointError, match="groups of 6 parameters, this one has 2, 4"):
+    with pytest.raises(fs.CheckpointError, match="groups of 6 parameters, this one has 2, 4"):
         check_optimizer(optim.AdamW(groups), saved, "x")
 
 
@@ -283,4 +282,4 @@ def test_trees_of_one_process_stay_as_they_are():
 )
 def test_settings_are_checked(arguments, error, message):
     with pytest.raises(error, match=message):
-        Checkpoint(**{"folder": "x", **arguments})
+        fs.callbacks.Checkpoint(**{"folder": "x", **arguments})

@@ -17,11 +17,11 @@ import pytest
 import safetensors.torch
 import torch
 
+import fastseq as fs
 from fastseq.checkpoint import format as files
 from fastseq.checkpoint.encoding import pack, unpack
 from fastseq.checkpoint.folder import Generations
 from fastseq.checkpoint.format import Image, read, write
-from fastseq.errors import CheckpointError
 
 
 def write_one(path, tensors, text="{}"):
@@ -296,14 +296,14 @@ def test_pickles_are_refused_unopened(tmp_path):
 
     for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
         (tmp_path / "x").write_bytes(pickle.dumps(Bomb(), protocol))
-        with pytest.raises(CheckpointError, match=r"looks like a pickle.* could run code"):
+        with pytest.raises(fs.CheckpointError, match=r"looks like a pickle.* could run code"):
             read(tmp_path / "x")
     for zipped in (True, False):
         torch.save({"a": 1}, tmp_path / "x", _use_new_zipfile_serialization=zipped)
-        with pytest.raises(CheckpointError, match="looks like a pickle"):
+        with pytest.raises(fs.CheckpointError, match="looks like a pickle"):
             read(tmp_path / "x")
     (tmp_path / "x").write_bytes(pickle.dumps(Bomb(), 0))
-    with pytest.raises(CheckpointError, match="not a file of fastseq"):
+    with pytest.raises(fs.CheckpointError, match="not a file of fastseq"):
         read(tmp_path / "x")
     assert not (tmp_path / "exploded").exists()
 
@@ -317,7 +317,7 @@ def test_headers_of_any_length_are_no_pickles(tmp_path):
 
 def test_other_safetensors(tmp_path):
     safetensors.torch.save_file({"a": torch.ones(2)}, tmp_path / "x")
-    with pytest.raises(CheckpointError, match=r"was not written by fastseq"):
+    with pytest.raises(fs.CheckpointError, match=r"was not written by fastseq"):
         read(tmp_path / "x")
 
 
