@@ -321,8 +321,8 @@ class Estimator:
             check_count("epochs", count)
             if not torch.is_grad_enabled():
                 raise ValueError(
-                    "fit needs gradients, which are off here: call it outside of torch.no_grad() "
-                    "and torch.inference_mode()"
+                    "fit needs gradients, which are disabled here: call it outside of "
+                    "torch.no_grad() and torch.inference_mode()"
                 )
             data = self._open("fit", x, y, w, mask, lengths)
             fit = Fit(learner, data, validation, self, self.callbacks, progress=self.progress)
@@ -502,7 +502,9 @@ class Estimator:
             if x is not None:
                 learner.open(x)
             if learner.example is None:
-                raise ValueError("export needs an example x, for there was no fit or predict yet")
+                raise ValueError(
+                    "export needs an example x, because neither fit nor predict has been called yet"
+                )
             if learner.replicas.first:
                 export_model(self.model, learner.example, target, learner.scaling)
 
@@ -649,7 +651,7 @@ def _predictor(learner: Learner) -> Predictor:
 def _check_callbacks(callbacks: Any) -> list[Any]:
     found = check_callbacks(callbacks)
     if any(isinstance(callback, Checkpoint) for callback in found):
-        raise TypeError("callbacks must be without Checkpoint, which goes to fit: checkpoint=…")
+        raise TypeError("callbacks must not include a Checkpoint: pass it to fit, as checkpoint=…")
     return found
 
 

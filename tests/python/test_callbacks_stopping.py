@@ -211,7 +211,7 @@ def test_time_limit_counts_the_run_s_seconds():
         (lambda: cb.GL(0), "alpha must be positive, got 0"),
         (lambda: cb.GL("2"), "alpha must be a number, got '2'"),
         (lambda: cb.GL(math.nan), "alpha must be positive, got nan"),
-        (lambda: cb.PQ(k=1), "k must be 2 at least"),
+        (lambda: cb.PQ(k=1), "k must be at least 2"),
         (lambda: cb.PQ(-1), "alpha must be positive, got -1"),
         (lambda: cb.Threshold("low"), "value must be a number, got 'low'"),
         (lambda: cb.NumberLimit(0), "n must be positive, got 0"),
@@ -221,7 +221,7 @@ def test_time_limit_counts_the_run_s_seconds():
         (lambda: cb.Patience(monitor=3), "monitor must be the name of a number"),
         (lambda: cb.Warmup(cb.Patience(2), 0), "n must be positive, got 0"),
         (lambda: cb.Warmup(cb.Log(), 3), "Warmup takes criteria such as NumberSinceBest"),
-        (lambda: cb.AnyOf(), "AnyOf needs a criterion at least"),
+        (lambda: cb.AnyOf(), "AnyOf needs at least one criterion"),
         (lambda: cb.AllOf(3), "AllOf takes criteria such as"),
     ],
 )

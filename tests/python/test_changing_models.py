@@ -314,7 +314,7 @@ def test_a_model_that_is_frozen_as_a_whole_is_an_error(when):
     )  # fmt: skip
     if when == "before":
         model.requires_grad_(False)
-    with pytest.raises(ValueError, match="the model trains nothing: all its parameters are frozen"):
+    with pytest.raises(ValueError, match="has nothing to train: all its parameters are frozen"):
         est.fit(torch.zeros(5, 2, 3), torch.zeros(5, 2, 1))
     assert len(est.history_) == (when == "within")
 
@@ -350,5 +350,5 @@ def test_a_class_as_optimizer_of_nothing_is_an_error(model):
         if isinstance(model, nn.Identity)
         else "all its parameters are frozen"
     )
-    with pytest.raises(ValueError, match=f"the model trains nothing: {what}"):
+    with pytest.raises(ValueError, match=f"the model has nothing to train: {what}"):
         fs.Estimator(model, LOSS, optim.SGD, SPEC, comm=None)

@@ -74,15 +74,19 @@ class Scaled(Model):
     ("mine", "theirs", "message"),
     [
         (Model(), Model(4), r"parameter layers\.0\.weight is \(4, 2\) .*, this model's \(3, 2\)"),
-        (Scaled(), Model(), r"it has no parameter scale, which this model has$"),
-        (Model(), Scaled(), r"it has a parameter scale, which this model has not"),
+        (Scaled(), Model(), r"parameter scale is missing from the file$"),
+        (Model(), Scaled(), r"this model has no parameter scale"),
         (Model(), Model().double(), r"layers\.0\.weight is .*float64, this model's .*float32"),
         (nn.Linear(1, 1), nn.BatchNorm1d(1), r"is \(1,\) .* this model's \(1, 1\)"),
-        (nn.BatchNorm1d(1), nn.BatchNorm1d(1, track_running_stats=False), "no buffer running_mean"),
+        (
+            nn.BatchNorm1d(1),
+            nn.BatchNorm1d(1, track_running_stats=False),
+            "buffer running_mean is missing",
+        ),
     ],
 )
 def test_other_models_are_told_by_their_first_difference(mine, theirs, message):
-    with pytest.raises(fs.CheckpointError, match="^x is of another model: .*" + message):
+    with pytest.raises(fs.CheckpointError, match="^x is from another model: .*" + message):
         check_model(mine, model_state(theirs), "x")
 
 
@@ -202,7 +206,7 @@ def test_callbacks_find_their_own_state():
         callbacks = [Other(), Counter(), Counter(7), len, Counter(), Counter(8)]
         load_callbacks(callbacks, saved)
     assert [c.value for c in callbacks if c is not len] == [2, 1, 7, 3, 8]
-    with pytest.warns(UserWarning, match="callbacks that are not there: Other"):
+    with pytest.warns(UserWarning, match="callbacks that this fit has not: Other"):
         load_callbacks([Counter(), Counter(), Counter()], saved)
 
 

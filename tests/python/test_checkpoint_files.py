@@ -237,7 +237,7 @@ def test_damaged_ones_are_told_and_the_one_before_is_used(tmp_path, damage):
     generation(tmp_path, 1, 2)
     damage(tmp_path / "checkpoint-000002.safetensors")
     generations = Generations(tmp_path)
-    with pytest.warns(UserWarning, match=r"checkpoint-000002.* the checkpoint before it is used"):
+    with pytest.warns(UserWarning, match=r"checkpoint-000002.* the previous checkpoint is used"):
         tensors, text = generations.newest()
     assert text == "1"
     assert tensors["a"][0] == 1
@@ -257,7 +257,7 @@ def test_one_that_cannot_be_read_now_is_not_removed(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr("fastseq.checkpoint.folder.read", read_but_2)
-        with pytest.warns(UserWarning, match=r"Input/output error.*the checkpoint before it"):
+        with pytest.warns(UserWarning, match=r"Input/output error.*the previous checkpoint"):
             assert generations.newest()[1] == "1"
     generations.write({"a": torch.zeros(1)}, "3")
     generations.finish()
@@ -285,7 +285,7 @@ def test_none_is_whole(tmp_path):
     assert Generations(tmp_path / "none").newest() is None
     generation(tmp_path, 1)
     cut(tmp_path / "checkpoint-000001.safetensors")
-    with pytest.warns(UserWarning, match="not whole"):
+    with pytest.warns(UserWarning, match="incomplete"):
         assert Generations(tmp_path).newest() is None
 
 
@@ -303,7 +303,7 @@ def test_pickles_are_refused_unopened(tmp_path):
         with pytest.raises(fs.CheckpointError, match="looks like a pickle"):
             read(tmp_path / "x")
     (tmp_path / "x").write_bytes(pickle.dumps(Bomb(), 0))
-    with pytest.raises(fs.CheckpointError, match="not a file of fastseq"):
+    with pytest.raises(fs.CheckpointError, match="was not written by fastseq"):
         read(tmp_path / "x")
     assert not (tmp_path / "exploded").exists()
 

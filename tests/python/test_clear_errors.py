@@ -252,7 +252,7 @@ def test_inputs_unlike_those_that_were_scaled(make):
 def test_a_scaling_is_forgotten_where_validation_does_not_fit_it():
     est = estimator(Summed())
     est.spec = fs.Spec(1, 2, 5, scale_x="standard")
-    with pytest.raises(ValueError, match="must have the features of that to train on"):
+    with pytest.raises(ValueError, match="must have the features of the training data"):
         est.fit({"a": X}, Y, validation=({"a": X[..., :1]}, Y))
     assert est.scaling_ is None
 

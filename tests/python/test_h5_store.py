@@ -118,9 +118,9 @@ def test_mapped(tmp_path):
         (2**63, ValueError, "64 bits"),
         ("a\0b", ValueError, "NUL"),
         ("\ud800", ValueError, "surrogates"),
-        ({1: 2}, ValueError, "keys must be strings"),
+        ({1: 2}, ValueError, "keys must be non-empty strings"),
         ({"a/b": 2}, ValueError, "'a/b' in '/a/x'"),
-        ({"": 2}, ValueError, "not empty"),
+        ({"": 2}, ValueError, "non-empty"),
         ({".": 2}, ValueError, "keys"),
     ],
 )  # fmt: skip

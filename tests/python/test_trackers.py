@@ -232,7 +232,7 @@ def test_a_tracker_that_fails_does_not_lose_the_training(uri, tmp_path):
         (nowhere, "MLflow"),
         (TensorBoard(tmp_path / "file" / "runs"), "TensorBoard"),
     ):
-        with pytest.warns(RuntimeWarning, match=f"^{name} failed, .*the training goes on") as told:
+        with pytest.warns(RuntimeWarning, match=f"^{name} failed .*training continues") as told:
             est = fitted(tracker)
         assert len(told) == 1
         assert [row["loss"] for row in est.history_] == expected
@@ -267,7 +267,7 @@ def test_extras_that_are_missing_say_how_to_get_them(module, monkeypatch, tmp_pa
 
 
 def test_every_must_be_a_number_of_updates(tmp_path):
-    with pytest.raises(ValueError, match="every must be a number of updates, or 0 for none, got -1"):
+    with pytest.raises(ValueError, match="number of updates, or 0 for none, got -1"):
         TensorBoard(tmp_path, every=-1)
     fitted(TensorBoard(tmp_path, every=0), epochs=1)
     assert "update/loss" not in scalars(tmp_path)[1]

@@ -107,7 +107,7 @@ def test_other_changes_start_cold_and_that_is_told(change, why, capsys):
     assert capsys.readouterr().out == f"SequenceRegressor starts from scratch: {why}\n"
     assert same(changed, regressor(**change).fit(X, LAST))
     changed.set_params(warm_start=True, epochs=changed.epochs + 1).fit(X, LAST)
-    assert "goes on after epoch" in capsys.readouterr().out
+    assert "continues after epoch" in capsys.readouterr().out
 
 
 def test_data_of_another_form_start_cold():
@@ -136,7 +136,7 @@ def test_partial_fit_refuses_what_it_cannot_do():
     model = regressor().partial_fit(X, LAST)
     with pytest.raises(ValueError, match="2 features, but SequenceRegressor is expecting 3"):
         model.partial_fit(X[..., :2], LAST)
-    with pytest.raises(ValueError, match="partial_fit cannot go on: hidden_size changed"):
+    with pytest.raises(ValueError, match="partial_fit cannot continue: hidden_size changed"):
         model.set_params(hidden_size=5).partial_fit(X, LAST)
 
 

@@ -56,10 +56,13 @@ class LivePlot(Callback):
             return
         figure = need("matplotlib.figure", "LivePlot").Figure()
         if self.path is None and not _in_notebook():
-            raise ValueError("LivePlot() draws in notebooks, and this is none: give a file's name")
+            raise ValueError(
+                "LivePlot() without a path draws in notebooks only: pass the name of a file, such "
+                'as "history.png"'
+            )
         if self.path is not None:
             if not self.path.parent.is_dir():
-                raise ValueError(f"LivePlot: there is no folder {str(self.path.parent)!r}")
+                raise ValueError(f"LivePlot: the folder {str(self.path.parent)!r} does not exist")
             if self.path.suffix[1:] not in figure.canvas.get_supported_filetypes():
                 raise ValueError(
                     f"LivePlot cannot write {self.path.name!r}: its name must end in .png, .svg, "

@@ -94,7 +94,9 @@ class Metrics(Callback):
 
     def _add(self, name: str, metric: Any) -> None:
         if name in self._metrics or name in _RESERVED:
-            raise ValueError(f"Metrics: the history would have {name!r} twice")
+            raise ValueError(
+                f"Metrics: the history has a column {name!r} already; give the metric another name"
+            )
         self._metrics[name] = _named(metric) if isinstance(metric, str) else _Function(metric)
 
     def on_fit_begin(self, run: Run) -> None:

@@ -57,8 +57,8 @@ class Monitor:
             return "validation_loss" if "validation_loss" in row else "loss"
         if self.key not in row:
             raise ValueError(
-                f'monitor="{self.key}" is not in the history, which has {", ".join(row)}; '
-                "what another callback adds is there for those behind it in the list"
+                f'monitor="{self.key}" is not in the history, which has {", ".join(row)}; a '
+                "callback sees only what those before it in the list add"
             )
         return self.key
 

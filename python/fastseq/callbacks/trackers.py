@@ -67,8 +67,8 @@ class Tracker(Callback):
             self._logs = False
             self._abandon()
             warnings.warn(
-                f"{type(self).__name__} failed, and logs no more in this fit; the training goes "
-                f"on. {type(error).__name__}: {error}",
+                f"{type(self).__name__} failed and logs nothing more in this fit; training "
+                f"continues. {type(error).__name__}: {error}",
                 RuntimeWarning,
                 stacklevel=3,
             )

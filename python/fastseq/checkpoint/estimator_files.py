@@ -133,7 +133,8 @@ class SavedLearner:
             return cls(made, spec, options, content["state"], fitted)
         except (KeyError, AttributeError) as error:
             raise CheckpointError(
-                f"load: {path} lacks what this version of fastseq saves"
+                f"load: {path} lacks a part of what this version of fastseq saves: load it with "
+                "the version that wrote it"
             ) from error
 
     def restore(self, learner: Learner) -> None:
@@ -159,7 +160,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"load: {path} was not written by Estimator.save")
     if content.get("format") != FORMAT:
         raise CheckpointError(
-            f"load: {path} has format {content.get('format')!r}, this version of fastseq reads "
+            f"load: {path} has format {content.get('format')!r}, but this version of fastseq reads "
             f"format {FORMAT}: load it with the version that wrote it"
         )
     return content
@@ -172,8 +173,7 @@ def _model(content: Mapping[str, Any], given: Any, path: Path) -> nn.Module:
         if content["layers"] is None:
             raise ValueError(
                 f"load: {path} has the weights of a {content['class']}, but not how to build it "
-                f"({content['not_described']}): pass model=, an instance or a callable that "
-                "returns one"
+                f"({content['not_described']}): pass model=, a model or a callable that returns one"
             )
         made = build(content["layers"])
         _compare(made, weights, path)
@@ -219,7 +219,7 @@ def _kind(a: Any) -> str:
 
 
 def _refuse(path: Path, difference: str) -> None:
-    raise CheckpointError(f"load: {path} is of another model: {difference}")
+    raise CheckpointError(f"load: {path} is from another model: {difference}")
 
 
 def no_loss(*_: Any) -> Tensor:

@@ -134,8 +134,8 @@ class Session:
     def _warn_of_others(self, generations: Generations) -> None:
         if self._resume is None and generations.paths():
             warnings.warn(
-                f"the folder {generations.folder} has checkpoints of another run, in whose place "
-                'come those of this one; to go on from them, pass resume="auto"',
+                f"the folder {generations.folder} has checkpoints of another run, which those of "
+                'this one will replace; to continue from them, pass resume="auto"',
                 stacklevel=6,
             )
 
@@ -307,17 +307,18 @@ def _read(
         path = Path(resume)
         content = Generations(path).newest() if path.is_dir() else read(path)
         if content is None:
-            raise CheckpointError(f"resume: there is no whole checkpoint in {path}")
+            raise CheckpointError(f"resume: there is no complete checkpoint in {path}")
     tensors, text = content
     try:
         tree = unpack(text, tensors)
     except ValueError as error:
         raise CheckpointError(f"{path} is not a checkpoint: {error}") from error
     if not isinstance(tree, dict) or "ranks" not in tree:
-        raise CheckpointError(f"{path} is a file of fastseq, but no checkpoint of fit")
+        raise CheckpointError(f"{path} was written by fastseq, but is not a checkpoint of fit")
     if tree.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path} has the format {tree.get('format')}, this version of fastseq reads {FORMAT}"
+            f"{path} has format {tree.get('format')}, but this version of fastseq reads format "
+            f"{FORMAT}"
         )
     return f"the checkpoint in {path}" if path.is_dir() else str(path), tree
 
@@ -385,9 +386,9 @@ class _Saved:
         else:
             how = "training continues after the same epoch, but with other sums and random numbers"
         warnings.warn(
-            f"{self._where} is of a run with {', '.join(f'{a} {b}' for a, b, _ in plan + bits)}, "
-            f"this one has {', '.join(f'{a} {c}' for a, _, c in plan + bits)}: {how}, so its "
-            "results are not those of a run without interruption, bit for bit",
+            f"{self._where} is from a run with {', '.join(f'{a} {b}' for a, b, _ in plan + bits)}, "
+            f"this one has {', '.join(f'{a} {c}' for a, _, c in plan + bits)}: {how}, so results "
+            "are not bitwise those of an uninterrupted run",
             stacklevel=6,
         )
 

@@ -58,7 +58,7 @@ class Arguments:
         ragged = [(name, array) for name, array in named if is_ragged(array)]
         if ragged:
             if lengths is not None:
-                raise ValueError("lengths are those of the arrays in the list; pass no others")
+                raise ValueError("lengths must be None for a list, whose arrays have their own")
             self._measure_lists(ragged)
         else:
             self._measure(inputs)
@@ -159,8 +159,8 @@ class Arguments:
         if shape[0] not in whole:
             raise ValueError(
                 f"{name} must have the shape (steps, sequences, features), or (sequences, "
-                f"features) or (steps, features) for what does not change with time, or from "
-                f"sequence to sequence; got {shape}, with {whole[0]} steps, {whole[1]} sequences"
+                "features) if it does not change with time, or (steps, features) if all sequences "
+                f"share it; got {shape}, with {whole[0]} steps and {whole[1]} sequences"
             )
         if self.steps == self.count:
             raise ValueError(
@@ -259,7 +259,7 @@ def _of_dataset(dataset: Any, y: Any, w: Any) -> tuple[Any, Any, Any]:
     """Return the parts of a dataset's items as x, y and w."""
     parts: list[Any] = list(DatasetItems.split(dataset, "x"))
     if len(parts) > 1 and (y is not None or (w is not None and len(parts) > 2)):
-        raise ValueError("the dataset's items hold the targets; pass no others")
+        raise ValueError("the dataset's items hold targets and weights: pass no others")
     if len(parts) > 3:
         raise ValueError(f"items of a dataset must be (x, y) or (x, y, w), got {len(parts)} parts")
     return parts[0], parts[1] if len(parts) > 1 else y, parts[2] if len(parts) > 2 else w

@@ -261,7 +261,7 @@ class DatasetItems(Sequence[Any]):
         if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
             raise TypeError(
                 f"{name} must be a map-style dataset, with a length and items by number; "
-                f"{type(dataset).__name__} is none"
+                f"{type(dataset).__name__} is not"
             )
         if not len(dataset):
             raise ValueError(f"{name} has no sequences: the dataset is empty")

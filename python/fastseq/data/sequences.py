@@ -162,8 +162,8 @@ class Sequences:
                 return source.cut(positions, begins, lengths)
             if begins.any() and not source.constant:
                 raise ValueError(
-                    f"{source.name} is shared by all sequences, of which these are steps that "
-                    "begin at different ones: give each sequence its own, or validate by sequences"
+                    f"{source.name} is shared by all sequences, but these parts of them start at "
+                    "different steps: give each sequence its own, or validate by sequences"
                 )
             return source.reordered(positions)
 
@@ -378,8 +378,8 @@ class Sequences:
     def _weights(self, ws: Tensor, chunk: Chunk) -> Tensor:
         if not bool(((ws >= 0) & (ws < torch.inf)).all()):
             raise ValueError(
-                f"w must not be negative, NaN or infinite, but is {chunk.where}; leave samples "
-                "out by weight 0"
+                f"w must not be negative, NaN or infinite, but is {chunk.where}; leave samples out "
+                "by giving them weight 0"
             )
         return ws
 
@@ -387,8 +387,8 @@ class Sequences:
         counts = mask if mask.dtype == torch.bool else mask == 1
         if counts is not mask and not bool((counts | (mask == 0)).all()):
             raise ValueError(
-                f"mask must hold booleans, or 0 and 1 only, but holds other numbers "
-                f"{chunk.where}; weights of samples are passed as w"
+                f"mask must hold booleans, or 0 and 1 only, but holds other numbers {chunk.where}; "
+                "pass weights of samples as w"
             )
         return counts
 

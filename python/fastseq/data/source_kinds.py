@@ -162,7 +162,7 @@ def target_dtype(array: Any, name: str, dtype: torch.dtype, keep_integers: bool)
     if not all(hasattr(array, part) for part in ("shape", "dtype", "__getitem__")):
         raise kind_error(name, array)
     if isinstance(array, h5py.Dataset) and is_bfloat16(array):
-        raise TypeError(f"{name} holds bfloat16: h5load with mmap=True reads it as such")
+        raise TypeError(f"{name} holds bfloat16: load it by h5load(…, mmap=True)")
     if array.dtype == torch.bfloat16:
         return dtype
     try:

@@ -68,7 +68,7 @@ def refuse_foreign(array: Any, name: str) -> None:
         refuse_valueless(part, place)
         if np.ma.is_masked(part):
             raise TypeError(
-                f"{place} is a masked array: pass what is left, or {place}.filled(np.nan)"
+                f"{place} is a masked array: pass what is not masked, or {place}.filled(np.nan)"
             )
         if isinstance(part, Tensor) and part.requires_grad:
             raise TypeError(f"{place} is a tensor that requires a gradient: pass its detach()")
@@ -144,5 +144,5 @@ def _items_of(group: h5py.Group, name: str) -> list[Any]:
             f"features), but it is the group {group.name}, which holds {shown}{more}"
         )
     if any(is_bfloat16(item) for _, item in inside):
-        raise TypeError(f"{name} holds bfloat16: h5load with mmap=True reads it as such")
+        raise TypeError(f"{name} holds bfloat16: load it by h5load(…, mmap=True)")
     return group_items(group, name)

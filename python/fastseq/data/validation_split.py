@@ -70,9 +70,9 @@ def split(data: Sequences, wanted: Any, *, carries: bool) -> tuple[Sequences, Va
         return parts[0], Validation(parts[1])
     if warmup is None and not carries:
         raise ValueError(
-            "validation by time starts from the states that the training part ends with, which "
-            'there are not with spec.fold, with spec.shard="time", or with sequences of different '
-            'lengths: say how many steps to warm up, as in validation={"time": 0.2, "warmup": 50}'
+            "validation by time continues from the states at the end of the training part, which "
+            'do not exist with spec.fold, with spec.shard="time", or with sequences of different '
+            'lengths: say how many steps to warm up: validation={"time": 0.2, "warmup": 50}'
         )
     if data.order is None:
         end = data.steps - _number(share, data.steps, "time steps")

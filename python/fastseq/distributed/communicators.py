@@ -178,8 +178,8 @@ class Communicator:
     def _warn_unless_shared(self, memory: Any) -> None:
         if self.local_size > 1 and self.transport != "mpi" and not self._native.is_shared(memory):
             warnings.warn(
-                f"no shared memory of {memoryview(memory).nbytes} bytes could be had on some rank: "
-                "these data go through small shared pieces instead, more slowly; give the job more "
+                f"a rank could not get {memoryview(memory).nbytes} bytes of shared memory: these "
+                "data are exchanged in small pieces instead, which is slower; give the job more "
                 "memory",
                 RuntimeWarning,
                 stacklevel=3,
@@ -289,8 +289,8 @@ class Communicator:
     def _of_this_process(self) -> Communicator:
         if self.size > 1 and os.getpid() != self._process:
             raise CommunicationError(
-                "a forked process has no part in the exchanges of its parent's ranks: give it "
-                'comm=None, or start it with multiprocessing\'s "spawn"'
+                "a forked process cannot take part in the exchanges of its parent's ranks: pass "
+                'comm=None in it, or start it with multiprocessing\'s "spawn"'
             )
         return self
 
@@ -449,7 +449,7 @@ def _refuse_other_launchers() -> None:
             raise CommunicationError(
                 f"{launcher} started this as one of {count} processes ({size}={count}), but ranks "
                 f"find each other through MPI: start them with mpirun -n {count} python ...{how}; "
-                "or pass comm=None, for runs that have nothing to do with each other"
+                "or pass comm=None if the runs are independent"
             )
 
 

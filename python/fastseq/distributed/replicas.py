@@ -113,8 +113,8 @@ class Replicas:
             self.comm.agree("what is passed as data", about())
         except ValueError as error:
             raise ValueError(
-                f"{error}; ranks share the work on the same data: pass the whole to each, or set "
-                'spec.shard="given" if every rank has its own'
+                f"{error}; ranks share the work on the same data: pass all data to each rank, or "
+                'set spec.shard="given" if every rank has its own'
             ) from None
 
     def sync(self, optimizer: torch.optim.Optimizer) -> None:

@@ -148,7 +148,8 @@ def first_state(model: nn.Module, x: Tree) -> Tree:
         if a.shape != b.shape:
             raise ValueError(
                 f"{name} grows with time: it has the shape {tuple(b.shape)} after {_STEPS - 1} "
-                f"steps, {tuple(a.shape)} after {_STEPS}; only a state of one shape can be exported"
+                f"steps, {tuple(a.shape)} after {_STEPS}; only a state of constant shape can be "
+                "exported"
             )
     zeros = tree_map(torch.zeros_like, state)
     if _alike(_run(model, x, zeros), expected):
@@ -160,8 +161,8 @@ def first_state(model: nn.Module, x: Tree) -> Tree:
     except (RuntimeError, ValueError, IndexError):
         pass  # not every model accepts zero steps
     raise ValueError(
-        "the model starts neither from a state of zeros nor from the one that it returns for a "
-        "chunk of no steps, so there is no telling what it starts from"
+        "the model cannot be exported: its initial state is neither zeros nor what it returns for "
+        "a chunk of no steps"
     )
 
 

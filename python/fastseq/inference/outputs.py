@@ -107,7 +107,7 @@ class Outputs:
             got = f"{len(part)}" if isinstance(part, list | tuple) else type(part).__name__
             raise ValueError(
                 f"{name} must be a list of {len(order)} arrays, one for each sequence, or a group "
-                f"of so many datasets, got {got}"
+                f"of as many datasets, got {got}"
             )
         for position, index in enumerate(order):
             check_target(f"{name}[{index}]", part[index], self._shape(a, position), a)

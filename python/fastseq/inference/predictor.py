@@ -182,7 +182,7 @@ class Predictor:
         if is_bidirectional(self._model):
             raise ValueError(
                 "the model has a bidirectional layer, which looks at later steps: it can predict "
-                "whole series only, not go on from a state"
+                "whole series only, not continue from a state"
             )
 
     def _input(
@@ -246,8 +246,8 @@ class Predictor:
         for dim, a in zip(tree_leaves(self._dims), tree_leaves(state), strict=True):
             if dim >= 0 and a.shape[dim] != count:
                 raise ValueError(
-                    f"the state is one of {a.shape[dim]} sequences, but x has {count}: "
-                    "predict with reset=True, or call reset_state() first"
+                    f"the state is for {a.shape[dim]} sequences, but x has {count}: predict with "
+                    "reset=True, or call reset_state() first"
                 )
 
     def _run(

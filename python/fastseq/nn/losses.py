@@ -199,8 +199,9 @@ def _mean_over_samples(
         ws = ws.flatten(0, 1)
         if losses.shape != ws.shape:
             raise ValueError(
-                "y has samples of which some targets are missing, others not, but this loss is not "
-                "one of each target: leave such samples out with mask, or write a loss of your own"
+                "y has samples with only some of their targets missing, but this loss is not "
+                "computed target by target: leave such samples out by mask, or write a loss of "
+                "your own"
             )
         return _weighted_mean(losses, ws)
     losses = losses.flatten(1).mean(1) if losses.dim() > 1 else losses
@@ -212,8 +213,8 @@ def _integers(kind: str | None, output: Tensor, ys: Tensor) -> Tensor:
     labels = ys.shape[-1] == 1 and (kind == "classes" or output.shape[-1] > 1)
     if kind == "classes" and output.shape[-1] == 1:
         raise ValueError(
-            f"the loss is one of classes, but the model has one output, {tuple(output.shape)}: "
-            "give it one for each class, or take binary_cross_entropy_with_logits"
+            f"the loss compares classes, but the model has one output, {tuple(output.shape)}: give "
+            "it one for each class, or use binary_cross_entropy_with_logits"
         )
     if kind != "elements" and labels:
         return ys.squeeze(-1)

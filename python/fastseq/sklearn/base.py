@@ -190,7 +190,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
             if self.seqsize is None:  # sequences may be longer than before
                 seqsize = self._seqsize(task, est.model)
                 est.spec = dataclasses.replace(est.spec, seqsize=seqsize)
-            self._say(f"goes on after epoch {done}")
+            self._say(f"continues after epoch {done}")
         else:
             est, done = self._make(task, start.seed), 0
             self._say(f"starts from scratch: {start.why}")
@@ -199,8 +199,8 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
             self._fit(est, task, epochs)
         else:
             warnings.warn(
-                f"nothing to do: epochs={self.epochs}, and {done} have been done; with "
-                "warm_start=True, epochs is the number of all of them",
+                f"nothing to do: epochs={self.epochs}, and {done} are done; with warm_start=True, "
+                "epochs counts those of earlier fits, too",
                 stacklevel=4,
             )
         self.estimator_, self.history_, self.n_iter_ = est, est.history_, len(est.history_)
@@ -227,7 +227,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
         elif not partial and self.epochs < before["epochs"]:
             why = f"epochs went down from {before['epochs']} to {self.epochs}"
         if partial and why is not None:
-            raise ValueError(f"partial_fit cannot go on: {why}; call fit")
+            raise ValueError(f"partial_fit cannot continue: {why}; call fit")
         return why
 
     def _make(self, task: Task, seed: int) -> Estimator:

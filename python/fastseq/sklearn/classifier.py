@@ -234,14 +234,14 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         if classes is not None:
             refuse_missing(np.asarray(classes, object), "classes")
             if not np.size(np.asarray(classes, object)):
-                raise ValueError("classes must hold all labels there will be, got none")
+                raise ValueError("classes must hold all labels that may come, got none")
             several = isinstance(classes, (list, tuple)) and np.ndim(classes[0]) > 0
             known = [np.unique(one) for one in (classes if several else [classes])]
         if hasattr(self, "estimator_"):
             before = self._classes
             if known is not None and [a.tolist() for a in known] != [a.tolist() for a in before]:
                 raise ValueError(
-                    "partial_fit cannot go on with other classes than those of the first call, "
+                    "partial_fit cannot continue with other classes than those of the first call, "
                     f"{', '.join(map(_shown, before))}; call fit"
                 )
             known = before
@@ -374,7 +374,9 @@ def _refuse_mixed(column: Array) -> None:
     """Raise if labels cannot be sorted."""
     kinds = {isinstance(label, str) for label in column} if column.dtype == object else set()
     if len(kinds) > 1:
-        raise TypeError("y has labels that are text, and others: make all of them text, or numbers")
+        raise TypeError(
+            "y mixes labels that are text with others: make all of them text, or all numbers"
+        )
 
 
 def _softmax(scores: Array) -> Array:
@@ -389,8 +391,8 @@ def _check_classes(columns: list[Array], targets: Targets, weights: Items | None
     found = [np.unique(column[counts]) for column in columns]
     if all(len(classes) < 2 for classes in found):
         raise ValueError(
-            f"y has one class only, {found[0][:1].tolist()}: there is nothing to tell apart; "
-            "partial_fit takes classes, of which some may come later"
+            f"y has one class only, {found[0][:1].tolist()}: a classifier needs at least two; for "
+            "partial_fit, pass all that may come later as classes"
         )
 
 

@@ -118,9 +118,9 @@ def _sizes_by_name(
     ]
     if missing:
         raise TypeError(
-            f"{kind.__name__} needs {', '.join(missing)}, which is not known: its constructor may "
-            f"have {', '.join((_INPUTS[0], _OUTPUTS[0], *more))}; else pass a builder, such as "
-            f"lambda n_in, n_out, rng: {kind.__name__}(...)"
+            f"{kind.__name__} needs {', '.join(missing)}, but it can be given only "
+            f"{', '.join((_INPUTS[0], _OUTPUTS[0], *more))}: pass a builder, such as lambda n_in, "
+            f"n_out, rng: {kind.__name__}(...)"
         )
     return {p.name: known[p.name] for p in parameters if p.name in known}
 
@@ -151,8 +151,8 @@ def optimizer_factory(
         make: Any = _OPTIMIZERS[optimizer]
     elif isinstance(optimizer, optim.Optimizer) or not callable(optimizer):
         raise TypeError(
-            "optimizer must be a name, a class or a callable that makes one of the parameters, got "
-            f"{optimizer!r}"
+            "optimizer must be a name, a class or a callable that takes the parameters and returns "
+            f"one, got {optimizer!r}"
         )
     else:
         make = optimizer

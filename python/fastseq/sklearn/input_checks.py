@@ -114,7 +114,7 @@ def read_inputs(estimator: BaseEstimator, X: Any, *, reset: bool) -> Inputs:  # 
         elif not estimator.tabular_:
             raise ValueError(
                 f"X must be sequences, (N, T, F) or a list of (T_i, F), as in fit, got {x.shape}; "
-                "of one sequence X[None], of sequences of one step X[:, None] are meant"
+                "pass one sequence as X[None], sequences of one step as X[:, None]"
             )
         return Inputs(numbers(x, "X")[:, None], np.ones(len(x), np.int64), _dtype(x))
     x = check_array(
@@ -172,8 +172,8 @@ def _check_finite(x: Array, estimator: Any) -> None:
     if estimator.nan == "mask" or x.dtype.kind != "f" or np.isfinite(x).all():
         return
     raise ValueError(
-        f"Input X contains {'NaN' if np.isnan(x).any() else 'infinity'}: fill or leave out what is "
-        f'missing, or let {type(estimator).__name__}(nan="mask") take it for missing'
+        f"Input X contains {'NaN' if np.isnan(x).any() else 'infinity'}: fill in or leave out "
+        f'missing values, or let {type(estimator).__name__}(nan="mask") handle them'
     )
 
 
@@ -211,8 +211,8 @@ def _refuse_others(X: Any) -> None:  # noqa: N803
     dims = [getattr(a, "ndim", 0) for a in X] if isinstance(X, (list, tuple)) else []
     if any(dims) and (min(dims) != max(dims) or max(dims) > 2):
         raise ValueError(
-            "X must be a list of arrays of two dimensions each, (T_i, F), or of one, (T_i,), got "
-            f"some of {min(dims)} and some of {max(dims)}"
+            "X must be a list of arrays that all have two dimensions, (T_i, F), or all one, "
+            f"(T_i,), got {min(dims)} and {max(dims)}"
         )
     dtype = getattr(X, "dtype", None)
     if isinstance(dtype, np.dtype) and dtype.kind in "USMmV":

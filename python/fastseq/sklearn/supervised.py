@@ -156,8 +156,8 @@ class SequencePredictor(SequenceEstimator):
             expected = self._form[1]
             if inputs.features != expected:
                 raise ValueError(
-                    f"X has {inputs.features} features in all steps, but this module was fitted "
-                    f"on {expected}: sequences must be as long as those"
+                    f"X has {inputs.features} values per sequence, but this module was fitted on "
+                    f"{expected}: sequences must be as long as in fit"
                 )
         x = inputs.x if isinstance(inputs.x, list) else inputs.x.swapaxes(0, 1)
         outputs = est.predict(x)
@@ -177,7 +177,7 @@ class SequencePredictor(SequenceEstimator):
         inputs = read_inputs(self, X, reset=False)
         targets = self._read_y(y, inputs)
         if targets.form.per_step != self._form_of_targets.per_step:
-            raise ValueError("y must have one target per step if fit got such, else per sequence")
+            raise ValueError("y must have targets per step, or per sequence, as in fit")
         weights: Any = read_weights(sample_weight, inputs, per_step=targets.form.per_step)
         if weights is not None and targets.form.per_step:
             if isinstance(weights, np.ndarray) and weights.ndim == 1:

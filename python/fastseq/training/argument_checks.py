@@ -39,7 +39,7 @@ def _checked_device(device: Any) -> torch.device:
         found = torch.device(device)
     except (RuntimeError, TypeError):
         raise ValueError(
-            f'device must be "auto", "cpu", "cuda", "cuda:1" and the like, got {device!r}'
+            f'device must be "auto", "cpu", "cuda", "cuda:1" or similar, got {device!r}'
         ) from None
     if found.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -164,7 +164,7 @@ def make_optimizer(optimizer: Any, model: nn.Module) -> torch.optim.Optimizer:
                 raise
             some = next(model.parameters(), None) is not None
             what = "all its parameters are frozen" if some else "it has no parameters"
-            raise ValueError(f"the model trains nothing: {what}") from None
+            raise ValueError(f"the model has nothing to train: {what}") from None
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(
                 f"optimizer, called with the parameters, must return a torch.optim.Optimizer, "

@@ -118,7 +118,7 @@ class Fit:
         if normalised and self._plan.padding and told and self._replicas.first:
             warnings.warn(
                 f"{', '.join(normalised)}: statistics of BatchNorm count the padding behind the "
-                "ends of shorter sequences; take LayerNorm, or pass sequences of one length",
+                "ends of shorter sequences; use LayerNorm, or pass sequences of one length",
                 stacklevel=4,
             )
 
@@ -282,8 +282,8 @@ def _other(learner: Learner, validation: Any, like: Sequences) -> Sequences:
         own, wanted = (tree_map(_features, getattr(one, name)) for one in (data, like))
         if own != wanted:
             raise ValueError(
-                f"{name} of validation must have the features of that to train on, {wanted}, "
-                f"got {own}"
+                f"{name} of validation must have the features of the training data, {wanted}, got "
+                f"{own}"
             )
     return data
 
@@ -297,7 +297,9 @@ def _folded(data: Sequences, segments: int, *, quiet: bool) -> Sequences:
     if data.ragged:
         raise ValueError("spec.fold cuts series of one length; pass arrays (T, N, F), not lists")
     if data.steps < segments:
-        raise ValueError(f"spec.fold={segments} cuts series of {data.steps} steps into nothing")
+        raise ValueError(
+            f"spec.fold={segments} cannot cut series of {data.steps} steps into as many segments"
+        )
     left = data.steps % segments
     if left and not quiet:
         warnings.warn(

@@ -121,10 +121,13 @@ class Learner:
         spec = self.spec
         if self.graphs and (self.precision.scales or spec.accumulate > 1):
             raise ValueError(
-                'compile=True on a GPU cannot capture steps with amp="fp16" or spec.accumulate > 1'
+                'compile=True on a GPU cannot capture updates with amp="fp16" or spec.accumulate > '
+                "1"
             )
         if self.compiles and spec.context:
-            raise ValueError("compile=True goes without spec.context: leave one of them out")
+            raise ValueError(
+                "compile=True cannot be combined with spec.context: leave one of them out"
+            )
         self.precision.check(self.model)
         in_context(self.model, spec.context)  # raises if it cannot
         compiled = self.compiles and not self.graphs
@@ -188,7 +191,7 @@ class Learner:
         """Raise if data are to be scaled and the scaling was not measured."""
         spec = self.spec
         if self.scaling is None and (spec.scale_x is not None or spec.scale_y is not None):
-            raise ValueError("how to scale is measured by fit, which has not been called yet")
+            raise ValueError("the scaling is measured by fit, which has not been called yet")
 
     def scale(self, data: Sequences) -> None:
         """Scale data as in `fit`."""
@@ -206,6 +209,6 @@ class Learner:
         told = Stateful(self.model).told_ends and not is_bidirectional(self.model)
         if self.compiles and data.lengths is not None and not told:
             raise ValueError(
-                "compile=True cannot tell what looks at later steps where sequences end: pass "
-                "sequences of one length, or compile=False"
+                "with compile=True it cannot be told whether outputs depend on steps beyond a "
+                "sequence's end: pass sequences of one length, or compile=False"
             )

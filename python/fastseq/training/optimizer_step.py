@@ -27,11 +27,11 @@ def obstacle(optimizer: optim.Optimizer) -> str | None:
     --------
     >>> weight = nn.Parameter(torch.zeros(3))
     >>> obstacle(optim.AdamW([weight])), obstacle(optim.LBFGS([weight]))
-    (None, 'LBFGS is not one of those whose steps are known')
+    (None, 'LBFGS is not an optimizer that fastseq knows')
     """
     name = type(optimizer).__name__
     if type(optimizer) not in _KNOWN:
-        return f"{name} is not one of those whose steps are known"
+        return f"{name} is not an optimizer that fastseq knows"
     if has_step_hooks(optimizer):
         return f"{name} has step hooks"
     step = optimizer.__dict__.get("step")

@@ -75,7 +75,7 @@ class Trained:
         own = set(self.model.parameters())
         trained = [p for p in self.model.parameters() if p.requires_grad]
         if not trained:
-            raise ValueError("the model trains nothing: all its parameters are frozen")
+            raise ValueError("the model has nothing to train: all its parameters are frozen")
         lacking = [p for p in trained if p not in counts and p not in self._left_out]
         strange = sum(p not in own for p in counts)
         if lacking or strange:

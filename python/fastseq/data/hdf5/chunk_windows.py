@@ -58,7 +58,9 @@ class WindowReader:
 
     def __init__(self, dataset: LazyDataset, max_bytes: int = 2**28) -> None:
         if dataset.ndim < 2:
-            raise ValueError(f"{dataset!r} must have time steps and sequences, two dimensions")
+            raise ValueError(
+                f"{dataset!r} must have at least two dimensions, time steps and sequences"
+            )
         self.dataset = copy.copy(dataset)
         self.dataset.cached = False  # windows keep what is needed again
         self.max_bytes = max_bytes
@@ -99,7 +101,7 @@ class WindowReader:
             self._begin_anew()  # windows and threads were the parent's
         shape = self.dataset.shape
         if not (0 <= t0 <= t1 <= shape[0] and 0 <= n0 <= n1 <= shape[1]):
-            raise IndexError(f"[{t0}:{t1}, {n0}:{n1}] is not inside of {self.dataset!r}")
+            raise IndexError(f"[{t0}:{t1}, {n0}:{n1}] is not inside {self.dataset!r}")
         box = (t1 - t0, n1 - n0, *shape[2:])
         if not math.prod(box):
             return np.empty(box, self.dataset.dtype)

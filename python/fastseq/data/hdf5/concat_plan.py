@@ -203,7 +203,7 @@ def _check_attributes(parts: list[Stored]) -> None:
         if mark != marks[0] and "bfloat16" in (mark + marks[0]):
             raise TypeError(
                 f"h5concat: {part.name!r} is bfloat16 in only one of {parts[0].path} and "
-                f"{part.path}; save both alike"
+                f"{part.path}; save both with one dtype"
             )
 
 
@@ -213,7 +213,8 @@ def _check_same(model: Stored, part: Stored, axes: Shape) -> None:
     if model.dtype is None or part.dtype is None:
         raise TypeError(
             f"h5concat: {model.name!r} has dtype {model.raw} in {model.path} and {part.raw} in "
-            f"{part.path}; only numbers and booleans are joined, others must be equal in all files"
+            f"{part.path}; only numbers and booleans can be joined, all else must be equal in all "
+            "files"
         )
     raise ValueError(
         f"h5concat: {model.name!r} of shape {model.shape} has no axis {max(axes)} to be joined "

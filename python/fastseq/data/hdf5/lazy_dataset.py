@@ -94,7 +94,7 @@ class LazyDataset:
             )
         box, rest = self._cut(index)
         if not all(isinstance(p, int) or (isinstance(p, slice) and p.step == 1) for p in rest):
-            raise IndexError(f"{self!r} is assigned to by integers and slices of step 1")
+            raise IndexError(f"{self!r} can be assigned to only by integers and slices of step 1")
         squeezed = tuple(n for n, p in zip(box.shape, rest, strict=True) if not isinstance(p, int))
         values = np.broadcast_to(np.asarray(values), squeezed).reshape(box.shape)
         if not values.size:
@@ -106,7 +106,9 @@ class LazyDataset:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
         if copy is False:
-            raise ValueError("a LazyDataset is read from its file: that is always a copy")
+            raise ValueError(
+                "copy=False is impossible: a LazyDataset is read from its file, which makes a copy"
+            )
         array = np.empty(self.shape, self.dtype)
         self.read_into(array)
         return array if dtype is None else array.astype(dtype, copy=False)

@@ -82,7 +82,9 @@ class LazyTensor:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
         if copy is False:
-            raise ValueError("a LazyTensor is read from its file: that is always a copy")
+            raise ValueError(
+                "copy=False is impossible: a LazyTensor is read from its file, which makes a copy"
+            )
         array: np.ndarray[Any, Any] = self.read().float().numpy()
         return array if dtype is None else array.astype(dtype, copy=False)
 

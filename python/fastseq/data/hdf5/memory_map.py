@@ -75,7 +75,7 @@ def h5mmap(
         if is_bfloat16(dataset):
             raise TypeError(
                 f"{name!r} in {path} holds bfloat16, which NumPy lacks; h5load with mmap=True "
-                "gives it as something that reads as tensors"
+                "reads it as tensors"
             )
     return map_elements(path, name, mode)
 

@@ -128,7 +128,7 @@ def _save_items(group: h5py.Group, tree: dict[Any, Any]) -> None:
     for key, value in tree.items():
         if not isinstance(key, str) or not key or "/" in key or "\0" in key or key == ".":
             raise ValueError(
-                f"h5save: keys must be strings, not empty, not '.', without '/' and NUL, got "
+                "h5save: keys must be non-empty strings other than '.', without '/' and NUL, got "
                 f"{key!r} in {group.name!r}"
             )
         _save(group, key, value)

@@ -41,8 +41,8 @@ def check_readable(dataset: h5py.Dataset) -> None:
         shown = "; ".join(missing[:3]) + (f"; and {len(missing) - 3} more" * (len(missing) > 3))
         raise ValueError(
             f"{dataset.name!r} in {dataset.file.filename} is virtual, and {len(missing)} of its "
-            f"sources cannot be read: {shown}. Put the files where they were, beside that one, or "
-            "concatenate again"
+            f"sources cannot be read: {shown}. Put the files back where they were, or concatenate "
+            "again"
         )
 
 

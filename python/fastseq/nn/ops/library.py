@@ -37,4 +37,6 @@ cuda_obstacle = load_cuda()
 cuda_kernels = cuda_obstacle is None
 active_isa: str = _C.active_isa()
 if (isa := os.environ.get("FASTSEQ_ISA", active_isa)) not in ISAS:
-    raise ValueError(f"the environment's FASTSEQ_ISA must be one of {', '.join(ISAS)}, got {isa!r}")
+    raise ValueError(
+        f"the environment variable FASTSEQ_ISA must be one of {', '.join(ISAS)}, got {isa!r}"
+    )

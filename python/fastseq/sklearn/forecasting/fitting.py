@@ -55,8 +55,9 @@ class WindowEstimator(Estimator):
             Always.
         """
         raise TypeError(
-            "save: a forecaster's estimator_ knows neither how series are scaled nor where they "
-            "have got to: pickle the forecaster; weights alone are estimator_.model.state_dict()"
+            "save: a forecaster's estimator_ has neither the scaling of the series nor their "
+            "states: pickle the forecaster; for the weights alone, save "
+            "estimator_.model.state_dict()"
         )
 
 
@@ -89,8 +90,8 @@ class ForecastTraining(SequenceEstimator):
         steps = int(series.lengths.max()) - (self.validation or 0)
         if not recursive and steps <= self.horizon:
             raise ValueError(
-                f"y has {steps} steps to learn from, of which none is {self.horizon} steps after "
-                'another: pass longer series, or choose a smaller horizon or strategy="recursive"'
+                f"y has {steps} steps to learn from, too few for a horizon of {self.horizon}: pass "
+                'longer series, or choose a smaller horizon or strategy="recursive"'
             )
         windows = Windows.of(
             [series.arrays[n] for n in order],

@@ -202,7 +202,8 @@ def check_steps_apart(net: ForecastNet, x: Tree, outputs: int) -> None:
             Stateful(net)(tree_map(lambda a: a[:1], x))
         except Exception as error:  # whatever a model raises
             raise ValueError(
-                f"module takes no single time step, but forecasts run it step by step: {error}"
+                "module must take single time steps, because forecasts run it step by step: "
+                f"{error}"
             ) from error
     if shape != (steps, count, outputs):
         raise ValueError(
@@ -212,6 +213,6 @@ def check_steps_apart(net: ForecastNet, x: Tree, outputs: int) -> None:
     if not steps_apart(net) and find_looks(net, x, steps, device).around:
         raise ValueError(
             "module looks at other time steps than the current one without carrying them in a "
-            "state, but forecasts run it step by step: let it carry a state, or see the last "
+            "state, but forecasts run it step by step: let it carry a state, or give it the last "
             "values at each step by lags=…"
         )

@@ -384,11 +384,12 @@ class SequenceForecaster(ForecastTraining):
         count = len(self._like.arrays)
         if len(series.arrays) != count:
             raise ValueError(
-                f"y must go on with the {count} series that fit got, got {len(series.arrays)}"
+                f"y must continue the {count} series that fit got, got {len(series.arrays)}"
             )
         if len(set(series.lengths.tolist())) > 1:
             raise ValueError(
-                f"y must have equally many steps of each series, got {series.lengths.tolist()}"
+                "y must have the same number of steps of each series, got "
+                f"{series.lengths.tolist()}"
             )
         read = self._read_covariates(X, series, series.lengths, "the steps of y")
         times = check_going_on(series, read, self._times)

@@ -170,8 +170,8 @@ def _table_numbers(table: Any, name: str) -> Array:
         advice = "leave it out, or make numbers of it (pandas.to_numeric, pandas.get_dummies)"
         if kind in "Mm" or column.dtype.name.startswith("period"):
             advice = (
-                f"times are the index of {name} (set_index), not a column; a table of several "
-                "series becomes a list, one of each (groupby)"
+                f"make times the index of {name} (set_index), and a table of several series a "
+                "list, one table for each (groupby)"
             )
         raise TypeError(f"{where} must hold numbers, got {column.dtype}: {advice}")
     single = {column.dtype for _, column in columns} == {np.dtype(np.float32)}
@@ -213,9 +213,10 @@ def refuse_identifiers(series: Series, name: str) -> None:
     for column in series.names or ():
         if re.fullmatch(r"(.*_)?id|ds|date|datetime|timestamp", column.lower()):
             raise ValueError(
-                f"column {column!r} of {name} is no variable by its name: make times the index; of "
-                "a table of several series make a list, such as [part.set_index(time)[values] for "
-                f"_, part in {name}.groupby({column!r})]; or rename it"
+                f"column {column!r} of {name} does not look like a variable, by its name: make "
+                "times the index; turn a table of several series into a list, such as "
+                f"[part.set_index(time)[values] for _, part in {name}.groupby({column!r})]; or "
+                "rename it"
             )
 
 

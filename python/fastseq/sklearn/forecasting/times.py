@@ -140,8 +140,8 @@ def read_index(index: Any, name: str) -> tuple[Any, Array | None]:
     if kind == "numbers":
         row = int(np.flatnonzero(np.asarray(index[1:] < index[:-1]))[0])
         raise ValueError(
-            f"the index of {name} is not in order, {index[row + 1]} comes after {index[row]}: if "
-            "it is the time call sort_index, if not reset_index(drop=True)"
+            f"the index of {name} is not in order, {index[row + 1]} comes after {index[row]}: call "
+            "sort_index if it is the time, else reset_index(drop=True)"
         )
     order = np.asarray(index.argsort())
     return index[order], order
@@ -162,7 +162,8 @@ def check_order(y: tuple[Any, bool], x: tuple[Any, bool], names: tuple[str, str]
         if moved and (other is None or _kind(other) == "numbers"):
             raise ValueError(
                 f"the rows of {name} are not in the order of time, and {other_name} has no times "
-                f"to follow them: call sort_index on {name}, and order {other_name} likewise"
+                f"to be sorted by: call sort_index on {name}, and put {other_name} into the same "
+                "order"
             )
 
 
@@ -230,7 +231,7 @@ def _check_same(index: Any, expected: Any, name: str, what: str) -> None:
             f"the index of {name} has {_kind(index)}, but that of {what} has {_kind(expected)}"
         )
     if _aware(index) != _aware(expected):
-        raise ValueError(f"of the index of {name} and that of {what}, only one has a time zone")
+        raise ValueError(f"only one of the index of {name} and that of {what} has a time zone")
     if not _equal(index, expected):
         row = next(
             i for i in range(len(index)) if not _equal(index[i : i + 1], expected[i : i + 1])
@@ -327,7 +328,7 @@ def _why_irregular(index: Any, candidates: list[Any], name: str) -> str:
         shown = ", ".join(map(str, index[:3]))
         advice = "make them regular by resample or asfreq"
         if _kind(index) == "numbers":
-            advice = "drop an index that is no time by reset_index(drop=True)"
+            advice = "drop an index that is not time by reset_index(drop=True)"
         return (
             f"the times of {name}, {shown}, …, are not equally far apart, and no frequency can be "
             f"inferred from them: {advice}"
