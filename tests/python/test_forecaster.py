@@ -362,7 +362,7 @@ def test_modules_that_draw_numbers_or_carry_what_they_look_at_are_taken():
         ({"quantiles": 0.5}, TypeError, "quantiles must be a list"),
         ({"season": 50}, ValueError, r"y has 30 steps, but horizon=4, season=50 needs 52"),
         ({"validation": 29}, ValueError, "y has 30 steps, but"),
-        ({"horizon": 30}, ValueError, "y has 30 steps to learn from, of which none is 30 steps"),
+        ({"horizon": 30}, ValueError, "y has 30 steps to learn from, too few for a horizon of 30"),
     ],
 )
 def test_bad_parameters_are_told(kw, error, match):

@@ -127,7 +127,7 @@ def test_data_of_another_form_start_cold():
 
 def test_nothing_to_do_is_told():
     model = regressor(warm_start=True).fit(X, LAST)
-    with pytest.warns(UserWarning, match="nothing to do: epochs=3, and 3 have been done"):
+    with pytest.warns(UserWarning, match="nothing to do: epochs=3, and 3 are done"):
         model.fit(X, LAST)
     assert model.n_iter_ == 3
 
