@@ -34,6 +34,12 @@ THREADS = (1, 2)
 Make = Callable[[], str]
 
 
+def faster(ratio: float) -> str:
+    """Write a ratio of times as how many times faster that is, to two digits or three."""
+    times = 1 / ratio
+    return f"{times:.0f}×" if times >= 10 else f"{times:.1f}×" if times >= 1.05 else f"{times:.2f}×"
+
+
 def contenders(name: str) -> dict[str, dict[str, Any]]:
     """Return a bench's rows by case."""
     cases = json.loads((RESULTS / f"{name}.json").read_text())["cases"]
@@ -56,17 +62,17 @@ def fit_cases() -> dict[str, list[dict[str, Any]]]:
 def fit_table() -> str:
     """Set a step of `fit` beside one of others."""
     lines = [
-        "| model, batchsize x seqsize | `fit`, its time ÷ that of | 1 thread | 2 threads |",
+        "| model, batchsize × seqsize | `fit` is faster than | 1 thread | 2 threads |",
         "|---" * 4 + "|",
     ]
     for task, rows in fit_cases().items():
-        model = task.replace(" batchsize ", " ").replace(", seqsize ", " x ")
+        model = task.replace(" batchsize ", " ").replace(", seqsize ", " × ")
         for label, name in PEERS.items():
             if name in rows[0]:
                 cells = []
                 for row in rows:
                     marks = {m["against"]: m for m in row["fit"]["marks"]}
-                    cells.append(f"{marks[name]['ratio']:.2f}")
+                    cells.append(faster(marks[name]["ratio"]))
                 lines.append(f"| {model} | {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -75,18 +81,18 @@ def fit_sentence() -> str:
     """Tell what `fit` costs with modules that are none of ours."""
     small = next(iter(fit_cases().values()))
     ratio = small[0]["fit, torch.nn.LSTM"]["ratio"]
-    return f"a step of `fit` costs {ratio:.2f} times one of the loop"
+    return f"a step of `fit` is {faster(ratio)} as fast as one of the loop"
 
 
 def recurrent_table() -> str:
-    """Set the times of the recurrent layers beside those of torch's."""
+    """Tell how much faster the recurrent layers are than torch's."""
     cells: dict[str, dict[str, list[str]]] = {}
     for case, rows in contenders("recurrent").items():
         found = re.fullmatch(r"(\w+) \((.*)\), (.*), \d thread\(s\)", case)
         assert found, case
         kind, shape, what = found.groups()
-        ratio = rows[f"fastseq.nn.{kind}"]["ratio"]
-        cells.setdefault(shape, {}).setdefault(f"{kind}, {what}", []).append(f"{ratio:.2f}")
+        times = faster(rows[f"fastseq.nn.{kind}"]["ratio"])
+        cells.setdefault(shape, {}).setdefault(f"{kind}, {what}", []).append(times)
     columns = [
         f"{kind}, {what}" for kind in ("LSTM", "GRU") for what in ("forward", "forward + backward")
     ]
@@ -99,13 +105,12 @@ def recurrent_table() -> str:
 def allreduce_table() -> str:
     """Set times of averaging on 2 ranks beside others'."""
     rows = contenders("allreduce_2")
-    lines = [f"| fp32, its time ÷ that of | {' | '.join(SIZES)} |", "|---" * 5 + "|"]
+    lines = [f"| fp32, faster than | {' | '.join(SIZES)} |", "|---" * 5 + "|"]
     for label, name in AGAINST.items():
         cells = []
         for kib in SIZES.values():
             case = rows[f"{kib} KiB, float32, 2 ranks, shm"]
-            ratio = case[OURS]["median_us"] / case[name]["median_us"]
-            cells.append(f"{ratio:.2f}" if ratio >= 0.01 else f"{ratio:.3f}")
+            cells.append(faster(case[OURS]["median_us"] / case[name]["median_us"]))
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -113,12 +118,13 @@ def allreduce_table() -> str:
 def step_table() -> str:
     """Set what averaging adds to a training step beside what DDP adds."""
     lines = [
-        "| a training step, seqsize x batch | what it adds ÷ what DDP (gloo) adds |",
+        "| a training step, seqsize × batch | averaging adds less time than DDP (gloo) |",
         "|---|---|",
     ]
     for case, rows in contenders("step_2").items():
         mark = next(m for m in rows["Bucketizer"]["marks"] if m["against"] == "what DDP adds")
-        lines.append(f"| {case.removesuffix(', 2 ranks')} | {mark['ratio']:.2f} |")
+        step = case.removesuffix(", 2 ranks").replace(" x ", " × ")
+        lines.append(f"| {step} | {faster(mark['ratio'])} |")
     return "\n".join(lines)
 
 
@@ -143,12 +149,12 @@ def reading_table() -> str:
     """Set the rates at which a contiguous file can be read beside memcpy's."""
     case, rows = reading_case("contiguous")
     lines = [
-        f"| {case.removesuffix(', a block')} | GB/s | its time ÷ fastseq's |",
+        f"| {case.removesuffix(', a block')} | GB/s | fastseq is faster |",
         "|---" * 3 + "|",
     ]
     for name, row in rows.items():
-        ratio = row["median_us"] / rows["fastseq"]["median_us"]
-        lines.append(f"| {name} | {row['gb_per_s']:.2f} | {ratio:.2f} |")
+        times = faster(rows["fastseq"]["median_us"] / row["median_us"])
+        lines.append(f"| {name} | {row['gb_per_s']:.2f} | {times} |")
     return "\n".join(lines)
 
 
@@ -158,8 +164,8 @@ def layouts_table() -> str:
     cases = json.loads((RESULTS / "reading.json").read_text())["cases"]
     size = next(c["size"] for c in cases if c["case"] == name)
     lines = [
-        f"| {name.removeprefix('layouts, ')} | GB/s | its time ÷ that of contiguous | file size ÷ "
-        "that of contiguous |",
+        f"| {name.removeprefix('layouts, ')} | GB/s | time, of contiguous's | file size, of "
+        "contiguous's |",
         "|---" * 4 + "|",
     ]
     for layout, row in rows.items():
@@ -203,7 +209,7 @@ def wrappers_sentence() -> str:
     return (
         f"`SequenceRegressor` takes {fits[False]:.2f} times as long as the `Estimator` in it, with "
         f"samples in a new order each epoch {fits[True]:.2f} times; a `GridSearchCV` of 3 folds "
-        f"and 4 points {searches[0]:.2f} times as long as with skorch"
+        f"and 4 points is {faster(searches[0])} as fast as with skorch"
     )
 
 
