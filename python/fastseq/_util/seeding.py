@@ -8,11 +8,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
 from .locks import Lock
+from .untyped_torch import cuda_is_in_use
 
 __all__ = ["Draws", "seeded", "untouched"]
 
@@ -100,8 +100,7 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
     True
     """
     if device is None:
-        in_use = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-        device = torch.device("cuda" if in_use else "cpu")
+        device = torch.device("cuda" if cuda_is_in_use() else "cpu")
     with Draws(seed, device, turns=True):
         yield
 
@@ -129,7 +128,7 @@ class _Forks:
     def __init__(self) -> None:
         self._lock = Lock()
         self._count = 0
-        self._before: dict[Any, torch.Tensor] = {}
+        self._before: dict[int | None, torch.Tensor] = {}
         self._own = threading.local()  # nested forks
 
     def begin(self, device: torch.device) -> None:
@@ -178,7 +177,7 @@ def _states(device: torch.device) -> dict[int | None, torch.Tensor]:
     return states
 
 
-def _restore(states: dict[Any, torch.Tensor]) -> None:
+def _restore(states: dict[int | None, torch.Tensor]) -> None:
     for index, state in states.items():
         if index is None:
             torch.set_rng_state(state)

@@ -88,13 +88,12 @@ class LivePlot(Callback):
             with replacing("LivePlot", self.path) as beside:
                 figure.savefig(beside, format=self.path.suffix[1:])
             return
-        from IPython.display import Image, display
-
+        show = need("IPython.display", "LivePlot")
         png = io.BytesIO()
         figure.savefig(png, format="png")
-        picture = Image(png.getvalue())  # type: ignore[no-untyped-call]
+        picture = show.Image(png.getvalue())
         if self._display is None:
-            self._display = display(picture, display_id=True)  # type: ignore[no-untyped-call]
+            self._display = show.display(picture, display_id=True)
         else:
             self._display.update(picture)
 

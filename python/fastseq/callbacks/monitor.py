@@ -72,7 +72,7 @@ class Monitor:
         return math.inf if math.isnan(value) else self.sign * value
 
 
-def check_positive(name: str, value: Any, *, integer: bool = False) -> None:
+def check_positive(name: str, value: object, *, integer: bool = False) -> None:
     """Raise unless `value` is a positive number."""
     kind, what = (numbers.Integral, "an integer") if integer else (numbers.Real, "a number")
     if isinstance(value, bool) or not isinstance(value, kind):

@@ -132,7 +132,7 @@ class Schedule(Callback):
         elif state:
             _go_on(self._scheduler, state)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Leave out a scheduler that can be made again: a copy serves a copy of the optimizer."""
         if self._make is None:
             return vars(self)
@@ -171,7 +171,7 @@ def _set(group: dict[str, Any], name: str, value: Any) -> None:
 _NOT_PLAIN = object()
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     """Return the numbers, strings, and lists and dicts of them, which a file can hold.
 
     The rest (functions, a table of milestones) is set when the scheduler is made, and constant.

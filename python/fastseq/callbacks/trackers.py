@@ -135,14 +135,14 @@ def history_figure(run: Run) -> Figure | SubFigure | None:
     return run.history.plot().figure
 
 
-def _name(function: Any) -> str:
+def _name(function: object) -> str:
     """Return a loss's name; for `seqloss`, the inner loss's."""
     if isinstance(function, functools.partial):
         return _name((*function.args, function.func)[0])
     return str(getattr(function, "__name__", type(function).__name__))
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     if hasattr(value, "item") and getattr(value, "size", None) is not None:
         value = value.item()  # a learning rate that is a tensor
     return value if isinstance(value, int | float | bool | str) else str(value)

@@ -128,7 +128,7 @@ def load_optimizer(optimizer: optim.Optimizer, saved: dict[str, Any]) -> None:
     optimizer.load_state_dict({**saved["state"], "param_groups": groups})
 
 
-def callback_states(callbacks: Iterable[Any]) -> list[Any]:
+def callback_states(callbacks: Iterable[object]) -> list[object]:
     """Return the callbacks' kinds and states."""
     return [
         [type(callback).__name__, callback.state_dict() if hasattr(callback, "state_dict") else {}]

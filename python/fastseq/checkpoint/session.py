@@ -66,7 +66,7 @@ class Session:
     """
 
     def __init__(
-        self, learner: Learner, callbacks: list[Any], checkpoint: Any, resume: Any
+        self, learner: Learner, callbacks: list[object], checkpoint: object, resume: object
     ) -> None:
         self._learner = learner
         self._replicas = learner.replicas
@@ -229,7 +229,7 @@ class Session:
         minutes = self._settings.every_minutes if self._replicas.first else None
         self._alarm = math.inf if minutes is None else time.monotonic() + 60 * minutes
 
-    def _tree(self, ranks: list[Any] | None) -> dict[str, Any]:
+    def _tree(self, ranks: list[Tree] | None) -> dict[str, Any]:
         """Return the state that all ranks share, with each rank's own."""
         learner, position, now = self._learner, self._position, time.monotonic()
         inside = position.inside
@@ -426,7 +426,7 @@ class _Saved:
         if position.ends is not None and own["ends"] is not None:
             position.ends |= {block: on_device(state) for block, state in own["ends"].items()}
 
-    def restore_again(self, learner: Learner, callbacks: list[Any], *, quiet: bool) -> None:
+    def restore_again(self, learner: Learner, callbacks: list[object], *, quiet: bool) -> None:
         """Restore callbacks, and once more model, optimizer and random generators.
 
         Callbacks may change these when they begin, and draw random numbers.
@@ -471,7 +471,7 @@ def _sameness(learner: Learner, data: Sequences) -> dict[str, Any]:
     }
 
 
-def _differences(then: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+def _differences(then: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, object, object]]:
     return [(key, then[key], value) for key, value in now.items() if then.get(key) != value]
 
 

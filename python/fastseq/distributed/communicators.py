@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -148,11 +149,11 @@ class Communicator:
     def __repr__(self) -> str:
         return f"Communicator(rank={self.rank}, size={self.size}, transport={self.transport!r})"
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Communicator:
+    def __deepcopy__(self, memo: dict[int, object]) -> Communicator:
         """Return itself: copies of an estimator, as scikit-learn makes, keep the same ranks."""
         return self
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         """Pickle its meaning: this single process, or all ranks at the time of unpickling."""
         if self.transport == "single":
             return Communicator, ()
@@ -161,7 +162,7 @@ class Communicator:
         raise TypeError("a communicator made from one of mpi4py's cannot be pickled")
 
     def allocate(
-        self, numel: int, dtype: torch.dtype = torch.float32, device: Any = "cpu"
+        self, numel: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> Tensor:
         """Return a zeroed vector in memory that peers can reach, for data exchanged often.
 
@@ -175,7 +176,7 @@ class Communicator:
         self._warn_unless_shared(memory)
         return torch.frombuffer(memory, dtype=dtype, count=numel)
 
-    def _warn_unless_shared(self, memory: Any) -> None:
+    def _warn_unless_shared(self, memory: _comm.Buffer) -> None:
         if self.local_size > 1 and self.transport != "mpi" and not self._native.is_shared(memory):
             warnings.warn(
                 f"a rank could not get {memoryview(memory).nbytes} bytes of shared memory: these "
@@ -329,7 +330,9 @@ def _return_to(tensor: Tensor, host: Tensor) -> Tensor:
     return tensor
 
 
-def native_bucketizer(comm: Communicator, tensors: Sequence[Tensor], bucket_bytes: int) -> Any:
+def native_bucketizer(
+    comm: Communicator, tensors: Sequence[Tensor], bucket_bytes: int
+) -> _comm.Bucketizer:
     """Make the native bucketizer for gradients of these tensors. Collective.
 
     It has a thread of its own only if the rank has a second core: on a single core, the thread
@@ -392,7 +395,7 @@ def world() -> Communicator:
     return _world
 
 
-def communicator(comm: Any) -> Communicator:
+def communicator(comm: object) -> Communicator:
     """Return a `Communicator` for a user's `comm` argument.
 
     Parameters
@@ -453,7 +456,7 @@ def _refuse_other_launchers() -> None:
             )
 
 
-def _mpi_module() -> Any:
+def _mpi_module() -> ModuleType:
     try:
         from .. import _mpi
     except ImportError as error:
@@ -464,7 +467,7 @@ def _mpi_module() -> Any:
     return _mpi
 
 
-def _check_same_library(native: Any) -> None:
+def _check_same_library(native: ModuleType) -> None:
     """Raise unless mpi4py and fastseq use one MPI library: a handle means nothing in another."""
     from mpi4py import MPI
 

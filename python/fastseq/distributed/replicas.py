@@ -6,7 +6,6 @@ import io
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -182,5 +181,4 @@ class Replicas:
 
 
 def _checksum(tensor: Tensor) -> int:
-    data: Any = tensor.cpu().contiguous().flatten().view(torch.uint8).numpy()
-    return zlib.crc32(data)
+    return zlib.crc32(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)

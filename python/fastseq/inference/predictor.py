@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing
 from itertools import pairwise, zip_longest
-from typing import Any
 
 import numpy as np
 import torch
@@ -71,7 +70,7 @@ class Predictor:
         progress: bool = False,
         whole: bool = False,
         pooled: bool = False,
-    ) -> Any:
+    ) -> Tree:
         """Run over all steps of all sequences; see `Estimator.predict`.
 
         Several threads may call it at once: they share only `state`, which each sets at its end.
@@ -124,7 +123,7 @@ class Predictor:
         progress: bool,
         whole: bool,
         pooled: bool,
-    ) -> Any:
+    ) -> Tree:
         """Run from the state `begin`."""
         if begin is not None:
             self._refuse_to_go_on_backwards()

@@ -144,7 +144,7 @@ def _argument(layer: nn.Module, name: str) -> Any:
     return value
 
 
-def _outline(model: nn.Module) -> tuple[Any, ...]:
+def _outline(model: nn.Module) -> tuple[object, ...]:
     """Return names and shapes of all parameters and buffers, and which of them are shared."""
     named = [
         *model.named_parameters(remove_duplicate=False),

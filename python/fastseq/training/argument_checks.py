@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from typing import Any
+from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .._util.torch_internals import forward_hooks
 from .._util.tree import Tree
@@ -34,7 +34,7 @@ def choose_device(device: str | torch.device, local_rank: int) -> torch.device:
     return torch.device("cpu")
 
 
-def _checked_device(device: Any) -> torch.device:
+def _checked_device(device: str | torch.device) -> torch.device:
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError):
@@ -112,7 +112,7 @@ def check_features(model: nn.Module, x: Tree) -> None:
         )
 
 
-def check_loss(loss: Any) -> None:
+def check_loss(loss: object) -> None:
     """Raise unless `loss` may be a loss over chunks, ``loss(m, xs, ys)``."""
     if not callable(loss):
         raise TypeError(f"loss must be callable as loss(m, xs, ys), got {loss!r}")
@@ -131,7 +131,7 @@ def check_loss(loss: Any) -> None:
         )
 
 
-def check_weighted(loss: Any) -> None:
+def check_weighted(loss: Callable[..., Tensor]) -> None:
     """Raise if `loss` is known not to take the weights of samples."""
     try:
         inspect.signature(loss).bind(None, None, None, None)
@@ -145,7 +145,7 @@ def check_weighted(loss: Any) -> None:
         return
 
 
-def make_optimizer(optimizer: Any, model: nn.Module) -> torch.optim.Optimizer:
+def make_optimizer(optimizer: object, model: nn.Module) -> torch.optim.Optimizer:
     """Return `optimizer`, or make it for the model's parameters; check that `fit` can use it.
 
     One that is made here uses torch's fused kernel where there is one, unless it says otherwise.

@@ -6,9 +6,9 @@ import contextlib
 import itertools
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch.utils.data import Dataset
@@ -87,9 +87,9 @@ class Fit:
         self,
         learner: Learner,
         data: Sequences,
-        validation: Any,
-        estimator: Any,
-        callbacks: list[Any],
+        validation: object,
+        estimator: object,
+        callbacks: list[object],
         *,
         progress: bool,
     ) -> None:
@@ -268,7 +268,9 @@ def _calling(run: Run) -> Iterator[None]:
         run.call("on_fit_end")
 
 
-def _other(learner: Learner, validation: Any, like: Sequences) -> Sequences:
+def _other(
+    learner: Learner, validation: Dataset[object] | Sequence[object], like: Sequences
+) -> Sequences:
     """Open separate validation data, with the features of the training data, `like`."""
     parts = (validation,) if isinstance(validation, Dataset) else validation
     if not isinstance(validation, Dataset) and not 2 <= len(parts) <= 3:
@@ -288,7 +290,7 @@ def _other(learner: Learner, validation: Any, like: Sequences) -> Sequences:
     return data
 
 
-def _features(source: Source) -> Any:
+def _features(source: Source) -> int | str:
     """Return a source's number of features, or their shape."""
     return source.features[0] if len(source.features) == 1 else str(source.features)
 

@@ -138,7 +138,7 @@ class History(Sequence[dict[str, Any]]):
         return plot_history(self, ax)
 
 
-def _cell(key: str, value: Any) -> str:
+def _cell(key: str, value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral):

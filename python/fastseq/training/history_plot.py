@@ -116,5 +116,5 @@ def _points(rows: _Rows, key: str) -> tuple[list[int], list[float]]:
     return [row["epoch"] for row in known], [float(row[key]) for row in known]
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, numbers.Real) and math.isfinite(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn, optim
@@ -97,7 +97,7 @@ class Learner:
     history: History = dataclasses.field(default_factory=History)
     padding: float = 0.0
     stop_reason: str | None = None
-    looks: dict[tuple[Any, ...], Looks] = dataclasses.field(default_factory=dict)
+    looks: dict[tuple[object, ...], Looks] = dataclasses.field(default_factory=dict)
     data_key: int | None = None
 
     def __post_init__(self) -> None:
@@ -134,7 +134,7 @@ class Learner:
         self.objective = compile_chunks(self.model, self.loss) if compiled else self.loss
         self.looks.clear()
 
-    def change(self, **parts: Any) -> bool:
+    def change(self, **parts: object) -> bool:
         """Set `model`, `loss` or `spec`; return whether predictors must be made again.
 
         If it raises, nothing is changed.
@@ -152,7 +152,7 @@ class Learner:
         self.trained.model = self.model
         return True
 
-    def _key(self) -> tuple[Any, ...]:
+    def _key(self) -> tuple[object, ...]:
         """Return what `prepare` depends on."""
         spec = self.spec
         return self.model, self.loss, spec.context, spec.shard, spec.accumulate > 1
@@ -163,7 +163,12 @@ class Learner:
         return self.optimizer
 
     def open(
-        self, x: Any, y: Any = None, w: Any = None, mask: Any = None, lengths: Any = None
+        self,
+        x: object,
+        y: object = None,
+        w: object = None,
+        mask: object = None,
+        lengths: object = None,
     ) -> Sequences:
         """Open data as `Estimator.fit` takes them; check that they fit the model. Collective.
 

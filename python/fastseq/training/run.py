@@ -117,7 +117,7 @@ class Run:
         data: Sequences,
         validation: Validation | None,
         estimator: Any,
-        callbacks: list[Any],
+        callbacks: list[object],
         position: Position,
         *,
         chunks: int,
@@ -136,7 +136,7 @@ class Run:
         self._wishes: set[str] = set()
         self._reason = ""
         self._replicas: Replicas = learner.replicas
-        self._begun: list[Any] = []  # callbacks whose on_fit_begin was called
+        self._begun: list[object] = []  # callbacks whose on_fit_begin was called
         self._callbacks = list(callbacks)
         self._every_update = _hooks(self._callbacks, "on_batch_end")
         self._data_key: int | None = None
@@ -246,7 +246,7 @@ class Run:
             raise ValueError(f"a request must be one of {_REQUESTS}, got {name!r}")
         self._wishes.add(name)
 
-    def add(self, callback: Any) -> None:
+    def add(self, callback: object) -> None:
         """Add a callback, after the others."""
         self._callbacks.append(callback)
         self._every_update = _hooks(self._callbacks, "on_batch_end")
@@ -323,12 +323,12 @@ class Run:
 _REQUESTS = ("stop", "checkpoint", "terminate")
 
 
-def _hooks(callbacks: Iterable[Any], name: str) -> list[Callable[[Run], None]]:
+def _hooks(callbacks: Iterable[object], name: str) -> list[Callable[[Run], None]]:
     """Return the callbacks' methods of that name, less those that do nothing."""
-    found = []
+    found: list[Callable[[Run], None]] = []
     for callback in callbacks:
         if not _is_callback(callback):
-            if name == "on_epoch_end":
+            if name == "on_epoch_end" and callable(callback):
                 found.append(callback)
         elif getattr(type(callback), name, None) is not getattr(Callback, name):
             hook = getattr(callback, name, None)
@@ -337,11 +337,11 @@ def _hooks(callbacks: Iterable[Any], name: str) -> list[Callable[[Run], None]]:
     return found
 
 
-def _is_callback(callback: Any) -> bool:
+def _is_callback(callback: object) -> bool:
     return any(hasattr(callback, name) for name in HOOKS)
 
 
-def check_callbacks(callbacks: Any) -> list[Any]:
+def check_callbacks(callbacks: object) -> list[Any]:
     """Return callbacks as a list.
 
     Raises

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor, nn, optim
 
@@ -39,15 +38,17 @@ class Trained:
     True
     """
 
-    def __init__(self, given: Any, model: nn.Module) -> None:
-        self._make: Callable[..., Any] | None = None
+    def __init__(
+        self, given: optim.Optimizer | Callable[..., optim.Optimizer], model: nn.Module
+    ) -> None:
+        self._make: Callable[..., optim.Optimizer] | None = None
         if not isinstance(given, optim.Optimizer):
             self._make = given
         self.model = model
         self.first = make_optimizer(given, model)
         self._note(self.first)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Leave the callable out: many cannot be pickled, and it may refer to another model."""
         return {**self.__dict__, "_make": None}
 

@@ -117,7 +117,7 @@ def h5concat(
             _copy(beside, [pair for pair in offsets if pair[1] is not None], progress)
 
 
-def _check_axis(axis: Any) -> tuple[int, ...]:
+def _check_axis(axis: object) -> tuple[int, ...]:
     try:
         axes = tuple(map(operator.index, axis if isinstance(axis, (tuple, list)) else (axis,)))
     except TypeError as error:

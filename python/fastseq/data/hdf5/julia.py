@@ -210,7 +210,7 @@ class _Parser:
         return dict(zip(names, values, strict=True))
 
 
-def _dtype(name: str | None) -> np.dtype[Any] | None:
+def _dtype(name: str | None) -> np.dtype | None:
     if name is None or name in ("Any", "String", "Symbol", "Real", "Number"):
         return None
     if not re.fullmatch(r"Bool|U?Int(8|16|32|64)?|Float(16|32|64)", name):
@@ -229,7 +229,7 @@ def _number(text: str) -> int | float:
     return float(text.replace("f", "e"))
 
 
-def _key(key: Any) -> Any:
+def _key(key: object) -> Any:
     if isinstance(key, np.ndarray | list | dict):
         raise ValueError("keys must be strings, symbols or numbers")
     return key

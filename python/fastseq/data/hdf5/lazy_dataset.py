@@ -11,6 +11,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import numpy.typing as npt
 
 from ...errors import ReadError
 from .handles import SharedFile, shared_file
@@ -46,7 +47,7 @@ class LazyDataset:
         path: str,
         name: str,
         shape: tuple[int, ...],
-        dtype: np.dtype[Any],
+        dtype: np.dtype,
         mode: str = "r",
         starts: tuple[int, ...] | None = None,
         cached: bool = True,
@@ -80,13 +81,13 @@ class LazyDataset:
     def __repr__(self) -> str:
         return f"LazyDataset({self.path!r}, {self.name!r}, shape={self.shape}, dtype={self.dtype})"
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: object) -> Any:
         box, rest = self._cut(index)
         if all(isinstance(piece, slice) and piece.step == 1 for piece in rest):
             return box
         return np.asarray(box)[rest]
 
-    def __setitem__(self, index: Any, values: Any) -> None:
+    def __setitem__(self, index: object, values: object) -> None:
         if self.mode == "r":
             raise ValueError(
                 f"{self.name!r} of {self.path} is mapped for reading; to write to it, map it with "
@@ -104,7 +105,7 @@ class LazyDataset:
                 values = values.astype(self.dtype).view(dataset.dtype)
             dataset[box.selection()] = values
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
             raise ValueError(
                 "copy=False is impossible: a LazyDataset is read from its file, which makes a copy"
@@ -113,7 +114,7 @@ class LazyDataset:
         self.read_into(array)
         return array if dtype is None else array.astype(dtype, copy=False)
 
-    def read_into(self, out: np.ndarray[Any, Any]) -> None:
+    def read_into(self, out: np.ndarray) -> None:
         """Read all of this box into a C-contiguous array of its shape and dtype.
 
         Raises
@@ -212,11 +213,11 @@ class LazyDataset:
         box._file = self._shared_file()
         return box, tuple(rest)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_file": None}
 
 
-def _axes(piece: Any) -> int:
+def _axes(piece: object) -> int:
     """Return how many axes a part of an index covers."""
     if piece is None or piece is Ellipsis:
         return 0

@@ -145,7 +145,7 @@ class Selected(NamedTuple):
     points: int
 
 
-def selected(space: Any) -> Selected | None:
+def selected(space: h5py.h5s.SpaceID) -> Selected | None:
     """Return what is selected of a dataset; None if it is unlimited and grows with its source."""
     try:
         first, last = space.get_select_bounds()

@@ -134,7 +134,7 @@ def measure(
     return {name: tree_map(lambda _: next(found), structure[name]) for name in methods}
 
 
-def check_method(method: Any, name: str) -> None:
+def check_method(method: object, name: str) -> None:
     """Raise unless `method` is one of `METHODS`."""
     if method not in METHODS:
         raise ValueError(f"the scaling of {name} must be one of {METHODS} or None, got {method!r}")

@@ -6,10 +6,12 @@ import copy
 import dataclasses
 import functools
 import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ...estimator import Estimator
 from ...training.run import Callback
@@ -65,11 +67,11 @@ class ForecastTraining(SequenceEstimator):
     """Base of `SequenceForecaster`, which stores the hyperparameters."""
 
     horizon: int
-    quantiles: Any
+    quantiles: Sequence[float] | None
     strategy: str
     season: int | None
     lags: int
-    loss: Any
+    loss: str | Callable[..., Tensor]
     fold: int
     validation: int | None
 

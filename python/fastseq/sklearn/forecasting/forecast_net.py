@@ -63,7 +63,8 @@ class KnownFuture(nn.Module):
         """
         steps = *context.shape[:-1], self._horizon, -1
         hidden = context.reshape(steps) + self.known(known.reshape(steps))
-        return self.out(torch.tanh(hidden)).flatten(-2)  # type: ignore[no-any-return]
+        outputs: Tensor = self.out(torch.tanh(hidden))
+        return outputs.flatten(-2)
 
 
 class ForecastNet(nn.Module):
@@ -142,7 +143,8 @@ class ForecastNet(nn.Module):
             x = torch.cat([seen, known[..., : self._covariates]], -1)
         more = {} if lengths is None or not takes_lengths(self.body) else {"lengths": lengths}
         if takes_state(self.body):
-            return self.body(x, state, **more)  # type: ignore[no-any-return]
+            y, state = self.body(x, state, **more)
+            return y, state
         return self.body(x, **more), None
 
 
