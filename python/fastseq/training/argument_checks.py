@@ -201,6 +201,9 @@ def _prefer_fused(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
     sparse = any(getattr(module, "sparse", False) for module in model.modules())
     counts = [state["step"] for state in optimizer.state.values() if "step" in state]
     singles = all(count.dtype is torch.float32 for count in counts)  # the kernels take no others
-    if type(optimizer) in _FUSED and plain and singles and not sparse and not told:
+    # With momentum, SGD's kernel takes no parameter whose first gradient comes later than others'.
+    momentum = any(group.get("momentum") for group in groups)
+    unfit = told or sparse or momentum or not plain or not singles
+    if type(optimizer) in _FUSED and not unfit:
         for group in groups:
             group["fused"] = True
