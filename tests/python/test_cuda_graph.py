@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 import fastseq as fs
 from fastseq._util.progress import Progress
-from fastseq.data.chunks import ChunkPlan
+from fastseq.data.chunk_plan import ChunkPlan
 from fastseq.data.sequences import Sequences
 from fastseq.training.cuda_graph import WARM_UP, Graphs, GraphTrainer, can_record, make_capturable
 from fastseq.training.loop import Trainer

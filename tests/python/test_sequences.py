@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastseq as fs
-from fastseq.data.chunks import ChunkPlan
+from fastseq.data.chunk_plan import ChunkPlan
 from fastseq.data.sequences import Sequences, _twice
 
 sizes = st.integers(1, 13)

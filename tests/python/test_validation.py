@@ -99,7 +99,7 @@ def test_parts_do_not_overlap(wanted, ragged):
     training, validation = split(data, wanted, carries=True)
 
     def seen(part):
-        from fastseq.data.chunks import ChunkPlan
+        from fastseq.data.chunk_plan import ChunkPlan
 
         found = []
         for _, batch in part.batches(ChunkPlan(part.steps, part.count, 4, 3).chunks()):

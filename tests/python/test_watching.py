@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fastseq as fs
-from fastseq.data.chunks import ChunkPlan
+from fastseq.data.chunk_plan import ChunkPlan
 from fastseq.data.sequences import Sequences
 
 T, N, F = 40, 8, 3

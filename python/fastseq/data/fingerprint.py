@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from .._util.tree import tree_leaves
+from .chunk_plan import Chunk
 from .chunk_reader import Reader, Slab
-from .chunks import Chunk
 from .sequences import Sequences
 from .sources import Box, Source, has_rows
 

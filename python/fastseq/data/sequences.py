@@ -17,8 +17,8 @@ from torch import Tensor
 
 from .._util.tree import Tree, tree_leaves, tree_map
 from ..nn.lengths import beside
+from .chunk_plan import Chunk, whole
 from .chunk_reader import Reader, Slab
-from .chunks import Chunk, whole
 from .inputs import Arguments
 from .missing_values import fill_inputs, fill_targets, refuse_nonfinite
 from .ragged import RaggedArrays, RaggedRows

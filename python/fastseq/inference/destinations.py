@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .._util.tree import tree_leaves
-from ..data.chunks import Chunk
+from ..data.chunk_plan import Chunk
 from ..data.hdf5 import LazyDataset
 from ..data.hdf5.handles import location
 from ..data.hdf5.memory_map import element_offset

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._util.tree import Tree, tree_leaves, tree_map
-from ..data.chunks import Chunk, ChunkPlan
+from ..data.chunk_plan import Chunk, ChunkPlan
 from ..data.sequences import Sequences, to_device
 from ..nn.stateful import Stateful, carries, each_step
 from ..training.spec import Spec

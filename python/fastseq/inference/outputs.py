@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .._util.tree import Tree, tree_leaves, tree_like, tree_paths
-from ..data.chunks import Chunk
+from ..data.chunk_plan import Chunk
 from ..data.sequences import Sequences
 from ..distributed.replicas import Replicas
 from .destinations import (

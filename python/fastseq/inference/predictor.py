@@ -14,7 +14,7 @@ from .._util.locks import Lock
 from .._util.progress import Progress
 from .._util.seeding import untouched
 from .._util.tree import Tree, tree_leaves, tree_like, tree_map, tree_paths
-from ..data.chunks import part
+from ..data.chunk_plan import part
 from ..data.sequences import Sequences, to_device
 from ..distributed.replicas import Replicas
 from ..nn.context import within

@@ -15,7 +15,7 @@ from sklearn.utils import check_random_state
 from torch import Tensor, nn, optim
 
 from .._util.tree import Tree
-from ..data.chunks import ChunkPlan
+from ..data.chunk_plan import ChunkPlan
 from ..data.scaling.affine import Affine
 from ..data.scaling.inputs_and_targets import Scaling
 from ..data.sequences import Sequences

@@ -17,7 +17,7 @@ from torch import Tensor, optim
 from .._util.torch_internals import has_step_hooks, silence_capture_warning
 from .._util.tree import Tree, tree_leaves, tree_map
 from .._util.untyped_torch import backward, cuda_stream
-from ..data.chunks import Chunk
+from ..data.chunk_plan import Chunk
 from ..data.sequences import Batch, to_device
 from .loop import Trainer, chunk_weight
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .._util.progress import Progress
 from .._util.torch_internals import multiply_each_, run_backward
 from .._util.tree import tree_leaves
-from ..data.chunks import Chunk
+from ..data.chunk_plan import Chunk
 from ..data.sequences import Batch, Sequences, to_device
 from ..distributed import Bucketizer
 from ..errors import NonFiniteError

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .._util.seeding import untouched
 from .._util.tree import Tree, tree_leaves, tree_map
-from ..data.chunks import Chunk
+from ..data.chunk_plan import Chunk
 from ..data.sequences import Sequences, to_device
 from ..nn.context import Context, in_context, within
 from ..nn.stateful import (

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..._util.tree import Tree, tree_like, tree_map
 from ...distributed.replicas import Replicas
-from ..chunks import Chunk
+from ..chunk_plan import Chunk
 from ..sequences import Sequences
 from ..sources import Source
 from .affine import Affine, measure, paired, scaling_from_state, scaling_state

@@ -17,9 +17,8 @@ from ...estimator import Estimator
 from ...training.run import Callback
 from ...training.spec import Spec
 from ..base import SequenceEstimator, Task
-from .forecast_losses import ForecastLoss, pinball_loss
+from .forecast_losses import LOSSES, ForecastLoss, pinball_loss
 from .forecast_net import ForecastNet, check_steps_apart
-from .forecast_parameters import LOSSES
 from .rollout import PATH_LEVELS
 from .series import Array, Series
 from .windows import SeriesScaling, Windows

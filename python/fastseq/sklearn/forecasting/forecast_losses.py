@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ..._util.tree import Tree
 
-__all__ = ["ForecastLoss", "pinball_loss"]
+__all__ = ["LOSSES", "ForecastLoss", "pinball_loss"]
+
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "mse": F.mse_loss,
+    "mae": F.l1_loss,
+    "huber": F.huber_loss,
+}
+"""Losses of points, by name."""
 
 
 def pinball_loss(
