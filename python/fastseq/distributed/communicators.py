@@ -329,7 +329,9 @@ def _return_to(tensor: Tensor, host: Tensor) -> Tensor:
     return tensor
 
 
-def native_bucketizer(comm: Communicator, tensors: Sequence[Tensor], bucket_bytes: int) -> Any:
+def native_bucketizer(
+    comm: Communicator, tensors: Sequence[Tensor], bucket_bytes: int, *, norm: bool
+) -> Any:
     """Make the native bucketizer for gradients of these tensors. Collective.
 
     It has a thread of its own only if the rank has a second core: on a single core, the thread
@@ -344,6 +346,7 @@ def native_bucketizer(comm: Communicator, tensors: Sequence[Tensor], bucket_byte
         [_DTYPES[t.dtype.to_real()] for t in tensors],
         bucket_bytes,
         comm.threaded and torch.get_num_threads() > 1,
+        norm,
     )
     for _, _, memory in native.buffers():
         if memoryview(memory).nbytes:
