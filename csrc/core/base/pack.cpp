@@ -4,7 +4,6 @@
 #include <array>
 #include <cmath>
 #include <cstddef>
-#include <cstring>
 #include <type_traits>
 #include <vector>
 
@@ -16,43 +15,68 @@ namespace fastseq {
 
 namespace {
 
-constexpr std::int64_t kPiece = 1024;      // elements to write, and to look at while they are in the first-level cache
+constexpr std::int64_t kPiece = 1024;      // elements to write and then to look at
 constexpr std::int64_t kBlock = 4096;      // elements of many tensors whose facts are those of one thread
 constexpr std::int64_t kGrainBlocks = 16;  // least blocks worth waking a thread for
 constexpr int kLanes = 16;                 // partial sums that instructions can add to side by side
 
-template <class From, class To>
-void scaled_range(const From* from, std::int64_t count, double scale, To* to) {
-  using Wide = std::conditional_t<std::is_same_v<From, double> && std::is_same_v<To, double>, double, float>;
-  const auto factor = static_cast<Wide>(scale);
-  FASTSEQ_INDEPENDENT
-  for (std::int64_t i = 0; i < count; ++i) to[i] = To(static_cast<Wide>(from[i]) * factor);
-}
-
-template <class T>
-double sum_of_squares(const T* values, std::int64_t count) {
+// Calls value_of(i) once for each i, and returns the sum of the squares of what it returns.
+template <class ValueOf>
+double sum_of_squares(std::int64_t count, const ValueOf& value_of) {
   std::array<double, kLanes> sums{};
-  const auto add = [&](int lane, T value) {
-    const auto x = static_cast<double>(static_cast<Accumulate<T>>(value));
+  const auto add = [&](int lane, std::int64_t i) {
+    const auto value = value_of(i);
+    const auto x = static_cast<double>(static_cast<Accumulate<std::remove_cvref_t<decltype(value)>>>(value));
     sums[lane] += x * x;
   };
   std::int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) {
-    for (int lane = 0; lane < kLanes; ++lane) add(lane, values[i + lane]);
+    FASTSEQ_INDEPENDENT
+    for (int lane = 0; lane < kLanes; ++lane) add(lane, i + lane);
   }
-  for (int lane = 0; i < count; ++i, ++lane) add(lane, values[i]);
+  for (int lane = 0; i < count; ++i, ++lane) add(lane, i);
   for (int width = kLanes / 2; width > 0; width /= 2) {
     for (int lane = 0; lane < width; ++lane) sums[lane] += sums[lane + width];
   }
   return sums[0];
 }
 
-// At most kPiece values.
 template <class T>
-PackedFacts facts_of_piece(const T* values, std::int64_t count) {
-  const double squares = best<sum_of_squares<T>>(values, count);
-  // Squares of infinities and NaNs are none either, and of all others only fp64's may overflow.
-  const bool finite = std::isfinite(squares) || std::all_of(values, values + count, [](T value) {
+double squares_of(const T* values, std::int64_t numel) {
+  return sum_of_squares(numel, [&](std::int64_t i) { return values[i]; });
+}
+
+// to[i] = value_of(i); returns the sum of their squares.
+template <class To, class ValueOf>
+double write(std::int64_t numel, To* to, const ValueOf& value_of) {
+  if constexpr (sizeof(To) > 2) return sum_of_squares(numel, [&](std::int64_t i) { return to[i] = value_of(i); });
+  // 16-bit types are faster in separate loops, over so few elements that they stay in the first-level cache.
+  double squares = 0;
+  for (std::int64_t first = 0; first < numel; first += kPiece) {
+    const std::int64_t last = std::min(first + kPiece, numel);
+    FASTSEQ_INDEPENDENT
+    for (std::int64_t i = first; i < last; ++i) to[i] = value_of(i);
+    squares += squares_of(to + first, last - first);
+  }
+  return squares;
+}
+
+template <class T>
+double copy(const T* from, std::int64_t numel, T* to) {
+  return write(numel, to, [&](std::int64_t i) { return from[i]; });
+}
+
+template <class From, class To>
+double scale_and_cast(const From* from, std::int64_t numel, double scale, To* to) {
+  using Wide = std::conditional_t<std::is_same_v<From, double> && std::is_same_v<To, double>, double, float>;
+  const auto factor = static_cast<Wide>(scale);
+  return write(numel, to, [&](std::int64_t i) { return To(static_cast<Wide>(from[i]) * factor); });
+}
+
+template <class T>
+PackedFacts facts_with(double squares, const T* values, std::int64_t numel) {
+  // Squares of infinities and NaNs are not finite either; of all others only fp64's may overflow.
+  const bool finite = std::isfinite(squares) || std::all_of(values, values + numel, [](T value) {
                         return std::isfinite(static_cast<Accumulate<T>>(value));
                       });
   return {.finite = finite, .sum_of_squares = squares};
@@ -60,29 +84,16 @@ PackedFacts facts_of_piece(const T* values, std::int64_t count) {
 
 template <class T>
 PackedFacts facts_of_values(const T* values, std::int64_t numel) {
-  PackedFacts facts;
-  for (std::int64_t first = 0; first < numel; first += kPiece) {
-    facts.add(facts_of_piece(values + first, std::min(kPiece, numel - first)));
-  }
-  return facts;
+  return facts_with(best<squares_of<T>>(values, numel), values, numel);
 }
 
 template <class From, class To>
 PackedFacts scaled_values(const From* from, std::int64_t numel, double scale, To* to) {
   if constexpr (std::is_same_v<From, To>) {
     if (scale == 1.0 && from == to) return facts_of_values(from, numel);
+    if (scale == 1.0) return facts_with(best<copy<To>>(from, numel, to), to, numel);
   }
-  PackedFacts facts;
-  for (std::int64_t first = 0; first < numel; first += kPiece) {
-    const std::int64_t count = std::min(kPiece, numel - first);
-    if (std::is_same_v<From, To> && scale == 1.0) {
-      std::memcpy(to + first, from + first, static_cast<std::size_t>(count) * sizeof(To));
-    } else {
-      best<scaled_range<From, To>>(from + first, count, scale, to + first);
-    }
-    facts.add(facts_of_piece(to + first, count));
-  }
-  return facts;
+  return facts_with(best<scale_and_cast<From, To>>(from, numel, scale, to), to, numel);
 }
 
 // Calls piece(i, first, last) for parts of tensors that cover all of them, and adds up the facts that it returns.
