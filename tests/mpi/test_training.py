@@ -137,7 +137,7 @@ def test_rank_0_decides_where_training_starts(comm):
     assert torch.equal(buffers, comm.broadcast_(buffers.clone()))
     assert optimizer.param_groups[0]["lr"] == 1e-2
     step = optimizer.state[model[0].weight_ih_l0]["step"]
-    assert step == 1 + sum(row["steps"] for row in est.history_)
+    assert step == 1 + sum(row["updates"] for row in est.history_)
 
 
 class Permuted(nn.Module):

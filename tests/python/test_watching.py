@@ -60,8 +60,8 @@ def replace(path):
 
 CHANGES = {
     "it was written to": write_to,
-    "its size is another": lambda path: os.truncate(path, os.path.getsize(path) + 1),
-    "another file took its place": replace,
+    "its size changed": lambda path: os.truncate(path, os.path.getsize(path) + 1),
+    "another file replaced it": replace,
 }
 
 

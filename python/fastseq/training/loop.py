@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Trainer", "chunk_loss", "chunk_weight"]
 
-AfterStep = Callable[[bool], bool]
+AfterUpdate = Callable[[bool], bool]
 
-# On a GPU reading the loss waits for the device: done once per this many steps.
+# On a GPU reading the loss waits for the device: done once per this many chunks.
 _LOSSES_IN_FLIGHT = 16
 
 
@@ -225,11 +225,11 @@ class Trainer:
         chunks: Iterable[Chunk],
         progress: Progress,
         asks: Callable[[], bool],
-        after_step: AfterStep,
+        after_update: AfterUpdate,
     ) -> None:
         """Train on `chunks`, the rest of an epoch, from the current position.
 
-        After each update, ``after_step(attention)`` returns whether to end here. `attention`:
+        After each update, ``after_update(attention)`` returns whether to end here. `attention`:
         whether ``asks()`` was true on a rank: it has something that all must agree upon.
         """
         position = self._position
@@ -238,15 +238,15 @@ class Trainer:
         for chunk, batch in data.batches(chunks):
             if chunk.index == 0:
                 self.stateful.reset_state()
-            attention = self._step(chunk, batch)
+            attention = self._train_on(chunk, batch)
             if position.ends is not None and chunk.t1 == data.steps:
                 position.ends[chunk.block] = self.stateful.get_state()
-            progress.step(position.loss)
-            if not self._held and after_step(attention):
+            progress.advance(position.loss)
+            if not self._held and after_update(attention):
                 break
         else:
             if self._held:
-                after_step(self._release())
+                after_update(self._release())
         self.settle()
 
     def settle(self) -> None:
@@ -254,7 +254,7 @@ class Trainer:
         self._losses.look()
         self._position.state = self.stateful.state
 
-    def _step(self, chunk: Chunk, batch: Batch | None) -> bool:
+    def _train_on(self, chunk: Chunk, batch: Batch | None) -> bool:
         """Train on a chunk; return whether a rank asks for attention."""
         if self._accumulates:
             return self._hold(chunk, batch)

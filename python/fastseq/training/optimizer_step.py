@@ -27,11 +27,11 @@ def obstacle(optimizer: optim.Optimizer) -> str | None:
     --------
     >>> weight = nn.Parameter(torch.zeros(3))
     >>> obstacle(optim.AdamW([weight])), obstacle(optim.LBFGS([weight]))
-    (None, 'LBFGS is not one of those whose steps are known')
+    (None, 'LBFGS is not an optimizer that fastseq knows')
     """
     name = type(optimizer).__name__
     if type(optimizer) not in _KNOWN:
-        return f"{name} is not one of those whose steps are known"
+        return f"{name} is not an optimizer that fastseq knows"
     if has_step_hooks(optimizer):
         return f"{name} has step hooks"
     step = optimizer.__dict__.get("step")
@@ -205,8 +205,9 @@ class _FusedAdam:
         groups = optimizer.param_groups
         numbers = all(isinstance(beta, float) for group in groups for beta in group["betas"])
         on_cpu = all(p.is_cpu for group in groups for p in group["params"])
-        kernels = all(g["fused"] and not g["capturable"] for g in groups)
-        return numbers and on_cpu and kernels and bool(optimizer.state)
+        fused = all(g["fused"] and not g["capturable"] for g in groups)
+        known = all(fused_adam(decoupled=g["decoupled_weight_decay"]) for g in groups)
+        return numbers and on_cpu and fused and known and bool(optimizer.state)
 
     def _alike(self, params: list[nn.Parameter]) -> list[list[nn.Parameter]]:
         """Group the parameters that have a state by dtype, as the kernel needs them."""
@@ -241,12 +242,13 @@ class _FusedAdam:
             set_grad_enabled(True)
         return True
 
-    def _update(self, gradients: list[list[Any]]) -> None:
+    def _update(self, gradients: list[list[Tensor | None]]) -> None:
         self._counts += self._one
         for (group, members, states), grads in zip(self._calls, gradients, strict=True):
             beta1, beta2 = group["betas"]
             decoupled = group["decoupled_weight_decay"]
             kernel = fused_adam(decoupled=decoupled)
+            assert kernel is not None
             kernel(
                 members,
                 grads,

@@ -6,10 +6,12 @@ import copy
 import dataclasses
 import functools
 import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ...estimator import Estimator
 from ...training.run import Callback
@@ -55,8 +57,9 @@ class WindowEstimator(Estimator):
             Always.
         """
         raise TypeError(
-            "save: a forecaster's estimator_ knows neither how series are scaled nor where they "
-            "have got to: pickle the forecaster; weights alone are estimator_.model.state_dict()"
+            "save: a forecaster's estimator_ has neither the scaling of the series nor their "
+            "states: pickle the forecaster; for the weights alone, save "
+            "estimator_.model.state_dict()"
         )
 
 
@@ -64,11 +67,11 @@ class ForecastTraining(SequenceEstimator):
     """Base of `SequenceForecaster`, which stores the hyperparameters."""
 
     horizon: int
-    quantiles: Any
+    quantiles: Sequence[float] | None
     strategy: str
     season: int | None
     lags: int
-    loss: Any
+    loss: str | Callable[..., Tensor]
     fold: int
     validation: int | None
 
@@ -89,8 +92,8 @@ class ForecastTraining(SequenceEstimator):
         steps = int(series.lengths.max()) - (self.validation or 0)
         if not recursive and steps <= self.horizon:
             raise ValueError(
-                f"y has {steps} steps to learn from, of which none is {self.horizon} steps after "
-                'another: pass longer series, or choose a smaller horizon or strategy="recursive"'
+                f"y has {steps} steps to learn from, too few for a horizon of {self.horizon}: pass "
+                'longer series, or choose a smaller horizon or strategy="recursive"'
             )
         windows = Windows.of(
             [series.arrays[n] for n in order],

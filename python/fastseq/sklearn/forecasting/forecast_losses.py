@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..._util.tree import Tree
+
 __all__ = ["ForecastLoss", "pinball_loss"]
 
 
@@ -65,7 +67,7 @@ class ForecastLoss:
         self.outputs = outputs
 
     def __call__(
-        self, m: Callable[..., Tensor], xs: object, ys: Tensor, ws: Tensor | None = None
+        self, m: Callable[..., Tensor], xs: Tree, ys: Tensor, ws: Tensor | None = None
     ) -> Tensor:
         """Return the loss of a chunk; weights are the known shares of samples, see `windows`."""
         output = m(xs)

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
 
 from ...training.spec import check_count
 from .series import Series
 
 __all__ = ["LOSSES", "check_lengths", "check_parameters", "season_lag"]
 
-LOSSES: dict[str, Callable[..., Any]] = {
+LOSSES: dict[str, Callable[..., Tensor]] = {
     "mse": F.mse_loss,
     "mae": F.l1_loss,
     "huber": F.huber_loss,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 from sklearn.exceptions import NotFittedError
+from torch import Tensor, nn, optim
 
 from ...training.spec import check_count
 from ..alignment import check_ahead, check_going_on, check_together
@@ -128,12 +129,12 @@ class SequenceForecaster(ForecastTraining):
         season: int | None = None,
         lags: int = 1,
         scale: str | None = "standard",
-        module: Any = "lstm",
+        module: str | nn.Module | Callable[..., nn.Module] = "lstm",
         hidden_size: int = 32,
         num_layers: int = 1,
         dropout: float = 0.0,
-        loss: Any = "mse",
-        optimizer: Any = "adamw",
+        loss: str | Callable[..., Tensor] = "mse",
+        optimizer: str | Callable[..., optim.Optimizer] = "adamw",
         lr: float = 3e-3,
         weight_decay: float = 0.0,
         decay_biases: bool = True,
@@ -145,12 +146,12 @@ class SequenceForecaster(ForecastTraining):
         clip_value: float | None = None,
         accumulate: int = 1,
         validation: int | None = None,
-        callbacks: Any = (),
+        callbacks: Sequence[object] = (),
         amp: str | None = None,
         compile: bool = False,  # noqa: A002 (what PyTorch calls it)
-        device: Any = "auto",
-        comm: Any = None,
-        random_state: Any = None,
+        device: str | torch.device = "auto",
+        comm: object = None,
+        random_state: int | np.random.RandomState | None = None,
         warm_start: bool = False,
         verbose: int = 0,
     ) -> None:
@@ -186,7 +187,7 @@ class SequenceForecaster(ForecastTraining):
         self.warm_start = warm_start
         self.verbose = verbose
 
-    def fit(self, y: Any, X: Any = None) -> SequenceForecaster:  # noqa: N803 (as in scikit-learn)
+    def fit(self, y: object, X: object = None) -> SequenceForecaster:  # noqa: N803 (as in scikit-learn)
         """Train on all steps of series.
 
         Parameters
@@ -242,7 +243,7 @@ class SequenceForecaster(ForecastTraining):
         )
         return self
 
-    def predict(self, y: Any = None, X: Any = None) -> Array:  # noqa: N803
+    def predict(self, y: object = None, X: object = None) -> Array:  # noqa: N803
         """Forecast the next `horizon` steps.
 
         Parameters
@@ -289,7 +290,7 @@ class SequenceForecaster(ForecastTraining):
         found = rollout.forecast(origin, None if ahead is None else np.stack(ahead))
         return self._result(form, found)
 
-    def update(self, y: Any, X: Any = None) -> SequenceForecaster:  # noqa: N803
+    def update(self, y: object, X: object = None) -> SequenceForecaster:  # noqa: N803
         """Append new data, from whose end `predict` then forecasts. Nothing is learnt.
 
         Parameters
@@ -311,7 +312,7 @@ class SequenceForecaster(ForecastTraining):
         self._times = times
         return self
 
-    def backtest(self, y: Any, X: Any = None, *, stride: int | None = None) -> Array:  # noqa: N803
+    def backtest(self, y: object, X: object = None, *, stride: int | None = None) -> Array:  # noqa: N803
         """Forecast repeatedly as series continue, without learning.
 
         Parameters
@@ -335,7 +336,7 @@ class SequenceForecaster(ForecastTraining):
         found = self._rollout.forecasts(self._origin, values, covariates, stride)
         return np.stack([self._result(self._like, one) for one in found])
 
-    def score(self, y: Any, X: Any = None) -> float:  # noqa: N803
+    def score(self, y: object, X: object = None) -> float:  # noqa: N803
         """Return the score of forecasts of the steps after the training data; 1 is perfect.
 
         Forecasts are made every `horizon` steps, as by `backtest`. For points the score is R²; for
@@ -366,7 +367,7 @@ class SequenceForecaster(ForecastTraining):
         if not self.__sklearn_is_fitted__():
             raise NotFittedError(f"this {type(self).__name__} is not fitted yet: call fit first")
 
-    def _read(self, y: Any, least: int, *, known: bool = True) -> Series:
+    def _read(self, y: object, least: int, *, known: bool = True) -> Series:
         series = read_series(y, "y", self._like.names)
         refuse_identifiers(series, "y")
         if series.variables != self.n_features_in_:
@@ -377,18 +378,19 @@ class SequenceForecaster(ForecastTraining):
         return series
 
     def _following(
-        self, y: Any, X: Any  # noqa: N803
+        self, y: object, X: object  # noqa: N803
     ) -> tuple[Array, Array | None, list[Times | None]]:  # fmt: skip
         """Read the steps after the series that `fit` got; return them, and their last times."""
         series = self._read(y, 1, known=False)
         count = len(self._like.arrays)
         if len(series.arrays) != count:
             raise ValueError(
-                f"y must go on with the {count} series that fit got, got {len(series.arrays)}"
+                f"y must continue the {count} series that fit got, got {len(series.arrays)}"
             )
         if len(set(series.lengths.tolist())) > 1:
             raise ValueError(
-                f"y must have equally many steps of each series, got {series.lengths.tolist()}"
+                "y must have the same number of steps of each series, got "
+                f"{series.lengths.tolist()}"
             )
         read = self._read_covariates(X, series, series.lengths, "the steps of y")
         times = check_going_on(series, read, self._times)
@@ -399,7 +401,7 @@ class SequenceForecaster(ForecastTraining):
 
     def _read_covariates(
         self,
-        X: Any,  # noqa: N803
+        X: object,  # noqa: N803
         like: Series,
         lengths: Array,
         what: str,

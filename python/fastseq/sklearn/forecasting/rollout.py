@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -198,7 +198,7 @@ class Rollout:
 
     # The methods below keep no state in the estimator: several threads may forecast at once.
 
-    def _run(self, inputs: Any, lengths: Array | None, state: Tree) -> Tree:
+    def _run(self, inputs: Tree, lengths: Array | None, state: Tree) -> Tree:
         """Run over steps from a state; return the final state."""
         est, net = self.est, StateOnly(self._net)
         with est.learner.replicas.together("forecast"), in_mode(self._net, training=False):
@@ -244,7 +244,7 @@ class Rollout:
         before = origin.season_before[which]
         seen = windows.values[torch.from_numpy(which), -self.lags :]
         for step in range(self.horizon):
-            x: Any = seen.flatten(1)
+            x: Tree = seen.flatten(1)
             if covariates is not None:
                 ahead = covariates[:, step].astype(np.float32)[which]
                 x = (x, torch.from_numpy(ahead))
@@ -265,7 +265,7 @@ class Rollout:
         paths = futures.reshape(count, copies, self.horizon, width)
         return np.moveaxis(np.quantile(paths, self.levels, axis=1), 0, -1)
 
-    def _copied(self, state: Tree, x: Any, which: Array) -> Tree:
+    def _copied(self, state: Tree, x: Tree, which: Array) -> Tree:
         """Return the state with a row for each future."""
         if state is None or len(which) == len(np.unique(which)):
             return state
