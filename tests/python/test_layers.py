@@ -201,7 +201,7 @@ INNER = {
     ),
     "calls a native module or an operator by itself": (
         "bench/bench_gpu.py", "bench/bench_pack.py", "tests/python/cells.py",
-        "tests/python/reads.py", "tests/python/test_cuda.py", "tests/python/test_flat_layout.py",
+        "tests/python/reads.py", "tests/python/test_cuda.py",
         "tests/python/test_ops.py", "tests/python/test_reader_stops.py",
         "tests/python/test_slab_reader.py",
     ),

@@ -331,7 +331,7 @@ def _return_to(tensor: Tensor, host: Tensor) -> Tensor:
 
 
 def native_bucketizer(
-    comm: Communicator, tensors: Sequence[Tensor], bucket_bytes: int
+    comm: Communicator, tensors: Sequence[Tensor], bucket_bytes: int, *, norm: bool
 ) -> _comm.Bucketizer:
     """Make the native bucketizer for gradients of these tensors. Collective.
 
@@ -347,6 +347,7 @@ def native_bucketizer(
         [_DTYPES[t.dtype.to_real()] for t in tensors],
         bucket_bytes,
         comm.threaded and torch.get_num_threads() > 1,
+        norm,
     )
     for _, _, memory in native.buffers():
         if memoryview(memory).nbytes:

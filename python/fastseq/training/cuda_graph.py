@@ -138,6 +138,7 @@ class GraphTrainer(Trainer):
     """
 
     recorder: Callable[[torch.device], Recorder] = CudaRecorder
+    reads_norm = False  # a graph cannot branch on it
 
     def _begin(self) -> None:
         self._graphs = Graphs(self._device, self.recorder(self._device))

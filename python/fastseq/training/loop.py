@@ -19,6 +19,7 @@ from ..data.sequences import Batch, Sequences, to_device
 from ..distributed import Bucketizer
 from ..errors import NonFiniteError
 from ..nn.context import in_context
+from ..nn.ops import sum_of_squares
 from ..nn.stateful import Stateful
 from .argument_checks import check_weighted
 from .optimizer_step import OptimizerStep
@@ -134,6 +135,9 @@ class Trainer:
         The model with the state that is carried from chunk to chunk.
     """
 
+    reads_norm = True
+    """Whether an update may depend on the gradients' norm as a number."""
+
     def __init__(self, learner: Learner, position: Position) -> None:
         self._position = position
         in_flight = _LOSSES_IN_FLIGHT if _waits(learner) else 1
@@ -191,9 +195,18 @@ class Trainer:
         self._seen = self._look()
         if not self._replicas.alone:
             nonfinite = "skip" if self._precision.scales else "raise"
-            self._buckets = Bucketizer(self._model, self._replicas.comm, nonfinite=nonfinite)
+            self._buckets = Bucketizer(
+                self._model, self._replicas.comm, nonfinite=nonfinite, norm=self._norm_is_averaged()
+            )
             self._replicas.sync(self._optimizer)
         self._stepper.__enter__()
+
+    def _norm_is_averaged(self) -> bool:
+        """Whether `clip_norm` wants the norm of just the gradients that are averaged."""
+        spec = self._spec
+        if spec.clip_norm is None or spec.clip_value is not None or self._precision.scales:
+            return False
+        return self.reads_norm and self._stepper.steps_all()
 
     def _end(self, *, failed: bool) -> None:
         self._stepper.__exit__()
@@ -276,7 +289,7 @@ class Trainer:
         self._replicas.trained(weight)
         if averaged.weight:
             self._losses.add_value(averaged.value, averaged.weight)
-            self._update()
+            self._update(averaged.norm)
         return averaged.attention
 
     def _hold(self, chunk: Chunk, batch: Batch | None) -> bool:
@@ -299,31 +312,47 @@ class Trainer:
         """Update with the mean of the accumulated gradients, over all their samples."""
         weight, value = self._held_weight, self._held_loss
         self._held, self._held_weight, self._held_loss = 0, 0.0, 0.0
-        if weight:
-            value /= weight
-            grads = [p.grad for p in self._model.parameters() if p.grad is not None]
-            with torch.no_grad():
-                multiply_each_(grads, 1 / weight)
+        value /= weight or 1.0
+        scale = 1 / (weight or 1.0)
         if self._buckets is not None:
-            self._buckets.start(weight, value, attention=self._attention())
+            self._buckets.start(weight, value, attention=self._attention(), scale=scale)
             return self._average(weight)
         if weight:
+            grads = [p.grad for p in self._model.parameters() if p.grad is not None]
+            with torch.no_grad():
+                multiply_each_(grads, scale)
             self._losses.add_value(value, weight)
             self._update()
         return self._attention()
 
-    def _update(self) -> None:
+    def _update(self, norm: float | None = None) -> None:
+        """Make a step of the optimizer; `norm` is that of all gradients, if it is known."""
         spec = self._spec
         self._stepper.drop_others()
         self._precision.unscale(self._optimizer)
         if spec.clip_value is not None:
             nn.utils.clip_grad_value_(self._stepper.stepped(), spec.clip_value)
         if spec.clip_norm is not None:
-            params = self._stepper.stepped()
-            norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
-            if not self._precision.scales or bool(norm.isfinite()):
-                nn.utils.clip_grads_with_norm_(params, spec.clip_norm, norm)
+            self._clip(spec.clip_norm, norm)
         if self._precision.scales:
             self._precision.step(self._optimizer)
         else:
             self._stepper.step()
+
+    def _clip(self, most: float, norm: float | None) -> None:
+        """Clip the gradients to the norm `most`."""
+        params = self._stepper.stepped()
+        grads = [p.grad for p in params if p.grad is not None]
+        if norm is None and self.reads_norm:
+            squares = sum_of_squares(grads)
+            norm = None if squares is None else math.sqrt(squares)
+        skips = self._precision.scales  # a step whose gradients are not finite
+        if norm is None:
+            total = nn.utils.get_total_norm(grads)
+            if not skips or bool(total.isfinite()):
+                nn.utils.clip_grads_with_norm_(params, most, total)
+            return
+        factor = most / (norm + 1e-6)
+        if not factor >= 1 and (not skips or math.isfinite(norm)):
+            with torch.no_grad():
+                multiply_each_(grads, factor)

@@ -80,7 +80,8 @@ class OptimizerStep:
         self._optimizer = optimizer
         self._params = list(params)
         self._others = list(others)
-        self._stepped: list[nn.Parameter] = []
+        own = {p for group in optimizer.param_groups for p in group["params"]}
+        self._stepped = [p for p in self._params if p in own]
         self._known = False
         self._quick: QuickStep | None = None
 
@@ -88,8 +89,6 @@ class OptimizerStep:
         own = [p for group in self._optimizer.param_groups for p in group["params"]]
         for p in (*own, *self._params, *self._others):
             p.grad = None  # a frozen one may have one from an earlier run
-        has = set(own)
-        self._stepped = [p for p in self._params if p in has]
         self._known = obstacle(self._optimizer) is None
         return self
 
@@ -109,6 +108,10 @@ class OptimizerStep:
     def stepped(self) -> list[nn.Parameter]:
         """Return the parameters that `step` changes; their gradients may be changed in place."""
         return self._stepped
+
+    def steps_all(self) -> bool:
+        """Whether `step` changes all trainable parameters of the model."""
+        return len(self._stepped) == len(self._params)
 
     def step(self) -> None:
         """Make a step of the optimizer."""
