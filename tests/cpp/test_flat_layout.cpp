@@ -53,8 +53,8 @@ TEST(groups_come_in_order_of_first_appearance) {
 
 TEST(tensors_of_a_dtype_lie_in_order_aligned_and_apart) {
   using enum DType;
-  std::mt19937 random(1);
-  for (int round = 0; round < 200; ++round) {
+  for (unsigned round = 0; round < 200; ++round) {
+    std::mt19937 random(round);
     std::vector<std::int64_t> numels(random() % 21);
     std::vector<DType> dtypes(numels.size());
     std::ranges::generate(numels, [&] { return static_cast<std::int64_t>(random() % 201); });
@@ -62,8 +62,9 @@ TEST(tensors_of_a_dtype_lie_in_order_aligned_and_apart) {
     std::vector<std::int64_t> seen;
     for (const DTypeGroup& group : group_by_dtype(dtypes)) {
       const auto item = static_cast<std::int64_t>(item_size(group.dtype));
-      std::vector<std::int64_t> lengths;
-      for (const std::int64_t i : group.members) lengths.push_back(numels[static_cast<std::size_t>(i)]);
+      std::vector<std::int64_t> lengths(group.members.size());
+      std::ranges::transform(group.members, lengths.begin(),
+                             [&](std::int64_t i) { return numels[static_cast<std::size_t>(i)]; });
       const FlatLayout layout = flat_layout(lengths, group.dtype, kFlatAlignment);
       std::int64_t end = 0;
       for (std::size_t k = 0; k < lengths.size(); ++k) {

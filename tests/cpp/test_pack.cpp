@@ -91,7 +91,7 @@ void check_dtype(DType dtype) {
   }
 }
 
-const std::vector<std::int64_t> kNumels = {0, 1, 15, 4096, 9001, 0, 64, 4095};
+constexpr std::array<std::int64_t, 8> kNumels = {0, 1, 15, 4096, 9001, 0, 64, 4095};
 
 std::vector<std::vector<double>> some_values() {
   std::vector<std::vector<double>> values;
