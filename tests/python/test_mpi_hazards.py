@@ -129,7 +129,7 @@ def test_a_machine_without_room_for_shared_memory_goes_on(tmp_path):
         |    (model(torch.ones(1, 1000)) * (comm.rank + 1)).sum().backward()
         |    buckets.wait()
         |assert (model.bias.grad == 1.5).all()
-        |print("said", sum("no shared memory of 4004032 bytes" in str(w.message) for w in caught))
+        |print("said", sum("could not get 4004032 bytes of shared memory" in str(w.message) for w in caught))
         """,
     )
     assert done.returncode == 0, done.stderr
@@ -177,7 +177,7 @@ def test_an_mpi_without_threads_exchanges_in_wait(tmp_path):
         |print("threaded", comm.threaded, slow.threaded)
         |for ranks in (comm, slow):
         |    buckets = fs.distributed.Bucketizer(model, ranks, bucket_bytes=1000)
-        |    assert step(buckets) == (2, 0, True, False)
+        |    assert step(buckets)[:4] == (2, 0, True, False)
         |    buckets.close()
         """,
     )

@@ -152,7 +152,7 @@ def test_a_child_process_of_a_rank_is_alone(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("child (1, 'single')") == 2
-    assert done.stdout.count("forked 1 a forked process has no part in") == 2
+    assert done.stdout.count("forked 1 a forked process cannot take part in") == 2
 
 
 def test_a_launch_within_a_launch_is_not_taken_for_a_child(monkeypatch):
