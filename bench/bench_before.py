@@ -1,6 +1,6 @@
 """`Estimator.fit` of this version beside that of another, installed in an environment of its own.
 
-python bench/bench_before.py /path/to/other/bin/python [--quick] [--results FOLDER]
+python bench/bench_before.py /path/to/other/bin/python NAME [--quick] [--results FOLDER]
 
 Each version trains in a process of its own; they take turns, an epoch of `bench_fit` each.
 """
@@ -76,6 +76,7 @@ def work(task: Task, threads: int, source: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("python")
+    parser.add_argument("name")
     options, sys.argv[1:] = parser.parse_known_args()
     bench = Bench.from_arguments("before", rounds=60)
     for name, source, threads in CASES:
@@ -88,7 +89,7 @@ def main() -> None:
         bench.compare(case, {**workers}, marks=(Mark(NOW, 1.03),))
         for worker in workers.values():
             worker.close()
-    bench.write()
+    bench.write(before=options.name)
 
 
 if __name__ == "__main__":

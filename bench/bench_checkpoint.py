@@ -1,8 +1,8 @@
-"""What checkpoints cost: steps of `fit` with one every 100 steps, and without.
+"""What checkpoints cost: updates of `fit` with one every 100 updates, and without.
 
-Timed are 100 steps in the middle of a run, with one checkpoint among them, its second: the copy
-that is taken in between, and what the thread that writes takes away from the steps that follow.
-They are small steps for a model of that size: larger ones hide more.
+Timed are 100 updates in the middle of a run, with one checkpoint among them, its second: the copy
+that is taken in between, and what the thread that writes takes away from those that follow.
+They are quick for a model of that size: slower ones hide more.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ EVERY = 100
 HIDDEN = 896  # of two layers: 10 million parameters
 FEATURES = 64
 BATCH, SEQSIZE = 8, 10
-BEGIN = EVERY + 20  # the checkpoint comes at the 80th of the steps that are timed
+BEGIN = EVERY + 20  # the checkpoint comes at the 80th of the updates that are timed
 
 
 class Clock(fs.callbacks.Callback):
-    """Takes the time of 100 steps, one of which is saved."""
+    """Takes the time of 100 updates, one of which is saved."""
 
     def on_batch_end(self, run: Any) -> None:
-        if run.step == BEGIN:
+        if run.updates == BEGIN:
             self.begin = time.perf_counter()
-        if run.step == BEGIN + EVERY:
+        if run.updates == BEGIN + EVERY:
             self.seconds = time.perf_counter() - self.begin
             self.weights = fs.net2vec(run.model).detach().clone()
             run.stop("enough")
@@ -48,7 +48,7 @@ def train(model: nn.Module, x: torch.Tensor, y: torch.Tensor, *, saves: bool) ->
         device="cpu", comm=None, callbacks=[clock], progress=False,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        settings = fs.callbacks.Checkpoint(folder, every_steps=EVERY, every_epochs=None)
+        settings = fs.callbacks.Checkpoint(folder, every_updates=EVERY, every_epochs=None)
         est.fit(x, y, checkpoint=settings if saves else None)
     return clock
 
@@ -60,11 +60,11 @@ def main() -> None:
     numel = sum(p.numel() for p in model.parameters())
     x = torch.randn(SEQSIZE * (BEGIN + EVERY + 1), BATCH, FEATURES)
     y = x.mean(2, keepdim=True)
-    contenders = {False: "fit", True: f"fit, a checkpoint every {EVERY} steps"}
+    contenders = {False: "fit", True: f"fit, a checkpoint every {EVERY} updates"}
     same(*(train(model, x, y, saves=saves).weights for saves in contenders), rtol=0)
     bench.compare(
         f"LSTM({FEATURES}, {HIDDEN}, 2 layers), {numel / 1e6:.1f} million parameters, AdamW, "
-        f"S × B = {SEQSIZE} × {BATCH}: a step",
+        f"S × B = {SEQSIZE} × {BATCH}: an update",
         {
             name: lambda saves=saves: Seconds(train(model, x, y, saves=saves).seconds / EVERY)
             for saves, name in contenders.items()

@@ -33,7 +33,7 @@ from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader, Dataset
 
 import fastseq as fs
-from fastseq.data.chunks import Chunk, ChunkPlan
+from fastseq.data.chunk_plan import Chunk, ChunkPlan
 from fastseq.data.sequences import Sequences
 
 OURS, MEMCPY, ROWS = "fastseq", "memcpy", "memcpy, rows as they lie in the file"

@@ -1,7 +1,7 @@
-"""Makes what the README and the guides take from ``bench/results``.
+"""Makes the tables and sentences of the README and the guides from ``bench/results``.
 
-python bench/figures.py          prints it
-python bench/figures.py --write  puts it into them, in place of what is there
+python bench/figures.py          prints them
+python bench/figures.py --write  replaces those in the documents
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def fit_cases() -> dict[str, list[dict[str, Any]]]:
 
 
 def fit_table() -> str:
-    """Set a step of `fit` beside one of others."""
+    """Compare an update of `fit` with those of others."""
     lines = [
         "| model, batchsize × seqsize | `fit` is faster than | 1 thread | 2 threads |",
         "|---" * 4 + "|",
@@ -78,14 +78,14 @@ def fit_table() -> str:
 
 
 def fit_sentence() -> str:
-    """Tell what `fit` costs with modules that are none of ours."""
+    """Compare `fit` with a loop, on the same modules of torch's."""
     small = next(iter(fit_cases().values()))
     ratio = small[0]["fit, torch.nn.LSTM"]["ratio"]
-    return f"a step of `fit` is {faster(ratio)} as fast as one of the loop"
+    return f"an update of `fit` is {faster(ratio)} faster than one of the loop"
 
 
 def recurrent_table() -> str:
-    """Tell how much faster the recurrent layers are than torch's."""
+    """Compare the recurrent layers with torch's."""
     cells: dict[str, dict[str, list[str]]] = {}
     for case, rows in contenders("recurrent").items():
         found = re.fullmatch(r"(\w+) \((.*)\), (.*), \d thread\(s\)", case)
@@ -103,7 +103,7 @@ def recurrent_table() -> str:
 
 
 def allreduce_table() -> str:
-    """Set times of averaging on 2 ranks beside others'."""
+    """Compare averaging on 2 ranks with other ways to do it."""
     rows = contenders("allreduce_2")
     lines = [f"| fp32, faster than | {' | '.join(SIZES)} |", "|---" * 5 + "|"]
     for label, name in AGAINST.items():
@@ -116,40 +116,40 @@ def allreduce_table() -> str:
 
 
 def step_table() -> str:
-    """Set what averaging adds to a training step beside what DDP adds."""
+    """Compare what averaging adds to an update with what DDP adds."""
     lines = [
-        "| a training step, seqsize × batch | averaging adds less time than DDP (gloo) |",
+        "| model, seqsize × batch | averaging adds less time than DDP (gloo), by |",
         "|---|---|",
     ]
     for case, rows in contenders("step_2").items():
         mark = next(m for m in rows["Bucketizer"]["marks"] if m["against"] == "what DDP adds")
-        step = case.removesuffix(", 2 ranks").replace(" x ", " × ")
-        lines.append(f"| {step} | {faster(mark['ratio'])} |")
+        model = case.removesuffix(", 2 ranks").replace(" x ", " × ")
+        lines.append(f"| {model} | {faster(mark['ratio'])} |")
     return "\n".join(lines)
 
 
 def hosts_sentence() -> str:
-    """Tell times between two hosts as multiples of one way on the bare wire."""
+    """Compare averaging between two hosts with sending as much once."""
     (rows,) = (r for case, r in contenders("hosts_best").items() if case.startswith("25 MiB"))
     wire = rows["one way, rank to rank"]["median_us"]
     full, half = (
         rows[name]["median_us"] / wire for name in ("hierarchy", "hierarchy, bf16 on the wire")
     )
-    return f"{full:.2f} times as long as one way of them on the bare wire, and {half:.2f} times"
+    return f"{full:.2f} times as long as sending them once, and with bf16 on the wire {half:.2f}"
 
 
 def reading_case(begin: str, end: str = "") -> tuple[str, dict[str, dict[str, Any]]]:
-    """Return the one case of reading files whose name begins and ends so."""
+    """Return the one case of reading files whose name has this start and end."""
     cases = contenders("reading").items()
     ((case, rows),) = ((c, r) for c, r in cases if c.startswith(begin) and c.endswith(end))
     return case, rows
 
 
 def reading_table() -> str:
-    """Set the rates at which a contiguous file can be read beside memcpy's."""
+    """Compare ways to read a contiguous file, and memcpy."""
     case, rows = reading_case("contiguous")
     lines = [
-        f"| {case.removesuffix(', a block')} | GB/s | fastseq is faster |",
+        f"| {case.removesuffix(', a block')} | GB/s | fastseq is faster by |",
         "|---" * 3 + "|",
     ]
     for name, row in rows.items():
@@ -159,13 +159,13 @@ def reading_table() -> str:
 
 
 def layouts_table() -> str:
-    """Set passes through files of several layouts beside each other."""
+    """Compare passes through files of several layouts."""
     name, rows = reading_case("layouts")
     cases = json.loads((RESULTS / "reading.json").read_text())["cases"]
     size = next(c["size"] for c in cases if c["case"] == name)
     lines = [
-        f"| {name.removeprefix('layouts, ')} | GB/s | time, of contiguous's | file size, of "
-        "contiguous's |",
+        f"| {name.removeprefix('layouts, ')} | GB/s | time relative to contiguous | file size "
+        "relative to contiguous |",
         "|---" * 4 + "|",
     ]
     for layout, row in rows.items():
@@ -175,30 +175,30 @@ def layouts_table() -> str:
 
 
 def training_sentence() -> str:
-    """Tell what reading costs a training step that takes longer."""
+    """Compare training from files with training on tensors."""
     plain, packed = (
         reading_case(f"training, {kind}", "1 thread(s)")[1]["fit from a file"]["ratio"]
         for kind in ("contiguous", "gzip")
     )
     return (
-        f"An epoch from a contiguous file takes {plain:.2f} times as long as one on tensors, from "
-        f"gzip-compressed chunks {packed:.2f} times"
+        f"An epoch takes {plain:.2f} times as long from a contiguous file as from tensors in "
+        f"memory, and {packed:.2f} times from gzip-compressed chunks"
     )
 
 
 def concat_sentence() -> str:
-    """Tell how fast files are joined by copy, and in how much memory."""
+    """Compare joining files by copy with ``cp``."""
     (rows,) = contenders("h5").values()
     memory = json.loads((RESULTS / "h5.json").read_text())["circumstances"]["memory_mb"]
     time, sequences = (rows[f"h5concat along {what}"]["ratio"] for what in ("time", "sequences"))
     return (
-        f"Copying along time takes {time:.2f} times as long as `cp`, along sequences "
-        f"{sequences:.2f} times, in {max(memory.values()):.0f} MB of memory"
+        f"Copying along time is {faster(time)} faster than `cp`, along sequences "
+        f"{faster(sequences)}, and needs {max(memory.values()):.0f} MB of memory"
     )
 
 
 def wrappers_sentence() -> str:
-    """Tell what scikit-learn's side costs, and what a search takes beside skorch's."""
+    """Compare `SequenceRegressor` with its `Estimator`, and a search with skorch's."""
     fits, searches = {}, []
     for case, rows in contenders("wrappers").items():
         ratio = rows["SequenceRegressor"]["ratio"]
@@ -207,17 +207,17 @@ def wrappers_sentence() -> str:
         else:
             fits["new order" in case] = ratio
     return (
-        f"`SequenceRegressor` takes {fits[False]:.2f} times as long as the `Estimator` in it, with "
-        f"samples in a new order each epoch {fits[True]:.2f} times; a `GridSearchCV` of 3 folds "
-        f"and 4 points is {faster(searches[0])} as fast as with skorch"
+        f"`SequenceRegressor` takes {fits[False]:.2f} times as long as its `Estimator`, and "
+        f"{fits[True]:.2f} times if it shuffles samples each epoch. A `GridSearchCV` of 3 folds "
+        f"and 4 points is {faster(searches[0])} faster than with skorch"
     )
 
 
 def checkpoint_sentence() -> str:
-    """Tell what checkpoints cost."""
+    """Compare training with and without checkpoints."""
     (rows,) = contenders("checkpoint").values()
-    ratio = rows["fit, a checkpoint every 100 steps"]["ratio"]
-    return f"a checkpoint every 100 steps makes steps take {ratio:.2f} times as long"
+    (ratio,) = (row["ratio"] for name, row in rows.items() if name != "fit")
+    return f"training with a checkpoint every 100 updates takes {ratio:.2f} times as long"
 
 
 PAGES: dict[Path, tuple[tuple[Make, ...], tuple[Make, ...]]] = {

@@ -1,4 +1,4 @@
-"""Predicts what averaging costs on 1 to 4096 ranks, from what was measured here on few.
+"""Predicts what averaging costs on 1 to 4096 ranks, from measurements on few.
 
     python bench/model_scaling.py
 
@@ -63,7 +63,7 @@ def hierarchy(
 def flat_ring(
     size: float, ranks: int, per_node: int, link: tuple[float, float], traffic: float
 ) -> float:
-    """One ring of all ranks: 2 (P - 1) steps, of which each node's link carries its share."""
+    """One ring of all ranks: 2 (P - 1) messages in turn, of which each link carries its share."""
     if ranks <= per_node:
         return node_time(size, ranks, traffic)
     bandwidth, latency = link
@@ -71,7 +71,7 @@ def flat_ring(
 
 
 def measured() -> tuple[float, tuple[float, float], list[tuple[str, float, float]]]:
-    """Fit the three numbers, and set the model beside the other measured points."""
+    """Fit the three numbers, and compare the model with the other measured points."""
     two, four = cases("allreduce_2"), cases("allreduce_4")
     hosts = cases("hosts_best")
     ours = "allreduce_, allocated memory"
@@ -123,21 +123,23 @@ def write_page(
     rows: list[tuple[int, float, float, float]],
 ) -> None:
     lines = [
-        "# Averaging on many ranks: a model",
+        "# Averaging gradients on many ranks: a model",
         "",
-        "Made by `bench/model_scaling.py` from the files in `bench/results`. Nobody has run this",
-        "on 4096 ranks: these are predictions, from a model with three measured numbers.",
+        "These are predictions: fastseq has not run on 4096 ranks. `bench/model_scaling.py` makes",
+        "this page from `bench/results`. Its model has three numbers: a node's memory traffic, and",
+        "the bandwidth and latency of a link.",
         "",
-        "- Within a node every rank's vector is read and written once. The machine of the benches",
-        f"  sustains {traffic / 1e9:.0f} GB/s of that (2 cores).",
-        f"- Between its two hosts a link carries {link[0] / 1e6:.0f} MB/s each way.",
-        "- `hierarchy`: the node's sum, then 2 (M - 1) / M of the bytes over each of M nodes'",
-        f"  links; up to {DIRECT} nodes all messages at once, with more a ring of nodes.",
-        "- A flat ring over all P ranks, as `MPI_Allreduce` makes of large messages: 2 (P - 1)",
-        "  steps. What it moves in the nodes' memories is left out, in its favour.",
-        "- Nothing else uses the network, and no rank is late.",
+        "- In a node, each rank's vector is read once and written once. The measured machine, of 2",
+        f"  cores, sustains {traffic / 1e9:.0f} GB/s of this.",
+        f"- The measured link between two nodes carries {link[0] / 1e6:.0f} MB/s each way.",
+        "- Hierarchy: each of M nodes sums its ranks, then 2 (M - 1) / M of the bytes pass each",
+        f"  node's link. Up to {DIRECT} nodes exchange directly, more in a ring.",
+        "- Flat ring: all P ranks form a ring, as in `MPI_Allreduce` for large messages, with",
+        "  2 (P - 1) messages one after the other. Its memory traffic in the nodes is not counted,",
+        "  which favours it.",
+        "- Nothing else uses the network, and all ranks start at once.",
         "",
-        "## Checked against what was measured",
+        "## Predicted and measured times",
         "",
         "| | predicted, ms | measured, ms | measured / predicted |",
         "|---|---|---|---|",
@@ -146,17 +148,17 @@ def write_page(
             for name, predicted, found in points
         ),
         "",
-        f"## {GRADIENT // MIB} MiB of gradients on nodes of {RANKS_PER_NODE} ranks",
+        f"## Prediction: {GRADIENT // MIB} MiB of gradients, {RANKS_PER_NODE} ranks per node",
         "",
-        f"Links of {LINK_BYTES_PER_S * 8 / 1e9:.0f} Gbit/s and {LINK_LATENCY_S * 1e6:.0f} µs; "
-        f"memory {NODE_TRAFFIC_RATIO} times as fast as the measured",
-        "machine's. Milliseconds per step, of which backward hides what it can:",
+        f"Milliseconds per update, with links of {LINK_BYTES_PER_S * 8 / 1e9:.0f} Gbit/s and "
+        f"{LINK_LATENCY_S * 1e6:.0f} µs, and memory {NODE_TRAFFIC_RATIO} times as fast as that of",
+        "the measured machine. Backward hides part of this time.",
         "",
         "| ranks | flat ring | hierarchy | hierarchy, bf16 on the wire |",
         "|---|---|---|---|",
         *(f"| {p} | {1e3 * a:.2f} | {1e3 * b:.2f} | {1e3 * c:.2f} |" for p, a, b, c in rows),
         "",
-        "![Milliseconds per step over the number of ranks](scaling.png)",
+        "![Milliseconds per update over the number of ranks](scaling.png)",
     ]
     (DOCS / "scaling.md").write_text("\n".join(lines) + "\n")
 
@@ -172,7 +174,7 @@ def draw(rows: list[tuple[int, float, float, float]]) -> None:
     axes.set_yscale("log")
     axes.set_xticks(RANKS[1:], [str(r) for r in RANKS[1:]])
     axes.set_xlabel(f"ranks, {RANKS_PER_NODE} per node")
-    axes.set_ylabel("ms per step")
+    axes.set_ylabel("ms per update")
     axes.set_title(f"Averaging {GRADIENT // MIB} MiB: predicted", loc="left")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)

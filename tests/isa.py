@@ -69,7 +69,7 @@ def passes(setting: str, names: list[str]) -> bool:
         "-n",
         "2",
         "--dist",
-        "loadfile",
+        "worksteal",
     ]
     command += [str(HERE / "python" / f"test_{name}.py") for name in names]
     # torch's cache knows nothing of these variables, and code for other vectors corrupts memory.

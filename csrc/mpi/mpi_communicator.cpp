@@ -4,7 +4,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "core/base/convert.h"
+#include "core/base/pack.h"
 #include "core/ranks/single_process.h"
 #include "core/ranks/weighted_sum.h"
 #include "mpi/direct_exchange.h"
@@ -90,7 +90,10 @@ Reduced MpiCommunicator::allreduce(void* data, std::int64_t numel, DType dtype, 
     } else {
       flat_sum(data, numel, dtype, factor);
     }
-    return reduced_of(outcome);
+    Reduced reduced = reduced_of(outcome);
+    // The ranks have the same bits, and get the same sum of them without another message.
+    if (reduction.squares) reduced.sum_of_squares = facts_of(data, numel, dtype).sum_of_squares;
+    return reduced;
   });
 }
 
@@ -125,7 +128,7 @@ void MpiCommunicator::hierarchical_sum(std::span<std::byte> data, DType dtype, d
   for (const Call& each : calls) factors.push_back(each.weight);
   const std::size_t item = item_size(dtype);
   node_.memory->exchange(data, calls, [&](const Peers& peers, std::size_t /*first*/, std::size_t count) {
-    if (node_.rank >= node_.slices) return;
+    if (node_.rank >= node_.slices) return 0.0;
     const Slice slice = slice_of(static_cast<std::int64_t>(count / item), dtype, node_.rank, node_.slices);
     const std::size_t start = static_cast<std::size_t>(slice.begin) * item;
     const std::int64_t numel = slice.end - slice.begin;
@@ -139,6 +142,7 @@ void MpiCommunicator::hierarchical_sum(std::span<std::byte> data, DType dtype, d
     for (std::byte* peer : peers) {
       if (peer + start != sum) std::memcpy(peer + start, sum, static_cast<std::size_t>(numel) * item);
     }
+    return 0.0;
   });
 }
 
@@ -148,9 +152,9 @@ void MpiCommunicator::sum_across(void* data, std::int64_t numel, DType dtype) {
   const std::vector<double> ones(static_cast<std::size_t>(nodes), 1.0);
   if (half_wire_ && dtype == DType::kFloat32) {
     Landing<std::vector<std::uint16_t>> narrow(static_cast<std::size_t>(numel));
-    convert(data, dtype, numel, narrow->data(), DType::kBFloat16);
+    scaled_copy(data, dtype, numel, 1.0, narrow->data(), DType::kBFloat16);
     direct_exchange(node_.across, agreement_, narrow->data(), numel, DType::kBFloat16, ones);
-    convert(narrow->data(), DType::kBFloat16, numel, data, dtype);
+    scaled_copy(narrow->data(), DType::kBFloat16, numel, 1.0, data, dtype);
     narrow.end();
   } else if (nodes <= kMaxDirect || item_size(dtype) == 2) {
     direct_exchange(node_.across, agreement_, data, numel, dtype, ones);

@@ -1,9 +1,8 @@
-// fastseq._comm: the communicator's interface, the single-process one, and the flat layout. Uses neither torch nor MPI:
+// fastseq._comm: the communicator's interface, the single-process one, and the bucketizer. Uses neither torch nor MPI:
 // tensors are passed as addresses, so this module loads everywhere and compiles in seconds.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "core/base/flat_layout.h"
 #include "core/ranks/bucketizer.h"
 #include "core/ranks/single_process.h"
 #include "python/bindings.h"
@@ -67,11 +66,11 @@ void register_bucketizer(const py::module_& m) {
   using Released = py::call_guard<py::gil_scoped_release>;
   py::class_<Bucketizer>(m, "Bucketizer")
       .def(py::init([](std::shared_ptr<Communicator> comm, const std::vector<std::int64_t>& numels,
-                       const std::vector<DType>& dtypes, std::int64_t bucket_bytes, bool threaded) {
-             return std::make_unique<Bucketizer>(std::move(comm), numels, dtypes, bucket_bytes, threaded);
+                       const std::vector<DType>& dtypes, std::int64_t bucket_bytes, bool threaded, bool norm) {
+             return std::make_unique<Bucketizer>(std::move(comm), numels, dtypes, bucket_bytes, threaded, norm);
            }),
            py::arg("comm"), py::arg("numels"), py::arg("dtypes"), py::arg("bucket_bytes"), py::arg("threaded"),
-           Released())
+           py::arg("norm"), Released())
       .def_property_readonly("bucket_count", &Bucketizer::bucket_count)
       .def("members", &Bucketizer::members, py::arg("bucket"))
       .def(
@@ -86,7 +85,8 @@ void register_bucketizer(const py::module_& m) {
           },
           "[(members, offsets, memory), ...], one per dtype.")
       .def_property_readonly("started", &Bucketizer::started)
-      .def("start", &Bucketizer::start, py::arg("weight"), py::arg("value"), py::arg("attention") = false)
+      .def("start", &Bucketizer::start, py::arg("weight"), py::arg("value"), py::arg("attention") = false,
+           py::arg("scale") = 1.0)
       .def(
           "ready",
           [](Bucketizer& self, std::int64_t index, std::uintptr_t address) {
@@ -101,38 +101,19 @@ void register_bucketizer(const py::module_& m) {
               const py::gil_scoped_release released;
               result = self.finish();
             }
-            return py::make_tuple(result.weight, result.value, result.nonfinite_rank, result.unused, result.attention);
+            return py::make_tuple(result.weight, result.value, result.nonfinite_rank, result.unused, result.attention,
+                                  result.norm);
           },
-          "(sum of weights, mean value, lowest rank with a non-finite gradient or -1, unused parameters, attention)")
+          "(sum of weights, mean value, lowest rank with a non-finite gradient or -1, unused parameters, attention, "
+          "norm)")
       .def("abandon", &Bucketizer::abandon, Released())
       .def("stop", &Bucketizer::stop, Released());
-}
-
-void register_layout(py::module_& m) {
-  m.attr("FLAT_ALIGNMENT") = kFlatAlignment;
-  m.def(
-      "flat_layout",
-      [](const std::vector<std::int64_t>& numels, DType dtype, std::int64_t alignment) {
-        FlatLayout layout = flat_layout(numels, dtype, alignment);
-        return py::make_tuple(std::move(layout.offsets), layout.numel);
-      },
-      py::arg("numels"), py::arg("dtype"), py::arg("alignment"), "(offsets, numel) of tensors in a flat buffer.");
-  m.def(
-      "group_by_dtype",
-      [](const std::vector<DType>& dtypes) {
-        py::list groups;
-        for (DTypeGroup& group : group_by_dtype(dtypes)) {
-          groups.append(py::make_tuple(group.dtype, std::move(group.members)));
-        }
-        return groups;
-      },
-      py::arg("dtypes"), "[(dtype, indices), …] in order of first appearance.");
 }
 
 }  // namespace
 
 PYBIND11_MODULE(_comm, m) {
-  m.doc() = "fastseq's communicator and flat layout, free of torch and MPI.";
+  m.doc() = "fastseq's communicator and bucketizer, free of torch and MPI.";
   register_errors();
   py::enum_<DType>(m, "DType")
       .value("float16", DType::kFloat16)
@@ -141,7 +122,6 @@ PYBIND11_MODULE(_comm, m) {
       .value("float64", DType::kFloat64);
   register_communicator(m);
   register_bucketizer(m);
-  register_layout(m);
 }
 
 }  // namespace fastseq

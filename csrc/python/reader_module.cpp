@@ -152,7 +152,7 @@ PYBIND11_MODULE(_reader, m) {
       .def("wait", &wait,
            "The number of non-finite values per read of the oldest request; raises what went wrong in it.")
       .def("close", &SlabReader::close, py::call_guard<py::gil_scoped_release>(),
-           "Stops in the middle of work, ends the thread and closes the files.");
+           "Drops what is queued, ends the threads, within one system read, and closes the files.");
   m.def("convert", &convert, py::arg("from_type"), py::arg("swapped"), py::arg("to_type"), py::arg("from_address"),
         py::arg("numel"), py::arg("to_address"), py::arg("features") = 1, py::arg("center") = Address(),
         py::arg("inverse") = Address(), "Converts at once; returns the number of non-finite values.");

@@ -3,9 +3,8 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 
-#include "cuda/bmm.h"
-#include "cuda/pack.h"
-#include "cuda/pack_checked.h"
+#include "cuda/bmm_kernels.h"
+#include "cuda/pack_kernels.h"
 #include "torch/bmm_args.h"
 #include "torch/pack_args.h"
 
@@ -24,8 +23,8 @@ cudaStream_t current_stream(const Tensor& tensor) {
 Tensor pack_cuda(const std::vector<Tensor>& tensors, std::int64_t alignment, double scale) {
   const PackArgs args = pack_args(tensors, alignment);
   const DeviceGuard guard(args.flat.get_device_index());
-  cuda::pack(args.list.pointers, args.list.numels, args.layout, args.list.dtype, scale, args.flat.mutable_data_ptr(),
-             current_stream(args.flat));
+  cuda::pack(args.list.pointers, args.list.numels, args.list.dtype, args.layout, args.list.dtype, scale,
+             args.flat.mutable_data_ptr(), {}, current_stream(args.flat));
   return args.flat;
 }
 
@@ -33,10 +32,11 @@ void pack_checked_cuda(const Tensor& flat, const Tensor& facts, const std::vecto
                        std::int64_t alignment, double scale) {
   const PackCheckedArgs args = pack_checked_args(flat, facts, tensors, alignment);
   const DeviceGuard guard(flat.get_device_index());
-  const Tensor scratch = torch::stable::new_empty(facts, {cuda::pack_checked_scratch(args.list.numels, args.layout)});
-  cuda::pack_checked(args.list.pointers, args.list.numels, args.list.dtype, args.layout, args.to, scale,
-                     flat.mutable_data_ptr(), static_cast<double*>(facts.mutable_data_ptr()),
-                     static_cast<double*>(scratch.mutable_data_ptr()), current_stream(flat));
+  const Tensor scratch = torch::stable::new_empty(facts, {cuda::facts_scratch(args.list.numels, args.layout)});
+  const cuda::FactsOut out{.facts = static_cast<double*>(facts.mutable_data_ptr()),
+                           .scratch = static_cast<double*>(scratch.mutable_data_ptr())};
+  cuda::pack(args.list.pointers, args.list.numels, args.list.dtype, args.layout, args.to, scale,
+             flat.mutable_data_ptr(), out, current_stream(flat));
 }
 
 std::vector<Tensor> unpack_cuda(const Tensor& flat, const std::vector<std::int64_t>& numels, std::int64_t alignment,

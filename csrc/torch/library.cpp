@@ -1,5 +1,5 @@
 // The operators' schemas, and the module whose import registers them. Implementations are registered next to their
-// code, one block per dispatch key; fake kernels and autograd formulas are in python/fastseq/_ops.
+// code, one block per dispatch key; fake kernels and autograd formulas are in python/fastseq/nn/ops.
 #include <Python.h>
 #include <torch/csrc/stable/library.h>
 
@@ -8,6 +8,7 @@
 STABLE_TORCH_LIBRARY(fastseq, m) {
   m.def("pack(Tensor[] tensors, int alignment, float scale) -> Tensor");
   m.def("pack_checked_(Tensor(a!) flat, Tensor(b!) facts, Tensor[] tensors, int alignment, float scale) -> ()");
+  m.def("sum_of_squares(Tensor[] tensors) -> float");
   m.def("unpack(Tensor flat, SymInt[] numels, int alignment, float scale) -> Tensor[]");
   m.def("bmm(Tensor a, Tensor b) -> Tensor");
   m.def(

@@ -104,7 +104,7 @@ if not TYPE_CHECKING:  # a type checker would accept every name
 def _missing(name: str, error: MissingFeatureError) -> type:
     """Return a class that raises `error` when used; `hasattr` and imports work."""
 
-    def refuse(*_: Any, **__: Any) -> Any:
+    def refuse(*_: object, **__: object) -> Any:
         raise MissingFeatureError(str(error)) from error
 
     members = dict.fromkeys(("__new__", "__init_subclass__", "load"), refuse)

@@ -66,7 +66,8 @@ class _Part(Generic[T]):
         self._name = name
 
     def __get__(self, est: Estimator, _: type | None = None) -> T:
-        return getattr(est.learner, self._name)  # type: ignore[no-any-return]
+        value: T = getattr(est.learner, self._name)
+        return value
 
     def __set__(self, est: Estimator, value: T) -> None:
         setattr(est.learner, self._name, value)
@@ -116,9 +117,9 @@ class Estimator:
     compile
         On the CPU, run model and loss through `torch.compile`, as one graph each for training,
         evaluation and prediction; the first chunks then take seconds. It pays for models of many
-        small operations, not for a recurrent layer alone. On a GPU, capture training steps in
-        CUDA graphs, one for each shape of chunks, and replay them: Python code of model, loss and
-        hooks runs in the first steps only. That part has not yet run on a GPU.
+        small operations, not for a recurrent layer alone. On a GPU, capture updates in CUDA graphs,
+        one for each shape of chunks, and replay them: Python code of model, loss and hooks runs in
+        the first updates only. That part has not yet run on a GPU.
     seed
         Makes the order of blocks and dropout repeatable. None: a random seed (rank 0's).
     progress
@@ -158,11 +159,11 @@ class Estimator:
         model: nn.Module,
         loss: Callable[..., Tensor],
         optimizer: torch.optim.Optimizer | Callable[[Iterable[Tensor]], torch.optim.Optimizer],
-        spec: Any,
+        spec: object,
         *,
         device: str | torch.device = "auto",
-        comm: Any = "auto",
-        callbacks: Iterable[Any] = (),
+        comm: object = "auto",
+        callbacks: Iterable[object] = (),
         amp: str | None = None,
         compile: bool = False,  # noqa: A002 (what PyTorch calls it)
         seed: int | None = None,
@@ -227,7 +228,7 @@ class Estimator:
         return self.learner.spec
 
     @spec.setter
-    def spec(self, spec: Any) -> None:
+    def spec(self, spec: object) -> None:
         self._change(spec=Spec.of(spec))
 
     @property
@@ -244,15 +245,15 @@ class Estimator:
 
     def fit(
         self,
-        x: Any,
-        y: Any = None,
-        w: Any = None,
+        x: object,
+        y: object = None,
+        w: object = None,
         *,
-        mask: Any = None,
-        lengths: Any = None,
-        validation: Any = None,
+        mask: object = None,
+        lengths: object = None,
+        validation: object = None,
         epochs: int | None = None,
-        checkpoint: Any = None,
+        checkpoint: object = None,
         resume: str | os.PathLike[str] | None = None,
     ) -> Estimator:
         """Train for some epochs, starting from the current weights.
@@ -321,8 +322,8 @@ class Estimator:
             check_count("epochs", count)
             if not torch.is_grad_enabled():
                 raise ValueError(
-                    "fit needs gradients, which are off here: call it outside of torch.no_grad() "
-                    "and torch.inference_mode()"
+                    "fit needs gradients, which are disabled here: call it outside of "
+                    "torch.no_grad() and torch.inference_mode()"
                 )
             data = self._open("fit", x, y, w, mask, lengths)
             fit = Fit(learner, data, validation, self, self.callbacks, progress=self.progress)
@@ -330,12 +331,20 @@ class Estimator:
         return self
 
     def partial_fit(
-        self, x: Any, y: Any = None, w: Any = None, *, mask: Any = None, lengths: Any = None
+        self,
+        x: object,
+        y: object = None,
+        w: object = None,
+        *,
+        mask: object = None,
+        lengths: object = None,
     ) -> Estimator:
         """Train for one epoch, starting from the current weights; see `fit`."""
         return self.fit(x, y, w, mask=mask, lengths=lengths, epochs=1)
 
-    def predict(self, x: Any, *, lengths: Any = None, out: Any = None, reset: bool = True) -> Any:
+    def predict(
+        self, x: object, *, lengths: object = None, out: object = None, reset: bool = True
+    ) -> Tree:
         """Run the model over whole series, in evaluation mode, without gradients.
 
         The result does not depend on ``batchsize`` and ``seqsize``, beyond rounding. A model whose
@@ -383,7 +392,13 @@ class Estimator:
             )  # fmt: skip
 
     def evaluate(
-        self, x: Any, y: Any = None, w: Any = None, *, mask: Any = None, lengths: Any = None
+        self,
+        x: object,
+        y: object = None,
+        w: object = None,
+        *,
+        mask: object = None,
+        lengths: object = None,
     ) -> float:
         """Return the mean loss over all samples of all ranks, in evaluation mode; see `fit`.
 
@@ -408,7 +423,7 @@ class Estimator:
                 model, learner.objective, data, plan.chunks(), self.device, learner.replicas
             )
 
-    def step(self, x: Any) -> Tree:
+    def step(self, x: object) -> Tree:
         """Run the next time step of all sequences, for series that are not complete yet.
 
         Continues from the end of the last `predict` or `step`. Not collective.
@@ -447,7 +462,7 @@ class Estimator:
         xs = to_device(xs, self.device)
         return self._predictor.step(xs, squeeze=learner.squeezed, undo=learner.undo)
 
-    def export(self, path: str | os.PathLike[str], x: Any = None) -> None:
+    def export(self, path: str | os.PathLike[str], x: object = None) -> None:
         """Write the model, in evaluation mode, as a `torch.export` program that needs no fastseq.
 
         The program is ``program(x, state) -> (y, state)`` for any number of steps and sequences:
@@ -502,7 +517,9 @@ class Estimator:
             if x is not None:
                 learner.open(x)
             if learner.example is None:
-                raise ValueError("export needs an example x, for there was no fit or predict yet")
+                raise ValueError(
+                    "export needs an example x, because neither fit nor predict has been called yet"
+                )
             if learner.replicas.first:
                 export_model(self.model, learner.example, target, learner.scaling)
 
@@ -557,8 +574,10 @@ class Estimator:
         model: nn.Module | Callable[[], nn.Module] | None = None,
         *,
         loss: Callable[..., Tensor] | None = None,
-        optimizer: Any = None,
-        comm: Any = "auto",
+        optimizer: (
+            torch.optim.Optimizer | Callable[[Iterable[Tensor]], torch.optim.Optimizer] | None
+        ) = None,
+        comm: object = "auto",
         **options: Any,
     ) -> E:
         """Make an estimator from a file that `save` wrote. All ranks read it. No code is run.
@@ -621,11 +640,11 @@ class Estimator:
         """Make the next `step` start new series."""
         self._predictor.state = None
 
-    def _change(self, **parts: Any) -> None:
+    def _change(self, **parts: object) -> None:
         if self.learner.change(**parts):
             self._predictor = _predictor(self.learner)
 
-    def _open(self, caller: str, x: Any, y: Any, *more: Any) -> Sequences:
+    def _open(self, caller: str, x: object, y: object, *more: object) -> Sequences:
         """Open data with targets."""
         check_parts(self.learner, caller)
         if y is None and not isinstance(x, Dataset | DataLoader):
@@ -646,13 +665,13 @@ def _predictor(learner: Learner) -> Predictor:
     return Predictor(stateful, learner.device, sharing)
 
 
-def _check_callbacks(callbacks: Any) -> list[Any]:
+def _check_callbacks(callbacks: object) -> list[Any]:
     found = check_callbacks(callbacks)
     if any(isinstance(callback, Checkpoint) for callback in found):
-        raise TypeError("callbacks must be without Checkpoint, which goes to fit: checkpoint=…")
+        raise TypeError("callbacks must not include a Checkpoint: pass it to fit, as checkpoint=…")
     return found
 
 
-def _check_model(model: Any) -> None:
+def _check_model(model: object) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")

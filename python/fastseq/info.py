@@ -71,5 +71,5 @@ def _of_estimator(est: Estimator) -> dict[str, Any]:
     return {
         "optimizer": describe(est.optimizer),
         "recurrent layers": kernels(est.model),
-        "padding": f"{est.padding_:.1%} of the steps of the last fit",
+        "padding": f"{est.padding_:.1%} of the time steps of the last fit",
     }

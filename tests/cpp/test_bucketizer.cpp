@@ -108,6 +108,53 @@ TEST(gradients_become_weighted_means) {
   }
 }
 
+TEST(gradients_are_scaled_where_they_are_gathered_and_where_they_lie) {
+  for (const bool in_place : {false, true}) {
+    run_team(2, [&](NodeCommunicator& comm) {
+      Bucketizer buckets(borrowed(comm), std::vector<std::int64_t>{5000}, std::vector{DType::kFloat32}, 1000, true);
+      const std::vector<float> fours(5000, 4.0F);
+      const void* gradient = fours.data();
+      if (in_place) {
+        gradient = buckets.buffers()[0].memory.get();
+        std::memcpy(buckets.buffers()[0].memory.get(), fours.data(), fours.size() * sizeof(float));
+      }
+      buckets.start(1, 0, false, comm.rank() == 0 ? 0.5 : 2);
+      buckets.ready(0, gradient);
+      buckets.finish();
+      for (const int i : {0, 1023, 4999}) CHECK_EQ(averaged(buckets, 0, i), (2.0 + 8.0) / 2);
+      comm.barrier();  // before others see this memory change
+      buckets.start(1, 0);
+      buckets.ready(0, fours.data());
+      buckets.finish();
+      CHECK_EQ(averaged(buckets, 0, 7), 4.0);
+    });
+  }
+}
+
+TEST(the_norm_of_the_means_is_the_same_on_all_ranks) {
+  for (const int size : {1, 2, 3}) {
+    for (const std::int64_t bytes : {1, 4096, 1 << 30}) {
+      std::vector<double> found(static_cast<std::size_t>(size));
+      run_team(size, [&](NodeCommunicator& comm) {
+        Bucketizer buckets(borrowed(comm), numels, dtypes, bytes, true, true);
+        for (const int step : {0, 1}) {
+          const Gradients mine(comm.rank(), step);
+          buckets.start(1, 0);
+          for (const int p : {6, 4, 3, 1, 0}) buckets.ready(p, mine.at(static_cast<std::size_t>(p)));
+          const double norm = buckets.finish().norm;
+          double squares = 0;
+          for (std::size_t p = 0; p < numels.size(); ++p) {
+            for (std::int64_t i = 0; i < numels[p]; ++i) squares += std::pow(averaged(buckets, p, i), 2);
+          }
+          CHECK(std::abs(norm - std::sqrt(squares)) <= 1e-12 * norm);
+          found[static_cast<std::size_t>(comm.rank())] = norm;
+        }
+      });
+      for (const double norm : found) CHECK_EQ(norm, found.front());
+    }
+  }
+}
+
 TEST(parameters_without_gradients_are_zeros_and_named) {
   run_team(3, [](NodeCommunicator& comm) {
     Bucketizer buckets = make(borrowed(comm), 2000, true);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cmath>
 #include <cstring>
 #include <random>
 #include <string>
@@ -79,6 +80,29 @@ TEST(means_are_the_same_bits_wherever_the_data_lie) {
         CHECK(std::equal(wanted.begin(), wanted.end(), values));
       }
     });
+  }
+}
+
+TEST(squares_of_the_means_are_summed_the_same_on_all_ranks) {
+  for (const int size : kSizes) {
+    std::vector<std::vector<double>> found(static_cast<std::size_t>(size));
+    run_team(size, [&](NodeCommunicator& comm) {
+      const Reduction reduction{.weight = weight_of(comm.rank()), .squares = true};
+      for (const std::int64_t numel : kNumels) {
+        double wanted = 0;
+        for (const float x : mean_of(size, numel)) wanted += static_cast<double>(x) * static_cast<double>(x);
+        std::vector<float> mine = data_of(comm.rank(), numel);
+        const auto shared = comm.allocate(mine.size() * sizeof(float));
+        std::memcpy(shared.get(), mine.data(), mine.size() * sizeof(float));
+        for (void* data : {static_cast<void*>(mine.data()), static_cast<void*>(shared.get())}) {
+          const double squares = comm.allreduce(data, numel, DType::kFloat32, reduction).sum_of_squares;
+          CHECK(std::abs(squares - wanted) <= 1e-10 * wanted);
+          found[static_cast<std::size_t>(comm.rank())].push_back(squares);
+        }
+        comm.barrier();  // shows no number
+      }
+    });
+    for (const auto& other : found) CHECK(other == found.front());
   }
 }
 

@@ -35,6 +35,9 @@ TEST(its_data_are_their_own_mean_and_sum) {
   const Reduced none = comm.allreduce(values.data(), 3, DType::kFloat32, {.weight = 0, .value = 7});
   CHECK(values == (std::array<float, 3>{}));
   CHECK_EQ(none.weight, 0);
+  CHECK_EQ(mean.sum_of_squares, 0);  // nobody asked
+  values = {1, 2, 3};
+  CHECK_EQ(comm.allreduce(values.data(), 3, DType::kFloat32, {.squares = true}).sum_of_squares, 14);
   CHECK_EQ(none.value, 0);
 }
 

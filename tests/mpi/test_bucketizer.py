@@ -54,7 +54,7 @@ def test_gradients_are_the_mean(comm, make, shape, bucket_bytes):
     buckets = Bucketizer(model, comm, bucket_bytes=bucket_bytes)
     for _ in range(3):
         averaged = step(comm, model, buckets, inputs(comm.rank))
-        assert averaged == (comm.size, 0.0, True, False)
+        assert averaged == (comm.size, 0.0, True, False, None)
         assert_close(model, ranks_models(comm, make, inputs))
         assert_same_bits_on_all_ranks(comm, model)
 
@@ -120,6 +120,61 @@ def test_weights_and_values(comm):
     mean = sum(10.0 * r * w for r, w in enumerate(weights)) / sum(weights)
     assert averaged.value == pytest.approx(mean)
     assert_close(model, ranks_models(comm, small, inputs, weights))
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("bucket_bytes", [1, 500, 4 << 20])
+@pytest.mark.parametrize(("make", "shape"), [(small, (4, 7)), (Odd, (3, 2, 4, 4))])
+def test_norm_of_the_mean(comm, make, shape, bucket_bytes):
+    model, inputs = made(make), inputs_of(*shape)
+    buckets = Bucketizer(model, comm, bucket_bytes=bucket_bytes, norm=True)
+    for _ in range(2):
+        averaged = step(comm, model, buckets, inputs(comm.rank))
+        grads = [p.grad.double() for p in model.parameters() if p.grad is not None]
+        assert averaged.norm == pytest.approx(float(nn.utils.get_total_norm(grads)), rel=1e-12)
+        norm = torch.tensor(averaged.norm, dtype=torch.float64)
+        assert torch.equal(comm.broadcast_(norm.clone()), norm)  # the same bits
+
+
+def test_norm_of_the_mean_in_spite_of_late_gradients(comm):
+    model, inputs = made(small), inputs_of(4, 7)
+    buckets = Bucketizer(model, comm, bucket_bytes=100, norm=True)
+    for _ in range(2):
+        model.zero_grad()
+        for _ in range(3):
+            model(inputs(comm.rank)).square().sum().backward()
+        norm = buckets.wait().norm
+        grads = [p.grad.double() for p in model.parameters()]
+        assert norm == pytest.approx(float(nn.utils.get_total_norm(grads)), rel=1e-6)
+
+
+def test_ranks_that_want_the_norm_and_ranks_that_do_not(comm):
+    if comm.size == 1:
+        return
+    with pytest.raises(ValueError, match=r"rank 1 has norm=True, rank 0 norm=False"):
+        Bucketizer(nn.Linear(3, 3), comm, norm=comm.rank == 1)
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_scale_of_a_rank_s_gradients(comm, dtype, late):
+    model = made(small).to(dtype)
+    buckets = Bucketizer(model, comm, bucket_bytes=100)
+    x = inputs_of(4, 7)(comm.rank).to(dtype)
+    scales = [0.3 * (rank + 1) for rank in range(comm.size)]
+    wanted = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
+    for rank in range(comm.size):
+        own = made(small).to(dtype)
+        own(inputs_of(4, 7)(rank).to(dtype)).square().sum().backward()
+        for name, p in own.named_parameters():
+            wanted[name] += p.grad * (scales[rank] * (2 if late else 1) / comm.size)
+    buckets.start(scale=scales[comm.rank])
+    for _ in range(2 if late else 1):
+        model(x).square().sum().backward()
+    buckets.wait()
+    for name, p in model.named_parameters():
+        tolerance = 3e-2 if dtype == torch.bfloat16 else 1e-5
+        torch.testing.assert_close(p.grad, wanted[name], rtol=tolerance, atol=tolerance)
 
 
 def test_attention_of_one_rank_reaches_all_in_the_same_step(comm):

@@ -73,7 +73,7 @@ def test_restores_the_same_weights_on_all_ranks(comm):
     assert_same_everywhere(comm, best.epoch, best.value, *fs.net2vec(est.model).tolist())
 
 
-@pytest.mark.parametrize("per", ["step", "epoch"])
+@pytest.mark.parametrize("per", ["update", "epoch"])
 def test_schedules_are_the_same_on_all_ranks(comm, per):
     rates = []
 
@@ -83,8 +83,9 @@ def test_schedules_are_the_same_on_all_ranks(comm, per):
 
     make = functools.partial(lr_scheduler.ExponentialLR, gamma=0.9)
     est = fit(comm, Note(), cb.Schedule(make, per=per), epochs=3)
-    steps = est.history_[0]["steps"]
-    powers = range(3 * steps) if per == "step" else [e for e in range(3) for _ in range(steps)]
+    updates = est.history_[0]["updates"]
+    every = 1 if per == "update" else updates
+    powers = [n // every for n in range(3 * updates)]
     assert rates == pytest.approx([0.01 * 0.9**power for power in powers], rel=1e-12)
     assert_same_everywhere(comm, *rates, *fs.net2vec(est.model).tolist())
 
@@ -102,9 +103,9 @@ def test_plateau_and_cycle(comm):
 
 @pytest.mark.parametrize("slow", ["first", "last", "all"])
 @pytest.mark.parametrize("inside", [False, True])
-def test_time_limit_ends_all_ranks_at_the_same_step(comm, slow, inside):
+def test_time_limit_ends_all_ranks_at_the_same_update(comm, slow, inside):
     """Each rank looks at its own clock, or all at rank 0's; ranks also start at different times."""
-    steps = []
+    updates = []
     here = {"first": comm.rank == 0, "last": comm.rank == comm.size - 1, "all": True}[slow]
 
     class Work(cb.Callback):
@@ -113,7 +114,7 @@ def test_time_limit_ends_all_ranks_at_the_same_step(comm, slow, inside):
                 time.sleep(0.05)
 
         def on_batch_end(self, run):
-            steps.append(run.step)
+            updates.append(run.updates)
             if here:
                 time.sleep(0.01)
 
@@ -122,7 +123,7 @@ def test_time_limit_ends_all_ranks_at_the_same_step(comm, slow, inside):
     est = fit(comm, Work(), cb.Warmup(limit, 1) if inside else limit, epochs=10_000)
     assert 0.25 < time.monotonic() - begin < 60
     assert est.stop_reason_ == "the time limit of 0.3 seconds is reached"
-    assert_same_everywhere(comm, len(steps), len(est.history_), *fs.net2vec(est.model).tolist())
+    assert_same_everywhere(comm, len(updates), len(est.history_), *fs.net2vec(est.model).tolist())
 
 
 def test_one_rank_s_wish_stops_all(comm):

@@ -158,7 +158,7 @@ def test_statistics_are_common_whenever_a_callback_looks(comm, hook, folder):
     found = []
 
     def look(run):
-        if hook == "on_epoch_end" or run.index == 2:
+        if hook == "on_epoch_end" or run.chunk == 2:
             found.append(run.estimator.evaluate(*data()))
             assert_identical(comm, run.model.buffers())
             if run.epoch == 2:
@@ -172,6 +172,23 @@ def test_statistics_are_common_whenever_a_callback_looks(comm, hook, folder):
     assert len(found) == 3
     assert_identical(comm, est.model.buffers())
     comm.barrier()
+
+
+def test_statistics_are_common_where_no_sample_counted(comm):
+    class Stop(fs.callbacks.Callback):
+        def on_batch_end(self, run):
+            run.stop("early")
+
+    x, y = data()
+    w = torch.ones(x.shape[:2])
+    w[:10] = 0  # the chunks before the end
+    est = fs.Estimator(
+        Normed(), LOSS, partial(optim.SGD, lr=0.01), {"epochs": 1, "batchsize": 2, "seqsize": 5},
+        comm=comm, callbacks=[Stop()], progress=False,
+    )  # fmt: skip
+    est.fit(x + torch.arange(13.0)[:, None], y, w)  # every rank sees another part
+    assert est.model.norm.num_batches_tracked == 2
+    assert_identical(comm, est.model.buffers())
 
 
 def test_buffers_that_are_equal_keep_their_bits(comm):

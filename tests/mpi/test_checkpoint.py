@@ -17,9 +17,9 @@ import fastseq as fs
 
 
 def whole_and_saved(comm, folder, make):
-    """Return the result of a run, and the file of each of its steps."""
+    """Return the result of a run, and the file after each of its updates."""
     whole = result(make(comm=comm))
-    settings = fs.callbacks.Checkpoint(folder, every_steps=1, every_epochs=None, keep=1000)
+    settings = fs.callbacks.Checkpoint(folder, every_updates=1, every_epochs=None, keep=1000)
     assert_same(whole, result(make(comm=comm, checkpoint=settings)))
     return whole, [folder / name for name in files(folder)]
 
@@ -48,9 +48,9 @@ def test_another_number_of_ranks(comm, folder):
     # Together, one rank after the other by itself: each has a folder of its own for that.
     alone = folder.parent / f"alone{comm.rank}"
     for where, ranks in ((folder, comm), (alone, None)):
-        settings = fs.callbacks.Checkpoint(where, every_steps=1, keep=1000)
+        settings = fs.callbacks.Checkpoint(where, every_updates=1, keep=1000)
         whole = fitted(ranks, checkpoint=settings)
-    per_epoch = whole.history_[0]["steps"]
+    per_epoch = whole.history_[0]["updates"]
     theirs = Path(comm.broadcast_bytes(str(alone).encode(), 0).decode())
     comm.barrier()
     for source, ranks, before in ((folder, None, comm.size), (theirs, comm, 1)):
@@ -60,18 +60,18 @@ def test_another_number_of_ranks(comm, folder):
         tells = before != own and (ranks is None or comm.rank == 0)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
-            after = fitted(ranks, resume=paths[per_epoch])  # the epoch's end follows its last step
+            after = fitted(ranks, resume=paths[per_epoch])  # the epoch's end follows
             resumed = fitted(ranks, resume=paths[per_epoch + 2])
         texts = [str(warning.message) for warning in caught]
         assert len(texts) == 2 * tells
         assert all(re.search(told, text) for text in texts)
-        assert not tells or "epoch 2 from its begin" in texts[1]
+        assert not tells or "starts epoch 2 again" in texts[1]
         # Data, order and batches are the same: only sums are made in another order.
         assert_same_parameters(after.model, whole.model, rtol=1e-3)
         losses = [[row["loss"] for row in est.history_] for est in (after, whole)]
         np.testing.assert_allclose(*losses, rtol=1e-4)
         assert [row["epoch"] for row in resumed.history_] == [1, 2, 3]
-        # On others, it made some steps more than the whole run, before its second epoch.
+        # On others, it made some updates more than the whole run, before its second epoch.
         more = before != own
         assert (resumed.history_[1]["loss"] < whole.history_[1]["loss"]) == more
 
@@ -79,7 +79,7 @@ def test_another_number_of_ranks(comm, folder):
 def test_one_ranks_signal_saves_on_all(comm, folder):
     class Signal(fs.callbacks.Callback):
         def on_batch_end(self, run):
-            if run.step == 5 and run.rank == comm.size - 1:
+            if run.updates == 5 and run.rank == comm.size - 1:
                 signal.raise_signal(signal.SIGUSR1)
 
     settings = fs.callbacks.Checkpoint(folder, every_epochs=None, keep=10)
@@ -107,5 +107,5 @@ def test_errors_of_rank_0_are_everybodys(comm, folder):
         with pytest.raises(expected, match=message):
             fitted(duplicate, **rank_0s)
     if comm.size > 1:
-        with pytest.raises(ValueError, match=r"the run differs between ranks: .*every_steps=2"):
+        with pytest.raises(ValueError, match=r"the run differs between ranks: .*every_updates=2"):
             fitted(comm.duplicate(), checkpoint=fs.callbacks.Checkpoint(folder, comm.rank + 1))

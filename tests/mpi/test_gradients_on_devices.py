@@ -54,13 +54,16 @@ def test_a_group_of_torch_distributed_averages_as_the_native_exchange(
     monkeypatch.setattr(bucketizer, "nccl_fits", lambda *_: True)
     monkeypatch.setattr(bucketizer.DeviceExchange, "backend", "ProcessGroupGloo")
     model, inputs = made(make), inputs_of(*shape)
-    buckets = Bucketizer(model, world)
+    buckets = Bucketizer(model, world, norm=True)
     weights = [float(rank + 1) for rank in range(world.size)]
-    for _ in range(2):
+    for scale in (1.0, 0.5):
         model.zero_grad()
-        buckets.start(weights[world.rank], value=float(world.rank))
-        model(inputs(world.rank)).square().sum().backward()
+        buckets.start(weights[world.rank], value=float(world.rank), scale=scale)
+        (model(inputs(world.rank)).square().sum() / scale).backward()
         averaged = buckets.wait()
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(grads))
+        assert averaged.norm == pytest.approx(norm, rel=1e-5)
         assert averaged.finite
         assert averaged.weight == sum(weights)
         mean = sum(r * w for r, w in enumerate(weights)) / sum(weights)

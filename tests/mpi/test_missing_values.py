@@ -49,7 +49,7 @@ def test_where_nothing_counts_all_ranks_say_so(comm):
     x = np.random.default_rng(0).standard_normal((21, 7, 3))
     y = x.sum(2, keepdims=True)
     w = np.zeros(7, np.float32)
-    with pytest.raises(ValueError, match=r"cannot be scaled: .* none that counts"):
+    with pytest.raises(ValueError, match=r"cannot be scaled: .* no value that counts"):
         fitted(comm, chain(), x, y, w)
     est = fitted(comm, chain(), x, y)
     with pytest.raises(ValueError, match="there is nothing to train on"):

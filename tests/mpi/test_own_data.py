@@ -161,11 +161,11 @@ def test_a_run_with_data_of_its_own_is_resumed(comm, folder):
     x, y = data(20, 3 + 2 * comm.rank)
     model = chain()
     whole = estimator(comm, model, shard="given", shuffle=True, epochs=4).fit(x, y)
-    checkpoint = fs.callbacks.Checkpoint(folder / "own", every_steps=3)
+    checkpoint = fs.callbacks.Checkpoint(folder / "own", every_updates=3)
 
     class Fails(fs.callbacks.Callback):
         def on_batch_end(self, run):
-            if run.step == 10:
+            if run.updates == 10:
                 raise ArithmeticError("stop")
 
     broken = estimator(comm, model, shard="given", shuffle=True, epochs=4)

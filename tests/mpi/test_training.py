@@ -71,6 +71,31 @@ def test_weights_masks_and_clipping_too(comm):
     assert_identical_on_all_ranks(comm, many.model)
 
 
+@pytest.mark.parametrize(
+    "more",
+    [{"clip_norm": 0.05}, {"clip_norm": 0.05, "accumulate": 3}, {"clip_norm": 1e6}],
+    ids=["clipped", "accumulated", "never clipped"],
+)
+@pytest.mark.parametrize("all_stepped", [True, False])
+def test_clipping_by_the_norm_that_the_exchange_computes(comm, more, all_stepped):
+    """Of parameters that the optimizer does not have, gradients are averaged but do not count."""
+    x, y = data(21, 12)
+    model = chain()
+    kept = list(dict(model.named_parameters()))[0 if all_stepped else 1 :]
+
+    def optimizer(model):
+        return adamw([p for name, p in model.named_parameters() if name in kept])
+
+    found = []
+    for ranks, batchsize in ((comm, 2), (None, 2 * comm.size)):
+        own = copy.deepcopy(model)
+        spec = {"epochs": 4, "batchsize": batchsize, "seqsize": 5, **more}
+        est = fs.Estimator(own, LOSS, optimizer(own), spec, comm=ranks, progress=False)
+        found.append(est.fit(x, y).model)
+    assert_same_parameters(*found, rtol=1e-5)
+    assert_identical_on_all_ranks(comm, found[0])
+
+
 def test_parameters_that_take_no_part_stay_as_in_one_process(comm):
     class Unused(nn.Module):
         def __init__(self):
@@ -112,7 +137,7 @@ def test_rank_0_decides_where_training_starts(comm):
     assert torch.equal(buffers, comm.broadcast_(buffers.clone()))
     assert optimizer.param_groups[0]["lr"] == 1e-2
     step = optimizer.state[model[0].weight_ih_l0]["step"]
-    assert step == 1 + sum(row["steps"] for row in est.history_)
+    assert step == 1 + sum(row["updates"] for row in est.history_)
 
 
 class Permuted(nn.Module):

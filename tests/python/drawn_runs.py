@@ -207,7 +207,7 @@ def compare(many: tuple[Any, Any, float], one: tuple[Any, Any, float], dtype: st
     found, wanted = (est.model.state_dict() for est in (many[0], one[0]))
     for name, value in wanted.items():
         close(found[name], value, rtol, name)
-    for key in ("loss", "steps"):
+    for key in ("loss", "updates"):
         close(*([row[key] for row in est.history_] for est in (many[0], one[0])), rtol, key)
     close(many[1], one[1], 10 * rtol, "predictions")
     close(many[2], one[2], 10 * rtol, "evaluated")

@@ -60,7 +60,7 @@ class Draws(fs.callbacks.Callback):
 
     def on_batch_end(self, run: Any) -> None:
         self.seen += run.loss
-        if run.step % 3 == 0:
+        if run.updates % 3 == 0:
             self._move(run)
 
     def on_epoch_end(self, run: Any) -> None:
@@ -83,7 +83,7 @@ def chain(hidden: int = 6, dropout: float = 0.3) -> fs.nn.Chain:
     return fs.nn.Chain(fs.nn.LSTM(3, hidden), nn.Dropout(dropout), nn.Linear(hidden, 1))
 
 
-def schedule(make: Any, per: str = "step") -> fs.callbacks.Schedule:
+def schedule(make: Any, per: str = "update") -> fs.callbacks.Schedule:
     return fs.callbacks.Schedule(make, per=per)
 
 
@@ -119,11 +119,11 @@ CASES: dict[str, Case] = {
 class Kill:
     """Ends the process as a failure of power would."""
 
-    def __init__(self, step: int) -> None:
-        self._step = step
+    def __init__(self, update: int) -> None:
+        self._update = update
 
     def on_batch_end(self, run: Any) -> None:
-        if run.step >= self._step:
+        if run.updates >= self._update:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -140,7 +140,7 @@ def seed_all() -> None:
 
 
 def run(case: str, *, kill: int | None = None, comm: Any = None, **fit: Any) -> fs.Estimator:
-    """Make the whole program's run, which may be killed after `kill` steps."""
+    """Make the whole program's run, which may be killed after `kill` updates."""
     model, optimizer, spec, options, callbacks, more = CASES[case]
     seed_all()
     spec = {"epochs": 4, "batchsize": 3, "seqsize": 5, **spec}
@@ -188,10 +188,10 @@ class Stop(Exception):  # noqa: N818
     """What ends a run in these tests."""
 
 
-def stop_after(steps):
+def stop_after(updates):
     class StopAfter(fs.callbacks.Callback):
         def on_batch_end(self, run):
-            if run.step == steps:
+            if run.updates == updates:
                 raise Stop
 
     return StopAfter()
@@ -208,13 +208,13 @@ def estimator(
     )  # fmt: skip
 
 
-EPOCH = 20  # steps of `estimator` on `data`
+EPOCH = 20  # updates of `estimator` on `data`
 
 
-def interrupted(folder, steps, every_steps=1, **options):
-    checkpoint = fs.callbacks.Checkpoint(folder, every_steps=every_steps)
+def interrupted(folder, updates, every_updates=1, **options):
+    checkpoint = fs.callbacks.Checkpoint(folder, every_updates=every_updates)
     with contextlib.suppress(Stop):
-        estimator(stop_after(steps), **options).fit(*data(), checkpoint=checkpoint)
+        estimator(stop_after(updates), **options).fit(*data(), checkpoint=checkpoint)
         raise AssertionError("it was not stopped")
 
 
@@ -236,17 +236,17 @@ def in_a_process(function: Callable[[], None]) -> int:
 
 
 def kill_and_resume(case: str, seed: int) -> None:
-    """Kill a run twice, at drawn steps, and compare it with one that was not."""
+    """Kill a run twice, at drawn updates, and compare it with one that was not."""
     draw = random.Random(seed)  # noqa: S311
     with tempfile.TemporaryDirectory() as folder:
         whole = os.path.join(folder, "whole.pt")
         status = in_a_process(lambda: torch.save(result_and_numbers(run(case)), whole))
         assert status == 0, (case, status)
-        last = sum(row["steps"] for row in torch.load(whole)["history"])
+        last = sum(row["updates"] for row in torch.load(whole)["history"])
         kills = sorted(draw.sample(range(2, last), 2))
         every = draw.choice([1, 1, 2, 5, None])
-        settings = fs.callbacks.Checkpoint(os.path.join(folder, "run"), every_steps=every)
-        print(f"{case}: {last} steps, killed at {kills}, saved every {every}", flush=True)
+        settings = fs.callbacks.Checkpoint(os.path.join(folder, "run"), every_updates=every)
+        print(f"{case}: {last} updates, killed at {kills}, saved every {every}", flush=True)
         for kill in kills:
             status = in_a_process(
                 lambda kill=kill: run(case, kill=kill, checkpoint=settings, resume="auto")

@@ -13,11 +13,14 @@ import fastseq as fs
 class ScriptedRun:
     """What a callback sees of `fit`."""
 
-    def __init__(self, *, model=None, optimizer=None, validation=True, epochs=99, steps=1):
+    def __init__(
+        self, *, model=None, optimizer=None, validation=True, epochs=99, updates_per_epoch=1
+    ):
         self.model, self.optimizer = model, optimizer
         self.validation = object() if validation else None
         self.history = fs.History()
-        self.epoch, self.epochs, self.steps, self.step = 0, epochs, steps, 0
+        self.epoch, self.epochs = 0, epochs
+        self.updates, self.updates_per_epoch = 0, updates_per_epoch
         self.row, self.loss = {}, math.nan
         self.first, self.rank, self.seconds = True, 0, 0.0
         self.stopped = self.error = None
@@ -43,10 +46,10 @@ def play(callback, rows, run=None, *, begin=True, train=None):
     for numbers in rows:
         run.epoch += 1
         callback.on_epoch_begin(run)
-        for _ in range(run.steps):
+        for _ in range(run.updates_per_epoch):
             if train is not None:
                 train(run)
-            run.step += 1
+            run.updates += 1
             callback.on_batch_end(run)
         run.row = {"epoch": run.epoch, **numbers}
         run.history.append(run.row)

@@ -8,7 +8,6 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 import fastseq as fs
-from fastseq._util.tree import tree_map
 from fastseq.callbacks import Callback, Checkpoint
 
 X = torch.randn(23, 5, 2, generator=torch.Generator().manual_seed(0))
@@ -30,17 +29,17 @@ class Told(Callback):
         self.calls = []
 
     def on_fit_begin(self, run):
-        self.calls.append(("begin", run.epoch, run.epochs, run.steps))
+        self.calls.append(("begin", run.epoch, run.epochs, run.chunks, run.updates_per_epoch))
 
     def on_epoch_begin(self, run):
-        self.calls.append(("epoch", run.epoch, run.index, run.step))
+        self.calls.append(("epoch", run.epoch, run.chunk, run.updates))
 
     def on_batch_end(self, run):
-        self.calls.append(("batch", run.epoch, run.index, run.step))
+        self.calls.append(("batch", run.epoch, run.chunk, run.updates))
         assert run.loss > 0
 
     def on_epoch_end(self, run):
-        self.calls.append(("end", run.epoch, run.index, run.step))
+        self.calls.append(("end", run.epoch, run.chunk, run.updates))
         assert run.row is run.history[-1]
         assert run.row["epoch"] == run.epoch
 
@@ -52,10 +51,10 @@ def test_hooks_are_called_in_order_with_what_is_done():
     told = Told()
     est = estimator(told).fit(X, Y, epochs=2)
     est.fit(X, Y, epochs=1)
-    expected = [("begin", 0, 2, 9)]
+    expected = [("begin", 0, 2, 9, 9)]
     for epoch in (1, 2, 3):
         if epoch == 3:
-            expected += [("fit end", 2, None, None), ("begin", 2, 3, 9)]
+            expected += [("fit end", 2, None, None), ("begin", 2, 3, 9, 9)]
         first = 9 * (epoch - 1)
         expected += [("epoch", epoch, 0, first)]
         expected += [("batch", epoch, i, first + i) for i in range(1, 10)]
@@ -96,7 +95,7 @@ def test_all_callbacks_of_an_epoch_have_their_turn_before_a_stop():
 def test_a_stop_within_an_epoch_leaves_it_out_of_the_history():
     class Stop(Callback):
         def on_batch_end(self, run):
-            if run.step == 12:
+            if run.updates == 12:
                 run.stop("at once")
 
     told = Told()
@@ -124,13 +123,13 @@ def test_errors_reach_on_fit_end_of_those_that_began_last_first():
     assert order == [("c", "no disk"), ("b", "no disk"), ("a", "no disk")]
 
 
-def test_a_request_comes_with_the_next_step():
+def test_a_request_comes_with_the_next_update():
     seen = []
 
     class Ask(Callback):
         def on_batch_end(self, run):
-            seen.append((run.step, sorted(run.requests)))
-            if run.step in (4, 9):  # in the middle, and with an epoch's last step
+            seen.append((run.updates, sorted(run.requests)))
+            if run.updates in (4, 9):  # in the middle, and with an epoch's last update
                 run.request("checkpoint")
 
     class EpochEnd(Callback):
@@ -143,9 +142,9 @@ def test_a_request_comes_with_the_next_step():
     assert len(seen) == 20
 
 
-@pytest.mark.parametrize("accumulate", [2, 4, 9, 100])
+@pytest.mark.parametrize("accumulate", [2, 3, 4, 9, 100])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_accumulated_steps_are_those_of_a_plain_loop(accumulate, weighted):
+def test_accumulated_updates_are_those_of_a_plain_loop(accumulate, weighted):
     w = torch.rand(23, 5, generator=torch.Generator().manual_seed(1)).round(decimals=1)
     told = Told()
     est = estimator(told, accumulate=accumulate).fit(X, Y, w if weighted else None, epochs=2)
@@ -153,14 +152,14 @@ def test_accumulated_steps_are_those_of_a_plain_loop(accumulate, weighted):
     torch.manual_seed(0)
     model = fs.nn.Chain(nn.GRU(2, 3), nn.Linear(3, 1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    means = []
+    means, counts = [], []
     for _ in range(2):
-        held, weights, sums = 0, 0.0, [0.0, 0.0]
+        held, weights, sums, count = 0, 0.0, [0.0, 0.0], 0
         for n in range(0, 5, 2):
             state = None
             for t in range(0, 23, 10):
                 y, state = model(X[t : t + 10, n : n + 2], state)
-                state = tree_map(torch.Tensor.detach, state)
+                state = state[0].detach(), None  # of the GRU, of the linear layer
                 ws = w[t : t + 10, n : n + 2] if weighted else torch.ones(y.shape[:2])
                 loss = (ws * (y - Y[t : t + 10, n : n + 2]).square().squeeze(2)).sum()
                 loss.backward()
@@ -174,10 +173,15 @@ def test_accumulated_steps_are_those_of_a_plain_loop(accumulate, weighted):
                     optimizer.step()
                     optimizer.zero_grad()
                     held, weights = 0, 0.0
+                    count += 1
         means.append(sums[0] / sums[1])
+        counts.append(count)
     for a, b in zip(est.model.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(a, b)
     assert [row["loss"] for row in est.history_] == pytest.approx(means, rel=1e-5)
-    steps = [call for call in told.calls if call[0] == "batch"]
-    assert len(steps) == 2 * -(-9 // accumulate)
-    assert steps[-1][2:] == (9, 18)
+    assert [row["updates"] for row in est.history_] == counts
+    assert est.history_.updates == sum(counts)
+    updates = [call for call in told.calls if call[0] == "batch"]
+    assert [call[3] for call in updates] == [*range(1, sum(counts) + 1)]
+    assert [call[2] for call in updates] == 2 * [*range(accumulate, 9, accumulate), 9]
+    assert told.calls[0] == ("begin", 0, 2, 9, counts[0])

@@ -169,7 +169,7 @@ def test_snapshots(tmp_path, options, kept, resumed_after):
         play(snapshots, ROWS[:resumed_after], run, train=train)
         state, rows = through_a_file(snapshots.state_dict()), ROWS[resumed_after:]
         snapshots = cb.Snapshots(tmp_path / "new" / "folder", **options)
-        run.step = max(run.step, 1)
+        run.updates = max(run.updates, 1)
         snapshots.load_state_dict(state)
     play(snapshots, rows, run, train=train)
     names = sorted(os.listdir(tmp_path / "new" / "folder"))
@@ -297,9 +297,9 @@ def test_live_plot_in_a_notebook(monkeypatch):
 
 def test_live_plot_without_a_place_or_matplotlib(tmp_path, monkeypatch):
     for path, message in [
-        (None, "LivePlot\\(\\) draws in notebooks, and this is none"),
+        (None, "LivePlot\\(\\) without a path draws in notebooks only"),
         (tmp_path / "a.doc", "its name must end in .png"),
-        (tmp_path / "no" / "a.png", "there is no folder"),
+        (tmp_path / "no" / "a.png", "no' does not exist"),
     ]:
         with pytest.raises(ValueError, match=message):
             estimator(cb.LivePlot(path)).fit(X, Y)

@@ -38,7 +38,7 @@ def controls(folder):
     return best, [
         cb.Warmup(cb.AllOf(cb.NumberLimit(4), cb.NumberSinceBest(2, mode="max")), 2),
         cb.Schedule(
-            functools.partial(lr_scheduler.OneCycleLR, max_lr=0.03, total_steps=80), per="step"
+            functools.partial(lr_scheduler.OneCycleLR, max_lr=0.03, total_steps=80), per="update"
         ),
         cb.Snapshots(folder, last=2, best=1, mode="max"),
         best,
@@ -64,7 +64,7 @@ def test_all_go_on_where_they_were(tmp_path, steps):
     kept = [path.name for path in sorted((tmp_path / "whole").iterdir())]
     assert kept == [f"epoch-000{epoch}.safetensors" for epoch in (1, 5, 6)]
 
-    checkpoint = cb.Checkpoint(tmp_path / "run", every_steps=2)
+    checkpoint = cb.Checkpoint(tmp_path / "run", every_updates=2)
     begun, ended = Rates(steps), Rates()
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path, "parts", begun, checkpoint=checkpoint)

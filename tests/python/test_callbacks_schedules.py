@@ -15,7 +15,6 @@ from torch import nn, optim
 from torch.optim import lr_scheduler as torch_schedulers
 
 import fastseq as fs
-from fastseq.training.optimizer_step import describe
 
 cb = fs.callbacks
 EPOCHS, STEPS = 6, 3
@@ -98,14 +97,14 @@ def by_hand(make_optimizer, make, per):
             nn.functional.mse_loss(model(X[part]), Y[part]).backward()
             rates.append(float(optimizer.param_groups[0]["lr"]))
             optimizer.step()
-            if per == "step":
+            if per == "update":
                 scheduler.step()
         if per == "epoch":
             scheduler.step()
     return fs.net2vec(model).detach(), rates
 
 
-@pytest.mark.parametrize("per", ["epoch", "step"])
+@pytest.mark.parametrize("per", ["epoch", "update"])
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_any_scheduler_of_torch_s(name, per):
     make = SCHEDULERS[name]
@@ -119,9 +118,9 @@ def test_any_scheduler_of_torch_s(name, per):
         assert [row["lr"] for row in est.history_] == rates[::STEPS]
 
 
-@pytest.mark.parametrize("per", ["epoch", "step"])
+@pytest.mark.parametrize("per", ["epoch", "update"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_rates_take_effect_at_the_next_step(name, per):
+def test_rates_take_effect_at_the_next_update(name, per):
     make = functools.partial(torch_schedulers.StepLR, step_size=2, gamma=0.3)
     weights, rates = by_hand(OPTIMIZERS[name], make, per)
     noted = Rates()
@@ -178,7 +177,7 @@ def test_plateau_in_fit():
     ]
 
 
-@pytest.mark.parametrize("per", ["epoch", "step"])
+@pytest.mark.parametrize("per", ["epoch", "update"])
 @pytest.mark.parametrize("name", SCHEDULERS)
 @pytest.mark.parametrize("optimizer_first", [False, True])
 def test_two_calls_of_fit_and_a_resumed_run_are_like_one(name, per, optimizer_first):
@@ -200,7 +199,7 @@ def test_two_calls_of_fit_and_a_resumed_run_are_like_one(name, per, optimizer_fi
         resumed.optimizer.load_state_dict(saved[1])
     again.load_state_dict(saved[0])
     run = ScriptedRun(optimizer=resumed.optimizer)
-    run.step = 2 * STEPS
+    run.updates = 2 * STEPS
     again.on_fit_begin(run)
     if not optimizer_first:
         resumed.optimizer.load_state_dict(saved[1])
@@ -213,7 +212,7 @@ def test_two_calls_of_fit_and_a_resumed_run_are_like_one(name, per, optimizer_fi
 def test_a_state_that_comes_while_the_scheduler_is_there():
     optimizers = [OPTIMIZERS["adamw"](net().parameters()) for _ in range(2)]
     make = functools.partial(torch_schedulers.OneCycleLR, max_lr=0.1, total_steps=20)
-    one, two = (cb.Schedule(make, per="step") for _ in optimizers)
+    one, two = (cb.Schedule(make, per="update") for _ in optimizers)
     play(one, [row(1.0)] * 7, ScriptedRun(optimizer=optimizers[0]))
     two.on_fit_begin(ScriptedRun(optimizer=optimizers[1]))
     two.load_state_dict(through_a_file(one.state_dict()))
@@ -256,13 +255,13 @@ def test_optimizers_stay_as_quick_as_without():
     est = fs.Estimator(
         chain(), LOSS, torch.optim.AdamW, fs.Spec(2, 4, 5), progress=False, callbacks=[schedule]
     ).fit(X, Y)
-    assert describe(est.optimizer) == "fused AdamW: one call for all parameters"
+    assert fs.info(est)["optimizer"] == "fused AdamW: one call for all parameters"
 
 
-def test_no_warning_where_the_first_step_is_left_out():
+def test_no_warning_where_the_first_update_is_left_out():
     mask = torch.ones(X.shape[:2], dtype=torch.bool)
     mask[:5] = False
-    estimator(OPTIMIZERS["sgd"], cb.Schedule(SCHEDULERS["step"], per="step")).fit(X, Y, mask=mask)
+    estimator(OPTIMIZERS["sgd"], cb.Schedule(SCHEDULERS["step"], per="update")).fit(X, Y, mask=mask)
 
 
 def test_cycle():
@@ -295,7 +294,7 @@ def test_several_groups():
     ("make", "message"),
     [
         (lambda: cb.Schedule("cosine"), "scheduler must be one of torch.optim.lr_scheduler"),
-        (lambda: cb.Schedule(SCHEDULERS["step"], per="batch"), 'per must be "epoch" or "step"'),
+        (lambda: cb.Schedule(SCHEDULERS["step"], per="batch"), 'per must be "epoch" or "update"'),
         (lambda: cb.Schedule(SCHEDULERS["step"], monitor=1), "monitor must be the name"),
         (lambda: cb.CycleLearningRate(0), "stepsize must be positive, got 0"),
         (lambda: cb.CycleLearningRate(lower=0.1, upper=0.1), "lower must be less than upper"),
@@ -311,7 +310,7 @@ def test_bad_arguments(make, message):
     ("make", "per", "message"),
     [
         (lambda _: None, "epoch", "must return one of torch.optim.lr_scheduler, got NoneType"),
-        (torch_schedulers.ReduceLROnPlateau, "step", 'use per="epoch"'),
+        (torch_schedulers.ReduceLROnPlateau, "update", 'use per="epoch"'),
         (SCHEDULERS["step"](optim.SGD(net().parameters())), "epoch", "made for another optimizer"),
     ],
 )

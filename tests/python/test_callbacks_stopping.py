@@ -88,7 +88,7 @@ def test_resumed_anywhere_it_stops_at_the_same_epoch(make, epoch, loaded_first):
     for done in range(epoch - 1 if epoch else len(ROWS)):
         before, after, run = make(), make(), ScriptedRun()
         assert play(before, ROWS[:done], run) is None
-        run.step = max(run.step, 1)  # in the middle of the first epoch, if done is 0
+        run.updates = max(run.updates, 1)  # in the middle of the first epoch, if done is 0
         state = through_a_file(before.state_dict())
         if loaded_first:
             after.load_state_dict(state)
@@ -116,7 +116,7 @@ def test_copies_have_a_state_of_their_own(make, epoch):
         copied, history = pickle.loads(pickle.dumps(both))  # noqa: S301 (our own)
         play(criterion, ROWS[:5], run)
         again = ScriptedRun()
-        again.step = again.epoch = 2
+        again.updates = again.epoch = 2
         again.history = history
         assert play(copied, ROWS[2:], again) == epoch
 
@@ -184,19 +184,20 @@ def test_a_best_of_zero():
 
 def test_time_limit_counts_the_run_s_seconds():
     limit = cb.TimeLimit(datetime.timedelta(minutes=1))
-    run = ScriptedRun(steps=3)
+    run = ScriptedRun(updates_per_epoch=3)
 
     def work(run):
         run.seconds += 7
 
     assert play(limit, ROWS, run, train=work) == 3  # 9 steps: 63 seconds
     assert "60 seconds" in run.stopped
-    assert play(limit, ROWS[:2], ScriptedRun(steps=3), train=work) is None  # 42 of a new call
-    resumed = ScriptedRun(steps=3)
+    again = ScriptedRun(updates_per_epoch=3)
+    assert play(limit, ROWS[:2], again, train=work) is None  # 42 of a new call
+    resumed = ScriptedRun(updates_per_epoch=3)
     resumed.seconds = 42
     assert play(limit, ROWS, resumed, train=work) == 1
     inside = cb.Warmup(cb.TimeLimit(20), 2)
-    assert play(inside, ROWS, ScriptedRun(steps=1), train=work) == 3
+    assert play(inside, ROWS, ScriptedRun(updates_per_epoch=1), train=work) == 3
 
 
 @pytest.mark.parametrize(
@@ -210,7 +211,7 @@ def test_time_limit_counts_the_run_s_seconds():
         (lambda: cb.GL(0), "alpha must be positive, got 0"),
         (lambda: cb.GL("2"), "alpha must be a number, got '2'"),
         (lambda: cb.GL(math.nan), "alpha must be positive, got nan"),
-        (lambda: cb.PQ(k=1), "k must be 2 at least"),
+        (lambda: cb.PQ(k=1), "k must be at least 2"),
         (lambda: cb.PQ(-1), "alpha must be positive, got -1"),
         (lambda: cb.Threshold("low"), "value must be a number, got 'low'"),
         (lambda: cb.NumberLimit(0), "n must be positive, got 0"),
@@ -220,7 +221,7 @@ def test_time_limit_counts_the_run_s_seconds():
         (lambda: cb.Patience(monitor=3), "monitor must be the name of a number"),
         (lambda: cb.Warmup(cb.Patience(2), 0), "n must be positive, got 0"),
         (lambda: cb.Warmup(cb.Log(), 3), "Warmup takes criteria such as NumberSinceBest"),
-        (lambda: cb.AnyOf(), "AnyOf needs a criterion at least"),
+        (lambda: cb.AnyOf(), "AnyOf needs at least one criterion"),
         (lambda: cb.AllOf(3), "AllOf takes criteria such as"),
     ],
 )
@@ -274,14 +275,14 @@ def test_fit_stops_where_its_losses_say():
 
 
 def test_time_limit_ends_an_epoch_that_takes_too_long():
-    steps = []
+    chunks = []
 
     class Count(cb.Callback):
         def on_batch_end(self, run):
-            steps.append(run.index)
+            chunks.append(run.chunk)
 
     est = fit(cb.TimeLimit(1e-9), Count())
-    assert steps == [1, 2]  # asked for after the first step, done after the next
+    assert chunks == [1, 2]  # asked for after the first update, done after the next
     assert len(est.history_) == 0
     assert est.stop_reason_ == "the time limit of 1e-09 seconds is reached"
 

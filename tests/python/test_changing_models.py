@@ -284,11 +284,11 @@ def test_a_resumed_run_equals_an_uninterrupted_one(kind, tmp_path):
 
     class Fails(fs.callbacks.Callback):
         def on_batch_end(self, run):
-            if run.step == 10:
+            if run.updates == 10:
                 raise KeyboardInterrupt
 
     broken, again = layers(), layers()
-    every_step = fs.callbacks.Checkpoint(tmp_path / "d", every_steps=3)
+    every_step = fs.callbacks.Checkpoint(tmp_path / "d", every_updates=3)
     with pytest.raises(KeyboardInterrupt):
         run(broken, 4, [Fails()], checkpoint=every_step)
     run(again, 4, checkpoint=every_step, resume="auto")
@@ -314,7 +314,7 @@ def test_a_model_that_is_frozen_as_a_whole_is_an_error(when):
     )  # fmt: skip
     if when == "before":
         model.requires_grad_(False)
-    with pytest.raises(ValueError, match="the model trains nothing: all its parameters are frozen"):
+    with pytest.raises(ValueError, match="has nothing to train: all its parameters are frozen"):
         est.fit(torch.zeros(5, 2, 3), torch.zeros(5, 2, 1))
     assert len(est.history_) == (when == "within")
 
@@ -350,5 +350,5 @@ def test_a_class_as_optimizer_of_nothing_is_an_error(model):
         if isinstance(model, nn.Identity)
         else "all its parameters are frozen"
     )
-    with pytest.raises(ValueError, match=f"the model trains nothing: {what}"):
+    with pytest.raises(ValueError, match=f"the model has nothing to train: {what}"):
         fs.Estimator(model, LOSS, optim.SGD, SPEC, comm=None)

@@ -35,7 +35,7 @@ from fastseq.checkpoint.folder import Generations
 CASE = "validation by time"
 
 
-def test_killed_at_any_step_and_resumed_to_the_same_bits():
+def test_killed_at_any_update_and_resumed_to_the_same_bits():
     script = Path(__file__).with_name("interrupted.py")
     job = subprocess.run(
         [sys.executable, script, "2"], capture_output=True, text=True, timeout=200, check=False
@@ -45,27 +45,27 @@ def test_killed_at_any_step_and_resumed_to_the_same_bits():
 
 def test_saving_changes_nothing(tmp_path):
     plain = result(run(CASE))
-    saved = run(CASE, checkpoint=fs.callbacks.Checkpoint(tmp_path, every_steps=1, keep=3))
+    saved = run(CASE, checkpoint=fs.callbacks.Checkpoint(tmp_path, every_updates=1, keep=3))
     assert_same(plain, result(saved))
     assert files(tmp_path) == [f"checkpoint-0000{n}.safetensors" for n in (66, 67, 68)]
 
 
-@pytest.mark.parametrize("steps", [1, 7, EPOCH, EPOCH + 1, 3 * EPOCH])
-def test_goes_on_within_and_between_epochs(tmp_path, steps):
+@pytest.mark.parametrize("updates", [1, 7, EPOCH, EPOCH + 1, 3 * EPOCH])
+def test_goes_on_within_and_between_epochs(tmp_path, updates):
     whole = estimator().fit(*data())
-    interrupted(tmp_path, steps)
+    interrupted(tmp_path, updates)
     seen = []
 
     class Tell(fs.callbacks.Callback):
         def on_batch_end(self, run):
-            seen.append((run.epoch, run.index, run.step))
+            seen.append((run.epoch, run.chunk, run.updates))
 
     est = estimator(Tell())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         est.fit(*data(), checkpoint=tmp_path, resume="auto")
     assert_same(result(whole), result(est))
-    first = steps - 1  # the run stopped before this step was saved
+    first = updates - 1  # the run stopped before this update was saved
     assert seen == [(n // EPOCH + 1, n % EPOCH + 1, n + 1) for n in range(first, 3 * EPOCH)]
 
 
@@ -75,7 +75,7 @@ def test_times_are_those_of_the_whole_run(tmp_path):
             time.sleep(0.02)
 
     with pytest.raises(Stop):
-        checkpoint = fs.callbacks.Checkpoint(tmp_path, every_steps=1)
+        checkpoint = fs.callbacks.Checkpoint(tmp_path, every_updates=1)
         estimator(Slow(), stop_after(15)).fit(*data(), checkpoint=checkpoint)
     seconds = []
     est = estimator(lambda run: seconds.append(run.seconds), epochs=1)
@@ -89,17 +89,17 @@ def test_how_often(tmp_path):
         folder = tmp_path / "-".join(f"{key}{value}" for key, value in settings.items())
         checkpoint = fs.callbacks.Checkpoint(folder, keep=100, **settings)
         estimator(epochs=5).fit(*data(), checkpoint=checkpoint)
-        steps = []
+        updates = []
         for path in Generations(folder).paths():
             text = fs.checkpoint.format.read(path)[1]
             tree = fs.checkpoint.encoding.unpack(text, _Anything())
-            steps.append(tree["step"])
-        return steps
+            updates.append(tree["updates"])
+        return updates
 
     ends = [EPOCH * n for n in range(1, 6)]
     assert written() == ends
     assert written(every_epochs=2) == [2 * EPOCH, 4 * EPOCH, 5 * EPOCH]
-    assert written(every_steps=30, every_epochs=None) == [30, 60, 90, 100]
+    assert written(every_updates=30, every_epochs=None) == [30, 60, 90, 100]
     assert len(written(every_minutes=1e-9, every_epochs=None)) > 20
     assert written(every_minutes=60, every_epochs=None) == [100]
 
@@ -119,12 +119,12 @@ def test_a_finished_run_is_not_trained_further(tmp_path):
 
 
 class AskOnce(fs.callbacks.Callback):
-    """Asks within an epoch to stop, which happens with the next step."""
+    """Asks within an epoch to stop, which happens with the next update."""
 
     asked = False
 
     def on_batch_end(self, run):
-        if run.step >= 7 and not self.asked:
+        if run.updates >= 7 and not self.asked:
             self.asked = True
             run.stop("asked")
 
@@ -136,7 +136,7 @@ class AskOnce(fs.callbacks.Callback):
 
 
 def test_stops_within_an_epoch(tmp_path):
-    checkpoint = fs.callbacks.Checkpoint(tmp_path, every_steps=1, keep=100)
+    checkpoint = fs.callbacks.Checkpoint(tmp_path, every_updates=1, keep=100)
     whole = estimator(AskOnce()).fit(*data(), checkpoint=checkpoint)
     assert whole.stop_reason_ == "asked"
     assert len(files(tmp_path)) == 8
@@ -171,7 +171,7 @@ def test_after_an_error_the_same_estimator_goes_on(tmp_path):
     whole = estimator().fit(*data())
     est = estimator(stop_after(EPOCH + 8))
     with pytest.raises(Stop):
-        checkpoint = fs.callbacks.Checkpoint(tmp_path, every_steps=3)
+        checkpoint = fs.callbacks.Checkpoint(tmp_path, every_updates=3)
         est.fit(*data(), checkpoint=checkpoint)
     est.callbacks.clear()
     est.fit(*data(), checkpoint=tmp_path, resume="auto")
@@ -191,10 +191,10 @@ def test_damaged_ones(tmp_path):
     interrupted(tmp_path, 9)
     newest = tmp_path / files(tmp_path)[-1]
     os.truncate(newest, 1000)
-    with pytest.raises(fs.CheckpointError, match="not whole"):
+    with pytest.raises(fs.CheckpointError, match="incomplete"):
         estimator().fit(*data(), resume=newest)
     est = estimator()
-    with pytest.warns(UserWarning, match=f"{newest.name} is not whole.*one before it is used|befo"):
+    with pytest.warns(UserWarning, match=f"{newest.name} is incomplete.*the previous checkpoint"):
         est.fit(*data(), checkpoint=tmp_path, resume="auto")
     assert_same(result(whole), result(est))
     assert len(files(tmp_path)) == 2
@@ -213,7 +213,7 @@ class Wide(nn.Module):
     ("options", "message"),
     [
         ({"model": chain(7)}, r"parameter 0\.weight_ih_l0 is \(24, 3\) torch.float32, this model"),
-        ({"model": Wide(chain())}, r"has no parameter base\.0\.weight_ih_l0, which this model has"),
+        ({"model": Wide(chain())}, r"parameter base\.0\.weight_ih_l0 is missing from the file"),
         ({"optimizer": torch.optim.SGD}, "optimizer AdamW, not SGD"),
     ],
 )
@@ -237,7 +237,7 @@ def test_bad_arguments(tmp_path):
     cases = [
         ({"resume": "auto"}, ValueError, r"resume=\"auto\" needs a folder: fit\(…, checkpoint="),
         ({"resume": True}, TypeError, 'resume must be None, "auto", a folder or a file, got True'),
-        ({"resume": tmp_path / "empty"}, fs.CheckpointError, "there is no whole checkpoint in"),
+        ({"resume": tmp_path / "empty"}, fs.CheckpointError, "there is no complete checkpoint in"),
         ({"resume": tmp_path / "none"}, FileNotFoundError, "none"),
         ({"resume": tmp_path / "file"}, fs.CheckpointError, "looks like a pickle"),
         ({"checkpoint": 3}, TypeError, "checkpoint needs a folder, got 3"),
@@ -279,7 +279,7 @@ def test_another_run_in_the_folder_is_told(tmp_path):
 def test_other_plans_begin_the_epoch_anew(tmp_path, options, what):
     interrupted(tmp_path, EPOCH + 9)
     est = estimator(**options)
-    with pytest.warns(UserWarning, match=f"{what}.*epoch 2 from its begin.*bit for bit"):
+    with pytest.warns(UserWarning, match=f"{what}.*epoch 2 again.*not bitwise"):
         est.fit(*data(), checkpoint=tmp_path, resume="auto")
     assert [row["epoch"] for row in est.history_] == [1, 2, 3]
     assert est.history_[0]["loss"] == estimator().fit(*data(), epochs=1).history_[0]["loss"]
@@ -296,7 +296,7 @@ def test_rounding_that_may_differ_is_told(tmp_path, monkeypatch):
 def test_callbacks_that_are_not_there_any_more(tmp_path):
     with pytest.raises(Stop):
         estimator(fs.callbacks.Patience(3), stop_after(EPOCH + 2)).fit(*data(), checkpoint=tmp_path)
-    with pytest.warns(UserWarning, match="states of callbacks that are not there: Patience"):
+    with pytest.warns(UserWarning, match="callbacks that this fit has not: Patience"):
         estimator().fit(*data(), checkpoint=tmp_path, resume="auto")
 
 
@@ -320,7 +320,7 @@ def test_the_error_of_the_run_counts_more(tmp_path, monkeypatch):
 
     class End(fs.callbacks.Callback):
         def on_batch_end(self, run):
-            if run.step == 5:
+            if run.updates == 5:
                 ended.set()
                 raise Stop
 
@@ -330,7 +330,7 @@ def test_the_error_of_the_run_counts_more(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(Stop):
-        checkpoint = fs.callbacks.Checkpoint(tmp_path, every_steps=4)
+        checkpoint = fs.callbacks.Checkpoint(tmp_path, every_updates=4)
         estimator(End()).fit(*data(), checkpoint=checkpoint)
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn, optim
 
+import fastseq as fs
 from fastseq._util.random_state import random_state, set_random_state
 from fastseq.checkpoint.broadcast import broadcast_tree
 from fastseq.checkpoint.contents import (
@@ -23,9 +24,7 @@ from fastseq.checkpoint.contents import (
     model_state,
 )
 from fastseq.checkpoint.encoding import pack, unpack
-from fastseq.checkpoint.settings import Checkpoint
 from fastseq.distributed import Communicator
-from fastseq.errors import CheckpointError
 from fastseq.training.optimizer_step import OptimizerStep
 
 
@@ -75,15 +74,19 @@ class Scaled(Model):
     ("mine", "theirs", "message"),
     [
         (Model(), Model(4), r"parameter layers\.0\.weight is \(4, 2\) .*, this model's \(3, 2\)"),
-        (Scaled(), Model(), r"it has no parameter scale, which this model has$"),
-        (Model(), Scaled(), r"it has a parameter scale, which this model has not"),
+        (Scaled(), Model(), r"parameter scale is missing from the file$"),
+        (Model(), Scaled(), r"this model has no parameter scale"),
         (Model(), Model().double(), r"layers\.0\.weight is .*float64, this model's .*float32"),
         (nn.Linear(1, 1), nn.BatchNorm1d(1), r"is \(1,\) .* this model's \(1, 1\)"),
-        (nn.BatchNorm1d(1), nn.BatchNorm1d(1, track_running_stats=False), "no buffer running_mean"),
+        (
+            nn.BatchNorm1d(1),
+            nn.BatchNorm1d(1, track_running_stats=False),
+            "buffer running_mean is missing",
+        ),
     ],
 )
 def test_other_models_are_told_by_their_first_difference(mine, theirs, message):
-    with pytest.raises(CheckpointError, match="^x is of another model: .*" + message):
+    with pytest.raises(fs.CheckpointError, match="^x is from another model: .*" + message):
         check_model(mine, model_state(theirs), "x")
 
 
@@ -171,10 +174,10 @@ def test_how_an_optimizer_computes_is_not_taken_over():
 def test_other_optimizers():
     model = nets()
     saved = {"kind": "AdamW", "state": optim.AdamW(model.parameters()).state_dict()}
-    with pytest.raises(CheckpointError, match="with the optimizer AdamW, not SGD"):
+    with pytest.raises(fs.CheckpointError, match="with the optimizer AdamW, not SGD"):
         check_optimizer(optim.SGD(model.parameters()), saved, "x")
     groups = [{"params": list(model.parameters())[:2]}, {"params": list(model.parameters())[2:]}]
-    with pytest.raises(CheckpointError, match="groups of 6 parameters, this one has 2, 4"):
+    with pytest.raises(fs.CheckpointError, match="groups of 6 parameters, this one has 2, 4"):
         check_optimizer(optim.AdamW(groups), saved, "x")
 
 
@@ -203,7 +206,7 @@ def test_callbacks_find_their_own_state():
         callbacks = [Other(), Counter(), Counter(7), len, Counter(), Counter(8)]
         load_callbacks(callbacks, saved)
     assert [c.value for c in callbacks if c is not len] == [2, 1, 7, 3, 8]
-    with pytest.warns(UserWarning, match="callbacks that are not there: Other"):
+    with pytest.warns(UserWarning, match="callbacks that this fit has not: Other"):
         load_callbacks([Counter(), Counter(), Counter()], saved)
 
 
@@ -272,8 +275,8 @@ def test_trees_of_one_process_stay_as_they_are():
     ("arguments", "error", "message"),
     [
         ({"folder": 3}, TypeError, "checkpoint needs a folder, got 3"),
-        ({"every_steps": 0}, ValueError, "every_steps must be positive, got 0"),
-        ({"every_steps": 1.5}, TypeError, r"every_steps must be an integer, got 1\.5"),
+        ({"every_updates": 0}, ValueError, "every_updates must be positive, got 0"),
+        ({"every_updates": 1.5}, TypeError, r"every_updates must be an integer, got 1\.5"),
         ({"every_minutes": -1}, ValueError, "every_minutes must be positive"),
         ({"every_minutes": "1"}, TypeError, "every_minutes must be a number"),
         ({"every_epochs": True}, TypeError, "every_epochs must be an integer"),
@@ -283,4 +286,4 @@ def test_trees_of_one_process_stay_as_they_are():
 )
 def test_settings_are_checked(arguments, error, message):
     with pytest.raises(error, match=message):
-        Checkpoint(**{"folder": "x", **arguments})
+        fs.callbacks.Checkpoint(**{"folder": "x", **arguments})

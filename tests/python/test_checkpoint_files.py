@@ -17,11 +17,11 @@ import pytest
 import safetensors.torch
 import torch
 
+import fastseq as fs
 from fastseq.checkpoint import format as files
 from fastseq.checkpoint.encoding import pack, unpack
 from fastseq.checkpoint.folder import Generations
 from fastseq.checkpoint.format import Image, read, write
-from fastseq.errors import CheckpointError
 
 
 def write_one(path, tensors, text="{}"):
@@ -237,7 +237,7 @@ def test_damaged_ones_are_told_and_the_one_before_is_used(tmp_path, damage):
     generation(tmp_path, 1, 2)
     damage(tmp_path / "checkpoint-000002.safetensors")
     generations = Generations(tmp_path)
-    with pytest.warns(UserWarning, match=r"checkpoint-000002.* the checkpoint before it is used"):
+    with pytest.warns(UserWarning, match=r"checkpoint-000002.* the previous checkpoint is used"):
         tensors, text = generations.newest()
     assert text == "1"
     assert tensors["a"][0] == 1
@@ -257,7 +257,7 @@ def test_one_that_cannot_be_read_now_is_not_removed(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr("fastseq.checkpoint.folder.read", read_but_2)
-        with pytest.warns(UserWarning, match=r"Input/output error.*the checkpoint before it"):
+        with pytest.warns(UserWarning, match=r"Input/output error.*the previous checkpoint"):
             assert generations.newest()[1] == "1"
     generations.write({"a": torch.zeros(1)}, "3")
     generations.finish()
@@ -285,7 +285,7 @@ def test_none_is_whole(tmp_path):
     assert Generations(tmp_path / "none").newest() is None
     generation(tmp_path, 1)
     cut(tmp_path / "checkpoint-000001.safetensors")
-    with pytest.warns(UserWarning, match="not whole"):
+    with pytest.warns(UserWarning, match="incomplete"):
         assert Generations(tmp_path).newest() is None
 
 
@@ -296,14 +296,14 @@ def test_pickles_are_refused_unopened(tmp_path):
 
     for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
         (tmp_path / "x").write_bytes(pickle.dumps(Bomb(), protocol))
-        with pytest.raises(CheckpointError, match=r"looks like a pickle.* could run code"):
+        with pytest.raises(fs.CheckpointError, match=r"looks like a pickle.* could run code"):
             read(tmp_path / "x")
     for zipped in (True, False):
         torch.save({"a": 1}, tmp_path / "x", _use_new_zipfile_serialization=zipped)
-        with pytest.raises(CheckpointError, match="looks like a pickle"):
+        with pytest.raises(fs.CheckpointError, match="looks like a pickle"):
             read(tmp_path / "x")
     (tmp_path / "x").write_bytes(pickle.dumps(Bomb(), 0))
-    with pytest.raises(CheckpointError, match="not a file of fastseq"):
+    with pytest.raises(fs.CheckpointError, match="was not written by fastseq"):
         read(tmp_path / "x")
     assert not (tmp_path / "exploded").exists()
 
@@ -317,7 +317,7 @@ def test_headers_of_any_length_are_no_pickles(tmp_path):
 
 def test_other_safetensors(tmp_path):
     safetensors.torch.save_file({"a": torch.ones(2)}, tmp_path / "x")
-    with pytest.raises(CheckpointError, match=r"was not written by fastseq"):
+    with pytest.raises(fs.CheckpointError, match=r"was not written by fastseq"):
         read(tmp_path / "x")
 
 

@@ -19,11 +19,11 @@ def test_a_job_that_is_killed_goes_on_to_the_same_bits(tmp_path, monkeypatch):
         |settings = fs.callbacks.Checkpoint(folder, every_epochs=None)
         |class Ends(fs.callbacks.Callback):
         |    def on_batch_end(self, run):
-        |        if run.step == 5 and run.first:
+        |        if run.updates == 5 and run.first:
         |            os.kill(os.getppid(), signal.SIGUSR1)
         |        if os.path.isdir(folder) and files(folder) and run.rank == 1:
         |            os.kill(os.getpid(), signal.SIGKILL)
-        |        time.sleep(0.05 if run.step < 60 else 3)  # the signal takes long on a busy machine
+        |        time.sleep(0.05 if run.updates < 60 else 3)  # the signal takes long on a busy machine
         |def interrupted():
         |    *rest, callbacks, more = CASES[case]
         |    CASES[case] = (*rest, lambda: [*callbacks(), Ends()], more)
@@ -33,7 +33,7 @@ def test_a_job_that_is_killed_goes_on_to_the_same_bits(tmp_path, monkeypatch):
         |    first = []
         |    class Tell(fs.callbacks.Callback):
         |        def on_batch_end(self, run):
-        |            first.append(run.step)
+        |            first.append(run.updates)
         |    *rest, callbacks, more = CASES[case]
         |    CASES[case] = (*rest, lambda: [*callbacks(), Tell()], more)
         |    assert_same(whole, result(run(case, checkpoint=settings, resume="auto", comm="auto")))

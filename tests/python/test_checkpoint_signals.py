@@ -20,9 +20,9 @@ import fastseq as fs
 def test_usr1_saves_and_goes_on(tmp_path):
     class Signal(fs.callbacks.Callback):
         def on_batch_end(self, run):
-            if run.step == 7:
+            if run.updates == 7:
                 signal.raise_signal(signal.SIGUSR1)
-            if run.step == 12:
+            if run.updates == 12:
                 raise Stop
 
     before = signal.getsignal(signal.SIGUSR1), signal.getsignal(signal.SIGTERM)
@@ -30,14 +30,14 @@ def test_usr1_saves_and_goes_on(tmp_path):
         estimator(Signal()).fit(*data(), checkpoint=tmp_path)
     assert files(tmp_path) == ["checkpoint-000001.safetensors"]
     assert before == (signal.getsignal(signal.SIGUSR1), signal.getsignal(signal.SIGTERM))
-    steps = []
+    updates = []
 
     class Tell(fs.callbacks.Callback):
         def on_batch_end(self, run):
-            steps.append(run.step)
+            updates.append(run.updates)
 
     est = estimator(Tell()).fit(*data(), checkpoint=tmp_path, resume="auto")
-    assert steps[0] in (8, 9)
+    assert updates[0] in (8, 9)
     assert_same(result(estimator().fit(*data())), result(est))
 
 
@@ -69,7 +69,7 @@ if sys.argv[2] == "handler":
     signal.signal(signal.SIGTERM, leave)
 class Tell(fs.callbacks.Callback):
     def on_batch_end(self, run):
-        if run.step == 5:
+        if run.updates == 5:
             if sys.argv[2] == "ignored":
                 signal.raise_signal(signal.SIGTERM)
             else:

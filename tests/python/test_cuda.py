@@ -216,7 +216,7 @@ def test_runs_go_on_on_another_device(tmp_path, begins, ends):
         return est.fit(*interrupted.data(), **options)
 
     whole = fit("cpu")
-    checkpoint = fs.callbacks.Checkpoint(tmp_path, every_steps=7, keep=100)
+    checkpoint = fs.callbacks.Checkpoint(tmp_path, every_updates=7, keep=100)
     fit(begins, checkpoint=checkpoint)
     path = tmp_path / interrupted.files(tmp_path)[3]  # in the second epoch
     if begins == ends:

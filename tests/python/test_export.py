@@ -280,7 +280,7 @@ class Counts(nn.Module):
     [
         (Steps(), "cannot be exported for any number of time steps"),
         (Grows(), "state grows with time"),
-        (Counts(), "no telling what it starts from"),
+        (Counts(), "its initial state is neither zeros"),
         (nn.LSTM(3, 4, proj_size=2), "recurrent layers would be unrolled over time .* proj"),
     ],
 )

@@ -315,7 +315,7 @@ def test_modules_that_look_at_other_steps_are_refused(module, covariates):
 
 
 def test_modules_that_take_no_single_step_are_refused():
-    with pytest.raises(ValueError, match=r"module takes no single time step, .*: an even number"):
+    with pytest.raises(ValueError, match=r"module must take single time steps, .*: an even number"):
         quick(module=lambda a, b, _: Pairs(a, b)).fit(wave(61)[0])
 
 
@@ -362,7 +362,7 @@ def test_modules_that_draw_numbers_or_carry_what_they_look_at_are_taken():
         ({"quantiles": 0.5}, TypeError, "quantiles must be a list"),
         ({"season": 50}, ValueError, r"y has 30 steps, but horizon=4, season=50 needs 52"),
         ({"validation": 29}, ValueError, "y has 30 steps, but"),
-        ({"horizon": 30}, ValueError, "y has 30 steps to learn from, of which none is 30 steps"),
+        ({"horizon": 30}, ValueError, "y has 30 steps to learn from, too few for a horizon of 30"),
     ],
 )
 def test_bad_parameters_are_told(kw, error, match):
@@ -412,9 +412,9 @@ def test_bad_calls_are_told():
         f.predict(x)
     with pytest.raises(ValueError, match="y has 5 steps, but horizon=4, season=6 needs 6"):
         g.predict(y[:5], x[:9])
-    with pytest.raises(ValueError, match="go on with the 1 series"):
+    with pytest.raises(ValueError, match="y must continue the 1 series"):
         f.update([y, y])
-    with pytest.raises(ValueError, match=r"equally many steps of each series, got \[2, 3\]"):
+    with pytest.raises(ValueError, match=r"the same number of steps of each series, got \[2, 3\]"):
         quick().fit([y, y]).update([y[:2], y[:3]])
     with pytest.raises(ValueError, match="stride must be positive"):
         f.backtest(y, stride=0)

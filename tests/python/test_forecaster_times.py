@@ -74,7 +74,7 @@ def test_rows_are_put_into_the_order_of_time(order):
         (Y, X.set_axis(DAYS - pd.Timedelta("364D")), "X must have the times of y: that of step 0"),
         (Y, X.set_axis(DAYS.to_period("D")), "index of X has periods, but that of y has dates"),
         (Y, X.set_axis(np.arange(3, 41)), "index of X has numbers, but that of y has dates"),
-        (Y, X.tz_localize("Asia/Tokyo"), "only one has a time zone"),
+        (Y, X.tz_localize("Asia/Tokyo"), "only one of the index .* has a time zone"),
         (Y_ARRAY, X.drop(DAYS[3]), "X must cover the steps of y"),
         (Y_ARRAY[1:], X.drop(DAYS[3]), "X has no row for 2024-02-23"),
         ([Y, Y.drop(DAYS[9])], None, r"y\[1\] has no row for 2024-02-29"),
@@ -314,7 +314,7 @@ def test_columns_that_are_no_numbers_are_named(column, error, match):
 
 @pytest.mark.parametrize("name", ["unique_id", "ID", "store_id", "ds", "timestamp"])
 def test_a_column_that_names_series_or_time_is_no_variable(name):
-    with pytest.raises(ValueError, match=f"column '{name}' of y is no variable by its name"):
+    with pytest.raises(ValueError, match=f"'{name}' of y does not look like a variable"):
         fast().fit(Y.assign(**{name: np.arange(38)}))
     fast().fit(Y, X.assign(**{name: np.arange(38)}))  # covariates may be anything
 

@@ -95,12 +95,12 @@ def test_a_score_is_computed_in_double_precision():
 
 def test_what_single_precision_cannot_hold_is_told():
     y, x = wave(44)[0], np.random.default_rng(0).standard_normal((44, 1))
-    with pytest.raises(ValueError, match="y has values beyond what single precision holds"):
+    with pytest.raises(ValueError, match="y has values that are too large for single precision"):
         quick(scale=None).fit(1e200 * y)
     f = quick().fit(y[:40], x[:40])
-    with pytest.raises(ValueError, match="X has values beyond what single precision holds"):
+    with pytest.raises(ValueError, match="X has values that are too large for single precision"):
         f.predict(X=1e200 * x[40:])
-    with pytest.raises(ValueError, match="y has values beyond what single precision holds"):
+    with pytest.raises(ValueError, match="y has values that are too large for single precision"):
         f.update(1e200 * y[40:], x[40:])
     np.testing.assert_array_equal(
         f.predict(X=x[40:]), quick().fit(y[:40], x[:40]).predict(X=x[40:])

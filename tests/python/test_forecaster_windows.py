@@ -9,7 +9,8 @@ import torch
 from sklearn.metrics import d2_pinball_score, mean_pinball_loss, r2_score
 from torch.nn.functional import l1_loss, mse_loss
 
-from fastseq.sklearn.forecasting.forecast_losses import ForecastLoss, pinball_loss
+from fastseq.sklearn import pinball_loss
+from fastseq.sklearn.forecasting.forecast_losses import ForecastLoss
 from fastseq.sklearn.forecasting.forecast_score import skill
 from fastseq.sklearn.forecasting.series import filled, read_series
 from fastseq.sklearn.forecasting.windows import (

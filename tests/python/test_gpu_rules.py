@@ -17,7 +17,6 @@ from fastseq.data.sequences import Batch
 from fastseq.nn import recurrent
 from fastseq.nn.lengths import on_host
 from fastseq.nn.ops import library as native
-from fastseq.nn.stateful import Stateful
 from fastseq.training.argument_checks import use_device
 from fastseq.training.loop import to_device
 
@@ -73,7 +72,7 @@ def test_lengths_are_not_read_from_the_device(name, monkeypatch):
         raise InterruptedError
 
     monkeypatch.setattr(recurrent, "pack_padded_sequence", pack)
-    m = Stateful(fs.nn.Chain(getattr(fs.nn, name)(2, 4, device="meta")))
+    m = fs.Stateful(fs.nn.Chain(getattr(fs.nn, name)(2, 4, device="meta")))
     m.lengths = moved.lengths
     with pytest.raises(InterruptedError):
         m(moved.xs)

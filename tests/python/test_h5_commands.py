@@ -56,7 +56,7 @@ def test_concat_along_two_axes(h5):
     with h5py.File("all.h5") as file:
         assert file["x"].shape == (3, 4, 1)
     code, _, message = h5("concat", "all.h5", *groups)
-    assert (code, "a list of lists goes with two axes" in message) == (1, True)
+    assert (code, "a list of lists needs two axes" in message) == (1, True)
     code, _, message = h5("concat", "all.h5", "p2.h5", ",", "--axis", "0,1")
     assert (code, "at least one file" in message) == (1, True)
 

@@ -251,7 +251,7 @@ def test_refused(tmp_path, monkeypatch):
     )
     refused(ValueError, r"a\.h5 has no 'w', which .*c\.h5 has", ["a.h5", "c.h5"])
     refused(ValueError, r"a\.h5 has no 'w', which .*c\.h5 has", ["c.h5", "a.h5"])
-    refused(TypeError, "only numbers and booleans are joined", ["s.h5", "s2.h5"])
+    refused(TypeError, "only numbers and booleans can be joined", ["s.h5", "s2.h5"])
     refused(TypeError, "complex128", ["a.h5", "z.h5"])
     refused(TypeError, "complex128", ["z.h5", "a.h5"])
     refused(ValueError, r"\(3,\) has no axis 1", ["flat.h5", "flat2.h5"], 1)
@@ -316,7 +316,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, room):
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("no room for the new file") == 2, done.stdout + done.stderr
+    assert done.stdout.count("no space left for the new file") == 2, done.stdout + done.stderr
     assert done.stdout.count("all.h5") == 2
     assert (tmp_path / "all.h5").read_bytes() == b"old"
     assert sorted(os.listdir(tmp_path)) == ["all.h5", "p0.h5", "p1.h5"]

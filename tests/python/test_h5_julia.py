@@ -56,7 +56,7 @@ def test_arrays(text, value):
 
 @pytest.mark.parametrize("text", REFUSED, ids=lambda text: text[:20])
 def test_anything_else_is_refused(text):
-    with pytest.raises(ValueError, match="is no Julia literal"):
+    with pytest.raises(ValueError, match="is not a Julia literal"):
         parse_julia(text)
 
 

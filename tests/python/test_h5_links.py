@@ -149,7 +149,7 @@ def test_names_that_mean_one_dataset_in_some_files_only(tmp_path):
 
 
 def test_h5concat_does_not_replace_what_it_reads(linked, tmp_path):
-    with pytest.raises(ValueError, match=r"part\.h5.* is what a link in the sources leads to"):
+    with pytest.raises(ValueError, match=r"part\.h5.* is the target of a link in the sources"):
         fs.h5concat(tmp_path / "part.h5", [linked], progress=False)
     np.testing.assert_array_equal(np.asarray(fs.h5mmap(linked, "x")), A)
 

@@ -118,9 +118,9 @@ def test_mapped(tmp_path):
         (2**63, ValueError, "64 bits"),
         ("a\0b", ValueError, "NUL"),
         ("\ud800", ValueError, "surrogates"),
-        ({1: 2}, ValueError, "keys must be strings"),
+        ({1: 2}, ValueError, "keys must be non-empty strings"),
         ({"a/b": 2}, ValueError, "'a/b' in '/a/x'"),
-        ({"": 2}, ValueError, "not empty"),
+        ({"": 2}, ValueError, "non-empty"),
         ({".": 2}, ValueError, "keys"),
     ],
 )  # fmt: skip
@@ -204,7 +204,7 @@ def test_files_of_julia(tmp_path):
     assert fs.h5load(tmp_path / "a.h5", mmap=True)["mask"].dtype == bool
 
     julia_file(tmp_path / "b.h5", {"when": "now()"})
-    with pytest.raises(ValueError, match=r"'when' in .*b\.h5 .*not run: 'now\(\)' is no Julia lit"):
+    with pytest.raises(ValueError, match=r"'when' in .*b\.h5 .*not run: 'now\(\)' is not a Julia"):
         fs.h5load(tmp_path / "b.h5")
     assert fs.h5load(tmp_path / "b.h5", literals=False)["when"] == "now()"
 

@@ -24,7 +24,6 @@ from fastseq.data.hdf5 import LazyDataset
 from fastseq.data.hdf5.chunk_rows import ChunkRows
 from fastseq.data.hdf5.chunk_windows import WindowReader
 from fastseq.data.hdf5.commands import check_file
-from fastseq.errors import ReadError
 
 T, N, F = 60, 12, 2
 A = np.arange(T * N * F, dtype="f8").reshape(T, N, F)
@@ -375,7 +374,7 @@ def test_damaged_chunks_are_errors_that_say_where(tmp_path, options):
         np.testing.assert_array_equal(reader.read(t, t + 5, 0, 5), noise[t : t + 5, :5])
     until(lambda: reader._ahead is not None)
     for _ in range(2):
-        with pytest.raises(ReadError, match=r"a\.h5: 'x'\[20:30, 0:5, 0:2\] cannot be read"):
+        with pytest.raises(fs.ReadError, match=r"a\.h5: 'x'\[20:30, 0:5, 0:2\] cannot be read"):
             reader.read(20, 25, 0, 5)
     np.testing.assert_array_equal(reader.read(30, 35, 0, 5), noise[30:35, :5])
     reader.close()

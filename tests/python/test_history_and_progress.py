@@ -33,19 +33,20 @@ def test_history():
     history = fitted(progress=False).history_
     frame = history.to_frame()
     assert list(frame["epoch"]) == [1, 2, 3]
-    assert list(frame.columns) == ["epoch", "loss", "lr", "steps", "seconds", "steps_per_second"]
-    assert (frame["steps"] == 12).all()
-    assert history.steps == 36
+    columns = ["epoch", "loss", "lr", "updates", "seconds", "updates_per_second"]
+    assert list(frame.columns) == columns
+    assert (frame["updates"] == 12).all()
+    assert history.updates == 36
     assert [row["loss"] for row in history[1:]] == list(frame["loss"][1:])
     assert "3 epochs" in repr(history)
 
 
 def test_replaced_rows_are_counted_anew():
     history = fitted(progress=False).history_
-    history.replace([{"epoch": 1, "loss": 0.5, "steps": 5}])
-    assert (len(history), history.steps) == (1, 5)
+    history.replace([{"epoch": 1, "loss": 0.5, "updates": 5}])
+    assert (len(history), history.updates) == (1, 5)
     history.replace(history)
-    assert (len(history), history.steps) == (1, 5)
+    assert (len(history), history.updates) == (1, 5)
 
 
 def test_plot(tmp_path):
@@ -134,7 +135,7 @@ def test_plot_marks_the_lowest_loss_without_validation():
     assert not lines_of(fs.History().plot())
 
 
-def test_progress_bar_counts_all_steps_and_can_be_turned_off(monkeypatch):
+def test_progress_bar_counts_all_chunks_and_can_be_turned_off(monkeypatch):
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
     fitted(progress=False)
@@ -142,7 +143,7 @@ def test_progress_bar_counts_all_steps_and_can_be_turned_off(monkeypatch):
     fitted()
     last = stream.getvalue().splitlines()[-1]
     assert re.search(
-        r"epoch 3/3: 100%\|.*\| 36/36 \[00:\d\d<00:00, .*step/s, loss [\d.e-]+\]", last
+        r"epoch 3/3: 100%\|.*\| 36/36 \[00:\d\d<00:00, .*chunk/s, loss [\d.e-]+\]", last
     )
 
 
@@ -164,7 +165,7 @@ def test_progress_bar_in_a_notebook(monkeypatch):
         bar.epoch(2, 5)
         bar.validated(0.25)
         for _ in range(10):
-            bar.step(0.5)
+            bar.advance(0.5)
     label, gauge, rest = bar._bar.container.children
     assert label.value.replace("\u2007", " ") == "epoch 2/5: 100%"
     assert (gauge.value, gauge.max, gauge.bar_style) == (10, 10, "success")

@@ -188,6 +188,83 @@ def test_no_module_takes_private_attributes_of_another() -> None:
     ]
 
 
+PUBLIC = {"", "callbacks", "distributed", "info", "nn", "sklearn"}
+# Tests and benches that use other modules than the public ones, and why: no public name does it.
+INNER = {
+    "reads chunks, or compares data, without training on them": (
+        "bench/bench_reading.py", "tests/python/test_callbacks_other_data.py",
+        "tests/python/test_chunks.py", "tests/python/test_laziness.py",
+        "tests/python/test_mapped.py", "tests/python/test_reading.py",
+        "tests/python/test_sequences.py", "tests/python/test_sources.py",
+        "tests/python/test_unequal_lengths.py", "tests/python/test_validation.py",
+        "tests/python/test_watching.py", "tests/python/test_wide_numbers.py",
+    ),
+    "calls a native module or an operator by itself": (
+        "bench/bench_gpu.py", "bench/bench_pack.py", "tests/python/cells.py",
+        "tests/python/reads.py", "tests/python/test_cuda.py",
+        "tests/python/test_ops.py", "tests/python/test_reader_stops.py",
+        "tests/python/test_slab_reader.py",
+    ),
+    "asks how HDF5 files are read: which class, which of the file's bytes, what is refused": (
+        "tests/python/test_h5_concat.py", "tests/python/test_h5_fuzz.py",
+        "tests/python/test_h5_julia.py", "tests/python/test_h5_lazy.py",
+        "tests/python/test_h5_links.py", "tests/python/test_h5_mmap.py",
+        "tests/python/test_h5_storage.py", "tests/python/test_h5_store.py",
+        "tests/python/test_h5_windows.py",
+    ),
+    "asks what fastseq finds out about a model, or which kernel a layer takes": (
+        "tests/python/test_description.py", "tests/python/test_gpu_rules.py",
+        "tests/python/test_looking.py", "tests/python/test_recurrent_arguments.py",
+        "tests/python/test_recurrent_layers.py", "tests/python/test_stateful.py",
+    ),
+    "reads, writes or damages the files of checkpoints": (
+        "tests/python/test_checkpoint.py", "tests/python/test_checkpoint_contents.py",
+        "tests/python/test_checkpoint_files.py", "tests/python/test_saving_files.py",
+    ),
+    "compares statistics and windows with NumPy's": (
+        "tests/mpi/test_scaling.py", "tests/python/test_forecaster_times.py",
+        "tests/python/test_forecaster_values.py", "tests/python/test_forecaster_windows.py",
+        "tests/python/test_scaling.py", "tests/python/test_segment_rnn.py",
+    ),
+    "replaces a part of fastseq, or watches what threads and processes do in one": (
+        "tests/mpi/test_changing_models.py", "tests/mpi/test_communicator.py",
+        "tests/mpi/test_gradients_on_devices.py", "tests/mpi/test_predict_out.py",
+        "tests/python/test_cuda_graph.py", "tests/python/test_history_and_progress.py",
+        "tests/python/test_mpi_jobs.py", "tests/python/test_threads.py",
+    ),
+    "runs the command line in this process": ("tests/python/test_h5_commands.py",),
+}  # fmt: skip
+
+
+def used_names(path: Path) -> Iterator[str]:
+    """Yield the dotted names of fastseq that a file imports, or takes from ``fs``."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case ast.ImportFrom(module=str(module), names=names):
+                yield from (f"{module}.{alias.name}" for alias in names)
+            case ast.Import(names=names):
+                yield from (alias.name for alias in names)
+            case ast.Attribute():
+                yield re.sub(r"^fs\.", "fastseq.", ast.unparse(node))
+
+
+def used_modules(path: Path) -> set[str]:
+    """Return the modules of the package in which a file looks."""
+    found = set()
+    for name in used_names(path):
+        first, *parts = name.split(".")
+        if first == "fastseq":
+            prefixes = [".".join(parts[:n]) for n in range(len(parts) + 1)]
+            found.add(max(p for p in prefixes if p in MODULES or p in EXTENSIONS))
+    return found
+
+
+def test_tests_and_benches_use_public_names_or_say_why_not() -> None:
+    files = [p for room in ("tests", "bench", "examples") for p in (ROOT / room).rglob("*.py")]
+    inner = {str(path.relative_to(ROOT)) for path in files if used_modules(path) - PUBLIC}
+    assert inner == {name for names in INNER.values() for name in names}
+
+
 def lines_of_code(path: Path) -> int:
     """Count the lines of a file that are neither blank nor comments nor docstrings."""
     text = path.read_text()
@@ -205,3 +282,13 @@ def lines_of_code(path: Path) -> int:
 def test_files_have_one_subject_and_stay_short() -> None:
     tracked = [*NATIVE, *PYTHON, *(ROOT / "tests").rglob("*.py"), *(ROOT / "tests").rglob("*.cpp")]
     assert not {str(p): n for p in tracked if p.is_file() and (n := lines_of_code(p)) > 500}
+
+
+def test_few_lines_are_hidden_from_the_type_checker() -> None:
+    found = [
+        f"{path.relative_to(PACKAGE)}:{number}"
+        for path in [*PYTHON, *PACKAGE.rglob("*.pyi")]
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if "type: ignore" in line
+    ]
+    assert len(found) <= 20, found

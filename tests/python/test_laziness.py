@@ -11,7 +11,7 @@ from models import adamw, chain
 from torch.nn.functional import mse_loss
 
 import fastseq as fs
-from fastseq.data.chunks import ChunkPlan
+from fastseq.data.chunk_plan import ChunkPlan
 from fastseq.data.sequences import Sequences
 
 T, N = 20, 6

@@ -352,7 +352,7 @@ def test_no_steps_of_what_looks_at_others(make):
         prepare(est)
         with pytest.raises(ValueError, match="step gives the model one time step"):
             est.step(X[0])
-    with pytest.raises(ValueError, match="reset=False cannot go on"):
+    with pytest.raises(ValueError, match="reset=False cannot continue"):
         est.predict(X, reset=False)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fastseq as fs
-from fastseq.data.chunks import ChunkPlan
+from fastseq.data.chunk_plan import ChunkPlan
 from fastseq.data.hdf5 import LazyDataset
 from fastseq.data.sequences import Sequences
 from fastseq.inference.destinations import check_target

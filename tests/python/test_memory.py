@@ -56,7 +56,7 @@ sampler.join()
 print(json.dumps({
     "grown": highest["RssAnon"] - before["RssAnon"],
     "mapped": highest["RssFile"],
-    "steps": est.history_[-1]["steps"],
+    "updates": est.history_[-1]["updates"],
 }))
 """
 
@@ -91,7 +91,7 @@ def measured(path: Path, make, megabytes: int, what: str) -> dict[str, float]:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     if what.startswith("est.fit"):
-        assert found["steps"] == (steps // S) * (N // B)
+        assert found["updates"] == (steps // S) * (N // B)
     assert found["grown"] < GROWN, found
     assert found["mapped"] < MAPPED, found
     return found

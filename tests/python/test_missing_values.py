@@ -142,7 +142,7 @@ def test_losses_of_samples_and_of_steps():
     def angle(output, target, reduction="none"):
         return cosine_similarity(output, target)
 
-    with pytest.raises(ValueError, match="this loss is not one of each target: leave such samples"):
+    with pytest.raises(ValueError, match="not computed target by target: leave such samples"):
         fs.seqloss(angle)(nn.Identity(), output, target, ws)
 
     def of_step(output, target, w):

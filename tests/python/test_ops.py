@@ -16,7 +16,7 @@ from torch.library import opcheck
 
 import fastseq as fs
 from fastseq.nn import ops
-from fastseq.nn.ops import pack, pack_checked, unpack
+from fastseq.nn.ops import pack, pack_checked, sum_of_squares, unpack
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 native = torch.ops.fastseq
@@ -108,6 +108,39 @@ def test_pack_checked_refuses_nonsense_and_passes_opcheck():
         native.pack_checked_(torch.empty(6), *args[1:])
     with pytest.raises(RuntimeError, match="two float64"):
         native.pack_checked_(flat, torch.empty(2), *args[2:])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_sum_of_squares_is_exact_to_fp64_and_the_same_on_any_number_of_threads(dtype):
+    shapes = (300_001,), (0,), (7, 11), (), (3,)
+    tensors = [torch.randn(shape).to(dtype) for shape in shapes]
+    tensors.append(torch.randn(50, 20).to(dtype).t()[::2])
+    wanted = torch.nn.utils.get_total_norm([t.double() for t in tensors])
+    before = torch.get_num_threads()
+    found = set()
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found.add(sum_of_squares(tensors))
+    torch.set_num_threads(before)
+    (squares,) = found
+    assert squares**0.5 == pytest.approx(float(wanted), rel=1e-12)
+
+
+def test_sum_of_squares_holds_what_squares_in_fp32_do_not():
+    assert sum_of_squares([torch.full((4,), 1e30)]) == pytest.approx(4e60, rel=1e-6)
+    assert sum_of_squares([torch.full((4,), 1e-30)]) == pytest.approx(4e-60, rel=1e-6)
+    assert sum_of_squares([torch.tensor([1.0, float("inf")])]) == float("inf")
+    assert np.isnan(sum_of_squares([torch.tensor([1.0, float("nan")])]))
+
+
+def test_sum_of_squares_leaves_to_torch_what_it_cannot_take():
+    one = torch.ones(2)
+    assert sum_of_squares([]) == 0
+    for other in (one.double(), one.to_sparse(), one.to("meta")):
+        assert sum_of_squares([one, other]) is None
+        assert sum_of_squares([other, one]) is None
+    for odd in (one.int(), one.to(torch.complex64)):
+        assert sum_of_squares([odd]) is None
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

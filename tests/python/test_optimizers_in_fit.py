@@ -219,6 +219,7 @@ def test_made_optimizers_are_fused_where_there_are_kernels():
     assert told(partial(optim.AdamW, fused=False)) == plain
     assert told(partial(optim.AdamW, foreach=True)) == plain
     assert told(lambda params: optim.AdamW(params, differentiable=True)) == plain
+    assert told(partial(optim.SGD, momentum=0.9)) == "SGD: parameter by parameter"
     own = optim.AdamW(model.parameters())
     assert told(own) == plain
     assert own.defaults["fused"] is None
@@ -229,7 +230,7 @@ def test_made_optimizers_are_fused_where_there_are_kernels():
 
 
 def test_fused_steps_are_those_of_the_plain_ones():
-    kinds = [optim.Adagrad, optim.Adam, optim.AdamW, partial(optim.SGD, momentum=0.9)]
+    kinds = [optim.Adagrad, optim.Adam, optim.AdamW, optim.SGD]
     kinds += [lambda params, lr: optim.Adagrad(params, lr, initial_accumulator_value=0.5)]
     for kind in kinds:
         model = chain()

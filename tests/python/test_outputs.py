@@ -230,7 +230,7 @@ def test_groups_that_do_not_fit(tmp_path):
             est.predict(x, out=file["wide"])
         with pytest.raises(ValueError, match=r"out must have the shape \(23, 11, 1\), got Group"):
             est.predict(X, out=file["wide"])
-        with pytest.raises(ValueError, match="or a group of so many datasets, got 10"):
+        with pytest.raises(ValueError, match="or a group of as many datasets, got 10"):
             est.predict([a[:] for a in X.unbind(1)], out=file["fewer"])
         closed = file["wide"]
     with pytest.raises(ValueError, match="group of a file that has been closed"):

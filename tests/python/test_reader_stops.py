@@ -16,8 +16,8 @@ import pytest
 from reads import a_read, queue_much
 from waiting import until
 
+import fastseq as fs
 from fastseq import _reader
-from fastseq.errors import ReadError
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_stopping_in_the_middle_frees_threads_and_files(floats: Path, end: str) 
     assert descriptors() == before[1] + 1
     if end == "error":
         os.truncate(floats, 2)
-        with pytest.raises(ReadError):
+        with pytest.raises(fs.ReadError):
             while True:
                 reader.wait()
     if end != "delete":

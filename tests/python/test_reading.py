@@ -19,7 +19,7 @@ from torch.nn.functional import mse_loss
 from waiting import until
 
 import fastseq as fs
-from fastseq.data.chunks import ChunkPlan
+from fastseq.data.chunk_plan import ChunkPlan
 from fastseq.data.sequences import Sequences
 
 T, N = 60, 8

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastseq as fs
-from fastseq.data.chunks import ChunkPlan
+from fastseq.data.chunk_plan import ChunkPlan
 from fastseq.data.sequences import Sequences, _twice
 
 sizes = st.integers(1, 13)
@@ -151,8 +151,8 @@ def test_fold_warns_of_what_is_left_out_and_wants_enough_steps():
         return est.fit(x, x[..., :1])
 
     with pytest.warns(UserWarning, match="fold=3 leaves the last 1 of 10 steps out"):
-        assert fit(3).history_[-1]["steps"] == 2
-    with pytest.raises(ValueError, match="fold=11 cuts series of 10 steps into nothing"):
+        assert fit(3).history_[-1]["updates"] == 2
+    with pytest.raises(ValueError, match="fold=11 cannot cut series of 10 steps"):
         fit(11)
 
 

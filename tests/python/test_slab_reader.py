@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reads import Type, a_read, queue_much
 
+import fastseq as fs
 from fastseq import _reader
-from fastseq.errors import FastseqError, ReadError
 
 STORED = [
     "bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64",
@@ -225,7 +225,7 @@ def test_a_file_that_is_truncated_while_it_is_read(reader: Any, floats: Path) ->
     os.truncate(floats, 2)
     # Which it is depends on where the read was: in its pieces, or at its end.
     short = "ends at byte 2, before byte 4 .* truncated|changed while it was read"
-    with pytest.raises(ReadError, match=f"{floats} ({short})"):
+    with pytest.raises(fs.ReadError, match=f"{floats} ({short})"):
         for _ in buffers[1:]:
             reader.wait()
     reader.close()  # what is still queued would be read into buffers that are gone
@@ -242,7 +242,7 @@ def test_an_error_names_place_and_read(reader: Any, floats: Path) -> None:
     reader.submit([read(out[0], 10), read(out[1], 240)])
     reader.submit([read(out[2], 225)])
     message = "ends at byte 900, before byte 960 that was to be read: it was truncated after"
-    with pytest.raises(ReadError, match=message) as failed:
+    with pytest.raises(fs.ReadError, match=message) as failed:
         reader.wait()
     assert failed.value.index == 1
     assert reader.wait() == [0]  # later requests are done all the same
@@ -265,12 +265,12 @@ def test_a_strict_file_that_changes(reader: Any, floats: Path, how: str) -> None
     assert reader.wait() == [0]
     reader.submit([a_read([[lenient, 0, 1, 0, 100, 0, 0]], out, "float32"),
                    a_read([[strict, 0, 1, 0, 100, 0, 0]], out, "float32")])  # fmt: skip
-    with pytest.raises(ReadError, match="changed while it was read") as failed:
+    with pytest.raises(fs.ReadError, match="changed while it was read") as failed:
         reader.wait()
     assert failed.value.index == 1
-    assert isinstance(failed.value, (FastseqError, OSError))
+    assert isinstance(failed.value, (fs.FastseqError, OSError))
 
 
 def test_the_error_is_pickled() -> None:
-    error = pickle.loads(pickle.dumps(ReadError("the disk is gone", 3)))  # noqa: S301
+    error = pickle.loads(pickle.dumps(fs.ReadError("the disk is gone", 3)))  # noqa: S301
     assert (str(error), error.index) == ("the disk is gone", 3)

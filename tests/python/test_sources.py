@@ -154,7 +154,7 @@ def test_lazy_datasets_slice_lazily_and_pickle(tmp_path):
     assert (len(lazy), lazy.ndim) == (T, 3)
     assert "chunked" not in repr(lazy)
     assert "g/a" in repr(lazy)
-    with pytest.raises(ValueError, match="always a copy"):
+    with pytest.raises(ValueError, match="copy=False is impossible"):
         lazy.__array__(copy=False)
 
 

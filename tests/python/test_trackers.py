@@ -50,14 +50,14 @@ def scalars(folder):
 def test_tensorboard(tmp_path):
     board = TensorBoard(tmp_path, every=4)
     losses = []
-    est = estimator(Metrics("r2", train=True), board, Steps(losses)).fit(X, Y, validation=2)
+    est = estimator(Metrics("r2", train=True), board, Losses(losses)).fit(X, Y, validation=2)
     est.fit(X, Y, validation=2, epochs=1)  # goes on with the curves
     events, found = scalars(tmp_path)
-    for name in ("loss", "validation_loss", "lr", "r2", "validation_r2", "steps_per_second"):
+    for name in ("loss", "validation_loss", "lr", "r2", "validation_r2", "updates_per_second"):
         expected = [(row["epoch"], pytest.approx(row[name], rel=1e-6)) for row in est.history_]
         assert found[f"epoch/{name}"] == expected, name
-    expected = [(step, pytest.approx(losses[step - 1], rel=1e-6)) for step in range(4, 33, 4)]
-    assert found["step/loss"] == expected
+    expected = [(n, pytest.approx(losses[n - 1], rel=1e-6)) for n in range(4, 33, 4)]
+    assert found["update/loss"] == expected
     texts = [
         t.tensor_proto.string_val[0].decode() for t in events.Tensors("parameters/text_summary")
     ]
@@ -72,20 +72,16 @@ def test_tensorboard(tmp_path):
     assert found["last/validation_loss"][0][1] == pytest.approx(est.history_[2]["validation_loss"])
 
 
-def test_losses_are_logged_where_updates_pass_a_multiple(tmp_path):
+def test_every_counts_updates_of_several_chunks(tmp_path):
     est = fs.Estimator(
-        chain(), fs.seqloss(mse_loss), adamw, fs.Spec(2, 2, 5, accumulate=3),
+        chain(), fs.seqloss(mse_loss), adamw, fs.Spec(3, 2, 5, accumulate=5),
         callbacks=[TensorBoard(tmp_path, every=4)], progress=False,
     )  # fmt: skip
-    chunks = est.fit(X, Y).history_.steps // 2  # of an epoch
-    ends = [*range(3, chunks, 3), chunks]
-    updates = [*ends, *(chunks + end for end in ends)]
-    pairs = zip([0, *updates], updates, strict=False)
-    expected = [now for before, now in pairs if now // 4 > before // 4]
-    assert [step for step, _ in scalars(tmp_path)[1]["step/loss"]] == expected
+    assert est.fit(X, Y).history_.updates == 9  # for 5, 5 and 2 chunks of each epoch
+    assert [update for update, _ in scalars(tmp_path)[1]["update/loss"]] == [4, 8]
 
 
-class Steps(fs.callbacks.Callback):
+class Losses(fs.callbacks.Callback):
     def __init__(self, losses):
         self.losses = losses
 
@@ -116,7 +112,7 @@ def uri(database, monkeypatch):
 def test_mlflow(uri, tmp_path):
     losses = []
     tracker = MLflow("weather", tracking_uri=uri, run_name="first", tags={"team": "north"}, every=4)
-    est = fitted(Metrics("r2"), tracker, Steps(losses))
+    est = fitted(Metrics("r2"), tracker, Losses(losses))
     client = mlflow.MlflowClient(uri)
     run = client.get_run(tracker.run_id)
     assert client.get_experiment(run.info.experiment_id).name == "weather"
@@ -133,8 +129,8 @@ def test_mlflow(uri, tmp_path):
     for name in ("loss", "validation_loss", "validation_r2", "lr", "seconds"):
         kept = [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)]
         assert kept == [(row["epoch"], row[name]) for row in est.history_], name
-    kept = [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "step_loss")]
-    assert kept == [(step, losses[step - 1]) for step in range(4, 25, 4)]
+    kept = [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "update_loss")]
+    assert kept == [(n, losses[n - 1]) for n in range(4, 25, 4)]
     folder = client.download_artifacts(run.info.run_id, "", str(tmp_path))
     files = {a.path for a in client.list_artifacts(run.info.run_id)}
     assert files == {"history.json", "history.png", "model.safetensors", "model.txt"}
@@ -236,7 +232,7 @@ def test_a_tracker_that_fails_does_not_lose_the_training(uri, tmp_path):
         (nowhere, "MLflow"),
         (TensorBoard(tmp_path / "file" / "runs"), "TensorBoard"),
     ):
-        with pytest.warns(RuntimeWarning, match=f"^{name} failed, .*the training goes on") as told:
+        with pytest.warns(RuntimeWarning, match=f"^{name} failed .*training continues") as told:
             est = fitted(tracker)
         assert len(told) == 1
         assert [row["loss"] for row in est.history_] == expected
@@ -270,11 +266,11 @@ def test_extras_that_are_missing_say_how_to_get_them(module, monkeypatch, tmp_pa
         makes[module](tmp_path)
 
 
-def test_every_must_be_a_number_of_steps(tmp_path):
-    with pytest.raises(ValueError, match="every must be a number of steps, 0 for none, got -1"):
+def test_every_must_be_a_number_of_updates(tmp_path):
+    with pytest.raises(ValueError, match="number of updates, or 0 for none, got -1"):
         TensorBoard(tmp_path, every=-1)
     fitted(TensorBoard(tmp_path, every=0), epochs=1)
-    assert "step/loss" not in scalars(tmp_path)[1]
+    assert "update/loss" not in scalars(tmp_path)[1]
 
 
 class Worse(optuna.pruners.BasePruner):

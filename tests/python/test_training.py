@@ -56,7 +56,7 @@ def test_fifty_updates_equal_a_hand_written_loop(name):
     model = MODELS[name]()
     est = fit(model)  # 2 blocks of 5 chunks, 5 epochs
     expected = plain_loop(model, X, Y, batchsize=5, seqsize=9, updates=50)
-    assert sum(row["steps"] for row in est.history_) == 50
+    assert sum(row["updates"] for row in est.history_) == 50
     assert_same_parameters(est.model, expected)
 
 
@@ -74,7 +74,7 @@ def test_short_tails_are_kept(batchsize, seqsize):
     est = fit(model, batchsize=batchsize, seqsize=seqsize, epochs=3)
     steps = -(-10 // batchsize) * -(-45 // seqsize)
     expected = plain_loop(model, X, Y, batchsize=batchsize, seqsize=seqsize, updates=3 * steps)
-    assert [row["steps"] for row in est.history_] == [steps] * 3
+    assert [row["updates"] for row in est.history_] == [steps] * 3
     assert_same_parameters(est.model, expected)
 
 

@@ -167,7 +167,7 @@ BAD = [
         r"y\[0\] must have as many time steps as x\[0\], got 1 and 7",
     ),
     ({"x": SERIES, "y": padded(TARGETS)}, ValueError, "y must be a list of arrays like x"),
-    ({"x": SERIES, "y": TARGETS, "lengths": LENGTHS}, ValueError, "lengths are those of the arrays"),
+    ({"x": SERIES, "y": TARGETS, "lengths": LENGTHS}, ValueError, "lengths must be None for a list"),
     (
         {"x": [SERIES[0][:, :2], *SERIES[1:]], "y": TARGETS}, ValueError,
         r"x\[1\] must have as many features as x\[0\]",
@@ -187,7 +187,7 @@ BAD = [
         {"x": padded(SERIES), "y": padded(TARGETS), "lengths": [1, 2, 11, 1, 1, -1]}, ValueError,
         r"between 0 and 10, but lengths\[2\] is 11",
     ),
-    ({"x": Pairs(), "y": TARGETS}, ValueError, "the dataset's items hold the targets"),
+    ({"x": Pairs(), "y": TARGETS}, ValueError, "the dataset's items hold targets"),
 ]  # fmt: skip
 
 

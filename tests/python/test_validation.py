@@ -99,7 +99,7 @@ def test_parts_do_not_overlap(wanted, ragged):
     training, validation = split(data, wanted, carries=True)
 
     def seen(part):
-        from fastseq.data.chunks import ChunkPlan
+        from fastseq.data.chunk_plan import ChunkPlan
 
         found = []
         for _, batch in part.batches(ChunkPlan(part.steps, part.count, 4, 3).chunks()):
@@ -115,7 +115,7 @@ def test_parts_do_not_overlap(wanted, ragged):
 def test_fold_cuts_the_training_part_only():
     with pytest.warns(UserWarning, match="leaves the last 2 of 23 steps out"):
         est = estimator(fold=3).fit(X, Y, validation=2)
-    assert est.history_[-1]["steps"] == 5 * 2  # 15 segments of 7 steps
+    assert est.history_[-1]["updates"] == 5 * 2  # 15 segments of 7 steps
     assert validation_loss(est) == pytest.approx(est.evaluate(X[:, 5:], Y[:, 5:]), rel=1e-6)
 
 

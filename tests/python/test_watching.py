@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fastseq as fs
-from fastseq.data.chunks import ChunkPlan
+from fastseq.data.chunk_plan import ChunkPlan
 from fastseq.data.sequences import Sequences
 
 T, N, F = 40, 8, 3
@@ -60,8 +60,8 @@ def replace(path):
 
 CHANGES = {
     "it was written to": write_to,
-    "its size is another": lambda path: os.truncate(path, os.path.getsize(path) + 1),
-    "another file took its place": replace,
+    "its size changed": lambda path: os.truncate(path, os.path.getsize(path) + 1),
+    "another file replaced it": replace,
 }
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 import fastseq as fs
-from fastseq.data.chunks import ChunkPlan
+from fastseq.data.chunk_plan import ChunkPlan
 from fastseq.data.scaling.inputs_and_targets import Scaling
 from fastseq.data.sequences import Sequences
 from fastseq.distributed import Communicator

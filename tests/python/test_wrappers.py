@@ -279,7 +279,7 @@ def test_losses(loss):
 def test_validation_is_apart():
     model = regressor(validation_fraction=0.25, batchsize=12).fit(X, LAST)
     assert all(np.isfinite(row["validation_loss"]) for row in model.history_)
-    assert model.history_[0]["steps"] == 3
+    assert model.history_[0]["updates"] == 3
     model = regressor(validation_fraction=0.25, batchsize=12, shuffle=False, scale_y=None).fit(
         X, LAST
     )

@@ -44,7 +44,7 @@ def test_other_data_than_fitted_on_is_told():
             model.predict(x)
     with pytest.raises(ValueError, match="inconsistent"):
         regressor().fit(X, LAST[:5])
-    with pytest.raises(ValueError, match="one target per step if fit got such"):
+    with pytest.raises(ValueError, match="targets per step, or per sequence, as in fit"):
         model.score(X, STEPS[..., 0])
 
 

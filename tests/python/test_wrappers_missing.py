@@ -168,7 +168,7 @@ def test_arrays_of_something_else_than_numbers():
         ValueError, match=r"column 'town' of dtype datetime64.*times are no numbers"
     ):
         SequenceRegressor("gru").fit(frame, np.zeros(4))
-    with pytest.raises(ValueError, match=r"of two dimensions each, .* some of 1 and some of 2"):
+    with pytest.raises(ValueError, match=r"all have two dimensions, .* got 1 and 2"):
         SequenceRegressor("gru").fit([np.zeros((3, 1)), np.zeros(3)], np.zeros(2))
 
 

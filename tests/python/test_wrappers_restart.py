@@ -107,7 +107,7 @@ def test_other_changes_start_cold_and_that_is_told(change, why, capsys):
     assert capsys.readouterr().out == f"SequenceRegressor starts from scratch: {why}\n"
     assert same(changed, regressor(**change).fit(X, LAST))
     changed.set_params(warm_start=True, epochs=changed.epochs + 1).fit(X, LAST)
-    assert "goes on after epoch" in capsys.readouterr().out
+    assert "continues after epoch" in capsys.readouterr().out
 
 
 def test_data_of_another_form_start_cold():
@@ -127,7 +127,7 @@ def test_data_of_another_form_start_cold():
 
 def test_nothing_to_do_is_told():
     model = regressor(warm_start=True).fit(X, LAST)
-    with pytest.warns(UserWarning, match="nothing to do: epochs=3, and 3 have been done"):
+    with pytest.warns(UserWarning, match="nothing to do: epochs=3, and 3 are done"):
         model.fit(X, LAST)
     assert model.n_iter_ == 3
 
@@ -136,7 +136,7 @@ def test_partial_fit_refuses_what_it_cannot_do():
     model = regressor().partial_fit(X, LAST)
     with pytest.raises(ValueError, match="2 features, but SequenceRegressor is expecting 3"):
         model.partial_fit(X[..., :2], LAST)
-    with pytest.raises(ValueError, match="partial_fit cannot go on: hidden_size changed"):
+    with pytest.raises(ValueError, match="partial_fit cannot continue: hidden_size changed"):
         model.set_params(hidden_size=5).partial_fit(X, LAST)
 
 
@@ -162,7 +162,7 @@ def test_callbacks_are_copied_and_may_be_exchanged():
             self.epochs = 0
 
         def on_epoch_end(self, run):
-            self.epochs += run.row["steps"] > 0
+            self.epochs += run.row["updates"] > 0
 
     count, lines = Count(), []
     model = regressor(callbacks=[count, lambda run: lines.append(run.epoch)], warm_start=True)

@@ -19,7 +19,6 @@ using namespace products;
 
 // Least multiplications worth waking a thread for.
 constexpr std::int64_t kGrain = 64 * 1024;
-constexpr int kMaxColumns = 16;            // columns of c kept in registers in one pass
 constexpr int kLanes = 8;                  // partial sums of a dot product
 constexpr std::int64_t kBlock = 8 * 1024;  // elements of copies that stay in the first-level cache
 

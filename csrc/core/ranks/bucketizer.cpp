@@ -7,7 +7,7 @@
 #include <string>
 #include <utility>
 
-#include "core/base/copy_finite.h"
+#include "core/base/pack.h"
 
 #ifdef __unix__
 #include <unistd.h>
@@ -31,11 +31,12 @@ struct Ended {
 }  // namespace
 
 Bucketizer::Bucketizer(std::shared_ptr<Communicator> comm, std::span<const std::int64_t> numels,
-                       std::span<const DType> dtypes, std::int64_t bucket_bytes, bool threaded)
+                       std::span<const DType> dtypes, std::int64_t bucket_bytes, bool threaded, bool norm)
     : comm_(std::move(comm)),
       numels_(numels.begin(), numels.end()),
       bucket_of_(numels.size()),
       places_(numels.size()),
+      norm_(norm),
       gradients_(numels.size()),
       seen_(numels.size()),
       used_(numels.size()) {
@@ -125,7 +126,7 @@ void Bucketizer::reset() {
   started_ = false;
 }
 
-void Bucketizer::start(double weight, double value, bool attention) {
+void Bucketizer::start(double weight, double value, bool attention, double scale) {
   if (started_) throw std::logic_error("a step is under way already: call wait() first");
   if (!(weight >= 0 && std::isfinite(weight))) {
     throw std::invalid_argument("weight must be a finite number that is not negative, got " + std::to_string(weight));
@@ -133,9 +134,11 @@ void Bucketizer::start(double weight, double value, bool attention) {
   started_ = true;
   weight_ = weight;
   value_ = value;
+  scale_ = scale;
   asks_ = attention ? kAttention : 0;
   ++step_;
   flags_ = 0;
+  sum_of_squares_ = 0;
   result_ = {};
 }
 
@@ -169,7 +172,7 @@ void Bucketizer::launch_full_buckets() {
       if (!used_[i]) {
         flags |= kUnused;
         std::memset(places_[i], 0, static_cast<std::size_t>(numel) * item_size(dtype));
-      } else if (!copy_finite(gradients_[i], numel, dtype, places_[i]) && weight_ != 0.0) {
+      } else if (!scaled_copy(gradients_[i], dtype, numel, scale_, places_[i], dtype).finite && weight_ != 0.0) {
         flags |= kAlarm;
       }
     }
@@ -194,10 +197,12 @@ void Bucketizer::exchange(std::size_t index, std::uint64_t flags) {
                                            {.weight = weight_,
                                             .value = value_,
                                             .flags = flags,
-                                            .sequence = (step_ << kBucketBits) | static_cast<std::int64_t>(index)});
+                                            .sequence = (step_ << kBucketBits) | static_cast<std::int64_t>(index),
+                                            .squares = norm_});
   result_.weight = reduced.weight;
   result_.value = reduced.value;
   flags_ |= reduced.flags;
+  sum_of_squares_ += reduced.sum_of_squares;
   if (result_.nonfinite_rank < 0) result_.nonfinite_rank = reduced.alarmed_rank;
 }
 
@@ -254,6 +259,7 @@ Bucketizer::Result Bucketizer::finish() {
   }
   drain();
   result_.attention = (flags_ & kAttention) != 0;
+  result_.norm = std::sqrt(sum_of_squares_);
   if ((flags_ & kUnused) != 0) result_.unused = find_unused();
   return result_;
 }

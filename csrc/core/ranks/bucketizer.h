@@ -40,13 +40,15 @@ class Bucketizer {
     double value = 0;         // the weighted mean of their values
     int nonfinite_rank = -1;  // the lowest rank with an infinite or NaN gradient
     bool attention = false;   // whether a rank asked for it
+    double norm = 0;          // of all means together, the root of the sum of their squares; if it is wanted
     // The parameters that got no gradient on any rank; their places hold zeros.
     std::vector<std::int64_t> unused;
   };
 
   // Parameters with `numels` elements of `dtypes`; buckets hold at least `bucket_bytes`, or the rest. Collective.
+  // `norm`, equal on all ranks: whether the norm of the means is wanted.
   Bucketizer(std::shared_ptr<Communicator> comm, std::span<const std::int64_t> numels, std::span<const DType> dtypes,
-             std::int64_t bucket_bytes, bool threaded);
+             std::int64_t bucket_bytes, bool threaded, bool norm = false);
   ~Bucketizer();
   Bucketizer(const Bucketizer&) = delete;
   Bucketizer& operator=(const Bucketizer&) = delete;
@@ -58,10 +60,11 @@ class Bucketizer {
   }
 
   // `weight` of this rank's gradients in the mean: finite and not negative (std::invalid_argument). `value` is averaged
-  // too; all ranks learn whether one asks for attention.
-  void start(double weight, double value, bool attention = false);
+  // too; all ranks learn whether one asks for attention. This rank's gradients are multiplied by `scale`.
+  void start(double weight, double value, bool attention = false, double scale = 1);
   bool started() const { return started_; }
-  // Parameter `index` has its contiguous gradient at `gradient`, where it must stay until its bucket has been gathered.
+  // Parameter `index` has its contiguous gradient at `gradient`, where it must stay until its bucket has been gathered:
+  // in memory of its own, or in its place already.
   // Returns how many buckets, from the first, have been gathered: their gradients may be freed. Raises std::logic_error
   // if called twice for a parameter in a step.
   std::int64_t ready(std::int64_t index, const void* gradient);
@@ -98,10 +101,12 @@ class Bucketizer {
   std::vector<Bucket> buckets_;
   std::vector<std::size_t> bucket_of_;
   std::vector<std::byte*> places_;
+  bool norm_;
 
   bool started_ = false;
   double weight_ = 1;
   double value_ = 0;
+  double scale_ = 1;
   std::uint64_t asks_ = 0;  // this rank's flags, sent with each bucket
   std::int64_t step_ = 0;
   std::vector<const void*> gradients_;
@@ -110,6 +115,7 @@ class Bucketizer {
   std::size_t next_ = 0;    // the next bucket to exchange
 
   std::uint64_t flags_ = 0;
+  double sum_of_squares_ = 0;
   Result result_;
 
   // Shared by the communicating thread and the caller. In one object, because a forked child must not touch it: the

@@ -52,6 +52,7 @@ struct Reduction {
   double value = 0.0;         // a number to average by the same weights
   std::uint64_t flags = 0;    // or'ed together
   std::int64_t sequence = 0;  // step and bucket; must be equal on all ranks
+  bool squares = false;       // whether Reduced::sum_of_squares is wanted; must be equal on all ranks
 };
 inline constexpr int kBucketBits = 20;  // bits of a sequence for the bucket
 
@@ -60,7 +61,8 @@ struct Reduced {
   double weight = 0.0;  // the sum of the weights; if it is 0, the mean is 0
   double value = 0.0;   // the weighted mean of the values
   std::uint64_t flags = 0;
-  int alarmed_rank = -1;  // the lowest rank that raised kAlarm
+  int alarmed_rank = -1;        // the lowest rank that raised kAlarm
+  double sum_of_squares = 0.0;  // of the mean or sum
 };
 
 class Communicator {

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <string>
 
+#include "core/base/pack.h"
 #include "core/ranks/single_process.h"
 #include "core/ranks/weighted_sum.h"
 
@@ -64,18 +65,24 @@ Reduced NodeCommunicator::allreduce(void* data, std::int64_t numel, DType dtype,
     sources.reserve(calls.size());
     for (int r = 0; r < size(); ++r) sources.push_back(group_->small_of(r));
     weighted_sum(sources, factors_of(calls, reduction.mean), numel, dtype, {{data}});
-    return reduced_of(outcome_of(calls));
+    Reduced reduced = reduced_of(outcome_of(calls));
+    if (reduction.squares) reduced.sum_of_squares = facts_of(data, numel, dtype).sum_of_squares;
+    return reduced;
   }
   return together(call.operation, [&] {
     const std::vector<double> factors = factors_of(calls, reduction.mean);
-    memory_->exchange(all, calls, [&](const Peers& peers, std::size_t /*first*/, std::size_t count) {
-      const Slice slice = slice_of(static_cast<std::int64_t>(count / item), dtype, rank(), size());
-      std::vector<void*> parts;
-      for (std::byte* peer : peers) parts.push_back(peer + static_cast<std::size_t>(slice.begin) * item);
-      const std::vector<const void*> sources(parts.begin(), parts.end());
-      weighted_sum(sources, factors, slice.end - slice.begin, dtype, parts);
-    });
-    return reduced_of(outcome_of(calls));
+    Reduced reduced = reduced_of(outcome_of(calls));
+    reduced.sum_of_squares =
+        memory_->exchange(all, calls, [&](const Peers& peers, std::size_t /*first*/, std::size_t count) {
+          const Slice slice = slice_of(static_cast<std::int64_t>(count / item), dtype, rank(), size());
+          std::vector<void*> parts;
+          for (std::byte* peer : peers) parts.push_back(peer + static_cast<std::size_t>(slice.begin) * item);
+          const std::vector<const void*> sources(parts.begin(), parts.end());
+          const std::int64_t part = slice.end - slice.begin;
+          weighted_sum(sources, factors, part, dtype, parts);
+          return reduction.squares ? facts_of(parts.front(), part, dtype).sum_of_squares : 0.0;
+        });
+    return reduced;
   });
 }
 

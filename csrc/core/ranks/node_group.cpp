@@ -64,9 +64,10 @@ NodeGroup::NodeGroup(std::vector<Slot*> slots, int rank, std::chrono::duration<d
       // With more ranks than cores, the missing rank may need the core of the waiting one.
       spins_(slots_.size() > std::max(1U, std::thread::hardware_concurrency()) ? 0 : kSpins) {}
 
-void NodeGroup::meet() {
+void NodeGroup::meet(double number) {
   ++epoch_;
   Slot& slot = own();
+  slot.numbers[epoch_ % 2] = number;
   // Sequentially consistent on both sides: either the sleeper sees the new epoch, or this rank sees it sleep.
   slot.arrived.store(epoch_);
   if (slot.sleepers.load() != 0) wake_all(slot.arrived);
@@ -75,6 +76,12 @@ void NodeGroup::meet() {
     if (r != rank_) wait_for(r, deadline);
   }
   raise_if_broken();
+}
+
+double NodeGroup::sum_of_numbers() const {
+  double sum = 0;
+  for (const Slot* slot : slots_) sum += slot->numbers[epoch_ % 2];
+  return sum;
 }
 
 std::vector<Call> NodeGroup::exchange(const Call& call, std::span<const std::byte> small) {

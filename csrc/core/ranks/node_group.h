@@ -33,6 +33,7 @@ class NodeGroup {
   struct Slot {
     alignas(64) std::atomic<std::uint32_t> arrived;
     std::atomic<std::uint32_t> broken;  // if so, `cause` says why
+    std::array<double, 2> numbers;      // in the line that the others wait for
     alignas(64) std::atomic<std::uint32_t> sleepers;
     alignas(64) std::array<Call, 2> calls;
     alignas(64) std::array<std::array<std::byte, kSmallBytes>, 2> small;
@@ -53,8 +54,10 @@ class NodeGroup {
   // Called from time to time during a long wait. What it raises ends the wait.
   void set_idle(std::function<void()> idle) { idle_ = std::move(idle); }
 
-  // A barrier.
-  void meet();
+  // A barrier, at which each rank may show a number.
+  void meet(double number = 0);
+  // The sum of the numbers shown at the last meeting, in the order of the ranks; valid until the next meeting but one.
+  double sum_of_numbers() const;
   // Shows `call` and, if given, `small` data to all; returns all ranks' calls, which stay valid until the next meeting
   // but one. Raises nothing after the meeting.
   std::vector<Call> exchange(const Call& call, std::span<const std::byte> small = {});

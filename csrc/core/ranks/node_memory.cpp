@@ -72,21 +72,22 @@ Peers NodeMemory::at(std::int64_t place) const {
   return peers;
 }
 
-void NodeMemory::exchange(std::span<std::byte> data, std::span<const Call> calls, const Work& work) {
+double NodeMemory::exchange(std::span<std::byte> data, std::span<const Call> calls, const Work& work) {
   const std::int64_t place = calls.front().place;
   if (place != kPrivate && std::ranges::all_of(calls, [&](const Call& call) { return call.place == place; })) {
-    work(at(place), 0, data.size());
-    group_.meet();
-    return;
+    group_.meet(work(at(place), 0, data.size()));
+    return group_.sum_of_numbers();
   }
+  double mine = 0;
   for (std::size_t first = 0; first < data.size(); first += kPieceBytes) {
     const std::size_t count = std::min(kPieceBytes, data.size() - first);
     std::memcpy(staging_.get(), data.data() + first, count);
     group_.meet();
-    work(staging_peers_, first, count);
-    group_.meet();
+    mine += work(staging_peers_, first, count);
+    group_.meet(mine);
     std::memcpy(data.data() + first, staging_.get(), count);
   }
+  return data.empty() ? 0 : group_.sum_of_numbers();
 }
 
 void NodeMemory::broadcast(std::span<std::byte> data, int root) {

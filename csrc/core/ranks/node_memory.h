@@ -39,8 +39,9 @@ class NodeMemory {
 
   // Calls work(peers, first, count) for pieces that cover `data`, on all ranks between two meetings. If all `calls`
   // have the same place, the peers are the data; else they are copies, of at most kPieceBytes, which are copied back.
-  using Work = std::function<void(const Peers& peers, std::size_t first, std::size_t count)>;
-  void exchange(std::span<std::byte> data, std::span<const Call> calls, const Work& work);
+  // Returns the sum of what work returned, first over the pieces, then in the order of the ranks.
+  using Work = std::function<double(const Peers& peers, std::size_t first, std::size_t count)>;
+  double exchange(std::span<std::byte> data, std::span<const Call> calls, const Work& work);
 
   // Replaces data by those of the node's rank `root`.
   void broadcast(std::span<std::byte> data, int root);

@@ -6,6 +6,7 @@
 #include <new>
 
 #include "core/base/flat_layout.h"
+#include "core/base/pack.h"
 #include "core/ranks/agreement.h"
 
 namespace fastseq {
@@ -25,7 +26,9 @@ Reduced SingleProcess::allreduce(void* data, std::int64_t numel, DType dtype, co
   if (reduction.mean && call.weight == 0.0) {
     std::memset(data, 0, static_cast<std::size_t>(call.bytes));
   }
-  return reduced_of(outcome_of({&call, 1}));
+  Reduced reduced = reduced_of(outcome_of({&call, 1}));
+  if (reduction.squares) reduced.sum_of_squares = facts_of(data, numel, dtype).sum_of_squares;
+  return reduced;
 }
 
 void SingleProcess::broadcast(std::span<std::byte> /*data*/, int root) { check_root(root, 1); }

@@ -2,8 +2,8 @@
 #include <cstdint>
 
 #include "core/base/isa.h"
+#include "core/recurrence/cell_dispatch.h"
 #include "core/recurrence/cells.h"
-#include "core/recurrence/dispatch.h"
 #include "core/recurrence/recurrence.h"
 #include "core/recurrence/tiles.h"
 #include "core/recurrence/weights.h"

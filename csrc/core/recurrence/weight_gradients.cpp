@@ -4,8 +4,8 @@
 #include <cstdint>
 
 #include "core/base/isa.h"
+#include "core/recurrence/cell_dispatch.h"
 #include "core/recurrence/cells.h"
-#include "core/recurrence/dispatch.h"
 #include "core/recurrence/tiles.h"
 
 namespace fastseq::recurrence {

@@ -1,4 +1,4 @@
-"""Progress bar over all steps of a run: losses or label, steps per second, time left."""
+"""Progress bar over all chunks of a run: losses or label, chunks per second, time left."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ class Progress:
 
     It reads, for example::
 
-        epoch 3/10:  25%|██▌       | 500/2000 [00:04<00:12, 121step/s, loss 0.1234, val 0.1345]
+        epoch 3/10:  25%|██▌       | 500/2000 [00:04<00:12, 121chunk/s, loss 0.1234, val 0.1345]
 
-    that is: epoch (or label), fraction of this call's steps done, steps done of the total, time
-    taken and estimated time left, recent steps per second, loss of the last step, and validation
+    that is: epoch (or label), fraction of this call's chunks done, chunks done of the total, time
+    taken and estimated time left, recent chunks per second, loss of the last update, and validation
     loss of the last epoch. It is redrawn at most ten times a second.
 
     Parameters
     ----------
     total
-        Steps of the whole run.
+        Chunks of the whole run.
     shown
         Whether to draw anything.
     label
@@ -40,7 +40,7 @@ class Progress:
         self._bar = None
         if shown:
             self._bar = tqdm(
-                total=total, unit="step", desc=label or None, delay=delay, dynamic_ncols=True
+                total=total, unit="chunk", desc=label or None, delay=delay, dynamic_ncols=True
             )
         self._done = 0
         self._loss = self._validation_loss = math.nan
@@ -69,8 +69,8 @@ class Progress:
         """Show a validation loss from now on."""
         self._validation_loss = loss
 
-    def step(self, loss: float | None = None) -> None:
-        """Count a step; redraw if the last redraw is long enough ago."""
+    def advance(self, loss: float | None = None) -> None:
+        """Count a chunk; redraw if the last redraw is long enough ago."""
         if self._bar is None:
             return
         self._done += 1

@@ -44,6 +44,6 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
-def _python_state() -> tuple[Any, ...]:
+def _python_state() -> tuple[int, torch.Tensor, float | None]:
     version, words, gauss = random.getstate()
     return version, torch.tensor(words), gauss

@@ -8,11 +8,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
 from .locks import Lock
+from .untyped_torch import cuda_is_in_use
 
 __all__ = ["Draws", "seeded", "untouched"]
 
@@ -20,17 +20,17 @@ _turn = Lock()  # to draw
 
 
 class Draws:
-    """Context manager for steps that may draw random numbers.
+    """Context manager for code that may draw random numbers.
 
-    One thread has its turn at a time; the others wait. If the first step draws nothing, the turn is
-    given back after it, and steps of several threads run side by side.
+    One thread has its turn at a time; the others wait. If nothing is drawn between `watch` and
+    `look`, the turn is given back, and several threads run side by side.
 
     Parameters
     ----------
     seed
         Seed; the generators are restored afterwards. None: do not seed.
     device
-        Device that the steps draw on, besides the CPU.
+        Device that the code draws on, besides the CPU.
     turns
         Whether threads take turns. False where ranks wait for each other: threads may arrive in a
         different order on each rank.
@@ -59,12 +59,12 @@ class Draws:
         return self
 
     def watch(self) -> None:
-        """Call before the first step."""
+        """Start to watch what is drawn."""
         if self._has_turn and self._device.type == "cpu":
             self._state = torch.get_rng_state()
 
     def look(self) -> None:
-        """Call after a step; give the turn back if the first one drew nothing."""
+        """Give the turn back if nothing was drawn between `watch` and the first call of this."""
         if self._state is not None:
             drawn = not torch.equal(self._state, torch.get_rng_state())
             self._state = None
@@ -100,8 +100,7 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
     True
     """
     if device is None:
-        in_use = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-        device = torch.device("cuda" if in_use else "cpu")
+        device = torch.device("cuda" if cuda_is_in_use() else "cpu")
     with Draws(seed, device, turns=True):
         yield
 
@@ -129,7 +128,7 @@ class _Forks:
     def __init__(self) -> None:
         self._lock = Lock()
         self._count = 0
-        self._before: dict[Any, torch.Tensor] = {}
+        self._before: dict[int | None, torch.Tensor] = {}
         self._own = threading.local()  # nested forks
 
     def begin(self, device: torch.device) -> None:
@@ -178,7 +177,7 @@ def _states(device: torch.device) -> dict[int | None, torch.Tensor]:
     return states
 
 
-def _restore(states: dict[Any, torch.Tensor]) -> None:
+def _restore(states: dict[int | None, torch.Tensor]) -> None:
     for index, state in states.items():
         if index is None:
             torch.set_rng_state(state)

@@ -7,7 +7,7 @@ out where a comment says so; results stay the same. Without `torch.compile`'s na
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -16,6 +16,8 @@ from torch import Tensor, nn, optim
 from torch.autograd import profiler
 from torch.nn import functional
 from torch.optim import optimizer as _optimizer
+
+from .untyped_torch import backward
 
 __all__ = [
     "below_autograd", "children", "compiles_rnns", "copy_each_", "dynamo_error", "forward_hooks",
@@ -31,7 +33,7 @@ _engine: Any = getattr(torch.autograd.Variable, "_execution_engine", None)
 def run_backward(loss: Tensor) -> None:
     """Call ``loss.backward()`` without its checks that the loss is one number."""
     if _engine is None or type(loss) is not Tensor:
-        loss.backward()  # type: ignore[no-untyped-call]
+        backward(loss)
         return
     # Made for each call: a parameter's gradient may be a view of it, and be clipped in place.
     one = torch.ones_like(loss)
@@ -41,7 +43,9 @@ def run_backward(loss: Tensor) -> None:
 
 
 # A context manager takes longer than its body here. Without it: torch's public function.
-set_grad_enabled: Any = getattr(_C, "_set_grad_enabled", torch.set_grad_enabled)
+set_grad_enabled: Callable[[bool], object] = getattr(
+    _C, "_set_grad_enabled", torch.set_grad_enabled
+)
 
 
 def has_step_hooks(optimizer: optim.Optimizer) -> bool:
@@ -77,7 +81,7 @@ def profiles() -> bool:
     return bool(getattr(profiler, "_is_profiler_enabled", True))
 
 
-def fused_adam(*, decoupled: bool) -> Any:
+def fused_adam(*, decoupled: bool) -> Callable[..., None] | None:
     """Return the kernel behind fused AdamW (`decoupled`) or Adam, or None."""
     return getattr(torch, "_fused_adamw_" if decoupled else "_fused_adam_", None)
 
@@ -105,17 +109,17 @@ def storage_users(storage: torch.UntypedStorage) -> int | None:
 
     A buffer may be refilled once nobody else holds it.
     """
-    count: Any = getattr(_C, "_storage_Use_Count", None)
-    return None if count is None else int(count(storage._cdata))
+    count: Callable[[int], int] | None = getattr(_C, "_storage_Use_Count", None)
+    return None if count is None else count(storage._cdata)
 
 
 def functorch_is_active() -> bool:
     """Return whether a `torch.func` transform is active; True if unknown."""
-    active: Any = getattr(_C, "_are_functorch_transforms_active", None)
-    return True if active is None else bool(active())
+    active: Callable[[], bool] | None = getattr(_C, "_are_functorch_transforms_active", None)
+    return True if active is None else active()
 
 
-def below_autograd() -> AbstractContextManager[Any]:
+def below_autograd() -> AbstractContextManager[object]:
     """Let operators skip autograd's dispatch and go straight to their kernels."""
     guard = getattr(_C, "_AutoDispatchBelowAutograd", nullcontext)
     return guard()
@@ -124,17 +128,17 @@ def below_autograd() -> AbstractContextManager[Any]:
 # These losses' kernels, for equal shapes: broadcasting takes as long as the loss itself.
 def mse_mean(a: Tensor, b: Tensor) -> Tensor:
     """Return the mean squared error of tensors of one shape."""
-    return _native_mse(a, b, reduction=_MEAN)  # type: ignore[no-any-return]
+    return _native_mse(a, b, reduction=_MEAN)
 
 
 def l1_mean(a: Tensor, b: Tensor) -> Tensor:
     """Return the mean absolute error of tensors of one shape."""
-    return _native_l1(a, b, reduction=_MEAN)  # type: ignore[no-any-return]
+    return _native_l1(a, b, reduction=_MEAN)
 
 
-_MEAN: Any = 1 if hasattr(_C._nn, "mse_loss") else "mean"
-_native_mse: Any = getattr(_C._nn, "mse_loss", None) or functional.mse_loss
-_native_l1: Any = getattr(_C._nn, "l1_loss", None) or functional.l1_loss
+_MEAN: int | str = 1 if hasattr(_C._nn, "mse_loss") else "mean"
+_native_mse: Callable[..., Tensor] = getattr(_C._nn, "mse_loss", None) or functional.mse_loss
+_native_l1: Callable[..., Tensor] = getattr(_C._nn, "l1_loss", None) or functional.l1_loss
 
 
 def children(module: nn.Module) -> dict[str, nn.Module | None]:
@@ -166,9 +170,9 @@ def unsupported() -> type[Exception]:
     return torch._dynamo.exc.Unsupported
 
 
-def compiles_rnns() -> AbstractContextManager[Any]:
+def compiles_rnns() -> AbstractContextManager[object]:
     """Let `torch.compile` compile recurrent layers."""
-    patch: AbstractContextManager[Any] = torch._dynamo.config.patch(allow_rnn=True)
+    patch: AbstractContextManager[object] = torch._dynamo.config.patch(allow_rnn=True)
     return patch
 
 

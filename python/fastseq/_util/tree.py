@@ -11,7 +11,7 @@ Tree: TypeAlias = Any
 """A leaf, or a tuple (named or not), list or dict of trees. None is a tree without leaves."""
 
 
-def tree_map(fn: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
+def tree_map(fn: Callable[..., Tree], tree: Tree, *others: Tree) -> Tree:
     """Apply `fn` to the leaves of trees of equal structure; return a tree of the results.
 
     Examples
@@ -51,7 +51,7 @@ def tree_paths(tree: Tree, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, tree
 
 
-def tree_like(tree: Tree, leaves: Iterable[Any]) -> Tree:
+def tree_like(tree: Tree, leaves: Iterable[object]) -> Tree:
     """Return a tree of `tree`'s structure with other leaves, in order.
 
     Examples

@@ -17,7 +17,9 @@ class _Combined(Criterion):
     def __init__(self, *criteria: Criterion) -> None:
         super().__init__()
         if not criteria:
-            raise TypeError(f"{type(self).__name__} needs a criterion at least")
+            raise TypeError(
+                f"{type(self).__name__} needs at least one criterion, such as NumberSinceBest(5)"
+            )
         for criterion in criteria:
             if not isinstance(criterion, Criterion):
                 raise TypeError(

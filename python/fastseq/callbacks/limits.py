@@ -49,7 +49,7 @@ class InvalidValue(Criterion):
     """Stop when the monitored number is NaN or infinite.
 
     For validation losses and metrics: a training loss that is not finite makes `fit` fail anyway,
-    at the step where it appears.
+    at the chunk where it appears.
 
     Parameters
     ----------

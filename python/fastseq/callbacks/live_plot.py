@@ -56,10 +56,13 @@ class LivePlot(Callback):
             return
         figure = need("matplotlib.figure", "LivePlot").Figure()
         if self.path is None and not _in_notebook():
-            raise ValueError("LivePlot() draws in notebooks, and this is none: give a file's name")
+            raise ValueError(
+                "LivePlot() without a path draws in notebooks only: pass the name of a file, such "
+                'as "history.png"'
+            )
         if self.path is not None:
             if not self.path.parent.is_dir():
-                raise ValueError(f"LivePlot: there is no folder {str(self.path.parent)!r}")
+                raise ValueError(f"LivePlot: the folder {str(self.path.parent)!r} does not exist")
             if self.path.suffix[1:] not in figure.canvas.get_supported_filetypes():
                 raise ValueError(
                     f"LivePlot cannot write {self.path.name!r}: its name must end in .png, .svg, "
@@ -85,13 +88,12 @@ class LivePlot(Callback):
             with replacing("LivePlot", self.path) as beside:
                 figure.savefig(beside, format=self.path.suffix[1:])
             return
-        from IPython.display import Image, display
-
+        show = need("IPython.display", "LivePlot")
         png = io.BytesIO()
         figure.savefig(png, format="png")
-        picture = Image(png.getvalue())  # type: ignore[no-untyped-call]
+        picture = show.Image(png.getvalue())
         if self._display is None:
-            self._display = display(picture, display_id=True)  # type: ignore[no-untyped-call]
+            self._display = show.display(picture, display_id=True)
         else:
             self._display.update(picture)
 

@@ -64,7 +64,7 @@ class Log(Callback):
 
 
 def _line(run: Run) -> str:
-    hidden = ("epoch", "steps", "seconds")
+    hidden = ("epoch", "updates", "seconds")
     shown = [
         f"{key} {float(value):.4g}"
         for key, value in run.row.items()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -12,7 +11,7 @@ from ..inference.samples import Samples
 
 __all__ = ["classes_of", "column", "takes_weights", "weights_of"]
 
-_Array = np.ndarray[Any, Any]
+_Array = np.ndarray
 
 
 def classes_of(outputs: _Array, *, one_logit: bool) -> _Array:
@@ -39,7 +38,7 @@ def weights_of(samples: Samples) -> dict[str, _Array]:
     return {} if (weights == weights[0]).all() else {"sample_weight": weights}
 
 
-def takes_weights(function: Callable[..., Any]) -> bool:
+def takes_weights(function: Callable[..., object]) -> bool:
     """Whether a metric takes ``sample_weight``."""
     try:
         return "sample_weight" in inspect.signature(function).parameters

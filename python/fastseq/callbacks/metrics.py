@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Metrics"]
 
-_Array = np.ndarray[Any, Any]
-_RESERVED = ("epoch", "loss", "validation_loss", "lr", "steps", "seconds", "steps_per_second")
+_Array = np.ndarray
+_RESERVED = ("epoch", "loss", "validation_loss", "lr", "updates", "seconds", "updates_per_second")
 
 
 class Metrics(Callback):
@@ -92,9 +92,11 @@ class Metrics(Callback):
             raise ValueError('Metrics needs at least one metric, such as Metrics("r2")')
         self._train = train
 
-    def _add(self, name: str, metric: Any) -> None:
+    def _add(self, name: str, metric: object) -> None:
         if name in self._metrics or name in _RESERVED:
-            raise ValueError(f"Metrics: the history would have {name!r} twice")
+            raise ValueError(
+                f"Metrics: the history has a column {name!r} already; give the metric another name"
+            )
         self._metrics[name] = _named(metric) if isinstance(metric, str) else _Function(metric)
 
     def on_fit_begin(self, run: Run) -> None:
@@ -146,7 +148,7 @@ def _targets(samples: Samples) -> Iterator[Samples]:
 class _Function:
     """A user's function of targets and predictions."""
 
-    def __init__(self, function: Any) -> None:
+    def __init__(self, function: object) -> None:
         if not callable(function):
             raise TypeError(
                 f"a metric must be a name or a function of (y_true, y_pred), got {function!r}"

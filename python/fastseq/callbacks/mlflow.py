@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MLflow"]
 
-# Losses of steps are buffered: one message costs as much as many steps.
+# Losses of updates are buffered: one message costs as much as many updates.
 _KEPT_BACK = 500
 _SECONDS_BETWEEN = 10.0
 _LONGEST_VALUE = 500  # characters, of a parameter
@@ -28,7 +28,7 @@ class MLflow(Tracker):
 
     Parameters: the spec, the model's class and size, the optimizer and its settings, and the shape
     of the data. Metrics: every number in an epoch's row of the history, by epoch, and the loss of
-    steps as ``step_loss``. Artifacts: the history as a table and a plot (the latter needs
+    updates as ``update_loss``. Artifacts: the history as a table and a plot (the latter needs
     matplotlib), a description of the model and its weights. Training resumed from a checkpoint
     continues the same run. Rank 0 logs; if logging fails, training continues, and a warning says
     why.
@@ -52,7 +52,7 @@ class MLflow(Tracker):
     tags
         Tags of the run.
     every
-        Log the loss every so many steps; 0: never.
+        Log the loss every so many updates; 0: never.
     weights
         Log the model's weights at the end.
 
@@ -157,8 +157,8 @@ class MLflow(Tracker):
                 raise
             return str(found.experiment_id)
 
-    def _log_step(self, run: Run) -> None:
-        self._keep({"step_loss": run.loss}, run.step)
+    def _log_update(self, run: Run) -> None:
+        self._keep({"update_loss": run.loss}, run.updates)
         late = time.monotonic() - self._sent > _SECONDS_BETWEEN
         if late or len(self._kept) >= _KEPT_BACK:
             self._send()

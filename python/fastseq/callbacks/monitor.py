@@ -57,8 +57,8 @@ class Monitor:
             return "validation_loss" if "validation_loss" in row else "loss"
         if self.key not in row:
             raise ValueError(
-                f'monitor="{self.key}" is not in the history, which has {", ".join(row)}; '
-                "what another callback adds is there for those behind it in the list"
+                f'monitor="{self.key}" is not in the history, which has {", ".join(row)}; a '
+                "callback sees only what those before it in the list add"
             )
         return self.key
 
@@ -72,7 +72,7 @@ class Monitor:
         return math.inf if math.isnan(value) else self.sign * value
 
 
-def check_positive(name: str, value: Any, *, integer: bool = False) -> None:
+def check_positive(name: str, value: object, *, integer: bool = False) -> None:
     """Raise unless `value` is a positive number."""
     kind, what = (numbers.Integral, "an integer") if integer else (numbers.Real, "a number")
     if isinstance(value, bool) or not isinstance(value, kind):

@@ -60,7 +60,7 @@ class OptunaPruning(Callback):
         self._monitor = Monitor(monitor, "min")
         self._pruned = ""
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> OptunaPruning:
+    def __deepcopy__(self, memo: dict[int, object]) -> OptunaPruning:
         # Scikit-learn copies parameters; a copied trial would report to a copy of the study.
         return OptunaPruning(self._trial, self._monitor.key)
 

@@ -33,8 +33,8 @@ class Schedule(Callback):
         A callable that gets the optimizer and returns a scheduler; or a scheduler made for the
         estimator's optimizer.
     per
-        When its ``step`` is called: at the end of every ``"epoch"``, or after every ``"step"`` of
-        the optimizer.
+        When its ``step`` is called: at the end of every ``"epoch"``, or after every
+        ``"update"``.
     monitor
         The number in the history's rows that `torch.optim.lr_scheduler.ReduceLROnPlateau` gets;
         None: ``"validation_loss"`` if there is validation, else ``"loss"``.
@@ -66,8 +66,8 @@ class Schedule(Callback):
                 "scheduler must be one of torch.optim.lr_scheduler, or a callable that gets the "
                 f"optimizer and returns one, got {scheduler!r}"
             )
-        if per not in ("epoch", "step"):
-            raise ValueError(f'per must be "epoch" or "step", got {per!r}')
+        if per not in ("epoch", "update"):
+            raise ValueError(f'per must be "epoch" or "update", got {per!r}')
         self._make = None if isinstance(scheduler, LRScheduler) else scheduler
         self._scheduler = scheduler if isinstance(scheduler, LRScheduler) else None
         self._monitor = Monitor(monitor, "min")
@@ -87,9 +87,9 @@ class Schedule(Callback):
                 "the scheduler was made for another optimizer than the estimator's: pass a "
                 "callable that gets the optimizer and returns a scheduler"
             )
-        if self.per == "step" and isinstance(self._scheduler, ReduceLROnPlateau):
+        if self.per == "update" and isinstance(self._scheduler, ReduceLROnPlateau):
             raise ValueError('ReduceLROnPlateau looks at the losses of epochs: use per="epoch"')
-        if self._state is not None and run.step > 0:  # 0: another estimator starts
+        if self._state is not None and run.updates > 0:  # 0: another estimator starts
             _go_on(self._scheduler, self._state)
         self._state = None
         if isinstance(self._scheduler, ReduceLROnPlateau) and self.is_new_to(run):
@@ -101,13 +101,13 @@ class Schedule(Callback):
 
     def on_batch_end(self, run: Run) -> None:
         """Step the scheduler."""
-        if self.per == "step":
+        if self.per == "update":
             assert self._scheduler is not None
             self._scheduler.step()
 
     def on_epoch_end(self, run: Run) -> None:
         """Step the scheduler."""
-        if self.per == "step":
+        if self.per == "update":
             return
         if isinstance(self._scheduler, ReduceLROnPlateau):
             self._scheduler.step(self._monitor.value(run))
@@ -132,7 +132,7 @@ class Schedule(Callback):
         elif state:
             _go_on(self._scheduler, state)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Leave out a scheduler that can be made again: a copy serves a copy of the optimizer."""
         if self._make is None:
             return vars(self)
@@ -171,7 +171,7 @@ def _set(group: dict[str, Any], name: str, value: Any) -> None:
 _NOT_PLAIN = object()
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     """Return the numbers, strings, and lists and dicts of them, which a file can hold.
 
     The rest (functions, a table of milestones) is set when the scheduler is made, and constant.

@@ -55,7 +55,7 @@ class NamedMetric:
                 f"{name!r} is not one of scikit-learn's metrics{meant(name, names)} There are "
                 f"{', '.join(names)}"
             ) from None
-        function: Callable[..., Any] = self._scorer._score_func
+        function: Callable[..., object] = self._scorer._score_func
         self._takes_weights = takes_weights(function)
 
     def __call__(self, samples: Samples) -> float:
@@ -72,33 +72,33 @@ class NamedMetric:
 class _Regressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     """Its inputs are a model's outputs."""
 
-    def fit(self, *_: Any) -> _Regressor:  # scikit-learn recognizes estimators by it
+    def fit(self, *_: object) -> _Regressor:  # scikit-learn recognizes estimators by it
         return self
 
-    def predict(self, outputs: Any) -> Any:
+    def predict(self, outputs: np.ndarray) -> np.ndarray:
         return column(outputs)
 
 
 class _Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Its inputs are a model's outputs: logits of all classes, or one logit for each target."""
 
-    classes_: Any
+    classes_: np.ndarray
 
     def __init__(self, *, one_logit: bool = False) -> None:
         self.one_logit = one_logit
 
-    def fit(self, *_: Any) -> _Classifier:  # scikit-learn recognizes estimators by it
+    def fit(self, *_: object) -> _Classifier:  # scikit-learn recognizes estimators by it
         return self
 
-    def predict(self, outputs: Any) -> Any:
+    def predict(self, outputs: np.ndarray) -> np.ndarray:
         return column(classes_of(outputs, one_logit=self.one_logit))
 
-    def decision_function(self, outputs: Any) -> Any:
+    def decision_function(self, outputs: np.ndarray) -> Any:
         if not self.one_logit and outputs.shape[-1] == 2:
             return outputs[:, 1] - outputs[:, 0]
         return column(outputs)
 
-    def predict_proba(self, outputs: Any) -> Any:
+    def predict_proba(self, outputs: np.ndarray) -> Any:
         outputs = outputs.astype(np.float64)
         if self.one_logit and outputs.shape[-1] > 1:
             return 1 / (1 + np.exp(-outputs))

@@ -117,7 +117,7 @@ class NumberSinceBest(Criterion):
         if seen["since"] < self.n:
             return None
         name, best = self._monitor.name(run.row), self._monitor.sign * seen["best"]
-        return f"{name} has not become better than {best:.6g} for {seen['since']} epochs"
+        return f"{name} has not been better than {best:.6g} for {seen['since']} epochs"
 
 
 class Patience(Criterion):
@@ -226,7 +226,7 @@ class PQ(GL):
         super().__init__(alpha, monitor=monitor, mode=mode)
         check_positive("k", k, integer=True)
         if k < 2:
-            raise ValueError("k must be 2 at least: one loss shows no progress")
+            raise ValueError("k must be at least 2: one loss shows no progress")
         self.k = k
 
     def update(self, run: Run) -> str | None:

@@ -19,8 +19,9 @@ class TensorBoard(Tracker):
     """Log losses, metrics, times and parameters to a folder for ``tensorboard --logdir``.
 
     Every number in an epoch's row of the history is a curve over the epochs, ``epoch/loss`` and so
-    on; the loss of single steps is ``step/loss``. Added at the end: a plot of the history (needs
-    matplotlib) and, to compare runs, the hyperparameters with the last epoch's losses and metrics.
+    on; the loss of single updates is ``update/loss``. Added at the end: a plot of the history
+    (needs matplotlib) and, to compare runs, the hyperparameters with the last epoch's losses and
+    metrics.
     Rank 0 logs; if logging fails, training continues, and a warning says why.
 
     Put it after `Metrics`, so that it sees their values.
@@ -30,7 +31,7 @@ class TensorBoard(Tracker):
     folder
         Where to log; a later `fit` with the same folder continues the same curves.
     every
-        Log the loss every so many steps; 0: never.
+        Log the loss every so many updates; 0: never.
 
     Raises
     ------
@@ -65,8 +66,8 @@ class TensorBoard(Tracker):
         self._writer.add_text("parameters", "\n".join(["| name | value |", "|-|-|", *table]))
         self._writer.add_text("model", f"```\n{run.model}\n```")
 
-    def _log_step(self, run: Run) -> None:
-        self._writer.add_scalar("step/loss", run.loss, run.step)
+    def _log_update(self, run: Run) -> None:
+        self._writer.add_scalar("update/loss", run.loss, run.updates)
 
     def _log_epoch(self, run: Run) -> None:
         for name, value in numbers_of(run.row).items():

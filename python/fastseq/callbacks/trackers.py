@@ -28,26 +28,23 @@ class Tracker(Callback):
     Parameters
     ----------
     every
-        Log the loss every so many steps; 0: never.
+        Log the loss every so many updates; 0: never.
     """
 
     def __init__(self, every: int) -> None:
         if isinstance(every, bool) or not isinstance(every, int) or every < 0:
-            raise ValueError(f"every must be a number of steps, 0 for none, got {every!r}")
+            raise ValueError(f"every must be a number of updates, or 0 for none, got {every!r}")
         self._every = every
         self._logs = self._begun = False
-        self._seen = 0
 
     def on_fit_begin(self, run: Run) -> None:
         """Prepare; the tracker's run starts when there is something to log."""
         self._logs, self._begun = run.first, False
-        self._seen = run.step
 
     def on_batch_end(self, run: Run) -> None:
-        """Log the loss every `every` steps; an update of several chunks may pass that number."""
-        before, self._seen = self._seen, run.step
-        if self._logs and self._every and run.step // self._every > before // self._every:
-            self._try(self._log_step, run)
+        """Log the loss of every `every`-th update."""
+        if self._logs and self._every and run.updates % self._every == 0:
+            self._try(self._log_update, run)
 
     def on_epoch_end(self, run: Run) -> None:
         """Log the epoch's row of the history."""
@@ -70,8 +67,8 @@ class Tracker(Callback):
             self._logs = False
             self._abandon()
             warnings.warn(
-                f"{type(self).__name__} failed, and logs no more in this fit; the training goes "
-                f"on. {type(error).__name__}: {error}",
+                f"{type(self).__name__} failed and logs nothing more in this fit; training "
+                f"continues. {type(error).__name__}: {error}",
                 RuntimeWarning,
                 stacklevel=3,
             )
@@ -79,7 +76,7 @@ class Tracker(Callback):
     def _begin(self, run: Run) -> None:
         raise NotImplementedError
 
-    def _log_step(self, run: Run) -> None:
+    def _log_update(self, run: Run) -> None:
         raise NotImplementedError
 
     def _log_epoch(self, run: Run) -> None:
@@ -138,14 +135,14 @@ def history_figure(run: Run) -> Figure | SubFigure | None:
     return run.history.plot().figure
 
 
-def _name(function: Any) -> str:
+def _name(function: object) -> str:
     """Return a loss's name; for `seqloss`, the inner loss's."""
     if isinstance(function, functools.partial):
         return _name((*function.args, function.func)[0])
     return str(getattr(function, "__name__", type(function).__name__))
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     if hasattr(value, "item") and getattr(value, "size", None) is not None:
         value = value.item()  # a learning rate that is a tensor
     return value if isinstance(value, int | float | bool | str) else str(value)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import torch
 
+from .._util.tree import Tree
 from ..distributed import Communicator
 from .encoding import pack, unpack
 
 __all__ = ["broadcast_tree", "gather_trees"]
 
 
-def broadcast_tree(tree: Any, comm: Communicator, root: int = 0) -> Any:
+def broadcast_tree(tree: Tree, comm: Communicator, root: int = 0) -> Tree:
     """Return rank `root`'s tree, of anything that `encoding.pack` takes, on all ranks. Collective.
 
     Examples
@@ -36,6 +36,6 @@ def broadcast_tree(tree: Any, comm: Communicator, root: int = 0) -> Any:
     return tree if sends else unpack(text, tensors)
 
 
-def gather_trees(tree: Any, comm: Communicator) -> list[Any]:
+def gather_trees(tree: Tree, comm: Communicator) -> list[Tree]:
     """Return all ranks' trees, in order. Collective."""
     return [broadcast_tree(tree, comm, root) for root in range(comm.size)]

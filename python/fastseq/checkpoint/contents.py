@@ -56,18 +56,18 @@ def check_model(model: nn.Module, saved: dict[str, Any], where: str) -> None:
         for name, tensor in own[what].items():
             if name not in saved[what]:
                 raise CheckpointError(
-                    f"{where} is of another model: it has no {kind} {name}, which this model has"
+                    f"{where} is from another model: {kind} {name} is missing from the file"
                 )
             here, there = (f"{tuple(a.shape)} {a.dtype}" for a in (tensor, saved[what][name]))
             if here != there:
                 raise CheckpointError(
-                    f"{where} is of another model: its {kind} {name} is {there}, this model's "
+                    f"{where} is from another model: its {kind} {name} is {there}, this model's "
                     f"{here}"
                 )
         for name in saved[what]:
             if name not in own[what]:
                 raise CheckpointError(
-                    f"{where} is of another model: it has a {kind} {name}, which this model has not"
+                    f"{where} is from another model: this model has no {kind} {name}"
                 )
 
 
@@ -105,12 +105,12 @@ def check_optimizer(optimizer: optim.Optimizer, saved: dict[str, Any], where: st
     """
     here, there = type(optimizer).__name__, saved["kind"]
     if here != there:
-        raise CheckpointError(f"{where} is of a run with the optimizer {there}, not {here}")
+        raise CheckpointError(f"{where} is from a run with the optimizer {there}, not {here}")
     groups = saved["state"]["param_groups"]
     sizes = [len(group["params"]) for group in optimizer.param_groups]
     if sizes != [len(group["params"]) for group in groups]:
         raise CheckpointError(
-            f"{where} is of an optimizer with groups of "
+            f"{where} is from an optimizer with groups of "
             f"{', '.join(str(len(group['params'])) for group in groups)} parameters, this one has "
             f"{', '.join(map(str, sizes))}"
         )
@@ -128,7 +128,7 @@ def load_optimizer(optimizer: optim.Optimizer, saved: dict[str, Any]) -> None:
     optimizer.load_state_dict({**saved["state"], "param_groups": groups})
 
 
-def callback_states(callbacks: Iterable[Any]) -> list[Any]:
+def callback_states(callbacks: Iterable[object]) -> list[object]:
     """Return the callbacks' kinds and states."""
     return [
         [type(callback).__name__, callback.state_dict() if hasattr(callback, "state_dict") else {}]
@@ -152,6 +152,6 @@ def load_callbacks(callbacks: Iterable[Any], saved: list[Any], *, quiet: bool = 
     left = [kind for kind, rest in states.items() for state in rest if state]
     if left and not quiet:
         warnings.warn(
-            f"the checkpoint has states of callbacks that are not there: {', '.join(left)}",
+            f"the checkpoint has states of callbacks that this fit has not: {', '.join(left)}",
             stacklevel=2,
         )

@@ -17,7 +17,7 @@ from .format import DTYPES
 __all__ = ["pack", "unpack"]
 
 
-def pack(tree: Any) -> tuple[dict[str, Tensor], str]:
+def pack(tree: object) -> tuple[dict[str, Tensor], str]:
     """Take the tensors out of a tree.
 
     Parameters
@@ -38,11 +38,11 @@ def pack(tree: Any) -> tuple[dict[str, Tensor], str]:
 
     Examples
     --------
-    >>> tensors, text = pack({"step": 3, "state": {0: (torch.ones(2), 0.5)}})
+    >>> tensors, text = pack({"epochs": 3, "state": {0: (torch.ones(2), 0.5)}})
     >>> list(tensors)
     ['state.0.0']
     >>> unpack(text, tensors)
-    {'step': 3, 'state': {0: (tensor([1., 1.]), 0.5)}}
+    {'epochs': 3, 'state': {0: (tensor([1., 1.]), 0.5)}}
     """
     tensors: dict[str, Tensor] = {}
     return tensors, json.dumps(_encode(tree, "", tensors), allow_nan=False)
@@ -62,7 +62,7 @@ def unpack(text: str, tensors: Mapping[str, Tensor]) -> Any:
         raise ValueError(f"it was not written by fastseq: {error!r}") from error
 
 
-def _encode(item: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+def _encode(item: object, path: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(item, np.generic):
         item = item.item()
     if item is None or isinstance(item, bool | int | str):
@@ -90,7 +90,7 @@ def _encode(item: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     )
 
 
-def _encode_key(key: Any, path: str) -> Any:
+def _encode_key(key: object, path: str) -> Any:
     if key is None or isinstance(key, bool | int | float | str):
         return _encode(key, path, {})
     if isinstance(key, tuple):
@@ -113,7 +113,7 @@ def _add(tensor: Tensor, path: str, tensors: dict[str, Tensor]) -> str:
     return name
 
 
-def _decode(item: Any, tensors: Mapping[str, Tensor]) -> Any:
+def _decode(item: object, tensors: Mapping[str, Tensor]) -> Any:
     if isinstance(item, list):
         return [_decode(part, tensors) for part in item]
     if not isinstance(item, dict):

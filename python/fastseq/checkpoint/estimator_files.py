@@ -7,7 +7,7 @@ import errno
 import numbers
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -78,14 +78,14 @@ def _layers(model: nn.Module) -> dict[str, Any]:
         return {"layers": None, "not_described": str(error)}
 
 
-def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(row: Mapping[str, object]) -> dict[str, object]:
     """Return the parts of an epoch's row that a file can hold; callbacks may add anything."""
     return {key: value for key, value in row.items() if isinstance(value, numbers.Real | str)}
 
 
 def _plain_structure(tree: Tree, where: str) -> Tree:
     """Raise if a file cannot hold the structure of a state: classes are code."""
-    parts: Iterable[tuple[Any, Tree]] = ()
+    parts: Iterable[tuple[object, Tree]] = ()
     if isinstance(tree, dict):
         parts = tree.items()
     elif isinstance(tree, tuple | list):
@@ -133,7 +133,8 @@ class SavedLearner:
             return cls(made, spec, options, content["state"], fitted)
         except (KeyError, AttributeError) as error:
             raise CheckpointError(
-                f"load: {path} lacks what this version of fastseq saves"
+                f"load: {path} lacks a part of what this version of fastseq saves: load it with "
+                "the version that wrote it"
             ) from error
 
     def restore(self, learner: Learner) -> None:
@@ -159,7 +160,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"load: {path} was not written by Estimator.save")
     if content.get("format") != FORMAT:
         raise CheckpointError(
-            f"load: {path} has format {content.get('format')!r}, this version of fastseq reads "
+            f"load: {path} has format {content.get('format')!r}, but this version of fastseq reads "
             f"format {FORMAT}: load it with the version that wrote it"
         )
     return content
@@ -172,8 +173,7 @@ def _model(content: Mapping[str, Any], given: Any, path: Path) -> nn.Module:
         if content["layers"] is None:
             raise ValueError(
                 f"load: {path} has the weights of a {content['class']}, but not how to build it "
-                f"({content['not_described']}): pass model=, an instance or a callable that "
-                "returns one"
+                f"({content['not_described']}): pass model=, a model or a callable that returns one"
             )
         made = build(content["layers"])
         _compare(made, weights, path)
@@ -208,21 +208,21 @@ def _compare(
             _refuse(path, f"the file has {name}, {_kind(b)}, which the model has not")
 
 
-def _shape(a: Any) -> Any:
+def _shape(a: object) -> object:
     return tuple(a.shape) if isinstance(a, Tensor) else type(a)
 
 
-def _kind(a: Any) -> str:
+def _kind(a: object) -> str:
     if not isinstance(a, Tensor):
         return f"a {type(a).__name__}"
     return f"{str(a.dtype).removeprefix('torch.')} {tuple(a.shape)}"
 
 
 def _refuse(path: Path, difference: str) -> None:
-    raise CheckpointError(f"load: {path} is of another model: {difference}")
+    raise CheckpointError(f"load: {path} is from another model: {difference}")
 
 
-def no_loss(*_: Any) -> Tensor:
+def no_loss(*_: object) -> Tensor:
     """Raise: stands in for a loss that `load` was not given."""
     raise ValueError("the estimator was loaded without a loss: pass loss= to load")
 
@@ -230,10 +230,10 @@ def no_loss(*_: Any) -> Tensor:
 class NoOptimizer(torch.optim.Optimizer):
     """Stands in for an optimizer that `load` was not given."""
 
-    def __init__(self, _: Any) -> None:
+    def __init__(self, _: object) -> None:
         super().__init__([{"params": []}], {})
 
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002
+    def step(self, closure: object = None) -> NoReturn:  # noqa: ARG002
         """Raise."""
         raise ValueError("the estimator was loaded without an optimizer: pass optimizer= to load")
 

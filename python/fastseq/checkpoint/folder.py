@@ -69,8 +69,8 @@ class Generations:
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"checkpoint: the folder {self.folder} cannot be written: {error.strerror}; give "
-                "another one",
+                f"checkpoint: the folder {self.folder} cannot be written: {error.strerror}; pass "
+                "another folder",
             ) from error
 
     def paths(self) -> list[Path]:
@@ -98,7 +98,7 @@ class Generations:
             if isinstance(error, CheckpointError):  # else it may be whole, and readable later
                 self._broken.add(path)
             warnings.warn(
-                f"{error}; the checkpoint before it is used, if there is one", stacklevel=3
+                f"{error}; the previous checkpoint is used, if there is one", stacklevel=3
             )
             return None
 
@@ -153,8 +153,8 @@ class Generations:
         if isinstance(error, OSError):
             raise OSError(
                 error.errno,
-                f"a checkpoint could not be written to {self.folder}: {error.strerror}; the one "
-                "before it is whole",
+                f"a checkpoint could not be written to {self.folder}: {error.strerror}; the "
+                "previous one is intact",
             ) from error
         if error is not None:
             raise error

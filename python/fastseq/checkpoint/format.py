@@ -157,8 +157,8 @@ def read(path: Path) -> tuple[dict[str, Tensor], str]:
         begin = file.read(9)
     if begin[8:] != b"{" and (begin[:1] == b"\x80" or begin[:2] == b"PK"):
         raise CheckpointError(
-            f"{path} looks like a pickle, as torch.save writes, which is not opened, since that "
-            "could run code: what fastseq reads here are safetensors files that it wrote"
+            f"{path} looks like a pickle, as torch.save writes: opening one could run code, so "
+            "fastseq reads only safetensors files that it wrote"
         )
     try:
         with safe_open(path, framework="pt") as opened:
@@ -167,12 +167,14 @@ def read(path: Path) -> tuple[dict[str, Tensor], str]:
             names = opened.keys()
             tensors = {name: opened.get_tensor(name).clone() for name in names}
     except SafetensorError as error:
-        raise CheckpointError(f"{path} is not whole, or not a file of fastseq: {error}") from error
+        raise CheckpointError(
+            f"{path} is incomplete, or was not written by fastseq: {error}"
+        ) from error
     if _KEY not in about or _SUM not in about:
         raise CheckpointError(f"{path} holds tensors, but was not written by fastseq")
     checksum = tensors_checksum(tensors, zlib.crc32(about[_KEY].encode()))
     if str(checksum) != about[_SUM]:
-        raise CheckpointError(f"{path} is damaged: its checksum is not that of what it holds")
+        raise CheckpointError(f"{path} is damaged: its checksum does not match its contents")
     return tensors, about[_KEY]
 
 

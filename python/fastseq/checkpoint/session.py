@@ -55,7 +55,7 @@ class Session:
     """Writes checkpoints, or continues from one, if asked to; a context manager around the epochs.
 
     Inactive unless `checkpoint` or `resume` is given. `Run` calls it after all other callbacks, at
-    the end of each step and epoch. While it is entered, signals ask for checkpoints, too.
+    the end of each update and epoch. While it is entered, signals ask for checkpoints, too.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ class Session:
     """
 
     def __init__(
-        self, learner: Learner, callbacks: list[Any], checkpoint: Any, resume: Any
+        self, learner: Learner, callbacks: list[object], checkpoint: object, resume: object
     ) -> None:
         self._learner = learner
         self._replicas = learner.replicas
@@ -79,7 +79,6 @@ class Session:
         self._saved: _Saved | None = None  # still to be restored
         self._sameness: dict[str, Any] = {}
         self._pending: frozenset[str] = frozenset()
-        self._last_step = 0
         self._alarm = math.inf
 
     def __str__(self) -> str:
@@ -126,7 +125,7 @@ class Session:
                 self._warn_of_others(self._generations)
         done = len(learner.history)
         first = done if self._saved is None else self._saved.first
-        position = Position(first, first + epochs, epoch=done, step=learner.history.steps)
+        position = Position(first, first + epochs, epoch=done, updates=learner.history.updates)
         position.ends = {} if ends else None
         if self._saved is not None:
             self._saved.place(learner, position)
@@ -135,8 +134,8 @@ class Session:
     def _warn_of_others(self, generations: Generations) -> None:
         if self._resume is None and generations.paths():
             warnings.warn(
-                f"the folder {generations.folder} has checkpoints of another run, in whose place "
-                'come those of this one; to go on from them, pass resume="auto"',
+                f"the folder {generations.folder} has checkpoints of another run, which those of "
+                'this one will replace; to continue from them, pass resume="auto"',
                 stacklevel=6,
             )
 
@@ -182,17 +181,16 @@ class Session:
                 self._run.stop(saved.wish_to_stop)
         if self._generations is not None:
             self._position.outside = random_state(self._learner.device)
-            self._last_step = self._run.step
 
     def on_batch_end(self, run: Run) -> None:
-        """Save if it is due after this step."""
+        """Save if it is due after this update."""
         assert self._settings is not None
         assert self._generations is not None
         if time.monotonic() >= self._alarm:
             self._alarm = math.inf
             run.request("checkpoint")
-        every = self._settings.every_steps
-        due = every is not None and run.step // every > self._last_step // every
+        every = self._settings.every_updates
+        due = every is not None and run.updates % every == 0
         if due or run.requests or run.stopped is not None:
             self._save(run.requests)
         else:
@@ -228,11 +226,10 @@ class Session:
 
     def _saved_now(self) -> None:
         assert self._settings is not None
-        self._last_step = self._run.step
         minutes = self._settings.every_minutes if self._replicas.first else None
         self._alarm = math.inf if minutes is None else time.monotonic() + 60 * minutes
 
-    def _tree(self, ranks: list[Any] | None) -> dict[str, Any]:
+    def _tree(self, ranks: list[Tree] | None) -> dict[str, Any]:
         """Return the state that all ranks share, with each rank's own."""
         learner, position, now = self._learner, self._position, time.monotonic()
         inside = position.inside
@@ -250,8 +247,8 @@ class Session:
             "seed": learner.drawn_seed,
             "first": position.first,
             "epochs": position.epochs,
-            "step": position.step,
-            "index": position.chunk if inside else 0,
+            "updates": position.updates,
+            "chunk": position.chunk if inside else 0,
             "inside": inside,
             "sums": (*position.sums, position.loss) if inside else None,
             "stopped": position.stopped,
@@ -310,17 +307,18 @@ def _read(
         path = Path(resume)
         content = Generations(path).newest() if path.is_dir() else read(path)
         if content is None:
-            raise CheckpointError(f"resume: there is no whole checkpoint in {path}")
+            raise CheckpointError(f"resume: there is no complete checkpoint in {path}")
     tensors, text = content
     try:
         tree = unpack(text, tensors)
     except ValueError as error:
         raise CheckpointError(f"{path} is not a checkpoint: {error}") from error
     if not isinstance(tree, dict) or "ranks" not in tree:
-        raise CheckpointError(f"{path} is a file of fastseq, but no checkpoint of fit")
+        raise CheckpointError(f"{path} was written by fastseq, but is not a checkpoint of fit")
     if tree.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path} has the format {tree.get('format')}, this version of fastseq reads {FORMAT}"
+            f"{path} has format {tree.get('format')}, but this version of fastseq reads format "
+            f"{FORMAT}"
         )
     return f"the checkpoint in {path}" if path.is_dir() else str(path), tree
 
@@ -356,10 +354,10 @@ class _Saved:
 
     def is_past_of(self, learner: Learner) -> bool:
         """Whether `learner` has already done all of this: `fit` is called once more."""
-        done = learner.history.steps
+        done = learner.history.updates
         tree = self._tree
         ended = tree["stopped"] is not None or len(tree["history"]) >= tree["epochs"]
-        return done > tree["step"] or (done > 0 and done == tree["step"] and ended)
+        return done > tree["updates"] or (done > 0 and done == tree["updates"] and ended)
 
     def check(self, learner: Learner, sameness: dict[str, Any]) -> None:
         """Raise unless model and optimizer match; warn if results cannot be the same.
@@ -379,18 +377,18 @@ class _Saved:
         if not (plan or bits) or not self._first_rank:
             return
         if not plan:
-            how = "it goes on from the same step, but rounding may differ"
+            how = "training continues after the same update, but rounding may differ"
         elif self._tree["inside"]:
             how = (
-                "it goes on with the weights and the optimizer of that step, but with epoch "
-                f"{len(self._tree['history']) + 1} from its begin, and other random numbers"
+                "training continues with the weights and the optimizer of that update, but starts "
+                f"epoch {len(self._tree['history']) + 1} again, with other random numbers"
             )
         else:
-            how = "it goes on after the same epoch, but with other sums and random numbers"
+            how = "training continues after the same epoch, but with other sums and random numbers"
         warnings.warn(
-            f"{self._where} is of a run with {', '.join(f'{a} {b}' for a, b, _ in plan + bits)}, "
-            f"this one has {', '.join(f'{a} {c}' for a, _, c in plan + bits)}: {how}, so its "
-            "results are not those of a run without interruption, bit for bit",
+            f"{self._where} is from a run with {', '.join(f'{a} {b}' for a, b, _ in plan + bits)}, "
+            f"this one has {', '.join(f'{a} {c}' for a, _, c in plan + bits)}: {how}, so results "
+            "are not bitwise those of an uninterrupted run",
             stacklevel=6,
         )
 
@@ -407,13 +405,13 @@ class _Saved:
     def place(self, learner: Learner, position: Position) -> None:
         """Restore the position."""
         tree, own, now = self._tree, self._own, time.monotonic()
-        position.step = tree["step"]
+        position.updates = tree["updates"]
         position.stopped = tree["stopped"]
         position.start = now - tree["seconds"]
         if not tree["inside"] or own is None or position.stopped is not None:
             return
         position.inside = True
-        position.chunk = tree["index"]
+        position.chunk = tree["chunk"]
         *sums, position.loss = tree["sums"]
         position.sums = tuple(sums)
         position.epoch_start = now - tree["epoch_seconds"]
@@ -428,7 +426,7 @@ class _Saved:
         if position.ends is not None and own["ends"] is not None:
             position.ends |= {block: on_device(state) for block, state in own["ends"].items()}
 
-    def restore_again(self, learner: Learner, callbacks: list[Any], *, quiet: bool) -> None:
+    def restore_again(self, learner: Learner, callbacks: list[object], *, quiet: bool) -> None:
         """Restore callbacks, and once more model, optimizer and random generators.
 
         Callbacks may change these when they begin, and draw random numbers.
@@ -455,7 +453,7 @@ def _sameness(learner: Learner, data: Sequences) -> dict[str, Any]:
     return {
         "plan": {
             "ranks": comm.size,
-            "steps of time": size[0],
+            "time steps": size[0],
             "sequences": size[1],
             **{f"spec.{name}": getattr(spec, name) for name in names},
             "seed": learner.seed,
@@ -473,7 +471,7 @@ def _sameness(learner: Learner, data: Sequences) -> dict[str, Any]:
     }
 
 
-def _differences(then: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+def _differences(then: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, object, object]]:
     return [(key, then[key], value) for key, value in now.items() if then.get(key) != value]
 
 

@@ -21,8 +21,8 @@ class Checkpoint:
     ----------
     folder
         A folder only for the checkpoints of one call of `fit`. With several ranks rank 0 writes.
-    every_steps, every_minutes, every_epochs
-        Write each time this many chunks, minutes or epochs have passed; None: not.
+    every_updates, every_minutes, every_epochs
+        Write each time this many updates, minutes or epochs have passed; None: not.
     keep
         How many of the newest ones to keep.
 
@@ -37,13 +37,13 @@ class Checkpoint:
     >>> model = torch.nn.GRU(1, 1)
     >>> spec = dict(epochs=2, batchsize=4, seqsize=5)
     >>> est = fs.Estimator(model, fs.seqloss(nn.MSELoss()), torch.optim.SGD, spec, progress=False)
-    >>> checkpoint = fs.callbacks.Checkpoint(tempfile.mkdtemp(), every_steps=100, every_minutes=10)
+    >>> checkpoint = fs.callbacks.Checkpoint(tempfile.mkdtemp(), every_updates=100, every_minutes=5)
     >>> x = torch.zeros(10, 4, 1)
     >>> _ = est.fit(x, x, checkpoint=checkpoint, resume="auto")
     """
 
     folder: str | os.PathLike[str]
-    every_steps: int | None = None
+    every_updates: int | None = None
     every_minutes: float | None = None
     every_epochs: int | None = 1
     keep: int = 2
@@ -51,7 +51,7 @@ class Checkpoint:
     def __post_init__(self) -> None:
         if not isinstance(self.folder, str | os.PathLike):
             raise TypeError(f"checkpoint needs a folder, got {self.folder!r}")
-        for name in ("every_steps", "every_epochs", "keep"):
+        for name in ("every_updates", "every_epochs", "keep"):
             value = getattr(self, name)
             if value is not None or name == "keep":
                 _check(name, value, numbers.Integral)

@@ -5,19 +5,22 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from .._util.torch_internals import storage_users
 from ..errors import ReadError
-from .native_reader import NO_SCALE, SlabReader, element_type
-from .sources import Box, Broadcast, Source
+from .native_reader import NO_SCALE, ElementType, SlabReader, element_type
+from .sources import Box, Broadcast, RowSource, Source, has_rows
 
 __all__ = ["Reader", "Slab"]
+
+T = TypeVar("T")
+_Type = ElementType | None  # None: the reader has no such type
 
 
 class Slab:
@@ -117,17 +120,17 @@ class Reader:
         self._files: dict[str | None, int] = {}
         self._thread: ThreadPoolExecutor | None = None
         self._buffers: dict[torch.dtype, list[_Buffer]] = {}
-        self._rows: dict[int, tuple[Source, list[int], Any, Any]] = {}
+        self._rows: dict[int, tuple[RowSource, list[int], _Type, _Type]] = {}
         self._requests = 0  # submitted to the C++ thread and not waited for
 
     def run(
-        self, sources: list[Source], chunks: Iterable[tuple[Any, list[Box], tuple[int, int]]]
-    ) -> Iterator[tuple[Any, list[Slab]]]:
+        self, sources: list[Source], chunks: Iterable[tuple[T, list[Box], tuple[int, int]]]
+    ) -> Generator[tuple[T, list[Slab]], None, None]:
         """Yield chunks with their slabs, reading one chunk ahead, never more.
 
         Each chunk comes with its boxes and shape; a chunk without boxes has no slabs.
         """
-        waiting: list[tuple[Any, list[Slab]]] = []
+        waiting: list[tuple[T, list[Slab]]] = []
         try:
             for chunk, boxes, shape in chunks:
                 slabs = self._start(sources, boxes, shape) if boxes else []
@@ -153,14 +156,13 @@ class Reader:
                 slabs.append(Slab(source, boxes, None))
                 continue
             slab = Slab(source, boxes, self._take((*shape, *source.features), source.dtype))
-            pieces = getattr(source, "pieces", None)
-            if pieces is not None:
+            if has_rows(source):
                 files, stored, to = self._known(source)
                 scale = NO_SCALE if source.scale is None else source.scale.args
-                rows = pieces(boxes, shape[1], files)
+                rows = source.pieces(boxes, shape[1], files)
                 data = slab.data
                 reads.append(
-                    (stored, source.swapped, to, rows, data.data_ptr(), data.numel(), *scale)  # type: ignore[attr-defined]
+                    (stored, source.swapped, to, rows, data.data_ptr(), data.numel(), *scale)
                 )
             slabs.append(slab)
         if reads:
@@ -215,18 +217,18 @@ class Reader:
         for source in sources:
             source.close()
 
-    def _known(self, source: Source) -> tuple[list[int], Any, Any]:
+    def _known(self, source: RowSource) -> tuple[list[int], _Type, _Type]:
         """Return the source's files and element types for the C++ thread."""
         known = self._rows.get(id(source))
         if known is None or known[0] is not source:
-            for place in source.places:  # type: ignore[attr-defined]
+            for place in source.places:
                 if place not in self._files:
                     add = self._native.add_file
                     self._files[place] = (
                         self._native.add_memory(0) if place is None else add(place, self._strict)
                     )
-            files = [self._files[place] for place in source.places]  # type: ignore[attr-defined]
-            known = (source, files, source.stored, element_type(source.dtype))  # type: ignore[attr-defined]
+            files = [self._files[place] for place in source.places]
+            known = (source, files, source.stored, element_type(source.dtype))
             self._rows[id(source)] = known
         return known[1:]
 

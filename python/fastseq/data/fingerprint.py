@@ -6,17 +6,16 @@ import hashlib
 import zlib
 from collections.abc import Iterator
 from contextlib import closing
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .._util.tree import tree_leaves
+from .chunk_plan import Chunk
 from .chunk_reader import Reader, Slab
-from .chunks import Chunk
 from .sequences import Sequences
-from .sources import Box, Source
+from .sources import Box, Source, has_rows
 
 __all__ = ["checksums", "fingerprint"]
 
@@ -87,7 +86,7 @@ def checksums(data: Sequences) -> str:
 
 def _line(source: Source, reader: Reader) -> str:
     steps, count = source.shape[:2]
-    cheap = not source.lazy or hasattr(source, "pieces")
+    cheap = not source.lazy or has_rows(source)
     width = min(count, _GLANCE if cheap else 1)
     boxes = [Box(0, 1, 0, width)]
     if cheap:
@@ -96,8 +95,8 @@ def _line(source: Source, reader: Reader) -> str:
         ]
     checksum = 0
     for box in boxes if steps and count else ():
-        values: Any = _read(source, box, reader).contiguous().flatten().view(torch.uint8).numpy()
-        checksum = zlib.crc32(values, checksum)
+        values = _read(source, box, reader).contiguous().flatten().view(torch.uint8).numpy()
+        checksum = zlib.crc32(values.data, checksum)
     return f"{source.name} of shape {source.shape} and checksum {checksum:08x}"
 
 
@@ -106,7 +105,7 @@ def _read(source: Source, box: Box, reader: Reader) -> Tensor:
     if not source.lazy:
         slab = Slab(source, [box], None).read().data.cpu()
         return slab
-    with closing(reader.run([source], [(None, [box], (1, box.n1 - box.n0))])) as read:  # type: ignore[type-var]
+    with closing(reader.run([source], [(None, [box], (1, box.n1 - box.n0))])) as read:
         slab = next(iter(read))[1][0].data
     source.close()
     return slab

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,9 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import Dataset
 
 from .._util.tree import Tree, tree_map
-from .ragged import DatasetItems, GroupItems
+from .ragged import DatasetItems, GroupItems, RaggedArrays, RaggedRows
 from .reshaped import with_axis
+from .sliceable import Sliceable
 from .source_kinds import is_ragged, kind_error, open_ragged, open_source, target_dtype, to_tensor
 from .sources import Broadcast, Source
 from .user_arrays import checked
@@ -37,7 +38,15 @@ class Arguments:
     """
 
     def __init__(
-        self, x: Any, y: Any, w: Any, mask: Any, lengths: Any, dtype: torch.dtype, *, labels: bool
+        self,
+        x: object,
+        y: object,
+        w: object,
+        mask: object,
+        lengths: object,
+        dtype: torch.dtype,
+        *,
+        labels: bool,
     ) -> None:
         if isinstance(x, Dataset):
             x, y, w = _of_dataset(x, y, w)
@@ -48,8 +57,8 @@ class Arguments:
         self.dtype = dtype
         self.squeezed = False
         self._labels = labels
-        self.lengths: np.ndarray[Any, Any] | None = None
-        self.order: np.ndarray[Any, Any] | None = None
+        self.lengths: np.ndarray | None = None
+        self.order: np.ndarray | None = None
         inputs, targets = _paths(x, "x"), _paths(y, "y")
         for tree, name, found in ((x, "x", inputs), (y, "y", targets)):
             if tree is not None and not found:
@@ -58,7 +67,7 @@ class Arguments:
         ragged = [(name, array) for name, array in named if is_ragged(array)]
         if ragged:
             if lengths is not None:
-                raise ValueError("lengths are those of the arrays in the list; pass no others")
+                raise ValueError("lengths must be None for a list, whose arrays have their own")
             self._measure_lists(ragged)
         else:
             self._measure(inputs)
@@ -73,7 +82,7 @@ class Arguments:
         if self.order is not None:
             self._sort()
 
-    def _measure(self, named: list[tuple[str, Any]]) -> None:
+    def _measure(self, named: list[tuple[str, object]]) -> None:
         """Find T and N from the inputs that have both."""
         shapes = [(name, _shape(array, name)) for name, array in named]
         whole = [(name, shape) for name, shape in shapes if len(shape) == 3]
@@ -127,7 +136,7 @@ class Arguments:
         order, lengths = self.order, self.lengths[self.order]
         begins = np.zeros_like(lengths)
 
-        def sort(source: Any) -> Any:
+        def sort(source: RaggedArrays | RaggedRows | Broadcast) -> Source:
             if isinstance(source, Broadcast):
                 return source.reordered(order)
             return source.cut(order, begins, lengths)
@@ -159,8 +168,8 @@ class Arguments:
         if shape[0] not in whole:
             raise ValueError(
                 f"{name} must have the shape (steps, sequences, features), or (sequences, "
-                f"features) or (steps, features) for what does not change with time, or from "
-                f"sequence to sequence; got {shape}, with {whole[0]} steps, {whole[1]} sequences"
+                "features) if it does not change with time, or (steps, features) if all sequences "
+                f"share it; got {shape}, with {whole[0]} steps and {whole[1]} sequences"
             )
         if self.steps == self.count:
             raise ValueError(
@@ -188,7 +197,7 @@ class Arguments:
         self._check(name, _shape(array, name))
         return open_source(array, name, self.dtype, keep_integers=self._labels)
 
-    def _open_list(self, items: Any, name: str, *, target: bool = False) -> Source:
+    def _open_list(self, items: Sequence[Sliceable], name: str, *, target: bool = False) -> Source:
         assert self.lengths is not None
         features = None
         if len(items[0].shape) == 1:
@@ -239,10 +248,10 @@ class Arguments:
             )
 
 
-def step_input(x: Any) -> Tree:
+def step_input(x: object) -> Tree:
     """Return the input of one time step as tensors, ``(N, F)``; dtypes are kept."""
 
-    def as_step(array: Any, name: str) -> Tensor:
+    def as_step(array: object, name: str) -> Tensor:
         array = np.asarray(array) if isinstance(array, list) else array
         shape = _shape(array, name)
         target_dtype(array, name, torch.float32, keep_integers=False)
@@ -255,24 +264,24 @@ def step_input(x: Any) -> Tree:
     return _map_arrays(x, "x", lambda array, name: as_step(checked(array, name), name))
 
 
-def _of_dataset(dataset: Any, y: Any, w: Any) -> tuple[Any, Any, Any]:
+def _of_dataset(dataset: object, y: object, w: object) -> tuple[object, object, object]:
     """Return the parts of a dataset's items as x, y and w."""
-    parts: list[Any] = list(DatasetItems.split(dataset, "x"))
+    parts = DatasetItems.split(dataset, "x")
     if len(parts) > 1 and (y is not None or (w is not None and len(parts) > 2)):
-        raise ValueError("the dataset's items hold the targets; pass no others")
+        raise ValueError("the dataset's items hold targets and weights: pass no others")
     if len(parts) > 3:
         raise ValueError(f"items of a dataset must be (x, y) or (x, y, w), got {len(parts)} parts")
     return parts[0], parts[1] if len(parts) > 1 else y, parts[2] if len(parts) > 2 else w
 
 
-def _paths(tree: Any, name: str) -> list[tuple[str, Any]]:
+def _paths(tree: object, name: str) -> list[tuple[str, Any]]:
     """Return the arrays of a tuple or dict with their names; a list counts as one array."""
     found: list[tuple[str, Any]] = []
     _map_arrays(tree, name, lambda array, path: found.append((path, array)))
     return found
 
 
-def _map_arrays(tree: Any, name: str, fn: Callable[[Any, str], Any]) -> Any:
+def _map_arrays(tree: object, name: str, fn: Callable[[Any, str], object]) -> Tree:
     """Apply `fn` to each array of a tuple or dict and its name."""
     if tree is None:
         return None
@@ -284,7 +293,7 @@ def _map_arrays(tree: Any, name: str, fn: Callable[[Any, str], Any]) -> Any:
     return fn(tree, name)
 
 
-def _map_part(tree: Any, name: str, fn: Callable[[Any, str], Any]) -> Any:
+def _map_part(tree: object, name: str, fn: Callable[[Any, str], object]) -> Tree:
     if tree is None:
         raise kind_error(name, tree)
     if isinstance(tree, (tuple, dict)) and not tree:
@@ -301,19 +310,19 @@ def _shape(array: Any, name: str) -> tuple[int, ...]:
     return tuple(array.shape)
 
 
-def _refuse_masked(array: Any, name: str) -> None:
+def _refuse_masked(array: object, name: str) -> None:
     if np.ma.is_masked(array):
         raise TypeError(f"{name} is a masked array: pass its data, and which steps count as mask")
 
 
-def _mask_dtype(mask: Any) -> torch.dtype:
+def _mask_dtype(mask: object) -> torch.dtype:
     """Return the dtype to read a mask as: fp32 for numbers, to check that they are 0 and 1."""
     parts = mask if isinstance(mask, list) and hasattr(mask[0], "dtype") else [mask]
     dtypes = {getattr(part, "dtype", None) for part in parts}
     return torch.bool if dtypes <= {torch.bool, np.dtype(bool)} else torch.float32
 
 
-def _lengths_of(items: Any, name: str) -> np.ndarray[Any, Any]:
+def _lengths_of(items: Sequence[Any], name: str) -> np.ndarray:
     lengths = []
     for index in range(len(items)):
         shape = _shape(items[index], f"{name}[{index}]")
@@ -325,7 +334,7 @@ def _lengths_of(items: Any, name: str) -> np.ndarray[Any, Any]:
     return np.array(lengths, np.int64)
 
 
-def _checked_lengths(lengths: Any, steps: int, count: int) -> np.ndarray[Any, Any]:
+def _checked_lengths(lengths: object, steps: int, count: int) -> np.ndarray:
     found = np.asarray(lengths)
     if found.shape != (count,):
         raise ValueError(f"lengths must have the shape ({count},), got {found.shape}")

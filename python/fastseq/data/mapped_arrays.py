@@ -11,7 +11,7 @@ import numpy as np
 __all__ = ["CheckedMap", "file_offset", "map_of", "rows_in_one_piece"]
 
 
-def map_of(array: np.ndarray[Any, Any]) -> np.memmap[Any, Any] | None:
+def map_of(array: np.ndarray) -> np.memmap | None:
     """Return the memory map of a file that `array` is or views, or None.
 
     Examples
@@ -19,7 +19,7 @@ def map_of(array: np.ndarray[Any, Any]) -> np.memmap[Any, Any] | None:
     >>> map_of(np.zeros(3)) is None
     True
     """
-    base: Any = array
+    base: object = array
     while isinstance(base, np.ndarray):
         if isinstance(base, np.memmap) and getattr(base, "_mmap", None) is not None:
             return base if base.filename is not None else None
@@ -27,7 +27,7 @@ def map_of(array: np.ndarray[Any, Any]) -> np.memmap[Any, Any] | None:
     return None
 
 
-def file_offset(array: np.ndarray[Any, Any]) -> int | None:
+def file_offset(array: np.ndarray) -> int | None:
     """Return the offset of `array` in its mapped file, or None if slabs are not pieces of it."""
     mapped = map_of(array)
     if mapped is None or mapped.mode == "c" or not array.size:
@@ -35,13 +35,19 @@ def file_offset(array: np.ndarray[Any, Any]) -> int | None:
     in_order = array.ndim > 1 and array.strides[0] >= 0 and rows_in_one_piece(array)
     if not in_order and not (array.ndim == 1 and array.flags.c_contiguous):
         return None
-    base = np.frombuffer(mapped._mmap, np.uint8).ctypes.data  # type: ignore[attr-defined]
+    base = np.frombuffer(_mapping(mapped), np.uint8).ctypes.data
     # NumPy maps from the page that holds the array's offset; views keep that first offset.
     start = mapped.offset - mapped.offset % mmap.ALLOCATIONGRANULARITY
     return int(start + array.ctypes.data - base)
 
 
-def rows_in_one_piece(array: np.ndarray[Any, Any]) -> bool:
+def _mapping(mapped: np.memmap) -> mmap.mmap:
+    """Return the mapping itself, which has no public name."""
+    found: mmap.mmap = mapped._mmap  # type: ignore[attr-defined]
+    return found
+
+
+def rows_in_one_piece(array: np.ndarray) -> bool:
     """Return whether each row, ``array[t]``, is contiguous; reads nothing."""
     expected = array.itemsize
     for length, stride in zip(array.shape[:0:-1], array.strides[:0:-1], strict=True):
@@ -58,15 +64,15 @@ class CheckedMap:
     checks that the file is still as long as the map.
     """
 
-    def __init__(self, array: np.ndarray[Any, Any], mapped: np.memmap[Any, Any]) -> None:
+    def __init__(self, array: np.ndarray, mapped: np.memmap) -> None:
         self._array = array
         self._path = str(mapped.filename)
         start = mapped.offset - mapped.offset % mmap.ALLOCATIONGRANULARITY
-        self._end = start + len(mapped._mmap)  # type: ignore[attr-defined]
+        self._end = start + len(_mapping(mapped))
         self.shape = array.shape
         self.dtype = array.dtype
 
-    def __getitem__(self, index: Any) -> np.ndarray[Any, Any]:
+    def __getitem__(self, index: Any) -> np.ndarray:
         size = os.path.getsize(self._path)
         if size < self._end:
             raise OSError(

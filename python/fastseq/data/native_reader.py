@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,15 +9,17 @@ from torch import Tensor
 from .. import _reader
 from .scaling.affine import Affine
 
-__all__ = ["Scale", "SlabReader", "convert", "element_type"]
+__all__ = ["ElementType", "Scale", "SlabReader", "convert", "element_type"]
 
+ElementType = _reader.ElementType
 SlabReader = _reader.SlabReader
 
 
-def element_type(dtype: np.dtype[Any] | torch.dtype) -> Any:
+def element_type(dtype: np.dtype | torch.dtype) -> ElementType | None:
     """Return the binary module's name of a dtype, or None if it has none."""
     name = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype.name
-    return getattr(_reader.ElementType, name, None)
+    found: ElementType | None = getattr(ElementType, name, None)
+    return found
 
 
 class Scale:
@@ -34,10 +34,12 @@ class Scale:
 NO_SCALE = 1, 0, 0
 
 
-def convert(stored: Any, swapped: bool, address: int, to: Tensor, scale: Scale | None) -> int:
+def convert(
+    stored: ElementType | None, swapped: bool, address: int, to: Tensor, scale: Scale | None
+) -> int:
     """Fill `to` from the values at `address`; return how many are NaN or infinite."""
     args = NO_SCALE if scale is None else scale.args
-    count = _reader.convert(
-        stored, swapped, element_type(to.dtype), address, to.numel(), to.data_ptr(), *args
-    )
-    return int(count)
+    wanted = element_type(to.dtype)
+    assert stored is not None
+    assert wanted is not None
+    return _reader.convert(stored, swapped, wanted, address, to.numel(), to.data_ptr(), *args)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import h5py
@@ -18,9 +18,13 @@ from .hdf5.memory_map import element_offset, readable_by, sliced
 from .hdf5.names import natural_key
 from .hdf5.types import stored_dtype
 from .native_reader import element_type
+from .sliceable import Sliceable
 from .sources import Box, Source, fill
 
 __all__ = ["DatasetItems", "GroupItems", "RaggedArrays", "RaggedRows", "group_items", "rows_of"]
+
+Row = tuple[str | None, int, np.dtype | torch.dtype]
+"""An item's file (None: in memory), offset or address, and dtype."""
 
 _CACHE_BYTES = 2**28
 _MAX_FILES = 256  # with more, files are opened one after the other
@@ -41,9 +45,9 @@ class _Ragged(Source):
     def __init__(
         self,
         name: str,
-        items: Sequence[Any],
+        items: Sequence[Sliceable],
         features: tuple[int, ...],
-        lengths: np.ndarray[Any, Any],
+        lengths: np.ndarray,
         dtype: torch.dtype,
     ) -> None:
         super().__init__(name, (int(lengths.max()), len(lengths), *features), dtype)
@@ -55,10 +59,10 @@ class _Ragged(Source):
 
     def cut(
         self,
-        positions: np.ndarray[Any, Any],
-        begins: np.ndarray[Any, Any],
-        lengths: np.ndarray[Any, Any],
-    ) -> Any:
+        positions: np.ndarray,
+        begins: np.ndarray,
+        lengths: np.ndarray,
+    ) -> _Ragged:
         """Return the sequences `positions`, in this order, and `lengths` steps from `begins` on."""
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
@@ -75,11 +79,11 @@ class RaggedRows(_Ragged):
     def __init__(
         self,
         name: str,
-        items: Sequence[Any],
+        items: Sequence[Sliceable],
         features: tuple[int, ...],
-        lengths: np.ndarray[Any, Any],
+        lengths: np.ndarray,
         dtype: torch.dtype,
-        rows: list[tuple[str | None, int, Any]],
+        rows: list[Row],
     ) -> None:
         super().__init__(name, items, features, lengths, dtype)
         self.places = list(dict.fromkeys(place for place, _, _ in rows))
@@ -91,7 +95,7 @@ class RaggedRows(_Ragged):
         self.swapped = isinstance(stored, np.dtype) and not stored.isnative
         self._row_bytes = self._numel * stored.itemsize
 
-    def pieces(self, boxes: list[Box], width: int, files: list[int]) -> Any:
+    def pieces(self, boxes: list[Box], width: int, files: list[int]) -> np.ndarray:
         """Return the reads for a slab of `width` columns; see csrc/core/reader/slab_reader.h."""
         found = []
         for t0, t1, n0, n1, at in boxes:
@@ -116,7 +120,7 @@ class RaggedArrays(_Ragged):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._block = 0, 0  # the sequences whose
-        self._whole: dict[int, Any] = {}  # compressed items are held decompressed
+        self._whole: dict[int, Sliceable] = {}  # compressed items are held decompressed
 
     def watch(self) -> None:
         """Raise from now on if files of compressed items change while they are read."""
@@ -130,7 +134,7 @@ class RaggedArrays(_Ragged):
         """Free decompressed items."""
         self._block, self._whole = (0, 0), {}
 
-    def _item(self, n: int, block: tuple[int, int]) -> Any:
+    def _item(self, n: int, block: tuple[int, int]) -> Sliceable:
         """Return an item; a compressed one is decompressed once per block, if there is room."""
         item = self._items[int(self._positions[n])]
         if not isinstance(item, LazyDataset | LazyTensor):
@@ -162,8 +166,10 @@ class RaggedArrays(_Ragged):
         return count
 
 
-def rows_of(items: Sequence[Any], file_offset: Any) -> list[tuple[str | None, int, Any]] | None:
-    """Return each item's file, offset (or address) and dtype; None: unfit for `RaggedRows`.
+def rows_of(
+    items: Sequence[Sliceable], file_offset: Callable[[np.ndarray], int | None]
+) -> list[Row] | None:
+    """Return where each item is; None: unfit for `RaggedRows`.
 
     Parameters
     ----------
@@ -172,7 +178,7 @@ def rows_of(items: Sequence[Any], file_offset: Any) -> list[tuple[str | None, in
     file_offset
         Returns a memory map's offset in its file, or None.
     """
-    found: list[tuple[str | None, int, Any]] = []
+    found: list[Row] = []
     for item in items:
         if isinstance(item, Tensor):
             if item.is_cuda or not item.is_contiguous():
@@ -200,7 +206,7 @@ class _Rows:
     """Place of a contiguous dataset in its file, without a memory map."""
 
     def __init__(
-        self, path: str, name: str, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]
+        self, path: str, name: str, offset: int, shape: tuple[int, ...], dtype: np.dtype
     ) -> None:
         self.path, self.name, self.offset = path, name, offset
         self.shape, self.dtype = shape, dtype
@@ -209,17 +215,17 @@ class _Rows:
         return h5mmap(self.path, self.name)[index]
 
 
-class GroupItems(list[Any]):
+class GroupItems(list[Sliceable]):
     """The datasets of a group, and their names in it."""
 
-    def __init__(self, items: Iterable[Any], keys: list[str]) -> None:
+    def __init__(self, items: Iterable[Sliceable], keys: list[str]) -> None:
         super().__init__(items)
         self.keys = keys
 
 
 def group_items(group: h5py.Group, name: str) -> GroupItems:
     """Return the datasets of a group in the natural order of their names (2 before 10)."""
-    items: list[Any] = []
+    items: list[Sliceable] = []
     home = location(group)  # for all its own datasets: a lookup takes as long as opening one
     keys = sorted(group, key=natural_key)
     for key in keys:
@@ -261,7 +267,7 @@ class DatasetItems(Sequence[Any]):
         if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
             raise TypeError(
                 f"{name} must be a map-style dataset, with a length and items by number; "
-                f"{type(dataset).__name__} is none"
+                f"{type(dataset).__name__} is not"
             )
         if not len(dataset):
             raise ValueError(f"{name} has no sequences: the dataset is empty")
@@ -294,5 +300,5 @@ class _Cache:
         return item
 
 
-def _bytes(item: Any) -> int:
+def _bytes(item: object) -> int:
     return sum(int(getattr(leaf, "nbytes", 0)) for leaf in tree_leaves(item))

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 
 from .hdf5 import LazyDataset, LazyTensor
+from .sliceable import Sliceable
 
 __all__ = ["Reshaped", "with_axis"]
 
 
-def with_axis(array: Any, axis: int) -> Any:
+def with_axis(array: Sliceable | list[Any], axis: int) -> Sliceable:
     """Add an axis of length 1 without reading the array."""
     if isinstance(array, list):
         array = np.asarray(array)
@@ -26,7 +27,7 @@ def with_axis(array: Any, axis: int) -> Any:
 class Reshaped:
     """A sliceable object with an added axis."""
 
-    def __init__(self, array: Any, axis: int) -> None:
+    def __init__(self, array: Sliceable, axis: int) -> None:
         self._array = array
         self._axis = axis
         shape = list(array.shape)
@@ -37,10 +38,11 @@ class Reshaped:
     def watched(self) -> Reshaped:
         """Return the same array, watched; see `LazyDataset.watched`."""
         array = self._array
-        lazy = isinstance(array, LazyDataset | LazyTensor)
-        return Reshaped(array.watched() if lazy else array, self._axis)
+        if isinstance(array, LazyDataset | LazyTensor):
+            array = array.watched()
+        return Reshaped(array, self._axis)
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray | torch.Tensor:
         rest = tuple(i for axis, i in enumerate(index) if axis != self._axis)
         part = self._array[rest]
         if isinstance(part, torch.Tensor):

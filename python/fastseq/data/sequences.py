@@ -7,9 +7,9 @@ import functools
 import itertools
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -17,10 +17,11 @@ from torch import Tensor
 
 from .._util.tree import Tree, tree_leaves, tree_map
 from ..nn.lengths import beside
+from .chunk_plan import Chunk, whole
 from .chunk_reader import Reader, Slab
-from .chunks import Chunk, whole
 from .inputs import Arguments
 from .missing_values import fill_inputs, fill_targets, refuse_nonfinite
+from .ragged import RaggedArrays, RaggedRows
 from .scaling.affine import paired
 from .sources import Box, Broadcast, Source, WindowSource
 from .upload import Uploader
@@ -46,7 +47,6 @@ class Batch(NamedTuple):
 # From this size on, copying in another thread, ahead of time, pays off.
 _AHEAD_BYTES = 2**20
 _TOGETHER_BYTES = 2**18
-_END = object()
 T = TypeVar("T")
 
 
@@ -102,11 +102,11 @@ class Sequences:
 
     def __init__(
         self,
-        x: Any,
-        y: Any = None,
-        w: Any = None,
-        mask: Any = None,
-        lengths: Any = None,
+        x: object,
+        y: object = None,
+        w: object = None,
+        mask: object = None,
+        lengths: object = None,
         *,
         dtype: torch.dtype,
         nan: str = "raise",
@@ -123,8 +123,8 @@ class Sequences:
         self.w = opened.w
         self.mask = opened.mask
         self.steps, self.count = opened.steps, opened.count
-        self.lengths: np.ndarray[Any, Any] | None = opened.lengths
-        self.order: np.ndarray[Any, Any] | None = opened.order
+        self.lengths: np.ndarray | None = opened.lengths
+        self.order: np.ndarray | None = opened.order
         self.ragged = opened.order is not None
         self.squeezed = opened.squeezed
         labelled = any(not source.dtype.is_floating_point for source in tree_leaves(self.y))
@@ -149,7 +149,7 @@ class Sequences:
             part.lengths = np.clip(self.lengths[n0:n1] - t0, 0, part.steps)
         return part
 
-    def cut(self, positions: Any, begins: Any, ends: Any) -> Sequences:
+    def cut(self, positions: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> Sequences:
         """Return time steps ``[begin, end)`` of some sequences of different lengths."""
         assert self.order is not None
         part = copy.copy(self)
@@ -157,13 +157,13 @@ class Sequences:
         again = np.argsort(-lengths, kind="stable")
         positions, begins, lengths = positions[again], begins[again], lengths[again]
 
-        def of(source: Any) -> Any:
+        def of(source: RaggedArrays | RaggedRows | Broadcast) -> Source:
             if not isinstance(source, Broadcast):
                 return source.cut(positions, begins, lengths)
             if begins.any() and not source.constant:
                 raise ValueError(
-                    f"{source.name} is shared by all sequences, of which these are steps that "
-                    "begin at different ones: give each sequence its own, or validate by sequences"
+                    f"{source.name} is shared by all sequences, but these parts of them start at "
+                    "different steps: give each sequence its own, or validate by sequences"
                 )
             return source.reordered(positions)
 
@@ -207,7 +207,7 @@ class Sequences:
         """All sources: inputs, targets, weights, mask."""
         return tree_leaves((self.x, self.y, self.w, self.mask))
 
-    def batches(self, chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, Batch | None]]:
+    def batches(self, chunks: Iterable[Chunk]) -> Generator[tuple[Chunk, Batch | None], None, None]:
         """Yield chunks with their batches, None for chunks that hold nothing.
 
         Files and large pieces of memory are read one chunk ahead; small chunks are read several at
@@ -232,7 +232,7 @@ class Sequences:
                 groups, again = _twice(groups)  # the second for the source's own thread
                 source.expect(self._extents(map(whole, again)))
         plans = ((group, self._boxes(whole(group)), whole(group).shape) for group in groups)
-        with closing(self._reader.run(sources, plans)) as ahead:  # type: ignore[type-var]
+        with closing(self._reader.run(sources, plans)) as ahead:
             for group, slabs in ahead:
                 for chunk, batch in self._split(group, slabs):
                     if batch is not None and self._upload is not None:
@@ -378,8 +378,8 @@ class Sequences:
     def _weights(self, ws: Tensor, chunk: Chunk) -> Tensor:
         if not bool(((ws >= 0) & (ws < torch.inf)).all()):
             raise ValueError(
-                f"w must not be negative, NaN or infinite, but is {chunk.where}; leave samples "
-                "out by weight 0"
+                f"w must not be negative, NaN or infinite, but is {chunk.where}; leave samples out "
+                "by giving them weight 0"
             )
         return ws
 
@@ -387,8 +387,8 @@ class Sequences:
         counts = mask if mask.dtype == torch.bool else mask == 1
         if counts is not mask and not bool((counts | (mask == 0)).all()):
             raise ValueError(
-                f"mask must hold booleans, or 0 and 1 only, but holds other numbers "
-                f"{chunk.where}; weights of samples are passed as w"
+                f"mask must hold booleans, or 0 and 1 only, but holds other numbers {chunk.where}; "
+                "pass weights of samples as w"
             )
         return counts
 
@@ -408,10 +408,11 @@ def _twice(items: Iterator[T]) -> tuple[Iterator[T], Iterator[T]]:
     def locked(branch: Iterator[T]) -> Iterator[T]:
         while True:
             with lock:
-                item = next(branch, _END)
-            if item is _END:
-                return
-            yield item  # type: ignore[misc]
+                try:
+                    item = next(branch)
+                except StopIteration:
+                    return
+            yield item
 
     a, b = itertools.tee(items)
     return locked(a), locked(b)

@@ -15,13 +15,14 @@ from .hdf5.memory_map import map_elements, readable_by, sliced
 from .hdf5.types import is_bfloat16
 from .mapped_arrays import CheckedMap, file_offset, map_of, rows_in_one_piece
 from .ragged import DatasetItems, RaggedArrays, RaggedRows, rows_of
+from .sliceable import Sliceable
 from .sources import ArraySource, Source, StridedSource, TensorSource, WindowSource, holds
 from .user_arrays import refuse_valueless
 
 __all__ = ["is_ragged", "kind_error", "open_ragged", "open_source", "to_tensor"]
 
 
-def is_ragged(array: Any) -> bool:
+def is_ragged(array: object) -> bool:
     """Return whether `array` is a list of sequences, rather than one array written as a list."""
     if isinstance(array, DatasetItems):
         return True
@@ -56,7 +57,7 @@ def open_source(
     return source
 
 
-def _open(array: Any, name: str, dtype: torch.dtype, *, keep_integers: bool) -> Source:
+def _open(array: Sliceable, name: str, dtype: torch.dtype, *, keep_integers: bool) -> Source:
     if isinstance(array, Tensor):
         return TensorSource(name, array, target_dtype(array, name, dtype, keep_integers))
     if isinstance(array, h5py.Dataset):
@@ -68,11 +69,12 @@ def _open(array: Any, name: str, dtype: torch.dtype, *, keep_integers: bool) -> 
         return WindowSource(name, array, target)
     if not isinstance(array, np.ndarray):
         return ArraySource(name, array, target)
-    mapped, offset = map_of(array), file_offset(array)
-    if offset is not None:
-        return _strided(array, name, target, str(mapped.filename), offset)  # type: ignore[union-attr]
+    mapped = map_of(array)
     if mapped is not None:
-        return ArraySource(name, CheckedMap(array, mapped), target)
+        offset = file_offset(array)
+        if offset is None:
+            return ArraySource(name, CheckedMap(array, mapped), target)
+        return _strided(array, name, target, str(mapped.filename), offset)
     stored = array.dtype
     forward = min(array.strides, default=0) >= 0
     known_to_torch = stored.isnative and (stored.kind != "u" or stored.itemsize == 1)
@@ -84,7 +86,7 @@ def _open(array: Any, name: str, dtype: torch.dtype, *, keep_integers: bool) -> 
 
 
 def _strided(
-    array: np.ndarray[Any, Any],
+    array: np.ndarray,
     name: str,
     dtype: torch.dtype,
     place: str | None,
@@ -105,9 +107,9 @@ def _strided(
 
 
 def open_ragged(
-    items: Sequence[Any],
+    items: Sequence[Sliceable],
     name: str,
-    lengths: np.ndarray[Any, Any],
+    lengths: np.ndarray,
     dtype: torch.dtype,
     *,
     keep_integers: bool = False,
@@ -162,7 +164,7 @@ def target_dtype(array: Any, name: str, dtype: torch.dtype, keep_integers: bool)
     if not all(hasattr(array, part) for part in ("shape", "dtype", "__getitem__")):
         raise kind_error(name, array)
     if isinstance(array, h5py.Dataset) and is_bfloat16(array):
-        raise TypeError(f"{name} holds bfloat16: h5load with mmap=True reads it as such")
+        raise TypeError(f"{name} holds bfloat16: load it by h5load(…, mmap=True)")
     if array.dtype == torch.bfloat16:
         return dtype
     try:
@@ -174,7 +176,7 @@ def target_dtype(array: Any, name: str, dtype: torch.dtype, keep_integers: bool)
     return torch.int64 if stored.kind in "biu" and keep_integers else dtype
 
 
-def kind_error(name: str, array: Any) -> TypeError:
+def kind_error(name: str, array: object) -> TypeError:
     """Return the error for an `array` of an unsupported type."""
     hint = f": pass {name}.to_numpy()" if hasattr(array, "to_numpy") else ""
     return TypeError(
@@ -183,7 +185,7 @@ def kind_error(name: str, array: Any) -> TypeError:
     )
 
 
-def _dtype_error(name: str, dtype: Any) -> TypeError:
+def _dtype_error(name: str, dtype: object) -> TypeError:
     return TypeError(
         f"{name} must hold floats, integers or booleans, got dtype {dtype}; convert it"
     )
@@ -203,20 +205,22 @@ def _open_bfloat16(array: LazyTensor, name: str, dtype: torch.dtype) -> Source:
     return WindowSource(name, array, dtype)
 
 
-def _mapped(dataset: h5py.Dataset) -> Any:
+def _mapped(dataset: h5py.Dataset) -> h5py.Dataset | np.ndarray | LazyDataset:
     """Return an open dataset in a form that another thread can read, by offset if possible."""
     place = readable_by(dataset)
     return sliced(dataset) if place is None else h5mmap(*place)
 
 
-def _checked(item: Any) -> Any:
+def _checked(item: Sliceable) -> Sliceable:
     """Return an array for which a file truncated meanwhile is an error."""
-    mapped = map_of(item) if isinstance(item, np.ndarray) else None
+    if not isinstance(item, np.ndarray):
+        return item
+    mapped = map_of(item)
     by_place = isinstance(item, np.memmap) and item.flags.c_contiguous and item.mode != "c"
     return item if mapped is None or by_place else CheckedMap(item, mapped)
 
 
-def to_tensor(array: Any, dtype: torch.dtype | None = None) -> Tensor:
+def to_tensor(array: object, dtype: torch.dtype | None = None) -> Tensor:
     """Return an array or tensor as a tensor; an array is copied or converted at most once.
 
     Without a dtype, values are unchanged.

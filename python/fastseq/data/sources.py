@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import numpy as np
 import torch
@@ -14,18 +14,21 @@ from torch import Tensor
 from .hdf5 import LazyDataset, LazyTensor
 from .hdf5.chunk_windows import WindowReader
 from .hdf5.lazy_tensor import as_bfloat16
-from .native_reader import Scale, convert, element_type
+from .native_reader import ElementType, Scale, convert, element_type
 from .reshaped import Reshaped
 from .scaling.affine import Affine
+from .sliceable import Sliceable
 
 __all__ = [
     "ArraySource",
     "Box",
     "Broadcast",
+    "RowSource",
     "Source",
     "StridedSource",
     "TensorSource",
     "WindowSource",
+    "has_rows",
     "holds",
 ]
 
@@ -99,6 +102,34 @@ class Source:
 
     def close(self) -> None:
         """Free what reading has opened; reading reopens it."""
+
+
+class RowSource(Protocol):
+    """A lazy source of contiguous rows, in files or in memory: C++ reads it.
+
+    Attributes
+    ----------
+    stored
+        The stored element type.
+    swapped
+        Whether the byte order is swapped.
+    places
+        The files; None: in memory.
+    """
+
+    dtype: torch.dtype
+    scale: Scale | None
+    stored: ElementType | None
+    swapped: bool
+    places: list[str | None]
+
+    def pieces(self, boxes: list[Box], width: int, files: list[int]) -> np.ndarray:
+        """Return the reads for a slab of `width` columns; see csrc/core/reader/slab_reader.h."""
+
+
+def has_rows(source: Source) -> TypeGuard[RowSource]:
+    """Return whether C++ reads a source."""
+    return hasattr(source, "pieces")
 
 
 class TensorSource(Source):
@@ -198,7 +229,7 @@ class Broadcast(Source):
         whole = part.shape[:2] == (t1 - t0, n1 - n0)  # nothing repeats: a copy may be changed
         return part.clone() if whole else part.expand(t1 - t0, n1 - n0, *self.features)
 
-    def reordered(self, positions: np.ndarray[Any, Any]) -> Broadcast:
+    def reordered(self, positions: np.ndarray) -> Broadcast:
         """Return the inputs of the sequences `positions`, in this order."""
         part = self._stored
         if part.shape[1] != 1 or self.shape[1] == 1:
@@ -236,23 +267,23 @@ class StridedSource(Source):
         shape: tuple[int, ...],
         dtype: torch.dtype,
         *,
-        stored: np.dtype[Any] | torch.dtype,
+        stored: np.dtype | torch.dtype,
         place: str | None,
         offset: int,
         strides: tuple[int, int],
-        owner: Any = None,
+        owner: object = None,
         swapped: bool = False,
     ) -> None:
         super().__init__(name, shape, dtype)
         self.stored = element_type(stored)
         self.swapped = swapped
-        self.places = [place]
+        self.places: list[str | None] = [place]
         self._offset = offset
         self._strides = strides
         self._owner = owner
         self._numel = math.prod(self.features)
 
-    def pieces(self, boxes: list[Box], width: int, files: list[int]) -> Any:
+    def pieces(self, boxes: list[Box], width: int, files: list[int]) -> np.ndarray:
         """Return the reads for a slab of `width` columns; see csrc/core/reader/slab_reader.h."""
         step, sequence = self._strides
         features = self._numel
@@ -277,9 +308,9 @@ class ArraySource(Source):
     lazy = True
     joins = False  # slices of the caller's object are no larger than needed next
 
-    def __init__(self, name: str, array: Any, dtype: torch.dtype) -> None:
+    def __init__(self, name: str, array: Sliceable, dtype: torch.dtype) -> None:
         super().__init__(name, tuple(array.shape), dtype)
-        self._array = array
+        self._array: Any = array
 
     def watch(self) -> None:
         """Raise from now on if an HDF5 file changes while it is read."""
@@ -298,9 +329,10 @@ class ArraySource(Source):
                 slab[:, at : at + n1 - n0] = to
         return count
 
-    def _read(self, number: int, t0: int, t1: int, n0: int, n1: int) -> Any:  # noqa: ARG002
+    def _read(self, number: int, t0: int, t1: int, n0: int, n1: int) -> Sliceable:  # noqa: ARG002
         """Return the slice for box `number` of a chunk."""
-        return self._array[t0:t1, n0:n1]
+        piece: Sliceable = self._array[t0:t1, n0:n1]
+        return piece
 
 
 class WindowSource(ArraySource):
@@ -317,7 +349,7 @@ class WindowSource(ArraySource):
         """Announce the blocks ``(t0, t1, n0, n1)`` that will be read."""
         self._blocks = blocks
 
-    def _read(self, number: int, t0: int, t1: int, n0: int, n1: int) -> Any:
+    def _read(self, number: int, t0: int, t1: int, n0: int, n1: int) -> Sliceable:
         # Boxes of one chunk are segments of folded series: each advances through the file.
         half = isinstance(self._array, LazyTensor)
         while len(self._readers) <= number:
@@ -353,8 +385,9 @@ def holds(dtype: Any) -> torch.dtype:
     return torch.float32 if stored.itemsize <= (4 if floats else 2) else torch.float64
 
 
-def fill(piece: Any, to: Tensor, scale: Scale | None) -> int:
+def fill(piece: Sliceable, to: Tensor, scale: Scale | None) -> int:
     """Convert an array or tensor into a slab; return how many values are NaN or infinite."""
+    stored: np.dtype | torch.dtype
     if isinstance(piece, Tensor):
         piece = piece.detach().cpu().contiguous()
         stored, address, swapped = piece.dtype, piece.data_ptr(), False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from .._util.tree import Tree, tree_map
+from .._util.untyped_torch import cuda_stream
 from ..nn.lengths import beside
 
 __all__ = ["Uploader"]
@@ -26,7 +27,7 @@ class Uploader:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream = cuda_stream(device)
         self._kept: list[tuple[torch.cuda.Event, Tree]] = []
 
     def __call__(self, batch: Tree) -> Tree:

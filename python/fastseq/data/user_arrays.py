@@ -14,14 +14,14 @@ from torch.utils.data import DataLoader
 from .hdf5 import LazyTensor
 from .hdf5.links import dead_link
 from .hdf5.types import is_bfloat16
-from .ragged import group_items
+from .ragged import GroupItems, group_items
 
 __all__ = ["checked", "refuse_containers", "refuse_foreign", "refuse_null", "refuse_valueless"]
 
 _SHOWN = 8  # members of a group shown in messages
 
 
-def checked(array: Any, name: str) -> Any:
+def checked(array: object, name: str) -> Any:
     """Return an HDF5 group as the list of its datasets, and an array unchanged.
 
     Raises
@@ -45,7 +45,7 @@ def checked(array: Any, name: str) -> Any:
     return array
 
 
-def refuse_containers(array: Any, name: str) -> None:
+def refuse_containers(array: object, name: str) -> None:
     """Raise unless sequences come as an array or a list of arrays."""
     if isinstance(array, PackedSequence):
         raise TypeError(
@@ -62,13 +62,13 @@ def refuse_containers(array: Any, name: str) -> None:
         )
 
 
-def refuse_foreign(array: Any, name: str) -> None:
+def refuse_foreign(array: object, name: str) -> None:
     """Raise for types that NumPy misreads or does not know, alone or in a list."""
     for part, place in [(array, name), *_parts(array, name)]:
         refuse_valueless(part, place)
         if np.ma.is_masked(part):
             raise TypeError(
-                f"{place} is a masked array: pass what is left, or {place}.filled(np.nan)"
+                f"{place} is a masked array: pass what is not masked, or {place}.filled(np.nan)"
             )
         if isinstance(part, Tensor) and part.requires_grad:
             raise TypeError(f"{place} is a tensor that requires a gradient: pass its detach()")
@@ -76,7 +76,7 @@ def refuse_foreign(array: Any, name: str) -> None:
             raise TypeError(f"{place} holds bfloat16, which NumPy does not know: pass its float()")
 
 
-def _parts(array: Any, name: str) -> list[tuple[Any, str]]:
+def _parts(array: object, name: str) -> list[tuple[object, str]]:
     parts = enumerate(array) if isinstance(array, (list, tuple)) else ()
     return [
         (part, f"{name}[{i}]")
@@ -85,7 +85,7 @@ def _parts(array: Any, name: str) -> list[tuple[Any, str]]:
     ]
 
 
-def refuse_valueless(array: Any, name: str) -> None:
+def refuse_valueless(array: object, name: str) -> None:
     """Raise for a tensor that does not store a value for each element."""
     if not isinstance(array, Tensor):
         return
@@ -97,7 +97,7 @@ def refuse_valueless(array: Any, name: str) -> None:
         raise TypeError(f"{name} is on the meta device, where tensors have no values")
 
 
-def refuse_null(array: Any, name: str) -> None:
+def refuse_null(array: object, name: str) -> None:
     """Raise for an HDF5 dataset with a null dataspace."""
     if isinstance(array, h5py.Dataset) and array and array.shape is None:
         raise ValueError(
@@ -106,7 +106,7 @@ def refuse_null(array: Any, name: str) -> None:
         )
 
 
-def _check_list(items: list[Any], name: str) -> None:
+def _check_list(items: list[object], name: str) -> None:
     """Raise unless a list holds arrays, or is an array written as nested lists."""
     if not items:
         raise ValueError(f"{name} has no sequences: the list is empty")
@@ -121,11 +121,11 @@ def _check_list(items: list[Any], name: str) -> None:
         ) from error
 
 
-def _holds_arrays(array: np.ndarray[Any, Any]) -> bool:
+def _holds_arrays(array: np.ndarray) -> bool:
     return array.size > 0 and all(hasattr(item, "shape") for item in array.flat)
 
 
-def _items_of(group: h5py.Group, name: str) -> list[Any]:
+def _items_of(group: h5py.Group, name: str) -> GroupItems:
     """Return the sequences of a group, which must hold nothing else."""
     inside = [(key, group.get(key)) for key in group]
     if not inside:
@@ -144,5 +144,5 @@ def _items_of(group: h5py.Group, name: str) -> list[Any]:
             f"features), but it is the group {group.name}, which holds {shown}{more}"
         )
     if any(is_bfloat16(item) for _, item in inside):
-        raise TypeError(f"{name} holds bfloat16: h5load with mmap=True reads it as such")
+        raise TypeError(f"{name} holds bfloat16: load it by h5load(…, mmap=True)")
     return group_items(group, name)

@@ -33,7 +33,7 @@ class Validation:
     warmup: int = 0
 
 
-def split(data: Sequences, wanted: Any, *, carries: bool) -> tuple[Sequences, Validation]:
+def split(data: Sequences, wanted: object, *, carries: bool) -> tuple[Sequences, Validation]:
     """Split data into disjoint training and validation parts.
 
     Parameters
@@ -70,9 +70,9 @@ def split(data: Sequences, wanted: Any, *, carries: bool) -> tuple[Sequences, Va
         return parts[0], Validation(parts[1])
     if warmup is None and not carries:
         raise ValueError(
-            "validation by time starts from the states that the training part ends with, which "
-            'there are not with spec.fold, with spec.shard="time", or with sequences of different '
-            'lengths: say how many steps to warm up, as in validation={"time": 0.2, "warmup": 50}'
+            "validation by time continues from the states at the end of the training part, which "
+            'do not exist with spec.fold, with spec.shard="time", or with sequences of different '
+            'lengths: say how many steps to warm up: validation={"time": 0.2, "warmup": 50}'
         )
     if data.order is None:
         end = data.steps - _number(share, data.steps, "time steps")
@@ -106,7 +106,7 @@ def _check_warmup(warmup: int, before: int) -> None:
         )
 
 
-def _read(wanted: Any) -> tuple[str, Any, int | None]:
+def _read(wanted: object) -> tuple[str, Any, int | None]:
     if isinstance(wanted, numbers.Real) and not isinstance(wanted, bool):
         return "sequences", wanted, None
     axes = ("sequences", "time")
@@ -128,11 +128,11 @@ def _read(wanted: Any) -> tuple[str, Any, int | None]:
     )
 
 
-def _short(wanted: Any) -> str:
+def _short(wanted: object) -> str:
     return repr(wanted) if len(repr(wanted)) <= 80 else f"a {type(wanted).__name__}"
 
 
-def _number(share: Any, whole: int, what: str) -> int:
+def _number(share: object, whole: int, what: str) -> int:
     """Return a fraction or a number as a number out of `whole`; neither 0 nor all."""
     if isinstance(share, bool) or not isinstance(share, numbers.Real):
         raise TypeError(f"validation must be a fraction or a number of {what}, got {share!r}")

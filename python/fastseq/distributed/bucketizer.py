@@ -36,6 +36,8 @@ class Averaged(NamedTuple):
     """Whether all gradients were finite."""
     attention: bool = False
     """Whether a rank asked for attention in `Bucketizer.start`."""
+    norm: float | None = None
+    """Euclidean norm of all averaged gradients, if `Bucketizer` was made with ``norm=True``."""
 
 
 class Bucketizer:
@@ -71,6 +73,9 @@ class Bucketizer:
         Parameters that got no gradient on any rank: ``"none"`` leaves their ``.grad`` None,
         ``"error"`` raises `RuntimeError` on all ranks and names them. One that got none on some
         ranks counts as zero there.
+    norm
+        Whether `wait` returns the norm of the averaged gradients, as clipping needs it: the ranks
+        compute it while they average, each for its part.
 
     Raises
     ------
@@ -97,6 +102,7 @@ class Bucketizer:
         bucket_bytes: int = BUCKET_BYTES,
         nonfinite: str = "raise",
         unused: str = "none",
+        norm: bool = False,
     ) -> None:
         if nonfinite not in _NONFINITE:
             raise ValueError(f"nonfinite must be one of {_NONFINITE}, got {nonfinite!r}")
@@ -112,11 +118,13 @@ class Bucketizer:
         self._params = [p for _, p in named]
         self._nonfinite = nonfinite
         self._unused = unused
+        self._norm = norm
         self._paused = False
         self._closed = False
         self._given = [False] * len(named)
         self._gathered = 0
         self._weight = 1.0
+        self._scale = 1.0
         self._taken: dict[int, Tensor] = {}  # gradients that have not been gathered yet
         self._late: dict[int, Tensor] = {}  # what came after a parameter's first gradient
         self._in_use: Any = None
@@ -136,7 +144,8 @@ class Bucketizer:
         """Make the ranks' models equal, and allocate the places of their gradients."""
         whole = [*model.named_parameters(), *model.named_buffers()]
         lines = [f"{name} {tuple(t.shape)} {t.dtype} {t.requires_grad}" for name, t in whole]
-        self._comm.agree("the model", "\n".join([*lines, f"buckets of {bucket_bytes} bytes"]))
+        lines += [f"buckets of {bucket_bytes} bytes", f"norm={self._norm}"]
+        self._comm.agree("the model", "\n".join(lines))
         with torch.no_grad():
             for _, tensor in whole:
                 self._comm.broadcast_(tensor)
@@ -144,10 +153,12 @@ class Bucketizer:
         self._native: Any
         self._on_device = nccl_fits(self._comm, self._params[0].device)
         if self._on_device:
-            self._native = DeviceExchange(self._params, self._comm)
+            self._native = DeviceExchange(self._params, self._comm, norm=self._norm)
             self._places: list[Tensor] = self._native.places
         else:
-            self._native = native_bucketizer(self._comm, self._params, bucket_bytes)
+            self._native = native_bucketizer(
+                self._comm, self._params, bucket_bytes, norm=self._norm
+            )
             self._members = [self._native.members(b) for b in range(self._native.bucket_count)]
             self._places = self._views()
             self._addresses = [place.data_ptr() for place in self._places]
@@ -212,7 +223,14 @@ class Bucketizer:
                 self._taken.pop(i, None)
         self._gathered = gathered
 
-    def start(self, weight: float = 1.0, value: float = 0.0, *, attention: bool = False) -> None:
+    def start(
+        self,
+        weight: float = 1.0,
+        value: float = 0.0,
+        *,
+        attention: bool = False,
+        scale: float = 1.0,
+    ) -> None:
         """Start a step, before backward. Without it, the first gradient starts one of weight 1.
 
         Parameters
@@ -225,6 +243,9 @@ class Bucketizer:
         attention
             Whether this rank has something to agree upon, such as stopping. All ranks learn at the
             end of the step whether any rank has.
+        scale
+            Multiplies this rank's gradients before they are averaged. For gradients accumulated
+            over `weight` samples with a loss summed over them, ``1 / weight``.
 
         Raises
         ------
@@ -233,8 +254,8 @@ class Bucketizer:
         ValueError
             `weight` is negative, infinite or NaN.
         """
-        self._native.start(weight, value, attention)
-        self._weight = weight
+        self._native.start(weight, value, attention, scale)
+        self._weight, self._scale = weight, scale
         self._in_use = self._comm.reserved("a Bucketizer's step")
         self._in_use.__enter__()
 
@@ -259,7 +280,7 @@ class Bucketizer:
                 except BaseException:
                     self._native.abandon()
                     raise
-            weight, value, nonfinite_rank, unused, attention = self._native.finish()
+            weight, value, nonfinite_rank, unused, attention, norm = self._native.finish()
             late = self._late
         finally:
             self._release()
@@ -272,6 +293,8 @@ class Bucketizer:
         if self._hooks:
             nonfinite_late = self._add_late(late, weight)
             nonfinite_rank = nonfinite_late if nonfinite_rank < 0 else nonfinite_rank
+            if self._norm and not self._hooks:  # there were late ones
+                norm = float(nn.utils.get_total_norm(self._places))
         if nonfinite_rank >= 0 and self._nonfinite == "raise":
             raise NonFiniteError(
                 f"rank {nonfinite_rank} has an infinite or NaN gradient: lower the learning rate, "
@@ -280,7 +303,8 @@ class Bucketizer:
         if unused and self._unused == "error":
             names = ", ".join(self._names[i] for i in unused)
             raise RuntimeError(f"these parameters got no gradient on any rank: {names}")
-        return Averaged(weight, value, nonfinite_rank < 0, attention)
+        norm = norm if self._norm else None
+        return Averaged(weight, value, nonfinite_rank < 0, attention, norm)
 
     def _has_gradients(self) -> bool:
         return not self._closed and any(p.grad is not None for p in self._params)
@@ -313,7 +337,7 @@ class Bucketizer:
             place = self._places[i]
             mean = torch.zeros(place.shape, dtype=torch.promote_types(place.dtype, torch.float32))
             if i in late:
-                mean.copy_(late[i]).mul_(self._weight / total)
+                mean.copy_(late[i]).mul_(self._weight / total * self._scale)
             place.add_(self._comm.allreduce_(mean, "sum").to(place))
         if found:  # it will happen again
             self._stop_listening()

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -148,11 +149,11 @@ class Communicator:
     def __repr__(self) -> str:
         return f"Communicator(rank={self.rank}, size={self.size}, transport={self.transport!r})"
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Communicator:
+    def __deepcopy__(self, memo: dict[int, object]) -> Communicator:
         """Return itself: copies of an estimator, as scikit-learn makes, keep the same ranks."""
         return self
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         """Pickle its meaning: this single process, or all ranks at the time of unpickling."""
         if self.transport == "single":
             return Communicator, ()
@@ -161,7 +162,7 @@ class Communicator:
         raise TypeError("a communicator made from one of mpi4py's cannot be pickled")
 
     def allocate(
-        self, numel: int, dtype: torch.dtype = torch.float32, device: Any = "cpu"
+        self, numel: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> Tensor:
         """Return a zeroed vector in memory that peers can reach, for data exchanged often.
 
@@ -175,11 +176,11 @@ class Communicator:
         self._warn_unless_shared(memory)
         return torch.frombuffer(memory, dtype=dtype, count=numel)
 
-    def _warn_unless_shared(self, memory: Any) -> None:
+    def _warn_unless_shared(self, memory: _comm.Buffer) -> None:
         if self.local_size > 1 and self.transport != "mpi" and not self._native.is_shared(memory):
             warnings.warn(
-                f"no shared memory of {memoryview(memory).nbytes} bytes could be had on some rank: "
-                "these data go through small shared pieces instead, more slowly; give the job more "
+                f"a rank could not get {memoryview(memory).nbytes} bytes of shared memory: these "
+                "data are exchanged in small pieces instead, which is slower; give the job more "
                 "memory",
                 RuntimeWarning,
                 stacklevel=3,
@@ -289,8 +290,8 @@ class Communicator:
     def _of_this_process(self) -> Communicator:
         if self.size > 1 and os.getpid() != self._process:
             raise CommunicationError(
-                "a forked process has no part in the exchanges of its parent's ranks: give it "
-                'comm=None, or start it with multiprocessing\'s "spawn"'
+                "a forked process cannot take part in the exchanges of its parent's ranks: pass "
+                'comm=None in it, or start it with multiprocessing\'s "spawn"'
             )
         return self
 
@@ -329,7 +330,9 @@ def _return_to(tensor: Tensor, host: Tensor) -> Tensor:
     return tensor
 
 
-def native_bucketizer(comm: Communicator, tensors: Sequence[Tensor], bucket_bytes: int) -> Any:
+def native_bucketizer(
+    comm: Communicator, tensors: Sequence[Tensor], bucket_bytes: int, *, norm: bool
+) -> _comm.Bucketizer:
     """Make the native bucketizer for gradients of these tensors. Collective.
 
     It has a thread of its own only if the rank has a second core: on a single core, the thread
@@ -344,6 +347,7 @@ def native_bucketizer(comm: Communicator, tensors: Sequence[Tensor], bucket_byte
         [_DTYPES[t.dtype.to_real()] for t in tensors],
         bucket_bytes,
         comm.threaded and torch.get_num_threads() > 1,
+        norm,
     )
     for _, _, memory in native.buffers():
         if memoryview(memory).nbytes:
@@ -392,7 +396,7 @@ def world() -> Communicator:
     return _world
 
 
-def communicator(comm: Any) -> Communicator:
+def communicator(comm: object) -> Communicator:
     """Return a `Communicator` for a user's `comm` argument.
 
     Parameters
@@ -449,11 +453,11 @@ def _refuse_other_launchers() -> None:
             raise CommunicationError(
                 f"{launcher} started this as one of {count} processes ({size}={count}), but ranks "
                 f"find each other through MPI: start them with mpirun -n {count} python ...{how}; "
-                "or pass comm=None, for runs that have nothing to do with each other"
+                "or pass comm=None if the runs are independent"
             )
 
 
-def _mpi_module() -> Any:
+def _mpi_module() -> ModuleType:
     try:
         from .. import _mpi
     except ImportError as error:
@@ -464,7 +468,7 @@ def _mpi_module() -> Any:
     return _mpi
 
 
-def _check_same_library(native: Any) -> None:
+def _check_same_library(native: ModuleType) -> None:
     """Raise unless mpi4py and fastseq use one MPI library: a handle means nothing in another."""
     from mpi4py import MPI
 

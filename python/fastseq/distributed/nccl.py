@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._util.torch_internals import copy_each_
 from .communicators import Communicator
@@ -51,13 +51,16 @@ class DeviceExchange:
         Parameters on one device.
     comm
         The ranks.
+    norm
+        Whether `finish` returns the norm of the averaged gradients.
     """
 
     bucket_count = 1
     backend = "ProcessGroupNCCL"
 
-    def __init__(self, params: Sequence[Tensor], comm: Communicator) -> None:
+    def __init__(self, params: Sequence[Tensor], comm: Communicator, *, norm: bool = False) -> None:
         self._params = list(params)
+        self._norm = norm
         self._comm = comm.duplicate()  # `comm` is reserved during a step
         host, port = _address(comm)
         patience = datetime.timedelta(seconds=comm.timeout)
@@ -78,7 +81,9 @@ class DeviceExchange:
             self._flats.append(flat)
         self.started = False
 
-    def start(self, weight: float, value: float, attention: bool = False) -> None:
+    def start(
+        self, weight: float, value: float, attention: bool = False, scale: float = 1.0
+    ) -> None:
         """Start a step; see `Bucketizer.start`."""
         if self.started:
             raise RuntimeError("a step is under way already: call wait() first")
@@ -86,8 +91,9 @@ class DeviceExchange:
             raise ValueError(f"weight must be a finite number that is not negative, got {weight}")
         self.started = True
         self._weight, self._value, self._attention = weight, value, attention
+        self._scale = scale
 
-    def finish(self) -> tuple[float, float, int, list[int], bool]:
+    def finish(self) -> tuple[float, float, int, list[int], bool, float]:
         """Average the gradients; return the same as the native bucketizer's ``finish``."""
         if not self.started:
             raise RuntimeError(
@@ -115,12 +121,13 @@ class DeviceExchange:
             self._comm.allreduce_(facts, "sum")
             total = float(facts[0])
             for flat in self._flats:
-                flat.mul_(weight / total if total else 0.0)
+                flat.mul_(weight / total * self._scale if total else 0.0)
                 self._group.allreduce([flat]).wait()
+            norm = float(nn.utils.get_total_norm(self._flats)) if self._norm else 0.0
         bad = facts[3 : 3 + size].nonzero().flatten().tolist()
         unused = (facts[3 + size :] == 0).nonzero().flatten().tolist()
         mean = float(facts[1]) / total if total else 0.0
-        return total, mean, bad[0] if bad else -1, unused, bool(facts[2])
+        return total, mean, bad[0] if bad else -1, unused, bool(facts[2]), norm
 
     def abandon(self) -> None:
         """End a step; nothing is exchanged before `finish`."""

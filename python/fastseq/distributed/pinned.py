@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from .._util.untyped_torch import cuda_event, cuda_runtime, cuda_stream
+
 __all__ = ["Staging"]
 
 
@@ -37,12 +39,12 @@ class Staging:
             torch.empty_strided(place.shape, place.stride(), dtype=place.dtype, device=self._device)
             for place in host_places
         ]
-        self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        self._stream = cuda_stream(self._device)
         self._on_the_way: list[tuple[int, torch.cuda.Event]] = []
         self._register()
 
     def _register(self) -> None:
-        runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+        runtime = cuda_runtime()
         self._registered: dict[int, int] = {}
         for place in self._host:
             storage = place.untyped_storage()
@@ -57,7 +59,7 @@ class Staging:
     def close(self) -> None:
         """Unregister the host memory, after all copies."""
         self._stream.synchronize()
-        runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+        runtime = cuda_runtime()
         for address in self._registered:
             runtime.cudaHostUnregister(address)
         self._registered.clear()
@@ -68,7 +70,7 @@ class Staging:
         with torch.cuda.stream(self._stream):
             self._host[index].copy_(grad, non_blocking=True)
             grad.record_stream(self._stream)
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event = cuda_event()
             event.record(self._stream)
         self._on_the_way.append((index, event))
 

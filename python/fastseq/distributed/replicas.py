@@ -6,7 +6,6 @@ import io
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +71,7 @@ class Replicas:
                 raise
 
     def same_number(self, value: int) -> int:
-        """Return rank 0's value on all ranks."""
+        """Return rank 0's value, of 64 bits, on all ranks."""
         if self.alone:
             return value
         return int(self.comm.broadcast_(torch.tensor(value, dtype=torch.int64)).item())
@@ -84,17 +83,20 @@ class Replicas:
         ranks = self.comm.allreduce_(torch.tensor(flags, dtype=torch.float64), "sum")
         return [count == self.comm.size for count in ranks.tolist()]
 
-    def largest(self, numbers: list[int]) -> list[int]:
-        """Return the elementwise maximum over all ranks; missing numbers count as 0."""
+    def largest(self, counts: list[int]) -> list[int]:
+        """Return the largest of the ranks' counts, place by place, as many as the longest list.
+
+        Counts are not negative: a rank with a shorter list has 0 of the rest.
+        """
         if self.alone:
-            return numbers
+            return counts
         size = torch.zeros(self.comm.size, dtype=torch.float64)
-        size[self.comm.rank] = len(numbers)
+        size[self.comm.rank] = len(counts)
         ranks = torch.zeros(
             self.comm.size, int(self.comm.allreduce_(size, "sum").max()), dtype=torch.float64
         )
-        ranks[self.comm.rank, : len(numbers)] = torch.tensor(numbers, dtype=torch.float64)
-        return [int(number) for number in self.comm.allreduce_(ranks, "sum").amax(0)]
+        ranks[self.comm.rank, : len(counts)] = torch.tensor(counts, dtype=torch.float64)
+        return [int(count) for count in self.comm.allreduce_(ranks, "sum").amax(0)]
 
     def same_data(self, about: Callable[[], str]) -> None:
         """Raise `ValueError` on all ranks unless they were given the same data. Collective.
@@ -110,8 +112,8 @@ class Replicas:
             self.comm.agree("what is passed as data", about())
         except ValueError as error:
             raise ValueError(
-                f"{error}; ranks share the work on the same data: pass the whole to each, or set "
-                'spec.shard="given" if every rank has its own'
+                f"{error}; ranks share the work on the same data: pass all data to each rank, or "
+                'set spec.shard="given" if every rank has its own'
             ) from None
 
     def sync(self, optimizer: torch.optim.Optimizer) -> None:
@@ -128,14 +130,15 @@ class Replicas:
             optimizer.load_state_dict(loaded)
 
     def trained(self, weight: float) -> None:
-        """Note a step, which may have changed buffers, on `weight` of this rank's samples."""
+        """Note an update, which may have changed buffers, on `weight` of this rank's samples."""
         self.since_common = (self.since_common or 0.0) + weight
 
     def make_common(self, model: nn.Module) -> None:
-        """Make buffers the same on all ranks, if steps may have made them differ. Collective.
+        """Make buffers the same on all ranks, if updates may have made them differ. Collective.
 
         Floating-point ones, such as BatchNorm's statistics, become the mean weighted by each rank's
-        samples since they were last equal; others, such as step counts, the maximum.
+        samples since they were last equal, or the plain mean if no sample counted; others, such as
+        counts of updates, the maximum (exact up to 2**53).
         """
         if self.since_common is None:
             return
@@ -147,14 +150,15 @@ class Replicas:
         sums = torch.tensor([_checksum(b) for b in buffers], dtype=torch.float64)
         equal = self.in_common((sums == self.comm.broadcast_(sums.clone())).tolist())
         total = float(self.comm.allreduce_(torch.tensor(weight, dtype=torch.float64), "sum"))
+        share = weight / total if total else 1 / self.comm.size
         for buffer in (b for b, same in zip(buffers, equal, strict=True) if not same):
             own = buffer.to("cpu", torch.float64)
             if not buffer.is_floating_point():
-                ranks = own.new_full((self.comm.size, *own.shape), 0)
+                ranks = own.new_zeros((self.comm.size, *own.shape))
                 ranks[self.comm.rank] = own
                 buffer.copy_(self.comm.allreduce_(ranks, "sum").amax(0))
-            elif total:
-                own = own * (weight / total) if weight else torch.zeros_like(own)
+            else:  # without samples a rank's own may be NaN
+                own = own * share if share else torch.zeros_like(own)
                 buffer.copy_(self.comm.allreduce_(own, "sum"))
 
     def mean_loss(self, loss: float, weight: float) -> tuple[float, float]:
@@ -177,5 +181,4 @@ class Replicas:
 
 
 def _checksum(tensor: Tensor) -> int:
-    data: Any = tensor.cpu().contiguous().flatten().view(torch.uint8).numpy()
-    return zlib.crc32(data)
+    return zlib.crc32(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)

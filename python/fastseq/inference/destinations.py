@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import h5py
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .._util.tree import tree_leaves
-from ..data.chunks import Chunk
+from ..data.chunk_plan import Chunk
 from ..data.hdf5 import LazyDataset
 from ..data.hdf5.handles import location
 from ..data.hdf5.memory_map import element_offset
@@ -34,13 +35,13 @@ __all__ = [
 ]
 
 
-def as_numpy(a: Tensor) -> np.ndarray[Any, Any]:
+def as_numpy(a: Tensor) -> np.ndarray:
     """View a tensor as an array; bfloat16, which NumPy lacks, becomes float32."""
     a = a.detach().cpu()
     return (a.float() if a.dtype == torch.bfloat16 else a).numpy()
 
 
-def members(name: str, part: Any, data: Sequences) -> Any:
+def members(name: str, part: object, data: Sequences) -> Any:
     """Return a group's datasets in the order of the sequences; anything else as it is.
 
     Raises
@@ -109,9 +110,7 @@ class RaggedTarget:
         For each sequence of the pass, its index in `arrays`.
     """
 
-    def __init__(
-        self, arrays: list[Any], lengths: np.ndarray[Any, Any], order: np.ndarray[Any, Any]
-    ) -> None:
+    def __init__(self, arrays: Sequence[Any], lengths: np.ndarray, order: np.ndarray) -> None:
         self._arrays = arrays
         self._lengths = lengths
         self._order = order
@@ -135,7 +134,7 @@ class RaggedTarget:
         _flush(self._arrays)
 
 
-def _flush(arrays: list[Any]) -> None:
+def _flush(arrays: Sequence[object]) -> None:
     """Pass HDF5's buffers to the operating system, where other processes see them."""
     for file in {a.file for a in arrays if isinstance(a, h5py.Dataset)}:
         file.flush()
@@ -157,7 +156,7 @@ class Place:
         return dataclasses.replace(self, path=other.path) == other
 
 
-def place_of(array: Any) -> Place | None:
+def place_of(array: object) -> Place | None:
     """Return where an array lies in a file, or None if it cannot be written there directly.
 
     Memory maps can, and contiguous HDF5 datasets that are larger than the buffer through which HDF5
@@ -208,9 +207,9 @@ class FileTarget:
         for index, row in enumerate(array):
             self._put(row, begin + index * place.step)
 
-    def _put(self, piece: np.ndarray[Any, Any], offset: int) -> None:
+    def _put(self, piece: np.ndarray, offset: int) -> None:
         assert self._file is not None
-        view = memoryview(piece.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+        view = piece.reshape(-1).view(np.uint8).data
         while view:
             count = os.pwrite(self._file, view, offset)
             view = view[count:]
@@ -251,7 +250,7 @@ def check_target(name: str, target: Any, shape: tuple[int, ...], a: Tensor) -> N
         raise TypeError(f"{name} must hold {a.dtype}, got {target.dtype}")
 
 
-def _writable(target: Any) -> bool:
+def _writable(target: object) -> bool:
     if isinstance(target, np.ndarray):
         return target.flags.writeable
     if isinstance(target, h5py.Dataset):
@@ -261,7 +260,7 @@ def _writable(target: Any) -> bool:
     return hasattr(target, "__setitem__")
 
 
-def forget_buffered(array: Any) -> None:
+def forget_buffered(array: object) -> None:
     """Make h5py read again what was written directly to its file.
 
     HDF5 reads small pieces of a contiguous dataset through a buffer that starts at the place it

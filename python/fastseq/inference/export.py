@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ DESCRIPTION = "fastseq.json"
 _STEPS, _COUNT = 5, 3
 
 
-def check_path(path: Any) -> Path:
+def check_path(path: str | os.PathLike[str]) -> Path:
     """Return the path of a program's file; raise if it cannot be written there."""
     target = Path(path)
     if target.suffix != ".pt2":
@@ -108,8 +108,8 @@ def _run(model: nn.Module, x: Tree, state: Tree) -> tuple[Tree, Tree]:
 
 def _trace(program: _Program, x: Tree, first: Tree, dims: list[int]) -> ExportedProgram:
     time, batch = Dim("time"), Dim("batch")
-    inputs: tuple[Any, ...] = (_plain(x),)
-    shapes: tuple[Any, ...] = (_plain(tree_map(lambda _: {0: time, 1: batch}, x)),)
+    inputs: tuple[Tree, ...] = (_plain(x),)
+    shapes: tuple[Tree, ...] = (_plain(tree_map(lambda _: {0: time, 1: batch}, x)),)
     if first is not None:
         inputs += (tuple(tree_leaves(first)),)
         shapes += (tuple({dim: batch} if dim >= 0 else {} for dim in dims),)
@@ -148,7 +148,8 @@ def first_state(model: nn.Module, x: Tree) -> Tree:
         if a.shape != b.shape:
             raise ValueError(
                 f"{name} grows with time: it has the shape {tuple(b.shape)} after {_STEPS - 1} "
-                f"steps, {tuple(a.shape)} after {_STEPS}; only a state of one shape can be exported"
+                f"steps, {tuple(a.shape)} after {_STEPS}; only a state of constant shape can be "
+                "exported"
             )
     zeros = tree_map(torch.zeros_like, state)
     if _alike(_run(model, x, zeros), expected):
@@ -160,8 +161,8 @@ def first_state(model: nn.Module, x: Tree) -> Tree:
     except (RuntimeError, ValueError, IndexError):
         pass  # not every model accepts zero steps
     raise ValueError(
-        "the model starts neither from a state of zeros nor from the one that it returns for a "
-        "chunk of no steps, so there is no telling what it starts from"
+        "the model cannot be exported: its initial state is neither zeros nor what it returns for "
+        "a chunk of no steps"
     )
 
 
@@ -189,7 +190,7 @@ def _numbered(tree: Tree) -> Tree:
     return tree_map(lambda _: next(numbers), tree)
 
 
-def _filled(numbered: Tree, leaves: Any) -> Tree:
+def _filled(numbered: Tree, leaves: Sequence[Tensor]) -> Tree:
     return tree_map(lambda number: leaves[number], numbered)
 
 

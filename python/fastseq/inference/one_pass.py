@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .._util.tree import Tree, tree_leaves, tree_map
-from ..data.chunks import Chunk, ChunkPlan
+from ..data.chunk_plan import Chunk, ChunkPlan
 from ..data.sequences import Sequences, to_device
 from ..nn.stateful import Stateful, carries, each_step
 from ..training.spec import Spec
@@ -108,7 +107,7 @@ class Pass:
         """Yield the outputs of each chunk of sequences ``[begin, end)``."""
         last: Chunk | None = None
         batches = self._data.batches(self.chunks(begin, end))
-        with closing(batches):  # type: ignore[type-var]
+        with closing(batches):
             for chunk, batch in batches:
                 assert batch is not None
                 if chunk.index == 0:
@@ -158,7 +157,7 @@ class Pass:
         ys = self._stateful(xs)
         return self._finish(each_step(ys, tree_leaves(xs)[0].shape[0]) if self._pooled else ys)
 
-    def _pieces(self, counts: np.ndarray[Any, Any]) -> Iterator[tuple[int, int, Any]]:
+    def _pieces(self, counts: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
         """Cut a chunk where sequences end: yield steps ``[a, b)`` and the sequences to run.
 
         A model with a state continues with the sequences that are left. Other models may look at

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .._util.tree import Tree, tree_leaves, tree_like, tree_paths
-from ..data.chunks import Chunk
+from ..data.chunk_plan import Chunk
 from ..data.sequences import Sequences
 from ..distributed.replicas import Replicas
 from .destinations import (
@@ -98,7 +98,7 @@ class Outputs:
         assert self._data.lengths is not None
         return int(self._data.lengths[sequence]), *a.shape[2:]
 
-    def _check(self, name: str, part: Any, a: Tensor) -> None:
+    def _check(self, name: str, part: object, a: Tensor) -> None:
         order = self._data.order
         if order is None:
             check_target(name, part, self._shape(a), a)
@@ -107,20 +107,18 @@ class Outputs:
             got = f"{len(part)}" if isinstance(part, list | tuple) else type(part).__name__
             raise ValueError(
                 f"{name} must be a list of {len(order)} arrays, one for each sequence, or a group "
-                f"of so many datasets, got {got}"
+                f"of as many datasets, got {got}"
             )
         for position, index in enumerate(order):
             check_target(f"{name}[{index}]", part[index], self._shape(a, position), a)
 
-    def _new(self, a: Tensor) -> Any:
+    def _new(self, a: Tensor) -> np.ndarray | list[np.ndarray]:
         dtype = as_numpy(a[:0]).dtype
         order = self._data.order
         if order is None:
             return np.empty(self._shape(a), dtype)
-        arrays: list[Any] = [None] * len(order)
-        for position, index in enumerate(order):
-            arrays[index] = np.empty(self._shape(a, position), dtype)
-        return arrays
+        places = np.argsort(order)
+        return [np.empty(self._shape(a, place), dtype) for place in places]
 
     def _open(self, leaf: Leaf) -> None:
         if leaf.target is not None or leaf.part is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing
 from itertools import pairwise, zip_longest
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from .._util.locks import Lock
 from .._util.progress import Progress
 from .._util.seeding import untouched
 from .._util.tree import Tree, tree_leaves, tree_like, tree_map, tree_paths
-from ..data.chunks import part
+from ..data.chunk_plan import part
 from ..data.sequences import Sequences, to_device
 from ..distributed.replicas import Replicas
 from ..nn.context import within
@@ -71,7 +70,7 @@ class Predictor:
         progress: bool = False,
         whole: bool = False,
         pooled: bool = False,
-    ) -> Any:
+    ) -> Tree:
         """Run over all steps of all sequences; see `Estimator.predict`.
 
         Several threads may call it at once: they share only `state`, which each sets at its end.
@@ -124,7 +123,7 @@ class Predictor:
         progress: bool,
         whole: bool,
         pooled: bool,
-    ) -> Any:
+    ) -> Tree:
         """Run from the state `begin`."""
         if begin is not None:
             self._refuse_to_go_on_backwards()
@@ -182,7 +181,7 @@ class Predictor:
         if is_bidirectional(self._model):
             raise ValueError(
                 "the model has a bidirectional layer, which looks at later steps: it can predict "
-                "whole series only, not go on from a state"
+                "whole series only, not continue from a state"
             )
 
     def _input(
@@ -246,8 +245,8 @@ class Predictor:
         for dim, a in zip(tree_leaves(self._dims), tree_leaves(state), strict=True):
             if dim >= 0 and a.shape[dim] != count:
                 raise ValueError(
-                    f"the state is one of {a.shape[dim]} sequences, but x has {count}: "
-                    "predict with reset=True, or call reset_state() first"
+                    f"the state is for {a.shape[dim]} sequences, but x has {count}: predict with "
+                    "reset=True, or call reset_state() first"
                 )
 
     def _run(
@@ -260,7 +259,7 @@ class Predictor:
         with bar, closing(run.run(*own, self._device)) as predicted:
             for chunks in zip_longest(*(run.chunks(*share) for share in bounds)):
                 outputs.write(chunks, next(predicted, []))
-                bar.step()
+                bar.advance()
             next(predicted, None)  # past the last chunk, to set its last state
         for share in bounds:
             for chunk in run.tails(*share):

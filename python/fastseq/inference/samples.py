@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from itertools import accumulate, pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,9 +29,9 @@ class Samples(NamedTuple):
     If samples have some but not all of their targets, weights are ``(n, K)``, 0 for missing ones.
     """
 
-    y_true: np.ndarray[Any, Any]
-    y_pred: np.ndarray[Any, Any]
-    weights: np.ndarray[Any, Any]
+    y_true: np.ndarray
+    y_pred: np.ndarray
+    weights: np.ndarray
 
 
 def samples(

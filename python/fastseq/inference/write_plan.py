@@ -35,7 +35,7 @@ class Leaf:
         self.kind = _kind(self.part)
 
 
-def _kind(part: Any) -> str:
+def _kind(part: object) -> str:
     if part is None:
         return "new"
     members = part if isinstance(part, list | tuple) else [part]
@@ -82,7 +82,7 @@ def agree(leaves: list[Leaf], replicas: Replicas) -> None:
         leaf.kind = kind
 
 
-def _same_file(part: Any, own: Place | None, first: Place, token: bytes) -> FileTarget | None:
+def _same_file(part: object, own: Place | None, first: Place, token: bytes) -> FileTarget | None:
     """Open the file that rank 0 has marked; None if this rank has another one, or it fails."""
     if part is not None and (own is None or not own.same_layout(first)):
         return None

@@ -36,7 +36,7 @@ class CompiledStateful(Stateful):
         return self._run(self, x)
 
 
-def compile_chunks(model: nn.Module, function: Callable[..., Any]) -> Callable[..., Any]:
+def compile_chunks(model: nn.Module, function: Callable[..., Tree]) -> Callable[..., Tree]:
     """Compile a function of a stateful model and of chunks, as one graph.
 
     Parameters
@@ -61,12 +61,12 @@ def compile_chunks(model: nn.Module, function: Callable[..., Any]) -> Callable[.
 
 
 def _run(
-    function: Callable[..., Any],
+    function: Callable[..., Tree],
     m: Stateful,
     state: Tree,
     lengths: Tensor | None,
     chunks: tuple[Tree, ...],
-) -> tuple[Any, Tree]:
+) -> tuple[Tree, Tree]:
     m.state, m.lengths = state, lengths
     result = function(m, *chunks)
     m.detach()
@@ -79,15 +79,15 @@ _lock = Lock()
 
 
 class _CompiledChunks:
-    def __init__(self, model: nn.Module, function: Callable[..., Any]) -> None:
+    def __init__(self, model: nn.Module, function: Callable[..., Tree]) -> None:
         self._model = model
         self._function = function
         self._inner = Stateful(model)
         self._substitutes = Substitutes(model)
-        self._graphs: dict[tuple[Any, ...], Callable[..., tuple[Any, Tree]]] = {}
+        self._graphs: dict[tuple[object, ...], Callable[..., tuple[Tree, Tree]]] = {}
         self._dims: Tree = None
 
-    def __call__(self, m: Stateful, *chunks: Tree) -> Any:
+    def __call__(self, m: Stateful, *chunks: Tree) -> Tree:
         chunks, state = tree_map(_laid_out, chunks), tree_map(_laid_out, m.state)
         sizes = self._leave_open(chunks, state)
         lengths, m.lengths = m.lengths, None
@@ -103,17 +103,17 @@ class _CompiledChunks:
             raise
         return result
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Leave out what is compiled: a copy compiles again."""
         return {**vars(self), "_graphs": {}}
 
     def _call(
         self,
-        key: tuple[Any, ...],
+        key: tuple[object, ...],
         state: Tree,
         lengths: Tensor | None,
         chunks: tuple[Tree, ...],
-    ) -> tuple[Any, Tree]:
+    ) -> tuple[Tree, Tree]:
         args = (self._function, self._inner, state, lengths, chunks)
         if key in self._graphs:
             try:
@@ -165,6 +165,6 @@ def _laid_out(a: Tensor) -> Tensor:
     return a.clone(memory_format=torch.contiguous_format)
 
 
-def _copied(function: Any) -> Callable[..., Any]:
+def _copied(function: Any) -> Callable[..., tuple[Tree, Tree]]:
     """Copy a function and its code: torch.compile limits the graphs per code object."""
     return types.FunctionType(function.__code__.replace(), function.__globals__)

@@ -98,7 +98,7 @@ class Context(nn.Module):
         return tree_map(lambda *a: torch.cat(a, 1).index_select(1, back), *parts)
 
     def _run(self, x: Tree, known: int, lengths: Tensor | None) -> Tree:
-        more: dict[str, Any] = {}
+        more: dict[str, Tensor] = {}
         if lengths is not None and takes_lengths(self.module):
             more["lengths"] = lengths + known
         y = self.module(x, None, **more)[0] if takes_state(self.module) else self.module(x, **more)

@@ -6,7 +6,7 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Protocol, TypeGuard
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -18,6 +18,14 @@ from .._util.tree import Tree
 __all__ = ["missing_label", "of_numbers", "seqloss"]
 
 Loss = Callable[..., Tensor]
+
+
+class _Reducing(Protocol):
+    """A loss with torch's attribute for how samples are put together."""
+
+    reduction: str
+
+    def __call__(self, output: Tensor, target: Tensor) -> Tensor: ...
 
 
 def seqloss(fn: Loss | nn.Module, *, per_step: bool = False) -> Loss:
@@ -65,7 +73,7 @@ def seqloss(fn: Loss | nn.Module, *, per_step: bool = False) -> Loss:
     return functools.partial(_mean_over_samples, _unreduced(fn), _mean_over_elements(fn), _kind(fn))
 
 
-def of_numbers(loss: Any) -> bool:
+def of_numbers(loss: object) -> bool:
     """Whether `loss` is made by `seqloss` and compares element by element, integers too.
 
     Examples
@@ -76,7 +84,7 @@ def of_numbers(loss: Any) -> bool:
     return _made(loss) and loss.args[2] == "elements"
 
 
-def missing_label(loss: Any) -> int | None:
+def missing_label(loss: object) -> int | None:
     """Return the label that a loss made by `seqloss` ignores, torch's ``ignore_index``.
 
     Examples
@@ -95,18 +103,16 @@ def missing_label(loss: Any) -> int | None:
     return None if parameter is None else int(parameter.default)
 
 
-def _made(loss: Any) -> bool:
+def _made(loss: object) -> TypeGuard[functools.partial[Tensor]]:
     return isinstance(loss, functools.partial) and loss.func is _mean_over_samples
 
 
 def _unreduced(fn: Loss | nn.Module) -> Loss:
     """Make `fn` return one loss per sample, or per element."""
-    if isinstance(fn, nn.Module) and hasattr(fn, "reduction"):
+    if _reduces(fn):
         if fn.reduction == "sum":
             raise ValueError('seqloss returns a mean; make the loss with reduction="mean"')
-        module: Any = copy.deepcopy(fn)
-        module.reduction = "none"
-        return module  # type: ignore[no-any-return]
+        return _reduced(fn, "none")
     if "reduction" not in inspect.signature(fn).parameters:
         raise TypeError(
             f"seqloss: {getattr(fn, '__name__', fn)!r} takes no `reduction`, so it cannot be asked "
@@ -115,8 +121,19 @@ def _unreduced(fn: Loss | nn.Module) -> Loss:
     return functools.partial(fn, reduction="none")
 
 
+def _reduces(fn: object) -> TypeGuard[_Reducing]:
+    return isinstance(fn, nn.Module) and hasattr(fn, "reduction")
+
+
+def _reduced(fn: _Reducing, reduction: str) -> Loss:
+    """Return a copy of a loss with another reduction."""
+    module = copy.deepcopy(fn)
+    module.reduction = reduction
+    return module
+
+
 # For these, the mean over all elements is the mean over samples, in one call.
-_MEANS: tuple[Any, ...] = (
+_MEANS: tuple[Loss, ...] = (
     F.binary_cross_entropy,
     F.binary_cross_entropy_with_logits,
     F.huber_loss,
@@ -124,27 +141,25 @@ _MEANS: tuple[Any, ...] = (
     F.mse_loss,
     F.smooth_l1_loss,
 )
-_DIRECT: dict[Any, Loss] = {
+_DIRECT: dict[Loss, Loss] = {
     F.l1_loss: l1_mean,
     F.mse_loss: mse_mean,
 }
 _MODULES_OF_MEANS = (nn.HuberLoss, nn.L1Loss, nn.MSELoss, nn.SmoothL1Loss)
 # The last two compare element by element, too, but may have weights of their own.
 _MODULES_OF_ELEMENTS = (*_MODULES_OF_MEANS, nn.BCELoss, nn.BCEWithLogitsLoss)
-_OF_CLASSES: tuple[Any, ...] = (F.cross_entropy, F.nll_loss, F.multi_margin_loss)
+_OF_CLASSES: tuple[Loss, ...] = (F.cross_entropy, F.nll_loss, F.multi_margin_loss)
 _MODULES_OF_CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss)
 
 
 def _mean_over_elements(fn: Loss | nn.Module) -> Loss | None:
     """Return `fn` as a mean over output and target of one shape, or None if it is no such mean."""
-    if type(fn) in _MODULES_OF_MEANS:
-        module: Any = copy.deepcopy(fn)
-        module.reduction = "mean"
-        return module  # type: ignore[no-any-return]
+    if _reduces(fn) and type(fn) in _MODULES_OF_MEANS:
+        return _reduced(fn, "mean")
     return _DIRECT.get(fn, fn) if fn in _MEANS else None
 
 
-def _kind(fn: Any) -> str | None:
+def _kind(fn: object) -> str | None:
     """Return what `fn` compares outputs with: ``"elements"``, ``"classes"``; None: unknown."""
     if isinstance(fn, _MODULES_OF_ELEMENTS) or fn in _MEANS:
         return "elements"
@@ -157,7 +172,7 @@ def _mean_over_samples(
     fn: Loss,
     mean: Loss | None,
     kind: str | None,
-    m: Any,
+    m: Callable[[Tree], Tree],
     xs: Tree,
     ys: Tensor,
     ws: Tensor | None = None,
@@ -199,8 +214,9 @@ def _mean_over_samples(
         ws = ws.flatten(0, 1)
         if losses.shape != ws.shape:
             raise ValueError(
-                "y has samples of which some targets are missing, others not, but this loss is not "
-                "one of each target: leave such samples out with mask, or write a loss of your own"
+                "y has samples with only some of their targets missing, but this loss is not "
+                "computed target by target: leave such samples out by mask, or write a loss of "
+                "your own"
             )
         return _weighted_mean(losses, ws)
     losses = losses.flatten(1).mean(1) if losses.dim() > 1 else losses
@@ -212,8 +228,8 @@ def _integers(kind: str | None, output: Tensor, ys: Tensor) -> Tensor:
     labels = ys.shape[-1] == 1 and (kind == "classes" or output.shape[-1] > 1)
     if kind == "classes" and output.shape[-1] == 1:
         raise ValueError(
-            f"the loss is one of classes, but the model has one output, {tuple(output.shape)}: "
-            "give it one for each class, or take binary_cross_entropy_with_logits"
+            f"the loss compares classes, but the model has one output, {tuple(output.shape)}: give "
+            "it one for each class, or use binary_cross_entropy_with_logits"
         )
     if kind != "elements" and labels:
         return ys.squeeze(-1)
@@ -236,7 +252,9 @@ def _unlike(output: Tensor, ys: Tensor, more: str = "") -> ValueError:
     )
 
 
-def _mean_over_steps(fn: Loss, m: Any, xs: Tree, ys: Tree, ws: Tensor | None = None) -> Tensor:
+def _mean_over_steps(
+    fn: Loss, m: Callable[[Tree], Tree], xs: Tree, ys: Tree, ws: Tensor | None = None
+) -> Tensor:
     output = m(xs)
     if ws is None:
         return torch.stack([fn(o, y) for o, y in zip(output, ys, strict=True)]).mean()

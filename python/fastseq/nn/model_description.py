@@ -144,7 +144,7 @@ def _argument(layer: nn.Module, name: str) -> Any:
     return value
 
 
-def _outline(model: nn.Module) -> tuple[Any, ...]:
+def _outline(model: nn.Module) -> tuple[object, ...]:
     """Return names and shapes of all parameters and buffers, and which of them are shared."""
     named = [
         *model.named_parameters(remove_duplicate=False),
@@ -177,7 +177,7 @@ def build(description: Mapping[str, Any]) -> nn.Module:
             warnings.simplefilter("ignore")  # torch warned when the model was made
             return _build(description)
     except (KeyError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
-        raise ValueError(f"this describes no model: {description!r}") from error
+        raise ValueError(f"this does not describe a model: {description!r}") from error
 
 
 def _build(description: Mapping[str, Any]) -> nn.Module:
@@ -189,7 +189,7 @@ def _build(description: Mapping[str, Any]) -> nn.Module:
             container.add_module(key, _build(child))
         return container
     if name not in _KINDS:
-        raise ValueError(f"{name!r} is no layer that this version of fastseq builds")
+        raise ValueError(f"{name!r} is not a layer that this version of fastseq can build")
     kind = _KINDS[name]
     if set(arguments) != set(_LAYERS[kind]):
         raise ValueError(f"{name} is built from {', '.join(_LAYERS[kind])}, not {arguments!r}")

@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 
-def _module(m: Any) -> nn.Module:
+def _module(m: object) -> nn.Module:
     """Return the module of an `Estimator` or a `Stateful`; modules as they are."""
     if isinstance(m, nn.Module):
         return m
@@ -35,7 +35,7 @@ def _module(m: Any) -> nn.Module:
     raise TypeError(f"expected a model, a Stateful or an Estimator, got {type(m).__name__}")
 
 
-def namedparams(m: Any) -> dict[str, nn.Parameter]:
+def namedparams(m: object) -> dict[str, nn.Parameter]:
     """Return a model's parameters by name, in order; shared ones appear once.
 
     Examples
@@ -46,7 +46,7 @@ def namedparams(m: Any) -> dict[str, nn.Parameter]:
     return dict(_module(m).named_parameters())
 
 
-def weights(m: Any) -> list[nn.Parameter]:
+def weights(m: object) -> list[nn.Parameter]:
     """Return a model's parameters except biases, as regularisers need them.
 
     A bias is a parameter whose own name begins with ``bias`` (``bias``, ``bias_ih_l0``, …).
@@ -60,7 +60,7 @@ def weights(m: Any) -> list[nn.Parameter]:
     return [p for name, p in named if not name.rpartition(".")[2].startswith("bias")]
 
 
-def decay_groups(m: Any, weight_decay: float) -> list[dict[str, Any]]:
+def decay_groups(m: object, weight_decay: float) -> list[dict[str, Any]]:
     """Return parameter groups for an optimizer, with weight decay on `weights`, not on biases.
 
     Examples
@@ -88,7 +88,7 @@ def _vector(tensors: list[Tensor]) -> Tensor:
     return pack([tensor.to(dtype) for tensor in tensors])
 
 
-def net2vec(m: Any) -> Tensor:
+def net2vec(m: object) -> Tensor:
     """Concatenate all parameters of a model into one new vector ``(P,)``.
 
     Differentiable with respect to the parameters. Parameters of several dtypes are promoted to a
@@ -102,7 +102,7 @@ def net2vec(m: Any) -> Tensor:
     return _vector(list(namedparams(m).values()))
 
 
-def vec2net(m: Any, v: Tensor) -> None:
+def vec2net(m: object, v: Tensor) -> None:
     """Copy a vector, as `net2vec` returns it, into the parameters of a model, in place.
 
     Raises
@@ -127,7 +127,7 @@ def vec2net(m: Any, v: Tensor) -> None:
             p.copy_(piece.view_as(p))
 
 
-def net2grad(m: Any) -> Tensor:
+def net2grad(m: object) -> Tensor:
     """Return the gradients of all parameters of a model as one vector ``(P,)``.
 
     In the order of `net2vec`, with zeros for parameters without a gradient. The vector is a copy:
@@ -145,7 +145,7 @@ def net2grad(m: Any) -> Tensor:
         return _vector([torch.zeros_like(p) if p.grad is None else p.grad for p in params])
 
 
-def notrack(m: Any) -> nn.Module:
+def notrack(m: object) -> nn.Module:
     """Return a copy of a model that shares its memory and records no gradients.
 
     The copy sees all changes that training makes to the model's parameters and buffers.
@@ -157,13 +157,13 @@ def notrack(m: Any) -> nn.Module:
     False
     """
     module = _module(m)
-    shared: dict[int, Any] = {id(b): b for b in module.buffers()}
+    shared: dict[int, Tensor] = {id(b): b for b in module.buffers()}
     for p in module.parameters():
         shared[id(p)] = nn.Parameter(p.detach(), requires_grad=False)
     return copy.deepcopy(module, shared)
 
 
-def states(m: Any) -> Tree:
+def states(m: object) -> Tree:
     """Return a copy of the state of a `Stateful` or an `Estimator`; None if fresh.
 
     Examples
@@ -177,7 +177,7 @@ def states(m: Any) -> Tree:
     return _carrier(m).get_state()
 
 
-def loadstates(m: Any, s: Tree) -> None:
+def loadstates(m: object, s: Tree) -> None:
     """Make a `Stateful` or an `Estimator` continue from a state that `states` returned.
 
     Examples
@@ -194,7 +194,7 @@ def loadstates(m: Any, s: Tree) -> None:
     _carrier(m).set_state(s)
 
 
-def _carrier(m: Any) -> Any:
+def _carrier(m: object) -> Any:
     if hasattr(m, "get_state") and hasattr(m, "set_state"):
         return m
     raise TypeError(f"{type(m).__name__} carries no state; wrap the model: fastseq.Stateful(model)")

@@ -42,8 +42,8 @@ class _Fused(nn.RNNBase):
         """Draw new weights; a trainable state becomes zero."""
         super().reset_parameters()
         for name in self._state_names:
-            if name in self._parameters:
-                nn.init.zeros_(self._parameters[name])  # type: ignore[arg-type]
+            if (start := self._parameters.get(name)) is not None:
+                nn.init.zeros_(start)
 
     def extra_repr(self) -> str:
         """Return the arguments that differ from their defaults."""
@@ -51,8 +51,8 @@ class _Fused(nn.RNNBase):
 
     def forward(
         self,
-        input: Any,  # noqa: A002 (PyTorch's name)
-        hx: Any = None,
+        input: object,  # noqa: A002 (PyTorch's name)
+        hx: object = None,
         lengths: Tensor | None = None,
     ) -> tuple[Any, Any]:
         """Run the layer; see the class."""
@@ -133,7 +133,7 @@ class _Fused(nn.RNNBase):
         """Run one layer in one direction."""
         raise NotImplementedError
 
-    def _first_state(self, x: Tensor, hx: Any, single: bool, any_dtype: bool) -> State:
+    def _first_state(self, x: Tensor, hx: object, single: bool, any_dtype: bool) -> State:
         """Check and return the given state, or the layer's initial state."""
         shape = (self._rows(), x.shape[1], self.hidden_size)
         names = self._state_names
@@ -150,7 +150,7 @@ class _Fused(nn.RNNBase):
 
     def _by_torch(self, x: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
         """Run PyTorch's own layer on ``(T, N, F)``, packing the sequence if there are lengths."""
-        given: Any = x.transpose(0, 1) if self.batch_first else x
+        given = x.transpose(0, 1) if self.batch_first else x
         state = tuple(s.contiguous() for s in state)  # cuDNN takes no views that repeat a row
         hx = state if len(state) == 2 else state[0]
         if lengths is None:
@@ -166,7 +166,7 @@ class _Fused(nn.RNNBase):
         ends = zip(state, _tuple(last), strict=True)
         return y.masked_fill(empty, 0), tuple(torch.where(empty, b, s) for b, s in ends)
 
-    def _packed(self, x: Any, hx: Any, lengths: Any) -> tuple[Any, Any]:
+    def _packed(self, x: object, hx: object, lengths: object) -> tuple[PackedSequence, Any]:
         """Run PyTorch's own layer on a packed sequence."""
         if not isinstance(x, PackedSequence):
             raise TypeError(f"input must be a tensor or a PackedSequence, got {type(x).__name__}")
@@ -176,7 +176,8 @@ class _Fused(nn.RNNBase):
             count = int(x.batch_sizes[0])
             begin = tuple(getattr(self, n).repeat(1, count, 1) for n in self._state_names)
             hx = begin if len(begin) == 2 else begin[0]
-        return super().forward(x, hx)  # type: ignore[no-any-return]
+        y, last = super().forward(x, hx)
+        return y, last
 
 
 class LSTM(_Fused, nn.LSTM):
@@ -276,7 +277,7 @@ def kernels(model: nn.Module) -> dict[str, str]:
     found = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.RNNBase):
-            like: Any = module._flat_weights[0]
+            like = module._flat_weights[0]
             if isinstance(module, _Fused):
                 reason = _why_torch(module, like)
             else:
@@ -285,7 +286,7 @@ def kernels(model: nn.Module) -> dict[str, str]:
     return found
 
 
-def _why_torch(layer: nn.RNNBase, x: Any) -> str | None:
+def _why_torch(layer: nn.RNNBase, x: object) -> str | None:
     """Return why PyTorch's layer runs an input, or None if a kernel does."""
     if not isinstance(x, Tensor):
         return "packed sequences"
@@ -305,5 +306,5 @@ def _four(weights: list[Tensor]) -> tuple[Tensor, Tensor, Tensor | None, Tensor 
     return w_ih, w_hh, b_ih, b_hh
 
 
-def _tuple(state: Any) -> State:
+def _tuple(state: Tensor | State) -> State:
     return state if isinstance(state, tuple) else (state,)

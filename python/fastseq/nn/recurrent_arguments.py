@@ -64,7 +64,7 @@ def checked_state(
     return state
 
 
-def checked_lengths(lengths: Any, x: Tensor) -> Tensor:
+def checked_lengths(lengths: object, x: Tensor) -> Tensor:
     """Return the lengths as int64, or raise."""
     steps, count = x.shape[:2]
     if not isinstance(lengths, Tensor) or lengths.dtype not in _INTEGERS:

@@ -125,7 +125,7 @@ class _Users:
         if self._trainer not in (None, thread):
             raise BusyError(
                 "another thread trains this model: wait for its fit to end, predict in a callback "
-                "of that fit, or use a copy of the estimator that was made before"
+                "of that fit, or use a copy of the estimator made before it"
             )
 
     def _set(self, *, training: bool) -> _Modes:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from .forecasting.series import Series
 from .forecasting.times import Times, check_follows, check_order, times_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["check_ahead", "check_going_on", "check_together"]
 
@@ -79,7 +82,9 @@ def _names(series: Series, name: str) -> list[str]:
     return [name] * count if series.single else [f"{name}[{number}]" for number in range(count)]
 
 
-def _pairs(y: Series, x: Series | None) -> list[tuple[Any, Any, tuple[str, str]]]:
+def _pairs(
+    y: Series, x: Series | None
+) -> list[tuple[pd.Index | None, pd.Index | None, tuple[str, str]]]:
     """Return for each series its index, its covariates' index, and their names in messages."""
     if x is None:
         return [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +14,8 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from torch import Tensor, nn, optim
 
-from ..data.chunks import ChunkPlan
+from .._util.tree import Tree
+from ..data.chunk_plan import ChunkPlan
 from ..data.scaling.affine import Affine
 from ..data.scaling.inputs_and_targets import Scaling
 from ..data.sequences import Sequences
@@ -26,6 +27,7 @@ from ..training.history import History
 from ..training.run import Callback, check_callbacks
 from ..training.spec import Spec
 from .hyperparameters import make_module, optimizer_factory
+from .input_checks import Tensors
 from .sequence_losses import AtLastStep, PerSequence, last_step_only, over_steps
 from .shuffling import Shuffler
 
@@ -64,7 +66,7 @@ class Task:
         See `SequenceEstimator._begin`, for `SequenceEstimator._train` without `start`.
     """
 
-    x: Any
+    x: Tree
     y: Any
     w: Any
     n_in: int
@@ -72,7 +74,7 @@ class Task:
     dtype: torch.dtype
     loss: Callable[..., Tensor]
     steps: int
-    validation: Any = None
+    validation: object = None
     scale_y: str | None = None
     form: Any = None
 
@@ -115,11 +117,11 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
     """
 
     # Stored by subclasses' constructors.
-    module: Any
+    module: str | nn.Module | Callable[..., nn.Module]
     hidden_size: int
     num_layers: int
     dropout: float
-    optimizer: Any
+    optimizer: str | Callable[..., optim.Optimizer]
     lr: float
     weight_decay: float
     decay_biases: bool
@@ -132,12 +134,12 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
     accumulate: int
     nan: str = "raise"
     scale_x: str | None
-    callbacks: Any
+    callbacks: Sequence[object]
     amp: str | None
     compile: bool
-    device: Any
-    comm: Any
-    random_state: Any
+    device: str | torch.device
+    comm: object
+    random_state: int | np.random.RandomState | None
     warm_start: bool
     verbose: int
 
@@ -158,7 +160,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "estimator_")
 
-    def _begin(self, form: Any, *, partial: bool = False) -> Start:
+    def _begin(self, form: object, *, partial: bool = False) -> Start:
         """Decide whether to continue from what was learnt before.
 
         Training continues on request (``partial_fit``, ``warm_start``), if nothing has changed but
@@ -190,7 +192,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
             if self.seqsize is None:  # sequences may be longer than before
                 seqsize = self._seqsize(task, est.model)
                 est.spec = dataclasses.replace(est.spec, seqsize=seqsize)
-            self._say(f"goes on after epoch {done}")
+            self._say(f"continues after epoch {done}")
         else:
             est, done = self._make(task, start.seed), 0
             self._say(f"starts from scratch: {start.why}")
@@ -199,8 +201,8 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
             self._fit(est, task, epochs)
         else:
             warnings.warn(
-                f"nothing to do: epochs={self._all_epochs}, and {done} have been done; with "
-                "warm_start=True, epochs is the number of all of them",
+                f"nothing to do: epochs={self._all_epochs}, and {done} are done; with "
+                "warm_start=True, epochs counts those of earlier fits, too",
                 stacklevel=4,
             )
         self.estimator_, self.history_, self.n_iter_ = est, est.history_, len(est.history_)
@@ -211,7 +213,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
             for name, value in self.get_params(deep=False).items()
         }
 
-    def _why_anew(self, form: Any, *, partial: bool) -> str | None:
+    def _why_anew(self, form: object, *, partial: bool) -> str | None:
         """Return why training cannot continue from what was learnt before; None if it can."""
         if not hasattr(self, "estimator_"):
             return "it is the first fit"
@@ -227,7 +229,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
         elif not partial and (self.epochs or 0) < (before["epochs"] or 0):
             why = f"epochs went down from {before['epochs']} to {self.epochs}"
         if partial and why is not None:
-            raise ValueError(f"partial_fit cannot go on: {why}; call fit")
+            raise ValueError(f"partial_fit cannot continue: {why}; call fit")
         return why
 
     @property
@@ -357,7 +359,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
             print(f"{type(self).__name__} {text}")
 
 
-def _same(a: Any, b: Any) -> bool:
+def _same(a: object, b: object) -> bool:
     """Whether a hyperparameter is unchanged."""
     if a is b:
         return True
@@ -370,7 +372,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _measure(
-    name: str, array: Any, w: Any, method: str | None, dtype: torch.dtype, nan: str
+    name: str, array: Tensors, w: Tensors | None, method: str | None, dtype: torch.dtype, nan: str
 ) -> Affine | None:
     """Measure the scaling of an array named x or y; values without weight do not count."""
     if method is None:
@@ -382,4 +384,5 @@ def _measure(
     alone = Replicas(communicator(None))
     methods = (method, None) if name == "x" else (None, method)
     scaling = Scaling.measure(data, plan.chunks(), methods, alone)
-    return getattr(scaling, name)  # type: ignore[no-any-return]
+    found: Affine | None = getattr(scaling, name)
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch.nn.functional as F  # noqa: N812
 from sklearn.base import ClassifierMixin
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
+from torch import Tensor, nn, optim
 
 from .hyperparameters import chunk_loss
 from .input_checks import Array, Inputs, Items
@@ -130,13 +131,13 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
 
     def __init__(
         self,
-        module: Any = "lstm",
+        module: str | nn.Module | Callable[..., nn.Module] = "lstm",
         *,
         hidden_size: int = 32,
         num_layers: int = 1,
         dropout: float = 0.0,
-        loss: Any = "cross_entropy",
-        optimizer: Any = "adamw",
+        loss: str | Callable[..., Tensor] | type[nn.Module] = "cross_entropy",
+        optimizer: str | Callable[..., optim.Optimizer] = "adamw",
         lr: float = 1e-3,
         weight_decay: float = 0.0,
         decay_biases: bool = True,
@@ -149,15 +150,15 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         accumulate: int = 1,
         nan: str = "raise",
         scale_x: str | None = "standard",
-        class_weight: Any = None,
+        class_weight: object = None,
         per_step: bool | None = None,
         validation_fraction: float | None = None,
-        callbacks: Sequence[Any] = (),
+        callbacks: Sequence[object] = (),
         amp: str | None = None,
         compile: bool = False,  # noqa: A002 (what PyTorch calls it)
-        device: Any = "auto",
-        comm: Any = None,
-        random_state: Any = None,
+        device: str | torch.device = "auto",
+        comm: object = None,
+        random_state: int | np.random.RandomState | None = None,
         warm_start: bool = False,
         verbose: int = 0,
     ) -> None:
@@ -191,7 +192,7 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         self.warm_start = warm_start
         self.verbose = verbose
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> SequenceClassifier:  # noqa: N803
+    def fit(self, X: object, y: object, sample_weight: object = None) -> SequenceClassifier:  # noqa: N803
         """Train.
 
         Parameters
@@ -218,7 +219,7 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         return self
 
     def partial_fit(
-        self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None  # noqa: N803
+        self, X: object, y: object, classes: Any = None, sample_weight: object = None  # noqa: N803
     ) -> SequenceClassifier:  # fmt: skip
         """Train for one more epoch; see `fit`.
 
@@ -234,21 +235,21 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         if classes is not None:
             refuse_missing(np.asarray(classes, object), "classes")
             if not np.size(np.asarray(classes, object)):
-                raise ValueError("classes must hold all labels there will be, got none")
+                raise ValueError("classes must hold all labels that may come, got none")
             several = isinstance(classes, (list, tuple)) and np.ndim(classes[0]) > 0
             known = [np.unique(one) for one in (classes if several else [classes])]
         if hasattr(self, "estimator_"):
             before = self._classes
             if known is not None and [a.tolist() for a in known] != [a.tolist() for a in before]:
                 raise ValueError(
-                    "partial_fit cannot go on with other classes than those of the first call, "
+                    "partial_fit cannot continue with other classes than those of the first call, "
                     f"{', '.join(map(_shown, before))}; call fit"
                 )
             known = before
         self._learn(X, y, sample_weight, partial=True, known=known)
         return self
 
-    def predict(self, X: Any) -> Any:  # noqa: N803
+    def predict(self, X: object) -> Any:  # noqa: N803
         """Return the most probable classes, in the form of the labels passed to `fit`.
 
         Parameters
@@ -267,7 +268,7 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
             return self._form_of_targets.restored([self._labels(a) for a in outputs])
         return self._form_of_targets.restored(self._labels(outputs))
 
-    def predict_proba(self, X: Any) -> Any:  # noqa: N803
+    def predict_proba(self, X: object) -> Any:  # noqa: N803
         """Return the probabilities of all classes, in the order of `classes_`.
 
         Parameters
@@ -291,7 +292,7 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         ]
         return found[0] if len(found) == 1 else found
 
-    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:  # noqa: N803
+    def score(self, X: object, y: object, sample_weight: object = None) -> float:  # noqa: N803
         """Return the fraction of samples, or of steps, with all targets classified correctly.
 
         See `fit` for the parameters. Labels unknown to `fit` count as wrong.
@@ -318,10 +319,12 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
             found = [labels.astype(object) for labels in found]
         return np.stack(found, -1)
 
-    def _read_y(self, y: Any, inputs: Inputs) -> Targets:
+    def _read_y(self, y: object, inputs: Inputs) -> Targets:
         return read_targets(y, inputs, self.per_step, numeric=False)
 
-    def _problem(self, targets: Targets, weights: Items | None, known: Any) -> Problem:
+    def _problem(
+        self, targets: Targets, weights: Items | None, known: list[Array] | None
+    ) -> Problem:
         rows = targets.rows
         columns = [_typed(column) for column in rows.T] if rows.shape[1] > 1 else [rows[:, 0]]
         if known is None:
@@ -374,7 +377,9 @@ def _refuse_mixed(column: Array) -> None:
     """Raise if labels cannot be sorted."""
     kinds = {isinstance(label, str) for label in column} if column.dtype == object else set()
     if len(kinds) > 1:
-        raise TypeError("y has labels that are text, and others: make all of them text, or numbers")
+        raise TypeError(
+            "y mixes labels that are text with others: make all of them text, or all numbers"
+        )
 
 
 def _softmax(scores: Array) -> Array:
@@ -389,8 +394,8 @@ def _check_classes(columns: list[Array], targets: Targets, weights: Items | None
     found = [np.unique(column[counts]) for column in columns]
     if all(len(classes) < 2 for classes in found):
         raise ValueError(
-            f"y has one class only, {found[0][:1].tolist()}: there is nothing to tell apart; "
-            "partial_fit takes classes, of which some may come later"
+            f"y has one class only, {found[0][:1].tolist()}: a classifier needs at least two; for "
+            "partial_fit, pass all that may come later as classes"
         )
 
 

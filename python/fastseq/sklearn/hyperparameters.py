@@ -32,7 +32,12 @@ _OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
 }
 
 
-def _builder(module: Any, hidden_size: int, num_layers: int, dropout: float) -> Any:
+def _builder(
+    module: str | nn.Module | Callable[..., nn.Module],
+    hidden_size: int,
+    num_layers: int,
+    dropout: float,
+) -> Any:
     """Return a name's builder; anything else unchanged."""
     if not isinstance(module, str):
         return module
@@ -48,7 +53,7 @@ def _builder(module: Any, hidden_size: int, num_layers: int, dropout: float) -> 
     )
 
 
-def wants_whole(module: Any) -> bool:
+def wants_whole(module: object) -> bool:
     """Whether a module takes a whole sequence as one input, if it has one target."""
     return (
         module in ("mlp", "linear")
@@ -58,7 +63,7 @@ def wants_whole(module: Any) -> bool:
 
 
 def make_module(
-    module: Any,
+    module: str | nn.Module | Callable[..., nn.Module],
     n_in: int,
     n_out: int,
     *,
@@ -118,15 +123,20 @@ def _sizes_by_name(
     ]
     if missing:
         raise TypeError(
-            f"{kind.__name__} needs {', '.join(missing)}, which is not known: its constructor may "
-            f"have {', '.join((_INPUTS[0], _OUTPUTS[0], *more))}; else pass a builder, such as "
-            f"lambda n_in, n_out, rng: {kind.__name__}(...)"
+            f"{kind.__name__} needs {', '.join(missing)}, but it can be given only "
+            f"{', '.join((_INPUTS[0], _OUTPUTS[0], *more))}: pass a builder, such as lambda n_in, "
+            f"n_out, rng: {kind.__name__}(...)"
         )
     return {p.name: known[p.name] for p in parameters if p.name in known}
 
 
 def optimizer_factory(
-    optimizer: Any, model: nn.Module, *, lr: float, weight_decay: float, decay_biases: bool
+    optimizer: str | Callable[..., optim.Optimizer],
+    model: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    decay_biases: bool,
 ) -> Callable[[Iterable[Tensor]], optim.Optimizer]:
     """Return a function that makes the optimizer of a model's parameters.
 
@@ -148,11 +158,11 @@ def optimizer_factory(
             raise ValueError(
                 f"optimizer must be one of {tuple(_OPTIMIZERS)}, got {optimizer!r}{hint}"
             )
-        make: Any = _OPTIMIZERS[optimizer]
+        make: Callable[..., optim.Optimizer] = _OPTIMIZERS[optimizer]
     elif isinstance(optimizer, optim.Optimizer) or not callable(optimizer):
         raise TypeError(
-            "optimizer must be a name, a class or a callable that makes one of the parameters, got "
-            f"{optimizer!r}"
+            "optimizer must be a name, a class or a callable that takes the parameters and returns "
+            f"one, got {optimizer!r}"
         )
     else:
         make = optimizer
@@ -166,13 +176,13 @@ def optimizer_factory(
 
     def factory(params: Iterable[Tensor]) -> optim.Optimizer:
         if decay_biases or not weight_decay:
-            return make(list(params), **taken)  # type: ignore[no-any-return]
-        return make(decay_groups(model, weight_decay), **taken)  # type: ignore[no-any-return]
+            return make(list(params), **taken)
+        return make(decay_groups(model, weight_decay), **taken)
 
     return factory
 
 
-def chunk_loss(loss: Any, named: dict[str, Callable[..., Tensor]]) -> Callable[..., Tensor]:
+def chunk_loss(loss: object, named: dict[str, Callable[..., Tensor]]) -> Callable[..., Tensor]:
     """Return a loss over chunks.
 
     Parameters

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from numbers import Number
 from typing import Any
 
@@ -20,8 +21,9 @@ __all__ = [
     "time_major",
 ]  # fmt: skip
 
-Array = np.ndarray[Any, Any]
+Array = np.ndarray
 Items = Array | list[Array]  # one array, or one per sequence
+Tensors = Tensor | list[Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,12 +78,12 @@ class Inputs:
         return dataclasses.replace(self, x=x, lengths=np.ones_like(self.lengths))
 
 
-def take(items: Any, index: Array) -> Any:
+def take(items: Items, index: Array) -> Items:
     """Return some rows of an array, or of a list."""
     return [items[i] for i in index] if isinstance(items, list) else items[index]
 
 
-def read_inputs(estimator: BaseEstimator, X: Any, *, reset: bool) -> Inputs:  # noqa: N803
+def read_inputs(estimator: BaseEstimator, X: object, *, reset: bool) -> Inputs:  # noqa: N803
     """Check inputs, and set or compare ``n_features_in_`` and ``feature_names_in_``.
 
     Parameters
@@ -114,7 +116,7 @@ def read_inputs(estimator: BaseEstimator, X: Any, *, reset: bool) -> Inputs:  # 
         elif not estimator.tabular_:
             raise ValueError(
                 f"X must be sequences, (N, T, F) or a list of (T_i, F), as in fit, got {x.shape}; "
-                "of one sequence X[None], of sequences of one step X[:, None] are meant"
+                "pass one sequence as X[None], sequences of one step as X[:, None]"
             )
         return Inputs(numbers(x, "X")[:, None], np.ones(len(x), np.int64), _dtype(x))
     x = check_array(
@@ -132,7 +134,7 @@ def read_inputs(estimator: BaseEstimator, X: Any, *, reset: bool) -> Inputs:  # 
     return Inputs(numbers(x, "X"), np.full(len(x), x.shape[1]), _dtype(x))
 
 
-def _is_nested(X: Any) -> bool:  # noqa: N803
+def _is_nested(X: object) -> bool:  # noqa: N803
     """Whether `X` is a list of lists of lists."""
     try:
         return isinstance(X, list) and isinstance(X[0][0], (list, tuple))
@@ -140,7 +142,7 @@ def _is_nested(X: Any) -> bool:  # noqa: N803
         return False
 
 
-def _read_list(estimator: BaseEstimator, X: Any, *, reset: bool) -> Inputs:  # noqa: N803
+def _read_list(estimator: BaseEstimator, X: Sequence[Any], *, reset: bool) -> Inputs:  # noqa: N803
     empty = next((i for i, a in enumerate(X) if not a.shape[0]), None)
     if empty is not None:
         raise ValueError(f"X[{empty}] has no time steps: leave sequences of length zero out")
@@ -165,19 +167,19 @@ def _read_list(estimator: BaseEstimator, X: Any, *, reset: bool) -> Inputs:  # n
     return Inputs(np.split(whole, np.cumsum(lengths)[:-1]), lengths, dtype, listed=True)
 
 
-def _check_finite(x: Array, estimator: Any) -> None:
+def _check_finite(x: Array, estimator: BaseEstimator) -> None:
     """Raise if values are not finite and must not be missing."""
     if estimator.nan not in ("raise", "mask"):
         raise ValueError(f'nan must be "raise" or "mask", got {estimator.nan!r}')
     if estimator.nan == "mask" or x.dtype.kind != "f" or np.isfinite(x).all():
         return
     raise ValueError(
-        f"Input X contains {'NaN' if np.isnan(x).any() else 'infinity'}: fill or leave out what is "
-        f'missing, or let {type(estimator).__name__}(nan="mask") take it for missing'
+        f"Input X contains {'NaN' if np.isnan(x).any() else 'infinity'}: fill in or leave out "
+        f'missing values, or let {type(estimator).__name__}(nan="mask") handle them'
     )
 
 
-def _check_features(estimator: Any, features: int, first: Any, *, reset: bool) -> None:
+def _check_features(estimator: BaseEstimator, features: int, first: object, *, reset: bool) -> None:
     """Do for sequences what `validate_data` does for tables; `first` has the features' names."""
     if reset:
         estimator.tabular_ = False
@@ -195,7 +197,7 @@ def _check_features(estimator: Any, features: int, first: Any, *, reset: bool) -
         _check_feature_names(estimator, first, reset=False)
 
 
-def _refuse_others(X: Any) -> None:  # noqa: N803
+def _refuse_others(X: object) -> None:  # noqa: N803
     """Raise for containers that scikit-learn's checks do not understand."""
     array = hasattr(X, "__array__") or hasattr(X, "toarray")  # scikit-learn refuses sparse ones
     if not array and not isinstance(X, (list, tuple)):
@@ -211,8 +213,8 @@ def _refuse_others(X: Any) -> None:  # noqa: N803
     dims = [getattr(a, "ndim", 0) for a in X] if isinstance(X, (list, tuple)) else []
     if any(dims) and (min(dims) != max(dims) or max(dims) > 2):
         raise ValueError(
-            "X must be a list of arrays of two dimensions each, (T_i, F), or of one, (T_i,), got "
-            f"some of {min(dims)} and some of {max(dims)}"
+            "X must be a list of arrays that all have two dimensions, (T_i, F), or all one, "
+            f"(T_i,), got {min(dims)} and {max(dims)}"
         )
     dtype = getattr(X, "dtype", None)
     if isinstance(dtype, np.dtype) and dtype.kind in "USMmV":
@@ -282,12 +284,13 @@ def read_weights(sample_weight: Any, inputs: Inputs, *, per_step: bool) -> Items
         flat = _check_sample_weight(flat, flat, dtype=dtype, ensure_non_negative=True)
         rows = np.split(flat, np.cumsum(inputs.lengths)[:-1])
         return rows if inputs.ragged else np.stack(rows)
-    return _check_sample_weight(  # type: ignore[no-any-return]
+    checked: Array = _check_sample_weight(
         sample_weight, np.empty((inputs.count, 1), dtype), dtype=dtype, ensure_non_negative=True
     )
+    return checked
 
 
-def _weights(given: Any) -> Array:
+def _weights(given: object) -> Array:
     """Return an array; raise for dtypes that conversion to floats would turn into numbers."""
     found = np.asarray(given)
     if found.dtype.kind not in "biufO":
@@ -295,7 +298,7 @@ def _weights(given: Any) -> Array:
     return found
 
 
-def time_major(items: Items) -> Tensor | list[Tensor]:
+def time_major(items: Items) -> Tensors:
     """Return ``(N, T, …)`` as contiguous ``(T, N, …)``; a list stays a list. Copies if needed.
 
     The result must not be written to.

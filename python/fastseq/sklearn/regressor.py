@@ -6,18 +6,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F  # noqa: N812
 from sklearn.base import RegressorMixin
 from sklearn.metrics import r2_score
+from torch import Tensor, nn, optim
 
 from .hyperparameters import chunk_loss
-from .input_checks import Inputs, Items
+from .input_checks import Array, Inputs, Items
 from .supervised import Problem, SequencePredictor
 from .target_forms import Targets, read_targets
 
 __all__ = ["SequenceRegressor"]
 
-_LOSSES: dict[str, Callable[..., Any]] = {
+_LOSSES: dict[str, Callable[..., Tensor]] = {
     "mse": F.mse_loss,
     "mae": F.l1_loss,
     "huber": F.huber_loss,
@@ -127,13 +129,13 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
 
     def __init__(
         self,
-        module: Any = "lstm",
+        module: str | nn.Module | Callable[..., nn.Module] = "lstm",
         *,
         hidden_size: int = 32,
         num_layers: int = 1,
         dropout: float = 0.0,
-        loss: Any = "mse",
-        optimizer: Any = "adamw",
+        loss: str | Callable[..., Tensor] | type[nn.Module] = "mse",
+        optimizer: str | Callable[..., optim.Optimizer] = "adamw",
         lr: float = 1e-3,
         weight_decay: float = 0.0,
         decay_biases: bool = True,
@@ -149,12 +151,12 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
         scale_y: str | None = "standard",
         per_step: bool | None = None,
         validation_fraction: float | None = None,
-        callbacks: Sequence[Any] = (),
+        callbacks: Sequence[object] = (),
         amp: str | None = None,
         compile: bool = False,  # noqa: A002 (what PyTorch calls it)
-        device: Any = "auto",
-        comm: Any = None,
-        random_state: Any = None,
+        device: str | torch.device = "auto",
+        comm: object = None,
+        random_state: int | np.random.RandomState | None = None,
         warm_start: bool = False,
         verbose: int = 0,
     ) -> None:
@@ -188,7 +190,7 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
         self.warm_start = warm_start
         self.verbose = verbose
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> SequenceRegressor:  # noqa: N803
+    def fit(self, X: object, y: object, sample_weight: object = None) -> SequenceRegressor:  # noqa: N803
         """Train.
 
         Parameters
@@ -215,13 +217,13 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
         return self
 
     def partial_fit(
-        self, X: Any, y: Any, sample_weight: Any = None  # noqa: N803
+        self, X: object, y: object, sample_weight: object = None  # noqa: N803
     ) -> SequenceRegressor:  # fmt: skip
         """Train for one more epoch; see `fit`."""
         self._learn(X, y, sample_weight, partial=True)
         return self
 
-    def predict(self, X: Any) -> Any:  # noqa: N803
+    def predict(self, X: object) -> Any:  # noqa: N803
         """Return predictions in the form of the targets passed to `fit`.
 
         Parameters
@@ -238,7 +240,7 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
         outputs = self._outputs(X)
         return self._form_of_targets.restored(outputs)
 
-    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:  # noqa: N803
+    def score(self, X: object, y: object, sample_weight: object = None) -> float:  # noqa: N803
         """Return R² of the predictions, over all steps if each has a target; see `fit`.
 
         For several targets it is their mean R²; missing values do not count.
@@ -252,10 +254,15 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
             scores.append(r2_score(true[known], found[known], sample_weight=weight))
         return float(np.mean(scores))
 
-    def _read_y(self, y: Any, inputs: Inputs) -> Targets:
+    def _read_y(self, y: object, inputs: Inputs) -> Targets:
         return read_targets(y, inputs, self.per_step, numeric=True, nan=self.nan)
 
-    def _problem(self, targets: Targets, weights: Items | None, known: Any) -> Problem:  # noqa: ARG002
+    def _problem(
+        self,
+        targets: Targets,
+        weights: Items | None,
+        known: list[Array] | None,  # noqa: ARG002
+    ) -> Problem:
         return Problem(
             targets.y,
             targets.form.count,

@@ -9,9 +9,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from .._util.tree import Tree
 from ..nn.stateful import each_step
+from .input_checks import Tensors
 
 __all__ = ["AtLastStep", "CrossEntropies", "PerSequence", "last_step_only", "over_steps"]
+
+Model = Callable[[Tree], Tree]
 
 
 class PerSequence:
@@ -33,7 +37,7 @@ class PerSequence:
     def __init__(self, loss: Callable[..., Tensor]) -> None:
         self.loss = loss
 
-    def __call__(self, m: Any, xs: Any, ys: Tensor, *ws: Tensor) -> Tensor:
+    def __call__(self, m: Model, xs: Tree, ys: Tensor, *ws: Tensor) -> Tensor:
         """Compute the loss of a chunk."""
         return self.loss(_EachStep(m), xs, ys, *ws)
 
@@ -61,7 +65,7 @@ class AtLastStep(PerSequence):
 
     at_last_step = True
 
-    def __call__(self, m: Any, xs: Any, ys: Tensor, *ws: Tensor) -> Tensor:
+    def __call__(self, m: Model, xs: Tree, ys: Tensor, *ws: Tensor) -> Tensor:
         """Compute the loss of a chunk that holds whole sequences."""
         return self.loss(_LastStep(m), xs, ys[-1:], *(w[-1:] for w in ws))
 
@@ -69,10 +73,10 @@ class AtLastStep(PerSequence):
 class _EachStep:
     """A model that may return one output for all steps."""
 
-    def __init__(self, m: Any) -> None:
+    def __init__(self, m: Model) -> None:
         self._m = m
 
-    def __call__(self, xs: Any) -> Any:
+    def __call__(self, xs: Tree) -> Tree:
         return each_step(self._m(xs), len(xs))
 
     def __getattr__(self, name: str) -> Any:
@@ -82,7 +86,7 @@ class _EachStep:
 class _LastStep(_EachStep):
     """A model that returns its last output alone."""
 
-    def __call__(self, xs: Any) -> Tensor:
+    def __call__(self, xs: Tree) -> Tensor:
         y: Tensor = self._m(xs)
         return y.unsqueeze(0) if y.dim() == 2 else y[-1:]
 
@@ -114,7 +118,7 @@ class CrossEntropies:
         return sum(losses[1:], losses[0]) / len(losses)
 
 
-def last_step_only(x: Any, y: Tensor, w: Tensor | None) -> Any:
+def last_step_only(x: Tensors, y: Tensor, w: Tensor | None) -> Tensors:
     """Return weights per step that are zero except at each sequence's last step.
 
     Parameters
@@ -133,7 +137,7 @@ def last_step_only(x: Any, y: Tensor, w: Tensor | None) -> Any:
     return [torch.cat([w.new_zeros(len(a) - 1), one.view(1)]) for a, one in zip(x, w, strict=True)]
 
 
-def over_steps(x: Any, y: Tensor) -> Any:
+def over_steps(x: Tensors, y: Tensor) -> Tensors:
     """Return targets ``(N, K)`` of whole sequences, repeated at each step."""
     if not isinstance(x, list):
         return y.expand(len(x), *y.shape)

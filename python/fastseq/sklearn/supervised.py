@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from sklearn.model_selection import train_test_split
 from sklearn.utils.validation import check_is_fitted
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..training.argument_checks import input_dtype
 from .base import SequenceEstimator, Task
@@ -19,6 +19,7 @@ from .input_checks import (
     Array,
     Inputs,
     Items,
+    Tensors,
     as_tensor,
     read_inputs,
     read_weights,
@@ -59,17 +60,17 @@ class Problem:
     y: Items
     n_out: int
     loss: Callable[..., Tensor]
-    form: Any
+    form: object
     weights: Items | None
     strata: Array | None = None
     scale_y: str | None = None
-    fitted: dict[str, Any] = dataclasses.field(default_factory=dict)
+    fitted: dict[str, object] = dataclasses.field(default_factory=dict)
 
 
 class SequencePredictor(SequenceEstimator):
     """Base of the estimators whose samples are sequences."""
 
-    loss: Any
+    loss: str | Callable[..., Tensor] | type[nn.Module]
     per_step: bool | None
     validation_fraction: float | None
     _form_of_targets: TargetForm
@@ -82,16 +83,24 @@ class SequencePredictor(SequenceEstimator):
         return tags
 
     @abstractmethod
-    def _read_y(self, y: Any, inputs: Inputs) -> Targets:
+    def _read_y(self, y: object, inputs: Inputs) -> Targets:
         """Check targets."""
 
     @abstractmethod
-    def _problem(self, targets: Targets, weights: Items | None, known: Any) -> Problem:
+    def _problem(
+        self, targets: Targets, weights: Items | None, known: list[Array] | None
+    ) -> Problem:
         """Return the problem; `known` are classes from earlier calls."""
 
     def _learn(
-        self, X: Any, y: Any, sample_weight: Any, *, partial: bool = False, known: Any = None  # noqa: N803
-    ) -> None:  # fmt: skip
+        self,
+        X: object,  # noqa: N803
+        y: object,
+        sample_weight: object,
+        *,
+        partial: bool = False,
+        known: list[Array] | None = None,
+    ) -> None:
         """Train on samples."""
         goes_on = partial and hasattr(self, "estimator_")
         inputs = read_inputs(self, X, reset=not goes_on)
@@ -146,7 +155,7 @@ class SequencePredictor(SequenceEstimator):
             )
         )
 
-    def _outputs(self, X: Any) -> Items:  # noqa: N803
+    def _outputs(self, X: object) -> Items:  # noqa: N803
         """Return the module's outputs, ``(N, K)``, ``(N, T, K)`` or a list of ``(T_i, K)``."""
         check_is_fitted(self)
         inputs = read_inputs(self, X, reset=False)
@@ -156,8 +165,8 @@ class SequencePredictor(SequenceEstimator):
             expected = self._form[1]
             if inputs.features != expected:
                 raise ValueError(
-                    f"X has {inputs.features} features in all steps, but this module was fitted "
-                    f"on {expected}: sequences must be as long as those"
+                    f"X has {inputs.features} values per sequence, but this module was fitted on "
+                    f"{expected}: sequences must be as long as in fit"
                 )
         x = inputs.x if isinstance(inputs.x, list) else inputs.x.swapaxes(0, 1)
         outputs = est.predict(x)
@@ -170,14 +179,14 @@ class SequencePredictor(SequenceEstimator):
         return list(outputs) if inputs.listed else outputs
 
     def _compared(
-        self, X: Any, y: Any, sample_weight: Any  # noqa: N803
+        self, X: object, y: object, sample_weight: object  # noqa: N803
     ) -> tuple[Array, Array, Array | None]:  # fmt: skip
         """Return targets and predictions, each concatenated to ``(M, K)``, and their weights."""
         predicted = self.predict(X)
         inputs = read_inputs(self, X, reset=False)
         targets = self._read_y(y, inputs)
         if targets.form.per_step != self._form_of_targets.per_step:
-            raise ValueError("y must have one target per step if fit got such, else per sequence")
+            raise ValueError("y must have targets per step, or per sequence, as in fit")
         weights: Any = read_weights(sample_weight, inputs, per_step=targets.form.per_step)
         if weights is not None and targets.form.per_step:
             if isinstance(weights, np.ndarray) and weights.ndim == 1:
@@ -187,7 +196,9 @@ class SequencePredictor(SequenceEstimator):
         return targets.rows, rows.reshape(targets.rows.shape), weights
 
 
-def _parts(inputs: Inputs, problem: Problem, index: Array | None) -> tuple[Any, Any, Any]:
+def _parts(
+    inputs: Inputs, problem: Problem, index: Array | None
+) -> tuple[Tensors, Tensors, Tensors | None]:
     """Return inputs, targets and weights of some samples, time-major."""
     x, y, w = inputs.x, problem.y, problem.weights
     if index is not None:

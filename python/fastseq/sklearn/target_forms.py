@@ -141,7 +141,7 @@ def _read_list(y: Any, inputs: Inputs, *, numeric: bool, finite: bool) -> Target
     return Targets(rows.reshape(inputs.count, inputs.steps, -1), form)
 
 
-def refuse_missing(y: Any, name: str = "y") -> None:
+def refuse_missing(y: object, name: str = "y") -> None:
     """Raise if a label is None, NaN or pandas' NA, which cannot be sorted."""
     try:
         labels = np.asarray(y)

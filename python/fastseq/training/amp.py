@@ -54,7 +54,7 @@ class Precision:
             raise ValueError(f"amp={self.amp!r} needs a model in float32, got one in float64")
 
     @property
-    def forward(self) -> AbstractContextManager[Any]:
+    def forward(self) -> AbstractContextManager[object]:
         """The context manager for the forward pass."""
         if self._dtype is None:
             return _AS_IT_IS

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from typing import Any
+from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .._util.torch_internals import forward_hooks
 from .._util.tree import Tree
@@ -34,12 +34,12 @@ def choose_device(device: str | torch.device, local_rank: int) -> torch.device:
     return torch.device("cpu")
 
 
-def _checked_device(device: Any) -> torch.device:
+def _checked_device(device: str | torch.device) -> torch.device:
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError):
         raise ValueError(
-            f'device must be "auto", "cpu", "cuda", "cuda:1" and the like, got {device!r}'
+            f'device must be "auto", "cpu", "cuda", "cuda:1" or similar, got {device!r}'
         ) from None
     if found.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -112,7 +112,7 @@ def check_features(model: nn.Module, x: Tree) -> None:
         )
 
 
-def check_loss(loss: Any) -> None:
+def check_loss(loss: object) -> None:
     """Raise unless `loss` may be a loss over chunks, ``loss(m, xs, ys)``."""
     if not callable(loss):
         raise TypeError(f"loss must be callable as loss(m, xs, ys), got {loss!r}")
@@ -131,7 +131,7 @@ def check_loss(loss: Any) -> None:
         )
 
 
-def check_weighted(loss: Any) -> None:
+def check_weighted(loss: Callable[..., Tensor]) -> None:
     """Raise if `loss` is known not to take the weights of samples."""
     try:
         inspect.signature(loss).bind(None, None, None, None)
@@ -145,7 +145,7 @@ def check_weighted(loss: Any) -> None:
         return
 
 
-def make_optimizer(optimizer: Any, model: nn.Module) -> torch.optim.Optimizer:
+def make_optimizer(optimizer: object, model: nn.Module) -> torch.optim.Optimizer:
     """Return `optimizer`, or make it for the model's parameters; check that `fit` can use it.
 
     One that is made here uses torch's fused kernel where there is one, unless it says otherwise.
@@ -164,7 +164,7 @@ def make_optimizer(optimizer: Any, model: nn.Module) -> torch.optim.Optimizer:
                 raise
             some = next(model.parameters(), None) is not None
             what = "all its parameters are frozen" if some else "it has no parameters"
-            raise ValueError(f"the model trains nothing: {what}") from None
+            raise ValueError(f"the model has nothing to train: {what}") from None
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(
                 f"optimizer, called with the parameters, must return a torch.optim.Optimizer, "
@@ -201,6 +201,9 @@ def _prefer_fused(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
     sparse = any(getattr(module, "sparse", False) for module in model.modules())
     counts = [state["step"] for state in optimizer.state.values() if "step" in state]
     singles = all(count.dtype is torch.float32 for count in counts)  # the kernels take no others
-    if type(optimizer) in _FUSED and plain and singles and not sparse and not told:
+    # With momentum, SGD's kernel takes no parameter whose first gradient comes later than others'.
+    momentum = any(group.get("momentum") for group in groups)
+    unfit = told or sparse or momentum or not plain or not singles
+    if type(optimizer) in _FUSED and not unfit:
         for group in groups:
             group["fused"] = True

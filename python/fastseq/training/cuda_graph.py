@@ -16,7 +16,8 @@ from torch import Tensor, optim
 
 from .._util.torch_internals import has_step_hooks, silence_capture_warning
 from .._util.tree import Tree, tree_leaves, tree_map
-from ..data.chunks import Chunk
+from .._util.untyped_torch import backward, cuda_stream
+from ..data.chunk_plan import Chunk
 from ..data.sequences import Batch, to_device
 from .loop import Trainer, chunk_weight
 
@@ -48,7 +49,7 @@ class CudaRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream = cuda_stream(device)
 
     @contextmanager
     def stream(self) -> Iterator[None]:
@@ -84,15 +85,15 @@ class Graphs:
     def __init__(self, device: torch.device, recorder: Recorder) -> None:
         self._device = device
         self._recorder = recorder
-        self._calls: dict[Any, int] = {}
-        self._recordings: dict[Any, tuple[Tree, Callable[[], None], Tree]] = {}
+        self._calls: dict[tuple[object, ...], int] = {}
+        self._recordings: dict[tuple[object, ...], tuple[Tree, Callable[[], None], Tree]] = {}
 
     def clear(self) -> None:
         """Forget all recordings."""
         self._calls.clear()
         self._recordings.clear()
 
-    def __call__(self, name: Any, function: Callable[[Tree], Tree], inputs: Tree) -> Tree:
+    def __call__(self, name: object, function: Callable[[Tree], Tree], inputs: Tree) -> Tree:
         """Return ``function(inputs)``, with inputs copied to the device.
 
         The next call with inputs of these shapes overwrites the result. `function` is known by
@@ -137,10 +138,11 @@ class GraphTrainer(Trainer):
     """
 
     recorder: Callable[[torch.device], Recorder] = CudaRecorder
+    reads_norm = False  # a graph cannot branch on it
 
     def _begin(self) -> None:
         self._graphs = Graphs(self._device, self.recorder(self._device))
-        self._settings: list[tuple[Any, ...]] = []
+        self._settings: list[tuple[str, object]] = []
         self._trained = [p for p in self._model.parameters() if p.requires_grad]
         self._undo: Callable[[], None] = lambda: None
         super()._begin()
@@ -153,11 +155,11 @@ class GraphTrainer(Trainer):
         super()._end(failed=failed)
         self._undo()
 
-    def _step(self, chunk: Chunk, batch: Batch | None) -> bool:
+    def _train_on(self, chunk: Chunk, batch: Batch | None) -> bool:
         weight = chunk_weight(chunk, batch)
         # A layer takes lengths as numbers, which a graph would not update.
         if batch is None or not weight or batch.lengths is not None:
-            return super()._step(chunk, batch)
+            return super()._train_on(chunk, batch)
         self._forget_if_changed()
         inputs = (self.stateful.state, batch)
         if self._buckets is None and self._records_update:
@@ -194,16 +196,16 @@ class GraphTrainer(Trainer):
         self._stepper.zero_grad()
         loss = self._forward(batch)
         if self._buckets is None:
-            loss.backward()  # type: ignore[no-untyped-call]
+            backward(loss)
         else:
             with self._buckets.no_sync():  # its hooks would not run on replay
-                loss.backward()  # type: ignore[no-untyped-call]
+                backward(loss)
         return loss.detach(), self.stateful.state, [p.grad for p in self._trained]
 
     def _forget_if_changed(self) -> None:
         """Record again if the optimizer's numbers changed, or the parameters moved.
 
-        So a schedule that changes the learning rate at each step runs without recordings, unless
+        So a schedule that changes the learning rate at each update runs without recordings, unless
         the learning rate is a tensor, whose contents may change.
         """
         settings = [

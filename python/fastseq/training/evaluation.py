@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .._util.tree import Tree
-from ..data.chunks import Chunk, ChunkPlan
+from ..data.chunk_plan import Chunk, ChunkPlan
 from ..data.sequences import Batch, Sequences, to_device
 from ..distributed.replicas import Replicas
 from ..nn.stateful import Stateful, batch_norms

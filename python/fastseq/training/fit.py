@@ -6,9 +6,9 @@ import contextlib
 import itertools
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch.utils.data import Dataset
@@ -87,9 +87,9 @@ class Fit:
         self,
         learner: Learner,
         data: Sequences,
-        validation: Any,
-        estimator: Any,
-        callbacks: list[Any],
+        validation: object,
+        estimator: object,
+        callbacks: list[object],
         *,
         progress: bool,
     ) -> None:
@@ -118,7 +118,7 @@ class Fit:
         if normalised and self._plan.padding and told and self._replicas.first:
             warnings.warn(
                 f"{', '.join(normalised)}: statistics of BatchNorm count the padding behind the "
-                "ends of shorter sequences; take LayerNorm, or pass sequences of one length",
+                "ends of shorter sequences; use LayerNorm, or pass sequences of one length",
                 stacklevel=4,
             )
 
@@ -143,7 +143,7 @@ class Fit:
         bar = Progress(max(left, 0), shown=self._progress and self._replicas.first)
         run = Run(
             learner, self._data, self._validation, self._estimator, self._callbacks, position,
-            steps=len(self._plan),
+            chunks=len(self._plan),
         )  # fmt: skip
         checkpoints.attach(run, trainer)
         with trainer, bar as progress, _calling(run), checkpoints:
@@ -204,13 +204,13 @@ class Fit:
             chunks = itertools.islice(plan.chunks(order), position.chunk, None)
             draws.watch()
 
-            def after_step(attention: bool) -> bool:
+            def after_update(attention: bool) -> bool:
                 draws.look()
-                return run.after_step(attention)
+                return run.after_update(attention)
 
-            trainer.run(self._data, chunks, progress, run.asks, after_step)
+            trainer.run(self._data, chunks, progress, run.asks, after_update)
         self._replicas.make_common(learner.model)
-        if position.chunk < run.steps:
+        if position.chunk < run.chunks:
             return  # it was stopped
         if not position.sums[1]:
             raise nothing_counts("to train on")
@@ -219,9 +219,9 @@ class Fit:
             "epoch": run.epoch,
             "loss": position.mean_loss,
             "lr": float(learner.optimizer.param_groups[0]["lr"]),
-            "steps": len(plan),
+            "updates": run.updates_per_epoch,
             "seconds": seconds,
-            "steps_per_second": len(plan) / seconds if len(plan) else 0.0,
+            "updates_per_second": run.updates_per_epoch / seconds,
         }
         if self._validation is not None:
             run.row["validation_loss"] = loss = self._validate(position)
@@ -268,7 +268,9 @@ def _calling(run: Run) -> Iterator[None]:
         run.call("on_fit_end")
 
 
-def _other(learner: Learner, validation: Any, like: Sequences) -> Sequences:
+def _other(
+    learner: Learner, validation: Dataset[object] | Sequence[object], like: Sequences
+) -> Sequences:
     """Open separate validation data, with the features of the training data, `like`."""
     parts = (validation,) if isinstance(validation, Dataset) else validation
     if not isinstance(validation, Dataset) and not 2 <= len(parts) <= 3:
@@ -282,13 +284,13 @@ def _other(learner: Learner, validation: Any, like: Sequences) -> Sequences:
         own, wanted = (tree_map(_features, getattr(one, name)) for one in (data, like))
         if own != wanted:
             raise ValueError(
-                f"{name} of validation must have the features of that to train on, {wanted}, "
-                f"got {own}"
+                f"{name} of validation must have the features of the training data, {wanted}, got "
+                f"{own}"
             )
     return data
 
 
-def _features(source: Source) -> Any:
+def _features(source: Source) -> int | str:
     """Return a source's number of features, or their shape."""
     return source.features[0] if len(source.features) == 1 else str(source.features)
 
@@ -297,7 +299,9 @@ def _folded(data: Sequences, segments: int, *, quiet: bool) -> Sequences:
     if data.ragged:
         raise ValueError("spec.fold cuts series of one length; pass arrays (T, N, F), not lists")
     if data.steps < segments:
-        raise ValueError(f"spec.fold={segments} cuts series of {data.steps} steps into nothing")
+        raise ValueError(
+            f"spec.fold={segments} cannot cut series of {data.steps} steps into as many segments"
+        )
     left = data.steps % segments
     if left and not quiet:
         warnings.warn(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["History"]
 
 _FIRST = ("epoch", "loss", "validation_loss")
-_LAST = ("lr", "steps", "seconds", "steps_per_second")
+_LAST = ("lr", "updates", "seconds", "updates_per_second")
 # With more epochs than this, a table shows the first few and the last ones.
 _SHOWN = 20
 _AT_BEGIN = 5
@@ -24,8 +24,9 @@ _AT_BEGIN = 5
 
 class History(Sequence[dict[str, Any]]):
     """One dict per epoch: ``epoch`` (from 1), ``loss`` (mean over all samples of all ranks),
-    ``lr``, ``steps``, ``seconds``, ``steps_per_second``; with validation, ``validation_loss``; and
-    what callbacks add, such as metrics. Shown as a table, in a notebook too.
+    ``lr``, ``updates`` (of the weights), ``seconds``, ``updates_per_second``; with validation,
+    ``validation_loss``; and what callbacks add, such as metrics. Shown as a table, in a notebook
+    too.
 
     Examples
     --------
@@ -43,22 +44,22 @@ class History(Sequence[dict[str, Any]]):
 
     def __init__(self) -> None:
         self._rows: list[dict[str, Any]] = []
-        self._steps = 0
+        self._updates = 0
 
     def append(self, row: dict[str, Any]) -> None:
         """Add an epoch."""
         self._rows.append(row)
-        self._steps += row.get("steps", 0)
+        self._updates += row.get("updates", 0)
 
     def replace(self, rows: Iterable[dict[str, Any]]) -> None:
         """Replace all epochs by these."""
         self._rows[:] = rows
-        self._steps = sum(row.get("steps", 0) for row in self._rows)
+        self._updates = sum(row.get("updates", 0) for row in self._rows)
 
     @property
-    def steps(self) -> int:
-        """The steps of all epochs together."""
-        return self._steps
+    def updates(self) -> int:
+        """The updates of all epochs together."""
+        return self._updates
 
     @overload
     def __getitem__(self, index: int) -> dict[str, Any]: ...
@@ -137,7 +138,7 @@ class History(Sequence[dict[str, Any]]):
         return plot_history(self, ax)
 
 
-def _cell(key: str, value: Any) -> str:
+def _cell(key: str, value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral):

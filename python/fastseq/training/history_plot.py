@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["best_epoch", "plot_history"]
 
-_NO_METRICS = ("epoch", "loss", "validation_loss", "lr", "steps", "seconds", "steps_per_second")
+_NO_METRICS = ("epoch", "loss", "validation_loss", "lr", "updates", "seconds", "updates_per_second")
 _LOSS_HEIGHT, _PANEL_HEIGHT = 3.6, 1.7  # inches
 _MARKED = 40  # up to this many epochs, each gets a marker
 
@@ -116,5 +116,5 @@ def _points(rows: _Rows, key: str) -> tuple[list[int], list[float]]:
     return [row["epoch"] for row in known], [float(row[key]) for row in known]
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, numbers.Real) and math.isfinite(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn, optim
@@ -97,7 +97,7 @@ class Learner:
     history: History = dataclasses.field(default_factory=History)
     padding: float = 0.0
     stop_reason: str | None = None
-    looks: dict[tuple[Any, ...], Looks] = dataclasses.field(default_factory=dict)
+    looks: dict[tuple[object, ...], Looks] = dataclasses.field(default_factory=dict)
     data_key: int | None = None
 
     def __post_init__(self) -> None:
@@ -107,7 +107,7 @@ class Learner:
 
     @property
     def graphs(self) -> bool:
-        """Whether training steps are captured in CUDA graphs."""
+        """Whether updates are captured in CUDA graphs."""
         return self.compiles and self.device.type == "cuda"
 
     def prepare(self) -> None:
@@ -121,17 +121,20 @@ class Learner:
         spec = self.spec
         if self.graphs and (self.precision.scales or spec.accumulate > 1):
             raise ValueError(
-                'compile=True on a GPU cannot capture steps with amp="fp16" or spec.accumulate > 1'
+                'compile=True on a GPU cannot capture updates with amp="fp16" or spec.accumulate > '
+                "1"
             )
         if self.compiles and spec.context:
-            raise ValueError("compile=True goes without spec.context: leave one of them out")
+            raise ValueError(
+                "compile=True cannot be combined with spec.context: leave one of them out"
+            )
         self.precision.check(self.model)
         in_context(self.model, spec.context)  # raises if it cannot
         compiled = self.compiles and not self.graphs
         self.objective = compile_chunks(self.model, self.loss) if compiled else self.loss
         self.looks.clear()
 
-    def change(self, **parts: Any) -> bool:
+    def change(self, **parts: object) -> bool:
         """Set `model`, `loss` or `spec`; return whether predictors must be made again.
 
         If it raises, nothing is changed.
@@ -149,7 +152,7 @@ class Learner:
         self.trained.model = self.model
         return True
 
-    def _key(self) -> tuple[Any, ...]:
+    def _key(self) -> tuple[object, ...]:
         """Return what `prepare` depends on."""
         spec = self.spec
         return self.model, self.loss, spec.context, spec.shard, spec.accumulate > 1
@@ -160,7 +163,12 @@ class Learner:
         return self.optimizer
 
     def open(
-        self, x: Any, y: Any = None, w: Any = None, mask: Any = None, lengths: Any = None
+        self,
+        x: object,
+        y: object = None,
+        w: object = None,
+        mask: object = None,
+        lengths: object = None,
     ) -> Sequences:
         """Open data as `Estimator.fit` takes them; check that they fit the model. Collective.
 
@@ -188,7 +196,7 @@ class Learner:
         """Raise if data are to be scaled and the scaling was not measured."""
         spec = self.spec
         if self.scaling is None and (spec.scale_x is not None or spec.scale_y is not None):
-            raise ValueError("how to scale is measured by fit, which has not been called yet")
+            raise ValueError("the scaling is measured by fit, which has not been called yet")
 
     def scale(self, data: Sequences) -> None:
         """Scale data as in `fit`."""
@@ -206,6 +214,6 @@ class Learner:
         told = Stateful(self.model).told_ends and not is_bidirectional(self.model)
         if self.compiles and data.lengths is not None and not told:
             raise ValueError(
-                "compile=True cannot tell what looks at later steps where sequences end: pass "
-                "sequences of one length, or compile=False"
+                "with compile=True it cannot be told whether outputs depend on steps beyond a "
+                "sequence's end: pass sequences of one length, or compile=False"
             )

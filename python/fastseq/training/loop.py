@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from .._util.progress import Progress
 from .._util.torch_internals import multiply_each_, run_backward
 from .._util.tree import tree_leaves
-from ..data.chunks import Chunk
+from ..data.chunk_plan import Chunk
 from ..data.sequences import Batch, Sequences, to_device
 from ..distributed import Bucketizer
 from ..errors import NonFiniteError
 from ..nn.context import in_context
+from ..nn.ops import sum_of_squares
 from ..nn.stateful import Stateful
 from .argument_checks import check_weighted
 from .optimizer_step import OptimizerStep
@@ -29,9 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Trainer", "chunk_loss", "chunk_weight"]
 
-AfterStep = Callable[[bool], bool]
+AfterUpdate = Callable[[bool], bool]
 
-# On a GPU reading the loss waits for the device: done once per this many steps.
+# On a GPU reading the loss waits for the device: done once per this many chunks.
 _LOSSES_IN_FLIGHT = 16
 
 
@@ -134,6 +135,9 @@ class Trainer:
         The model with the state that is carried from chunk to chunk.
     """
 
+    reads_norm = True
+    """Whether an update may depend on the gradients' norm as a number."""
+
     def __init__(self, learner: Learner, position: Position) -> None:
         self._position = position
         in_flight = _LOSSES_IN_FLIGHT if _waits(learner) else 1
@@ -191,9 +195,18 @@ class Trainer:
         self._seen = self._look()
         if not self._replicas.alone:
             nonfinite = "skip" if self._precision.scales else "raise"
-            self._buckets = Bucketizer(self._model, self._replicas.comm, nonfinite=nonfinite)
+            self._buckets = Bucketizer(
+                self._model, self._replicas.comm, nonfinite=nonfinite, norm=self._norm_is_averaged()
+            )
             self._replicas.sync(self._optimizer)
         self._stepper.__enter__()
+
+    def _norm_is_averaged(self) -> bool:
+        """Whether `clip_norm` wants the norm of just the gradients that are averaged."""
+        spec = self._spec
+        if spec.clip_norm is None or spec.clip_value is not None or self._precision.scales:
+            return False
+        return self.reads_norm and self._stepper.steps_all()
 
     def _end(self, *, failed: bool) -> None:
         self._stepper.__exit__()
@@ -212,11 +225,11 @@ class Trainer:
         chunks: Iterable[Chunk],
         progress: Progress,
         asks: Callable[[], bool],
-        after_step: AfterStep,
+        after_update: AfterUpdate,
     ) -> None:
         """Train on `chunks`, the rest of an epoch, from the current position.
 
-        After each update, ``after_step(attention)`` returns whether to end here. `attention`:
+        After each update, ``after_update(attention)`` returns whether to end here. `attention`:
         whether ``asks()`` was true on a rank: it has something that all must agree upon.
         """
         position = self._position
@@ -225,15 +238,15 @@ class Trainer:
         for chunk, batch in data.batches(chunks):
             if chunk.index == 0:
                 self.stateful.reset_state()
-            attention = self._step(chunk, batch)
+            attention = self._train_on(chunk, batch)
             if position.ends is not None and chunk.t1 == data.steps:
                 position.ends[chunk.block] = self.stateful.get_state()
-            progress.step(position.loss)
-            if not self._held and after_step(attention):
+            progress.advance(position.loss)
+            if not self._held and after_update(attention):
                 break
         else:
             if self._held:
-                after_step(self._release())
+                after_update(self._release())
         self.settle()
 
     def settle(self) -> None:
@@ -241,7 +254,7 @@ class Trainer:
         self._losses.look()
         self._position.state = self.stateful.state
 
-    def _step(self, chunk: Chunk, batch: Batch | None) -> bool:
+    def _train_on(self, chunk: Chunk, batch: Batch | None) -> bool:
         """Train on a chunk; return whether a rank asks for attention."""
         if self._accumulates:
             return self._hold(chunk, batch)
@@ -276,7 +289,7 @@ class Trainer:
         self._replicas.trained(weight)
         if averaged.weight:
             self._losses.add_value(averaged.value, averaged.weight)
-            self._update()
+            self._update(averaged.norm)
         return averaged.attention
 
     def _hold(self, chunk: Chunk, batch: Batch | None) -> bool:
@@ -299,31 +312,47 @@ class Trainer:
         """Update with the mean of the accumulated gradients, over all their samples."""
         weight, value = self._held_weight, self._held_loss
         self._held, self._held_weight, self._held_loss = 0, 0.0, 0.0
-        if weight:
-            value /= weight
-            grads = [p.grad for p in self._model.parameters() if p.grad is not None]
-            with torch.no_grad():
-                multiply_each_(grads, 1 / weight)
+        value /= weight or 1.0
+        scale = 1 / (weight or 1.0)
         if self._buckets is not None:
-            self._buckets.start(weight, value, attention=self._attention())
+            self._buckets.start(weight, value, attention=self._attention(), scale=scale)
             return self._average(weight)
         if weight:
+            grads = [p.grad for p in self._model.parameters() if p.grad is not None]
+            with torch.no_grad():
+                multiply_each_(grads, scale)
             self._losses.add_value(value, weight)
             self._update()
         return self._attention()
 
-    def _update(self) -> None:
+    def _update(self, norm: float | None = None) -> None:
+        """Make a step of the optimizer; `norm` is that of all gradients, if it is known."""
         spec = self._spec
         self._stepper.drop_others()
         self._precision.unscale(self._optimizer)
         if spec.clip_value is not None:
             nn.utils.clip_grad_value_(self._stepper.stepped(), spec.clip_value)
         if spec.clip_norm is not None:
-            params = self._stepper.stepped()
-            norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
-            if not self._precision.scales or bool(norm.isfinite()):
-                nn.utils.clip_grads_with_norm_(params, spec.clip_norm, norm)
+            self._clip(spec.clip_norm, norm)
         if self._precision.scales:
             self._precision.step(self._optimizer)
         else:
             self._stepper.step()
+
+    def _clip(self, most: float, norm: float | None) -> None:
+        """Clip the gradients to the norm `most`."""
+        params = self._stepper.stepped()
+        grads = [p.grad for p in params if p.grad is not None]
+        if norm is None and self.reads_norm:
+            squares = sum_of_squares(grads)
+            norm = None if squares is None else math.sqrt(squares)
+        skips = self._precision.scales  # a step whose gradients are not finite
+        if norm is None:
+            total = nn.utils.get_total_norm(grads)
+            if not skips or bool(total.isfinite()):
+                nn.utils.clip_grads_with_norm_(params, most, total)
+            return
+        factor = most / (norm + 1e-6)
+        if not factor >= 1 and (not skips or math.isfinite(norm)):
+            with torch.no_grad():
+                multiply_each_(grads, factor)

@@ -27,11 +27,11 @@ def obstacle(optimizer: optim.Optimizer) -> str | None:
     --------
     >>> weight = nn.Parameter(torch.zeros(3))
     >>> obstacle(optim.AdamW([weight])), obstacle(optim.LBFGS([weight]))
-    (None, 'LBFGS is not one of those whose steps are known')
+    (None, 'LBFGS is not an optimizer that fastseq knows')
     """
     name = type(optimizer).__name__
     if type(optimizer) not in _KNOWN:
-        return f"{name} is not one of those whose steps are known"
+        return f"{name} is not an optimizer that fastseq knows"
     if has_step_hooks(optimizer):
         return f"{name} has step hooks"
     step = optimizer.__dict__.get("step")
@@ -80,7 +80,8 @@ class OptimizerStep:
         self._optimizer = optimizer
         self._params = list(params)
         self._others = list(others)
-        self._stepped: list[nn.Parameter] = []
+        own = {p for group in optimizer.param_groups for p in group["params"]}
+        self._stepped = [p for p in self._params if p in own]
         self._known = False
         self._quick: QuickStep | None = None
 
@@ -88,8 +89,6 @@ class OptimizerStep:
         own = [p for group in self._optimizer.param_groups for p in group["params"]]
         for p in (*own, *self._params, *self._others):
             p.grad = None  # a frozen one may have one from an earlier run
-        has = set(own)
-        self._stepped = [p for p in self._params if p in has]
         self._known = obstacle(self._optimizer) is None
         return self
 
@@ -109,6 +108,10 @@ class OptimizerStep:
     def stepped(self) -> list[nn.Parameter]:
         """Return the parameters that `step` changes; their gradients may be changed in place."""
         return self._stepped
+
+    def steps_all(self) -> bool:
+        """Whether `step` changes all trainable parameters of the model."""
+        return len(self._stepped) == len(self._params)
 
     def step(self) -> None:
         """Make a step of the optimizer."""
@@ -202,8 +205,9 @@ class _FusedAdam:
         groups = optimizer.param_groups
         numbers = all(isinstance(beta, float) for group in groups for beta in group["betas"])
         on_cpu = all(p.is_cpu for group in groups for p in group["params"])
-        kernels = all(g["fused"] and not g["capturable"] for g in groups)
-        return numbers and on_cpu and kernels and bool(optimizer.state)
+        fused = all(g["fused"] and not g["capturable"] for g in groups)
+        known = all(fused_adam(decoupled=g["decoupled_weight_decay"]) for g in groups)
+        return numbers and on_cpu and fused and known and bool(optimizer.state)
 
     def _alike(self, params: list[nn.Parameter]) -> list[list[nn.Parameter]]:
         """Group the parameters that have a state by dtype, as the kernel needs them."""
@@ -238,12 +242,13 @@ class _FusedAdam:
             set_grad_enabled(True)
         return True
 
-    def _update(self, gradients: list[list[Any]]) -> None:
+    def _update(self, gradients: list[list[Tensor | None]]) -> None:
         self._counts += self._one
         for (group, members, states), grads in zip(self._calls, gradients, strict=True):
             beta1, beta2 = group["betas"]
             decoupled = group["decoupled_weight_decay"]
             kernel = fused_adam(decoupled=decoupled)
+            assert kernel is not None
             kernel(
                 members,
                 grads,

@@ -22,14 +22,16 @@ class Position:
         Epochs done before this call of `fit`, or before the call that it continues.
     epochs, epoch
         The numbers of the last epoch and of the current one, from 1, over all calls of `fit`.
-    chunk, step
-        Chunks done: in the current epoch, and over all calls of `fit`.
+    chunk
+        Chunks done in the current epoch.
+    updates
+        Updates done over all calls of `fit`.
     inside
         Whether the current epoch has begun and not ended.
     sums
         The epoch's weighted losses and weights, summed.
     loss
-        The last chunk's loss, on all ranks.
+        The mean loss of the last update's chunks, on all ranks.
     stopped
         Why `fit` ends before its last epoch; None: it does not.
     start, epoch_start
@@ -47,7 +49,7 @@ class Position:
     first: int
     epochs: int
     epoch: int
-    step: int
+    updates: int
     chunk: int = 0
     inside: bool = False
     sums: tuple[float, float] = (0.0, 0.0)

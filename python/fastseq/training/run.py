@@ -57,7 +57,7 @@ class Callback:
         True if it last saw another estimator, or other data: their losses are not comparable.
         """
         before, self._used = self._used, (run.history, run.data_key)
-        if run.step == 0:
+        if run.updates == 0:
             return True
         if before is None:
             return run.has_other_data
@@ -67,7 +67,7 @@ class Callback:
         """Run before the first epoch of a call of `fit`; data and optimizer are known."""
 
     def on_epoch_begin(self, run: Run) -> None:
-        """Run before an epoch's first step."""
+        """Run before an epoch's first update."""
 
     def on_batch_end(self, run: Run) -> None:
         """Run after each update."""
@@ -97,14 +97,16 @@ class Run:
         The estimator's model, with all that is needed to train it.
     position
         The progress so far.
-    steps
-        Chunks in an epoch.
+    chunks, updates_per_epoch
+        Chunks and updates in an epoch. An update is one step of the optimizer, for each
+        ``spec.accumulate`` chunks and for what is left of them at an epoch's end. It counts even if
+        the optimizer is not called, because no sample has weight or fp16 overflows.
     row
         The epoch's row in the history, complete in ``on_epoch_end``.
     error
         The error with which `fit` failed, in ``on_fit_end``.
     requests
-        What `request` asked for, on any rank: for the callbacks of this step, or epoch.
+        What `request` asked for, on any rank: for the callbacks of this update, or epoch.
     has_other_data
         Whether the last call of `fit` is known to have trained on other data than this one.
     """
@@ -115,27 +117,28 @@ class Run:
         data: Sequences,
         validation: Validation | None,
         estimator: Any,
-        callbacks: list[Any],
+        callbacks: list[object],
         position: Position,
         *,
-        steps: int,
+        chunks: int,
     ) -> None:
         self.learner = learner
         self.estimator = estimator  # an Estimator, which this module must not import
         self.data = data
         self.validation = validation
         self.position = position
-        self.steps = steps
+        self.chunks = chunks
+        self._accumulate = learner.spec.accumulate
+        self.updates_per_epoch = -(-chunks // self._accumulate)
         self.row: dict[str, Any] = {}
         self.error: BaseException | None = None
         self.requests: frozenset[str] = frozenset()
         self._wishes: set[str] = set()
         self._reason = ""
         self._replicas: Replicas = learner.replicas
-        self._begun: list[Any] = []  # callbacks whose on_fit_begin was called
+        self._begun: list[object] = []  # callbacks whose on_fit_begin was called
         self._callbacks = list(callbacks)
-        self._chunks_per_step = learner.spec.accumulate
-        self._every_step = _hooks(self._callbacks, "on_batch_end")
+        self._every_update = _hooks(self._callbacks, "on_batch_end")
         self._data_key: int | None = None
         self.has_other_data = False
 
@@ -150,18 +153,18 @@ class Run:
         return self.position.epochs
 
     @property
-    def index(self) -> int:
+    def chunk(self) -> int:
         """Chunks done in the epoch."""
         return self.position.chunk
 
     @property
-    def step(self) -> int:
-        """Chunks done over all calls of `fit`."""
-        return self.position.step
+    def updates(self) -> int:
+        """Updates done over all calls of `fit`."""
+        return self.position.updates
 
     @property
     def loss(self) -> float:
-        """The last chunk's loss, on all ranks."""
+        """The mean loss of the last update's chunks, on all ranks."""
         return self.position.loss
 
     @property
@@ -230,23 +233,23 @@ class Run:
         return float(self._replicas.comm.broadcast_(number))
 
     def stop(self, reason: str) -> None:
-        """End `fit`: after this epoch's callbacks, or, from ``on_batch_end``, after the next step.
+        """End `fit` after this epoch's callbacks, or, from ``on_batch_end``, after the next update.
 
-        If one rank calls it, all end at the same step. An unfinished epoch is not in the history.
+        If one rank calls it, all end at the same update. An unfinished epoch is not in the history.
         """
         self._reason = self._reason or reason
         self._wishes.add("stop")
 
     def request(self, name: str) -> None:
-        """Ask for something that all ranks must do at the same step: it appears in `requests`."""
+        """Ask for something that all ranks must do after the same update: see `requests`."""
         if name not in _REQUESTS:
             raise ValueError(f"a request must be one of {_REQUESTS}, got {name!r}")
         self._wishes.add(name)
 
-    def add(self, callback: Any) -> None:
+    def add(self, callback: object) -> None:
         """Add a callback, after the others."""
         self._callbacks.append(callback)
-        self._every_step = _hooks(self._callbacks, "on_batch_end")
+        self._every_update = _hooks(self._callbacks, "on_batch_end")
 
     def asks(self) -> bool:
         """Whether this rank has something that all must agree upon."""
@@ -294,16 +297,15 @@ class Run:
         self.row = {}
         self.call("on_epoch_begin")
 
-    def after_step(self, attention: bool) -> bool:
-        """Count a step, call ``on_batch_end``, and return whether to stop now."""
+    def after_update(self, attention: bool) -> bool:
+        """Count an update, call ``on_batch_end``, and return whether to stop now."""
         position = self.position
-        done = min(self._chunks_per_step, self.steps - position.chunk)
-        position.chunk += done
-        position.step += done
+        position.chunk = min(position.chunk + self._accumulate, self.chunks)
+        position.updates += 1
         if attention:
             self.agree()
-        if self._every_step:
-            for function in self._every_step:
+        if self._every_update:
+            for function in self._every_update:
                 function(self)
             self.requests = frozenset()
         return position.stopped is not None
@@ -321,12 +323,12 @@ class Run:
 _REQUESTS = ("stop", "checkpoint", "terminate")
 
 
-def _hooks(callbacks: Iterable[Any], name: str) -> list[Callable[[Run], None]]:
+def _hooks(callbacks: Iterable[object], name: str) -> list[Callable[[Run], None]]:
     """Return the callbacks' methods of that name, less those that do nothing."""
-    found = []
+    found: list[Callable[[Run], None]] = []
     for callback in callbacks:
         if not _is_callback(callback):
-            if name == "on_epoch_end":
+            if name == "on_epoch_end" and callable(callback):
                 found.append(callback)
         elif getattr(type(callback), name, None) is not getattr(Callback, name):
             hook = getattr(callback, name, None)
@@ -335,11 +337,11 @@ def _hooks(callbacks: Iterable[Any], name: str) -> list[Callable[[Run], None]]:
     return found
 
 
-def _is_callback(callback: Any) -> bool:
+def _is_callback(callback: object) -> bool:
     return any(hasattr(callback, name) for name in HOOKS)
 
 
-def check_callbacks(callbacks: Any) -> list[Any]:
+def check_callbacks(callbacks: object) -> list[Any]:
     """Return callbacks as a list.
 
     Raises

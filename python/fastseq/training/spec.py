@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import numbers
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -114,7 +113,7 @@ class Spec:
                 )
 
     @classmethod
-    def of(cls, spec: Any) -> Spec:
+    def of(cls, spec: object) -> Spec:
         """Make a `Spec` from a dict, or from any object that has its fields.
 
         A dict must have no other keys; objects may have other attributes.
@@ -148,7 +147,7 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
 }
 
 
-def check_count(name: str, value: Any) -> None:
+def check_count(name: str, value: object) -> None:
     """Raise unless `value` is a positive integer."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be an integer, got {value!r}")

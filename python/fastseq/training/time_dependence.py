@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .._util.seeding import untouched
 from .._util.tree import Tree, tree_leaves, tree_map
-from ..data.chunks import Chunk
+from ..data.chunk_plan import Chunk
 from ..data.sequences import Sequences, to_device
 from ..nn.context import Context, in_context, within
 from ..nn.stateful import (
@@ -105,7 +105,7 @@ def wants_whole_series(learner: Learner, data: Sequences, *, goes_on: bool = Fal
     looks = looks_of(learner, data)
     _check_context(learner, looks)
     if goes_on and looks.around:
-        raise ValueError(f"predict with reset=False cannot go on: {_what(looks)}. {_HELP}")
+        raise ValueError(f"predict with reset=False cannot continue: {_what(looks)}. {_HELP}")
     return looks.around
 
 
@@ -154,7 +154,7 @@ def check_fit(learner: Learner, data: Sequences, *, by_time: bool) -> None:
             )
     elif cut:
         raise ValueError(
-            f"fit would train chunks of {seqsize} of {steps} steps each by itself, but "
+            f"fit would train chunks of {seqsize} of the {steps} steps separately, but "
             f"{_what(looks)}. Train on whole series (seqsize={steps} or more; None in the "
             f"scikit-learn estimators). {_HELP}"
         )

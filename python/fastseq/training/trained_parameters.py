@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor, nn, optim
 
@@ -39,15 +38,17 @@ class Trained:
     True
     """
 
-    def __init__(self, given: Any, model: nn.Module) -> None:
-        self._make: Callable[..., Any] | None = None
+    def __init__(
+        self, given: optim.Optimizer | Callable[..., optim.Optimizer], model: nn.Module
+    ) -> None:
+        self._make: Callable[..., optim.Optimizer] | None = None
         if not isinstance(given, optim.Optimizer):
             self._make = given
         self.model = model
         self.first = make_optimizer(given, model)
         self._note(self.first)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Leave the callable out: many cannot be pickled, and it may refer to another model."""
         return {**self.__dict__, "_make": None}
 
@@ -75,7 +76,7 @@ class Trained:
         own = set(self.model.parameters())
         trained = [p for p in self.model.parameters() if p.requires_grad]
         if not trained:
-            raise ValueError("the model trains nothing: all its parameters are frozen")
+            raise ValueError("the model has nothing to train: all its parameters are frozen")
         lacking = [p for p in trained if p not in counts and p not in self._left_out]
         strange = sum(p not in own for p in counts)
         if lacking or strange:

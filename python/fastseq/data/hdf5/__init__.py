@@ -1,4 +1,4 @@
-"""HDF5 files: memory maps and lazy reading (`mapping`), saving, loading and joining."""
+"""HDF5 files: memory maps and lazy reading, saving, loading and joining."""
 
 from .concat import h5concat
 from .lazy_dataset import LazyDataset

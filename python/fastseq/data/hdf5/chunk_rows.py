@@ -106,7 +106,7 @@ def _regions_of_source(dataset: h5py.Dataset, source: Any) -> Iterator[_Region]:
             yield region._replace(t0=begin, t1=end, n0=n0, n1=n1, phase=region.phase + shift)
 
 
-def _box(space: Any, shape: tuple[int, ...]) -> list[tuple[int, int]] | None:
+def _box(space: h5py.h5s.SpaceID, shape: tuple[int, ...]) -> list[tuple[int, int]] | None:
     """Return start and end per axis of a selection, or None if it is not a full box."""
     if space.get_select_type() == h5py.h5s.SEL_ALL:
         return [(0, n) for n in shape]

@@ -58,7 +58,9 @@ class WindowReader:
 
     def __init__(self, dataset: LazyDataset, max_bytes: int = 2**28) -> None:
         if dataset.ndim < 2:
-            raise ValueError(f"{dataset!r} must have time steps and sequences, two dimensions")
+            raise ValueError(
+                f"{dataset!r} must have at least two dimensions, time steps and sequences"
+            )
         self.dataset = copy.copy(dataset)
         self.dataset.cached = False  # windows keep what is needed again
         self.max_bytes = max_bytes
@@ -70,7 +72,7 @@ class WindowReader:
         self._rows: ChunkRows | None = None
         self._current: _Window | None = None
         self._ahead: _Window | None = None
-        self._spare: np.ndarray[Any, Any] | None = None
+        self._spare: np.ndarray | None = None
         self._blocks: Iterator[Block] = iter(())
         self._block: Block | None = None  # the next of them
 
@@ -83,7 +85,7 @@ class WindowReader:
         self._blocks = (b for b in blocks if b[0] < b[1] and b[2] < b[3])
         self._block = next(self._blocks, None)
 
-    def read(self, t0: int, t1: int, n0: int, n1: int) -> np.ndarray[Any, Any]:
+    def read(self, t0: int, t1: int, n0: int, n1: int) -> np.ndarray:
         """Return time steps ``[t0, t1)`` of sequences ``[n0, n1)``; valid until the next read.
 
         Raises
@@ -99,7 +101,7 @@ class WindowReader:
             self._begin_anew()  # windows and threads were the parent's
         shape = self.dataset.shape
         if not (0 <= t0 <= t1 <= shape[0] and 0 <= n0 <= n1 <= shape[1]):
-            raise IndexError(f"[{t0}:{t1}, {n0}:{n1}] is not inside of {self.dataset!r}")
+            raise IndexError(f"[{t0}:{t1}, {n0}:{n1}] is not inside {self.dataset!r}")
         box = (t1 - t0, n1 - n0, *shape[2:])
         if not math.prod(box):
             return np.empty(box, self.dataset.dtype)
@@ -121,11 +123,11 @@ class WindowReader:
             self._ahead.cancel()
         self._begin_anew()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {"dataset": self.dataset, "max_bytes": self.max_bytes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+        WindowReader.__init__(self, **state)
 
     def _move_to(self, t: int, n0: int, n1: int, steps: int) -> _Window:
         """Return the filled window that holds time step `t`; start reading the next one."""
@@ -245,8 +247,8 @@ class _Window:
         n1: int,
         end: int,
         cuts: list[int],
-        buffer: np.ndarray[Any, Any],
-        data: np.ndarray[Any, Any],
+        buffer: np.ndarray,
+        data: np.ndarray,
     ) -> None:
         self.t0, self.t1, self.n0, self.n1, self.end = cuts[0], cuts[-1], n0, n1, end
         self.buffer = buffer

@@ -6,8 +6,7 @@ import argparse
 import itertools
 import math
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import h5py
 import numpy as np
@@ -58,9 +57,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Run a command; return the exit code."""
     try:
         if arguments.h5 == "concat":
-            srcs = _groups(arguments.srcs)
-            if len(srcs) == 1 and isinstance(arguments.axis, int):
-                srcs = srcs[0]
+            groups = _groups(arguments.srcs)
+            flat = len(groups) == 1 and isinstance(arguments.axis, int)
+            srcs = groups[0] if flat else groups
             h5concat(arguments.dst, srcs, arguments.axis, virtual=not arguments.copy)
             return 0
         if arguments.h5 == "info":
@@ -78,7 +77,7 @@ def _axis(text: str) -> int | tuple[int, ...]:
     return axes[0] if len(axes) == 1 else axes
 
 
-def _groups(srcs: list[str]) -> Any:
+def _groups(srcs: list[str]) -> list[list[str]]:
     """Split arguments at commas."""
     groups: list[list[str]] = [[]]
     for src in srcs:
@@ -234,7 +233,9 @@ def _boxes(dataset: h5py.Dataset) -> Iterator[tuple[slice, ...]]:
         yield from _pieces([0] * dataset.ndim, dataset.shape, dataset)
 
 
-def _pieces(low: Any, high: Any, dataset: h5py.Dataset) -> Iterator[tuple[slice, ...]]:
+def _pieces(
+    low: Sequence[int], high: Sequence[int], dataset: h5py.Dataset
+) -> Iterator[tuple[slice, ...]]:
     shape = tuple(int(b) - int(a) for a, b in zip(low, high, strict=True))
     tile = tile_shape(shape, [], dataset.dtype.itemsize)
     starts = [range(int(a), int(b), k) for a, b, k in zip(low, high, tile, strict=True)]
@@ -242,6 +243,6 @@ def _pieces(low: Any, high: Any, dataset: h5py.Dataset) -> Iterator[tuple[slice,
         yield _box(corner, tile, high)
 
 
-def _box(corner: Any, lengths: Any, shape: Any) -> tuple[slice, ...]:
+def _box(corner: Sequence[int], lengths: Sequence[int], shape: Sequence[int]) -> tuple[slice, ...]:
     ends = zip(corner, lengths, shape, strict=True)
     return tuple(slice(int(a), min(int(a) + int(k), int(n))) for a, k, n in ends)

@@ -86,13 +86,13 @@ def h5concat(
     target = os.path.realpath(os.fspath(dst))
     if any(os.path.realpath(path) == target for row in rows for path in row):
         raise ValueError(
-            f"h5concat: {os.fspath(dst)!r} is itself among the sources; give it another name, or "
-            "a pattern that leaves it out"
+            f"h5concat: {os.fspath(dst)!r} is itself among the sources; choose another name, or a "
+            "pattern that leaves it out"
         )
     known = {path: read_contents(path) for path in dict.fromkeys(p for row in rows for p in row)}
     if any(os.path.realpath(s.path) == target for c in known.values() for s in c.datasets.values()):
         raise ValueError(
-            f"h5concat: {os.fspath(dst)!r} is what a link in the sources leads to; give it another "
+            f"h5concat: {os.fspath(dst)!r} is the target of a link in the sources; choose another "
             "name"
         )
     joined, kept = join([[known[path] for path in row] for row in rows], axes)
@@ -117,13 +117,13 @@ def h5concat(
             _copy(beside, [pair for pair in offsets if pair[1] is not None], progress)
 
 
-def _check_axis(axis: Any) -> tuple[int, ...]:
+def _check_axis(axis: object) -> tuple[int, ...]:
     try:
         axes = tuple(map(operator.index, axis if isinstance(axis, (tuple, list)) else (axis,)))
     except TypeError as error:
-        raise TypeError(f"axis must be an integer, or two of them, got {axis!r}") from error
+        raise TypeError(f"axis must be one integer or two, got {axis!r}") from error
     if len(axes) not in (1, 2) or min(axes) < 0 or len(set(axes)) < len(axes):
-        raise ValueError(f"axis must be 0, 1, 2, …, or two different ones, got {axis!r}")
+        raise ValueError(f"axis must be 0, 1, 2, …, or two different ones of these, got {axis!r}")
     return axes
 
 
@@ -144,8 +144,8 @@ def _expand(srcs: Any) -> list[str]:
     for name in [srcs] if isinstance(srcs, (str, os.PathLike)) else srcs:
         if not isinstance(name, (str, os.PathLike)):
             raise TypeError(
-                f"srcs must be names of files, got {type(name).__name__}; a list of lists goes "
-                "with two axes, such as axis=(0, 1)"
+                f"srcs must be names of files, got {type(name).__name__}; a list of lists needs "
+                "two axes, such as axis=(0, 1)"
             )
         text = os.fspath(name)
         found = [text] if os.path.exists(text) else sorted(glob.glob(text), key=natural_key)

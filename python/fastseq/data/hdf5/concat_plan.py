@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import h5py
 import numpy as np
@@ -33,12 +33,12 @@ class Stored:
     name: str
     inner: str
     shape: Shape
-    dtype: np.dtype[Any] | None
-    raw: np.dtype[Any]  # as h5py reads it
+    dtype: np.dtype | None
+    raw: np.dtype  # as h5py reads it
     offset: int | None  # of its elements in the file, if contiguous and stored as `raw`
     chunks: Shape | None
     bitfield: bool
-    attributes: dict[str, Any]
+    attributes: dict[str, object]
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ class Joined:
     pieces: list[tuple[Stored, Shape]]
 
     @cached_property
-    def dtype(self) -> np.dtype[Any]:
+    def dtype(self) -> np.dtype:
         """The promoted dtype of all pieces, in this machine's byte order."""
         dtypes = {part.dtype for part, _ in self.pieces if part.dtype is not None}
-        promoted: np.dtype[Any] = np.result_type(*dtypes).newbyteorder("=")
+        promoted: np.dtype = np.result_type(*dtypes).newbyteorder("=")
         return promoted
 
     @property
@@ -70,7 +70,7 @@ class Contents(NamedTuple):
 
     path: str
     datasets: dict[str, Stored]
-    groups: dict[str, dict[str, Any]]
+    groups: dict[str, dict[str, object]]
     others: dict[str, str]
 
 
@@ -171,7 +171,7 @@ def _describe(path: str, name: str, item: h5py.Dataset) -> Stored:
     )  # fmt: skip
 
 
-def _attributes(item: Any) -> dict[str, Any]:
+def _attributes(item: h5py.Dataset | h5py.Group) -> dict[str, object]:
     """Return attributes without references, which point into their own file."""
     names = [
         name for name in item.attrs
@@ -180,7 +180,7 @@ def _attributes(item: Any) -> dict[str, Any]:
     return {name: item.attrs[name] for name in names}
 
 
-def _base(dtype: np.dtype[Any]) -> np.dtype[Any]:
+def _base(dtype: np.dtype) -> np.dtype:
     if dtype.names:  # a compound, such as a dimension scale's: use its first field
         return _base(dtype[0])
     inner = h5py.check_vlen_dtype(dtype)
@@ -203,7 +203,7 @@ def _check_attributes(parts: list[Stored]) -> None:
         if mark != marks[0] and "bfloat16" in (mark + marks[0]):
             raise TypeError(
                 f"h5concat: {part.name!r} is bfloat16 in only one of {parts[0].path} and "
-                f"{part.path}; save both alike"
+                f"{part.path}; save both with one dtype"
             )
 
 
@@ -213,7 +213,8 @@ def _check_same(model: Stored, part: Stored, axes: Shape) -> None:
     if model.dtype is None or part.dtype is None:
         raise TypeError(
             f"h5concat: {model.name!r} has dtype {model.raw} in {model.path} and {part.raw} in "
-            f"{part.path}; only numbers and booleans are joined, others must be equal in all files"
+            f"{part.path}; only numbers and booleans can be joined, all else must be equal in all "
+            "files"
         )
     raise ValueError(
         f"h5concat: {model.name!r} of shape {model.shape} has no axis {max(axes)} to be joined "
@@ -234,7 +235,7 @@ def _same(model: Stored, part: Stored) -> bool:
         )
 
 
-def _equal(a: Any, b: Any) -> bool:
+def _equal(a: object, b: object) -> bool:
     a, b = np.asarray(a), np.asarray(b)
     return bool((a == b).all()) if a.dtype.hasobject else a.tobytes() == b.tobytes()
 
@@ -257,5 +258,5 @@ def _row(blocks: list[Joined], axis: int) -> Joined:
     return Joined(first.name, shape, pieces)
 
 
-def _message(name: str, one: Stored, two: Stored, what: str, a: Any, b: Any) -> str:
+def _message(name: str, one: Stored, two: Stored, what: str, a: object, b: object) -> str:
     return f"h5concat: {name!r} has the {what} {a} in {one.path} and {b} in {two.path}"

@@ -8,8 +8,7 @@ import os
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from types import TracebackType
-from typing import Any
+from types import EllipsisType, TracebackType
 
 import h5py
 import numpy as np
@@ -102,11 +101,9 @@ def tile_shape(shape: Shape, chunks: Sequence[Shape], itemsize: int) -> Shape:
     return tuple(max(length, 1) for length in tile)
 
 
-def _take(
-    sources: _Sources, part: Stored, start: Shape, box: Box, tile: np.ndarray[Any, Any]
-) -> None:
+def _take(sources: _Sources, part: Stored, start: Shape, box: Box, tile: np.ndarray) -> None:
     """Copy the part of a stored dataset within a box into the box's tile."""
-    into: list[Any] = []
+    into: list[slice] = []
     of = []
     for (a, b), begin, length in zip(box, start, part.shape, strict=True):
         low, high = max(a, begin), min(b, begin + length)
@@ -115,7 +112,7 @@ def _take(
         into.append(slice(low - a, high - a))
         of.append(slice(low - begin, high - begin))
     # with ..., indexing an array without dimensions gives an array too
-    inside: Any = (*into, ...)
+    inside: tuple[slice | EllipsisType, ...] = (*into, ...)
     sources.read(part, tuple(of), tile[inside])
 
 
@@ -127,11 +124,11 @@ def _run(shape: Shape, lengths: Shape) -> int:
     return axis
 
 
-def _write(file: int, offset: int, shape: Shape, box: Box, tile: np.ndarray[Any, Any]) -> None:
+def _write(file: int, offset: int, shape: Shape, box: Box, tile: np.ndarray) -> None:
     axis = _run(shape, tile.shape)
     strides = [math.prod(shape[k + 1 :]) * tile.itemsize for k in range(len(shape))]
     first = offset + sum(a * stride for (a, _), stride in zip(box, strides, strict=True))
-    flat = memoryview(tile.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+    flat = tile.reshape(-1).view(np.uint8).data
     size = math.prod(tile.shape[axis:]) * tile.itemsize
     for count, index in enumerate(np.ndindex(*tile.shape[:axis])):
         at = first + sum(i * stride for i, stride in zip(index, strides, strict=False))
@@ -160,7 +157,7 @@ class _Sources:
         for file in self._files.values():
             file.close()
 
-    def read(self, part: Stored, of: tuple[slice, ...], out: np.ndarray[Any, Any]) -> None:
+    def read(self, part: Stored, of: tuple[slice, ...], out: np.ndarray) -> None:
         axis = _run(part.shape, out.shape)
         if part.offset is None or math.prod(out.shape[:axis]) > 1:
             with damage("h5concat", part.path):
@@ -183,8 +180,8 @@ class _Sources:
         return file
 
 
-def _pread(path: str, piece: np.ndarray[Any, Any], offset: int) -> None:
-    view = memoryview(piece.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+def _pread(path: str, piece: np.ndarray, offset: int) -> None:
+    view = piece.reshape(-1).view(np.uint8).data
     with open(path, "rb", buffering=0) as file:
         file.seek(offset)
         while view:

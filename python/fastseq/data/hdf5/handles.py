@@ -46,21 +46,21 @@ def open_file(path: str, mode: str = "r") -> h5py.File:
         if "unable to lock file" in str(error):
             raise BlockingIOError(
                 error.errno or errno.EAGAIN,
-                "the file is locked: another process has it open for writing, or holds it open "
-                "while it is to be written here; close it there, or, where the file system knows "
-                f"no locks, set HDF5_USE_FILE_LOCKING=FALSE ({error})",
+                "the file is locked: another process has it open for writing, or has it open while "
+                "this one is to write; close it there, or, on a file system without locks, set "
+                f"HDF5_USE_FILE_LOCKING=FALSE ({error})",
                 path,
             ) from error
         if "already open for read-only" in str(error):
             raise BlockingIOError(
                 errno.EBUSY,
-                "the file is to be written, but this process has it open for reading; close that "
+                "cannot write to the file, as this process has it open for reading; close that "
                 "h5py.File first, or open it with mode 'r+'",
                 path,
             ) from error
         if isinstance(error, PermissionError):
-            what = "read" if mode == "r" else "written"
-            raise PermissionError(error.errno, f"the file may not be {what}", path) from error
+            what = "read" if mode == "r" else "write"
+            raise PermissionError(error.errno, f"no permission to {what} the file", path) from error
         raise ValueError(f"{path} cannot be read as HDF5 ({error})") from error
 
 

@@ -59,11 +59,12 @@ def parse_julia(text: str) -> Any:
         parser = _Parser(stripped)
         value = parser.value()
         if parser.kind != "end":
-            raise ValueError(f"{parser.text!r} was not expected")
+            raise ValueError(f"unexpected {parser.text!r}")
     except (ValueError, OverflowError, RecursionError) as error:
         shown = stripped if len(stripped) <= 80 else stripped[:77] + "..."
         raise ValueError(
-            f"{shown!r} is no Julia literal of numbers, strings, arrays, tuples or Dicts ({error})"
+            f"{shown!r} is not a Julia literal of numbers, strings, arrays, tuples or Dicts "
+            f"({error})"
         ) from error
     return value
 
@@ -84,7 +85,7 @@ class _Parser:
         if match is None:
             rest = self._source[self._at :].strip()
             if rest:
-                raise ValueError(f"{rest.split()[0][:30]!r} is not known")
+                raise ValueError(f"unknown {rest.split()[0][:30]!r}")
             self.kind, self.text = "end", ""
         else:
             self.kind, self.text = str(match.lastgroup), match[0].strip()
@@ -113,7 +114,7 @@ class _Parser:
             raise ValueError("only ranges of integers are read")
         start, step, end = bounds if len(bounds) == 3 else (bounds[0], 1, bounds[1])
         if not step or abs(end - start) > _MAX_RANGE * abs(step):
-            raise ValueError("such a range is not read")
+            raise ValueError("this range is too long or has step 0")
         return np.arange(start, end + (1 if step > 0 else -1), step)
 
     def _single(self) -> Any:
@@ -131,7 +132,7 @@ class _Parser:
             return self._array(None)
         if self._skip("("):
             return self._tuple()
-        raise ValueError(f"{self.text!r} was not expected" if self.text else "it ends too early")
+        raise ValueError(f"unexpected {self.text!r}" if self.text else "the text ends too early")
 
     def _named(self) -> Any:
         """Read ``Dict(...)``, ``Dict{K, V}(...)``, ``Symbol("...")`` or ``Float32[...]``."""
@@ -141,13 +142,13 @@ class _Parser:
         if self._skip("["):
             return self._array(name)
         if self.text != "(" or name not in ("Dict", "Symbol"):
-            raise ValueError(f"{name!r} is not known")
+            raise ValueError(f"unknown name {name!r}")
         self._next()
         if name == "Symbol":
             value = self._single()
             self._expect(")")
             if not isinstance(value, str):
-                raise ValueError("a Symbol is made of a string")
+                raise ValueError("a Symbol must be made of a string")
             return value
         pairs = {}
         while not self._skip(")"):
@@ -184,7 +185,7 @@ class _Parser:
         matrix = not vector and (len(rows) > 1 or len(rows[0]) > 1)
         found = rows if matrix else rows[0]
         if (vector and len(rows) > 1) or len({len(row) for row in rows}) > 1:
-            raise ValueError("the rows of an array differ")
+            raise ValueError("the rows of an array differ in length")
         dtype = _dtype(name)
         plain = [v for row in rows for v in row]
         numbers = all(isinstance(v, bool | int | float) for v in plain)
@@ -209,7 +210,7 @@ class _Parser:
         return dict(zip(names, values, strict=True))
 
 
-def _dtype(name: str | None) -> np.dtype[Any] | None:
+def _dtype(name: str | None) -> np.dtype | None:
     if name is None or name in ("Any", "String", "Symbol", "Real", "Number"):
         return None
     if not re.fullmatch(r"Bool|U?Int(8|16|32|64)?|Float(16|32|64)", name):
@@ -228,9 +229,9 @@ def _number(text: str) -> int | float:
     return float(text.replace("f", "e"))
 
 
-def _key(key: Any) -> Any:
+def _key(key: object) -> Any:
     if isinstance(key, np.ndarray | list | dict):
-        raise ValueError("keys are strings, symbols or numbers")
+        raise ValueError("keys must be strings, symbols or numbers")
     return key
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import numpy.typing as npt
 
 from ...errors import ReadError
 from .handles import SharedFile, shared_file
@@ -46,7 +47,7 @@ class LazyDataset:
         path: str,
         name: str,
         shape: tuple[int, ...],
-        dtype: np.dtype[Any],
+        dtype: np.dtype,
         mode: str = "r",
         starts: tuple[int, ...] | None = None,
         cached: bool = True,
@@ -80,13 +81,13 @@ class LazyDataset:
     def __repr__(self) -> str:
         return f"LazyDataset({self.path!r}, {self.name!r}, shape={self.shape}, dtype={self.dtype})"
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: object) -> Any:
         box, rest = self._cut(index)
         if all(isinstance(piece, slice) and piece.step == 1 for piece in rest):
             return box
         return np.asarray(box)[rest]
 
-    def __setitem__(self, index: Any, values: Any) -> None:
+    def __setitem__(self, index: object, values: object) -> None:
         if self.mode == "r":
             raise ValueError(
                 f"{self.name!r} of {self.path} is mapped for reading; to write to it, map it with "
@@ -94,7 +95,7 @@ class LazyDataset:
             )
         box, rest = self._cut(index)
         if not all(isinstance(p, int) or (isinstance(p, slice) and p.step == 1) for p in rest):
-            raise IndexError(f"{self!r} is assigned to by integers and slices of step 1")
+            raise IndexError(f"{self!r} can be assigned to only by integers and slices of step 1")
         squeezed = tuple(n for n, p in zip(box.shape, rest, strict=True) if not isinstance(p, int))
         values = np.broadcast_to(np.asarray(values), squeezed).reshape(box.shape)
         if not values.size:
@@ -104,14 +105,16 @@ class LazyDataset:
                 values = values.astype(self.dtype).view(dataset.dtype)
             dataset[box.selection()] = values
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
-            raise ValueError("a LazyDataset is read from its file: that is always a copy")
+            raise ValueError(
+                "copy=False is impossible: a LazyDataset is read from its file, which makes a copy"
+            )
         array = np.empty(self.shape, self.dtype)
         self.read_into(array)
         return array if dtype is None else array.astype(dtype, copy=False)
 
-    def read_into(self, out: np.ndarray[Any, Any]) -> None:
+    def read_into(self, out: np.ndarray) -> None:
         """Read all of this box into a C-contiguous array of its shape and dtype.
 
         Raises
@@ -210,11 +213,11 @@ class LazyDataset:
         box._file = self._shared_file()
         return box, tuple(rest)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_file": None}
 
 
-def _axes(piece: Any) -> int:
+def _axes(piece: object) -> int:
     """Return how many axes a part of an index covers."""
     if piece is None or piece is Ellipsis:
         return 0

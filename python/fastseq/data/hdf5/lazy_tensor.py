@@ -6,6 +6,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -66,7 +67,7 @@ class LazyTensor:
     def __repr__(self) -> str:
         return f"LazyTensor({self.raw!r})"
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: object) -> Any:
         part = self.raw[index]
         return LazyTensor(part) if isinstance(part, LazyDataset) else as_bfloat16(part)
 
@@ -80,10 +81,12 @@ class LazyTensor:
         """
         return as_bfloat16(np.asarray(self.raw))
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
-            raise ValueError("a LazyTensor is read from its file: that is always a copy")
-        array: np.ndarray[Any, Any] = self.read().float().numpy()
+            raise ValueError(
+                "copy=False is impossible: a LazyTensor is read from its file, which makes a copy"
+            )
+        array: np.ndarray = self.read().float().numpy()
         return array if dtype is None else array.astype(dtype, copy=False)
 
     def watched(self) -> LazyTensor:
@@ -91,6 +94,6 @@ class LazyTensor:
         return LazyTensor(self.raw.watched()) if isinstance(self.raw, LazyDataset) else self
 
 
-def as_bfloat16(stored: Any) -> Tensor:
+def as_bfloat16(stored: object) -> Tensor:
     """Return the tensor that was stored as an array of uint16."""
     return torch.from_numpy(np.asarray(stored, np.uint16, order="C")).view(torch.bfloat16)

@@ -17,9 +17,7 @@ from .virtual import check_readable
 __all__ = ["element_offset", "h5mmap", "map_elements", "readable_by", "sliced"]
 
 
-def h5mmap(
-    path: str | os.PathLike[str], name: str, mode: str = "r"
-) -> np.memmap[Any, Any] | LazyDataset:
+def h5mmap(path: str | os.PathLike[str], name: str, mode: str = "r") -> np.memmap | LazyDataset:
     """Map a dataset of an HDF5 file; nothing is read until it is sliced and used.
 
     Parameters
@@ -75,12 +73,12 @@ def h5mmap(
         if is_bfloat16(dataset):
             raise TypeError(
                 f"{name!r} in {path} holds bfloat16, which NumPy lacks; h5load with mmap=True "
-                "gives it as something that reads as tensors"
+                "reads it as tensors"
             )
     return map_elements(path, name, mode)
 
 
-def map_elements(path: str, name: str, mode: str = "r") -> np.memmap[Any, Any] | LazyDataset:
+def map_elements(path: str, name: str, mode: str = "r") -> np.memmap | LazyDataset:
     """Map a dataset as `h5mmap` does, but bfloat16 as the stored uint16.
 
     It must be in the file itself, not behind a link to another file.
@@ -104,8 +102,7 @@ def map_elements(path: str, name: str, mode: str = "r") -> np.memmap[Any, Any] |
             f"{path} has been cut short: {name!r} of shape {lazy.shape} ends at byte {needed}, the "
             f"file at byte {size}"
         )
-    mapped: np.memmap[Any, Any] = np.memmap(path, lazy.dtype, mode, offset, lazy.shape)  # type: ignore[call-overload]
-    return mapped
+    return np.memmap(path, lazy.dtype, "r+" if mode == "r+" else "r", offset, lazy.shape)
 
 
 def readable_by(
@@ -123,7 +120,7 @@ def readable_by(
     return home or location(dataset)
 
 
-def sliced(dataset: h5py.Dataset) -> Any:
+def sliced(dataset: h5py.Dataset) -> h5py.Dataset | np.ndarray:
     """Return a dataset to slice by its own handle, or a copy of it if the file is in memory.
 
     Raises
@@ -163,6 +160,6 @@ def _plain(dataset: h5py.Dataset) -> bool:
 
 
 @functools.lru_cache
-def _type_of(dtype: np.dtype[Any]) -> Any:
+def _type_of(dtype: np.dtype) -> Any:
     """Return HDF5's type for a dtype."""
     return h5py.h5t.py_create(dtype)

@@ -28,7 +28,7 @@ def damage(caller: str, path: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the system's errors: permissions, too many open files
         raise ValueError(
-            f"{caller}: {path} cannot be read: it is damaged, or no HDF5 file ({error})"
+            f"{caller}: {path} cannot be read: it is damaged, or not an HDF5 file ({error})"
         ) from error
 
 
@@ -79,6 +79,6 @@ def replacing(caller: str, path: str | os.PathLike[str]) -> Iterator[str]:
             raise
         raise OSError(
             number,
-            f"{caller}: no room for the new file (what had this name before is as it was)",
+            f"{caller}: no space left for the new file (a previous file of this name is unchanged)",
             target,
         ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import h5py
@@ -124,17 +125,17 @@ def _field(path: str, name: str, text: str, literals: bool) -> Any:
         ) from error
 
 
-def _save_items(group: h5py.Group, tree: dict[Any, Any]) -> None:
+def _save_items(group: h5py.Group, tree: Mapping[str, object]) -> None:
     for key, value in tree.items():
         if not isinstance(key, str) or not key or "/" in key or "\0" in key or key == ".":
             raise ValueError(
-                f"h5save: keys must be strings, not empty, not '.', without '/' and NUL, got "
+                "h5save: keys must be non-empty strings other than '.', without '/' and NUL, got "
                 f"{key!r} in {group.name!r}"
             )
         _save(group, key, value)
 
 
-def _save(group: h5py.Group, key: str, value: Any) -> None:
+def _save(group: h5py.Group, key: str, value: object) -> None:
     if isinstance(value, dict):
         _save_items(group.create_group(key), value)
     elif isinstance(value, list | tuple):
@@ -192,7 +193,7 @@ def _type_error(group: h5py.Group, key: str, what: str) -> TypeError:
     )
 
 
-def _mark(item: Any) -> str:
+def _mark(item: h5py.Dataset | h5py.Group) -> str:
     mark = item.attrs.get(_MARK, "")
     return mark if isinstance(mark, str) else ""
 
@@ -201,7 +202,7 @@ def _load_group(group: h5py.Group, mmap: bool, above: tuple[h5py.Group, ...]) ->
     if group in above:  # h5py compares the objects in the file
         raise ValueError(f"h5load: group {group.name!r} in {group.file.filename} contains itself")
     above = (*above, group)
-    items: dict[str, Any] = {}
+    items: dict[str, object] = {}
     for name in group:
         item = group.get(name)
         if isinstance(item, h5py.Group):
@@ -264,7 +265,7 @@ def _check_memory(dataset: h5py.Dataset) -> None:
 
 
 def _strings(dataset: h5py.Dataset) -> Any:
-    def plain(value: Any) -> str:
+    def plain(value: object) -> str:
         return decode(value) if isinstance(value, bytes) else str(value)
 
     values = dataset[()]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import h5py
 import numpy as np
 
 __all__ = ["is_bfloat16", "stored_dtype"]
 
 
-def stored_dtype(dataset: h5py.Dataset) -> np.dtype[Any]:
+def stored_dtype(dataset: h5py.Dataset) -> np.dtype:
     """Return the dtype that a dataset's elements are read as.
 
     One-byte bitfields, as Julia stores ``Bool``, are bool; h5py treats them as uint8. Their bytes
@@ -23,7 +21,7 @@ def stored_dtype(dataset: h5py.Dataset) -> np.dtype[Any]:
     """
     bitfield = dataset.id.get_type().get_class() == h5py.h5t.BITFIELD
     try:
-        dtype: np.dtype[Any] = dataset.dtype
+        dtype: np.dtype = dataset.dtype
     except TypeError as error:
         raise TypeError(
             f"{dataset.name!r} in {dataset.file.filename} holds elements that NumPy does not know "

@@ -41,8 +41,8 @@ def check_readable(dataset: h5py.Dataset) -> None:
         shown = "; ".join(missing[:3]) + (f"; and {len(missing) - 3} more" * (len(missing) > 3))
         raise ValueError(
             f"{dataset.name!r} in {dataset.file.filename} is virtual, and {len(missing)} of its "
-            f"sources cannot be read: {shown}. Put the files where they were, beside that one, or "
-            "concatenate again"
+            f"sources cannot be read: {shown}. Put the files back where they were, or concatenate "
+            "again"
         )
 
 
@@ -145,7 +145,7 @@ class Selected(NamedTuple):
     points: int
 
 
-def selected(space: Any) -> Selected | None:
+def selected(space: h5py.h5s.SpaceID) -> Selected | None:
     """Return what is selected of a dataset; None if it is unlimited and grows with its source."""
     try:
         first, last = space.get_select_bounds()

@@ -41,7 +41,7 @@ class FileWatch:
                 now = os.stat(path)
             except OSError as error:
                 raise ReadError(
-                    f"{path} changed while it was read: it is not there any more: {error.strerror}"
+                    f"{path} changed while it was read: it no longer exists: {error.strerror}"
                 ) from error
             what = _difference(before, now)
             if what is not None:
@@ -50,7 +50,7 @@ class FileWatch:
 
 def _difference(before: os.stat_result, now: os.stat_result) -> str | None:
     if (now.st_dev, now.st_ino) != (before.st_dev, before.st_ino):
-        return "another file took its place"
+        return "another file replaced it"
     if now.st_size != before.st_size:
-        return "its size is another"
+        return "its size changed"
     return "it was written to" if now.st_mtime_ns != before.st_mtime_ns else None

@@ -134,7 +134,7 @@ def measure(
     return {name: tree_map(lambda _: next(found), structure[name]) for name in methods}
 
 
-def check_method(method: Any, name: str) -> None:
+def check_method(method: object, name: str) -> None:
     """Raise unless `method` is one of `METHODS`."""
     if method not in METHODS:
         raise ValueError(f"the scaling of {name} must be one of {METHODS} or None, got {method!r}")
@@ -155,8 +155,8 @@ def _affine(statistic: Moments | Quantiles, path: str, leaf: Tensor, replicas: R
         feature = ", ".join(map(str, np.unravel_index(bad[0], shape)))
         raise ValueError(
             f"{path} cannot be scaled: feature {feature} has no finite center and deviation (they "
-            f"are {center[bad[0]]} and {scale[bad[0]]}), because it has infinite values, or none "
-            "that counts; leave it out"
+            f"are {center[bad[0]]} and {scale[bad[0]]}), because it has infinite values, or no "
+            "value that counts: leave it out"
         )
     scale = np.where(scale > 0, scale, 1.0)
     parts = [torch.from_numpy(part.reshape(shape)) for part in (center, scale)]
@@ -188,7 +188,7 @@ def paired(
         alike = False
     if not alike:
         raise ValueError(
-            f"{name} must be of the structure that fit has scaled, with "
+            f"{name} must have the structure that fit has scaled, with "
             f"{', '.join(path for path, _ in tree_paths(affines, name))}; got "
             f"{', '.join(path for path, _ in tree_paths(tree, name))}"
         )

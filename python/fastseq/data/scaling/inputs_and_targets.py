@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ..._util.tree import Tree, tree_like, tree_map
 from ...distributed.replicas import Replicas
-from ..chunks import Chunk
+from ..chunk_plan import Chunk
 from ..sequences import Sequences
+from ..sources import Source
 from .affine import Affine, measure, paired, scaling_from_state, scaling_state
 
 __all__ = ["Scaling"]
@@ -132,5 +133,5 @@ def _without_infinities(slab: Tensor) -> Tensor:
     return slab.masked_fill(slab.isinf(), torch.nan) if slab.is_floating_point() else slab
 
 
-def _empty(source: Any) -> Tensor:
+def _empty(source: Source) -> Tensor:
     return torch.empty(0, 0, *source.features, dtype=source.dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from ...distributed import Communicator
 
 __all__ = ["Array", "Moments", "sample_rows"]
 
-Array: TypeAlias = np.ndarray[Any, Any]
+Array: TypeAlias = np.ndarray
 
 # Elements per piece, which stay in a core's cache, and per row: few rows, so that plain sums are
 # accurate; wide rows, so that they are fast.

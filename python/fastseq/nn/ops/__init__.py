@@ -7,7 +7,7 @@ formulas use differentiable operators, so that they can be differentiated again.
 from __future__ import annotations
 
 from .library import FLOATING, active_isa, cuda_kernels, cuda_obstacle
-from .packing import DENSE, pack, pack_checked, unpack
+from .packing import DENSE, pack, pack_checked, sum_of_squares, unpack
 from .products import bmm
 from .recurrences import gru, lstm, rnn
 
@@ -23,5 +23,6 @@ __all__ = [
     "pack",
     "pack_checked",
     "rnn",
+    "sum_of_squares",
     "unpack",
 ]

@@ -91,7 +91,7 @@ def _products(layer: Layer, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
     return linear(x, layer.w_ih, layer.b_ih), linear(h, layer.w_hh, layer.b_hh)
 
 
-def _lstm_step(layer: Layer, x: Tensor, h: Tensor, c: Any) -> tuple[Tensor, Tensor]:
+def _lstm_step(layer: Layer, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     ours, carried = _products(layer, x, h)
     i, f, g, o = (ours + carried).chunk(4, 1)
     c = f.sigmoid() * c + i.sigmoid() * g.tanh()

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import os
 from importlib.util import find_spec
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from ... import _C
 
-__all__ = ["FLOATING", "active_isa", "cuda_kernels", "cuda_obstacle", "load_cuda", "native"]
+__all__ = [
+    "FLOATING",
+    "AutogradContext",
+    "active_isa",
+    "cuda_kernels",
+    "cuda_obstacle",
+    "load_cuda",
+    "native",
+]
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """The dtypes of flat vectors and products."""
@@ -18,6 +28,19 @@ ISAS = ("baseline", "x86-64-v3", "x86-64-v4")
 """The instruction sets that kernels are compiled for."""
 
 native = torch.ops.fastseq
+
+
+class AutogradContext(Protocol):
+    """What autograd passes from an operator's forward to its backward."""
+
+    needs_input_grad: tuple[bool, ...]
+    saved_tensors: tuple[Any, ...]  # tensors, and None where None was saved
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None:
+        """Keep tensors for `saved_tensors`."""
+
+    def set_materialize_grads(self, value: bool) -> None:
+        """Say whether gradients that are None become zeros."""
 
 
 def load_cuda() -> str | None:
@@ -37,4 +60,6 @@ cuda_obstacle = load_cuda()
 cuda_kernels = cuda_obstacle is None
 active_isa: str = _C.active_isa()
 if (isa := os.environ.get("FASTSEQ_ISA", active_isa)) not in ISAS:
-    raise ValueError(f"the environment's FASTSEQ_ISA must be one of {', '.join(ISAS)}, got {isa!r}")
+    raise ValueError(
+        f"the environment variable FASTSEQ_ISA must be one of {', '.join(ISAS)}, got {isa!r}"
+    )

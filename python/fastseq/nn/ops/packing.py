@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .library import native
+from .library import FLOATING, native
 
-__all__ = ["DENSE", "pack", "pack_checked", "unpack"]
+__all__ = ["DENSE", "pack", "pack_checked", "sum_of_squares", "unpack"]
 
 DENSE = 1
 """The alignment of a flat vector without gaps."""
@@ -86,6 +86,29 @@ def pack_checked(
     with torch.no_grad():
         native.pack_checked_(flat, facts, list(tensors), alignment, scale)
     return flat, facts
+
+
+def sum_of_squares(tensors: Sequence[Tensor]) -> float | None:
+    """Return the sum of all tensors' squares, added in fp64 in one pass, or None.
+
+    None if they are not dense tensors on the CPU, all of one dtype that `pack` takes. Bits are the
+    same for every number of threads.
+
+    Examples
+    --------
+    >>> sum_of_squares([torch.ones(2), torch.full((1, 1), 3.0)])
+    11.0
+    """
+    if not tensors:
+        return 0.0
+    dtype = tensors[0].dtype
+    if dtype not in FLOATING:
+        return None
+    for tensor in tensors:
+        if not tensor.is_cpu or tensor.dtype != dtype or tensor.layout != torch.strided:
+            return None
+    total: float = native.sum_of_squares(tensors)
+    return total
 
 
 def unpack(

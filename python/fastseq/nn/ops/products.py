@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from .library import cuda_kernels, native
+from .library import AutogradContext, cuda_kernels, native
 
 __all__ = ["bmm"]
 
@@ -97,12 +95,12 @@ def _fake_bmm(a: Tensor, b: Tensor) -> Tensor:
     return a.new_empty(a.shape[0], a.shape[1], b.shape[2])
 
 
-def _save_bmm(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+def _save_bmm(ctx: AutogradContext, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
     del output
     ctx.save_for_backward(*inputs)
 
 
-def _grad_bmm(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+def _grad_bmm(ctx: AutogradContext, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
     a, b = ctx.saved_tensors
     grad_a = bmm(grad, b.mT) if ctx.needs_input_grad[0] else None
     grad_b = bmm(a.mT, grad) if ctx.needs_input_grad[1] else None

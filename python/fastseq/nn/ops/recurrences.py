@@ -8,7 +8,8 @@ with registered formulas. Second derivatives and transforms of torch.func are le
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch.autograd import Function
 
 from ..._util.torch_internals import below_autograd, functorch_is_active
 from .formulas import GRU, LSTM, RELU, TANH, Layer, differentiable_gradients, run_steps
-from .library import native
+from .library import AutogradContext, native
 
 __all__ = ["gru", "lstm", "rnn"]
 
@@ -75,16 +76,18 @@ def lstm(
     result: tuple[Tensor, Tensor, Tensor]
     if torch.compiler.is_compiling():
         save = torch.is_grad_enabled()
-        return native.lstm(x, w_ih, w_hh, b_ih, b_hh, h0, c0, lengths, reverse, save)[:3]  # type: ignore[no-any-return]
-    if functorch_is_active():
+        result = native.lstm(x, w_ih, w_hh, b_ih, b_hh, h0, c0, lengths, reverse, save)[:3]
+    elif functorch_is_active():
         layer = Layer(LSTM, x, w_ih, w_hh, b_ih, b_hh, h0, c0, lengths, reverse)
-        return tuple(run_steps(layer))  # type: ignore[return-value]
-    if torch.is_grad_enabled():
+        y, h, c = run_steps(layer)
+        result = y, h, c
+    elif torch.is_grad_enabled():
         result = _apply_lstm(x, w_ih, w_hh, b_ih, b_hh, h0, c0, lengths, reverse)
-        return result
-    with below_autograd():
-        call = native.lstm.default
-        return call(x, w_ih, w_hh, b_ih, b_hh, h0, c0, lengths, reverse, False)[:3]  # type: ignore[no-any-return]
+    else:
+        with below_autograd():
+            call = native.lstm.default
+            result = call(x, w_ih, w_hh, b_ih, b_hh, h0, c0, lengths, reverse, False)[:3]
+    return result
 
 
 def gru(
@@ -101,16 +104,18 @@ def gru(
     result: tuple[Tensor, Tensor]
     if torch.compiler.is_compiling():
         save = torch.is_grad_enabled()
-        return native.gru(x, w_ih, w_hh, b_ih, b_hh, h0, lengths, reverse, save)[:2]  # type: ignore[no-any-return]
-    if functorch_is_active():
+        result = native.gru(x, w_ih, w_hh, b_ih, b_hh, h0, lengths, reverse, save)[:2]
+    elif functorch_is_active():
         layer = Layer(GRU, x, w_ih, w_hh, b_ih, b_hh, h0, None, lengths, reverse)
-        return tuple(run_steps(layer))  # type: ignore[return-value]
-    if torch.is_grad_enabled():
+        y, h = run_steps(layer)
+        result = y, h
+    elif torch.is_grad_enabled():
         result = _apply_gru(x, w_ih, w_hh, b_ih, b_hh, h0, lengths, reverse)
-        return result
-    with below_autograd():
-        call = native.gru.default
-        return call(x, w_ih, w_hh, b_ih, b_hh, h0, lengths, reverse, False)[:2]  # type: ignore[no-any-return]
+    else:
+        with below_autograd():
+            call = native.gru.default
+            result = call(x, w_ih, w_hh, b_ih, b_hh, h0, lengths, reverse, False)[:2]
+    return result
 
 
 def rnn(
@@ -131,7 +136,8 @@ def rnn(
     elif functorch_is_active():
         cell = RELU if relu else TANH
         layer = Layer(cell, x, w_ih, w_hh, b_ih, b_hh, h0, None, lengths, reverse)
-        result = tuple(run_steps(layer))  # type: ignore[assignment]
+        y, h = run_steps(layer)
+        result = y, h
     elif torch.is_grad_enabled():
         result = _apply_rnn(x, w_ih, w_hh, b_ih, b_hh, h0, lengths, reverse, relu)
     else:
@@ -141,9 +147,14 @@ def rnn(
     return result
 
 
+class _Context(AutogradContext, Protocol):
+    reverse: bool
+    relu: bool  # of `rnn` alone
+
+
 class _Lstm(Function):
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> Any:
+    def forward(ctx: _Context, *args: Any) -> tuple[Tensor, ...]:
         with below_autograd():
             y, h, c, saved = native.lstm.default(*args, any(ctx.needs_input_grad))
         ctx.set_materialize_grads(False)
@@ -152,7 +163,7 @@ class _Lstm(Function):
         return y, h, c
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+    def backward(ctx: _Context, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         *inputs, y, saved = ctx.saved_tensors
         layer = (LSTM, *inputs, ctx.reverse)
         return *_gradients(layer, grads, y, saved, ctx.needs_input_grad[:7]), None, None
@@ -160,7 +171,7 @@ class _Lstm(Function):
 
 class _Gru(Function):
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> Any:
+    def forward(ctx: _Context, *args: Any) -> tuple[Tensor, ...]:
         with below_autograd():
             y, h, saved = native.gru.default(*args, any(ctx.needs_input_grad))
         ctx.set_materialize_grads(False)
@@ -169,7 +180,7 @@ class _Gru(Function):
         return y, h
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+    def backward(ctx: _Context, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         *inputs, lengths, y, saved = ctx.saved_tensors
         layer = (GRU, *inputs, None, lengths, ctx.reverse)
         needs = (*ctx.needs_input_grad[:6], False)
@@ -178,7 +189,7 @@ class _Gru(Function):
 
 class _Rnn(Function):
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> Any:
+    def forward(ctx: _Context, *args: Any) -> tuple[Tensor, ...]:
         with below_autograd():
             y, h = native.rnn.default(*args)
         ctx.set_materialize_grads(False)
@@ -187,7 +198,7 @@ class _Rnn(Function):
         return y, h
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+    def backward(ctx: _Context, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         *inputs, lengths, y = ctx.saved_tensors
         layer = (RELU if ctx.relu else TANH, *inputs, None, lengths, ctx.reverse)
         needs = (*ctx.needs_input_grad[:6], False)
@@ -196,9 +207,9 @@ class _Rnn(Function):
 
 # The function behind `apply`, which first looks for transforms of torch.func: that is done already
 # here, and would take half as long as a tiny layer.
-_apply_lstm: Any = super(Function, _Lstm).apply
-_apply_gru: Any = super(Function, _Gru).apply
-_apply_rnn: Any = super(Function, _Rnn).apply
+_apply_lstm: Callable[..., tuple[Tensor, Tensor, Tensor]] = super(Function, _Lstm).apply
+_apply_gru: Callable[..., tuple[Tensor, Tensor]] = super(Function, _Gru).apply
+_apply_rnn: Callable[..., tuple[Tensor, Tensor]] = super(Function, _Rnn).apply
 
 
 def _gradients(
@@ -265,9 +276,9 @@ def _fake_rnn(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
 
 def _fake_backward(
-    cell: int, _dy: Any, _dh: Any, _dc: Any, x: Tensor, w_ih: Tensor, w_hh: Tensor, bias: bool,
-    h0: Tensor, _c0: Any, _lengths: Any, _reverse: bool, _y: Any, _saved: Any, need_x: bool,
-    need_weights: bool, need_state: bool,
+    cell: int, _dy: object, _dh: object, _dc: object, x: Tensor, w_ih: Tensor, w_hh: Tensor,
+    bias: bool, h0: Tensor, _c0: object, _lengths: object, _reverse: bool, _y: object,
+    _saved: object, need_x: bool, need_weights: bool, need_state: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     wanted = (
         (need_x, x.shape),
@@ -281,26 +292,26 @@ def _fake_backward(
     return tuple(x.new_empty(shape if want else (0,)) for want, shape in wanted)
 
 
-def _save_lstm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _save_lstm(ctx: _Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.reverse = inputs[8]
     ctx.save_for_backward(*inputs[:8], output[0], output[3])
 
 
-def _save_gru(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _save_gru(ctx: _Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.reverse = inputs[7]
     ctx.save_for_backward(*inputs[:7], output[0], output[2])
 
 
-def _save_rnn(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _save_rnn(ctx: _Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.reverse, ctx.relu = inputs[7:]
     ctx.save_for_backward(*inputs[:7], output[0])
 
 
-def _grad_lstm(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+def _grad_lstm(ctx: _Context, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     return (*_Lstm.backward(ctx, *grads[:3]), None)
 
 
-def _grad_gru(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+def _grad_gru(ctx: _Context, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     return (*_Gru.backward(ctx, *grads[:2]), None)
 
 

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import functools
 import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,8 @@ from ..base import SequenceEstimator, Task
 from ..hyperparameters import make_module
 from ..shuffling import Shuffler
 from .choices import Choices
-from .forecast_losses import ForecastLoss, pinball_loss
+from .forecast_losses import LOSSES, ForecastLoss, pinball_loss
 from .forecast_net import ForecastNet, check_steps_apart
-from .forecast_parameters import LOSSES
 from .rollout import PATH_LEVELS
 from .segment_rnn import SegmentRNN
 from .series import Array, Series, split_variables
@@ -53,6 +53,7 @@ class _Forecasting(Task):
     covariates: int = 0
     lengths: Array | None = None
     segments: Windows | None = None
+    validation: tuple[Any, Tensor, Tensor | None] | None = None
 
 
 class WindowEstimator(Estimator):
@@ -67,8 +68,9 @@ class WindowEstimator(Estimator):
             Always.
         """
         raise TypeError(
-            "save: a forecaster's estimator_ knows neither how series are scaled nor where they "
-            "have got to: pickle the forecaster; weights alone are estimator_.model.state_dict()"
+            "save: a forecaster's estimator_ has neither the scaling of the series nor their "
+            "states: pickle the forecaster; for the weights alone, save "
+            "estimator_.model.state_dict()"
         )
 
 
@@ -76,13 +78,17 @@ class ForecastTraining(SequenceEstimator):
     """Base of `SequenceForecaster`, which stores the hyperparameters."""
 
     horizon: int
-    quantiles: Any
+    quantiles: Sequence[float] | None
     strategy: str
     season: int | None
     scale: str | None
     lags: int | None
-    loss: Any
+    loss: str | Callable[..., Tensor] | None
     fold: int | None
+    hidden_size: int | None  # type: ignore[assignment]  # None: chosen
+    dropout: float | None  # type: ignore[assignment]
+    epochs: int | None  # type: ignore[assignment]
+    batchsize: int | None  # type: ignore[assignment]
     validation: int | None
     variables: str | None
 
@@ -124,8 +130,8 @@ class ForecastTraining(SequenceEstimator):
         steps = int(series.lengths.max()) - choices.validation
         if not recursive and steps <= self.horizon:
             raise ValueError(
-                f"y has {steps} steps to learn from, of which none is {self.horizon} steps after "
-                'another: pass longer series, or choose a smaller horizon or strategy="recursive"'
+                f"y has {steps} steps to learn from, too few for a horizon of {self.horizon}: pass "
+                'longer series, or choose a smaller horizon or strategy="recursive"'
             )
         windows = Windows.of(
             [arrays[n] for n in order],
@@ -223,7 +229,7 @@ class ForecastTraining(SequenceEstimator):
             if shuffler is not None:
                 shuffler.clear()
 
-    def _naive(self, est: Estimator, task: Task) -> tuple[float, dict[str, Tensor]] | None:
+    def _naive(self, est: Estimator, task: _Forecasting) -> tuple[float, dict[str, Tensor]] | None:
         """Return a `SegmentRNN`'s weights that repeat the last season, and their loss.
 
         None if there is no validation, or training continues.
@@ -244,7 +250,7 @@ class ForecastTraining(SequenceEstimator):
             own.append(Shuffler(seed))
             slower = functools.partial(_slower, half_life=self._choices.half_life)
             falling = functools.partial(MultiplicativeLR, lr_lambda=slower)
-            own.append(Schedule(falling, per="step"))
+            own.append(Schedule(falling, per="update"))
             if self._choices.validation:
                 own.append(RestoreBest())
         return own + [copy.deepcopy(c) if isinstance(c, Callback) else c for c in self.callbacks]

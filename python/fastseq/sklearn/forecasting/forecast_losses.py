@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-__all__ = ["ForecastLoss", "pinball_loss"]
+from ..._util.tree import Tree
+
+__all__ = ["LOSSES", "ForecastLoss", "pinball_loss"]
+
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "mse": F.mse_loss,
+    "mae": F.l1_loss,
+    "huber": F.huber_loss,
+}
+"""Losses of points, by name."""
 
 
 def pinball_loss(
@@ -65,7 +75,7 @@ class ForecastLoss:
         self.outputs = outputs
 
     def __call__(
-        self, m: Callable[..., Tensor], xs: object, ys: Tensor, ws: Tensor | None = None
+        self, m: Callable[..., Tensor], xs: Tree, ys: Tensor, ws: Tensor | None = None
     ) -> Tensor:
         """Return the loss of a chunk; weights are the known shares of samples, see `windows`."""
         output = m(xs)

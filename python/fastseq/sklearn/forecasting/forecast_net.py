@@ -63,7 +63,8 @@ class KnownFuture(nn.Module):
         """
         steps = *context.shape[:-1], self._horizon, -1
         hidden = context.reshape(steps) + self.known(known.reshape(steps))
-        return self.out(torch.tanh(hidden)).flatten(-2)  # type: ignore[no-any-return]
+        outputs: Tensor = self.out(torch.tanh(hidden))
+        return outputs.flatten(-2)
 
 
 class ForecastNet(nn.Module):
@@ -142,7 +143,8 @@ class ForecastNet(nn.Module):
             x = torch.cat([seen, known[..., : self._covariates]], -1)
         more = {} if lengths is None or not takes_lengths(self.body) else {"lengths": lengths}
         if takes_state(self.body):
-            return self.body(x, state, **more)  # type: ignore[no-any-return]
+            y, state = self.body(x, state, **more)
+            return y, state
         return self.body(x, **more), None
 
 
@@ -202,7 +204,8 @@ def check_steps_apart(net: ForecastNet, x: Tree, outputs: int) -> None:
             Stateful(net)(tree_map(lambda a: a[:1], x))
         except Exception as error:  # whatever a model raises
             raise ValueError(
-                f"module takes no single time step, but forecasts run it step by step: {error}"
+                "module must take single time steps, because forecasts run it step by step: "
+                f"{error}"
             ) from error
     if shape != (steps, count, outputs):
         raise ValueError(
@@ -212,6 +215,6 @@ def check_steps_apart(net: ForecastNet, x: Tree, outputs: int) -> None:
     if not steps_apart(net) and find_looks(net, x, steps, device).around:
         raise ValueError(
             "module looks at other time steps than the current one without carrying them in a "
-            "state, but forecasts run it step by step: let it carry a state, or see the last "
+            "state, but forecasts run it step by step: let it carry a state, or give it the last "
             "values at each step by lags=…"
         )

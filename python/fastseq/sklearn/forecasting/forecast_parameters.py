@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import torch.nn.functional as F  # noqa: N812
 
 from ...training.spec import check_count
+from .forecast_losses import LOSSES
 from .series import Series
 
-__all__ = ["LOSSES", "check_lengths", "check_parameters", "season_lag"]
+__all__ = ["check_lengths", "check_parameters", "season_lag"]
 
-LOSSES: dict[str, Callable[..., Any]] = {
-    "mse": F.mse_loss,
-    "mae": F.l1_loss,
-    "huber": F.huber_loss,
-}
 _CHOICES = {
     "strategy": ("direct", "recursive"),
     "scale": ("standard", "series", None),

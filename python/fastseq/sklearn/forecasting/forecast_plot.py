@@ -16,11 +16,11 @@ __all__ = ["plot_forecast"]
 
 
 def plot_forecast(
-    past: Any,
-    forecast: Any,
+    past: object,
+    forecast: object,
     quantiles: Sequence[float] | None = None,
     *,
-    actual: Any = None,
+    actual: object = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Plot a series, its forecast, and the forecast's intervals (needs matplotlib).
@@ -58,8 +58,7 @@ def plot_forecast(
     >>> [text.get_text() for text in ax.get_legend().get_texts()]
     ['past', '80 % interval', 'forecast (median)']
     """
-    need("matplotlib", "plot_forecast")
-    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+    dates = need("matplotlib.dates", "plot_forecast")
     from matplotlib.figure import Figure
 
     values = np.asarray(past, float)
@@ -88,16 +87,15 @@ def plot_forecast(
     low, high = ax.get_ylim()
     ax.set_ylim(low, high + 0.12 * (high - low))  # room for the legend
     if np.asarray(times).dtype.kind == "M":
-        locator: Any = AutoDateLocator()  # type: ignore[no-untyped-call]
+        locator = dates.AutoDateLocator()
         ax.xaxis.set_major_locator(locator)
-        form: Any = ConciseDateFormatter(locator)  # type: ignore[no-untyped-call]
-        ax.xaxis.set_major_formatter(form)
+        ax.xaxis.set_major_formatter(dates.ConciseDateFormatter(locator))
     else:
         ax.set_xlabel("step")
     return ax
 
 
-def _check(values: Any, found: Any, levels: list[float] | None, actual: Any) -> None:
+def _check(values: np.ndarray, found: np.ndarray, levels: list[float] | None, actual: Any) -> None:
     if values.ndim != 1 or not len(values):
         raise ValueError(f"past must be one series (T,), got shape {values.shape}")
     if levels is None and found.ndim != 1:
@@ -118,7 +116,7 @@ def _check(values: Any, found: Any, levels: list[float] | None, actual: Any) -> 
         )
 
 
-def _bands(ax: Axes, times: Any, found: Any, levels: list[float]) -> Any:
+def _bands(ax: Axes, times: np.ndarray, found: np.ndarray, levels: list[float]) -> np.ndarray:
     """Draw the intervals, the widest palest; return the middle of the forecast."""
     pairs = [(i, len(levels) - 1 - i) for i in range(len(levels) // 2)]
     for number, (low, high) in enumerate(pairs):
@@ -129,10 +127,11 @@ def _bands(ax: Axes, times: Any, found: Any, levels: list[float]) -> Any:
         )  # fmt: skip
     if len(levels) % 2:
         return found[:, len(levels) // 2]
-    return found[:, [len(levels) // 2 - 1, len(levels) // 2]].mean(1)
+    middle: np.ndarray = found[:, [len(levels) // 2 - 1, len(levels) // 2]].mean(1)
+    return middle
 
 
-def _times(past: Any, steps: int, horizon: int) -> Any:
+def _times(past: object, steps: int, horizon: int) -> np.ndarray:
     """Return the times of past and forecast; a pandas index is continued by its last step."""
     index = getattr(past, "index", None)
     if index is None or callable(index) or steps < 2:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 from sklearn.exceptions import NotFittedError
+from torch import Tensor, nn, optim
 
 from ...training.spec import check_count
 from ..alignment import check_ahead, check_going_on, check_together
@@ -146,30 +147,30 @@ class SequenceForecaster(ForecastTraining):
         season: int | None = None,
         lags: int | None = None,
         scale: str | None = "standard",
-        module: Any = SEGMENT_RNN,
+        module: str | nn.Module | Callable[..., nn.Module] = SEGMENT_RNN,
         variables: str | None = None,
-        hidden_size: Any = None,
+        hidden_size: int | None = None,
         num_layers: int = 1,
-        dropout: Any = None,
-        loss: Any = None,
-        optimizer: Any = "adamw",
+        dropout: float | None = None,
+        loss: str | Callable[..., Tensor] | None = None,
+        optimizer: str | Callable[..., optim.Optimizer] = "adamw",
         lr: float = 2e-3,
         weight_decay: float = 0.0,
         decay_biases: bool = True,
-        epochs: Any = None,
-        batchsize: Any = None,
+        epochs: int | None = None,
+        batchsize: int | None = None,
         seqsize: int | None = None,
         fold: int | None = None,
         clip_norm: float | None = 1.0,
         clip_value: float | None = None,
         accumulate: int = 1,
         validation: int | None = None,
-        callbacks: Any = (),
+        callbacks: Sequence[object] = (),
         amp: str | None = None,
         compile: bool = False,  # noqa: A002 (what PyTorch calls it)
-        device: Any = "auto",
-        comm: Any = None,
-        random_state: Any = None,
+        device: str | torch.device = "auto",
+        comm: object = None,
+        random_state: int | np.random.RandomState | None = None,
         warm_start: bool = False,
         verbose: int = 0,
     ) -> None:
@@ -206,7 +207,7 @@ class SequenceForecaster(ForecastTraining):
         self.warm_start = warm_start
         self.verbose = verbose
 
-    def fit(self, y: Any, X: Any = None) -> SequenceForecaster:  # noqa: N803 (as in scikit-learn)
+    def fit(self, y: object, X: object = None) -> SequenceForecaster:  # noqa: N803 (as in scikit-learn)
         """Train on all steps of series.
 
         Parameters
@@ -264,7 +265,7 @@ class SequenceForecaster(ForecastTraining):
         )
         return self
 
-    def predict(self, y: Any = None, X: Any = None) -> Array:  # noqa: N803
+    def predict(self, y: object = None, X: object = None) -> Array:  # noqa: N803
         """Forecast the next `horizon` steps.
 
         Parameters
@@ -307,7 +308,7 @@ class SequenceForecaster(ForecastTraining):
         found = rollout.forecast(origin, None if ahead is None else np.stack(ahead))
         return self._result(form, found)
 
-    def update(self, y: Any, X: Any = None) -> SequenceForecaster:  # noqa: N803
+    def update(self, y: object, X: object = None) -> SequenceForecaster:  # noqa: N803
         """Append new data, from whose end `predict` then forecasts. Nothing is learnt.
 
         Parameters
@@ -329,7 +330,7 @@ class SequenceForecaster(ForecastTraining):
         self._times = times
         return self
 
-    def backtest(self, y: Any, X: Any = None, *, stride: int | None = None) -> Array:  # noqa: N803
+    def backtest(self, y: object, X: object = None, *, stride: int | None = None) -> Array:  # noqa: N803
         """Forecast repeatedly as series continue, without learning.
 
         Parameters
@@ -353,7 +354,7 @@ class SequenceForecaster(ForecastTraining):
         found = self._rollout.forecasts(self._origin, values, covariates, stride)
         return np.stack([self._result(self._like, one) for one in found])
 
-    def score(self, y: Any, X: Any = None) -> float:  # noqa: N803
+    def score(self, y: object, X: object = None) -> float:  # noqa: N803
         """Return the score of forecasts of the steps after the training data; 1 is perfect.
 
         Forecasts are made every `horizon` steps, as by `backtest`. For points the score is R²; for
@@ -384,7 +385,7 @@ class SequenceForecaster(ForecastTraining):
         if not self.__sklearn_is_fitted__():
             raise NotFittedError(f"this {type(self).__name__} is not fitted yet: call fit first")
 
-    def _read(self, y: Any, least: int, *, known: bool = True) -> Series:
+    def _read(self, y: object, least: int, *, known: bool = True) -> Series:
         series = read_series(y, "y", self._like.names)
         refuse_identifiers(series, "y")
         if series.variables != self.n_features_in_:
@@ -395,18 +396,19 @@ class SequenceForecaster(ForecastTraining):
         return series
 
     def _following(
-        self, y: Any, X: Any  # noqa: N803
+        self, y: object, X: object  # noqa: N803
     ) -> tuple[Array, Array | None, list[Times | None]]:  # fmt: skip
         """Read the steps after the series that `fit` got; return them, and their last times."""
         series = self._read(y, 1, known=False)
         count = len(self._like.arrays)
         if len(series.arrays) != count:
             raise ValueError(
-                f"y must go on with the {count} series that fit got, got {len(series.arrays)}"
+                f"y must continue the {count} series that fit got, got {len(series.arrays)}"
             )
         if len(set(series.lengths.tolist())) > 1:
             raise ValueError(
-                f"y must have equally many steps of each series, got {series.lengths.tolist()}"
+                "y must have the same number of steps of each series, got "
+                f"{series.lengths.tolist()}"
             )
         read = self._read_covariates(X, series, series.lengths, "the steps of y")
         times = check_going_on(series, read, self._times)
@@ -417,7 +419,7 @@ class SequenceForecaster(ForecastTraining):
 
     def _read_covariates(
         self,
-        X: Any,  # noqa: N803
+        X: object,  # noqa: N803
         like: Series,
         lengths: Array,
         what: str,

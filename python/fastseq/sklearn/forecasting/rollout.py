@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..._util.tree import Tree, tree_map
 from ...data.sequences import Sequences, to_device
@@ -106,7 +107,8 @@ class Rollout:
         if self.variables > 1:
             scaling = scaling.apart(len(arrays))
             arrays = split_variables(arrays)
-            covariates = self._for_each(covariates)
+            if covariates is not None:
+                covariates = [one for one in covariates for _ in range(self.variables)]
         windows = self._windows(arrays, covariates, scaling)
         steps, state = windows.lengths - 1, None
         if windows.longest > 1:
@@ -138,7 +140,7 @@ class Rollout:
 
     def _going_on(
         self, origin: Origin, values: Array, covariates: Array | None
-    ) -> tuple[Origin, Any]:
+    ) -> tuple[Origin, Tensor | tuple[Tensor, Tensor]]:
         """Return an origin with the values before and after it, and the model's inputs from it."""
         values, covariates = self._apart(values), self._for_each(covariates)
         known, new = origin.recent.shape[1], values.shape[1]
@@ -210,13 +212,9 @@ class Rollout:
             return values
         return np.moveaxis(values, 2, 1).reshape(-1, values.shape[1], 1)
 
-    def _for_each(self, covariates: Any) -> Any:
-        """Repeat covariates of series, ``(N, …)`` or a list, for each of their variables."""
-        if covariates is None or self.variables == 1:
-            return covariates
-        if isinstance(covariates, list):
-            return [one for one in covariates for _ in range(self.variables)]
-        return np.repeat(covariates, self.variables, axis=0)
+    def _for_each(self, covariates: Array | None) -> Array | None:
+        """Repeat covariates of series ``(N, …)`` for each of their variables."""
+        return None if covariates is None else np.repeat(covariates, self.variables, axis=0)
 
     def _joined(self, found: Array) -> Array:
         return found if self.variables == 1 else join_variables(found, self.variables)
@@ -260,7 +258,7 @@ class Rollout:
 
     # The methods below keep no state in the estimator: several threads may forecast at once.
 
-    def _run(self, inputs: Any, lengths: Array | None, state: Tree) -> Tree:
+    def _run(self, inputs: Tree, lengths: Array | None, state: Tree) -> Tree:
         """Run over steps from a state; return the final state."""
         if not takes_state(self._net.body):
             return None
@@ -308,7 +306,7 @@ class Rollout:
         before = origin.season_before[which]
         seen = windows.values[torch.from_numpy(which), -self.lags :]
         for step in range(self.horizon):
-            x: Any = seen.flatten(1)
+            x: Tree = seen.flatten(1)
             if covariates is not None:
                 ahead = covariates[:, step].astype(np.float32)[which]
                 x = (x, torch.from_numpy(ahead))
@@ -329,7 +327,7 @@ class Rollout:
         paths = futures.reshape(count, copies, self.horizon, width)
         return np.moveaxis(np.quantile(paths, self.levels, axis=1), 0, -1)
 
-    def _copied(self, state: Tree, x: Any, which: Array) -> Tree:
+    def _copied(self, state: Tree, x: Tree, which: Array) -> Tree:
         """Return the state with a row for each future."""
         if state is None or len(which) == len(np.unique(which)):
             return state

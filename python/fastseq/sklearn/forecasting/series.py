@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -12,12 +12,15 @@ import numpy as np
 from ...data.user_arrays import refuse_null, refuse_valueless
 from .times import is_table, read_index
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 __all__ = [
     "Array", "Series", "filled", "join_variables", "read_series", "refuse_identifiers",
     "split_variables",
 ]  # fmt: skip
 
-Array = np.ndarray[Any, Any]
+Array = np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +49,8 @@ class Series:
     single: bool
     flat: bool
     names: tuple[str, ...] | None
-    dtype: np.dtype[Any]
-    indices: tuple[Any, ...]
+    dtype: np.dtype
+    indices: tuple[pd.Index | None, ...]
     moved: tuple[bool, ...]
 
     @property
@@ -102,7 +105,7 @@ def read_series(given: Any, name: str, names: tuple[str, ...] | None = None) -> 
             known = known or _columns(tables[number])
     items = [_numbers(one, place) for one, place in zip(tables, places, strict=True)]
     single = not panel and items[0].ndim < 3
-    indices: list[Any] = [None] * len(items)
+    indices: list[pd.Index | None] = [None] * len(items)
     moved = [False] * len(items)
     for number, (table, place) in enumerate(zip(tables, places, strict=True)):
         if is_table(table) and len(table):
@@ -137,7 +140,7 @@ def read_series(given: Any, name: str, names: tuple[str, ...] | None = None) -> 
     return Series(arrays, single, dims == 1, columns, dtype, tuple(indices), tuple(moved))
 
 
-def _is_panel(given: Any) -> bool:
+def _is_panel(given: object) -> bool:
     """Whether `given` is a list of series, rather than one series as a list of numbers."""
     return isinstance(given, list | tuple) and any(hasattr(one, "__len__") for one in given)
 
@@ -146,7 +149,7 @@ def _columns(given: Any) -> tuple[str, ...] | None:
     return tuple(map(str, given.columns)) if is_table(given) and given.ndim == 2 else None
 
 
-def _in_order(table: Any, name: str, known: tuple[str, ...] | None) -> Any:
+def _in_order(table: pd.DataFrame, name: str, known: tuple[str, ...] | None) -> pd.DataFrame:
     """Return a DataFrame with its columns in the `known` order."""
     own = tuple(map(str, table.columns))
     if len(set(own)) < len(own):
@@ -162,7 +165,7 @@ def _in_order(table: Any, name: str, known: tuple[str, ...] | None) -> Any:
     raise ValueError(f"{name} must have the columns {', '.join(known)}, got {', '.join(own)}")
 
 
-def _table_numbers(table: Any, name: str) -> Array:
+def _table_numbers(table: pd.DataFrame | pd.Series, name: str) -> Array:
     """Return the values of a Series or DataFrame; raise unless all columns are numbers."""
     columns = [(None, table)] if table.ndim == 1 else list(table.items())
     for label, column in columns:
@@ -173,8 +176,8 @@ def _table_numbers(table: Any, name: str) -> Array:
         advice = "leave it out, or make numbers of it (pandas.to_numeric, pandas.get_dummies)"
         if kind in "Mm" or column.dtype.name.startswith("period"):
             advice = (
-                f"times are the index of {name} (set_index), not a column; a table of several "
-                "series becomes a list, one of each (groupby)"
+                f"make times the index of {name} (set_index), and a table of several series a "
+                "list, one table for each (groupby)"
             )
         raise TypeError(f"{where} must hold numbers, got {column.dtype}: {advice}")
     single = {column.dtype for _, column in columns} == {np.dtype(np.float32)}
@@ -216,9 +219,10 @@ def refuse_identifiers(series: Series, name: str) -> None:
     for column in series.names or ():
         if re.fullmatch(r"(.*_)?id|ds|date|datetime|timestamp", column.lower()):
             raise ValueError(
-                f"column {column!r} of {name} is no variable by its name: make times the index; of "
-                "a table of several series make a list, such as [part.set_index(time)[values] for "
-                f"_, part in {name}.groupby({column!r})]; or rename it"
+                f"column {column!r} of {name} does not look like a variable, by its name: make "
+                "times the index; turn a table of several series into a list, such as "
+                f"[part.set_index(time)[values] for _, part in {name}.groupby({column!r})]; or "
+                "rename it"
             )
 
 

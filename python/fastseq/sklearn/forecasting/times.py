@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 __all__ = ["Times", "check_follows", "check_order", "is_table", "read_index", "times_of"]
 
-Array = np.ndarray[Any, Any]
+Array = np.ndarray
+Frequency: TypeAlias = "pd.offsets.BaseOffset | float"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +38,11 @@ class Times:
     ['30 Apr', '31 May']
     """
 
-    index: Any
-    freq: Any
+    index: pd.Index
+    freq: Frequency
 
     @classmethod
-    def of(cls, index: Any, name: str, known: Iterable[Times | None] = ()) -> Times:
+    def of(cls, index: pd.Index, name: str, known: Iterable[Times | None] = ()) -> Times:
         """Find out how far apart the steps of an index are.
 
         Parameters
@@ -79,7 +83,7 @@ class Times:
         """The time of the last step alone."""
         return Times(self.index[-1:], self.freq)
 
-    def following(self, count: int) -> Any:
+    def following(self, count: int) -> pd.Index:
         """Return the index of the next `count` steps."""
         return _grid(self.index[-1:], self.freq, count + 1)[1:]
 
@@ -88,13 +92,13 @@ class Times:
         return Times(self.following(count)[-1:], self.freq)
 
 
-def is_table(given: Any) -> bool:
+def is_table(given: object) -> bool:
     """Whether it is a pandas Series or DataFrame; does not import pandas."""
     pandas = sys.modules.get("pandas")
     return pandas is not None and isinstance(given, pandas.Series | pandas.DataFrame)
 
 
-def read_index(index: Any, name: str) -> tuple[Any, Array | None]:
+def read_index(index: pd.Index, name: str) -> tuple[pd.Index, Array | None]:
     """Return a table's index sorted by time, and the order of rows if they must be moved.
 
     Parameters
@@ -107,8 +111,8 @@ def read_index(index: Any, name: str) -> tuple[Any, Array | None]:
     Raises
     ------
     ValueError, TypeError
-        The index does not hold dates, periods or numbers, has two rows of one time, or has unsorted
-        numbers, which need not mean time.
+        The index does not hold dates, periods or numbers, has a row without a time (NaT or NaN),
+        two rows of one time, or unsorted numbers, which need not mean time.
 
     Examples
     --------
@@ -140,14 +144,16 @@ def read_index(index: Any, name: str) -> tuple[Any, Array | None]:
     if kind == "numbers":
         row = int(np.flatnonzero(np.asarray(index[1:] < index[:-1]))[0])
         raise ValueError(
-            f"the index of {name} is not in order, {index[row + 1]} comes after {index[row]}: if "
-            "it is the time call sort_index, if not reset_index(drop=True)"
+            f"the index of {name} is not in order, {index[row + 1]} comes after {index[row]}: call "
+            "sort_index if it is the time, else reset_index(drop=True)"
         )
     order = np.asarray(index.argsort())
     return index[order], order
 
 
-def check_order(y: tuple[Any, bool], x: tuple[Any, bool], names: tuple[str, str]) -> None:
+def check_order(
+    y: tuple[pd.Index | None, bool], x: tuple[pd.Index | None, bool], names: tuple[str, str]
+) -> None:
     """Raise if rows of a series or of its covariates were sorted, and the other has no times.
 
     Parameters
@@ -162,7 +168,8 @@ def check_order(y: tuple[Any, bool], x: tuple[Any, bool], names: tuple[str, str]
         if moved and (other is None or _kind(other) == "numbers"):
             raise ValueError(
                 f"the rows of {name} are not in the order of time, and {other_name} has no times "
-                f"to follow them: call sort_index on {name}, and order {other_name} likewise"
+                f"to be sorted by: call sort_index on {name}, and put {other_name} into the same "
+                "order"
             )
 
 
@@ -198,7 +205,7 @@ def times_of(
     return times
 
 
-def check_follows(times: Times | None, index: Any, name: str) -> Times:
+def check_follows(times: Times | None, index: pd.Index, name: str) -> Times:
     """Return the times of steps that must directly follow earlier ones.
 
     Parameters
@@ -224,13 +231,13 @@ def check_follows(times: Times | None, index: Any, name: str) -> Times:
     return Times(index, times.freq)
 
 
-def _check_same(index: Any, expected: Any, name: str, what: str) -> None:
+def _check_same(index: pd.Index, expected: pd.Index, name: str, what: str) -> None:
     if _kind(index) != _kind(expected):
         raise ValueError(
             f"the index of {name} has {_kind(index)}, but that of {what} has {_kind(expected)}"
         )
     if _aware(index) != _aware(expected):
-        raise ValueError(f"of the index of {name} and that of {what}, only one has a time zone")
+        raise ValueError(f"only one of the index of {name} and that of {what} has a time zone")
     if not _equal(index, expected):
         row = next(
             i for i in range(len(index)) if not _equal(index[i : i + 1], expected[i : i + 1])
@@ -241,7 +248,7 @@ def _check_same(index: Any, expected: Any, name: str, what: str) -> None:
         )
 
 
-def _kind(index: Any) -> str:
+def _kind(index: pd.Index) -> str:
     import pandas as pd
 
     if isinstance(index, pd.MultiIndex):
@@ -255,16 +262,16 @@ def _kind(index: Any) -> str:
     return "numbers" if getattr(index.dtype, "kind", "O") in "iuf" else "others"
 
 
-def _aware(index: Any) -> bool:
+def _aware(index: pd.Index) -> bool:
     return getattr(index, "tz", None) is not None
 
 
-def _counts(index: Any) -> bool:
+def _counts(index: pd.Index) -> bool:
     """Whether an index counts from 0, as in any new table: then it holds no times."""
     return _kind(index) == "numbers" and bool((index == np.arange(len(index))).all())
 
 
-def _grid(index: Any, freq: Any, count: int) -> Any:
+def _grid(index: pd.Index, freq: Frequency, count: int) -> pd.Index:
     """Return `count` steps from the first of an index."""
     import pandas as pd
 
@@ -274,7 +281,7 @@ def _grid(index: Any, freq: Any, count: int) -> Any:
     return ranges[_kind(index)](index[0], periods=count, freq=freq)
 
 
-def _equal(one: Any, other: Any) -> bool:
+def _equal(one: pd.Index, other: pd.Index) -> bool:
     if len(one) != len(other) or _aware(one) != _aware(other) or _kind(one) != _kind(other):
         return False
     if _kind(one) == "periods" and one.freq != other.freq:
@@ -286,7 +293,7 @@ def _equal(one: Any, other: Any) -> bool:
     return bool((one == other).all())
 
 
-def _candidates(index: Any) -> list[Any]:
+def _candidates(index: pd.Index) -> list[Frequency]:
     """Return how far apart the steps of an index may be, if some may be missing."""
     import pandas as pd
 
@@ -320,14 +327,14 @@ def _candidates(index: Any) -> list[Any]:
     return given + found
 
 
-def _why_irregular(index: Any, candidates: list[Any], name: str) -> str:
+def _why_irregular(index: pd.Index, candidates: list[Frequency], name: str) -> str:
     """Return what is wrong with an index whose steps are not equally far apart."""
     holes = {freq: place for freq in candidates if (place := _first_hole(index, freq)) is not None}
     if not holes:
         shown = ", ".join(map(str, index[:3]))
         advice = "make them regular by resample or asfreq"
         if _kind(index) == "numbers":
-            advice = "drop an index that is no time by reset_index(drop=True)"
+            advice = "drop an index that is not time by reset_index(drop=True)"
         return (
             f"the times of {name}, {shown}, …, are not equally far apart, and no frequency can be "
             f"inferred from them: {advice}"
@@ -345,7 +352,7 @@ def _why_irregular(index: Any, candidates: list[Any], name: str) -> str:
     )
 
 
-def _first_hole(index: Any, freq: Any) -> tuple[int, int, Any] | None:
+def _first_hole(index: pd.Index, freq: Frequency) -> tuple[int, int, object] | None:
     """Return the first row after a hole, how many steps are missing, and the first missing one.
 
     None if the steps do not lie on a grid of `freq`.
@@ -374,7 +381,7 @@ def _first_hole(index: Any, freq: Any) -> tuple[int, int, Any] | None:
     return row, len(grid) - len(index), grid[row]
 
 
-def _text(freq: Any) -> str:
+def _text(freq: Frequency) -> str:
     import pandas as pd
 
     if isinstance(freq, pd.Timedelta):

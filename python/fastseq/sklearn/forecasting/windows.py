@@ -290,8 +290,8 @@ class Windows:
         for name, part in (("y", values), ("X", laid)):
             if part is not None and np.isinf(part).any():
                 raise ValueError(
-                    f"{name} has values beyond what single precision holds, scaled as fit does: "
-                    "leave them out (NaN marks missing values of y), or scale them"
+                    f"{name} has values that are too large for single precision after scaling as "
+                    "in fit: leave them out (NaN marks missing values of y), or scale them"
                 )
         return cls(
             torch.from_numpy(values),

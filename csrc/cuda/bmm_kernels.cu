@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "cuda/bmm.h"
+#include "cuda/bmm_kernels.h"
 #include "cuda/launch.h"
 
 namespace fastseq::cuda {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -107,7 +106,7 @@ class ChunkPlan:
     rank: int = 0
     size: int = 1
     by_time: bool = False
-    lengths: np.ndarray[Any, Any] | None = dataclasses.field(default=None, compare=False)
+    lengths: np.ndarray | None = dataclasses.field(default=None, compare=False)
     joined: bool = False
     given: list[int] | None = None
 
