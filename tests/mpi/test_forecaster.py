@@ -24,8 +24,8 @@ def test_ranks_do_what_one_process_does(comm, kw):
 
     def forecast(comm, batchsize):
         f = fs.SequenceForecaster(
-            6, epochs=3, batchsize=batchsize, seqsize=16, hidden_size=8, comm=comm, random_state=0,
-            device="cpu", **kw,
+            6, epochs=3, batchsize=batchsize, seqsize=16, hidden_size=8, dropout=0.0, comm=comm,
+            random_state=0, device="cpu", **kw,
         )  # fmt: skip
         f.fit(y, [known[:-6] for known in x])
         found = f.predict(X=[known[-6:] for known in x])

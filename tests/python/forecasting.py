@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fastseq.callbacks import Callback
 from fastseq.sklearn import SequenceForecaster
 
 LEVELS = (0.1, 0.5, 0.9)
@@ -35,3 +36,22 @@ class Fixed(nn.Module):
 
     def forward(self, x):
         return x @ self.matrix.T + 0 * self.nothing
+
+
+class Weights(Callback):
+    """Keeps the weights at the end of each epoch."""
+
+    def __init__(self) -> None:
+        self.epochs: list[list[torch.Tensor]] = []
+
+    def on_epoch_end(self, run) -> None:
+        self.epochs.append([p.detach().clone() for p in run.model.parameters()])
+
+
+def assert_same_training(f, g):
+    """Two forecasters fitted with `Weights` had the same weights after each epoch, bit for bit."""
+    one, two = (fitted.estimator_.callbacks[-1].epochs for fitted in (f, g))
+    assert len(one) == len(two) > 0
+    for before, after in zip(one, two, strict=True):
+        for a, b in zip(before, after, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0)

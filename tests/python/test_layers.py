@@ -224,7 +224,7 @@ INNER = {
     "compares statistics and windows with NumPy's": (
         "tests/mpi/test_scaling.py", "tests/python/test_forecaster_times.py",
         "tests/python/test_forecaster_values.py", "tests/python/test_forecaster_windows.py",
-        "tests/python/test_scaling.py",
+        "tests/python/test_scaling.py", "tests/python/test_segment_rnn.py",
     ),
     "replaces a part of fastseq, or watches what threads and processes do in one": (
         "tests/mpi/test_changing_models.py", "tests/mpi/test_communicator.py",

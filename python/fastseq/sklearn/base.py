@@ -196,13 +196,13 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
         else:
             est, done = self._make(task, start.seed), 0
             self._say(f"starts from scratch: {start.why}")
-        epochs = 1 if start.partial else self.epochs - done
+        epochs = 1 if start.partial else self._all_epochs - done
         if epochs > 0:
             self._fit(est, task, epochs)
         else:
             warnings.warn(
-                f"nothing to do: epochs={self.epochs}, and {done} are done; with warm_start=True, "
-                "epochs counts those of earlier fits, too",
+                f"nothing to do: epochs={self._all_epochs}, and {done} are done; with "
+                "warm_start=True, epochs counts those of earlier fits, too",
                 stacklevel=4,
             )
         self.estimator_, self.history_, self.n_iter_ = est, est.history_, len(est.history_)
@@ -226,11 +226,15 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
             why = "the data have other features, targets or classes"
         elif changed:
             why = f"{', '.join(changed)} changed"
-        elif not partial and self.epochs < before["epochs"]:
+        elif not partial and (self.epochs or 0) < (before["epochs"] or 0):
             why = f"epochs went down from {before['epochs']} to {self.epochs}"
         if partial and why is not None:
             raise ValueError(f"partial_fit cannot continue: {why}; call fit")
         return why
+
+    @property
+    def _all_epochs(self) -> int:
+        return self.epochs
 
     def _make(self, task: Task, seed: int) -> Estimator:
         """Make the `Estimator`."""

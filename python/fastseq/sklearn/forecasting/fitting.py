@@ -12,20 +12,28 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import MultiplicativeLR
 
+from ..._util.seeding import seeded
+from ...callbacks import RestoreBest, Schedule
+from ...callbacks.best_weights import copied
 from ...estimator import Estimator
 from ...training.run import Callback
 from ...training.spec import Spec
 from ..base import SequenceEstimator, Task
+from ..hyperparameters import make_module
+from ..shuffling import Shuffler
+from .choices import Choices
 from .forecast_losses import LOSSES, ForecastLoss, pinball_loss
 from .forecast_net import ForecastNet, check_steps_apart
 from .rollout import PATH_LEVELS
-from .series import Array, Series
+from .segment_rnn import SegmentRNN
+from .series import Array, Series, split_variables
 from .windows import SeriesScaling, Windows
 
 __all__ = ["ForecastTraining"]
 
-_SEQSIZE = 64
+_FALLS = 5  # how often the learning rate of a `SegmentRNN` falls by half
 
 
 @dataclasses.dataclass
@@ -38,10 +46,14 @@ class _Forecasting(Task):
         Number of covariates.
     lengths
         Lengths of the series in time steps, ``(N,)``; None: all T.
+    segments
+        The data as segments to train in a new order each epoch; None: series in their order.
     """
 
     covariates: int = 0
     lengths: Array | None = None
+    segments: Windows | None = None
+    validation: tuple[Any, Tensor, Tensor | None] | None = None
 
 
 class WindowEstimator(Estimator):
@@ -69,10 +81,31 @@ class ForecastTraining(SequenceEstimator):
     quantiles: Sequence[float] | None
     strategy: str
     season: int | None
-    lags: int
-    loss: str | Callable[..., Tensor]
-    fold: int
+    scale: str | None
+    lags: int | None
+    loss: str | Callable[..., Tensor] | None
+    fold: int | None
+    hidden_size: int | None  # type: ignore[assignment]  # None: chosen
+    dropout: float | None  # type: ignore[assignment]
+    epochs: int | None  # type: ignore[assignment]
+    batchsize: int | None  # type: ignore[assignment]
     validation: int | None
+    variables: str | None
+
+    _choices: Choices
+
+    @property
+    def _all_epochs(self) -> int:
+        return self._choices.epochs if self.epochs is None else self.epochs
+
+    @property
+    def _compared(self) -> int | None:
+        """The lag at which values are compared; None: the model compares them itself."""
+        return self._choices.lag if self._choices.compared else None
+
+    def _measure(self, arrays: list[Array]) -> SeriesScaling:
+        method = "changes" if self._choices.segments and self.scale == "series" else self.scale
+        return SeriesScaling.measure(arrays, method, self._compared, self.season)
 
     @property
     def _levels(self) -> tuple[float, ...] | None:
@@ -83,56 +116,78 @@ class ForecastTraining(SequenceEstimator):
         series: Series,
         covariates: list[Array] | None,
         scaling: SeriesScaling,
-        lag: int | None,
     ) -> _Forecasting:
         """Return the training problem of series."""
-        order = np.argsort(-series.lengths, kind="stable")  # similar lengths are trained together
+        choices, arrays = self._choices, series.arrays
+        if choices.apart:
+            scaling = scaling.apart(len(arrays))
+            arrays = split_variables(arrays)
+            if covariates is not None:
+                covariates = [one for one in covariates for _ in range(series.variables)]
+        # Similar lengths are trained together.
+        order = np.argsort([-len(one) for one in arrays], kind="stable")
         recursive = self.strategy == "recursive"
-        steps = int(series.lengths.max()) - (self.validation or 0)
+        steps = int(series.lengths.max()) - choices.validation
         if not recursive and steps <= self.horizon:
             raise ValueError(
                 f"y has {steps} steps to learn from, too few for a horizon of {self.horizon}: pass "
                 'longer series, or choose a smaller horizon or strategy="recursive"'
             )
         windows = Windows.of(
-            [series.arrays[n] for n in order],
+            [arrays[n] for n in order],
             None if covariates is None else [covariates[n] for n in order],
-            scaling.take(order), lag=lag, season=self.season, lags=self.lags,
-            horizon=1 if recursive else self.horizon,
+            scaling.take(order), lag=self._compared, season=self.season, lags=choices.lags,
+            horizon=1 if recursive else self.horizon, levelled=choices.segments,
         )  # fmt: skip
-        apart = None if self.validation is None else windows.held_out(self.validation)
+        held = windows.held_out(choices.validation) if choices.validation else None
+        if choices.segments:
+            steps = choices.seqsize if choices.fold is None else -(-steps // choices.fold)
+            if held is not None:
+                held = held.segments(choices.validation + self.horizon)
+            windows = windows.segments(steps)
         levels = PATH_LEVELS if recursive and self.quantiles is not None else self._levels
         if levels is None:
-            fn = LOSSES[self.loss] if isinstance(self.loss, str) else self.loss
-            loss = ForecastLoss(fn, None)
+            fn = choices.loss
+            loss = ForecastLoss(LOSSES[fn] if isinstance(fn, str) else fn, None)
         else:
             loss = ForecastLoss(functools.partial(pinball_loss, quantiles=levels), len(levels))
-        end = windows.longest - 1
-        begin = end % self.fold  # leave out the first steps rather than the last
-        lengths = windows.lengths - 1
+        begin = 0
+        if not choices.segments:  # leave out the first steps rather than the last
+            begin = (windows.longest - 1) % (choices.fold or 1)
+        lengths = (windows.lengths - 1 - begin).clip(0)
         known = 0 if covariates is None else covariates[0].shape[1]
         return _Forecasting(
-            windows.inputs(begin, end), windows.outcomes(begin, end), windows.weights(begin, end),
-            n_in=self.lags * windows.values.shape[2], n_out=series.variables * (loss.outputs or 1),
-            dtype=torch.float32, loss=loss, steps=self.seqsize or _SEQSIZE, validation=apart,
-            covariates=known,
+            *windows.training_data(begin),
+            n_in=choices.lags * windows.values.shape[2],
+            n_out=arrays[0].shape[1] * (loss.outputs or 1),
+            dtype=torch.float32, loss=loss, steps=choices.seqsize,
+            validation=None if held is None else held.training_data(), covariates=known,
+            segments=windows if choices.segments else None,
             lengths=None if bool((lengths == lengths[0]).all()) else lengths,
         )  # fmt: skip
 
     def _make(self, task: Task, seed: int) -> Estimator:
         assert isinstance(task, _Forecasting)
         horizon = 1 if self.strategy == "recursive" else self.horizon
-        net = ForecastNet.make(
-            lambda n_in, n_out: self._make_model(n_in, n_out, seed),
-            seen=task.n_in, covariates=task.covariates, outputs=task.n_out, horizon=horizon,
-            width=self.hidden_size, seed=seed,
-        )  # fmt: skip
+        choices = self._choices
+        if choices.segments:
+            with seeded(seed):
+                net = ForecastNet(self._make_segment_rnn(task, horizon), None, 0)
+        else:
+            net = ForecastNet.make(
+                lambda n_in, n_out: make_module(
+                    self.module, n_in, n_out, seed=seed, hidden_size=choices.hidden_size,
+                    num_layers=self.num_layers, dropout=choices.dropout,
+                ),
+                seen=task.n_in, covariates=task.covariates, outputs=task.n_out, horizon=horizon,
+                width=choices.hidden_size, seed=seed,
+            )  # fmt: skip
         if not isinstance(self.module, str):  # named modules pass
             check_steps_apart(net, task.x, task.n_out * horizon)
         spec = Spec(
-            epochs=self.epochs, batchsize=self.batchsize, seqsize=task.steps, shuffle=True,
+            epochs=choices.epochs, batchsize=choices.batchsize, seqsize=task.steps, shuffle=True,
             clip_norm=self.clip_norm, clip_value=self.clip_value, accumulate=self.accumulate,
-            fold=self.fold, nan="keep",
+            fold=1 if choices.segments else choices.fold or 1, nan="keep",
         )  # fmt: skip
         return WindowEstimator(
             net, task.loss, self._make_optimizer(net), spec, device=self.device, comm=self.comm,
@@ -140,12 +195,71 @@ class ForecastTraining(SequenceEstimator):
             progress=bool(self.verbose),
         )  # fmt: skip
 
-    def _fit(self, est: Estimator, task: Task, epochs: int) -> None:
-        assert isinstance(task, _Forecasting)
-        est.fit(
-            task.x, task.y, task.w,
-            lengths=task.lengths, validation=task.validation, epochs=epochs,
+    def _make_segment_rnn(self, task: _Forecasting, horizon: int) -> SegmentRNN:
+        loss, choices = task.loss, self._choices
+        assert isinstance(loss, ForecastLoss)
+        outputs = loss.outputs or 1
+        return SegmentRNN(
+            horizon=horizon, variables=task.n_out // outputs, outputs=outputs, lags=choices.lags,
+            segment=choices.segment,
+            season=None if choices.compared else self.season, covariates=task.covariates,
+            hidden_size=choices.hidden_size, num_layers=self.num_layers, dropout=choices.dropout,
         )  # fmt: skip
 
-    def _own_callbacks(self, seed: int) -> list[Any]:  # noqa: ARG002 (blocks are shuffled alone)
-        return [copy.deepcopy(c) if isinstance(c, Callback) else c for c in self.callbacks]
+    def _fit(self, est: Estimator, task: Task, epochs: int) -> None:
+        assert isinstance(task, _Forecasting)
+        x, y, w = task.x, task.y, task.w
+        shuffler = next((c for c in est.callbacks if isinstance(c, Shuffler)), None)
+        if task.segments is not None and shuffler is not None:
+            parts = task.segments
+            known = parts.covariates
+            parts = dataclasses.replace(
+                parts, values=shuffler.shuffled(parts.values, 0),
+                targets=shuffler.shuffled(parts.targets, 0),
+                covariates=None if known is None else shuffler.shuffled(known, 0),
+            )  # fmt: skip
+            x, y, _ = parts.training_data()
+            w = None if w is None else shuffler.shuffled(w, 1)
+        naive = self._naive(est, task)
+        try:
+            est.fit(x, y, w, lengths=task.lengths, validation=task.validation, epochs=epochs)
+            if naive is not None and not _best(est) <= naive[0]:
+                est.model.load_state_dict(naive[1])
+        finally:
+            if shuffler is not None:
+                shuffler.clear()
+
+    def _naive(self, est: Estimator, task: _Forecasting) -> tuple[float, dict[str, Tensor]] | None:
+        """Return a `SegmentRNN`'s weights that repeat the last season, and their loss.
+
+        None if there is no validation, or training continues.
+        """
+        body = est.model.body
+        if not isinstance(body, SegmentRNN) or task.validation is None or len(est.history_):
+            return None
+        before = copied(est.model)
+        body.repeat(mean=False)
+        weights = copied(est.model)
+        loss = est.evaluate(*task.validation)
+        est.model.load_state_dict(before)
+        return loss, weights
+
+    def _own_callbacks(self, seed: int) -> list[Any]:
+        own: list[Any] = []
+        if self._choices.segments:
+            own.append(Shuffler(seed))
+            slower = functools.partial(_slower, half_life=self._choices.half_life)
+            falling = functools.partial(MultiplicativeLR, lr_lambda=slower)
+            own.append(Schedule(falling, per="update"))
+            if self._choices.validation:
+                own.append(RestoreBest())
+        return own + [copy.deepcopy(c) if isinstance(c, Callback) else c for c in self.callbacks]
+
+
+def _best(est: Estimator) -> float:
+    return float(min(row["validation_loss"] for row in est.history_))
+
+
+def _slower(update: int, half_life: int) -> float:
+    """Return by what to multiply the learning rate."""
+    return 0.5 ** (1 / half_life) if update < _FALLS * half_life else 1.0

@@ -13,23 +13,28 @@ from .series import Series
 
 __all__ = ["check_lengths", "check_parameters", "season_lag"]
 
-_CHOICES = {"strategy": ("direct", "recursive"), "scale": ("standard", "series", None)}
+_CHOICES = {
+    "strategy": ("direct", "recursive"),
+    "scale": ("standard", "series", None),
+    "variables": ("independent", "together", None),
+}
 
 
 def check_parameters(given: dict[str, Any]) -> None:
     """Raise ValueError or TypeError if a parameter is invalid."""
-    for name in ("horizon", "lags"):
-        check_count(name, given[name])
-    for name in ("season", "validation"):
+    check_count("horizon", given["horizon"])
+    for name in ("season", "lags", "epochs", "batchsize", "seqsize", "fold"):
         if given[name] is not None:
             check_count(name, given[name])
+    if given["validation"] is not None and given["validation"] != 0:
+        check_count("validation", given["validation"])
     for name, allowed in _CHOICES.items():
         if given[name] not in allowed:
             raise ValueError(f"{name} must be one of {allowed}, got {given[name]!r}")
     loss, levels = given["loss"], given["quantiles"]
     if isinstance(loss, str) and loss not in LOSSES:
         raise ValueError(f"loss must be one of {tuple(LOSSES)} or a callable, got {loss!r}")
-    if not isinstance(loss, str) and not callable(loss):
+    if not (loss is None or isinstance(loss, str) or callable(loss)):
         raise TypeError(f"loss must be one of {tuple(LOSSES)} or a callable, got {loss!r}")
     if levels is None:
         return

@@ -12,9 +12,10 @@ from torch import Tensor, nn, optim
 
 from ...training.spec import check_count
 from ..alignment import check_ahead, check_going_on, check_together
+from .choices import SEGMENT_RNN, Choices
 from .covariates import Covariates
 from .fitting import ForecastTraining
-from .forecast_parameters import check_lengths, check_parameters, season_lag
+from .forecast_parameters import check_lengths, check_parameters
 from .forecast_score import skill
 from .rollout import Origin, Rollout
 from .series import Array, Series, read_series, refuse_identifiers
@@ -27,10 +28,10 @@ __all__ = ["SequenceForecaster"]
 class SequenceForecaster(ForecastTraining):
     """Forecast series over a horizon, from their past and from covariates known ahead.
 
-    One model serves all series. It is trained on all their steps, from the first to the last,
-    carrying the state: no windows are cut out and copied.
+    One model serves all series. `horizon` and `season` are all it needs: parameters that are None
+    are chosen from them and from the data.
 
-    Pass one series ``(T,)`` or ``(T, K)`` (K variables, forecast together), or a panel: an array
+    Pass one series ``(T,)`` or ``(T, K)`` (K variables), or a panel: an array
     ``(N, T, K)``, or a list of ``(T_i,)`` or ``(T_i, K)`` of any lengths (turn an array ``(N, T)``
     into a list by ``list(y)``). NaN marks missing values: they are not learnt, and the model sees
     the last known value in their place.
@@ -51,35 +52,51 @@ class SequenceForecaster(ForecastTraining):
         series. ``"recursive"``: it forecasts the next step, and its forecasts are fed back; its
         quantiles are computed from 200 futures drawn from the learnt distributions.
     season
-        Steps of a season. The model then learns changes from the values a season before (direct:
-        as many seasons before as are known for the whole horizon) instead of the values. A missing
-        value to compare with is replaced by the one a season earlier; if none was ever known, by
-        the last known value.
+        Steps of a season. "segrnn" starts from the mean of the last seasons and learns what differs
+        from it. With a season of more than 168 steps, and for other models, changes from the values
+        a season before (direct: as many seasons before as are known for the whole horizon) are
+        learnt instead of the values. A missing value is replaced by the one a season earlier; if
+        none was ever known, by the last known value.
     lags
         Number of last values the model sees at each step. Recurrent models remember; one without
-        state needs as many as matter.
+        state needs as many as matter. None: 1; for "segrnn" 4 horizons or 2 seasons, at most 336 or
+        half of the longest series.
     scale
-        ``"standard"``: by mean and standard deviation of all series; ``"series"``: of each series,
-        for panels of different levels; or None. Covariates are scaled too, unless None.
+        ``"standard"``: by mean and standard deviation of all series; ``"series"``: of each series
+        ("segrnn": by its mean and its mean absolute change over a season, or a step), for panels of
+        different levels; or None. Covariates are scaled too, unless None.
     module
-        The model: "lstm", "gru", "rnn", "mlp", "linear", an `nn.Module` or its class, or a builder
-        ``(n_in, n_out, rng) -> nn.Module``.
+        The model. "segrnn" forecasts changes from the last value, by a linear path from the last
+        `lags` values and a recurrent one over segments of them. Others, which carry a state through
+        the series, are "lstm", "gru", "rnn", "mlp", "linear", an `nn.Module` or its class, or a
+        builder ``(n_in, n_out, rng) -> nn.Module``.
+    variables
+        ``"independent"``: one model forecasts each variable from its own past, as if it were a
+        series of the panel; ``"together"``: all variables from the past of all. None: independent
+        for "segrnn", else together.
     hidden_size, num_layers, dropout
-        Sizes and dropout of the model, if `module` is a name.
+        Sizes and dropout of the model, if `module` is a name. None: 32 and 0; for "segrnn" 64 and
+        0.3.
     loss
         Loss of points: "mse", "mae", "huber", or ``loss(output, target, reduction="none")``, on
-        scaled values. Quantiles are learnt by the pinball loss.
+        scaled values. Quantiles are learnt by the pinball loss. None: "mae" for "segrnn", else
+        "mse".
     optimizer, lr, weight_decay, decay_biases
         "adam", "adamw", "sgd", "rmsprop", or a callable; its learning rate and weight decay, and
-        whether biases decay.
+        whether biases decay. For "segrnn" the learning rate falls: by half in each epoch, or in 400
+        updates if an epoch has fewer, down to 3 %.
     epochs, batchsize, seqsize, fold
         See `Spec`: passes over the data; series trained together; time steps that gradients reach
-        back (None: 64); and the number of segments, trained together, to cut a long series into.
+        back; and the number of segments, trained together, to cut a long series into. None: 30, 32,
+        64, and 1. "segrnn" is trained on segments of `seqsize` steps (None: 8) in a new order each
+        epoch; None: as many together, and for so many epochs, as suit the amount of data.
     clip_norm, clip_value, accumulate
         See `Spec`.
     validation
         Number of last steps of each series to hold out: the loss of their forecasts goes into the
-        history after each epoch, for callbacks such as early stopping.
+        history after each epoch, for callbacks such as early stopping. "segrnn" keeps the weights
+        of the best epoch, or repeats the last season where that is better. 0: none. None: none; for
+        "segrnn" a tenth of long series.
     random_state
         Seed of weights, order and drawn futures: an integer, a generator, or None.
     device
@@ -117,6 +134,7 @@ class SequenceForecaster(ForecastTraining):
     """
 
     _known: Covariates | None
+    _scaling: SeriesScaling  # of the training series
     _origin: Origin  # the current position of the series
     _times: list[Times | None]  # its times
 
@@ -127,21 +145,22 @@ class SequenceForecaster(ForecastTraining):
         quantiles: Sequence[float] | None = None,
         strategy: str = "direct",
         season: int | None = None,
-        lags: int = 1,
+        lags: int | None = None,
         scale: str | None = "standard",
-        module: str | nn.Module | Callable[..., nn.Module] = "lstm",
-        hidden_size: int = 32,
+        module: str | nn.Module | Callable[..., nn.Module] = SEGMENT_RNN,
+        variables: str | None = None,
+        hidden_size: int | None = None,
         num_layers: int = 1,
-        dropout: float = 0.0,
-        loss: str | Callable[..., Tensor] = "mse",
+        dropout: float | None = None,
+        loss: str | Callable[..., Tensor] | None = None,
         optimizer: str | Callable[..., optim.Optimizer] = "adamw",
-        lr: float = 3e-3,
+        lr: float = 2e-3,
         weight_decay: float = 0.0,
         decay_biases: bool = True,
-        epochs: int = 30,
-        batchsize: int = 32,
+        epochs: int | None = None,
+        batchsize: int | None = None,
         seqsize: int | None = None,
-        fold: int = 1,
+        fold: int | None = None,
         clip_norm: float | None = 1.0,
         clip_value: float | None = None,
         accumulate: int = 1,
@@ -162,6 +181,7 @@ class SequenceForecaster(ForecastTraining):
         self.lags = lags
         self.scale = scale
         self.module = module
+        self.variables = variables
         self.hidden_size = hidden_size
         self.num_layers = num_layers
         self.dropout = dropout
@@ -212,11 +232,13 @@ class SequenceForecaster(ForecastTraining):
         check_parameters(self.get_params(deep=False))
         series = read_series(y, "y")
         refuse_identifiers(series, "y")
-        lag = season_lag(self.season, self.horizon, self.strategy)
-        apart = self.validation or 0
-        check_lengths(series, 2 + (lag or 0) + apart, self._needs(), apart=apart)
         start = self._begin((series.variables, series.names, X is not None))
         goes_on = start.why is None  # with the same scaling, too
+        if not goes_on:
+            params = self.get_params(deep=False)
+            self._choices = Choices.of(params, series.lengths, series.variables)
+        lag, apart = self._choices.lag, self._choices.validation
+        check_lengths(series, 2 + (lag or 0) + apart, self._needs(), apart=apart)
         known = self._known if goes_on else None
         read = None
         if X is not None:
@@ -225,15 +247,15 @@ class SequenceForecaster(ForecastTraining):
         times = check_together(series, read)
         covariates = None if read is None or known is None else known.scaled(read)
         if goes_on and self.scale != "series":
-            scaling = self._origin.scaling
+            scaling = self._scaling
         else:
-            arrays = [one[: len(one) - apart] for one in series.arrays]
-            scaling = SeriesScaling.measure(arrays, self.scale, lag, self.season)
-        self._train(self._task(series, covariates, scaling, lag), start)
+            scaling = self._measure([one[: len(one) - apart] for one in series.arrays])
+        self._train(self._task(series, covariates, scaling), start)
         self.n_features_in_ = series.variables
-        self._known = known
+        self._known, self._scaling = known, scaling
         self._rollout = Rollout(
-            self.estimator_, self.horizon, self.lags, self.season, lag,
+            self.estimator_, self.horizon, self._choices.lags, self.season, self._compared,
+            self._choices.segments, series.variables if self._choices.apart else 1,
             self.strategy == "recursive", self._levels, start.seed,
         )  # fmt: skip
         self._origin = self._rollout.begin(series.arrays, covariates, scaling)
@@ -273,7 +295,7 @@ class SequenceForecaster(ForecastTraining):
                 check_ahead(read, self._times)
                 ahead = self._known.scaled(read)
         else:
-            form = self._read(y, rollout.lag or 1)
+            form = self._read(y, self._choices.lag or 1)
             what = "the steps of y and of the horizon"
             read = self._read_covariates(X, form, form.lengths + self.horizon, what)
             check_together(form, read, ahead=0 if read is None else self.horizon, known=self._times)
@@ -281,11 +303,7 @@ class SequenceForecaster(ForecastTraining):
                 whole = self._known.scaled(read)
                 past = [one[: -self.horizon] for one in whole]
                 ahead = [one[-self.horizon :] for one in whole]
-            scaling = origin.scaling
-            if self.scale == "series":
-                scaling = SeriesScaling.measure(
-                    form.arrays, self.scale, rollout.lag, rollout.season
-                )
+            scaling = self._measure(form.arrays) if self.scale == "series" else self._scaling
             origin = rollout.begin(form.arrays, past, scaling)
         found = rollout.forecast(origin, None if ahead is None else np.stack(ahead))
         return self._result(form, found)

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..._util.tree import Tree, tree_map
 from ...data.sequences import Sequences, to_device
 from ...inference import Predictor
 from ...inference.state_rows import take_rows
-from ...nn.stateful import Stateful, batch_dims, in_mode
+from ...nn.stateful import Stateful, batch_dims, in_mode, takes_state
 from ...training.argument_checks import input_dtype
 from .forecast_net import ForecastNet, StateOnly
-from .series import Array, filled
+from .series import Array, filled, join_variables, split_variables
 from .windows import SeriesScaling, Windows, over_seasons
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ __all__ = ["PATH_LEVELS", "Origin", "Rollout"]
 # drawn from the distribution they describe.
 PATH_LEVELS = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 _PATHS = 200
+_FEW = 4  # steps from one forecast to the next, for which all are made in one pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +75,12 @@ class Rollout:
     horizon, lags
         Steps of a forecast, values seen at once.
     season, lag
-        Steps of a season, and the lag at which values are compared; None: no season.
+        Steps of a season, and the lag at which values are compared; None: they are not.
+    levelled
+        What the model sees before a series' start, see `Windows.of`.
+    variables
+        Number of variables to forecast apart from each other: they are series of their own here,
+        in an `Origin` too. 1: all variables are forecast together.
     recursive
         Whether the model forecasts one step, which is fed back to it, rather than all steps.
     levels
@@ -87,6 +94,8 @@ class Rollout:
     lags: int
     season: int | None
     lag: int | None
+    levelled: bool
+    variables: int
     recursive: bool
     levels: tuple[float, ...] | None
     seed: int
@@ -95,6 +104,11 @@ class Rollout:
         self, arrays: list[Array], covariates: list[Array] | None, scaling: SeriesScaling
     ) -> Origin:
         """Run over series ``(T_i, K)``, with their covariates ``(T_i, F)``, from their start."""
+        if self.variables > 1:
+            scaling = scaling.apart(len(arrays))
+            arrays = split_variables(arrays)
+            if covariates is not None:
+                covariates = [one for one in covariates for _ in range(self.variables)]
         windows = self._windows(arrays, covariates, scaling)
         steps, state = windows.lengths - 1, None
         if windows.longest > 1:
@@ -116,6 +130,20 @@ class Rollout:
     def advance(self, origin: Origin, values: Array, covariates: Array | None) -> Origin:
         """Advance by values ``(N, n, K)`` and their covariates ``(N, n, F)``."""
         known, new = origin.recent.shape[1], values.shape[1]
+        longer, inputs = self._going_on(origin, values, covariates)
+        state = self._run(inputs, None, origin.state)
+        seasonal = longer.seasonal
+        return Origin(
+            state, longer.recent[:, -known:], None if seasonal is None else seasonal[:, -known:],
+            np.maximum(origin.starts - new, 0), origin.scaling,
+        )  # fmt: skip
+
+    def _going_on(
+        self, origin: Origin, values: Array, covariates: Array | None
+    ) -> tuple[Origin, Tensor | tuple[Tensor, Tensor]]:
+        """Return an origin with the values before and after it, and the model's inputs from it."""
+        values, covariates = self._apart(values), self._for_each(covariates)
+        known, new = origin.recent.shape[1], values.shape[1]
         whole = np.stack([
             np.concatenate([old, filled(one, old[-1])])
             for old, one in zip(origin.recent, values, strict=True)
@@ -126,32 +154,24 @@ class Rollout:
             seasonal = np.stack([over_seasons(one, self.season) for one in longer])
         going_on = dataclasses.replace(origin, recent=whole, seasonal=seasonal)
         windows = self._windows_of(going_on, _behind(covariates, known))
-        state = self._run(windows.inputs(known - 1, known - 1 + new), None, origin.state)
-        return Origin(
-            state, whole[:, -known:], None if seasonal is None else seasonal[:, -known:],
-            np.maximum(origin.starts - new, 0), origin.scaling,
-        )  # fmt: skip
+        return going_on, windows.inputs(known - 1, known - 1 + new)
 
     def forecast(self, origin: Origin, covariates: Array | None) -> Array:
         """Return forecasts ``(N, horizon, K, Q)`` of the next steps, Q = 1 for points.
 
         `covariates` ``(N, horizon, F)`` cover the horizon; the state stays unchanged.
         """
+        covariates = self._for_each(covariates)
         if self.recursive:
-            return self._one_after_the_other(origin, covariates)
+            return self._joined(self._one_after_the_other(origin, covariates))
         known, count = origin.recent.shape[1], len(origin.recent)
         windows = self._windows_of(origin, _behind(covariates, known))
         stateful = self._going_on_from(origin.state)
         outputs = self._step(stateful, tree_map(lambda a: a[0], windows.inputs(known - 1, known)))
-        found = outputs.reshape(count, self.horizon, -1, self._outputs)
-        found = np.sort(found, axis=-1)
-        if self.lag is None:
-            center, scale = origin.scaling.center, origin.scaling.scale
-            return np.asarray(found * scale[:, None, :, None] + center[:, None, :, None])
-        change = origin.scaling.change
-        assert change is not None
-        before = origin.season_before[:, known - self.lag :][:, : self.horizon]
-        return np.asarray(found * change[:, None, :, None] + before[..., None])
+        before = None
+        if self.lag is not None:
+            before = origin.season_before[:, known - self.lag :][:, : self.horizon]
+        return self._unscaled(outputs.reshape(count, -1), before, origin.scaling)
 
     def forecasts(
         self, origin: Origin, values: Array, covariates: Array | None, stride: int
@@ -160,6 +180,8 @@ class Rollout:
 
         After their last step, covariates ``(N, n, F)`` are assumed average.
         """
+        if stride <= _FEW and self.lag is None and not self.recursive:
+            return self._forecasts_of_all(origin, values, covariates)[::stride]
         found = []
         for begin in range(0, values.shape[1], stride):
             if begin:
@@ -171,6 +193,43 @@ class Rollout:
                 ahead = covariates[:, begin : begin + self.horizon]
                 ahead = np.pad(ahead, ((0, 0), (0, self.horizon - ahead.shape[1]), (0, 0)))
             found.append(self.forecast(origin, ahead))
+        return found
+
+    def _unscaled(self, outputs: Array, before: Array | None, scaling: SeriesScaling) -> Array:
+        """Return forecasts ``(N, horizon, K, Q)``; `before` are the values to compare with."""
+        found = np.sort(outputs.reshape(len(outputs), self.horizon, -1, self._outputs), axis=-1)
+        if self.lag is None:
+            center, scale = scaling.center, scaling.scale
+            return self._joined(found * scale[:, None, :, None] + center[:, None, :, None])
+        change = scaling.change
+        assert change is not None
+        assert before is not None
+        return self._joined(found * change[:, None, :, None] + before[..., None])
+
+    def _apart(self, values: Array) -> Array:
+        """Return values ``(N, steps, K)`` with each variable as a series of its own."""
+        if self.variables == 1:
+            return values
+        return np.moveaxis(values, 2, 1).reshape(-1, values.shape[1], 1)
+
+    def _for_each(self, covariates: Array | None) -> Array | None:
+        """Repeat covariates of series ``(N, …)`` for each of their variables."""
+        return None if covariates is None else np.repeat(covariates, self.variables, axis=0)
+
+    def _joined(self, found: Array) -> Array:
+        return found if self.variables == 1 else join_variables(found, self.variables)
+
+    def _forecasts_of_all(
+        self, origin: Origin, values: Array, covariates: Array | None
+    ) -> list[Array]:
+        """Return forecasts at `origin` and each of the next steps in one pass."""
+        _, inputs = self._going_on(origin, values, covariates)
+        stateful = self._going_on_from(origin.state)
+        found: list[Array] = []
+        for begin in range(0, values.shape[1], self.est.spec.seqsize):
+            end = min(begin + self.est.spec.seqsize, values.shape[1])
+            outputs = self._step(stateful, tree_map(lambda a, b=begin, e=end: a[b:e], inputs))
+            found += [self._unscaled(one, None, origin.scaling) for one in outputs]
         return found
 
     @property
@@ -187,7 +246,8 @@ class Rollout:
     ) -> Windows:
         return Windows.of(
             arrays, covariates, scaling, lag=self.lag, season=self.season, lags=self.lags,
-            horizon=1 if self.recursive else self.horizon, starts=starts, seasonal=seasonal,
+            horizon=1 if self.recursive else self.horizon, levelled=self.levelled, starts=starts,
+            seasonal=seasonal,
         )  # fmt: skip
 
     def _windows_of(self, origin: Origin, covariates: list[Array] | None) -> Windows:
@@ -200,6 +260,8 @@ class Rollout:
 
     def _run(self, inputs: Tree, lengths: Array | None, state: Tree) -> Tree:
         """Run over steps from a state; return the final state."""
+        if not takes_state(self._net.body):
+            return None
         est, net = self.est, StateOnly(self._net)
         with est.learner.replicas.together("forecast"), in_mode(self._net, training=False):
             data = Sequences(
@@ -218,7 +280,7 @@ class Rollout:
         return stateful
 
     def _step(self, stateful: Stateful, x: Tree) -> Array:
-        """Run one step of all series ``(N, F)``; return the model's forecasts, fp64."""
+        """Run one step of all series, ``(N, F)``, or some; return the model's outputs, fp64."""
         with in_mode(self._net, training=False), torch.no_grad():
             dtype = input_dtype(self._net)
             found = stateful(to_device(tree_map(lambda a: a.to(dtype), x), self.est.device))

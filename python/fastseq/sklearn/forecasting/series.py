@@ -15,7 +15,10 @@ from .times import is_table, read_index
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Array", "Series", "filled", "read_series", "refuse_identifiers"]
+__all__ = [
+    "Array", "Series", "filled", "join_variables", "read_series", "refuse_identifiers",
+    "split_variables",
+]  # fmt: skip
 
 Array = np.ndarray
 
@@ -221,6 +224,29 @@ def refuse_identifiers(series: Series, name: str) -> None:
                 f"[part.set_index(time)[values] for _, part in {name}.groupby({column!r})]; or "
                 "rename it"
             )
+
+
+def split_variables(arrays: list[Array]) -> list[Array]:
+    """Return the variables of series ``(T_i, K)`` as series of their own, ``(T_i, 1)``.
+
+    Examples
+    --------
+    >>> [one.T for one in split_variables([np.array([[1, 2], [3, 4]])])]
+    [array([[1, 3]]), array([[2, 4]])]
+    """
+    return [one[:, k : k + 1] for one in arrays for k in range(one.shape[1])]
+
+
+def join_variables(values: Array, variables: int) -> Array:
+    """Return values ``(N · K, steps, 1, …)`` of series split by variable as ``(N, steps, K, …)``.
+
+    Examples
+    --------
+    >>> join_variables(np.array([[[1], [3]], [[2], [4]]]), 2)
+    array([[[1, 2],
+            [3, 4]]])
+    """
+    return np.moveaxis(values.reshape(-1, variables, values.shape[1], *values.shape[3:]), 1, 2)
 
 
 def filled(values: Array, before: Array | None = None) -> Array:

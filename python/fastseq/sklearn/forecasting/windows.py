@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import torch
@@ -109,6 +110,13 @@ def _mean_and_deviation(arrays: list[Array]) -> tuple[Array, Array]:
     return np.where(moments.count > 0, moments.mean, 0) * unit, moments.deviation() * unit
 
 
+def _mean_size(values: Array) -> Array:
+    """Return the mean absolute value of each column, ignoring NaN; 0 if there is none."""
+    known = np.isfinite(values)
+    count = known.sum(axis=0).clip(1)
+    return np.asarray((np.abs(np.where(known, values, 0)) / count).sum(axis=0))
+
+
 def _above(deviation: Array, least: Array, otherwise: Array | float) -> Array:
     return np.where(deviation > least, deviation, otherwise)
 
@@ -144,19 +152,25 @@ class SeriesScaling:
         arrays
             Series ``(T_i, K)``; NaN marks missing values.
         method
-            ``"standard"``: by mean and standard deviation of all; ``"series"``: of each; or None.
+            ``"standard"``: by mean and standard deviation of all; ``"series"``: of each;
+            ``"changes"``: by the mean of each, and its mean absolute change over a season, or from
+            step to step; or None.
         lag
             Steps back to the value of an earlier season to compare with; None: no season.
         season
             Steps of a season.
         """
-        groups = [[one] for one in arrays] if method == "series" else [arrays]
+        groups = [[one] for one in arrays] if method in ("series", "changes") else [arrays]
         centers, scales, steps = [], [], []
         for group in groups:
             width = group[0].shape[1]
             center, scale, step = np.zeros(width), np.ones(width), np.ones(width)
             if method is not None:
                 center, scale = center_and_scale(group)
+            if method == "changes":
+                by = season or 1
+                moved = changes(group[0], over_seasons(group[0], by), by)
+                scale = _above(_mean_size(moved), _ROUNDING * np.abs(center) + 1e-9 * scale, scale)
             if method is not None and lag is not None and season is not None:
                 found = [changes(one, over_seasons(one, season), lag) for one in group]
                 # Exactly periodic values differ only by rounding.
@@ -172,6 +186,16 @@ class SeriesScaling:
         """Return center, scale and change of one series."""
         row = index if len(self.center) > 1 else 0
         return self.center[row], self.scale[row], None if self.change is None else self.change[row]
+
+    def apart(self, count: int) -> SeriesScaling:
+        """Return the scaling of each variable of `count` series as a series of its own."""
+        rows = count if len(self.center) == 1 else 1
+
+        def each(part: Array) -> Array:
+            return np.tile(part, (rows, 1)).reshape(-1, 1)
+
+        change = None if self.change is None else each(self.change)
+        return SeriesScaling(each(self.center), each(self.scale), change)
 
     def take(self, index: Array) -> SeriesScaling:
         """Return the scaling of some of the series."""
@@ -189,8 +213,9 @@ class Windows:
     ----------
     values
         What the model sees of the past, ``(N, lags - 1 + T, P)``: scaled values and, with a
-        season, changes over it. Gaps hold the last known value, 0 before the first. Changes are of
-        values filled by `over_seasons`, or by the last known value if no earlier season is known.
+        `lag`, changes over it. Gaps hold the last known value, 0 before the first. Changes are of
+        values filled by `over_seasons`, or by the last known value if no earlier season is known;
+        with a season but no `lag`, so are the values.
     targets
         What is forecast, ``(N, T + horizon, K)``: scaled values, or changes; NaN where unknown.
     covariates
@@ -199,6 +224,8 @@ class Windows:
         Lengths of the series in time steps, ``(N,)``.
     lags, horizon
         Number of values the model sees at once, and number it forecasts.
+    skipped
+        Number of first steps that do not count, ``(N,)``; None: all count.
     """
 
     values: Tensor
@@ -207,6 +234,7 @@ class Windows:
     lengths: Array
     lags: int
     horizon: int
+    skipped: Tensor | None = None
 
     @classmethod
     @np.errstate(over="ignore")  # overflow raises below
@@ -220,13 +248,15 @@ class Windows:
         season: int | None,
         lags: int,
         horizon: int,
+        levelled: bool = False,
         starts: Array | None = None,
         seasonal: list[Array] | None = None,
     ) -> Windows:
         """Scale series ``(T_i, K)`` and lay them out; covariates are scaled already.
 
-        `starts` ``(N,)`` is the number of rows before each series' start; `seasonal` is what
-        `over_seasons` returns for series that continue earlier values.
+        `levelled`: before a series' start the model sees its first value, rather than 0. `starts`
+        ``(N,)`` is the number of rows before each series' start; `seasonal` is what `over_seasons`
+        returns for series that continue earlier values.
         """
         lengths = np.array([len(one) for one in arrays], np.int64)
         count, longest, width = len(arrays), int(lengths.max()), arrays[0].shape[1]
@@ -239,12 +269,18 @@ class Windows:
             array = array[start:]
             known = (array - center) / scale
             rows = slice(lags - 1 + start, lags - 1 + start + len(array))
-            values[n, rows, :width] = np.nan_to_num(filled(known))
-            if lag is not None and season is not None:
+            whole = filled(array)
+            if season is not None:
                 before = over_seasons(array, season) if seasonal is None else seasonal[n][start:]
-                known = changes(array, before, lag) / change
-                whole = np.where(np.isnan(before), filled(array), before)
+                whole = np.where(np.isnan(before), whole, before)
+            if lag is None:
+                values[n, rows] = np.nan_to_num((whole - center) / scale)
+            else:
+                values[n, rows, :width] = np.nan_to_num(filled(known))
                 values[n, rows, width:] = np.nan_to_num(changes(whole, whole, lag) / change)
+                known = changes(array, before, lag) / change
+            if levelled:
+                values[n, : rows.start] = values[n, rows.start]
             targets[n, start : start + len(array)] = known
         laid = None
         if covariates is not None:
@@ -265,6 +301,28 @@ class Windows:
             lags,
             horizon,
         )
+
+    def segments(self, steps: int) -> Windows:
+        """Return copies of segments of the series, as series of ``steps + 1`` steps.
+
+        They are cut from the ends of the series on; a first one that is not whole begins with steps
+        that do not count. Segments of which no target is known are left out.
+        """
+        ends = [range(length - 1, 0, -steps) for length in self.lengths.tolist()]
+        series = torch.tensor([n for n, own in enumerate(ends) for _ in own])[:, None]
+        begins = torch.tensor([end - steps for own in ends for end in own])[:, None]
+        rows = begins + torch.arange(steps + self.horizon)
+        targets = self.targets[series, rows.clamp_min(0)]
+        targets[rows < 0] = torch.nan
+        kept = targets[:, 1:].isfinite().flatten(1).any(1)
+        series, begins, rows = series[kept], begins[kept], rows[kept].clamp_min(0)
+        past = (begins + torch.arange(self.lags - 1 + steps)).clamp_min(0)
+        return Windows(
+            self.values[series, past], targets[kept],
+            None if self.covariates is None else self.covariates[series, rows],
+            np.full(len(series), steps + 1), self.lags, self.horizon,
+            (-begins).clamp_min(0).flatten(),
+        )  # fmt: skip
 
     @property
     def longest(self) -> int:
@@ -288,18 +346,22 @@ class Windows:
     def weights(self, begin: int, end: int) -> Tensor | None:
         """Return the known share of each step's targets, ``(steps, N)``; None: all are known."""
         known = self.targets.isfinite()
-        if bool(known[:, begin + 1 : end + self.horizon].all()):
+        skipped = self.skipped is not None and bool(self.skipped.any())
+        if not skipped and bool(known[:, begin + 1 : end + self.horizon].all()):
             return None
         sums = known.double().mean(2).cumsum(1)  # (N, rows): up to and including each row
         width, steps = self.horizon, end - begin
         last = sums[:, begin + width : begin + width + steps]
         share = (last - sums[:, begin : begin + steps]) / width
-        return share.clamp_min(0).float().T.contiguous()
+        share = share.clamp_min(0).float().T.contiguous()
+        if self.skipped is not None:
+            share[torch.arange(begin, end)[:, None] < self.skipped] = 0
+        return share
 
-    def held_out(self, steps: int) -> tuple[Tensor | tuple[Tensor, Tensor], Tensor, Tensor]:
+    def held_out(self, steps: int) -> Windows:
         """Remove the last steps of each series from training; return the validation data.
 
-        These are whole series, with weights 0 where the targets hold none of these steps.
+        These are the series with targets of these steps alone.
 
         Raises
         ------
@@ -316,8 +378,9 @@ class Windows:
         known = torch.arange(apart.shape[1]) < ends - steps
         self.targets[~known] = torch.nan
         apart[known] = torch.nan
-        held = dataclasses.replace(self, targets=apart)
+        return dataclasses.replace(self, targets=apart)
+
+    def training_data(self, begin: int = 0) -> tuple[Any, Tensor, Tensor | None]:
+        """Return inputs, outcomes and weights of all steps from `begin` that have any outcome."""
         end = self.longest - 1
-        weights = held.weights(0, end)
-        assert weights is not None
-        return held.inputs(0, end), held.outcomes(0, end), weights
+        return self.inputs(begin, end), self.outcomes(begin, end), self.weights(begin, end)

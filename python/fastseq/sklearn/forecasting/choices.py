@@ -1,0 +1,124 @@
+"""What a forecaster chooses, from horizon, season and data, where a parameter is None."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .forecast_parameters import season_lag
+from .series import Array
+
+__all__ = ["SEGMENT_RNN", "Choices"]
+
+SEGMENT_RNN = "segrnn"  # the name of the default module
+_PLAIN: dict[str, Any] = {
+    "lags": 1, "seqsize": 64, "batchsize": 32, "fold": 1, "epochs": 30, "validation": 0,
+    "loss": "mse", "hidden_size": 32, "dropout": 0.0,
+}  # fmt: skip
+
+# Of the segment model; docs/forecasting.md has what was measured.
+_SEGMENT = 48  # at most
+_LAGS = 336  # at most
+SEASON = 168  # the longest whose values the model compares itself
+_STEPS = 8  # of a series in an update: the fewer, the more places of how many series it sees
+_COPIED = 1e8  # values, at most: each segment has a copy of the values before it
+_WINDOWS = 64, 256  # of an update
+_HALF_LIFE = 400  # updates, at least; it does not depend on when training ends
+_UPDATES_PER_EPOCH, _UPDATES, _EPOCHS = 150, 1500, (6, 100)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choices:
+    """Parameters of a forecaster, chosen where they were None.
+
+    Parameters
+    ----------
+    segments
+        Whether the model is a `SegmentRNN`.
+    segment
+        Steps of its segments.
+    lag
+        Steps of as many seasons as cover the horizon; None: there is no season.
+    compared
+        Whether the model sees and forecasts changes over the lag.
+    apart
+        Whether variables are forecast apart from each other.
+    half_life
+        Updates in which the learning rate of a `SegmentRNN` falls by half.
+    lags, seqsize, batchsize, fold, epochs, validation, loss, hidden_size, dropout
+        See `SequenceForecaster`; a validation of 0 is none. A fold of None: segments of `seqsize`.
+
+    Examples
+    --------
+    >>> import fastseq as fs
+    >>> given = fs.SequenceForecaster(96, season=24).get_params()
+    >>> c = Choices.of(given, np.array([8640]), variables=7)
+    >>> c.segment, c.lags, c.seqsize, c.batchsize, c.fold, c.epochs, c.validation
+    (24, 336, 8, 32, None, 6, 864)
+    """
+
+    segments: bool
+    segment: int
+    lag: int | None
+    compared: bool
+    apart: bool
+    half_life: int
+    lags: int
+    seqsize: int
+    batchsize: int
+    fold: int | None
+    epochs: int
+    validation: int
+    loss: Any
+    hidden_size: int
+    dropout: float
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], lengths: Array, variables: int) -> Choices:
+        """Choose for series of `lengths` ``(N,)``; `given` are the forecaster's parameters."""
+        own: dict[str, Any] = {name: given[name] for name in _PLAIN if given[name] is not None}
+        lag = season_lag(given["season"], given["horizon"], given["strategy"])
+        segments = isinstance(given["module"], str) and given["module"] == SEGMENT_RNN
+        apart = given["variables"] or ("independent" if segments else "together")
+        season = given["season"]
+        compared = season is not None and not (segments and season <= SEASON)
+        found: dict[str, Any] = {
+            "lag": lag, "compared": compared, "apart": variables > 1 and apart == "independent",
+        }  # fmt: skip
+        if not segments:
+            return cls(segments=False, segment=1, half_life=0, **found, **{**_PLAIN, **own})
+        count = len(lengths) * (variables if found["apart"] else 1)
+        chosen = _for_segments(own, given["horizon"], season, lengths, count)
+        return cls(segments=True, **found, **chosen)
+
+
+def _for_segments(
+    own: dict[str, Any], horizon: int, season: int | None, lengths: Array, count: int
+) -> dict[str, Any]:
+    longest, shortest = int(lengths.max()), int(lengths.min())
+    segment = min(horizon, _SEGMENT // 2)
+    lags = min(4 * horizon, _LAGS)
+    if season is not None:
+        segment = -(-season // -(-season // _SEGMENT))  # a nearly equal part of a season
+        lags = max(lags, min(2 * season, _LAGS))
+    lags = own.get("lags", min(lags, longest // 2))
+    lags = max(lags, segment, season if season is not None and season <= SEASON else 0)
+    windows = count * float(np.mean(lengths))
+    seqsize = own.get("seqsize", max(_STEPS, round(windows * lags / _COPIED)))
+    together = min(max(windows / _UPDATES_PER_EPOCH, _WINDOWS[0]), _WINDOWS[1])
+    batchsize = own.get("batchsize", max(1, round(together / seqsize)))
+    updates = max(1.0, windows / (batchsize * seqsize))
+    epochs = own.get("epochs", min(max(round(_UPDATES / updates), _EPOCHS[0]), _EPOCHS[1]))
+    validation = 0
+    typical = int(np.median(lengths))
+    if typical >= 20 * horizon + 500 and shortest >= 5 * horizon:
+        validation = min(max(horizon, typical // 10), shortest // 4)
+    return {
+        "segment": segment, "lags": lags, "seqsize": seqsize, "batchsize": batchsize,
+        "half_life": max(round(updates), _HALF_LIFE), "fold": own.get("fold"), "epochs": epochs,
+        "validation": own.get("validation", validation), "loss": own.get("loss", "mae"),
+        "hidden_size": own.get("hidden_size", 64), "dropout": own.get("dropout", 0.3),
+    }  # fmt: skip
