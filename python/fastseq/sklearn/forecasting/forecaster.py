@@ -95,7 +95,7 @@ class SequenceForecaster(ForecastTraining):
     validation
         Number of last steps of each series to hold out: the loss of their forecasts goes into the
         history after each epoch, for callbacks such as early stopping. "segrnn" keeps the weights
-        of the best epoch, or repeats the last season where that is better. 0: none. None: none; for
+        of the best epoch, or repeats the last season if that is better. 0: none. None: none; for
         "segrnn" a tenth of long series.
     random_state
         Seed of weights, order and drawn futures: an integer, a generator, or None.
