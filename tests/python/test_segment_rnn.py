@@ -269,6 +269,12 @@ def test_it_is_never_worse_than_repeating_the_last_season(season):
     np.testing.assert_allclose(f.predict(), wanted, rtol=1e-5)
 
 
+def test_quantiles_are_not_all_the_same_where_repeating_is_better():
+    y = np.repeat(np.cumsum(np.random.default_rng(0).standard_normal(100)), 3)
+    f = quick(epochs=2, lr=50.0, clip_norm=None, validation=30, quantiles=(0.1, 0.5, 0.9)).fit(y)
+    assert (np.diff(f.predict()) > 0).all()
+
+
 def test_variables_apart_are_a_panel():
     y = wave(60, 3)
     together = quick(scale=None, season=5).fit(y.T[:50])

@@ -232,10 +232,13 @@ class ForecastTraining(SequenceEstimator):
     def _naive(self, est: Estimator, task: _Forecasting) -> tuple[float, dict[str, Tensor]] | None:
         """Return a `SegmentRNN`'s weights that repeat the last season, and their loss.
 
-        None if there is no validation, or training continues.
+        None if there is no validation, training continues, or quantiles are wanted: all would be
+        the same.
         """
         body = est.model.body
         if not isinstance(body, SegmentRNN) or task.validation is None or len(est.history_):
+            return None
+        if self.quantiles is not None:
             return None
         before = copied(est.model)
         body.repeat(mean=False)
