@@ -139,6 +139,7 @@ def test_recurrent_layers(graphs, model):
     torch.testing.assert_close(compiled.step(X[0]), plain.step(X[0]), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_nested_inputs_and_outputs():
     def loss(m, xs, ys):
         return (m(xs)["level"] - ys).square().mean() + 1e-3 * m.head.weight.square().sum()

@@ -97,11 +97,12 @@ def measured(path: Path, make, megabytes: int, what: str) -> dict[str, float]:
     return found
 
 
-@pytest.mark.parametrize("make", [contiguous, compressed])
+@pytest.mark.parametrize("make", [pytest.param(contiguous, marks=pytest.mark.slow), compressed])
 def test_a_pass_over_a_file(tmp_path, make):
     measured(tmp_path / "data.h5", make, 1000, "est.fit(x, y)")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "what",
     [

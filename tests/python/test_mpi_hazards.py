@@ -19,6 +19,8 @@ STEPS = """
         |    return buckets.wait()
 """
 
+OTHER_WAYS = [pytest.param(way, marks=pytest.mark.slow) for way in ("mpi", "hierarchy")]
+
 
 def processes_of(folder: Path) -> list[int]:
     """Return the processes whose command line names `folder`."""
@@ -30,7 +32,7 @@ def processes_of(folder: Path) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("transport", ["shm", "mpi", "hierarchy"])
+@pytest.mark.parametrize("transport", ["shm", *OTHER_WAYS])
 def test_a_rank_killed_in_the_middle_of_a_step_leaves_nothing(tmp_path, transport):
     nodes = 2 if transport == "hierarchy" else 0
     done = mpirun(
@@ -76,7 +78,7 @@ def test_a_rank_that_raises_in_backward_ends_all(tmp_path):
     assert "KeyError: 'in the middle of backward'" in done.stderr
 
 
-@pytest.mark.parametrize("transport", ["shm", "mpi"])
+@pytest.mark.parametrize("transport", ["shm", OTHER_WAYS[0]])
 def test_a_rank_that_does_not_come_is_named_by_all_others(tmp_path, transport):
     done = mpirun(
         tmp_path,
@@ -230,6 +232,7 @@ def test_models_that_differ_end_the_job_with_a_word(tmp_path):
     assert "the model differs between ranks: rank 2 has weight (4, 3)" in done.stderr
 
 
+@pytest.mark.slow
 def test_two_jobs_side_by_side_do_not_meet(tmp_path):
     from concurrent.futures import ThreadPoolExecutor
 
@@ -249,9 +252,9 @@ def test_two_jobs_side_by_side_do_not_meet(tmp_path):
     ("option", "ours", "theirs"),
     [
         ("wire_dtype", "torch.bfloat16", "None"),
-        ("transport", "'shm'", "'mpi'"),
-        ("timeout", "20", "21"),
-        ("ranks_per_node", "1", "2"),
+        pytest.param("transport", "'shm'", "'mpi'", marks=pytest.mark.slow),
+        pytest.param("timeout", "20", "21", marks=pytest.mark.slow),
+        pytest.param("ranks_per_node", "1", "2", marks=pytest.mark.slow),
     ],
 )
 def test_options_that_differ_are_an_error_on_all_ranks(tmp_path, option, ours, theirs):
@@ -361,7 +364,7 @@ def test_a_failure_while_data_move_is_told_to_all(tmp_path, ranks_per_node):
     )
 
 
-@pytest.mark.parametrize("transport", ["shm", "mpi"])
+@pytest.mark.parametrize("transport", ["shm", OTHER_WAYS[0]])
 def test_a_rank_that_leaves_while_another_fails(tmp_path, transport):
     done = mpirun(
         tmp_path,

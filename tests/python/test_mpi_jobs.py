@@ -102,6 +102,7 @@ def test_only_rank_0_shows_progress_and_a_plain_script_needs_no_change(tmp_path)
     assert "16/16" in done.stderr
 
 
+@pytest.mark.slow
 def test_mean_of_features_on_four_ranks_as_in_fluxutils(tmp_path):
     done = mpirun(
         tmp_path,

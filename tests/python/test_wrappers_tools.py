@@ -156,6 +156,7 @@ def test_learning_curve_and_permutation_importance():
     )
 
 
+@pytest.mark.slow
 def test_two_jobs_find_what_one_does():
     grid = {"lr": [0.01, 0.03]}
     one, two = (GridSearchCV(regressor(), grid, cv=2, n_jobs=n, error_score="raise").fit(X, LAST)
