@@ -83,7 +83,12 @@ print("done", flush=True)
 
 
 @pytest.mark.parametrize(
-    ("how", "code"), [("default", -signal.SIGTERM), ("handler", 7), ("ignored", 0)]
+    ("how", "code"),
+    [
+        ("default", -signal.SIGTERM),
+        pytest.param("handler", 7, marks=pytest.mark.slow),
+        pytest.param("ignored", 0, marks=pytest.mark.slow),
+    ],
 )
 def test_term_saves_and_ends_as_it_would(tmp_path, how, code):
     job = subprocess.Popen(
