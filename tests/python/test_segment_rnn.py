@@ -265,6 +265,7 @@ def test_it_is_never_worse_than_repeating_the_last_season(season):
     y = np.tile(np.random.default_rng(0).standard_normal(6), 50) if season else np.full(300, 3.0)
     y = np.repeat(np.cumsum(np.random.default_rng(0).standard_normal(100)), 3) if not season else y
     f = quick(season=season, epochs=2, lr=50.0, clip_norm=None, validation=30).fit(y)
+    assert f.repeats_
     wanted = y[-6:-2] if season else np.full(4, y[-1])
     np.testing.assert_allclose(f.predict(), wanted, rtol=1e-5)
 
@@ -307,4 +308,5 @@ def test_a_seasonal_series_is_learnt_better_than_its_naive_forecast():
     for seed in range(3):
         f = fs.SequenceForecaster(7, season=7, random_state=seed).fit(known)
         error = np.abs(f.backtest(actual).ravel() - actual).mean()
+        assert not f.repeats_
         assert error < 0.85 * naive

@@ -92,6 +92,7 @@ class ForecastTraining(SequenceEstimator):
     validation: int | None
     variables: str | None
 
+    repeats_: bool
     _choices: Choices
 
     @property
@@ -223,7 +224,8 @@ class ForecastTraining(SequenceEstimator):
         naive = self._naive(est, task)
         try:
             est.fit(x, y, w, lengths=task.lengths, validation=task.validation, epochs=epochs)
-            if naive is not None and not _best(est) <= naive[0]:
+            self.repeats_ = naive is not None and not _best(est) <= naive[0]
+            if naive is not None and self.repeats_:
                 est.model.load_state_dict(naive[1])
         finally:
             if shuffler is not None:

@@ -116,6 +116,8 @@ class SequenceForecaster(ForecastTraining):
         The `History` of training.
     n_features_in_
         Number of variables.
+    repeats_
+        Whether "segrnn" repeats the last season, because that was better on the held-out part.
 
     Examples
     --------
