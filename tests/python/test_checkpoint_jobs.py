@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from jobs import START, mpirun
 
 CASE = "states of its own kind"
 
 
+@pytest.mark.slow
 def test_a_job_that_is_killed_goes_on_to_the_same_bits(tmp_path, monkeypatch):
     """mpirun hands SIGUSR1 on to all ranks; after signal 9 to one, it ends the others."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))

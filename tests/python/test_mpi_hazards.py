@@ -300,6 +300,7 @@ def test_a_rank_that_makes_no_communicator_is_waited_for_no_longer_than_said(tmp
     assert "gave up: rank 0 waited 1 s for all ranks to make a communicator: " in done.stdout
 
 
+@pytest.mark.slow
 def test_the_missing_rank_is_named_where_ranks_wait_for_others_than_it(tmp_path):
     done = mpirun(
         tmp_path,
