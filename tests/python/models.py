@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,6 +50,9 @@ class TwoInputs(nn.Module):
         return {"level": self.head(h), "hidden": h}, state
 
 
+FUSED_ADAMW = partial(torch.optim.AdamW, fused=True)
+
+
 def plain_loop(
     model: nn.Module,
     x: Any,
@@ -61,7 +65,7 @@ def plain_loop(
     carry: bool = True,
     clip_norm: float | None = None,
     lr: float = 1e-2,
-    make: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW,
+    make: Callable[..., torch.optim.Optimizer] = FUSED_ADAMW,
 ) -> nn.Module:
     """Truncated back-propagation as one writes it by hand; returns a trained copy of `model`."""
     model = copy.deepcopy(model)
