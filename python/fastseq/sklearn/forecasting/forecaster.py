@@ -13,13 +13,17 @@ from torch import Tensor, nn, optim
 from ...training.spec import check_count
 from ..alignment import check_ahead, check_going_on, check_together
 from .choices import SEGMENT_RNN, Choices
+from .conformal import Tracker, check_held_out
 from .covariates import Covariates
 from .fitting import ForecastTraining
 from .forecast_parameters import check_lengths, check_parameters
 from .forecast_score import skill
+from .held_out import Correction
 from .rollout import Origin, Rollout
 from .series import Array, Series, read_series, refuse_identifiers
+from .target_weights import read_weights, with_age
 from .times import Times
+from .transforms import transformed, undone
 from .windows import SeriesScaling
 
 __all__ = ["SequenceForecaster"]
@@ -96,7 +100,7 @@ class SequenceForecaster(ForecastTraining):
         Number of last steps of each series to hold out: the loss of their forecasts goes into the
         history after each epoch, for callbacks such as early stopping. "segrnn" keeps the weights
         of the best epoch, or repeats the last season if that is better. 0: none. None: none; for
-        "segrnn" a tenth of long series.
+        "segrnn" a tenth of long series; with `conformal` at least as many as quantiles need.
     random_state
         Seed of weights, order and drawn futures: an integer, a generator, or None.
     device
@@ -138,6 +142,8 @@ class SequenceForecaster(ForecastTraining):
     _known: Covariates | None
     _scaling: SeriesScaling  # of the training series
     _origin: Origin  # the current position of the series
+    _correction: Correction
+    _tracker: Tracker | None  # of adaptive conformal quantiles
     _times: list[Times | None]  # its times
 
     def __init__(
@@ -147,6 +153,11 @@ class SequenceForecaster(ForecastTraining):
         quantiles: Sequence[float] | None = None,
         strategy: str = "direct",
         season: int | None = None,
+        transform: str | None = None,
+        half_life: float | None = None,
+        horizon_weights: Sequence[float] | None = None,
+        ensemble: int = 1,
+        conformal: str | None = None,
         lags: int | None = None,
         scale: str | None = "standard",
         module: str | nn.Module | Callable[..., nn.Module] = SEGMENT_RNN,
@@ -180,6 +191,11 @@ class SequenceForecaster(ForecastTraining):
         self.quantiles = quantiles
         self.strategy = strategy
         self.season = season
+        self.transform = transform
+        self.half_life = half_life
+        self.horizon_weights = horizon_weights
+        self.ensemble = ensemble
+        self.conformal = conformal
         self.lags = lags
         self.scale = scale
         self.module = module
@@ -209,7 +225,13 @@ class SequenceForecaster(ForecastTraining):
         self.warm_start = warm_start
         self.verbose = verbose
 
-    def fit(self, y: object, X: object = None) -> SequenceForecaster:  # noqa: N803 (as in scikit-learn)
+    def fit(
+        self,
+        y: object,
+        X: object = None,  # noqa: N803 (as in scikit-learn)
+        *,
+        weights: object = None,
+    ) -> SequenceForecaster:
         """Train on all steps of series.
 
         Parameters
@@ -220,6 +242,11 @@ class SequenceForecaster(ForecastTraining):
             Covariates of the same steps, ``(T, F)``, for a panel ``(N, T, F)``, a list of
             ``(T_i, F)``, or ``(T, F)`` for all series. They must be known for the whole horizon
             when forecasting (a calendar, prices, plans).
+        weights
+            How much values count in the loss: a number for each series of a panel, ``(N,)``; or
+            for each time step, or each value, in the form of `y`. They are relative to each other.
+            A value of weight 0 is not learnt, but seen as the past of others. With a validation
+            part, its loss is weighted, too.
 
         Returns
         -------
@@ -234,12 +261,17 @@ class SequenceForecaster(ForecastTraining):
         check_parameters(self.get_params(deep=False))
         series = read_series(y, "y")
         refuse_identifiers(series, "y")
+        of_values = None if weights is None else read_weights(weights, series)
+        of_values = with_age(of_values, series, self.half_life)
+        series = transformed(series, self.transform, "y")
         start = self._begin((series.variables, series.names, X is not None))
         goes_on = start.why is None  # with the same scaling, too
         if not goes_on:
             params = self.get_params(deep=False)
             self._choices = Choices.of(params, series.lengths, series.variables)
         lag, apart = self._choices.lag, self._choices.validation
+        if self.conformal is not None:
+            check_held_out(self._levels or (), self.horizon, apart, len(series.arrays))
         check_lengths(series, 2 + (lag or 0) + apart, self._needs(), apart=apart)
         known = self._known if goes_on else None
         read = None
@@ -252,7 +284,7 @@ class SequenceForecaster(ForecastTraining):
             scaling = self._scaling
         else:
             scaling = self._measure([one[: len(one) - apart] for one in series.arrays])
-        self._train(self._task(series, covariates, scaling), start)
+        self._train(self._task(series, covariates, scaling, of_values), start)
         self.n_features_in_ = series.variables
         self._known, self._scaling = known, scaling
         self._rollout = Rollout(
@@ -261,6 +293,16 @@ class SequenceForecaster(ForecastTraining):
             self.strategy == "recursive", self._levels, start.seed,
         )  # fmt: skip
         self._origin = self._rollout.begin(series.arrays, covariates, scaling)
+        self._correction = Correction.measure(
+            self._rollout, series.arrays, covariates, scaling, transform=self.transform,
+            means=self._levels is None and self._choices.loss == "mse",
+            conformal=self.conformal is not None, validation=apart, weights=of_values,
+        )  # fmt: skip
+        self._tracker = None
+        if self.conformal == "adaptive":
+            self._tracker = self._correction.tracker(
+                self._rollout, series.arrays, covariates, scaling
+            )
         self._times = [None if one is None else one.end for one in times]
         self._like = dataclasses.replace(
             series, arrays=[one[:0] for one in series.arrays], indices=(), moved=()
@@ -288,6 +330,7 @@ class SequenceForecaster(ForecastTraining):
         """
         self._check_fitted()
         rollout, origin, form = self._rollout, self._origin, self._like
+        per, tracker = self._correction.units, self._tracker
         past = ahead = None
         if y is None:
             count = len(form.arrays)
@@ -307,7 +350,9 @@ class SequenceForecaster(ForecastTraining):
                 ahead = [one[-self.horizon :] for one in whole]
             scaling = self._measure(form.arrays) if self.scale == "series" else self._scaling
             origin = rollout.begin(form.arrays, past, scaling)
+            per, tracker = self._correction.units_of(form.arrays), None
         found = rollout.forecast(origin, None if ahead is None else np.stack(ahead))
+        found = self._correction(found, per, None if tracker is None else tracker.shift)
         return self._result(form, found)
 
     def update(self, y: object, X: object = None) -> SequenceForecaster:  # noqa: N803
@@ -328,8 +373,12 @@ class SequenceForecaster(ForecastTraining):
         """
         self._check_fitted()
         values, covariates, times = self._following(y, X)
-        self._origin = self._rollout.advance(self._origin, values, covariates)
-        self._times = times
+        origin = self._rollout.advance(self._origin, values, covariates)
+        if self._tracker is not None:
+            self._tracker = self._correction.follow(
+                self._tracker, self._rollout, values, covariates
+            )[0]
+        self._origin, self._times = origin, times
         return self
 
     def backtest(self, y: object, X: object = None, *, stride: int | None = None) -> Array:  # noqa: N803
@@ -353,7 +402,7 @@ class SequenceForecaster(ForecastTraining):
         stride = self.horizon if stride is None else stride
         check_count("stride", stride)
         values, covariates, _ = self._following(y, X)
-        found = self._rollout.forecasts(self._origin, values, covariates, stride)
+        found = self._forecasts(values, covariates, stride)
         return np.stack([self._result(self._like, one) for one in found])
 
     def score(self, y: object, X: object = None) -> float:  # noqa: N803
@@ -370,9 +419,8 @@ class SequenceForecaster(ForecastTraining):
         """
         self._check_fitted()
         values, covariates, _ = self._following(y, X)
-        found = np.concatenate(
-            self._rollout.forecasts(self._origin, values, covariates, self.horizon), axis=1
-        )
+        found = np.concatenate(self._forecasts(values, covariates, self.horizon), axis=1)
+        values = undone(values, self.transform)
         steps = values.shape[1]
         flat = found[:, :steps].reshape(-1, *found.shape[2:])
         return skill(flat, values.reshape(-1, values.shape[2]), self._levels)
@@ -381,7 +429,8 @@ class SequenceForecaster(ForecastTraining):
         return hasattr(self, "_origin")
 
     def _needs(self) -> str:
-        return f"horizon={self.horizon}, season={self.season}"
+        apart = "" if self.conformal is None else f", {self._choices.validation} steps held out"
+        return f"horizon={self.horizon}, season={self.season}{apart}"
 
     def _check_fitted(self) -> None:
         if not self.__sklearn_is_fitted__():
@@ -395,7 +444,7 @@ class SequenceForecaster(ForecastTraining):
                 f"y must have {self.n_features_in_} variables, as in fit, got {series.variables}"
             )
         check_lengths(series, least, self._needs(), known=known)
-        return series
+        return transformed(series, self.transform, "y")
 
     def _following(
         self, y: object, X: object  # noqa: N803
@@ -418,6 +467,16 @@ class SequenceForecaster(ForecastTraining):
         if read is not None and self._known is not None:
             covariates = np.stack(self._known.scaled(read))
         return np.stack(series.arrays), covariates, times
+
+    def _forecasts(self, values: Array, covariates: Array | None, stride: int) -> list[Array]:
+        """Return forecasts at the current position and every `stride` of the next steps."""
+        correct, rollout = self._correction, self._rollout
+        if self._tracker is None:
+            found = rollout.forecasts(self._origin, values, covariates, stride)
+            return [correct(one, correct.units) for one in found]
+        _, every, shifts = correct.follow(self._tracker, rollout, values, covariates)
+        pairs = zip(every[::stride], shifts[::stride], strict=True)
+        return [correct(one, correct.units, shift) for one, shift in pairs]
 
     def _read_covariates(
         self,
