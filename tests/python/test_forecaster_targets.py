@@ -317,7 +317,7 @@ def test_a_member_learns_as_if_alone(more):
 @pytest.mark.parametrize(
     "more",
     [
-        {"validation": 8},
+        {},
         {"quantiles": LEVELS},
         {"module": "lstm"},
         {"module": "gru", "quantiles": LEVELS, "season": 6},
