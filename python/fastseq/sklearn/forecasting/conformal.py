@@ -33,10 +33,10 @@ def steps_to_hold_out(levels: Sequence[float], horizon: int, lengths: Array) -> 
 
     Examples
     --------
-    >>> steps_to_hold_out((0.1, 0.9), 12, np.array([4000])), steps_to_hold_out(
-    ...     (0.1, 0.9), 12, np.full(50, 60)
-    ... )
-    (211, 15)
+    >>> steps_to_hold_out((0.1, 0.9), 12, np.array([4000]))
+    511
+    >>> steps_to_hold_out((0.1, 0.9), 12, np.full(50, 60))
+    15
     """
     wanted = max(math.ceil(_WANTED / _tail(levels) / len(lengths)), horizon)
     least = math.ceil(needed(levels) / len(lengths))
