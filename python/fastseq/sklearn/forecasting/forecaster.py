@@ -61,6 +61,28 @@ class SequenceForecaster(ForecastTraining):
         a season before (direct: as many seasons before as are known for the whole horizon) are
         learnt instead of the values. A missing value is replaced by the one a season earlier; if
         none was ever known, by the last known value.
+    transform
+        "log1p", "log" or "sqrt", for counts and other values that are never negative: the model
+        learns transformed values, and its forecasts are transformed back, which are then never
+        negative either. Quantiles stay quantiles. Points become medians for the losses "mae" and
+        "huber". For "mse" they are means by smearing: over the errors, for each step of the
+        horizon, of the held-out part, or without one of the last training steps.
+    half_life
+        Number of steps before the end of each series over which weights in the loss fall by half;
+        None: old steps count as much as new ones.
+    horizon_weights
+        Weights of the steps of the horizon in the loss, ``(horizon,)``; a step of weight 0 is not
+        learnt. They are relative to each other, and multiply with those given to `fit`.
+    ensemble
+        Number of models of different seeds, trained together, whose forecasts (each quantile's) are
+        averaged. Each learns as if alone, with gradients clipped by its own norm, but the same
+        epoch of all is the best: the one whose average does best on the held-out part.
+    conformal
+        "split": quantiles are shifted so that they hold on the held-out part: for each step of the
+        horizon by the empirical quantile of actual values less forecasts, in units of each series'
+        mean change over a season, or a step. "adaptive": from there on, the shifts of each series
+        follow how often its quantiles miss, as `update` and `backtest` bring actual values; other
+        series, given to `predict`, get the shifts of "split". None: quantiles are those learnt.
     lags
         Number of last values the model sees at each step. Recurrent models remember; one without
         state needs as many as matter. None: 1; for "segrnn" 4 horizons or 2 seasons, at most 336 or
