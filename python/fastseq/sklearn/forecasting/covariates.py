@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ..alignment import aligned
 from .series import Array, Series, read_series
+from .times import Spacing
 from .windows import center_and_scale
 
 __all__ = ["Covariates"]
@@ -52,7 +54,12 @@ class Covariates:
 
     @staticmethod
     def read(
-        given: Any, like: Series, lengths: Array, what: str, known: Covariates | None = None
+        given: Any,
+        like: Series,
+        lengths: Array,
+        what: str,
+        known: Covariates | None = None,
+        spacing: Spacing = Spacing(),  # noqa: B008 (it is frozen)
     ) -> Series:
         """Read covariates, ``(T_i, F)`` for each series.
 
@@ -66,6 +73,8 @@ class Covariates:
             Name of those steps in messages.
         known
             The covariates that `fit` got, if it was called before.
+        spacing
+            How far apart times must be.
 
         Raises
         ------
@@ -74,7 +83,11 @@ class Covariates:
         """
         if given is None:
             raise ValueError(f"fit got covariates: X must cover {what}, got None")
-        read = read_series(given, "X", None if known is None else known.names)
+        read = read_series(given, "X", None if known is None else known.names, spacing)
+        if read.gap is not None:
+            number, time = read.gap
+            place = "X" if read.single else f"X[{(read.ids or range(number + 1))[number]!r}]"
+            raise ValueError(f"{place} has no row for {time}: covariates known ahead have no gaps")
         if known is not None and read.variables != len(known.center):
             raise ValueError(
                 f"X must have the {len(known.center)} covariates that fit got, got {read.variables}"
@@ -88,12 +101,13 @@ class Covariates:
                 )
             read = dataclasses.replace(
                 read, arrays=read.arrays * count, indices=read.indices * count,
-                moved=read.moved * count,
+                moved=read.moved * count, freqs=read.freqs * count,
             )  # fmt: skip
+        read = aligned(read, like.ids, "X")
         if len(read.arrays) != count:
             raise ValueError(f"X must be covariates of {count} series, got {len(read.arrays)}")
         for index, (array, length) in enumerate(zip(read.arrays, lengths, strict=True)):
-            place = "X" if read.single else f"X[{index}]"
+            place = "X" if read.single else f"X[{(read.ids or range(count))[index]!r}]"
             if len(array) != length:
                 raise ValueError(f"{place} must cover {what}: {length} steps, got {len(array)}")
             if np.isnan(array).any():

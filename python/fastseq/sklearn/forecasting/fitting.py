@@ -80,7 +80,7 @@ class ForecastTraining(SequenceEstimator):
     horizon: int
     quantiles: Sequence[float] | None
     strategy: str
-    season: int | None
+    season: int | str | None
     scale: str | None
     lags: int | None
     loss: str | Callable[..., Tensor] | None
@@ -106,7 +106,7 @@ class ForecastTraining(SequenceEstimator):
 
     def _measure(self, arrays: list[Array]) -> SeriesScaling:
         method = "changes" if self._choices.segments and self.scale == "series" else self.scale
-        return SeriesScaling.measure(arrays, method, self._compared, self.season)
+        return SeriesScaling.measure(arrays, method, self._compared, self._choices.season)
 
     @property
     def _levels(self) -> tuple[float, ...] | None:
@@ -137,7 +137,7 @@ class ForecastTraining(SequenceEstimator):
         windows = Windows.of(
             [arrays[n] for n in order],
             None if covariates is None else [covariates[n] for n in order],
-            scaling.take(order), lag=self._compared, season=self.season, lags=choices.lags,
+            scaling.take(order), lag=self._compared, season=choices.season, lags=choices.lags,
             horizon=1 if recursive else self.horizon, levelled=choices.segments,
         )  # fmt: skip
         held = windows.held_out(choices.validation) if choices.validation else None
@@ -203,7 +203,7 @@ class ForecastTraining(SequenceEstimator):
         return SegmentRNN(
             horizon=horizon, variables=task.n_out // outputs, outputs=outputs, lags=choices.lags,
             segment=choices.segment,
-            season=None if choices.compared else self.season, covariates=task.covariates,
+            season=None if choices.compared else choices.season, covariates=task.covariates,
             hidden_size=choices.hidden_size, num_layers=self.num_layers, dropout=choices.dropout,
         )  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,15 +12,19 @@ from sklearn.exceptions import NotFittedError
 from torch import Tensor, nn, optim
 
 from ...training.spec import check_count
-from ..alignment import check_ahead, check_going_on, check_together
-from .choices import SEGMENT_RNN, Choices
+from ..alignment import aligned, check_ahead, check_going_on, check_together, joined, rows_of
+from .choices import SEGMENT_RNN, Choices, least_steps
 from .covariates import Covariates
 from .fitting import ForecastTraining
+from .following import Following
 from .forecast_parameters import check_lengths, check_parameters
 from .forecast_score import skill
+from .frequencies import offset_of, season_of
+from .long_frames import Columns
+from .result_forms import Forecasts
 from .rollout import Origin, Rollout
 from .series import Array, Series, read_series, refuse_identifiers
-from .times import Times
+from .times import Spacing, Times
 from .windows import SeriesScaling
 
 __all__ = ["SequenceForecaster"]
@@ -32,14 +37,21 @@ class SequenceForecaster(ForecastTraining):
     are chosen from them and from the data.
 
     Pass one series ``(T,)`` or ``(T, K)`` (K variables), or a panel: an array
-    ``(N, T, K)``, or a list of ``(T_i,)`` or ``(T_i, K)`` of any lengths (turn an array ``(N, T)``
-    into a list by ``list(y)``). NaN marks missing values: they are not learnt, and the model sees
-    the last known value in their place.
+    ``(N, T, K)``, or a list or dictionary of ``(T_i,)`` or ``(T_i, K)`` of any lengths (turn an
+    array ``(N, T)`` into a list by ``list(y)``). NaN marks missing values: they are not learnt, and
+    the model sees the last known value in their place.
 
     The index of a pandas Series or DataFrame is the time. Dates may be in any order, but must be
-    equally far apart (`asfreq` makes rows for missing ones); covariates must have the same times,
-    and later data must follow directly. Columns are matched by name, in the order of `fit`. Arrays,
-    lists and an index 0, 1, 2, … carry no times: later data are then assumed to follow.
+    equally far apart; where some are missing, values are missing. Covariates must have the same
+    times, and later data must follow directly. Columns are matched by name, in the order of `fit`.
+    Arrays, lists and an index 0, 1, 2, … carry no times: later data are then assumed to follow.
+
+    A long frame, of pandas or polars, has rows of all series, in any order, with their ids in the
+    column `id_col`, times in `time_col` and values in `target_col`; all other columns are
+    covariates. Series are sorted by id.
+
+    What comes in comes out: forecasts of arrays are arrays, those of tables are tables with the
+    times that follow, those of a long frame are a long frame.
 
     Parameters
     ----------
@@ -56,7 +68,14 @@ class SequenceForecaster(ForecastTraining):
         from it. With a season of more than 168 steps, and for other models, changes from the values
         a season before (direct: as many seasons before as are known for the whole horizon) are
         learnt instead of the values. A missing value is replaced by the one a season earlier; if
-        none was ever known, by the last known value.
+        none was ever known, by the last known value. "auto": that of the frequency, such as 24 of
+        hours, 7 of days, 52 of weeks, 12 of months; none if there are no dates, or a series is
+        shorter than two seasons. See `season_`.
+    freq
+        How far apart steps are: a frequency of pandas such as "15min", or a number. None: inferred
+        from the times; at least half of them must then follow each other directly.
+    id_col, time_col, target_col
+        Columns of a long frame.
     lags
         Number of last values the model sees at each step. Recurrent models remember; one without
         state needs as many as matter. None: 1; for "segrnn" 4 horizons or 2 seasons, at most 336 or
@@ -116,6 +135,8 @@ class SequenceForecaster(ForecastTraining):
         The `History` of training.
     n_features_in_
         Number of variables.
+    season_
+        Steps of the season; None: none.
     repeats_
         Whether "segrnn" repeats the last season, because that was better on the held-out part.
 
@@ -133,6 +154,22 @@ class SequenceForecaster(ForecastTraining):
     (50, 12, 3)
     >>> f.update(y[150:]).predict().shape  # of what follows y
     (12, 3)
+
+    A long frame:
+
+    >>> import pandas as pd
+    >>> days = pd.date_range("2024-01-01", periods=60)
+    >>> shops = pd.concat(
+    ...     pd.DataFrame({"unique_id": shop, "ds": days, "y": np.sin(np.arange(60.0) / size)})
+    ...     for shop, size in (("north", 2), ("south", 3))
+    ... )
+    >>> f = SequenceForecaster(horizon=2, epochs=5, random_state=0).fit(shops)
+    >>> f.predict()[["unique_id", "ds"]]
+      unique_id         ds
+    0     north 2024-03-01
+    1     north 2024-03-02
+    2     south 2024-03-01
+    3     south 2024-03-02
     """
 
     _known: Covariates | None
@@ -146,7 +183,11 @@ class SequenceForecaster(ForecastTraining):
         *,
         quantiles: Sequence[float] | None = None,
         strategy: str = "direct",
-        season: int | None = None,
+        season: int | str | None = "auto",
+        freq: object = None,
+        id_col: str = "unique_id",
+        time_col: str = "ds",
+        target_col: str = "y",
         lags: int | None = None,
         scale: str | None = "standard",
         module: str | nn.Module | Callable[..., nn.Module] = SEGMENT_RNN,
@@ -180,6 +221,10 @@ class SequenceForecaster(ForecastTraining):
         self.quantiles = quantiles
         self.strategy = strategy
         self.season = season
+        self.freq = freq
+        self.id_col = id_col
+        self.time_col = time_col
+        self.target_col = target_col
         self.lags = lags
         self.scale = scale
         self.module = module
@@ -217,9 +262,10 @@ class SequenceForecaster(ForecastTraining):
         y
             The series; see above.
         X
-            Covariates of the same steps, ``(T, F)``, for a panel ``(N, T, F)``, a list of
-            ``(T_i, F)``, or ``(T, F)`` for all series. They must be known for the whole horizon
-            when forecasting (a calendar, prices, plans).
+            Covariates of the same steps, ``(T, F)``, for a panel ``(N, T, F)``, a list or
+            dictionary of ``(T_i, F)``, or ``(T, F)`` for all series; None if `y` is a long frame,
+            which has them. They must be known for the whole horizon when forecasting (a calendar,
+            prices, plans).
 
         Returns
         -------
@@ -232,19 +278,23 @@ class SequenceForecaster(ForecastTraining):
             A parameter or the data are invalid.
         """
         check_parameters(self.get_params(deep=False))
-        series = read_series(y, "y")
+        spacing = Spacing(None if self.freq is None else offset_of(self.freq))
+        y, X = self._columns.split(y, X, spacing)  # noqa: N806
+        series = read_series(y, "y", spacing=spacing)
         refuse_identifiers(series, "y")
         start = self._begin((series.variables, series.names, X is not None))
         goes_on = start.why is None  # with the same scaling, too
         if not goes_on:
             params = self.get_params(deep=False)
-            self._choices = Choices.of(params, series.lengths, series.variables)
-        lag, apart = self._choices.lag, self._choices.validation
-        check_lengths(series, 2 + (lag or 0) + apart, self._needs(), apart=apart)
+            freq = next(filter(None, (spacing.given, *series.freqs)), None)
+            season = season_of(freq)
+            self._choices = Choices.of(params, series.lengths, series.variables, season)
+        apart = self._choices.validation
+        check_lengths(series, least_steps(self._choices), self._needs(), apart=apart)
         known = self._known if goes_on else None
         read = None
         if X is not None:
-            read = Covariates.read(X, series, series.lengths, "the steps of y", known)
+            read = Covariates.read(X, series, series.lengths, "the steps of y", known, spacing)
             known = known or Covariates.measure(read, scaled=self.scale is not None, apart=apart)
         times = check_together(series, read)
         covariates = None if read is None or known is None else known.scaled(read)
@@ -256,18 +306,21 @@ class SequenceForecaster(ForecastTraining):
         self.n_features_in_ = series.variables
         self._known, self._scaling = known, scaling
         self._rollout = Rollout(
-            self.estimator_, self.horizon, self._choices.lags, self.season, self._compared,
+            self.estimator_, self.horizon, self._choices.lags, self._choices.season,
+            self._compared,
             self._choices.segments, series.variables if self._choices.apart else 1,
             self.strategy == "recursive", self._levels, start.seed,
         )  # fmt: skip
         self._origin = self._rollout.begin(series.arrays, covariates, scaling)
-        self._times = [None if one is None else one.end for one in times]
+        ends = {id(one): one.end for one in times if one is not None}
+        self._times = [None if one is None else ends[id(one)] for one in times]
         self._like = dataclasses.replace(
-            series, arrays=[one[:0] for one in series.arrays], indices=(), moved=()
+            series, arrays=[one[:0] for one in series.arrays], indices=(), moved=(), freqs=()
         )
+        self.season_ = self._choices.season
         return self
 
-    def predict(self, y: object = None, X: object = None) -> Array:  # noqa: N803
+    def predict(self, y: object = None, X: object = None) -> Any:  # noqa: N803
         """Forecast the next `horizon` steps.
 
         Parameters
@@ -278,29 +331,31 @@ class SequenceForecaster(ForecastTraining):
             added since.
         X
             Covariates, if `fit` got some, of the steps of `y` and of the horizon,
-            ``(T + horizon, F)``; without `y`, ``(horizon, F)``; for panels as in `fit`.
+            ``(T + horizon, F)``; without `y`, ``(horizon, F)``; for panels as in `fit`. With long
+            frames, a long frame of the horizon.
 
         Returns
         -------
-        numpy.ndarray
-            ``(horizon,)``, ``(horizon, K)``, for a panel ``(N, horizon)`` or ``(N, horizon, K)``,
-            in the form of the series. Quantiles add a last axis, along which they rise.
+        numpy.ndarray, pandas.Series, pandas.DataFrame, list, dict or polars.DataFrame
+            ``(horizon,)``, ``(horizon, K)``, for a panel ``(N, horizon)`` or ``(N, horizon, K)``;
+            in the form of the series. Quantiles add a last axis, along which they rise; in tables
+            they are columns "q0.1", …. Long frames have a column of ids, of times, and "forecast"
+            or quantiles, sorted by id and time.
         """
         self._check_fitted()
-        rollout, origin, form = self._rollout, self._origin, self._like
+        rollout, origin, form, ends = self._rollout, self._origin, self._like, self._times
         past = ahead = None
         if y is None:
             count = len(form.arrays)
             what = "the horizon, the steps that follow"
+            X = self._columns.covariates(X, self._spacing)  # noqa: N806
             read = self._read_covariates(X, form, np.full(count, self.horizon), what)
             if read is not None and self._known is not None:
                 check_ahead(read, self._times)
                 ahead = self._known.scaled(read)
         else:
-            form = self._read(y, self._choices.lag or 1)
-            what = "the steps of y and of the horizon"
-            read = self._read_covariates(X, form, form.lengths + self.horizon, what)
-            check_together(form, read, ahead=0 if read is None else self.horizon, known=self._times)
+            form, read = self._read_with_horizon(y, X)
+            ends = check_together(form, read, ahead=0 if read is None else self.horizon)
             if read is not None and self._known is not None:
                 whole = self._known.scaled(read)
                 past = [one[: -self.horizon] for one in whole]
@@ -308,7 +363,7 @@ class SequenceForecaster(ForecastTraining):
             scaling = self._measure(form.arrays) if self.scale == "series" else self._scaling
             origin = rollout.begin(form.arrays, past, scaling)
         found = rollout.forecast(origin, None if ahead is None else np.stack(ahead))
-        return self._result(form, found)
+        return self._result(form, found, ends)
 
     def update(self, y: object, X: object = None) -> SequenceForecaster:  # noqa: N803
         """Append new data, from whose end `predict` then forecasts. Nothing is learnt.
@@ -317,7 +372,8 @@ class SequenceForecaster(ForecastTraining):
         ----------
         y
             The next steps of the series that `fit` got, in their form; for a panel, equally many
-            of each.
+            of each. A long frame or a dictionary may have some of the series, and any number of
+            steps of each.
         X
             Covariates of these steps, if `fit` got some.
 
@@ -327,12 +383,20 @@ class SequenceForecaster(ForecastTraining):
             The data are invalid, such as steps that do not follow; nothing has been changed.
         """
         self._check_fitted()
-        values, covariates, times = self._following(y, X)
-        self._origin = self._rollout.advance(self._origin, values, covariates)
-        self._times = times
+        new = self._following(y, X)
+        origin, times = self._origin, list(self._times)
+        for part in new.by_length():
+            values, covariates = part.stacked()
+            if len(part.rows) == len(times):
+                origin = self._rollout.advance(origin, values, covariates)
+            else:
+                origin = self._rollout.advance_some(origin, part.rows, values, covariates)
+        for row, end in zip(new.rows.tolist(), new.ends, strict=True):
+            times[row] = end
+        self._origin, self._times = origin, times
         return self
 
-    def backtest(self, y: object, X: object = None, *, stride: int | None = None) -> Array:  # noqa: N803
+    def backtest(self, y: object, X: object = None, *, stride: int | None = None) -> Any:  # noqa: N803
         """Forecast repeatedly as series continue, without learning.
 
         Parameters
@@ -345,16 +409,25 @@ class SequenceForecaster(ForecastTraining):
 
         Returns
         -------
-        numpy.ndarray
-            Forecasts at these times along the first axis, each as `predict` returns it. The last
-            ones may reach beyond `y`: there, covariates are assumed average.
+        numpy.ndarray, dict, pandas.DataFrame or polars.DataFrame
+            Of arrays: forecasts at these times along the first axis, each as `predict` returns it.
+            Of tables: a long frame of ids (of a panel), "variable" (of DataFrames), times,
+            "cutoff" (the last time known to a forecast), actual values, and "forecast" or
+            quantiles. The last forecasts may reach beyond `y`: there, covariates are assumed
+            average.
         """
         self._check_fitted()
         stride = self.horizon if stride is None else stride
         check_count("stride", stride)
-        values, covariates, _ = self._following(y, X)
+        values, covariates = self._following(y, X, whole=True).stacked()
         found = self._rollout.forecasts(self._origin, values, covariates, stride)
-        return np.stack([self._result(self._like, one) for one in found])
+        form = self._like.form
+        if not form.tabular:
+            return form.stacked([self._result(self._like, one, self._times) for one in found])
+        parts = [self._forecasts(self._like, one, self._times) for one in found]
+        steps = range(0, values.shape[1], stride)
+        names = None if self._like.flat else self._like.names
+        return form.backtest(parts, steps, values, names)
 
     def score(self, y: object, X: object = None) -> float:  # noqa: N803
         """Return the score of forecasts of the steps after the training data; 1 is perfect.
@@ -369,7 +442,7 @@ class SequenceForecaster(ForecastTraining):
             As in `update`.
         """
         self._check_fitted()
-        values, covariates, _ = self._following(y, X)
+        values, covariates = self._following(y, X, whole=True).stacked()
         found = np.concatenate(
             self._rollout.forecasts(self._origin, values, covariates, self.horizon), axis=1
         )
@@ -381,14 +454,23 @@ class SequenceForecaster(ForecastTraining):
         return hasattr(self, "_origin")
 
     def _needs(self) -> str:
-        return f"horizon={self.horizon}, season={self.season}"
+        return f"horizon={self.horizon}, season={self._choices.season}"
 
     def _check_fitted(self) -> None:
         if not self.__sklearn_is_fitted__():
             raise NotFittedError(f"this {type(self).__name__} is not fitted yet: call fit first")
 
+    @property
+    def _columns(self) -> Columns:
+        return Columns(self.id_col, self.time_col, self.target_col)
+
+    @property
+    def _spacing(self) -> Spacing:
+        given = None if self.freq is None else offset_of(self.freq)
+        return Spacing.as_of(self._times, given)
+
     def _read(self, y: object, least: int, *, known: bool = True) -> Series:
-        series = read_series(y, "y", self._like.names)
+        series = read_series(y, "y", self._like.names, self._spacing)
         refuse_identifiers(series, "y")
         if series.variables != self.n_features_in_:
             raise ValueError(
@@ -397,27 +479,49 @@ class SequenceForecaster(ForecastTraining):
         check_lengths(series, least, self._needs(), known=known)
         return series
 
-    def _following(
-        self, y: object, X: object  # noqa: N803
-    ) -> tuple[Array, Array | None, list[Times | None]]:  # fmt: skip
-        """Read the steps after the series that `fit` got; return them, and their last times."""
-        series = self._read(y, 1, known=False)
+    def _read_with_horizon(self, y: object, X: object) -> tuple[Series, Series | None]:  # noqa: N803
+        """Read series to forecast, and covariates of their steps and of the horizon."""
+        spacing, columns, past = self._spacing, self._columns, None
+        ahead = columns.covariates(X, spacing)
+        in_y = columns.is_long(y)
+        y, past = columns.split(y, None, spacing)
+        series = self._read(y, self._choices.lag or 1)
+        if not in_y or self._known is None:
+            what = "the steps of y and of the horizon"
+            past = ahead if past is None else past
+            return series, self._read_covariates(past, series, series.lengths + self.horizon, what)
+        before = self._read_covariates(past, series, series.lengths, "the steps of y")
+        count = np.full(len(series.arrays), self.horizon)
+        then = self._read_covariates(ahead, series, count, "the horizon")
+        assert before is not None
+        assert then is not None
+        return series, joined(before, then)
+
+    def _following(self, y: object, X: object, *, whole: bool = False) -> Following:  # noqa: N803
+        """Read the steps after the series that `fit` got; `whole`: equally many of all of them."""
+        y, X = self._columns.split(y, X, self._spacing)  # noqa: N806
+        series, ids = self._read(y, 1, known=False), self._like.ids
         count = len(self._like.arrays)
-        if len(series.arrays) != count:
+        rows = np.arange(count)
+        if series.ids is not None and not whole:
+            rows = rows_of(series, ids, "y")
+            series, rows = series.take(rows.argsort()), np.sort(rows)
+        series = aligned(series, ids, "y") if whole else series
+        if len(series.arrays) != len(rows):
             raise ValueError(
                 f"y must continue the {count} series that fit got, got {len(series.arrays)}"
             )
-        if len(set(series.lengths.tolist())) > 1:
+        if (whole or series.ids is None) and len(set(series.lengths.tolist())) > 1:
             raise ValueError(
                 "y must have the same number of steps of each series, got "
                 f"{series.lengths.tolist()}"
             )
         read = self._read_covariates(X, series, series.lengths, "the steps of y")
-        times = check_going_on(series, read, self._times)
+        ends = check_going_on(series, read, [self._times[row] for row in rows.tolist()])
         covariates = None
         if read is not None and self._known is not None:
-            covariates = np.stack(self._known.scaled(read))
-        return np.stack(series.arrays), covariates, times
+            covariates = self._known.scaled(read)
+        return Following(rows, series.arrays, covariates, ends)
 
     def _read_covariates(
         self,
@@ -427,10 +531,19 @@ class SequenceForecaster(ForecastTraining):
         what: str,
     ) -> Series | None:
         if self._known is not None:
-            return Covariates.read(X, like, lengths, what, self._known)
+            return Covariates.read(X, like, lengths, what, self._known, self._spacing)
         if X is not None:
             raise ValueError("X is given, but fit got no covariates")
         return None
 
-    def _result(self, form: Series, found: Array) -> Array:
-        return form.like(found if self.quantiles is not None else found[..., 0])
+    def _forecasts(self, form: Series, found: Array, ends: Sequence[Times | None]) -> Forecasts:
+        values = found if self.quantiles is not None else found[..., 0]
+        return Forecasts(values.astype(form.dtype), ends, self._levels)
+
+    def _result(self, form: Series, found: Array, ends: Sequence[Times | None]) -> Any:
+        result = self._forecasts(form, found, ends)
+        if form.form.kind == "arrays":
+            return form.like(result.values)
+        if form.flat:
+            result = dataclasses.replace(result, values=result.values.squeeze(2))
+        return form.form.forecasts(result)
