@@ -77,8 +77,13 @@ class Choices:
     dropout: float
 
     @classmethod
-    def of(cls, given: Mapping[str, Any], lengths: Array, variables: int) -> Choices:
-        """Choose for series of `lengths` ``(N,)``; `given` are the forecaster's parameters."""
+    def of(
+        cls, given: Mapping[str, Any], lengths: Array, variables: int, covariates: int = 0
+    ) -> Choices:
+        """Choose for series of `lengths` ``(N,)``; `given` are the forecaster's parameters.
+
+        `covariates` is the number of their columns that change with time.
+        """
         own: dict[str, Any] = {name: given[name] for name in _PLAIN if given[name] is not None}
         lag = season_lag(given["season"], given["horizon"], given["strategy"])
         segments = isinstance(given["module"], str) and given["module"] == SEGMENT_RNN
@@ -91,12 +96,18 @@ class Choices:
         if not segments:
             return cls(segments=False, segment=1, half_life=0, **found, **{**_PLAIN, **own})
         count = len(lengths) * (variables if found["apart"] else 1)
-        chosen = _for_segments(own, given["horizon"], season, lengths, count)
+        width = covariates + (1 if found["apart"] else variables)
+        chosen = _for_segments(own, given["horizon"], season, lengths, count, width)
         return cls(segments=True, **found, **chosen)
 
 
 def _for_segments(
-    own: dict[str, Any], horizon: int, season: int | None, lengths: Array, count: int
+    own: dict[str, Any],
+    horizon: int,
+    season: int | None,
+    lengths: Array,
+    count: int,
+    width: int,
 ) -> dict[str, Any]:
     longest, shortest = int(lengths.max()), int(lengths.min())
     segment = min(horizon, _SEGMENT // 2)
@@ -107,7 +118,7 @@ def _for_segments(
     lags = own.get("lags", min(lags, longest // 2))
     lags = max(lags, segment, season if season is not None and season <= SEASON else 0)
     windows = count * float(np.mean(lengths))
-    seqsize = own.get("seqsize", max(_STEPS, round(windows * lags / _COPIED)))
+    seqsize = own.get("seqsize", max(_STEPS, round(windows * lags * width / _COPIED)))
     together = min(max(windows / _UPDATES_PER_EPOCH, _WINDOWS[0]), _WINDOWS[1])
     batchsize = own.get("batchsize", max(1, round(together / seqsize)))
     updates = max(1.0, windows / (batchsize * seqsize))

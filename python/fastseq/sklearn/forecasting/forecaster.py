@@ -12,8 +12,9 @@ from torch import Tensor, nn, optim
 
 from ...training.spec import check_count
 from ..alignment import check_ahead, check_going_on, check_together
+from .all_covariates import AllCovariates, first_read
 from .choices import SEGMENT_RNN, Choices
-from .covariates import Covariates
+from .covariate_rows import CovariateRows
 from .fitting import ForecastTraining
 from .forecast_parameters import check_lengths, check_parameters
 from .forecast_score import skill
@@ -26,7 +27,7 @@ __all__ = ["SequenceForecaster"]
 
 
 class SequenceForecaster(ForecastTraining):
-    """Forecast series over a horizon, from their past and from covariates known ahead.
+    """Forecast series over a horizon, from their past and from covariates.
 
     One model serves all series. `horizon` and `season` are all it needs: parameters that are None
     are chosen from them and from the data.
@@ -40,6 +41,10 @@ class SequenceForecaster(ForecastTraining):
     equally far apart (`asfreq` makes rows for missing ones); covariates must have the same times,
     and later data must follow directly. Columns are matched by name, in the order of `fit`. Arrays,
     lists and an index 0, 1, 2, … carry no times: later data are then assumed to follow.
+
+    Columns of tables of covariates may hold categories (strings, booleans, objects, categorical):
+    they are embedded. Categories that were not seen in `fit`, and missing ones, are all alike then,
+    and have no effect of their own.
 
     Parameters
     ----------
@@ -57,6 +62,18 @@ class SequenceForecaster(ForecastTraining):
         a season before (direct: as many seasons before as are known for the whole horizon) are
         learnt instead of the values. A missing value is replaced by the one a season earlier; if
         none was ever known, by the last known value.
+    past
+        Names of those columns of X, for arrays their positions, that are not known ahead: their
+        values may have gaps, in which the last known one is seen, and those after the origin of a
+        forecast are never looked at. Not for ``strategy="recursive"``.
+    calendar
+        Features of the dates of steps, which need not be in X: True chooses some by the distance of
+        steps, the season, and how long series are; or a list of "minute_of_hour", "hour_of_day",
+        "day_of_week", "hour_of_week", "day_of_month", "day_of_year", "week_of_year", "month",
+        "quarter". Days and hours are those of the index's time zone.
+    holidays
+        A country's code, such as "DE", or "DE-BY" for a part of it: whether days are holidays, the
+        days before one, or after one. Needs the package holidays, and steps of at most a day.
     lags
         Number of last values the model sees at each step. Recurrent models remember; one without
         state needs as many as matter. None: 1; for "segrnn" 4 horizons or 2 seasons, at most 336 or
@@ -135,7 +152,7 @@ class SequenceForecaster(ForecastTraining):
     (12, 3)
     """
 
-    _known: Covariates | None
+    _known: AllCovariates
     _scaling: SeriesScaling  # of the training series
     _origin: Origin  # the current position of the series
     _times: list[Times | None]  # its times
@@ -147,6 +164,9 @@ class SequenceForecaster(ForecastTraining):
         quantiles: Sequence[float] | None = None,
         strategy: str = "direct",
         season: int | None = None,
+        past: Sequence[str | int] = (),
+        calendar: bool | Sequence[str] = False,
+        holidays: str | None = None,
         lags: int | None = None,
         scale: str | None = "standard",
         module: str | nn.Module | Callable[..., nn.Module] = SEGMENT_RNN,
@@ -180,6 +200,9 @@ class SequenceForecaster(ForecastTraining):
         self.quantiles = quantiles
         self.strategy = strategy
         self.season = season
+        self.past = past
+        self.calendar = calendar
+        self.holidays = holidays
         self.lags = lags
         self.scale = scale
         self.module = module
@@ -209,7 +232,7 @@ class SequenceForecaster(ForecastTraining):
         self.warm_start = warm_start
         self.verbose = verbose
 
-    def fit(self, y: object, X: object = None) -> SequenceForecaster:  # noqa: N803 (as in scikit-learn)
+    def fit(self, y: object, X: object = None, *, static: object = None) -> SequenceForecaster:  # noqa: N803 (as in scikit-learn)
         """Train on all steps of series.
 
         Parameters
@@ -218,8 +241,10 @@ class SequenceForecaster(ForecastTraining):
             The series; see above.
         X
             Covariates of the same steps, ``(T, F)``, for a panel ``(N, T, F)``, a list of
-            ``(T_i, F)``, or ``(T, F)`` for all series. They must be known for the whole horizon
-            when forecasting (a calendar, prices, plans).
+            ``(T_i, F)``, or ``(T, F)`` for all series. Those not in `past` must be known for the
+            whole horizon when forecasting (prices, plans, promotions).
+        static
+            Covariates of each series that do not change, ``(N, S)``; tables may hold categories.
 
         Returns
         -------
@@ -231,28 +256,31 @@ class SequenceForecaster(ForecastTraining):
         ValueError, TypeError
             A parameter or the data are invalid.
         """
-        check_parameters(self.get_params(deep=False))
+        params = self.get_params(deep=False)
+        check_parameters(params)
         series = read_series(y, "y")
         refuse_identifiers(series, "y")
-        start = self._begin((series.variables, series.names, X is not None))
+        start = self._begin((series.variables, series.names, X is not None, static is not None))
         goes_on = start.why is None  # with the same scaling, too
+        known = self._known if goes_on else None
+        x, read = first_read(X, series, self.past, None if known is None else known.x)
+        times = check_together(series, read)
+        if known is None:
+            known = AllCovariates.start(x, times, params)
         if not goes_on:
-            params = self.get_params(deep=False)
-            self._choices = Choices.of(params, series.lengths, series.variables)
+            columns = len(known.sizes.ahead) + len(known.sizes.past)
+            self._choices = Choices.of(params, series.lengths, series.variables, columns)
         lag, apart = self._choices.lag, self._choices.validation
         check_lengths(series, 2 + (lag or 0) + apart, self._needs(), apart=apart)
-        known = self._known if goes_on else None
-        read = None
-        if X is not None:
-            read = Covariates.read(X, series, series.lengths, "the steps of y", known)
-            known = known or Covariates.measure(read, scaled=self.scale is not None, apart=apart)
-        times = check_together(series, read)
-        covariates = None if read is None or known is None else known.scaled(read)
+        if not goes_on:
+            known, read = known.measured(read, apart=apart, scaled=self.scale is not None)
+        known, fixed = known.of_series(static, series, scaled=self.scale is not None)
+        covariates = known.rows(read, series.lengths, times, lambda own: own.index)
         if goes_on and self.scale != "series":
             scaling = self._scaling
         else:
             scaling = self._measure([one[: len(one) - apart] for one in series.arrays])
-        self._train(self._task(series, covariates, scaling), start)
+        self._train(self._task(series, covariates, fixed, known.sizes, scaling), start)
         self.n_features_in_ = series.variables
         self._known, self._scaling = known, scaling
         self._rollout = Rollout(
@@ -260,14 +288,14 @@ class SequenceForecaster(ForecastTraining):
             self._choices.segments, series.variables if self._choices.apart else 1,
             self.strategy == "recursive", self._levels, start.seed,
         )  # fmt: skip
-        self._origin = self._rollout.begin(series.arrays, covariates, scaling)
+        self._origin = self._rollout.begin(series.arrays, covariates, scaling, fixed)
         self._times = [None if one is None else one.end for one in times]
         self._like = dataclasses.replace(
             series, arrays=[one[:0] for one in series.arrays], indices=(), moved=()
         )
         return self
 
-    def predict(self, y: object = None, X: object = None) -> Array:  # noqa: N803
+    def predict(self, y: object = None, X: object = None, *, static: object = None) -> Array:  # noqa: N803
         """Forecast the next `horizon` steps.
 
         Parameters
@@ -278,7 +306,10 @@ class SequenceForecaster(ForecastTraining):
             added since.
         X
             Covariates, if `fit` got some, of the steps of `y` and of the horizon,
-            ``(T + horizon, F)``; without `y`, ``(horizon, F)``; for panels as in `fit`.
+            ``(T + horizon, F)``; without `y`, ``(horizon, F)``; for panels as in `fit`. In the
+            horizon, columns not known ahead may be NaN, and without `y` they may be left out.
+        static
+            Static covariates of `y`, if `fit` got some.
 
         Returns
         -------
@@ -287,28 +318,29 @@ class SequenceForecaster(ForecastTraining):
             in the form of the series. Quantiles add a last axis, along which they rise.
         """
         self._check_fitted()
-        rollout, origin, form = self._rollout, self._origin, self._like
-        past = ahead = None
+        rollout, origin, form, known = self._rollout, self._origin, self._like, self._known
         if y is None:
-            count = len(form.arrays)
+            if static is not None:
+                raise ValueError("static is given without y: that of the series is known from fit")
             what = "the horizon, the steps that follow"
-            read = self._read_covariates(X, form, np.full(count, self.horizon), what)
-            if read is not None and self._known is not None:
+            read = known.read_ahead(X, form, self.horizon, what)
+            if read is not None:
                 check_ahead(read, self._times)
-                ahead = self._known.scaled(read)
+            none, horizon = np.zeros(len(form.arrays), int), self.horizon
+            ahead = known.rows(read, none, self._times, lambda own: own.following(horizon))
         else:
-            form = self._read(y, self._choices.lag or 1)
+            form = self._read(y, self._compared or 1)
             what = "the steps of y and of the horizon"
-            read = self._read_covariates(X, form, form.lengths + self.horizon, what)
-            check_together(form, read, ahead=0 if read is None else self.horizon, known=self._times)
-            if read is not None and self._known is not None:
-                whole = self._known.scaled(read)
-                past = [one[: -self.horizon] for one in whole]
-                ahead = [one[-self.horizon :] for one in whole]
+            read = known.read(X, form, form.lengths + self.horizon, what, ahead=self.horizon)
+            beyond = 0 if read is None else len(read.arrays[0]) - int(form.lengths[0])
+            times = check_together(form, read, ahead=beyond, known=self._times)
+            horizon = self.horizon
+            covariates = known.rows(read, form.lengths, times, lambda own: own.reaching(horizon))
+            _, fixed = known.of_series(static, form)
             scaling = self._measure(form.arrays) if self.scale == "series" else self._scaling
-            origin = rollout.begin(form.arrays, past, scaling)
-        found = rollout.forecast(origin, None if ahead is None else np.stack(ahead))
-        return self._result(form, found)
+            origin = rollout.begin(form.arrays, covariates, scaling, fixed)
+            ahead = None if covariates is None else covariates.after(form.lengths)
+        return self._result(form, rollout.forecast(origin, ahead))
 
     def update(self, y: object, X: object = None) -> SequenceForecaster:  # noqa: N803
         """Append new data, from whose end `predict` then forecasts. Nothing is learnt.
@@ -347,7 +379,8 @@ class SequenceForecaster(ForecastTraining):
         -------
         numpy.ndarray
             Forecasts at these times along the first axis, each as `predict` returns it. The last
-            ones may reach beyond `y`: there, covariates are assumed average.
+            ones may reach beyond `y`: there, covariates but those of the calendar are assumed
+            average.
         """
         self._check_fitted()
         stride = self.horizon if stride is None else stride
@@ -399,7 +432,7 @@ class SequenceForecaster(ForecastTraining):
 
     def _following(
         self, y: object, X: object  # noqa: N803
-    ) -> tuple[Array, Array | None, list[Times | None]]:  # fmt: skip
+    ) -> tuple[Array, CovariateRows | None, list[Times | None]]:  # fmt: skip
         """Read the steps after the series that `fit` got; return them, and their last times."""
         series = self._read(y, 1, known=False)
         count = len(self._like.arrays)
@@ -412,25 +445,13 @@ class SequenceForecaster(ForecastTraining):
                 "y must have the same number of steps of each series, got "
                 f"{series.lengths.tolist()}"
             )
-        read = self._read_covariates(X, series, series.lengths, "the steps of y")
+        read = self._known.read(X, series, series.lengths, "the steps of y")
         times = check_going_on(series, read, self._times)
-        covariates = None
-        if read is not None and self._known is not None:
-            covariates = np.stack(self._known.scaled(read))
+        steps = int(series.lengths[0]) + self.horizon
+        covariates = self._known.rows(
+            read, series.lengths, self._times, lambda own: own.following(steps)
+        )
         return np.stack(series.arrays), covariates, times
-
-    def _read_covariates(
-        self,
-        X: object,  # noqa: N803
-        like: Series,
-        lengths: Array,
-        what: str,
-    ) -> Series | None:
-        if self._known is not None:
-            return Covariates.read(X, like, lengths, what, self._known)
-        if X is not None:
-            raise ValueError("X is given, but fit got no covariates")
-        return None
 
     def _result(self, form: Series, found: Array) -> Array:
         return form.like(found if self.quantiles is not None else found[..., 0])
