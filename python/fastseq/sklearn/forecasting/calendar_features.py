@@ -179,6 +179,7 @@ class Calendar:
         return found
 
 
+_ENOUGH = 1000  # steps to find out how long they are
 _ON_REQUEST = ("minute_of_hour", "week_of_year", "quarter")
 
 
@@ -216,8 +217,9 @@ def _span(times: Times | None, number: int, count: int) -> tuple[float, float]:
     """Return the length of a step, and of a series, in days."""
     name = "y" if count == 1 else f"y[{number}]"
     dates = _dates(None if times is None else times.index, name)
+    days = np.diff(dates[:_ENOUGH].to_numpy()) / np.timedelta64(1, "D")
     length = (dates[-1] - dates[0]).total_seconds() / 86400
-    return length / max(len(dates) - 1, 1), length
+    return float(np.median(days)) if len(days) else 0.0, length
 
 
 def _dates(index: pd.Index | None, name: str) -> pd.DatetimeIndex:

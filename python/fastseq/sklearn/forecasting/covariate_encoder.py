@@ -27,7 +27,8 @@ def embedding_size(categories: int) -> int:
     >>> [embedding_size(count) for count in (1, 2, 7, 168, 10_000)]
     [2, 2, 5, 28, 50]
     """
-    return min(50, int(round(1.6 * float(categories) ** 0.56)))
+    size: int = round(1.6 * categories**0.56)
+    return min(50, size)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -337,7 +337,9 @@ class SequenceForecaster(ForecastTraining):
             horizon = self.horizon
             covariates = known.rows(read, form.lengths, times, lambda own: own.reaching(horizon))
             _, fixed = known.of_series(static, form)
-            scaling = self._measure(form.arrays) if self.scale == "series" else self._scaling
+            scaling = self._scaling
+            if self.scale == "series":
+                scaling = self._measure(form.arrays).of_single_values(form.arrays, scaling)
             origin = rollout.begin(form.arrays, covariates, scaling, fixed)
             ahead = None if covariates is None else covariates.after(form.lengths)
         return self._result(form, rollout.forecast(origin, ahead))

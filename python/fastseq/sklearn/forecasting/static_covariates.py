@@ -105,6 +105,8 @@ def _in_order(given: Any, count: int, ids: Sequence[Any] | None) -> Any:
 def _numbers(given: Any, count: int, names: tuple[str, ...] | None) -> tuple[Array, Any]:
     if is_table(given):
         given = given.reset_index(drop=True)  # which is no time
+    elif isinstance(given, list | tuple):
+        given = np.asarray(given)
     read = read_series(given, "static", names)
     if not read.single:
         raise ValueError("static must have the shape (series, columns), one row for each series")

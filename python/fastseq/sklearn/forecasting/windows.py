@@ -118,6 +118,11 @@ def _mean_size(values: Array) -> Array:
     return np.asarray((np.abs(np.where(known, values, 0)) / count).sum(axis=0))
 
 
+def _median(values: Array) -> float:
+    known = values[np.isfinite(values)]
+    return float(np.median(known)) if len(known) else 0.0
+
+
 def _above(deviation: Array, least: Array, otherwise: Array | float) -> Array:
     return np.where(deviation > least, deviation, otherwise)
 
@@ -187,6 +192,29 @@ class SeriesScaling:
         """Return center, scale and change of one series."""
         row = index if len(self.center) > 1 else 0
         return self.center[row], self.scale[row], None if self.change is None else self.change[row]
+
+    def of_single_values(self, arrays: list[Array], typical: SeriesScaling) -> SeriesScaling:
+        """Return the scaling with a typical scale for series of only one known value.
+
+        It is as large, compared to the value, as the median of the `typical` scalings; of a value
+        of 0 it is their median.
+
+        Examples
+        --------
+        >>> typical = SeriesScaling(np.array([[10.0], [20.0]]), np.array([[1.0], [2.0]]), None)
+        >>> arrays = [np.array([[50.0]]), np.array([[1.0], [5.0]])]
+        >>> own = SeriesScaling.measure(arrays, "series", None)
+        >>> own.of_single_values(arrays, typical).scale.T
+        array([[5., 2.]])
+        """
+        single = np.stack([np.isfinite(one).sum(axis=0) == 1 for one in arrays])
+        if not single.any():
+            return self
+        size = np.abs(typical.center)
+        share = typical.scale / np.where(size > 0, size, np.nan)
+        scale = np.abs(self.center) * np.array([_median(column) for column in share.T])
+        scale = np.where(scale > 0, scale, np.median(typical.scale, axis=0))
+        return dataclasses.replace(self, scale=np.where(single, scale, self.scale))
 
     def apart(self, count: int) -> SeriesScaling:
         """Return the scaling of each variable of `count` series as a series of its own."""
