@@ -56,6 +56,20 @@ def fitted(f, static=STATIC, steps=STEPS, plans=PLANS, panel=PANEL):
     return f.fit(cut(panel, 0, steps), cut(plans, 0, steps), static=static)
 
 
+def numbers(found):
+    """Return forecasts of a list of series as an array."""
+    return np.stack([np.asarray(one) for one in found])
+
+
+def backtest(f, begin, end, stride, plans=PLANS):
+    """Return the forecasts of a backtest as an array, the times at which they are made first."""
+    found = f.backtest(cut(PANEL, begin, end), cut(plans, begin, end), stride=stride)
+    columns = [name for name in found if name == "forecast" or name.startswith("q")]
+    values = found[columns].to_numpy().reshape(3, -1, HORIZON, len(columns))
+    values = values if "q0.5" in columns else values[..., 0]
+    return np.moveaxis(values, 1, 0)
+
+
 # --- forecasts of all kinds of calls agree
 
 
@@ -63,17 +77,16 @@ def fitted(f, static=STATIC, steps=STEPS, plans=PLANS, panel=PANEL):
 @pytest.mark.parametrize("more", [{}, {"quantiles": LEVELS, "season": 7, "lags": 9}])
 def test_backtests_are_predictions_from_each_origin(module, more):
     f = fitted(whole(module=module, **more))
-    later = cut(PANEL, STEPS, STEPS + MORE), cut(PLANS, STEPS, STEPS + MORE)
-    every, apart = (f.backtest(*later, stride=stride) for stride in (1, 5))
+    every, apart = (backtest(f, STEPS, STEPS + MORE, stride) for stride in (1, 5))
     np.testing.assert_allclose(every[::5], apart, rtol=1e-4, atol=1e-5)
     for origin in range(0, MORE - HORIZON, 2):  # later ones see covariates that are not known
         end = STEPS + origin
         ahead = cut(PLANS, end, end + HORIZON)
-        found = f.predict(X=ahead)
+        found = numbers(f.predict(X=ahead))
         np.testing.assert_allclose(every[origin], found, rtol=1e-4, atol=1e-5)
         if origin % 10 == 0:
             plans = cut(PLANS, 0, end + HORIZON)
-            again = f.predict(cut(PANEL, 0, end), plans, static=STATIC)
+            again = numbers(f.predict(cut(PANEL, 0, end), plans, static=STATIC))
             np.testing.assert_allclose(found, again, rtol=1e-4, atol=1e-4)
         f.update(cut(PANEL, end, end + 2), cut(PLANS, end, end + 2))
 
@@ -81,10 +94,10 @@ def test_backtests_are_predictions_from_each_origin(module, more):
 def test_recursive_forecasts_see_what_is_known_ahead():
     known = [one.drop(columns=list(PAST)) for one in PLANS]
     f = fitted(whole(strategy="recursive", past=(), season=3), plans=known)
-    found = f.backtest(cut(PANEL, STEPS, STEPS + 8), cut(known, STEPS, STEPS + 8), stride=2)
+    found = backtest(f, STEPS, STEPS + 8, 2, known)
     for number in range(2):
         end = STEPS + 2 * number
-        one = f.predict(X=cut(known, end, end + HORIZON))
+        one = numbers(f.predict(X=cut(known, end, end + HORIZON)))
         np.testing.assert_allclose(found[number], one, rtol=1e-4, atol=1e-5)
         f.update(cut(PANEL, end, end + 2), cut(known, end, end + 2))
     # By hand: a forecast of one step, which then is a value.
@@ -92,11 +105,11 @@ def test_recursive_forecasts_see_what_is_known_ahead():
     steps = []
     for step in range(HORIZON):
         end = STEPS + step
-        steps.append(g.predict(X=cut(known, end, end + HORIZON))[:, 0])
+        steps.append(numbers(g.predict(X=cut(known, end, end + HORIZON)))[:, 0])
         values = [pd.Series([one], DAYS[end : end + 1]) for one in steps[-1]]
         g.update(values, cut(known, end, end + 1))
     wanted = fitted(whole(strategy="recursive", past=(), season=3), plans=known)
-    wanted = wanted.predict(X=cut(known, STEPS, STEPS + HORIZON))
+    wanted = numbers(wanted.predict(X=cut(known, STEPS, STEPS + HORIZON)))
     np.testing.assert_allclose(np.stack(steps, 1), wanted, rtol=1e-4, atol=1e-5)
 
 
@@ -117,21 +130,20 @@ def test_variables_apart_share_covariates_and_statics():
 def test_past_columns_are_never_read_after_the_origin(module):
     f = fitted(whole(module=module))
     ahead = cut(PLANS, STEPS, STEPS + HORIZON)
-    wanted = f.predict(X=ahead)
+    wanted = numbers(f.predict(X=ahead))
     left_out = [one.drop(columns=list(PAST)) for one in ahead]
-    np.testing.assert_array_equal(f.predict(X=left_out), wanted)
+    np.testing.assert_array_equal(numbers(f.predict(X=left_out)), wanted)
     for change in ({"was": NAN, "state": None}, {"was": 1e9, "state": "off"}):
-        np.testing.assert_array_equal(f.predict(X=[a.assign(**change) for a in ahead]), wanted)
-        plans = [pd.concat([p[:STEPS], a.assign(**change)]) for p, a in zip(PLANS, ahead)]  # noqa: B905
-        found = f.predict(cut(PANEL, 0, STEPS), plans, static=STATIC)
+        changed = [one.assign(**change) for one in ahead]
+        np.testing.assert_array_equal(numbers(f.predict(X=changed)), wanted)
+        plans = [pd.concat([p[:STEPS], a]) for p, a in zip(PLANS, changed, strict=True)]
+        found = numbers(f.predict(cut(PANEL, 0, STEPS), plans, static=STATIC))
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
-    later, other = cut(PLANS, STEPS, STEPS + MORE), cut(PLANS, STEPS, STEPS + MORE)
-    for n in range(3):
-        other[n] = other[n].copy()
-        other[n].loc[DAYS[STEPS + 10] :, "was"] = 50.0
+    other = [one.copy() for one in PLANS]
+    for one in other:
+        one.loc[DAYS[STEPS + 10] :, "was"] = 50.0
     for stride in (1, 5):
-        one, two = (f.backtest(cut(PANEL, STEPS, STEPS + MORE), x, stride=stride)
-                    for x in (later, other))  # fmt: skip
+        one, two = (backtest(f, STEPS, STEPS + MORE, stride, x) for x in (PLANS, other))
         seen = 10 // stride + 1
         np.testing.assert_array_equal(one[:seen], two[:seen])
         assert (one[seen:] != two[seen:]).any()
@@ -201,7 +213,7 @@ def test_codes_do_not_depend_on_the_order_of_rows_and_columns():
     assert f._known.x.coding.vocabularies == g._known.x.coding.vocabularies
     ahead = cut(PLANS, STEPS, STEPS + HORIZON)
     swapped = [one[sorted(one.columns)][::-1] for one in ahead]
-    np.testing.assert_array_equal(f.predict(X=ahead), f.predict(X=swapped))
+    np.testing.assert_array_equal(numbers(f.predict(X=ahead)), numbers(f.predict(X=swapped)))
     found = find_vocabularies(moved, "X")
     assert found["flag"].values == (False, True)
     assert found["state"].values == ("off", "on")  # of which rows and dtypes are in any order
@@ -223,10 +235,13 @@ def test_categories_are_found_by_value():
 def test_unseen_categories_are_all_alike_and_learn_nothing(module):
     f = fitted(whole(module=module, epochs=3))
     ahead = cut(PLANS, STEPS, STEPS + HORIZON)
-    found = [f.predict(X=[one.assign(kind=k) for one in ahead]) for k in ("new", "other", None)]
+    found = [
+        numbers(f.predict(X=[one.assign(kind=kind) for one in ahead]))
+        for kind in ("new", "other", None, "a")
+    ]
     np.testing.assert_array_equal(found[0], found[1])
     np.testing.assert_array_equal(found[0], found[2])
-    assert (found[0] != f.predict(X=[one.assign(kind="a") for one in ahead])).any()
+    assert (found[0] != found[3]).any()
     embeddings = [m for m in f.estimator_.model.modules() if isinstance(m, torch.nn.Embedding)]
     assert len(embeddings) == 4  # kind, state, flag, shop
     for one in embeddings:
@@ -341,8 +356,7 @@ def test_features_are_what_clocks_and_calendars_show(name):
     index = INDICES[name]
     dates = index.to_timestamp() if isinstance(index, pd.PeriodIndex) else index
     calendar = Calendar(FEATURES, None)
-    times = [None if index is None else index]
-    (found,) = calendar.rows_of_all(times)
+    (found,) = calendar.rows_of_all([Times(index, index.freq)], lambda own: own.index)
     assert found.shape == (len(index), len(calendar.sizes))
 
     def turn(place):
@@ -385,7 +399,7 @@ def _by_name(values):
 def test_holidays_are_marked_and_the_days_around_them(code, free):
     pytest.importorskip("holidays")
     days = pd.date_range("2023-12-20", "2024-01-08", freq="12h", tz="Pacific/Auckland")
-    (found,) = Calendar((), code).rows_of_all([days])
+    (found,) = Calendar((), code).rows_of_all([Times(days, days.freq)], lambda own: own.index)
     known = {datetime.date.fromisoformat(day) for day in free}
     one = datetime.timedelta(days=1)
     for row, day in zip(found, days.date, strict=True):
@@ -408,8 +422,8 @@ def test_holidays_are_marked_and_the_days_around_them(code, free):
     ],
 )
 def test_features_are_chosen_by_steps_and_length(freq, steps, season, wanted):
-    times = Times.of(pd.date_range("2020-01-01", periods=steps, freq=freq), "y")
-    assert set(Calendar.of(True, None, [times], season).features) == wanted
+    index = pd.date_range("2020-01-01", periods=steps, freq=freq)
+    assert set(Calendar.of(True, None, [Times(index, index.freq)], season).features) == wanted
 
 
 def test_a_calendar_alone_needs_no_covariates():
@@ -418,9 +432,11 @@ def test_a_calendar_alone_needs_no_covariates():
     y = pd.Series(5.0 * busy, hours)
     cut_at, errors = 24 * 15, []
     for calendar in (False, ["hour_of_week"]):
-        f = SequenceForecaster(24, calendar=calendar, epochs=20, random_state=0, lr=0.01)
+        f = SequenceForecaster(
+            24, season=None, calendar=calendar, epochs=20, random_state=0, lr=0.01
+        )
         found = f.fit(y[:cut_at]).backtest(y[cut_at:])
-        errors.append(np.abs(found.ravel() - y[cut_at:]).mean())
+        errors.append((found["forecast"] - found["y"]).abs().mean())
         assert f.predict().shape == (24,)
     assert errors[1] < 0.2 * errors[0]
 

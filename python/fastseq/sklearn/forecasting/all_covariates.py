@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .calendar_features import Calendar
+from .choices import Choices
 from .covariate_encoder import CovariateSizes
 from .covariate_rows import CovariateRows
 from .covariates import Covariates
 from .series import Array, Series
-from .static_covariates import StaticColumns
-from .times import Times
+from .static_covariates import StaticColumns, by_id
+from .times import Spacing, Times
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["AllCovariates", "first_read"]
+__all__ = ["AllCovariates", "choose", "first_read"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +41,8 @@ class AllCovariates:
     --------
     >>> import pandas as pd
     >>> known = AllCovariates(None, Calendar(("quarter",), None), None)
-    >>> times = Times.of(pd.date_range("2024-03-31", periods=2), "y")
+    >>> index = pd.date_range("2024-03-31", periods=2)
+    >>> times = Times(index, index.freq)
     >>> rows = known.rows(None, np.array([2]), [times], lambda own: own.index)
     >>> rows.ahead[0].astype(int)
     array([[1, 0, 0, 0],
@@ -52,12 +55,16 @@ class AllCovariates:
 
     @classmethod
     def start(
-        cls, x: Covariates | None, times: Sequence[Times | None], given: Mapping[str, Any]
+        cls,
+        x: Covariates | None,
+        times: Sequence[Times | None],
+        given: Mapping[str, Any],
+        season: int | None,
     ) -> AllCovariates:
         """Return what is known before anything is measured; `given` are the parameters."""
         calendar = None
         if given["calendar"] or given["holidays"] is not None:
-            calendar = Calendar.of(given["calendar"], given["holidays"], times, given["season"])
+            calendar = Calendar.of(given["calendar"], given["holidays"], times, season)
         return cls(x, calendar, None)
 
     def measured(
@@ -70,13 +77,15 @@ class AllCovariates:
         return dataclasses.replace(self, x=x), read
 
     def of_series(
-        self, static: Any, series: Series, *, scaled: bool | None = None
+        self, static: Any, series: Series, id_col: str, *, scaled: bool | None = None
     ) -> tuple[AllCovariates, Array | None]:
         """Return static covariates of series, ``(N, S)``; learn what is not known yet.
 
-        `scaled`: whether to scale numbers, in `fit`; None: this is not `fit`.
+        `id_col`: a column of ids that a table may have. `scaled`: whether to scale numbers, in
+        `fit`; None: this is not `fit`.
         """
-        count, ids = len(series.arrays), getattr(series, "ids", None)
+        count, ids = len(series.arrays), series.ids
+        static = by_id(static, id_col)
         if self.static is not None:
             if static is None:
                 raise ValueError("fit got static covariates: pass those of y by static=…, got None")
@@ -89,18 +98,26 @@ class AllCovariates:
         return dataclasses.replace(self, static=learnt), rows
 
     def read(
-        self, given: Any, like: Series, lengths: Array, what: str, ahead: int = 0
+        self,
+        given: Any,
+        like: Series,
+        lengths: Array,
+        what: str,
+        spacing: Spacing,
+        ahead: int = 0,
     ) -> Series | None:
         """Read X, see `Covariates.read`."""
         if self.x is not None:
-            return self.x.read(given, like, lengths, what, ahead)
+            return self.x.read(given, like, lengths, what, spacing, ahead)
         _refuse(given)
         return None
 
-    def read_ahead(self, given: Any, like: Series, horizon: int, what: str) -> Series | None:
+    def read_ahead(
+        self, given: Any, like: Series, horizon: int, what: str, spacing: Spacing
+    ) -> Series | None:
         """Read X of the horizon, see `Covariates.read_ahead`."""
         if self.x is not None:
-            return self.x.read_ahead(given, like, horizon, what)
+            return self.x.read_ahead(given, like, horizon, what, spacing)
         _refuse(given)
         return None
 
@@ -138,8 +155,7 @@ class AllCovariates:
             found = self.x.rows(read, lengths)
         ahead = found.ahead
         if self.calendar is not None:
-            indices = [None if one is None else reach(one) for one in times]
-            dates = self.calendar.rows_of_all(indices)
+            dates = self.calendar.rows_of_all(times, reach)
             ahead = dates if ahead is None else [
                 np.concatenate([_longer(one, len(more)), more], axis=1)
                 for one, more in zip(ahead, dates, strict=True)
@@ -148,7 +164,11 @@ class AllCovariates:
 
 
 def first_read(
-    given: Any, like: Series, past: Sequence[str | int], known: Covariates | None
+    given: Any,
+    like: Series,
+    past: Sequence[str | int],
+    known: Covariates | None,
+    spacing: Spacing,
 ) -> tuple[Covariates | None, Series | None]:
     """Read X of training series; `known` is what an earlier call of `fit` learnt."""
     if given is None:
@@ -156,8 +176,21 @@ def first_read(
             raise ValueError(f"past names columns of X, {tuple(past)!r}, but X is None")
         return None, None
     if known is not None:
-        return known, known.read(given, like, like.lengths, "the steps of y")
-    return Covariates.start(given, like, past)
+        return known, known.read(given, like, like.lengths, "the steps of y", spacing)
+    return Covariates.start(given, like, past, spacing)
+
+
+def choose(
+    params: Mapping[str, Any],
+    series: Series,
+    season: int | None,
+    x: Covariates | None,
+    times: Sequence[Times | None],
+) -> tuple[Choices, AllCovariates]:
+    """Choose parameters and features for series; see `Choices.of` and `AllCovariates.start`."""
+    make = functools.partial(Choices.of, params, series.lengths, series.variables, season)
+    known = AllCovariates.start(x, times, params, make().season)
+    return make(covariates=len(known.sizes.ahead) + len(known.sizes.past)), known
 
 
 def _refuse(given: Any) -> None:

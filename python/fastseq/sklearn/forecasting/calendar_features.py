@@ -137,7 +137,8 @@ class Calendar:
             Series have no dates, no feature differs between steps, or steps are longer than a day
             and holidays are wanted.
         """
-        spans = [_span(one, n, len(times)) for n, one in enumerate(times)]
+        apart = {id(one): _span(one, _name(n, len(times))) for n, one in enumerate(times)}
+        spans = [apart[id(one)] for one in times]
         step, length = np.median([step for step, _ in spans]), max(length for _, length in spans)
         if holidays is not None and step > 1.01 * _DAY:
             raise ValueError(
@@ -166,16 +167,20 @@ class Calendar:
             parts.append(_of_holidays(dates, self.holidays))
         return np.concatenate([np.asarray(part, float) for part in parts], axis=1)
 
-    def rows_of_all(self, indices: Sequence[pd.Index | None]) -> list[Array]:
-        """Return the features of each series' times; series of equal times share them."""
+    def rows_of_all(
+        self, times: Sequence[Times | None], reach: Callable[[Times], pd.Index]
+    ) -> list[Array]:
+        """Return the features of the steps that `reach` returns of each series' times.
+
+        Series of the same times share them.
+        """
         known: dict[Any, Array] = {}
         found = []
-        for n, index in enumerate(indices):
-            dates = _dates(index, "y" if len(indices) == 1 else f"y[{n}]")
-            key = dates[0], dates[-1], len(dates), str(dates.tz)
-            if key not in known:
-                known[key] = self.rows(dates)
-            found.append(known[key])
+        for n, one in enumerate(times):
+            if id(one) not in known:
+                dates = _dates(None if one is None else reach(one), _name(n, len(times)))
+                known[id(one)] = self.rows(dates)
+            found.append(known[id(one)])
         return found
 
 
@@ -213,9 +218,12 @@ def _any_day() -> pd.DatetimeIndex:
     return pd.DatetimeIndex(["2024-01-01"])
 
 
-def _span(times: Times | None, number: int, count: int) -> tuple[float, float]:
+def _name(number: int, count: int) -> str:
+    return "y" if count == 1 else f"y[{number}]"
+
+
+def _span(times: Times | None, name: str) -> tuple[float, float]:
     """Return the length of a step, and of a series, in days."""
-    name = "y" if count == 1 else f"y[{number}]"
     dates = _dates(None if times is None else times.index, name)
     days = np.diff(dates[:_ENOUGH].to_numpy()) / np.timedelta64(1, "D")
     length = (dates[-1] - dates[0]).total_seconds() / 86400

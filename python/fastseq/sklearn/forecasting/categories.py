@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .long_frames import LongTable
 from .series import Array
 from .times import is_table
 
@@ -102,6 +103,8 @@ def map_tables(given: Any, fn: Callable[[pd.DataFrame, str], Any], name: str) ->
         return {key: map_tables(part, fn, f"{name}[{key!r}]") for key, part in given.items()}
     if isinstance(given, list | tuple):
         return [map_tables(part, fn, f"{name}[{i}]") for i, part in enumerate(given)]
+    if isinstance(given, LongTable):
+        return dataclasses.replace(given, table=map_tables(given.table, fn, name))
     if not is_table(given):
         return given
     if given.ndim == 1:  # a Series stays one, unless it holds categories

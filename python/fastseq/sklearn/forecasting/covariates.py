@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from ..alignment import aligned
 from .categories import find_vocabularies, map_tables, with_codes
 from .column_coding import ColumnCoding
 from .covariate_rows import CovariateRows
 from .series import Array, Series, read_series
+from .times import Spacing
 
 __all__ = ["Covariates"]
 
@@ -31,10 +33,10 @@ class Covariates:
     --------
     >>> series = read_series(np.zeros(3), "y")
     >>> given = np.array([[1.0, 0.0], [3.0, 1.0], [5.0, np.nan]])
-    >>> known, read = Covariates.start(given, series, ("1",))
+    >>> known, read = Covariates.start(given, series, ("1",), Spacing())
     Traceback (most recent call last):
     ValueError: past: X is an array, whose columns have positions, but got '1'
-    >>> known, read = Covariates.start(given, series, (1,))
+    >>> known, read = Covariates.start(given, series, (1,), Spacing())
     >>> known, read = known.measured(read, apart=1, scaled=True)
     >>> rows = known.rows(read, series.lengths)
     >>> rows.ahead[0].T, rows.past[0].T
@@ -46,7 +48,7 @@ class Covariates:
 
     @classmethod
     def start(
-        cls, given: Any, like: Series, past: Sequence[str | int]
+        cls, given: Any, like: Series, past: Sequence[str | int], spacing: Spacing
     ) -> tuple[Covariates, Series]:
         """Read the covariates of training series, whose coding is not known yet.
 
@@ -59,9 +61,11 @@ class Covariates:
             The series.
         past
             Names or positions of columns not known ahead.
+        spacing
+            How far apart times must be.
         """
         vocabularies = find_vocabularies(given, "X")
-        read = read_series(with_codes(given, vocabularies, "X"), "X")
+        read = read_series(with_codes(given, vocabularies, "X"), "X", spacing=spacing)
         places = _places(past, read)
         width = read.variables
         coding = ColumnCoding(read.names, vocabularies, np.zeros(width), np.ones(width))
@@ -90,7 +94,15 @@ class Covariates:
         sizes = self.coding.sizes
         return tuple(sizes[c] for c in self.ahead), tuple(sizes[c] for c in self.past)
 
-    def read(self, given: Any, like: Series, lengths: Array, what: str, ahead: int = 0) -> Series:
+    def read(
+        self,
+        given: Any,
+        like: Series,
+        lengths: Array,
+        what: str,
+        spacing: Spacing,
+        ahead: int = 0,
+    ) -> Series:
         """Read covariates, ``(T_i, C)`` for each series.
 
         Parameters
@@ -101,6 +113,8 @@ class Covariates:
             The series, and how many steps to cover.
         what
             Name of those steps in messages.
+        spacing
+            How far apart times must be.
         ahead
             How many of the steps are ahead: there, only columns known ahead matter.
 
@@ -112,10 +126,13 @@ class Covariates:
         if given is None:
             raise ValueError(f"fit got covariates: X must cover {what}, got None")
         self._refuse_arrays(given)
-        read = read_series(with_codes(given, self.coding.vocabularies, "X"), "X", self.coding.names)
+        coded = with_codes(given, self.coding.vocabularies, "X")
+        read = read_series(coded, "X", self.coding.names, spacing)
         return self._checked(read, like, lengths, what, ahead)
 
-    def read_ahead(self, given: Any, like: Series, horizon: int, what: str) -> Series | None:
+    def read_ahead(
+        self, given: Any, like: Series, horizon: int, what: str, spacing: Spacing
+    ) -> Series | None:
         """Read covariates of the horizon: of columns known ahead, ``(horizon, F)`` each.
 
         Others may be there, too, and are not looked at. None: no column is known ahead.
@@ -134,7 +151,7 @@ class Covariates:
             )
         vocabularies = self.coding.vocabularies
         vocabularies = {name: v for name, v in vocabularies.items() if name in (names or ())}
-        read = read_series(with_codes(given, vocabularies, "X"), "X", names)
+        read = read_series(with_codes(given, vocabularies, "X"), "X", names, spacing)
         width = len(self.coding.center)
         arrays = read.arrays
         if read.variables == len(self.ahead) < width:
@@ -175,6 +192,10 @@ class Covariates:
         self, read: Series, like: Series, lengths: Array, what: str, ahead: int = 0
     ) -> Series:
         """Return covariates of each series; raise unless they cover its steps without gaps."""
+        if read.gap is not None and self.ahead:
+            number, time = read.gap
+            place = "X" if read.single else f"X[{(read.ids or range(number + 1))[number]!r}]"
+            raise ValueError(f"{place} has no row for {time}: covariates known ahead have no gaps")
         if read.variables != len(self.coding.center):
             raise ValueError(
                 f"X must have the {len(self.coding.center)} covariates that fit got, got "
@@ -189,14 +210,15 @@ class Covariates:
                 )
             read = dataclasses.replace(
                 read, arrays=read.arrays * count, indices=read.indices * count,
-                moved=read.moved * count,
+                moved=read.moved * count, freqs=read.freqs * count,
             )  # fmt: skip
+        read = aligned(read, like.ids, "X")
         if len(read.arrays) != count:
             raise ValueError(f"X must be covariates of {count} series, got {len(read.arrays)}")
         no_gaps = self.coding.numbers.copy()
         no_gaps[list(self.past)] = False
         for index, (array, length) in enumerate(zip(read.arrays, lengths, strict=True)):
-            place = "X" if read.single else f"X[{index}]"
+            place = "X" if read.single else f"X[{(read.ids or range(count))[index]!r}]"
             fine = len(array) == length or (not self.ahead and len(array) == length - ahead)
             if not fine:
                 raise ValueError(f"{place} must cover {what}: {length} steps, got {len(array)}")

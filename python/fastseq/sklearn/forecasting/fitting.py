@@ -82,7 +82,7 @@ class ForecastTraining(SequenceEstimator):
     horizon: int
     quantiles: Sequence[float] | None
     strategy: str
-    season: int | None
+    season: int | str | None
     scale: str | None
     lags: int | None
     loss: str | Callable[..., Tensor] | None
@@ -108,7 +108,7 @@ class ForecastTraining(SequenceEstimator):
 
     def _measure(self, arrays: list[Array]) -> SeriesScaling:
         method = "changes" if self._choices.segments and self.scale == "series" else self.scale
-        return SeriesScaling.measure(arrays, method, self._compared, self.season)
+        return SeriesScaling.measure(arrays, method, self._compared, self._choices.season)
 
     @property
     def _levels(self) -> tuple[float, ...] | None:
@@ -149,7 +149,7 @@ class ForecastTraining(SequenceEstimator):
         windows = Windows.of(
             arrays, ahead, scaling.take(order), past=past,
             static=None if static is None else static[order], lag=self._compared,
-            season=self.season, lags=choices.lags, horizon=1 if recursive else self.horizon,
+            season=choices.season, lags=choices.lags, horizon=1 if recursive else self.horizon,
             levelled=choices.segments,
         )  # fmt: skip
         held = windows.held_out(choices.validation) if choices.validation else None
@@ -214,7 +214,7 @@ class ForecastTraining(SequenceEstimator):
         return SegmentRNN(
             horizon=horizon, variables=task.n_out // outputs, outputs=outputs, lags=choices.lags,
             segment=choices.segment,
-            season=None if choices.compared else self.season, covariates=task.covariates,
+            season=None if choices.compared else choices.season, covariates=task.covariates,
             hidden_size=choices.hidden_size, num_layers=self.num_layers, dropout=choices.dropout,
         )  # fmt: skip
 

@@ -25,7 +25,9 @@ _CHOICES = {
 def check_parameters(given: dict[str, Any]) -> None:
     """Raise ValueError or TypeError if a parameter is invalid."""
     check_count("horizon", given["horizon"])
-    for name in ("season", "lags", "epochs", "batchsize", "seqsize", "fold"):
+    if given["season"] not in (None, "auto"):
+        check_count("season", given["season"])
+    for name in ("lags", "epochs", "batchsize", "seqsize", "fold"):
         if given[name] is not None:
             check_count(name, given[name])
     if given["validation"] is not None and given["validation"] != 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,16 +12,19 @@ from sklearn.exceptions import NotFittedError
 from torch import Tensor, nn, optim
 
 from ...training.spec import check_count
-from ..alignment import check_ahead, check_going_on, check_together
-from .all_covariates import AllCovariates, first_read
-from .choices import SEGMENT_RNN, Choices
-from .covariate_rows import CovariateRows
+from ..alignment import aligned, check_ahead, check_going_on, check_together, joined, rows_of
+from .all_covariates import AllCovariates, choose, first_read
+from .choices import SEGMENT_RNN, least_steps
 from .fitting import ForecastTraining
+from .following import Following
 from .forecast_parameters import check_lengths, check_parameters
 from .forecast_score import skill
+from .frequencies import offset_of, season_of
+from .long_frames import Columns
+from .result_forms import Forecasts
 from .rollout import Origin, Rollout
 from .series import Array, Series, read_series, refuse_identifiers
-from .times import Times
+from .times import Spacing, Times
 from .windows import SeriesScaling
 
 __all__ = ["SequenceForecaster"]
@@ -33,14 +37,21 @@ class SequenceForecaster(ForecastTraining):
     are chosen from them and from the data.
 
     Pass one series ``(T,)`` or ``(T, K)`` (K variables), or a panel: an array
-    ``(N, T, K)``, or a list of ``(T_i,)`` or ``(T_i, K)`` of any lengths (turn an array ``(N, T)``
-    into a list by ``list(y)``). NaN marks missing values: they are not learnt, and the model sees
-    the last known value in their place.
+    ``(N, T, K)``, or a list or dictionary of ``(T_i,)`` or ``(T_i, K)`` of any lengths (turn an
+    array ``(N, T)`` into a list by ``list(y)``). NaN marks missing values: they are not learnt, and
+    the model sees the last known value in their place.
 
     The index of a pandas Series or DataFrame is the time. Dates may be in any order, but must be
-    equally far apart (`asfreq` makes rows for missing ones); covariates must have the same times,
-    and later data must follow directly. Columns are matched by name, in the order of `fit`. Arrays,
-    lists and an index 0, 1, 2, … carry no times: later data are then assumed to follow.
+    equally far apart; where some are missing, values are missing. Covariates must have the same
+    times, and later data must follow directly. Columns are matched by name, in the order of `fit`.
+    Arrays, lists and an index 0, 1, 2, … carry no times: later data are then assumed to follow.
+
+    A long frame, of pandas or polars, has rows of all series, in any order, with their ids in the
+    column `id_col`, times in `time_col` and values in `target_col`; all other columns are
+    covariates. Series are sorted by id.
+
+    What comes in comes out: forecasts of arrays are arrays, those of tables are tables with the
+    times that follow, those of a long frame are a long frame.
 
     Columns of tables of covariates may hold categories (strings, booleans, objects, categorical):
     they are embedded. Categories that were not seen in `fit`, and missing ones, are all alike then,
@@ -61,7 +72,14 @@ class SequenceForecaster(ForecastTraining):
         from it. With a season of more than 168 steps, and for other models, changes from the values
         a season before (direct: as many seasons before as are known for the whole horizon) are
         learnt instead of the values. A missing value is replaced by the one a season earlier; if
-        none was ever known, by the last known value.
+        none was ever known, by the last known value. "auto": that of the frequency, such as 24 of
+        hours, 7 of days, 52 of weeks, 12 of months; none if there are no dates, or a series is
+        shorter than two seasons. See `season_`.
+    freq
+        How far apart steps are: a frequency of pandas such as "15min", or a number. None: inferred
+        from the times; at least half of them must then follow each other directly.
+    id_col, time_col, target_col
+        Columns of a long frame.
     past
         Names of those columns of X, for arrays their positions, that are not known ahead: their
         values may have gaps, in which the last known one is seen, and those after the origin of a
@@ -133,6 +151,8 @@ class SequenceForecaster(ForecastTraining):
         The `History` of training.
     n_features_in_
         Number of variables.
+    season_
+        Steps of the season; None: none.
     repeats_
         Whether "segrnn" repeats the last season, because that was better on the held-out part.
 
@@ -150,6 +170,22 @@ class SequenceForecaster(ForecastTraining):
     (50, 12, 3)
     >>> f.update(y[150:]).predict().shape  # of what follows y
     (12, 3)
+
+    A long frame:
+
+    >>> import pandas as pd
+    >>> days = pd.date_range("2024-01-01", periods=60)
+    >>> shops = pd.concat(
+    ...     pd.DataFrame({"unique_id": shop, "ds": days, "y": np.sin(np.arange(60.0) / size)})
+    ...     for shop, size in (("north", 2), ("south", 3))
+    ... )
+    >>> f = SequenceForecaster(horizon=2, epochs=5, random_state=0).fit(shops)
+    >>> f.predict()[["unique_id", "ds"]]
+      unique_id         ds
+    0     north 2024-03-01
+    1     north 2024-03-02
+    2     south 2024-03-01
+    3     south 2024-03-02
     """
 
     _known: AllCovariates
@@ -163,7 +199,11 @@ class SequenceForecaster(ForecastTraining):
         *,
         quantiles: Sequence[float] | None = None,
         strategy: str = "direct",
-        season: int | None = None,
+        season: int | str | None = "auto",
+        freq: object = None,
+        id_col: str = "unique_id",
+        time_col: str = "ds",
+        target_col: str = "y",
         past: Sequence[str | int] = (),
         calendar: bool | Sequence[str] = False,
         holidays: str | None = None,
@@ -200,6 +240,10 @@ class SequenceForecaster(ForecastTraining):
         self.quantiles = quantiles
         self.strategy = strategy
         self.season = season
+        self.freq = freq
+        self.id_col = id_col
+        self.time_col = time_col
+        self.target_col = target_col
         self.past = past
         self.calendar = calendar
         self.holidays = holidays
@@ -240,11 +284,14 @@ class SequenceForecaster(ForecastTraining):
         y
             The series; see above.
         X
-            Covariates of the same steps, ``(T, F)``, for a panel ``(N, T, F)``, a list of
-            ``(T_i, F)``, or ``(T, F)`` for all series. Those not in `past` must be known for the
-            whole horizon when forecasting (prices, plans, promotions).
+            Covariates of the same steps, ``(T, F)``, for a panel ``(N, T, F)``, a list or
+            dictionary of ``(T_i, F)``, or ``(T, F)`` for all series; None if `y` is a long frame,
+            which has them. Those not in `past` must be known for the whole horizon when
+            forecasting (prices, plans, promotions).
         static
-            Covariates of each series that do not change, ``(N, S)``; tables may hold categories.
+            Covariates of each series that do not change, ``(N, S)``. The rows of a table go by the
+            series' ids, which are its index or its column `id_col`; without ids by their order.
+            Tables may hold categories.
 
         Returns
         -------
@@ -258,23 +305,23 @@ class SequenceForecaster(ForecastTraining):
         """
         params = self.get_params(deep=False)
         check_parameters(params)
-        series = read_series(y, "y")
+        spacing = Spacing(None if self.freq is None else offset_of(self.freq))
+        y, X = self._columns.split(y, X, spacing)  # noqa: N806
+        series = read_series(y, "y", spacing=spacing)
         refuse_identifiers(series, "y")
         start = self._begin((series.variables, series.names, X is not None, static is not None))
         goes_on = start.why is None  # with the same scaling, too
         known = self._known if goes_on else None
-        x, read = first_read(X, series, self.past, None if known is None else known.x)
+        x, read = first_read(X, series, self.past, None if known is None else known.x, spacing)
         times = check_together(series, read)
         if known is None:
-            known = AllCovariates.start(x, times, params)
+            freq = next(filter(None, (spacing.given, *series.freqs)), None)
+            self._choices, known = choose(params, series, season_of(freq), x, times)
+        apart, scaled = self._choices.validation, self.scale is not None
+        check_lengths(series, least_steps(self._choices), self._needs(), apart=apart)
         if not goes_on:
-            columns = len(known.sizes.ahead) + len(known.sizes.past)
-            self._choices = Choices.of(params, series.lengths, series.variables, columns)
-        lag, apart = self._choices.lag, self._choices.validation
-        check_lengths(series, 2 + (lag or 0) + apart, self._needs(), apart=apart)
-        if not goes_on:
-            known, read = known.measured(read, apart=apart, scaled=self.scale is not None)
-        known, fixed = known.of_series(static, series, scaled=self.scale is not None)
+            known, read = known.measured(read, apart=apart, scaled=scaled)
+        known, fixed = known.of_series(static, series, self.id_col, scaled=scaled)
         covariates = known.rows(read, series.lengths, times, lambda own: own.index)
         if goes_on and self.scale != "series":
             scaling = self._scaling
@@ -284,18 +331,21 @@ class SequenceForecaster(ForecastTraining):
         self.n_features_in_ = series.variables
         self._known, self._scaling = known, scaling
         self._rollout = Rollout(
-            self.estimator_, self.horizon, self._choices.lags, self.season, self._compared,
+            self.estimator_, self.horizon, self._choices.lags, self._choices.season,
+            self._compared,
             self._choices.segments, series.variables if self._choices.apart else 1,
             self.strategy == "recursive", self._levels, start.seed,
         )  # fmt: skip
         self._origin = self._rollout.begin(series.arrays, covariates, scaling, fixed)
-        self._times = [None if one is None else one.end for one in times]
+        ends = {id(one): one.end for one in times if one is not None}
+        self._times = [None if one is None else ends[id(one)] for one in times]
         self._like = dataclasses.replace(
-            series, arrays=[one[:0] for one in series.arrays], indices=(), moved=()
+            series, arrays=[one[:0] for one in series.arrays], indices=(), moved=(), freqs=()
         )
+        self.season_ = self._choices.season
         return self
 
-    def predict(self, y: object = None, X: object = None, *, static: object = None) -> Array:  # noqa: N803
+    def predict(self, y: object = None, X: object = None, *, static: object = None) -> Any:  # noqa: N803
         """Forecast the next `horizon` steps.
 
         Parameters
@@ -306,43 +356,45 @@ class SequenceForecaster(ForecastTraining):
             added since.
         X
             Covariates, if `fit` got some, of the steps of `y` and of the horizon,
-            ``(T + horizon, F)``; without `y`, ``(horizon, F)``; for panels as in `fit`. In the
-            horizon, columns not known ahead may be NaN, and without `y` they may be left out.
+            ``(T + horizon, F)``; without `y`, ``(horizon, F)``; for panels as in `fit`. With long
+            frames, a long frame of the horizon. In the horizon, columns not known ahead may be NaN,
+            and without `y`, or with long frames, they may be left out.
         static
             Static covariates of `y`, if `fit` got some.
 
         Returns
         -------
-        numpy.ndarray
-            ``(horizon,)``, ``(horizon, K)``, for a panel ``(N, horizon)`` or ``(N, horizon, K)``,
-            in the form of the series. Quantiles add a last axis, along which they rise.
+        numpy.ndarray, pandas.Series, pandas.DataFrame, list, dict or polars.DataFrame
+            ``(horizon,)``, ``(horizon, K)``, for a panel ``(N, horizon)`` or ``(N, horizon, K)``;
+            in the form of the series. Quantiles add a last axis, along which they rise; in tables
+            they are columns "q0.1", …. Long frames have a column of ids, of times, and "forecast"
+            or quantiles, sorted by id and time.
         """
         self._check_fitted()
         rollout, origin, form, known = self._rollout, self._origin, self._like, self._known
+        ends, horizon = self._times, self.horizon
         if y is None:
             if static is not None:
                 raise ValueError("static is given without y: that of the series is known from fit")
             what = "the horizon, the steps that follow"
-            read = known.read_ahead(X, form, self.horizon, what)
+            X = self._columns.covariates(X, self._spacing)  # noqa: N806
+            read = known.read_ahead(X, form, horizon, what, self._spacing)
             if read is not None:
                 check_ahead(read, self._times)
             none, horizon = np.zeros(len(form.arrays), int), self.horizon
             ahead = known.rows(read, none, self._times, lambda own: own.following(horizon))
         else:
-            form = self._read(y, self._compared or 1)
-            what = "the steps of y and of the horizon"
-            read = known.read(X, form, form.lengths + self.horizon, what, ahead=self.horizon)
+            form, read = self._read_with_horizon(y, X)
             beyond = 0 if read is None else len(read.arrays[0]) - int(form.lengths[0])
-            times = check_together(form, read, ahead=beyond, known=self._times)
-            horizon = self.horizon
-            covariates = known.rows(read, form.lengths, times, lambda own: own.reaching(horizon))
-            _, fixed = known.of_series(static, form)
+            ends = check_together(form, read, ahead=beyond)
+            covariates = known.rows(read, form.lengths, ends, lambda own: own.reaching(horizon))
+            _, fixed = known.of_series(static, form, self.id_col)
             scaling = self._scaling
             if self.scale == "series":
                 scaling = self._measure(form.arrays).of_single_values(form.arrays, scaling)
             origin = rollout.begin(form.arrays, covariates, scaling, fixed)
             ahead = None if covariates is None else covariates.after(form.lengths)
-        return self._result(form, rollout.forecast(origin, ahead))
+        return self._result(form, rollout.forecast(origin, ahead), ends)
 
     def update(self, y: object, X: object = None) -> SequenceForecaster:  # noqa: N803
         """Append new data, from whose end `predict` then forecasts. Nothing is learnt.
@@ -351,7 +403,8 @@ class SequenceForecaster(ForecastTraining):
         ----------
         y
             The next steps of the series that `fit` got, in their form; for a panel, equally many
-            of each.
+            of each. A long frame or a dictionary may have some of the series, and any number of
+            steps of each.
         X
             Covariates of these steps, if `fit` got some.
 
@@ -361,12 +414,20 @@ class SequenceForecaster(ForecastTraining):
             The data are invalid, such as steps that do not follow; nothing has been changed.
         """
         self._check_fitted()
-        values, covariates, times = self._following(y, X)
-        self._origin = self._rollout.advance(self._origin, values, covariates)
-        self._times = times
+        new = self._following(y, X)
+        origin, times = self._origin, list(self._times)
+        for part in new.by_length():
+            values, covariates = part.stacked()
+            if len(part.rows) == len(times):
+                origin = self._rollout.advance(origin, values, covariates)
+            else:
+                origin = self._rollout.advance_some(origin, part.rows, values, covariates)
+        for row, end in zip(new.rows.tolist(), new.ends, strict=True):
+            times[row] = end
+        self._origin, self._times = origin, times
         return self
 
-    def backtest(self, y: object, X: object = None, *, stride: int | None = None) -> Array:  # noqa: N803
+    def backtest(self, y: object, X: object = None, *, stride: int | None = None) -> Any:  # noqa: N803
         """Forecast repeatedly as series continue, without learning.
 
         Parameters
@@ -379,17 +440,25 @@ class SequenceForecaster(ForecastTraining):
 
         Returns
         -------
-        numpy.ndarray
-            Forecasts at these times along the first axis, each as `predict` returns it. The last
-            ones may reach beyond `y`: there, covariates but those of the calendar are assumed
-            average.
+        numpy.ndarray, dict, pandas.DataFrame or polars.DataFrame
+            Of arrays: forecasts at these times along the first axis, each as `predict` returns it.
+            Of tables: a long frame of ids (of a panel), "variable" (of DataFrames), times,
+            "cutoff" (the last time known to a forecast), actual values, and "forecast" or
+            quantiles. The last forecasts may reach beyond `y`: there, covariates are assumed
+            average, except those of the calendar.
         """
         self._check_fitted()
         stride = self.horizon if stride is None else stride
         check_count("stride", stride)
-        values, covariates, _ = self._following(y, X)
+        values, covariates = self._following(y, X, whole=True).stacked()
         found = self._rollout.forecasts(self._origin, values, covariates, stride)
-        return np.stack([self._result(self._like, one) for one in found])
+        form = self._like.form
+        if not form.tabular:
+            return form.stacked([self._result(self._like, one, self._times) for one in found])
+        parts = [self._forecasts(self._like, one, self._times) for one in found]
+        steps = range(0, values.shape[1], stride)
+        names = None if self._like.flat else self._like.names
+        return form.backtest(parts, steps, values, names)
 
     def score(self, y: object, X: object = None) -> float:  # noqa: N803
         """Return the score of forecasts of the steps after the training data; 1 is perfect.
@@ -404,7 +473,7 @@ class SequenceForecaster(ForecastTraining):
             As in `update`.
         """
         self._check_fitted()
-        values, covariates, _ = self._following(y, X)
+        values, covariates = self._following(y, X, whole=True).stacked()
         found = np.concatenate(
             self._rollout.forecasts(self._origin, values, covariates, self.horizon), axis=1
         )
@@ -416,14 +485,23 @@ class SequenceForecaster(ForecastTraining):
         return hasattr(self, "_origin")
 
     def _needs(self) -> str:
-        return f"horizon={self.horizon}, season={self.season}"
+        return f"horizon={self.horizon}, season={self._choices.season}"
 
     def _check_fitted(self) -> None:
         if not self.__sklearn_is_fitted__():
             raise NotFittedError(f"this {type(self).__name__} is not fitted yet: call fit first")
 
+    @property
+    def _columns(self) -> Columns:
+        return Columns(self.id_col, self.time_col, self.target_col)
+
+    @property
+    def _spacing(self) -> Spacing:
+        given = None if self.freq is None else offset_of(self.freq)
+        return Spacing.as_of(self._times, given)
+
     def _read(self, y: object, least: int, *, known: bool = True) -> Series:
-        series = read_series(y, "y", self._like.names)
+        series = read_series(y, "y", self._like.names, self._spacing)
         refuse_identifiers(series, "y")
         if series.variables != self.n_features_in_:
             raise ValueError(
@@ -432,28 +510,58 @@ class SequenceForecaster(ForecastTraining):
         check_lengths(series, least, self._needs(), known=known)
         return series
 
-    def _following(
-        self, y: object, X: object  # noqa: N803
-    ) -> tuple[Array, CovariateRows | None, list[Times | None]]:  # fmt: skip
-        """Read the steps after the series that `fit` got; return them, and their last times."""
-        series = self._read(y, 1, known=False)
+    def _read_with_horizon(self, y: object, X: object) -> tuple[Series, Series | None]:  # noqa: N803
+        """Read series to forecast, and covariates of their steps and of the horizon."""
+        spacing, columns, known = self._spacing, self._columns, self._known
+        ahead = columns.covariates(X, spacing)
+        in_y = columns.is_long(y)
+        y, before = columns.split(y, None, spacing)
+        series = self._read(y, self._compared or 1)
+        if not in_y or known.x is None:
+            what = "the steps of y and of the horizon"
+            given = ahead if before is None else before
+            lengths = series.lengths + self.horizon
+            return series, known.read(given, series, lengths, what, spacing, ahead=self.horizon)
+        read = known.read(before, series, series.lengths, "the steps of y", spacing)
+        then = known.read_ahead(ahead, series, self.horizon, "the horizon", spacing)
+        return series, read if read is None or then is None else joined(read, then)
+
+    def _following(self, y: object, X: object, *, whole: bool = False) -> Following:  # noqa: N803
+        """Read the steps after the series that `fit` got; `whole`: equally many of all of them."""
+        y, X = self._columns.split(y, X, self._spacing)  # noqa: N806
+        series, ids = self._read(y, 1, known=False), self._like.ids
         count = len(self._like.arrays)
-        if len(series.arrays) != count:
+        rows = np.arange(count)
+        if series.ids is not None and not whole:
+            rows = rows_of(series, ids, "y")
+            series, rows = series.take(rows.argsort()), np.sort(rows)
+        series = aligned(series, ids, "y") if whole else series
+        if len(series.arrays) != len(rows):
             raise ValueError(
                 f"y must continue the {count} series that fit got, got {len(series.arrays)}"
             )
-        if len(set(series.lengths.tolist())) > 1:
+        if (whole or series.ids is None) and len(set(series.lengths.tolist())) > 1:
             raise ValueError(
                 "y must have the same number of steps of each series, got "
                 f"{series.lengths.tolist()}"
             )
-        read = self._known.read(X, series, series.lengths, "the steps of y")
-        times = check_going_on(series, read, self._times)
-        steps = int(series.lengths[0]) + self.horizon
+        before = [self._times[row] for row in rows.tolist()]
+        read = self._known.read(X, series, series.lengths, "the steps of y", self._spacing)
+        ends = check_going_on(series, read, before)
+        steps = int(series.lengths.max()) + self.horizon
         covariates = self._known.rows(
-            read, series.lengths, self._times, lambda own: own.following(steps)
+            read, series.lengths, before, lambda own: own.following(steps)
         )
-        return np.stack(series.arrays), covariates, times
+        return Following(rows, series.arrays, covariates, ends)
 
-    def _result(self, form: Series, found: Array) -> Array:
-        return form.like(found if self.quantiles is not None else found[..., 0])
+    def _forecasts(self, form: Series, found: Array, ends: Sequence[Times | None]) -> Forecasts:
+        values = found if self.quantiles is not None else found[..., 0]
+        return Forecasts(values.astype(form.dtype), ends, self._levels)
+
+    def _result(self, form: Series, found: Array, ends: Sequence[Times | None]) -> Any:
+        result = self._forecasts(form, found, ends)
+        if form.form.kind == "arrays":
+            return form.like(result.values)
+        if form.flat:
+            result = dataclasses.replace(result, values=result.values.squeeze(2))
+        return form.form.forecasts(result)

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..._util.tree import Tree, tree_map
+from ..._util.tree import Tree, tree_leaves, tree_map
 from ...data.sequences import Sequences, to_device
 from ...inference import Predictor
-from ...inference.state_rows import take_rows
+from ...inference.state_rows import put_rows, take_rows
 from ...nn.stateful import Stateful, batch_dims, in_mode, takes_state
 from ...training.argument_checks import input_dtype
 from .covariate_rows import CovariateRows, known_so_far
@@ -63,6 +63,28 @@ class Origin:
     scaling: SeriesScaling
     past: Array | None = None
     static: Array | None = None
+
+    def take(self, rows: Array) -> Origin:
+        """Return the origin of some of the series, without their states."""
+        return Origin(
+            None, self.recent[rows], None if self.seasonal is None else self.seasonal[rows],
+            self.starts[rows], self.scaling.take(rows),
+            None if self.past is None else self.past[rows],
+            None if self.static is None else self.static[rows],
+        )  # fmt: skip
+
+    def put(self, rows: Array, part: Origin, state: Tree) -> Origin:
+        """Return the origin with that of some of the series replaced, and with another state."""
+        recent, starts, seasonal = self.recent.copy(), self.starts.copy(), self.seasonal
+        recent[rows], starts[rows] = part.recent, part.starts
+        if seasonal is not None:
+            seasonal = seasonal.copy()
+            seasonal[rows] = part.seasonal
+        past = self.past
+        if past is not None:
+            past = past.copy()
+            past[rows] = part.past
+        return Origin(state, recent, seasonal, starts, self.scaling, past, self.static)
 
     @property
     def season_before(self) -> Array:
@@ -157,6 +179,34 @@ class Rollout:
             np.maximum(origin.starts - new, 0), origin.scaling,
             None if past is None else past[:, -known:], origin.static,
         )  # fmt: skip
+
+    def advance_some(
+        self, origin: Origin, rows: Array, values: Array, covariates: CovariateRows | None
+    ) -> Origin:
+        """Advance the series in `rows` as `advance` does, and leave the others where they are."""
+        each = (rows[:, None] * self.variables + np.arange(self.variables)).ravel()
+        part = origin.take(each)
+        if origin.state is None:
+            return origin.put(each, self.advance(part, values, covariates), None)
+        _, inputs = self._going_on(part, values, covariates)
+        dims = self._batch_dims(tree_map(lambda a: a[:1], inputs))
+        if any(dim < 0 for dim in tree_leaves(dims)):
+            raise ValueError(
+                "module has a state that all series share: y must have the same number of steps of "
+                "each series"
+            )
+        index = torch.from_numpy(each)
+        part = dataclasses.replace(part, state=take_rows(origin.state, dims, index))
+        part = self.advance(part, values, covariates)
+        state = tree_map(torch.clone, origin.state)
+        put_rows(state, dims, index, part.state, len(origin.recent))
+        return origin.put(each, part, state)
+
+    def _batch_dims(self, x: Tree) -> Tree:
+        """Return in which dimensions of the state's parts the series lie; `x` is any input."""
+        with in_mode(self._net, training=False):
+            dtype = input_dtype(self._net)
+            return batch_dims(self._net, tree_map(lambda a: a.to(self.est.device, dtype), x))
 
     def _going_on(
         self, origin: Origin, values: Array, covariates: CovariateRows | None
@@ -389,10 +439,7 @@ class Rollout:
         """Return the state with a row for each future."""
         if state is None or len(which) == len(np.unique(which)):
             return state
-        with in_mode(self._net, training=False):
-            dtype = input_dtype(self._net)
-            dims = batch_dims(self._net, tree_map(lambda a: a.to(self.est.device, dtype), x))
-        return take_rows(state, dims, torch.from_numpy(which))
+        return take_rows(state, self._batch_dims(x), torch.from_numpy(which))
 
 
 def _behind(covariates: CovariateRows | None, known: int) -> list[Array] | None:

@@ -10,10 +10,11 @@ import numpy as np
 
 from .categories import find_vocabularies, with_codes
 from .column_coding import ColumnCoding
+from .polars_frames import is_polars, to_pandas
 from .series import Array, read_series
 from .times import is_table
 
-__all__ = ["StaticColumns"]
+__all__ = ["StaticColumns", "by_id"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +85,14 @@ class StaticColumns:
                 "instance with the mean"
             )
         return self.coding.scaled(np.where(missing, 0, rows))
+
+
+def by_id(given: Any, id_col: str) -> Any:
+    """Return a table with its column of ids, if it has one, as index; others as they are."""
+    given = to_pandas(given) if is_polars(given) else given
+    if is_table(given) and given.ndim == 2 and id_col in given.columns:
+        return given.set_index(id_col)
+    return given
 
 
 def _in_order(given: Any, count: int, ids: Sequence[Any] | None) -> Any:
