@@ -339,6 +339,68 @@ def test_statics_are_missing_or_too_much():
         f.predict(y, static=STATIC[["size"]])
 
 
+# --- frames with ids
+
+
+def long_frame(begin, end, order=None):
+    """Return rows of all series, shuffled on request."""
+    parts = [
+        PLANS[n].iloc[begin:end].assign(unique_id=name, y=PANEL[n].iloc[begin:end])
+        for n, name in enumerate("cab")
+    ]
+    rows = pd.concat(parts).rename_axis("ds").reset_index()
+    return rows if order is None else rows.sample(frac=1, random_state=order)
+
+
+def test_long_frames_and_dictionaries_are_lists():
+    order = {"a": 1, "b": 2, "c": 0}  # series of long frames are sorted by id
+
+    def of(tables, begin, end, names="abc"):
+        return {name: tables[order[name]].iloc[begin:end] for name in names}
+
+    static = STATIC.set_axis(list("cab"))
+    y, x, ahead = of(PANEL, 0, STEPS), of(PLANS, 0, STEPS), of(PLANS, STEPS, STEPS + HORIZON)
+    listed = whole().fit(list(y.values()), list(x.values()), static=static.loc[list("abc")])
+    wanted = numbers(listed.predict(X=list(ahead.values())))
+    named = whole().fit(y, of(PLANS, 0, STEPS, "cba"), static=static)
+    found = named.predict(X=of(PLANS, STEPS, STEPS + HORIZON, "bca"))
+    np.testing.assert_allclose(numbers(found.values()), wanted, rtol=1e-5)
+    by_id = static.rename_axis("unique_id").reset_index()[::-1]
+    long = whole().fit(long_frame(0, STEPS, order=1), static=by_id)
+    known = long_frame(STEPS, STEPS + HORIZON, order=2).drop(columns=["y", *PAST])
+    found = long.predict(X=known)["forecast"].to_numpy().reshape(3, HORIZON)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    again = long.predict(long_frame(0, STEPS, order=3), known, static=static)["forecast"]
+    np.testing.assert_allclose(again.to_numpy().reshape(3, HORIZON), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_some_series_may_advance_with_their_covariates():
+    f = whole().fit(long_frame(0, STEPS), static=STATIC.set_axis(list("cab")))
+    g = whole().fit(long_frame(0, STEPS), static=STATIC.set_axis(list("cab")))
+    more = long_frame(STEPS, STEPS + 3, order=1)
+    f.update(more)
+    late = more["unique_id"].eq("b") & more["ds"].ge(DAYS[STEPS + 1])
+    g.update(more[~late]).update(more[late])
+    known = long_frame(STEPS + 3, STEPS + 3 + HORIZON).drop(columns="y")
+    one, two = f.predict(X=known), g.predict(X=known)
+    np.testing.assert_allclose(one["forecast"], two["forecast"], rtol=1e-4, atol=1e-5)
+
+
+def test_statics_go_by_id():
+    y = dict(zip("cab", wave(STEPS, 3), strict=True))
+    static = STATIC.set_axis(list("cab"))
+    wanted = quick().fit(y, static=static).predict()
+    found = quick().fit(y, static=static.loc[["a", "b", "c"]]).predict()
+    for name in "cab":
+        np.testing.assert_array_equal(wanted[name], found[name])
+    with pytest.raises(ValueError, match="has none for 'b'"):
+        quick().fit(y, static=static.loc[["a", "c"]])
+    with pytest.raises(ValueError, match="static has two rows for series 'a'"):
+        quick().fit(y, static=static.loc[["a", "b", "c", "a"]])
+    with pytest.raises(ValueError, match="indexed by their ids, but has none for 'c'"):
+        quick().fit(y, static=STATIC)
+
+
 # --- the calendar
 
 
