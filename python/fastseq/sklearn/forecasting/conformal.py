@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .covariate_rows import CovariateRows
 from .rollout import Origin, Rollout
 from .series import Array
 
@@ -151,7 +152,7 @@ class Tracker:
     behind
         The position of series H - 1 steps ago,
     values, covariates
-        and what came since, ``(N, H - 1, K)`` and ``(N, H - 1, F)``.
+        and what came since, ``(N, H - 1, …)``.
 
     References
     ----------
@@ -164,14 +165,14 @@ class Tracker:
     shift: Array
     behind: Origin
     values: Array
-    covariates: Array | None
+    covariates: CovariateRows | None
 
     def follow(
         self,
         conformal: Conformal,
         rollout: Rollout,
         values: Array,
-        covariates: Array | None,
+        covariates: CovariateRows | None,
         units: Array,
     ) -> tuple[Tracker, Array, Array]:
         """Follow the next values ``(N, n, K)``.
@@ -189,7 +190,7 @@ class Tracker:
         new, back = values.shape[1], self.values.shape[1]
         values = np.concatenate([self.values, values], axis=1)
         if covariates is not None and self.covariates is not None:
-            covariates = np.concatenate([self.covariates, covariates], axis=1)
+            covariates = self.covariates.joined(covariates)
         found = np.stack(rollout.forecasts(self.behind, values, covariates, 1))
         levels, steps = np.array(conformal.levels), np.arange(back + 1)
         # Errors h steps ahead overlap: of so many, one is news.
@@ -202,9 +203,8 @@ class Tracker:
             above = (came - due) / units[:, None, :, None] > shift
             moved = shift + rate * (levels - 1 + above)
             shift = np.where(np.isnan(came), shift, moved)
-        behind = rollout.advance(
-            self.behind, values[:, :new], None if covariates is None else covariates[:, :new]
-        )
-        kept = None if covariates is None else covariates[:, new:]
+        passed = None if covariates is None else covariates.steps(0, new)
+        behind = rollout.advance(self.behind, values[:, :new], passed)
+        kept = None if covariates is None else covariates.steps(new, new + back)
         after = Tracker(shift, behind, values[:, new:], kept)
         return after, found[back:], np.stack(shifts)

@@ -46,7 +46,7 @@ class StatelessEnsemble(Ensemble):
 
     Examples
     --------
-    >>> both = StatelessEnsemble([ForecastNet(nn.Linear(1, 2), None, 0) for _ in range(2)], 1)
+    >>> both = StatelessEnsemble([ForecastNet(nn.Linear(1, 2)) for _ in range(2)], 1)
     >>> both(torch.zeros(10, 5, 1)).shape, both.eval()(torch.zeros(10, 5, 1)).shape
     (torch.Size([10, 5, 4]), torch.Size([10, 5, 2]))
     """
@@ -61,7 +61,7 @@ class StatefulEnsemble(Ensemble):
 
     Examples
     --------
-    >>> both = StatefulEnsemble([ForecastNet(nn.GRU(1, 2), None, 0) for _ in range(2)], 1)
+    >>> both = StatefulEnsemble([ForecastNet(nn.GRU(1, 2)) for _ in range(2)], 1)
     >>> y, state = both(torch.zeros(10, 5, 1))
     >>> y.shape, len(state)
     (torch.Size([10, 5, 4]), 2)
@@ -84,4 +84,4 @@ def ensemble_of(
     if count == 1:
         return nets[0]
     kind = StatefulEnsemble if takes_state(nets[0].body) else StatelessEnsemble
-    return ForecastNet(kind(nets, quantiles), None, 0)
+    return ForecastNet(kind(nets, quantiles))

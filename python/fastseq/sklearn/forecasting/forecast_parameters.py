@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from ...errors import meant
 from ...training.spec import check_count
+from .calendar_features import FEATURES
 from .forecast_losses import LOSSES
 from .series import Series
 from .transforms import TRANSFORMS
@@ -27,7 +29,9 @@ _CHOICES = {
 def check_parameters(given: dict[str, Any]) -> None:
     """Raise ValueError or TypeError if a parameter is invalid."""
     check_count("horizon", given["horizon"])
-    for name in ("season", "lags", "epochs", "batchsize", "seqsize", "fold"):
+    if given["season"] not in (None, "auto"):
+        check_count("season", given["season"])
+    for name in ("lags", "epochs", "batchsize", "seqsize", "fold"):
         if given[name] is not None:
             check_count(name, given[name])
     if given["validation"] is not None and given["validation"] != 0:
@@ -42,6 +46,7 @@ def check_parameters(given: dict[str, Any]) -> None:
             f"module, rather than a {type(given['module']).__name__}"
         )
     _check_weights(given)
+    _check_covariates(given)
     loss, levels = given["loss"], given["quantiles"]
     if given["conformal"] is not None and levels is None:
         raise ValueError(
@@ -90,6 +95,32 @@ def _check_weights(given: dict[str, Any]) -> None:
         raise ValueError(
             f"horizon_weights must be finite, not negative, and not all 0, got {steps!r}"
         )
+
+
+def _check_covariates(given: dict[str, Any]) -> None:
+    past, calendar, holidays = given["past"], given["calendar"], given["holidays"]
+    if isinstance(past, str) or not all(_is_column(one) for one in past):
+        raise TypeError(f"past must be a list of names or positions of columns, got {past!r}")
+    if len(past) and given["strategy"] == "recursive":
+        raise ValueError(
+            'past needs strategy="direct": for strategy="recursive", all covariates must be known '
+            "ahead, as the model is run over the horizon step by step"
+        )
+    if not isinstance(calendar, bool):
+        if isinstance(calendar, str) or not all(isinstance(one, str) for one in calendar):
+            raise TypeError(f"calendar must be True, False or a list of features, got {calendar!r}")
+        for one in calendar:
+            if one not in FEATURES:
+                raise ValueError(
+                    f"calendar: features are {', '.join(FEATURES)}, got {one!r}"
+                    f"{meant(one, FEATURES)}"
+                )
+    if not (holidays is None or isinstance(holidays, str)):
+        raise TypeError(f"holidays must be a country's code, such as 'DE', got {holidays!r}")
+
+
+def _is_column(given: object) -> bool:
+    return isinstance(given, str | int | np.integer) and not isinstance(given, bool)
 
 
 def season_lag(season: int | None, horizon: int, strategy: str) -> int | None:

@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 
 from .conformal import Conformal, Tracker
+from .covariate_rows import CovariateRows
 from .rollout import Rollout
 from .series import Array
 from .transforms import smeared, smearing_terms, undone
@@ -70,7 +71,8 @@ class Correction:
         cls,
         rollout: Rollout,
         arrays: list[Array],
-        covariates: list[Array] | None,
+        covariates: CovariateRows | None,
+        static: Array | None,
         scaling: SeriesScaling,
         *,
         transform: str | None,
@@ -83,7 +85,7 @@ class Correction:
 
         Parameters
         ----------
-        rollout, arrays, covariates, scaling
+        rollout, arrays, covariates, static, scaling
             The model, and the transformed series that it was trained on.
         transform
             Their transform.
@@ -111,8 +113,8 @@ class Correction:
             steps = min(steps, shortest - 1 - (rollout.lag or 0))
         errors = _errors_of_last_steps(
             rollout, [arrays[n] for n in chosen],
-            None if covariates is None else [covariates[n] for n in chosen],
-            scaling.take(chosen), each[chosen], steps,
+            None if covariates is None else covariates.taken(chosen),
+            None if static is None else static[chosen], scaling.take(chosen), each[chosen], steps,
             None if weights is None else [weights[n] for n in chosen],
         )  # fmt: skip
         if conformal:
@@ -148,25 +150,23 @@ class Correction:
         self,
         rollout: Rollout,
         arrays: list[Array],
-        covariates: list[Array] | None,
+        covariates: CovariateRows | None,
+        static: Array | None,
         scaling: SeriesScaling,
     ) -> Tracker:
         """Return what follows series from their end on."""
         assert self.conformal is not None
         cut = [len(one) - rollout.horizon + 1 for one in arrays]
-        known = behind = None
-        if covariates is not None:
-            known = [one[:end] for one, end in zip(covariates, cut, strict=True)]
-            behind = np.stack([one[end:] for one, end in zip(covariates, cut, strict=True)])
+        before, after = (None, None) if covariates is None else covariates.split(cut)
         pairs = list(zip(arrays, cut, strict=True))
-        origin = rollout.begin([one[:end] for one, end in pairs], known, scaling)
+        origin = rollout.begin([one[:end] for one, end in pairs], before, scaling, static)
         shift = np.broadcast_to(
             self.conformal.shift, (len(arrays), *self.conformal.shift.shape)
         ).copy()
-        return Tracker(shift, origin, np.stack([one[end:] for one, end in pairs]), behind)
+        return Tracker(shift, origin, np.stack([one[end:] for one, end in pairs]), after)
 
     def follow(
-        self, tracker: Tracker, rollout: Rollout, values: Array, covariates: Array | None
+        self, tracker: Tracker, rollout: Rollout, values: Array, covariates: CovariateRows | None
     ) -> tuple[Tracker, Array, Array]:
         """See `Tracker.follow`."""
         assert self.conformal is not None
@@ -177,7 +177,8 @@ class Correction:
 def _errors_of_last_steps(
     rollout: Rollout,
     arrays: list[Array],
-    covariates: list[Array] | None,
+    covariates: CovariateRows | None,
+    static: Array | None,
     scaling: SeriesScaling,
     per: Array,
     steps: int,
@@ -193,12 +194,15 @@ def _errors_of_last_steps(
     chosen = np.random.default_rng(rollout.seed).choice(len(arrays), count, replace=False)
     chosen.sort()
     stride = -(-size * count // int(_MOST))
-    before, known = None, None
+    arrays = [arrays[n] for n in chosen]
+    before = known = None
     if covariates is not None:
-        before = [covariates[n][:-steps] for n in chosen]
-        known = np.stack([covariates[n][-steps:] for n in chosen])
-    values = np.stack([arrays[n][-steps:] for n in chosen])
-    origin = rollout.begin([arrays[n][:-steps] for n in chosen], before, scaling.take(chosen))
+        before, known = covariates.taken(chosen).split([len(one) - steps for one in arrays])
+    values = np.stack([one[-steps:] for one in arrays])
+    origin = rollout.begin(
+        [one[:-steps] for one in arrays], before, scaling.take(chosen),
+        None if static is None else static[chosen],
+    )  # fmt: skip
     found = np.stack(rollout.forecasts(origin, values, known, stride))
     if weights is not None:
         values = np.where(np.stack([weights[n][-steps:] for n in chosen]) == 0, np.nan, values)

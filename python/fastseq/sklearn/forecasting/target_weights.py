@@ -8,23 +8,39 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..alignment import aligned
+from .long_frames import Columns, LongTable
 from .series import Array, Series, read_series
-from .times import is_table
+from .times import Spacing, is_table
 from .windows import Windows
 
-__all__ = ["normalised", "read_weights", "weigh", "with_age"]
+__all__ = ["column_of_weights", "normalised", "read_weights", "weigh", "with_age"]
 
 
-def read_weights(given: Any, series: Series) -> list[Array]:
+def column_of_weights(y: Any, name: str, columns: Columns, spacing: Spacing) -> tuple[Any, Any]:
+    """Return a long frame without its column of weights, and that column."""
+    if not columns.is_long(y):
+        raise TypeError(f"weights is the name {name!r}, but y is no long frame with such a column")
+    own = [columns.id, columns.time]
+    if name not in y.columns or name in (*own, columns.target):
+        raise ValueError(f"weights must be a column of y of its own, got {name!r}")
+    weights, _ = dataclasses.replace(columns, target=name).split(y[[*own, name]], None, spacing)
+    return y[[column for column in y.columns if column != name]], weights
+
+
+def read_weights(given: Any, series: Series, spacing: Spacing) -> list[Array]:
     """Read weights of series, or of their time steps.
 
     Parameters
     ----------
     given
         A number for each series of a panel, ``(N,)``; or for each time step ``(T,)``, ``(N, T)``,
-        a list of ``(T_i,)``, or as many as the series have values.
+        a list of ``(T_i,)``, or as many as the series have values. If series have ids, so must
+        weights.
     series
         The series.
+    spacing
+        How far apart times are.
 
     Returns
     -------
@@ -39,10 +55,12 @@ def read_weights(given: Any, series: Series) -> list[Array]:
     Examples
     --------
     >>> series = read_series([np.zeros(2), np.zeros(1)], "y")
-    >>> [one.T for one in read_weights([1.0, 2.0], series)]
+    >>> [one.T for one in read_weights([1.0, 2.0], series, Spacing())]
     [array([[1., 1.]]), array([[2.]])]
     """
     count, shapes = len(series.arrays), [one.shape for one in series.arrays]
+    if series.ids is not None:
+        given = _by_id(given, series.ids)
     each = None if series.single or is_table(given) else _plain(given)
     if each is not None and each.shape == (count,):
         _check(each[:, None], "weights")
@@ -50,7 +68,8 @@ def read_weights(given: Any, series: Series) -> list[Array]:
     else:
         if each is not None and each.ndim == 2 and len(each) == count:
             given = list(each)
-        read = read_series(given, "weights", series.names if _wide(given) else None)
+        names = series.names if _wide(given) else None
+        read = aligned(read_series(given, "weights", names, spacing), series.ids, "weights")
         if len(read.arrays) != count:
             raise ValueError(
                 f"weights must be of {count} series, got {len(read.arrays)}: pass one number for "
@@ -58,7 +77,8 @@ def read_weights(given: Any, series: Series) -> list[Array]:
             )
         found = []
         for number, (weights, shape) in enumerate(zip(read.arrays, shapes, strict=True)):
-            place = "weights" if series.single else f"weights[{number}]"
+            key = number if series.ids is None else series.ids[number]
+            place = "weights" if series.single else f"weights[{key!r}]"
             if len(weights) != shape[0] or weights.shape[1] not in (1, shape[1]):
                 raise ValueError(
                     f"{place} must be of {shape[0]} time steps of {shape[1]} variables, as y, got "
@@ -73,6 +93,25 @@ def read_weights(given: Any, series: Series) -> list[Array]:
     if not any(one.any() for one in found):
         raise ValueError("weights are all 0: there is nothing to learn")
     return found
+
+
+def _by_id(given: Any, ids: tuple[Any, ...]) -> Any:
+    """Return numbers of each id in the order of `ids`; others as they are, if they have ids."""
+    if is_table(given) and given.ndim == 1:
+        given = given.to_dict()
+    if isinstance(given, LongTable):
+        return given
+    if not isinstance(given, dict):
+        raise TypeError(
+            "y has ids, so weights must be a dictionary or a Series by id, or the name of a column "
+            f"of a long frame, got {type(given).__name__}"
+        )
+    if any(np.ndim(one) for one in given.values()):
+        return given
+    if set(given) != set(ids):
+        other = next(iter(set(given) ^ set(ids)))
+        raise ValueError(f"weights must have the ids of y, but only one of them has {other!r}")
+    return np.array([given[one] for one in ids], np.float64)
 
 
 def _plain(given: Any) -> Array | None:

@@ -10,7 +10,9 @@ import numpy as np
 
 from .series import Array, Series
 
-__all__ = ["TRANSFORMS", "smeared", "smearing_terms", "transformed", "undone"]
+__all__ = [
+    "TRANSFORMS", "applied", "check_domain", "smeared", "smearing_terms", "transformed", "undone",
+]  # fmt: skip
 
 
 class _Transform(NamedTuple):
@@ -29,47 +31,51 @@ TRANSFORMS = {
 _TERMS = 200  # of a mean
 
 
-def transformed(series: Series, name: str | None, what: str) -> Series:
-    """Return series whose values are transformed.
+def check_domain(series: Series, name: str | None, what: str) -> None:
+    """Raise ValueError if a value is outside the domain of a transform.
 
     Parameters
     ----------
     series
         The series.
     name
-        One of `TRANSFORMS`; None: the series stay as they are.
+        One of `TRANSFORMS`; None: all values pass.
     what
         Their name in messages.
-
-    Raises
-    ------
-    ValueError
-        A value is outside the transform's domain.
-
-    Examples
-    --------
-    >>> from .series import read_series
-    >>> transformed(read_series(np.array([1.0, 4.0]), "y"), "sqrt", "y").arrays[0].T
-    array([[1., 2.]])
     """
     if name is None:
-        return series
-    transform = TRANSFORMS[name]
+        return
+    zero = TRANSFORMS[name].zero
     for number, array in enumerate(series.arrays):
-        bad = array < 0 if transform.zero else array <= 0
+        bad = array < 0 if zero else array <= 0
         if not bad.any():
             continue
         step, variable = (int(index) for index in np.argwhere(bad)[0])
-        place = what if series.single else f"{what}[{number}]"
+        key = number if series.ids is None else series.ids[number]
+        place = what if series.single else f"{what}[{key!r}]"
         column = f" of variable {variable}" if series.variables > 1 else ""
         raise ValueError(
             f'{place} is {array[step, variable]:g} at step {step}{column}, but transform="{name}" '
-            f"takes {'no negative' if transform.zero else 'only positive'} values: choose another "
-            f"transform{'' if transform.zero else ', such as log1p for values that may be 0'}, or "
-            "mark wrong values as missing (NaN)"
+            f"takes {'no negative' if zero else 'only positive'} values: choose another "
+            f"transform{'' if zero else ', such as log1p for values that may be 0'}, or mark wrong "
+            "values as missing (NaN)"
         )
-    arrays = [np.asarray(transform.apply(array)) for array in series.arrays]
-    return dataclasses.replace(series, arrays=arrays)
+
+
+def applied(values: Array, name: str | None) -> Array:
+    """Return transformed values; NaN stays.
+
+    Examples
+    --------
+    >>> applied(np.array([1.0, 4.0]), "sqrt")
+    array([1., 2.])
+    """
+    return values if name is None else np.asarray(TRANSFORMS[name].apply(values))
+
+
+def transformed(series: Series, name: str | None) -> Series:
+    """Return series whose values are transformed."""
+    return dataclasses.replace(series, arrays=[applied(one, name) for one in series.arrays])
 
 
 def undone(values: Array, name: str | None) -> Array:
