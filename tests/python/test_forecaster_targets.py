@@ -358,3 +358,90 @@ def test_recursive_ensembles_and_what_ensembles_cannot_be():
     with pytest.raises(ValueError, match="ensemble"):
         quick(ensemble=0).fit(y)
     assert isinstance(f, SequenceForecaster)
+
+
+# --- together with frames and covariates
+
+
+def shops(steps=60, seed=0):
+    """A long frame of two series, rows in any order, with a weight and a covariate."""
+    rng, days = np.random.default_rng(seed), pd.date_range("2024-01-01", periods=steps)
+    frames = [
+        pd.DataFrame({"unique_id": shop, "ds": days, "y": np.exp(wave(steps, seed=n)[0]),
+                      "w": rng.random(steps), "price": rng.random(steps)})
+        for n, shop in enumerate(("south", "north"))
+    ]  # fmt: skip
+    return pd.concat(frames).sample(frac=1, random_state=seed)
+
+
+@pytest.mark.parametrize("polars", [False, True])
+def test_a_column_of_a_long_frame_is_its_weights(polars):
+    frame = shops()
+    series = {key: one.set_index("ds").sort_index() for key, one in frame.groupby("unique_id")}
+    arrays = {key: one[["y"]].to_numpy() for key, one in series.items()}
+    more = {"callbacks": [Weights()], "season": None}
+    plain = quick(**more).fit(
+        [arrays["north"], arrays["south"]],
+        [series[key][["price"]].to_numpy() for key in ("north", "south")],
+        weights=[series[key]["w"].to_numpy() for key in ("north", "south")],
+    )
+    given = pytest.importorskip("polars").from_pandas(frame) if polars else frame
+    assert_same_training(quick(**more).fit(given, weights="w"), plain)
+    by_id = {key: one["y"] for key, one in series.items()}
+    price = {key: one[["price"]] for key, one in series.items()}
+    weights = {"south": series["south"]["w"], "north": series["north"]["w"]}
+    assert_same_training(quick(**more).fit(by_id, price, weights=weights), plain)
+    of_series = quick(**more).fit(frame.drop(columns="w"), weights={"south": 3.0, "north": 1.0})
+    again = quick(**more).fit(by_id, price, weights=pd.Series({"north": 1.0, "south": 3.0}))
+    assert_same_training(of_series, again)
+
+
+def test_weights_of_frames_that_could_be_anothers_are_refused():
+    frame = shops()
+    rest = frame.drop(columns="w")
+    for weights, message in (
+        ([3.0, 1.0], "y has ids, so weights must be a dictionary"),
+        (np.ones((2, 60)), "y has ids, so weights must be a dictionary"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            quick().fit(rest, weights=weights)
+    for weights, message in (
+        ({"south": 1.0}, "only one of them has 'north'"),
+        ("y", "must be a column of y of its own"),
+        ("weight", "must be a column of y of its own"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            quick().fit(rest, weights=weights)
+    with pytest.raises(TypeError, match="y is no long frame"):
+        quick().fit(wave(40)[0], weights="w")
+
+
+def test_gaps_of_frames_need_no_weights():
+    frame = shops().drop(columns="price")
+    holes = frame["ds"].isin(pd.to_datetime(["2024-01-05", "2024-02-01"]))
+    missing = frame.assign(y=frame["y"].mask(holes))
+    f = quick(callbacks=[Weights()]).fit(frame[~holes], weights="w")
+    assert_same_training(f, quick(callbacks=[Weights()]).fit(missing, weights="w"))
+
+
+def test_all_of_it_at_once():
+    """Backtests equal predictions, with every kind of covariate, in an ensemble."""
+    frame, later = shops(100), shops(100)
+    static = pd.DataFrame({"size": [1.0, 2.0]}, index=["north", "south"])
+    cut = pd.Timestamp("2024-03-20")
+    frame, later = frame[frame["ds"] <= cut], later[later["ds"] > cut].drop(columns="w")
+    f = quick(transform="log", half_life=20, horizon_weights=[1, 1, 2, 2], ensemble=2, season=7,
+              quantiles=LEVELS, conformal="adaptive", calendar=["day_of_week"], past=["price"],
+              ).fit(frame, weights="w", static=static)  # fmt: skip
+    found = f.backtest(later, stride=1)
+    columns = ["q0.1", "q0.5", "q0.9"]
+    assert (np.diff(found[columns], axis=1) >= 0).all()
+    assert (found[columns] > 0).all().all()
+    actual = later.set_index(["unique_id", "ds"])["y"]
+    given = found.dropna().set_index(["unique_id", "ds"])["y"]
+    np.testing.assert_array_equal(given, actual.loc[given.index])
+    f.update(later[later["ds"] <= cut + pd.Timedelta(days=6)])
+    wanted = found[found["cutoff"] == cut + pd.Timedelta(days=6)]
+    np.testing.assert_allclose(f.predict()[columns], wanted[columns], rtol=1e-4)
+    with pytest.raises(ValueError, match="the same number of steps of all series"):
+        f.update(later[(later["ds"] == cut + pd.Timedelta(days=7)) & (later.unique_id == "north")])
