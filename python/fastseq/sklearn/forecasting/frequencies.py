@@ -102,8 +102,8 @@ def season_of(freq: Frequency | None) -> int | None:
             freq.weekmask.split() if isinstance(getattr(freq, "weekmask", None), str) else "12345"
         )
         return len(week) if freq.n == 1 else None
-    if "months" in freq.kwds:
-        return _whole(12, freq.kwds["months"] * freq.n)
+    if type(freq) is pd.DateOffset:
+        return _whole(12, freq.kwds["months"] * freq.n) if set(freq.kwds) == {"months"} else None
     year = pd.date_range("2001-01-01", "2001-12-31", freq=freq.base)
     return _whole(len(year), freq.n) if len(year) <= 24 else None
 

@@ -178,9 +178,9 @@ class _Rows:
         key = series * len(times) + when
         order = None
         if not (np.diff(key) > 0).all():
-            order = np.argsort(key, kind="stable")
-            key, series, when = key[order], series[order], when[order]
-            double = np.flatnonzero(np.diff(key) == 0)
+            order = _order(key, len(ids) * len(times))
+            series, when = series[order], when[order]
+            double = np.flatnonzero((np.diff(series) == 0) & (np.diff(when) == 0))
             if double.size:
                 row = double[0]
                 raise ValueError(
@@ -217,6 +217,17 @@ class _Rows:
             table, self.steps, self.bounds, tuple(self.ids.tolist()), self.indices, self.freq,
             self.gap, self.form,
         )  # fmt: skip
+
+
+def _order(keys: Array, count: int) -> Array:
+    """Return the order that sorts integers in ``[0, count)``; rows of equal ones are neighbours."""
+    if count <= 8 * len(keys):  # fewer steps than a sort
+        rows = np.full(count, -1)
+        rows[keys] = np.arange(len(keys))
+        order = rows[rows >= 0]
+        if len(order) == len(keys):
+            return order
+    return np.argsort(keys, kind="stable")
 
 
 def _sorted_codes(column: pd.Series, name: str) -> tuple[pd.Index, Array]:

@@ -52,7 +52,7 @@ class Series:
         What the series of a dictionary, a groupby or a long frame are called; None: they have no
         ids.
     freqs
-        Distance of each series' steps, None if unknown, empty if there are no times.
+        Distance of each series' steps, None if unknown.
     gap
         The first series of which steps were missing, and the time of the first; their values are
         NaN. None: there were none.
@@ -85,12 +85,11 @@ class Series:
     @property
     def times(self) -> list[Times | None]:
         """Times of each series; series with the same index share one object."""
-        known: dict[int, Times] = {}
-        freqs = self.freqs or (None,) * len(self.indices)
-        return [
-            None if index is None else known.setdefault(id(index), Times(index, freq))
-            for index, freq in zip(self.indices, freqs, strict=True)
-        ]
+        known: dict[int, Times | None] = {id(None): None}
+        for index, freq in zip(self.indices, self.freqs, strict=True):
+            if id(index) not in known:
+                known[id(index)] = Times(index, freq)
+        return [known[id(index)] for index in self.indices]
 
     def take(self, rows: Array) -> Series:
         """Return some of the series."""

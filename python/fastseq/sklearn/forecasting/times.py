@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "Spacing", "Times", "check_follows", "check_order", "counts", "is_table", "read_index",
-    "regular", "times_of",
+    "Spacing", "Times", "check_follows", "check_order", "counts", "ends_of", "is_table",
+    "read_index", "regular", "times_of",
 ]  # fmt: skip
 
 Array = np.ndarray
@@ -85,6 +85,17 @@ class Times:
     def after(self, count: int) -> Times:
         """Return the time of the last of the next `count` steps."""
         return Times(self.following(count)[-1:], self.freq)
+
+
+def ends_of(series: Iterable[Times | None]) -> list[Times | None]:
+    """Return the times of the last steps; series of the same times share one object."""
+    known: dict[int, Times] = {}
+    found: list[Times | None] = []
+    for times in series:
+        if times is not None and id(times) not in known:
+            known[id(times)] = times.end
+        found.append(None if times is None else known[id(times)])
+    return found
 
 
 def regular(
