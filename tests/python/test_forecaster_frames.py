@@ -242,6 +242,15 @@ def test_covariates_of_the_horizon_go_by_id_and_time():
             f.predict(X=wrong)
 
 
+def test_numbers_in_a_column_of_times_are_times_even_if_they_count_from_0():
+    frame = long_frame(None, 0, covariates=True)[:30].assign(ds=np.arange(30))
+    f = fast().fit(frame)
+    with pytest.raises(ValueError, match=r"that of step 0 is 30, got 0"):
+        f.update(frame[:5])
+    with pytest.raises(ValueError, match=r"that of step 0 is 30, got 0"):
+        f.predict(X=frame[:HORIZON].drop(columns="y"))
+
+
 # --- what is refused
 
 
@@ -388,6 +397,26 @@ def test_forecasts_have_the_times_that_follow(index, following, given_freq):
     assert tests["cutoff"].tolist() == [*[whole[-6]] * 3, *[whole[-5]] * 3]
     assert tests["ds"].tolist() == [*whole[-5:-2], *whole[-4:-1]]
     np.testing.assert_array_equal(tests["y"], [*y[-2:], np.nan, y.iloc[-1], np.nan, np.nan])
+
+
+def test_a_time_of_day_that_a_clock_skips_is_the_next():
+    days = pd.date_range("2024-03-15 02:30", periods=20)
+    index = days.tz_localize("Europe/Paris", nonexistent="shift_forward")
+    assert index[16] == pd.Timestamp("2024-03-31 03:00+02:00")
+    y = pd.Series(Y[0][:20], index)
+    assert fast().fit(y[:15]).predict().index.tolist() == index[15:18].tolist()
+    assert fast().fit(y).predict().index[0] == pd.Timestamp("2024-04-04 02:30+02:00")
+
+
+@pytest.mark.parametrize(
+    "kind", ["Int64", "uint8", "float32", "int64[pyarrow]", "timestamp[us][pyarrow]", "date32[day][pyarrow]"]
+)  # fmt: skip
+def test_columns_of_times_may_be_of_any_type(kind):
+    pytest.importorskip("pyarrow")
+    dates = kind.startswith(("date", "time"))
+    times = pd.Series(DAYS[:24] if dates else np.arange(24)).astype(kind)
+    found = fast().fit(pd.DataFrame({"unique_id": "a", "ds": times[:20], "y": Y[0][:20]})).predict()
+    assert found["ds"].tolist() == (DAYS[20:23].tolist() if dates else [20, 21, 22])
 
 
 def test_results_have_the_columns_of_what_came_in():

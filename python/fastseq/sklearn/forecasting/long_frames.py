@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -136,6 +137,7 @@ def _by_group(given: Any, time: str) -> Any:
     if not (hasattr(given, "ngroups") and hasattr(given, "obj")):
         return given
     keys = given.keys if isinstance(given.keys, list) else [given.keys]
+    keys = [key for key in keys if isinstance(key, Hashable)]
     level = given.level
 
     def table(part: Any) -> Any:
@@ -253,6 +255,15 @@ def _read_times(column: pd.Series, name: str) -> tuple[pd.Index, Array]:
     import pandas as pd
 
     index = pd.Index(column)
+    plain = {"M": pd.DatetimeIndex, "m": pd.TimedeltaIndex}.get(getattr(index.dtype, "kind", ""))
+    if plain is not None and kind_of(index) == "others":  # of arrow
+        index = plain(index)
+    if kind_of(index) == "numbers" and not isinstance(index.dtype, np.dtype):
+        index = pd.Index(
+            index.to_numpy(float, na_value=np.nan)
+            if index.hasnans
+            else index.to_numpy(np.dtype(index.dtype.kind + str(index.dtype.itemsize)))
+        )
     if kind_of(index) == "others":
         raise TypeError(
             f"{name} holds {index.inferred_type} values, but must have dates, periods or numbers: "
