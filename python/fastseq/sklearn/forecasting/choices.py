@@ -81,22 +81,30 @@ class Choices:
 
     @classmethod
     def of(
-        cls, given: Mapping[str, Any], lengths: Array, variables: int, season: int | None = None
+        cls,
+        given: Mapping[str, Any],
+        lengths: Array,
+        variables: int,
+        season: int | None = None,
+        covariates: int = 0,
     ) -> Choices:
         """Choose for series of `lengths` ``(N,)``; `given` are the forecaster's parameters.
 
         `season` is the one of the series' frequency, which counts if the parameter is "auto" and
-        all series are long enough for it.
+        all series are long enough for it. `covariates` is the number of their columns that change
+        with time.
         """
         if given["season"] != "auto":
-            return cls._of(given, lengths, variables)
-        found = cls._of({**given, "season": season}, lengths, variables)
+            return cls._of(given, lengths, variables, covariates)
+        found = cls._of({**given, "season": season}, lengths, variables, covariates)
         if season is None or lengths.min() >= max(least_steps(found), 2 * season):
             return found
-        return cls._of({**given, "season": None}, lengths, variables)
+        return cls._of({**given, "season": None}, lengths, variables, covariates)
 
     @classmethod
-    def _of(cls, given: Mapping[str, Any], lengths: Array, variables: int) -> Choices:
+    def _of(
+        cls, given: Mapping[str, Any], lengths: Array, variables: int, covariates: int
+    ) -> Choices:
         own: dict[str, Any] = {name: given[name] for name in _PLAIN if given[name] is not None}
         season = given["season"]
         lag = season_lag(season, given["horizon"], given["strategy"])
@@ -110,7 +118,8 @@ class Choices:
         if not segments:
             return cls(segments=False, segment=1, half_life=0, **found, **{**_PLAIN, **own})
         count = len(lengths) * (variables if found["apart"] else 1)
-        chosen = _for_segments(own, given["horizon"], season, lengths, count)
+        width = covariates + (1 if found["apart"] else variables)
+        chosen = _for_segments(own, given["horizon"], season, lengths, count, width)
         return cls(segments=True, **found, **chosen)
 
 
@@ -120,7 +129,12 @@ def least_steps(choices: Choices) -> int:
 
 
 def _for_segments(
-    own: dict[str, Any], horizon: int, season: int | None, lengths: Array, count: int
+    own: dict[str, Any],
+    horizon: int,
+    season: int | None,
+    lengths: Array,
+    count: int,
+    width: int,
 ) -> dict[str, Any]:
     longest, shortest = int(lengths.max()), int(lengths.min())
     segment = min(horizon, _SEGMENT // 2)
@@ -131,7 +145,7 @@ def _for_segments(
     lags = own.get("lags", min(lags, longest // 2))
     lags = max(lags, segment, season if season is not None and season <= SEASON else 0)
     windows = count * float(np.mean(lengths))
-    seqsize = own.get("seqsize", max(_STEPS, round(windows * lags / _COPIED)))
+    seqsize = own.get("seqsize", max(_STEPS, round(windows * lags * width / _COPIED)))
     together = min(max(windows / _UPDATES_PER_EPOCH, _WINDOWS[0]), _WINDOWS[1])
     batchsize = own.get("batchsize", max(1, round(together / seqsize)))
     updates = max(1.0, windows / (batchsize * seqsize))

@@ -24,6 +24,8 @@ from ..base import SequenceEstimator, Task
 from ..hyperparameters import make_module
 from ..shuffling import Shuffler
 from .choices import Choices
+from .covariate_encoder import NO_COVARIATES, CovariateSizes
+from .covariate_rows import CovariateRows
 from .forecast_losses import LOSSES, ForecastLoss, pinball_loss
 from .forecast_net import ForecastNet, check_steps_apart
 from .rollout import PATH_LEVELS
@@ -43,14 +45,14 @@ class _Forecasting(Task):
     Parameters
     ----------
     covariates
-        Number of covariates.
+        Columns of covariates.
     lengths
         Lengths of the series in time steps, ``(N,)``; None: all T.
     segments
         The data as segments to train in a new order each epoch; None: series in their order.
     """
 
-    covariates: int = 0
+    covariates: CovariateSizes = NO_COVARIATES
     lengths: Array | None = None
     segments: Windows | None = None
     validation: tuple[Any, Tensor, Tensor | None] | None = None
@@ -115,16 +117,18 @@ class ForecastTraining(SequenceEstimator):
     def _task(
         self,
         series: Series,
-        covariates: list[Array] | None,
+        covariates: CovariateRows | None,
+        static: Array | None,
+        sizes: CovariateSizes,
         scaling: SeriesScaling,
     ) -> _Forecasting:
-        """Return the training problem of series."""
+        """Return the training problem of series, with covariates of these `sizes`."""
         choices, arrays = self._choices, series.arrays
         if choices.apart:
             scaling = scaling.apart(len(arrays))
             arrays = split_variables(arrays)
-            if covariates is not None:
-                covariates = [one for one in covariates for _ in range(series.variables)]
+            covariates = None if covariates is None else covariates.repeated(series.variables)
+            static = None if static is None else np.repeat(static, series.variables, axis=0)
         # Similar lengths are trained together.
         order = np.argsort([-len(one) for one in arrays], kind="stable")
         recursive = self.strategy == "recursive"
@@ -134,11 +138,19 @@ class ForecastTraining(SequenceEstimator):
                 f"y has {steps} steps to learn from, too few for a horizon of {self.horizon}: pass "
                 'longer series, or choose a smaller horizon or strategy="recursive"'
             )
+        arrays = [arrays[n] for n in order]
+        ahead = past = None
+        if covariates is not None:
+            covariates = covariates.taken(order)
+            ahead, past = (
+                covariates.ahead,
+                covariates.seen(np.array([len(one) for one in arrays]), lagged=choices.segments),
+            )
         windows = Windows.of(
-            [arrays[n] for n in order],
-            None if covariates is None else [covariates[n] for n in order],
-            scaling.take(order), lag=self._compared, season=choices.season, lags=choices.lags,
-            horizon=1 if recursive else self.horizon, levelled=choices.segments,
+            arrays, ahead, scaling.take(order), past=past,
+            static=None if static is None else static[order], lag=self._compared,
+            season=choices.season, lags=choices.lags, horizon=1 if recursive else self.horizon,
+            levelled=choices.segments,
         )  # fmt: skip
         held = windows.held_out(choices.validation) if choices.validation else None
         if choices.segments:
@@ -156,13 +168,12 @@ class ForecastTraining(SequenceEstimator):
         if not choices.segments:  # leave out the first steps rather than the last
             begin = (windows.longest - 1) % (choices.fold or 1)
         lengths = (windows.lengths - 1 - begin).clip(0)
-        known = 0 if covariates is None else covariates[0].shape[1]
         return _Forecasting(
             *windows.training_data(begin),
             n_in=choices.lags * windows.values.shape[2],
             n_out=arrays[0].shape[1] * (loss.outputs or 1),
             dtype=torch.float32, loss=loss, steps=choices.seqsize,
-            validation=None if held is None else held.training_data(), covariates=known,
+            validation=None if held is None else held.training_data(), covariates=sizes,
             segments=windows if choices.segments else None,
             lengths=None if bool((lengths == lengths[0]).all()) else lengths,
         )  # fmt: skip
@@ -173,15 +184,15 @@ class ForecastTraining(SequenceEstimator):
         choices = self._choices
         if choices.segments:
             with seeded(seed):
-                net = ForecastNet(self._make_segment_rnn(task, horizon), None, 0)
+                net = ForecastNet(self._make_segment_rnn(task, horizon))
         else:
             net = ForecastNet.make(
                 lambda n_in, n_out: make_module(
                     self.module, n_in, n_out, seed=seed, hidden_size=choices.hidden_size,
                     num_layers=self.num_layers, dropout=choices.dropout,
                 ),
-                seen=task.n_in, covariates=task.covariates, outputs=task.n_out, horizon=horizon,
-                width=choices.hidden_size, seed=seed,
+                seen=task.n_in, lags=choices.lags, covariates=task.covariates,
+                outputs=task.n_out, horizon=horizon, width=choices.hidden_size, seed=seed,
             )  # fmt: skip
         if not isinstance(self.module, str):  # named modules pass
             check_steps_apart(net, task.x, task.n_out * horizon)
@@ -212,13 +223,7 @@ class ForecastTraining(SequenceEstimator):
         x, y, w = task.x, task.y, task.w
         shuffler = next((c for c in est.callbacks if isinstance(c, Shuffler)), None)
         if task.segments is not None and shuffler is not None:
-            parts = task.segments
-            known = parts.covariates
-            parts = dataclasses.replace(
-                parts, values=shuffler.shuffled(parts.values, 0),
-                targets=shuffler.shuffled(parts.targets, 0),
-                covariates=None if known is None else shuffler.shuffled(known, 0),
-            )  # fmt: skip
+            parts = task.segments.mapped(lambda part: shuffler.shuffled(part, 0))
             x, y, _ = parts.training_data()
             w = None if w is None else shuffler.shuffled(w, 1)
         naive = self._naive(est, task)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from .covariate_rows import CovariateRows
 from .series import Array
 from .times import Times
 
@@ -24,7 +25,7 @@ class Following:
     arrays
         Their values, ``(n_i, K)``.
     covariates
-        ``(n_i, F)``; None: there are none.
+        Those of these steps, and ahead; None: there are none.
     ends
         Times of their last steps.
 
@@ -37,12 +38,12 @@ class Following:
 
     rows: Array
     arrays: list[Array]
-    covariates: list[Array] | None
+    covariates: CovariateRows | None
     ends: Sequence[Times | None]
 
-    def stacked(self) -> tuple[Array, Array | None]:
+    def stacked(self) -> tuple[Array, CovariateRows | None]:
         """Return the values of equally long series, ``(M, n, K)``, and their covariates."""
-        return np.stack(self.arrays), None if self.covariates is None else np.stack(self.covariates)
+        return np.stack(self.arrays), self.covariates
 
     def by_length(self) -> Iterator[Following]:
         """Yield the series of each length."""
@@ -51,6 +52,6 @@ class Following:
             mine = np.flatnonzero(lengths == length).tolist()
             yield Following(
                 self.rows[mine], [self.arrays[n] for n in mine],
-                None if self.covariates is None else [self.covariates[n] for n in mine],
+                None if self.covariates is None else self.covariates.taken(np.array(mine)),
                 [self.ends[n] for n in mine],
             )  # fmt: skip

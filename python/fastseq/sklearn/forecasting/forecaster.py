@@ -13,8 +13,8 @@ from torch import Tensor, nn, optim
 
 from ...training.spec import check_count
 from ..alignment import aligned, check_ahead, check_going_on, check_together, joined, rows_of
-from .choices import SEGMENT_RNN, Choices, least_steps
-from .covariates import Covariates
+from .all_covariates import AllCovariates, choose, first_read
+from .choices import SEGMENT_RNN, least_steps
 from .fitting import ForecastTraining
 from .following import Following
 from .forecast_parameters import check_lengths, check_parameters
@@ -31,7 +31,7 @@ __all__ = ["SequenceForecaster"]
 
 
 class SequenceForecaster(ForecastTraining):
-    """Forecast series over a horizon, from their past and from covariates known ahead.
+    """Forecast series over a horizon, from their past and from covariates.
 
     One model serves all series. `horizon` and `season` are all it needs: parameters that are None
     are chosen from them and from the data.
@@ -52,6 +52,10 @@ class SequenceForecaster(ForecastTraining):
 
     What comes in comes out: forecasts of arrays are arrays, those of tables are tables with the
     times that follow, those of a long frame are a long frame.
+
+    Columns of tables of covariates may hold categories (strings, booleans, objects, categorical):
+    they are embedded. Categories that were not seen in `fit`, and missing ones, are all alike then,
+    and have no effect of their own.
 
     Parameters
     ----------
@@ -76,6 +80,18 @@ class SequenceForecaster(ForecastTraining):
         from the times; at least half of them must then follow each other directly.
     id_col, time_col, target_col
         Columns of a long frame.
+    past
+        Names of those columns of X, for arrays their positions, that are not known ahead: their
+        values may have gaps, in which the last known one is seen, and those after the origin of a
+        forecast are never looked at. Not for ``strategy="recursive"``.
+    calendar
+        Features of the dates of steps, which need not be in X: True chooses some by the distance of
+        steps, the season, and how long series are; or a list of "minute_of_hour", "hour_of_day",
+        "day_of_week", "hour_of_week", "day_of_month", "day_of_year", "week_of_year", "month",
+        "quarter". Days and hours are those of the index's time zone.
+    holidays
+        A country's code, such as "DE", or "DE-BY" for a part of it: whether days are holidays, the
+        days before one, or after one. Needs the package holidays, and steps of at most a day.
     lags
         Number of last values the model sees at each step. Recurrent models remember; one without
         state needs as many as matter. None: 1; for "segrnn" 4 horizons or 2 seasons, at most 336 or
@@ -172,7 +188,7 @@ class SequenceForecaster(ForecastTraining):
     3     south 2024-03-02
     """
 
-    _known: Covariates | None
+    _known: AllCovariates
     _scaling: SeriesScaling  # of the training series
     _origin: Origin  # the current position of the series
     _times: list[Times | None]  # its times
@@ -188,6 +204,9 @@ class SequenceForecaster(ForecastTraining):
         id_col: str = "unique_id",
         time_col: str = "ds",
         target_col: str = "y",
+        past: Sequence[str | int] = (),
+        calendar: bool | Sequence[str] = False,
+        holidays: str | None = None,
         lags: int | None = None,
         scale: str | None = "standard",
         module: str | nn.Module | Callable[..., nn.Module] = SEGMENT_RNN,
@@ -225,6 +244,9 @@ class SequenceForecaster(ForecastTraining):
         self.id_col = id_col
         self.time_col = time_col
         self.target_col = target_col
+        self.past = past
+        self.calendar = calendar
+        self.holidays = holidays
         self.lags = lags
         self.scale = scale
         self.module = module
@@ -254,7 +276,7 @@ class SequenceForecaster(ForecastTraining):
         self.warm_start = warm_start
         self.verbose = verbose
 
-    def fit(self, y: object, X: object = None) -> SequenceForecaster:  # noqa: N803 (as in scikit-learn)
+    def fit(self, y: object, X: object = None, *, static: object = None) -> SequenceForecaster:  # noqa: N803 (as in scikit-learn)
         """Train on all steps of series.
 
         Parameters
@@ -264,8 +286,12 @@ class SequenceForecaster(ForecastTraining):
         X
             Covariates of the same steps, ``(T, F)``, for a panel ``(N, T, F)``, a list or
             dictionary of ``(T_i, F)``, or ``(T, F)`` for all series; None if `y` is a long frame,
-            which has them. They must be known for the whole horizon when forecasting (a calendar,
-            prices, plans).
+            which has them. Those not in `past` must be known for the whole horizon when
+            forecasting (prices, plans, promotions).
+        static
+            Covariates of each series that do not change, ``(N, S)``. The rows of a table go by the
+            series' ids, which are its index or its column `id_col`; without ids by their order.
+            Tables may hold categories.
 
         Returns
         -------
@@ -277,32 +303,31 @@ class SequenceForecaster(ForecastTraining):
         ValueError, TypeError
             A parameter or the data are invalid.
         """
-        check_parameters(self.get_params(deep=False))
+        params = self.get_params(deep=False)
+        check_parameters(params)
         spacing = Spacing(None if self.freq is None else offset_of(self.freq))
         y, X = self._columns.split(y, X, spacing)  # noqa: N806
         series = read_series(y, "y", spacing=spacing)
         refuse_identifiers(series, "y")
-        start = self._begin((series.variables, series.names, X is not None))
+        start = self._begin((series.variables, series.names, X is not None, static is not None))
         goes_on = start.why is None  # with the same scaling, too
-        if not goes_on:
-            params = self.get_params(deep=False)
-            freq = next(filter(None, (spacing.given, *series.freqs)), None)
-            season = season_of(freq)
-            self._choices = Choices.of(params, series.lengths, series.variables, season)
-        apart = self._choices.validation
-        check_lengths(series, least_steps(self._choices), self._needs(), apart=apart)
         known = self._known if goes_on else None
-        read = None
-        if X is not None:
-            read = Covariates.read(X, series, series.lengths, "the steps of y", known, spacing)
-            known = known or Covariates.measure(read, scaled=self.scale is not None, apart=apart)
+        x, read = first_read(X, series, self.past, None if known is None else known.x, spacing)
         times = check_together(series, read)
-        covariates = None if read is None or known is None else known.scaled(read)
+        if known is None:
+            freq = next(filter(None, (spacing.given, *series.freqs)), None)
+            self._choices, known = choose(params, series, season_of(freq), x, times)
+        apart, scaled = self._choices.validation, self.scale is not None
+        check_lengths(series, least_steps(self._choices), self._needs(), apart=apart)
+        if not goes_on:
+            known, read = known.measured(read, apart=apart, scaled=scaled)
+        known, fixed = known.of_series(static, series, self.id_col, scaled=scaled)
+        covariates = known.rows(read, series.lengths, times, lambda own: own.index)
         if goes_on and self.scale != "series":
             scaling = self._scaling
         else:
             scaling = self._measure([one[: len(one) - apart] for one in series.arrays])
-        self._train(self._task(series, covariates, scaling), start)
+        self._train(self._task(series, covariates, fixed, known.sizes, scaling), start)
         self.n_features_in_ = series.variables
         self._known, self._scaling = known, scaling
         self._rollout = Rollout(
@@ -311,7 +336,7 @@ class SequenceForecaster(ForecastTraining):
             self._choices.segments, series.variables if self._choices.apart else 1,
             self.strategy == "recursive", self._levels, start.seed,
         )  # fmt: skip
-        self._origin = self._rollout.begin(series.arrays, covariates, scaling)
+        self._origin = self._rollout.begin(series.arrays, covariates, scaling, fixed)
         self._times = ends_of(times)
         self._like = dataclasses.replace(
             series, arrays=[one[:0] for one in series.arrays], indices=(), moved=(), freqs=()
@@ -319,7 +344,7 @@ class SequenceForecaster(ForecastTraining):
         self.season_ = self._choices.season
         return self
 
-    def predict(self, y: object = None, X: object = None) -> Any:  # noqa: N803
+    def predict(self, y: object = None, X: object = None, *, static: object = None) -> Any:  # noqa: N803
         """Forecast the next `horizon` steps.
 
         Parameters
@@ -331,7 +356,10 @@ class SequenceForecaster(ForecastTraining):
         X
             Covariates, if `fit` got some, of the steps of `y` and of the horizon,
             ``(T + horizon, F)``; without `y`, ``(horizon, F)``; for panels as in `fit`. With long
-            frames, a long frame of the horizon.
+            frames, a long frame of the horizon. In the horizon, columns not known ahead may be NaN,
+            and without `y`, or with long frames, they may be left out.
+        static
+            Static covariates of `y`, if `fit` got some.
 
         Returns
         -------
@@ -342,27 +370,30 @@ class SequenceForecaster(ForecastTraining):
             or quantiles, sorted by id and time.
         """
         self._check_fitted()
-        rollout, origin, form, ends = self._rollout, self._origin, self._like, self._times
-        past = ahead = None
+        rollout, origin, form, known = self._rollout, self._origin, self._like, self._known
+        ends, horizon = self._times, self.horizon
         if y is None:
-            count = len(form.arrays)
+            if static is not None:
+                raise ValueError("static is given without y: that of the series is known from fit")
             what = "the horizon, the steps that follow"
             X = self._columns.covariates(X, self._spacing)  # noqa: N806
-            read = self._read_covariates(X, form, np.full(count, self.horizon), what)
-            if read is not None and self._known is not None:
+            read = known.read_ahead(X, form, horizon, what, self._spacing)
+            if read is not None:
                 check_ahead(read, self._times)
-                ahead = self._known.scaled(read)
+            none, horizon = np.zeros(len(form.arrays), int), self.horizon
+            ahead = known.rows(read, none, self._times, lambda own: own.following(horizon))
         else:
             form, read = self._read_with_horizon(y, X)
-            ends = check_together(form, read, ahead=0 if read is None else self.horizon)
-            if read is not None and self._known is not None:
-                whole = self._known.scaled(read)
-                past = [one[: -self.horizon] for one in whole]
-                ahead = [one[-self.horizon :] for one in whole]
-            scaling = self._measure(form.arrays) if self.scale == "series" else self._scaling
-            origin = rollout.begin(form.arrays, past, scaling)
-        found = rollout.forecast(origin, None if ahead is None else np.stack(ahead))
-        return self._result(form, found, ends)
+            beyond = 0 if read is None else len(read.arrays[0]) - int(form.lengths[0])
+            ends = check_together(form, read, ahead=beyond)
+            covariates = known.rows(read, form.lengths, ends, lambda own: own.reaching(horizon))
+            _, fixed = known.of_series(static, form, self.id_col)
+            scaling = self._scaling
+            if self.scale == "series":
+                scaling = self._measure(form.arrays).of_single_values(form.arrays, scaling)
+            origin = rollout.begin(form.arrays, covariates, scaling, fixed)
+            ahead = None if covariates is None else covariates.after(form.lengths)
+        return self._result(form, rollout.forecast(origin, ahead), ends)
 
     def update(self, y: object, X: object = None) -> SequenceForecaster:  # noqa: N803
         """Append new data, from whose end `predict` then forecasts. Nothing is learnt.
@@ -413,7 +444,7 @@ class SequenceForecaster(ForecastTraining):
             Of tables: a long frame of ids (of a panel), "variable" (of DataFrames), times,
             "cutoff" (the last time known to a forecast), actual values, and "forecast" or
             quantiles. The last forecasts may reach beyond `y`: there, covariates are assumed
-            average.
+            average, except those of the calendar.
         """
         self._check_fitted()
         stride = self.horizon if stride is None else stride
@@ -480,21 +511,19 @@ class SequenceForecaster(ForecastTraining):
 
     def _read_with_horizon(self, y: object, X: object) -> tuple[Series, Series | None]:  # noqa: N803
         """Read series to forecast, and covariates of their steps and of the horizon."""
-        spacing, columns, past = self._spacing, self._columns, None
+        spacing, columns, known = self._spacing, self._columns, self._known
         ahead = columns.covariates(X, spacing)
         in_y = columns.is_long(y)
-        y, past = columns.split(y, None, spacing)
-        series = self._read(y, self._choices.lag or 1)
-        if not in_y or self._known is None:
+        y, before = columns.split(y, None, spacing)
+        series = self._read(y, self._compared or 1)
+        if not in_y or known.x is None:
             what = "the steps of y and of the horizon"
-            past = ahead if past is None else past
-            return series, self._read_covariates(past, series, series.lengths + self.horizon, what)
-        before = self._read_covariates(past, series, series.lengths, "the steps of y")
-        count = np.full(len(series.arrays), self.horizon)
-        then = self._read_covariates(ahead, series, count, "the horizon")
-        assert before is not None
-        assert then is not None
-        return series, joined(before, then)
+            given = ahead if before is None else before
+            lengths = series.lengths + self.horizon
+            return series, known.read(given, series, lengths, what, spacing, ahead=self.horizon)
+        read = known.read(before, series, series.lengths, "the steps of y", spacing)
+        then = known.read_ahead(ahead, series, self.horizon, "the horizon", spacing)
+        return series, read if read is None or then is None else joined(read, then)
 
     def _following(self, y: object, X: object, *, whole: bool = False) -> Following:  # noqa: N803
         """Read the steps after the series that `fit` got; `whole`: equally many of all of them."""
@@ -515,25 +544,14 @@ class SequenceForecaster(ForecastTraining):
                 "y must have the same number of steps of each series, got "
                 f"{series.lengths.tolist()}"
             )
-        read = self._read_covariates(X, series, series.lengths, "the steps of y")
-        ends = check_going_on(series, read, [self._times[row] for row in rows.tolist()])
-        covariates = None
-        if read is not None and self._known is not None:
-            covariates = self._known.scaled(read)
+        before = [self._times[row] for row in rows.tolist()]
+        read = self._known.read(X, series, series.lengths, "the steps of y", self._spacing)
+        ends = check_going_on(series, read, before)
+        steps = int(series.lengths.max()) + self.horizon
+        covariates = self._known.rows(
+            read, series.lengths, before, lambda own: own.following(steps)
+        )
         return Following(rows, series.arrays, covariates, ends)
-
-    def _read_covariates(
-        self,
-        X: object,  # noqa: N803
-        like: Series,
-        lengths: Array,
-        what: str,
-    ) -> Series | None:
-        if self._known is not None:
-            return Covariates.read(X, like, lengths, what, self._known, self._spacing)
-        if X is not None:
-            raise ValueError("X is given, but fit got no covariates")
-        return None
 
     def _forecasts(self, form: Series, found: Array, ends: Sequence[Times | None]) -> Forecasts:
         values = found if self.quantiles is not None else found[..., 0]

@@ -91,6 +91,10 @@ class Times:
             )
         return grid(self.index[-1:], self.freq, count + 1)[1:]
 
+    def reaching(self, ahead: int) -> pd.Index:
+        """Return the index, and that of the next steps."""
+        return self.index.append(self.following(ahead))
+
     def after(self, count: int) -> Times:
         """Return the time of the last of the next `count` steps."""
         return dataclasses.replace(self, index=self.following(count)[-1:])
