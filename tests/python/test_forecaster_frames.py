@@ -177,6 +177,7 @@ def test_new_series_of_a_long_frame_are_forecast_from_their_start():
         {"module": "gru", "num_layers": 2, "season": 5},
         {"module": "lstm", "scale": "series"},
         {"strategy": "recursive", "lags": 2},
+        {"lags": 35},  # longer than series
     ],
 )
 @pytest.mark.parametrize("width", [1, 2])
@@ -212,6 +213,13 @@ def test_updates_of_long_frames_go_by_id():
     g = fast().fit(long_frame(None, 0)).update(new)
     f.update(new[new["unique_id"] == "c"]).update(new[new["unique_id"] != "c"][::-1])
     pd.testing.assert_frame_equal(f.predict(), g.predict())
+    tests = f.backtest(long_frame(2, MORE)[::-1], stride=1)
+    for key, start, steps in zip(IDS, STARTS, LENGTHS, strict=True):
+        own = tests[tests["unique_id"] == key]
+        end = start + steps + 2
+        assert own["cutoff"].tolist() == [*[DAYS[end - 1]] * 3, *[DAYS[end]] * 3]
+        assert own["ds"].tolist() == [*DAYS[end : end + 3], *DAYS[end + 1 : end + 4]]
+        assert f.predict().groupby("unique_id")["ds"].first()[key] == DAYS[end]
     for wrong, match in [
         (new[:2].assign(unique_id="d"), "y has the id 'd', which none of the 3 series has"),
         (new[1:], r"y\['a'\] must have the times of the steps that follow: that of step 0 is"),
@@ -222,6 +230,25 @@ def test_updates_of_long_frames_go_by_id():
         fast().fit(long_frame(None, 0)).backtest(new[2:])
     with pytest.raises(ValueError, match="y has ids, such as 'a', but the series have none"):
         fast().fit(part(Y, None, 0)).update(new)
+
+
+def test_dictionaries_go_by_key():
+    def moved(arrays):
+        series = dict(zip(IDS, arrays, strict=True))
+        return {key: series[key] for key in "bca"}
+
+    f = fast().fit(dict(zip(IDS, part(Y, None, 0), strict=True)), part(X, None, 0))
+    g = fast().fit(part(Y, None, 0), part(X, None, 0))
+    wanted = g.predict(X=part(X, 0, HORIZON))
+    np.testing.assert_array_equal(numbers(f.predict(X=moved(part(X, 0, HORIZON)))), wanted)
+    new = part(Y, 0, MORE), part(X, 0, MORE)
+    tests = f.backtest(*map(moved, new))
+    assert list(tests) == list(IDS)
+    np.testing.assert_array_equal(np.stack(list(tests.values()), 1), g.backtest(*new))
+    f.update(*map(moved, new))
+    wanted = g.update(*new).predict(X=part(X, MORE, MORE + HORIZON))
+    found = f.predict(X=moved(part(X, MORE, MORE + HORIZON)))
+    np.testing.assert_array_equal(numbers(found), wanted)
 
 
 def test_covariates_of_the_horizon_go_by_id_and_time():

@@ -255,23 +255,20 @@ def _read_times(column: pd.Series, name: str) -> tuple[pd.Index, Array]:
     import pandas as pd
 
     index = pd.Index(column)
-    plain = {"M": pd.DatetimeIndex, "m": pd.TimedeltaIndex}.get(getattr(index.dtype, "kind", ""))
-    if plain is not None and kind_of(index) == "others":  # of arrow
-        index = plain(index)
-    if kind_of(index) == "numbers" and not isinstance(index.dtype, np.dtype):
-        index = pd.Index(
-            index.to_numpy(float, na_value=np.nan)
-            if index.hasnans
-            else index.to_numpy(np.dtype(index.dtype.kind + str(index.dtype.itemsize)))
-        )
+    if index.hasnans:
+        raise ValueError(f"{name} has no time in row {int(index.isna().argmax())}")
+    if not isinstance(index.dtype, np.dtype):  # types of arrow, and those with missing values
+        plain = {"M": pd.DatetimeIndex, "m": pd.TimedeltaIndex}.get(index.dtype.kind)
+        if plain is not None and kind_of(index) == "others":
+            index = plain(index)
+        elif kind_of(index) == "numbers":
+            index = pd.Index(index.to_numpy(index.dtype.numpy_dtype))
     if kind_of(index) == "others":
         raise TypeError(
             f"{name} holds {index.inferred_type} values, but must have dates, periods or numbers: "
             "make dates of it by pandas.to_datetime"
         )
     codes, times = pd.factorize(index, sort=True)
-    if (codes < 0).any():
-        raise ValueError(f"{name} has no time in row {int((codes < 0).argmax())}")
     return times, codes
 
 
