@@ -98,7 +98,7 @@ def check_lengths(
     For the latter, the last `apart` steps do not count.
     """
     for index, length in enumerate(series.lengths):
-        place = "y" if series.single else f"y[{index}]"
+        place = "y" if series.single else f"y[{(series.ids or range(index + 1))[index]!r}]"
         if length < least:
             raise ValueError(f"{place} has {length} steps, but {why} needs {least}")
         unknown = np.isnan(series.arrays[index][: length - apart]).all(axis=0)

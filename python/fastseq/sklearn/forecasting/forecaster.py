@@ -24,7 +24,7 @@ from .long_frames import Columns
 from .result_forms import Forecasts
 from .rollout import Origin, Rollout
 from .series import Array, Series, read_series, refuse_identifiers
-from .times import Spacing, Times
+from .times import Spacing, Times, ends_of
 from .windows import SeriesScaling
 
 __all__ = ["SequenceForecaster"]
@@ -337,8 +337,7 @@ class SequenceForecaster(ForecastTraining):
             self.strategy == "recursive", self._levels, start.seed,
         )  # fmt: skip
         self._origin = self._rollout.begin(series.arrays, covariates, scaling, fixed)
-        ends = {id(one): one.end for one in times if one is not None}
-        self._times = [None if one is None else ends[id(one)] for one in times]
+        self._times = ends_of(times)
         self._like = dataclasses.replace(
             series, arrays=[one[:0] for one in series.arrays], indices=(), moved=(), freqs=()
         )
