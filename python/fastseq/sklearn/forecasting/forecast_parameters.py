@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
@@ -53,7 +54,7 @@ def check_parameters(given: dict[str, Any]) -> None:
 
 def _check_covariates(given: dict[str, Any]) -> None:
     past, calendar, holidays = given["past"], given["calendar"], given["holidays"]
-    if isinstance(past, str) or not all(_is_column(one) for one in past):
+    if not _is_list(past) or not all(_is_column(one) for one in past):
         raise TypeError(f"past must be a list of names or positions of columns, got {past!r}")
     if len(past) and given["strategy"] == "recursive":
         raise ValueError(
@@ -61,7 +62,7 @@ def _check_covariates(given: dict[str, Any]) -> None:
             "ahead, as the model is run over the horizon step by step"
         )
     if not isinstance(calendar, bool):
-        if isinstance(calendar, str) or not all(isinstance(one, str) for one in calendar):
+        if not _is_list(calendar) or not all(isinstance(one, str) for one in calendar):
             raise TypeError(f"calendar must be True, False or a list of features, got {calendar!r}")
         for one in calendar:
             if one not in FEATURES:
@@ -71,6 +72,10 @@ def _check_covariates(given: dict[str, Any]) -> None:
                 )
     if not (holidays is None or isinstance(holidays, str)):
         raise TypeError(f"holidays must be a country's code, such as 'DE', got {holidays!r}")
+
+
+def _is_list(given: object) -> bool:
+    return isinstance(given, Iterable) and not isinstance(given, str)
 
 
 def _is_column(given: object) -> bool:
