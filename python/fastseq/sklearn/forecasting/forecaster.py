@@ -28,7 +28,7 @@ from .result_forms import Forecasts
 from .rollout import Origin, Rollout
 from .series import Array, Series, read_series, refuse_identifiers
 from .target_weights import column_of_weights, read_weights, with_age
-from .times import Spacing, Times
+from .times import Spacing, Times, ends_of
 from .transforms import applied, check_domain, transformed
 from .windows import SeriesScaling
 
@@ -408,8 +408,7 @@ class SequenceForecaster(ForecastTraining):
                 self._rollout, series.arrays, covariates, fixed, scaling
             )
         self._origin = self._rollout.begin(series.arrays, covariates, scaling, fixed)
-        ends = {id(one): one.end for one in times if one is not None}
-        self._times = [None if one is None else ends[id(one)] for one in times]
+        self._times = ends_of(times)
         self._like = dataclasses.replace(
             series, arrays=[one[:0] for one in series.arrays], indices=(), moved=(), freqs=()
         )
