@@ -298,6 +298,13 @@ def test_a_new_series_is_forecast_from_its_statics(scale):
         np.testing.assert_allclose(f.predict(list(10 * values), static=new), 10 * found, rtol=1e-5)
 
 
+def test_logarithms_of_a_new_series_change_as_those_of_others():
+    y = [level * np.exp(0.1 * np.arange(20)) for level in (1.0, 10.0, 300.0)]
+    f = quick(scale="series", transform="log", epochs=5, lr=0.02).fit(y)
+    one, two = f.predict([[2.0], [2e6]])
+    np.testing.assert_allclose(two, 1e6 * one, rtol=1e-3)
+
+
 def test_statics_are_scaled_as_in_fit_and_go_by_their_names():
     y = [*wave(STEPS, 3)]
     numbers = STATIC[["size"]].assign(other=[0.1, 0.2, 0.4])

@@ -464,7 +464,8 @@ class SequenceForecaster(ForecastTraining):
             _, fixed = known.of_series(static, form, self.id_col)
             scaling = self._scaling
             if self.scale == "series":
-                scaling = self._measure(arrays).of_single_values(arrays, scaling)
+                logs = self.transform in ("log", "log1p")  # changes of logarithms have no level
+                scaling = self._measure(arrays).of_single_values(arrays, scaling, relative=not logs)
             origin = rollout.begin(arrays, covariates, scaling, fixed)
             per, tracker = correct.units_of(arrays), None
             ahead = None if covariates is None else covariates.after(form.lengths)

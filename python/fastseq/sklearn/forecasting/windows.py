@@ -193,11 +193,13 @@ class SeriesScaling:
         row = index if len(self.center) > 1 else 0
         return self.center[row], self.scale[row], None if self.change is None else self.change[row]
 
-    def of_single_values(self, arrays: list[Array], typical: SeriesScaling) -> SeriesScaling:
+    def of_single_values(
+        self, arrays: list[Array], typical: SeriesScaling, *, relative: bool = True
+    ) -> SeriesScaling:
         """Return the scaling with a typical scale for series of only one known value.
 
         It is as large, compared to the value, as the median of the `typical` scalings; of a value
-        of 0 it is their median.
+        of 0, and if not `relative`, it is their median.
 
         Examples
         --------
@@ -213,7 +215,7 @@ class SeriesScaling:
         size = np.abs(typical.center)
         share = typical.scale / np.where(size > 0, size, np.nan)
         scale = np.abs(self.center) * np.array([_median(column) for column in share.T])
-        scale = np.where(scale > 0, scale, np.median(typical.scale, axis=0))
+        scale = np.where((scale > 0) & relative, scale, np.median(typical.scale, axis=0))
         return dataclasses.replace(self, scale=np.where(single, scale, self.scale))
 
     def apart(self, count: int) -> SeriesScaling:
