@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.exceptions import NotFittedError
 from torch import Tensor
 from torch.optim.lr_scheduler import MultiplicativeLR
 
@@ -20,19 +21,21 @@ from ...callbacks.best_weights import copied
 from ...estimator import Estimator
 from ...training.run import Callback
 from ...training.spec import Spec
-from ..base import SequenceEstimator, Task
+from ..base import SequenceEstimator, Start, Task
 from ..hyperparameters import make_module
 from ..shuffling import Shuffler
 from .choices import Choices
 from .forecast_losses import LOSSES, ForecastLoss, pinball_loss
 from .forecast_net import ForecastNet, check_steps_apart
-from .rollout import PATH_LEVELS
+from .last_steps import LastSteps
+from .rollout import PATH_LEVELS, Rollout
 from .segment_rnn import SegmentRNN
 from .series import Array, Series, split_variables
 from .windows import SeriesScaling, Windows
 
 __all__ = ["ForecastTraining"]
 
+_SIZES = ("n_in", "n_out", "steps", "covariates")  # of a task, from which the model is made
 _FALLS = 5  # how often the learning rate of a `SegmentRNN` falls by half
 
 
@@ -69,7 +72,7 @@ class WindowEstimator(Estimator):
         """
         raise TypeError(
             "save: a forecaster's estimator_ has neither the scaling of the series nor their "
-            "states: pickle the forecaster; for the weights alone, save "
+            "states: save the forecaster; for the weights alone, save "
             "estimator_.model.state_dict()"
         )
 
@@ -92,8 +95,21 @@ class ForecastTraining(SequenceEstimator):
     validation: int | None
     variables: str | None
 
+    n_features_in_: int
     repeats_: bool
     _choices: Choices
+    _sizes: dict[str, int]
+
+    def _check_fitted(self) -> None:
+        if not self.__sklearn_is_fitted__():
+            raise NotFittedError(f"this {type(self).__name__} is not fitted yet: call fit first")
+
+    def _make_rollout(self, seed: int) -> Rollout:
+        return Rollout(
+            self.estimator_, self.horizon, self._choices.lags, self.season, self._compared,
+            self._choices.segments, self.n_features_in_ if self._choices.apart else 1,
+            self.strategy == "recursive", self._levels, seed,
+        )  # fmt: skip
 
     @property
     def _all_epochs(self) -> int:
@@ -134,11 +150,9 @@ class ForecastTraining(SequenceEstimator):
                 f"y has {steps} steps to learn from, too few for a horizon of {self.horizon}: pass "
                 'longer series, or choose a smaller horizon or strategy="recursive"'
             )
-        windows = Windows.of(
+        windows = self._windows(
             [arrays[n] for n in order],
-            None if covariates is None else [covariates[n] for n in order],
-            scaling.take(order), lag=self._compared, season=self.season, lags=choices.lags,
-            horizon=1 if recursive else self.horizon, levelled=choices.segments,
+            None if covariates is None else [covariates[n] for n in order], scaling.take(order),
         )  # fmt: skip
         held = windows.held_out(choices.validation) if choices.validation else None
         if choices.segments:
@@ -146,29 +160,107 @@ class ForecastTraining(SequenceEstimator):
             if held is not None:
                 held = held.segments(choices.validation + self.horizon)
             windows = windows.segments(steps)
-        levels = PATH_LEVELS if recursive and self.quantiles is not None else self._levels
-        if levels is None:
-            fn = choices.loss
-            loss = ForecastLoss(LOSSES[fn] if isinstance(fn, str) else fn, None)
-        else:
-            loss = ForecastLoss(functools.partial(pinball_loss, quantiles=levels), len(levels))
+        return self._task_of(windows, held, choices.fold or 1)
+
+    def _task_of_later(
+        self, known: LastSteps, values: Array, covariates: Array | None, scaling: SeriesScaling
+    ) -> _Forecasting | None:
+        """Return the training problem of windows that forecast any of the next steps.
+
+        Earlier windows only bring a model with a state into it. None: no new value is known.
+
+        Parameters
+        ----------
+        known
+            The steps before, with as many as `_rows` says.
+        values, covariates
+            The next steps, ``(N, n, K)``, and their covariates, ``(N, n, F)``.
+        scaling
+            Of the series, or of their variables if these are apart.
+        """
+        if np.isnan(values).all():
+            return None
+        new = values.shape[1]
+        later = known.advance(values, covariates, known.values.shape[1] + new)
+        arrays, whole = later.series()
+        if self._choices.apart:
+            if whole is not None:
+                whole = [one for one in whole for _ in range(arrays[0].shape[1])]
+            arrays = split_variables(arrays)
+        windows = self._windows(arrays, whole, scaling)
+        before = torch.from_numpy(windows.lengths) - new - windows.horizon
+        windows = dataclasses.replace(windows, skipped=before.clamp_min(0))
+        if self._choices.segments:
+            windows = windows.segments(self._choices.seqsize)
+        return self._task_of(windows, None, 1)
+
+    def _rows(self) -> int:
+        """Return how many last steps `_task_of_later` needs."""
+        choices = self._choices
+        before = 0 if choices.segments else choices.seqsize
+        return before + choices.lags + (self._compared or 0) + self.horizon
+
+    def _windows(
+        self, arrays: list[Array], covariates: list[Array] | None, scaling: SeriesScaling
+    ) -> Windows:
+        return Windows.of(
+            arrays, covariates, scaling, lag=self._compared, season=self.season,
+            lags=self._choices.lags, horizon=1 if self.strategy == "recursive" else self.horizon,
+            levelled=self._choices.segments,
+        )  # fmt: skip
+
+    def _task_of(self, windows: Windows, held: Windows | None, fold: int) -> _Forecasting:
+        """Return the training problem of windows; `held` are to validate on."""
+        choices = self._choices
+        loss = self._make_loss()
         begin = 0
         if not choices.segments:  # leave out the first steps rather than the last
-            begin = (windows.longest - 1) % (choices.fold or 1)
+            begin = (windows.longest - 1) % fold
         lengths = (windows.lengths - 1 - begin).clip(0)
-        known = 0 if covariates is None else covariates[0].shape[1]
+        known = 0 if windows.covariates is None else windows.covariates.shape[2]
         return _Forecasting(
             *windows.training_data(begin),
             n_in=choices.lags * windows.values.shape[2],
-            n_out=arrays[0].shape[1] * (loss.outputs or 1),
+            n_out=windows.targets.shape[2] * (loss.outputs or 1),
             dtype=torch.float32, loss=loss, steps=choices.seqsize,
             validation=None if held is None else held.training_data(), covariates=known,
             segments=windows if choices.segments else None,
             lengths=None if bool((lengths == lengths[0]).all()) else lengths,
         )  # fmt: skip
 
+    def _learn_on(
+        self, known: LastSteps, values: Array, covariates: Array | None, scaling: SeriesScaling,
+        start: Start,
+    ) -> None:  # fmt: skip
+        """Train for an epoch on `_task_of_later`."""
+        task = self._task_of_later(known, values, covariates, scaling)
+        if task is None:
+            return
+        est = self.estimator_
+        fold = est.spec.fold
+        est.spec = dataclasses.replace(est.spec, fold=1)
+        try:
+            self._train(task, start)
+        finally:
+            est.spec = dataclasses.replace(est.spec, fold=fold)
+
+    def _make_loss(self) -> ForecastLoss:
+        recursive = self.strategy == "recursive"
+        levels = PATH_LEVELS if recursive and self.quantiles is not None else self._levels
+        if levels is None:
+            fn = self._choices.loss
+            return ForecastLoss(LOSSES[fn] if isinstance(fn, str) else fn, None)
+        return ForecastLoss(functools.partial(pinball_loss, quantiles=levels), len(levels))
+
+    def _make_again(self, sizes: dict[str, int], seed: int) -> Estimator:
+        """Return an estimator like one that `_make` made, for its weights."""
+        return self._make(_Forecasting(
+            None, None, None, dtype=torch.float32, loss=self._make_loss(), **sizes
+        ), seed)  # fmt: skip
+
     def _make(self, task: Task, seed: int) -> Estimator:
         assert isinstance(task, _Forecasting)
+        self._sizes = {name: getattr(task, name) for name in _SIZES}
         horizon = 1 if self.strategy == "recursive" else self.horizon
         choices = self._choices
         if choices.segments:
@@ -183,7 +275,7 @@ class ForecastTraining(SequenceEstimator):
                 seen=task.n_in, covariates=task.covariates, outputs=task.n_out, horizon=horizon,
                 width=choices.hidden_size, seed=seed,
             )  # fmt: skip
-        if not isinstance(self.module, str):  # named modules pass
+        if task.x is not None and not isinstance(self.module, str):  # named modules pass
             check_steps_apart(net, task.x, task.n_out * horizon)
         spec = Spec(
             epochs=choices.epochs, batchsize=choices.batchsize, seqsize=task.steps, shuffle=True,

@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from sklearn.exceptions import NotFittedError
+from sklearn.base import clone
 from torch import Tensor, nn, optim
 
 from ...training.spec import check_count
-from ..alignment import check_ahead, check_going_on, check_together
+from ..alignment import check_ahead, check_going_on, check_together, extended
+from ..base import Start
+from .baselines import Baselines
 from .choices import SEGMENT_RNN, Choices
+from .comparison import accuracy, middle, outcomes
 from .covariates import Covariates
-from .fitting import ForecastTraining
 from .forecast_parameters import check_lengths, check_parameters
 from .forecast_score import skill
-from .rollout import Origin, Rollout
+from .forecaster_files import ForecasterFiles
+from .last_steps import LastSteps
+from .longer_horizon import forecast_steps
+from .rollout import Origin
 from .series import Array, Series, read_series, refuse_identifiers
 from .times import Times
 from .windows import SeriesScaling
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 __all__ = ["SequenceForecaster"]
 
 
-class SequenceForecaster(ForecastTraining):
+class SequenceForecaster(ForecasterFiles):
     """Forecast series over a horizon, from their past and from covariates known ahead.
 
     One model serves all series. `horizon` and `season` are all it needs: parameters that are None
@@ -40,6 +49,10 @@ class SequenceForecaster(ForecastTraining):
     equally far apart (`asfreq` makes rows for missing ones); covariates must have the same times,
     and later data must follow directly. Columns are matched by name, in the order of `fit`. Arrays,
     lists and an index 0, 1, 2, … carry no times: later data are then assumed to follow.
+
+    scikit-learn's searches take series as their data, and covariates as their targets,
+    ``GridSearchCV(f, grid, cv=TimeSeriesSplit(3)).fit(y, X)``: the data of one series (or a table,
+    a column for each) are split by time. They would split a list by series.
 
     Parameters
     ----------
@@ -139,6 +152,9 @@ class SequenceForecaster(ForecastTraining):
     _scaling: SeriesScaling  # of the training series
     _origin: Origin  # the current position of the series
     _times: list[Times | None]  # its times
+    _last: LastSteps  # up to it
+    _baselines: Baselines
+    _data: tuple[Series, Series | None] | None = None  # the training data, unless series advanced
 
     def __init__(
         self,
@@ -235,6 +251,14 @@ class SequenceForecaster(ForecastTraining):
         series = read_series(y, "y")
         refuse_identifiers(series, "y")
         start = self._begin((series.variables, series.names, X is not None))
+        read = None
+        if X is not None:
+            known = self._known if start.why is None else None
+            read = Covariates.read(X, series, series.lengths, "the steps of y", known)
+        self._learn(series, read, start)
+        return self
+
+    def _learn(self, series: Series, read: Series | None, start: Start) -> None:
         goes_on = start.why is None  # with the same scaling, too
         if not goes_on:
             params = self.get_params(deep=False)
@@ -242,9 +266,7 @@ class SequenceForecaster(ForecastTraining):
         lag, apart = self._choices.lag, self._choices.validation
         check_lengths(series, 2 + (lag or 0) + apart, self._needs(), apart=apart)
         known = self._known if goes_on else None
-        read = None
-        if X is not None:
-            read = Covariates.read(X, series, series.lengths, "the steps of y", known)
+        if read is not None:
             known = known or Covariates.measure(read, scaled=self.scale is not None, apart=apart)
         times = check_together(series, read)
         covariates = None if read is None or known is None else known.scaled(read)
@@ -255,19 +277,23 @@ class SequenceForecaster(ForecastTraining):
         self._train(self._task(series, covariates, scaling), start)
         self.n_features_in_ = series.variables
         self._known, self._scaling = known, scaling
-        self._rollout = Rollout(
-            self.estimator_, self.horizon, self._choices.lags, self.season, self._compared,
-            self._choices.segments, series.variables if self._choices.apart else 1,
-            self.strategy == "recursive", self._levels, start.seed,
-        )  # fmt: skip
+        self._rollout = self._make_rollout(start.seed)
         self._origin = self._rollout.begin(series.arrays, covariates, scaling)
+        self._last = LastSteps.of(series.arrays, covariates, self._rows())
+        self._baselines = Baselines.measure(series.arrays, self.season)
         self._times = [None if one is None else one.end for one in times]
         self._like = dataclasses.replace(
             series, arrays=[one[:0] for one in series.arrays], indices=(), moved=()
         )
-        return self
+        self._data = series.copy(), None if read is None else read.copy()
 
-    def predict(self, y: object = None, X: object = None) -> Array:  # noqa: N803
+    def predict(
+        self,
+        y: object = None,
+        X: object = None,  # noqa: N803
+        *,
+        horizon: int | None = None,
+    ) -> Array:
         """Forecast the next `horizon` steps.
 
         Parameters
@@ -279,6 +305,11 @@ class SequenceForecaster(ForecastTraining):
         X
             Covariates, if `fit` got some, of the steps of `y` and of the horizon,
             ``(T + horizon, F)``; without `y`, ``(horizon, F)``; for panels as in `fit`.
+        horizon
+            Number of steps to forecast; None: those the model was trained for. Further ones are
+            forecast from the forecasts of those before, of quantiles from their medians: their
+            quantiles do not show that these are uncertain, too, and are too narrow (unless the
+            strategy is recursive).
 
         Returns
         -------
@@ -287,27 +318,30 @@ class SequenceForecaster(ForecastTraining):
             in the form of the series. Quantiles add a last axis, along which they rise.
         """
         self._check_fitted()
+        steps = self.horizon if horizon is None else horizon
+        check_count("horizon", steps)
         rollout, origin, form = self._rollout, self._origin, self._like
         past = ahead = None
         if y is None:
             count = len(form.arrays)
             what = "the horizon, the steps that follow"
-            read = self._read_covariates(X, form, np.full(count, self.horizon), what)
+            read = self._read_covariates(X, form, np.full(count, steps), what)
             if read is not None and self._known is not None:
                 check_ahead(read, self._times)
                 ahead = self._known.scaled(read)
         else:
             form = self._read(y, self._choices.lag or 1)
             what = "the steps of y and of the horizon"
-            read = self._read_covariates(X, form, form.lengths + self.horizon, what)
-            check_together(form, read, ahead=0 if read is None else self.horizon, known=self._times)
+            read = self._read_covariates(X, form, form.lengths + steps, what)
+            check_together(form, read, ahead=0 if read is None else steps, known=self._times)
             if read is not None and self._known is not None:
                 whole = self._known.scaled(read)
-                past = [one[: -self.horizon] for one in whole]
-                ahead = [one[-self.horizon :] for one in whole]
+                past = [one[:-steps] for one in whole]
+                ahead = [one[-steps:] for one in whole]
             scaling = self._measure(form.arrays) if self.scale == "series" else self._scaling
             origin = rollout.begin(form.arrays, past, scaling)
-        found = rollout.forecast(origin, None if ahead is None else np.stack(ahead))
+        known = None if ahead is None else np.stack(ahead)
+        found = forecast_steps(rollout, origin, known, steps)
         return self._result(form, found)
 
     def update(self, y: object, X: object = None) -> SequenceForecaster:  # noqa: N803
@@ -328,12 +362,46 @@ class SequenceForecaster(ForecastTraining):
         """
         self._check_fitted()
         values, covariates, times = self._following(y, X)
-        self._origin = self._rollout.advance(self._origin, values, covariates)
-        self._times = times
+        self._advance(values, covariates, times)
         return self
 
-    def backtest(self, y: object, X: object = None, *, stride: int | None = None) -> Array:  # noqa: N803
-        """Forecast repeatedly as series continue, without learning.
+    def partial_fit(self, y: object, X: object = None) -> SequenceForecaster:  # noqa: N803
+        """Learn from new data, from whose end `predict` then forecasts.
+
+        The model is trained for one epoch, with the learning rate at which `fit` ended, on all
+        forecasts that reach into the new steps; nothing else of the training data is seen. Then
+        the series advance, as by `update`. Scaling stays as in `fit`. Before any `fit`, this is
+        `fit`.
+
+        Parameters
+        ----------
+        y, X
+            As in `update`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            The data are invalid, or a parameter that matters was changed after `fit`; nothing has
+            been changed.
+        """
+        if not self.__sklearn_is_fitted__():
+            return self.fit(y, X)
+        check_parameters(self.get_params(deep=False))
+        start = self._begin(self._form, partial=True)
+        values, covariates, times = self._following(y, X)
+        self._learn_on(self._last, values, covariates, self._origin.scaling, start)
+        self._advance(values, covariates, times)
+        return self
+
+    def backtest(
+        self,
+        y: object,
+        X: object = None,  # noqa: N803
+        *,
+        stride: int | None = None,
+        refit: int | None = None,
+    ) -> Array:
+        """Forecast repeatedly as series continue; this forecaster does not change.
 
         Parameters
         ----------
@@ -342,19 +410,132 @@ class SequenceForecaster(ForecastTraining):
         stride
             Forecasts are made at the end of the training data and every so many steps after it;
             None: every `horizon` steps.
+        refit
+            After so many forecasts, and again after as many, train a model from scratch on the
+            training data and all of `y` before the next forecast: the same as `fit` of a clone.
+            None: learn nothing.
 
         Returns
         -------
         numpy.ndarray
             Forecasts at these times along the first axis, each as `predict` returns it. The last
             ones may reach beyond `y`: there, covariates are assumed average.
+
+        Raises
+        ------
+        ValueError, TypeError
+            The data are invalid; or `refit` is given after `update`, `partial_fit`, loading or
+            unpickling: the training data are only in memory, and only up to the end that `fit` saw.
         """
         self._check_fitted()
         stride = self.horizon if stride is None else stride
         check_count("stride", stride)
-        values, covariates, _ = self._following(y, X)
-        found = self._rollout.forecasts(self._origin, values, covariates, stride)
+        if refit is None:
+            values, covariates, _ = self._following(y, X)
+            found = self._rollout.forecasts(self._origin, values, covariates, stride)
+        else:
+            check_count("refit", refit)
+            found = self._refitted(y, X, stride, refit)
         return np.stack([self._result(self._like, one) for one in found])
+
+    def _refitted(self, y: object, X: object, stride: int, refit: int) -> list[Array]:  # noqa: N803
+        """Return forecasts ``(N, horizon, K, Q)`` at each time."""
+        if self._data is None:
+            raise ValueError(
+                "backtest with refit= needs the training data, which are forgotten in update, "
+                "partial_fit, files and pickles: call fit on all data up to the first forecast"
+            )
+        series, read, _ = self._read_following(y, X)
+        values, found = np.stack(series.arrays), []
+        for begin in range(0, values.shape[1], stride * refit):
+            model = self
+            if begin:
+                model = clone(self)
+                whole = [
+                    None if known is None or more is None else
+                    extended(known, more, begin, self._times)
+                    for known, more in zip(self._data, (series, read), strict=True)
+                ]  # fmt: skip
+                assert whole[0] is not None
+                model._learn(whole[0], whole[1], model._begin(self._form))
+            covariates = None
+            if read is not None and model._known is not None:
+                covariates = np.stack(model._known.scaled(read))[:, begin:]
+            block = values[:, begin : begin + stride * refit]
+            found += model._rollout.forecasts_in_turn(model._origin, block, covariates, stride)
+        return found
+
+    def evaluate(
+        self,
+        y: object,
+        X: object = None,  # noqa: N803
+        *,
+        stride: int | None = None,
+        per_series: bool = False,
+    ) -> pd.DataFrame:
+        """Compare this forecaster's accuracy with that of simple forecasts from the same times.
+
+        These are the naive forecast (the last known value), the seasonal naive one (the values of
+        the last season, if there is a `season`), and drift (the line through the first and the last
+        known value). Forecasts are made as by `backtest`; steps whose value is missing, or beyond
+        the end of `y`, do not count. `utilsforecast` computes the measures: a series' value is the
+        mean over all its forecasts, and each variable counts as a series.
+
+        Parameters
+        ----------
+        y, X, stride
+            As in `backtest`.
+        per_series
+            Return rows for each series, instead of the means over series.
+
+        Returns
+        -------
+        pandas.DataFrame
+            A row for each model; with `per_series` for each series (and variable) and model.
+
+            - MAE, RMSE.
+            - sMAPE: 200 |y - f| / (|y| + |f|), in percent.
+            - MASE: the MAE divided by the mean absolute change of the training series over a season
+              (without a season, from step to step); NaN for a constant one. These two are as in the
+              M4 competition.
+
+            With quantiles, errors are those of the median, and there are further columns, NaN for
+            the simple forecasts:
+
+            - pinball: mean of the pinball losses of all quantiles.
+            - CRPS: the continuous ranked probability score, approximated by twice the pinball
+              loss, divided by the mean size of the values; NaN if all are 0.
+            - coverage: share of values from the lowest to the highest quantile.
+
+        Raises
+        ------
+        MissingFeatureError
+            `utilsforecast` or `pandas` is not installed.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> y = np.sin(np.arange(240) / 4)
+        >>> f = SequenceForecaster(12, epochs=2, random_state=0).fit(y[:180])
+        >>> table = f.evaluate(y[180:])
+        >>> table.index.tolist(), table.columns.tolist()
+        (['SequenceForecaster', 'naive', 'drift'], ['MAE', 'RMSE', 'sMAPE', 'MASE'])
+        """
+        self._check_fitted()
+        stride = self.horizon if stride is None else stride
+        check_count("stride", stride)
+        own, levels = type(self).__name__, self._levels
+        values, covariates, _ = self._following(y, X)
+        found = np.stack(self._rollout.forecasts(self._origin, values, covariates, stride))
+        table = accuracy(
+            outcomes(values, self.horizon, stride),
+            {own: middle(found, levels),
+             **self._baselines.forecasts_of(values, self.horizon, stride)},
+            self._baselines.scale, {} if levels is None else {own: found}, levels,
+        )  # fmt: skip
+        if not per_series:
+            return table.groupby(level="model", sort=False).mean()
+        return table.droplevel("variable") if values.shape[2] == 1 else table
 
     def score(self, y: object, X: object = None) -> float:  # noqa: N803
         """Return the score of forecasts of the steps after the training data; 1 is perfect.
@@ -377,15 +558,15 @@ class SequenceForecaster(ForecastTraining):
         flat = found[:, :steps].reshape(-1, *found.shape[2:])
         return skill(flat, values.reshape(-1, values.shape[2]), self._levels)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the training data out."""
+        return {**super().__getstate__(), "_data": None}
+
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_origin")
 
     def _needs(self) -> str:
         return f"horizon={self.horizon}, season={self.season}"
-
-    def _check_fitted(self) -> None:
-        if not self.__sklearn_is_fitted__():
-            raise NotFittedError(f"this {type(self).__name__} is not fitted yet: call fit first")
 
     def _read(self, y: object, least: int, *, known: bool = True) -> Series:
         series = read_series(y, "y", self._like.names)
@@ -397,10 +578,26 @@ class SequenceForecaster(ForecastTraining):
         check_lengths(series, least, self._needs(), known=known)
         return series
 
+    def _advance(self, values: Array, covariates: Array | None, times: list[Times | None]) -> None:
+        self._origin = self._rollout.advance(self._origin, values, covariates)
+        self._last = self._last.advance(values, covariates, self._rows())
+        self._baselines = self._baselines.advance(values)
+        self._times, self._data = times, None
+
     def _following(
         self, y: object, X: object  # noqa: N803
     ) -> tuple[Array, Array | None, list[Times | None]]:  # fmt: skip
         """Read the steps after the series that `fit` got; return them, and their last times."""
+        series, read, times = self._read_following(y, X)
+        covariates = None
+        if read is not None and self._known is not None:
+            covariates = np.stack(self._known.scaled(read))
+        return np.stack(series.arrays), covariates, times
+
+    def _read_following(
+        self, y: object, X: object  # noqa: N803
+    ) -> tuple[Series, Series | None, list[Times | None]]:  # fmt: skip
+        """Do the same without scaling covariates."""
         series = self._read(y, 1, known=False)
         count = len(self._like.arrays)
         if len(series.arrays) != count:
@@ -413,11 +610,7 @@ class SequenceForecaster(ForecastTraining):
                 f"{series.lengths.tolist()}"
             )
         read = self._read_covariates(X, series, series.lengths, "the steps of y")
-        times = check_going_on(series, read, self._times)
-        covariates = None
-        if read is not None and self._known is not None:
-            covariates = np.stack(self._known.scaled(read))
-        return np.stack(series.arrays), covariates, times
+        return series, read, check_going_on(series, read, self._times)
 
     def _read_covariates(
         self,

@@ -159,9 +159,10 @@ class Rollout:
     def forecast(self, origin: Origin, covariates: Array | None) -> Array:
         """Return forecasts ``(N, horizon, K, Q)`` of the next steps, Q = 1 for points.
 
-        `covariates` ``(N, horizon, F)`` cover the horizon; the state stays unchanged.
+        `covariates` ``(N, horizon, F)`` cover the horizon, those that are missing at its end are
+        assumed average; the state stays unchanged.
         """
-        covariates = self._for_each(covariates)
+        covariates = self._for_each(self._covering(covariates))
         if self.recursive:
             return self._joined(self._one_after_the_other(origin, covariates))
         known, count = origin.recent.shape[1], len(origin.recent)
@@ -182,16 +183,19 @@ class Rollout:
         """
         if stride <= _FEW and self.lag is None and not self.recursive:
             return self._forecasts_of_all(origin, values, covariates)[::stride]
+        return self.forecasts_in_turn(origin, values, covariates, stride)
+
+    def forecasts_in_turn(
+        self, origin: Origin, values: Array, covariates: Array | None, stride: int
+    ) -> list[Array]:
+        """Do the same by `forecast` and `advance`; covariates may reach beyond the values."""
         found = []
         for begin in range(0, values.shape[1], stride):
             if begin:
                 new = slice(begin - stride, begin)
                 known = None if covariates is None else covariates[:, new]
                 origin = self.advance(origin, values[:, new], known)
-            ahead = None
-            if covariates is not None:
-                ahead = covariates[:, begin : begin + self.horizon]
-                ahead = np.pad(ahead, ((0, 0), (0, self.horizon - ahead.shape[1]), (0, 0)))
+            ahead = None if covariates is None else covariates[:, begin : begin + self.horizon]
             found.append(self.forecast(origin, ahead))
         return found
 
@@ -205,6 +209,12 @@ class Rollout:
         assert change is not None
         assert before is not None
         return self._joined(found * change[:, None, :, None] + before[..., None])
+
+    def _covering(self, covariates: Array | None) -> Array | None:
+        """Return covariates of the whole horizon: those that are missing are 0, the average."""
+        if covariates is None:
+            return None
+        return np.pad(covariates, ((0, 0), (0, self.horizon - covariates.shape[1]), (0, 0)))
 
     def _apart(self, values: Array) -> Array:
         """Return values ``(N, steps, K)`` with each variable as a series of its own."""

@@ -129,7 +129,7 @@ class SegmentRNN(nn.Module):
         """Return what the GRU makes of windows ``(W, lags, K)`` at their ends, ``(W, hidden)``."""
         whole = self._lags // self._segment
         segments = values[:, -whole * self._segment :]
-        segments = segments.reshape(len(values), whole, self._segment, -1)
+        segments = segments.reshape(values.shape[0], whole, self._segment, -1)
         level = segments[:, :, -1]
         before = torch.cat([segments[:, :1, 0], level[:, :-1]], 1)
         own = (segments - level.unsqueeze(2)).flatten(2)

@@ -306,7 +306,7 @@ class Windows:
         """Return copies of segments of the series, as series of ``steps + 1`` steps.
 
         They are cut from the ends of the series on; a first one that is not whole begins with steps
-        that do not count. Segments of which no target is known are left out.
+        that do not count. Segments of which no target is known, or no step counts, are left out.
         """
         ends = [range(length - 1, 0, -steps) for length in self.lengths.tolist()]
         series = torch.tensor([n for n, own in enumerate(ends) for _ in own])[:, None]
@@ -314,14 +314,15 @@ class Windows:
         rows = begins + torch.arange(steps + self.horizon)
         targets = self.targets[series, rows.clamp_min(0)]
         targets[rows < 0] = torch.nan
-        kept = targets[:, 1:].isfinite().flatten(1).any(1)
+        skipped = (-begins if self.skipped is None else self.skipped[series] - begins).clamp_min(0)
+        kept = targets[:, 1:].isfinite().flatten(1).any(1) & (skipped < steps).flatten()
         series, begins, rows = series[kept], begins[kept], rows[kept].clamp_min(0)
         past = (begins + torch.arange(self.lags - 1 + steps)).clamp_min(0)
         return Windows(
             self.values[series, past], targets[kept],
             None if self.covariates is None else self.covariates[series, rows],
             np.full(len(series), steps + 1), self.lags, self.horizon,
-            (-begins).clamp_min(0).flatten(),
+            skipped[kept].flatten(),
         )  # fmt: skip
 
     @property
