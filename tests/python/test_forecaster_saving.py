@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import pickle
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from sklearn.exceptions import NotFittedError
 from torch import nn
 
 import fastseq as fs
-from fastseq.errors import CheckpointError
+from fastseq import CheckpointError
 from fastseq.sklearn import SequenceForecaster
 
 CUSTOM = pd.offsets.CustomBusinessDay(holidays=["2024-01-01"])
@@ -110,7 +111,7 @@ def test_what_is_loaded_does_the_same(tmp_path, kw, panel):
         pd.Index(0.1 * np.arange(80) + 3),
         None,
     ],
-    ids=str,
+    ids=lambda index: "none" if index is None else f"{index.dtype} {getattr(index, 'freqstr', '')}",
 )  # fmt: skip
 def test_times_are_loaded(tmp_path, index):
     y = pd.Series(wave(80)[0], index)
@@ -134,15 +135,29 @@ def test_frequencies_without_a_name_are_told(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_thousands_of_series(tmp_path):
+def test_series_of_other_lengths_and_times(tmp_path):
     days = pd.date_range("2024-01-01", periods=30, freq="D", tz="Europe/Berlin")
-    whole = np.random.default_rng(0).standard_normal((2000, 30))
-    starts = np.arange(2000) % 7
-    y = [pd.Series(row[n:20], days[n:20]) for n, row in zip(starts, whole, strict=True)]
+    whole = np.random.default_rng(0).standard_normal((40, 30))
+    starts = np.arange(40) % 7
+    y = [pd.Series(row[n : 20 - n], days[n : 20 - n]) for n, row in zip(starts, whole, strict=True)]
+    y[7] = y[7].to_numpy()
     f = quick(module="gru", epochs=1, scale="series").fit(y)
     g = saved(f, tmp_path)
     np.testing.assert_array_equal(g.predict(), f.predict())
-    later = [pd.Series(row[20:], days[20:]) for row in whole]
+    later = [pd.Series(row[20 - n : 25 - n], days[20 - n : 25 - n])
+             for n, row in zip(starts, whole, strict=True)]  # fmt: skip
+    np.testing.assert_array_equal(g.update(later).predict(), f.update(later).predict())
+    later[0] = pd.Series(whole[0, 26:], days[26:])
+    with pytest.raises(ValueError, match=r"y\[0\] must have the times of the steps that follow"):
+        saved(g, tmp_path).update([one[-4:] for one in later])
+
+
+def test_thousands_of_series(tmp_path):
+    whole = np.random.default_rng(0).standard_normal((3000, 30, 1))
+    f = quick(module="linear", lags=5, epochs=1, scale=None).fit(whole[:, :24])
+    g = saved(f, tmp_path)
+    np.testing.assert_array_equal(g.predict(), f.predict())
+    later = whole[:, 24:]
     np.testing.assert_array_equal(g.update(later).predict(), f.update(later).predict())
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -163,7 +178,9 @@ def test_modules_of_ones_own_are_given(tmp_path):
     f = quick(module=small).fit(y[:40])
     path = tmp_path / "f.safetensors"
     f.save(path)
-    with pytest.raises(ValueError, match="has the weights of a module of your own, .*: pass module="):
+    with pytest.raises(
+        ValueError, match=r"has the weights of a module of your own, .*: pass module="
+    ):
         SequenceForecaster.load(path)
     with pytest.raises(CheckpointError, match=r"is from another model: body\.0\."):
         SequenceForecaster.load(path, lambda a, b, _: fs.nn.Chain(nn.GRU(a, 5), nn.Linear(5, b)))
@@ -217,13 +234,17 @@ def test_a_warm_start_goes_on(tmp_path):
     np.testing.assert_array_equal(f.predict(), g.predict())
 
 
+class Named(NamedTuple):
+    last: torch.Tensor
+
+
 def test_states_that_are_no_plain_tensors_are_told(tmp_path):
     class Odd(nn.Linear):
         def forward(self, x, state=None):
-            return super().forward(x), torch.Size([3])
+            return super().forward(x if state is None else x + 0 * state.last), Named(x[-1])
 
     f = quick(module=lambda a, b, _: Odd(a, b), epochs=1).fit(wave(40)[0])
-    with pytest.raises(TypeError, match="save: the state is a Size"):
+    with pytest.raises(TypeError, match="save: the state is a Named"):
         f.save(tmp_path / "f.safetensors")
 
 

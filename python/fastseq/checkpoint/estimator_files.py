@@ -264,7 +264,7 @@ def _refuse(path: Path, difference: str) -> None:
     raise CheckpointError(f"load: {path} is from another model: {difference}")
 
 
-def no_loss(*_: object) -> Tensor:
+def no_loss(*_: object, **__: object) -> Tensor:
     """Raise: stands in for a loss that `load` was not given."""
     raise ValueError("the estimator was loaded without a loss: pass loss= to load")
 

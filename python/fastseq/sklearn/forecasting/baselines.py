@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +11,8 @@ from .series import Array
 from .windows import changes, over_seasons
 
 __all__ = ["Baselines"]
+
+_AT_ONCE = 1000  # series
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,16 +51,28 @@ class Baselines:
     @classmethod
     def measure(cls, arrays: list[Array], season: int | None) -> Baselines:
         """Measure training series ``(T_i, K)``; NaN marks missing values."""
-        ends = [_ends(one) for one in arrays]
-        seasonal = None
-        if season is not None:
-            seasonal = np.full((len(arrays), season, arrays[0].shape[1]), np.nan)
-            for own, one in zip(seasonal, arrays, strict=True):
-                known = over_seasons(one, season)[-season:]
-                own[season - len(known) :] = known
-        first, last, span, since = (np.stack(parts) for parts in zip(*ends, strict=True))
-        scale = np.stack([_mean_change(one, season or 1) for one in arrays])
-        return cls(first, last, span, since, seasonal, scale)
+        parts = [
+            cls._of_block(arrays[begin : begin + _AT_ONCE], season)
+            for begin in range(0, len(arrays), _AT_ONCE)
+        ]
+        found: dict[str, Any] = {
+            f.name: np.concatenate([getattr(one, f.name) for one in parts])
+            for f in dataclasses.fields(cls)
+            if getattr(parts[0], f.name) is not None
+        }
+        return cls(**{"seasonal": None, **found})
+
+    @classmethod
+    def _of_block(cls, arrays: list[Array], season: int | None) -> Baselines:
+        count, width = len(arrays), arrays[0].shape[1]
+        values = np.full((count, max(map(len, arrays)), width), np.nan)
+        for own, one in zip(values, arrays, strict=True):
+            own[len(own) - len(one) :] = one
+        unknown, none = np.full((count, width), np.nan), np.zeros((count, width), np.int64)
+        seasonal = None if season is None else np.full((count, season, width), np.nan)
+        flat = np.moveaxis(values, 1, 0).reshape(values.shape[1], -1)
+        scale = _mean_change(flat, season or 1).reshape(count, width)
+        return cls(unknown, unknown, none, none, seasonal, scale).advance(values)
 
     def advance(self, values: Array) -> Baselines:
         """Advance by the next values, ``(N, n, K)``."""

@@ -57,7 +57,7 @@ def outcomes(values: Array, horizon: int, stride: int) -> Array:
     steps = values.shape[1]
     longer = np.pad(values, ((0, 0), (0, horizon), (0, 0)), constant_values=np.nan)
     windows = np.lib.stride_tricks.sliding_window_view(longer, horizon, axis=1)
-    return windows[:, :steps:stride].transpose(1, 0, 3, 2)
+    return np.asarray(windows[:, :steps:stride].transpose(1, 0, 3, 2))
 
 
 def accuracy(

@@ -254,9 +254,8 @@ class ForecastTraining(SequenceEstimator):
 
     def _make_again(self, sizes: dict[str, int], seed: int) -> Estimator:
         """Return an estimator like one that `_make` made, for its weights."""
-        return self._make(_Forecasting(
-            None, None, None, dtype=torch.float32, loss=self._make_loss(), **sizes
-        ), seed)  # fmt: skip
+        given: dict[str, Any] = {**sizes, "dtype": torch.float32, "loss": self._make_loss()}
+        return self._make(_Forecasting(None, None, None, **given), seed)
 
     def _make(self, task: Task, seed: int) -> Estimator:
         assert isinstance(task, _Forecasting)

@@ -283,7 +283,7 @@ class SequenceForecaster(ForecasterFiles):
         self._baselines = Baselines.measure(series.arrays, self.season)
         self._times = [None if one is None else one.end for one in times]
         self._like = dataclasses.replace(
-            series, arrays=[one[:0] for one in series.arrays], indices=(), moved=()
+            series, arrays=[one[:0].copy() for one in series.arrays], indices=(), moved=()
         )
         self._data = series.copy(), None if read is None else read.copy()
 
