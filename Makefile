@@ -40,8 +40,10 @@ $(VENV)/.installed: pyproject.toml Makefile
 venv: $(VENV)/.installed
 
 # The package is installed in place: edits of Python files need no build.
+PACKAGE := build/package
 $(VENV)/.built: $(VENV)/.installed $(NATIVE)
-	$(PIP) '$(TORCH)' --no-build-isolation --config-settings=cmake.define.FASTSEQ_WERROR=ON \
+	$(PIP) '$(TORCH)' --no-build-isolation --config-settings=build-dir=$(PACKAGE) \
+	  --config-settings=cmake.define.FASTSEQ_WERROR=ON \
 	  --editable '.[mpi,plot,sklearn,tensorboard,mlflow,optuna]'
 	touch $@
 build: $(VENV)/.built
@@ -68,17 +70,19 @@ lint: build
 	stubtest fastseq._comm fastseq._mpi fastseq._reader fastseq._C --concise --mypy-config-file pyproject.toml --allowlist tests/stubtest.txt
 	clang-format --dry-run --Werror $(CPP)
 
+# The core as the package has it.
+cpp-test: build
+	cmake -S . -B $(PACKAGE) -DFASTSEQ_TESTS=ON
+	cmake --build $(PACKAGE) --target fastseq_tests
+	ctest --test-dir $(PACKAGE) --output-on-failure
+
 # The core and its tests need neither torch nor MPI nor CUDA nor Python.
 CORE_ONLY := -G Ninja -DFASTSEQ_WERROR=ON -DFASTSEQ_TORCH=OFF -DFASTSEQ_PYTHON=OFF -DFASTSEQ_MPI=OFF -DFASTSEQ_CUDA=OFF -DFASTSEQ_TESTS=ON
-cpp-test: venv
-	cmake -S . -B build/cpp-test $(CORE_ONLY)
-	cmake --build build/cpp-test
-	ctest --test-dir build/cpp-test --output-on-failure
 
 # The plain ways that stand beside what only Linux has.
 portable: venv
 	cmake -S . -B build/portable $(CORE_ONLY) -DFASTSEQ_PORTABLE=ON
-	cmake --build build/portable
+	cmake --build build/portable --target fastseq_tests
 	ctest --test-dir build/portable --output-on-failure
 
 # The core and its tests for 64-bit ARM, run by an emulator (Debian: g++-aarch64-linux-gnu, qemu-user).
@@ -87,7 +91,7 @@ test-arm: venv
 	@if command -v $(ARM)-g++ > /dev/null && command -v qemu-aarch64 > /dev/null; then \
 	  cmake -S . -B build/arm $(CORE_ONLY) -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
 	    -DCMAKE_CXX_COMPILER=$(ARM)-g++ '-DCMAKE_CROSSCOMPILING_EMULATOR=qemu-aarch64;-L;/usr/$(ARM)' && \
-	  cmake --build build/arm && \
+	  cmake --build build/arm --target fastseq_tests && \
 	  ctest --test-dir build/arm --output-on-failure; \
 	else echo "test-arm: no $(ARM)-g++ or no qemu-aarch64 here, not run"; fi
 
@@ -113,7 +117,7 @@ mpi-test: build
 # held to, one by one and together. The sample is all of them at their smallest, over fewer tests.
 test-isa: build cpp-test
 	for isa in baseline x86-64-v3; do \
-	  echo "FASTSEQ_ISA=$$isa" && FASTSEQ_ISA=$$isa ctest --test-dir build/cpp-test --output-on-failure || exit 1; \
+	  echo "FASTSEQ_ISA=$$isa" && FASTSEQ_ISA=$$isa ctest --test-dir $(PACKAGE) --output-on-failure || exit 1; \
 	done
 	$(BIN)/python tests/isa.py
 	FASTSEQ_ISA=baseline ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2 \
@@ -133,7 +137,7 @@ tidy: build
 sanitize: venv
 	for sanitizer in address,undefined thread; do \
 	  cmake -S . -B build/sanitize-$$sanitizer $(CORE_ONLY) -DFASTSEQ_SANITIZE=$$sanitizer -DCMAKE_BUILD_TYPE=RelWithDebInfo && \
-	  cmake --build build/sanitize-$$sanitizer && \
+	  cmake --build build/sanitize-$$sanitizer --target fastseq_tests && \
 	  ctest --test-dir build/sanitize-$$sanitizer --output-on-failure || exit 1; \
 	done
 
@@ -143,7 +147,7 @@ valgrind: venv
 	@if command -v valgrind > /dev/null; then \
 	  cmake -S . -B build/valgrind $(CORE_ONLY) -DCMAKE_BUILD_TYPE=RelWithDebInfo \
 	    -DCMAKE_CXX_FLAGS=-DFASTSEQ_NO_MULTIVERSION && \
-	  cmake --build build/valgrind && \
+	  cmake --build build/valgrind --target fastseq_tests && \
 	  for test in build/valgrind/tests/cpp/test_*; do \
 	    if [ -x $$test ] && [ -f $$test ]; then \
 	      valgrind --quiet --error-exitcode=1 --leak-check=full --soname-synonyms=somalloc=nouserintercepts $$test || exit 1; \

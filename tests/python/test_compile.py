@@ -54,6 +54,7 @@ def graphs():
     return lambda: torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
+@pytest.mark.slow
 def test_fit_and_predict_as_without(graphs):
     compiled, plain = estimators()
     w = torch.rand(11)

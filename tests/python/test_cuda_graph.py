@@ -171,6 +171,7 @@ def test_another_learning_rate_is_not_ignored(every_update):
     assert_same_parameters(*trained, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.mpi
 def test_on_two_ranks(tmp_path):
     """Gradients are averaged between two recordings, with the same result on all ranks."""

@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 NATIVE = ("fastseq._C", "fastseq._comm", "fastseq._mpi", "fastseq._reader")
 MODULES = [m.name for m in pkgutil.walk_packages(fs.__path__, "fastseq.")]
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
+LONG = ("large-data", "resuming", "tuning")  # twenty seconds and more
 DOCUMENTS = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *GUIDES]
 
 
@@ -71,7 +72,11 @@ def test_readme_mpirun(tmp_path):
     assert len(re.findall(r"^loss 0\.0\d+, error 0\.0\d+$", done.stdout, re.MULTILINE)) == 2
 
 
-@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "guide",
+    [pytest.param(path, marks=[pytest.mark.slow] * (path.stem in LONG)) for path in GUIDES],
+    ids=lambda path: path.stem,
+)
 def test_guides_run(guide, tmp_path, monkeypatch, capfd):
     """Run all blocks of a guide, in order, in a folder that has only the examples."""
     monkeypatch.chdir(tmp_path)

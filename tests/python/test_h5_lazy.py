@@ -201,7 +201,7 @@ def _sum(lazy):
     return float(np.asarray(lazy).sum())
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_other_processes_read_what_this_one_has_open(tmp_path, method):
     lazy = fs.h5mmap(write(tmp_path / "a.h5", compression="gzip"), "x")

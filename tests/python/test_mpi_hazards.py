@@ -138,6 +138,7 @@ def test_a_machine_without_room_for_shared_memory_goes_on(tmp_path):
     assert done.stdout.count("said 1") == 2
 
 
+@pytest.mark.slow
 def test_a_machine_without_any_shared_memory_uses_messages(tmp_path):
     done = mpirun(
         tmp_path,
@@ -163,6 +164,7 @@ def test_a_machine_without_any_shared_memory_uses_messages(tmp_path):
     assert done.stdout.count('refused: transport "shm" needs memory that') == 2
 
 
+@pytest.mark.slow
 def test_an_mpi_without_threads_exchanges_in_wait(tmp_path):
     done = mpirun(
         tmp_path,
@@ -187,6 +189,7 @@ def test_an_mpi_without_threads_exchanges_in_wait(tmp_path):
     assert done.stdout.count("threaded True False") == 2
 
 
+@pytest.mark.slow
 def test_forks_are_warned_of(tmp_path):
     done = mpirun(
         tmp_path,
@@ -204,6 +207,7 @@ def test_forks_are_warned_of(tmp_path):
     assert done.stderr.count("RuntimeWarning: forking a process that runs under MPI") == 2
 
 
+@pytest.mark.slow
 def test_ranks_bound_to_one_core_are_warned_of(tmp_path):
     done = mpirun(
         tmp_path,
@@ -279,6 +283,7 @@ def test_options_that_differ_are_an_error_on_all_ranks(tmp_path, option, ours, t
     assert done.stdout.count(f", rank 1 {option}=") == 2
 
 
+@pytest.mark.slow
 def test_a_rank_that_makes_no_communicator_is_waited_for_no_longer_than_said(tmp_path):
     done = mpirun(
         tmp_path,
@@ -331,7 +336,7 @@ def test_the_missing_rank_is_named_where_ranks_wait_for_others_than_it(tmp_path)
         assert re.search(r"rank [013] waited \d s for rank 2: ", error), error
 
 
-@pytest.mark.parametrize("ranks_per_node", [1, None])
+@pytest.mark.parametrize("ranks_per_node", [pytest.param(1, marks=pytest.mark.slow), None])
 def test_a_failure_while_data_move_is_told_to_all(tmp_path, ranks_per_node):
     done = mpirun(
         tmp_path,
@@ -365,6 +370,7 @@ def test_a_failure_while_data_move_is_told_to_all(tmp_path, ranks_per_node):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transport", ["shm", OTHER_WAYS[0]])
 def test_a_rank_that_leaves_while_another_fails(tmp_path, transport):
     done = mpirun(
@@ -390,7 +396,7 @@ def test_a_rank_that_leaves_while_another_fails(tmp_path, transport):
     assert "Exception ignored" not in done.stderr
 
 
-@pytest.mark.parametrize("transport", ["shm", "mpi"])
+@pytest.mark.parametrize("transport", ["shm", OTHER_WAYS[0]])
 def test_a_script_that_ends_in_mid_step_ends(tmp_path, transport):
     done = mpirun(
         tmp_path,
@@ -412,6 +418,7 @@ def test_a_script_that_ends_in_mid_step_ends(tmp_path, transport):
     assert done.stdout.count("ends") == 2
 
 
+@pytest.mark.slow
 def test_a_failure_in_a_nested_call_is_told_once(tmp_path):
     done = mpirun(
         tmp_path,

@@ -29,7 +29,7 @@ def test_an_error_that_nobody_catches_ends_all_ranks(tmp_path):
     assert seconds_since_it_failed(tmp_path) < 60
 
 
-@pytest.mark.parametrize("code", [0, 3])
+@pytest.mark.parametrize("code", [pytest.param(0, marks=pytest.mark.slow), 3])
 def test_a_rank_that_exits_early_is_announced(tmp_path, code):
     done = mpirun(
         tmp_path,
@@ -128,6 +128,7 @@ def test_mean_of_features_on_four_ranks_as_in_fluxutils(tmp_path):
     assert max(errors) < 0.01
 
 
+@pytest.mark.slow
 def test_a_child_process_of_a_rank_is_alone(tmp_path):
     done = mpirun(
         tmp_path,

@@ -263,6 +263,7 @@ for comm in (part, fs.distributed.Communicator(part)):
 """
 
 
+@pytest.mark.slow
 def test_clones_on_part_of_the_ranks(tmp_path):
     done = mpirun(tmp_path, 2, ON_PART_OF_THE_RANKS)
     assert done.returncode == 0, done.stderr
