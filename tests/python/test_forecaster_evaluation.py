@@ -203,14 +203,65 @@ def test_backtests_that_train_again_equal_clones(one_thread, kw, stride):
     pd.testing.assert_frame_equal(f.evaluate(y[50:], x[50:70]), before[1])
 
 
-def test_dated_panels_are_trained_again():
-    days = pd.date_range("2024-01-30", periods=60, freq="D", tz="Europe/Berlin")
-    y = [pd.Series(row, days) for row in wave(60, 2)]
-    x = pd.DataFrame(np.random.default_rng(0).standard_normal((60, 2)), days)
-    f = quick(scale="series").fit([one[:40] for one in y], x[:40])
-    found = f.backtest([one[40:] for one in y], x[40:], stride=10, refit=1)
-    g = clone(f).fit([one[:50] for one in y], x[:50])
-    np.testing.assert_allclose(found[1], g.predict(X=x[50:54]), rtol=1e-5)
+DAYS = pd.date_range("2024-01-30", periods=60, freq="D", tz="Europe/Berlin")
+SHUFFLED = np.random.default_rng(0).permutation(20)
+
+
+def dated(values, begin):
+    make = pd.Series if values.ndim == 1 else pd.DataFrame
+    return make(values, DAYS[begin : begin + len(values)])
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda y, x, begin: (dated(y, begin), dated(x, begin)),
+        lambda y, x, begin: (dated(y, begin).iloc[SHUFFLED[: len(y)] if begin else slice(None)],
+                             dated(x, begin)),
+        lambda y, x, begin: (y if begin else dated(y, begin), x),
+        lambda y, x, begin: (dated(y, begin) if begin else y, x),
+        lambda y, x, begin: (pd.Series(y), pd.DataFrame(x, columns=["a", "b"])),
+        lambda y, x, begin: (torch.tensor(y), torch.tensor(x)),
+        lambda y, x, begin: (np.ma.MaskedArray(np.nan_to_num(y), np.isnan(y)), x),
+        lambda y, x, begin: (pd.DataFrame({"y": y}),
+                             pd.DataFrame(x, columns=None if begin else ["a", "b"])),
+    ],
+)  # fmt: skip
+def test_every_form_is_trained_again(one_thread, form):
+    x = np.random.default_rng(0).standard_normal((60, 2))
+    y = with_holes(wave(60)[0])
+    f = quick(module="linear").fit(y[:40], x[:40])
+    wanted = f.backtest(y[40:], x[40:], stride=6, refit=2)
+    g = quick(module="linear").fit(*form(y[:40], x[:40], 0))
+    found = g.backtest(*form(y[40:], x[40:], 40), stride=6, refit=2)
+    np.testing.assert_array_equal(np.asarray(found).reshape(wanted.shape), wanted)
+    assert (f.backtest(y[40:], x[40:], stride=6) != wanted)[2:].all()
+
+
+@pytest.mark.parametrize("dated", [False, True])
+def test_panels_are_trained_again(one_thread, dated):
+    whole, x = wave(60, 3), np.random.default_rng(0).standard_normal((60, 2))
+    starts = (0, 5, 0)
+
+    def panel(begin, end):
+        rows = [row[max(begin, n) : end] for n, row in zip(starts, whole, strict=True)]
+        if dated:
+            return [pd.Series(row, DAYS[end - len(row) : end]) for row in rows]
+        return rows
+
+    def known(begin, end):
+        return [x[max(begin, n) : end] for n in starts]
+
+    f = quick(scale="series", module="gru").fit(panel(0, 40), known(0, 40))
+    found = f.backtest(panel(40, 60), known(40, 60), stride=7, refit=1)
+    for number, end in enumerate((47, 54), 1):
+        g = clone(f).fit(panel(0, end), known(0, end))
+        np.testing.assert_array_equal(found[number], g.predict(X=x[end : end + 4]))
+    same = quick(module="gru").fit(whole[:, :40, None], x[:40])
+    other = quick(module="gru").fit(list(whole[:, :40]), [x[:40]] * 3)
+    a = same.backtest(whole[:, 40:, None], x[40:], stride=7, refit=1)
+    b = other.backtest(list(whole[:, 40:]), [x[40:]] * 3, stride=7, refit=1)
+    np.testing.assert_array_equal(a[..., 0], b)
 
 
 def test_later_changes_of_the_callers_array_do_not_matter():

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from .forecasting.series import Series
 from .forecasting.times import Times, check_follows, check_order, times_of
@@ -14,7 +11,7 @@ from .forecasting.times import Times, check_follows, check_order, times_of
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["check_ahead", "check_going_on", "check_together", "extended"]
+__all__ = ["check_ahead", "check_going_on", "check_together"]
 
 
 def check_together(
@@ -71,29 +68,6 @@ def check_going_on(
             times = found[0] if found else last.after(int(steps))
         ends.append(None if times is None else times.end)
     return ends
-
-
-def extended(series: Series, later: Series, steps: int, before: Sequence[Times | None]) -> Series:
-    """Return series, or covariates, with the first `steps` of the steps that follow.
-
-    Parameters
-    ----------
-    series, later
-        The series, and the steps after them.
-    steps
-        How many to append.
-    before
-        Times of the series' last steps; None where there are none.
-    """
-    arrays = [
-        np.concatenate([one, more[:steps]])
-        for one, more in zip(series.arrays, later.arrays, strict=True)
-    ]
-    indices = tuple(
-        None if index is None or last is None else index.append(last.following(steps))
-        for index, last in zip(series.indices, before, strict=True)
-    )
-    return dataclasses.replace(series, arrays=arrays, indices=indices, moved=(False,) * len(arrays))
 
 
 def check_ahead(x: Series, before: Sequence[Times | None]) -> None:

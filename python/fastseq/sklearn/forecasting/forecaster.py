@@ -12,8 +12,7 @@ from sklearn.base import clone
 from torch import Tensor, nn, optim
 
 from ...training.spec import check_count
-from ..alignment import check_ahead, check_going_on, check_together, extended
-from ..base import Start
+from ..alignment import check_ahead, check_going_on, check_together
 from .baselines import Baselines
 from .choices import SEGMENT_RNN, Choices
 from .comparison import accuracy, middle, outcomes
@@ -21,6 +20,7 @@ from .covariates import Covariates
 from .forecast_parameters import check_lengths, check_parameters
 from .forecast_score import skill
 from .forecaster_files import ForecasterFiles
+from .joined_data import appended, copied, cut
 from .last_steps import LastSteps
 from .longer_horizon import forecast_steps
 from .rollout import Origin
@@ -154,7 +154,7 @@ class SequenceForecaster(ForecasterFiles):
     _times: list[Times | None]  # its times
     _last: LastSteps  # up to it
     _baselines: Baselines
-    _data: tuple[Series, Series | None] | None = None  # the training data, unless series advanced
+    _data: dict[str, Any] | None = None  # the training data, unless series advanced
 
     def __init__(
         self,
@@ -251,14 +251,6 @@ class SequenceForecaster(ForecasterFiles):
         series = read_series(y, "y")
         refuse_identifiers(series, "y")
         start = self._begin((series.variables, series.names, X is not None))
-        read = None
-        if X is not None:
-            known = self._known if start.why is None else None
-            read = Covariates.read(X, series, series.lengths, "the steps of y", known)
-        self._learn(series, read, start)
-        return self
-
-    def _learn(self, series: Series, read: Series | None, start: Start) -> None:
         goes_on = start.why is None  # with the same scaling, too
         if not goes_on:
             params = self.get_params(deep=False)
@@ -266,7 +258,9 @@ class SequenceForecaster(ForecasterFiles):
         lag, apart = self._choices.lag, self._choices.validation
         check_lengths(series, 2 + (lag or 0) + apart, self._needs(), apart=apart)
         known = self._known if goes_on else None
-        if read is not None:
+        read = None
+        if X is not None:
+            read = Covariates.read(X, series, series.lengths, "the steps of y", known)
             known = known or Covariates.measure(read, scaled=self.scale is not None, apart=apart)
         times = check_together(series, read)
         covariates = None if read is None or known is None else known.scaled(read)
@@ -285,7 +279,8 @@ class SequenceForecaster(ForecasterFiles):
         self._like = dataclasses.replace(
             series, arrays=[one[:0].copy() for one in series.arrays], indices=(), moved=()
         )
-        self._data = series.copy(), None if read is None else read.copy()
+        self._data = {"y": copied(y), "X": copied(X)}
+        return self
 
     def predict(
         self,
@@ -445,23 +440,18 @@ class SequenceForecaster(ForecasterFiles):
                 "backtest with refit= needs the training data, which are forgotten in update, "
                 "partial_fit, files and pickles: call fit on all data up to the first forecast"
             )
-        series, read, _ = self._read_following(y, X)
-        values, found = np.stack(series.arrays), []
+        values, _, _ = self._following(y, X)
+        found: list[Array] = []
         for begin in range(0, values.shape[1], stride * refit):
-            model = self
+            model, rest = self, {"y": y, "X": X}
             if begin:
-                model = clone(self)
-                whole = [
-                    None if known is None or more is None else
-                    extended(known, more, begin, self._times)
-                    for known, more in zip(self._data, (series, read), strict=True)
-                ]  # fmt: skip
-                assert whole[0] is not None
-                model._learn(whole[0], whole[1], model._begin(self._form))
-            covariates = None
-            if read is not None and model._known is not None:
-                covariates = np.stack(model._known.scaled(read))[:, begin:]
-            block = values[:, begin : begin + stride * refit]
+                parts = {name: cut(later, begin, self._times) for name, later in rest.items()}
+                rest = {name: part[1] for name, part in parts.items()}
+                whole = {name: appended(self._data[name], part[0], self._times)
+                         for name, part in parts.items()}  # fmt: skip
+                model = clone(self).fit(**{**self._data, **whole})
+            values, covariates, _ = model._following(**rest)
+            block = values[:, : stride * refit]
             found += model._rollout.forecasts_in_turn(model._origin, block, covariates, stride)
         return found
 
@@ -588,16 +578,6 @@ class SequenceForecaster(ForecasterFiles):
         self, y: object, X: object  # noqa: N803
     ) -> tuple[Array, Array | None, list[Times | None]]:  # fmt: skip
         """Read the steps after the series that `fit` got; return them, and their last times."""
-        series, read, times = self._read_following(y, X)
-        covariates = None
-        if read is not None and self._known is not None:
-            covariates = np.stack(self._known.scaled(read))
-        return np.stack(series.arrays), covariates, times
-
-    def _read_following(
-        self, y: object, X: object  # noqa: N803
-    ) -> tuple[Series, Series | None, list[Times | None]]:  # fmt: skip
-        """Do the same without scaling covariates."""
         series = self._read(y, 1, known=False)
         count = len(self._like.arrays)
         if len(series.arrays) != count:
@@ -610,7 +590,11 @@ class SequenceForecaster(ForecasterFiles):
                 f"{series.lengths.tolist()}"
             )
         read = self._read_covariates(X, series, series.lengths, "the steps of y")
-        return series, read, check_going_on(series, read, self._times)
+        times = check_going_on(series, read, self._times)
+        covariates = None
+        if read is not None and self._known is not None:
+            covariates = np.stack(self._known.scaled(read))
+        return np.stack(series.arrays), covariates, times
 
     def _read_covariates(
         self,

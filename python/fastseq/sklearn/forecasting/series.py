@@ -63,10 +63,6 @@ class Series:
         """T_i."""
         return np.array([len(one) for one in self.arrays], np.int64)
 
-    def copy(self) -> Series:
-        """Return the same series in memory of their own."""
-        return dataclasses.replace(self, arrays=[one.copy() for one in self.arrays])
-
     def like(self, values: Array) -> Array:
         """Return results ``(N, horizon, K, …)`` without the axes that the given series lacked."""
         if self.flat:
