@@ -17,6 +17,7 @@ from torch import nn
 
 import fastseq as fs
 from fastseq import CheckpointError
+from fastseq.callbacks import Schedule
 from fastseq.sklearn import SequenceForecaster
 
 CUSTOM = pd.offsets.CustomBusinessDay(holidays=["2024-01-01"])
@@ -52,6 +53,11 @@ def assert_same(f, g, y, x=None):
     same(lambda one: one.update(part(7, 10), known(7, 10)).predict(X=known(10, 14)))
     same(lambda one: one.partial_fit(part(10, 20), known(10, 20)).predict(X=known(20, 24)))
     assert f.n_iter_ == g.n_iter_ == len(g.history_)
+    schedules = [
+        [one.state_dict() for one in each.estimator_.callbacks if isinstance(one, Schedule)]
+        for each in (f, g)
+    ]
+    assert schedules[0] == schedules[1]
 
 
 def saved(f, tmp_path, *args, **kw):
