@@ -168,6 +168,54 @@ def test_thousands_of_series(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.fixture
+def shops():
+    """Return a long frame with every kind of covariate, of three series that end apart, static
+    covariates, and a function that cuts the frame after so many more of the last 15 steps."""
+    rng, days = np.random.default_rng(0), pd.date_range("2024-01-01", periods=60)
+    rows = [
+        (name, days[t], wave(60, 3)[n, t], *rng.standard_normal(2), "xyz"[rng.integers(3)])
+        for n, name in enumerate("cab") for t in range(3 * n, 60 - n)
+    ]  # fmt: skip
+    frame = pd.DataFrame(rows, columns=["unique_id", "ds", "y", "price", "visits", "kind"])
+    frame.loc[[5, 17], ["y", "visits"]] = NAN
+    static = pd.DataFrame({"size": [1.0, 2, 3], "type": ["u", "v", "u"]}, list("abc"))
+    last = frame["unique_id"].map({name: days[44 - n] for n, name in enumerate("cab")})
+
+    def cut(steps):
+        known = frame["ds"] <= last + pd.Timedelta(days=steps)
+        return frame[known].sample(frac=1, random_state=0), frame[~known]
+
+    return cut, static
+
+
+def test_long_frames_with_all_covariates(tmp_path, shops):
+    cut, static = shops
+    before, later = cut(0)
+    f = quick(past=["visits"], calendar=True, scale="series").fit(before, static=static)
+    g = saved(f, tmp_path)
+    for call in (lambda one: one.backtest(later), lambda one: one.evaluate(later, per_series=True)):
+        pd.testing.assert_frame_equal(call(f), call(g))
+    assert f.evaluate(later, per_series=True).index[0] == ("a", "SequenceForecaster")
+    found = f.backtest(later, stride=5, refit=1)
+    for steps in (5, 10):
+        whole, rest = cut(steps)
+        one = clone(f).fit(whole, static=static)
+        ahead = rest.groupby("unique_id").head(4)
+        wanted = one.predict(X=ahead.drop(columns=["y", "visits"]))
+        own = found.merge(wanted, on=["unique_id", "ds"])
+        ends = whole.groupby("unique_id")["ds"].max()
+        own = own[own["cutoff"] == own["unique_id"].map(ends)]
+        assert len(own) == 12
+        np.testing.assert_array_equal(own["forecast_x"], own["forecast_y"])
+    some = later[later["unique_id"] != "b"].groupby("unique_id").head(3).iloc[:-1]
+    rest = later.drop(some.index)
+    for one in (f, g):
+        one.partial_fit(some).update(rest.groupby("unique_id").head(2))
+    rest = rest.drop(rest.groupby("unique_id").head(2).index).groupby("unique_id").head(7)
+    pd.testing.assert_frame_equal(*(one.evaluate(rest, per_series=True) for one in (f, g)))
+
+
 # --- what is not in the file
 
 

@@ -74,6 +74,25 @@ class Baselines:
         scale = _mean_change(flat, season or 1).reshape(count, width)
         return cls(unknown, unknown, none, none, seasonal, scale).advance(values)
 
+    def taken(self, rows: Array) -> Baselines:
+        """Return some of the series."""
+        found: dict[str, Any] = {
+            f.name: None if getattr(self, f.name) is None else getattr(self, f.name)[rows]
+            for f in dataclasses.fields(self)
+        }
+        return Baselines(**found)
+
+    def put(self, rows: Array, part: Baselines) -> Baselines:
+        """Return all series, with some of them replaced."""
+        found: dict[str, Any] = {}
+        for f in dataclasses.fields(self):
+            own = getattr(self, f.name)
+            if own is not None:
+                own = own.copy()
+                own[rows] = getattr(part, f.name)
+            found[f.name] = own
+        return Baselines(**found)
+
     def advance(self, values: Array) -> Baselines:
         """Advance by the next values, ``(N, n, K)``."""
         count, steps, width = values.shape

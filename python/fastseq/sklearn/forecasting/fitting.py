@@ -25,10 +25,13 @@ from ..base import SequenceEstimator, Start, Task
 from ..hyperparameters import make_module
 from ..shuffling import Shuffler
 from .choices import Choices
+from .covariate_encoder import NO_COVARIATES, CovariateSizes
+from .covariate_rows import CovariateRows
+from .following import Following
 from .forecast_losses import LOSSES, ForecastLoss, pinball_loss
 from .forecast_net import ForecastNet, check_steps_apart
 from .last_steps import LastSteps
-from .rollout import PATH_LEVELS, Rollout
+from .rollout import PATH_LEVELS, Origin, Rollout
 from .segment_rnn import SegmentRNN
 from .series import Array, Series, split_variables
 from .windows import SeriesScaling, Windows
@@ -46,14 +49,14 @@ class _Forecasting(Task):
     Parameters
     ----------
     covariates
-        Number of covariates.
+        Columns of covariates.
     lengths
         Lengths of the series in time steps, ``(N,)``; None: all T.
     segments
         The data as segments to train in a new order each epoch; None: series in their order.
     """
 
-    covariates: int = 0
+    covariates: CovariateSizes = NO_COVARIATES
     lengths: Array | None = None
     segments: Windows | None = None
     validation: tuple[Any, Tensor, Tensor | None] | None = None
@@ -83,7 +86,7 @@ class ForecastTraining(SequenceEstimator):
     horizon: int
     quantiles: Sequence[float] | None
     strategy: str
-    season: int | None
+    season: int | str | None
     scale: str | None
     lags: int | None
     loss: str | Callable[..., Tensor] | None
@@ -98,7 +101,7 @@ class ForecastTraining(SequenceEstimator):
     n_features_in_: int
     repeats_: bool
     _choices: Choices
-    _sizes: dict[str, int]
+    _sizes: dict[str, Any]
 
     def _check_fitted(self) -> None:
         if not self.__sklearn_is_fitted__():
@@ -106,7 +109,8 @@ class ForecastTraining(SequenceEstimator):
 
     def _make_rollout(self, seed: int) -> Rollout:
         return Rollout(
-            self.estimator_, self.horizon, self._choices.lags, self.season, self._compared,
+            self.estimator_, self.horizon, self._choices.lags, self._choices.season,
+            self._compared,
             self._choices.segments, self.n_features_in_ if self._choices.apart else 1,
             self.strategy == "recursive", self._levels, seed,
         )  # fmt: skip
@@ -122,7 +126,7 @@ class ForecastTraining(SequenceEstimator):
 
     def _measure(self, arrays: list[Array]) -> SeriesScaling:
         method = "changes" if self._choices.segments and self.scale == "series" else self.scale
-        return SeriesScaling.measure(arrays, method, self._compared, self.season)
+        return SeriesScaling.measure(arrays, method, self._compared, self._choices.season)
 
     @property
     def _levels(self) -> tuple[float, ...] | None:
@@ -131,16 +135,18 @@ class ForecastTraining(SequenceEstimator):
     def _task(
         self,
         series: Series,
-        covariates: list[Array] | None,
+        covariates: CovariateRows | None,
+        static: Array | None,
+        sizes: CovariateSizes,
         scaling: SeriesScaling,
     ) -> _Forecasting:
-        """Return the training problem of series."""
+        """Return the training problem of series, with covariates of these `sizes`."""
         choices, arrays = self._choices, series.arrays
         if choices.apart:
             scaling = scaling.apart(len(arrays))
             arrays = split_variables(arrays)
-            if covariates is not None:
-                covariates = [one for one in covariates for _ in range(series.variables)]
+            covariates = None if covariates is None else covariates.repeated(series.variables)
+            static = None if static is None else np.repeat(static, series.variables, axis=0)
         # Similar lengths are trained together.
         order = np.argsort([-len(one) for one in arrays], kind="stable")
         recursive = self.strategy == "recursive"
@@ -151,8 +157,8 @@ class ForecastTraining(SequenceEstimator):
                 'longer series, or choose a smaller horizon or strategy="recursive"'
             )
         windows = self._windows(
-            [arrays[n] for n in order],
-            None if covariates is None else [covariates[n] for n in order], scaling.take(order),
+            [arrays[n] for n in order], None if covariates is None else covariates.taken(order),
+            scaling.take(order), None if static is None else static[order],
         )  # fmt: skip
         held = windows.held_out(choices.validation) if choices.validation else None
         if choices.segments:
@@ -160,10 +166,10 @@ class ForecastTraining(SequenceEstimator):
             if held is not None:
                 held = held.segments(choices.validation + self.horizon)
             windows = windows.segments(steps)
-        return self._task_of(windows, held, choices.fold or 1)
+        return self._task_of(windows, held, sizes, choices.fold or 1)
 
     def _task_of_later(
-        self, known: LastSteps, values: Array, covariates: Array | None, scaling: SeriesScaling
+        self, known: LastSteps, new: Following, origin: Origin
     ) -> _Forecasting | None:
         """Return the training problem of windows that forecast any of the next steps.
 
@@ -172,27 +178,29 @@ class ForecastTraining(SequenceEstimator):
         Parameters
         ----------
         known
-            The steps before, with as many as `_rows` says.
-        values, covariates
-            The next steps, ``(N, n, K)``, and their covariates, ``(N, n, F)``.
-        scaling
-            Of the series, or of their variables if these are apart.
+            The steps before of all series, as many as `_rows` says.
+        new
+            The next steps.
+        origin
+            The position of all series.
         """
-        if np.isnan(values).all():
+        if all(np.isnan(one).all() for one in new.arrays):
             return None
-        new = values.shape[1]
-        later = known.advance(values, covariates, known.values.shape[1] + new)
-        arrays, whole = later.series()
-        if self._choices.apart:
-            if whole is not None:
-                whole = [one for one in whole for _ in range(arrays[0].shape[1])]
+        later = known.advance(new).taken(new.rows)
+        variables = self.n_features_in_ if self._choices.apart else 1
+        rows = (new.rows[:, None] * variables + np.arange(variables)).ravel()
+        origin = origin.take(rows)
+        arrays, covariates = later.values, later.covariates
+        steps = np.repeat([len(one) for one in new.arrays], variables)
+        if variables > 1:
             arrays = split_variables(arrays)
-        windows = self._windows(arrays, whole, scaling)
-        before = torch.from_numpy(windows.lengths) - new - windows.horizon
+            covariates = None if covariates is None else covariates.repeated(variables)
+        windows = self._windows(arrays, covariates, origin.scaling, origin.static)
+        before = torch.from_numpy(windows.lengths - steps) - windows.horizon
         windows = dataclasses.replace(windows, skipped=before.clamp_min(0))
         if self._choices.segments:
             windows = windows.segments(self._choices.seqsize)
-        return self._task_of(windows, None, 1)
+        return self._task_of(windows, None, self._sizes["covariates"], 1)
 
     def _rows(self) -> int:
         """Return how many last steps `_task_of_later` needs."""
@@ -201,15 +209,22 @@ class ForecastTraining(SequenceEstimator):
         return before + choices.lags + (self._compared or 0) + self.horizon
 
     def _windows(
-        self, arrays: list[Array], covariates: list[Array] | None, scaling: SeriesScaling
-    ) -> Windows:
+        self, arrays: list[Array], covariates: CovariateRows | None, scaling: SeriesScaling,
+        static: Array | None,
+    ) -> Windows:  # fmt: skip
+        choices, ahead, past = self._choices, None, None
+        if covariates is not None:
+            lengths = np.array([len(one) for one in arrays])
+            ahead, past = covariates.ahead, covariates.seen(lengths, lagged=choices.segments)
         return Windows.of(
-            arrays, covariates, scaling, lag=self._compared, season=self.season,
-            lags=self._choices.lags, horizon=1 if self.strategy == "recursive" else self.horizon,
-            levelled=self._choices.segments,
+            arrays, ahead, scaling, past=past, static=static, lag=self._compared,
+            season=choices.season, lags=choices.lags,
+            horizon=1 if self.strategy == "recursive" else self.horizon, levelled=choices.segments,
         )  # fmt: skip
 
-    def _task_of(self, windows: Windows, held: Windows | None, fold: int) -> _Forecasting:
+    def _task_of(
+        self, windows: Windows, held: Windows | None, sizes: CovariateSizes, fold: int
+    ) -> _Forecasting:
         """Return the training problem of windows; `held` are to validate on."""
         choices = self._choices
         loss = self._make_loss()
@@ -217,23 +232,19 @@ class ForecastTraining(SequenceEstimator):
         if not choices.segments:  # leave out the first steps rather than the last
             begin = (windows.longest - 1) % fold
         lengths = (windows.lengths - 1 - begin).clip(0)
-        known = 0 if windows.covariates is None else windows.covariates.shape[2]
         return _Forecasting(
             *windows.training_data(begin),
             n_in=choices.lags * windows.values.shape[2],
             n_out=windows.targets.shape[2] * (loss.outputs or 1),
             dtype=torch.float32, loss=loss, steps=choices.seqsize,
-            validation=None if held is None else held.training_data(), covariates=known,
+            validation=None if held is None else held.training_data(), covariates=sizes,
             segments=windows if choices.segments else None,
             lengths=None if bool((lengths == lengths[0]).all()) else lengths,
         )  # fmt: skip
 
-    def _learn_on(
-        self, known: LastSteps, values: Array, covariates: Array | None, scaling: SeriesScaling,
-        start: Start,
-    ) -> None:  # fmt: skip
+    def _learn_on(self, known: LastSteps, new: Following, origin: Origin, start: Start) -> None:
         """Train for an epoch on `_task_of_later`."""
-        task = self._task_of_later(known, values, covariates, scaling)
+        task = self._task_of_later(known, new, origin)
         if task is None:
             return
         est = self.estimator_
@@ -252,7 +263,7 @@ class ForecastTraining(SequenceEstimator):
             return ForecastLoss(LOSSES[fn] if isinstance(fn, str) else fn, None)
         return ForecastLoss(functools.partial(pinball_loss, quantiles=levels), len(levels))
 
-    def _make_again(self, sizes: dict[str, int], seed: int) -> Estimator:
+    def _make_again(self, sizes: dict[str, Any], seed: int) -> Estimator:
         """Return an estimator like one that `_make` made, for its weights."""
         given: dict[str, Any] = {**sizes, "dtype": torch.float32, "loss": self._make_loss()}
         return self._make(_Forecasting(None, None, None, **given), seed)
@@ -264,15 +275,15 @@ class ForecastTraining(SequenceEstimator):
         choices = self._choices
         if choices.segments:
             with seeded(seed):
-                net = ForecastNet(self._make_segment_rnn(task, horizon), None, 0)
+                net = ForecastNet(self._make_segment_rnn(task, horizon))
         else:
             net = ForecastNet.make(
                 lambda n_in, n_out: make_module(
                     self.module, n_in, n_out, seed=seed, hidden_size=choices.hidden_size,
                     num_layers=self.num_layers, dropout=choices.dropout,
                 ),
-                seen=task.n_in, covariates=task.covariates, outputs=task.n_out, horizon=horizon,
-                width=choices.hidden_size, seed=seed,
+                seen=task.n_in, lags=choices.lags, covariates=task.covariates,
+                outputs=task.n_out, horizon=horizon, width=choices.hidden_size, seed=seed,
             )  # fmt: skip
         if task.x is not None and not isinstance(self.module, str):  # named modules pass
             check_steps_apart(net, task.x, task.n_out * horizon)
@@ -294,7 +305,7 @@ class ForecastTraining(SequenceEstimator):
         return SegmentRNN(
             horizon=horizon, variables=task.n_out // outputs, outputs=outputs, lags=choices.lags,
             segment=choices.segment,
-            season=None if choices.compared else self.season, covariates=task.covariates,
+            season=None if choices.compared else choices.season, covariates=task.covariates,
             hidden_size=choices.hidden_size, num_layers=self.num_layers, dropout=choices.dropout,
         )  # fmt: skip
 
@@ -303,13 +314,7 @@ class ForecastTraining(SequenceEstimator):
         x, y, w = task.x, task.y, task.w
         shuffler = next((c for c in est.callbacks if isinstance(c, Shuffler)), None)
         if task.segments is not None and shuffler is not None:
-            parts = task.segments
-            known = parts.covariates
-            parts = dataclasses.replace(
-                parts, values=shuffler.shuffled(parts.values, 0),
-                targets=shuffler.shuffled(parts.targets, 0),
-                covariates=None if known is None else shuffler.shuffled(known, 0),
-            )  # fmt: skip
+            parts = task.segments.mapped(lambda part: shuffler.shuffled(part, 0))
             x, y, _ = parts.training_data()
             w = None if w is None else shuffler.shuffled(w, 1)
         naive = self._naive(est, task)

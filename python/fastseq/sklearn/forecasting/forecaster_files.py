@@ -46,8 +46,8 @@ _KIND = "forecaster"
 _NOT_SAVED = ("callbacks", "comm", "device")
 # What `fit` sets, beside the estimator.
 _FITTED = (
-    "n_features_in_", "n_iter_", "continued_", "repeats_", "_seed", "_form", "_sizes", "_choices",
-    "_known", "_scaling", "_origin", "_last", "_baselines", "_times", "_like",
+    "n_features_in_", "season_", "n_iter_", "continued_", "repeats_", "_seed", "_form", "_sizes",
+    "_choices", "_known", "_scaling", "_origin", "_last", "_baselines", "_times", "_like",
 )  # fmt: skip
 
 F = TypeVar("F", bound="ForecasterFiles")

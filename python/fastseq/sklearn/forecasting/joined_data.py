@@ -2,93 +2,121 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .long_frames import Columns
+from .polars_frames import is_polars, to_pandas
 from .times import Times, is_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["appended", "copied", "cut"]
+__all__ = ["Before", "copied"]
 
 
 def copied(given: Any) -> Any:
     """Return a copy of what `fit` got: series, or covariates."""
-    return _each(lambda one, _: one.copy() if is_table(one) else np.array(_array(one)), given)
+    if given is None or hasattr(given, "ngroups") or is_polars(given):
+        return given
+    if isinstance(given, dict):
+        return {key: copied(one) for key, one in given.items()}
+    if _is_list(given):
+        return list(map(copied, given))
+    return given.copy() if is_table(given) else np.array(_array(given))
 
 
-def cut(given: Any, steps: int, before: Sequence[Times | None]) -> tuple[Any, Any]:
-    """Return the first steps of later data, and the others.
-
-    Parameters
-    ----------
-    given
-        Series, or covariates, in any form.
-    steps
-        Number of first steps.
-    before
-        Times of the last step before them of each series; None: there are none.
-
-    Examples
-    --------
-    >>> cut(np.arange(3), 2, [None])
-    (array([0, 1]), array([2]))
-    """
-
-    def part(one: Any, last: Times | None, *, first: bool) -> Any:
-        if not is_table(one):
-            one = _array(one)
-            place = slice(steps) if first else slice(steps, None)
-            return one[:, place] if one.ndim == 3 else one[place]
-        if last is None or _counts(one.index):
-            return one.iloc[:steps] if first else one.iloc[steps:].reset_index(drop=True)
-        known = one.index <= last.following(steps)[-1]
-        return one[known] if first else one[~known]
-
-    return (
-        _each(lambda one, last: part(one, last, first=True), given, before),
-        _each(lambda one, last: part(one, last, first=False), given, before),
-    )
-
-
-def appended(given: Any, later: Any, before: Sequence[Times | None]) -> Any:
-    """Return training data and the steps that follow them, in the form of the former.
+@dataclasses.dataclass(frozen=True)
+class Before:
+    """The ends of training series: where later data are appended.
 
     Parameters
     ----------
-    given, later
-        Series, or covariates, in any form.
-    before
-        Times of the last step of each series in `given`; None: there are none.
+    times
+        Times of the last step of each series; None: there are none.
+    ids
+        The series' ids; None: they have none.
+    columns
+        What the columns of long frames are called.
 
     Examples
     --------
     >>> import pandas as pd
-    >>> days = pd.date_range("2024-01-01", periods=3)
-    >>> y = pd.Series([1.0, 2.0], days[:2])
-    >>> appended(y, np.array([3.0]), [Times.of(y.index, "y")])
+    >>> days = pd.date_range("2024-01-01", periods=4)
+    >>> y, later = pd.Series([1.0, 2.0], days[:2]), np.array([3.0, 4.0])
+    >>> before = Before((Times.of(y.index, "y"),), None, Columns("unique_id", "ds", "y"))
+    >>> next_one, rest = before.cut(later, 1)
+    >>> before.appended(y, next_one)
     2024-01-01    1.0
     2024-01-02    2.0
     2024-01-03    3.0
     dtype: float64
     """
-    rest = iter(later if _is_list(later) else [later] * max(len(before), 1))
-    return _each(lambda one, last: _joined(one, next(rest), last), given, before)
+
+    times: Sequence[Times | None]
+    ids: tuple[Any, ...] | None
+    columns: Columns
+
+    def cut(self, given: Any, steps: int) -> tuple[Any, Any]:
+        """Return the first steps of later series, or covariates, and the others."""
+        if self.columns.is_long(given):
+            frame = _pandas(given)
+            ends = {
+                key: last.following(steps)[-1]
+                for key, last in zip(self.ids or (), self.times, strict=True) if last is not None
+            }  # fmt: skip
+            keys, times = frame[self.columns.id], frame[self.columns.time]
+            known = np.array([time <= ends[key] for key, time in zip(keys, times, strict=True)])
+            return frame[known], frame[~known]
+
+        def part(one: Any, last: Times | None, *, first: bool) -> Any:
+            if not is_table(one):
+                one = _array(one)
+                place = slice(steps) if first else slice(steps, None)
+                return one[:, place] if one.ndim == 3 else one[place]
+            if last is None or _counts(one.index):
+                return one.iloc[:steps] if first else one.iloc[steps:].reset_index(drop=True)
+            known = one.index <= last.following(steps)[-1]
+            return one[known] if first else one[~known]
+
+        return (
+            self._each(lambda one, last: part(one, last, first=True), given),
+            self._each(lambda one, last: part(one, last, first=False), given),
+        )
+
+    def appended(self, given: Any, later: Any) -> Any:
+        """Return training series, or covariates, and the next steps, in the form of the former."""
+        if self.columns.is_long(given):
+            import pandas as pd
+
+            if not self.columns.is_long(later):
+                raise TypeError("y must be a long frame, as in fit, for a backtest with refit=")
+            return pd.concat([_pandas(given), later])
+        parts = self.columns.grouped(later)
+        if isinstance(parts, dict):
+            keys = list(self.columns.grouped(given))
+            parts = [parts[key] for key in keys]
+        rest = iter(parts if _is_list(parts) else [parts] * max(len(self.times), 1))
+        return self._each(lambda one, last: _joined(one, next(rest), last), given)
+
+    def _each(self, change: Callable[[Any, Times | None], Any], given: Any) -> Any:
+        """Return what `change` makes of each part of a list, with its times, or of the whole."""
+        given = self.columns.grouped(given)
+        if given is None:
+            return None
+        if isinstance(given, dict):
+            last = dict(zip(self.ids or (), self.times, strict=True))
+            return {key: change(one, last[key]) for key, one in given.items()}
+        if not _is_list(given):
+            return change(given, self.times[0])
+        return [change(one, last) for one, last in zip(given, self.times, strict=True)]
 
 
-def _each(
-    change: Callable[[Any, Times | None], Any], given: Any, before: Sequence[Times | None] = ()
-) -> Any:
-    """Return what `change` returns for each part of a list, with its times, or for the whole."""
-    if given is None:
-        return None
-    if not _is_list(given):
-        return change(given, before[0] if len(before) else None)
-    times = before or [None] * len(given)
-    return [change(one, last) for one, last in zip(given, times, strict=True)]
+def _pandas(given: Any) -> pd.DataFrame:
+    return to_pandas(given) if is_polars(given) else given
 
 
 def _is_list(given: object) -> bool:
@@ -125,9 +153,10 @@ def _like_table(
 
     if not is_table(more):
         values = _array(more)
-        more = pd.Series(values.ravel()) if table.ndim == 1 else pd.DataFrame(
-            values.reshape(len(values), -1), columns=table.columns
-        )  # fmt: skip
+        if table.ndim == 1:
+            more = pd.Series(values.ravel())
+        else:
+            more = pd.DataFrame(values.reshape(len(values), -1), columns=table.columns)
     elif table.ndim == more.ndim == 2 and set(table.columns) != set(more.columns):
         more = more.set_axis(table.columns, axis=1)  # one of them has no names
     elif table.ndim != more.ndim:

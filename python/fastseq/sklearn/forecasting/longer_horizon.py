@@ -7,13 +7,16 @@ import dataclasses
 import numpy as np
 
 from .comparison import middle
+from .covariate_rows import CovariateRows
 from .rollout import Origin, Rollout
 from .series import Array
 
 __all__ = ["forecast_steps"]
 
 
-def forecast_steps(rollout: Rollout, origin: Origin, covariates: Array | None, steps: int) -> Array:
+def forecast_steps(
+    rollout: Rollout, origin: Origin, covariates: CovariateRows | None, steps: int
+) -> Array:
     """Return forecasts ``(N, steps, K, Q)`` of the next steps, Q = 1 for points.
 
     Beyond the trained horizon, forecasts continue from points forecast before, or from the medians:
@@ -24,7 +27,7 @@ def forecast_steps(rollout: Rollout, origin: Origin, covariates: Array | None, s
     rollout, origin
         The model, and where to forecast from.
     covariates
-        ``(N, steps, F)``; None: there are none.
+        Those known ahead, for all steps; None: there are none. Others keep their last values.
     """
     if rollout.recursive:
         return dataclasses.replace(rollout, horizon=steps).forecast(origin, covariates)
@@ -32,8 +35,8 @@ def forecast_steps(rollout: Rollout, origin: Origin, covariates: Array | None, s
     horizon = rollout.horizon
     for begin in range(0, steps, horizon):
         if begin:
-            known = None if covariates is None else covariates[:, begin - horizon : begin]
+            known = None if covariates is None else covariates.steps(begin - horizon, begin)
             origin = rollout.advance(origin, middle(found[-1], rollout.levels), known)
-        ahead = None if covariates is None else covariates[:, begin : begin + horizon]
+        ahead = None if covariates is None else covariates.horizon(begin, horizon)
         found.append(rollout.forecast(origin, ahead))
     return np.concatenate(found, axis=1)[:, :steps]

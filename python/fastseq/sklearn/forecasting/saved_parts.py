@@ -7,13 +7,22 @@ from typing import Any
 
 import numpy as np
 
+from .all_covariates import AllCovariates
 from .baselines import Baselines
+from .calendar_features import Calendar
+from .categories import Vocabulary
 from .choices import Choices
+from .column_coding import ColumnCoding
+from .covariate_encoder import CovariateSizes
+from .covariate_rows import CovariateRows
 from .covariates import Covariates
 from .last_steps import LastSteps
+from .result_forms import Form
 from .rollout import Origin
+from .saved_labels import index_from, index_state, polars_from, polars_state
 from .saved_times import times_from, times_state
 from .series import Series
+from .static_covariates import StaticColumns
 from .times import Times
 from .windows import SeriesScaling
 
@@ -22,9 +31,26 @@ __all__ = ["plain", "restored"]
 # Dataclasses in files: each is saved field by field. Loading makes nothing else.
 _PARTS: dict[str, type] = {
     one.__name__: one
-    for one in (Baselines, Choices, Covariates, LastSteps, Origin, Series, SeriesScaling)
+    for one in (
+        AllCovariates,
+        Baselines,
+        Calendar,
+        Choices,
+        ColumnCoding,
+        CovariateRows,
+        CovariateSizes,
+        Covariates,
+        Form,
+        LastSteps,
+        Origin,
+        Series,
+        SeriesScaling,
+        StaticColumns,
+        Vocabulary,
+    )
 }
 _PART, _TIMES, _DTYPE, _ARRAYS = "<part>", "<times>", "<dtype>", "<arrays>"
+_INDEX, _POLARS = "<index>", "<polars>"
 
 
 def plain(value: Any) -> Any:
@@ -45,6 +71,10 @@ def plain(value: Any) -> Any:
         return {_PART: type(value).__name__, "fields": fields}
     if isinstance(value, np.dtype):
         return {_DTYPE: value.str}
+    if hasattr(value, "asi8") or hasattr(value, "to_flat_index"):
+        return {_INDEX: index_state(value)}
+    if hasattr(value, "is_temporal"):
+        return {_POLARS: polars_state(value)}
     if isinstance(value, dict):
         return {key: plain(part) for key, part in value.items()}
     if type(value) is list:
@@ -76,6 +106,10 @@ def restored(state: Any) -> Any:
         return _PARTS[state[_PART]](**fields)
     if _TIMES in state:
         return times_from(state[_TIMES])
+    if _INDEX in state:
+        return index_from(state[_INDEX])
+    if _POLARS in state:
+        return polars_from(state[_POLARS])
     if _DTYPE in state:
         return np.dtype(state[_DTYPE])
     if _ARRAYS in state:

@@ -13,7 +13,7 @@ from .times import Times
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["times_from", "times_state"]
+__all__ = ["index_of", "times_from", "times_state"]
 
 
 def times_state(times: Sequence[Times | None]) -> dict[str, Any]:
@@ -66,14 +66,15 @@ def times_from(state: Mapping[str, Any]) -> list[Times | None]:
     found: list[Times | None] = [None] * len(state["which"])
     for kind, (key, values) in enumerate(zip(state["kinds"], state["values"], strict=True)):
         dtype, name, freq = key
-        index = _index(values, dtype).rename(name)
+        index = index_of(values, dtype).rename(name)
         distance = _freq_from(json.loads(freq))
         for place, number in enumerate(np.flatnonzero(state["which"] == kind)):
             found[number] = Times(index[place : place + 1], distance)
     return found
 
 
-def _index(values: np.ndarray, text: str) -> pd.Index:
+def index_of(values: np.ndarray, text: str) -> pd.Index:
+    """Return an index of times, periods or numbers from its integers or numbers, and its dtype."""
     import pandas as pd
 
     dtype: Any = pd.api.types.pandas_dtype(text)
