@@ -58,13 +58,12 @@ def plain(value: Any) -> Any:
 
     Examples
     --------
-    >>> part = LastSteps.of([np.array([[1.0], [2.0]])], None, 3)
+    >>> part = LastSteps([np.array([[1.0], [2.0]])], None)
     >>> state = plain({"last": [part]})
     >>> state["last"][0]["<part>"]
     'LastSteps'
-    >>> restored(state)["last"][0].values
-    array([[[1.],
-            [2.]]])
+    >>> restored(state)["last"][0].values[0].T
+    array([[1., 2.]])
     """
     if type(value) in _PARTS.values():
         fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
