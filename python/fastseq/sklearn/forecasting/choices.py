@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .conformal import steps_to_hold_out
 from .forecast_parameters import season_lag
 from .series import Array
 
@@ -115,12 +116,15 @@ class Choices:
             "season": season, "lag": lag, "compared": compared,
             "apart": variables > 1 and apart == "independent",
         }  # fmt: skip
-        if not segments:
-            return cls(segments=False, segment=1, half_life=0, **found, **{**_PLAIN, **own})
-        count = len(lengths) * (variables if found["apart"] else 1)
-        width = covariates + (1 if found["apart"] else variables)
-        chosen = _for_segments(own, given["horizon"], season, lengths, count, width)
-        return cls(segments=True, **found, **chosen)
+        chosen = {"segment": 1, "half_life": 0, **_PLAIN, **own}
+        if segments:
+            count = len(lengths) * (variables if found["apart"] else 1)
+            width = covariates + (1 if found["apart"] else variables)
+            chosen = _for_segments(own, given["horizon"], season, lengths, count, width)
+        if given["conformal"] is not None and given["validation"] is None:
+            least = steps_to_hold_out(given["quantiles"], given["horizon"], lengths)
+            chosen["validation"] = max(chosen["validation"], least)
+        return cls(segments=segments, **found, **chosen)
 
 
 def least_steps(choices: Choices) -> int:
