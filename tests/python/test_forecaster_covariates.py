@@ -497,9 +497,11 @@ def test_a_calendar_alone_needs_no_covariates():
         f = SequenceForecaster(
             24, season=None, calendar=calendar, epochs=20, random_state=0, lr=0.01
         )
-        found = f.fit(y[:cut_at]).backtest(y[cut_at:])
+        found = f.fit(y[:cut_at]).backtest(y[cut_at:-12])
         errors.append((found["forecast"] - found["y"]).abs().mean())
-        assert f.predict().shape == (24,)
+        f.update(y[cut_at:-24])
+        last = found["forecast"].iloc[-24:]  # half of it after the last step of y
+        np.testing.assert_allclose(f.predict(), last, rtol=1e-4, atol=1e-4)
     assert errors[1] < 0.2 * errors[0]
 
 
@@ -546,6 +548,7 @@ def test_missing_packages_are_named(monkeypatch):
         (np.zeros((STEPS, 2)), (2,), ValueError, "past: X has 2 columns, so none at 2"),
         (np.zeros((STEPS, 2)), (1, -1), ValueError, "past must name each column once"),
         (np.zeros((STEPS, 2)), "ab", TypeError, "past must be a list of names"),
+        (np.zeros((STEPS, 2)), None, TypeError, "past must be a list of names"),
         (PLANS[0], (), ValueError, "X is NaN at step .* name columns that are not known ahead in"),
     ],
 )

@@ -41,14 +41,14 @@ class Choices:
         Whether the model is a `SegmentRNN`.
     segment
         Steps of its segments.
-    season
-        Steps of a season; None: there is none.
     lag
         Steps of as many seasons as cover the horizon; None: there is no season.
     compared
         Whether the model sees and forecasts changes over the lag.
     apart
         Whether variables are forecast apart from each other.
+    season
+        Steps of a season; None: there is none.
     half_life
         Updates in which the learning rate of a `SegmentRNN` falls by half.
     lags, seqsize, batchsize, fold, epochs, validation, loss, hidden_size, dropout
@@ -65,10 +65,10 @@ class Choices:
 
     segments: bool
     segment: int
-    season: int | None
     lag: int | None
     compared: bool
     apart: bool
+    season: int | None
     half_life: int
     lags: int
     seqsize: int

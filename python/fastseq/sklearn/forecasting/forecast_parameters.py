@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
@@ -99,7 +100,7 @@ def _check_weights(given: dict[str, Any]) -> None:
 
 def _check_covariates(given: dict[str, Any]) -> None:
     past, calendar, holidays = given["past"], given["calendar"], given["holidays"]
-    if isinstance(past, str) or not all(_is_column(one) for one in past):
+    if not _is_list(past) or not all(_is_column(one) for one in past):
         raise TypeError(f"past must be a list of names or positions of columns, got {past!r}")
     if len(past) and given["strategy"] == "recursive":
         raise ValueError(
@@ -107,7 +108,7 @@ def _check_covariates(given: dict[str, Any]) -> None:
             "ahead, as the model is run over the horizon step by step"
         )
     if not isinstance(calendar, bool):
-        if isinstance(calendar, str) or not all(isinstance(one, str) for one in calendar):
+        if not _is_list(calendar) or not all(isinstance(one, str) for one in calendar):
             raise TypeError(f"calendar must be True, False or a list of features, got {calendar!r}")
         for one in calendar:
             if one not in FEATURES:
@@ -117,6 +118,10 @@ def _check_covariates(given: dict[str, Any]) -> None:
                 )
     if not (holidays is None or isinstance(holidays, str)):
         raise TypeError(f"holidays must be a country's code, such as 'DE', got {holidays!r}")
+
+
+def _is_list(given: object) -> bool:
+    return isinstance(given, Iterable) and not isinstance(given, str)
 
 
 def _is_column(given: object) -> bool:
@@ -144,7 +149,7 @@ def check_lengths(
     For the latter, the last `apart` steps do not count.
     """
     for index, length in enumerate(series.lengths):
-        place = "y" if series.single else f"y[{index}]"
+        place = "y" if series.single else f"y[{(series.ids or range(index + 1))[index]!r}]"
         if length < least:
             raise ValueError(f"{place} has {length} steps, but {why} needs {least}")
         unknown = np.isnan(series.arrays[index][: length - apart]).all(axis=0)

@@ -33,7 +33,7 @@ from .result_forms import Forecasts
 from .rollout import Origin
 from .series import Array, Series, read_series, refuse_identifiers
 from .target_weights import column_of_weights, read_weights, with_age
-from .times import Spacing, Times
+from .times import Spacing, Times, ends_of
 from .transforms import applied, check_domain, transformed
 from .windows import SeriesScaling
 
@@ -421,8 +421,7 @@ class SequenceForecaster(ForecasterFiles):
             )
         self._last = LastSteps.of(series.arrays, covariates, self._rows())
         self._baselines = Baselines.measure(raw, self._choices.season)
-        ends = {id(one): one.end for one in times if one is not None}
-        self._times = [None if one is None else ends[id(one)] for one in times]
+        self._times = ends_of(times)
         self._like = dataclasses.replace(
             series, arrays=[one[:0].copy() for one in series.arrays], indices=(), moved=(), freqs=()
         )
