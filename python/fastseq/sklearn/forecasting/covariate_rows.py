@@ -10,7 +10,7 @@ import numpy as np
 
 from .series import Array
 
-__all__ = ["CovariateRows", "known_so_far"]
+__all__ = ["CovariateRows", "Rows", "known_so_far"]
 
 Rows: TypeAlias = Sequence[Array] | Array
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.exceptions import NotFittedError
 from torch import Tensor
 from torch.optim.lr_scheduler import MultiplicativeLR
 
@@ -20,16 +21,18 @@ from ...callbacks.best_weights import copied
 from ...estimator import Estimator
 from ...training.run import Callback
 from ...training.spec import Spec
-from ..base import SequenceEstimator, Task
+from ..base import SequenceEstimator, Start, Task
 from ..hyperparameters import make_module
 from ..shuffling import Shuffler
 from .choices import Choices
 from .covariate_encoder import NO_COVARIATES, CovariateSizes
 from .covariate_rows import CovariateRows
 from .ensemble import Ensemble, ensemble_of
+from .following import Following
 from .forecast_losses import LOSSES, ForecastLoss, pinball_loss
 from .forecast_net import ForecastNet, check_steps_apart
-from .rollout import PATH_LEVELS
+from .last_steps import LastSteps
+from .rollout import PATH_LEVELS, Origin, Rollout
 from .segment_rnn import SegmentRNN
 from .series import Array, Series, split_variables
 from .target_weights import normalised, weigh
@@ -37,6 +40,7 @@ from .windows import SeriesScaling, Windows
 
 __all__ = ["ForecastTraining"]
 
+_SIZES = ("n_in", "n_out", "steps", "covariates")  # of a task, from which the model is made
 _FALLS = 5  # how often the learning rate of a `SegmentRNN` falls by half
 
 
@@ -73,7 +77,7 @@ class WindowEstimator(Estimator):
         """
         raise TypeError(
             "save: a forecaster's estimator_ has neither the scaling of the series nor their "
-            "states: pickle the forecaster; for the weights alone, save "
+            "states: save the forecaster; for the weights alone, save "
             "estimator_.model.state_dict()"
         )
 
@@ -101,8 +105,22 @@ class ForecastTraining(SequenceEstimator):
     validation: int | None
     variables: str | None
 
+    n_features_in_: int
     repeats_: bool
     _choices: Choices
+    _sizes: dict[str, Any]
+
+    def _check_fitted(self) -> None:
+        if not self.__sklearn_is_fitted__():
+            raise NotFittedError(f"this {type(self).__name__} is not fitted yet: call fit first")
+
+    def _make_rollout(self, seed: int) -> Rollout:
+        return Rollout(
+            self.estimator_, self.horizon, self._choices.lags, self._choices.season,
+            self._compared,
+            self._choices.segments, self.n_features_in_ if self._choices.apart else 1,
+            self.strategy == "recursive", self._levels, seed,
+        )  # fmt: skip
 
     @property
     def _all_epochs(self) -> int:
@@ -150,54 +168,135 @@ class ForecastTraining(SequenceEstimator):
                 f"y has {steps} steps to learn from, too few for a horizon of {self.horizon}: pass "
                 'longer series, or choose a smaller horizon or strategy="recursive"'
             )
-        arrays = [arrays[n] for n in order]
-        ahead = past = None
-        if covariates is not None:
-            covariates = covariates.taken(order)
-            ahead, past = (
-                covariates.ahead,
-                covariates.seen(np.array([len(one) for one in arrays]), lagged=choices.segments),
-            )
-        windows = Windows.of(
-            arrays, ahead, scaling.take(order), past=past,
-            static=None if static is None else static[order], lag=self._compared,
-            season=choices.season, lags=choices.lags, horizon=1 if recursive else self.horizon,
-            levelled=choices.segments,
+        windows = self._windows(
+            [arrays[n] for n in order], None if covariates is None else covariates.taken(order),
+            scaling.take(order), None if static is None else static[order],
         )  # fmt: skip
-        of_steps = None if self.horizon_weights is None else np.array(self.horizon_weights, float)
         weights = None if weights is None else [weights[n] for n in order]
-        windows = weigh(windows, weights, of_steps, choices.validation)
+        windows = weigh(windows, weights, self._step_weights, choices.validation)
         held = windows.held_out(choices.validation) if choices.validation else None
         if choices.segments:
             steps = choices.seqsize if choices.fold is None else -(-steps // choices.fold)
             if held is not None:
                 held = held.segments(choices.validation + self.horizon)
             windows = windows.segments(steps)
-        levels = PATH_LEVELS if recursive and self.quantiles is not None else self._levels
-        if levels is None:
-            fn = LOSSES[choices.loss] if isinstance(choices.loss, str) else choices.loss
-        else:
-            fn = functools.partial(pinball_loss, quantiles=levels)
-        loss = ForecastLoss(fn, None if levels is None else len(levels), windows.step_weights)
+        return self._task_of(windows, held, sizes, choices.fold or 1)
+
+    def _task_of_later(
+        self, known: LastSteps, new: Following, origin: Origin
+    ) -> _Forecasting | None:
+        """Return the training problem of windows that forecast any of the next steps.
+
+        Earlier windows only bring a model with a state into it. None: no new value is known.
+
+        Parameters
+        ----------
+        known
+            The steps before of all series, as many as `_rows` says.
+        new
+            The next steps.
+        origin
+            The position of all series.
+        """
+        if all(np.isnan(one).all() for one in new.arrays):
+            return None
+        later = known.advance(new).taken(new.rows)
+        variables = self.n_features_in_ if self._choices.apart else 1
+        rows = (new.rows[:, None] * variables + np.arange(variables)).ravel()
+        origin = origin.take(rows)
+        arrays, covariates = later.values, later.covariates
+        steps = np.repeat([len(one) for one in new.arrays], variables)
+        if variables > 1:
+            arrays = split_variables(arrays)
+            covariates = None if covariates is None else covariates.repeated(variables)
+        windows = self._windows(arrays, covariates, origin.scaling, origin.static)
+        before = torch.from_numpy(windows.lengths - steps) - windows.horizon
+        windows = dataclasses.replace(windows, skipped=before.clamp_min(0))
+        windows = weigh(windows, None, self._step_weights, 0)
+        if self._choices.segments:
+            windows = windows.segments(self._choices.seqsize)
+        return self._task_of(windows, None, self._sizes["covariates"], 1)
+
+    def _rows(self) -> int:
+        """Return how many last steps `_task_of_later` needs."""
+        choices = self._choices
+        before = 0 if choices.segments else choices.seqsize
+        return before + choices.lags + (self._compared or 0) + self.horizon
+
+    def _windows(
+        self, arrays: list[Array], covariates: CovariateRows | None, scaling: SeriesScaling,
+        static: Array | None,
+    ) -> Windows:  # fmt: skip
+        choices, ahead, past = self._choices, None, None
+        if covariates is not None:
+            lengths = np.array([len(one) for one in arrays])
+            ahead, past = covariates.ahead, covariates.seen(lengths, lagged=choices.segments)
+        return Windows.of(
+            arrays, ahead, scaling, past=past, static=static, lag=self._compared,
+            season=choices.season, lags=choices.lags,
+            horizon=1 if self.strategy == "recursive" else self.horizon, levelled=choices.segments,
+        )  # fmt: skip
+
+    def _task_of(
+        self, windows: Windows, held: Windows | None, sizes: CovariateSizes, fold: int
+    ) -> _Forecasting:
+        """Return the training problem of windows; `held` are to validate on."""
+        choices = self._choices
+        loss = self._make_loss(windows.step_weights)
         begin = 0
         if not choices.segments:  # leave out the first steps rather than the last
-            begin = (windows.longest - 1) % (choices.fold or 1)
+            begin = (windows.longest - 1) % fold
         lengths = (windows.lengths - 1 - begin).clip(0)
         windows, held = normalised(windows, begin), None if held is None else normalised(held)
         return _Forecasting(
             *windows.training_data(begin),
             n_in=choices.lags * windows.values.shape[2],
-            n_out=arrays[0].shape[1] * (loss.outputs or 1),
+            n_out=windows.targets.shape[2] * (loss.outputs or 1),
             dtype=torch.float32, loss=loss, steps=choices.seqsize,
             validation=None if held is None else held.training_data(), covariates=sizes,
             segments=windows if choices.segments else None,
             lengths=None if bool((lengths == lengths[0]).all()) else lengths,
         )  # fmt: skip
 
+    def _learn_on(self, known: LastSteps, new: Following, origin: Origin, start: Start) -> None:
+        """Train for an epoch on `_task_of_later`."""
+        task = self._task_of_later(known, new, origin)
+        if task is None:
+            return
+        est = self.estimator_
+        fold = est.spec.fold
+        est.spec = dataclasses.replace(est.spec, fold=1)
+        try:
+            self._train(task, start)
+        finally:
+            est.spec = dataclasses.replace(est.spec, fold=fold)
+
+    @property
+    def _step_weights(self) -> Array | None:
+        return None if self.horizon_weights is None else np.array(self.horizon_weights, float)
+
+    def _make_loss(self, step_weights: tuple[float, ...] | None = None) -> ForecastLoss:
+        recursive, loss = self.strategy == "recursive", self._choices.loss
+        levels = PATH_LEVELS if recursive and self.quantiles is not None else self._levels
+        if levels is None:
+            fn = LOSSES[loss] if isinstance(loss, str) else loss
+        else:
+            fn = functools.partial(pinball_loss, quantiles=levels)
+        return ForecastLoss(fn, None if levels is None else len(levels), step_weights)
+
+    def _make_again(self, sizes: dict[str, Any], seed: int) -> Estimator:
+        """Return an estimator like one that `_make` made, for its weights."""
+        sizes = dict(sizes)
+        loss = self._make_loss(sizes.pop("step_weights"))
+        given: dict[str, Any] = {**sizes, "dtype": torch.float32, "loss": loss}
+        return self._make(_Forecasting(None, None, None, **given), seed)
+
     def _make(self, task: Task, seed: int) -> Estimator:
         assert isinstance(task, _Forecasting)
         choices, loss = self._choices, task.loss
         assert isinstance(loss, ForecastLoss)
+        sizes = {name: getattr(task, name) for name in _SIZES}
+        self._sizes = {**sizes, "step_weights": loss.step_weights}
         net = ensemble_of(
             functools.partial(self._make_net, task), seed, self.ensemble, loss.outputs or 1
         )
@@ -226,7 +325,7 @@ class ForecastTraining(SequenceEstimator):
             seen=task.n_in, lags=choices.lags, covariates=task.covariates,
             outputs=task.n_out, horizon=horizon, width=choices.hidden_size, seed=seed,
         )  # fmt: skip
-        if not isinstance(self.module, str):  # named modules pass
+        if task.x is not None and not isinstance(self.module, str):  # named modules pass
             check_steps_apart(net, task.x, task.n_out * horizon)
         return net
 

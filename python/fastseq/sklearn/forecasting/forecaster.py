@@ -4,38 +4,46 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from sklearn.exceptions import NotFittedError
+from sklearn.base import clone
 from torch import Tensor, nn, optim
 
 from ...training.spec import check_count
 from ..alignment import aligned, check_ahead, check_going_on, check_together, joined, rows_of
 from .all_covariates import AllCovariates, choose, first_read
+from .baselines import Baselines
 from .choices import SEGMENT_RNN, least_steps
+from .comparison import accuracy, middle, outcomes
 from .conformal import Tracker, check_held_out
 from .covariate_rows import CovariateRows
-from .fitting import ForecastTraining
 from .following import Following
 from .forecast_parameters import check_lengths, check_parameters
 from .forecast_score import skill
+from .forecaster_files import ForecasterFiles
 from .frequencies import offset_of, season_of
 from .held_out import Correction
+from .joined_data import Before, copied
+from .last_steps import LastSteps
 from .long_frames import Columns
+from .longer_horizon import forecast_blocks
 from .result_forms import Forecasts
-from .rollout import Origin, Rollout
+from .rollout import Origin
 from .series import Array, Series, read_series, refuse_identifiers
 from .target_weights import column_of_weights, read_weights, with_age
 from .times import Spacing, Times, ends_of
 from .transforms import applied, check_domain, transformed
 from .windows import SeriesScaling
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 __all__ = ["SequenceForecaster"]
 
 
-class SequenceForecaster(ForecastTraining):
+class SequenceForecaster(ForecasterFiles):
     """Forecast series over a horizon, from their past and from covariates.
 
     One model serves all series. `horizon` and `season` are all it needs: parameters that are None
@@ -61,6 +69,10 @@ class SequenceForecaster(ForecastTraining):
     Columns of tables of covariates may hold categories (strings, booleans, objects, categorical):
     they are embedded. Categories that were not seen in `fit`, and missing ones, are all alike then,
     and have no effect of their own.
+
+    scikit-learn's searches take series as their data, and covariates as their targets,
+    ``GridSearchCV(f, grid, cv=TimeSeriesSplit(3)).fit(y, X)``: the data of one series (or a table,
+    a column for each) are split by time. They would split a list by series.
 
     Parameters
     ----------
@@ -222,6 +234,9 @@ class SequenceForecaster(ForecastTraining):
     _correction: Correction
     _tracker: Tracker | None  # of adaptive conformal quantiles
     _times: list[Times | None]  # its times
+    _last: LastSteps  # up to it
+    _baselines: Baselines
+    _data: dict[str, Any] | None = None  # the training data, unless series advanced
 
     def __init__(
         self,
@@ -358,6 +373,7 @@ class SequenceForecaster(ForecastTraining):
         params = self.get_params(deep=False)
         check_parameters(params)
         spacing = Spacing(None if self.freq is None else offset_of(self.freq))
+        given = {"y": copied(y), "X": copied(X), "static": static, "weights": weights}
         if isinstance(weights, str):
             y, weights = column_of_weights(y, weights, self._columns, spacing)
         y, X = self._columns.split(y, X, spacing)  # noqa: N806
@@ -366,6 +382,7 @@ class SequenceForecaster(ForecastTraining):
         check_domain(series, self.transform, "y")
         of_values = None if weights is None else read_weights(weights, series, spacing)
         of_values = with_age(of_values, series, self.half_life)
+        raw = series.arrays
         series = transformed(series, self.transform)
         start = self._begin((series.variables, series.names, X is not None, static is not None))
         goes_on = start.why is None  # with the same scaling, too
@@ -391,12 +408,7 @@ class SequenceForecaster(ForecastTraining):
         self._train(task, start)
         self.n_features_in_ = series.variables
         self._known, self._scaling = known, scaling
-        self._rollout = Rollout(
-            self.estimator_, self.horizon, self._choices.lags, self._choices.season,
-            self._compared,
-            self._choices.segments, series.variables if self._choices.apart else 1,
-            self.strategy == "recursive", self._levels, start.seed,
-        )  # fmt: skip
+        self._rollout = self._make_rollout(start.seed)
         self._correction = Correction.measure(
             self._rollout, series.arrays, covariates, fixed, scaling, transform=self.transform,
             means=self._levels is None and self._choices.loss == "mse",
@@ -408,14 +420,24 @@ class SequenceForecaster(ForecastTraining):
                 self._rollout, series.arrays, covariates, fixed, scaling
             )
         self._origin = self._rollout.begin(series.arrays, covariates, scaling, fixed)
+        self._last = LastSteps.of(series.arrays, covariates, self._rows())
+        self._baselines = Baselines.measure(raw, self._choices.season)
         self._times = ends_of(times)
         self._like = dataclasses.replace(
-            series, arrays=[one[:0] for one in series.arrays], indices=(), moved=(), freqs=()
+            series, arrays=[one[:0].copy() for one in series.arrays], indices=(), moved=(), freqs=()
         )
         self.season_ = self._choices.season
+        self._data = given
         return self
 
-    def predict(self, y: object = None, X: object = None, *, static: object = None) -> Any:  # noqa: N803
+    def predict(
+        self,
+        y: object = None,
+        X: object = None,  # noqa: N803
+        *,
+        static: object = None,
+        horizon: int | None = None,
+    ) -> Any:
         """Forecast the next `horizon` steps.
 
         Parameters
@@ -431,6 +453,11 @@ class SequenceForecaster(ForecastTraining):
             and without `y`, or with long frames, they may be left out.
         static
             Static covariates of `y`, if `fit` got some.
+        horizon
+            Number of steps to forecast; None: those the model was trained for. Further ones are
+            forecast from the forecasts of those before, of quantiles from their medians: their
+            quantiles do not show that these are uncertain, too, and are too narrow (unless the
+            strategy is recursive).
 
         Returns
         -------
@@ -441,8 +468,10 @@ class SequenceForecaster(ForecastTraining):
             or quantiles, sorted by id and time.
         """
         self._check_fitted()
+        steps = self.horizon if horizon is None else horizon
+        check_count("horizon", steps)
         rollout, origin, form, known = self._rollout, self._origin, self._like, self._known
-        ends, horizon = self._times, self.horizon
+        ends = self._times
         correct, tracker = self._correction, self._tracker
         per = correct.units
         if y is None:
@@ -450,17 +479,17 @@ class SequenceForecaster(ForecastTraining):
                 raise ValueError("static is given without y: that of the series is known from fit")
             what = "the horizon, the steps that follow"
             X = self._columns.covariates(X, self._spacing)  # noqa: N806
-            read = known.read_ahead(X, form, horizon, what, self._spacing)
+            read = known.read_ahead(X, form, steps, what, self._spacing)
             if read is not None:
                 check_ahead(read, self._times)
-            none, horizon = np.zeros(len(form.arrays), int), self.horizon
-            ahead = known.rows(read, none, self._times, lambda own: own.following(horizon))
+            none = np.zeros(len(form.arrays), int)
+            ahead = known.rows(read, none, self._times, lambda own: own.following(steps))
         else:
-            form, read = self._read_with_horizon(y, X)
+            form, read = self._read_with_horizon(y, X, steps)
             arrays = [applied(one, self.transform) for one in form.arrays]
             beyond = 0 if read is None else len(read.arrays[0]) - int(form.lengths[0])
             ends = check_together(form, read, ahead=beyond)
-            covariates = known.rows(read, form.lengths, ends, lambda own: own.reaching(horizon))
+            covariates = known.rows(read, form.lengths, ends, lambda own: own.reaching(steps))
             _, fixed = known.of_series(static, form, self.id_col)
             scaling = self._scaling
             if self.scale == "series":
@@ -469,9 +498,11 @@ class SequenceForecaster(ForecastTraining):
             origin = rollout.begin(arrays, covariates, scaling, fixed)
             per, tracker = correct.units_of(arrays), None
             ahead = None if covariates is None else covariates.after(form.lengths)
-        found = rollout.forecast(origin, ahead)
-        found = correct(found, per, None if tracker is None else tracker.shift)
-        return self._result(form, found, ends)
+        shift = None if tracker is None else tracker.shift
+        blocks = [
+            correct(one, per, shift) for one in forecast_blocks(rollout, origin, ahead, steps)
+        ]
+        return self._result(form, np.concatenate(blocks, axis=1)[:, :steps], ends)
 
     def update(self, y: object, X: object = None) -> SequenceForecaster:  # noqa: N803
         """Append new data, from whose end `predict` then forecasts. Nothing is learnt.
@@ -491,29 +522,46 @@ class SequenceForecaster(ForecastTraining):
             The data are invalid, such as steps that do not follow; nothing has been changed.
         """
         self._check_fitted()
-        new = self._following(y, X)
-        origin, tracker, times = self._origin, self._tracker, list(self._times)
-        for part in new.by_length():
-            values, covariates = part.stacked()
-            values = applied(values, self.transform)
-            if tracker is not None:
-                if len(part.rows) < len(times):
-                    raise ValueError(
-                        "y must have the same number of steps of all series, which "
-                        'conformal="adaptive" follows together'
-                    )
-                tracker = self._correction.follow(tracker, self._rollout, values, covariates)[0]
-            if len(part.rows) == len(times):
-                origin = self._rollout.advance(origin, values, covariates)
-            else:
-                origin = self._rollout.advance_some(origin, part.rows, values, covariates)
-        for row, end in zip(new.rows.tolist(), new.ends, strict=True):
-            times[row] = end
-        self._origin, self._tracker, self._times = origin, tracker, times
+        self._advance(self._next(y, X))
         return self
 
-    def backtest(self, y: object, X: object = None, *, stride: int | None = None) -> Any:  # noqa: N803
-        """Forecast repeatedly as series continue, without learning.
+    def partial_fit(self, y: object, X: object = None) -> SequenceForecaster:  # noqa: N803
+        """Learn from new data, from whose end `predict` then forecasts.
+
+        The model is trained for one epoch, with the learning rate at which `fit` ended, on all
+        forecasts that reach into the new steps; nothing else of the training data is seen. Then
+        the series advance, as by `update`. Scaling stays as in `fit`. Before any `fit`, this is
+        `fit`.
+
+        Parameters
+        ----------
+        y, X
+            As in `update`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            The data are invalid, or a parameter that matters was changed after `fit`; nothing has
+            been changed.
+        """
+        if not self.__sklearn_is_fitted__():
+            return self.fit(y, X)
+        check_parameters(self.get_params(deep=False))
+        start = self._begin(self._form, partial=True)
+        new = self._next(y, X)
+        self._learn_on(self._last, self._seen(new), self._origin, start)
+        self._advance(new)
+        return self
+
+    def backtest(
+        self,
+        y: object,
+        X: object = None,  # noqa: N803
+        *,
+        stride: int | None = None,
+        refit: int | None = None,
+    ) -> Any:
+        """Forecast repeatedly as series continue; this forecaster does not change.
 
         Parameters
         ----------
@@ -522,6 +570,10 @@ class SequenceForecaster(ForecastTraining):
         stride
             Forecasts are made at the end of the training data and every so many steps after it;
             None: every `horizon` steps.
+        refit
+            After so many forecasts, and again after as many, train a model from scratch on the
+            training data and all of `y` before the next forecast: the same as `fit` of a clone.
+            None: learn nothing.
 
         Returns
         -------
@@ -531,12 +583,22 @@ class SequenceForecaster(ForecastTraining):
             "cutoff" (the last time known to a forecast), actual values, and "forecast" or
             quantiles. The last forecasts may reach beyond `y`: there, covariates are assumed
             average, except those of the calendar.
+
+        Raises
+        ------
+        ValueError, TypeError
+            The data are invalid; or `refit` is given after `update`, `partial_fit`, loading or
+            unpickling: the training data are only in memory, and only up to the end that `fit` saw.
         """
         self._check_fitted()
         stride = self.horizon if stride is None else stride
         check_count("stride", stride)
         values, covariates = self._following(y, X, whole=True).stacked()
-        found = self._rolled(values, covariates, stride)
+        if refit is None:
+            found = self._rolled(values, covariates, stride)
+        else:
+            check_count("refit", refit)
+            found = self._refitted(y, X, values.shape[1], stride, refit)
         form = self._like.form
         if not form.tabular:
             return form.stacked([self._result(self._like, one, self._times) for one in found])
@@ -544,6 +606,107 @@ class SequenceForecaster(ForecastTraining):
         steps = range(0, values.shape[1], stride)
         names = None if self._like.flat else self._like.names
         return form.backtest(parts, steps, values, names)
+
+    def _refitted(
+        self, y: object, X: object, count: int, stride: int, refit: int  # noqa: N803
+    ) -> list[Array]:  # fmt: skip
+        """Return forecasts ``(N, horizon, K, Q)`` at each time of the next `count` steps."""
+        if self._data is None:
+            raise ValueError(
+                "backtest with refit= needs the training data, which are forgotten in update, "
+                "partial_fit, files and pickles: call fit on all data up to the first forecast"
+            )
+        before = Before(tuple(self._times), self._like.ids, self._columns)
+        found: list[Array] = []
+        for begin in range(0, count, stride * refit):
+            model, rest = self, {"y": y, "X": X}
+            if begin:
+                parts = {name: before.cut(later, begin) for name, later in rest.items()}
+                rest = {name: part[1] for name, part in parts.items()}
+                whole = {name: before.appended(self._data[name], part[0])
+                         for name, part in parts.items()}  # fmt: skip
+                model = clone(self).fit(**{**self._data, **whole})
+            values, covariates = model._following(**rest, whole=True).stacked()
+            block = values[:, : stride * refit]
+            found += model._rolled(block, covariates, stride, in_turn=True)
+        return found
+
+    def evaluate(
+        self,
+        y: object,
+        X: object = None,  # noqa: N803
+        *,
+        stride: int | None = None,
+        per_series: bool = False,
+    ) -> pd.DataFrame:
+        """Compare this forecaster's accuracy with that of simple forecasts from the same times.
+
+        These are the naive forecast (the last known value), the seasonal naive one (the values of
+        the last season, if there is a `season`), and drift (the line through the first and the last
+        known value). Forecasts are made as by `backtest`; steps whose value is missing, or beyond
+        the end of `y`, do not count. `utilsforecast` computes the measures: a series' value is the
+        mean over all its forecasts, and each variable counts as a series.
+
+        Parameters
+        ----------
+        y, X, stride
+            As in `backtest`.
+        per_series
+            Return rows for each series, instead of the means over series.
+
+        Returns
+        -------
+        pandas.DataFrame
+            A row for each model; with `per_series` for each series (and variable) and model.
+
+            - MAE, RMSE.
+            - sMAPE: 200 |y - f| / (|y| + |f|), in percent.
+            - MASE: the MAE divided by the mean absolute change of the training series over a season
+              (without a season, from step to step); NaN for a constant one. These two are as in the
+              M4 competition.
+
+            With quantiles, errors are those of the median, and there are further columns, NaN for
+            the simple forecasts:
+
+            - pinball: mean of the pinball losses of all quantiles.
+            - CRPS: the continuous ranked probability score, approximated by twice the pinball
+              loss, divided by the mean size of the values; NaN if all are 0.
+            - coverage: share of values from the lowest to the highest quantile.
+
+        Raises
+        ------
+        MissingFeatureError
+            `utilsforecast` or `pandas` is not installed.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> y = np.sin(np.arange(240) / 4)
+        >>> f = SequenceForecaster(12, epochs=2, random_state=0).fit(y[:180])
+        >>> table = f.evaluate(y[180:])
+        >>> table.index.tolist(), table.columns.tolist()
+        (['SequenceForecaster', 'naive', 'drift'], ['MAE', 'RMSE', 'sMAPE', 'MASE'])
+        """
+        self._check_fitted()
+        stride = self.horizon if stride is None else stride
+        check_count("stride", stride)
+        own, levels = type(self).__name__, self._levels
+        values, covariates = self._following(y, X, whole=True).stacked()
+        found = np.stack(self._rolled(values, covariates, stride))
+        table = accuracy(
+            outcomes(values, self.horizon, stride),
+            {own: middle(found, levels),
+             **self._baselines.forecasts_of(values, self.horizon, stride)},
+            self._baselines.scale, {} if levels is None else {own: found}, levels,
+        )  # fmt: skip
+        if not per_series:
+            return table.groupby(level="model", sort=False).mean()
+        if self._like.ids is not None:
+            ids = dict(enumerate(self._like.ids))
+            table = table.rename(index=ids, level="series").rename_axis(
+                index={"series": self.id_col}
+            )
+        return table.droplevel("variable") if values.shape[2] == 1 else table
 
     def score(self, y: object, X: object = None) -> float:  # noqa: N803
         """Return the score of forecasts of the steps after the training data; 1 is perfect.
@@ -564,16 +727,16 @@ class SequenceForecaster(ForecastTraining):
         flat = found[:, :steps].reshape(-1, *found.shape[2:])
         return skill(flat, values.reshape(-1, values.shape[2]), self._levels)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the training data out."""
+        return {**super().__getstate__(), "_data": None}
+
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_origin")
 
     def _needs(self) -> str:
         apart = "" if self.conformal is None else f", {self._choices.validation} steps held out"
         return f"horizon={self.horizon}, season={self._choices.season}{apart}"
-
-    def _check_fitted(self) -> None:
-        if not self.__sklearn_is_fitted__():
-            raise NotFittedError(f"this {type(self).__name__} is not fitted yet: call fit first")
 
     @property
     def _columns(self) -> Columns:
@@ -595,7 +758,45 @@ class SequenceForecaster(ForecastTraining):
         check_domain(series, self.transform, "y")
         return series
 
-    def _read_with_horizon(self, y: object, X: object) -> tuple[Series, Series | None]:  # noqa: N803
+    def _advance(self, new: Following) -> None:
+        origin, tracker, baselines = self._origin, self._tracker, self._baselines
+        times = list(self._times)
+        for part in new.by_length():
+            values, covariates = part.stacked()
+            some = len(part.rows) < len(times)
+            later = baselines.taken(part.rows) if some else baselines
+            later = later.advance(values)
+            baselines = baselines.put(part.rows, later) if some else later
+            values = applied(values, self.transform)
+            if tracker is not None:
+                tracker = self._correction.follow(tracker, self._rollout, values, covariates)[0]
+            if some:
+                origin = self._rollout.advance_some(origin, part.rows, values, covariates)
+            else:
+                origin = self._rollout.advance(origin, values, covariates)
+        for row, end in zip(new.rows.tolist(), new.ends, strict=True):
+            times[row] = end
+        self._last = self._last.advance(self._seen(new), self._rows())
+        self._origin, self._tracker, self._baselines = origin, tracker, baselines
+        self._times, self._data = times, None
+
+    def _next(self, y: object, X: object) -> Following:  # noqa: N803
+        """Read the steps that follow, for all or some of the series, to advance by them."""
+        new = self._following(y, X)
+        if self._tracker is not None and len(next(new.by_length()).rows) < len(self._times):
+            raise ValueError(
+                "y must have the same number of steps of all series, which "
+                'conformal="adaptive" follows together'
+            )
+        return new
+
+    def _seen(self, new: Following) -> Following:
+        """Return steps as the model sees them: transformed."""
+        return dataclasses.replace(new, arrays=[applied(one, self.transform) for one in new.arrays])
+
+    def _read_with_horizon(
+        self, y: object, X: object, horizon: int  # noqa: N803
+    ) -> tuple[Series, Series | None]:  # fmt: skip
         """Read series to forecast, and covariates of their steps and of the horizon."""
         spacing, columns, known = self._spacing, self._columns, self._known
         ahead = columns.covariates(X, spacing)
@@ -605,10 +806,10 @@ class SequenceForecaster(ForecastTraining):
         if not in_y or known.x is None:
             what = "the steps of y and of the horizon"
             given = ahead if before is None else before
-            lengths = series.lengths + self.horizon
-            return series, known.read(given, series, lengths, what, spacing, ahead=self.horizon)
+            lengths = series.lengths + horizon
+            return series, known.read(given, series, lengths, what, spacing, ahead=horizon)
         read = known.read(before, series, series.lengths, "the steps of y", spacing)
-        then = known.read_ahead(ahead, series, self.horizon, "the horizon", spacing)
+        then = known.read_ahead(ahead, series, horizon, "the horizon", spacing)
         return series, read if read is None or then is None else joined(read, then)
 
     def _following(self, y: object, X: object, *, whole: bool = False) -> Following:  # noqa: N803
@@ -639,12 +840,18 @@ class SequenceForecaster(ForecastTraining):
         )
         return Following(rows, series.arrays, covariates, ends)
 
-    def _rolled(self, values: Array, covariates: CovariateRows | None, stride: int) -> list[Array]:
-        """Return forecasts at the current position and every `stride` of the next steps."""
+    def _rolled(
+        self, values: Array, covariates: CovariateRows | None, stride: int, *, in_turn: bool = False
+    ) -> list[Array]:
+        """Return forecasts at the current position and every `stride` of the next steps.
+
+        `in_turn`: exactly as `predict` and `update` do, which takes longer.
+        """
         values = applied(values, self.transform)
         correct, rollout = self._correction, self._rollout
         if self._tracker is None:
-            found = rollout.forecasts(self._origin, values, covariates, stride)
+            forecasts = rollout.forecasts_in_turn if in_turn else rollout.forecasts
+            found = forecasts(self._origin, values, covariates, stride)
             return [correct(one, correct.units) for one in found]
         _, every, shifts = correct.follow(self._tracker, rollout, values, covariates)
         pairs = zip(every[::stride], shifts[::stride], strict=True)

@@ -126,6 +126,10 @@ class Columns:
             raise ValueError("X has no columns beside ids and times")
         return rows.part(rows.others)
 
+    def grouped(self, given: Any) -> Any:
+        """Return a pandas groupby as a dictionary, others as they are."""
+        return _by_group(given, self.time)
+
     def is_long(self, given: Any) -> bool:
         """Whether it is a table with the columns of ids and times."""
         table = is_polars(given) or (is_table(given) and given.ndim == 2)

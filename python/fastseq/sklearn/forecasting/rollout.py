@@ -270,6 +270,12 @@ class Rollout:
         """
         if stride <= _FEW and self.lag is None and not self.recursive:
             return self._forecasts_of_all(origin, values, covariates)[::stride]
+        return self.forecasts_in_turn(origin, values, covariates, stride)
+
+    def forecasts_in_turn(
+        self, origin: Origin, values: Array, covariates: CovariateRows | None, stride: int
+    ) -> list[Array]:
+        """Do the same by `forecast` and `advance`; covariates may reach beyond the values."""
         found = []
         for begin in range(0, values.shape[1], stride):
             if begin:

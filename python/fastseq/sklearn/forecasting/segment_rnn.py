@@ -163,12 +163,12 @@ class SegmentRNN(nn.Module):
         """Return what the GRU makes of windows ``(W, lags, K)`` at their ends, ``(W, hidden)``."""
         whole = self._lags // self._segment
         segments = values[:, -whole * self._segment :]
-        segments = segments.reshape(len(values), whole, self._segment, -1)
+        segments = segments.reshape(values.shape[0], whole, self._segment, -1)
         level = segments[:, :, -1]
         before = torch.cat([segments[:, :1, 0], level[:, :-1]], 1)
         own = (segments - level.unsqueeze(2)).flatten(2)
         seen = self.embed(torch.cat([own, level - before], -1).transpose(0, 1))
         if past is not None:
-            rows = past[:, -whole * self._segment :].reshape(len(values), whole, -1)
+            rows = past[:, -whole * self._segment :].reshape(values.shape[0], whole, -1)
             seen = seen + self.embed_past(rows.transpose(0, 1))
         return self.recurrent(torch.relu(seen))[0][-1]  # type: ignore[no-any-return]

@@ -360,7 +360,7 @@ class Windows:
         """Return copies of segments of the series, as series of ``steps + 1`` steps.
 
         They are cut from the ends of the series on; a first one that is not whole begins with steps
-        that do not count. Segments of which no target is known are left out.
+        that do not count. Segments of which no target is known, or no step counts, are left out.
         """
         ends = [range(length - 1, 0, -steps) for length in self.lengths.tolist()]
         series = torch.tensor([n for n, own in enumerate(ends) for _ in own])[:, None]
@@ -368,7 +368,8 @@ class Windows:
         rows = begins + torch.arange(steps + self.horizon)
         targets = self.targets[series, rows.clamp_min(0)]
         targets[rows < 0] = torch.nan
-        kept = targets[:, 1:].isfinite().flatten(1).any(1)
+        skipped = (-begins if self.skipped is None else self.skipped[series] - begins).clamp_min(0)
+        kept = targets[:, 1:].isfinite().flatten(1).any(1) & (skipped < steps).flatten()
         series, begins, rows = series[kept], begins[kept], rows[kept].clamp_min(0)
         seen = (begins + torch.arange(self.lags - 1 + steps)).clamp_min(0)
         return Windows(
@@ -377,7 +378,7 @@ class Windows:
             np.full(len(series), steps + 1), self.lags, self.horizon,
             None if self.past is None else self.past[series, seen],
             None if self.static is None else self.static[series[:, 0]],
-            (-begins).clamp_min(0).flatten(),
+            skipped[kept].flatten(),
             None if self.target_weights is None else self.target_weights[series, rows],
             self.step_weights,
         )  # fmt: skip

@@ -1,0 +1,48 @@
+"""Forecasts of fewer or more steps than the model was trained for."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from .comparison import middle
+from .covariate_rows import CovariateRows
+from .rollout import Origin, Rollout
+from .series import Array
+
+__all__ = ["forecast_blocks"]
+
+
+def forecast_blocks(
+    rollout: Rollout, origin: Origin, covariates: CovariateRows | None, steps: int
+) -> list[Array]:
+    """Return forecasts of at least the next steps, horizon by horizon: ``(N, horizon, K, Q)`` each.
+
+    Beyond the trained horizon, forecasts continue from points forecast before, or from the medians:
+    they do not see how uncertain those are. A recursive model draws its futures further.
+
+    Parameters
+    ----------
+    rollout, origin
+        The model, and where to forecast from.
+    covariates
+        Those known ahead, for all steps; None: there are none. Others keep their last values.
+    steps
+        How many.
+    """
+    horizon = rollout.horizon
+    begins = range(0, steps, horizon)
+    if rollout.recursive:
+        whole = horizon * len(begins)
+        ahead = None if covariates is None else covariates.horizon(0, whole)
+        found = dataclasses.replace(rollout, horizon=whole).forecast(origin, ahead)
+        return np.split(found, len(begins), axis=1)
+    blocks: list[Array] = []
+    for begin in begins:
+        if begin:
+            known = None if covariates is None else covariates.steps(begin - horizon, begin)
+            origin = rollout.advance(origin, middle(blocks[-1], rollout.levels), known)
+        ahead = None if covariates is None else covariates.horizon(begin, horizon)
+        blocks.append(rollout.forecast(origin, ahead))
+    return blocks
