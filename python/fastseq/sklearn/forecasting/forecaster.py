@@ -158,7 +158,8 @@ class SequenceForecaster(ForecastTraining):
         Number of last steps of each series to hold out: the loss of their forecasts goes into the
         history after each epoch, for callbacks such as early stopping. "segrnn" keeps the weights
         of the best epoch, or repeats the last season if that is better. 0: none. None: none; for
-        "segrnn" a tenth of long series; with `conformal` at least as many as quantiles need.
+        "segrnn" a tenth of long series; with `conformal` as many as quantiles need, or up to a
+        quarter of the shortest series.
     random_state
         Seed of weights, order and drawn futures: an integer, a generator, or None.
     device
@@ -396,7 +397,6 @@ class SequenceForecaster(ForecastTraining):
             self._choices.segments, series.variables if self._choices.apart else 1,
             self.strategy == "recursive", self._levels, start.seed,
         )  # fmt: skip
-        self._origin = self._rollout.begin(series.arrays, covariates, scaling, fixed)
         self._correction = Correction.measure(
             self._rollout, series.arrays, covariates, fixed, scaling, transform=self.transform,
             means=self._levels is None and self._choices.loss == "mse",
@@ -407,6 +407,7 @@ class SequenceForecaster(ForecastTraining):
             self._tracker = self._correction.tracker(
                 self._rollout, series.arrays, covariates, fixed, scaling
             )
+        self._origin = self._rollout.begin(series.arrays, covariates, scaling, fixed)
         self._times = ends_of(times)
         self._like = dataclasses.replace(
             series, arrays=[one[:0] for one in series.arrays], indices=(), moved=(), freqs=()

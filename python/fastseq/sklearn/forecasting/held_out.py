@@ -16,7 +16,8 @@ from .windows import SeriesScaling, changes, over_seasons
 
 __all__ = ["Correction", "units"]
 
-_MOST = 2e7  # values of forecasts; of more, series are drawn
+_MOST = 2e7  # values of forecasts: of more, series are drawn, and then origins left out
+_LEAST = 200  # errors of each step, if there are so many
 
 
 def units(arrays: list[Array], season: int | None, usual: Array | None = None) -> Array:
@@ -193,7 +194,8 @@ def _errors_of_last_steps(
     count = int(min(len(arrays), max(_MOST // size, 1)))
     chosen = np.random.default_rng(rollout.seed).choice(len(arrays), count, replace=False)
     chosen.sort()
-    stride = -(-size * count // int(_MOST))
+    enough = max((steps - rollout.horizon + 1) * count // _LEAST, 1)
+    stride = min(-(-size * count // int(_MOST)), enough)
     arrays = [arrays[n] for n in chosen]
     before = known = None
     if covariates is not None:
