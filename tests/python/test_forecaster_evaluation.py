@@ -326,6 +326,20 @@ def test_longer_horizons_continue_from_forecasts(kw):
     np.testing.assert_allclose(f.predict(y, x, horizon=10), found, rtol=1e-4, atol=1e-5)
 
 
+def test_longer_horizons_keep_what_is_known_of_the_past():
+    y, x = wave(40)[0], np.random.default_rng(0).standard_normal((50, 2))
+    x[40:, 1] = np.nan
+    for past, ahead in (((1,), x[40:]), ((0, 1), None)):
+        f = quick(past=past, module="gru").fit(y, x[:40])
+        found = f.predict(X=ahead, horizon=10)
+        unknown = x.copy()
+        unknown[40:, list(past)] = np.nan
+        g = clone(f).fit(y, x[:40]).update(found[:4], unknown[40:44])
+        np.testing.assert_allclose(g.predict(X=unknown[44:48]), found[4:8], rtol=1e-5)
+        whole = f.predict(y, unknown, horizon=10)
+        np.testing.assert_allclose(whole, found, rtol=1e-4, atol=1e-5)
+
+
 def test_a_recursive_forecaster_forecasts_as_far_as_asked():
     y = wave(60)[0]
     kw = {"strategy": "recursive", "quantiles": LEVELS, "module": "gru"}

@@ -144,6 +144,12 @@ def test_times_are_loaded(tmp_path, index):
             again.update(y[60:62])
 
 
+def test_series_with_missing_steps(tmp_path):
+    y = pd.Series(wave(80)[0], pd.date_range("2024-01-01", periods=80))
+    f = quick(epochs=1).fit(y[:60].drop(y.index[[20, 30]]))
+    np.testing.assert_array_equal(saved(f, tmp_path).backtest(y[60:]), f.backtest(y[60:]))
+
+
 def test_frequencies_without_a_name_are_told(tmp_path):
     y = pd.Series(wave(40)[0], pd.date_range("2024-01-01", periods=40, freq=CUSTOM))
     f = quick(module="linear", epochs=1).fit(y)

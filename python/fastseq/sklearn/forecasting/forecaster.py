@@ -424,8 +424,9 @@ class SequenceForecaster(ForecasterFiles):
         self._baselines = Baselines.measure(raw, self._choices.season)
         self._times = ends_of(times)
         self._like = dataclasses.replace(
-            series, arrays=[one[:0].copy() for one in series.arrays], indices=(), moved=(), freqs=()
-        )
+            series, arrays=[one[:0].copy() for one in series.arrays], indices=(), moved=(),
+            freqs=(), gap=None,
+        )  # fmt: skip
         self.season_ = self._choices.season
         self._data = given
         return self
@@ -482,8 +483,8 @@ class SequenceForecaster(ForecasterFiles):
             read = known.read_ahead(X, form, steps, what, self._spacing)
             if read is not None:
                 check_ahead(read, self._times)
-            none = np.zeros(len(form.arrays), int)
-            ahead = known.rows(read, none, self._times, lambda own: own.following(steps))
+            seen = np.zeros(len(form.arrays), int)
+            covariates = known.rows(read, seen, self._times, lambda own: own.following(steps))
         else:
             form, read = self._read_with_horizon(y, X, steps)
             arrays = [applied(one, self.transform) for one in form.arrays]
@@ -496,8 +497,8 @@ class SequenceForecaster(ForecasterFiles):
                 logs = self.transform in ("log", "log1p")  # changes of logarithms have no level
                 scaling = self._measure(arrays).of_single_values(arrays, scaling, relative=not logs)
             origin = rollout.begin(arrays, covariates, scaling, fixed)
-            per, tracker = correct.units_of(arrays), None
-            ahead = None if covariates is None else covariates.after(form.lengths)
+            per, tracker, seen = correct.units_of(arrays), None, form.lengths
+        ahead = None if covariates is None else covariates.after(seen)
         shift = None if tracker is None else tracker.shift
         blocks = [
             correct(one, per, shift) for one in forecast_blocks(rollout, origin, ahead, steps)
