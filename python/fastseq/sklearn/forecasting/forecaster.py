@@ -12,7 +12,15 @@ from sklearn.base import clone
 from torch import Tensor, nn, optim
 
 from ...training.spec import check_count
-from ..alignment import aligned, check_ahead, check_going_on, check_together, joined, rows_of
+from ..alignment import (
+    aligned,
+    check_ahead,
+    check_going_on,
+    check_ids,
+    check_together,
+    joined,
+    rows_of,
+)  # fmt: skip
 from .all_covariates import AllCovariates, choose, first_read
 from .baselines import Baselines
 from .choices import SEGMENT_RNN, least_steps
@@ -819,6 +827,7 @@ class SequenceForecaster(ForecasterFiles):
         series, ids = self._read(y, 1, known=False), self._like.ids
         count = len(self._like.arrays)
         rows = np.arange(count)
+        check_ids(series, self._like, "y")
         if series.ids is not None and not whole:
             rows = rows_of(series, ids, "y")
             series, rows = series.take(rows.argsort()), np.sort(rows)
