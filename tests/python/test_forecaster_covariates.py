@@ -403,7 +403,7 @@ def test_what_belongs_to_a_long_frame_has_ids():
         (lambda: whole().fit(frame, static=np.zeros((3, 1))), TypeError, "static must be a table"),
         (lambda: f.predict(frame, ahead, static=np.zeros((3, 1))), TypeError, "static must be a table"),
         (lambda: f.predict(X=tables), ValueError, "X has no ids, but the series came in a long"),
-        (lambda: f.update([one[["y"]] for one in cut(PANEL, STEPS, STEPS + 3)]), ValueError,
+        (lambda: f.update(cut(PANEL, STEPS, STEPS + 3)), ValueError,
          "y has no ids, but the series came in a long frame: pass y as a long frame, too"),
     ]:  # fmt: skip
         with pytest.raises(error, match=match):
