@@ -27,6 +27,7 @@ from .choices import SEGMENT_RNN, least_steps
 from .comparison import accuracy, middle, outcomes
 from .conformal import Tracker, check_held_out
 from .covariate_rows import CovariateRows
+from .fitting import all_or_nothing
 from .following import Following
 from .forecast_parameters import check_lengths, check_parameters
 from .forecast_score import skill
@@ -340,6 +341,7 @@ class SequenceForecaster(ForecasterFiles):
         self.warm_start = warm_start
         self.verbose = verbose
 
+    @all_or_nothing
     def fit(
         self,
         y: object,
