@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -40,7 +40,8 @@ from .windows import SeriesScaling, Windows
 
 __all__ = ["ForecastTraining", "all_or_nothing"]
 
-_M = TypeVar("_M", bound=Callable[..., Any])
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 _SIZES = ("n_in", "n_out", "steps", "covariates")  # of a task, from which the model is made
 # What forecasts depend on beside the model.
@@ -48,20 +49,21 @@ _OF_FORECASTS = ("horizon", "quantiles", "strategy", "transform", "conformal")
 _FALLS = 5  # how often the learning rate of a `SegmentRNN` falls by half
 
 
-def all_or_nothing(method: _M) -> _M:
+def all_or_nothing(method: Callable[_P, _R]) -> Callable[_P, _R]:
     """Return a method that leaves the attributes of its object as they were if it raises."""
 
     @functools.wraps(method)
-    def run(self: Any, *args: Any, **kw: Any) -> Any:
-        before = dict(self.__dict__)
+    def run(*args: _P.args, **kw: _P.kwargs) -> _R:
+        attributes: dict[str, Any] = args[0].__dict__
+        before = dict(attributes)
         try:
-            return method(self, *args, **kw)
+            return method(*args, **kw)
         except BaseException:
-            self.__dict__.clear()
-            self.__dict__.update(before)
+            attributes.clear()
+            attributes.update(before)
             raise
 
-    return cast("_M", run)
+    return run
 
 
 @dataclasses.dataclass
