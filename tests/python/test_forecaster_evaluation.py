@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 import torch
 from forecasting import LEVELS, NAN, quick, wave
@@ -280,6 +281,39 @@ def test_later_changes_of_the_callers_array_do_not_matter():
     wanted = f.backtest(whole[40:], stride=10, refit=1)
     y[:] = 0
     np.testing.assert_array_equal(f.backtest(whole[40:], stride=10, refit=1), wanted)
+
+
+@pytest.mark.parametrize("polars", [False, True])
+def test_weights_are_those_of_all_steps_when_training_again(one_thread, polars):
+    weights, days = np.random.default_rng(0).random((2, 60)), DAYS.tz_localize(None)
+    frame = pd.concat(
+        pd.DataFrame({"unique_id": n, "ds": days, "y": y, "w": w})
+        for n, (y, w) in enumerate(zip(wave(60, 2), weights, strict=True))
+    ).sample(frac=1, random_state=0)
+    make = pl.from_pandas if polars else pd.DataFrame
+    early, late = frame[frame["ds"] < days[50]], frame[frame["ds"] >= days[50]]
+    f = quick().fit(make(early), weights="w")
+    found = f.backtest(make(late), stride=5, refit=1)
+    found = np.asarray(found["forecast"]).reshape(2, 2, 4)
+    again = quick().fit(frame[frame["ds"] < days[55]], weights="w").predict()
+    np.testing.assert_array_equal(found[:, 1].ravel(), again["forecast"])
+    with pytest.raises(ValueError, match="y must be a long frame with the column 'w' of weights"):
+        f.backtest(make(late.drop(columns="w")), refit=1)
+    plain = f.backtest(make(late))
+    assert plain.equals(f.backtest(make(late.drop(columns="w"))))
+    ahead = make(late).drop("w") if polars else late.drop(columns="w")
+    wanted = quick().fit(make(early), weights="w").update(ahead).predict()
+    assert f.update(make(late)).predict().equals(wanted)
+
+
+def test_weights_of_the_training_steps_do_not_suffice_to_train_again():
+    y = wave(60, 2)
+    f = quick().fit(list(y[:, :50]), weights=[np.ones(50)] * 2)
+    with pytest.raises(ValueError, match="refit= needs weights of the later steps, too"):
+        f.backtest(list(y[:, 50:]), refit=1)
+    f = quick().fit(list(y[:, :50]), weights=[1.0, 3.0])
+    assert len(f.backtest(list(y[:, 50:]), refit=1)) == 3
+    assert len(f.backtest(list(y[:, 50:]))) == 3
 
 
 def test_training_again_needs_the_training_data():

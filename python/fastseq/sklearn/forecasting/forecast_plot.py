@@ -68,7 +68,8 @@ def plot_forecast(
     levels = None if quantiles is None else [float(level) for level in quantiles]
     named = {} if levels is not None else _named_levels(forecast)
     if named:
-        forecast, levels = forecast[list(named)], list(named.values())  # type: ignore[index]
+        table: Any = forecast
+        forecast, levels = table[list(named)], list(named.values())
     found = np.asarray(forecast, float)
     _check(values, found, levels, actual)
     times = _times(past, forecast, len(values), len(found))

@@ -41,7 +41,7 @@ from .longer_horizon import forecast_blocks
 from .result_forms import Forecasts
 from .rollout import Origin
 from .series import Array, Series, read_series, refuse_identifiers
-from .target_weights import column_of_weights, read_weights, with_age
+from .target_weights import column_of_weights, end_with_series, read_weights, with_age
 from .times import Spacing, Times, ends_of
 from .transforms import applied, check_domain, transformed
 from .windows import SeriesScaling
@@ -246,6 +246,7 @@ class SequenceForecaster(ForecasterFiles):
     _times: list[Times | None]  # its times
     _last: LastSteps  # up to it
     _baselines: Baselines
+    _weight_column: str | None
     _data: dict[str, Any] | None = None  # the training data, unless series advanced
 
     def __init__(
@@ -368,8 +369,9 @@ class SequenceForecaster(ForecasterFiles):
         weights
             How much values count in the loss: a number for each series of a panel, ``(N,)``, or
             for each time step or each value, in the form of `y`; of a long frame the name of a
-            column. They are relative to each other. A value of weight 0 is not learnt, but seen as
-            the past of others. The loss of a validation part is weighted, too.
+            column, which later frames may have, too (only a backtest with `refit=` looks at it).
+            They are relative to each other. A value of weight 0 is not learnt, but seen as the past
+            of others. The loss of a validation part is weighted, too.
 
         Returns
         -------
@@ -385,7 +387,9 @@ class SequenceForecaster(ForecasterFiles):
         check_parameters(params)
         spacing = Spacing(None if self.freq is None else offset_of(self.freq))
         given = {"y": y, "X": X, "static": static, "weights": weights}
+        self._weight_column = None
         if isinstance(weights, str):
+            self._weight_column = weights
             y, weights = column_of_weights(y, weights, self._columns, spacing)
         y, X = self._columns.split(y, X, spacing)  # noqa: N806
         series = read_series(y, "y", spacing=spacing)
@@ -621,13 +625,25 @@ class SequenceForecaster(ForecasterFiles):
         return form.backtest(parts, steps, values, names)
 
     def _refitted(
-        self, y: object, X: object, count: int, stride: int, refit: int  # noqa: N803
+        self, y: Any, X: object, count: int, stride: int, refit: int  # noqa: N803
     ) -> list[Array]:  # fmt: skip
         """Return forecasts ``(N, horizon, K, Q)`` at each time of the next `count` steps."""
         if self._data is None:
             raise ValueError(
                 "backtest with refit= needs the training data, which are forgotten in update, "
                 "partial_fit, files and pickles: call fit on all data up to the first forecast"
+            )
+        weights = self._data["weights"]
+        if self._weight_column is not None:
+            if not self._columns.is_long(y) or self._weight_column not in y.columns:
+                raise ValueError(
+                    f"y must be a long frame with the column {self._weight_column!r} of weights, "
+                    "as in fit, to train again"
+                )
+        elif weights is not None and end_with_series(weights, self._like):
+            raise ValueError(
+                "backtest with refit= needs weights of the later steps, too, but those of fit are "
+                "of its time steps: pass them as a column of a long frame, or one for each series"
             )
         before = Before(tuple(self._times), self._like.ids, self._columns)
         found: list[Array] = []
@@ -753,7 +769,7 @@ class SequenceForecaster(ForecasterFiles):
 
     @property
     def _columns(self) -> Columns:
-        return Columns(self.id_col, self.time_col, self.target_col)
+        return Columns(self.id_col, self.time_col, self.target_col, self._weight_column)
 
     @property
     def _spacing(self) -> Spacing:
