@@ -32,7 +32,7 @@ from .following import Following
 from .forecast_parameters import check_lengths, check_parameters
 from .forecast_score import skill
 from .forecaster_files import ForecasterFiles
-from .frequencies import offset_of, season_of
+from .frequencies import common_season, offset_of
 from .held_out import Correction
 from .joined_data import Before, copied
 from .last_steps import LastSteps
@@ -405,8 +405,8 @@ class SequenceForecaster(ForecasterFiles):
         x, read = first_read(X, series, self.past, None if known is None else known.x, spacing)
         times = check_together(series, read)
         if known is None:
-            freq = next(filter(None, (spacing.given, *series.freqs)), None)
-            self._choices, known = choose(params, series, season_of(freq), x, times)
+            season = common_season([spacing.given] if spacing.given else series.freqs)
+            self._choices, known = choose(params, series, season, x, times)
         apart, scaled = self._choices.validation, self.scale is not None
         if self.conformal is not None:
             check_held_out(self._levels or (), self.horizon, apart, len(series.arrays))
