@@ -93,7 +93,7 @@ TEST(squares_of_the_means_are_summed_the_same_on_all_ranks) {
         for (const float x : mean_of(size, numel)) wanted += static_cast<double>(x) * static_cast<double>(x);
         std::vector<float> mine = data_of(comm.rank(), numel);
         const auto shared = comm.allocate(mine.size() * sizeof(float));
-        std::memcpy(shared.get(), mine.data(), mine.size() * sizeof(float));
+        std::copy(mine.begin(), mine.end(), static_cast<float*>(shared.get()));
         for (void* data : {static_cast<void*>(mine.data()), static_cast<void*>(shared.get())}) {
           const double squares = comm.allreduce(data, numel, DType::kFloat32, reduction).sum_of_squares;
           CHECK(std::abs(squares - wanted) <= 1e-10 * wanted);

@@ -22,7 +22,7 @@ def wave(steps, count=1, noise=0.1, seed=0):
 
 def quick(**more):
     return SequenceForecaster(
-        **{"horizon": 4, "epochs": 2, "hidden_size": 8, "random_state": 0, **more}
+        **{"horizon": 4, "season": None, "epochs": 2, "hidden_size": 8, "random_state": 0, **more}
     )
 
 

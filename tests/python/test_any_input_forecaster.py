@@ -50,7 +50,6 @@ HOLDERS = {
 }
 FAULTS = {
     "two days": lambda v: frame(v, days(len(v))[[0, 0, *range(1, len(v) - 1)]]),
-    "gap": lambda v: frame(v, days(len(v) + 1).delete(3)),
     "last year first": lambda v: frame(v, 1900 + 5 * np.arange(len(v)))[::-1],
     "two years": lambda v: frame(v, np.repeat(np.arange(len(v)), 2)[: len(v)]),
     "no time": lambda v: frame(v, [pd.NaT, *days(len(v))[1:]]),
@@ -71,7 +70,8 @@ FAULTS = {
     "number": lambda _: 3.0,
     "nothing": lambda _: None,
     "string": lambda _: "series",
-    "dict": lambda v: {"a": v},
+    "dict of text": lambda v: {"a": v, "b": "text"},
+    "empty dict": lambda _: {},
     "list of text": lambda _: ["a", "b"] * 12,
     "ragged": lambda v: [v, v[:, None, None]],
     "list with empty": lambda v: [v, v[:0]],
@@ -123,7 +123,11 @@ def series(draw: Any) -> tuple[np.ndarray, float, float]:
 
 def forecasts(given: Any, more: Any, **options: Any) -> list[np.ndarray]:
     f = quick(**{"module": "linear", "horizon": HORIZON, "epochs": 1, **options}).fit(given)
-    found = [f.predict(), f.predict(given), f.backtest(more, stride=2), np.float64(f.score(more))]
+    tests = f.backtest(more, stride=2)
+    if isinstance(tests, pd.DataFrame):
+        tests = tests["forecast"].to_numpy().reshape(MORE // 2, -1, HORIZON).swapaxes(1, 2)
+        tests = tests[..., 0] if given.ndim == 1 else tests
+    found = [f.predict(), f.predict(given), tests, np.float64(f.score(more))]
     return [*found, f.update(more).predict()]
 
 

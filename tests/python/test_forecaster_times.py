@@ -9,7 +9,7 @@ from forecasting import quick
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastseq.sklearn.forecasting.times import Times, read_index
+from fastseq.sklearn.forecasting.times import Spacing, read_index, regular
 
 STEPS, HORIZON = 30, 4
 FREQUENCIES = [
@@ -67,7 +67,8 @@ def test_rows_are_put_into_the_order_of_time(order):
         (Y[::-1], X_ARRAY, "rows of y are not in the order of time, and X has no times"),
         (Y[::-1], X.reset_index(drop=True), "rows of y are not in the order of time, and X has no"),
         (Y_ARRAY, X[::-1], "rows of X are not in the order of time, and y has no times"),
-        (Y.drop(DAYS[7]), None, "y has no row for 2024-02-27.*comes after 2024-02-26.*'D'"),
+        (Y, X.drop(DAYS[7]), "X has no row for 2024-02-27.*: covariates known ahead have no gaps"),
+        (Y[::5].drop(DAYS[[5, 15, 25]]), None, "most steps of y are missing if they are 5D apart"),
         (pd.concat([Y, Y[-1:]]), None, "y has two rows for 2024-03-28"),
         (Y.set_axis(DAYS + pd.to_timedelta(np.arange(38) ** 2, "s")), None, "not equally far"),
         (Y.set_axis([pd.NaT, *DAYS[1:]]), None, "index of y has no time in row 0"),
@@ -75,9 +76,9 @@ def test_rows_are_put_into_the_order_of_time(order):
         (Y, X.set_axis(DAYS.to_period("D")), "index of X has periods, but that of y has dates"),
         (Y, X.set_axis(np.arange(3, 41)), "index of X has numbers, but that of y has dates"),
         (Y, X.tz_localize("Asia/Tokyo"), "only one of the index .* has a time zone"),
-        (Y_ARRAY, X.drop(DAYS[3]), "X must cover the steps of y"),
+        (Y_ARRAY, X.drop(DAYS[3]), "X has no row for 2024-02-23"),
         (Y_ARRAY[1:], X.drop(DAYS[3]), "X has no row for 2024-02-23"),
-        ([Y, Y.drop(DAYS[9])], None, r"y\[1\] has no row for 2024-02-29"),
+        ([Y, Y], [X, X.drop(DAYS[9])], r"X\[1\] has no row for 2024-02-29"),
         ([Y, Y[::-1]], [X, X_ARRAY], r"rows of y\[1\] are not .* X\[1\] has no times"),
         ([Y, Y.set_axis(DAYS + pd.Timedelta("1D"))], X, r"X must have the times of y\[1\]"),
     ],
@@ -133,12 +134,11 @@ def test_updates_follow_each_other():
     f.update(Y[STEPS : STEPS + 2]).update(Y_ARRAY[STEPS + 2 : STEPS + 3])  # an array has no times
     with pytest.raises(ValueError, match="that of step 0 is 2024-03-24 00:00:00, got 2024-03-25"):
         f.update(Y[STEPS + 4 :])
-    with pytest.raises(ValueError, match="that of step 1 is 2024-03-25 00:00:00, got 2024-03-26"):
-        f.update(Y[STEPS + 3 :].drop(DAYS[STEPS + 4]))
-    f.update(Y[STEPS + 3 :])
-    np.testing.assert_array_equal(
-        f.predict(), fast().fit(Y_ARRAY[:STEPS]).update(Y_ARRAY[STEPS:]).predict()
-    )
+    f.update(Y[STEPS + 3 :].drop(DAYS[STEPS + 4]))  # a missing step is a missing value
+    later = Y_ARRAY[STEPS:].copy()
+    later[4] = np.nan
+    wanted = fast().fit(Y_ARRAY[:STEPS]).update(later).predict()
+    np.testing.assert_array_equal(f.predict(), wanted)
 
 
 def test_an_index_that_counts_from_0_has_no_times():
@@ -156,8 +156,8 @@ def test_an_index_that_counts_from_0_has_no_times():
         f.update(y[STEPS:])
     with pytest.raises(ValueError, match="index of y is not in order, 11 comes after 28"):
         fast().fit(y[:STEPS].iloc[[28, 11, 5]])
-    with pytest.raises(ValueError, match="y has no row for 1: 2 comes after 0"):
-        fast().fit(y.iloc[[0, 2, 3, 4, 5, 6, 7, 8]])
+    with pytest.raises(ValueError, match="most steps of y are missing if they are 2 apart"):
+        fast().fit(y.iloc[[0, 2, 6, 10, 14, 18, 22, 26]])
     with pytest.raises(ValueError, match="X must have the times of y: that of step 0 is 0, got 4"):
         fast().fit(y[:STEPS], X.reset_index()[4:][["p", "q"]][:STEPS])
 
@@ -170,12 +170,18 @@ def test_other_series_may_be_of_other_times_but_not_of_other_frequencies():
     np.testing.assert_array_equal(f.predict(y, x), wanted)
     with pytest.raises(ValueError, match="X must have the times of y and of the horizon: that of"):
         f.predict(y, x.set_axis(index + pd.Timedelta("1D")))
-    with pytest.raises(ValueError, match="X must have the times of y and of the horizon: that of"):
+    with pytest.raises(ValueError, match="X has no row for 1990-05-09"):
         f.predict(y, pd.concat([x[:8], x[8:].shift(3, freq="D")]))
     with pytest.raises(ValueError, match="steps of y are h apart, but those that fit got D"):
         f.predict(y.set_axis(pd.date_range("2020", periods=8, freq="h")), X_ARRAY[:12])
-    with pytest.raises(ValueError, match="y has no row for 1990-05-04"):
+    hole = Y_ARRAY[:8].copy()
+    hole[3] = np.nan
+    found = f.predict(y.drop(index[3]), x)
+    np.testing.assert_array_equal(found, f.predict(hole, X_ARRAY[:12]))
+    with pytest.raises(ValueError, match="X must cover the steps of y and of the horizon: 12"):
         f.predict(y.drop(index[3]), X_ARRAY[:11])
+    with pytest.raises(ValueError, match="steps of y are 2D apart, but those that fit got D"):
+        f.predict(y[::2], X_ARRAY[:8])
 
 
 # --- all kinds of times
@@ -189,23 +195,32 @@ def test_other_series_may_be_of_other_times_but_not_of_other_frequencies():
     st.integers(9, 60),
     st.data(),
 )
-def test_frequencies_are_found_and_gaps_named(freq, tz, start, steps, data):
+def test_frequencies_are_found_and_gaps_filled(freq, tz, start, steps, data):
     whole = pd.date_range(start, periods=steps + 5, freq=freq, tz=tz)
     index = without_freq(whole[:steps])
     order = data.draw(st.permutations(range(steps)))
     ordered, moved = read_index(index[list(order)], "y")
     assert ordered.equals(index)
     assert moved is None or (index[list(order)][moved] == index).all()
-    times = Times.of(index, "y")
+    times, rows = regular(index, "y")
+    assert rows is None
     assert (times.following(5) == whole[steps:]).all()
     assert (times.after(3).index == whole[steps + 2 : steps + 3]).all()
-    lost = data.draw(st.integers(2, steps - 3))
-    with pytest.raises(ValueError, match="y has no row for") as error:
-        Times.of(index.delete(lost), "y")
-    named = str(error.value).split("for ")[1].split(": ")[0]
-    holes = [named == str(index[lost])]
-    # Where Friday is the day that is missing, all others could be every second day, and so on.
-    assert holes[0] or pd.Timestamp(named) < index[lost + 1]
+    lost = data.draw(st.lists(st.integers(1, steps - 2), max_size=steps // 4, unique=True))
+    left = index.delete(lost)
+    same = regular(left, "y", Spacing(times.freq))
+    assert same[0].index.equals(index)
+    assert same[1] is None or (index[same[1]] == left).all()
+    try:
+        found, rows = regular(left, "y")
+    except ValueError as error:
+        assert "most steps" in str(error) or "no frequency" in str(error)  # noqa: PT017
+        return
+    assert (found.index if rows is None else found.index[rows]).equals(left)
+    if found.freq == times.freq:
+        assert found.index.equals(index)
+    else:  # where Fridays are missing, all others could be every second day, and so on
+        assert len(found.index) <= len(index)
 
 
 @settings(max_examples=40, deadline=None)
@@ -241,7 +256,7 @@ def test_tables_give_what_ordered_arrays_give_or_an_error(kind, steps, fault, wh
     }
     tables[which] = changed[fault]
     alone = which == "y" and fault in ("late", "swapped columns")
-    fine = fault in ("as it is", "swapped columns")
+    fine = fault in ("as it is", "swapped columns") or (which, fault) == ("y", "hole")
     ordered = tables[which].index.is_monotonic_increasing
     fine |= fault == "moved" and (ordered or kind not in ("numbers", "floats"))
     f = fast()
@@ -253,6 +268,9 @@ def test_tables_give_what_ordered_arrays_give_or_an_error(kind, steps, fault, wh
             assert names == ["b", "a"]  # the order is that of fit
             swapped = fast().fit(y_array[:steps, ::-1], x_array[:steps])
             wanted = swapped.predict(X=x_array[steps:])
+        elif which == "y" and fault == "hole":
+            y_array[place] = np.nan
+            wanted = fast().fit(y_array[:steps], x_array[:steps]).predict(X=x_array[steps:])
         elif which == "X" and fault == "swapped columns":
             swapped = fast().fit(y_array[:steps], x_array[:steps, ::-1])
             wanted = swapped.predict(X=x_array[steps:, ::-1])
@@ -308,6 +326,9 @@ def test_columns_go_by_their_names():
 def test_columns_that_are_no_numbers_are_named(column, error, match):
     with pytest.raises(error, match=match):
         fast().fit(Y.assign(c=column))
+    if column.dtype.kind == "O" and not isinstance(column, pd.PeriodIndex):
+        fast().fit(Y, X.assign(c=column))  # covariates may be categories
+        return
     with pytest.raises(error, match=match.replace("of y", "of X").replace("y.", "X.")):
         fast().fit(Y, X.assign(c=column))
 

@@ -202,8 +202,8 @@ def test_covariates_to_validate_on_do_not_enter_the_training():
         f, g = quick(**kw).fit(series, given(x)), quick(**kw).fit(series, changed)
         assert_same_training(f, g)
         apart = x[:70] if series is y else np.concatenate([x[:70], x[:50]])
-        np.testing.assert_allclose(g._known.center, apart.mean(0))
-        np.testing.assert_allclose(g._known.scale, apart.std(0))
+        np.testing.assert_allclose(g._known.x.coding.center, apart.mean(0))
+        np.testing.assert_allclose(g._known.x.coding.scale, apart.std(0))
 
 
 def test_a_variable_known_only_where_it_is_validated_is_told():

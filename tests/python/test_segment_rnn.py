@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -13,6 +11,7 @@ from torch import nn
 import fastseq as fs
 from fastseq.sklearn import SequenceForecaster
 from fastseq.sklearn.forecasting.choices import Choices
+from fastseq.sklearn.forecasting.covariate_encoder import CovariateSizes
 from fastseq.sklearn.forecasting.segment_rnn import SegmentRNN
 from fastseq.sklearn.forecasting.series import join_variables, split_variables
 from fastseq.sklearn.forecasting.windows import SeriesScaling, Windows
@@ -20,22 +19,33 @@ from fastseq.sklearn.forecasting.windows import SeriesScaling, Windows
 # --- the network
 
 
+def sizes(ahead, past, static):
+    """Return columns of numbers."""
+    return CovariateSizes((0,) * ahead, (0,) * past, (0,) * static)
+
+
 def drawn(**more):
     """Return a network with weights that are not those it starts with."""
     torch.manual_seed(0)
-    sizes = {"horizon": 5, "variables": 1, "outputs": 1, "lags": 11, "segment": 3, "season": 4}
-    net = SegmentRNN(**{**sizes, "hidden_size": 6, **more})
+    given = {"horizon": 5, "variables": 1, "outputs": 1, "lags": 11, "segment": 3, "season": 4}
+    net = SegmentRNN(**{**given, "hidden_size": 6, **more})
     with torch.no_grad():
         for p in net.parameters():
             p.copy_(torch.randn_like(p) / 3)
     return net.eval()
 
 
-def by_hand(net, window, known=None):
+def by_hand(net, window, ahead=None, past=None, static=None):
     """Forecast from one window ``(lags, K)`` in double precision, value by value."""
     horizon, variables, outputs = net._shape
     p = {name: a.detach().double().numpy() for name, a in net.named_parameters()}
-    lags, level = len(window), window[-1]
+    lags = len(window)
+    effects = [np.zeros(variables)] * (lags + horizon)
+    if ahead is not None:  # what covariates of a step add to its values
+        rows = [*past[:, : ahead.shape[1]], *ahead]
+        effects = [4 * p["effect.weight"] @ row for row in rows]
+        window = window - effects[:lags]
+    level = window[-1]
     gru = nn.GRU(net.embed.out_features, net.mix.in_features, net.recurrent.num_layers).double()
     gru.load_state_dict({k: a.double() for k, a in net.recurrent.state_dict().items()})
     size = net._segment
@@ -44,11 +54,17 @@ def by_hand(net, window, known=None):
         own = window[begin : begin + size]
         before = own[0] if before is None else before
         seen = np.concatenate([(own - own[-1]).ravel(), own[-1] - before])
-        inputs.append(np.maximum(p["embed.weight"] @ seen + p["embed.bias"], 0))
+        embedded = p["embed.weight"] @ seen + p["embed.bias"]
+        if past is not None:
+            embedded = embedded + p["embed_past.weight"] @ past[begin : begin + size].ravel()
+        inputs.append(np.maximum(embedded, 0))
         before = own[-1]
     with torch.no_grad():
         last = gru(torch.tensor(np.stack(inputs))[:, None])[0][-1, 0].numpy()
-    hidden = np.maximum(p["mix.weight"] @ last + p["mix.bias"], 0)
+    mixed = p["mix.weight"] @ last + p["mix.bias"]
+    if static is not None:
+        mixed = mixed + p["static.weight"] @ static
+    hidden = np.maximum(mixed, 0)
     changes = (p["out.weight"] @ hidden + p["out.bias"]).reshape(horizon, variables, outputs)
     found = np.empty((horizon, variables, outputs))
     for h in range(horizon):
@@ -60,10 +76,13 @@ def by_hand(net, window, known=None):
                     change = window[i, k] - level[k]
                     straight += p["linear.weight"][row, i] * change / np.sqrt(lags)
                 found[h, k, q] = level[k] + straight + changes[h, k, q]
-        if known is not None:
-            at = np.tanh(p["known.weight"] @ known[h] + p["known.bias"] + hidden)
+        if ahead is not None:
+            at = np.tanh(p["known.weight"] @ ahead[h] + p["known.bias"] + hidden)
             more = p["known_out.weight"] @ at + p["known_out.bias"]
-            found[h] += more.reshape(variables, outputs)
+            found[h] += more.reshape(variables, outputs) + effects[lags + h][:, None]
+    if "delayed.weight" in p:
+        own = past[:, 0 if ahead is None else ahead.shape[1] :].ravel()
+        found += (p["delayed.weight"] @ own).reshape(found.shape) / np.sqrt(lags)
     return found.ravel()
 
 
@@ -74,23 +93,31 @@ def by_hand(net, window, known=None):
         {"lags": 12},
         {"lags": 3},
         {"variables": 2, "outputs": 3},
-        {"variables": 3, "outputs": 2, "covariates": 2, "num_layers": 2, "segment": 2},
-        {"segment": 1, "horizon": 1, "covariates": 1},
+        {"variables": 3, "outputs": 2, "covariates": sizes(2, 0, 0), "num_layers": 2, "segment": 2},
+        {"segment": 1, "horizon": 1, "covariates": sizes(1, 2, 1)},
+        {"covariates": sizes(0, 1, 0), "outputs": 2},
+        {"covariates": sizes(0, 0, 3)},
+        {"covariates": sizes(1, 1, 2), "variables": 2},
     ],
 )
 def test_forecasts_are_those_by_hand(more):
     net = drawn(**more)
     rng, (horizon, variables, _) = np.random.default_rng(0), net._shape
-    lags, known = net._lags, more.get("covariates", 0)
+    lags, known = net._lags, more.get("covariates", sizes(0, 0, 0))
     x = 100 + rng.standard_normal((4, 3, lags, variables))
-    plan = rng.standard_normal((4, 3, horizon, known))
-    inputs = torch.tensor(x, dtype=torch.float32).flatten(2)
-    if known:
-        inputs = inputs, torch.tensor(plan, dtype=torch.float32).flatten(2)
-    y = net(inputs).detach()
+    seen = len(known.ahead) + len(known.past)
+    shapes = [(horizon, len(known.ahead)), (lags, seen), (len(known.static),)]
+    parts = [rng.standard_normal((4, 3, *shape)) if shape[-1] else None for shape in shapes]
+    inputs = tuple(
+        torch.tensor(part, dtype=torch.float32).reshape(4, 3, -1)
+        for part in (x, *parts)
+        if part is not None
+    )
+    y = net(inputs if known else inputs[0]).detach()
     for t in range(4):
         for n in range(3):
-            wanted = by_hand(net, x[t, n], plan[t, n] if known else None)
+            of_step = [None if part is None else part[t, n] for part in parts]
+            wanted = by_hand(net, x[t, n], *of_step)
             np.testing.assert_allclose(y[t, n], wanted, rtol=1e-5, atol=1e-4)
 
 
@@ -172,7 +199,7 @@ def test_what_is_given_is_not_chosen():
     assert [getattr(c, name) for name in names] == [9, 5, 3, 2, 4, 6, "mse", 11]
     assert (c.dropout, c.apart, c.segment) == (0.2, False, 7)
     lstm = Choices.of({**SequenceForecaster(7, module="lstm").get_params()}, np.array([900]), 3)
-    assert dataclasses.astuple(lstm)[:5] == (False, 1, None, False, False)
+    assert (lstm.segments, lstm.lag, lstm.compared, lstm.apart) == (False, None, False, False)
     assert (lstm.lags, lstm.epochs, lstm.batchsize, lstm.validation) == (1, 30, 32, 0)
 
 

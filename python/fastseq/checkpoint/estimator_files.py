@@ -23,7 +23,10 @@ from .format import Image, read, write
 if TYPE_CHECKING:
     from ..training.learner import Learner
 
-__all__ = ["NoOptimizer", "SavedLearner", "check_parts", "no_loss", "save_learner"]
+__all__ = [
+    "NoOptimizer", "SavedLearner", "check_parts", "check_target", "learner_content", "no_loss",
+    "read_content", "save_learner", "write_content",
+]  # fmt: skip
 
 FORMAT = 1
 """The version of the contents; files of other versions are not read."""
@@ -34,14 +37,23 @@ _FITTED = ("drawn_seed", "squeezed", "example", "scaling", "history")
 
 def save_learner(learner: Learner, path: Path, state: Tree) -> None:
     """Write an estimator to a file; see `Estimator.save`."""
+    check_target(path)
+    content = {"kind": _KIND, "format": FORMAT, **learner_content(learner, state)}
+    write_content(path, content)
+
+
+def check_target(path: Path) -> None:
+    """Raise OSError if a file cannot be written there."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "save: a folder has this name", str(path))
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "save: there is no such folder", str(path.parent))
+
+
+def learner_content(learner: Learner, state: Tree) -> dict[str, Any]:
+    """Return what a file holds of an estimator: `SavedLearner.of` reads it."""
     model = _uncompiled(learner.model)
-    content: dict[str, Any] = {
-        "kind": _KIND,
-        "format": FORMAT,
+    return {
         "class": type(model).__qualname__,
         **_layers(model),
         "frozen": [name for name, p in model.named_parameters() if not p.requires_grad],
@@ -57,6 +69,16 @@ def save_learner(learner: Learner, path: Path, state: Tree) -> None:
         "model": dict(model.state_dict()),
         "state": _plain_structure(state, "the state"),
     }
+
+
+def write_content(path: Path, content: Mapping[str, Any]) -> None:
+    """Write nested dicts, lists and tuples of plain values and tensors to a file.
+
+    Raises
+    ------
+    TypeError
+        There is something else in them.
+    """
     try:
         tensors, text = pack(content)
         image = Image()
@@ -125,7 +147,16 @@ class SavedLearner:
     @classmethod
     def read(cls, path: Path, model: nn.Module | Callable[[], nn.Module] | None) -> SavedLearner:
         """Read a file, as in `Estimator.load`."""
-        content = _read(path)
+        return cls.of(read_content(path, _KIND, FORMAT, "Estimator.save"), model, path)
+
+    @classmethod
+    def of(
+        cls,
+        content: Mapping[str, Any],
+        model: nn.Module | Callable[[], nn.Module] | None,
+        path: Path,
+    ) -> SavedLearner:
+        """Take what `learner_content` returned; `path` is the file in messages."""
         try:
             made = _model(content, model, path)
             spec, options = Spec.of(content["spec"]), dict(content["options"])
@@ -148,7 +179,18 @@ class SavedLearner:
         learner.history.replace(fitted["history"])
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_content(path: Path, kind: str, version: int, writer: str) -> dict[str, Any]:
+    """Return what `write_content` wrote to a file.
+
+    Parameters
+    ----------
+    path
+        The file.
+    kind, version
+        What it must have as ``kind`` and ``format``.
+    writer
+        What writes such files, in messages.
+    """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "load: this is a folder, not a file", str(path))
     tensors, text = read(path)
@@ -156,12 +198,12 @@ def _read(path: Path) -> dict[str, Any]:
         content: Any = unpack(text, tensors)
     except ValueError as error:
         raise CheckpointError(f"load: {path} cannot be read: {error}") from error
-    if not isinstance(content, dict) or content.get("kind") != _KIND:
-        raise CheckpointError(f"load: {path} was not written by Estimator.save")
-    if content.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.get("kind") != kind:
+        raise CheckpointError(f"load: {path} was not written by {writer}")
+    if content.get("format") != version:
         raise CheckpointError(
             f"load: {path} has format {content.get('format')!r}, but this version of fastseq reads "
-            f"format {FORMAT}: load it with the version that wrote it"
+            f"format {version}: load it with the version that wrote it"
         )
     return content
 
@@ -222,7 +264,7 @@ def _refuse(path: Path, difference: str) -> None:
     raise CheckpointError(f"load: {path} is from another model: {difference}")
 
 
-def no_loss(*_: object) -> Tensor:
+def no_loss(*_: object, **__: object) -> Tensor:
     """Raise: stands in for a loss that `load` was not given."""
     raise ValueError("the estimator was loaded without a loss: pass loss= to load")
 

@@ -1,22 +1,20 @@
-"""Checks of the times of series, of their covariates, and of the steps that follow."""
+"""Checks of the ids and times of series, of their covariates, and of the steps that follow."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
-from .forecasting.series import Series
+import numpy as np
+
+from .forecasting.series import Array, Series
 from .forecasting.times import Times, check_follows, check_order, times_of
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-__all__ = ["check_ahead", "check_going_on", "check_together"]
+__all__ = ["aligned", "check_ahead", "check_going_on", "check_together", "joined", "rows_of"]
 
 
-def check_together(
-    y: Series, x: Series | None, *, ahead: int = 0, known: Sequence[Times | None] = ()
-) -> list[Times | None]:
+def check_together(y: Series, x: Series | None, *, ahead: int = 0) -> list[Times | None]:
     """Return the times of series, None where there are none; covariates' times must match.
 
     Parameters
@@ -25,17 +23,20 @@ def check_together(
         The series, and their covariates.
     ahead
         How many steps further the covariates reach.
-    known
-        Times of the training series: steps must be as far apart.
 
     Raises
     ------
     ValueError
-        Times of series are irregular, or those of covariates differ.
+        Times of covariates differ.
     """
-    return [
-        times_of(own, other, names, ahead=ahead, known=known) for own, other, names in _pairs(y, x)
-    ]
+    found: dict[tuple[int, int], Times | None] = {}  # many series may have the same times
+    times = []
+    for own, other, names in _pairs(y, x):
+        key = id(own), id(other)
+        if key not in found:
+            found[key] = times_of(own, other, names, ahead=ahead)
+        times.append(found[key])
+    return times
 
 
 def check_going_on(
@@ -55,46 +56,135 @@ def check_going_on(
     ValueError
         The steps do not follow.
     """
+    known: dict[tuple[int, ...], Times | None] = {}
     ends: list[Times | None] = []
     for (own, other, names), last, steps in zip(_pairs(y, x), before, y.lengths, strict=True):
-        if last is None:
-            times = times_of(own, other, names)
-        else:
-            found = [
-                check_follows(last, index, name)
-                for index, name in zip((own, other), names, strict=True)
-                if index is not None
-            ]
-            times = found[0] if found else last.after(int(steps))
-        ends.append(None if times is None else times.end)
+        key = id(own), id(other), id(last), int(steps)
+        if key not in known:
+            known[key] = _end(own, other, names, last, int(steps))
+        ends.append(known[key])
     return ends
+
+
+def _end(
+    own: Times | None, other: Times | None, names: tuple[str, str], last: Times | None, steps: int
+) -> Times | None:
+    if last is None:
+        times = times_of(own, other, names)
+        return None if times is None else times.end
+    given = zip((own, other), names, strict=True)
+    found = [check_follows(last, one, name) for one, name in given if one is not None]
+    return found[0].end if found else last.after(steps)
 
 
 def check_ahead(x: Series, before: Sequence[Times | None]) -> None:
     """Raise ValueError unless covariates directly follow the earlier steps."""
-    for index, name, last in zip(x.indices, _names(x, "X"), before, strict=True):
-        if index is not None:
-            check_follows(last, index, name)
+    known: set[tuple[int, int]] = set()
+    for own, name, last in zip(x.times, _names(x, "X"), before, strict=True):
+        if own is not None and (id(own), id(last)) not in known:
+            check_follows(last, own, name)
+            known.add((id(own), id(last)))
+
+
+def rows_of(series: Series, ids: tuple[Any, ...] | None, name: str) -> Array:
+    """Return which of the series called `ids` each of some series is.
+
+    Parameters
+    ----------
+    series
+        Series with ids.
+    ids
+        All ids; None: they have none.
+    name
+        The series' name in messages.
+
+    Raises
+    ------
+    ValueError
+        There is no such id.
+
+    Examples
+    --------
+    >>> from .forecasting.series import read_series
+    >>> rows_of(read_series({"b": np.zeros(3)}, "y"), ("a", "b"), "y")
+    array([1])
+    """
+    assert series.ids is not None
+    if ids is None:
+        raise ValueError(f"{name} has ids, such as {series.ids[0]!r}, but the series have none")
+    places = {one: place for place, one in enumerate(ids)}
+    unknown = [one for one in series.ids if one not in places]
+    if unknown:
+        raise ValueError(
+            f"{name} has the id {unknown[0]!r}, which none of the {len(ids)} series has"
+        )
+    return np.array([places[one] for one in series.ids], np.int64)
+
+
+def aligned(series: Series, ids: tuple[Any, ...] | None, name: str) -> Series:
+    """Return series in the order of `ids`, all of which they must have; as they are without ids.
+
+    Parameters
+    ----------
+    series, ids, name
+        As in `rows_of`.
+
+    Raises
+    ------
+    ValueError
+        An id is missing, or is none of `ids`.
+
+    Examples
+    --------
+    >>> from .forecasting.series import read_series
+    >>> series = read_series({"b": np.zeros(3), "a": np.ones(3)}, "X")
+    >>> aligned(series, ("a", "b"), "X").ids
+    ('a', 'b')
+    """
+    if series.ids is None or series.ids == ids:
+        return series
+    rows = rows_of(series, ids, name)
+    assert ids is not None
+    if len(rows) < len(ids):
+        missing = next(one for one in ids if one not in set(series.ids))
+        raise ValueError(f"{name} has nothing of the series {missing!r}")
+    return series.take(rows.argsort())
+
+
+def joined(first: Series, then: Series) -> Series:
+    """Return series whose steps are those of two, one after the other.
+
+    Examples
+    --------
+    >>> from .forecasting.series import read_series
+    >>> joined(read_series(np.zeros(3), "X"), read_series(np.ones(1), "X")).lengths
+    array([4])
+    """
+    known: dict[tuple[int, int], Any] = {}
+    indices = []
+    for pair in zip(first.indices, then.indices, strict=True):
+        key = id(pair[0]), id(pair[1])
+        if key not in known:
+            known[key] = None if pair[0] is None or pair[1] is None else pair[0].append(pair[1])
+        indices.append(known[key])
+    arrays = [np.concatenate(both) for both in zip(first.arrays, then.arrays, strict=True)]
+    return dataclasses.replace(first, arrays=arrays, indices=tuple(indices))
 
 
 def _names(series: Series, name: str) -> list[str]:
     count = len(series.arrays)
-    return [name] * count if series.single else [f"{name}[{number}]" for number in range(count)]
+    if series.single:
+        return [name] * count
+    return [f"{name}[{key!r}]" for key in series.ids or range(count)]
 
 
-def _pairs(
-    y: Series, x: Series | None
-) -> list[tuple[pd.Index | None, pd.Index | None, tuple[str, str]]]:
-    """Return for each series its index, its covariates' index, and their names in messages."""
+def _pairs(y: Series, x: Series | None) -> list[tuple[Times | None, Times | None, tuple[str, str]]]:
+    """Return for each series its times, its covariates' times, and their names in messages."""
     if x is None:
-        return [
-            (index, None, (name, "X"))
-            for index, name in zip(y.indices, _names(y, "y"), strict=True)
-        ]
-    of_x = _names(x, "X")
-    names = list(zip(_names(y, "y"), of_x, strict=True))
+        return [(own, None, (name, "X")) for own, name in zip(y.times, _names(y, "y"), strict=True)]
+    names = list(zip(_names(y, "y"), _names(x, "X"), strict=True))
     for number, pair in enumerate(names):
         check_order(
             (y.indices[number], y.moved[number]), (x.indices[number], x.moved[number]), pair
         )
-    return list(zip(y.indices, x.indices, names, strict=True))
+    return list(zip(y.times, x.times, names, strict=True))

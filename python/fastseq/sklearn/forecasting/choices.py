@@ -11,7 +11,7 @@ import numpy as np
 from .forecast_parameters import season_lag
 from .series import Array
 
-__all__ = ["SEGMENT_RNN", "Choices"]
+__all__ = ["SEGMENT_RNN", "Choices", "least_steps"]
 
 SEGMENT_RNN = "segrnn"  # the name of the default module
 _PLAIN: dict[str, Any] = {
@@ -40,6 +40,8 @@ class Choices:
         Whether the model is a `SegmentRNN`.
     segment
         Steps of its segments.
+    season
+        Steps of a season; None: there is none.
     lag
         Steps of as many seasons as cover the horizon; None: there is no season.
     compared
@@ -62,6 +64,7 @@ class Choices:
 
     segments: bool
     segment: int
+    season: int | None
     lag: int | None
     compared: bool
     apart: bool
@@ -77,26 +80,61 @@ class Choices:
     dropout: float
 
     @classmethod
-    def of(cls, given: Mapping[str, Any], lengths: Array, variables: int) -> Choices:
-        """Choose for series of `lengths` ``(N,)``; `given` are the forecaster's parameters."""
+    def of(
+        cls,
+        given: Mapping[str, Any],
+        lengths: Array,
+        variables: int,
+        season: int | None = None,
+        covariates: int = 0,
+    ) -> Choices:
+        """Choose for series of `lengths` ``(N,)``; `given` are the forecaster's parameters.
+
+        `season` is the one of the series' frequency, which counts if the parameter is "auto" and
+        all series are long enough for it. `covariates` is the number of their columns that change
+        with time.
+        """
+        if given["season"] != "auto":
+            return cls._of(given, lengths, variables, covariates)
+        found = cls._of({**given, "season": season}, lengths, variables, covariates)
+        if season is None or lengths.min() >= max(least_steps(found), 2 * season):
+            return found
+        return cls._of({**given, "season": None}, lengths, variables, covariates)
+
+    @classmethod
+    def _of(
+        cls, given: Mapping[str, Any], lengths: Array, variables: int, covariates: int
+    ) -> Choices:
         own: dict[str, Any] = {name: given[name] for name in _PLAIN if given[name] is not None}
-        lag = season_lag(given["season"], given["horizon"], given["strategy"])
+        season = given["season"]
+        lag = season_lag(season, given["horizon"], given["strategy"])
         segments = isinstance(given["module"], str) and given["module"] == SEGMENT_RNN
         apart = given["variables"] or ("independent" if segments else "together")
-        season = given["season"]
         compared = season is not None and not (segments and season <= SEASON)
         found: dict[str, Any] = {
-            "lag": lag, "compared": compared, "apart": variables > 1 and apart == "independent",
+            "season": season, "lag": lag, "compared": compared,
+            "apart": variables > 1 and apart == "independent",
         }  # fmt: skip
         if not segments:
             return cls(segments=False, segment=1, half_life=0, **found, **{**_PLAIN, **own})
         count = len(lengths) * (variables if found["apart"] else 1)
-        chosen = _for_segments(own, given["horizon"], season, lengths, count)
+        width = covariates + (1 if found["apart"] else variables)
+        chosen = _for_segments(own, given["horizon"], season, lengths, count, width)
         return cls(segments=True, **found, **chosen)
 
 
+def least_steps(choices: Choices) -> int:
+    """Return how many steps each series needs."""
+    return 2 + (choices.lag or 0) + choices.validation
+
+
 def _for_segments(
-    own: dict[str, Any], horizon: int, season: int | None, lengths: Array, count: int
+    own: dict[str, Any],
+    horizon: int,
+    season: int | None,
+    lengths: Array,
+    count: int,
+    width: int,
 ) -> dict[str, Any]:
     longest, shortest = int(lengths.max()), int(lengths.min())
     segment = min(horizon, _SEGMENT // 2)
@@ -107,7 +145,7 @@ def _for_segments(
     lags = own.get("lags", min(lags, longest // 2))
     lags = max(lags, segment, season if season is not None and season <= SEASON else 0)
     windows = count * float(np.mean(lengths))
-    seqsize = own.get("seqsize", max(_STEPS, round(windows * lags / _COPIED)))
+    seqsize = own.get("seqsize", max(_STEPS, round(windows * lags * width / _COPIED)))
     together = min(max(windows / _UPDATES_PER_EPOCH, _WINDOWS[0]), _WINDOWS[1])
     batchsize = own.get("batchsize", max(1, round(together / seqsize)))
     updates = max(1.0, windows / (batchsize * seqsize))

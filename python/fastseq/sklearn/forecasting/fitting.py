@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.exceptions import NotFittedError
 from torch import Tensor
 from torch.optim.lr_scheduler import MultiplicativeLR
 
@@ -20,19 +21,24 @@ from ...callbacks.best_weights import copied
 from ...estimator import Estimator
 from ...training.run import Callback
 from ...training.spec import Spec
-from ..base import SequenceEstimator, Task
+from ..base import SequenceEstimator, Start, Task
 from ..hyperparameters import make_module
 from ..shuffling import Shuffler
 from .choices import Choices
+from .covariate_encoder import NO_COVARIATES, CovariateSizes
+from .covariate_rows import CovariateRows
+from .following import Following
 from .forecast_losses import LOSSES, ForecastLoss, pinball_loss
 from .forecast_net import ForecastNet, check_steps_apart
-from .rollout import PATH_LEVELS
+from .last_steps import LastSteps
+from .rollout import PATH_LEVELS, Origin, Rollout
 from .segment_rnn import SegmentRNN
 from .series import Array, Series, split_variables
 from .windows import SeriesScaling, Windows
 
 __all__ = ["ForecastTraining"]
 
+_SIZES = ("n_in", "n_out", "steps", "covariates")  # of a task, from which the model is made
 _FALLS = 5  # how often the learning rate of a `SegmentRNN` falls by half
 
 
@@ -43,14 +49,14 @@ class _Forecasting(Task):
     Parameters
     ----------
     covariates
-        Number of covariates.
+        Columns of covariates.
     lengths
         Lengths of the series in time steps, ``(N,)``; None: all T.
     segments
         The data as segments to train in a new order each epoch; None: series in their order.
     """
 
-    covariates: int = 0
+    covariates: CovariateSizes = NO_COVARIATES
     lengths: Array | None = None
     segments: Windows | None = None
     validation: tuple[Any, Tensor, Tensor | None] | None = None
@@ -69,7 +75,7 @@ class WindowEstimator(Estimator):
         """
         raise TypeError(
             "save: a forecaster's estimator_ has neither the scaling of the series nor their "
-            "states: pickle the forecaster; for the weights alone, save "
+            "states: save the forecaster; for the weights alone, save "
             "estimator_.model.state_dict()"
         )
 
@@ -80,7 +86,7 @@ class ForecastTraining(SequenceEstimator):
     horizon: int
     quantiles: Sequence[float] | None
     strategy: str
-    season: int | None
+    season: int | str | None
     scale: str | None
     lags: int | None
     loss: str | Callable[..., Tensor] | None
@@ -92,8 +98,22 @@ class ForecastTraining(SequenceEstimator):
     validation: int | None
     variables: str | None
 
+    n_features_in_: int
     repeats_: bool
     _choices: Choices
+    _sizes: dict[str, Any]
+
+    def _check_fitted(self) -> None:
+        if not self.__sklearn_is_fitted__():
+            raise NotFittedError(f"this {type(self).__name__} is not fitted yet: call fit first")
+
+    def _make_rollout(self, seed: int) -> Rollout:
+        return Rollout(
+            self.estimator_, self.horizon, self._choices.lags, self._choices.season,
+            self._compared,
+            self._choices.segments, self.n_features_in_ if self._choices.apart else 1,
+            self.strategy == "recursive", self._levels, seed,
+        )  # fmt: skip
 
     @property
     def _all_epochs(self) -> int:
@@ -106,7 +126,7 @@ class ForecastTraining(SequenceEstimator):
 
     def _measure(self, arrays: list[Array]) -> SeriesScaling:
         method = "changes" if self._choices.segments and self.scale == "series" else self.scale
-        return SeriesScaling.measure(arrays, method, self._compared, self.season)
+        return SeriesScaling.measure(arrays, method, self._compared, self._choices.season)
 
     @property
     def _levels(self) -> tuple[float, ...] | None:
@@ -115,16 +135,18 @@ class ForecastTraining(SequenceEstimator):
     def _task(
         self,
         series: Series,
-        covariates: list[Array] | None,
+        covariates: CovariateRows | None,
+        static: Array | None,
+        sizes: CovariateSizes,
         scaling: SeriesScaling,
     ) -> _Forecasting:
-        """Return the training problem of series."""
+        """Return the training problem of series, with covariates of these `sizes`."""
         choices, arrays = self._choices, series.arrays
         if choices.apart:
             scaling = scaling.apart(len(arrays))
             arrays = split_variables(arrays)
-            if covariates is not None:
-                covariates = [one for one in covariates for _ in range(series.variables)]
+            covariates = None if covariates is None else covariates.repeated(series.variables)
+            static = None if static is None else np.repeat(static, series.variables, axis=0)
         # Similar lengths are trained together.
         order = np.argsort([-len(one) for one in arrays], kind="stable")
         recursive = self.strategy == "recursive"
@@ -134,11 +156,9 @@ class ForecastTraining(SequenceEstimator):
                 f"y has {steps} steps to learn from, too few for a horizon of {self.horizon}: pass "
                 'longer series, or choose a smaller horizon or strategy="recursive"'
             )
-        windows = Windows.of(
-            [arrays[n] for n in order],
-            None if covariates is None else [covariates[n] for n in order],
-            scaling.take(order), lag=self._compared, season=self.season, lags=choices.lags,
-            horizon=1 if recursive else self.horizon, levelled=choices.segments,
+        windows = self._windows(
+            [arrays[n] for n in order], None if covariates is None else covariates.taken(order),
+            scaling.take(order), None if static is None else static[order],
         )  # fmt: skip
         held = windows.held_out(choices.validation) if choices.validation else None
         if choices.segments:
@@ -146,44 +166,126 @@ class ForecastTraining(SequenceEstimator):
             if held is not None:
                 held = held.segments(choices.validation + self.horizon)
             windows = windows.segments(steps)
-        levels = PATH_LEVELS if recursive and self.quantiles is not None else self._levels
-        if levels is None:
-            fn = choices.loss
-            loss = ForecastLoss(LOSSES[fn] if isinstance(fn, str) else fn, None)
-        else:
-            loss = ForecastLoss(functools.partial(pinball_loss, quantiles=levels), len(levels))
+        return self._task_of(windows, held, sizes, choices.fold or 1)
+
+    def _task_of_later(
+        self, known: LastSteps, new: Following, origin: Origin
+    ) -> _Forecasting | None:
+        """Return the training problem of windows that forecast any of the next steps.
+
+        Earlier windows only bring a model with a state into it. None: no new value is known.
+
+        Parameters
+        ----------
+        known
+            The steps before of all series, as many as `_rows` says.
+        new
+            The next steps.
+        origin
+            The position of all series.
+        """
+        if all(np.isnan(one).all() for one in new.arrays):
+            return None
+        later = known.advance(new).taken(new.rows)
+        variables = self.n_features_in_ if self._choices.apart else 1
+        rows = (new.rows[:, None] * variables + np.arange(variables)).ravel()
+        origin = origin.take(rows)
+        arrays, covariates = later.values, later.covariates
+        steps = np.repeat([len(one) for one in new.arrays], variables)
+        if variables > 1:
+            arrays = split_variables(arrays)
+            covariates = None if covariates is None else covariates.repeated(variables)
+        windows = self._windows(arrays, covariates, origin.scaling, origin.static)
+        before = torch.from_numpy(windows.lengths - steps) - windows.horizon
+        windows = dataclasses.replace(windows, skipped=before.clamp_min(0))
+        if self._choices.segments:
+            windows = windows.segments(self._choices.seqsize)
+        return self._task_of(windows, None, self._sizes["covariates"], 1)
+
+    def _rows(self) -> int:
+        """Return how many last steps `_task_of_later` needs."""
+        choices = self._choices
+        before = 0 if choices.segments else choices.seqsize
+        return before + choices.lags + (self._compared or 0) + self.horizon
+
+    def _windows(
+        self, arrays: list[Array], covariates: CovariateRows | None, scaling: SeriesScaling,
+        static: Array | None,
+    ) -> Windows:  # fmt: skip
+        choices, ahead, past = self._choices, None, None
+        if covariates is not None:
+            lengths = np.array([len(one) for one in arrays])
+            ahead, past = covariates.ahead, covariates.seen(lengths, lagged=choices.segments)
+        return Windows.of(
+            arrays, ahead, scaling, past=past, static=static, lag=self._compared,
+            season=choices.season, lags=choices.lags,
+            horizon=1 if self.strategy == "recursive" else self.horizon, levelled=choices.segments,
+        )  # fmt: skip
+
+    def _task_of(
+        self, windows: Windows, held: Windows | None, sizes: CovariateSizes, fold: int
+    ) -> _Forecasting:
+        """Return the training problem of windows; `held` are to validate on."""
+        choices = self._choices
+        loss = self._make_loss()
         begin = 0
         if not choices.segments:  # leave out the first steps rather than the last
-            begin = (windows.longest - 1) % (choices.fold or 1)
+            begin = (windows.longest - 1) % fold
         lengths = (windows.lengths - 1 - begin).clip(0)
-        known = 0 if covariates is None else covariates[0].shape[1]
         return _Forecasting(
             *windows.training_data(begin),
             n_in=choices.lags * windows.values.shape[2],
-            n_out=arrays[0].shape[1] * (loss.outputs or 1),
+            n_out=windows.targets.shape[2] * (loss.outputs or 1),
             dtype=torch.float32, loss=loss, steps=choices.seqsize,
-            validation=None if held is None else held.training_data(), covariates=known,
+            validation=None if held is None else held.training_data(), covariates=sizes,
             segments=windows if choices.segments else None,
             lengths=None if bool((lengths == lengths[0]).all()) else lengths,
         )  # fmt: skip
 
+    def _learn_on(self, known: LastSteps, new: Following, origin: Origin, start: Start) -> None:
+        """Train for an epoch on `_task_of_later`."""
+        task = self._task_of_later(known, new, origin)
+        if task is None:
+            return
+        est = self.estimator_
+        fold = est.spec.fold
+        est.spec = dataclasses.replace(est.spec, fold=1)
+        try:
+            self._train(task, start)
+        finally:
+            est.spec = dataclasses.replace(est.spec, fold=fold)
+
+    def _make_loss(self) -> ForecastLoss:
+        recursive = self.strategy == "recursive"
+        levels = PATH_LEVELS if recursive and self.quantiles is not None else self._levels
+        if levels is None:
+            fn = self._choices.loss
+            return ForecastLoss(LOSSES[fn] if isinstance(fn, str) else fn, None)
+        return ForecastLoss(functools.partial(pinball_loss, quantiles=levels), len(levels))
+
+    def _make_again(self, sizes: dict[str, Any], seed: int) -> Estimator:
+        """Return an estimator like one that `_make` made, for its weights."""
+        given: dict[str, Any] = {**sizes, "dtype": torch.float32, "loss": self._make_loss()}
+        return self._make(_Forecasting(None, None, None, **given), seed)
+
     def _make(self, task: Task, seed: int) -> Estimator:
         assert isinstance(task, _Forecasting)
+        self._sizes = {name: getattr(task, name) for name in _SIZES}
         horizon = 1 if self.strategy == "recursive" else self.horizon
         choices = self._choices
         if choices.segments:
             with seeded(seed):
-                net = ForecastNet(self._make_segment_rnn(task, horizon), None, 0)
+                net = ForecastNet(self._make_segment_rnn(task, horizon))
         else:
             net = ForecastNet.make(
                 lambda n_in, n_out: make_module(
                     self.module, n_in, n_out, seed=seed, hidden_size=choices.hidden_size,
                     num_layers=self.num_layers, dropout=choices.dropout,
                 ),
-                seen=task.n_in, covariates=task.covariates, outputs=task.n_out, horizon=horizon,
-                width=choices.hidden_size, seed=seed,
+                seen=task.n_in, lags=choices.lags, covariates=task.covariates,
+                outputs=task.n_out, horizon=horizon, width=choices.hidden_size, seed=seed,
             )  # fmt: skip
-        if not isinstance(self.module, str):  # named modules pass
+        if task.x is not None and not isinstance(self.module, str):  # named modules pass
             check_steps_apart(net, task.x, task.n_out * horizon)
         spec = Spec(
             epochs=choices.epochs, batchsize=choices.batchsize, seqsize=task.steps, shuffle=True,
@@ -203,7 +305,7 @@ class ForecastTraining(SequenceEstimator):
         return SegmentRNN(
             horizon=horizon, variables=task.n_out // outputs, outputs=outputs, lags=choices.lags,
             segment=choices.segment,
-            season=None if choices.compared else self.season, covariates=task.covariates,
+            season=None if choices.compared else choices.season, covariates=task.covariates,
             hidden_size=choices.hidden_size, num_layers=self.num_layers, dropout=choices.dropout,
         )  # fmt: skip
 
@@ -212,13 +314,7 @@ class ForecastTraining(SequenceEstimator):
         x, y, w = task.x, task.y, task.w
         shuffler = next((c for c in est.callbacks if isinstance(c, Shuffler)), None)
         if task.segments is not None and shuffler is not None:
-            parts = task.segments
-            known = parts.covariates
-            parts = dataclasses.replace(
-                parts, values=shuffler.shuffled(parts.values, 0),
-                targets=shuffler.shuffled(parts.targets, 0),
-                covariates=None if known is None else shuffler.shuffled(known, 0),
-            )  # fmt: skip
+            parts = task.segments.mapped(lambda part: shuffler.shuffled(part, 0))
             x, y, _ = parts.training_data()
             w = None if w is None else shuffler.shuffled(w, 1)
         naive = self._naive(est, task)

@@ -12,6 +12,7 @@ from ..._util.tree import Tree, tree_leaves, tree_map
 from ...nn.stateful import Stateful, in_mode, steps_apart, takes_lengths, takes_state
 from ...training.argument_checks import input_dtype
 from ...training.time_dependence import find_looks
+from .covariate_encoder import CovariateEncoder, CovariateSizes
 
 __all__ = ["ForecastNet", "KnownFuture", "StateOnly", "check_steps_apart"]
 
@@ -73,25 +74,32 @@ class ForecastNet(nn.Module):
     Parameters
     ----------
     body
-        Any model; it gets the values seen at a step, and the covariates of the next step.
+        Any model; it gets the values seen at a step, and the features of covariates: of the last
+        steps those known in the past only, of the next step those known ahead, and static ones.
     head
         A `KnownFuture`; None: the body makes the forecasts.
-    covariates
-        F, 0 if there are none.
+    encoder
+        Makes features of covariates; None: there are none, or the body does so.
 
     Examples
     --------
-    >>> net = ForecastNet(nn.GRU(3, 4), None, 2)
+    >>> encoder = CovariateEncoder(CovariateSizes(ahead=(0, 0)), lagged=False)
+    >>> net = ForecastNet(nn.GRU(3, 4), None, encoder)
     >>> y, state = net((torch.zeros(10, 5, 1), torch.zeros(10, 5, 2)))
     >>> y.shape
     torch.Size([10, 5, 4])
     """
 
-    def __init__(self, body: nn.Module, head: KnownFuture | None, covariates: int) -> None:
+    def __init__(
+        self,
+        body: nn.Module,
+        head: KnownFuture | None = None,
+        encoder: CovariateEncoder | None = None,
+    ) -> None:
         super().__init__()
         self.body = body
         self.head = head
-        self._covariates = covariates
+        self.encoder = encoder
 
     @classmethod
     def make(
@@ -99,7 +107,8 @@ class ForecastNet(nn.Module):
         build: Callable[[int, int], nn.Module],
         *,
         seen: int,
-        covariates: int,
+        lags: int,
+        covariates: CovariateSizes,
         horizon: int,
         width: int,
         outputs: int,
@@ -111,36 +120,64 @@ class ForecastNet(nn.Module):
         ----------
         build
             Makes the body.
-        seen, covariates
-            Number of values the model sees at a step, and F.
+        seen, lags
+            Number of values the model sees at a step, of how many steps.
+        covariates
+            Columns of covariates.
         horizon, outputs
             Number of steps forecast at once, and outputs of each.
         width
             Size of a head's contexts.
         seed
-            Seed of the head's weights.
+            Seed of the weights of the head and of embeddings.
         """
-        if horizon == 1 or not covariates:
-            return cls(build(seen + covariates, horizon * outputs), None, covariates)
+        if not covariates:
+            return cls(build(seen, horizon * outputs))
         with seeded(seed):
-            head = KnownFuture(horizon, covariates, width, outputs)
-        body = build(seen + covariates, horizon * width)
-        return cls(body, head.to(input_dtype(body)), covariates)
+            encoder, head = CovariateEncoder(covariates, lagged=False), None
+            known = encoder.ahead.features
+            if horizon > 1 and known:
+                head = KnownFuture(horizon, known, width, outputs)
+        seen += known + lags * encoder.past.features + encoder.static.features
+        body = build(seen, horizon * (outputs if head is None else width))
+        dtype = input_dtype(body)
+        most = max(covariates.ahead + covariates.past + covariates.static)
+        if most > 2 / torch.finfo(dtype).eps:
+            raise ValueError(
+                f"module computes in {dtype}, which cannot tell {most} categories apart: let it "
+                "compute in torch.float32"
+            )
+        return cls(body, None if head is None else head.to(dtype), encoder.to(dtype))
 
     def forward(
         self, x: Tree, state: Tree = None, lengths: Tensor | None = None
     ) -> tuple[Tensor, Tree]:
         """Run a chunk; see `Windows.inputs`."""
-        y, state = self.run_body(x, state, lengths)
-        return (y if self.head is None else self.head(y, x[1])), state
+        x, ahead = self._features(x)
+        y, state = self._run(x, state, lengths)
+        return (y if self.head is None else self.head(y, ahead)), state
 
     def run_body(
         self, x: Tree, state: Tree = None, lengths: Tensor | None = None
     ) -> tuple[Tensor, Tree]:
         """Run a chunk, without the head."""
-        if self._covariates:
-            seen, known = x
-            x = torch.cat([seen, known[..., : self._covariates]], -1)
+        return self._run(self._features(x)[0], state, lengths)
+
+    def _features(self, x: Tree) -> tuple[Tree, Tensor | None]:
+        """Return what the body sees, and the features of covariates known ahead."""
+        if self.encoder is None:
+            return x, None
+        values, ahead, past, static = self.encoder(x)
+        parts = [values]
+        if past is not None:
+            parts.append(past.flatten(2))
+        if ahead is not None:
+            parts.append(ahead[:, :, 0])
+        if static is not None:
+            parts.append(static)
+        return torch.cat(parts, -1), None if ahead is None else ahead.flatten(2)
+
+    def _run(self, x: Tree, state: Tree, lengths: Tensor | None) -> tuple[Tensor, Tree]:
         more = {} if lengths is None or not takes_lengths(self.body) else {"lengths": lengths}
         if takes_state(self.body):
             y, state = self.body(x, state, **more)
@@ -153,7 +190,7 @@ class StateOnly(nn.Module):
 
     Examples
     --------
-    >>> y, state = StateOnly(ForecastNet(nn.GRU(1, 4), None, 0))(torch.zeros(10, 5, 1))
+    >>> y, state = StateOnly(ForecastNet(nn.GRU(1, 4)))(torch.zeros(10, 5, 1))
     >>> y.shape, state.shape
     (torch.Size([10, 5, 1]), torch.Size([1, 5, 4]))
     """
@@ -193,7 +230,7 @@ def check_steps_apart(net: ForecastNet, x: Tree, outputs: int) -> None:
 
     Examples
     --------
-    >>> check_steps_apart(ForecastNet(nn.LSTM(1, 4), None, 0), torch.rand(10, 2, 1), 4)
+    >>> check_steps_apart(ForecastNet(nn.LSTM(1, 4)), torch.rand(10, 2, 1), 4)
     """
     device, dtype = torch.device("cpu"), input_dtype(net)
     x = tree_map(lambda a: a[:_STEPS, :_SEQUENCES].to(dtype), x)

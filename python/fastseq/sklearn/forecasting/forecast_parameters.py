@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ...errors import meant
 from ...training.spec import check_count
+from .calendar_features import FEATURES
 from .forecast_losses import LOSSES
 from .series import Series
 
@@ -23,7 +25,9 @@ _CHOICES = {
 def check_parameters(given: dict[str, Any]) -> None:
     """Raise ValueError or TypeError if a parameter is invalid."""
     check_count("horizon", given["horizon"])
-    for name in ("season", "lags", "epochs", "batchsize", "seqsize", "fold"):
+    if given["season"] not in (None, "auto"):
+        check_count("season", given["season"])
+    for name in ("lags", "epochs", "batchsize", "seqsize", "fold"):
         if given[name] is not None:
             check_count(name, given[name])
     if given["validation"] is not None and given["validation"] != 0:
@@ -31,6 +35,7 @@ def check_parameters(given: dict[str, Any]) -> None:
     for name, allowed in _CHOICES.items():
         if given[name] not in allowed:
             raise ValueError(f"{name} must be one of {allowed}, got {given[name]!r}")
+    _check_covariates(given)
     loss, levels = given["loss"], given["quantiles"]
     if isinstance(loss, str) and loss not in LOSSES:
         raise ValueError(f"loss must be one of {tuple(LOSSES)} or a callable, got {loss!r}")
@@ -44,6 +49,32 @@ def check_parameters(given: dict[str, Any]) -> None:
         raise TypeError(f"quantiles must be a list of levels or None, got {levels!r}") from None
     if len(edges) == 2 or not all(low < high for low, high in pairwise(edges)):
         raise ValueError(f"quantiles must be rising levels between 0 and 1, got {levels!r}")
+
+
+def _check_covariates(given: dict[str, Any]) -> None:
+    past, calendar, holidays = given["past"], given["calendar"], given["holidays"]
+    if isinstance(past, str) or not all(_is_column(one) for one in past):
+        raise TypeError(f"past must be a list of names or positions of columns, got {past!r}")
+    if len(past) and given["strategy"] == "recursive":
+        raise ValueError(
+            'past needs strategy="direct": for strategy="recursive", all covariates must be known '
+            "ahead, as the model is run over the horizon step by step"
+        )
+    if not isinstance(calendar, bool):
+        if isinstance(calendar, str) or not all(isinstance(one, str) for one in calendar):
+            raise TypeError(f"calendar must be True, False or a list of features, got {calendar!r}")
+        for one in calendar:
+            if one not in FEATURES:
+                raise ValueError(
+                    f"calendar: features are {', '.join(FEATURES)}, got {one!r}"
+                    f"{meant(one, FEATURES)}"
+                )
+    if not (holidays is None or isinstance(holidays, str)):
+        raise TypeError(f"holidays must be a country's code, such as 'DE', got {holidays!r}")
+
+
+def _is_column(given: object) -> bool:
+    return isinstance(given, str | int | np.integer) and not isinstance(given, bool)
 
 
 def season_lag(season: int | None, horizon: int, strategy: str) -> int | None:

@@ -4,42 +4,70 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from sklearn.exceptions import NotFittedError
+from sklearn.base import clone
 from torch import Tensor, nn, optim
 
 from ...training.spec import check_count
-from ..alignment import check_ahead, check_going_on, check_together
-from .choices import SEGMENT_RNN, Choices
-from .covariates import Covariates
-from .fitting import ForecastTraining
+from ..alignment import aligned, check_ahead, check_going_on, check_together, joined, rows_of
+from .all_covariates import AllCovariates, choose, first_read
+from .baselines import Baselines
+from .choices import SEGMENT_RNN, least_steps
+from .comparison import accuracy, middle, outcomes
+from .following import Following
 from .forecast_parameters import check_lengths, check_parameters
 from .forecast_score import skill
-from .rollout import Origin, Rollout
+from .forecaster_files import ForecasterFiles
+from .frequencies import offset_of, season_of
+from .joined_data import Before, copied
+from .last_steps import LastSteps
+from .long_frames import Columns
+from .longer_horizon import forecast_steps
+from .result_forms import Forecasts
+from .rollout import Origin
 from .series import Array, Series, read_series, refuse_identifiers
-from .times import Times
+from .times import Spacing, Times
 from .windows import SeriesScaling
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["SequenceForecaster"]
 
 
-class SequenceForecaster(ForecastTraining):
-    """Forecast series over a horizon, from their past and from covariates known ahead.
+class SequenceForecaster(ForecasterFiles):
+    """Forecast series over a horizon, from their past and from covariates.
 
     One model serves all series. `horizon` and `season` are all it needs: parameters that are None
     are chosen from them and from the data.
 
     Pass one series ``(T,)`` or ``(T, K)`` (K variables), or a panel: an array
-    ``(N, T, K)``, or a list of ``(T_i,)`` or ``(T_i, K)`` of any lengths (turn an array ``(N, T)``
-    into a list by ``list(y)``). NaN marks missing values: they are not learnt, and the model sees
-    the last known value in their place.
+    ``(N, T, K)``, or a list or dictionary of ``(T_i,)`` or ``(T_i, K)`` of any lengths (turn an
+    array ``(N, T)`` into a list by ``list(y)``). NaN marks missing values: they are not learnt, and
+    the model sees the last known value in their place.
 
     The index of a pandas Series or DataFrame is the time. Dates may be in any order, but must be
-    equally far apart (`asfreq` makes rows for missing ones); covariates must have the same times,
-    and later data must follow directly. Columns are matched by name, in the order of `fit`. Arrays,
-    lists and an index 0, 1, 2, … carry no times: later data are then assumed to follow.
+    equally far apart; where some are missing, values are missing. Covariates must have the same
+    times, and later data must follow directly. Columns are matched by name, in the order of `fit`.
+    Arrays, lists and an index 0, 1, 2, … carry no times: later data are then assumed to follow.
+
+    A long frame, of pandas or polars, has rows of all series, in any order, with their ids in the
+    column `id_col`, times in `time_col` and values in `target_col`; all other columns are
+    covariates. Series are sorted by id.
+
+    What comes in comes out: forecasts of arrays are arrays, those of tables are tables with the
+    times that follow, those of a long frame are a long frame.
+
+    Columns of tables of covariates may hold categories (strings, booleans, objects, categorical):
+    they are embedded. Categories that were not seen in `fit`, and missing ones, are all alike then,
+    and have no effect of their own.
+
+    scikit-learn's searches take series as their data, and covariates as their targets,
+    ``GridSearchCV(f, grid, cv=TimeSeriesSplit(3)).fit(y, X)``: the data of one series (or a table,
+    a column for each) are split by time. They would split a list by series.
 
     Parameters
     ----------
@@ -56,7 +84,26 @@ class SequenceForecaster(ForecastTraining):
         from it. With a season of more than 168 steps, and for other models, changes from the values
         a season before (direct: as many seasons before as are known for the whole horizon) are
         learnt instead of the values. A missing value is replaced by the one a season earlier; if
-        none was ever known, by the last known value.
+        none was ever known, by the last known value. "auto": that of the frequency, such as 24 of
+        hours, 7 of days, 52 of weeks, 12 of months; none if there are no dates, or a series is
+        shorter than two seasons. See `season_`.
+    freq
+        How far apart steps are: a frequency of pandas such as "15min", or a number. None: inferred
+        from the times; at least half of them must then follow each other directly.
+    id_col, time_col, target_col
+        Columns of a long frame.
+    past
+        Names of those columns of X, for arrays their positions, that are not known ahead: their
+        values may have gaps, in which the last known one is seen, and those after the origin of a
+        forecast are never looked at. Not for ``strategy="recursive"``.
+    calendar
+        Features of the dates of steps, which need not be in X: True chooses some by the distance of
+        steps, the season, and how long series are; or a list of "minute_of_hour", "hour_of_day",
+        "day_of_week", "hour_of_week", "day_of_month", "day_of_year", "week_of_year", "month",
+        "quarter". Days and hours are those of the index's time zone.
+    holidays
+        A country's code, such as "DE", or "DE-BY" for a part of it: whether days are holidays, the
+        days before one, or after one. Needs the package holidays, and steps of at most a day.
     lags
         Number of last values the model sees at each step. Recurrent models remember; one without
         state needs as many as matter. None: 1; for "segrnn" 4 horizons or 2 seasons, at most 336 or
@@ -116,6 +163,8 @@ class SequenceForecaster(ForecastTraining):
         The `History` of training.
     n_features_in_
         Number of variables.
+    season_
+        Steps of the season; None: none.
     repeats_
         Whether "segrnn" repeats the last season, because that was better on the held-out part.
 
@@ -133,12 +182,31 @@ class SequenceForecaster(ForecastTraining):
     (50, 12, 3)
     >>> f.update(y[150:]).predict().shape  # of what follows y
     (12, 3)
+
+    A long frame:
+
+    >>> import pandas as pd
+    >>> days = pd.date_range("2024-01-01", periods=60)
+    >>> shops = pd.concat(
+    ...     pd.DataFrame({"unique_id": shop, "ds": days, "y": np.sin(np.arange(60.0) / size)})
+    ...     for shop, size in (("north", 2), ("south", 3))
+    ... )
+    >>> f = SequenceForecaster(horizon=2, epochs=5, random_state=0).fit(shops)
+    >>> f.predict()[["unique_id", "ds"]]
+      unique_id         ds
+    0     north 2024-03-01
+    1     north 2024-03-02
+    2     south 2024-03-01
+    3     south 2024-03-02
     """
 
-    _known: Covariates | None
+    _known: AllCovariates
     _scaling: SeriesScaling  # of the training series
     _origin: Origin  # the current position of the series
     _times: list[Times | None]  # its times
+    _last: LastSteps  # up to it
+    _baselines: Baselines
+    _data: dict[str, Any] | None = None  # the training data, unless series advanced
 
     def __init__(
         self,
@@ -146,7 +214,14 @@ class SequenceForecaster(ForecastTraining):
         *,
         quantiles: Sequence[float] | None = None,
         strategy: str = "direct",
-        season: int | None = None,
+        season: int | str | None = "auto",
+        freq: object = None,
+        id_col: str = "unique_id",
+        time_col: str = "ds",
+        target_col: str = "y",
+        past: Sequence[str | int] = (),
+        calendar: bool | Sequence[str] = False,
+        holidays: str | None = None,
         lags: int | None = None,
         scale: str | None = "standard",
         module: str | nn.Module | Callable[..., nn.Module] = SEGMENT_RNN,
@@ -180,6 +255,13 @@ class SequenceForecaster(ForecastTraining):
         self.quantiles = quantiles
         self.strategy = strategy
         self.season = season
+        self.freq = freq
+        self.id_col = id_col
+        self.time_col = time_col
+        self.target_col = target_col
+        self.past = past
+        self.calendar = calendar
+        self.holidays = holidays
         self.lags = lags
         self.scale = scale
         self.module = module
@@ -209,7 +291,7 @@ class SequenceForecaster(ForecastTraining):
         self.warm_start = warm_start
         self.verbose = verbose
 
-    def fit(self, y: object, X: object = None) -> SequenceForecaster:  # noqa: N803 (as in scikit-learn)
+    def fit(self, y: object, X: object = None, *, static: object = None) -> SequenceForecaster:  # noqa: N803 (as in scikit-learn)
         """Train on all steps of series.
 
         Parameters
@@ -217,9 +299,14 @@ class SequenceForecaster(ForecastTraining):
         y
             The series; see above.
         X
-            Covariates of the same steps, ``(T, F)``, for a panel ``(N, T, F)``, a list of
-            ``(T_i, F)``, or ``(T, F)`` for all series. They must be known for the whole horizon
-            when forecasting (a calendar, prices, plans).
+            Covariates of the same steps, ``(T, F)``, for a panel ``(N, T, F)``, a list or
+            dictionary of ``(T_i, F)``, or ``(T, F)`` for all series; None if `y` is a long frame,
+            which has them. Those not in `past` must be known for the whole horizon when
+            forecasting (prices, plans, promotions).
+        static
+            Covariates of each series that do not change, ``(N, S)``. The rows of a table go by the
+            series' ids, which are its index or its column `id_col`; without ids by their order.
+            Tables may hold categories.
 
         Returns
         -------
@@ -231,43 +318,55 @@ class SequenceForecaster(ForecastTraining):
         ValueError, TypeError
             A parameter or the data are invalid.
         """
-        check_parameters(self.get_params(deep=False))
-        series = read_series(y, "y")
+        params = self.get_params(deep=False)
+        check_parameters(params)
+        spacing = Spacing(None if self.freq is None else offset_of(self.freq))
+        given = {"y": copied(y), "X": copied(X), "static": static}
+        y, X = self._columns.split(y, X, spacing)  # noqa: N806
+        series = read_series(y, "y", spacing=spacing)
         refuse_identifiers(series, "y")
-        start = self._begin((series.variables, series.names, X is not None))
+        start = self._begin((series.variables, series.names, X is not None, static is not None))
         goes_on = start.why is None  # with the same scaling, too
-        if not goes_on:
-            params = self.get_params(deep=False)
-            self._choices = Choices.of(params, series.lengths, series.variables)
-        lag, apart = self._choices.lag, self._choices.validation
-        check_lengths(series, 2 + (lag or 0) + apart, self._needs(), apart=apart)
         known = self._known if goes_on else None
-        read = None
-        if X is not None:
-            read = Covariates.read(X, series, series.lengths, "the steps of y", known)
-            known = known or Covariates.measure(read, scaled=self.scale is not None, apart=apart)
+        x, read = first_read(X, series, self.past, None if known is None else known.x, spacing)
         times = check_together(series, read)
-        covariates = None if read is None or known is None else known.scaled(read)
+        if known is None:
+            freq = next(filter(None, (spacing.given, *series.freqs)), None)
+            self._choices, known = choose(params, series, season_of(freq), x, times)
+        apart, scaled = self._choices.validation, self.scale is not None
+        check_lengths(series, least_steps(self._choices), self._needs(), apart=apart)
+        if not goes_on:
+            known, read = known.measured(read, apart=apart, scaled=scaled)
+        known, fixed = known.of_series(static, series, self.id_col, scaled=scaled)
+        covariates = known.rows(read, series.lengths, times, lambda own: own.index)
         if goes_on and self.scale != "series":
             scaling = self._scaling
         else:
             scaling = self._measure([one[: len(one) - apart] for one in series.arrays])
-        self._train(self._task(series, covariates, scaling), start)
+        self._train(self._task(series, covariates, fixed, known.sizes, scaling), start)
         self.n_features_in_ = series.variables
         self._known, self._scaling = known, scaling
-        self._rollout = Rollout(
-            self.estimator_, self.horizon, self._choices.lags, self.season, self._compared,
-            self._choices.segments, series.variables if self._choices.apart else 1,
-            self.strategy == "recursive", self._levels, start.seed,
-        )  # fmt: skip
-        self._origin = self._rollout.begin(series.arrays, covariates, scaling)
-        self._times = [None if one is None else one.end for one in times]
+        self._rollout = self._make_rollout(start.seed)
+        self._origin = self._rollout.begin(series.arrays, covariates, scaling, fixed)
+        self._last = LastSteps.of(series.arrays, covariates, self._rows())
+        self._baselines = Baselines.measure(series.arrays, self._choices.season)
+        ends = {id(one): one.end for one in times if one is not None}
+        self._times = [None if one is None else ends[id(one)] for one in times]
         self._like = dataclasses.replace(
-            series, arrays=[one[:0] for one in series.arrays], indices=(), moved=()
+            series, arrays=[one[:0].copy() for one in series.arrays], indices=(), moved=(), freqs=()
         )
+        self.season_ = self._choices.season
+        self._data = given
         return self
 
-    def predict(self, y: object = None, X: object = None) -> Array:  # noqa: N803
+    def predict(
+        self,
+        y: object = None,
+        X: object = None,  # noqa: N803
+        *,
+        static: object = None,
+        horizon: int | None = None,
+    ) -> Any:
         """Forecast the next `horizon` steps.
 
         Parameters
@@ -278,37 +377,52 @@ class SequenceForecaster(ForecastTraining):
             added since.
         X
             Covariates, if `fit` got some, of the steps of `y` and of the horizon,
-            ``(T + horizon, F)``; without `y`, ``(horizon, F)``; for panels as in `fit`.
+            ``(T + horizon, F)``; without `y`, ``(horizon, F)``; for panels as in `fit`. With long
+            frames, a long frame of the horizon. In the horizon, columns not known ahead may be NaN,
+            and without `y`, or with long frames, they may be left out.
+        static
+            Static covariates of `y`, if `fit` got some.
+        horizon
+            Number of steps to forecast; None: those the model was trained for. Further ones are
+            forecast from the forecasts of those before, of quantiles from their medians: their
+            quantiles do not show that these are uncertain, too, and are too narrow (unless the
+            strategy is recursive).
 
         Returns
         -------
-        numpy.ndarray
-            ``(horizon,)``, ``(horizon, K)``, for a panel ``(N, horizon)`` or ``(N, horizon, K)``,
-            in the form of the series. Quantiles add a last axis, along which they rise.
+        numpy.ndarray, pandas.Series, pandas.DataFrame, list, dict or polars.DataFrame
+            ``(horizon,)``, ``(horizon, K)``, for a panel ``(N, horizon)`` or ``(N, horizon, K)``;
+            in the form of the series. Quantiles add a last axis, along which they rise; in tables
+            they are columns "q0.1", …. Long frames have a column of ids, of times, and "forecast"
+            or quantiles, sorted by id and time.
         """
         self._check_fitted()
-        rollout, origin, form = self._rollout, self._origin, self._like
-        past = ahead = None
+        steps = self.horizon if horizon is None else horizon
+        check_count("horizon", steps)
+        rollout, origin, form, known = self._rollout, self._origin, self._like, self._known
+        ends = self._times
         if y is None:
-            count = len(form.arrays)
+            if static is not None:
+                raise ValueError("static is given without y: that of the series is known from fit")
             what = "the horizon, the steps that follow"
-            read = self._read_covariates(X, form, np.full(count, self.horizon), what)
-            if read is not None and self._known is not None:
+            X = self._columns.covariates(X, self._spacing)  # noqa: N806
+            read = known.read_ahead(X, form, steps, what, self._spacing)
+            if read is not None:
                 check_ahead(read, self._times)
-                ahead = self._known.scaled(read)
+            none = np.zeros(len(form.arrays), int)
+            ahead = known.rows(read, none, self._times, lambda own: own.following(steps))
         else:
-            form = self._read(y, self._choices.lag or 1)
-            what = "the steps of y and of the horizon"
-            read = self._read_covariates(X, form, form.lengths + self.horizon, what)
-            check_together(form, read, ahead=0 if read is None else self.horizon, known=self._times)
-            if read is not None and self._known is not None:
-                whole = self._known.scaled(read)
-                past = [one[: -self.horizon] for one in whole]
-                ahead = [one[-self.horizon :] for one in whole]
-            scaling = self._measure(form.arrays) if self.scale == "series" else self._scaling
-            origin = rollout.begin(form.arrays, past, scaling)
-        found = rollout.forecast(origin, None if ahead is None else np.stack(ahead))
-        return self._result(form, found)
+            form, read = self._read_with_horizon(y, X, steps)
+            beyond = 0 if read is None else len(read.arrays[0]) - int(form.lengths[0])
+            ends = check_together(form, read, ahead=beyond)
+            covariates = known.rows(read, form.lengths, ends, lambda own: own.reaching(steps))
+            _, fixed = known.of_series(static, form, self.id_col)
+            scaling = self._scaling
+            if self.scale == "series":
+                scaling = self._measure(form.arrays).of_single_values(form.arrays, scaling)
+            origin = rollout.begin(form.arrays, covariates, scaling, fixed)
+            ahead = None if covariates is None else covariates.after(form.lengths)
+        return self._result(form, forecast_steps(rollout, origin, ahead, steps), ends)
 
     def update(self, y: object, X: object = None) -> SequenceForecaster:  # noqa: N803
         """Append new data, from whose end `predict` then forecasts. Nothing is learnt.
@@ -317,7 +431,8 @@ class SequenceForecaster(ForecastTraining):
         ----------
         y
             The next steps of the series that `fit` got, in their form; for a panel, equally many
-            of each.
+            of each. A long frame or a dictionary may have some of the series, and any number of
+            steps of each.
         X
             Covariates of these steps, if `fit` got some.
 
@@ -327,13 +442,46 @@ class SequenceForecaster(ForecastTraining):
             The data are invalid, such as steps that do not follow; nothing has been changed.
         """
         self._check_fitted()
-        values, covariates, times = self._following(y, X)
-        self._origin = self._rollout.advance(self._origin, values, covariates)
-        self._times = times
+        self._advance(self._following(y, X))
         return self
 
-    def backtest(self, y: object, X: object = None, *, stride: int | None = None) -> Array:  # noqa: N803
-        """Forecast repeatedly as series continue, without learning.
+    def partial_fit(self, y: object, X: object = None) -> SequenceForecaster:  # noqa: N803
+        """Learn from new data, from whose end `predict` then forecasts.
+
+        The model is trained for one epoch, with the learning rate at which `fit` ended, on all
+        forecasts that reach into the new steps; nothing else of the training data is seen. Then
+        the series advance, as by `update`. Scaling stays as in `fit`. Before any `fit`, this is
+        `fit`.
+
+        Parameters
+        ----------
+        y, X
+            As in `update`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            The data are invalid, or a parameter that matters was changed after `fit`; nothing has
+            been changed.
+        """
+        if not self.__sklearn_is_fitted__():
+            return self.fit(y, X)
+        check_parameters(self.get_params(deep=False))
+        start = self._begin(self._form, partial=True)
+        new = self._following(y, X)
+        self._learn_on(self._last, new, self._origin, start)
+        self._advance(new)
+        return self
+
+    def backtest(
+        self,
+        y: object,
+        X: object = None,  # noqa: N803
+        *,
+        stride: int | None = None,
+        refit: int | None = None,
+    ) -> Any:
+        """Forecast repeatedly as series continue; this forecaster does not change.
 
         Parameters
         ----------
@@ -342,19 +490,143 @@ class SequenceForecaster(ForecastTraining):
         stride
             Forecasts are made at the end of the training data and every so many steps after it;
             None: every `horizon` steps.
+        refit
+            After so many forecasts, and again after as many, train a model from scratch on the
+            training data and all of `y` before the next forecast: the same as `fit` of a clone.
+            None: learn nothing.
 
         Returns
         -------
-        numpy.ndarray
-            Forecasts at these times along the first axis, each as `predict` returns it. The last
-            ones may reach beyond `y`: there, covariates are assumed average.
+        numpy.ndarray, dict, pandas.DataFrame or polars.DataFrame
+            Of arrays: forecasts at these times along the first axis, each as `predict` returns it.
+            Of tables: a long frame of ids (of a panel), "variable" (of DataFrames), times,
+            "cutoff" (the last time known to a forecast), actual values, and "forecast" or
+            quantiles. The last forecasts may reach beyond `y`: there, covariates are assumed
+            average, except those of the calendar.
+
+        Raises
+        ------
+        ValueError, TypeError
+            The data are invalid; or `refit` is given after `update`, `partial_fit`, loading or
+            unpickling: the training data are only in memory, and only up to the end that `fit` saw.
         """
         self._check_fitted()
         stride = self.horizon if stride is None else stride
         check_count("stride", stride)
-        values, covariates, _ = self._following(y, X)
-        found = self._rollout.forecasts(self._origin, values, covariates, stride)
-        return np.stack([self._result(self._like, one) for one in found])
+        values, covariates = self._following(y, X, whole=True).stacked()
+        if refit is None:
+            found = self._rollout.forecasts(self._origin, values, covariates, stride)
+        else:
+            check_count("refit", refit)
+            found = self._refitted(y, X, values.shape[1], stride, refit)
+        form = self._like.form
+        if not form.tabular:
+            return form.stacked([self._result(self._like, one, self._times) for one in found])
+        parts = [self._forecasts(self._like, one, self._times) for one in found]
+        steps = range(0, values.shape[1], stride)
+        names = None if self._like.flat else self._like.names
+        return form.backtest(parts, steps, values, names)
+
+    def _refitted(
+        self, y: object, X: object, count: int, stride: int, refit: int  # noqa: N803
+    ) -> list[Array]:  # fmt: skip
+        """Return forecasts ``(N, horizon, K, Q)`` at each time of the next `count` steps."""
+        if self._data is None:
+            raise ValueError(
+                "backtest with refit= needs the training data, which are forgotten in update, "
+                "partial_fit, files and pickles: call fit on all data up to the first forecast"
+            )
+        before = Before(tuple(self._times), self._like.ids, self._columns)
+        found: list[Array] = []
+        for begin in range(0, count, stride * refit):
+            model, rest = self, {"y": y, "X": X}
+            if begin:
+                parts = {name: before.cut(later, begin) for name, later in rest.items()}
+                rest = {name: part[1] for name, part in parts.items()}
+                whole = {name: before.appended(self._data[name], part[0])
+                         for name, part in parts.items()}  # fmt: skip
+                model = clone(self).fit(**{**self._data, **whole})
+            values, covariates = model._following(**rest, whole=True).stacked()
+            block = values[:, : stride * refit]
+            found += model._rollout.forecasts_in_turn(model._origin, block, covariates, stride)
+        return found
+
+    def evaluate(
+        self,
+        y: object,
+        X: object = None,  # noqa: N803
+        *,
+        stride: int | None = None,
+        per_series: bool = False,
+    ) -> pd.DataFrame:
+        """Compare this forecaster's accuracy with that of simple forecasts from the same times.
+
+        These are the naive forecast (the last known value), the seasonal naive one (the values of
+        the last season, if there is a `season`), and drift (the line through the first and the last
+        known value). Forecasts are made as by `backtest`; steps whose value is missing, or beyond
+        the end of `y`, do not count. `utilsforecast` computes the measures: a series' value is the
+        mean over all its forecasts, and each variable counts as a series.
+
+        Parameters
+        ----------
+        y, X, stride
+            As in `backtest`.
+        per_series
+            Return rows for each series, instead of the means over series.
+
+        Returns
+        -------
+        pandas.DataFrame
+            A row for each model; with `per_series` for each series (and variable) and model.
+
+            - MAE, RMSE.
+            - sMAPE: 200 |y - f| / (|y| + |f|), in percent.
+            - MASE: the MAE divided by the mean absolute change of the training series over a season
+              (without a season, from step to step); NaN for a constant one. These two are as in the
+              M4 competition.
+
+            With quantiles, errors are those of the median, and there are further columns, NaN for
+            the simple forecasts:
+
+            - pinball: mean of the pinball losses of all quantiles.
+            - CRPS: the continuous ranked probability score, approximated by twice the pinball
+              loss, divided by the mean size of the values; NaN if all are 0.
+            - coverage: share of values from the lowest to the highest quantile.
+
+        Raises
+        ------
+        MissingFeatureError
+            `utilsforecast` or `pandas` is not installed.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> y = np.sin(np.arange(240) / 4)
+        >>> f = SequenceForecaster(12, epochs=2, random_state=0).fit(y[:180])
+        >>> table = f.evaluate(y[180:])
+        >>> table.index.tolist(), table.columns.tolist()
+        (['SequenceForecaster', 'naive', 'drift'], ['MAE', 'RMSE', 'sMAPE', 'MASE'])
+        """
+        self._check_fitted()
+        stride = self.horizon if stride is None else stride
+        check_count("stride", stride)
+        own, levels = type(self).__name__, self._levels
+        values, covariates = self._following(y, X, whole=True).stacked()
+        found = np.stack(self._rollout.forecasts(self._origin, values, covariates, stride))
+        table = accuracy(
+            outcomes(values, self.horizon, stride),
+            {own: middle(found, levels),
+             **self._baselines.forecasts_of(values, self.horizon, stride)},
+            self._baselines.scale, {} if levels is None else {own: found}, levels,
+        )  # fmt: skip
+        if not per_series:
+            return table.groupby(level="model", sort=False).mean()
+        if self._like.ids is not None:
+            ids = dict(enumerate(self._like.ids))
+            table = table.rename(index=ids, level="series").rename_axis(
+                index={"series": self.id_col}
+            )
+        return table.droplevel("variable") if values.shape[2] == 1 else table
 
     def score(self, y: object, X: object = None) -> float:  # noqa: N803
         """Return the score of forecasts of the steps after the training data; 1 is perfect.
@@ -369,7 +641,7 @@ class SequenceForecaster(ForecastTraining):
             As in `update`.
         """
         self._check_fitted()
-        values, covariates, _ = self._following(y, X)
+        values, covariates = self._following(y, X, whole=True).stacked()
         found = np.concatenate(
             self._rollout.forecasts(self._origin, values, covariates, self.horizon), axis=1
         )
@@ -377,18 +649,27 @@ class SequenceForecaster(ForecastTraining):
         flat = found[:, :steps].reshape(-1, *found.shape[2:])
         return skill(flat, values.reshape(-1, values.shape[2]), self._levels)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the training data out."""
+        return {**super().__getstate__(), "_data": None}
+
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_origin")
 
     def _needs(self) -> str:
-        return f"horizon={self.horizon}, season={self.season}"
+        return f"horizon={self.horizon}, season={self._choices.season}"
 
-    def _check_fitted(self) -> None:
-        if not self.__sklearn_is_fitted__():
-            raise NotFittedError(f"this {type(self).__name__} is not fitted yet: call fit first")
+    @property
+    def _columns(self) -> Columns:
+        return Columns(self.id_col, self.time_col, self.target_col)
+
+    @property
+    def _spacing(self) -> Spacing:
+        given = None if self.freq is None else offset_of(self.freq)
+        return Spacing.as_of(self._times, given)
 
     def _read(self, y: object, least: int, *, known: bool = True) -> Series:
-        series = read_series(y, "y", self._like.names)
+        series = read_series(y, "y", self._like.names, self._spacing)
         refuse_identifiers(series, "y")
         if series.variables != self.n_features_in_:
             raise ValueError(
@@ -397,40 +678,76 @@ class SequenceForecaster(ForecastTraining):
         check_lengths(series, least, self._needs(), known=known)
         return series
 
-    def _following(
-        self, y: object, X: object  # noqa: N803
-    ) -> tuple[Array, Array | None, list[Times | None]]:  # fmt: skip
-        """Read the steps after the series that `fit` got; return them, and their last times."""
-        series = self._read(y, 1, known=False)
+    def _advance(self, new: Following) -> None:
+        origin, baselines, times = self._origin, self._baselines, list(self._times)
+        for part in new.by_length():
+            values, covariates = part.stacked()
+            if len(part.rows) == len(times):
+                origin = self._rollout.advance(origin, values, covariates)
+                baselines = baselines.advance(values)
+            else:
+                origin = self._rollout.advance_some(origin, part.rows, values, covariates)
+                later = baselines.taken(part.rows).advance(values)
+                baselines = baselines.put(part.rows, later)
+        for row, end in zip(new.rows.tolist(), new.ends, strict=True):
+            times[row] = end
+        self._last = self._last.advance(new, self._rows())
+        self._origin, self._baselines, self._times, self._data = origin, baselines, times, None
+
+    def _read_with_horizon(
+        self, y: object, X: object, horizon: int  # noqa: N803
+    ) -> tuple[Series, Series | None]:  # fmt: skip
+        """Read series to forecast, and covariates of their steps and of the horizon."""
+        spacing, columns, known = self._spacing, self._columns, self._known
+        ahead = columns.covariates(X, spacing)
+        in_y = columns.is_long(y)
+        y, before = columns.split(y, None, spacing)
+        series = self._read(y, self._compared or 1)
+        if not in_y or known.x is None:
+            what = "the steps of y and of the horizon"
+            given = ahead if before is None else before
+            lengths = series.lengths + horizon
+            return series, known.read(given, series, lengths, what, spacing, ahead=horizon)
+        read = known.read(before, series, series.lengths, "the steps of y", spacing)
+        then = known.read_ahead(ahead, series, horizon, "the horizon", spacing)
+        return series, read if read is None or then is None else joined(read, then)
+
+    def _following(self, y: object, X: object, *, whole: bool = False) -> Following:  # noqa: N803
+        """Read the steps after the series that `fit` got; `whole`: equally many of all of them."""
+        y, X = self._columns.split(y, X, self._spacing)  # noqa: N806
+        series, ids = self._read(y, 1, known=False), self._like.ids
         count = len(self._like.arrays)
-        if len(series.arrays) != count:
+        rows = np.arange(count)
+        if series.ids is not None and not whole:
+            rows = rows_of(series, ids, "y")
+            series, rows = series.take(rows.argsort()), np.sort(rows)
+        series = aligned(series, ids, "y") if whole else series
+        if len(series.arrays) != len(rows):
             raise ValueError(
                 f"y must continue the {count} series that fit got, got {len(series.arrays)}"
             )
-        if len(set(series.lengths.tolist())) > 1:
+        if (whole or series.ids is None) and len(set(series.lengths.tolist())) > 1:
             raise ValueError(
                 "y must have the same number of steps of each series, got "
                 f"{series.lengths.tolist()}"
             )
-        read = self._read_covariates(X, series, series.lengths, "the steps of y")
-        times = check_going_on(series, read, self._times)
-        covariates = None
-        if read is not None and self._known is not None:
-            covariates = np.stack(self._known.scaled(read))
-        return np.stack(series.arrays), covariates, times
+        before = [self._times[row] for row in rows.tolist()]
+        read = self._known.read(X, series, series.lengths, "the steps of y", self._spacing)
+        ends = check_going_on(series, read, before)
+        steps = int(series.lengths.max()) + self.horizon
+        covariates = self._known.rows(
+            read, series.lengths, before, lambda own: own.following(steps)
+        )
+        return Following(rows, series.arrays, covariates, ends)
 
-    def _read_covariates(
-        self,
-        X: object,  # noqa: N803
-        like: Series,
-        lengths: Array,
-        what: str,
-    ) -> Series | None:
-        if self._known is not None:
-            return Covariates.read(X, like, lengths, what, self._known)
-        if X is not None:
-            raise ValueError("X is given, but fit got no covariates")
-        return None
+    def _forecasts(self, form: Series, found: Array, ends: Sequence[Times | None]) -> Forecasts:
+        values = found if self.quantiles is not None else found[..., 0]
+        return Forecasts(values.astype(form.dtype), ends, self._levels)
 
-    def _result(self, form: Series, found: Array) -> Array:
-        return form.like(found if self.quantiles is not None else found[..., 0])
+    def _result(self, form: Series, found: Array, ends: Sequence[Times | None]) -> Any:
+        result = self._forecasts(form, found, ends)
+        if form.form.kind == "arrays":
+            return form.like(result.values)
+        if form.flat:
+            result = dataclasses.replace(result, values=result.values.squeeze(2))
+        return form.form.forecasts(result)

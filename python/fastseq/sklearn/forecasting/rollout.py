@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..._util.tree import Tree, tree_map
+from ..._util.tree import Tree, tree_leaves, tree_map
 from ...data.sequences import Sequences, to_device
 from ...inference import Predictor
-from ...inference.state_rows import take_rows
+from ...inference.state_rows import put_rows, take_rows
 from ...nn.stateful import Stateful, batch_dims, in_mode, takes_state
 from ...training.argument_checks import input_dtype
+from .covariate_rows import CovariateRows, known_so_far
 from .forecast_net import ForecastNet, StateOnly
 from .series import Array, filled, join_variables, split_variables
 from .windows import SeriesScaling, Windows, over_seasons
@@ -48,6 +50,10 @@ class Origin:
         Number of those rows before the start of the series, ``(N,)``.
     scaling
         How the series are scaled.
+    past
+        Covariates of those rows, ``(N, R, G)``; None: the model sees none there.
+    static
+        Static covariates, ``(N, C)``; None: there are none.
     """
 
     state: Tree
@@ -55,6 +61,30 @@ class Origin:
     seasonal: Array | None
     starts: Array
     scaling: SeriesScaling
+    past: Array | None = None
+    static: Array | None = None
+
+    def take(self, rows: Array) -> Origin:
+        """Return the origin of some of the series, without their states."""
+        return Origin(
+            None, self.recent[rows], None if self.seasonal is None else self.seasonal[rows],
+            self.starts[rows], self.scaling.take(rows),
+            None if self.past is None else self.past[rows],
+            None if self.static is None else self.static[rows],
+        )  # fmt: skip
+
+    def put(self, rows: Array, part: Origin, state: Tree) -> Origin:
+        """Return the origin with that of some of the series replaced, and with another state."""
+        recent, starts, seasonal = self.recent.copy(), self.starts.copy(), self.seasonal
+        recent[rows], starts[rows] = part.recent, part.starts
+        if seasonal is not None:
+            seasonal = seasonal.copy()
+            seasonal[rows] = part.seasonal
+        past = self.past
+        if past is not None:
+            past = past.copy()
+            past[rows] = part.past
+        return Origin(state, recent, seasonal, starts, self.scaling, past, self.static)
 
     @property
     def season_before(self) -> Array:
@@ -101,15 +131,23 @@ class Rollout:
     seed: int
 
     def begin(
-        self, arrays: list[Array], covariates: list[Array] | None, scaling: SeriesScaling
+        self,
+        arrays: list[Array],
+        covariates: CovariateRows | None,
+        scaling: SeriesScaling,
+        static: Array | None = None,
     ) -> Origin:
-        """Run over series ``(T_i, K)``, with their covariates ``(T_i, F)``, from their start."""
+        """Run over series ``(T_i, K)``, with their covariates, from their start."""
         if self.variables > 1:
             scaling = scaling.apart(len(arrays))
             arrays = split_variables(arrays)
-            if covariates is not None:
-                covariates = [one for one in covariates for _ in range(self.variables)]
-        windows = self._windows(arrays, covariates, scaling)
+            static = None if static is None else np.repeat(static, self.variables, axis=0)
+        covariates = self._for_each(covariates)
+        lengths = np.array([len(one) for one in arrays], np.int64)
+        past = None if covariates is None else covariates.seen(lengths, lagged=self.levelled)
+        windows = self._windows(
+            arrays, None if covariates is None else covariates.ahead, scaling, past, static
+        )
         steps, state = windows.lengths - 1, None
         if windows.longest > 1:
             equal = bool((steps == steps[0]).all())
@@ -119,28 +157,60 @@ class Rollout:
         rows = self.lags + (self.lag or 0)
         recent = np.zeros((len(arrays), rows, arrays[0].shape[1]))
         seasonal = None if self.season is None else np.full_like(recent, np.nan)
+        seen = None if past is None else np.zeros((len(arrays), rows, past[0].shape[1]))
         for n, array in enumerate(arrays):
             begin = max(rows - len(array), 0)
             recent[n, begin:] = filled(array)[-rows:]
             if seasonal is not None and self.season is not None:
                 seasonal[n, begin:] = over_seasons(array, self.season)[-rows:]
+            if seen is not None and past is not None:
+                seen[n, begin:] = past[n][-rows:]
         starts = np.maximum(rows - windows.lengths, 0)
-        return Origin(state, recent, seasonal, starts, scaling)
+        return Origin(state, recent, seasonal, starts, scaling, seen, static)
 
-    def advance(self, origin: Origin, values: Array, covariates: Array | None) -> Origin:
-        """Advance by values ``(N, n, K)`` and their covariates ``(N, n, F)``."""
+    def advance(self, origin: Origin, values: Array, covariates: CovariateRows | None) -> Origin:
+        """Advance by values ``(N, n, K)`` and their covariates."""
         known, new = origin.recent.shape[1], values.shape[1]
         longer, inputs = self._going_on(origin, values, covariates)
         state = self._run(inputs, None, origin.state)
-        seasonal = longer.seasonal
+        seasonal, past = longer.seasonal, longer.past
         return Origin(
             state, longer.recent[:, -known:], None if seasonal is None else seasonal[:, -known:],
             np.maximum(origin.starts - new, 0), origin.scaling,
+            None if past is None else past[:, -known:], origin.static,
         )  # fmt: skip
 
+    def advance_some(
+        self, origin: Origin, rows: Array, values: Array, covariates: CovariateRows | None
+    ) -> Origin:
+        """Advance the series in `rows` as `advance` does, and leave the others where they are."""
+        each = (rows[:, None] * self.variables + np.arange(self.variables)).ravel()
+        part = origin.take(each)
+        if origin.state is None:
+            return origin.put(each, self.advance(part, values, covariates), None)
+        _, inputs = self._going_on(part, values, covariates)
+        dims = self._batch_dims(tree_map(lambda a: a[:1], inputs))
+        if any(dim < 0 for dim in tree_leaves(dims)):
+            raise ValueError(
+                "module has a state that all series share: y must have the same number of steps of "
+                "each series"
+            )
+        index = torch.from_numpy(each)
+        part = dataclasses.replace(part, state=take_rows(origin.state, dims, index))
+        part = self.advance(part, values, covariates)
+        state = tree_map(torch.clone, origin.state)
+        put_rows(state, dims, index, part.state, len(origin.recent))
+        return origin.put(each, part, state)
+
+    def _batch_dims(self, x: Tree) -> Tree:
+        """Return in which dimensions of the state's parts the series lie; `x` is any input."""
+        with in_mode(self._net, training=False):
+            dtype = input_dtype(self._net)
+            return batch_dims(self._net, tree_map(lambda a: a.to(self.est.device, dtype), x))
+
     def _going_on(
-        self, origin: Origin, values: Array, covariates: Array | None
-    ) -> tuple[Origin, Tensor | tuple[Tensor, Tensor]]:
+        self, origin: Origin, values: Array, covariates: CovariateRows | None
+    ) -> tuple[Origin, Tensor | tuple[Tensor, ...]]:
         """Return an origin with the values before and after it, and the model's inputs from it."""
         values, covariates = self._apart(values), self._for_each(covariates)
         known, new = origin.recent.shape[1], values.shape[1]
@@ -152,14 +222,32 @@ class Rollout:
         if origin.seasonal is not None and self.season is not None:
             longer = np.concatenate([origin.seasonal, values], axis=1)
             seasonal = np.stack([over_seasons(one, self.season) for one in longer])
-        going_on = dataclasses.replace(origin, recent=whole, seasonal=seasonal)
+        going_on = dataclasses.replace(
+            origin, recent=whole, seasonal=seasonal, past=self._past_of(origin, covariates, new)
+        )
         windows = self._windows_of(going_on, _behind(covariates, known))
         return going_on, windows.inputs(known - 1, known - 1 + new)
 
-    def forecast(self, origin: Origin, covariates: Array | None) -> Array:
+    def _past_of(self, origin: Origin, covariates: CovariateRows | None, new: int) -> Array | None:
+        """Return covariates of the rows before an origin and of `new` ones after it."""
+        if origin.past is None:
+            return None
+        count, _, width = origin.past.shape
+        rows = np.full((count, new, width), np.nan)
+        if covariates is not None:
+            column = 0
+            if self.levelled and covariates.ahead is not None:
+                column = covariates.ahead[0].shape[1]
+                rows[..., :column] = np.stack([one[:new] for one in covariates.ahead])
+            if covariates.past is not None:
+                rows[..., column:] = np.stack([one[:new] for one in covariates.past])
+        later = [known_so_far(one, old[-1]) for one, old in zip(rows, origin.past, strict=True)]
+        return np.concatenate([origin.past, np.stack(later)], axis=1)
+
+    def forecast(self, origin: Origin, covariates: CovariateRows | None) -> Array:
         """Return forecasts ``(N, horizon, K, Q)`` of the next steps, Q = 1 for points.
 
-        `covariates` ``(N, horizon, F)`` cover the horizon; the state stays unchanged.
+        `covariates` known ahead cover the horizon; the state stays unchanged.
         """
         covariates = self._for_each(covariates)
         if self.recursive:
@@ -174,24 +262,28 @@ class Rollout:
         return self._unscaled(outputs.reshape(count, -1), before, origin.scaling)
 
     def forecasts(
-        self, origin: Origin, values: Array, covariates: Array | None, stride: int
+        self, origin: Origin, values: Array, covariates: CovariateRows | None, stride: int
     ) -> list[Array]:
         """Return forecasts at `origin` and every `stride` of the next steps, ``(N, n, K)``.
 
-        After their last step, covariates ``(N, n, F)`` are assumed average.
+        After their last step, covariates known ahead are assumed average.
         """
         if stride <= _FEW and self.lag is None and not self.recursive:
             return self._forecasts_of_all(origin, values, covariates)[::stride]
+        return self.forecasts_in_turn(origin, values, covariates, stride)
+
+    def forecasts_in_turn(
+        self, origin: Origin, values: Array, covariates: CovariateRows | None, stride: int
+    ) -> list[Array]:
+        """Do the same by `forecast` and `advance`; covariates may reach beyond the values."""
         found = []
         for begin in range(0, values.shape[1], stride):
             if begin:
-                new = slice(begin - stride, begin)
-                known = None if covariates is None else covariates[:, new]
-                origin = self.advance(origin, values[:, new], known)
+                known = None if covariates is None else covariates.steps(begin - stride, begin)
+                origin = self.advance(origin, values[:, begin - stride : begin], known)
             ahead = None
             if covariates is not None:
-                ahead = covariates[:, begin : begin + self.horizon]
-                ahead = np.pad(ahead, ((0, 0), (0, self.horizon - ahead.shape[1]), (0, 0)))
+                ahead = covariates.horizon(begin, self.horizon)
             found.append(self.forecast(origin, ahead))
         return found
 
@@ -212,15 +304,17 @@ class Rollout:
             return values
         return np.moveaxis(values, 2, 1).reshape(-1, values.shape[1], 1)
 
-    def _for_each(self, covariates: Array | None) -> Array | None:
-        """Repeat covariates of series ``(N, …)`` for each of their variables."""
-        return None if covariates is None else np.repeat(covariates, self.variables, axis=0)
+    def _for_each(self, covariates: CovariateRows | None) -> CovariateRows | None:
+        """Repeat covariates of series for each of their variables."""
+        if covariates is None or self.variables == 1:
+            return covariates
+        return covariates.repeated(self.variables)
 
     def _joined(self, found: Array) -> Array:
         return found if self.variables == 1 else join_variables(found, self.variables)
 
     def _forecasts_of_all(
-        self, origin: Origin, values: Array, covariates: Array | None
+        self, origin: Origin, values: Array, covariates: CovariateRows | None
     ) -> list[Array]:
         """Return forecasts at `origin` and each of the next steps in one pass."""
         _, inputs = self._going_on(origin, values, covariates)
@@ -239,22 +333,25 @@ class Rollout:
     def _windows(
         self,
         arrays: list[Array],
-        covariates: list[Array] | None,
+        ahead: Sequence[Array] | Array | None,
         scaling: SeriesScaling,
+        past: Sequence[Array] | Array | None,
+        static: Array | None,
         starts: Array | None = None,
         seasonal: list[Array] | None = None,
     ) -> Windows:
         return Windows.of(
-            arrays, covariates, scaling, lag=self.lag, season=self.season, lags=self.lags,
-            horizon=1 if self.recursive else self.horizon, levelled=self.levelled, starts=starts,
-            seasonal=seasonal,
+            arrays, ahead, scaling, past=past, static=static, lag=self.lag, season=self.season,
+            lags=self.lags, horizon=1 if self.recursive else self.horizon,
+            levelled=self.levelled, starts=starts, seasonal=seasonal,
         )  # fmt: skip
 
-    def _windows_of(self, origin: Origin, covariates: list[Array] | None) -> Windows:
+    def _windows_of(self, origin: Origin, ahead: list[Array] | None) -> Windows:
         seasonal = None if origin.seasonal is None else list(origin.seasonal)
         return self._windows(
-            list(origin.recent), covariates, origin.scaling, origin.starts, seasonal
-        )
+            list(origin.recent), ahead, origin.scaling, origin.past, origin.static, origin.starts,
+            seasonal,
+        )  # fmt: skip
 
     # The methods below keep no state in the estimator: several threads may forecast at once.
 
@@ -292,7 +389,7 @@ class Rollout:
         assert isinstance(net, ForecastNet)
         return net
 
-    def _one_after_the_other(self, origin: Origin, covariates: Array | None) -> Array:
+    def _one_after_the_other(self, origin: Origin, covariates: CovariateRows | None) -> Array:
         """Forecast step by step; quantiles are computed from drawn futures."""
         count, known, width = origin.recent.shape
         copies = 1 if self.levels is None else _PATHS
@@ -304,12 +401,18 @@ class Rollout:
         scaling = origin.scaling.take(which)
         futures = np.empty((count * copies, self.horizon, width))
         before = origin.season_before[which]
-        seen = windows.values[torch.from_numpy(which), -self.lags :]
+        copied = torch.from_numpy(which)
+        seen = windows.values[copied, -self.lags :]
+        ahead, rows = self._covariates_of(windows, covariates)
         for step in range(self.horizon):
-            x: Tree = seen.flatten(1)
-            if covariates is not None:
-                ahead = covariates[:, step].astype(np.float32)[which]
-                x = (x, torch.from_numpy(ahead))
+            parts = [seen.flatten(1)]
+            if ahead is not None:
+                parts.append(ahead[copied, step])
+            if rows is not None:
+                parts.append(rows[copied, step : step + self.lags].flatten(1))
+            if windows.static is not None:
+                parts.append(windows.static[copied])
+            x: Tree = parts[0] if len(parts) == 1 else tuple(parts)
             found = self._step(stateful, x)
             scaled = _drawn(found.reshape(count * copies, width, -1), generator)
             if self.lag is None:
@@ -327,21 +430,29 @@ class Rollout:
         paths = futures.reshape(count, copies, self.horizon, width)
         return np.moveaxis(np.quantile(paths, self.levels, axis=1), 0, -1)
 
+    def _covariates_of(
+        self, windows: Windows, covariates: CovariateRows | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return covariates of the horizon, and all that the model will have seen by its end."""
+        if covariates is None or covariates.ahead is None:
+            return None, None
+        ahead = torch.from_numpy(np.stack(list(covariates.ahead)).astype(np.float32))
+        if windows.past is None:
+            return ahead, None
+        return ahead, torch.cat([windows.past[:, -self.lags :], ahead], 1)
+
     def _copied(self, state: Tree, x: Tree, which: Array) -> Tree:
         """Return the state with a row for each future."""
         if state is None or len(which) == len(np.unique(which)):
             return state
-        with in_mode(self._net, training=False):
-            dtype = input_dtype(self._net)
-            dims = batch_dims(self._net, tree_map(lambda a: a.to(self.est.device, dtype), x))
-        return take_rows(state, dims, torch.from_numpy(which))
+        return take_rows(state, self._batch_dims(x), torch.from_numpy(which))
 
 
-def _behind(covariates: Array | None, known: int) -> list[Array] | None:
+def _behind(covariates: CovariateRows | None, known: int) -> list[Array] | None:
     """Return covariates of the next steps, with `known` rows of zeros before them."""
-    if covariates is None:
+    if covariates is None or covariates.ahead is None:
         return None
-    return [np.concatenate([np.zeros((known, one.shape[1])), one]) for one in covariates]
+    return [np.pad(one, ((known, 0), (0, 0))) for one in covariates.ahead]
 
 
 def _drawn(found: Array, generator: np.random.Generator) -> Array:

@@ -7,8 +7,11 @@ from torch import Tensor, nn
 
 from ..._util.tree import Tree
 from ...nn import GRU
+from .covariate_encoder import NO_COVARIATES, CovariateEncoder, CovariateSizes
 
 __all__ = ["SegmentRNN"]
+
+_GAIN = 4.0  # of covariates' effects, which may be much larger than changes from step to step
 
 
 class SegmentRNN(nn.Module):
@@ -19,6 +22,13 @@ class SegmentRNN(nn.Module):
     of a GRU sees a whole segment less its last value, and by how much that has changed since the
     segment before. The linear path starts at means of the values whole seasons before each step of
     the horizon (without a season, of all), the recurrent one at zero.
+
+    What covariates add linearly in the same step is taken out of the values first, and put back, as
+    in a regression with errors that are forecast: so the level at the origin is that without the
+    covariates' effect. Beside that, each step of the horizon sees its covariates known ahead
+    together with the recurrent path's result, segments contain the covariates of their steps, and a
+    linear path leads from covariates known in the past only to the horizon. Static ones are added
+    to what is made of the recurrent path. All of this but the segments starts at zero.
 
     Parameters
     ----------
@@ -31,7 +41,7 @@ class SegmentRNN(nn.Module):
     season
         Steps of a season, at most `lags`; None: there is none.
     covariates
-        Number of covariates known ahead, F.
+        Columns of covariates.
     hidden_size, num_layers, dropout
         Units and layers of the GRU, and the dropout of what is made of its last output.
 
@@ -58,7 +68,7 @@ class SegmentRNN(nn.Module):
         lags: int,
         segment: int,
         season: int | None = None,
-        covariates: int = 0,
+        covariates: CovariateSizes = NO_COVARIATES,
         hidden_size: int = 64,
         num_layers: int = 1,
         dropout: float = 0.0,
@@ -68,7 +78,6 @@ class SegmentRNN(nn.Module):
         self._lags = lags
         self._season = season
         self._segment = segment
-        self._covariates = covariates
         self._gain = lags**-0.5  # for the optimizer moves all weights at once
         self.linear = nn.Linear(lags, horizon * outputs)
         self.embed = nn.Linear((segment + 1) * variables, hidden_size)
@@ -76,9 +85,19 @@ class SegmentRNN(nn.Module):
         self.mix = nn.Linear(hidden_size, hidden_size)
         self.dropout = nn.Dropout(dropout)
         self.out = nn.Linear(hidden_size, horizon * variables * outputs)
-        if covariates:
-            self.known = nn.Linear(covariates, hidden_size)
-            self.known_out = nn.Linear(hidden_size, variables * outputs)
+        self.encode = CovariateEncoder(covariates, lagged=True) if covariates else None
+        if self.encode is not None:
+            ahead, past = self.encode.ahead.features, self.encode.past.features
+            if ahead:
+                self.known = nn.Linear(ahead, hidden_size)
+                self.known_out = nn.Linear(hidden_size, variables * outputs)
+                self.effect = nn.Linear(ahead, variables, bias=False)
+            if ahead or past:
+                self.embed_past = nn.Linear(segment * (ahead + past), hidden_size, bias=False)
+            if past:
+                self.delayed = nn.Linear(lags * past, horizon * variables * outputs, bias=False)
+            if covariates.static:
+                self.static = nn.Linear(self.encode.static.features, hidden_size, bias=False)
         self.repeat()
 
     def repeat(self, *, mean: bool = True) -> None:
@@ -89,9 +108,9 @@ class SegmentRNN(nn.Module):
         if not mean:
             same &= place >= -(self._season or 1)
         with torch.no_grad():
-            for layer in (self.linear, self.out, *([self.known_out] if self._covariates else [])):
-                nn.init.zeros_(layer.weight)
-                nn.init.zeros_(layer.bias)
+            for name in ("linear", "out", "known_out", "effect", "delayed"):
+                for weight in getattr(self, name, nn.Module()).parameters():
+                    nn.init.zeros_(weight)
             weights = same / same.sum(1, keepdim=True) / self._gain
             self.linear.weight.view(horizon, outputs, -1).copy_(weights.unsqueeze(1))
 
@@ -102,7 +121,9 @@ class SegmentRNN(nn.Module):
         ----------
         x
             What is known at each step, ``(S, B, lags · P)``: the last K of P features are used.
-            With covariates a pair of it and those of the horizon, ``(S, B, H · F)``.
+            With covariates a tuple of it and, where there are such columns, of those of the horizon
+            ``(S, B, H · F)``, of the last steps ``(S, B, lags · G)``, those known ahead first, and
+            of static ones ``(S, B, C)``.
 
         Returns
         -------
@@ -110,28 +131,41 @@ class SegmentRNN(nn.Module):
             ``(S, B, H · K · Q)``.
         """
         horizon, variables, outputs = self._shape
-        values, known = x if self._covariates else (x, None)
+        values, ahead, past, static = x, None, None, None
+        if self.encode is not None:
+            values, ahead, past, static = self.encode(x)
         steps, count = values.shape[:2]
         values = values.unflatten(-1, (self._lags, -1))[..., -variables:]
+        if ahead is not None and past is not None:
+            values = values - _GAIN * self.effect(past[..., : ahead.shape[-1]])
         level = values[:, :, -1]
-        past = self._gain * (values - level.unsqueeze(2)).transpose(2, 3)
-        straight = self.linear(past).view(steps, count, variables, horizon, outputs)
-        hidden = self.dropout(torch.relu(self.mix(self._over_segments(values.flatten(0, 1)))))
+        window = self._gain * (values - level.unsqueeze(2)).transpose(2, 3)
+        straight = self.linear(window).view(steps, count, variables, horizon, outputs)
+        rows = None if past is None else past.flatten(0, 1)
+        mixed = self.mix(self._over_segments(values.flatten(0, 1), rows))
+        if static is not None:
+            mixed = mixed + self.static(static).flatten(0, 1)
+        hidden = self.dropout(torch.relu(mixed))
         changes = self.out(hidden).view(steps, count, horizon, variables, outputs)
         y = level.view(steps, count, 1, variables, 1) + straight.transpose(2, 3) + changes
-        if known is not None:
-            known = self.known(known.unflatten(-1, (horizon, self._covariates)))
-            at = torch.tanh(known + hidden.view(steps, count, 1, -1))
-            y = y + self.known_out(at).view_as(y)
+        if ahead is not None:
+            at = torch.tanh(self.known(ahead) + hidden.view(steps, count, 1, -1))
+            y = y + self.known_out(at).view_as(y) + _GAIN * self.effect(ahead).unsqueeze(-1)
+        if past is not None and self.encode is not None and self.encode.past.features:
+            own = past[..., -self.encode.past.features :].flatten(2)
+            y = y + self._gain * self.delayed(own).view_as(y)
         return y.flatten(2)  # type: ignore[no-any-return]
 
-    def _over_segments(self, values: Tensor) -> Tensor:
+    def _over_segments(self, values: Tensor, past: Tensor | None) -> Tensor:
         """Return what the GRU makes of windows ``(W, lags, K)`` at their ends, ``(W, hidden)``."""
         whole = self._lags // self._segment
         segments = values[:, -whole * self._segment :]
-        segments = segments.reshape(len(values), whole, self._segment, -1)
+        segments = segments.reshape(values.shape[0], whole, self._segment, -1)
         level = segments[:, :, -1]
         before = torch.cat([segments[:, :1, 0], level[:, :-1]], 1)
         own = (segments - level.unsqueeze(2)).flatten(2)
-        seen = torch.cat([own, level - before], -1).transpose(0, 1)
-        return self.recurrent(torch.relu(self.embed(seen)))[0][-1]  # type: ignore[no-any-return]
+        seen = self.embed(torch.cat([own, level - before], -1).transpose(0, 1))
+        if past is not None:
+            rows = past[:, -whole * self._segment :].reshape(values.shape[0], whole, -1)
+            seen = seen + self.embed_past(rows.transpose(0, 1))
+        return self.recurrent(torch.relu(seen))[0][-1]  # type: ignore[no-any-return]

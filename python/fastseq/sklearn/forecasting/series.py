@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
 
 from ...data.user_arrays import refuse_null, refuse_valueless
-from .times import is_table, read_index
+from .frequencies import Frequency, kind_of
+from .long_frames import LongTable
+from .result_forms import ARRAYS, Form
+from .times import Spacing, Times, is_table, read_index, regular
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
     "Array", "Series", "filled", "join_variables", "read_series", "refuse_identifiers",
-    "split_variables",
+    "split_variables", "spread",
 ]  # fmt: skip
 
 Array = np.ndarray
@@ -40,9 +45,19 @@ class Series:
     dtype
         The given dtype if that is fp32 or fp64, else one that holds its values.
     indices
-        Index of each series' table, None if it was no table.
+        Times of each series' steps, None if it was no table.
     moved
         Whether each series' rows were sorted by time.
+    ids
+        What the series of a dictionary, a groupby or a long frame are called; None: they have no
+        ids.
+    freqs
+        Distance of each series' steps, None if unknown, empty if there are no times.
+    gap
+        The first series of which steps were missing, and the time of the first; their values are
+        NaN. None: there were none.
+    form
+        What results for these series look like.
     """
 
     arrays: list[Array]
@@ -52,6 +67,10 @@ class Series:
     dtype: np.dtype
     indices: tuple[pd.Index | None, ...]
     moved: tuple[bool, ...]
+    ids: tuple[Any, ...] | None = None
+    freqs: tuple[Frequency | None, ...] = ()
+    gap: tuple[int, object] | None = None
+    form: Form = ARRAYS
 
     @property
     def variables(self) -> int:
@@ -63,6 +82,28 @@ class Series:
         """T_i."""
         return np.array([len(one) for one in self.arrays], np.int64)
 
+    @property
+    def times(self) -> list[Times | None]:
+        """Times of each series; series with the same index share one object."""
+        known: dict[int, Times] = {}
+        freqs = self.freqs or (None,) * len(self.indices)
+        return [
+            None if index is None else known.setdefault(id(index), Times(index, freq))
+            for index, freq in zip(self.indices, freqs, strict=True)
+        ]
+
+    def take(self, rows: Array) -> Series:
+        """Return some of the series."""
+
+        def taken(all_of: Sequence[Any]) -> tuple[Any, ...]:
+            return tuple(all_of[row] for row in rows) if all_of else ()
+
+        return dataclasses.replace(
+            self, arrays=list(taken(self.arrays)), indices=taken(self.indices),
+            moved=taken(self.moved), freqs=taken(self.freqs),
+            ids=None if self.ids is None else taken(self.ids),
+        )  # fmt: skip
+
     def like(self, values: Array) -> Array:
         """Return results ``(N, horizon, K, …)`` without the axes that the given series lacked."""
         if self.flat:
@@ -71,18 +112,26 @@ class Series:
         return values.astype(self.dtype)
 
 
-def read_series(given: Any, name: str, names: tuple[str, ...] | None = None) -> Series:
+def read_series(
+    given: Any,
+    name: str,
+    names: tuple[str, ...] | None = None,
+    spacing: Spacing = Spacing(),  # noqa: B008 (it is frozen)
+) -> Series:
     """Read series ``(T,)``, ``(T, K)``, ``(N, T, K)``, or a list of ``(T_i,)`` or ``(T_i, K)``.
 
     Parameters
     ----------
     given
-        An array, a tensor, a pandas Series or DataFrame, or a list of them; NaN marks missing
-        values. Rows of tables with dates are sorted by time.
+        An array, a tensor, a pandas Series or DataFrame, a list or a dictionary of them, or a
+        `LongTable`; NaN marks missing values. Rows of tables with dates are sorted by time, and
+        steps that are missing get NaN.
     name
         Its name in messages.
     names
         The columns that tables must have, put into this order. None: the first table's.
+    spacing
+        How far apart times must be.
 
     Raises
     ------
@@ -95,9 +144,14 @@ def read_series(given: Any, name: str, names: tuple[str, ...] | None = None) -> 
     >>> series.lengths, series.variables, series.single, series.flat
     (array([5, 3]), 1, False, True)
     """
-    panel = _is_panel(given)
-    places = [f"{name}[{index}]" for index in range(len(given))] if panel else [name]
-    tables = list(given) if panel else [given]
+    if isinstance(given, LongTable):
+        return _read_long(given, name, names)
+    ids = tuple(given) if isinstance(given, dict) else None
+    panel = ids is not None or _is_panel(given)
+    tables = [given]
+    if panel:
+        tables = list(given if ids is None else given.values())
+    places = [f"{name}[{key!r}]" for key in ids or range(len(tables))] if panel else [name]
     known = names
     for number, (table, place) in enumerate(zip(tables, places, strict=True)):
         if is_table(table) and table.ndim == 2:
@@ -105,16 +159,10 @@ def read_series(given: Any, name: str, names: tuple[str, ...] | None = None) -> 
             known = known or _columns(tables[number])
     items = [_numbers(one, place) for one, place in zip(tables, places, strict=True)]
     single = not panel and items[0].ndim < 3
-    indices: list[pd.Index | None] = [None] * len(items)
-    moved = [False] * len(items)
-    for number, (table, place) in enumerate(zip(tables, places, strict=True)):
-        if is_table(table) and len(table):
-            indices[number], order = read_index(table.index, place)
-            if order is not None:
-                items[number], moved[number] = items[number][order], True
+    times, moved, gap = _put_in_time(tables, items, places, spacing)
     if not panel and not single:
         items, places = list(items[0]), [f"{name}[{index}]" for index in range(len(items[0]))]
-        indices, moved = [None] * len(items), [False] * len(items)
+        times, moved = [None] * len(items), [False] * len(items)
     if not items:
         raise ValueError(f"{name} has no series: it is empty")
     dims = items[0].ndim
@@ -125,7 +173,7 @@ def read_series(given: Any, name: str, names: tuple[str, ...] | None = None) -> 
             )
         if item.shape[1:] != items[0].shape[1:]:
             raise ValueError(
-                f"{place} must have as many variables as {name}[0], got shapes {item.shape} and "
+                f"{place} must have as many variables as {places[0]}, got shapes {item.shape} and "
                 f"{items[0].shape}"
             )
         if not item.size:
@@ -137,7 +185,74 @@ def read_series(given: Any, name: str, names: tuple[str, ...] | None = None) -> 
     kinds = {item.dtype for item in items}
     dtype = np.result_type(kinds.pop(), np.float32) if len(kinds) == 1 else np.dtype(np.float64)
     columns = _columns(tables[0]) if tables else None
-    return Series(arrays, single, dims == 1, columns, dtype, tuple(indices), tuple(moved))
+    return Series(
+        arrays, single, dims == 1, columns, dtype,
+        tuple(None if one is None else one.index for one in times), tuple(moved), ids,
+        tuple(None if one is None else one.freq for one in times), gap, Form.of(given, tables),
+    )  # fmt: skip
+
+
+def _put_in_time(
+    tables: list[Any], items: list[Array], places: list[str], spacing: Spacing
+) -> tuple[list[Times | None], list[bool], tuple[int, object] | None]:
+    """Sort the rows of tables by time, and add those that are missing.
+
+    Return times, whether rows were moved, and the first missing one (see `Series`).
+    """
+    times: list[Times | None] = [None] * len(items)
+    moved = [False] * len(items)
+    gap: tuple[int, object] | None = None
+    found: list[tuple[str, Frequency]] = []
+    mine = [n for n, table in enumerate(tables) if is_table(table) and len(table)]
+    for number in sorted(mine, key=lambda n: -len(tables[n])):  # long ones tell frequencies best
+        table = tables[number]
+        index, order = read_index(table.index, places[number])
+        if order is not None:
+            items[number], moved[number] = items[number][order], True
+        own, steps = regular(index, places[number], spacing, found)
+        times[number] = own
+        if own.freq is not None and (kind_of(index), own.freq) not in found:
+            found.append((kind_of(index), own.freq))
+        if steps is None:
+            continue
+        items[number] = spread(items[number], steps, len(own.index))
+        missing = own.index[np.isin(np.arange(len(own.index)), steps, invert=True)][0]
+        gap = (number, missing) if gap is None or number < gap[0] else gap
+    return times, moved, gap
+
+
+def spread(values: Array, steps: Array, count: int) -> Array:
+    """Return `values` at their steps of `count`, NaN at the others.
+
+    Examples
+    --------
+    >>> spread(np.array([1.0, 2.0]), np.array([0, 2]), 3)
+    array([ 1., nan,  2.])
+    """
+    whole = np.full((count, *values.shape[1:]), np.nan, np.result_type(values, np.float32))
+    whole[steps] = values
+    return whole
+
+
+def _read_long(given: LongTable, name: str, names: tuple[str, ...] | None) -> Series:
+    """Read the series of a long table."""
+    table = given.table
+    if table.ndim == 2:
+        table = _in_order(table, name, names)
+    values = _numbers(table, name)
+    if np.isinf(values).any():
+        row = int(np.argwhere(np.isinf(values))[0][0])
+        raise ValueError(f"{name} is infinite {given.place(row)}; NaN marks missing values")
+    if given.steps is not None:
+        values = spread(values, given.steps, int(given.bounds[-1]))
+    rows = np.asarray(values, np.float64).reshape(len(values), -1)
+    bounds = given.bounds.tolist()
+    return Series(
+        [rows[start:end] for start, end in pairwise(bounds)], False, table.ndim == 1,
+        _columns(table), np.result_type(values.dtype, np.float32), given.indices,
+        (False,) * len(given.indices), given.ids, (given.freq,) * len(given.indices), given.gap,
+        given.form,
+    )  # fmt: skip
 
 
 def _is_panel(given: object) -> bool:

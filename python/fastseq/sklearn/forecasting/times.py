@@ -5,17 +5,44 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from .frequencies import Frequency, coarser, equal, grid, infer, kind_of, places, text_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Times", "check_follows", "check_order", "is_table", "read_index", "times_of"]
+__all__ = [
+    "Spacing", "Times", "check_follows", "check_order", "counts", "is_table", "read_index",
+    "regular", "times_of",
+]  # fmt: skip
 
 Array = np.ndarray
-Frequency: TypeAlias = "pd.offsets.BaseOffset | float"
+
+
+@dataclasses.dataclass(frozen=True)
+class Spacing:
+    """How far apart times must be.
+
+    Parameters
+    ----------
+    given
+        The parameter `freq`; None: it is inferred.
+    known
+        Kinds and frequencies of the training series: times of the same kind must have the same.
+    """
+
+    given: Frequency | None = None
+    known: tuple[tuple[str, Frequency], ...] = ()
+
+    @classmethod
+    def as_of(cls, series: Iterable[Times | None], given: Frequency | None) -> Spacing:
+        """Return the spacing that series of the same kind as others must have."""
+        apart = {id(one): one for one in series if one is not None}.values()
+        known = [(kind_of(one.index), one.freq) for one in apart if one.freq is not None]
+        return cls(given, tuple(dict.fromkeys(known)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,49 +61,12 @@ class Times:
     --------
     >>> import pandas as pd
     >>> month_ends = pd.DatetimeIndex(["2024-01-31", "2024-02-29", "2024-03-31"])
-    >>> Times.of(month_ends, "y").following(2).strftime("%d %b").tolist()
+    >>> regular(month_ends, "y")[0].following(2).strftime("%d %b").tolist()
     ['30 Apr', '31 May']
     """
 
     index: pd.Index
-    freq: Frequency
-
-    @classmethod
-    def of(cls, index: pd.Index, name: str, known: Iterable[Times | None] = ()) -> Times:
-        """Find out how far apart the steps of an index are.
-
-        Parameters
-        ----------
-        index
-            As `read_index` returns it.
-        name
-            The table's name in messages.
-        known
-            Times of the training series: if they are of the same kind, steps must be as far apart.
-
-        Raises
-        ------
-        ValueError
-            The steps are not equally far apart; if only some are missing, the first is named.
-        """
-        alike = [t.freq for t in known if t is not None and _kind(t.index) == _kind(index)]
-        freqs = list(dict.fromkeys(freq for freq in alike if freq is not None))
-        for freq in freqs:
-            if _equal(_grid(index, freq, len(index)), index):
-                return cls(index, freq)
-        if len(index) == 1:
-            return cls(index, index.freq if _kind(index) == "periods" else next(iter(freqs), None))
-        candidates = _candidates(index)
-        fitting = (f for f in candidates if _equal(_grid(index, f, len(index)), index))
-        freq = next(fitting, None)
-        if freq is None:
-            raise ValueError(_why_irregular(index, candidates, name))
-        if freqs:
-            raise ValueError(
-                f"the steps of {name} are {_text(freq)} apart, but those that fit got "
-                f"{' or '.join(map(_text, freqs))}"
-            )
-        return cls(index, freq)
+    freq: Frequency | None
 
     @property
     def end(self) -> Times:
@@ -85,11 +75,114 @@ class Times:
 
     def following(self, count: int) -> pd.Index:
         """Return the index of the next `count` steps."""
-        return _grid(self.index[-1:], self.freq, count + 1)[1:]
+        if self.freq is None:
+            raise ValueError(
+                f"the times after {self.index[-1]}, the only one of its series, are unknown: pass "
+                "freq=…"
+            )
+        return grid(self.index[-1:], self.freq, count + 1)[1:]
+
+    def reaching(self, ahead: int) -> pd.Index:
+        """Return the index, and that of the next steps."""
+        return self.index.append(self.following(ahead))
 
     def after(self, count: int) -> Times:
         """Return the time of the last of the next `count` steps."""
         return Times(self.following(count)[-1:], self.freq)
+
+
+def regular(
+    index: pd.Index,
+    name: str,
+    spacing: Spacing = Spacing(),
+    others: Iterable[tuple[str, Frequency]] = (),
+) -> tuple[Times, Array | None]:
+    """Return times with those that are missing, and the step of each given one.
+
+    Parameters
+    ----------
+    index
+        As `read_index` returns it.
+    name
+        The table's name in messages.
+    spacing
+        How far apart they must be.
+    others
+        Kinds and frequencies of other series of the panel: missing times are looked for at these
+        first.
+
+    Returns
+    -------
+    tuple
+        The times, and the step of each row of the index; None: no time is missing.
+
+    Raises
+    ------
+    ValueError
+        The times do not have the frequency that they must have, or none can be inferred.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> times, steps = regular(pd.Index([5, 10, 20, 25]), "y")
+    >>> times.index.tolist(), steps
+    ([5, 10, 15, 20, 25], array([0, 1, 3, 4]))
+    """
+    kind = kind_of(index)
+    if spacing.given is not None and not (kind == "numbers" and counts(index)):
+        return _at(index, name, spacing.given)
+    near: tuple[Frequency, Array] | None = None
+    alike = list(dict.fromkeys(freq for of, freq in spacing.known if of == kind))
+    loose = [freq for of, freq in others if of == kind]
+    for freq in dict.fromkeys([*alike, *loose]):
+        steps = places(index, freq)
+        if steps is not None and steps[-1] == len(index) - 1:
+            return _filled(index, freq, steps)
+        if steps is not None and near is None and not coarser(steps):
+            near = freq, steps
+    if len(index) == 1:
+        one = index.freq if kind == "periods" else next(iter([*alike, *loose]), None)
+        return Times(index, one), None
+    if near is not None and (alike or len(index) == 2):
+        return _filled(index, *near)
+    try:
+        own = infer(index, name)
+    except ValueError:
+        if near is None:
+            raise
+        return _filled(index, *near)
+    if alike:
+        raise ValueError(
+            f"the steps of {name} are {text_of(own[0])} apart, but those that fit got "
+            f"{' or '.join(map(text_of, alike))}"
+        )
+    missing = own[1][-1] > len(index) - 1
+    return _filled(index, *(near if near is not None and missing else own))
+
+
+def _at(index: pd.Index, name: str, freq: Frequency) -> tuple[Times, Array | None]:
+    """Return times at a given frequency, as `regular` does."""
+    kind, named = kind_of(index), f"freq={text_of(freq)!r}"
+    if isinstance(freq, int | float | np.number) != (kind == "numbers"):
+        raise ValueError(
+            f"{named}, but the index of {name} has {kind}: numbers need a number, and dates a "
+            "frequency of pandas"
+        )
+    if kind == "periods" and index.freq != freq:
+        raise ValueError(f"{named}, but the periods of {name} are {text_of(index.freq)}")
+    steps = places(index, freq)
+    if steps is None:
+        ends = (k for k in range(2, len(index) + 1) if places(index[:k], freq) is None)
+        row = 0 if places(index[:1], freq) is None else next(ends) - 1
+        raise ValueError(f"{named}, but {name} has {index[row]}, which is no time of it")
+    return _filled(index, freq, steps)
+
+
+def _filled(index: pd.Index, freq: Frequency, steps: Array) -> tuple[Times, Array | None]:
+    whole = steps[-1] == len(index) - 1
+    if whole and kind_of(index) == "numbers":
+        return Times(index, freq), None
+    return Times(grid(index, freq, int(steps[-1]) + 1), freq), None if whole else steps
 
 
 def is_table(given: object) -> bool:
@@ -120,7 +213,7 @@ def read_index(index: pd.Index, name: str) -> tuple[pd.Index, Array | None]:
     >>> read_index(pd.DatetimeIndex(["2024-01-02", "2024-01-01"]), "y")[1]
     array([1, 0])
     """
-    kind = _kind(index)
+    kind = kind_of(index)
     if kind == "levels":
         raise TypeError(
             f"the index of {name} has {index.nlevels} levels, but must have the times alone: pass "
@@ -165,7 +258,7 @@ def check_order(
     """
     pairs = ((y, x, *names), (x, y, *reversed(names)))
     for (_, moved), (other, _), name, other_name in pairs:
-        if moved and (other is None or _kind(other) == "numbers"):
+        if moved and (other is None or kind_of(other) == "numbers"):
             raise ValueError(
                 f"the rows of {name} are not in the order of time, and {other_name} has no times "
                 f"to be sorted by: call sort_index on {name}, and put {other_name} into the same "
@@ -174,45 +267,42 @@ def check_order(
 
 
 def times_of(
-    y: Any, x: Any, names: tuple[str, str], *, ahead: int = 0, known: Iterable[Times | None] = ()
+    y: Times | None, x: Times | None, names: tuple[str, str], *, ahead: int = 0
 ) -> Times | None:
     """Return the times of a series, None if it has none; raise unless its covariates' times match.
 
     Parameters
     ----------
     y, x
-        The indices of a series and of its covariates, None if there is none.
+        The times of a series and of its covariates, None if there are none.
     names
         Their names in messages.
     ahead
         How many steps further covariates reach.
-    known
-        See `Times.of`.
 
     Raises
     ------
     ValueError
         The covariates have other times.
     """
-    times = None if y is None else Times.of(y, names[0], known)
-    if x is None or (times is not None and _counts(x) and _kind(y) != "numbers"):
-        return times
-    if times is None or (_counts(y) and _kind(x) != "numbers"):
-        return Times(x[: len(x) - ahead], Times.of(x, names[1], known).freq)
-    expected = y.append(times.following(ahead)) if ahead else y
+    if x is None or (y is not None and counts(x.index) and kind_of(y.index) != "numbers"):
+        return y
+    if y is None or (counts(y.index) and kind_of(x.index) != "numbers"):
+        return Times(x.index[: len(x.index) - ahead], x.freq)
+    expected = y.index.append(y.following(ahead)) if ahead else y.index
     what = f"{names[0]} and of the horizon" if ahead else names[0]
-    _check_same(x, expected, names[1], what)
-    return times
+    _check_same(x.index, expected, names[1], what)
+    return y
 
 
-def check_follows(times: Times | None, index: pd.Index, name: str) -> Times:
+def check_follows(times: Times | None, given: Times, name: str) -> Times:
     """Return the times of steps that must directly follow earlier ones.
 
     Parameters
     ----------
     times
         Times of the earlier steps; None: they have none.
-    index
+    given
         The given times. Numbers that count from 0, as in any new table, mean none.
     name
         Name of the new steps in messages.
@@ -222,168 +312,41 @@ def check_follows(times: Times | None, index: pd.Index, name: str) -> Times:
     ValueError
         They start earlier or later, or some are missing.
     """
-    if times is None or times.freq is None or (_counts(times.index) and _kind(index) != "numbers"):
-        return Times.of(index, name)
-    following = times.following(len(index))
-    if _counts(index):
+    numbers = kind_of(given.index) == "numbers"
+    if times is None or times.freq is None or (counts(times.index) and not numbers):
+        return given
+    following = times.following(len(given.index))
+    if counts(given.index):
         return Times(following, times.freq)
-    _check_same(index, following, name, "the steps that follow")
-    return Times(index, times.freq)
+    _check_same(given.index, following, name, "the steps that follow")
+    return Times(given.index, times.freq)
 
 
 def _check_same(index: pd.Index, expected: pd.Index, name: str, what: str) -> None:
-    if _kind(index) != _kind(expected):
+    if kind_of(index) != kind_of(expected):
         raise ValueError(
-            f"the index of {name} has {_kind(index)}, but that of {what} has {_kind(expected)}"
+            f"the index of {name} has {kind_of(index)}, but that of {what} has {kind_of(expected)}"
         )
     if _aware(index) != _aware(expected):
         raise ValueError(f"only one of the index of {name} and that of {what} has a time zone")
-    if not _equal(index, expected):
-        row = next(
-            i for i in range(len(index)) if not _equal(index[i : i + 1], expected[i : i + 1])
-        )
+    if not equal(index, expected):
+        rows = range(min(len(index), len(expected)))
+        row = next((i for i in rows if not equal(index[i : i + 1], expected[i : i + 1])), None)
+        if row is None:
+            raise ValueError(
+                f"{name} must have the times of {what}: {len(expected)} steps from {expected[0]} "
+                f"to {expected[-1]}, got {len(index)}"
+            )
         raise ValueError(
             f"{name} must have the times of {what}: that of step {row} is {expected[row]}, got "
             f"{index[row]}"
         )
 
 
-def _kind(index: pd.Index) -> str:
-    import pandas as pd
-
-    if isinstance(index, pd.MultiIndex):
-        return "levels"
-    if isinstance(index, pd.DatetimeIndex):
-        return "dates"
-    if isinstance(index, pd.PeriodIndex):
-        return "periods"
-    if isinstance(index, pd.TimedeltaIndex):
-        return "durations"
-    return "numbers" if getattr(index.dtype, "kind", "O") in "iuf" else "others"
-
-
 def _aware(index: pd.Index) -> bool:
     return getattr(index, "tz", None) is not None
 
 
-def _counts(index: pd.Index) -> bool:
+def counts(index: pd.Index) -> bool:
     """Whether an index counts from 0, as in any new table: then it holds no times."""
-    return _kind(index) == "numbers" and bool((index == np.arange(len(index))).all())
-
-
-def _grid(index: pd.Index, freq: Frequency, count: int) -> pd.Index:
-    """Return `count` steps from the first of an index."""
-    import pandas as pd
-
-    if _kind(index) == "numbers":
-        return index[:1].repeat(count) + np.arange(count) * freq
-    ranges = {"dates": pd.date_range, "periods": pd.period_range, "durations": pd.timedelta_range}
-    return ranges[_kind(index)](index[0], periods=count, freq=freq)
-
-
-def _equal(one: pd.Index, other: pd.Index) -> bool:
-    if len(one) != len(other) or _aware(one) != _aware(other) or _kind(one) != _kind(other):
-        return False
-    if _kind(one) == "periods" and one.freq != other.freq:
-        return False
-    if _kind(one) == "numbers" and "f" in (one.dtype.kind, other.dtype.kind):
-        a, b = np.asarray(one, float), np.asarray(other, float)
-        step = np.abs(np.diff(b)).min() if len(b) > 1 else 0
-        return bool(np.allclose(a, b, rtol=1e-12, atol=1e-3 * step))
-    return bool((one == other).all())
-
-
-def _candidates(index: pd.Index) -> list[Frequency]:
-    """Return how far apart the steps of an index may be, if some may be missing."""
-    import pandas as pd
-
-    kind = _kind(index)
-    if kind == "periods":
-        return [index.freq]
-    if kind == "numbers":
-        mean = (index[-1] - index[0]) / (len(index) - 1)  # exact, unless there are holes
-        return [int(np.diff(index).min())] if index.dtype.kind in "iu" else [
-            float(mean), float(f"{np.median(np.diff(index)):.9g}"),
-        ]  # fmt: skip
-    given = [index.freq] if index.freq is not None else []
-    found = [pd.Series(index[1:] - index[:-1]).mode()[0]]
-    if kind == "durations":
-        return given + found
-    local = index.tz_localize(None)  # days and months are those of clocks
-    days = pd.Series(local[1:] - local[:-1]).mode()[0] / pd.Timedelta(days=1)
-    if days == int(days):
-        found.insert(0, pd.offsets.Day(int(days)))
-        if days == 1 and local.day_of_week.max() < 5:
-            found.append(pd.offsets.BDay())
-    months = int(pd.Series(np.diff(local.year * 12 + local.month)).mode()[0])
-    if months:
-        if (local.day_of_week == local.day_of_week[0]).all():
-            week, day = (local.day[0] - 1) // 7, local.day_of_week[0]
-            found += [pd.offsets.WeekOfMonth(months, week=week, weekday=day)] if week < 4 else []
-            found.append(pd.offsets.LastWeekOfMonth(months, weekday=day))
-        named = ("MonthBegin", "MonthEnd", "BMonthBegin", "BMonthEnd")
-        found += [getattr(pd.offsets, name)(months) for name in named]
-        found.append(pd.DateOffset(months=months))
-    return given + found
-
-
-def _why_irregular(index: pd.Index, candidates: list[Frequency], name: str) -> str:
-    """Return what is wrong with an index whose steps are not equally far apart."""
-    holes = {freq: place for freq in candidates if (place := _first_hole(index, freq)) is not None}
-    if not holes:
-        shown = ", ".join(map(str, index[:3]))
-        advice = "make them regular by resample or asfreq"
-        if _kind(index) == "numbers":
-            advice = "drop an index that is not time by reset_index(drop=True)"
-        return (
-            f"the times of {name}, {shown}, …, are not equally far apart, and no frequency can be "
-            f"inferred from them: {advice}"
-        )
-    freq = min(holes, key=lambda freq: holes[freq][1])  # the one with the fewest missing steps
-    row, _, missing = holes[freq]
-    make = f"reindex({name}.index.union([{missing}, …]))"
-    if _kind(index) in ("dates", "durations"):
-        make = f"asfreq({_text(freq)!r})"
-    elif _kind(index) == "numbers":
-        make = "reindex"
-    return (
-        f"{name} has no row for {missing}: {index[row]} comes after {index[row - 1]}, while others "
-        f"are {_text(freq)} apart; {make} makes rows of NaN, which marks missing values"
-    )
-
-
-def _first_hole(index: pd.Index, freq: Frequency) -> tuple[int, int, object] | None:
-    """Return the first row after a hole, how many steps are missing, and the first missing one.
-
-    None if the steps do not lie on a grid of `freq`.
-    """
-    import pandas as pd
-
-    kind = _kind(index)
-    if kind == "dates":
-        if index[-1] - index[0] > 1000 * len(index) * (index[1:] - index[:-1]).min():
-            return None
-        grid = pd.date_range(index[0], index[-1], freq=freq)
-    elif kind == "periods":
-        grid = pd.period_range(index[0], index[-1], freq=freq)
-    else:
-        whole = np.asarray((index - index[0]) / freq, float)
-        if not np.allclose(whole, whole.round(), rtol=0, atol=1e-3) or whole[-1] > 1e9:
-            return None
-        holes = np.flatnonzero(np.diff(whole.round()) > 1)
-        if not holes.size:
-            return None
-        row = int(holes[0]) + 1
-        return row, round(whole[-1]) + 1 - len(index), index[row - 1] + freq
-    if len(grid) <= len(index) or not bool(index.isin(grid).all()):
-        return None
-    row = int(np.flatnonzero(np.asarray(grid[: len(index)] != index))[0])
-    return row, len(grid) - len(index), grid[row]
-
-
-def _text(freq: Frequency) -> str:
-    import pandas as pd
-
-    if isinstance(freq, pd.Timedelta):
-        freq = pd.tseries.frequencies.to_offset(freq)
-    return str(getattr(freq, "freqstr", freq))
+    return kind_of(index) == "numbers" and bool((index == np.arange(len(index))).all())

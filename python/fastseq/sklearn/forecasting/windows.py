@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -117,6 +118,11 @@ def _mean_size(values: Array) -> Array:
     return np.asarray((np.abs(np.where(known, values, 0)) / count).sum(axis=0))
 
 
+def _median(values: Array) -> float:
+    known = values[np.isfinite(values)]
+    return float(np.median(known)) if len(known) else 0.0
+
+
 def _above(deviation: Array, least: Array, otherwise: Array | float) -> Array:
     return np.where(deviation > least, deviation, otherwise)
 
@@ -187,6 +193,29 @@ class SeriesScaling:
         row = index if len(self.center) > 1 else 0
         return self.center[row], self.scale[row], None if self.change is None else self.change[row]
 
+    def of_single_values(self, arrays: list[Array], typical: SeriesScaling) -> SeriesScaling:
+        """Return the scaling with a typical scale for series of only one known value.
+
+        It is as large, compared to the value, as the median of the `typical` scalings; of a value
+        of 0 it is their median.
+
+        Examples
+        --------
+        >>> typical = SeriesScaling(np.array([[10.0], [20.0]]), np.array([[1.0], [2.0]]), None)
+        >>> arrays = [np.array([[50.0]]), np.array([[1.0], [5.0]])]
+        >>> own = SeriesScaling.measure(arrays, "series", None)
+        >>> own.of_single_values(arrays, typical).scale.T
+        array([[5., 2.]])
+        """
+        single = np.stack([np.isfinite(one).sum(axis=0) == 1 for one in arrays])
+        if not single.any():
+            return self
+        size = np.abs(typical.center)
+        share = typical.scale / np.where(size > 0, size, np.nan)
+        scale = np.abs(self.center) * np.array([_median(column) for column in share.T])
+        scale = np.where(scale > 0, scale, np.median(typical.scale, axis=0))
+        return dataclasses.replace(self, scale=np.where(single, scale, self.scale))
+
     def apart(self, count: int) -> SeriesScaling:
         """Return the scaling of each variable of `count` series as a series of its own."""
         rows = count if len(self.center) == 1 else 1
@@ -219,7 +248,11 @@ class Windows:
     targets
         What is forecast, ``(N, T + horizon, K)``: scaled values, or changes; NaN where unknown.
     covariates
-        ``(N, T + horizon, F)``, scaled, 0 after the last; None: there are none.
+        Those known ahead, ``(N, T + horizon, F)``, scaled, 0 after the last; None: there are none.
+    past
+        Covariates the model sees beside values, ``(N, lags - 1 + T, G)``; None: there are none.
+    static
+        Static covariates, ``(N, C)``; None: there are none.
     lengths
         Lengths of the series in time steps, ``(N,)``.
     lags, horizon
@@ -234,6 +267,8 @@ class Windows:
     lengths: Array
     lags: int
     horizon: int
+    past: Tensor | None = None
+    static: Tensor | None = None
     skipped: Tensor | None = None
 
     @classmethod
@@ -241,9 +276,11 @@ class Windows:
     def of(
         cls,
         arrays: list[Array],
-        covariates: list[Array] | None,
+        covariates: Sequence[Array] | Array | None,
         scaling: SeriesScaling,
         *,
+        past: Sequence[Array] | Array | None = None,
+        static: Array | None = None,
         lag: int | None,
         season: int | None,
         lags: int,
@@ -254,7 +291,9 @@ class Windows:
     ) -> Windows:
         """Scale series ``(T_i, K)`` and lay them out; covariates are scaled already.
 
-        `levelled`: before a series' start the model sees its first value, rather than 0. `starts`
+        `past` are covariates without gaps, ``(T_i, G)``, and `static` ``(N, C)``.
+
+        `levelled`: before a series' start the model sees its first row, rather than 0. `starts`
         ``(N,)`` is the number of rows before each series' start; `seasonal` is what `over_seasons`
         returns for series that continue earlier values.
         """
@@ -282,31 +321,38 @@ class Windows:
             if levelled:
                 values[n, : rows.start] = values[n, rows.start]
             targets[n, start : start + len(array)] = known
-        laid = None
+        laid = behind = None
+        if past is not None:
+            behind = np.zeros((count, lags - 1 + longest, past[0].shape[1]), np.float32)
+            for n, array in enumerate(past):
+                start = lags - 1 + (0 if starts is None else int(starts[n]))
+                behind[n, start : lags - 1 + len(array)] = array[start - lags + 1 :]
+                if levelled:
+                    behind[n, :start] = behind[n, start]
         if covariates is not None:
             laid = np.zeros((count, longest + horizon, covariates[0].shape[1]), np.float32)
             for n, array in enumerate(covariates):
                 laid[n, : len(array)] = array[: longest + horizon]
-        for name, part in (("y", values), ("X", laid)):
+        constant = None if static is None else static.astype(np.float32)
+        for name, part in (("y", values), ("X", laid), ("X", behind), ("static", constant)):
             if part is not None and np.isinf(part).any():
                 raise ValueError(
                     f"{name} has values that are too large for single precision after scaling as "
                     "in fit: leave them out (NaN marks missing values of y), or scale them"
                 )
-        return cls(
-            torch.from_numpy(values),
-            torch.from_numpy(targets),
-            None if laid is None else torch.from_numpy(laid),
-            lengths,
-            lags,
-            horizon,
+        known, seen_past, fixed = (
+            None if part is None else torch.from_numpy(part) for part in (laid, behind, constant)
         )
+        return cls(
+            torch.from_numpy(values), torch.from_numpy(targets), known, lengths, lags, horizon,
+            seen_past, fixed,
+        )  # fmt: skip
 
     def segments(self, steps: int) -> Windows:
         """Return copies of segments of the series, as series of ``steps + 1`` steps.
 
         They are cut from the ends of the series on; a first one that is not whole begins with steps
-        that do not count. Segments of which no target is known are left out.
+        that do not count. Segments of which no target is known, or no step counts, are left out.
         """
         ends = [range(length - 1, 0, -steps) for length in self.lengths.tolist()]
         series = torch.tensor([n for n, own in enumerate(ends) for _ in own])[:, None]
@@ -314,14 +360,26 @@ class Windows:
         rows = begins + torch.arange(steps + self.horizon)
         targets = self.targets[series, rows.clamp_min(0)]
         targets[rows < 0] = torch.nan
-        kept = targets[:, 1:].isfinite().flatten(1).any(1)
+        skipped = (-begins if self.skipped is None else self.skipped[series] - begins).clamp_min(0)
+        kept = targets[:, 1:].isfinite().flatten(1).any(1) & (skipped < steps).flatten()
         series, begins, rows = series[kept], begins[kept], rows[kept].clamp_min(0)
-        past = (begins + torch.arange(self.lags - 1 + steps)).clamp_min(0)
+        seen = (begins + torch.arange(self.lags - 1 + steps)).clamp_min(0)
         return Windows(
-            self.values[series, past], targets[kept],
+            self.values[series, seen], targets[kept],
             None if self.covariates is None else self.covariates[series, rows],
             np.full(len(series), steps + 1), self.lags, self.horizon,
-            (-begins).clamp_min(0).flatten(),
+            None if self.past is None else self.past[series, seen],
+            None if self.static is None else self.static[series[:, 0]],
+            skipped[kept].flatten(),
+        )  # fmt: skip
+
+    def mapped(self, fn: Callable[[Tensor], Tensor]) -> Windows:
+        """Return windows of other tensors, ``fn`` of each."""
+        return dataclasses.replace(
+            self, values=fn(self.values), targets=fn(self.targets),
+            covariates=None if self.covariates is None else fn(self.covariates),
+            past=None if self.past is None else fn(self.past),
+            static=None if self.static is None else fn(self.static),
         )  # fmt: skip
 
     @property
@@ -329,15 +387,22 @@ class Windows:
         """T."""
         return int(self.lengths.max())
 
-    def inputs(self, begin: int, end: int) -> Tensor | tuple[Tensor, Tensor]:
+    def inputs(self, begin: int, end: int) -> Tensor | tuple[Tensor, ...]:
         """Return what the model sees at steps ``[begin, end)``: a view ``(steps, N, lags · P)``.
 
-        With covariates, a pair; the second view, ``(steps, N, horizon · F)``, covers the horizon.
+        With covariates, a tuple that continues, where there are such, with views of those of the
+        horizon ``(steps, N, horizon · F)``, of those of the last steps ``(steps, N, lags · G)``,
+        and of static ones ``(steps, N, C)``.
         """
-        seen = window_view(self.values, begin, end - begin, self.lags)
-        if self.covariates is None:
-            return seen
-        return seen, window_view(self.covariates, begin + 1, end - begin, self.horizon)
+        steps = end - begin
+        parts = [window_view(self.values, begin, steps, self.lags)]
+        if self.covariates is not None:
+            parts.append(window_view(self.covariates, begin + 1, steps, self.horizon))
+        if self.past is not None:
+            parts.append(window_view(self.past, begin, steps, self.lags))
+        if self.static is not None:
+            parts.append(self.static.expand(steps, -1, -1))
+        return parts[0] if len(parts) == 1 else tuple(parts)
 
     def outcomes(self, begin: int, end: int) -> Tensor:
         """Return the targets of steps ``[begin, end)``: a view ``(steps, N, horizon · K)``."""

@@ -1,0 +1,202 @@
+"""All covariates of a forecaster: columns of X, of the calendar, and static ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .calendar_features import Calendar
+from .choices import Choices
+from .covariate_encoder import CovariateSizes
+from .covariate_rows import CovariateRows
+from .covariates import Covariates
+from .series import Array, Series
+from .static_covariates import StaticColumns, by_id
+from .times import Spacing, Times
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["AllCovariates", "choose", "first_read"]
+
+
+@dataclasses.dataclass(frozen=True)
+class AllCovariates:
+    """What `fit` learnt about covariates, None where there are none.
+
+    Parameters
+    ----------
+    x
+        Columns of X.
+    calendar
+        Features of the calendar; they come after those of X known ahead.
+    static
+        Static columns.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> known = AllCovariates(None, Calendar(("quarter",), None), None)
+    >>> index = pd.date_range("2024-03-31", periods=2)
+    >>> times = Times(index, index.freq)
+    >>> rows = known.rows(None, np.array([2]), [times], lambda own: own.index)
+    >>> rows.ahead[0].astype(int)
+    array([[1, 0, 0, 0],
+           [0, 1, 0, 0]])
+    """
+
+    x: Covariates | None
+    calendar: Calendar | None
+    static: StaticColumns | None
+
+    @classmethod
+    def start(
+        cls,
+        x: Covariates | None,
+        times: Sequence[Times | None],
+        given: Mapping[str, Any],
+        season: int | None,
+    ) -> AllCovariates:
+        """Return what is known before anything is measured; `given` are the parameters."""
+        calendar = None
+        if given["calendar"] or given["holidays"] is not None:
+            calendar = Calendar.of(given["calendar"], given["holidays"], times, season)
+        return cls(x, calendar, None)
+
+    def measured(
+        self, read: Series | None, *, apart: int, scaled: bool
+    ) -> tuple[AllCovariates, Series | None]:
+        """Measure columns of X, without the last `apart` steps; return them coded so, too."""
+        if self.x is None or read is None:
+            return self, read
+        x, read = self.x.measured(read, apart=apart, scaled=scaled)
+        return dataclasses.replace(self, x=x), read
+
+    def of_series(
+        self, static: Any, series: Series, id_col: str, *, scaled: bool | None = None
+    ) -> tuple[AllCovariates, Array | None]:
+        """Return static covariates of series, ``(N, S)``; learn what is not known yet.
+
+        `id_col`: a column of ids that a table may have. `scaled`: whether to scale numbers, in
+        `fit`; None: this is not `fit`.
+        """
+        count, ids = len(series.arrays), series.ids
+        static = by_id(static, id_col)
+        if self.static is not None:
+            if static is None:
+                raise ValueError("fit got static covariates: pass those of y by static=…, got None")
+            return self, self.static.read(static, count, ids)
+        if static is None:
+            return self, None
+        if scaled is None:
+            raise ValueError("static is given, but fit got no static covariates")
+        learnt, rows = StaticColumns.learn(static, count, ids, scaled=scaled)
+        return dataclasses.replace(self, static=learnt), rows
+
+    def read(
+        self,
+        given: Any,
+        like: Series,
+        lengths: Array,
+        what: str,
+        spacing: Spacing,
+        ahead: int = 0,
+    ) -> Series | None:
+        """Read X, see `Covariates.read`."""
+        if self.x is not None:
+            return self.x.read(given, like, lengths, what, spacing, ahead)
+        _refuse(given)
+        return None
+
+    def read_ahead(
+        self, given: Any, like: Series, horizon: int, what: str, spacing: Spacing
+    ) -> Series | None:
+        """Read X of the horizon, see `Covariates.read_ahead`."""
+        if self.x is not None:
+            return self.x.read_ahead(given, like, horizon, what, spacing)
+        _refuse(given)
+        return None
+
+    @property
+    def sizes(self) -> CovariateSizes:
+        """The columns that the model sees."""
+        ahead, past = ((), ()) if self.x is None else self.x.sizes
+        dates = () if self.calendar is None else self.calendar.sizes
+        static = () if self.static is None else self.static.coding.sizes
+        return CovariateSizes((*ahead, *dates), past, static)
+
+    def rows(
+        self,
+        read: Series | None,
+        lengths: Array,
+        times: Sequence[Times | None],
+        reach: Callable[[Times], pd.Index],
+    ) -> CovariateRows | None:
+        """Return covariates as the model sees them.
+
+        Parameters
+        ----------
+        read
+            Columns of X.
+        lengths
+            How many of the steps are not ahead, ``(N,)``.
+        times
+            Times of each series, None where there are none.
+        reach
+            Returns the times of the steps, given those of a series. Beyond the last row of X, its
+            columns are assumed average.
+        """
+        found = CovariateRows(None)
+        if self.x is not None and read is not None:
+            found = self.x.rows(read, lengths)
+        ahead = found.ahead
+        if self.calendar is not None:
+            dates = self.calendar.rows_of_all(times, reach)
+            ahead = dates if ahead is None else [
+                np.concatenate([_longer(one, len(more)), more], axis=1)
+                for one, more in zip(ahead, dates, strict=True)
+            ]  # fmt: skip
+        return None if ahead is None and found.past is None else CovariateRows(ahead, found.past)
+
+
+def first_read(
+    given: Any,
+    like: Series,
+    past: Sequence[str | int],
+    known: Covariates | None,
+    spacing: Spacing,
+) -> tuple[Covariates | None, Series | None]:
+    """Read X of training series; `known` is what an earlier call of `fit` learnt."""
+    if given is None:
+        if len(past):
+            raise ValueError(f"past names columns of X, {tuple(past)!r}, but X is None")
+        return None, None
+    if known is not None:
+        return known, known.read(given, like, like.lengths, "the steps of y", spacing)
+    return Covariates.start(given, like, past, spacing)
+
+
+def choose(
+    params: Mapping[str, Any],
+    series: Series,
+    season: int | None,
+    x: Covariates | None,
+    times: Sequence[Times | None],
+) -> tuple[Choices, AllCovariates]:
+    """Choose parameters and features for series; see `Choices.of` and `AllCovariates.start`."""
+    make = functools.partial(Choices.of, params, series.lengths, series.variables, season)
+    known = AllCovariates.start(x, times, params, make().season)
+    return make(covariates=len(known.sizes.ahead) + len(known.sizes.past)), known
+
+
+def _refuse(given: Any) -> None:
+    if given is not None:
+        raise ValueError("X is given, but fit got no covariates")
+
+
+def _longer(rows: Array, length: int) -> Array:
+    return np.pad(rows, ((0, length - len(rows)), (0, 0)))

@@ -1,0 +1,142 @@
+"""Turns columns of covariates into features of a model: embeds categories."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..._util.tree import Tree
+
+__all__ = [
+    "NO_COVARIATES", "ColumnEncoder", "CovariateEncoder", "CovariateSizes", "embedding_size",
+]  # fmt: skip
+
+_SPREAD = 0.1  # of embeddings at the start
+
+
+def embedding_size(categories: int) -> int:
+    """Return the size of the embedding of a column: ``min(50, round(1.6 · n^0.56))``.
+
+    Without the upper bound this is fastai's rule.
+
+    Examples
+    --------
+    >>> [embedding_size(count) for count in (1, 2, 7, 168, 10_000)]
+    [2, 2, 5, 28, 50]
+    """
+    size: int = round(1.6 * categories**0.56)
+    return min(50, size)
+
+
+@dataclasses.dataclass(frozen=True)
+class CovariateSizes:
+    """Number of categories of each column; 0: it holds numbers.
+
+    Parameters
+    ----------
+    ahead, past, static
+        Columns known ahead, known in the past only, and constant in time.
+    """
+
+    ahead: tuple[int, ...] = ()
+    past: tuple[int, ...] = ()
+    static: tuple[int, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.ahead or self.past or self.static)
+
+
+NO_COVARIATES = CovariateSizes()
+
+
+class ColumnEncoder(nn.Module):
+    """Return numbers as they are, and after them the embeddings of categories.
+
+    The embedding of code 0, of what was not seen in training, is zero and stays so.
+
+    Parameters
+    ----------
+    sizes
+        Number of categories of each column; 0: it holds numbers.
+
+    Examples
+    --------
+    >>> encode = ColumnEncoder((0, 3))
+    >>> encode.features, encode(torch.tensor([[0.5, 0.0]]))
+    (4, tensor([[0.5000, 0.0000, 0.0000, 0.0000]], grad_fn=<CatBackward0>))
+    """
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.columns = len(sizes)
+        self._numbers = [place for place, size in enumerate(sizes) if not size]
+        self._categories = [place for place, size in enumerate(sizes) if size]
+        self.embed = nn.ModuleList(
+            nn.Embedding(size + 1, embedding_size(size), padding_idx=0) for size in sizes if size
+        )
+        with torch.no_grad():
+            for layer in self.embed:
+                assert isinstance(layer.weight, Tensor)
+                layer.weight *= _SPREAD
+        self.features = len(self._numbers) + sum(embedding_size(size) for size in sizes if size)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Encode columns ``(…, C)``; return ``(…, features)``."""
+        if not self._categories:
+            return rows
+        parts = [rows[..., self._numbers]]
+        for place, embed in zip(self._categories, self.embed, strict=True):
+            parts.append(embed(rows[..., place].long()))
+        return torch.cat(parts, -1)
+
+
+class CovariateEncoder(nn.Module):
+    """Encode all covariates that a model sees; see `Windows.inputs`.
+
+    Columns known ahead have the same embeddings in the past as in the horizon.
+
+    Parameters
+    ----------
+    sizes
+        The columns.
+    lagged
+        Whether rows of the past hold, before their own columns, those known ahead.
+
+    Examples
+    --------
+    >>> encode = CovariateEncoder(CovariateSizes(ahead=(0, 3), static=(5,)), lagged=False)
+    >>> x = torch.zeros(7, 2, 4), torch.zeros(7, 2, 3 * 2), torch.zeros(7, 2, 1)
+    >>> values, ahead, past, static = encode(x)
+    >>> ahead.shape, past, static.shape
+    (torch.Size([7, 2, 3, 4]), None, torch.Size([7, 2, 4]))
+    """
+
+    def __init__(self, sizes: CovariateSizes, *, lagged: bool) -> None:
+        super().__init__()
+        self.ahead = ColumnEncoder(sizes.ahead)
+        self.past = ColumnEncoder(sizes.past)
+        self.static = ColumnEncoder(sizes.static)
+        self._both = len(sizes.ahead) if lagged else 0
+        self.past_features = self.past.features + (self.ahead.features if lagged else 0)
+
+    def forward(self, x: Tree) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """Return values as they are, and the features of covariates, None where there are none.
+
+        Those known ahead are ``(S, B, H, features)``, those of the past ``(S, B, lags, features)``,
+        static ones ``(S, B, features)``.
+        """
+        parts = iter(x)
+        values = next(parts)
+        ahead = past = static = None
+        if self.ahead.columns:
+            ahead = self.ahead(next(parts).unflatten(-1, (-1, self.ahead.columns)))
+        if self.past.columns or self._both:
+            rows = next(parts).unflatten(-1, (-1, self._both + self.past.columns))
+            own = self.past(rows[..., self._both :])
+            past = torch.cat([self.ahead(rows[..., : self._both]), own], -1) if self._both else own
+        if self.static.columns:
+            static = self.static(next(parts))
+        return values, ahead, past, static

@@ -1,0 +1,112 @@
+"""Covariates of series as the model sees them: scaled numbers and codes, step by step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+
+from .series import Array
+
+__all__ = ["CovariateRows", "Rows", "known_so_far"]
+
+Rows: TypeAlias = Sequence[Array] | Array
+
+
+@dataclasses.dataclass(frozen=True)
+class CovariateRows:
+    """Covariates of steps of series.
+
+    Parameters
+    ----------
+    ahead
+        Those known ahead, ``(T_i, F)`` of each series, or ``(N, T, F)``; they may cover more steps
+        than others do. None: there are none.
+    past
+        Those known in the past only, NaN where unknown. None: there are none, or they are unknown.
+    """
+
+    ahead: Rows | None
+    past: Rows | None = None
+
+    def steps(self, begin: int, end: int) -> CovariateRows:
+        """Return some steps."""
+        return CovariateRows(_cut(self.ahead, begin, end), _cut(self.past, begin, end))
+
+    def after(self, lengths: Array) -> CovariateRows:
+        """Return those known ahead, without the first steps of each series."""
+        if self.ahead is None:
+            return CovariateRows(None)
+        rows = [one[steps:] for one, steps in zip(self.ahead, lengths, strict=True)]
+        return CovariateRows(np.stack(rows))
+
+    def horizon(self, begin: int, steps: int) -> CovariateRows:
+        """Return those known ahead of some steps; beyond their last row they are 0, average."""
+        rows = _cut(self.ahead, begin, begin + steps)
+        return CovariateRows(None if rows is None else np.stack([_longer(a, steps) for a in rows]))
+
+    def repeated(self, count: int) -> CovariateRows:
+        """Return each series' rows `count` times, for each of its variables."""
+        return CovariateRows(_repeated(self.ahead, count), _repeated(self.past, count))
+
+    def taken(self, order: Array) -> CovariateRows:
+        """Return the rows of some of the series."""
+        return CovariateRows(_taken(self.ahead, order), _taken(self.past, order))
+
+    def seen(self, lengths: Array, *, lagged: bool) -> list[Array] | None:
+        """Return what the model sees of each series' past, ``(T_i, G)``, without gaps.
+
+        `lagged`: with covariates known ahead, before the others.
+        """
+        parts = []
+        if lagged and self.ahead is not None:
+            parts.append([one[:steps] for one, steps in zip(self.ahead, lengths, strict=True)])
+        if self.past is not None:
+            parts.append([known_so_far(one) for one in self.past])
+        if not parts:
+            return None
+        return [np.concatenate(one, axis=1) for one in zip(*parts, strict=True)]
+
+
+def _longer(rows: Array, length: int) -> Array:
+    return np.pad(rows, ((0, length - len(rows)), (0, 0)))
+
+
+def _cut(rows: Rows | None, begin: int, end: int) -> Rows | None:
+    if rows is None or isinstance(rows, np.ndarray):
+        return None if rows is None else rows[:, begin:end]
+    return [one[begin:end] for one in rows]
+
+
+def _repeated(rows: Rows | None, count: int) -> Rows | None:
+    if rows is None or isinstance(rows, np.ndarray):
+        return None if rows is None else np.repeat(rows, count, axis=0)
+    return [one for one in rows for _ in range(count)]
+
+
+def _taken(rows: Rows | None, order: Array) -> Rows | None:
+    return None if rows is None else [rows[n] for n in order]
+
+
+def known_so_far(values: Array, before: Array | None = None) -> Array:
+    """Return values ``(T, C)`` with gaps filled by the last known value; 0 before the first.
+
+    Parameters
+    ----------
+    values
+        NaN marks gaps.
+    before
+        The last known value before them, ``(C,)``.
+
+    Examples
+    --------
+    >>> known_so_far(np.array([[np.nan], [1.0], [np.nan]])).T
+    array([[0., 1., 1.]])
+    """
+    first = np.zeros((1, values.shape[1])) if before is None else before[None]
+    whole = np.concatenate([first, values])
+    rows = np.where(np.isnan(whole), 0, np.arange(len(whole))[:, None])
+    rows = np.maximum.accumulate(rows, axis=0)
+    return np.asarray(np.take_along_axis(whole, rows, axis=0)[1:])

@@ -1,0 +1,173 @@
+"""Training data with steps that follow them, in the forms that users pass: to train again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .long_frames import Columns
+from .polars_frames import is_polars, to_pandas
+from .times import Times, is_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Before", "copied"]
+
+
+def copied(given: Any) -> Any:
+    """Return a copy of what `fit` got: series, or covariates."""
+    if given is None or hasattr(given, "ngroups") or is_polars(given):
+        return given
+    if isinstance(given, dict):
+        return {key: copied(one) for key, one in given.items()}
+    if _is_list(given):
+        return list(map(copied, given))
+    return given.copy() if is_table(given) else np.array(_array(given))
+
+
+@dataclasses.dataclass(frozen=True)
+class Before:
+    """The ends of training series: where later data are appended.
+
+    Parameters
+    ----------
+    times
+        Times of the last step of each series; None: there are none.
+    ids
+        The series' ids; None: they have none.
+    columns
+        What the columns of long frames are called.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> days = pd.date_range("2024-01-01", periods=4)
+    >>> y, later = pd.Series([1.0, 2.0], days[:2]), np.array([3.0, 4.0])
+    >>> before = Before((Times.of(y.index, "y"),), None, Columns("unique_id", "ds", "y"))
+    >>> next_one, rest = before.cut(later, 1)
+    >>> before.appended(y, next_one)
+    2024-01-01    1.0
+    2024-01-02    2.0
+    2024-01-03    3.0
+    dtype: float64
+    """
+
+    times: Sequence[Times | None]
+    ids: tuple[Any, ...] | None
+    columns: Columns
+
+    def cut(self, given: Any, steps: int) -> tuple[Any, Any]:
+        """Return the first steps of later series, or covariates, and the others."""
+        if self.columns.is_long(given):
+            frame = _pandas(given)
+            ends = {
+                key: last.following(steps)[-1]
+                for key, last in zip(self.ids or (), self.times, strict=True) if last is not None
+            }  # fmt: skip
+            keys, times = frame[self.columns.id], frame[self.columns.time]
+            known = np.array([time <= ends[key] for key, time in zip(keys, times, strict=True)])
+            return frame[known], frame[~known]
+
+        def part(one: Any, last: Times | None, *, first: bool) -> Any:
+            if not is_table(one):
+                one = _array(one)
+                place = slice(steps) if first else slice(steps, None)
+                return one[:, place] if one.ndim == 3 else one[place]
+            if last is None or _counts(one.index):
+                return one.iloc[:steps] if first else one.iloc[steps:].reset_index(drop=True)
+            known = one.index <= last.following(steps)[-1]
+            return one[known] if first else one[~known]
+
+        return (
+            self._each(lambda one, last: part(one, last, first=True), given),
+            self._each(lambda one, last: part(one, last, first=False), given),
+        )
+
+    def appended(self, given: Any, later: Any) -> Any:
+        """Return training series, or covariates, and the next steps, in the form of the former."""
+        if self.columns.is_long(given):
+            import pandas as pd
+
+            if not self.columns.is_long(later):
+                raise TypeError("y must be a long frame, as in fit, for a backtest with refit=")
+            return pd.concat([_pandas(given), later])
+        parts = self.columns.grouped(later)
+        if isinstance(parts, dict):
+            keys = list(self.columns.grouped(given))
+            parts = [parts[key] for key in keys]
+        rest = iter(parts if _is_list(parts) else [parts] * max(len(self.times), 1))
+        return self._each(lambda one, last: _joined(one, next(rest), last), given)
+
+    def _each(self, change: Callable[[Any, Times | None], Any], given: Any) -> Any:
+        """Return what `change` makes of each part of a list, with its times, or of the whole."""
+        given = self.columns.grouped(given)
+        if given is None:
+            return None
+        if isinstance(given, dict):
+            last = dict(zip(self.ids or (), self.times, strict=True))
+            return {key: change(one, last[key]) for key, one in given.items()}
+        if not _is_list(given):
+            return change(given, self.times[0])
+        return [change(one, last) for one, last in zip(given, self.times, strict=True)]
+
+
+def _pandas(given: Any) -> pd.DataFrame:
+    return to_pandas(given) if is_polars(given) else given
+
+
+def _is_list(given: object) -> bool:
+    return isinstance(given, list | tuple) and any(hasattr(one, "__len__") for one in given)
+
+
+def _joined(one: Any, more: Any, last: Times | None) -> Any:
+    if is_table(one):
+        import pandas as pd
+
+        return pd.concat([one, _like_table(one, more, last)])
+    if is_table(more):
+        more = more.sort_index().to_numpy(np.float64, na_value=np.nan)
+    one, more = _array(one), _array(more)
+    if one.ndim == 3:
+        return np.concatenate([one, more], axis=1)
+    return np.concatenate([one, more.reshape(len(more), *one.shape[1:])])
+
+
+def _array(given: Any) -> np.ndarray:
+    if hasattr(given, "detach"):
+        given = given.detach().cpu()
+        given = given.float() if str(given.dtype) == "torch.bfloat16" else given
+    if isinstance(given, np.ma.MaskedArray):
+        given = np.ma.filled(given.astype(np.float64), np.nan)
+    return np.asarray(given)
+
+
+def _like_table(
+    table: pd.Series | pd.DataFrame, more: Any, last: Times | None
+) -> pd.Series | pd.DataFrame:
+    """Return what follows a table as such a table, with the times that follow."""
+    import pandas as pd
+
+    if not is_table(more):
+        values = _array(more)
+        if table.ndim == 1:
+            more = pd.Series(values.ravel())
+        else:
+            more = pd.DataFrame(values.reshape(len(values), -1), columns=table.columns)
+    elif table.ndim == more.ndim == 2 and set(table.columns) != set(more.columns):
+        more = more.set_axis(table.columns, axis=1)  # one of them has no names
+    elif table.ndim != more.ndim:
+        more = more.iloc[:, 0] if table.ndim == 1 else more.to_frame(table.columns[0])
+    if _counts(more.index):
+        index = pd.RangeIndex(len(table), len(table) + len(more))
+        more = more.set_axis(index if last is None else last.following(len(more)))
+    return more
+
+
+def _counts(index: pd.Index) -> bool:
+    """Whether an index counts from 0, as in any new table."""
+    numbers = getattr(index.dtype, "kind", "O") in "iuf"
+    return numbers and bool((index == np.arange(len(index))).all())

@@ -1,0 +1,380 @@
+"""Long frames: the rows of many series one below another, with columns of ids and times."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .frequencies import Frequency, grid, infer, kind_of, on_grid, text_of
+from .polars_frames import is_polars, kinds_of, to_pandas
+from .result_forms import Form
+from .times import Spacing, is_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Columns", "LongTable"]
+
+Array = np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class LongTable:
+    """Values of many series, sorted by series and time.
+
+    Parameters
+    ----------
+    table
+        The rows that were given: a Series, or a DataFrame of several columns.
+    steps
+        The step of each row, counted through all series; None: no step is missing.
+    bounds
+        Where each series starts and the last one ends, in steps, ``(N + 1,)``.
+    ids
+        Names of the series.
+    indices
+        Times of each series.
+    freq
+        Distance of the steps; None: unknown, as each series has one.
+    gap
+        The first series of which steps are missing, and the first of these.
+    form
+        What results look like.
+    """
+
+    table: pd.Series | pd.DataFrame
+    steps: Array | None
+    bounds: Array
+    ids: tuple[Any, ...]
+    indices: tuple[pd.Index, ...]
+    freq: Frequency | None
+    gap: tuple[int, object] | None
+    form: Form
+
+    def place(self, row: int) -> str:
+        """Return which row it is, for messages."""
+        step = row if self.steps is None else int(self.steps[row])
+        series = int(np.searchsorted(self.bounds, step, side="right")) - 1
+        return f"at {self.indices[series][step - self.bounds[series]]} of {self.ids[series]!r}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """What the columns of long frames are called.
+
+    Parameters
+    ----------
+    id, time, target
+        Columns of ids, of times, and of values.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> frame = pd.DataFrame({"unique_id": ["b", "a", "a"], "ds": [1, 2, 1], "y": [3.0, 2.0, 1.0]})
+    >>> y, X = Columns("unique_id", "ds", "y").split(frame, None, Spacing())
+    >>> y.ids, y.table.tolist(), X
+    (('a', 'b'), [1.0, 2.0, 3.0], None)
+    """
+
+    id: str
+    time: str
+    target: str
+
+    def split(self, y: Any, x: Any, spacing: Spacing) -> tuple[Any, Any]:
+        """Return series, and covariates, of what a user passes.
+
+        A long frame becomes a `LongTable` of its series and one of its covariates, a groupby a
+        dictionary; others are returned as they are.
+
+        Parameters
+        ----------
+        y, x
+            What was passed. If `y` is a long frame, its other columns are the covariates.
+        spacing
+            How far apart times must be.
+
+        Raises
+        ------
+        ValueError, TypeError
+            A frame has no target, or an id or time is missing or is there twice, or steps are not
+            equally far apart.
+        """
+        if not self.is_long(y):
+            return _by_group(y, self.time), self.covariates(x, spacing)
+        rows = _Rows.read(y, "y", self, spacing)
+        if self.target not in rows.others:
+            raise ValueError(
+                f"y has the columns {self.id!r} and {self.time!r} of a long frame, but not the "
+                f"target, {self.target!r}: name it by target_col"
+            )
+        if x is not None:
+            raise ValueError(
+                "y is a long frame, whose other columns are the covariates: X must be None"
+            )
+        others = [name for name in rows.others if name != self.target]
+        return rows.part(self.target), rows.part(others) if others else None
+
+    def covariates(self, x: Any, spacing: Spacing) -> Any:
+        """Return covariates that a user passes, as `split` does."""
+        if not self.is_long(x):
+            return _by_group(x, self.time)
+        rows = _Rows.read(x, "X", self, spacing)
+        if not rows.others:
+            raise ValueError("X has no columns beside ids and times")
+        return rows.part(rows.others)
+
+    def grouped(self, given: Any) -> Any:
+        """Return a pandas groupby as a dictionary, others as they are."""
+        return _by_group(given, self.time)
+
+    def is_long(self, given: Any) -> bool:
+        """Whether it is a table with the columns of ids and times."""
+        table = is_polars(given) or (is_table(given) and given.ndim == 2)
+        return table and {self.id, self.time} <= set(given.columns)
+
+
+def _by_group(given: Any, time: str) -> Any:
+    """Return a pandas groupby as a dictionary, others as they are."""
+    if not (hasattr(given, "ngroups") and hasattr(given, "obj")):
+        return given
+    keys = given.keys if isinstance(given.keys, list) else [given.keys]
+    level = given.level
+
+    def table(part: Any) -> Any:
+        if part.ndim == 2:
+            part = part.drop(columns=[key for key in keys if key in list(part.columns)])
+            part = part.set_index(time) if time in part.columns else part
+        return part if level is None or part.index.nlevels == 1 else part.droplevel(level)
+
+    return {key: table(part) for key, part in given}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """The rows of a long frame, and how to sort them; see `LongTable`."""
+
+    frame: pd.DataFrame
+    others: list[str]
+    order: Array | None
+    steps: Array | None
+    bounds: Array
+    ids: pd.Index
+    indices: tuple[pd.Index, ...]
+    freq: Frequency | None
+    gap: tuple[int, object] | None
+    form: Form
+
+    @classmethod
+    def read(cls, given: Any, name: str, columns: Columns, spacing: Spacing) -> _Rows:
+        """Sort and check the rows of a frame, called `name` in messages."""
+        polars = is_polars(given)
+        frame = to_pandas(given) if polars else given
+        own = list(frame.columns)
+        twice = next((column for column in own if own.count(column) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{name} has two columns {twice!r}")
+        if not len(frame):
+            raise ValueError(f"{name} has no series: it is empty")
+        ids, series = _sorted_codes(frame[columns.id], f"column {columns.id!r} of {name}")
+        times, when = _read_times(frame[columns.time], f"column {columns.time!r} of {name}")
+        key = series * len(times) + when
+        order = None
+        if not (np.diff(key) > 0).all():
+            order = np.argsort(key, kind="stable")
+            key, series, when = key[order], series[order], when[order]
+            double = np.flatnonzero(np.diff(key) == 0)
+            if double.size:
+                row = double[0]
+                raise ValueError(
+                    f"{name} has two rows for {times[when[row]]} of {ids[series[row]]!r}: leave "
+                    "one row for each time of a series"
+                )
+        counts = np.bincount(series)
+        placed = _place(times, when, counts, ids, name, spacing)
+        bounds = np.concatenate([[0], placed.lengths.cumsum()])
+        steps = gap = None
+        if bounds[-1] > len(when):
+            steps = placed.steps + np.repeat(bounds[:-1], counts)
+            first = int(np.flatnonzero(placed.lengths > counts)[0])
+            start = int(counts[:first].sum())
+            there = placed.steps[start : start + counts[first]]
+            missing = np.setdiff1d(np.arange(placed.lengths[first]), there)[0]
+            gap = first, placed.indices[first][missing]
+        form = Form(
+            "long", ids, columns=(columns.id, columns.time, columns.target),
+            polars=kinds_of(given, columns.id, columns.time) if polars else None,
+        )  # fmt: skip
+        others = [column for column in own if column not in (columns.id, columns.time)]
+        return cls(
+            frame, others, order, steps, bounds, ids, placed.indices, placed.freq, gap,
+            form,
+        )  # fmt: skip
+
+    def part(self, columns: str | list[str]) -> LongTable:
+        """Return some of the columns."""
+        table = self.frame[columns]
+        if self.order is not None:
+            table = table.take(self.order)
+        return LongTable(
+            table, self.steps, self.bounds, tuple(self.ids.tolist()), self.indices, self.freq,
+            self.gap, self.form,
+        )  # fmt: skip
+
+
+def _sorted_codes(column: pd.Series, name: str) -> tuple[pd.Index, Array]:
+    """Return the ids of a column, sorted, and which of them each row has."""
+    import pandas as pd
+
+    codes, ids = pd.factorize(column)
+    if (codes < 0).any():
+        raise ValueError(f"{name} has no id in row {int((codes < 0).argmax())}")
+    ids = pd.Index(ids)
+    plain = ids.astype(ids.categories.dtype) if hasattr(ids, "categories") else ids
+    try:
+        order = plain.argsort()
+    except TypeError as error:
+        raise TypeError(f"{name} has ids of several types: {error}") from None
+    rank = np.empty(len(ids), np.int64)
+    rank[order] = np.arange(len(ids))
+    return ids[order], rank[codes]
+
+
+def _read_times(column: pd.Series, name: str) -> tuple[pd.Index, Array]:
+    """Return the times of a column, sorted, and which of them each row has."""
+    import pandas as pd
+
+    index = pd.Index(column)
+    if kind_of(index) == "others":
+        raise TypeError(
+            f"{name} holds {index.inferred_type} values, but must have dates, periods or numbers: "
+            "make dates of it by pandas.to_datetime"
+        )
+    codes, times = pd.factorize(index, sort=True)
+    if (codes < 0).any():
+        raise ValueError(f"{name} has no time in row {int((codes < 0).argmax())}")
+    return times, codes
+
+
+@dataclasses.dataclass(frozen=True)
+class _Placed:
+    """Where rows are in time: the step of each in its series, and the times of the series."""
+
+    steps: Array
+    lengths: Array
+    indices: tuple[pd.Index, ...]
+    freq: Frequency | None
+
+
+def _place(
+    times: pd.Index, when: Array, counts: Array, ids: pd.Index, name: str, spacing: Spacing
+) -> _Placed:
+    """Find the frequency, and the steps of all rows.
+
+    Parameters
+    ----------
+    times
+        All times, sorted.
+    when
+        Which of them each row has, ``(rows,)``; rows are sorted by series and time.
+    counts
+        Rows of each series.
+    ids, name
+        Names of the series and of the frame, for messages.
+    spacing
+        How far apart times must be.
+    """
+    kind = kind_of(times)
+    known = [freq for of, freq in spacing.known if of == kind]
+    if spacing.given is not None:
+        freq = spacing.given
+        return _on_grids(times, when, counts, ids, name, freq, f"freq={text_of(freq)!r}")
+    if known:
+        placed = _on_grids(
+            times, when, counts, ids, name, known[0], f"fit got steps of {text_of(known[0])!r}"
+        )
+        _refuse_coarser(placed, counts, ids, name)
+        return placed
+    longest = int(counts.argmax())
+    start = int(counts[:longest].sum())
+    index, place = times[when[start : start + counts[longest]]], f"{name}[{ids[longest]!r}]"
+    if len(index) == 1 and kind != "periods":
+        ones = {step: times[step : step + 1] for step in np.unique(when).tolist()}
+        indices = tuple(ones[step] for step in when.tolist())
+        return _Placed(np.zeros(len(when), np.int64), counts, indices, None)
+    freq = index.freq if len(index) == 1 else infer(index, place)[0]
+    why = f"the steps of {place} are {text_of(freq)!r}"
+    placed = _on_grids(times, when, counts, ids, name, freq, why)
+    missing = int((placed.lengths - counts).sum())
+    if missing > len(when):
+        raise ValueError(
+            f"most steps of {name} are missing if they are {text_of(freq)!r} apart as in {place}: "
+            f"pass freq={text_of(freq)!r} if that is right; missing steps are then missing values"
+        )
+    _refuse_coarser(placed, counts, ids, name)
+    return placed
+
+
+def _on_grids(
+    times: pd.Index, when: Array, counts: Array, ids: pd.Index, name: str, freq: Frequency, why: str
+) -> _Placed:
+    """Return the steps of rows at a frequency; see `_place`. `why` tells where it comes from.
+
+    Series need not share a grid: some weeks start on Monday, others on Tuesday.
+    """
+    ends = counts.cumsum()
+    first, last = when[ends - counts], when[ends - 1]
+    steps = np.empty(len(when), np.int64)
+    indices: list[pd.Index | None] = [None] * len(counts)
+    left = np.argsort(first, kind="stable")
+    while left.size:
+        begin = int(first[left[0]])
+        place = np.full(len(times), -1)
+        place[begin:] = on_grid(times[begin:], freq)
+        there = place[first[left]] >= 0
+        there[0] = True  # so that a time that is not on its own grid is told
+        mine, left = left[there], left[~there]
+        rows: Any = slice(None)
+        if len(mine) < len(counts):
+            chosen = np.zeros(len(counts), bool)
+            chosen[mine] = True
+            rows = np.repeat(chosen, counts)
+        found = place[when[rows]]
+        if (found < 0).any():
+            row = int(np.arange(len(when))[rows][(found < 0).argmax()])
+            one = int(np.searchsorted(ends, row, side="right"))
+            raise ValueError(
+                f"{why}, but {name}[{ids[one]!r}] has the time {times[when[row]]}, which is none "
+                "of its steps: pass freq=…, or make times regular"
+            )
+        steps[rows] = found
+        whole = grid(times[begin : begin + 1], freq, int(place[last[mine]].max()) + 1)
+        parts: dict[tuple[int, int], pd.Index] = {}
+        starts, stops = place[first[mine]].tolist(), (place[last[mine]] + 1).tolist()
+        for series, start, stop in zip(mine.tolist(), starts, stops, strict=True):
+            if (start, stop) not in parts:
+                parts[start, stop] = whole[start:stop]
+            indices[series] = parts[start, stop]
+    starts = steps[ends - counts]
+    lengths = steps[ends - 1] - starts + 1
+    return _Placed(steps - np.repeat(starts, counts), lengths, tuple(indices), freq)
+
+
+def _refuse_coarser(placed: _Placed, counts: Array, ids: pd.Index, name: str) -> None:
+    """Raise ValueError if the steps of a series are regular, but those of a lower frequency."""
+    if (placed.lengths == counts).all():
+        return
+    ends = counts.cumsum()
+    apart = np.diff(placed.steps, append=0)
+    apart[ends - 1] = 0
+    most = np.maximum.reduceat(apart, ends - counts)
+    apart[ends - 1] = most
+    least = np.minimum.reduceat(apart, ends - counts)
+    wrong = np.flatnonzero((counts > 2) & (least == most) & (most > 1))
+    if wrong.size:
+        raise ValueError(
+            f"all steps of {name}[{ids[wrong[0]]!r}] are {most[wrong[0]]} times as far apart as "
+            f"those of the panel, {text_of(placed.freq)!r}: series must have the same frequency; "
+            "pass freq=… if steps are missing"
+        )

@@ -1,0 +1,219 @@
+"""The form of results: forecasts look like the series that came in."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .polars_frames import to_polars
+from .times import Times, is_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["ARRAYS", "Forecasts", "Form"]
+
+Array = np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Forecasts:
+    """Forecasts of series, and what it takes to write them as tables.
+
+    Parameters
+    ----------
+    values
+        ``(N, horizon, K, Q)``; without K if the series were given without it, and without Q for
+        points.
+    ends
+        Times of the series, up to the forecast, of which the last counts.
+    levels
+        Levels of quantiles; None: points.
+    """
+
+    values: Array
+    ends: Sequence[Times | None]
+    levels: tuple[float, ...] | None
+
+    @property
+    def names(self) -> list[str]:
+        """Names of what is forecast."""
+        return ["forecast"] if self.levels is None else [f"q{level:g}" for level in self.levels]
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """What results look like.
+
+    Parameters
+    ----------
+    kind
+        "arrays"; "table": a pandas table; "tables": a list of them; "dict": a dictionary of tables
+        or arrays; "long": a long frame.
+    ids
+        Ids of the series of a dictionary, ``(N,)``; of a long frame as a pandas index.
+    labels
+        Names of the tables' values: of a Series its name, of a DataFrame its columns; None for
+        arrays.
+    columns
+        Columns of ids, times and values of a long frame.
+    polars
+        Types of its columns of ids and times if it is one of polars.
+    """
+
+    kind: str = "arrays"
+    ids: Any = None
+    labels: tuple[Any, ...] = ()
+    columns: tuple[str, str, str] = ("unique_id", "ds", "y")
+    polars: tuple[Any, ...] | None = None
+
+    @property
+    def tabular(self) -> bool:
+        """Whether all series were tables."""
+        return self.kind != "arrays" and all(label is not None for label in self.labels)
+
+    @classmethod
+    def of(cls, given: Any, tables: Sequence[Any]) -> Form:
+        """Return the form of series; `tables` are its parts."""
+        labels = tuple(map(_label, tables))
+        if isinstance(given, dict):
+            return cls("dict", tuple(given), labels)
+        if not all(map(is_table, tables)):
+            return ARRAYS
+        return cls("table" if is_table(given) else "tables", None, labels)
+
+    def forecasts(self, found: Forecasts) -> Any:
+        """Return forecasts in this form; arrays are none of its business."""
+        if self.kind == "long":
+            return self._long(found)
+        parts = [self._part(found, number) for number in range(len(found.values))]
+        if self.kind == "dict":
+            return dict(zip(self.ids, parts, strict=True))
+        return parts[0] if self.kind == "table" else parts
+
+    def stacked(self, parts: Sequence[Any]) -> Any:
+        """Return arrays of several times, or dictionaries of them, with an axis of times."""
+        if self.kind != "dict":
+            return np.stack(parts)
+        return {key: np.stack([part[key] for part in parts]) for key in self.ids}
+
+    def _part(self, found: Forecasts, number: int) -> Any:
+        import pandas as pd
+
+        values, label, end = found.values[number], self.labels[number], found.ends[number]
+        if label is None or end is None:
+            return values
+        index = end.following(len(values))
+        wide = isinstance(label, pd.Index)
+        if found.levels is None:
+            return (
+                pd.DataFrame(values, index, label)
+                if wide
+                else pd.Series(values, index, name=label[0])
+            )
+        if not wide:
+            return pd.DataFrame(values, index, found.names)
+        columns = pd.MultiIndex.from_product([label, found.names])
+        return pd.DataFrame(values.reshape(len(values), -1), index, columns)
+
+    def _long(self, found: Forecasts) -> Any:
+        import pandas as pd
+
+        count, horizon = found.values.shape[:2]
+        stamps, rows = stamps_of(found.ends, horizon)
+        columns = {
+            self.columns[0]: self.ids.take(np.repeat(np.arange(count), horizon)),
+            self.columns[1]: stamps.take((rows[:, None] + 1 + np.arange(horizon)).ravel()),
+        }
+        values = found.values.reshape(count * horizon, -1)
+        columns |= {name: values[:, k] for k, name in enumerate(found.names)}
+        return self._finished(pd.DataFrame(columns))
+
+    def backtest(
+        self, parts: Sequence[Forecasts], steps: Sequence[int], actual: Array, names: Any
+    ) -> Any:
+        """Return forecasts at several times as a long frame, with columns "cutoff" and of values.
+
+        Parameters
+        ----------
+        parts
+            Forecasts ``(N, horizon, K, …)`` at each time.
+        steps
+            How many steps after the ends of the first part each was made.
+        actual
+            Values of the next steps, ``(N, T, K)``.
+        names
+            Names of the variables; None: there is one, without a name.
+        """
+        import pandas as pd
+
+        first = parts[0]
+        count, horizon, width = first.values.shape[:3]
+        stamps, rows = stamps_of(first.ends, steps[-1] + horizon)
+        # Rows are those of series, cutoffs, variables and steps ahead, in this order.
+        shape = count, len(steps), width, horizon
+        cutoff = np.broadcast_to(np.array(steps)[None, :, None, None], shape)
+        ahead = cutoff + 1 + np.arange(horizon)
+        series = np.broadcast_to(np.arange(count)[:, None, None, None], shape).ravel()
+        variable = np.broadcast_to(np.arange(width)[None, None, :, None], shape)
+        known = np.full((count, steps[-1] + horizon + 1, width), np.nan)
+        known[:, 1 : actual.shape[1] + 1] = actual[:, : known.shape[1] - 1]
+        columns: dict[str, Any] = {}
+        if self.kind == "dict":
+            ids = pd.Index(range(len(self.ids)))
+            columns[self.columns[0]] = [self.ids[one] for one in ids.take(series)]
+        elif self.kind == "long":
+            columns[self.columns[0]] = self.ids.take(series)
+        elif self.kind == "tables":
+            columns[self.columns[0]] = series
+        if names is not None:
+            columns["variable"] = pd.Index(names).take(variable.ravel())
+        columns[self.columns[1]] = stamps.take(rows[series] + ahead.ravel())
+        columns["cutoff"] = stamps.take(rows[series] + cutoff.ravel())
+        columns[self.columns[2]] = known[series, ahead.ravel(), variable.ravel()]
+        values = np.stack([part.values.reshape(count, horizon, width, -1) for part in parts])
+        values = values.transpose(1, 0, 3, 2, 4).reshape(len(series), -1)
+        columns |= {name: values[:, k] for k, name in enumerate(first.names)}
+        return self._finished(pd.DataFrame(columns))
+
+    def _finished(self, frame: pd.DataFrame) -> Any:
+        if self.polars is None:
+            return frame
+        ids, times = self.polars
+        kinds = {self.columns[0]: ids, self.columns[1]: times}
+        return to_polars(frame, kinds | ({"cutoff": times} if "cutoff" in frame else {}))
+
+
+ARRAYS = Form()
+
+
+def _label(table: Any) -> Any:
+    if not is_table(table):
+        return None
+    return table.columns if table.ndim == 2 else (table.name,)
+
+
+def stamps_of(ends: Sequence[Times | None], count: int) -> tuple[pd.Index, Array]:
+    """Return the times of ends and of the next `count` steps, and where those of each series start.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> end = Times(pd.Index([3]), 1)
+    >>> stamps, rows = stamps_of([end, end, Times(pd.Index([8]), 1)], 2)
+    >>> stamps.tolist(), rows
+    ([3, 4, 5, 8, 9, 10], array([0, 0, 3]))
+    """
+    places: dict[int, int] = {}
+    parts: list[pd.Index] = []
+    rows = np.empty(len(ends), np.int64)
+    for number, end in enumerate(ends):
+        assert end is not None
+        if id(end) not in places:
+            places[id(end)] = len(places) * (count + 1)
+            parts += [end.index[-1:], end.following(count)]
+        rows[number] = places[id(end)]
+    return parts[0].append(parts[1:]), rows
