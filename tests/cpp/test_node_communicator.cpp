@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <random>
+#include <span>
 #include <string>
 #include <thread>
 #include <vector>
@@ -93,7 +94,7 @@ TEST(squares_of_the_means_are_summed_the_same_on_all_ranks) {
         for (const float x : mean_of(size, numel)) wanted += static_cast<double>(x) * static_cast<double>(x);
         std::vector<float> mine = data_of(comm.rank(), numel);
         const auto shared = comm.allocate(mine.size() * sizeof(float));
-        std::copy(mine.begin(), mine.end(), static_cast<float*>(shared.get()));
+        std::ranges::copy(std::as_bytes(std::span(mine)), shared.get());
         for (void* data : {static_cast<void*>(mine.data()), static_cast<void*>(shared.get())}) {
           const double squares = comm.allreduce(data, numel, DType::kFloat32, reduction).sum_of_squares;
           CHECK(std::abs(squares - wanted) <= 1e-10 * wanted);

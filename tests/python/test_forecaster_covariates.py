@@ -1,9 +1,6 @@
-"""Covariates of `SequenceForecaster`: of the past, static, of categories and of the calendar."""
+"""Covariates of `SequenceForecaster`: known ahead or not, static, of numbers and categories."""
 
 from __future__ import annotations
-
-import datetime
-import sys
 
 import numpy as np
 import pandas as pd
@@ -13,11 +10,9 @@ from forecasting import LEVELS, NAN, Weights, assert_same_training, quick, wave
 
 import fastseq as fs
 from fastseq.sklearn import SequenceForecaster
-from fastseq.sklearn.forecasting.calendar_features import FEATURES, Calendar
 from fastseq.sklearn.forecasting.categories import Vocabulary, find_vocabularies
-from fastseq.sklearn.forecasting.covariate_encoder import ColumnEncoder, CovariateSizes
+from fastseq.sklearn.forecasting.covariate_encoder import ColumnEncoder
 from fastseq.sklearn.forecasting.covariate_rows import CovariateRows, known_so_far
-from fastseq.sklearn.forecasting.times import Times
 from fastseq.sklearn.forecasting.windows import SeriesScaling, Windows
 
 STEPS, MORE, HORIZON = 60, 16, 4
@@ -298,6 +293,13 @@ def test_a_new_series_is_forecast_from_its_statics(scale):
         np.testing.assert_allclose(f.predict(list(10 * values), static=new), 10 * found, rtol=1e-5)
 
 
+def test_logarithms_of_a_new_series_change_as_those_of_others():
+    y = [level * np.exp(0.1 * np.arange(20)) for level in (1.0, 10.0, 300.0)]
+    f = quick(scale="series", transform="log", epochs=5, lr=0.02).fit(y)
+    one, two = f.predict([[2.0], [2e6]])
+    np.testing.assert_allclose(two, 1e6 * one, rtol=1e-3)
+
+
 def test_statics_are_scaled_as_in_fit_and_go_by_their_names():
     y = [*wave(STEPS, 3)]
     numbers = STATIC[["size"]].assign(other=[0.1, 0.2, 0.4])
@@ -401,140 +403,6 @@ def test_statics_go_by_id():
         quick().fit(y, static=STATIC)
 
 
-# --- the calendar
-
-
-INDICES = {
-    "hours of two zones": pd.date_range("2024-03-30", periods=60, freq="h", tz="Europe/Berlin"),
-    "other hours": pd.date_range("2024-03-30", periods=60, freq="h", tz="Asia/Kolkata"),
-    "minutes": pd.date_range("2023-12-31 22:00", periods=50, freq="7min"),
-    "days": pd.date_range("2023-12-20", periods=90),
-    "months": pd.period_range("2023-11", periods=30, freq="M"),
-}
-
-
-@pytest.mark.parametrize("name", INDICES)
-def test_features_are_what_clocks_and_calendars_show(name):
-    index = INDICES[name]
-    dates = index.to_timestamp() if isinstance(index, pd.PeriodIndex) else index
-    calendar = Calendar(FEATURES, None)
-    (found,) = calendar.rows_of_all([Times(index, index.freq)], lambda own: own.index)
-    assert found.shape == (len(index), len(calendar.sizes))
-
-    def turn(place):
-        return np.sin(2 * np.pi * place), np.cos(2 * np.pi * place)
-
-    for row, day in zip(found, dates, strict=True):
-        start = day.tz_localize(None).normalize()
-        hours = (day.tz_localize(None) - start) / pd.Timedelta("1h")
-        year = 366 if day.is_leap_year else 365
-        month = (start + pd.offsets.MonthEnd(0)).day
-        wanted = [
-            *turn((day.minute + day.second / 60) / 60),
-            *turn(hours / 24),
-            *(float(day.weekday() == d) for d in range(7)),
-            1 + 24 * day.weekday() + day.hour,
-            *turn((day.day - 1 + hours / 24) / month),
-            *turn((day.isocalendar()[1] - 1) / 52.1775),
-            *turn((int(day.strftime("%j")) - 1 + hours / 24) / year),
-            *turn((day.month - 1) / 12),
-            *(float((day.month - 1) // 3 == q) for q in range(4)),
-        ]
-        np.testing.assert_allclose(row, np.concatenate([_by_name(wanted)[f] for f in FEATURES]))
-
-
-def _by_name(values):
-    names = {"minute_of_hour": 2, "hour_of_day": 2, "day_of_week": 7, "hour_of_week": 1,
-             "day_of_month": 2, "week_of_year": 2, "day_of_year": 2, "month": 2, "quarter": 4}  # fmt: skip
-    ends = np.cumsum(list(names.values()))
-    return {n: values[end - names[n] : end] for n, end in zip(names, ends, strict=True)}
-
-
-@pytest.mark.parametrize(
-    ("code", "free"),
-    [
-        ("DE", ["2023-12-25", "2023-12-26", "2024-01-01"]),
-        ("DE-BY", ["2023-12-25", "2023-12-26", "2024-01-01", "2024-01-06"]),
-        ("US", ["2023-12-25", "2024-01-01"]),
-    ],
-)
-def test_holidays_are_marked_and_the_days_around_them(code, free):
-    pytest.importorskip("holidays")
-    days = pd.date_range("2023-12-20", "2024-01-08", freq="12h", tz="Pacific/Auckland")
-    (found,) = Calendar((), code).rows_of_all([Times(days, days.freq)], lambda own: own.index)
-    known = {datetime.date.fromisoformat(day) for day in free}
-    one = datetime.timedelta(days=1)
-    for row, day in zip(found, days.date, strict=True):
-        assert row.tolist() == [day in known, day + one in known, day - one in known]
-
-
-@pytest.mark.parametrize(
-    ("freq", "steps", "season", "wanted"),
-    [
-        ("15min", 400, None, {"hour_of_day"}),
-        ("h", 400, 24, {"hour_of_day", "day_of_week"}),
-        ("h", 400, 168, {"hour_of_day", "day_of_week", "hour_of_week"}),
-        ("h", 20000, 24, {"hour_of_day", "day_of_week", "day_of_year"}),
-        ("D", 200, 7, {"day_of_week", "day_of_month"}),
-        ("D", 800, 7, {"day_of_week", "day_of_month", "day_of_year"}),
-        ("B", 600, 5, {"day_of_week", "day_of_month", "day_of_year"}),
-        ("W", 60, 52, {"day_of_year"}),
-        ("MS", 20, 12, {"month"}),
-        ("QS", 20, 4, {"month"}),
-    ],
-)
-def test_features_are_chosen_by_steps_and_length(freq, steps, season, wanted):
-    index = pd.date_range("2020-01-01", periods=steps, freq=freq)
-    assert set(Calendar.of(True, None, [Times(index, index.freq)], season).features) == wanted
-
-
-def test_a_calendar_alone_needs_no_covariates():
-    hours = pd.date_range("2024-01-01", periods=24 * 20, freq="h", tz="Europe/Berlin")
-    busy = (hours.day_of_week < 5) & (hours.hour >= 8) & (hours.hour < 18)
-    y = pd.Series(5.0 * busy, hours)
-    cut_at, errors = 24 * 15, []
-    for calendar in (False, ["hour_of_week"]):
-        f = SequenceForecaster(
-            24, season=None, calendar=calendar, epochs=20, random_state=0, lr=0.01
-        )
-        found = f.fit(y[:cut_at]).backtest(y[cut_at:])
-        errors.append((found["forecast"] - found["y"]).abs().mean())
-        assert f.predict().shape == (24,)
-    assert errors[1] < 0.2 * errors[0]
-
-
-@pytest.mark.parametrize(
-    ("y", "kw", "match"),
-    [
-        (wave(STEPS)[0], {"calendar": True}, "need dates, but y has none"),
-        (list(wave(STEPS, 2)), {"calendar": ["month"]}, r"need dates, but y\[0\] has none"),
-        (pd.Series(wave(STEPS)[0]), {"holidays": "DE"}, "need dates, but y has none"),
-        (PANEL[0], {"holidays": "NARNIA"}, "a country's code, such as 'DE', got 'NARNIA'"),
-        (PANEL[0], {"holidays": "DE-XX"}, "DE has no part 'XX', but BB, BE"),
-        (PANEL[0], {"calendar": ["weekday"]}, 'got \'weekday\': did you mean "'),
-        (PANEL[0], {"past": ("was",)}, r"past names columns of X, \('was',\), but X is None"),
-        (PANEL[0], {"past": ("was",), "strategy": "recursive"}, "past needs strategy=\"direct\""),
-        (
-            pd.Series(wave(STEPS)[0], pd.date_range("2000", periods=STEPS, freq="W")),
-            {"holidays": "DE"}, "needs steps of at most a day, got about 7 days",
-        ),
-        (
-            pd.Series(wave(STEPS)[0], pd.date_range("1950", periods=STEPS, freq="YS")),
-            {"calendar": True}, "calendar=True has no features for steps of about 365",
-        ),
-    ],
-)  # fmt: skip
-def test_calendars_that_are_wrong_are_told(y, kw, match):
-    with pytest.raises(ValueError, match=match):
-        quick(**kw).fit(y)
-
-
-def test_missing_packages_are_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "holidays", None)
-    with pytest.raises(ImportError, match="holidays='DE' needs the package holidays"):
-        quick(holidays="DE").fit(PANEL[0])
-
-
 # --- names and positions
 
 
@@ -546,6 +414,7 @@ def test_missing_packages_are_named(monkeypatch):
         (np.zeros((STEPS, 2)), (2,), ValueError, "past: X has 2 columns, so none at 2"),
         (np.zeros((STEPS, 2)), (1, -1), ValueError, "past must name each column once"),
         (np.zeros((STEPS, 2)), "ab", TypeError, "past must be a list of names"),
+        (np.zeros((STEPS, 2)), None, TypeError, "past must be a list of names"),
         (PLANS[0], (), ValueError, "X is NaN at step .* name columns that are not known ahead in"),
     ],
 )
@@ -613,8 +482,3 @@ def test_covariates_help_as_they_should(module):
     assert promoted < 0.8 * alone
     assert both < 0.4 * alone
     assert both < 4 * oracle
-
-
-def test_sizes_know_whether_there_are_any():
-    assert not CovariateSizes()
-    assert CovariateSizes(static=(0,))

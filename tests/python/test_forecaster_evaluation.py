@@ -182,12 +182,17 @@ def one_thread():
 
 
 @pytest.mark.parametrize(
-    "kw", [{}, {"module": "lstm", "season": 6}, {"strategy": "recursive", "quantiles": LEVELS}]
+    "kw",
+    [
+        {"transform": "log1p"},
+        {"module": "lstm", "season": 6},
+        {"strategy": "recursive", "quantiles": LEVELS, "ensemble": 2},
+    ],
 )
 @pytest.mark.parametrize("stride", [2, 5])
 def test_backtests_that_train_again_equal_clones(one_thread, kw, stride):
     x = np.random.default_rng(0).standard_normal((74, 2))
-    y = wave(70)[0] + x[:70].sum(1)
+    y = np.abs(wave(70)[0] + x[:70].sum(1))
     f = quick(**kw).fit(y[:50], x[:50])
     before = f.predict(X=x[50:54]), f.evaluate(y[50:], x[50:70])
     found = f.backtest(y[50:], x[50:70], stride=stride, refit=2)

@@ -74,12 +74,23 @@ def saved(f, tmp_path, *args, **kw):
         {"module": "gru", "strategy": "recursive", "quantiles": np.array(LEVELS)},
         {"module": "mlp", "lags": 5, "scale": None, "loss": "huber", "optimizer": "rmsprop"},
         {"validation": 8, "fold": 2, "weight_decay": 0.1, "decay_biases": False},
+        {
+            "ensemble": 2,
+            "quantiles": LEVELS,
+            "conformal": "adaptive",
+            "validation": 12,
+            "horizon_weights": [1, 2, 0, 1],
+            "module": "gru",
+        },
+        {"transform": "log1p", "loss": "mse", "half_life": 30, "scale": "series"},
     ],
 )
 @pytest.mark.parametrize("panel", [False, True])
 def test_what_is_loaded_does_the_same(tmp_path, kw, panel):
     whole, x = wave(80, 4), np.random.default_rng(0).standard_normal((84, 2))
     whole[:, 40] = NAN
+    if "transform" in kw:
+        whole = np.abs(whole)
     if panel:
         y, later, x, after = list(whole[:, :55]), list(whole[:, 60:]), None, list(whole[:, 55:60])
         y[1] = y[1][20:]

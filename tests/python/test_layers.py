@@ -222,7 +222,8 @@ INNER = {
         "tests/python/test_checkpoint_files.py", "tests/python/test_saving_files.py",
     ),
     "compares statistics and windows with NumPy's": (
-        "tests/mpi/test_scaling.py", "tests/python/test_forecaster_covariates.py",
+        "tests/mpi/test_scaling.py", "tests/python/test_forecaster_calendar.py",
+        "tests/python/test_forecaster_covariates.py",
         "tests/python/test_forecaster_times.py",
         "tests/python/test_forecaster_values.py", "tests/python/test_forecaster_windows.py",
         "tests/python/test_scaling.py", "tests/python/test_segment_rnn.py",

@@ -77,7 +77,8 @@ def by_hand(net, window, ahead=None, past=None, static=None):
                     straight += p["linear.weight"][row, i] * change / np.sqrt(lags)
                 found[h, k, q] = level[k] + straight + changes[h, k, q]
         if ahead is not None:
-            at = np.tanh(p["known.weight"] @ ahead[h] + p["known.bias"] + hidden)
+            at = p["known.weight"] @ ahead[h] + p["known.bias"] + p["context.weight"] @ hidden
+            at = np.maximum(at, 0)
             more = p["known_out.weight"] @ at + p["known_out.bias"]
             found[h] += more.reshape(variables, outputs) + effects[lags + h][:, None]
     if "delayed.weight" in p:

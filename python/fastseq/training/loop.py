@@ -19,6 +19,7 @@ from ..data.sequences import Batch, Sequences, to_device
 from ..distributed import Bucketizer
 from ..errors import NonFiniteError
 from ..nn.context import in_context
+from ..nn.members import trained_apart
 from ..nn.ops import sum_of_squares
 from ..nn.stateful import Stateful
 from .argument_checks import check_weighted
@@ -153,6 +154,7 @@ class Trainer:
         self._replicas = learner.replicas
         self._model = learner.model
         self._precision = learner.precision
+        self._clipped: list[list[nn.Parameter]] = []  # together
         self._accumulates = spec.accumulate > 1
         self._held = 0  # accumulated chunks,
         self._held_weight = 0.0  # their weight,
@@ -193,6 +195,7 @@ class Trainer:
         others = [p for p in params if not p.requires_grad]
         self._stepper = OptimizerStep(self._optimizer, trained, others)
         self._seen = self._look()
+        self._clipped = trained_apart(self._model, self._stepper.stepped())
         if not self._replicas.alone:
             nonfinite = "skip" if self._precision.scales else "raise"
             self._buckets = Bucketizer(
@@ -206,7 +209,7 @@ class Trainer:
         spec = self._spec
         if spec.clip_norm is None or spec.clip_value is not None or self._precision.scales:
             return False
-        return self.reads_norm and self._stepper.steps_all()
+        return self.reads_norm and self._stepper.steps_all() and len(self._clipped) == 1
 
     def _end(self, *, failed: bool) -> None:
         self._stepper.__exit__()
@@ -333,15 +336,15 @@ class Trainer:
         if spec.clip_value is not None:
             nn.utils.clip_grad_value_(self._stepper.stepped(), spec.clip_value)
         if spec.clip_norm is not None:
-            self._clip(spec.clip_norm, norm)
+            for params in self._clipped:
+                self._clip(params, spec.clip_norm, norm)
         if self._precision.scales:
             self._precision.step(self._optimizer)
         else:
             self._stepper.step()
 
-    def _clip(self, most: float, norm: float | None) -> None:
-        """Clip the gradients to the norm `most`."""
-        params = self._stepper.stepped()
+    def _clip(self, params: list[nn.Parameter], most: float, norm: float | None) -> None:
+        """Clip the gradients of parameters to the norm `most`."""
         grads = [p.grad for p in params if p.grad is not None]
         if norm is None and self.reads_norm:
             squares = sum_of_squares(grads)

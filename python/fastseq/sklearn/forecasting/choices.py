@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .conformal import steps_to_hold_out
 from .forecast_parameters import season_lag
 from .series import Array
 
@@ -40,14 +41,14 @@ class Choices:
         Whether the model is a `SegmentRNN`.
     segment
         Steps of its segments.
-    season
-        Steps of a season; None: there is none.
     lag
         Steps of as many seasons as cover the horizon; None: there is no season.
     compared
         Whether the model sees and forecasts changes over the lag.
     apart
         Whether variables are forecast apart from each other.
+    season
+        Steps of a season; None: there is none.
     half_life
         Updates in which the learning rate of a `SegmentRNN` falls by half.
     lags, seqsize, batchsize, fold, epochs, validation, loss, hidden_size, dropout
@@ -64,10 +65,10 @@ class Choices:
 
     segments: bool
     segment: int
-    season: int | None
     lag: int | None
     compared: bool
     apart: bool
+    season: int | None
     half_life: int
     lags: int
     seqsize: int
@@ -115,12 +116,15 @@ class Choices:
             "season": season, "lag": lag, "compared": compared,
             "apart": variables > 1 and apart == "independent",
         }  # fmt: skip
-        if not segments:
-            return cls(segments=False, segment=1, half_life=0, **found, **{**_PLAIN, **own})
-        count = len(lengths) * (variables if found["apart"] else 1)
-        width = covariates + (1 if found["apart"] else variables)
-        chosen = _for_segments(own, given["horizon"], season, lengths, count, width)
-        return cls(segments=True, **found, **chosen)
+        chosen = {"segment": 1, "half_life": 0, **_PLAIN, **own}
+        if segments:
+            count = len(lengths) * (variables if found["apart"] else 1)
+            width = covariates + (1 if found["apart"] else variables)
+            chosen = _for_segments(own, given["horizon"], season, lengths, count, width)
+        if given["conformal"] is not None and given["validation"] is None:
+            least = steps_to_hold_out(given["quantiles"], given["horizon"], lengths)
+            chosen["validation"] = max(chosen["validation"], least)
+        return cls(segments=segments, **found, **chosen)
 
 
 def least_steps(choices: Choices) -> int:

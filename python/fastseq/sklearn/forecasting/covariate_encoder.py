@@ -135,8 +135,12 @@ class CovariateEncoder(nn.Module):
             ahead = self.ahead(next(parts).unflatten(-1, (-1, self.ahead.columns)))
         if self.past.columns or self._both:
             rows = next(parts).unflatten(-1, (-1, self._both + self.past.columns))
-            own = self.past(rows[..., self._both :])
-            past = torch.cat([self.ahead(rows[..., : self._both]), own], -1) if self._both else own
+            seen = []
+            if self._both:
+                seen.append(self.ahead(rows[..., : self._both]))
+            if self.past.columns:
+                seen.append(self.past(rows[..., self._both :]))
+            past = seen[0] if len(seen) == 1 else torch.cat(seen, -1)
         if self.static.columns:
             static = self.static(next(parts))
         return values, ahead, past, static

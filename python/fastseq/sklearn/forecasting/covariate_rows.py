@@ -47,6 +47,35 @@ class CovariateRows:
         rows = _cut(self.ahead, begin, begin + steps)
         return CovariateRows(None if rows is None else np.stack([_longer(a, steps) for a in rows]))
 
+    def split(self, at: Sequence[int]) -> tuple[CovariateRows, CovariateRows]:
+        """Return each series' steps before a step of its own, and equally many after it, stacked.
+
+        Examples
+        --------
+        >>> before, after = CovariateRows([np.zeros((3, 1)), np.zeros((4, 1))]).split([1, 2])
+        >>> len(before.ahead[1]), after.ahead.shape
+        (2, (2, 2, 1))
+        """
+        cut = []
+        for rows in (self.ahead, self.past):
+            pairs = [] if rows is None else list(zip(rows, at, strict=True))
+            cut.append((
+                None if rows is None else [one[:end] for one, end in pairs],
+                None if rows is None else np.stack([one[end:] for one, end in pairs]),
+            ))  # fmt: skip
+        (ahead, ahead_after), (past, past_after) = cut
+        return CovariateRows(ahead, past), CovariateRows(ahead_after, past_after)
+
+    def joined(self, then: CovariateRows) -> CovariateRows:
+        """Return the steps of these, ``(N, n, …)``, and after them those of others."""
+
+        def both(first: Rows | None, second: Rows | None) -> Rows | None:
+            if first is None or second is None:
+                return None
+            return np.concatenate([np.stack(list(first)), np.stack(list(second))], axis=1)
+
+        return CovariateRows(both(self.ahead, then.ahead), both(self.past, then.past))
+
     def repeated(self, count: int) -> CovariateRows:
         """Return each series' rows `count` times, for each of its variables."""
         return CovariateRows(_repeated(self.ahead, count), _repeated(self.past, count))

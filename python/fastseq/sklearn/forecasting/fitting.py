@@ -27,6 +27,7 @@ from ..shuffling import Shuffler
 from .choices import Choices
 from .covariate_encoder import NO_COVARIATES, CovariateSizes
 from .covariate_rows import CovariateRows
+from .ensemble import Ensemble, ensemble_of
 from .following import Following
 from .forecast_losses import LOSSES, ForecastLoss, pinball_loss
 from .forecast_net import ForecastNet, check_steps_apart
@@ -34,6 +35,7 @@ from .last_steps import LastSteps
 from .rollout import PATH_LEVELS, Origin, Rollout
 from .segment_rnn import SegmentRNN
 from .series import Array, Series, split_variables
+from .target_weights import normalised, weigh
 from .windows import SeriesScaling, Windows
 
 __all__ = ["ForecastTraining"]
@@ -59,7 +61,7 @@ class _Forecasting(Task):
     covariates: CovariateSizes = NO_COVARIATES
     lengths: Array | None = None
     segments: Windows | None = None
-    validation: tuple[Any, Tensor, Tensor | None] | None = None
+    validation: tuple[Any, Any, Tensor | None] | None = None
 
 
 class WindowEstimator(Estimator):
@@ -87,6 +89,11 @@ class ForecastTraining(SequenceEstimator):
     quantiles: Sequence[float] | None
     strategy: str
     season: int | str | None
+    transform: str | None
+    half_life: float | None
+    horizon_weights: Sequence[float] | None
+    ensemble: int
+    conformal: str | None
     scale: str | None
     lags: int | None
     loss: str | Callable[..., Tensor] | None
@@ -139,14 +146,19 @@ class ForecastTraining(SequenceEstimator):
         static: Array | None,
         sizes: CovariateSizes,
         scaling: SeriesScaling,
+        weights: list[Array] | None = None,
     ) -> _Forecasting:
-        """Return the training problem of series, with covariates of these `sizes`."""
+        """Return the training problem of series, with covariates of these `sizes`.
+
+        `weights` are of the values of series.
+        """
         choices, arrays = self._choices, series.arrays
         if choices.apart:
             scaling = scaling.apart(len(arrays))
             arrays = split_variables(arrays)
             covariates = None if covariates is None else covariates.repeated(series.variables)
             static = None if static is None else np.repeat(static, series.variables, axis=0)
+            weights = None if weights is None else split_variables(weights)
         # Similar lengths are trained together.
         order = np.argsort([-len(one) for one in arrays], kind="stable")
         recursive = self.strategy == "recursive"
@@ -160,6 +172,8 @@ class ForecastTraining(SequenceEstimator):
             [arrays[n] for n in order], None if covariates is None else covariates.taken(order),
             scaling.take(order), None if static is None else static[order],
         )  # fmt: skip
+        weights = None if weights is None else [weights[n] for n in order]
+        windows = weigh(windows, weights, self._step_weights, choices.validation)
         held = windows.held_out(choices.validation) if choices.validation else None
         if choices.segments:
             steps = choices.seqsize if choices.fold is None else -(-steps // choices.fold)
@@ -198,6 +212,7 @@ class ForecastTraining(SequenceEstimator):
         windows = self._windows(arrays, covariates, origin.scaling, origin.static)
         before = torch.from_numpy(windows.lengths - steps) - windows.horizon
         windows = dataclasses.replace(windows, skipped=before.clamp_min(0))
+        windows = weigh(windows, None, self._step_weights, 0)
         if self._choices.segments:
             windows = windows.segments(self._choices.seqsize)
         return self._task_of(windows, None, self._sizes["covariates"], 1)
@@ -227,11 +242,12 @@ class ForecastTraining(SequenceEstimator):
     ) -> _Forecasting:
         """Return the training problem of windows; `held` are to validate on."""
         choices = self._choices
-        loss = self._make_loss()
+        loss = self._make_loss(windows.step_weights)
         begin = 0
         if not choices.segments:  # leave out the first steps rather than the last
             begin = (windows.longest - 1) % fold
         lengths = (windows.lengths - 1 - begin).clip(0)
+        windows, held = normalised(windows, begin), None if held is None else normalised(held)
         return _Forecasting(
             *windows.training_data(begin),
             n_in=choices.lags * windows.values.shape[2],
@@ -255,38 +271,35 @@ class ForecastTraining(SequenceEstimator):
         finally:
             est.spec = dataclasses.replace(est.spec, fold=fold)
 
-    def _make_loss(self) -> ForecastLoss:
-        recursive = self.strategy == "recursive"
+    @property
+    def _step_weights(self) -> Array | None:
+        return None if self.horizon_weights is None else np.array(self.horizon_weights, float)
+
+    def _make_loss(self, step_weights: tuple[float, ...] | None = None) -> ForecastLoss:
+        recursive, loss = self.strategy == "recursive", self._choices.loss
         levels = PATH_LEVELS if recursive and self.quantiles is not None else self._levels
         if levels is None:
-            fn = self._choices.loss
-            return ForecastLoss(LOSSES[fn] if isinstance(fn, str) else fn, None)
-        return ForecastLoss(functools.partial(pinball_loss, quantiles=levels), len(levels))
+            fn = LOSSES[loss] if isinstance(loss, str) else loss
+        else:
+            fn = functools.partial(pinball_loss, quantiles=levels)
+        return ForecastLoss(fn, None if levels is None else len(levels), step_weights)
 
     def _make_again(self, sizes: dict[str, Any], seed: int) -> Estimator:
         """Return an estimator like one that `_make` made, for its weights."""
-        given: dict[str, Any] = {**sizes, "dtype": torch.float32, "loss": self._make_loss()}
+        sizes = dict(sizes)
+        loss = self._make_loss(sizes.pop("step_weights"))
+        given: dict[str, Any] = {**sizes, "dtype": torch.float32, "loss": loss}
         return self._make(_Forecasting(None, None, None, **given), seed)
 
     def _make(self, task: Task, seed: int) -> Estimator:
         assert isinstance(task, _Forecasting)
-        self._sizes = {name: getattr(task, name) for name in _SIZES}
-        horizon = 1 if self.strategy == "recursive" else self.horizon
-        choices = self._choices
-        if choices.segments:
-            with seeded(seed):
-                net = ForecastNet(self._make_segment_rnn(task, horizon))
-        else:
-            net = ForecastNet.make(
-                lambda n_in, n_out: make_module(
-                    self.module, n_in, n_out, seed=seed, hidden_size=choices.hidden_size,
-                    num_layers=self.num_layers, dropout=choices.dropout,
-                ),
-                seen=task.n_in, lags=choices.lags, covariates=task.covariates,
-                outputs=task.n_out, horizon=horizon, width=choices.hidden_size, seed=seed,
-            )  # fmt: skip
-        if task.x is not None and not isinstance(self.module, str):  # named modules pass
-            check_steps_apart(net, task.x, task.n_out * horizon)
+        choices, loss = self._choices, task.loss
+        assert isinstance(loss, ForecastLoss)
+        sizes = {name: getattr(task, name) for name in _SIZES}
+        self._sizes = {**sizes, "step_weights": loss.step_weights}
+        net = ensemble_of(
+            functools.partial(self._make_net, task), seed, self.ensemble, loss.outputs or 1
+        )
         spec = Spec(
             epochs=choices.epochs, batchsize=choices.batchsize, seqsize=task.steps, shuffle=True,
             clip_norm=self.clip_norm, clip_value=self.clip_value, accumulate=self.accumulate,
@@ -297,6 +310,24 @@ class ForecastTraining(SequenceEstimator):
             callbacks=self._own_callbacks(seed), amp=self.amp, compile=self.compile, seed=seed,
             progress=bool(self.verbose),
         )  # fmt: skip
+
+    def _make_net(self, task: _Forecasting, seed: int) -> ForecastNet:
+        horizon = 1 if self.strategy == "recursive" else self.horizon
+        choices = self._choices
+        if choices.segments:
+            with seeded(seed):
+                return ForecastNet(self._make_segment_rnn(task, horizon))
+        net = ForecastNet.make(
+            lambda n_in, n_out: make_module(
+                self.module, n_in, n_out, seed=seed, hidden_size=choices.hidden_size,
+                num_layers=self.num_layers, dropout=choices.dropout,
+            ),
+            seen=task.n_in, lags=choices.lags, covariates=task.covariates,
+            outputs=task.n_out, horizon=horizon, width=choices.hidden_size, seed=seed,
+        )  # fmt: skip
+        if task.x is not None and not isinstance(self.module, str):  # named modules pass
+            check_steps_apart(net, task.x, task.n_out * horizon)
+        return net
 
     def _make_segment_rnn(self, task: _Forecasting, horizon: int) -> SegmentRNN:
         loss, choices = task.loss, self._choices
@@ -334,12 +365,15 @@ class ForecastTraining(SequenceEstimator):
         the same.
         """
         body = est.model.body
-        if not isinstance(body, SegmentRNN) or task.validation is None or len(est.history_):
+        bodies = [net.body for net in body.members] if isinstance(body, Ensemble) else [body]
+        rnns = [one for one in bodies if isinstance(one, SegmentRNN)]
+        if not rnns or task.validation is None or len(est.history_):
             return None
         if self.quantiles is not None:
             return None
         before = copied(est.model)
-        body.repeat(mean=False)
+        for one in rnns:
+            one.repeat(mean=False)
         weights = copied(est.model)
         loss = est.evaluate(*task.validation)
         est.model.load_state_dict(before)

@@ -61,6 +61,8 @@ class ForecastLoss:
         axis.
     outputs
         Number of outputs for each value: the number of quantiles, or None for points.
+    step_weights
+        Weights of the steps of the horizon, ``(H,)``; None: they count alike.
 
     Examples
     --------
@@ -70,22 +72,53 @@ class ForecastLoss:
     tensor(1.5000)
     """
 
-    def __init__(self, fn: Callable[..., Tensor], outputs: int | None) -> None:
+    def __init__(
+        self,
+        fn: Callable[..., Tensor],
+        outputs: int | None,
+        step_weights: tuple[float, ...] | None = None,
+    ) -> None:
         self.fn = fn
         self.outputs = outputs
+        self.step_weights = step_weights
 
     def __call__(
-        self, m: Callable[..., Tensor], xs: Tree, ys: Tensor, ws: Tensor | None = None
+        self, m: Callable[..., Tensor], xs: Tree, ys: Tree, ws: Tensor | None = None
     ) -> Tensor:
-        """Return the loss of a chunk; weights are the known shares of samples, see `windows`."""
+        """Return the loss of a chunk.
+
+        Targets may come with weights, of mean 1 over all chunks: a chunk's loss is the sum of
+        weighted losses, by the number of targets with a weight. `ws` are the known shares of
+        samples, see `windows`.
+
+        Outputs of several members of an ensemble lie next to each other. The loss is the mean of
+        theirs, and each gets the gradient of its own.
+        """
         output = m(xs)
-        if self.outputs is not None:
-            output = output.reshape(*ys.shape, self.outputs)
-        known = ys.isfinite()
+        target, weights = ys if isinstance(ys, tuple) else (ys, None)
+        known = target.isfinite()
         if ws is not None:
             known &= (ws > 0).unsqueeze(-1)
-        losses = self.fn(output, torch.where(known, ys, 0), reduction="none")
+        if weights is not None and self.step_weights is not None:
+            steps = weights.new_tensor(self.step_weights)
+            weights = (weights.unflatten(-1, (len(steps), -1)) * steps.unsqueeze(-1)).flatten(-2)
+            known &= weights > 0
+        target = torch.where(known, target, 0)
+        members = output.shape[-1] // (target.shape[-1] * (self.outputs or 1))
+        if members == 1:
+            return self._mean(output, target, known, weights)
+        losses = [self._mean(one, target, known, weights) for one in output.chunk(members, -1)]
+        total = torch.stack(losses).sum()
+        return total - total.detach() * (1 - 1 / members)
+
+    def _mean(
+        self, output: Tensor, target: Tensor, known: Tensor, weights: Tensor | None
+    ) -> Tensor:
+        if self.outputs is not None:
+            output = output.reshape(*target.shape, self.outputs)
+        losses = self.fn(output, target, reduction="none")
         if self.outputs is not None:
             losses = losses.mean(-1)
-        total = torch.where(known, losses, 0).sum()
-        return total / known.sum().clamp_min(1)
+        if weights is not None:
+            losses = losses * weights
+        return torch.where(known, losses, 0).sum() / known.sum().clamp_min(1)

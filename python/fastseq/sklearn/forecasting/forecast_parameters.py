@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from ...errors import meant
 from ...training.spec import check_count
 from .calendar_features import FEATURES
 from .forecast_losses import LOSSES
 from .series import Series
+from .transforms import TRANSFORMS
 
 __all__ = ["check_lengths", "check_parameters", "season_lag"]
 
 _CHOICES = {
+    "transform": (*TRANSFORMS, None),
+    "conformal": ("split", "adaptive", None),
     "strategy": ("direct", "recursive"),
     "scale": ("standard", "series", None),
     "variables": ("independent", "together", None),
@@ -35,8 +40,24 @@ def check_parameters(given: dict[str, Any]) -> None:
     for name, allowed in _CHOICES.items():
         if given[name] not in allowed:
             raise ValueError(f"{name} must be one of {allowed}, got {given[name]!r}")
+    check_count("ensemble", given["ensemble"])
+    if given["ensemble"] > 1 and isinstance(given["module"], nn.Module):
+        raise ValueError(
+            "an ensemble needs models of other weights: pass a name, a class or a builder as "
+            f"module, rather than a {type(given['module']).__name__}"
+        )
+    _check_weights(given)
     _check_covariates(given)
     loss, levels = given["loss"], given["quantiles"]
+    if given["conformal"] is not None and levels is None:
+        raise ValueError(
+            f"conformal={given['conformal']!r} shifts quantiles: pass quantiles, such as "
+            "(0.1, 0.5, 0.9)"
+        )
+    if given["conformal"] is not None and given["validation"] == 0:
+        raise ValueError(
+            f"conformal={given['conformal']!r} needs steps to hold out, but validation is 0"
+        )
     if isinstance(loss, str) and loss not in LOSSES:
         raise ValueError(f"loss must be one of {tuple(LOSSES)} or a callable, got {loss!r}")
     if not (loss is None or isinstance(loss, str) or callable(loss)):
@@ -51,9 +72,35 @@ def check_parameters(given: dict[str, Any]) -> None:
         raise ValueError(f"quantiles must be rising levels between 0 and 1, got {levels!r}")
 
 
+def _check_weights(given: dict[str, Any]) -> None:
+    half_life, steps = given["half_life"], given["horizon_weights"]
+    if half_life is not None:
+        if not isinstance(half_life, int | float | np.number) or isinstance(half_life, bool):
+            raise TypeError(f"half_life must be a number of steps or None, got {half_life!r}")
+        if not 0 < half_life < np.inf:
+            raise ValueError(f"half_life must be above 0 and finite, got {half_life!r}")
+    if steps is None:
+        return
+    try:
+        found = np.asarray(steps, np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"horizon_weights must be numbers or None, got {steps!r}") from None
+    if given["strategy"] == "recursive":
+        raise ValueError('horizon_weights need strategy="direct": "recursive" learns one step')
+    if found.shape != (given["horizon"],):
+        raise ValueError(
+            f"horizon_weights must be one number for each of {given['horizon']} steps, got the "
+            f"shape {found.shape}"
+        )
+    if not (np.isfinite(found).all() and (found >= 0).all() and found.any()):
+        raise ValueError(
+            f"horizon_weights must be finite, not negative, and not all 0, got {steps!r}"
+        )
+
+
 def _check_covariates(given: dict[str, Any]) -> None:
     past, calendar, holidays = given["past"], given["calendar"], given["holidays"]
-    if isinstance(past, str) or not all(_is_column(one) for one in past):
+    if not _is_list(past) or not all(_is_column(one) for one in past):
         raise TypeError(f"past must be a list of names or positions of columns, got {past!r}")
     if len(past) and given["strategy"] == "recursive":
         raise ValueError(
@@ -61,7 +108,7 @@ def _check_covariates(given: dict[str, Any]) -> None:
             "ahead, as the model is run over the horizon step by step"
         )
     if not isinstance(calendar, bool):
-        if isinstance(calendar, str) or not all(isinstance(one, str) for one in calendar):
+        if not _is_list(calendar) or not all(isinstance(one, str) for one in calendar):
             raise TypeError(f"calendar must be True, False or a list of features, got {calendar!r}")
         for one in calendar:
             if one not in FEATURES:
@@ -71,6 +118,10 @@ def _check_covariates(given: dict[str, Any]) -> None:
                 )
     if not (holidays is None or isinstance(holidays, str)):
         raise TypeError(f"holidays must be a country's code, such as 'DE', got {holidays!r}")
+
+
+def _is_list(given: object) -> bool:
+    return isinstance(given, Iterable) and not isinstance(given, str)
 
 
 def _is_column(given: object) -> bool:
@@ -98,7 +149,7 @@ def check_lengths(
     For the latter, the last `apart` steps do not count.
     """
     for index, length in enumerate(series.lengths):
-        place = "y" if series.single else f"y[{index}]"
+        place = "y" if series.single else f"y[{(series.ids or range(index + 1))[index]!r}]"
         if length < least:
             raise ValueError(f"{place} has {length} steps, but {why} needs {least}")
         unknown = np.isnan(series.arrays[index][: length - apart]).all(axis=0)

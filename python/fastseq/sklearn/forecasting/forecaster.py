@@ -17,19 +17,24 @@ from .all_covariates import AllCovariates, choose, first_read
 from .baselines import Baselines
 from .choices import SEGMENT_RNN, least_steps
 from .comparison import accuracy, middle, outcomes
+from .conformal import Tracker, check_held_out
+from .covariate_rows import CovariateRows
 from .following import Following
 from .forecast_parameters import check_lengths, check_parameters
 from .forecast_score import skill
 from .forecaster_files import ForecasterFiles
 from .frequencies import offset_of, season_of
+from .held_out import Correction
 from .joined_data import Before, copied
 from .last_steps import LastSteps
 from .long_frames import Columns
-from .longer_horizon import forecast_steps
+from .longer_horizon import forecast_blocks
 from .result_forms import Forecasts
 from .rollout import Origin
 from .series import Array, Series, read_series, refuse_identifiers
-from .times import Spacing, Times
+from .target_weights import column_of_weights, read_weights, with_age
+from .times import Spacing, Times, ends_of
+from .transforms import applied, check_domain, transformed
 from .windows import SeriesScaling
 
 if TYPE_CHECKING:
@@ -104,6 +109,28 @@ class SequenceForecaster(ForecasterFiles):
     holidays
         A country's code, such as "DE", or "DE-BY" for a part of it: whether days are holidays, the
         days before one, or after one. Needs the package holidays, and steps of at most a day.
+    transform
+        "log1p", "log" or "sqrt", for counts and other values that are never negative: the model
+        learns transformed values, and its forecasts are transformed back, which are then never
+        negative either. Quantiles stay quantiles. Points become medians for the losses "mae" and
+        "huber". For "mse" they are means by smearing: over the errors, for each step of the
+        horizon, of the held-out part, or without one of the last training steps.
+    half_life
+        Number of steps before the end of each series over which weights in the loss fall by half;
+        None: old steps count as much as new ones.
+    horizon_weights
+        Weights of the steps of the horizon in the loss, ``(horizon,)``; a step of weight 0 is not
+        learnt. They are relative to each other, and multiply with those given to `fit`.
+    ensemble
+        Number of models of different seeds, trained together, whose forecasts (each quantile's) are
+        averaged. Each learns as if alone, with gradients clipped by its own norm, but the same
+        epoch of all is the best: the one whose average does best on the held-out part.
+    conformal
+        "split": quantiles are shifted so that they hold on the held-out part: for each step of the
+        horizon by the empirical quantile of actual values less forecasts, in units of each series'
+        mean change over a season, or a step. "adaptive": from there on, the shifts of each series
+        follow how often its quantiles miss, as `update` and `backtest` bring actual values; other
+        series, given to `predict`, get the shifts of "split". None: quantiles are those learnt.
     lags
         Number of last values the model sees at each step. Recurrent models remember; one without
         state needs as many as matter. None: 1; for "segrnn" 4 horizons or 2 seasons, at most 336 or
@@ -143,7 +170,8 @@ class SequenceForecaster(ForecasterFiles):
         Number of last steps of each series to hold out: the loss of their forecasts goes into the
         history after each epoch, for callbacks such as early stopping. "segrnn" keeps the weights
         of the best epoch, or repeats the last season if that is better. 0: none. None: none; for
-        "segrnn" a tenth of long series.
+        "segrnn" a tenth of long series; with `conformal` as many as quantiles need, or up to a
+        quarter of the shortest series.
     random_state
         Seed of weights, order and drawn futures: an integer, a generator, or None.
     device
@@ -203,6 +231,8 @@ class SequenceForecaster(ForecasterFiles):
     _known: AllCovariates
     _scaling: SeriesScaling  # of the training series
     _origin: Origin  # the current position of the series
+    _correction: Correction
+    _tracker: Tracker | None  # of adaptive conformal quantiles
     _times: list[Times | None]  # its times
     _last: LastSteps  # up to it
     _baselines: Baselines
@@ -222,6 +252,11 @@ class SequenceForecaster(ForecasterFiles):
         past: Sequence[str | int] = (),
         calendar: bool | Sequence[str] = False,
         holidays: str | None = None,
+        transform: str | None = None,
+        half_life: float | None = None,
+        horizon_weights: Sequence[float] | None = None,
+        ensemble: int = 1,
+        conformal: str | None = None,
         lags: int | None = None,
         scale: str | None = "standard",
         module: str | nn.Module | Callable[..., nn.Module] = SEGMENT_RNN,
@@ -262,6 +297,11 @@ class SequenceForecaster(ForecasterFiles):
         self.past = past
         self.calendar = calendar
         self.holidays = holidays
+        self.transform = transform
+        self.half_life = half_life
+        self.horizon_weights = horizon_weights
+        self.ensemble = ensemble
+        self.conformal = conformal
         self.lags = lags
         self.scale = scale
         self.module = module
@@ -291,7 +331,14 @@ class SequenceForecaster(ForecasterFiles):
         self.warm_start = warm_start
         self.verbose = verbose
 
-    def fit(self, y: object, X: object = None, *, static: object = None) -> SequenceForecaster:  # noqa: N803 (as in scikit-learn)
+    def fit(
+        self,
+        y: object,
+        X: object = None,  # noqa: N803 (as in scikit-learn)
+        *,
+        static: object = None,
+        weights: object = None,
+    ) -> SequenceForecaster:
         """Train on all steps of series.
 
         Parameters
@@ -307,6 +354,11 @@ class SequenceForecaster(ForecasterFiles):
             Covariates of each series that do not change, ``(N, S)``. The rows of a table go by the
             series' ids, which are its index or its column `id_col`; without ids by their order.
             Tables may hold categories.
+        weights
+            How much values count in the loss: a number for each series of a panel, ``(N,)``, or
+            for each time step or each value, in the form of `y`; of a long frame the name of a
+            column. They are relative to each other. A value of weight 0 is not learnt, but seen as
+            the past of others. The loss of a validation part is weighted, too.
 
         Returns
         -------
@@ -321,10 +373,17 @@ class SequenceForecaster(ForecasterFiles):
         params = self.get_params(deep=False)
         check_parameters(params)
         spacing = Spacing(None if self.freq is None else offset_of(self.freq))
-        given = {"y": copied(y), "X": copied(X), "static": static}
+        given = {"y": copied(y), "X": copied(X), "static": static, "weights": weights}
+        if isinstance(weights, str):
+            y, weights = column_of_weights(y, weights, self._columns, spacing)
         y, X = self._columns.split(y, X, spacing)  # noqa: N806
         series = read_series(y, "y", spacing=spacing)
         refuse_identifiers(series, "y")
+        check_domain(series, self.transform, "y")
+        of_values = None if weights is None else read_weights(weights, series, spacing)
+        of_values = with_age(of_values, series, self.half_life)
+        raw = series.arrays
+        series = transformed(series, self.transform)
         start = self._begin((series.variables, series.names, X is not None, static is not None))
         goes_on = start.why is None  # with the same scaling, too
         known = self._known if goes_on else None
@@ -334,6 +393,8 @@ class SequenceForecaster(ForecasterFiles):
             freq = next(filter(None, (spacing.given, *series.freqs)), None)
             self._choices, known = choose(params, series, season_of(freq), x, times)
         apart, scaled = self._choices.validation, self.scale is not None
+        if self.conformal is not None:
+            check_held_out(self._levels or (), self.horizon, apart, len(series.arrays))
         check_lengths(series, least_steps(self._choices), self._needs(), apart=apart)
         if not goes_on:
             known, read = known.measured(read, apart=apart, scaled=scaled)
@@ -343,15 +404,25 @@ class SequenceForecaster(ForecasterFiles):
             scaling = self._scaling
         else:
             scaling = self._measure([one[: len(one) - apart] for one in series.arrays])
-        self._train(self._task(series, covariates, fixed, known.sizes, scaling), start)
+        task = self._task(series, covariates, fixed, known.sizes, scaling, of_values)
+        self._train(task, start)
         self.n_features_in_ = series.variables
         self._known, self._scaling = known, scaling
         self._rollout = self._make_rollout(start.seed)
+        self._correction = Correction.measure(
+            self._rollout, series.arrays, covariates, fixed, scaling, transform=self.transform,
+            means=self._levels is None and self._choices.loss == "mse",
+            conformal=self.conformal is not None, validation=apart, weights=of_values,
+        )  # fmt: skip
+        self._tracker = None
+        if self.conformal == "adaptive":
+            self._tracker = self._correction.tracker(
+                self._rollout, series.arrays, covariates, fixed, scaling
+            )
         self._origin = self._rollout.begin(series.arrays, covariates, scaling, fixed)
         self._last = LastSteps.of(series.arrays, covariates, self._rows())
-        self._baselines = Baselines.measure(series.arrays, self._choices.season)
-        ends = {id(one): one.end for one in times if one is not None}
-        self._times = [None if one is None else ends[id(one)] for one in times]
+        self._baselines = Baselines.measure(raw, self._choices.season)
+        self._times = ends_of(times)
         self._like = dataclasses.replace(
             series, arrays=[one[:0].copy() for one in series.arrays], indices=(), moved=(), freqs=()
         )
@@ -401,6 +472,8 @@ class SequenceForecaster(ForecasterFiles):
         check_count("horizon", steps)
         rollout, origin, form, known = self._rollout, self._origin, self._like, self._known
         ends = self._times
+        correct, tracker = self._correction, self._tracker
+        per = correct.units
         if y is None:
             if static is not None:
                 raise ValueError("static is given without y: that of the series is known from fit")
@@ -413,16 +486,23 @@ class SequenceForecaster(ForecasterFiles):
             ahead = known.rows(read, none, self._times, lambda own: own.following(steps))
         else:
             form, read = self._read_with_horizon(y, X, steps)
+            arrays = [applied(one, self.transform) for one in form.arrays]
             beyond = 0 if read is None else len(read.arrays[0]) - int(form.lengths[0])
             ends = check_together(form, read, ahead=beyond)
             covariates = known.rows(read, form.lengths, ends, lambda own: own.reaching(steps))
             _, fixed = known.of_series(static, form, self.id_col)
             scaling = self._scaling
             if self.scale == "series":
-                scaling = self._measure(form.arrays).of_single_values(form.arrays, scaling)
-            origin = rollout.begin(form.arrays, covariates, scaling, fixed)
+                logs = self.transform in ("log", "log1p")  # changes of logarithms have no level
+                scaling = self._measure(arrays).of_single_values(arrays, scaling, relative=not logs)
+            origin = rollout.begin(arrays, covariates, scaling, fixed)
+            per, tracker = correct.units_of(arrays), None
             ahead = None if covariates is None else covariates.after(form.lengths)
-        return self._result(form, forecast_steps(rollout, origin, ahead, steps), ends)
+        shift = None if tracker is None else tracker.shift
+        blocks = [
+            correct(one, per, shift) for one in forecast_blocks(rollout, origin, ahead, steps)
+        ]
+        return self._result(form, np.concatenate(blocks, axis=1)[:, :steps], ends)
 
     def update(self, y: object, X: object = None) -> SequenceForecaster:  # noqa: N803
         """Append new data, from whose end `predict` then forecasts. Nothing is learnt.
@@ -442,7 +522,7 @@ class SequenceForecaster(ForecasterFiles):
             The data are invalid, such as steps that do not follow; nothing has been changed.
         """
         self._check_fitted()
-        self._advance(self._following(y, X))
+        self._advance(self._next(y, X))
         return self
 
     def partial_fit(self, y: object, X: object = None) -> SequenceForecaster:  # noqa: N803
@@ -468,8 +548,8 @@ class SequenceForecaster(ForecasterFiles):
             return self.fit(y, X)
         check_parameters(self.get_params(deep=False))
         start = self._begin(self._form, partial=True)
-        new = self._following(y, X)
-        self._learn_on(self._last, new, self._origin, start)
+        new = self._next(y, X)
+        self._learn_on(self._last, self._seen(new), self._origin, start)
         self._advance(new)
         return self
 
@@ -515,7 +595,7 @@ class SequenceForecaster(ForecasterFiles):
         check_count("stride", stride)
         values, covariates = self._following(y, X, whole=True).stacked()
         if refit is None:
-            found = self._rollout.forecasts(self._origin, values, covariates, stride)
+            found = self._rolled(values, covariates, stride)
         else:
             check_count("refit", refit)
             found = self._refitted(y, X, values.shape[1], stride, refit)
@@ -548,7 +628,7 @@ class SequenceForecaster(ForecasterFiles):
                 model = clone(self).fit(**{**self._data, **whole})
             values, covariates = model._following(**rest, whole=True).stacked()
             block = values[:, : stride * refit]
-            found += model._rollout.forecasts_in_turn(model._origin, block, covariates, stride)
+            found += model._rolled(block, covariates, stride, in_turn=True)
         return found
 
     def evaluate(
@@ -612,7 +692,7 @@ class SequenceForecaster(ForecasterFiles):
         check_count("stride", stride)
         own, levels = type(self).__name__, self._levels
         values, covariates = self._following(y, X, whole=True).stacked()
-        found = np.stack(self._rollout.forecasts(self._origin, values, covariates, stride))
+        found = np.stack(self._rolled(values, covariates, stride))
         table = accuracy(
             outcomes(values, self.horizon, stride),
             {own: middle(found, levels),
@@ -642,9 +722,7 @@ class SequenceForecaster(ForecasterFiles):
         """
         self._check_fitted()
         values, covariates = self._following(y, X, whole=True).stacked()
-        found = np.concatenate(
-            self._rollout.forecasts(self._origin, values, covariates, self.horizon), axis=1
-        )
+        found = np.concatenate(self._rolled(values, covariates, self.horizon), axis=1)
         steps = values.shape[1]
         flat = found[:, :steps].reshape(-1, *found.shape[2:])
         return skill(flat, values.reshape(-1, values.shape[2]), self._levels)
@@ -657,7 +735,8 @@ class SequenceForecaster(ForecasterFiles):
         return hasattr(self, "_origin")
 
     def _needs(self) -> str:
-        return f"horizon={self.horizon}, season={self._choices.season}"
+        apart = "" if self.conformal is None else f", {self._choices.validation} steps held out"
+        return f"horizon={self.horizon}, season={self._choices.season}{apart}"
 
     @property
     def _columns(self) -> Columns:
@@ -676,23 +755,44 @@ class SequenceForecaster(ForecasterFiles):
                 f"y must have {self.n_features_in_} variables, as in fit, got {series.variables}"
             )
         check_lengths(series, least, self._needs(), known=known)
+        check_domain(series, self.transform, "y")
         return series
 
     def _advance(self, new: Following) -> None:
-        origin, baselines, times = self._origin, self._baselines, list(self._times)
+        origin, tracker, baselines = self._origin, self._tracker, self._baselines
+        times = list(self._times)
         for part in new.by_length():
             values, covariates = part.stacked()
-            if len(part.rows) == len(times):
-                origin = self._rollout.advance(origin, values, covariates)
-                baselines = baselines.advance(values)
-            else:
+            some = len(part.rows) < len(times)
+            later = baselines.taken(part.rows) if some else baselines
+            later = later.advance(values)
+            baselines = baselines.put(part.rows, later) if some else later
+            values = applied(values, self.transform)
+            if tracker is not None:
+                tracker = self._correction.follow(tracker, self._rollout, values, covariates)[0]
+            if some:
                 origin = self._rollout.advance_some(origin, part.rows, values, covariates)
-                later = baselines.taken(part.rows).advance(values)
-                baselines = baselines.put(part.rows, later)
+            else:
+                origin = self._rollout.advance(origin, values, covariates)
         for row, end in zip(new.rows.tolist(), new.ends, strict=True):
             times[row] = end
-        self._last = self._last.advance(new, self._rows())
-        self._origin, self._baselines, self._times, self._data = origin, baselines, times, None
+        self._last = self._last.advance(self._seen(new), self._rows())
+        self._origin, self._tracker, self._baselines = origin, tracker, baselines
+        self._times, self._data = times, None
+
+    def _next(self, y: object, X: object) -> Following:  # noqa: N803
+        """Read the steps that follow, for all or some of the series, to advance by them."""
+        new = self._following(y, X)
+        if self._tracker is not None and len(next(new.by_length()).rows) < len(self._times):
+            raise ValueError(
+                "y must have the same number of steps of all series, which "
+                'conformal="adaptive" follows together'
+            )
+        return new
+
+    def _seen(self, new: Following) -> Following:
+        """Return steps as the model sees them: transformed."""
+        return dataclasses.replace(new, arrays=[applied(one, self.transform) for one in new.arrays])
 
     def _read_with_horizon(
         self, y: object, X: object, horizon: int  # noqa: N803
@@ -739,6 +839,23 @@ class SequenceForecaster(ForecasterFiles):
             read, series.lengths, before, lambda own: own.following(steps)
         )
         return Following(rows, series.arrays, covariates, ends)
+
+    def _rolled(
+        self, values: Array, covariates: CovariateRows | None, stride: int, *, in_turn: bool = False
+    ) -> list[Array]:
+        """Return forecasts at the current position and every `stride` of the next steps.
+
+        `in_turn`: exactly as `predict` and `update` do, which takes longer.
+        """
+        values = applied(values, self.transform)
+        correct, rollout = self._correction, self._rollout
+        if self._tracker is None:
+            forecasts = rollout.forecasts_in_turn if in_turn else rollout.forecasts
+            found = forecasts(self._origin, values, covariates, stride)
+            return [correct(one, correct.units) for one in found]
+        _, every, shifts = correct.follow(self._tracker, rollout, values, covariates)
+        pairs = zip(every[::stride], shifts[::stride], strict=True)
+        return [correct(one, correct.units, shift) for one, shift in pairs]
 
     def _forecasts(self, form: Series, found: Array, ends: Sequence[Times | None]) -> Forecasts:
         values = found if self.quantiles is not None else found[..., 0]

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ..._util.tree import tree_map
+from ..._util.tree import Tree, tree_map
 from ...callbacks import Schedule
 from ...checkpoint.contents import (
     callback_states,
@@ -33,6 +33,7 @@ from ...checkpoint.estimator_files import (
 from ...distributed import communicator
 from ...distributed.replicas import Replicas
 from ...errors import CheckpointError
+from .conformal import Tracker
 from .fitting import ForecastTraining
 from .rollout import Origin, Rollout
 from .saved_parts import plain, restored
@@ -48,6 +49,7 @@ _NOT_SAVED = ("callbacks", "comm", "device")
 _FITTED = (
     "n_features_in_", "season_", "n_iter_", "continued_", "repeats_", "_seed", "_form", "_sizes",
     "_choices", "_known", "_scaling", "_origin", "_last", "_baselines", "_times", "_like",
+    "_correction", "_tracker",
 )  # fmt: skip
 
 F = TypeVar("F", bound="ForecasterFiles")
@@ -58,6 +60,7 @@ class ForecasterFiles(ForecastTraining):
 
     _origin: Origin
     _rollout: Rollout
+    _tracker: Tracker | None
     _data: object = None
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -193,8 +196,10 @@ class ForecasterFiles(ForecastTraining):
             load_optimizer(est.optimizer, content["optimizer"])
         self.estimator_, self.history_ = est, est.history_
         load_callbacks(self._schedule(), content["schedule"])
-        state = tree_map(lambda a: a.to(est.device), learner.state)
-        self._origin = dataclasses.replace(self._origin, state=state)
+        self._origin = _placed(self._origin, learner.state, est.device)
+        if self._tracker is not None:
+            behind = _placed(self._tracker.behind, self._tracker.behind.state, est.device)
+            self._tracker = dataclasses.replace(self._tracker, behind=behind)
         self._rollout = self._make_rollout(self._seed)
         self._fitted_with = self.get_params(deep=False)
 
@@ -202,6 +207,11 @@ class ForecasterFiles(ForecastTraining):
         """Return the schedule that the forecaster has made itself, if there is one."""
         own = self.estimator_.callbacks[: len(self.estimator_.callbacks) - len(self.callbacks)]
         return [one for one in own if isinstance(one, Schedule)]
+
+
+def _placed(origin: Origin, state: Tree, device: torch.device) -> Origin:
+    """Return an origin with a state, on the model's device."""
+    return dataclasses.replace(origin, state=tree_map(lambda a: a.to(device), state))
 
 
 def _parameters(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -102,8 +102,8 @@ def season_of(freq: Frequency | None) -> int | None:
             freq.weekmask.split() if isinstance(getattr(freq, "weekmask", None), str) else "12345"
         )
         return len(week) if freq.n == 1 else None
-    if "months" in freq.kwds:
-        return _whole(12, freq.kwds["months"] * freq.n)
+    if type(freq) is pd.DateOffset:
+        return _whole(12, freq.kwds["months"] * freq.n) if set(freq.kwds) == {"months"} else None
     year = pd.date_range("2001-01-01", "2001-12-31", freq=freq.base)
     return _whole(len(year), freq.n) if len(year) <= 24 else None
 
@@ -131,11 +131,29 @@ def grid(index: pd.Index, freq: Frequency, count: int) -> pd.Index:
     if kind == "numbers":
         return index[:1].repeat(count) + np.arange(count) * freq
     if kind == "dates":
-        return pd.date_range(
-            index[0], periods=count, freq=freq, unit=index.unit, name=index.name
-        )  # fmt: skip
+        return _dates(index, freq, periods=count)
     ranges = {"periods": pd.period_range, "durations": pd.timedelta_range}
     return ranges[kind](index[0], periods=count, freq=freq, name=index.name)
+
+
+def _dates(index: pd.Index, freq: Frequency, **until: Any) -> pd.DatetimeIndex:
+    """Return dates from the first of an index."""
+    import pandas as pd
+
+    start = index[0]
+    try:
+        return pd.date_range(start, freq=freq, unit=index.unit, name=index.name, **until)
+    except ValueError:
+        if start.tzinfo is None or isinstance(freq, pd.offsets.Tick):
+            raise
+    # A clock that is put forward or back at this time of the day.
+    until = {key: end if key == "periods" else end.tz_localize(None) for key, end in until.items()}
+    clock = pd.date_range(
+        start.tz_localize(None), freq=freq, unit=index.unit, name=index.name, **until
+    )
+    return clock.tz_localize(
+        start.tzinfo, nonexistent="shift_forward", ambiguous=np.ones(len(clock), bool)
+    )
 
 
 def places(index: pd.Index, freq: Frequency) -> Array | None:
@@ -160,8 +178,6 @@ def places(index: pd.Index, freq: Frequency) -> Array | None:
 
 def on_grid(index: pd.Index, freq: Frequency) -> Array:
     """Return what `places` does, -1 for times that do not lie on the grid."""
-    import pandas as pd
-
     kind, most = kind_of(index), max(_MOST, _FOR_EACH * len(index))
     nowhere = np.full(len(index), -1)
     if isinstance(freq, int | float | np.number) != (kind == "numbers"):
@@ -172,10 +188,10 @@ def on_grid(index: pd.Index, freq: Frequency) -> Array:
         steps, beyond = np.divmod(index.asi8 - index.asi8[0], index.freq.n)
         return np.where(beyond == 0, steps, -1)
     if kind == "dates":
-        once = pd.date_range(index[0], periods=2, freq=freq, unit=index.unit)
+        once = _dates(index, freq, periods=2)
         if once[0] != index[0] or (index[-1] - index[0]) / (once[1] - once[0]) > most:
             return nowhere
-        whole = pd.date_range(index[0], index[-1], freq=freq, unit=index.unit)
+        whole = _dates(index, freq, end=index[-1])
         return np.asarray(whole.get_indexer(index), np.int64)
     step = freq if kind == "numbers" else _step(freq)
     if step is None:

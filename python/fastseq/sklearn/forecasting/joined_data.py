@@ -47,13 +47,10 @@ class Before:
     >>> import pandas as pd
     >>> days = pd.date_range("2024-01-01", periods=4)
     >>> y, later = pd.Series([1.0, 2.0], days[:2]), np.array([3.0, 4.0])
-    >>> before = Before((Times.of(y.index, "y"),), None, Columns("unique_id", "ds", "y"))
+    >>> before = Before((Times(y.index, days.freq),), None, Columns("unique_id", "ds", "y"))
     >>> next_one, rest = before.cut(later, 1)
-    >>> before.appended(y, next_one)
-    2024-01-01    1.0
-    2024-01-02    2.0
-    2024-01-03    3.0
-    dtype: float64
+    >>> before.appended(y, next_one).tolist()
+    [1.0, 2.0, 3.0]
     """
 
     times: Sequence[Times | None]

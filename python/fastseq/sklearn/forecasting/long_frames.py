@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -140,6 +141,7 @@ def _by_group(given: Any, time: str) -> Any:
     if not (hasattr(given, "ngroups") and hasattr(given, "obj")):
         return given
     keys = given.keys if isinstance(given.keys, list) else [given.keys]
+    keys = [key for key in keys if isinstance(key, Hashable)]
     level = given.level
 
     def table(part: Any) -> Any:
@@ -182,9 +184,9 @@ class _Rows:
         key = series * len(times) + when
         order = None
         if not (np.diff(key) > 0).all():
-            order = np.argsort(key, kind="stable")
-            key, series, when = key[order], series[order], when[order]
-            double = np.flatnonzero(np.diff(key) == 0)
+            order = _order(key, len(ids) * len(times))
+            series, when = series[order], when[order]
+            double = np.flatnonzero((np.diff(series) == 0) & (np.diff(when) == 0))
             if double.size:
                 row = double[0]
                 raise ValueError(
@@ -223,6 +225,17 @@ class _Rows:
         )  # fmt: skip
 
 
+def _order(keys: Array, count: int) -> Array:
+    """Return the order that sorts integers in ``[0, count)``; rows of equal ones are neighbours."""
+    if count <= 8 * len(keys):  # fewer steps than a sort
+        rows = np.full(count, -1)
+        rows[keys] = np.arange(len(keys))
+        order = rows[rows >= 0]
+        if len(order) == len(keys):
+            return order
+    return np.argsort(keys, kind="stable")
+
+
 def _sorted_codes(column: pd.Series, name: str) -> tuple[pd.Index, Array]:
     """Return the ids of a column, sorted, and which of them each row has."""
     import pandas as pd
@@ -246,14 +259,20 @@ def _read_times(column: pd.Series, name: str) -> tuple[pd.Index, Array]:
     import pandas as pd
 
     index = pd.Index(column)
+    if index.hasnans:
+        raise ValueError(f"{name} has no time in row {int(index.isna().argmax())}")
+    if not isinstance(index.dtype, np.dtype):  # types of arrow, and those with missing values
+        plain = {"M": pd.DatetimeIndex, "m": pd.TimedeltaIndex}.get(index.dtype.kind)
+        if plain is not None and kind_of(index) == "others":
+            index = plain(index)
+        elif kind_of(index) == "numbers":
+            index = pd.Index(index.to_numpy(index.dtype.numpy_dtype))
     if kind_of(index) == "others":
         raise TypeError(
             f"{name} holds {index.inferred_type} values, but must have dates, periods or numbers: "
             "make dates of it by pandas.to_datetime"
         )
     codes, times = pd.factorize(index, sort=True)
-    if (codes < 0).any():
-        raise ValueError(f"{name} has no time in row {int((codes < 0).argmax())}")
     return times, codes
 
 

@@ -11,13 +11,13 @@ from .covariate_rows import CovariateRows
 from .rollout import Origin, Rollout
 from .series import Array
 
-__all__ = ["forecast_steps"]
+__all__ = ["forecast_blocks"]
 
 
-def forecast_steps(
+def forecast_blocks(
     rollout: Rollout, origin: Origin, covariates: CovariateRows | None, steps: int
-) -> Array:
-    """Return forecasts ``(N, steps, K, Q)`` of the next steps, Q = 1 for points.
+) -> list[Array]:
+    """Return forecasts of at least the next steps, horizon by horizon: ``(N, horizon, K, Q)`` each.
 
     Beyond the trained horizon, forecasts continue from points forecast before, or from the medians:
     they do not see how uncertain those are. A recursive model draws its futures further.
@@ -28,15 +28,21 @@ def forecast_steps(
         The model, and where to forecast from.
     covariates
         Those known ahead, for all steps; None: there are none. Others keep their last values.
+    steps
+        How many.
     """
-    if rollout.recursive:
-        return dataclasses.replace(rollout, horizon=steps).forecast(origin, covariates)
-    found: list[Array] = []
     horizon = rollout.horizon
-    for begin in range(0, steps, horizon):
+    begins = range(0, steps, horizon)
+    if rollout.recursive:
+        whole = horizon * len(begins)
+        ahead = None if covariates is None else covariates.horizon(0, whole)
+        found = dataclasses.replace(rollout, horizon=whole).forecast(origin, ahead)
+        return np.split(found, len(begins), axis=1)
+    blocks: list[Array] = []
+    for begin in begins:
         if begin:
             known = None if covariates is None else covariates.steps(begin - horizon, begin)
-            origin = rollout.advance(origin, middle(found[-1], rollout.levels), known)
+            origin = rollout.advance(origin, middle(blocks[-1], rollout.levels), known)
         ahead = None if covariates is None else covariates.horizon(begin, horizon)
-        found.append(rollout.forecast(origin, ahead))
-    return np.concatenate(found, axis=1)[:, :steps]
+        blocks.append(rollout.forecast(origin, ahead))
+    return blocks

@@ -13,9 +13,11 @@ from .calendar_features import Calendar
 from .categories import Vocabulary
 from .choices import Choices
 from .column_coding import ColumnCoding
+from .conformal import Conformal, Tracker
 from .covariate_encoder import CovariateSizes
 from .covariate_rows import CovariateRows
 from .covariates import Covariates
+from .held_out import Correction
 from .last_steps import LastSteps
 from .result_forms import Form
 from .rollout import Origin
@@ -32,23 +34,11 @@ __all__ = ["plain", "restored"]
 _PARTS: dict[str, type] = {
     one.__name__: one
     for one in (
-        AllCovariates,
-        Baselines,
-        Calendar,
-        Choices,
-        ColumnCoding,
-        CovariateRows,
-        CovariateSizes,
-        Covariates,
-        Form,
-        LastSteps,
-        Origin,
-        Series,
-        SeriesScaling,
-        StaticColumns,
-        Vocabulary,
+        AllCovariates, Baselines, Calendar, Choices, ColumnCoding, Conformal, Correction,
+        CovariateRows, CovariateSizes, Covariates, Form, LastSteps, Origin, Series, SeriesScaling,
+        StaticColumns, Tracker, Vocabulary,
     )
-}
+}  # fmt: skip
 _PART, _TIMES, _DTYPE, _ARRAYS = "<part>", "<times>", "<dtype>", "<arrays>"
 _INDEX, _POLARS = "<index>", "<polars>"
 
@@ -58,13 +48,12 @@ def plain(value: Any) -> Any:
 
     Examples
     --------
-    >>> part = LastSteps.of([np.array([[1.0], [2.0]])], None, 3)
+    >>> part = LastSteps([np.array([[1.0], [2.0]])], None)
     >>> state = plain({"last": [part]})
     >>> state["last"][0]["<part>"]
     'LastSteps'
-    >>> restored(state)["last"][0].values
-    array([[[1.],
-            [2.]]])
+    >>> restored(state)["last"][0].values[0].T
+    array([[1., 2.]])
     """
     if type(value) in _PARTS.values():
         fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}

@@ -27,7 +27,8 @@ def times_state(times: Sequence[Times | None]) -> dict[str, Any]:
     Examples
     --------
     >>> import pandas as pd
-    >>> ends = [Times.of(pd.date_range("2024-01-01", periods=3, tz="Europe/Berlin"), "y").end, None]
+    >>> days = pd.date_range("2024-01-01", periods=3, tz="Europe/Berlin")
+    >>> ends = [Times(days, days.freq).end, None]
     >>> times_from(times_state(ends))[0].following(1)
     DatetimeIndex(['2024-01-04 00:00:00+01:00'], dtype='datetime64[us, Europe/Berlin]', freq='D')
     """

@@ -89,8 +89,10 @@ class SegmentRNN(nn.Module):
         if self.encode is not None:
             ahead, past = self.encode.ahead.features, self.encode.past.features
             if ahead:
-                self.known = nn.Linear(ahead, hidden_size)
-                self.known_out = nn.Linear(hidden_size, variables * outputs)
+                width = -(-hidden_size // 4)  # each step of the horizon has its own
+                self.known = nn.Linear(ahead, width)
+                self.context = nn.Linear(hidden_size, width, bias=False)
+                self.known_out = nn.Linear(width, variables * outputs)
                 self.effect = nn.Linear(ahead, variables, bias=False)
             if ahead or past:
                 self.embed_past = nn.Linear(segment * (ahead + past), hidden_size, bias=False)
@@ -149,7 +151,8 @@ class SegmentRNN(nn.Module):
         changes = self.out(hidden).view(steps, count, horizon, variables, outputs)
         y = level.view(steps, count, 1, variables, 1) + straight.transpose(2, 3) + changes
         if ahead is not None:
-            at = torch.tanh(self.known(ahead) + hidden.view(steps, count, 1, -1))
+            context = self.context(hidden).view(steps, count, 1, -1)
+            at = torch.relu(self.known(ahead) + context)
             y = y + self.known_out(at).view_as(y) + _GAIN * self.effect(ahead).unsqueeze(-1)
         if past is not None and self.encode is not None and self.encode.past.features:
             own = past[..., -self.encode.past.features :].flatten(2)

@@ -52,7 +52,7 @@ class Series:
         What the series of a dictionary, a groupby or a long frame are called; None: they have no
         ids.
     freqs
-        Distance of each series' steps, None if unknown, empty if there are no times.
+        Distance of each series' steps, None if unknown.
     gap
         The first series of which steps were missing, and the time of the first; their values are
         NaN. None: there were none.
@@ -85,12 +85,12 @@ class Series:
     @property
     def times(self) -> list[Times | None]:
         """Times of each series; series with the same index share one object."""
-        known: dict[int, Times] = {}
-        freqs = self.freqs or (None,) * len(self.indices)
-        return [
-            None if index is None else known.setdefault(id(index), Times(index, freq))
-            for index, freq in zip(self.indices, freqs, strict=True)
-        ]
+        column = self.form.kind == "long"
+        known: dict[int, Times | None] = {id(None): None}
+        for index, freq in zip(self.indices, self.freqs, strict=True):
+            if id(index) not in known:
+                known[id(index)] = Times(index, freq, column)
+        return [known[id(index)] for index in self.indices]
 
     def take(self, rows: Array) -> Series:
         """Return some of the series."""
@@ -291,8 +291,8 @@ def _table_numbers(table: pd.DataFrame | pd.Series, name: str) -> Array:
         advice = "leave it out, or make numbers of it (pandas.to_numeric, pandas.get_dummies)"
         if kind in "Mm" or column.dtype.name.startswith("period"):
             advice = (
-                f"make times the index of {name} (set_index), and a table of several series a "
-                "list, one table for each (groupby)"
+                f"make times the index of {name} (set_index); of a table of several series, name "
+                "the columns of ids, times and values by id_col, time_col and target_col"
             )
         raise TypeError(f"{where} must hold numbers, got {column.dtype}: {advice}")
     single = {column.dtype for _, column in columns} == {np.dtype(np.float32)}
@@ -335,9 +335,8 @@ def refuse_identifiers(series: Series, name: str) -> None:
         if re.fullmatch(r"(.*_)?id|ds|date|datetime|timestamp", column.lower()):
             raise ValueError(
                 f"column {column!r} of {name} does not look like a variable, by its name: make "
-                "times the index; turn a table of several series into a list, such as "
-                f"[part.set_index(time)[values] for _, part in {name}.groupby({column!r})]; or "
-                "rename it"
+                "times the index; of a table of several series, name the columns of ids, times and "
+                "values by id_col, time_col and target_col; or rename it"
             )
 
 

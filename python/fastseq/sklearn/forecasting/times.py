@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "Spacing", "Times", "check_follows", "check_order", "counts", "is_table", "read_index",
-    "regular", "times_of",
+    "Spacing", "Times", "check_follows", "check_order", "counts", "ends_of", "is_table",
+    "read_index", "regular", "times_of",
 ]  # fmt: skip
 
 Array = np.ndarray
@@ -56,6 +56,9 @@ class Times:
     freq
         Their distance: a pandas offset, or a difference of numbers. None: unknown, as there is
         only one step.
+    column
+        Whether they come from a column of times. Else, numbers that count from 0, as the index of
+        any new table does, mean nothing.
 
     Examples
     --------
@@ -67,11 +70,17 @@ class Times:
 
     index: pd.Index
     freq: Frequency | None
+    column: bool = False
 
     @property
     def end(self) -> Times:
         """The time of the last step alone."""
-        return Times(self.index[-1:], self.freq)
+        return dataclasses.replace(self, index=self.index[-1:])
+
+    @property
+    def mean_nothing(self) -> bool:
+        """Whether they just count from 0."""
+        return not self.column and counts(self.index)
 
     def following(self, count: int) -> pd.Index:
         """Return the index of the next `count` steps."""
@@ -88,7 +97,18 @@ class Times:
 
     def after(self, count: int) -> Times:
         """Return the time of the last of the next `count` steps."""
-        return Times(self.following(count)[-1:], self.freq)
+        return dataclasses.replace(self, index=self.following(count)[-1:])
+
+
+def ends_of(series: Iterable[Times | None]) -> list[Times | None]:
+    """Return the times of the last steps; series of the same times share one object."""
+    known: dict[int, Times] = {}
+    found: list[Times | None] = []
+    for times in series:
+        if times is not None and id(times) not in known:
+            known[id(times)] = times.end
+        found.append(None if times is None else known[id(times)])
+    return found
 
 
 def regular(
@@ -285,10 +305,10 @@ def times_of(
     ValueError
         The covariates have other times.
     """
-    if x is None or (y is not None and counts(x.index) and kind_of(y.index) != "numbers"):
+    if x is None or (y is not None and x.mean_nothing and kind_of(y.index) != "numbers"):
         return y
-    if y is None or (counts(y.index) and kind_of(x.index) != "numbers"):
-        return Times(x.index[: len(x.index) - ahead], x.freq)
+    if y is None or (y.mean_nothing and kind_of(x.index) != "numbers"):
+        return dataclasses.replace(x, index=x.index[: len(x.index) - ahead])
     expected = y.index.append(y.following(ahead)) if ahead else y.index
     what = f"{names[0]} and of the horizon" if ahead else names[0]
     _check_same(x.index, expected, names[1], what)
@@ -303,7 +323,7 @@ def check_follows(times: Times | None, given: Times, name: str) -> Times:
     times
         Times of the earlier steps; None: they have none.
     given
-        The given times. Numbers that count from 0, as in any new table, mean none.
+        The given times.
     name
         Name of the new steps in messages.
 
@@ -313,13 +333,13 @@ def check_follows(times: Times | None, given: Times, name: str) -> Times:
         They start earlier or later, or some are missing.
     """
     numbers = kind_of(given.index) == "numbers"
-    if times is None or times.freq is None or (counts(times.index) and not numbers):
+    if times is None or times.freq is None or (times.mean_nothing and not numbers):
         return given
     following = times.following(len(given.index))
-    if counts(given.index):
-        return Times(following, times.freq)
+    if given.mean_nothing:
+        return dataclasses.replace(times, index=following)
     _check_same(given.index, following, name, "the steps that follow")
-    return Times(given.index, times.freq)
+    return dataclasses.replace(times, index=given.index)
 
 
 def _check_same(index: pd.Index, expected: pd.Index, name: str, what: str) -> None:

@@ -193,11 +193,13 @@ class SeriesScaling:
         row = index if len(self.center) > 1 else 0
         return self.center[row], self.scale[row], None if self.change is None else self.change[row]
 
-    def of_single_values(self, arrays: list[Array], typical: SeriesScaling) -> SeriesScaling:
+    def of_single_values(
+        self, arrays: list[Array], typical: SeriesScaling, *, relative: bool = True
+    ) -> SeriesScaling:
         """Return the scaling with a typical scale for series of only one known value.
 
         It is as large, compared to the value, as the median of the `typical` scalings; of a value
-        of 0 it is their median.
+        of 0, and if not `relative`, it is their median.
 
         Examples
         --------
@@ -213,7 +215,7 @@ class SeriesScaling:
         size = np.abs(typical.center)
         share = typical.scale / np.where(size > 0, size, np.nan)
         scale = np.abs(self.center) * np.array([_median(column) for column in share.T])
-        scale = np.where(scale > 0, scale, np.median(typical.scale, axis=0))
+        scale = np.where((scale > 0) & relative, scale, np.median(typical.scale, axis=0))
         return dataclasses.replace(self, scale=np.where(single, scale, self.scale))
 
     def apart(self, count: int) -> SeriesScaling:
@@ -259,6 +261,10 @@ class Windows:
         Number of values the model sees at once, and number it forecasts.
     skipped
         Number of first steps that do not count, ``(N,)``; None: all count.
+    target_weights
+        Weights of the targets, of their shape; None: they count alike.
+    step_weights
+        Weights of the steps of the horizon, ``(horizon,)``; None: they count alike.
     """
 
     values: Tensor
@@ -270,6 +276,8 @@ class Windows:
     past: Tensor | None = None
     static: Tensor | None = None
     skipped: Tensor | None = None
+    target_weights: Tensor | None = None
+    step_weights: tuple[float, ...] | None = None
 
     @classmethod
     @np.errstate(over="ignore")  # overflow raises below
@@ -371,6 +379,8 @@ class Windows:
             None if self.past is None else self.past[series, seen],
             None if self.static is None else self.static[series[:, 0]],
             skipped[kept].flatten(),
+            None if self.target_weights is None else self.target_weights[series, rows],
+            self.step_weights,
         )  # fmt: skip
 
     def mapped(self, fn: Callable[[Tensor], Tensor]) -> Windows:
@@ -380,6 +390,7 @@ class Windows:
             covariates=None if self.covariates is None else fn(self.covariates),
             past=None if self.past is None else fn(self.past),
             static=None if self.static is None else fn(self.static),
+            target_weights=None if self.target_weights is None else fn(self.target_weights),
         )  # fmt: skip
 
     @property
@@ -404,9 +415,15 @@ class Windows:
             parts.append(self.static.expand(steps, -1, -1))
         return parts[0] if len(parts) == 1 else tuple(parts)
 
-    def outcomes(self, begin: int, end: int) -> Tensor:
-        """Return the targets of steps ``[begin, end)``: a view ``(steps, N, horizon · K)``."""
-        return window_view(self.targets, begin + 1, end - begin, self.horizon)
+    def outcomes(self, begin: int, end: int) -> Tensor | tuple[Tensor, Tensor]:
+        """Return the targets of steps ``[begin, end)``: a view ``(steps, N, horizon · K)``.
+
+        If they have weights, a pair of it and one of the weights.
+        """
+        targets = window_view(self.targets, begin + 1, end - begin, self.horizon)
+        if self.target_weights is None:
+            return targets
+        return targets, window_view(self.target_weights, begin + 1, end - begin, self.horizon)
 
     def weights(self, begin: int, end: int) -> Tensor | None:
         """Return the known share of each step's targets, ``(steps, N)``; None: all are known."""
@@ -414,10 +431,16 @@ class Windows:
         skipped = self.skipped is not None and bool(self.skipped.any())
         if not skipped and bool(known[:, begin + 1 : end + self.horizon].all()):
             return None
-        sums = known.double().mean(2).cumsum(1)  # (N, rows): up to and including each row
+        each = known.double().mean(2)
         width, steps = self.horizon, end - begin
-        last = sums[:, begin + width : begin + width + steps]
-        share = (last - sums[:, begin : begin + steps]) / width
+        if self.step_weights is None:
+            sums = each.cumsum(1)  # (N, rows): up to and including each row
+            last = sums[:, begin + width : begin + width + steps]
+            share = (last - sums[:, begin : begin + steps]) / width
+        else:
+            share = each.new_zeros(len(each), steps)
+            for h in np.flatnonzero(self.step_weights):
+                share += each[:, begin + 1 + h : begin + 1 + h + steps] / width
         share = share.clamp_min(0).float().T.contiguous()
         if self.skipped is not None:
             share[torch.arange(begin, end)[:, None] < self.skipped] = 0
@@ -445,7 +468,7 @@ class Windows:
         apart[known] = torch.nan
         return dataclasses.replace(self, targets=apart)
 
-    def training_data(self, begin: int = 0) -> tuple[Any, Tensor, Tensor | None]:
+    def training_data(self, begin: int = 0) -> tuple[Any, Any, Tensor | None]:
         """Return inputs, outcomes and weights of all steps from `begin` that have any outcome."""
         end = self.longest - 1
         return self.inputs(begin, end), self.outcomes(begin, end), self.weights(begin, end)

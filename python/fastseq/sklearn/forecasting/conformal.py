@@ -1,0 +1,210 @@
+"""Conformal quantiles: shifted so that they hold on steps that were held out, or followed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from .covariate_rows import CovariateRows
+from .rollout import Origin, Rollout
+from .series import Array
+
+__all__ = ["Conformal", "Tracker", "check_held_out", "needed", "steps_to_hold_out"]
+
+_WANTED = 50  # errors beyond the outermost quantiles, if series are long enough
+_RATE = 0.1
+
+
+def needed(levels: Sequence[float]) -> int:
+    """Return of how many errors quantiles at these levels can be told.
+
+    Examples
+    --------
+    >>> needed((0.1, 0.5, 0.9)), needed((0.05, 0.9))
+    (9, 19)
+    """
+    return math.ceil(1 / _tail(levels)) - 1
+
+
+def steps_to_hold_out(levels: Sequence[float], horizon: int, lengths: Array) -> int:
+    """Return how many last steps of each of the series should be held out.
+
+    Examples
+    --------
+    >>> steps_to_hold_out((0.1, 0.9), 12, np.array([4000]))
+    511
+    >>> steps_to_hold_out((0.1, 0.9), 12, np.full(50, 60))
+    15
+    """
+    wanted = max(math.ceil(_WANTED / _tail(levels) / len(lengths)), horizon)
+    least = math.ceil(needed(levels) / len(lengths))
+    return horizon - 1 + max(least, min(wanted, int(lengths.min()) // 4 - horizon + 1))
+
+
+def check_held_out(levels: Sequence[float], horizon: int, validation: int, count: int) -> None:
+    """Raise ValueError unless enough steps of `count` series are held out."""
+    known = max(validation - horizon + 1, 0) * count
+    if known < needed(levels):
+        raise ValueError(
+            f"conformal: {validation} steps held out of {count} series have {known} forecasts "
+            f"whose last step is known, but quantiles {list(levels)} need {needed(levels)}: pass "
+            "a larger validation, or levels nearer to 0.5"
+        )
+
+
+def _tail(levels: Sequence[float]) -> float:
+    return round(min(min(levels), 1 - max(levels)), 12)
+
+
+def _one_sided(scores: Array, level: float) -> float:
+    """Return the empirical quantile of M sorted scores that holds for another one [1]_."""
+    rank = (len(scores) + 1) * level
+    if level == 0.5:
+        return float(np.median(scores))
+    whole = math.ceil(rank - 1e-9) if level > 0.5 else math.floor(rank + 1e-9)
+    return float(scores[whole - 1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Conformal:
+    """How far quantiles are shifted, for each step of the horizon [1]_.
+
+    A shift is the one-sided empirical quantile of actual values less their forecasts over steps
+    that were held out, in units of each series (see `units`), over all series.
+
+    Parameters
+    ----------
+    levels
+        The levels.
+    shift
+        ``(H, K, Q)``.
+    spread
+        From the 5 % to the 95 % quantile of what shifts were computed from, ``(H, K, Q)``.
+
+    References
+    ----------
+    .. [1] Y. Romano, E. Patterson and E. Candès, "Conformalized quantile regression", NeurIPS 32
+       (2019), arXiv:1905.03222.
+    """
+
+    levels: tuple[float, ...]
+    shift: Array
+    spread: Array
+
+    @classmethod
+    def measure(cls, errors: Array, levels: tuple[float, ...]) -> Conformal:
+        """Compute shifts from errors ``(M, H, K, Q)``, NaN where unknown.
+
+        Raises
+        ------
+        ValueError
+            There are too few.
+
+        Examples
+        --------
+        >>> errors = np.arange(1.0, 10.0).reshape(9, 1, 1, 1)
+        >>> Conformal.measure(errors, (0.9,)).shift.ravel()
+        array([9.])
+        """
+        shift, spread = np.empty(errors.shape[1:]), np.empty(errors.shape[1:])
+        least = needed(levels)
+        for h, k in np.ndindex(errors.shape[1:3]):
+            known = errors[np.isfinite(errors[:, h, k, 0]), h, k]
+            if len(known) < least:
+                raise ValueError(
+                    f"conformal: of step {h + 1} of the horizon, {len(known)} actual values are "
+                    f"known in the held-out part, but quantiles {list(levels)} need {least}: pass "
+                    "longer series, a larger validation, or levels nearer to 0.5"
+                )
+            known = np.sort(known, axis=0)
+            shift[h, k] = [_one_sided(known[:, q], level) for q, level in enumerate(levels)]
+            low, high = np.quantile(known, (0.05, 0.95), axis=0)
+            spread[h, k] = high - low
+        return cls(levels, shift, spread)
+
+    def shifted(self, found: Array, units: Array, shift: Array | None = None) -> Array:
+        """Return forecasts ``(N, h, K, Q)`` shifted by these or other shifts, ``(N, H, K, Q)``.
+
+        Steps beyond H are shifted as the last one. `units` are ``(N, K)``.
+        """
+        shift = self.shift[None] if shift is None else shift
+        steps = np.arange(found.shape[1]).clip(max=shift.shape[1] - 1)
+        return np.sort(found + shift[:, steps] * units[:, None, :, None], axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tracker:
+    """Shifts of each series that follow how often its quantiles miss [1]_.
+
+    With each actual value, the shift of a quantile of level q rises by q · rate if the value is
+    above, else it falls by (1 - q) · rate. So the share of values below tends to q, however they
+    are distributed. As in [2]_ it is the shift that moves rather than its level, which could reach
+    0 or 1. Forecasts of each step of the horizon are compared from each of the last steps, so it
+    does not matter how many steps come at once.
+
+    Parameters
+    ----------
+    shift
+        ``(N, H, K, Q)``, in units of the series.
+    behind
+        The position of series H - 1 steps ago,
+    values, covariates
+        and what came since, ``(N, H - 1, …)``.
+
+    References
+    ----------
+    .. [1] I. Gibbs and E. Candès, "Adaptive conformal inference under distribution shift", NeurIPS
+       34 (2021), arXiv:2106.00263.
+    .. [2] A. Angelopoulos, E. Candès and R. Tibshirani, "Conformal PID control for time series
+       prediction", NeurIPS 36 (2023), arXiv:2307.16895.
+    """
+
+    shift: Array
+    behind: Origin
+    values: Array
+    covariates: CovariateRows | None
+
+    def follow(
+        self,
+        conformal: Conformal,
+        rollout: Rollout,
+        values: Array,
+        covariates: CovariateRows | None,
+        units: Array,
+    ) -> tuple[Tracker, Array, Array]:
+        """Follow the next values ``(N, n, K)``.
+
+        Returns
+        -------
+        Tracker
+            After them.
+        numpy.ndarray
+            Forecasts, not shifted, at the current position and after all values but the last,
+            ``(n, N, H, K, Q)``,
+        numpy.ndarray
+            and the shifts then, of the same shape.
+        """
+        new, back = values.shape[1], self.values.shape[1]
+        values = np.concatenate([self.values, values], axis=1)
+        if covariates is not None and self.covariates is not None:
+            covariates = self.covariates.joined(covariates)
+        found = np.stack(rollout.forecasts(self.behind, values, covariates, 1))
+        levels, steps = np.array(conformal.levels), np.arange(back + 1)
+        # Errors h steps ahead overlap: of so many, one is news.
+        rate = _RATE * conformal.spread / (1 + steps[:, None, None])
+        shifts, shift = [], self.shift
+        for step in range(back, back + new):
+            shifts.append(shift)
+            came = values[:, step, None, :, None]
+            due = np.moveaxis(found[step - steps, :, steps], 0, 1)  # (N, H, K, Q)
+            above = (came - due) / units[:, None, :, None] > shift
+            moved = shift + rate * (levels - 1 + above)
+            shift = np.where(np.isnan(came), shift, moved)
+        passed = None if covariates is None else covariates.steps(0, new)
+        behind = rollout.advance(self.behind, values[:, :new], passed)
+        kept = None if covariates is None else covariates.steps(new, new + back)
+        after = Tracker(shift, behind, values[:, new:], kept)
+        return after, found[back:], np.stack(shifts)

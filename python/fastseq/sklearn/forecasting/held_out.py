@@ -1,0 +1,215 @@
+"""Errors of forecasts on the last steps of series, and what is corrected by them."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+
+import numpy as np
+
+from .conformal import Conformal, Tracker
+from .covariate_rows import CovariateRows
+from .rollout import Rollout
+from .series import Array
+from .transforms import smeared, smearing_terms, undone
+from .windows import SeriesScaling, changes, over_seasons
+
+__all__ = ["Correction", "units"]
+
+_MOST = 2e7  # values of forecasts: of more, series are drawn, and then origins left out
+_LEAST = 200  # errors of each step, if there are so many
+
+
+def units(arrays: list[Array], season: int | None, usual: Array | None = None) -> Array:
+    """Return the unit of errors of each series, ``(N, K)``: its mean change over a season or step.
+
+    A series without any gets the `usual` unit ``(K,)``; None: their median, or 1.
+
+    Examples
+    --------
+    >>> units([np.array([[1.0], [3.0]]), np.array([[2.0], [2.0]])], None).T
+    array([[2., 2.]])
+    """
+    lag = season or 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of nothing known
+        moved = [np.abs(changes(one, over_seasons(one, lag), lag)) for one in arrays]
+        found = np.stack([np.nanmean(one, axis=0) for one in moved])
+        found = np.where(found > 0, found, np.nan)
+        if usual is None:
+            usual = np.nan_to_num(np.nanmedian(found, axis=0), nan=1.0)
+    return np.where(np.isnan(found), usual, found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Correction:
+    """What is done to a model's forecasts before they are returned.
+
+    Parameters
+    ----------
+    transform
+        The transform of the series, which is undone; None: none.
+    season
+        Steps of a season, for units.
+    units, usual
+        The units of the training series ``(N, K)``, and that of series without any; see `units`.
+        None: they are not needed.
+    terms
+        Errors over which means are taken, in units, see `smeared`; None: forecasts are no means.
+    conformal
+        By how much quantiles are shifted; None: they are not.
+    """
+
+    transform: str | None
+    season: int | None
+    units: Array | None = None
+    usual: Array | None = None
+    terms: tuple[Array, Array] | None = None
+    conformal: Conformal | None = None
+
+    @classmethod
+    def measure(
+        cls,
+        rollout: Rollout,
+        arrays: list[Array],
+        covariates: CovariateRows | None,
+        static: Array | None,
+        scaling: SeriesScaling,
+        *,
+        transform: str | None,
+        means: bool,
+        conformal: bool,
+        validation: int,
+        weights: list[Array] | None,
+    ) -> Correction:
+        """Measure the errors of a trained model on its `validation` steps.
+
+        Parameters
+        ----------
+        rollout, arrays, covariates, static, scaling
+            The model, and the transformed series that it was trained on.
+        transform
+            Their transform.
+        means
+            Whether the model forecasts means; without a validation part, errors of the last
+            training steps are taken for them.
+        conformal
+            Whether to shift quantiles.
+        validation
+            Number of last steps that were held out.
+        weights
+            Of values; those of weight 0 do not count.
+        """
+        means = means and transform is not None
+        if not means and not conformal:
+            return cls(transform, rollout.season)
+        each = units([one[: len(one) - validation] for one in arrays], rollout.season)
+        found = cls(transform, rollout.season, each, np.median(each, axis=0))
+        chosen, steps = np.arange(len(arrays)), validation
+        if not steps:
+            lengths = np.array([len(one) for one in arrays])
+            chosen = np.flatnonzero(2 * lengths >= lengths.max())
+            shortest = int(lengths[chosen].min())
+            steps = max(1, min(4 * rollout.horizon, shortest // 3))
+            steps = min(steps, shortest - 1 - (rollout.lag or 0))
+        errors = _errors_of_last_steps(
+            rollout, [arrays[n] for n in chosen],
+            None if covariates is None else covariates.taken(chosen),
+            None if static is None else static[chosen], scaling.take(chosen), each[chosen], steps,
+            None if weights is None else [weights[n] for n in chosen],
+        )  # fmt: skip
+        if conformal:
+            assert rollout.levels is not None
+            return dataclasses.replace(found, conformal=Conformal.measure(errors, rollout.levels))
+        return dataclasses.replace(found, terms=smearing_terms(errors[..., 0]))
+
+    def units_of(self, arrays: list[Array]) -> Array | None:
+        """Return the units of other series than those of training."""
+        return None if self.units is None else units(arrays, self.season, self.usual)
+
+    def __call__(self, found: Array, per: Array | None, shift: Array | None = None) -> Array:
+        """Return forecasts to return, of a model's ``(N, h, K, Q)``.
+
+        Parameters
+        ----------
+        found
+            Forecasts of transformed series.
+        per
+            Their units.
+        shift
+            Of a `Tracker`.
+        """
+        if self.conformal is not None and per is not None:
+            found = self.conformal.shifted(found, per, shift)
+        if self.terms is None or per is None or self.transform is None:
+            return undone(found, self.transform)
+        steps = np.arange(found.shape[1]).clip(max=self.terms[0].shape[1] - 1)
+        terms, shares = (part[:, None, steps, :, None] for part in self.terms)
+        return smeared(found, terms * per[:, None, :, None], shares, self.transform)
+
+    def tracker(
+        self,
+        rollout: Rollout,
+        arrays: list[Array],
+        covariates: CovariateRows | None,
+        static: Array | None,
+        scaling: SeriesScaling,
+    ) -> Tracker:
+        """Return what follows series from their end on."""
+        assert self.conformal is not None
+        cut = [len(one) - rollout.horizon + 1 for one in arrays]
+        before, after = (None, None) if covariates is None else covariates.split(cut)
+        pairs = list(zip(arrays, cut, strict=True))
+        origin = rollout.begin([one[:end] for one, end in pairs], before, scaling, static)
+        shift = np.broadcast_to(
+            self.conformal.shift, (len(arrays), *self.conformal.shift.shape)
+        ).copy()
+        return Tracker(shift, origin, np.stack([one[end:] for one, end in pairs]), after)
+
+    def follow(
+        self, tracker: Tracker, rollout: Rollout, values: Array, covariates: CovariateRows | None
+    ) -> tuple[Tracker, Array, Array]:
+        """See `Tracker.follow`."""
+        assert self.conformal is not None
+        assert self.units is not None
+        return tracker.follow(self.conformal, rollout, values, covariates, self.units)
+
+
+def _errors_of_last_steps(
+    rollout: Rollout,
+    arrays: list[Array],
+    covariates: CovariateRows | None,
+    static: Array | None,
+    scaling: SeriesScaling,
+    per: Array,
+    steps: int,
+    weights: list[Array] | None,
+) -> Array:
+    """Return actual values less their forecasts, made before each of the last steps, in units.
+
+    ``(M, H, K, Q)``, NaN where unknown or of weight 0. Of very many series, some are drawn.
+    """
+    size = steps * rollout.horizon * arrays[0].shape[1]
+    size *= 200 if rollout.recursive else len(rollout.levels or (0,))
+    count = int(min(len(arrays), max(_MOST // size, 1)))
+    chosen = np.random.default_rng(rollout.seed).choice(len(arrays), count, replace=False)
+    chosen.sort()
+    enough = max((steps - rollout.horizon + 1) * count // _LEAST, 1)
+    stride = min(-(-size * count // int(_MOST)), enough)
+    arrays = [arrays[n] for n in chosen]
+    before = known = None
+    if covariates is not None:
+        before, known = covariates.taken(chosen).split([len(one) - steps for one in arrays])
+    values = np.stack([one[-steps:] for one in arrays])
+    origin = rollout.begin(
+        [one[:-steps] for one in arrays], before, scaling.take(chosen),
+        None if static is None else static[chosen],
+    )  # fmt: skip
+    found = np.stack(rollout.forecasts(origin, values, known, stride))
+    if weights is not None:
+        values = np.where(np.stack([weights[n][-steps:] for n in chosen]) == 0, np.nan, values)
+    values = np.pad(values, ((0, 0), (0, rollout.horizon), (0, 0)), constant_values=np.nan)
+    rows = np.arange(0, steps, stride)[:, None] + np.arange(rollout.horizon)
+    actual = np.moveaxis(values[:, rows], 0, 1)  # (origins, N, H, K)
+    errors = (actual[..., None] - found) / per[chosen][:, None, :, None]
+    return np.asarray(errors.reshape(-1, *errors.shape[2:]))
