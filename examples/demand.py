@@ -107,7 +107,7 @@ def draw(path: Path, demand: pd.Series, daily: pd.DataFrame, weekly: pd.Series) 
     bottom, height = top.get_ylim()
     top.set_ylim(bottom, height + 0.1 * (height - bottom))  # room for the legend
     top.legend(loc="upper right", ncols=5, frameon=False)
-    low.set_ylabel("less demand (GW)")
+    low.set_ylabel("forecast − demand (GW)")
     low.xaxis.set_major_locator(mdates.DayLocator(interval=2))
     low.xaxis.set_major_formatter(mdates.DateFormatter("%a %d %b"))
     figure.savefig(path)
