@@ -67,10 +67,10 @@ def plot_forecast(
     values = np.asarray(past, float)
     levels = None if quantiles is None else [float(level) for level in quantiles]
     named = {} if levels is not None else _named_levels(forecast)
+    columns: Any = forecast
     if named:
-        table: Any = forecast
-        forecast, levels = table[list(named)], list(named.values())
-    found = np.asarray(forecast, float)
+        columns, levels = columns[list(named)], list(named.values())
+    found = np.asarray(columns, float)
     _check(values, found, levels, actual)
     times = _times(past, forecast, len(values), len(found))
     if ax is None:
