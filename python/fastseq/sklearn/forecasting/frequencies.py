@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "Frequency", "coarser", "common_season", "equal", "grid", "infer", "kind_of", "offset_of", "on_grid",
-    "places", "season_of", "text_of",
+    "Frequency", "coarser", "common_season", "equal", "grid", "infer", "kind_of", "offset_of",
+    "on_grid", "places", "season_of", "text_of",
 ]  # fmt: skip
 
 Array = np.ndarray
