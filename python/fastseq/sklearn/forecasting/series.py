@@ -393,7 +393,7 @@ def blocks_of(
 
 
 def filled(values: Array, before: Array | None = None) -> Array:
-    """Return values ``(…, T, K)`` with gaps filled by the last known one, at the start by the first.
+    """Return values ``(…, T, K)`` with gaps filled by the last known, at the start by the first.
 
     Parameters
     ----------

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ...data.scaling.moments import Moments
 from .series import Array, blocks_of, filled
@@ -104,6 +106,7 @@ def center_and_scale(arrays: list[Array]) -> tuple[Array, Array]:
 
 _ROUNDING = 8 * np.finfo(np.float64).eps
 _TOGETHER = 2**9  # values to sum over
+_SERIES = 2**14  # at once
 
 
 def _mean_and_deviation(arrays: list[Array]) -> tuple[Array, Array]:
@@ -402,24 +405,31 @@ class Windows:
         They are cut from the ends of the series on; a first one that is not whole begins with steps
         that do not count. Segments of which no target is known, or no step counts, are left out.
         """
-        ends = [range(length - 1, 0, -steps) for length in self.lengths.tolist()]
-        series = torch.tensor([n for n, own in enumerate(ends) for _ in own])[:, None]
-        begins = torch.tensor([end - steps for own in ends for end in own])[:, None]
-        rows = begins + torch.arange(steps + self.horizon)
-        targets = self.targets[series, rows.clamp_min(0)]
-        targets[rows < 0] = torch.nan
+        counts = -(-(self.lengths - 1) // steps)
+        series = np.repeat(np.arange(len(counts)), counts)
+        number = np.arange(len(series)) - (counts.cumsum() - counts)[series]
+        begins = torch.from_numpy(self.lengths[series] - 1 - (number + 1) * steps)
+        series = torch.from_numpy(series)
         skipped = (-begins if self.skipped is None else self.skipped[series] - begins).clamp_min(0)
-        kept = targets[:, 1:].isfinite().flatten(1).any(1) & (skipped < steps).flatten()
-        series, begins, rows = series[kept], begins[kept], rows[kept].clamp_min(0)
-        seen = (begins + torch.arange(self.lags - 1 + steps)).clamp_min(0)
+        sums = pad(self.targets.isfinite().any(2).cumsum(1, dtype=torch.int32), (1, 0))
+        known = (
+            sums[series, begins + steps + self.horizon] > sums[series, (begins + 1).clamp_min(0)]
+        )
+        kept = known & (skipped < steps)
+        series, begins = series[kept], begins[kept]
+        cut = functools.partial(_cut, series=series, begins=begins)
+        seen, forecast = self.lags - 1 + steps, steps + self.horizon
+        targets = cut(self.targets, forecast)
+        early = begins < 0
+        before = torch.arange(forecast) < -begins[early, None]
+        targets[early] = targets[early].masked_fill(before.unsqueeze(2), torch.nan)
         return Windows(
-            self.values[series, seen], targets[kept],
-            None if self.covariates is None else self.covariates[series, rows],
+            cut(self.values, seen), targets,
+            None if self.covariates is None else cut(self.covariates, forecast),
             np.full(len(series), steps + 1), self.lags, self.horizon,
-            None if self.past is None else self.past[series, seen],
-            None if self.static is None else self.static[series[:, 0]],
-            skipped[kept].flatten(),
-            None if self.target_weights is None else self.target_weights[series, rows],
+            None if self.past is None else cut(self.past, seen),
+            None if self.static is None else self.static[series], skipped[kept],
+            None if self.target_weights is None else cut(self.target_weights, forecast),
             self.step_weights,
         )  # fmt: skip
 
@@ -471,8 +481,16 @@ class Windows:
         skipped = self.skipped is not None and bool(self.skipped.any())
         if not skipped and bool(known[:, begin + 1 : end + self.horizon].all()):
             return None
-        each = known.double().mean(2)
-        width, steps = self.horizon, end - begin
+        shares = torch.empty(end - begin, len(known))
+        for rows in _blocks(len(known)):
+            shares[:, rows] = self._known_shares(known[rows], begin, end - begin).T
+        if self.skipped is not None:
+            shares[torch.arange(begin, end)[:, None] < self.skipped] = 0
+        return shares
+
+    def _known_shares(self, known: Tensor, begin: int, steps: int) -> Tensor:
+        """Return which share of each step's targets is known, ``(N, steps)``."""
+        each, width = known.double().mean(2), self.horizon
         if self.step_weights is None:
             sums = each.cumsum(1)  # (N, rows): up to and including each row
             last = sums[:, begin + width : begin + width + steps]
@@ -481,10 +499,7 @@ class Windows:
             share = each.new_zeros(len(each), steps)
             for h in np.flatnonzero(self.step_weights):
                 share += each[:, begin + 1 + h : begin + 1 + h + steps] / width
-        share = share.clamp_min(0).float().T.contiguous()
-        if self.skipped is not None:
-            share[torch.arange(begin, end)[:, None] < self.skipped] = 0
-        return share
+        return share.clamp_min(0).float()
 
     def held_out(self, steps: int) -> Windows:
         """Remove the last steps of each series from training; return the validation data.
@@ -512,3 +527,20 @@ class Windows:
         """Return inputs, outcomes and weights of all steps from `begin` that have any outcome."""
         end = self.longest - 1
         return self.inputs(begin, end), self.outcomes(begin, end), self.weights(begin, end)
+
+
+def _blocks(count: int) -> Iterator[slice]:
+    for begin in range(0, count, _SERIES):
+        yield slice(begin, begin + _SERIES)
+
+
+def _cut(part: Tensor, width: int, *, series: Tensor, begins: Tensor) -> Tensor:
+    """Return `width` rows of some series of ``(N, R, C)`` from a row of each on.
+
+    Rows before the first are as the first.
+    """
+    found = part.new_empty(len(series), width, part.shape[2])
+    for own in _blocks(len(series)):  # places of all rows would be larger than what they hold
+        rows = (begins[own, None] + torch.arange(width)).clamp_min(0)
+        found[own] = part[series[own, None], rows]
+    return found
