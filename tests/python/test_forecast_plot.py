@@ -84,3 +84,20 @@ def test_bad_shapes_are_told(args, match):
         plot_forecast(*args)
     with pytest.raises(ValueError, match="actual must have the shape"):
         plot_forecast(PAST, [1.0], actual=[1.0, 2.0])
+
+
+def test_a_table_brings_its_levels_and_times():
+    days = pd.date_range("2024-01-01", periods=24, freq="MS")
+    past = pd.Series(np.arange(20.0), days[:20].copy(deep=True))
+    past.index.freq = None  # months are not equally long
+    table = pd.DataFrame({"q0.1": np.arange(4.0), "q0.5": 1.0, "q0.9": 2.0}, days[20:])
+    ax = plot_forecast(past, table)
+    line = next(line for line in ax.lines if line.get_label() == "forecast (median)")
+    assert list(line.get_xdata()) == list(days[20:].to_numpy())
+    assert [text.get_text() for text in ax.get_legend().get_texts()][1] == "80 % interval"
+
+
+def test_a_table_that_counts_from_0_follows_the_past():
+    ax = plot_forecast(pd.Series(np.zeros(20)), pd.Series(np.ones(3)))
+    line = next(line for line in ax.lines if line.get_label() == "forecast")
+    assert list(line.get_xdata()) == [20, 21, 22]

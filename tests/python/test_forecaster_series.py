@@ -179,3 +179,15 @@ def test_validation_is_on_forecasts_of_the_last_steps():
     ]  # fmt: skip
     f = quick(module=last, validation=held, horizon=horizon, scale=None, seqsize=5).fit(y)
     np.testing.assert_allclose(f.history_[-1]["loss"], np.mean(errors), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("module", "count", "as_if"),
+    [("segrnn", 1, "standard"), ("segrnn", 3, "series"), ("gru", 3, "standard")],
+)
+def test_series_of_a_panel_are_scaled_each_by_itself(module, count, as_if):
+    y = list(wave(60, count) * 10.0 ** np.arange(count)[:, None])
+    found, expected = (
+        quick(module=module, scale=scale).fit(y).predict() for scale in ("auto", as_if)
+    )
+    np.testing.assert_array_equal(found, expected)

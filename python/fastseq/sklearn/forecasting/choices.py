@@ -49,6 +49,8 @@ class Choices:
         Whether variables are forecast apart from each other.
     season
         Steps of a season; None: there is none.
+    scale
+        How series are scaled, see `SeriesScaling.measure`.
     half_life
         Updates in which the learning rate of a `SegmentRNN` falls by half.
     lags, seqsize, batchsize, fold, epochs, validation, loss, hidden_size, dropout
@@ -69,6 +71,7 @@ class Choices:
     compared: bool
     apart: bool
     season: int | None
+    scale: str | None
     half_life: int
     lags: int
     seqsize: int
@@ -111,9 +114,14 @@ class Choices:
         lag = season_lag(season, given["horizon"], given["strategy"])
         segments = isinstance(given["module"], str) and given["module"] == SEGMENT_RNN
         apart = given["variables"] or ("independent" if segments else "together")
+        scale = given["scale"]
+        if scale == "auto":
+            scale = "series" if segments and len(lengths) > 1 else "standard"
+        if segments and scale == "series":
+            scale = "changes"
         compared = season is not None and not (segments and season <= SEASON)
         found: dict[str, Any] = {
-            "season": season, "lag": lag, "compared": compared,
+            "season": season, "scale": scale, "lag": lag, "compared": compared,
             "apart": variables > 1 and apart == "independent",
         }  # fmt: skip
         chosen = {"segment": 1, "half_life": 0, **_PLAIN, **own}

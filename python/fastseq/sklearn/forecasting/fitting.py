@@ -132,8 +132,12 @@ class ForecastTraining(SequenceEstimator):
         return self._choices.lag if self._choices.compared else None
 
     def _measure(self, arrays: list[Array]) -> SeriesScaling:
-        method = "changes" if self._choices.segments and self.scale == "series" else self.scale
-        return SeriesScaling.measure(arrays, method, self._compared, self._choices.season)
+        choices = self._choices
+        return SeriesScaling.measure(arrays, choices.scale, self._compared, choices.season)
+
+    @property
+    def _scales_each(self) -> bool:
+        return self._choices.scale in ("series", "changes")
 
     @property
     def _levels(self) -> tuple[float, ...] | None:

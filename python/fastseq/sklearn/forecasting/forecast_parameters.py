@@ -22,7 +22,7 @@ _CHOICES = {
     "transform": (*TRANSFORMS, None),
     "conformal": ("split", "adaptive", None),
     "strategy": ("direct", "recursive"),
-    "scale": ("standard", "series", None),
+    "scale": ("auto", "standard", "series", None),
     "variables": ("independent", "together", None),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +32,12 @@ def plot_forecast(
         The series up to the forecast, ``(T,)``. The index of a pandas Series, if it holds times or
         numbers, labels the axis.
     forecast
-        ``(horizon,)``; with quantiles ``(horizon, Q)``.
+        ``(horizon,)``; with quantiles ``(horizon, Q)``; or a table of one series, as `predict`
+        returns it: its index, if it holds times or numbers, is that of the forecast.
     quantiles
-        The levels of the forecast, rising. Bands join the first and the last level, the second and
-        the last but one, and so on; the middle one is a line.
+        The levels of the forecast, rising; None: those that columns "q0.1", … of a table name.
+        Bands join the first and the last level, the second and the last but one, and so on; the
+        middle one is a line.
     actual
         Actual values, ``(horizon,)`` or shorter.
     ax
@@ -62,10 +65,13 @@ def plot_forecast(
     from matplotlib.figure import Figure
 
     values = np.asarray(past, float)
-    found = np.asarray(forecast, float)
     levels = None if quantiles is None else [float(level) for level in quantiles]
+    named = {} if levels is not None else _named_levels(forecast)
+    if named:
+        forecast, levels = forecast[list(named)], list(named.values())  # type: ignore[index]
+    found = np.asarray(forecast, float)
     _check(values, found, levels, actual)
-    times = _times(past, len(values), len(found))
+    times = _times(past, forecast, len(values), len(found))
     if ax is None:
         ax = Figure(figsize=(9, 4), layout="constrained").add_subplot()
     begin, then = times[: len(values)], times[len(values) :]
@@ -93,6 +99,12 @@ def plot_forecast(
     else:
         ax.set_xlabel("step")
     return ax
+
+
+def _named_levels(forecast: object) -> dict[str, float]:
+    """Return the levels that columns of a table name, such as "q0.1"."""
+    names = [str(name) for name in getattr(forecast, "columns", ())]
+    return {name: float(name[1:]) for name in names if re.fullmatch(r"q0?\.\d+", name)}
 
 
 def _check(values: np.ndarray, found: np.ndarray, levels: list[float] | None, actual: Any) -> None:
@@ -131,19 +143,29 @@ def _bands(ax: Axes, times: np.ndarray, found: np.ndarray, levels: list[float]) 
     return middle
 
 
-def _times(past: object, steps: int, horizon: int) -> np.ndarray:
-    """Return the times of past and forecast; a pandas index is continued by its last step."""
-    index = getattr(past, "index", None)
-    if index is None or callable(index) or steps < 2:
+def _times(past: object, forecast: object, steps: int, horizon: int) -> np.ndarray:
+    """Return the times of past and forecast; without the latter's the former's are continued."""
+    begin, then = _index(past), _index(forecast)
+    if begin is None or steps < 2:
         return np.arange(steps + horizon)
-    if hasattr(index, "to_timestamp"):
-        index = index.to_timestamp()
-    times = np.asarray(index)
-    if times.dtype.kind not in "Mif":
-        return np.arange(steps + horizon)
-    frequency = getattr(index, "freq", None)
-    if frequency is not None:
-        following = np.array([index[-1] + (1 + i) * frequency for i in range(horizon)], times.dtype)
+    times = np.asarray(begin)
+    own = np.asarray(then)
+    if then is not None and own.dtype.kind == times.dtype.kind and own[0] > times[-1]:
+        following = own
+    elif getattr(begin, "freq", None) is not None:
+        following = np.array(
+            [begin[-1] + (1 + i) * begin.freq for i in range(horizon)], times.dtype
+        )
     else:
         following = times[-1] + (1 + np.arange(horizon)) * (times[-1] - times[-2])
     return np.concatenate([times, following])
+
+
+def _index(table: object) -> Any:
+    """Return the index of a table if it holds times or numbers, else None."""
+    index = getattr(table, "index", None)
+    if index is None or callable(index):
+        return None
+    if hasattr(index, "to_timestamp"):
+        index = index.to_timestamp()
+    return index if np.asarray(index).dtype.kind in "Mif" else None

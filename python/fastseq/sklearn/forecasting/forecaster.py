@@ -138,7 +138,8 @@ class SequenceForecaster(ForecasterFiles):
     scale
         ``"standard"``: by mean and standard deviation of all series; ``"series"``: of each series
         ("segrnn": by its mean and its mean absolute change over a season, or a step), for panels of
-        different levels; or None. Covariates are scaled too, unless None.
+        different levels; ``"auto"``: "series" for panels and "segrnn", else "standard"; or None.
+        Covariates are scaled too, unless None.
     module
         The model. "segrnn" forecasts changes from the last value, by a linear path from the last
         `lags` values and a recurrent one over segments of them. Others, which carry a state through
@@ -258,7 +259,7 @@ class SequenceForecaster(ForecasterFiles):
         ensemble: int = 1,
         conformal: str | None = None,
         lags: int | None = None,
-        scale: str | None = "standard",
+        scale: str | None = "auto",
         module: str | nn.Module | Callable[..., nn.Module] = SEGMENT_RNN,
         variables: str | None = None,
         hidden_size: int | None = None,
@@ -373,7 +374,7 @@ class SequenceForecaster(ForecasterFiles):
         params = self.get_params(deep=False)
         check_parameters(params)
         spacing = Spacing(None if self.freq is None else offset_of(self.freq))
-        given = {"y": copied(y), "X": copied(X), "static": static, "weights": weights}
+        given = {"y": y, "X": X, "static": static, "weights": weights}
         if isinstance(weights, str):
             y, weights = column_of_weights(y, weights, self._columns, spacing)
         y, X = self._columns.split(y, X, spacing)  # noqa: N806
@@ -400,11 +401,12 @@ class SequenceForecaster(ForecasterFiles):
             known, read = known.measured(read, apart=apart, scaled=scaled)
         known, fixed = known.of_series(static, series, self.id_col, scaled=scaled)
         covariates = known.rows(read, series.lengths, times, lambda own: own.index)
-        if goes_on and self.scale != "series":
+        if goes_on and not self._scales_each:
             scaling = self._scaling
         else:
             scaling = self._measure([one[: len(one) - apart] for one in series.arrays])
         task = self._task(series, covariates, fixed, known.sizes, scaling, of_values)
+        given |= {"y": copied(given["y"]), "X": copied(given["X"])}  # callbacks may change them
         self._train(task, start)
         self.n_features_in_ = series.variables
         self._known, self._scaling = known, scaling
@@ -492,7 +494,7 @@ class SequenceForecaster(ForecasterFiles):
             covariates = known.rows(read, form.lengths, ends, lambda own: own.reaching(steps))
             _, fixed = known.of_series(static, form, self.id_col)
             scaling = self._scaling
-            if self.scale == "series":
+            if self._scales_each:
                 logs = self.transform in ("log", "log1p")  # changes of logarithms have no level
                 scaling = self._measure(arrays).of_single_values(arrays, scaling, relative=not logs)
             origin = rollout.begin(arrays, covariates, scaling, fixed)
