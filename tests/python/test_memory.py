@@ -127,3 +127,38 @@ def test_a_pass_over_8_gb(tmp_path, make):
 def test_what_is_kept_would_be_seen(tmp_path, what, limit):
     with pytest.raises(AssertionError, match=f"'{limit}': [5-9]"):
         measured(tmp_path / "data.h5", contiguous, 600, what)
+
+
+# Trains for some updates: in all of an epoch, no more memory is needed.
+PANEL = """
+import resource, sys
+import numpy as np, pandas as pd
+import fastseq as fs
+
+count, steps = 100_000, 100
+rows = np.random.default_rng(0).standard_normal((count, steps), np.float32)
+if sys.argv[1] == "list":
+    y = list(rows)
+else:
+    y = pd.DataFrame({
+        "unique_id": np.repeat([f"series {n}" for n in range(count)], steps),
+        "ds": np.tile(pd.date_range("2024-01-01", periods=steps), count),
+        "y": rows.ravel(),
+    })
+f = fs.SequenceForecaster(12, callbacks=[fs.callbacks.TimeLimit(2)], random_state=0, device="cpu")
+f.fit(y)
+assert len(f.predict()) == (count if sys.argv[1] == "list" else 12 * count)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, f.history_[-1]["updates"])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["list", "long frame"])
+def test_a_panel_of_100_000_series(form):
+    done = subprocess.run(
+        [sys.executable, "-c", PANEL, form], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    peak, updates = map(float, done.stdout.split())
+    assert updates > 0
+    assert peak < 4000, peak
