@@ -129,7 +129,7 @@ def test_what_is_kept_would_be_seen(tmp_path, what, limit):
         measured(tmp_path / "data.h5", contiguous, 600, what)
 
 
-# Trains for some updates: in all of an epoch, no more memory is needed.
+# Later epochs need no more memory.
 PANEL = """
 import resource, sys
 import numpy as np, pandas as pd
@@ -145,8 +145,7 @@ else:
         "ds": np.tile(pd.date_range("2024-01-01", periods=steps), count),
         "y": rows.ravel(),
     })
-f = fs.SequenceForecaster(12, callbacks=[fs.callbacks.TimeLimit(2)], random_state=0, device="cpu")
-f.fit(y)
+f = fs.SequenceForecaster(12, epochs=1, random_state=0, device="cpu").fit(y)
 assert len(f.predict()) == (count if sys.argv[1] == "list" else 12 * count)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, f.history_[-1]["updates"])
 """
@@ -160,5 +159,5 @@ def test_a_panel_of_100_000_series(form):
     )
     assert done.returncode == 0, done.stderr
     peak, updates = map(float, done.stdout.split())
-    assert updates > 0
+    assert updates >= 1000
     assert peak < 4000, peak
