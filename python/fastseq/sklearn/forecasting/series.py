@@ -366,7 +366,7 @@ def join_variables(values: Array, variables: int) -> Array:
 
 
 def blocks_of(
-    arrays: Sequence[Array], starts: Array | None = None
+    arrays: Sequence[Array] | Array, starts: Array | None = None
 ) -> Iterator[tuple[Array, Array]]:
     """Yield which series have the same length, and their values ``(n, T, K)``, block by block.
 

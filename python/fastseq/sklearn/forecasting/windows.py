@@ -73,7 +73,8 @@ def over_seasons(values: Array, season: int) -> Array:
     seasons = whole.reshape(*many, count, season * width)
     rows = np.where(np.isnan(seasons), 0, np.arange(count)[:, None])
     rows = np.maximum.accumulate(rows, axis=-2)
-    return np.take_along_axis(seasons, rows, axis=-2).reshape(whole.shape)[..., :steps, :]
+    known = np.take_along_axis(seasons, rows, axis=-2).reshape(whole.shape)
+    return np.asarray(known[..., :steps, :])
 
 
 def changes(values: Array, before: Array, lag: int) -> Array:
@@ -406,10 +407,10 @@ class Windows:
         that do not count. Segments of which no target is known, or no step counts, are left out.
         """
         counts = -(-(self.lengths - 1) // steps)
-        series = np.repeat(np.arange(len(counts)), counts)
-        number = np.arange(len(series)) - (counts.cumsum() - counts)[series]
-        begins = torch.from_numpy(self.lengths[series] - 1 - (number + 1) * steps)
-        series = torch.from_numpy(series)
+        of = np.repeat(np.arange(len(counts)), counts)
+        number = np.arange(len(of)) - (counts.cumsum() - counts)[of]
+        series = torch.from_numpy(of)
+        begins = torch.from_numpy(self.lengths[of] - 1 - (number + 1) * steps)
         skipped = (-begins if self.skipped is None else self.skipped[series] - begins).clamp_min(0)
         sums = pad(self.targets.isfinite().any(2).cumsum(1, dtype=torch.int32), (1, 0))
         known = (
