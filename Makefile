@@ -36,6 +36,7 @@ $(VENV)/.installed: pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(PIP) '$(TORCH)' $(MPI_WHEEL) --group build --group dev
+	$(PIP) --no-deps 'sktime>=1.2' 'scikit-base>=1' # works with a newer pandas than it asks for
 	touch $@
 venv: $(VENV)/.installed
 

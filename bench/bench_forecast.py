@@ -1,6 +1,6 @@
 """Accuracy and seconds of `SequenceForecaster` on public sets, beside others if they are installed.
 
-python bench/bench_forecast.py --data FOLDER [--quick] [--results FOLDER] [--only NAME]
+python bench/bench_forecast.py --data FOLDER [--quick] [--results FOLDER] [--set NAME] [--only NAME]
 
 The folder holds
 
@@ -11,30 +11,40 @@ The folder holds
 ETTh1 is set up as in papers: 8640 hours to train on, 2880 to validate on, 2880 to test on; a
 forecast from every hour; errors of all 7 variables, each divided by its deviation in the first
 part. M4 Weekly as in the competition: one forecast of 13 weeks for each of 359 series, after the
-training part. Everything runs on one thread. Marks are those of the median over seeds.
+training part.
+
+The others run on M4 Weekly and on ETTh1 at 96 hours, at their defaults, as `peer_forecasters.py`
+says; those that take hours run only with ``--only``. Everything runs on one thread. Contenders run
+in turn for each seed, fits and forecasts timed apart; marks are those of the median over seeds.
 """
 
 from __future__ import annotations
 
+import os
+
+os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+
 import argparse
 import csv
-import importlib.util
+import importlib.metadata
 import json
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from harness import RESULTS, circumstances
+from peer_forecasters import Contender, Panel, Predict, peers
 
 import fastseq as fs
 
 TRAIN, VALIDATION, TEST = 8640, 2880, 2880
 MARKS = {"ETTh1 96": 0.370, "ETTh1 192": 0.405, "ETTh1 336": 0.430, "ETTh1 720": 0.450}
+COMPARED = 96  # hours: the horizon at which others run, too
 WEEKS = 13
+FASTER = 5  # than NHITS, at least
 Errors = dict[str, float]
 
 
@@ -53,26 +63,35 @@ class Hourly:
         )
         end = TRAIN + VALIDATION
         self.horizon, self.known, self.coming = horizon, table[:end], table[end : end + TEST]
-        self.scale = table[:TRAIN].std(0)
+        self.center, self.scale = table[:TRAIN].mean(0), table[:TRAIN].std(0)
         self.name, self.mark = f"ETTh1 {horizon}", {"mse": MARKS[f"ETTh1 {horizon}"]}
 
-    def errors(self, found: np.ndarray) -> Errors:
-        """Return errors of forecasts from each hour, ``(TEST, horizon, 7)``."""
-        count = TEST - self.horizon + 1
+    def errors(self, found: np.ndarray, stride: int) -> Errors:
+        """Return errors of forecasts from every `stride`-th hour, ``(n, horizon, 7)``."""
         actual = np.lib.stride_tricks.sliding_window_view(self.coming, self.horizon, axis=0)
-        error = (found[:count] - actual.swapaxes(1, 2)) / self.scale
+        actual = actual.swapaxes(1, 2)[::stride]
+        error = (found[: len(actual)] - actual) / self.scale
         return {"mse": float(np.mean(error**2)), "mae": float(np.mean(np.abs(error)))}
 
-    def seasonal_naive(self, seed: int) -> np.ndarray:  # noqa: ARG002
+    def seasonal_naive(self, seed: int) -> Predict:  # noqa: ARG002
         whole = np.concatenate([self.known, self.coming])
         step = np.arange(self.horizon) % 24 - 24
-        return np.stack([whole[len(self.known) + t + step] for t in range(TEST)])
+        return lambda: np.stack([whole[len(self.known) + t + step] for t in range(TEST)])
 
-    def fastseq(self, seed: int) -> np.ndarray:
+    def fastseq(self, seed: int) -> Predict:
         f = fs.SequenceForecaster(
             self.horizon, season=24, validation=VALIDATION, comm=None, random_state=seed
         )
-        return f.fit(self.known).backtest(self.coming, stride=1)
+        f.fit(self.known)
+        return lambda: f.backtest(self.coming, stride=1)
+
+    def peers(self) -> dict[str, Contender]:
+        """Return others; they get variables scaled as in papers, and all hours to learn from."""
+        if self.horizon != COMPARED:
+            return {}
+        known, coming = ((part - self.center) / self.scale for part in (self.known, self.coming))
+        panel = Panel(list(known.T), self.horizon, season=24, coming=list(coming.T))
+        return peers(panel, lambda found: np.moveaxis(found, 0, -1) * self.scale + self.center)
 
 
 class Weekly:
@@ -85,7 +104,7 @@ class Weekly:
         self.change = np.array([np.abs(np.diff(one)).mean() for one in self.known])
         self.name, self.mark = "M4 Weekly", {"mase": 2.10, "smape": 6.6}
 
-    def errors(self, found: np.ndarray) -> Errors:
+    def errors(self, found: np.ndarray, stride: int) -> Errors:  # noqa: ARG002
         """Return errors of forecasts ``(N, 13)``."""
         error = np.abs(found - self.actual)
         size = np.abs(found) + np.abs(self.actual)
@@ -94,115 +113,118 @@ class Weekly:
             "smape": float(np.mean(200 * error / size)),
         }
 
-    def seasonal_naive(self, seed: int) -> np.ndarray:  # noqa: ARG002
-        return np.stack([np.full(WEEKS, one[-1]) for one in self.known])
+    def seasonal_naive(self, seed: int) -> Predict:  # noqa: ARG002
+        return lambda: np.stack([np.full(WEEKS, one[-1]) for one in self.known])
 
-    def fastseq(self, seed: int) -> np.ndarray:
+    def fastseq(self, seed: int) -> Predict:
         f = fs.SequenceForecaster(WEEKS, scale="series", comm=None, random_state=seed)
-        return f.fit(self.known).predict()
+        f.fit(self.known)
+        return f.predict
+
+    def peers(self) -> dict[str, Contender]:
+        return peers(Panel(self.known, WEEKS, season=1), lambda found: found[:, 0])
 
 
-def peers(data: Any) -> dict[str, Callable[[int], np.ndarray]]:
-    """Return forecasts of M4 Weekly by other packages, at their defaults, if installed."""
-    found: dict[str, Callable[[int], np.ndarray]] = {}
-    if not isinstance(data, Weekly):
-        return found
-
-    def frame() -> Any:
-        import pandas as pd
-
-        return pd.concat([
-            pd.DataFrame({"unique_id": f"{n:04}", "ds": np.arange(len(y)), "y": y})
-            for n, y in enumerate(data.known)
-        ])  # fmt: skip
-
-    def in_order(table: Any) -> np.ndarray:
-        table = table.reset_index() if "unique_id" not in table.columns else table
-        table = table.sort_values(["unique_id", "ds"])
-        return np.asarray(table.iloc[:, -1], float).reshape(-1, WEEKS)
-
-    if importlib.util.find_spec("neuralforecast"):
-
-        def neural(kind: str) -> Callable[[int], np.ndarray]:
-            def run(seed: int) -> np.ndarray:
-                from neuralforecast import NeuralForecast, models
-
-                model = getattr(models, kind)(h=WEEKS, input_size=4 * WEEKS, random_seed=seed)
-                nf = NeuralForecast(models=[model], freq=1)
-                nf.fit(frame())
-                return in_order(nf.predict())
-
-            return run
-
-        found |= {f"NeuralForecast {kind}": neural(kind) for kind in ("NHITS", "LSTM", "DLinear")}
-    if importlib.util.find_spec("statsforecast"):
-
-        def statistical(kind: str) -> Callable[[int], np.ndarray]:
-            def run(seed: int) -> np.ndarray:  # noqa: ARG001
-                from statsforecast import StatsForecast, models
-
-                sf = StatsForecast(models=[getattr(models, kind)(season_length=1)], freq=1)
-                return in_order(sf.forecast(df=frame(), h=WEEKS))
-
-            return run
-
-        found |= {f"statsforecast {kind}": statistical(kind) for kind in ("AutoETS", "AutoTheta")}
-    return found
-
-
-def measure(data: Any, run: Callable[[int], np.ndarray], seeds: int) -> dict[str, Any]:
-    """Return errors and seconds of each seed, and their medians."""
-    rows = []
-    for seed in range(seeds):
-        begin, cpu = time.perf_counter(), time.process_time()
-        found = run(seed)
-        seconds = {"seconds": time.perf_counter() - begin, "cpu": time.process_time() - cpu}
-        rows.append({**data.errors(found), **seconds})
+def measure(data: Hourly | Weekly, contender: Contender, seed: int) -> dict[str, float]:
+    """Return errors and seconds of one seed."""
+    importlib.import_module(contender.package)
+    begin, cpu = time.perf_counter(), time.process_time()
+    predict = contender.fit(seed)
+    fitted = time.perf_counter()
+    found = predict()
+    end = time.perf_counter()
     return {
-        **{key: statistics.median(row[key] for row in rows) for key in rows[0]},
-        "seeds": rows,
-    }
+        **data.errors(found, contender.stride), "fit_seconds": fitted - begin,
+        "predict_seconds": end - fitted, "seconds": end - begin,
+        "cpu": time.process_time() - cpu,
+    }  # fmt: skip
+
+
+def compare(data: Hourly | Weekly, contenders: dict[str, Contender], seeds: int) -> dict[str, Any]:
+    """Run contenders in turn, each seed starting from another one; return medians and all rows."""
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
+    names = list(contenders)
+    for seed in range(seeds):
+        first = seed % len(names)
+        for name in names[first:] + names[:first]:
+            if seed == 0 or contenders[name].random:
+                row = measure(data, contenders[name], seed)
+                rows[name].append(row)
+                print(f"  seed {seed}  {name:26}{in_words(row)}", flush=True)
+    return {
+        name: {
+            **{key: statistics.median(one[key] for one in own) for key in own[0]},
+            "stride": contenders[name].stride, "seeds": own,
+        }
+        for name, own in rows.items()
+    }  # fmt: skip
+
+
+def in_words(row: dict[str, Any]) -> str:
+    return "  ".join(f"{key} {row[key]:.4g}" for key in row if key not in ("seeds", "stride"))
+
+
+def marks(data: Hourly | Weekly, rows: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what fastseq must reach, alone and against the others that ran."""
+    own, most = rows["fastseq"], [(key, key, most) for key, most in data.mark.items()]
+    naive, nhits = rows.get("seasonal naive"), rows.get("NeuralForecast NHITS")
+    if naive is not None:
+        most += [(f"{key}, seasonal naive", key, naive[key]) for key in data.mark]
+    if nhits is not None:
+        most += [(f"{key}, NHITS", key, nhits[key]) for key in data.mark]
+        most += [("a fifth of NHITS's seconds", "seconds", nhits["seconds"] / FASTER)]
+    return [{"of": of, "at_most": at, "met": own[key] <= at} for of, key, at in most]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True, help="the folder with the sets")
     parser.add_argument("--quick", action="store_true", help="one seed, and no file")
-    parser.add_argument("--only", default="", help="part of the name of the sets to run")
+    parser.add_argument("--set", default="", help="part of the name of the sets to run")
+    parser.add_argument("--only", default="", help="part of the name of the contenders to run")
     parser.add_argument("--results", type=Path, help=f"folder to write to, not {RESULTS}")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    makers = [lambda: Weekly(options.data)]
-    makers += [lambda h=h: Hourly(options.data, h) for h in (96, 192, 336, 720)]
+    sets = [Weekly(options.data), *(Hourly(options.data, h) for h in (96, 192, 336, 720))]
     seeds = 1 if options.quick else 3
     cases, met = [], []
-    for data in (make() for make in makers):
-        if options.only not in data.name:
+    for data in sets:
+        contenders = {
+            "fastseq": Contender(data.fastseq),
+            "seasonal naive": Contender(data.seasonal_naive, random=False),
+            **data.peers(),
+        }
+        slow = [name for name, one in contenders.items() if one.slow and not options.only]
+        contenders = {
+            name: one for name, one in contenders.items()
+            if options.only in name and name not in slow
+        }  # fmt: skip
+        if options.set not in data.name or not contenders:
             continue
-        contenders = {"fastseq": data.fastseq, "seasonal naive": data.seasonal_naive, **peers(data)}
-        rows = {}
         print(f"\n{data.name}")
-        for name, run in contenders.items():
-            random = name.startswith(("fastseq", "Neural"))
-            rows[name] = row = measure(data, run, seeds if random else 1)
-            line = "  ".join(f"{key} {row[key]:.4g}" for key in row if key != "seeds")
-            if name == "fastseq":
-                row["marks"] = [
-                    {"of": key, "at_most": most, "met": row[key] <= most}
-                    for key, most in data.mark.items()
-                ]
-                met += [mark["met"] for mark in row["marks"]]
-                line += f"  marks {data.mark}: " + (
-                    "met" if all(met[-len(data.mark) :]) else "NOT MET"
-                )
-            print(f"  {name:26}{line}", flush=True)
-        cases.append({"case": data.name, "threads": 1, "contenders": rows})
+        rows = compare(data, contenders, seeds)
+        for name, row in rows.items():
+            every = f"  a forecast every {row['stride']} hours" if row["stride"] > 1 else ""
+            print(f"  median  {name:26}{in_words(row)}{every}")
+        if "fastseq" in rows:
+            rows["fastseq"]["marks"] = found = marks(data, rows)
+            met += [mark["met"] for mark in found]
+            for mark in found:
+                state = "met" if mark["met"] else "NOT MET"
+                print(f"  mark  {mark['of']}: at most {mark['at_most']:.4g}  {state}")
+        case = {"case": data.name, "threads": 1, "contenders": rows}
+        cases.append({**case, "left_out_as_slow": slow} if slow else case)
     print(f"\nbench_forecast: {sum(met)} of {len(met)} marks met")
-    folder = options.results or (None if options.quick else RESULTS)
+    partly = options.quick or options.set or options.only
+    folder = options.results or (None if partly else RESULTS)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "bench_forecast.json"
-        about = {**circumstances(), "seeds": seeds}
+        packages = sorted({one.package for data in sets for one in data.peers().values()})
+        about = {
+            **circumstances(), **{name: importlib.metadata.version(name) for name in packages},
+            "seeds": seeds, "stride": "hours from a forecast to the next",
+        }  # fmt: skip
         found = {"bench": "bench_forecast", "circumstances": about, "cases": cases}
         path.write_text(json.dumps(found, indent=1) + "\n")
         print(path)

@@ -132,7 +132,10 @@ except fs.MissingFeatureError as error:
 """
 
 
-@pytest.mark.parametrize(("package", "call"), [("pandas", "to_frame"), ("matplotlib", "plot")])
+@pytest.mark.parametrize(
+    ("package", "call"),
+    [("pandas", "to_frame"), pytest.param("matplotlib", "plot", marks=pytest.mark.slow)],
+)
 def test_history_without_optional_packages(package, call):
     script = WITHOUT.format(package=package, call=call)
     done = subprocess.run(

@@ -156,8 +156,8 @@ def test_demo_beats_the_naive_forecast(tmp_path, ranks):
             env={**os.environ, "MPLBACKEND": "Agg"}, check=False,
         )  # fmt: skip
     else:
-        done = mpirun(tmp_path, ranks, launcher, timeout=180)
+        done = mpirun(tmp_path, ranks, launcher, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"error is \d+% below the seasonal-naive", done.stdout)
+    assert re.search(r"error is [3-9]\d% below the seasonal-naive", done.stdout)
     for picture in ("forecast.png", "history.png"):
         assert (tmp_path / "demo" / picture).stat().st_size > 20_000

@@ -295,6 +295,7 @@ def test_models_that_cannot_be_exported(tmp_path, model, message):
     assert [p.name for p in tmp_path.iterdir()] == ["model.pt2"]
 
 
+@pytest.mark.slow
 @pytest.mark.mpi
 def test_rank_0_writes_and_all_fail_together(tmp_path):
     script = """

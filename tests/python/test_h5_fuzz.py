@@ -96,7 +96,6 @@ def make(folder: Path, layout: str) -> Path:
 DAMAGE = [
     ("truncated", "contiguous"),
     ("truncated", "virtual"),
-    ("bits", "chunked"),
     ("bits", "gzip"),
 ]
 

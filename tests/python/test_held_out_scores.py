@@ -78,6 +78,7 @@ def test_demand_a_day_ahead(demand):
     assert_better(errors, linear, 0.93)
 
 
+@pytest.mark.slow
 def test_quantiles_of_demand(demand):
     """Beside the quantiles of how demand differed from a week before."""
     steps, levels = 2 * WEEK, np.array([0.1, 0.5, 0.9])

@@ -73,7 +73,7 @@ PACKAGE = ROOT / "python" / "fastseq"
 # The rooms of the package: each imports only those before it, types included.
 ROOMS = (
     "errors", "_util", "distributed", "nn", "data", "training", "inference", "checkpoint",
-    "callbacks", "estimator", "sklearn", "info",
+    "callbacks", "estimator", "sklearn", "sktime", "info",
 )  # fmt: skip
 EXTENSIONS = ("_C", "_comm", "_cuda", "_mpi", "_reader")
 
@@ -188,7 +188,7 @@ def test_no_module_takes_private_attributes_of_another() -> None:
     ]
 
 
-PUBLIC = {"", "callbacks", "distributed", "info", "nn", "sklearn"}
+PUBLIC = {"", "callbacks", "distributed", "info", "nn", "sklearn", "sktime"}
 # Tests and benches that use other modules than the public ones, and why: no public name does it.
 INNER = {
     "reads chunks, or compares data, without training on them": (

@@ -451,6 +451,7 @@ def test_a_failure_in_a_nested_call_is_told_once(tmp_path):
     assert "fastseq: rank 0 failed:\nTraceback" in done.stderr  # it's that one's that is shown
 
 
+@pytest.mark.slow
 def test_ranks_that_call_different_things_are_told_which(tmp_path):
     done = mpirun(
         tmp_path,

@@ -83,6 +83,7 @@ def test_a_killed_rank_ends_the_job(tmp_path):
     assert done.returncode != 0
 
 
+@pytest.mark.slow
 def test_only_rank_0_shows_progress_and_a_plain_script_needs_no_change(tmp_path):
     done = mpirun(
         tmp_path,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -59,12 +58,11 @@ class AllCovariates:
         x: Covariates | None,
         times: Sequence[Times | None],
         given: Mapping[str, Any],
-        season: int | None,
     ) -> AllCovariates:
         """Return what is known before anything is measured; `given` are the parameters."""
         calendar = None
         if given["calendar"] or given["holidays"] is not None:
-            calendar = Calendar.of(given["calendar"], given["holidays"], times, season)
+            calendar = Calendar.of(given["calendar"], given["holidays"], times)
         return cls(x, calendar, None)
 
     def measured(
@@ -188,9 +186,9 @@ def choose(
     times: Sequence[Times | None],
 ) -> tuple[Choices, AllCovariates]:
     """Choose parameters and features for series; see `Choices.of` and `AllCovariates.start`."""
-    make = functools.partial(Choices.of, params, series.lengths, series.variables, season)
-    known = AllCovariates.start(x, times, params, make().season)
-    return make(covariates=len(known.sizes.ahead) + len(known.sizes.past)), known
+    known = AllCovariates.start(x, times, params)
+    columns = len(known.sizes.ahead) + len(known.sizes.past)
+    return Choices.of(params, series.lengths, series.variables, season, columns), known
 
 
 def _refuse(given: Any) -> None:

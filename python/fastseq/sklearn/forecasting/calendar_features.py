@@ -114,7 +114,6 @@ class Calendar:
         wanted: bool | Sequence[str],
         holidays: str | None,
         times: Sequence[Times | None],
-        season: int | None,
     ) -> Calendar:
         """Choose features.
 
@@ -122,14 +121,12 @@ class Calendar:
         ----------
         wanted
             Names of features; True: those that differ between steps, and of whose periods the
-            longest series has at least two; the shortest in any case. "hour_of_week" is among them
-            if `season` is more than a day, "day_of_month" if steps are days.
+            longest series has at least two; the shortest in any case. "day_of_month" is among
+            them only if steps are days.
         holidays
             See above.
         times
             Times of the training series.
-        season
-            Steps of a season.
 
         Raises
         ------
@@ -150,7 +147,7 @@ class Calendar:
             )
         if not isinstance(wanted, bool):
             return cls(tuple(wanted), holidays)
-        chosen = _chosen(float(step), length, season) if wanted else ()
+        chosen = _chosen(float(step), length) if wanted else ()
         return cls(chosen, holidays)
 
     @property
@@ -191,13 +188,11 @@ _ENOUGH = 1000  # steps to find out how long they are
 _ON_REQUEST = ("minute_of_hour", "week_of_year", "quarter")
 
 
-def _chosen(step: float, length: float, season: int | None) -> tuple[str, ...]:
+def _chosen(step: float, length: float) -> tuple[str, ...]:
     """Return the features of `Calendar.of` for steps, and series, of so many days."""
     unwanted = set(_ON_REQUEST)
     if step < 0.99 * _DAY:
         unwanted.add("day_of_month")
-    if season is None or season * step <= 1.01 * _DAY:
-        unwanted.add("hour_of_week")
     if step <= 1.01 * _WEEK:
         unwanted.add("month")
     fine = {

@@ -67,9 +67,10 @@ def plot_forecast(
     values = np.asarray(past, float)
     levels = None if quantiles is None else [float(level) for level in quantiles]
     named = {} if levels is not None else _named_levels(forecast)
+    columns: Any = forecast
     if named:
-        forecast, levels = forecast[list(named)], list(named.values())  # type: ignore[index]
-    found = np.asarray(forecast, float)
+        columns, levels = columns[list(named)], list(named.values())
+    found = np.asarray(columns, float)
     _check(values, found, levels, actual)
     times = _times(past, forecast, len(values), len(found))
     if ax is None:

@@ -103,7 +103,7 @@ class SequenceForecaster(ForecasterFiles):
         forecast are never looked at. Not for ``strategy="recursive"``.
     calendar
         Features of the dates of steps, which need not be in X: True chooses some by the distance of
-        steps, the season, and how long series are; or a list of "minute_of_hour", "hour_of_day",
+        steps and how long series are; or a list of "minute_of_hour", "hour_of_day",
         "day_of_week", "hour_of_week", "day_of_month", "day_of_year", "week_of_year", "month",
         "quarter". Days and hours are those of the index's time zone.
     holidays
