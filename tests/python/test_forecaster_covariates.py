@@ -523,3 +523,15 @@ def test_covariates_help_as_they_should(module):
     assert promoted < 0.8 * alone
     assert both < 0.4 * alone
     assert both < 4 * oracle
+
+
+def test_further_steps_see_the_last_known_values_of_past_columns():
+    f = fitted(whole())
+    steps = STEPS + 2 * HORIZON + 1
+    ahead = [one.drop(columns=[*PAST]) for one in cut(PLANS, STEPS, steps)]
+    found = numbers(f.predict(X=ahead, horizon=2 * HORIZON + 1))
+    again = f.predict(cut(PANEL, 0, STEPS), cut(PLANS, 0, steps), static=STATIC,
+                      horizon=2 * HORIZON + 1)  # fmt: skip
+    np.testing.assert_allclose(numbers(again), found, rtol=1e-5, atol=1e-5)
+    first = numbers(f.predict(X=cut(PLANS, STEPS, STEPS + HORIZON)))
+    np.testing.assert_allclose(found[:, :HORIZON], first, rtol=1e-5, atol=1e-5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,7 +11,8 @@ import torch
 from sklearn.metrics import d2_pinball_score, mean_pinball_loss, r2_score
 from torch.nn.functional import l1_loss, mse_loss
 
-from fastseq.sklearn import pinball_loss
+import fastseq as fs
+from fastseq.sklearn import SequenceForecaster, pinball_loss
 from fastseq.sklearn.forecasting.forecast_losses import ForecastLoss
 from fastseq.sklearn.forecasting.forecast_score import skill
 from fastseq.sklearn.forecasting.series import filled, read_series
@@ -234,3 +237,29 @@ def test_missing_values_of_tables_are_nan():
 def test_what_is_no_series_is_refused(given, error, match):
     with pytest.raises(error, match=match):
         read_series(given, "y")
+
+
+def test_an_epoch_of_very_many_windows_draws_others_each_time(monkeypatch):
+    monkeypatch.setattr("fastseq.sklearn.forecasting.choices._DRAWN", 200)
+    seen = []
+
+    class Looks(fs.callbacks.Callback):
+        def on_epoch_begin(self, _):
+            seen.append([])
+
+    def loss(output, target, reduction):
+        if torch.is_grad_enabled():
+            seen[-1] += target[target != 0].tolist()  # steps before the first are 0
+        return l1_loss(output, target, reduction=reduction)
+
+    y = [np.arange(1000 * n, 1000 * n + 80.0) for n in range(10)]  # 100 segments of 8 steps
+    f = SequenceForecaster(
+        1, lags=3, loss=loss, scale=None, epochs=4, callbacks=[Looks()], random_state=0
+    ).fit(y)
+    assert [row["updates"] for row in f.history_] == [4] * 4  # 25 segments, 8 together
+    assert all(len(set(epoch)) == len(epoch) for epoch in seen)
+    assert 195 <= len(seen[0]) <= 200  # first segments may lack a step
+    assert all(len(set(one) & set(other)) < 150 for one, other in pairwise(seen))
+    later = [one[-1] + np.arange(1.0, 81.0) for one in y]
+    f.partial_fit(later)
+    assert set(np.ravel(later)) <= set(seen[-1])  # all of them

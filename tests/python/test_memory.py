@@ -127,3 +127,37 @@ def test_a_pass_over_8_gb(tmp_path, make):
 def test_what_is_kept_would_be_seen(tmp_path, what, limit):
     with pytest.raises(AssertionError, match=f"'{limit}': [5-9]"):
         measured(tmp_path / "data.h5", contiguous, 600, what)
+
+
+# Later epochs need no more memory.
+PANEL = """
+import resource, sys
+import numpy as np, pandas as pd
+import fastseq as fs
+
+count, steps = 100_000, 100
+rows = np.random.default_rng(0).standard_normal((count, steps), np.float32)
+if sys.argv[1] == "list":
+    y = list(rows)
+else:
+    y = pd.DataFrame({
+        "unique_id": np.repeat([f"series {n}" for n in range(count)], steps),
+        "ds": np.tile(pd.date_range("2024-01-01", periods=steps), count),
+        "y": rows.ravel(),
+    })
+f = fs.SequenceForecaster(12, epochs=1, random_state=0, device="cpu").fit(y)
+assert len(f.predict()) == (count if sys.argv[1] == "list" else 12 * count)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, f.history_[-1]["updates"])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["list", "long frame"])
+def test_a_panel_of_100_000_series(form):
+    done = subprocess.run(
+        [sys.executable, "-c", PANEL, form], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    peak, updates = map(float, done.stdout.split())
+    assert updates >= 1000
+    assert peak < 4000, peak

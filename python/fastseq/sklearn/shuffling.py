@@ -31,9 +31,13 @@ class Shuffler(Callback):
         self._seed = seed
         self._pairs: list[tuple[Tensor, Tensor, int]] = []
 
-    def shuffled(self, a: Tensor, axis: int) -> Tensor:
-        """Return a copy of `a` that is reordered along `axis` in each epoch."""
-        copy = a.clone(memory_format=torch.contiguous_format)
+    def shuffled(self, a: Tensor, axis: int, count: int | None = None) -> Tensor:
+        """Return a copy of `a` that is reordered along `axis` in each epoch.
+
+        Of more than `count` sequences it has so many, drawn anew in each epoch.
+        """
+        part = a if count is None else a.narrow(axis, 0, min(count, a.shape[axis]))
+        copy = part.clone(memory_format=torch.contiguous_format)
         self._pairs.append((a, copy, axis))
         return copy
 
@@ -45,7 +49,7 @@ class Shuffler(Callback):
         generator = torch.Generator().manual_seed((self._seed * 1_000_003 + run.epoch) % 2**63)
         order = torch.randperm(count, generator=generator)
         for whole, copy, axis in self._pairs:
-            torch.index_select(whole, axis, order, out=copy)
+            torch.index_select(whole, axis, order[: copy.shape[axis]], out=copy)
 
     def clear(self) -> None:
         """Release the arrays."""

@@ -202,4 +202,4 @@ def _refuse(given: Any) -> None:
 
 
 def _longer(rows: Array, length: int) -> Array:
-    return np.pad(rows, ((0, length - len(rows)), (0, 0)))
+    return np.concatenate([rows, np.zeros((length - len(rows), rows.shape[1]))])

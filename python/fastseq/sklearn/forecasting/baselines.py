@@ -103,9 +103,8 @@ class Baselines:
         seasonal = self.seasonal
         if seasonal is not None:
             season = seasonal.shape[1]
-            longer = np.moveaxis(np.concatenate([seasonal, values], axis=1), 1, 0)
-            longer = over_seasons(longer.reshape(season + steps, -1), season)[-season:]
-            seasonal = np.moveaxis(longer.reshape(season, count, width), 0, 1)
+            longer = np.concatenate([seasonal, values], axis=1)
+            seasonal = over_seasons(longer, season)[:, -season:]
         return Baselines(
             np.where(old, self.first, first), np.where(new, last, self.last),
             np.where(both, self.span + self.since + steps - since, np.where(new, span, self.span)),

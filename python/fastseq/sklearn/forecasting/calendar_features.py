@@ -134,7 +134,10 @@ class Calendar:
             Series have no dates, no feature differs between steps, or steps are longer than a day
             and holidays are wanted.
         """
-        apart = {id(one): _span(one, _name(n, len(times))) for n, one in enumerate(times)}
+        apart: dict[int, tuple[float, float]] = {}  # many series may have the same times
+        for n, one in enumerate(times):
+            if id(one) not in apart:
+                apart[id(one)] = _span(one, _name(n, len(times)))
         spans = [apart[id(one)] for one in times]
         step, length = np.median([step for step, _ in spans]), max(length for _, length in spans)
         if holidays is not None and step > 1.01 * _DAY:

@@ -28,6 +28,7 @@ _STEPS = 8  # of a series in an update: the fewer, the more places of how many s
 _COPIED = 1e8  # values, at most: each segment has a copy of the values before it
 _WINDOWS = 64, 256  # of an update
 _HALF_LIFE = 400  # updates, at least; it does not depend on when training ends
+_DRAWN = 750_000  # windows of an epoch, at most: about a minute for all epochs
 _UPDATES_PER_EPOCH, _UPDATES, _EPOCHS = 150, 1500, (6, 100)
 
 
@@ -51,6 +52,8 @@ class Choices:
         Steps of a season; None: there is none.
     scale
         How series are scaled, see `SeriesScaling.measure`.
+    drawn
+        How many windows an epoch of a `SegmentRNN` sees, other ones each time; None: all.
     half_life
         Updates in which the learning rate of a `SegmentRNN` falls by half.
     lags, seqsize, batchsize, fold, epochs, validation, loss, hidden_size, dropout
@@ -72,6 +75,7 @@ class Choices:
     apart: bool
     season: int | None
     scale: str | None
+    drawn: int | None
     half_life: int
     lags: int
     seqsize: int
@@ -124,7 +128,7 @@ class Choices:
             "season": season, "scale": scale, "lag": lag, "compared": compared,
             "apart": variables > 1 and apart == "independent",
         }  # fmt: skip
-        chosen = {"segment": 1, "half_life": 0, **_PLAIN, **own}
+        chosen = {"segment": 1, "drawn": None, "half_life": 0, **_PLAIN, **own}
         if segments:
             count = len(lengths) * (variables if found["apart"] else 1)
             width = covariates + (1 if found["apart"] else variables)
@@ -160,7 +164,8 @@ def _for_segments(
     seqsize = own.get("seqsize", max(_STEPS, round(windows * lags * width / _COPIED)))
     together = min(max(windows / _UPDATES_PER_EPOCH, _WINDOWS[0]), _WINDOWS[1])
     batchsize = own.get("batchsize", max(1, round(together / seqsize)))
-    updates = max(1.0, windows / (batchsize * seqsize))
+    drawn = None if windows <= _DRAWN else _DRAWN
+    updates = max(1.0, min(windows, _DRAWN) / (batchsize * seqsize))
     epochs = own.get("epochs", min(max(round(_UPDATES / updates), _EPOCHS[0]), _EPOCHS[1]))
     validation = 0
     typical = int(np.median(lengths))
@@ -168,6 +173,7 @@ def _for_segments(
         validation = min(max(horizon, typical // 10), shortest // 4)
     return {
         "segment": segment, "lags": lags, "seqsize": seqsize, "batchsize": batchsize,
+        "drawn": drawn,
         "half_life": max(round(updates), _HALF_LIFE), "fold": own.get("fold"), "epochs": epochs,
         "validation": own.get("validation", validation), "loss": own.get("loss", "mae"),
         "hidden_size": own.get("hidden_size", 64), "dropout": own.get("dropout", 0.3),

@@ -100,7 +100,7 @@ class CovariateRows:
 
 
 def _longer(rows: Array, length: int) -> Array:
-    return np.pad(rows, ((0, length - len(rows)), (0, 0)))
+    return np.concatenate([rows, np.zeros((length - len(rows), rows.shape[1]))])
 
 
 def _cut(rows: Rows | None, begin: int, end: int) -> Rows | None:
@@ -120,22 +120,23 @@ def _taken(rows: Rows | None, order: Array) -> Rows | None:
 
 
 def known_so_far(values: Array, before: Array | None = None) -> Array:
-    """Return values ``(T, C)`` with gaps filled by the last known value; 0 before the first.
+    """Return values ``(…, T, C)`` with gaps filled by the last known value; 0 before the first.
 
     Parameters
     ----------
     values
         NaN marks gaps.
     before
-        The last known value before them, ``(C,)``.
+        The last known value before them, ``(…, C)``.
 
     Examples
     --------
     >>> known_so_far(np.array([[np.nan], [1.0], [np.nan]])).T
     array([[0., 1., 1.]])
     """
-    first = np.zeros((1, values.shape[1])) if before is None else before[None]
-    whole = np.concatenate([first, values])
-    rows = np.where(np.isnan(whole), 0, np.arange(len(whole))[:, None])
-    rows = np.maximum.accumulate(rows, axis=0)
-    return np.asarray(np.take_along_axis(whole, rows, axis=0)[1:])
+    if before is None:
+        before = np.zeros((*values.shape[:-2], values.shape[-1]))
+    whole = np.concatenate([before[..., None, :], values], axis=-2)
+    rows = np.where(np.isnan(whole), 0, np.arange(whole.shape[-2])[:, None])
+    rows = np.maximum.accumulate(rows, axis=-2)
+    return np.asarray(np.take_along_axis(whole, rows, axis=-2)[..., 1:, :])

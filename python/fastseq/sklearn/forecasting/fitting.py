@@ -78,11 +78,14 @@ class _Forecasting(Task):
         Lengths of the series in time steps, ``(N,)``; None: all T.
     segments
         The data as segments to train in a new order each epoch; None: series in their order.
+    drawn
+        How many of the segments to train in an epoch; None: all.
     """
 
     covariates: CovariateSizes = NO_COVARIATES
     lengths: Array | None = None
     segments: Windows | None = None
+    drawn: int | None = None
     validation: tuple[Any, Any, Tensor | None] | None = None
 
 
@@ -212,7 +215,9 @@ class ForecastTraining(SequenceEstimator):
             if held is not None:
                 held = held.segments(choices.validation + self.horizon)
             windows = windows.segments(steps)
-        return self._task_of(windows, held, sizes, choices.fold or 1)
+        task = self._task_of(windows, held, sizes, choices.fold or 1)
+        drawn = None if choices.drawn is None else -(-choices.drawn // steps)
+        return dataclasses.replace(task, drawn=drawn)
 
     def _task_of_later(
         self, known: LastSteps, new: Following, origin: Origin
@@ -377,9 +382,9 @@ class ForecastTraining(SequenceEstimator):
         x, y, w = task.x, task.y, task.w
         shuffler = next((c for c in est.callbacks if isinstance(c, Shuffler)), None)
         if task.segments is not None and shuffler is not None:
-            parts = task.segments.mapped(lambda part: shuffler.shuffled(part, 0))
-            x, y, _ = parts.training_data()
-            w = None if w is None else shuffler.shuffled(w, 1)
+            parts = task.segments.mapped(lambda part: shuffler.shuffled(part, 0, task.drawn))
+            x, y = (of(0, parts.longest - 1) for of in (parts.inputs, parts.outcomes))
+            w = None if w is None else shuffler.shuffled(w, 1, task.drawn)
         naive = self._naive(est, task)
         try:
             est.fit(x, y, w, lengths=task.lengths, validation=task.validation, epochs=epochs)

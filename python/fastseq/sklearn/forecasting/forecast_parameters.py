@@ -13,7 +13,7 @@ from ...errors import meant
 from ...training.spec import check_count
 from .calendar_features import FEATURES
 from .forecast_losses import LOSSES
-from .series import Series
+from .series import Series, blocks_of
 from .transforms import TRANSFORMS
 
 __all__ = ["check_lengths", "check_parameters", "season_lag"]
@@ -148,14 +148,20 @@ def check_lengths(
 
     For the latter, the last `apart` steps do not count.
     """
-    for index, length in enumerate(series.lengths):
-        place = "y" if series.single else f"y[{(series.ids or range(index + 1))[index]!r}]"
-        if length < least:
-            raise ValueError(f"{place} has {length} steps, but {why} needs {least}")
-        unknown = np.isnan(series.arrays[index][: length - apart]).all(axis=0)
-        if known and unknown.any():
-            before = " before the steps to validate on" if apart else ""
-            raise ValueError(f"{place} has no known values of variable {unknown.argmax()}{before}")
+    lengths, unknown = series.lengths, np.zeros((len(series.arrays), series.variables), bool)
+    if known:
+        for rows, block in blocks_of(series.arrays):
+            unknown[rows] = np.isnan(block[:, : max(block.shape[1] - apart, 0)]).all(axis=1)
+    wrong = np.flatnonzero((lengths < least) | unknown.any(axis=1))
+    if wrong.size:
+        first = int(wrong[0])
+        place = "y" if series.single else f"y[{(series.ids or range(first + 1))[first]!r}]"
+        if lengths[first] < least:
+            raise ValueError(f"{place} has {lengths[first]} steps, but {why} needs {least}")
+        before = " before the steps to validate on" if apart else ""
+        raise ValueError(
+            f"{place} has no known values of variable {unknown[first].argmax()}{before}"
+        )
     if series.single and series.variables > series.lengths[0] > 1:
         raise ValueError(
             f"y is one series of {series.lengths[0]} steps with {series.variables} variables: for "

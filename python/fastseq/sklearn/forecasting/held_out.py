@@ -10,7 +10,7 @@ import numpy as np
 from .conformal import Conformal, Tracker
 from .covariate_rows import CovariateRows
 from .rollout import Rollout
-from .series import Array
+from .series import Array, blocks_of
 from .transforms import smeared, smearing_terms, undone
 from .windows import SeriesScaling, changes, over_seasons
 
@@ -33,8 +33,10 @@ def units(arrays: list[Array], season: int | None, usual: Array | None = None) -
     lag = season or 1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of nothing known
-        moved = [np.abs(changes(one, over_seasons(one, lag), lag)) for one in arrays]
-        found = np.stack([np.nanmean(one, axis=0) for one in moved])
+        found = np.empty((len(arrays), arrays[0].shape[1]))
+        for rows, block in blocks_of(arrays):
+            moved = np.abs(changes(block, over_seasons(block, lag), lag))
+            found[rows] = np.nanmean(moved, axis=1)
         found = np.where(found > 0, found, np.nan)
         if usual is None:
             usual = np.nan_to_num(np.nanmedian(found, axis=0), nan=1.0)

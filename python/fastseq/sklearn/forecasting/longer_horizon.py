@@ -38,11 +38,12 @@ def forecast_blocks(
         ahead = None if covariates is None else covariates.horizon(0, whole)
         found = dataclasses.replace(rollout, horizon=whole).forecast(origin, ahead)
         return np.split(found, len(begins), axis=1)
+    ahead = None if covariates is None else CovariateRows(covariates.ahead)
     blocks: list[Array] = []
     for begin in begins:
         if begin:
-            known = None if covariates is None else covariates.steps(begin - horizon, begin)
+            known = None if ahead is None else ahead.steps(begin - horizon, begin)
             origin = rollout.advance(origin, middle(blocks[-1], rollout.levels), known)
-        ahead = None if covariates is None else covariates.horizon(begin, horizon)
-        blocks.append(rollout.forecast(origin, ahead))
+        then = None if ahead is None else ahead.horizon(begin, horizon)
+        blocks.append(rollout.forecast(origin, then))
     return blocks

@@ -18,7 +18,7 @@ from ...nn.stateful import Stateful, batch_dims, in_mode, takes_state
 from ...training.argument_checks import input_dtype
 from .covariate_rows import CovariateRows, known_so_far
 from .forecast_net import ForecastNet, StateOnly
-from .series import Array, filled, join_variables, split_variables
+from .series import Array, blocks_of, filled, join_variables, split_variables
 from .windows import SeriesScaling, Windows, over_seasons
 
 if TYPE_CHECKING:
@@ -158,13 +158,13 @@ class Rollout:
         recent = np.zeros((len(arrays), rows, arrays[0].shape[1]))
         seasonal = None if self.season is None else np.full_like(recent, np.nan)
         seen = None if past is None else np.zeros((len(arrays), rows, past[0].shape[1]))
-        for n, array in enumerate(arrays):
-            begin = max(rows - len(array), 0)
-            recent[n, begin:] = filled(array)[-rows:]
+        for which, block in blocks_of(arrays):
+            begin = max(rows - block.shape[1], 0)
+            recent[which, begin:] = filled(block)[:, -rows:]
             if seasonal is not None and self.season is not None:
-                seasonal[n, begin:] = over_seasons(array, self.season)[-rows:]
+                seasonal[which, begin:] = over_seasons(block, self.season)[:, -rows:]
             if seen is not None and past is not None:
-                seen[n, begin:] = past[n][-rows:]
+                seen[which, begin:] = np.stack([past[n][-rows:] for n in which])
         starts = np.maximum(rows - windows.lengths, 0)
         return Origin(state, recent, seasonal, starts, scaling, seen, static)
 
@@ -214,14 +214,12 @@ class Rollout:
         """Return an origin with the values before and after it, and the model's inputs from it."""
         values, covariates = self._apart(values), self._for_each(covariates)
         known, new = origin.recent.shape[1], values.shape[1]
-        whole = np.stack([
-            np.concatenate([old, filled(one, old[-1])])
-            for old, one in zip(origin.recent, values, strict=True)
-        ])  # fmt: skip
+        later = filled(values, origin.recent[:, -1])
+        whole = np.concatenate([origin.recent, later], axis=1)
         seasonal = None
         if origin.seasonal is not None and self.season is not None:
             longer = np.concatenate([origin.seasonal, values], axis=1)
-            seasonal = np.stack([over_seasons(one, self.season) for one in longer])
+            seasonal = over_seasons(longer, self.season)
         going_on = dataclasses.replace(
             origin, recent=whole, seasonal=seasonal, past=self._past_of(origin, covariates, new)
         )
@@ -241,8 +239,8 @@ class Rollout:
                 rows[..., :column] = np.stack([one[:new] for one in covariates.ahead])
             if covariates.past is not None:
                 rows[..., column:] = np.stack([one[:new] for one in covariates.past])
-        later = [known_so_far(one, old[-1]) for one, old in zip(rows, origin.past, strict=True)]
-        return np.concatenate([origin.past, np.stack(later)], axis=1)
+        later = known_so_far(rows, origin.past[:, -1])
+        return np.concatenate([origin.past, later], axis=1)
 
     def forecast(self, origin: Origin, covariates: CovariateRows | None) -> Array:
         """Return forecasts ``(N, horizon, K, Q)`` of the next steps, Q = 1 for points.
@@ -452,7 +450,8 @@ def _behind(covariates: CovariateRows | None, known: int) -> list[Array] | None:
     """Return covariates of the next steps, with `known` rows of zeros before them."""
     if covariates is None or covariates.ahead is None:
         return None
-    return [np.pad(one, ((known, 0), (0, 0))) for one in covariates.ahead]
+    before = np.zeros((known, covariates.ahead[0].shape[1]))
+    return [np.concatenate([before, one]) for one in covariates.ahead]
 
 
 def _drawn(found: Array, generator: np.random.Generator) -> Array:

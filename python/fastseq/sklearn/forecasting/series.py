@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "Array", "Series", "filled", "join_variables", "read_series", "refuse_identifiers",
+    "Array", "Series", "blocks_of", "filled", "join_variables", "read_series", "refuse_identifiers",
     "split_variables", "spread",
 ]  # fmt: skip
 
 Array = np.ndarray
+
+_AT_ONCE = 2**18  # values, which stay in a core's cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -363,15 +365,42 @@ def join_variables(values: Array, variables: int) -> Array:
     return np.moveaxis(values.reshape(-1, variables, values.shape[1], *values.shape[3:]), 1, 2)
 
 
+def blocks_of(
+    arrays: Sequence[Array] | Array, starts: Array | None = None
+) -> Iterator[tuple[Array, Array]]:
+    """Yield which series have the same length, and their values ``(n, T, K)``, block by block.
+
+    Parameters
+    ----------
+    arrays
+        Series ``(T_i, K)``.
+    starts
+        Series whose numbers here differ are not put together, ``(N,)``.
+
+    Examples
+    --------
+    >>> [(rows, block.shape) for rows, block in blocks_of([np.ones((2, 1)), np.ones((3, 1))])]
+    [(array([0]), (1, 2, 1)), (array([1]), (1, 3, 1))]
+    """
+    lengths = np.fromiter(map(len, arrays), np.int64, len(arrays))
+    key = lengths if starts is None else lengths * (int(starts.max()) + 1) + starts
+    order = np.argsort(key, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(key[order])) + 1):
+        most = max(1, _AT_ONCE // max(arrays[rows[0]].size, 1))
+        for begin in range(0, len(rows), most):
+            some = rows[begin : begin + most]
+            yield some, np.stack([arrays[n] for n in some])
+
+
 def filled(values: Array, before: Array | None = None) -> Array:
-    """Return values ``(T, K)`` with gaps filled by the last known value, at the start by the first.
+    """Return values ``(…, T, K)`` with gaps filled by the last known, at the start by the first.
 
     Parameters
     ----------
     values
         NaN marks gaps; a variable without any value stays NaN.
     before
-        The last known value before them, ``(K,)``.
+        The last known value before them, ``(…, K)``.
 
     Examples
     --------
@@ -379,11 +408,12 @@ def filled(values: Array, before: Array | None = None) -> Array:
     array([[1., 1., 1., 2.]])
     """
     if before is not None:
-        return filled(np.concatenate([before[None], values]))[1:]
+        whole = np.concatenate([before[..., None, :], values], axis=-2)
+        return filled(whole)[..., 1:, :]
     known = ~np.isnan(values)
     if known.all():
         return values
-    rows = np.where(known, np.arange(len(values))[:, None], -1)
-    rows = np.maximum.accumulate(rows, axis=0)
-    rows = np.where(rows < 0, known.argmax(axis=0), rows)
-    return np.asarray(np.take_along_axis(values, rows, axis=0))
+    rows = np.where(known, np.arange(values.shape[-2])[:, None], -1)
+    rows = np.maximum.accumulate(rows, axis=-2)
+    rows = np.where(rows < 0, known.argmax(axis=-2, keepdims=True), rows)
+    return np.asarray(np.take_along_axis(values, rows, axis=-2))

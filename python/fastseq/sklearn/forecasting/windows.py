@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ...data.scaling.moments import Moments
-from .series import Array, filled
+from .series import Array, blocks_of, filled
 
 __all__ = [
     "SeriesScaling",
@@ -53,7 +55,7 @@ def window_view(rows: Tensor, first: int, steps: int, width: int) -> Tensor:
 
 
 def over_seasons(values: Array, season: int) -> Array:
-    """Return values ``(T, K)`` with gaps filled by the last value known whole seasons before.
+    """Return values ``(…, T, K)`` with gaps filled by the last value known whole seasons before.
 
     NaN where there is none.
 
@@ -62,17 +64,21 @@ def over_seasons(values: Array, season: int) -> Array:
     >>> over_seasons(np.array([[1.0], [np.nan], [np.nan], [4.0], [np.nan], [np.nan]]), 2).T
     array([[ 1., nan,  1.,  4.,  1.,  4.]])
     """
-    steps, width = values.shape
-    whole = np.full((-(-steps // season) * season, width), np.nan)
-    whole[:steps] = values
-    seasons = whole.reshape(-1, season * width)
-    rows = np.where(np.isnan(seasons), 0, np.arange(len(seasons))[:, None])
-    rows = np.maximum.accumulate(rows, axis=0)
-    return np.take_along_axis(seasons, rows, axis=0).reshape(-1, width)[:steps]
+    if not np.isnan(values).any():
+        return values
+    *many, steps, width = values.shape
+    count = -(-steps // season)
+    whole = np.full((*many, count * season, width), np.nan)
+    whole[..., :steps, :] = values
+    seasons = whole.reshape(*many, count, season * width)
+    rows = np.where(np.isnan(seasons), 0, np.arange(count)[:, None])
+    rows = np.maximum.accumulate(rows, axis=-2)
+    known = np.take_along_axis(seasons, rows, axis=-2).reshape(whole.shape)
+    return np.asarray(known[..., :steps, :])
 
 
 def changes(values: Array, before: Array, lag: int) -> Array:
-    """Return the changes of values ``(T, K)`` from those `lag` steps before; the first are NaN.
+    """Return the changes of values ``(…, T, K)`` from those `lag` before; the first are NaN.
 
     Examples
     --------
@@ -81,7 +87,7 @@ def changes(values: Array, before: Array, lag: int) -> Array:
     array([[nan, nan,  5.]])
     """
     found = np.full_like(values, np.nan)
-    found[lag:] = values[lag:] - before[:-lag]
+    found[..., lag:, :] = values[..., lag:, :] - before[..., :-lag, :]
     return found
 
 
@@ -100,6 +106,8 @@ def center_and_scale(arrays: list[Array]) -> tuple[Array, Array]:
 
 
 _ROUNDING = 8 * np.finfo(np.float64).eps
+_TOGETHER = 2**9  # values to sum over
+_SERIES = 2**14  # at once
 
 
 def _mean_and_deviation(arrays: list[Array]) -> tuple[Array, Array]:
@@ -111,11 +119,40 @@ def _mean_and_deviation(arrays: list[Array]) -> tuple[Array, Array]:
     return np.where(moments.count > 0, moments.mean, 0) * unit, moments.deviation() * unit
 
 
+@np.errstate(invalid="ignore", over="ignore")
+def _each_mean_and_deviation(values: Array) -> tuple[Array, Array]:
+    """Return those of each series ``(N, T, K)``, the same bits as of it alone."""
+    known = ~np.isnan(values)
+    count = known.sum(axis=1)
+    largest = np.abs(values).max(axis=1, initial=0, where=known)
+    unit = np.ldexp(1.0, np.frexp(largest)[1] - 1)
+    shift, values = np.zeros_like(unit), values / unit[:, None]
+    for _ in range(2):  # as `Moments` does
+        d = np.where(known, values - shift[:, None], 0)
+        s, q = _sums(d), _sums(np.square(d))
+        mean = s / count.clip(1)
+        m2 = np.maximum(q - s * mean, 0)
+        center = shift + mean
+        far = (count * mean * mean > 4 * m2).any(axis=1, keepdims=True)
+        shift = np.where(far & (count > 0), center, shift)
+    return np.where(count > 0, center, 0) * unit, np.sqrt(m2 / count.clip(1)) * unit
+
+
+def _sums(values: Array) -> Array:
+    """Return the sums of values ``(N, T, K)`` over steps: of few at once, so they are accurate."""
+    count, steps, width = values.shape
+    many = max(1, _TOGETHER // width)
+    whole = steps // many * many
+    sums = values[:, :whole].reshape(count, whole // many, many * width).sum(axis=1)
+    sums = sums.reshape(count, many, width).sum(axis=1)
+    return np.asarray(sums + values[:, whole:].sum(axis=1))
+
+
 def _mean_size(values: Array) -> Array:
-    """Return the mean absolute value of each column, ignoring NaN; 0 if there is none."""
+    """Return the mean absolute value of each series ``(N, T, K)``, 0 if nothing is known."""
     known = np.isfinite(values)
-    count = known.sum(axis=0).clip(1)
-    return np.asarray((np.abs(np.where(known, values, 0)) / count).sum(axis=0))
+    count = known.sum(axis=1, keepdims=True).clip(1)
+    return np.asarray((np.abs(np.where(known, values, 0)) / count).sum(axis=1))
 
 
 def _median(values: Array) -> float:
@@ -166,32 +203,31 @@ class SeriesScaling:
         season
             Steps of a season.
         """
-        groups = [[one] for one in arrays] if method in ("series", "changes") else [arrays]
-        centers, scales, steps = [], [], []
-        for group in groups:
-            width = group[0].shape[1]
+        width = arrays[0].shape[1]
+        if method not in ("series", "changes"):
             center, scale, step = np.zeros(width), np.ones(width), np.ones(width)
             if method is not None:
-                center, scale = center_and_scale(group)
-            if method == "changes":
-                by = season or 1
-                moved = changes(group[0], over_seasons(group[0], by), by)
-                scale = _above(_mean_size(moved), _ROUNDING * np.abs(center) + 1e-9 * scale, scale)
+                center, scale = center_and_scale(arrays)
             if method is not None and lag is not None and season is not None:
-                found = [changes(one, over_seasons(one, season), lag) for one in group]
+                found = [changes(one, over_seasons(one, season), lag) for one in arrays]
                 # Exactly periodic values differ only by rounding.
                 least = _ROUNDING * np.abs(center) + 1e-9 * scale
                 step = _above(_mean_and_deviation(found)[1], least, scale)
-            centers.append(center)
-            scales.append(scale)
-            steps.append(step)
-        change = None if lag is None else np.stack(steps)
-        return cls(np.stack(centers), np.stack(scales), change)
-
-    def of(self, index: int) -> tuple[Array, Array, Array | None]:
-        """Return center, scale and change of one series."""
-        row = index if len(self.center) > 1 else 0
-        return self.center[row], self.scale[row], None if self.change is None else self.change[row]
+            return cls(center[None], scale[None], None if lag is None else step[None])
+        centers, scales, steps = np.empty((3, len(arrays), width))
+        for rows, block in blocks_of(arrays):
+            center, deviation = _each_mean_and_deviation(block)
+            scale = _above(deviation, _ROUNDING * np.abs(center), 1)
+            if method == "changes":
+                by = season or 1
+                moved = changes(block, over_seasons(block, by), by)
+                scale = _above(_mean_size(moved), _ROUNDING * np.abs(center) + 1e-9 * scale, scale)
+            if lag is not None and season is not None:
+                moved = changes(block, over_seasons(block, season), lag)
+                least = _ROUNDING * np.abs(center) + 1e-9 * scale
+                steps[rows] = _above(_each_mean_and_deviation(moved)[1], least, scale)
+            centers[rows], scales[rows] = center, scale
+        return cls(centers, scales, None if lag is None else steps)
 
     def of_single_values(
         self, arrays: list[Array], typical: SeriesScaling, *, relative: bool = True
@@ -209,7 +245,9 @@ class SeriesScaling:
         >>> own.of_single_values(arrays, typical).scale.T
         array([[5., 2.]])
         """
-        single = np.stack([np.isfinite(one).sum(axis=0) == 1 for one in arrays])
+        single = np.empty((len(arrays), arrays[0].shape[1]), bool)
+        for rows, block in blocks_of(arrays):
+            single[rows] = np.isfinite(block).sum(axis=1) == 1
         if not single.any():
             return self
         size = np.abs(typical.center)
@@ -307,40 +345,46 @@ class Windows:
         """
         lengths = np.array([len(one) for one in arrays], np.int64)
         count, longest, width = len(arrays), int(lengths.max()), arrays[0].shape[1]
-        seen = width if lag is None else 2 * width
-        values = np.zeros((count, lags - 1 + longest, seen), np.float32)
+        features = width if lag is None else 2 * width
+        values = np.zeros((count, lags - 1 + longest, features), np.float32)
         targets = np.full((count, longest + horizon, width), np.nan, np.float32)
-        for n, array in enumerate(arrays):
-            center, scale, change = scaling.of(n)
-            start = 0 if starts is None else int(starts[n])
-            array = array[start:]
-            known = (array - center) / scale
-            rows = slice(lags - 1 + start, lags - 1 + start + len(array))
+        for rows, array in blocks_of(arrays, starts):
+            own = scaling.take(rows)
+            center, scale = own.center[:, None], own.scale[:, None]
+            change = None if own.change is None else own.change[:, None]
+            start = 0 if starts is None else int(starts[rows[0]])
+            array, end = array[:, start:], array.shape[1]
+            known, begin = (array - center) / scale, lags - 1 + start
+            seen = slice(begin, lags - 1 + end)
             whole = filled(array)
             if season is not None:
-                before = over_seasons(array, season) if seasonal is None else seasonal[n][start:]
+                if seasonal is None:
+                    before = over_seasons(array, season)
+                else:
+                    before = np.stack([seasonal[n][start:] for n in rows])
                 whole = np.where(np.isnan(before), whole, before)
             if lag is None:
-                values[n, rows] = np.nan_to_num((whole - center) / scale)
+                values[rows, seen] = np.nan_to_num((whole - center) / scale)
             else:
-                values[n, rows, :width] = np.nan_to_num(filled(known))
-                values[n, rows, width:] = np.nan_to_num(changes(whole, whole, lag) / change)
+                values[rows, seen, :width] = np.nan_to_num(filled(known))
+                values[rows, seen, width:] = np.nan_to_num(changes(whole, whole, lag) / change)
                 known = changes(array, before, lag) / change
             if levelled:
-                values[n, : rows.start] = values[n, rows.start]
-            targets[n, start : start + len(array)] = known
+                values[rows, :begin] = values[rows, begin][:, None]
+            targets[rows, start:end] = known
         laid = behind = None
         if past is not None:
             behind = np.zeros((count, lags - 1 + longest, past[0].shape[1]), np.float32)
-            for n, array in enumerate(past):
-                start = lags - 1 + (0 if starts is None else int(starts[n]))
-                behind[n, start : lags - 1 + len(array)] = array[start - lags + 1 :]
+            for rows, array in blocks_of(past, starts):
+                start = 0 if starts is None else int(starts[rows[0]])
+                begin = lags - 1 + start
+                behind[rows, begin : lags - 1 + array.shape[1]] = array[:, start:]
                 if levelled:
-                    behind[n, :start] = behind[n, start]
+                    behind[rows, :begin] = behind[rows, begin][:, None]
         if covariates is not None:
             laid = np.zeros((count, longest + horizon, covariates[0].shape[1]), np.float32)
-            for n, array in enumerate(covariates):
-                laid[n, : len(array)] = array[: longest + horizon]
+            for rows, array in blocks_of(covariates):
+                laid[rows, : array.shape[1]] = array[:, : longest + horizon]
         constant = None if static is None else static.astype(np.float32)
         for name, part in (("y", values), ("X", laid), ("X", behind), ("static", constant)):
             if part is not None and np.isinf(part).any():
@@ -362,24 +406,31 @@ class Windows:
         They are cut from the ends of the series on; a first one that is not whole begins with steps
         that do not count. Segments of which no target is known, or no step counts, are left out.
         """
-        ends = [range(length - 1, 0, -steps) for length in self.lengths.tolist()]
-        series = torch.tensor([n for n, own in enumerate(ends) for _ in own])[:, None]
-        begins = torch.tensor([end - steps for own in ends for end in own])[:, None]
-        rows = begins + torch.arange(steps + self.horizon)
-        targets = self.targets[series, rows.clamp_min(0)]
-        targets[rows < 0] = torch.nan
+        counts = -(-(self.lengths - 1) // steps)
+        of = np.repeat(np.arange(len(counts)), counts)
+        number = np.arange(len(of)) - (counts.cumsum() - counts)[of]
+        series = torch.from_numpy(of)
+        begins = torch.from_numpy(self.lengths[of] - 1 - (number + 1) * steps)
         skipped = (-begins if self.skipped is None else self.skipped[series] - begins).clamp_min(0)
-        kept = targets[:, 1:].isfinite().flatten(1).any(1) & (skipped < steps).flatten()
-        series, begins, rows = series[kept], begins[kept], rows[kept].clamp_min(0)
-        seen = (begins + torch.arange(self.lags - 1 + steps)).clamp_min(0)
+        sums = pad(self.targets.isfinite().any(2).cumsum(1, dtype=torch.int32), (1, 0))
+        known = (
+            sums[series, begins + steps + self.horizon] > sums[series, (begins + 1).clamp_min(0)]
+        )
+        kept = known & (skipped < steps)
+        series, begins = series[kept], begins[kept]
+        cut = functools.partial(_cut, series=series, begins=begins)
+        seen, forecast = self.lags - 1 + steps, steps + self.horizon
+        targets = cut(self.targets, forecast)
+        early = begins < 0
+        before = torch.arange(forecast) < -begins[early, None]
+        targets[early] = targets[early].masked_fill(before.unsqueeze(2), torch.nan)
         return Windows(
-            self.values[series, seen], targets[kept],
-            None if self.covariates is None else self.covariates[series, rows],
+            cut(self.values, seen), targets,
+            None if self.covariates is None else cut(self.covariates, forecast),
             np.full(len(series), steps + 1), self.lags, self.horizon,
-            None if self.past is None else self.past[series, seen],
-            None if self.static is None else self.static[series[:, 0]],
-            skipped[kept].flatten(),
-            None if self.target_weights is None else self.target_weights[series, rows],
+            None if self.past is None else cut(self.past, seen),
+            None if self.static is None else self.static[series], skipped[kept],
+            None if self.target_weights is None else cut(self.target_weights, forecast),
             self.step_weights,
         )  # fmt: skip
 
@@ -431,8 +482,16 @@ class Windows:
         skipped = self.skipped is not None and bool(self.skipped.any())
         if not skipped and bool(known[:, begin + 1 : end + self.horizon].all()):
             return None
-        each = known.double().mean(2)
-        width, steps = self.horizon, end - begin
+        shares = torch.empty(end - begin, len(known))
+        for rows in _blocks(len(known)):
+            shares[:, rows] = self._known_shares(known[rows], begin, end - begin).T
+        if self.skipped is not None:
+            shares[torch.arange(begin, end)[:, None] < self.skipped] = 0
+        return shares
+
+    def _known_shares(self, known: Tensor, begin: int, steps: int) -> Tensor:
+        """Return which share of each step's targets is known, ``(N, steps)``."""
+        each, width = known.double().mean(2), self.horizon
         if self.step_weights is None:
             sums = each.cumsum(1)  # (N, rows): up to and including each row
             last = sums[:, begin + width : begin + width + steps]
@@ -441,10 +500,7 @@ class Windows:
             share = each.new_zeros(len(each), steps)
             for h in np.flatnonzero(self.step_weights):
                 share += each[:, begin + 1 + h : begin + 1 + h + steps] / width
-        share = share.clamp_min(0).float().T.contiguous()
-        if self.skipped is not None:
-            share[torch.arange(begin, end)[:, None] < self.skipped] = 0
-        return share
+        return share.clamp_min(0).float()
 
     def held_out(self, steps: int) -> Windows:
         """Remove the last steps of each series from training; return the validation data.
@@ -472,3 +528,20 @@ class Windows:
         """Return inputs, outcomes and weights of all steps from `begin` that have any outcome."""
         end = self.longest - 1
         return self.inputs(begin, end), self.outcomes(begin, end), self.weights(begin, end)
+
+
+def _blocks(count: int) -> Iterator[slice]:
+    for begin in range(0, count, _SERIES):
+        yield slice(begin, begin + _SERIES)
+
+
+def _cut(part: Tensor, width: int, *, series: Tensor, begins: Tensor) -> Tensor:
+    """Return `width` rows of some series of ``(N, R, C)`` from a row of each on.
+
+    Rows before the first are as the first.
+    """
+    found = part.new_empty(len(series), width, part.shape[2])
+    for own in _blocks(len(series)):  # places of all rows would be larger than what they hold
+        rows = (begins[own, None] + torch.arange(width)).clamp_min(0)
+        found[own] = part[series[own, None], rows]
+    return found
