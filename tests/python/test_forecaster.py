@@ -420,3 +420,44 @@ def test_bad_calls_are_told():
         f.backtest(y, stride=0)
     with pytest.raises(ValueError, match="at least 2"):
         f.score(y[:1])
+
+
+# --- calls that fail, or come too early
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("quantiles", None), ("horizon", 6), ("transform", "log1p"), ("conformal", "split")],
+)
+def test_parameters_changed_after_fit_are_told(tmp_path, name, value):
+    y = np.abs(wave(60)[0])
+    f = quick(quantiles=LEVELS).fit(y[:50])
+    wanted = f.predict()
+    before = f.get_params()[name]
+    f.set_params(**{name: value})
+    for call in (f.predict, lambda: f.update(y[50:]), lambda: f.backtest(y[50:]),
+                 lambda: f.score(y[50:]), lambda: f.save(tmp_path / "f")):  # fmt: skip
+        with pytest.raises(ValueError, match=f"{name} is .*, but was .* in fit: call fit again"):
+            call()
+    np.testing.assert_array_equal(f.set_params(**{name: before}).predict(), wanted)
+    f.set_params(lr=1.0, epochs=9, callbacks=(), verbose=0).predict()  # these do not matter
+
+
+@pytest.mark.parametrize(
+    ("more", "match"),
+    [({"horizon": 60}, "y has 60 steps to learn from, too few for a horizon of 60"),
+     ({"quantiles": LEVELS, "conformal": "split", "validation": 4}, "conformal: 4 steps held out"),
+     ({"season": 80, "module": "gru"}, "y has 60 steps, but horizon=4, season=80 needs 82")],
+)  # fmt: skip
+def test_a_fit_that_fails_changes_nothing(more, match):
+    y = wave(60)[0]
+    f = quick(scale="series", epochs=1).fit(y)
+    wanted, before = f.predict(y[:30]), f.get_params()
+    with pytest.raises(ValueError, match=match):
+        f.set_params(**more).fit(y)
+    np.testing.assert_array_equal(f.set_params(**before).predict(y[:30]), wanted)
+    new = clone(f).set_params(**more)
+    with pytest.raises(ValueError, match=match):
+        new.fit(y)
+    with pytest.raises(NotFittedError):
+        new.predict()

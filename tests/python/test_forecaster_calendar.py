@@ -148,3 +148,24 @@ def test_missing_packages_are_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "holidays", None)
     with pytest.raises(ImportError, match="holidays='DE' needs the package holidays"):
         quick(holidays="DE").fit(SERIES)
+
+
+@pytest.mark.parametrize("long", [False, True])
+@pytest.mark.parametrize("refit", [None, 1])
+def test_features_stay_those_of_the_time_zone_of_fit(long, refit):
+    hours = pd.date_range("2024-03-30 20:00", periods=60, freq="h", tz="Europe/Berlin", name="ds")
+    y = pd.Series(wave(60)[0], hours, name="y")
+
+    def of(part):
+        return part.reset_index().assign(unique_id="a") if long else part
+
+    f, g = (quick(calendar=["hour_of_day"]).fit(of(y[:50])) for _ in range(2))
+    found = f.backtest(of(y[50:].tz_convert("UTC")), refit=refit)
+    pd.testing.assert_frame_equal(found, g.backtest(of(y[50:]), refit=refit))
+    f.update(of(y[50:56].tz_convert("UTC"))).update(of(y[56:].tz_convert("Asia/Tokyo")))
+    g.update(of(y[50:]))
+    found, wanted = f.predict(), g.predict()
+    check = pd.testing.assert_frame_equal if long else pd.testing.assert_series_equal
+    check(found, wanted, check_exact=False, rtol=1e-6)
+    dates = found["ds"].dt if long else found.index
+    assert str(dates.tz) == "Europe/Berlin"

@@ -376,6 +376,47 @@ def test_long_frames_and_dictionaries_are_lists():
     np.testing.assert_allclose(again.to_numpy().reshape(3, HORIZON), wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_a_single_static_column_goes_by_id():
+    frame = long_frame(0, STEPS)[["unique_id", "ds", "y"]]
+    size = pd.Series([3.0, 1.0, 2.0], list("cab"))
+    f = quick().fit(frame, static=size)
+    wanted = quick().fit(frame, static=size.to_frame("size")).predict()
+    pd.testing.assert_frame_equal(f.predict(), wanted)
+    pd.testing.assert_frame_equal(
+        f.predict(frame, static=size[::-1]), f.predict(frame, static=size)
+    )
+    named = {key: part["y"].to_numpy() for key, part in frame.groupby("unique_id")}
+    found = quick().fit({key: named[key] for key in "bca"}, static=size)
+    again = quick().fit(
+        [named[key] for key in "bca"], static=size.loc[list("bca")].to_numpy()[:, None]
+    )
+    found = numbers(found.predict().values())
+    np.testing.assert_array_equal(found, again.predict())
+
+
+def test_what_belongs_to_a_long_frame_has_ids():
+    frame = long_frame(0, STEPS)
+    f = whole().fit(frame, static=STATIC.set_axis(list("cab")))
+    later, tables = long_frame(STEPS, STEPS + 3), cut(PLANS, STEPS, STEPS + HORIZON)
+    ahead = long_frame(STEPS, STEPS + HORIZON).drop(columns="y")
+    for call, error, match in [
+        (lambda: whole().fit(frame, static=np.zeros((3, 1))), TypeError, "static must be a table"),
+        (lambda: f.predict(frame, ahead, static=np.zeros((3, 1))), TypeError, "static must be a table"),
+        (lambda: f.predict(X=tables), ValueError, "X has no ids, but the series came in a long"),
+        (lambda: f.update(cut(PANEL, STEPS, STEPS + 3)), ValueError,
+         "y has no ids, but the series came in a long frame: pass y as a long frame, too"),
+    ]:  # fmt: skip
+        with pytest.raises(error, match=match):
+            call()
+    parts = {key: part.set_index("ds") for key, part in later.groupby("unique_id")}
+    f.update(
+        {key: part["y"] for key, part in parts.items()},
+        {key: part.drop(columns=["unique_id", "y"]) for key, part in parts.items()},
+    )
+    known = long_frame(STEPS + 3, STEPS + 3 + HORIZON).drop(columns="y")
+    assert len(f.predict(X=known)) == 3 * HORIZON
+
+
 def test_some_series_may_advance_with_their_covariates():
     f = whole().fit(long_frame(0, STEPS), static=STATIC.set_axis(list("cab")))
     g = whole().fit(long_frame(0, STEPS), static=STATIC.set_axis(list("cab")))

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 import torch
 from forecasting import LEVELS, NAN, quick, wave
@@ -282,6 +283,39 @@ def test_later_changes_of_the_callers_array_do_not_matter():
     np.testing.assert_array_equal(f.backtest(whole[40:], stride=10, refit=1), wanted)
 
 
+@pytest.mark.parametrize("polars", [False, True])
+def test_weights_are_those_of_all_steps_when_training_again(one_thread, polars):
+    weights, days = np.random.default_rng(0).random((2, 60)), DAYS.tz_localize(None)
+    frame = pd.concat(
+        pd.DataFrame({"unique_id": n, "ds": days, "y": y, "w": w})
+        for n, (y, w) in enumerate(zip(wave(60, 2), weights, strict=True))
+    ).sample(frac=1, random_state=0)
+    make = pl.from_pandas if polars else pd.DataFrame
+    early, late = frame[frame["ds"] < days[50]], frame[frame["ds"] >= days[50]]
+    f = quick().fit(make(early), weights="w")
+    found = f.backtest(make(late), stride=5, refit=1)
+    found = np.asarray(found["forecast"]).reshape(2, 2, 4)
+    again = quick().fit(frame[frame["ds"] < days[55]], weights="w").predict()
+    np.testing.assert_array_equal(found[:, 1].ravel(), again["forecast"])
+    with pytest.raises(ValueError, match="y must be a long frame with the column 'w' of weights"):
+        f.backtest(make(late.drop(columns="w")), refit=1)
+    plain = f.backtest(make(late))
+    assert plain.equals(f.backtest(make(late.drop(columns="w"))))
+    ahead = make(late).drop("w") if polars else late.drop(columns="w")
+    wanted = quick().fit(make(early), weights="w").update(ahead).predict()
+    assert f.update(make(late)).predict().equals(wanted)
+
+
+def test_weights_of_the_training_steps_do_not_suffice_to_train_again():
+    y = wave(60, 2)
+    f = quick().fit(list(y[:, :50]), weights=[np.ones(50)] * 2)
+    with pytest.raises(ValueError, match="refit= needs weights of the later steps, too"):
+        f.backtest(list(y[:, 50:]), refit=1)
+    f = quick().fit(list(y[:, :50]), weights=[1.0, 3.0])
+    assert len(f.backtest(list(y[:, 50:]), refit=1)) == 3
+    assert len(f.backtest(list(y[:, 50:]))) == 3
+
+
 def test_training_again_needs_the_training_data():
     y = wave(60)[0]
     f = quick().fit(y[:40])
@@ -324,6 +358,20 @@ def test_longer_horizons_continue_from_forecasts(kw):
         parts.append(g.predict(X=ahead))
     np.testing.assert_allclose(found, np.concatenate(parts)[:10], rtol=1e-5)
     np.testing.assert_allclose(f.predict(y, x, horizon=10), found, rtol=1e-4, atol=1e-5)
+
+
+def test_longer_horizons_keep_what_is_known_of_the_past():
+    y, x = wave(40)[0], np.random.default_rng(0).standard_normal((50, 2))
+    x[40:, 1] = np.nan
+    for past, ahead in (((1,), x[40:]), ((0, 1), None)):
+        f = quick(past=past, module="gru").fit(y, x[:40])
+        found = f.predict(X=ahead, horizon=10)
+        unknown = x.copy()
+        unknown[40:, list(past)] = np.nan
+        g = clone(f).fit(y, x[:40]).update(found[:4], unknown[40:44])
+        np.testing.assert_allclose(g.predict(X=unknown[44:48]), found[4:8], rtol=1e-5)
+        whole = f.predict(y, unknown, horizon=10)
+        np.testing.assert_allclose(whole, found, rtol=1e-4, atol=1e-5)
 
 
 def test_a_recursive_forecaster_forecasts_as_far_as_asked():

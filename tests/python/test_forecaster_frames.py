@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
-from forecasting import LEVELS, quick
+from forecasting import LEVELS, quick, wave
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -522,6 +522,14 @@ def test_the_season_is_that_of_the_frequency(freq, steps, season):
 
 
 # --- any index
+
+
+def test_series_of_different_seasons_have_none_together():
+    y = [pd.Series(one, pd.date_range("2024-01-01", periods=60, freq=freq))
+         for one, freq in zip(wave(60, 2), ("h", "D"), strict=True)]  # fmt: skip
+    for panel in (y, y[::-1]):
+        assert quick(season="auto", epochs=1).fit(panel).season_ is None
+    assert quick(season="auto", epochs=1).fit(y[:1]).season_ == 24
 
 
 @given(st.data())

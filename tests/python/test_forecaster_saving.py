@@ -144,6 +144,12 @@ def test_times_are_loaded(tmp_path, index):
             again.update(y[60:62])
 
 
+def test_series_with_missing_steps(tmp_path):
+    y = pd.Series(wave(80)[0], pd.date_range("2024-01-01", periods=80))
+    f = quick(epochs=1).fit(y[:60].drop(y.index[[20, 30]]))
+    np.testing.assert_array_equal(saved(f, tmp_path).backtest(y[60:]), f.backtest(y[60:]))
+
+
 def test_frequencies_without_a_name_are_told(tmp_path):
     y = pd.Series(wave(40)[0], pd.date_range("2024-01-01", periods=40, freq=CUSTOM))
     f = quick(module="linear", epochs=1).fit(y)
@@ -236,6 +242,44 @@ def small(n_in, n_out, rng):
 
 def squared(output, target, reduction):
     return nn.functional.mse_loss(output, target, reduction=reduction)
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        pd.CategoricalIndex(["b", "a"], categories=["c", "b", "a"], ordered=True),
+        pd.CategoricalIndex([7, 3]),
+        pd.DatetimeIndex(["2024-01-02", "2023-01-02"], tz="Europe/Berlin"),
+        pd.PeriodIndex(["2024-02", "2023-01"], freq="M"),
+        pd.TimedeltaIndex(["2h", "90s"]),
+        pd.Index([7, 3], dtype="Int64"),
+        pd.Index(["b", "a"], dtype="string"),
+        pd.Index([2.5, True], dtype=object),
+    ],
+    ids=lambda ids: str(ids.dtype),
+)
+@pytest.mark.parametrize("long", [True, False])
+def test_ids_of_any_type(tmp_path, ids, long):
+    days = pd.date_range("2024-01-01", periods=50)
+    frame = pd.DataFrame({
+        "unique_id": ids.repeat(50), "ds": days.append(days), "y": wave(50, 2).ravel()
+    })  # fmt: skip
+    early, late = frame[frame["ds"] < days[40]], frame[frame["ds"] >= days[40]]
+    if not long:
+        early, late = (
+            {key: part["y"].to_numpy() for key, part in one.groupby("unique_id", observed=True)}
+            for one in (early, late)
+        )
+    f = quick(epochs=1).fit(early)
+    g = saved(f, tmp_path)
+    for call in (lambda one: one.predict(), lambda one: one.backtest(late),
+                 lambda one: one.update(late).predict()):  # fmt: skip
+        found, wanted = call(g), call(f)
+        if long:
+            pd.testing.assert_frame_equal(found, wanted)
+            continue
+        assert list(found) == list(wanted)
+        np.testing.assert_array_equal(list(found.values()), list(wanted.values()))
 
 
 def test_modules_of_ones_own_are_given(tmp_path):

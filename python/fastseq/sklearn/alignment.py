@@ -11,7 +11,10 @@ import numpy as np
 from .forecasting.series import Array, Series
 from .forecasting.times import Times, check_follows, check_order, times_of
 
-__all__ = ["aligned", "check_ahead", "check_going_on", "check_together", "joined", "rows_of"]
+__all__ = [
+    "aligned", "check_ahead", "check_going_on", "check_ids", "check_together", "joined",
+    "rows_of",
+]  # fmt: skip
 
 
 def check_together(y: Series, x: Series | None, *, ahead: int = 0) -> list[Times | None]:
@@ -119,6 +122,25 @@ def rows_of(series: Series, ids: tuple[Any, ...] | None, name: str) -> Array:
             f"{name} has the id {unknown[0]!r}, which none of the {len(ids)} series has"
         )
     return np.array([places[one] for one in series.ids], np.int64)
+
+
+def check_ids(series: Series, like: Series, name: str) -> None:
+    """Raise ValueError if series without ids belong to those of a long frame, which are sorted.
+
+    Parameters
+    ----------
+    series
+        Series that go by their order if they have no ids.
+    like
+        The series to which they belong.
+    name
+        Name of `series` in messages.
+    """
+    if like.form.kind == "long" and series.ids is None and not series.single:
+        raise ValueError(
+            f"{name} has no ids, but the series came in a long frame: pass {name} as a long frame, "
+            "too, or as a dictionary by id"
+        )
 
 
 def aligned(series: Series, ids: tuple[Any, ...] | None, name: str) -> Series:

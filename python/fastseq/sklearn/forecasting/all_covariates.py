@@ -15,7 +15,7 @@ from .covariate_rows import CovariateRows
 from .covariates import Covariates
 from .series import Array, Series
 from .static_covariates import StaticColumns, by_id
-from .times import Spacing, Times
+from .times import Spacing, Times, is_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,6 +84,11 @@ class AllCovariates:
         """
         count, ids = len(series.arrays), series.ids
         static = by_id(static, id_col)
+        if static is not None and series.form.kind == "long" and not is_table(static):
+            raise TypeError(
+                "static must be a table whose index, or column of ids, has the ids of the long "
+                f"frame, got {type(static).__name__}"
+            )
         if self.static is not None:
             if static is None:
                 raise ValueError("fit got static covariates: pass those of y by static=…, got None")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..alignment import aligned
+from ..alignment import aligned, check_ids
 from .categories import find_vocabularies, map_tables, with_codes
 from .column_coding import ColumnCoding
 from .covariate_rows import CovariateRows
@@ -212,6 +212,7 @@ class Covariates:
                 read, arrays=read.arrays * count, indices=read.indices * count,
                 moved=read.moved * count, freqs=read.freqs * count,
             )  # fmt: skip
+        check_ids(read, like, "X")
         read = aligned(read, like.ids, "X")
         if len(read.arrays) != count:
             raise ValueError(f"X must be covariates of {count} series, got {len(read.arrays)}")

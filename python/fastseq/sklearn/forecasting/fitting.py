@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -38,10 +38,32 @@ from .series import Array, Series, split_variables
 from .target_weights import normalised, weigh
 from .windows import SeriesScaling, Windows
 
-__all__ = ["ForecastTraining"]
+__all__ = ["ForecastTraining", "all_or_nothing"]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 _SIZES = ("n_in", "n_out", "steps", "covariates")  # of a task, from which the model is made
+# What forecasts depend on beside the model.
+_OF_FORECASTS = ("horizon", "quantiles", "strategy", "transform", "conformal")
 _FALLS = 5  # how often the learning rate of a `SegmentRNN` falls by half
+
+
+def all_or_nothing(method: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Return a method that leaves the attributes of its object as they were if it raises."""
+
+    @functools.wraps(method)
+    def run(*args: _P.args, **kw: _P.kwargs) -> _R:
+        attributes: dict[str, Any] = args[0].__dict__
+        before = dict(attributes)
+        try:
+            return method(*args, **kw)
+        except BaseException:
+            attributes.clear()
+            attributes.update(before)
+            raise
+
+    return run
 
 
 @dataclasses.dataclass
@@ -116,6 +138,12 @@ class ForecastTraining(SequenceEstimator):
     def _check_fitted(self) -> None:
         if not self.__sklearn_is_fitted__():
             raise NotFittedError(f"this {type(self).__name__} is not fitted yet: call fit first")
+        for name in _OF_FORECASTS:
+            now, before = getattr(self, name), self._fitted_with[name]
+            if not np.array_equal(now, before):
+                raise ValueError(
+                    f"{name} is {now!r}, but was {before!r} in fit: call fit again, or set it back"
+                )
 
     def _make_rollout(self, seed: int) -> Rollout:
         return Rollout(

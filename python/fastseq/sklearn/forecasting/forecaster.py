@@ -12,18 +12,27 @@ from sklearn.base import clone
 from torch import Tensor, nn, optim
 
 from ...training.spec import check_count
-from ..alignment import aligned, check_ahead, check_going_on, check_together, joined, rows_of
+from ..alignment import (
+    aligned,
+    check_ahead,
+    check_going_on,
+    check_ids,
+    check_together,
+    joined,
+    rows_of,
+)  # fmt: skip
 from .all_covariates import AllCovariates, choose, first_read
 from .baselines import Baselines
 from .choices import SEGMENT_RNN, least_steps
 from .comparison import accuracy, middle, outcomes
 from .conformal import Tracker, check_held_out
 from .covariate_rows import CovariateRows
+from .fitting import all_or_nothing
 from .following import Following
 from .forecast_parameters import check_lengths, check_parameters
 from .forecast_score import skill
 from .forecaster_files import ForecasterFiles
-from .frequencies import offset_of, season_of
+from .frequencies import common_season, offset_of
 from .held_out import Correction
 from .joined_data import Before, copied
 from .last_steps import LastSteps
@@ -32,7 +41,7 @@ from .longer_horizon import forecast_blocks
 from .result_forms import Forecasts
 from .rollout import Origin
 from .series import Array, Series, read_series, refuse_identifiers
-from .target_weights import column_of_weights, read_weights, with_age
+from .target_weights import column_of_weights, end_with_series, read_weights, with_age
 from .times import Spacing, Times, ends_of
 from .transforms import applied, check_domain, transformed
 from .windows import SeriesScaling
@@ -238,6 +247,7 @@ class SequenceForecaster(ForecasterFiles):
     _times: list[Times | None]  # its times
     _last: LastSteps  # up to it
     _baselines: Baselines
+    _weight_column: str | None
     _data: dict[str, Any] | None = None  # the training data, unless series advanced
 
     def __init__(
@@ -333,6 +343,7 @@ class SequenceForecaster(ForecasterFiles):
         self.warm_start = warm_start
         self.verbose = verbose
 
+    @all_or_nothing
     def fit(
         self,
         y: object,
@@ -359,8 +370,9 @@ class SequenceForecaster(ForecasterFiles):
         weights
             How much values count in the loss: a number for each series of a panel, ``(N,)``, or
             for each time step or each value, in the form of `y`; of a long frame the name of a
-            column. They are relative to each other. A value of weight 0 is not learnt, but seen as
-            the past of others. The loss of a validation part is weighted, too.
+            column, which later frames may have, too (only a backtest with `refit=` looks at it).
+            They are relative to each other. A value of weight 0 is not learnt, but seen as the past
+            of others. The loss of a validation part is weighted, too.
 
         Returns
         -------
@@ -376,7 +388,9 @@ class SequenceForecaster(ForecasterFiles):
         check_parameters(params)
         spacing = Spacing(None if self.freq is None else offset_of(self.freq))
         given = {"y": y, "X": X, "static": static, "weights": weights}
+        self._weight_column = None
         if isinstance(weights, str):
+            self._weight_column = weights
             y, weights = column_of_weights(y, weights, self._columns, spacing)
         y, X = self._columns.split(y, X, spacing)  # noqa: N806
         series = read_series(y, "y", spacing=spacing)
@@ -392,8 +406,8 @@ class SequenceForecaster(ForecasterFiles):
         x, read = first_read(X, series, self.past, None if known is None else known.x, spacing)
         times = check_together(series, read)
         if known is None:
-            freq = next(filter(None, (spacing.given, *series.freqs)), None)
-            self._choices, known = choose(params, series, season_of(freq), x, times)
+            season = common_season([spacing.given] if spacing.given else series.freqs)
+            self._choices, known = choose(params, series, season, x, times)
         apart, scaled = self._choices.validation, self.scale is not None
         if self.conformal is not None:
             check_held_out(self._levels or (), self.horizon, apart, len(series.arrays))
@@ -427,8 +441,9 @@ class SequenceForecaster(ForecasterFiles):
         self._baselines = Baselines.measure(raw, self._choices.season)
         self._times = ends_of(times)
         self._like = dataclasses.replace(
-            series, arrays=[one[:0].copy() for one in series.arrays], indices=(), moved=(), freqs=()
-        )
+            series, arrays=[one[:0].copy() for one in series.arrays], indices=(), moved=(),
+            freqs=(), gap=None,
+        )  # fmt: skip
         self.season_ = self._choices.season
         self._data = given
         return self
@@ -485,8 +500,8 @@ class SequenceForecaster(ForecasterFiles):
             read = known.read_ahead(X, form, steps, what, self._spacing)
             if read is not None:
                 check_ahead(read, self._times)
-            none = np.zeros(len(form.arrays), int)
-            ahead = known.rows(read, none, self._times, lambda own: own.following(steps))
+            seen = np.zeros(len(form.arrays), int)
+            covariates = known.rows(read, seen, self._times, lambda own: own.following(steps))
         else:
             form, read = self._read_with_horizon(y, X, steps)
             arrays = [applied(one, self.transform) for one in form.arrays]
@@ -499,8 +514,8 @@ class SequenceForecaster(ForecasterFiles):
                 logs = self.transform in ("log", "log1p")  # changes of logarithms have no level
                 scaling = self._measure(arrays).of_single_values(arrays, scaling, relative=not logs)
             origin = rollout.begin(arrays, covariates, scaling, fixed)
-            per, tracker = correct.units_of(arrays), None
-            ahead = None if covariates is None else covariates.after(form.lengths)
+            per, tracker, seen = correct.units_of(arrays), None, form.lengths
+        ahead = None if covariates is None else covariates.after(seen)
         shift = None if tracker is None else tracker.shift
         blocks = [
             correct(one, per, shift) for one in forecast_blocks(rollout, origin, ahead, steps)
@@ -611,13 +626,25 @@ class SequenceForecaster(ForecasterFiles):
         return form.backtest(parts, steps, values, names)
 
     def _refitted(
-        self, y: object, X: object, count: int, stride: int, refit: int  # noqa: N803
+        self, y: Any, X: object, count: int, stride: int, refit: int  # noqa: N803
     ) -> list[Array]:  # fmt: skip
         """Return forecasts ``(N, horizon, K, Q)`` at each time of the next `count` steps."""
         if self._data is None:
             raise ValueError(
                 "backtest with refit= needs the training data, which are forgotten in update, "
                 "partial_fit, files and pickles: call fit on all data up to the first forecast"
+            )
+        weights = self._data["weights"]
+        if self._weight_column is not None:
+            if not self._columns.is_long(y) or self._weight_column not in y.columns:
+                raise ValueError(
+                    f"y must be a long frame with the column {self._weight_column!r} of weights, "
+                    "as in fit, to train again"
+                )
+        elif weights is not None and end_with_series(weights, self._like):
+            raise ValueError(
+                "backtest with refit= needs weights of the later steps, too, but those of fit are "
+                "of its time steps: pass them as a column of a long frame, or one for each series"
             )
         before = Before(tuple(self._times), self._like.ids, self._columns)
         found: list[Array] = []
@@ -743,7 +770,7 @@ class SequenceForecaster(ForecasterFiles):
 
     @property
     def _columns(self) -> Columns:
-        return Columns(self.id_col, self.time_col, self.target_col)
+        return Columns(self.id_col, self.time_col, self.target_col, self._weight_column)
 
     @property
     def _spacing(self) -> Spacing:
@@ -821,6 +848,7 @@ class SequenceForecaster(ForecasterFiles):
         series, ids = self._read(y, 1, known=False), self._like.ids
         count = len(self._like.arrays)
         rows = np.arange(count)
+        check_ids(series, self._like, "y")
         if series.ids is not None and not whole:
             rows = rows_of(series, ids, "y")
             series, rows = series.take(rows.argsort()), np.sort(rows)

@@ -49,7 +49,7 @@ _NOT_SAVED = ("callbacks", "comm", "device")
 _FITTED = (
     "n_features_in_", "season_", "n_iter_", "continued_", "repeats_", "_seed", "_form", "_sizes",
     "_choices", "_known", "_scaling", "_origin", "_last", "_baselines", "_times", "_like",
-    "_correction", "_tracker",
+    "_correction", "_tracker", "_weight_column",
 )  # fmt: skip
 
 F = TypeVar("F", bound="ForecasterFiles")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "Frequency", "coarser", "equal", "grid", "infer", "kind_of", "offset_of", "on_grid", "places",
-    "season_of", "text_of",
+    "Frequency", "coarser", "common_season", "equal", "grid", "infer", "kind_of", "offset_of",
+    "on_grid", "places", "season_of", "text_of",
 ]  # fmt: skip
 
 Array = np.ndarray
@@ -106,6 +106,20 @@ def season_of(freq: Frequency | None) -> int | None:
         return _whole(12, freq.kwds["months"] * freq.n) if set(freq.kwds) == {"months"} else None
     year = pd.date_range("2001-01-01", "2001-12-31", freq=freq.base)
     return _whole(len(year), freq.n) if len(year) <= 24 else None
+
+
+def common_season(freqs: Iterable[Frequency | None]) -> int | None:
+    """Return the season of series of these frequencies, None if they have different ones.
+
+    Frequencies of None are unknown, and do not count.
+
+    Examples
+    --------
+    >>> common_season([offset_of("h"), None]), common_season([offset_of("h"), offset_of("D")])
+    (24, None)
+    """
+    found = {season_of(freq) for freq in dict.fromkeys(freqs) if freq is not None}
+    return found.pop() if len(found) == 1 else None
 
 
 def _whole(steps: int, n: int) -> int | None:

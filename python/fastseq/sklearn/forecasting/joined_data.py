@@ -91,7 +91,11 @@ class Before:
 
             if not self.columns.is_long(later):
                 raise TypeError("y must be a long frame, as in fit, for a backtest with refit=")
-            return pd.concat([_pandas(given), later])
+            frame, name = _pandas(given), self.columns.time
+            zone = getattr(frame[name].dtype, "tz", None)
+            if zone is not None:
+                later = later.assign(**{name: later[name].dt.tz_convert(zone)})
+            return pd.concat([frame, later])
         parts = self.columns.grouped(later)
         if isinstance(parts, dict):
             keys = list(self.columns.grouped(given))
@@ -161,7 +165,8 @@ def _like_table(
     if _counts(more.index):
         index = pd.RangeIndex(len(table), len(table) + len(more))
         more = more.set_axis(index if last is None else last.following(len(more)))
-    return more
+    zone = getattr(table.index, "tz", None)
+    return more if zone is None else more.tz_convert(zone)
 
 
 def _counts(index: pd.Index) -> bool:

@@ -69,6 +69,8 @@ class Columns:
     ----------
     id, time, target
         Columns of ids, of times, and of values.
+    weights
+        A column that is left out, if there is one.
 
     Examples
     --------
@@ -82,6 +84,7 @@ class Columns:
     id: str
     time: str
     target: str
+    weights: str | None = None
 
     def split(self, y: Any, x: Any, spacing: Spacing) -> tuple[Any, Any]:
         """Return series, and covariates, of what a user passes.
@@ -114,7 +117,7 @@ class Columns:
             raise ValueError(
                 "y is a long frame, whose other columns are the covariates: X must be None"
             )
-        others = [name for name in rows.others if name != self.target]
+        others = [name for name in rows.others if name not in (self.target, self.weights)]
         return rows.part(self.target), rows.part(others) if others else None
 
     def covariates(self, x: Any, spacing: Spacing) -> Any:
@@ -122,9 +125,10 @@ class Columns:
         if not self.is_long(x):
             return _by_group(x, self.time)
         rows = _Rows.read(x, "X", self, spacing)
-        if not rows.others:
+        others = [name for name in rows.others if name != self.weights]
+        if not others:
             raise ValueError("X has no columns beside ids and times")
-        return rows.part(rows.others)
+        return rows.part(others)
 
     def grouped(self, given: Any) -> Any:
         """Return a pandas groupby as a dictionary, others as they are."""

@@ -23,8 +23,11 @@ def index_state(index: pd.Index) -> dict[str, Any]:
     >>> index_from(index_state(pd.Index(["a", "b"], name="shop"))).tolist()
     ['a', 'b']
     """
-    values = index.asi8 if hasattr(index, "asi8") else index.tolist()
-    return {"values": values, "dtype": str(index.dtype), "names": list(index.names)}
+    state = {"dtype": str(index.dtype), "names": list(index.names)}
+    if hasattr(index, "categories"):
+        parts = {"values": index.codes.tolist(), "categories": index_state(index.categories)}
+        return {**state, **parts, "ordered": bool(index.ordered)}
+    return {**state, "values": index.asi8 if hasattr(index, "asi8") else index.tolist()}
 
 
 def index_from(state: Mapping[str, Any]) -> pd.Index:
@@ -32,6 +35,10 @@ def index_from(state: Mapping[str, Any]) -> pd.Index:
     import pandas as pd
 
     values, names = state["values"], state["names"]
+    if "categories" in state:
+        categories = index_from(state["categories"])
+        found = pd.Categorical.from_codes(values, categories, ordered=state["ordered"])
+        return pd.CategoricalIndex(found, name=names[0])
     if len(names) > 1:
         return pd.MultiIndex.from_tuples(values, names=names)
     if not isinstance(values, list):

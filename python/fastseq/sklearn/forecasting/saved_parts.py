@@ -40,7 +40,7 @@ _PARTS: dict[str, type] = {
     )
 }  # fmt: skip
 _PART, _TIMES, _DTYPE, _ARRAYS = "<part>", "<times>", "<dtype>", "<arrays>"
-_INDEX, _POLARS = "<index>", "<polars>"
+_INDEX, _POLARS, _LABEL = "<index>", "<polars>", "<label>"
 
 
 def plain(value: Any) -> Any:
@@ -75,7 +75,16 @@ def plain(value: Any) -> Any:
                 lengths = np.array([len(one) for one in value], np.int64)
                 return {_ARRAYS: np.concatenate(value), "lengths": lengths}
         return [plain(part) for part in value]
+    if hasattr(value, "isoformat") or hasattr(value, "ordinal"):  # an id, or a category
+        return _label_state(value)
     return tuple(map(plain, value)) if type(value) is tuple else value
+
+
+def _label_state(value: Any) -> Any:
+    import pandas as pd
+
+    known = isinstance(value, pd.Timestamp | pd.Timedelta | pd.Period)
+    return {_LABEL: index_state(pd.Index([value]))} if known else value
 
 
 def restored(state: Any) -> Any:
@@ -97,6 +106,8 @@ def restored(state: Any) -> Any:
         return times_from(state[_TIMES])
     if _INDEX in state:
         return index_from(state[_INDEX])
+    if _LABEL in state:
+        return index_from(state[_LABEL])[0]
     if _POLARS in state:
         return polars_from(state[_POLARS])
     if _DTYPE in state:

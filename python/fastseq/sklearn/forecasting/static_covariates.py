@@ -97,8 +97,9 @@ def by_id(given: Any, id_col: str) -> Any:
 
 def _in_order(given: Any, count: int, ids: Sequence[Any] | None) -> Any:
     """Return static covariates in the order of the series."""
-    if ids is None or not is_table(given) or given.ndim != 2:
+    if ids is None or not is_table(given):
         return given
+    given = given.to_frame() if given.ndim == 1 else given
     if not given.index.is_unique:
         twice = given.index[given.index.duplicated()][0]
         raise ValueError(f"static has two rows for series {twice!r}: leave one")

@@ -14,7 +14,14 @@ from .series import Array, Series, read_series
 from .times import Spacing, is_table
 from .windows import Windows
 
-__all__ = ["column_of_weights", "normalised", "read_weights", "weigh", "with_age"]
+__all__ = [
+    "column_of_weights",
+    "end_with_series",
+    "normalised",
+    "read_weights",
+    "weigh",
+    "with_age",
+]
 
 
 def column_of_weights(y: Any, name: str, columns: Columns, spacing: Spacing) -> tuple[Any, Any]:
@@ -93,6 +100,22 @@ def read_weights(given: Any, series: Series, spacing: Spacing) -> list[Array]:
     if not any(one.any() for one in found):
         raise ValueError("weights are all 0: there is nothing to learn")
     return found
+
+
+def end_with_series(given: Any, series: Series) -> bool:
+    """Whether weights that `read_weights` took are of time steps, rather than a number of each.
+
+    Examples
+    --------
+    >>> series = read_series([np.zeros(2), np.zeros(1)], "y")
+    >>> end_with_series([1.0, 2.0], series), end_with_series([[1.0, 2.0], [3.0]], series)
+    (False, True)
+    """
+    if series.single:
+        return True
+    given = given if series.ids is None else _by_id(given, series.ids)
+    each = None if is_table(given) else _plain(given)
+    return each is None or each.ndim > 1
 
 
 def _by_id(given: Any, ids: tuple[Any, ...]) -> Any:

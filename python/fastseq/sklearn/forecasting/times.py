@@ -339,7 +339,8 @@ def check_follows(times: Times | None, given: Times, name: str) -> Times:
     if given.mean_nothing:
         return dataclasses.replace(times, index=following)
     _check_same(given.index, following, name, "the steps that follow")
-    return dataclasses.replace(times, index=given.index)
+    # Dates stay in their time zone; numbers are not summed up, with their rounding.
+    return dataclasses.replace(times, index=given.index if numbers else following)
 
 
 def _check_same(index: pd.Index, expected: pd.Index, name: str, what: str) -> None:
