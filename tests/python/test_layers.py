@@ -286,6 +286,21 @@ def test_files_have_one_subject_and_stay_short() -> None:
     assert not {str(p): n for p in tracked if p.is_file() and (n := lines_of_code(p)) > 500}
 
 
+def test_functions_stay_short() -> None:
+    found = {}
+    for path in PYTHON:
+        lines = path.read_text().splitlines()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            begin = node.body[0].lineno - 1
+            if ast.get_docstring(node) is not None:
+                begin = node.body[0].end_lineno or begin
+            body = [line for line in lines[begin : node.end_lineno] if line.strip()]
+            found[f"{path.name}: {node.name}"] = len(body)
+    assert not {name: count for name, count in found.items() if count > 60}
+
+
 def test_few_lines_are_hidden_from_the_type_checker() -> None:
     found = [
         f"{path.relative_to(PACKAGE)}:{number}"

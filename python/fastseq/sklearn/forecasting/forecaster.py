@@ -426,16 +426,7 @@ class SequenceForecaster(ForecasterFiles):
         self.n_features_in_ = series.variables
         self._known, self._scaling = known, scaling
         self._rollout = self._make_rollout(start.seed)
-        self._correction = Correction.measure(
-            self._rollout, series.arrays, covariates, fixed, scaling, transform=self.transform,
-            means=self._levels is None and self._choices.loss == "mse",
-            conformal=self.conformal is not None, validation=apart, weights=of_values,
-        )  # fmt: skip
-        self._tracker = None
-        if self.conformal == "adaptive":
-            self._tracker = self._correction.tracker(
-                self._rollout, series.arrays, covariates, fixed, scaling
-            )
+        self._correct(series.arrays, covariates, fixed, scaling, of_values)
         self._origin = self._rollout.begin(series.arrays, covariates, scaling, fixed)
         self._last = LastSteps.of(series.arrays, covariates, self._rows())
         self._baselines = Baselines.measure(raw, self._choices.season)
@@ -760,6 +751,26 @@ class SequenceForecaster(ForecasterFiles):
     def __getstate__(self) -> dict[str, Any]:
         """Leave the training data out."""
         return {**super().__getstate__(), "_data": None}
+
+    def _correct(
+        self,
+        arrays: list[Array],
+        covariates: CovariateRows | None,
+        static: Array | None,
+        scaling: SeriesScaling,
+        weights: list[Array] | None,
+    ) -> None:
+        """Measure how forecasts are corrected after the model."""
+        data = arrays, covariates, static, scaling
+        self._correction = Correction.measure(
+            self._rollout, *data, transform=self.transform,
+            means=self._levels is None and self._choices.loss == "mse",
+            conformal=self.conformal is not None, validation=self._choices.validation,
+            weights=weights,
+        )  # fmt: skip
+        self._tracker = None
+        if self.conformal == "adaptive":
+            self._tracker = self._correction.tracker(self._rollout, *data)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_origin")
