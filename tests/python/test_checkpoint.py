@@ -296,7 +296,7 @@ def test_rounding_that_may_differ_is_told(tmp_path, monkeypatch):
 def test_callbacks_that_are_not_there_any_more(tmp_path):
     with pytest.raises(Stop):
         estimator(fs.callbacks.Patience(3), stop_after(EPOCH + 2)).fit(*data(), checkpoint=tmp_path)
-    with pytest.warns(UserWarning, match="callbacks that this fit has not: Patience"):
+    with pytest.warns(UserWarning, match="callbacks that are not in this fit: Patience"):
         estimator().fit(*data(), checkpoint=tmp_path, resume="auto")
 
 

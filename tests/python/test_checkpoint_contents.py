@@ -206,7 +206,7 @@ def test_callbacks_find_their_own_state():
         callbacks = [Other(), Counter(), Counter(7), len, Counter(), Counter(8)]
         load_callbacks(callbacks, saved)
     assert [c.value for c in callbacks if c is not len] == [2, 1, 7, 3, 8]
-    with pytest.warns(UserWarning, match="callbacks that this fit has not: Other"):
+    with pytest.warns(UserWarning, match="callbacks that are not in this fit: Other"):
         load_callbacks([Counter(), Counter(), Counter()], saved)
 
 

@@ -152,6 +152,6 @@ def load_callbacks(callbacks: Iterable[Any], saved: list[Any], *, quiet: bool = 
     left = [kind for kind, rest in states.items() for state in rest if state]
     if left and not quiet:
         warnings.warn(
-            f"the checkpoint has states of callbacks that this fit has not: {', '.join(left)}",
+            f"the checkpoint has states of callbacks that are not in this fit: {', '.join(left)}",
             stacklevel=2,
         )

@@ -241,13 +241,13 @@ def _compare(
     own = model.state_dict()
     for name, a in own.items():
         if name not in weights:
-            _refuse(path, f"the model has {name}, {_kind(a)}, which the file has not")
+            _refuse(path, f"{name}, {_kind(a)} in the model, is missing from the file")
         b = weights[name]
         if _kind(a) != _kind(b) and (dtypes or _shape(a) != _shape(b)):
             _refuse(path, f"{name} is {_kind(a)} in the model, but {_kind(b)} in the file")
     for name, b in weights.items():
         if name not in own:
-            _refuse(path, f"the file has {name}, {_kind(b)}, which the model has not")
+            _refuse(path, f"{name}, {_kind(b)} in the file, is missing from the model")
 
 
 def _shape(a: object) -> object:

@@ -120,7 +120,6 @@ class CovariateEncoder(nn.Module):
         self.past = ColumnEncoder(sizes.past)
         self.static = ColumnEncoder(sizes.static)
         self._both = len(sizes.ahead) if lagged else 0
-        self.past_features = self.past.features + (self.ahead.features if lagged else 0)
 
     def forward(self, x: Tree) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """Return values as they are, and the features of covariates, None where there are none.

@@ -174,7 +174,7 @@ class SequenceForecaster(ForecasterFiles):
         back; and the number of segments, trained together, to cut a long series into. None: 30, 32,
         64, and 1. "segrnn" is trained on segments of `seqsize` steps (None: 8) in a new order each
         epoch; None: as many together, and for so many epochs, as suit the amount of data. Of more
-        than 750,000 steps in all series, an epoch sees so many, drawn anew.
+        than 750,000 steps in all series, each epoch sees that many, drawn again.
     clip_norm, clip_value, accumulate
         See `Spec`.
     validation

@@ -157,7 +157,8 @@ class SegmentRNN(nn.Module):
         if past is not None and self.encode is not None and self.encode.past.features:
             own = past[..., -self.encode.past.features :].flatten(2)
             y = y + self._gain * self.delayed(own).view_as(y)
-        return y.flatten(2)  # type: ignore[no-any-return]
+        forecast: Tensor = y.flatten(2)
+        return forecast
 
     def _over_segments(self, values: Tensor, past: Tensor | None) -> Tensor:
         """Return what the GRU makes of windows ``(W, lags, K)`` at their ends, ``(W, hidden)``."""
@@ -171,4 +172,5 @@ class SegmentRNN(nn.Module):
         if past is not None:
             rows = past[:, -whole * self._segment :].reshape(values.shape[0], whole, -1)
             seen = seen + self.embed_past(rows.transpose(0, 1))
-        return self.recurrent(torch.relu(seen))[0][-1]  # type: ignore[no-any-return]
+        found: Tensor = self.recurrent(torch.relu(seen))[0][-1]
+        return found
