@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 import fastseq as fs
 
@@ -120,6 +121,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0, help="of the model's first weights")
     args = parser.parse_args()
+    torch.set_num_threads(1)  # the model is so small that more would mostly wait for each other
 
     demand = read_demand()
     known, held_out = demand[: -2 * WEEK], demand[-2 * WEEK :]
