@@ -8,8 +8,6 @@ import pytest
 
 import fastseq as fs
 
-pytest.importorskip("utilsforecast")
-
 HORIZON = 3
 LENGTHS = {"a": 36, "b": 30, "c": 40}
 

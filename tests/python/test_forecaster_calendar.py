@@ -73,7 +73,6 @@ def _by_name(values):
     ],
 )
 def test_holidays_are_marked_and_the_days_around_them(code, free):
-    pytest.importorskip("holidays")
     days = pd.date_range("2023-12-20", "2024-01-08", freq="12h", tz="Pacific/Auckland")
     (found,) = Calendar((), code).rows_of_all([Times(days, days.freq)], lambda own: own.index)
     known = {datetime.date.fromisoformat(day) for day in free}

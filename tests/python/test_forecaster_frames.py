@@ -439,7 +439,6 @@ def test_a_time_of_day_that_a_clock_skips_is_the_next():
     "kind", ["Int64", "uint8", "float32", "int64[pyarrow]", "timestamp[us][pyarrow]", "date32[day][pyarrow]"]
 )  # fmt: skip
 def test_columns_of_times_may_be_of_any_type(kind):
-    pytest.importorskip("pyarrow")
     dates = kind.startswith(("date", "time"))
     times = pd.Series(DAYS[:24] if dates else np.arange(24)).astype(kind)
     found = fast().fit(pd.DataFrame({"unique_id": "a", "ds": times[:20], "y": Y[0][:20]})).predict()

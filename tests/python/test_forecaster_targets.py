@@ -6,6 +6,7 @@ import copy
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 import torch
 from forecasting import LEVELS, NAN, Fixed, Weights, assert_same_training, quick, wave
@@ -385,7 +386,7 @@ def test_a_column_of_a_long_frame_is_its_weights(polars):
         [series[key][["price"]].to_numpy() for key in ("north", "south")],
         weights=[series[key]["w"].to_numpy() for key in ("north", "south")],
     )
-    given = pytest.importorskip("polars").from_pandas(frame) if polars else frame
+    given = pl.from_pandas(frame) if polars else frame
     assert_same_training(quick(**more).fit(given, weights="w"), plain)
     by_id = {key: one["y"] for key, one in series.items()}
     price = {key: one[["price"]] for key, one in series.items()}
