@@ -10,6 +10,7 @@ import numpy as np
 
 from .long_frames import Columns
 from .polars_frames import is_polars, to_pandas
+from .series import is_panel, on_host
 from .times import Times, is_table
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def copied(given: Any) -> Any:
         return given
     if isinstance(given, dict):
         return {key: copied(one) for key, one in given.items()}
-    if _is_list(given):
+    if is_panel(given):
         return list(map(copied, given))
     return given.copy() if is_table(given) else np.array(_array(given))
 
@@ -100,7 +101,7 @@ class Before:
         if isinstance(parts, dict):
             keys = list(self.columns.grouped(given))
             parts = [parts[key] for key in keys]
-        rest = iter(parts if _is_list(parts) else [parts] * max(len(self.times), 1))
+        rest = iter(parts if is_panel(parts) else [parts] * max(len(self.times), 1))
         return self._each(lambda one, last: _joined(one, next(rest), last), given)
 
     def _each(self, change: Callable[[Any, Times | None], Any], given: Any) -> Any:
@@ -111,17 +112,13 @@ class Before:
         if isinstance(given, dict):
             last = dict(zip(self.ids or (), self.times, strict=True))
             return {key: change(one, last[key]) for key, one in given.items()}
-        if not _is_list(given):
+        if not is_panel(given):
             return change(given, self.times[0])
         return [change(one, last) for one, last in zip(given, self.times, strict=True)]
 
 
 def _pandas(given: Any) -> pd.DataFrame:
     return to_pandas(given) if is_polars(given) else given
-
-
-def _is_list(given: object) -> bool:
-    return isinstance(given, list | tuple) and any(hasattr(one, "__len__") for one in given)
 
 
 def _joined(one: Any, more: Any, last: Times | None) -> Any:
@@ -138,12 +135,7 @@ def _joined(one: Any, more: Any, last: Times | None) -> Any:
 
 
 def _array(given: Any) -> np.ndarray:
-    if hasattr(given, "detach"):
-        given = given.detach().cpu()
-        given = given.float() if str(given.dtype) == "torch.bfloat16" else given
-    if isinstance(given, np.ma.MaskedArray):
-        given = np.ma.filled(given.astype(np.float64), np.nan)
-    return np.asarray(given)
+    return np.asarray(on_host(given))
 
 
 def _like_table(

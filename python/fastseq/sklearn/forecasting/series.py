@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "Array", "Series", "blocks_of", "filled", "join_variables", "read_series", "refuse_identifiers",
-    "split_variables", "spread",
+    "Array", "Series", "blocks_of", "filled", "is_panel", "join_variables", "on_host",
+    "read_series", "refuse_identifiers", "split_variables", "spread",
 ]  # fmt: skip
 
 Array = np.ndarray
@@ -149,7 +149,7 @@ def read_series(
     if isinstance(given, LongTable):
         return _read_long(given, name, names)
     ids = tuple(given) if isinstance(given, dict) else None
-    panel = ids is not None or _is_panel(given)
+    panel = ids is not None or is_panel(given)
     tables = [given]
     if panel:
         tables = list(given if ids is None else given.values())
@@ -257,8 +257,14 @@ def _read_long(given: LongTable, name: str, names: tuple[str, ...] | None) -> Se
     )  # fmt: skip
 
 
-def _is_panel(given: object) -> bool:
-    """Whether `given` is a list of series, rather than one series as a list of numbers."""
+def is_panel(given: object) -> bool:
+    """Whether `given` is a list of series, rather than one series as a list of numbers.
+
+    Examples
+    --------
+    >>> is_panel([np.zeros(3), np.zeros(2)]), is_panel([1.0, 2.0])
+    (True, False)
+    """
     return isinstance(given, list | tuple) and any(hasattr(one, "__len__") for one in given)
 
 
@@ -301,6 +307,22 @@ def _table_numbers(table: pd.DataFrame | pd.Series, name: str) -> Array:
     return np.asarray(table.to_numpy(np.float32 if single else np.float64, na_value=np.nan))
 
 
+def on_host(given: Any) -> Any:
+    """Return a tensor as one that NumPy reads, a masked array with NaN; all else as it is.
+
+    Examples
+    --------
+    >>> on_host(np.ma.masked_equal([1, 2], 2))
+    array([ 1., nan])
+    """
+    if hasattr(given, "detach"):
+        given = given.detach().cpu()
+        given = given.float() if str(given.dtype) == "torch.bfloat16" else given
+    if isinstance(given, np.ma.MaskedArray):
+        given = np.ma.filled(given.astype(np.float64), np.nan)
+    return given
+
+
 def _numbers(given: Any, name: str) -> Array:
     """Return an array of floats; NaN marks missing values."""
     if is_table(given):
@@ -308,11 +330,7 @@ def _numbers(given: Any, name: str) -> Array:
     refuse_valueless(given, name)
     if isinstance(given, h5py.Group):
         raise TypeError(f"{name} is the group {given.name}: pass the list of its datasets")
-    if hasattr(given, "detach"):
-        given = given.detach().cpu()
-        given = given.float() if str(given.dtype) == "torch.bfloat16" else given
-    if isinstance(given, np.ma.MaskedArray):
-        given = np.ma.filled(given.astype(np.float64), np.nan)
+    given = on_host(given)
     refuse_null(given, name)
     try:
         array = np.asarray(given)

@@ -10,7 +10,7 @@ import torch
 
 from ..alignment import aligned
 from .long_frames import Columns, LongTable
-from .series import Array, Series, read_series
+from .series import Array, Series, is_panel, read_series
 from .times import Spacing, is_table
 from .windows import Windows
 
@@ -139,7 +139,7 @@ def _by_id(given: Any, ids: tuple[Any, ...]) -> Any:
 
 def _plain(given: Any) -> Array | None:
     """Return numbers as an array; None if they are of different lengths, or no numbers."""
-    if isinstance(given, list | tuple) and any(hasattr(one, "__len__") for one in given):
+    if is_panel(given):
         return None
     array = np.asarray(given.detach().cpu() if hasattr(given, "detach") else given)
     return array.astype(np.float64) if array.dtype.kind in "biuf" else None
