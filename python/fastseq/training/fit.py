@@ -208,7 +208,7 @@ class Fit:
                 draws.look()
                 return run.after_update(attention)
 
-            trainer.run(self._data, chunks, progress, run.asks, after_update)
+            trainer.run(self._data, chunks, progress, run.has_requests, after_update)
         self._replicas.make_common(learner.model)
         if position.chunk < run.chunks:
             return  # it was stopped

@@ -227,16 +227,16 @@ class Trainer:
         data: Sequences,
         chunks: Iterable[Chunk],
         progress: Progress,
-        asks: Callable[[], bool],
+        has_requests: Callable[[], bool],
         after_update: AfterUpdate,
     ) -> None:
         """Train on `chunks`, the rest of an epoch, from the current position.
 
         After each update, ``after_update(attention)`` returns whether to end here. `attention`:
-        whether ``asks()`` was true on a rank: it has something that all must agree upon.
+        whether ``has_requests()`` was true on a rank: it has something that all must agree upon.
         """
         position = self._position
-        self._attention = asks
+        self._attention = has_requests
         self.stateful.state = position.state
         for chunk, batch in data.batches(chunks):
             if chunk.index == 0:

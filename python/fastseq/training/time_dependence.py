@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .._util.seeding import untouched
+from .._util.torch_internals import uncompiled
 from .._util.tree import Tree, tree_leaves, tree_map
 from ..data.chunk_plan import Chunk
 from ..data.sequences import Sequences, to_device
@@ -23,7 +24,6 @@ from ..nn.stateful import (
     is_bidirectional,
     steps_apart,
     takes_lengths,
-    unwrapped,
 )
 from .learner import Learner, Looks
 
@@ -32,7 +32,7 @@ __all__ = ["check_fit", "check_steps", "find_looks", "looks_of", "wants_whole_se
 _SEQUENCES = 3
 _LONGEST = 4096  # steps of a run that looks for dependence beyond a chunk
 _SHORTEST = 16  # the fewest steps that show anything
-_WINDOW = 32  # steps compared after a cut
+_COMPARED = 32  # steps compared after a cut
 
 
 def looks_of(learner: Learner, data: Sequences, *, untrained: bool = False) -> Looks:
@@ -137,7 +137,7 @@ def check_fit(learner: Learner, data: Sequences, *, by_time: bool) -> None:
         return
     looks = looks_of(learner, data, untrained=True)
     _check_context(learner, looks)
-    told = takes_lengths(learner.model) and not isinstance(unwrapped(learner.model), nn.Sequential)
+    told = takes_lengths(learner.model) and not isinstance(uncompiled(learner.model), nn.Sequential)
     if looks.carries and looks.ahead and data.lengths is not None and not told:
         raise ValueError(
             f"{_what(looks)}: it would see the padding behind the ends of shorter sequences. "
@@ -317,7 +317,7 @@ class _Runs:
         return tree_map(changed, x)
 
     def _goes_back(self, x: Tree, outputs: list[Tensor], cut: int, *, carried: bool) -> bool:
-        end = cut + _WINDOW  # rounding grows from there on
+        end = cut + _COMPARED  # rounding grows from there on
         if not carried:
             others = self.run(self._otherwise(x, 0, cut))
             return any(_differ(a[cut:], b[cut:], 8) for a, b in zip(outputs, others, strict=True))

@@ -17,7 +17,7 @@ from weakref import WeakValueDictionary
 import h5py
 
 from .heaps import check_heaps
-from .links import dead_link, walk
+from .links import dead_link, walk_links
 from .virtual import check_readable
 
 __all__ = ["SharedFile", "find_dataset", "location", "open_file", "shared_file"]
@@ -137,7 +137,9 @@ def find_dataset(file: h5py.File, name: str) -> h5py.Dataset:
 
 
 def _datasets(file: h5py.File) -> list[str]:
-    return [f"{name} {item.shape}" for name, item in walk(file) if isinstance(item, h5py.Dataset)]
+    return [
+        f"{name} {item.shape}" for name, item in walk_links(file) if isinstance(item, h5py.Dataset)
+    ]
 
 
 class SharedFile:

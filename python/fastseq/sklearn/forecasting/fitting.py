@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import MultiplicativeLR
 
 from ..._util.seeding import seeded
 from ...callbacks import RestoreBest, Schedule
-from ...callbacks.best_weights import copied
+from ...callbacks.best_weights import weights_copy
 from ...estimator import Estimator
 from ...training.run import Callback
 from ...training.spec import Spec
@@ -408,10 +408,10 @@ class ForecastTraining(SequenceEstimator):
             return None
         if self.quantiles is not None:
             return None
-        before = copied(est.model)
+        before = weights_copy(est.model)
         for one in rnns:
             one.repeat(mean=False)
-        weights = copied(est.model)
+        weights = weights_copy(est.model)
         loss = est.evaluate(*task.validation)
         est.model.load_state_dict(before)
         return loss, weights

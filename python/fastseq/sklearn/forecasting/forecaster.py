@@ -19,13 +19,13 @@ from ..alignment import (
     check_ids,
     check_together,
     joined,
-    rows_of,
+    rows_of_ids,
 )  # fmt: skip
 from .all_covariates import AllCovariates, choose, first_read
 from .baselines import Baselines
 from .choices import SEGMENT_RNN, least_steps
 from .comparison import accuracy, middle, outcomes
-from .conformal import Tracker, check_held_out
+from .conformal import ShiftTracker, check_held_out
 from .covariate_rows import CovariateRows
 from .fitting import all_or_nothing
 from .following import Following
@@ -34,14 +34,14 @@ from .forecast_score import skill
 from .forecaster_files import ForecasterFiles
 from .frequencies import common_season, offset_of
 from .held_out import Correction
-from .joined_data import Before, copied
+from .joined_data import Before, data_copy
 from .last_steps import LastSteps
 from .long_frames import Columns
 from .longer_horizon import forecast_blocks
 from .result_forms import Forecasts
 from .rollout import Origin
 from .series import Array, Series, read_series, refuse_identifiers
-from .target_weights import column_of_weights, end_with_series, read_weights, with_age
+from .target_weights import column_of_weights, end_with_series, read_series_weights, with_age
 from .times import Spacing, Times, ends_of
 from .transforms import applied, check_domain, transformed
 from .windows import SeriesScaling
@@ -243,7 +243,7 @@ class SequenceForecaster(ForecasterFiles):
     _scaling: SeriesScaling  # of the training series
     _origin: Origin  # the current position of the series
     _correction: Correction
-    _tracker: Tracker | None  # of adaptive conformal quantiles
+    _tracker: ShiftTracker | None  # of adaptive conformal quantiles
     _times: list[Times | None]  # its times
     _last: LastSteps  # up to it
     _baselines: Baselines
@@ -396,7 +396,7 @@ class SequenceForecaster(ForecasterFiles):
         series = read_series(y, "y", spacing=spacing)
         refuse_identifiers(series, "y")
         check_domain(series, self.transform, "y")
-        of_values = None if weights is None else read_weights(weights, series, spacing)
+        of_values = None if weights is None else read_series_weights(weights, series, spacing)
         of_values = with_age(of_values, series, self.half_life)
         raw = series.arrays
         series = transformed(series, self.transform)
@@ -421,7 +421,8 @@ class SequenceForecaster(ForecasterFiles):
         else:
             scaling = self._measure([one[: len(one) - apart] for one in series.arrays])
         task = self._task(series, covariates, fixed, known.sizes, scaling, of_values)
-        given |= {"y": copied(given["y"]), "X": copied(given["X"])}  # callbacks may change them
+        # Callbacks may write into them.
+        given |= {"y": data_copy(given["y"]), "X": data_copy(given["X"])}
         self._train(task, start)
         self.n_features_in_ = series.variables
         self._known, self._scaling = known, scaling
@@ -861,7 +862,7 @@ class SequenceForecaster(ForecasterFiles):
         rows = np.arange(count)
         check_ids(series, self._like, "y")
         if series.ids is not None and not whole:
-            rows = rows_of(series, ids, "y")
+            rows = rows_of_ids(series, ids, "y")
             series, rows = series.take(rows.argsort()), np.sort(rows)
         series = aligned(series, ids, "y") if whole else series
         if len(series.arrays) != len(rows):

@@ -20,11 +20,11 @@ from ...checkpoint.contents import (
     load_callbacks,
     load_optimizer,
 )
-from ...checkpoint.encoding import pack
+from ...checkpoint.encoding import encode
 from ...checkpoint.estimator_files import (
     NoOptimizer,
     SavedLearner,
-    check_target,
+    check_path,
     learner_content,
     no_loss,
     read_content,
@@ -33,7 +33,7 @@ from ...checkpoint.estimator_files import (
 from ...distributed import communicator
 from ...distributed.replicas import Replicas
 from ...errors import CheckpointError
-from .conformal import Tracker
+from .conformal import ShiftTracker
 from .fitting import ForecastTraining
 from .rollout import Origin, Rollout
 from .saved_parts import plain, restored
@@ -60,7 +60,7 @@ class ForecasterFiles(ForecastTraining):
 
     _origin: Origin
     _rollout: Rollout
-    _tracker: Tracker | None
+    _tracker: ShiftTracker | None
     _data: object = None
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -103,7 +103,7 @@ class ForecasterFiles(ForecastTraining):
             learner.replicas.make_common(learner.model)
             if not learner.replicas.first:
                 return
-            check_target(target)
+            check_path(target)
             saved, missing = _parameters(self.get_params(deep=False))
             fitted = {name: getattr(self, name) for name in _FITTED}
             fitted["_origin"] = dataclasses.replace(self._origin, state=None)
@@ -221,7 +221,7 @@ def _parameters(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         if name in _NOT_SAVED:
             continue
         try:
-            pack(value)
+            encode(value)
             saved[name] = value
         except TypeError:
             missing.append(name)

@@ -13,7 +13,7 @@ from .calendar_features import Calendar
 from .categories import Vocabulary
 from .choices import Choices
 from .column_coding import ColumnCoding
-from .conformal import Conformal, Tracker
+from .conformal import Conformal, ShiftTracker
 from .covariate_encoder import CovariateSizes
 from .covariate_rows import CovariateRows
 from .covariates import Covariates
@@ -36,7 +36,7 @@ _PARTS: dict[str, type] = {
     for one in (
         AllCovariates, Baselines, Calendar, Choices, ColumnCoding, Conformal, Correction,
         CovariateRows, CovariateSizes, Covariates, Form, LastSteps, Origin, Series, SeriesScaling,
-        StaticColumns, Tracker, Vocabulary,
+        StaticColumns, ShiftTracker, Vocabulary,
     )
 }  # fmt: skip
 _PART, _TIMES, _DTYPE, _ARRAYS = "<part>", "<times>", "<dtype>", "<arrays>"
