@@ -27,7 +27,7 @@ from ..nn.stateful import (
 )
 from .learner import Learner, Looks
 
-__all__ = ["check_fit", "check_steps", "find_looks", "looks_of", "wants_whole_series"]
+__all__ = ["check_fit", "check_steps", "find_looks", "wants_whole_series"]
 
 _SEQUENCES = 3
 _LONGEST = 4096  # steps of a run that looks for dependence beyond a chunk
@@ -35,7 +35,7 @@ _SHORTEST = 16  # the fewest steps that show anything
 _COMPARED = 32  # steps compared after a cut
 
 
-def looks_of(learner: Learner, data: Sequences, *, untrained: bool = False) -> Looks:
+def _looks_of(learner: Learner, data: Sequences, *, untrained: bool = False) -> Looks:
     """Return which steps a learner's model looks at, on data like these. Collective.
 
     The model is run on the first chunk of three sequences, in evaluation mode; between two calls of
@@ -102,7 +102,7 @@ def wants_whole_series(learner: Learner, data: Sequences, *, goes_on: bool = Fal
     told = carries(learner.model) or learner.spec.context  # then padding is run, too
     if in_one and not goes_on and (data.lengths is None or not told):
         return False
-    looks = looks_of(learner, data)
+    looks = _looks_of(learner, data)
     _check_context(learner, looks)
     if goes_on and looks.around:
         raise ValueError(f"predict with reset=False cannot continue: {_what(looks)}. {_HELP}")
@@ -135,7 +135,7 @@ def check_fit(learner: Learner, data: Sequences, *, by_time: bool) -> None:
     cut = steps > seqsize
     if not (cut or learner.spec.context or by_time or data.lengths is not None):
         return
-    looks = looks_of(learner, data, untrained=True)
+    looks = _looks_of(learner, data, untrained=True)
     _check_context(learner, looks)
     told = takes_lengths(learner.model) and not isinstance(uncompiled(learner.model), nn.Sequential)
     if looks.carries and looks.ahead and data.lengths is not None and not told:
