@@ -19,7 +19,7 @@ from .._util.tree import Tree, tree_leaves, tree_like
 from ..data.scaling.inputs_and_targets import Scaling
 from ..errors import CheckpointError
 from ..nn import ops as _ops
-from ..nn.context import in_context
+from ..nn.earlier_steps import in_context
 from ..nn.stateful import Stateful, in_mode
 from ..training.position import Position
 from .broadcast import broadcast_tree, gather_trees

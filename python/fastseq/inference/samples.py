@@ -14,7 +14,7 @@ from torch import Tensor
 from .._util.tree import Tree, tree_map
 from ..data.sequences import Sequences
 from ..distributed.replicas import Replicas
-from ..nn.context import in_context
+from ..nn.earlier_steps import in_context
 from ..nn.stateful import each_step, in_mode
 from ..training.evaluation import chunk_plan, run_chunks
 from ..training.learner import Learner

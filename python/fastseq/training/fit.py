@@ -21,7 +21,7 @@ from ..data.scaling.inputs_and_targets import Scaling
 from ..data.sequences import Sequences
 from ..data.sources import Source
 from ..data.validation_split import Validation, split
-from ..nn.context import in_context
+from ..nn.earlier_steps import in_context
 from ..nn.stateful import Stateful, batch_norms, in_mode
 from .cuda_graph import GraphTrainer
 from .evaluation import chunk_plan, evaluate, nothing_counts

@@ -18,7 +18,7 @@ from ..data.chunk_plan import Chunk
 from ..data.sequences import Batch, Sequences, to_device
 from ..distributed import Bucketizer
 from ..errors import NonFiniteError
-from ..nn.context import in_context
+from ..nn.earlier_steps import in_context
 from ..nn.members import trained_apart
 from ..nn.ops import sum_of_squares
 from ..nn.stateful import Stateful

@@ -16,7 +16,7 @@ from .._util.torch_internals import uncompiled
 from .._util.tree import Tree, tree_leaves, tree_map
 from ..data.chunk_plan import Chunk
 from ..data.sequences import Sequences, to_device
-from ..nn.context import Context, in_context, within
+from ..nn.earlier_steps import Context, in_context, within
 from ..nn.stateful import (
     Stateful,
     carries,

@@ -48,7 +48,7 @@ _NOT_SAVED = ("callbacks", "comm", "device")
 # What `fit` sets, beside the estimator.
 _FITTED = (
     "n_features_in_", "season_", "n_iter_", "continued_", "repeats_", "_seed", "_form", "_sizes",
-    "_choices", "_known", "_scaling", "_origin", "_last", "_baselines", "_times", "_like",
+    "_settings", "_known", "_scaling", "_origin", "_last", "_baselines", "_times", "_like",
     "_correction", "_tracker", "_weight_column",
 )  # fmt: skip
 
@@ -107,8 +107,8 @@ class ForecasterFiles(ForecastTraining):
             saved, missing = _parameters(self.get_params(deep=False))
             fitted = {name: getattr(self, name) for name in _FITTED}
             fitted["_origin"] = dataclasses.replace(self._origin, state=None)
-            if not isinstance(self._choices.loss, str):
-                fitted["_choices"] = dataclasses.replace(self._choices, loss=None)
+            if not isinstance(self._settings.loss, str):
+                fitted["_settings"] = dataclasses.replace(self._settings, loss=None)
             optimizer = self.estimator_.optimizer
             try:
                 fitted = plain(fitted)
@@ -185,8 +185,8 @@ class ForecasterFiles(ForecastTraining):
             ) from error
         for name in _FITTED:
             setattr(self, name, fitted[name])
-        if self._choices.loss is None:
-            self._choices = dataclasses.replace(self._choices, loss=self.loss)
+        if self._settings.loss is None:
+            self._settings = dataclasses.replace(self._settings, loss=self.loss)
         est = self._make_again(self._sizes, self._seed)
         learner = SavedLearner.of(content["learner"], est.model, path)
         learner.restore(est.learner)

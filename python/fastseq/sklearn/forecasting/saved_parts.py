@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from .all_covariates import AllCovariates
+from .automatic_settings import AutomaticSettings
 from .baselines import Baselines
 from .calendar_features import Calendar
 from .categories import Vocabulary
-from .choices import Choices
 from .column_coding import ColumnCoding
 from .conformal import Conformal, ShiftTracker
 from .covariate_encoder import CovariateSizes
@@ -34,7 +34,7 @@ __all__ = ["plain", "restored"]
 _PARTS: dict[str, type] = {
     one.__name__: one
     for one in (
-        AllCovariates, Baselines, Calendar, Choices, ColumnCoding, Conformal, Correction,
+        AllCovariates, Baselines, Calendar, AutomaticSettings, ColumnCoding, Conformal, Correction,
         CovariateRows, CovariateSizes, Covariates, Form, LastSteps, Origin, Series, SeriesScaling,
         StaticColumns, ShiftTracker, Vocabulary,
     )
