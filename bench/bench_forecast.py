@@ -18,8 +18,8 @@ before it was finished.
 
 The others run on the M4 sets and at 96 hours on the other two, at their defaults, as
 `peer_forecasters.py` says; those that take hours run only with ``--only``. Everything runs on one
-thread. Contenders run in turn for each seed, fits and forecasts timed apart; marks are those of the
-median over seeds. Sets that were not looked at run with one seed.
+thread, fits and forecasts timed apart. fastseq runs with three seeds, and marks are those of their
+median; the others run once, and so does fastseq on sets that were not looked at.
 """
 
 from __future__ import annotations
@@ -156,13 +156,11 @@ def measure(data: Transformer | M4, contender: Contender, seed: int) -> dict[str
 
 
 def compare(data: Transformer | M4, contenders: dict[str, Contender], seeds: int) -> dict[str, Any]:
-    """Run contenders in turn, each seed starting from another one; return medians and all rows."""
+    """Run contenders in turn, fastseq with all seeds; return medians and all rows."""
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
-    names = list(contenders)
     for seed in range(seeds):
-        first = seed % len(names)
-        for name in names[first:] + names[:first]:
-            if seed == 0 or contenders[name].random:
+        for name in contenders:
+            if seed == 0 or name == "fastseq":
                 row = measure(data, contenders[name], seed)
                 rows[name].append(row)
                 print(f"  seed {seed}  {name:26}{in_words(row)}", flush=True)
@@ -220,7 +218,7 @@ def main() -> None:
     for data in sets:
         contenders = {
             "fastseq": Contender(data.fastseq),
-            "seasonal naive": Contender(data.seasonal_naive, random=False),
+            "seasonal naive": Contender(data.seasonal_naive),
             **data.peers(),
         }
         slow = [name for name, one in contenders.items() if one.slow and not options.only]

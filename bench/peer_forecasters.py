@@ -32,8 +32,6 @@ class Contender:
     ----------
     fit
         Trains it for a seed, and returns what makes the forecasts.
-    random
-        Whether other seeds give other forecasts.
     stride
         Steps from one forecast to the next.
     slow
@@ -43,7 +41,6 @@ class Contender:
     """
 
     fit: Callable[[int], Predict]
-    random: bool = True
     stride: int = 1
     slow: bool = False
     package: str = "fastseq"
@@ -101,9 +98,7 @@ def peers(panel: Panel, shaped: Callable[[np.ndarray], np.ndarray]) -> dict[str,
         stride = 1 if panel.coming is None else panel.season
         for kind in ("AutoETS", "AutoTheta"):
             fit = functools.partial(_statistical, kind, panel, shaped)
-            found[f"statsforecast {kind}"] = Contender(
-                fit, random=False, stride=stride, package="statsforecast"
-            )
+            found[f"statsforecast {kind}"] = Contender(fit, stride, package="statsforecast")
     return found
 
 
