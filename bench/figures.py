@@ -230,7 +230,7 @@ PAGES: dict[Path, tuple[tuple[Make, ...], tuple[Make, ...]]] = {
 
 
 def broken_alike(new: str, old: str) -> str:
-    """Return a sentence with the line breaks of `old`, which has as many words; tables unchanged."""
+    """Return a sentence with the line breaks of `old`, of as many words; a table unchanged."""
     if new.startswith("|"):
         return new
     spaces = [*re.findall(r"\s", old), ""]
