@@ -93,7 +93,7 @@ Layer checked_layer(Cell cell, const Tensor& x, const Tensor& w_ih, const Tensor
     in.lengths = static_cast<const std::int64_t*>(layer.kept.back().const_data_ptr());
     STD_TORCH_CHECK(std::all_of(in.lengths, in.lengths + s.sequences,
                                 [&](std::int64_t length) { return length >= 0 && length <= s.steps; }),
-                    "lengths must lie between 0 and ", s.steps, ", the number of steps");
+                    "lengths must be between 0 and ", s.steps, ", the number of steps");
   }
   return layer;
 }

@@ -132,7 +132,7 @@ class Estimator:
     scaling_
         How inputs and targets are scaled: a `Scaling`; None: not scaled, or not measured yet.
     padding_
-        The fraction of steps in the last `fit` that lie beyond the ends of sequences.
+        The fraction of steps in the last `fit` that are beyond the ends of sequences.
     stop_reason_
         Why the last `fit` ended before its last epoch; None: it did not.
 
@@ -593,7 +593,7 @@ class Estimator:
         loss
             As for the constructor; `fit` and `evaluate` need it.
         optimizer
-            As for the constructor; `fit` needs it. It starts afresh.
+            As for the constructor; `fit` needs it. It starts without state.
         comm, **options
             Other arguments of the constructor; ``device`` and others are not in the file.
 

@@ -83,7 +83,7 @@ std::string describe_call(const Call& call) {
     text += std::string(" (") + (call.detail % 2 != 0 ? "mean" : "sum") + " of " +
             kDTypes.at(static_cast<std::size_t>(call.detail / 2 % 4));
     if (const std::int64_t sequence = call.detail / 8; sequence != 0) {
-      text += ", step " + std::to_string(sequence >> kBucketBits) + ", bucket " +
+      text += ", update " + std::to_string(sequence >> kBucketBits) + ", bucket " +
               std::to_string(sequence & ((std::int64_t{1} << kBucketBits) - 1));
     }
     text += ')';

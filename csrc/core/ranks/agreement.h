@@ -23,7 +23,7 @@ inline constexpr std::int64_t kPrivate = -1;
 struct Call {
   Operation operation = Operation::kBarrier;
   std::int64_t bytes = 0;
-  std::int64_t detail = 0;        // anything else that must be equal on all ranks: a dtype, a root, a step and a bucket
+  std::int64_t detail = 0;        // anything else that must be equal on all ranks: a dtype, a root, an update, a bucket
   double weight = 0;              // weight of this rank's data in a mean
   double value = 0;               // a number to average too, by the same weights
   std::uint64_t flags = 0;        // or'ed together

@@ -22,7 +22,7 @@ __all__ = [
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """Return the module behind one that `torch.compile` returned; others as they are."""
+    """Return the module behind one that `torch.compile` returned; others unchanged."""
     return children(module).get("_orig_mod") or module  # getattr is slow if it fails
 
 
@@ -318,7 +318,7 @@ def reset_backward(module: nn.Module, state: Tree) -> Tree:
 
 
 def batch_dims(module: nn.Module, x: Tree) -> Tree:
-    """Return in which dimension of each state tensor the sequences lie.
+    """Return the dimension of the sequences in each state tensor.
 
     Found by running the model on one and on two sequences: it is the dimension whose length
     differs. -1 if none does (a state that all sequences share).

@@ -214,6 +214,6 @@ class Learner:
         told = Stateful(self.model).told_ends and not is_bidirectional(self.model)
         if self.compiles and data.lengths is not None and not told:
             raise ValueError(
-                "with compile=True it cannot be told whether outputs depend on steps beyond a "
+                "with compile=True fastseq cannot test whether outputs depend on steps beyond a "
                 "sequence's end: pass sequences of one length, or compile=False"
             )

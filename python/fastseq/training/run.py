@@ -52,7 +52,7 @@ class Callback:
     _used: tuple[History, int] | None = None
 
     def is_new_to(self, run: Run) -> bool:
-        """Whether this must start afresh for `run`; call it once, in ``on_fit_begin``.
+        """Whether this must start over for `run`; call it once, in ``on_fit_begin``.
 
         True if it last saw another estimator, or other data: their losses are not comparable.
         """
@@ -222,7 +222,7 @@ class Run:
 
     @property
     def wish_to_stop(self) -> str | None:
-        """Why this rank wants `fit` to end, if not agreed upon yet."""
+        """Why this rank wants `fit` to end, if not agreed on yet."""
         return self._reason if "stop" in self._wishes else None
 
     def same(self, value: float) -> float:
@@ -252,7 +252,7 @@ class Run:
         self._every_update = _hooks(self._callbacks, "on_batch_end")
 
     def asks(self) -> bool:
-        """Whether this rank has something that all must agree upon."""
+        """Whether this rank has something that all must agree on."""
         return bool(self._wishes)
 
     def agree(self) -> None:

@@ -31,7 +31,7 @@ def open_file(path: str, mode: str = "r") -> h5py.File:
     FileNotFoundError
         There is no such file.
     OSError
-        It may not be read or written, or is locked.
+        There is no permission to read or write it, or it is locked.
     ValueError
         It is no HDF5 file, or is damaged.
     """

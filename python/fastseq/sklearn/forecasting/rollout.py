@@ -183,7 +183,7 @@ class Rollout:
     def advance_some(
         self, origin: Origin, rows: Array, values: Array, covariates: CovariateRows | None
     ) -> Origin:
-        """Advance the series in `rows` as `advance` does, and leave the others where they are."""
+        """Advance the series in `rows` as `advance` does, and leave the others unchanged."""
         each = (rows[:, None] * self.variables + np.arange(self.variables)).ravel()
         part = origin.take(each)
         if origin.state is None:
