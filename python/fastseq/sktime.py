@@ -90,7 +90,7 @@ class SktimeForecaster(BaseForecaster):
 
     def __init__(self, forecaster: SequenceForecaster) -> None:
         self.forecaster = forecaster
-        self._y = self._X = None  # sktime remembers data here, if told to
+        self._y = self._X = None  # sktime remembers data here, if asked to
         super().__init__()
         self._say_what_it_can()
 

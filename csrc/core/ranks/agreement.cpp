@@ -118,7 +118,7 @@ std::chrono::steady_clock::duration clock_time(std::chrono::duration<double> tim
 std::string exit_message(int rank) { return "rank " + std::to_string(rank) + " has exited"; }
 
 LostRanks lost_ranks(int rank, const std::string& cause) {
-  return {cause, "rank " + std::to_string(rank) + " cannot go on: " + cause};
+  return {cause, "rank " + std::to_string(rank) + " cannot continue: " + cause};
 }
 
 Cause current_cause(int rank, Operation operation) noexcept {

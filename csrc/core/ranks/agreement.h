@@ -65,7 +65,7 @@ std::string timeout_message(int rank, double seconds, const std::string& missing
 std::chrono::steady_clock::duration clock_time(std::chrono::duration<double> timeout);
 // "rank 0 has exited"
 std::string exit_message(int rank);
-// The error of a rank that learns of a cause: "rank 1 cannot go on: rank 0 waited …".
+// The error of a rank that learns of a cause: "rank 1 cannot continue: rank 0 waited …".
 LostRanks lost_ranks(int rank, const std::string& cause);
 
 // The cause in the exception being handled: "rank 1 failed in the middle of allreduce: …", or a LostRanks' cause.

@@ -119,7 +119,7 @@ class Bucketizer {
   Result result_;
 
   // Shared by the communicating thread and the caller. In one object, because a forked child must not touch it: the
-  // child has no such thread, the mutex may be locked for ever, and the thread's number may be another thread's.
+  // child has no such thread, the mutex may be locked forever, and the thread's number may be another thread's.
   struct Job {
     std::size_t bucket;
     std::uint64_t flags;

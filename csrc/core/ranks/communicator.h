@@ -2,7 +2,7 @@
 //
 // Every call is collective: all ranks make the same calls in the same order. The ranks first agree on the call (which
 // operation, how many bytes, whether one of them has failed), and only then move data. A rank that fails says so in
-// place of its next call, and all the others get its message as a RemoteFailure instead of waiting for ever. A rank
+// place of its next call, and all the others get its message as a RemoteFailure instead of waiting forever. A rank
 // that fails while data move cannot do that: it breaks up the group, and all others get a CommunicationError with the
 // cause, as they do if a rank does not arrive in time; then no more calls can be made. Calls block, and are made by one
 // thread at a time.

@@ -240,7 +240,7 @@ std::optional<std::vector<std::int64_t>> SlabReader::wait(std::chrono::milliseco
 
 void SlabReader::close() {
   if (!state_) return;
-  if (state_->forked()) {  // no threads to join, and the mutex may be locked for ever
+  if (state_->forked()) {  // no threads to join, and the mutex may be locked forever
     state_->sources.clear();
     [[maybe_unused]] const State* left = state_.release();
     return;

@@ -171,7 +171,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
         form
             Everything about the data that the model depends on; must be as in the last call.
         partial
-            Whether to train for one epoch, whatever ``epochs`` says.
+            Whether to train for one epoch, regardless of ``epochs``.
 
         Raises
         ------

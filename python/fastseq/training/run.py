@@ -73,7 +73,7 @@ class Callback:
         """Run after each update."""
 
     def on_epoch_end(self, run: Run) -> None:
-        """Run after an epoch and its validation; ``run.row`` is complete, and may be added to."""
+        """Run after an epoch and its validation; callbacks may add to the complete ``run.row``."""
 
     def on_fit_end(self, run: Run) -> None:
         """Run when `fit` ends, even if it failed (``run.error``); the last callback comes first."""

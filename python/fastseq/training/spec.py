@@ -24,7 +24,7 @@ class Spec:
     batchsize
         Sequences in a block, per rank: they are trained together.
     seqsize
-        Time steps in a chunk: gradients reach back this far at most, the state is carried on.
+        Time steps in a chunk: gradients reach back at most this far; the state is carried on.
     shuffle
         Visit the blocks in a new random order each epoch. Chunks stay in time order.
     clip_norm

@@ -229,7 +229,7 @@ def _beginning(data: Sequences, steps: int) -> Tree:
 def find_looks(model: nn.Module, x: Tree, steps: int, device: torch.device) -> Looks:
     """Run a model on inputs, and with some steps changed; compare the outputs.
 
-    Weights, buffers, modes and random generators stay as they are.
+    Weights, buffers, modes and random generators stay unchanged.
 
     Parameters
     ----------

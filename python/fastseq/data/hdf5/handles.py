@@ -33,7 +33,7 @@ def open_file(path: str, mode: str = "r") -> h5py.File:
     OSError
         There is no permission to read or write it, or it is locked.
     ValueError
-        It is no HDF5 file, or is damaged.
+        It is not an HDF5 file, or is damaged.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(errno.ENOENT, "there is no file", path)

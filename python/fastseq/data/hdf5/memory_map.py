@@ -45,9 +45,9 @@ def h5mmap(path: str | os.PathLike[str], name: str, mode: str = "r") -> np.memma
     OSError
         There is no permission to read or write it, or another process has locked it.
     ValueError
-        It is no HDF5 file or is truncated; there is no such dataset (the message lists those that
-        exist); or the dataset is empty or lacks a part: files of a virtual dataset or of raw data,
-        a filter's plugin.
+        It is not an HDF5 file, or is truncated; there is no such dataset (the message lists those
+        that exist); or the dataset is empty or lacks a part: files of a virtual dataset or of raw
+        data, a filter's plugin.
     TypeError
         NumPy has no type for the dataset's elements, such as bfloat16.
 

@@ -176,7 +176,7 @@ class Covariates:
         return CovariateRows(ahead, past)
 
     def _refuse_arrays(self, given: Any) -> None:
-        """Raise TypeError if columns hold categories, and `given` is no table."""
+        """Raise TypeError if columns hold categories, and `given` is not a table."""
         if not self.coding.vocabularies:
             return
         tables: list[Any] = []

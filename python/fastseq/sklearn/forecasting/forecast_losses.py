@@ -92,7 +92,7 @@ class ForecastLoss:
         of samples, see `windows`.
 
         Outputs of several members of an ensemble are side by side. The loss is the mean of their
-        losses, and each member gets the gradient of its own.
+        losses, and each member gets the gradient of its own loss.
         """
         output = m(xs)
         target, weights = ys if isinstance(ys, tuple) else (ys, None)

@@ -484,7 +484,9 @@ class SequenceForecaster(ForecasterFiles):
         per = correct.units
         if y is None:
             if static is not None:
-                raise ValueError("static is given without y: that of the series is known from fit")
+                raise ValueError(
+                    "static is given without y: leave it out, as fit got that of its series"
+                )
             what = "the horizon, the steps that follow"
             X = self._columns.covariates(X, self._spacing)  # noqa: N806
             read = known.read_ahead(X, form, steps, what, self._spacing)
@@ -824,8 +826,8 @@ class SequenceForecaster(ForecasterFiles):
         new = self._following(y, X)
         if self._tracker is not None and len(next(new.by_length()).rows) < len(self._times):
             raise ValueError(
-                "y must have the same number of steps of all series, which "
-                'conformal="adaptive" follows together'
+                "y must have the same number of steps of all series, because "
+                'conformal="adaptive" follows them together'
             )
         return new
 

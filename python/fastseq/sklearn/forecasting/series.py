@@ -360,7 +360,7 @@ def refuse_identifiers(series: Series, name: str) -> None:
 
 
 def split_variables(arrays: list[Array]) -> list[Array]:
-    """Return the variables of series ``(T_i, K)`` as series of their own, ``(T_i, 1)``.
+    """Return the variables of series ``(T_i, K)`` as separate series, ``(T_i, 1)``.
 
     Examples
     --------

@@ -257,7 +257,7 @@ class SeriesScaling:
         return dataclasses.replace(self, scale=np.where(single, scale, self.scale))
 
     def apart(self, count: int) -> SeriesScaling:
-        """Return the scaling of each variable of `count` series as a series of its own."""
+        """Return the scaling of each variable of `count` series as a separate series."""
         rows = count if len(self.center) == 1 else 1
 
         def each(part: Array) -> Array:
@@ -290,7 +290,7 @@ class Windows:
     covariates
         Those known ahead, ``(N, T + horizon, F)``, scaled, 0 after the last; None: there are none.
     past
-        Covariates the model sees beside values, ``(N, lags - 1 + T, G)``; None: there are none.
+        Covariates the model sees besides values, ``(N, lags - 1 + T, G)``; None: there are none.
     static
         Static covariates, ``(N, C)``; None: there are none.
     lengths
