@@ -22,8 +22,8 @@ class Chain(nn.Sequential):
     >>> model = Chain(nn.LSTM(3, 4), nn.Linear(4, 1))
     >>> y, state = model(torch.zeros(10, 2, 3))
     >>> y.shape, len(state)
-    (torch.Size([10, 2, 1]), 2) >>> y, state = model(torch.zeros(10, 2, 3), state)  # continues from
-    there
+    (torch.Size([10, 2, 1]), 2)
+    >>> y, state = model(torch.zeros(10, 2, 3), state)  # continues from there
     """
 
     def forward(

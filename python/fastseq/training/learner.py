@@ -196,7 +196,7 @@ class Learner:
         """Raise if data are to be scaled and the scaling was not measured."""
         spec = self.spec
         if self.scaling is None and (spec.scale_x is not None or spec.scale_y is not None):
-            raise ValueError("the scaling is measured by fit, which has not been called yet")
+            raise ValueError("the scaling has not been measured yet: call fit first")
 
     def scale(self, data: Sequences) -> None:
         """Scale data as in `fit`."""
