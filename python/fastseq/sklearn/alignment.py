@@ -144,7 +144,7 @@ def check_ids(series: Series, like: Series, name: str) -> None:
 
 
 def aligned(series: Series, ids: tuple[Any, ...] | None, name: str) -> Series:
-    """Return series in the order of `ids`, none of which may lack; unchanged without ids.
+    """Return series in the order of `ids`, all of which must be given; unchanged without ids.
 
     Parameters
     ----------
