@@ -20,7 +20,7 @@ import numpy as np
 
 __all__ = ["Contender", "Panel", "Predict", "peers"]
 
-_LONG = 48  # an LSTM takes 10 s of an update over 4 horizons of 96 steps, for 1000 updates
+_LONG = 24  # an LSTM takes 10 s of an update over 4 horizons of 96 steps, for 1000 updates
 Predict: TypeAlias = Callable[[], np.ndarray]
 
 

@@ -31,7 +31,7 @@ from .distributed.replicas import Replicas
 from .inference import Predictor
 from .inference.export import check_path, export_model
 from .nn.compiled import CompiledStateful
-from .nn.context import in_context
+from .nn.earlier_steps import in_context
 from .nn.stateful import Stateful, in_mode, is_bidirectional
 from .training.amp import Precision
 from .training.argument_checks import (

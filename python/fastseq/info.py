@@ -16,7 +16,7 @@ from . import distributed
 from .estimator import Estimator
 from .nn import ops as _ops
 from .nn.recurrent import kernels
-from .training.optimizer_step import describe
+from .training.optimizer_step import describe_step
 
 __all__ = ["info"]
 
@@ -69,7 +69,7 @@ def info(est: Estimator | None = None) -> dict[str, Any]:
 def _of_estimator(est: Estimator) -> dict[str, Any]:
     """Describe how `fit` runs, topic by topic."""
     return {
-        "optimizer": describe(est.optimizer),
+        "optimizer": describe_step(est.optimizer),
         "recurrent layers": kernels(est.model),
         "padding": f"{est.padding_:.1%} of the time steps of the last fit",
     }

@@ -97,7 +97,7 @@ def test_ranks_do_what_one_process_does(comm, kind):
 
 
 def test_an_epoch_of_many_windows_draws_the_same_ones(comm, monkeypatch):
-    monkeypatch.setattr("fastseq.sklearn.forecasting.choices._DRAWN", 100)
+    monkeypatch.setattr("fastseq.sklearn.forecasting.automatic_settings._DRAWN", 100)
     y = [np.sin(np.arange(60) / size) for size in (2, 3, 4, 5)]
 
     def history(comm, batchsize):

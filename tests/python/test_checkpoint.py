@@ -92,7 +92,7 @@ def test_how_often(tmp_path):
         updates = []
         for path in Generations(folder).paths():
             text = fs.checkpoint.format.read(path)[1]
-            tree = fs.checkpoint.encoding.unpack(text, _Anything())
+            tree = fs.checkpoint.encoding.decode(text, _Anything())
             updates.append(tree["updates"])
         return updates
 

@@ -23,14 +23,14 @@ from fastseq.checkpoint.contents import (
     load_optimizer,
     model_state,
 )
-from fastseq.checkpoint.encoding import pack, unpack
+from fastseq.checkpoint.encoding import decode, encode
 from fastseq.distributed import Communicator
 from fastseq.training.optimizer_step import OptimizerStep
 
 
 def through_text(tree):
-    tensors, text = pack(tree)
-    return unpack(text, {name: tensor.clone() for name, tensor in tensors.items()})
+    tensors, text = encode(tree)
+    return decode(text, {name: tensor.clone() for name, tensor in tensors.items()})
 
 
 class Model(nn.Module):
@@ -153,7 +153,7 @@ def test_optimizers_are_saved_within_fit_and_go_on_elsewhere(kind, options):
     for found in (inside, optimizer.state_dict()):
         assert found.keys() == states[0].keys()
         assert found["state"].keys() == states[0]["state"].keys()
-        left, right = pack(found)[0], pack(states[0])[0]
+        left, right = encode(found)[0], encode(states[0])[0]
         assert left.keys() == right.keys()
         assert all(torch.equal(left[name], right[name]) for name in left)
 

@@ -19,7 +19,7 @@ import torch
 
 import fastseq as fs
 from fastseq.checkpoint import format as files
-from fastseq.checkpoint.encoding import pack, unpack
+from fastseq.checkpoint.encoding import decode, encode
 from fastseq.checkpoint.folder import Generations
 from fastseq.checkpoint.format import Image, read, write
 
@@ -59,9 +59,9 @@ TREE = {
 
 def test_trees_come_back_from_a_file(tmp_path):
     path = tmp_path / "x"
-    write_one(path, *pack(TREE))
+    write_one(path, *encode(TREE))
     tensors, text = read(path)
-    assert same(unpack(text, tensors), TREE)
+    assert same(decode(text, tensors), TREE)
 
 
 def test_all_dtypes_and_views(tmp_path):
@@ -92,7 +92,7 @@ def test_all_dtypes_and_views(tmp_path):
 )
 def test_what_is_no_data_is_told_with_its_place(tree, where):
     with pytest.raises(TypeError, match=where):
-        pack(tree)
+        encode(tree)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_what_is_no_data_is_told_with_its_place(tree, where):
 )
 def test_texts_of_others(text):
     with pytest.raises(ValueError, match=r"not written by fastseq|Expecting|not enough values|too"):
-        unpack(text, {})
+        decode(text, {})
 
 
 def test_an_image_is_a_copy_and_its_memory_is_used_again(tmp_path):

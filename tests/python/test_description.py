@@ -10,7 +10,7 @@ from torch import nn
 
 import fastseq as fs
 from fastseq.nn import model_description as description
-from fastseq.nn.model_description import build, describe
+from fastseq.nn.model_description import build, describe_model
 
 # One of each kind, with no argument at its default where another is possible: (layer, input shape).
 EXAMPLES = [
@@ -76,7 +76,7 @@ def test_built_again_a_layer_gives_the_same_bits(layer, shape):
     x = torch.arange(6) if shape is None else torch.randn(shape)
     for p in layer.parameters():
         nn.init.normal_(p)  # some layers begin with zeros or ones
-    told = json.loads(json.dumps(describe(layer)))  # plain values only
+    told = json.loads(json.dumps(describe_model(layer)))  # plain values only
     again = build(told)
     again.load_state_dict(layer.state_dict(), assign=True)
     assert type(again) is type(layer)
@@ -92,7 +92,7 @@ def test_containers_keep_their_layers_names_and_kinds():
     inner.add_module("hidden", nn.Linear(4, 4))
     inner.add_module("squash", nn.Tanh())
     model = fs.nn.Chain(nn.LSTM(3, 4), inner, nn.Linear(4, 1))
-    again = build(describe(model))
+    again = build(describe_model(model))
     assert list(again.state_dict()) == list(model.state_dict())
     assert repr(again) == repr(model)
     assert all(p.is_meta for p in again.parameters())
@@ -101,7 +101,7 @@ def test_containers_keep_their_layers_names_and_kinds():
 def test_describing_draws_no_random_numbers():
     model = fs.nn.Chain(nn.LSTM(3, 4), nn.Linear(4, 1))
     before = torch.get_rng_state()
-    describe(model)
+    describe_model(model)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -141,15 +141,15 @@ same = nn.Linear(3, 3)
 )
 def test_what_would_not_be_the_same_is_not_described(model, why):
     with pytest.raises(ValueError, match=why):
-        describe(model)
+        describe_model(model)
 
 
 def test_an_argument_that_is_not_known_of_is_noticed(monkeypatch):
     """As one that a later PyTorch may give a layer."""
     monkeypatch.setitem(description._LAYERS, nn.LeakyReLU, ("inplace",))
-    describe(nn.LeakyReLU())
+    describe_model(nn.LeakyReLU())
     with pytest.raises(ValueError, match="options"):
-        describe(nn.LeakyReLU(0.3))
+        describe_model(nn.LeakyReLU(0.3))
 
 
 @pytest.mark.parametrize(

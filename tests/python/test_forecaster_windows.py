@@ -14,8 +14,8 @@ from torch.nn.functional import l1_loss, mse_loss
 import fastseq as fs
 from fastseq.sklearn import SequenceForecaster, pinball_loss
 from fastseq.sklearn.forecasting.forecast_losses import ForecastLoss
-from fastseq.sklearn.forecasting.forecast_score import skill
 from fastseq.sklearn.forecasting.series import filled, read_series
+from fastseq.sklearn.forecasting.skill_score import skill
 from fastseq.sklearn.forecasting.windows import (
     SeriesScaling,
     Windows,
@@ -240,7 +240,7 @@ def test_what_is_no_series_is_refused(given, error, match):
 
 
 def test_an_epoch_of_very_many_windows_draws_others_each_time(monkeypatch):
-    monkeypatch.setattr("fastseq.sklearn.forecasting.choices._DRAWN", 200)
+    monkeypatch.setattr("fastseq.sklearn.forecasting.automatic_settings._DRAWN", 200)
     seen = []
 
     class Looks(fs.callbacks.Callback):

@@ -25,7 +25,7 @@ CHILD = """
 import contextlib, json, os, pathlib, resource, signal, sys
 import numpy as np
 import fastseq as fs
-from fastseq.data.hdf5.commands import check_file, describe
+from fastseq.data.hdf5.commands import check_file, describe_file
 from test_h5_fuzz import SECONDS, damaged
 
 resource.setrlimit(resource.RLIMIT_AS, (16 * 2**30,) * 2)
@@ -44,7 +44,7 @@ WAYS = {
     "copy": lambda: fs.h5concat("all.h5", [path, source], virtual=False, progress=False),
     "concat": lambda: fs.h5concat("all.h5", [path]),
     "check": lambda: check_file(path),
-    "info": lambda: describe(path),
+    "info": lambda: describe_file(path),
 }
 whole = pathlib.Path(source).read_bytes()
 for line in sys.stdin:

@@ -21,9 +21,9 @@ from waiting import until
 
 import fastseq as fs
 from fastseq.data.hdf5 import LazyDataset
-from fastseq.data.hdf5.chunk_rows import ChunkRows
-from fastseq.data.hdf5.chunk_windows import WindowReader
 from fastseq.data.hdf5.commands import check_file
+from fastseq.data.hdf5.stored_rows import StoredRows
+from fastseq.data.hdf5.stored_windows import WindowReader
 
 T, N, F = 60, 12, 2
 A = np.arange(T * N * F, dtype="f8").reshape(T, N, F)
@@ -176,7 +176,7 @@ def test_sources_whose_names_hold_percent_signs(tmp_path):
     names = [tmp_path / "0 %.h5", tmp_path / "1 %.h5"]
     fs.h5concat(tmp_path / "all.h5", names)
     with h5py.File(tmp_path / "all.h5") as file:
-        rows = ChunkRows(file["x%"])
+        rows = StoredRows(file["x%"])
         assert [rows.boundary(t, 0, N) for t in (1, T + 1)] == [7, T + 7]
     reader = WindowReader(fs.h5mmap(tmp_path / "all.h5", "x%"))
     np.testing.assert_array_equal(reader.read(0, 2 * T, 0, N), np.concatenate([A, A + 1]))

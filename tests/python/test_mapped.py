@@ -12,7 +12,7 @@ import fastseq as fs
 from fastseq.data.chunk_plan import ChunkPlan
 from fastseq.data.hdf5 import LazyDataset
 from fastseq.data.sequences import Sequences
-from fastseq.inference.destinations import check_target
+from fastseq.inference.destinations import check_destination
 
 STEPS, COUNT, FEATURES = 300, 6, 8
 
@@ -117,7 +117,7 @@ def test_bfloat16_reads_what_is_wanted(layout, tmp_path, monkeypatch):
     fs.h5save(tmp_path / "again.h5", {"x": x})
     assert torch.equal(fs.h5load(tmp_path / "again.h5")["x"], HALF)
     with pytest.raises(ValueError, match="out is read-only"):
-        check_target("out", x, x.shape, HALF)
+        check_destination("out", x, x.shape, HALF)
 
 
 @pytest.mark.parametrize("mode", ["r", "r+"])

@@ -20,7 +20,7 @@ from saved import data, fitted, load
 from torch import nn
 
 import fastseq as fs
-from fastseq.checkpoint.encoding import pack, unpack
+from fastseq.checkpoint.encoding import decode, encode
 from fastseq.checkpoint.format import Image, read, write
 
 
@@ -125,14 +125,14 @@ def test_checkpoints_and_saved_estimators_are_told_apart(path, tmp_path):
 
 def rewritten(path, content):
     image = Image()
-    image.take(*pack(content))
+    image.take(*encode(content))
     write(path, image)
 
 
 def edited(path, edit):
     """Change what a file holds, with a checksum that fits."""
     tensors, text = read(path)
-    content = unpack(text, tensors)
+    content = decode(text, tensors)
     edit(content)
     rewritten(path, content)
 

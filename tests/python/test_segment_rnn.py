@@ -10,7 +10,7 @@ from torch import nn
 
 import fastseq as fs
 from fastseq.sklearn import SequenceForecaster
-from fastseq.sklearn.forecasting.choices import Choices
+from fastseq.sklearn.forecasting.automatic_settings import AutomaticSettings
 from fastseq.sklearn.forecasting.covariate_encoder import CovariateSizes
 from fastseq.sklearn.forecasting.segment_rnn import SegmentRNN
 from fastseq.sklearn.forecasting.series import join_variables, split_variables
@@ -195,11 +195,13 @@ def test_what_is_given_is_not_chosen():
         7, season=7, lags=9, seqsize=5, batchsize=3, fold=2, epochs=4, validation=6, loss="mse",
         hidden_size=11, dropout=0.2, variables="together",
     ).get_params()  # fmt: skip
-    c = Choices.of(given, np.array([900, 1000]), 3)
+    c = AutomaticSettings.of(given, np.array([900, 1000]), 3)
     names = "lags", "seqsize", "batchsize", "fold", "epochs", "validation", "loss", "hidden_size"
     assert [getattr(c, name) for name in names] == [9, 5, 3, 2, 4, 6, "mse", 11]
     assert (c.dropout, c.apart, c.segment) == (0.2, False, 7)
-    lstm = Choices.of({**SequenceForecaster(7, module="lstm").get_params()}, np.array([900]), 3)
+    lstm = AutomaticSettings.of(
+        {**SequenceForecaster(7, module="lstm").get_params()}, np.array([900]), 3
+    )
     assert (lstm.segments, lstm.lag, lstm.compared, lstm.apart) == (False, None, False, False)
     assert (lstm.lags, lstm.epochs, lstm.batchsize, lstm.validation) == (1, 30, 32, 0)
 
@@ -209,7 +211,7 @@ def test_what_is_given_is_not_chosen():
 def test_choices_fit_the_data(season, length):
     for horizon in (1, 4, 96):
         given = SequenceForecaster(horizon, season=season).get_params()
-        c = Choices.of(given, np.array([length]), 1)
+        c = AutomaticSettings.of(given, np.array([length]), 1)
         assert 1 <= c.segment <= min(48, c.lags)
         assert c.compared or season is None or c.lags >= season
         assert c.validation <= length // 4
@@ -273,7 +275,7 @@ def test_nothing_of_the_validation_part_is_learnt(scale, validation):
     for given in (y, other):
         f = quick(scale=scale, season=6, epochs=3, validation=validation, callbacks=[Weights()])
         runs.append(f.fit(list(given)))
-    assert runs[0]._choices.validation >= 40  # a part is held out unasked
+    assert runs[0]._settings.validation >= 40  # a part is held out unasked
     assert_same_training(*runs)
     losses = [run.history_[-1]["validation_loss"] for run in runs]
     assert losses[0] != losses[1]

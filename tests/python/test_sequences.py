@@ -134,7 +134,7 @@ def test_windows_that_are_folded(steps, count, window, segments):
         return
     numbers = 1 + torch.arange(steps * count, dtype=torch.float64).view(count, steps)
     x = numbers.t().contiguous().unsqueeze(2)
-    data = Sequences(x, x, dtype=torch.float64).window(t0, t1, n0, n1).folded(segments)
+    data = Sequences(x, x, dtype=torch.float64).part(t0, t1, n0, n1).folded(segments)
     length = (t1 - t0) // segments * segments
     expected = numbers[n0:n1, t0 : t0 + length]
     assert seen(data, batchsize=2, seqsize=3) == sorted(expected.flatten().tolist())

@@ -135,7 +135,7 @@ void Bucketizer::start(double weight, double value, bool attention, double scale
   weight_ = weight;
   value_ = value;
   scale_ = scale;
-  asks_ = attention ? kAttention : 0;
+  attention_ = attention ? kAttention : 0;
   ++step_;
   flags_ = 0;
   sum_of_squares_ = 0;
@@ -165,7 +165,7 @@ void Bucketizer::launch_full_buckets() {
   for (; next_ < buckets_.size() && buckets_[next_].missing == 0; ++next_) {
     const Bucket& bucket = buckets_[next_];
     const DType dtype = buffers_[bucket.buffer].dtype;
-    std::uint64_t flags = asks_;
+    std::uint64_t flags = attention_;
     for (const std::int64_t index : bucket.members) {
       const auto i = static_cast<std::size_t>(index);
       const std::int64_t numel = numels_[i];

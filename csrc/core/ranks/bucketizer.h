@@ -107,7 +107,7 @@ class Bucketizer {
   double weight_ = 1;
   double value_ = 0;
   double scale_ = 1;
-  std::uint64_t asks_ = 0;  // this rank's flags, sent with each bucket
+  std::uint64_t attention_ = 0;  // this rank's flags, sent with each bucket
   std::int64_t step_ = 0;
   std::vector<const void*> gradients_;
   std::vector<bool> seen_;  // ready, or known to have no gradient

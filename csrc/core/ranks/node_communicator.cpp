@@ -79,8 +79,9 @@ Reduced NodeCommunicator::allreduce(void* data, std::int64_t numel, DType dtype,
           for (std::byte* peer : peers) parts.push_back(peer + static_cast<std::size_t>(slice.begin) * item);
           const std::vector<const void*> sources(parts.begin(), parts.end());
           const std::int64_t part = slice.end - slice.begin;
+          if (reduction.squares) return weighted_sum_and_squares(sources, factors, part, dtype, parts);
           weighted_sum(sources, factors, part, dtype, parts);
-          return reduction.squares ? facts_of(parts.front(), part, dtype).sum_of_squares : 0.0;
+          return 0.0;
         });
     return reduced;
   });

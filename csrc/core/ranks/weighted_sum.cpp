@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
 #include <cstring>
 #include <type_traits>
 #include <vector>
@@ -9,12 +10,14 @@
 #include "core/base/dispatch.h"
 #include "core/base/flat_layout.h"
 #include "core/base/isa.h"
+#include "core/base/pack.h"
 
 namespace fastseq {
 
 namespace {
 
-constexpr std::int64_t kBlock = 1024;  // sums of this many elements stay in the first-level cache
+constexpr std::int64_t kBlock = 1024;   // sums of this many elements stay in the first-level cache
+constexpr std::int64_t kPiece = 16384;  // results of this many elements stay in the second-level cache
 
 // to[d][i] = sum over s of factor[s] * from[s][i], for as many destinations as sources. A destination may be a source:
 // FASTSEQ_INDEPENDENT tells the compiler that different i stay independent.
@@ -100,6 +103,24 @@ void weighted_sum(std::span<const void* const> sources, std::span<const double> 
     }
     blocked_sum<T>(from, used, numel, to);
   });
+}
+
+double weighted_sum_and_squares(std::span<const void* const> sources, std::span<const double> factors,
+                                std::int64_t numel, DType dtype, std::span<void* const> destinations) {
+  const auto item = static_cast<std::int64_t>(item_size(dtype));
+  std::vector<const void*> from(sources.size());
+  std::vector<void*> to(destinations.size());
+  double squares = 0;
+  for (std::int64_t begin = 0; begin < numel; begin += kPiece) {
+    const std::int64_t count = std::min(kPiece, numel - begin);
+    std::ranges::transform(sources, from.begin(),
+                           [&](auto* p) { return static_cast<const std::byte*>(p) + begin * item; });
+    std::ranges::transform(destinations, to.begin(),
+                           [&](auto* p) { return static_cast<std::byte*>(p) + begin * item; });
+    weighted_sum(from, factors, count, dtype, to);
+    squares += facts_of(to.front(), count, dtype).sum_of_squares;
+  }
+  return squares;
 }
 
 Slice slice_of(std::int64_t numel, DType dtype, int index, int count) {

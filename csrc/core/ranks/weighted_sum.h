@@ -16,6 +16,10 @@ namespace fastseq {
 void weighted_sum(std::span<const void* const> sources, std::span<const double> factors, std::int64_t numel,
                   DType dtype, std::span<void* const> destinations);
 
+// The same; returns the sum of the squares of `out`, which are read while they are in the cache.
+double weighted_sum_and_squares(std::span<const void* const> sources, std::span<const double> factors,
+                                std::int64_t numel, DType dtype, std::span<void* const> destinations);
+
 // The part of `numel` elements for rank `index` of `count`: parts are nearly equal and start at cache lines.
 struct Slice {
   std::int64_t begin;

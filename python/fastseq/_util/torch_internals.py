@@ -21,9 +21,10 @@ from .untyped_torch import backward
 
 __all__ = [
     "below_autograd", "children", "compiles_rnns", "copy_each_", "dynamo_error", "forward_hooks",
-    "functorch_is_active", "fused_adam", "has_step_hooks", "l1_mean", "leave_open", "mark_stepped",
-    "mse_mean", "multiply_each_", "profiles", "recompile_limit", "run_backward",
-    "set_grad_enabled", "silence_capture_warning", "storage_users", "unsupported",
+    "functorch_is_active", "fused_adam", "has_own_step", "has_step_hooks", "l1_mean", "leave_open",
+    "mark_stepped", "mse_mean", "multiply_each_", "own_parameters", "profiles", "recompile_limit",
+    "rnn_weight_names", "run_backward", "set_grad_enabled", "silence_capture_warning",
+    "storage_users", "uncompiled", "unsupported", "unwrapped_step",
 ]  # fmt: skip
 
 _C: Any = torch._C
@@ -61,6 +62,18 @@ def has_step_hooks(optimizer: optim.Optimizer) -> bool:
         ))  # fmt: skip
     except AttributeError:
         return True
+
+
+def has_own_step(optimizer: optim.Optimizer) -> bool:
+    """Return whether an optimizer's ``step`` was replaced by another than a scheduler's wrapper."""
+    step = optimizer.__dict__.get("step")
+    return step is not None and not hasattr(step, "_wrapped_by_lr_sched")
+
+
+def unwrapped_step(optimizer: optim.Optimizer) -> Callable[[optim.Optimizer], object] | None:
+    """Return an optimizer's ``step`` without the wrapper that runs hooks, or None if unknown."""
+    wrapper: Any = type(optimizer).step
+    return wrapper.__wrapped__ if getattr(wrapper, "hooked", False) else None
 
 
 def mark_stepped(optimizer: Any) -> None:
@@ -147,6 +160,22 @@ def children(module: nn.Module) -> dict[str, nn.Module | None]:
     ``named_children`` leaves out both.
     """
     return module._modules
+
+
+def own_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
+    """Return a module's own parameters by name, quicker than ``named_parameters``."""
+    return module._parameters
+
+
+def rnn_weight_names(layer: nn.RNNBase) -> list[str]:
+    """Return the names of a recurrent layer's weights in the order of its rows and directions."""
+    names: list[str] = layer._flat_weights_names
+    return names
+
+
+def uncompiled(module: nn.Module) -> nn.Module:
+    """Return the module behind one that `torch.compile` returned; others unchanged."""
+    return children(module).get("_orig_mod") or module  # getattr is slow if it fails
 
 
 def forward_hooks(module: nn.Module, *, before: bool = True, after: bool = True) -> bool:

@@ -7,11 +7,11 @@ from ..checkpoint.settings import Checkpoint
 from ..training.run import Callback
 from .best_weights import RestoreBest
 from .combining import AllOf, AnyOf, Warmup
-from .limits import InvalidValue, NumberLimit, Threshold, TimeLimit
 from .live_plot import LivePlot
 from .log import Log
 from .schedules import CycleLearningRate, Schedule
 from .snapshots import Snapshots
+from .stop_criteria import InvalidValue, NumberLimit, Threshold, TimeLimit
 from .stopping import GL, PQ, Criterion, NumberSinceBest, Patience
 
 __all__ = [

@@ -66,7 +66,7 @@ class RestoreBest(Callback):
         cost = self._monitor.cost(run)
         if cost < self._cost:
             self.epoch, self.value, self._cost = run.epoch, self._monitor.value(run), cost
-            self._weights = copied(run.model)
+            self._weights = weights_copy(run.model)
 
     def on_fit_end(self, run: Run) -> None:
         """Restore the best weights."""
@@ -89,7 +89,7 @@ class RestoreBest(Callback):
             self._weights = dict(state["weights"])
 
 
-def copied(model: nn.Module) -> dict[str, Any]:
+def weights_copy(model: nn.Module) -> dict[str, Any]:
     """Return copies of a model's parameters and buffers."""
     with torch.no_grad():
         return {

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._util.optional_imports import need
-from ..data.hdf5.open_file import replacing
+from ..data.hdf5.open_file import writing
 from ..training.run import Callback
 from .monitor import check_positive
 
@@ -85,7 +85,7 @@ class LivePlot(Callback):
             return
         figure: Any = run.history.plot().figure
         if self.path is not None:
-            with replacing("LivePlot", self.path) as beside:
+            with writing("LivePlot", self.path) as beside:
                 figure.savefig(beside, format=self.path.suffix[1:])
             return
         show = need("IPython.display", "LivePlot")

@@ -121,8 +121,8 @@ class Schedule(Callback):
             return self._state or {}
         groups = self._scheduler.optimizer.param_groups
         return {
-            "scheduler": _plain(self._scheduler.state_dict()),
-            "groups": [_plain({k: g[k] for k in _CHANGED if k in g}) for g in groups],
+            "scheduler": _storable(self._scheduler.state_dict()),
+            "groups": [_storable({k: g[k] for k in _CHANGED if k in g}) for g in groups],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -171,7 +171,7 @@ def _set(group: dict[str, Any], name: str, value: Any) -> None:
 _NOT_PLAIN = object()
 
 
-def _plain(value: object) -> Any:
+def _storable(value: object) -> Any:
     """Return the numbers, strings, and lists and dicts of them, which a file can hold.
 
     The rest (functions, a table of milestones) is set when the scheduler is made, and constant.
@@ -181,10 +181,10 @@ def _plain(value: object) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        parts = {key: _plain(part) for key, part in value.items()}
+        parts = {key: _storable(part) for key, part in value.items()}
         return {key: part for key, part in parts.items() if part is not _NOT_PLAIN}
     if isinstance(value, list | tuple):
-        elements = [_plain(part) for part in value]
+        elements = [_storable(part) for part in value]
         return _NOT_PLAIN if any(part is _NOT_PLAIN for part in elements) else elements
     return _NOT_PLAIN
 

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..data.hdf5.open_file import replacing
+from ..data.hdf5.open_file import writing
 from ..training.run import Callback
-from .best_weights import copied
+from .best_weights import weights_copy
 from .monitor import Monitor, check_positive
 
 if TYPE_CHECKING:
@@ -131,11 +131,13 @@ class Snapshots(Callback):
 
 
 def _write(run: Run, path: Path) -> None:
-    tensors = {name: a.cpu() for name, a in copied(run.model).items() if isinstance(a, Tensor)}
+    tensors = {
+        name: a.cpu() for name, a in weights_copy(run.model).items() if isinstance(a, Tensor)
+    }
     numbers = {key: str(value) for key, value in run.row.items()}
     pairs = [name for name, a in tensors.items() if a.is_complex()]
     if pairs:
         tensors.update((name, torch.view_as_real(tensors[name])) for name in pairs)
         numbers["complex"] = " ".join(pairs)
-    with replacing("Snapshots", path) as beside:
+    with writing("Snapshots", path) as beside:
         save_file(tensors, beside, metadata=numbers)

@@ -110,7 +110,7 @@ def parameters(run: Run) -> dict[str, Any]:
     found["data.steps"], found["data.sequences"] = run.data.steps, run.data.count
     found["device"], found["ranks"] = str(learner.device), learner.replicas.comm.size
     found["seed"] = learner.seed
-    return {key: _plain(value) for key, value in found.items() if value is not None}
+    return {key: _scalar(value) for key, value in found.items() if value is not None}
 
 
 def numbers_of(row: dict[str, Any]) -> dict[str, float]:
@@ -142,7 +142,7 @@ def _name(function: object) -> str:
     return str(getattr(function, "__name__", type(function).__name__))
 
 
-def _plain(value: object) -> Any:
+def _scalar(value: object) -> Any:
     if hasattr(value, "item") and getattr(value, "size", None) is not None:
         value = value.item()  # a learning rate that is a tensor
     return value if isinstance(value, int | float | bool | str) else str(value)

@@ -8,13 +8,13 @@ import torch
 
 from .._util.tree import Tree
 from ..distributed import Communicator
-from .encoding import pack, unpack
+from .encoding import decode, encode
 
 __all__ = ["broadcast_tree", "gather_trees"]
 
 
 def broadcast_tree(tree: Tree, comm: Communicator, root: int = 0) -> Tree:
-    """Return rank `root`'s tree, of anything that `encoding.pack` takes, on all ranks. Collective.
+    """Return rank `root`'s tree, of anything that `encode` takes, on all ranks. Collective.
 
     Examples
     --------
@@ -25,7 +25,7 @@ def broadcast_tree(tree: Tree, comm: Communicator, root: int = 0) -> Tree:
     if comm.size == 1:
         return tree
     sends = comm.rank == root
-    tensors, text = pack(tree) if sends else ({}, "")
+    tensors, text = encode(tree) if sends else ({}, "")
     about = [[name, str(a.dtype).removeprefix("torch."), a.shape] for name, a in tensors.items()]
     text, about = json.loads(comm.broadcast_bytes(json.dumps([text, about]).encode(), root))
     for name, dtype, shape in about:
@@ -33,7 +33,7 @@ def broadcast_tree(tree: Tree, comm: Communicator, root: int = 0) -> Tree:
             tensors[name] = torch.empty(shape, dtype=getattr(torch, dtype))
         if tensors[name].numel():
             comm.broadcast_(tensors[name], root)
-    return tree if sends else unpack(text, tensors)
+    return tree if sends else decode(text, tensors)
 
 
 def gather_trees(tree: Tree, comm: Communicator) -> list[Tree]:

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from .format import DTYPES
 
-__all__ = ["pack", "unpack"]
+__all__ = ["decode", "encode"]
 
 
-def pack(tree: object) -> tuple[dict[str, Tensor], str]:
+def encode(tree: object) -> tuple[dict[str, Tensor], str]:
     """Take the tensors out of a tree.
 
     Parameters
@@ -28,7 +28,7 @@ def pack(tree: object) -> tuple[dict[str, Tensor], str]:
     Returns
     -------
     dict, str
-        The tensors, not copied, by names that show their place; and JSON, from which `unpack`
+        The tensors, not copied, by names that show their place; and JSON, from which `decode`
         makes the tree again.
 
     Raises
@@ -38,23 +38,23 @@ def pack(tree: object) -> tuple[dict[str, Tensor], str]:
 
     Examples
     --------
-    >>> tensors, text = pack({"epochs": 3, "state": {0: (torch.ones(2), 0.5)}})
+    >>> tensors, text = encode({"epochs": 3, "state": {0: (torch.ones(2), 0.5)}})
     >>> list(tensors)
     ['state.0.0']
-    >>> unpack(text, tensors)
+    >>> decode(text, tensors)
     {'epochs': 3, 'state': {0: (tensor([1., 1.]), 0.5)}}
     """
     tensors: dict[str, Tensor] = {}
     return tensors, json.dumps(_encode(tree, "", tensors), allow_nan=False)
 
 
-def unpack(text: str, tensors: Mapping[str, Tensor]) -> Any:
-    """Return the tree given to `pack`, with named tuples as plain ones.
+def decode(text: str, tensors: Mapping[str, Tensor]) -> Any:
+    """Return the tree given to `encode`, with named tuples as plain ones.
 
     Raises
     ------
     ValueError
-        The text is not from `pack`, or a tensor is missing.
+        The text is not from `encode`, or a tensor is missing.
     """
     try:
         return _decode(json.loads(text), tensors)

@@ -12,19 +12,20 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from .._util.torch_internals import uncompiled
 from .._util.tree import Tree, tree_map
 from ..data.scaling.inputs_and_targets import Scaling
 from ..errors import CheckpointError
-from ..nn.model_description import build, describe
+from ..nn.model_description import build, describe_model
 from ..training.spec import Spec
-from .encoding import pack, unpack
+from .encoding import decode, encode
 from .format import Image, read, write
 
 if TYPE_CHECKING:
     from ..training.learner import Learner
 
 __all__ = [
-    "NoOptimizer", "SavedLearner", "check_parts", "check_target", "learner_content", "no_loss",
+    "NoOptimizer", "SavedLearner", "check_parts", "check_path", "learner_content", "no_loss",
     "read_content", "save_learner", "write_content",
 ]  # fmt: skip
 
@@ -37,12 +38,12 @@ _FITTED = ("drawn_seed", "squeezed", "example", "scaling", "history")
 
 def save_learner(learner: Learner, path: Path, state: Tree) -> None:
     """Write an estimator to a file; see `Estimator.save`."""
-    check_target(path)
+    check_path(path)
     content = {"kind": _KIND, "format": FORMAT, **learner_content(learner, state)}
     write_content(path, content)
 
 
-def check_target(path: Path) -> None:
+def check_path(path: Path) -> None:
     """Raise OSError if a file cannot be written there."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "save: a folder has this name", str(path))
@@ -52,7 +53,7 @@ def check_target(path: Path) -> None:
 
 def learner_content(learner: Learner, state: Tree) -> dict[str, Any]:
     """Return what a file holds of an estimator: `SavedLearner.of` reads it."""
-    model = _uncompiled(learner.model)
+    model = uncompiled(learner.model)
     return {
         "class": type(model).__qualname__,
         **_layers(model),
@@ -64,7 +65,7 @@ def learner_content(learner: Learner, state: Tree) -> dict[str, Any]:
             "squeezed": learner.squeezed,
             "example": learner.example,
             "scaling": None if learner.scaling is None else learner.scaling.state(),
-            "history": [_plain(row) for row in learner.history],
+            "history": [_storable(row) for row in learner.history],
         },
         "model": dict(model.state_dict()),
         "state": _plain_structure(state, "the state"),
@@ -80,7 +81,7 @@ def write_content(path: Path, content: Mapping[str, Any]) -> None:
         There is something else in them.
     """
     try:
-        tensors, text = pack(content)
+        tensors, text = encode(content)
         image = Image()
         image.take(tensors, text)
     except TypeError as error:
@@ -88,19 +89,14 @@ def write_content(path: Path, content: Mapping[str, Any]) -> None:
     write(path, image)
 
 
-def _uncompiled(model: nn.Module) -> nn.Module:
-    """Return the model given to `torch.compile`; others unchanged."""
-    return getattr(model, "_orig_mod", model)
-
-
 def _layers(model: nn.Module) -> dict[str, Any]:
     try:
-        return {"layers": describe(model), "not_described": None}
+        return {"layers": describe_model(model), "not_described": None}
     except ValueError as error:
         return {"layers": None, "not_described": str(error)}
 
 
-def _plain(row: Mapping[str, object]) -> dict[str, object]:
+def _storable(row: Mapping[str, object]) -> dict[str, object]:
     """Return the parts of an epoch's row that a file can hold; callbacks may add anything."""
     return {key: value for key, value in row.items() if isinstance(value, numbers.Real | str)}
 
@@ -195,7 +191,7 @@ def read_content(path: Path, kind: str, version: int, writer: str) -> dict[str, 
         raise IsADirectoryError(errno.EISDIR, "load: this is a folder, not a file", str(path))
     tensors, text = read(path)
     try:
-        content: Any = unpack(text, tensors)
+        content: Any = decode(text, tensors)
     except ValueError as error:
         raise CheckpointError(f"load: {path} cannot be read: {error}") from error
     if not isinstance(content, dict) or content.get("kind") != kind:
@@ -229,8 +225,8 @@ def _model(content: Mapping[str, Any], given: Any, path: Path) -> nn.Module:
             "load: model must be a torch.nn.Module, or a callable that returns one, got "
             f"{type(made).__name__}"
         )
-    _compare(_uncompiled(made), weights, path, dtypes=True)
-    _uncompiled(made).load_state_dict(weights)
+    _compare(uncompiled(made), weights, path, dtypes=True)
+    uncompiled(made).load_state_dict(weights)
     return made
 
 

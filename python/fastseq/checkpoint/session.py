@@ -19,7 +19,7 @@ from .._util.tree import Tree, tree_leaves, tree_like
 from ..data.scaling.inputs_and_targets import Scaling
 from ..errors import CheckpointError
 from ..nn import ops as _ops
-from ..nn.context import in_context
+from ..nn.earlier_steps import in_context
 from ..nn.stateful import Stateful, in_mode
 from ..training.position import Position
 from .broadcast import broadcast_tree, gather_trees
@@ -33,7 +33,7 @@ from .contents import (
     load_optimizer,
     model_state,
 )
-from .encoding import pack, unpack
+from .encoding import decode, encode
 from .folder import Generations
 from .format import read, tensors_checksum
 from .settings import Checkpoint
@@ -156,7 +156,7 @@ class Session:
             if not self._position.inside:
                 self._saved = None
         if self._generations is not None:
-            pack(self._tree(None))  # raises now if something cannot be saved
+            encode(self._tree(None))  # raises now if something cannot be saved
             self._signals.__enter__()
             self._saved_now()
         return self
@@ -177,8 +177,8 @@ class Session:
         saved, self._saved = self._saved, None
         if saved is not None:
             saved.restore_again(self._learner, self._callbacks, quiet=True)
-            if saved.wish_to_stop is not None:
-                self._run.stop(saved.wish_to_stop)
+            if saved.stop_request is not None:
+                self._run.stop(saved.stop_request)
         if self._generations is not None:
             self._position.outside = random_state(self._learner.device)
 
@@ -217,7 +217,7 @@ class Session:
         self._trainer.settle()
         ranks = gather_trees(self._own(), comm)
         if self._replicas.first:
-            self._generations.write(*pack(self._tree(ranks)))
+            self._generations.write(*encode(self._tree(ranks)))
         self._saved_now()
         if "terminate" in requests:
             self._generations.finish()
@@ -274,9 +274,10 @@ class Session:
         if not position.inside:
             return own
         states = {"state": position.state, "ends": position.ends}
-        wish = self._run.wish_to_stop
+        stop_request = self._run.stop_request
         return {
-            **own, "outside": position.outside, "wish": wish, "plain": _plain(states), **states
+            **own, "outside": position.outside, "stop_request": stop_request,
+            "plain": _restorable(states), **states,
         }  # fmt: skip
 
     def _find(self) -> _Saved | None:
@@ -310,7 +311,7 @@ def _read(
             raise CheckpointError(f"resume: there is no complete checkpoint in {path}")
     tensors, text = content
     try:
-        tree = unpack(text, tensors)
+        tree = decode(text, tensors)
     except ValueError as error:
         raise CheckpointError(f"{path} is not a checkpoint: {error}") from error
     if not isinstance(tree, dict) or "ranks" not in tree:
@@ -348,9 +349,9 @@ class _Saved:
         return int(self._tree["first"])
 
     @property
-    def wish_to_stop(self) -> str | None:
+    def stop_request(self) -> str | None:
         """Why this rank wanted `fit` to end, if not agreed on yet."""
-        return None if self._own is None else self._own["wish"]
+        return None if self._own is None else self._own["stop_request"]
 
     def is_past_of(self, learner: Learner) -> bool:
         """Whether `learner` has already done all of this: `fit` is called once more."""
@@ -475,12 +476,12 @@ def _differences(then: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, o
     return [(key, then[key], value) for key, value in now.items() if then.get(key) != value]
 
 
-def _plain(tree: Tree) -> bool:
+def _restorable(tree: Tree) -> bool:
     """Whether a tree has only containers that a file restores unchanged."""
     if isinstance(tree, dict):
-        return type(tree) is dict and all(map(_plain, tree.values()))
+        return type(tree) is dict and all(map(_restorable, tree.values()))
     if isinstance(tree, tuple | list):
-        return type(tree) in (tuple, list) and all(map(_plain, tree))
+        return type(tree) in (tuple, list) and all(map(_restorable, tree))
     return True
 
 

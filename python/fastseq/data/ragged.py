@@ -21,7 +21,14 @@ from .native_reader import element_type
 from .sliceable import Sliceable
 from .sources import Box, Source, fill
 
-__all__ = ["DatasetItems", "GroupItems", "RaggedArrays", "RaggedRows", "group_items", "rows_of"]
+__all__ = [
+    "DatasetItems",
+    "GroupItems",
+    "RaggedArrays",
+    "RaggedRows",
+    "group_items",
+    "rows_in_memory",
+]
 
 Row = tuple[str | None, int, np.dtype | torch.dtype]
 """An item's file (None: in memory), offset or address, and dtype."""
@@ -166,7 +173,7 @@ class RaggedArrays(_Ragged):
         return count
 
 
-def rows_of(
+def rows_in_memory(
     items: Sequence[Sliceable], file_offset: Callable[[np.ndarray], int | None]
 ) -> list[Row] | None:
     """Return where each item is; None: unfit for `RaggedRows`.

@@ -139,7 +139,7 @@ class Sequences:
             for source in self.leaves:
                 source.watch()
 
-    def window(self, t0: int, t1: int, n0: int, n1: int) -> Sequences:
+    def part(self, t0: int, t1: int, n0: int, n1: int) -> Sequences:
         """Return time steps ``[t0, t1)`` of sequences ``[n0, n1)``, in storage order."""
         assert self._fold == 1
         part = copy.copy(self)

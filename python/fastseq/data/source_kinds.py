@@ -14,7 +14,7 @@ from .hdf5 import LazyDataset, LazyTensor, h5mmap
 from .hdf5.memory_map import map_elements, readable_by, sliced
 from .hdf5.types import is_bfloat16
 from .mapped_arrays import CheckedMap, file_offset, map_of, rows_in_one_piece
-from .ragged import DatasetItems, RaggedArrays, RaggedRows, rows_of
+from .ragged import DatasetItems, RaggedArrays, RaggedRows, rows_in_memory
 from .sliceable import Sliceable
 from .sources import ArraySource, Source, StridedSource, TensorSource, WindowSource, holds
 from .user_arrays import refuse_valueless
@@ -142,7 +142,7 @@ def open_ragged(
     rows = None
     if not isinstance(items, DatasetItems):
         checked = [_checked(item) for item in items]
-        rows = rows_of(checked, file_offset)
+        rows = rows_in_memory(checked, file_offset)
         items = items if rows is not None else checked
     source: RaggedArrays | RaggedRows
     if rows is None:

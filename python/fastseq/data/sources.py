@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from .hdf5 import LazyDataset, LazyTensor
-from .hdf5.chunk_windows import WindowReader
 from .hdf5.lazy_tensor import as_bfloat16
+from .hdf5.stored_windows import WindowReader
 from .native_reader import ElementType, Scale, convert, element_type
 from .reshaped import Reshaped
 from .scaling.affine import Affine

@@ -61,7 +61,7 @@ def split(data: Sequences, wanted: object, *, carries: bool) -> tuple[Sequences,
         count = data.count - _number(share, data.count, "sequences")
         if data.order is None:
             whole = 0, data.steps
-            return data.window(*whole, 0, count), Validation(data.window(*whole, count, data.count))
+            return data.part(*whole, 0, count), Validation(data.part(*whole, count, data.count))
         assert data.lengths is not None
         parts = [
             data.cut(which, np.zeros(len(which), np.int64), data.lengths[which])
@@ -78,9 +78,9 @@ def split(data: Sequences, wanted: object, *, carries: bool) -> tuple[Sequences,
         end = data.steps - _number(share, data.steps, "time steps")
         begin = end - (warmup or 0)
         _check_warmup(warmup or 0, end)
-        held_out = data.window(begin, data.steps, 0, data.count)
+        held_out = data.part(begin, data.steps, 0, data.count)
         validation = Validation(held_out, warmup is None, end - begin)
-        return data.window(0, end, 0, data.count), validation
+        return data.part(0, end, 0, data.count), validation
     return _by_own_time(data, share, warmup or 0)
 
 

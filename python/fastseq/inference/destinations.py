@@ -28,7 +28,7 @@ __all__ = [
     "RaggedTarget",
     "Target",
     "as_numpy",
-    "check_target",
+    "check_destination",
     "forget_buffered",
     "members",
     "place_of",
@@ -232,7 +232,7 @@ class FileTarget:
             self._file = None
 
 
-def check_target(name: str, target: Any, shape: tuple[int, ...], a: Tensor) -> None:
+def check_destination(name: str, target: Any, shape: tuple[int, ...], a: Tensor) -> None:
     """Raise unless outputs like `a` can be written to `target`, which must have this shape."""
     if isinstance(target, h5py.Dataset) and not target:
         raise ValueError(f"{name} is a dataset of a file that has been closed; open it for writing")

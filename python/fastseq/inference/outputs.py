@@ -19,7 +19,7 @@ from .destinations import (
     FileTarget,
     RaggedTarget,
     as_numpy,
-    check_target,
+    check_destination,
     forget_buffered,
     members,
     place_of,
@@ -101,7 +101,7 @@ class Outputs:
     def _check(self, name: str, part: object, a: Tensor) -> None:
         order = self._data.order
         if order is None:
-            check_target(name, part, self._shape(a), a)
+            check_destination(name, part, self._shape(a), a)
             return
         if not isinstance(part, list | tuple) or len(part) != len(order):
             got = f"{len(part)}" if isinstance(part, list | tuple) else type(part).__name__
@@ -110,7 +110,7 @@ class Outputs:
                 f"of as many datasets, got {got}"
             )
         for position, index in enumerate(order):
-            check_target(f"{name}[{index}]", part[index], self._shape(a, position), a)
+            check_destination(f"{name}[{index}]", part[index], self._shape(a, position), a)
 
     def _new(self, a: Tensor) -> np.ndarray | list[np.ndarray]:
         dtype = as_numpy(a[:0]).dtype

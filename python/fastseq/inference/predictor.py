@@ -17,7 +17,7 @@ from .._util.tree import Tree, tree_leaves, tree_like, tree_map, tree_paths
 from ..data.chunk_plan import part
 from ..data.sequences import Sequences, to_device
 from ..distributed.replicas import Replicas
-from ..nn.context import within
+from ..nn.earlier_steps import within
 from ..nn.stateful import Stateful, batch_dims, each_step, in_mode, is_bidirectional
 from ..training.spec import Spec
 from .export import first_state

@@ -14,9 +14,9 @@ from torch import Tensor
 from .._util.tree import Tree, tree_map
 from ..data.sequences import Sequences
 from ..distributed.replicas import Replicas
-from ..nn.context import in_context
+from ..nn.earlier_steps import in_context
 from ..nn.stateful import each_step, in_mode
-from ..training.evaluation import chunk_plan, walk
+from ..training.evaluation import chunk_plan, run_chunks
 from ..training.learner import Learner
 from ..training.time_dependence import wants_whole_series
 
@@ -63,7 +63,7 @@ def samples(
     undo = learner.undo
 
     def pieces() -> Iterator[tuple[Tree, Tree, Tensor | None]]:
-        for m, _, batch in walk(model, data, chunks, learner.device, states, warmup):
+        for m, _, batch in run_chunks(model, data, chunks, learner.device, states, warmup):
             m.lengths = batch.lengths
             y_true, y_pred = batch.ys, m(batch.xs)
             if getattr(learner.loss, "per_sequence", False):
@@ -110,7 +110,7 @@ def collect(pieces: Iterable[tuple[Tree, Tree, Tensor | None]], replicas: Replic
         ws = ws.reshape(*ws.shape, *(1,) * (y_true.dim() - ws.dim())).expand(y_true.shape)
         counts = ws.flatten(0, 1).flatten(1).any(1)
         tensors = (y_true.flatten(0, 1), y_pred.flatten(0, 1), ws.flatten(0, 1))
-        parts.append(tuple(_plain(tensor[counts]) for tensor in tensors))
+        parts.append(tuple(_for_numpy(tensor[counts]) for tensor in tensors))
     whole = [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
     if not replicas.alone:
         whole = _gathered(whole, replicas)
@@ -123,7 +123,7 @@ def collect(pieces: Iterable[tuple[Tree, Tree, Tensor | None]], replicas: Replic
     return Samples(y_true.numpy(), y_pred.numpy(), ws.numpy())
 
 
-def _plain(tensor: Tensor) -> Tensor:
+def _for_numpy(tensor: Tensor) -> Tensor:
     """Return a tensor on the CPU, in a dtype that NumPy has."""
     half = tensor.dtype in (torch.bfloat16, torch.float16)
     return tensor.detach().to("cpu", torch.float32 if half else tensor.dtype)

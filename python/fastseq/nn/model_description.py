@@ -14,7 +14,7 @@ from .._util.torch_internals import forward_hooks
 from .chain import Chain
 from .recurrent import GRU, LSTM, RNN
 
-__all__ = ["build", "describe"]
+__all__ = ["build", "describe_model"]
 
 _RECURRENT = (
     *("input_size", "hidden_size", "num_layers", "bias"),
@@ -89,7 +89,7 @@ def _name(kind: type[nn.Module]) -> str:
 _KINDS: dict[str, type[nn.Module]] = {_name(kind): kind for kind in _LAYERS}
 
 
-def describe(model: nn.Module) -> dict[str, Any]:
+def describe_model(model: nn.Module) -> dict[str, Any]:
     """Return a description from which `build` makes a model like this one, without its weights.
 
     Parameters
@@ -109,7 +109,7 @@ def describe(model: nn.Module) -> dict[str, Any]:
 
     Examples
     --------
-    >>> describe(nn.Linear(3, 2))
+    >>> describe_model(nn.Linear(3, 2))
     {'layer': 'torch.nn.Linear', 'in_features': 3, 'out_features': 2, 'bias': True}
     """
     description = _describe(model, "the model")
@@ -162,11 +162,11 @@ def build(description: Mapping[str, Any]) -> nn.Module:
     Raises
     ------
     ValueError
-        It is not a description as `describe` returns it.
+        It is not a description as `describe_model` returns it.
 
     Examples
     --------
-    >>> build(describe(Chain(nn.Linear(3, 2), nn.Tanh())))
+    >>> build(describe_model(Chain(nn.Linear(3, 2), nn.Tanh())))
     Chain(
       (0): Linear(in_features=3, out_features=2, bias=True)
       (1): Tanh()

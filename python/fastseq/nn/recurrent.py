@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from .._util.torch_internals import own_parameters, rnn_weight_names
 from . import ops as _ops
 from .lengths import on_host
 from .recurrent_arguments import autocasts, check_input, checked_lengths, checked_state, to_dtype
@@ -32,8 +33,7 @@ class _Fused(nn.RNNBase):
         if trainable_state:
             if self.proj_size:
                 raise ValueError("trainable_state and proj_size cannot be combined")
-            like = self._flat_weights[0]
-            assert like is not None
+            like = self.get_parameter("weight_ih_l0")
             for name in self._state_names:
                 shape = (self._rows(), 1, self.hidden_size)
                 setattr(self, name, nn.Parameter(like.new_zeros(shape)))
@@ -42,7 +42,7 @@ class _Fused(nn.RNNBase):
         """Draw new weights; a trainable state becomes zero."""
         super().reset_parameters()
         for name in self._state_names:
-            if (start := self._parameters.get(name)) is not None:
+            if (start := own_parameters(self).get(name)) is not None:
                 nn.init.zeros_(start)
 
     def extra_repr(self) -> str:
@@ -85,9 +85,9 @@ class _Fused(nn.RNNBase):
         return y, state if len(state) == 2 else state[0]
 
     def _weights(self) -> list[Tensor]:
-        # Not `_flat_weights`: functional_call replaces parameters.
-        own: dict[str, Any] = self._parameters
-        return [own[n] if n in own else getattr(self, n) for n in self._flat_weights_names]
+        # By name: functional_call replaces parameters.
+        own: dict[str, Any] = own_parameters(self)
+        return [own[n] if n in own else getattr(self, n) for n in rnn_weight_names(self)]
 
     def _by_kernels(
         self, x: Tensor, weights: list[Tensor], state: State, lengths: Tensor | None
@@ -277,7 +277,7 @@ def kernels(model: nn.Module) -> dict[str, str]:
     found = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.RNNBase):
-            like = module._flat_weights[0]
+            like = module.weight_ih_l0
             if isinstance(module, _Fused):
                 reason = _why_torch(module, like)
             else:

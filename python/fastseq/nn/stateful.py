@@ -10,20 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from .._util.seeding import untouched
-from .._util.torch_internals import children
+from .._util.torch_internals import uncompiled
 from .._util.tree import Tree, tree_leaves, tree_map
 from .lengths import mapped
 from .train_eval_mode import in_mode
 
 __all__ = [
     "Stateful", "batch_dims", "batch_norms", "carries", "each_step", "in_mode", "is_bidirectional",
-    "steps_apart", "takes_lengths", "takes_state", "unwrapped",
+    "steps_apart", "takes_lengths", "takes_state",
 ]  # fmt: skip
-
-
-def unwrapped(module: nn.Module) -> nn.Module:
-    """Return the module behind one that `torch.compile` returned; others unchanged."""
-    return children(module).get("_orig_mod") or module  # getattr is slow if it fails
 
 
 def takes_state(module: nn.Module) -> bool:
@@ -46,7 +41,7 @@ def takes_state(module: nn.Module) -> bool:
     known = _TAKES_STATE.get(type(module))
     if known is not None and not module.__dict__.get("batch_first"):  # in the inner loop
         return known
-    module = unwrapped(module)
+    module = uncompiled(module)
     if isinstance(module, nn.RNNCellBase):
         raise TypeError(
             f"{type(module).__name__} returns no (output, state); "
@@ -85,7 +80,7 @@ def _forward_takes_state(kind: type[nn.Module]) -> bool:
 
 def takes_lengths(module: nn.Module) -> bool:
     """Whether the ``forward`` of `module` has a parameter ``lengths``."""
-    kind = type(unwrapped(module))
+    kind = type(uncompiled(module))
     if kind not in _TAKES_LENGTHS:
         _TAKES_LENGTHS[kind] = "lengths" in inspect.signature(kind.forward).parameters
     return _TAKES_LENGTHS[kind]
@@ -96,7 +91,7 @@ _TAKES_LENGTHS: dict[type[nn.Module], bool] = {}
 
 def carries(module: nn.Module) -> bool:
     """Whether `module` has a state to carry; a `Chain` of layers without one has none."""
-    plain = unwrapped(module)
+    plain = uncompiled(module)
     if isinstance(plain, nn.Sequential):
         return takes_state(plain) and any(map(carries, plain))
     return takes_state(plain)
@@ -122,7 +117,7 @@ def steps_apart(module: nn.Module) -> bool:
     >>> steps_apart(nn.Sequential(nn.Linear(3, 4), nn.ReLU())), steps_apart(nn.Conv1d(3, 4, 5))
     (True, False)
     """
-    plain = unwrapped(module)
+    plain = uncompiled(module)
     kind = type(plain)
     if isinstance(plain, nn.Sequential):
         ours = kind is nn.Sequential or kind.__module__ == "fastseq.nn.chain"
@@ -138,7 +133,7 @@ def steps_apart(module: nn.Module) -> bool:
 
 def _told_ends(module: nn.Module) -> bool:
     """Whether steps beyond a sequence's end are known to leave all other outputs unchanged."""
-    plain = unwrapped(module)
+    plain = uncompiled(module)
     if carries(plain) or steps_apart(plain):
         return True
     if isinstance(plain, nn.Sequential):
@@ -189,9 +184,9 @@ class Stateful:
         self.module = module
         self.state: Tree = None
         self.lengths: Tensor | None = None
-        plain = unwrapped(module)
+        plain = uncompiled(module)
         if isinstance(plain, nn.Sequential):
-            stateful = [type(unwrapped(a)).__name__ for a in plain if takes_state(a)]
+            stateful = [type(uncompiled(a)).__name__ for a in plain if takes_state(a)]
             if stateful and type(plain).forward is nn.Sequential.forward:
                 raise TypeError(
                     f"nn.Sequential drops the state of {', '.join(stateful)}; use fastseq.nn.Chain"
@@ -303,7 +298,7 @@ def reset_backward(module: nn.Module, state: Tree) -> Tree:
     That direction runs from each chunk's end to its start, where its state does not fit the end of
     the next chunk. Layers are found where fastseq threads the state: a bare layer, or in a `Chain`.
     """
-    module = unwrapped(module)
+    module = uncompiled(module)
     if isinstance(module, nn.RNNBase) and module.bidirectional:
         forward = torch.arange(2 * module.num_layers) % 2 == 0
 

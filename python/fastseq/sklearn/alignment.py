@@ -13,7 +13,7 @@ from .forecasting.times import Times, check_follows, check_order, times_of
 
 __all__ = [
     "aligned", "check_ahead", "check_going_on", "check_ids", "check_together", "joined",
-    "rows_of",
+    "rows_of_ids",
 ]  # fmt: skip
 
 
@@ -89,7 +89,7 @@ def check_ahead(x: Series, before: Sequence[Times | None]) -> None:
             known.add((id(own), id(last)))
 
 
-def rows_of(series: Series, ids: tuple[Any, ...] | None, name: str) -> Array:
+def rows_of_ids(series: Series, ids: tuple[Any, ...] | None, name: str) -> Array:
     """Return the position in `ids` of each of some series.
 
     Parameters
@@ -109,7 +109,7 @@ def rows_of(series: Series, ids: tuple[Any, ...] | None, name: str) -> Array:
     Examples
     --------
     >>> from .forecasting.series import read_series
-    >>> rows_of(read_series({"b": np.zeros(3)}, "y"), ("a", "b"), "y")
+    >>> rows_of_ids(read_series({"b": np.zeros(3)}, "y"), ("a", "b"), "y")
     array([1])
     """
     assert series.ids is not None
@@ -149,7 +149,7 @@ def aligned(series: Series, ids: tuple[Any, ...] | None, name: str) -> Series:
     Parameters
     ----------
     series, ids, name
-        As in `rows_of`.
+        As in `rows_of_ids`.
 
     Raises
     ------
@@ -165,7 +165,7 @@ def aligned(series: Series, ids: tuple[Any, ...] | None, name: str) -> Series:
     """
     if series.ids is None or series.ids == ids:
         return series
-    rows = rows_of(series, ids, name)
+    rows = rows_of_ids(series, ids, name)
     assert ids is not None
     if len(rows) < len(ids):
         missing = next(one for one in ids if one not in set(series.ids))

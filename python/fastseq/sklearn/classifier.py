@@ -13,7 +13,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from torch import Tensor, nn, optim
 
-from .hyperparameters import chunk_loss
+from .hyperparameters import loss_over_chunks
 from .input_checks import Array, Inputs, Items
 from .sequence_losses import CrossEntropies
 from .supervised import Problem, SequencePredictor
@@ -344,7 +344,7 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         return Problem(
             targets.like(np.stack(numbers, 1)),
             sum(sizes),
-            chunk_loss(self.loss, {"cross_entropy": named}),
+            loss_over_chunks(self.loss, {"cross_entropy": named}),
             (targets.form, tuple(tuple(classes.tolist()) for classes in known)),
             weights if self.class_weight is None else self._weighted(targets, weights),
             strata=numbers[0] if single and not targets.form.per_step else None,

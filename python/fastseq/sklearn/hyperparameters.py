@@ -17,7 +17,7 @@ from ..nn.builders import MLP, Linear, Recurrent
 from ..nn.losses import seqloss
 from ..nn.parameters import decay_groups
 
-__all__ = ["chunk_loss", "make_module", "optimizer_factory", "wants_whole"]
+__all__ = ["loss_over_chunks", "make_module", "optimizer_factory", "wants_whole"]
 
 _MODULES = ("lstm", "gru", "rnn", "mlp", "linear")
 # Names in a module's constructor for the sizes inferred from the data.
@@ -182,7 +182,9 @@ def optimizer_factory(
     return factory
 
 
-def chunk_loss(loss: object, named: dict[str, Callable[..., Tensor]]) -> Callable[..., Tensor]:
+def loss_over_chunks(
+    loss: object, named: dict[str, Callable[..., Tensor]]
+) -> Callable[..., Tensor]:
     """Return a loss over chunks.
 
     Parameters

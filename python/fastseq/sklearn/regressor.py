@@ -12,7 +12,7 @@ from sklearn.base import RegressorMixin
 from sklearn.metrics import r2_score
 from torch import Tensor, nn, optim
 
-from .hyperparameters import chunk_loss
+from .hyperparameters import loss_over_chunks
 from .input_checks import Array, Inputs, Items
 from .supervised import Problem, SequencePredictor
 from .target_forms import Targets, read_targets
@@ -266,7 +266,7 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
         return Problem(
             targets.y,
             targets.form.count,
-            chunk_loss(self.loss, _LOSSES),
+            loss_over_chunks(self.loss, _LOSSES),
             targets.form,
             weights,
             scale_y=self.scale_y,

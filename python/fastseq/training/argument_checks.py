@@ -9,9 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .._util.torch_internals import forward_hooks
+from .._util.torch_internals import forward_hooks, uncompiled
 from .._util.tree import Tree
-from ..nn.stateful import unwrapped
 
 __all__ = [
     "check_features",
@@ -96,9 +95,9 @@ def check_features(model: nn.Module, x: Tree) -> None:
     ValueError
         The message names both numbers.
     """
-    first = unwrapped(model)
+    first = uncompiled(model)
     while isinstance(first, nn.Sequential) and len(first):
-        first = unwrapped(first[0])
+        first = uncompiled(first[0])
     if isinstance(first, nn.RNNBase):
         wanted = first.input_size
     elif type(first) is nn.Linear:

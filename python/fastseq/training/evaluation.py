@@ -17,7 +17,7 @@ from ..nn.stateful import Stateful, batch_norms
 from .loop import chunk_loss, chunk_weight
 from .spec import Spec
 
-__all__ = ["chunk_plan", "evaluate", "nothing_counts", "walk"]
+__all__ = ["chunk_plan", "evaluate", "nothing_counts", "run_chunks"]
 
 
 def chunk_plan(
@@ -79,7 +79,7 @@ def evaluate(
     """
     total = weights = 0.0
     with torch.no_grad():
-        for m, chunk, batch in walk(model, data, chunks, device, states, warmup):
+        for m, chunk, batch in run_chunks(model, data, chunks, device, states, warmup):
             weight = chunk_weight(chunk, batch)
             value: Any = chunk_loss(loss, m, batch)
             if weight:
@@ -99,7 +99,7 @@ def nothing_counts(purpose: str) -> ValueError:
     )
 
 
-def walk(
+def run_chunks(
     model: nn.Module,
     data: Sequences,
     chunks: Iterable[Chunk],

@@ -21,7 +21,7 @@ from ..data.scaling.inputs_and_targets import Scaling
 from ..data.sequences import Sequences
 from ..data.sources import Source
 from ..data.validation_split import Validation, split
-from ..nn.context import in_context
+from ..nn.earlier_steps import in_context
 from ..nn.stateful import Stateful, batch_norms, in_mode
 from .cuda_graph import GraphTrainer
 from .evaluation import chunk_plan, evaluate, nothing_counts
@@ -208,7 +208,7 @@ class Fit:
                 draws.look()
                 return run.after_update(attention)
 
-            trainer.run(self._data, chunks, progress, run.asks, after_update)
+            trainer.run(self._data, chunks, progress, run.has_requests, after_update)
         self._replicas.make_common(learner.model)
         if position.chunk < run.chunks:
             return  # it was stopped

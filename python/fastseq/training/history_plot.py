@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["best_epoch", "plot_history"]
+__all__ = ["plot_history"]
 
 _NO_METRICS = ("epoch", "loss", "validation_loss", "lr", "updates", "seconds", "updates_per_second")
 _LOSS_HEIGHT, _PANEL_HEIGHT = 3.6, 1.7  # inches
@@ -20,12 +20,12 @@ _MARKED = 40  # up to this many epochs, each gets a marker
 _Rows = Sequence[dict[str, Any]]
 
 
-def best_epoch(rows: _Rows) -> int | None:
+def _best_epoch(rows: _Rows) -> int | None:
     """Return the epoch with the lowest validation loss; without validation, the lowest loss.
 
     Examples
     --------
-    >>> best_epoch([{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}])
+    >>> _best_epoch([{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}])
     2
     """
     key = "validation_loss" if any("validation_loss" in row for row in rows) else "loss"
@@ -93,7 +93,7 @@ def _finish(ax: Axes, rows: _Rows) -> None:
     """Mark the best epoch; add grid, ticks and legend."""
     from matplotlib.ticker import MaxNLocator
 
-    best = best_epoch(rows)
+    best = _best_epoch(rows)
     if best is not None and len(rows) > 1:
         ax.axvline(best, color="0.4", ls=":", zorder=0, label=f"best epoch: {best}")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))

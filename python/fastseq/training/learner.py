@@ -15,7 +15,7 @@ from ..data.scaling.inputs_and_targets import Scaling
 from ..data.sequences import Sequences
 from ..distributed.replicas import Replicas
 from ..nn.compiled import compile_chunks
-from ..nn.context import in_context
+from ..nn.earlier_steps import in_context
 from ..nn.losses import missing_label, of_numbers
 from ..nn.stateful import Stateful, is_bidirectional
 from .amp import Precision

@@ -18,7 +18,7 @@ from ..data.chunk_plan import Chunk
 from ..data.sequences import Batch, Sequences, to_device
 from ..distributed import Bucketizer
 from ..errors import NonFiniteError
-from ..nn.context import in_context
+from ..nn.earlier_steps import in_context
 from ..nn.members import trained_apart
 from ..nn.ops import sum_of_squares
 from ..nn.stateful import Stateful
@@ -227,16 +227,16 @@ class Trainer:
         data: Sequences,
         chunks: Iterable[Chunk],
         progress: Progress,
-        asks: Callable[[], bool],
+        has_requests: Callable[[], bool],
         after_update: AfterUpdate,
     ) -> None:
         """Train on `chunks`, the rest of an epoch, from the current position.
 
         After each update, ``after_update(attention)`` returns whether to end here. `attention`:
-        whether ``asks()`` was true on a rank: it has something that all must agree on.
+        whether ``has_requests()`` was true on a rank: it has something that all must agree on.
         """
         position = self._position
-        self._attention = asks
+        self._attention = has_requests
         self.stateful.state = position.state
         for chunk, batch in data.batches(chunks):
             if chunk.index == 0:

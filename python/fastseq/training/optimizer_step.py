@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn, optim
 
-from .._util.torch_internals import fused_adam, has_step_hooks, profiles, set_grad_enabled
+from .._util.torch_internals import (
+    fused_adam,
+    has_own_step,
+    has_step_hooks,
+    profiles,
+    set_grad_enabled,
+    unwrapped_step,
+)
 
-__all__ = ["OptimizerStep", "describe", "obstacle"]
+__all__ = ["OptimizerStep", "describe_step", "obstacle"]
 
 # It is known what their steps compute, and that they do nothing else.
 _KNOWN = (
@@ -34,20 +41,19 @@ def obstacle(optimizer: optim.Optimizer) -> str | None:
         return f"{name} is not an optimizer that fastseq knows"
     if has_step_hooks(optimizer):
         return f"{name} has step hooks"
-    step = optimizer.__dict__.get("step")
-    if step is not None and not hasattr(step, "_wrapped_by_lr_sched"):
+    if has_own_step(optimizer):
         return f"{name} has its own step method"
     return None
 
 
-def describe(optimizer: optim.Optimizer) -> str:
+def describe_step(optimizer: optim.Optimizer) -> str:
     """Describe how `fit` runs an optimizer.
 
     Examples
     --------
     >>> layer = nn.Linear(3, 2)
-    >>> describe(optim.AdamW(layer.parameters(), fused=True)), describe(optim.RMSprop([layer.bias]))
-    ('fused AdamW: one call for all parameters', 'RMSprop: parameter by parameter')
+    >>> describe_step(optim.AdamW(layer.parameters(), fused=True))
+    'fused AdamW: one call for all parameters'
     """
     reason = obstacle(optimizer)
     if reason is not None:
@@ -163,8 +169,7 @@ class _Unwrapped:
 
     def __init__(self, optimizer: optim.Optimizer) -> None:
         self._optimizer = optimizer
-        wrapper: Any = type(optimizer).step
-        self._method = wrapper.__wrapped__ if getattr(wrapper, "hooked", False) else None
+        self._method = unwrapped_step(optimizer)
 
     def step(self) -> bool:
         if self._method is None or profiles():

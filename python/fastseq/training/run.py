@@ -133,7 +133,7 @@ class Run:
         self.row: dict[str, Any] = {}
         self.error: BaseException | None = None
         self.requests: frozenset[str] = frozenset()
-        self._wishes: set[str] = set()
+        self._requested: set[str] = set()
         self._reason = ""
         self._replicas: Replicas = learner.replicas
         self._begun: list[object] = []  # callbacks whose on_fit_begin was called
@@ -221,9 +221,9 @@ class Run:
         return time.monotonic() - self.position.start
 
     @property
-    def wish_to_stop(self) -> str | None:
+    def stop_request(self) -> str | None:
         """Why this rank wants `fit` to end, if not agreed on yet."""
-        return self._reason if "stop" in self._wishes else None
+        return self._reason if "stop" in self._requested else None
 
     def same(self, value: float) -> float:
         """Return rank 0's number on all ranks, at the end of an epoch. Collective."""
@@ -238,41 +238,41 @@ class Run:
         If one rank calls it, all end at the same update. An unfinished epoch is not in the history.
         """
         self._reason = self._reason or reason
-        self._wishes.add("stop")
+        self._requested.add("stop")
 
     def request(self, name: str) -> None:
         """Ask for something that all ranks must do after the same update: see `requests`."""
         if name not in _REQUESTS:
             raise ValueError(f"a request must be one of {_REQUESTS}, got {name!r}")
-        self._wishes.add(name)
+        self._requested.add(name)
 
     def add(self, callback: object) -> None:
         """Add a callback, after the others."""
         self._callbacks.append(callback)
         self._every_update = _hooks(self._callbacks, "on_batch_end")
 
-    def asks(self) -> bool:
+    def has_requests(self) -> bool:
         """Whether this rank has something that all must agree on."""
-        return bool(self._wishes)
+        return bool(self._requested)
 
     def agree(self) -> None:
-        """Share the ranks' wishes. Collective."""
-        wishes, self._wishes = self._wishes, set()
+        """Share the ranks' requests. Collective."""
+        requested, self._requested = self._requested, set()
         reason, self._reason = self._reason, ""
         if not self._replicas.alone:
             comm = self._replicas.comm
             mine = torch.zeros(comm.size, len(_REQUESTS), dtype=torch.float64)
-            mine[comm.rank] = torch.tensor([float(name in wishes) for name in _REQUESTS])
+            mine[comm.rank] = torch.tensor([float(name in requested) for name in _REQUESTS])
             ranks = comm.allreduce_(mine, "sum")
-            wishes = {
+            requested = {
                 name for name, any_ in zip(_REQUESTS, ranks.any(0).tolist(), strict=True) if any_
             }
-            if "stop" in wishes:
+            if "stop" in requested:
                 root = int(ranks[:, 0].nonzero()[0])
                 reason = comm.broadcast_bytes(reason.encode(), root).decode()
-        if "stop" in wishes and self.position.stopped is None:
+        if "stop" in requested and self.position.stopped is None:
             self.position.stopped = reason
-        self.requests |= wishes - {"stop"}
+        self.requests |= requested - {"stop"}
 
     def call(self, hook: str) -> None:
         """Call method `hook` of all callbacks that have it."""

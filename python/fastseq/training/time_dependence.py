@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from .._util.seeding import untouched
+from .._util.torch_internals import uncompiled
 from .._util.tree import Tree, tree_leaves, tree_map
 from ..data.chunk_plan import Chunk
 from ..data.sequences import Sequences, to_device
-from ..nn.context import Context, in_context, within
+from ..nn.earlier_steps import Context, in_context, within
 from ..nn.stateful import (
     Stateful,
     carries,
@@ -23,19 +24,18 @@ from ..nn.stateful import (
     is_bidirectional,
     steps_apart,
     takes_lengths,
-    unwrapped,
 )
 from .learner import Learner, Looks
 
-__all__ = ["check_fit", "check_steps", "find_looks", "looks_of", "wants_whole_series"]
+__all__ = ["check_fit", "check_steps", "find_looks", "wants_whole_series"]
 
 _SEQUENCES = 3
 _LONGEST = 4096  # steps of a run that looks for dependence beyond a chunk
 _SHORTEST = 16  # the fewest steps that show anything
-_WINDOW = 32  # steps compared after a cut
+_COMPARED = 32  # steps compared after a cut
 
 
-def looks_of(learner: Learner, data: Sequences, *, untrained: bool = False) -> Looks:
+def _looks_of(learner: Learner, data: Sequences, *, untrained: bool = False) -> Looks:
     """Return which steps a learner's model looks at, on data like these. Collective.
 
     The model is run on the first chunk of three sequences, in evaluation mode; between two calls of
@@ -102,7 +102,7 @@ def wants_whole_series(learner: Learner, data: Sequences, *, goes_on: bool = Fal
     told = carries(learner.model) or learner.spec.context  # then padding is run, too
     if in_one and not goes_on and (data.lengths is None or not told):
         return False
-    looks = looks_of(learner, data)
+    looks = _looks_of(learner, data)
     _check_context(learner, looks)
     if goes_on and looks.around:
         raise ValueError(f"predict with reset=False cannot continue: {_what(looks)}. {_HELP}")
@@ -135,9 +135,9 @@ def check_fit(learner: Learner, data: Sequences, *, by_time: bool) -> None:
     cut = steps > seqsize
     if not (cut or learner.spec.context or by_time or data.lengths is not None):
         return
-    looks = looks_of(learner, data, untrained=True)
+    looks = _looks_of(learner, data, untrained=True)
     _check_context(learner, looks)
-    told = takes_lengths(learner.model) and not isinstance(unwrapped(learner.model), nn.Sequential)
+    told = takes_lengths(learner.model) and not isinstance(uncompiled(learner.model), nn.Sequential)
     if looks.carries and looks.ahead and data.lengths is not None and not told:
         raise ValueError(
             f"{_what(looks)}: it would see the padding behind the ends of shorter sequences. "
@@ -317,7 +317,7 @@ class _Runs:
         return tree_map(changed, x)
 
     def _goes_back(self, x: Tree, outputs: list[Tensor], cut: int, *, carried: bool) -> bool:
-        end = cut + _WINDOW  # rounding grows from there on
+        end = cut + _COMPARED  # rounding grows from there on
         if not carried:
             others = self.run(self._otherwise(x, 0, cut))
             return any(_differ(a[cut:], b[cut:], 8) for a, b in zip(outputs, others, strict=True))

@@ -13,7 +13,7 @@ import numpy as np
 
 from .concat import h5concat
 from .copying import tile_shape
-from .links import DeadLink, walk
+from .links import DeadLink, walk_links
 from .memory_map import element_offset
 from .open_file import reading
 from .types import is_bfloat16, stored_dtype
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
             h5concat(arguments.dst, srcs, arguments.axis, virtual=not arguments.copy)
             return 0
         if arguments.h5 == "info":
-            print(describe(arguments.file))
+            print(describe_file(arguments.file))
             return 0
         whole = [check_file(path) for path in arguments.files]
     except (OSError, ValueError, TypeError) as error:
@@ -88,7 +88,7 @@ def _groups(srcs: list[str]) -> list[list[str]]:
     return groups
 
 
-def describe(path: str) -> str:
+def describe_file(path: str) -> str:
     """Return a table of a file's datasets: shape, dtype, layout, bytes, whether it can be mapped.
 
     Examples
@@ -96,7 +96,7 @@ def describe(path: str) -> str:
     >>> import os, tempfile, fastseq as fs
     >>> path = os.path.join(tempfile.mkdtemp(), "data.h5")
     >>> fs.h5save(path, {"x": np.zeros((5, 2, 1), np.float32)})
-    >>> print(describe(path))
+    >>> print(describe_file(path))
     dataset  shape      dtype    layout      bytes  mapped
     x        (5, 2, 1)  float32  contiguous     40  yes
     """
@@ -156,7 +156,7 @@ def check_file(path: str) -> bool:
 
 
 def _datasets(file: h5py.File) -> list[tuple[str, h5py.Dataset | DeadLink]]:
-    return [(name, item) for name, item in walk(file) if not isinstance(item, h5py.Group)]
+    return [(name, item) for name, item in walk_links(file) if not isinstance(item, h5py.Group)]
 
 
 def _dtype(dataset: h5py.Dataset) -> str:

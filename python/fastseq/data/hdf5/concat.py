@@ -15,9 +15,9 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from .concat_plan import Contents, Joined, common_names, join, read_contents
-from .copying import create, fill
+from .copying import copy_datasets, create
 from .names import natural_key
-from .open_file import damage, replacing
+from .open_file import damage, writing
 
 __all__ = ["h5concat"]
 
@@ -101,7 +101,7 @@ def h5concat(
     else:
         _check_room(target, sum(part.nbytes for part in joined))
     first = known[rows[0][0]]
-    with replacing("h5concat", dst) as beside:
+    with writing("h5concat", dst) as beside:
         # Aligned data are better for memory maps.
         with h5py.File(beside, "w", alignment_threshold=64, alignment_interval=64) as file:
             for part in joined:
@@ -217,5 +217,5 @@ def _copy(path: str, datasets: Sequence[tuple[Joined, int]], progress: bool) -> 
     with tqdm(
         total=total, unit="B", unit_scale=True, desc="h5concat", delay=0.5, disable=not progress
     ) as bar:
-        for written in fill(path, datasets):
+        for written in copy_datasets(path, datasets):
             bar.update(written)

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from .handles import location
-from .links import DeadLink, walk
+from .links import DeadLink, walk_links
 from .open_file import reading
 from .types import stored_dtype
 from .virtual import check_readable
@@ -90,7 +90,7 @@ def read_contents(path: str) -> Contents:
         file.visititems(
             lambda name, item: known.update({item: name} if isinstance(item, h5py.Dataset) else {})
         )
-        for name, item in walk(file):
+        for name, item in walk_links(file):
             if isinstance(item, DeadLink):
                 raise ValueError(f"h5concat: {name!r} in {path} is {item.text}")
             if isinstance(item, h5py.Group):

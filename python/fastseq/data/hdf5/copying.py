@@ -16,7 +16,7 @@ import numpy as np
 from .concat_plan import Joined, Shape, Stored
 from .open_file import damage
 
-__all__ = ["create", "fill", "tile_shape"]
+__all__ = ["copy_datasets", "create", "tile_shape"]
 
 _TILE_BYTES = 4 * 2**20  # stays in the cache between reading and writing
 _CHUNKS_BYTES = 32 * 2**20  # tiles of whole chunks: longer runs in the target
@@ -37,7 +37,7 @@ def create(file: h5py.File, joined: Joined) -> None:
     )  # fmt: skip
 
 
-def fill(path: str, datasets: Sequence[tuple[Joined, int]]) -> Iterator[int]:
+def copy_datasets(path: str, datasets: Sequence[tuple[Joined, int]]) -> Iterator[int]:
     """Write the elements of datasets made by `create`, and yield the bytes written each time.
 
     Parameters
@@ -70,12 +70,12 @@ def _tiles(joined: Joined) -> Iterator[tuple[Box, list[tuple[Stored, Shape]]]]:
         return
     ends = {s[0] + part.shape[0] for part, s in joined.pieces}
     cuts = sorted(ends | {s[0] for _, s in joined.pieces})
-    segments: list[list[tuple[Stored, Shape]]] = [[] for _ in cuts]
+    spans: list[list[tuple[Stored, Shape]]] = [[] for _ in cuts]
     for part, start in joined.pieces:
         begin = bisect_left(cuts, start[0])
         for index in range(begin, bisect_left(cuts, start[0] + part.shape[0])):
-            segments[index].append((part, start))
-    for a, b, pieces in zip(cuts, cuts[1:], segments, strict=False):
+            spans[index].append((part, start))
+    for a, b, pieces in zip(cuts, cuts[1:], spans, strict=False):
         shape = (b - a, *joined.shape[1:])
         chunks = [part.chunks for part, _ in pieces if part.chunks]
         tile = tile_shape(shape, chunks, joined.dtype.itemsize)

@@ -17,10 +17,10 @@ from weakref import WeakValueDictionary
 import h5py
 
 from .heaps import check_heaps
-from .links import dead_link, walk
+from .links import dead_link, walk_links
 from .virtual import check_readable
 
-__all__ = ["SharedFile", "find_dataset", "location", "open_file", "shared_file"]
+__all__ = ["SharedFile", "location", "open_file", "shared_file"]
 
 
 def open_file(path: str, mode: str = "r") -> h5py.File:
@@ -107,7 +107,7 @@ def _name_in(file: h5py.File, item: h5py.Dataset | h5py.Group) -> str | None:
     return found
 
 
-def find_dataset(file: h5py.File, name: str) -> h5py.Dataset:
+def _find_dataset(file: h5py.File, name: str) -> h5py.Dataset:
     """Return a dataset of a file, after checking that it can be read.
 
     Raises
@@ -137,7 +137,9 @@ def find_dataset(file: h5py.File, name: str) -> h5py.Dataset:
 
 
 def _datasets(file: h5py.File) -> list[str]:
-    return [f"{name} {item.shape}" for name, item in walk(file) if isinstance(item, h5py.Dataset)]
+    return [
+        f"{name} {item.shape}" for name, item in walk_links(file) if isinstance(item, h5py.Dataset)
+    ]
 
 
 class SharedFile:
@@ -163,7 +165,7 @@ class SharedFile:
         with self._lock:
             file = self._opened(writable)
             if (name, cached) not in self._datasets:
-                opened = find_dataset(file, name)
+                opened = _find_dataset(file, name)
                 if not cached and opened.id.get_create_plist().get_nfilters():
                     del opened  # its cache would be shared by all handles of the dataset
                     opened = _without_cache(file, name)

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import ReadError
+from .file_watch import FileWatch
 from .handles import SharedFile, shared_file
 from .types import stored_dtype
-from .watching import FileWatch
 
 __all__ = ["LazyDataset"]
 

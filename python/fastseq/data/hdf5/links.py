@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import h5py
 
-__all__ = ["DeadLink", "dead_link", "walk"]
+__all__ = ["DeadLink", "dead_link", "walk_links"]
 
 
 class DeadLink(NamedTuple):
@@ -39,7 +39,7 @@ def dead_link(group: h5py.Group, name: str) -> DeadLink | None:
     return None
 
 
-def walk(
+def walk_links(
     group: h5py.Group, above: tuple[h5py.Group, ...] = ()
 ) -> Iterator[tuple[str, h5py.Dataset | h5py.Group | DeadLink]]:
     """Yield names and objects of a group and its subgroups; cycles are skipped.
@@ -58,7 +58,7 @@ def walk(
             yield key, item
         elif isinstance(item, h5py.Group) and item not in above:
             yield key, item
-            for name, inner in walk(item, above):
+            for name, inner in walk_links(item, above):
                 yield f"{key}/{name}", inner
 
 

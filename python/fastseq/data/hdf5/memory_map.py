@@ -140,17 +140,17 @@ def _unwritten(dataset: h5py.Dataset) -> bool:
         and dataset.size
         and dataset.id.get_offset() is None
         and dataset.external is None
-        and _plain(dataset)
+        and _is_raw(dataset)
     )
 
 
 def element_offset(dataset: h5py.Dataset) -> int | None:
     """Return a dataset's offset in the file, if its bytes are an array of `stored_dtype`."""
     offset: int | None = dataset.id.get_offset()
-    return offset if dataset.size and _plain(dataset) else None
+    return offset if dataset.size and _is_raw(dataset) else None
 
 
-def _plain(dataset: h5py.Dataset) -> bool:
+def _is_raw(dataset: h5py.Dataset) -> bool:
     """Return whether stored elements are NumPy's bytes: no pointers, no converted types."""
     dtype, stored = dataset.dtype, dataset.id.get_type()
     if dtype.hasobject or stored.get_size() != dtype.itemsize:

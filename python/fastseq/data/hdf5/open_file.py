@@ -14,7 +14,7 @@ import h5py
 from ..._util import atomic_file
 from .handles import open_file
 
-__all__ = ["damage", "reading", "replacing"]
+__all__ = ["damage", "reading", "writing"]
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -49,7 +49,7 @@ def reading(caller: str, path: str | os.PathLike[str]) -> Iterator[h5py.File]:
 
 
 @contextlib.contextmanager
-def replacing(caller: str, path: str | os.PathLike[str]) -> Iterator[str]:
+def writing(caller: str, path: str | os.PathLike[str]) -> Iterator[str]:
     """Yield the name of a new file beside `path` that replaces it if the body succeeds.
 
     Otherwise the new file is removed and `path` stays as it was.

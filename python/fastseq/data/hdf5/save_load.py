@@ -17,7 +17,7 @@ from .lazy_dataset import LazyDataset
 from .lazy_tensor import LazyTensor
 from .links import dead_link
 from .memory_map import map_elements
-from .open_file import reading, replacing
+from .open_file import reading, writing
 from .types import stored_dtype
 from .virtual import check_readable
 
@@ -61,7 +61,7 @@ def h5save(dst: str | os.PathLike[str], tree: dict[str, Any]) -> None:
     if not isinstance(tree, dict):
         raise TypeError(f"h5save saves dicts, got {type(tree).__name__}")
     with (
-        replacing("h5save", dst) as beside,
+        writing("h5save", dst) as beside,
         h5py.File(beside, "w", alignment_threshold=64, alignment_interval=64) as file,
     ):
         file.attrs[_MARK] = "file"

@@ -16,7 +16,6 @@ from .moments import Moments
 from .quantiles import Quantiles
 
 __all__ = [
-    "METHODS",
     "Affine",
     "measure",
     "paired",
@@ -24,7 +23,7 @@ __all__ = [
     "scaling_state",
 ]
 
-METHODS = ("standard", "robust")
+_METHODS = ("standard", "robust")
 """Mean and standard deviation; or median and interquartile range, which outliers hardly move."""
 
 # The interquartile range of normally distributed data of deviation 1.
@@ -135,9 +134,9 @@ def measure(
 
 
 def check_method(method: object, name: str) -> None:
-    """Raise unless `method` is one of `METHODS`."""
-    if method not in METHODS:
-        raise ValueError(f"the scaling of {name} must be one of {METHODS} or None, got {method!r}")
+    """Raise unless `method` is one of `_METHODS`."""
+    if method not in _METHODS:
+        raise ValueError(f"the scaling of {name} must be one of {_METHODS} or None, got {method!r}")
 
 
 def _affine(statistic: Moments | Quantiles, path: str, leaf: Tensor, replicas: Replicas) -> Affine:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .automatic_settings import AutomaticSettings
 from .calendar_features import Calendar
-from .choices import Choices
 from .covariate_encoder import CovariateSizes
 from .covariate_rows import CovariateRows
 from .covariates import Covariates
@@ -189,11 +189,11 @@ def choose(
     season: int | None,
     x: Covariates | None,
     times: Sequence[Times | None],
-) -> tuple[Choices, AllCovariates]:
-    """Choose parameters and features for series; see `Choices.of` and `AllCovariates.start`."""
+) -> tuple[AutomaticSettings, AllCovariates]:
+    """Choose parameters and features; see `AutomaticSettings.of` and `AllCovariates.start`."""
     known = AllCovariates.start(x, times, params)
     columns = len(known.sizes.ahead) + len(known.sizes.past)
-    return Choices.of(params, series.lengths, series.variables, season, columns), known
+    return AutomaticSettings.of(params, series.lengths, series.variables, season, columns), known
 
 
 def _refuse(given: Any) -> None:

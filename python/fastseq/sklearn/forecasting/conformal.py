@@ -12,7 +12,7 @@ from .covariate_rows import CovariateRows
 from .rollout import Origin, Rollout
 from .series import Array
 
-__all__ = ["Conformal", "Tracker", "check_held_out", "needed", "steps_to_hold_out"]
+__all__ = ["Conformal", "ShiftTracker", "check_held_out", "needed", "steps_to_hold_out"]
 
 _WANTED = 50  # errors beyond the outermost quantiles, if series are long enough
 _RATE = 0.1
@@ -136,7 +136,7 @@ class Conformal:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tracker:
+class ShiftTracker:
     """Shifts of each series that follow how often its quantiles miss [1]_.
 
     With each actual value, the shift of a quantile of level q rises by q · rate if the value is
@@ -174,12 +174,12 @@ class Tracker:
         values: Array,
         covariates: CovariateRows | None,
         units: Array,
-    ) -> tuple[Tracker, Array, Array]:
+    ) -> tuple[ShiftTracker, Array, Array]:
         """Follow the next values ``(N, n, K)``.
 
         Returns
         -------
-        Tracker
+        ShiftTracker
             After them.
         numpy.ndarray
             Forecasts, not shifted, at the current position and after all values but the last,
@@ -206,5 +206,5 @@ class Tracker:
         passed = None if covariates is None else covariates.steps(0, new)
         behind = rollout.advance(self.behind, values[:, :new], passed)
         kept = None if covariates is None else covariates.steps(new, new + back)
-        after = Tracker(shift, behind, values[:, new:], kept)
+        after = ShiftTracker(shift, behind, values[:, new:], kept)
         return after, found[back:], np.stack(shifts)

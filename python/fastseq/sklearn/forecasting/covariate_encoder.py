@@ -11,20 +11,20 @@ from torch import Tensor, nn
 from ..._util.tree import Tree
 
 __all__ = [
-    "NO_COVARIATES", "ColumnEncoder", "CovariateEncoder", "CovariateSizes", "embedding_size",
+    "NO_COVARIATES", "ColumnEncoder", "CovariateEncoder", "CovariateSizes",
 ]  # fmt: skip
 
 _SPREAD = 0.1  # of embeddings at the start
 
 
-def embedding_size(categories: int) -> int:
+def _embedding_size(categories: int) -> int:
     """Return the size of the embedding of a column: ``min(50, round(1.6 · n^0.56))``.
 
     Without the upper bound this is fastai's rule.
 
     Examples
     --------
-    >>> [embedding_size(count) for count in (1, 2, 7, 168, 10_000)]
+    >>> [_embedding_size(count) for count in (1, 2, 7, 168, 10_000)]
     [2, 2, 5, 28, 50]
     """
     size: int = round(1.6 * categories**0.56)
@@ -75,13 +75,13 @@ class ColumnEncoder(nn.Module):
         self._numbers = [place for place, size in enumerate(sizes) if not size]
         self._categories = [place for place, size in enumerate(sizes) if size]
         self.embed = nn.ModuleList(
-            nn.Embedding(size + 1, embedding_size(size), padding_idx=0) for size in sizes if size
+            nn.Embedding(size + 1, _embedding_size(size), padding_idx=0) for size in sizes if size
         )
         with torch.no_grad():
             for layer in self.embed:
                 assert isinstance(layer.weight, Tensor)
                 layer.weight *= _SPREAD
-        self.features = len(self._numbers) + sum(embedding_size(size) for size in sizes if size)
+        self.features = len(self._numbers) + sum(_embedding_size(size) for size in sizes if size)
 
     def forward(self, rows: Tensor) -> Tensor:
         """Encode columns ``(…, C)``; return ``(…, features)``."""

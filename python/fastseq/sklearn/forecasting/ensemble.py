@@ -12,7 +12,7 @@ from ...nn.members import Members
 from ...nn.stateful import takes_state
 from .forecast_net import ForecastNet
 
-__all__ = ["Ensemble", "StatefulEnsemble", "StatelessEnsemble", "ensemble_of"]
+__all__ = ["Ensemble", "ensemble_of"]
 
 
 class Ensemble(nn.Module):

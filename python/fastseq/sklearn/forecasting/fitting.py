@@ -17,21 +17,21 @@ from torch.optim.lr_scheduler import MultiplicativeLR
 
 from ..._util.seeding import seeded
 from ...callbacks import RestoreBest, Schedule
-from ...callbacks.best_weights import copied
+from ...callbacks.best_weights import weights_copy
 from ...estimator import Estimator
 from ...training.run import Callback
 from ...training.spec import Spec
 from ..base import SequenceEstimator, Start, Task
 from ..hyperparameters import make_module
 from ..shuffling import Shuffler
-from .choices import Choices
+from .automatic_settings import AutomaticSettings
 from .covariate_encoder import NO_COVARIATES, CovariateSizes
 from .covariate_rows import CovariateRows
 from .ensemble import Ensemble, ensemble_of
-from .following import Following
 from .forecast_losses import LOSSES, ForecastLoss, pinball_loss
 from .forecast_net import ForecastNet, check_steps_apart
 from .last_steps import LastSteps
+from .new_steps import NewSteps
 from .rollout import PATH_LEVELS, Origin, Rollout
 from .segment_rnn import SegmentRNN
 from .series import Array, Series, split_variables
@@ -132,7 +132,7 @@ class ForecastTraining(SequenceEstimator):
 
     n_features_in_: int
     repeats_: bool
-    _choices: Choices
+    _settings: AutomaticSettings
     _sizes: dict[str, Any]
 
     def _check_fitted(self) -> None:
@@ -147,28 +147,28 @@ class ForecastTraining(SequenceEstimator):
 
     def _make_rollout(self, seed: int) -> Rollout:
         return Rollout(
-            self.estimator_, self.horizon, self._choices.lags, self._choices.season,
+            self.estimator_, self.horizon, self._settings.lags, self._settings.season,
             self._compared,
-            self._choices.segments, self.n_features_in_ if self._choices.apart else 1,
+            self._settings.segments, self.n_features_in_ if self._settings.apart else 1,
             self.strategy == "recursive", self._levels, seed,
         )  # fmt: skip
 
     @property
     def _all_epochs(self) -> int:
-        return self._choices.epochs if self.epochs is None else self.epochs
+        return self._settings.epochs if self.epochs is None else self.epochs
 
     @property
     def _compared(self) -> int | None:
         """The lag at which values are compared; None: the model compares them itself."""
-        return self._choices.lag if self._choices.compared else None
+        return self._settings.lag if self._settings.compared else None
 
     def _measure(self, arrays: list[Array]) -> SeriesScaling:
-        choices = self._choices
-        return SeriesScaling.measure(arrays, choices.scale, self._compared, choices.season)
+        settings = self._settings
+        return SeriesScaling.measure(arrays, settings.scale, self._compared, settings.season)
 
     @property
     def _scales_each(self) -> bool:
-        return self._choices.scale in ("series", "changes")
+        return self._settings.scale in ("series", "changes")
 
     @property
     def _levels(self) -> tuple[float, ...] | None:
@@ -187,8 +187,8 @@ class ForecastTraining(SequenceEstimator):
 
         `weights` are of the values of series.
         """
-        choices, arrays = self._choices, series.arrays
-        if choices.apart:
+        settings, arrays = self._settings, series.arrays
+        if settings.apart:
             scaling = scaling.apart(len(arrays))
             arrays = split_variables(arrays)
             covariates = None if covariates is None else covariates.repeated(series.variables)
@@ -197,7 +197,7 @@ class ForecastTraining(SequenceEstimator):
         # Similar lengths are trained together.
         order = np.argsort([-len(one) for one in arrays], kind="stable")
         recursive = self.strategy == "recursive"
-        steps = int(series.lengths.max()) - choices.validation
+        steps = int(series.lengths.max()) - settings.validation
         if not recursive and steps <= self.horizon:
             raise ValueError(
                 f"y has {steps} steps to learn from, too few for a horizon of {self.horizon}: pass "
@@ -208,19 +208,19 @@ class ForecastTraining(SequenceEstimator):
             scaling.take(order), None if static is None else static[order],
         )  # fmt: skip
         weights = None if weights is None else [weights[n] for n in order]
-        windows = weigh(windows, weights, self._step_weights, choices.validation)
-        held = windows.held_out(choices.validation) if choices.validation else None
-        if choices.segments:
-            steps = choices.seqsize if choices.fold is None else -(-steps // choices.fold)
+        windows = weigh(windows, weights, self._step_weights, settings.validation)
+        held = windows.held_out(settings.validation) if settings.validation else None
+        if settings.segments:
+            steps = settings.seqsize if settings.fold is None else -(-steps // settings.fold)
             if held is not None:
-                held = held.segments(choices.validation + self.horizon)
+                held = held.segments(settings.validation + self.horizon)
             windows = windows.segments(steps)
-        task = self._task_of(windows, held, sizes, choices.fold or 1)
-        drawn = None if choices.drawn is None else -(-choices.drawn // steps)
+        task = self._task_of(windows, held, sizes, settings.fold or 1)
+        drawn = None if settings.drawn is None else -(-settings.drawn // steps)
         return dataclasses.replace(task, drawn=drawn)
 
     def _task_of_later(
-        self, known: LastSteps, new: Following, origin: Origin
+        self, known: LastSteps, new: NewSteps, origin: Origin
     ) -> _Forecasting | None:
         """Return the training problem of windows that forecast any of the next steps.
 
@@ -238,7 +238,7 @@ class ForecastTraining(SequenceEstimator):
         if all(np.isnan(one).all() for one in new.arrays):
             return None
         later = known.advance(new).taken(new.rows)
-        variables = self.n_features_in_ if self._choices.apart else 1
+        variables = self.n_features_in_ if self._settings.apart else 1
         rows = (new.rows[:, None] * variables + np.arange(variables)).ravel()
         origin = origin.take(rows)
         arrays, covariates = later.values, later.covariates
@@ -250,52 +250,52 @@ class ForecastTraining(SequenceEstimator):
         before = torch.from_numpy(windows.lengths - steps) - windows.horizon
         windows = dataclasses.replace(windows, skipped=before.clamp_min(0))
         windows = weigh(windows, None, self._step_weights, 0)
-        if self._choices.segments:
-            windows = windows.segments(self._choices.seqsize)
+        if self._settings.segments:
+            windows = windows.segments(self._settings.seqsize)
         return self._task_of(windows, None, self._sizes["covariates"], 1)
 
     def _rows(self) -> int:
         """Return how many last steps `_task_of_later` needs."""
-        choices = self._choices
-        before = 0 if choices.segments else choices.seqsize
-        return before + choices.lags + (self._compared or 0) + self.horizon
+        settings = self._settings
+        before = 0 if settings.segments else settings.seqsize
+        return before + settings.lags + (self._compared or 0) + self.horizon
 
     def _windows(
         self, arrays: list[Array], covariates: CovariateRows | None, scaling: SeriesScaling,
         static: Array | None,
     ) -> Windows:  # fmt: skip
-        choices, ahead, past = self._choices, None, None
+        settings, ahead, past = self._settings, None, None
         if covariates is not None:
             lengths = np.array([len(one) for one in arrays])
-            ahead, past = covariates.ahead, covariates.seen(lengths, lagged=choices.segments)
+            ahead, past = covariates.ahead, covariates.seen(lengths, lagged=settings.segments)
         return Windows.of(
             arrays, ahead, scaling, past=past, static=static, lag=self._compared,
-            season=choices.season, lags=choices.lags,
-            horizon=1 if self.strategy == "recursive" else self.horizon, levelled=choices.segments,
+            season=settings.season, lags=settings.lags,
+            horizon=1 if self.strategy == "recursive" else self.horizon, levelled=settings.segments,
         )  # fmt: skip
 
     def _task_of(
         self, windows: Windows, held: Windows | None, sizes: CovariateSizes, fold: int
     ) -> _Forecasting:
         """Return the training problem of windows; `held` are to validate on."""
-        choices = self._choices
+        settings = self._settings
         loss = self._make_loss(windows.step_weights)
         begin = 0
-        if not choices.segments:  # leave out the first steps rather than the last
+        if not settings.segments:  # leave out the first steps rather than the last
             begin = (windows.longest - 1) % fold
         lengths = (windows.lengths - 1 - begin).clip(0)
         windows, held = normalised(windows, begin), None if held is None else normalised(held)
         return _Forecasting(
             *windows.training_data(begin),
-            n_in=choices.lags * windows.values.shape[2],
+            n_in=settings.lags * windows.values.shape[2],
             n_out=windows.targets.shape[2] * (loss.outputs or 1),
-            dtype=torch.float32, loss=loss, steps=choices.seqsize,
+            dtype=torch.float32, loss=loss, steps=settings.seqsize,
             validation=None if held is None else held.training_data(), covariates=sizes,
-            segments=windows if choices.segments else None,
+            segments=windows if settings.segments else None,
             lengths=None if bool((lengths == lengths[0]).all()) else lengths,
         )  # fmt: skip
 
-    def _learn_on(self, known: LastSteps, new: Following, origin: Origin, start: Start) -> None:
+    def _learn_on(self, known: LastSteps, new: NewSteps, origin: Origin, start: Start) -> None:
         """Train for an epoch on `_task_of_later`."""
         task = self._task_of_later(known, new, origin)
         if task is None:
@@ -313,7 +313,7 @@ class ForecastTraining(SequenceEstimator):
         return None if self.horizon_weights is None else np.array(self.horizon_weights, float)
 
     def _make_loss(self, step_weights: tuple[float, ...] | None = None) -> ForecastLoss:
-        recursive, loss = self.strategy == "recursive", self._choices.loss
+        recursive, loss = self.strategy == "recursive", self._settings.loss
         levels = PATH_LEVELS if recursive and self.quantiles is not None else self._levels
         if levels is None:
             fn = LOSSES[loss] if isinstance(loss, str) else loss
@@ -330,7 +330,7 @@ class ForecastTraining(SequenceEstimator):
 
     def _make(self, task: Task, seed: int) -> Estimator:
         assert isinstance(task, _Forecasting)
-        choices, loss = self._choices, task.loss
+        settings, loss = self._settings, task.loss
         assert isinstance(loss, ForecastLoss)
         sizes = {name: getattr(task, name) for name in _SIZES}
         self._sizes = {**sizes, "step_weights": loss.step_weights}
@@ -338,9 +338,9 @@ class ForecastTraining(SequenceEstimator):
             functools.partial(self._make_net, task), seed, self.ensemble, loss.outputs or 1
         )
         spec = Spec(
-            epochs=choices.epochs, batchsize=choices.batchsize, seqsize=task.steps, shuffle=True,
+            epochs=settings.epochs, batchsize=settings.batchsize, seqsize=task.steps, shuffle=True,
             clip_norm=self.clip_norm, clip_value=self.clip_value, accumulate=self.accumulate,
-            fold=1 if choices.segments else choices.fold or 1, nan="keep",
+            fold=1 if settings.segments else settings.fold or 1, nan="keep",
         )  # fmt: skip
         return WindowEstimator(
             net, task.loss, self._make_optimizer(net), spec, device=self.device, comm=self.comm,
@@ -350,31 +350,31 @@ class ForecastTraining(SequenceEstimator):
 
     def _make_net(self, task: _Forecasting, seed: int) -> ForecastNet:
         horizon = 1 if self.strategy == "recursive" else self.horizon
-        choices = self._choices
-        if choices.segments:
+        settings = self._settings
+        if settings.segments:
             with seeded(seed):
                 return ForecastNet(self._make_segment_rnn(task, horizon))
         net = ForecastNet.make(
             lambda n_in, n_out: make_module(
-                self.module, n_in, n_out, seed=seed, hidden_size=choices.hidden_size,
-                num_layers=self.num_layers, dropout=choices.dropout,
+                self.module, n_in, n_out, seed=seed, hidden_size=settings.hidden_size,
+                num_layers=self.num_layers, dropout=settings.dropout,
             ),
-            seen=task.n_in, lags=choices.lags, covariates=task.covariates,
-            outputs=task.n_out, horizon=horizon, width=choices.hidden_size, seed=seed,
+            seen=task.n_in, lags=settings.lags, covariates=task.covariates,
+            outputs=task.n_out, horizon=horizon, width=settings.hidden_size, seed=seed,
         )  # fmt: skip
         if task.x is not None and not isinstance(self.module, str):  # named modules pass
             check_steps_apart(net, task.x, task.n_out * horizon)
         return net
 
     def _make_segment_rnn(self, task: _Forecasting, horizon: int) -> SegmentRNN:
-        loss, choices = task.loss, self._choices
+        loss, settings = task.loss, self._settings
         assert isinstance(loss, ForecastLoss)
         outputs = loss.outputs or 1
         return SegmentRNN(
-            horizon=horizon, variables=task.n_out // outputs, outputs=outputs, lags=choices.lags,
-            segment=choices.segment,
-            season=None if choices.compared else choices.season, covariates=task.covariates,
-            hidden_size=choices.hidden_size, num_layers=self.num_layers, dropout=choices.dropout,
+            horizon=horizon, variables=task.n_out // outputs, outputs=outputs, lags=settings.lags,
+            segment=settings.segment,
+            season=None if settings.compared else settings.season, covariates=task.covariates,
+            hidden_size=settings.hidden_size, num_layers=self.num_layers, dropout=settings.dropout,
         )  # fmt: skip
 
     def _fit(self, est: Estimator, task: Task, epochs: int) -> None:
@@ -408,22 +408,22 @@ class ForecastTraining(SequenceEstimator):
             return None
         if self.quantiles is not None:
             return None
-        before = copied(est.model)
+        before = weights_copy(est.model)
         for one in rnns:
             one.repeat(mean=False)
-        weights = copied(est.model)
+        weights = weights_copy(est.model)
         loss = est.evaluate(*task.validation)
         est.model.load_state_dict(before)
         return loss, weights
 
     def _own_callbacks(self, seed: int) -> list[Any]:
         own: list[Any] = []
-        if self._choices.segments:
+        if self._settings.segments:
             own.append(Shuffler(seed))
-            slower = functools.partial(_slower, half_life=self._choices.half_life)
+            slower = functools.partial(_slower, half_life=self._settings.half_life)
             falling = functools.partial(MultiplicativeLR, lr_lambda=slower)
             own.append(Schedule(falling, per="update"))
-            if self._choices.validation:
+            if self._settings.validation:
                 own.append(RestoreBest())
         return own + [copy.deepcopy(c) if isinstance(c, Callback) else c for c in self.callbacks]
 

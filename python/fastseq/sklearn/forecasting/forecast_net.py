@@ -14,7 +14,7 @@ from ...training.argument_checks import input_dtype
 from ...training.time_dependence import find_looks
 from .covariate_encoder import CovariateEncoder, CovariateSizes
 
-__all__ = ["ForecastNet", "KnownFuture", "StateOnly", "check_steps_apart"]
+__all__ = ["ForecastNet", "StateOnly", "check_steps_apart"]
 
 
 class KnownFuture(nn.Module):

@@ -13,7 +13,7 @@ from ...errors import meant
 from ...training.spec import check_count
 from .calendar_features import FEATURES
 from .forecast_losses import LOSSES
-from .series import Series, blocks_of
+from .series import Series, by_length
 from .transforms import TRANSFORMS
 
 __all__ = ["check_lengths", "check_parameters", "season_lag"]
@@ -150,7 +150,7 @@ def check_lengths(
     """
     lengths, unknown = series.lengths, np.zeros((len(series.arrays), series.variables), bool)
     if known:
-        for rows, block in blocks_of(series.arrays):
+        for rows, block in by_length(series.arrays):
             unknown[rows] = np.isnan(block[:, : max(block.shape[1] - apart, 0)]).all(axis=1)
     wrong = np.flatnonzero((lengths < least) | unknown.any(axis=1))
     if wrong.size:

@@ -19,29 +19,29 @@ from ..alignment import (
     check_ids,
     check_together,
     joined,
-    rows_of,
+    rows_of_ids,
 )  # fmt: skip
 from .all_covariates import AllCovariates, choose, first_read
+from .automatic_settings import SEGMENT_RNN, least_steps
 from .baselines import Baselines
-from .choices import SEGMENT_RNN, least_steps
-from .comparison import accuracy, middle, outcomes
-from .conformal import Tracker, check_held_out
+from .conformal import ShiftTracker, check_held_out
 from .covariate_rows import CovariateRows
 from .fitting import all_or_nothing
-from .following import Following
+from .forecast_accuracy import accuracy, middle, outcomes
 from .forecast_parameters import check_lengths, check_parameters
-from .forecast_score import skill
 from .forecaster_files import ForecasterFiles
 from .frequencies import common_season, offset_of
 from .held_out import Correction
-from .joined_data import Before, copied
+from .joined_data import Before, data_copy
 from .last_steps import LastSteps
 from .long_frames import Columns
 from .longer_horizon import forecast_blocks
+from .new_steps import NewSteps
 from .result_forms import Forecasts
 from .rollout import Origin
 from .series import Array, Series, read_series, refuse_identifiers
-from .target_weights import column_of_weights, end_with_series, read_weights, with_age
+from .skill_score import skill
+from .target_weights import column_of_weights, end_with_series, read_series_weights, with_age
 from .times import Spacing, Times, ends_of
 from .transforms import applied, check_domain, transformed
 from .windows import SeriesScaling
@@ -243,7 +243,7 @@ class SequenceForecaster(ForecasterFiles):
     _scaling: SeriesScaling  # of the training series
     _origin: Origin  # the current position of the series
     _correction: Correction
-    _tracker: Tracker | None  # of adaptive conformal quantiles
+    _tracker: ShiftTracker | None  # of adaptive conformal quantiles
     _times: list[Times | None]  # its times
     _last: LastSteps  # up to it
     _baselines: Baselines
@@ -396,7 +396,7 @@ class SequenceForecaster(ForecasterFiles):
         series = read_series(y, "y", spacing=spacing)
         refuse_identifiers(series, "y")
         check_domain(series, self.transform, "y")
-        of_values = None if weights is None else read_weights(weights, series, spacing)
+        of_values = None if weights is None else read_series_weights(weights, series, spacing)
         of_values = with_age(of_values, series, self.half_life)
         raw = series.arrays
         series = transformed(series, self.transform)
@@ -407,11 +407,11 @@ class SequenceForecaster(ForecasterFiles):
         times = check_together(series, read)
         if known is None:
             season = common_season([spacing.given] if spacing.given else series.freqs)
-            self._choices, known = choose(params, series, season, x, times)
-        apart, scaled = self._choices.validation, self.scale is not None
+            self._settings, known = choose(params, series, season, x, times)
+        apart, scaled = self._settings.validation, self.scale is not None
         if self.conformal is not None:
             check_held_out(self._levels or (), self.horizon, apart, len(series.arrays))
-        check_lengths(series, least_steps(self._choices), self._needs(), apart=apart)
+        check_lengths(series, least_steps(self._settings), self._needs(), apart=apart)
         if not goes_on:
             known, read = known.measured(read, apart=apart, scaled=scaled)
         known, fixed = known.of_series(static, series, self.id_col, scaled=scaled)
@@ -421,7 +421,8 @@ class SequenceForecaster(ForecasterFiles):
         else:
             scaling = self._measure([one[: len(one) - apart] for one in series.arrays])
         task = self._task(series, covariates, fixed, known.sizes, scaling, of_values)
-        given |= {"y": copied(given["y"]), "X": copied(given["X"])}  # callbacks may change them
+        # Callbacks may write into them.
+        given |= {"y": data_copy(given["y"]), "X": data_copy(given["X"])}
         self._train(task, start)
         self.n_features_in_ = series.variables
         self._known, self._scaling = known, scaling
@@ -429,13 +430,13 @@ class SequenceForecaster(ForecasterFiles):
         self._correct(series.arrays, covariates, fixed, scaling, of_values)
         self._origin = self._rollout.begin(series.arrays, covariates, scaling, fixed)
         self._last = LastSteps.of(series.arrays, covariates, self._rows())
-        self._baselines = Baselines.measure(raw, self._choices.season)
+        self._baselines = Baselines.measure(raw, self._settings.season)
         self._times = ends_of(times)
         self._like = dataclasses.replace(
             series, arrays=[one[:0].copy() for one in series.arrays], indices=(), moved=(),
             freqs=(), gap=None,
         )  # fmt: skip
-        self.season_ = self._choices.season
+        self.season_ = self._settings.season
         self._data = given
         return self
 
@@ -764,8 +765,8 @@ class SequenceForecaster(ForecasterFiles):
         data = arrays, covariates, static, scaling
         self._correction = Correction.measure(
             self._rollout, *data, transform=self.transform,
-            means=self._levels is None and self._choices.loss == "mse",
-            conformal=self.conformal is not None, validation=self._choices.validation,
+            means=self._levels is None and self._settings.loss == "mse",
+            conformal=self.conformal is not None, validation=self._settings.validation,
             weights=weights,
         )  # fmt: skip
         self._tracker = None
@@ -776,8 +777,8 @@ class SequenceForecaster(ForecasterFiles):
         return hasattr(self, "_origin")
 
     def _needs(self) -> str:
-        apart = "" if self.conformal is None else f", {self._choices.validation} steps held out"
-        return f"horizon={self.horizon}, season={self._choices.season}{apart}"
+        apart = "" if self.conformal is None else f", {self._settings.validation} steps held out"
+        return f"horizon={self.horizon}, season={self._settings.season}{apart}"
 
     @property
     def _columns(self) -> Columns:
@@ -799,7 +800,7 @@ class SequenceForecaster(ForecasterFiles):
         check_domain(series, self.transform, "y")
         return series
 
-    def _advance(self, new: Following) -> None:
+    def _advance(self, new: NewSteps) -> None:
         origin, tracker, baselines = self._origin, self._tracker, self._baselines
         times = list(self._times)
         for part in new.by_length():
@@ -821,7 +822,7 @@ class SequenceForecaster(ForecasterFiles):
         self._origin, self._tracker, self._baselines = origin, tracker, baselines
         self._times, self._data = times, None
 
-    def _next(self, y: object, X: object) -> Following:  # noqa: N803
+    def _next(self, y: object, X: object) -> NewSteps:  # noqa: N803
         """Read the steps that follow, for all or some of the series, to advance by them."""
         new = self._following(y, X)
         if self._tracker is not None and len(next(new.by_length()).rows) < len(self._times):
@@ -831,7 +832,7 @@ class SequenceForecaster(ForecasterFiles):
             )
         return new
 
-    def _seen(self, new: Following) -> Following:
+    def _seen(self, new: NewSteps) -> NewSteps:
         """Return steps as the model sees them: transformed."""
         return dataclasses.replace(new, arrays=[applied(one, self.transform) for one in new.arrays])
 
@@ -853,7 +854,7 @@ class SequenceForecaster(ForecasterFiles):
         then = known.read_ahead(ahead, series, horizon, "the horizon", spacing)
         return series, read if read is None or then is None else joined(read, then)
 
-    def _following(self, y: object, X: object, *, whole: bool = False) -> Following:  # noqa: N803
+    def _following(self, y: object, X: object, *, whole: bool = False) -> NewSteps:  # noqa: N803
         """Read the steps after the series that `fit` got; `whole`: equally many of all of them."""
         y, X = self._columns.split(y, X, self._spacing)  # noqa: N806
         series, ids = self._read(y, 1, known=False), self._like.ids
@@ -861,7 +862,7 @@ class SequenceForecaster(ForecasterFiles):
         rows = np.arange(count)
         check_ids(series, self._like, "y")
         if series.ids is not None and not whole:
-            rows = rows_of(series, ids, "y")
+            rows = rows_of_ids(series, ids, "y")
             series, rows = series.take(rows.argsort()), np.sort(rows)
         series = aligned(series, ids, "y") if whole else series
         if len(series.arrays) != len(rows):
@@ -880,7 +881,7 @@ class SequenceForecaster(ForecasterFiles):
         covariates = self._known.rows(
             read, series.lengths, before, lambda own: own.following(steps)
         )
-        return Following(rows, series.arrays, covariates, ends)
+        return NewSteps(rows, series.arrays, covariates, ends)
 
     def _rolled(
         self, values: Array, covariates: CovariateRows | None, stride: int, *, in_turn: bool = False

@@ -20,11 +20,11 @@ from ...checkpoint.contents import (
     load_callbacks,
     load_optimizer,
 )
-from ...checkpoint.encoding import pack
+from ...checkpoint.encoding import encode
 from ...checkpoint.estimator_files import (
     NoOptimizer,
     SavedLearner,
-    check_target,
+    check_path,
     learner_content,
     no_loss,
     read_content,
@@ -33,7 +33,7 @@ from ...checkpoint.estimator_files import (
 from ...distributed import communicator
 from ...distributed.replicas import Replicas
 from ...errors import CheckpointError
-from .conformal import Tracker
+from .conformal import ShiftTracker
 from .fitting import ForecastTraining
 from .rollout import Origin, Rollout
 from .saved_parts import plain, restored
@@ -48,7 +48,7 @@ _NOT_SAVED = ("callbacks", "comm", "device")
 # What `fit` sets, besides the estimator.
 _FITTED = (
     "n_features_in_", "season_", "n_iter_", "continued_", "repeats_", "_seed", "_form", "_sizes",
-    "_choices", "_known", "_scaling", "_origin", "_last", "_baselines", "_times", "_like",
+    "_settings", "_known", "_scaling", "_origin", "_last", "_baselines", "_times", "_like",
     "_correction", "_tracker", "_weight_column",
 )  # fmt: skip
 
@@ -60,7 +60,7 @@ class ForecasterFiles(ForecastTraining):
 
     _origin: Origin
     _rollout: Rollout
-    _tracker: Tracker | None
+    _tracker: ShiftTracker | None
     _data: object = None
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -103,12 +103,12 @@ class ForecasterFiles(ForecastTraining):
             learner.replicas.make_common(learner.model)
             if not learner.replicas.first:
                 return
-            check_target(target)
+            check_path(target)
             saved, missing = _parameters(self.get_params(deep=False))
             fitted = {name: getattr(self, name) for name in _FITTED}
             fitted["_origin"] = dataclasses.replace(self._origin, state=None)
-            if not isinstance(self._choices.loss, str):
-                fitted["_choices"] = dataclasses.replace(self._choices, loss=None)
+            if not isinstance(self._settings.loss, str):
+                fitted["_settings"] = dataclasses.replace(self._settings, loss=None)
             optimizer = self.estimator_.optimizer
             try:
                 fitted = plain(fitted)
@@ -185,8 +185,8 @@ class ForecasterFiles(ForecastTraining):
             ) from error
         for name in _FITTED:
             setattr(self, name, fitted[name])
-        if self._choices.loss is None:
-            self._choices = dataclasses.replace(self._choices, loss=self.loss)
+        if self._settings.loss is None:
+            self._settings = dataclasses.replace(self._settings, loss=self.loss)
         est = self._make_again(self._sizes, self._seed)
         learner = SavedLearner.of(content["learner"], est.model, path)
         learner.restore(est.learner)
@@ -221,7 +221,7 @@ def _parameters(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         if name in _NOT_SAVED:
             continue
         try:
-            pack(value)
+            encode(value)
             saved[name] = value
         except TypeError:
             missing.append(name)

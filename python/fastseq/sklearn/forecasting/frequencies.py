@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Frequency", "coarser", "common_season", "equal", "grid", "infer", "kind_of", "offset_of",
-    "on_grid", "places", "season_of", "text_of",
+    "on_grid", "places", "text_of",
 ]  # fmt: skip
 
 Array = np.ndarray
@@ -71,7 +71,7 @@ def offset_of(freq: Any) -> Frequency:
     return found
 
 
-def season_of(freq: Frequency | None) -> int | None:
+def _season_of(freq: Frequency | None) -> int | None:
     """Return the steps of the season that series of a frequency usually have, None if unknown.
 
     A day if steps are shorter (an hour, if shorter than a minute), a week of days or business days,
@@ -81,7 +81,7 @@ def season_of(freq: Frequency | None) -> int | None:
     --------
     >>> import pandas as pd
     >>> names = ["30min", "h", "D", "B", "W", "MS", "2ME", "QS", "YS"]
-    >>> [season_of(pd.tseries.frequencies.to_offset(name)) for name in names]
+    >>> [_season_of(pd.tseries.frequencies.to_offset(name)) for name in names]
     [48, 24, 7, 5, 52, 12, 6, 4, None]
     """
     if freq is None or isinstance(freq, int | float | np.number):
@@ -118,7 +118,7 @@ def common_season(freqs: Iterable[Frequency | None]) -> int | None:
     >>> common_season([offset_of("h"), None]), common_season([offset_of("h"), offset_of("D")])
     (24, None)
     """
-    found = {season_of(freq) for freq in dict.fromkeys(freqs) if freq is not None}
+    found = {_season_of(freq) for freq in dict.fromkeys(freqs) if freq is not None}
     return found.pop() if len(found) == 1 else None
 
 

@@ -7,10 +7,10 @@ import warnings
 
 import numpy as np
 
-from .conformal import Conformal, Tracker
+from .conformal import Conformal, ShiftTracker
 from .covariate_rows import CovariateRows
 from .rollout import Rollout
-from .series import Array, blocks_of
+from .series import Array, by_length
 from .transforms import smeared, smearing_terms, undone
 from .windows import SeriesScaling, changes, over_seasons
 
@@ -34,7 +34,7 @@ def units(arrays: list[Array], season: int | None, usual: Array | None = None) -
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # where nothing is known
         found = np.empty((len(arrays), arrays[0].shape[1]))
-        for rows, block in blocks_of(arrays):
+        for rows, block in by_length(arrays):
             moved = np.abs(changes(block, over_seasons(block, lag), lag))
             found[rows] = np.nanmean(moved, axis=1)
         found = np.where(found > 0, found, np.nan)
@@ -139,7 +139,7 @@ class Correction:
         per
             The series' units.
         shift
-            Shifts by a `Tracker`; None: those of `conformal`.
+            Shifts by a `ShiftTracker`; None: those of `conformal`.
         """
         if self.conformal is not None and per is not None:
             found = self.conformal.shifted(found, per, shift)
@@ -156,7 +156,7 @@ class Correction:
         covariates: CovariateRows | None,
         static: Array | None,
         scaling: SeriesScaling,
-    ) -> Tracker:
+    ) -> ShiftTracker:
         """Return a tracker of the series from their end on."""
         assert self.conformal is not None
         cut = [len(one) - rollout.horizon + 1 for one in arrays]
@@ -166,12 +166,16 @@ class Correction:
         shift = np.broadcast_to(
             self.conformal.shift, (len(arrays), *self.conformal.shift.shape)
         ).copy()
-        return Tracker(shift, origin, np.stack([one[end:] for one, end in pairs]), after)
+        return ShiftTracker(shift, origin, np.stack([one[end:] for one, end in pairs]), after)
 
     def follow(
-        self, tracker: Tracker, rollout: Rollout, values: Array, covariates: CovariateRows | None
-    ) -> tuple[Tracker, Array, Array]:
-        """See `Tracker.follow`."""
+        self,
+        tracker: ShiftTracker,
+        rollout: Rollout,
+        values: Array,
+        covariates: CovariateRows | None,
+    ) -> tuple[ShiftTracker, Array, Array]:
+        """See `ShiftTracker.follow`."""
         assert self.conformal is not None
         assert self.units is not None
         return tracker.follow(self.conformal, rollout, values, covariates, self.units)

@@ -10,23 +10,23 @@ import numpy as np
 
 from .long_frames import Columns
 from .polars_frames import is_polars, to_pandas
-from .series import is_panel, on_host
+from .series import as_numpy, is_panel
 from .times import Times, is_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Before", "copied"]
+__all__ = ["Before", "data_copy"]
 
 
-def copied(given: Any) -> Any:
+def data_copy(given: Any) -> Any:
     """Return a copy of what `fit` got: series, or covariates."""
     if given is None or hasattr(given, "ngroups") or is_polars(given):
         return given
     if isinstance(given, dict):
-        return {key: copied(one) for key, one in given.items()}
+        return {key: data_copy(one) for key, one in given.items()}
     if is_panel(given):
-        return list(map(copied, given))
+        return list(map(data_copy, given))
     return given.copy() if is_table(given) else np.array(_array(given))
 
 
@@ -135,7 +135,7 @@ def _joined(one: Any, more: Any, last: Times | None) -> Any:
 
 
 def _array(given: Any) -> np.ndarray:
-    return np.asarray(on_host(given))
+    return np.asarray(as_numpy(given))
 
 
 def _like_table(

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from .covariate_rows import CovariateRows, Rows
-from .following import Following
+from .new_steps import NewSteps
 from .series import Array
 
 __all__ = ["LastSteps"]
@@ -27,7 +27,7 @@ class LastSteps:
     Examples
     --------
     >>> last = LastSteps.of([np.array([[1.0], [2.0]])], None, 2)
-    >>> new = Following(np.array([0]), [np.array([[5.0]])], None, [None])
+    >>> new = NewSteps(np.array([0]), [np.array([[5.0]])], None, [None])
     >>> last.advance(new, 2).values[0].T
     array([[2., 5.]])
     """
@@ -48,7 +48,7 @@ class LastSteps:
         known = None if covariates is None else CovariateRows(ahead, past)
         return cls(_ends(arrays, rows), known)
 
-    def advance(self, new: Following, rows: int | None = None) -> LastSteps:
+    def advance(self, new: NewSteps, rows: int | None = None) -> LastSteps:
         """Append the next steps; keep at most `rows` of those series, None: all."""
         before = self.taken(new.rows)
         arrays, more, had = new.arrays, new.covariates, before.covariates

@@ -6,8 +6,8 @@ import dataclasses
 
 import numpy as np
 
-from .comparison import middle
 from .covariate_rows import CovariateRows
+from .forecast_accuracy import middle
 from .rollout import Origin, Rollout
 from .series import Array
 

@@ -18,7 +18,7 @@ from ...nn.stateful import Stateful, batch_dims, in_mode, takes_state
 from ...training.argument_checks import input_dtype
 from .covariate_rows import CovariateRows, known_so_far
 from .forecast_net import ForecastNet, StateOnly
-from .series import Array, blocks_of, filled, join_variables, split_variables
+from .series import Array, by_length, filled, join_variables, split_variables
 from .windows import SeriesScaling, Windows, over_seasons
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class Rollout:
         recent = np.zeros((len(arrays), rows, arrays[0].shape[1]))
         seasonal = None if self.season is None else np.full_like(recent, np.nan)
         seen = None if past is None else np.zeros((len(arrays), rows, past[0].shape[1]))
-        for which, block in blocks_of(arrays):
+        for which, block in by_length(arrays):
             begin = max(rows - block.shape[1], 0)
             recent[which, begin:] = filled(block)[:, -rows:]
             if seasonal is not None and self.season is not None:

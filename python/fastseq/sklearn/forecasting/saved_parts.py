@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from .all_covariates import AllCovariates
+from .automatic_settings import AutomaticSettings
 from .baselines import Baselines
 from .calendar_features import Calendar
 from .categories import Vocabulary
-from .choices import Choices
 from .column_coding import ColumnCoding
-from .conformal import Conformal, Tracker
+from .conformal import Conformal, ShiftTracker
 from .covariate_encoder import CovariateSizes
 from .covariate_rows import CovariateRows
 from .covariates import Covariates
@@ -34,9 +34,9 @@ __all__ = ["plain", "restored"]
 _PARTS: dict[str, type] = {
     one.__name__: one
     for one in (
-        AllCovariates, Baselines, Calendar, Choices, ColumnCoding, Conformal, Correction,
+        AllCovariates, Baselines, Calendar, AutomaticSettings, ColumnCoding, Conformal, Correction,
         CovariateRows, CovariateSizes, Covariates, Form, LastSteps, Origin, Series, SeriesScaling,
-        StaticColumns, Tracker, Vocabulary,
+        StaticColumns, ShiftTracker, Vocabulary,
     )
 }  # fmt: skip
 _PART, _TIMES, _DTYPE, _ARRAYS = "<part>", "<times>", "<dtype>", "<arrays>"

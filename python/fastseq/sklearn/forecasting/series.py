@@ -21,8 +21,17 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "Array", "Series", "blocks_of", "filled", "is_panel", "join_variables", "on_host",
-    "read_series", "refuse_identifiers", "split_variables", "spread",
+    "Array",
+    "Series",
+    "as_numpy",
+    "by_length",
+    "filled",
+    "is_panel",
+    "join_variables",
+    "read_series",
+    "refuse_identifiers",
+    "split_variables",
+    "spread",
 ]  # fmt: skip
 
 Array = np.ndarray
@@ -306,12 +315,12 @@ def _table_numbers(table: pd.DataFrame | pd.Series, name: str) -> Array:
     return np.asarray(table.to_numpy(np.float32 if single else np.float64, na_value=np.nan))
 
 
-def on_host(given: Any) -> Any:
+def as_numpy(given: Any) -> Any:
     """Return a tensor as one that NumPy reads, a masked array with NaN; other data unchanged.
 
     Examples
     --------
-    >>> on_host(np.ma.masked_equal([1, 2], 2))
+    >>> as_numpy(np.ma.masked_equal([1, 2], 2))
     array([ 1., nan])
     """
     if hasattr(given, "detach"):
@@ -329,7 +338,7 @@ def _numbers(given: Any, name: str) -> Array:
     refuse_valueless(given, name)
     if isinstance(given, h5py.Group):
         raise TypeError(f"{name} is the group {given.name}: pass the list of its datasets")
-    given = on_host(given)
+    given = as_numpy(given)
     refuse_null(given, name)
     try:
         array = np.asarray(given)
@@ -382,7 +391,7 @@ def join_variables(values: Array, variables: int) -> Array:
     return np.moveaxis(values.reshape(-1, variables, values.shape[1], *values.shape[3:]), 1, 2)
 
 
-def blocks_of(
+def by_length(
     arrays: Sequence[Array] | Array, starts: Array | None = None
 ) -> Iterator[tuple[Array, Array]]:
     """Yield which series have the same length, and their values ``(n, T, K)``, block by block.
@@ -396,7 +405,7 @@ def blocks_of(
 
     Examples
     --------
-    >>> [(rows, block.shape) for rows, block in blocks_of([np.ones((2, 1)), np.ones((3, 1))])]
+    >>> [(rows, block.shape) for rows, block in by_length([np.ones((2, 1)), np.ones((3, 1))])]
     [(array([0]), (1, 2, 1)), (array([1]), (1, 3, 1))]
     """
     lengths = np.fromiter(map(len, arrays), np.int64, len(arrays))

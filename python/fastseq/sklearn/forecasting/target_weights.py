@@ -18,7 +18,7 @@ __all__ = [
     "column_of_weights",
     "end_with_series",
     "normalised",
-    "read_weights",
+    "read_series_weights",
     "weigh",
     "with_age",
 ]
@@ -37,7 +37,7 @@ def column_of_weights(y: Any, name: str, columns: Columns, spacing: Spacing) -> 
     return y[[column for column in y.columns if column != name]], weights
 
 
-def read_weights(given: Any, series: Series, spacing: Spacing) -> list[Array]:
+def read_series_weights(given: Any, series: Series, spacing: Spacing) -> list[Array]:
     """Read weights of series, or of their time steps.
 
     Parameters
@@ -64,13 +64,13 @@ def read_weights(given: Any, series: Series, spacing: Spacing) -> list[Array]:
     Examples
     --------
     >>> series = read_series([np.zeros(2), np.zeros(1)], "y")
-    >>> [one.T for one in read_weights([1.0, 2.0], series, Spacing())]
+    >>> [one.T for one in read_series_weights([1.0, 2.0], series, Spacing())]
     [array([[1., 1.]]), array([[2.]])]
     """
     count, shapes = len(series.arrays), [one.shape for one in series.arrays]
     if series.ids is not None:
         given = _by_id(given, series.ids)
-    each = None if series.single or is_table(given) else _plain(given)
+    each = None if series.single or is_table(given) else _numbers_or_none(given)
     if each is not None and each.shape == (count,):
         _check(each[:, None], "weights")
         found = [np.full(shape, weight) for shape, weight in zip(shapes, each, strict=True)]
@@ -105,7 +105,7 @@ def read_weights(given: Any, series: Series, spacing: Spacing) -> list[Array]:
 
 
 def end_with_series(given: Any, series: Series) -> bool:
-    """Whether weights that `read_weights` took are of time steps, not one number per series.
+    """Whether weights that `read_series_weights` took are of time steps, not one per series.
 
     Examples
     --------
@@ -116,7 +116,7 @@ def end_with_series(given: Any, series: Series) -> bool:
     if series.single:
         return True
     given = given if series.ids is None else _by_id(given, series.ids)
-    each = None if is_table(given) else _plain(given)
+    each = None if is_table(given) else _numbers_or_none(given)
     return each is None or each.ndim > 1
 
 
@@ -139,7 +139,7 @@ def _by_id(given: Any, ids: tuple[Any, ...]) -> Any:
     return np.array([given[one] for one in ids], np.float64)
 
 
-def _plain(given: Any) -> Array | None:
+def _numbers_or_none(given: Any) -> Array | None:
     """Return numbers as an array; None if they are of different lengths, or no numbers."""
     if is_panel(given):
         return None

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ...data.scaling.moments import Moments
-from .series import Array, blocks_of, filled
+from .series import Array, by_length, filled
 
 __all__ = [
     "SeriesScaling",
@@ -215,7 +215,7 @@ class SeriesScaling:
                 step = _above(_mean_and_deviation(found)[1], least, scale)
             return cls(center[None], scale[None], None if lag is None else step[None])
         centers, scales, steps = np.empty((3, len(arrays), width))
-        for rows, block in blocks_of(arrays):
+        for rows, block in by_length(arrays):
             center, deviation = _each_mean_and_deviation(block)
             scale = _above(deviation, _ROUNDING * np.abs(center), 1)
             if method == "changes":
@@ -246,7 +246,7 @@ class SeriesScaling:
         array([[5., 2.]])
         """
         single = np.empty((len(arrays), arrays[0].shape[1]), bool)
-        for rows, block in blocks_of(arrays):
+        for rows, block in by_length(arrays):
             single[rows] = np.isfinite(block).sum(axis=1) == 1
         if not single.any():
             return self
@@ -348,7 +348,7 @@ class Windows:
         features = width if lag is None else 2 * width
         values = np.zeros((count, lags - 1 + longest, features), np.float32)
         targets = np.full((count, longest + horizon, width), np.nan, np.float32)
-        for rows, array in blocks_of(arrays, starts):
+        for rows, array in by_length(arrays, starts):
             own = scaling.take(rows)
             center, scale = own.center[:, None], own.scale[:, None]
             change = None if own.change is None else own.change[:, None]
@@ -375,7 +375,7 @@ class Windows:
         laid = behind = None
         if past is not None:
             behind = np.zeros((count, lags - 1 + longest, past[0].shape[1]), np.float32)
-            for rows, array in blocks_of(past, starts):
+            for rows, array in by_length(past, starts):
                 start = 0 if starts is None else int(starts[rows[0]])
                 begin = lags - 1 + start
                 behind[rows, begin : lags - 1 + array.shape[1]] = array[:, start:]
@@ -383,7 +383,7 @@ class Windows:
                     behind[rows, :begin] = behind[rows, begin][:, None]
         if covariates is not None:
             laid = np.zeros((count, longest + horizon, covariates[0].shape[1]), np.float32)
-            for rows, array in blocks_of(covariates):
+            for rows, array in by_length(covariates):
                 laid[rows, : array.shape[1]] = array[:, : longest + horizon]
         constant = None if static is None else static.astype(np.float32)
         for name, part in (("y", values), ("X", laid), ("X", behind), ("static", constant)):

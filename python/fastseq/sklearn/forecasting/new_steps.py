@@ -11,11 +11,11 @@ from .covariate_rows import CovariateRows
 from .series import Array
 from .times import Times
 
-__all__ = ["Following"]
+__all__ = ["NewSteps"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Following:
+class NewSteps:
     """The next steps of series.
 
     Parameters
@@ -31,7 +31,7 @@ class Following:
 
     Examples
     --------
-    >>> new = Following(np.array([0, 2]), [np.ones((1, 1)), np.ones((3, 1))], None, [None, None])
+    >>> new = NewSteps(np.array([0, 2]), [np.ones((1, 1)), np.ones((3, 1))], None, [None, None])
     >>> [(part.rows, part.stacked()[0].shape) for part in new.by_length()]
     [(array([0]), (1, 1, 1)), (array([2]), (1, 3, 1))]
     """
@@ -45,12 +45,12 @@ class Following:
         """Return the values of equally long series, ``(M, n, K)``, and their covariates."""
         return np.stack(self.arrays), self.covariates
 
-    def by_length(self) -> Iterator[Following]:
+    def by_length(self) -> Iterator[NewSteps]:
         """Yield the series of each length."""
         lengths = np.array([len(one) for one in self.arrays])
         for length in np.unique(lengths):
             mine = np.flatnonzero(lengths == length).tolist()
-            yield Following(
+            yield NewSteps(
                 self.rows[mine], [self.arrays[n] for n in mine],
                 None if self.covariates is None else self.covariates.taken(np.array(mine)),
                 [self.ends[n] for n in mine],

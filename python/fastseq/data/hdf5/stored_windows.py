@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from .chunk_rows import ChunkRows
 from .lazy_dataset import LazyDataset
+from .stored_rows import StoredRows
 
 __all__ = ["WindowReader"]
 
@@ -69,7 +69,7 @@ class WindowReader:
 
     def _begin_anew(self) -> None:
         self._pid = os.getpid()
-        self._rows: ChunkRows | None = None
+        self._rows: StoredRows | None = None
         self._current: _Window | None = None
         self._ahead: _Window | None = None
         self._spare: np.ndarray | None = None
@@ -225,7 +225,7 @@ class WindowReader:
     def _boundary(self, t: int, n0: int, n1: int) -> int:
         if self._rows is None:
             with self.dataset.opened() as dataset:
-                self._rows = ChunkRows(dataset)
+                self._rows = StoredRows(dataset)
             data_bytes = self.dataset.shape[0] * self._step_bytes(self.dataset.shape[1])
             if self._rows.width >= 2 * (n1 - n0) and data_bytes > self.max_bytes:
                 self._warn(

@@ -12,7 +12,7 @@ from .conformal import steps_to_hold_out
 from .forecast_parameters import season_lag
 from .series import Array
 
-__all__ = ["SEGMENT_RNN", "Choices", "least_steps"]
+__all__ = ["SEGMENT_RNN", "AutomaticSettings", "least_steps"]
 
 SEGMENT_RNN = "segrnn"  # the name of the default module
 _PLAIN: dict[str, Any] = {
@@ -33,7 +33,7 @@ _UPDATES_PER_EPOCH, _UPDATES, _EPOCHS = 150, 1500, (6, 100)
 
 
 @dataclasses.dataclass(frozen=True)
-class Choices:
+class AutomaticSettings:
     """Parameters of a forecaster, chosen where they were None.
 
     Parameters
@@ -63,7 +63,7 @@ class Choices:
     --------
     >>> import fastseq as fs
     >>> given = fs.SequenceForecaster(96, season=24).get_params()
-    >>> c = Choices.of(given, np.array([8640]), variables=7)
+    >>> c = AutomaticSettings.of(given, np.array([8640]), variables=7)
     >>> c.segment, c.lags, c.seqsize, c.batchsize, c.fold, c.epochs, c.validation
     (24, 336, 8, 32, None, 6, 864)
     """
@@ -95,7 +95,7 @@ class Choices:
         variables: int,
         season: int | None = None,
         covariates: int = 0,
-    ) -> Choices:
+    ) -> AutomaticSettings:
         """Choose for series of `lengths` ``(N,)``; `given` are the forecaster's parameters.
 
         `season` is that of the series' frequency; it is used if the parameter is "auto" and all
@@ -112,7 +112,7 @@ class Choices:
     @classmethod
     def _of(
         cls, given: Mapping[str, Any], lengths: Array, variables: int, covariates: int
-    ) -> Choices:
+    ) -> AutomaticSettings:
         own: dict[str, Any] = {name: given[name] for name in _PLAIN if given[name] is not None}
         season = given["season"]
         lag = season_lag(season, given["horizon"], given["strategy"])
@@ -139,9 +139,9 @@ class Choices:
         return cls(segments=segments, **found, **chosen)
 
 
-def least_steps(choices: Choices) -> int:
+def least_steps(settings: AutomaticSettings) -> int:
     """Return how many steps each series needs."""
-    return 2 + (choices.lag or 0) + choices.validation
+    return 2 + (settings.lag or 0) + settings.validation
 
 
 def _for_segments(

@@ -11,7 +11,7 @@ import numpy as np
 
 from .virtual import plain_name, resolve_source, selected
 
-__all__ = ["ChunkRows"]
+__all__ = ["StoredRows"]
 
 _SMALL_ROW = 2**14  # bytes
 
@@ -31,7 +31,7 @@ class _Region(NamedTuple):
     width: int
 
 
-class ChunkRows:
+class StoredRows:
     """Rows of chunks along time of a dataset, or of a virtual dataset's sources.
 
     Chunks with long rows and no filters count as single time steps: any part can be read.
@@ -46,7 +46,7 @@ class ChunkRows:
     >>> import h5py, os, tempfile
     >>> with h5py.File(os.path.join(tempfile.mkdtemp(), "a.h5"), "w") as file:
     ...     x = file.create_dataset("x", (100, 8, 2), "f4", chunks=(30, 4, 2), compression="gzip")
-    ...     rows = ChunkRows(x)
+    ...     rows = StoredRows(x)
     >>> [rows.boundary(t, 0, 8) for t in (0, 1, 30, 31, 95)]
     [0, 30, 30, 60, 100]
     """
