@@ -485,9 +485,7 @@ class SequenceForecaster(ForecasterFiles):
         per = correct.units
         if y is None:
             if static is not None:
-                raise ValueError(
-                    "static is given without y: leave it out, since fit got it already"
-                )
+                raise ValueError("static is given without y: leave it out, fit got it already")
             what = "the horizon, the steps that follow"
             X = self._columns.covariates(X, self._spacing)  # noqa: N806
             read = known.read_ahead(X, form, steps, what, self._spacing)
@@ -623,8 +621,8 @@ class SequenceForecaster(ForecasterFiles):
         """Return forecasts ``(N, horizon, K, Q)`` at each time of the next `count` steps."""
         if self._data is None:
             raise ValueError(
-                "backtest with refit= needs the training data, which update and partial_fit drop, and "
-                "files and pickles lack: call fit on all data up to the first forecast"
+                "backtest with refit= needs the training data, which update and partial_fit drop, "
+                "and files and pickles lack: call fit on all data up to the first forecast"
             )
         weights = self._data["weights"]
         if self._weight_column is not None:
