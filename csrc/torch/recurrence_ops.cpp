@@ -76,7 +76,7 @@ Layer checked_layer(Cell cell, const Tensor& x, const Tensor& w_ih, const Tensor
   in.x_sequence = read.stride(1);
   in.w_hh = checked(layer, x, "w_hh", w_hh, {rows, s.hidden});
   in.w_ih = checked(layer, x, "w_ih", w_ih, {rows, s.inputs});
-  STD_TORCH_CHECK(b_ih.has_value() == b_hh.has_value(), "pass both b_ih and b_hh, or neither");
+  STD_TORCH_CHECK(b_ih.has_value() == b_hh.has_value(), "b_ih and b_hh must both be given, or neither");
   layer.bias = b_ih.has_value();
   if (b_ih.has_value() && b_hh.has_value()) {
     in.b_ih = checked(layer, x, "b_ih", *b_ih, {rows});
