@@ -372,7 +372,7 @@ def test_bad_parameters_are_told(kw, error, match):
     ("y", "x", "match"),
     [
         (np.zeros(1), None, "y has 1 steps, but"),
-        ([np.zeros(9), np.zeros(1)], None, r"y\[1\] has 1 steps"),
+        ([np.zeros(9), np.zeros(0)], None, r"y\[1\] holds no values"),
         (np.zeros((5, 30)), None, r"for 5 series of 30 steps pass list\(y\)"),
         ([np.zeros(9), np.full(9, NAN)], None, r"y\[1\] has no known values of variable 0"),
         (np.zeros(9), np.zeros((8, 2)), "X must cover the steps of y: 9 steps, got 8"),

@@ -191,3 +191,41 @@ def test_series_of_a_panel_are_scaled_each_by_itself(module, count, as_if):
         quick(module=module, scale=scale).fit(y).predict() for scale in ("auto", as_if)
     )
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("kw", [{}, {"season": 7}, {"transform": "log1p", "loss": "mse"}])
+def test_a_series_that_has_just_begun_is_forecast_and_changes_no_other(kw):
+    days = pd.date_range("2024-01-01", periods=80)
+    shops = {
+        name: pd.Series(10 * (n + 1) + wave(80, 1, seed=n)[0], days) for n, name in enumerate("abc")
+    }
+    begun = {"new": shops["b"][:1], **shops}
+    old, f = (
+        SequenceForecaster(7, epochs=2, random_state=0, **kw).fit(panel) for panel in (shops, begun)
+    )
+    assert f.season_ == 7
+    found, wanted = f.predict(), old.predict()
+    for name in shops:
+        np.testing.assert_array_equal(found[name], wanted[name])
+    level = shops["b"].iloc[0]  # with the scale of the others it stays near the only value
+    assert (np.abs(found["new"] - level) < 5).all()
+    assert f.update({"new": shops["b"][1:20]}).predict()["new"].index[0] == days[20]
+    alone = old.predict({"new": shops["b"][:1]})
+    np.testing.assert_allclose(alone["new"], found["new"], rtol=1e-6)
+
+
+def test_the_season_is_dropped_if_most_series_are_too_short_for_it():
+    days = pd.date_range("2024-01-01", periods=60)
+    panel = {n: pd.Series(wave(60, 1)[0], days)[: 60 if n == 0 else 10] for n in range(5)}
+    assert SequenceForecaster(3, epochs=1).fit(panel).season_ is None
+
+
+def test_series_shorter_than_what_is_held_out_are_refused():
+    panel = [wave(80, 1)[0], np.zeros(5), np.zeros(10)]
+    with pytest.raises(
+        ValueError,
+        match=r"y\[1\] has 5 steps, but each series, 12 steps held out, needs 13 \(and 1 others",
+    ):
+        SequenceForecaster(4, validation=12).fit(panel)
+    with pytest.raises(ValueError, match=r"y\[1\] has 1 steps, but horizon=4"):
+        SequenceForecaster(4, module="gru").fit([np.zeros(9), np.zeros(1)])

@@ -87,6 +87,11 @@ class AutomaticSettings:
     hidden_size: int
     dropout: float
 
+    @property
+    def takes_short(self) -> bool:
+        """Whether some series may have too few steps to learn from: they are forecast only."""
+        return self.segments and not self.compared
+
     @classmethod
     def of(
         cls,
@@ -98,14 +103,15 @@ class AutomaticSettings:
     ) -> AutomaticSettings:
         """Choose for series of `lengths` ``(N,)``; `given` are the forecaster's parameters.
 
-        `season` is that of the series' frequency; it is used if the parameter is "auto" and all
-        series are long enough for it. `covariates` is the number of covariates that change with
-        time.
+        `season` is that of the series' frequency; it is used if the parameter is "auto" and series
+        are long enough for it: all, or half of them if the model needs no earlier season of each.
+        `covariates` is the number of covariates that change with time.
         """
         if given["season"] != "auto":
             return cls._of(given, lengths, variables, covariates)
         found = cls._of({**given, "season": season}, lengths, variables, covariates)
-        if season is None or lengths.min() >= max(least_steps(found), 2 * season):
+        long = np.median(lengths) if found.takes_short else lengths.min()
+        if season is None or long >= max(least_steps(found), 2 * season):
             return found
         return cls._of({**given, "season": None}, lengths, variables, covariates)
 
@@ -140,7 +146,10 @@ class AutomaticSettings:
 
 
 def least_steps(settings: AutomaticSettings) -> int:
-    """Return how many steps each series needs."""
+    """Return how many steps series need: each, or only the longest if the model takes short ones.
+
+    Short ones need only one more step than are held out.
+    """
     return 2 + (settings.lag or 0) + settings.validation
 
 

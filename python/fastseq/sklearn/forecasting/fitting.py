@@ -162,9 +162,14 @@ class ForecastTraining(SequenceEstimator):
         """The lag at which values are compared; None: the model compares them itself."""
         return self._settings.lag if self._settings.compared else None
 
-    def _measure(self, arrays: list[Array]) -> SeriesScaling:
+    def _measure(self, arrays: list[Array], typical: SeriesScaling | None = None) -> SeriesScaling:
+        """Measure the scaling of series; of single values as is `typical`, see there."""
         settings = self._settings
-        return SeriesScaling.measure(arrays, settings.scale, self._compared, settings.season)
+        found = SeriesScaling.measure(arrays, settings.scale, self._compared, settings.season)
+        if not self._scales_each:
+            return found
+        logs = self.transform in ("log", "log1p")  # changes of logarithms have no level
+        return found.of_single_values(arrays, typical, relative=not logs)
 
     @property
     def _scales_each(self) -> bool:

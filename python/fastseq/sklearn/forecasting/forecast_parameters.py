@@ -142,12 +142,21 @@ def season_lag(season: int | None, horizon: int, strategy: str) -> int | None:
 
 
 def check_lengths(
-    series: Series, least: int, why: str, *, known: bool = True, apart: int = 0
+    series: Series,
+    least: int,
+    why: str,
+    *,
+    shortest: int | None = None,
+    known: bool = True,
+    apart: int = 0,
 ) -> None:
     """Raise unless all series have `least` steps, and, if `known`, any known value.
 
-    For the latter, the last `apart` steps do not count.
+    If `shortest` is given, only the longest needs `least` steps, the others so many. For known
+    values, the last `apart` steps do not count.
     """
+    if shortest is not None and series.lengths.max() >= least:
+        least, why = shortest, "each series" + (f", {apart} steps held out," if apart else "")
     lengths, unknown = series.lengths, np.zeros((len(series.arrays), series.variables), bool)
     if known:
         for rows, block in by_length(series.arrays):
@@ -156,11 +165,14 @@ def check_lengths(
     if wrong.size:
         first = int(wrong[0])
         place = "y" if series.single else f"y[{(series.ids or range(first + 1))[first]!r}]"
+        others = f" (and {wrong.size - 1} others like it)" if wrong.size > 1 else ""
         if lengths[first] < least:
-            raise ValueError(f"{place} has {lengths[first]} steps, but {why} needs {least}")
+            raise ValueError(f"{place} has {lengths[first]} steps, but {why} needs {least}{others}")
         before = " before the steps to validate on" if apart else ""
+        advice = "" if series.single else ": leave such series out"
         raise ValueError(
-            f"{place} has no known values of variable {unknown[first].argmax()}{before}"
+            f"{place} has no known values of variable {unknown[first].argmax()}{before}{others}"
+            f"{advice}"
         )
     if series.single and series.variables > series.lengths[0] > 1:
         raise ValueError(

@@ -99,8 +99,8 @@ class SequenceForecaster(ForecasterFiles):
         a season before (direct: as many seasons before as are known for the whole horizon) are
         learnt instead of the values. A missing value is replaced by the one a season earlier; if
         none was ever known, by the last known value. "auto": that of the frequency, such as 24 of
-        hours, 7 of days, 52 of weeks, 12 of months; none if there are no dates, or a series is
-        shorter than two seasons. See `season_`.
+        hours, 7 of days, 52 of weeks, 12 of months; none if there are no dates, or series are
+        shorter than two seasons ("segrnn": half of them; others: one). See `season_`.
     freq
         How far apart steps are: a frequency of pandas such as "15min", or a number. None: inferred
         from the times; at least half of them must then follow each other directly.
@@ -411,7 +411,9 @@ class SequenceForecaster(ForecasterFiles):
         apart, scaled = self._settings.validation, self.scale is not None
         if self.conformal is not None:
             check_held_out(self._levels or (), self.horizon, apart, len(series.arrays))
-        check_lengths(series, least_steps(self._settings), self._needs(), apart=apart)
+        shortest = 1 + apart if self._settings.takes_short else None
+        least = least_steps(self._settings)
+        check_lengths(series, least, self._needs(), shortest=shortest, apart=apart)
         if not goes_on:
             known, read = known.measured(read, apart=apart, scaled=scaled)
         known, fixed = known.of_series(static, series, self.id_col, scaled=scaled)
@@ -502,8 +504,7 @@ class SequenceForecaster(ForecasterFiles):
             _, fixed = known.of_series(static, form, self.id_col)
             scaling = self._scaling
             if self._scales_each:
-                logs = self.transform in ("log", "log1p")  # changes of logarithms have no level
-                scaling = self._measure(arrays).of_single_values(arrays, scaling, relative=not logs)
+                scaling = self._measure(arrays, scaling)
             origin = rollout.begin(arrays, covariates, scaling, fixed)
             per, tracker, seen = correct.units_of(arrays), None, form.lengths
         ahead = None if covariates is None else covariates.after(seen)

@@ -230,12 +230,12 @@ class SeriesScaling:
         return cls(centers, scales, None if lag is None else steps)
 
     def of_single_values(
-        self, arrays: list[Array], typical: SeriesScaling, *, relative: bool = True
+        self, arrays: list[Array], typical: SeriesScaling | None, *, relative: bool = True
     ) -> SeriesScaling:
         """Return the scaling with a typical scale for series of only one known value.
 
         It is as large, compared to the value, as the median of the `typical` scalings; of a value
-        of 0, and if not `relative`, it is their median.
+        of 0, and if not `relative`, it is their median. None: the other series are typical.
 
         Examples
         --------
@@ -248,7 +248,9 @@ class SeriesScaling:
         single = np.empty((len(arrays), arrays[0].shape[1]), bool)
         for rows, block in by_length(arrays):
             single[rows] = np.isfinite(block).sum(axis=1) == 1
-        if not single.any():
+        if typical is None:
+            typical = self.take(np.flatnonzero(~single.any(axis=1)))
+        if not single.any() or not len(typical.scale):
             return self
         size = np.abs(typical.center)
         share = typical.scale / np.where(size > 0, size, np.nan)
