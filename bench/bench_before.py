@@ -1,8 +1,8 @@
-"""`Estimator.fit` of this version beside that of another, installed in an environment of its own.
+"""`Estimator.fit` of this version beside that of another, installed in its own environment.
 
 python bench/bench_before.py /path/to/other/bin/python NAME [--quick] [--results FOLDER]
 
-Each version trains in a process of its own; they take turns, an epoch of `bench_fit` each.
+Each version trains in a separate process; they take turns, an epoch of `bench_fit` each.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ import fastseq as fs
 from fastseq.data.chunk_plan import Chunk, ChunkPlan
 from fastseq.data.sequences import Sequences
 
-OURS, MEMCPY, ROWS = "fastseq", "memcpy", "memcpy, rows as they lie in the file"
+OURS, MEMCPY, ROWS = "fastseq", "memcpy", "memcpy, rows as stored in the file"
 H5PY = "h5py, slices"
 LOADER = "DataLoader, 2 workers"
 EACH_ONCE = "h5py, each chunk of the file once"

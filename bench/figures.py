@@ -229,6 +229,14 @@ PAGES: dict[Path, tuple[tuple[Make, ...], tuple[Make, ...]]] = {
 }
 
 
+def broken_alike(new: str, old: str) -> str:
+    """Return a sentence with the line breaks of `old`, of as many words; a table unchanged."""
+    if new.startswith("|"):
+        return new
+    spaces = [*re.findall(r"\s", old), ""]
+    return "".join(word + space for word, space in zip(new.split(" "), spaces, strict=True))
+
+
 def updated(page: Path) -> str:
     """Return a page with the figures of ``bench/results`` in its tables and sentences."""
     text = page.read_text()
@@ -239,7 +247,7 @@ def updated(page: Path) -> str:
             old = re.escape(new.splitlines()[0]) + r"(\n\|.*)*"
         else:  # the same with other numbers, on lines broken elsewhere
             old = re.sub(r"\d+(\\\.\d+)?", r"[\\d.]+", re.escape(new)).replace(r"\ ", r"\s")
-        text, count = re.subn(old, lambda _, new=new: new, text)
+        text, count = re.subn(old, lambda match, new=new: broken_alike(new, match[0]), text)
         if count != 1:
             raise SystemExit(f"{page.name} has {count} places for this, not one:\n{new}")
     return text

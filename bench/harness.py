@@ -169,7 +169,7 @@ class Bench:
 
 
 def circumstances() -> dict[str, Any]:
-    """Tell on what and with what the figures were measured."""
+    """Describe the machine and the versions with which figures were measured."""
     packages = ("fastseq-torch", "torch", "numpy", "h5py")
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []

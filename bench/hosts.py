@@ -1,6 +1,6 @@
 """Two hosts on one machine: network namespaces joined by a shaped pair of virtual interfaces.
 
-Each "host" has a network and a host name of its own, and nothing but a link of `RATE` to the other,
+Each "host" has its own network and host name, and nothing but a link of `RATE` to the other,
 so that MPI takes them for two machines. Needs root, ``ip``, ``tc`` and ``unshare``.
 """
 

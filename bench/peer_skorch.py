@@ -51,7 +51,7 @@ class Net(skorch.NeuralNet):
 
 
 class Skorch:
-    """Makes an epoch per call, by `partial_fit`, which goes on where the last one stopped."""
+    """Makes an epoch per call, by `partial_fit`, which continues where the last one stopped."""
 
     epochs: ClassVar[int] = 1
 

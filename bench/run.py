@@ -27,7 +27,7 @@ BENCHES = (
     ("bench_checkpoint.py", 0),
     ("bench_hosts.py", 0),
 )
-# Open MPI refuses to start as root unless told; containers often are.
+# Open MPI refuses to start as root unless asked to; containers often are.
 AS_ROOT = ("ALLOW_RUN_AS_ROOT", "ALLOW_RUN_AS_ROOT_CONFIRM")
 
 

@@ -135,7 +135,7 @@ def main() -> None:
     for low, high in (("q0.25", "q0.75"), ("q0.05", "q0.95")):
         inside = tests.y.between(tests[low], tests[high]).mean()
         share = float(high[1:]) - float(low[1:])
-        print(f"{inside:.0%} of demand lies in the {share:.0%} interval.")
+        print(f"{inside:.0%} of demand is in the {share:.0%} interval.")
 
     args.out.mkdir(parents=True, exist_ok=True)
     midnight = (tests.cutoff + pd.Timedelta(minutes=30)).dt.hour == 0

@@ -89,7 +89,7 @@ __device__ bool is_aligned(const T* pointer) {
   return reinterpret_cast<std::uintptr_t>(pointer) % (sizeof(T) * kItems) == 0;
 }
 
-// Each block copies a chunk and, if somebody wants it, writes (number of non-finite values, sum of squares) to scratch.
+// Each block copies a chunk and, if wanted, writes (number of non-finite values, sum of squares) to scratch.
 template <class From, class To>
 __global__ void __launch_bounds__(kThreads)
     pack_kernel(const __grid_constant__ CopyTable table, double factor, double* scratch) {

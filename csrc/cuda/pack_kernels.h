@@ -13,7 +13,7 @@
 namespace fastseq::cuda {
 
 // Where the facts of pack go: facts[0] becomes 1 if all results are finite, else 0; facts[1] the sum of their squares,
-// added in a fixed order. Null: nobody wants them.
+// added in a fixed order. Null: they are not wanted.
 struct FactsOut {
   double* facts = nullptr;
   double* scratch = nullptr;  // facts_scratch doubles

@@ -187,7 +187,7 @@ std::shared_ptr<Communicator> connect(MPI_Comm parent, const ConnectOptions& opt
   if (wanted != "mpi" && wanted != "auto" && !node.memory) {
     throw CommunicationError("transport \"" + wanted +
                              "\" needs memory that the ranks of a machine can share: the machine has none left, or its "
-                             "ranks run in containers of their own or as different users");
+                             "ranks run in separate containers or as different users");
   }
   if (node.memory && alone) {
     return std::make_shared<NodeCommunicator>(std::move(node.group), std::move(node.memory), std::move(node.owner),

@@ -171,7 +171,7 @@ std::string MpiAgreement::missing_ranks() {
     if (here[static_cast<std::size_t>(r)]) continue;
     missing += (missing.empty() ? "rank " : ", rank ") + std::to_string(r);
   }
-  return missing.empty() ? "data of ranks that are there" : missing;
+  return missing.empty() ? "data of ranks that have arrived" : missing;
 }
 
 std::string MpiAgreement::describe(const Call& call, std::string_view purpose) {

@@ -29,8 +29,8 @@ struct Node {
 
 class MpiCommunicator final : public Communicator {
  public:
-  // Uses `comm`, which nobody else may use. It is not freed with this object: freeing is collective, and objects die at
-  // different times on different ranks. MPI_Finalize frees it. With `half_wire`, fp32 is sent between nodes as bf16.
+  // Uses `comm`, which nothing else may use. It is not freed with this object: freeing is collective, and objects die
+  // at different times on different ranks. MPI_Finalize frees it. With `half_wire`, fp32 is sent between nodes as bf16.
   MpiCommunicator(MPI_Comm comm, Node node, std::chrono::duration<double> timeout, bool half_wire);
 
   int rank() const override { return rank_; }

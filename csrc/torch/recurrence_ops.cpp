@@ -76,7 +76,7 @@ Layer checked_layer(Cell cell, const Tensor& x, const Tensor& w_ih, const Tensor
   in.x_sequence = read.stride(1);
   in.w_hh = checked(layer, x, "w_hh", w_hh, {rows, s.hidden});
   in.w_ih = checked(layer, x, "w_ih", w_ih, {rows, s.inputs});
-  STD_TORCH_CHECK(b_ih.has_value() == b_hh.has_value(), "b_ih and b_hh come together or not at all");
+  STD_TORCH_CHECK(b_ih.has_value() == b_hh.has_value(), "b_ih and b_hh must both be given, or neither");
   layer.bias = b_ih.has_value();
   if (b_ih.has_value() && b_hh.has_value()) {
     in.b_ih = checked(layer, x, "b_ih", *b_ih, {rows});
@@ -93,7 +93,7 @@ Layer checked_layer(Cell cell, const Tensor& x, const Tensor& w_ih, const Tensor
     in.lengths = static_cast<const std::int64_t*>(layer.kept.back().const_data_ptr());
     STD_TORCH_CHECK(std::all_of(in.lengths, in.lengths + s.sequences,
                                 [&](std::int64_t length) { return length >= 0 && length <= s.steps; }),
-                    "lengths must lie between 0 and ", s.steps, ", the number of steps");
+                    "lengths must be between 0 and ", s.steps, ", the number of steps");
   }
   return layer;
 }
@@ -181,7 +181,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward_cpu(
   Layer layer = checked_layer(kind, x, w_ih, w_hh, std::nullopt, std::nullopt, h0, c0, lengths, reverse);
   const RecurrenceShape& s = layer.shape;
   const bool has_cell = kind == Cell::kLstm;
-  STD_TORCH_CHECK(has_cell == c0.has_value(), "c0 belongs to an LSTM");
+  STD_TORCH_CHECK(has_cell == c0.has_value(), "an LSTM has c0, other layers have not");
   const std::int64_t numel = saved_numel(s);
   STD_TORCH_CHECK(saved.has_value() || numel == 0, "saved must be what forward kept");
   const void* kept = saved.has_value() ? checked(layer, x, "saved", *saved, {numel}) : nullptr;

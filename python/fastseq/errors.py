@@ -27,7 +27,7 @@ class BusyError(FastseqError, RuntimeError):
 
 
 class CheckpointError(FastseqError, ValueError):
-    """A file is no checkpoint, incomplete, or of something else; the message says which."""
+    """A file is not a checkpoint, incomplete, or of something else; the message says which."""
 
 
 class NonFiniteError(FastseqError, FloatingPointError):

@@ -116,10 +116,10 @@ class Estimator:
         Losses after an epoch and predictions are computed in the model's dtype.
     compile
         On the CPU, run model and loss through `torch.compile`, as one graph each for training,
-        evaluation and prediction; the first chunks then take seconds. It pays for models of many
-        small operations, not for a recurrent layer alone. On a GPU, capture updates in CUDA graphs,
-        one for each shape of chunks, and replay them: Python code of model, loss and hooks runs in
-        the first updates only. That part has not yet run on a GPU.
+        evaluation and prediction; the first chunks then take seconds. It helps models of many small
+        operations, not a recurrent layer alone. On a GPU, capture updates in CUDA graphs, one for
+        each shape of chunks, and replay them: Python code of model, loss and hooks runs in the
+        first updates only. That part has not yet run on a GPU.
     seed
         Makes the order of blocks and dropout repeatable. None: a random seed (rank 0's).
     progress
@@ -132,7 +132,7 @@ class Estimator:
     scaling_
         How inputs and targets are scaled: a `Scaling`; None: not scaled, or not measured yet.
     padding_
-        The fraction of steps in the last `fit` that lie beyond the ends of sequences.
+        The fraction of steps in the last `fit` that are beyond the ends of sequences.
     stop_reason_
         Why the last `fit` ended before its last epoch; None: it did not.
 
@@ -265,7 +265,7 @@ class Estimator:
             ``dtype`` and slicing; or a tuple or dict of them, which is passed to the model as such.
             In a tuple or dict, inputs ``(N, F)`` go with every step, inputs ``(T, F)`` with every
             sequence. Sequences of different lengths: a list of ``(T_i, F)``, an `h5py.Group` of
-            such datasets, or a `torch.utils.data.Dataset` of ``(x_i, y_i)``; they are visited by
+            such datasets, or a `torch.utils.data.Dataset` of ``(x_i, y_i)``; they are sorted by
             length. Integers and booleans are converted to the model's dtype.
         y
             Targets ``(T, N, K)``, of the same types as `x`, or ``(T, N)`` for K = 1; integers stay
@@ -310,7 +310,8 @@ class Estimator:
         ReadError
             A file could not be read; the message names it, and the slice.
         CheckpointError
-            `resume` names no whole checkpoint, or one of another model; nothing has been changed.
+            `resume` names no complete checkpoint, or one of another model; nothing has been
+            changed.
         OSError
             A checkpoint cannot be written; the folder is tested before training.
         RemoteError
@@ -441,7 +442,7 @@ class Estimator:
         Raises
         ------
         ValueError
-            `x` is invalid, or its scaling was not measured yet. The state is unchanged.
+            `x` is invalid, or its scaling has not been measured yet. The state is unchanged.
         NonFiniteError
             `x` holds NaN or infinities; see ``spec.nan``.
 
@@ -490,7 +491,7 @@ class Estimator:
         Raises
         ------
         ValueError
-            The model cannot be exported with steps and sequences left open; nothing is written.
+            The model cannot be exported for any number of steps and sequences; nothing is written.
 
         Examples
         --------
@@ -588,12 +589,12 @@ class Estimator:
             The file.
         model
             A model like the saved one, or a callable that returns one; it gets the weights. None:
-            build it from the file, if it consists of `nn.Chain`, `torch.nn.Sequential` and layers
-            that are usual in them.
+            build it from the file, if it consists of `nn.Chain`, `torch.nn.Sequential` and common
+            layers.
         loss
             As for the constructor; `fit` and `evaluate` need it.
         optimizer
-            As for the constructor; `fit` needs it. It starts afresh.
+            As for the constructor; `fit` needs it. It starts without state.
         comm, **options
             Other arguments of the constructor; ``device`` and others are not in the file.
 

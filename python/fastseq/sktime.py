@@ -30,8 +30,8 @@ class SktimeForecaster(BaseForecaster):
 
     Series, multivariate series, panels and hierarchies are trained by one model. All series are
     forecast from the same cutoff: where some end earlier, and where rows are missing, values are
-    missing. `update` learns on by `SequenceForecaster.partial_fit`, or only appends the new steps
-    (``update_params=False``); earlier steps in its data are left out.
+    missing. `update` continues training by `SequenceForecaster.partial_fit`, or only appends the
+    new steps (``update_params=False``); earlier steps in its data are left out.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ class SktimeForecaster(BaseForecaster):
 
     def __init__(self, forecaster: SequenceForecaster) -> None:
         self.forecaster = forecaster
-        self._y = self._X = None  # sktime remembers data here, if told to
+        self._y = self._X = None  # sktime remembers data here, if asked to
         super().__init__()
         self._say_what_it_can()
 
@@ -209,7 +209,9 @@ class SktimeForecaster(BaseForecaster):
         parts = _parts(table)
         new = set(parts) - set(self._instances)
         if new:
-            raise ValueError(f"{name} has instances that y of fit had not, such as {new.pop()!r}")
+            raise ValueError(
+                f"{name} has instances that y of fit did not have, such as {new.pop()!r}"
+            )
         return parts
 
     @classmethod

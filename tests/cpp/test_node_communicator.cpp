@@ -241,7 +241,7 @@ TEST(ranks_that_do_not_come_are_named) {
                --waiting;
                CHECK(message.find("for rank 1, rank 3") != std::string::npos);
              } else {
-               CHECK(message.find("cannot go on: rank ") != std::string::npos);
+               CHECK(message.find("cannot continue: rank ") != std::string::npos);
                CHECK(message.find("for rank 1, rank 3") != std::string::npos);
              }
              CHECK_THROWS(comm.barrier(), CommunicationError);
@@ -309,7 +309,7 @@ TEST(a_rank_that_leaves_does_not_raise_and_is_not_taken_for_one_that_waits) {
                comm.barrier();
                CHECK(false);
              } catch (const CommunicationError& error) {
-               CHECK_EQ(std::string(error.what()), "rank 1 cannot go on: rank 0 has exited");
+               CHECK_EQ(std::string(error.what()), "rank 1 cannot continue: rank 0 has exited");
              }
            },
            {.timeout = std::chrono::milliseconds(100)});
@@ -350,7 +350,7 @@ TEST(a_rank_that_is_interrupted_leaves_nobody_waiting) {
         comm.barrier();
         CHECK(false);
       } catch (const CommunicationError& error) {
-        CHECK_EQ(std::string(error.what()), "rank 1 cannot go on: rank 0 has exited");
+        CHECK_EQ(std::string(error.what()), "rank 1 cannot continue: rank 0 has exited");
       }
     }
   });

@@ -56,7 +56,7 @@ TEST(a_rank_without_memory_spoils_no_other_rank_s_result) {
         CHECK_EQ(std::string(failure.what()), "out of memory");
       } catch (const CommunicationError& error) {
         CHECK_EQ(std::string(error.what()),
-                 "rank 1 cannot go on: rank 0 failed in the middle of allreduce: std::bad_alloc");
+                 "rank 1 cannot continue: rank 0 failed in the middle of allreduce: std::bad_alloc");
       }
     });
   }

@@ -376,7 +376,7 @@ def test_the_communicator_is_the_reducer_s_until_wait(comm):
     model = made(small)
     buckets = Bucketizer(model, comm, bucket_bytes=100)
     model(torch.ones(1, 7)).sum().backward()
-    with pytest.raises(RuntimeError, match="in use by a Bucketizer's step"):
+    with pytest.raises(RuntimeError, match="in use by a Bucketizer's update"):
         comm.barrier()
     buckets.wait()
     comm.barrier()
@@ -424,7 +424,7 @@ def test_bad_arguments(comm):
             Bucketizer(model, comm, **options)
     with pytest.raises(ValueError, match="no trainable parameters"):
         Bucketizer(nn.Tanh(), comm)
-    with pytest.raises(RuntimeError, match="no step is under way"):
+    with pytest.raises(RuntimeError, match="no update is under way"):
         Bucketizer(model, comm).wait()
     sparse = nn.Embedding(3, 2, sparse=True)
     buckets = Bucketizer(sparse, comm)
@@ -445,7 +445,7 @@ def test_close_gives_the_model_back(comm):
     model.zero_grad()
     model(x).square().sum().backward()  # nobody listens
     copy.deepcopy(model)
-    with pytest.raises(RuntimeError, match="no step is under way"):
+    with pytest.raises(RuntimeError, match="no update is under way"):
         buckets.wait()
 
 

@@ -76,7 +76,7 @@ def test_a_group_of_torch_distributed_averages_as_the_native_exchange(
     with pytest.raises(fs.NonFiniteError, match=f"rank {world.size - 1}"):
         buckets.wait()
     model.zero_grad()
-    with pytest.raises(RuntimeError, match="no step is under way"):
+    with pytest.raises(RuntimeError, match="no update is under way"):
         buckets.wait()
 
 

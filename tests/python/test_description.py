@@ -133,7 +133,7 @@ same = nn.Linear(3, 3)
         (tied(), "parameters, buffers or options"),
         (changed(lambda m: m.register_forward_hook(lambda *_: None)), "hooks"),
         (changed(lambda m: m.register_forward_pre_hook(lambda *_: None)), "hooks"),
-        (changed(lambda m: setattr(m, "forward", torch.tanh)), "forward of its own"),
+        (changed(lambda m: setattr(m, "forward", torch.tanh)), "its own forward"),
         (changed(lambda m: m.register_buffer("more", torch.zeros(1))), "buffers"),
         (changed(nn.utils.parametrizations.weight_norm), "ParametrizedLinear"),
         (changed(lambda m: setattr(m, "weight", nn.Parameter(torch.ones(2, 3)))), "parameters"),

@@ -265,7 +265,7 @@ def test_a_model_that_cannot_tell_categories_apart_is_told():
     days = pd.date_range("2020-01-01", periods=300)
     x = pd.DataFrame({"name": [f"n{n}" for n in range(300)]}, days)
     with pytest.raises(
-        ValueError, match=r"torch\.bfloat16, which cannot tell 300 categories apart"
+        ValueError, match=r"torch\.bfloat16, which cannot distinguish 300 categories"
     ):
         quick(module=build).fit(pd.Series(np.arange(300.0), days), x)
 

@@ -226,7 +226,7 @@ def test_updates_of_long_frames_go_by_id():
     ]:
         with pytest.raises(ValueError, match=match):
             fast().fit(long_frame(None, 0)).update(wrong)
-    with pytest.raises(ValueError, match="y has nothing of the series 'a'"):
+    with pytest.raises(ValueError, match="y lacks the series 'a'"):
         fast().fit(long_frame(None, 0)).backtest(new[2:])
     with pytest.raises(ValueError, match="y has ids, such as 'a', but the series have none"):
         fast().fit(part(Y, None, 0)).update(new)
@@ -257,12 +257,12 @@ def test_covariates_of_the_horizon_go_by_id_and_time():
     wanted = f.predict(X=ahead)
     pd.testing.assert_frame_equal(f.predict(X=ahead[::-1]), wanted)
     for wrong, match in [
-        (ahead[HORIZON:], "X has nothing of the series 'a'"),
+        (ahead[HORIZON:], "X lacks the series 'a'"),
         (ahead[1:], r"X\['a'\] must cover the horizon"),
         (ahead.drop(1), r"X\['a'\] has no row for 2024-03-03 00:00:00: covariates known ahead"),
         (ahead.assign(ds=ahead["ds"] + pd.Timedelta("1D")), r"X\['a'\] must have the times of the"),
         (ahead.assign(y=1.0), "X must have the columns p, q, got p, q, y"),
-        (ahead[["unique_id", "ds"]], "X has no columns beside ids and times"),
+        (ahead[["unique_id", "ds"]], "X has no columns besides ids and times"),
         (None, "fit got covariates: X must cover the horizon"),
     ]:
         with pytest.raises(ValueError, match=match):
@@ -339,7 +339,7 @@ def test_a_given_frequency_says_what_is_missing():
     frame = pd.DataFrame({"unique_id": "a", "ds": series.index, "y": series.to_numpy()})
     np.testing.assert_array_equal(fast(freq="D").fit(frame).predict()["forecast"], found)
     for freq, given_y, match in [
-        ("ME", series, "freq='ME', but y has 2024-02-01 00:00:00, which is no time of it"),
+        ("ME", series, "freq='ME', but y has 2024-02-01 00:00:00, which is not a time of it"),
         ("2D", series, "freq='2D', but y has 2024-02-08"),
         (1, series, "freq='1', but the index of y has dates"),
         ("h", series.set_axis([3, 4, 5, 6]), "freq='h', but the index of y has numbers"),

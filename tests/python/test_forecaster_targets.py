@@ -354,7 +354,7 @@ def test_recursive_ensembles_and_what_ensembles_cannot_be():
     y = wave(60)[0]
     f = quick(ensemble=2, strategy="recursive", quantiles=LEVELS, module="gru").fit(y[:50])
     assert (np.diff(f.backtest(y[50:]), axis=-1) >= 0).all()
-    with pytest.raises(ValueError, match="an ensemble needs models of other weights"):
+    with pytest.raises(ValueError, match="an ensemble needs models with different weights"):
         quick(ensemble=2, module=nn.Linear(1, 4)).fit(y)
     with pytest.raises(ValueError, match="ensemble"):
         quick(ensemble=0).fit(y)
@@ -408,12 +408,12 @@ def test_weights_of_frames_that_could_be_anothers_are_refused():
             quick().fit(rest, weights=weights)
     for weights, message in (
         ({"south": 1.0}, "only one of them has 'north'"),
-        ("y", "must be a column of y of its own"),
-        ("weight", "must be a column of y of its own"),
+        ("y", "must name a separate column of y"),
+        ("weight", "must name a separate column of y"),
     ):
         with pytest.raises(ValueError, match=message):
             quick().fit(rest, weights=weights)
-    with pytest.raises(TypeError, match="y is no long frame"):
+    with pytest.raises(TypeError, match="y is not a long frame"):
         quick().fit(wave(40)[0], weights="w")
 
 

@@ -67,7 +67,11 @@ def test_rows_are_put_into_the_order_of_time(order):
         (Y[::-1], X_ARRAY, "rows of y are not in the order of time, and X has no times"),
         (Y[::-1], X.reset_index(drop=True), "rows of y are not in the order of time, and X has no"),
         (Y_ARRAY, X[::-1], "rows of X are not in the order of time, and y has no times"),
-        (Y, X.drop(DAYS[7]), "X has no row for 2024-02-27.*: covariates known ahead have no gaps"),
+        (
+            Y,
+            X.drop(DAYS[7]),
+            "X has no row for 2024-02-27.*: covariates known ahead must have no gaps",
+        ),
         (Y[::5].drop(DAYS[[5, 15, 25]]), None, "most steps of y are missing if they are 5D apart"),
         (pd.concat([Y, Y[-1:]]), None, "y has two rows for 2024-03-28"),
         (Y.set_axis(DAYS + pd.to_timedelta(np.arange(38) ** 2, "s")), None, "not equally far"),

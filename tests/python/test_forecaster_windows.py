@@ -95,7 +95,7 @@ def test_windows_are_views_of_one_memory():
 def test_views_do_not_reach_past_the_memory():
     rows = torch.zeros(2, 5, 3)
     assert window_view(rows, 2, 2, 2).shape == (2, 2, 6)
-    with pytest.raises(ValueError, match="do not lie in 5 rows"):
+    with pytest.raises(ValueError, match="do not fit into 5 rows"):
         window_view(rows, 2, 3, 2)
 
 

@@ -124,7 +124,7 @@ def test_the_map_is_that_of_the_code() -> None:
     tables = text[text.index("## The map") : text.index("### Follow `x`")]
     rows = re.findall(r"^\| `([^`]+)` \|", tables, re.M)
     assert rows == [*(f"csrc/{layer}" for layer in ALLOWED), *ROOMS]
-    steps = text[text.index("### Follow `x`") : text.index("### Why it is so")]
+    steps = text[text.index("### Follow `x`") : text.index("### Design")]
     named = re.findall(r"`([\w/]+\.(?:py|h|cpp))`", steps)
     steps = re.sub(r"`[\w/]+\.(?:py|h|cpp)`", "", steps)
     known = [PACKAGE, ROOT, ROOT / "csrc" / "core"]

@@ -321,7 +321,7 @@ def test_validation_by_time_goes_on_with_a_context():
     est = estimator(model, 7, context=8).fit(X, Y, validation={"time": 10})
     expected = mse_loss(torch.from_numpy(whole(model))[-10:], Y[-10:]).item()
     assert est.history_[-1]["validation_loss"] == pytest.approx(expected, rel=1e-4)
-    with pytest.raises(ValueError, match="validation by time begins in the middle"):
+    with pytest.raises(ValueError, match="validation by time starts in the middle"):
         estimator(model, T).fit(X, Y, validation={"time": 10})
 
 

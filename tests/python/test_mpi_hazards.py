@@ -106,7 +106,7 @@ def test_a_rank_that_does_not_come_is_named_by_all_others(tmp_path, transport):
     )
     for rank in (0, 2):
         # by its own clock, or by that of the other, which was first to give up
-        said = rf"^rank {rank}: (rank {rank} cannot go on: )?rank [02] waited 5 s for rank 1: "
+        said = rf"^rank {rank}: (rank {rank} cannot continue: )?rank [02] waited 5 s for rank 1: "
         assert re.search(said, done.stdout, re.MULTILINE), done.stdout + done.stderr
     assert "rank 1: " in done.stdout, done.stderr
 
@@ -365,7 +365,7 @@ def test_a_failure_while_data_move_is_told_to_all(tmp_path, ranks_per_node):
     )
     assert "rank 1: MemoryError" in done.stdout, done.stdout + done.stderr
     assert (
-        "rank 0: CommunicationError: rank 0 cannot go on: rank 1 failed in the middle of allreduce: "
+        "rank 0: CommunicationError: rank 0 cannot continue: rank 1 failed in the middle of allreduce: "
         "std::bad_alloc" in done.stdout
     )
 

@@ -236,8 +236,8 @@ BAD = [
     *[(name, lambda t: t.float(), "dtype") for name in NAMES],
     *[(name, lambda t: t.unsqueeze(0), "must be") for name in NAMES],
     *[(name, lambda t: t[..., :-1], "must be") for name in NAMES],
-    ("b_ih", lambda _: None, "come together"),
-    ("b_hh", lambda _: None, "come together"),
+    ("b_ih", lambda _: None, "must both be given"),
+    ("b_hh", lambda _: None, "must both be given"),
     ("x", lambda t: t.half(), "float"),
     ("x", lambda t: t.long(), "float"),
 ]

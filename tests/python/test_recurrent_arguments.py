@@ -215,8 +215,8 @@ CALLS = {
     "a list": (lambda m: m(X, lengths=[1, 2]), TypeError, "lengths must be a tensor of integers, got list"),
     "floats": (lambda m: m(X, lengths=torch.ones(N)), TypeError, "lengths must be .* got torch.float32"),
     "a mask": (lambda m: m(X, lengths=torch.ones(N).bool()), TypeError, "lengths must be .* got torch.bool"),
-    "too long": (lambda m: m(X, lengths=torch.tensor([1, 6])), ValueError, "lengths must lie between 0 and 5, .* 1 to 6"),
-    "negative": (lambda m: m(X, lengths=torch.tensor([1, -1])), ValueError, "lengths must lie .* -1 to 1"),
+    "too long": (lambda m: m(X, lengths=torch.tensor([1, 6])), ValueError, "lengths must be between 0 and 5, .* 1 to 6"),
+    "negative": (lambda m: m(X, lengths=torch.tensor([1, -1])), ValueError, "lengths must be between .* -1 to 1"),
     "too many": (lambda m: m(X, lengths=torch.ones(3).long()), ValueError, r"lengths must be \(2,\).* got \(3,\)"),
     "2-D": (lambda m: m(X, lengths=torch.ones(1, N).long()), ValueError, r"lengths must be .* got \(1, 2\)"),
     "far lengths": (lambda m: m(X, lengths=torch.ones(N, device=FAR).long()), ValueError, "lengths must be on cpu"),
@@ -246,5 +246,5 @@ def test_one_state_is_wanted():
 def test_lengths_are_looked_at_where_compiled():
     torch._dynamo.reset()
     compiled = torch.compile(make("GRU"), fullgraph=True, backend="aot_eager")
-    with allowed(), pytest.raises(RuntimeError, match="lengths must lie between 0 and 5"):
+    with allowed(), pytest.raises(RuntimeError, match="lengths must be between 0 and 5"):
         compiled(X, None, torch.tensor([1, 6]))

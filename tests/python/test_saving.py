@@ -239,7 +239,9 @@ def test_loss_and_optimizer_are_asked_for(path):
     est = fitted()
     est.save(path)
     loaded = load(path)
-    with pytest.raises(ValueError, match="evaluate needs a loss, which is in no file: pass loss="):
+    with pytest.raises(
+        ValueError, match="evaluate needs a loss, which files do not hold: pass loss="
+    ):
         loaded.evaluate(x, y)
     with pytest.raises(ValueError, match="fit needs a loss"):
         loaded.fit(x, y)

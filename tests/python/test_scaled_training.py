@@ -94,9 +94,9 @@ def test_later_fits_keep_it_and_it_can_be_carried_over(tmp_path):
         lambda: other.export(tmp_path / "model.pt2", X),
         lambda: other.evaluate(X, Y),
     ):
-        with pytest.raises(ValueError, match="measured by fit, which has not been called yet"):
+        with pytest.raises(ValueError, match="has not been measured yet: call fit first"):
             call()
-    with pytest.raises(ValueError, match="measured by fit, which has not been called yet"):
+    with pytest.raises(ValueError, match="has not been measured yet: call fit first"):
         other.predict(X)
     other.scaling_ = copy.deepcopy(first)
     np.testing.assert_array_equal(other.predict(X), est.predict(X))

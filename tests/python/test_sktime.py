@@ -133,7 +133,7 @@ def test_one_model_for_a_hierarchy_whose_series_end_at_different_times():
     own.update(later)
     for key, expected in zip(lengths, own.predict(), strict=True):
         np.testing.assert_array_equal(f.predict().loc[key], expected.to_numpy()[[0, 2]])
-    with pytest.raises(ValueError, match=r"instances that y of fit had not, such as \('east'"):
+    with pytest.raises(ValueError, match=r"instances that y of fit did not have, such as \('east'"):
         f.update(panel({("east", "a"): 55}))
 
 

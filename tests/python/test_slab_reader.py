@@ -195,7 +195,7 @@ def test_what_cannot_be_converted_is_refused(reader: Any) -> None:
         reader.submit([(1, 2)])
     with pytest.raises(TypeError, match=r"shape \(P, 7\)"):
         reader.submit([(*a_read([], out, "int64")[:3], np.zeros((2, 6), np.int64), *[0] * 5)])
-    with pytest.raises(RuntimeError, match="nothing was submitted"):
+    with pytest.raises(RuntimeError, match="there is no pending request"):
         reader.wait()
 
 

@@ -109,6 +109,6 @@ def test_other_classes_than_those_of_the_first_call_are_refused():
     model.partial_fit(X, LABELS, classes=["up", "flat", "down"])
     assert model.n_iter_ == 2
     with pytest.raises(
-        ValueError, match=r"other classes than .*\['down', 'flat', 'up'\]; call fit"
+        ValueError, match=r"classes other than .*\['down', 'flat', 'up'\]; call fit"
     ):
         model.partial_fit(X, LABELS, classes=["up", "down"])

@@ -165,7 +165,7 @@ def test_arrays_of_something_else_than_numbers():
         SequenceRegressor("gru").fit([frame[["a"]].assign(town=1.0), frame], np.zeros(2))
     frame["town"] = pd.date_range("2024", periods=4)
     with pytest.raises(
-        ValueError, match=r"column 'town' of dtype datetime64.*times are no numbers"
+        ValueError, match=r"column 'town' of dtype datetime64.*times are not numbers"
     ):
         SequenceRegressor("gru").fit(frame, np.zeros(4))
     with pytest.raises(ValueError, match=r"all have two dimensions, .* got 1 and 2"):

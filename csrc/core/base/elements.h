@@ -56,7 +56,7 @@ class ElementConverter {
   std::int64_t convert_rows(const std::byte* from, std::int64_t from_stride, std::int64_t rows, std::int64_t numel,
                             std::byte* to, std::int64_t to_stride) const;
 
-  bool copies() const { return copies_; }  // the bytes stay as they are
+  bool copies() const { return copies_; }  // the bytes stay unchanged
   // Whether contiguous rows of `numel` elements may be treated as one row.
   bool joins(std::int64_t numel) const { return period_ == 0 || numel % features_ == 0; }
   std::int64_t from_size() const { return from_size_; }

@@ -83,7 +83,7 @@ std::string describe_call(const Call& call) {
     text += std::string(" (") + (call.detail % 2 != 0 ? "mean" : "sum") + " of " +
             kDTypes.at(static_cast<std::size_t>(call.detail / 2 % 4));
     if (const std::int64_t sequence = call.detail / 8; sequence != 0) {
-      text += ", step " + std::to_string(sequence >> kBucketBits) + ", bucket " +
+      text += ", update " + std::to_string(sequence >> kBucketBits) + ", bucket " +
               std::to_string(sequence & ((std::int64_t{1} << kBucketBits) - 1));
     }
     text += ')';
@@ -118,7 +118,7 @@ std::chrono::steady_clock::duration clock_time(std::chrono::duration<double> tim
 std::string exit_message(int rank) { return "rank " + std::to_string(rank) + " has exited"; }
 
 LostRanks lost_ranks(int rank, const std::string& cause) {
-  return {cause, "rank " + std::to_string(rank) + " cannot go on: " + cause};
+  return {cause, "rank " + std::to_string(rank) + " cannot continue: " + cause};
 }
 
 Cause current_cause(int rank, Operation operation) noexcept {

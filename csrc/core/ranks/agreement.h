@@ -23,7 +23,7 @@ inline constexpr std::int64_t kPrivate = -1;
 struct Call {
   Operation operation = Operation::kBarrier;
   std::int64_t bytes = 0;
-  std::int64_t detail = 0;        // anything else that must be equal on all ranks: a dtype, a root, a step and a bucket
+  std::int64_t detail = 0;        // anything else that must be equal on all ranks: a dtype, a root, an update, a bucket
   double weight = 0;              // weight of this rank's data in a mean
   double value = 0;               // a number to average too, by the same weights
   std::uint64_t flags = 0;        // or'ed together
@@ -65,7 +65,7 @@ std::string timeout_message(int rank, double seconds, const std::string& missing
 std::chrono::steady_clock::duration clock_time(std::chrono::duration<double> timeout);
 // "rank 0 has exited"
 std::string exit_message(int rank);
-// The error of a rank that learns of a cause: "rank 1 cannot go on: rank 0 waited …".
+// The error of a rank that learns of a cause: "rank 1 cannot continue: rank 0 waited …".
 LostRanks lost_ranks(int rank, const std::string& cause);
 
 // The cause in the exception being handled: "rank 1 failed in the middle of allreduce: …", or a LostRanks' cause.

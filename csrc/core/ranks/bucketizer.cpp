@@ -127,7 +127,7 @@ void Bucketizer::reset() {
 }
 
 void Bucketizer::start(double weight, double value, bool attention, double scale) {
-  if (started_) throw std::logic_error("a step is under way already: call wait() first");
+  if (started_) throw std::logic_error("an update is under way already: call wait() first");
   if (!(weight >= 0 && std::isfinite(weight))) {
     throw std::invalid_argument("weight must be a finite number that is not negative, got " + std::to_string(weight));
   }
@@ -252,7 +252,7 @@ void Bucketizer::drain() {
 }
 
 Bucketizer::Result Bucketizer::finish() {
-  if (!started_) throw std::logic_error("no step is under way: wait() comes after start() or a backward pass");
+  if (!started_) throw std::logic_error("no update is under way: wait() comes after start() or a backward pass");
   const Ended ended{[this] { reset(); }};
   for (std::size_t i = 0; i < seen_.size(); ++i) {
     if (!seen_[i]) settle(i, nullptr, false);

@@ -5,8 +5,8 @@
 // first. A bucket with all its gradients is gathered into its place and exchanged, strictly in the order of the buckets
 // on every rank, by this object's own thread (or, if only one thread may communicate, in finish).
 //
-// A step is: start; ready for each parameter that has a gradient; finish. Between start and finish only this object may
-// use the communicator. All methods are called by one thread at a time. A forked child can only destroy its copy.
+// An update is: start; ready for each parameter that has a gradient; finish. Between start and finish only this object
+// may use the communicator. All methods are called by one thread at a time. A forked child can only destroy its copy.
 #pragma once
 
 #include <condition_variable>
@@ -34,7 +34,7 @@ class Bucketizer {
     std::shared_ptr<std::byte> memory;
   };
 
-  // The result of a step, the same on all ranks.
+  // The result of an update, the same on all ranks.
   struct Result {
     double weight = 0;        // the sum of the ranks' weights
     double value = 0;         // the weighted mean of their values
@@ -64,13 +64,13 @@ class Bucketizer {
   void start(double weight, double value, bool attention = false, double scale = 1);
   bool started() const { return started_; }
   // Parameter `index` has its contiguous gradient at `gradient`, where it must stay until its bucket has been gathered:
-  // in memory of its own, or in its place already.
+  // in its own memory, or in its place already.
   // Returns how many buckets, from the first, have been gathered: their gradients may be freed. Raises std::logic_error
-  // if called twice for a parameter in a step.
+  // if called twice for a parameter in an update.
   std::int64_t ready(std::int64_t index, const void* gradient);
   // Exchanges the remaining buckets and waits for all. Raises what an exchange raised.
   Result finish();
-  // Ends a step that failed on this rank: waits for the exchanges under way, and raises what they raised.
+  // Ends an update that failed on this rank: waits for the exchanges under way, and raises what they raised.
   void abandon();
   // Ends the thread and its exchanges under way, because this process ends. Raises nothing.
   void stop();
@@ -81,7 +81,7 @@ class Bucketizer {
     std::int64_t begin;  // elements of the buffer
     std::int64_t numel;
     std::vector<std::int64_t> members;
-    std::size_t missing;  // members without a gradient in this step
+    std::size_t missing;  // members without a gradient in this update
   };
 
   void plan(std::int64_t bucket_bytes);
@@ -119,7 +119,7 @@ class Bucketizer {
   Result result_;
 
   // Shared by the communicating thread and the caller. In one object, because a forked child must not touch it: the
-  // child has no such thread, the mutex may be locked for ever, and the thread's number may be another thread's.
+  // child has no such thread, the mutex may be locked forever, and the thread's number may be another thread's.
   struct Job {
     std::size_t bucket;
     std::uint64_t flags;

@@ -2,7 +2,7 @@
 //
 // Every call is collective: all ranks make the same calls in the same order. The ranks first agree on the call (which
 // operation, how many bytes, whether one of them has failed), and only then move data. A rank that fails says so in
-// place of its next call, and all the others get its message as a RemoteFailure instead of waiting for ever. A rank
+// place of its next call, and all the others get its message as a RemoteFailure instead of waiting forever. A rank
 // that fails while data move cannot do that: it breaks up the group, and all others get a CommunicationError with the
 // cause, as they do if a rank does not arrive in time; then no more calls can be made. Calls block, and are made by one
 // thread at a time.
@@ -51,7 +51,7 @@ struct Reduction {
   double weight = 1.0;        // weight of this rank's data in the mean; data with weight 0 are not read
   double value = 0.0;         // a number to average by the same weights
   std::uint64_t flags = 0;    // or'ed together
-  std::int64_t sequence = 0;  // step and bucket; must be equal on all ranks
+  std::int64_t sequence = 0;  // update and bucket; must be equal on all ranks
   bool squares = false;       // whether Reduced::sum_of_squares is wanted; must be equal on all ranks
 };
 inline constexpr int kBucketBits = 20;  // bits of a sequence for the bucket
@@ -89,13 +89,13 @@ class Communicator {
   // Memory for buffers that are exchanged often: aligned to a cache line, zeroed, freed with the last reference. Shared
   // with the other ranks of this node if possible. Collective.
   virtual std::shared_ptr<std::byte> allocate(std::size_t bytes) = 0;
-  // Whether these data lie in memory that other ranks see.
+  // Whether these data are in memory that other ranks see.
   virtual bool is_shared(const void* data, std::size_t bytes) const = 0;
 
   // Reports to the others, in place of this rank's next call, that it has failed and why. Returns when they know.
   virtual void fail(std::string_view message) = 0;
   // Announces that this rank makes no more calls; ranks that still call get a CommunicationError that names it. Does
-  // not raise, whatever the others do.
+  // not raise, regardless of the others.
   virtual void leave() = 0;
   // Makes a call of another thread, under way or later, raise CommunicationError, because this process ends.
   virtual void interrupt() = 0;

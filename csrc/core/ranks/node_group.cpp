@@ -20,8 +20,8 @@ namespace fastseq {
 namespace {
 
 // A rank spins for a millisecond or two before it sleeps: first without calls of the kernel, then yielding to others.
-// Waking up takes as long as a small model's step. A clock ends the spinning, not a count: on a busy machine others may
-// run for seconds meanwhile, and the deadline is checked only afterwards.
+// Waking up takes as long as a small model's update. A clock ends the spinning, not a count: on a busy machine others
+// may run for seconds meanwhile, and the deadline is checked only afterwards.
 constexpr int kSpins = 2000;
 constexpr auto kAwake = std::chrono::milliseconds(2);
 constexpr auto kNap = std::chrono::milliseconds(50);  // checks the clock that often while asleep

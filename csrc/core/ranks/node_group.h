@@ -89,7 +89,7 @@ class NodeGroup {
   std::vector<int> names_;
   std::function<void()> idle_;
   std::atomic<bool> interrupted_ = false;
-  bool leaving_ = false;  // this rank stops for reasons of its own
+  bool leaving_ = false;  // this rank stops for its own reasons
 };
 
 }  // namespace fastseq

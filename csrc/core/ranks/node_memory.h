@@ -33,7 +33,7 @@ class NodeMemory {
   std::shared_ptr<std::byte> allocate(std::size_t bytes);
 
   // The place of data in such a buffer, as a number that is equal on all ranks if the place is the same; kPrivate if
-  // they lie elsewhere.
+  // they are elsewhere.
   std::int64_t place_of(const void* data, std::size_t bytes) const;
   Peers at(std::int64_t place) const;
 

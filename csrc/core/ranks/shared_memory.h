@@ -22,7 +22,7 @@ class SharedMemory {
   std::size_t size() const { return bytes_; }
   // Peers open it by this descriptor, until close_descriptor.
   int descriptor() const;
-  // Existing mappings stay, but nobody can open it any more.
+  // Existing mappings stay, but no process can open it any more.
   void close_descriptor() { file_.reset(); }
   // The mapping alone, which lives as long as this pointer.
   std::shared_ptr<std::byte> mapping() const { return mapping_; }

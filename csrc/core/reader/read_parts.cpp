@@ -75,7 +75,7 @@ void check_piece(Piece& piece, const SlabRead& read, bool in_file) {
   }
   extent(piece.steps, row, 0);
   const std::int64_t last = extent(piece.steps - 1, piece.step_bytes, extent(1, piece.offset, row));
-  if (in_file && (piece.offset < 0 || last < row)) refuse("it begins before its file");
+  if (in_file && (piece.offset < 0 || last < row)) refuse("it starts before its file");
   const std::int64_t to = extent(1, piece.to, 0);
   const std::int64_t to_last = extent(piece.steps - 1, piece.to_step, to);
   if (std::min(to, to_last) < 0 || std::max(to, to_last) + piece.numel > read.numel) {

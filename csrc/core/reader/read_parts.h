@@ -12,7 +12,7 @@ namespace fastseq {
 // Throws std::invalid_argument for a buffer that no memory could hold.
 void check_size(const SlabRead& read);
 
-// Throws std::invalid_argument unless the piece lies within its buffer and does not start before its file. Its extents
+// Throws std::invalid_argument unless the piece is within its buffer and does not start before its file. Its extents
 // are then small enough to add some of them; unused distances between rows are set to those of contiguous rows.
 void check_piece(Piece& piece, const SlabRead& read, bool in_file);
 

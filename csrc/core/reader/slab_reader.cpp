@@ -219,14 +219,14 @@ std::optional<std::vector<std::int64_t>> SlabReader::wait(std::chrono::milliseco
   {
     const std::scoped_lock alone(state.waiting);
     std::unique_lock lock(state.mutex);
-    if (state.requests.empty()) throw std::runtime_error("nothing was submitted that could be waited for");
+    if (state.requests.empty()) throw std::runtime_error("there is no pending request to wait for");
     if (!state.stop && state.requests.front()->cost <= kLight) {
       while (!state.stop && state.taken == 0) state.do_part(lock, state.gatherer);
     }
     const bool ready = state.finished.wait_until(
         lock, until, [&] { return state.stop || state.requests.empty() || state.requests.front()->finished; });
     if (!ready) return std::nullopt;
-    if (state.stop || state.requests.empty()) throw std::runtime_error("the reader was closed while it was waited for");
+    if (state.stop || state.requests.empty()) throw std::runtime_error("the reader was closed during the wait");
     request = std::move(state.requests.front());
     state.requests.pop_front();
     --state.taken;
@@ -240,7 +240,7 @@ std::optional<std::vector<std::int64_t>> SlabReader::wait(std::chrono::milliseco
 
 void SlabReader::close() {
   if (!state_) return;
-  if (state_->forked()) {  // no threads to join, and the mutex may be locked for ever
+  if (state_->forked()) {  // no threads to join, and the mutex may be locked forever
     state_->sources.clear();
     [[maybe_unused]] const State* left = state_.release();
     return;

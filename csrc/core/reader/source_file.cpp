@@ -76,7 +76,7 @@ bool SourceFile::read(std::byte* to, std::int64_t count, std::int64_t offset) co
       const bool truncated = size < opened_.st_size;
       throw ReadError(path_ + " ends at byte " + std::to_string(size) + ", before byte " +
                       std::to_string(offset + count) + " that was to be read: it " +
-                      (truncated ? "was truncated after it was opened" : "is shorter than what describes it says"));
+                      (truncated ? "was truncated after it was opened" : "is shorter than its description says"));
     } else if (errno != EINTR) {
       const int error_number = errno;
       throw ReadError("bytes " + std::to_string(offset + done) + " to " + std::to_string(offset + count) + " of " +
@@ -97,13 +97,13 @@ void SourceFile::check_unchanged() const {
   struct stat now{};
   if (::stat(path_.c_str(), &now) != 0) {
     const int error_number = errno;
-    throw ReadError(path_ + " changed while it was read: it is not there any more: " + describe(error_number));
+    throw ReadError(path_ + " changed while it was read: it no longer exists: " + describe(error_number));
   }
   const char* what = nullptr;
   if (now.st_ino != opened_.st_ino || now.st_dev != opened_.st_dev) {
-    what = "another file took its place";
+    what = "another file replaced it";
   } else if (now.st_size != opened_.st_size) {
-    what = "its size is another";
+    what = "its size changed";
   } else if (!same_time(now, opened_)) {
     what = "it was written to";
   }

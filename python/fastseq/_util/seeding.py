@@ -1,6 +1,6 @@
 """Turns at drawing from PyTorch's random number generators, which all threads share.
 
-Seeded code draws the same numbers whatever other threads do: one thread draws at a time.
+Seeded code draws the same numbers regardless of other threads: one thread draws at a time.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
 
 @contextmanager
 def untouched(device: torch.device) -> Iterator[None]:
-    """Leave PyTorch's generators as they are, whatever the body of the ``with`` draws.
+    """Keep PyTorch's generators unchanged, even if the body of the ``with`` draws numbers.
 
     While another thread has its turn, the generators are not restored: that would undo the other
     thread's draws too.

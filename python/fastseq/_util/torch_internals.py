@@ -120,7 +120,7 @@ def copy_each_(to: Sequence[Tensor], from_: Sequence[Tensor]) -> None:
 def storage_users(storage: torch.UntypedStorage) -> int | None:
     """Return a storage's reference count, None if unknown.
 
-    A buffer may be refilled once nobody else holds it.
+    A buffer may be refilled once nothing else refers to it.
     """
     count: Callable[[int], int] | None = getattr(_C, "_storage_Use_Count", None)
     return None if count is None else count(storage._cdata)

@@ -31,5 +31,5 @@ def cuda_runtime() -> Any:
 
 
 def cuda_is_in_use() -> bool:
-    """Return whether this process has begun to use a GPU."""
+    """Return whether this process has started to use a GPU."""
     return torch.cuda.is_available() and bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]

@@ -27,7 +27,7 @@ class LivePlot(Callback):
         A file, rewritten each time; its suffix sets the format. None: the output of the notebook's
         cell.
     every
-        Plot every so many epochs, and after the last.
+        Plot every `every` epochs, and after the last.
 
     Raises
     ------

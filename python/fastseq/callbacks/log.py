@@ -23,7 +23,7 @@ class Log(Callback):
     Parameters
     ----------
     every
-        Print every so many epochs, and after the last.
+        Print every `every` epochs, and after the last.
     logger
         A `logging.Logger` or its name, which gets the lines at level INFO. None: standard output.
 

@@ -52,7 +52,7 @@ class MLflow(Tracker):
     tags
         Tags of the run.
     every
-        Log the loss every so many updates; 0: never.
+        Log the loss every `every` updates; 0: never.
     weights
         Log the model's weights at the end.
 

@@ -37,7 +37,7 @@ class Snapshots(Callback):
     folder
         The folder, created if missing.
     every
-        Write every so many epochs.
+        Write every `every` epochs.
     last
         How many of the newest to keep.
     best

@@ -31,7 +31,7 @@ class TensorBoard(Tracker):
     folder
         Where to log; a later `fit` with the same folder continues the same curves.
     every
-        Log the loss every so many updates; 0: never.
+        Log the loss every `every` updates; 0: never.
 
     Raises
     ------

@@ -28,7 +28,7 @@ class Tracker(Callback):
     Parameters
     ----------
     every
-        Log the loss every so many updates; 0: never.
+        Log the loss every `every` updates; 0: never.
     """
 
     def __init__(self, every: int) -> None:
@@ -86,7 +86,7 @@ class Tracker(Callback):
         raise NotImplementedError
 
     def _abandon(self) -> None:
-        """Release what can no longer be used."""
+        """Release what is no longer needed."""
 
 
 def parameters(run: Run) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def check_optimizer(optimizer: optim.Optimizer, saved: dict[str, Any], where: st
 def load_optimizer(optimizer: optim.Optimizer, saved: dict[str, Any]) -> None:
     """Load the saved state into an optimizer that `check_optimizer` accepted.
 
-    Settings such as ``fused`` stay as they are.
+    Settings such as ``fused`` are kept.
     """
     groups = [
         {**group, **{key: own[key] for key in _MEANS if key in own}}

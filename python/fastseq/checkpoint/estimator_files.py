@@ -279,6 +279,6 @@ class NoOptimizer(torch.optim.Optimizer):
 def check_parts(learner: Learner, caller: str) -> None:
     """Raise if `caller`, ``"fit"`` or ``"evaluate"``, needs a part that `load` was not given."""
     if learner.loss is no_loss:
-        raise ValueError(f"{caller} needs a loss, which is in no file: pass loss= to load")
+        raise ValueError(f"{caller} needs a loss, which files do not hold: pass loss= to load")
     if caller == "fit" and isinstance(learner.optimizer, NoOptimizer):
-        raise ValueError("fit needs an optimizer, which is in no file: pass optimizer= to load")
+        raise ValueError("fit needs an optimizer, which files do not hold: pass optimizer= to load")

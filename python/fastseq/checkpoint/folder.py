@@ -28,7 +28,7 @@ class Generations:
     Parameters
     ----------
     folder
-        Where they are; it need not exist.
+        The folder, which may not exist yet.
     keep
         How many of the newest ones to keep.
 

@@ -40,7 +40,7 @@ DTYPES = {
 
 
 class Image:
-    """The contents of a file, in memory of its own, which is reused.
+    """The contents of a file, in its own memory, which is reused.
 
     Examples
     --------

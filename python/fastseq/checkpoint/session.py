@@ -350,7 +350,7 @@ class _Saved:
 
     @property
     def stop_request(self) -> str | None:
-        """Why this rank wanted `fit` to end, if not agreed upon yet."""
+        """Why this rank wanted `fit` to end, if not agreed on yet."""
         return None if self._own is None else self._own["stop_request"]
 
     def is_past_of(self, learner: Learner) -> bool:
@@ -430,7 +430,7 @@ class _Saved:
     def restore_again(self, learner: Learner, callbacks: list[object], *, quiet: bool) -> None:
         """Restore callbacks, and once more model, optimizer and random generators.
 
-        Callbacks may change these when they begin, and draw random numbers.
+        Callbacks may change these in ``on_fit_begin``, and draw random numbers.
         """
         tree, own = self._tree, self._own
         load_callbacks(callbacks, tree["callbacks"], quiet=quiet)

@@ -1,4 +1,4 @@
-"""Which part of the data each rank works on at each step: pure arithmetic."""
+"""Which part of the data each rank works on, chunk by chunk: pure arithmetic."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def part(begin: int, end: int, index: int, count: int) -> tuple[int, int]:
 
 @dataclasses.dataclass(slots=True)
 class Chunk:
-    """Time steps ``[t0, t1)`` of sequences ``[n0, n1)``: one step of one rank.
+    """Time steps ``[t0, t1)`` of sequences ``[n0, n1)``, which one rank works on at once.
 
     `block` and `index` count from zero; index 0 starts a block, with a fresh state. An empty chunk
-    (no time steps or sequences) takes part in the step with weight zero.
+    (no time steps or sequences) takes part in the update with weight zero.
     """
 
     block: int
@@ -69,8 +69,8 @@ class ChunkPlan:
 
     A block is ``size · batchsize`` consecutive sequences; every rank takes a nearly equal part of
     them. Sharded by time, it is `batchsize` sequences, and every rank takes a part of their time
-    steps. If each rank has its own data, it is `batchsize` sequences of those. So every rank makes
-    the same number of steps for any T and N. Short tails are kept. A block ends with its longest
+    steps. If each rank has its own data, it is `batchsize` sequences of those. So every rank has
+    the same number of chunks for any T and N. Short tails are kept. A block ends with its longest
     sequence.
 
     Parameters
@@ -157,7 +157,7 @@ class ChunkPlan:
 
     @property
     def padding(self) -> float:
-        """Fraction of all blocks' time steps that lie past the ends of sequences."""
+        """Fraction of all blocks' time steps that are past the ends of sequences."""
         if self.lengths is None:
             return 0.0
         widths = np.diff([*self._begins, self.sequences])

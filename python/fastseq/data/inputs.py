@@ -268,7 +268,7 @@ def _of_dataset(dataset: object, y: object, w: object) -> tuple[object, object, 
     """Return the parts of a dataset's items as x, y and w."""
     parts = DatasetItems.split(dataset, "x")
     if len(parts) > 1 and (y is not None or (w is not None and len(parts) > 2)):
-        raise ValueError("the dataset's items hold targets and weights: pass no others")
+        raise ValueError("the dataset's items hold targets and weights: do not pass others")
     if len(parts) > 3:
         raise ValueError(f"items of a dataset must be (x, y) or (x, y, w), got {len(parts)} parts")
     return parts[0], parts[1] if len(parts) > 1 else y, parts[2] if len(parts) > 2 else w

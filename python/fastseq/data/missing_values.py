@@ -118,6 +118,6 @@ def _message(
     at = f", feature {', '.join(map(str, feature))}" if feature else ""
     return (
         f"{name} holds {kind} {where}, sequence {sequence}{at} (there are "
-        f"{int(torch.count_nonzero(bad))} such values here): take them for missing with "
+        f"{int(torch.count_nonzero(bad))} such values here): treat them as missing with "
         'spec.nan="mask", or pass them on to the model with spec.nan="keep"'
     )

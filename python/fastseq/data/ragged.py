@@ -122,7 +122,7 @@ class RaggedRows(_Ragged):
 
 
 class RaggedArrays(_Ragged):
-    """Any arrays, read by slicing in a thread of its own."""
+    """Any arrays, read by slicing in a separate thread."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -264,7 +264,7 @@ class DatasetItems(Sequence[Any]):
 
     def __getitem__(self, index: Any) -> Any:
         if not 0 <= index < len(self):
-            raise IndexError(index)  # ends loops; the dataset itself need not raise it
+            raise IndexError(index)  # ends loops; the dataset itself may not raise it
         item = self._cache.load(int(index))
         return item if self._part is None else item[self._part]
 

@@ -266,7 +266,7 @@ class Sequences:
         if not slabs or len(group) == 1:
             return [(group[0], self._batch(group[0], slabs) if slabs else None)]
         sizes = [chunk.t1 - chunk.t0 for chunk in group]
-        # All at once: between the steps of a small model, this would take three times as long.
+        # All at once: between the updates of a small model, this would take three times as long.
         data = [slab.split(sizes) for slab in slabs]
         if not self._as_read(slabs):
             return self._parts(group, slabs, zip(*data, strict=True))

@@ -8,7 +8,7 @@ __all__ = ["Sliceable"]
 
 
 class Sliceable(Protocol):
-    """An array of NumPy, a tensor, an HDF5 dataset, or anything of the user's with these three."""
+    """A NumPy array, a tensor, an HDF5 dataset, or any object of the user's with these three."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -19,4 +19,4 @@ class Sliceable(Protocol):
         """A dtype of NumPy or of torch, or what NumPy takes as one."""
 
     def __getitem__(self, index: Any, /) -> Any:
-        """Return a part: an array, a tensor, or what NumPy makes an array of."""
+        """Return a part: an array, a tensor, or anything that NumPy converts to an array."""

@@ -184,12 +184,12 @@ class TensorSource(Source):
             slab = slab.to(self.dtype, memory_format=torch.contiguous_format)
         else:
             slab = slab.clone(memory_format=torch.contiguous_format)
-        # A sum is quick; if it overflows, the exact test is made for nothing later.
+        # A sum is quick; if it overflows, the exact test is made later, in vain.
         self.suspect = self._floats and not math.isfinite(slab.sum().item())
         return slab
 
     def _read_scaled(self, slab: Tensor) -> Tensor:
-        """Scale the stored values: the model's dtype might not tell them apart."""
+        """Scale the stored values: the model's dtype might not distinguish them."""
         assert self.affine is not None
         if self._stored is None:
             slab = self.affine.apply(slab, self.dtype).contiguous()

@@ -14,7 +14,7 @@ _IN_FLIGHT = 2
 
 
 class Uploader:
-    """Copy batches to a GPU on a stream of its own, so that the next copy overlaps a step.
+    """Copy batches to a GPU on a separate stream, so that the next copy overlaps an update.
 
     Batches in pinned memory are kept until their copies are done, so that their buffers are not
     refilled before. This part has not yet run on a GPU.

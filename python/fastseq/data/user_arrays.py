@@ -68,7 +68,7 @@ def refuse_foreign(array: object, name: str) -> None:
         refuse_valueless(part, place)
         if np.ma.is_masked(part):
             raise TypeError(
-                f"{place} is a masked array: pass what is not masked, or {place}.filled(np.nan)"
+                f"{place} is a masked array: pass the unmasked values, or {place}.filled(np.nan)"
             )
         if isinstance(part, Tensor) and part.requires_grad:
             raise TypeError(f"{place} is a tensor that requires a gradient: pass its detach()")

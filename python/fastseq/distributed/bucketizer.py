@@ -26,10 +26,10 @@ _UNUSED = ("none", "error")
 
 
 class Averaged(NamedTuple):
-    """What all ranks know after a step."""
+    """What all ranks know after an update."""
 
     weight: float
-    """Sum of the ranks' weights; 0: no rank had data, and the optimizer must not step."""
+    """Sum of the ranks' weights; 0: no rank had data, and the optimizer must not update."""
     value: float
     """Weighted mean of the ranks' values."""
     finite: bool
@@ -49,11 +49,11 @@ class Bucketizer:
     Before `wait`, the ``.grad`` of a gradient that has been taken over is None.
 
     A parameter may get several gradients before `wait`, as with reentrant checkpoints or several
-    losses: they are summed. Those after the first are exchanged in `wait`; from the next step on,
+    losses: they are summed. Those after the first are exchanged in `wait`; from the next update on,
     all gradients of such a model are.
 
     Gradients of a model on a GPU go through pinned host memory while backward continues; or, if
-    each rank has a GPU of its own and PyTorch has NCCL, through NCCL.
+    each rank has its own GPU and PyTorch has NCCL, through NCCL.
 
     Parameters
     ----------
@@ -61,14 +61,14 @@ class Bucketizer:
         The model, the same on all ranks: rank 0's parameters and buffers are broadcast on
         construction.
     comm
-        The ranks, as in `communicator`. From the first gradient of a step until `wait` nobody else
-        may use it; give others a `Communicator.duplicate`.
+        The ranks, as in `communicator`. From the first gradient of an update until `wait` nothing
+        else may use it; elsewhere use a `Communicator.duplicate`.
     bucket_bytes
         Bytes exchanged at a time.
     nonfinite
         What an infinite or NaN gradient on any rank does: ``"raise"`` raises `NonFiniteError` on
-        all ranks, ``"skip"`` reports it in `Averaged.finite`, so that all ranks can skip the step;
-        ``"ignore"`` does nothing.
+        all ranks, ``"skip"`` reports it in `Averaged.finite`, so that all ranks can skip the
+        update; ``"ignore"`` does nothing.
     unused
         Parameters that got no gradient on any rank: ``"none"`` leaves their ``.grad`` None,
         ``"error"`` raises `RuntimeError` on all ranks and names them. One that got none on some
@@ -231,7 +231,7 @@ class Bucketizer:
         attention: bool = False,
         scale: float = 1.0,
     ) -> None:
-        """Start a step, before backward. Without it, the first gradient starts one of weight 1.
+        """Start an update, before backward. Without it, the first gradient starts one of weight 1.
 
         Parameters
         ----------
@@ -241,8 +241,8 @@ class Bucketizer:
         value
             A number to average by the same weights: the loss, say.
         attention
-            Whether this rank has something to agree upon, such as stopping. All ranks learn at the
-            end of the step whether any rank has.
+            Whether this rank has something to agree on, such as stopping. All ranks learn at the
+            end of the update whether any rank has.
         scale
             Multiplies this rank's gradients before they are averaged. For gradients accumulated
             over `weight` samples with a loss summed over them, ``1 / weight``.
@@ -250,13 +250,13 @@ class Bucketizer:
         Raises
         ------
         RuntimeError
-            A step is already under way.
+            An update is already under way.
         ValueError
             `weight` is negative, infinite or NaN.
         """
         self._native.start(weight, value, attention, scale)
         self._weight, self._scale = weight, scale
-        self._in_use = self._comm.reserved("a Bucketizer's step")
+        self._in_use = self._comm.reserved("a Bucketizer's update")
         self._in_use.__enter__()
 
     def wait(self) -> Averaged:
@@ -267,7 +267,7 @@ class Bucketizer:
         NonFiniteError
             As `nonfinite` says.
         RuntimeError
-            No step is under way, or as `unused` says.
+            No update is under way, or as `unused` says.
         RemoteError, CommunicationError
             Another rank has failed, makes another call, or does not join.
         """
@@ -350,9 +350,9 @@ class Bucketizer:
         self._hooks = []
 
     def abandon(self) -> None:
-        """End a step that failed on this rank: finish the exchanges that have started.
+        """End an update that failed on this rank: finish the exchanges that have started.
 
-        Raises what those raise. Does nothing if no step is under way.
+        Raises what those raise. Does nothing if no update is under way.
         """
         try:
             if self._native.started:
@@ -371,7 +371,7 @@ class Bucketizer:
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
-        """Accumulate gradients locally: for all but the last backward of a step."""
+        """Accumulate gradients locally: for all but the last backward of an update."""
         self._paused = True
         try:
             yield
@@ -379,7 +379,7 @@ class Bucketizer:
             self._paused = False
 
     def close(self) -> None:
-        """Release the model: give it gradients of its own, and remove all hooks."""
+        """Release the model: give it its own gradients, and remove all hooks."""
         self._stop_listening()
         self._closed = True
         for p, place in zip(self._params, self._places, strict=True):
@@ -389,7 +389,7 @@ class Bucketizer:
             self._staging.close()
 
 
-# All that exist: a step under way when the process ends must not continue in MPI's last call.
+# All that exist: an update under way when the process ends must not continue in MPI's last call.
 _made: weakref.WeakSet[Bucketizer] = weakref.WeakSet()
 
 

@@ -48,8 +48,8 @@ _DTYPES = {
 class Communicator:
     """Ranks that work together, and their collective operations.
 
-    All calls are collective: every rank makes the same calls in the same order. If ranks differ,
-    or one of them fails, the others raise instead of waiting for ever.
+    All calls are collective: every rank makes the same calls in the same order. If ranks differ, or
+    one of them fails, the others raise instead of waiting forever.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ class Communicator:
         Whether a separate thread can exchange gradients (always with shared memory; else MPI must
         allow threads).
     busy
-        Who has reserved the communicator; empty if nobody has.
+        Who has reserved the communicator; empty if it is free.
     local_rank, local_size
         Rank and size among the processes of this machine.
     transport
@@ -335,8 +335,8 @@ def native_bucketizer(
 ) -> _comm.Bucketizer:
     """Make the native bucketizer for gradients of these tensors. Collective.
 
-    It has a thread of its own only if the rank has a second core: on a single core, the thread
-    would only interrupt backward.
+    It has its own thread only if the rank has a second core: on a single core, the thread would
+    only interrupt backward.
     """
     for tensor in tensors:
         if tensor.dtype.to_real() not in _DTYPES:

@@ -1,4 +1,4 @@
-"""GPU gradients averaged by NCCL, if each rank has a GPU of its own."""
+"""GPU gradients averaged by NCCL, if each rank has its own GPU."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _address(comm: Communicator) -> tuple[str, int]:
 
 
 class DeviceExchange:
-    """Average gradients on the device, through a torch.distributed group of its own.
+    """Average gradients on the device, through a separate torch.distributed group.
 
     Does what the native bucketizer does for gradients on the host, in one piece: gradients are
     copied into a flat buffer per dtype, weighted, summed over the ranks by the group, and read
@@ -61,7 +61,7 @@ class DeviceExchange:
     def __init__(self, params: Sequence[Tensor], comm: Communicator, *, norm: bool = False) -> None:
         self._params = list(params)
         self._norm = norm
-        self._comm = comm.duplicate()  # `comm` is reserved during a step
+        self._comm = comm.duplicate()  # `comm` is reserved during an update
         host, port = _address(comm)
         patience = datetime.timedelta(seconds=comm.timeout)
         distributed: Any = torch.distributed
@@ -84,9 +84,9 @@ class DeviceExchange:
     def start(
         self, weight: float, value: float, attention: bool = False, scale: float = 1.0
     ) -> None:
-        """Start a step; see `Bucketizer.start`."""
+        """Start an update; see `Bucketizer.start`."""
         if self.started:
-            raise RuntimeError("a step is under way already: call wait() first")
+            raise RuntimeError("an update is under way already: call wait() first")
         if not 0 <= weight < math.inf:
             raise ValueError(f"weight must be a finite number that is not negative, got {weight}")
         self.started = True
@@ -97,7 +97,7 @@ class DeviceExchange:
         """Average the gradients; return the same as the native bucketizer's ``finish``."""
         if not self.started:
             raise RuntimeError(
-                "no step is under way: wait() comes after start() or a backward pass"
+                "no update is under way: wait() comes after start() or a backward pass"
             )
         self.started = False
         weight, size = self._weight, self._comm.size
@@ -130,7 +130,7 @@ class DeviceExchange:
         return total, mean, bad[0] if bad else -1, unused, bool(facts[2]), norm
 
     def abandon(self) -> None:
-        """End a step; nothing is exchanged before `finish`."""
+        """End an update; nothing is exchanged before `finish`."""
         self.started = False
 
     stop = abandon

@@ -15,8 +15,8 @@ __all__ = ["Staging"]
 class Staging:
     """Copy gradients from a device to the host while backward runs, and the means back.
 
-    Copies run on a stream of their own, each after an event on the stream that made the gradient;
-    the device as a whole is never synchronized.
+    Copies run on a separate stream, each after an event on the stream that made the gradient; the
+    device as a whole is never synchronized.
 
     Parameters
     ----------

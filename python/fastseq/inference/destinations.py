@@ -42,7 +42,7 @@ def as_numpy(a: Tensor) -> np.ndarray:
 
 
 def members(name: str, part: object, data: Sequences) -> Any:
-    """Return a group's datasets in the order of the sequences; anything else as it is.
+    """Return a group's datasets in the order of the sequences; anything else unchanged.
 
     Raises
     ------
@@ -142,7 +142,7 @@ def _flush(arrays: Sequence[object]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where an array ``(T, N, …)`` lies in a file: offset and strides, in bytes."""
+    """Where an array ``(T, N, …)`` is in a file: offset and strides, in bytes."""
 
     path: str
     offset: int
@@ -157,7 +157,7 @@ class Place:
 
 
 def place_of(array: object) -> Place | None:
-    """Return where an array lies in a file, or None if it cannot be written there directly.
+    """Return where an array is in a file, or None if it cannot be written there directly.
 
     Memory maps can, and contiguous HDF5 datasets that are larger than the buffer through which HDF5
     reads small pieces (see `forget_buffered`) and not kept in HDF5's own pages or memory. Such a

@@ -91,7 +91,7 @@ class Predictor:
             Leave out the last axis of outputs ``(T, N, 1)``.
         undo
             Applied to outputs before they are written: functions of a tensor, in the structure of
-            the outputs, None for those that stay as they are.
+            the outputs, None for those that stay unchanged.
         progress
             Show a bar, on rank 0, if it takes longer than a second.
         whole

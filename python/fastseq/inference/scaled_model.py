@@ -57,7 +57,7 @@ class ScaledModel(nn.Module):
         x
             The chunk, ``(S, B, F)``, or a tree of them.
         state
-            As returned; None to start afresh.
+            As returned; None: a fresh state.
 
         Returns
         -------

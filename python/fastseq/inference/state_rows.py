@@ -19,7 +19,7 @@ def take_rows(state: Tree, dims: Tree, index: Tensor) -> Tree:
         A state of all sequences; None: a fresh one.
     dims
         The dimension of the sequences, as from `stateful.batch_dims`. Parts that all sequences
-        share are returned as they are.
+        share are returned unchanged.
     index
         Integers, ``(B,)``.
 

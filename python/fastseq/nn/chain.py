@@ -23,7 +23,7 @@ class Chain(nn.Sequential):
     >>> y, state = model(torch.zeros(10, 2, 3))
     >>> y.shape, len(state)
     (torch.Size([10, 2, 1]), 2)
-    >>> y, state = model(torch.zeros(10, 2, 3), state)  # goes on from there
+    >>> y, state = model(torch.zeros(10, 2, 3), state)  # continues from there
     """
 
     def forward(
@@ -34,9 +34,9 @@ class Chain(nn.Sequential):
         Parameters
         ----------
         x
-            The chunk, ``(S, B, F)``, or whatever the first layer takes.
+            The chunk, ``(S, B, F)``, or what the first layer takes.
         state
-            One entry per layer, as returned; None to start afresh.
+            One entry per layer, as returned; None: a fresh state.
         lengths
             Steps of each sequence, ``(B,)``, for layers that take lengths, such as
             `fastseq.nn.LSTM`; None: all.

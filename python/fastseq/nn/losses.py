@@ -146,7 +146,7 @@ _DIRECT: dict[Loss, Loss] = {
     F.mse_loss: mse_mean,
 }
 _MODULES_OF_MEANS = (nn.HuberLoss, nn.L1Loss, nn.MSELoss, nn.SmoothL1Loss)
-# The last two compare element by element, too, but may have weights of their own.
+# The last two compare element by element, too, but may have their own weights.
 _MODULES_OF_ELEMENTS = (*_MODULES_OF_MEANS, nn.BCELoss, nn.BCEWithLogitsLoss)
 _OF_CLASSES: tuple[Loss, ...] = (F.cross_entropy, F.nll_loss, F.multi_margin_loss)
 _MODULES_OF_CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss)

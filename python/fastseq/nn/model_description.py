@@ -122,7 +122,7 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
 def _describe(module: nn.Module, where: str) -> dict[str, Any]:
     kind = type(module)
     if "forward" in vars(module) or forward_hooks(module):
-        raise ValueError(f"{where} has hooks, or a forward of its own")
+        raise ValueError(f"{where} has hooks, or its own forward")
     for name, container in _CONTAINERS.items():
         if kind is container:
             children = [

@@ -25,7 +25,7 @@ __all__ = [
 
 
 def _module(m: object) -> nn.Module:
-    """Return the module of an `Estimator` or a `Stateful`; modules as they are."""
+    """Return the module of an `Estimator` or a `Stateful`; modules unchanged."""
     if isinstance(m, nn.Module):
         return m
     for name in ("module", "model"):  # stand-ins for a `Stateful` have its attributes

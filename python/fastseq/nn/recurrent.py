@@ -209,7 +209,7 @@ class LSTM(_Fused, nn.LSTM):
     -----
     ``forward(input, hx=None, lengths=None)``: with `lengths`, ``(sequences,)`` integers from 0 to
     the number of steps, a sequence's state stays constant beyond its length, and its output there
-    is 0, whatever the input.
+    is 0, regardless of the input.
 
     An estimator with ``compile=True`` compiles the layer. Your own `torch.compile` breaks its graph
     at every recurrent layer, as PyTorch's compiler does, unless ``torch._dynamo.config.allow_rnn``

@@ -82,7 +82,7 @@ def checked_lengths(lengths: object, x: Tensor) -> Tensor:
         low, high = int(values.min()), int(values.max())
         if low < 0 or high > steps:
             raise ValueError(
-                f"lengths must lie between 0 and {steps}, the number of steps, got {low} to {high}"
+                f"lengths must be between 0 and {steps}, the number of steps, got {low} to {high}"
             )
     return mapped(lengths, Tensor.long)
 
@@ -94,7 +94,7 @@ def autocasts(x: Tensor) -> bool:
 
 
 def to_dtype(given: Any, dtype: torch.dtype) -> Any:
-    """Convert a tensor or a tuple of tensors to a dtype; all but floats stay as they are."""
+    """Convert a tensor or a tuple of tensors to a dtype; all but floats stay unchanged."""
     if isinstance(given, tuple | list):
         return tuple(to_dtype(part, dtype) for part in given)
     known = isinstance(given, Tensor) and given.is_floating_point()

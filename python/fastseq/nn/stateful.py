@@ -313,7 +313,7 @@ def reset_backward(module: nn.Module, state: Tree) -> Tree:
 
 
 def batch_dims(module: nn.Module, x: Tree) -> Tree:
-    """Return in which dimension of each state tensor the sequences lie.
+    """Return the dimension of the sequences in each state tensor.
 
     Found by running the model on one and on two sequences: it is the dimension whose length
     differs. -1 if none does (a state that all sequences share).

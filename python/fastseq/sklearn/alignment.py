@@ -90,7 +90,7 @@ def check_ahead(x: Series, before: Sequence[Times | None]) -> None:
 
 
 def rows_of_ids(series: Series, ids: tuple[Any, ...] | None, name: str) -> Array:
-    """Return which of the series called `ids` each of some series is.
+    """Return the position in `ids` of each of some series.
 
     Parameters
     ----------
@@ -144,7 +144,7 @@ def check_ids(series: Series, like: Series, name: str) -> None:
 
 
 def aligned(series: Series, ids: tuple[Any, ...] | None, name: str) -> Series:
-    """Return series in the order of `ids`, all of which they must have; as they are without ids.
+    """Return series in the order of `ids`, all of which must be given; unchanged without ids.
 
     Parameters
     ----------
@@ -169,12 +169,12 @@ def aligned(series: Series, ids: tuple[Any, ...] | None, name: str) -> Series:
     assert ids is not None
     if len(rows) < len(ids):
         missing = next(one for one in ids if one not in set(series.ids))
-        raise ValueError(f"{name} has nothing of the series {missing!r}")
+        raise ValueError(f"{name} lacks the series {missing!r}")
     return series.take(rows.argsort())
 
 
 def joined(first: Series, then: Series) -> Series:
-    """Return series whose steps are those of two, one after the other.
+    """Concatenate series in time.
 
     Examples
     --------

@@ -171,7 +171,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
         form
             Everything about the data that the model depends on; must be as in the last call.
         partial
-            Whether to train for one epoch, whatever ``epochs`` says.
+            Whether to train for one epoch, regardless of ``epochs``.
 
         Raises
         ------
@@ -308,7 +308,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
         """Apply the current hyperparameters to an estimator that continues."""
         before = self._fitted_with
         changed = {name for name in _OPTIMIZER if not _same(getattr(self, name), before[name])}
-        # If biases do not decay, their group has a decay of its own.
+        # If biases do not decay, their group has its own weight decay.
         renewing = {"optimizer", "decay_biases", *(() if self.decay_biases else ("weight_decay",))}
         if changed & renewing:
             parameters = [p for p in est.model.parameters() if p.requires_grad]
@@ -322,7 +322,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
         est.progress = bool(self.verbose)
 
     def _fit(self, est: Estimator, task: Task, epochs: int) -> None:
-        """Train; on request in a new order of samples each epoch."""
+        """Train; if `shuffle` is set, in a new order of samples each epoch."""
         x, y, w = task.x, task.y, self._weights(task, task.x, task.y, task.w)
         shuffler = est.callbacks[0]
         if self.shuffle and isinstance(x, Tensor):
@@ -349,7 +349,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
     def _at_last_step(self, task: Task) -> bool:
         """Whether the loss looks only at the last steps of chunks.
 
-        Not with missing values: weights mark them, and chunks count by what is known at these
+        False with missing values: weights mark them, and chunks count by what is known at these
         steps.
         """
         return task.ends_chunks(self.seqsize) and self.nan == "raise"

@@ -95,11 +95,11 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         can run anywhere; ``"auto"``: all that the launcher started, which must then all make the
         same calls.
     random_state
-        Seed of weights, order and dropout, or a generator of it; see scikit-learn's glossary.
+        Seed of weights, order and dropout, or a generator to draw it; see scikit-learn's glossary.
     warm_start
-        Whether `fit` continues the last one. It does if the data have the same form and nothing
-        has changed but `epochs`, which may grow, `optimizer`, `lr`, `weight_decay`,
-        `decay_biases`, `callbacks` and `verbose`; then two calls do what one would have done.
+        Whether `fit` continues the last one. It does if the data have the same form and nothing has
+        changed but `epochs`, which may grow, `optimizer`, `lr`, `weight_decay`, `decay_biases`,
+        `callbacks` and `verbose`; then two calls give the same result as one.
     verbose
         1: show a progress bar, and print whether `fit` continues or starts from scratch.
 
@@ -228,21 +228,21 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         X, y, sample_weight
             As in `fit`.
         classes
-            All labels there will be, for several targets a list of them; needed in the first call
-            if its `y` lacks some; later calls may repeat them.
+            All labels that may ever occur, for several targets a list of them; needed in the first
+            call if its `y` lacks some; later calls may repeat them.
         """
         known = None
         if classes is not None:
             refuse_missing(np.asarray(classes, object), "classes")
             if not np.size(np.asarray(classes, object)):
-                raise ValueError("classes must hold all labels that may come, got none")
+                raise ValueError("classes must hold all labels that may occur, got none")
             several = isinstance(classes, (list, tuple)) and np.ndim(classes[0]) > 0
             known = [np.unique(one) for one in (classes if several else [classes])]
         if hasattr(self, "estimator_"):
             before = self._classes
             if known is not None and [a.tolist() for a in known] != [a.tolist() for a in before]:
                 raise ValueError(
-                    "partial_fit cannot continue with other classes than those of the first call, "
+                    "partial_fit cannot continue with classes other than those of the first call, "
                     f"{', '.join(map(_shown, before))}; call fit"
                 )
             known = before
@@ -377,9 +377,7 @@ def _refuse_mixed(column: Array) -> None:
     """Raise if labels cannot be sorted."""
     kinds = {isinstance(label, str) for label in column} if column.dtype == object else set()
     if len(kinds) > 1:
-        raise TypeError(
-            "y mixes labels that are text with others: make all of them text, or all numbers"
-        )
+        raise TypeError("y mixes text labels with others: make all of them text, or all numbers")
 
 
 def _softmax(scores: Array) -> Array:
@@ -395,7 +393,7 @@ def _check_classes(columns: list[Array], targets: Targets, weights: Items | None
     if all(len(classes) < 2 for classes in found):
         raise ValueError(
             f"y has one class only, {found[0][:1].tolist()}: a classifier needs at least two; for "
-            "partial_fit, pass all that may come later as classes"
+            "partial_fit, pass all that may occur as classes"
         )
 
 

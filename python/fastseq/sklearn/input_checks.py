@@ -231,7 +231,7 @@ def _refuse_text(frame: Any, name: str) -> None:
             continue
         try:
             if dtype.kind in "mM":
-                raise TypeError("times are no numbers")
+                raise TypeError("times are not numbers")
             np.asarray(frame.iloc[:, number]).astype(float)
         except (ValueError, TypeError) as error:
             raise ValueError(

@@ -95,11 +95,11 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
         can run anywhere; ``"auto"``: all that the launcher started, which must then all make the
         same calls.
     random_state
-        Seed of weights, order and dropout, or a generator of it; see scikit-learn's glossary.
+        Seed of weights, order and dropout, or a generator to draw it; see scikit-learn's glossary.
     warm_start
-        Whether `fit` continues the last one. It does if the data have the same form and nothing
-        has changed but `epochs`, which may grow, `optimizer`, `lr`, `weight_decay`,
-        `decay_biases`, `callbacks` and `verbose`; then two calls do what one would have done.
+        Whether `fit` continues the last one. It does if the data have the same form and nothing has
+        changed but `epochs`, which may grow, `optimizer`, `lr`, `weight_decay`, `decay_biases`,
+        `callbacks` and `verbose`; then two calls give the same result as one.
     verbose
         1: show a progress bar, and print whether `fit` continues or starts from scratch.
 

@@ -34,7 +34,7 @@ class Shuffler(Callback):
     def shuffled(self, a: Tensor, axis: int, count: int | None = None) -> Tensor:
         """Return a copy of `a` that is reordered along `axis` in each epoch.
 
-        Of more than `count` sequences it has that many, drawn again in each epoch.
+        If there are more than `count` sequences, it holds that many, drawn again in each epoch.
         """
         part = a if count is None else a.narrow(axis, 0, min(count, a.shape[axis]))
         copy = part.clone(memory_format=torch.contiguous_format)

@@ -181,7 +181,7 @@ def make_optimizer(optimizer: object, model: nn.Module) -> torch.optim.Optimizer
     closure = inspect.signature(type(optimizer).step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
         raise TypeError(
-            f"{type(optimizer).__name__} evaluates the loss several times per step, which "
+            f"{type(optimizer).__name__} evaluates the loss several times per update, which "
             "truncated back-propagation cannot do; use another optimizer"
         )
     return optimizer
@@ -192,7 +192,7 @@ _FUSED = (torch.optim.Adagrad, torch.optim.Adam, torch.optim.AdamW, torch.optim.
 
 
 def _prefer_fused(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-    """Set an optimizer to use torch's fused kernel unless it was told otherwise or cannot."""
+    """Set an optimizer to use torch's fused kernel unless it cannot or was set up otherwise."""
     groups = [optimizer.defaults, *optimizer.param_groups]
     told = any(group.get(k) is not None for group in groups for k in ("fused", "foreach"))
     told = told or any(group.get(k) for group in groups for k in ("capturable", "differentiable"))

@@ -1,4 +1,4 @@
-"""Training steps captured once in a CUDA graph and replayed: what ``compile=True`` does on a GPU.
+"""Updates captured once in a CUDA graph and replayed: what ``compile=True`` does on a GPU.
 
 A graph is a recording of kernels, with their addresses and numbers. Replaying it costs one launch
 and runs none of the Python behind it: inputs must be copied to the recorded addresses, and a
@@ -24,8 +24,8 @@ from .loop import Trainer, chunk_weight
 __all__ = ["GraphTrainer", "Graphs", "Recorder"]
 
 WARM_UP = 3
-"""Steps of one shape that run as usual before one is captured: libraries, the autograd engine and
-optimizers set up memory in their first steps. They train like all others."""
+"""Updates of one shape that run as usual before one is captured: libraries, the autograd engine and
+optimizers set up memory in the first ones. They train like all others."""
 
 
 class Recorder(Protocol):
@@ -123,7 +123,7 @@ class Graphs:
             replay = self._recorder.capture(lambda: outputs.append(function(places)))
         except Exception as error:
             raise ValueError(
-                "compile=True needs a model, a loss and an optimizer whose step a CUDA graph can "
+                "compile=True needs a model, a loss and an optimizer that a CUDA graph can "
                 "record: shapes and branches must not depend on values of tensors, and nothing "
                 f"may read one (float(a), a.item(), if a: …). It says: {error}"
             ) from error
@@ -131,10 +131,11 @@ class Graphs:
 
 
 class GraphTrainer(Trainer):
-    """A `Trainer` whose steps are replayed from graphs, one for each shape of chunks.
+    """A `Trainer` whose updates are replayed from graphs, one for each shape of chunks.
 
-    With one rank a graph is the whole step. With several, or an optimizer that cannot be recorded,
-    it is the forward and backward pass; then gradients are averaged, and a second graph updates.
+    With one rank a graph is the whole update. With several, or an optimizer that cannot be
+    recorded, it is the forward and backward pass; then gradients are averaged, and a second graph
+    runs the optimizer.
     """
 
     recorder: Callable[[torch.device], Recorder] = CudaRecorder
@@ -179,7 +180,7 @@ class GraphTrainer(Trainer):
         self._replicas.trained(weight)
         self._losses.add_value(averaged.value, averaged.weight)
         if self._records_update:
-            # Gradients now lie in the bucketizer's memory, at the same place each time.
+            # Gradients are in the bucketizer's memory now, at the same place each time.
             unused = tuple(i for i, p in enumerate(self._trained) if p.grad is None)
             self._graphs(("update", unused), lambda _: self._update(), None)
         else:
@@ -222,7 +223,7 @@ class GraphTrainer(Trainer):
 
 
 def can_record(optimizer: optim.Optimizer) -> bool:
-    """Whether `optimizer` keeps all that its steps change in tensors on the device."""
+    """Whether `optimizer` keeps all that its updates change in tensors on the device."""
     if has_step_hooks(optimizer):
         return False
     if not type(optimizer).__module__.startswith("torch.optim."):
@@ -233,7 +234,7 @@ def can_record(optimizer: optim.Optimizer) -> bool:
 
 
 def make_capturable(optimizer: optim.Optimizer) -> Callable[[], None]:
-    """Make an optimizer count its steps on the device, as torch requires for graphs.
+    """Make an optimizer count its updates on the device, as torch requires for graphs.
 
     Its ``state_dict`` keeps the old setting: the run may continue on a CPU, without graphs. Returns
     a function that undoes the change.
@@ -251,7 +252,7 @@ def make_capturable(optimizer: optim.Optimizer) -> Callable[[], None]:
             group["capturable"] = True
             for p in group["params"]:
                 _move_counts(optimizer.state.get(p, {}), p.device)
-    # Otherwise it warns in the steps before the first capture.
+    # Otherwise it warns in the updates before the first capture.
     silence_capture_warning(optimizer)
 
     def undo() -> None:

@@ -123,7 +123,7 @@ def run_chunks(
 
 
 def _divided(chunks: Iterable[Chunk], step: int) -> Iterator[Chunk]:
-    """Split chunks at `step` if it lies inside them."""
+    """Split chunks at `step` if it is inside them."""
     for chunk in chunks:
         if chunk.t0 < step < chunk.t1:
             yield dataclasses.replace(chunk, t1=step)

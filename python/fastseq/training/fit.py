@@ -46,7 +46,7 @@ class Checkpoints(Protocol):
         """Set the run to checkpoint."""
 
     def __enter__(self) -> object:
-        """Begin, after callbacks."""
+        """Start, after callbacks."""
 
     def __exit__(
         self,
@@ -58,7 +58,7 @@ class Checkpoints(Protocol):
         """End, before callbacks."""
 
     def begin_epoch(self) -> None:
-        """Begin an epoch, after callbacks."""
+        """Start an epoch, after callbacks."""
 
     def end_epoch(self) -> None:
         """End an epoch, after callbacks."""

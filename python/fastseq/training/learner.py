@@ -196,7 +196,7 @@ class Learner:
         """Raise if data are to be scaled and the scaling was not measured."""
         spec = self.spec
         if self.scaling is None and (spec.scale_x is not None or spec.scale_y is not None):
-            raise ValueError("the scaling is measured by fit, which has not been called yet")
+            raise ValueError("the scaling has not been measured yet: call fit first")
 
     def scale(self, data: Sequences) -> None:
         """Scale data as in `fit`."""
@@ -214,6 +214,6 @@ class Learner:
         told = Stateful(self.model).told_ends and not is_bidirectional(self.model)
         if self.compiles and data.lengths is not None and not told:
             raise ValueError(
-                "with compile=True it cannot be told whether outputs depend on steps beyond a "
+                "with compile=True fastseq cannot test whether outputs depend on steps beyond a "
                 "sequence's end: pass sequences of one length, or compile=False"
             )

@@ -233,7 +233,7 @@ class Trainer:
         """Train on `chunks`, the rest of an epoch, from the current position.
 
         After each update, ``after_update(attention)`` returns whether to end here. `attention`:
-        whether ``has_requests()`` was true on a rank: it has something that all must agree upon.
+        whether ``has_requests()`` was true on a rank: it has something that all must agree on.
         """
         position = self._position
         self._attention = has_requests
@@ -349,7 +349,7 @@ class Trainer:
         if norm is None and self.reads_norm:
             squares = sum_of_squares(grads)
             norm = None if squares is None else math.sqrt(squares)
-        skips = self._precision.scales  # a step whose gradients are not finite
+        skips = self._precision.scales  # updates whose gradients are not finite
         if norm is None:
             total = nn.utils.get_total_norm(grads)
             if not skips or bool(total.isfinite()):

@@ -28,7 +28,7 @@ _KNOWN = (
 
 
 def obstacle(optimizer: optim.Optimizer) -> str | None:
-    """Return why an optimizer's own ``step`` has to be called, or None.
+    """Return why an optimizer's own ``step`` must be called, or None.
 
     Examples
     --------
@@ -42,7 +42,7 @@ def obstacle(optimizer: optim.Optimizer) -> str | None:
     if has_step_hooks(optimizer):
         return f"{name} has step hooks"
     if has_own_step(optimizer):
-        return f"{name} has a step method of its own"
+        return f"{name} has its own step method"
     return None
 
 
@@ -57,7 +57,7 @@ def describe_step(optimizer: optim.Optimizer) -> str:
     """
     reason = obstacle(optimizer)
     if reason is not None:
-        return f"as it is: {reason}"
+        return f"its own step: {reason}"
     name = type(optimizer).__name__
     if all(group.get("fused") for group in optimizer.param_groups):
         return f"fused {name}: one call for all parameters"
@@ -65,12 +65,12 @@ def describe_step(optimizer: optim.Optimizer) -> str:
 
 
 class OptimizerStep:
-    """Clears gradients and makes steps while `fit` runs; a context manager.
+    """Clears gradients and makes updates while `fit` runs; a context manager.
 
     Parameters
     ----------
     optimizer
-        Makes the steps.
+        Makes the updates.
     params
         The trainable parameters of the model.
     others
@@ -142,12 +142,12 @@ class QuickStep(Protocol):
         ...
 
     def close(self) -> None:
-        """Leave the optimizer as if it had made the steps."""
+        """Leave the optimizer as if it had made the steps itself."""
         ...
 
 
 def quick_step(optimizer: optim.Optimizer) -> QuickStep:
-    """Return quicker steps for an optimizer that has made one.
+    """Return faster steps for an optimizer that has made one.
 
     Parameters
     ----------
@@ -184,7 +184,7 @@ class _Unwrapped:
 class _FusedAdam:
     """Fused Adam and AdamW on the CPU: only calls of the kernel.
 
-    Meanwhile the step counts of all parameters lie in one vector.
+    Meanwhile the step counts of all parameters are in one vector.
     """
 
     def __init__(self, optimizer: optim.Optimizer) -> None:

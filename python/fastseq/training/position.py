@@ -27,7 +27,7 @@ class Position:
     updates
         Updates done over all calls of `fit`.
     inside
-        Whether the current epoch has begun and not ended.
+        Whether the current epoch has started and not ended.
     sums
         The epoch's weighted losses and weights, summed.
     loss
@@ -35,7 +35,7 @@ class Position:
     stopped
         Why `fit` ends before its last epoch; None: it does not.
     start, epoch_start
-        When `fit` and the epoch began, or would have begun without interruption, by
+        When `fit` and the epoch started, or would have started without interruption, by
         `time.monotonic`.
     state
         The model's state after the last chunk, on this rank.

@@ -52,7 +52,7 @@ class Callback:
     _used: tuple[History, int] | None = None
 
     def is_new_to(self, run: Run) -> bool:
-        """Whether this must start afresh for `run`; call it once, in ``on_fit_begin``.
+        """Whether this must start over for `run`; call it once, in ``on_fit_begin``.
 
         True if it last saw another estimator, or other data: their losses are not comparable.
         """
@@ -73,7 +73,7 @@ class Callback:
         """Run after each update."""
 
     def on_epoch_end(self, run: Run) -> None:
-        """Run after an epoch and its validation; ``run.row`` is complete, and may be added to."""
+        """Run after an epoch and its validation; callbacks may add to the complete ``run.row``."""
 
     def on_fit_end(self, run: Run) -> None:
         """Run when `fit` ends, even if it failed (``run.error``); the last callback comes first."""
@@ -222,7 +222,7 @@ class Run:
 
     @property
     def stop_request(self) -> str | None:
-        """Why this rank wants `fit` to end, if not agreed upon yet."""
+        """Why this rank wants `fit` to end, if not agreed on yet."""
         return self._reason if "stop" in self._requested else None
 
     def same(self, value: float) -> float:
@@ -252,7 +252,7 @@ class Run:
         self._every_update = _hooks(self._callbacks, "on_batch_end")
 
     def has_requests(self) -> bool:
-        """Whether this rank has something that all must agree upon."""
+        """Whether this rank has something that all must agree on."""
         return bool(self._requested)
 
     def agree(self) -> None:

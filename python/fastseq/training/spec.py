@@ -24,7 +24,7 @@ class Spec:
     batchsize
         Sequences in a block, per rank: they are trained together.
     seqsize
-        Time steps in a chunk: gradients reach back this far at most, the state is carried on.
+        Time steps in a chunk: gradients reach back at most this far; the state is carried on.
     shuffle
         Visit the blocks in a new random order each epoch. Chunks stay in time order.
     clip_norm
@@ -34,12 +34,12 @@ class Spec:
     accumulate
         Chunks whose gradients are averaged, over all their samples, for one update.
     shard
-        What the ranks split: ``"sequences"``, or ``"time"`` for few long series (every rank then
+        What the ranks split: ``"sequences"``, or ``"time"`` for a few long series (every rank then
         starts its part of the series with a fresh state). ``"given"``: nothing, each rank passes
         its own data, with any number of sequences, and `predict` returns only their outputs.
     fold
-        Cut every series into this many segments of equal length, trained as separate sequences:
-        for few long series. The rest at the end of each series is not trained on.
+        Cut every series into this many segments of equal length, trained as separate sequences: for
+        a few long series. The rest at the end of each series is not trained on.
     nan
         What to do with NaN and infinities in inputs and targets that count: ``"raise"``, naming
         the first place; ``"mask"``: treat each as missing; or ``"keep"``. For a missing input the

@@ -160,7 +160,7 @@ def check_fit(learner: Learner, data: Sequences, *, by_time: bool) -> None:
         )
     else:
         raise ValueError(
-            f"validation by time begins in the middle of series, but {_what(looks)}: validate by "
+            f"validation by time starts in the middle of series, but {_what(looks)}: validate by "
             f"sequences. {_HELP}"
         )
 
@@ -229,7 +229,7 @@ def _beginning(data: Sequences, steps: int) -> Tree:
 def find_looks(model: nn.Module, x: Tree, steps: int, device: torch.device) -> Looks:
     """Run a model on inputs, and with some steps changed; compare the outputs.
 
-    Weights, buffers, modes and random generators stay as they are.
+    Weights, buffers, modes and random generators stay unchanged.
 
     Parameters
     ----------
@@ -292,7 +292,7 @@ class _Runs:
         if any(a.shape[:2] != (steps, count) for a in outputs):
             return Looks(back=True, ahead=True, carries=carried)  # it pools
         cuts = [cut for cut in (steps // 2, steps // 2 + 1) if 0 < cut < steps]
-        # In models that divide series into patches, one of two cuts lies within a patch.
+        # In models that divide series into patches, one of two cuts is within a patch.
         ahead = any(
             _differ(a[:cut], b[:cut], 8)
             for cut in cuts

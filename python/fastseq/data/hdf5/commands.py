@@ -48,7 +48,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     check = commands.add_parser(
         "check",
         help="read everything once; exit code 1 if something is damaged or missing "
-        "(values that are not finite are counted, and no error)",
+        "(values that are not finite are counted, but not an error)",
     )
     check.add_argument("files", nargs="+")
 

@@ -31,9 +31,9 @@ def open_file(path: str, mode: str = "r") -> h5py.File:
     FileNotFoundError
         There is no such file.
     OSError
-        It may not be read or written, or is locked.
+        There is no permission to read or write it, or it is locked.
     ValueError
-        It is no HDF5 file, or is damaged.
+        It is not an HDF5 file, or is damaged.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(errno.ENOENT, "there is no file", path)

@@ -38,7 +38,7 @@ def parse_julia(text: str) -> Any:
         Numbers, ``true``, ``false``, ``nothing``, strings, symbols (which become strings), ranges
         and arrays (which become NumPy arrays if they hold numbers, else lists), tuples, named
         tuples and ``Dict``s (which become dicts), as Julia prints them. A text in quotation marks
-        is the string between them, whatever it holds: that is how HDF5Utils.jl writes strings.
+        is the string between them, whatever that contains: that is how HDF5Utils.jl writes strings.
 
     Raises
     ------
@@ -148,7 +148,7 @@ class _Parser:
             value = self._single()
             self._expect(")")
             if not isinstance(value, str):
-                raise ValueError("a Symbol must be made of a string")
+                raise ValueError("a Symbol must be made from a string")
             return value
         pairs = {}
         while not self._skip(")"):

@@ -43,11 +43,11 @@ def h5mmap(path: str | os.PathLike[str], name: str, mode: str = "r") -> np.memma
     FileNotFoundError
         There is no such file.
     OSError
-        It may not be read or written, or another process has locked it.
+        There is no permission to read or write it, or another process has locked it.
     ValueError
-        It is no HDF5 file or is truncated; there is no such dataset (the message lists those that
-        exist); or the dataset is empty or lacks a part: files of a virtual dataset or of raw data,
-        a filter's plugin.
+        It is not an HDF5 file, or is truncated; there is no such dataset (the message lists those
+        that exist); or the dataset is empty or lacks a part: files of a virtual dataset or of raw
+        data, a filter's plugin.
     TypeError
         NumPy has no type for the dataset's elements, such as bfloat16.
 
@@ -110,8 +110,8 @@ def readable_by(
 ) -> tuple[str, str] | None:
     """Return path and name by which an open dataset can be read without its handle, or None.
 
-    `home` is its `location`, if known. A dataset in a file open for writing must be contiguous:
-    nobody else may open the file meanwhile.
+    `home` is its `location`, if known. A dataset in a file open for writing must be contiguous: no
+    other process may open the file meanwhile.
     """
     if dataset.file.mode != "r":
         dataset.file.flush()  # so that recent writes can be read from the file

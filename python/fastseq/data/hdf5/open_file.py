@@ -41,7 +41,7 @@ def reading(caller: str, path: str | os.PathLike[str]) -> Iterator[h5py.File]:
     FileNotFoundError
         There is no such file.
     ValueError
-        It is no HDF5 file, or damaged.
+        It is not an HDF5 file, or is damaged.
     """
     path = os.path.abspath(os.fspath(path))
     with damage(caller, path), open_file(path) as file:

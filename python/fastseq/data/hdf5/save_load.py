@@ -45,7 +45,8 @@ def h5save(dst: str | os.PathLike[str], tree: dict[str, Any]) -> None:
     TypeError
         It holds something else; the message says where.
     ValueError
-        A key is no valid HDF5 name, an integer has more than 64 bits, or a string a NUL character.
+        A key is not a valid HDF5 name, an integer has more than 64 bits, or a string has a NUL
+        character.
     OSError
         The disk is full; an existing file stays as it was.
 
@@ -88,8 +89,8 @@ def h5load(src: str | os.PathLike[str], *, mmap: bool = False, literals: bool = 
     FileNotFoundError
         There is no such file.
     ValueError
-        It is no HDF5 file, or damaged; a virtual dataset's sources are missing; or a text is no
-        literal (the message shows it).
+        It is not an HDF5 file, or is damaged; a virtual dataset's sources are missing; or a text is
+        not a literal (the message shows it).
     TypeError
         A dataset holds compounds, references or other things that are neither numbers nor strings.
     MemoryError

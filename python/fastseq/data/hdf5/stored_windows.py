@@ -27,8 +27,8 @@ class WindowReader:
     """Read boxes ``[t0:t1, n0:n1]`` of a dataset that advance in time, then jump to other n.
 
     HDF5 chunks are decompressed into a window, which holds whole rows of chunks for exactly the
-    wanted sequences; boxes are cut out of it. A separate thread fills the next window meanwhile.
-    So a chunk is decompressed once per block, whatever `seqsize` is.
+    wanted sequences; boxes are cut out of it. A separate thread fills the next window meanwhile. So
+    a chunk is decompressed once per block, for any `seqsize`.
 
     To be used by one thread at a time. Can be pickled, and works in a forked child; windows are
     not kept.
@@ -80,7 +80,7 @@ class WindowReader:
         """Announce the blocks ``(t0, t1, n0, n1)`` that will be read, in order.
 
         Then a block's first window is read ahead too, and nothing past its `t1`. Otherwise blocks
-        are assumed to reach to the last time step. Reads need not follow the announcement.
+        are assumed to reach to the last time step. Reads may deviate from the announcement.
         """
         self._blocks = (b for b in blocks if b[0] < b[1] and b[2] < b[3])
         self._block = next(self._blocks, None)

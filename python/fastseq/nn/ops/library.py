@@ -40,7 +40,7 @@ class AutogradContext(Protocol):
         """Keep tensors for `saved_tensors`."""
 
     def set_materialize_grads(self, value: bool) -> None:
-        """Say whether gradients that are None become zeros."""
+        """Set whether gradients that are None become zeros."""
 
 
 def load_cuda() -> str | None:

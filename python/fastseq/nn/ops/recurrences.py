@@ -63,7 +63,7 @@ def lstm(
 
     Notes
     -----
-    For backward, 5 numbers per step, sequence and hidden unit are kept beside x and y (4 by `gru`,
+    For backward, 5 numbers per step, sequence and hidden unit are kept besides x and y (4 by `gru`,
     none by `rnn`), with hidden units rounded up to a multiple of 64 bytes.
 
     Examples

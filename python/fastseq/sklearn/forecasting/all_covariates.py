@@ -59,7 +59,7 @@ class AllCovariates:
         times: Sequence[Times | None],
         given: Mapping[str, Any],
     ) -> AllCovariates:
-        """Return what is known before anything is measured; `given` are the parameters."""
+        """Start from the parameters `given`, before anything is measured."""
         calendar = None
         if given["calendar"] or given["holidays"] is not None:
             calendar = Calendar.of(given["calendar"], given["holidays"], times)
@@ -68,7 +68,7 @@ class AllCovariates:
     def measured(
         self, read: Series | None, *, apart: int, scaled: bool
     ) -> tuple[AllCovariates, Series | None]:
-        """Measure columns of X, without the last `apart` steps; return them coded so, too."""
+        """Measure columns of X, without the last `apart` steps; also return X, coded."""
         if self.x is None or read is None:
             return self, read
         x, read = self.x.measured(read, apart=apart, scaled=scaled)
@@ -146,7 +146,7 @@ class AllCovariates:
         read
             Columns of X.
         lengths
-            How many of the steps are not ahead, ``(N,)``.
+            Number of each series' steps that are not ahead, ``(N,)``.
         times
             Times of each series, None where there are none.
         reach

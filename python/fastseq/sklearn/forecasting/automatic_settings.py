@@ -24,7 +24,7 @@ _PLAIN: dict[str, Any] = {
 _SEGMENT = 48  # at most
 _LAGS = 336  # at most
 SEASON = 168  # the longest whose values the model compares itself
-_STEPS = 8  # of a series in an update: the fewer, the more places of how many series it sees
+_STEPS = 8  # of a series in an update: the fewer, the more series and times it sees
 _COPIED = 1e8  # values, at most: each segment has a copy of the values before it
 _WINDOWS = 64, 256  # of an update
 _HALF_LIFE = 400  # updates, at least; it does not depend on when training ends
@@ -53,7 +53,7 @@ class AutomaticSettings:
     scale
         How series are scaled, see `SeriesScaling.measure`.
     drawn
-        How many windows an epoch of a `SegmentRNN` sees, other ones each time; None: all.
+        How many windows an epoch of a `SegmentRNN` draws at random; None: all.
     half_life
         Updates in which the learning rate of a `SegmentRNN` falls by half.
     lags, seqsize, batchsize, fold, epochs, validation, loss, hidden_size, dropout
@@ -103,9 +103,9 @@ class AutomaticSettings:
     ) -> AutomaticSettings:
         """Choose for series of `lengths` ``(N,)``; `given` are the forecaster's parameters.
 
-        `season` is the one of the series' frequency, which counts if the parameter is "auto" and
-        series are long enough for it: all, or half of them if the model needs no earlier season of
-        each. `covariates` is the number of their columns that change with time.
+        `season` is that of the series' frequency; it is used if the parameter is "auto" and series
+        are long enough for it: all, or half of them if the model needs no earlier season of each.
+        `covariates` is the number of covariates that change with time.
         """
         if given["season"] != "auto":
             return cls._of(given, lengths, variables, covariates)

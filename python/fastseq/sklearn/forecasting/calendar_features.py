@@ -43,9 +43,9 @@ def _days_before(index: pd.DatetimeIndex) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class _Feature:
-    """A feature: its columns, of steps at most `longest` long, that repeat after `period` days.
+    """A feature that repeats after `period` days, for steps of at most `longest` days.
 
-    `categories`: it is one column of so many categories, rather than numbers.
+    `columns` computes it. `categories`: their number, if it is one categorical column; else 0.
     """
 
     longest: float
@@ -120,9 +120,9 @@ class Calendar:
         Parameters
         ----------
         wanted
-            Names of features; True: those that differ between steps, and of whose periods the
-            longest series has at least two; the shortest in any case. "day_of_month" is among
-            them only if steps are days.
+            Names of features; True: those that differ between steps and whose period fits at least
+            twice into the longest series, the shortest in any case. "day_of_month" is among them
+            only if steps are days.
         holidays
             See above.
         times
@@ -170,9 +170,9 @@ class Calendar:
     def rows_of_all(
         self, times: Sequence[Times | None], reach: Callable[[Times], pd.Index]
     ) -> list[Array]:
-        """Return the features of the steps that `reach` returns of each series' times.
+        """Return the features of the steps that `reach` returns for each series' times.
 
-        Series of the same times share them.
+        Series with the same times share them.
         """
         known: dict[Any, Array] = {}
         found = []
@@ -184,12 +184,12 @@ class Calendar:
         return found
 
 
-_ENOUGH = 1000  # steps to find out how long they are
+_ENOUGH = 1000  # steps suffice to measure their length
 _ON_REQUEST = ("minute_of_hour", "week_of_year", "quarter")
 
 
 def _chosen(step: float, length: float) -> tuple[str, ...]:
-    """Return the features of `Calendar.of` for steps, and series, of so many days."""
+    """Return the features that `Calendar.of` chooses, for lengths of steps and series in days."""
     unwanted = set(_ON_REQUEST)
     if step < 0.99 * _DAY:
         unwanted.add("day_of_month")

@@ -142,8 +142,8 @@ def _check_hashable(column: pd.Series, name: str) -> None:
                 hash(value)
             except TypeError:
                 raise TypeError(
-                    f"{name} must hold numbers or categories, got {value!r}: leave it out, or make "
-                    "a column of each of its parts"
+                    f"{name} must hold numbers or categories, got {value!r}: leave it out, or "
+                    "split it into columns"
                 ) from None
 
 

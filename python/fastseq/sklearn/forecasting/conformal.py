@@ -19,7 +19,7 @@ _RATE = 0.1
 
 
 def needed(levels: Sequence[float]) -> int:
-    """Return of how many errors quantiles at these levels can be told.
+    """Return how many errors it takes to estimate quantiles at these levels.
 
     Examples
     --------
@@ -143,16 +143,16 @@ class ShiftTracker:
     above, else it falls by (1 - q) · rate. So the share of values below tends to q, however they
     are distributed. As in [2]_ it is the shift that moves rather than its level, which could reach
     0 or 1. Forecasts of each step of the horizon are compared from each of the last steps, so it
-    does not matter how many steps come at once.
+    does not matter how many steps arrive at once.
 
     Parameters
     ----------
     shift
         ``(N, H, K, Q)``, in units of the series.
     behind
-        The position of series H - 1 steps ago,
+        The position of series H - 1 steps ago.
     values, covariates
-        and what came since, ``(N, H - 1, …)``.
+        Values and covariates since then, ``(N, H - 1, …)``.
 
     References
     ----------
@@ -193,7 +193,7 @@ class ShiftTracker:
             covariates = self.covariates.joined(covariates)
         found = np.stack(rollout.forecasts(self.behind, values, covariates, 1))
         levels, steps = np.array(conformal.levels), np.arange(back + 1)
-        # Errors h steps ahead overlap: of so many, one is news.
+        # Forecasts h steps ahead overlap: of h errors, only about one is new information.
         rate = _RATE * conformal.spread / (1 + steps[:, None, None])
         shifts, shift = [], self.shift
         for step in range(back, back + new):

@@ -53,9 +53,9 @@ NO_COVARIATES = CovariateSizes()
 
 
 class ColumnEncoder(nn.Module):
-    """Return numbers as they are, and after them the embeddings of categories.
+    """Return numbers unchanged, followed by the embeddings of categories.
 
-    The embedding of code 0, of what was not seen in training, is zero and stays so.
+    The embedding of code 0, for categories not seen in training, is zero and stays so.
 
     Parameters
     ----------
@@ -122,7 +122,7 @@ class CovariateEncoder(nn.Module):
         self._both = len(sizes.ahead) if lagged else 0
 
     def forward(self, x: Tree) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """Return values as they are, and the features of covariates, None where there are none.
+        """Return values unchanged, and the features of covariates, None where there are none.
 
         Those known ahead are ``(S, B, H, features)``, those of the past ``(S, B, lags, features)``,
         static ones ``(S, B, features)``.

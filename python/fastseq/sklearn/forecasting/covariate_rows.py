@@ -23,7 +23,7 @@ class CovariateRows:
     ----------
     ahead
         Those known ahead, ``(T_i, F)`` of each series, or ``(N, T, F)``; they may cover more steps
-        than others do. None: there are none.
+        than the others. None: there are none.
     past
         Those known in the past only, NaN where unknown. None: there are none, or they are unknown.
     """
@@ -48,7 +48,7 @@ class CovariateRows:
         return CovariateRows(None if rows is None else np.stack([_longer(a, steps) for a in rows]))
 
     def split(self, at: Sequence[int]) -> tuple[CovariateRows, CovariateRows]:
-        """Return each series' steps before a step of its own, and equally many after it, stacked.
+        """Return each series' steps before its own `at`, and equally many after it, stacked.
 
         Examples
         --------
@@ -67,7 +67,7 @@ class CovariateRows:
         return CovariateRows(ahead, past), CovariateRows(ahead_after, past_after)
 
     def joined(self, then: CovariateRows) -> CovariateRows:
-        """Return the steps of these, ``(N, n, …)``, and after them those of others."""
+        """Return these steps, ``(N, n, …)``, followed by those of others."""
 
         def both(first: Rows | None, second: Rows | None) -> Rows | None:
             if first is None or second is None:

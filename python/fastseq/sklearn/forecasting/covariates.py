@@ -73,7 +73,7 @@ class Covariates:
         return known, known._checked(read, like, like.lengths, "the steps of y")
 
     def measured(self, read: Series, *, apart: int, scaled: bool) -> tuple[Covariates, Series]:
-        """Measure the coding, without the last `apart` steps; return what was read, coded so."""
+        """Measure the coding, without the last `apart` steps; also return `read`, coded."""
         arrays = read.arrays[:1] if read.single else read.arrays
         coding, arrays = ColumnCoding.measure(
             self.coding.names, self.coding.vocabularies, arrays,
@@ -135,7 +135,7 @@ class Covariates:
     ) -> Series | None:
         """Read covariates of the horizon: of columns known ahead, ``(horizon, F)`` each.
 
-        Others may be there, too, and are not looked at. None: no column is known ahead.
+        Other columns are ignored. None: no column is known ahead.
         """
         if not self.ahead:
             return None
@@ -166,7 +166,7 @@ class Covariates:
         return self._checked(read, like, lengths, what, horizon)
 
     def rows(self, read: Series, lengths: Array) -> CovariateRows:
-        """Return covariates coded and scaled; those of the past for so many steps."""
+        """Return covariates coded and scaled; those of the past for `lengths` steps."""
         whole = [self.coding.scaled(one) for one in read.arrays]
         ahead = past = None
         if self.ahead:
@@ -176,7 +176,7 @@ class Covariates:
         return CovariateRows(ahead, past)
 
     def _refuse_arrays(self, given: Any) -> None:
-        """Raise TypeError if columns hold categories, and `given` is no table."""
+        """Raise TypeError if columns hold categories, and `given` is not a table."""
         if not self.coding.vocabularies:
             return
         tables: list[Any] = []
@@ -195,7 +195,9 @@ class Covariates:
         if read.gap is not None and self.ahead:
             number, time = read.gap
             place = "X" if read.single else f"X[{(read.ids or range(number + 1))[number]!r}]"
-            raise ValueError(f"{place} has no row for {time}: covariates known ahead have no gaps")
+            raise ValueError(
+                f"{place} has no row for {time}: covariates known ahead must have no gaps"
+            )
         if read.variables != len(self.coding.center):
             raise ValueError(
                 f"X must have the {len(self.coding.center)} covariates that fit got, got "
@@ -227,8 +229,8 @@ class Covariates:
             if gaps.any():
                 step = int(np.argwhere(gaps)[0][0])
                 raise ValueError(
-                    f"{place} is NaN at step {step}: known covariates have no gaps; name columns "
-                    "that are not known ahead in past"
+                    f"{place} is NaN at step {step}: known covariates must have no gaps; name "
+                    "columns that are not known ahead in past"
                 )
         return read
 

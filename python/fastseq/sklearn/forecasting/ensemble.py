@@ -16,12 +16,12 @@ __all__ = ["Ensemble", "ensemble_of"]
 
 
 class Ensemble(nn.Module):
-    """Models whose outputs lie next to each other in training; else their mean.
+    """Several models as one: in training it returns all outputs side by side, else their mean.
 
     Parameters
     ----------
     members
-        The models, of equal outputs.
+        The models, with equally many outputs.
     quantiles
         Number of quantiles, the last axis of their outputs: they are sorted before their mean is
         taken.

@@ -44,7 +44,7 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 _SIZES = ("n_in", "n_out", "steps", "covariates")  # of a task, from which the model is made
-# What forecasts depend on beside the model.
+# What forecasts depend on besides the model.
 _OF_FORECASTS = ("horizon", "quantiles", "strategy", "transform", "conformal")
 _FALLS = 5  # how often the learning rate of a `SegmentRNN` falls by half
 
@@ -229,12 +229,12 @@ class ForecastTraining(SequenceEstimator):
     ) -> _Forecasting | None:
         """Return the training problem of windows that forecast any of the next steps.
 
-        Earlier windows only bring a model with a state into it. None: no new value is known.
+        Earlier windows only warm up a model's state. Returns None if no new value is known.
 
         Parameters
         ----------
         known
-            The steps before of all series, as many as `_rows` says.
+            The last steps before, of all series; `_rows` says how many.
         new
             The next steps.
         origin
@@ -438,5 +438,5 @@ def _best(est: Estimator) -> float:
 
 
 def _slower(update: int, half_life: int) -> float:
-    """Return by what to multiply the learning rate."""
+    """Return the factor of the learning rate."""
     return 0.5 ** (1 / half_life) if update < _FALLS * half_life else 1.0

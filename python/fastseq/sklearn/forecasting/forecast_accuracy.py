@@ -19,7 +19,7 @@ _ROWS = 2_000_000  # of a frame, about
 
 
 def middle(found: Array, levels: Sequence[float] | None) -> Array:
-    """Return points of forecasts ``(…, Q)``: of quantiles the median, ``(…)``.
+    """Return forecasts ``(…, Q)`` as points ``(…)``: of quantiles, the median.
 
     It is interpolated between the levels around 0.5; if all are above or below, the nearest one is
     taken.
@@ -40,7 +40,7 @@ def middle(found: Array, levels: Sequence[float] | None) -> Array:
 
 
 def outcomes(values: Array, horizon: int, stride: int) -> Array:
-    """Return what comes after the start and every `stride` of the next steps ``(N, n, K)``.
+    """Return what follows the start and every `stride`-th of the next steps ``(N, n, K)``.
 
     Returns
     -------
@@ -72,7 +72,7 @@ def accuracy(
     Parameters
     ----------
     actual
-        What came, from each origin, ``(O, N, horizon, K)``; NaN where unknown.
+        Actual values from each origin, ``(O, N, horizon, K)``; NaN where unknown.
     points
         Each model's forecasts, of the same shape.
     scale

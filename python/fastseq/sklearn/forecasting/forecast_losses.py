@@ -88,11 +88,11 @@ class ForecastLoss:
         """Return the loss of a chunk.
 
         Targets may come with weights, of mean 1 over all chunks: a chunk's loss is the sum of
-        weighted losses, by the number of targets with a weight. `ws` are the known shares of
-        samples, see `windows`.
+        weighted losses, divided by the number of targets with a weight. `ws` are the known shares
+        of samples, see `windows`.
 
-        Outputs of several members of an ensemble lie next to each other. The loss is the mean of
-        theirs, and each gets the gradient of its own.
+        Outputs of several members of an ensemble are side by side. The loss is the mean of their
+        losses, and each member gets the gradient of its own loss.
         """
         output = m(xs)
         target, weights = ys if isinstance(ys, tuple) else (ys, None)

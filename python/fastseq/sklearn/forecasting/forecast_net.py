@@ -144,7 +144,7 @@ class ForecastNet(nn.Module):
         most = max(covariates.ahead + covariates.past + covariates.static)
         if most > 2 / torch.finfo(dtype).eps:
             raise ValueError(
-                f"module computes in {dtype}, which cannot tell {most} categories apart: let it "
+                f"module computes in {dtype}, which cannot distinguish {most} categories: let it "
                 "compute in torch.float32"
             )
         return cls(body, None if head is None else head.to(dtype), encoder.to(dtype))
@@ -239,7 +239,7 @@ def check_steps_apart(net: ForecastNet, x: Tree, outputs: int) -> None:
         shape = tuple(Stateful(net)(x).shape)
         try:
             Stateful(net)(tree_map(lambda a: a[:1], x))
-        except Exception as error:  # whatever a model raises
+        except Exception as error:  # a model may raise anything
             raise ValueError(
                 "module must take single time steps, because forecasts run it step by step: "
                 f"{error}"

@@ -43,7 +43,7 @@ def check_parameters(given: dict[str, Any]) -> None:
     check_count("ensemble", given["ensemble"])
     if given["ensemble"] > 1 and isinstance(given["module"], nn.Module):
         raise ValueError(
-            "an ensemble needs models of other weights: pass a name, a class or a builder as "
+            "an ensemble needs models with different weights: pass a name, a class or a builder as "
             f"module, rather than a {type(given['module']).__name__}"
         )
     _check_weights(given)

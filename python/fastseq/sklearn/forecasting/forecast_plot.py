@@ -145,7 +145,7 @@ def _bands(ax: Axes, times: np.ndarray, found: np.ndarray, levels: list[float]) 
 
 
 def _times(past: object, forecast: object, steps: int, horizon: int) -> np.ndarray:
-    """Return the times of past and forecast; without the latter's the former's are continued."""
+    """Return the times of past and forecast; missing ones continue the past's."""
     begin, then = _index(past), _index(forecast)
     if begin is None or steps < 2:
         return np.arange(steps + horizon)

@@ -64,20 +64,20 @@ class SequenceForecaster(ForecasterFiles):
     the model sees the last known value in their place.
 
     The index of a pandas Series or DataFrame is the time. Dates may be in any order, but must be
-    equally far apart; where some are missing, values are missing. Covariates must have the same
-    times, and later data must follow directly. Columns are matched by name, in the order of `fit`.
-    Arrays, lists and an index 0, 1, 2, … carry no times: later data are then assumed to follow.
+    equally far apart; missing dates are missing values. Covariates must have the same times, and
+    later data must follow directly. Columns are matched by name, in the order of `fit`. Arrays,
+    lists and an index 0, 1, 2, … carry no times: later data are then assumed to follow.
 
     A long frame, of pandas or polars, has rows of all series, in any order, with their ids in the
     column `id_col`, times in `time_col` and values in `target_col`; all other columns are
     covariates. Series are sorted by id.
 
-    What comes in comes out: forecasts of arrays are arrays, those of tables are tables with the
-    times that follow, those of a long frame are a long frame.
+    Forecasts have the form of the data: arrays for arrays, tables with the times that follow for
+    tables, a long frame for a long frame.
 
     Columns of tables of covariates may hold categories (strings, booleans, objects, categorical):
-    they are embedded. Categories that were not seen in `fit`, and missing ones, are all alike then,
-    and have no effect of their own.
+    they are embedded. Categories that were not seen in `fit`, and missing ones, share one
+    embedding, which has no effect.
 
     scikit-learn's searches take series as their data, and covariates as their targets,
     ``GridSearchCV(f, grid, cv=TimeSeriesSplit(3)).fit(y, X)``: the data of one series (or a table,
@@ -108,32 +108,32 @@ class SequenceForecaster(ForecasterFiles):
         Columns of a long frame.
     past
         Names of those columns of X, for arrays their positions, that are not known ahead: their
-        values may have gaps, in which the last known one is seen, and those after the origin of a
-        forecast are never looked at. Not for ``strategy="recursive"``.
+        values may have gaps, in which the model sees the last known one, and values after the
+        origin of a forecast are never read. Not for ``strategy="recursive"``.
     calendar
-        Features of the dates of steps, which need not be in X: True chooses some by the distance of
-        steps and how long series are; or a list of "minute_of_hour", "hour_of_day",
-        "day_of_week", "hour_of_week", "day_of_month", "day_of_year", "week_of_year", "month",
-        "quarter". Days and hours are those of the index's time zone.
+        Features of the dates of steps, which X does not have to contain: True chooses some by the
+        length of steps and of series; or a list of "minute_of_hour", "hour_of_day", "day_of_week",
+        "hour_of_week", "day_of_month", "day_of_year", "week_of_year", "month", "quarter". Days and
+        hours are those of the index's time zone.
     holidays
-        A country's code, such as "DE", or "DE-BY" for a part of it: whether days are holidays, the
-        days before one, or after one. Needs the package holidays, and steps of at most a day.
+        A country's code, such as "DE", or "DE-BY" for a part of it: marks holidays, the days before
+        them, and the days after them. Needs the package holidays, and steps of at most a day.
     transform
         "log1p", "log" or "sqrt", for counts and other values that are never negative: the model
-        learns transformed values, and its forecasts are transformed back, which are then never
+        learns transformed values, and its forecasts are transformed back, so they are never
         negative either. Quantiles stay quantiles. Points become medians for the losses "mae" and
-        "huber". For "mse" they are means by smearing: over the errors, for each step of the
-        horizon, of the held-out part, or without one of the last training steps.
+        "huber". For "mse" they are means, by smearing: over the errors of each step of the horizon
+        in the held-out part or, without one, in the last training steps.
     half_life
         Number of steps before the end of each series over which weights in the loss fall by half;
         None: old steps count as much as new ones.
     horizon_weights
         Weights of the steps of the horizon in the loss, ``(horizon,)``; a step of weight 0 is not
-        learnt. They are relative to each other, and multiply with those given to `fit`.
+        learnt. They are relative to each other, and are multiplied by those given to `fit`.
     ensemble
-        Number of models of different seeds, trained together, whose forecasts (each quantile's) are
-        averaged. Each learns as if alone, with gradients clipped by its own norm, but the same
-        epoch of all is the best: the one whose average does best on the held-out part.
+        Number of models with different seeds, trained together, whose forecasts (each quantile's)
+        are averaged. Each learns as if alone, with gradients clipped by its own norm, but all share
+        the best epoch: the one whose average does best on the held-out part.
     conformal
         "split": quantiles are shifted so that they hold on the held-out part: for each step of the
         horizon by the empirical quantile of actual values less forecasts, in units of each series'
@@ -141,9 +141,9 @@ class SequenceForecaster(ForecasterFiles):
         follow how often its quantiles miss, as `update` and `backtest` bring actual values; other
         series, given to `predict`, get the shifts of "split". None: quantiles are those learnt.
     lags
-        Number of last values the model sees at each step. Recurrent models remember; one without
-        state needs as many as matter. None: 1; for "segrnn" 4 horizons or 2 seasons, at most 336 or
-        half of the longest series.
+        Number of last values the model sees at each step. Recurrent models remember earlier values;
+        a model without state needs as many as matter. None: 1; for "segrnn" 4 horizons or 2
+        seasons, at most 336 or half of the longest series.
     scale
         ``"standard"``: by mean and standard deviation of all series; ``"series"``: of each series
         ("segrnn": by its mean and its mean absolute change over a season, or a step), for panels of
@@ -173,8 +173,8 @@ class SequenceForecaster(ForecasterFiles):
         See `Spec`: passes over the data; series trained together; time steps that gradients reach
         back; and the number of segments, trained together, to cut a long series into. None: 30, 32,
         64, and 1. "segrnn" is trained on segments of `seqsize` steps (None: 8) in a new order each
-        epoch; None: as many together, and for so many epochs, as suit the amount of data. Of more
-        than 750,000 steps in all series, each epoch sees that many, drawn again.
+        epoch; None: as many together, and as many epochs, as suit the amount of data. If all series
+        have more than 750,000 steps, each epoch draws that many at random.
     clip_norm, clip_value, accumulate
         See `Spec`.
     validation
@@ -455,8 +455,8 @@ class SequenceForecaster(ForecasterFiles):
         Parameters
         ----------
         y
-            Series to forecast, from their start, as in `fit`, with as many variables; they need
-            not be the training series. None: continue the training data and what `update` has
+            Series to forecast, from their start, as in `fit`, with as many variables; not
+            necessarily the training series. None: continue the training data and what `update` has
             added since.
         X
             Covariates, if `fit` got some, of the steps of `y` and of the horizon,
@@ -466,10 +466,9 @@ class SequenceForecaster(ForecasterFiles):
         static
             Static covariates of `y`, if `fit` got some.
         horizon
-            Number of steps to forecast; None: those the model was trained for. Further ones are
-            forecast from the forecasts of those before, of quantiles from their medians: their
-            quantiles do not show that these are uncertain, too, and are too narrow (unless the
-            strategy is recursive).
+            Number of steps to forecast; None: those the model was trained for. Further steps are
+            forecast from earlier forecasts, for quantiles from the medians: their quantiles ignore
+            that these are uncertain, too, and are too narrow (unless the strategy is recursive).
 
         Returns
         -------
@@ -488,7 +487,7 @@ class SequenceForecaster(ForecasterFiles):
         per = correct.units
         if y is None:
             if static is not None:
-                raise ValueError("static is given without y: that of the series is known from fit")
+                raise ValueError("static is given without y: leave it out, fit got it already")
             what = "the horizon, the steps that follow"
             X = self._columns.covariates(X, self._spacing)  # noqa: N806
             read = known.read_ahead(X, form, steps, what, self._spacing)
@@ -516,7 +515,7 @@ class SequenceForecaster(ForecasterFiles):
         return self._result(form, np.concatenate(blocks, axis=1)[:, :steps], ends)
 
     def update(self, y: object, X: object = None) -> SequenceForecaster:  # noqa: N803
-        """Append new data, from whose end `predict` then forecasts. Nothing is learnt.
+        """Append new data; `predict` then forecasts from their end. Nothing is learnt.
 
         Parameters
         ----------
@@ -537,12 +536,12 @@ class SequenceForecaster(ForecasterFiles):
         return self
 
     def partial_fit(self, y: object, X: object = None) -> SequenceForecaster:  # noqa: N803
-        """Learn from new data, from whose end `predict` then forecasts.
+        """Learn from new data; `predict` then forecasts from their end.
 
         The model is trained for one epoch, with the learning rate at which `fit` ended, on all
-        forecasts that reach into the new steps; nothing else of the training data is seen. Then
-        the series advance, as by `update`. Scaling stays as in `fit`. Before any `fit`, this is
-        `fit`.
+        forecasts that reach into the new steps; nothing else of the training data is seen. Then the
+        series advance, as by `update`. Scaling stays as in `fit`. Called before any `fit`, this
+        does the same as `fit`.
 
         Parameters
         ----------
@@ -579,12 +578,11 @@ class SequenceForecaster(ForecasterFiles):
         y, X
             Data that follow the training data, as in `update`; they are not kept.
         stride
-            Forecasts are made at the end of the training data and every so many steps after it;
+            Forecasts are made at the end of the training data and every `stride` steps after it;
             None: every `horizon` steps.
         refit
-            After so many forecasts, and again after as many, train a model from scratch on the
-            training data and all of `y` before the next forecast: the same as `fit` of a clone.
-            None: learn nothing.
+            After every `refit` forecasts, train a model from scratch on the training data and all
+            of `y` before the next forecast: the same as `fit` of a clone. None: learn nothing.
 
         Returns
         -------
@@ -624,8 +622,8 @@ class SequenceForecaster(ForecasterFiles):
         """Return forecasts ``(N, horizon, K, Q)`` at each time of the next `count` steps."""
         if self._data is None:
             raise ValueError(
-                "backtest with refit= needs the training data, which are forgotten in update, "
-                "partial_fit, files and pickles: call fit on all data up to the first forecast"
+                "backtest with refit= needs the training data, which update and partial_fit drop, "
+                "and files and pickles lack: call fit on all data up to the first forecast"
             )
         weights = self._data["weights"]
         if self._weight_column is not None:
@@ -762,7 +760,7 @@ class SequenceForecaster(ForecasterFiles):
         scaling: SeriesScaling,
         weights: list[Array] | None,
     ) -> None:
-        """Measure how forecasts are corrected after the model."""
+        """Measure the corrections of the model's forecasts."""
         data = arrays, covariates, static, scaling
         self._correction = Correction.measure(
             self._rollout, *data, transform=self.transform,
@@ -828,8 +826,8 @@ class SequenceForecaster(ForecasterFiles):
         new = self._following(y, X)
         if self._tracker is not None and len(next(new.by_length()).rows) < len(self._times):
             raise ValueError(
-                "y must have the same number of steps of all series, which "
-                'conformal="adaptive" follows together'
+                "y must have the same number of steps of all series, because "
+                'conformal="adaptive" follows them together'
             )
         return new
 

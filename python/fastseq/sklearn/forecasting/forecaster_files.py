@@ -45,7 +45,7 @@ FORMAT = 1
 
 _KIND = "forecaster"
 _NOT_SAVED = ("callbacks", "comm", "device")
-# What `fit` sets, beside the estimator.
+# What `fit` sets, besides the estimator.
 _FITTED = (
     "n_features_in_", "season_", "n_iter_", "continued_", "repeats_", "_seed", "_form", "_sizes",
     "_settings", "_known", "_scaling", "_origin", "_last", "_baselines", "_times", "_like",
@@ -66,11 +66,11 @@ class ForecasterFiles(ForecastTraining):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the forecaster to a file, for `load`. Rank 0 writes.
 
-        The safetensors file holds parameters, weights, the optimizer's state, scaling, history,
-        and the current position of all series with its times: what is loaded forecasts, continues
-        (`update`, `backtest`) and learns on (`partial_fit`) with the same bits. It does not hold
-        the training data, `callbacks`, `device` and `comm`; nor parameters that are code or
-        generators: a module that is not a name, a loss or an optimizer of your own.
+        The safetensors file holds parameters, weights, the optimizer's state, scaling, history, and
+        the current position of all series with its times: a loaded forecaster predicts, continues
+        (`update`, `backtest`) and trains (`partial_fit`) with the same bits. It does not hold the
+        training data, `callbacks`, `device` and `comm`; nor parameters that are code or generators:
+        a module that is not a name, a loss or an optimizer of your own.
 
         Parameters
         ----------
@@ -82,7 +82,7 @@ class ForecasterFiles(ForecastTraining):
         NotFittedError
             There is nothing to save yet.
         TypeError
-            The state of the module, or the frequency of an index, is nothing that a file can hold.
+            A file cannot hold the state of the module, or the frequency of an index.
         OSError
             The file cannot be written.
 
@@ -137,7 +137,7 @@ class ForecasterFiles(ForecastTraining):
         path
             The file.
         module
-            What the forecaster had as `module`, unless that was a name; it gets the weights.
+            The forecaster's `module`, unless it was a name; it gets the weights.
         comm, **parameters
             The other parameters that are not in the file: `device`, `callbacks`, and `loss` and
             `optimizer` unless they were names; these two are needed only by `fit` and

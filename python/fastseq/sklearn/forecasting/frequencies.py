@@ -173,7 +173,7 @@ def _dates(index: pd.Index, freq: Frequency, **until: Any) -> pd.DatetimeIndex:
 def places(index: pd.Index, freq: Frequency) -> Array | None:
     """Return the step of each time, counted from the first, on the grid of a frequency.
 
-    None if one does not lie on it.
+    None if a time is not on the grid.
 
     Parameters
     ----------
@@ -191,7 +191,7 @@ def places(index: pd.Index, freq: Frequency) -> Array | None:
 
 
 def on_grid(index: pd.Index, freq: Frequency) -> Array:
-    """Return what `places` does, -1 for times that do not lie on the grid."""
+    """Return what `places` does, -1 for times that are not on the grid."""
     kind, most = kind_of(index), max(_MOST, _FOR_EACH * len(index))
     nowhere = np.full(len(index), -1)
     if isinstance(freq, int | float | np.number) != (kind == "numbers"):
@@ -217,7 +217,7 @@ def on_grid(index: pd.Index, freq: Frequency) -> Array:
 
 
 def coarser(steps: Array) -> bool:
-    """Whether steps are regular, but farther apart than the grid on which they lie.
+    """Whether steps are regular, but farther apart than those of their grid.
 
     Examples
     --------
@@ -229,7 +229,7 @@ def coarser(steps: Array) -> bool:
 
 
 def infer(index: pd.Index, name: str) -> tuple[Frequency, Array]:
-    """Find out how far apart the steps of an index are.
+    """Infer how far apart the steps of an index are.
 
     Parameters
     ----------
@@ -246,7 +246,7 @@ def infer(index: pd.Index, name: str) -> tuple[Frequency, Array]:
     Raises
     ------
     ValueError
-        There is no frequency at which the times lie and at least half follow each other directly.
+        No frequency fits the times such that at least half of them follow each other directly.
     """
     found: list[tuple[Frequency, Array]] = []
     for freq in _candidates(index):
@@ -287,7 +287,7 @@ def _candidates(index: pd.Index) -> Sequence[Frequency]:
         apart = np.diff(np.asarray(index))
         if index.dtype.kind in "iu":
             return [int(apart.min())]
-        mean = float(index[-1] - index[0]) / (len(index) - 1)  # exact, unless there are holes
+        mean = float(index[-1] - index[0]) / (len(index) - 1)  # exact, unless there are gaps
         return [mean, float(f"{np.median(apart):.9g}")]
     given = [index.freq] if index.freq is not None else []
     to_offset = pd.tseries.frequencies.to_offset

@@ -1,4 +1,4 @@
-"""Errors of forecasts on the last steps of series, and what is corrected by them."""
+"""Errors of forecasts on the last steps of series, and corrections computed from them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from .windows import SeriesScaling, changes, over_seasons
 
 __all__ = ["Correction", "units"]
 
-_MOST = 2e7  # values of forecasts: of more, series are drawn, and then origins left out
-_LEAST = 200  # errors of each step, if there are so many
+_MOST = 2e7  # forecast values at most: beyond, series are drawn, then origins are left out
+_LEAST = 200  # errors of each step at least, if there are as many
 
 
 def units(arrays: list[Array], season: int | None, usual: Array | None = None) -> Array:
     """Return the unit of errors of each series, ``(N, K)``: its mean change over a season or step.
 
-    A series without any gets the `usual` unit ``(K,)``; None: their median, or 1.
+    A series without a known change gets the `usual` unit ``(K,)``; None: the median of all, or 1.
 
     Examples
     --------
@@ -32,7 +32,7 @@ def units(arrays: list[Array], season: int | None, usual: Array | None = None) -
     """
     lag = season or 1
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of nothing known
+        warnings.simplefilter("ignore", RuntimeWarning)  # where nothing is known
         found = np.empty((len(arrays), arrays[0].shape[1]))
         for rows, block in by_length(arrays):
             moved = np.abs(changes(block, over_seasons(block, lag), lag))
@@ -45,21 +45,21 @@ def units(arrays: list[Array], season: int | None, usual: Array | None = None) -
 
 @dataclasses.dataclass(frozen=True)
 class Correction:
-    """What is done to a model's forecasts before they are returned.
+    """Corrections of a model's forecasts, applied before they are returned.
 
     Parameters
     ----------
     transform
-        The transform of the series, which is undone; None: none.
+        The transform of the series, to be undone; None: there is none.
     season
-        Steps of a season, for units.
+        Steps of a season, for the units.
     units, usual
-        The units of the training series ``(N, K)``, and that of series without any; see `units`.
-        None: they are not needed.
+        The units of the training series ``(N, K)``, and the one for series without a known change;
+        see `units`. None: they are not needed.
     terms
-        Errors over which means are taken, in units, see `smeared`; None: forecasts are no means.
+        Errors, in units, over which to take means, see `smeared`; None: forecasts are not means.
     conformal
-        By how much quantiles are shifted; None: they are not.
+        Shifts of quantiles; None: they are not shifted.
     """
 
     transform: str | None
@@ -94,13 +94,13 @@ class Correction:
             Their transform.
         means
             Whether the model forecasts means; without a validation part, errors of the last
-            training steps are taken for them.
+            training steps are used.
         conformal
             Whether to shift quantiles.
         validation
             Number of last steps that were held out.
         weights
-            Of values; those of weight 0 do not count.
+            Weights of values; those of weight 0 do not count.
         """
         means = means and transform is not None
         if not means and not conformal:
@@ -126,20 +126,20 @@ class Correction:
         return dataclasses.replace(found, terms=smearing_terms(errors[..., 0]))
 
     def units_of(self, arrays: list[Array]) -> Array | None:
-        """Return the units of other series than those of training."""
+        """Return the units of series other than the training series."""
         return None if self.units is None else units(arrays, self.season, self.usual)
 
     def __call__(self, found: Array, per: Array | None, shift: Array | None = None) -> Array:
-        """Return forecasts to return, of a model's ``(N, h, K, Q)``.
+        """Correct a model's forecasts ``(N, h, K, Q)``.
 
         Parameters
         ----------
         found
-            Forecasts of transformed series.
+            Forecasts of the transformed series.
         per
-            Their units.
+            The series' units.
         shift
-            Of a `ShiftTracker`.
+            Shifts by a `ShiftTracker`; None: those of `conformal`.
         """
         if self.conformal is not None and per is not None:
             found = self.conformal.shifted(found, per, shift)
@@ -157,7 +157,7 @@ class Correction:
         static: Array | None,
         scaling: SeriesScaling,
     ) -> ShiftTracker:
-        """Return what follows series from their end on."""
+        """Return a tracker of the series from their end on."""
         assert self.conformal is not None
         cut = [len(one) - rollout.horizon + 1 for one in arrays]
         before, after = (None, None) if covariates is None else covariates.split(cut)
@@ -193,7 +193,8 @@ def _errors_of_last_steps(
 ) -> Array:
     """Return actual values less their forecasts, made before each of the last steps, in units.
 
-    ``(M, H, K, Q)``, NaN where unknown or of weight 0. Of very many series, some are drawn.
+    ``(M, H, K, Q)``, NaN where unknown or of weight 0. If there are very many series, some are
+    drawn.
     """
     size = steps * rollout.horizon * arrays[0].shape[1]
     size *= 200 if rollout.recursive else len(rollout.levels or (0,))

@@ -1,4 +1,4 @@
-"""Training data with steps that follow them, in the forms that users pass: to train again."""
+"""Training data joined with later steps, in the forms that users pass, to train again."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Before:
     ids
         The series' ids; None: they have none.
     columns
-        What the columns of long frames are called.
+        Names of the columns of long frames.
 
     Examples
     --------
@@ -59,7 +59,7 @@ class Before:
     columns: Columns
 
     def cut(self, given: Any, steps: int) -> tuple[Any, Any]:
-        """Return the first steps of later series, or covariates, and the others."""
+        """Return the first steps of later series, or covariates, and the rest."""
         if self.columns.is_long(given):
             frame = _pandas(given)
             ends = {
@@ -105,7 +105,7 @@ class Before:
         return self._each(lambda one, last: _joined(one, next(rest), last), given)
 
     def _each(self, change: Callable[[Any, Times | None], Any], given: Any) -> Any:
-        """Return what `change` makes of each part of a list, with its times, or of the whole."""
+        """Apply `change` to each part of a list and its times, or to the whole."""
         given = self.columns.grouped(given)
         if given is None:
             return None
@@ -141,7 +141,7 @@ def _array(given: Any) -> np.ndarray:
 def _like_table(
     table: pd.Series | pd.DataFrame, more: Any, last: Times | None
 ) -> pd.Series | pd.DataFrame:
-    """Return what follows a table as such a table, with the times that follow."""
+    """Return later values as a table like the given one, with the times that follow."""
     import pandas as pd
 
     if not is_table(more):

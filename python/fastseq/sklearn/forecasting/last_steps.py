@@ -1,4 +1,4 @@
-"""The last steps of series: what learning from later steps needs to know."""
+"""The last steps of series, which learning from later steps needs."""
 
 from __future__ import annotations
 

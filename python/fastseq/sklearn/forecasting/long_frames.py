@@ -28,7 +28,7 @@ class LongTable:
     Parameters
     ----------
     table
-        The rows that were given: a Series, or a DataFrame of several columns.
+        The given rows: a Series, or a DataFrame of several columns.
     steps
         The step of each row, counted through all series; None: no step is missing.
     bounds
@@ -38,11 +38,11 @@ class LongTable:
     indices
         Times of each series.
     freq
-        Distance of the steps; None: unknown, as each series has one.
+        Distance of the steps; None: unknown, because each series has only one.
     gap
-        The first series of which steps are missing, and the first of these.
+        The first series with missing steps, and the first of these.
     form
-        What results look like.
+        The form of results.
     """
 
     table: pd.Series | pd.DataFrame
@@ -55,7 +55,7 @@ class LongTable:
     form: Form
 
     def place(self, row: int) -> str:
-        """Return which row it is, for messages."""
+        """Describe the place of a row, for messages."""
         step = row if self.steps is None else int(self.steps[row])
         series = int(np.searchsorted(self.bounds, step, side="right")) - 1
         return f"at {self.indices[series][step - self.bounds[series]]} of {self.ids[series]!r}"
@@ -63,14 +63,14 @@ class LongTable:
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """What the columns of long frames are called.
+    """Names of the columns of long frames.
 
     Parameters
     ----------
     id, time, target
         Columns of ids, of times, and of values.
     weights
-        A column that is left out, if there is one.
+        A column of weights, which is left out, if there is one.
 
     Examples
     --------
@@ -87,22 +87,22 @@ class Columns:
     weights: str | None = None
 
     def split(self, y: Any, x: Any, spacing: Spacing) -> tuple[Any, Any]:
-        """Return series, and covariates, of what a user passes.
+        """Split what a user passes into series and covariates.
 
         A long frame becomes a `LongTable` of its series and one of its covariates, a groupby a
-        dictionary; others are returned as they are.
+        dictionary; other data are returned unchanged.
 
         Parameters
         ----------
         y, x
-            What was passed. If `y` is a long frame, its other columns are the covariates.
+            The data passed. If `y` is a long frame, its other columns are the covariates.
         spacing
             How far apart times must be.
 
         Raises
         ------
         ValueError, TypeError
-            A frame has no target, or an id or time is missing or is there twice, or steps are not
+            A frame has no target, an id or time is missing or occurs twice, or steps are not
             equally far apart.
         """
         if not self.is_long(y):
@@ -127,11 +127,11 @@ class Columns:
         rows = _Rows.read(x, "X", self, spacing)
         others = [name for name in rows.others if name != self.weights]
         if not others:
-            raise ValueError("X has no columns beside ids and times")
+            raise ValueError("X has no columns besides ids and times")
         return rows.part(others)
 
     def grouped(self, given: Any) -> Any:
-        """Return a pandas groupby as a dictionary, others as they are."""
+        """Return a pandas groupby as a dictionary, other data unchanged."""
         return _by_group(given, self.time)
 
     def is_long(self, given: Any) -> bool:
@@ -141,7 +141,7 @@ class Columns:
 
 
 def _by_group(given: Any, time: str) -> Any:
-    """Return a pandas groupby as a dictionary, others as they are."""
+    """Return a pandas groupby as a dictionary, other data unchanged."""
     if not (hasattr(given, "ngroups") and hasattr(given, "obj")):
         return given
     keys = given.keys if isinstance(given.keys, list) else [given.keys]
@@ -194,7 +194,7 @@ class _Rows:
             if double.size:
                 row = double[0]
                 raise ValueError(
-                    f"{name} has two rows for {times[when[row]]} of {ids[series[row]]!r}: leave "
+                    f"{name} has two rows for {times[when[row]]} of {ids[series[row]]!r}: keep "
                     "one row for each time of a series"
                 )
         counts = np.bincount(series)
@@ -241,7 +241,7 @@ def _order(keys: Array, count: int) -> Array:
 
 
 def _sorted_codes(column: pd.Series, name: str) -> tuple[pd.Index, Array]:
-    """Return the ids of a column, sorted, and which of them each row has."""
+    """Return the ids of a column, sorted, and each row's position among them."""
     import pandas as pd
 
     codes, ids = pd.factorize(column)
@@ -259,7 +259,7 @@ def _sorted_codes(column: pd.Series, name: str) -> tuple[pd.Index, Array]:
 
 
 def _read_times(column: pd.Series, name: str) -> tuple[pd.Index, Array]:
-    """Return the times of a column, sorted, and which of them each row has."""
+    """Return the times of a column, sorted, and each row's position among them."""
     import pandas as pd
 
     index = pd.Index(column)
@@ -274,7 +274,7 @@ def _read_times(column: pd.Series, name: str) -> tuple[pd.Index, Array]:
     if kind_of(index) == "others":
         raise TypeError(
             f"{name} holds {index.inferred_type} values, but must have dates, periods or numbers: "
-            "make dates of it by pandas.to_datetime"
+            "convert it by pandas.to_datetime"
         )
     codes, times = pd.factorize(index, sort=True)
     return times, codes
@@ -282,7 +282,7 @@ def _read_times(column: pd.Series, name: str) -> tuple[pd.Index, Array]:
 
 @dataclasses.dataclass(frozen=True)
 class _Placed:
-    """Where rows are in time: the step of each in its series, and the times of the series."""
+    """Places of rows in time: the step of each in its series, and the times of the series."""
 
     steps: Array
     lengths: Array
@@ -300,7 +300,7 @@ def _place(
     times
         All times, sorted.
     when
-        Which of them each row has, ``(rows,)``; rows are sorted by series and time.
+        Each row's position among them, ``(rows,)``; rows are sorted by series and time.
     counts
         Rows of each series.
     ids, name
@@ -342,9 +342,9 @@ def _place(
 def _on_grids(
     times: pd.Index, when: Array, counts: Array, ids: pd.Index, name: str, freq: Frequency, why: str
 ) -> _Placed:
-    """Return the steps of rows at a frequency; see `_place`. `why` tells where it comes from.
+    """Return the steps of rows at a frequency; see `_place`. `why` says where it comes from.
 
-    Series need not share a grid: some weeks start on Monday, others on Tuesday.
+    Series may have different grids: some weeks start on Monday, others on Tuesday.
     """
     ends = counts.cumsum()
     first, last = when[ends - counts], when[ends - 1]
@@ -356,7 +356,7 @@ def _on_grids(
         place = np.full(len(times), -1)
         place[begin:] = on_grid(times[begin:], freq)
         there = place[first[left]] >= 0
-        there[0] = True  # so that a time that is not on its own grid is told
+        there[0] = True  # so that a time that is not on its own grid is reported
         mine, left = left[there], left[~there]
         rows: Any = slice(None)
         if len(mine) < len(counts):
@@ -368,8 +368,8 @@ def _on_grids(
             row = int(np.arange(len(when))[rows][(found < 0).argmax()])
             one = int(np.searchsorted(ends, row, side="right"))
             raise ValueError(
-                f"{why}, but {name}[{ids[one]!r}] has the time {times[when[row]]}, which is none "
-                "of its steps: pass freq=…, or make times regular"
+                f"{why}, but {name}[{ids[one]!r}] has the time {times[when[row]]}, which is not "
+                "one of its steps: pass freq=…, or make times regular"
             )
         steps[rows] = found
         whole = grid(times[begin : begin + 1], freq, int(place[last[mine]].max()) + 1)

@@ -19,8 +19,8 @@ def forecast_blocks(
 ) -> list[Array]:
     """Return forecasts of at least the next steps, horizon by horizon: ``(N, horizon, K, Q)`` each.
 
-    Beyond the trained horizon, forecasts continue from points forecast before, or from the medians:
-    they do not see how uncertain those are. A recursive model draws its futures further.
+    Beyond the trained horizon, forecasts continue from earlier points, or from medians, and ignore
+    how uncertain these are. A recursive model continues its drawn futures.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ def forecast_blocks(
     covariates
         Those known ahead, for all steps; None: there are none. Others keep their last values.
     steps
-        How many.
+        How many steps to forecast.
     """
     horizon = rollout.horizon
     begins = range(0, steps, horizon)

@@ -1,4 +1,4 @@
-"""Steps that follow the training series: of all, or of some and not equally many of each."""
+"""Steps that follow all or some of the training series, not always equally many of each."""
 
 from __future__ import annotations
 

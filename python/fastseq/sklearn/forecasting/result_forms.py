@@ -1,4 +1,4 @@
-"""The form of results: forecasts look like the series that came in."""
+"""The form of results: forecasts have the form of the given series."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Array = np.ndarray
 
 @dataclasses.dataclass(frozen=True)
 class Forecasts:
-    """Forecasts of series, and what it takes to write them as tables.
+    """Forecasts of series, with what is needed to return them as tables.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ class Forecasts:
         ``(N, horizon, K, Q)``; without K if the series were given without it, and without Q for
         points.
     ends
-        Times of the series, up to the forecast, of which the last counts.
+        Times of the series up to the forecast; only the last one matters.
     levels
         Levels of quantiles; None: points.
     """
@@ -40,13 +40,13 @@ class Forecasts:
 
     @property
     def names(self) -> list[str]:
-        """Names of what is forecast."""
+        """Names of the columns of forecasts."""
         return ["forecast"] if self.levels is None else [f"q{level:g}" for level in self.levels]
 
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """What results look like.
+    """The form of results.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ class Form:
     columns
         Columns of ids, times and values of a long frame.
     polars
-        Types of its columns of ids and times if it is one of polars.
+        For a long frame of polars, the types of its columns of ids and times.
     """
 
     kind: str = "arrays"
@@ -86,7 +86,7 @@ class Form:
         return cls("table" if is_table(given) else "tables", None, labels)
 
     def forecasts(self, found: Forecasts) -> Any:
-        """Return forecasts in this form; arrays are none of its business."""
+        """Return forecasts in this form, which must not be "arrays"."""
         if self.kind == "long":
             return self._long(found)
         parts = [self._part(found, number) for number in range(len(found.values))]
@@ -95,7 +95,7 @@ class Form:
         return parts[0] if self.kind == "table" else parts
 
     def stacked(self, parts: Sequence[Any]) -> Any:
-        """Return arrays of several times, or dictionaries of them, with an axis of times."""
+        """Stack arrays of several times, or dictionaries of them, along a new first axis."""
         if self.kind != "dict":
             return np.stack(parts)
         return {key: np.stack([part[key] for part in parts]) for key in self.ids}
@@ -142,7 +142,7 @@ class Form:
         parts
             Forecasts ``(N, horizon, K, …)`` at each time.
         steps
-            How many steps after the ends of the first part each was made.
+            How many steps after the ends of the first part each one was made.
         actual
             Values of the next steps, ``(N, T, K)``.
         names

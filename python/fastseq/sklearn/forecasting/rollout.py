@@ -109,8 +109,8 @@ class Rollout:
     levelled
         What the model sees before a series' start, see `Windows.of`.
     variables
-        Number of variables to forecast apart from each other: they are series of their own here,
-        in an `Origin` too. 1: all variables are forecast together.
+        Number of variables to forecast apart from each other: they are separate series here, in an
+        `Origin` too. 1: all variables are forecast together.
     recursive
         Whether the model forecasts one step, which is fed back to it, rather than all steps.
     levels
@@ -183,7 +183,7 @@ class Rollout:
     def advance_some(
         self, origin: Origin, rows: Array, values: Array, covariates: CovariateRows | None
     ) -> Origin:
-        """Advance the series in `rows` as `advance` does, and leave the others where they are."""
+        """Advance the series in `rows` as `advance` does, and leave the others unchanged."""
         each = (rows[:, None] * self.variables + np.arange(self.variables)).ravel()
         part = origin.take(each)
         if origin.state is None:
@@ -203,7 +203,7 @@ class Rollout:
         return origin.put(each, part, state)
 
     def _batch_dims(self, x: Tree) -> Tree:
-        """Return in which dimensions of the state's parts the series lie; `x` is any input."""
+        """Return the dimension of the series in each part of the state; `x` is any input."""
         with in_mode(self._net, training=False):
             dtype = input_dtype(self._net)
             return batch_dims(self._net, tree_map(lambda a: a.to(self.est.device, dtype), x))
@@ -297,7 +297,7 @@ class Rollout:
         return self._joined(found * change[:, None, :, None] + before[..., None])
 
     def _apart(self, values: Array) -> Array:
-        """Return values ``(N, steps, K)`` with each variable as a series of its own."""
+        """Return values ``(N, steps, K)`` with each variable as a separate series."""
         if self.variables == 1:
             return values
         return np.moveaxis(values, 2, 1).reshape(-1, values.shape[1], 1)

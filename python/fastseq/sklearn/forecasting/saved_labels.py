@@ -61,7 +61,7 @@ def polars_from(state: list[Any]) -> Any:
     name, unit, zone = state
     kind = getattr(polars, name)
     if not issubclass(kind, polars.DataType):
-        raise TypeError(f"{name} is no type of polars")
+        raise TypeError(f"{name} is not a type of polars")
     if name == "Datetime":
         return kind(unit, zone)
     return kind if unit is None else kind(unit)

@@ -17,18 +17,18 @@ _GAIN = 4.0  # of covariates' effects, which may be much larger than changes fro
 class SegmentRNN(nn.Module):
     """Forecast all steps of the horizon as changes from the last known value, the level.
 
-    Two paths from the last `lags` values add up. The linear one leads from values less the level
-    straight to the horizon, as in [1]_. The recurrent one goes over segments, as in [2]_: each step
-    of a GRU sees a whole segment less its last value, and by how much that has changed since the
-    segment before. The linear path starts at means of the values whole seasons before each step of
-    the horizon (without a season, of all), the recurrent one at zero.
+    It is the sum of two paths from the last `lags` values. The linear one leads from values less
+    the level straight to the horizon, as in [1]_. The recurrent one goes over segments, as in [2]_:
+    each step of a GRU sees a whole segment less its last value, and by how much that has changed
+    since the segment before. The linear path starts at means of the values whole seasons before
+    each step of the horizon (without a season, of all), the recurrent one at zero.
 
-    What covariates add linearly in the same step is taken out of the values first, and put back, as
-    in a regression with errors that are forecast: so the level at the origin is that without the
-    covariates' effect. Beside that, each step of the horizon sees its covariates known ahead
-    together with the recurrent path's result, segments contain the covariates of their steps, and a
-    linear path leads from covariates known in the past only to the horizon. Static ones are added
-    to what is made of the recurrent path. All of this but the segments starts at zero.
+    The linear effect of covariates in the same step is subtracted from the values first and added
+    back to forecasts, as in a regression whose errors are forecast; the level at the origin
+    excludes it. Besides, each step of the horizon sees its covariates known ahead together with the
+    recurrent path's result, segments contain the covariates of their steps, and a linear path leads
+    from covariates known in the past only to the horizon. Static ones are added to the output of
+    the recurrent path. All of these effects, except those in segments, start at zero.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ class SegmentRNN(nn.Module):
     covariates
         Columns of covariates.
     hidden_size, num_layers, dropout
-        Units and layers of the GRU, and the dropout of what is made of its last output.
+        Units and layers of the GRU, and the dropout of the layer after it.
 
     References
     ----------
@@ -78,7 +78,7 @@ class SegmentRNN(nn.Module):
         self._lags = lags
         self._season = season
         self._segment = segment
-        self._gain = lags**-0.5  # for the optimizer moves all weights at once
+        self._gain = lags**-0.5  # because the optimizer moves all weights at once
         self.linear = nn.Linear(lags, horizon * outputs)
         self.embed = nn.Linear((segment + 1) * variables, hidden_size)
         self.recurrent = GRU(hidden_size, hidden_size, num_layers)
@@ -161,7 +161,7 @@ class SegmentRNN(nn.Module):
         return forecast
 
     def _over_segments(self, values: Tensor, past: Tensor | None) -> Tensor:
-        """Return what the GRU makes of windows ``(W, lags, K)`` at their ends, ``(W, hidden)``."""
+        """Return the GRU's last outputs ``(W, hidden)`` for windows ``(W, lags, K)``."""
         whole = self._lags // self._segment
         segments = values[:, -whole * self._segment :]
         segments = segments.reshape(values.shape[0], whole, self._segment, -1)

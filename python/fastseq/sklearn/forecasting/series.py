@@ -52,23 +52,22 @@ class Series:
     flat
         Whether it was given without the axis of variables.
     names
-        Column names of a table; None: it was no table.
+        Column names of a table; None: it was not a table.
     dtype
         The given dtype if that is fp32 or fp64, else one that holds its values.
     indices
-        Times of each series' steps, None if it was no table.
+        Times of each series' steps, None if it was not a table.
     moved
         Whether each series' rows were sorted by time.
     ids
-        What the series of a dictionary, a groupby or a long frame are called; None: they have no
-        ids.
+        Names of the series of a dictionary, a groupby or a long frame; None: they have no ids.
     freqs
         Distance of each series' steps, None if unknown.
     gap
-        The first series of which steps were missing, and the time of the first; their values are
-        NaN. None: there were none.
+        The first series with missing steps, and the time of the first of these; their values are
+        NaN. None: no step was missing.
     form
-        What results for these series look like.
+        The form of results for these series.
     """
 
     arrays: list[Array]
@@ -215,7 +214,7 @@ def _put_in_time(
     gap: tuple[int, object] | None = None
     found: list[tuple[str, Frequency]] = []
     mine = [n for n, table in enumerate(tables) if is_table(table) and len(table)]
-    for number in sorted(mine, key=lambda n: -len(tables[n])):  # long ones tell frequencies best
+    for number in sorted(mine, key=lambda n: -len(tables[n])):  # long ones show frequencies best
         table = tables[number]
         index, order = read_index(table.index, places[number])
         if order is not None:
@@ -308,7 +307,7 @@ def _table_numbers(table: pd.DataFrame | pd.Series, name: str) -> Array:
         advice = "leave it out, or make numbers of it (pandas.to_numeric, pandas.get_dummies)"
         if kind in "Mm" or column.dtype.name.startswith("period"):
             advice = (
-                f"make times the index of {name} (set_index); of a table of several series, name "
+                f"make times the index of {name} (set_index); for a table of several series, name "
                 "the columns of ids, times and values by id_col, time_col and target_col"
             )
         raise TypeError(f"{where} must hold numbers, got {column.dtype}: {advice}")
@@ -317,7 +316,7 @@ def _table_numbers(table: pd.DataFrame | pd.Series, name: str) -> Array:
 
 
 def as_numpy(given: Any) -> Any:
-    """Return a tensor as one that NumPy reads, a masked array with NaN; all else as it is.
+    """Return a tensor as one that NumPy reads, a masked array with NaN; other data unchanged.
 
     Examples
     --------
@@ -364,13 +363,13 @@ def refuse_identifiers(series: Series, name: str) -> None:
         if re.fullmatch(r"(.*_)?id|ds|date|datetime|timestamp", column.lower()):
             raise ValueError(
                 f"column {column!r} of {name} does not look like a variable, by its name: make "
-                "times the index; of a table of several series, name the columns of ids, times and "
-                "values by id_col, time_col and target_col; or rename it"
+                "times the index; for a table of several series, name the columns of ids, times "
+                "and values by id_col, time_col and target_col; or rename it"
             )
 
 
 def split_variables(arrays: list[Array]) -> list[Array]:
-    """Return the variables of series ``(T_i, K)`` as series of their own, ``(T_i, 1)``.
+    """Return the variables of series ``(T_i, K)`` as separate series, ``(T_i, 1)``.
 
     Examples
     --------

@@ -88,7 +88,7 @@ class StaticColumns:
 
 
 def by_id(given: Any, id_col: str) -> Any:
-    """Return a table with its column of ids, if it has one, as index; others as they are."""
+    """Return a table with its column of ids, if it has one, as index; other data unchanged."""
     given = to_pandas(given) if is_polars(given) else given
     if is_table(given) and given.ndim == 2 and id_col in given.columns:
         return given.set_index(id_col)
@@ -102,7 +102,7 @@ def _in_order(given: Any, count: int, ids: Sequence[Any] | None) -> Any:
     given = given.to_frame() if given.ndim == 1 else given
     if not given.index.is_unique:
         twice = given.index[given.index.duplicated()][0]
-        raise ValueError(f"static has two rows for series {twice!r}: leave one")
+        raise ValueError(f"static has two rows for series {twice!r}: keep one")
     missing = [one for one in ids if one not in given.index]
     if missing:
         raise ValueError(
@@ -114,7 +114,7 @@ def _in_order(given: Any, count: int, ids: Sequence[Any] | None) -> Any:
 
 def _numbers(given: Any, count: int, names: tuple[str, ...] | None) -> tuple[Array, Any]:
     if is_table(given):
-        given = given.reset_index(drop=True)  # which is no time
+        given = given.reset_index(drop=True)  # which is not time
     elif isinstance(given, list | tuple):
         given = np.asarray(given)
     read = read_series(given, "static", names)

@@ -1,4 +1,4 @@
-"""Weights of what a forecaster learns: of series, of time steps, and of steps of the horizon."""
+"""Weights in a forecaster's loss: of series, of time steps, and of steps of the horizon."""
 
 from __future__ import annotations
 
@@ -27,10 +27,12 @@ __all__ = [
 def column_of_weights(y: Any, name: str, columns: Columns, spacing: Spacing) -> tuple[Any, Any]:
     """Return a long frame without its column of weights, and that column."""
     if not columns.is_long(y):
-        raise TypeError(f"weights is the name {name!r}, but y is no long frame with such a column")
+        raise TypeError(
+            f"weights is the name {name!r}, but y is not a long frame with such a column"
+        )
     own = [columns.id, columns.time]
     if name not in y.columns or name in (*own, columns.target):
-        raise ValueError(f"weights must be a column of y of its own, got {name!r}")
+        raise ValueError(f"weights must name a separate column of y, got {name!r}")
     weights, _ = dataclasses.replace(columns, target=name).split(y[[*own, name]], None, spacing)
     return y[[column for column in y.columns if column != name]], weights
 
@@ -103,7 +105,7 @@ def read_series_weights(given: Any, series: Series, spacing: Spacing) -> list[Ar
 
 
 def end_with_series(given: Any, series: Series) -> bool:
-    """Whether weights that `read_series_weights` took are of time steps, not one of each series.
+    """Whether weights that `read_series_weights` took are of time steps, not one per series.
 
     Examples
     --------
@@ -119,7 +121,7 @@ def end_with_series(given: Any, series: Series) -> bool:
 
 
 def _by_id(given: Any, ids: tuple[Any, ...]) -> Any:
-    """Return numbers of each id in the order of `ids`; others as they are, if they have ids."""
+    """Return one number per id as an array in the order of `ids`; weights of steps unchanged."""
     if is_table(given) and given.ndim == 1:
         given = given.to_dict()
     if isinstance(given, LongTable):
@@ -198,7 +200,7 @@ def with_age(
 def weigh(
     windows: Windows, weights: list[Array] | None, steps: Array | None, apart: int
 ) -> Windows:
-    """Return windows with weights, of which `normalised` makes those of the loss.
+    """Return windows with weights, which `normalised` turns into those of the loss.
 
     Parameters
     ----------

@@ -31,7 +31,8 @@ class Spacing:
     given
         The parameter `freq`; None: it is inferred.
     known
-        Kinds and frequencies of the training series: times of the same kind must have the same.
+        Kinds and frequencies of the training series: times of the same kind must have the same
+        frequency.
     """
 
     given: Frequency | None = None
@@ -57,8 +58,8 @@ class Times:
         Their distance: a pandas offset, or a difference of numbers. None: unknown, as there is
         only one step.
     column
-        Whether they come from a column of times. Else, numbers that count from 0, as the index of
-        any new table does, mean nothing.
+        Whether they come from a column of times. Otherwise numbers that count from 0, like the
+        index of any new table, are not times.
 
     Examples
     --------
@@ -74,12 +75,12 @@ class Times:
 
     @property
     def end(self) -> Times:
-        """The time of the last step alone."""
+        """The time of the last step only."""
         return dataclasses.replace(self, index=self.index[-1:])
 
     @property
     def mean_nothing(self) -> bool:
-        """Whether they just count from 0."""
+        """Whether they only count from 0."""
         return not self.column and counts(self.index)
 
     def following(self, count: int) -> pd.Index:
@@ -117,7 +118,7 @@ def regular(
     spacing: Spacing = Spacing(),
     others: Iterable[tuple[str, Frequency]] = (),
 ) -> tuple[Times, Array | None]:
-    """Return times with those that are missing, and the step of each given one.
+    """Return times with missing ones filled in, and the step of each given one.
 
     Parameters
     ----------
@@ -128,8 +129,7 @@ def regular(
     spacing
         How far apart they must be.
     others
-        Kinds and frequencies of other series of the panel: missing times are looked for at these
-        first.
+        Kinds and frequencies of other series of the panel: these frequencies are tried first.
 
     Returns
     -------
@@ -139,7 +139,7 @@ def regular(
     Raises
     ------
     ValueError
-        The times do not have the frequency that they must have, or none can be inferred.
+        The times do not have the required frequency, or none can be inferred.
 
     Examples
     --------
@@ -194,7 +194,7 @@ def _at(index: pd.Index, name: str, freq: Frequency) -> tuple[Times, Array | Non
     if steps is None:
         ends = (k for k in range(2, len(index) + 1) if places(index[:k], freq) is None)
         row = 0 if places(index[:1], freq) is None else next(ends) - 1
-        raise ValueError(f"{named}, but {name} has {index[row]}, which is no time of it")
+        raise ValueError(f"{named}, but {name} has {index[row]}, which is not a time of it")
     return _filled(index, freq, steps)
 
 
@@ -225,7 +225,7 @@ def read_index(index: pd.Index, name: str) -> tuple[pd.Index, Array | None]:
     ------
     ValueError, TypeError
         The index does not hold dates, periods or numbers, has a row without a time (NaT or NaN),
-        two rows of one time, or unsorted numbers, which need not mean time.
+        two rows for one time, or unsorted numbers, which may not mean time.
 
     Examples
     --------
@@ -242,15 +242,15 @@ def read_index(index: pd.Index, name: str) -> tuple[pd.Index, Array | None]:
     if kind == "others":
         raise TypeError(
             f"the index of {name} holds {index.inferred_type} values, but must have dates, periods "
-            "or numbers: make dates of it by pandas.to_datetime, or drop it by "
+            "or numbers: convert it by pandas.to_datetime, or drop it by "
             "reset_index(drop=True)"
         )
     if index.hasnans:
         raise ValueError(f"the index of {name} has no time in row {int(index.isna().argmax())}")
     if not index.is_unique:
         raise ValueError(
-            f"{name} has two rows for {index[index.duplicated()][0]}: of several series, pass a "
-            "list, one table for each; of one, leave one row for each time"
+            f"{name} has two rows for {index[index.duplicated()][0]}: for several series, pass a "
+            "list, one table for each; for one, keep one row for each time"
         )
     if index.is_monotonic_increasing:
         return index, None

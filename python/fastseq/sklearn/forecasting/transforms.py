@@ -1,4 +1,4 @@
-"""Transforms of what is forecast: applied to series, and undone in forecasts."""
+"""Transforms of the target: applied to series, and undone in forecasts."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def transformed(series: Series, name: str | None) -> Series:
 
 
 def undone(values: Array, name: str | None) -> Array:
-    """Return values as they were before the transform; it rises, so that quantiles stay such.
+    """Undo the transform of values; it is increasing, so quantiles stay quantiles.
 
     Examples
     --------

@@ -49,7 +49,7 @@ def window_view(rows: Tensor, first: int, steps: int, width: int) -> Tensor:
     """
     count, length, features = rows.shape
     if not rows.is_contiguous() or first < 0 or first + steps + width - 1 > length:
-        raise ValueError(f"{steps} windows of {width} do not lie in {length} rows")
+        raise ValueError(f"{steps} windows of {width} do not fit into {length} rows")
     strides = (features, length * features, 1)
     return rows.as_strided((steps, count, width * features), strides, first * features)
 
@@ -121,7 +121,7 @@ def _mean_and_deviation(arrays: list[Array]) -> tuple[Array, Array]:
 
 @np.errstate(invalid="ignore", over="ignore")
 def _each_mean_and_deviation(values: Array) -> tuple[Array, Array]:
-    """Return those of each series ``(N, T, K)``, the same bits as of it alone."""
+    """Return those of each series ``(N, T, K)``, with the same bits as for it alone."""
     known = ~np.isnan(values)
     count = known.sum(axis=1)
     largest = np.abs(values).max(axis=1, initial=0, where=known)
@@ -259,7 +259,7 @@ class SeriesScaling:
         return dataclasses.replace(self, scale=np.where(single, scale, self.scale))
 
     def apart(self, count: int) -> SeriesScaling:
-        """Return the scaling of each variable of `count` series as a series of its own."""
+        """Return the scaling of each variable of `count` series as a separate series."""
         rows = count if len(self.center) == 1 else 1
 
         def each(part: Array) -> Array:
@@ -292,7 +292,7 @@ class Windows:
     covariates
         Those known ahead, ``(N, T + horizon, F)``, scaled, 0 after the last; None: there are none.
     past
-        Covariates the model sees beside values, ``(N, lags - 1 + T, G)``; None: there are none.
+        Covariates the model sees besides values, ``(N, lags - 1 + T, G)``; None: there are none.
     static
         Static covariates, ``(N, C)``; None: there are none.
     lengths
@@ -405,8 +405,9 @@ class Windows:
     def segments(self, steps: int) -> Windows:
         """Return copies of segments of the series, as series of ``steps + 1`` steps.
 
-        They are cut from the ends of the series on; a first one that is not whole begins with steps
-        that do not count. Segments of which no target is known, or no step counts, are left out.
+        They are cut from the ends of the series backwards; an incomplete first one starts with
+        steps that do not count. Segments of which no target is known, or no step counts, are left
+        out.
         """
         counts = -(-(self.lengths - 1) // steps)
         of = np.repeat(np.arange(len(counts)), counts)
@@ -540,7 +541,7 @@ def _blocks(count: int) -> Iterator[slice]:
 def _cut(part: Tensor, width: int, *, series: Tensor, begins: Tensor) -> Tensor:
     """Return `width` rows of some series of ``(N, R, C)`` from a row of each on.
 
-    Rows before the first are as the first.
+    Rows before the first repeat it.
     """
     found = part.new_empty(len(series), width, part.shape[2])
     for own in _blocks(len(series)):  # places of all rows would be larger than what they hold
