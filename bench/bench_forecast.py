@@ -254,10 +254,10 @@ def main() -> None:
 def record(folder: Path, case: dict[str, Any]) -> None:
     """Put a set's case into the file of all, in place of an earlier one."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "bench_forecast.json"
+    path = folder / "forecast.json"
     known = json.loads(path.read_text())["cases"] if path.exists() else []
     cases = [one for one in known if one["case"] != case["case"]] + [case]
-    path.write_text(json.dumps({"bench": "bench_forecast", "cases": cases}, indent=1) + "\n")
+    path.write_text(json.dumps({"bench": "forecast", "cases": cases}, indent=1) + "\n")
     print(path)
 
 

@@ -1,6 +1,12 @@
-"""Layers."""
+"""Layers and networks."""
 
 from .chain import Chain
+from .padded_layers import PaddedBatchNorm, PaddedConv
+from .pooling import Pool
 from .recurrent import GRU, LSTM, RNN
+from .series_networks import LSTMFCN, TCN, InceptionTime, Transformer
 
-__all__ = ["GRU", "LSTM", "RNN", "Chain"]
+__all__ = [
+    "GRU", "LSTM", "LSTMFCN", "RNN", "TCN", "Chain", "InceptionTime", "PaddedBatchNorm",
+    "PaddedConv", "Pool", "Transformer",
+]  # fmt: skip

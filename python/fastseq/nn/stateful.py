@@ -13,6 +13,7 @@ from .._util.seeding import untouched
 from .._util.torch_internals import uncompiled
 from .._util.tree import Tree, tree_leaves, tree_map
 from .lengths import mapped
+from .padded_layers import PaddedBatchNorm
 from .train_eval_mode import in_mode
 
 __all__ = [
@@ -141,10 +142,16 @@ def _told_ends(module: nn.Module) -> bool:
     return takes_lengths(plain)
 
 
-def batch_norms(module: nn.Module) -> list[str]:
-    """Return the names of layers in `module` that normalise over sequences."""
+def batch_norms(module: nn.Module, *, of_padding: bool = False) -> list[str]:
+    """Return the names of layers in `module` that normalise over sequences.
+
+    `of_padding`: only of those whose statistics count padding, too.
+    """
     kinds = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
-    return [name or type(m).__name__ for name, m in module.named_modules() if isinstance(m, kinds)]
+    found = [(name, m) for name, m in module.named_modules() if isinstance(m, kinds)]
+    if of_padding:
+        found = [(name, m) for name, m in found if not isinstance(m, PaddedBatchNorm)]
+    return [name or type(m).__name__ for name, m in found]
 
 
 def is_bidirectional(module: nn.Module) -> bool:

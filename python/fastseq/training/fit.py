@@ -112,7 +112,7 @@ class Fit:
             data = _folded(data, spec.fold, quiet=not self._replicas.first)
         learner.check_compiled(data)
         self._data = data
-        normalised = batch_norms(learner.model)
+        normalised = batch_norms(learner.model, of_padding=True)
         self._plan = chunk_plan(learner.model, data, spec, self._replicas)
         told = Stateful(learner.model).told_ends
         if normalised and self._plan.padding and told and self._replicas.first:

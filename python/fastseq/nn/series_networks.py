@@ -1,0 +1,337 @@
+"""Networks that look at whole sequences, of different lengths too: padding changes nothing.
+
+All take ``(T, N, F)`` and, if sequences are shorter than T steps, their ``lengths`` ``(N,)``. They
+return one output per sequence, ``(N, K)``, or with ``pool=None`` one per step, ``(T, N, K)``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .padded_layers import PaddedBatchNorm, PaddedConv, masked
+from .pooling import Pool, is_within
+from .recurrent import LSTM
+
+__all__ = ["LSTMFCN", "TCN", "InceptionTime", "Transformer"]
+
+
+class _ConvBlock(nn.Module):
+    """A convolution, normalised, and a ReLU."""
+
+    def __init__(self, n_in: int, n_out: int, kernel_size: int) -> None:
+        super().__init__()
+        self.conv = PaddedConv(n_in, n_out, kernel_size, bias=False)
+        self.norm = PaddedBatchNorm(n_out)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        return torch.relu(self.norm(self.conv(x, mask), mask))
+
+
+class _Head(nn.Module):
+    """Dropout and a linear layer on features of each sequence, or of each step."""
+
+    def __init__(self, features: int, n_out: int, pool: str | None, dropout: float) -> None:
+        super().__init__()
+        self.pool = None if pool is None else Pool(pool)
+        parts = 1 if self.pool is None else len(self.pool.parts)
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(parts * features, n_out)
+
+    def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        """Return outputs of features ``(T, N, H)``."""
+        pooled = x if self.pool is None else self.pool(x, lengths)
+        found: Tensor = self.linear(self.dropout(pooled))
+        return found
+
+
+def _mask(x: Tensor, lengths: Tensor | None) -> Tensor | None:
+    """Return which steps of ``(T, N, F)`` count, ``(N, 1, T)``; None: all do."""
+    return None if lengths is None else is_within(lengths, len(x)).T.unsqueeze(1)
+
+
+class LSTMFCN(nn.Module):
+    """Three convolutions beside an LSTM [1]_, narrower than there.
+
+    Parameters
+    ----------
+    n_in, n_out
+        Numbers of features and of outputs.
+    width
+        Channels of the convolutions; the one in the middle has twice as many.
+    kernels
+        Steps of their kernels.
+    hidden_size
+        Units of the LSTM; 0: without one (then it is an FCN [2]_).
+    pool
+        How the steps are pooled, see `Pool`; None: an output per step.
+    dropout
+        The fraction of pooled features that training drops.
+
+    References
+    ----------
+    .. [1] Karim, F. et al., "LSTM fully convolutional networks for time series classification",
+       IEEE Access 6 (2018), https://arxiv.org/abs/1709.05206
+    .. [2] Wang, Z. et al., "Time series classification from scratch with deep neural networks",
+       IJCNN 2017, https://arxiv.org/abs/1611.06455
+
+    Examples
+    --------
+    >>> LSTMFCN(3, 2)(torch.zeros(50, 8, 3)).shape
+    torch.Size([8, 2])
+    """
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        width: int = 32,
+        kernels: Sequence[int] = (31, 15, 7),
+        hidden_size: int = 16,
+        pool: str | None = "mean",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        sizes = (n_in, *(width * (1 + i % 2) for i in range(len(kernels))))
+        self.blocks = nn.ModuleList(
+            _ConvBlock(a, b, k) for a, b, k in zip(sizes, sizes[1:], kernels, strict=False)
+        )
+        self.lstm = LSTM(n_in, hidden_size) if hidden_size else None
+        self.head = _Head(sizes[-1] + hidden_size, n_out, pool, dropout)
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Run; see the module."""
+        mask, z = _mask(x, lengths), x.permute(1, 2, 0)
+        for block in self.blocks:
+            z = block(z, mask)
+        features = z.permute(2, 0, 1)
+        if self.lstm is not None:
+            features = torch.cat([features, self.lstm(x, lengths=lengths)[0]], -1)
+        found: Tensor = self.head(features, lengths)
+        return found
+
+
+class _InceptionBlock(nn.Module):
+    """Convolutions of several lengths side by side, and one of the largest values around."""
+
+    def __init__(self, n_in: int, width: int, kernels: Sequence[int]) -> None:
+        super().__init__()
+        narrow = n_in > 1
+        self.bottleneck = PaddedConv(n_in, width, 1, bias=False) if narrow else None
+        between = width if narrow else n_in
+        self.convs = nn.ModuleList(PaddedConv(between, width, k, bias=False) for k in kernels)
+        self.largest = nn.MaxPool1d(3, stride=1, padding=1)
+        self.beside = PaddedConv(n_in, width, 1, bias=False)
+        self.norm = PaddedBatchNorm(width * (len(kernels) + 1))
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        z = x if self.bottleneck is None else self.bottleneck(x, mask)
+        lowest = torch.finfo(x.dtype).min
+        hidden = x if mask is None else x.masked_fill(~mask, lowest)  # never the largest value
+        parts = [conv(z, mask) for conv in self.convs]
+        parts.append(self.beside(masked(self.largest(hidden), mask), mask))
+        found: Tensor = self.norm(torch.cat(parts, 1), mask)
+        return found
+
+
+class InceptionTime(nn.Module):
+    """One network of InceptionTime [1]_, narrower than there: convolutions of several lengths.
+
+    Parameters
+    ----------
+    n_in, n_out
+        Numbers of features and of outputs.
+    width
+        Channels of each convolution; a block has four times as many.
+    kernels
+        Steps of the kernels of a block.
+    depth
+        Number of blocks; every third one adds what entered three blocks before.
+    pool, dropout
+        As in `LSTMFCN`.
+
+    References
+    ----------
+    .. [1] Ismail Fawaz, H. et al., "InceptionTime: finding AlexNet for time series classification",
+       Data Mining and Knowledge Discovery 34 (2020), https://arxiv.org/abs/1909.04939
+
+    Examples
+    --------
+    >>> InceptionTime(3, 2)(torch.zeros(50, 8, 3), lengths=torch.full((8,), 40)).shape
+    torch.Size([8, 2])
+    """
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        width: int = 16,
+        kernels: Sequence[int] = (39, 19, 9),
+        depth: int = 3,
+        pool: str | None = "mean",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        channels = width * (len(kernels) + 1)
+        self.blocks = nn.ModuleList(
+            _InceptionBlock(channels if i else n_in, width, kernels) for i in range(depth)
+        )
+        self.shortcuts = nn.ModuleList(
+            PaddedConv(n_in if i == 2 else channels, channels, 1, bias=False)
+            for i in range(2, depth, 3)
+        )
+        self.norms = nn.ModuleList(PaddedBatchNorm(channels) for _ in self.shortcuts)
+        self.head = _Head(channels, n_out, pool, dropout)
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Run; see the module."""
+        mask = _mask(x, lengths)
+        z = entered = x.permute(1, 2, 0)
+        for i, block in enumerate(self.blocks):
+            z = block(z, mask)
+            if i % 3 == 2:
+                shortcut, norm = self.shortcuts[i // 3], self.norms[i // 3]
+                z = entered = torch.relu(z + norm(shortcut(entered, mask), mask))
+            else:
+                z = torch.relu(z)
+        found: Tensor = self.head(z.permute(2, 0, 1), lengths)
+        return found
+
+
+class TCN(nn.Module):
+    """Dilated causal convolutions [1]_: an output sees no later step.
+
+    The last block's outputs see ``1 + 2 (kernel_size - 1) (2**depth - 1)`` steps.
+
+    Parameters
+    ----------
+    n_in, n_out
+        Numbers of features and of outputs.
+    width
+        Channels.
+    kernel_size
+        Steps of all kernels.
+    depth
+        Number of residual blocks of two convolutions; each has twice the dilation of the one
+        before.
+    pool, dropout
+        As in `LSTMFCN`; also the fraction of channels that is dropped after each convolution.
+
+    References
+    ----------
+    .. [1] Bai, S. et al., "An empirical evaluation of generic convolutional and recurrent networks
+       for sequence modeling" (2018), https://arxiv.org/abs/1803.01271
+
+    Examples
+    --------
+    >>> TCN(3, 2, pool=None)(torch.zeros(50, 8, 3)).shape
+    torch.Size([50, 8, 2])
+    """
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        width: int = 32,
+        kernel_size: int = 7,
+        depth: int = 4,
+        pool: str | None = "last+mean+max",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.enter = PaddedConv(n_in, width, 1)
+        self.convs = nn.ModuleList(
+            PaddedConv(width, width, kernel_size, dilation=2 ** (i // 2), causal=True, bias=False)
+            for i in range(2 * depth)
+        )
+        self.norms = nn.ModuleList(PaddedBatchNorm(width) for _ in self.convs)
+        self.dropout = nn.Dropout1d(dropout)
+        self.head = _Head(width, n_out, pool, dropout)
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Run; see the module."""
+        mask = _mask(x, lengths)
+        z = before = self.enter(x.permute(1, 2, 0), mask)
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            z = self.dropout(torch.relu(norm(conv(z, mask), mask)))
+            if i % 2:
+                z = before = z + before
+        found: Tensor = self.head(z.permute(2, 0, 1), lengths)
+        return found
+
+
+class Transformer(nn.Module):
+    """An encoder of self-attention [1]_, normalised first, with positions as sines and cosines.
+
+    Parameters
+    ----------
+    n_in, n_out
+        Numbers of features and of outputs.
+    width
+        Features of each step inside; a multiple of twice `heads`.
+    heads
+        Number of attention heads.
+    depth
+        Number of layers.
+    causal
+        Whether a step sees no later one.
+    pool, dropout
+        As in `LSTMFCN`; the dropout is also that of the layers.
+
+    References
+    ----------
+    .. [1] Vaswani, A. et al., "Attention is all you need", NeurIPS 2017,
+       https://arxiv.org/abs/1706.03762
+
+    Examples
+    --------
+    >>> Transformer(3, 2)(torch.zeros(50, 8, 3)).shape
+    torch.Size([8, 2])
+    """
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        width: int = 32,
+        heads: int = 4,
+        depth: int = 2,
+        *,
+        causal: bool = False,
+        pool: str | None = "last+mean+max",
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if width % (2 * heads):
+            raise ValueError(f"width must be a multiple of 2 · heads = {2 * heads}, got {width}")
+        self.causal = causal
+        self.enter = nn.Linear(n_in, width)
+        layer = nn.TransformerEncoderLayer(width, heads, 2 * width, dropout, norm_first=True)
+        self.layers = nn.TransformerEncoder(
+            layer, depth, nn.LayerNorm(width), enable_nested_tensor=False
+        )
+        self.head = _Head(width, n_out, pool, dropout)
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Run; see the module."""
+        steps, past = len(x), None
+        if lengths is not None:
+            within = is_within(lengths.clamp(min=1), steps)
+            x, past = x.masked_fill(~within.unsqueeze(-1), 0), ~within.T
+        z = self.enter(x) + _positions(steps, self.enter.out_features).to(x).unsqueeze(1)
+        later = None
+        if self.causal:
+            later = torch.ones(steps, steps, dtype=torch.bool, device=x.device).triu(1)
+        z = self.layers(z, mask=later, src_key_padding_mask=past)
+        found: Tensor = self.head(z, lengths)
+        return found
+
+
+def _positions(steps: int, width: int) -> Tensor:
+    """Return sines and cosines of the steps' numbers, ``(T, width)``."""
+    rates = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000) / width))
+    angles = torch.arange(steps).unsqueeze(1) * rates
+    return torch.stack([angles.sin(), angles.cos()], 2).flatten(1)
