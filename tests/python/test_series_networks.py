@@ -193,3 +193,17 @@ def test_fit_does_not_warn_of_padding_that_is_left_out():
     found = est.predict(each)
     for one, y in zip(each, found, strict=True):
         np.testing.assert_allclose(est.predict(one[:, None])[:, 0], y, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*NETWORKS, "pool"])
+def test_files_restore_networks_without_their_code(name, tmp_path):
+    model = Pool("mean") if name == "pool" else network(name, pool=None)[0].eval()
+    if name == "pool":
+        model = nn.Sequential(nn.Linear(3, 2), model)
+    loss = fs.seqloss(nn.functional.mse_loss)
+    spec = {"epochs": 1, "batchsize": 4, "seqsize": 12}
+    est = fs.Estimator(model, loss, torch.optim.AdamW, spec, comm=None, progress=False)
+    est.save(tmp_path / "file")
+    again = fs.Estimator.load(tmp_path / "file").model.eval()
+    x = torch.randn(12, 4, 1 if "one feature" in name else 3)
+    assert torch.equal(again(x), model(x))

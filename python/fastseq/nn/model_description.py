@@ -12,7 +12,10 @@ from torch import nn
 from .._util.torch_internals import children as children_of
 from .._util.torch_internals import forward_hooks
 from .chain import Chain
+from .padded_layers import PaddedBatchNorm
+from .pooling import Pool
 from .recurrent import GRU, LSTM, RNN
+from .series_networks import LSTMFCN, TCN, InceptionTime, Transformer
 
 __all__ = ["build", "describe_model"]
 
@@ -26,6 +29,8 @@ _CONVOLUTION = (
 )
 _BATCH_NORM = ("num_features", "eps", "momentum", "affine", "track_running_stats")
 
+_NETWORK = ("n_in", "n_out", "width", "pool", "dropout")
+
 _CONTAINERS: dict[str, type[nn.Sequential]] = {
     "fastseq.nn.Chain": Chain,
     "torch.nn.Sequential": nn.Sequential,
@@ -36,6 +41,12 @@ _LAYERS: dict[type[nn.Module], tuple[str, ...]] = {
     LSTM: (*_RECURRENT, "proj_size", "trainable_state"),
     GRU: (*_RECURRENT, "trainable_state"),
     RNN: (*_RECURRENT, "nonlinearity", "trainable_state"),
+    LSTMFCN: (*_NETWORK, "kernels", "hidden_size"),
+    InceptionTime: (*_NETWORK, "kernels", "depth"),
+    TCN: (*_NETWORK, "kernel_size", "depth"),
+    Transformer: (*_NETWORK, "heads", "depth", "causal"),
+    Pool: ("how",),
+    PaddedBatchNorm: _BATCH_NORM,
     nn.LSTM: (*_RECURRENT, "proj_size"),
     nn.GRU: _RECURRENT,
     nn.RNN: (*_RECURRENT, "nonlinearity"),

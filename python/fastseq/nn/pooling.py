@@ -49,7 +49,7 @@ class Pool(nn.Module):
 
     def __init__(self, how: str = "last+mean+max") -> None:
         super().__init__()
-        self.parts = how.split("+")
+        self.how, self.parts = how, how.split("+")
         for part in self.parts:
             if part not in _PARTS:
                 raise ValueError(
@@ -83,4 +83,4 @@ class Pool(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the argument."""
-        return "+".join(self.parts)
+        return self.how

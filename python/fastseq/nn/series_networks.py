@@ -95,6 +95,9 @@ class LSTMFCN(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        self.n_in, self.n_out, self.width = n_in, n_out, width
+        self.kernels, self.hidden_size = tuple(kernels), hidden_size
+        self.pool, self.dropout = pool, dropout
         sizes = (n_in, *(width * (1 + i % 2) for i in range(len(kernels))))
         self.blocks = nn.ModuleList(
             _ConvBlock(a, b, k) for a, b, k in zip(sizes, sizes[1:], kernels, strict=False)
@@ -175,6 +178,8 @@ class InceptionTime(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        self.n_in, self.n_out, self.width = n_in, n_out, width
+        self.kernels, self.depth, self.pool, self.dropout = tuple(kernels), depth, pool, dropout
         channels = width * (len(kernels) + 1)
         self.blocks = nn.ModuleList(
             _InceptionBlock(channels if i else n_in, width, kernels) for i in range(depth)
@@ -242,13 +247,15 @@ class TCN(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        self.n_in, self.n_out, self.width = n_in, n_out, width
+        self.kernel_size, self.depth, self.pool, self.dropout = kernel_size, depth, pool, dropout
         self.enter = PaddedConv(n_in, width, 1)
         self.convs = nn.ModuleList(
             PaddedConv(width, width, kernel_size, dilation=2 ** (i // 2), causal=True, bias=False)
             for i in range(2 * depth)
         )
         self.norms = nn.ModuleList(PaddedBatchNorm(width) for _ in self.convs)
-        self.dropout = nn.Dropout1d(dropout)
+        self.drop = nn.Dropout1d(dropout)
         self.head = _Head(width, n_out, pool, dropout)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -256,7 +263,7 @@ class TCN(nn.Module):
         mask = _mask(x, lengths)
         z = before = self.enter(x.permute(1, 2, 0), mask)
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            z = self.dropout(torch.relu(norm(conv(z, mask), mask)))
+            z = self.drop(torch.relu(norm(conv(z, mask), mask)))
             if i % 2:
                 z = before = z + before
         found: Tensor = self.head(z.permute(2, 0, 1), lengths)
@@ -305,9 +312,10 @@ class Transformer(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
+        self.n_in, self.n_out, self.width, self.heads = n_in, n_out, width, heads
+        self.depth, self.causal, self.pool, self.dropout = depth, causal, pool, dropout
         if width % (2 * heads):
             raise ValueError(f"width must be a multiple of 2 · heads = {2 * heads}, got {width}")
-        self.causal = causal
         self.enter = nn.Linear(n_in, width)
         layer = nn.TransformerEncoderLayer(width, heads, 2 * width, dropout, norm_first=True)
         self.layers = nn.TransformerEncoder(
