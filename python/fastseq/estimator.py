@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -32,7 +31,7 @@ from .inference import Predictor
 from .inference.export import check_path, export_model
 from .nn.compiled import CompiledStateful
 from .nn.earlier_steps import in_context
-from .nn.stateful import Stateful, in_mode, is_bidirectional
+from .nn.stateful import Stateful, in_mode
 from .training.amp import Precision
 from .training.argument_checks import (
     check_features,
@@ -192,12 +191,6 @@ class Estimator:
         self._predictor = _predictor(self.learner)
         self.callbacks = _check_callbacks(callbacks)
         self.progress = progress
-        if is_bidirectional(model):
-            warnings.warn(
-                "the model has a bidirectional layer, which looks at later steps: fit lets it see "
-                "those of the same chunk only, predict runs whole series at once",
-                stacklevel=2,
-            )
 
     optimizer = _Part[torch.optim.Optimizer]("optimizer")
     history_ = _Part[History]("history")
@@ -615,16 +608,13 @@ class Estimator:
         replicas = Replicas(communicator(comm))
         with replicas.together("load"):
             saved = SavedLearner.read(Path(path), model)
-            with warnings.catch_warnings():
-                # Such layers were warned about when the model was trained.
-                warnings.filterwarnings("ignore", message=".*bidirectional layer")
-                est = cls(
-                    saved.model,
-                    no_loss if loss is None else loss,
-                    NoOptimizer if optimizer is None else optimizer,
-                    saved.spec,
-                    **{**saved.options, **options, "comm": replicas.comm},
-                )
+            est = cls(
+                saved.model,
+                no_loss if loss is None else loss,
+                NoOptimizer if optimizer is None else optimizer,
+                saved.spec,
+                **{**saved.options, **options, "comm": replicas.comm},
+            )
             saved.restore(est.learner)
             est.set_state(saved.state)
             return est

@@ -142,7 +142,6 @@ def name(make):
     return getattr(make, "__name__", str(make))
 
 
-@pytest.mark.filterwarnings("ignore:the model has a bidirectional layer")
 @pytest.mark.parametrize("make", LOOKING, ids=name)
 def test_predict_and_evaluate_do_not_depend_on_seqsize(make):
     model = make()
@@ -153,6 +152,22 @@ def test_predict_and_evaluate_do_not_depend_on_seqsize(make):
         for _ in range(2):
             np.testing.assert_allclose(est.predict(X), expected, rtol=1e-4, atol=1e-5)
         assert est.evaluate(X, Y) == pytest.approx(loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("network", [False, True])
+def test_bidirectional_layers_are_warned_of_or_refused_if_fit_cuts_the_series(network):
+    model = fs.nn.Chain(fs.nn.LSTM(3, 4, bidirectional=True), nn.Linear(8, 1))
+    if network:
+        model = fs.nn.PooledRNN(3, 1, "gru", 4, bidirectional=True, pool=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        estimator(model, T).fit(X, Y)  # chunks are whole series
+    if network:
+        with pytest.raises(ValueError, match="Train on whole series"):
+            estimator(model, 7).fit(X, Y)
+    else:
+        with pytest.warns(UserWarning, match="bidirectional"):
+            estimator(model, 7).fit(X, Y)
 
 
 def test_a_cut_between_patches_is_not_taken_for_none():

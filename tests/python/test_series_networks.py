@@ -19,6 +19,7 @@ from fastseq.nn import (
     PaddedBatchNorm,
     PaddedConv,
     Pool,
+    PooledRNN,
     Transformer,
 )
 
@@ -28,6 +29,8 @@ NETWORKS = {
     "fcn": lambda **kw: LSTMFCN(3, 2, width=4, kernels=(7, 4), hidden_size=0, **kw),
     "inception": lambda **kw: InceptionTime(3, 2, width=2, kernels=(9, 6, 3), depth=4, **kw),
     "inception of one feature": lambda **kw: InceptionTime(1, 2, width=2, depth=3, **kw),
+    "pooled gru": lambda **kw: PooledRNN(3, 2, "gru", 4, 2, bidirectional=True, **kw),
+    "pooled lstm": lambda **kw: PooledRNN(3, 2, "lstm", 4, **kw),
     "tcn": lambda **kw: TCN(3, 2, width=4, kernel_size=3, depth=2, **kw),
     "transformer": lambda **kw: Transformer(3, 2, width=8, heads=2, dropout=0.0, **kw),
     "causal transformer": lambda **kw: Transformer(

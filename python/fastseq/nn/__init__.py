@@ -4,9 +4,9 @@ from .chain import Chain
 from .padded_layers import PaddedBatchNorm, PaddedConv
 from .pooling import Pool
 from .recurrent import GRU, LSTM, RNN
-from .series_networks import LSTMFCN, TCN, InceptionTime, Transformer
+from .series_networks import LSTMFCN, TCN, InceptionTime, PooledRNN, Transformer
 
 __all__ = [
     "GRU", "LSTM", "LSTMFCN", "RNN", "TCN", "Chain", "InceptionTime", "PaddedBatchNorm",
-    "PaddedConv", "Pool", "Transformer",
+    "PaddedConv", "Pool", "PooledRNN", "Transformer",
 ]  # fmt: skip

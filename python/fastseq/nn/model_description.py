@@ -15,7 +15,7 @@ from .chain import Chain
 from .padded_layers import PaddedBatchNorm
 from .pooling import Pool
 from .recurrent import GRU, LSTM, RNN
-from .series_networks import LSTMFCN, TCN, InceptionTime, Transformer
+from .series_networks import LSTMFCN, TCN, InceptionTime, PooledRNN, Transformer
 
 __all__ = ["build", "describe_model"]
 
@@ -45,6 +45,9 @@ _LAYERS: dict[type[nn.Module], tuple[str, ...]] = {
     InceptionTime: (*_NETWORK, "kernels", "depth"),
     TCN: (*_NETWORK, "kernel_size", "depth"),
     Transformer: (*_NETWORK, "heads", "depth", "causal"),
+    PooledRNN: (
+        *("n_in", "n_out", "cell", "hidden_size", "num_layers", "bidirectional", "pool", "dropout"),
+    ),
     Pool: ("how",),
     PaddedBatchNorm: _BATCH_NORM,
     nn.LSTM: (*_RECURRENT, "proj_size"),

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..errors import meant
 from .padded_layers import PaddedBatchNorm, PaddedConv, masked
 from .pooling import Pool, is_within
-from .recurrent import LSTM
+from .recurrent import GRU, LSTM, RNN
 
-__all__ = ["LSTMFCN", "TCN", "InceptionTime", "Transformer"]
+__all__ = ["LSTMFCN", "TCN", "InceptionTime", "PooledRNN", "Transformer"]
 
 
 class _ConvBlock(nn.Module):
@@ -115,6 +116,63 @@ class LSTMFCN(nn.Module):
             features = torch.cat([features, self.lstm(x, lengths=lengths)[0]], -1)
         found: Tensor = self.head(features, lengths)
         return found
+
+
+class PooledRNN(nn.Module):
+    """Recurrent layers over whole sequences, whose outputs at all steps are pooled.
+
+    Parameters
+    ----------
+    n_in, n_out
+        Numbers of features and of outputs.
+    cell
+        ``"lstm"``, ``"gru"`` or ``"rnn"``.
+    hidden_size, num_layers
+        Units of a layer in each direction, and number of layers.
+    bidirectional
+        Whether there is a second direction, from the ends of the sequences to their starts.
+    pool, dropout
+        As in `LSTMFCN`; the dropout is also that between the layers.
+
+    Examples
+    --------
+    >>> PooledRNN(3, 2, "gru", bidirectional=True)(torch.zeros(50, 8, 3)).shape
+    torch.Size([8, 2])
+    """
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        cell: str = "lstm",
+        hidden_size: int = 32,
+        num_layers: int = 1,
+        *,
+        bidirectional: bool = False,
+        pool: str | None = "last+mean+max",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.n_in, self.n_out, self.cell = n_in, n_out, cell
+        self.hidden_size, self.num_layers = hidden_size, num_layers
+        self.bidirectional, self.pool, self.dropout = bidirectional, pool, dropout
+        if cell not in _CELLS:
+            raise ValueError(
+                f"cell must be one of {tuple(_CELLS)}, got {cell!r}{meant(cell, _CELLS)}"
+            )
+        between = dropout if num_layers > 1 else 0.0
+        self.rnn = _CELLS[cell](
+            n_in, hidden_size, num_layers, dropout=between, bidirectional=bidirectional
+        )
+        self.head = _Head(hidden_size * (1 + bidirectional), n_out, pool, dropout)
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Run; see the module."""
+        found: Tensor = self.head(self.rnn(x, lengths=lengths)[0], lengths)
+        return found
+
+
+_CELLS: dict[str, type[LSTM | GRU | RNN]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
 
 
 class _InceptionBlock(nn.Module):

@@ -130,9 +130,15 @@ def check_fit(learner: Learner, data: Sequences, *, by_time: bool) -> None:
         Whether validation continues from the end of the training part.
     """
     steps, seqsize = data.steps, learner.spec.seqsize
-    if is_bidirectional(learner.model):
-        return  # its constructor has warned
     cut = steps > seqsize
+    if is_bidirectional(learner.model) and carries(learner.model):
+        if cut and learner.replicas.first:
+            warnings.warn(
+                "the model has a bidirectional layer, which looks at later steps: fit lets it see "
+                "those of the same chunk only, predict runs whole series at once",
+                stacklevel=5,
+            )
+        return
     if not (cut or learner.spec.context or by_time or data.lengths is not None):
         return
     looks = _looks_of(learner, data, untrained=True)
