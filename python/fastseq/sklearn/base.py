@@ -26,8 +26,9 @@ from ..nn.stateful import carries, steps_apart
 from ..training.history import History
 from ..training.run import Callback, check_callbacks
 from ..training.spec import Spec
-from .hyperparameters import make_module, optimizer_factory
+from .hyperparameters import Sizes, make_module, optimizer_factory
 from .input_checks import Tensors
+from .named_schedules import check_schedule, scheduled
 from .sequence_losses import AtLastStep, PerSequence, last_step_only, over_steps
 from .shuffling import Shuffler
 
@@ -35,7 +36,7 @@ __all__ = ["SequenceEstimator", "Start", "Task"]
 
 # Changing these keeps what has been learnt: a warm start continues.
 _OPTIMIZER = ("optimizer", "lr", "weight_decay", "decay_biases")
-_GOES_ON = {"epochs", "callbacks", "verbose", "warm_start", *_OPTIMIZER}
+_GOES_ON = {"epochs", "callbacks", "verbose", "warm_start", "schedule", *_OPTIMIZER}
 
 
 @dataclasses.dataclass
@@ -119,10 +120,13 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
     # Stored by subclasses' constructors.
     module: str | nn.Module | Callable[..., nn.Module]
     hidden_size: int
-    num_layers: int
+    num_layers: int | None
     dropout: float
+    bidirectional: bool = False
+    pool: str | None = None
     optimizer: str | Callable[..., optim.Optimizer]
     lr: float
+    schedule: str | None = None
     weight_decay: float
     decay_biases: bool
     epochs: int
@@ -184,6 +188,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
 
     def _train(self, task: Task, start: Start | None = None) -> None:
         """Train, and set the fitted attributes."""
+        check_schedule(self.schedule)
         start = self._begin(task.form) if start is None else start
         if start.why is None:
             est = self.estimator_
@@ -198,7 +203,8 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
             self._say(f"starts from scratch: {start.why}")
         epochs = 1 if start.partial else self._all_epochs - done
         if epochs > 0:
-            self._fit(est, task, epochs)
+            with scheduled(est, None if start.partial else self.schedule):
+                self._fit(est, task, epochs)
         else:
             warnings.warn(
                 f"nothing to do: epochs={self._all_epochs}, and {done} are done; with "
@@ -238,7 +244,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
 
     def _make(self, task: Task, seed: int) -> Estimator:
         """Make the `Estimator`."""
-        model = self._make_model(task.n_in, task.n_out, seed).to(task.dtype)
+        model = self._make_model(task, seed).to(task.dtype)
         est = Estimator(
             model,
             self._loss_of(task),
@@ -282,11 +288,12 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
             return AtLastStep(task.loss)
         return PerSequence(task.loss) if task.per_sequence else task.loss
 
-    def _make_model(self, n_in: int, n_out: int, seed: int) -> nn.Module:
-        return make_module(
-            self.module, n_in, n_out, seed=seed,
-            hidden_size=self.hidden_size, num_layers=self.num_layers, dropout=self.dropout,
+    def _make_model(self, task: Task, seed: int) -> nn.Module:
+        sizes = Sizes(
+            self.hidden_size, self.num_layers, self.dropout, self.bidirectional, self.pool,
+            per_step=not task.per_sequence,
         )  # fmt: skip
+        return make_module(self.module, task.n_in, task.n_out, sizes, seed=seed)
 
     def _make_optimizer(self, model: nn.Module) -> Callable[..., optim.Optimizer]:
         return optimizer_factory(
@@ -324,7 +331,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
     def _fit(self, est: Estimator, task: Task, epochs: int) -> None:
         """Train; if `shuffle` is set, in a new order of samples each epoch."""
         x, y, w = task.x, task.y, self._weights(task, task.x, task.y, task.w)
-        shuffler = est.callbacks[0]
+        shuffler = next(c for c in est.callbacks if isinstance(c, Shuffler))
         if self.shuffle and isinstance(x, Tensor):
             x, y = shuffler.shuffled(x, 1), shuffler.shuffled(y, y.dim() - 2)
             w = None if w is None else shuffler.shuffled(w, w.dim() - 1)

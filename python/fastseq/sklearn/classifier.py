@@ -39,15 +39,25 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
     Parameters
     ----------
     module
-        The model: ``"lstm"``, ``"gru"``, ``"rnn"``; ``"mlp"`` or ``"linear"``, which take a whole
-        sequence as one input if it has one target, else each step alone; a `torch.nn.Module`,
-        which is copied; a class of modules, called with the arguments among ``n_in``, ``n_out``,
-        ``hidden_size``, ``num_layers`` and ``dropout`` that its constructor has (also as
-        ``input_size``, ``output_size``); or a builder, ``builder(n_in, n_out, rng)``, see
-        `fastseq.nn.builders`. Modules are time-major, ``(T, N, F)`` to ``(T, N, K)``; with one
+        The model: ``"lstm"``, ``"gru"``, ``"rnn"``; ``"lstm-fcn"``, ``"inception"``, ``"tcn"`` or
+        ``"transformer"``, which look at whole sequences, see `fastseq.nn`; ``"mlp"`` or
+        ``"linear"``, which take a whole sequence as one input if it has one target, else each step
+        alone; a `torch.nn.Module`, which is copied; a class of modules, called with the arguments
+        among ``n_in``, ``n_out``, ``hidden_size``, ``num_layers``, ``dropout`` and
+        ``bidirectional`` that its constructor has (also as ``input_size``, ``output_size``); or a
+        builder, ``builder(n_in, n_out, rng)``, see `fastseq.nn.builders`. Modules are time-major,
+        ``(T, N, F)`` to ``(T, N, K)``; with one
         label per sequence also to ``(N, K)``.
     hidden_size, num_layers, dropout
-        Width and number of hidden layers, and their dropout rate.
+        Width and number of hidden layers, and their dropout rate. None: 1 layer, of "inception" 3
+        blocks, of "tcn" 4, of "transformer" 2 layers.
+    bidirectional
+        Whether "lstm", "gru" and "rnn" also run from the ends of sequences to their starts.
+    pool
+        How outputs at the steps of a sequence are summarised, if it has one target: ``"last"``,
+        ``"mean"``, ``"max"``, or several joined by "+", see `fastseq.nn.Pool`. None: "last" of
+        "lstm", "gru" and "rnn", "mean" of "lstm-fcn" and "inception", "last+mean+max" of "tcn" and
+        "transformer".
     loss
         ``"cross_entropy"``; a loss of scores ``(M, C)`` and class numbers ``(M,)``, as a function,
         module or class of modules, such as ``torch.nn.CrossEntropyLoss(label_smoothing=0.1)``; or
@@ -57,6 +67,10 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         ``optimizer(params, lr=…, weight_decay=…)``.
     lr, weight_decay
         Learning rate and weight decay.
+    schedule
+        How the learning rate changes over all updates of `fit`: ``"onecycle"``, up to `lr` in their
+        first tenth and down to nearly 0; ``"cosine"``, from `lr` to 0; or None, not at all, as in
+        `partial_fit`.
     decay_biases
         False: biases do not decay.
     epochs
@@ -134,11 +148,14 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         module: str | nn.Module | Callable[..., nn.Module] = "lstm",
         *,
         hidden_size: int = 32,
-        num_layers: int = 1,
+        num_layers: int | None = None,
         dropout: float = 0.0,
+        bidirectional: bool = False,
+        pool: str | None = None,
         loss: str | Callable[..., Tensor] | type[nn.Module] = "cross_entropy",
         optimizer: str | Callable[..., optim.Optimizer] = "adamw",
         lr: float = 1e-3,
+        schedule: str | None = None,
         weight_decay: float = 0.0,
         decay_biases: bool = True,
         epochs: int = 20,
@@ -166,9 +183,12 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         self.hidden_size = hidden_size
         self.num_layers = num_layers
         self.dropout = dropout
+        self.bidirectional = bidirectional
+        self.pool = pool
         self.loss = loss
         self.optimizer = optimizer
         self.lr = lr
+        self.schedule = schedule
         self.weight_decay = weight_decay
         self.decay_biases = decay_biases
         self.epochs = epochs

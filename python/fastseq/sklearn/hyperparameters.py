@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterable
@@ -13,13 +14,23 @@ from torch import Tensor, nn, optim
 
 from .._util.seeding import seeded
 from ..errors import meant
+from ..nn import LSTMFCN, TCN, InceptionTime, PooledRNN, Transformer
 from ..nn.builders import MLP, Linear, Recurrent
 from ..nn.losses import seqloss
 from ..nn.parameters import decay_groups
 
-__all__ = ["loss_over_chunks", "make_module", "optimizer_factory", "wants_whole"]
+__all__ = [
+    "NETWORKS",
+    "Sizes",
+    "loss_over_chunks",
+    "make_module",
+    "optimizer_factory",
+    "wants_whole",
+]
 
-_MODULES = ("lstm", "gru", "rnn", "mlp", "linear")
+_CELLS = ("lstm", "gru", "rnn")
+NETWORKS = ("lstm-fcn", "inception", "tcn", "transformer")
+_MODULES = (*_CELLS, *NETWORKS, "mlp", "linear")
 # Names in a module's constructor for the sizes inferred from the data.
 _INPUTS = ("n_in", "input_size", "in_features", "input_dim")
 _OUTPUTS = ("n_out", "output_size", "out_features", "output_dim")
@@ -32,25 +43,98 @@ _OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
 }
 
 
-def _builder(
-    module: str | nn.Module | Callable[..., nn.Module],
-    hidden_size: int,
-    num_layers: int,
-    dropout: float,
-) -> Any:
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What a named module, or a class of modules, is made with.
+
+    Parameters
+    ----------
+    hidden_size
+        Width of its layers.
+    num_layers
+        Number of its layers; None: as many as the module has by default.
+    dropout
+        Their dropout rate.
+    bidirectional
+        Whether recurrent layers have a second direction.
+    pool
+        How the outputs at a sequence's steps are summarised, see `fastseq.nn.Pool`; None: as the
+        module does by default.
+    per_step
+        Whether the module returns an output for each step, so that nothing is pooled.
+    """
+
+    hidden_size: int = 32
+    num_layers: int | None = None
+    dropout: float = 0.0
+    bidirectional: bool = False
+    pool: str | None = None
+    per_step: bool = False
+
+    def by_name(self) -> dict[str, Any]:
+        """Return those that constructors of classes may have."""
+        found = {
+            "hidden_size": self.hidden_size,
+            "num_layers": self.num_layers or 1,
+            "dropout": self.dropout,
+        }
+        return {**found, "bidirectional": True} if self.bidirectional else found
+
+
+def _builder(module: str | nn.Module | Callable[..., nn.Module], sizes: Sizes) -> Any:
     """Return a name's builder; anything else unchanged."""
+    recurrent = isinstance(module, str) and module in _CELLS
+    known = isinstance(module, type) and "bidirectional" in inspect.signature(module).parameters
+    if sizes.bidirectional and not (recurrent or known):
+        raise ValueError(
+            f"bidirectional is for {_CELLS}, and classes with this argument, got module={module!r}"
+        )
+    if sizes.pool is not None and not (recurrent or module in NETWORKS):
+        raise ValueError(f"pool is for {(*_CELLS, *NETWORKS)}, not for module={module!r}")
+    if sizes.pool is not None and sizes.per_step:
+        raise ValueError(
+            f"pool={sizes.pool!r} needs one target per sequence, but y has them per step"
+        )
     if not isinstance(module, str):
         return module
     if module == "linear":
         return Linear()
     if module == "mlp":
-        return MLP((hidden_size,) * num_layers, dropout)
+        return MLP((sizes.hidden_size,) * (sizes.num_layers or 1), sizes.dropout)
+    if recurrent and sizes.pool is None and not sizes.bidirectional:
+        return Recurrent(module, sizes.hidden_size, sizes.num_layers or 1, sizes.dropout)
     if module in _MODULES:
-        return Recurrent(module, hidden_size, num_layers, dropout)
+        return functools.partial(_network, module, sizes)
     raise ValueError(
         f"module must be one of {_MODULES}, an nn.Module, its class or a builder, got {module!r}"
         f"{meant(module, _MODULES)}"
     )
+
+
+def _network(name: str, sizes: Sizes, n_in: int, n_out: int, rng: torch.Generator) -> nn.Module:
+    """Make a network over whole sequences."""
+    del rng
+    more: dict[str, Any] = {"dropout": sizes.dropout}
+    if sizes.per_step:
+        more["pool"] = None
+    elif sizes.pool is not None:
+        more["pool"] = sizes.pool
+    if name in _CELLS:
+        more.setdefault("pool", "last")
+        return PooledRNN(
+            n_in, n_out, name, sizes.hidden_size, sizes.num_layers or 1,
+            bidirectional=sizes.bidirectional, **more,
+        )  # fmt: skip
+    if name == "lstm-fcn":
+        if sizes.num_layers is not None:
+            raise ValueError("num_layers must be None for module='lstm-fcn', which has one depth")
+        return LSTMFCN(n_in, n_out, sizes.hidden_size, **more)
+    if sizes.num_layers is not None:
+        more["depth"] = sizes.num_layers
+    if name == "inception":
+        return InceptionTime(n_in, n_out, max(1, sizes.hidden_size // 2), **more)
+    kind = TCN if name == "tcn" else Transformer
+    return kind(n_in, n_out, sizes.hidden_size, **more)
 
 
 def wants_whole(module: object) -> bool:
@@ -66,11 +150,9 @@ def make_module(
     module: str | nn.Module | Callable[..., nn.Module],
     n_in: int,
     n_out: int,
+    sizes: Sizes,
     *,
     seed: int,
-    hidden_size: int,
-    num_layers: int,
-    dropout: float,
 ) -> nn.Module:
     """Make the module from the hyperparameter ``module``.
 
@@ -80,27 +162,26 @@ def make_module(
         A name, an `nn.Module` (which is copied), a class of modules, or a builder.
     n_in, n_out
         Numbers of features and of outputs.
+    sizes
+        For names, and for classes whose constructor has these parameters.
     seed
         Seed of the weights; torch's global generator stays unchanged.
-    hidden_size, num_layers, dropout
-        For names, and for classes whose constructor has these parameters.
 
     Raises
     ------
     TypeError, ValueError
         `module` is none of these, or did not return an `nn.Module`.
     """
+    build = _builder(module, sizes)
     if isinstance(module, nn.Module):
         return copy.deepcopy(module)
-    build = _builder(module, hidden_size, num_layers, dropout)
     if not callable(build):
         raise TypeError(
             f"module must be a name, an nn.Module, its class or a builder, got {module!r}"
         )
     with seeded(seed):
         if isinstance(build, type) and issubclass(build, nn.Module):
-            sizes = {"hidden_size": hidden_size, "num_layers": num_layers, "dropout": dropout}
-            made = build(**_sizes_by_name(build, n_in, n_out, sizes))
+            made = build(**_sizes_by_name(build, n_in, n_out, sizes.by_name()))
         else:
             made = build(n_in, n_out, torch.Generator().manual_seed(seed))
     if not isinstance(made, nn.Module):

@@ -22,7 +22,7 @@ from ...estimator import Estimator
 from ...training.run import Callback
 from ...training.spec import Spec
 from ..base import SequenceEstimator, Start, Task
-from ..hyperparameters import make_module
+from ..hyperparameters import Sizes, make_module
 from ..shuffling import Shuffler
 from .automatic_settings import AutomaticSettings
 from .covariate_encoder import NO_COVARIATES, CovariateSizes
@@ -361,8 +361,8 @@ class ForecastTraining(SequenceEstimator):
                 return ForecastNet(self._make_segment_rnn(task, horizon))
         net = ForecastNet.make(
             lambda n_in, n_out: make_module(
-                self.module, n_in, n_out, seed=seed, hidden_size=settings.hidden_size,
-                num_layers=self.num_layers, dropout=settings.dropout,
+                self.module, n_in, n_out,
+                Sizes(settings.hidden_size, self.num_layers, settings.dropout), seed=seed,
             ),
             seen=task.n_in, lags=settings.lags, covariates=task.covariates,
             outputs=task.n_out, horizon=horizon, width=settings.hidden_size, seed=seed,
@@ -379,7 +379,8 @@ class ForecastTraining(SequenceEstimator):
             horizon=horizon, variables=task.n_out // outputs, outputs=outputs, lags=settings.lags,
             segment=settings.segment,
             season=None if settings.compared else settings.season, covariates=task.covariates,
-            hidden_size=settings.hidden_size, num_layers=self.num_layers, dropout=settings.dropout,
+            hidden_size=settings.hidden_size, num_layers=self.num_layers or 1,
+            dropout=settings.dropout,
         )  # fmt: skip
 
     def _fit(self, est: Estimator, task: Task, epochs: int) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from ...errors import meant
 from ...training.spec import check_count
+from ..hyperparameters import NETWORKS
 from .calendar_features import FEATURES
 from .forecast_losses import LOSSES
 from .series import Series, by_length
@@ -40,6 +41,11 @@ def check_parameters(given: dict[str, Any]) -> None:
     for name, allowed in _CHOICES.items():
         if given[name] not in allowed:
             raise ValueError(f"{name} must be one of {allowed}, got {given[name]!r}")
+    if given["module"] in NETWORKS:
+        raise ValueError(
+            f"module={given['module']!r} looks at whole sequences, and forecasts nothing: use "
+            '"segrnn", "lstm", "gru", "rnn", "mlp", "linear", or a module of yours'
+        )
     check_count("ensemble", given["ensemble"])
     if given["ensemble"] > 1 and isinstance(given["module"], nn.Module):
         raise ValueError(

@@ -1,0 +1,136 @@
+"""Named networks, pooling and schedules of the scikit-learn wrappers."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
+
+import fastseq as fs
+from fastseq.sklearn import SequenceClassifier, SequenceForecaster, SequenceRegressor
+
+RNG = np.random.default_rng(0)
+BUMPS = 0.1 * RNG.standard_normal((48, 30, 2)).astype(np.float32)
+LATE = RNG.integers(0, 2, 48)
+for n, late in enumerate(LATE):  # early or late; the last step does not tell
+    BUMPS[n, 4 + 12 * late : 12 + 12 * late, 0] += np.hanning(8) * (1 + RNG.random())
+BUMPS[:, :, 1] = np.linspace(-1, 1, 30)
+LIST = [x[: 26 + n % 5] for n, x in enumerate(BUMPS)]
+NAMES = {
+    "lstm-fcn": {}, "inception": {"hidden_size": 8}, "tcn": {"num_layers": 3},
+    "transformer": {"hidden_size": 16, "lr": 3e-3},
+    "gru": {"bidirectional": True, "pool": "last+mean+max"}, "lstm": {"pool": "max"},
+    "rnn": {"bidirectional": True},
+}  # fmt: skip
+
+
+def classifier(name, **kw):
+    options = {"hidden_size": 12, "lr": 1e-2, "epochs": 40, "random_state": 0, **NAMES[name], **kw}
+    return SequenceClassifier(name, **options)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("x", [BUMPS, LIST], ids=["array", "list"])
+def test_named_modules_see_whole_sequences(name, x):
+    model = classifier(name).fit(x, LATE)
+    if name != "rnn":  # which reads the last step, far from the bump
+        assert model.score(x, LATE) > 0.95
+    proba = model.predict_proba(x)
+    for i in (0, 3, 7):  # in a batch as alone
+        np.testing.assert_allclose(model.predict_proba([x[i]])[0], proba[i], rtol=1e-4, atol=1e-5)
+    longer = np.concatenate([x[0], x[0]])
+    assert model.predict([longer, x[1][:9]]).shape == (2,)
+    again = pickle.loads(pickle.dumps(model))  # noqa: S301 (our own)
+    np.testing.assert_array_equal(again.predict_proba(x), proba)
+    assert clone(model).get_params() == model.get_params()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_named_modules_with_a_target_per_step(name):
+    more = {"pool": None} if "pool" in NAMES[name] else {}
+    kw = {**NAMES[name], **more, "epochs": 3, "random_state": 0}
+    model = SequenceRegressor(name, **kw).fit(LIST, [a[:, 0] for a in LIST])
+    found = model.predict(LIST)
+    assert [len(a) for a in found] == [len(a) for a in LIST]
+    np.testing.assert_allclose(model.predict([LIST[1]])[0], found[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kw", "match"),
+    [
+        ({"module": "tcn", "bidirectional": True}, "bidirectional is for"),
+        ({"module": nn.LSTM(2, 1), "bidirectional": True}, "bidirectional is for"),
+        ({"module": "mlp", "pool": "mean"}, "pool is for"),
+        ({"module": "gru", "pool": "sum"}, "pool must be of"),
+        ({"module": "lstm-fcn", "num_layers": 2}, "num_layers must be None"),
+        ({"module": "lstmfcn"}, 'did you mean "lstm-fcn"'),
+        ({"module": "transformer", "hidden_size": 10}, "multiple of"),
+        ({"schedule": "one-cycle"}, "schedule must be one of"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(kw, match):
+    with pytest.raises(ValueError, match=match):
+        SequenceClassifier(**{"epochs": 1, **kw}).fit(BUMPS, LATE)
+
+
+def test_pools_need_one_target_per_sequence_and_forecasters_other_networks():
+    with pytest.raises(ValueError, match="pool='max' needs one target per sequence"):
+        SequenceRegressor("gru", pool="max").fit(BUMPS, BUMPS[:, :, 0])
+    with pytest.raises(ValueError, match="module='tcn' looks at whole sequences"):
+        SequenceForecaster(3, module="tcn").fit(BUMPS[0])
+
+
+def test_a_class_gets_bidirectional_if_it_has_it():
+    class Net(fs.nn.PooledRNN):
+        def __init__(self, n_in, n_out, hidden_size, bidirectional):
+            super().__init__(n_in, n_out, "gru", hidden_size, bidirectional=bidirectional)
+
+    model = SequenceClassifier(Net, bidirectional=True, epochs=1).fit(BUMPS, LATE)
+    assert model.estimator_.model.rnn.bidirectional
+
+
+class Rates(fs.callbacks.Callback):
+    """Keeps the learning rate after each update."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __deepcopy__(self, _):
+        return self
+
+    def on_batch_end(self, run):
+        self.seen.append(run.optimizer.param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize("name", ["onecycle", "cosine"])
+def test_schedules_are_those_of_torch_over_all_updates(name):
+    rates = Rates()
+    model = SequenceRegressor(
+        "linear", lr=0.03, schedule=name, epochs=4, batchsize=20, callbacks=[rates], warm_start=True
+    ).fit(BUMPS, BUMPS.sum((1, 2)))
+    updates = 4 * 3  # of 20, 20 and 8 samples
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.03)
+    if name == "cosine":
+        scheduler = CosineAnnealingLR(optimizer, updates)
+    else:
+        scheduler = OneCycleLR(optimizer, 0.03, updates + 1, pct_start=0.1, cycle_momentum=False)
+    expected = []
+    for _ in range(updates):
+        optimizer.step()
+        scheduler.step()
+        expected.append(optimizer.param_groups[0]["lr"])
+    np.testing.assert_allclose(rates.seen, expected, rtol=1e-6)
+    assert expected[-1] < 1e-4
+    rates.seen.clear()
+    model.partial_fit(BUMPS, BUMPS.sum((1, 2)))
+    assert rates.seen == [0.03] * 3
+    rates.seen.clear()
+    model.set_params(epochs=7).fit(BUMPS, BUMPS.sum((1, 2)))  # two more: a schedule of their own
+    assert model.continued_
+    assert len(rates.seen) == 6
+    assert rates.seen[-1] < 1e-4
