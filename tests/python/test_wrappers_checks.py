@@ -17,10 +17,23 @@ ESTIMATORS = [
 ]
 
 
-@parametrize_with_checks(
-    ESTIMATORS,
-    expected_failed_checks=lambda _: {"check_sample_weight_equivalence_on_dense_data": MINIBATCHES},
-)
+SIZES = {"hidden_size": 16, "lr": 0.01, "epochs": 10, "batchsize": 16, "random_state": 0}
+NETWORKS = [
+    kind(name, **SIZES, **({"bidirectional": True, "pool": "last+max"} if name == "gru" else {}))
+    for kind in (SequenceRegressor, SequenceClassifier)
+    for name in ("gru", "lstm-fcn", "inception", "tcn", "transformer")
+]
+EXPECTED = {"check_sample_weight_equivalence_on_dense_data": MINIBATCHES}
+
+
+@parametrize_with_checks(ESTIMATORS, expected_failed_checks=lambda _: EXPECTED)
 @pytest.mark.filterwarnings("ignore")  # of what the checks try on purpose
 def test_scikit_learn_s_checks(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.slow
+@parametrize_with_checks(NETWORKS, expected_failed_checks=lambda _: EXPECTED)
+@pytest.mark.filterwarnings("ignore")
+def test_scikit_learn_s_checks_of_networks(estimator, check):
     check(estimator)
