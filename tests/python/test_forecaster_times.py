@@ -353,3 +353,12 @@ def test_numbers_of_all_kinds_are_columns():
         [np.arange(38.0), np.arange(38) % 7 > 3, [np.nan, *np.arange(37.0)], np.arange(38)], 1
     )
     np.testing.assert_array_equal(fast().fit(table).predict(), fast().fit(array).predict())
+
+
+def test_the_advice_to_set_a_frequency_of_numbers_works():
+    y = pd.Series(np.arange(6.0), [0, 2, 5, 8, 9, 12])
+    with pytest.raises(ValueError, match=r"most steps of y are missing .* pass freq=1 if"):
+        fast().fit(y)
+    assert fast(freq=1).fit(y).predict().index[0] == 13
+    with pytest.raises(ValueError, match="freq=2, but y has 5"):
+        fast(freq=2).fit(y)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Frequency", "coarser", "common_season", "equal", "grid", "infer", "kind_of", "offset_of",
-    "on_grid", "places", "text_of",
+    "on_grid", "places", "setting_of", "text_of",
 ]  # fmt: skip
 
 Array = np.ndarray
@@ -271,7 +271,7 @@ def infer(index: pd.Index, name: str) -> tuple[Frequency, Array]:
         raise ValueError(
             f"most steps of {name} are missing if they are {text_of(freq)} apart, such as those "
             f"before {index[row]}, which comes after {index[row - 1]}: pass "
-            f"freq={text_of(freq)!r} if that is right; missing steps are then missing values"
+            f"{setting_of(freq)} if that is right; missing steps are then missing values"
         )
     return freq, steps
 
@@ -349,3 +349,15 @@ def text_of(freq: Frequency) -> str:
     ('30min', '5')
     """
     return str(getattr(freq, "freqstr", freq))
+
+
+def setting_of(freq: Frequency) -> str:
+    """Return the parameter `freq` as it is passed.
+
+    Examples
+    --------
+    >>> setting_of(offset_of("30min")), setting_of(5)
+    ("freq='30min'", 'freq=5')
+    """
+    text = text_of(freq)
+    return f"freq={text}" if isinstance(freq, int | float | np.number) else f"freq={text!r}"
