@@ -246,3 +246,18 @@ def test_a_list_of_covariates_does_not_follow_moved_series():
     found, wanted = f.backtest(moved, cut(x, 30, 40)), f.backtest(cut(y, 30, 40), covariates)
     assert all(np.array_equal(found[key], wanted[key]) for key in "abc")
     f.update(cut(y, 30, 35, "c"), [x["c"][30:35]])  # one alone
+
+
+@pytest.mark.parametrize(
+    ("columns", "match"),
+    [
+        ({"target_col": "forecast"}, "target_col is 'forecast', but forecasts have another column"),
+        ({"time_col": "cutoff"}, "time_col is 'cutoff', but"),
+        ({"id_col": "ds"}, "id_col and time_col are the same column, 'ds'"),
+    ],
+)
+def test_columns_of_results_do_not_hide_those_of_data(columns, match):
+    f = quick(**columns)
+    frame = pd.DataFrame({f.id_col: "a", f.time_col: np.arange(30), f.target_col: wave(30)[0]})
+    with pytest.raises(ValueError, match=match):
+        f.fit(frame)
