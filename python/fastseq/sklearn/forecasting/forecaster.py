@@ -105,7 +105,8 @@ class SequenceForecaster(ForecasterFiles):
         shorter than two seasons ("segrnn": half of them; others: one). See `season_`.
     freq
         How far apart steps are: a frequency of pandas such as "15min", or a number. None: inferred
-        from the times; at least half of them must then follow each other directly.
+        from the times; at least half of them must then follow each other directly, and at least
+        half of all steps must be there.
     id_col, time_col, target_col
         Columns of a long frame.
     past

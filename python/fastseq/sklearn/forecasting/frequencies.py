@@ -246,7 +246,8 @@ def infer(index: pd.Index, name: str) -> tuple[Frequency, Array]:
     Raises
     ------
     ValueError
-        No frequency fits the times such that at least half of them follow each other directly.
+        No frequency fits the times such that at least half of them follow each other directly, and
+        at least half of the steps are there.
     """
     found: list[tuple[Frequency, Array]] = []
     for freq in _candidates(index):
@@ -266,8 +267,9 @@ def infer(index: pd.Index, name: str) -> tuple[Frequency, Array]:
             f"inferred from them: {advice}"
         )
     freq, steps = min(found, key=lambda one: one[1][-1])  # the one with the fewest missing steps
-    if 2 * (np.diff(steps) == 1).sum() < len(steps) - 1:
-        row = int(np.flatnonzero(np.diff(steps) > 1)[0]) + 1
+    apart = np.diff(steps)
+    if 2 * (apart == 1).sum() < len(apart) or steps[-1] >= 2 * len(steps):
+        row = int(apart.argmax()) + 1
         raise ValueError(
             f"most steps of {name} are missing if they are {text_of(freq)} apart, such as those "
             f"before {index[row]}, which comes after {index[row - 1]}: pass "
