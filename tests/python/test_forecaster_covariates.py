@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -224,6 +226,15 @@ def test_categories_are_found_by_value():
     assert Vocabulary.of([declared]).values == ("b",)
     with pytest.raises(TypeError, match="X holds '3', but in fit it held categories such as 1"):
         known.codes(pd.Series(["3"]), "X")
+
+
+@pytest.mark.parametrize("kind", [float, Decimal])
+def test_objects_that_are_broken_numbers_are_no_categories(kind):
+    column = pd.Series([kind(1), None, kind("2.5")], dtype=object)
+    with pytest.raises(TypeError, match=r"column 'p' of X holds numbers, such as 2\.5, as objects"):
+        find_vocabularies(column.to_frame("p"), "X")
+    for fine in (column.astype("category"), column[:2], pd.Series(["a", 2.5], dtype=object)):
+        assert find_vocabularies(fine.to_frame("p"), "X")["p"].values
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -341,7 +341,7 @@ def test_a_given_frequency_says_what_is_missing():
     for freq, given_y, match in [
         ("ME", series, "freq='ME', but y has 2024-02-01 00:00:00, which is not a time of it"),
         ("2D", series, "freq='2D', but y has 2024-02-08"),
-        (1, series, "freq='1', but the index of y has dates"),
+        (1, series, "freq=1, but the index of y has dates"),
         ("h", series.set_axis([3, 4, 5, 6]), "freq='h', but the index of y has numbers"),
         ("M", series.to_period("W"), "freq='ME', but the periods of y are W-SUN"),
         ("ME", frame, r"freq='ME', but y\['a'\] has the time 2024-02-01"),

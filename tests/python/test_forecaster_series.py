@@ -229,3 +229,35 @@ def test_series_shorter_than_what_is_held_out_are_refused():
         SequenceForecaster(4, validation=12).fit(panel)
     with pytest.raises(ValueError, match=r"y\[1\] has 1 steps, but horizon=4"):
         SequenceForecaster(4, module="gru").fit([np.zeros(9), np.zeros(1)])
+
+
+def test_a_list_of_covariates_does_not_follow_moved_series():
+    y, x = (dict(zip("abc", values, strict=True)) for values in (wave(40, 3), wave(40, 3, seed=1)))
+
+    def cut(series, begin, end, order="abc"):
+        return {key: series[key][begin:end] for key in order}
+
+    f = quick().fit(cut(y, 0, 30), list(cut(x, 0, 30).values()))
+    moved, covariates = cut(y, 30, 40, "cab"), list(cut(x, 30, 40).values())
+    for call in (f.update, f.partial_fit, f.backtest, f.evaluate, f.score):
+        for refused in (covariates, np.stack(covariates)[..., None]):
+            with pytest.raises(ValueError, match="X has no ids, but y has its series in another"):
+                call(moved, refused)
+    found, wanted = f.backtest(moved, cut(x, 30, 40)), f.backtest(cut(y, 30, 40), covariates)
+    assert all(np.array_equal(found[key], wanted[key]) for key in "abc")
+    f.update(cut(y, 30, 35, "c"), [x["c"][30:35]])  # one alone
+
+
+@pytest.mark.parametrize(
+    ("columns", "match"),
+    [
+        ({"target_col": "forecast"}, "target_col is 'forecast', but forecasts have another column"),
+        ({"time_col": "cutoff"}, "time_col is 'cutoff', but"),
+        ({"id_col": "ds"}, "id_col and time_col are the same column, 'ds'"),
+    ],
+)
+def test_columns_of_results_do_not_hide_those_of_data(columns, match):
+    f = quick(**columns)
+    frame = pd.DataFrame({f.id_col: "a", f.time_col: np.arange(30), f.target_col: wave(30)[0]})
+    with pytest.raises(ValueError, match=match):
+        f.fit(frame)

@@ -353,3 +353,25 @@ def test_numbers_of_all_kinds_are_columns():
         [np.arange(38.0), np.arange(38) % 7 > 3, [np.nan, *np.arange(37.0)], np.arange(38)], 1
     )
     np.testing.assert_array_equal(fast().fit(table).predict(), fast().fit(array).predict())
+
+
+def test_the_advice_to_set_a_frequency_of_numbers_works():
+    y = pd.Series(np.arange(6.0), [0, 2, 5, 8, 9, 12])
+    with pytest.raises(ValueError, match=r"most steps of y are missing .* pass freq=1 if"):
+        fast().fit(y)
+    assert fast(freq=1).fit(y).predict().index[0] == 13
+    with pytest.raises(ValueError, match="freq=2, but y has 5"):
+        fast(freq=2).fit(y)
+
+
+@pytest.mark.parametrize(
+    ("place", "day", "late"), [(29, "2124-03-20", "2124-03-20"), (0, "1970-01-01", "2024-02-21")]
+)
+def test_a_mistyped_date_does_not_add_decades_of_missing_steps(place, day, late):
+    times = DAYS[:30].to_series().reset_index(drop=True)
+    times[place] = pd.Timestamp(day)
+    with pytest.raises(ValueError, match=f"most steps of y are missing .* those before {late}"):
+        fast().fit(pd.Series(np.arange(30.0), pd.DatetimeIndex(times)))
+    half = pd.DatetimeIndex([*DAYS[:10], *DAYS[20:30]])
+    end = fast().fit(pd.Series(np.arange(20.0), half)).predict().index[0]
+    assert end == DAYS[30]

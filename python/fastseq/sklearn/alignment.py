@@ -12,8 +12,8 @@ from .forecasting.series import Array, Series
 from .forecasting.times import Times, check_follows, check_order, times_of
 
 __all__ = [
-    "aligned", "check_ahead", "check_going_on", "check_ids", "check_together", "joined",
-    "rows_of_ids",
+    "aligned", "check_ahead", "check_by_id", "check_equally_long", "check_going_on", "check_ids",
+    "check_together", "joined", "rows_of_ids",
 ]  # fmt: skip
 
 
@@ -140,6 +140,45 @@ def check_ids(series: Series, like: Series, name: str) -> None:
         raise ValueError(
             f"{name} has no ids, but the series came in a long frame: pass {name} as a long frame, "
             "too, or as a dictionary by id"
+        )
+
+
+def check_by_id(
+    x: Series | None, given: tuple[Any, ...] | None, now: tuple[Any, ...] | None
+) -> None:
+    """Raise ValueError if covariates go by their order, though their series were put into another.
+
+    Parameters
+    ----------
+    x
+        The covariates; None: there are none.
+    given, now
+        The ids of the series as they were given, and in their present order.
+    """
+    if x is not None and x.ids is None and not x.single and given != now:
+        raise ValueError(
+            "X has no ids, but y has its series in another order than in fit: pass X as a "
+            "dictionary by id"
+        )
+
+
+def check_equally_long(series: Series, name: str) -> None:
+    """Raise ValueError unless all series have the same number of steps.
+
+    Examples
+    --------
+    >>> from .forecasting.series import read_series
+    >>> check_equally_long(read_series([np.zeros(2), np.zeros(2), np.zeros(3)], "y"), "y")
+    Traceback (most recent call last):
+    ValueError: y must have the same number of steps of each series, got 2 of 0 and 3 of 2
+    """
+    lengths = series.lengths
+    other = int((lengths != lengths[0]).argmax())
+    if lengths[other] != lengths[0]:
+        ids = series.ids or range(len(lengths))
+        raise ValueError(
+            f"{name} must have the same number of steps of each series, got {lengths[0]} of "
+            f"{ids[0]!r} and {lengths[other]} of {ids[other]!r}"
         )
 
 

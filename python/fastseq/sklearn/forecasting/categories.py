@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
+from decimal import Decimal
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -130,6 +132,7 @@ def find_vocabularies(given: Any, name: str) -> dict[str, Vocabulary]:
             if _is_category(column):
                 categories.add(str(label))
                 _check_hashable(column, f"column {label!r} of {place}")
+                _refuse_numbers(column, f"column {label!r} of {place}")
 
     map_tables(given, look, name)
     return {label: Vocabulary.of(columns[label]) for label in columns if label in categories}
@@ -145,6 +148,19 @@ def _check_hashable(column: pd.Series, name: str) -> None:
                     f"{name} must hold numbers or categories, got {value!r}: leave it out, or "
                     "split it into columns"
                 ) from None
+
+
+def _refuse_numbers(column: pd.Series, name: str) -> None:
+    """Raise TypeError if objects are numbers and some are no integers, so no categories."""
+    known = column.dropna() if column.dtype == object else ()
+    if not all(isinstance(value, Real | Decimal) for value in known):
+        return
+    broken = next((value for value in known if value % 1), None)
+    if broken is not None:
+        raise TypeError(
+            f"{name} holds numbers, such as {broken}, as objects: make numbers of it by "
+            'astype(float), or categories by astype("category")'
+        )
 
 
 def with_codes(given: Any, vocabularies: Mapping[str, Vocabulary], name: str) -> Any:

@@ -54,6 +54,7 @@ def check_parameters(given: dict[str, Any]) -> None:
         )
     _check_weights(given)
     _check_covariates(given)
+    _check_columns(given)
     loss, levels = given["loss"], given["quantiles"]
     if given["conformal"] is not None and levels is None:
         raise ValueError(
@@ -124,6 +125,20 @@ def _check_covariates(given: dict[str, Any]) -> None:
                 )
     if not (holidays is None or isinstance(holidays, str)):
         raise TypeError(f"holidays must be a country's code, such as 'DE', got {holidays!r}")
+
+
+def _check_columns(given: dict[str, Any]) -> None:
+    """Raise ValueError if columns of long frames have the same name, or those of results have."""
+    found: dict[str, str] = {}
+    for parameter in ("id_col", "time_col", "target_col"):
+        name = given[parameter]
+        if name in ("cutoff", "forecast"):
+            raise ValueError(
+                f"{parameter} is {name!r}, but forecasts have another column of that name"
+            )
+        if name in found:
+            raise ValueError(f"{found[name]} and {parameter} are the same column, {name!r}")
+        found[name] = parameter
 
 
 def _is_list(given: object) -> bool:

@@ -15,6 +15,8 @@ from ...training.spec import check_count
 from ..alignment import (
     aligned,
     check_ahead,
+    check_by_id,
+    check_equally_long,
     check_going_on,
     check_ids,
     check_together,
@@ -103,7 +105,8 @@ class SequenceForecaster(ForecasterFiles):
         shorter than two seasons ("segrnn": half of them; others: one). See `season_`.
     freq
         How far apart steps are: a frequency of pandas such as "15min", or a number. None: inferred
-        from the times; at least half of them must then follow each other directly.
+        from the times; at least half of them must then follow each other directly, and at least
+        half of all steps must be there.
     id_col, time_col, target_col
         Columns of a long frame.
     past
@@ -482,8 +485,7 @@ class SequenceForecaster(ForecasterFiles):
         steps = self.horizon if horizon is None else horizon
         check_count("horizon", steps)
         rollout, origin, form, known = self._rollout, self._origin, self._like, self._known
-        ends = self._times
-        correct, tracker = self._correction, self._tracker
+        ends, correct, tracker = self._times, self._correction, self._tracker
         per = correct.units
         if y is None:
             if static is not None:
@@ -857,6 +859,7 @@ class SequenceForecaster(ForecasterFiles):
         """Read the steps after the series that `fit` got; `whole`: equally many of all of them."""
         y, X = self._columns.split(y, X, self._spacing)  # noqa: N806
         series, ids = self._read(y, 1, known=False), self._like.ids
+        given = series.ids
         count = len(self._like.arrays)
         rows = np.arange(count)
         check_ids(series, self._like, "y")
@@ -868,13 +871,11 @@ class SequenceForecaster(ForecasterFiles):
             raise ValueError(
                 f"y must continue the {count} series that fit got, got {len(series.arrays)}"
             )
-        if (whole or series.ids is None) and len(set(series.lengths.tolist())) > 1:
-            raise ValueError(
-                "y must have the same number of steps of each series, got "
-                f"{series.lengths.tolist()}"
-            )
+        if whole or series.ids is None:
+            check_equally_long(series, "y")
         before = [self._times[row] for row in rows.tolist()]
         read = self._known.read(X, series, series.lengths, "the steps of y", self._spacing)
+        check_by_id(read, given, series.ids)
         ends = check_going_on(series, read, before)
         steps = int(series.lengths.max()) + self.horizon
         covariates = self._known.rows(

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Frequency", "coarser", "common_season", "equal", "grid", "infer", "kind_of", "offset_of",
-    "on_grid", "places", "text_of",
+    "on_grid", "places", "setting_of", "text_of",
 ]  # fmt: skip
 
 Array = np.ndarray
@@ -246,7 +246,8 @@ def infer(index: pd.Index, name: str) -> tuple[Frequency, Array]:
     Raises
     ------
     ValueError
-        No frequency fits the times such that at least half of them follow each other directly.
+        No frequency fits the times such that at least half of them follow each other directly, and
+        at least half of the steps are there.
     """
     found: list[tuple[Frequency, Array]] = []
     for freq in _candidates(index):
@@ -266,12 +267,13 @@ def infer(index: pd.Index, name: str) -> tuple[Frequency, Array]:
             f"inferred from them: {advice}"
         )
     freq, steps = min(found, key=lambda one: one[1][-1])  # the one with the fewest missing steps
-    if 2 * (np.diff(steps) == 1).sum() < len(steps) - 1:
-        row = int(np.flatnonzero(np.diff(steps) > 1)[0]) + 1
+    apart = np.diff(steps)
+    if 2 * (apart == 1).sum() < len(apart) or steps[-1] >= 2 * len(steps):
+        row = int(apart.argmax()) + 1
         raise ValueError(
             f"most steps of {name} are missing if they are {text_of(freq)} apart, such as those "
             f"before {index[row]}, which comes after {index[row - 1]}: pass "
-            f"freq={text_of(freq)!r} if that is right; missing steps are then missing values"
+            f"{setting_of(freq)} if that is right; missing steps are then missing values"
         )
     return freq, steps
 
@@ -349,3 +351,15 @@ def text_of(freq: Frequency) -> str:
     ('30min', '5')
     """
     return str(getattr(freq, "freqstr", freq))
+
+
+def setting_of(freq: Frequency) -> str:
+    """Return the parameter `freq` as it is passed.
+
+    Examples
+    --------
+    >>> setting_of(offset_of("30min")), setting_of(5)
+    ("freq='30min'", 'freq=5')
+    """
+    text = text_of(freq)
+    return f"freq={text}" if isinstance(freq, int | float | np.number) else f"freq={text!r}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .frequencies import Frequency, grid, infer, kind_of, on_grid, text_of
+from .frequencies import Frequency, grid, infer, kind_of, on_grid, setting_of, text_of
 from .polars_frames import is_polars, kinds_of, to_pandas
 from .result_forms import Form
 from .times import Spacing, is_table
@@ -312,7 +312,7 @@ def _place(
     known = [freq for of, freq in spacing.known if of == kind]
     if spacing.given is not None:
         freq = spacing.given
-        return _on_grids(times, when, counts, ids, name, freq, f"freq={text_of(freq)!r}")
+        return _on_grids(times, when, counts, ids, name, freq, setting_of(freq))
     if known:
         placed = _on_grids(
             times, when, counts, ids, name, known[0], f"fit got steps of {text_of(known[0])!r}"
@@ -333,7 +333,7 @@ def _place(
     if missing > len(when):
         raise ValueError(
             f"most steps of {name} are missing if they are {text_of(freq)!r} apart as in {place}: "
-            f"pass freq={text_of(freq)!r} if that is right; missing steps are then missing values"
+            f"pass {setting_of(freq)} if that is right; missing steps are then missing values"
         )
     _refuse_coarser(placed, counts, ids, name)
     return placed

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .frequencies import Frequency, coarser, equal, grid, infer, kind_of, places, text_of
+from .frequencies import (
+    Frequency,
+    coarser,
+    equal,
+    grid,
+    infer,
+    kind_of,
+    places,
+    setting_of,
+    text_of,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -182,7 +192,7 @@ def regular(
 
 def _at(index: pd.Index, name: str, freq: Frequency) -> tuple[Times, Array | None]:
     """Return times at a given frequency, as `regular` does."""
-    kind, named = kind_of(index), f"freq={text_of(freq)!r}"
+    kind, named = kind_of(index), setting_of(freq)
     if isinstance(freq, int | float | np.number) != (kind == "numbers"):
         raise ValueError(
             f"{named}, but the index of {name} has {kind}: numbers need a number, and dates a "
