@@ -9,6 +9,7 @@ from forecasting import quick
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastseq.sklearn import SequenceForecaster
 from fastseq.sklearn.forecasting.times import Spacing, read_index, regular
 
 STEPS, HORIZON = 30, 4
@@ -375,3 +376,34 @@ def test_a_mistyped_date_does_not_add_decades_of_missing_steps(place, day, late)
     half = pd.DatetimeIndex([*DAYS[:10], *DAYS[20:30]])
     end = fast().fit(pd.Series(np.arange(20.0), half)).predict().index[0]
     assert end == DAYS[30]
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_a_mistyped_date_of_later_data_is_refused(long):
+    days = pd.date_range("2024-01-01", periods=100)
+    y = pd.Series(np.sin(np.arange(100.0)), days)
+
+    def form(part):
+        if not long:
+            return part
+        return pd.DataFrame({"unique_id": "a", "ds": part.index, "y": part.to_numpy()})
+
+    f = SequenceForecaster(3, epochs=1, random_state=0).fit(form(y[:80]))
+    wrong = y[80:90].copy()
+    wrong.index = [*wrong.index[:-1], pd.Timestamp("2124-03-30")]
+    gap = y.iloc[[80, 99]]  # 18 days without values are not refused
+    for call in (f.update, f.predict, f.backtest, f.evaluate):
+        with pytest.raises(ValueError, match="2124-03-30"):
+            call(form(wrong))
+    assert f.update(form(gap)).predict() is not None
+    free = SequenceForecaster(3, freq="D", epochs=1).fit(form(y[:80]))
+    assert len(free.predict(form(wrong))) == 3  # as it was said
+
+
+def test_a_mistyped_date_of_a_short_series_of_a_panel_is_refused():
+    days = pd.date_range("2024-01-01", periods=400)
+    panel = {"a": pd.Series(np.sin(np.arange(400.0)), days), "b": pd.Series(np.ones(20), days[:20])}
+    panel["b"].index = [*days[:19], pd.Timestamp("2025-01-20")]
+    for y in (panel, pd.concat(panel, names=["unique_id", "ds"]).rename("y").reset_index()):
+        with pytest.raises(ValueError, match=r"y\['b'\] are missing before 2025-01-20"):
+            SequenceForecaster(3, epochs=1).fit(y)

@@ -11,7 +11,7 @@ import numpy as np
 from .frequencies import Frequency, grid, infer, kind_of, on_grid, setting_of, text_of
 from .polars_frames import is_polars, kinds_of, to_pandas
 from .result_forms import Form
-from .times import Spacing, is_table
+from .times import MISSING, Spacing, is_table, refuse_long_gap
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -318,6 +318,7 @@ def _place(
             times, when, counts, ids, name, known[0], f"fit got steps of {text_of(known[0])!r}"
         )
         _refuse_coarser(placed, counts, ids, name)
+        _refuse_long_gaps(placed, counts, ids, name)
         return placed
     longest = int(counts.argmax())
     start = int(counts[:longest].sum())
@@ -336,6 +337,7 @@ def _place(
             f"pass {setting_of(freq)} if that is right; missing steps are then missing values"
         )
     _refuse_coarser(placed, counts, ids, name)
+    _refuse_long_gaps(placed, counts, ids, name)
     return placed
 
 
@@ -382,6 +384,18 @@ def _on_grids(
     starts = steps[ends - counts]
     lengths = steps[ends - 1] - starts + 1
     return _Placed(steps - np.repeat(starts, counts), lengths, tuple(indices), freq)
+
+
+def _refuse_long_gaps(placed: _Placed, counts: Array, ids: pd.Index, name: str) -> None:
+    """Raise ValueError if so many steps are missing at once that a time must be mistyped."""
+    if placed.freq is None:
+        return
+    wrong = np.flatnonzero(placed.lengths - counts >= counts + MISSING)
+    ends = counts.cumsum()
+    for one in wrong.tolist():
+        steps = placed.steps[ends[one] - counts[one] : ends[one]]
+        index = placed.indices[one][steps]
+        refuse_long_gap(index, f"{name}[{ids[one]!r}]", placed.freq, steps)
 
 
 def _refuse_coarser(placed: _Placed, counts: Array, ids: pd.Index, name: str) -> None:

@@ -25,11 +25,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "Spacing", "Times", "check_follows", "check_order", "counts", "ends_of", "is_table",
-    "read_index", "regular", "times_of",
+    "MISSING", "Spacing", "Times", "check_follows", "check_order", "counts", "ends_of", "is_table",
+    "read_index", "refuse_long_gap", "regular", "times_of",
 ]  # fmt: skip
 
 Array = np.ndarray
+MISSING = 100  # steps that may be missing at once, besides as many as there are times
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,12 +175,14 @@ def regular(
         one = index.freq if kind == "periods" else next(iter([*alike, *loose]), None)
         return Times(index, one), None
     if near is not None and (alike or len(index) == 2):
+        refuse_long_gap(index, name, *near)
         return _filled(index, *near)
     try:
         own = infer(index, name)
     except ValueError:
         if near is None:
             raise
+        refuse_long_gap(index, name, *near)
         return _filled(index, *near)
     if alike:
         raise ValueError(
@@ -206,6 +209,18 @@ def _at(index: pd.Index, name: str, freq: Frequency) -> tuple[Times, Array | Non
         row = 0 if places(index[:1], freq) is None else next(ends) - 1
         raise ValueError(f"{named}, but {name} has {index[row]}, which is not a time of it")
     return _filled(index, freq, steps)
+
+
+def refuse_long_gap(index: pd.Index, name: str, freq: Frequency, steps: Array) -> None:
+    """Raise if so many steps are missing at once that a time must be mistyped."""
+    apart = np.diff(steps)
+    row = int(apart.argmax()) + 1
+    if apart[row - 1] > len(index) + MISSING:
+        raise ValueError(
+            f"{apart[row - 1] - 1} steps of {name} are missing before {index[row]}, which comes "
+            f"after {index[row - 1]}: pass {setting_of(freq)} if that is right; missing steps are "
+            "then missing values"
+        )
 
 
 def _filled(index: pd.Index, freq: Frequency, steps: Array) -> tuple[Times, Array | None]:
