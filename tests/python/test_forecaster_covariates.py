@@ -274,7 +274,7 @@ def test_a_model_that_cannot_tell_categories_apart_is_told():
         return fs.nn.Chain(torch.nn.GRU(n_in, 4), torch.nn.Linear(4, n_out)).bfloat16()
 
     days = pd.date_range("2020-01-01", periods=300)
-    x = pd.DataFrame({"name": [f"n{n}" for n in range(300)]}, days)
+    x = pd.DataFrame({"name": [f"n{n}" for n in range(300)]}, days, "category")
     with pytest.raises(
         ValueError, match=r"torch\.bfloat16, which cannot distinguish 300 categories"
     ):
@@ -546,3 +546,13 @@ def test_further_steps_see_the_last_known_values_of_past_columns():
     np.testing.assert_allclose(numbers(again), found, rtol=1e-5, atol=1e-5)
     first = numbers(f.predict(X=cut(PLANS, STEPS, STEPS + HORIZON)))
     np.testing.assert_allclose(found[:, :HORIZON], first, rtol=1e-5, atol=1e-5)
+
+
+def test_texts_that_differ_from_row_to_row_are_not_taken_for_categories():
+    y = wave(80, 1)[0]
+    x = pd.DataFrame({"price": [f"{value:.3f}" for value in np.linspace(1, 2, 84)]})
+    for given in (x, [x]):
+        with pytest.raises(ValueError, match=r"'price' of X.* has 84 different values in 84 rows"):
+            quick().fit([y] if isinstance(given, list) else y, given)
+    quick(epochs=1).fit(y, x[:80].astype("category"))
+    quick(epochs=1).fit(y, pd.DataFrame({"event": ["none", "sale"] * 40}))

@@ -133,6 +133,8 @@ def find_vocabularies(given: Any, name: str) -> dict[str, Vocabulary]:
                 categories.add(str(label))
                 _check_hashable(column, f"column {label!r} of {place}")
                 _refuse_numbers(column, f"column {label!r} of {place}")
+                if name == "X":  # texts of series may all differ, such as names
+                    _refuse_texts(column, f"column {label!r} of {place}")
 
     map_tables(given, look, name)
     return {label: Vocabulary.of(columns[label]) for label in columns if label in categories}
@@ -161,6 +163,25 @@ def _refuse_numbers(column: pd.Series, name: str) -> None:
             f"{name} holds numbers, such as {broken}, as objects: make numbers of it by "
             'astype(float), or categories by astype("category")'
         )
+
+
+def _refuse_texts(column: pd.Series, name: str) -> None:
+    """Raise ValueError if texts differ from row to row, such as broken numbers or dates."""
+    import pandas as pd
+
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return
+    known = column.dropna()
+    count = known.nunique()
+    if count > _DIFFERENT and 2 * count > len(known):
+        raise ValueError(
+            f"{name} has {count} different values in {len(known)} rows, such as "
+            f"{known.iloc[0]!r}, too many for categories: make numbers of them by "
+            'pandas.to_numeric, leave the column out, or insist by astype("category")'
+        )
+
+
+_DIFFERENT = 50
 
 
 def with_codes(given: Any, vocabularies: Mapping[str, Vocabulary], name: str) -> Any:
