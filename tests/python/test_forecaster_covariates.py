@@ -274,7 +274,7 @@ def test_a_model_that_cannot_tell_categories_apart_is_told():
         return fs.nn.Chain(torch.nn.GRU(n_in, 4), torch.nn.Linear(4, n_out)).bfloat16()
 
     days = pd.date_range("2020-01-01", periods=300)
-    x = pd.DataFrame({"name": [f"n{n}" for n in range(300)]}, days, "category")
+    x = pd.DataFrame({"name": [f"n{n}" for n in range(300)]}, days).astype("category")
     with pytest.raises(
         ValueError, match=r"torch\.bfloat16, which cannot distinguish 300 categories"
     ):
