@@ -17,6 +17,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 README = HERE.parent / "README.md"
 LARGE_DATA = HERE.parent / "docs" / "large-data.md"
+FORECASTING = HERE.parent / "docs" / "forecasting.md"
 OURS = "allreduce_, allocated memory"
 SIZES = {"64 KiB": "64", "1 MiB": "1024", "25 MiB": "25600", "128 MiB": "131072"}
 AGAINST = {
@@ -220,11 +221,29 @@ def checkpoint_sentence() -> str:
     return f"training with a checkpoint every 100 updates takes {ratio:.2f} times as long"
 
 
+def forecast_table() -> str:
+    """Compare errors and seconds of forecasters on public sets."""
+    sets = contenders("forecast")
+    names = list(dict.fromkeys(name for rows in sets.values() for name in rows))
+    heads = [name.replace("NeuralForecast ", "").replace("statsforecast ", "") for name in names]
+    lines = [f"| data set | error | {' | '.join(heads)} |", "|---" * (2 + len(heads)) + "|"]
+    for case, rows in sets.items():
+        score = "mase" if "mase" in rows["fastseq"] else "mse"
+        cells = []
+        for name in names:
+            row = rows.get(name)
+            fit = "" if row is None or name == "seasonal naive" else f", {row['seconds']:.0f} s"
+            cells.append("" if row is None else f"{row[score]:.3f}{fit}")
+        lines.append(f"| {case} | {score.upper()} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 PAGES: dict[Path, tuple[tuple[Make, ...], tuple[Make, ...]]] = {
     README: (
         (fit_table, recurrent_table, allreduce_table, step_table),
         (fit_sentence, hosts_sentence, wrappers_sentence, checkpoint_sentence),
     ),
+    FORECASTING: ((forecast_table,), ()),
     LARGE_DATA: ((reading_table, layouts_table), (training_sentence, concat_sentence)),
 }
 
