@@ -68,6 +68,7 @@ def test_named_modules_with_a_target_per_step(name):
         ({"module": "mlp", "pool": "mean"}, "pool is for"),
         ({"module": "gru", "pool": "sum"}, "pool must be of"),
         ({"module": "lstm-fcn", "num_layers": 2}, "num_layers must be None"),
+        ({"module": "gru", "num_layers": 0}, "num_layers must be greater than zero"),
         ({"module": "lstmfcn"}, 'did you mean "lstm-fcn"'),
         ({"module": "transformer", "hidden_size": 10}, "multiple of"),
         ({"schedule": "one-cycle"}, "schedule must be one of"),

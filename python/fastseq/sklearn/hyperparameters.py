@@ -71,11 +71,16 @@ class Sizes:
     pool: str | None = None
     per_step: bool = False
 
+    @property
+    def layers(self) -> int:
+        """The number of layers of modules that have one by default."""
+        return 1 if self.num_layers is None else self.num_layers
+
     def by_name(self) -> dict[str, Any]:
         """Return those that constructors of classes may have."""
         found = {
             "hidden_size": self.hidden_size,
-            "num_layers": self.num_layers or 1,
+            "num_layers": self.layers,
             "dropout": self.dropout,
         }
         return {**found, "bidirectional": True} if self.bidirectional else found
@@ -100,9 +105,9 @@ def _builder(module: str | nn.Module | Callable[..., nn.Module], sizes: Sizes) -
     if module == "linear":
         return Linear()
     if module == "mlp":
-        return MLP((sizes.hidden_size,) * (sizes.num_layers or 1), sizes.dropout)
+        return MLP((sizes.hidden_size,) * (sizes.layers), sizes.dropout)
     if recurrent and sizes.pool is None and not sizes.bidirectional:
-        return Recurrent(module, sizes.hidden_size, sizes.num_layers or 1, sizes.dropout)
+        return Recurrent(module, sizes.hidden_size, sizes.layers, sizes.dropout)
     if module in _MODULES:
         return functools.partial(_network, module, sizes)
     raise ValueError(
@@ -122,7 +127,7 @@ def _network(name: str, sizes: Sizes, n_in: int, n_out: int, rng: torch.Generato
     if name in _CELLS:
         more.setdefault("pool", "last")
         return PooledRNN(
-            n_in, n_out, name, sizes.hidden_size, sizes.num_layers or 1,
+            n_in, n_out, name, sizes.hidden_size, sizes.layers,
             bidirectional=sizes.bidirectional, **more,
         )  # fmt: skip
     if name == "lstm-fcn":

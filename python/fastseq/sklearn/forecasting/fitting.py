@@ -379,7 +379,7 @@ class ForecastTraining(SequenceEstimator):
             horizon=horizon, variables=task.n_out // outputs, outputs=outputs, lags=settings.lags,
             segment=settings.segment,
             season=None if settings.compared else settings.season, covariates=task.covariates,
-            hidden_size=settings.hidden_size, num_layers=self.num_layers or 1,
+            hidden_size=settings.hidden_size, num_layers=Sizes(num_layers=self.num_layers).layers,
             dropout=settings.dropout,
         )  # fmt: skip
 
