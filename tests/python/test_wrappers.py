@@ -80,7 +80,7 @@ def by_hand(x, y, w, *, seqsize, epochs=3, batchsize=16, **more):
     begin = fs.nn.Chain(lstm, head)
     wrapped = SequenceRegressor(
         begin, lr=0.01, epochs=epochs, batchsize=batchsize, seqsize=seqsize, shuffle=False,
-        scale_x=None, scale_y=None, **more,
+        schedule=None, clip_norm=None, scale_x=None, scale_y=None, **more,
     ).fit(x, y, w)  # fmt: skip
     lstm.double(), head.double()
     optimizer = torch.optim.AdamW([*lstm.parameters(), *head.parameters()], lr=0.01, weight_decay=0)

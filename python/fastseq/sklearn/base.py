@@ -22,10 +22,11 @@ from ..data.sequences import Sequences
 from ..distributed import communicator
 from ..distributed.replicas import Replicas
 from ..estimator import Estimator
-from ..nn.stateful import carries, steps_apart
+from ..nn.stateful import batch_norms, carries, steps_apart
 from ..training.history import History
 from ..training.run import Callback, check_callbacks
 from ..training.spec import Spec
+from .automatic_training import enough_epochs, learning_rate, warn_if_few
 from .hyperparameters import Sizes, make_module, optimizer_factory
 from .input_checks import Tensors
 from .named_schedules import check_schedule, scheduled
@@ -125,11 +126,11 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
     bidirectional: bool = False
     pool: str | None = None
     optimizer: str | Callable[..., optim.Optimizer]
-    lr: float
+    lr: float | None
     schedule: str | None = None
     weight_decay: float
     decay_biases: bool
-    epochs: int
+    epochs: int | None
     batchsize: int
     seqsize: int | None
     shuffle: bool
@@ -201,13 +202,15 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
         else:
             est, done = self._make(task, start.seed), 0
             self._say(f"starts from scratch: {start.why}")
-        epochs = 1 if start.partial else self._all_epochs - done
+        epochs = 1 if start.partial else self._all_epochs(est, task, done) - done
         if epochs > 0:
             with scheduled(est, None if start.partial else self.schedule):
                 self._fit(est, task, epochs)
+            if not start.partial and len(est.history_) == done + epochs:  # else it was stopped
+                warn_if_few(sum(row["updates"] for row in est.history_), len(est.history_))
         else:
             warnings.warn(
-                f"nothing to do: epochs={self._all_epochs}, and {done} are done; with "
+                f"nothing to do: epochs={self.epochs}, and {done} are done; with "
                 "warm_start=True, epochs counts those of earlier fits, too",
                 stacklevel=4,
             )
@@ -232,15 +235,28 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
             why = "the data have other features, targets or classes"
         elif changed:
             why = f"{', '.join(changed)} changed"
-        elif not partial and (self.epochs or 0) < (before["epochs"] or 0):
+        elif not partial and self.epochs is not None and self.epochs < (before["epochs"] or 0):
             why = f"epochs went down from {before['epochs']} to {self.epochs}"
         if partial and why is not None:
             raise ValueError(f"partial_fit cannot continue: {why}; call fit")
         return why
 
-    @property
-    def _all_epochs(self) -> int:
-        return self.epochs
+    def _all_epochs(self, est: Estimator, task: Task, done: int) -> int:
+        """Return how many epochs there are in all, of which some are done."""
+        if self.epochs is not None:
+            return self.epochs
+        return done + enough_epochs(self._updates(est, task))
+
+    def _updates(self, est: Estimator, task: Task) -> int:
+        """Return how many updates an epoch has."""
+        lengths = None if isinstance(task.x, Tensor) else np.sort([len(one) for one in task.x])
+        plan = ChunkPlan(
+            steps=len(task.x) if lengths is None else int(lengths[-1]),
+            sequences=task.x.shape[1] if lengths is None else len(lengths),
+            batchsize=est.spec.batchsize, seqsize=est.spec.seqsize, size=communicator(self.comm).size,
+            lengths=lengths, joined=bool(batch_norms(est.model)),
+        )  # fmt: skip
+        return -(-len(plan) // est.spec.accumulate)
 
     def _make(self, task: Task, seed: int) -> Estimator:
         """Make the `Estimator`."""
@@ -250,7 +266,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
             self._loss_of(task),
             self._make_optimizer(model),
             Spec(
-                epochs=self.epochs,
+                epochs=1 if self.epochs is None else self.epochs,
                 batchsize=self.batchsize,
                 seqsize=self._seqsize(task, model),
                 shuffle=self.shuffle and isinstance(task.x, list),  # else samples are shuffled
@@ -298,8 +314,14 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
     def _make_optimizer(self, model: nn.Module) -> Callable[..., optim.Optimizer]:
         return optimizer_factory(
             self.optimizer, model,
-            lr=self.lr, weight_decay=self.weight_decay, decay_biases=self.decay_biases,
+            lr=self._lr, weight_decay=self.weight_decay, decay_biases=self.decay_biases,
         )  # fmt: skip
+
+    @property
+    def _lr(self) -> float:
+        if self.lr is not None:
+            return self.lr
+        return learning_rate(self.module, scheduled=self.schedule is not None)
 
     def _own_callbacks(self, seed: int) -> list[Any]:
         """Return copies: folds and cold starts share no state, and parameters stay unchanged."""
@@ -322,8 +344,9 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
             est.optimizer = self._make_optimizer(est.model)(parameters)
         else:
             for name in changed:
+                value = self._lr if name == "lr" else getattr(self, name)
                 for group in est.optimizer.param_groups:
-                    group[name] = getattr(self, name)
+                    group[name] = value
         if not _same(self.callbacks, before["callbacks"]):
             est.callbacks = self._own_callbacks(self._seed)
         est.progress = bool(self.verbose)

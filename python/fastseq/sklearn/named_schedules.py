@@ -75,10 +75,11 @@ class NamedSchedule(Schedule):
     def _of(self, optimizer: optim.Optimizer) -> LRScheduler:
         if self._name == "cosine":
             return CosineAnnealingLR(optimizer, self._total)
+        steps = self._total + 1
+        rises = _RISES if _RISES * steps > 1 else 2 / steps  # torch needs a step of it
         return OneCycleLR(
-            optimizer, self._before, total_steps=self._total + 1, pct_start=_RISES,
-            cycle_momentum=False,
-        )  # fmt: skip
+            optimizer, self._before, total_steps=steps, pct_start=rises, cycle_momentum=False
+        )
 
 
 @contextlib.contextmanager

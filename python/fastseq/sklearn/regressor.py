@@ -70,7 +70,8 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
         ``"adamw"``, ``"adam"``, ``"sgd"``, ``"rmsprop"``; a class; or a callable
         ``optimizer(params, lr=…, weight_decay=…)``.
     lr, weight_decay
-        Learning rate and weight decay.
+        Learning rate and weight decay. None: 0.01, of "transformer" 0.002, of your own modules and
+        without a schedule 0.001.
     schedule
         How the learning rate changes over all updates of `fit`: ``"onecycle"``, up to `lr` in their
         first tenth and down to nearly 0; ``"cosine"``, from `lr` to 0; or None, not at all, as in
@@ -78,7 +79,9 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
     decay_biases
         False: biases do not decay.
     epochs
-        Total passes over the data, including those of earlier calls with `warm_start`.
+        Total passes over the data, including those of earlier calls with `warm_start`. None: as
+        many as make 600 updates of the weights, or 20, if these are no more than 3000 updates;
+        with `warm_start`, these again.
     batchsize
         Sequences trained together.
     seqsize
@@ -113,7 +116,8 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
     warm_start
         Whether `fit` continues the last one. It does if the data have the same form and nothing has
         changed but `epochs`, which may grow, `optimizer`, `lr`, `weight_decay`, `decay_biases`,
-        `callbacks` and `verbose`; then two calls give the same result as one.
+        `schedule`, `callbacks` and `verbose`; without a schedule, two calls give the same result
+        as one.
     verbose
         1: show a progress bar, and print whether `fit` continues or starts from scratch.
 
@@ -152,15 +156,15 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
         pool: str | None = None,
         loss: str | Callable[..., Tensor] | type[nn.Module] = "mse",
         optimizer: str | Callable[..., optim.Optimizer] = "adamw",
-        lr: float = 1e-3,
-        schedule: str | None = None,
+        lr: float | None = None,
+        schedule: str | None = "onecycle",
         weight_decay: float = 0.0,
         decay_biases: bool = True,
-        epochs: int = 20,
+        epochs: int | None = None,
         batchsize: int = 32,
         seqsize: int | None = None,
         shuffle: bool = True,
-        clip_norm: float | None = None,
+        clip_norm: float | None = 1.0,
         clip_value: float | None = None,
         accumulate: int = 1,
         nan: str = "raise",

@@ -153,8 +153,7 @@ class ForecastTraining(SequenceEstimator):
             self.strategy == "recursive", self._levels, seed,
         )  # fmt: skip
 
-    @property
-    def _all_epochs(self) -> int:
+    def _all_epochs(self, est: Estimator, task: Task, done: int) -> int:  # noqa: ARG002
         return self._settings.epochs if self.epochs is None else self.epochs
 
     @property
