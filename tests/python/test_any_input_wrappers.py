@@ -38,7 +38,10 @@ SAMPLES = {
     "list of frames": lambda v: [pd.DataFrame(a, columns=[*"abc"[: a.shape[1]]]) for a in v],
 }
 SHAPES = st.tuples(st.integers(8, 12), st.integers(1, 4), st.integers(1, 3))
-OPTIONS = {"epochs": 1, "random_state": 0, "verbose": False, "batchsize": 100, "optimizer": "sgd"}
+OPTIONS = {
+    "epochs": 1, "random_state": 0, "verbose": False, "batchsize": 100, "optimizer": "sgd",
+    "schedule": None, "clip_norm": None,
+}  # fmt: skip
 
 
 @st.composite

@@ -253,7 +253,8 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
         plan = ChunkPlan(
             steps=len(task.x) if lengths is None else int(lengths[-1]),
             sequences=task.x.shape[1] if lengths is None else len(lengths),
-            batchsize=est.spec.batchsize, seqsize=est.spec.seqsize, size=communicator(self.comm).size,
+            batchsize=est.spec.batchsize, seqsize=est.spec.seqsize,
+            size=communicator(self.comm).size,
             lengths=lengths, joined=bool(batch_norms(est.model)),
         )  # fmt: skip
         return -(-len(plan) // est.spec.accumulate)
