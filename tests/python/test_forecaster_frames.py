@@ -226,8 +226,8 @@ def test_updates_of_long_frames_go_by_id():
     ]:
         with pytest.raises(ValueError, match=match):
             fast().fit(long_frame(None, 0)).update(wrong)
-    with pytest.raises(ValueError, match="y lacks the series 'a'"):
-        fast().fit(long_frame(None, 0)).backtest(new[2:])
+    own = fast().fit(long_frame(None, 0)).backtest(new[2:])
+    assert own["unique_id"].drop_duplicates().tolist() == ["b", "c"]
     with pytest.raises(ValueError, match="y has ids, such as 'a', but the series have none"):
         fast().fit(part(Y, None, 0)).update(new)
 

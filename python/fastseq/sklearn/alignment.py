@@ -12,8 +12,8 @@ from .forecasting.series import Array, Series
 from .forecasting.times import Times, check_follows, check_order, times_of
 
 __all__ = [
-    "aligned", "check_ahead", "check_by_id", "check_equally_long", "check_going_on", "check_ids",
-    "check_together", "joined", "rows_of_ids",
+    "aligned", "check_ahead", "check_by_id", "check_going_on", "check_ids", "check_together",
+    "joined", "rows_of_ids",
 ]  # fmt: skip
 
 
@@ -47,6 +47,8 @@ def check_going_on(
 ) -> list[Times | None]:
     """Return the end times of series that, with their covariates, continue earlier steps.
 
+    Series without steps end where they did.
+
     Parameters
     ----------
     y, x
@@ -62,6 +64,9 @@ def check_going_on(
     known: dict[tuple[int, ...], Times | None] = {}
     ends: list[Times | None] = []
     for (own, other, names), last, steps in zip(_pairs(y, x), before, y.lengths, strict=True):
+        if not steps:
+            ends.append(last)
+            continue
         key = id(own), id(other), id(last), int(steps)
         if key not in known:
             known[key] = _end(own, other, names, last, int(steps))
@@ -159,26 +164,6 @@ def check_by_id(
         raise ValueError(
             "X has no ids, but y has its series in another order than in fit: pass X as a "
             "dictionary by id"
-        )
-
-
-def check_equally_long(series: Series, name: str) -> None:
-    """Raise ValueError unless all series have the same number of steps.
-
-    Examples
-    --------
-    >>> from .forecasting.series import read_series
-    >>> check_equally_long(read_series([np.zeros(2), np.zeros(2), np.zeros(3)], "y"), "y")
-    Traceback (most recent call last):
-    ValueError: y must have the same number of steps of each series, got 2 of 0 and 3 of 2
-    """
-    lengths = series.lengths
-    other = int((lengths != lengths[0]).argmax())
-    if lengths[other] != lengths[0]:
-        ids = series.ids or range(len(lengths))
-        raise ValueError(
-            f"{name} must have the same number of steps of each series, got {lengths[0]} of "
-            f"{ids[0]!r} and {lengths[other]} of {ids[other]!r}"
         )
 
 

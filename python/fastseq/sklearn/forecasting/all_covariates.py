@@ -66,9 +66,9 @@ class AllCovariates:
         return cls(x, calendar, None)
 
     def measured(
-        self, read: Series | None, *, apart: int, scaled: bool
+        self, read: Series | None, *, apart: Array, scaled: bool
     ) -> tuple[AllCovariates, Series | None]:
-        """Measure columns of X, without the last `apart` steps; also return X, coded."""
+        """Measure columns of X, without the last `apart` steps of each; also return X, coded."""
         if self.x is None or read is None:
             return self, read
         x, read = self.x.measured(read, apart=apart, scaled=scaled)

@@ -186,23 +186,25 @@ class ForecastTraining(SequenceEstimator):
         static: Array | None,
         sizes: CovariateSizes,
         scaling: SeriesScaling,
-        weights: list[Array] | None = None,
+        weights: list[Array] | None,
+        apart: Array,
     ) -> _Forecasting:
         """Return the training problem of series, with covariates of these `sizes`.
 
-        `weights` are of the values of series.
+        `weights` are of the values of series; the last `apart` steps of each are held out.
         """
         settings, arrays = self._settings, series.arrays
+        steps = int((series.lengths - apart).max())
         if settings.apart:
             scaling = scaling.apart(len(arrays))
             arrays = split_variables(arrays)
             covariates = None if covariates is None else covariates.repeated(series.variables)
             static = None if static is None else np.repeat(static, series.variables, axis=0)
             weights = None if weights is None else split_variables(weights)
+            apart = np.repeat(apart, series.variables)
         # Similar lengths are trained together.
         order = np.argsort([-len(one) for one in arrays], kind="stable")
         recursive = self.strategy == "recursive"
-        steps = int(series.lengths.max()) - settings.validation
         if not recursive and steps <= self.horizon:
             raise ValueError(
                 f"y has {steps} steps to learn from, too few for a horizon of {self.horizon}: pass "
@@ -213,8 +215,8 @@ class ForecastTraining(SequenceEstimator):
             scaling.take(order), None if static is None else static[order],
         )  # fmt: skip
         weights = None if weights is None else [weights[n] for n in order]
-        windows = weigh(windows, weights, self._step_weights, settings.validation)
-        held = windows.held_out(settings.validation) if settings.validation else None
+        windows = weigh(windows, weights, self._step_weights, apart[order])
+        held = windows.held_out(apart[order]) if settings.validation else None
         if settings.segments:
             steps = settings.seqsize if settings.fold is None else -(-steps // settings.fold)
             if held is not None:

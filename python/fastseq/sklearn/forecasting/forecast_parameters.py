@@ -14,7 +14,7 @@ from ...training.spec import check_count
 from ..hyperparameters import NETWORKS
 from .calendar_features import FEATURES
 from .forecast_losses import LOSSES
-from .series import Series, by_length
+from .series import Array, Series, by_length
 from .transforms import TRANSFORMS
 
 __all__ = ["check_lengths", "check_parameters", "season_lag"]
@@ -169,19 +169,21 @@ def check_lengths(
     *,
     shortest: int | None = None,
     known: bool = True,
-    apart: int = 0,
+    apart: Array | None = None,
 ) -> None:
     """Raise unless all series have `least` steps, and, if `known`, any known value.
 
     If `shortest` is given, only the longest needs `least` steps, the others so many. For known
-    values, the last `apart` steps do not count.
+    values, the last `apart` steps of each, ``(N,)``, do not count.
     """
-    if shortest is not None and series.lengths.max() >= least:
-        least, why = shortest, "each series" + (f", {apart} steps held out," if apart else "")
+    if shortest is not None and shortest < least <= series.lengths.max():
+        least, why = shortest, "each series"
     lengths, unknown = series.lengths, np.zeros((len(series.arrays), series.variables), bool)
+    apart = np.zeros_like(lengths) if apart is None else apart
     if known:
-        for rows, block in by_length(series.arrays):
-            unknown[rows] = np.isnan(block[:, : max(block.shape[1] - apart, 0)]).all(axis=1)
+        learnt = [one[: max(len(one) - n, 0)] for one, n in zip(series.arrays, apart, strict=True)]
+        for rows, block in by_length(learnt):
+            unknown[rows] = np.isnan(block).all(axis=1)
     wrong = np.flatnonzero((lengths < least) | unknown.any(axis=1))
     if wrong.size:
         first = int(wrong[0])
@@ -189,13 +191,13 @@ def check_lengths(
         others = f" (and {wrong.size - 1} others like it)" if wrong.size > 1 else ""
         if lengths[first] < least:
             raise ValueError(f"{place} has {lengths[first]} steps, but {why} needs {least}{others}")
-        before = " before the steps to validate on" if apart else ""
+        before = " before the steps to validate on" if apart[first] else ""
         advice = "" if series.single else ": leave such series out"
         raise ValueError(
             f"{place} has no known values of variable {unknown[first].argmax()}{before}{others}"
             f"{advice}"
         )
-    if series.single and series.variables > series.lengths[0] > 1:
+    if known and series.single and series.variables > series.lengths[0] > 1:
         raise ValueError(
             f"y is one series of {series.lengths[0]} steps with {series.variables} variables: for "
             f"{series.lengths[0]} series of {series.variables} steps pass list(y)"

@@ -8,42 +8,32 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from sklearn.base import clone
 from torch import Tensor, nn, optim
 
 from ...training.spec import check_count
 from ..alignment import (
-    aligned,
     check_ahead,
-    check_by_id,
-    check_equally_long,
-    check_going_on,
-    check_ids,
     check_together,
-    joined,
-    rows_of_ids,
 )  # fmt: skip
-from .all_covariates import AllCovariates, choose, first_read
+from .all_covariates import choose, first_read
 from .automatic_settings import SEGMENT_RNN, least_steps
 from .baselines import Baselines
-from .conformal import ShiftTracker, check_held_out
+from .conformal import check_held_out
 from .covariate_rows import CovariateRows
 from .fitting import all_or_nothing
 from .forecast_accuracy import accuracy, middle, outcomes
 from .forecast_parameters import check_lengths, check_parameters
-from .forecaster_files import ForecasterFiles
 from .frequencies import common_season, offset_of
+from .going_on import GoingOn
 from .held_out import Correction
-from .joined_data import Before, data_copy
+from .joined_data import data_copy
 from .last_steps import LastSteps
-from .long_frames import Columns
 from .longer_horizon import forecast_blocks
 from .new_steps import NewSteps
 from .result_forms import Forecasts
-from .rollout import Origin
 from .series import Array, Series, read_series, refuse_identifiers
 from .skill_score import skill
-from .target_weights import column_of_weights, end_with_series, read_series_weights, with_age
+from .target_weights import column_of_weights, read_series_weights, with_age
 from .times import Spacing, Times, ends_of
 from .transforms import applied, check_domain, transformed
 from .windows import SeriesScaling
@@ -54,7 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["SequenceForecaster"]
 
 
-class SequenceForecaster(ForecasterFiles):
+class SequenceForecaster(GoingOn):
     """Forecast series over a horizon, from their past and from covariates.
 
     One model serves all series. `horizon` and `season` are all it needs: parameters that are None
@@ -242,16 +232,7 @@ class SequenceForecaster(ForecasterFiles):
     3     south 2024-03-02
     """
 
-    _known: AllCovariates
     _scaling: SeriesScaling  # of the training series
-    _origin: Origin  # the current position of the series
-    _correction: Correction
-    _tracker: ShiftTracker | None  # of adaptive conformal quantiles
-    _times: list[Times | None]  # its times
-    _last: LastSteps  # up to it
-    _baselines: Baselines
-    _weight_column: str | None
-    _data: dict[str, Any] | None = None  # the training data, unless series advanced
 
     def __init__(
         self,
@@ -411,11 +392,13 @@ class SequenceForecaster(ForecasterFiles):
         if known is None:
             season = common_season([spacing.given] if spacing.given else series.freqs)
             self._settings, known = choose(params, series, season, x, times)
-        apart, scaled = self._settings.validation, self.scale is not None
+        settings, scaled = self._settings, self.scale is not None
+        apart = settings.held_out(series.arrays)
         if self.conformal is not None:
-            check_held_out(self._levels or (), self.horizon, apart, len(series.arrays))
-        shortest = 1 + apart if self._settings.takes_short else None
-        least = least_steps(self._settings)
+            count = int((apart > 0).sum())
+            check_held_out(self._levels or (), self.horizon, settings.validation, count)
+        shortest = 1 if settings.takes_short else settings.left
+        least = least_steps(settings)
         check_lengths(series, least, self._needs(), shortest=shortest, apart=apart)
         if not goes_on:
             known, read = known.measured(read, apart=apart, scaled=scaled)
@@ -424,15 +407,16 @@ class SequenceForecaster(ForecasterFiles):
         if goes_on and not self._scales_each:
             scaling = self._scaling
         else:
-            scaling = self._measure([one[: len(one) - apart] for one in series.arrays])
-        task = self._task(series, covariates, fixed, known.sizes, scaling, of_values)
+            ends = zip(series.arrays, apart.tolist(), strict=True)
+            scaling = self._measure([one[: len(one) - steps] for one, steps in ends])
+        task = self._task(series, covariates, fixed, known.sizes, scaling, of_values, apart)
         # Callbacks may write into them.
         given |= {"y": data_copy(given["y"]), "X": data_copy(given["X"])}
         self._train(task, start)
         self.n_features_in_ = series.variables
         self._known, self._scaling = known, scaling
         self._rollout = self._make_rollout(start.seed)
-        self._correct(series.arrays, covariates, fixed, scaling, of_values)
+        self._correct(series.arrays, covariates, fixed, scaling, of_values, apart)
         self._origin = self._rollout.begin(series.arrays, covariates, scaling, fixed)
         self._last = LastSteps.of(series.arrays, covariates, self._rows())
         self._baselines = Baselines.measure(raw, self._settings.season)
@@ -534,7 +518,7 @@ class SequenceForecaster(ForecasterFiles):
             The data are invalid, such as steps that do not follow; nothing has been changed.
         """
         self._check_fitted()
-        self._advance(self._next(y, X))
+        self._advance(self._following(y, X))
         return self
 
     def partial_fit(self, y: object, X: object = None) -> SequenceForecaster:  # noqa: N803
@@ -560,7 +544,7 @@ class SequenceForecaster(ForecasterFiles):
             return self.fit(y, X)
         check_parameters(self.get_params(deep=False))
         start = self._begin(self._form, partial=True)
-        new = self._next(y, X)
+        new = self._following(y, X)
         self._learn_on(self._last, self._seen(new), self._origin, start)
         self._advance(new)
         return self
@@ -604,55 +588,13 @@ class SequenceForecaster(ForecasterFiles):
         self._check_fitted()
         stride = self.horizon if stride is None else stride
         check_count("stride", stride)
-        values, covariates = self._following(y, X, whole=True).stacked()
+        new = self._following(y, X)
         if refit is None:
-            found = self._rolled(values, covariates, stride)
+            found = self._rolled(new, stride)
         else:
             check_count("refit", refit)
-            found = self._refitted(y, X, values.shape[1], stride, refit)
-        form = self._like.form
-        if not form.tabular:
-            return form.stacked([self._result(self._like, one, self._times) for one in found])
-        parts = [self._forecasts(self._like, one, self._times) for one in found]
-        steps = range(0, values.shape[1], stride)
-        names = None if self._like.flat else self._like.names
-        return form.backtest(parts, steps, values, names)
-
-    def _refitted(
-        self, y: Any, X: object, count: int, stride: int, refit: int  # noqa: N803
-    ) -> list[Array]:  # fmt: skip
-        """Return forecasts ``(N, horizon, K, Q)`` at each time of the next `count` steps."""
-        if self._data is None:
-            raise ValueError(
-                "backtest with refit= needs the training data, which update and partial_fit drop, "
-                "and files and pickles lack: call fit on all data up to the first forecast"
-            )
-        weights = self._data["weights"]
-        if self._weight_column is not None:
-            if not self._columns.is_long(y) or self._weight_column not in y.columns:
-                raise ValueError(
-                    f"y must be a long frame with the column {self._weight_column!r} of weights, "
-                    "as in fit, to train again"
-                )
-        elif weights is not None and end_with_series(weights, self._like):
-            raise ValueError(
-                "backtest with refit= needs weights of the later steps, too, but those of fit are "
-                "of its time steps: pass them as a column of a long frame, or one for each series"
-            )
-        before = Before(tuple(self._times), self._like.ids, self._columns)
-        found: list[Array] = []
-        for begin in range(0, count, stride * refit):
-            model, rest = self, {"y": y, "X": X}
-            if begin:
-                parts = {name: before.cut(later, begin) for name, later in rest.items()}
-                rest = {name: part[1] for name, part in parts.items()}
-                whole = {name: before.appended(self._data[name], part[0])
-                         for name, part in parts.items()}  # fmt: skip
-                model = clone(self).fit(**{**self._data, **whole})
-            values, covariates = model._following(**rest, whole=True).stacked()
-            block = values[:, : stride * refit]
-            found += model._rolled(block, covariates, stride, in_turn=True)
-        return found
+            found = self._refitted(y, X, new, stride, refit)
+        return self._tested(new, found, stride)
 
     def evaluate(
         self,
@@ -714,21 +656,22 @@ class SequenceForecaster(ForecasterFiles):
         stride = self.horizon if stride is None else stride
         check_count("stride", stride)
         own, levels = type(self).__name__, self._levels
-        values, covariates = self._following(y, X, whole=True).stacked()
-        found = np.stack(self._rolled(values, covariates, stride))
+        new = self._following(y, X)
+        values, _ = new.padded()
+        found = np.stack(self._rolled(new, stride))
+        simple = self._baselines.taken(new.rows)
         table = accuracy(
             outcomes(values, self.horizon, stride),
-            {own: middle(found, levels),
-             **self._baselines.forecasts_of(values, self.horizon, stride)},
-            self._baselines.scale, {} if levels is None else {own: found}, levels,
+            {own: middle(found, levels), **simple.forecasts_of(values, self.horizon, stride)},
+            simple.scale, {} if levels is None else {own: found}, levels,
         )  # fmt: skip
         if not per_series:
             return table.groupby(level="model", sort=False).mean()
-        if self._like.ids is not None:
-            ids = dict(enumerate(self._like.ids))
-            table = table.rename(index=ids, level="series").rename_axis(
-                index={"series": self.id_col}
-            )
+        ids = self._like.ids
+        names = dict(enumerate(new.rows.tolist() if ids is None else [ids[n] for n in new.rows]))
+        table = table.rename(index=names, level="series")
+        if ids is not None:
+            table = table.rename_axis(index={"series": self.id_col})
         return table.droplevel("variable") if values.shape[2] == 1 else table
 
     def score(self, y: object, X: object = None) -> float:  # noqa: N803
@@ -744,8 +687,9 @@ class SequenceForecaster(ForecasterFiles):
             As in `update`.
         """
         self._check_fitted()
-        values, covariates = self._following(y, X, whole=True).stacked()
-        found = np.concatenate(self._rolled(values, covariates, self.horizon), axis=1)
+        new = self._following(y, X)
+        values, _ = new.padded()
+        found = np.concatenate(self._rolled(new, self.horizon), axis=1)
         steps = values.shape[1]
         flat = found[:, :steps].reshape(-1, *found.shape[2:])
         return skill(flat, values.reshape(-1, values.shape[2]), self._levels)
@@ -761,14 +705,14 @@ class SequenceForecaster(ForecasterFiles):
         static: Array | None,
         scaling: SeriesScaling,
         weights: list[Array] | None,
+        apart: Array,
     ) -> None:
         """Measure the corrections of the model's forecasts."""
         data = arrays, covariates, static, scaling
         self._correction = Correction.measure(
             self._rollout, *data, transform=self.transform,
             means=self._levels is None and self._settings.loss == "mse",
-            conformal=self.conformal is not None, validation=self._settings.validation,
-            weights=weights,
+            conformal=self.conformal is not None, apart=apart, weights=weights,
         )  # fmt: skip
         self._tracker = None
         if self.conformal == "adaptive":
@@ -777,132 +721,27 @@ class SequenceForecaster(ForecasterFiles):
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_origin")
 
-    def _needs(self) -> str:
-        apart = "" if self.conformal is None else f", {self._settings.validation} steps held out"
-        return f"horizon={self.horizon}, season={self._settings.season}{apart}"
-
-    @property
-    def _columns(self) -> Columns:
-        return Columns(self.id_col, self.time_col, self.target_col, self._weight_column)
-
-    @property
-    def _spacing(self) -> Spacing:
-        given = None if self.freq is None else offset_of(self.freq)
-        return Spacing.as_of(self._times, given)
-
-    def _read(self, y: object, least: int, *, known: bool = True) -> Series:
-        series = read_series(y, "y", self._like.names, self._spacing)
-        refuse_identifiers(series, "y")
-        if series.variables != self.n_features_in_:
-            raise ValueError(
-                f"y must have {self.n_features_in_} variables, as in fit, got {series.variables}"
-            )
-        check_lengths(series, least, self._needs(), known=known)
-        check_domain(series, self.transform, "y")
-        return series
-
-    def _advance(self, new: NewSteps) -> None:
-        origin, tracker, baselines = self._origin, self._tracker, self._baselines
-        times = list(self._times)
-        for part in new.by_length():
-            values, covariates = part.stacked()
-            some = len(part.rows) < len(times)
-            later = baselines.taken(part.rows) if some else baselines
-            later = later.advance(values)
-            baselines = baselines.put(part.rows, later) if some else later
-            values = applied(values, self.transform)
-            if tracker is not None:
-                tracker = self._correction.follow(tracker, self._rollout, values, covariates)[0]
-            if some:
-                origin = self._rollout.advance_some(origin, part.rows, values, covariates)
-            else:
-                origin = self._rollout.advance(origin, values, covariates)
-        for row, end in zip(new.rows.tolist(), new.ends, strict=True):
-            times[row] = end
-        self._last = self._last.advance(self._seen(new), self._rows())
-        self._origin, self._tracker, self._baselines = origin, tracker, baselines
-        self._times, self._data = times, None
-
-    def _next(self, y: object, X: object) -> NewSteps:  # noqa: N803
-        """Read the steps that follow, for all or some of the series, to advance by them."""
-        new = self._following(y, X)
-        if self._tracker is not None and len(next(new.by_length()).rows) < len(self._times):
-            raise ValueError(
-                "y must have the same number of steps of all series, because "
-                'conformal="adaptive" follows them together'
-            )
-        return new
-
-    def _seen(self, new: NewSteps) -> NewSteps:
-        """Return steps as the model sees them: transformed."""
-        return dataclasses.replace(new, arrays=[applied(one, self.transform) for one in new.arrays])
-
-    def _read_with_horizon(
-        self, y: object, X: object, horizon: int  # noqa: N803
-    ) -> tuple[Series, Series | None]:  # fmt: skip
-        """Read series to forecast, and covariates of their steps and of the horizon."""
-        spacing, columns, known = self._spacing, self._columns, self._known
-        ahead = columns.covariates(X, spacing)
-        in_y = columns.is_long(y)
-        y, before = columns.split(y, None, spacing)
-        series = self._read(y, self._compared or 1)
-        if not in_y or known.x is None:
-            what = "the steps of y and of the horizon"
-            given = ahead if before is None else before
-            lengths = series.lengths + horizon
-            return series, known.read(given, series, lengths, what, spacing, ahead=horizon)
-        read = known.read(before, series, series.lengths, "the steps of y", spacing)
-        then = known.read_ahead(ahead, series, horizon, "the horizon", spacing)
-        return series, read if read is None or then is None else joined(read, then)
-
-    def _following(self, y: object, X: object, *, whole: bool = False) -> NewSteps:  # noqa: N803
-        """Read the steps after the series that `fit` got; `whole`: equally many of all of them."""
-        y, X = self._columns.split(y, X, self._spacing)  # noqa: N806
-        series, ids = self._read(y, 1, known=False), self._like.ids
-        given = series.ids
-        count = len(self._like.arrays)
-        rows = np.arange(count)
-        check_ids(series, self._like, "y")
-        if series.ids is not None and not whole:
-            rows = rows_of_ids(series, ids, "y")
-            series, rows = series.take(rows.argsort()), np.sort(rows)
-        series = aligned(series, ids, "y") if whole else series
-        if len(series.arrays) != len(rows):
-            raise ValueError(
-                f"y must continue the {count} series that fit got, got {len(series.arrays)}"
-            )
-        if whole or series.ids is None:
-            check_equally_long(series, "y")
-        before = [self._times[row] for row in rows.tolist()]
-        read = self._known.read(X, series, series.lengths, "the steps of y", self._spacing)
-        check_by_id(read, given, series.ids)
-        ends = check_going_on(series, read, before)
-        steps = int(series.lengths.max()) + self.horizon
-        covariates = self._known.rows(
-            read, series.lengths, before, lambda own: own.following(steps)
-        )
-        return NewSteps(rows, series.arrays, covariates, ends)
-
-    def _rolled(
-        self, values: Array, covariates: CovariateRows | None, stride: int, *, in_turn: bool = False
-    ) -> list[Array]:
-        """Return forecasts at the current position and every `stride` of the next steps.
-
-        `in_turn`: exactly as `predict` and `update` do, which takes longer.
-        """
-        values = applied(values, self.transform)
-        correct, rollout = self._correction, self._rollout
-        if self._tracker is None:
-            forecasts = rollout.forecasts_in_turn if in_turn else rollout.forecasts
-            found = forecasts(self._origin, values, covariates, stride)
-            return [correct(one, correct.units) for one in found]
-        _, every, shifts = correct.follow(self._tracker, rollout, values, covariates)
-        pairs = zip(every[::stride], shifts[::stride], strict=True)
-        return [correct(one, correct.units, shift) for one, shift in pairs]
-
     def _forecasts(self, form: Series, found: Array, ends: Sequence[Times | None]) -> Forecasts:
         values = found if self.quantiles is not None else found[..., 0]
         return Forecasts(values.astype(form.dtype), ends, self._levels)
+
+    def _tested(self, new: NewSteps, found: list[Array], stride: int) -> Any:
+        """Return forecasts ``(M, horizon, K, Q)`` of each time in the form of a backtest."""
+        rows = new.rows
+        like, form = self._like.take(rows), self._like.form.take(rows)
+        parts = [self._forecasts(like, one, [self._times[row] for row in rows]) for one in found]
+        steps = np.arange(len(found)) * stride
+        made = steps < new.lengths[:, None]
+        if form.tabular:
+            names = None if like.flat else like.names
+            return form.backtest(parts, steps, new.padded()[0], names, rows, made)
+        values = np.stack([one.values for one in parts])
+        values = values.squeeze(3) if like.flat else values
+        if form.kind == "dict":
+            return {key: values[made[n], n] for n, key in enumerate(form.ids)}
+        whole = np.full((len(found), len(self._times), *values.shape[2:]), np.nan, like.dtype)
+        whole[:, rows] = values
+        return whole.squeeze(1) if like.single else whole
 
     def _result(self, form: Series, found: Array, ends: Sequence[Times | None]) -> Any:
         result = self._forecasts(form, found, ends)

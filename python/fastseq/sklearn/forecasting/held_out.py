@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 
 from .conformal import Conformal, ShiftTracker
-from .covariate_rows import CovariateRows
+from .covariate_rows import CovariateRows, ends_together
 from .rollout import Rollout
 from .series import Array, by_length
 from .transforms import smeared, smearing_terms, undone
@@ -81,10 +81,10 @@ class Correction:
         transform: str | None,
         means: bool,
         conformal: bool,
-        validation: int,
+        apart: Array,
         weights: list[Array] | None,
     ) -> Correction:
-        """Measure the errors of a trained model on its `validation` steps.
+        """Measure the errors of a trained model on the steps that were held out.
 
         Parameters
         ----------
@@ -97,17 +97,18 @@ class Correction:
             training steps are used.
         conformal
             Whether to shift quantiles.
-        validation
-            Number of last steps that were held out.
+        apart
+            How many last steps of each series were held out, ``(N,)``: the same number, or none.
         weights
             Weights of values; those of weight 0 do not count.
         """
         means = means and transform is not None
         if not means and not conformal:
             return cls(transform, rollout.season)
-        each = units([one[: len(one) - validation] for one in arrays], rollout.season)
+        learnt = [one[: len(one) - steps] for one, steps in zip(arrays, apart, strict=True)]
+        each = units(learnt, rollout.season)
         found = cls(transform, rollout.season, each, np.median(each, axis=0))
-        chosen, steps = np.arange(len(arrays)), validation
+        chosen, steps = np.flatnonzero(apart), int(apart.max())
         if not steps:
             lengths = np.array([len(one) for one in arrays])
             chosen = np.flatnonzero(2 * lengths >= lengths.max())
@@ -124,6 +125,10 @@ class Correction:
             assert rollout.levels is not None
             return dataclasses.replace(found, conformal=Conformal.measure(errors, rollout.levels))
         return dataclasses.replace(found, terms=smearing_terms(errors[..., 0]))
+
+    def taken(self, rows: Array) -> Correction:
+        """Return the correction of forecasts of some of the training series."""
+        return dataclasses.replace(self, units=None if self.units is None else self.units[rows])
 
     def units_of(self, arrays: list[Array]) -> Array | None:
         """Return the units of series other than the training series."""
@@ -159,14 +164,17 @@ class Correction:
     ) -> ShiftTracker:
         """Return a tracker of the series from their end on."""
         assert self.conformal is not None
-        cut = [len(one) - rollout.horizon + 1 for one in arrays]
-        before, after = (None, None) if covariates is None else covariates.split(cut)
+        back = rollout.horizon - 1
+        cut = [max(len(one) - back, 1) for one in arrays]
+        before, after = (None, None) if covariates is None else covariates.split(cut, back)
         pairs = list(zip(arrays, cut, strict=True))
         origin = rollout.begin([one[:end] for one, end in pairs], before, scaling, static)
         shift = np.broadcast_to(
             self.conformal.shift, (len(arrays), *self.conformal.shift.shape)
         ).copy()
-        return ShiftTracker(shift, origin, np.stack([one[end:] for one, end in pairs]), after)
+        late = np.array([max(back - len(one) + 1, 0) for one in arrays])
+        values = ends_together([one[end:] for one, end in pairs], back, np.nan)
+        return ShiftTracker(shift, origin, values, after, late)
 
     def follow(
         self,
@@ -206,7 +214,7 @@ def _errors_of_last_steps(
     arrays = [arrays[n] for n in chosen]
     before = known = None
     if covariates is not None:
-        before, known = covariates.taken(chosen).split([len(one) - steps for one in arrays])
+        before, known = covariates.taken(chosen).split([len(one) - steps for one in arrays], steps)
     values = np.stack([one[-steps:] for one in arrays])
     origin = rollout.begin(
         [one[:-steps] for one in arrays], before, scaling.take(chosen),

@@ -180,32 +180,47 @@ class Rollout:
             None if past is None else past[:, -known:], origin.static,
         )  # fmt: skip
 
-    def advance_some(
-        self, origin: Origin, rows: Array, values: Array, covariates: CovariateRows | None
-    ) -> Origin:
-        """Advance the series in `rows` as `advance` does, and leave the others unchanged."""
-        each = (rows[:, None] * self.variables + np.arange(self.variables)).ravel()
+    def taken(self, origin: Origin, rows: Array) -> Origin:
+        """Return the origin of some of the series, with their states."""
+        each = self._each(rows)
         part = origin.take(each)
         if origin.state is None:
-            return origin.put(each, self.advance(part, values, covariates), None)
-        _, inputs = self._going_on(part, values, covariates)
-        dims = self._batch_dims(tree_map(lambda a: a[:1], inputs))
+            return part
+        state = take_rows(origin.state, self._dims_apart(), torch.from_numpy(each))
+        return dataclasses.replace(part, state=state)
+
+    def put(self, origin: Origin, rows: Array, part: Origin) -> Origin:
+        """Return the origin with that of some of the series replaced."""
+        each, state = self._each(rows), None
+        if origin.state is not None:
+            state = tree_map(torch.clone, origin.state)
+            index = torch.from_numpy(each)
+            put_rows(state, self._dims_apart(), index, part.state, len(origin.recent))
+        return origin.put(each, part, state)
+
+    def check_apart(self, origin: Origin) -> None:
+        """Raise ValueError if a part of the model's state is that of all series together."""
+        if origin.state is not None:
+            self._dims_apart()
+
+    def _each(self, rows: Array) -> Array:
+        """Return the rows of an `Origin` that are those of some of the series."""
+        return (rows[:, None] * self.variables + np.arange(self.variables)).ravel()
+
+    def _dims_apart(self) -> Tree:
+        dims = self._batch_dims()
         if any(dim < 0 for dim in tree_leaves(dims)):
             raise ValueError(
                 "module has a state that all series share: y must have the same number of steps of "
                 "each series"
             )
-        index = torch.from_numpy(each)
-        part = dataclasses.replace(part, state=take_rows(origin.state, dims, index))
-        part = self.advance(part, values, covariates)
-        state = tree_map(torch.clone, origin.state)
-        put_rows(state, dims, index, part.state, len(origin.recent))
-        return origin.put(each, part, state)
+        return dims
 
-    def _batch_dims(self, x: Tree) -> Tree:
-        """Return the dimension of the series in each part of the state; `x` is any input."""
+    def _batch_dims(self) -> Tree:
+        """Return the dimension of the series in each part of the state."""
         with in_mode(self._net, training=False):
             dtype = input_dtype(self._net)
+            x = self.est.learner.example
             return batch_dims(self._net, tree_map(lambda a: a.to(self.est.device, dtype), x))
 
     def _going_on(
@@ -393,8 +408,7 @@ class Rollout:
         copies = 1 if self.levels is None else _PATHS
         which = np.repeat(np.arange(count), copies)
         windows = self._windows_of(origin, _behind(covariates, known))
-        first = windows.inputs(known - 1, known)
-        stateful = self._going_on_from(self._copied(origin.state, first, which))
+        stateful = self._going_on_from(self._copied(origin.state, which))
         generator = np.random.default_rng(self.seed)
         scaling = origin.scaling.take(which)
         futures = np.empty((count * copies, self.horizon, width))
@@ -439,11 +453,11 @@ class Rollout:
             return ahead, None
         return ahead, torch.cat([windows.past[:, -self.lags :], ahead], 1)
 
-    def _copied(self, state: Tree, x: Tree, which: Array) -> Tree:
+    def _copied(self, state: Tree, which: Array) -> Tree:
         """Return the state with a row for each future."""
         if state is None or len(which) == len(np.unique(which)):
             return state
-        return take_rows(state, self._batch_dims(x), torch.from_numpy(which))
+        return take_rows(state, self._batch_dims(), torch.from_numpy(which))
 
 
 def _behind(covariates: CovariateRows | None, known: int) -> list[Array] | None:

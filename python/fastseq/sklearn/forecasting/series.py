@@ -127,6 +127,8 @@ def read_series(
     name: str,
     names: tuple[str, ...] | None = None,
     spacing: Spacing = Spacing(),  # noqa: B008 (it is frozen)
+    *,
+    empty: bool = False,
 ) -> Series:
     """Read series ``(T,)``, ``(T, K)``, ``(N, T, K)``, or a list of ``(T_i,)`` or ``(T_i, K)``.
 
@@ -142,6 +144,8 @@ def read_series(
         The columns that tables must have, put into this order. None: the first table's.
     spacing
         How far apart times must be.
+    empty
+        Whether series may have no steps.
 
     Raises
     ------
@@ -186,12 +190,13 @@ def read_series(
                 f"{place} must have as many variables as {places[0]}, got shapes {item.shape} and "
                 f"{items[0].shape}"
             )
-        if not item.size:
+        if not item.size and (len(item) or not empty):
             raise ValueError(f"{place} holds no values: its shape is {item.shape}")
         if np.isinf(item).any():
             step = int(np.argwhere(np.isinf(item))[0][0])
             raise ValueError(f"{place} is infinite at step {step}; NaN marks missing values")
-    arrays = [np.asarray(item, np.float64).reshape(len(item), -1) for item in items]
+    width = 1 if dims == 1 else items[0].shape[1]
+    arrays = [np.asarray(item, np.float64).reshape(len(item), width) for item in items]
     kinds = {item.dtype for item in items}
     dtype = np.result_type(kinds.pop(), np.float32) if len(kinds) == 1 else np.dtype(np.float64)
     columns = _columns(tables[0]) if tables else None

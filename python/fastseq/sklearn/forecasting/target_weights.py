@@ -198,7 +198,7 @@ def with_age(
 
 
 def weigh(
-    windows: Windows, weights: list[Array] | None, steps: Array | None, apart: int
+    windows: Windows, weights: list[Array] | None, steps: Array | None, apart: Array | int
 ) -> Windows:
     """Return windows with weights, which `normalised` turns into those of the loss.
 
@@ -211,7 +211,7 @@ def weigh(
     steps
         Of each step of the horizon, ``(H,)``; None: all 1.
     apart
-        Number of last steps to validate on.
+        Number of last steps of each series to validate on, ``(N,)``; 0: none.
 
     Raises
     ------
@@ -226,13 +226,14 @@ def weigh(
         laid[n, : len(own)] = torch.from_numpy(np.ascontiguousarray(own))
     targets[laid == 0] = torch.nan
     known = targets.isfinite()
-    ends = torch.from_numpy(windows.lengths)[:, None, None] - apart
+    ends = torch.from_numpy(windows.lengths - apart)[:, None, None]
     learnt = torch.arange(targets.shape[1])[:, None] < ends
     if not bool((known & learnt).any()):
         raise ValueError("no known value of y to learn from has a weight above 0")
-    if apart and not bool((known & ~learnt).any()):
+    held = int(np.max(apart))
+    if held and not bool((known & ~learnt).any()):
         raise ValueError(
-            f"no known value of the last {apart} steps, which are held out to validate on, has a "
+            f"no known value of the last {held} steps, which are held out to validate on, has a "
             "weight above 0: set validation to a larger number, or to 0"
         )
     laid /= laid[known].mean()  # a constant becomes 1 exactly

@@ -505,8 +505,8 @@ class Windows:
                 share += each[:, begin + 1 + h : begin + 1 + h + steps] / width
         return share.clamp_min(0).float()
 
-    def held_out(self, steps: int) -> Windows:
-        """Remove the last steps of each series from training; return the validation data.
+    def held_out(self, steps: Array) -> Windows:
+        """Remove the last steps of each series, ``(N,)``, from training; return validation data.
 
         These are the series with targets of these steps alone.
 
@@ -515,14 +515,15 @@ class Windows:
         ValueError
             Nothing is left to train on.
         """
-        if steps > self.lengths.min() - 2:
+        wrong = np.flatnonzero((steps > 0) & (steps > self.lengths - 2))
+        if wrong.size:
             raise ValueError(
-                f"validation={steps} leaves nothing to train on of a series of "
-                f"{self.lengths.min()} steps"
+                f"validation={steps[wrong[0]]} leaves nothing to train on of a series of "
+                f"{self.lengths[wrong[0]]} steps"
             )
         apart = self.targets.clone()
-        ends = torch.from_numpy(self.lengths)[:, None]
-        known = torch.arange(apart.shape[1]) < ends - steps
+        ends = torch.from_numpy(self.lengths - steps)[:, None]
+        known = torch.arange(apart.shape[1]) < ends
         self.targets[~known] = torch.nan
         apart[known] = torch.nan
         return dataclasses.replace(self, targets=apart)
