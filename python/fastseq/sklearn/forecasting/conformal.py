@@ -160,7 +160,7 @@ class ShiftTracker:
     shift
         ``(N, H, K, Q)``, in units of the series.
     behind
-        The position of series H - 1 steps ago, or after their first step.
+        The position of series H - 1 steps ago, or of short ones where a forecast first can be made.
     values, covariates
         Values and covariates of the last H - 1 steps, ``(N, H - 1, …)``.
     late

@@ -165,14 +165,14 @@ class Correction:
         """Return a tracker of the series from their end on."""
         assert self.conformal is not None
         back = rollout.horizon - 1
-        cut = [max(len(one) - back, 1) for one in arrays]
+        cut = [max(len(one) - back, rollout.lag or 1) for one in arrays]
         before, after = (None, None) if covariates is None else covariates.split(cut, back)
         pairs = list(zip(arrays, cut, strict=True))
         origin = rollout.begin([one[:end] for one, end in pairs], before, scaling, static)
         shift = np.broadcast_to(
             self.conformal.shift, (len(arrays), *self.conformal.shift.shape)
         ).copy()
-        late = np.array([max(back - len(one) + 1, 0) for one in arrays])
+        late = np.array([back - len(one) + end for one, end in pairs])
         values = ends_together([one[end:] for one, end in pairs], back, np.nan)
         return ShiftTracker(shift, origin, values, after, late)
 
