@@ -374,7 +374,7 @@ def test_bad_parameters_are_told(kw, error, match):
         (np.zeros(1), None, "y has 1 steps, but"),
         ([np.zeros(9), np.zeros(0)], None, r"y\[1\] holds no values"),
         (np.zeros((5, 30)), None, r"for 5 series of 30 steps pass list\(y\)"),
-        ([np.zeros(9), np.full(9, NAN)], None, r"y\[1\] has no known values of variable 0"),
+        ([np.full(9, NAN)] * 2, None, r"y\[0\] has no known values of variable 0 \(and 1 others"),
         (np.zeros(9), np.zeros((8, 2)), "X must cover the steps of y: 9 steps, got 8"),
         (np.zeros(9), np.zeros((10, 2)), "X must cover the steps of y: 9 steps, got 10"),
         (np.zeros(9), np.full((9, 1), NAN), "X is NaN at step 0"),

@@ -13,7 +13,7 @@ from .calendar_features import Calendar
 from .covariate_encoder import CovariateSizes
 from .covariate_rows import CovariateRows
 from .covariates import Covariates
-from .series import Array, Series
+from .series import Array, Series, unknown_variables
 from .static_covariates import StaticColumns, by_id
 from .times import Spacing, Times, is_table
 
@@ -190,10 +190,16 @@ def choose(
     x: Covariates | None,
     times: Sequence[Times | None],
 ) -> tuple[AutomaticSettings, AllCovariates]:
-    """Choose parameters and features; see `AutomaticSettings.of` and `AllCovariates.start`."""
-    known = AllCovariates.start(x, times, params)
+    """Choose parameters and features; see `AutomaticSettings.of` and `AllCovariates.start`.
+
+    Series without any known value do not count, unless that is so of all.
+    """
+    rows = np.flatnonzero(~unknown_variables(series.arrays).all(axis=1))
+    rows = rows if rows.size else np.arange(len(times))
+    known = AllCovariates.start(x, [times[row] for row in rows.tolist()], params)
     columns = len(known.sizes.ahead) + len(known.sizes.past)
-    return AutomaticSettings.of(params, series.lengths, series.variables, season, columns), known
+    lengths = series.lengths[rows]
+    return AutomaticSettings.of(params, lengths, series.variables, season, columns), known
 
 
 def _refuse(given: Any) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from .conformal import steps_to_hold_out
 from .forecast_parameters import season_lag
-from .series import Array, by_length
+from .series import Array, unknown_variables
 
 __all__ = ["SEGMENT_RNN", "AutomaticSettings", "least_steps"]
 
@@ -113,12 +113,9 @@ class AutomaticSettings:
         """
         if not self.validation:
             return np.zeros(len(arrays), np.int64)
-        least = self.left + self.validation
-        enough = np.zeros(len(arrays), bool)
-        for rows, block in by_length(arrays):
-            learnt = block.shape[1] - self.validation
-            if block.shape[1] >= least:
-                enough[rows] = np.isfinite(block[:, :learnt]).any(axis=1).all(axis=1)
+        learnt = [one[: max(len(one) - self.validation, 0)] for one in arrays]
+        enough = np.array([len(one) >= self.left for one in learnt])
+        enough &= ~unknown_variables(learnt).any(axis=1)
         return np.where(enough | ~enough.any(), self.validation, 0)
 
     @classmethod

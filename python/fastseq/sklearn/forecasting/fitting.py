@@ -34,8 +34,9 @@ from .last_steps import LastSteps
 from .new_steps import NewSteps
 from .rollout import PATH_LEVELS, Origin, Rollout
 from .segment_rnn import SegmentRNN
-from .series import Array, Series, split_variables
+from .series import Array, split_variables
 from .target_weights import normalised, weigh
+from .training_series import TrainingSeries
 from .windows import SeriesScaling, Windows
 
 __all__ = ["ForecastTraining", "all_or_nothing"]
@@ -179,21 +180,11 @@ class ForecastTraining(SequenceEstimator):
     def _levels(self) -> tuple[float, ...] | None:
         return None if self.quantiles is None else tuple(map(float, self.quantiles))
 
-    def _task(
-        self,
-        series: Series,
-        covariates: CovariateRows | None,
-        static: Array | None,
-        sizes: CovariateSizes,
-        scaling: SeriesScaling,
-        weights: list[Array] | None,
-        apart: Array,
-    ) -> _Forecasting:
-        """Return the training problem of series, with covariates of these `sizes`.
-
-        `weights` are of the values of series; the last `apart` steps of each are held out.
-        """
-        settings, arrays = self._settings, series.arrays
+    def _task(self, data: TrainingSeries, sizes: CovariateSizes) -> _Forecasting:
+        """Return the training problem of series, with covariates of these `sizes`."""
+        settings, series, apart = self._settings, data.series, data.apart
+        arrays, covariates, static = series.arrays, data.covariates, data.static
+        scaling, weights = data.scaling, data.weights
         steps = int((series.lengths - apart).max())
         if settings.apart:
             scaling = scaling.apart(len(arrays))

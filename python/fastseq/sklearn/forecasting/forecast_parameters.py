@@ -14,7 +14,7 @@ from ...training.spec import check_count
 from ..hyperparameters import NETWORKS
 from .calendar_features import FEATURES
 from .forecast_losses import LOSSES
-from .series import Array, Series, by_length
+from .series import Array, Series, unknown_variables
 from .transforms import TRANSFORMS
 
 __all__ = ["check_lengths", "check_parameters", "season_lag"]
@@ -170,21 +170,27 @@ def check_lengths(
     shortest: int | None = None,
     known: bool = True,
     apart: Array | None = None,
+    together: bool = False,
 ) -> None:
-    """Raise unless all series have `least` steps, and, if `known`, any known value.
+    """Raise unless all series have `least` steps, and, if `known`, enough known values.
 
     If `shortest` is given, only the longest needs `least` steps, the others so many. For known
-    values, the last `apart` steps of each, ``(N,)``, do not count.
+    values, the last `apart` steps of each, ``(N,)``, do not count. Series without any known value
+    pass, if others have some; `together`: not those that lack only some of the variables.
     """
-    if shortest is not None and shortest < least <= series.lengths.max():
-        least, why = shortest, "each series"
     lengths, unknown = series.lengths, np.zeros((len(series.arrays), series.variables), bool)
     apart = np.zeros_like(lengths) if apart is None else apart
+    lacking = unknown
     if known:
         learnt = [one[: max(len(one) - n, 0)] for one, n in zip(series.arrays, apart, strict=True)]
-        for rows, block in by_length(learnt):
-            unknown[rows] = np.isnan(block).all(axis=1)
-    wrong = np.flatnonzero((lengths < least) | unknown.any(axis=1))
+        unknown, never = unknown_variables(learnt), unknown_variables(series.arrays)
+        lacking = unknown & (~never | unknown.all(axis=0))
+        lacking |= unknown & ~unknown.all(axis=1, keepdims=True) & together
+    counted = lengths[~unknown.all(axis=1) | lacking.any(axis=1)]
+    if shortest is not None and shortest < least <= counted.max():
+        least, why = shortest, "each series"
+    short = (lengths < least) & (~unknown.all(axis=1) | lacking.any(axis=1))
+    wrong = np.flatnonzero(short | lacking.any(axis=1))
     if wrong.size:
         first = int(wrong[0])
         place = "y" if series.single else f"y[{(series.ids or range(first + 1))[first]!r}]"
@@ -194,7 +200,7 @@ def check_lengths(
         before = " before the steps to validate on" if apart[first] else ""
         advice = "" if series.single else ": leave such series out"
         raise ValueError(
-            f"{place} has no known values of variable {unknown[first].argmax()}{before}{others}"
+            f"{place} has no known values of variable {lacking[first].argmax()}{before}{others}"
             f"{advice}"
         )
     if known and series.single and series.variables > series.lengths[0] > 1:

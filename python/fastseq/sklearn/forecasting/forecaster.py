@@ -19,7 +19,6 @@ from .all_covariates import choose, first_read
 from .automatic_settings import SEGMENT_RNN, least_steps
 from .baselines import Baselines
 from .conformal import check_held_out
-from .covariate_rows import CovariateRows
 from .fitting import all_or_nothing
 from .forecast_accuracy import accuracy, middle, outcomes
 from .forecast_parameters import check_lengths, check_parameters
@@ -35,8 +34,8 @@ from .series import Array, Series, read_series, refuse_identifiers
 from .skill_score import skill
 from .target_weights import column_of_weights, read_series_weights, with_age
 from .times import Spacing, Times, ends_of
+from .training_series import TrainingSeries
 from .transforms import applied, check_domain, transformed
-from .windows import SeriesScaling
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -232,8 +231,6 @@ class SequenceForecaster(GoingOn):
     3     south 2024-03-02
     """
 
-    _scaling: SeriesScaling  # of the training series
-
     def __init__(
         self,
         horizon: int = 1,
@@ -399,7 +396,10 @@ class SequenceForecaster(GoingOn):
             check_held_out(self._levels or (), self.horizon, settings.validation, count)
         shortest = 1 if settings.takes_short else settings.left
         least = least_steps(settings)
-        check_lengths(series, least, self._needs(), shortest=shortest, apart=apart)
+        check_lengths(
+            series, least, self._needs(), shortest=shortest, apart=apart,
+            together=not settings.apart,
+        )  # fmt: skip
         if not goes_on:
             known, read = known.measured(read, apart=apart, scaled=scaled)
         known, fixed = known.of_series(static, series, self.id_col, scaled=scaled)
@@ -409,14 +409,15 @@ class SequenceForecaster(GoingOn):
         else:
             ends = zip(series.arrays, apart.tolist(), strict=True)
             scaling = self._measure([one[: len(one) - steps] for one, steps in ends])
-        task = self._task(series, covariates, fixed, known.sizes, scaling, of_values, apart)
+        data = TrainingSeries(series, covariates, fixed, scaling, of_values, apart)
+        task = self._task(data.taken(data.known), known.sizes)
         # Callbacks may write into them.
         given |= {"y": data_copy(given["y"]), "X": data_copy(given["X"])}
         self._train(task, start)
         self.n_features_in_ = series.variables
         self._known, self._scaling = known, scaling
         self._rollout = self._make_rollout(start.seed)
-        self._correct(series.arrays, covariates, fixed, scaling, of_values, apart)
+        self._correct(data)
         self._origin = self._rollout.begin(series.arrays, covariates, scaling, fixed)
         self._last = LastSteps.of(series.arrays, covariates, self._rows())
         self._baselines = Baselines.measure(raw, self._settings.season)
@@ -545,7 +546,7 @@ class SequenceForecaster(GoingOn):
         check_parameters(self.get_params(deep=False))
         start = self._begin(self._form, partial=True)
         new = self._following(y, X)
-        self._learn_on(self._last, self._seen(new), self._origin, start)
+        self._learn_on(self._last, self._seen(new), self._awake(new)[0], start)
         self._advance(new)
         return self
 
@@ -660,9 +661,11 @@ class SequenceForecaster(GoingOn):
         values, _ = new.padded()
         found = np.stack(self._rolled(new, stride))
         simple = self._baselines.taken(new.rows)
+        points = middle(found, levels)
+        actual = outcomes(values, self.horizon, stride)
         table = accuracy(
-            outcomes(values, self.horizon, stride),
-            {own: middle(found, levels), **simple.forecasts_of(values, self.horizon, stride)},
+            np.where(np.isnan(points), np.nan, actual),
+            {own: points, **simple.forecasts_of(values, self.horizon, stride)},
             simple.scale, {} if levels is None else {own: found}, levels,
         )  # fmt: skip
         if not per_series:
@@ -691,32 +694,25 @@ class SequenceForecaster(GoingOn):
         values, _ = new.padded()
         found = np.concatenate(self._rolled(new, self.horizon), axis=1)
         steps = values.shape[1]
-        flat = found[:, :steps].reshape(-1, *found.shape[2:])
+        found = found[:, :steps]
+        values = np.where(np.isnan(found[..., 0]), np.nan, values)
+        flat = found.reshape(-1, *found.shape[2:])
         return skill(flat, values.reshape(-1, values.shape[2]), self._levels)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the training data out."""
         return {**super().__getstate__(), "_data": None}
 
-    def _correct(
-        self,
-        arrays: list[Array],
-        covariates: CovariateRows | None,
-        static: Array | None,
-        scaling: SeriesScaling,
-        weights: list[Array] | None,
-        apart: Array,
-    ) -> None:
+    def _correct(self, data: TrainingSeries) -> None:
         """Measure the corrections of the model's forecasts."""
-        data = arrays, covariates, static, scaling
         self._correction = Correction.measure(
-            self._rollout, *data, transform=self.transform,
+            self._rollout, data, transform=self.transform,
             means=self._levels is None and self._settings.loss == "mse",
-            conformal=self.conformal is not None, apart=apart, weights=weights,
+            conformal=self.conformal is not None,
         )  # fmt: skip
         self._tracker = None
         if self.conformal == "adaptive":
-            self._tracker = self._correction.tracker(self._rollout, *data)
+            self._tracker = self._correction.tracker(self._rollout, data)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_origin")

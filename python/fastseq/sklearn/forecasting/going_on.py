@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from .series import Array, Series, read_series, refuse_identifiers
 from .target_weights import end_with_series
 from .times import Spacing, Times
 from .transforms import applied, check_domain
+from .windows import SeriesScaling
 
 __all__ = ["GoingOn"]
 
@@ -38,6 +40,7 @@ class GoingOn(ForecasterFiles):
     target_col: str
 
     _known: AllCovariates
+    _scaling: SeriesScaling  # of the training series
     _origin: Origin  # the current position of the series
     _correction: Correction
     _tracker: ShiftTracker | None  # of adaptive conformal quantiles
@@ -68,7 +71,8 @@ class GoingOn(ForecasterFiles):
             raise ValueError(
                 f"y must have {self.n_features_in_} variables, as in fit, got {series.variables}"
             )
-        check_lengths(series, least, self._needs(), known=known)
+        together = not self._settings.apart
+        check_lengths(series, least, self._needs(), known=known, together=together)
         check_domain(series, self.transform, "y")
         return series
 
@@ -123,8 +127,45 @@ class GoingOn(ForecasterFiles):
         """Return steps as the model sees them: transformed."""
         return dataclasses.replace(new, arrays=[applied(one, self.transform) for one in new.arrays])
 
+    def _woken(self, origin: Origin, rows: Array, arrays: Sequence[Array]) -> Origin:
+        """Return an origin that scales series of which the first value has come now.
+
+        They are scaled as series of that single value, however many come at once.
+
+        Parameters
+        ----------
+        origin
+            The position of series.
+        rows, arrays
+            Which of them have next steps, and these, ``(n_i, K)``.
+        """
+        each = self._rollout.rows_of(rows)
+        unknown = origin.unknown[each]
+        if not self._scales_each or not unknown.any():
+            return origin
+        first = [one[(~np.isnan(one)).argmax(axis=0), np.arange(one.shape[1])][None]
+                 for one in arrays]  # fmt: skip
+        found = self._measure(first, self._scaling)
+        found = found.apart(len(rows)) if self._settings.apart else found
+        own = origin.scaling.take(each)
+        now = unknown & ~np.isnan(np.concatenate(first)).reshape(unknown.shape)
+        scaling = SeriesScaling(
+            np.where(now, found.center, own.center), np.where(now, found.scale, own.scale),
+            None if own.change is None else np.where(now, found.scale, own.change),
+        )  # fmt: skip
+        return dataclasses.replace(origin, scaling=origin.scaling.put(each, scaling))
+
+    def _awake(self, new: NewSteps) -> tuple[Origin, ShiftTracker | None]:
+        """Return the position of all series, and the tracker's, ready for their next steps."""
+        arrays, tracker = self._seen(new).arrays, self._tracker
+        if tracker is not None:
+            before = zip(tracker.values[new.rows], arrays, strict=True)
+            behind = self._woken(tracker.behind, new.rows, [np.concatenate(a) for a in before])
+            tracker = dataclasses.replace(tracker, behind=behind)
+        return self._woken(self._origin, new.rows, arrays), tracker
+
     def _advance(self, new: NewSteps) -> None:
-        origin, tracker, baselines = self._origin, self._tracker, self._baselines
+        (origin, tracker), baselines = self._awake(new), self._baselines
         rollout, times = self._rollout, list(self._times)
         for part in new.by_length():
             rows, (values, covariates) = part.rows, part.stacked()
@@ -162,7 +203,7 @@ class GoingOn(ForecasterFiles):
             Forecast exactly as `predict` and `update` do, which takes longer.
         """
         correct, rollout = self._correction, self._rollout
-        origin, tracker = self._origin, self._tracker
+        origin, tracker = self._awake(new)
         if len(new.rows) < len(self._times):
             correct, origin = correct.taken(new.rows), rollout.taken(origin, new.rows)
             tracker = None if tracker is None else tracker.taken(rollout, new.rows)

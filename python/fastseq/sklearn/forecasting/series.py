@@ -32,6 +32,7 @@ __all__ = [
     "refuse_identifiers",
     "split_variables",
     "spread",
+    "unknown_variables",
 ]  # fmt: skip
 
 Array = np.ndarray
@@ -421,6 +422,21 @@ def by_length(
         for begin in range(0, len(rows), most):
             some = rows[begin : begin + most]
             yield some, np.stack([arrays[n] for n in some])
+
+
+def unknown_variables(arrays: Sequence[Array]) -> Array:
+    """Return which variables of series ``(T_i, K)`` have no known value, ``(N, K)``.
+
+    Examples
+    --------
+    >>> unknown_variables([np.array([[np.nan, 1.0]]), np.array([[2.0, 3.0]])])
+    array([[ True, False],
+           [False, False]])
+    """
+    found = np.empty((len(arrays), arrays[0].shape[1]), bool)
+    for rows, block in by_length(arrays):
+        found[rows] = np.isnan(block).all(axis=1)
+    return found
 
 
 def filled(values: Array, before: Array | None = None) -> Array:
