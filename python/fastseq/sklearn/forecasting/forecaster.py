@@ -52,7 +52,8 @@ class SequenceForecaster(GoingOn):
     Pass one series ``(T,)`` or ``(T, K)`` (K variables), or a panel: an array
     ``(N, T, K)``, or a list or dictionary of ``(T_i,)`` or ``(T_i, K)`` of any lengths (turn an
     array ``(N, T)`` into a list by ``list(y)``). NaN marks missing values: they are not learnt, and
-    the model sees the last known value in their place.
+    the model sees the last known value in their place. A series of a panel without any known value
+    is not forecast (NaN) until one has come; then it is as a series that has just begun.
 
     The index of a pandas Series or DataFrame is the time. Dates may be in any order, but must be
     equally far apart; missing dates are missing values. Covariates must have the same times, and
@@ -129,9 +130,11 @@ class SequenceForecaster(GoingOn):
     conformal
         "split": quantiles are shifted so that they hold on the held-out part: for each step of the
         horizon by the empirical quantile of actual values less forecasts, in units of each series'
-        mean change over a season, or a step. "adaptive": from there on, the shifts of each series
-        follow how often its quantiles miss, as `update` and `backtest` bring actual values; other
-        series, given to `predict`, get the shifts of "split". None: quantiles are those learnt.
+        mean change over a season, or a step. Shifts are those of all series together, so series
+        too short to hold steps out have them, too. "adaptive": from there on, the shifts of each
+        series follow how often its quantiles miss, as `update` and `backtest` bring actual values;
+        other series, given to `predict`, get the shifts of "split". None: quantiles are those
+        learnt.
     lags
         Number of last values the model sees at each step. Recurrent models remember earlier values;
         a model without state needs as many as matter. None: 1; for "segrnn" 4 horizons or 2
@@ -172,9 +175,10 @@ class SequenceForecaster(GoingOn):
     validation
         Number of last steps of each series to hold out: the loss of their forecasts goes into the
         history after each epoch, for callbacks such as early stopping. "segrnn" keeps the weights
-        of the best epoch, or repeats the last season if that is better. 0: none. None: none; for
-        "segrnn" a tenth of long series; with `conformal` as many as quantiles need, or up to a
-        quarter of the shortest series.
+        of the best epoch, or repeats the last season if that is better. Of series of a panel that
+        are too short, or of which nothing is known before these steps, none are held out. 0: none.
+        None: none; for "segrnn" a tenth of long series; with `conformal` as many as quantiles need,
+        or up to a quarter of the shortest series that is long enough.
     random_state
         Seed of weights, order and drawn futures: an integer, a generator, or None.
     device
@@ -389,17 +393,7 @@ class SequenceForecaster(GoingOn):
         if known is None:
             season = common_season([spacing.given] if spacing.given else series.freqs)
             self._settings, known = choose(params, series, season, x, times)
-        settings, scaled = self._settings, self.scale is not None
-        apart = settings.held_out(series.arrays)
-        if self.conformal is not None:
-            count = int((apart > 0).sum())
-            check_held_out(self._levels or (), self.horizon, settings.validation, count)
-        shortest = 1 if settings.takes_short else settings.left
-        least = least_steps(settings)
-        check_lengths(
-            series, least, self._needs(), shortest=shortest, apart=apart,
-            together=not settings.apart,
-        )  # fmt: skip
+        apart, scaled = self._held_out(series), self.scale is not None
         if not goes_on:
             known, read = known.measured(read, apart=apart, scaled=scaled)
         known, fixed = known.of_series(static, series, self.id_col, scaled=scaled)
@@ -507,9 +501,9 @@ class SequenceForecaster(GoingOn):
         Parameters
         ----------
         y
-            The next steps of the series that `fit` got, in their form; for a panel, equally many
-            of each. A long frame or a dictionary may have some of the series, and any number of
-            steps of each.
+            The next steps of the series that `fit` got, in their form; of a panel any number of
+            each. A long frame or a dictionary may have some of the series; in a list, series
+            without new steps are empty.
         X
             Covariates of these steps, if `fit` got some.
 
@@ -580,6 +574,11 @@ class SequenceForecaster(GoingOn):
             quantiles. The last forecasts may reach beyond `y`: there, covariates are assumed
             average, except those of the calendar.
 
+            Each series of a panel is forecast as long as it has steps in `y`: frames have no rows
+            of other times, or of series without steps. Dictionaries of arrays have as many
+            forecasts of each series as were made; the array of a list has all times, and NaN where
+            a series has no steps left.
+
         Raises
         ------
         ValueError, TypeError
@@ -610,8 +609,9 @@ class SequenceForecaster(GoingOn):
         These are the naive forecast (the last known value), the seasonal naive one (the values of
         the last season, if there is a `season`), and drift (the line through the first and the last
         known value). Forecasts are made as by `backtest`; steps whose value is missing, or beyond
-        the end of `y`, do not count. `utilsforecast` computes the measures: a series' value is the
-        mean over all its forecasts, and each variable counts as a series.
+        the end of a series, do not count, nor do series without steps in `y`. `utilsforecast`
+        computes the measures: a series' value is the mean over all its forecasts, and each variable
+        counts as a series.
 
         Parameters
         ----------
@@ -702,6 +702,20 @@ class SequenceForecaster(GoingOn):
     def __getstate__(self) -> dict[str, Any]:
         """Leave the training data out."""
         return {**super().__getstate__(), "_data": None}
+
+    def _held_out(self, series: Series) -> Array:
+        """Return how many last steps of each series to hold out; raise if too little is left."""
+        settings = self._settings
+        apart = settings.held_out(series.arrays)
+        if self.conformal is not None:
+            count = int((apart > 0).sum())
+            check_held_out(self._levels or (), self.horizon, settings.validation, count)
+        check_lengths(
+            series, least_steps(settings), self._needs(),
+            shortest=1 if settings.takes_short else settings.left, apart=apart,
+            together=not settings.apart,
+        )  # fmt: skip
+        return apart
 
     def _correct(self, data: TrainingSeries) -> None:
         """Measure the corrections of the model's forecasts."""

@@ -141,8 +141,6 @@ class GoingOn(ForecasterFiles):
         """
         each = self._rollout.rows_of(rows)
         unknown = origin.unknown[each]
-        if not self._scales_each or not unknown.any():
-            return origin
         first = [one[(~np.isnan(one)).argmax(axis=0), np.arange(one.shape[1])][None]
                  for one in arrays]  # fmt: skip
         found = self._measure(first, self._scaling)
@@ -157,12 +155,16 @@ class GoingOn(ForecasterFiles):
 
     def _awake(self, new: NewSteps) -> tuple[Origin, ShiftTracker | None]:
         """Return the position of all series, and the tracker's, ready for their next steps."""
-        arrays, tracker = self._seen(new).arrays, self._tracker
+        origin, tracker = self._origin, self._tracker
+        first = origin if tracker is None else tracker.behind
+        if not self._scales_each or not first.unknown.any():
+            return origin, tracker
+        arrays = self._seen(new).arrays
         if tracker is not None:
             before = zip(tracker.values[new.rows], arrays, strict=True)
             behind = self._woken(tracker.behind, new.rows, [np.concatenate(a) for a in before])
             tracker = dataclasses.replace(tracker, behind=behind)
-        return self._woken(self._origin, new.rows, arrays), tracker
+        return self._woken(origin, new.rows, arrays), tracker
 
     def _advance(self, new: NewSteps) -> None:
         (origin, tracker), baselines = self._awake(new), self._baselines

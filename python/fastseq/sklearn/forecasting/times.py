@@ -363,12 +363,18 @@ def check_follows(times: Times | None, given: Times, name: str) -> Times:
     following = times.following(len(given.index))
     if given.mean_nothing:
         return dataclasses.replace(times, index=following)
-    _check_same(given.index, following, name, "the steps that follow")
+    advice = ""
+    if kind_of(given.index) == kind_of(following) and _aware(given.index) == _aware(following):
+        late = given.index[0] > following[0]
+        advice = "; if steps between them have no values, add rows of NaN" if late else ""
+    _check_same(given.index, following, name, "the steps that follow", advice)
     # Dates stay in their time zone; numbers are not summed up, with their rounding.
     return dataclasses.replace(times, index=given.index if numbers else following)
 
 
-def _check_same(index: pd.Index, expected: pd.Index, name: str, what: str) -> None:
+def _check_same(
+    index: pd.Index, expected: pd.Index, name: str, what: str, advice: str = ""
+) -> None:
     if kind_of(index) != kind_of(expected):
         raise ValueError(
             f"the index of {name} has {kind_of(index)}, but that of {what} has {kind_of(expected)}"
@@ -385,7 +391,7 @@ def _check_same(index: pd.Index, expected: pd.Index, name: str, what: str) -> No
             )
         raise ValueError(
             f"{name} must have the times of {what}: that of step {row} is {expected[row]}, got "
-            f"{index[row]}"
+            f"{index[row]}{advice}"
         )
 
 
