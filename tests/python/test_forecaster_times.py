@@ -210,7 +210,7 @@ def test_frequencies_are_found_and_gaps_filled(freq, tz, start, steps, data):
     times, rows = regular(index, "y")
     assert rows is None
     assert (times.following(5) == whole[steps:]).all()
-    assert (times.after(3).index == whole[steps + 2 : steps + 3]).all()
+    assert (times.then(3).end.index == whole[steps + 2 : steps + 3]).all()
     lost = data.draw(st.lists(st.integers(1, steps - 2), max_size=steps // 4, unique=True))
     left = index.delete(lost)
     same = regular(left, "y", Spacing(times.freq))

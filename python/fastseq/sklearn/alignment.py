@@ -77,7 +77,7 @@ def _end(
         return None if times is None else times.end
     given = zip((own, other), names, strict=True)
     found = [check_follows(last, one, name) for one, name in given if one is not None]
-    return found[0].end if found else last.after(steps)
+    return found[0].end if found else last.then(steps).end
 
 
 def check_ahead(x: Series, before: Sequence[Times | None]) -> None:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .frequencies import Frequency, grid, infer, kind_of, on_grid, setting_of, text_of
+from .frequencies import (
+    Frequency, advice_on, grid, infer, kind_of, on_grid, setting_of, text_of,
+)  # fmt: skip
 from .polars_frames import is_polars, kinds_of, to_pandas
 from .result_forms import Form
 from .times import MISSING, Spacing, is_table, refuse_long_gap
@@ -371,10 +373,10 @@ def _on_grids(
             one = int(np.searchsorted(ends, row, side="right"))
             raise ValueError(
                 f"{why}, but {name}[{ids[one]!r}] has the time {times[when[row]]}, which is not "
-                "one of its steps: pass freq=…, or make times regular"
+                f"one of its steps: {advice_on(times[when[ends[one] - counts[one] : ends[one]]])}"
             )
         steps[rows] = found
-        whole = grid(times[begin : begin + 1], freq, int(place[last[mine]].max()) + 1)
+        whole = grid(times[begin:], freq, int(place[last[mine]].max()) + 1)
         parts: dict[tuple[int, int], pd.Index] = {}
         starts, stops = place[first[mine]].tolist(), (place[last[mine]] + 1).tolist()
         for series, start, stop in zip(mine.tolist(), starts, stops, strict=True):

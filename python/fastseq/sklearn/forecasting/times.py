@@ -11,6 +11,8 @@ import numpy as np
 
 from .frequencies import (
     Frequency,
+    advice_on,
+    clock_of,
     coarser,
     equal,
     grid,
@@ -71,6 +73,9 @@ class Times:
     column
         Whether they come from a column of times. Otherwise numbers that count from 0, like the
         index of any new table, are not times.
+    clock
+        The steps' time of day, if clocks were put forward over it before the last one, which is
+        therefore later.
 
     Examples
     --------
@@ -83,11 +88,13 @@ class Times:
     index: pd.Index
     freq: Frequency | None
     column: bool = False
+    clock: pd.Timedelta | None = None
 
     @property
     def end(self) -> Times:
         """The time of the last step only."""
-        return dataclasses.replace(self, index=self.index[-1:])
+        clock = clock_of(self.index, -1) if len(self.index) > 1 else self.clock
+        return dataclasses.replace(self, index=self.index[-1:], clock=clock)
 
     @property
     def mean_nothing(self) -> bool:
@@ -101,15 +108,17 @@ class Times:
                 f"the times after {self.index[-1]}, the only one of its series, are unknown: pass "
                 "freq=…"
             )
-        return grid(self.index[-1:], self.freq, count + 1)[1:]
+        return grid(self.index[-1:], self.freq, count + 1, self.end.clock)[1:]
 
     def reaching(self, ahead: int) -> pd.Index:
         """Return the index, and that of the next steps."""
         return self.index.append(self.following(ahead))
 
-    def after(self, count: int) -> Times:
-        """Return the time of the last of the next `count` steps."""
-        return dataclasses.replace(self, index=self.following(count)[-1:])
+    def then(self, count: int) -> Times:
+        """Return the times of the next `count` steps."""
+        index = self.following(count)
+        clock = clock_of(self.index[-1:].append(index), -1)
+        return dataclasses.replace(self, index=index, clock=clock)
 
 
 def ends_of(series: Iterable[Times | None]) -> list[Times | None]:
@@ -207,7 +216,9 @@ def _at(index: pd.Index, name: str, freq: Frequency) -> tuple[Times, Array | Non
     if steps is None:
         ends = (k for k in range(2, len(index) + 1) if places(index[:k], freq) is None)
         row = 0 if places(index[:1], freq) is None else next(ends) - 1
-        raise ValueError(f"{named}, but {name} has {index[row]}, which is not a time of it")
+        raise ValueError(
+            f"{named}, but {name} has {index[row]}, which is not a time of it: {advice_on(index)}"
+        )
     return _filled(index, freq, steps)
 
 
@@ -360,12 +371,12 @@ def check_follows(times: Times | None, given: Times, name: str) -> Times:
     numbers = kind_of(given.index) == "numbers"
     if times is None or times.freq is None or (times.mean_nothing and not numbers):
         return given
-    following = times.following(len(given.index))
+    then = times.then(len(given.index))
     if given.mean_nothing:
-        return dataclasses.replace(times, index=following)
-    _check_same(given.index, following, name, "the steps that follow")
+        return then
+    _check_same(given.index, then.index, name, "the steps that follow")
     # Dates stay in their time zone; numbers are not summed up, with their rounding.
-    return dataclasses.replace(times, index=given.index if numbers else following)
+    return dataclasses.replace(then, index=given.index) if numbers else then
 
 
 def _check_same(index: pd.Index, expected: pd.Index, name: str, what: str) -> None:
