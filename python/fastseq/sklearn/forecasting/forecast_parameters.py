@@ -132,6 +132,11 @@ def _check_columns(given: dict[str, Any]) -> None:
     found: dict[str, str] = {}
     for parameter in ("id_col", "time_col", "target_col"):
         name = given[parameter]
+        if isinstance(name, list | tuple | set):
+            raise TypeError(
+                f"{parameter} must be the name of one column, got {name!r}: join several columns "
+                "of ids into one, such as region + '/' + shop"
+            )
         if name in ("cutoff", "forecast"):
             raise ValueError(
                 f"{parameter} is {name!r}, but forecasts have another column of that name"

@@ -13,6 +13,7 @@ from torch import Tensor, nn, optim
 
 from ...training.spec import check_count
 from ..alignment import (
+    after_gaps,
     aligned,
     check_ahead,
     check_by_id,
@@ -491,7 +492,7 @@ class SequenceForecaster(ForecasterFiles):
             if static is not None:
                 raise ValueError("static is given without y: leave it out, fit got it already")
             what = "the horizon, the steps that follow"
-            X = self._columns.covariates(X, self._spacing)  # noqa: N806
+            X = self._ahead(X)  # noqa: N806
             read = known.read_ahead(X, form, steps, what, self._spacing)
             if read is not None:
                 check_ahead(read, self._times)
@@ -502,6 +503,7 @@ class SequenceForecaster(ForecasterFiles):
             arrays = [applied(one, self.transform) for one in form.arrays]
             beyond = 0 if read is None else len(read.arrays[0]) - int(form.lengths[0])
             ends = check_together(form, read, ahead=beyond)
+            known.check_zones(ends, self._times)
             covariates = known.rows(read, form.lengths, ends, lambda own: own.reaching(steps))
             _, fixed = known.of_series(static, form, self.id_col)
             scaling = self._scaling
@@ -615,7 +617,7 @@ class SequenceForecaster(ForecasterFiles):
             return form.stacked([self._result(self._like, one, self._times) for one in found])
         parts = [self._forecasts(self._like, one, self._times) for one in found]
         steps = range(0, values.shape[1], stride)
-        names = None if self._like.flat else self._like.names
+        names = None if self._like.flat else form.labels[0]
         return form.backtest(parts, steps, values, names)
 
     def _refitted(
@@ -637,7 +639,8 @@ class SequenceForecaster(ForecasterFiles):
         elif weights is not None and end_with_series(weights, self._like):
             raise ValueError(
                 "backtest with refit= needs weights of the later steps, too, but those of fit are "
-                "of its time steps: pass them as a column of a long frame, or one for each series"
+                "of its time steps only: pass long frames to fit and backtest, with a column of "
+                'weights, and weights="its name" to fit; or use half_life= or a weight per series'
             )
         before = Before(tuple(self._times), self._like.ids, self._columns)
         found: list[Array] = []
@@ -741,10 +744,20 @@ class SequenceForecaster(ForecasterFiles):
         Parameters
         ----------
         y, X
-            As in `update`.
+            As in `update`. Without `X`, data with times may begin later than at the next step, as
+            with ``TimeSeriesSplit(gap=2)``: the steps between are missing values.
         """
         self._check_fitted()
-        values, covariates = self._following(y, X, whole=True).stacked()
+        try:
+            new = self._following(y, X, whole=True, gaps=True)
+        except ValueError as error:
+            if not self._columns.is_long(y):
+                raise
+            raise ValueError(
+                f"{error} (if this is a search or a cross-validation: splitters cut a long frame "
+                "between any rows, so pass cv=[(rows, later rows), …], split by time)"
+            ) from error
+        values, covariates = new.stacked()
         found = np.concatenate(self._rolled(values, covariates, self.horizon), axis=1)
         steps = values.shape[1]
         flat = found[:, :steps].reshape(-1, *found.shape[2:])
@@ -837,12 +850,18 @@ class SequenceForecaster(ForecasterFiles):
         """Return steps as the model sees them: transformed."""
         return dataclasses.replace(new, arrays=[applied(one, self.transform) for one in new.arrays])
 
+    def _ahead(self, X: object) -> Any:  # noqa: N803
+        """Read covariates for a forecast, among which fit had the target only if it says so."""
+        known = self._known.x
+        targets = known is None or self.target_col not in (known.coding.names or ())
+        return self._columns.covariates(X, self._spacing, targets=targets)
+
     def _read_with_horizon(
         self, y: object, X: object, horizon: int  # noqa: N803
     ) -> tuple[Series, Series | None]:  # fmt: skip
         """Read series to forecast, and covariates of their steps and of the horizon."""
         spacing, columns, known = self._spacing, self._columns, self._known
-        ahead = columns.covariates(X, spacing)
+        ahead = self._ahead(X)
         in_y = columns.is_long(y)
         y, before = columns.split(y, None, spacing)
         series = self._read(y, self._compared or 1)
@@ -855,8 +874,13 @@ class SequenceForecaster(ForecasterFiles):
         then = known.read_ahead(ahead, series, horizon, "the horizon", spacing)
         return series, read if read is None or then is None else joined(read, then)
 
-    def _following(self, y: object, X: object, *, whole: bool = False) -> NewSteps:  # noqa: N803
-        """Read the steps after the series that `fit` got; `whole`: equally many of all of them."""
+    def _following(
+        self, y: object, X: object, *, whole: bool = False, gaps: bool = False  # noqa: N803
+    ) -> NewSteps:  # fmt: skip
+        """Read the steps after the series that `fit` got; `whole`: equally many of all of them.
+
+        `gaps`: without covariates, they may start later; steps between are missing values.
+        """
         y, X = self._columns.split(y, X, self._spacing)  # noqa: N806
         series, ids = self._read(y, 1, known=False), self._like.ids
         given = series.ids
@@ -874,6 +898,7 @@ class SequenceForecaster(ForecasterFiles):
         if whole or series.ids is None:
             check_equally_long(series, "y")
         before = [self._times[row] for row in rows.tolist()]
+        series = after_gaps(series, before) if gaps and self._known.x is None else series
         read = self._known.read(X, series, series.lengths, "the steps of y", self._spacing)
         check_by_id(read, given, series.ids)
         ends = check_going_on(series, read, before)

@@ -9,11 +9,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .frequencies import (
-    Frequency, advice_on, grid, infer, kind_of, on_grid, setting_of, text_of,
-)  # fmt: skip
-from .polars_frames import is_polars, kinds_of, to_pandas
+    Frequency,
+    advice_on,
+    grid,
+    infer,
+    kind_of,
+    on_grid,
+    setting_of,
+    text_of,
+)
+from .polars_frames import as_pandas, is_polars, kinds_of, refuse_unread, to_pandas
 from .result_forms import Form
-from .times import MISSING, Spacing, is_table, refuse_long_gap
+from .times import MISSING, Spacing, is_table, plain, refuse_dates_as_numbers, refuse_long_gap
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,6 +115,7 @@ class Columns:
             equally far apart.
         """
         if not self.is_long(y):
+            self._refuse_incomplete(y, "y")
             return _by_group(y, self.time), self.covariates(x, spacing)
         rows = _Rows.read(y, "y", self, spacing)
         if self.target not in rows.others:
@@ -122,19 +130,48 @@ class Columns:
         others = [name for name in rows.others if name not in (self.target, self.weights)]
         return rows.part(self.target), rows.part(others) if others else None
 
-    def covariates(self, x: Any, spacing: Spacing) -> Any:
-        """Return covariates that a user passes, as `split` does."""
+    def covariates(self, x: Any, spacing: Spacing, *, targets: bool = False) -> Any:
+        """Return covariates that a user passes, as `split` does.
+
+        `targets`: a long frame may have the column of the target, if all of it is missing.
+        """
         if not self.is_long(x):
-            return _by_group(x, self.time)
+            self._refuse_incomplete(x, "X")
+            return self.grouped(x)
         rows = _Rows.read(x, "X", self, spacing)
         others = [name for name in rows.others if name != self.weights]
+        if targets and self.target in others:
+            others.remove(self.target)
+            if rows.frame[self.target].notna().any():
+                raise ValueError(
+                    f"X has values of the target, {self.target!r}, which are not known ahead: "
+                    "leave this column out; past values belong into y"
+                )
         if not others:
-            raise ValueError("X has no columns besides ids and times")
+            raise ValueError("X has no columns of covariates besides ids and times")
         return rows.part(others)
 
     def grouped(self, given: Any) -> Any:
-        """Return a pandas groupby as a dictionary, other data unchanged."""
-        return _by_group(given, self.time)
+        """Return a pandas groupby as a dictionary, and polars frames as pandas ones."""
+        return as_pandas(_by_group(given, self.time))
+
+    def _refuse_incomplete(self, given: Any, name: str) -> None:
+        """Raise ValueError for what looks like a long frame, but is none; see `refuse_unread`."""
+        refuse_unread(given, name)
+        wide = is_polars(given) or (is_table(given) and given.ndim == 2)
+        columns = set(given.columns) if wide else set()
+        levels = set(given.index.names) if is_table(given) else set()
+        if {self.id, self.time} <= columns | levels:
+            inside = [repr(one) for one in (self.id, self.time) if one not in columns]
+            raise ValueError(
+                f"{name} has {' and '.join(inside)} in its index, but a long frame has ids and "
+                f"times as columns: pass {name}.reset_index()"
+            )
+        if self.id in columns:
+            raise ValueError(
+                f"{name} has the column {self.id!r} of ids, but not {self.time!r}, that of times: "
+                "name it by time_col"
+            )
 
     def is_long(self, given: Any) -> bool:
         """Whether it is a table with the columns of ids and times."""
@@ -267,17 +304,13 @@ def _read_times(column: pd.Series, name: str) -> tuple[pd.Index, Array]:
     index = pd.Index(column)
     if index.hasnans:
         raise ValueError(f"{name} has no time in row {int(index.isna().argmax())}")
-    if not isinstance(index.dtype, np.dtype):  # types of arrow, and those with missing values
-        plain = {"M": pd.DatetimeIndex, "m": pd.TimedeltaIndex}.get(index.dtype.kind)
-        if plain is not None and kind_of(index) == "others":
-            index = plain(index)
-        elif kind_of(index) == "numbers":
-            index = pd.Index(index.to_numpy(index.dtype.numpy_dtype))
+    index = plain(index)
     if kind_of(index) == "others":
         raise TypeError(
             f"{name} holds {index.inferred_type} values, but must have dates, periods or numbers: "
             "convert it by pandas.to_datetime"
         )
+    refuse_dates_as_numbers(index, name)
     codes, times = pd.factorize(index, sort=True)
     return times, codes
 

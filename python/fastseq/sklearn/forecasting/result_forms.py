@@ -116,7 +116,10 @@ class Form:
             )
         if not wide:
             return pd.DataFrame(values, index, found.names)
-        columns = pd.MultiIndex.from_product([label, found.names])
+        pairs = [
+            (*(one if label.nlevels > 1 else (one,)), name) for one in label for name in found.names
+        ]
+        columns = pd.MultiIndex.from_tuples(pairs, names=[*label.names, None])
         return pd.DataFrame(values.reshape(len(values), -1), index, columns)
 
     def _long(self, found: Forecasts) -> Any:
@@ -146,7 +149,7 @@ class Form:
         actual
             Values of the next steps, ``(N, T, K)``.
         names
-            Names of the variables; None: there is one, without a name.
+            Names of the variables, a pandas index; None: there is one, without a name.
         """
         import pandas as pd
 
@@ -170,7 +173,7 @@ class Form:
         elif self.kind == "tables":
             columns[self.columns[0]] = series
         if names is not None:
-            columns["variable"] = pd.Index(names).take(variable.ravel())
+            columns["variable"] = names.take(variable.ravel())
         columns[self.columns[1]] = stamps.take(rows[series] + ahead.ravel())
         columns["cutoff"] = stamps.take(rows[series] + cutoff.ravel())
         columns[self.columns[2]] = known[series, ahead.ravel(), variable.ravel()]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MISSING", "Spacing", "Times", "check_follows", "check_order", "counts", "ends_of", "is_table",
-    "read_index", "refuse_long_gap", "regular", "times_of",
+    "plain", "read_index", "refuse_dates_as_numbers", "refuse_long_gap", "regular", "times_of",
 ]  # fmt: skip
 
 Array = np.ndarray
@@ -269,6 +269,7 @@ def read_index(index: pd.Index, name: str) -> tuple[pd.Index, Array | None]:
     >>> read_index(pd.DatetimeIndex(["2024-01-02", "2024-01-01"]), "y")[1]
     array([1, 0])
     """
+    index = plain(index)
     kind = kind_of(index)
     if kind == "levels":
         raise TypeError(
@@ -288,6 +289,7 @@ def read_index(index: pd.Index, name: str) -> tuple[pd.Index, Array | None]:
             f"{name} has two rows for {index[index.duplicated()][0]}: for several series, pass a "
             "list, one table for each; for one, keep one row for each time"
         )
+    refuse_dates_as_numbers(index, f"the index of {name}")
     if index.is_monotonic_increasing:
         return index, None
     if kind == "numbers":
@@ -298,6 +300,48 @@ def read_index(index: pd.Index, name: str) -> tuple[pd.Index, Array | None]:
         )
     order = np.asarray(index.argsort())
     return index[order], order
+
+
+def plain(index: pd.Index) -> pd.Index:
+    """Return an index of a type of arrow, or of one with missing values, as one of NumPy's."""
+    import pandas as pd
+
+    kinds = {"M": pd.DatetimeIndex, "m": pd.TimedeltaIndex}
+    if isinstance(index.dtype, np.dtype) or index.hasnans:
+        return index
+    if kind_of(index) == "numbers":
+        return pd.Index(index.to_numpy(index.dtype.numpy_dtype), name=index.name)
+    if kind_of(index) == "others" and index.dtype.kind in kinds:
+        return kinds[index.dtype.kind](index)
+    return index
+
+
+def refuse_dates_as_numbers(index: pd.Index, name: str) -> None:
+    """Raise ValueError if numbers are dates such as 20240131, or months such as 202401.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> refuse_dates_as_numbers(pd.Index([2023, 2024]), "the index of y")
+    >>> refuse_dates_as_numbers(pd.Index([20240131, 20240201]), "the index of y")
+    Traceback (most recent call last):
+    ValueError: the index of y has dates as numbers, such as 20240131: convert them by \
+    pandas.to_datetime(…, format="%Y%m%d")
+    """
+    if kind_of(index) != "numbers" or index.dtype.kind not in "iu" or len(index) < 2:
+        return
+    for form, digits in (("%Y%m%d", 8), ("%Y%m", 6)):
+        rest = np.asarray(index, np.int64)
+        days = rest % 100 if digits == 8 else np.ones_like(rest)
+        rest = rest // 100 if digits == 8 else rest
+        years, months = rest // 100, rest % 100
+        fits = (years >= 1900) & (years < 2100) & (months >= 1) & (months <= 12)
+        # Numbers within a year may be others.
+        if (fits & (days >= 1) & (days <= 31)).all() and (digits == 8 or np.ptp(years)):
+            raise ValueError(
+                f"{name} has dates as numbers, such as {index[0]}: convert them by "
+                f'pandas.to_datetime(…, format="{form}")'
+            )
 
 
 def check_order(
