@@ -30,6 +30,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "NUMBA_NUM_THREAD
 
 import argparse
 import csv
+import functools
 import importlib.metadata
 import json
 import statistics
@@ -91,6 +92,9 @@ class Transformer:
         f.fit(self.known)
         return lambda: f.backtest(self.coming, stride=1)
 
+    def variants(self) -> dict[str, Contender]:
+        return {}
+
     def peers(self) -> dict[str, Contender]:
         """Return others; they get variables scaled as in papers, and all hours to learn from."""
         if self.horizon != COMPARED:
@@ -128,13 +132,17 @@ class M4:
         step = np.arange(self.horizon) % self.season - self.season
         return lambda: np.stack([one[step] for one in self.known])
 
-    def fastseq(self, seed: int) -> Predict:
+    def fastseq(self, seed: int, transform: str | None = None) -> Predict:
         f = fs.SequenceForecaster(
             self.horizon, season=self.season if self.season > 1 else None, scale="series",
-            comm=None, random_state=seed,
+            transform=transform, comm=None, random_state=seed,
         )  # fmt: skip
         f.fit(self.known)
         return f.predict
+
+    def variants(self) -> dict[str, Contender]:
+        """Return other settings of fastseq's: all values are positive here."""
+        return {'fastseq, "log1p"': Contender(functools.partial(self.fastseq, transform="log1p"))}
 
     def peers(self) -> dict[str, Contender]:
         return peers(Panel(self.known, self.horizon, self.season), lambda found: found[:, 0])
@@ -160,7 +168,7 @@ def compare(data: Transformer | M4, contenders: dict[str, Contender], seeds: int
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
     for seed in range(seeds):
         for name in contenders:
-            if seed == 0 or name == "fastseq":
+            if seed == 0 or name.startswith("fastseq"):
                 row = measure(data, contenders[name], seed)
                 rows[name].append(row)
                 print(f"  seed {seed}  {name:26}{in_words(row)}", flush=True)
@@ -182,8 +190,9 @@ def marks(data: Transformer | M4, rows: dict[str, Any]) -> list[dict[str, Any]]:
     own, most = rows["fastseq"], [(key, key, most) for key, most in data.mark.items()]
     naive, nhits = rows.get("seasonal naive"), rows.get("NeuralForecast NHITS")
     others = [
-        row[data.score] for name, row in rows.items() if name not in ("fastseq", "seasonal naive")
-    ]
+        row[data.score] for name, row in rows.items()
+        if not name.startswith("fastseq") and name != "seasonal naive"
+    ]  # fmt: skip
     scores = list(data.mark) or [data.score]
     if naive is not None:
         most += [(f"{key}, seasonal naive", key, naive[key]) for key in scores]
@@ -218,6 +227,7 @@ def main() -> None:
     for data in sets:
         contenders = {
             "fastseq": Contender(data.fastseq),
+            **data.variants(),
             "seasonal naive": Contender(data.seasonal_naive),
             **data.peers(),
         }
