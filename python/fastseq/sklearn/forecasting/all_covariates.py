@@ -125,6 +125,11 @@ class AllCovariates:
         _refuse(given)
         return None
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the columns of X; none if it has no names."""
+        return () if self.x is None else self.x.coding.names or ()
+
     def check_zones(self, times: Sequence[Times | None], known: Sequence[Times | None]) -> None:
         """Raise unless clocks of other series are those of the training series, if they matter."""
         if self.calendar is not None:

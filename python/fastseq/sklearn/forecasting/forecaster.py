@@ -44,7 +44,7 @@ from .result_forms import Forecasts
 from .rollout import Origin
 from .series import Array, Series, read_series, refuse_identifiers
 from .skill_score import skill
-from .target_weights import column_of_weights, end_with_series, read_series_weights, with_age
+from .target_weights import check_later_weights, column_of_weights, read_series_weights, with_age
 from .times import Spacing, Times, ends_of
 from .transforms import applied, check_domain, transformed
 from .windows import SeriesScaling
@@ -492,7 +492,7 @@ class SequenceForecaster(ForecasterFiles):
             if static is not None:
                 raise ValueError("static is given without y: leave it out, fit got it already")
             what = "the horizon, the steps that follow"
-            X = self._ahead(X)  # noqa: N806
+            X = self._columns.covariates(X, self._spacing, known.names)  # noqa: N806
             read = known.read_ahead(X, form, steps, what, self._spacing)
             if read is not None:
                 check_ahead(read, self._times)
@@ -629,19 +629,7 @@ class SequenceForecaster(ForecasterFiles):
                 "backtest with refit= needs the training data, which update and partial_fit drop, "
                 "and files and pickles lack: call fit on all data up to the first forecast"
             )
-        weights = self._data["weights"]
-        if self._weight_column is not None:
-            if not self._columns.is_long(y) or self._weight_column not in y.columns:
-                raise ValueError(
-                    f"y must be a long frame with the column {self._weight_column!r} of weights, "
-                    "as in fit, to train again"
-                )
-        elif weights is not None and end_with_series(weights, self._like):
-            raise ValueError(
-                "backtest with refit= needs weights of the later steps, too, but those of fit are "
-                "of its time steps only: pass long frames to fit and backtest, with a column of "
-                'weights, and weights="its name" to fit; or use half_life= or a weight per series'
-            )
+        check_later_weights(self._data["weights"], y, self._like, self._columns)
         before = Before(tuple(self._times), self._like.ids, self._columns)
         found: list[Array] = []
         for begin in range(0, count, stride * refit):
@@ -748,16 +736,8 @@ class SequenceForecaster(ForecasterFiles):
             with ``TimeSeriesSplit(gap=2)``: the steps between are missing values.
         """
         self._check_fitted()
-        try:
-            new = self._following(y, X, whole=True, gaps=True)
-        except ValueError as error:
-            if not self._columns.is_long(y):
-                raise
-            raise ValueError(
-                f"{error} (if this is a search or a cross-validation: splitters cut a long frame "
-                "between any rows, so pass cv=[(rows, later rows), …], split by time)"
-            ) from error
-        values, covariates = new.stacked()
+        with self._columns.split_by_rows(y):
+            values, covariates = self._following(y, X, whole=True, gaps=True).stacked()
         found = np.concatenate(self._rolled(values, covariates, self.horizon), axis=1)
         steps = values.shape[1]
         flat = found[:, :steps].reshape(-1, *found.shape[2:])
@@ -850,18 +830,12 @@ class SequenceForecaster(ForecasterFiles):
         """Return steps as the model sees them: transformed."""
         return dataclasses.replace(new, arrays=[applied(one, self.transform) for one in new.arrays])
 
-    def _ahead(self, X: object) -> Any:  # noqa: N803
-        """Read covariates for a forecast, among which fit had the target only if it says so."""
-        known = self._known.x
-        targets = known is None or self.target_col not in (known.coding.names or ())
-        return self._columns.covariates(X, self._spacing, targets=targets)
-
     def _read_with_horizon(
         self, y: object, X: object, horizon: int  # noqa: N803
     ) -> tuple[Series, Series | None]:  # fmt: skip
         """Read series to forecast, and covariates of their steps and of the horizon."""
         spacing, columns, known = self._spacing, self._columns, self._known
-        ahead = self._ahead(X)
+        ahead = columns.covariates(X, spacing, known.names)
         in_y = columns.is_long(y)
         y, before = columns.split(y, None, spacing)
         series = self._read(y, self._compared or 1)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -130,17 +131,18 @@ class Columns:
         others = [name for name in rows.others if name not in (self.target, self.weights)]
         return rows.part(self.target), rows.part(others) if others else None
 
-    def covariates(self, x: Any, spacing: Spacing, *, targets: bool = False) -> Any:
+    def covariates(self, x: Any, spacing: Spacing, known: tuple[str, ...] | None = None) -> Any:
         """Return covariates that a user passes, as `split` does.
 
-        `targets`: a long frame may have the column of the target, if all of it is missing.
+        `known`: names of those that `fit` got; a target that is not among them must be missing, and
+        is left out.
         """
         if not self.is_long(x):
             self._refuse_incomplete(x, "X")
             return self.grouped(x)
         rows = _Rows.read(x, "X", self, spacing)
         others = [name for name in rows.others if name != self.weights]
-        if targets and self.target in others:
+        if known is not None and self.target in others and self.target not in known:
             others.remove(self.target)
             if rows.frame[self.target].notna().any():
                 raise ValueError(
@@ -148,12 +150,25 @@ class Columns:
                     "leave this column out; past values belong into y"
                 )
         if not others:
-            raise ValueError("X has no columns of covariates besides ids and times")
+            raise ValueError("X has no columns besides ids and times")
         return rows.part(others)
 
     def grouped(self, given: Any) -> Any:
         """Return a pandas groupby as a dictionary, and polars frames as pandas ones."""
         return as_pandas(_by_group(given, self.time))
+
+    @contextlib.contextmanager
+    def split_by_rows(self, given: Any) -> Iterator[None]:
+        """Add to an error about a long frame that a search may have split it by rows."""
+        try:
+            yield
+        except ValueError as error:
+            if not self.is_long(given):
+                raise
+            raise ValueError(
+                f"{error} (if this is a search or a cross-validation: splitters cut a long frame "
+                "between any rows, so pass cv=[(rows, later rows), …], split by time)"
+            ) from error
 
     def _refuse_incomplete(self, given: Any, name: str) -> None:
         """Raise ValueError for what looks like a long frame, but is none; see `refuse_unread`."""
@@ -167,10 +182,10 @@ class Columns:
                 f"{name} has {' and '.join(inside)} in its index, but a long frame has ids and "
                 f"times as columns: pass {name}.reset_index()"
             )
-        if self.id in columns:
+        if self.id in columns and name == "y":
             raise ValueError(
                 f"{name} has the column {self.id!r} of ids, but not {self.time!r}, that of times: "
-                "name it by time_col"
+                "name it by time_col, or make it of the index by reset_index"
             )
 
     def is_long(self, given: Any) -> bool:
