@@ -84,7 +84,10 @@ class SequenceForecaster(ForecasterFiles):
 
     scikit-learn's searches take series as their data, and covariates as their targets,
     ``GridSearchCV(f, grid, cv=TimeSeriesSplit(3)).fit(y, X)``: the data of one series (or a table,
-    a column for each) are split by time. They would split a list by series.
+    a column for each) are split by time. They would split a list by series, and a long frame
+    between any rows: for it, `cv` must be pairs of rows, earlier and later ones. ``cv=5`` does not
+    split by time. ``TimeSeriesSplit(gap=2)`` needs data with times: arrays are assumed to follow
+    directly, so scores would be those of forecasts shifted by the gap.
 
     Parameters
     ----------
@@ -118,7 +121,8 @@ class SequenceForecaster(ForecasterFiles):
         Features of the dates of steps, which X does not have to contain: True chooses some by the
         length of steps and of series; or a list of "minute_of_hour", "hour_of_day", "day_of_week",
         "hour_of_week", "day_of_month", "day_of_year", "week_of_year", "month", "quarter". Days and
-        hours are those of the index's time zone.
+        hours are those of the index's time zone, so series given to `predict` must be in that of
+        `fit`; `update` converts.
     holidays
         A country's code, such as "DE", or "DE-BY" for a part of it: marks holidays, the days before
         them, and the days after them. Needs the package holidays, and steps of at most a day.
