@@ -204,6 +204,11 @@ def test_wide_frames_of_polars_go_by_the_names_of_columns():
         (lambda f: f.set_index(["unique_id", "ds"]), "has 'unique_id' and 'ds' in its index"),
         (lambda f: f.set_index(["unique_id", "ds"])["y"], "has 'unique_id' and 'ds' in its index"),
         (lambda f: f.rename(columns={"ds": "day"}), "but not 'ds', that of times"),
+        (lambda f: f.drop(columns="unique_id"), r"but not 'unique_id'.* times the index by set_i"),
+        (
+            lambda f: pl.DataFrame(f.drop(columns="unique_id")),
+            "but not 'unique_id', that of ids.* add such a column",
+        ),
         (lambda f: f.assign(ds=f["ds"].dt.strftime("%Y%m%d").astype(int)), 'format="%Y%m%d"'),
         (lambda f: f[:3].assign(ds=[202011, 202012, 202101]), 'format="%Y%m"'),
     ],
@@ -263,6 +268,17 @@ def test_results_have_the_labels_of_wide_tables():
     y = pd.DataFrame(values, days, ["a", "b"])
     f = fast().fit(y)
     pd.testing.assert_frame_equal(f.predict(y[["b", "a"]]), f.predict(y))
+
+
+def test_few_dates_of_many_series_are_a_wide_table():
+    values = np.random.default_rng(0).random((12, 30))
+    months = pd.date_range("2024-01-01", periods=12, freq="MS")
+    assert fast().fit(pd.DataFrame(values, months)).predict().shape == (3, 30)
+    with pytest.raises(ValueError, match=r"for 12 series of 30 steps pass y\.T"):
+        fast().fit(pd.DataFrame(values))
+    assert fast().fit(pd.DataFrame(values).T).predict().shape == (3, 12)
+    with pytest.raises(ValueError, match=r"for 12 series of 30 steps pass list\(y\)"):
+        fast().fit(values)
 
 
 # --- searches of scikit-learn

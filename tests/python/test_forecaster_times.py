@@ -338,9 +338,11 @@ def test_columns_that_are_no_numbers_are_named(column, error, match):
         fast().fit(Y, X.assign(c=column))
 
 
-@pytest.mark.parametrize("name", ["unique_id", "ID", "store_id", "ds", "timestamp", "year"])
+@pytest.mark.parametrize(
+    "name", ["unique_id", "ID", "store_id", "ds", "timestamp", "year", "Unnamed: 0"]
+)
 def test_a_column_that_names_series_or_time_is_no_variable(name):
-    match = f"'{name}' of (y does not look like a variable|ids, but not 'ds')"
+    match = f"'{name}' of (y does not look like a variable|ids, but not|times, but not)"
     with pytest.raises(ValueError, match=match):
         fast().fit(Y.assign(**{name: np.arange(38)}))
     fast().fit(Y, X.assign(**{name: np.arange(38)}))  # covariates may be anything

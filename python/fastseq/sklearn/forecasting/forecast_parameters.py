@@ -200,8 +200,11 @@ def check_lengths(
             f"{place} has no known values of variable {unknown[first].argmax()}{before}{others}"
             f"{advice}"
         )
-    if series.single and series.variables > series.lengths[0] > 1:
+    steps = series.lengths[0]
+    dated = series.times[0] is not None and not series.times[0].mean_nothing
+    if series.single and series.variables > steps > 1 and not dated:
+        advice = "list(y)" if series.names is None else "y.T"
         raise ValueError(
-            f"y is one series of {series.lengths[0]} steps with {series.variables} variables: for "
-            f"{series.lengths[0]} series of {series.variables} steps pass list(y)"
+            f"y is one series of {steps} steps with {series.variables} variables: for {steps} "
+            f"series of {series.variables} steps pass {advice}"
         )

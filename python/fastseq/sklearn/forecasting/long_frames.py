@@ -182,10 +182,16 @@ class Columns:
                 f"{name} has {' and '.join(inside)} in its index, but a long frame has ids and "
                 f"times as columns: pass {name}.reset_index()"
             )
-        if self.id in columns and name == "y":
+        if name == "y" and self.id in columns:
             raise ValueError(
-                f"{name} has the column {self.id!r} of ids, but not {self.time!r}, that of times: "
-                "name it by time_col, or make it of the index by reset_index"
+                f"y has the column {self.id!r} of ids, but not {self.time!r}, that of times: name "
+                "it by time_col, or make it of the index by reset_index"
+            )
+        if name == "y" and self.time in columns:
+            single = "make times the index by set_index" if is_table(given) else "add such a column"
+            raise ValueError(
+                f"y has the column {self.time!r} of times, but not {self.id!r}, that of ids: name "
+                f"it by id_col; for a single series, {single}"
             )
 
     def is_long(self, given: Any) -> bool:

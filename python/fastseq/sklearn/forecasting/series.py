@@ -376,7 +376,7 @@ def refuse_identifiers(series: Series, name: str) -> None:
     >>> refuse_identifiers(read_series(pd.DataFrame({"a": [1.0], "b": [2.0]}), "y"), "y")
     """
     for column in series.names or ():
-        if re.fullmatch(r"(.*_)?id|ds|date|datetime|timestamp|year", column.lower()):
+        if re.fullmatch(r"(.*_)?id|ds|date|datetime|timestamp|year|unnamed: \d+", column.lower()):
             raise ValueError(
                 f"column {column!r} of {name} does not look like a variable, by its name: make "
                 "times the index; for a table of several series, name the columns of ids, times "
