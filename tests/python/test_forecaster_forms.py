@@ -155,6 +155,29 @@ def test_a_target_that_is_missing_in_the_future_is_no_covariate(polars):
             f.predict(y, given)
 
 
+def test_covariates_of_later_steps_than_the_horizon_are_ignored():
+    whole = panel()
+    known, ahead = whole[whole["ds"] <= "2024-01-30"], whole[whole["ds"] > "2024-01-30"]
+    ahead = ahead.drop(columns="y")
+    f = fast().fit(known)
+    soon = ahead[ahead["ds"] <= "2024-02-02"]
+    wanted = f.predict(X=soon)
+    later = ahead.assign(p=ahead["p"].where(ahead["ds"] <= "2024-02-02"))  # even if unknown
+    for x in (ahead, ahead[::-1], later):
+        pd.testing.assert_frame_equal(f.predict(X=x), wanted)
+        pd.testing.assert_frame_equal(f.predict(known, x), wanted, check_exact=False, rtol=1e-5)
+    pd.testing.assert_frame_equal(f.predict(X=soon, horizon=2), f.predict(X=ahead, horizon=2))
+    with pytest.raises(ValueError, match=r"X\['a'\] must have the times of the steps that follow"):
+        f.predict(X=ahead[ahead["ds"] > "2024-01-31"])
+    table = known[known["unique_id"] == "a"].set_index("ds")
+    g = fast().fit(table["y"], table[["p"]])
+    x = ahead[ahead["unique_id"] == "a"].set_index("ds")[["p"]]
+    pd.testing.assert_series_equal(g.predict(X=x), g.predict(X=x[:3]))
+    for rows in (x.to_numpy(), x.reset_index(drop=True)):  # they may be of other steps
+        with pytest.raises(ValueError, match="3 steps, got 6"):
+            g.predict(X=rows)
+
+
 def test_a_covariate_may_have_the_name_of_the_target():
     y = {one: part.set_index("ds")["y"] for one, part in panel().groupby("unique_id")}
     f = fast().fit(y, panel().rename(columns={"y": "z", "p": "y"}))

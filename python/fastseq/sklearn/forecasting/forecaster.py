@@ -470,7 +470,8 @@ class SequenceForecaster(ForecasterFiles):
             Covariates, if `fit` got some, of the steps of `y` and of the horizon,
             ``(T + horizon, F)``; without `y`, ``(horizon, F)``; for panels as in `fit`. With long
             frames, a long frame of the horizon. In the horizon, columns not known ahead may be NaN,
-            and without `y`, or with long frames, they may be left out.
+            and without `y`, or with long frames, they may be left out; later steps are ignored, if
+            tables have times.
         static
             Static covariates of `y`, if `fit` got some.
         horizon

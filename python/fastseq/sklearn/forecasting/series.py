@@ -115,6 +115,17 @@ class Series:
             ids=None if self.ids is None else taken(self.ids),
         )  # fmt: skip
 
+    def until(self, steps: int) -> Series:
+        """Return the first steps of those series that have times."""
+        known: dict[int, Any] = {}
+        arrays, indices = list(self.arrays), list(self.indices)
+        for number, times in enumerate(self.times):
+            if times is None or times.mean_nothing:
+                continue
+            arrays[number] = arrays[number][:steps]
+            indices[number] = known.setdefault(id(times), times.index[:steps])
+        return dataclasses.replace(self, arrays=arrays, indices=tuple(indices))
+
     def like(self, values: Array) -> Array:
         """Return results ``(N, horizon, K, …)`` without the axes that the given series lacked."""
         if self.flat:
