@@ -261,7 +261,7 @@ def test_covariates_of_the_horizon_go_by_id_and_time():
         (ahead[1:], r"X\['a'\] must cover the horizon"),
         (ahead.drop(1), r"X\['a'\] has no row for 2024-03-03 00:00:00: covariates known ahead"),
         (ahead.assign(ds=ahead["ds"] + pd.Timedelta("1D")), r"X\['a'\] must have the times of the"),
-        (ahead.assign(y=1.0), "X must have the columns p, q, got p, q, y"),
+        (ahead.assign(y=1.0), "X has values of the target"),
         (ahead[["unique_id", "ds"]], "X has no columns besides ids and times"),
         (None, "fit got covariates: X must cover the horizon"),
     ]:

@@ -198,8 +198,12 @@ def test_nothing_new_is_told():
     dated = quick().fit([pd.Series(one[:KNOWN], DAYS[:KNOWN]) for one in Y])
     late = [pd.Series(one[KNOWN:60], DAYS[KNOWN:60]) for one in Y]
     late[1], late[3] = late[1][:0], late[3][2:]
-    with pytest.raises(ValueError, match=r"y\[3\] must have the times of the steps that follow"):
+    with pytest.raises(ValueError, match=r"y\[3\] must have the times .*, add rows of NaN"):
         dated.backtest(late)
+    plain = quick().fit(list(Y[:, :KNOWN]))
+    gap = uneven(Y, counts=(10, 0, 10, 10))
+    gap[3] = np.concatenate([[NAN, NAN], gap[3][2:]])
+    np.testing.assert_allclose(dated.score(late), plain.score(gap))
 
 
 @pytest.mark.parametrize("form", ["list", "dict", "long", "dated"])

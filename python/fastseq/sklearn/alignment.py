@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from .forecasting.frequencies import kind_of, on_grid
 from .forecasting.series import Array, Series
-from .forecasting.times import Times, check_follows, check_order, times_of
+from .forecasting.times import Times, check_follows, check_order, refuse_long_gap, times_of
 
 __all__ = [
-    "aligned", "check_ahead", "check_by_id", "check_going_on", "check_ids", "check_together",
-    "joined", "rows_of_ids",
+    "after_gaps", "aligned", "check_ahead", "check_by_id", "check_going_on", "check_ids",
+    "check_together", "joined", "rows_of_ids",
 ]  # fmt: skip
 
 
@@ -82,7 +83,7 @@ def _end(
         return None if times is None else times.end
     given = zip((own, other), names, strict=True)
     found = [check_follows(last, one, name) for one, name in given if one is not None]
-    return found[0].end if found else last.after(steps)
+    return found[0].end if found else last.then(steps).end
 
 
 def check_ahead(x: Series, before: Sequence[Times | None]) -> None:
@@ -124,7 +125,8 @@ def rows_of_ids(series: Series, ids: tuple[Any, ...] | None, name: str) -> Array
     unknown = [one for one in series.ids if one not in places]
     if unknown:
         raise ValueError(
-            f"{name} has the id {unknown[0]!r}, which none of the {len(ids)} series has"
+            f"{name} has the id {unknown[0]!r}, which none of the {len(ids)} series has, such as "
+            f"{ids[0]!r}"
         )
     return np.array([places[one] for one in series.ids], np.int64)
 
@@ -195,6 +197,60 @@ def aligned(series: Series, ids: tuple[Any, ...] | None, name: str) -> Series:
         missing = next(one for one in ids if one not in set(series.ids))
         raise ValueError(f"{name} lacks the series {missing!r}")
     return series.take(rows.argsort())
+
+
+def after_gaps(series: Series, before: Sequence[Times | None]) -> Series:
+    """Return series with missing values for the steps between earlier ones and their first.
+
+    Parameters
+    ----------
+    series
+        Later steps.
+    before
+        Times of the earlier steps; None where there are none.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from .forecasting.series import read_series
+    >>> later = read_series(pd.Series([1.0, 2.0], [8, 9]), "y")
+    >>> after_gaps(later, [Times(pd.Index([6]), 1)]).arrays[0].T
+    array([[nan,  1.,  2.]])
+    """
+    arrays, indices = list(series.arrays), list(series.indices)
+    known: dict[tuple[int, int], Any] = {}
+    for number, (own, last) in enumerate(zip(series.times, before, strict=True)):
+        if own is None or last is None or last.freq is None or own.mean_nothing:
+            continue
+        if not len(own.index):
+            continue
+        key = id(own), id(last)
+        if key not in known:
+            known[key] = _gap(own, last, _names(series, "y")[number])
+        if known[key] is not None:
+            arrays[number] = np.pad(
+                arrays[number], ((len(known[key]) - len(own.index), 0), (0, 0)),
+                constant_values=np.nan,
+            )  # fmt: skip
+            indices[number] = known[key]
+    return dataclasses.replace(series, arrays=arrays, indices=tuple(indices))
+
+
+def _gap(own: Times, last: Times, name: str) -> Any:
+    """Return times with the steps that are missing before them; None: there are none."""
+    index, zones = own.index, [getattr(one.index, "tz", None) for one in (own, last)]
+    if kind_of(index) != kind_of(last.index) or (zones[0] is None) != (zones[1] is None):
+        return None
+    index = index if zones[0] is None else index.tz_convert(zones[1])
+    if index[0] <= last.index[-1]:
+        return None
+    both = last.index[-1:].append(index[:1])
+    assert last.freq is not None
+    steps = on_grid(both, last.freq)
+    if steps[-1] <= 1:
+        return None
+    refuse_long_gap(both, name, last.freq, steps)
+    return last.following(int(steps[-1]) - 1).append(index)
 
 
 def joined(first: Series, then: Series) -> Series:

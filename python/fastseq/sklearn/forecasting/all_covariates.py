@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .automatic_settings import AutomaticSettings
-from .calendar_features import Calendar
+from .calendar_features import Calendar, check_zones
 from .covariate_encoder import CovariateSizes
 from .covariate_rows import CovariateRows
 from .covariates import Covariates
+from .long_frames import LongTable
 from .series import Array, Series, unknown_variables
 from .static_covariates import StaticColumns, by_id
 from .times import Spacing, Times, is_table
@@ -125,6 +126,16 @@ class AllCovariates:
         return None
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the columns of X; none if it has no names."""
+        return () if self.x is None else self.x.coding.names or ()
+
+    def check_zones(self, times: Sequence[Times | None], known: Sequence[Times | None]) -> None:
+        """Raise unless clocks of other series are those of the training series, if they matter."""
+        if self.calendar is not None:
+            check_zones(times, known)
+
+    @property
     def sizes(self) -> CovariateSizes:
         """The columns that the model sees."""
         ahead, past = ((), ()) if self.x is None else self.x.sizes
@@ -203,6 +214,9 @@ def choose(
 
 
 def _refuse(given: Any) -> None:
+    if isinstance(given, LongTable):
+        columns = ", ".join(map(repr, given.table.columns))
+        raise ValueError(f"fit got no covariates: leave out the columns {columns}")
     if given is not None:
         raise ValueError("X is given, but fit got no covariates")
 

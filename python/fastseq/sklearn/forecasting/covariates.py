@@ -139,7 +139,8 @@ class Covariates:
     ) -> Series | None:
         """Read covariates of the horizon: of columns known ahead, ``(horizon, F)`` each.
 
-        Other columns are ignored. None: no column is known ahead.
+        Other columns are ignored, and later steps, if they have times. None: no column is known
+        ahead.
         """
         if not self.ahead:
             return None
@@ -156,6 +157,7 @@ class Covariates:
         vocabularies = self.coding.vocabularies
         vocabularies = {name: v for name, v in vocabularies.items() if name in (names or ())}
         read = read_series(with_codes(given, vocabularies, "X"), "X", names, spacing)
+        read = read.until(horizon)
         width = len(self.coding.center)
         arrays = read.arrays
         if read.variables == len(self.ahead) < width:

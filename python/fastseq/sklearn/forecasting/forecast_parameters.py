@@ -132,6 +132,11 @@ def _check_columns(given: dict[str, Any]) -> None:
     found: dict[str, str] = {}
     for parameter in ("id_col", "time_col", "target_col"):
         name = given[parameter]
+        if isinstance(name, list | tuple | set):
+            raise TypeError(
+                f"{parameter} must be the name of one column, got {name!r}: join several columns "
+                "of ids into one, such as region + '/' + shop"
+            )
         if name in ("cutoff", "forecast"):
             raise ValueError(
                 f"{parameter} is {name!r}, but forecasts have another column of that name"
@@ -203,8 +208,11 @@ def check_lengths(
             f"{place} has no known values of variable {lacking[first].argmax()}{before}{others}"
             f"{advice}"
         )
-    if known and series.single and series.variables > series.lengths[0] > 1:
+    steps = series.lengths[0]
+    dated = series.times[0] is not None and not series.times[0].mean_nothing
+    if known and series.single and series.variables > steps > 1 and not dated:
+        advice = "list(y)" if series.names is None else "y.T"
         raise ValueError(
-            f"y is one series of {series.lengths[0]} steps with {series.variables} variables: for "
-            f"{series.lengths[0]} series of {series.variables} steps pass list(y)"
+            f"y is one series of {steps} steps with {series.variables} variables: for {steps} "
+            f"series of {series.variables} steps pass {advice}"
         )

@@ -73,7 +73,10 @@ class SequenceForecaster(GoingOn):
 
     scikit-learn's searches take series as their data, and covariates as their targets,
     ``GridSearchCV(f, grid, cv=TimeSeriesSplit(3)).fit(y, X)``: the data of one series (or a table,
-    a column for each) are split by time. They would split a list by series.
+    a column for each) are split by time. They would split a list by series, and a long frame
+    between any rows: for it, `cv` must be pairs of rows, earlier and later ones. ``cv=5`` does not
+    split by time. ``TimeSeriesSplit(gap=2)`` needs data with times: arrays are assumed to follow
+    directly, so scores would be those of forecasts shifted by the gap.
 
     Parameters
     ----------
@@ -107,7 +110,8 @@ class SequenceForecaster(GoingOn):
         Features of the dates of steps, which X does not have to contain: True chooses some by the
         length of steps and of series; or a list of "minute_of_hour", "hour_of_day", "day_of_week",
         "hour_of_week", "day_of_month", "day_of_year", "week_of_year", "month", "quarter". Days and
-        hours are those of the index's time zone.
+        hours are those of the index's time zone, so series given to `predict` must be in that of
+        `fit`; `update` converts.
     holidays
         A country's code, such as "DE", or "DE-BY" for a part of it: marks holidays, the days before
         them, and the days after them. Needs the package holidays, and steps of at most a day.
@@ -444,7 +448,8 @@ class SequenceForecaster(GoingOn):
             Covariates, if `fit` got some, of the steps of `y` and of the horizon,
             ``(T + horizon, F)``; without `y`, ``(horizon, F)``; for panels as in `fit`. With long
             frames, a long frame of the horizon. In the horizon, columns not known ahead may be NaN,
-            and without `y`, or with long frames, they may be left out.
+            and without `y`, or with long frames, they may be left out; later steps are ignored, if
+            tables have times.
         static
             Static covariates of `y`, if `fit` got some.
         horizon
@@ -470,7 +475,7 @@ class SequenceForecaster(GoingOn):
             if static is not None:
                 raise ValueError("static is given without y: leave it out, fit got it already")
             what = "the horizon, the steps that follow"
-            X = self._columns.covariates(X, self._spacing)  # noqa: N806
+            X = self._columns.covariates(X, self._spacing, known.names)  # noqa: N806
             read = known.read_ahead(X, form, steps, what, self._spacing)
             if read is not None:
                 check_ahead(read, self._times)
@@ -481,6 +486,7 @@ class SequenceForecaster(GoingOn):
             arrays = [applied(one, self.transform) for one in form.arrays]
             beyond = 0 if read is None else len(read.arrays[0]) - int(form.lengths[0])
             ends = check_together(form, read, ahead=beyond)
+            known.check_zones(ends, self._times)
             covariates = known.rows(read, form.lengths, ends, lambda own: own.reaching(steps))
             _, fixed = known.of_series(static, form, self.id_col)
             scaling = self._scaling
@@ -687,10 +693,12 @@ class SequenceForecaster(GoingOn):
         Parameters
         ----------
         y, X
-            As in `update`.
+            As in `update`. Without `X`, data with times may begin later than at the next step, as
+            with ``TimeSeriesSplit(gap=2)``: the steps between are missing values.
         """
         self._check_fitted()
-        new = self._following(y, X)
+        with self._columns.split_by_rows(y):
+            new = self._following(y, X, gaps=True)
         values, _ = new.padded()
         found = np.concatenate(self._rolled(new, self.horizon), axis=1)
         steps = values.shape[1]
@@ -743,7 +751,7 @@ class SequenceForecaster(GoingOn):
         steps = np.arange(len(found)) * stride
         made = steps < new.lengths[:, None]
         if form.tabular:
-            names = None if like.flat else like.names
+            names = None if like.flat else form.labels[0]
             return form.backtest(parts, steps, new.padded()[0], names, rows, made)
         values = np.stack([one.values for one in parts])
         values = values.squeeze(3) if like.flat else values

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from sklearn.base import clone
 
-from ..alignment import check_by_id, check_going_on, check_ids, joined, rows_of_ids
+from ..alignment import after_gaps, check_by_id, check_going_on, check_ids, joined, rows_of_ids
 from .all_covariates import AllCovariates
 from .baselines import Baselines
 from .conformal import ShiftTracker
@@ -23,7 +23,7 @@ from .long_frames import Columns
 from .new_steps import NewSteps
 from .rollout import Origin
 from .series import Array, Series, read_series, refuse_identifiers
-from .target_weights import end_with_series
+from .target_weights import check_later_weights
 from .times import Spacing, Times
 from .transforms import applied, check_domain
 from .windows import SeriesScaling
@@ -81,7 +81,7 @@ class GoingOn(ForecasterFiles):
     ) -> tuple[Series, Series | None]:  # fmt: skip
         """Read series to forecast, and covariates of their steps and of the horizon."""
         spacing, columns, known = self._spacing, self._columns, self._known
-        ahead = columns.covariates(X, spacing)
+        ahead = columns.covariates(X, spacing, known.names)
         in_y = columns.is_long(y)
         y, before = columns.split(y, None, spacing)
         series = self._read(y, self._compared or 1)
@@ -94,8 +94,11 @@ class GoingOn(ForecasterFiles):
         then = known.read_ahead(ahead, series, horizon, "the horizon", spacing)
         return series, read if read is None or then is None else joined(read, then)
 
-    def _following(self, y: object, X: object) -> NewSteps:  # noqa: N803
-        """Read the steps after the series that `fit` got; some may have none."""
+    def _following(self, y: object, X: object, *, gaps: bool = False) -> NewSteps:  # noqa: N803
+        """Read the steps after the series that `fit` got; some may have none.
+
+        `gaps`: without covariates, they may start later; steps between are missing values.
+        """
         y, X = self._columns.split(y, X, self._spacing)  # noqa: N806
         series, count = self._read(y, 0, known=False), len(self._like.arrays)
         given, rows = series.ids, np.arange(count)
@@ -107,9 +110,11 @@ class GoingOn(ForecasterFiles):
             raise ValueError(
                 f"y must continue the {count} series that fit got, got {len(series.arrays)}"
             )
+        before = [self._times[row] for row in rows.tolist()]
+        series = after_gaps(series, before) if gaps and self._known.x is None else series
         read = self._known.read(X, series, series.lengths, "the steps of y", self._spacing)
         check_by_id(read, given, series.ids)
-        ends = check_going_on(series, read, [self._times[row] for row in rows.tolist()])
+        ends = check_going_on(series, read, before)
         some = np.flatnonzero(series.lengths)
         if not some.size:
             raise ValueError("y has no steps that follow: each of its series is empty")
@@ -235,18 +240,7 @@ class GoingOn(ForecasterFiles):
                 "backtest with refit= needs the training data, which update and partial_fit drop, "
                 "and files and pickles lack: call fit on all data up to the first forecast"
             )
-        weights = self._data["weights"]
-        if self._weight_column is not None:
-            if not self._columns.is_long(y) or self._weight_column not in y.columns:
-                raise ValueError(
-                    f"y must be a long frame with the column {self._weight_column!r} of weights, "
-                    "as in fit, to train again"
-                )
-        elif weights is not None and end_with_series(weights, self._like):
-            raise ValueError(
-                "backtest with refit= needs weights of the later steps, too, but those of fit are "
-                "of its time steps: pass them as a column of a long frame, or one for each series"
-            )
+        check_later_weights(self._data["weights"], y, self._like, self._columns)
         before = Before(tuple(self._times), self._like.ids, self._columns)
         found: list[Array] = []
         for begin in range(0, int(new.lengths.max()), stride * refit):

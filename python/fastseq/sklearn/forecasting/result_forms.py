@@ -119,7 +119,10 @@ class Form:
             )
         if not wide:
             return pd.DataFrame(values, index, found.names)
-        columns = pd.MultiIndex.from_product([label, found.names])
+        pairs = [
+            (*(one if label.nlevels > 1 else (one,)), name) for one in label for name in found.names
+        ]
+        columns = pd.MultiIndex.from_tuples(pairs, names=[*label.names, None])
         return pd.DataFrame(values.reshape(len(values), -1), index, columns)
 
     def _long(self, found: Forecasts) -> Any:
@@ -155,7 +158,7 @@ class Form:
         actual
             Values of the next steps, ``(N, T, K)``.
         names
-            Names of the variables; None: there is one, without a name.
+            Names of the variables, a pandas index; None: there is one, without a name.
         rows
             The position of each of the series among all, for tables without ids, ``(N,)``.
         made
@@ -188,7 +191,7 @@ class Form:
         elif self.kind == "tables":
             columns[self.columns[0]] = rows[series]
         if names is not None:
-            columns["variable"] = pd.Index(names).take(variable)
+            columns["variable"] = names.take(variable)
         columns[self.columns[1]] = stamps.take(places[series] + ahead)
         columns["cutoff"] = stamps.take(places[series] + cutoff)
         columns[self.columns[2]] = known[series, ahead, variable]

@@ -14,6 +14,7 @@ import numpy as np
 from ...data.user_arrays import refuse_null, refuse_valueless
 from .frequencies import Frequency, kind_of
 from .long_frames import LongTable
+from .polars_frames import as_pandas, is_polars
 from .result_forms import ARRAYS, Form
 from .times import Spacing, Times, is_table, read_index, regular
 
@@ -115,6 +116,17 @@ class Series:
             ids=None if self.ids is None else taken(self.ids),
         )  # fmt: skip
 
+    def until(self, steps: int) -> Series:
+        """Return the first steps of those series that have times."""
+        known: dict[int, Any] = {}
+        arrays, indices = list(self.arrays), list(self.indices)
+        for number, times in enumerate(self.times):
+            if times is None or times.mean_nothing:
+                continue
+            arrays[number] = arrays[number][:steps]
+            indices[number] = known.setdefault(id(times), times.index[:steps])
+        return dataclasses.replace(self, arrays=arrays, indices=tuple(indices))
+
     def like(self, values: Array) -> Array:
         """Return results ``(N, horizon, K, …)`` without the axes that the given series lacked."""
         if self.flat:
@@ -167,7 +179,8 @@ def read_series(
     if panel:
         tables = list(given if ids is None else given.values())
     places = [f"{name}[{key!r}]" for key in ids or range(len(tables))] if panel else [name]
-    known = names
+    known, polars = names, [is_polars(one) for one in tables]
+    tables = [_of_polars(one, place) for one, place in zip(tables, places, strict=True)]
     for number, (table, place) in enumerate(zip(tables, places, strict=True)):
         if is_table(table) and table.ndim == 2:
             tables[number] = _in_order(table, place, known)
@@ -204,8 +217,22 @@ def read_series(
     return Series(
         arrays, single, dims == 1, columns, dtype,
         tuple(None if one is None else one.index for one in times), tuple(moved), ids,
-        tuple(None if one is None else one.freq for one in times), gap, Form.of(given, tables),
+        tuple(None if one is None else one.freq for one in times), gap,
+        Form.of(given, [None if of else one for one, of in zip(tables, polars, strict=True)]),
     )  # fmt: skip
+
+
+def _of_polars(given: Any, name: str) -> Any:
+    """Return a frame of polars as one of pandas, without times; other data unchanged."""
+    if not is_polars(given):
+        return given
+    for column, kind in given.schema.items():
+        if kind.is_temporal():
+            raise TypeError(
+                f"column {column!r} of {name} holds times, but this frame of polars is no long "
+                "frame: add a column of ids (id_col), also for a single series"
+            )
+    return as_pandas(given)
 
 
 def _put_in_time(
@@ -366,7 +393,7 @@ def refuse_identifiers(series: Series, name: str) -> None:
     >>> refuse_identifiers(read_series(pd.DataFrame({"a": [1.0], "b": [2.0]}), "y"), "y")
     """
     for column in series.names or ():
-        if re.fullmatch(r"(.*_)?id|ds|date|datetime|timestamp", column.lower()):
+        if re.fullmatch(r"(.*_)?id|ds|date|datetime|timestamp|year|unnamed: \d+", column.lower()):
             raise ValueError(
                 f"column {column!r} of {name} does not look like a variable, by its name: make "
                 "times the index; for a table of several series, name the columns of ids, times "

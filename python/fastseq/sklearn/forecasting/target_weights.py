@@ -15,8 +15,8 @@ from .times import Spacing, is_table
 from .windows import Windows
 
 __all__ = [
+    "check_later_weights",
     "column_of_weights",
-    "end_with_series",
     "normalised",
     "read_series_weights",
     "weigh",
@@ -104,13 +104,13 @@ def read_series_weights(given: Any, series: Series, spacing: Spacing) -> list[Ar
     return found
 
 
-def end_with_series(given: Any, series: Series) -> bool:
+def _of_steps(given: Any, series: Series) -> bool:
     """Whether weights that `read_series_weights` took are of time steps, not one per series.
 
     Examples
     --------
     >>> series = read_series([np.zeros(2), np.zeros(1)], "y")
-    >>> end_with_series([1.0, 2.0], series), end_with_series([[1.0, 2.0], [3.0]], series)
+    >>> _of_steps([1.0, 2.0], series), _of_steps([[1.0, 2.0], [3.0]], series)
     (False, True)
     """
     if series.single:
@@ -118,6 +118,34 @@ def end_with_series(given: Any, series: Series) -> bool:
     given = given if series.ids is None else _by_id(given, series.ids)
     each = None if is_table(given) else _numbers_or_none(given)
     return each is None or each.ndim > 1
+
+
+def check_later_weights(weights: Any, y: Any, like: Series, columns: Columns) -> None:
+    """Raise ValueError unless weights of the training series say those of later steps, too.
+
+    Parameters
+    ----------
+    weights
+        What `fit` got.
+    y
+        The later steps.
+    like
+        The training series.
+    columns
+        Names of columns of long frames.
+    """
+    if columns.weights is not None:
+        if not columns.is_long(y) or columns.weights not in y.columns:
+            raise ValueError(
+                f"y must be a long frame with the column {columns.weights!r} of weights, as in "
+                "fit, to train again"
+            )
+    elif weights is not None and _of_steps(weights, like):
+        raise ValueError(
+            "backtest with refit= needs weights of the later steps, too, but those of fit are of "
+            "its time steps only: pass long frames to fit and backtest, with a column of weights, "
+            'and weights="its name" to fit; or use half_life= or a weight per series'
+        )
 
 
 def _by_id(given: Any, ids: tuple[Any, ...]) -> Any:
