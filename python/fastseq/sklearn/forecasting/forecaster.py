@@ -23,12 +23,12 @@ from .fitting import all_or_nothing
 from .forecast_accuracy import accuracy, middle, outcomes
 from .forecast_parameters import check_lengths, check_parameters
 from .frequencies import common_season, offset_of
-from .going_on import GoingOn
 from .held_out import Correction
 from .joined_data import data_copy
 from .last_steps import LastSteps
 from .longer_horizon import forecast_blocks
 from .new_steps import NewSteps
+from .positioned_forecaster import PositionedForecaster
 from .result_forms import Forecasts
 from .series import Array, Series, read_series, refuse_identifiers
 from .skill_score import skill
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["SequenceForecaster"]
 
 
-class SequenceForecaster(GoingOn):
+class SequenceForecaster(PositionedForecaster):
     """Forecast series over a horizon, from their past and from covariates.
 
     One model serves all series. `horizon` and `season` are all it needs: parameters that are None

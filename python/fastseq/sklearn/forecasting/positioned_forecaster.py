@@ -28,10 +28,10 @@ from .times import Spacing, Times
 from .transforms import applied, check_domain
 from .windows import SeriesScaling
 
-__all__ = ["GoingOn"]
+__all__ = ["PositionedForecaster"]
 
 
-class GoingOn(ForecasterFiles):
+class PositionedForecaster(ForecasterFiles):
     """A forecaster with the current position of its series; see `SequenceForecaster`."""
 
     freq: object
