@@ -444,5 +444,7 @@ def test_all_of_it_at_once():
     f.update(later[later["ds"] <= cut + pd.Timedelta(days=6)])
     wanted = found[found["cutoff"] == cut + pd.Timedelta(days=6)]
     np.testing.assert_allclose(f.predict()[columns], wanted[columns], rtol=1e-4)
-    with pytest.raises(ValueError, match="the same number of steps of all series"):
-        f.update(later[(later["ds"] == cut + pd.Timedelta(days=7)) & (later.unique_id == "north")])
+    f.update(later[(later["ds"] == cut + pd.Timedelta(days=7)) & (later.unique_id == "north")])
+    wanted = wanted[wanted["unique_id"] == "south"]  # stays where it was
+    found = f.predict()[lambda t: t["unique_id"] == "south"]
+    np.testing.assert_allclose(found[columns], wanted[columns], rtol=1e-4)

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from .forecasting.frequencies import kind_of, on_grid
 from .forecasting.series import Array, Series
-from .forecasting.times import Times, check_follows, check_order, times_of
+from .forecasting.times import Times, check_follows, check_order, refuse_long_gap, times_of
 
 __all__ = [
-    "aligned", "check_ahead", "check_by_id", "check_equally_long", "check_going_on", "check_ids",
+    "after_gaps", "aligned", "check_ahead", "check_by_id", "check_going_on", "check_ids",
     "check_together", "joined", "rows_of_ids",
 ]  # fmt: skip
 
@@ -47,6 +48,8 @@ def check_going_on(
 ) -> list[Times | None]:
     """Return the end times of series that, with their covariates, continue earlier steps.
 
+    Series without steps end where they did.
+
     Parameters
     ----------
     y, x
@@ -62,6 +65,9 @@ def check_going_on(
     known: dict[tuple[int, ...], Times | None] = {}
     ends: list[Times | None] = []
     for (own, other, names), last, steps in zip(_pairs(y, x), before, y.lengths, strict=True):
+        if not steps:
+            ends.append(last)
+            continue
         key = id(own), id(other), id(last), int(steps)
         if key not in known:
             known[key] = _end(own, other, names, last, int(steps))
@@ -77,7 +83,7 @@ def _end(
         return None if times is None else times.end
     given = zip((own, other), names, strict=True)
     found = [check_follows(last, one, name) for one, name in given if one is not None]
-    return found[0].end if found else last.after(steps)
+    return found[0].end if found else last.then(steps).end
 
 
 def check_ahead(x: Series, before: Sequence[Times | None]) -> None:
@@ -119,7 +125,8 @@ def rows_of_ids(series: Series, ids: tuple[Any, ...] | None, name: str) -> Array
     unknown = [one for one in series.ids if one not in places]
     if unknown:
         raise ValueError(
-            f"{name} has the id {unknown[0]!r}, which none of the {len(ids)} series has"
+            f"{name} has the id {unknown[0]!r}, which none of the {len(ids)} series has, such as "
+            f"{ids[0]!r}"
         )
     return np.array([places[one] for one in series.ids], np.int64)
 
@@ -162,26 +169,6 @@ def check_by_id(
         )
 
 
-def check_equally_long(series: Series, name: str) -> None:
-    """Raise ValueError unless all series have the same number of steps.
-
-    Examples
-    --------
-    >>> from .forecasting.series import read_series
-    >>> check_equally_long(read_series([np.zeros(2), np.zeros(2), np.zeros(3)], "y"), "y")
-    Traceback (most recent call last):
-    ValueError: y must have the same number of steps of each series, got 2 of 0 and 3 of 2
-    """
-    lengths = series.lengths
-    other = int((lengths != lengths[0]).argmax())
-    if lengths[other] != lengths[0]:
-        ids = series.ids or range(len(lengths))
-        raise ValueError(
-            f"{name} must have the same number of steps of each series, got {lengths[0]} of "
-            f"{ids[0]!r} and {lengths[other]} of {ids[other]!r}"
-        )
-
-
 def aligned(series: Series, ids: tuple[Any, ...] | None, name: str) -> Series:
     """Return series in the order of `ids`, all of which must be given; unchanged without ids.
 
@@ -210,6 +197,60 @@ def aligned(series: Series, ids: tuple[Any, ...] | None, name: str) -> Series:
         missing = next(one for one in ids if one not in set(series.ids))
         raise ValueError(f"{name} lacks the series {missing!r}")
     return series.take(rows.argsort())
+
+
+def after_gaps(series: Series, before: Sequence[Times | None]) -> Series:
+    """Return series with missing values for the steps between earlier ones and their first.
+
+    Parameters
+    ----------
+    series
+        Later steps.
+    before
+        Times of the earlier steps; None where there are none.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from .forecasting.series import read_series
+    >>> later = read_series(pd.Series([1.0, 2.0], [8, 9]), "y")
+    >>> after_gaps(later, [Times(pd.Index([6]), 1)]).arrays[0].T
+    array([[nan,  1.,  2.]])
+    """
+    arrays, indices = list(series.arrays), list(series.indices)
+    known: dict[tuple[int, int], Any] = {}
+    for number, (own, last) in enumerate(zip(series.times, before, strict=True)):
+        if own is None or last is None or last.freq is None or own.mean_nothing:
+            continue
+        if not len(own.index):
+            continue
+        key = id(own), id(last)
+        if key not in known:
+            known[key] = _gap(own, last, _names(series, "y")[number])
+        if known[key] is not None:
+            arrays[number] = np.pad(
+                arrays[number], ((len(known[key]) - len(own.index), 0), (0, 0)),
+                constant_values=np.nan,
+            )  # fmt: skip
+            indices[number] = known[key]
+    return dataclasses.replace(series, arrays=arrays, indices=tuple(indices))
+
+
+def _gap(own: Times, last: Times, name: str) -> Any:
+    """Return times with the steps that are missing before them; None: there are none."""
+    index, zones = own.index, [getattr(one.index, "tz", None) for one in (own, last)]
+    if kind_of(index) != kind_of(last.index) or (zones[0] is None) != (zones[1] is None):
+        return None
+    index = index if zones[0] is None else index.tz_convert(zones[1])
+    if index[0] <= last.index[-1]:
+        return None
+    both = last.index[-1:].append(index[:1])
+    assert last.freq is not None
+    steps = on_grid(both, last.freq)
+    if steps[-1] <= 1:
+        return None
+    refuse_long_gap(both, name, last.freq, steps)
+    return last.following(int(steps[-1]) - 1).append(index)
 
 
 def joined(first: Series, then: Series) -> Series:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .automatic_settings import AutomaticSettings
-from .calendar_features import Calendar
+from .calendar_features import Calendar, check_zones
 from .covariate_encoder import CovariateSizes
 from .covariate_rows import CovariateRows
 from .covariates import Covariates
-from .series import Array, Series
+from .long_frames import LongTable
+from .series import Array, Series, unknown_variables
 from .static_covariates import StaticColumns, by_id
 from .times import Spacing, Times, is_table
 
@@ -66,9 +67,9 @@ class AllCovariates:
         return cls(x, calendar, None)
 
     def measured(
-        self, read: Series | None, *, apart: int, scaled: bool
+        self, read: Series | None, *, apart: Array, scaled: bool
     ) -> tuple[AllCovariates, Series | None]:
-        """Measure columns of X, without the last `apart` steps; also return X, coded."""
+        """Measure columns of X, without the last `apart` steps of each; also return X, coded."""
         if self.x is None or read is None:
             return self, read
         x, read = self.x.measured(read, apart=apart, scaled=scaled)
@@ -123,6 +124,16 @@ class AllCovariates:
             return self.x.read_ahead(given, like, horizon, what, spacing)
         _refuse(given)
         return None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the columns of X; none if it has no names."""
+        return () if self.x is None else self.x.coding.names or ()
+
+    def check_zones(self, times: Sequence[Times | None], known: Sequence[Times | None]) -> None:
+        """Raise unless clocks of other series are those of the training series, if they matter."""
+        if self.calendar is not None:
+            check_zones(times, known)
 
     @property
     def sizes(self) -> CovariateSizes:
@@ -190,13 +201,22 @@ def choose(
     x: Covariates | None,
     times: Sequence[Times | None],
 ) -> tuple[AutomaticSettings, AllCovariates]:
-    """Choose parameters and features; see `AutomaticSettings.of` and `AllCovariates.start`."""
-    known = AllCovariates.start(x, times, params)
+    """Choose parameters and features; see `AutomaticSettings.of` and `AllCovariates.start`.
+
+    Series without any known value do not count, unless that is so of all.
+    """
+    rows = np.flatnonzero(~unknown_variables(series.arrays).all(axis=1))
+    rows = rows if rows.size else np.arange(len(times))
+    known = AllCovariates.start(x, [times[row] for row in rows.tolist()], params)
     columns = len(known.sizes.ahead) + len(known.sizes.past)
-    return AutomaticSettings.of(params, series.lengths, series.variables, season, columns), known
+    lengths = series.lengths[rows]
+    return AutomaticSettings.of(params, lengths, series.variables, season, columns), known
 
 
 def _refuse(given: Any) -> None:
+    if isinstance(given, LongTable):
+        columns = ", ".join(map(repr, given.table.columns))
+        raise ValueError(f"fit got no covariates: leave out the columns {columns}")
     if given is not None:
         raise ValueError("X is given, but fit got no covariates")
 

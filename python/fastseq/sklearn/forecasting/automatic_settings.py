@@ -10,7 +10,7 @@ import numpy as np
 
 from .conformal import steps_to_hold_out
 from .forecast_parameters import season_lag
-from .series import Array
+from .series import Array, unknown_variables
 
 __all__ = ["SEGMENT_RNN", "AutomaticSettings", "least_steps"]
 
@@ -92,6 +92,32 @@ class AutomaticSettings:
         """Whether some series may have too few steps to learn from: they are forecast only."""
         return self.segments and not self.compared
 
+    @property
+    def left(self) -> int:
+        """How many steps of a series must be left to learn from if some are held out."""
+        return 2 if self.takes_short else 2 + (self.lag or 0)
+
+    def held_out(self, arrays: list[Array]) -> Array:
+        """Return how many last steps of each series ``(T_i, K)`` are held out, ``(N,)``.
+
+        0 of a series of which too little is known before them, unless that is so of all.
+
+        Examples
+        --------
+        >>> import fastseq as fs
+        >>> given = fs.SequenceForecaster(4, validation=12).get_params()
+        >>> AutomaticSettings.of(given, np.array([60, 5]), 1).held_out([
+        ...     np.ones((60, 1)), np.ones((5, 1))
+        ... ])
+        array([12,  0])
+        """
+        if not self.validation:
+            return np.zeros(len(arrays), np.int64)
+        learnt = [one[: max(len(one) - self.validation, 0)] for one in arrays]
+        enough = np.array([len(one) >= self.left for one in learnt])
+        enough &= ~unknown_variables(learnt).any(axis=1)
+        return np.where(enough | ~enough.any(), self.validation, 0)
+
     @classmethod
     def of(
         cls,
@@ -140,16 +166,14 @@ class AutomaticSettings:
             width = covariates + (1 if found["apart"] else variables)
             chosen = _for_segments(own, given["horizon"], season, lengths, count, width)
         if given["conformal"] is not None and given["validation"] is None:
-            least = steps_to_hold_out(given["quantiles"], given["horizon"], lengths)
+            left = cls(segments=segments, **found, **chosen).left
+            least = steps_to_hold_out(given["quantiles"], given["horizon"], lengths, left)
             chosen["validation"] = max(chosen["validation"], least)
         return cls(segments=segments, **found, **chosen)
 
 
 def least_steps(settings: AutomaticSettings) -> int:
-    """Return how many steps series need: each, or only the longest if the model takes short ones.
-
-    Short ones need only one more step than are held out.
-    """
+    """Return how many steps the longest of the series needs."""
     return 2 + (settings.lag or 0) + settings.validation
 
 

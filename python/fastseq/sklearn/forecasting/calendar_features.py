@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from .times import Times
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["FEATURES", "Calendar"]
+__all__ = ["FEATURES", "Calendar", "check_zones"]
 
 _HOUR, _DAY, _WEEK, _MONTH, _YEAR = 1 / 24, 1.0, 7.0, 30.44, 365.25  # in days
 
@@ -138,6 +139,7 @@ class Calendar:
         for n, one in enumerate(times):
             if id(one) not in apart:
                 apart[id(one)] = _span(one, _name(n, len(times)))
+                _warn_of_days_elsewhere(one, _name(n, len(times)))
         spans = [apart[id(one)] for one in times]
         step, length = np.median([step for step, _ in spans]), max(length for _, length in spans)
         if holidays is not None and step > 1.01 * _DAY:
@@ -240,6 +242,46 @@ def _dates(index: pd.Index | None, name: str) -> pd.DatetimeIndex:
         f"calendar and holidays need dates, but {name} has none: pass a pandas Series or DataFrame "
         "with a DatetimeIndex or a PeriodIndex"
     )
+
+
+def _warn_of_days_elsewhere(times: Times | None, name: str) -> None:
+    """Warn if steps of days in UTC do not begin at midnight: they may be days of another zone."""
+    dates = _dates(None if times is None else times.index, name)
+    far = len(dates) > 1 and (dates[1] - dates[0]).total_seconds() >= 0.9 * 86400
+    if far and str(dates.tz) in ("UTC", "Etc/UTC") and _hour(dates[:1])[0]:
+        warnings.warn(
+            f"the steps of {name} begin at {dates[0].time()} in UTC, whose days those of the "
+            "calendar are: if they are local days, convert times to their time zone by tz_convert",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def check_zones(times: Sequence[Times | None], known: Sequence[Times | None]) -> None:
+    """Raise ValueError unless series to forecast are in time zones of training series.
+
+    Parameters
+    ----------
+    times, known
+        Times of the series to forecast, and of the training series.
+    """
+
+    def zones(of: Sequence[Times | None]) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for number, one in enumerate(of):
+            if one is not None:
+                zone = getattr(one.index, "tz", None)
+                found.setdefault("no time zone" if zone is None else str(zone), number)
+        return found
+
+    own, fine = zones(times), zones(known)
+    other = next((zone for zone in own if zone not in fine), None)
+    if other is not None:
+        raise ValueError(
+            f"{_name(own[other], len(times))} has times in {other}, but fit got {', '.join(fine)}, "
+            "and the calendar's features follow clocks: convert times by tz_convert, or drop the "
+            "zones in both by tz_localize(None) if clocks mean the same everywhere"
+        )
 
 
 def _of_holidays(dates: pd.DatetimeIndex, code: str) -> Array:

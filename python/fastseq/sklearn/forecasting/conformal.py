@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .covariate_rows import CovariateRows
+from .covariate_rows import CovariateRows, Rows
 from .rollout import Origin, Rollout
 from .series import Array
 
@@ -29,8 +29,10 @@ def needed(levels: Sequence[float]) -> int:
     return math.ceil(1 / _tail(levels)) - 1
 
 
-def steps_to_hold_out(levels: Sequence[float], horizon: int, lengths: Array) -> int:
+def steps_to_hold_out(levels: Sequence[float], horizon: int, lengths: Array, left: int = 2) -> int:
     """Return how many last steps of each of the series should be held out.
+
+    Series of which fewer than `left` steps would be left do not count: as few as possible.
 
     Examples
     --------
@@ -38,10 +40,18 @@ def steps_to_hold_out(levels: Sequence[float], horizon: int, lengths: Array) -> 
     511
     >>> steps_to_hold_out((0.1, 0.9), 12, np.full(50, 60))
     15
+    >>> steps_to_hold_out((0.1, 0.9), 12, np.append(np.full(50, 60), 1))
+    15
     """
-    wanted = max(math.ceil(_WANTED / _tail(levels) / len(lengths)), horizon)
-    least = math.ceil(needed(levels) / len(lengths))
-    return horizon - 1 + max(least, min(wanted, int(lengths.min()) // 4 - horizon + 1))
+
+    def steps(shortest: int) -> int:
+        count = int((lengths >= shortest).sum())
+        wanted = max(math.ceil(_WANTED / _tail(levels) / count), horizon)
+        least = math.ceil(needed(levels) / count)
+        return horizon - 1 + max(least, min(wanted, shortest // 4 - horizon + 1))
+
+    possible = np.unique(lengths).tolist()
+    return next((steps(one) for one in possible if one >= steps(one) + left), steps(possible[-1]))
 
 
 def check_held_out(levels: Sequence[float], horizon: int, validation: int, count: int) -> None:
@@ -150,9 +160,11 @@ class ShiftTracker:
     shift
         ``(N, H, K, Q)``, in units of the series.
     behind
-        The position of series H - 1 steps ago.
+        The position of series H - 1 steps ago, or of short ones where a forecast first can be made.
     values, covariates
-        Values and covariates since then, ``(N, H - 1, …)``.
+        Values and covariates of the last H - 1 steps, ``(N, H - 1, …)``.
+    late
+        How many of these steps are before `behind`, ``(N,)``.
 
     References
     ----------
@@ -166,6 +178,26 @@ class ShiftTracker:
     behind: Origin
     values: Array
     covariates: CovariateRows | None
+    late: Array
+
+    def taken(self, rollout: Rollout, rows: Array) -> ShiftTracker:
+        """Return the tracker of some of the series."""
+        return ShiftTracker(
+            self.shift[rows], rollout.taken(self.behind, rows), self.values[rows],
+            None if self.covariates is None else self.covariates.taken(rows), self.late[rows],
+        )  # fmt: skip
+
+    def put(self, rollout: Rollout, rows: Array, part: ShiftTracker) -> ShiftTracker:
+        """Return the tracker with that of some of the series replaced."""
+        return ShiftTracker(
+            _replaced(self.shift, rows, part.shift), rollout.put(self.behind, rows, part.behind),
+            _replaced(self.values, rows, part.values),
+            None if self.covariates is None or part.covariates is None else CovariateRows(
+                _replaced_rows(self.covariates.ahead, rows, part.covariates.ahead),
+                _replaced_rows(self.covariates.past, rows, part.covariates.past),
+            ),
+            _replaced(self.late, rows, part.late),
+        )  # fmt: skip
 
     def follow(
         self,
@@ -187,11 +219,36 @@ class ShiftTracker:
         numpy.ndarray
             and the shifts then, of the same shape.
         """
-        new, back = values.shape[1], self.values.shape[1]
+        data = conformal, rollout, values, covariates, units
+        groups = [np.flatnonzero(self.late == late) for late in np.unique(self.late)]
+        if len(groups) == 1:
+            return self._follow(*data)
+        after, shape = self, (values.shape[1], *self.shift.shape)
+        every, shifts = np.empty(shape), np.empty(shape)
+        for rows in groups:
+            part = None if covariates is None else covariates.taken(rows)
+            own, every[:, rows], shifts[:, rows] = self.taken(rollout, rows)._follow(
+                conformal, rollout, values[rows], part, units[rows]
+            )
+            after = after.put(rollout, rows, own)
+        return after, every, shifts
+
+    def _follow(
+        self,
+        conformal: Conformal,
+        rollout: Rollout,
+        values: Array,
+        covariates: CovariateRows | None,
+        units: Array,
+    ) -> tuple[ShiftTracker, Array, Array]:
+        """Do the same for series whose `late` is the same."""
+        new, back, late = values.shape[1], self.values.shape[1], int(self.late[0])
         values = np.concatenate([self.values, values], axis=1)
         if covariates is not None and self.covariates is not None:
             covariates = self.covariates.joined(covariates)
-        found = np.stack(rollout.forecasts(self.behind, values, covariates, 1))
+        since = None if covariates is None else covariates.steps(late, None)
+        found = np.stack(rollout.forecasts(self.behind, values[:, late:], since, 1))
+        found = np.pad(found, ((late, 0), *[(0, 0)] * 4), constant_values=np.nan)
         levels, steps = np.array(conformal.levels), np.arange(back + 1)
         # Forecasts h steps ahead overlap: of h errors, only about one is new information.
         rate = _RATE * conformal.spread / (1 + steps[:, None, None])
@@ -202,9 +259,24 @@ class ShiftTracker:
             due = np.moveaxis(found[step - steps, :, steps], 0, 1)  # (N, H, K, Q)
             above = (came - due) / units[:, None, :, None] > shift
             moved = shift + rate * (levels - 1 + above)
-            shift = np.where(np.isnan(came), shift, moved)
-        passed = None if covariates is None else covariates.steps(0, new)
-        behind = rollout.advance(self.behind, values[:, :new], passed)
+            shift = np.where(np.isnan(came - due), shift, moved)
+        behind = self.behind
+        if new > late:
+            passed = None if covariates is None else covariates.steps(late, new)
+            behind = rollout.advance(behind, values[:, late:new], passed)
         kept = None if covariates is None else covariates.steps(new, new + back)
-        after = ShiftTracker(shift, behind, values[:, new:], kept)
+        now = np.maximum(self.late - new, 0)
+        after = ShiftTracker(shift, behind, values[:, new:], kept, now)
         return after, found[back:], np.stack(shifts)
+
+
+def _replaced(all_of: Array, rows: Array, some: Array) -> Array:
+    found: Array = all_of.copy()
+    found[rows] = some
+    return found
+
+
+def _replaced_rows(all_of: Rows | None, rows: Array, some: Rows | None) -> Array | None:
+    if all_of is None or some is None:
+        return None
+    return _replaced(np.stack(list(all_of)), rows, np.stack(list(some)))

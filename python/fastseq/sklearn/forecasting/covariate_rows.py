@@ -10,7 +10,7 @@ import numpy as np
 
 from .series import Array
 
-__all__ = ["CovariateRows", "Rows", "known_so_far"]
+__all__ = ["CovariateRows", "Rows", "ends_together", "known_so_far"]
 
 Rows: TypeAlias = Sequence[Array] | Array
 
@@ -31,8 +31,8 @@ class CovariateRows:
     ahead: Rows | None
     past: Rows | None = None
 
-    def steps(self, begin: int, end: int) -> CovariateRows:
-        """Return some steps."""
+    def steps(self, begin: int, end: int | None) -> CovariateRows:
+        """Return some steps; `end` None: up to the last."""
         return CovariateRows(_cut(self.ahead, begin, end), _cut(self.past, begin, end))
 
     def after(self, lengths: Array) -> CovariateRows:
@@ -47,21 +47,24 @@ class CovariateRows:
         rows = _cut(self.ahead, begin, begin + steps)
         return CovariateRows(None if rows is None else np.stack([_longer(a, steps) for a in rows]))
 
-    def split(self, at: Sequence[int]) -> tuple[CovariateRows, CovariateRows]:
-        """Return each series' steps before its own `at`, and equally many after it, stacked.
+    def split(self, at: Sequence[int], steps: int) -> tuple[CovariateRows, CovariateRows]:
+        """Return each series' steps before its own `at`, and those after it, ``(N, steps, …)``.
+
+        Series with fewer steps after it get zeros before them.
 
         Examples
         --------
-        >>> before, after = CovariateRows([np.zeros((3, 1)), np.zeros((4, 1))]).split([1, 2])
-        >>> len(before.ahead[1]), after.ahead.shape
-        (2, (2, 2, 1))
+        >>> before, after = CovariateRows([np.ones((3, 1)), np.ones((3, 1))]).split([1, 2], 2)
+        >>> len(before.ahead[1]), after.ahead[..., 0]
+        (2, array([[1., 1.],
+               [0., 1.]]))
         """
         cut = []
         for rows in (self.ahead, self.past):
             pairs = [] if rows is None else list(zip(rows, at, strict=True))
             cut.append((
                 None if rows is None else [one[:end] for one, end in pairs],
-                None if rows is None else np.stack([one[end:] for one, end in pairs]),
+                ends_together([one[end:] for one, end in pairs], steps, 0) if pairs else None,
             ))  # fmt: skip
         (ahead, ahead_after), (past, past_after) = cut
         return CovariateRows(ahead, past), CovariateRows(ahead_after, past_after)
@@ -99,11 +102,26 @@ class CovariateRows:
         return [np.concatenate(one, axis=1) for one in zip(*parts, strict=True)]
 
 
+def ends_together(arrays: Sequence[Array], steps: int, value: float) -> Array:
+    """Return arrays ``(n_i, C)`` as one, ``(N, steps, C)``, with `value` before shorter ones.
+
+    Examples
+    --------
+    >>> ends_together([np.ones((1, 1)), np.ones((2, 1))], 2, 0)[..., 0]
+    array([[0., 1.],
+           [1., 1.]])
+    """
+    found = np.full((len(arrays), steps, arrays[0].shape[1]), value, np.float64)
+    for own, one in zip(found, arrays, strict=True):
+        own[steps - len(one) :] = one
+    return found
+
+
 def _longer(rows: Array, length: int) -> Array:
     return np.concatenate([rows, np.zeros((length - len(rows), rows.shape[1]))])
 
 
-def _cut(rows: Rows | None, begin: int, end: int) -> Rows | None:
+def _cut(rows: Rows | None, begin: int, end: int | None) -> Rows | None:
     if rows is None or isinstance(rows, np.ndarray):
         return None if rows is None else rows[:, begin:end]
     return [one[begin:end] for one in rows]

@@ -37,7 +37,7 @@ class Covariates:
     Traceback (most recent call last):
     ValueError: past: X is an array, whose columns have positions, but got '1'
     >>> known, read = Covariates.start(given, series, (1,), Spacing())
-    >>> known, read = known.measured(read, apart=1, scaled=True)
+    >>> known, read = known.measured(read, apart=np.array([1]), scaled=True)
     >>> rows = known.rows(read, series.lengths)
     >>> rows.ahead[0].T, rows.past[0].T
     (array([[-1.,  1.,  3.]]), array([[-1.,  1., nan]]))
@@ -72,12 +72,15 @@ class Covariates:
         known = cls(coding, places)
         return known, known._checked(read, like, like.lengths, "the steps of y")
 
-    def measured(self, read: Series, *, apart: int, scaled: bool) -> tuple[Covariates, Series]:
-        """Measure the coding, without the last `apart` steps; also return `read`, coded."""
-        arrays = read.arrays[:1] if read.single else read.arrays
+    def measured(self, read: Series, *, apart: Array, scaled: bool) -> tuple[Covariates, Series]:
+        """Measure the coding, without the last `apart` steps of each; also return `read`, coded."""
+        arrays = read.arrays
+        if read.single:
+            arrays, apart = arrays[:1], apart.max(keepdims=True)
         coding, arrays = ColumnCoding.measure(
             self.coding.names, self.coding.vocabularies, arrays,
-            [len(one) - apart for one in arrays], scaled=scaled,
+            [len(one) - steps for one, steps in zip(arrays, apart.tolist(), strict=True)],
+            scaled=scaled,
         )  # fmt: skip
         if read.single:
             arrays = arrays * len(read.arrays)
@@ -127,7 +130,8 @@ class Covariates:
             raise ValueError(f"fit got covariates: X must cover {what}, got None")
         self._refuse_arrays(given)
         coded = with_codes(given, self.coding.vocabularies, "X")
-        read = read_series(coded, "X", self.coding.names, spacing)
+        empty = bool((lengths == 0).any())
+        read = read_series(coded, "X", self.coding.names, spacing, empty=empty)
         return self._checked(read, like, lengths, what, ahead)
 
     def read_ahead(
@@ -135,7 +139,8 @@ class Covariates:
     ) -> Series | None:
         """Read covariates of the horizon: of columns known ahead, ``(horizon, F)`` each.
 
-        Other columns are ignored. None: no column is known ahead.
+        Other columns are ignored, and later steps, if they have times. None: no column is known
+        ahead.
         """
         if not self.ahead:
             return None
@@ -152,6 +157,7 @@ class Covariates:
         vocabularies = self.coding.vocabularies
         vocabularies = {name: v for name, v in vocabularies.items() if name in (names or ())}
         read = read_series(with_codes(given, vocabularies, "X"), "X", names, spacing)
+        read = read.until(horizon)
         width = len(self.coding.center)
         arrays = read.arrays
         if read.variables == len(self.ahead) < width:

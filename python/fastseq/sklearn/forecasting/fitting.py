@@ -34,8 +34,9 @@ from .last_steps import LastSteps
 from .new_steps import NewSteps
 from .rollout import PATH_LEVELS, Origin, Rollout
 from .segment_rnn import SegmentRNN
-from .series import Array, Series, split_variables
+from .series import Array, split_variables
 from .target_weights import normalised, weigh
+from .training_series import TrainingSeries
 from .windows import SeriesScaling, Windows
 
 __all__ = ["ForecastTraining", "all_or_nothing"]
@@ -178,30 +179,22 @@ class ForecastTraining(SequenceEstimator):
     def _levels(self) -> tuple[float, ...] | None:
         return None if self.quantiles is None else tuple(map(float, self.quantiles))
 
-    def _task(
-        self,
-        series: Series,
-        covariates: CovariateRows | None,
-        static: Array | None,
-        sizes: CovariateSizes,
-        scaling: SeriesScaling,
-        weights: list[Array] | None = None,
-    ) -> _Forecasting:
-        """Return the training problem of series, with covariates of these `sizes`.
-
-        `weights` are of the values of series.
-        """
-        settings, arrays = self._settings, series.arrays
+    def _task(self, data: TrainingSeries, sizes: CovariateSizes) -> _Forecasting:
+        """Return the training problem of series, with covariates of these `sizes`."""
+        settings, series, apart = self._settings, data.series, data.apart
+        arrays, covariates, static = series.arrays, data.covariates, data.static
+        scaling, weights = data.scaling, data.weights
+        steps = int((series.lengths - apart).max())
         if settings.apart:
             scaling = scaling.apart(len(arrays))
             arrays = split_variables(arrays)
             covariates = None if covariates is None else covariates.repeated(series.variables)
             static = None if static is None else np.repeat(static, series.variables, axis=0)
             weights = None if weights is None else split_variables(weights)
+            apart = np.repeat(apart, series.variables)
         # Similar lengths are trained together.
         order = np.argsort([-len(one) for one in arrays], kind="stable")
         recursive = self.strategy == "recursive"
-        steps = int(series.lengths.max()) - settings.validation
         if not recursive and steps <= self.horizon:
             raise ValueError(
                 f"y has {steps} steps to learn from, too few for a horizon of {self.horizon}: pass "
@@ -212,8 +205,8 @@ class ForecastTraining(SequenceEstimator):
             scaling.take(order), None if static is None else static[order],
         )  # fmt: skip
         weights = None if weights is None else [weights[n] for n in order]
-        windows = weigh(windows, weights, self._step_weights, settings.validation)
-        held = windows.held_out(settings.validation) if settings.validation else None
+        windows = weigh(windows, weights, self._step_weights, apart[order])
+        held = windows.held_out(apart[order]) if settings.validation else None
         if settings.segments:
             steps = settings.seqsize if settings.fold is None else -(-steps // settings.fold)
             if held is not None:

@@ -14,7 +14,7 @@ from ...training.spec import check_count
 from ..hyperparameters import NETWORKS
 from .calendar_features import FEATURES
 from .forecast_losses import LOSSES
-from .series import Series, by_length
+from .series import Array, Series, unknown_variables
 from .transforms import TRANSFORMS
 
 __all__ = ["check_lengths", "check_parameters", "season_lag"]
@@ -132,6 +132,11 @@ def _check_columns(given: dict[str, Any]) -> None:
     found: dict[str, str] = {}
     for parameter in ("id_col", "time_col", "target_col"):
         name = given[parameter]
+        if isinstance(name, list | tuple | set):
+            raise TypeError(
+                f"{parameter} must be the name of one column, got {name!r}: join several columns "
+                "of ids into one, such as region + '/' + shop"
+            )
         if name in ("cutoff", "forecast"):
             raise ValueError(
                 f"{parameter} is {name!r}, but forecasts have another column of that name"
@@ -169,34 +174,45 @@ def check_lengths(
     *,
     shortest: int | None = None,
     known: bool = True,
-    apart: int = 0,
+    apart: Array | None = None,
+    together: bool = False,
 ) -> None:
-    """Raise unless all series have `least` steps, and, if `known`, any known value.
+    """Raise unless all series have `least` steps, and, if `known`, enough known values.
 
     If `shortest` is given, only the longest needs `least` steps, the others so many. For known
-    values, the last `apart` steps do not count.
+    values, the last `apart` steps of each, ``(N,)``, do not count. Series without any known value
+    pass, if others have some; `together`: not those that lack only some of the variables.
     """
-    if shortest is not None and series.lengths.max() >= least:
-        least, why = shortest, "each series" + (f", {apart} steps held out," if apart else "")
     lengths, unknown = series.lengths, np.zeros((len(series.arrays), series.variables), bool)
+    apart = np.zeros_like(lengths) if apart is None else apart
+    lacking = unknown
     if known:
-        for rows, block in by_length(series.arrays):
-            unknown[rows] = np.isnan(block[:, : max(block.shape[1] - apart, 0)]).all(axis=1)
-    wrong = np.flatnonzero((lengths < least) | unknown.any(axis=1))
+        learnt = [one[: max(len(one) - n, 0)] for one, n in zip(series.arrays, apart, strict=True)]
+        unknown, never = unknown_variables(learnt), unknown_variables(series.arrays)
+        lacking = unknown & (~never | unknown.all(axis=0))
+        lacking |= unknown & ~unknown.all(axis=1, keepdims=True) & together
+    counted = lengths[~unknown.all(axis=1) | lacking.any(axis=1)]
+    if shortest is not None and shortest < least <= counted.max():
+        least, why = shortest, "each series"
+    short = (lengths < least) & (~unknown.all(axis=1) | lacking.any(axis=1))
+    wrong = np.flatnonzero(short | lacking.any(axis=1))
     if wrong.size:
         first = int(wrong[0])
         place = "y" if series.single else f"y[{(series.ids or range(first + 1))[first]!r}]"
         others = f" (and {wrong.size - 1} others like it)" if wrong.size > 1 else ""
         if lengths[first] < least:
             raise ValueError(f"{place} has {lengths[first]} steps, but {why} needs {least}{others}")
-        before = " before the steps to validate on" if apart else ""
+        before = " before the steps to validate on" if apart[first] else ""
         advice = "" if series.single else ": leave such series out"
         raise ValueError(
-            f"{place} has no known values of variable {unknown[first].argmax()}{before}{others}"
+            f"{place} has no known values of variable {lacking[first].argmax()}{before}{others}"
             f"{advice}"
         )
-    if series.single and series.variables > series.lengths[0] > 1:
+    steps = series.lengths[0]
+    dated = series.times[0] is not None and not series.times[0].mean_nothing
+    if known and series.single and series.variables > steps > 1 and not dated:
+        advice = "list(y)" if series.names is None else "y.T"
         raise ValueError(
-            f"y is one series of {series.lengths[0]} steps with {series.variables} variables: for "
-            f"{series.lengths[0]} series of {series.variables} steps pass list(y)"
+            f"y is one series of {steps} steps with {series.variables} variables: for {steps} "
+            f"series of {series.variables} steps pass {advice}"
         )

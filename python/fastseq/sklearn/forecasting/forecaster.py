@@ -8,45 +8,34 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from sklearn.base import clone
 from torch import Tensor, nn, optim
 
 from ...training.spec import check_count
 from ..alignment import (
-    aligned,
     check_ahead,
-    check_by_id,
-    check_equally_long,
-    check_going_on,
-    check_ids,
     check_together,
-    joined,
-    rows_of_ids,
 )  # fmt: skip
-from .all_covariates import AllCovariates, choose, first_read
+from .all_covariates import choose, first_read
 from .automatic_settings import SEGMENT_RNN, least_steps
 from .baselines import Baselines
-from .conformal import ShiftTracker, check_held_out
-from .covariate_rows import CovariateRows
+from .conformal import check_held_out
 from .fitting import all_or_nothing
 from .forecast_accuracy import accuracy, middle, outcomes
 from .forecast_parameters import check_lengths, check_parameters
-from .forecaster_files import ForecasterFiles
 from .frequencies import common_season, offset_of
 from .held_out import Correction
-from .joined_data import Before, data_copy
+from .joined_data import data_copy
 from .last_steps import LastSteps
-from .long_frames import Columns
 from .longer_horizon import forecast_blocks
 from .new_steps import NewSteps
+from .positioned_forecaster import PositionedForecaster
 from .result_forms import Forecasts
-from .rollout import Origin
 from .series import Array, Series, read_series, refuse_identifiers
 from .skill_score import skill
-from .target_weights import column_of_weights, end_with_series, read_series_weights, with_age
+from .target_weights import column_of_weights, read_series_weights, with_age
 from .times import Spacing, Times, ends_of
+from .training_series import TrainingSeries
 from .transforms import applied, check_domain, transformed
-from .windows import SeriesScaling
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,7 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["SequenceForecaster"]
 
 
-class SequenceForecaster(ForecasterFiles):
+class SequenceForecaster(PositionedForecaster):
     """Forecast series over a horizon, from their past and from covariates.
 
     One model serves all series. `horizon` and `season` are all it needs: parameters that are None
@@ -63,7 +52,8 @@ class SequenceForecaster(ForecasterFiles):
     Pass one series ``(T,)`` or ``(T, K)`` (K variables), or a panel: an array
     ``(N, T, K)``, or a list or dictionary of ``(T_i,)`` or ``(T_i, K)`` of any lengths (turn an
     array ``(N, T)`` into a list by ``list(y)``). NaN marks missing values: they are not learnt, and
-    the model sees the last known value in their place.
+    the model sees the last known value in their place. A series of a panel without any known value
+    is not forecast (NaN) until one has come; then it is as a series that has just begun.
 
     The index of a pandas Series or DataFrame is the time. Dates may be in any order, but must be
     equally far apart; missing dates are missing values. Covariates must have the same times, and
@@ -83,7 +73,10 @@ class SequenceForecaster(ForecasterFiles):
 
     scikit-learn's searches take series as their data, and covariates as their targets,
     ``GridSearchCV(f, grid, cv=TimeSeriesSplit(3)).fit(y, X)``: the data of one series (or a table,
-    a column for each) are split by time. They would split a list by series.
+    a column for each) are split by time. They would split a list by series, and a long frame
+    between any rows: for it, `cv` must be pairs of rows, earlier and later ones. ``cv=5`` does not
+    split by time. ``TimeSeriesSplit(gap=2)`` needs data with times: arrays are assumed to follow
+    directly, so scores would be those of forecasts shifted by the gap.
 
     Parameters
     ----------
@@ -117,7 +110,8 @@ class SequenceForecaster(ForecasterFiles):
         Features of the dates of steps, which X does not have to contain: True chooses some by the
         length of steps and of series; or a list of "minute_of_hour", "hour_of_day", "day_of_week",
         "hour_of_week", "day_of_month", "day_of_year", "week_of_year", "month", "quarter". Days and
-        hours are those of the index's time zone.
+        hours are those of the index's time zone, so series given to `predict` must be in that of
+        `fit`; `update` converts.
     holidays
         A country's code, such as "DE", or "DE-BY" for a part of it: marks holidays, the days before
         them, and the days after them. Needs the package holidays, and steps of at most a day.
@@ -140,9 +134,11 @@ class SequenceForecaster(ForecasterFiles):
     conformal
         "split": quantiles are shifted so that they hold on the held-out part: for each step of the
         horizon by the empirical quantile of actual values less forecasts, in units of each series'
-        mean change over a season, or a step. "adaptive": from there on, the shifts of each series
-        follow how often its quantiles miss, as `update` and `backtest` bring actual values; other
-        series, given to `predict`, get the shifts of "split". None: quantiles are those learnt.
+        mean change over a season, or a step. Shifts are those of all series together, so series
+        too short to hold steps out have them, too. "adaptive": from there on, the shifts of each
+        series follow how often its quantiles miss, as `update` and `backtest` bring actual values;
+        other series, given to `predict`, get the shifts of "split". None: quantiles are those
+        learnt.
     lags
         Number of last values the model sees at each step. Recurrent models remember earlier values;
         a model without state needs as many as matter. None: 1; for "segrnn" 4 horizons or 2
@@ -183,9 +179,10 @@ class SequenceForecaster(ForecasterFiles):
     validation
         Number of last steps of each series to hold out: the loss of their forecasts goes into the
         history after each epoch, for callbacks such as early stopping. "segrnn" keeps the weights
-        of the best epoch, or repeats the last season if that is better. 0: none. None: none; for
-        "segrnn" a tenth of long series; with `conformal` as many as quantiles need, or up to a
-        quarter of the shortest series.
+        of the best epoch, or repeats the last season if that is better. Of series of a panel that
+        are too short, or of which nothing is known before these steps, none are held out. 0: none.
+        None: none; for "segrnn" a tenth of long series; with `conformal` as many as quantiles need,
+        or up to a quarter of the shortest series that is long enough.
     random_state
         Seed of weights, order and drawn futures: an integer, a generator, or None.
     device
@@ -241,17 +238,6 @@ class SequenceForecaster(ForecasterFiles):
     2     south 2024-03-01
     3     south 2024-03-02
     """
-
-    _known: AllCovariates
-    _scaling: SeriesScaling  # of the training series
-    _origin: Origin  # the current position of the series
-    _correction: Correction
-    _tracker: ShiftTracker | None  # of adaptive conformal quantiles
-    _times: list[Times | None]  # its times
-    _last: LastSteps  # up to it
-    _baselines: Baselines
-    _weight_column: str | None
-    _data: dict[str, Any] | None = None  # the training data, unless series advanced
 
     def __init__(
         self,
@@ -411,12 +397,7 @@ class SequenceForecaster(ForecasterFiles):
         if known is None:
             season = common_season([spacing.given] if spacing.given else series.freqs)
             self._settings, known = choose(params, series, season, x, times)
-        apart, scaled = self._settings.validation, self.scale is not None
-        if self.conformal is not None:
-            check_held_out(self._levels or (), self.horizon, apart, len(series.arrays))
-        shortest = 1 + apart if self._settings.takes_short else None
-        least = least_steps(self._settings)
-        check_lengths(series, least, self._needs(), shortest=shortest, apart=apart)
+        apart, scaled = self._held_out(series), self.scale is not None
         if not goes_on:
             known, read = known.measured(read, apart=apart, scaled=scaled)
         known, fixed = known.of_series(static, series, self.id_col, scaled=scaled)
@@ -424,15 +405,17 @@ class SequenceForecaster(ForecasterFiles):
         if goes_on and not self._scales_each:
             scaling = self._scaling
         else:
-            scaling = self._measure([one[: len(one) - apart] for one in series.arrays])
-        task = self._task(series, covariates, fixed, known.sizes, scaling, of_values)
+            ends = zip(series.arrays, apart.tolist(), strict=True)
+            scaling = self._measure([one[: len(one) - steps] for one, steps in ends])
+        data = TrainingSeries(series, covariates, fixed, scaling, of_values, apart)
+        task = self._task(data.taken(data.known), known.sizes)
         # Callbacks may write into them.
         given |= {"y": data_copy(given["y"]), "X": data_copy(given["X"])}
         self._train(task, start)
         self.n_features_in_ = series.variables
         self._known, self._scaling = known, scaling
         self._rollout = self._make_rollout(start.seed)
-        self._correct(series.arrays, covariates, fixed, scaling, of_values)
+        self._correct(data)
         self._origin = self._rollout.begin(series.arrays, covariates, scaling, fixed)
         self._last = LastSteps.of(series.arrays, covariates, self._rows())
         self._baselines = Baselines.measure(raw, self._settings.season)
@@ -465,7 +448,8 @@ class SequenceForecaster(ForecasterFiles):
             Covariates, if `fit` got some, of the steps of `y` and of the horizon,
             ``(T + horizon, F)``; without `y`, ``(horizon, F)``; for panels as in `fit`. With long
             frames, a long frame of the horizon. In the horizon, columns not known ahead may be NaN,
-            and without `y`, or with long frames, they may be left out.
+            and without `y`, or with long frames, they may be left out; later steps are ignored, if
+            tables have times.
         static
             Static covariates of `y`, if `fit` got some.
         horizon
@@ -491,7 +475,7 @@ class SequenceForecaster(ForecasterFiles):
             if static is not None:
                 raise ValueError("static is given without y: leave it out, fit got it already")
             what = "the horizon, the steps that follow"
-            X = self._columns.covariates(X, self._spacing)  # noqa: N806
+            X = self._columns.covariates(X, self._spacing, known.names)  # noqa: N806
             read = known.read_ahead(X, form, steps, what, self._spacing)
             if read is not None:
                 check_ahead(read, self._times)
@@ -502,6 +486,7 @@ class SequenceForecaster(ForecasterFiles):
             arrays = [applied(one, self.transform) for one in form.arrays]
             beyond = 0 if read is None else len(read.arrays[0]) - int(form.lengths[0])
             ends = check_together(form, read, ahead=beyond)
+            known.check_zones(ends, self._times)
             covariates = known.rows(read, form.lengths, ends, lambda own: own.reaching(steps))
             _, fixed = known.of_series(static, form, self.id_col)
             scaling = self._scaling
@@ -522,9 +507,9 @@ class SequenceForecaster(ForecasterFiles):
         Parameters
         ----------
         y
-            The next steps of the series that `fit` got, in their form; for a panel, equally many
-            of each. A long frame or a dictionary may have some of the series, and any number of
-            steps of each.
+            The next steps of the series that `fit` got, in their form; of a panel any number of
+            each. A long frame or a dictionary may have some of the series; in a list, series
+            without new steps are empty.
         X
             Covariates of these steps, if `fit` got some.
 
@@ -534,7 +519,7 @@ class SequenceForecaster(ForecasterFiles):
             The data are invalid, such as steps that do not follow; nothing has been changed.
         """
         self._check_fitted()
-        self._advance(self._next(y, X))
+        self._advance(self._following(y, X))
         return self
 
     def partial_fit(self, y: object, X: object = None) -> SequenceForecaster:  # noqa: N803
@@ -560,8 +545,8 @@ class SequenceForecaster(ForecasterFiles):
             return self.fit(y, X)
         check_parameters(self.get_params(deep=False))
         start = self._begin(self._form, partial=True)
-        new = self._next(y, X)
-        self._learn_on(self._last, self._seen(new), self._origin, start)
+        new = self._following(y, X)
+        self._learn_on(self._last, self._seen(new), self._awake(new)[0], start)
         self._advance(new)
         return self
 
@@ -595,6 +580,11 @@ class SequenceForecaster(ForecasterFiles):
             quantiles. The last forecasts may reach beyond `y`: there, covariates are assumed
             average, except those of the calendar.
 
+            Each series of a panel is forecast as long as it has steps in `y`: frames have no rows
+            of other times, or of series without steps. Dictionaries of arrays have as many
+            forecasts of each series as were made; the array of a list has all times, and NaN where
+            a series has no steps left.
+
         Raises
         ------
         ValueError, TypeError
@@ -604,55 +594,13 @@ class SequenceForecaster(ForecasterFiles):
         self._check_fitted()
         stride = self.horizon if stride is None else stride
         check_count("stride", stride)
-        values, covariates = self._following(y, X, whole=True).stacked()
+        new = self._following(y, X)
         if refit is None:
-            found = self._rolled(values, covariates, stride)
+            found = self._rolled(new, stride)
         else:
             check_count("refit", refit)
-            found = self._refitted(y, X, values.shape[1], stride, refit)
-        form = self._like.form
-        if not form.tabular:
-            return form.stacked([self._result(self._like, one, self._times) for one in found])
-        parts = [self._forecasts(self._like, one, self._times) for one in found]
-        steps = range(0, values.shape[1], stride)
-        names = None if self._like.flat else self._like.names
-        return form.backtest(parts, steps, values, names)
-
-    def _refitted(
-        self, y: Any, X: object, count: int, stride: int, refit: int  # noqa: N803
-    ) -> list[Array]:  # fmt: skip
-        """Return forecasts ``(N, horizon, K, Q)`` at each time of the next `count` steps."""
-        if self._data is None:
-            raise ValueError(
-                "backtest with refit= needs the training data, which update and partial_fit drop, "
-                "and files and pickles lack: call fit on all data up to the first forecast"
-            )
-        weights = self._data["weights"]
-        if self._weight_column is not None:
-            if not self._columns.is_long(y) or self._weight_column not in y.columns:
-                raise ValueError(
-                    f"y must be a long frame with the column {self._weight_column!r} of weights, "
-                    "as in fit, to train again"
-                )
-        elif weights is not None and end_with_series(weights, self._like):
-            raise ValueError(
-                "backtest with refit= needs weights of the later steps, too, but those of fit are "
-                "of its time steps: pass them as a column of a long frame, or one for each series"
-            )
-        before = Before(tuple(self._times), self._like.ids, self._columns)
-        found: list[Array] = []
-        for begin in range(0, count, stride * refit):
-            model, rest = self, {"y": y, "X": X}
-            if begin:
-                parts = {name: before.cut(later, begin) for name, later in rest.items()}
-                rest = {name: part[1] for name, part in parts.items()}
-                whole = {name: before.appended(self._data[name], part[0])
-                         for name, part in parts.items()}  # fmt: skip
-                model = clone(self).fit(**{**self._data, **whole})
-            values, covariates = model._following(**rest, whole=True).stacked()
-            block = values[:, : stride * refit]
-            found += model._rolled(block, covariates, stride, in_turn=True)
-        return found
+            found = self._refitted(y, X, new, stride, refit)
+        return self._tested(new, found, stride)
 
     def evaluate(
         self,
@@ -667,8 +615,9 @@ class SequenceForecaster(ForecasterFiles):
         These are the naive forecast (the last known value), the seasonal naive one (the values of
         the last season, if there is a `season`), and drift (the line through the first and the last
         known value). Forecasts are made as by `backtest`; steps whose value is missing, or beyond
-        the end of `y`, do not count. `utilsforecast` computes the measures: a series' value is the
-        mean over all its forecasts, and each variable counts as a series.
+        the end of a series, do not count, nor do series without steps in `y`. `utilsforecast`
+        computes the measures: a series' value is the mean over all its forecasts, and each variable
+        counts as a series.
 
         Parameters
         ----------
@@ -714,21 +663,24 @@ class SequenceForecaster(ForecasterFiles):
         stride = self.horizon if stride is None else stride
         check_count("stride", stride)
         own, levels = type(self).__name__, self._levels
-        values, covariates = self._following(y, X, whole=True).stacked()
-        found = np.stack(self._rolled(values, covariates, stride))
+        new = self._following(y, X)
+        values, _ = new.padded()
+        found = np.stack(self._rolled(new, stride))
+        simple = self._baselines.taken(new.rows)
+        points = middle(found, levels)
+        actual = outcomes(values, self.horizon, stride)
         table = accuracy(
-            outcomes(values, self.horizon, stride),
-            {own: middle(found, levels),
-             **self._baselines.forecasts_of(values, self.horizon, stride)},
-            self._baselines.scale, {} if levels is None else {own: found}, levels,
+            np.where(np.isnan(points), np.nan, actual),
+            {own: points, **simple.forecasts_of(values, self.horizon, stride)},
+            simple.scale, {} if levels is None else {own: found}, levels,
         )  # fmt: skip
         if not per_series:
             return table.groupby(level="model", sort=False).mean()
-        if self._like.ids is not None:
-            ids = dict(enumerate(self._like.ids))
-            table = table.rename(index=ids, level="series").rename_axis(
-                index={"series": self.id_col}
-            )
+        ids = self._like.ids
+        names = dict(enumerate(new.rows.tolist() if ids is None else [ids[n] for n in new.rows]))
+        table = table.rename(index=names, level="series")
+        if ids is not None:
+            table = table.rename_axis(index={"series": self.id_col})
         return table.droplevel("variable") if values.shape[2] == 1 else table
 
     def score(self, y: object, X: object = None) -> float:  # noqa: N803
@@ -741,168 +693,73 @@ class SequenceForecaster(ForecasterFiles):
         Parameters
         ----------
         y, X
-            As in `update`.
+            As in `update`. Without `X`, data with times may begin later than at the next step, as
+            with ``TimeSeriesSplit(gap=2)``: the steps between are missing values.
         """
         self._check_fitted()
-        values, covariates = self._following(y, X, whole=True).stacked()
-        found = np.concatenate(self._rolled(values, covariates, self.horizon), axis=1)
+        with self._columns.split_by_rows(y):
+            new = self._following(y, X, gaps=True)
+        values, _ = new.padded()
+        found = np.concatenate(self._rolled(new, self.horizon), axis=1)
         steps = values.shape[1]
-        flat = found[:, :steps].reshape(-1, *found.shape[2:])
+        found = found[:, :steps]
+        values = np.where(np.isnan(found[..., 0]), np.nan, values)
+        flat = found.reshape(-1, *found.shape[2:])
         return skill(flat, values.reshape(-1, values.shape[2]), self._levels)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the training data out."""
         return {**super().__getstate__(), "_data": None}
 
-    def _correct(
-        self,
-        arrays: list[Array],
-        covariates: CovariateRows | None,
-        static: Array | None,
-        scaling: SeriesScaling,
-        weights: list[Array] | None,
-    ) -> None:
+    def _held_out(self, series: Series) -> Array:
+        """Return how many last steps of each series to hold out; raise if too little is left."""
+        settings = self._settings
+        apart = settings.held_out(series.arrays)
+        if self.conformal is not None:
+            count = int((apart > 0).sum())
+            check_held_out(self._levels or (), self.horizon, settings.validation, count)
+        check_lengths(
+            series, least_steps(settings), self._needs(),
+            shortest=1 if settings.takes_short else settings.left, apart=apart,
+            together=not settings.apart,
+        )  # fmt: skip
+        return apart
+
+    def _correct(self, data: TrainingSeries) -> None:
         """Measure the corrections of the model's forecasts."""
-        data = arrays, covariates, static, scaling
         self._correction = Correction.measure(
-            self._rollout, *data, transform=self.transform,
+            self._rollout, data, transform=self.transform,
             means=self._levels is None and self._settings.loss == "mse",
-            conformal=self.conformal is not None, validation=self._settings.validation,
-            weights=weights,
+            conformal=self.conformal is not None,
         )  # fmt: skip
         self._tracker = None
         if self.conformal == "adaptive":
-            self._tracker = self._correction.tracker(self._rollout, *data)
+            self._tracker = self._correction.tracker(self._rollout, data)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_origin")
 
-    def _needs(self) -> str:
-        apart = "" if self.conformal is None else f", {self._settings.validation} steps held out"
-        return f"horizon={self.horizon}, season={self._settings.season}{apart}"
-
-    @property
-    def _columns(self) -> Columns:
-        return Columns(self.id_col, self.time_col, self.target_col, self._weight_column)
-
-    @property
-    def _spacing(self) -> Spacing:
-        given = None if self.freq is None else offset_of(self.freq)
-        return Spacing.as_of(self._times, given)
-
-    def _read(self, y: object, least: int, *, known: bool = True) -> Series:
-        series = read_series(y, "y", self._like.names, self._spacing)
-        refuse_identifiers(series, "y")
-        if series.variables != self.n_features_in_:
-            raise ValueError(
-                f"y must have {self.n_features_in_} variables, as in fit, got {series.variables}"
-            )
-        check_lengths(series, least, self._needs(), known=known)
-        check_domain(series, self.transform, "y")
-        return series
-
-    def _advance(self, new: NewSteps) -> None:
-        origin, tracker, baselines = self._origin, self._tracker, self._baselines
-        times = list(self._times)
-        for part in new.by_length():
-            values, covariates = part.stacked()
-            some = len(part.rows) < len(times)
-            later = baselines.taken(part.rows) if some else baselines
-            later = later.advance(values)
-            baselines = baselines.put(part.rows, later) if some else later
-            values = applied(values, self.transform)
-            if tracker is not None:
-                tracker = self._correction.follow(tracker, self._rollout, values, covariates)[0]
-            if some:
-                origin = self._rollout.advance_some(origin, part.rows, values, covariates)
-            else:
-                origin = self._rollout.advance(origin, values, covariates)
-        for row, end in zip(new.rows.tolist(), new.ends, strict=True):
-            times[row] = end
-        self._last = self._last.advance(self._seen(new), self._rows())
-        self._origin, self._tracker, self._baselines = origin, tracker, baselines
-        self._times, self._data = times, None
-
-    def _next(self, y: object, X: object) -> NewSteps:  # noqa: N803
-        """Read the steps that follow, for all or some of the series, to advance by them."""
-        new = self._following(y, X)
-        if self._tracker is not None and len(next(new.by_length()).rows) < len(self._times):
-            raise ValueError(
-                "y must have the same number of steps of all series, because "
-                'conformal="adaptive" follows them together'
-            )
-        return new
-
-    def _seen(self, new: NewSteps) -> NewSteps:
-        """Return steps as the model sees them: transformed."""
-        return dataclasses.replace(new, arrays=[applied(one, self.transform) for one in new.arrays])
-
-    def _read_with_horizon(
-        self, y: object, X: object, horizon: int  # noqa: N803
-    ) -> tuple[Series, Series | None]:  # fmt: skip
-        """Read series to forecast, and covariates of their steps and of the horizon."""
-        spacing, columns, known = self._spacing, self._columns, self._known
-        ahead = columns.covariates(X, spacing)
-        in_y = columns.is_long(y)
-        y, before = columns.split(y, None, spacing)
-        series = self._read(y, self._compared or 1)
-        if not in_y or known.x is None:
-            what = "the steps of y and of the horizon"
-            given = ahead if before is None else before
-            lengths = series.lengths + horizon
-            return series, known.read(given, series, lengths, what, spacing, ahead=horizon)
-        read = known.read(before, series, series.lengths, "the steps of y", spacing)
-        then = known.read_ahead(ahead, series, horizon, "the horizon", spacing)
-        return series, read if read is None or then is None else joined(read, then)
-
-    def _following(self, y: object, X: object, *, whole: bool = False) -> NewSteps:  # noqa: N803
-        """Read the steps after the series that `fit` got; `whole`: equally many of all of them."""
-        y, X = self._columns.split(y, X, self._spacing)  # noqa: N806
-        series, ids = self._read(y, 1, known=False), self._like.ids
-        given = series.ids
-        count = len(self._like.arrays)
-        rows = np.arange(count)
-        check_ids(series, self._like, "y")
-        if series.ids is not None and not whole:
-            rows = rows_of_ids(series, ids, "y")
-            series, rows = series.take(rows.argsort()), np.sort(rows)
-        series = aligned(series, ids, "y") if whole else series
-        if len(series.arrays) != len(rows):
-            raise ValueError(
-                f"y must continue the {count} series that fit got, got {len(series.arrays)}"
-            )
-        if whole or series.ids is None:
-            check_equally_long(series, "y")
-        before = [self._times[row] for row in rows.tolist()]
-        read = self._known.read(X, series, series.lengths, "the steps of y", self._spacing)
-        check_by_id(read, given, series.ids)
-        ends = check_going_on(series, read, before)
-        steps = int(series.lengths.max()) + self.horizon
-        covariates = self._known.rows(
-            read, series.lengths, before, lambda own: own.following(steps)
-        )
-        return NewSteps(rows, series.arrays, covariates, ends)
-
-    def _rolled(
-        self, values: Array, covariates: CovariateRows | None, stride: int, *, in_turn: bool = False
-    ) -> list[Array]:
-        """Return forecasts at the current position and every `stride` of the next steps.
-
-        `in_turn`: exactly as `predict` and `update` do, which takes longer.
-        """
-        values = applied(values, self.transform)
-        correct, rollout = self._correction, self._rollout
-        if self._tracker is None:
-            forecasts = rollout.forecasts_in_turn if in_turn else rollout.forecasts
-            found = forecasts(self._origin, values, covariates, stride)
-            return [correct(one, correct.units) for one in found]
-        _, every, shifts = correct.follow(self._tracker, rollout, values, covariates)
-        pairs = zip(every[::stride], shifts[::stride], strict=True)
-        return [correct(one, correct.units, shift) for one, shift in pairs]
-
     def _forecasts(self, form: Series, found: Array, ends: Sequence[Times | None]) -> Forecasts:
         values = found if self.quantiles is not None else found[..., 0]
         return Forecasts(values.astype(form.dtype), ends, self._levels)
+
+    def _tested(self, new: NewSteps, found: list[Array], stride: int) -> Any:
+        """Return forecasts ``(M, horizon, K, Q)`` of each time in the form of a backtest."""
+        rows = new.rows
+        like, form = self._like.take(rows), self._like.form.take(rows)
+        parts = [self._forecasts(like, one, [self._times[row] for row in rows]) for one in found]
+        steps = np.arange(len(found)) * stride
+        made = steps < new.lengths[:, None]
+        if form.tabular:
+            names = None if like.flat else form.labels[0]
+            return form.backtest(parts, steps, new.padded()[0], names, rows, made)
+        values = np.stack([one.values for one in parts])
+        values = values.squeeze(3) if like.flat else values
+        if form.kind == "dict":
+            return {key: values[made[n], n] for n, key in enumerate(form.ids)}
+        whole = np.full((len(found), len(self._times), *values.shape[2:]), np.nan, like.dtype)
+        whole[:, rows] = values
+        return whole.squeeze(1) if like.single else whole
 
     def _result(self, form: Series, found: Array, ends: Sequence[Times | None]) -> Any:
         result = self._forecasts(form, found, ends)

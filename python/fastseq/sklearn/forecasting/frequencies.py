@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "Frequency", "coarser", "common_season", "equal", "grid", "infer", "kind_of", "offset_of",
-    "on_grid", "places", "setting_of", "text_of",
+    "Frequency", "advice_on", "clock_of", "coarser", "common_season", "equal", "grid", "infer",
+    "kind_of", "offset_of", "on_grid", "places", "setting_of", "text_of",
 ]  # fmt: skip
 
 Array = np.ndarray
@@ -137,36 +137,69 @@ def _step(freq: Frequency) -> pd.Timedelta | None:
     return pd.Timedelta(freq) if isinstance(freq, pd.offsets.Tick) else None
 
 
-def grid(index: pd.Index, freq: Frequency, count: int) -> pd.Index:
-    """Return `count` steps from the first of an index."""
+def grid(
+    index: pd.Index, freq: Frequency, count: int, clock: pd.Timedelta | None = None
+) -> pd.Index:
+    """Return `count` steps from the first of an index; `clock` is that of `clock_of`."""
     import pandas as pd
 
     kind = kind_of(index)
     if kind == "numbers":
         return index[:1].repeat(count) + np.arange(count) * freq
     if kind == "dates":
-        return _dates(index, freq, periods=count)
+        return _dates(index, freq, clock, periods=count)
     ranges = {"periods": pd.period_range, "durations": pd.timedelta_range}
     return ranges[kind](index[0], periods=count, freq=freq, name=index.name)
 
 
-def _dates(index: pd.Index, freq: Frequency, **until: Any) -> pd.DatetimeIndex:
+def clock_of(index: pd.Index, row: int) -> pd.Timedelta | None:
+    """Return the time of day of an index, where clocks are put forward over it in a row's night.
+
+    None: they are not. Where steps are days or months, that row's time is later than the others'.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> days = pd.DatetimeIndex(["2024-04-25 00:00", "2024-04-26 01:00"], tz="Africa/Cairo")
+    >>> clock_of(days, 1), clock_of(days, 0)
+    (Timedelta('0 days 00:00:00'), None)
+    """
+    import pandas as pd
+
+    zone = getattr(index, "tz", None)
+    if zone is None:
+        return None
+    before = (index[row].tz_convert("UTC") - pd.Timedelta(microseconds=1)).tz_convert(zone)
+    if index[row].utcoffset() <= before.utcoffset():
+        return None
+    local = index.tz_localize(None)
+    of_day = local - local.normalize()
+    return of_day.min() if of_day.min() < of_day[row] else None
+
+
+def _dates(
+    index: pd.Index, freq: Frequency, clock: pd.Timedelta | None = None, **until: Any
+) -> pd.DatetimeIndex:
     """Return dates from the first of an index."""
     import pandas as pd
 
     start = index[0]
-    try:
-        return pd.date_range(start, freq=freq, unit=index.unit, name=index.name, **until)
-    except ValueError:
-        if start.tzinfo is None or isinstance(freq, pd.offsets.Tick):
-            raise
+    local = start.tzinfo is not None and not isinstance(freq, pd.offsets.Tick)
+    if local:
+        clock = clock_of(index, 0) if clock is None else clock
+    if clock is None or not local:
+        try:
+            return pd.date_range(start, freq=freq, unit=index.unit, name=index.name, **until)
+        except ValueError:
+            if not local:
+                raise
     # A clock that is put forward or back at this time of the day.
     until = {key: end if key == "periods" else end.tz_localize(None) for key, end in until.items()}
-    clock = pd.date_range(
-        start.tz_localize(None), freq=freq, unit=index.unit, name=index.name, **until
-    )
-    return clock.tz_localize(
-        start.tzinfo, nonexistent="shift_forward", ambiguous=np.ones(len(clock), bool)
+    start = start.tz_localize(None)
+    start = start if clock is None else start.normalize() + clock
+    dates = pd.date_range(start, freq=freq, unit=index.unit, name=index.name, **until)
+    return dates.tz_localize(
+        index.tz, nonexistent="shift_forward", ambiguous=np.ones(len(dates), bool)
     )
 
 
@@ -259,12 +292,9 @@ def infer(index: pd.Index, name: str) -> tuple[Frequency, Array]:
         found.append((freq, steps))
     if not found:
         shown = ", ".join(map(str, index[:3]))
-        advice = "pass freq=…, or make them regular by resample"
-        if kind_of(index) == "numbers":
-            advice = "drop an index that is not time by reset_index(drop=True)"
         raise ValueError(
             f"the times of {name}, {shown}, …, are not equally far apart, and no frequency can be "
-            f"inferred from them: {advice}"
+            f"inferred from them: {advice_on(index)}"
         )
     freq, steps = min(found, key=lambda one: one[1][-1])  # the one with the fewest missing steps
     apart = np.diff(steps)
@@ -276,6 +306,24 @@ def infer(index: pd.Index, name: str) -> tuple[Frequency, Array]:
             f"{setting_of(freq)} if that is right; missing steps are then missing values"
         )
     return freq, steps
+
+
+def advice_on(index: pd.Index) -> str:
+    """Say what to do about times that have no frequency, or not the given one."""
+    import pandas as pd
+
+    if kind_of(index) == "numbers":
+        return "drop an index that is not time by reset_index(drop=True)"
+    if kind_of(index) == "dates" and len(index) > 1:
+        local, hour = index.tz_localize(None), pd.Timedelta(hours=1)
+        of_day = (local - local.normalize()).unique()
+        changes = len(of_day) == 2 and (of_day.max() - of_day.min()) / hour in (1, 23)
+        if changes and (index[1:] - index[:-1]).min() >= 23 * hour:
+            return (
+                "their time of day changes by an hour, as that of local days in UTC does; convert "
+                'them to the local time zone by tz_convert, such as to "Europe/Berlin"'
+            )
+    return "pass their freq=…, or make them regular by resample"
 
 
 def _candidates(index: pd.Index) -> Sequence[Frequency]:
@@ -310,9 +358,12 @@ def _candidates(index: pd.Index) -> Sequence[Frequency]:
             week, day = (local.day[0] - 1) // 7, local.day_of_week[0]
             found += [pd.offsets.WeekOfMonth(months, week=week, weekday=day)] if week < 4 else []
             found.append(pd.offsets.LastWeekOfMonth(months, weekday=day))
+        # Few months, quarters or years may have equally many days, but are not meant as days.
         named = ("MonthBegin", "MonthEnd", "BMonthBegin", "BMonthEnd")
-        found += [getattr(pd.offsets, name)(months) for name in named]
-        found.append(pd.DateOffset(months=months))
+        ends = [getattr(pd.offsets, name)(months) for name in named]
+        same_day = bool((local.day == local.day[0]).all())
+        found = [*ends, *([pd.DateOffset(months=months)] if same_day else []), *found]
+        found += [] if same_day else [pd.DateOffset(months=months)]
     return given + found
 
 

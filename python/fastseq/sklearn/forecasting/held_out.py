@@ -8,11 +8,12 @@ import warnings
 import numpy as np
 
 from .conformal import Conformal, ShiftTracker
-from .covariate_rows import CovariateRows
+from .covariate_rows import CovariateRows, ends_together
 from .rollout import Rollout
 from .series import Array, by_length
+from .training_series import TrainingSeries
 from .transforms import smeared, smearing_terms, undone
-from .windows import SeriesScaling, changes, over_seasons
+from .windows import changes, over_seasons
 
 __all__ = ["Correction", "units"]
 
@@ -73,23 +74,18 @@ class Correction:
     def measure(
         cls,
         rollout: Rollout,
-        arrays: list[Array],
-        covariates: CovariateRows | None,
-        static: Array | None,
-        scaling: SeriesScaling,
+        data: TrainingSeries,
         *,
         transform: str | None,
         means: bool,
         conformal: bool,
-        validation: int,
-        weights: list[Array] | None,
     ) -> Correction:
-        """Measure the errors of a trained model on its `validation` steps.
+        """Measure the errors of a trained model on the steps that were held out.
 
         Parameters
         ----------
-        rollout, arrays, covariates, static, scaling
-            The model, and the transformed series that it was trained on.
+        rollout, data
+            The model, and the series that it was trained on.
         transform
             Their transform.
         means
@@ -97,33 +93,35 @@ class Correction:
             training steps are used.
         conformal
             Whether to shift quantiles.
-        validation
-            Number of last steps that were held out.
-        weights
-            Weights of values; those of weight 0 do not count.
         """
         means = means and transform is not None
         if not means and not conformal:
             return cls(transform, rollout.season)
-        each = units([one[: len(one) - validation] for one in arrays], rollout.season)
-        found = cls(transform, rollout.season, each, np.median(each, axis=0))
-        chosen, steps = np.arange(len(arrays)), validation
+        rows, count = data.known, len(data.series.arrays)
+        data = data.taken(rows)
+        arrays, apart = data.series.arrays, data.apart
+        learnt = [one[: len(one) - steps] for one, steps in zip(arrays, apart, strict=True)]
+        each = units(learnt, rollout.season)
+        usual = np.median(each, axis=0)
+        of_all = np.repeat(usual[None], count, axis=0)
+        of_all[rows] = each
+        found = cls(transform, rollout.season, of_all, usual)
+        chosen, steps = np.flatnonzero(apart), int(apart.max())
         if not steps:
             lengths = np.array([len(one) for one in arrays])
             chosen = np.flatnonzero(2 * lengths >= lengths.max())
             shortest = int(lengths[chosen].min())
             steps = max(1, min(4 * rollout.horizon, shortest // 3))
             steps = min(steps, shortest - 1 - (rollout.lag or 0))
-        errors = _errors_of_last_steps(
-            rollout, [arrays[n] for n in chosen],
-            None if covariates is None else covariates.taken(chosen),
-            None if static is None else static[chosen], scaling.take(chosen), each[chosen], steps,
-            None if weights is None else [weights[n] for n in chosen],
-        )  # fmt: skip
+        errors = _errors_of_last_steps(rollout, data.taken(chosen), each[chosen], steps)
         if conformal:
             assert rollout.levels is not None
             return dataclasses.replace(found, conformal=Conformal.measure(errors, rollout.levels))
         return dataclasses.replace(found, terms=smearing_terms(errors[..., 0]))
+
+    def taken(self, rows: Array) -> Correction:
+        """Return the correction of forecasts of some of the training series."""
+        return dataclasses.replace(self, units=None if self.units is None else self.units[rows])
 
     def units_of(self, arrays: list[Array]) -> Array | None:
         """Return the units of series other than the training series."""
@@ -149,24 +147,21 @@ class Correction:
         terms, shares = (part[:, None, steps, :, None] for part in self.terms)
         return smeared(found, terms * per[:, None, :, None], shares, self.transform)
 
-    def tracker(
-        self,
-        rollout: Rollout,
-        arrays: list[Array],
-        covariates: CovariateRows | None,
-        static: Array | None,
-        scaling: SeriesScaling,
-    ) -> ShiftTracker:
+    def tracker(self, rollout: Rollout, data: TrainingSeries) -> ShiftTracker:
         """Return a tracker of the series from their end on."""
         assert self.conformal is not None
-        cut = [len(one) - rollout.horizon + 1 for one in arrays]
-        before, after = (None, None) if covariates is None else covariates.split(cut)
+        arrays, covariates = data.series.arrays, data.covariates
+        back = rollout.horizon - 1
+        cut = [max(len(one) - back, rollout.lag or 1) for one in arrays]
+        before, after = (None, None) if covariates is None else covariates.split(cut, back)
         pairs = list(zip(arrays, cut, strict=True))
-        origin = rollout.begin([one[:end] for one, end in pairs], before, scaling, static)
+        origin = rollout.begin([one[:end] for one, end in pairs], before, data.scaling, data.static)
         shift = np.broadcast_to(
             self.conformal.shift, (len(arrays), *self.conformal.shift.shape)
         ).copy()
-        return ShiftTracker(shift, origin, np.stack([one[end:] for one, end in pairs]), after)
+        late = np.array([back - len(one) + end for one, end in pairs])
+        values = ends_together([one[end:] for one, end in pairs], back, np.nan)
+        return ShiftTracker(shift, origin, values, after, late)
 
     def follow(
         self,
@@ -181,42 +176,32 @@ class Correction:
         return tracker.follow(self.conformal, rollout, values, covariates, self.units)
 
 
-def _errors_of_last_steps(
-    rollout: Rollout,
-    arrays: list[Array],
-    covariates: CovariateRows | None,
-    static: Array | None,
-    scaling: SeriesScaling,
-    per: Array,
-    steps: int,
-    weights: list[Array] | None,
-) -> Array:
+def _errors_of_last_steps(rollout: Rollout, data: TrainingSeries, per: Array, steps: int) -> Array:
     """Return actual values less their forecasts, made before each of the last steps, in units.
 
     ``(M, H, K, Q)``, NaN where unknown or of weight 0. If there are very many series, some are
     drawn.
     """
-    size = steps * rollout.horizon * arrays[0].shape[1]
+    arrays = data.series.arrays
+    size = steps * rollout.horizon * data.series.variables
     size *= 200 if rollout.recursive else len(rollout.levels or (0,))
     count = int(min(len(arrays), max(_MOST // size, 1)))
     chosen = np.random.default_rng(rollout.seed).choice(len(arrays), count, replace=False)
     chosen.sort()
     enough = max((steps - rollout.horizon + 1) * count // _LEAST, 1)
     stride = min(-(-size * count // int(_MOST)), enough)
-    arrays = [arrays[n] for n in chosen]
+    data, per = data.taken(chosen), per[chosen]
+    arrays, covariates, weights = data.series.arrays, data.covariates, data.weights
     before = known = None
     if covariates is not None:
-        before, known = covariates.taken(chosen).split([len(one) - steps for one in arrays])
+        before, known = covariates.split([len(one) - steps for one in arrays], steps)
     values = np.stack([one[-steps:] for one in arrays])
-    origin = rollout.begin(
-        [one[:-steps] for one in arrays], before, scaling.take(chosen),
-        None if static is None else static[chosen],
-    )  # fmt: skip
+    origin = rollout.begin([one[:-steps] for one in arrays], before, data.scaling, data.static)
     found = np.stack(rollout.forecasts(origin, values, known, stride))
     if weights is not None:
-        values = np.where(np.stack([weights[n][-steps:] for n in chosen]) == 0, np.nan, values)
+        values = np.where(np.stack([one[-steps:] for one in weights]) == 0, np.nan, values)
     values = np.pad(values, ((0, 0), (0, rollout.horizon), (0, 0)), constant_values=np.nan)
     rows = np.arange(0, steps, stride)[:, None] + np.arange(rollout.horizon)
     actual = np.moveaxis(values[:, rows], 0, 1)  # (origins, N, H, K)
-    errors = (actual[..., None] - found) / per[chosen][:, None, :, None]
+    errors = (actual[..., None] - found) / per[:, None, :, None]
     return np.asarray(errors.reshape(-1, *errors.shape[2:]))

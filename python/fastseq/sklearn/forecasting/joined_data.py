@@ -100,9 +100,14 @@ class Before:
         parts = self.columns.grouped(later)
         if isinstance(parts, dict):
             keys = list(self.columns.grouped(given))
-            parts = [parts[key] for key in keys]
+            parts = [parts.get(key, ()) for key in keys]
         rest = iter(parts if is_panel(parts) else [parts] * max(len(self.times), 1))
-        return self._each(lambda one, last: _joined(one, next(rest), last), given)
+
+        def longer(one: Any, last: Times | None) -> Any:
+            more = next(rest)
+            return _joined(one, more, last) if len(more) else one
+
+        return self._each(longer, given)
 
     def _each(self, change: Callable[[Any, Times | None], Any], given: Any) -> Any:
         """Apply `change` to each part of a list and its times, or to the whole."""

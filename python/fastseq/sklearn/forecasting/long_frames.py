@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .frequencies import Frequency, grid, infer, kind_of, on_grid, setting_of, text_of
-from .polars_frames import is_polars, kinds_of, to_pandas
+from .frequencies import (
+    Frequency,
+    advice_on,
+    grid,
+    infer,
+    kind_of,
+    on_grid,
+    setting_of,
+    text_of,
+)
+from .polars_frames import as_pandas, is_polars, kinds_of, refuse_unread, to_pandas
 from .result_forms import Form
-from .times import MISSING, Spacing, is_table, refuse_long_gap
+from .times import MISSING, Spacing, is_table, plain, refuse_dates_as_numbers, refuse_long_gap
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -106,6 +116,7 @@ class Columns:
             equally far apart.
         """
         if not self.is_long(y):
+            self._refuse_incomplete(y, "y")
             return _by_group(y, self.time), self.covariates(x, spacing)
         rows = _Rows.read(y, "y", self, spacing)
         if self.target not in rows.others:
@@ -120,19 +131,68 @@ class Columns:
         others = [name for name in rows.others if name not in (self.target, self.weights)]
         return rows.part(self.target), rows.part(others) if others else None
 
-    def covariates(self, x: Any, spacing: Spacing) -> Any:
-        """Return covariates that a user passes, as `split` does."""
+    def covariates(self, x: Any, spacing: Spacing, known: tuple[str, ...] | None = None) -> Any:
+        """Return covariates that a user passes, as `split` does.
+
+        `known`: names of those that `fit` got; a target that is not among them must be missing, and
+        is left out.
+        """
         if not self.is_long(x):
-            return _by_group(x, self.time)
+            self._refuse_incomplete(x, "X")
+            return self.grouped(x)
         rows = _Rows.read(x, "X", self, spacing)
         others = [name for name in rows.others if name != self.weights]
+        if known is not None and self.target in others and self.target not in known:
+            others.remove(self.target)
+            if rows.frame[self.target].notna().any():
+                raise ValueError(
+                    f"X has values of the target, {self.target!r}, which are not known ahead: "
+                    "leave this column out; past values belong into y"
+                )
         if not others:
             raise ValueError("X has no columns besides ids and times")
         return rows.part(others)
 
     def grouped(self, given: Any) -> Any:
-        """Return a pandas groupby as a dictionary, other data unchanged."""
-        return _by_group(given, self.time)
+        """Return a pandas groupby as a dictionary, and polars frames as pandas ones."""
+        return as_pandas(_by_group(given, self.time))
+
+    @contextlib.contextmanager
+    def split_by_rows(self, given: Any) -> Iterator[None]:
+        """Add to an error about a long frame that a search may have split it by rows."""
+        try:
+            yield
+        except ValueError as error:
+            if not self.is_long(given):
+                raise
+            raise ValueError(
+                f"{error} (if this is a search or a cross-validation: splitters cut a long frame "
+                "between any rows, so pass cv=[(rows, later rows), …], split by time)"
+            ) from error
+
+    def _refuse_incomplete(self, given: Any, name: str) -> None:
+        """Raise ValueError for what looks like a long frame, but is none; see `refuse_unread`."""
+        refuse_unread(given, name)
+        wide = is_polars(given) or (is_table(given) and given.ndim == 2)
+        columns = set(given.columns) if wide else set()
+        levels = set(given.index.names) if is_table(given) else set()
+        if {self.id, self.time} <= columns | levels:
+            inside = [repr(one) for one in (self.id, self.time) if one not in columns]
+            raise ValueError(
+                f"{name} has {' and '.join(inside)} in its index, but a long frame has ids and "
+                f"times as columns: pass {name}.reset_index()"
+            )
+        if name == "y" and self.id in columns:
+            raise ValueError(
+                f"y has the column {self.id!r} of ids, but not {self.time!r}, that of times: name "
+                "it by time_col, or make it of the index by reset_index"
+            )
+        if name == "y" and self.time in columns:
+            single = "make times the index by set_index" if is_table(given) else "add such a column"
+            raise ValueError(
+                f"y has the column {self.time!r} of times, but not {self.id!r}, that of ids: name "
+                f"it by id_col; for a single series, {single}"
+            )
 
     def is_long(self, given: Any) -> bool:
         """Whether it is a table with the columns of ids and times."""
@@ -265,17 +325,13 @@ def _read_times(column: pd.Series, name: str) -> tuple[pd.Index, Array]:
     index = pd.Index(column)
     if index.hasnans:
         raise ValueError(f"{name} has no time in row {int(index.isna().argmax())}")
-    if not isinstance(index.dtype, np.dtype):  # types of arrow, and those with missing values
-        plain = {"M": pd.DatetimeIndex, "m": pd.TimedeltaIndex}.get(index.dtype.kind)
-        if plain is not None and kind_of(index) == "others":
-            index = plain(index)
-        elif kind_of(index) == "numbers":
-            index = pd.Index(index.to_numpy(index.dtype.numpy_dtype))
+    index = plain(index)
     if kind_of(index) == "others":
         raise TypeError(
             f"{name} holds {index.inferred_type} values, but must have dates, periods or numbers: "
             "convert it by pandas.to_datetime"
         )
+    refuse_dates_as_numbers(index, name)
     codes, times = pd.factorize(index, sort=True)
     return times, codes
 
@@ -371,10 +427,10 @@ def _on_grids(
             one = int(np.searchsorted(ends, row, side="right"))
             raise ValueError(
                 f"{why}, but {name}[{ids[one]!r}] has the time {times[when[row]]}, which is not "
-                "one of its steps: pass freq=…, or make times regular"
+                f"one of its steps: {advice_on(times[when[ends[one] - counts[one] : ends[one]]])}"
             )
         steps[rows] = found
-        whole = grid(times[begin : begin + 1], freq, int(place[last[mine]].max()) + 1)
+        whole = grid(times[begin:], freq, int(place[last[mine]].max()) + 1)
         parts: dict[tuple[int, int], pd.Index] = {}
         starts, stops = place[first[mine]].tolist(), (place[last[mine]] + 1).tolist()
         for series, start, stop in zip(mine.tolist(), starts, stops, strict=True):

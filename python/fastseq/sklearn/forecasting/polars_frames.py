@@ -12,7 +12,7 @@ from ..._util.optional_imports import need
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["is_polars", "kinds_of", "to_pandas", "to_polars"]
+__all__ = ["as_pandas", "is_polars", "kinds_of", "refuse_unread", "to_pandas", "to_polars"]
 
 _USER = "a frame of polars"
 
@@ -21,6 +21,35 @@ def is_polars(given: object) -> bool:
     """Whether it is a polars DataFrame; does not import polars."""
     polars = sys.modules.get("polars")
     return polars is not None and isinstance(given, polars.DataFrame)
+
+
+def refuse_unread(given: object, name: str) -> None:
+    """Raise TypeError for a LazyFrame of polars, or a table of pyarrow."""
+    polars, arrow = sys.modules.get("polars"), sys.modules.get("pyarrow")
+    if polars is not None and isinstance(given, polars.LazyFrame):
+        raise TypeError(
+            f"{name} is a LazyFrame of polars, whose rows are not there yet: pass {name}.collect()"
+        )
+    if arrow is not None and isinstance(given, arrow.Table | arrow.RecordBatch):
+        raise TypeError(f"{name} is a table of pyarrow: pass {name}.to_pandas()")
+
+
+def as_pandas(given: Any) -> Any:
+    """Return a polars frame, or those in a list or a dictionary, as pandas; other data unchanged.
+
+    Examples
+    --------
+    >>> import polars as pl
+    >>> as_pandas([pl.DataFrame({"a": [1.0]})])[0].columns.tolist(), as_pandas([1.0])
+    (['a'], [1.0])
+    """
+    if "polars" not in sys.modules:
+        return given
+    if isinstance(given, dict):
+        return {key: as_pandas(one) for key, one in given.items()}
+    if isinstance(given, list | tuple) and any(map(is_polars, given)):
+        return list(map(as_pandas, given))
+    return to_pandas(given) if is_polars(given) else given
 
 
 def to_pandas(frame: Any) -> pd.DataFrame:

@@ -85,6 +85,15 @@ class Form:
             return ARRAYS
         return cls("table" if is_table(given) else "tables", None, labels)
 
+    def take(self, rows: Array) -> Form:
+        """Return the form of results of some of the series."""
+        ids, labels = self.ids, self.labels
+        if ids is not None:
+            ids = ids.take(rows) if self.kind == "long" else tuple(ids[row] for row in rows)
+        if labels and self.kind != "long":
+            labels = tuple(labels[row] for row in rows)
+        return dataclasses.replace(self, ids=ids, labels=labels)
+
     def forecasts(self, found: Forecasts) -> Any:
         """Return forecasts in this form, which must not be "arrays"."""
         if self.kind == "long":
@@ -93,12 +102,6 @@ class Form:
         if self.kind == "dict":
             return dict(zip(self.ids, parts, strict=True))
         return parts[0] if self.kind == "table" else parts
-
-    def stacked(self, parts: Sequence[Any]) -> Any:
-        """Stack arrays of several times, or dictionaries of them, along a new first axis."""
-        if self.kind != "dict":
-            return np.stack(parts)
-        return {key: np.stack([part[key] for part in parts]) for key in self.ids}
 
     def _part(self, found: Forecasts, number: int) -> Any:
         import pandas as pd
@@ -116,7 +119,10 @@ class Form:
             )
         if not wide:
             return pd.DataFrame(values, index, found.names)
-        columns = pd.MultiIndex.from_product([label, found.names])
+        pairs = [
+            (*(one if label.nlevels > 1 else (one,)), name) for one in label for name in found.names
+        ]
+        columns = pd.MultiIndex.from_tuples(pairs, names=[*label.names, None])
         return pd.DataFrame(values.reshape(len(values), -1), index, columns)
 
     def _long(self, found: Forecasts) -> Any:
@@ -133,7 +139,13 @@ class Form:
         return self._finished(pd.DataFrame(columns))
 
     def backtest(
-        self, parts: Sequence[Forecasts], steps: Sequence[int], actual: Array, names: Any
+        self,
+        parts: Sequence[Forecasts],
+        steps: Array,
+        actual: Array,
+        names: Any,
+        rows: Array,
+        made: Array,
     ) -> Any:
         """Return forecasts at several times as a long frame, with columns "cutoff" and of values.
 
@@ -146,36 +158,45 @@ class Form:
         actual
             Values of the next steps, ``(N, T, K)``.
         names
-            Names of the variables; None: there is one, without a name.
+            Names of the variables, a pandas index; None: there is one, without a name.
+        rows
+            The position of each of the series among all, for tables without ids, ``(N,)``.
+        made
+            Of which series and times there are forecasts, ``(N, times)``.
         """
         import pandas as pd
 
         first = parts[0]
         count, horizon, width = first.values.shape[:3]
-        stamps, rows = stamps_of(first.ends, steps[-1] + horizon)
+        stamps, places = stamps_of(first.ends, steps[-1] + horizon)
         # Rows are those of series, cutoffs, variables and steps ahead, in this order.
         shape = count, len(steps), width, horizon
-        cutoff = np.broadcast_to(np.array(steps)[None, :, None, None], shape)
-        ahead = cutoff + 1 + np.arange(horizon)
-        series = np.broadcast_to(np.arange(count)[:, None, None, None], shape).ravel()
-        variable = np.broadcast_to(np.arange(width)[None, None, :, None], shape)
+        kept = np.broadcast_to(made[:, :, None, None], shape)
+        number = np.arange(count)
+        series, cutoff, variable, step = (
+            np.broadcast_to(one, shape)[kept]
+            for one in (
+                number[:, None, None, None], steps[:, None, None], np.arange(width)[:, None],
+                1 + np.arange(horizon),
+            )
+        )  # fmt: skip
+        ahead = cutoff + step
         known = np.full((count, steps[-1] + horizon + 1, width), np.nan)
         known[:, 1 : actual.shape[1] + 1] = actual[:, : known.shape[1] - 1]
         columns: dict[str, Any] = {}
         if self.kind == "dict":
-            ids = pd.Index(range(len(self.ids)))
-            columns[self.columns[0]] = [self.ids[one] for one in ids.take(series)]
+            columns[self.columns[0]] = [self.ids[one] for one in series]
         elif self.kind == "long":
             columns[self.columns[0]] = self.ids.take(series)
         elif self.kind == "tables":
-            columns[self.columns[0]] = series
+            columns[self.columns[0]] = rows[series]
         if names is not None:
-            columns["variable"] = pd.Index(names).take(variable.ravel())
-        columns[self.columns[1]] = stamps.take(rows[series] + ahead.ravel())
-        columns["cutoff"] = stamps.take(rows[series] + cutoff.ravel())
-        columns[self.columns[2]] = known[series, ahead.ravel(), variable.ravel()]
+            columns["variable"] = names.take(variable)
+        columns[self.columns[1]] = stamps.take(places[series] + ahead)
+        columns["cutoff"] = stamps.take(places[series] + cutoff)
+        columns[self.columns[2]] = known[series, ahead, variable]
         values = np.stack([part.values.reshape(count, horizon, width, -1) for part in parts])
-        values = values.transpose(1, 0, 3, 2, 4).reshape(len(series), -1)
+        values = values.transpose(1, 0, 3, 2, 4)[kept]
         columns |= {name: values[:, k] for k, name in enumerate(first.names)}
         return self._finished(pd.DataFrame(columns))
 

@@ -43,7 +43,7 @@ class Origin:
         The model's state before their last step, which it sees when the next step's covariates are
         known. None: the series start at that step.
     recent
-        The last values, ``(N, R, K)``, without gaps.
+        The last values, ``(N, R, K)``, without gaps; NaN of series of which none is known yet.
     seasonal
         The same with gaps filled by `over_seasons`; None: there is no season.
     starts
@@ -84,7 +84,13 @@ class Origin:
         if past is not None:
             past = past.copy()
             past[rows] = part.past
-        return Origin(state, recent, seasonal, starts, self.scaling, past, self.static)
+        scaling = self.scaling.put(rows, part.scaling)
+        return Origin(state, recent, seasonal, starts, scaling, past, self.static)
+
+    @property
+    def unknown(self) -> Array:
+        """Of which variables no value is known yet, ``(N, K)``: they cannot be forecast."""
+        return np.asarray(np.isnan(self.recent[:, -1]))
 
     @property
     def season_before(self) -> Array:
@@ -176,36 +182,51 @@ class Rollout:
         seasonal, past = longer.seasonal, longer.past
         return Origin(
             state, longer.recent[:, -known:], None if seasonal is None else seasonal[:, -known:],
-            np.maximum(origin.starts - new, 0), origin.scaling,
+            np.maximum(longer.starts - new, 0), origin.scaling,
             None if past is None else past[:, -known:], origin.static,
         )  # fmt: skip
 
-    def advance_some(
-        self, origin: Origin, rows: Array, values: Array, covariates: CovariateRows | None
-    ) -> Origin:
-        """Advance the series in `rows` as `advance` does, and leave the others unchanged."""
-        each = (rows[:, None] * self.variables + np.arange(self.variables)).ravel()
+    def taken(self, origin: Origin, rows: Array) -> Origin:
+        """Return the origin of some of the series, with their states."""
+        each = self.rows_of(rows)
         part = origin.take(each)
         if origin.state is None:
-            return origin.put(each, self.advance(part, values, covariates), None)
-        _, inputs = self._going_on(part, values, covariates)
-        dims = self._batch_dims(tree_map(lambda a: a[:1], inputs))
+            return part
+        state = take_rows(origin.state, self._dims_apart(), torch.from_numpy(each))
+        return dataclasses.replace(part, state=state)
+
+    def put(self, origin: Origin, rows: Array, part: Origin) -> Origin:
+        """Return the origin with that of some of the series replaced."""
+        each, state = self.rows_of(rows), None
+        if origin.state is not None:
+            state = tree_map(torch.clone, origin.state)
+            index = torch.from_numpy(each)
+            put_rows(state, self._dims_apart(), index, part.state, len(origin.recent))
+        return origin.put(each, part, state)
+
+    def check_apart(self, origin: Origin) -> None:
+        """Raise ValueError if a part of the model's state is that of all series together."""
+        if origin.state is not None:
+            self._dims_apart()
+
+    def rows_of(self, rows: Array) -> Array:
+        """Return the rows of an `Origin` that are those of some of the series."""
+        return (rows[:, None] * self.variables + np.arange(self.variables)).ravel()
+
+    def _dims_apart(self) -> Tree:
+        dims = self._batch_dims()
         if any(dim < 0 for dim in tree_leaves(dims)):
             raise ValueError(
                 "module has a state that all series share: y must have the same number of steps of "
                 "each series"
             )
-        index = torch.from_numpy(each)
-        part = dataclasses.replace(part, state=take_rows(origin.state, dims, index))
-        part = self.advance(part, values, covariates)
-        state = tree_map(torch.clone, origin.state)
-        put_rows(state, dims, index, part.state, len(origin.recent))
-        return origin.put(each, part, state)
+        return dims
 
-    def _batch_dims(self, x: Tree) -> Tree:
-        """Return the dimension of the series in each part of the state; `x` is any input."""
+    def _batch_dims(self) -> Tree:
+        """Return the dimension of the series in each part of the state."""
         with in_mode(self._net, training=False):
             dtype = input_dtype(self._net)
+            x = self.est.learner.example
             return batch_dims(self._net, tree_map(lambda a: a.to(self.est.device, dtype), x))
 
     def _going_on(
@@ -215,14 +236,22 @@ class Rollout:
         values, covariates = self._apart(values), self._for_each(covariates)
         known, new = origin.recent.shape[1], values.shape[1]
         later = filled(values, origin.recent[:, -1])
+        starts, unknown = origin.starts, np.asarray(origin.unknown.all(axis=1))
+        if unknown.any():  # such a series starts with its first known value
+            there = ~np.isnan(values).all(axis=2)
+            begin = np.where(there.any(axis=1), there.argmax(axis=1), new - 1)
+            later = np.where((unknown[:, None] & (np.arange(new) < begin[:, None]))[..., None],
+                             np.nan, later)  # fmt: skip
+            starts = np.where(unknown, known + begin, starts)
         whole = np.concatenate([origin.recent, later], axis=1)
         seasonal = None
         if origin.seasonal is not None and self.season is not None:
             longer = np.concatenate([origin.seasonal, values], axis=1)
             seasonal = over_seasons(longer, self.season)
         going_on = dataclasses.replace(
-            origin, recent=whole, seasonal=seasonal, past=self._past_of(origin, covariates, new)
-        )
+            origin, recent=whole, seasonal=seasonal, starts=starts,
+            past=self._past_of(origin, covariates, new),
+        )  # fmt: skip
         windows = self._windows_of(going_on, _behind(covariates, known))
         return going_on, windows.inputs(known - 1, known - 1 + new)
 
@@ -249,7 +278,8 @@ class Rollout:
         """
         covariates = self._for_each(covariates)
         if self.recursive:
-            return self._joined(self._one_after_the_other(origin, covariates))
+            found = self._one_after_the_other(origin, covariates)
+            return self._joined(_without(found, origin.unknown))
         known, count = origin.recent.shape[1], len(origin.recent)
         windows = self._windows_of(origin, _behind(covariates, known))
         stateful = self._going_on_from(origin.state)
@@ -257,7 +287,7 @@ class Rollout:
         before = None
         if self.lag is not None:
             before = origin.season_before[:, known - self.lag :][:, : self.horizon]
-        return self._unscaled(outputs.reshape(count, -1), before, origin.scaling)
+        return self._unscaled(outputs.reshape(count, -1), before, origin.scaling, origin.unknown)
 
     def forecasts(
         self, origin: Origin, values: Array, covariates: CovariateRows | None, stride: int
@@ -285,16 +315,20 @@ class Rollout:
             found.append(self.forecast(origin, ahead))
         return found
 
-    def _unscaled(self, outputs: Array, before: Array | None, scaling: SeriesScaling) -> Array:
+    def _unscaled(
+        self, outputs: Array, before: Array | None, scaling: SeriesScaling, unknown: Array
+    ) -> Array:
         """Return forecasts ``(N, horizon, K, Q)``; `before` are the values to compare with."""
         found = np.sort(outputs.reshape(len(outputs), self.horizon, -1, self._outputs), axis=-1)
         if self.lag is None:
             center, scale = scaling.center, scaling.scale
-            return self._joined(found * scale[:, None, :, None] + center[:, None, :, None])
+            found = found * scale[:, None, :, None] + center[:, None, :, None]
+            return self._joined(_without(found, unknown))
         change = scaling.change
         assert change is not None
         assert before is not None
-        return self._joined(found * change[:, None, :, None] + before[..., None])
+        found = found * change[:, None, :, None] + before[..., None]
+        return self._joined(_without(found, unknown))
 
     def _apart(self, values: Array) -> Array:
         """Return values ``(N, steps, K)`` with each variable as a separate series."""
@@ -317,11 +351,16 @@ class Rollout:
         """Return forecasts at `origin` and each of the next steps in one pass."""
         _, inputs = self._going_on(origin, values, covariates)
         stateful = self._going_on_from(origin.state)
+        known = np.logical_or.accumulate(~np.isnan(self._apart(values)), axis=1)
         found: list[Array] = []
         for begin in range(0, values.shape[1], self.est.spec.seqsize):
             end = min(begin + self.est.spec.seqsize, values.shape[1])
             outputs = self._step(stateful, tree_map(lambda a, b=begin, e=end: a[b:e], inputs))
-            found += [self._unscaled(one, None, origin.scaling) for one in outputs]
+            for one in outputs:
+                unknown = origin.unknown
+                if found:
+                    unknown = unknown & ~known[:, len(found) - 1]
+                found.append(self._unscaled(one, None, origin.scaling, unknown))
         return found
 
     @property
@@ -393,8 +432,7 @@ class Rollout:
         copies = 1 if self.levels is None else _PATHS
         which = np.repeat(np.arange(count), copies)
         windows = self._windows_of(origin, _behind(covariates, known))
-        first = windows.inputs(known - 1, known)
-        stateful = self._going_on_from(self._copied(origin.state, first, which))
+        stateful = self._going_on_from(self._copied(origin.state, which))
         generator = np.random.default_rng(self.seed)
         scaling = origin.scaling.take(which)
         futures = np.empty((count * copies, self.horizon, width))
@@ -439,11 +477,18 @@ class Rollout:
             return ahead, None
         return ahead, torch.cat([windows.past[:, -self.lags :], ahead], 1)
 
-    def _copied(self, state: Tree, x: Tree, which: Array) -> Tree:
+    def _copied(self, state: Tree, which: Array) -> Tree:
         """Return the state with a row for each future."""
         if state is None or len(which) == len(np.unique(which)):
             return state
-        return take_rows(state, self._batch_dims(x), torch.from_numpy(which))
+        return take_rows(state, self._batch_dims(), torch.from_numpy(which))
+
+
+def _without(found: Array, unknown: Array) -> Array:
+    """Return forecasts ``(N, horizon, K, Q)``, NaN of variables ``(N, K)`` that are unknown."""
+    if not unknown.any():
+        return found
+    return np.where(unknown[:, None, :, None], np.nan, found)
 
 
 def _behind(covariates: CovariateRows | None, known: int) -> list[Array] | None:

@@ -42,7 +42,8 @@ def times_state(times: Sequence[Times | None]) -> dict[str, Any]:
         if (type(one.freq), one.freq) not in texts:
             texts[type(one.freq), one.freq] = json.dumps(_freq_state(one.freq))
         index = one.index[-1:]
-        key = str(index.dtype), index.name, texts[type(one.freq), one.freq]
+        clock = None if one.clock is None else str(one.clock)
+        key = str(index.dtype), index.name, texts[type(one.freq), one.freq], clock
         if key not in kinds:
             kinds[key] = len(kinds)
             values.append([])
@@ -57,6 +58,7 @@ def times_state(times: Sequence[Times | None]) -> dict[str, Any]:
             again is None
             or again.index.dtype != one.index.dtype
             or not again.index.equals(one.index[-1:])
+            or again.clock != one.clock
         ):
             raise TypeError(f"the time {one.index[-1]!r} of series {number} would not be the same")
     return state
@@ -64,13 +66,16 @@ def times_state(times: Sequence[Times | None]) -> dict[str, Any]:
 
 def times_from(state: Mapping[str, Any]) -> list[Times | None]:
     """Return what was given to `times_state`."""
+    import pandas as pd
+
     found: list[Times | None] = [None] * len(state["which"])
     for kind, (key, values) in enumerate(zip(state["kinds"], state["values"], strict=True)):
-        dtype, name, freq = key
+        dtype, name, freq, clock = key
         index = index_of(values, dtype).rename(name)
         distance = _freq_from(json.loads(freq))
+        of_day = None if clock is None else pd.Timedelta(clock)
         for place, number in enumerate(np.flatnonzero(state["which"] == kind)):
-            found[number] = Times(index[place : place + 1], distance)
+            found[number] = Times(index[place : place + 1], distance, clock=of_day)
     return found
 
 

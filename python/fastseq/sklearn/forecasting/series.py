@@ -14,6 +14,7 @@ import numpy as np
 from ...data.user_arrays import refuse_null, refuse_valueless
 from .frequencies import Frequency, kind_of
 from .long_frames import LongTable
+from .polars_frames import as_pandas, is_polars
 from .result_forms import ARRAYS, Form
 from .times import Spacing, Times, is_table, read_index, regular
 
@@ -32,6 +33,7 @@ __all__ = [
     "refuse_identifiers",
     "split_variables",
     "spread",
+    "unknown_variables",
 ]  # fmt: skip
 
 Array = np.ndarray
@@ -114,6 +116,17 @@ class Series:
             ids=None if self.ids is None else taken(self.ids),
         )  # fmt: skip
 
+    def until(self, steps: int) -> Series:
+        """Return the first steps of those series that have times."""
+        known: dict[int, Any] = {}
+        arrays, indices = list(self.arrays), list(self.indices)
+        for number, times in enumerate(self.times):
+            if times is None or times.mean_nothing:
+                continue
+            arrays[number] = arrays[number][:steps]
+            indices[number] = known.setdefault(id(times), times.index[:steps])
+        return dataclasses.replace(self, arrays=arrays, indices=tuple(indices))
+
     def like(self, values: Array) -> Array:
         """Return results ``(N, horizon, K, …)`` without the axes that the given series lacked."""
         if self.flat:
@@ -127,6 +140,8 @@ def read_series(
     name: str,
     names: tuple[str, ...] | None = None,
     spacing: Spacing = Spacing(),  # noqa: B008 (it is frozen)
+    *,
+    empty: bool = False,
 ) -> Series:
     """Read series ``(T,)``, ``(T, K)``, ``(N, T, K)``, or a list of ``(T_i,)`` or ``(T_i, K)``.
 
@@ -142,6 +157,8 @@ def read_series(
         The columns that tables must have, put into this order. None: the first table's.
     spacing
         How far apart times must be.
+    empty
+        Whether series may have no steps.
 
     Raises
     ------
@@ -162,7 +179,8 @@ def read_series(
     if panel:
         tables = list(given if ids is None else given.values())
     places = [f"{name}[{key!r}]" for key in ids or range(len(tables))] if panel else [name]
-    known = names
+    known, polars = names, [is_polars(one) for one in tables]
+    tables = [_of_polars(one, place) for one, place in zip(tables, places, strict=True)]
     for number, (table, place) in enumerate(zip(tables, places, strict=True)):
         if is_table(table) and table.ndim == 2:
             tables[number] = _in_order(table, place, known)
@@ -186,20 +204,35 @@ def read_series(
                 f"{place} must have as many variables as {places[0]}, got shapes {item.shape} and "
                 f"{items[0].shape}"
             )
-        if not item.size:
+        if not item.size and (len(item) or not empty):
             raise ValueError(f"{place} holds no values: its shape is {item.shape}")
         if np.isinf(item).any():
             step = int(np.argwhere(np.isinf(item))[0][0])
             raise ValueError(f"{place} is infinite at step {step}; NaN marks missing values")
-    arrays = [np.asarray(item, np.float64).reshape(len(item), -1) for item in items]
+    width = 1 if dims == 1 else items[0].shape[1]
+    arrays = [np.asarray(item, np.float64).reshape(len(item), width) for item in items]
     kinds = {item.dtype for item in items}
     dtype = np.result_type(kinds.pop(), np.float32) if len(kinds) == 1 else np.dtype(np.float64)
     columns = _columns(tables[0]) if tables else None
     return Series(
         arrays, single, dims == 1, columns, dtype,
         tuple(None if one is None else one.index for one in times), tuple(moved), ids,
-        tuple(None if one is None else one.freq for one in times), gap, Form.of(given, tables),
+        tuple(None if one is None else one.freq for one in times), gap,
+        Form.of(given, [None if of else one for one, of in zip(tables, polars, strict=True)]),
     )  # fmt: skip
+
+
+def _of_polars(given: Any, name: str) -> Any:
+    """Return a frame of polars as one of pandas, without times; other data unchanged."""
+    if not is_polars(given):
+        return given
+    for column, kind in given.schema.items():
+        if kind.is_temporal():
+            raise TypeError(
+                f"column {column!r} of {name} holds times, but this frame of polars is no long "
+                "frame: add a column of ids (id_col), also for a single series"
+            )
+    return as_pandas(given)
 
 
 def _put_in_time(
@@ -360,7 +393,7 @@ def refuse_identifiers(series: Series, name: str) -> None:
     >>> refuse_identifiers(read_series(pd.DataFrame({"a": [1.0], "b": [2.0]}), "y"), "y")
     """
     for column in series.names or ():
-        if re.fullmatch(r"(.*_)?id|ds|date|datetime|timestamp", column.lower()):
+        if re.fullmatch(r"(.*_)?id|ds|date|datetime|timestamp|year|unnamed: \d+", column.lower()):
             raise ValueError(
                 f"column {column!r} of {name} does not look like a variable, by its name: make "
                 "times the index; for a table of several series, name the columns of ids, times "
@@ -416,6 +449,21 @@ def by_length(
         for begin in range(0, len(rows), most):
             some = rows[begin : begin + most]
             yield some, np.stack([arrays[n] for n in some])
+
+
+def unknown_variables(arrays: Sequence[Array]) -> Array:
+    """Return which variables of series ``(T_i, K)`` have no known value, ``(N, K)``.
+
+    Examples
+    --------
+    >>> unknown_variables([np.array([[np.nan, 1.0]]), np.array([[2.0, 3.0]])])
+    array([[ True, False],
+           [False, False]])
+    """
+    found = np.empty((len(arrays), arrays[0].shape[1]), bool)
+    for rows, block in by_length(arrays):
+        found[rows] = np.isnan(block).all(axis=1)
+    return found
 
 
 def filled(values: Array, before: Array | None = None) -> Array:

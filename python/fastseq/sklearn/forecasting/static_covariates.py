@@ -10,7 +10,7 @@ import numpy as np
 
 from .categories import find_vocabularies, with_codes
 from .column_coding import ColumnCoding
-from .polars_frames import is_polars, to_pandas
+from .polars_frames import is_polars, refuse_unread, to_pandas
 from .series import Array, read_series
 from .times import is_table
 
@@ -89,6 +89,7 @@ class StaticColumns:
 
 def by_id(given: Any, id_col: str) -> Any:
     """Return a table with its column of ids, if it has one, as index; other data unchanged."""
+    refuse_unread(given, "static")
     given = to_pandas(given) if is_polars(given) else given
     if is_table(given) and given.ndim == 2 and id_col in given.columns:
         return given.set_index(id_col)

@@ -15,8 +15,8 @@ from .times import Spacing, is_table
 from .windows import Windows
 
 __all__ = [
+    "check_later_weights",
     "column_of_weights",
-    "end_with_series",
     "normalised",
     "read_series_weights",
     "weigh",
@@ -104,13 +104,13 @@ def read_series_weights(given: Any, series: Series, spacing: Spacing) -> list[Ar
     return found
 
 
-def end_with_series(given: Any, series: Series) -> bool:
+def _of_steps(given: Any, series: Series) -> bool:
     """Whether weights that `read_series_weights` took are of time steps, not one per series.
 
     Examples
     --------
     >>> series = read_series([np.zeros(2), np.zeros(1)], "y")
-    >>> end_with_series([1.0, 2.0], series), end_with_series([[1.0, 2.0], [3.0]], series)
+    >>> _of_steps([1.0, 2.0], series), _of_steps([[1.0, 2.0], [3.0]], series)
     (False, True)
     """
     if series.single:
@@ -118,6 +118,34 @@ def end_with_series(given: Any, series: Series) -> bool:
     given = given if series.ids is None else _by_id(given, series.ids)
     each = None if is_table(given) else _numbers_or_none(given)
     return each is None or each.ndim > 1
+
+
+def check_later_weights(weights: Any, y: Any, like: Series, columns: Columns) -> None:
+    """Raise ValueError unless weights of the training series say those of later steps, too.
+
+    Parameters
+    ----------
+    weights
+        What `fit` got.
+    y
+        The later steps.
+    like
+        The training series.
+    columns
+        Names of columns of long frames.
+    """
+    if columns.weights is not None:
+        if not columns.is_long(y) or columns.weights not in y.columns:
+            raise ValueError(
+                f"y must be a long frame with the column {columns.weights!r} of weights, as in "
+                "fit, to train again"
+            )
+    elif weights is not None and _of_steps(weights, like):
+        raise ValueError(
+            "backtest with refit= needs weights of the later steps, too, but those of fit are of "
+            "its time steps only: pass long frames to fit and backtest, with a column of weights, "
+            'and weights="its name" to fit; or use half_life= or a weight per series'
+        )
 
 
 def _by_id(given: Any, ids: tuple[Any, ...]) -> Any:
@@ -198,7 +226,7 @@ def with_age(
 
 
 def weigh(
-    windows: Windows, weights: list[Array] | None, steps: Array | None, apart: int
+    windows: Windows, weights: list[Array] | None, steps: Array | None, apart: Array | int
 ) -> Windows:
     """Return windows with weights, which `normalised` turns into those of the loss.
 
@@ -211,7 +239,7 @@ def weigh(
     steps
         Of each step of the horizon, ``(H,)``; None: all 1.
     apart
-        Number of last steps to validate on.
+        Number of last steps of each series to validate on, ``(N,)``; 0: none.
 
     Raises
     ------
@@ -226,13 +254,14 @@ def weigh(
         laid[n, : len(own)] = torch.from_numpy(np.ascontiguousarray(own))
     targets[laid == 0] = torch.nan
     known = targets.isfinite()
-    ends = torch.from_numpy(windows.lengths)[:, None, None] - apart
+    ends = torch.from_numpy(windows.lengths - apart)[:, None, None]
     learnt = torch.arange(targets.shape[1])[:, None] < ends
     if not bool((known & learnt).any()):
         raise ValueError("no known value of y to learn from has a weight above 0")
-    if apart and not bool((known & ~learnt).any()):
+    held = int(np.max(apart))
+    if held and not bool((known & ~learnt).any()):
         raise ValueError(
-            f"no known value of the last {apart} steps, which are held out to validate on, has a "
+            f"no known value of the last {held} steps, which are held out to validate on, has a "
             "weight above 0: set validation to a larger number, or to 0"
         )
     laid /= laid[known].mean()  # a constant becomes 1 exactly

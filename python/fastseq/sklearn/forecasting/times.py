@@ -11,6 +11,8 @@ import numpy as np
 
 from .frequencies import (
     Frequency,
+    advice_on,
+    clock_of,
     coarser,
     equal,
     grid,
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MISSING", "Spacing", "Times", "check_follows", "check_order", "counts", "ends_of", "is_table",
-    "read_index", "refuse_long_gap", "regular", "times_of",
+    "plain", "read_index", "refuse_dates_as_numbers", "refuse_long_gap", "regular", "times_of",
 ]  # fmt: skip
 
 Array = np.ndarray
@@ -71,6 +73,9 @@ class Times:
     column
         Whether they come from a column of times. Otherwise numbers that count from 0, like the
         index of any new table, are not times.
+    clock
+        The steps' time of day, if clocks were put forward over it before the last one, which is
+        therefore later.
 
     Examples
     --------
@@ -83,11 +88,13 @@ class Times:
     index: pd.Index
     freq: Frequency | None
     column: bool = False
+    clock: pd.Timedelta | None = None
 
     @property
     def end(self) -> Times:
         """The time of the last step only."""
-        return dataclasses.replace(self, index=self.index[-1:])
+        clock = clock_of(self.index, -1) if len(self.index) > 1 else self.clock
+        return dataclasses.replace(self, index=self.index[-1:], clock=clock)
 
     @property
     def mean_nothing(self) -> bool:
@@ -101,15 +108,17 @@ class Times:
                 f"the times after {self.index[-1]}, the only one of its series, are unknown: pass "
                 "freq=…"
             )
-        return grid(self.index[-1:], self.freq, count + 1)[1:]
+        return grid(self.index[-1:], self.freq, count + 1, self.end.clock)[1:]
 
     def reaching(self, ahead: int) -> pd.Index:
         """Return the index, and that of the next steps."""
         return self.index.append(self.following(ahead))
 
-    def after(self, count: int) -> Times:
-        """Return the time of the last of the next `count` steps."""
-        return dataclasses.replace(self, index=self.following(count)[-1:])
+    def then(self, count: int) -> Times:
+        """Return the times of the next `count` steps."""
+        index = self.following(count)
+        clock = clock_of(self.index[-1:].append(index), -1)
+        return dataclasses.replace(self, index=index, clock=clock)
 
 
 def ends_of(series: Iterable[Times | None]) -> list[Times | None]:
@@ -207,7 +216,9 @@ def _at(index: pd.Index, name: str, freq: Frequency) -> tuple[Times, Array | Non
     if steps is None:
         ends = (k for k in range(2, len(index) + 1) if places(index[:k], freq) is None)
         row = 0 if places(index[:1], freq) is None else next(ends) - 1
-        raise ValueError(f"{named}, but {name} has {index[row]}, which is not a time of it")
+        raise ValueError(
+            f"{named}, but {name} has {index[row]}, which is not a time of it: {advice_on(index)}"
+        )
     return _filled(index, freq, steps)
 
 
@@ -258,6 +269,7 @@ def read_index(index: pd.Index, name: str) -> tuple[pd.Index, Array | None]:
     >>> read_index(pd.DatetimeIndex(["2024-01-02", "2024-01-01"]), "y")[1]
     array([1, 0])
     """
+    index = plain(index)
     kind = kind_of(index)
     if kind == "levels":
         raise TypeError(
@@ -277,6 +289,7 @@ def read_index(index: pd.Index, name: str) -> tuple[pd.Index, Array | None]:
             f"{name} has two rows for {index[index.duplicated()][0]}: for several series, pass a "
             "list, one table for each; for one, keep one row for each time"
         )
+    refuse_dates_as_numbers(index, f"the index of {name}")
     if index.is_monotonic_increasing:
         return index, None
     if kind == "numbers":
@@ -287,6 +300,48 @@ def read_index(index: pd.Index, name: str) -> tuple[pd.Index, Array | None]:
         )
     order = np.asarray(index.argsort())
     return index[order], order
+
+
+def plain(index: pd.Index) -> pd.Index:
+    """Return an index of a type of arrow, or of one with missing values, as one of NumPy's."""
+    import pandas as pd
+
+    kinds = {"M": pd.DatetimeIndex, "m": pd.TimedeltaIndex}
+    if isinstance(index.dtype, np.dtype) or index.hasnans:
+        return index
+    if kind_of(index) == "numbers":
+        return pd.Index(index.to_numpy(index.dtype.numpy_dtype), name=index.name)
+    if kind_of(index) == "others" and index.dtype.kind in kinds:
+        return kinds[index.dtype.kind](index)
+    return index
+
+
+def refuse_dates_as_numbers(index: pd.Index, name: str) -> None:
+    """Raise ValueError if numbers are dates such as 20240131, or months such as 202401.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> refuse_dates_as_numbers(pd.Index([2023, 2024]), "the index of y")
+    >>> refuse_dates_as_numbers(pd.Index([20240131, 20240201]), "the index of y")
+    Traceback (most recent call last):
+    ValueError: the index of y has dates as numbers, such as 20240131: convert them by \
+    pandas.to_datetime(…, format="%Y%m%d")
+    """
+    if kind_of(index) != "numbers" or index.dtype.kind not in "iu" or len(index) < 2:
+        return
+    for form, digits in (("%Y%m%d", 8), ("%Y%m", 6)):
+        rest = np.asarray(index, np.int64)
+        days = rest % 100 if digits == 8 else np.ones_like(rest)
+        rest = rest // 100 if digits == 8 else rest
+        years, months = rest // 100, rest % 100
+        fits = (years >= 1900) & (years < 2100) & (months >= 1) & (months <= 12)
+        # Numbers within a year may be others.
+        if (fits & (days >= 1) & (days <= 31)).all() and (digits == 8 or np.ptp(years)):
+            raise ValueError(
+                f"{name} has dates as numbers, such as {index[0]}: convert them by "
+                f'pandas.to_datetime(…, format="{form}")'
+            )
 
 
 def check_order(
@@ -360,15 +415,21 @@ def check_follows(times: Times | None, given: Times, name: str) -> Times:
     numbers = kind_of(given.index) == "numbers"
     if times is None or times.freq is None or (times.mean_nothing and not numbers):
         return given
-    following = times.following(len(given.index))
+    then = times.then(len(given.index))
     if given.mean_nothing:
-        return dataclasses.replace(times, index=following)
-    _check_same(given.index, following, name, "the steps that follow")
+        return then
+    advice = ""
+    if kind_of(given.index) == kind_of(then.index) and _aware(given.index) == _aware(then.index):
+        late = given.index[0] > then.index[0]
+        advice = "; if steps between them have no values, add rows of NaN" if late else ""
+    _check_same(given.index, then.index, name, "the steps that follow", advice)
     # Dates stay in their time zone; numbers are not summed up, with their rounding.
-    return dataclasses.replace(times, index=given.index if numbers else following)
+    return dataclasses.replace(then, index=given.index) if numbers else then
 
 
-def _check_same(index: pd.Index, expected: pd.Index, name: str, what: str) -> None:
+def _check_same(
+    index: pd.Index, expected: pd.Index, name: str, what: str, advice: str = ""
+) -> None:
     if kind_of(index) != kind_of(expected):
         raise ValueError(
             f"the index of {name} has {kind_of(index)}, but that of {what} has {kind_of(expected)}"
@@ -385,7 +446,7 @@ def _check_same(index: pd.Index, expected: pd.Index, name: str, what: str) -> No
             )
         raise ValueError(
             f"{name} must have the times of {what}: that of step {row} is {expected[row]}, got "
-            f"{index[row]}"
+            f"{index[row]}{advice}"
         )
 
 

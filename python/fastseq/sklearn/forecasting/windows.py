@@ -232,7 +232,7 @@ class SeriesScaling:
     def of_single_values(
         self, arrays: list[Array], typical: SeriesScaling | None, *, relative: bool = True
     ) -> SeriesScaling:
-        """Return the scaling with a typical scale for series of only one known value.
+        """Return the scaling with a typical scale for series of at most one known value.
 
         It is as large, compared to the value, as the median of the `typical` scalings; of a value
         of 0, and if not `relative`, it is their median. None: the other series are typical.
@@ -245,9 +245,10 @@ class SeriesScaling:
         >>> own.of_single_values(arrays, typical).scale.T
         array([[5., 2.]])
         """
-        single = np.empty((len(arrays), arrays[0].shape[1]), bool)
+        count = np.empty((len(arrays), arrays[0].shape[1]), np.int64)
         for rows, block in by_length(arrays):
-            single[rows] = np.isfinite(block).sum(axis=1) == 1
+            count[rows] = np.isfinite(block).sum(axis=1)
+        single = count < 2
         if typical is None:
             typical = self.take(np.flatnonzero(~single.any(axis=1)))
         if not single.any() or not len(typical.scale):
@@ -267,6 +268,21 @@ class SeriesScaling:
 
         change = None if self.change is None else each(self.change)
         return SeriesScaling(each(self.center), each(self.scale), change)
+
+    def put(self, index: Array, part: SeriesScaling) -> SeriesScaling:
+        """Return the scaling with that of some of the series replaced."""
+        if len(self.center) == 1:
+            return self
+
+        def put(own: Array, some: Array) -> Array:
+            found: Array = own.copy()
+            found[index] = some
+            return found
+
+        change = self.change
+        if change is not None and part.change is not None:
+            change = put(change, part.change)
+        return SeriesScaling(put(self.center, part.center), put(self.scale, part.scale), change)
 
     def take(self, index: Array) -> SeriesScaling:
         """Return the scaling of some of the series."""
@@ -505,8 +521,8 @@ class Windows:
                 share += each[:, begin + 1 + h : begin + 1 + h + steps] / width
         return share.clamp_min(0).float()
 
-    def held_out(self, steps: int) -> Windows:
-        """Remove the last steps of each series from training; return the validation data.
+    def held_out(self, steps: Array) -> Windows:
+        """Remove the last steps of each series, ``(N,)``, from training; return validation data.
 
         These are the series with targets of these steps alone.
 
@@ -515,14 +531,15 @@ class Windows:
         ValueError
             Nothing is left to train on.
         """
-        if steps > self.lengths.min() - 2:
+        wrong = np.flatnonzero((steps > 0) & (steps > self.lengths - 2))
+        if wrong.size:
             raise ValueError(
-                f"validation={steps} leaves nothing to train on of a series of "
-                f"{self.lengths.min()} steps"
+                f"validation={steps[wrong[0]]} leaves nothing to train on of a series of "
+                f"{self.lengths[wrong[0]]} steps"
             )
         apart = self.targets.clone()
-        ends = torch.from_numpy(self.lengths)[:, None]
-        known = torch.arange(apart.shape[1]) < ends - steps
+        ends = torch.from_numpy(self.lengths - steps)[:, None]
+        known = torch.arange(apart.shape[1]) < ends
         self.targets[~known] = torch.nan
         apart[known] = torch.nan
         return dataclasses.replace(self, targets=apart)
