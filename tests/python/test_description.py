@@ -24,6 +24,7 @@ EXAMPLES = [
     (fs.nn.Transformer(3, 2, 8, 2, 1, causal=True, pool="mean", dropout=0.5), (9, 2, 3)),
     (fs.nn.PooledRNN(3, 2, "gru", 4, 2, bidirectional=True, pool="max", dropout=0.5), (9, 2, 3)),
     (fs.nn.Pool("max+last"), (9, 2, 3)),
+    (fs.nn.InstanceScale(beside=True), (9, 2, 3)),
     (fs.nn.PaddedBatchNorm(3, eps=0.1, momentum=None), (5, 3, 4)),
     (nn.LSTM(3, 4, 2, dropout=0.5, proj_size=2), (5, 2, 3)),
     (nn.GRU(3, 4, bias=False, batch_first=True), (5, 2, 3)),

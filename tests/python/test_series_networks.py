@@ -16,6 +16,7 @@ from fastseq.nn import (
     LSTMFCN,
     TCN,
     InceptionTime,
+    InstanceScale,
     PaddedBatchNorm,
     PaddedConv,
     Pool,
@@ -132,6 +133,24 @@ def test_pool_is_that_of_numpy(lengths):
     torch.testing.assert_close(
         Pool("last+mean+max")(whole), Pool("last+mean+max")(whole, lengths=torch.full((3,), 8))
     )
+
+
+@settings(max_examples=30, deadline=None)
+@given(lengths=LENGTHS, beside=st.booleans())
+def test_instance_scaling_is_that_of_numpy(lengths, beside):
+    x, n, each = batch(lengths)
+    each[0][:, 1] = x[: lengths[0], 0, 1] = 7.0  # a constant feature
+    found = InstanceScale(beside=beside)(x, lengths=n).double().numpy()
+    for i, one in enumerate(each):
+        one = one.double().numpy()
+        with np.errstate(invalid="ignore"):
+            expected = np.nan_to_num((one - one.mean(0)) / one.std(0))
+        if i == 0:
+            expected[:, 1] = 0
+        if beside:
+            expected = np.concatenate([one, expected], 1)
+        np.testing.assert_allclose(found[: len(one), i], expected, rtol=1e-4, atol=1e-5)
+        assert not found[len(one) :, i].any()
 
 
 def test_pool_refuses_other_words():

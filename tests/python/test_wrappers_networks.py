@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -135,3 +136,89 @@ def test_schedules_are_those_of_torch_over_all_updates(name):
     assert model.continued_
     assert len(rates.seen) == 6
     assert rates.seen[-1] < 1e-4
+
+
+@pytest.mark.parametrize("name", ["lstm", "lstm-fcn"])
+@pytest.mark.parametrize("x", [BUMPS, LIST], ids=["array", "list"])
+def test_sequences_scaled_by_themselves_may_have_any_level_and_size(name, x):
+    model = classifier(name, pool="last+mean+max", scale_x="instance").fit(x, LATE)
+    assert model.score(x, LATE) > 0.95
+    levels, sizes = RNG.uniform(-3, 3, 48), 10 ** RNG.uniform(-1, 1, 48)
+    moved = [a * size + level for a, size, level in zip(x, sizes, levels, strict=True)]
+    np.testing.assert_allclose(
+        model.predict_proba(moved), model.predict_proba(x), rtol=1e-3, atol=1e-3
+    )
+    both = classifier(name, pool="last+mean+max", scale_x="both").fit(x, LATE)
+    assert both.score(x, LATE) > 0.95
+    longer = [np.concatenate([one, one]) for one in x[:4]]
+    alone = np.concatenate([both.predict_proba([one]) for one in longer])
+    np.testing.assert_allclose(both.predict_proba(longer), alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kw", "y", "message"),
+    [
+        ({"module": "mlp"}, LATE, "sequences of several steps"),
+        ({"seqsize": 12}, LATE, "whole sequences, but seqsize is 12"),
+        ({"nan": "mask"}, LATE, "sequences without missing values"),
+        ({"module": fs.nn.Chain(fs.nn.LSTM(4, 3), nn.Linear(3, 2))}, LATE, "Chain carries a state"),
+        ({}, np.repeat(LATE[:, None], 30, 1), "one target per sequence"),
+    ],
+)
+def test_scaling_by_themselves_needs_whole_sequences(kw, y, message):
+    with pytest.raises(ValueError, match=f"scale_x='both' needs.*{message}"):
+        SequenceClassifier(**kw, scale_x="both").fit(BUMPS, y)
+
+
+def test_scalings_are_known_by_name():
+    with pytest.raises(ValueError, match="or None, got 'bth': did you mean \"both\""):
+        SequenceRegressor(scale_x="bth").fit(BUMPS, LATE)
+
+
+@pytest.mark.parametrize(
+    ("count", "batchsize", "accumulate", "epochs"),
+    [(48, 16, 1, 200), (48, 1, 1, 20), (48, 16, 2, 300), (4, 32, 1, 600)],
+)
+def test_enough_updates_are_made(count, batchsize, accumulate, epochs):
+    model = SequenceRegressor("linear", batchsize=batchsize, accumulate=accumulate)
+    model.fit(BUMPS[:count, :2], LATE[:count])
+    assert model.n_iter_ == epochs
+    assert 600 <= sum(row["updates"] for row in model.history_) <= 3000
+    model.set_params(warm_start=True).fit(BUMPS[:count, :2], LATE[:count])
+    assert (model.continued_, model.n_iter_) == (True, 2 * epochs)
+
+
+def test_chunks_and_lengths_count_as_updates():
+    x = [one[: 8 + n % 20] for n, one in enumerate(BUMPS)]
+    model = SequenceRegressor("gru", hidden_size=4, seqsize=8).fit(x, [one[:, 0] for one in x])
+    assert model.history_[0]["updates"] == 4 + 2  # of the 32 longest, up to 27 steps, and of 16
+    assert model.n_iter_ == 100
+
+
+def test_too_few_updates_are_warned_of():
+    with pytest.warns(UserWarning, match="updated only 6 times in 3 epochs"):
+        SequenceRegressor(epochs=3).fit(BUMPS, LATE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        SequenceRegressor("linear", epochs=25).fit(BUMPS, LATE)
+        SequenceRegressor("linear", epochs=3).partial_fit(BUMPS, LATE)
+
+
+def test_the_rate_is_that_of_the_module():
+    rates = [
+        SequenceRegressor(module, epochs=1, **kw).fit(BUMPS, LATE).estimator_.optimizer
+        .param_groups[0]["lr"]
+        for module, kw in (
+            ("gru", {}), ("transformer", {}), ("gru", {"schedule": None}), ("gru", {"lr": 0.3}),
+            (fs.nn.Chain(fs.nn.GRU(2, 4), nn.Linear(4, 1)), {}),
+        )
+    ]  # fmt: skip
+    assert rates == [0.01, 0.002, 0.001, 0.3, 0.001]
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 9, 10])
+def test_schedules_of_few_updates(epochs):
+    model = SequenceRegressor("linear", epochs=epochs).fit(BUMPS[:8], LATE[:8])
+    rates = [row["lr"] for row in model.history_]
+    assert len(rates) == epochs
+    assert 0 < max(rates) <= 0.01

@@ -21,6 +21,7 @@ from ..data.scaling.inputs_and_targets import Scaling
 from ..data.sequences import Sequences
 from ..distributed import communicator
 from ..distributed.replicas import Replicas
+from ..errors import meant
 from ..estimator import Estimator
 from ..nn.stateful import batch_norms, carries, steps_apart
 from ..training.history import History
@@ -37,6 +38,8 @@ __all__ = ["SequenceEstimator", "Start", "Task"]
 
 # Changing these keeps what has been learnt: a warm start continues.
 _OPTIMIZER = ("optimizer", "lr", "weight_decay", "decay_biases")
+_SCALINGS = ("standard", "robust", None)  # by statistics of the training data
+_BY_INSTANCE = ("instance", "both")
 _GOES_ON = {"epochs", "callbacks", "verbose", "warm_start", "schedule", *_OPTIMIZER}
 
 
@@ -249,9 +252,11 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
 
     def _updates(self, est: Estimator, task: Task) -> int:
         """Return how many updates an epoch has."""
-        lengths = None if isinstance(task.x, Tensor) else np.sort([len(one) for one in task.x])
+        lengths = None  # as `Sequences` sorts them
+        if not isinstance(task.x, Tensor):
+            lengths = np.sort([len(one) for one in task.x])[::-1]
         plan = ChunkPlan(
-            steps=len(task.x) if lengths is None else int(lengths[-1]),
+            steps=len(task.x) if lengths is None else int(lengths[0]),
             sequences=task.x.shape[1] if lengths is None else len(lengths),
             batchsize=est.spec.batchsize, seqsize=est.spec.seqsize,
             size=communicator(self.comm).size,
@@ -285,9 +290,10 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
             progress=bool(self.verbose),
         )
         if self.scale_x is not None or task.scale_y is not None:
+            first = "standard" if self.scale_x in _BY_INSTANCE else self.scale_x
             y = task.y.unsqueeze(0) if task.per_sequence else task.y
             est.scaling_ = Scaling(
-                _measure("x", task.x, task.w, self.scale_x, task.dtype, self.nan),
+                _measure("x", task.x, task.w, first, task.dtype, self.nan),
                 _measure("y", y, task.w, task.scale_y, task.dtype, self.nan),
             )
         return est
@@ -308,9 +314,33 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
     def _make_model(self, task: Task, seed: int) -> nn.Module:
         sizes = Sizes(
             self.hidden_size, self.num_layers, self.dropout, self.bidirectional, self.pool,
-            per_step=not task.per_sequence,
+            per_step=not task.per_sequence, instance=self._instance(task),
         )  # fmt: skip
         return make_module(self.module, task.n_in, task.n_out, sizes, seed=seed)
+
+    def _instance(self, task: Task) -> str | None:
+        """Return `scale_x` if it scales each sequence by itself."""
+        if self.scale_x not in _BY_INSTANCE:
+            if self.scale_x not in _SCALINGS:
+                names = (*_SCALINGS[:-1], *_BY_INSTANCE)
+                raise ValueError(
+                    f"scale_x must be one of {names} or None, got {self.scale_x!r}"
+                    f"{meant(self.scale_x, names)}"
+                )
+            return None
+        longest = len(task.x) if isinstance(task.x, Tensor) else max(map(len, task.x))
+        why = None
+        if not task.per_sequence:
+            why = "one target per sequence, but y has them per step"
+        elif self.nan != "raise":
+            why = f"sequences without missing values, but nan is {self.nan!r}"
+        elif longest < 2:
+            why = "sequences of several steps, but the module gets one step each"
+        elif self.seqsize is not None and self.seqsize < longest:
+            why = f"whole sequences, but seqsize is {self.seqsize} and the longest has {longest}"
+        if why is not None:
+            raise ValueError(f"scale_x={self.scale_x!r} needs {why}: use 'standard'")
+        return self.scale_x
 
     def _make_optimizer(self, model: nn.Module) -> Callable[..., optim.Optimizer]:
         return optimizer_factory(

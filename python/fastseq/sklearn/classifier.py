@@ -92,8 +92,10 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         What to do with NaN and infinities: ``"raise"``, or ``"mask"``: treat those in X as missing
         values, see `Spec`.
     scale_x
-        How to scale inputs, by statistics of the training data: ``"standard"``, ``"robust"`` or
-        None; see `Spec`.
+        How to scale inputs: by statistics of the training data, ``"standard"`` or ``"robust"``, see
+        `Spec`; ``"instance"``: each sequence by its own mean and deviation, so that only shapes
+        count; ``"both"``: the module gets "standard" and "instance" side by side, 2F features;
+        None: not at all. "instance" and "both" need one target per sequence.
     class_weight
         Weights of classes, ``{class: weight}``, for several targets a list of them; or
         ``"balanced"``: rare classes count more, so that all have the same total weight.

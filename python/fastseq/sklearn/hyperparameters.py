@@ -14,10 +14,11 @@ from torch import Tensor, nn, optim
 
 from .._util.seeding import seeded
 from ..errors import meant
-from ..nn import LSTMFCN, TCN, InceptionTime, PooledRNN, Transformer
+from ..nn import LSTMFCN, TCN, Chain, InceptionTime, InstanceScale, PooledRNN, Transformer
 from ..nn.builders import MLP, Linear, Recurrent
 from ..nn.losses import seqloss
 from ..nn.parameters import decay_groups
+from ..nn.stateful import carries
 
 __all__ = [
     "NETWORKS",
@@ -62,6 +63,9 @@ class Sizes:
         module does by default.
     per_step
         Whether the module returns an output for each step, so that nothing is pooled.
+    instance
+        ``"instance"``: sequences are scaled by themselves, see `fastseq.nn.InstanceScale`;
+        ``"both"``: beside the sequences as they are; None: they are not.
     """
 
     hidden_size: int = 32
@@ -70,6 +74,7 @@ class Sizes:
     bidirectional: bool = False
     pool: str | None = None
     per_step: bool = False
+    instance: str | None = None
 
     @property
     def layers(self) -> int:
@@ -106,7 +111,8 @@ def _builder(module: str | nn.Module | Callable[..., nn.Module], sizes: Sizes) -
         return Linear()
     if module == "mlp":
         return MLP((sizes.hidden_size,) * (sizes.layers), sizes.dropout)
-    if recurrent and sizes.pool is None and not sizes.bidirectional:
+    whole = sizes.pool is not None or sizes.bidirectional or sizes.instance is not None
+    if recurrent and not whole:
         return Recurrent(module, sizes.hidden_size, sizes.layers, sizes.dropout)
     if module in _MODULES:
         return functools.partial(_network, module, sizes)
@@ -175,8 +181,28 @@ def make_module(
     Raises
     ------
     TypeError, ValueError
-        `module` is none of these, or did not return an `nn.Module`.
+        `module` is none of these, or did not return an `nn.Module`; or it carries a state, but
+        needs whole sequences.
     """
+    if sizes.instance is None:
+        return _made(module, n_in, n_out, sizes, seed)
+    beside = sizes.instance == "both"
+    made = _made(module, 2 * n_in if beside else n_in, n_out, sizes, seed)
+    if carries(made):
+        raise ValueError(
+            f"scale_x={sizes.instance!r} needs whole sequences, but {type(made).__name__} carries "
+            "a state from chunk to chunk: use 'standard', or fastseq.nn.PooledRNN"
+        )
+    return Chain(InstanceScale(beside=beside), made)
+
+
+def _made(
+    module: str | nn.Module | Callable[..., nn.Module],
+    n_in: int,
+    n_out: int,
+    sizes: Sizes,
+    seed: int,
+) -> nn.Module:
     build = _builder(module, sizes)
     if isinstance(module, nn.Module):
         return copy.deepcopy(module)

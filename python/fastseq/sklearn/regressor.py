@@ -95,9 +95,14 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
     nan
         What to do with NaN and infinities: ``"raise"``, or ``"mask"``: treat them as missing
         values, see `Spec`. Predictions fill missing inputs too; scores leave missing targets out.
-    scale_x, scale_y
-        How to scale inputs and targets, by statistics of the training data: ``"standard"``,
-        ``"robust"`` or None; see `Spec`. Predictions are in the targets' units, losses are not.
+    scale_x
+        How to scale inputs: by statistics of the training data, ``"standard"`` or ``"robust"``, see
+        `Spec`; ``"instance"``: each sequence by its own mean and deviation, so that only shapes
+        count; ``"both"``: the module gets "standard" and "instance" side by side, 2F features;
+        None: not at all. "instance" and "both" need one target per sequence.
+    scale_y
+        How to scale targets, by statistics of the training data: ``"standard"``, ``"robust"`` or
+        None. Predictions are in the targets' units, losses are not.
     per_step
         Whether targets ``(N, T)``, if T is the number of steps, are one per step; None: they are.
     validation_fraction

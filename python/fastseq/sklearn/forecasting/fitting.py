@@ -126,7 +126,7 @@ class ForecastTraining(SequenceEstimator):
     fold: int | None
     hidden_size: int | None  # type: ignore[assignment]  # None: chosen
     dropout: float | None  # type: ignore[assignment]
-    epochs: int | None  # type: ignore[assignment]
+    epochs: int | None
     batchsize: int | None  # type: ignore[assignment]
     validation: int | None
     variables: str | None

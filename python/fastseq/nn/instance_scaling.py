@@ -1,0 +1,60 @@
+"""Scaling of each sequence by its own mean and deviation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .pooling import is_within
+
+__all__ = ["InstanceScale"]
+
+_LEAST = 1e-5  # deviation below which a feature of scaled data counts as constant
+
+
+class InstanceScale(nn.Module):
+    """Scale each feature of each sequence to mean 0 and deviation 1 over its steps.
+
+    Shapes then count, not levels and sizes: z-normalisation, as is usual for time series [1]_. A
+    feature that is constant in a sequence becomes 0. Zeros past the ends of sequences.
+
+    Parameters
+    ----------
+    beside
+        Whether the result comes beside the sequences as they are: ``(T, N, F)`` to ``(T, N, 2F)``.
+
+    References
+    ----------
+    .. [1] Rakthanmanon, T. et al., "Searching and mining trillions of time series subsequences
+       under dynamic time warping", KDD 2012, https://doi.org/10.1145/2339530.2339576
+
+    Examples
+    --------
+    >>> x = torch.tensor([1.0, 3.0, 9.0]).view(3, 1, 1)
+    >>> InstanceScale()(x, lengths=torch.tensor([2])).ravel()
+    tensor([-1.,  1.,  0.])
+    """
+
+    def __init__(self, *, beside: bool = False) -> None:
+        super().__init__()
+        self.beside = beside
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Scale; `lengths` are the sequences' numbers of steps, ``(N,)``."""
+        count: Tensor | int = len(x)
+        past = None
+        if lengths is not None:
+            past = ~is_within(lengths, len(x)).unsqueeze(-1)
+            x = x.masked_fill(past, 0)
+            count = lengths.clamp(1, len(x)).unsqueeze(-1)
+        centered = x - x.sum(0) / count
+        if past is not None:
+            centered = centered.masked_fill(past, 0)
+        deviation = (centered.square().sum(0) / count).sqrt()
+        constant = deviation < _LEAST
+        scaled = (centered / deviation.masked_fill(constant, 1)).masked_fill(constant, 0)
+        return torch.cat([x, scaled], -1) if self.beside else scaled
+
+    def extra_repr(self) -> str:
+        """Return how `repr` shows the arguments."""
+        return "beside=True" if self.beside else ""
