@@ -450,7 +450,7 @@ class Rollout:
                 parts.append(windows.static[copied])
             x: Tree = parts[0] if len(parts) == 1 else tuple(parts)
             found = self._step(stateful, x)
-            scaled = _drawn(found.reshape(count * copies, width, -1), generator)
+            scaled = _drawn(found.reshape(count * copies, width, -1), copies, generator)
             if self.lag is None:
                 value = scaled * scaling.scale + scaling.center
             else:
@@ -499,12 +499,17 @@ def _behind(covariates: CovariateRows | None, known: int) -> list[Array] | None:
     return [np.concatenate([before, one]) for one in covariates.ahead]
 
 
-def _drawn(found: Array, generator: np.random.Generator) -> Array:
-    """Return points ``(R, K)``, or draw from quantiles ``(R, K, G)`` at `PATH_LEVELS`."""
+def _drawn(found: Array, copies: int, generator: np.random.Generator) -> Array:
+    """Return points ``(R, K)``, or draw from quantiles ``(R, K, G)`` at `PATH_LEVELS`.
+
+    R are `copies` of each series. All series get the same random numbers: what others there are
+    does not matter to one.
+    """
     if found.shape[-1] == 1:
         return np.asarray(found[..., 0])
     found = np.sort(found, axis=-1)
-    place = generator.random(found.shape[:-1])
+    place = generator.random((copies, found.shape[1]))
+    place = np.tile(place, (len(found) // copies, 1))
     levels = np.array(PATH_LEVELS)
     place = place.clip(levels[0], levels[-1])
     high = np.searchsorted(levels, place).clip(1)[..., None]
