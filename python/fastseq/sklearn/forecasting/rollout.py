@@ -18,7 +18,7 @@ from ...nn.stateful import Stateful, batch_dims, in_mode, takes_state
 from ...training.argument_checks import input_dtype
 from .covariate_rows import CovariateRows, known_so_far
 from .forecast_net import ForecastNet, StateOnly
-from .series import Array, by_length, filled, join_variables, split_variables
+from .series import Array, by_length, carried, filled, join_variables, split_variables
 from .windows import SeriesScaling, Windows, over_seasons
 
 if TYPE_CHECKING:
@@ -95,9 +95,10 @@ class Origin:
     @property
     def season_before(self) -> Array:
         """Values to compare with a season later; where unknown, the last known value."""
+        known = filled(self.recent)
         if self.seasonal is None:
-            return self.recent
-        return np.where(np.isnan(self.seasonal), self.recent, self.seasonal)
+            return known
+        return np.where(np.isnan(self.seasonal), known, self.seasonal)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +167,7 @@ class Rollout:
         seen = None if past is None else np.zeros((len(arrays), rows, past[0].shape[1]))
         for which, block in by_length(arrays):
             begin = max(rows - block.shape[1], 0)
-            recent[which, begin:] = filled(block)[:, -rows:]
+            recent[which, begin:] = carried(block)[:, -rows:]
             if seasonal is not None and self.season is not None:
                 seasonal[which, begin:] = over_seasons(block, self.season)[:, -rows:]
             if seen is not None and past is not None:
@@ -235,13 +236,11 @@ class Rollout:
         """Return an origin with the values before and after it, and the model's inputs from it."""
         values, covariates = self._apart(values), self._for_each(covariates)
         known, new = origin.recent.shape[1], values.shape[1]
-        later = filled(values, origin.recent[:, -1])
+        later = carried(values, origin.recent[:, -1])
         starts, unknown = origin.starts, np.asarray(origin.unknown.all(axis=1))
         if unknown.any():  # such a series starts with its first known value
             there = ~np.isnan(values).all(axis=2)
             begin = np.where(there.any(axis=1), there.argmax(axis=1), new - 1)
-            later = np.where((unknown[:, None] & (np.arange(new) < begin[:, None]))[..., None],
-                             np.nan, later)  # fmt: skip
             starts = np.where(unknown, known + begin, starts)
         whole = np.concatenate([origin.recent, later], axis=1)
         seasonal = None
