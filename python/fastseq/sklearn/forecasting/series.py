@@ -119,15 +119,15 @@ class Series:
             ids=None if self.ids is None else taken(self.ids),
         )  # fmt: skip
 
-    def until(self, steps: int) -> Series:
-        """Return the first steps of those series that have times."""
-        known: dict[int, Any] = {}
+    def until(self, lengths: Array) -> Series:
+        """Return the first steps of those series that have times; `lengths` are ``(N,)``."""
+        known: dict[tuple[int, int], Any] = {}
         arrays, indices = list(self.arrays), list(self.indices)
-        for number, times in enumerate(self.times):
+        for number, (times, steps) in enumerate(zip(self.times, lengths.tolist(), strict=True)):
             if times is None or times.mean_nothing:
                 continue
             arrays[number] = arrays[number][:steps]
-            indices[number] = known.setdefault(id(times), times.index[:steps])
+            indices[number] = known.setdefault((id(times), steps), times.index[:steps])
         return dataclasses.replace(self, arrays=arrays, indices=tuple(indices))
 
     def like(self, values: Array) -> Array:
