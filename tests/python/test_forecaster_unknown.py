@@ -212,10 +212,12 @@ def test_a_variable_that_begins_later_is_not_seen_before(module, season):
 @pytest.mark.parametrize("module", ["segrnn", "gru"])
 def test_adaptive_intervals_of_a_series_that_is_known_since_a_moment_ago(module):
     y = [*Y[:3, :50], np.append(NOTHING[:48], [30.0, 33.0])]
-    f = quick(module=module, quantiles=LEVELS, conformal="adaptive", scale="series", validation=12)
+    x = np.random.default_rng(0).standard_normal((4, 60, 2))
+    f = quick(module=module, quantiles=LEVELS, conformal="adaptive", scale="series", validation=12,
+              past=[1], lags=5)  # fmt: skip
+    f.fit(y, list(x[:, :50]))
     new = [*Y[:3, 50:56], 30 + Y[3, 50:56]]
-    f.fit(y)
-    tests = f.backtest(new, stride=2)
-    np.testing.assert_allclose(f.predict(), tests[0], rtol=1e-5)
-    f.update([one[:2] for one in new])
-    np.testing.assert_allclose(f.predict(), tests[1], rtol=1e-5)
+    tests = f.backtest(new, list(x[:, 50:56]), stride=2)
+    np.testing.assert_allclose(f.predict(X=list(x[:, 50:54])), tests[0], rtol=1e-5)
+    f.update([one[:2] for one in new], list(x[:, 50:52]))
+    np.testing.assert_allclose(f.predict(X=list(x[:, 52:56])), tests[1], rtol=1e-5)

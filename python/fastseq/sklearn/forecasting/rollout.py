@@ -237,19 +237,13 @@ class Rollout:
         values, covariates = self._apart(values), self._for_each(covariates)
         known, new = origin.recent.shape[1], values.shape[1]
         later = carried(values, origin.recent[:, -1])
-        starts, unknown = origin.starts, np.asarray(origin.unknown.all(axis=1))
-        if unknown.any():  # such a series starts with its first known value
-            there = ~np.isnan(values).all(axis=2)
-            begin = np.where(there.any(axis=1), there.argmax(axis=1), new - 1)
-            starts = np.where(unknown, known + begin, starts)
         whole = np.concatenate([origin.recent, later], axis=1)
         seasonal = None
         if origin.seasonal is not None and self.season is not None:
             longer = np.concatenate([origin.seasonal, values], axis=1)
             seasonal = over_seasons(longer, self.season)
         going_on = dataclasses.replace(
-            origin, recent=whole, seasonal=seasonal, starts=starts,
-            past=self._past_of(origin, covariates, new),
+            origin, recent=whole, seasonal=seasonal, past=self._past_of(origin, covariates, new),
         )  # fmt: skip
         windows = self._windows_of(going_on, _behind(covariates, known))
         return going_on, windows.inputs(known - 1, known - 1 + new)
