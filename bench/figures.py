@@ -222,19 +222,35 @@ def checkpoint_sentence() -> str:
 
 
 def forecast_table() -> str:
-    """Compare errors and seconds of forecasters on public sets."""
+    """Compare errors and processor seconds of forecasters on public sets."""
     sets = contenders("forecast")
     names = list(dict.fromkeys(name for rows in sets.values() for name in rows))
     heads = [name.replace("NeuralForecast ", "").replace("statsforecast ", "") for name in names]
     lines = [f"| data set | error | {' | '.join(heads)} |", "|---" * (2 + len(heads)) + "|"]
     for case, rows in sets.items():
-        score = "mase" if "mase" in rows["fastseq"] else "mse"
-        cells = []
-        for name in names:
-            row = rows.get(name)
-            fit = "" if row is None or name == "seasonal naive" else f", {row['seconds']:.0f} s"
-            cells.append("" if row is None else f"{row[score]:.3f}{fit}")
-        lines.append(f"| {case} | {score.upper()} | {' | '.join(cells)} |")
+        scores = ("mase", "smape") if "mase" in rows["fastseq"] else ("mse",)
+        for score in scores:
+            cells = []
+            for name in names:
+                row = rows.get(name)
+                timed = row is not None and name != "seasonal naive" and score != "smape"
+                fit = f", {row['cpu']:.0f} s" if timed else ""
+                cells.append("" if row is None else f"{row[score]:.3f}{fit}")
+            title = {"mase": "MASE", "smape": "sMAPE", "mse": "MSE"}[score]
+            lines.append(f"| {case} | {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def intervals_table() -> str:
+    """Compare how many percent of what came lay within intervals of 80 and of 90 %."""
+    kinds = ("uncalibrated", "split", "adaptive")
+    lines = [f"| percent within 80 and 90 % | {' | '.join(kinds)} |", "|---" * 4 + "|"]
+    for case, rows in contenders("intervals").items():
+        cells = [
+            f"{rows[kind]['80']:.1f}, {rows[kind]['90']:.1f}" if kind in rows else ""
+            for kind in kinds
+        ]
+        lines.append(f"| {case} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -243,7 +259,7 @@ PAGES: dict[Path, tuple[tuple[Make, ...], tuple[Make, ...]]] = {
         (fit_table, recurrent_table, allreduce_table, step_table),
         (fit_sentence, hosts_sentence, wrappers_sentence, checkpoint_sentence),
     ),
-    FORECASTING: ((forecast_table,), ()),
+    FORECASTING: ((forecast_table, intervals_table), ()),
     LARGE_DATA: ((reading_table, layouts_table), (training_sentence, concat_sentence)),
 }
 

@@ -210,3 +210,29 @@ def test_files_restore_networks_without_their_code(name, tmp_path):
     again = fs.Estimator.load(tmp_path / "file").model.eval()
     x = torch.randn(12, 4, 1 if "one feature" in name else 3)
     assert torch.equal(again(x), model(x))
+
+
+@pytest.mark.parametrize(
+    "nested",
+    [
+        fs.nn.Chain,
+        nn.Sequential,
+        lambda net: fs.nn.Chain(nn.Sequential(net)),
+        lambda net: fs.nn.Chain(nn.Identity(), fs.nn.Chain(net)),
+    ],
+    ids=["Chain", "Sequential", "Sequential in Chain", "Chain in Chain"],
+)
+def test_networks_within_others_know_where_sequences_end(nested):
+    each = batch([12, 5, 9, 7])[2]
+    net = network("lstm-fcn", pool=None)[0]
+    loss = fs.seqloss(nn.functional.mse_loss)
+    spec = {"epochs": 1, "batchsize": 4, "seqsize": 12}
+    est = fs.Estimator(nested(net), loss, torch.optim.AdamW, spec, comm=None, progress=False)
+    errors = []
+    for one, y in zip(each, est.predict(each), strict=True):
+        alone = net.eval()(one[:, None])[:, 0].detach()
+        np.testing.assert_allclose(y, alone, rtol=1e-4, atol=1e-5)
+        errors.append(alone.square())
+    zeros = [torch.zeros(len(one), 2) for one in each]
+    expected = torch.cat(errors).mean().item()
+    assert est.evaluate(each, zeros) == pytest.approx(expected, rel=1e-4)

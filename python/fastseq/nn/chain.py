@@ -48,14 +48,13 @@ class Chain(nn.Sequential):
         """
         after: list[Tree] = []
         for index, layer in enumerate(self):
+            told = lengths is not None and takes_lengths(layer)
+            more = {"lengths": lengths} if told else {}
             if takes_state(layer):
                 before = None if state is None else state[index]
-                if lengths is not None and takes_lengths(layer):
-                    x, new = layer(x, before, lengths=lengths)
-                else:
-                    x, new = layer(x, before)
+                x, new = layer(x, before, **more)
                 after.append(new)
             else:
-                x = layer(x)
+                x = layer(x, **more)
                 after.append(None)
         return x, tuple(after)

@@ -138,7 +138,8 @@ def _told_ends(module: nn.Module) -> bool:
     if carries(plain) or steps_apart(plain):
         return True
     if isinstance(plain, nn.Sequential):
-        return all(map(_told_ends, plain))
+        passed_on = takes_lengths(plain)  # torch's own does not pass lengths on
+        return all(_told_ends(m) and (passed_on or not takes_lengths(m)) for m in plain)
     return takes_lengths(plain)
 
 
