@@ -124,6 +124,14 @@ def test_drawn_futures_of_a_random_walk_widen_as_they_should():
     assert f.fit(list(y.reshape(2, -1))).predict().shape == (2, 16, 3)
 
 
+def test_drawn_futures_of_a_series_do_not_depend_on_others():
+    y = wave(60, 3)
+    f = quick(quantiles=LEVELS, strategy="recursive", module="gru").fit(list(y))
+    found = f.predict(list(y))
+    for n in range(3):
+        np.testing.assert_allclose(f.predict([y[n]])[0], found[n], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("strategy", ["direct", "recursive"])
 def test_quantiles_do_not_cross(strategy):
     levels = tuple(np.linspace(0.05, 0.95, 19))

@@ -173,6 +173,13 @@ def test_covariates_of_later_steps_than_the_horizon_are_ignored():
     g = fast().fit(table["y"], table[["p"]])
     x = ahead[ahead["unique_id"] == "a"].set_index("ds")[["p"]]
     pd.testing.assert_series_equal(g.predict(X=x), g.predict(X=x[:3]))
+    every = pd.concat([table[["p"]], x])
+    wanted = g.predict(table["y"], every[:-3])
+    pd.testing.assert_series_equal(g.predict(table["y"], every), wanted)
+    short = {"a": table["y"][:-2], "b": table["y"]}
+    pd.testing.assert_series_equal(
+        g.predict(short, {"b": every, "a": every[:-4]})["b"], wanted, check_exact=False, rtol=1e-5
+    )
     for rows in (x.to_numpy(), x.reset_index(drop=True)):  # they may be of other steps
         with pytest.raises(ValueError, match="3 steps, got 6"):
             g.predict(X=rows)

@@ -467,3 +467,17 @@ def test_what_short_series_hold_does_not_matter_to_validation():
     assert f.history_[-1]["loss"] == g.history_[-1]["loss"]
     h = quick(validation=10, lags=2).fit([Y[0, :60], np.append(Y[1, :8], 30)])
     assert f.history_[-1]["loss"] != h.history_[-1]["loss"]
+
+
+def test_adaptive_intervals_are_trained_again_with_covariates_known_ahead():
+    f = quick(epochs=1, quantiles=(0.2, 0.8), conformal="adaptive", validation=8)
+    f.fit(list(Y[:, :KNOWN]), list(X[:, :KNOWN]))
+    found = f.backtest(uneven(Y), uneven(X), stride=2, refit=1)
+    y, x = (
+        [one[: KNOWN + min(count, 2)] for one, count in zip(a, COUNTS, strict=True)] for a in (Y, X)
+    )
+    wanted = (
+        clone(f).fit(y, x).predict(X=[x[n : n + 4] for x, n in zip(X, map(len, y), strict=True)])
+    )
+    long = np.array(COUNTS) >= 2 + 4
+    np.testing.assert_allclose(found[1, long], np.array(wanted)[long], rtol=1e-4, atol=1e-5)

@@ -178,3 +178,46 @@ def test_other_panels_may_have_such_series():
             f.predict(wrong)
         with pytest.raises(ValueError, match="has no known values of variable 0"):
             quick().fit(wrong)
+
+
+@pytest.mark.parametrize("kw", [{}, {"variables": "together", "loss": "mse", "validation": 4}])
+def test_steps_before_the_first_value_are_as_if_they_were_not_there(kw):
+    """They are not learnt from, and do not count in what is chosen by length."""
+    late = [np.stack([one, one[::-1]], axis=1) for one in wave(40, 4)]
+    longer = [np.concatenate([np.full((50, 2), NAN), one]) for one in late]
+    f, g = (
+        SequenceForecaster(4, season=5, epochs=3, random_state=0, **kw).fit(y)
+        for y in (longer, late)
+    )
+    assert f._settings == g._settings
+    np.testing.assert_allclose(f.predict(), g.predict(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("module", ["gru", "mlp"])
+@pytest.mark.parametrize("season", [None, 3])
+def test_a_variable_that_begins_later_is_not_seen_before(module, season):
+    y = [np.stack([one, one[::-1]], axis=1) for one in Y[:3, :50]]
+    later = [np.stack([one, one[::-1]], axis=1) for one in Y[:, 50:60]]
+    later[3][:1, 0] = later[3][:5, 1] = NAN
+    f = quick(module=module, season=season, variables="together")
+    f.fit([*y, np.full((50, 2), NAN)])
+    changed = [*later[:3], np.where(np.arange(10)[:, None] < 5, later[3], 9 * later[3])]
+    tests = f.backtest(later, stride=1)
+    np.testing.assert_array_equal(f.backtest(changed, stride=1)[:6], tests[:6])
+    assert np.isfinite(tests[8, 3]).all()
+    f.update([one[:8] for one in later])
+    np.testing.assert_allclose(f.predict(), tests[8], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("module", ["segrnn", "gru"])
+def test_adaptive_intervals_of_a_series_that_is_known_since_a_moment_ago(module):
+    y = [*Y[:3, :50], np.append(NOTHING[:48], [30.0, 33.0])]
+    x = np.random.default_rng(0).standard_normal((4, 60, 2))
+    f = quick(module=module, quantiles=LEVELS, conformal="adaptive", scale="series", validation=12,
+              past=[1], lags=5)  # fmt: skip
+    f.fit(y, list(x[:, :50]))
+    new = [*Y[:3, 50:56], 30 + Y[3, 50:56]]
+    tests = f.backtest(new, list(x[:, 50:56]), stride=2)
+    np.testing.assert_allclose(f.predict(X=list(x[:, 50:54])), tests[0], rtol=1e-5)
+    f.update([one[:2] for one in new], list(x[:, 50:52]))
+    np.testing.assert_allclose(f.predict(X=list(x[:, 52:56])), tests[1], rtol=1e-5)

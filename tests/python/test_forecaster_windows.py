@@ -14,7 +14,7 @@ from torch.nn.functional import l1_loss, mse_loss
 import fastseq as fs
 from fastseq.sklearn import SequenceForecaster, pinball_loss
 from fastseq.sklearn.forecasting.forecast_losses import ForecastLoss
-from fastseq.sklearn.forecasting.series import filled, read_series
+from fastseq.sklearn.forecasting.series import carried, filled, read_series
 from fastseq.sklearn.forecasting.skill_score import skill
 from fastseq.sklearn.forecasting.windows import (
     SeriesScaling,
@@ -115,7 +115,8 @@ def test_weights_are_left_out_where_all_is_known():
 def test_gaps_hold_the_last_known_value():
     a = np.array([[NAN, 1.0], [2.0, NAN], [NAN, NAN], [3.0, 4.0]])
     np.testing.assert_array_equal(filled(a), [[2, 1], [2, 1], [2, 1], [3, 4]])
-    np.testing.assert_array_equal(filled(a[:1], np.array([7.0, 8.0])), [[7, 1]])
+    np.testing.assert_array_equal(carried(a), [[NAN, 1], [2, 1], [2, 1], [3, 4]])
+    np.testing.assert_array_equal(carried(a[:1], np.array([7.0, 8.0])), [[7, 1]])
     np.testing.assert_array_equal(changes(a, over_seasons(a, 1), 1)[:, 0], [NAN, NAN, NAN, 1])
 
 

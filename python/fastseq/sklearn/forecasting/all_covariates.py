@@ -14,7 +14,7 @@ from .covariate_encoder import CovariateSizes
 from .covariate_rows import CovariateRows
 from .covariates import Covariates
 from .long_frames import LongTable
-from .series import Array, Series, unknown_variables
+from .series import Array, Series, known_lengths, unknown_variables
 from .static_covariates import StaticColumns, by_id
 from .times import Spacing, Times, is_table
 
@@ -203,13 +203,14 @@ def choose(
 ) -> tuple[AutomaticSettings, AllCovariates]:
     """Choose parameters and features; see `AutomaticSettings.of` and `AllCovariates.start`.
 
-    Series without any known value do not count, unless that is so of all.
+    Steps before the first known value of a series do not count, nor series without any, unless that
+    is so of all.
     """
     rows = np.flatnonzero(~unknown_variables(series.arrays).all(axis=1))
     rows = rows if rows.size else np.arange(len(times))
     known = AllCovariates.start(x, [times[row] for row in rows.tolist()], params)
     columns = len(known.sizes.ahead) + len(known.sizes.past)
-    lengths = series.lengths[rows]
+    lengths = known_lengths([series.arrays[row] for row in rows])
     return AutomaticSettings.of(params, lengths, series.variables, season, columns), known
 
 

@@ -119,7 +119,8 @@ class Covariates:
         spacing
             How far apart times must be.
         ahead
-            How many of the steps are ahead: there, only columns known ahead matter.
+            How many of the steps are ahead: there, only columns known ahead matter, and later steps
+            are ignored, if they have times.
 
         Raises
         ------
@@ -157,7 +158,6 @@ class Covariates:
         vocabularies = self.coding.vocabularies
         vocabularies = {name: v for name, v in vocabularies.items() if name in (names or ())}
         read = read_series(with_codes(given, vocabularies, "X"), "X", names, spacing)
-        read = read.until(horizon)
         width = len(self.coding.center)
         arrays = read.arrays
         if read.variables == len(self.ahead) < width:
@@ -224,6 +224,7 @@ class Covariates:
         read = aligned(read, like.ids, "X")
         if len(read.arrays) != count:
             raise ValueError(f"X must be covariates of {count} series, got {len(read.arrays)}")
+        read = read.until(lengths) if ahead else read
         no_gaps = self.coding.numbers.copy()
         no_gaps[list(self.past)] = False
         for index, (array, length) in enumerate(zip(read.arrays, lengths, strict=True)):

@@ -245,7 +245,10 @@ class ForecastTraining(SequenceEstimator):
             covariates = None if covariates is None else covariates.repeated(variables)
         windows = self._windows(arrays, covariates, origin.scaling, origin.static)
         before = torch.from_numpy(windows.lengths - steps) - windows.horizon
-        windows = dataclasses.replace(windows, skipped=before.clamp_min(0))
+        skipped = before.clamp_min(0)
+        if windows.skipped is not None:
+            skipped = torch.maximum(skipped, windows.skipped)
+        windows = dataclasses.replace(windows, skipped=skipped)
         windows = weigh(windows, None, self._step_weights, 0)
         if self._settings.segments:
             windows = windows.segments(self._settings.seqsize)

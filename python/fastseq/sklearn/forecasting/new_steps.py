@@ -62,9 +62,7 @@ class NewSteps:
         array([[ 1., nan],
                [ 1.,  1.]])
         """
-        lengths, known = self.lengths, self.covariates
-        if (lengths == lengths[0]).all():
-            return self.stacked()
+        known = self.covariates
         if known is not None:
             known = CovariateRows(
                 None if known.ahead is None else _longest(known.ahead, 0),

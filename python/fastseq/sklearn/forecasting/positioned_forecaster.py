@@ -161,15 +161,13 @@ class PositionedForecaster(ForecasterFiles):
     def _awake(self, new: NewSteps) -> tuple[Origin, ShiftTracker | None]:
         """Return the position of all series, and the tracker's, ready for their next steps."""
         origin, tracker = self._origin, self._tracker
-        first = origin if tracker is None else tracker.behind
-        if not self._scales_each or not first.unknown.any():
+        if not self._scales_each or not origin.unknown.any():
             return origin, tracker
-        arrays = self._seen(new).arrays
+        origin = self._woken(origin, new.rows, self._seen(new).arrays)
         if tracker is not None:
-            before = zip(tracker.values[new.rows], arrays, strict=True)
-            behind = self._woken(tracker.behind, new.rows, [np.concatenate(a) for a in before])
+            behind = dataclasses.replace(tracker.behind, scaling=origin.scaling)
             tracker = dataclasses.replace(tracker, behind=behind)
-        return self._woken(origin, new.rows, arrays), tracker
+        return origin, tracker
 
     def _advance(self, new: NewSteps) -> None:
         (origin, tracker), baselines = self._awake(new), self._baselines

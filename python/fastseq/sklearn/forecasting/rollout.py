@@ -18,7 +18,7 @@ from ...nn.stateful import Stateful, batch_dims, in_mode, takes_state
 from ...training.argument_checks import input_dtype
 from .covariate_rows import CovariateRows, known_so_far
 from .forecast_net import ForecastNet, StateOnly
-from .series import Array, by_length, filled, join_variables, split_variables
+from .series import Array, by_length, carried, filled, join_variables, split_variables
 from .windows import SeriesScaling, Windows, over_seasons
 
 if TYPE_CHECKING:
@@ -95,9 +95,10 @@ class Origin:
     @property
     def season_before(self) -> Array:
         """Values to compare with a season later; where unknown, the last known value."""
+        known = filled(self.recent)
         if self.seasonal is None:
-            return self.recent
-        return np.where(np.isnan(self.seasonal), self.recent, self.seasonal)
+            return known
+        return np.where(np.isnan(self.seasonal), known, self.seasonal)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +167,7 @@ class Rollout:
         seen = None if past is None else np.zeros((len(arrays), rows, past[0].shape[1]))
         for which, block in by_length(arrays):
             begin = max(rows - block.shape[1], 0)
-            recent[which, begin:] = filled(block)[:, -rows:]
+            recent[which, begin:] = carried(block)[:, -rows:]
             if seasonal is not None and self.season is not None:
                 seasonal[which, begin:] = over_seasons(block, self.season)[:, -rows:]
             if seen is not None and past is not None:
@@ -235,22 +236,14 @@ class Rollout:
         """Return an origin with the values before and after it, and the model's inputs from it."""
         values, covariates = self._apart(values), self._for_each(covariates)
         known, new = origin.recent.shape[1], values.shape[1]
-        later = filled(values, origin.recent[:, -1])
-        starts, unknown = origin.starts, np.asarray(origin.unknown.all(axis=1))
-        if unknown.any():  # such a series starts with its first known value
-            there = ~np.isnan(values).all(axis=2)
-            begin = np.where(there.any(axis=1), there.argmax(axis=1), new - 1)
-            later = np.where((unknown[:, None] & (np.arange(new) < begin[:, None]))[..., None],
-                             np.nan, later)  # fmt: skip
-            starts = np.where(unknown, known + begin, starts)
+        later = carried(values, origin.recent[:, -1])
         whole = np.concatenate([origin.recent, later], axis=1)
         seasonal = None
         if origin.seasonal is not None and self.season is not None:
             longer = np.concatenate([origin.seasonal, values], axis=1)
             seasonal = over_seasons(longer, self.season)
         going_on = dataclasses.replace(
-            origin, recent=whole, seasonal=seasonal, starts=starts,
-            past=self._past_of(origin, covariates, new),
+            origin, recent=whole, seasonal=seasonal, past=self._past_of(origin, covariates, new),
         )  # fmt: skip
         windows = self._windows_of(going_on, _behind(covariates, known))
         return going_on, windows.inputs(known - 1, known - 1 + new)
@@ -450,7 +443,7 @@ class Rollout:
                 parts.append(windows.static[copied])
             x: Tree = parts[0] if len(parts) == 1 else tuple(parts)
             found = self._step(stateful, x)
-            scaled = _drawn(found.reshape(count * copies, width, -1), generator)
+            scaled = _drawn(found.reshape(count * copies, width, -1), copies, generator)
             if self.lag is None:
                 value = scaled * scaling.scale + scaling.center
             else:
@@ -499,12 +492,17 @@ def _behind(covariates: CovariateRows | None, known: int) -> list[Array] | None:
     return [np.concatenate([before, one]) for one in covariates.ahead]
 
 
-def _drawn(found: Array, generator: np.random.Generator) -> Array:
-    """Return points ``(R, K)``, or draw from quantiles ``(R, K, G)`` at `PATH_LEVELS`."""
+def _drawn(found: Array, copies: int, generator: np.random.Generator) -> Array:
+    """Return points ``(R, K)``, or draw from quantiles ``(R, K, G)`` at `PATH_LEVELS`.
+
+    R are `copies` of each series. All series get the same random numbers: what others there are
+    does not matter to one.
+    """
     if found.shape[-1] == 1:
         return np.asarray(found[..., 0])
     found = np.sort(found, axis=-1)
-    place = generator.random(found.shape[:-1])
+    place = generator.random((copies, found.shape[1]))
+    place = np.tile(place, (len(found) // copies, 1))
     levels = np.array(PATH_LEVELS)
     place = place.clip(levels[0], levels[-1])
     high = np.searchsorted(levels, place).clip(1)[..., None]

@@ -26,9 +26,12 @@ __all__ = [
     "Series",
     "as_numpy",
     "by_length",
+    "carried",
     "filled",
+    "first_known",
     "is_panel",
     "join_variables",
+    "known_lengths",
     "read_series",
     "refuse_identifiers",
     "split_variables",
@@ -116,15 +119,15 @@ class Series:
             ids=None if self.ids is None else taken(self.ids),
         )  # fmt: skip
 
-    def until(self, steps: int) -> Series:
-        """Return the first steps of those series that have times."""
-        known: dict[int, Any] = {}
+    def until(self, lengths: Array) -> Series:
+        """Return the first steps of those series that have times; `lengths` are ``(N,)``."""
+        known: dict[tuple[int, int], Any] = {}
         arrays, indices = list(self.arrays), list(self.indices)
-        for number, times in enumerate(self.times):
+        for number, (times, steps) in enumerate(zip(self.times, lengths.tolist(), strict=True)):
             if times is None or times.mean_nothing:
                 continue
             arrays[number] = arrays[number][:steps]
-            indices[number] = known.setdefault(id(times), times.index[:steps])
+            indices[number] = known.setdefault((id(times), steps), times.index[:steps])
         return dataclasses.replace(self, arrays=arrays, indices=tuple(indices))
 
     def like(self, values: Array) -> Array:
@@ -451,6 +454,31 @@ def by_length(
             yield some, np.stack([arrays[n] for n in some])
 
 
+def first_known(values: Array) -> Array:
+    """Return the first step of series ``(…, T, K)`` with a known value, ``(…)``; 0 if none has one.
+
+    Examples
+    --------
+    >>> first_known(np.array([[np.nan, np.nan], [np.nan, 1.0], [2.0, 3.0]]))
+    array(1)
+    """
+    return np.asarray((~np.isnan(values)).any(axis=-1).argmax(axis=-1))
+
+
+def known_lengths(arrays: Sequence[Array]) -> Array:
+    """Return the lengths of series ``(T_i, K)`` from their first known value on, ``(N,)``.
+
+    Examples
+    --------
+    >>> known_lengths([np.array([[np.nan], [1.0], [np.nan]]), np.zeros((2, 1))])
+    array([2, 2])
+    """
+    found = np.empty(len(arrays), np.int64)
+    for rows, block in by_length(arrays):
+        found[rows] = block.shape[1] - first_known(block)
+    return found
+
+
 def unknown_variables(arrays: Sequence[Array]) -> Array:
     """Return which variables of series ``(T_i, K)`` have no known value, ``(N, K)``.
 
@@ -466,28 +494,45 @@ def unknown_variables(arrays: Sequence[Array]) -> Array:
     return found
 
 
-def filled(values: Array, before: Array | None = None) -> Array:
-    """Return values ``(…, T, K)`` with gaps filled by the last known, at the start by the first.
+def carried(values: Array, before: Array | None = None) -> Array:
+    """Return values ``(…, T, K)`` with gaps filled by the last known; NaN before the first.
 
     Parameters
     ----------
     values
-        NaN marks gaps; a variable without any value stays NaN.
+        NaN marks gaps.
     before
-        The last known value before them, ``(…, K)``.
+        The last known value before them, ``(…, K)``; NaN: there is none.
+
+    Examples
+    --------
+    >>> carried(np.array([[np.nan], [1.0], [np.nan], [2.0]])).T
+    array([[nan,  1.,  1.,  2.]])
+    """
+    if before is not None:
+        whole = np.concatenate([before[..., None, :], values], axis=-2)
+        return carried(whole)[..., 1:, :]
+    known = ~np.isnan(values)
+    if known.all():
+        return values
+    rows = np.where(known, np.arange(values.shape[-2])[:, None], 0)
+    rows = np.maximum.accumulate(rows, axis=-2)
+    return np.asarray(np.take_along_axis(values, rows, axis=-2))
+
+
+def filled(values: Array) -> Array:
+    """Return values ``(…, T, K)`` as `carried` does, and with the first known one before it.
+
+    A variable without any value stays NaN.
 
     Examples
     --------
     >>> filled(np.array([[np.nan], [1.0], [np.nan], [2.0]])).T
     array([[1., 1., 1., 2.]])
     """
-    if before is not None:
-        whole = np.concatenate([before[..., None, :], values], axis=-2)
-        return filled(whole)[..., 1:, :]
     known = ~np.isnan(values)
     if known.all():
         return values
-    rows = np.where(known, np.arange(values.shape[-2])[:, None], -1)
-    rows = np.maximum.accumulate(rows, axis=-2)
-    rows = np.where(rows < 0, known.argmax(axis=-2, keepdims=True), rows)
-    return np.asarray(np.take_along_axis(values, rows, axis=-2))
+    first = np.take_along_axis(values, known.argmax(axis=-2, keepdims=True), axis=-2)
+    found = carried(values)
+    return np.where(np.isnan(found), first, found)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ...data.scaling.moments import Moments
-from .series import Array, by_length, filled
+from .series import Array, by_length, carried, filled, first_known
 
 __all__ = [
     "SeriesScaling",
@@ -316,7 +316,8 @@ class Windows:
     lags, horizon
         Number of values the model sees at once, and number it forecasts.
     skipped
-        Number of first steps that do not count, ``(N,)``; None: all count.
+        Number of first steps that do not count, ``(N,)``, such as those before the first known
+        value; None: all count.
     target_weights
         Weights of the targets, of their shape; None: they count alike.
     step_weights
@@ -366,15 +367,17 @@ class Windows:
         features = width if lag is None else 2 * width
         values = np.zeros((count, lags - 1 + longest, features), np.float32)
         targets = np.full((count, longest + horizon, width), np.nan, np.float32)
+        begins = np.zeros(count, np.int64)
         for rows, array in by_length(arrays, starts):
             own = scaling.take(rows)
             center, scale = own.center[:, None], own.scale[:, None]
             change = None if own.change is None else own.change[:, None]
             start = 0 if starts is None else int(starts[rows[0]])
             array, end = array[:, start:], array.shape[1]
+            begins[rows] = start + first_known(array)
             known, begin = (array - center) / scale, lags - 1 + start
             seen = slice(begin, lags - 1 + end)
-            whole = filled(array)
+            whole = filled(array) if levelled else carried(array)
             if season is not None:
                 if seasonal is None:
                     before = over_seasons(array, season)
@@ -384,7 +387,8 @@ class Windows:
             if lag is None:
                 values[rows, seen] = np.nan_to_num((whole - center) / scale)
             else:
-                values[rows, seen, :width] = np.nan_to_num(filled(known))
+                last = filled(known) if levelled else carried(known)
+                values[rows, seen, :width] = np.nan_to_num(last)
                 values[rows, seen, width:] = np.nan_to_num(changes(whole, whole, lag) / change)
                 known = changes(array, before, lag) / change
             if levelled:
@@ -415,7 +419,7 @@ class Windows:
         )
         return cls(
             torch.from_numpy(values), torch.from_numpy(targets), known, lengths, lags, horizon,
-            seen_past, fixed,
+            seen_past, fixed, torch.from_numpy(begins) if begins.any() else None,
         )  # fmt: skip
 
     def segments(self, steps: int) -> Windows:
