@@ -1,10 +1,14 @@
-"""How long and how fast to train where `epochs` or `lr` is None."""
+"""What, how long and how fast to train where a hyperparameter is "auto" or None."""
 
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
-__all__ = ["TooFewUpdatesWarning", "enough_epochs", "learning_rate", "warn_if_few"]
+__all__ = [
+    "TooFewUpdatesWarning", "automatic_module", "automatic_scaling", "enough_epochs",
+    "learning_rate", "warn_if_few",
+]  # fmt: skip
 
 _LEAST, _MOST = 600, 3000  # updates
 _PASSES = 20
@@ -12,6 +16,48 @@ _FEW = 50  # updates, fewer than any learning needs
 _RATES = {"transformer": 2e-3}
 _RATE = 1e-2
 _OWN_RATE = 1e-3  # of modules that are not ours
+
+
+def automatic_module(module: Any, steps: int, *, per_step: bool, cut: int | None) -> Any:
+    """Return the module, or what "auto" stands for.
+
+    "lstm" where each step has a target, or sequences are cut into chunks of fewer steps, so that a
+    state is carried; "mlp" for sequences of one step; else "lstm-fcn".
+
+    Parameters
+    ----------
+    module
+        The hyperparameter.
+    steps
+        Time steps of the longest sequence.
+    per_step
+        Whether each step has a target.
+    cut
+        Time steps of a chunk, if given.
+
+    Examples
+    --------
+    >>> automatic_module("auto", 50, per_step=False, cut=None)
+    'lstm-fcn'
+    """
+    if not isinstance(module, str) or module != "auto":
+        return module
+    if per_step or (cut is not None and cut < steps):
+        return "lstm"
+    return "mlp" if steps == 1 else "lstm-fcn"
+
+
+def automatic_scaling(
+    scale_x: str | None, module: object, chosen: object, *, nan: str
+) -> str | None:
+    """Return how inputs are scaled, or what "auto" stands for.
+
+    "both" if `module` is "auto" and was `chosen` to look at whole sequences, without missing values
+    among them; else "standard".
+    """
+    if scale_x != "auto":
+        return scale_x
+    return "both" if module == "auto" and chosen == "lstm-fcn" and nan == "raise" else "standard"
 
 
 class TooFewUpdatesWarning(UserWarning):

@@ -69,6 +69,8 @@ class Task:
         How to scale targets.
     form
         See `SequenceEstimator._begin`, for `SequenceEstimator._train` without `start`.
+    module, scale_x
+        Hyperparameters, where "auto" has been replaced.
     """
 
     x: Tree
@@ -82,6 +84,13 @@ class Task:
     validation: object = None
     scale_y: str | None = None
     form: Any = None
+    module: str | nn.Module | Callable[..., nn.Module] = "lstm"
+    scale_x: str | None = None
+
+    @property
+    def longest(self) -> int:
+        """Time steps of the longest sequence."""
+        return len(self.x) if isinstance(self.x, Tensor) else max(map(len, self.x))
 
     @property
     def per_sequence(self) -> bool:
@@ -197,7 +206,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
         if start.why is None:
             est = self.estimator_
             done = self.n_iter_
-            self._update(est)
+            self._update(est, task)
             if self.seqsize is None:  # sequences may be longer than before
                 seqsize = self._seqsize(task, est.model)
                 est.spec = dataclasses.replace(est.spec, seqsize=seqsize)
@@ -270,7 +279,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
         est = Estimator(
             model,
             self._loss_of(task),
-            self._make_optimizer(model),
+            self._make_optimizer(model, task.module),
             Spec(
                 epochs=1 if self.epochs is None else self.epochs,
                 batchsize=self.batchsize,
@@ -289,8 +298,8 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
             seed=seed,
             progress=bool(self.verbose),
         )
-        if self.scale_x is not None or task.scale_y is not None:
-            first = "standard" if self.scale_x in _BY_INSTANCE else self.scale_x
+        if task.scale_x is not None or task.scale_y is not None:
+            first = "standard" if task.scale_x in _BY_INSTANCE else task.scale_x
             y = task.y.unsqueeze(0) if task.per_sequence else task.y
             est.scaling_ = Scaling(
                 _measure("x", task.x, task.w, first, task.dtype, self.nan),
@@ -303,8 +312,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
             return self.seqsize
         if carries(model) or steps_apart(model):
             return task.steps
-        # The model may look at any other step, so series are not cut.
-        return len(task.x) if isinstance(task.x, Tensor) else max(map(len, task.x))
+        return task.longest  # the model may look at any other step, so series are not cut
 
     def _loss_of(self, task: Task) -> Callable[..., Tensor]:
         if self._at_last_step(task):
@@ -314,45 +322,46 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
     def _make_model(self, task: Task, seed: int) -> nn.Module:
         sizes = Sizes(
             self.hidden_size, self.num_layers, self.dropout, self.bidirectional, self.pool,
-            per_step=not task.per_sequence, instance=self._instance(task),
+            per_step=not task.per_sequence, instance=self._instance(task), steps=task.longest,
         )  # fmt: skip
-        return make_module(self.module, task.n_in, task.n_out, sizes, seed=seed)
+        return make_module(task.module, task.n_in, task.n_out, sizes, seed=seed)
 
     def _instance(self, task: Task) -> str | None:
         """Return `scale_x` if it scales each sequence by itself."""
-        if self.scale_x not in _BY_INSTANCE:
-            if self.scale_x not in _SCALINGS:
+        if task.scale_x not in _BY_INSTANCE:
+            if task.scale_x not in _SCALINGS:
                 names = (*_SCALINGS[:-1], *_BY_INSTANCE)
                 raise ValueError(
-                    f"scale_x must be one of {names} or None, got {self.scale_x!r}"
-                    f"{meant(self.scale_x, names)}"
+                    f"scale_x must be one of {names} or None, got {task.scale_x!r}"
+                    f"{meant(task.scale_x, names)}"
                 )
             return None
-        longest = len(task.x) if isinstance(task.x, Tensor) else max(map(len, task.x))
         why = None
         if not task.per_sequence:
             why = "one target per sequence, but y has them per step"
         elif self.nan != "raise":
             why = f"sequences without missing values, but nan is {self.nan!r}"
-        elif longest < 2:
+        elif task.longest < 2:
             why = "sequences of several steps, but the module gets one step each"
-        elif self.seqsize is not None and self.seqsize < longest:
-            why = f"whole sequences, but seqsize is {self.seqsize} and the longest has {longest}"
+        elif self.seqsize is not None and self.seqsize < task.longest:
+            why = f"whole sequences, but seqsize is {self.seqsize} and T {task.longest}"
         if why is not None:
-            raise ValueError(f"scale_x={self.scale_x!r} needs {why}: use 'standard'")
-        return self.scale_x
+            raise ValueError(f"scale_x={task.scale_x!r} needs {why}: use 'standard'")
+        return task.scale_x
 
-    def _make_optimizer(self, model: nn.Module) -> Callable[..., optim.Optimizer]:
+    def _make_optimizer(
+        self, model: nn.Module, module: object = None
+    ) -> Callable[..., optim.Optimizer]:
         return optimizer_factory(
             self.optimizer, model,
-            lr=self._lr, weight_decay=self.weight_decay, decay_biases=self.decay_biases,
+            lr=self._rate(module), weight_decay=self.weight_decay, decay_biases=self.decay_biases,
         )  # fmt: skip
 
-    @property
-    def _lr(self) -> float:
+    def _rate(self, module: object) -> float:
+        """Return the learning rate of what the hyperparameter `module` says."""
         if self.lr is not None:
             return self.lr
-        return learning_rate(self.module, scheduled=self.schedule is not None)
+        return learning_rate(module, scheduled=self.schedule is not None)
 
     def _own_callbacks(self, seed: int) -> list[Any]:
         """Return copies: folds and cold starts share no state, and parameters stay unchanged."""
@@ -364,7 +373,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         return Replicas(communicator(self.comm)).same_number(seed)
 
-    def _update(self, est: Estimator) -> None:
+    def _update(self, est: Estimator, task: Task) -> None:
         """Apply the current hyperparameters to an estimator that continues."""
         before = self._fitted_with
         changed = {name for name in _OPTIMIZER if not _same(getattr(self, name), before[name])}
@@ -372,10 +381,10 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
         renewing = {"optimizer", "decay_biases", *(() if self.decay_biases else ("weight_decay",))}
         if changed & renewing:
             parameters = [p for p in est.model.parameters() if p.requires_grad]
-            est.optimizer = self._make_optimizer(est.model)(parameters)
+            est.optimizer = self._make_optimizer(est.model, task.module)(parameters)
         else:
             for name in changed:
-                value = self._lr if name == "lr" else getattr(self, name)
+                value = self._rate(task.module) if name == "lr" else getattr(self, name)
                 for group in est.optimizer.param_groups:
                     group[name] = value
         if not _same(self.callbacks, before["callbacks"]):

@@ -42,11 +42,12 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         The model: ``"lstm"``, ``"gru"``, ``"rnn"``; ``"lstm-fcn"``, ``"inception"``, ``"tcn"`` or
         ``"transformer"``, which look at whole sequences, see `fastseq.nn`; ``"mlp"`` or
         ``"linear"``, which take a whole sequence as one input if it has one target, else each step
-        alone; a `torch.nn.Module`, which is copied; a class of modules, called with the arguments
-        among ``n_in``, ``n_out``, ``hidden_size``, ``num_layers``, ``dropout`` and
-        ``bidirectional`` that its constructor has (also as ``input_size``, ``output_size``); or a
-        builder, ``builder(n_in, n_out, rng)``, see `fastseq.nn.builders`. Modules are time-major,
-        ``(T, N, F)`` to ``(T, N, K)``; with one
+        alone; ``"auto"``: "lstm-fcn", but "lstm" where each step has a target or `seqsize` cuts the
+        sequences, and "mlp" for sequences of one step; a `torch.nn.Module`, which is copied; a
+        class of modules, called with the arguments among ``n_in``, ``n_out``, ``hidden_size``,
+        ``num_layers``, ``dropout`` and ``bidirectional`` that its constructor has (also as
+        ``input_size``, ``output_size``); or a builder, ``builder(n_in, n_out, rng)``, see
+        `fastseq.nn.builders`. Modules are time-major, ``(T, N, F)`` to ``(T, N, K)``; with one
         label per sequence also to ``(N, K)``.
     hidden_size, num_layers, dropout
         Width and number of hidden layers, and their dropout rate. None: 1 layer, of "inception" 3
@@ -95,7 +96,8 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         How to scale inputs: by statistics of the training data, ``"standard"`` or ``"robust"``, see
         `Spec`; ``"instance"``: each sequence by its own mean and deviation, so that only shapes
         count; ``"both"``: the module gets "standard" and "instance" side by side, 2F features;
-        None: not at all. "instance" and "both" need one target per sequence.
+        None: not at all. "instance" and "both" need one target per sequence. ``"auto"``:
+        "standard", but "both" where ``module="auto"`` chooses "lstm-fcn".
     class_weight
         Weights of classes, ``{class: weight}``, for several targets a list of them; or
         ``"balanced"``: rare classes count more, so that all have the same total weight.
@@ -133,6 +135,8 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         The `History` of training, epoch by epoch.
     n_iter_
         Number of epochs trained.
+    module_
+        What ``module="auto"`` chose; else `module`.
     continued_
         Whether the last `fit` continued the one before.
     n_features_in_, feature_names_in_
@@ -172,7 +176,7 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         clip_value: float | None = None,
         accumulate: int = 1,
         nan: str = "raise",
-        scale_x: str | None = "standard",
+        scale_x: str | None = "auto",
         class_weight: object = None,
         per_step: bool | None = None,
         validation_fraction: float | None = None,

@@ -31,7 +31,8 @@ __all__ = [
 
 _CELLS = ("lstm", "gru", "rnn")
 NETWORKS = ("lstm-fcn", "inception", "tcn", "transformer")
-_MODULES = (*_CELLS, *NETWORKS, "mlp", "linear")
+_KERNELS = {"lstm-fcn": 31, "inception": 39}  # steps of the largest, if sequences are long
+_MODULES = ("auto", *_CELLS, *NETWORKS, "mlp", "linear")
 # Names in a module's constructor for the sizes inferred from the data.
 _INPUTS = ("n_in", "input_size", "in_features", "input_dim")
 _OUTPUTS = ("n_out", "output_size", "out_features", "output_dim")
@@ -66,6 +67,8 @@ class Sizes:
     instance
         ``"instance"``: sequences are scaled by themselves, see `fastseq.nn.InstanceScale`;
         ``"both"``: beside the sequences as they are; None: they are not.
+    steps
+        Time steps of the longest sequence, for the sizes of kernels; None: unknown.
     """
 
     hidden_size: int = 32
@@ -75,6 +78,7 @@ class Sizes:
     pool: str | None = None
     per_step: bool = False
     instance: str | None = None
+    steps: int | None = None
 
     @property
     def layers(self) -> int:
@@ -136,6 +140,8 @@ def _network(name: str, sizes: Sizes, n_in: int, n_out: int, rng: torch.Generato
             n_in, n_out, name, sizes.hidden_size, sizes.layers,
             bidirectional=sizes.bidirectional, **more,
         )  # fmt: skip
+    if name in _KERNELS and sizes.steps is not None:
+        more["kernels"] = kernels_for(sizes.steps, _KERNELS[name])
     if name == "lstm-fcn":
         if sizes.num_layers is not None:
             raise ValueError("num_layers must be None for module='lstm-fcn', which has one depth")
@@ -146,6 +152,21 @@ def _network(name: str, sizes: Sizes, n_in: int, n_out: int, rng: torch.Generato
         return InceptionTime(n_in, n_out, max(1, sizes.hidden_size // 2), **more)
     kind = TCN if name == "tcn" else Transformer
     return kind(n_in, n_out, sizes.hidden_size, **more)
+
+
+def kernels_for(steps: int, largest: int) -> tuple[int, int, int]:
+    """Return the sizes of three kernels, odd, each half as large as the one before.
+
+    The first is at most a quarter of the sequences' steps.
+
+    Examples
+    --------
+    >>> kernels_for(251, 31), kernels_for(60, 31), kernels_for(8, 39)
+    ((31, 15, 7), (15, 7, 3), (3, 3, 3))
+    """
+    first = min(largest, steps // 4)
+    sizes = [max(3, (first >> i) - 1 | 1) for i in range(3)]
+    return sizes[0], sizes[1], sizes[2]
 
 
 def wants_whole(module: object) -> bool:

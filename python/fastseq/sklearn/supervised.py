@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from ..training.argument_checks import input_dtype
+from .automatic_training import automatic_module, automatic_scaling
 from .base import SequenceEstimator, Task
 from .hyperparameters import wants_whole
 from .input_checks import (
@@ -73,6 +74,7 @@ class SequencePredictor(SequenceEstimator):
     loss: str | Callable[..., Tensor] | type[nn.Module]
     per_step: bool | None
     validation_fraction: float | None
+    module_: str | nn.Module | Callable[..., nn.Module]
     _form_of_targets: TargetForm
 
     def __sklearn_tags__(self) -> Any:
@@ -110,12 +112,23 @@ class SequencePredictor(SequenceEstimator):
         form = targets.form
         weights = read_weights(sample_weight, inputs, per_step=form.per_step)
         problem = self._problem(targets, weights, known)
-        if wants_whole(self.module) and not form.per_step:
+        module = automatic_module(
+            self.module, inputs.steps, per_step=form.per_step, cut=self.seqsize
+        )
+        scale_x = automatic_scaling(self.scale_x, self.module, module, nan=self.nan)
+        if wants_whole(module) and not form.per_step:
             inputs = inputs.whole()
         steps = min(inputs.steps, _LONGEST) if form.per_step else inputs.steps
         in_one_chunk = not inputs.ragged and (self.seqsize or steps) >= inputs.steps
         start = self._begin(
-            (problem.form, inputs.features, inputs.dtype, in_one_chunk or form.per_step),
+            (
+                problem.form,
+                inputs.features,
+                inputs.dtype,
+                in_one_chunk or form.per_step,
+                module if isinstance(module, str) else None,
+                scale_x,
+            ),
             partial=partial,
         )
         training, apart = self._split(inputs.count, problem.strata, start.seed)
@@ -130,10 +143,13 @@ class SequencePredictor(SequenceEstimator):
                 steps=steps,
                 validation=None if apart is None else _parts(inputs, problem, apart),
                 scale_y=problem.scale_y,
+                module=module,
+                scale_x=scale_x,
             ),
             start,
         )  # fmt: skip
         self._form_of_targets = form
+        self.module_ = module
         for name, value in problem.fitted.items():
             setattr(self, name, value)
 
@@ -160,7 +176,7 @@ class SequencePredictor(SequenceEstimator):
         check_is_fitted(self)
         inputs = read_inputs(self, X, reset=False)
         est, form = self.estimator_, self._form_of_targets
-        if wants_whole(self.module) and not form.per_step:
+        if wants_whole(self.module_) and not form.per_step:
             inputs = inputs.whole()
             expected = self._form[1]
             if inputs.features != expected:
