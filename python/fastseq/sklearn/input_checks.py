@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from numbers import Number
 from typing import Any
@@ -112,13 +113,15 @@ def read_inputs(estimator: BaseEstimator, X: object, *, reset: bool) -> Inputs: 
         x = validate_data(estimator, X, reset=reset, ensure_all_finite=False)
         _check_finite(x, estimator)
         if reset:
-            estimator.tabular_ = True
-        elif not estimator.tabular_:
+            estimator.rows_ = "series" if _are_series(X, estimator.module) else "samples"
+        elif estimator.rows_ is None:
             raise ValueError(
                 f"X must be sequences, (N, T, F) or a list of (T_i, F), as in fit, got {x.shape}; "
                 "pass one sequence as X[None], sequences of one step as X[:, None]"
             )
-        return Inputs(numbers(x, "X")[:, None], np.ones(len(x), np.int64), _dtype(x))
+        axis = 2 if estimator.rows_ == "series" else 1
+        x, dtype = np.expand_dims(numbers(x, "X"), axis), _dtype(x)
+        return Inputs(x, np.full(len(x), x.shape[1]), dtype)
     x = check_array(
         X, allow_nd=True, estimator=estimator, input_name="X", ensure_all_finite=False
     )  # fmt: skip
@@ -132,6 +135,23 @@ def read_inputs(estimator: BaseEstimator, X: object, *, reset: bool) -> Inputs: 
         raise ValueError(f"X has no time steps: its shape is {x.shape}")
     _check_features(estimator, x.shape[2], np.empty((0, x.shape[2])), reset=reset)
     return Inputs(numbers(x, "X"), np.full(len(x), x.shape[1]), _dtype(x))
+
+
+def _are_series(X: Any, module: object) -> bool:  # noqa: N803
+    """Whether each row of a table is a series of one feature: of modules that look along time."""
+    if not isinstance(module, str) or module in ("mlp", "linear"):
+        return False
+    columns = [name for name in getattr(X, "columns", ()) if isinstance(name, str)]
+    words = [name for name in columns if not any(map(str.isdigit, name))]
+    if module == "auto":
+        return not words
+    if words:
+        warnings.warn(
+            f"each row of X is read as a series of {len(columns)} steps, though a column is called "
+            f"{words[0]!r}: if columns are features, pass module='mlp'",
+            stacklevel=5,
+        )
+    return True
 
 
 def _is_nested(X: object) -> bool:  # noqa: N803
@@ -182,16 +202,16 @@ def _check_finite(x: Array, estimator: BaseEstimator) -> None:
 def _check_features(estimator: BaseEstimator, features: int, first: object, *, reset: bool) -> None:
     """Do for sequences what `validate_data` does for tables; `first` has the features' names."""
     if reset:
-        estimator.tabular_ = False
+        estimator.rows_ = None
     if not features:
         raise ValueError("0 feature(s) while a minimum of 1 is required.")
     if reset:
         _check_feature_names(estimator, first, reset=True)
         estimator.n_features_in_ = features
-    elif estimator.n_features_in_ != features:
+    elif features != (expected := 1 if estimator.rows_ == "series" else estimator.n_features_in_):
         raise ValueError(
             f"X has {features} features, but {type(estimator).__name__} is expecting "
-            f"{estimator.n_features_in_} features as input"
+            f"{expected} features as input"
         )
     elif hasattr(first, "columns"):
         _check_feature_names(estimator, first, reset=False)

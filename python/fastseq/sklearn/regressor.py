@@ -30,9 +30,9 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
     """Scikit-learn regressor for sequences, or for rows of a table.
 
     Samples come first: X is ``(N, T, F)``, N sequences of T steps with F features, or a list of
-    ``(T_i, F)`` or ``(T_i,)``. As everywhere in scikit-learn, an array or data frame ``(N, F)`` is
-    a table: N samples of *one* step with F features. Pass N series of T values as
-    ``X[:, :, None]``, or as a list.
+    ``(T_i, F)`` or ``(T_i,)``. An array or data frame ``(N, T)`` is N series of one feature. For
+    "mlp", "linear" and modules of your own it is a table, N samples of one step with F features,
+    and so is a data frame with words as names of columns for ``module="auto"``.
 
     y is one target per sequence, ``(N,)`` or ``(N, K)``, compared with the module's output at the
     sequence's last step; or one per step, ``(N, T)``, ``(N, T, K)`` or a list of ``(T_i,)`` or
@@ -141,7 +141,7 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
     continued_
         Whether the last `fit` continued the one before.
     n_features_in_, feature_names_in_
-        F, and the names of a data frame's columns.
+        F, of an array or data frame with two axes the number of columns, and the columns' names.
 
     Examples
     --------
@@ -156,7 +156,7 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
 
     def __init__(
         self,
-        module: str | nn.Module | Callable[..., nn.Module] = "lstm",
+        module: str | nn.Module | Callable[..., nn.Module] = "auto",
         *,
         hidden_size: int = 32,
         num_layers: int | None = None,
