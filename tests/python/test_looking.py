@@ -532,7 +532,7 @@ def test_training_of_pooling_modules_is_that_of_a_plain_loop(module, lengths):
     samples, numbers = SAMPLES[:6], SAMPLES[:6].mean((1, 2))
     given = samples if lengths is None else [a[:n] for a, n in zip(samples, lengths, strict=True)]
     model = made(
-        fs.SequenceRegressor, module, epochs=1, batchsize=6, optimizer="sgd", lr=0.1,
+        fs.SequenceRegressor, module, epochs=1, batchsize=6, optimizer="sgd", lr=0.1, schedule=None, clip_norm=None,
         scale_y=None,
     ).fit(given, numbers)  # fmt: skip
     first = made(fs.SequenceRegressor, module, epochs=1, lr=0.0, optimizer="sgd", batchsize=6)

@@ -241,7 +241,7 @@ def test_whole_sequences_must_have_one_length():
         ({"epochs": 0}, "epochs must be positive"),
         ({"batchsize": 1.5}, "batchsize must be an integer"),
         ({"validation_fraction": 1.5}, "test_size"),
-        ({"scale_x": "minmax"}, "scaling of x"),
+        ({"scale_x": "minmax"}, "scale_x must be one of"),
         ({"scale_y": "minmax"}, "scaling of y"),
         ({"callbacks": fs.callbacks.Log()}, "callbacks must be a list"),
     ],

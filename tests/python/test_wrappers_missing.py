@@ -186,9 +186,11 @@ def test_lists_of_series_are_sequences_of_one_feature(lengths, of):
     )
 
 
-def test_a_table_is_one_of_single_steps():
+@pytest.mark.parametrize(("module", "axis"), [("gru", 2), ("mlp", 1)])
+def test_rows_of_tables_are_series_or_single_steps(module, axis):
     table = X[:, :, 0]
-    model = SequenceRegressor("gru", **OPTIONS).fit(table, Y[:, 0])
+    model = SequenceRegressor(module, **OPTIONS).fit(table, Y[:, 0])
     assert model.n_features_in_ == T
-    same = SequenceRegressor("gru", **OPTIONS).fit(table[:, None], Y[:, 0])
-    np.testing.assert_allclose(model.predict(table), same.predict(table[:, None]), rtol=1e-6)
+    whole = np.expand_dims(table, axis)
+    same = SequenceRegressor(module, **OPTIONS).fit(whole, Y[:, 0])
+    np.testing.assert_allclose(model.predict(table), same.predict(whole), rtol=1e-6)

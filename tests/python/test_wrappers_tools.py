@@ -187,7 +187,7 @@ def test_clone_and_repr():
     assert not hasattr(clone(model), "estimator_")
     assert repr(regressor(epochs=7)) == (
         "SequenceRegressor(batchsize=16, epochs=7, hidden_size=8, lr=0.02, module='gru',\n"
-        "                  random_state=0)"
+        "                  random_state=0, schedule=None)"
     )
 
 
