@@ -237,7 +237,7 @@ def test_what_is_unfrozen_in_mid_epoch_is_trained_from_the_next_on(kind):
     optimizer = make(found.parameters())
     est = fs.Estimator(found, LOSS, optimizer, spec_of(kind), callbacks=[Early()], progress=False)
     est.fit(X, Y)
-    assert_same_parameters(found, wanted)
+    assert_same_parameters(found, wanted, rtol=5e-6)
 
 
 def test_what_is_unfrozen_in_mid_epoch_waits_with_scaled_gradients_too():
@@ -265,7 +265,7 @@ def test_what_is_left_out_on_purpose_stays_as_it_is():
     make = OPTIMIZERS["clipped"]
     plain(wanted, make(wanted[2].parameters()), lambda *_: None, "clipped")
     fitted(found, make(found[2].parameters()), lambda *_: None, "clipped")
-    assert_same_parameters(found, wanted)
+    assert_same_parameters(found, wanted, rtol=5e-6)
     assert_same_parameters(found[0], layers()[0], rtol=0)
 
 
