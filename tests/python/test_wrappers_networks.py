@@ -6,6 +6,7 @@ import pickle
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.base import clone
@@ -222,3 +223,73 @@ def test_schedules_of_few_updates(epochs):
     rates = [row["lr"] for row in model.history_]
     assert len(rates) == epochs
     assert 0 < max(rates) <= 0.01
+
+
+FIRST = BUMPS[:, :, 0]
+
+
+@pytest.mark.parametrize("module", ["gru", "lstm-fcn", "auto"])
+def test_rows_of_an_array_are_series_of_one_feature(module):
+    kw = {"hidden_size": 8, "epochs": 3, "random_state": 0}
+    model = SequenceClassifier(module, **kw).fit(FIRST, LATE)
+    same = SequenceClassifier(module, **kw).fit(FIRST[:, :, None], LATE)
+    proba = model.predict_proba(FIRST)
+    np.testing.assert_array_equal(proba, same.predict_proba(FIRST[:, :, None]))
+    assert (model.n_features_in_, same.n_features_in_) == (30, 1)
+    # the same series in other forms, and longer ones
+    np.testing.assert_allclose(model.predict_proba(list(FIRST)), proba, rtol=1e-5)
+    np.testing.assert_allclose(model.predict_proba(FIRST[:, :, None]), proba, rtol=1e-5)
+    assert model.predict([np.tile(one, 2) for one in FIRST[:3]]).shape == (3,)
+    with pytest.raises(ValueError, match="expecting 30 features"):
+        model.predict(FIRST[:, :29])
+    with pytest.raises(ValueError, match=r"2 features, but .* expecting 1"):
+        model.predict(BUMPS)
+    with pytest.raises(ValueError, match="X must be sequences"):
+        same.predict(FIRST)
+
+
+def test_rows_of_a_table_with_words_as_columns():
+    plain = pd.DataFrame(FIRST)
+    weeks = plain.rename(columns=lambda n: f"week {n}")
+    words = plain.rename(columns=lambda n: "abcdefghijklmnopqrstuvwxyzäöüß"[n])
+    kw = {"epochs": 2, "random_state": 0}
+    assert [
+        SequenceClassifier(**kw).fit(x, LATE).module_ for x in (FIRST, plain, weeks, words)
+    ] == ["lstm-fcn", "lstm-fcn", "lstm-fcn", "mlp"]
+    with pytest.warns(UserWarning, match="series of 30 steps, though a column is called 'a'"):
+        model = SequenceClassifier("gru", **kw).fit(words, LATE)
+    assert model.estimator_.model[0].input_size == 1
+    own = SequenceClassifier(fs.builders.Recurrent("gru", 4), **kw).fit(words, LATE)
+    assert own.estimator_.model[0].input_size == 30
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "kw", "module", "features"),
+    [
+        (BUMPS, LATE, {}, "lstm-fcn", 4),
+        (LIST, LATE, {}, "lstm-fcn", 4),
+        (BUMPS, LATE, {"nan": "mask"}, "lstm-fcn", 2),
+        (BUMPS, LATE, {"scale_x": "standard"}, "lstm-fcn", 2),
+        (BUMPS, LATE, {"seqsize": 10}, "lstm", 2),
+        (BUMPS, np.repeat(LATE[:, None], 30, 1), {}, "lstm", 2),
+        (BUMPS[:, :1], LATE, {}, "mlp", 2),
+    ],
+)
+def test_auto_chooses_by_what_there_is_to_learn(x, y, kw, module, features):
+    model = SequenceClassifier("auto", epochs=2, random_state=0, **kw).fit(x, y)
+    assert model.module_ == module
+    first = next(iter(model.estimator_.model.parameters()))
+    assert features in first.shape
+    assert model.predict(x[:3]).shape[0] == 3
+
+
+def test_kernels_are_no_longer_than_the_sequences_allow():
+    def kernels(module, steps):
+        model = SequenceRegressor(module, epochs=1).fit(np.tile(FIRST, 6)[:, :steps], LATE)
+        net = model.estimator_.model
+        return (net if module == "inception" else net[1]).kernels
+
+    assert [kernels("auto", steps) for steps in (8, 30, 60, 180)] == [
+        (3, 3, 3), (7, 3, 3), (15, 7, 3), (31, 15, 7),
+    ]  # fmt: skip
+    assert kernels("inception", 180) == (39, 19, 9)
