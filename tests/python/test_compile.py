@@ -79,10 +79,8 @@ def test_fit_and_predict_as_without(graphs):
     assert compiled.evaluate(X, Y, w) == pytest.approx(plain.evaluate(X, Y, w), rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    "copied",
-    [copy.deepcopy, pytest.param(lambda a: pickle.loads(pickle.dumps(a)), marks=pytest.mark.slow)],  # noqa: S301
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda a: pickle.loads(pickle.dumps(a))])  # noqa: S301
 def test_copies_compile_again(copied, graphs):
     first, _ = estimators()
     again = copied(first.fit(X[:, :7], Y[:, :7]))
