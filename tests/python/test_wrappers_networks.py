@@ -245,7 +245,7 @@ def test_rows_of_an_array_are_series_of_one_feature(module):
     with pytest.raises(ValueError, match=r"2 features, but .* expecting 1"):
         model.predict(BUMPS)
     with pytest.raises(ValueError, match="X must be sequences"):
-        same.predict(FIRST)
+        same.predict(FIRST[:, :1])
 
 
 def test_rows_of_a_table_with_words_as_columns():
