@@ -17,11 +17,11 @@ ESTIMATORS = [
 ]
 
 
-SIZES = {"hidden_size": 16, "lr": 0.01, "epochs": 10, "batchsize": 16, "random_state": 0}
+SIZES = {"hidden_size": 16, "epochs": 30, "batchsize": 16, "random_state": 0}
 NETWORKS = [
     kind(name, **SIZES, **({"bidirectional": True, "pool": "last+max"} if name == "gru" else {}))
     for kind in (SequenceRegressor, SequenceClassifier)
-    for name in ("gru", "lstm-fcn", "inception", "tcn", "transformer")
+    for name in ("auto", "gru", "lstm-fcn", "inception", "tcn", "transformer")
 ]
 EXPECTED = {"check_sample_weight_equivalence_on_dense_data": MINIBATCHES}
 
