@@ -219,10 +219,9 @@ class ShiftTracker:
         numpy.ndarray
             and the shifts then, of the same shape.
         """
-        data = conformal, rollout, values, covariates, units
         groups = [np.flatnonzero(self.late == late) for late in np.unique(self.late)]
         if len(groups) == 1:
-            return self._follow(*data)
+            return self._follow(conformal, rollout, values, covariates, units)
         after, shape = self, (values.shape[1], *self.shift.shape)
         every, shifts = np.empty(shape), np.empty(shape)
         for rows in groups:
