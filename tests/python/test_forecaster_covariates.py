@@ -11,11 +11,12 @@ import torch
 from forecasting import LEVELS, NAN, Weights, assert_same_training, quick, wave
 
 import fastseq as fs
+from fastseq.nn import ColumnEncoder
 from fastseq.sklearn import SequenceForecaster
-from fastseq.sklearn.forecasting.categories import Vocabulary, find_vocabularies
-from fastseq.sklearn.forecasting.covariate_encoder import ColumnEncoder
+from fastseq.sklearn.forecasting.categories import find_vocabularies
 from fastseq.sklearn.forecasting.covariate_rows import CovariateRows, known_so_far
 from fastseq.sklearn.forecasting.windows import SeriesScaling, Windows
+from fastseq.sklearn.vocabulary import Vocabulary
 
 STEPS, MORE, HORIZON = 60, 16, 4
 DAYS = pd.date_range("2024-02-20", periods=STEPS + MORE + HORIZON, tz="Europe/Berlin")

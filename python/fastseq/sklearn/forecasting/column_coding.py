@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .categories import Vocabulary
+from ..vocabulary import Vocabulary
 from .series import Array
 from .windows import center_and_scale
 

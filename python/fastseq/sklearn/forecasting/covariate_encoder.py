@@ -3,32 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..._util.tree import Tree
+from ...nn.column_encoder import ColumnEncoder
 
-__all__ = [
-    "NO_COVARIATES", "ColumnEncoder", "CovariateEncoder", "CovariateSizes",
-]  # fmt: skip
-
-_SPREAD = 0.1  # of embeddings at the start
-
-
-def _embedding_size(categories: int) -> int:
-    """Return the size of the embedding of a column: ``min(50, round(1.6 · n^0.56))``.
-
-    Without the upper bound this is fastai's rule.
-
-    Examples
-    --------
-    >>> [_embedding_size(count) for count in (1, 2, 7, 168, 10_000)]
-    [2, 2, 5, 28, 50]
-    """
-    size: int = round(1.6 * categories**0.56)
-    return min(50, size)
+__all__ = ["NO_COVARIATES", "CovariateEncoder", "CovariateSizes"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,47 +32,6 @@ class CovariateSizes:
 
 
 NO_COVARIATES = CovariateSizes()
-
-
-class ColumnEncoder(nn.Module):
-    """Return numbers unchanged, followed by the embeddings of categories.
-
-    The embedding of code 0, for categories not seen in training, is zero and stays so.
-
-    Parameters
-    ----------
-    sizes
-        Number of categories of each column; 0: it holds numbers.
-
-    Examples
-    --------
-    >>> encode = ColumnEncoder((0, 3))
-    >>> encode.features, encode(torch.tensor([[0.5, 0.0]]))
-    (4, tensor([[0.5000, 0.0000, 0.0000, 0.0000]], grad_fn=<CatBackward0>))
-    """
-
-    def __init__(self, sizes: Sequence[int]) -> None:
-        super().__init__()
-        self.columns = len(sizes)
-        self._numbers = [place for place, size in enumerate(sizes) if not size]
-        self._categories = [place for place, size in enumerate(sizes) if size]
-        self.embed = nn.ModuleList(
-            nn.Embedding(size + 1, _embedding_size(size), padding_idx=0) for size in sizes if size
-        )
-        with torch.no_grad():
-            for layer in self.embed:
-                assert isinstance(layer.weight, Tensor)
-                layer.weight *= _SPREAD
-        self.features = len(self._numbers) + sum(_embedding_size(size) for size in sizes if size)
-
-    def forward(self, rows: Tensor) -> Tensor:
-        """Encode columns ``(…, C)``; return ``(…, features)``."""
-        if not self._categories:
-            return rows
-        parts = [rows[..., self._numbers]]
-        for place, embed in zip(self._categories, self.embed, strict=True):
-            parts.append(embed(rows[..., place].long()))
-        return torch.cat(parts, -1)
 
 
 class CovariateEncoder(nn.Module):

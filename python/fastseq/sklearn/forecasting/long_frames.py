@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..polars_frames import as_pandas, is_polars, kinds_of, refuse_unread, to_pandas
 from .frequencies import (
     Frequency,
     advice_on,
@@ -19,7 +20,6 @@ from .frequencies import (
     setting_of,
     text_of,
 )
-from .polars_frames import as_pandas, is_polars, kinds_of, refuse_unread, to_pandas
 from .result_forms import Form
 from .times import MISSING, Spacing, is_table, plain, refuse_dates_as_numbers, refuse_long_gap
 

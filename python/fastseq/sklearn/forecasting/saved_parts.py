@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from ..vocabulary import Vocabulary
 from .all_covariates import AllCovariates
 from .automatic_settings import AutomaticSettings
 from .baselines import Baselines
 from .calendar_features import Calendar
-from .categories import Vocabulary
 from .column_coding import ColumnCoding
 from .conformal import Conformal, ShiftTracker
 from .covariate_encoder import CovariateSizes

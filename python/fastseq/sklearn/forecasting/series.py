@@ -12,9 +12,9 @@ import h5py
 import numpy as np
 
 from ...data.user_arrays import refuse_null, refuse_valueless
+from ..polars_frames import as_pandas, is_polars
 from .frequencies import Frequency, kind_of
 from .long_frames import LongTable
-from .polars_frames import as_pandas, is_polars
 from .result_forms import ARRAYS, Form
 from .times import Spacing, Times, is_table, read_index, regular
 
