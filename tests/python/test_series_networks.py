@@ -136,19 +136,20 @@ def test_pool_is_that_of_numpy(lengths):
 
 
 @settings(max_examples=30, deadline=None)
-@given(lengths=LENGTHS, beside=st.booleans())
-def test_instance_scaling_is_that_of_numpy(lengths, beside):
+@given(lengths=LENGTHS, beside=st.booleans(), features=st.sampled_from([None, 0, 1, 2]))
+def test_instance_scaling_is_that_of_numpy(lengths, beside, features):
     x, n, each = batch(lengths)
     each[0][:, 1] = x[: lengths[0], 0, 1] = 7.0  # a constant feature
-    found = InstanceScale(beside=beside)(x, lengths=n).double().numpy()
+    found = InstanceScale(beside=beside, features=features)(x, lengths=n).double().numpy()
     for i, one in enumerate(each):
         one = one.double().numpy()
         with np.errstate(invalid="ignore"):
             expected = np.nan_to_num((one - one.mean(0)) / one.std(0))
         if i == 0:
             expected[:, 1] = 0
-        if beside:
-            expected = np.concatenate([one, expected], 1)
+        expected = expected[:, :features]
+        rest = one if beside else one[:, expected.shape[1] :]
+        expected = np.concatenate([rest, expected] if beside else [expected, rest], 1)
         np.testing.assert_allclose(found[: len(one), i], expected, rtol=1e-4, atol=1e-5)
         assert not found[len(one) :, i].any()
 

@@ -29,12 +29,22 @@ def _embedding_size(categories: int) -> int:
 class ColumnEncoder(nn.Module):
     """Return numbers unchanged, followed by the embeddings of categories.
 
-    The embedding of code 0, for categories not seen in training, is zero and stays so.
+    Categories are codes from 1 on. The embedding of code 0, for categories not seen in training, is
+    zero and stays so.
 
     Parameters
     ----------
     sizes
         Number of categories of each column; 0: it holds numbers.
+    steps
+        How often these columns come, one time step after the other; all steps share embeddings.
+    beside
+        The same of columns that come once, after all steps.
+
+    Attributes
+    ----------
+    features
+        Number of features returned.
 
     Examples
     --------
@@ -43,25 +53,39 @@ class ColumnEncoder(nn.Module):
     (4, tensor([[0.5000, 0.0000, 0.0000, 0.0000]], grad_fn=<CatBackward0>))
     """
 
-    def __init__(self, sizes: Sequence[int]) -> None:
+    def __init__(self, sizes: Sequence[int], steps: int = 1, beside: Sequence[int] = ()) -> None:
         super().__init__()
-        self.columns = len(sizes)
-        self._numbers = [place for place, size in enumerate(sizes) if not size]
-        self._categories = [place for place, size in enumerate(sizes) if size]
+        self.sizes, self.steps, self.beside = tuple(sizes), steps, tuple(beside)
+        self.columns = len(self.sizes)
+        every = (*self.sizes * steps, *self.beside)
+        self._numbers = [place for place, size in enumerate(every) if not size]
+        ends, first = self.columns * steps, self.columns
+        places = [list(range(column, ends, first)) for column in range(first)]
+        places += [[place] for place in range(ends, len(every))]
+        kinds = [size for size in (*self.sizes, *self.beside) if size]
+        self._categories = [place for place in places if every[place[0]]]
         self.embed = nn.ModuleList(
-            nn.Embedding(size + 1, _embedding_size(size), padding_idx=0) for size in sizes if size
+            nn.Embedding(size + 1, _embedding_size(size), padding_idx=0) for size in kinds
         )
         with torch.no_grad():
             for layer in self.embed:
                 assert isinstance(layer.weight, Tensor)
                 layer.weight *= _SPREAD
-        self.features = len(self._numbers) + sum(_embedding_size(size) for size in sizes if size)
+        self.features = len(self._numbers) + sum(
+            len(place) * _embedding_size(size)
+            for place, size in zip(self._categories, kinds, strict=True)
+        )
 
     def forward(self, rows: Tensor) -> Tensor:
         """Encode columns ``(…, C)``; return ``(…, features)``."""
         if not self._categories:
             return rows
         parts = [rows[..., self._numbers]]
-        for place, embed in zip(self._categories, self.embed, strict=True):
-            parts.append(embed(rows[..., place].long()))
+        for places, embed in zip(self._categories, self.embed, strict=True):
+            parts.append(embed(rows[..., places].long()).flatten(-2))
         return torch.cat(parts, -1)
+
+    def extra_repr(self) -> str:
+        """Return how `repr` shows the arguments."""
+        more = f", steps={self.steps}, beside={self.beside}"
+        return f"{self.sizes}{more if self.steps > 1 or self.beside else ''}"

@@ -22,6 +22,9 @@ class InstanceScale(nn.Module):
     ----------
     beside
         Whether the result comes beside the sequences as they are: ``(T, N, F)`` to ``(T, N, 2F)``.
+    features
+        How many of the features to scale, from the first on; the others stay as they are. None:
+        all.
 
     References
     ----------
@@ -35,9 +38,9 @@ class InstanceScale(nn.Module):
     tensor([-1.,  1.,  0.])
     """
 
-    def __init__(self, *, beside: bool = False) -> None:
+    def __init__(self, *, beside: bool = False, features: int | None = None) -> None:
         super().__init__()
-        self.beside = beside
+        self.beside, self.features = beside, features
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Scale; `lengths` are the sequences' numbers of steps, ``(N,)``."""
@@ -47,14 +50,20 @@ class InstanceScale(nn.Module):
             past = ~is_within(lengths, len(x)).unsqueeze(-1)
             x = x.masked_fill(past, 0)
             count = lengths.clamp(1, len(x)).unsqueeze(-1)
-        centered = x - x.sum(0) / count
+        own = x if self.features is None else x[..., : self.features]
+        centered = own - own.sum(0) / count
         if past is not None:
             centered = centered.masked_fill(past, 0)
         deviation = (centered.square().sum(0) / count).sqrt()
         constant = deviation < _LEAST
         scaled = (centered / deviation.masked_fill(constant, 1)).masked_fill(constant, 0)
-        return torch.cat([x, scaled], -1) if self.beside else scaled
+        if self.beside:
+            return torch.cat([x, scaled], -1)
+        return scaled if own is x else torch.cat([scaled, x[..., own.shape[-1] :]], -1)
 
     def extra_repr(self) -> str:
         """Return how `repr` shows the arguments."""
-        return "beside=True" if self.beside else ""
+        shown = ["beside=True"] if self.beside else []
+        return ", ".join(
+            [*shown, *([] if self.features is None else [f"features={self.features}"])]
+        )

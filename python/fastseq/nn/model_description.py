@@ -12,6 +12,7 @@ from torch import nn
 from .._util.torch_internals import children as children_of
 from .._util.torch_internals import forward_hooks
 from .chain import Chain
+from .column_encoder import ColumnEncoder
 from .instance_scaling import InstanceScale
 from .padded_layers import PaddedBatchNorm
 from .pooling import Pool
@@ -50,7 +51,8 @@ _LAYERS: dict[type[nn.Module], tuple[str, ...]] = {
         *("n_in", "n_out", "cell", "hidden_size", "num_layers", "bidirectional", "pool", "dropout"),
     ),
     Pool: ("how",),
-    InstanceScale: ("beside",),
+    ColumnEncoder: ("sizes", "steps", "beside"),
+    InstanceScale: ("beside", "features"),
     PaddedBatchNorm: _BATCH_NORM,
     nn.LSTM: (*_RECURRENT, "proj_size"),
     nn.GRU: _RECURRENT,

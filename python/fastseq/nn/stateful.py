@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .._util.seeding import untouched
 from .._util.torch_internals import uncompiled
 from .._util.tree import Tree, tree_leaves, tree_map
+from .column_encoder import ColumnEncoder
 from .lengths import mapped
 from .padded_layers import PaddedBatchNorm
 from .train_eval_mode import in_mode
@@ -103,7 +104,7 @@ _STEP_BY_STEP: tuple[type[nn.Module], ...] = (
     nn.Linear, nn.Identity, nn.Dropout, nn.AlphaDropout, nn.Embedding, nn.ReLU, nn.ReLU6,
     nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid,
     nn.Softsign, nn.Softplus, nn.Tanhshrink, nn.LogSigmoid, nn.Hardsigmoid, nn.Hardswish,
-    nn.Hardtanh,
+    nn.Hardtanh, ColumnEncoder,
 )  # fmt: skip
 _RECURRENT_FILES = ("torch.nn.modules.rnn", "fastseq.nn.recurrent", "fastseq.nn.compiled_layers")
 
