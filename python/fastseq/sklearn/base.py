@@ -28,6 +28,7 @@ from ..training.history import History
 from ..training.run import Callback, check_callbacks
 from ..training.spec import Spec
 from .automatic_training import enough_epochs, learning_rate, warn_if_few
+from .fitted_columns import ColumnSizes
 from .hyperparameters import Sizes, make_module, optimizer_factory
 from .input_checks import Tensors
 from .named_schedules import check_schedule, scheduled
@@ -71,6 +72,8 @@ class Task:
         See `SequenceEstimator._begin`, for `SequenceEstimator._train` without `start`.
     module, scale_x
         Hyperparameters, where "auto" has been replaced.
+    columns
+        Which features are codes of categories, or scaled already; None: none.
     """
 
     x: Tree
@@ -86,6 +89,7 @@ class Task:
     form: Any = None
     module: str | nn.Module | Callable[..., nn.Module] = "lstm"
     scale_x: str | None = None
+    columns: ColumnSizes | None = None
 
     @property
     def longest(self) -> int:
@@ -301,8 +305,11 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
         if task.scale_x is not None or task.scale_y is not None:
             first = "standard" if task.scale_x in _BY_INSTANCE else task.scale_x
             y = task.y.unsqueeze(0) if task.per_sequence else task.y
+            x_scaling = _measure("x", task.x, task.w, first, task.dtype, self.nan)
+            if x_scaling is not None and task.columns is not None:
+                x_scaling = x_scaling.only(torch.from_numpy(task.columns.numbers))
             est.scaling_ = Scaling(
-                _measure("x", task.x, task.w, first, task.dtype, self.nan),
+                x_scaling,
                 _measure("y", y, task.w, task.scale_y, task.dtype, self.nan),
             )
         return est
@@ -323,6 +330,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
         sizes = Sizes(
             self.hidden_size, self.num_layers, self.dropout, self.bidirectional, self.pool,
             per_step=not task.per_sequence, instance=self._instance(task), steps=task.longest,
+            columns=task.columns,
         )  # fmt: skip
         return make_module(task.module, task.n_in, task.n_out, sizes, seed=seed)
 

@@ -28,7 +28,12 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
     Samples come first: X is ``(N, T, F)``, N sequences of T steps with F features, or a list of
     ``(T_i, F)`` or ``(T_i,)``. An array or data frame ``(N, T)`` is N series of one feature. For
     "mlp", "linear" and modules of your own it is a table, N samples of one step with F features,
-    and so is a data frame with words as names of columns for ``module="auto"``.
+    and so is a data frame with text or words as names of columns for ``module="auto"``.
+
+    In data frames, ``(N, F)`` or a list of ``(T_i, F)``, columns of categories, booleans, and text
+    or objects that are not all numbers are embedded: the module gets the numbers, then for each
+    column of n categories ``min(50, round(1.6 · n^0.56))`` features. These are 0 for missing values
+    and for categories that training did not see.
 
     y holds labels of any dtype: one per sequence, ``(N,)``, or several, ``(N, K)``, predicted from
     the module's output at the sequence's last step; or one per step, ``(N, T)``, ``(N, T, K)`` or
@@ -222,7 +227,9 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         self.warm_start = warm_start
         self.verbose = verbose
 
-    def fit(self, X: object, y: object, sample_weight: object = None) -> SequenceClassifier:  # noqa: N803
+    def fit(
+        self, X: object, y: object, sample_weight: object = None, *, static: object = None  # noqa: N803
+    ) -> SequenceClassifier:  # fmt: skip
         """Train.
 
         Parameters
@@ -232,6 +239,11 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         sample_weight
             Weights ``(N,)``, not negative; with labels per step also ``(N, T)`` or a list of
             ``(T_i,)``.
+        static
+            Static features ``(N, S)``, an array or a data frame: one row for each sequence, in
+            their order. The module gets them at each step, after the features of X; "mlp" and
+            "linear" once. Categories are embedded, numbers scaled to mean 0 and deviation 1,
+            whatever `scale_x` is; with ``nan="mask"`` they may be missing.
 
         Returns
         -------
@@ -245,18 +257,24 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         NonFiniteError
             The loss became NaN or infinite.
         """
-        self._learn(X, y, sample_weight)
+        self._learn(X, y, sample_weight, static)
         return self
 
     def partial_fit(
-        self, X: object, y: object, classes: Any = None, sample_weight: object = None  # noqa: N803
-    ) -> SequenceClassifier:  # fmt: skip
+        self,
+        X: object,  # noqa: N803
+        y: object,
+        classes: Any = None,
+        sample_weight: object = None,
+        *,
+        static: object = None,
+    ) -> SequenceClassifier:
         """Train for one more epoch; see `fit`.
 
         Parameters
         ----------
-        X, y, sample_weight
-            As in `fit`.
+        X, y, sample_weight, static
+            As in `fit`. Categories that the first call did not see stay unseen.
         classes
             All labels that may ever occur, for several targets a list of them; needed in the first
             call if its `y` lacks some; later calls may repeat them.
@@ -276,16 +294,16 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
                     f"{', '.join(map(_shown, before))}; call fit"
                 )
             known = before
-        self._learn(X, y, sample_weight, partial=True, known=known)
+        self._learn(X, y, sample_weight, static, partial=True, known=known)
         return self
 
-    def predict(self, X: object) -> Any:  # noqa: N803
+    def predict(self, X: object, *, static: object = None) -> Any:  # noqa: N803
         """Return the most probable classes, in the form of the labels passed to `fit`.
 
         Parameters
         ----------
-        X
-            Samples, as in `fit`.
+        X, static
+            Samples and static features, as in `fit`.
 
         Returns
         -------
@@ -293,18 +311,18 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
             ``(N,)`` or ``(N, K)``; per step ``(N, T)`` or ``(N, T, K)``, or, for a list of
             sequences, a list of ``(T_i,)`` or ``(T_i, K)``.
         """
-        outputs = self._outputs(X)
+        outputs = self._outputs(X, static)
         if isinstance(outputs, list):
             return self._form_of_targets.restored([self._labels(a) for a in outputs])
         return self._form_of_targets.restored(self._labels(outputs))
 
-    def predict_proba(self, X: object) -> Any:  # noqa: N803
+    def predict_proba(self, X: object, *, static: object = None) -> Any:  # noqa: N803
         """Return the probabilities of all classes, in the order of `classes_`.
 
         Parameters
         ----------
-        X
-            Samples, as in `fit`.
+        X, static
+            Samples and static features, as in `fit`.
 
         Returns
         -------
@@ -312,7 +330,7 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
             ``(N, C)``; per step ``(N, T, C)``, or, for a list of sequences, a list of
             ``(T_i, C)``. For several targets a list with one of these for each.
         """
-        outputs = self._outputs(X)
+        outputs = self._outputs(X, static)
         parts = self._parts(outputs) if not isinstance(outputs, list) else [
             list(part) for part in zip(*map(self._parts, outputs), strict=True)
         ]  # fmt: skip
@@ -322,12 +340,14 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         ]
         return found[0] if len(found) == 1 else found
 
-    def score(self, X: object, y: object, sample_weight: object = None) -> float:  # noqa: N803
+    def score(
+        self, X: object, y: object, sample_weight: object = None, *, static: object = None  # noqa: N803
+    ) -> float:  # fmt: skip
         """Return the fraction of samples, or of steps, with all targets classified correctly.
 
         See `fit` for the parameters. Labels unknown to `fit` count as wrong.
         """
-        truth, predicted, weights = self._compared(X, y, sample_weight)
+        truth, predicted, weights = self._compared(X, y, sample_weight, static)
         return float(np.average((truth == predicted).all(1), weights=weights))
 
     @property

@@ -14,11 +14,22 @@ from torch import Tensor, nn, optim
 
 from .._util.seeding import seeded
 from ..errors import meant
-from ..nn import LSTMFCN, TCN, Chain, InceptionTime, InstanceScale, PooledRNN, Transformer
+from ..nn import (
+    LSTMFCN,
+    TCN,
+    Chain,
+    ColumnEncoder,
+    InceptionTime,
+    InstanceScale,
+    PooledRNN,
+    Transformer,
+)
 from ..nn.builders import MLP, Linear, Recurrent
 from ..nn.losses import seqloss
 from ..nn.parameters import decay_groups
 from ..nn.stateful import carries
+from ..training.argument_checks import check_features
+from .fitted_columns import ColumnSizes
 
 __all__ = [
     "NETWORKS",
@@ -69,6 +80,8 @@ class Sizes:
         ``"both"``: beside the sequences as they are; None: they are not.
     steps
         Time steps of the longest sequence, for the sizes of kernels; None: unknown.
+    columns
+        Which features are categories, and which are numbers of X; None: all are the latter.
     """
 
     hidden_size: int = 32
@@ -79,6 +92,7 @@ class Sizes:
     per_step: bool = False
     instance: str | None = None
     steps: int | None = None
+    columns: ColumnSizes | None = None
 
     @property
     def layers(self) -> int:
@@ -205,16 +219,28 @@ def make_module(
         `module` is none of these, or did not return an `nn.Module`; or it carries a state, but
         needs whole sequences.
     """
-    if sizes.instance is None:
-        return _made(module, n_in, n_out, sizes, seed)
-    beside = sizes.instance == "both"
-    made = _made(module, 2 * n_in if beside else n_in, n_out, sizes, seed)
-    if carries(made):
+    before: list[nn.Module] = []
+    if sizes.columns is not None and sizes.columns.any:
+        with seeded(seed + 1):  # other numbers than the module's
+            encode = ColumnEncoder(sizes.columns.own, sizes.columns.steps, sizes.columns.static)
+        before, n_in = [encode], encode.features
+    if sizes.instance is not None:
+        own = n_in if sizes.columns is None else int(sizes.columns.numbers.sum())
+        beside = sizes.instance == "both"
+        before.append(InstanceScale(beside=beside, features=None if own == n_in else own))
+        n_in += own if beside else 0
+    made = _made(module, n_in, n_out, sizes, seed)
+    if sizes.columns is not None:
+        try:
+            check_features(made, torch.empty(0, n_in))
+        except ValueError as error:
+            raise ValueError(f"with static features and embedded categories, {error}") from None
+    if sizes.instance is not None and carries(made):
         raise ValueError(
             f"scale_x={sizes.instance!r} needs whole sequences, but {type(made).__name__} carries "
             "a state from chunk to chunk: use 'standard', or fastseq.nn.PooledRNN"
         )
-    return Chain(InstanceScale(beside=beside), made)
+    return Chain(*before, made) if before else made
 
 
 def _made(

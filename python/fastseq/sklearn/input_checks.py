@@ -12,10 +12,16 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_array
-from sklearn.utils.validation import _check_feature_names, _check_sample_weight, validate_data
+from sklearn.utils.validation import (
+    _check_feature_names,
+    _check_n_features,
+    _check_sample_weight,
+    validate_data,
+)
 from torch import Tensor
 
 from ..data.user_arrays import refuse_containers, refuse_foreign, refuse_null
+from .category_columns import CategoryColumns, from_polars, is_frame, refuse_text
 
 __all__ = [
     "Array", "Inputs", "Items", "as_tensor", "numbers", "read_inputs", "read_weights", "take",
@@ -41,12 +47,15 @@ class Inputs:
         The dtype to compute in.
     listed
         Whether they were passed as a list; outputs are then returned as one.
+    columns
+        Which features are codes of categories; None: all are numbers.
     """
 
     x: Items
     lengths: Array
     dtype: torch.dtype
     listed: bool = False
+    columns: CategoryColumns | None = None
 
     @property
     def ragged(self) -> bool:
@@ -84,7 +93,13 @@ def take(items: Items, index: Array) -> Items:
     return [items[i] for i in index] if isinstance(items, list) else items[index]
 
 
-def read_inputs(estimator: BaseEstimator, X: object, *, reset: bool) -> Inputs:  # noqa: N803
+def read_inputs(
+    estimator: BaseEstimator,
+    X: object,  # noqa: N803
+    *,
+    reset: bool,
+    columns: CategoryColumns | None = None,
+) -> Inputs:
     """Check inputs, and set or compare ``n_features_in_`` and ``feature_names_in_``.
 
     Parameters
@@ -95,33 +110,26 @@ def read_inputs(estimator: BaseEstimator, X: object, *, reset: bool) -> Inputs: 
         ``(N, F)``, ``(N, T, F)``, or a list of ``(T_i, F)`` or ``(T_i,)``.
     reset
         Whether `X` sets the number of features; else it must have that number.
+    columns
+        The columns of categories that `fit` found; unused with `reset`, which finds them.
 
     Raises
     ------
     ValueError, TypeError
         `X` is none of these, not finite or empty; most messages are scikit-learn's.
     """
+    X = from_polars(X)  # noqa: N806
+    columns = None if reset else columns
     _refuse_others(X)
-    _refuse_text(X, "X")
     refuse_null(X, "X")
     if isinstance(X, (list, tuple)) and len(X):
         if all(getattr(a, "ndim", 0) == 1 for a in X):
             X = [np.asarray(a)[:, None] for a in X]  # noqa: N806
         if all(getattr(a, "ndim", 0) == 2 for a in X):
-            return _read_list(estimator, X, reset=reset)
+            return _read_list(estimator, X, columns, reset=reset)
     if getattr(X, "ndim", 2) < 3 and not _is_nested(X):
-        x = validate_data(estimator, X, reset=reset, ensure_all_finite=False)
-        _check_finite(x, estimator)
-        if reset:
-            estimator.rows_ = "series" if _are_series(X, estimator.module) else "samples"
-        elif estimator.rows_ is None:
-            raise ValueError(
-                f"X must be sequences, (N, T, F) or a list of (T_i, F), as in fit, got {x.shape}; "
-                "pass one sequence as X[None], sequences of one step as X[:, None]"
-            )
-        axis = 2 if estimator.rows_ == "series" else 1
-        x, dtype = np.expand_dims(numbers(x, "X"), axis), _dtype(x)
-        return Inputs(x, np.full(len(x), x.shape[1]), dtype)
+        return _read_table(estimator, X, columns, reset=reset)
+    _need_frames([X], columns)
     x = check_array(
         X, allow_nd=True, estimator=estimator, input_name="X", ensure_all_finite=False
     )  # fmt: skip
@@ -137,19 +145,71 @@ def read_inputs(estimator: BaseEstimator, X: object, *, reset: bool) -> Inputs: 
     return Inputs(numbers(x, "X"), np.full(len(x), x.shape[1]), _dtype(x))
 
 
-def _are_series(X: Any, module: object) -> bool:  # noqa: N803
+def _read_table(
+    estimator: BaseEstimator,
+    X: Any,  # noqa: N803
+    columns: CategoryColumns | None,
+    *,
+    reset: bool,
+) -> Inputs:
+    if reset:
+        columns = CategoryColumns.find([X], "X") if is_frame(X) else None
+        rows = "series" if _are_series(X, estimator.module, columns) else "samples"
+        columns = None if rows == "series" else columns  # booleans at steps are numbers
+    elif columns is not None:
+        _need_frames([X], columns)
+        _check_feature_names(estimator, X, reset=False)
+        _check_n_features(estimator, X, reset=False)
+    refuse_text(X, "X", columns)
+    given = X if columns is None else columns.coded([X], "X")[0]
+    x = validate_data(estimator, given, reset=reset, ensure_all_finite=False)
+    x = x if columns is None else columns.settled(x, mask=estimator.nan == "mask")
+    _check_finite(x, estimator)
+    if reset:
+        estimator.rows_ = rows
+    elif estimator.rows_ is None:
+        raise ValueError(
+            f"X must be sequences, (N, T, F) or a list of (T_i, F), as in fit, got {x.shape}; "
+            "pass one sequence as X[None], sequences of one step as X[:, None]"
+        )
+    axis = 2 if estimator.rows_ == "series" else 1
+    x, dtype = np.expand_dims(numbers(x, "X"), axis), _dtype(x)
+    return Inputs(x, np.full(len(x), x.shape[1]), dtype, columns=columns)
+
+
+def _need_frames(items: Sequence[Any], columns: CategoryColumns | None) -> None:
+    """Raise TypeError if columns hold categories, and one of the items is no data frame."""
+    if columns is None:
+        return
+    other = next((one for one in items if not is_frame(one)), None)
+    if other is not None:
+        place = next(iter(columns.vocabularies))
+        raise TypeError(
+            f"X must be data frames, as its column {columns.names[place]!r} holds categories, got "
+            f"{type(other).__name__}"
+        )
+
+
+def _are_series(X: Any, module: object, columns: CategoryColumns | None) -> bool:  # noqa: N803
     """Whether each row of a table is a series of one feature: of modules that look along time."""
     if not isinstance(module, str) or module in ("mlp", "linear"):
         return False
-    columns = [name for name in getattr(X, "columns", ()) if isinstance(name, str)]
-    words = [name for name in columns if not any(map(str.isdigit, name))]
+    places = () if columns is None else columns.vocabularies
+    text = next((place for place in places if X.dtypes.iloc[place].kind != "b"), None)
+    names = [name for name in getattr(X, "columns", ()) if isinstance(name, str)]
+    words = [name for name in names if not any(map(str.isdigit, name))]
     if module == "auto":
-        return not words
+        return not words and text is None
+    if text is not None:
+        raise ValueError(
+            f"column {X.columns[text]!r} of X holds no numbers, but module={module!r} reads each "
+            f"row as a series of {X.shape[1]} steps: if columns are features, pass module='mlp'"
+        )
     if words:
         warnings.warn(
-            f"each row of X is read as a series of {len(columns)} steps, though a column is called "
+            f"each row of X is read as a series of {len(names)} steps, though a column is called "
             f"{words[0]!r}: if columns are features, pass module='mlp'",
-            stacklevel=5,
+            stacklevel=6,
         )
     return True
 
@@ -162,7 +222,13 @@ def _is_nested(X: object) -> bool:  # noqa: N803
         return False
 
 
-def _read_list(estimator: BaseEstimator, X: Sequence[Any], *, reset: bool) -> Inputs:  # noqa: N803
+def _read_list(
+    estimator: BaseEstimator,
+    X: Sequence[Any],  # noqa: N803
+    columns: CategoryColumns | None,
+    *,
+    reset: bool,
+) -> Inputs:
     empty = next((i for i, a in enumerate(X) if not a.shape[0]), None)
     if empty is not None:
         raise ValueError(f"X[{empty}] has no time steps: leave sequences of length zero out")
@@ -172,19 +238,26 @@ def _read_list(estimator: BaseEstimator, X: Sequence[Any], *, reset: bool) -> In
             f"X[{other}] has {X[other].shape[1]} features, but X[0] has {X[0].shape[1]}"
         )
     _check_features(estimator, X[0].shape[1], X[0], reset=reset)
-    for i, a in enumerate(X):
-        _refuse_text(a, f"X[{i}]")
     for a in X[1:]:
         if hasattr(a, "columns"):
             _check_feature_names(estimator, a, reset=False)
+    if reset and (frames := list(filter(is_frame, X))):
+        columns = CategoryColumns.find(frames, "X")
+    _need_frames(X, columns)
+    for i, a in enumerate(X):
+        refuse_text(a, f"X[{i}]", columns)
     lengths = np.array([a.shape[0] for a in X])
-    rows = np.concatenate([np.asarray(a) for a in X])
+    items = X if columns is None else columns.coded(X, "X")
+    rows = np.concatenate([np.asarray(a) for a in items])
     whole = check_array(rows, input_name="X", ensure_all_finite=False)
+    whole = whole if columns is None else columns.settled(whole, mask=estimator.nan == "mask")
     _check_finite(whole, estimator)
     dtype, whole = _dtype(whole), numbers(whole, "X")
     if (lengths == lengths[0]).all():
-        return Inputs(whole.reshape(len(X), lengths[0], -1), lengths, dtype, listed=True)
-    return Inputs(np.split(whole, np.cumsum(lengths)[:-1]), lengths, dtype, listed=True)
+        x: Items = whole.reshape(len(X), lengths[0], -1)
+    else:
+        x = np.split(whole, np.cumsum(lengths)[:-1])
+    return Inputs(x, lengths, dtype, listed=True, columns=columns)
 
 
 def _check_finite(x: Array, estimator: BaseEstimator) -> None:
@@ -239,25 +312,6 @@ def _refuse_others(X: object) -> None:  # noqa: N803
     dtype = getattr(X, "dtype", None)
     if isinstance(dtype, np.dtype) and dtype.kind in "USMmV":
         raise TypeError(f"X must hold numbers, got dtype {dtype}; convert it")
-
-
-def _refuse_text(frame: Any, name: str) -> None:
-    """Raise if a column of a data frame does not hold numbers."""
-    if not hasattr(frame, "columns") or not hasattr(frame, "iloc"):
-        return
-    for number, column in enumerate(frame.columns):
-        dtype = frame.dtypes.iloc[number]
-        if dtype.kind in "biuf":
-            continue
-        try:
-            if dtype.kind in "mM":
-                raise TypeError("times are not numbers")
-            np.asarray(frame.iloc[:, number]).astype(float)
-        except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"{name} must hold numbers, but its column {column!r} of dtype {dtype} does not "
-                f"({error}): encode it, or leave it out"
-            ) from error
 
 
 def _dtype(x: Array) -> torch.dtype:

@@ -32,7 +32,12 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
     Samples come first: X is ``(N, T, F)``, N sequences of T steps with F features, or a list of
     ``(T_i, F)`` or ``(T_i,)``. An array or data frame ``(N, T)`` is N series of one feature. For
     "mlp", "linear" and modules of your own it is a table, N samples of one step with F features,
-    and so is a data frame with words as names of columns for ``module="auto"``.
+    and so is a data frame with text or words as names of columns for ``module="auto"``.
+
+    In data frames, ``(N, F)`` or a list of ``(T_i, F)``, columns of categories, booleans, and text
+    or objects that are not all numbers are embedded: the module gets the numbers, then for each
+    column of n categories ``min(50, round(1.6 · n^0.56))`` features. These are 0 for missing values
+    and for categories that training did not see.
 
     y is one target per sequence, ``(N,)`` or ``(N, K)``, compared with the module's output at the
     sequence's last step; or one per step, ``(N, T)``, ``(N, T, K)`` or a list of ``(T_i,)`` or
@@ -223,7 +228,9 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
         self.warm_start = warm_start
         self.verbose = verbose
 
-    def fit(self, X: object, y: object, sample_weight: object = None) -> SequenceRegressor:  # noqa: N803
+    def fit(
+        self, X: object, y: object, sample_weight: object = None, *, static: object = None  # noqa: N803
+    ) -> SequenceRegressor:  # fmt: skip
         """Train.
 
         Parameters
@@ -233,6 +240,11 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
         sample_weight
             Weights ``(N,)``, not negative; with targets per step also ``(N, T)`` or a list of
             ``(T_i,)``.
+        static
+            Static features ``(N, S)``, an array or a data frame: one row for each sequence, in
+            their order. The module gets them at each step, after the features of X; "mlp" and
+            "linear" once. Categories are embedded, numbers scaled to mean 0 and deviation 1,
+            whatever `scale_x` is; with ``nan="mask"`` they may be missing.
 
         Returns
         -------
@@ -246,23 +258,26 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
         NonFiniteError
             The loss became NaN or infinite.
         """
-        self._learn(X, y, sample_weight)
+        self._learn(X, y, sample_weight, static)
         return self
 
     def partial_fit(
-        self, X: object, y: object, sample_weight: object = None  # noqa: N803
+        self, X: object, y: object, sample_weight: object = None, *, static: object = None  # noqa: N803
     ) -> SequenceRegressor:  # fmt: skip
-        """Train for one more epoch; see `fit`."""
-        self._learn(X, y, sample_weight, partial=True)
+        """Train for one more epoch; see `fit`.
+
+        Categories that the first call did not see stay unseen.
+        """
+        self._learn(X, y, sample_weight, static, partial=True)
         return self
 
-    def predict(self, X: object) -> Any:  # noqa: N803
+    def predict(self, X: object, *, static: object = None) -> Any:  # noqa: N803
         """Return predictions in the form of the targets passed to `fit`.
 
         Parameters
         ----------
-        X
-            Samples, as in `fit`.
+        X, static
+            Samples and static features, as in `fit`.
 
         Returns
         -------
@@ -270,15 +285,17 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
             ``(N,)`` or ``(N, K)``; per step ``(N, T)`` or ``(N, T, K)``, or, for a list of
             sequences, a list of ``(T_i,)`` or ``(T_i, K)``.
         """
-        outputs = self._outputs(X)
+        outputs = self._outputs(X, static)
         return self._form_of_targets.restored(outputs)
 
-    def score(self, X: object, y: object, sample_weight: object = None) -> float:  # noqa: N803
+    def score(
+        self, X: object, y: object, sample_weight: object = None, *, static: object = None  # noqa: N803
+    ) -> float:  # fmt: skip
         """Return R² of the predictions, over all steps if each has a target; see `fit`.
 
         For several targets it is their mean R²; missing values do not count.
         """
-        truth, predicted, weights = self._compared(X, y, sample_weight)
+        truth, predicted, weights = self._compared(X, y, sample_weight, static)
         # In single precision, squared differences may overflow or lose digits.
         truth, predicted = truth.astype(float, copy=False), predicted.astype(float, copy=False)
         scores = []

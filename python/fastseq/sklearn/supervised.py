@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..training.argument_checks import input_dtype
 from .automatic_training import automatic_module, automatic_scaling
 from .base import SequenceEstimator, Task
+from .fitted_columns import FittedColumns, counted
 from .hyperparameters import wants_whole
 from .input_checks import (
     Array,
@@ -27,6 +28,7 @@ from .input_checks import (
     take,
     time_major,
 )
+from .static_features import StaticFeatures, read_static
 from .target_forms import TargetForm, Targets
 
 __all__ = ["Problem", "SequencePredictor"]
@@ -74,8 +76,10 @@ class SequencePredictor(SequenceEstimator):
     loss: str | Callable[..., Tensor] | type[nn.Module]
     per_step: bool | None
     validation_fraction: float | None
+    rows_: str | None
     module_: str | nn.Module | Callable[..., nn.Module]
     _form_of_targets: TargetForm
+    _columns: FittedColumns
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -99,15 +103,19 @@ class SequencePredictor(SequenceEstimator):
         X: object,  # noqa: N803
         y: object,
         sample_weight: object,
+        static: object = None,
         *,
         partial: bool = False,
         known: list[Array] | None = None,
     ) -> None:
         """Train on samples."""
-        goes_on = partial and hasattr(self, "estimator_")
-        inputs = read_inputs(self, X, reset=not goes_on)
-        if goes_on:
+        if partial and hasattr(self, "estimator_"):
+            inputs, beside = self._read(X, static)
             inputs = dataclasses.replace(inputs, dtype=input_dtype(self.estimator_.model))
+        else:
+            inputs, beside = read_inputs(self, X, reset=True), None
+            if static is not None:
+                beside = read_static(static, inputs, None, rows=self.rows_, nan=self.nan)
         targets = self._read_y(y, inputs)
         form = targets.form
         weights = read_weights(sample_weight, inputs, per_step=form.per_step)
@@ -128,10 +136,16 @@ class SequencePredictor(SequenceEstimator):
                 in_one_chunk or form.per_step,
                 module if isinstance(module, str) else None,
                 scale_x,
+                None if inputs.columns is None else inputs.columns.form,
+                None if beside is None else beside.form,
             ),
             partial=partial,
         )
         training, apart = self._split(inputs.count, problem.strata, start.seed)
+        columns = self._columns if start.why is None else FittedColumns.measure(
+            inputs, beside, counted(inputs.count, training, problem.weights)
+        )  # fmt: skip
+        sizes, inputs = columns.sizes(inputs), columns.joined(inputs, beside)
         x, y, w = _parts(inputs, problem, training)
         self._train(
             Task(
@@ -145,10 +159,11 @@ class SequencePredictor(SequenceEstimator):
                 scale_y=problem.scale_y,
                 module=module,
                 scale_x=scale_x,
+                columns=sizes,
             ),
             start,
         )  # fmt: skip
-        self._form_of_targets = form
+        self._form_of_targets, self._columns = form, columns
         self.module_ = module
         for name, value in problem.fitted.items():
             setattr(self, name, value)
@@ -171,10 +186,25 @@ class SequencePredictor(SequenceEstimator):
             )
         )
 
-    def _outputs(self, X: object) -> Items:  # noqa: N803
+    def _read(self, X: object, static: object) -> tuple[Inputs, StaticFeatures | None]:  # noqa: N803
+        """Read inputs and static features in the form of those of `fit`."""
+        known = self._columns.static
+        inputs = read_inputs(self, X, reset=False, columns=self._columns.columns)
+        if known is None and static is not None:
+            raise ValueError("fit got no static, but static is given now: fit with it, too")
+        if known is None:
+            return inputs, None
+        if static is None:
+            raise ValueError(
+                "fit got static features, so they are needed here, too: pass static=…, one row for "
+                "each sequence"
+            )
+        return inputs, read_static(static, inputs, known, rows=self.rows_, nan=self.nan)
+
+    def _outputs(self, X: object, static: object = None) -> Items:  # noqa: N803
         """Return the module's outputs, ``(N, K)``, ``(N, T, K)`` or a list of ``(T_i, K)``."""
         check_is_fitted(self)
-        inputs = read_inputs(self, X, reset=False)
+        inputs, beside = self._read(X, static)
         est, form = self.estimator_, self._form_of_targets
         if wants_whole(self.module_) and not form.per_step:
             inputs = inputs.whole()
@@ -184,6 +214,7 @@ class SequencePredictor(SequenceEstimator):
                     f"X has {inputs.features} values per sequence, but this module was fitted on "
                     f"{expected}: sequences must be as long as in fit"
                 )
+        inputs = self._columns.joined(inputs, beside)
         x = inputs.x if isinstance(inputs.x, list) else inputs.x.swapaxes(0, 1)
         outputs = est.predict(x)
         if isinstance(outputs, list):
@@ -195,11 +226,11 @@ class SequencePredictor(SequenceEstimator):
         return list(outputs) if inputs.listed else outputs
 
     def _compared(
-        self, X: object, y: object, sample_weight: object  # noqa: N803
+        self, X: object, y: object, sample_weight: object, static: object  # noqa: N803
     ) -> tuple[Array, Array, Array | None]:  # fmt: skip
         """Return targets and predictions, each concatenated to ``(M, K)``, and their weights."""
-        predicted = self.predict(X)
-        inputs = read_inputs(self, X, reset=False)
+        predicted = self.predict(X, static=static)
+        inputs, _ = self._read(X, static)
         targets = self._read_y(y, inputs)
         if targets.form.per_step != self._form_of_targets.per_step:
             raise ValueError("y must have targets per step, or per sequence, as in fit")

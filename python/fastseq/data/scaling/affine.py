@@ -58,6 +58,18 @@ class Affine:
         center, scale = self.center.to(slab.device), self.scale.to(slab.device)
         return ((slab.double() - center) / scale).to(dtype)
 
+    def only(self, which: Tensor) -> Affine:
+        """Return a scaling of some features, ``(F,)``, that leaves the others as they are.
+
+        Examples
+        --------
+        >>> two = torch.full((2,), 2.0).double()
+        >>> Affine(two, two).only(torch.tensor([True, False])).center
+        tensor([2., 0.], dtype=torch.float64)
+        """
+        center, scale = self.center.where(which, 0.0), self.scale.where(which, 1.0)
+        return dataclasses.replace(self, center=center, scale=scale)
+
     def undo(self, slab: Tensor) -> Tensor:
         """Return ``slab * scale + center`` for ``(S, B, F, …)``, in fp32 or, if `wide`, fp64."""
         center, scale = self.center.to(slab.device), self.scale.to(slab.device)
