@@ -79,10 +79,12 @@ def read_static(
     refuse_foreign(given, "static")
     refuse_unread(given, "static")
     given = to_pandas(given) if is_polars(given) else given
+    if getattr(given, "shape", ())[1:] == (0,):
+        raise ValueError("static has no columns: leave it out")
     frame = is_frame(given)
     columns = None if known is None else known.columns
     if frame and known is None:
-        columns = CategoryColumns.find([given], "static") if given.shape[1] else None
+        columns = CategoryColumns.find([given], "static")
     elif columns is not None and not frame:
         place = next(iter(columns.vocabularies))
         raise TypeError(
