@@ -153,6 +153,8 @@ def _hold_categories(parts: list[pd.Series], name: str) -> bool:
     """Whether a column, in parts, holds categories."""
     import pandas as pd
 
+    if any(part.dtype.kind in "iufc" and part.notna().any() for part in parts):
+        return False
     if any(isinstance(part.dtype, pd.CategoricalDtype) for part in parts):
         return True
     kinds = {part.dtype.kind for part in parts}

@@ -154,13 +154,14 @@ def _read_table(
 ) -> Inputs:
     if reset:
         columns = CategoryColumns.find([X], "X") if is_frame(X) else None
-        rows = "series" if _are_series(X, estimator.module, columns) else "samples"
-        columns = None if rows == "series" else columns  # booleans at steps are numbers
     elif columns is not None:
         _need_frames([X], columns)
         _check_feature_names(estimator, X, reset=False)
         _check_n_features(estimator, X, reset=False)
     refuse_text(X, "X", columns)
+    if reset:
+        rows = "series" if _are_series(X, estimator.module, columns) else "samples"
+        columns = None if rows == "series" else columns  # booleans at steps are numbers
     given = X if columns is None else columns.coded([X], "X")[0]
     x = validate_data(estimator, given, reset=reset, ensure_all_finite=False)
     x = x if columns is None else columns.settled(x, mask=estimator.nan == "mask")
@@ -202,8 +203,9 @@ def _are_series(X: Any, module: object, columns: CategoryColumns | None) -> bool
         return not words and text is None
     if text is not None:
         raise ValueError(
-            f"column {X.columns[text]!r} of X holds no numbers, but module={module!r} reads each "
-            f"row as a series of {X.shape[1]} steps: if columns are features, pass module='mlp'"
+            f"X must hold numbers, but its column {X.columns[text]!r} of dtype "
+            f"{X.dtypes.iloc[text]} does not, and module={module!r} reads each row as a series of "
+            f"{X.shape[1]} steps: if columns are features, pass module='mlp'"
         )
     if words:
         warnings.warn(
