@@ -140,7 +140,9 @@ def test_codes_are_not_scaled_within_sequences():
 
 
 def test_whole_sequences_share_their_embeddings_over_steps():
-    model = regressor(scale_x=None, scale_y=None, epochs=1).fit(SAME, MOST.astype(float))
+    held = [one.assign(kind="a") for one in SAME[:10]]  # sorted before those of training
+    kw = {"scale_x": None, "scale_y": None, "epochs": 1, "shuffle": False}
+    model = regressor(validation_fraction=0.2, **kw).fit(SAME + held, np.arange(50.0))
     (kind,) = embeddings(model)
     assert kind.shape == (3, 2)
     x = np.stack([one.x for one in SAME])
@@ -149,6 +151,8 @@ def test_whole_sequences_share_their_embeddings_over_steps():
     layer = model.estimator_.model[1][0]
     expected = parts @ layer.weight.detach().double().numpy().T[:, 0] + layer.bias.item()
     np.testing.assert_allclose(model.predict(SAME), expected, rtol=1e-6)
+    unseen = [one.assign(kind="new") for one in SAME[:10]]
+    np.testing.assert_array_equal(model.predict(held), model.predict(unseen))
 
 
 class Own(nn.Module):
