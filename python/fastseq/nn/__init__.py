@@ -1,13 +1,15 @@
-"""Layers and networks."""
+"""Layers, networks, and losses as modules."""
 
 from .chain import Chain
+from .focal_loss import FocalLoss
 from .instance_scaling import InstanceScale
+from .ordinal import OrdinalLogProbabilities
 from .padded_layers import PaddedBatchNorm, PaddedConv
 from .pooling import Pool
 from .recurrent import GRU, LSTM, RNN
 from .series_networks import LSTMFCN, TCN, InceptionTime, PooledRNN, Transformer
 
 __all__ = [
-    "GRU", "LSTM", "LSTMFCN", "RNN", "TCN", "Chain", "InceptionTime", "InstanceScale",
-    "PaddedBatchNorm", "PaddedConv", "Pool", "PooledRNN", "Transformer",
+    "GRU", "LSTM", "LSTMFCN", "RNN", "TCN", "Chain", "FocalLoss", "InceptionTime", "InstanceScale",
+    "OrdinalLogProbabilities", "PaddedBatchNorm", "PaddedConv", "Pool", "PooledRNN", "Transformer",
 ]  # fmt: skip

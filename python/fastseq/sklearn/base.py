@@ -23,6 +23,7 @@ from ..distributed import communicator
 from ..distributed.replicas import Replicas
 from ..errors import meant
 from ..estimator import Estimator
+from ..nn import Chain
 from ..nn.stateful import batch_norms, carries, steps_apart
 from ..training.history import History
 from ..training.run import Callback, check_callbacks
@@ -71,6 +72,8 @@ class Task:
         See `SequenceEstimator._begin`, for `SequenceEstimator._train` without `start`.
     module, scale_x
         Hyperparameters, where "auto" has been replaced.
+    head
+        A layer to put after the module; None: none.
     """
 
     x: Tree
@@ -86,6 +89,7 @@ class Task:
     form: Any = None
     module: str | nn.Module | Callable[..., nn.Module] = "lstm"
     scale_x: str | None = None
+    head: nn.Module | None = None
 
     @property
     def longest(self) -> int:
@@ -324,7 +328,8 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
             self.hidden_size, self.num_layers, self.dropout, self.bidirectional, self.pool,
             per_step=not task.per_sequence, instance=self._instance(task), steps=task.longest,
         )  # fmt: skip
-        return make_module(task.module, task.n_in, task.n_out, sizes, seed=seed)
+        made = make_module(task.module, task.n_in, task.n_out, sizes, seed=seed)
+        return made if task.head is None else Chain(made, task.head)
 
     def _instance(self, task: Task) -> str | None:
         """Return `scale_x` if it scales each sequence by itself."""

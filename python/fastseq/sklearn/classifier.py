@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
 from sklearn.base import ClassifierMixin
-from sklearn.utils.class_weight import compute_sample_weight
-from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.metaestimators import available_if
 from torch import Tensor, nn, optim
 
-from .hyperparameters import loss_over_chunks
+from .class_kinds import (
+    Classes,
+    ClassKind,
+    Labels,
+    check_label_classes,
+    read_classes,
+    shown,
+    weighted,
+)
 from .input_checks import Array, Inputs, Items
-from .sequence_losses import CrossEntropies
+from .ordinal_classes import Ordinal, order_of, read_order
 from .supervised import Problem, SequencePredictor
-from .target_forms import Targets, read_targets, refuse_missing
+from .target_forms import Targets, read_targets
 
 __all__ = ["SequenceClassifier"]
 
@@ -153,6 +160,8 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
     (array(['up', 'down'], dtype='<U4'), (60, 2), True)
     """
 
+    _kind: ClassKind
+
     def __init__(
         self,
         module: str | nn.Module | Callable[..., nn.Module] = "auto",
@@ -261,19 +270,15 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
             All labels that may ever occur, for several targets a list of them; needed in the first
             call if its `y` lacks some; later calls may repeat them.
         """
-        known = None
-        if classes is not None:
-            refuse_missing(np.asarray(classes, object), "classes")
-            if not np.size(np.asarray(classes, object)):
-                raise ValueError("classes must hold all labels that may occur, got none")
-            several = isinstance(classes, (list, tuple)) and np.ndim(classes[0]) > 0
-            known = [np.unique(one) for one in (classes if several else [classes])]
+        known = None if classes is None else self._read_classes(classes)
         if hasattr(self, "estimator_"):
-            before = self._classes
-            if known is not None and [a.tolist() for a in known] != [a.tolist() for a in before]:
+            before = self._kind.known
+            if known is not None and before is not None and (
+                [a.tolist() for a in known] != [a.tolist() for a in before]
+            ):  # fmt: skip
                 raise ValueError(
                     "partial_fit cannot continue with classes other than those of the first call, "
-                    f"{', '.join(map(_shown, before))}; call fit"
+                    f"{', '.join(map(shown, before))}; call fit"
                 )
             known = before
         self._learn(X, y, sample_weight, partial=True, known=known)
@@ -293,10 +298,9 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
             ``(N,)`` or ``(N, K)``; per step ``(N, T)`` or ``(N, T, K)``, or, for a list of
             sequences, a list of ``(T_i,)`` or ``(T_i, K)``.
         """
-        outputs = self._outputs(X)
-        if isinstance(outputs, list):
-            return self._form_of_targets.restored([self._labels(a) for a in outputs])
-        return self._form_of_targets.restored(self._labels(outputs))
+        outputs, labels = self._outputs(X), self._kind.labels
+        found = list(map(labels, outputs)) if isinstance(outputs, list) else labels(outputs)
+        return self._form_of_targets.restored(found)
 
     def predict_proba(self, X: object) -> Any:  # noqa: N803
         """Return the probabilities of all classes, in the order of `classes_`.
@@ -313,14 +317,32 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
             ``(T_i, C)``. For several targets a list with one of these for each.
         """
         outputs = self._outputs(X)
-        parts = self._parts(outputs) if not isinstance(outputs, list) else [
-            list(part) for part in zip(*map(self._parts, outputs), strict=True)
-        ]  # fmt: skip
-        found = [
-            [_softmax(a) for a in part] if isinstance(part, list) else _softmax(part)
-            for part in parts
-        ]
-        return found[0] if len(found) == 1 else found
+        return _each_target(self._kind.probabilities, outputs)
+
+    def _has_decisions(self) -> bool:
+        """Whether the predicted class has the largest score."""
+        fitted = self.__sklearn_is_fitted__()
+        return not (isinstance(self._kind, Ordinal) if fitted else self.loss == "ordinal")
+
+    @available_if(_has_decisions)  # type: ignore[untyped-decorator]
+    def decision_function(self, X: object) -> Any:  # noqa: N803
+        """Return the scores of the classes; not for ``loss="ordinal"``.
+
+        Parameters
+        ----------
+        X
+            Samples, as in `fit`.
+
+        Returns
+        -------
+        numpy.ndarray or list
+            For two classes ``(N,)``, the second's score less the first's, positive where the second
+            is predicted; for more classes ``(N, C)``, in the order of `classes_`; of L labels the
+            logits ``(N, L)``. Per step ``(N, T)`` and so on, and for several targets a list of
+            these, as in `predict_proba`.
+        """
+        outputs = self._outputs(X)
+        return _each_target(self._kind.decisions, outputs)
 
     def score(self, X: object, y: object, sample_weight: object = None) -> float:  # noqa: N803
         """Return the fraction of samples, or of steps, with all targets classified correctly.
@@ -330,114 +352,50 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         truth, predicted, weights = self._compared(X, y, sample_weight)
         return float(np.average((truth == predicted).all(1), weights=weights))
 
-    @property
-    def _classes(self) -> list[Array]:
-        """The classes of each target."""
-        return self.classes_ if isinstance(self.classes_, list) else [self.classes_]
-
-    def _parts(self, outputs: Array) -> list[Array]:
-        """Return the outputs for each target."""
-        ends = np.cumsum([len(classes) for classes in self._classes])
-        return np.split(outputs, ends[:-1], axis=-1)
-
-    def _labels(self, outputs: Array) -> Array:
-        found = [
-            classes[part.argmax(-1)]
-            for classes, part in zip(self._classes, self._parts(outputs), strict=True)
-        ]
-        if len({labels.dtype.kind for labels in found}) > 1:
-            found = [labels.astype(object) for labels in found]
-        return np.stack(found, -1)
+    def _read_classes(self, classes: object) -> list[Array] | None:
+        if self.loss == "binary_cross_entropy":
+            check_label_classes(classes)
+            return None
+        return read_order(classes) if self.loss == "ordinal" else read_classes(classes)
 
     def _read_y(self, y: object, inputs: Inputs) -> Targets:
-        return read_targets(y, inputs, self.per_step, numeric=False)
+        targets = read_targets(y, inputs, self.per_step, numeric=False)
+        if self.loss == "ordinal":
+            return dataclasses.replace(targets, order=order_of(y))
+        return targets
 
     def _problem(
         self, targets: Targets, weights: Items | None, known: list[Array] | None
     ) -> Problem:
-        rows = targets.rows
-        columns = [_typed(column) for column in rows.T] if rows.shape[1] > 1 else [rows[:, 0]]
-        if known is None:
-            for column in columns:
-                _refuse_mixed(column)
-                check_classification_targets(column)
-            known = [np.unique(column) for column in columns]
-            _check_classes(columns, targets, weights)
-        elif len(known) != len(columns):
-            raise ValueError(
-                f"y must have {len(known)} targets, as classes has, got {len(columns)}"
-            )
-        numbers = [_number(column, classes) for column, classes in zip(columns, known, strict=True)]
-        sizes = tuple(len(classes) for classes in known)
-        named = F.cross_entropy if len(sizes) == 1 else CrossEntropies(sizes)
-        single = len(sizes) == 1
+        kind: ClassKind
+        if self.loss == "binary_cross_entropy":
+            kind = Labels.read(targets, self.class_weight)
+        elif self.loss == "ordinal":
+            kind = Ordinal.read(targets, weights, known)
+        else:
+            kind = Classes.read(targets, weights, known)
+        numbers = kind.numbers(targets.rows)
+        if self.class_weight is not None and not isinstance(kind, Labels):
+            weights = weighted(targets, weights, self.class_weight)
+        strata = None
+        if numbers.shape[1] == 1 and not targets.form.per_step:
+            strata = numbers[:, 0]
         return Problem(
-            targets.like(np.stack(numbers, 1)),
-            sum(sizes),
-            loss_over_chunks(self.loss, {"cross_entropy": named}),
-            (targets.form, tuple(tuple(classes.tolist()) for classes in known)),
-            weights if self.class_weight is None else self._weighted(targets, weights),
-            strata=numbers[0] if single and not targets.form.per_step else None,
-            fitted={"classes_": known[0] if single else known},
-        )
-
-    def _weighted(self, targets: Targets, weights: Items | None) -> Items:
-        """Return weights of samples or steps, multiplied by their classes' weights."""
-        rows = targets.rows
-        each = compute_sample_weight(self.class_weight, rows[:, 0] if rows.shape[1] == 1 else rows)
-        found = targets.like(each)
-        if weights is None:
-            return found
-        if isinstance(found, list):
-            return [a * b for a, b in zip(found, weights, strict=True)]
-        whole = np.asarray(weights)
-        if found.ndim > whole.ndim:  # a sequence's weight applies to each of its steps
-            whole = whole[:, None]
-        product: Array = found * whole
-        return product
-
-
-def _typed(column: Array) -> Array:
-    """Return labels of one type in its dtype, if an array of several columns made them objects."""
-    alike = column.dtype == object and len({type(label) for label in column}) == 1
-    return np.array(column.tolist()) if alike else column
-
-
-def _refuse_mixed(column: Array) -> None:
-    """Raise if labels cannot be sorted."""
-    kinds = {isinstance(label, str) for label in column} if column.dtype == object else set()
-    if len(kinds) > 1:
-        raise TypeError("y mixes text labels with others: make all of them text, or all numbers")
-
-
-def _softmax(scores: Array) -> Array:
-    return torch.from_numpy(scores).softmax(-1).numpy()
-
-
-def _check_classes(columns: list[Array], targets: Targets, weights: Items | None) -> None:
-    """Raise if there is only one class."""
-    counts = np.ones(len(columns[0]), bool)
-    if weights is not None and not targets.form.per_step:
-        counts = np.asarray(weights) > 0
-    found = [np.unique(column[counts]) for column in columns]
-    if all(len(classes) < 2 for classes in found):
-        raise ValueError(
-            f"y has one class only, {found[0][:1].tolist()}: a classifier needs at least two; for "
-            "partial_fit, pass all that may occur as classes"
+            targets.like(numbers),
+            kind.n_out,
+            kind.loss(self.loss),
+            (targets.form, kind.form),
+            weights,
+            strata=strata,
+            fitted={"classes_": kind.classes, "_kind": kind},
+            head=kind.head,
         )
 
 
-def _number(column: Array, classes: Array) -> Array:
-    """Return each label's index among the classes."""
-    numbers = np.searchsorted(classes, column).clip(max=len(classes) - 1)
-    unknown = np.unique(column[classes[numbers] != column])
-    if len(unknown):
-        raise ValueError(
-            f"y has labels that are not among the classes {_shown(classes)}: {_shown(unknown)}"
-        )
-    return numbers
-
-
-def _shown(labels: Array) -> str:
-    shown = ", ".join(map(repr, labels[:8].tolist()))
-    return f"[{shown}, …]" if len(labels) > 8 else f"[{shown}]"
+def _each_target(function: Callable[[Array], list[Array]], outputs: Items) -> Any:
+    """Return what a function makes of outputs for each target, or for the only one."""
+    if isinstance(outputs, list):
+        parts: list[Any] = [list(part) for part in zip(*map(function, outputs), strict=True)]
+    else:
+        parts = function(outputs)
+    return parts[0] if len(parts) == 1 else parts

@@ -56,6 +56,8 @@ class Problem:
         How to scale targets.
     fitted
         Attributes to set after training.
+    head
+        A layer to put after the module; None: none.
     """
 
     y: Items
@@ -66,6 +68,7 @@ class Problem:
     strata: Array | None = None
     scale_y: str | None = None
     fitted: dict[str, object] = dataclasses.field(default_factory=dict)
+    head: nn.Module | None = None
 
 
 class SequencePredictor(SequenceEstimator):
@@ -145,6 +148,7 @@ class SequencePredictor(SequenceEstimator):
                 scale_y=problem.scale_y,
                 module=module,
                 scale_x=scale_x,
+                head=problem.head,
             ),
             start,
         )  # fmt: skip
