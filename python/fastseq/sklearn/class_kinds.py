@@ -176,7 +176,7 @@ class Labels:
         self.n_out = count
         self._dtype = dtype
         self._weights = weights
-        self.form: object = (dtype, None if weights is None else tuple(weights.ravel().tolist()))
+        self.form: object = None if weights is None else tuple(weights.ravel().tolist())
 
     @classmethod
     def read(cls, targets: Targets, class_weight: object) -> Labels:

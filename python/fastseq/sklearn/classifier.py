@@ -39,7 +39,9 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
 
     y holds labels of any dtype: one per sequence, ``(N,)``, or several, ``(N, K)``, predicted from
     the module's output at the sequence's last step; or one per step, ``(N, T)``, ``(N, T, K)`` or
-    a list of ``(T_i,)`` or ``(T_i, K)``.
+    a list of ``(T_i,)`` or ``(T_i, K)``. Each target has its own classes, of which exactly one is
+    true. With ``loss="binary_cross_entropy"``, y is L labels, 0 or 1 each, of which any number may
+    be true: ``(N, L)``, per step ``(N, T, L)``. With ``loss="ordinal"``, classes have an order.
 
     Computes in double precision if X has it, else in single precision.
 
@@ -67,9 +69,14 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         "lstm", "gru" and "rnn", "mean" of "lstm-fcn" and "inception", "last+mean+max" of "tcn" and
         "transformer".
     loss
-        ``"cross_entropy"``; a loss of scores ``(M, C)`` and class numbers ``(M,)``, as a function,
-        module or class of modules, such as ``torch.nn.CrossEntropyLoss(label_smoothing=0.1)``; or
-        one over chunks, ``loss(m, xs, ys)``, see `Estimator`.
+        ``"cross_entropy"``; ``"focal"``, in which well-classified samples count little, see
+        `fastseq.nn.FocalLoss`; ``"binary_cross_entropy"`` for several labels; ``"ordinal"`` for a
+        target whose classes have an order, that of an ordered pandas Categorical, else sorted, see
+        `fastseq.nn.OrdinalLogProbabilities`: the module then has one output less than there are
+        classes, and `predict` returns the median. Also a loss of scores ``(M, C)`` and class
+        numbers ``(M,)``, as a function, module or class of modules, such as
+        ``torch.nn.CrossEntropyLoss(label_smoothing=0.1)``, which is averaged over several targets;
+        or one over chunks, ``loss(m, xs, ys)``, see `Estimator`.
     optimizer
         ``"adamw"``, ``"adam"``, ``"sgd"``, ``"rmsprop"``; a class; or a callable
         ``optimizer(params, lr=…, weight_decay=…)``.
@@ -107,7 +114,9 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         "standard", but "both" where ``module="auto"`` chooses "lstm-fcn".
     class_weight
         Weights of classes, ``{class: weight}``, for several targets a list of them; or
-        ``"balanced"``: rare classes count more, so that all have the same total weight.
+        ``"balanced"``: rare classes count more, so that all have the same total weight. Of several
+        labels: weights ``{0: …, 1: …}`` of all, or a list of them, which multiply a label's losses;
+        "balanced" makes 0 and 1 of each label equal.
     per_step
         Whether targets ``(N, T)``, if T is the number of steps, are one per step; None: they are.
     validation_fraction
@@ -137,7 +146,8 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
     estimator_
         The trained `Estimator`; its ``model`` is the module.
     classes_
-        The classes, sorted; for several targets a list of them.
+        The classes, sorted, also if they have another order; for several targets, and for several
+        labels (all 0 and 1), a list of them.
     history_
         The `History` of training, epoch by epoch.
     n_iter_
@@ -231,6 +241,15 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         self.warm_start = warm_start
         self.verbose = verbose
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        of_labels = self.loss == "binary_cross_entropy"
+        tags.classifier_tags.multi_label = of_labels
+        tags.classifier_tags.multi_class = not of_labels
+        tags.target_tags.single_output = not of_labels
+        tags.target_tags.multi_output = self.loss != "ordinal"
+        return tags
+
     def fit(self, X: object, y: object, sample_weight: object = None) -> SequenceClassifier:  # noqa: N803
         """Train.
 
@@ -268,8 +287,14 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
             As in `fit`.
         classes
             All labels that may ever occur, for several targets a list of them; needed in the first
-            call if its `y` lacks some; later calls may repeat them.
+            call if its `y` lacks some; later calls may repeat them. With ``loss="ordinal"`` in
+            their order if they are an ordered pandas Categorical.
         """
+        if self.loss == "binary_cross_entropy" and isinstance(self.class_weight, str):
+            raise ValueError(
+                f"partial_fit does not know all labels, so class_weight={self.class_weight!r} is "
+                "not possible: pass a list of {0: …, 1: …}, one for each label"
+            )
         known = None if classes is None else self._read_classes(classes)
         if hasattr(self, "estimator_"):
             before = self._kind.known
@@ -286,6 +311,9 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
 
     def predict(self, X: object) -> Any:  # noqa: N803
         """Return the most probable classes, in the form of the labels passed to `fit`.
+
+        With ``loss="ordinal"`` the medians; with ``loss="binary_cross_entropy"`` 1 for each label
+        that is more probable than not, else 0.
 
         Parameters
         ----------
@@ -314,7 +342,8 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         -------
         numpy.ndarray or list
             ``(N, C)``; per step ``(N, T, C)``, or, for a list of sequences, a list of
-            ``(T_i, C)``. For several targets a list with one of these for each.
+            ``(T_i, C)``. For several targets a list with one of these for each. For L labels the
+            probabilities of their 1s, ``(N, L)`` and so on.
         """
         outputs = self._outputs(X)
         return _each_target(self._kind.probabilities, outputs)
