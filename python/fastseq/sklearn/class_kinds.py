@@ -62,8 +62,8 @@ class ClassKind(Protocol):
         """Return probabilities ``(…, C)`` for each target."""
         ...
 
-    def decisions(self, outputs: Array) -> list[Array]:
-        """Return scores for each target: ``(…,)`` of two classes, else ``(…, C)``."""
+    def decisions(self, outputs: Array) -> Array:
+        """Return scores of a single target: ``(…,)`` of two classes, else ``(…, C)``."""
         ...
 
 
@@ -131,10 +131,10 @@ class Classes:
         """Return the softmax of each target's scores."""
         return [torch.from_numpy(part).softmax(-1).numpy() for part in self._parts(outputs)]
 
-    def decisions(self, outputs: Array) -> list[Array]:
-        """Return each target's scores, of two classes their difference."""
-        parts = self._parts(outputs)
-        return [part[..., 1] - part[..., 0] if part.shape[-1] == 2 else part for part in parts]
+    def decisions(self, outputs: Array) -> Array:
+        """Return the scores of a single target, of two classes their difference."""
+        (scores,) = self._parts(outputs)
+        return scores[..., 1] - scores[..., 0] if scores.shape[-1] == 2 else scores
 
     def _parts(self, outputs: Array) -> list[Array]:
         """Return the outputs for each target."""
@@ -170,9 +170,9 @@ class Labels:
     known: list[Array] | None = None
 
     def __init__(self, count: int, dtype: np.dtype[Any], weights: Array | None = None) -> None:
-        # A list, as of scikit-learn's forests and neighbours: its scorers mistake the array of
-        # two labels' numbers, as of its MLPClassifier, for two classes.
-        self.classes: Any = [np.array([0, 1]).astype(dtype) for _ in range(count)]
+        # Scikit-learn's scorers mistake the numbers of two labels, as of its MLPClassifier, for two
+        # classes; cross_val_predict needs an array.
+        self.classes: Any = np.tile(np.array([0, 1]).astype(dtype), (count, 1))
         self.n_out = count
         self._dtype = dtype
         self._weights = weights
@@ -220,9 +220,9 @@ class Labels:
         """Return the probability of each label's 1."""
         return [torch.from_numpy(outputs).sigmoid().numpy()]
 
-    def decisions(self, outputs: Array) -> list[Array]:
+    def decisions(self, outputs: Array) -> Array:
         """Return the outputs, which are logits."""
-        return [outputs]
+        return outputs
 
 
 def classes_of(targets: Targets, weights: Items | None) -> list[Array]:

@@ -146,8 +146,8 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
     estimator_
         The trained `Estimator`; its ``model`` is the module.
     classes_
-        The classes, sorted, also if they have another order; for several targets, and for several
-        labels (all 0 and 1), a list of them.
+        The classes, sorted, also if they have another order; for several targets a list of them,
+        for L labels ``(L, 2)``, 0 and 1 of each.
     history_
         The `History` of training, epoch by epoch.
     n_iter_
@@ -345,17 +345,30 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
             ``(T_i, C)``. For several targets a list with one of these for each. For L labels the
             probabilities of their 1s, ``(N, L)`` and so on.
         """
-        outputs = self._outputs(X)
-        return _each_target(self._kind.probabilities, outputs)
+        outputs, probabilities = self._outputs(X), self._kind.probabilities
+        if isinstance(outputs, list):
+            found: list[Any] = [list(p) for p in zip(*map(probabilities, outputs), strict=True)]
+        else:
+            found = probabilities(outputs)
+        return found[0] if len(found) == 1 else found
 
     def _has_decisions(self) -> bool:
-        """Whether the predicted class has the largest score."""
+        """Return true, or raise AttributeError: scikit-learn then sees no `decision_function`."""
         fitted = self.__sklearn_is_fitted__()
-        return not (isinstance(self._kind, Ordinal) if fitted else self.loss == "ordinal")
+        if isinstance(self._kind, Ordinal) if fitted else self.loss == "ordinal":
+            raise AttributeError(
+                "with loss='ordinal' predict returns the median, which need not have the largest "
+                "score: use predict_proba"
+            )
+        if fitted and isinstance(self._kind, Classes) and self._form_of_targets.count > 1:
+            raise AttributeError("scikit-learn has no scores of several targets: use predict_proba")
+        return True
 
     @available_if(_has_decisions)  # type: ignore[untyped-decorator]
     def decision_function(self, X: object) -> Any:  # noqa: N803
-        """Return the scores of the classes; not for ``loss="ordinal"``.
+        """Return the scores of the classes.
+
+        Not for ``loss="ordinal"``, nor after `fit` with several targets that are no labels.
 
         Parameters
         ----------
@@ -367,11 +380,11 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         numpy.ndarray or list
             For two classes ``(N,)``, the second's score less the first's, positive where the second
             is predicted; for more classes ``(N, C)``, in the order of `classes_`; of L labels the
-            logits ``(N, L)``. Per step ``(N, T)`` and so on, and for several targets a list of
-            these, as in `predict_proba`.
+            logits ``(N, L)``. Per step ``(N, T)``, ``(N, T, C)`` or ``(N, T, L)``, or, for a list
+            of sequences, a list.
         """
-        outputs = self._outputs(X)
-        return _each_target(self._kind.decisions, outputs)
+        outputs, decisions = self._outputs(X), self._kind.decisions
+        return list(map(decisions, outputs)) if isinstance(outputs, list) else decisions(outputs)
 
     def score(self, X: object, y: object, sample_weight: object = None) -> float:  # noqa: N803
         """Return the fraction of samples, or of steps, with all targets classified correctly.
@@ -419,12 +432,3 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
             fitted={"classes_": kind.classes, "_kind": kind},
             head=kind.head,
         )
-
-
-def _each_target(function: Callable[[Array], list[Array]], outputs: Items) -> Any:
-    """Return what a function makes of outputs for each target, or for the only one."""
-    if isinstance(outputs, list):
-        parts: list[Any] = [list(part) for part in zip(*map(function, outputs), strict=True)]
-    else:
-        parts = function(outputs)
-    return parts[0] if len(parts) == 1 else parts
