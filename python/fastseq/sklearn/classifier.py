@@ -144,7 +144,8 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
     Attributes
     ----------
     estimator_
-        The trained `Estimator`; its ``model`` is the module.
+        The trained `Estimator`; its ``model`` is the module, with ``loss="ordinal"`` followed by
+        `fastseq.nn.OrdinalLogProbabilities`.
     classes_
         The classes, sorted, also if they have another order; for several targets a list of them,
         for L labels ``(L, 2)``, 0 and 1 of each.
