@@ -89,6 +89,9 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         of similar length.
     clip_norm, clip_value, accumulate
         See `Spec`.
+    channels_first
+        Whether X is ``(N, F, T)``, a list of ``(F, T_i)``, or images ``(N, C, W, H)``, as in aeon,
+        sktime and tsai; targets per step stay ``(N, T)``.
     nan
         What to do with NaN and infinities: ``"raise"``, or ``"mask"``: treat those in X as missing
         values, see `Spec`.
@@ -175,6 +178,7 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         clip_norm: float | None = 1.0,
         clip_value: float | None = None,
         accumulate: int = 1,
+        channels_first: bool = False,
         nan: str = "raise",
         scale_x: str | None = "auto",
         class_weight: object = None,
@@ -208,6 +212,7 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         self.clip_norm = clip_norm
         self.clip_value = clip_value
         self.accumulate = accumulate
+        self.channels_first = channels_first
         self.nan = nan
         self.scale_x = scale_x
         self.class_weight = class_weight

@@ -93,6 +93,9 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
         of similar length.
     clip_norm, clip_value, accumulate
         See `Spec`.
+    channels_first
+        Whether X is ``(N, F, T)``, a list of ``(F, T_i)``, or images ``(N, C, W, H)``, as in aeon,
+        sktime and tsai; targets per step stay ``(N, T)``.
     nan
         What to do with NaN and infinities: ``"raise"``, or ``"mask"``: treat them as missing
         values, see `Spec`. Predictions fill missing inputs too; scores leave missing targets out.
@@ -176,6 +179,7 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
         clip_norm: float | None = 1.0,
         clip_value: float | None = None,
         accumulate: int = 1,
+        channels_first: bool = False,
         nan: str = "raise",
         scale_x: str | None = "auto",
         scale_y: str | None = "standard",
@@ -209,6 +213,7 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
         self.clip_norm = clip_norm
         self.clip_value = clip_value
         self.accumulate = accumulate
+        self.channels_first = channels_first
         self.nan = nan
         self.scale_x = scale_x
         self.scale_y = scale_y
