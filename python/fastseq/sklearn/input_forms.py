@@ -43,8 +43,8 @@ def refuse_forms(X: Any, *, channels_first: bool) -> None:  # noqa: N803
             "X is a long frame, with the columns 'unique_id' and 'ds': sort it by both, and pass a "
             f"list of frames (T_i, F) without them, {parts}, with y in the order of 'unique_id'"
         )
-    listed = isinstance(X, (list, tuple)) and any(hasattr(one, "columns") for one in X)
-    if channels_first and listed:
+    listed = channels_first and isinstance(X, (list, tuple))
+    if listed and any(hasattr(one, "columns") for one in X):
         raise TypeError(
             "channels_first=True is for arrays, but X is a list of data frames, whose rows are "
             "steps: pass channels_first=False"
@@ -107,7 +107,7 @@ def sequences_of_panel(X: Any) -> list[Any]:  # noqa: N803
     if len(ends) + 1 > len(np.unique(one)):
         place = next(i for i, at in enumerate(ends) if one[at] in one[: ends[i]])
         raise ValueError(
-            f"X has rows of the sequence {X.index[ends[place]][0]!r} in several places: sort X by "
+            f"X has rows of the sequence {X.index[ends[place]][0]} in several places: sort X by "
             "its index, and y by the first level"
         )
     return [X.iloc[: next(iter(ends), len(X))], *np.split(np.asarray(X), ends)[1:]]
