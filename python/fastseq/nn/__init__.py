@@ -2,6 +2,7 @@
 
 from .chain import Chain
 from .focal_loss import FocalLoss
+from .images import OnImages
 from .instance_scaling import InstanceScale
 from .ordinal import OrdinalLogProbabilities
 from .padded_layers import PaddedBatchNorm, PaddedConv
@@ -11,5 +12,6 @@ from .series_networks import LSTMFCN, TCN, InceptionTime, PooledRNN, Transformer
 
 __all__ = [
     "GRU", "LSTM", "LSTMFCN", "RNN", "TCN", "Chain", "FocalLoss", "InceptionTime", "InstanceScale",
-    "OrdinalLogProbabilities", "PaddedBatchNorm", "PaddedConv", "Pool", "PooledRNN", "Transformer",
+    "OnImages", "OrdinalLogProbabilities", "PaddedBatchNorm", "PaddedConv", "Pool", "PooledRNN",
+    "Transformer",
 ]  # fmt: skip

@@ -31,6 +31,7 @@ from ..training.spec import Spec
 from .automatic_training import enough_epochs, learning_rate, warn_if_few
 from .hyperparameters import Sizes, make_module, optimizer_factory
 from .input_checks import Tensors
+from .missing_inputs import fill_known
 from .named_schedules import check_schedule, scheduled
 from .sequence_losses import AtLastStep, PerSequence, last_step_only, over_steps
 from .shuffling import Shuffler
@@ -74,6 +75,8 @@ class Task:
         Hyperparameters, where "auto" has been replaced.
     head
         A layer to put after the module; None: none.
+    image
+        ``(W, H, C)`` if each step is an image; None: it is not.
     """
 
     x: Tree
@@ -90,6 +93,7 @@ class Task:
     module: str | nn.Module | Callable[..., nn.Module] = "lstm"
     scale_x: str | None = None
     head: nn.Module | None = None
+    image: tuple[int, int, int] | None = None
 
     @property
     def longest(self) -> int:
@@ -306,7 +310,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
             first = "standard" if task.scale_x in _BY_INSTANCE else task.scale_x
             y = task.y.unsqueeze(0) if task.per_sequence else task.y
             est.scaling_ = Scaling(
-                _measure("x", task.x, task.w, first, task.dtype, self.nan),
+                _measure_inputs(task, first, self.nan),
                 _measure("y", y, task.w, task.scale_y, task.dtype, self.nan),
             )
         return est
@@ -327,6 +331,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
         sizes = Sizes(
             self.hidden_size, self.num_layers, self.dropout, self.bidirectional, self.pool,
             per_step=not task.per_sequence, instance=self._instance(task), steps=task.longest,
+            image=task.image,
         )  # fmt: skip
         made = make_module(task.module, task.n_in, task.n_out, sizes, seed=seed)
         return made if task.head is None else Chain(made, task.head)
@@ -398,12 +403,17 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
 
     def _fit(self, est: Estimator, task: Task, epochs: int) -> None:
         """Train; if `shuffle` is set, in a new order of samples each epoch."""
-        x, y, w = task.x, task.y, self._weights(task, task.x, task.y, task.w)
+        x, validation = task.x, task.validation
+        if task.per_sequence and self.nan == "mask":
+            affine = None if est.scaling_ is None else est.scaling_.x
+            x = fill_known(x, affine)
+            if isinstance(validation, tuple):
+                validation = fill_known(validation[0], affine), *validation[1:]
+        y, w = task.y, self._weights(task, x, task.y, task.w)
         shuffler = next(c for c in est.callbacks if isinstance(c, Shuffler))
         if self.shuffle and isinstance(x, Tensor):
             x, y = shuffler.shuffled(x, 1), shuffler.shuffled(y, y.dim() - 2)
             w = None if w is None else shuffler.shuffled(w, w.dim() - 1)
-        validation = task.validation
         if task.per_sequence:
             y = over_steps(x, y)
             if isinstance(validation, tuple):
@@ -444,6 +454,19 @@ def _same(a: object, b: object) -> bool:
         return type(a) is type(b) and bool(a == b)
     except (ValueError, TypeError):
         return False
+
+
+def _measure_inputs(task: Task, method: str | None, nan: str) -> Affine | None:
+    """Measure the scaling of inputs; of images by channel, alike for all pixels."""
+    if task.image is None:
+        return _measure("x", task.x, task.w, method, task.dtype, nan)
+    width, height, channels = task.image
+    pixels = task.x[0].unflatten(1, (width * height, channels)).swapaxes(0, 1)
+    found = _measure("x", pixels, task.w, method, task.dtype, nan)
+    if found is None:
+        return None
+    each = [part.repeat(width * height) for part in (found.center, found.scale)]
+    return dataclasses.replace(found, center=each[0], scale=each[1])
 
 
 def _measure(

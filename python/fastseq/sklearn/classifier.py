@@ -35,7 +35,9 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
     Samples come first: X is ``(N, T, F)``, N sequences of T steps with F features, or a list of
     ``(T_i, F)`` or ``(T_i,)``. An array or data frame ``(N, T)`` is N series of one feature. For
     "mlp", "linear" and modules of your own it is a table, N samples of one step with F features,
-    and so is a data frame with words as names of columns for ``module="auto"``.
+    and so is a data frame with words as names of columns for ``module="auto"``. A data frame whose
+    index has two levels, sequence and time, holds a sequence in several rows, except for "mlp" and
+    "linear". For "cnn", X is N images, ``(N, W, H, C)`` or ``(N, W, H)``.
 
     y holds labels of any dtype: one per sequence, ``(N,)``, or several, ``(N, K)``, predicted from
     the module's output at the sequence's last step; or one per step, ``(N, T)``, ``(N, T, K)`` or
@@ -49,18 +51,19 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
     ----------
     module
         The model: ``"lstm"``, ``"gru"``, ``"rnn"``; ``"lstm-fcn"``, ``"inception"``, ``"tcn"`` or
-        ``"transformer"``, which look at whole sequences, see `fastseq.nn`; ``"mlp"`` or
-        ``"linear"``, which take a whole sequence as one input if it has one target, else each step
-        alone; ``"auto"``: "lstm-fcn", but "lstm" where each step has a target or `seqsize` cuts the
-        sequences, and "mlp" for sequences of one step; a `torch.nn.Module`, which is copied; a
-        class of modules, called with the arguments among ``n_in``, ``n_out``, ``hidden_size``,
-        ``num_layers``, ``dropout`` and ``bidirectional`` that its constructor has (also as
-        ``input_size``, ``output_size``); or a builder, ``builder(n_in, n_out, rng)``, see
-        `fastseq.nn.builders`. Modules are time-major, ``(T, N, F)`` to ``(T, N, K)``; with one
-        label per sequence also to ``(N, K)``.
+        ``"transformer"``, which look at whole sequences, see `fastseq.nn`; ``"cnn"``, for images,
+        see `fastseq.nn.builders.ImageBuilder`; ``"mlp"`` or ``"linear"``, which take a whole
+        sequence as one input if it has one target, else each step alone; ``"auto"``: "lstm-fcn",
+        but "lstm" where each step has a target or `seqsize` cuts the sequences, and "mlp" for
+        sequences of one step; a `torch.nn.Module`, which is copied; a class of modules, called with
+        the arguments among ``n_in``, ``n_out``, ``hidden_size``, ``num_layers``, ``dropout`` and
+        ``bidirectional`` that its constructor has (also as ``input_size``, ``output_size``); or a
+        builder, ``builder(n_in, n_out, rng)``, see `fastseq.nn.builders`. Modules are time-major,
+        ``(T, N, F)`` to ``(T, N, K)``; with one label per sequence also to ``(N, K)``.
     hidden_size, num_layers, dropout
         Width and number of hidden layers, and their dropout rate. None: 1 layer, of "inception" 3
-        blocks, of "tcn" 4, of "transformer" 2 layers.
+        blocks, of "tcn" 4, of "cnn" 2, of "transformer" 2 layers. Each block of "cnn" is twice as
+        wide as the one before.
     bidirectional
         Whether "lstm", "gru" and "rnn" also run from the ends of sequences to their starts.
     pool
@@ -103,9 +106,13 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         of similar length.
     clip_norm, clip_value, accumulate
         See `Spec`.
+    channels_first
+        Whether X is ``(N, F, T)``, a list of ``(F, T_i)``, or images ``(N, C, W, H)``, as in aeon,
+        sktime and tsai; targets per step stay ``(N, T)``.
     nan
-        What to do with NaN and infinities: ``"raise"``, or ``"mask"``: treat those in X as missing
-        values, see `Spec`.
+        What to do with NaN and infinities: ``"raise"``, or ``"mask"``: treat those in X as missing.
+        After scaling they are 0, the feature's mean. Training leaves out sequences, with labels per
+        step steps, of which nothing is known.
     scale_x
         How to scale inputs: by statistics of the training data, ``"standard"`` or ``"robust"``, see
         `Spec`; ``"instance"``: each sequence by its own mean and deviation, so that only shapes
@@ -158,7 +165,10 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
     continued_
         Whether the last `fit` continued the one before.
     n_features_in_, feature_names_in_
-        F, of an array or data frame with two axes the number of columns, and the columns' names.
+        F, of an array or data frame with two axes the number of columns, of images W · H · C; and
+        the columns' names.
+    image_shape_
+        ``(W, H, C)`` of images; None of sequences.
 
     Examples
     --------
@@ -195,6 +205,7 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         clip_norm: float | None = 1.0,
         clip_value: float | None = None,
         accumulate: int = 1,
+        channels_first: bool = False,
         nan: str = "raise",
         scale_x: str | None = "auto",
         class_weight: object = None,
@@ -228,6 +239,7 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         self.clip_norm = clip_norm
         self.clip_value = clip_value
         self.accumulate = accumulate
+        self.channels_first = channels_first
         self.nan = nan
         self.scale_x = scale_x
         self.class_weight = class_weight

@@ -14,8 +14,17 @@ from torch import Tensor, nn, optim
 
 from .._util.seeding import seeded
 from ..errors import meant
-from ..nn import LSTMFCN, TCN, Chain, InceptionTime, InstanceScale, PooledRNN, Transformer
-from ..nn.builders import MLP, Linear, Recurrent
+from ..nn import (
+    LSTMFCN,
+    TCN,
+    Chain,
+    InceptionTime,
+    InstanceScale,
+    OnImages,
+    PooledRNN,
+    Transformer,
+)
+from ..nn.builders import MLP, ImageBuilder, Linear, Recurrent
 from ..nn.losses import seqloss
 from ..nn.parameters import decay_groups
 from ..nn.stateful import carries
@@ -26,13 +35,14 @@ __all__ = [
     "loss_over_chunks",
     "make_module",
     "optimizer_factory",
+    "takes_images",
     "wants_whole",
 ]
 
 _CELLS = ("lstm", "gru", "rnn")
 NETWORKS = ("lstm-fcn", "inception", "tcn", "transformer")
 _KERNELS = {"lstm-fcn": 31, "inception": 39}  # steps of the largest, if sequences are long
-_MODULES = ("auto", *_CELLS, *NETWORKS, "mlp", "linear")
+_MODULES = ("auto", *_CELLS, *NETWORKS, "cnn", "mlp", "linear")
 # Names in a module's constructor for the sizes inferred from the data.
 _INPUTS = ("n_in", "input_size", "in_features", "input_dim")
 _OUTPUTS = ("n_out", "output_size", "out_features", "output_dim")
@@ -69,6 +79,8 @@ class Sizes:
         ``"both"``: beside the sequences as they are; None: they are not.
     steps
         Time steps of the longest sequence, for the sizes of kernels; None: unknown.
+    image
+        ``(W, H, C)`` if each step is an image; None: it is not.
     """
 
     hidden_size: int = 32
@@ -79,6 +91,7 @@ class Sizes:
     per_step: bool = False
     instance: str | None = None
     steps: int | None = None
+    image: tuple[int, int, int] | None = None
 
     @property
     def layers(self) -> int:
@@ -113,6 +126,10 @@ def _builder(module: str | nn.Module | Callable[..., nn.Module], sizes: Sizes) -
         return module
     if module == "linear":
         return Linear()
+    if module == "cnn":
+        layers = 2 if sizes.num_layers is None else sizes.num_layers
+        widths = tuple(sizes.hidden_size * 2**number for number in range(layers))
+        return ImageBuilder(widths, dropout=sizes.dropout)
     if module == "mlp":
         return MLP((sizes.hidden_size,) * (sizes.layers), sizes.dropout)
     whole = sizes.pool is not None or sizes.bidirectional or sizes.instance is not None
@@ -178,6 +195,13 @@ def wants_whole(module: object) -> bool:
     )
 
 
+def takes_images(module: object) -> bool:
+    """Whether a module takes images, see `Builder`."""
+    if isinstance(module, str):
+        return module == "cnn"
+    return getattr(module, "images", False) is True
+
+
 def make_module(
     module: str | nn.Module | Callable[..., nn.Module],
     n_in: int,
@@ -205,6 +229,8 @@ def make_module(
         `module` is none of these, or did not return an `nn.Module`; or it carries a state, but
         needs whole sequences.
     """
+    if sizes.image is not None:
+        return OnImages(sizes.image, _made(module, sizes.image, n_out, sizes, seed))
     if sizes.instance is None:
         return _made(module, n_in, n_out, sizes, seed)
     beside = sizes.instance == "both"
@@ -219,7 +245,7 @@ def make_module(
 
 def _made(
     module: str | nn.Module | Callable[..., nn.Module],
-    n_in: int,
+    n_in: int | tuple[int, int, int],
     n_out: int,
     sizes: Sizes,
     seed: int,
@@ -242,7 +268,7 @@ def _made(
 
 
 def _sizes_by_name(
-    kind: type[nn.Module], n_in: int, n_out: int, more: dict[str, Any]
+    kind: type[nn.Module], n_in: int | tuple[int, int, int], n_out: int, more: dict[str, Any]
 ) -> dict[str, Any]:
     """Return the arguments of a class's constructor that are known by name."""
     known = {**dict.fromkeys(_INPUTS, n_in), **dict.fromkeys(_OUTPUTS, n_out), **more}

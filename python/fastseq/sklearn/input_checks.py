@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Sequence
 from numbers import Number
@@ -16,6 +17,8 @@ from sklearn.utils.validation import _check_feature_names, _check_sample_weight,
 from torch import Tensor
 
 from ..data.user_arrays import refuse_containers, refuse_foreign, refuse_null
+from .hyperparameters import takes_images, wants_whole
+from .input_forms import is_panel, refuse_forms, sequences_of_panel, time_first, warn_if_swapped
 
 __all__ = [
     "Array", "Inputs", "Items", "as_tensor", "numbers", "read_inputs", "read_weights", "take",
@@ -41,12 +44,15 @@ class Inputs:
         The dtype to compute in.
     listed
         Whether they were passed as a list; outputs are then returned as one.
+    image
+        ``(W, H, C)`` if each step is an image; None: it is not.
     """
 
     x: Items
     lengths: Array
     dtype: torch.dtype
     listed: bool = False
+    image: tuple[int, int, int] | None = None
 
     @property
     def ragged(self) -> bool:
@@ -84,7 +90,7 @@ def take(items: Items, index: Array) -> Items:
     return [items[i] for i in index] if isinstance(items, list) else items[index]
 
 
-def read_inputs(estimator: BaseEstimator, X: object, *, reset: bool) -> Inputs:  # noqa: N803
+def read_inputs(estimator: BaseEstimator, X: Any, *, reset: bool) -> Inputs:  # noqa: N803
     """Check inputs, and set or compare ``n_features_in_`` and ``feature_names_in_``.
 
     Parameters
@@ -92,7 +98,9 @@ def read_inputs(estimator: BaseEstimator, X: object, *, reset: bool) -> Inputs: 
     estimator
         The estimator.
     X
-        ``(N, F)``, ``(N, T, F)``, or a list of ``(T_i, F)`` or ``(T_i,)``.
+        ``(N, F)``, ``(N, T, F)``, a list of ``(T_i, F)`` or ``(T_i,)``, or a data frame with the
+        index (sequence, time); for modules that take images ``(N, W, H, C)`` or ``(N, W, H)``. With
+        ``channels_first``, ``(N, F, T)``, ``(F, T_i)`` and ``(N, C, W, H)``.
     reset
         Whether `X` sets the number of features; else it must have that number.
 
@@ -101,40 +109,108 @@ def read_inputs(estimator: BaseEstimator, X: object, *, reset: bool) -> Inputs: 
     ValueError, TypeError
         `X` is none of these, not finite or empty; most messages are scikit-learn's.
     """
+    refuse_forms(X, channels_first=estimator.channels_first)
     _refuse_others(X)
     _refuse_text(X, "X")
     refuse_null(X, "X")
+    if reset:
+        estimator.rows_ = estimator.image_shape_ = None
+    if takes_images(estimator.module) if reset else estimator.image_shape_ is not None:
+        return _read_images(estimator, X, reset=reset)
+    whole = wants_whole(estimator.module)
+    if is_panel(X) and not whole:
+        return _read_list(estimator, sequences_of_panel(X), reset=reset)
+    inputs = _read_sequences(estimator, X, reset=reset)
+    told = estimator.channels_first or whole or (inputs.listed and hasattr(X[0], "columns"))
+    if reset and estimator.rows_ is None and not told:
+        longest = int(inputs.lengths.argmax())
+        if inputs.listed:
+            warn_if_swapped((inputs.steps, inputs.features), f"X[{longest}]")
+        else:
+            warn_if_swapped((inputs.count, inputs.steps, inputs.features), "X")
+    return inputs
+
+
+def _read_sequences(estimator: BaseEstimator, X: Any, *, reset: bool) -> Inputs:  # noqa: N803
+    channels_first = estimator.channels_first
     if isinstance(X, (list, tuple)) and len(X):
         if all(getattr(a, "ndim", 0) == 1 for a in X):
-            X = [np.asarray(a)[:, None] for a in X]  # noqa: N806
+            series = [np.asarray(a)[:, None] for a in X]
+            return _read_list(estimator, series, reset=reset)
         if all(getattr(a, "ndim", 0) == 2 for a in X):
-            return _read_list(estimator, X, reset=reset)
+            sequences = time_first(X) if channels_first else X
+            return _read_list(estimator, sequences, reset=reset)
     if getattr(X, "ndim", 2) < 3 and not _is_nested(X):
-        x = validate_data(estimator, X, reset=reset, ensure_all_finite=False)
-        _check_finite(x, estimator)
-        if reset:
-            estimator.rows_ = "series" if _are_series(X, estimator.module) else "samples"
-        elif estimator.rows_ is None:
-            raise ValueError(
-                f"X must be sequences, (N, T, F) or a list of (T_i, F), as in fit, got {x.shape}; "
-                "pass one sequence as X[None], sequences of one step as X[:, None]"
-            )
-        axis = 2 if estimator.rows_ == "series" else 1
-        x, dtype = np.expand_dims(numbers(x, "X"), axis), _dtype(x)
-        return Inputs(x, np.full(len(x), x.shape[1]), dtype)
+        return _read_table(estimator, X, reset=reset)
     x = check_array(
         X, allow_nd=True, estimator=estimator, input_name="X", ensure_all_finite=False
     )  # fmt: skip
     _check_finite(x, estimator)
     if x.ndim != 3:
+        form = "(N, F, T)" if channels_first else "(N, T, F)"
+        images = '; images need module="cnn", or an ImageBuilder' if x.ndim == 4 else ""
         raise ValueError(
-            f"X must have the shape (N, T, F) or (N, F), or be a list of arrays (T_i, F), got "
-            f"{x.shape}"
+            f"X must have the shape {form} or (N, F), or be a list of arrays "
+            f"{'(F, T_i)' if channels_first else '(T_i, F)'}, got {x.shape}{images}"
         )
+    given = x.shape
+    x = x.swapaxes(1, 2) if channels_first else x
     if not x.shape[1]:
-        raise ValueError(f"X has no time steps: its shape is {x.shape}")
+        raise ValueError(f"X has no time steps: its shape is {given}")
     _check_features(estimator, x.shape[2], np.empty((0, x.shape[2])), reset=reset)
     return Inputs(numbers(x, "X"), np.full(len(x), x.shape[1]), _dtype(x))
+
+
+def _read_table(estimator: BaseEstimator, X: Any, *, reset: bool) -> Inputs:  # noqa: N803
+    """Read an array or a data frame with two axes."""
+    x = validate_data(estimator, X, reset=reset, ensure_all_finite=False)
+    _check_finite(x, estimator)
+    if reset:
+        estimator.rows_ = "series" if _are_series(X, estimator.module) else "samples"
+    elif estimator.rows_ is None:
+        form = "(N, F, T)" if estimator.channels_first else "(N, T, F)"
+        raise ValueError(
+            f"X must be sequences, {form} or a list of (T_i, F), as in fit, got {x.shape}; "
+            "pass one sequence as X[None], sequences of one step as X[:, None]"
+        )
+    axis = 2 if estimator.rows_ == "series" else 1
+    x, dtype = np.expand_dims(numbers(x, "X"), axis), _dtype(x)
+    return Inputs(x, np.full(len(x), x.shape[1]), dtype)
+
+
+def _read_images(estimator: BaseEstimator, X: Any, *, reset: bool) -> Inputs:  # noqa: N803
+    """Read ``(N, W, H)`` or ``(N, W, H, C)`` as sequences of one step, an image."""
+    x = check_array(
+        X, allow_nd=True, ensure_2d=False, estimator=estimator, input_name="X",
+        ensure_all_finite=False,
+    )  # fmt: skip
+    _check_finite(x, estimator)
+    given, channels_first = x.shape, estimator.channels_first
+    if x.ndim == 3:
+        x = x[..., None]
+    elif x.ndim == 4 and channels_first:
+        x = np.moveaxis(x, 1, -1)
+    if x.ndim != 4 or not x.size:
+        form = "(N, C, W, H)" if channels_first else "(N, W, H, C)"
+        raise ValueError(f"X must be images, {form} or (N, W, H), got {given}")
+    shape: tuple[int, int, int] = x.shape[1:]
+    if not reset and shape != estimator.image_shape_:
+        raise ValueError(
+            f"X has images (W, H, C) = {shape}, but {type(estimator).__name__} was fitted on "
+            f"{estimator.image_shape_}"
+        )
+    features = math.prod(shape)
+    _check_features(estimator, features, np.empty((0, features)), reset=reset)
+    if reset:
+        estimator.image_shape_ = shape
+        if not channels_first and shape[0] <= 4 < shape[2]:
+            warnings.warn(
+                f"X {given} is read as images of {shape[0]} × {shape[1]} pixels with {shape[2]} "
+                "channels: if it is (N, C, W, H), pass channels_first=True",
+                stacklevel=5,
+            )
+    steps = numbers(x, "X").reshape(len(x), 1, features)
+    return Inputs(steps, np.ones(len(x), int), _dtype(x), image=shape)
 
 
 def _are_series(X: Any, module: object) -> bool:  # noqa: N803
@@ -149,7 +225,7 @@ def _are_series(X: Any, module: object) -> bool:  # noqa: N803
         warnings.warn(
             f"each row of X is read as a series of {len(columns)} steps, though a column is called "
             f"{words[0]!r}: if columns are features, pass module='mlp'",
-            stacklevel=5,
+            stacklevel=7,
         )
     return True
 
@@ -170,6 +246,7 @@ def _read_list(estimator: BaseEstimator, X: Sequence[Any], *, reset: bool) -> In
     if other is not None:
         raise ValueError(
             f"X[{other}] has {X[other].shape[1]} features, but X[0] has {X[0].shape[1]}"
+            f"{_of_channels(estimator, X)}"
         )
     _check_features(estimator, X[0].shape[1], X[0], reset=reset)
     for i, a in enumerate(X):
@@ -187,6 +264,14 @@ def _read_list(estimator: BaseEstimator, X: Sequence[Any], *, reset: bool) -> In
     return Inputs(np.split(whole, np.cumsum(lengths)[:-1]), lengths, dtype, listed=True)
 
 
+def _of_channels(estimator: BaseEstimator, X: Sequence[Any]) -> str:  # noqa: N803
+    """Return what to do if sequences that differ in their last axis are all of one length."""
+    alike = all(a.shape[0] == X[0].shape[0] for a in X)
+    if not alike or estimator.channels_first:
+        return ""
+    return ": if they are (F, T_i), pass channels_first=True"
+
+
 def _check_finite(x: Array, estimator: BaseEstimator) -> None:
     """Raise if values are not finite and must not be missing."""
     if estimator.nan not in ("raise", "mask"):
@@ -201,8 +286,6 @@ def _check_finite(x: Array, estimator: BaseEstimator) -> None:
 
 def _check_features(estimator: BaseEstimator, features: int, first: object, *, reset: bool) -> None:
     """Do for sequences what `validate_data` does for tables; `first` has the features' names."""
-    if reset:
-        estimator.rows_ = None
     if not features:
         raise ValueError("0 feature(s) while a minimum of 1 is required.")
     if reset:

@@ -77,6 +77,7 @@ class SequencePredictor(SequenceEstimator):
     loss: str | Callable[..., Tensor] | type[nn.Module]
     per_step: bool | None
     validation_fraction: float | None
+    channels_first: bool
     module_: str | nn.Module | Callable[..., nn.Module]
     _form_of_targets: TargetForm
 
@@ -113,6 +114,8 @@ class SequencePredictor(SequenceEstimator):
             inputs = dataclasses.replace(inputs, dtype=input_dtype(self.estimator_.model))
         targets = self._read_y(y, inputs)
         form = targets.form
+        if inputs.image is not None and form.per_step:
+            raise ValueError("y must have one target per image, (N,) or (N, K)")
         weights = read_weights(sample_weight, inputs, per_step=form.per_step)
         problem = self._problem(targets, weights, known)
         module = automatic_module(
@@ -131,6 +134,7 @@ class SequencePredictor(SequenceEstimator):
                 in_one_chunk or form.per_step,
                 module if isinstance(module, str) else None,
                 scale_x,
+                inputs.image,
             ),
             partial=partial,
         )
@@ -149,6 +153,7 @@ class SequencePredictor(SequenceEstimator):
                 module=module,
                 scale_x=scale_x,
                 head=problem.head,
+                image=inputs.image,
             ),
             start,
         )  # fmt: skip
