@@ -105,7 +105,7 @@ def summarize(model: nn.Module, example: Tree, steps: int) -> ModelSummary:
 
 def _symbolic(model: nn.Module, example: Tree, steps: int) -> dict[str, str]:
     """Return the shapes of outputs, with T and N for the numbers of steps and sequences."""
-    sizes = [(steps, 2), (steps, 3), (steps + 1, 2)]
+    sizes = [(steps, 2), (steps, 3), (steps + 8, 2)]
     try:
         runs = [_shapes(model, example, *size) for size in sizes[:2]]
     except Exception:  # a model may refuse zeros, or so few steps

@@ -199,11 +199,17 @@ class SequencePredictor(SequenceEstimator):
         >>> model = model.set_params(lr=found.suggestion).fit(X, X.sum((1, 2)))
         """
         new: SequencePredictor = clone(self)
-        task, start, _ = new._prepared(X, y, sample_weight)
-        est = new._make(task, start.seed)
-        with new._arranged(est, task) as (x, ys, w, _, shuffler):
-            shuffler.reorder(1)  # it has no callbacks
-            return est.find_lr(x, ys, w, least=least, most=most, updates=updates)
+        return new._find_lr(X, y, sample_weight, least=least, most=most, updates=updates)
+
+    def _find_lr(
+        self, X: object, y: object, sample_weight: object, **tried: Any  # noqa: N803
+    ) -> LearningRateTest:  # fmt: skip
+        """Test learning rates; sets what checks of the input set."""
+        task, start, _ = self._prepared(X, y, sample_weight)
+        est = self._make(task, start.seed)
+        with self._arranged(est, task) as (x, ys, w, _, shuffler):
+            shuffler.reorder(1)  # in the test no callback does
+            return est.find_lr(x, ys, w, **tried)
 
     def as_module(self) -> SampleModule:
         """Return a copy of the fitted module that takes samples as X has them: for other tools.
