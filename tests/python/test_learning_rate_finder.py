@@ -107,6 +107,14 @@ def test_losses_are_those_of_a_plain_loop():
     np.testing.assert_allclose(found.losses, losses, rtol=1e-5)
 
 
+def test_losses_that_come_late_as_on_a_gpu(monkeypatch):
+    x, y = data()
+    est = estimator(seed=0)
+    now = est.find_lr(x, y, updates=20)
+    monkeypatch.setattr("fastseq.training.loop._waits", lambda learner: True)
+    np.testing.assert_array_equal(est.find_lr(x, y, updates=20).losses, now.losses)
+
+
 @pytest.mark.parametrize("trained", [False, True])
 @pytest.mark.parametrize(
     ("call", "error"),
