@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -403,6 +404,14 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
 
     def _fit(self, est: Estimator, task: Task, epochs: int) -> None:
         """Train; if `shuffle` is set, in a new order of samples each epoch."""
+        with self._arranged(est, task) as (x, y, w, validation, _):
+            est.fit(x, y, w, validation=validation, epochs=epochs)
+
+    @contextmanager
+    def _arranged(
+        self, est: Estimator, task: Task
+    ) -> Iterator[tuple[Any, Any, Any, Any, Shuffler]]:
+        """Yield data as `Estimator.fit` takes them, and the callback that puts them in order."""
         x, validation = task.x, task.validation
         if task.per_sequence and self.nan == "mask":
             affine = None if est.scaling_ is None else est.scaling_.x
@@ -421,7 +430,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
                 w_apart = self._weights(task, *validation)
                 validation = x_apart, over_steps(x_apart, y_apart), w_apart
         try:
-            est.fit(x, y, w, validation=validation, epochs=epochs)
+            yield x, y, w, validation, shuffler
         finally:
             shuffler.clear()
 

@@ -8,13 +8,15 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from sklearn.base import clone
 from sklearn.model_selection import train_test_split
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from ..training.argument_checks import input_dtype
+from ..training.learning_rate_finder import LearningRateTest
 from .automatic_training import automatic_module, automatic_scaling
-from .base import SequenceEstimator, Task
+from .base import SequenceEstimator, Start, Task
 from .hyperparameters import wants_whole
 from .input_checks import (
     Array,
@@ -27,6 +29,7 @@ from .input_checks import (
     take,
     time_major,
 )
+from .sample_module import SampleModule
 from .target_forms import TargetForm, Targets
 
 __all__ = ["Problem", "SequencePredictor"]
@@ -108,6 +111,21 @@ class SequencePredictor(SequenceEstimator):
         known: list[Array] | None = None,
     ) -> None:
         """Train on samples."""
+        task, start, fitted = self._prepared(X, y, sample_weight, partial=partial, known=known)
+        self._train(task, start)
+        for name, value in fitted.items():
+            setattr(self, name, value)
+
+    def _prepared(
+        self,
+        X: object,  # noqa: N803
+        y: object,
+        sample_weight: object,
+        *,
+        partial: bool = False,
+        known: list[Array] | None = None,
+    ) -> tuple[Task, Start, dict[str, object]]:
+        """Return what is to be learnt from samples, and attributes to set after training."""
         goes_on = partial and hasattr(self, "estimator_")
         inputs = read_inputs(self, X, reset=not goes_on)
         if goes_on:
@@ -140,27 +158,93 @@ class SequencePredictor(SequenceEstimator):
         )
         training, apart = self._split(inputs.count, problem.strata, start.seed)
         x, y, w = _parts(inputs, problem, training)
-        self._train(
-            Task(
-                x, y, w,
-                n_in=inputs.features,
-                n_out=problem.n_out,
-                dtype=inputs.dtype,
-                loss=problem.loss,
-                steps=steps,
-                validation=None if apart is None else _parts(inputs, problem, apart),
-                scale_y=problem.scale_y,
-                module=module,
-                scale_x=scale_x,
-                head=problem.head,
-                image=inputs.image,
-            ),
-            start,
+        task = Task(
+            x, y, w,
+            n_in=inputs.features,
+            n_out=problem.n_out,
+            dtype=inputs.dtype,
+            loss=problem.loss,
+            steps=steps,
+            validation=None if apart is None else _parts(inputs, problem, apart),
+            scale_y=problem.scale_y,
+            module=module,
+            scale_x=scale_x,
+            head=problem.head,
+            image=inputs.image,
         )  # fmt: skip
-        self._form_of_targets = form
-        self.module_ = module
-        for name, value in problem.fitted.items():
-            setattr(self, name, value)
+        return task, start, {**problem.fitted, "_form_of_targets": form, "module_": module}
+
+    def find_lr(
+        self,
+        X: object,  # noqa: N803
+        y: object,
+        sample_weight: object = None,
+        *,
+        least: float = 1e-6,
+        most: float = 1.0,
+        updates: int = 100,
+    ) -> LearningRateTest:
+        """Test learning rates on a new, untrained module; this estimator is not changed.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As in `fit`.
+        least, most, updates
+            As in `Estimator.find_lr`.
+
+        Returns
+        -------
+        LearningRateTest
+            ``rates`` and ``losses`` of the updates; ``suggestion``, the rate at which the loss
+            falls fastest, or None; and ``plot()``.
+
+        Examples
+        --------
+        >>> from fastseq.sklearn import SequenceRegressor
+        >>> X = np.random.default_rng(0).standard_normal((60, 5, 1))
+        >>> model = SequenceRegressor("linear", random_state=0)
+        >>> found = model.find_lr(X, X.sum((1, 2)))
+        >>> model = model.set_params(lr=found.suggestion).fit(X, X.sum((1, 2)))
+        """
+        new: SequencePredictor = clone(self)
+        return new._find_lr(X, y, sample_weight, least=least, most=most, updates=updates)
+
+    def _find_lr(
+        self, X: object, y: object, sample_weight: object, **tried: Any  # noqa: N803
+    ) -> LearningRateTest:  # fmt: skip
+        """Test learning rates; sets what checks of the input set."""
+        task, start, _ = self._prepared(X, y, sample_weight)
+        est = self._make(task, start.seed)
+        with self._arranged(est, task) as (x, ys, w, _, shuffler):
+            shuffler.reorder(1)  # in the test no callback does
+            return est.find_lr(x, ys, w, **tried)
+
+    def as_module(self) -> SampleModule:
+        """Return a copy of the fitted module that takes samples as X has them: for other tools.
+
+        It scales inputs, and undoes the scaling of a regressor's targets. It is in evaluation mode,
+        can be differentiated, and has the weights of now; further training does not change it.
+
+        Returns
+        -------
+        SampleModule
+            A `torch.nn.Module`: tensors ``(N, T, F)`` to outputs ``(N, K)``, or per step
+            ``(N, T, K)``; a classifier's are scores, without softmax.
+
+        Examples
+        --------
+        >>> from fastseq.sklearn import SequenceClassifier
+        >>> X, y = np.random.default_rng(0).standard_normal((60, 9, 3)), np.arange(60) % 2
+        >>> model = SequenceClassifier(epochs=2, random_state=0).fit(X, y)
+        >>> scores = model.as_module()(torch.from_numpy(X))
+        >>> np.allclose(scores.softmax(1).detach(), model.predict_proba(X))
+        True
+        """
+        check_is_fitted(self)
+        per_step = self._form_of_targets.per_step
+        whole = wants_whole(self.module_) and not per_step
+        return SampleModule(self.estimator_, per_step=per_step, whole=whole)
 
     def _split(
         self, count: int, strata: Array | None, seed: int
