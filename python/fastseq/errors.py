@@ -9,6 +9,7 @@ __all__ = [
     "BusyError",
     "CheckpointError",
     "CommunicationError",
+    "DivergedError",
     "FastseqError",
     "MissingFeatureError",
     "NonFiniteError",
@@ -32,6 +33,10 @@ class CheckpointError(FastseqError, ValueError):
 
 class NonFiniteError(FastseqError, FloatingPointError):
     """The loss became NaN or infinite; the message names epoch, block and chunk."""
+
+
+class DivergedError(NonFiniteError):
+    """The loss or a gradient became NaN or infinite while the weights were trained."""
 
 
 class ReadError(FastseqError, OSError):

@@ -31,6 +31,7 @@ from .inference import Predictor
 from .inference.export import check_path, export_model
 from .nn.compiled import CompiledStateful
 from .nn.earlier_steps import in_context
+from .nn.model_summary import ModelSummary, summarize
 from .nn.stateful import Stateful, in_mode
 from .training.amp import Precision
 from .training.argument_checks import (
@@ -44,6 +45,7 @@ from .training.evaluation import chunk_plan, evaluate
 from .training.fit import Fit
 from .training.history import History
 from .training.learner import Learner
+from .training.learning_rate_finder import LearningRateTest, restored, try_learning_rates
 from .training.run import check_callbacks
 from .training.spec import Spec, check_count
 from .training.time_dependence import check_steps, wants_whole_series
@@ -314,11 +316,7 @@ class Estimator:
         count = self.spec.epochs if epochs is None else epochs
         with learner.replicas.together("fit"), in_mode(self.model, training=True):
             check_count("epochs", count)
-            if not torch.is_grad_enabled():
-                raise ValueError(
-                    "fit needs gradients, which are disabled here: call it outside of "
-                    "torch.no_grad() and torch.inference_mode()"
-                )
+            _check_gradients("fit")
             data = self._open("fit", x, y, w, mask, lengths)
             fit = Fit(learner, data, validation, self, self.callbacks, progress=self.progress)
             fit.run(count, Session(learner, self.callbacks, checkpoint, resume))
@@ -335,6 +333,98 @@ class Estimator:
     ) -> Estimator:
         """Train for one epoch, starting from the current weights; see `fit`."""
         return self.fit(x, y, w, mask=mask, lengths=lengths, epochs=1)
+
+    def find_lr(
+        self,
+        x: object,
+        y: object = None,
+        w: object = None,
+        *,
+        mask: object = None,
+        lengths: object = None,
+        least: float = 1e-6,
+        most: float = 1.0,
+        updates: int = 100,
+    ) -> LearningRateTest:
+        """Test learning rates: train while the rate rises with each update, and undo it all.
+
+        Smith's range test: the rate rises by the same factor from update to update, until the loss
+        is far above its lowest. Without callbacks; afterwards the estimator and the random
+        generators are as before, also if it fails or is interrupted. If the optimizer's groups of
+        parameters have different rates, they keep their ratios, and the highest is the one tested.
+
+        Parameters
+        ----------
+        x, y, w, mask, lengths
+            Training data, as in `fit`.
+        least, most
+            The first and the last rate.
+        updates
+            The number of updates of the weights, 10 at least.
+
+        Returns
+        -------
+        LearningRateTest
+            ``rates`` and ``losses`` of the updates; ``suggestion``, the rate at which the loss
+            falls fastest, or None; and ``plot()``.
+
+        Raises
+        ------
+        ValueError, TypeError
+            The data, the range or `updates` are invalid.
+        NonFiniteError
+            The data hold NaN or infinities (see ``spec.nan``), or the loss does from the start.
+
+        Examples
+        --------
+        >>> import fastseq as fs
+        >>> x = torch.randn(20, 8, 1)
+        >>> spec = dict(epochs=2, batchsize=4, seqsize=10)
+        >>> loss, sgd = fs.seqloss(nn.MSELoss()), torch.optim.SGD
+        >>> est = fs.Estimator(nn.Linear(1, 1), loss, sgd, spec, progress=False)
+        >>> found = est.find_lr(x, 3 * x, most=0.5)
+        >>> len(found.rates), bool(0.001 < found.suggestion < 0.5)
+        (100, True)
+        """
+        learner = self.learner
+        with learner.replicas.together("find_lr"), in_mode(self.model, training=True):
+            _check_gradients("find_lr")
+            with restored(learner):
+                data = self._open("find_lr", x, y, w, mask, lengths)
+                return try_learning_rates(learner, data, least=least, most=most, updates=updates)
+
+    def summary(self, x: object = None) -> ModelSummary:
+        """Describe the model: its layers, the shapes of their outputs, and their parameters.
+
+        Parameters
+        ----------
+        x
+            Inputs as for `predict`; only their structure, features and number of steps matter.
+            None: like the last ones; without any, shapes are unknown.
+
+        Returns
+        -------
+        ModelSummary
+            A table, shown as text, or in a notebook as HTML.
+
+        Examples
+        --------
+        >>> import fastseq as fs
+        >>> model = fs.nn.Chain(fs.nn.GRU(3, 4), nn.Linear(4, 2))
+        >>> spec = dict(epochs=1, batchsize=4, seqsize=10)
+        >>> est = fs.Estimator(model, fs.seqloss(nn.MSELoss()), torch.optim.SGD, spec, device="cpu")
+        >>> est.summary(torch.zeros(50, 8, 3))
+        Chain: 118 parameters, float32 on cpu
+        layer  type    output     parameters
+               Chain   (T, N, 2)           0
+        0      GRU     (T, N, 4)         108
+        1      Linear  (T, N, 2)          10
+        """
+        learner = self.learner
+        if x is not None:
+            with learner.replicas.together("summary"):
+                learner.open(x)
+        return summarize(learner.model, learner.example, learner.steps)
 
     def predict(
         self, x: object, *, lengths: object = None, out: object = None, reset: bool = True
@@ -661,6 +751,14 @@ def _check_callbacks(callbacks: object) -> list[Any]:
     if any(isinstance(callback, Checkpoint) for callback in found):
         raise TypeError("callbacks must not include a Checkpoint: pass it to fit, as checkpoint=…")
     return found
+
+
+def _check_gradients(caller: str) -> None:
+    if not torch.is_grad_enabled():
+        raise ValueError(
+            f"{caller} needs gradients, which are disabled here: call it outside of "
+            "torch.no_grad() and torch.inference_mode()"
+        )
 
 
 def _check_model(model: object) -> None:

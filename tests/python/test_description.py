@@ -40,6 +40,8 @@ EXAMPLES = [
     (nn.GroupNorm(2, 4, eps=0.1, affine=False), (5, 4)),
     (nn.BatchNorm1d(3, eps=0.1, momentum=None), (5, 3)),
     (nn.BatchNorm2d(3, momentum=0.5, affine=False, track_running_stats=False), (5, 3, 2, 2)),
+    (nn.MaxPool2d((2, 1), 1, (1, 0), (2, 3), ceil_mode=True), (5, 2, 9, 8)),
+    (nn.AdaptiveAvgPool2d((2, 3)), (5, 2, 9, 8)),
     (nn.Dropout(0.75), (5, 3)),
     (nn.Dropout1d(0.75), (5, 3, 2)),
     (nn.AlphaDropout(0.75), (5, 3)),
@@ -100,10 +102,11 @@ def test_containers_keep_their_layers_names_and_kinds():
     inner = nn.Sequential()
     inner.add_module("hidden", nn.Linear(4, 4))
     inner.add_module("squash", nn.Tanh())
-    model = fs.nn.Chain(nn.LSTM(3, 4), inner, nn.Linear(4, 1))
+    model = fs.nn.Chain(nn.LSTM(3, 4), inner, fs.nn.OnImages((2, 2, 1), nn.Flatten()))
     again = build(describe_model(model))
     assert list(again.state_dict()) == list(model.state_dict())
     assert repr(again) == repr(model)
+    assert again[2].shape == (2, 2, 1)
     assert all(p.is_meta for p in again.parameters())
 
 
@@ -173,6 +176,9 @@ def test_an_argument_that_is_not_known_of_is_noticed(monkeypatch):
         {"layer": "torch.nn.Linear", "in_features": 10**30, "out_features": 2, "bias": True},
         {"layer": "fastseq.nn.Chain", "layers": [["a.b", {"layer": "torch.nn.Tanh"}]]},
         {"layer": "fastseq.nn.Chain", "layers": 3},
+        {"layer": "fastseq.nn.Chain", "layers": [], "shape": (8, 8, 1)},
+        {"layer": "fastseq.nn.OnImages", "layers": []},
+        {"layer": "fastseq.nn.OnImages", "layers": [], "shape": 8},
         {"layer": ["torch.nn.Tanh"]},
         {},
         [],

@@ -23,7 +23,13 @@ ROOT = Path(__file__).parents[2]
 NATIVE = ("fastseq._C", "fastseq._comm", "fastseq._mpi", "fastseq._reader")
 MODULES = [m.name for m in pkgutil.walk_packages(fs.__path__, "fastseq.")]
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
-LONG = ("hierarchies", "large-data", "resuming", "tuning")  # twenty seconds and more
+LONG = (
+    "classification",
+    "hierarchies",
+    "large-data",
+    "resuming",
+    "tuning",
+)  # twenty seconds and more
 DOCUMENTS = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *GUIDES]
 
 

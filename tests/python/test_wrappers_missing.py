@@ -92,6 +92,63 @@ def test_classifiers_take_missing_inputs():
     )
 
 
+@pytest.mark.parametrize("scale_x", ["standard", "robust", None])
+@pytest.mark.parametrize(
+    "module",
+    ["auto", "lstm", "rnn", "lstm-fcn", "inception", "tcn", "transformer", "mlp", "linear"],
+)
+@pytest.mark.parametrize("ragged", [False, True])
+def test_missing_inputs_of_every_module_are_the_center(module, scale_x, ragged):
+    if ragged and module in ("mlp", "linear"):
+        return
+    x = XM.copy()
+    x[::2, -2:] = np.nan  # the ends of sequences, too
+    center = {"standard": np.nanmean, "robust": np.nanmedian}.get(scale_x, lambda *_: 0.0)
+    given = [a[: T - i % 3] for i, a in enumerate(x)] if ragged else x
+    at = center(np.concatenate(given), 0)
+    if module in ("mlp", "linear"):  # whose features are those of all steps
+        at = center(x, 0)
+    wanted = [np.where(np.isnan(a), at, a) for a in given]
+    wanted = wanted if ragged else np.stack(wanted)
+    options = {**OPTIONS, "hidden_size": 16, "scale_x": scale_x, "epochs": 2}
+    labels = (Y[:, 0] > 3).astype(int)
+    model = SequenceClassifier(module, nan="mask", **options).fit(given, labels)
+    np.testing.assert_allclose(
+        model.predict_proba(given), model.predict_proba(wanted), rtol=1e-6, atol=1e-9
+    )
+    if scale_x is None:  # all sequences have been trained on, those that end in missing steps too
+        same = SequenceClassifier(module, **options).fit(wanted, labels)
+        np.testing.assert_allclose(
+            model.predict_proba(given), same.predict_proba(wanted), rtol=1e-4, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+def test_sequences_whose_last_steps_are_missing_are_learnt_from(ragged):
+    x = [a[: T - i % 3].copy() for i, a in enumerate(X)] if ragged else X.copy()
+    for a in x:
+        a[-2:] = np.nan
+    y = X[:, 0, 0]
+    before = [a.copy() for a in x]
+    model = missing("gru", scale_y=None, validation_fraction=0.2).fit(x, y)
+    assert np.isfinite([(row["loss"], row["validation_loss"]) for row in model.history_]).all()
+    np.testing.assert_equal(list(x), before)
+    x[3][:] = np.nan  # nothing is known: as without weight
+    w = np.ones(N)
+    w[3] = 0
+    other = [np.nan_to_num(a) for a in x]
+    options = {**OPTIONS, "scale_x": None, "scale_y": None}
+    found = SequenceRegressor("gru", nan="mask", **options).fit(x, y)
+    wanted = SequenceRegressor("gru", **options).fit(other if ragged else np.stack(other), y, w)
+    np.testing.assert_allclose(found.predict(x), wanted.predict(other), rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale_x", ["instance", "both"])
+def test_sequences_with_missing_values_are_not_scaled_by_themselves(scale_x):
+    with pytest.raises(ValueError, match="needs sequences without missing values, but nan is"):
+        SequenceRegressor(nan="mask", scale_x=scale_x).fit(XM, Y)
+
+
 def test_nan_says_what_to_do():
     with pytest.raises(
         ValueError, match=r"Input X contains NaN: .*SequenceRegressor\(nan=\"mask\""

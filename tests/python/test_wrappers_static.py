@@ -167,6 +167,14 @@ def test_static_numbers_may_be_missing_if_masked():
         regressor(nan="mask").fit(X, Y, static=np.where([True, False], NUMBERS, NAN))
 
 
+def test_learning_rates_are_tested_with_static_features():
+    found = regressor().find_lr(X, Y, static=STATIC, updates=20)
+    assert len(found.losses) == 20
+    beside = np.stack(repeated(X, SCALED))
+    same = regressor().find_lr(X, Y, static=NUMBERS, updates=20)
+    np.testing.assert_allclose(same.losses, regressor().find_lr(beside, Y, updates=20).losses, 1e-4)
+
+
 # --- what continues
 
 
@@ -249,6 +257,11 @@ def test_later_static_features_must_be_those_of_fit(static, error, match):
     ):
         with pytest.raises(error, match=match):
             call(X, static=static)
+
+
+def test_images_have_no_static_features():
+    with pytest.raises(ValueError, match="static is for sequences, but X holds images"):
+        regressor("cnn").fit(X, Y, static=NUMBERS)
 
 
 def test_static_features_without_those_of_fit_are_refused():

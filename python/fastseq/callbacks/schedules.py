@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, optim
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from .._util.torch_internals import mark_stepped
+from ..training.optimizer_step import set_in_group
 from ..training.run import Callback
 from .monitor import Monitor, check_positive
 
@@ -156,16 +156,7 @@ def _go_on(scheduler: LRScheduler, state: dict[str, Any]) -> None:
     scheduler.load_state_dict(dict(state["scheduler"]))
     for group, saved in zip(scheduler.optimizer.param_groups, state["groups"], strict=True):
         for name, value in saved.items():
-            _set(group, name, tuple(value) if isinstance(group[name], tuple) else value)
-
-
-def _set(group: dict[str, Any], name: str, value: Any) -> None:
-    """Set a number of a group; if it is a tensor, in place: CUDA graphs hold its address."""
-    if isinstance(group[name], Tensor):
-        with torch.no_grad():
-            group[name].fill_(float(value))
-    else:
-        group[name] = value
+            set_in_group(group, name, tuple(value) if isinstance(group[name], tuple) else value)
 
 
 _NOT_PLAIN = object()
@@ -227,4 +218,4 @@ class CycleLearningRate(Callback):
     def on_epoch_begin(self, run: Run) -> None:
         """Set the epoch's learning rate."""
         for group in run.optimizer.param_groups:
-            _set(group, "lr", self.rate(run.epoch))
+            set_in_group(group, "lr", self.rate(run.epoch))

@@ -65,7 +65,10 @@ class NamedMetric:
         if self._on_numbers:
             return float(self._scorer(_Regressor(), samples.y_pred, y_true, **weights))
         classes = _Classifier(one_logit=samples.y_true.shape == samples.y_pred.shape)
-        classes.classes_ = np.arange(max(2, samples.y_pred.shape[-1]))
+        count = samples.y_pred.shape[-1]
+        classes.classes_ = np.arange(max(2, count))
+        if classes.one_logit and count > 1:  # as many labels, each with these classes
+            classes.classes_ = [np.arange(2)] * count
         return float(self._scorer(classes, samples.y_pred, y_true.astype(np.int64), **weights))
 
 
@@ -82,7 +85,7 @@ class _Regressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 class _Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Its inputs are a model's outputs: logits of all classes, or one logit for each target."""
 
-    classes_: np.ndarray
+    classes_: np.ndarray | list[np.ndarray]
 
     def __init__(self, *, one_logit: bool = False) -> None:
         self.one_logit = one_logit

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..errors import NonFiniteError
+from ..errors import DivergedError
 from .communicators import Communicator, communicator, native_bucketizer
 from .nccl import DeviceExchange, nccl_fits
 from .pinned import Staging
@@ -66,7 +66,7 @@ class Bucketizer:
     bucket_bytes
         Bytes exchanged at a time.
     nonfinite
-        What an infinite or NaN gradient on any rank does: ``"raise"`` raises `NonFiniteError` on
+        What an infinite or NaN gradient on any rank does: ``"raise"`` raises `DivergedError` on
         all ranks, ``"skip"`` reports it in `Averaged.finite`, so that all ranks can skip the
         update; ``"ignore"`` does nothing.
     unused
@@ -264,7 +264,7 @@ class Bucketizer:
 
         Raises
         ------
-        NonFiniteError
+        DivergedError
             As `nonfinite` says.
         RuntimeError
             No update is under way, or as `unused` says.
@@ -296,7 +296,7 @@ class Bucketizer:
             if self._norm and not self._hooks:  # there were late ones
                 norm = float(nn.utils.get_total_norm(self._places))
         if nonfinite_rank >= 0 and self._nonfinite == "raise":
-            raise NonFiniteError(
+            raise DivergedError(
                 f"rank {nonfinite_rank} has an infinite or NaN gradient: lower the learning rate, "
                 "clip, or look for NaN in its data"
             )

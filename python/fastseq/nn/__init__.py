@@ -1,14 +1,18 @@
-"""Layers and networks."""
+"""Layers, networks, and losses as modules."""
 
 from .chain import Chain
 from .column_encoder import ColumnEncoder
+from .focal_loss import FocalLoss
+from .images import OnImages
 from .instance_scaling import InstanceScale
+from .ordinal import OrdinalLogProbabilities
 from .padded_layers import PaddedBatchNorm, PaddedConv
 from .pooling import Pool
 from .recurrent import GRU, LSTM, RNN
 from .series_networks import LSTMFCN, TCN, InceptionTime, PooledRNN, Transformer
 
 __all__ = [
-    "GRU", "LSTM", "LSTMFCN", "RNN", "TCN", "Chain", "ColumnEncoder", "InceptionTime",
-    "InstanceScale", "PaddedBatchNorm", "PaddedConv", "Pool", "PooledRNN", "Transformer",
+    "GRU", "LSTM", "LSTMFCN", "RNN", "TCN", "Chain", "ColumnEncoder", "FocalLoss", "InceptionTime",
+    "InstanceScale", "OnImages", "OrdinalLogProbabilities", "PaddedBatchNorm", "PaddedConv", "Pool",
+    "PooledRNN", "Transformer",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Builders of modules whose sizes depend on the data: `Linear`, `Short`, `MLP`, `Recurrent`.
+"""Builders of modules whose sizes depend on the data: `Linear`, `MLP`, `Recurrent` and others.
 
 A builder is a callable that gets the numbers of inputs and outputs and a seeded generator, and
 returns a module; the scikit-learn estimators take any builder as their ``module``.
@@ -15,8 +15,9 @@ from torch import nn
 
 from ..errors import meant
 from . import GRU, LSTM, RNN, Chain
+from .images import ImageBuilder
 
-__all__ = ["MLP", "Builder", "Linear", "Recurrent", "Short"]
+__all__ = ["MLP", "Builder", "ImageBuilder", "Linear", "Recurrent", "Short"]
 
 
 class Builder(Protocol):
@@ -25,6 +26,10 @@ class Builder(Protocol):
     ``rng`` is a seeded `torch.Generator`; torch's global one is seeded for the call, too. If there
     is one target per sequence, modules of builders with a true attribute ``whole`` get whole
     sequences, ``n_in`` = steps · features; others get them step by step.
+
+    A true attribute ``images`` means that data are images ``(N, W, H, C)`` or ``(N, W, H)``:
+    ``n_in`` is then ``(W, H, C)``, and the module gets them as PyTorch's convolutions do,
+    ``(N, C, W, H)``, and returns ``(N, n_out)``; see `ImageBuilder`.
     """
 
     def __call__(self, n_in: int, n_out: int, rng: torch.Generator) -> nn.Module:

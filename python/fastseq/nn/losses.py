@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from .._util.torch_internals import l1_mean, mse_mean
 from .._util.tree import Tree
+from .focal_loss import FocalLoss
 
-__all__ = ["missing_label", "of_numbers", "seqloss"]
+__all__ = ["missing_label", "of_classes", "of_numbers", "seqloss", "unreduced"]
 
 Loss = Callable[..., Tensor]
 
@@ -70,7 +71,7 @@ def seqloss(fn: Loss | nn.Module, *, per_step: bool = False) -> Loss:
     """
     if per_step:
         return functools.partial(_mean_over_steps, fn)
-    return functools.partial(_mean_over_samples, _unreduced(fn), _mean_over_elements(fn), _kind(fn))
+    return functools.partial(_mean_over_samples, unreduced(fn), _mean_over_elements(fn), _kind(fn))
 
 
 def of_numbers(loss: object) -> bool:
@@ -107,8 +108,19 @@ def _made(loss: object) -> TypeGuard[functools.partial[Tensor]]:
     return isinstance(loss, functools.partial) and loss.func is _mean_over_samples
 
 
-def _unreduced(fn: Loss | nn.Module) -> Loss:
-    """Make `fn` return one loss per sample, or per element."""
+def of_classes(fn: object) -> bool:
+    """Whether a loss over samples compares scores with class numbers.
+
+    Examples
+    --------
+    >>> of_classes(nn.CrossEntropyLoss()), of_classes(F.mse_loss)
+    (True, False)
+    """
+    return _kind(fn) == "classes"
+
+
+def unreduced(fn: Loss | nn.Module) -> Loss:
+    """Make `fn` return one loss per sample, or per element; see `seqloss` for what it raises."""
     if _reduces(fn):
         if fn.reduction == "sum":
             raise ValueError('seqloss returns a mean; make the loss with reduction="mean"')
@@ -149,7 +161,7 @@ _MODULES_OF_MEANS = (nn.HuberLoss, nn.L1Loss, nn.MSELoss, nn.SmoothL1Loss)
 # The last two compare element by element, too, but may have their own weights.
 _MODULES_OF_ELEMENTS = (*_MODULES_OF_MEANS, nn.BCELoss, nn.BCEWithLogitsLoss)
 _OF_CLASSES: tuple[Loss, ...] = (F.cross_entropy, F.nll_loss, F.multi_margin_loss)
-_MODULES_OF_CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss)
+_MODULES_OF_CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss, FocalLoss)
 
 
 def _mean_over_elements(fn: Loss | nn.Module) -> Loss | None:

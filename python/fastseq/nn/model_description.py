@@ -13,6 +13,7 @@ from .._util.torch_internals import children as children_of
 from .._util.torch_internals import forward_hooks
 from .chain import Chain
 from .column_encoder import ColumnEncoder
+from .images import OnImages
 from .instance_scaling import InstanceScale
 from .padded_layers import PaddedBatchNorm
 from .pooling import Pool
@@ -33,9 +34,11 @@ _BATCH_NORM = ("num_features", "eps", "momentum", "affine", "track_running_stats
 
 _NETWORK = ("n_in", "n_out", "width", "pool", "dropout")
 
-_CONTAINERS: dict[str, type[nn.Sequential]] = {
-    "fastseq.nn.Chain": Chain,
-    "torch.nn.Sequential": nn.Sequential,
+# Containers, and their constructors' arguments, which are attributes.
+_CONTAINERS: dict[str, tuple[type[nn.Sequential], tuple[str, ...]]] = {
+    "fastseq.nn.Chain": (Chain, ()),
+    "fastseq.nn.OnImages": (OnImages, ("shape",)),
+    "torch.nn.Sequential": (nn.Sequential, ()),
 }
 
 # Each layer's constructor arguments, all of which are attributes of the layer.
@@ -69,6 +72,10 @@ _LAYERS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.GroupNorm: ("num_groups", "num_channels", "eps", "affine"),
     nn.BatchNorm1d: _BATCH_NORM,
     nn.BatchNorm2d: _BATCH_NORM,
+    nn.MaxPool2d: (
+        *("kernel_size", "stride", "padding", "dilation", "return_indices", "ceil_mode"),
+    ),
+    nn.AdaptiveAvgPool2d: ("output_size",),
     nn.Dropout: ("p", "inplace"),
     nn.Dropout1d: ("p", "inplace"),
     nn.AlphaDropout: ("p", "inplace"),
@@ -141,14 +148,14 @@ def _describe(module: nn.Module, where: str) -> dict[str, Any]:
     kind = type(module)
     if "forward" in vars(module) or forward_hooks(module):
         raise ValueError(f"{where} has hooks, or its own forward")
-    for name, container in _CONTAINERS.items():
+    for name, (container, own) in _CONTAINERS.items():
         if kind is container:
             children = [
                 [key, _describe(child, f"layer {key} of {where}")]
                 for key, child in children_of(module).items()
                 if child is not None
             ]
-            return {"layer": name, "layers": children}
+            return {"layer": name, "layers": children, **{key: getattr(module, key) for key in own}}
     if kind not in _LAYERS:
         raise ValueError(f"{where} is a {kind.__module__}.{kind.__qualname__}")
     arguments = {name: _argument(module, name) for name in _LAYERS[kind]}
@@ -202,13 +209,17 @@ def _build(description: Mapping[str, Any]) -> nn.Module:
     arguments = dict(description)
     name = arguments.pop("layer")
     if name in _CONTAINERS:
-        container = _CONTAINERS[name]()
-        for key, child in arguments["layers"]:
+        kind, own = _CONTAINERS[name]
+        layers = arguments.pop("layers")
+        if set(arguments) != set(own):
+            raise ValueError(f"{name} is built from layers, {', '.join(own)}, not {arguments!r}")
+        container = kind(*(arguments[key] for key in own))
+        for key, child in layers:
             container.add_module(key, _build(child))
         return container
     if name not in _KINDS:
         raise ValueError(f"{name!r} is not a layer that this version of fastseq can build")
-    kind = _KINDS[name]
-    if set(arguments) != set(_LAYERS[kind]):
-        raise ValueError(f"{name} is built from {', '.join(_LAYERS[kind])}, not {arguments!r}")
-    return kind(**arguments)
+    layer = _KINDS[name]
+    if set(arguments) != set(_LAYERS[layer]):
+        raise ValueError(f"{name} is built from {', '.join(_LAYERS[layer])}, not {arguments!r}")
+    return layer(**arguments)

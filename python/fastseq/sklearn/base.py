@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,14 +24,15 @@ from ..distributed import communicator
 from ..distributed.replicas import Replicas
 from ..errors import meant
 from ..estimator import Estimator
+from ..nn import Chain
 from ..nn.stateful import batch_norms, carries, steps_apart
 from ..training.history import History
 from ..training.run import Callback, check_callbacks
 from ..training.spec import Spec
 from .automatic_training import enough_epochs, learning_rate, warn_if_few
-from .fitted_columns import ColumnSizes
-from .hyperparameters import Sizes, make_module, optimizer_factory
+from .hyperparameters import ColumnSizes, Sizes, make_module, optimizer_factory
 from .input_checks import Tensors
+from .missing_inputs import fill_known
 from .named_schedules import check_schedule, scheduled
 from .sequence_losses import AtLastStep, PerSequence, last_step_only, over_steps
 from .shuffling import Shuffler
@@ -72,6 +74,10 @@ class Task:
         See `SequenceEstimator._begin`, for `SequenceEstimator._train` without `start`.
     module, scale_x
         Hyperparameters, where "auto" has been replaced.
+    head
+        A layer to put after the module; None: none.
+    image
+        ``(W, H, C)`` if each step is an image; None: it is not.
     columns
         Which features are codes of categories, or scaled already; None: none.
     """
@@ -89,6 +95,8 @@ class Task:
     form: Any = None
     module: str | nn.Module | Callable[..., nn.Module] = "lstm"
     scale_x: str | None = None
+    head: nn.Module | None = None
+    image: tuple[int, int, int] | None = None
     columns: ColumnSizes | None = None
 
     @property
@@ -305,11 +313,8 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
         if task.scale_x is not None or task.scale_y is not None:
             first = "standard" if task.scale_x in _BY_INSTANCE else task.scale_x
             y = task.y.unsqueeze(0) if task.per_sequence else task.y
-            x_scaling = _measure("x", task.x, task.w, first, task.dtype, self.nan)
-            if x_scaling is not None and task.columns is not None:
-                x_scaling = x_scaling.only(torch.from_numpy(task.columns.numbers))
             est.scaling_ = Scaling(
-                x_scaling,
+                _measure_inputs(task, first, self.nan),
                 _measure("y", y, task.w, task.scale_y, task.dtype, self.nan),
             )
         return est
@@ -330,9 +335,10 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
         sizes = Sizes(
             self.hidden_size, self.num_layers, self.dropout, self.bidirectional, self.pool,
             per_step=not task.per_sequence, instance=self._instance(task), steps=task.longest,
-            columns=task.columns,
+            image=task.image, columns=task.columns,
         )  # fmt: skip
-        return make_module(task.module, task.n_in, task.n_out, sizes, seed=seed)
+        made = make_module(task.module, task.n_in, task.n_out, sizes, seed=seed)
+        return made if task.head is None else Chain(made, task.head)
 
     def _instance(self, task: Task) -> str | None:
         """Return `scale_x` if it scales each sequence by itself."""
@@ -401,12 +407,25 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
 
     def _fit(self, est: Estimator, task: Task, epochs: int) -> None:
         """Train; if `shuffle` is set, in a new order of samples each epoch."""
-        x, y, w = task.x, task.y, self._weights(task, task.x, task.y, task.w)
+        with self._arranged(est, task) as (x, y, w, validation, _):
+            est.fit(x, y, w, validation=validation, epochs=epochs)
+
+    @contextmanager
+    def _arranged(
+        self, est: Estimator, task: Task
+    ) -> Iterator[tuple[Any, Any, Any, Any, Shuffler]]:
+        """Yield data as `Estimator.fit` takes them, and the callback that puts them in order."""
+        x, validation = task.x, task.validation
+        if task.per_sequence and self.nan == "mask":
+            affine = None if est.scaling_ is None else est.scaling_.x
+            x = fill_known(x, affine)
+            if isinstance(validation, tuple):
+                validation = fill_known(validation[0], affine), *validation[1:]
+        y, w = task.y, self._weights(task, x, task.y, task.w)
         shuffler = next(c for c in est.callbacks if isinstance(c, Shuffler))
         if self.shuffle and isinstance(x, Tensor):
             x, y = shuffler.shuffled(x, 1), shuffler.shuffled(y, y.dim() - 2)
             w = None if w is None else shuffler.shuffled(w, w.dim() - 1)
-        validation = task.validation
         if task.per_sequence:
             y = over_steps(x, y)
             if isinstance(validation, tuple):
@@ -414,7 +433,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
                 w_apart = self._weights(task, *validation)
                 validation = x_apart, over_steps(x_apart, y_apart), w_apart
         try:
-            est.fit(x, y, w, validation=validation, epochs=epochs)
+            yield x, y, w, validation, shuffler
         finally:
             shuffler.clear()
 
@@ -447,6 +466,22 @@ def _same(a: object, b: object) -> bool:
         return type(a) is type(b) and bool(a == b)
     except (ValueError, TypeError):
         return False
+
+
+def _measure_inputs(task: Task, method: str | None, nan: str) -> Affine | None:
+    """Measure the scaling of inputs; of images by channel, alike for all pixels."""
+    if task.image is None:
+        found = _measure("x", task.x, task.w, method, task.dtype, nan)
+        if found is None or task.columns is None:
+            return found
+        return found.only(torch.from_numpy(task.columns.numbers))
+    width, height, channels = task.image
+    pixels = task.x[0].unflatten(1, (width * height, channels)).swapaxes(0, 1)
+    found = _measure("x", pixels, task.w, method, task.dtype, nan)
+    if found is None:
+        return None
+    each = [part.repeat(width * height) for part in (found.center, found.scale)]
+    return dataclasses.replace(found, center=each[0], scale=each[1])
 
 
 def _measure(

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
 from sklearn.base import ClassifierMixin
-from sklearn.utils.class_weight import compute_sample_weight
-from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.metaestimators import available_if
 from torch import Tensor, nn, optim
 
-from .hyperparameters import loss_over_chunks
+from .class_kinds import (
+    Classes,
+    ClassKind,
+    Labels,
+    check_label_classes,
+    read_classes,
+    shown,
+    weighted,
+)
 from .input_checks import Array, Inputs, Items
-from .sequence_losses import CrossEntropies
+from .ordinal_classes import Ordinal, order_of, read_order
 from .supervised import Problem, SequencePredictor
-from .target_forms import Targets, read_targets, refuse_missing
+from .target_forms import Targets, read_targets
 
 __all__ = ["SequenceClassifier"]
 
@@ -28,16 +35,20 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
     Samples come first: X is ``(N, T, F)``, N sequences of T steps with F features, or a list of
     ``(T_i, F)`` or ``(T_i,)``. An array or data frame ``(N, T)`` is N series of one feature. For
     "mlp", "linear" and modules of your own it is a table, N samples of one step with F features,
-    and so is a data frame with text or words as names of columns for ``module="auto"``.
+    and so is a data frame with text, or words as names of columns, for ``module="auto"``. A data
+    frame whose index has two levels, sequence and time, holds a sequence in several rows, except
+    for "mlp" and "linear". For "cnn", X is N images, ``(N, W, H, C)`` or ``(N, W, H)``.
 
-    In data frames, ``(N, F)`` or a list of ``(T_i, F)``, columns of categories, booleans, and text
-    or objects that are not all numbers are embedded: the module gets the numbers, then for each
-    column of n categories ``min(50, round(1.6 · n^0.56))`` features. These are 0 for missing values
-    and for categories that training did not see.
+    In data frames, also in a list of ``(T_i, F)``, columns of categories, booleans, and text or
+    objects that are not all numbers are embedded: the module gets the numbers, then for each column
+    of n categories ``min(50, round(1.6 · n^0.56))`` features. These are 0 for missing values and
+    for categories that training did not see.
 
     y holds labels of any dtype: one per sequence, ``(N,)``, or several, ``(N, K)``, predicted from
     the module's output at the sequence's last step; or one per step, ``(N, T)``, ``(N, T, K)`` or
-    a list of ``(T_i,)`` or ``(T_i, K)``.
+    a list of ``(T_i,)`` or ``(T_i, K)``. Each target has its own classes, of which exactly one is
+    true. With ``loss="binary_cross_entropy"``, y is L labels, 0 or 1 each, of which any number may
+    be true: ``(N, L)``, per step ``(N, T, L)``. With ``loss="ordinal"``, classes have an order.
 
     Computes in double precision if X has it, else in single precision.
 
@@ -45,18 +56,19 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
     ----------
     module
         The model: ``"lstm"``, ``"gru"``, ``"rnn"``; ``"lstm-fcn"``, ``"inception"``, ``"tcn"`` or
-        ``"transformer"``, which look at whole sequences, see `fastseq.nn`; ``"mlp"`` or
-        ``"linear"``, which take a whole sequence as one input if it has one target, else each step
-        alone; ``"auto"``: "lstm-fcn", but "lstm" where each step has a target or `seqsize` cuts the
-        sequences, and "mlp" for sequences of one step; a `torch.nn.Module`, which is copied; a
-        class of modules, called with the arguments among ``n_in``, ``n_out``, ``hidden_size``,
-        ``num_layers``, ``dropout`` and ``bidirectional`` that its constructor has (also as
-        ``input_size``, ``output_size``); or a builder, ``builder(n_in, n_out, rng)``, see
-        `fastseq.nn.builders`. Modules are time-major, ``(T, N, F)`` to ``(T, N, K)``; with one
-        label per sequence also to ``(N, K)``.
+        ``"transformer"``, which look at whole sequences, see `fastseq.nn`; ``"cnn"``, for images,
+        see `fastseq.nn.builders.ImageBuilder`; ``"mlp"`` or ``"linear"``, which take a whole
+        sequence as one input if it has one target, else each step alone; ``"auto"``: "lstm-fcn",
+        but "lstm" where each step has a target or `seqsize` cuts the sequences, and "mlp" for
+        sequences of one step; a `torch.nn.Module`, which is copied; a class of modules, called with
+        the arguments among ``n_in``, ``n_out``, ``hidden_size``, ``num_layers``, ``dropout`` and
+        ``bidirectional`` that its constructor has (also as ``input_size``, ``output_size``); or a
+        builder, ``builder(n_in, n_out, rng)``, see `fastseq.nn.builders`. Modules are time-major,
+        ``(T, N, F)`` to ``(T, N, K)``; with one label per sequence also to ``(N, K)``.
     hidden_size, num_layers, dropout
         Width and number of hidden layers, and their dropout rate. None: 1 layer, of "inception" 3
-        blocks, of "tcn" 4, of "transformer" 2 layers.
+        blocks, of "tcn" 4, of "cnn" 2, of "transformer" 2 layers. Each block of "cnn" is twice as
+        wide as the one before.
     bidirectional
         Whether "lstm", "gru" and "rnn" also run from the ends of sequences to their starts.
     pool
@@ -65,9 +77,14 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         "lstm", "gru" and "rnn", "mean" of "lstm-fcn" and "inception", "last+mean+max" of "tcn" and
         "transformer".
     loss
-        ``"cross_entropy"``; a loss of scores ``(M, C)`` and class numbers ``(M,)``, as a function,
-        module or class of modules, such as ``torch.nn.CrossEntropyLoss(label_smoothing=0.1)``; or
-        one over chunks, ``loss(m, xs, ys)``, see `Estimator`.
+        ``"cross_entropy"``; ``"focal"``, in which well-classified samples count little, see
+        `fastseq.nn.FocalLoss`; ``"binary_cross_entropy"`` for several labels; ``"ordinal"`` for a
+        target whose classes have an order, that of an ordered pandas Categorical, else sorted, see
+        `fastseq.nn.OrdinalLogProbabilities`: the module then has one output less than there are
+        classes, and `predict` returns the median. Also a loss of scores ``(M, C)`` and class
+        numbers ``(M,)``, as a function, module or class of modules, such as
+        ``torch.nn.CrossEntropyLoss(label_smoothing=0.1)``, which is averaged over several targets;
+        or one over chunks, ``loss(m, xs, ys)``, see `Estimator`.
     optimizer
         ``"adamw"``, ``"adam"``, ``"sgd"``, ``"rmsprop"``; a class; or a callable
         ``optimizer(params, lr=…, weight_decay=…)``.
@@ -94,9 +111,13 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         of similar length.
     clip_norm, clip_value, accumulate
         See `Spec`.
+    channels_first
+        Whether X is ``(N, F, T)``, a list of ``(F, T_i)``, or images ``(N, C, W, H)``, as in aeon,
+        sktime and tsai; targets per step stay ``(N, T)``.
     nan
-        What to do with NaN and infinities: ``"raise"``, or ``"mask"``: treat those in X as missing
-        values, see `Spec`.
+        What to do with NaN and infinities: ``"raise"``, or ``"mask"``: treat those in X as missing.
+        After scaling they are 0, the feature's mean. Training leaves out sequences, with labels per
+        step steps, of which nothing is known.
     scale_x
         How to scale inputs: by statistics of the training data, ``"standard"`` or ``"robust"``, see
         `Spec`; ``"instance"``: each sequence by its own mean and deviation, so that only shapes
@@ -105,7 +126,9 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         "standard", but "both" where ``module="auto"`` chooses "lstm-fcn".
     class_weight
         Weights of classes, ``{class: weight}``, for several targets a list of them; or
-        ``"balanced"``: rare classes count more, so that all have the same total weight.
+        ``"balanced"``: rare classes count more, so that all have the same total weight. Of several
+        labels: weights ``{0: …, 1: …}`` of all, or a list of them, which multiply a label's losses;
+        "balanced" makes 0 and 1 of each label equal.
     per_step
         Whether targets ``(N, T)``, if T is the number of steps, are one per step; None: they are.
     validation_fraction
@@ -133,9 +156,11 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
     Attributes
     ----------
     estimator_
-        The trained `Estimator`; its ``model`` is the module.
+        The trained `Estimator`; its ``model`` is the module, with ``loss="ordinal"`` followed by
+        `fastseq.nn.OrdinalLogProbabilities`.
     classes_
-        The classes, sorted; for several targets a list of them.
+        The classes, sorted, also if they have another order; for several targets a list of them,
+        for L labels ``(L, 2)``, 0 and 1 of each.
     history_
         The `History` of training, epoch by epoch.
     n_iter_
@@ -145,7 +170,10 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
     continued_
         Whether the last `fit` continued the one before.
     n_features_in_, feature_names_in_
-        F, of an array or data frame with two axes the number of columns, and the columns' names.
+        F, of an array or data frame with two axes the number of columns, of images W · H · C; and
+        the columns' names.
+    image_shape_
+        ``(W, H, C)`` of images; None of sequences.
 
     Examples
     --------
@@ -157,6 +185,8 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
     >>> model.predict(X)[:2], model.predict_proba(X).shape, bool(model.score(X, y) > 0.9)
     (array(['up', 'down'], dtype='<U4'), (60, 2), True)
     """
+
+    _kind: ClassKind
 
     def __init__(
         self,
@@ -180,6 +210,7 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         clip_norm: float | None = 1.0,
         clip_value: float | None = None,
         accumulate: int = 1,
+        channels_first: bool = False,
         nan: str = "raise",
         scale_x: str | None = "auto",
         class_weight: object = None,
@@ -213,6 +244,7 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         self.clip_norm = clip_norm
         self.clip_value = clip_value
         self.accumulate = accumulate
+        self.channels_first = channels_first
         self.nan = nan
         self.scale_x = scale_x
         self.class_weight = class_weight
@@ -226,6 +258,15 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         self.random_state = random_state
         self.warm_start = warm_start
         self.verbose = verbose
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        of_labels = self.loss == "binary_cross_entropy"
+        tags.classifier_tags.multi_label = of_labels
+        tags.classifier_tags.multi_class = not of_labels
+        tags.target_tags.single_output = not of_labels
+        tags.target_tags.multi_output = self.loss != "ordinal"
+        return tags
 
     def fit(
         self, X: object, y: object, sample_weight: object = None, *, static: object = None  # noqa: N803
@@ -241,7 +282,7 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
             ``(T_i,)``.
         static
             Static features ``(N, S)``, an array or a data frame: one row for each sequence, in
-            their order. The module gets them at each step, after the features of X; "mlp" and
+            their order. The module gets them at each step, after the numbers of X; "mlp" and
             "linear" once. Categories are embedded, numbers scaled to mean 0 and deviation 1,
             whatever `scale_x` is; with ``nan="mask"`` they may be missing.
 
@@ -277,21 +318,23 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
             As in `fit`. Categories that the first call did not see stay unseen.
         classes
             All labels that may ever occur, for several targets a list of them; needed in the first
-            call if its `y` lacks some; later calls may repeat them.
+            call if its `y` lacks some; later calls may repeat them. With ``loss="ordinal"`` in
+            their order if they are an ordered pandas Categorical.
         """
-        known = None
-        if classes is not None:
-            refuse_missing(np.asarray(classes, object), "classes")
-            if not np.size(np.asarray(classes, object)):
-                raise ValueError("classes must hold all labels that may occur, got none")
-            several = isinstance(classes, (list, tuple)) and np.ndim(classes[0]) > 0
-            known = [np.unique(one) for one in (classes if several else [classes])]
+        if self.loss == "binary_cross_entropy" and isinstance(self.class_weight, str):
+            raise ValueError(
+                f"partial_fit does not know all labels, so class_weight={self.class_weight!r} is "
+                "not possible: pass a list of {0: …, 1: …}, one for each label"
+            )
+        known = None if classes is None else self._read_classes(classes)
         if hasattr(self, "estimator_"):
-            before = self._classes
-            if known is not None and [a.tolist() for a in known] != [a.tolist() for a in before]:
+            before = self._kind.known
+            if known is not None and before is not None and (
+                [a.tolist() for a in known] != [a.tolist() for a in before]
+            ):  # fmt: skip
                 raise ValueError(
                     "partial_fit cannot continue with classes other than those of the first call, "
-                    f"{', '.join(map(_shown, before))}; call fit"
+                    f"{', '.join(map(shown, before))}; call fit"
                 )
             known = before
         self._learn(X, y, sample_weight, static, partial=True, known=known)
@@ -299,6 +342,9 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
 
     def predict(self, X: object, *, static: object = None) -> Any:  # noqa: N803
         """Return the most probable classes, in the form of the labels passed to `fit`.
+
+        With ``loss="ordinal"`` the medians; with ``loss="binary_cross_entropy"`` 1 for each label
+        that is more probable than not, else 0.
 
         Parameters
         ----------
@@ -311,10 +357,9 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
             ``(N,)`` or ``(N, K)``; per step ``(N, T)`` or ``(N, T, K)``, or, for a list of
             sequences, a list of ``(T_i,)`` or ``(T_i, K)``.
         """
-        outputs = self._outputs(X, static)
-        if isinstance(outputs, list):
-            return self._form_of_targets.restored([self._labels(a) for a in outputs])
-        return self._form_of_targets.restored(self._labels(outputs))
+        outputs, labels = self._outputs(X, static), self._kind.labels
+        found = list(map(labels, outputs)) if isinstance(outputs, list) else labels(outputs)
+        return self._form_of_targets.restored(found)
 
     def predict_proba(self, X: object, *, static: object = None) -> Any:  # noqa: N803
         """Return the probabilities of all classes, in the order of `classes_`.
@@ -328,17 +373,49 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         -------
         numpy.ndarray or list
             ``(N, C)``; per step ``(N, T, C)``, or, for a list of sequences, a list of
-            ``(T_i, C)``. For several targets a list with one of these for each.
+            ``(T_i, C)``. For several targets a list with one of these for each. For L labels the
+            probabilities of their 1s, ``(N, L)`` and so on.
         """
-        outputs = self._outputs(X, static)
-        parts = self._parts(outputs) if not isinstance(outputs, list) else [
-            list(part) for part in zip(*map(self._parts, outputs), strict=True)
-        ]  # fmt: skip
-        found = [
-            [_softmax(a) for a in part] if isinstance(part, list) else _softmax(part)
-            for part in parts
-        ]
+        outputs, probabilities = self._outputs(X, static), self._kind.probabilities
+        if isinstance(outputs, list):
+            found: list[Any] = [list(p) for p in zip(*map(probabilities, outputs), strict=True)]
+        else:
+            found = probabilities(outputs)
         return found[0] if len(found) == 1 else found
+
+    def _has_decisions(self) -> bool:
+        """Return true, or raise AttributeError: scikit-learn then sees no `decision_function`."""
+        fitted = self.__sklearn_is_fitted__()
+        if isinstance(self._kind, Ordinal) if fitted else self.loss == "ordinal":
+            raise AttributeError(
+                "with loss='ordinal' predict returns the median, which need not have the largest "
+                "score: use predict_proba"
+            )
+        if fitted and isinstance(self._kind, Classes) and self._form_of_targets.count > 1:
+            raise AttributeError("scikit-learn has no scores of several targets: use predict_proba")
+        return True
+
+    @available_if(_has_decisions)  # type: ignore[untyped-decorator]
+    def decision_function(self, X: object, *, static: object = None) -> Any:  # noqa: N803
+        """Return the scores of the classes.
+
+        Not for ``loss="ordinal"``, nor after `fit` with several targets that are no labels.
+
+        Parameters
+        ----------
+        X, static
+            Samples and static features, as in `fit`.
+
+        Returns
+        -------
+        numpy.ndarray or list
+            For two classes ``(N,)``, the second's score less the first's, positive where the second
+            is predicted; for more classes ``(N, C)``, in the order of `classes_`; of L labels the
+            logits ``(N, L)``. Per step ``(N, T)``, ``(N, T, C)`` or ``(N, T, L)``, or, for a list
+            of sequences, a list.
+        """
+        outputs, decisions = self._outputs(X, static), self._kind.decisions
+        return list(map(decisions, outputs)) if isinstance(outputs, list) else decisions(outputs)
 
     def score(
         self, X: object, y: object, sample_weight: object = None, *, static: object = None  # noqa: N803
@@ -350,114 +427,41 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         truth, predicted, weights = self._compared(X, y, sample_weight, static)
         return float(np.average((truth == predicted).all(1), weights=weights))
 
-    @property
-    def _classes(self) -> list[Array]:
-        """The classes of each target."""
-        return self.classes_ if isinstance(self.classes_, list) else [self.classes_]
-
-    def _parts(self, outputs: Array) -> list[Array]:
-        """Return the outputs for each target."""
-        ends = np.cumsum([len(classes) for classes in self._classes])
-        return np.split(outputs, ends[:-1], axis=-1)
-
-    def _labels(self, outputs: Array) -> Array:
-        found = [
-            classes[part.argmax(-1)]
-            for classes, part in zip(self._classes, self._parts(outputs), strict=True)
-        ]
-        if len({labels.dtype.kind for labels in found}) > 1:
-            found = [labels.astype(object) for labels in found]
-        return np.stack(found, -1)
+    def _read_classes(self, classes: object) -> list[Array] | None:
+        if self.loss == "binary_cross_entropy":
+            check_label_classes(classes)
+            return None
+        return read_order(classes) if self.loss == "ordinal" else read_classes(classes)
 
     def _read_y(self, y: object, inputs: Inputs) -> Targets:
-        return read_targets(y, inputs, self.per_step, numeric=False)
+        targets = read_targets(y, inputs, self.per_step, numeric=False)
+        if self.loss == "ordinal":
+            return dataclasses.replace(targets, order=order_of(y))
+        return targets
 
     def _problem(
         self, targets: Targets, weights: Items | None, known: list[Array] | None
     ) -> Problem:
-        rows = targets.rows
-        columns = [_typed(column) for column in rows.T] if rows.shape[1] > 1 else [rows[:, 0]]
-        if known is None:
-            for column in columns:
-                _refuse_mixed(column)
-                check_classification_targets(column)
-            known = [np.unique(column) for column in columns]
-            _check_classes(columns, targets, weights)
-        elif len(known) != len(columns):
-            raise ValueError(
-                f"y must have {len(known)} targets, as classes has, got {len(columns)}"
-            )
-        numbers = [_number(column, classes) for column, classes in zip(columns, known, strict=True)]
-        sizes = tuple(len(classes) for classes in known)
-        named = F.cross_entropy if len(sizes) == 1 else CrossEntropies(sizes)
-        single = len(sizes) == 1
+        kind: ClassKind
+        if self.loss == "binary_cross_entropy":
+            kind = Labels.read(targets, self.class_weight)
+        elif self.loss == "ordinal":
+            kind = Ordinal.read(targets, weights, known)
+        else:
+            kind = Classes.read(targets, weights, known)
+        numbers = kind.numbers(targets.rows)
+        if self.class_weight is not None and not isinstance(kind, Labels):
+            weights = weighted(targets, weights, self.class_weight)
+        strata = None
+        if numbers.shape[1] == 1 and not targets.form.per_step:
+            strata = numbers[:, 0]
         return Problem(
-            targets.like(np.stack(numbers, 1)),
-            sum(sizes),
-            loss_over_chunks(self.loss, {"cross_entropy": named}),
-            (targets.form, tuple(tuple(classes.tolist()) for classes in known)),
-            weights if self.class_weight is None else self._weighted(targets, weights),
-            strata=numbers[0] if single and not targets.form.per_step else None,
-            fitted={"classes_": known[0] if single else known},
+            targets.like(numbers),
+            kind.n_out,
+            kind.loss(self.loss),
+            (targets.form, kind.form),
+            weights,
+            strata=strata,
+            fitted={"classes_": kind.classes, "_kind": kind},
+            head=kind.head,
         )
-
-    def _weighted(self, targets: Targets, weights: Items | None) -> Items:
-        """Return weights of samples or steps, multiplied by their classes' weights."""
-        rows = targets.rows
-        each = compute_sample_weight(self.class_weight, rows[:, 0] if rows.shape[1] == 1 else rows)
-        found = targets.like(each)
-        if weights is None:
-            return found
-        if isinstance(found, list):
-            return [a * b for a, b in zip(found, weights, strict=True)]
-        whole = np.asarray(weights)
-        if found.ndim > whole.ndim:  # a sequence's weight applies to each of its steps
-            whole = whole[:, None]
-        product: Array = found * whole
-        return product
-
-
-def _typed(column: Array) -> Array:
-    """Return labels of one type in its dtype, if an array of several columns made them objects."""
-    alike = column.dtype == object and len({type(label) for label in column}) == 1
-    return np.array(column.tolist()) if alike else column
-
-
-def _refuse_mixed(column: Array) -> None:
-    """Raise if labels cannot be sorted."""
-    kinds = {isinstance(label, str) for label in column} if column.dtype == object else set()
-    if len(kinds) > 1:
-        raise TypeError("y mixes text labels with others: make all of them text, or all numbers")
-
-
-def _softmax(scores: Array) -> Array:
-    return torch.from_numpy(scores).softmax(-1).numpy()
-
-
-def _check_classes(columns: list[Array], targets: Targets, weights: Items | None) -> None:
-    """Raise if there is only one class."""
-    counts = np.ones(len(columns[0]), bool)
-    if weights is not None and not targets.form.per_step:
-        counts = np.asarray(weights) > 0
-    found = [np.unique(column[counts]) for column in columns]
-    if all(len(classes) < 2 for classes in found):
-        raise ValueError(
-            f"y has one class only, {found[0][:1].tolist()}: a classifier needs at least two; for "
-            "partial_fit, pass all that may occur as classes"
-        )
-
-
-def _number(column: Array, classes: Array) -> Array:
-    """Return each label's index among the classes."""
-    numbers = np.searchsorted(classes, column).clip(max=len(classes) - 1)
-    unknown = np.unique(column[classes[numbers] != column])
-    if len(unknown):
-        raise ValueError(
-            f"y has labels that are not among the classes {_shown(classes)}: {_shown(unknown)}"
-        )
-    return numbers
-
-
-def _shown(labels: Array) -> str:
-    shown = ", ".join(map(repr, labels[:8].tolist()))
-    return f"[{shown}, …]" if len(labels) > 8 else f"[{shown}]"

@@ -9,40 +9,11 @@ import numpy as np
 
 from .category_columns import CategoryColumns
 from .forecasting.windows import center_and_scale
+from .hyperparameters import ColumnSizes
 from .input_checks import Array, Inputs, Items
 from .static_features import StaticFeatures
 
-__all__ = ["ColumnSizes", "FittedColumns", "counted"]
-
-
-@dataclasses.dataclass(frozen=True)
-class ColumnSizes:
-    """Numbers of categories of the columns that a module gets; 0: a column holds numbers.
-
-    Parameters
-    ----------
-    own
-        Of the columns of X.
-    steps
-        How many steps of these come as one input.
-    static
-        Of the static features, which come after them.
-    """
-
-    own: tuple[int, ...]
-    steps: int = 1
-    static: tuple[int, ...] = ()
-
-    @property
-    def numbers(self) -> Array:
-        """Which features of an input are numbers of X, ``(steps · C + S,)``."""
-        every = (*self.own * self.steps, *(1 for _ in self.static))
-        return np.asarray(np.array(every) == 0)
-
-    @property
-    def any(self) -> bool:
-        """Whether there are categories."""
-        return any(self.own) or any(self.static)
+__all__ = ["FittedColumns", "counted"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +92,11 @@ class FittedColumns:
     own: _Coding | None = None
     beside: _Coding | None = None
 
+    @property
+    def plain(self) -> bool:
+        """Whether there are numbers of X only."""
+        return self.own is None and self.beside is None
+
     @classmethod
     def measure(
         cls, inputs: Inputs, static: StaticFeatures | None, training: Array
@@ -148,7 +124,7 @@ class FittedColumns:
 
     def sizes(self, inputs: Inputs) -> ColumnSizes | None:
         """Return the sizes of the columns of `inputs`, not `joined` yet; None: all are numbers."""
-        if self.own is None and self.beside is None:
+        if self.plain:
             return None
         own = (0,) * inputs.features if self.own is None else self.own.sizes
         static = () if self.beside is None else self.beside.sizes

@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn, optim
 
@@ -21,29 +22,31 @@ from ..nn import (
     ColumnEncoder,
     InceptionTime,
     InstanceScale,
+    OnImages,
     PooledRNN,
     Transformer,
 )
-from ..nn.builders import MLP, Linear, Recurrent
+from ..nn.builders import MLP, ImageBuilder, Linear, Recurrent
 from ..nn.losses import seqloss
 from ..nn.parameters import decay_groups
 from ..nn.stateful import carries
 from ..training.argument_checks import check_features
-from .fitted_columns import ColumnSizes
 
 __all__ = [
     "NETWORKS",
+    "ColumnSizes",
     "Sizes",
     "loss_over_chunks",
     "make_module",
     "optimizer_factory",
+    "takes_images",
     "wants_whole",
 ]
 
 _CELLS = ("lstm", "gru", "rnn")
 NETWORKS = ("lstm-fcn", "inception", "tcn", "transformer")
 _KERNELS = {"lstm-fcn": 31, "inception": 39}  # steps of the largest, if sequences are long
-_MODULES = ("auto", *_CELLS, *NETWORKS, "mlp", "linear")
+_MODULES = ("auto", *_CELLS, *NETWORKS, "cnn", "mlp", "linear")
 # Names in a module's constructor for the sizes inferred from the data.
 _INPUTS = ("n_in", "input_size", "in_features", "input_dim")
 _OUTPUTS = ("n_out", "output_size", "out_features", "output_dim")
@@ -54,6 +57,36 @@ _OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
     "sgd": functools.partial(optim.SGD, fused=True),
     "rmsprop": optim.RMSprop,
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class ColumnSizes:
+    """Numbers of categories of the columns that a module gets; 0: a column holds numbers.
+
+    Parameters
+    ----------
+    own
+        Of the columns of X.
+    steps
+        How many steps of these come as one input.
+    static
+        Of the static features, which come after them.
+    """
+
+    own: tuple[int, ...]
+    steps: int = 1
+    static: tuple[int, ...] = ()
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """Which features of an input are numbers of X, ``(steps · C + S,)``."""
+        every = (*self.own * self.steps, *(1 for _ in self.static))
+        return np.asarray(np.array(every) == 0)
+
+    @property
+    def any(self) -> bool:
+        """Whether there are categories."""
+        return any(self.own) or any(self.static)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +113,8 @@ class Sizes:
         ``"both"``: beside the sequences as they are; None: they are not.
     steps
         Time steps of the longest sequence, for the sizes of kernels; None: unknown.
+    image
+        ``(W, H, C)`` if each step is an image; None: it is not.
     columns
         Which features are categories, and which are numbers of X; None: all are the latter.
     """
@@ -92,6 +127,7 @@ class Sizes:
     per_step: bool = False
     instance: str | None = None
     steps: int | None = None
+    image: tuple[int, int, int] | None = None
     columns: ColumnSizes | None = None
 
     @property
@@ -127,6 +163,10 @@ def _builder(module: str | nn.Module | Callable[..., nn.Module], sizes: Sizes) -
         return module
     if module == "linear":
         return Linear()
+    if module == "cnn":
+        layers = 2 if sizes.num_layers is None else sizes.num_layers
+        widths = tuple(sizes.hidden_size * 2**number for number in range(layers))
+        return ImageBuilder(widths, dropout=sizes.dropout)
     if module == "mlp":
         return MLP((sizes.hidden_size,) * (sizes.layers), sizes.dropout)
     whole = sizes.pool is not None or sizes.bidirectional or sizes.instance is not None
@@ -192,6 +232,13 @@ def wants_whole(module: object) -> bool:
     )
 
 
+def takes_images(module: object) -> bool:
+    """Whether a module takes images, see `Builder`."""
+    if isinstance(module, str):
+        return module == "cnn"
+    return getattr(module, "images", False) is True
+
+
 def make_module(
     module: str | nn.Module | Callable[..., nn.Module],
     n_in: int,
@@ -219,6 +266,8 @@ def make_module(
         `module` is none of these, or did not return an `nn.Module`; or it carries a state, but
         needs whole sequences.
     """
+    if sizes.image is not None:
+        return OnImages(sizes.image, _made(module, sizes.image, n_out, sizes, seed))
     before: list[nn.Module] = []
     if sizes.columns is not None and sizes.columns.any:
         with seeded(seed + 1):  # other numbers than the module's
@@ -245,7 +294,7 @@ def make_module(
 
 def _made(
     module: str | nn.Module | Callable[..., nn.Module],
-    n_in: int,
+    n_in: int | tuple[int, int, int],
     n_out: int,
     sizes: Sizes,
     seed: int,
@@ -268,7 +317,7 @@ def _made(
 
 
 def _sizes_by_name(
-    kind: type[nn.Module], n_in: int, n_out: int, more: dict[str, Any]
+    kind: type[nn.Module], n_in: int | tuple[int, int, int], n_out: int, more: dict[str, Any]
 ) -> dict[str, Any]:
     """Return the arguments of a class's constructor that are known by name."""
     known = {**dict.fromkeys(_INPUTS, n_in), **dict.fromkeys(_OUTPUTS, n_out), **more}

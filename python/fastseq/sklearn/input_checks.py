@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Sequence
 from numbers import Number
@@ -22,6 +23,8 @@ from torch import Tensor
 
 from ..data.user_arrays import refuse_containers, refuse_foreign, refuse_null
 from .category_columns import CategoryColumns, from_polars, is_frame, refuse_text
+from .hyperparameters import takes_images, wants_whole
+from .input_forms import is_panel, refuse_forms, sequences_of_panel, time_first, warn_if_swapped
 
 __all__ = [
     "Array", "Inputs", "Items", "as_tensor", "numbers", "read_inputs", "read_weights", "take",
@@ -47,6 +50,8 @@ class Inputs:
         The dtype to compute in.
     listed
         Whether they were passed as a list; outputs are then returned as one.
+    image
+        ``(W, H, C)`` if each step is an image; None: it is not.
     columns
         Which features are codes of categories; None: all are numbers.
     """
@@ -55,6 +60,7 @@ class Inputs:
     lengths: Array
     dtype: torch.dtype
     listed: bool = False
+    image: tuple[int, int, int] | None = None
     columns: CategoryColumns | None = None
 
     @property
@@ -95,7 +101,7 @@ def take(items: Items, index: Array) -> Items:
 
 def read_inputs(
     estimator: BaseEstimator,
-    X: object,  # noqa: N803
+    X: Any,  # noqa: N803
     *,
     reset: bool,
     columns: CategoryColumns | None = None,
@@ -107,7 +113,9 @@ def read_inputs(
     estimator
         The estimator.
     X
-        ``(N, F)``, ``(N, T, F)``, or a list of ``(T_i, F)`` or ``(T_i,)``.
+        ``(N, F)``, ``(N, T, F)``, a list of ``(T_i, F)`` or ``(T_i,)``, or a data frame with the
+        index (sequence, time); for modules that take images ``(N, W, H, C)`` or ``(N, W, H)``. With
+        ``channels_first``, ``(N, F, T)``, ``(F, T_i)`` and ``(N, C, W, H)``.
     reset
         Whether `X` sets the number of features; else it must have that number.
     columns
@@ -118,15 +126,45 @@ def read_inputs(
     ValueError, TypeError
         `X` is none of these, not finite or empty; most messages are scikit-learn's.
     """
+    refuse_forms(X, channels_first=estimator.channels_first)
     X = from_polars(X)  # noqa: N806
     columns = None if reset else columns
     _refuse_others(X)
     refuse_null(X, "X")
+    if reset:
+        estimator.rows_ = estimator.image_shape_ = None
+    if takes_images(estimator.module) if reset else estimator.image_shape_ is not None:
+        return _read_images(estimator, X, reset=reset)
+    whole = wants_whole(estimator.module)
+    if is_panel(X) and not whole:
+        coded, columns = _coded(estimator, X, columns, reset=reset)
+        return _read_list(estimator, sequences_of_panel(coded), columns, reset=reset, coded=True)
+    inputs = _read_sequences(estimator, X, columns, reset=reset)
+    told = estimator.channels_first or whole or (inputs.listed and hasattr(X[0], "columns"))
+    if reset and estimator.rows_ is None and not told:
+        longest = int(inputs.lengths.argmax())
+        if inputs.listed:
+            warn_if_swapped((inputs.steps, inputs.features), f"X[{longest}]")
+        else:
+            warn_if_swapped((inputs.count, inputs.steps, inputs.features), "X")
+    return inputs
+
+
+def _read_sequences(
+    estimator: BaseEstimator,
+    X: Any,  # noqa: N803
+    columns: CategoryColumns | None,
+    *,
+    reset: bool,
+) -> Inputs:
+    channels_first = estimator.channels_first
     if isinstance(X, (list, tuple)) and len(X):
         if all(getattr(a, "ndim", 0) == 1 for a in X):
-            X = [np.asarray(a)[:, None] for a in X]  # noqa: N806
+            series = [np.asarray(a)[:, None] for a in X]
+            return _read_list(estimator, series, columns, reset=reset)
         if all(getattr(a, "ndim", 0) == 2 for a in X):
-            return _read_list(estimator, X, columns, reset=reset)
+            sequences = time_first(X) if channels_first else X
+            return _read_list(estimator, sequences, columns, reset=reset)
     if getattr(X, "ndim", 2) < 3 and not _is_nested(X):
         return _read_table(estimator, X, columns, reset=reset)
     _need_frames([X], columns)
@@ -135,12 +173,16 @@ def read_inputs(
     )  # fmt: skip
     _check_finite(x, estimator)
     if x.ndim != 3:
+        form = "(N, F, T)" if channels_first else "(N, T, F)"
+        images = '; images need module="cnn", or an ImageBuilder' if x.ndim == 4 else ""
         raise ValueError(
-            f"X must have the shape (N, T, F) or (N, F), or be a list of arrays (T_i, F), got "
-            f"{x.shape}"
+            f"X must have the shape {form} or (N, F), or be a list of arrays "
+            f"{'(F, T_i)' if channels_first else '(T_i, F)'}, got {x.shape}{images}"
         )
+    given = x.shape
+    x = x.swapaxes(1, 2) if channels_first else x
     if not x.shape[1]:
-        raise ValueError(f"X has no time steps: its shape is {x.shape}")
+        raise ValueError(f"X has no time steps: its shape is {given}")
     _check_features(estimator, x.shape[2], np.empty((0, x.shape[2])), reset=reset)
     return Inputs(numbers(x, "X"), np.full(len(x), x.shape[1]), _dtype(x))
 
@@ -152,6 +194,36 @@ def _read_table(
     *,
     reset: bool,
 ) -> Inputs:
+    """Read an array or a data frame with two axes."""
+    coded, columns = _coded(estimator, X, columns, reset=reset)
+    if reset:
+        rows = "series" if _are_series(X, estimator.module, columns) else "samples"
+        if rows == "series":
+            coded, columns = X, None  # booleans at steps are numbers
+    x = validate_data(estimator, coded, reset=reset, ensure_all_finite=False)
+    x = x if columns is None else columns.settled(x, mask=estimator.nan == "mask")
+    _check_finite(x, estimator)
+    if reset:
+        estimator.rows_ = rows
+    elif estimator.rows_ is None:
+        form = "(N, F, T)" if estimator.channels_first else "(N, T, F)"
+        raise ValueError(
+            f"X must be sequences, {form} or a list of (T_i, F), as in fit, got {x.shape}; "
+            "pass one sequence as X[None], sequences of one step as X[:, None]"
+        )
+    axis = 2 if estimator.rows_ == "series" else 1
+    x, dtype = np.expand_dims(numbers(x, "X"), axis), _dtype(x)
+    return Inputs(x, np.full(len(x), x.shape[1]), dtype, columns=columns)
+
+
+def _coded(
+    estimator: BaseEstimator,
+    X: Any,  # noqa: N803
+    columns: CategoryColumns | None,
+    *,
+    reset: bool,
+) -> tuple[Any, CategoryColumns | None]:
+    """Return an array or a data frame with codes in place of categories, and its columns."""
     if reset:
         columns = CategoryColumns.find([X], "X") if is_frame(X) else None
     elif columns is not None:
@@ -159,23 +231,7 @@ def _read_table(
         _check_feature_names(estimator, X, reset=False)
         _check_n_features(estimator, X, reset=False)
     refuse_text(X, "X", columns)
-    if reset:
-        rows = "series" if _are_series(X, estimator.module, columns) else "samples"
-        columns = None if rows == "series" else columns  # booleans at steps are numbers
-    given = X if columns is None else columns.coded([X], "X")[0]
-    x = validate_data(estimator, given, reset=reset, ensure_all_finite=False)
-    x = x if columns is None else columns.settled(x, mask=estimator.nan == "mask")
-    _check_finite(x, estimator)
-    if reset:
-        estimator.rows_ = rows
-    elif estimator.rows_ is None:
-        raise ValueError(
-            f"X must be sequences, (N, T, F) or a list of (T_i, F), as in fit, got {x.shape}; "
-            "pass one sequence as X[None], sequences of one step as X[:, None]"
-        )
-    axis = 2 if estimator.rows_ == "series" else 1
-    x, dtype = np.expand_dims(numbers(x, "X"), axis), _dtype(x)
-    return Inputs(x, np.full(len(x), x.shape[1]), dtype, columns=columns)
+    return (X if columns is None else columns.coded([X], "X")[0]), columns
 
 
 def _need_frames(items: Sequence[Any], columns: CategoryColumns | None) -> None:
@@ -189,6 +245,41 @@ def _need_frames(items: Sequence[Any], columns: CategoryColumns | None) -> None:
             f"X must be data frames, as its column {columns.names[place]!r} holds categories, got "
             f"{type(other).__name__}"
         )
+
+
+def _read_images(estimator: BaseEstimator, X: Any, *, reset: bool) -> Inputs:  # noqa: N803
+    """Read ``(N, W, H)`` or ``(N, W, H, C)`` as sequences of one step, an image."""
+    x = check_array(
+        X, allow_nd=True, ensure_2d=False, estimator=estimator, input_name="X",
+        ensure_all_finite=False,
+    )  # fmt: skip
+    _check_finite(x, estimator)
+    given, channels_first = x.shape, estimator.channels_first
+    if x.ndim == 3:
+        x = x[..., None]
+    elif x.ndim == 4 and channels_first:
+        x = np.moveaxis(x, 1, -1)
+    if x.ndim != 4 or not x.size:
+        form = "(N, C, W, H)" if channels_first else "(N, W, H, C)"
+        raise ValueError(f"X must be images, {form} or (N, W, H), got {given}")
+    shape: tuple[int, int, int] = x.shape[1:]
+    if not reset and shape != estimator.image_shape_:
+        raise ValueError(
+            f"X has images (W, H, C) = {shape}, but {type(estimator).__name__} was fitted on "
+            f"{estimator.image_shape_}"
+        )
+    features = math.prod(shape)
+    _check_features(estimator, features, np.empty((0, features)), reset=reset)
+    if reset:
+        estimator.image_shape_ = shape
+        if not channels_first and shape[0] <= 4 < shape[2]:
+            warnings.warn(
+                f"X {given} is read as images of {shape[0]} × {shape[1]} pixels with {shape[2]} "
+                "channels: if it is (N, C, W, H), pass channels_first=True",
+                stacklevel=5,
+            )
+    steps = numbers(x, "X").reshape(len(x), 1, features)
+    return Inputs(steps, np.ones(len(x), int), _dtype(x), image=shape)
 
 
 def _are_series(X: Any, module: object, columns: CategoryColumns | None) -> bool:  # noqa: N803
@@ -211,7 +302,7 @@ def _are_series(X: Any, module: object, columns: CategoryColumns | None) -> bool
         warnings.warn(
             f"each row of X is read as a series of {len(names)} steps, though a column is called "
             f"{words[0]!r}: if columns are features, pass module='mlp'",
-            stacklevel=6,
+            stacklevel=7,
         )
     return True
 
@@ -230,7 +321,9 @@ def _read_list(
     columns: CategoryColumns | None,
     *,
     reset: bool,
+    coded: bool = False,
 ) -> Inputs:
+    """Read sequences; `coded`: they hold codes in place of categories."""
     empty = next((i for i, a in enumerate(X) if not a.shape[0]), None)
     if empty is not None:
         raise ValueError(f"X[{empty}] has no time steps: leave sequences of length zero out")
@@ -238,19 +331,21 @@ def _read_list(
     if other is not None:
         raise ValueError(
             f"X[{other}] has {X[other].shape[1]} features, but X[0] has {X[0].shape[1]}"
+            f"{_of_channels(estimator, X)}"
         )
     _check_features(estimator, X[0].shape[1], X[0], reset=reset)
     for a in X[1:]:
         if hasattr(a, "columns"):
             _check_feature_names(estimator, a, reset=False)
-    if reset and (frames := list(filter(is_frame, X))):
-        columns = CategoryColumns.find(frames, "X")
-    _need_frames(X, columns)
-    for i, a in enumerate(X):
-        refuse_text(a, f"X[{i}]", columns)
+    if not coded:
+        if reset and (frames := list(filter(is_frame, X))):
+            columns = CategoryColumns.find(frames, "X")
+        _need_frames(X, columns)
+        for i, a in enumerate(X):
+            refuse_text(a, f"X[{i}]", columns)
+        X = X if columns is None else columns.coded(X, "X")  # noqa: N806
     lengths = np.array([a.shape[0] for a in X])
-    items = X if columns is None else columns.coded(X, "X")
-    rows = np.concatenate([np.asarray(a) for a in items])
+    rows = np.concatenate([np.asarray(a) for a in X])
     whole = check_array(rows, input_name="X", ensure_all_finite=False)
     whole = whole if columns is None else columns.settled(whole, mask=estimator.nan == "mask")
     _check_finite(whole, estimator)
@@ -260,6 +355,14 @@ def _read_list(
     else:
         x = np.split(whole, np.cumsum(lengths)[:-1])
     return Inputs(x, lengths, dtype, listed=True, columns=columns)
+
+
+def _of_channels(estimator: BaseEstimator, X: Sequence[Any]) -> str:  # noqa: N803
+    """Return what to do if sequences that differ in their last axis are all of one length."""
+    alike = all(a.shape[0] == X[0].shape[0] for a in X)
+    if not alike or estimator.channels_first:
+        return ""
+    return ": if they are (F, T_i), pass channels_first=True"
 
 
 def _check_finite(x: Array, estimator: BaseEstimator) -> None:
@@ -276,8 +379,6 @@ def _check_finite(x: Array, estimator: BaseEstimator) -> None:
 
 def _check_features(estimator: BaseEstimator, features: int, first: object, *, reset: bool) -> None:
     """Do for sequences what `validate_data` does for tables; `first` has the features' names."""
-    if reset:
-        estimator.rows_ = None
     if not features:
         raise ValueError("0 feature(s) while a minimum of 1 is required.")
     if reset:

@@ -32,12 +32,14 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
     Samples come first: X is ``(N, T, F)``, N sequences of T steps with F features, or a list of
     ``(T_i, F)`` or ``(T_i,)``. An array or data frame ``(N, T)`` is N series of one feature. For
     "mlp", "linear" and modules of your own it is a table, N samples of one step with F features,
-    and so is a data frame with text or words as names of columns for ``module="auto"``.
+    and so is a data frame with text, or words as names of columns, for ``module="auto"``. A data
+    frame whose index has two levels, sequence and time, holds a sequence in several rows, except
+    for "mlp" and "linear". For "cnn", X is N images, ``(N, W, H, C)`` or ``(N, W, H)``.
 
-    In data frames, ``(N, F)`` or a list of ``(T_i, F)``, columns of categories, booleans, and text
-    or objects that are not all numbers are embedded: the module gets the numbers, then for each
-    column of n categories ``min(50, round(1.6 · n^0.56))`` features. These are 0 for missing values
-    and for categories that training did not see.
+    In data frames, also in a list of ``(T_i, F)``, columns of categories, booleans, and text or
+    objects that are not all numbers are embedded: the module gets the numbers, then for each column
+    of n categories ``min(50, round(1.6 · n^0.56))`` features. These are 0 for missing values and
+    for categories that training did not see.
 
     y is one target per sequence, ``(N,)`` or ``(N, K)``, compared with the module's output at the
     sequence's last step; or one per step, ``(N, T)``, ``(N, T, K)`` or a list of ``(T_i,)`` or
@@ -50,18 +52,19 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
     ----------
     module
         The model: ``"lstm"``, ``"gru"``, ``"rnn"``; ``"lstm-fcn"``, ``"inception"``, ``"tcn"`` or
-        ``"transformer"``, which look at whole sequences, see `fastseq.nn`; ``"mlp"`` or
-        ``"linear"``, which take a whole sequence as one input if it has one target, else each step
-        alone; ``"auto"``: "lstm-fcn", but "lstm" where each step has a target or `seqsize` cuts the
-        sequences, and "mlp" for sequences of one step; a `torch.nn.Module`, which is copied; a
-        class of modules, called with the arguments among ``n_in``, ``n_out``, ``hidden_size``,
-        ``num_layers``, ``dropout`` and ``bidirectional`` that its constructor has (also as
-        ``input_size``, ``output_size``); or a builder, ``builder(n_in, n_out, rng)``, see
-        `fastseq.nn.builders`. Modules are time-major, ``(T, N, F)`` to ``(T, N, K)``; with one
-        target per sequence also to ``(N, K)``.
+        ``"transformer"``, which look at whole sequences, see `fastseq.nn`; ``"cnn"``, for images,
+        see `fastseq.nn.builders.ImageBuilder`; ``"mlp"`` or ``"linear"``, which take a whole
+        sequence as one input if it has one target, else each step alone; ``"auto"``: "lstm-fcn",
+        but "lstm" where each step has a target or `seqsize` cuts the sequences, and "mlp" for
+        sequences of one step; a `torch.nn.Module`, which is copied; a class of modules, called with
+        the arguments among ``n_in``, ``n_out``, ``hidden_size``, ``num_layers``, ``dropout`` and
+        ``bidirectional`` that its constructor has (also as ``input_size``, ``output_size``); or a
+        builder, ``builder(n_in, n_out, rng)``, see `fastseq.nn.builders`. Modules are time-major,
+        ``(T, N, F)`` to ``(T, N, K)``; with one target per sequence also to ``(N, K)``.
     hidden_size, num_layers, dropout
         Width and number of hidden layers, and their dropout rate. None: 1 layer, of "inception" 3
-        blocks, of "tcn" 4, of "transformer" 2 layers.
+        blocks, of "tcn" 4, of "cnn" 2, of "transformer" 2 layers. Each block of "cnn" is twice as
+        wide as the one before.
     bidirectional
         Whether "lstm", "gru" and "rnn" also run from the ends of sequences to their starts.
     pool
@@ -98,9 +101,13 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
         of similar length.
     clip_norm, clip_value, accumulate
         See `Spec`.
+    channels_first
+        Whether X is ``(N, F, T)``, a list of ``(F, T_i)``, or images ``(N, C, W, H)``, as in aeon,
+        sktime and tsai; targets per step stay ``(N, T)``.
     nan
-        What to do with NaN and infinities: ``"raise"``, or ``"mask"``: treat them as missing
-        values, see `Spec`. Predictions fill missing inputs too; scores leave missing targets out.
+        What to do with NaN and infinities: ``"raise"``, or ``"mask"``: treat them as missing. After
+        scaling, missing inputs are 0, the feature's mean. Training leaves out sequences, with
+        targets per step steps, of which nothing is known; it and scores leave out missing targets.
     scale_x
         How to scale inputs: by statistics of the training data, ``"standard"`` or ``"robust"``, see
         `Spec`; ``"instance"``: each sequence by its own mean and deviation, so that only shapes
@@ -146,7 +153,10 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
     continued_
         Whether the last `fit` continued the one before.
     n_features_in_, feature_names_in_
-        F, of an array or data frame with two axes the number of columns, and the columns' names.
+        F, of an array or data frame with two axes the number of columns, of images W · H · C; and
+        the columns' names.
+    image_shape_
+        ``(W, H, C)`` of images; None of sequences.
 
     Examples
     --------
@@ -181,6 +191,7 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
         clip_norm: float | None = 1.0,
         clip_value: float | None = None,
         accumulate: int = 1,
+        channels_first: bool = False,
         nan: str = "raise",
         scale_x: str | None = "auto",
         scale_y: str | None = "standard",
@@ -214,6 +225,7 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
         self.clip_norm = clip_norm
         self.clip_value = clip_value
         self.accumulate = accumulate
+        self.channels_first = channels_first
         self.nan = nan
         self.scale_x = scale_x
         self.scale_y = scale_y
@@ -242,7 +254,7 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
             ``(T_i,)``.
         static
             Static features ``(N, S)``, an array or a data frame: one row for each sequence, in
-            their order. The module gets them at each step, after the features of X; "mlp" and
+            their order. The module gets them at each step, after the numbers of X; "mlp" and
             "linear" once. Categories are embedded, numbers scaled to mean 0 and deviation 1,
             whatever `scale_x` is; with ``nan="mask"`` they may be missing.
 

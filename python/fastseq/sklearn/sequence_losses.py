@@ -1,4 +1,4 @@
-"""Losses over chunks for one target per sequence, and for several targets that are classes."""
+"""Losses over chunks for one target per sequence."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from .._util.tree import Tree
 from ..nn.stateful import each_step
 from .input_checks import Tensors
 
-__all__ = ["AtLastStep", "CrossEntropies", "PerSequence", "last_step_only", "over_steps"]
+__all__ = ["AtLastStep", "PerSequence", "last_step_only", "over_steps"]
 
 Model = Callable[[Tree], Tree]
 
@@ -59,7 +58,7 @@ class AtLastStep(PerSequence):
     --------
     >>> from fastseq import seqloss
     >>> x, y = torch.tensor([[[7.0]], [[3.0]]]), torch.ones(2, 1, 1)
-    >>> AtLastStep(seqloss(F.mse_loss))(nn.Identity(), x, y)
+    >>> AtLastStep(seqloss(nn.functional.mse_loss))(nn.Identity(), x, y)
     tensor(4.)
     """
 
@@ -89,33 +88,6 @@ class _LastStep(_EachStep):
     def __call__(self, xs: Tree) -> Tensor:
         y: Tensor = self._m(xs)
         return y.unsqueeze(0) if y.dim() == 2 else y[-1:]
-
-
-class CrossEntropies:
-    """Mean cross entropy of several targets, whose outputs are concatenated.
-
-    Parameters
-    ----------
-    sizes
-        Number of classes of each target.
-
-    Examples
-    --------
-    >>> loss = CrossEntropies((2, 3))
-    >>> loss(torch.zeros(4, 5), torch.zeros(4, 2, dtype=torch.int64), "none").shape
-    torch.Size([4])
-    """
-
-    def __init__(self, sizes: tuple[int, ...]) -> None:
-        self.sizes = sizes
-
-    def __call__(self, output: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
-        """Compute the loss of outputs ``(M, Σ sizes)`` and classes ``(M, K)``."""
-        parts = torch.split(output, list(self.sizes), 1)
-        losses = [
-            F.cross_entropy(part, target[:, k], reduction=reduction) for k, part in enumerate(parts)
-        ]
-        return sum(losses[1:], losses[0]) / len(losses)
 
 
 def last_step_only(x: Tensors, y: Tensor, w: Tensor | None) -> Tensors:

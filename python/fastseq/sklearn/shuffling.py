@@ -43,10 +43,14 @@ class Shuffler(Callback):
 
     def on_epoch_begin(self, run: Run) -> None:
         """Put the copies into the epoch's order."""
+        self.reorder(run.epoch)
+
+    def reorder(self, epoch: int) -> None:
+        """Put the copies into an epoch's order."""
         if not self._pairs:
             return
         count = self._pairs[0][0].shape[self._pairs[0][2]]
-        generator = torch.Generator().manual_seed((self._seed * 1_000_003 + run.epoch) % 2**63)
+        generator = torch.Generator().manual_seed((self._seed * 1_000_003 + epoch) % 2**63)
         order = torch.randperm(count, generator=generator)
         for whole, copy, axis in self._pairs:
             torch.index_select(whole, axis, order[: copy.shape[axis]], out=copy)

@@ -70,6 +70,8 @@ def read_static(
     >>> read_static([[3], [4]], inputs, None, rows=None, nan="raise").rows.T
     array([[3., 4.]])
     """
+    if inputs.image is not None:
+        raise ValueError("static is for sequences, but X holds images: leave it out")
     if rows == "samples":
         raise ValueError(
             "static is for sequences, but each row of X is a sample of one step: add its columns "

@@ -8,13 +8,15 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from sklearn.base import clone
 from sklearn.model_selection import train_test_split
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from ..training.argument_checks import input_dtype
+from ..training.learning_rate_finder import LearningRateTest
 from .automatic_training import automatic_module, automatic_scaling
-from .base import SequenceEstimator, Task
+from .base import SequenceEstimator, Start, Task
 from .fitted_columns import FittedColumns, counted
 from .hyperparameters import wants_whole
 from .input_checks import (
@@ -28,6 +30,7 @@ from .input_checks import (
     take,
     time_major,
 )
+from .sample_module import SampleModule
 from .static_features import StaticFeatures, read_static
 from .target_forms import TargetForm, Targets
 
@@ -58,6 +61,8 @@ class Problem:
         How to scale targets.
     fitted
         Attributes to set after training.
+    head
+        A layer to put after the module; None: none.
     """
 
     y: Items
@@ -68,6 +73,7 @@ class Problem:
     strata: Array | None = None
     scale_y: str | None = None
     fitted: dict[str, object] = dataclasses.field(default_factory=dict)
+    head: nn.Module | None = None
 
 
 class SequencePredictor(SequenceEstimator):
@@ -76,8 +82,9 @@ class SequencePredictor(SequenceEstimator):
     loss: str | Callable[..., Tensor] | type[nn.Module]
     per_step: bool | None
     validation_fraction: float | None
-    rows_: str | None
+    channels_first: bool
     module_: str | nn.Module | Callable[..., nn.Module]
+    rows_: str | None
     _form_of_targets: TargetForm
     _columns: FittedColumns
 
@@ -103,12 +110,30 @@ class SequencePredictor(SequenceEstimator):
         X: object,  # noqa: N803
         y: object,
         sample_weight: object,
-        static: object = None,
+        static: object,
         *,
         partial: bool = False,
         known: list[Array] | None = None,
     ) -> None:
         """Train on samples."""
+        task, start, fitted = self._prepared(
+            X, y, sample_weight, static, partial=partial, known=known
+        )
+        self._train(task, start)
+        for name, value in fitted.items():
+            setattr(self, name, value)
+
+    def _prepared(
+        self,
+        X: object,  # noqa: N803
+        y: object,
+        sample_weight: object,
+        static: object,
+        *,
+        partial: bool = False,
+        known: list[Array] | None = None,
+    ) -> tuple[Task, Start, dict[str, object]]:
+        """Return what is to be learnt from samples, and attributes to set after training."""
         if partial and hasattr(self, "estimator_"):
             inputs, beside = self._read(X, static)
             inputs = dataclasses.replace(inputs, dtype=input_dtype(self.estimator_.model))
@@ -118,6 +143,8 @@ class SequencePredictor(SequenceEstimator):
                 beside = read_static(static, inputs, None, rows=self.rows_, nan=self.nan)
         targets = self._read_y(y, inputs)
         form = targets.form
+        if inputs.image is not None and form.per_step:
+            raise ValueError("y must have one target per image, (N,) or (N, K)")
         weights = read_weights(sample_weight, inputs, per_step=form.per_step)
         problem = self._problem(targets, weights, known)
         module = automatic_module(
@@ -136,6 +163,7 @@ class SequencePredictor(SequenceEstimator):
                 in_one_chunk or form.per_step,
                 module if isinstance(module, str) else None,
                 scale_x,
+                inputs.image,
                 None if inputs.columns is None else inputs.columns.form,
                 None if beside is None else beside.form,
             ),
@@ -147,26 +175,101 @@ class SequencePredictor(SequenceEstimator):
         )  # fmt: skip
         sizes, inputs = columns.sizes(inputs), columns.joined(inputs, beside)
         x, y, w = _parts(inputs, problem, training)
-        self._train(
-            Task(
-                x, y, w,
-                n_in=inputs.features,
-                n_out=problem.n_out,
-                dtype=inputs.dtype,
-                loss=problem.loss,
-                steps=steps,
-                validation=None if apart is None else _parts(inputs, problem, apart),
-                scale_y=problem.scale_y,
-                module=module,
-                scale_x=scale_x,
-                columns=sizes,
-            ),
-            start,
+        task = Task(
+            x, y, w,
+            n_in=inputs.features,
+            n_out=problem.n_out,
+            dtype=inputs.dtype,
+            loss=problem.loss,
+            steps=steps,
+            validation=None if apart is None else _parts(inputs, problem, apart),
+            scale_y=problem.scale_y,
+            module=module,
+            scale_x=scale_x,
+            head=problem.head,
+            image=inputs.image,
+            columns=sizes,
         )  # fmt: skip
-        self._form_of_targets, self._columns = form, columns
-        self.module_ = module
-        for name, value in problem.fitted.items():
-            setattr(self, name, value)
+        fitted = {"_form_of_targets": form, "_columns": columns, "module_": module}
+        return task, start, {**problem.fitted, **fitted}
+
+    def find_lr(
+        self,
+        X: object,  # noqa: N803
+        y: object,
+        sample_weight: object = None,
+        *,
+        static: object = None,
+        least: float = 1e-6,
+        most: float = 1.0,
+        updates: int = 100,
+    ) -> LearningRateTest:
+        """Test learning rates on a new, untrained module; this estimator is not changed.
+
+        Parameters
+        ----------
+        X, y, sample_weight, static
+            As in `fit`.
+        least, most, updates
+            As in `Estimator.find_lr`.
+
+        Returns
+        -------
+        LearningRateTest
+            ``rates`` and ``losses`` of the updates; ``suggestion``, the rate at which the loss
+            falls fastest, or None; and ``plot()``.
+
+        Examples
+        --------
+        >>> from fastseq.sklearn import SequenceRegressor
+        >>> X = np.random.default_rng(0).standard_normal((60, 5, 1))
+        >>> model = SequenceRegressor("linear", random_state=0)
+        >>> found = model.find_lr(X, X.sum((1, 2)))
+        >>> model = model.set_params(lr=found.suggestion).fit(X, X.sum((1, 2)))
+        """
+        new: SequencePredictor = clone(self)
+        return new._find_lr(X, y, sample_weight, static, least=least, most=most, updates=updates)
+
+    def _find_lr(
+        self, X: object, y: object, sample_weight: object, static: object, **tried: Any  # noqa: N803
+    ) -> LearningRateTest:  # fmt: skip
+        """Test learning rates; sets what checks of the input set."""
+        task, start, _ = self._prepared(X, y, sample_weight, static)
+        est = self._make(task, start.seed)
+        with self._arranged(est, task) as (x, ys, w, _, shuffler):
+            shuffler.reorder(1)  # in the test no callback does
+            return est.find_lr(x, ys, w, **tried)
+
+    def as_module(self) -> SampleModule:
+        """Return a copy of the fitted module that takes samples as X has them: for other tools.
+
+        It scales inputs, and undoes the scaling of a regressor's targets. It is in evaluation mode,
+        can be differentiated, and has the weights of now; further training does not change it.
+
+        Returns
+        -------
+        SampleModule
+            A `torch.nn.Module`: tensors ``(N, T, F)`` to outputs ``(N, K)``, or per step
+            ``(N, T, K)``; a classifier's are scores, without softmax.
+
+        Examples
+        --------
+        >>> from fastseq.sklearn import SequenceClassifier
+        >>> X, y = np.random.default_rng(0).standard_normal((60, 9, 3)), np.arange(60) % 2
+        >>> model = SequenceClassifier(epochs=2, random_state=0).fit(X, y)
+        >>> scores = model.as_module()(torch.from_numpy(X))
+        >>> np.allclose(scores.softmax(1).detach(), model.predict_proba(X))
+        True
+        """
+        check_is_fitted(self)
+        if not self._columns.plain:
+            raise ValueError(
+                "as_module is for arrays of numbers, but this module gets categories or static "
+                "features, too: use estimator_.model"
+            )
+        per_step = self._form_of_targets.per_step
+        whole = wants_whole(self.module_) and not per_step
+        return SampleModule(self.estimator_, per_step=per_step, whole=whole)
 
     def _split(
         self, count: int, strata: Array | None, seed: int
@@ -201,7 +304,7 @@ class SequencePredictor(SequenceEstimator):
             )
         return inputs, read_static(static, inputs, known, rows=self.rows_, nan=self.nan)
 
-    def _outputs(self, X: object, static: object = None) -> Items:  # noqa: N803
+    def _outputs(self, X: object, static: object) -> Items:  # noqa: N803
         """Return the module's outputs, ``(N, K)``, ``(N, T, K)`` or a list of ``(T_i, K)``."""
         check_is_fitted(self)
         inputs, beside = self._read(X, static)

@@ -42,10 +42,21 @@ class TargetForm:
 
 @dataclasses.dataclass(frozen=True)
 class Targets:
-    """Targets of samples: ``(N, K)``, per step ``(N, T, K)`` or a list of ``(T_i, K)``."""
+    """Targets of samples.
+
+    Parameters
+    ----------
+    y
+        ``(N, K)``, per step ``(N, T, K)`` or a list of ``(T_i, K)``.
+    form
+        Which of these.
+    order
+        All that a target may be, in their order; None: unknown.
+    """
 
     y: Items
     form: TargetForm
+    order: tuple[Any, ...] | None = None
 
     @property
     def rows(self) -> Array:
@@ -89,6 +100,8 @@ def read_targets(
     if y is None:
         raise ValueError("this estimator requires y to be passed, but the target y is None")
     refuse_null(y, "y")
+    if hasattr(y, "toarray"):
+        raise TypeError("y is a sparse matrix, but targets must be dense: pass y.toarray()")
     refuse_foreign(y, "y")
     listed = isinstance(y, (list, tuple)) and all(getattr(a, "ndim", 0) for a in y)
     if listed and inputs.listed and per_step is not False:

@@ -69,6 +69,8 @@ class Learner:
     example
         One step of one sequence, ``(1, 1, F)``, in the structure of the last inputs; None: there
         were none.
+    steps
+        Time steps of the last inputs.
     squeezed
         Whether targets were ``(T, N)``: outputs then are, too.
     history, padding, stop_reason
@@ -93,6 +95,7 @@ class Learner:
     objective: Callable[..., Tensor] = dataclasses.field(init=False)
     scaling: Scaling | None = None
     example: Tree = None
+    steps: int = 1
     squeezed: bool = False
     history: History = dataclasses.field(default_factory=History)
     padding: float = 0.0
@@ -187,6 +190,7 @@ class Learner:
         check_features(self.model, data.x)
         if self.spec.shard != "given":
             self.replicas.same_data(lambda: checksums(data))
+        self.steps = data.steps
         self.example = tree_map(
             lambda s: torch.zeros(1, 1, *s.shape[2:], dtype=data.dtype, device=self.device), data.x
         )

@@ -17,7 +17,7 @@ from .._util.tree import tree_leaves
 from ..data.chunk_plan import Chunk
 from ..data.sequences import Batch, Sequences, to_device
 from ..distributed import Bucketizer
-from ..errors import NonFiniteError
+from ..errors import DivergedError
 from ..nn.earlier_steps import in_context
 from ..nn.members import trained_apart
 from ..nn.ops import sum_of_squares
@@ -83,7 +83,7 @@ class _Losses:
         self._waiting: list[tuple[Chunk, Tensor, float]] = []
 
     def add(self, chunk: Chunk, loss: Tensor, weight: float) -> None:
-        """Take a chunk's loss; raise `NonFiniteError` if a loss read now is not finite."""
+        """Take a chunk's loss; raise `DivergedError` if a loss read now is not finite."""
         if self._in_flight == 1:
             self.add_value(self.check(chunk, loss.item()), weight)
             return
@@ -108,7 +108,7 @@ class _Losses:
         """Return `loss` if it is finite, else raise."""
         if math.isfinite(loss):
             return loss
-        raise NonFiniteError(
+        raise DivergedError(
             f"the loss is {loss} in epoch {self._position.epoch}, block {chunk.block}, chunk "
             f"{chunk.index} (steps {chunk.t0} to {chunk.t1}, sequences {chunk.n0} to {chunk.n1}): "
             "check x and y for NaN, lower the learning rate or set spec.clip_norm"

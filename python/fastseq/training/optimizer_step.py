@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn, optim
@@ -18,7 +18,7 @@ from .._util.torch_internals import (
     unwrapped_step,
 )
 
-__all__ = ["OptimizerStep", "describe_step", "obstacle"]
+__all__ = ["OptimizerStep", "describe_step", "obstacle", "set_in_group"]
 
 # It is known what their steps compute, and that they do nothing else.
 _KNOWN = (
@@ -62,6 +62,23 @@ def describe_step(optimizer: optim.Optimizer) -> str:
     if all(group.get("fused") for group in optimizer.param_groups):
         return f"fused {name}: one call for all parameters"
     return f"{name}: parameter by parameter"
+
+
+def set_in_group(group: dict[str, Any], name: str, value: Any) -> None:
+    """Set a number of a group of parameters; if it is a tensor, in place: CUDA graphs hold it.
+
+    Examples
+    --------
+    >>> optimizer = optim.Adam([nn.Parameter(torch.zeros(3))], lr=torch.tensor(0.5))
+    >>> set_in_group(optimizer.param_groups[0], "lr", 0.25)
+    >>> optimizer.param_groups[0]["lr"]
+    tensor(0.2500)
+    """
+    if isinstance(group.get(name), Tensor):
+        with torch.no_grad():
+            group[name].fill_(float(value))
+    else:
+        group[name] = value
 
 
 class OptimizerStep:
