@@ -207,7 +207,7 @@ def _read_images(estimator: BaseEstimator, X: Any, *, reset: bool) -> Inputs:  #
             warnings.warn(
                 f"X {given} is read as images of {shape[0]} × {shape[1]} pixels with {shape[2]} "
                 "channels: if it is (N, C, W, H), pass channels_first=True",
-                stacklevel=5,
+                stacklevel=6,
             )
     steps = numbers(x, "X").reshape(len(x), 1, features)
     return Inputs(steps, np.ones(len(x), int), _dtype(x), image=shape)
@@ -225,7 +225,7 @@ def _are_series(X: Any, module: object) -> bool:  # noqa: N803
         warnings.warn(
             f"each row of X is read as a series of {len(columns)} steps, though a column is called "
             f"{words[0]!r}: if columns are features, pass module='mlp'",
-            stacklevel=7,
+            stacklevel=8,
         )
     return True
 
