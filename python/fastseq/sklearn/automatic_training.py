@@ -95,8 +95,9 @@ def warn_if_few(updates: int, epochs: int) -> None:
     """Warn if that many updates, in so many epochs, are too few to learn anything."""
     if updates < _FEW:
         warnings.warn(
-            f"the weights were updated only {updates} times in {epochs} epochs, fewer than any "
-            "learning needs: pass epochs=None, more epochs, or a smaller batchsize",
+            f"the weights were updated only {updates} times in {epochs} "
+            f"epoch{'s' * (epochs != 1)}, fewer than any learning needs: pass epochs=None, more "
+            "epochs, or a smaller batchsize",
             TooFewUpdatesWarning,
-            stacklevel=6,
+            stacklevel=5,
         )

@@ -276,7 +276,7 @@ def _read_images(estimator: BaseEstimator, X: Any, *, reset: bool) -> Inputs:  #
             warnings.warn(
                 f"X {given} is read as images of {shape[0]} × {shape[1]} pixels with {shape[2]} "
                 "channels: if it is (N, C, W, H), pass channels_first=True",
-                stacklevel=5,
+                stacklevel=6,
             )
     steps = numbers(x, "X").reshape(len(x), 1, features)
     return Inputs(steps, np.ones(len(x), int), _dtype(x), image=shape)
@@ -302,7 +302,7 @@ def _are_series(X: Any, module: object, columns: CategoryColumns | None) -> bool
         warnings.warn(
             f"each row of X is read as a series of {len(names)} steps, though a column is called "
             f"{words[0]!r}: if columns are features, pass module='mlp'",
-            stacklevel=7,
+            stacklevel=8,
         )
     return True
 

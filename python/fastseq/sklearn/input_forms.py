@@ -134,5 +134,5 @@ def warn_if_swapped(shape: tuple[int, ...], name: str) -> None:
         warnings.warn(
             f"{name} {shape} is read as {steps} step{'s' * (steps > 1)} of {features} features: if "
             f"it is ({letters}), pass channels_first=True",
-            stacklevel=5,
+            stacklevel=6,
         )
