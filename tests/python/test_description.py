@@ -26,6 +26,7 @@ EXAMPLES = [
     (fs.nn.Pool("max+last"), (9, 2, 3)),
     (fs.nn.ColumnEncoder((0, 3), 2, (0, 6)), None),
     (fs.nn.InstanceScale(beside=True, features=2), (9, 2, 3)),
+    (fs.nn.OrdinalLogProbabilities(4), (9, 2, 3)),
     (fs.nn.PaddedBatchNorm(3, eps=0.1, momentum=None), (5, 3, 4)),
     (nn.LSTM(3, 4, 2, dropout=0.5, proj_size=2), (5, 2, 3)),
     (nn.GRU(3, 4, bias=False, batch_first=True), (5, 2, 3)),

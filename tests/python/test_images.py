@@ -6,6 +6,7 @@ import pickle
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.datasets import load_digits
@@ -85,8 +86,8 @@ def test_scaling_is_that_of_channels(method, weighted):
 @pytest.mark.parametrize(
     "of",
     [lambda x: x.astype(np.float32), lambda x: x.astype(np.int64), torch.from_numpy,
-     lambda x: x.tolist(), lambda x: np.asfortranarray(x)],
-    ids=["f4", "i8", "tensor", "nested", "fortran"],
+     lambda x: x.tolist(), list, lambda x: np.asfortranarray(x)],
+    ids=["f4", "i8", "tensor", "nested", "list", "fortran"],
 )  # fmt: skip
 def test_images_of_any_kind_are_the_same(of):
     wanted = classifier().fit(IMAGES, LIGHT).predict_proba(IMAGES)
@@ -194,11 +195,20 @@ def test_a_warm_start_needs_images_of_the_same_shape():
         (IMAGES, LIGHT, {"pool": "mean"}, "pool is for"),
         (IMAGES, LIGHT, {"module": "lstm"}, 'images need module="cnn"'),
         (IMAGES, LIGHT[:7], {}, "inconsistent"),
+        ([IMAGES[0], IMAGES[1, 1:]], [0, 1], {}, "of one size, got"),
+        (IMAGES, LIGHT, {"hidden_size": 0}, "hidden_size must be at least 1"),
     ],
 )
 def test_what_does_not_fit_images(x, y, more, message):
     with pytest.raises(ValueError, match=message):
         classifier(**more).fit(x, y)
+
+
+@pytest.mark.parametrize("of", [list, lambda frames: pd.concat(frames, keys=range(len(frames)))])
+def test_data_frames_are_no_images(of):
+    frames = [pd.DataFrame(image[..., 0]).assign(name="a") for image in IMAGES]
+    with pytest.raises(TypeError, match=r"must be images, .* but it holds data frames"):
+        classifier().fit(of(frames), LIGHT)
 
 
 def test_other_images_than_in_fit_are_told():

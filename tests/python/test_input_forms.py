@@ -202,6 +202,30 @@ def test_rows_of_panels_must_be_in_order():
     assert same(regressor().fit(back, LAST), regressor().fit(frame.sort_index(), LAST))
 
 
+def test_what_belongs_to_a_panel_must_have_its_order():
+    """By the index, if it names the panel's sequences; an array has no names."""
+    frame = panel(X).rename(index="n{}".format, level=0)
+    names = frame.index.unique(0)
+    y = pd.Series(LAST, names)
+    right = regressor(epochs=1).fit(frame, y, static=y.to_frame("a"), sample_weight=y.abs())
+    back = y.iloc[::-1]
+    for wrong in (
+        (frame, back), (frame, y, back.abs()), (frame, y, None, back.to_frame("a")),
+    ):  # fmt: skip
+        x, *given, static = (*wrong, None, None)[:4]
+        with pytest.raises(ValueError, match="the sequences of X in another order, by its index"):
+            regressor(epochs=1).fit(x, *given, static=static)
+    with pytest.raises(ValueError, match="y has the sequences of X in another order"):
+        right.score(frame, back, static=y.to_frame("a"))
+    with pytest.raises(ValueError, match="static has the sequences of X in another order"):
+        right.predict(frame, static=back.to_frame("a"))
+    other = y.set_axis(range(48))  # no names of sequences: rows count
+    found = regressor(epochs=1).fit(
+        frame, other, static=y.to_numpy()[:, None], sample_weight=y.abs()
+    )
+    assert same(right, found)
+
+
 def test_tables_with_an_index_of_two_levels_stay_tables():
     index = pd.MultiIndex.from_product([range(12), range(4)])
     table = pd.DataFrame(X[:, 0], index)

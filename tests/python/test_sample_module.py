@@ -54,6 +54,30 @@ def test_samples_of_other_shapes_are_refused():
         module([])
 
 
+@pytest.mark.parametrize(
+    ("module", "x", "channels_first"),
+    [
+        ("gru", np.ascontiguousarray(X.swapaxes(1, 2)), True),
+        ("lstm-fcn", X[:, :3], True),  # as many features as steps
+        ("mlp", X[:, :3], True),
+        ("lstm-fcn", X[..., 0], False),
+        ("mlp", X[..., 0], False),
+        ("cnn", X.reshape(48, 2, 3, 3), False),
+        ("cnn", X.reshape(48, 3, 2, 3), True),
+        ("cnn", X, False),
+    ],
+)
+def test_samples_have_the_layout_of_x(module, x, channels_first):
+    model = classifier(module, epochs=1, channels_first=channels_first).fit(x, LABELS)
+    np.testing.assert_allclose(scores(model, x).softmax(-1), model.predict_proba(x), rtol=1e-6)
+
+
+def test_images_of_other_sizes_are_refused():
+    module = classifier("cnn", epochs=1).fit(X.reshape(48, 2, 3, 3), LABELS).as_module()
+    with pytest.raises(ValueError, match=r"\(N, W, H, C\) with \(W, H, C\) = \(2, 3, 3\), got"):
+        module(torch.zeros(5, 3, 2, 3))
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_gradients_with_respect_to_samples(module):
     model = regressor(module, epochs=1, hidden_size=8).fit(X, LAST)

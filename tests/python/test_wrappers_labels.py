@@ -272,6 +272,22 @@ def test_what_has_no_order():
         ordinal(network(4), **ONCE).fit(X, GRADES)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model, y: model.fit(X, y),
+        lambda model, y: model.partial_fit(X, y),
+        lambda model, y: model.partial_fit(X, y, WORDS),
+        lambda model, y: model.find_lr(X, y, updates=10),
+    ],
+)
+def test_the_warning_points_at_the_callers_line(call):
+    with pytest.warns(UserWarning, match="in alphabetical order") as caught:
+        call(ordinal(), WORDS[GRADES])
+    found = [one.filename for one in caught if "alphabetical" in str(one.message)]
+    assert found == [__file__]
+
+
 def test_an_order_has_no_decision_function():
     model = ordinal()
     assert not hasattr(model, "decision_function")

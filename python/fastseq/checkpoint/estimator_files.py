@@ -265,6 +265,9 @@ def no_loss(*_: object, **__: object) -> Tensor:
     raise ValueError("the estimator was loaded without a loss: pass loss= to load")
 
 
+no_loss.per_sequence = True  # type: ignore[attr-defined]  # the model may return (B, K), as in fit
+
+
 class NoOptimizer(torch.optim.Optimizer):
     """Stands in for an optimizer that `load` was not given."""
 

@@ -15,6 +15,7 @@ from .chain import Chain
 from .column_encoder import ColumnEncoder
 from .images import OnImages
 from .instance_scaling import InstanceScale
+from .ordinal import OrdinalLogProbabilities
 from .padded_layers import PaddedBatchNorm
 from .pooling import Pool
 from .recurrent import GRU, LSTM, RNN
@@ -56,6 +57,7 @@ _LAYERS: dict[type[nn.Module], tuple[str, ...]] = {
     Pool: ("how",),
     ColumnEncoder: ("sizes", "steps", "beside"),
     InstanceScale: ("beside", "features"),
+    OrdinalLogProbabilities: ("classes",),
     PaddedBatchNorm: _BATCH_NORM,
     nn.LSTM: (*_RECURRENT, "proj_size"),
     nn.GRU: _RECURRENT,

@@ -81,10 +81,10 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         `fastseq.nn.FocalLoss`; ``"binary_cross_entropy"`` for several labels; ``"ordinal"`` for a
         target whose classes have an order, that of an ordered pandas Categorical, else sorted, see
         `fastseq.nn.OrdinalLogProbabilities`: the module then has one output less than there are
-        classes, and `predict` returns the median. Also a loss of scores ``(M, C)`` and class
-        numbers ``(M,)``, as a function, module or class of modules, such as
-        ``torch.nn.CrossEntropyLoss(label_smoothing=0.1)``, which is averaged over several targets;
-        or one over chunks, ``loss(m, xs, ys)``, see `Estimator`.
+        classes, and `predict` returns the median (`callbacks.Metrics` get the most probable class).
+        Also a loss of scores ``(M, C)`` and class numbers ``(M,)``, as a function, module or class
+        of modules, such as ``torch.nn.CrossEntropyLoss(label_smoothing=0.1)``, which is averaged
+        over several targets; or one over chunks, ``loss(m, xs, ys)``, see `Estimator`.
     optimizer
         ``"adamw"``, ``"adam"``, ``"sgd"``, ``"rmsprop"``; a class; or a callable
         ``optimizer(params, lr=…, weight_decay=…)``.
@@ -386,7 +386,8 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
     def _has_decisions(self) -> bool:
         """Return true, or raise AttributeError: scikit-learn then sees no `decision_function`."""
         fitted = self.__sklearn_is_fitted__()
-        if isinstance(self._kind, Ordinal) if fitted else self.loss == "ordinal":
+        ordered = isinstance(self._kind, Ordinal) if fitted else self.loss == "ordinal"
+        if ordered:
             raise AttributeError(
                 "with loss='ordinal' predict returns the median, which need not have the largest "
                 "score: use predict_proba"

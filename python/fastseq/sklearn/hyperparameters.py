@@ -164,6 +164,7 @@ def _builder(module: str | nn.Module | Callable[..., nn.Module], sizes: Sizes) -
         return module
     if module == "linear":
         return Linear()
+    _check_sizes(module, sizes)
     if module == "cnn":
         layers = 2 if sizes.num_layers is None else sizes.num_layers
         widths = tuple(sizes.hidden_size * 2**number for number in range(layers))
@@ -179,6 +180,19 @@ def _builder(module: str | nn.Module | Callable[..., nn.Module], sizes: Sizes) -
         f"module must be one of {_MODULES}, an nn.Module, its class or a builder, got {module!r}"
         f"{meant(module, _MODULES)}"
     )
+
+
+def _check_sizes(module: str, sizes: Sizes) -> None:
+    """Raise if a named module cannot be that wide or deep."""
+    if sizes.hidden_size < 1:
+        raise ValueError(f"hidden_size must be at least 1, got {sizes.hidden_size}")
+    if sizes.num_layers is not None and sizes.num_layers < (module != "mlp"):
+        raise ValueError(f"num_layers must be at least 1 or None, got {sizes.num_layers}")
+    if module == "transformer" and sizes.hidden_size % 8:
+        raise ValueError(
+            "hidden_size must be a multiple of 8 for module='transformer', which has 4 heads, got "
+            f"{sizes.hidden_size}"
+        )
 
 
 def _network(name: str, sizes: Sizes, n_in: int, n_out: int, rng: torch.Generator) -> nn.Module:

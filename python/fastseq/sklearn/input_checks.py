@@ -24,7 +24,14 @@ from torch import Tensor
 from ..data.user_arrays import refuse_containers, refuse_foreign, refuse_null
 from .category_columns import CategoryColumns, from_polars, is_frame, refuse_text
 from .hyperparameters import takes_images, wants_whole
-from .input_forms import is_panel, refuse_forms, sequences_of_panel, time_first, warn_if_swapped
+from .input_forms import (
+    check_order,
+    is_panel,
+    refuse_forms,
+    sequences_of_panel,
+    time_first,
+    warn_if_swapped,
+)
 
 __all__ = [
     "Array", "Inputs", "Items", "as_tensor", "numbers", "read_inputs", "read_weights", "take",
@@ -54,6 +61,9 @@ class Inputs:
         ``(W, H, C)`` if each step is an image; None: it is not.
     columns
         Which features are codes of categories; None: all are numbers.
+    names
+        Names of the sequences, an index, if they were passed as a data frame with the index
+        (sequence, time); None: they have none.
     """
 
     x: Items
@@ -62,6 +72,7 @@ class Inputs:
     listed: bool = False
     image: tuple[int, int, int] | None = None
     columns: CategoryColumns | None = None
+    names: Any = None
 
     @property
     def ragged(self) -> bool:
@@ -138,7 +149,9 @@ def read_inputs(
     whole = wants_whole(estimator.module)
     if is_panel(X) and not whole:
         coded, columns = _coded(estimator, X, columns, reset=reset)
-        return _read_list(estimator, sequences_of_panel(coded), columns, reset=reset, coded=True)
+        sequences = sequences_of_panel(coded)
+        inputs = _read_list(estimator, sequences, columns, reset=reset, coded=True)
+        return dataclasses.replace(inputs, names=X.index.get_level_values(0).unique())
     inputs = _read_sequences(estimator, X, columns, reset=reset)
     told = estimator.channels_first or whole or (inputs.listed and hasattr(X[0], "columns"))
     if reset and estimator.rows_ is None and not told:
@@ -158,6 +171,12 @@ def _read_sequences(
     reset: bool,
 ) -> Inputs:
     channels_first = estimator.channels_first
+    dims = [getattr(a, "ndim", 0) for a in X] if isinstance(X, (list, tuple)) else []
+    if any(dims) and (min(dims) != max(dims) or max(dims) > 2):
+        raise ValueError(
+            "X must be a list of arrays that all have two dimensions, (T_i, F), or all one, "
+            f"(T_i,), got {min(dims)} and {max(dims)}"
+        )
     if isinstance(X, (list, tuple)) and len(X):
         if all(getattr(a, "ndim", 0) == 1 for a in X):
             series = [np.asarray(a)[:, None] for a in X]
@@ -249,6 +268,7 @@ def _need_frames(items: Sequence[Any], columns: CategoryColumns | None) -> None:
 
 def _read_images(estimator: BaseEstimator, X: Any, *, reset: bool) -> Inputs:  # noqa: N803
     """Read ``(N, W, H)`` or ``(N, W, H, C)`` as sequences of one step, an image."""
+    _refuse_no_images(X)
     x = check_array(
         X, allow_nd=True, ensure_2d=False, estimator=estimator, input_name="X",
         ensure_all_finite=False,
@@ -280,6 +300,18 @@ def _read_images(estimator: BaseEstimator, X: Any, *, reset: bool) -> Inputs:  #
             )
     steps = numbers(x, "X").reshape(len(x), 1, features)
     return Inputs(steps, np.ones(len(x), int), _dtype(x), image=shape)
+
+
+def _refuse_no_images(X: Any) -> None:  # noqa: N803
+    """Raise for data frames, and for images of different sizes."""
+    items = list(X) if isinstance(X, (list, tuple)) else [X]
+    if any(hasattr(one, "columns") for one in items):
+        raise TypeError("X must be images, (N, W, H, C) or (N, W, H), but it holds data frames")
+    shapes = list(dict.fromkeys(one.shape for one in items if hasattr(one, "shape")))
+    if len(shapes) > 1:
+        raise ValueError(
+            f"X must hold images of one size, got {shapes[0]} and {shapes[1]}: scale or pad them"
+        )
 
 
 def _are_series(X: Any, module: object, columns: CategoryColumns | None) -> bool:  # noqa: N803
@@ -406,12 +438,6 @@ def _refuse_others(X: object) -> None:  # noqa: N803
     if np.ma.is_masked(X):
         raise TypeError('X is a masked array: pass X.filled(np.nan), and nan="mask"')
     refuse_foreign(X, "X")
-    dims = [getattr(a, "ndim", 0) for a in X] if isinstance(X, (list, tuple)) else []
-    if any(dims) and (min(dims) != max(dims) or max(dims) > 2):
-        raise ValueError(
-            "X must be a list of arrays that all have two dimensions, (T_i, F), or all one, "
-            f"(T_i,), got {min(dims)} and {max(dims)}"
-        )
     dtype = getattr(X, "dtype", None)
     if isinstance(dtype, np.dtype) and dtype.kind in "USMmV":
         raise TypeError(f"X must hold numbers, got dtype {dtype}; convert it")
@@ -451,7 +477,13 @@ def read_weights(sample_weight: Any, inputs: Inputs, *, per_step: bool) -> Items
     listed = isinstance(sample_weight, (list, tuple)) and any(
         isinstance(row, (list, tuple)) or getattr(row, "ndim", 0) for row in sample_weight
     )
+    if listed and not per_step:
+        raise ValueError(
+            "sample_weight must have one number for each sequence, (N,), as y has one target for "
+            "each"
+        )
     if not listed and not isinstance(sample_weight, Number):
+        check_order(sample_weight, "sample_weight", inputs.names)
         sample_weight = _weights(sample_weight)
     if per_step and (listed or np.ndim(sample_weight) == 2):
         rows = [_weights(row) for row in sample_weight]

@@ -8,7 +8,14 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["is_panel", "refuse_forms", "sequences_of_panel", "time_first", "warn_if_swapped"]
+__all__ = [
+    "check_order",
+    "is_panel",
+    "refuse_forms",
+    "sequences_of_panel",
+    "time_first",
+    "warn_if_swapped",
+]
 
 _MANY = 10  # features for each step: rarely meant
 
@@ -111,6 +118,34 @@ def sequences_of_panel(X: Any) -> list[Any]:  # noqa: N803
             "its index, and y by the first level"
         )
     return [X.iloc[: next(iter(ends), len(X))], *np.split(np.asarray(X), ends)[1:]]
+
+
+def check_order(given: Any, name: str, sequences: Any) -> None:
+    """Raise if the index of a Series or frame has the sequences of a panel in another order.
+
+    Parameters
+    ----------
+    given
+        What has a row for each sequence; only the index of pandas counts.
+    name
+        What messages call it.
+    sequences
+        The names of the sequences, in their order; None: there are none.
+
+    Raises
+    ------
+    ValueError
+        The order is another.
+    """
+    index: Any = getattr(given, "index", None)
+    if sequences is None or not hasattr(index, "nlevels") or len(index) != len(sequences):
+        return
+    if not index.equals(sequences) and set(index) == set(sequences):
+        raise ValueError(
+            f"{name} has the sequences of X in another order, by its index: pass "
+            f"{name}.loc[X.index.unique(0)], or, if the rows are in the order of X, "
+            f"{name}.to_numpy()"
+        )
 
 
 def time_first(X: Sequence[Any]) -> list[Any]:  # noqa: N803

@@ -72,7 +72,7 @@ class Ordinal(Classes):
         if known is None:
             found = classes_of(targets, weights)[0]
             if targets.order is None:
-                _warn_of_text(found)
+                _warn_of_text(found, stacklevel=7)
         else:
             found = known[0]
         if targets.order is None:
@@ -152,16 +152,16 @@ def read_order(classes: Any) -> list[Array]:
     """
     found, order = read_classes(classes), order_of(classes)
     if order is None:
-        _warn_of_text(found[0])
+        _warn_of_text(found[0], stacklevel=5)
         return found
     present = set(found[0].tolist())
     return [np.array([label for label in order if label in present], found[0].dtype)]
 
 
-def _warn_of_text(classes: Array) -> None:
+def _warn_of_text(classes: Array, *, stacklevel: int) -> None:
     if any(isinstance(label, str) for label in classes.tolist()):
         warnings.warn(
             f"loss='ordinal' takes text in alphabetical order, {shown(classes)}: for another "
             "order, and to silence this, pass an ordered pandas Categorical, or numbers",
-            stacklevel=6,
+            stacklevel=stacklevel,
         )

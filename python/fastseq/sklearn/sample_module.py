@@ -14,7 +14,7 @@ __all__ = ["SampleModule"]
 
 
 class SampleModule(nn.Module):
-    """Samples ``(N, T, F)`` to outputs ``(N, K)``, or per step ``(N, T, K)``, both unscaled.
+    """Samples in the layout of X to outputs ``(N, K)``, or per step ``(N, T, K)``, both unscaled.
 
     Parameters
     ----------
@@ -24,23 +24,61 @@ class SampleModule(nn.Module):
         Whether there is an output for each step.
     whole
         Whether the model takes a whole sequence as one step.
+    channels_first
+        Whether samples are ``(N, F, T)``, images ``(N, C, W, H)``.
+    rows
+        What rows of samples with two axes are: ``"series"`` of one feature or ``"samples"`` of one
+        step; None: samples have three axes.
+    image
+        ``(W, H, C)`` if samples are images, ``(N, W, H, C)`` or, of one channel, ``(N, W, H)``;
+        None: they are not.
     """
 
-    def __init__(self, est: Estimator, *, per_step: bool, whole: bool) -> None:
+    def __init__(
+        self,
+        est: Estimator,
+        *,
+        per_step: bool,
+        whole: bool,
+        channels_first: bool,
+        rows: str | None,
+        image: tuple[int, int, int] | None,
+    ) -> None:
         super().__init__()
         model, scaling = copy.deepcopy(est.model), est.scaling_
         self._dtype = None if scaling is not None and scaling.x is not None else input_dtype(model)
         scalings = (None, None) if scaling is None else (scaling.x, scaling.y)
         self.scaled = ScaledModel(model, *scalings)
         self._per_step, self._whole = per_step, whole
+        self._channels_first, self._rows, self._image = channels_first, rows, image
         self.requires_grad_(requires_grad=False).eval()
 
     def forward(self, x: Tensor) -> Tensor:
         """Run on samples of one length, without missing values."""
-        if not isinstance(x, Tensor) or x.dim() != 3:
-            got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"x must be a tensor of samples (N, T, F), got {got}")
+        x = self._sequences(x)
         x = x.flatten(1).unsqueeze(0) if self._whole else x.swapaxes(0, 1)
         y, _ = self.scaled(x if self._dtype is None else x.to(self._dtype))
         found: Tensor = y if y.dim() == 2 else y.swapaxes(0, 1) if self._per_step else y[-1]
         return found
+
+    def _sequences(self, x: Tensor) -> Tensor:
+        """Return samples as ``(N, T, F)``; images are sequences of one step."""
+        dims = x.dim() if isinstance(x, Tensor) else 0
+        if self._image is not None:
+            images = x.unsqueeze(-1) if dims == 3 else x
+            if dims == 4 and self._channels_first:
+                images = x.movedim(1, -1)
+            if dims in (3, 4) and images.shape[1:] == self._image:
+                return images.flatten(1).unsqueeze(1)
+        elif dims == 3:
+            return x.swapaxes(1, 2) if self._channels_first else x
+        elif dims == 2 and self._rows is not None:
+            return x.unsqueeze(2 if self._rows == "series" else 1)
+        form = "(N, F, T)" if self._channels_first else "(N, T, F)"
+        if self._rows is not None:
+            form = "(N, T)" if self._rows == "series" else "(N, F)"
+        elif self._image is not None:
+            form = "(N, C, W, H)" if self._channels_first else "(N, W, H, C)"
+            form += f" with (W, H, C) = {self._image}"
+        got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"x must be a tensor of samples {form}, got {got}")

@@ -11,6 +11,7 @@ from sklearn.utils import check_array
 from ..data.user_arrays import refuse_foreign, refuse_null
 from .category_columns import CategoryColumns, is_frame, refuse_text
 from .input_checks import Array, Inputs, numbers
+from .input_forms import check_order
 from .polars_frames import is_polars, refuse_unread, to_pandas
 
 __all__ = ["StaticFeatures", "read_static"]
@@ -93,6 +94,9 @@ def read_static(
             f"static must be a data frame, as in fit: its column {columns.names[place]!r} holds "
             f"categories; got {type(given).__name__}"
         )
+    if not frame:
+        _refuse_text(given)
+    check_order(given, "static", inputs.names)
     names = tuple(map(str, given.columns)) if frame else None
     _check_names(names, known)
     refuse_text(given, "static", columns)
@@ -128,3 +132,18 @@ def _check_names(names: tuple[str, ...] | None, known: StaticFeatures | None) ->
         f"static must have the columns {', '.join(known.names)}, as in fit, in this order; got "
         f"{', '.join(names)}"
     )
+
+
+def _refuse_text(given: Any) -> None:
+    """Raise if an array or list holds text that is no number."""
+    held = np.asarray(given, object) if isinstance(given, (list, tuple)) else given
+    kind = getattr(getattr(held, "dtype", None), "kind", None)
+    try:
+        if kind == "O":
+            np.asarray(held).astype(float)
+    except ValueError:
+        kind = "U"
+    except TypeError:  # scikit-learn says what is wrong
+        return
+    if kind in ("U", "S"):
+        raise ValueError("static holds text: for categories pass a data frame")

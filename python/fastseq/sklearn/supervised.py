@@ -249,7 +249,8 @@ class SequencePredictor(SequenceEstimator):
         Returns
         -------
         SampleModule
-            A `torch.nn.Module`: tensors ``(N, T, F)`` to outputs ``(N, K)``, or per step
+            A `torch.nn.Module`: tensors in the layout of X, ``(N, T, F)``, ``(N, T)``, with
+            `channels_first` ``(N, F, T)``, or images, to outputs ``(N, K)``, or per step
             ``(N, T, K)``; a classifier's are scores, without softmax.
 
         Examples
@@ -269,7 +270,10 @@ class SequencePredictor(SequenceEstimator):
             )
         per_step = self._form_of_targets.per_step
         whole = wants_whole(self.module_) and not per_step
-        return SampleModule(self.estimator_, per_step=per_step, whole=whole)
+        return SampleModule(
+            self.estimator_, per_step=per_step, whole=whole,
+            channels_first=self.channels_first, rows=self.rows_, image=self.image_shape_,
+        )  # fmt: skip
 
     def _split(
         self, count: int, strata: Array | None, seed: int

@@ -11,6 +11,7 @@ from sklearn.utils.validation import check_consistent_length
 
 from ..data.user_arrays import refuse_foreign, refuse_null
 from .input_checks import Array, Inputs, Items, numbers
+from .input_forms import check_order
 
 __all__ = ["TargetForm", "Targets", "read_targets", "refuse_missing"]
 
@@ -103,6 +104,7 @@ def read_targets(
     if hasattr(y, "toarray"):
         raise TypeError("y is a sparse matrix, but targets must be dense: pass y.toarray()")
     refuse_foreign(y, "y")
+    check_order(y, "y", inputs.names)
     listed = isinstance(y, (list, tuple)) and all(getattr(a, "ndim", 0) for a in y)
     if listed and inputs.listed and per_step is not False:
         return _read_list(y, inputs, numeric=numeric, finite=nan == "raise")
