@@ -17,6 +17,7 @@ from torch import Tensor, nn, optim
 
 from .._util.tree import Tree
 from ..data.chunk_plan import ChunkPlan
+from ..data.samples_first import SamplesFirst
 from ..data.scaling.affine import Affine
 from ..data.scaling.inputs_and_targets import Scaling
 from ..data.sequences import Sequences
@@ -53,9 +54,9 @@ class Task:
     Parameters
     ----------
     x
-        Inputs ``(T, N, F)``, or a list of ``(T_i, F)``.
+        Inputs: samples ``(T, N, F)``, or a list of ``(T_i, F)``.
     y
-        Targets ``(T, N, K)``, or a list of ``(T_i, K)``; ``(N, K)``: one per sequence.
+        Targets: samples ``(T, N, K)``, or a list of ``(T_i, K)``; ``(N, K)``: one per sequence.
     w
         Weights ``(N,)``, ``(T, N)`` or a list of ``(T_i,)``; None: all 1.
     validation
@@ -102,7 +103,7 @@ class Task:
     @property
     def longest(self) -> int:
         """Time steps of the longest sequence."""
-        return len(self.x) if isinstance(self.x, Tensor) else max(map(len, self.x))
+        return max(map(len, self.x)) if isinstance(self.x, list) else len(self.x)
 
     @property
     def per_sequence(self) -> bool:
@@ -111,8 +112,8 @@ class Task:
 
     def ends_chunks(self, seqsize: int | None) -> bool:
         """Whether there is one target per sequence, and chunks hold whole sequences."""
-        whole = isinstance(self.x, Tensor) and (seqsize or self.steps) >= len(self.x)
-        return self.per_sequence and whole
+        ragged = isinstance(self.x, list)
+        return self.per_sequence and not ragged and (seqsize or self.steps) >= len(self.x)
 
 
 class Start(NamedTuple):
@@ -274,7 +275,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
     def _updates(self, est: Estimator, task: Task) -> int:
         """Return how many updates an epoch has."""
         lengths = None  # as `Sequences` sorts them
-        if not isinstance(task.x, Tensor):
+        if isinstance(task.x, list):
             lengths = np.sort([len(one) for one in task.x])[::-1]
         plan = ChunkPlan(
             steps=len(task.x) if lengths is None else int(lengths[0]),
@@ -421,11 +422,12 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
             x = fill_known(x, affine)
             if isinstance(validation, tuple):
                 validation = fill_known(validation[0], affine), *validation[1:]
-        y, w = task.y, self._weights(task, x, task.y, task.w)
+        y, w = task.y, task.w
         shuffler = next(c for c in est.callbacks if isinstance(c, Shuffler))
-        if self.shuffle and isinstance(x, Tensor):
-            x, y = shuffler.shuffled(x, 1), shuffler.shuffled(y, y.dim() - 2)
-            w = None if w is None else shuffler.shuffled(w, w.dim() - 1)
+        if self.shuffle and not isinstance(x, list):
+            x, y = shuffler.of_samples(x), shuffler.of_samples(y)
+            w = None if w is None else shuffler.of_samples(w)
+        w = self._weights(task, x, y, w)
         if task.per_sequence:
             y = over_steps(x, y)
             if isinstance(validation, tuple):
@@ -476,7 +478,7 @@ def _measure_inputs(task: Task, method: str | None, nan: str) -> Affine | None:
             return found
         return found.only(torch.from_numpy(task.columns.numbers))
     width, height, channels = task.image
-    pixels = task.x[0].unflatten(1, (width * height, channels)).swapaxes(0, 1)
+    pixels = task.x.like(steps=(width * height, channels))
     found = _measure("x", pixels, task.w, method, task.dtype, nan)
     if found is None:
         return None

@@ -8,11 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.base import clone
 from sklearn.model_selection import train_test_split
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
+from ..data.samples_first import SamplesFirst
 from ..training.argument_checks import input_dtype
 from ..training.learning_rate_finder import LearningRateTest
 from .automatic_training import automatic_module, automatic_scaling
@@ -23,19 +25,19 @@ from .input_checks import (
     Array,
     Inputs,
     Items,
-    Tensors,
     as_tensor,
     read_inputs,
     read_weights,
     take,
-    time_major,
 )
+from .batched_outputs import predicted
 from .sample_module import SampleModule
 from .static_features import StaticFeatures, read_static
 from .target_forms import TargetForm, Targets
 
 __all__ = ["Problem", "SequencePredictor"]
 
+_NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 _LONGEST = 100  # time steps per chunk, if every step has a target
 
 
@@ -318,15 +320,8 @@ class SequencePredictor(SequenceEstimator):
                     f"{expected}: sequences must be as long as in fit"
                 )
         inputs = self._columns.joined(inputs, beside)
-        x = inputs.x if isinstance(inputs.x, list) else inputs.x.swapaxes(0, 1)
-        outputs = est.predict(x)
-        if isinstance(outputs, list):
-            return outputs if form.per_step else np.stack([a[-1] for a in outputs])
-        if not form.per_step:
-            last: Array = outputs[-1]
-            return last
-        outputs = np.ascontiguousarray(outputs.swapaxes(0, 1))
-        return list(outputs) if inputs.listed else outputs
+        outputs = predicted(est, inputs, per_step=form.per_step)
+        return list(outputs) if inputs.listed and form.per_step else outputs
 
     def _compared(
         self, X: object, y: object, sample_weight: object, static: object  # noqa: N803
@@ -346,19 +341,23 @@ class SequencePredictor(SequenceEstimator):
         return targets.rows, rows.reshape(targets.rows.shape), weights
 
 
-def _parts(
-    inputs: Inputs, problem: Problem, index: Array | None
-) -> tuple[Tensors, Tensors, Tensors | None]:
-    """Return inputs, targets and weights of some samples, time-major."""
-    x, y, w = inputs.x, problem.y, problem.weights
-    if index is not None:
-        x, y = take(x, index), take(y, index)
-        w = None if w is None else take(w, index)
-    per_step = isinstance(y, list) or y.ndim == 3
-    ys = time_major(y) if per_step else as_tensor(np.ascontiguousarray(y))
-    xs = time_major(x)
+def _parts(inputs: Inputs, problem: Problem, index: Array | None) -> tuple[Any, Any, Any]:
+    """Return inputs, targets and weights of some samples as a `Task` has them."""
+    y, w = problem.y, problem.weights
+    xs, ys = _part(inputs.x, index), _part(y, index)
     if w is None:
         return xs, ys, None
     if isinstance(w, list):
-        return xs, ys, [one.to(inputs.dtype) for one in time_major(w)]
-    return xs, ys, as_tensor(np.ascontiguousarray(w.T)).to(inputs.dtype)
+        return xs, ys, [one.to(inputs.dtype) for one in _part(w, index)]
+    return xs, ys, _part(w.astype(_NUMPY[inputs.dtype], copy=False), index, leading=1)
+
+
+def _part(items: Items | SamplesFirst, index: Array | None, leading: int = 2) -> Any:
+    """Return some samples; arrays with one row of them each, `leading` axes, are copied."""
+    if isinstance(items, SamplesFirst):
+        return items if index is None else items.like(index=index)
+    if isinstance(items, list):
+        return [as_tensor(a) for a in (items if index is None else take(items, index))]
+    if items.ndim > leading:
+        return SamplesFirst(items, index)
+    return as_tensor(np.ascontiguousarray(items if index is None else items[index]))
