@@ -18,10 +18,14 @@ from .sources import ArraySource, Box, Source
 
 __all__ = ["LastStepSource", "open_samples"]
 
+_FEATURES = 8
+
 
 def open_samples(samples: SamplesFirst, name: str, dtype: torch.dtype) -> Source:
     """Open samples for reading as `dtype`; reads nothing yet."""
-    return SampleRows(name, samples, dtype) if samples.jumps else SampleWindows(name, samples, dtype)
+    return (
+        SampleRows(name, samples, dtype) if samples.jumps else SampleWindows(name, samples, dtype)
+    )
 
 
 class LastStepSource(Source):
@@ -62,7 +66,8 @@ class SampleRows(Source):
     @property
     def ahead(self) -> Source | None:
         """The same samples, for another thread, if each is contiguous."""
-        if self.lazy or not self._samples.contiguous:
+        few = self._numel < _FEATURES  # NumPy gathers faster than C++ copies such steps
+        if self.lazy or few or not self._samples.contiguous:
             return None
         if self._ahead is None:
             self._ahead = copy.copy(self)

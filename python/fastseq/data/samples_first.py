@@ -46,7 +46,7 @@ class SamplesFirst:
     Examples
     --------
     >>> samples = SamplesFirst(np.arange(6).reshape(3, 2))
-    >>> samples[:, :].tolist(), SamplesFirst(np.arange(6).reshape(3, 2), np.array([2]))[:, :].tolist()
+    >>> samples[:, :].tolist(), samples.like(index=np.array([2]))[:, :].tolist()
     ([[0, 2, 4], [1, 3, 5]], [[4], [5]])
     """
 
@@ -108,9 +108,10 @@ class SamplesFirst:
         window, count = self.window, self.count
         if self.jumps or window >= count:
             return torch.randperm(count, generator=generator)
-        pieces = torch.arange(count).split(self.piece)
-        order = torch.cat([pieces[i] for i in torch.randperm(len(pieces), generator=generator)])
-        parts = order.split(window)
+        size = self.piece
+        begins = torch.randperm(-(-count // size), generator=generator) * size
+        order = torch.cat([torch.arange(i, min(i + size, count)) for i in begins.tolist()])
+        parts = [order[i : i + window] for i in range(0, count, window)]
         return torch.cat([p[torch.randperm(len(p), generator=generator)] for p in parts])
 
     def reorder(self, order: Tensor) -> None:
@@ -142,23 +143,23 @@ class SamplesFirst:
         steps, places = index
         n0, n1, _ = places.indices(self.count)
         if self.jumps:
-            found: np.ndarray = self.array[:, steps][self.numbers(n0, n1)]
+            found = self.array[:, steps][self.numbers(n0, n1)]
         else:
-            found = self._from_windows(n0, n1)[:, steps]
-        return found.swapaxes(0, 1)
+            found = self._from_windows(n0, n1, steps)
+        turned: np.ndarray = found.swapaxes(0, 1)
+        return turned
 
-    def _from_windows(self, n0: int, n1: int) -> np.ndarray:
-        """Return the samples at places ``[n0, n1)``; the windows they are in are kept."""
+    def _from_windows(self, n0: int, n1: int, steps: slice) -> np.ndarray:
+        """Return the samples at places ``[n0, n1)``; their windows are kept for other steps."""
         size = self.window
         wanted = range(n0 // size, (n1 - 1) // size + 1) if n1 > n0 else range(0)
-        parts = [np.empty((0, *self.sample), self.dtype)]
+        self._windows = {i: kept for i, kept in self._windows.items() if i in wanted}
+        parts = [np.empty((0, *self.sample), self.dtype)[:, steps]]
         for number in wanted:
-            if number not in self._windows:
-                while len(self._windows) > 1:
-                    del self._windows[next(iter(self._windows))]
-                self._windows[number] = self._read(number * size, min((number + 1) * size, self.count))
             begin = number * size
-            parts.append(self._windows[number][max(n0 - begin, 0) : n1 - begin])
+            if number not in self._windows:
+                self._windows[number] = self._read(begin, min(begin + size, self.count))
+            parts.append(self._windows[number][max(n0 - begin, 0) : n1 - begin, steps])
         return parts[1] if len(parts) == 2 else np.concatenate(parts)
 
     def _read(self, n0: int, n1: int) -> np.ndarray:

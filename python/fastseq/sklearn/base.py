@@ -31,8 +31,8 @@ from ..training.history import History
 from ..training.run import Callback, check_callbacks
 from ..training.spec import Spec
 from .automatic_training import enough_epochs, learning_rate, warn_if_few
+from .early_stopping import keeping_best
 from .hyperparameters import ColumnSizes, Sizes, make_module, optimizer_factory
-from .input_checks import Tensors
 from .missing_inputs import fill_known
 from .named_schedules import check_schedule, scheduled
 from .sequence_losses import AtLastStep, PerSequence, last_step_only, over_steps
@@ -81,6 +81,9 @@ class Task:
         ``(W, H, C)`` if each step is an image; None: it is not.
     columns
         Which features are codes of categories, or scaled already; None: none.
+    best
+        Whether to keep the weights of the epoch with the least validation loss, and to stop when
+        none gets better, unless a schedule ends training.
     """
 
     x: Tree
@@ -99,6 +102,7 @@ class Task:
     head: nn.Module | None = None
     image: tuple[int, int, int] | None = None
     columns: ColumnSizes | None = None
+    best: bool = False
 
     @property
     def longest(self) -> int:
@@ -229,7 +233,11 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
             self._say(f"starts from scratch: {start.why}")
         epochs = 1 if start.partial else self._all_epochs(est, task, done) - done
         if epochs > 0:
-            with scheduled(est, None if start.partial else self.schedule):
+            # A schedule's last updates, at low rates, gain most: it is not cut short.
+            with (
+                keeping_best(est, best=task.best, stop=self.schedule is None),
+                scheduled(est, None if start.partial else self.schedule),
+            ):
                 self._fit(est, task, epochs)
             if not start.partial and len(est.history_) == done + epochs:  # else it was stopped
                 warn_if_few(sum(row["updates"] for row in est.history_), len(est.history_))
@@ -487,15 +495,17 @@ def _measure_inputs(task: Task, method: str | None, nan: str) -> Affine | None:
 
 
 def _measure(
-    name: str, array: Tensors, w: Tensors | None, method: str | None, dtype: torch.dtype, nan: str
+    name: str, array: Any, w: Any, method: str | None, dtype: torch.dtype, nan: str
 ) -> Affine | None:
     """Measure the scaling of an array named x or y; values without weight do not count."""
     if method is None:
         return None
     data = Sequences(array, array if name == "y" else None, w, dtype=dtype, nan=nan)
+    together = 1024 if not isinstance(array, SamplesFirst) else min(1024, array.window)
     plan = ChunkPlan(
-        steps=data.steps, sequences=data.count, batchsize=1024, seqsize=256, lengths=data.lengths
-    )
+        steps=data.steps, sequences=data.count, batchsize=together, seqsize=256,
+        lengths=data.lengths,
+    )  # fmt: skip
     alone = Replicas(communicator(None))
     methods = (method, None) if name == "x" else (None, method)
     scaling = Scaling.measure(data, plan.chunks(), methods, alone)

@@ -24,8 +24,8 @@ from torch import Tensor
 from ..data.samples_first import SamplesFirst
 from ..data.user_arrays import refuse_containers, refuse_foreign, refuse_null
 from .category_columns import CategoryColumns, from_polars, is_frame, refuse_text
+from .datasets import is_dataset, open_dataset, refuse_closed
 from .hyperparameters import takes_images, wants_whole
-from .datasets import is_dataset, open_dataset
 from .input_forms import is_panel, refuse_forms, sequences_of_panel, time_first, warn_if_swapped
 
 __all__ = [
@@ -119,9 +119,10 @@ def read_inputs(
     estimator
         The estimator.
     X
-        ``(N, F)``, ``(N, T, F)``, a list of ``(T_i, F)`` or ``(T_i,)``, or a data frame with the
-        index (sequence, time); for modules that take images ``(N, W, H, C)`` or ``(N, W, H)``. With
-        ``channels_first``, ``(N, F, T)``, ``(F, T_i)`` and ``(N, C, W, H)``.
+        ``(N, F)``, ``(N, T, F)``, also a dataset in a file; a list of ``(T_i, F)`` or ``(T_i,)``;
+        or a data frame with the index (sequence, time); for modules that take images
+        ``(N, W, H, C)`` or ``(N, W, H)``. With ``channels_first``, ``(N, F, T)``, ``(F, T_i)`` and
+        ``(N, C, W, H)``.
     reset
         Whether `X` sets the number of features; else it must have that number.
     columns
@@ -132,6 +133,7 @@ def read_inputs(
     ValueError, TypeError
         `X` is none of these, not finite or empty; most messages are scikit-learn's.
     """
+    refuse_closed(X)
     refuse_forms(X, channels_first=estimator.channels_first)
     X = from_polars(X)  # noqa: N806
     columns = None if reset else columns

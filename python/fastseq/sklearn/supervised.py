@@ -19,6 +19,8 @@ from ..training.argument_checks import input_dtype
 from ..training.learning_rate_finder import LearningRateTest
 from .automatic_training import automatic_module, automatic_scaling
 from .base import SequenceEstimator, Start, Task
+from .batched_outputs import predicted
+from .early_stopping import FRACTION, stops_early, warn_if_tiny
 from .fitted_columns import FittedColumns, counted
 from .hyperparameters import wants_whole
 from .input_checks import (
@@ -30,7 +32,6 @@ from .input_checks import (
     read_weights,
     take,
 )
-from .batched_outputs import predicted
 from .sample_module import SampleModule
 from .static_features import StaticFeatures, read_static
 from .target_forms import TargetForm, Targets
@@ -83,6 +84,7 @@ class SequencePredictor(SequenceEstimator):
 
     loss: str | Callable[..., Tensor] | type[nn.Module]
     per_step: bool | None
+    early_stopping: bool | str
     validation_fraction: float | None
     channels_first: bool
     module_: str | nn.Module | Callable[..., nn.Module]
@@ -171,7 +173,8 @@ class SequencePredictor(SequenceEstimator):
             ),
             partial=partial,
         )
-        training, apart = self._split(inputs.count, problem.strata, start.seed)
+        best = stops_early(self.early_stopping, inputs.count) and not partial
+        training, apart = self._split(inputs, problem.strata, start.seed, best=best)
         columns = self._columns if start.why is None else FittedColumns.measure(
             inputs, beside, counted(inputs.count, training, problem.weights)
         )  # fmt: skip
@@ -191,6 +194,7 @@ class SequencePredictor(SequenceEstimator):
             head=problem.head,
             image=inputs.image,
             columns=sizes,
+            best=best,
         )  # fmt: skip
         fitted = {"_form_of_targets": form, "_columns": columns, "module_": module}
         return task, start, {**problem.fitted, **fitted}
@@ -274,22 +278,32 @@ class SequencePredictor(SequenceEstimator):
         return SampleModule(self.estimator_, per_step=per_step, whole=whole)
 
     def _split(
-        self, count: int, strata: Array | None, seed: int
+        self, inputs: Inputs, strata: Array | None, seed: int, *, best: bool
     ) -> tuple[Array | None, Array | None]:
         """Return which samples to train on, and which to hold out; None: all, and none."""
-        if self.validation_fraction is None:
+        fraction = self.validation_fraction
+        if fraction is None and best:
+            fraction = FRACTION
+        if fraction is None:
             return None, None
-        if strata is not None and np.unique(strata, return_counts=True)[1].min() < 2:
-            strata = None
-        return tuple(
-            train_test_split(
-                np.arange(count),
-                test_size=self.validation_fraction,
-                shuffle=self.shuffle,
-                stratify=strata if self.shuffle else None,
-                random_state=seed if self.shuffle else None,
-            )
+        known = strata
+        if strata is not None:
+            sizes = np.unique(strata, return_counts=True)[1]
+            many = self.validation_fraction is None and len(sizes) > FRACTION * inputs.count
+            strata = None if many or sizes.min() < 2 else strata
+        found = train_test_split(
+            np.arange(inputs.count),
+            test_size=fraction,
+            shuffle=self.shuffle,
+            stratify=strata if self.shuffle else None,
+            random_state=seed if self.shuffle else None,
         )
+        if isinstance(inputs.x, SamplesFirst):
+            found = list(map(np.sort, found))  # of files windows of consecutive samples are read
+        training, apart = found
+        if best and not isinstance(self.early_stopping, str):
+            warn_if_tiny(len(apart), None if known is None else known[apart], known)
+        return training, apart
 
     def _read(self, X: object, static: object) -> tuple[Inputs, StaticFeatures | None]:  # noqa: N803
         """Read inputs and static features in the form of those of `fit`."""
