@@ -59,14 +59,25 @@ def small_windows(monkeypatch):
     monkeypatch.setattr(samples_first, "_WINDOW_BYTES", 16 * T * F * 4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"seqsize": 3}, {"validation_fraction": 0.2}, {"nan": "mask"}, {"module": "mlp"},
-     {"module": "lstm-fcn", "scale_x": "both"}, {"scale_x": None}],
+    ("kind", "options"),
+    [
+        *((kind, {}) for kind in KINDS),
+        ("zarr", {"seqsize": 3}),
+        ("contiguous", {"seqsize": 3, "validation_fraction": 0.2}),
+        ("compressed", {"validation_fraction": 0.2}),
+        ("compressed", {"nan": "mask"}),
+        ("compressed", {"module": "mlp"}),
+        ("large", {"module": "linear"}),
+        ("large", {"module": "lstm-fcn", "scale_x": "both"}),
+        ("compressed", {"module": "lstm-fcn", "scale_x": "both"}),
+        ("large", {"scale_x": None, "seqsize": 3}),
+    ],
     ids=str,
-)  # fmt: skip
-def test_training_from_a_file_equals_that_from_memory(tmp_path, kind, options):
+)
+def test_training_from_a_file_equals_that_from_memory(tmp_path, kind, options, monkeypatch):
+    if kind == "large":  # samples are read one by one
+        monkeypatch.setattr(samples_first, "_LARGE_BYTES", 0)
     x, y = data()
     one, two = (classifier(**options, shuffle=False) for _ in range(2))
     file = stored(tmp_path, x, kind)
@@ -79,8 +90,10 @@ def test_training_from_a_file_equals_that_from_memory(tmp_path, kind, options):
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize("kind", ["contiguous", "compressed"])
-def test_orders_are_those_of_memory_where_all_fits_into_a_window(tmp_path, kind):
+@pytest.mark.parametrize("kind", ["contiguous", "compressed", "large"])
+def test_orders_are_those_of_memory_where_all_fits_into_a_window(tmp_path, kind, monkeypatch):
+    if kind == "large":
+        monkeypatch.setattr(samples_first, "_LARGE_BYTES", 0)
     x, y = data()
     one, two = classifier().fit(x, y), classifier().fit(stored(tmp_path, x, kind), y)
     np.testing.assert_array_equal(one.predict_proba(x), two.predict_proba(x))
@@ -96,6 +109,41 @@ def test_windows_change_nothing_but_the_order(tmp_path, kind):
     np.testing.assert_array_equal(one.predict_proba(x), two.predict_proba(file))
     apart = classifier(validation_fraction=0.3, epochs=3).fit(file, y)
     assert np.isfinite([row["validation_loss"] for row in apart.history_]).all()
+
+
+@pytest.mark.usefixtures("small_windows")
+@pytest.mark.parametrize("per_step", [False, True])
+@pytest.mark.parametrize("kind", ["contiguous", "compressed", "large"])
+def test_targets_stay_with_their_samples_in_random_orders(tmp_path, kind, per_step, monkeypatch):
+    if kind == "large":
+        monkeypatch.setattr(samples_first, "_LARGE_BYTES", 0)
+    x, _ = data()
+    y = x[..., 0] if per_step else x[:, -1, 0]
+    model = SequenceRegressor(
+        "linear", per_step=per_step, epochs=40, batchsize=8, validation_fraction=0.3, lr=0.05,
+        random_state=0,
+    )  # fmt: skip
+    model.fit(stored(tmp_path, x, kind), y, sample_weight=np.random.default_rng(1).random(N))
+    assert model.score(x, y) > 0.999
+    assert model.history_[-1]["validation_loss"] < 1e-3
+
+
+@pytest.mark.usefixtures("small_windows")
+@pytest.mark.parametrize("per_step", [False, True])
+def test_batches_larger_than_windows_are_read_once(tmp_path, per_step, monkeypatch):
+    monkeypatch.setattr(samples_first, "_WINDOW_BYTES", 3 * T * F * 4)
+    x, y = data()
+    y = np.broadcast_to(y[:, None], x.shape[:2]) if per_step else y
+    options = {"shuffle": False, "seqsize": 2, "batchsize": 20}
+    reads = []
+    reading = SamplesFirst._read
+    monkeypatch.setattr(
+        SamplesFirst, "_read", lambda self, *box: reads.append(box) or reading(self, *box)
+    )
+    one = classifier(**options, scale_x=None).fit(x, y)
+    two = classifier(**options, scale_x=None, epochs=2).fit(stored(tmp_path, x, "zarr"), y)
+    assert len(reads) <= 2 * (20 + 3)  # windows, of which some are in two batches
+    np.testing.assert_array_equal(one.predict_proba(x), two.predict_proba(x))
 
 
 @pytest.mark.usefixtures("small_windows")

@@ -17,6 +17,7 @@ __all__ = ["LastSteps", "SamplesFirst", "fill_missing"]
 
 _WINDOW_BYTES = 2**25  # of samples that are read together, and shuffled among each other
 _PIECES = 16  # of a window, from random places
+_LARGE_BYTES = 2**16  # of a sample: from here on, random places of a file are read as fast
 
 
 class SamplesFirst:
@@ -68,10 +69,10 @@ class SamplesFirst:
         self.shape = (self.sample[0], self.count, *self.sample[1:])
         self.dtype = np.dtype(array.dtype)
         self.places: np.ndarray | None = None  # the order; None: that of `index`
-        in_memory = isinstance(array, np.ndarray) and map_of(array) is None
+        self.in_memory = isinstance(array, np.ndarray) and map_of(array) is None
         in_file = isinstance(array, np.ndarray) and self.rows_in_file() is not None
-        self.in_memory = in_memory
-        self.jumps = (in_memory or in_file) and center is None
+        self._by_rows = (self.in_memory or in_file) and center is None
+        self.jumps = self._by_rows and (self.in_memory or self._bytes >= _LARGE_BYTES)
         self._chunk = 1 if self.jumps else _chunk_length(array)
         self._windows: dict[int, np.ndarray] = {}
 
@@ -94,11 +95,13 @@ class SamplesFirst:
         return SamplesFirst(self.array, **options)
 
     def part(self, begin: int, end: int) -> SamplesFirst:
-        """Return samples ``[begin, end)``."""
+        """Return samples ``[begin, end)``, to be read in order."""
         if self.index is None and self.in_memory:
             return SamplesFirst(self.array[begin:end], steps=self.sample, center=self.center)
         index = np.arange(self.count) if self.index is None else self.index
-        return self.like(index=index[begin:end])
+        found = self.like(index=index[begin:end])
+        found.jumps = self._by_rows  # from one sample to the next
+        return found
 
     def draw(self, generator: torch.Generator) -> Tensor:
         """Return a random order, ``(M,)``.
@@ -129,8 +132,12 @@ class SamplesFirst:
     @property
     def window(self) -> int:
         """How many samples are read together."""
-        bytes_each = max(math.prod(self.sample) * self.dtype.itemsize, 1)
-        return max(_WINDOW_BYTES // bytes_each, 1)
+        return max(_WINDOW_BYTES // self._bytes, 1)
+
+    @property
+    def _bytes(self) -> int:
+        """Bytes of a sample."""
+        return max(math.prod(self.sample) * self.dtype.itemsize, 1)
 
     @property
     def piece(self) -> int:
