@@ -12,6 +12,7 @@ import zarr
 
 import fastseq as fs
 from fastseq.data import samples_first
+from fastseq.data.chunk_plan import ChunkPlan
 from fastseq.data.samples_first import LastSteps, SamplesFirst
 from fastseq.data.sequences import Sequences
 from fastseq.sklearn import SequenceClassifier, SequenceRegressor
@@ -169,6 +170,29 @@ def test_an_order_by_windows_has_each_sample_once_and_reads_it(tmp_path, index):
     assert found[0] != found[1]
     if index is None:  # a window holds samples from far apart
         assert max(np.ptp(found[0][i : i + 16]) for i in range(0, 48, 16)) > 32
+
+
+@pytest.mark.parametrize("kind", ["memory", "file"])
+@pytest.mark.parametrize("part", [slice(None), slice(None, None, -3)])
+def test_large_slabs_are_gathered_ahead(tmp_path, kind, part, monkeypatch):
+    monkeypatch.setattr(samples_first, "_LARGE_BYTES", 0)
+    x = np.random.default_rng(0).standard_normal((2700, 41, 16)).astype(np.float32)
+    index = np.arange(2700)[part]
+    array = x
+    if kind == "file":
+        with h5py.File(tmp_path / "x.h5", "w") as file:
+            file["x"] = x
+        array = fs.h5mmap(tmp_path / "x.h5", "x")
+    samples = SamplesFirst(array, index)
+    order = samples.draw(torch.Generator().manual_seed(0))
+    samples.reorder(order)
+    data = Sequences(samples, dtype=torch.float32)
+    assert data.leaves[0].lazy == (kind == "file")
+    assert data.leaves[0].ahead is not None
+    plan = ChunkPlan(steps=41, sequences=len(index), batchsize=870, seqsize=20)
+    for chunk, batch in data.batches(plan.chunks()):
+        wanted = x[index[order[chunk.n0 : chunk.n1].numpy()], chunk.t0 : chunk.t1]
+        np.testing.assert_array_equal(batch.xs, wanted.swapaxes(0, 1))
 
 
 def test_windows_read_each_sample_once_an_epoch(monkeypatch):
