@@ -66,8 +66,10 @@ class SampleRows(Source):
     @property
     def ahead(self) -> Source | None:
         """The same samples, for another thread, if each is contiguous."""
+        if self.lazy:
+            return self
         few = self._numel < _FEATURES  # NumPy gathers faster than C++ copies such steps
-        if self.lazy or few or not self._samples.contiguous:
+        if few or not self._samples.contiguous:
             return None
         if self._ahead is None:
             self._ahead = copy.copy(self)
