@@ -18,7 +18,7 @@ EXAMPLES = [
     (fs.nn.LSTM(3, 4, proj_size=2, batch_first=True), (5, 2, 3)),
     (fs.nn.GRU(3, 4, 2, bidirectional=True, trainable_state=True), (5, 2, 3)),
     (fs.nn.RNN(3, 4, nonlinearity="relu", bias=False), (5, 2, 3)),
-    (fs.nn.LSTMFCN(3, 2, 4, (5, 3), 6, "last", 0.5), (9, 2, 3)),
+    (fs.nn.LSTMFCN(3, 2, 4, (5, 3), 6, "last", 0.5, 2), (9, 2, 3)),
     (fs.nn.InceptionTime(3, 2, 4, (5, 3), 4, "max", 0.5), (9, 2, 3)),
     (fs.nn.TCN(3, 2, 4, 3, 2, None, 0.5), (9, 2, 3)),
     (fs.nn.Transformer(3, 2, 8, 2, 1, causal=True, pool="mean", dropout=0.5), (9, 2, 3)),

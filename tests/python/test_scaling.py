@@ -220,6 +220,13 @@ def test_measure(method):
         np.testing.assert_allclose(affine.scale.reshape(-1), scale, rtol=1e-6)
 
 
+def test_a_feature_that_is_nearly_always_zero_is_scaled_by_its_range():
+    x = torch.zeros(100, 1, 1)
+    x[7], x[50] = -1e-6, 3e-6
+    found = measure("robust", [(x, None)], x)
+    assert (found.center.item(), found.scale.item()) == (0, pytest.approx(4e-6, rel=1e-6))
+
+
 @pytest.mark.parametrize("method", ["standard", "robust"])
 def test_half_precision_is_measured_in_fp32(method):
     x = torch.linspace(0, 1000, 5000, dtype=torch.bfloat16).view(-1, 1, 1)

@@ -27,6 +27,9 @@ from fastseq.nn import (
 LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=5)
 NETWORKS = {
     "lstm-fcn": lambda **kw: LSTMFCN(3, 2, width=4, kernels=(8, 5, 3), hidden_size=4, **kw),
+    "strided lstm-fcn": lambda pool="mean": LSTMFCN(
+        3, 2, width=4, kernels=(8, 5, 3), hidden_size=4, pool=pool, stride=3 if pool else 1
+    ),
     "fcn": lambda **kw: LSTMFCN(3, 2, width=4, kernels=(7, 4), hidden_size=0, **kw),
     "inception": lambda **kw: InceptionTime(3, 2, width=2, kernels=(9, 6, 3), depth=4, **kw),
     "inception of one feature": lambda **kw: InceptionTime(1, 2, width=2, depth=3, **kw),
@@ -120,6 +123,30 @@ def test_a_long_sequence_is_told_by_its_shape(name):
     assert (model.eval()(data).argmax(1) == labels).float().mean() > 0.95
 
 
+@settings(max_examples=15, deadline=None)
+@given(lengths=LENGTHS, stride=st.integers(2, 5))
+def test_strides_are_those_of_numpy(lengths, stride):
+    """Convolutions get maxima, and the LSTM means, of each few steps of a sequence alone."""
+    model, seen = LSTMFCN(3, 2, width=4, kernels=(3, 3), hidden_size=4, stride=stride).eval(), []
+    for layer in (model.blocks[0], model.blocks[1], model.lstm):
+        layer.register_forward_hook(lambda _, inputs, out: seen.append((inputs[0], out)))
+    x, n, each = batch(lengths)
+    model(x, lengths=n)
+    (_, first), (pooled, _), (means, _) = seen
+    for i, one in enumerate(each):
+        cuts = range(stride, len(one), stride)
+        alone = np.split(first[i, :, : len(one)].detach().numpy(), cuts, 1)
+        own = pooled[i, :, : len(alone)].detach().numpy()
+        np.testing.assert_array_equal(own, np.stack([part.max(1) for part in alone], 1))
+        expected = [part.mean(0) for part in np.split(one.numpy(), cuts)]
+        np.testing.assert_allclose(means[: len(alone), i], np.stack(expected), atol=1e-6)
+
+
+def test_a_stride_needs_one_output_per_sequence():
+    with pytest.raises(ValueError, match="stride must be 1 with pool=None"):
+        LSTMFCN(3, 2, pool=None, stride=2)
+
+
 @given(lengths=st.lists(st.integers(0, 7), min_size=1, max_size=5))
 def test_pool_is_that_of_numpy(lengths):
     x, n, each = batch([max(k, 1) for k in lengths], steps=8)
@@ -148,7 +175,9 @@ def test_instance_scaling_is_that_of_numpy(lengths, beside, features):
         if i == 0:
             expected[:, 1] = 0
         expected = expected[:, :features]
-        rest = one if beside else one[:, expected.shape[1] :]
+        rest = one[:, expected.shape[1] :]
+        if beside:
+            rest = np.concatenate([np.arcsinh(one[:, : expected.shape[1]]), rest], 1)
         expected = np.concatenate([rest, expected] if beside else [expected, rest], 1)
         np.testing.assert_allclose(found[: len(one), i], expected, rtol=1e-4, atol=1e-5)
         assert not found[len(one) :, i].any()

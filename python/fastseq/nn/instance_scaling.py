@@ -21,7 +21,8 @@ class InstanceScale(nn.Module):
     Parameters
     ----------
     beside
-        Whether the result comes beside the sequences as they are: ``(T, N, F)`` to ``(T, N, 2F)``.
+        Whether the result comes beside the sequences, of which arsinh is taken so that outliers
+        stay near: ``(T, N, F)`` to ``(T, N, 2F)``.
     features
         How many of the features to scale, from the first on; the others stay as they are. None:
         all.
@@ -58,7 +59,7 @@ class InstanceScale(nn.Module):
         constant = deviation < _LEAST
         scaled = (centered / deviation.masked_fill(constant, 1)).masked_fill(constant, 0)
         if self.beside:
-            return torch.cat([x, scaled], -1)
+            return torch.cat([own.asinh(), x[..., own.shape[-1] :], scaled], -1)
         return scaled if own is x else torch.cat([scaled, x[..., own.shape[-1] :]], -1)
 
     def extra_repr(self) -> str:

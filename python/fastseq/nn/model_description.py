@@ -46,7 +46,7 @@ _LAYERS: dict[type[nn.Module], tuple[str, ...]] = {
     LSTM: (*_RECURRENT, "proj_size", "trainable_state"),
     GRU: (*_RECURRENT, "trainable_state"),
     RNN: (*_RECURRENT, "nonlinearity", "trainable_state"),
-    LSTMFCN: (*_NETWORK, "kernels", "hidden_size"),
+    LSTMFCN: (*_NETWORK, "kernels", "hidden_size", "stride"),
     InceptionTime: (*_NETWORK, "kernels", "depth"),
     TCN: (*_NETWORK, "kernel_size", "depth"),
     Transformer: (*_NETWORK, "heads", "depth", "causal"),

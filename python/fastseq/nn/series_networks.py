@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ..errors import meant
 from .padded_layers import PaddedBatchNorm, PaddedConv, masked
@@ -54,6 +55,20 @@ def _mask(x: Tensor, lengths: Tensor | None) -> Tensor | None:
     return None if lengths is None else is_within(lengths, len(x)).T.unsqueeze(1)
 
 
+def _means(x: Tensor, lengths: Tensor | None, stride: int) -> tuple[Tensor, Tensor | None]:
+    """Return the means of each `stride` steps, and how many of them sequences then have."""
+    steps = len(x)
+    if lengths is not None:
+        x = x.masked_fill(~is_within(lengths, steps).unsqueeze(-1), 0)
+    blocks = -(-steps // stride)
+    x = functional.pad(x, (0, 0, 0, 0, 0, blocks * stride - steps))
+    sums = x.reshape(blocks, stride, *x.shape[1:]).sum(1)
+    ends = torch.tensor([steps], device=x.device) if lengths is None else lengths
+    begins = torch.arange(blocks, device=x.device).unsqueeze(1) * stride
+    counts = (ends - begins).clamp(1, stride).unsqueeze(-1)
+    return sums / counts, None if lengths is None else -(-lengths // stride)
+
+
 class LSTMFCN(nn.Module):
     """Three convolutions beside an LSTM [1]_, narrower than there.
 
@@ -71,6 +86,14 @@ class LSTMFCN(nn.Module):
         How the steps are pooled, see `Pool`; None: an output per step.
     dropout
         The fraction of pooled features that training drops.
+    stride
+        Steps that become one for all but the first convolution, which takes their maximum, and the
+        LSTM, which gets their mean: long sequences need less time. 1 with ``pool=None``.
+
+    Raises
+    ------
+    ValueError
+        `stride` is above 1, though there is an output per step.
 
     References
     ----------
@@ -94,9 +117,14 @@ class LSTMFCN(nn.Module):
         hidden_size: int = 16,
         pool: str | None = "mean",
         dropout: float = 0.0,
+        stride: int = 1,
     ) -> None:
         super().__init__()
-        self.n_in, self.n_out, self.width = n_in, n_out, width
+        if stride < 1 or (stride > 1 and pool is None):
+            raise ValueError(
+                f"stride must be 1 with pool=None, and at least 1, got {stride} with pool={pool!r}"
+            )
+        self.n_in, self.n_out, self.width, self.stride = n_in, n_out, width, stride
         self.kernels, self.hidden_size = tuple(kernels), hidden_size
         self.pool, self.dropout = pool, dropout
         sizes = (n_in, *(width * (1 + i % 2) for i in range(len(kernels))))
@@ -108,8 +136,12 @@ class LSTMFCN(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Run; see the module."""
-        mask, z = _mask(x, lengths), x.permute(1, 2, 0)
-        for block in self.blocks:
+        z = self.blocks[0](x.permute(1, 2, 0), _mask(x, lengths))
+        if self.stride > 1:
+            z = functional.max_pool1d(z, self.stride, ceil_mode=True)
+            x, lengths = _means(x, lengths, self.stride)
+        mask = _mask(x, lengths)
+        for block in self.blocks[1:]:
             z = block(z, mask)
         features = z.permute(2, 0, 1)
         if self.lstm is not None:

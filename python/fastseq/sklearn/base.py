@@ -43,7 +43,8 @@ __all__ = ["SequenceEstimator", "Start", "Task"]
 # Changing these keeps what has been learnt: a warm start continues.
 _OPTIMIZER = ("optimizer", "lr", "weight_decay", "decay_biases")
 _SCALINGS = ("standard", "robust", None)  # by statistics of the training data
-_BY_INSTANCE = ("instance", "both")
+# by each sequence itself, after these
+_BY_INSTANCE = {"instance": "standard", "both": "robust"}
 _GOES_ON = {"epochs", "callbacks", "verbose", "warm_start", "schedule", *_OPTIMIZER}
 
 
@@ -320,7 +321,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
             progress=bool(self.verbose),
         )
         if task.scale_x is not None or task.scale_y is not None:
-            first = "standard" if task.scale_x in _BY_INSTANCE else task.scale_x
+            first = _BY_INSTANCE.get(str(task.scale_x), task.scale_x)
             y = task.y.unsqueeze(0) if task.per_sequence else task.y
             est.scaling_ = Scaling(
                 _measure_inputs(task, first, self.nan),
@@ -342,12 +343,16 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
 
     def _make_model(self, task: Task, seed: int) -> nn.Module:
         sizes = Sizes(
-            self.hidden_size, self.num_layers, self.dropout, self.bidirectional, self.pool,
-            per_step=not task.per_sequence, instance=self._instance(task), steps=task.longest,
-            image=task.image, columns=task.columns,
+            self.hidden_size, self.num_layers, self.dropout, self.bidirectional,
+            self._pool_of(task), per_step=not task.per_sequence, instance=self._instance(task),
+            steps=task.longest, image=task.image, columns=task.columns,
         )  # fmt: skip
         made = make_module(task.module, task.n_in, task.n_out, sizes, seed=seed)
         return made if task.head is None else Chain(made, task.head)
+
+    def _pool_of(self, task: Task) -> str | None:  # noqa: ARG002
+        """Return how outputs at steps are summarised; None: as the module does."""
+        return self.pool
 
     def _instance(self, task: Task) -> str | None:
         """Return `scale_x` if it scales each sequence by itself."""

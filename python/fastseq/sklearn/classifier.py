@@ -126,9 +126,9 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
     scale_x
         How to scale inputs: by statistics of the training data, ``"standard"`` or ``"robust"``, see
         `Spec`; ``"instance"``: each sequence by its own mean and deviation, so that only shapes
-        count; ``"both"``: the module gets "standard" and "instance" side by side, 2F features;
-        None: not at all. "instance" and "both" need one target per sequence. ``"auto"``:
-        "standard", but "both" where ``module="auto"`` chooses "lstm-fcn".
+        count; ``"both"``: the module gets "robust", of which arsinh is taken, and "instance" side
+        by side, 2F features; None: not at all. "instance" and "both" need one target per sequence.
+        ``"auto"``: "standard", but "both" where ``module="auto"`` chooses "lstm-fcn".
     class_weight
         Weights of classes, ``{class: weight}``, for several targets a list of them; or
         ``"balanced"``: rare classes count more, so that all have the same total weight. Of several

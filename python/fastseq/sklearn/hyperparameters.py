@@ -46,6 +46,7 @@ __all__ = [
 _CELLS = ("lstm", "gru", "rnn")
 NETWORKS = ("lstm-fcn", "inception", "tcn", "transformer")
 _KERNELS = {"lstm-fcn": 31, "inception": 39}  # steps of the largest, if sequences are long
+_SHORT = 512  # steps that the convolutions of "lstm-fcn" see
 _MODULES = ("auto", *_CELLS, *NETWORKS, "cnn", "mlp", "linear")
 # Names in a module's constructor for the sizes inferred from the data.
 _INPUTS = ("n_in", "input_size", "in_features", "input_dim")
@@ -199,6 +200,8 @@ def _network(name: str, sizes: Sizes, n_in: int, n_out: int, rng: torch.Generato
     if name == "lstm-fcn":
         if sizes.num_layers is not None:
             raise ValueError("num_layers must be None for module='lstm-fcn', which has one depth")
+        if sizes.steps is not None and not sizes.per_step:
+            more["stride"] = stride_for(sizes.steps)
         return LSTMFCN(n_in, n_out, sizes.hidden_size, **more)
     if sizes.num_layers is not None:
         more["depth"] = sizes.num_layers
@@ -221,6 +224,17 @@ def kernels_for(steps: int, largest: int) -> tuple[int, int, int]:
     first = min(largest, steps // 4)
     sizes = [max(3, (first >> i) - 1 | 1) for i in range(3)]
     return sizes[0], sizes[1], sizes[2]
+
+
+def stride_for(steps: int) -> int:
+    """Return a power of 2, by which sequences become at most 512 steps long.
+
+    Examples
+    --------
+    >>> stride_for(251), stride_for(512), stride_for(513), stride_for(1460)
+    (1, 1, 2, 4)
+    """
+    return 1 << (-(-steps // _SHORT) - 1).bit_length()
 
 
 def wants_whole(module: object) -> bool:

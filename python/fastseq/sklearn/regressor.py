@@ -12,6 +12,7 @@ from sklearn.base import RegressorMixin
 from sklearn.metrics import r2_score
 from torch import Tensor, nn, optim
 
+from .base import Task
 from .hyperparameters import loss_over_chunks
 from .input_checks import Array, Inputs, Items
 from .supervised import Problem, SequencePredictor
@@ -75,8 +76,7 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
     pool
         How outputs at the steps of a sequence are summarised, if it has one target: ``"last"``,
         ``"mean"``, ``"max"``, or several joined by "+", see `fastseq.nn.Pool`. None: "last" of
-        "lstm", "gru" and "rnn", "mean" of "lstm-fcn" and "inception", "last+mean+max" of "tcn" and
-        "transformer".
+        "lstm", "gru" and "rnn", "mean" of "inception", "last+mean+max" of the others.
     loss
         ``"mse"``, ``"mae"``, ``"huber"``; a loss as a function, module or class of modules, such as
         `torch.nn.SmoothL1Loss`; or one over chunks, ``loss(m, xs, ys)``, see `Estimator`.
@@ -116,9 +116,9 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
     scale_x
         How to scale inputs: by statistics of the training data, ``"standard"`` or ``"robust"``, see
         `Spec`; ``"instance"``: each sequence by its own mean and deviation, so that only shapes
-        count; ``"both"``: the module gets "standard" and "instance" side by side, 2F features;
-        None: not at all. "instance" and "both" need one target per sequence. ``"auto"``:
-        "standard", but "both" where ``module="auto"`` chooses "lstm-fcn".
+        count; ``"both"``: the module gets "robust", of which arsinh is taken, and "instance" side
+        by side, 2F features; None: not at all. "instance" and "both" need one target per sequence.
+        ``"auto"``: "standard", but "both" where ``module="auto"`` chooses "lstm-fcn".
     scale_y
         How to scale targets, by statistics of the training data: ``"standard"``, ``"robust"`` or
         None. Predictions are in the targets' units, losses are not.
@@ -327,6 +327,11 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
             weight = None if weights is None else weights[known]
             scores.append(r2_score(true[known], found[known], sample_weight=weight))
         return float(np.mean(scores))
+
+    def _pool_of(self, task: Task) -> str | None:
+        # Numbers depend on levels and extremes more than classes do.
+        plain = self.pool is None and task.per_sequence and task.module == "lstm-fcn"
+        return "last+mean+max" if plain else self.pool
 
     def _read_y(self, y: object, inputs: Inputs) -> Targets:
         return read_targets(y, inputs, self.per_step, numeric=True, nan=self.nan)

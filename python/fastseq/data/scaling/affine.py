@@ -92,7 +92,8 @@ def measure(
     ----------
     methods
         For each name ``"standard"`` (mean and standard deviation) or ``"robust"`` (median and
-        interquartile range / 1.349). A scale of zero, as of a constant feature, becomes 1.
+        interquartile range / 1.349; if that range is zero, the range of all values). A scale of
+        zero, of a constant feature, becomes 1.
     batches
         This rank's share of the data: for each name a tree of slabs ``(S, B, F, …)`` of floats,
         NaN where there is no value, and a bool ``(S, B)`` of the samples that count, or None if
@@ -158,9 +159,10 @@ def _affine(statistic: Moments | Quantiles, path: str, leaf: Tensor, replicas: R
         center = np.where(statistic.count > 0, statistic.mean, np.nan)
         scale = statistic.deviation()
     else:
-        lower, center, upper = statistic.at([0.25, 0.5, 0.75])
+        least, lower, center, upper, most = statistic.at([0.0, 0.25, 0.5, 0.75, 1.0])
         with np.errstate(invalid="ignore"):  # infinite values
             scale = (upper - lower) / _NORMAL_RANGE
+            scale = np.where(scale == 0, most - least, scale)
     bad = np.flatnonzero(~(np.isfinite(center) & np.isfinite(scale)))
     if bad.size:
         feature = ", ".join(map(str, np.unravel_index(bad[0], shape)))
