@@ -107,6 +107,7 @@ def fill_step(xs: Tree, nan: str) -> Tree:
 def _place(place: Callable[[int, int], tuple[int, int]], slab: Slab, bad: Tensor) -> str:
     first = [int(i) for i in bad.nonzero()[0]]
     step, sequence = place(first[0], first[1])
+    sequence = slab.source.original(sequence)
     value = float(slab.data[tuple(first)])
     return _message(slab.source.name, value, f"at step {step}", sequence, first[2:], bad)
 

@@ -15,11 +15,13 @@ from .hdf5.memory_map import map_elements, readable_by, sliced
 from .hdf5.types import is_bfloat16
 from .mapped_arrays import CheckedMap, file_offset, map_of, rows_in_one_piece
 from .ragged import DatasetItems, RaggedArrays, RaggedRows, rows_in_memory
+from .sample_sources import LastStepSource, open_samples
+from .samples_first import LastSteps, SamplesFirst
 from .sliceable import Sliceable
 from .sources import ArraySource, Source, StridedSource, TensorSource, WindowSource, holds
 from .user_arrays import refuse_valueless
 
-__all__ = ["is_ragged", "kind_error", "open_ragged", "open_source", "to_tensor"]
+__all__ = ["is_ragged", "kind_error", "open_ragged", "open_source", "readable", "to_tensor"]
 
 
 def is_ragged(array: object) -> bool:
@@ -61,10 +63,14 @@ def _open(array: Sliceable, name: str, dtype: torch.dtype, *, keep_integers: boo
     if isinstance(array, Tensor):
         return TensorSource(name, array, target_dtype(array, name, dtype, keep_integers))
     if isinstance(array, h5py.Dataset):
-        array = LazyTensor.of(array) if is_bfloat16(array) else _mapped(array)
+        array = LazyTensor.of(array) if is_bfloat16(array) else readable(array)
     if isinstance(array, LazyTensor):
         return _open_bfloat16(array, name, dtype)
     target = target_dtype(array, name, dtype, keep_integers)
+    if isinstance(array, LastSteps):
+        return LastStepSource(name, array, dtype)
+    if isinstance(array, SamplesFirst):
+        return open_samples(array, name, target)
     if isinstance(array, LazyDataset):
         return WindowSource(name, array, target)
     if not isinstance(array, np.ndarray):
@@ -205,7 +211,7 @@ def _open_bfloat16(array: LazyTensor, name: str, dtype: torch.dtype) -> Source:
     return WindowSource(name, array, dtype)
 
 
-def _mapped(dataset: h5py.Dataset) -> h5py.Dataset | np.ndarray | LazyDataset:
+def readable(dataset: h5py.Dataset) -> h5py.Dataset | np.ndarray | LazyDataset:
     """Return an open dataset in a form that another thread can read, by offset if possible."""
     place = readable_by(dataset)
     return sliced(dataset) if place is None else h5mmap(*place)

@@ -97,6 +97,10 @@ class Source:
         """A source for another thread to read instead of this one, or None."""
         return self if self.lazy else None
 
+    def original(self, sequence: int) -> int:
+        """Return the caller's number of a sequence, if the source has an order of its own."""
+        return sequence
+
     def watch(self) -> None:
         """Raise from now on if a file changes while it is read; `Reader` checks its own files."""
 

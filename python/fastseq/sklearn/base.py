@@ -17,6 +17,7 @@ from torch import Tensor, nn, optim
 
 from .._util.tree import Tree
 from ..data.chunk_plan import ChunkPlan
+from ..data.samples_first import SamplesFirst
 from ..data.scaling.affine import Affine
 from ..data.scaling.inputs_and_targets import Scaling
 from ..data.sequences import Sequences
@@ -30,8 +31,8 @@ from ..training.history import History
 from ..training.run import Callback, check_callbacks
 from ..training.spec import Spec
 from .automatic_training import enough_epochs, learning_rate, warn_if_few
+from .early_stopping import keeping_best
 from .hyperparameters import ColumnSizes, Sizes, make_module, optimizer_factory
-from .input_checks import Tensors
 from .missing_inputs import fill_known
 from .named_schedules import check_schedule, scheduled
 from .sequence_losses import AtLastStep, PerSequence, last_step_only, over_steps
@@ -54,9 +55,9 @@ class Task:
     Parameters
     ----------
     x
-        Inputs ``(T, N, F)``, or a list of ``(T_i, F)``.
+        Inputs: samples ``(T, N, F)``, or a list of ``(T_i, F)``.
     y
-        Targets ``(T, N, K)``, or a list of ``(T_i, K)``; ``(N, K)``: one per sequence.
+        Targets: samples ``(T, N, K)``, or a list of ``(T_i, K)``; ``(N, K)``: one per sequence.
     w
         Weights ``(N,)``, ``(T, N)`` or a list of ``(T_i,)``; None: all 1.
     validation
@@ -81,6 +82,9 @@ class Task:
         ``(W, H, C)`` if each step is an image; None: it is not.
     columns
         Which features are codes of categories, or scaled already; None: none.
+    best
+        Whether to keep the weights of the epoch with the least validation loss, and to stop when
+        none gets better, unless a schedule ends training.
     """
 
     x: Tree
@@ -99,11 +103,12 @@ class Task:
     head: nn.Module | None = None
     image: tuple[int, int, int] | None = None
     columns: ColumnSizes | None = None
+    best: bool = False
 
     @property
     def longest(self) -> int:
         """Time steps of the longest sequence."""
-        return len(self.x) if isinstance(self.x, Tensor) else max(map(len, self.x))
+        return max(map(len, self.x)) if isinstance(self.x, list) else len(self.x)
 
     @property
     def per_sequence(self) -> bool:
@@ -112,8 +117,8 @@ class Task:
 
     def ends_chunks(self, seqsize: int | None) -> bool:
         """Whether there is one target per sequence, and chunks hold whole sequences."""
-        whole = isinstance(self.x, Tensor) and (seqsize or self.steps) >= len(self.x)
-        return self.per_sequence and whole
+        ragged = isinstance(self.x, list)
+        return self.per_sequence and not ragged and (seqsize or self.steps) >= len(self.x)
 
 
 class Start(NamedTuple):
@@ -229,7 +234,11 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
             self._say(f"starts from scratch: {start.why}")
         epochs = 1 if start.partial else self._all_epochs(est, task, done) - done
         if epochs > 0:
-            with scheduled(est, None if start.partial else self.schedule):
+            # A schedule's last updates, at low rates, gain most: it is not cut short.
+            with (
+                keeping_best(est, best=task.best, stop=self.schedule is None),
+                scheduled(est, None if start.partial else self.schedule),
+            ):
                 self._fit(est, task, epochs)
             if not start.partial and len(est.history_) == done + epochs:  # else it was stopped
                 warn_if_few(sum(row["updates"] for row in est.history_), len(est.history_))
@@ -275,7 +284,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
     def _updates(self, est: Estimator, task: Task) -> int:
         """Return how many updates an epoch has."""
         lengths = None  # as `Sequences` sorts them
-        if not isinstance(task.x, Tensor):
+        if isinstance(task.x, list):
             lengths = np.sort([len(one) for one in task.x])[::-1]
         plan = ChunkPlan(
             steps=len(task.x) if lengths is None else int(lengths[0]),
@@ -426,11 +435,12 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
             x = fill_known(x, affine)
             if isinstance(validation, tuple):
                 validation = fill_known(validation[0], affine), *validation[1:]
-        y, w = task.y, self._weights(task, x, task.y, task.w)
+        y, w = task.y, task.w
         shuffler = next(c for c in est.callbacks if isinstance(c, Shuffler))
-        if self.shuffle and isinstance(x, Tensor):
-            x, y = shuffler.shuffled(x, 1), shuffler.shuffled(y, y.dim() - 2)
-            w = None if w is None else shuffler.shuffled(w, w.dim() - 1)
+        if self.shuffle and not isinstance(x, list):
+            x, y = shuffler.of_samples(x), shuffler.of_samples(y)
+            w = None if w is None else shuffler.of_samples(w)
+        w = self._weights(task, x, y, w)
         if task.per_sequence:
             y = over_steps(x, y)
             if isinstance(validation, tuple):
@@ -481,7 +491,7 @@ def _measure_inputs(task: Task, method: str | None, nan: str) -> Affine | None:
             return found
         return found.only(torch.from_numpy(task.columns.numbers))
     width, height, channels = task.image
-    pixels = task.x[0].unflatten(1, (width * height, channels)).swapaxes(0, 1)
+    pixels = task.x.like(steps=(width * height, channels))
     found = _measure("x", pixels, task.w, method, task.dtype, nan)
     if found is None:
         return None
@@ -490,15 +500,17 @@ def _measure_inputs(task: Task, method: str | None, nan: str) -> Affine | None:
 
 
 def _measure(
-    name: str, array: Tensors, w: Tensors | None, method: str | None, dtype: torch.dtype, nan: str
+    name: str, array: Any, w: Any, method: str | None, dtype: torch.dtype, nan: str
 ) -> Affine | None:
     """Measure the scaling of an array named x or y; values without weight do not count."""
     if method is None:
         return None
     data = Sequences(array, array if name == "y" else None, w, dtype=dtype, nan=nan)
+    together = 1024 if not isinstance(array, SamplesFirst) else min(1024, array.window)
     plan = ChunkPlan(
-        steps=data.steps, sequences=data.count, batchsize=1024, seqsize=256, lengths=data.lengths
-    )
+        steps=data.steps, sequences=data.count, batchsize=together, seqsize=256,
+        lengths=data.lengths,
+    )  # fmt: skip
     alone = Replicas(communicator(None))
     methods = (method, None) if name == "x" else (None, method)
     scaling = Scaling.measure(data, plan.chunks(), methods, alone)

@@ -39,6 +39,11 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
     frame whose index has two levels, sequence and time, holds a sequence in several rows, except
     for "mlp" and "linear". For "cnn", X is N images, ``(N, W, H, C)`` or ``(N, W, H)``.
 
+    X may also be a dataset in a file, ``(N, T, F)`` or ``(N, T)``: of HDF5, also one that
+    `fastseq.h5mmap` opens, or of zarr. It is read in batches. A sequence with a missing value
+    raises `NonFiniteError` when it is read, unless ``nan="mask"``. If it is not contiguous in its
+    file, random orders are random within windows of about 30 MB, made of pieces from random places.
+
     In data frames, also in a list of ``(T_i, F)``, columns of categories, booleans, and text or
     objects that are not all numbers are embedded: the module gets the numbers, then for each column
     of n categories ``min(50, round(1.6 · n^0.56))`` features. These are 0 for missing values and
@@ -131,6 +136,11 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         "balanced" makes 0 and 1 of each label equal.
     per_step
         Whether targets ``(N, T)``, if T is the number of steps, are one per step; None: they are.
+    early_stopping
+        Whether to keep the weights of the epoch with the least loss on samples held out, a tenth of
+        all if `validation_fraction` is None, and without a `schedule` to stop after 10 epochs that
+        were no better; a schedule's last epochs are the best ones mostly. ``"auto"``: with more
+        than 10,000 samples. `partial_fit` does not.
     validation_fraction
         Fraction of the samples to hold out for ``validation_loss`` in the history: drawn at
         random, the same fraction of each class if there is one target per sequence; the last ones
@@ -215,6 +225,7 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         scale_x: str | None = "auto",
         class_weight: object = None,
         per_step: bool | None = None,
+        early_stopping: bool | str = "auto",
         validation_fraction: float | None = None,
         callbacks: Sequence[object] = (),
         amp: str | None = None,
@@ -249,6 +260,7 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         self.scale_x = scale_x
         self.class_weight = class_weight
         self.per_step = per_step
+        self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
         self.callbacks = callbacks
         self.amp = amp

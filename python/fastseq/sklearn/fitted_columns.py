@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -103,11 +104,12 @@ class FittedColumns:
     ) -> FittedColumns:
         """Measure on some of the samples, ``(N,)``."""
         own = beside = None
+        x: Any = inputs.x  # datasets in files have neither categories nor static features
         if inputs.columns is not None:
             width = len(inputs.columns.names)
 
             def values(place: int) -> Array:
-                parts = [a[..., place::width].ravel() for a in _of(inputs.x, training)]
+                parts = [a[..., place::width].ravel() for a in _of(x, training)]
                 return np.concatenate(parts)
 
             own = _Coding.measure(inputs.columns, width, values)
@@ -132,7 +134,7 @@ class FittedColumns:
 
     def joined(self, inputs: Inputs, static: StaticFeatures | None) -> Inputs:
         """Return inputs with the module's codes, and static features at each step."""
-        x = inputs.x
+        x: Any = inputs.x
         if self.own is not None:
             code = self.own.apply
             x = [code(a) for a in x] if isinstance(x, list) else code(x)

@@ -21,8 +21,10 @@ from sklearn.utils.validation import (
 )
 from torch import Tensor
 
+from ..data.samples_first import SamplesFirst
 from ..data.user_arrays import refuse_containers, refuse_foreign, refuse_null
 from .category_columns import CategoryColumns, from_polars, is_frame, refuse_text
+from .datasets import is_dataset, open_dataset, refuse_closed
 from .hyperparameters import takes_images, wants_whole
 from .input_forms import (
     check_order,
@@ -35,12 +37,12 @@ from .input_forms import (
 
 __all__ = [
     "Array", "Inputs", "Items", "as_tensor", "numbers", "read_inputs", "read_weights", "take",
-    "time_major",
 ]  # fmt: skip
 
 Array = np.ndarray
 Items = Array | list[Array]  # one array, or one per sequence
 Tensors = Tensor | list[Tensor]
+_TOGETHER = 2**20  # values to look at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Inputs:
     Parameters
     ----------
     x
-        ``(N, T, F)``, or a list of ``(T_i, F)``.
+        ``(N, T, F)``, or a list of ``(T_i, F)``; of a file samples ``(T, N, F)``.
     lengths
         Lengths of the sequences in time steps, ``(N,)``.
     dtype
@@ -66,7 +68,7 @@ class Inputs:
         (sequence, time); None: they have none.
     """
 
-    x: Items
+    x: Items | SamplesFirst
     lengths: Array
     dtype: torch.dtype
     listed: bool = False
@@ -92,7 +94,7 @@ class Inputs:
     @property
     def features(self) -> int:
         """F."""
-        return int(self.x[0].shape[-1])
+        return int(self.x[0].shape[-1] if isinstance(self.x, list) else self.x.shape[-1])
 
     def whole(self) -> Inputs:
         """Return each sequence as one step of all its features."""
@@ -101,7 +103,11 @@ class Inputs:
                 "this module takes whole sequences as one input, so they must have one length: "
                 'pass an array (N, T, F), or use a recurrent module such as "lstm"'
             )
-        x = self.x.reshape(self.count, 1, self.steps * self.features)
+        features = self.steps * self.features
+        if isinstance(self.x, SamplesFirst):
+            x: Any = self.x.like(steps=(1, features))
+        else:
+            x = self.x.reshape(self.count, 1, features)
         return dataclasses.replace(self, x=x, lengths=np.ones_like(self.lengths))
 
 
@@ -124,9 +130,10 @@ def read_inputs(
     estimator
         The estimator.
     X
-        ``(N, F)``, ``(N, T, F)``, a list of ``(T_i, F)`` or ``(T_i,)``, or a data frame with the
-        index (sequence, time); for modules that take images ``(N, W, H, C)`` or ``(N, W, H)``. With
-        ``channels_first``, ``(N, F, T)``, ``(F, T_i)`` and ``(N, C, W, H)``.
+        ``(N, F)``, ``(N, T, F)``, also a dataset in a file; a list of ``(T_i, F)`` or ``(T_i,)``;
+        or a data frame with the index (sequence, time); for modules that take images
+        ``(N, W, H, C)`` or ``(N, W, H)``. With ``channels_first``, ``(N, F, T)``, ``(F, T_i)`` and
+        ``(N, C, W, H)``.
     reset
         Whether `X` sets the number of features; else it must have that number.
     columns
@@ -137,6 +144,7 @@ def read_inputs(
     ValueError, TypeError
         `X` is none of these, not finite or empty; most messages are scikit-learn's.
     """
+    refuse_closed(X)
     refuse_forms(X, channels_first=estimator.channels_first)
     X = from_polars(X)  # noqa: N806
     columns = None if reset else columns
@@ -171,6 +179,8 @@ def _read_sequences(
     reset: bool,
 ) -> Inputs:
     channels_first = estimator.channels_first
+    if is_dataset(X):
+        return _read_dataset(estimator, X, reset=reset)
     dims = [getattr(a, "ndim", 0) for a in X] if isinstance(X, (list, tuple)) else []
     if any(dims) and (min(dims) != max(dims) or max(dims) > 2):
         raise ValueError(
@@ -206,6 +216,34 @@ def _read_sequences(
     return Inputs(numbers(x, "X"), np.full(len(x), x.shape[1]), _dtype(x))
 
 
+def _read_dataset(estimator: BaseEstimator, X: Any, *, reset: bool) -> Inputs:  # noqa: N803
+    """Read nothing yet of a dataset ``(N, T, F)`` or ``(N, T)`` in a file."""
+    _check_nan(estimator)
+    samples = open_dataset(X, channels_first=estimator.channels_first)
+    if len(X.shape) == 2:
+        _check_feature_names(estimator, X, reset=reset)
+        _check_n_features(estimator, X, reset=reset)
+        if reset:
+            series = _are_series(X, estimator.module, None)
+            estimator.rows_ = "series" if series else "samples"
+        _need_rows(estimator, X)
+        steps = X.shape[1], 1
+        samples = samples.like(steps=steps if estimator.rows_ == "series" else steps[::-1])
+    else:
+        _check_features(estimator, X.shape[2], np.empty((0, X.shape[2])), reset=reset)
+    return Inputs(samples, np.full(samples.count, len(samples)), _dtype(samples))
+
+
+def _need_rows(estimator: BaseEstimator, x: Any) -> None:
+    """Raise for a table if `fit` got sequences."""
+    if estimator.rows_ is None:
+        form = "(N, F, T)" if estimator.channels_first else "(N, T, F)"
+        raise ValueError(
+            f"X must be sequences, {form} or a list of (T_i, F), as in fit, got {x.shape}; "
+            "pass one sequence as X[None], sequences of one step as X[:, None]"
+        )
+
+
 def _read_table(
     estimator: BaseEstimator,
     X: Any,  # noqa: N803
@@ -224,12 +262,7 @@ def _read_table(
     _check_finite(x, estimator)
     if reset:
         estimator.rows_ = rows
-    elif estimator.rows_ is None:
-        form = "(N, F, T)" if estimator.channels_first else "(N, T, F)"
-        raise ValueError(
-            f"X must be sequences, {form} or a list of (T_i, F), as in fit, got {x.shape}; "
-            "pass one sequence as X[None], sequences of one step as X[:, None]"
-        )
+    _need_rows(estimator, x)
     axis = 2 if estimator.rows_ == "series" else 1
     x, dtype = np.expand_dims(numbers(x, "X"), axis), _dtype(x)
     return Inputs(x, np.full(len(x), x.shape[1]), dtype, columns=columns)
@@ -397,11 +430,19 @@ def _of_channels(estimator: BaseEstimator, X: Sequence[Any]) -> str:  # noqa: N8
     return ": if they are (F, T_i), pass channels_first=True"
 
 
-def _check_finite(x: Array, estimator: BaseEstimator) -> None:
-    """Raise if values are not finite and must not be missing."""
+def _check_nan(estimator: BaseEstimator) -> None:
     if estimator.nan not in ("raise", "mask"):
         raise ValueError(f'nan must be "raise" or "mask", got {estimator.nan!r}')
-    if estimator.nan == "mask" or x.dtype.kind != "f" or np.isfinite(x).all():
+
+
+def _check_finite(x: Array, estimator: BaseEstimator) -> None:
+    """Raise if values are not finite and must not be missing."""
+    _check_nan(estimator)
+    if estimator.nan == "mask" or x.dtype.kind != "f":
+        return
+    rows = max(_TOGETHER // max(math.prod(x.shape[1:]), 1), 1)
+    parts = (x[i : i + rows] for i in range(0, len(x), rows))
+    if all(np.isfinite(part).all() for part in parts):
         return
     raise ValueError(
         f"Input X contains {'NaN' if np.isnan(x).any() else 'infinity'}: fill in or leave out "
@@ -443,7 +484,7 @@ def _refuse_others(X: object) -> None:  # noqa: N803
         raise TypeError(f"X must hold numbers, got dtype {dtype}; convert it")
 
 
-def _dtype(x: Array) -> torch.dtype:
+def _dtype(x: Array | SamplesFirst) -> torch.dtype:
     """Return the dtype to compute in: double precision if `x` has it, else single precision."""
     double = x.dtype.kind == "f" and x.dtype.itemsize >= 8
     return torch.float64 if double else torch.float32
@@ -505,16 +546,6 @@ def _weights(given: object) -> Array:
     if found.dtype.kind not in "biufO":
         raise TypeError(f"sample_weight must hold numbers, got dtype {found.dtype}; convert it")
     return found
-
-
-def time_major(items: Items) -> Tensors:
-    """Return ``(N, T, …)`` as contiguous ``(T, N, …)``; a list stays a list. Copies if needed.
-
-    The result must not be written to.
-    """
-    if isinstance(items, list):
-        return [as_tensor(a) for a in items]
-    return as_tensor(np.ascontiguousarray(items.swapaxes(0, 1)))
 
 
 def as_tensor(a: Array) -> Tensor:

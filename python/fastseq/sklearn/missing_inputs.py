@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.samples_first import SamplesFirst, fill_missing
 from ..data.scaling.affine import Affine
-from .input_checks import Tensors
 
 __all__ = ["fill_known"]
 
+Samples = SamplesFirst | list[Tensor]
 
-def fill_known(x: Tensors, scaling: Affine | None) -> Tensors:
+
+def fill_known(x: Samples, scaling: Affine | None) -> Samples:
     """Return inputs in which missing values are what scales to 0; `x` stays unchanged.
 
     A step of which nothing is known does not count in training. But a sequence with one target is
@@ -20,7 +23,7 @@ def fill_known(x: Tensors, scaling: Affine | None) -> Tensors:
     Parameters
     ----------
     x
-        ``(T, N, F)``, or a list of ``(T_i, F)``.
+        Samples, or a list of ``(T_i, F)``. Those in a file are filled when they are read.
     scaling
         How they will be scaled; None: not at all.
 
@@ -33,7 +36,15 @@ def fill_known(x: Tensors, scaling: Affine | None) -> Tensors:
     """
     if isinstance(x, list):
         return [_filled(one.unsqueeze(1), scaling).squeeze(1) for one in x]
-    return _filled(x, scaling)
+    center = np.zeros(x.shape[2:]) if scaling is None else scaling.center.numpy()
+    if not x.in_memory:
+        return x.like(center=center)
+    array = x.array if x.index is None else x.array[x.index]
+    if array.dtype.kind != "f" or np.isfinite(array).all():
+        return x
+    array = array.copy() if x.index is None else array
+    fill_missing(array, center)
+    return SamplesFirst(array)
 
 
 def _filled(x: Tensor, scaling: Affine | None) -> Tensor:

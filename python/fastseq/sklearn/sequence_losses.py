@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .._util.tree import Tree
+from ..data.samples_first import LastSteps
 from ..nn.stateful import each_step
 from .input_checks import Tensors
 
@@ -90,26 +91,26 @@ class _LastStep(_EachStep):
         return y.unsqueeze(0) if y.dim() == 2 else y[-1:]
 
 
-def last_step_only(x: Tensors, y: Tensor, w: Tensor | None) -> Tensors:
+def last_step_only(x: Any, y: Tensor, w: Tensor | None) -> LastSteps | list[Tensor]:
     """Return weights per step that are zero except at each sequence's last step.
 
     Parameters
     ----------
     x
-        Inputs ``(T, N, F)``, or a list of ``(T_i, F)``.
+        Samples ``(T, N, F)``, or a list of ``(T_i, F)``.
     y
         A target for each sequence, ``(N, K)``.
     w
         Weights of sequences, ``(N,)``; None: 1.
     """
     if w is None:
-        w = torch.ones(len(y), dtype=x[0].dtype)
+        w = torch.ones(len(y))
     if not isinstance(x, list):
-        return torch.cat([w.new_zeros(len(x) - 1, len(w)), w.unsqueeze(0)])
+        return LastSteps(w, len(x))
     return [torch.cat([w.new_zeros(len(a) - 1), one.view(1)]) for a, one in zip(x, w, strict=True)]
 
 
-def over_steps(x: Tensors, y: Tensor) -> Tensors:
+def over_steps(x: Any, y: Tensor) -> Tensors:
     """Return targets ``(N, K)`` of whole sequences, repeated at each step."""
     if not isinstance(x, list):
         return y.expand(len(x), *y.shape)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ..data.samples_first import SamplesFirst
 from ..training.run import Callback
 
 if TYPE_CHECKING:
@@ -30,6 +31,15 @@ class Shuffler(Callback):
     def __init__(self, seed: int) -> None:
         self._seed = seed
         self._pairs: list[tuple[Tensor, Tensor, int]] = []
+        self._samples: list[SamplesFirst] = []
+
+    def of_samples(self, a: Tensor | SamplesFirst) -> Any:
+        """Return samples ``(N, …)`` that are reordered in each epoch; tensors are copied."""
+        if isinstance(a, Tensor):
+            return self.shuffled(a, 0)
+        samples = a.like()
+        self._samples.append(samples)
+        return samples
 
     def shuffled(self, a: Tensor, axis: int, count: int | None = None) -> Tensor:
         """Return a copy of `a` that is reordered along `axis` in each epoch.
@@ -47,14 +57,18 @@ class Shuffler(Callback):
 
     def reorder(self, epoch: int) -> None:
         """Put the copies into an epoch's order."""
-        if not self._pairs:
-            return
-        count = self._pairs[0][0].shape[self._pairs[0][2]]
         generator = torch.Generator().manual_seed((self._seed * 1_000_003 + epoch) % 2**63)
-        order = torch.randperm(count, generator=generator)
+        if self._samples:
+            order = self._samples[0].draw(generator)
+        elif self._pairs:
+            whole, _, axis = self._pairs[0]
+            order = torch.randperm(whole.shape[axis], generator=generator)
+        for samples in self._samples:
+            samples.reorder(order)
         for whole, copy, axis in self._pairs:
             torch.index_select(whole, axis, order[: copy.shape[axis]], out=copy)
 
     def clear(self) -> None:
         """Release the arrays."""
         self._pairs.clear()
+        self._samples.clear()

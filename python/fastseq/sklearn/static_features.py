@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils import check_array
 
+from ..data.samples_first import SamplesFirst
 from ..data.user_arrays import refuse_foreign, refuse_null
 from .category_columns import CategoryColumns, is_frame, refuse_text
 from .input_checks import Array, Inputs, numbers
@@ -78,6 +79,8 @@ def read_static(
             "static is for sequences, but each row of X is a sample of one step: add its columns "
             "to X instead"
         )
+    if isinstance(inputs.x, SamplesFirst):
+        raise ValueError("static needs X in memory, but X is a dataset in a file: pass X[:]")
     refuse_null(given, "static")
     refuse_foreign(given, "static")
     refuse_unread(given, "static")

@@ -8,27 +8,29 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.base import clone
 from sklearn.model_selection import train_test_split
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
+from ..data.samples_first import SamplesFirst
 from ..training.argument_checks import input_dtype
 from ..training.learning_rate_finder import LearningRateTest
 from .automatic_training import automatic_module, automatic_scaling
 from .base import SequenceEstimator, Start, Task
+from .batched_outputs import predicted
+from .early_stopping import FRACTION, stops_early, warn_if_tiny
 from .fitted_columns import FittedColumns, counted
 from .hyperparameters import wants_whole
 from .input_checks import (
     Array,
     Inputs,
     Items,
-    Tensors,
     as_tensor,
     read_inputs,
     read_weights,
     take,
-    time_major,
 )
 from .sample_module import SampleModule
 from .static_features import StaticFeatures, read_static
@@ -36,6 +38,7 @@ from .target_forms import TargetForm, Targets
 
 __all__ = ["Problem", "SequencePredictor"]
 
+_NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 _LONGEST = 100  # time steps per chunk, if every step has a target
 
 
@@ -81,6 +84,7 @@ class SequencePredictor(SequenceEstimator):
 
     loss: str | Callable[..., Tensor] | type[nn.Module]
     per_step: bool | None
+    early_stopping: bool | str
     validation_fraction: float | None
     channels_first: bool
     module_: str | nn.Module | Callable[..., nn.Module]
@@ -169,7 +173,8 @@ class SequencePredictor(SequenceEstimator):
             ),
             partial=partial,
         )
-        training, apart = self._split(inputs.count, problem.strata, start.seed)
+        best = stops_early(self.early_stopping, inputs.count) and not partial
+        training, apart = self._split(inputs, problem.strata, start.seed, best=best)
         columns = self._columns if start.why is None else FittedColumns.measure(
             inputs, beside, counted(inputs.count, training, problem.weights)
         )  # fmt: skip
@@ -189,6 +194,7 @@ class SequencePredictor(SequenceEstimator):
             head=problem.head,
             image=inputs.image,
             columns=sizes,
+            best=best,
         )  # fmt: skip
         fitted = {"_form_of_targets": form, "_columns": columns, "module_": module}
         return task, start, {**problem.fitted, **fitted}
@@ -276,22 +282,32 @@ class SequencePredictor(SequenceEstimator):
         )  # fmt: skip
 
     def _split(
-        self, count: int, strata: Array | None, seed: int
+        self, inputs: Inputs, strata: Array | None, seed: int, *, best: bool
     ) -> tuple[Array | None, Array | None]:
         """Return which samples to train on, and which to hold out; None: all, and none."""
-        if self.validation_fraction is None:
+        fraction = self.validation_fraction
+        if fraction is None and best:
+            fraction = FRACTION
+        if fraction is None:
             return None, None
-        if strata is not None and np.unique(strata, return_counts=True)[1].min() < 2:
-            strata = None
-        return tuple(
-            train_test_split(
-                np.arange(count),
-                test_size=self.validation_fraction,
-                shuffle=self.shuffle,
-                stratify=strata if self.shuffle else None,
-                random_state=seed if self.shuffle else None,
-            )
+        known = strata
+        if strata is not None:
+            sizes = np.unique(strata, return_counts=True)[1]
+            many = self.validation_fraction is None and len(sizes) > FRACTION * inputs.count
+            strata = None if many or sizes.min() < 2 else strata
+        found = train_test_split(
+            np.arange(inputs.count),
+            test_size=fraction,
+            shuffle=self.shuffle,
+            stratify=strata if self.shuffle else None,
+            random_state=seed if self.shuffle else None,
         )
+        if isinstance(inputs.x, SamplesFirst):
+            found = list(map(np.sort, found))  # of files windows of consecutive samples are read
+        training, apart = found
+        if best and not isinstance(self.early_stopping, str):
+            warn_if_tiny(len(apart), None if known is None else known[apart], known)
+        return training, apart
 
     def _read(self, X: object, static: object) -> tuple[Inputs, StaticFeatures | None]:  # noqa: N803
         """Read inputs and static features in the form of those of `fit`."""
@@ -322,15 +338,8 @@ class SequencePredictor(SequenceEstimator):
                     f"{expected}: sequences must be as long as in fit"
                 )
         inputs = self._columns.joined(inputs, beside)
-        x = inputs.x if isinstance(inputs.x, list) else inputs.x.swapaxes(0, 1)
-        outputs = est.predict(x)
-        if isinstance(outputs, list):
-            return outputs if form.per_step else np.stack([a[-1] for a in outputs])
-        if not form.per_step:
-            last: Array = outputs[-1]
-            return last
-        outputs = np.ascontiguousarray(outputs.swapaxes(0, 1))
-        return list(outputs) if inputs.listed else outputs
+        outputs = predicted(est, inputs, per_step=form.per_step)
+        return list(outputs) if inputs.listed and form.per_step else outputs
 
     def _compared(
         self, X: object, y: object, sample_weight: object, static: object  # noqa: N803
@@ -350,19 +359,23 @@ class SequencePredictor(SequenceEstimator):
         return targets.rows, rows.reshape(targets.rows.shape), weights
 
 
-def _parts(
-    inputs: Inputs, problem: Problem, index: Array | None
-) -> tuple[Tensors, Tensors, Tensors | None]:
-    """Return inputs, targets and weights of some samples, time-major."""
-    x, y, w = inputs.x, problem.y, problem.weights
-    if index is not None:
-        x, y = take(x, index), take(y, index)
-        w = None if w is None else take(w, index)
-    per_step = isinstance(y, list) or y.ndim == 3
-    ys = time_major(y) if per_step else as_tensor(np.ascontiguousarray(y))
-    xs = time_major(x)
+def _parts(inputs: Inputs, problem: Problem, index: Array | None) -> tuple[Any, Any, Any]:
+    """Return inputs, targets and weights of some samples as a `Task` has them."""
+    y, w = problem.y, problem.weights
+    xs, ys = _part(inputs.x, index), _part(y, index)
     if w is None:
         return xs, ys, None
     if isinstance(w, list):
-        return xs, ys, [one.to(inputs.dtype) for one in time_major(w)]
-    return xs, ys, as_tensor(np.ascontiguousarray(w.T)).to(inputs.dtype)
+        return xs, ys, [one.to(inputs.dtype) for one in _part(w, index)]
+    return xs, ys, _part(w.astype(_NUMPY[inputs.dtype], copy=False), index, leading=1)
+
+
+def _part(items: Items | SamplesFirst, index: Array | None, leading: int = 2) -> Any:
+    """Return some samples; arrays with one row of them each, `leading` axes, are copied."""
+    if isinstance(items, SamplesFirst):
+        return items if index is None else items.like(index=index)
+    if isinstance(items, list):
+        return [as_tensor(a) for a in (items if index is None else take(items, index))]
+    if items.ndim > leading:
+        return SamplesFirst(items, index)
+    return as_tensor(np.ascontiguousarray(items if index is None else items[index]))
