@@ -12,6 +12,10 @@ STABLE_TORCH_LIBRARY(fastseq, m) {
   m.def("unpack(Tensor flat, SymInt[] numels, int alignment, float scale) -> Tensor[]");
   m.def("bmm(Tensor a, Tensor b) -> Tensor");
   m.def(
+      "random_kernels(Tensor x, Tensor? lengths, Tensor members, int[] dilations, Tensor thresholds, int least_steps) "
+      "-> "
+      "Tensor");
+  m.def(
       "lstm(Tensor x, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor h0, Tensor c0, Tensor? lengths, "
       "bool reverse, bool save) -> (Tensor y, Tensor h, Tensor c, Tensor saved)");
   m.def(

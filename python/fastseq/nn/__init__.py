@@ -8,11 +8,12 @@ from .instance_scaling import InstanceScale
 from .ordinal import OrdinalLogProbabilities
 from .padded_layers import PaddedBatchNorm, PaddedConv
 from .pooling import Pool
+from .random_kernels import RandomKernels, Rocket
 from .recurrent import GRU, LSTM, RNN
 from .series_networks import LSTMFCN, TCN, InceptionTime, PooledRNN, Transformer
 
 __all__ = [
     "GRU", "LSTM", "LSTMFCN", "RNN", "TCN", "Chain", "ColumnEncoder", "FocalLoss", "InceptionTime",
     "InstanceScale", "OnImages", "OrdinalLogProbabilities", "PaddedBatchNorm", "PaddedConv", "Pool",
-    "PooledRNN", "Transformer",
+    "PooledRNN", "RandomKernels", "Rocket", "Transformer",
 ]  # fmt: skip

@@ -18,6 +18,7 @@ from .instance_scaling import InstanceScale
 from .ordinal import OrdinalLogProbabilities
 from .padded_layers import PaddedBatchNorm
 from .pooling import Pool
+from .random_kernels import RandomKernels, Rocket
 from .recurrent import GRU, LSTM, RNN
 from .series_networks import LSTMFCN, TCN, InceptionTime, PooledRNN, Transformer
 
@@ -54,6 +55,8 @@ _LAYERS: dict[type[nn.Module], tuple[str, ...]] = {
     PooledRNN: (
         *("n_in", "n_out", "cell", "hidden_size", "num_layers", "bidirectional", "pool", "dropout"),
     ),
+    RandomKernels: ("n_in", "steps", "groups", "seed"),
+    Rocket: ("n_in", "n_out", "steps", "groups", "dropout", "seed"),
     Pool: ("how",),
     ColumnEncoder: ("sizes", "steps", "beside"),
     InstanceScale: ("beside", "features"),

@@ -7,7 +7,7 @@ from typing import Any
 
 __all__ = [
     "TooFewUpdatesWarning", "automatic_module", "automatic_scaling", "enough_epochs",
-    "learning_rate", "warn_if_few",
+    "learning_rate", "warn_if_few", "weight_decay",
 ]  # fmt: skip
 
 _LEAST, _MOST = 600, 3000  # updates
@@ -16,6 +16,7 @@ _FEW = 50  # updates, fewer than any learning needs
 _RATES = {"transformer": 2e-3}
 _RATE = 1e-2
 _OWN_RATE = 1e-3  # of modules that are not ours
+_DECAYS = {"rocket": 0.1}
 
 
 def automatic_module(module: Any, steps: int, *, per_step: bool, cut: int | None) -> Any:
@@ -89,6 +90,21 @@ def learning_rate(module: object, *, scheduled: bool) -> float:
     if not isinstance(module, str) or not scheduled:
         return _OWN_RATE
     return _RATES.get(module, _RATE)
+
+
+def weight_decay(module: object, optimizer: object) -> float:
+    """Return the weight decay of a module, by name or of a user's own.
+
+    Other optimizers than AdamW would multiply it with gradients, or take none.
+
+    Examples
+    --------
+    >>> weight_decay("rocket", "adamw"), weight_decay("rocket", "sgd"), weight_decay("gru", "adamw")
+    (0.1, 0.0, 0.0)
+    """
+    if not isinstance(module, str) or optimizer != "adamw":
+        return 0.0
+    return _DECAYS.get(module, 0.0)
 
 
 def warn_if_few(updates: int, epochs: int) -> None:

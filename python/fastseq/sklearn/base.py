@@ -30,7 +30,7 @@ from ..nn.stateful import batch_norms, carries, steps_apart
 from ..training.history import History
 from ..training.run import Callback, check_callbacks
 from ..training.spec import Spec
-from .automatic_training import enough_epochs, learning_rate, warn_if_few
+from .automatic_training import enough_epochs, learning_rate, warn_if_few, weight_decay
 from .early_stopping import keeping_best
 from .hyperparameters import ColumnSizes, Sizes, make_module, optimizer_factory
 from .missing_inputs import fill_known
@@ -158,7 +158,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
     optimizer: str | Callable[..., optim.Optimizer]
     lr: float | None
     schedule: str | None = None
-    weight_decay: float
+    weight_decay: float | None
     decay_biases: bool
     epochs: int | None
     batchsize: int
@@ -382,7 +382,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
     ) -> Callable[..., optim.Optimizer]:
         return optimizer_factory(
             self.optimizer, model,
-            lr=self._rate(module), weight_decay=self.weight_decay, decay_biases=self.decay_biases,
+            lr=self._rate(module), weight_decay=self._decay(module), decay_biases=self.decay_biases,
         )  # fmt: skip
 
     def _rate(self, module: object) -> float:
@@ -390,6 +390,12 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
         if self.lr is not None:
             return self.lr
         return learning_rate(module, scheduled=self.schedule is not None)
+
+    def _decay(self, module: object) -> float:
+        """Return the weight decay of what the hyperparameter `module` says."""
+        if self.weight_decay is not None:
+            return self.weight_decay
+        return weight_decay(module, self.optimizer)
 
     def _own_callbacks(self, seed: int) -> list[Any]:
         """Return copies: folds and cold starts share no state, and parameters stay unchanged."""
@@ -412,7 +418,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
             est.optimizer = self._make_optimizer(est.model, task.module)(parameters)
         else:
             for name in changed:
-                value = self._rate(task.module) if name == "lr" else getattr(self, name)
+                value = (self._rate if name == "lr" else self._decay)(task.module)
                 for group in est.optimizer.param_groups:
                     group[name] = value
         if not _same(self.callbacks, before["callbacks"]):

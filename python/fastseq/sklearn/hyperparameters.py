@@ -24,6 +24,7 @@ from ..nn import (
     InstanceScale,
     OnImages,
     PooledRNN,
+    Rocket,
     Transformer,
 )
 from ..nn.builders import MLP, ImageBuilder, Linear, Recurrent
@@ -44,7 +45,8 @@ __all__ = [
 ]
 
 _CELLS = ("lstm", "gru", "rnn")
-NETWORKS = ("lstm-fcn", "inception", "tcn", "transformer")
+_POOLING = ("lstm-fcn", "inception", "tcn", "transformer")
+NETWORKS = (*_POOLING, "rocket")
 _KERNELS = {"lstm-fcn": 31, "inception": 39}  # steps of the largest, if sequences are long
 _SHORT = 512  # steps that the convolutions of "lstm-fcn" see
 _MODULES = ("auto", *_CELLS, *NETWORKS, "cnn", "mlp", "linear")
@@ -154,8 +156,8 @@ def _builder(module: str | nn.Module | Callable[..., nn.Module], sizes: Sizes) -
         raise ValueError(
             f"bidirectional is for {_CELLS}, and classes with this argument, got module={module!r}"
         )
-    if sizes.pool is not None and not (recurrent or module in NETWORKS):
-        raise ValueError(f"pool is for {(*_CELLS, *NETWORKS)}, not for module={module!r}")
+    if sizes.pool is not None and not (recurrent or module in _POOLING):
+        raise ValueError(f"pool is for {(*_CELLS, *_POOLING)}, not for module={module!r}")
     if sizes.pool is not None and sizes.per_step:
         raise ValueError(
             f"pool={sizes.pool!r} needs one target per sequence, but y has them per step"
@@ -197,7 +199,8 @@ def _check_sizes(module: str, sizes: Sizes) -> None:
 
 def _network(name: str, sizes: Sizes, n_in: int, n_out: int, rng: torch.Generator) -> nn.Module:
     """Make a network over whole sequences."""
-    del rng
+    if name == "rocket":
+        return _rocket(sizes, n_in, n_out, rng)
     more: dict[str, Any] = {"dropout": sizes.dropout}
     if sizes.per_step:
         more["pool"] = None
@@ -223,6 +226,18 @@ def _network(name: str, sizes: Sizes, n_in: int, n_out: int, rng: torch.Generato
         return InceptionTime(n_in, n_out, max(1, sizes.hidden_size // 2), **more)
     kind = TCN if name == "tcn" else Transformer
     return kind(n_in, n_out, sizes.hidden_size, **more)
+
+
+def _rocket(sizes: Sizes, n_in: int, n_out: int, rng: torch.Generator) -> nn.Module:
+    if sizes.per_step:
+        raise ValueError(
+            "module='rocket' needs one target per sequence, but y has them per step: use 'lstm'"
+        )
+    if sizes.num_layers is not None:
+        raise ValueError("num_layers must be None for module='rocket', which has one layer")
+    assert sizes.steps is not None
+    seed = int(torch.randint(2**31, (), generator=rng))
+    return Rocket(n_in, n_out, sizes.steps, dropout=sizes.dropout, seed=seed)
 
 
 def kernels_for(steps: int, largest: int) -> tuple[int, int, int]:

@@ -57,20 +57,21 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
     Parameters
     ----------
     module
-        The model: ``"lstm"``, ``"gru"``, ``"rnn"``; ``"lstm-fcn"``, ``"inception"``, ``"tcn"`` or
-        ``"transformer"``, which look at whole sequences, see `fastseq.nn`; ``"cnn"``, for images,
-        see `fastseq.nn.builders.ImageBuilder`; ``"mlp"`` or ``"linear"``, which take a whole
-        sequence as one input if it has one target, else each step alone; ``"auto"``: "lstm-fcn",
-        but "lstm" where each step has a target or `seqsize` cuts the sequences, and "mlp" for
-        sequences of one step; a `torch.nn.Module`, which is copied; a class of modules, called with
-        the arguments among ``n_in``, ``n_out``, ``hidden_size``, ``num_layers``, ``dropout`` and
+        The model: ``"lstm"``, ``"gru"``, ``"rnn"``; ``"lstm-fcn"``, ``"inception"``, ``"tcn"``,
+        ``"transformer"`` or ``"rocket"``, a linear model on random convolutions, which look at
+        whole sequences, see `fastseq.nn`; ``"cnn"``, for images, see
+        `fastseq.nn.builders.ImageBuilder`; ``"mlp"`` or ``"linear"``, which take a whole sequence
+        as one input if it has one target, else each step alone; ``"auto"``: "lstm-fcn", but "lstm"
+        where each step has a target or `seqsize` cuts the sequences, and "mlp" for sequences of one
+        step; a `torch.nn.Module`, which is copied; a class of modules, called with the arguments
+        among ``n_in``, ``n_out``, ``hidden_size``, ``num_layers``, ``dropout`` and
         ``bidirectional`` that its constructor has (also as ``input_size``, ``output_size``); or a
         builder, ``builder(n_in, n_out, rng)``, see `fastseq.nn.builders`. Modules are time-major,
         ``(T, N, F)`` to ``(T, N, K)``; with one target per sequence also to ``(N, K)``.
     hidden_size, num_layers, dropout
         Width and number of hidden layers, and their dropout rate. None: 1 layer, of "inception" 3
         blocks, of "tcn" 4, of "cnn" 2, of "transformer" 2 layers. Each block of "cnn" is twice as
-        wide as the one before.
+        wide as the one before. "rocket" has no hidden layer; dropout is that of its features.
     bidirectional
         Whether "lstm", "gru" and "rnn" also run from the ends of sequences to their starts.
     pool
@@ -85,7 +86,7 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
         ``optimizer(params, lr=…, weight_decay=…)``.
     lr, weight_decay
         Learning rate and weight decay. None: 0.01, of "transformer" 0.002, of your own modules and
-        without a schedule 0.001.
+        without a schedule 0.001; and no decay, of "rocket" with "adamw" 0.1.
     schedule
         How the learning rate changes over all updates of `fit`: ``"onecycle"``, up to `lr` in their
         first tenth and down to nearly 0; ``"cosine"``, from `lr` to 0; or None, not at all, as in
@@ -192,7 +193,7 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
         optimizer: str | Callable[..., optim.Optimizer] = "adamw",
         lr: float | None = None,
         schedule: str | None = "onecycle",
-        weight_decay: float = 0.0,
+        weight_decay: float | None = None,
         decay_biases: bool = True,
         epochs: int | None = None,
         batchsize: int = 32,

@@ -23,6 +23,7 @@ from ..nn.members import trained_apart
 from ..nn.ops import sum_of_squares
 from ..nn.stateful import Stateful
 from .argument_checks import check_weighted
+from .first_batch import measure_first_batch, measures
 from .optimizer_step import OptimizerStep
 from .position import Position
 
@@ -140,6 +141,7 @@ class Trainer:
     """Whether an update may depend on the gradients' norm as a number."""
 
     def __init__(self, learner: Learner, position: Position) -> None:
+        self._learner = learner
         self._position = position
         in_flight = _LOSSES_IN_FLIGHT if _waits(learner) else 1
         self._losses = _Losses(position, in_flight)
@@ -237,10 +239,14 @@ class Trainer:
         """
         position = self._position
         self._attention = has_requests
+        unmeasured = measures(self._model)
         self.stateful.state = position.state
         for chunk, batch in data.batches(chunks):
             if chunk.index == 0:
                 self.stateful.reset_state()
+            if unmeasured:
+                measure_first_batch(self._learner, batch, chunk_weight(chunk, batch))
+                unmeasured = measures(self._model)
             attention = self._train_on(chunk, batch)
             if position.ends is not None and chunk.t1 == data.steps:
                 position.ends[chunk.block] = self.stateful.get_state()

@@ -9,19 +9,23 @@ from __future__ import annotations
 from .library import FLOATING, active_isa, cuda_kernels, cuda_obstacle
 from .packing import DENSE, pack, pack_checked, sum_of_squares, unpack
 from .products import bmm
+from .random_kernels import KERNELS, measure_thresholds_, random_kernels
 from .recurrences import gru, lstm, rnn
 
 __all__ = [
     "DENSE",
     "FLOATING",
+    "KERNELS",
     "active_isa",
     "bmm",
     "cuda_kernels",
     "cuda_obstacle",
     "gru",
     "lstm",
+    "measure_thresholds_",
     "pack",
     "pack_checked",
+    "random_kernels",
     "rnn",
     "sum_of_squares",
     "unpack",
