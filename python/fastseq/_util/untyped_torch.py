@@ -7,18 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["backward", "cuda_event", "cuda_is_in_use", "cuda_runtime", "cuda_stream", "larger"]
+__all__ = ["backward", "cuda_event", "cuda_is_in_use", "cuda_runtime", "cuda_stream"]
 
 
 def backward(loss: Tensor) -> None:
     """Add a loss's gradients to those of the parameters."""
     loss.backward()  # type: ignore[no-untyped-call]
-
-
-def larger(a: int, b: int) -> int:
-    """Return the larger of two sizes; of open ones in exported programs without a choice."""
-    found: int = torch.sym_max(a, b)  # type: ignore[no-untyped-call]
-    return found
 
 
 def cuda_stream(device: torch.device) -> torch.cuda.Stream:

@@ -8,8 +8,8 @@ from .instance_scaling import InstanceScale
 from .ordinal import OrdinalLogProbabilities
 from .padded_layers import PaddedBatchNorm, PaddedConv
 from .pooling import Pool
-from .random_kernels import RandomKernels, Rocket
 from .recurrent import GRU, LSTM, RNN
+from .rocket import RandomKernels, Rocket
 from .series_networks import LSTMFCN, TCN, InceptionTime, PooledRNN, Transformer
 
 __all__ = [

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..._util.untyped_torch import larger
 from .library import native
 
 __all__ = ["KERNELS", "measure_thresholds_", "random_kernels"]
@@ -27,6 +26,8 @@ _TAPS = 9
 _CHOSEN = tuple(zip(*itertools.combinations(range(_TAPS), 3), strict=True))
 KERNELS = len(_CHOSEN[0])
 """The number of kernels."""
+# Of two sizes; of open ones in exported programs it makes no choice.
+_larger: Callable[[int, int], int] = torch.sym_max
 _SAMPLE = 1024  # steps that quantiles are taken of
 
 
@@ -92,7 +93,7 @@ def plain_random_kernels(
 ) -> Tensor:
     """Do the same with PyTorch's operations, on any device, in programs that are exported, too."""
     steps = len(x)
-    counted = larger(steps, least_steps)
+    counted = _larger(steps, least_steps)
     number = torch.arange(counted, device=x.device)
     total = torch.full((x.shape[1],), counted, device=x.device)
     if lengths is not None:
