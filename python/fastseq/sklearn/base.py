@@ -293,6 +293,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
             size=communicator(self.comm).size,
             lengths=lengths, joined=bool(batch_norms(est.model)),
         )  # fmt: skip
+        plan = plan.with_room() if est.spec.shuffle else plan
         return -(-len(plan) // est.spec.accumulate)
 
     def _make(self, task: Task, seed: int) -> Estimator:

@@ -28,10 +28,12 @@ def chunk_plan(
     *,
     by_time: bool | None = None,
     whole: bool = False,
+    drawn: bool = False,
 ) -> ChunkPlan:
     """Return this rank's chunks of data; `whole`: series are not cut. Collective.
 
-    Blocks are the same in training and after it: states carry over from one to the other.
+    Blocks are the same in training and after it: states carry over from one to the other. Unless
+    their members are `drawn` anew in each epoch, of sequences of different lengths.
     """
     plan = ChunkPlan(
         steps=data.steps,
@@ -43,10 +45,13 @@ def chunk_plan(
         by_time=spec.shard == "time" if by_time is None else by_time,
         joined=bool(batch_norms(model)),
         lengths=data.lengths,
-        given=[] if spec.shard == "given" else None,
+        given=spec.shard == "given",
     )
-    if spec.shard == "given":
-        plan = dataclasses.replace(plan, given=replicas.largest(plan.own_chunks))
+    if drawn:
+        plan = plan.with_room()
+    if plan.given:
+        counts = plan.own_chunks if plan.counts is None else plan.counts
+        plan = dataclasses.replace(plan, counts=replicas.largest(counts))
     return plan
 
 

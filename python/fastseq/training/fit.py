@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import time
 import warnings
@@ -17,6 +18,8 @@ from .._util.progress import Progress
 from .._util.random_state import set_random_state
 from .._util.seeding import Draws
 from .._util.tree import tree_map
+from ..data.chunk_plan import ChunkPlan
+from ..data.drawn_members import drawn_order
 from ..data.scaling.inputs_and_targets import Scaling
 from ..data.sequences import Sequences
 from ..data.sources import Source
@@ -113,9 +116,11 @@ class Fit:
         learner.check_compiled(data)
         self._data = data
         normalised = batch_norms(learner.model, of_padding=True)
-        self._plan = chunk_plan(learner.model, data, spec, self._replicas)
+        self._plan = chunk_plan(
+            learner.model, data, spec, self._replicas, drawn=spec.shuffle and data.ragged
+        )
         told = Stateful(learner.model).told_ends
-        if normalised and self._plan.padding and told and self._replicas.first:
+        if normalised and told and self._replicas.first and self._epoch_of(0)[1].padding:
             warnings.warn(
                 f"{', '.join(normalised)}: statistics of BatchNorm count the padding behind the "
                 "ends of shorter sequences; use LayerNorm, or pass sequences of one length",
@@ -184,17 +189,15 @@ class Fit:
                 self._validation.data.scaled(*scaling)
 
     def _run_epoch(self, run: Run, trainer: Trainer, progress: Progress) -> None:
-        learner, plan, position = self._learner, self._plan, run.position
+        learner, position = self._learner, run.position
         run.begin_epoch()
         self._checkpoints.begin_epoch()
         trainer.begin_epoch()
         assert learner.drawn_seed is not None
         # Seeded by epoch, so that an interrupted run repeats the epoch exactly.
         seed = learner.drawn_seed + run.epoch
-        order = None
-        if self._spec.shuffle:
-            generator = torch.Generator().manual_seed(seed)
-            order = torch.randperm(plan.blocks, generator=generator).tolist()
+        data, plan, order = self._epoch_of(seed)
+        learner.padding = plan.padding
         progress.epoch(run.epoch, run.epochs)
         if not position.inside:
             position.inside, position.epoch_start = True, time.monotonic()
@@ -208,7 +211,7 @@ class Fit:
                 draws.look()
                 return run.after_update(attention)
 
-            trainer.run(self._data, chunks, progress, run.has_requests, after_update)
+            trainer.run(data, chunks, progress, run.has_requests, after_update)
         self._replicas.make_common(learner.model)
         if position.chunk < run.chunks:
             return  # it was stopped
@@ -230,6 +233,22 @@ class Fit:
         position.inside = False
         run.end_epoch()
         self._checkpoints.end_epoch()
+
+    def _epoch_of(self, seed: int) -> tuple[Sequences, ChunkPlan, list[int] | None]:
+        """Return an epoch's data, its plan, and the order of its blocks; None: that of the plan.
+
+        The same on all ranks.
+        """
+        data, plan = self._data, self._plan
+        if not self._spec.shuffle:
+            return data, plan, None
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(plan.blocks, generator=generator).tolist()
+        if data.ragged and plan.mixes:
+            assert data.lengths is not None
+            data = data.ordered(drawn_order(data.lengths, generator))
+            plan = dataclasses.replace(plan, lengths=data.lengths)
+        return data, plan, order
 
     def _validate(self, position: Position) -> float:
         learner, validation = self._learner, self._validation

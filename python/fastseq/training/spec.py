@@ -26,7 +26,9 @@ class Spec:
     seqsize
         Time steps in a chunk: gradients reach back at most this far; the state is carried on.
     shuffle
-        Visit the blocks in a new random order each epoch. Chunks stay in time order.
+        Visit the blocks in a new random order each epoch. Chunks stay in time order. Of lists, the
+        members of each block are drawn anew, too, among sequences of similar length; those of
+        arrays stay together.
     clip_norm
         Scale all gradients down together so that their 2-norm is at most this.
     clip_value
