@@ -25,6 +25,7 @@ EXAMPLES = [
     (fs.nn.PooledRNN(3, 2, "gru", 4, 2, bidirectional=True, pool="max", dropout=0.5), (9, 2, 3)),
     (fs.nn.Pool("max+last"), (9, 2, 3)),
     (fs.nn.ColumnEncoder((0, 3), 2, (0, 6)), None),
+    (fs.nn.Averaged([fs.nn.Rocket(3, 2, 9), fs.nn.TCN(3, 2, 4)]), (9, 2, 3)),
     (fs.nn.InstanceScale(beside=True, features=2), (9, 2, 3)),
     (fs.nn.OrdinalLogProbabilities(4), (9, 2, 3)),
     (fs.nn.PaddedBatchNorm(3, eps=0.1, momentum=None), (5, 3, 4)),

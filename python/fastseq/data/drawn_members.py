@@ -48,4 +48,5 @@ def longest_drawn(lengths: np.ndarray) -> np.ndarray:
     >>> longest_drawn(np.array([10, 8, 4, 0])).tolist()
     [10, 10, 5, 0]
     """
-    return np.minimum(lengths + lengths // _PART, lengths.max(initial=0))
+    most: np.ndarray = np.minimum(lengths + lengths // _PART, lengths.max(initial=0))
+    return most

@@ -1,5 +1,6 @@
 """Layers, networks, and losses as modules."""
 
+from .averaged import Averaged
 from .chain import Chain
 from .column_encoder import ColumnEncoder
 from .focal_loss import FocalLoss
@@ -13,7 +14,7 @@ from .rocket import RandomKernels, Rocket
 from .series_networks import LSTMFCN, TCN, InceptionTime, PooledRNN, Transformer
 
 __all__ = [
-    "GRU", "LSTM", "LSTMFCN", "RNN", "TCN", "Chain", "ColumnEncoder", "FocalLoss", "InceptionTime",
-    "InstanceScale", "OnImages", "OrdinalLogProbabilities", "PaddedBatchNorm", "PaddedConv", "Pool",
-    "PooledRNN", "RandomKernels", "Rocket", "Transformer",
+    "GRU", "LSTM", "LSTMFCN", "RNN", "TCN", "Averaged", "Chain", "ColumnEncoder", "FocalLoss",
+    "InceptionTime", "InstanceScale", "OnImages", "OrdinalLogProbabilities", "PaddedBatchNorm",
+    "PaddedConv", "Pool", "PooledRNN", "RandomKernels", "Rocket", "Transformer",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ from torch import nn
 
 from .._util.torch_internals import children as children_of
 from .._util.torch_internals import forward_hooks
+from .averaged import Averaged
 from .chain import Chain
 from .column_encoder import ColumnEncoder
 from .images import OnImages
@@ -37,7 +38,8 @@ _BATCH_NORM = ("num_features", "eps", "momentum", "affine", "track_running_stats
 _NETWORK = ("n_in", "n_out", "width", "pool", "dropout")
 
 # Containers, and their constructors' arguments, which are attributes.
-_CONTAINERS: dict[str, tuple[type[nn.Sequential], tuple[str, ...]]] = {
+_CONTAINERS: dict[str, tuple[type[nn.Sequential | nn.ModuleList], tuple[str, ...]]] = {
+    "fastseq.nn.Averaged": (Averaged, ()),
     "fastseq.nn.Chain": (Chain, ()),
     "fastseq.nn.OnImages": (OnImages, ("shape",)),
     "torch.nn.Sequential": (nn.Sequential, ()),

@@ -25,7 +25,8 @@ class OrdinalLogProbabilities(nn.Module):
     Raises
     ------
     ValueError
-        There are fewer than two classes; when called: there are not K - 1 outputs.
+        There are fewer than two classes; when called: there are not K - 1 outputs, or a multiple,
+        as of `Averaged` networks in training.
 
     References
     ----------
@@ -45,17 +46,19 @@ class OrdinalLogProbabilities(nn.Module):
         self.classes = classes
 
     def forward(self, outputs: Tensor) -> Tensor:
-        """Compute ``(…, K)`` from ``(…, K - 1)``."""
-        if outputs.shape[-1] != self.classes - 1:
+        """Compute ``(…, K)`` from ``(…, K - 1)``, or several of these side by side."""
+        several = outputs.shape[-1] // (self.classes - 1)
+        if not several or outputs.shape[-1] != several * (self.classes - 1):
             raise ValueError(
                 f"{self.classes} classes in an order need {self.classes - 1} outputs of the "
                 f"module, got {outputs.shape[-1]}"
             )
         if outputs.dtype in (torch.float16, torch.bfloat16):
             outputs = outputs.float()
+        outputs = outputs.reshape(*outputs.shape[:-1], several, self.classes - 1)
         above = F.logsigmoid(outputs).cumsum(-1)  # log P(class > k)
         reached = F.pad(above[..., :-1], (1, 0))
-        return torch.cat([reached + F.logsigmoid(-outputs), above[..., -1:]], -1)
+        return torch.cat([reached + F.logsigmoid(-outputs), above[..., -1:]], -1).flatten(-2)
 
     def extra_repr(self) -> str:
         """Return how `repr` shows the arguments."""

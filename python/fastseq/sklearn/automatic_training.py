@@ -7,23 +7,24 @@ from typing import Any
 
 __all__ = [
     "TooFewUpdatesWarning", "automatic_module", "automatic_scaling", "enough_epochs",
-    "learning_rate", "warn_if_few", "weight_decay",
+    "learning_rate", "warn_if_few",
 ]  # fmt: skip
 
+_WHOLE = "lstm-fcn+rocket"  # looks at whole sequences
 _LEAST, _MOST = 600, 3000  # updates
 _PASSES = 20
 _FEW = 50  # updates, fewer than any learning needs
 _RATES = {"transformer": 2e-3}
 _RATE = 1e-2
 _OWN_RATE = 1e-3  # of modules that are not ours
-_DECAYS = {"rocket": 0.1}
 
 
 def automatic_module(module: Any, steps: int, *, per_step: bool, cut: int | None) -> Any:
     """Return the module, or what "auto" stands for.
 
     "lstm" where each step has a target, or sequences are cut into chunks of fewer steps, so that a
-    state is carried; "mlp" for sequences of one step; else "lstm-fcn".
+    state is carried; "mlp" for sequences of one step; else "lstm-fcn+rocket", see
+    `fastseq.nn.LSTMFCN`, `Rocket` and `Averaged`.
 
     Parameters
     ----------
@@ -39,13 +40,13 @@ def automatic_module(module: Any, steps: int, *, per_step: bool, cut: int | None
     Examples
     --------
     >>> automatic_module("auto", 50, per_step=False, cut=None)
-    'lstm-fcn'
+    'lstm-fcn+rocket'
     """
     if not isinstance(module, str) or module != "auto":
         return module
     if per_step or (cut is not None and cut < steps):
         return "lstm"
-    return "mlp" if steps == 1 else "lstm-fcn"
+    return "mlp" if steps == 1 else _WHOLE
 
 
 def automatic_scaling(
@@ -58,7 +59,7 @@ def automatic_scaling(
     """
     if scale_x != "auto":
         return scale_x
-    return "both" if module == "auto" and chosen == "lstm-fcn" and nan == "raise" else "standard"
+    return "both" if module == "auto" and chosen == _WHOLE and nan == "raise" else "standard"
 
 
 class TooFewUpdatesWarning(UserWarning):
@@ -90,21 +91,6 @@ def learning_rate(module: object, *, scheduled: bool) -> float:
     if not isinstance(module, str) or not scheduled:
         return _OWN_RATE
     return _RATES.get(module, _RATE)
-
-
-def weight_decay(module: object, optimizer: object) -> float:
-    """Return the weight decay of a module, by name or of a user's own.
-
-    Other optimizers than AdamW would multiply it with gradients, or take none.
-
-    Examples
-    --------
-    >>> weight_decay("rocket", "adamw"), weight_decay("rocket", "sgd"), weight_decay("gru", "adamw")
-    (0.1, 0.0, 0.0)
-    """
-    if not isinstance(module, str) or optimizer != "adamw":
-        return 0.0
-    return _DECAYS.get(module, 0.0)
 
 
 def warn_if_few(updates: int, epochs: int) -> None:

@@ -30,12 +30,18 @@ from ..nn.stateful import batch_norms, carries, steps_apart
 from ..training.history import History
 from ..training.run import Callback, check_callbacks
 from ..training.spec import Spec
-from .automatic_training import enough_epochs, learning_rate, warn_if_few, weight_decay
+from .automatic_training import enough_epochs, learning_rate, warn_if_few
 from .early_stopping import keeping_best
-from .hyperparameters import ColumnSizes, Sizes, make_module, optimizer_factory
+from .hyperparameters import (
+    ColumnSizes,
+    Sizes,
+    make_module,
+    members_of,
+    optimizer_factory,
+)
 from .missing_inputs import fill_known
 from .named_schedules import check_schedule, scheduled
-from .sequence_losses import AtLastStep, PerSequence, last_step_only, over_steps
+from .sequence_losses import AtLastStep, EachMember, PerSequence, last_step_only, over_steps
 from .shuffling import Shuffler
 
 __all__ = ["SequenceEstimator", "Start", "Task"]
@@ -338,9 +344,12 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
         return task.longest  # the model may look at any other step, so series are not cut
 
     def _loss_of(self, task: Task) -> Callable[..., Tensor]:
+        loss, members = task.loss, len(members_of(task.module))
+        if members > 1:
+            loss = EachMember(loss, members, task.n_out + (task.head is not None))
         if self._at_last_step(task):
-            return AtLastStep(task.loss)
-        return PerSequence(task.loss) if task.per_sequence else task.loss
+            return AtLastStep(loss)
+        return PerSequence(loss) if task.per_sequence else loss
 
     def _make_model(self, task: Task, seed: int) -> nn.Module:
         sizes = Sizes(
@@ -383,7 +392,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
     ) -> Callable[..., optim.Optimizer]:
         return optimizer_factory(
             self.optimizer, model,
-            lr=self._rate(module), weight_decay=self._decay(module), decay_biases=self.decay_biases,
+            lr=self._rate(module), weight_decay=self.weight_decay, decay_biases=self.decay_biases,
         )  # fmt: skip
 
     def _rate(self, module: object) -> float:
@@ -391,12 +400,6 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
         if self.lr is not None:
             return self.lr
         return learning_rate(module, scheduled=self.schedule is not None)
-
-    def _decay(self, module: object) -> float:
-        """Return the weight decay of what the hyperparameter `module` says."""
-        if self.weight_decay is not None:
-            return self.weight_decay
-        return weight_decay(module, self.optimizer)
 
     def _own_callbacks(self, seed: int) -> list[Any]:
         """Return copies: folds and cold starts share no state, and parameters stay unchanged."""
@@ -412,14 +415,15 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
         """Apply the current hyperparameters to an estimator that continues."""
         before = self._fitted_with
         changed = {name for name in _OPTIMIZER if not _same(getattr(self, name), before[name])}
-        # If biases do not decay, their group has its own weight decay.
-        renewing = {"optimizer", "decay_biases", *(() if self.decay_biases else ("weight_decay",))}
+        # If biases do not decay, or layers have their own weight decay, groups differ in it.
+        alike = self.decay_biases and None not in (self.weight_decay, before["weight_decay"])
+        renewing = {"optimizer", "decay_biases", *(() if alike else ("weight_decay",))}
         if changed & renewing:
             parameters = [p for p in est.model.parameters() if p.requires_grad]
             est.optimizer = self._make_optimizer(est.model, task.module)(parameters)
         else:
             for name in changed:
-                value = (self._rate if name == "lr" else self._decay)(task.module)
+                value = self._rate(task.module) if name == "lr" else getattr(self, name)
                 for group in est.optimizer.param_groups:
                     group[name] = value
         if not _same(self.callbacks, before["callbacks"]):

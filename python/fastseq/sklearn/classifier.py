@@ -64,9 +64,10 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         ``"transformer"`` or ``"rocket"``, a linear model on random convolutions, which look at
         whole sequences, see `fastseq.nn`; ``"cnn"``, for images, see
         `fastseq.nn.builders.ImageBuilder`; ``"mlp"`` or ``"linear"``, which take a whole sequence
-        as one input if it has one target, else each step alone; ``"auto"``: "lstm-fcn", but "lstm"
-        where each step has a target or `seqsize` cuts the sequences, and "mlp" for sequences of one
-        step; a `torch.nn.Module`, which is copied; a class of modules, called with the arguments
+        as one input if it has one target, else each step alone; several of the first eight, joined
+        by "+", whose outputs are averaged; ``"auto"``: "lstm-fcn+rocket", but "lstm" where each
+        step has a target or `seqsize` cuts the sequences, and "mlp" for sequences of one step; a
+        `torch.nn.Module`, which is copied; a class of modules, called with the arguments
         among ``n_in``, ``n_out``, ``hidden_size``, ``num_layers``, ``dropout`` and
         ``bidirectional`` that its constructor has (also as ``input_size``, ``output_size``); or a
         builder, ``builder(n_in, n_out, rng)``, see `fastseq.nn.builders`. Modules are time-major,
@@ -96,7 +97,7 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         ``optimizer(params, lr=…, weight_decay=…)``.
     lr, weight_decay
         Learning rate and weight decay. None: 0.01, of "transformer" 0.002, of your own modules and
-        without a schedule 0.001; and no decay, of "rocket" with "adamw" 0.1.
+        without a schedule 0.001; and no decay, of "rocket" with "adamw" 1.
     schedule
         How the learning rate changes over all updates of `fit`: ``"onecycle"``, up to `lr` in their
         first tenth and down to nearly 0; ``"cosine"``, from `lr` to 0; or None, not at all, as in
@@ -129,7 +130,7 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         `Spec`; ``"instance"``: each sequence by its own mean and deviation, so that only shapes
         count; ``"both"``: the module gets "robust", of which arsinh is taken, and "instance" side
         by side, 2F features; None: not at all. "instance" and "both" need one target per sequence.
-        ``"auto"``: "standard", but "both" where ``module="auto"`` chooses "lstm-fcn".
+        ``"auto"``: "standard", but "both" where ``module="auto"`` chooses "lstm-fcn+rocket".
     class_weight
         Weights of classes, ``{class: weight}``, for several targets a list of them; or
         ``"balanced"``: rare classes count more, so that all have the same total weight. Of several

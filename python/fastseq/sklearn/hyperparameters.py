@@ -18,6 +18,7 @@ from ..errors import meant
 from ..nn import (
     LSTMFCN,
     TCN,
+    Averaged,
     Chain,
     ColumnEncoder,
     InceptionTime,
@@ -39,6 +40,7 @@ __all__ = [
     "Sizes",
     "loss_over_chunks",
     "make_module",
+    "members_of",
     "optimizer_factory",
     "takes_images",
     "wants_whole",
@@ -148,8 +150,59 @@ class Sizes:
         return {**found, "bidirectional": True} if self.bidirectional else found
 
 
+def members_of(module: object) -> list[str]:
+    """Return the names in a hyperparameter such as "lstm-fcn+rocket", whose networks are averaged.
+
+    Examples
+    --------
+    >>> members_of("lstm-fcn+rocket"), members_of(nn.Linear)
+    (['lstm-fcn', 'rocket'], [])
+    """
+    return module.split("+") if isinstance(module, str) else []
+
+
+def _of_member(name: str, sizes: Sizes) -> Sizes:
+    """Return the sizes for one of several networks: those that it has."""
+    pooled = name in (*_CELLS, *_POOLING)
+    deep = name not in ("lstm-fcn", "rocket")
+    return dataclasses.replace(
+        sizes,
+        pool=(sizes.pool or "last") if name in _CELLS else sizes.pool if pooled else None,
+        bidirectional=sizes.bidirectional and name in _CELLS,
+        num_layers=sizes.num_layers if deep else None,
+    )
+
+
+def _averaged(module: str, sizes: Sizes) -> Callable[..., nn.Module]:
+    """Return a builder of networks whose outputs are averaged."""
+    names = members_of(module)
+    other = next((name for name in names if name not in (*_CELLS, *NETWORKS)), None)
+    if other is not None:
+        raise ValueError(
+            f"module={module!r} averages {(*_CELLS, *NETWORKS)}, got {other!r}"
+            f"{meant(other, (*_CELLS, *NETWORKS))}"
+        )
+    if sizes.per_step:
+        raise ValueError(
+            f"module={module!r} needs one target per sequence, but y has them per step"
+        )
+    own = [_of_member(name, sizes) for name in names]
+    for key, unset in (("pool", None), ("bidirectional", False), ("num_layers", None)):
+        asked = getattr(sizes, key) != unset
+        if asked and all(getattr(one, key) == unset for one in own):
+            raise ValueError(f"{key} is for none of module={module!r}, got {getattr(sizes, key)!r}")
+    builds = [_builder(name, one) for name, one in zip(names, own, strict=True)]
+
+    def build(n_in: int, n_out: int, rng: torch.Generator) -> nn.Module:
+        return Averaged([one(n_in, n_out, rng) for one in builds])
+
+    return build
+
+
 def _builder(module: str | nn.Module | Callable[..., nn.Module], sizes: Sizes) -> Any:
     """Return a name's builder; anything else unchanged."""
+    if len(members_of(module)) > 1:
+        return _averaged(str(module), sizes)
     recurrent = isinstance(module, str) and module in _CELLS
     known = isinstance(module, type) and "bidirectional" in inspect.signature(module).parameters
     if sizes.bidirectional and not (recurrent or known):
@@ -386,7 +439,7 @@ def optimizer_factory(
     model: nn.Module,
     *,
     lr: float,
-    weight_decay: float,
+    weight_decay: float | None,
     decay_biases: bool,
 ) -> Callable[[Iterable[Tensor]], optim.Optimizer]:
     """Return a function that makes the optimizer of a model's parameters.
@@ -399,10 +452,12 @@ def optimizer_factory(
     model
         The model.
     lr, weight_decay
-        Learning rate and weight decay.
+        Learning rate and weight decay. None: that of `Rocket`s with "adamw", else none.
     decay_biases
         False: biases do not decay.
     """
+    own = _decaying(model) if weight_decay is None and optimizer == "adamw" else []
+    weight_decay = weight_decay or 0.0
     if isinstance(optimizer, str):
         if optimizer not in _OPTIMIZERS:
             hint = meant(optimizer, _OPTIMIZERS)
@@ -426,11 +481,25 @@ def optimizer_factory(
         raise ValueError(f"the optimizer {optimizer!r} takes no weight_decay, got {weight_decay!r}")
 
     def factory(params: Iterable[Tensor]) -> optim.Optimizer:
+        given = list(params)
+        if own:
+            apart = {id(p) for group in own for p in group["params"]}
+            rest = [p for p in given if id(p) not in apart]
+            return make([{"params": rest}, *own] if rest else own, **taken)
         if decay_biases or not weight_decay:
-            return make(list(params), **taken)
+            return make(given, **taken)
         return make(decay_groups(model, weight_decay), **taken)
 
     return factory
+
+
+def _decaying(model: nn.Module) -> list[dict[str, Any]]:
+    """Return parameter groups of the layers that have a weight decay of their own."""
+    return [
+        {"params": list(layer.parameters()), "weight_decay": layer.weight_decay}
+        for layer in model.modules()
+        if isinstance(layer, Rocket)
+    ]
 
 
 def loss_over_chunks(

@@ -13,7 +13,7 @@ from sklearn.metrics import r2_score
 from torch import Tensor, nn, optim
 
 from .base import Task
-from .hyperparameters import loss_over_chunks
+from .hyperparameters import loss_over_chunks, members_of
 from .input_checks import Array, Inputs, Items
 from .supervised import Problem, SequencePredictor
 from .target_forms import Targets, read_targets
@@ -61,9 +61,10 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
         ``"transformer"`` or ``"rocket"``, a linear model on random convolutions, which look at
         whole sequences, see `fastseq.nn`; ``"cnn"``, for images, see
         `fastseq.nn.builders.ImageBuilder`; ``"mlp"`` or ``"linear"``, which take a whole sequence
-        as one input if it has one target, else each step alone; ``"auto"``: "lstm-fcn", but "lstm"
-        where each step has a target or `seqsize` cuts the sequences, and "mlp" for sequences of one
-        step; a `torch.nn.Module`, which is copied; a class of modules, called with the arguments
+        as one input if it has one target, else each step alone; several of the first eight, joined
+        by "+", whose outputs are averaged; ``"auto"``: "lstm-fcn+rocket", but "lstm" where each
+        step has a target or `seqsize` cuts the sequences, and "mlp" for sequences of one step; a
+        `torch.nn.Module`, which is copied; a class of modules, called with the arguments
         among ``n_in``, ``n_out``, ``hidden_size``, ``num_layers``, ``dropout`` and
         ``bidirectional`` that its constructor has (also as ``input_size``, ``output_size``); or a
         builder, ``builder(n_in, n_out, rng)``, see `fastseq.nn.builders`. Modules are time-major,
@@ -86,7 +87,7 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
         ``optimizer(params, lr=…, weight_decay=…)``.
     lr, weight_decay
         Learning rate and weight decay. None: 0.01, of "transformer" 0.002, of your own modules and
-        without a schedule 0.001; and no decay, of "rocket" with "adamw" 0.1.
+        without a schedule 0.001; and no decay, of "rocket" with "adamw" 1.
     schedule
         How the learning rate changes over all updates of `fit`: ``"onecycle"``, up to `lr` in their
         first tenth and down to nearly 0; ``"cosine"``, from `lr` to 0; or None, not at all, as in
@@ -119,7 +120,7 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
         `Spec`; ``"instance"``: each sequence by its own mean and deviation, so that only shapes
         count; ``"both"``: the module gets "robust", of which arsinh is taken, and "instance" side
         by side, 2F features; None: not at all. "instance" and "both" need one target per sequence.
-        ``"auto"``: "standard", but "both" where ``module="auto"`` chooses "lstm-fcn".
+        ``"auto"``: "standard", but "both" where ``module="auto"`` chooses "lstm-fcn+rocket".
     scale_y
         How to scale targets, by statistics of the training data: ``"standard"``, ``"robust"`` or
         None. Predictions are in the targets' units, losses are not.
@@ -331,7 +332,7 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
 
     def _pool_of(self, task: Task) -> str | None:
         # Numbers depend on levels and extremes more than classes do.
-        plain = self.pool is None and task.per_sequence and task.module == "lstm-fcn"
+        plain = self.pool is None and task.per_sequence and "lstm-fcn" in members_of(task.module)
         return "last+mean+max" if plain else self.pool
 
     def _read_y(self, y: object, inputs: Inputs) -> Targets:

@@ -13,7 +13,7 @@ from ..data.samples_first import LastSteps
 from ..nn.stateful import each_step
 from .input_checks import Tensors
 
-__all__ = ["AtLastStep", "PerSequence", "last_step_only", "over_steps"]
+__all__ = ["AtLastStep", "EachMember", "PerSequence", "last_step_only", "over_steps"]
 
 Model = Callable[[Tree], Tree]
 
@@ -40,6 +40,32 @@ class PerSequence:
     def __call__(self, m: Model, xs: Tree, ys: Tensor, *ws: Tensor) -> Tensor:
         """Compute the loss of a chunk."""
         return self.loss(_EachStep(m), xs, ys, *ws)
+
+
+class EachMember:
+    """The mean loss of networks that are trained side by side, see `fastseq.nn.Averaged`.
+
+    Parameters
+    ----------
+    loss
+        ``loss(m, xs, ys)``, with weights ``loss(m, xs, ys, ws)``.
+    members, outputs
+        Numbers of networks, and of outputs of each. In evaluation the model returns the mean of
+        their outputs, and so one loss.
+    """
+
+    def __init__(self, loss: Callable[..., Tensor], members: int, outputs: int) -> None:
+        self.loss, self.members, self.outputs = loss, members, outputs
+
+    def __call__(self, m: Model, xs: Tree, ys: Tensor, *ws: Tensor) -> Tensor:
+        """Compute the loss of a chunk."""
+        found: Any = m(xs)
+        if found.shape[-1] != self.members * self.outputs:
+            return self.loss(lambda _: found, xs, ys, *ws)
+        losses = [
+            self.loss(lambda _, own=own: own, xs, ys, *ws) for own in found.split(self.outputs, -1)
+        ]
+        return torch.stack(losses).mean()
 
 
 class AtLastStep(PerSequence):

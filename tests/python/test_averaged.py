@@ -1,0 +1,129 @@
+"""Networks that are averaged: each learns as if alone, and their outputs' mean predicts."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+import fastseq as fs
+from fastseq.nn import LSTMFCN, Averaged, OrdinalLogProbabilities, PooledRNN, Rocket
+from fastseq.sklearn.sequence_losses import EachMember
+
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((40, 12, 2)).astype(np.float32)
+LIST = [one[: 5 + i % 8] for i, one in enumerate(X)]
+Y = np.arange(40) % 3
+NAMES = "gru+lstm-fcn+rocket"
+
+
+def averaged():
+    torch.manual_seed(0)
+    return Averaged([PooledRNN(2, 3, "gru", 4), LSTMFCN(2, 3, 4, (5, 3)), Rocket(2, 3, 12)])
+
+
+def test_outputs_are_side_by_side_in_training_and_averaged_after_it():
+    model, x, n = averaged(), torch.from_numpy(X[:4]).swapaxes(0, 1), torch.tensor([12, 7, 9, 12])
+    each = [net(x, lengths=n) for net in model.eval()]
+    torch.testing.assert_close(model(x, lengths=n), sum(each) / 3)
+    model.train()
+    for net in model:
+        net.eval()  # batch normalisation does not matter here
+    assert torch.equal(model(x, lengths=n), torch.cat(each, 1))
+
+
+def test_the_loss_is_that_of_each_network():
+    model, x = averaged(), torch.from_numpy(X).swapaxes(0, 1)
+    labels = torch.from_numpy(Y)
+    loss = EachMember(lambda m, xs, ys: functional.cross_entropy(m(xs), ys), 3, 3)
+    model.train()
+    outputs = model(x).split(3, 1)
+    expected = sum(functional.cross_entropy(own, labels) for own in outputs) / 3
+    torch.testing.assert_close(loss(model, x, labels), expected)
+    model.eval()
+    expected = functional.cross_entropy(model(x), labels)
+    torch.testing.assert_close(loss(model, x, labels), expected)
+
+
+@pytest.mark.parametrize("x", [X, LIST], ids=["array", "list"])
+@pytest.mark.parametrize("loss", ["cross_entropy", "ordinal"])
+def test_probabilities_are_those_of_the_mean(loss, x):
+    kw = {"loss": loss, "hidden_size": 8, "epochs": 2, "random_state": 0}
+    model = fs.SequenceClassifier(NAMES, **kw, scale_x="both").fit(x, Y)
+    model.estimator_.model.eval()
+    proba = model.predict_proba(x[:1])
+    net = next(m for m in model.estimator_.model.modules() if isinstance(m, Averaged))
+    seen = []
+    net.register_forward_hook(lambda _, inputs, out: seen.append((inputs[0], out)))
+    again = model.predict_proba(x[:1])
+    np.testing.assert_array_equal(again, proba)
+    inputs, mean = seen[-1]
+    each = torch.stack([own(inputs) for own in net]).mean(0)
+    torch.testing.assert_close(mean, each)
+    head = OrdinalLogProbabilities(3)(mean).exp() if loss == "ordinal" else mean.softmax(1)
+    np.testing.assert_allclose(proba, head.detach().numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_several_sets_of_ordinal_outputs_are_each_turned_into_probabilities():
+    layer, outputs = OrdinalLogProbabilities(4), torch.randn(5, 6)
+    expected = torch.cat([layer(outputs[:, :3]), layer(outputs[:, 3:])], 1)
+    torch.testing.assert_close(layer(outputs), expected)
+    with pytest.raises(ValueError, match="4 classes in an order need 3 outputs"):
+        layer(torch.randn(5, 7))
+
+
+def test_the_history_s_loss_is_the_mean_of_the_networks():
+    kw = {"hidden_size": 8, "epochs": 1, "batchsize": 40, "random_state": 0, "scale_x": "standard"}
+    both = fs.SequenceRegressor("gru+tcn", **kw).fit(X, X.sum((1, 2)))
+    assert both.history_[0]["loss"] == pytest.approx(1.0, abs=0.6)  # targets are scaled
+    labels = fs.SequenceClassifier("gru+tcn", loss="binary_cross_entropy", **kw)
+    labels.fit(X, np.stack([Y > 0, Y > 1], 1).astype(int))
+    assert labels.history_[0]["loss"] == pytest.approx(np.log(2), abs=0.2)
+
+
+def decays(model):
+    return [(group["weight_decay"], len(group["params"])) for group in model.param_groups]
+
+
+def test_rockets_have_a_weight_decay_of_their_own():
+    kw = {"hidden_size": 8, "epochs": 1, "random_state": 0, "scale_x": "standard"}
+    model = fs.SequenceClassifier("lstm-fcn+rocket", **kw).fit(X, Y)
+    others = len(list(model.estimator_.model.parameters())) - 2
+    assert decays(model.estimator_.optimizer) == [(0.0, others), (1.0, 2)]
+    assert decays(fs.SequenceClassifier("rocket", **kw).fit(X, Y).estimator_.optimizer) == [
+        (1.0, 2)
+    ]
+    model.set_params(weight_decay=0.1, warm_start=True, epochs=2).fit(X, Y)
+    assert decays(model.estimator_.optimizer) == [(0.1, others + 2)]
+    model = fs.SequenceClassifier("rocket", optimizer="sgd", **kw).fit(X, Y)
+    assert decays(model.estimator_.optimizer) == [(0, 2)]
+
+
+@pytest.mark.parametrize(
+    ("module", "more", "message"),
+    [
+        ("gru+mlp", {}, r"averages .* got 'mlp'"),
+        ("gru+lstm-fnc", {}, r"got 'lstm-fnc'.*lstm-fcn"),
+        ("lstm-fcn+rocket", {"num_layers": 2}, "num_layers is for none of"),
+        ("lstm-fcn+rocket", {"bidirectional": True}, "bidirectional is for none of"),
+    ],
+)
+def test_what_cannot_be_averaged_is_refused(module, more, message):
+    with pytest.raises(ValueError, match=message):
+        fs.SequenceClassifier(module, epochs=1, **more).fit(X, Y)
+    steps = np.tile(Y[:, None], 12)
+    with pytest.raises(ValueError, match="one target per sequence"):
+        fs.SequenceClassifier("gru+rocket", epochs=1).fit(X, steps)
+
+
+def test_averaged_networks_are_saved_and_pickled(tmp_path):
+    import pickle
+
+    model = fs.SequenceClassifier(epochs=2, random_state=0).fit(X, Y)
+    assert model.module_ == "lstm-fcn+rocket"
+    proba = model.predict_proba(LIST)
+    again = pickle.loads(pickle.dumps(model))  # noqa: S301 (our own)
+    np.testing.assert_array_equal(again.predict_proba(LIST), proba)
+    model.estimator_.save(tmp_path / "model")
+    again = fs.Estimator.load(tmp_path / "model")
+    x = X.swapaxes(0, 1)
+    np.testing.assert_array_equal(again.predict(x), model.estimator_.predict(x))
