@@ -39,7 +39,7 @@ _NETWORK = ("n_in", "n_out", "width", "pool", "dropout")
 
 # Containers, and their constructors' arguments, which are attributes.
 _CONTAINERS: dict[str, tuple[type[nn.Sequential | nn.ModuleList], tuple[str, ...]]] = {
-    "fastseq.nn.Averaged": (Averaged, ()),
+    "fastseq.nn.Averaged": (Averaged, ("classes",)),
     "fastseq.nn.Chain": (Chain, ()),
     "fastseq.nn.OnImages": (OnImages, ("shape",)),
     "torch.nn.Sequential": (nn.Sequential, ()),

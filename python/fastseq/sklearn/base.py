@@ -84,6 +84,8 @@ class Task:
         Hyperparameters, where "auto" has been replaced.
     head
         A layer to put after the module; None: none.
+    scores
+        How many outputs are scores of each target's classes; None: they are no scores.
     image
         ``(W, H, C)`` if each step is an image; None: it is not.
     columns
@@ -107,6 +109,7 @@ class Task:
     module: str | nn.Module | Callable[..., nn.Module] = "lstm"
     scale_x: str | None = None
     head: nn.Module | None = None
+    scores: list[int] | None = None
     image: tuple[int, int, int] | None = None
     columns: ColumnSizes | None = None
     best: bool = False
@@ -355,7 +358,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
         sizes = Sizes(
             self.hidden_size, self.num_layers, self.dropout, self.bidirectional,
             self._pool_of(task), per_step=not task.per_sequence, instance=self._instance(task),
-            steps=task.longest, image=task.image, columns=task.columns,
+            steps=task.longest, image=task.image, columns=task.columns, scores=task.scores,
         )  # fmt: skip
         made = make_module(task.module, task.n_in, task.n_out, sizes, seed=seed)
         return made if task.head is None else Chain(made, task.head)

@@ -36,6 +36,9 @@ class ClassKind(Protocol):
         A layer to put after the module; None: none.
     n_out
         Number of outputs the module needs.
+    scores
+        How many of the outputs are scores of each target's classes, see `fastseq.nn.Averaged`;
+        None: they are no scores.
     form
         What must be the same in the next call, if it is to continue.
     """
@@ -44,6 +47,7 @@ class ClassKind(Protocol):
     known: list[Array] | None
     head: nn.Module | None
     n_out: int
+    scores: list[int] | None
     form: object
 
     def numbers(self, rows: Array) -> Array:
@@ -88,7 +92,8 @@ class Classes:
         self.known: list[Array] | None = classes
         self._each = classes
         self.classes: Any = classes[0] if len(classes) == 1 else classes
-        self.n_out = sum(map(len, classes))
+        self.scores: list[int] | None = [len(one) for one in classes]
+        self.n_out = sum(self.scores)
         self.form: object = tuple(tuple(one.tolist()) for one in classes)
 
     @classmethod
@@ -174,6 +179,7 @@ class Labels:
         # classes; cross_val_predict needs an array.
         self.classes: Any = np.tile(np.array([0, 1]).astype(dtype), (count, 1))
         self.n_out = count
+        self.scores: list[int] | None = [1] * count
         self._dtype = dtype
         self._weights = weights
         self.form: object = None if weights is None else tuple(weights.ravel().tolist())

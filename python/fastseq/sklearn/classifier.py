@@ -479,4 +479,5 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
             strata=strata,
             fitted={"classes_": kind.classes, "_kind": kind},
             head=kind.head,
+            scores=kind.scores,
         )

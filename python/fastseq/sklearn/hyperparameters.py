@@ -122,6 +122,8 @@ class Sizes:
         ``(W, H, C)`` if each step is an image; None: it is not.
     columns
         Which features are categories, and which are numbers of X; None: all are the latter.
+    scores
+        How many outputs are scores of each target's classes; None: they are no scores.
     """
 
     hidden_size: int = 32
@@ -134,6 +136,7 @@ class Sizes:
     steps: int | None = None
     image: tuple[int, int, int] | None = None
     columns: ColumnSizes | None = None
+    scores: list[int] | None = None
 
     @property
     def layers(self) -> int:
@@ -194,7 +197,7 @@ def _averaged(module: str, sizes: Sizes) -> Callable[..., nn.Module]:
     builds = [_builder(name, one) for name, one in zip(names, own, strict=True)]
 
     def build(n_in: int, n_out: int, rng: torch.Generator) -> nn.Module:
-        return Averaged([one(n_in, n_out, rng) for one in builds])
+        return Averaged([one(n_in, n_out, rng) for one in builds], sizes.scores)
 
     return build
 

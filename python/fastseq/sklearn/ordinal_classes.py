@@ -42,6 +42,7 @@ class Ordinal(Classes):
         self.known = [order]
         self.head = OrdinalLogProbabilities(len(order))
         self.n_out = len(order) - 1
+        self.scores = None
         self.form = tuple(order.tolist())
         self._order = order
         self._ranks = np.argsort(np.searchsorted(self.classes, order))  # of classes by number

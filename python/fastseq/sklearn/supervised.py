@@ -66,6 +66,8 @@ class Problem:
         Attributes to set after training.
     head
         A layer to put after the module; None: none.
+    scores
+        How many outputs are scores of each target's classes; None: they are no scores.
     """
 
     y: Items
@@ -77,6 +79,7 @@ class Problem:
     scale_y: str | None = None
     fitted: dict[str, object] = dataclasses.field(default_factory=dict)
     head: nn.Module | None = None
+    scores: list[int] | None = None
 
 
 class SequencePredictor(SequenceEstimator):
@@ -192,6 +195,7 @@ class SequencePredictor(SequenceEstimator):
             module=module,
             scale_x=scale_x,
             head=problem.head,
+            scores=problem.scores,
             image=inputs.image,
             columns=sizes,
             best=best,
