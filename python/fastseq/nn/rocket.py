@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from .ops import KERNELS, measure_thresholds_, random_kernels
-from .padded_layers import PaddedBatchNorm
 
 __all__ = ["RandomKernels", "Rocket"]
 
 _MOST = 9  # features that are summed
+_LEAST = 1e-5  # is added to variances
 
 
 class RandomKernels(nn.Module):
@@ -121,10 +121,42 @@ class RandomKernels(nn.Module):
         return f"{self.n_in}, steps={self.steps}, groups={self.groups}, seed={self.seed}"
 
 
+class _Scale(nn.Module):
+    """Scale features to mean 0 and deviation 1 over all sequences seen in training.
+
+    Not over a batch: those of sequences of similar lengths would hide what lengths tell.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    count: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("variance", torch.ones(features))
+        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            with torch.no_grad():
+                self._add(x)
+        return (x - self.mean) * (self.variance + _LEAST).rsqrt()
+
+    def _add(self, x: Tensor) -> None:
+        self.count += x.shape[0]
+        share = x.shape[0] / self.count
+        variance, mean = torch.var_mean(x, 0, correction=0)
+        apart = mean - self.mean
+        self.variance += share * (variance - self.variance + (1 - share) * apart.square())
+        self.mean += share * apart
+
+
 class Rocket(nn.Module):
     """A linear model on features of whole sequences that are not trained: `RandomKernels`.
 
-    Features are normalised over the batch. It returns one output per sequence, ``(N, n_out)``.
+    Features are scaled to mean 0 and deviation 1 over all sequences that training has seen so far.
+    It returns one output per sequence, ``(N, n_out)``.
 
     Parameters
     ----------
@@ -154,7 +186,7 @@ class Rocket(nn.Module):
         self.n_in, self.n_out, self.steps, self.groups = n_in, n_out, steps, groups
         self.dropout, self.seed = dropout, seed
         self.kernels = RandomKernels(n_in, steps, groups, seed)
-        self.norm = PaddedBatchNorm(groups * KERNELS, affine=False)
+        self.scale = _Scale(groups * KERNELS)
         self.drop = nn.Dropout(dropout)
         self.linear = nn.Linear(groups * KERNELS, n_out)
         # A feature that is constant in training keeps the weight 0, whatever it is later.
@@ -163,6 +195,5 @@ class Rocket(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Run; see the module."""
-        features = self.norm(self.kernels(x, lengths).unsqueeze(-1)).squeeze(-1)
-        found: Tensor = self.linear(self.drop(features))
+        found: Tensor = self.linear(self.drop(self.scale(self.kernels(x, lengths))))
         return found

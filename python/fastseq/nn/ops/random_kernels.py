@@ -92,19 +92,20 @@ def plain_random_kernels(
     least_steps: int,
 ) -> Tensor:
     """Do the same with PyTorch's operations, on any device, in programs that are exported, too."""
-    steps = len(x)
+    steps = x.shape[0]  # `len` would fix it in exported programs
     counted = _larger(steps, least_steps)
     number = torch.arange(counted, device=x.device)
     total = torch.full((x.shape[1],), counted, device=x.device)
     if lengths is not None:
-        x = x.masked_fill((number[:steps, None] >= lengths).unsqueeze(-1), 0)
-        total = lengths.clamp(min=least_steps)
+        past = torch.arange(steps, device=x.device).unsqueeze(1) >= lengths
+        x, total = x.masked_fill(past.unsqueeze(-1), 0), lengths.clamp(min=least_steps)
     within = number.unsqueeze(1) < total
+    offsets = torch.arange(_TAPS, device=x.device).unsqueeze(1) - _TAPS // 2
     found = []
     for sums, dilation, least in zip(_sums(x, members), dilations, thresholds, strict=True):
-        reach = _TAPS // 2 * dilation
-        padded = functional.pad(sums, (0, 0, reach, reach + counted - steps))
-        taps = torch.stack([padded[j * dilation :][:counted] for j in range(_TAPS)])
+        at = number + offsets * dilation  # not slices: exported programs leave sizes open
+        at = at.masked_fill((at < 0) | (at >= steps), steps)
+        taps = functional.pad(sums, (0, 0, 0, 1))[at]
         above = (_convolved(taps) > least.view(-1, 1, 1)) & within
         parts = above.sum(1).T.to(x.dtype) / total.to(x.dtype).unsqueeze(1)
         finite = (sums - sums == 0).all(0).unsqueeze(1)
