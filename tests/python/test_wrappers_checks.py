@@ -21,7 +21,7 @@ SIZES = {"hidden_size": 16, "epochs": 30, "batchsize": 16, "random_state": 0}
 NETWORKS = [
     kind(name, **SIZES, **({"bidirectional": True, "pool": "last+max"} if name == "gru" else {}))
     for kind in (SequenceRegressor, SequenceClassifier)
-    for name in ("auto", "gru", "lstm-fcn", "inception", "tcn", "transformer")
+    for name in ("auto", "gru", "lstm-fcn", "inception", "tcn", "transformer", "rocket")
 ]
 EXPECTED = {"check_sample_weight_equivalence_on_dense_data": MINIBATCHES}
 
