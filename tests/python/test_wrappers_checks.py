@@ -23,6 +23,7 @@ NETWORKS = [
     for kind in (SequenceRegressor, SequenceClassifier)
     for name in ("auto", "gru", "lstm-fcn", "inception", "tcn", "transformer", "rocket")
 ]
+EXPECTED = {"check_sample_weight_equivalence_on_dense_data": MINIBATCHES}
 MANY_FEATURES = (
     "of 50 samples and 2016 features, a class that hardly counts is still told apart: what the "
     "other one's features do not have"
@@ -34,9 +35,6 @@ def expected(estimator):
     if estimator.module == "rocket":
         return {**EXPECTED, "check_class_weight_classifiers": MANY_FEATURES}
     return EXPECTED
-
-
-EXPECTED = {"check_sample_weight_equivalence_on_dense_data": MINIBATCHES}
 
 
 @parametrize_with_checks(ESTIMATORS, expected_failed_checks=lambda _: EXPECTED)
