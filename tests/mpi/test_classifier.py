@@ -64,7 +64,7 @@ def test_equals_one_process_with_the_union_batch(comm, x, y, static, more):
 
 
 @pytest.mark.parametrize(
-    ("module", "x"), [("cnn", X.reshape(48, 2, 3, 3)), ("lstm-fcn", X), ("tcn", X)]
+    ("module", "x"), [("cnn", X.reshape(48, 2, 3, 3)), ("lstm-fcn", X), ("tcn", X), ("rocket", X)]
 )
 def test_ranks_have_the_same_running_statistics(comm, module, x):
     model = fitted(comm, 12 // comm.size, x, GRADES, None, module=module)

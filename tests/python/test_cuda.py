@@ -226,3 +226,15 @@ def test_runs_go_on_on_another_device(tmp_path, begins, ends):
             est = fit(ends, resume=path)
     assert_same_parameters(est.model.cpu(), whole.model, rtol=1e-2)
     assert [row["epoch"] for row in est.history_] == [1, 2, 3]
+
+
+def test_random_kernels():
+    layer = fs.nn.RandomKernels(3, 60, groups=4)
+    x, lengths = torch.randn(70, 5, 3), torch.tensor([70, 60, 9, 1, 33])
+    layer(x, lengths)
+    expected = layer.eval()(x, lengths)
+    found = layer.cuda()(x.cuda(), lengths.cuda())
+    torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=1e-6)
+    fresh = fs.nn.RandomKernels(3, 60, groups=4).cuda()
+    fresh(x.cuda(), lengths.cuda())
+    torch.testing.assert_close(fresh.thresholds, layer.thresholds, rtol=1e-5, atol=1e-6)

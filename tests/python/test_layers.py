@@ -211,8 +211,8 @@ INNER = {
     "calls a native module or an operator by itself": (
         "bench/bench_gpu.py", "bench/bench_pack.py", "tests/python/cells.py",
         "tests/python/reads.py", "tests/python/test_cuda.py",
-        "tests/python/test_ops.py", "tests/python/test_reader_stops.py",
-        "tests/python/test_slab_reader.py",
+        "tests/python/test_ops.py", "tests/python/test_random_kernels.py",
+        "tests/python/test_reader_stops.py", "tests/python/test_slab_reader.py",
     ),
     "asks how HDF5 files are read: which class, which of the file's bytes, what is refused": (
         "tests/python/test_h5_concat.py", "tests/python/test_h5_fuzz.py",

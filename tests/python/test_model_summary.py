@@ -88,7 +88,9 @@ def test_inputs_and_outputs_may_be_trees():
     assert found == {"": "(T, N, 1)", "rnn": "(T, N, 4)", "head": "(T, N, 1)"}
 
 
-@pytest.mark.parametrize("module", ["lstm-fcn", "inception", "tcn", "transformer", "lstm", "mlp"])
+@pytest.mark.parametrize(
+    "module", ["lstm-fcn", "inception", "tcn", "transformer", "rocket", "lstm", "mlp"]
+)
 def test_fitted_wrappers(module):
     model = classifier(module, epochs=1).fit(X, LABELS)
     summary = model.estimator_.summary()

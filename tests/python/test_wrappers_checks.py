@@ -21,9 +21,20 @@ SIZES = {"hidden_size": 16, "epochs": 30, "batchsize": 16, "random_state": 0}
 NETWORKS = [
     kind(name, **SIZES, **({"bidirectional": True, "pool": "last+max"} if name == "gru" else {}))
     for kind in (SequenceRegressor, SequenceClassifier)
-    for name in ("auto", "gru", "lstm-fcn", "inception", "tcn", "transformer")
+    for name in ("auto", "gru", "lstm-fcn", "inception", "tcn", "transformer", "rocket")
 ]
 EXPECTED = {"check_sample_weight_equivalence_on_dense_data": MINIBATCHES}
+MANY_FEATURES = (
+    "of 50 samples and 2016 features, a class that hardly counts is still told apart: what the "
+    "other one's features do not have"
+)
+
+
+def expected(estimator):
+    """Return which checks fail, and why."""
+    if estimator.module == "rocket":
+        return {**EXPECTED, "check_class_weight_classifiers": MANY_FEATURES}
+    return EXPECTED
 
 
 @parametrize_with_checks(ESTIMATORS, expected_failed_checks=lambda _: EXPECTED)
@@ -33,7 +44,7 @@ def test_scikit_learn_s_checks(estimator, check):
 
 
 @pytest.mark.slow
-@parametrize_with_checks(NETWORKS, expected_failed_checks=lambda _: EXPECTED)
+@parametrize_with_checks(NETWORKS, expected_failed_checks=expected)
 @pytest.mark.filterwarnings("ignore")
 def test_scikit_learn_s_checks_of_networks(estimator, check):
     check(estimator)

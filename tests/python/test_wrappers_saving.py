@@ -23,7 +23,7 @@ def loaded(model, path):
     return fs.Estimator.load(path)
 
 
-@pytest.mark.parametrize("module", ["lstm-fcn", "inception", "tcn", "transformer", "gru"])
+@pytest.mark.parametrize("module", ["lstm-fcn", "inception", "tcn", "transformer", "rocket", "gru"])
 @pytest.mark.parametrize("loss", ["cross_entropy", "ordinal"])
 def test_networks(module, loss, tmp_path):
     model = classifier(module, loss=loss, epochs=1).fit(X, GRADES)

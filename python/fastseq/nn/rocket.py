@@ -30,7 +30,8 @@ class RandomKernels(nn.Module):
     tell how long a sequence is: scale inputs to mean 0. Steps past `lengths` are not read. Features
     of sequences with values that are not finite are NaN.
 
-    No gradient reaches the inputs: features are piecewise constant.
+    Weights sum up to 0, so levels do not count, nor do inputs that are constant over time, except
+    near the ends. No gradient reaches the inputs: features are piecewise constant.
 
     Parameters
     ----------

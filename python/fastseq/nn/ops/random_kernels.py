@@ -29,6 +29,9 @@ KERNELS = len(_CHOSEN[0])
 # Of two sizes; of open ones in exported programs it makes no choice.
 _larger: Callable[[int, int], int] = torch.sym_max
 _SAMPLE = 1024  # steps that quantiles are taken of
+# What thresholds are above quantiles, in mean sizes of values: more than rounding, which must not
+# decide where values repeat, as in flat parts of a series.
+_APART = 1e-5
 
 
 def random_kernels(
@@ -145,7 +148,8 @@ def measure_thresholds_(
     """Set thresholds to quantiles of the convolutions, unless it has been done.
 
     The levels of the quantiles are spread evenly; they are taken of at most 1024 steps of the
-    sequences, drawn at random. Nothing is done if there is no step, or if not all are finite.
+    sequences, drawn at random. Thresholds are slightly above, so that rounding does not decide
+    where values repeat. Nothing is done if there is no step, or if not all are finite.
 
     Parameters
     ----------
@@ -189,11 +193,12 @@ def _measure(
         for sums, dilation, level in zip(summed, dilations, levels, strict=True):
             reach = _TAPS // 2 * dilation
             padded = functional.pad(sums, (0, 0, reach, reach))
-            values = _convolved(torch.stack([padded[t + j * dilation, n] for j in range(_TAPS)]))
-            found.append(torch.quantile(values, level, dim=1).diagonal())
-        quantiles = torch.stack(found)
-        if bool(quantiles.isfinite().all()):
-            thresholds.copy_(quantiles)
+            taps = torch.stack([padded[t + j * dilation, n] for j in range(_TAPS)])
+            quantiles = torch.quantile(_convolved(taps), level, dim=1).diagonal()
+            found.append(quantiles + _APART * taps.abs().mean())
+        measured = torch.stack(found)
+        if bool(measured.isfinite().all()):
+            thresholds.copy_(measured)
             ready.fill_(True)
 
 
