@@ -109,7 +109,7 @@ def test_losses_of_steps_leave_padding_out(loss):
         assert model.history_[0]["loss"] == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("loss", [*LOSSES, fn.cross_entropy], ids=str)
+@pytest.mark.parametrize("loss", [*LOSSES, fn.cross_entropy], ids=[*map(str, LOSSES), "function"])
 def test_losses_of_several_targets_are_their_mean(loss):
     second = RNG.integers(0, 2, 48)
     begin = network(5)

@@ -247,7 +247,11 @@ def hint_of(error, x):
     return eval(code, {"np": np, "X": x})  # noqa: S307 (our own)
 
 
-@pytest.mark.parametrize("of", [pd.Series, np.array, np.ndarray.tolist, torch.from_numpy], ids=str)
+@pytest.mark.parametrize(
+    "of",
+    [pd.Series, np.array, np.ndarray.tolist, torch.from_numpy],
+    ids=["series", "array", "list", "tensor"],
+)
 @pytest.mark.parametrize("kind", ["frame", "array"])
 @pytest.mark.parametrize("module", ["gru", "mlp", "auto"])
 def test_nested_frames_say_how_to_convert_them(of, kind, module):

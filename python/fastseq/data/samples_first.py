@@ -78,8 +78,8 @@ class SamplesFirst:
 
     def rows_in_file(self) -> tuple[str, int] | None:
         """Return file and offset of a memory map whose samples are contiguous; None: it is not."""
-        offset = file_offset(self.array)
-        return None if offset is None else (str(map_of(self.array).filename), offset)  # type: ignore[union-attr]
+        offset, mapped = file_offset(self.array), map_of(self.array)
+        return None if offset is None or mapped is None else (str(mapped.filename), offset)
 
     @property
     def contiguous(self) -> bool:

@@ -79,10 +79,10 @@ def is_panel(X: Any) -> bool:  # noqa: N803
     >>> is_panel(pd.DataFrame({"x": range(6)}, index)), is_panel(pd.DataFrame({"x": range(6)}))
     (True, False)
     """
-    index = getattr(X, "index", None)
+    index: Any = getattr(X, "index", None)
     if not hasattr(X, "columns") or getattr(index, "nlevels", 1) != 2:
         return False
-    return bool(index.get_level_values(0).has_duplicates)  # type: ignore[union-attr]
+    return bool(index.get_level_values(0).has_duplicates)
 
 
 def sequences_of_panel(X: Any) -> list[Any]:  # noqa: N803
