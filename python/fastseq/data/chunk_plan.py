@@ -8,6 +8,8 @@ from functools import cached_property
 
 import numpy as np
 
+from .drawn_members import longest_drawn
+
 __all__ = ["Chunk", "ChunkPlan", "part", "whole"]
 
 
@@ -89,8 +91,10 @@ class ChunkPlan:
         Whether to join the last block to the one before if it would leave some rank with a single
         sequence: layers that normalise over sequences cannot be trained on one.
     given
-        If each rank has its own data: the number of chunks of each block, on the rank with the most
-        (`own_chunks`).
+        Whether each rank has its own data.
+    counts
+        The number of chunks of each block, the last ones perhaps empty; None: as many as this
+        rank's longest sequence needs (`own_chunks`).
 
     Examples
     --------
@@ -108,7 +112,8 @@ class ChunkPlan:
     by_time: bool = False
     lengths: np.ndarray | None = dataclasses.field(default=None, compare=False)
     joined: bool = False
-    given: list[int] | None = None
+    given: bool = False
+    counts: list[int] | None = None
 
     @property
     def _block_sequences(self) -> int:
@@ -117,7 +122,7 @@ class ChunkPlan:
     @property
     def _sharing(self) -> int:
         """How many ranks share a block's sequences."""
-        return 1 if self.by_time or self.given is not None else self.size
+        return 1 if self.by_time or self.given else self.size
 
     @property
     def _own_blocks(self) -> int:
@@ -128,7 +133,7 @@ class ChunkPlan:
     @property
     def blocks(self) -> int:
         """Number of blocks."""
-        return self._own_blocks if self.given is None else len(self.given)
+        return self._own_blocks if self.counts is None else len(self.counts)
 
     @property
     def _begins(self) -> range:
@@ -153,7 +158,27 @@ class ChunkPlan:
         return -(-longest // self.seqsize)
 
     def __len__(self) -> int:
-        return sum(self.own_chunks if self.given is None else self.given)
+        return sum(self.own_chunks if self.counts is None else self.counts)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether another order of the sequences would give blocks other members."""
+        return self._own_blocks > 1 and self._block_sequences > 1
+
+    def with_room(self, spread: float) -> ChunkPlan:
+        """Return the plan with as many chunks as blocks may need whose members are drawn.
+
+        Their number must not change from epoch to epoch: schedules count updates. See
+        `drawn_order`.
+        """
+        if self.lengths is None or not self.mixes:
+            return self
+        most = longest_drawn(self.lengths, spread)[self._begins]
+        return dataclasses.replace(self, counts=[self._chunks_of(int(n)) for n in most])
+
+    def reordered(self, lengths: np.ndarray) -> ChunkPlan:
+        """Return the plan, with as many chunks, for sequences in a drawn order."""
+        return dataclasses.replace(self, lengths=lengths)
 
     @property
     def padding(self) -> float:
@@ -175,8 +200,9 @@ class ChunkPlan:
             begin, end = 0, steps
             if self.by_time:
                 begin, end = part(0, steps, self.rank, self.size)
-            elif self.given is None:
+            elif not self.given:
                 n0, n1 = part(n0, n1, self.rank, self.size)
-            for index in range(self._chunks_of(steps) if self.given is None else self.given[block]):
+            count = self._chunks_of(steps) if self.counts is None else self.counts[block]
+            for index in range(count):
                 t0 = min(begin + index * self.seqsize, end)
                 yield Chunk(block, index, t0, min(t0 + self.seqsize, end), n0, n1)

@@ -205,11 +205,11 @@ class Reader:
         futures = [slab.future for slab in slabs if slab.future is not None]
         for future in futures:
             future.cancel()
+        self._rows.clear()  # the next sources may be others
         if self._requests:
             self._native.close()
             self._native = SlabReader()
             self._files.clear()
-            self._rows.clear()
             self._requests = 0
         if self._thread is not None:
             self._thread.shutdown(wait=True)

@@ -77,6 +77,7 @@ class _Ragged(Source):
         other._begins = self._begins[positions] + begins
         other._lengths = lengths
         other.shape = (int(lengths.max(initial=0)), len(lengths), *self.features)
+        other.close()  # what this one holds are other sequences' items
         return other
 
 

@@ -151,11 +151,20 @@ class Sequences:
 
     def cut(self, positions: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> Sequences:
         """Return time steps ``[begin, end)`` of some sequences of different lengths."""
-        assert self.order is not None
-        part = copy.copy(self)
         lengths = ends - begins
         again = np.argsort(-lengths, kind="stable")
-        positions, begins, lengths = positions[again], begins[again], lengths[again]
+        return self._taken(positions[again], begins[again], lengths[again])
+
+    def ordered(self, positions: np.ndarray) -> Sequences:
+        """Return sequences of different lengths in another order, read by the same threads."""
+        assert self.lengths is not None
+        self._ahead()
+        return self._taken(positions, np.zeros_like(positions), self.lengths[positions])
+
+    def _taken(self, positions: np.ndarray, begins: np.ndarray, lengths: np.ndarray) -> Sequences:
+        """Return `lengths` steps from `begins` on of the sequences `positions`, in this order."""
+        assert self.order is not None
+        part = copy.copy(self)
 
         def of(source: RaggedArrays | RaggedRows | Broadcast) -> Source:
             if not isinstance(source, Broadcast):
@@ -225,19 +234,24 @@ class Sequences:
                 slabs = [Slab(source, boxes, None).read() for source in sources if boxes]
                 yield from self._split(group, slabs)
             return
-        if self._reader is None or self._reader.pid != os.getpid():
-            self._reader = Reader(pinned=self._upload is not None, strict=self._strict)
+        reader = self._ahead()
         for source in sources:
             if isinstance(source, WindowSource) and self._fold == 1:
                 groups, again = _twice(groups)  # the second for the source's own thread
                 source.expect(self._extents(map(whole, again)))
         plans = ((group, self._boxes(whole(group)), whole(group).shape) for group in groups)
-        with closing(self._reader.run(sources, plans)) as ahead:
+        with closing(reader.run(sources, plans)) as ahead:
             for group, slabs in ahead:
                 for chunk, batch in self._split(group, slabs):
                     if batch is not None and self._upload is not None:
                         batch = self._upload(batch)
                     yield chunk, batch
+
+    def _ahead(self) -> Reader:
+        """Return what reads ahead, in this process."""
+        if self._reader is None or self._reader.pid != os.getpid():
+            self._reader = Reader(pinned=self._upload is not None, strict=self._strict)
+        return self._reader
 
     def _groups(self, sources: list[Source], chunks: Iterable[Chunk]) -> Iterator[list[Chunk]]:
         """Yield groups of chunks to read together: small ones that follow each other in time."""

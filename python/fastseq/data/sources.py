@@ -239,7 +239,9 @@ class Broadcast(Source):
         if part.shape[1] != 1 or self.shape[1] == 1:
             part = part[:, torch.from_numpy(positions)]
         shape = self.shape[0], len(positions)
-        return Broadcast(self.name, part, shape, self.dtype)
+        found = Broadcast(self.name, part, shape, self.dtype)
+        found.scale_by(self.affine)
+        return found
 
 
 class StridedSource(Source):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .._util.tree import Tree
 from ..data.chunk_plan import Chunk, ChunkPlan
+from ..data.drawn_members import spread_for
 from ..data.sequences import Batch, Sequences, to_device
 from ..distributed.replicas import Replicas
 from ..nn.stateful import Stateful, batch_norms
@@ -28,10 +29,12 @@ def chunk_plan(
     *,
     by_time: bool | None = None,
     whole: bool = False,
+    drawn: bool = False,
 ) -> ChunkPlan:
     """Return this rank's chunks of data; `whole`: series are not cut. Collective.
 
-    Blocks are the same in training and after it: states carry over from one to the other.
+    Blocks are the same in training and after it: states carry over from one to the other. Unless
+    their members are `drawn` anew in each epoch, of sequences of different lengths.
     """
     plan = ChunkPlan(
         steps=data.steps,
@@ -43,10 +46,13 @@ def chunk_plan(
         by_time=spec.shard == "time" if by_time is None else by_time,
         joined=bool(batch_norms(model)),
         lengths=data.lengths,
-        given=[] if spec.shard == "given" else None,
+        given=spec.shard == "given",
     )
-    if spec.shard == "given":
-        plan = dataclasses.replace(plan, given=replicas.largest(plan.own_chunks))
+    if drawn:
+        plan = plan.with_room(spread_for(model))
+    if plan.given:
+        counts = plan.own_chunks if plan.counts is None else plan.counts
+        plan = dataclasses.replace(plan, counts=replicas.largest(counts))
     return plan
 
 

@@ -17,6 +17,8 @@ from .._util.progress import Progress
 from .._util.random_state import set_random_state
 from .._util.seeding import Draws
 from .._util.tree import tree_map
+from ..data.chunk_plan import ChunkPlan
+from ..data.drawn_members import drawn_order, longest_drawn, spread_for
 from ..data.scaling.inputs_and_targets import Scaling
 from ..data.sequences import Sequences
 from ..data.sources import Source
@@ -112,10 +114,14 @@ class Fit:
             data = _folded(data, spec.fold, quiet=not self._replicas.first)
         learner.check_compiled(data)
         self._data = data
+        self._spread = spread_for(learner.model)
         normalised = batch_norms(learner.model, of_padding=True)
-        self._plan = chunk_plan(learner.model, data, spec, self._replicas)
+        self._plan = chunk_plan(
+            learner.model, data, spec, self._replicas, drawn=spec.shuffle and data.ragged
+        )
+        self._draws_members = spec.shuffle and data.ragged and self._plan.mixes
         told = Stateful(learner.model).told_ends
-        if normalised and self._plan.padding and told and self._replicas.first:
+        if normalised and told and self._replicas.first and self._pads():
             warnings.warn(
                 f"{', '.join(normalised)}: statistics of BatchNorm count the padding behind the "
                 "ends of shorter sequences; use LayerNorm, or pass sequences of one length",
@@ -184,17 +190,15 @@ class Fit:
                 self._validation.data.scaled(*scaling)
 
     def _run_epoch(self, run: Run, trainer: Trainer, progress: Progress) -> None:
-        learner, plan, position = self._learner, self._plan, run.position
+        learner, position = self._learner, run.position
         run.begin_epoch()
         self._checkpoints.begin_epoch()
         trainer.begin_epoch()
         assert learner.drawn_seed is not None
         # Seeded by epoch, so that an interrupted run repeats the epoch exactly.
         seed = learner.drawn_seed + run.epoch
-        order = None
-        if self._spec.shuffle:
-            generator = torch.Generator().manual_seed(seed)
-            order = torch.randperm(plan.blocks, generator=generator).tolist()
+        data, plan, order = self._epoch_of(seed)
+        learner.padding = plan.padding
         progress.epoch(run.epoch, run.epochs)
         if not position.inside:
             position.inside, position.epoch_start = True, time.monotonic()
@@ -208,7 +212,7 @@ class Fit:
                 draws.look()
                 return run.after_update(attention)
 
-            trainer.run(self._data, chunks, progress, run.has_requests, after_update)
+            trainer.run(data, chunks, progress, run.has_requests, after_update)
         self._replicas.make_common(learner.model)
         if position.chunk < run.chunks:
             return  # it was stopped
@@ -230,6 +234,30 @@ class Fit:
         position.inside = False
         run.end_epoch()
         self._checkpoints.end_epoch()
+
+    def _epoch_of(self, seed: int) -> tuple[Sequences, ChunkPlan, list[int] | None]:
+        """Return an epoch's data, its plan, and the order of its blocks; None: that of the plan.
+
+        The same on all ranks.
+        """
+        data, plan = self._data, self._plan
+        if not self._spec.shuffle:
+            return data, plan, None
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(plan.blocks, generator=generator).tolist()
+        if self._draws_members:
+            assert data.lengths is not None
+            places = drawn_order(data.lengths, self._spread, generator)
+            plan, data = plan.reordered(data.lengths[places]), data.ordered(places)
+        return data, plan, order
+
+    def _pads(self) -> bool:
+        """Return whether blocks are padded, or may be in some epoch."""
+        if not self._draws_members or self._plan.padding:
+            return self._plan.padding > 0
+        lengths = self._data.lengths
+        assert lengths is not None
+        return bool((longest_drawn(lengths, self._spread) > lengths).any())
 
     def _validate(self, position: Position) -> float:
         learner, validation = self._learner, self._validation
