@@ -133,7 +133,7 @@ class Estimator:
     scaling_
         How inputs and targets are scaled: a `Scaling`; None: not scaled, or not measured yet.
     padding_
-        The fraction of steps in the last `fit` that are beyond the ends of sequences.
+        The fraction of steps in the last epoch of `fit` that are beyond the ends of sequences.
     stop_reason_
         Why the last `fit` ended before its last epoch; None: it did not.
 

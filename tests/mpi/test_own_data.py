@@ -69,6 +69,31 @@ def test_equals_one_process_where_parts_are_those_of_the_blocks(comm, count, mor
     )
 
 
+def test_ranks_draw_members_of_blocks_from_their_own_lists(comm):
+    """Rank 0 has a single block, whose members stay."""
+    count = 2 + 5 * comm.rank
+    lengths = [14 - i % 4 for i in range(count)]  # all have three chunks
+    x, y = data(14, count)
+    x, y = ([a[:n, i] for i, n in enumerate(lengths)] for a in (x, y))
+    seen = []
+
+    def loss(m, xs, ys, *ws):
+        seen.append(frozenset(xs[0, :, 0].tolist()))
+        return LOSS(m, xs, ys, *ws)
+
+    spec = fs.Spec(6, 2, 5, shard="given", shuffle=True)
+    est = fs.Estimator(chain(), loss, adamw, spec, comm=comm, progress=False, seed=3)
+    est.fit(x, y)
+    assert_identical(comm, est.model)
+    assert len({row["updates"] for row in est.history_}) == 1
+    blocks = -(-count // 2)
+    assert len(seen) == 6 * 3 * blocks
+    for epoch in range(6):
+        part = seen[epoch * 3 * blocks : (epoch + 1) * 3 * blocks : 3]
+        assert frozenset.union(*part) == {float(one[0, 0]) for one in x}
+    assert len(set(seen[::3])) == 1 if comm.rank == 0 else len(set(seen[::3])) > blocks + 1
+
+
 class Before(torch.nn.Module):
     """Sees the step before."""
 

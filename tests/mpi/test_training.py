@@ -58,6 +58,27 @@ def test_equals_one_process_with_the_union_batch(comm, steps, count, batchsize, 
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("batchsize", "seqsize", "shard"),
+    [(2, 20, "sequences"), (2, 5, "sequences"), (1, 20, "sequences"), (2, 20, "time")],
+    ids=str,
+)
+def test_blocks_of_lists_are_drawn_alike(comm, batchsize, seqsize, shard):
+    x, y = data(20, 27)
+    lengths = torch.arange(27) % 7 + 14
+    x, y = ([a[:n, i] for i, n in enumerate(lengths)] for a in (x, y))
+    options = {"seqsize": seqsize, "shuffle": True, "batchsize": batchsize}
+    model = nn.Linear(3, 1) if shard == "time" else chain()  # a part of a series has no past
+    many = train(comm, model, x, y, shard=shard, **options)
+    if shard == "sequences":
+        options["batchsize"] *= comm.size
+    one = train(None, model, x, y, **options)
+    assert_same_parameters(many.model, one.model, rtol=1e-4)
+    assert_identical_on_all_ranks(comm, many.model)
+    losses = [[row["loss"] for row in est.history_] for est in (many, one)]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
 def test_weights_masks_and_clipping_too(comm):
     x, y = data()
     w = torch.rand(13)

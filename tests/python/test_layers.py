@@ -201,8 +201,8 @@ PUBLIC = {"", "callbacks", "distributed", "info", "nn", "sklearn", "sktime"}
 INNER = {
     "reads chunks, or compares data, without training on them": (
         "bench/bench_reading.py", "tests/python/test_callbacks_other_data.py",
-        "tests/python/test_chunks.py", "tests/python/test_large_sets.py",
-        "tests/python/test_laziness.py",
+        "tests/python/test_chunks.py", "tests/python/test_drawn_members.py",
+        "tests/python/test_large_sets.py", "tests/python/test_laziness.py",
         "tests/python/test_mapped.py", "tests/python/test_reading.py",
         "tests/python/test_sequences.py", "tests/python/test_sources.py",
         "tests/python/test_unequal_lengths.py", "tests/python/test_validation.py",

@@ -165,15 +165,20 @@ class ChunkPlan:
         """Whether another order of the sequences would give blocks other members."""
         return self._own_blocks > 1 and self._block_sequences > 1
 
-    def with_room(self) -> ChunkPlan:
+    def with_room(self, spread: float) -> ChunkPlan:
         """Return the plan with as many chunks as blocks may need whose members are drawn.
 
-        Their number must not change from epoch to epoch: schedules count updates.
+        Their number must not change from epoch to epoch: schedules count updates. See
+        `drawn_order`.
         """
         if self.lengths is None or not self.mixes:
             return self
-        most = longest_drawn(self.lengths)[self._begins]
+        most = longest_drawn(self.lengths, spread)[self._begins]
         return dataclasses.replace(self, counts=[self._chunks_of(int(n)) for n in most])
+
+    def reordered(self, lengths: np.ndarray) -> ChunkPlan:
+        """Return the plan, with as many chunks, for sequences in a drawn order."""
+        return dataclasses.replace(self, lengths=lengths)
 
     @property
     def padding(self) -> float:

@@ -17,6 +17,7 @@ from torch import Tensor, nn, optim
 
 from .._util.tree import Tree
 from ..data.chunk_plan import ChunkPlan
+from ..data.drawn_members import spread_for
 from ..data.samples_first import SamplesFirst
 from ..data.scaling.affine import Affine
 from ..data.scaling.inputs_and_targets import Scaling
@@ -302,7 +303,8 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
             size=communicator(self.comm).size,
             lengths=lengths, joined=bool(batch_norms(est.model)),
         )  # fmt: skip
-        plan = plan.with_room() if est.spec.shuffle else plan
+        if est.spec.shuffle:
+            plan = plan.with_room(spread_for(est.model))
         return -(-len(plan) // est.spec.accumulate)
 
     def _make(self, task: Task, seed: int) -> Estimator:

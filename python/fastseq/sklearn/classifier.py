@@ -114,8 +114,8 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         Time steps that gradients reach back. None: all steps if there is one target per sequence,
         or the module is one of your own without a state; else at most 100.
     shuffle
-        Visit the samples in a new random order each epoch; samples of different lengths in blocks
-        of similar length.
+        Put the samples in a new random order each epoch; samples of different lengths so that those
+        trained together have similar lengths.
     clip_norm, clip_value, accumulate
         See `Spec`.
     channels_first

@@ -19,8 +19,8 @@ __all__ = ["Shuffler"]
 class Shuffler(Callback):
     """Reorder the sequences of arrays before each epoch.
 
-    Shuffling by `Spec` only reorders blocks; this changes which sequences form a block. The order
-    depends on seed and epoch alone.
+    Shuffling by `Spec` only reorders the blocks of arrays; this changes which sequences form a
+    block. The order depends on seed and epoch alone.
 
     Parameters
     ----------

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .._util.tree import Tree
 from ..data.chunk_plan import Chunk, ChunkPlan
+from ..data.drawn_members import spread_for
 from ..data.sequences import Batch, Sequences, to_device
 from ..distributed.replicas import Replicas
 from ..nn.stateful import Stateful, batch_norms
@@ -48,7 +49,7 @@ def chunk_plan(
         given=spec.shard == "given",
     )
     if drawn:
-        plan = plan.with_room()
+        plan = plan.with_room(spread_for(model))
     if plan.given:
         counts = plan.own_chunks if plan.counts is None else plan.counts
         plan = dataclasses.replace(plan, counts=replicas.largest(counts))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import time
 import warnings
@@ -19,7 +18,7 @@ from .._util.random_state import set_random_state
 from .._util.seeding import Draws
 from .._util.tree import tree_map
 from ..data.chunk_plan import ChunkPlan
-from ..data.drawn_members import drawn_order
+from ..data.drawn_members import drawn_order, longest_drawn, spread_for
 from ..data.scaling.inputs_and_targets import Scaling
 from ..data.sequences import Sequences
 from ..data.sources import Source
@@ -115,12 +114,14 @@ class Fit:
             data = _folded(data, spec.fold, quiet=not self._replicas.first)
         learner.check_compiled(data)
         self._data = data
+        self._spread = spread_for(learner.model)
         normalised = batch_norms(learner.model, of_padding=True)
         self._plan = chunk_plan(
             learner.model, data, spec, self._replicas, drawn=spec.shuffle and data.ragged
         )
+        self._draws_members = spec.shuffle and data.ragged and self._plan.mixes
         told = Stateful(learner.model).told_ends
-        if normalised and told and self._replicas.first and self._epoch_of(0)[1].padding:
+        if normalised and told and self._replicas.first and self._pads():
             warnings.warn(
                 f"{', '.join(normalised)}: statistics of BatchNorm count the padding behind the "
                 "ends of shorter sequences; use LayerNorm, or pass sequences of one length",
@@ -244,11 +245,19 @@ class Fit:
             return data, plan, None
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(plan.blocks, generator=generator).tolist()
-        if data.ragged and plan.mixes:
+        if self._draws_members:
             assert data.lengths is not None
-            data = data.ordered(drawn_order(data.lengths, generator))
-            plan = dataclasses.replace(plan, lengths=data.lengths)
+            places = drawn_order(data.lengths, self._spread, generator)
+            plan, data = plan.reordered(data.lengths[places]), data.ordered(places)
         return data, plan, order
+
+    def _pads(self) -> bool:
+        """Return whether blocks are padded, or may be in some epoch."""
+        if not self._draws_members or self._plan.padding:
+            return self._plan.padding > 0
+        lengths = self._data.lengths
+        assert lengths is not None
+        return bool((longest_drawn(lengths, self._spread) > lengths).any())
 
     def _validate(self, position: Position) -> float:
         learner, validation = self._learner, self._validation
