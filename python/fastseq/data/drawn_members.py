@@ -1,4 +1,4 @@
-"""Sequences of similar length, drawn into blocks anew in every epoch."""
+"""Sequences of similar length, shuffled into other blocks in every epoch."""
 
 from __future__ import annotations
 
