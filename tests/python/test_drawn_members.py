@@ -1,4 +1,4 @@
-"""Lists with `Spec.shuffle`: the members of blocks are drawn anew in every epoch."""
+"""Lists with `Spec.shuffle`: each epoch has other blocks."""
 
 from __future__ import annotations
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from captum import attr
 from torch import nn
 from wrapped import LABELS, LAST, STEPS, X, classifier, parameters, regressor
-
-captum = pytest.importorskip("captum.attr")
 
 MODULES = ("lstm-fcn", "inception", "tcn", "transformer", "gru", "mlp", "linear")
 
@@ -89,7 +88,7 @@ def test_gradients_with_respect_to_samples(module):
 def test_integrated_gradients_add_up(module):
     model = classifier(module, epochs=1, scale_x="standard").fit(X, LABELS)
     net, samples = model.as_module(), torch.from_numpy(X[:4])
-    found = captum.IntegratedGradients(net).attribute(samples, target=1, n_steps=400)
+    found = attr.IntegratedGradients(net).attribute(samples, target=1, n_steps=400)
     assert found.shape == samples.shape
     expected = net(samples)[:, 1] - net(torch.zeros_like(samples))[:, 1]
     torch.testing.assert_close(found.sum((1, 2)), expected, rtol=0.02, atol=0.01)

@@ -8,6 +8,7 @@ from decimal import Decimal
 
 import numpy as np
 import pandas as pd
+import polars
 import pytest
 import torch
 from hypothesis import given, settings
@@ -397,7 +398,6 @@ def test_panels_are_lists_of_their_sequences():
 
 
 def test_frames_of_polars():
-    polars = pytest.importorskip("polars")
     model = regressor().fit(TABLE, HIT)
     other = regressor().fit(polars.from_pandas(TABLE), HIT)
     found = other.predict(polars.from_pandas(TABLE))

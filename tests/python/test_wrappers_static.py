@@ -7,6 +7,7 @@ import pickle
 
 import numpy as np
 import pandas as pd
+import polars
 import pytest
 import sklearn
 from sklearn.model_selection import cross_val_score
@@ -276,7 +277,6 @@ def test_static_features_without_those_of_fit_are_refused():
 
 
 def test_static_frames_of_polars():
-    polars = pytest.importorskip("polars")
     frame = polars.from_pandas(STATIC)
     model = regressor().fit(X, Y, static=frame)
     plain = regressor().fit(X, Y, static=STATIC)

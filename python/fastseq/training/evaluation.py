@@ -34,7 +34,7 @@ def chunk_plan(
     """Return this rank's chunks of data; `whole`: series are not cut. Collective.
 
     Blocks are the same in training and after it: states carry over from one to the other. Unless
-    their members are `drawn` anew in each epoch, of sequences of different lengths.
+    sequences of different lengths are shuffled into other blocks in each epoch, `drawn`.
     """
     plan = ChunkPlan(
         steps=data.steps,

@@ -26,11 +26,11 @@ class Spec:
     seqsize
         Time steps in a chunk: gradients reach back at most this far; the state is carried on.
     shuffle
-        Visit the blocks in a new random order each epoch. Chunks stay in time order. Of lists, the
-        members of each block are drawn anew, too, among sequences of similar length (at most about
-        a quarter longer than others; four times as long for a model that normalises over a batch
-        without its padding). A block then has as many chunks as its longest possible member needs,
-        of which the last may be empty.
+        Visit the blocks in a new random order each epoch. Chunks stay in time order. Lists are also
+        shuffled into other blocks, of sequences of similar length (at most about a quarter longer
+        than others; four times as long for a model that normalises over a batch without its
+        padding). A block then has as many chunks as its longest possible member needs, of which the
+        last may be empty.
     clip_norm
         Scale all gradients down together so that their 2-norm is at most this.
     clip_value
