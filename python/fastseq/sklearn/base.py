@@ -34,7 +34,7 @@ from ..training.spec import Spec
 from .automatic_training import enough_epochs, learning_rate, warn_if_few
 from .early_stopping import keeping_best
 from .hyperparameters import ColumnSizes, Sizes, make_module, optimizer_factory
-from .missing_inputs import fill_known
+from .inputs.missing_inputs import fill_known
 from .named_schedules import check_schedule, scheduled
 from .sequence_losses import AtLastStep, PerSequence, last_step_only, over_steps
 from .shuffling import Shuffler
