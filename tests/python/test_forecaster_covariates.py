@@ -16,7 +16,7 @@ from fastseq.sklearn import SequenceForecaster
 from fastseq.sklearn.forecasting.categories import find_vocabularies
 from fastseq.sklearn.forecasting.covariate_rows import CovariateRows, known_so_far
 from fastseq.sklearn.forecasting.windows import SeriesScaling, Windows
-from fastseq.sklearn.vocabulary import Vocabulary
+from fastseq.sklearn.inputs.vocabulary import Vocabulary
 
 STEPS, MORE, HORIZON = 60, 16, 4
 DAYS = pd.date_range("2024-02-20", periods=STEPS + MORE + HORIZON, tz="Europe/Berlin")

@@ -40,7 +40,7 @@ from .hyperparameters import (
     members_of,
     optimizer_factory,
 )
-from .missing_inputs import fill_known
+from .inputs.missing_inputs import fill_known
 from .named_schedules import check_schedule, scheduled
 from .sequence_losses import AtLastStep, EachMember, PerSequence, last_step_only, over_steps
 from .shuffling import Shuffler

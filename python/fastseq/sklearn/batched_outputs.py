@@ -6,7 +6,7 @@ import numpy as np
 
 from ..data.samples_first import SamplesFirst
 from ..estimator import Estimator
-from .input_checks import Array, Inputs, Items
+from .inputs.input_checks import Array, Inputs, Items
 
 __all__ = ["predicted"]
 

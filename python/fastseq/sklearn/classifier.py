@@ -12,7 +12,9 @@ from sklearn.base import ClassifierMixin
 from sklearn.utils.metaestimators import available_if
 from torch import Tensor, nn, optim
 
-from .class_kinds import (
+from .inputs.input_checks import Array, Inputs, Items
+from .supervised import Problem, SequencePredictor
+from .targets.class_kinds import (
     Classes,
     ClassKind,
     Labels,
@@ -21,10 +23,8 @@ from .class_kinds import (
     shown,
     weighted,
 )
-from .input_checks import Array, Inputs, Items
-from .ordinal_classes import Ordinal, order_of, read_order
-from .supervised import Problem, SequencePredictor
-from .target_forms import Targets, read_targets
+from .targets.ordinal_classes import Ordinal, order_of, read_order
+from .targets.target_forms import Targets, read_targets
 
 __all__ = ["SequenceClassifier"]
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn, optim
 
 from .base import Task
 from .hyperparameters import loss_over_chunks, members_of
-from .input_checks import Array, Inputs, Items
+from .inputs.input_checks import Array, Inputs, Items
 from .supervised import Problem, SequencePredictor
-from .target_forms import Targets, read_targets
+from .targets.target_forms import Targets, read_targets
 
 __all__ = ["SequenceRegressor"]
 

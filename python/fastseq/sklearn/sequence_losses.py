@@ -11,7 +11,7 @@ from torch import Tensor
 from .._util.tree import Tree
 from ..data.samples_first import LastSteps
 from ..nn.stateful import each_step
-from .input_checks import Tensors
+from .inputs.input_checks import Tensors
 
 __all__ = ["AtLastStep", "EachMember", "PerSequence", "last_step_only", "over_steps"]
 

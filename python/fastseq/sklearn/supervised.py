@@ -21,9 +21,9 @@ from .automatic_training import automatic_module, automatic_scaling
 from .base import SequenceEstimator, Start, Task
 from .batched_outputs import predicted
 from .early_stopping import FRACTION, stops_early, warn_if_tiny
-from .fitted_columns import FittedColumns, counted
 from .hyperparameters import wants_whole
-from .input_checks import (
+from .inputs.fitted_columns import FittedColumns, counted
+from .inputs.input_checks import (
     Array,
     Inputs,
     Items,
@@ -32,9 +32,9 @@ from .input_checks import (
     read_weights,
     take,
 )
+from .inputs.static_features import StaticFeatures, read_static
 from .sample_module import SampleModule
-from .static_features import StaticFeatures, read_static
-from .target_forms import TargetForm, Targets
+from .targets.target_forms import TargetForm, Targets
 
 __all__ = ["Problem", "SequencePredictor"]
 

@@ -8,7 +8,7 @@ from decimal import Decimal
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
-from ..vocabulary import Vocabulary, check_hashable, holds_categories, refuse_texts
+from ..inputs.vocabulary import Vocabulary, check_hashable, holds_categories, refuse_texts
 from .long_frames import LongTable
 from .times import is_table
 

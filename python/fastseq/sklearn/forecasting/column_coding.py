@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..vocabulary import Vocabulary
+from ..inputs.vocabulary import Vocabulary
 from .series import Array
 from .windows import center_and_scale
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..alignment import aligned, check_ids
+from .alignment import aligned, check_ids
 from .categories import find_vocabularies, map_tables, with_codes
 from .column_coding import ColumnCoding
 from .covariate_rows import CovariateRows

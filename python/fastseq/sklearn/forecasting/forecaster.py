@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from ...training.spec import check_count
-from ..alignment import (
+from .alignment import (
     check_ahead,
     check_together,
 )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..polars_frames import is_polars, to_pandas
+from ..inputs.polars_frames import is_polars, to_pandas
 from .long_frames import Columns
 from .series import as_numpy, is_panel
 from .times import Times, is_table

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..polars_frames import as_pandas, is_polars, kinds_of, refuse_unread, to_pandas
+from ..inputs.polars_frames import as_pandas, is_polars, kinds_of, refuse_unread, to_pandas
 from .frequencies import (
     Frequency,
     advice_on,

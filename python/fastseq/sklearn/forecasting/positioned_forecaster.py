@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from sklearn.base import clone
 
-from ..alignment import after_gaps, check_by_id, check_going_on, check_ids, joined, rows_of_ids
+from .alignment import after_gaps, check_by_id, check_going_on, check_ids, joined, rows_of_ids
 from .all_covariates import AllCovariates
 from .baselines import Baselines
 from .conformal import ShiftTracker

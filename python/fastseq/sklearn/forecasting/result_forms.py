@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..polars_frames import to_polars
+from ..inputs.polars_frames import to_polars
 from .times import Times, is_table
 
 if TYPE_CHECKING:

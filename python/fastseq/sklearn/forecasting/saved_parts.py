@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..vocabulary import Vocabulary
+from ..inputs.vocabulary import Vocabulary
 from .all_covariates import AllCovariates
 from .automatic_settings import AutomaticSettings
 from .baselines import Baselines

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from ...data.user_arrays import refuse_null, refuse_valueless
-from ..polars_frames import as_pandas, is_polars
+from ..inputs.polars_frames import as_pandas, is_polars
 from .frequencies import Frequency, kind_of
 from .long_frames import LongTable
 from .result_forms import ARRAYS, Form

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..polars_frames import is_polars, refuse_unread, to_pandas
+from ..inputs.polars_frames import is_polars, refuse_unread, to_pandas
 from .categories import find_vocabularies, with_codes
 from .column_coding import ColumnCoding
 from .series import Array, read_series

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..alignment import aligned
+from .alignment import aligned
 from .long_frames import Columns, LongTable
 from .series import Array, Series, is_panel, read_series
 from .times import Spacing, is_table

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from ..nn import FocalLoss
-from ..nn.losses import of_classes, unreduced
-from .hyperparameters import loss_over_chunks
-from .input_checks import Array
+from ...nn import FocalLoss
+from ...nn.losses import of_classes, unreduced
+from ..hyperparameters import loss_over_chunks
+from ..inputs.input_checks import Array
 
 __all__ = ["EachTarget", "WeightedLabels", "class_loss"]
 

@@ -10,10 +10,10 @@ import numpy as np
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from ..nn import OrdinalLogProbabilities
+from ...nn import OrdinalLogProbabilities
+from ..hyperparameters import loss_over_chunks
+from ..inputs.input_checks import Array, Items
 from .class_kinds import Classes, classes_of, read_classes, shown
-from .hyperparameters import loss_over_chunks
-from .input_checks import Array, Items
 from .target_forms import Targets
 
 __all__ = ["Ordinal", "order_of", "read_order"]

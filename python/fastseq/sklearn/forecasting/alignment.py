@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from .forecasting.frequencies import kind_of, on_grid
-from .forecasting.series import Array, Series
-from .forecasting.times import Times, check_follows, check_order, refuse_long_gap, times_of
+from .frequencies import kind_of, on_grid
+from .series import Array, Series
+from .times import Times, check_follows, check_order, refuse_long_gap, times_of
 
 __all__ = [
     "after_gaps", "aligned", "check_ahead", "check_by_id", "check_going_on", "check_ids",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._util.optional_imports import need
+from ..._util.optional_imports import need
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,9 +9,9 @@ import numpy as np
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_consistent_length
 
-from ..data.user_arrays import refuse_foreign, refuse_null
-from .input_checks import Array, Inputs, Items, numbers
-from .input_forms import check_order
+from ...data.user_arrays import refuse_foreign, refuse_null
+from ..inputs.input_checks import Array, Inputs, Items, numbers
+from ..inputs.input_forms import check_order
 
 __all__ = ["TargetForm", "Targets", "read_targets", "refuse_missing"]
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from sklearn.utils import check_array
 
-from ..data.samples_first import SamplesFirst
-from ..data.user_arrays import refuse_foreign, refuse_null
+from ...data.samples_first import SamplesFirst
+from ...data.user_arrays import refuse_foreign, refuse_null
 from .category_columns import CategoryColumns, is_frame, refuse_text
 from .input_checks import Array, Inputs, numbers
 from .input_forms import check_order

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.samples_first import SamplesFirst, fill_missing
-from ..data.scaling.affine import Affine
+from ...data.samples_first import SamplesFirst, fill_missing
+from ...data.scaling.affine import Affine
 
 __all__ = ["fill_known"]
 

@@ -7,9 +7,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ..data.hdf5 import LazyDataset, LazyTensor
-from ..data.samples_first import SamplesFirst
-from ..data.source_kinds import readable
+from ...data.hdf5 import LazyDataset, LazyTensor
+from ...data.samples_first import SamplesFirst
+from ...data.source_kinds import readable
 
 __all__ = ["is_dataset", "open_dataset", "refuse_closed"]
 
