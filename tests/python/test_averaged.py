@@ -56,11 +56,30 @@ def test_probabilities_are_those_of_the_mean(loss, x):
     net.register_forward_hook(lambda _, inputs, out: seen.append((inputs[0], out)))
     again = model.predict_proba(x[:1])
     np.testing.assert_array_equal(again, proba)
-    inputs, mean = seen[-1]
-    each = torch.stack([own(inputs) for own in net]).mean(0)
-    torch.testing.assert_close(mean, each)
-    head = OrdinalLogProbabilities(3)(mean).exp() if loss == "ordinal" else mean.softmax(1)
-    np.testing.assert_allclose(proba, head.detach().numpy(), rtol=1e-4, atol=1e-6)
+    inputs, found = seen[-1]
+    each = torch.stack([own(inputs) for own in net])
+    if loss == "ordinal":  # conditional scores
+        torch.testing.assert_close(found, each.mean(0))
+        expected = OrdinalLogProbabilities(3)(each.mean(0)).exp()
+    else:
+        expected = each.softmax(-1).mean(0)
+    np.testing.assert_allclose(proba, expected.detach().numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_scores_are_those_of_mean_probabilities():
+    nets = [PooledRNN(2, 6, "gru", 4), PooledRNN(2, 6, "lstm", 4)]
+    x = torch.randn(7, 5, 2)
+    each = torch.stack([100 * net(x) for net in nets])  # far too sure
+    for net in nets:
+        *_, weight, bias = net.parameters()
+        weight.data *= 100
+        bias.data *= 100
+    found = Averaged(nets, classes=[3, 2, 1]).eval()(x)
+    mean = each[..., :3].softmax(-1).mean(0)
+    torch.testing.assert_close(found[:, :3].softmax(-1), mean)
+    torch.testing.assert_close(found[:, 3:5].softmax(-1), each[..., 3:5].softmax(-1).mean(0))
+    torch.testing.assert_close(found[:, 5].sigmoid(), each[..., 5].sigmoid().mean(0))
+    assert found.isfinite().all()
 
 
 def test_several_sets_of_ordinal_outputs_are_each_turned_into_probabilities():

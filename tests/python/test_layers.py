@@ -222,9 +222,10 @@ INNER = {
         "tests/python/test_h5_windows.py",
     ),
     "asks what fastseq finds out about a model, or which kernel a layer takes": (
-        "tests/python/test_description.py", "tests/python/test_gpu_rules.py",
-        "tests/python/test_looking.py", "tests/python/test_recurrent_arguments.py",
-        "tests/python/test_recurrent_layers.py", "tests/python/test_stateful.py",
+        "tests/python/test_averaged.py", "tests/python/test_description.py",
+        "tests/python/test_gpu_rules.py", "tests/python/test_looking.py",
+        "tests/python/test_recurrent_arguments.py", "tests/python/test_recurrent_layers.py",
+        "tests/python/test_stateful.py",
     ),
     "reads, writes or damages the files of checkpoints": (
         "tests/python/test_checkpoint.py", "tests/python/test_checkpoint_contents.py",

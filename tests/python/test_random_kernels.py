@@ -226,3 +226,23 @@ def test_what_is_drawn():
         RandomKernels(3, 0)
     with pytest.raises(ValueError, match=r"x must be \(T, N, 3\), got \(5, 2, 4\)"):
         RandomKernels(3, 9)(torch.zeros(5, 2, 4))
+
+
+def test_features_of_different_parts_are_not_summed_up():
+    layer = RandomKernels(20, 1000, 100, parts=(15, 5))
+    for own, size, other in ((layer.members[:100], 15, 0), (layer.members[100:], 5, 15)):
+        drawn = [set(row.tolist()) - {20} for row in own]
+        assert {len(one) for one in drawn} >= set(range(1, min(size, 9) - 2))
+        assert set().union(*drawn) == set(range(other, other + size))
+    assert layer.dilations[:100] == layer.dilations[100:]
+    whole = RandomKernels(3, 50, 4, parts=(2, 1))
+    x = torch.randn(50, 6, 3)
+    whole(x)
+    whole.eval()
+    first, second = whole(x).split(4 * 84, 1)
+    changed = x.clone()
+    changed[..., 2] = 0
+    assert torch.equal(whole(changed)[:, : 4 * 84], first)
+    assert not torch.equal(whole(changed)[:, 4 * 84 :], second)
+    with pytest.raises(ValueError, match="parts must be at least 1 and 3 in all"):
+        RandomKernels(3, 50, parts=(2, 2))

@@ -80,7 +80,7 @@ def test_weights_decay_unless_told():
         model = regressor(module, epochs=1, **more).fit(X, LAST)
         return model.estimator_.optimizer.param_groups[0]["weight_decay"]
 
-    assert decay("rocket") == 0.1
+    assert decay("rocket") == 1
     assert decay("rocket", weight_decay=0.0) == 0
     assert decay("rocket", optimizer="sgd") == 0
     assert decay("gru") == 0
@@ -89,7 +89,7 @@ def test_weights_decay_unless_told():
     assert model.continued_
     assert model.estimator_.optimizer.param_groups[0]["weight_decay"] == 0.3
     model.set_params(weight_decay=None, epochs=6).fit(X, LAST)
-    assert model.estimator_.optimizer.param_groups[0]["weight_decay"] == 0.1
+    assert model.estimator_.optimizer.param_groups[0]["weight_decay"] == 1
 
 
 @pytest.mark.parametrize(

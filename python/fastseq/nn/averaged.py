@@ -56,7 +56,8 @@ class Averaged(Members):
         each = torch.stack(found)
         if self.classes is None:
             return each.mean(0)
-        return torch.cat([_scores(part) for part in each.split(self.classes, -1)], -1)
+        parts = torch.split(each, self.classes, -1)
+        return torch.cat([_scores(part) for part in parts], -1)
 
 
 def _scores(each: Tensor) -> Tensor:

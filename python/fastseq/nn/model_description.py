@@ -57,8 +57,8 @@ _LAYERS: dict[type[nn.Module], tuple[str, ...]] = {
     PooledRNN: (
         *("n_in", "n_out", "cell", "hidden_size", "num_layers", "bidirectional", "pool", "dropout"),
     ),
-    RandomKernels: ("n_in", "steps", "groups", "seed"),
-    Rocket: ("n_in", "n_out", "steps", "groups", "dropout", "seed"),
+    RandomKernels: ("n_in", "steps", "groups", "seed", "parts"),
+    Rocket: ("n_in", "n_out", "steps", "groups", "dropout", "seed", "parts"),
     Pool: ("how",),
     ColumnEncoder: ("sizes", "steps", "beside"),
     InstanceScale: ("beside", "features"),
@@ -220,7 +220,7 @@ def _build(description: Mapping[str, Any]) -> nn.Module:
         layers = arguments.pop("layers")
         if set(arguments) != set(own):
             raise ValueError(f"{name} is built from layers, {', '.join(own)}, not {arguments!r}")
-        container = kind(*(arguments[key] for key in own))
+        container = kind(**{key: arguments[key] for key in own})
         for key, child in layers:
             container.add_module(key, _build(child))
         return container

@@ -13,15 +13,16 @@ __all__ = ["RandomKernels", "Rocket"]
 
 _MOST = 9  # features that are summed
 _LEAST = 1e-5  # is added to variances
+_VARIANCE = 1000  # of all scaled features together
 
 
 class RandomKernels(nn.Module):
     """Features of whole sequences by many convolutions that are not trained: MiniRocket's [1]_.
 
     ``(T, N, F)`` to ``(N, 84 · groups)``. A group sums up some of the features at each step, drawn
-    at random, and convolves the sums with 84 kernels of 9 taps with one dilation: the taps'
-    weights are -1/3, and 2/3 at three of them. A feature is the fraction of steps at which such a
-    convolution is above a threshold.
+    at random from one of the `parts`, and convolves the sums with 84 kernels of 9 taps with one
+    dilation: the taps' weights are -1/3, and 2/3 at three of them. A feature is the fraction of
+    steps at which such a convolution is above a threshold.
 
     Thresholds are quantiles of the convolutions over the first batch in training mode, at levels
     that are spread evenly; `Estimator.fit` takes their mean over all ranks. They are 0 before.
@@ -41,9 +42,12 @@ class RandomKernels(nn.Module):
         Time steps of the longest sequence of the training data. Dilations are spread up to
         ``(steps - 1) / 8``, at which a kernel spans a whole sequence.
     groups
-        Number of dilations, each with 84 kernels.
+        Number of dilations, each with 84 kernels; with several parts of each.
     seed
         Seed of what is drawn at random.
+    parts
+        How many features belong together, `n_in` in all: those of different parts are not summed
+        up. None: all do.
 
     Attributes
     ----------
@@ -59,7 +63,8 @@ class RandomKernels(nn.Module):
     Raises
     ------
     ValueError
-        A size is below 1; or sequences have another number of features.
+        A size is below 1, or the parts' are not `n_in` in all; or sequences have another number of
+        features.
 
     References
     ----------
@@ -77,30 +82,41 @@ class RandomKernels(nn.Module):
     thresholds: Tensor
     ready: Tensor
 
-    def __init__(self, n_in: int, steps: int, groups: int = 24, seed: int = 0) -> None:
+    def __init__(
+        self,
+        n_in: int,
+        steps: int,
+        groups: int = 24,
+        seed: int = 0,
+        parts: tuple[int, ...] | None = None,
+    ) -> None:
         super().__init__()
         if min(n_in, steps, groups) < 1:
             raise ValueError(
                 f"n_in, steps and groups must be at least 1, got {n_in}, {steps} and {groups}"
             )
-        self.n_in, self.steps, self.groups, self.seed = n_in, steps, groups, seed
+        sizes = parts or (n_in,)
+        if sum(sizes) != n_in or min(sizes) < 1:
+            raise ValueError(f"parts must be at least 1 and {n_in} in all, got {parts}")
+        self.n_in, self.steps, self.groups, self.seed, self.parts = n_in, steps, groups, seed, parts
         largest = math.log2(max(1.0, (steps - 1) / 8))
         exponents = [largest * group / max(1, groups - 1) for group in range(groups)]
-        self.dilations = [int(2**exponent + 1e-9) for exponent in exponents]
-        self.register_buffer("members", torch.tensor(self._drawn()))
-        self.register_buffer("thresholds", torch.zeros(groups, KERNELS))
+        self.dilations = [int(2**exponent + 1e-9) for exponent in exponents] * len(sizes)
+        self.register_buffer("members", torch.tensor(self._drawn(sizes)))
+        self.register_buffer("thresholds", torch.zeros(len(self.dilations), KERNELS))
         self.register_buffer("ready", torch.zeros((), dtype=torch.bool))
 
-    def _drawn(self) -> list[list[int]]:
+    def _drawn(self, sizes: tuple[int, ...]) -> list[list[int]]:
         """Draw each group's features; the logarithm of their number is uniform."""
         rng = torch.Generator("cpu").manual_seed(self.seed)
-        most = min(self.n_in, _MOST)
-        members = []
-        for _ in range(self.groups):
-            share = torch.rand((), generator=rng, device="cpu").item()
-            count = min(most, int(2 ** (share * math.log2(most + 1))))
-            own = torch.randperm(self.n_in, generator=rng, device="cpu")[:count].tolist()
-            members.append(own + [self.n_in] * (most - count))
+        room, members = min(max(sizes), _MOST), []
+        for part, size in enumerate(sizes):
+            first, most = sum(sizes[:part]), min(size, _MOST)
+            for _ in range(self.groups):
+                share = torch.rand((), generator=rng, device="cpu").item()
+                count = min(most, int(2 ** (share * math.log2(most + 1))))
+                own = first + torch.randperm(size, generator=rng, device="cpu")[:count]
+                members.append(own.tolist() + [self.n_in] * (room - count))
         return members
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -119,11 +135,12 @@ class RandomKernels(nn.Module):
 
     def extra_repr(self) -> str:
         """Return how `repr` shows the arguments."""
-        return f"{self.n_in}, steps={self.steps}, groups={self.groups}, seed={self.seed}"
+        parts = "" if self.parts is None else f", parts={self.parts}"
+        return f"{self.n_in}, steps={self.steps}, groups={self.groups}, seed={self.seed}{parts}"
 
 
 class _Scale(nn.Module):
-    """Scale features to mean 0 and deviation 1 over all sequences seen in training.
+    """Scale features to mean 0 and a deviation over all sequences seen in training.
 
     Not over a batch: those of sequences of similar lengths would hide what lengths tell.
     """
@@ -132,8 +149,9 @@ class _Scale(nn.Module):
     variance: Tensor
     count: Tensor
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, deviation: float) -> None:
         super().__init__()
+        self.deviation = deviation
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("variance", torch.ones(features))
         self.register_buffer("count", torch.zeros((), dtype=torch.long))
@@ -142,7 +160,7 @@ class _Scale(nn.Module):
         if self.training:
             with torch.no_grad():
                 self._add(x)
-        return (x - self.mean) * (self.variance + _LEAST).rsqrt()
+        return (x - self.mean) * (self.deviation * (self.variance + _LEAST).rsqrt())
 
     def _add(self, x: Tensor) -> None:
         self.count += x.shape[0]
@@ -156,14 +174,18 @@ class _Scale(nn.Module):
 class Rocket(nn.Module):
     """A linear model on features of whole sequences that are not trained: `RandomKernels`.
 
-    Features are scaled to mean 0 and deviation 1 over all sequences that training has seen so far.
-    It returns one output per sequence, ``(N, n_out)``.
+    Features are scaled to mean 0 and one deviation over all sequences that training has seen so
+    far. All of them together have the variance 1000, so that outputs learn as fast whatever the
+    number of features. It returns one output per sequence, ``(N, n_out)``.
+
+    With so many features, samples unlike those it was trained on get large outputs: if nearly all
+    weight lies on one class, the others may still be predicted.
 
     Parameters
     ----------
     n_in, n_out
         Numbers of features and of outputs.
-    steps, groups, seed
+    steps, groups, seed, parts
         As in `RandomKernels`.
     dropout
         The fraction of features that training drops.
@@ -190,14 +212,16 @@ class Rocket(nn.Module):
         groups: int = 24,
         dropout: float = 0.0,
         seed: int = 0,
+        parts: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
         self.n_in, self.n_out, self.steps, self.groups = n_in, n_out, steps, groups
-        self.dropout, self.seed = dropout, seed
-        self.kernels = RandomKernels(n_in, steps, groups, seed)
-        self.scale = _Scale(groups * KERNELS)
+        self.dropout, self.seed, self.parts = dropout, seed, parts
+        self.kernels = RandomKernels(n_in, steps, groups, seed, parts)
+        features = self.kernels.thresholds.numel()
+        self.scale = _Scale(features, math.sqrt(_VARIANCE / features))
         self.drop = nn.Dropout(dropout)
-        self.linear = nn.Linear(groups * KERNELS, n_out)
+        self.linear = nn.Linear(features, n_out)
         # A feature that is constant in training keeps the weight 0, whatever it is later.
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)

@@ -10,7 +10,8 @@ __all__ = [
     "learning_rate", "warn_if_few",
 ]  # fmt: skip
 
-_WHOLE = "lstm-fcn+rocket"  # looks at whole sequences
+_WHOLE, _SHORT = "lstm-fcn+rocket", "lstm-fcn"  # look at whole sequences
+_TAPS = 9  # of Rocket's kernels
 _LEAST, _MOST = 600, 3000  # updates
 _PASSES = 20
 _FEW = 50  # updates, fewer than any learning needs
@@ -23,8 +24,9 @@ def automatic_module(module: Any, steps: int, *, per_step: bool, cut: int | None
     """Return the module, or what "auto" stands for.
 
     "lstm" where each step has a target, or sequences are cut into chunks of fewer steps, so that a
-    state is carried; "mlp" for sequences of one step; else "lstm-fcn+rocket", see
-    `fastseq.nn.LSTMFCN`, `Rocket` and `Averaged`.
+    state is carried; "mlp" for sequences of one step; "lstm-fcn" for those of fewer steps than
+    Rocket's kernels have taps, 9; else "lstm-fcn+rocket", see `fastseq.nn.LSTMFCN`, `Rocket` and
+    `Averaged`.
 
     Parameters
     ----------
@@ -46,7 +48,9 @@ def automatic_module(module: Any, steps: int, *, per_step: bool, cut: int | None
         return module
     if per_step or (cut is not None and cut < steps):
         return "lstm"
-    return "mlp" if steps == 1 else _WHOLE
+    if steps == 1:
+        return "mlp"
+    return _SHORT if steps < _TAPS else _WHOLE
 
 
 def automatic_scaling(
@@ -59,7 +63,8 @@ def automatic_scaling(
     """
     if scale_x != "auto":
         return scale_x
-    return "both" if module == "auto" and chosen == _WHOLE and nan == "raise" else "standard"
+    whole = module == "auto" and chosen in (_SHORT, _WHOLE)
+    return "both" if whole and nan == "raise" else "standard"
 
 
 class TooFewUpdatesWarning(UserWarning):

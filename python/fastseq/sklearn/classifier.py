@@ -65,12 +65,12 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         whole sequences, see `fastseq.nn`; ``"cnn"``, for images, see
         `fastseq.nn.builders.ImageBuilder`; ``"mlp"`` or ``"linear"``, which take a whole sequence
         as one input if it has one target, else each step alone; several of the first eight, joined
-        by "+", whose outputs are averaged; ``"auto"``: "lstm-fcn+rocket", but "lstm" where each
-        step has a target or `seqsize` cuts the sequences, and "mlp" for sequences of one step; a
-        `torch.nn.Module`, which is copied; a class of modules, called with the arguments
-        among ``n_in``, ``n_out``, ``hidden_size``, ``num_layers``, ``dropout`` and
-        ``bidirectional`` that its constructor has (also as ``input_size``, ``output_size``); or a
-        builder, ``builder(n_in, n_out, rng)``, see `fastseq.nn.builders`. Modules are time-major,
+        by "+", whose probabilities are averaged; ``"auto"``: "lstm-fcn+rocket", but "lstm-fcn" for
+        sequences of fewer than 9 steps, "mlp" for those of one step, and "lstm" where each step has
+        a target or `seqsize` cuts the sequences; a `torch.nn.Module`, which is copied; a class of
+        modules, called with the arguments among ``n_in``, ``n_out``, ``hidden_size``,
+        ``num_layers``, ``dropout`` and ``bidirectional`` that its constructor has (also as
+        ``input_size``, ``output_size``); or a builder, ``builder(n_in, n_out, rng)``, see `fastseq.nn.builders`. Modules are time-major,
         ``(T, N, F)`` to ``(T, N, K)``; with one label per sequence also to ``(N, K)``.
     hidden_size, num_layers, dropout
         Width and number of hidden layers, and their dropout rate. None: 1 layer, of "inception" 3
@@ -130,7 +130,8 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         `Spec`; ``"instance"``: each sequence by its own mean and deviation, so that only shapes
         count; ``"both"``: the module gets "robust", of which arsinh is taken, and "instance" side
         by side, 2F features; None: not at all. "instance" and "both" need one target per sequence.
-        ``"auto"``: "standard", but "both" where ``module="auto"`` chooses "lstm-fcn+rocket".
+        ``"auto"``: "standard", but "both" where ``module="auto"`` chooses "lstm-fcn", with
+        "rocket" or without.
     class_weight
         Weights of classes, ``{class: weight}``, for several targets a list of them; or
         ``"balanced"``: rare classes count more, so that all have the same total weight. Of several

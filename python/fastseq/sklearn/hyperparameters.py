@@ -124,6 +124,9 @@ class Sizes:
         Which features are categories, and which are numbers of X; None: all are the latter.
     scores
         How many outputs are scores of each target's classes; None: they are no scores.
+    parts
+        How many inputs are features as they are, and how many scaled by themselves, if there are
+        both.
     """
 
     hidden_size: int = 32
@@ -137,6 +140,7 @@ class Sizes:
     image: tuple[int, int, int] | None = None
     columns: ColumnSizes | None = None
     scores: list[int] | None = None
+    parts: tuple[int, int] | None = None
 
     @property
     def layers(self) -> int:
@@ -293,7 +297,7 @@ def _rocket(sizes: Sizes, n_in: int, n_out: int, rng: torch.Generator) -> nn.Mod
         raise ValueError("num_layers must be None for module='rocket', which has one layer")
     assert sizes.steps is not None
     seed = int(torch.randint(2**31, (), generator=rng))
-    return Rocket(n_in, n_out, sizes.steps, dropout=sizes.dropout, seed=seed)
+    return Rocket(n_in, n_out, sizes.steps, dropout=sizes.dropout, seed=seed, parts=sizes.parts)
 
 
 def kernels_for(steps: int, largest: int) -> tuple[int, int, int]:
@@ -376,7 +380,9 @@ def make_module(
         own = n_in if sizes.columns is None else int(sizes.columns.numbers.sum())
         beside = sizes.instance == "both"
         before.append(InstanceScale(beside=beside, features=None if own == n_in else own))
-        n_in += own if beside else 0
+        if beside:
+            sizes = dataclasses.replace(sizes, parts=(n_in, own) if own else None)
+            n_in += own
     made = _made(module, n_in, n_out, sizes, seed)
     if sizes.columns is not None:
         try:

@@ -154,10 +154,7 @@ class SequencePredictor(SequenceEstimator):
             raise ValueError("y must have one target per image, (N,) or (N, K)")
         weights = read_weights(sample_weight, inputs, per_step=form.per_step)
         problem = self._problem(targets, weights, known)
-        module = automatic_module(
-            self.module, inputs.steps, per_step=form.per_step, cut=self.seqsize
-        )
-        scale_x = automatic_scaling(self.scale_x, self.module, module, nan=self.nan)
+        module, scale_x = self._chosen(inputs, form)
         if wants_whole(module) and not form.per_step:
             inputs = inputs.whole()
         steps = min(inputs.steps, _LONGEST) if form.per_step else inputs.steps
@@ -202,6 +199,12 @@ class SequencePredictor(SequenceEstimator):
         )  # fmt: skip
         fitted = {"_form_of_targets": form, "_columns": columns, "module_": module}
         return task, start, {**problem.fitted, **fitted}
+
+    def _chosen(self, inputs: Inputs, form: TargetForm) -> tuple[Any, str | None]:
+        """Return the module and the scaling of inputs, where "auto" has been replaced."""
+        cut = self.seqsize
+        module = automatic_module(self.module, inputs.steps, per_step=form.per_step, cut=cut)
+        return module, automatic_scaling(self.scale_x, self.module, module, nan=self.nan)
 
     def find_lr(
         self,
