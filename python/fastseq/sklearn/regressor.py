@@ -67,8 +67,9 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
         a target or `seqsize` cuts the sequences; a `torch.nn.Module`, which is copied; a class of
         modules, called with the arguments among ``n_in``, ``n_out``, ``hidden_size``,
         ``num_layers``, ``dropout`` and ``bidirectional`` that its constructor has (also as
-        ``input_size``, ``output_size``); or a builder, ``builder(n_in, n_out, rng)``, see `fastseq.nn.builders`. Modules are time-major,
-        ``(T, N, F)`` to ``(T, N, K)``; with one target per sequence also to ``(N, K)``.
+        ``input_size``, ``output_size``); or a builder, ``builder(n_in, n_out, rng)``, see
+        `fastseq.nn.builders`. Modules are time-major, ``(T, N, F)`` to ``(T, N, K)``; with one
+        target per sequence also to ``(N, K)``.
     hidden_size, num_layers, dropout
         Width and number of hidden layers, and their dropout rate. None: 1 layer, of "inception" 3
         blocks, of "tcn" 4, of "cnn" 2, of "transformer" 2 layers. Each block of "cnn" is twice as
