@@ -94,6 +94,15 @@ def test_integrated_gradients_add_up(module):
     torch.testing.assert_close(found.sum((1, 2)), expected, rtol=0.02, atol=0.01)
 
 
+def test_gradients_that_do_not_reach_samples_are_warned_of():
+    samples = torch.from_numpy(X[:2]).requires_grad_()
+    for module in ("rocket", "gru+rocket"):
+        net = classifier(module, epochs=1).fit(X, LABELS).as_module()
+        net(samples.detach())
+        with pytest.warns(UserWarning, match='features of "rocket" have no gradient'):
+            net(samples)
+
+
 def test_users_modules():
     class Last(nn.Module):
         def __init__(self, n_in, n_out):

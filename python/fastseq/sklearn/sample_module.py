@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 from torch import Tensor, nn
 
 from ..estimator import Estimator
 from ..inference.scaled_model import ScaledModel
+from ..nn import RandomKernels
 from ..training.argument_checks import input_dtype
 
 __all__ = ["SampleModule"]
@@ -51,10 +53,17 @@ class SampleModule(nn.Module):
         self.scaled = ScaledModel(model, *scalings)
         self._per_step, self._whole = per_step, whole
         self._channels_first, self._rows, self._image = channels_first, rows, image
+        self._flat = any(isinstance(layer, RandomKernels) for layer in model.modules())
         self.requires_grad_(requires_grad=False).eval()
 
     def forward(self, x: Tensor) -> Tensor:
         """Run on samples of one length, without missing values."""
+        if self._flat and isinstance(x, Tensor) and x.requires_grad:
+            warnings.warn(
+                'features of "rocket" have no gradient, so gradients with respect to x are those '
+                'of the other networks alone, or 0: train module="lstm-fcn" to explain it',
+                stacklevel=2,
+            )
         x = self._sequences(x)
         x = x.flatten(1).unsqueeze(0) if self._whole else x.swapaxes(0, 1)
         y, _ = self.scaled(x if self._dtype is None else x.to(self._dtype))

@@ -257,7 +257,8 @@ class SequencePredictor(SequenceEstimator):
         """Return a copy of the fitted module that takes samples as X has them: for other tools.
 
         It scales inputs, and undoes the scaling of a regressor's targets. It is in evaluation mode,
-        can be differentiated, and has the weights of now; further training does not change it.
+        can be differentiated (but for "rocket", of which it warns), and has the weights of now;
+        further training does not change it.
 
         Returns
         -------
