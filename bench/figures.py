@@ -18,6 +18,7 @@ RESULTS = HERE / "results"
 README = HERE.parent / "README.md"
 LARGE_DATA = HERE.parent / "docs" / "large-data.md"
 FORECASTING = HERE.parent / "docs" / "forecasting.md"
+CLASSIFICATION = HERE.parent / "docs" / "classification.md"
 OURS = "allreduce_, allocated memory"
 SIZES = {"64 KiB": "64", "1 MiB": "1024", "25 MiB": "25600", "128 MiB": "131072"}
 AGAINST = {
@@ -254,12 +255,37 @@ def intervals_table() -> str:
     return "\n".join(lines)
 
 
+def classes_table() -> str:
+    """Compare accuracies, and processor seconds, of classifiers on public sets."""
+    return _sets_table("accuracy", "accuracy", 3)
+
+
+def numbers_table() -> str:
+    """Compare errors, and processor seconds, of regressors on public sets."""
+    return _sets_table("rmse", "root mean squared error", 4)
+
+
+def _sets_table(score: str, title: str, digits: int) -> str:
+    sets = {case: r for case, r in contenders("classify").items() if score in r["fastseq"]}
+    names = list(dict.fromkeys(name for rows in sets.values() for name in rows))
+    lines = [f"| {title} | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
+    for case, rows in sets.items():
+        cells = []
+        for row in map(rows.get, names):
+            cpu = 0.0 if row is None else row["cpu"]
+            seconds = f"{cpu:.0f}" if cpu >= 10 else f"{cpu:.1g}"
+            cells.append("" if row is None else f"{row[score]:.{digits}f}, {seconds} s")
+        lines.append(f"| {case} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 PAGES: dict[Path, tuple[tuple[Make, ...], tuple[Make, ...]]] = {
     README: (
         (fit_table, recurrent_table, allreduce_table, step_table),
         (fit_sentence, hosts_sentence, wrappers_sentence, checkpoint_sentence),
     ),
     FORECASTING: ((forecast_table, intervals_table), ()),
+    CLASSIFICATION: ((classes_table, numbers_table), ()),
     LARGE_DATA: ((reading_table, layouts_table), (training_sentence, concat_sentence)),
 }
 

@@ -147,8 +147,8 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
         than 10,000 samples. `partial_fit` does not.
     validation_fraction
         Fraction of the samples to hold out for ``validation_loss`` in the history: drawn at
-        random, the same fraction of each class if there is one target per sequence; the last ones
-        if `shuffle` is false. None: none.
+        random, the same fraction of each class if there is one target per sequence, and room for
+        all classes; the last ones if `shuffle` is false. None: none.
     callbacks
         See `Estimator`; each cold start uses copies of those that are `callbacks.Callback`.
     amp, compile, device

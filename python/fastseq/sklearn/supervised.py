@@ -301,8 +301,8 @@ class SequencePredictor(SequenceEstimator):
         known = strata
         if strata is not None:
             sizes = np.unique(strata, return_counts=True)[1]
-            many = self.validation_fraction is None and len(sizes) > FRACTION * inputs.count
-            strata = None if many or sizes.min() < 2 else strata
+            smaller = min(fraction, 1 - fraction) * inputs.count
+            strata = None if len(sizes) > smaller or sizes.min() < 2 else strata
         found = train_test_split(
             np.arange(inputs.count),
             test_size=fraction,
