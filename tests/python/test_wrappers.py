@@ -289,3 +289,9 @@ def test_validation_is_apart():
     )
     model = regressor(validation_fraction=0.25, seqsize=4).fit(LIST, LAST)
     assert np.isfinite(model.history_[-1]["validation_loss"])
+
+
+def test_a_part_too_small_for_all_classes_is_held_out_at_random():
+    labels = np.arange(len(X)) % 12
+    model = classifier(validation_fraction=0.1).fit(X, labels)
+    assert np.isfinite(model.history_[-1]["validation_loss"])
