@@ -33,14 +33,9 @@ from ..training.run import Callback, check_callbacks
 from ..training.spec import Spec
 from .automatic_training import enough_epochs, learning_rate, warn_if_few
 from .early_stopping import keeping_best
-from .hyperparameters import (
-    ColumnSizes,
-    Sizes,
-    make_module,
-    members_of,
-    optimizer_factory,
-)
 from .inputs.missing_inputs import fill_known
+from .losses_and_optimizers import optimizer_factory
+from .named_modules import ColumnSizes, Sizes, make_module, members_of
 from .named_schedules import check_schedule, scheduled
 from .sequence_losses import AtLastStep, EachMember, PerSequence, last_step_only, over_steps
 from .shuffling import Shuffler

@@ -13,8 +13,9 @@ from sklearn.metrics import r2_score
 from torch import Tensor, nn, optim
 
 from .base import Task
-from .hyperparameters import loss_over_chunks, members_of
 from .inputs.input_checks import Array, Inputs, Items
+from .losses_and_optimizers import loss_over_chunks
+from .named_modules import members_of
 from .supervised import Problem, SequencePredictor
 from .targets.target_forms import Targets, read_targets
 

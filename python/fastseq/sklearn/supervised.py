@@ -21,7 +21,6 @@ from .automatic_training import automatic_module, automatic_scaling
 from .base import SequenceEstimator, Start, Task
 from .batched_outputs import predicted
 from .early_stopping import FRACTION, stops_early, warn_if_tiny
-from .hyperparameters import wants_whole
 from .inputs.fitted_columns import FittedColumns, counted
 from .inputs.input_checks import (
     Array,
@@ -33,6 +32,7 @@ from .inputs.input_checks import (
     take,
 )
 from .inputs.static_features import StaticFeatures, read_static
+from .named_modules import wants_whole
 from .sample_module import SampleModule
 from .targets.target_forms import TargetForm, Targets
 

@@ -22,7 +22,7 @@ from ...estimator import Estimator
 from ...training.run import Callback
 from ...training.spec import Spec
 from ..base import SequenceEstimator, Start, Task
-from ..hyperparameters import Sizes, make_module
+from ..named_modules import Sizes, make_module
 from ..shuffling import Shuffler
 from .automatic_settings import AutomaticSettings
 from .covariate_encoder import NO_COVARIATES, CovariateSizes

@@ -11,7 +11,7 @@ from torch import nn
 
 from ...errors import meant
 from ...training.spec import check_count
-from ..hyperparameters import NETWORKS, takes_images
+from ..named_modules import NETWORKS, takes_images
 from .calendar_features import FEATURES
 from .forecast_losses import LOSSES
 from .series import Array, Series, unknown_variables

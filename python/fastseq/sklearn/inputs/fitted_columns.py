@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..forecasting.windows import center_and_scale
-from ..hyperparameters import ColumnSizes
+from ..named_modules import ColumnSizes
 from .category_columns import CategoryColumns
 from .input_checks import Array, Inputs, Items
 from .static_features import StaticFeatures

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ...data.samples_first import SamplesFirst
 from ...data.user_arrays import refuse_containers, refuse_foreign, refuse_null
-from ..hyperparameters import takes_images, wants_whole
+from ..named_modules import takes_images, wants_whole
 from .category_columns import CategoryColumns, from_polars, is_frame, refuse_text
 from .datasets import is_dataset, open_dataset, refuse_closed
 from .input_forms import (

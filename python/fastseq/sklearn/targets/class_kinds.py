@@ -12,8 +12,8 @@ from sklearn.utils.class_weight import compute_class_weight, compute_sample_weig
 from sklearn.utils.multiclass import check_classification_targets
 from torch import Tensor, nn
 
-from ..hyperparameters import loss_over_chunks
 from ..inputs.input_checks import Array, Items
+from ..losses_and_optimizers import loss_over_chunks
 from .class_losses import WeightedLabels, class_loss
 from .target_forms import Targets, refuse_missing
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ...nn import FocalLoss
 from ...nn.losses import of_classes, unreduced
-from ..hyperparameters import loss_over_chunks
 from ..inputs.input_checks import Array
+from ..losses_and_optimizers import loss_over_chunks
 
 __all__ = ["EachTarget", "WeightedLabels", "class_loss"]
 

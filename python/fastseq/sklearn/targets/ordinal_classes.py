@@ -11,8 +11,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ...nn import OrdinalLogProbabilities
-from ..hyperparameters import loss_over_chunks
 from ..inputs.input_checks import Array, Items
+from ..losses_and_optimizers import loss_over_chunks
 from .class_kinds import Classes, classes_of, read_classes, shown
 from .target_forms import Targets
 
