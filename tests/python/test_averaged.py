@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
 import fastseq as fs
@@ -21,27 +22,93 @@ def averaged():
     return Averaged([PooledRNN(2, 3, "gru", 4), LSTMFCN(2, 3, 4, (5, 3)), Rocket(2, 3, 12)])
 
 
-def test_outputs_are_side_by_side_in_training_and_averaged_after_it():
+def test_outputs_are_apart_in_training_and_averaged_after_it():
     model, x, n = averaged(), torch.from_numpy(X[:4]).swapaxes(0, 1), torch.tensor([12, 7, 9, 12])
     each = [net(x, lengths=n) for net in model.eval()]
     torch.testing.assert_close(model(x, lengths=n), sum(each) / 3)
     model.train()
     for net in model:
         net.eval()  # batch normalisation does not matter here
-    assert torch.equal(model(x, lengths=n), torch.cat(each, 1))
+    found = model(x, lengths=n)
+    assert isinstance(found, tuple)
+    assert all(torch.equal(a, b) for a, b in zip(found, each, strict=True))
 
 
 def test_the_loss_is_that_of_each_network():
     model, x = averaged(), torch.from_numpy(X).swapaxes(0, 1)
     labels = torch.from_numpy(Y)
-    loss = EachMember(lambda m, xs, ys: functional.cross_entropy(m(xs), ys), 3, 3)
+    loss = EachMember(lambda m, xs, ys: functional.cross_entropy(m(xs), ys))
     model.train()
-    outputs = model(x).split(3, 1)
-    expected = sum(functional.cross_entropy(own, labels) for own in outputs) / 3
-    torch.testing.assert_close(loss(model, x, labels), expected)
+    expected = sum(functional.cross_entropy(own, labels) for own in model(x)) / 3
+    torch.testing.assert_close(loss(fs.Stateful(model), x, labels), expected)
     model.eval()
     expected = functional.cross_entropy(model(x), labels)
-    torch.testing.assert_close(loss(model, x, labels), expected)
+    torch.testing.assert_close(loss(fs.Stateful(model), x, labels), expected)
+
+
+class Dropped(nn.Module):
+    """Counts its calls, and returns what it gets with another scale each time."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, x, lengths=None):
+        self.calls += 1
+        self.seen = lengths
+        return self.weight * self.calls * x.mean(0)
+
+
+@pytest.mark.parametrize("lengths", [None, torch.tensor([12, 5])])
+def test_losses_may_run_the_network_as_they_like(lengths):
+    nets = [Dropped(), Dropped()]
+    m = fs.Stateful(Averaged(nets).train())
+    x = torch.ones(12, 2, 1)
+    found = []
+
+    def loss(m, xs, ys):
+        before = m.lengths
+        first, other = m(xs), m(xs + ys)
+        m.lengths = before
+        again = m(xs)
+        found.append((first[0].item(), other[0].item(), again[0].item()))
+        return first.sum() + 0.5 * sum(p.square().sum() for p in fs.weights(m))
+
+    m.lengths = lengths
+    value = EachMember(loss)(m, x, torch.ones(1))
+    # The first and the third run are those of both; the second is of inputs made anew.
+    assert found == [(1, 4, 3), (1, 8, 3)]
+    assert value.item() == 2 + 0.5 * 2
+    if lengths is not None:
+        assert nets[1].seen.tolist() == [12, 5]
+
+
+def test_it_averages_as_a_module_and_in_builders_too():
+    def build(n_in, n_out, rng):
+        return Averaged([LSTMFCN(n_in, n_out), Rocket(n_in, n_out, 12)], [n_out])
+
+    y = (X[..., 0].mean(1) > 0).astype(int)
+    kw = {"lr": 0.01, "epochs": 40, "random_state": 0}
+    for module in (build, build(2, 2, None)):
+        model = fs.SequenceClassifier(module, **kw).fit(X, y)
+        net = model.estimator_.model
+        scores = [m.eval() for m in next(m for m in net.modules() if isinstance(m, Averaged))]
+        x = torch.from_numpy((X - X.mean((0, 1))) / X.std((0, 1)))
+        for own in scores:
+            assert (own(x.swapaxes(0, 1)).argmax(1).numpy() == y).mean() > 0.95
+
+
+def test_parts_of_averaged_networks():
+    both = averaged()
+    both.classes = [3]
+    assert both[:2].classes == [3]
+    assert len(both[1:]) == 2
+    assert both[-1] is list(both)[2]
+    with pytest.raises(ValueError, match="must carry no state, got a LSTM"):
+        Averaged([fs.nn.LSTM(2, 3)])
+    with pytest.raises(ValueError, match="no networks"):
+        Averaged()(torch.zeros(5, 2, 2))
 
 
 @pytest.mark.parametrize("x", [X, LIST], ids=["array", "list"])
@@ -83,11 +150,10 @@ def test_scores_are_those_of_mean_probabilities():
 
 
 def test_several_sets_of_ordinal_outputs_are_each_turned_into_probabilities():
-    layer, outputs = OrdinalLogProbabilities(4), torch.randn(5, 6)
-    expected = torch.cat([layer(outputs[:, :3]), layer(outputs[:, 3:])], 1)
-    torch.testing.assert_close(layer(outputs), expected)
+    layer, outputs = OrdinalLogProbabilities(4), torch.randn(5, 6).split(3, 1)
+    assert all(map(torch.equal, layer(outputs), map(layer, outputs)))
     with pytest.raises(ValueError, match="4 classes in an order need 3 outputs"):
-        layer(torch.randn(5, 7))
+        layer(torch.randn(5, 6))
 
 
 def test_the_history_s_loss_is_the_mean_of_the_networks():
@@ -106,13 +172,13 @@ def decays(model):
 def test_rockets_have_a_weight_decay_of_their_own():
     kw = {"hidden_size": 8, "epochs": 1, "random_state": 0, "scale_x": "standard"}
     model = fs.SequenceClassifier("lstm-fcn+rocket", **kw).fit(X, Y)
-    others = len(list(model.estimator_.model.parameters())) - 2
-    assert decays(model.estimator_.optimizer) == [(0.0, others), (1.0, 2)]
+    others = len(list(model.estimator_.model.parameters())) - 1
+    assert decays(model.estimator_.optimizer) == [(0.0, others), (1.0, 1)]  # biases do not decay
     assert decays(fs.SequenceClassifier("rocket", **kw).fit(X, Y).estimator_.optimizer) == [
-        (1.0, 2)
-    ]
+        (0.0, 1), (1.0, 1)
+    ]  # fmt: skip
     model.set_params(weight_decay=0.1, warm_start=True, epochs=2).fit(X, Y)
-    assert decays(model.estimator_.optimizer) == [(0.1, others + 2)]
+    assert decays(model.estimator_.optimizer) == [(0.1, others + 1)]
     model = fs.SequenceClassifier("rocket", optimizer="sgd", **kw).fit(X, Y)
     assert decays(model.estimator_.optimizer) == [(0, 2)]
 

@@ -78,7 +78,7 @@ def test_short_sequences(x, y):
 def test_weights_decay_unless_told():
     def decay(module, **more):
         model = regressor(module, epochs=1, **more).fit(X, LAST)
-        return model.estimator_.optimizer.param_groups[0]["weight_decay"]
+        return model.estimator_.optimizer.param_groups[-1]["weight_decay"]
 
     assert decay("rocket") == 1
     assert decay("rocket", weight_decay=0.0) == 0
@@ -87,9 +87,9 @@ def test_weights_decay_unless_told():
     model = regressor("rocket", warm_start=True).fit(X, LAST)
     model.set_params(weight_decay=0.3, epochs=5).fit(X, LAST)
     assert model.continued_
-    assert model.estimator_.optimizer.param_groups[0]["weight_decay"] == 0.3
+    assert model.estimator_.optimizer.param_groups[-1]["weight_decay"] == 0.3
     model.set_params(weight_decay=None, epochs=6).fit(X, LAST)
-    assert model.estimator_.optimizer.param_groups[0]["weight_decay"] == 1
+    assert model.estimator_.optimizer.param_groups[-1]["weight_decay"] == 1
 
 
 @pytest.mark.parametrize(

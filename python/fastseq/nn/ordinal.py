@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from .._util.tree import Tree, tree_map
+
 __all__ = ["OrdinalLogProbabilities"]
 
 
@@ -25,8 +27,7 @@ class OrdinalLogProbabilities(nn.Module):
     Raises
     ------
     ValueError
-        There are fewer than two classes; when called: there are not K - 1 outputs, or a multiple,
-        as of `Averaged` networks in training.
+        There are fewer than two classes; when called: there are not K - 1 outputs.
 
     References
     ----------
@@ -45,20 +46,21 @@ class OrdinalLogProbabilities(nn.Module):
             raise ValueError(f"classes must be at least 2, got {classes!r}")
         self.classes = classes
 
-    def forward(self, outputs: Tensor) -> Tensor:
-        """Compute ``(…, K)`` from ``(…, K - 1)``, or several of these side by side."""
-        several = outputs.shape[-1] // (self.classes - 1)
-        if not several or outputs.shape[-1] != several * (self.classes - 1):
+    def forward(self, outputs: Tree) -> Tree:
+        """Compute ``(…, K)`` from ``(…, K - 1)``; of each output, if there are several."""
+        return tree_map(self._probabilities, outputs)
+
+    def _probabilities(self, outputs: Tensor) -> Tensor:
+        if outputs.shape[-1] != self.classes - 1:
             raise ValueError(
                 f"{self.classes} classes in an order need {self.classes - 1} outputs of the "
                 f"module, got {outputs.shape[-1]}"
             )
         if outputs.dtype in (torch.float16, torch.bfloat16):
             outputs = outputs.float()
-        outputs = outputs.reshape(*outputs.shape[:-1], several, self.classes - 1)
         above = F.logsigmoid(outputs).cumsum(-1)  # log P(class > k)
         reached = F.pad(above[..., :-1], (1, 0))
-        return torch.cat([reached + F.logsigmoid(-outputs), above[..., -1:]], -1).flatten(-2)
+        return torch.cat([reached + F.logsigmoid(-outputs), above[..., -1:]], -1)
 
     def extra_repr(self) -> str:
         """Return how `repr` shows the arguments."""

@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .ops import KERNELS, measure_thresholds_, random_kernels
 
@@ -13,7 +14,7 @@ __all__ = ["RandomKernels", "Rocket"]
 
 _MOST = 9  # features that are summed
 _LEAST = 1e-5  # is added to variances
-_VARIANCE = 1000  # of all scaled features together
+_DEVIATION = 1000**0.5  # of all scaled features together
 
 
 class RandomKernels(nn.Module):
@@ -123,7 +124,8 @@ class RandomKernels(nn.Module):
         """Run; `lengths` are the sequences' numbers of steps, ``(N,)``."""
         if x.dim() != 3 or x.shape[2] != self.n_in:
             raise ValueError(f"x must be (T, N, {self.n_in}), got {tuple(x.shape)}")
-        wide = x.detach() if x.dtype.itemsize >= 4 else x.detach().float()
+        exact = x.is_floating_point() and x.dtype.itemsize >= 4
+        wide = x.detach() if exact else x.detach().float()
         if self.training:
             measure_thresholds_(
                 self.thresholds, self.ready, wide, lengths, self.members, self.dilations, self.seed
@@ -131,7 +133,7 @@ class RandomKernels(nn.Module):
         found = random_kernels(
             wide, lengths, self.members, self.dilations, self.thresholds.to(wide.dtype), self.steps
         )
-        return found.to(x.dtype)
+        return found.to(x.dtype if x.is_floating_point() else found.dtype)
 
     def extra_repr(self) -> str:
         """Return how `repr` shows the arguments."""
@@ -157,9 +159,8 @@ class _Scale(nn.Module):
         self.register_buffer("count", torch.zeros((), dtype=torch.long))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training:
-            with torch.no_grad():
-                self._add(x)
+        if self.training and len(x):
+            self._add(x.detach())
         return (x - self.mean) * (self.deviation * (self.variance + _LEAST).rsqrt())
 
     def _add(self, x: Tensor) -> None:
@@ -193,8 +194,8 @@ class Rocket(nn.Module):
     Attributes
     ----------
     weight_decay
-        Of AdamW, with which the weights are trained unless another is asked for: there are far more
-        of them than most sets have sequences.
+        Of AdamW, with which the weights, but not the biases, are trained unless another is asked
+        for: there are far more of them than most sets have sequences.
 
     Examples
     --------
@@ -219,7 +220,7 @@ class Rocket(nn.Module):
         self.dropout, self.seed, self.parts = dropout, seed, parts
         self.kernels = RandomKernels(n_in, steps, groups, seed, parts)
         features = self.kernels.thresholds.numel()
-        self.scale = _Scale(features, math.sqrt(_VARIANCE / features))
+        self.scale = _Scale(features, _DEVIATION / math.sqrt(features))
         self.drop = nn.Dropout(dropout)
         self.linear = nn.Linear(features, n_out)
         # A feature that is constant in training keeps the weight 0, whatever it is later.
@@ -228,5 +229,6 @@ class Rocket(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Run; see the module."""
-        found: Tensor = self.linear(self.drop(self.scale(self.kernels(x, lengths))))
-        return found
+        features = self.drop(self.scale(self.kernels(x, lengths)))
+        # The bias moves outputs as far as all features together, to levels and rare classes.
+        return functional.linear(features, self.linear.weight, _DEVIATION * self.linear.bias)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+from .named_modules import members_of
+
 __all__ = [
-    "TooFewUpdatesWarning", "automatic_module", "automatic_scaling", "enough_epochs",
+    "WHOLE", "TooFewUpdatesWarning", "automatic_module", "automatic_scaling", "enough_epochs",
     "learning_rate", "warn_if_few",
 ]  # fmt: skip
 
-_WHOLE, _SHORT = "lstm-fcn+rocket", "lstm-fcn"  # look at whole sequences
+_WHOLE, _SHORT = "lstm-fcn+rocket", "lstm-fcn"
+WHOLE = (_WHOLE, _SHORT)  # look at whole sequences
 _TAPS = 9  # of Rocket's kernels
 _LEAST, _MOST = 600, 3000  # updates
 _PASSES = 20
@@ -20,7 +23,9 @@ _RATE = 1e-2
 _OWN_RATE = 1e-3  # of modules that are not ours
 
 
-def automatic_module(module: Any, steps: int, *, per_step: bool, cut: int | None) -> Any:
+def automatic_module(
+    module: Any, steps: int, *, per_step: bool, cut: int | None, before: object = None
+) -> Any:
     """Return the module, or what "auto" stands for.
 
     "lstm" where each step has a target, or sequences are cut into chunks of fewer steps, so that a
@@ -38,6 +43,8 @@ def automatic_module(module: Any, steps: int, *, per_step: bool, cut: int | None
         Whether each step has a target.
     cut
         Time steps of a chunk, if given.
+    before
+        What it stood for in training that may go on; networks of whole sequences stay the same.
 
     Examples
     --------
@@ -50,6 +57,8 @@ def automatic_module(module: Any, steps: int, *, per_step: bool, cut: int | None
         return "lstm"
     if steps == 1:
         return "mlp"
+    if before in WHOLE:
+        return before
     return _SHORT if steps < _TAPS else _WHOLE
 
 
@@ -63,7 +72,7 @@ def automatic_scaling(
     """
     if scale_x != "auto":
         return scale_x
-    whole = module == "auto" and chosen in (_SHORT, _WHOLE)
+    whole = module == "auto" and chosen in WHOLE
     return "both" if whole and nan == "raise" else "standard"
 
 
@@ -95,7 +104,7 @@ def learning_rate(module: object, *, scheduled: bool) -> float:
     """
     if not isinstance(module, str) or not scheduled:
         return _OWN_RATE
-    return _RATES.get(module, _RATE)
+    return min(_RATES.get(name, _RATE) for name in members_of(module))
 
 
 def warn_if_few(updates: int, epochs: int) -> None:

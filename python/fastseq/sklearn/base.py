@@ -26,7 +26,7 @@ from ..distributed import communicator
 from ..distributed.replicas import Replicas
 from ..errors import meant
 from ..estimator import Estimator
-from ..nn import Chain
+from ..nn import Averaged, Chain
 from ..nn.stateful import batch_norms, carries, steps_apart
 from ..training.history import History
 from ..training.run import Callback, check_callbacks
@@ -35,7 +35,7 @@ from .automatic_training import enough_epochs, learning_rate, warn_if_few
 from .early_stopping import keeping_best
 from .inputs.missing_inputs import fill_known
 from .losses_and_optimizers import optimizer_factory
-from .named_modules import ColumnSizes, Sizes, make_module, members_of
+from .named_modules import ColumnSizes, Sizes, make_module
 from .named_schedules import check_schedule, scheduled
 from .sequence_losses import AtLastStep, EachMember, PerSequence, last_step_only, over_steps
 from .shuffling import Shuffler
@@ -307,7 +307,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
         model = self._make_model(task, seed).to(task.dtype)
         est = Estimator(
             model,
-            self._loss_of(task),
+            self._loss_of(task, model),
             self._make_optimizer(model, task.module),
             Spec(
                 epochs=1 if self.epochs is None else self.epochs,
@@ -343,13 +343,13 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
             return task.steps
         return task.longest  # the model may look at any other step, so series are not cut
 
-    def _loss_of(self, task: Task) -> Callable[..., Tensor]:
-        loss, members = task.loss, len(members_of(task.module))
-        if members > 1:
-            loss = EachMember(loss, members, task.n_out + (task.head is not None))
+    def _loss_of(self, task: Task, model: nn.Module) -> Callable[..., Tensor]:
+        loss = task.loss
         if self._at_last_step(task):
-            return AtLastStep(loss)
-        return PerSequence(loss) if task.per_sequence else loss
+            loss = AtLastStep(loss)
+        elif task.per_sequence:
+            loss = PerSequence(loss)
+        return EachMember(loss) if any(isinstance(m, Averaged) for m in model.modules()) else loss
 
     def _make_model(self, task: Task, seed: int) -> nn.Module:
         sizes = Sizes(

@@ -85,9 +85,9 @@ def optimizer_factory(
 
 
 def _decaying(model: nn.Module) -> list[dict[str, Any]]:
-    """Return parameter groups of the layers that have a weight decay of their own."""
+    """Return parameter groups of the weights that have a weight decay of their own."""
     return [
-        {"params": list(layer.parameters()), "weight_decay": layer.weight_decay}
+        {"params": [layer.linear.weight], "weight_decay": layer.weight_decay}
         for layer in model.modules()
         if isinstance(layer, Rocket)
     ]

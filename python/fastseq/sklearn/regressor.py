@@ -12,10 +12,10 @@ from sklearn.base import RegressorMixin
 from sklearn.metrics import r2_score
 from torch import Tensor, nn, optim
 
+from .automatic_training import WHOLE
 from .base import Task
 from .inputs.input_checks import Array, Inputs, Items
 from .losses_and_optimizers import loss_over_chunks
-from .named_modules import members_of
 from .supervised import Problem, SequencePredictor
 from .targets.target_forms import Targets, read_targets
 
@@ -335,7 +335,7 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
 
     def _pool_of(self, task: Task) -> str | None:
         # Numbers depend on levels and extremes more than classes do.
-        plain = self.pool is None and task.per_sequence and "lstm-fcn" in members_of(task.module)
+        plain = self.pool is None and task.per_sequence and task.module in WHOLE
         return "last+mean+max" if plain else self.pool
 
     def _read_y(self, y: object, inputs: Inputs) -> Targets:

@@ -45,27 +45,63 @@ class PerSequence:
 class EachMember:
     """The mean loss of networks that are trained side by side, see `fastseq.nn.Averaged`.
 
+    In evaluation the model returns one output, and so it is the loss of that.
+
     Parameters
     ----------
     loss
-        ``loss(m, xs, ys)``, with weights ``loss(m, xs, ys, ws)``.
-    members, outputs
-        Numbers of networks, and of outputs of each. In evaluation the model returns the mean of
-        their outputs, and so one loss.
+        ``loss(m, xs, ys)``, with weights ``loss(m, xs, ys, ws)``; `m` is each network in turn.
     """
 
-    def __init__(self, loss: Callable[..., Tensor], members: int, outputs: int) -> None:
-        self.loss, self.members, self.outputs = loss, members, outputs
+    def __init__(self, loss: Callable[..., Tensor]) -> None:
+        self.loss = loss
+        self.per_sequence = getattr(loss, "per_sequence", False)
+        self.at_last_step = getattr(loss, "at_last_step", False)
 
-    def __call__(self, m: Model, xs: Tree, ys: Tensor, *ws: Tensor) -> Tensor:
-        """Compute the loss of a chunk."""
-        found: Any = m(xs)
-        if found.shape[-1] != self.members * self.outputs:
-            return self.loss(lambda _: found, xs, ys, *ws)
-        losses = [
-            self.loss(lambda _, own=own: own, xs, ys, *ws) for own in found.split(self.outputs, -1)
-        ]
+    def __call__(self, m: Any, xs: Tree, ys: Tensor, *ws: Tensor) -> Tensor:
+        """Compute the loss of a chunk; `m` is a `Stateful`."""
+        if not m.training:
+            return self.loss(m, xs, ys, *ws)
+        lengths, runs = m.lengths, _Runs(m)
+        losses = [self.loss(_Member(runs, 0), xs, ys, *ws)]
+        for number in range(1, runs.members):
+            m.lengths = lengths  # a call counts them down
+            losses.append(self.loss(_Member(runs, number), xs, ys, *ws))
         return torch.stack(losses).mean()
+
+
+class _Runs:
+    """Outputs of all members, for each time that a loss ran one of them: they run together."""
+
+    def __init__(self, m: Any) -> None:
+        self.m = m
+        self.found: list[tuple[Tree, tuple[Tensor, ...]]] = []
+        self.members = 1
+
+    def outputs(self, xs: Tree, used: set[int]) -> tuple[Tensor, ...]:
+        """Return outputs for `xs`, of a run that is not among those `used`."""
+        for number, (inputs, outputs) in enumerate(self.found):
+            if inputs is xs and number not in used:
+                used.add(number)
+                return outputs
+        used.add(len(self.found))
+        self.found.append((xs, self.m(xs)))
+        self.members = len(self.found[-1][1])
+        return self.found[-1][1]
+
+
+class _Member:
+    """One of several networks as the model that a loss gets."""
+
+    def __init__(self, runs: _Runs, number: int) -> None:
+        self._runs, self._number = runs, number
+        self._used: set[int] = set()
+
+    def __call__(self, xs: Tree) -> Tensor:
+        return self._runs.outputs(xs, self._used)[self._number]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runs.m, name)
 
 
 class AtLastStep(PerSequence):

@@ -154,7 +154,7 @@ class SequencePredictor(SequenceEstimator):
             raise ValueError("y must have one target per image, (N,) or (N, K)")
         weights = read_weights(sample_weight, inputs, per_step=form.per_step)
         problem = self._problem(targets, weights, known)
-        module, scale_x = self._chosen(inputs, form)
+        module, scale_x = self._chosen(inputs, form, partial=partial)
         if wants_whole(module) and not form.per_step:
             inputs = inputs.whole()
         steps = min(inputs.steps, _LONGEST) if form.per_step else inputs.steps
@@ -200,10 +200,12 @@ class SequencePredictor(SequenceEstimator):
         fitted = {"_form_of_targets": form, "_columns": columns, "module_": module}
         return task, start, {**problem.fitted, **fitted}
 
-    def _chosen(self, inputs: Inputs, form: TargetForm) -> tuple[Any, str | None]:
+    def _chosen(self, inputs: Inputs, form: TargetForm, *, partial: bool) -> tuple[Any, str | None]:
         """Return the module and the scaling of inputs, where "auto" has been replaced."""
-        cut = self.seqsize
-        module = automatic_module(self.module, inputs.steps, per_step=form.per_step, cut=cut)
+        before = getattr(self, "module_", None) if partial or self.warm_start else None
+        module = automatic_module(
+            self.module, inputs.steps, per_step=form.per_step, cut=self.seqsize, before=before
+        )
         return module, automatic_scaling(self.scale_x, self.module, module, nan=self.nan)
 
     def find_lr(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,7 +30,9 @@ def measures(model: nn.Module) -> bool:
     return any(isinstance(m, RandomKernels) and not bool(m.ready) for m in model.modules())
 
 
-def measure_first_batch(learner: Learner, batch: Batch | None, weight: float) -> None:
+def measure_first_batch(
+    learner: Learner, batch: Batch | None, weight: float, run: Callable[[Stateful, Batch], object]
+) -> None:
     """Let layers measure a batch, of which each rank has a part; nothing is trained. Collective.
 
     Without it each rank would keep what it sees itself, and compiled models could not measure.
@@ -42,16 +45,17 @@ def measure_first_batch(learner: Learner, batch: Batch | None, weight: float) ->
         The rank's part; None: it has none.
     weight
         How much this part counts.
+    run
+        Runs the model on a batch as training does, by its loss.
     """
     model = learner.model
     if batch is not None and weight:
         m = Stateful(in_context(model, learner.spec.context))
-        xs, _, _, m.lengths = to_device(batch, learner.device)
         with in_mode(model, training=False), torch.no_grad():
             for layer in model.modules():
                 if isinstance(layer, RandomKernels):
                     layer.training = True
-            m(xs)
+            run(m, to_device(batch, learner.device))
     if not learner.replicas.alone:
         learner.replicas.trained(0.0 if measures(model) else weight)
         learner.replicas.make_common(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import operator
 from collections.abc import Callable, Iterable
@@ -245,7 +246,8 @@ class Trainer:
             if chunk.index == 0:
                 self.stateful.reset_state()
             if unmeasured:
-                measure_first_batch(self._learner, batch, chunk_weight(chunk, batch))
+                run = functools.partial(chunk_loss, self._learner.loss)
+                measure_first_batch(self._learner, batch, chunk_weight(chunk, batch), run)
                 unmeasured = measures(self._model)
             attention = self._train_on(chunk, batch)
             if position.ends is not None and chunk.t1 == data.steps:

@@ -188,12 +188,14 @@ def _measure(
         if not len(t):
             return
         levels = _levels(len(dilations)).to(x)
-        found = []
-        summed = _sums(x.masked_fill(~within.unsqueeze(-1), 0), members)
-        for sums, dilation, level in zip(summed, dilations, levels, strict=True):
-            reach = _TAPS // 2 * dilation
-            padded = functional.pad(sums, (0, 0, reach, reach))
-            taps = torch.stack([padded[t + j * dilation, n] for j in range(_TAPS)])
+        found, ends = [], within.sum(0)[n]
+        offsets = torch.arange(_TAPS, device=x.device).unsqueeze(1) - _TAPS // 2
+        for own, dilation, level in zip(members, dilations, levels, strict=True):
+            at = t + offsets * dilation
+            chosen = own[own < x.shape[2]]
+            each = x[at.clamp(0, steps - 1).unsqueeze(-1), n.unsqueeze(-1), chosen]  # (9, S, M)
+            past = (at < 0) | (at >= ends)
+            taps = each.masked_fill(past.unsqueeze(-1), 0).sum(-1)
             quantiles = torch.quantile(_convolved(taps), level, dim=1).diagonal()
             found.append(quantiles + _APART * taps.abs().mean())
         measured = torch.stack(found)

@@ -11,7 +11,7 @@ from torch import nn
 
 from ...errors import meant
 from ...training.spec import check_count
-from ..named_modules import NETWORKS, takes_images
+from ..named_modules import NETWORKS, members_of, takes_images
 from .calendar_features import FEATURES
 from .forecast_losses import LOSSES
 from .series import Array, Series, unknown_variables
@@ -41,7 +41,8 @@ def check_parameters(given: dict[str, Any]) -> None:
     for name, allowed in _CHOICES.items():
         if given[name] not in allowed:
             raise ValueError(f"{name} must be one of {allowed}, got {given[name]!r}")
-    if given["module"] in NETWORKS or takes_images(given["module"]):
+    names = members_of(given["module"])
+    if len(names) > 1 or {*names} & {*NETWORKS} or takes_images(given["module"]):
         seen = "images" if takes_images(given["module"]) else "whole sequences"
         raise ValueError(
             f"module={given['module']!r} looks at {seen}, and forecasts nothing: use "
