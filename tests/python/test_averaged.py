@@ -183,6 +183,16 @@ def test_rockets_have_a_weight_decay_of_their_own():
     assert decays(model.estimator_.optimizer) == [(0, 2)]
 
 
+def test_members_are_made_as_if_alone():
+    model = fs.SequenceRegressor("gru+inception+lstm-fcn", epochs=1).fit(X, Y * 1.0)
+    pools = [m.how for m in model.estimator_.model.modules() if isinstance(m, fs.nn.Pool)]
+    assert pools == ["last", "mean", "mean"]
+    model = fs.SequenceClassifier("transformer+rocket", epochs=1, hidden_size=8).fit(X, Y)
+    assert model.history_[0]["lr"] <= 0.002
+    with pytest.raises(ValueError, match="looks at whole sequences"):
+        fs.SequenceForecaster(5, module="gru+tcn").fit(X[:, :, 0].ravel())
+
+
 @pytest.mark.parametrize(
     ("module", "more", "message"),
     [

@@ -66,6 +66,29 @@ def test_the_length_of_short_sequences_counts():
     assert model.score(each[40:], UP[40:]) > 0.8
 
 
+def test_levels_and_rare_classes_are_learnt():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((100, 30, 1)).astype(np.float32)
+    model = fs.SequenceRegressor("rocket", scale_y=None, random_state=0).fit(x, 50 + x.max((1, 2)))
+    assert model.predict(x).mean() == pytest.approx(50 + x.max((1, 2)).mean(), abs=0.5)
+    rare = np.arange(100) % 25 == 0
+    proba = (
+        fs.SequenceClassifier("rocket", random_state=0)
+        .fit(x, rare)
+        .predict_proba(rng.standard_normal((300, 30, 1)).astype(np.float32))
+    )
+    assert proba[:, 1].mean() < 0.08
+
+
+def test_batches_without_sequences_and_with_integers():
+    model = Rocket(2, 3, 10)
+    model(torch.zeros(10, 0, 2))
+    assert model(torch.randn(10, 4, 2)).isfinite().all()
+    x = torch.randint(0, 3, (20, 3, 2))
+    layer, other = fs.nn.RandomKernels(2, 20), fs.nn.RandomKernels(2, 20)
+    assert torch.equal(layer(x), other(x.float()))
+
+
 @pytest.mark.parametrize(
     ("x", "y"),
     [(X, LABELS), ([x[: 1 + i % 3] for i, x in enumerate(X)], LABELS), (X[:, :1], LABELS)],
@@ -146,6 +169,22 @@ def test_fit_measures_its_first_batch(compiled):
     alone(torch.from_numpy(x[:, :16]))
     assert torch.equal(model.net.kernels.thresholds, alone.net.kernels.thresholds)
     assert model.net.kernels.ready
+
+
+def test_the_first_batch_is_measured_by_the_loss():
+    def loss(m, xs, ys):
+        return (m(xs["a"] * 3) - ys).square().mean()
+
+    model = OfSequences()
+    alone = copy.deepcopy(model)
+    x, y = data()
+    est = fs.Estimator(
+        model, loss, torch.optim.SGD, {"epochs": 1, "batchsize": 16, "seqsize": 70, "shuffle": False},
+        device="cpu", comm=None, progress=False,
+    )  # fmt: skip
+    est.fit({"a": x, "b": x}, y)
+    alone(torch.from_numpy(3 * x[:, :16]))
+    assert torch.equal(model.net.kernels.thresholds, alone.net.kernels.thresholds)
 
 
 def test_exported_programs_run_on_any_number_of_steps(tmp_path):

@@ -258,7 +258,7 @@ def test_rows_of_a_table_with_words_as_columns():
     kw = {"epochs": 2, "random_state": 0}
     assert [
         SequenceClassifier(**kw).fit(x, LATE).module_ for x in (FIRST, plain, weeks, words)
-    ] == ["lstm-fcn", "lstm-fcn", "lstm-fcn", "mlp"]
+    ] == ["lstm-fcn+rocket"] * 3 + ["mlp"]
     with pytest.warns(UserWarning, match="series of 30 steps, though a column is called 'a'"):
         model = SequenceClassifier("gru", **kw).fit(words, LATE)
     assert model.estimator_.model[0].input_size == 1
@@ -269,10 +269,12 @@ def test_rows_of_a_table_with_words_as_columns():
 @pytest.mark.parametrize(
     ("x", "y", "kw", "module", "features"),
     [
-        (BUMPS, LATE, {}, "lstm-fcn", 4),
-        (LIST, LATE, {}, "lstm-fcn", 4),
-        (BUMPS, LATE, {"nan": "mask"}, "lstm-fcn", 2),
-        (BUMPS, LATE, {"scale_x": "standard"}, "lstm-fcn", 2),
+        (BUMPS, LATE, {}, "lstm-fcn+rocket", 4),
+        (LIST, LATE, {}, "lstm-fcn+rocket", 4),
+        (BUMPS, LATE, {"nan": "mask"}, "lstm-fcn+rocket", 2),
+        (BUMPS, LATE, {"scale_x": "standard"}, "lstm-fcn+rocket", 2),
+        (BUMPS[:, :9], LATE, {}, "lstm-fcn+rocket", 4),
+        (BUMPS[:, :8], LATE, {}, "lstm-fcn", 4),
         (BUMPS, LATE, {"seqsize": 10}, "lstm", 2),
         (BUMPS, np.repeat(LATE[:, None], 30, 1), {}, "lstm", 2),
         (BUMPS[:, :1], LATE, {}, "mlp", 2),
@@ -286,13 +288,23 @@ def test_auto_chooses_by_what_there_is_to_learn(x, y, kw, module, features):
     assert model.predict(x[:3]).shape[0] == 3
 
 
+def test_what_auto_chose_stays_while_training_goes_on():
+    short, long = BUMPS[:, :7], BUMPS[:, :12]
+    for first, then, module in ((long, short, "lstm-fcn+rocket"), (short, long, "lstm-fcn")):
+        model = SequenceClassifier(epochs=2, random_state=0)
+        model.partial_fit(list(first), LATE, classes=np.unique(LATE)).partial_fit(list(then), LATE)
+        assert model.module_ == module
+        model = SequenceClassifier(epochs=2, warm_start=True).fit(list(first), LATE)
+        assert model.set_params(epochs=3).fit(list(then), LATE).continued_
+        assert model.set_params(warm_start=False).fit(then, LATE).module_ != module
+
+
 def test_kernels_are_no_longer_than_the_sequences_allow():
     def kernels(module, steps):
         model = SequenceRegressor(module, epochs=1).fit(np.tile(FIRST, 6)[:, :steps], LATE)
-        net = model.estimator_.model
-        return (net if module == "inception" else net[1]).kernels
+        return model.estimator_.model.kernels
 
-    assert [kernels("auto", steps) for steps in (8, 30, 60, 180)] == [
+    assert [kernels("lstm-fcn", steps) for steps in (8, 30, 60, 180)] == [
         (3, 3, 3), (7, 3, 3), (15, 7, 3), (31, 15, 7),
     ]  # fmt: skip
     assert kernels("inception", 180) == (39, 19, 9)

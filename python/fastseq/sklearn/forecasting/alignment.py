@@ -114,7 +114,7 @@ def rows_of_ids(series: Series, ids: tuple[Any, ...] | None, name: str) -> Array
 
     Examples
     --------
-    >>> from .forecasting.series import read_series
+    >>> from .series import read_series
     >>> rows_of_ids(read_series({"b": np.zeros(3)}, "y"), ("a", "b"), "y")
     array([1])
     """
@@ -184,7 +184,7 @@ def aligned(series: Series, ids: tuple[Any, ...] | None, name: str) -> Series:
 
     Examples
     --------
-    >>> from .forecasting.series import read_series
+    >>> from .series import read_series
     >>> series = read_series({"b": np.zeros(3), "a": np.ones(3)}, "X")
     >>> aligned(series, ("a", "b"), "X").ids
     ('a', 'b')
@@ -212,7 +212,7 @@ def after_gaps(series: Series, before: Sequence[Times | None]) -> Series:
     Examples
     --------
     >>> import pandas as pd
-    >>> from .forecasting.series import read_series
+    >>> from .series import read_series
     >>> later = read_series(pd.Series([1.0, 2.0], [8, 9]), "y")
     >>> after_gaps(later, [Times(pd.Index([6]), 1)]).arrays[0].T
     array([[nan,  1.,  2.]])
@@ -258,7 +258,7 @@ def joined(first: Series, then: Series) -> Series:
 
     Examples
     --------
-    >>> from .forecasting.series import read_series
+    >>> from .series import read_series
     >>> joined(read_series(np.zeros(3), "X"), read_series(np.ones(1), "X")).lengths
     array([4])
     """
