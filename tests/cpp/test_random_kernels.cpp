@@ -206,14 +206,14 @@ TEST(values_that_are_not_finite_show) {
 }
 
 TEST(nothing_to_do) {
-  Data<float> data({.dtype = DType::kFloat32,
-                    .steps = 9,
-                    .sequences = 0,
-                    .features = 1,
-                    .groups = 1,
-                    .members = 1,
-                    .least_steps = 9},
-                   false);
+  const Data<float> data({.dtype = DType::kFloat32,
+                          .steps = 9,
+                          .sequences = 0,
+                          .features = 1,
+                          .groups = 1,
+                          .members = 1,
+                          .least_steps = 9},
+                         false);
   CHECK(data.run(serial_for).empty());
 }
 

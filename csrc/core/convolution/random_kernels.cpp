@@ -35,6 +35,7 @@ void add_row(const T* row, std::int64_t steps, T* sum) {
 template <class T>
 bool all_finite(const T* sum, std::int64_t steps) {
   std::int64_t others = 0;
+  // NOLINTNEXTLINE(misc-redundant-expression): not 0 unless finite
   for (std::int64_t t = 0; t < steps; ++t) others += sum[t] - sum[t] == T{0} ? 0 : 1;
   return others == 0;
 }
