@@ -6,7 +6,6 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from .ops import KERNELS, measure_thresholds_, random_kernels
 
@@ -230,5 +229,6 @@ class Rocket(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Run; see the module."""
         features = self.drop(self.scale(self.kernels(x, lengths)))
+        found: Tensor = self.linear(features)
         # The bias moves outputs as far as all features together, to levels and rare classes.
-        return functional.linear(features, self.linear.weight, _DEVIATION * self.linear.bias)
+        return found + (_DEVIATION - 1) * self.linear.bias
