@@ -273,7 +273,7 @@ def _sets_table(score: str, title: str, digits: int) -> str:
         cells = []
         for row in map(rows.get, names):
             cpu = 0.0 if row is None else row["cpu"]
-            seconds = f"{cpu:.0f}" if cpu >= 10 else f"{cpu:.1g}"
+            seconds = f"{cpu:.0f}" if cpu >= 9.5 else f"{cpu:.1g}"
             cells.append("" if row is None else f"{row[score]:.{digits}f}, {seconds} s")
         lines.append(f"| {case} | {' | '.join(cells)} |")
     return "\n".join(lines)
