@@ -68,20 +68,37 @@ def test_losses_may_run_the_network_as_they_like(lengths):
     found = []
 
     def loss(m, xs, ys):
-        before = m.lengths
-        first, other = m(xs), m(xs + ys)
-        m.lengths = before
-        again = m(xs)
+        first, other, again = m(xs), m(xs + ys), m(xs)
         found.append((first[0].item(), other[0].item(), again[0].item()))
         return first.sum() + 0.5 * sum(p.square().sum() for p in fs.weights(m))
 
     m.lengths = lengths
     value = EachMember(loss)(m, x, torch.ones(1))
-    # The first and the third run are those of both; the second is of inputs made anew.
+    # Both see the first and third run of all; each makes its own inputs for the second.
     assert found == [(1, 4, 3), (1, 8, 3)]
     assert value.item() == 2 + 0.5 * 2
     if lengths is not None:
         assert nets[1].seen.tolist() == [12, 5]
+
+
+class Difference(nn.Module):
+    """Combines the outputs of averaged networks by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.nets = Averaged([PooledRNN(2, 1, "gru", 4), PooledRNN(2, 1, "gru", 4)])
+
+    def forward(self, x):
+        first, second = [net(x) for net in self.nets]
+        return first - second
+
+
+def test_networks_that_are_part_of_a_model_are_left_to_it():
+    torch.manual_seed(0)
+    model = fs.Stateful(Difference())
+    x, y = torch.from_numpy(X).swapaxes(0, 1), torch.ones(40, 1)
+    loss = lambda m, xs, ys: functional.mse_loss(m(xs), ys)  # noqa: E731
+    torch.testing.assert_close(EachMember(loss)(model, x, y), loss(model, x, y))
 
 
 def test_it_averages_as_a_module_and_in_builders_too():

@@ -12,8 +12,8 @@ __all__ = [
     "learning_rate", "warn_if_few",
 ]  # fmt: skip
 
-_WHOLE, _SHORT = "lstm-fcn+rocket", "lstm-fcn"
-WHOLE = (_WHOLE, _SHORT)  # look at whole sequences
+_ALONE, _AVERAGED = "lstm-fcn", "lstm-fcn+rocket"
+WHOLE = (_ALONE, _AVERAGED)  # look at whole sequences
 _TAPS = 9  # of Rocket's kernels
 _LEAST, _MOST = 600, 3000  # updates
 _PASSES = 20
@@ -59,7 +59,7 @@ def automatic_module(
         return "mlp"
     if before in WHOLE:
         return before
-    return _SHORT if steps < _TAPS else _WHOLE
+    return _ALONE if steps < _TAPS else _AVERAGED
 
 
 def automatic_scaling(

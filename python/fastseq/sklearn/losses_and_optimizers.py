@@ -76,7 +76,7 @@ def optimizer_factory(
         if own:
             apart = {id(p) for group in own for p in group["params"]}
             rest = [p for p in given if id(p) not in apart]
-            return make([{"params": rest}, *own] if rest else own, **taken)
+            return make([{"params": rest}, *own], **taken)
         if decay_biases or not weight_decay:
             return make(given, **taken)
         return make(decay_groups(model, weight_decay), **taken)

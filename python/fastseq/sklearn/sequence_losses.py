@@ -84,10 +84,12 @@ class _Runs:
             if inputs is xs and number not in used:
                 used.add(number)
                 return outputs
+        found = self.m(xs)
+        outputs = found if isinstance(found, tuple) else (found,)  # a model that combines them
         used.add(len(self.found))
-        self.found.append((xs, self.m(xs)))
-        self.members = len(self.found[-1][1])
-        return self.found[-1][1]
+        self.found.append((xs, outputs))
+        self.members = len(outputs)
+        return outputs
 
 
 class _Member:
