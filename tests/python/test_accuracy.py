@@ -1,4 +1,4 @@
-"""Accuracy on test parts of public sets, in one call: the worst of three to five seeds, less a margin."""
+"""Accuracy on test parts of public sets, in one call: the worst of five seeds, less a margin."""
 
 import numpy as np
 import pytest
