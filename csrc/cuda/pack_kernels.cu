@@ -154,16 +154,14 @@ void launch(const std::vector<Copy>& copies, DType from_dtype, DType to_dtype, d
     dispatch(to_dtype, [&]<class To>(Type<To>) {
       for_tables(copies, kChunk, [&](const CopyTable& table, unsigned blocks) {
         double* scratch = out.facts == nullptr ? nullptr : out.scratch + 2 * chunks;
-        pack_kernel<typename DeviceType<From>::type, typename DeviceType<To>::type>
-            <<<blocks, kThreads, 0, stream>>>(table, scale, scratch);
-        check_launch("pack_kernel");
+        start("pack_kernel", pack_kernel<typename DeviceType<From>::type, typename DeviceType<To>::type>, blocks,
+              kThreads, 0, stream, table, scale, scratch);
         chunks += blocks;
       });
     });
   });
   if (out.facts == nullptr) return;
-  add_facts_kernel<<<1, kThreads, 0, stream>>>(out.scratch, chunks, out.facts);
-  check_launch("add_facts_kernel");
+  start("add_facts_kernel", add_facts_kernel, 1, kThreads, 0, stream, out.scratch, chunks, out.facts);
 }
 
 }  // namespace

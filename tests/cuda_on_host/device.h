@@ -1,0 +1,49 @@
+// A GPU on the host: what its parts tell each other, and what tests ask of it.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <string>
+
+namespace cuda_on_host {
+
+// For tests.
+
+// What is drawn from now on: the order of threads, blocks and streams.
+void seed(std::uint64_t seed);
+// What a wait lets run: whatever may, in any order; or only what must have run.
+enum class Policy { kRandom, kLate };
+void set_policy(Policy policy);
+// Puts a function into a stream's order, which may touch device memory.
+void enqueue(cudaStream_t stream, std::function<void()> function);
+// How often the host has waited for the device.
+std::int64_t host_waits();
+
+// For the parts.
+
+// Tells what is wrong, and ends the program.
+[[noreturn]] void fail(const std::string& what);
+std::uint64_t draw_seed();
+
+// Runs a grid's blocks.
+void run_grid(const std::function<void()>& body, dim3 grid, dim3 block, std::size_t shared_bytes);
+
+// While one lives, device memory can be touched.
+class DeviceAccess {
+ public:
+  DeviceAccess();
+  ~DeviceAccess();
+  DeviceAccess(const DeviceAccess&) = delete;
+  DeviceAccess& operator=(const DeviceAccess&) = delete;
+};
+bool is_device(const void* pointer, std::size_t bytes);
+bool is_pinned(const void* pointer, std::size_t bytes);
+
+// The thread's last error, for cudaGetLastError; returns it.
+cudaError_t error(cudaError_t code);
+
+}  // namespace cuda_on_host

@@ -1,0 +1,174 @@
+// Device memory, which the host cannot touch unless something runs on the device; memory of the host that CUDA knows.
+#include <cuda_runtime.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstring>
+#include <iterator>
+#include <map>
+#include <mutex>
+
+#include "device.h"
+#include "sanitizers.h"
+
+namespace cuda_on_host {
+
+namespace {
+
+constexpr std::size_t kReserved = std::size_t{1} << 30;
+constexpr std::size_t kAlignment = 256;  // as cudaMalloc's
+constexpr std::size_t kGap = 256;        // between allocations, poisoned for address sanitizer
+
+using Ranges = std::map<std::byte*, std::size_t>;
+
+bool holds(const Ranges& ranges, const void* pointer, std::size_t bytes) {
+  auto* const first = static_cast<std::byte*>(const_cast<void*>(pointer));
+  auto it = ranges.upper_bound(first);
+  if (it == ranges.begin()) return false;
+  --it;
+  return first + bytes <= it->first + it->second;
+}
+
+void poison([[maybe_unused]] void* from, [[maybe_unused]] std::size_t bytes) {
+#ifdef CUDA_ON_HOST_ASAN
+  __asan_poison_memory_region(from, bytes);
+#endif
+}
+void unpoison([[maybe_unused]] void* from, [[maybe_unused]] std::size_t bytes) {
+#ifdef CUDA_ON_HOST_ASAN
+  __asan_unpoison_memory_region(from, bytes);
+#endif
+}
+
+class Memory {
+ public:
+  static Memory& instance() {
+    static Memory memory;
+    return memory;
+  }
+
+  void open() {
+    const std::scoped_lock lock(mutex_);
+    if (users_++ == 0) protect(PROT_READ | PROT_WRITE);
+  }
+  void close() {
+    const std::scoped_lock lock(mutex_);
+    if (--users_ == 0) protect(PROT_NONE);
+  }
+
+  // Null: none is left.
+  void* allocate(std::size_t bytes) {
+    const DeviceAccess access;
+    const std::scoped_lock lock(mutex_);
+    const std::size_t taken = (bytes + kGap + kAlignment - 1) / kAlignment * kAlignment;
+    std::byte* at = base_;
+    for (const auto& [begin, size] : device_) {  // the first gap that is large enough
+      if (static_cast<std::size_t>(begin - at) >= taken) break;
+      at = begin + (size + kGap + kAlignment - 1) / kAlignment * kAlignment;
+    }
+    if (static_cast<std::size_t>(base_ + kReserved - at) < taken) return nullptr;
+    device_[at] = bytes;
+    unpoison(at, bytes);
+    std::memset(at, 0xa5, bytes);  // shows where it is read before it is written
+    return at;
+  }
+
+  bool free(void* pointer) {
+    const DeviceAccess access;
+    const std::scoped_lock lock(mutex_);
+    const auto it = device_.find(static_cast<std::byte*>(pointer));
+    if (it == device_.end()) return false;
+    std::memset(it->first, 0x5a, it->second);
+    poison(it->first, it->second);
+    device_.erase(it);
+    return true;
+  }
+
+  bool is_device(const void* pointer, std::size_t bytes) {
+    const std::scoped_lock lock(mutex_);
+    return holds(device_, pointer, bytes);
+  }
+  bool is_pinned(const void* pointer, std::size_t bytes) {
+    const std::scoped_lock lock(mutex_);
+    return holds(pinned_, pointer, bytes);
+  }
+  bool pin(void* pointer, std::size_t bytes) {
+    const std::scoped_lock lock(mutex_);
+    if (holds(pinned_, pointer, 1)) return false;
+    pinned_[static_cast<std::byte*>(pointer)] = bytes;
+    return true;
+  }
+  bool unpin(void* pointer) {
+    const std::scoped_lock lock(mutex_);
+    return pinned_.erase(static_cast<std::byte*>(pointer)) == 1;
+  }
+
+ private:
+  Memory() {
+    void* const memory =
+        mmap(nullptr, kReserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);  // NOLINT
+    if (memory == MAP_FAILED) fail("no address space for device memory");
+    base_ = static_cast<std::byte*>(memory);
+    poison(base_, kReserved);
+  }
+  void protect(int allowed) const {
+    if (mprotect(base_, kReserved, allowed) != 0) fail("mprotect failed");
+  }
+
+  std::mutex mutex_;
+  std::byte* base_ = nullptr;
+  int users_ = 0;
+  Ranges device_;
+  Ranges pinned_;
+};
+
+}  // namespace
+
+DeviceAccess::DeviceAccess() {
+  const Quiet quiet;
+  Memory::instance().open();
+}
+DeviceAccess::~DeviceAccess() {
+  const Quiet quiet;
+  Memory::instance().close();
+}
+
+bool is_device(const void* pointer, std::size_t bytes) {
+  const Quiet quiet;
+  return Memory::instance().is_device(pointer, bytes);
+}
+bool is_pinned(const void* pointer, std::size_t bytes) {
+  const Quiet quiet;
+  return Memory::instance().is_pinned(pointer, bytes);
+}
+
+}  // namespace cuda_on_host
+
+using cuda_on_host::error;
+using cuda_on_host::Memory;
+using cuda_on_host::Quiet;
+
+cudaError_t cudaMalloc(void** pointer, std::size_t bytes) {
+  const Quiet quiet;
+  *pointer = bytes == 0 ? nullptr : Memory::instance().allocate(bytes);
+  return bytes == 0 || *pointer != nullptr ? cudaSuccess : error(cudaErrorMemoryAllocation);
+}
+
+cudaError_t cudaFree(void* pointer) {
+  if (pointer == nullptr) return cudaSuccess;
+  if (const cudaError_t code = cudaDeviceSynchronize(); code != cudaSuccess) return code;
+  const Quiet quiet;
+  return Memory::instance().free(pointer) ? cudaSuccess : error(cudaErrorInvalidValue);
+}
+
+cudaError_t cudaHostRegister(void* pointer, std::size_t bytes, unsigned /*flags*/) {
+  const Quiet quiet;
+  if (bytes == 0 || pointer == nullptr) return error(cudaErrorInvalidValue);
+  return Memory::instance().pin(pointer, bytes) ? cudaSuccess : error(cudaErrorHostMemoryAlreadyRegistered);
+}
+
+cudaError_t cudaHostUnregister(void* pointer) {
+  if (const cudaError_t code = cudaDeviceSynchronize(); code != cudaSuccess) return code;
+  const Quiet quiet;
+  return Memory::instance().unpin(pointer) ? cudaSuccess : error(cudaErrorInvalidValue);
+}
