@@ -246,3 +246,13 @@ def test_features_of_different_parts_are_not_summed_up():
     assert not torch.equal(whole(changed)[:, 4 * 84 :], second)
     with pytest.raises(ValueError, match="parts must be at least 1 and 3 in all"):
         RandomKernels(3, 50, parts=(2, 2))
+
+
+def test_a_batch_that_is_constant_over_time_is_not_measured():
+    layer = RandomKernels(2, 60)
+    layer(torch.zeros(60, 4, 2))
+    assert not layer.ready
+    x = torch.randn(60, 4, 2)
+    x[..., 1] = 0  # a feature may be
+    layer(x)
+    assert layer.ready

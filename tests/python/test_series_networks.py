@@ -285,3 +285,20 @@ def test_networks_within_others_know_where_sequences_end(nested):
     zeros = [torch.zeros(len(one), 2) for one in each]
     expected = torch.cat(errors).mean().item()
     assert est.evaluate(each, zeros) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_shapes_count_in_whatever_units_a_sequence_is(dtype):
+    rng = np.random.default_rng(0)
+    shapes = rng.standard_normal((30, 1, 2))
+    sizes = 10.0 ** np.arange(-8, 16, 4)
+    x = torch.tensor(shapes * sizes[:, None], dtype=dtype)
+    expected = (shapes - shapes.mean(0)) / shapes.std(0)
+    for found in InstanceScale()(x).double().numpy().swapaxes(0, 1):
+        np.testing.assert_allclose(found[:, None], expected, rtol=1e-4, atol=1e-4)
+    constant = (
+        torch.full((1000, 4, 1), 0.1, dtype=dtype) * torch.tensor([1.0, 3, 7e5, 1e-9])[:, None]
+    )
+    assert not InstanceScale()(constant).any()
+    far = torch.tensor(1e6 + shapes, dtype=torch.float64)
+    np.testing.assert_allclose(InstanceScale()(far).numpy(), expected, rtol=1e-7)

@@ -240,7 +240,7 @@ def test_whole_sequences_must_have_one_length():
         ({"loss": 3}, "loss must be a name"),
         ({"epochs": 0}, "epochs must be positive"),
         ({"batchsize": 1.5}, "batchsize must be an integer"),
-        ({"validation_fraction": 1.5}, "test_size"),
+        ({"validation_fraction": 1.5}, "validation_fraction must be above 0 and below 1, got 1.5"),
         ({"scale_x": "minmax"}, "scale_x must be one of"),
         ({"scale_y": "minmax"}, "scaling of y"),
         ({"callbacks": fs.callbacks.Log()}, "callbacks must be a list"),

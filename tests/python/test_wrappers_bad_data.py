@@ -101,3 +101,75 @@ def test_lists_of_frames():
             model.predict(mixed)
     with pytest.raises(ValueError, match="feature names"):
         regressor().fit([*frames[:-1], frames[-1][["b", "a", "c"]]], LAST)
+
+
+def test_labels_of_pandas_stay_what_they_are():
+    large = pd.Series(np.where(LAST > 0, 2**53, 2**53 + 1), dtype="Int64")
+    model = classifier().fit(X, large)
+    assert model.classes_.tolist() == [2**53, 2**53 + 1]
+    assert model.predict(X).dtype == np.int64
+    assert classifier().fit(X, pd.Series(LAST > 0, dtype="boolean")).classes_.dtype == bool
+
+
+def test_labels_of_several_kinds_are_refused():
+    with pytest.raises(TypeError, match="y mixes text labels with others"):
+        classifier().fit(X, [1, "x"] * 24)
+
+
+def test_columns_that_are_steps_are_told_how_to_pass():
+    series = classifier(module="gru").fit(X[..., 0], LABELS)
+    listed = classifier(module="gru").fit(list(X[..., 0]), LABELS)
+    for model in (series, listed):
+        with pytest.raises(
+            ValueError, match=r"expecting \d features as input; .* pass X\[..., None\]"
+        ):
+            model.predict(X[:, :4, 0])
+        assert model.predict(X[:, :4, :1]).shape == (48,)
+
+
+def test_a_panel_may_have_one_step_of_each_sequence():
+    index = pd.MultiIndex.from_product([range(48), range(X.shape[1])])
+    panel = pd.DataFrame(X.reshape(-1, 3), index)
+    model = classifier().fit(panel, LABELS)
+    found = model.predict_proba(panel.xs(0, level=1, drop_level=False))
+    np.testing.assert_allclose(found, model.predict_proba(list(X[:, :1])), rtol=1e-6)
+
+
+def test_only_ratios_of_weights_count_however_large():
+    weights = RNG.uniform(1, 2, 48)
+    found = [regressor().fit(X, LAST, scale * weights).predict(X) for scale in (1, 2.0**120)]
+    np.testing.assert_allclose(*found, rtol=1e-5)
+
+
+def test_samples_without_weight_are_not_held_out():
+    weights = (np.arange(48) < 30) * 1.0
+    model = regressor(validation_fraction=0.1, random_state=1).fit(X, LAST, weights)
+    assert np.isfinite([row["validation_loss"] for row in model.history_]).all()
+    model = regressor(validation_fraction=0.1, shuffle=False, epochs=1, batchsize=48)
+    model.fit(X, LAST, weights)
+    wanted = regressor(shuffle=False, epochs=1, batchsize=48)
+    wanted.fit(X, LAST, np.where(np.arange(48) < 27, weights, 0))
+    np.testing.assert_allclose(model.predict(X), wanted.predict(X), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "message"),
+    [
+        ({"validation_fraction": 0}, "validation_fraction must be above 0 and below 1, got 0"),
+        ({"validation_fraction": 5}, "validation_fraction must be above 0 and below 1, got 5"),
+        ({"class_weight": {0: -5, 1: 1}}, "class_weight must hold numbers that are not negative"),
+        ({"class_weight": {0: np.nan}}, "class_weight must hold numbers that are not negative"),
+        ({"class_weight": "balnced"}, "class_weight must be 'balanced' or weights"),
+        ({"class_weight": [{0: 1}, {0: 1}]}, "class_weight must be 'balanced' or weights"),
+        ({"hidden_size": 2.5}, "hidden_size must be at least 1, and a whole number, got 2.5"),
+        ({"dropout": 1.0}, "dropout must be at least 0 and below 1, got 1.0"),
+    ],
+)
+def test_hyperparameters_that_mean_nothing(parameter, message):
+    with pytest.raises(ValueError, match=message):
+        classifier(**parameter).fit(X, LAST > 0)
+
+
+def test_nothing_to_predict():
+    with pytest.raises(ValueError, match="X has no samples"):
+        classifier().fit(X, LABELS).predict([])

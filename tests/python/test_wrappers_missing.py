@@ -251,3 +251,13 @@ def test_rows_of_tables_are_series_or_single_steps(module, axis):
     whole = np.expand_dims(table, axis)
     same = SequenceRegressor(module, **OPTIONS).fit(whole, Y[:, 0])
     np.testing.assert_allclose(model.predict(table), same.predict(whole), rtol=1e-6)
+
+
+def test_targets_that_are_missing_in_all_samples_do_not_count_in_the_score():
+    model = missing().fit(X, Y)
+    y = Y.copy()
+    y[:, 1] = np.nan
+    expected = r2_score(Y[:, 0], model.predict(X)[:, 0])
+    assert model.score(X, y) == pytest.approx(expected, abs=1e-9)
+    with pytest.raises(ValueError, match="nothing to score"):
+        model.score(X, y * np.nan)

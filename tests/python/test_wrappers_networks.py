@@ -74,7 +74,10 @@ def test_named_modules_with_a_target_per_step(name):
         ({"module": "lstmfcn"}, 'did you mean "lstm-fcn"'),
         ({"module": "inception", "num_layers": 0}, "num_layers must be at least 1"),
         ({"module": "transformer", "num_layers": 0}, "num_layers must be at least 1"),
-        ({"module": "lstm-fcn", "hidden_size": 0}, "hidden_size must be at least 1, got 0"),
+        (
+            {"module": "lstm-fcn", "hidden_size": 0},
+            "hidden_size must be at least 1, and a whole number, got 0",
+        ),
         ({"module": "transformer", "hidden_size": 10}, "hidden_size must be a multiple of 8"),
         ({"schedule": "one-cycle"}, "schedule must be one of"),
     ],

@@ -174,3 +174,52 @@ def test_callbacks_are_copied_and_may_be_exchanged():
     model.set_params(epochs=6, callbacks=[]).fit(X, LAST)
     assert model.continued_
     assert lines == [1, 2, 3, 4, 5]
+
+
+def test_a_refit_that_fails_leaves_the_last_fit_as_it_was():
+    model = classifier().fit(X, LABELS)
+    before = model.predict_proba(X)
+    with pytest.raises(ValueError, match="one class only"):
+        model.fit(X[..., :1], np.zeros(48))
+    with pytest.raises(fs.NonFiniteError):
+        model.set_params(loss=lambda m, xs, _: m(xs).mean() * torch.nan).fit(X[:, :3, 1:], LABELS)
+    np.testing.assert_array_equal(model.predict_proba(X), before)
+    assert model.n_features_in_ == 3
+
+
+@pytest.mark.parametrize("module", ["gru", "transformer"])
+def test_sequences_may_be_of_one_length_in_some_parts_only(module):
+    """Such a part is the same as with a shorter sequence of no weight."""
+    models = [classifier(module=module, batchsize=48, shuffle=False) for _ in range(2)]
+    for model in models:
+        model.partial_fit(LIST, LABELS)
+    longer = list(X[:20])
+    models[0].partial_fit(longer, LABELS[:20])
+    models[1].partial_fit([*longer, X[20, :2]], LABELS[:21], sample_weight=[1.0] * 20 + [0.0])
+    found = [model.predict_proba(LIST) for model in models]
+    np.testing.assert_allclose(*found, rtol=1e-5)
+    for model in models:
+        model.partial_fit(longer[:1], LABELS[:1]).partial_fit(LIST, LABELS)
+        assert model.n_iter_ == 4
+    warm = classifier(module=module, warm_start=True).fit(LIST, LABELS)
+    assert warm.set_params(epochs=6).fit(list(X), LABELS).continued_
+
+
+def test_auto_goes_on_with_sequences_of_one_step():
+    model = classifier(module="auto").partial_fit(X, LABELS, classes=np.unique(LABELS))
+    model.partial_fit(X[:, :1], LABELS)
+    assert model.module_ == "lstm-fcn"
+
+
+def test_weights_of_classes_hold_for_parts_that_lack_some():
+    labels = np.arange(48) % 3
+    options = {"class_weight": {0: 1.0, 2: 5.0}, "shuffle": False, "batchsize": 48}
+    model = classifier(**options).partial_fit(X, labels, classes=[0, 1, 2])
+    other = classifier(**{**options, "class_weight": None})
+    other.partial_fit(X, labels, sample_weight=np.where(labels == 2, 5.0, 1.0))
+    np.testing.assert_allclose(model.predict_proba(X), other.predict_proba(X), rtol=1e-6)
+    model.partial_fit(X[labels != 2], labels[labels != 2])
+    other.partial_fit(X[labels != 2], labels[labels != 2])
+    np.testing.assert_allclose(model.predict_proba(X), other.predict_proba(X), rtol=1e-6)
+    with pytest.raises(ValueError, match=r"class_weight='balanced' is not possible: pass \{class"):
+        classifier(class_weight="balanced").partial_fit(X, labels)

@@ -9,14 +9,16 @@ from .pooling import is_within
 
 __all__ = ["InstanceScale"]
 
-_LEAST = 1e-5  # deviation below which a feature of scaled data counts as constant
+_LEAST = 1e-12  # deviation up to which a feature counts as constant, as of scaled data
+_ROUNDING = 4  # times the precision of its largest value, the same
 
 
 class InstanceScale(nn.Module):
     """Scale each feature of each sequence to mean 0 and deviation 1 over its steps.
 
     Shapes then count, not levels and sizes: z-normalisation, as is usual for time series [1]_. A
-    feature that is constant in a sequence becomes 0. Zeros past the ends of sequences.
+    feature that is constant in a sequence, up to rounding, becomes 0. Zeros past the ends of
+    sequences.
 
     Parameters
     ----------
@@ -52,11 +54,15 @@ class InstanceScale(nn.Module):
             x = x.masked_fill(past, 0)
             count = lengths.clamp(1, len(x)).unsqueeze(-1)
         own = x if self.features is None else x[..., : self.features]
-        centered = own - own.sum(0) / count
-        if past is not None:
-            centered = centered.masked_fill(past, 0)
+        # Less the first value, like values lose no digits in sums; divided by the size, squares of
+        # large ones are finite.
+        centered = _without(own - own[:1], past)
+        centered = _without(centered - centered.sum(0) / count, past)
+        size = centered.abs().amax(0)
+        least = (own.abs().amax(0) * (_ROUNDING * torch.finfo(x.dtype).eps)).clamp(min=_LEAST)
+        constant = size <= least
+        centered = centered / size.masked_fill(constant, 1)
         deviation = (centered.square().sum(0) / count).sqrt()
-        constant = deviation < _LEAST
         scaled = (centered / deviation.masked_fill(constant, 1)).masked_fill(constant, 0)
         if self.beside:
             return torch.cat([own.asinh(), x[..., own.shape[-1] :], scaled], -1)
@@ -68,3 +74,8 @@ class InstanceScale(nn.Module):
         return ", ".join(
             [*shown, *([] if self.features is None else [f"features={self.features}"])]
         )
+
+
+def _without(values: Tensor, past: Tensor | None) -> Tensor:
+    """Return values, zero past the ends of sequences."""
+    return values if past is None else values.masked_fill(past, 0)

@@ -55,10 +55,10 @@ def automatic_module(
         return module
     if per_step or (cut is not None and cut < steps):
         return "lstm"
-    if steps == 1:
-        return "mlp"
     if before in WHOLE:
         return before
+    if steps == 1:
+        return "mlp"
     return _ALONE if steps < _TAPS else _AVERAGED
 
 

@@ -45,8 +45,8 @@ __all__ = ["SequenceEstimator", "Start", "Task"]
 # Changing these keeps what has been learnt: a warm start continues.
 _OPTIMIZER = ("optimizer", "lr", "weight_decay", "decay_biases")
 _SCALINGS = ("standard", "robust", None)  # by statistics of the training data
-# by each sequence itself, after these
-_BY_INSTANCE = {"instance": "standard", "both": "robust"}
+# by each sequence itself, after "robust"
+_BY_INSTANCE = ("instance", "both")
 _GOES_ON = {"epochs", "callbacks", "verbose", "warm_start", "schedule", *_OPTIMIZER}
 
 
@@ -328,7 +328,8 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
             progress=bool(self.verbose),
         )
         if task.scale_x is not None or task.scale_y is not None:
-            first = _BY_INSTANCE.get(str(task.scale_x), task.scale_x)
+            # Before scaling by sequence in a way that a few large ones do not move.
+            first = "robust" if task.scale_x in _BY_INSTANCE else task.scale_x
             y = task.y.unsqueeze(0) if task.per_sequence else task.y
             est.scaling_ = Scaling(
                 _measure_inputs(task, first, self.nan),

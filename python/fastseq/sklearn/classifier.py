@@ -328,6 +328,9 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
     ) -> SequenceClassifier:
         """Train for one more epoch; see `fit`.
 
+        The first call fixes how inputs are scaled and what "rocket" compares its convolutions with:
+        its samples should be like those to come.
+
         Parameters
         ----------
         X, y, sample_weight, static
@@ -337,10 +340,12 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
             call if its `y` lacks some; later calls may repeat them. With ``loss="ordinal"`` in
             their order if they are an ordered pandas Categorical.
         """
-        if self.loss == "binary_cross_entropy" and isinstance(self.class_weight, str):
+        if isinstance(self.class_weight, str):
+            labels = self.loss == "binary_cross_entropy"
+            given = "a list of {0: …, 1: …}, one for each label" if labels else "{class: weight}"
             raise ValueError(
                 f"partial_fit does not know all labels, so class_weight={self.class_weight!r} is "
-                "not possible: pass a list of {0: …, 1: …}, one for each label"
+                f"not possible: pass {given}"
             )
         known = None if classes is None else self._read_classes(classes)
         if hasattr(self, "estimator_"):
@@ -468,7 +473,7 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
             kind = Classes.read(targets, weights, known)
         numbers = kind.numbers(targets.rows)
         if self.class_weight is not None and not isinstance(kind, Labels):
-            weights = weighted(targets, weights, self.class_weight)
+            weights = weighted(targets, weights, self.class_weight, kind.known or [])
         strata = None
         if numbers.shape[1] == 1 and not targets.form.per_step:
             strata = numbers[:, 0]

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -235,8 +236,12 @@ def _builder(module: str | nn.Module | Callable[..., nn.Module], sizes: Sizes) -
 
 def _check_sizes(module: str, sizes: Sizes) -> None:
     """Raise if a named module cannot be that wide or deep."""
-    if sizes.hidden_size < 1:
-        raise ValueError(f"hidden_size must be at least 1, got {sizes.hidden_size}")
+    if not isinstance(sizes.hidden_size, Integral) or sizes.hidden_size < 1:
+        raise ValueError(
+            f"hidden_size must be at least 1, and a whole number, got {sizes.hidden_size}"
+        )
+    if not 0 <= sizes.dropout < 1:
+        raise ValueError(f"dropout must be at least 0 and below 1, got {sizes.dropout}")
     if sizes.num_layers is not None and sizes.num_layers < (module != "mlp"):
         raise ValueError(f"num_layers must be at least 1 or None, got {sizes.num_layers}")
     if module == "transformer" and sizes.hidden_size % 8:

@@ -295,6 +295,9 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
     ) -> SequenceRegressor:  # fmt: skip
         """Train for one more epoch; see `fit`.
 
+        The first call fixes how inputs are scaled and what "rocket" compares its convolutions with:
+        its samples should be like those to come.
+
         Categories that the first call did not see stay unseen.
         """
         self._learn(X, y, sample_weight, static, partial=True)
@@ -322,15 +325,20 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
     ) -> float:  # fmt: skip
         """Return R² of the predictions, over all steps if each has a target; see `fit`.
 
-        For several targets it is their mean R²; missing values do not count.
+        For several targets it is their mean R². Missing values do not count, nor do targets of
+        which all are missing.
         """
         truth, predicted, weights = self._compared(X, y, sample_weight, static)
         # In single precision, squared differences may overflow or lose digits.
         truth, predicted = truth.astype(float, copy=False), predicted.astype(float, copy=False)
         scores = []
         for known, true, found in zip(np.isfinite(truth.T), truth.T, predicted.T, strict=True):
+            if not known.any():
+                continue
             weight = None if weights is None else weights[known]
             scores.append(r2_score(true[known], found[known], sample_weight=weight))
+        if not scores:
+            raise ValueError("y has no value that is not missing: there is nothing to score")
         return float(np.mean(scores))
 
     def _pool_of(self, task: Task) -> str | None:

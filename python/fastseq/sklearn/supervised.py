@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import abstractmethod
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from ..data.samples_first import SamplesFirst
+from ..estimator import Estimator
 from ..training.argument_checks import input_dtype
 from ..training.learning_rate_finder import LearningRateTest
 from .automatic_training import automatic_module, automatic_scaling
@@ -39,6 +41,8 @@ from .targets.target_forms import TargetForm, Targets
 __all__ = ["Problem", "SequencePredictor"]
 
 _NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
+# what checks of inputs set
+_OF_INPUTS = ("n_features_in_", "feature_names_in_", "rows_", "image_shape_")
 _LONGEST = 100  # time steps per chunk, if every step has a target
 
 
@@ -123,10 +127,18 @@ class SequencePredictor(SequenceEstimator):
         known: list[Array] | None = None,
     ) -> None:
         """Train on samples."""
-        task, start, fitted = self._prepared(
-            X, y, sample_weight, static, partial=partial, known=known
-        )
-        self._train(task, start)
+        own = self.__dict__
+        before = {name: own[name] for name in _OF_INPUTS if name in own}
+        try:
+            task, start, fitted = self._prepared(
+                X, y, sample_weight, static, partial=partial, known=known
+            )
+            self._train(task, start)
+        except BaseException:  # what was fitted before stays as it was
+            for name in _OF_INPUTS:
+                own.pop(name, None)
+            own.update(before)
+            raise
         for name, value in fitted.items():
             setattr(self, name, value)
 
@@ -158,13 +170,11 @@ class SequencePredictor(SequenceEstimator):
         if wants_whole(module) and not form.per_step:
             inputs = inputs.whole()
         steps = min(inputs.steps, _LONGEST) if form.per_step else inputs.steps
-        in_one_chunk = not inputs.ragged and (self.seqsize or steps) >= inputs.steps
         start = self._begin(
             (
                 problem.form,
                 inputs.features,
                 inputs.dtype,
-                in_one_chunk or form.per_step,
                 module if isinstance(module, str) else None,
                 scale_x,
                 inputs.image,
@@ -174,7 +184,7 @@ class SequencePredictor(SequenceEstimator):
             partial=partial,
         )
         best = stops_early(self.early_stopping, inputs.count) and not partial
-        training, apart = self._split(inputs, problem.strata, start.seed, best=best)
+        training, apart = self._split(inputs, problem, start.seed, best=best)
         columns = self._columns if start.why is None else FittedColumns.measure(
             inputs, beside, counted(inputs.count, training, problem.weights)
         )  # fmt: skip
@@ -199,6 +209,13 @@ class SequencePredictor(SequenceEstimator):
         )  # fmt: skip
         fitted = {"_form_of_targets": form, "_columns": columns, "module_": module}
         return task, start, {**problem.fitted, **fitted}
+
+    def _update(self, est: Estimator, task: Task) -> None:
+        super()._update(est, task)
+        # Sequences may be of one length or not, unlike before.
+        est.spec = dataclasses.replace(est.spec, shuffle=self.shuffle and isinstance(task.x, list))
+        if getattr(est.loss, "at_last_step", False) != self._at_last_step(task):
+            est.loss = self._loss_of(task, est.model)
 
     def _chosen(self, inputs: Inputs, form: TargetForm, *, partial: bool) -> tuple[Any, str | None]:
         """Return the module and the scaling of inputs, where "auto" has been replaced."""
@@ -292,31 +309,39 @@ class SequencePredictor(SequenceEstimator):
         )  # fmt: skip
 
     def _split(
-        self, inputs: Inputs, strata: Array | None, seed: int, *, best: bool
+        self, inputs: Inputs, problem: Problem, seed: int, *, best: bool
     ) -> tuple[Array | None, Array | None]:
-        """Return which samples to train on, and which to hold out; None: all, and none."""
+        """Return which samples to train on, and which to hold out; None: all, and none.
+
+        Samples without weight are not held out.
+        """
         fraction = self.validation_fraction
         if fraction is None and best:
             fraction = FRACTION
+        if fraction is not None and not (isinstance(fraction, Real) and 0 < fraction < 1):
+            raise ValueError(f"validation_fraction must be above 0 and below 1, got {fraction!r}")
         if fraction is None:
             return None, None
-        known = strata
+        candidates, others = _with_weight(problem, inputs.count)
+        strata = known = None if problem.strata is None else problem.strata[candidates]
         if strata is not None:
             sizes = np.unique(strata, return_counts=True)[1]
-            smaller = min(fraction, 1 - fraction) * inputs.count
+            smaller = min(fraction, 1 - fraction) * len(candidates)
             strata = None if len(sizes) > smaller or sizes.min() < 2 else strata
         found = train_test_split(
-            np.arange(inputs.count),
+            candidates,
             test_size=fraction,
             shuffle=self.shuffle,
             stratify=strata if self.shuffle else None,
             random_state=seed if self.shuffle else None,
         )
+        found[0] = np.sort(np.concatenate([found[0], others])) if len(others) else found[0]
         if isinstance(inputs.x, SamplesFirst):
             found = list(map(np.sort, found))  # of files windows of consecutive samples are read
         training, apart = found
         if best and not isinstance(self.early_stopping, str):
-            warn_if_tiny(len(apart), None if known is None else known[apart], known)
+            classes = None if problem.strata is None else problem.strata[apart]
+            warn_if_tiny(len(apart), classes, known)
         return training, apart
 
     def _read(self, X: object, static: object) -> tuple[Inputs, StaticFeatures | None]:  # noqa: N803
@@ -367,6 +392,14 @@ class SequencePredictor(SequenceEstimator):
             weights = np.concatenate([np.ravel(w) for w in weights])
         rows = np.concatenate(predicted) if isinstance(predicted, list) else predicted
         return targets.rows, rows.reshape(targets.rows.shape), weights
+
+
+def _with_weight(problem: Problem, count: int) -> tuple[Array, Array]:
+    """Return the samples that have a weight, and the others; if none has, all."""
+    every, weights = np.arange(count), problem.weights
+    if weights is None or isinstance(weights, list) or weights.ndim > 1 or not weights.any():
+        return every, every[:0]
+    return every[weights > 0], every[weights == 0]
 
 
 def _parts(inputs: Inputs, problem: Problem, index: Array | None) -> tuple[Any, Any, Any]:

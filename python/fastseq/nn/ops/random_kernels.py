@@ -149,7 +149,8 @@ def measure_thresholds_(
 
     The levels of the quantiles are spread evenly; they are taken of at most 1024 steps of the
     sequences, drawn at random. Thresholds are slightly above, so that rounding does not decide
-    where values repeat. Nothing is done if there is no step, or if not all are finite.
+    where values repeat. Nothing is done if there is no step, if not all are finite, or if no
+    convolution differs from step to step.
 
     Parameters
     ----------
@@ -188,7 +189,7 @@ def _measure(
         if not len(t):
             return
         levels = _levels(len(dilations)).to(x)
-        found, ends = [], within.sum(0)[n]
+        found, ends, varies = [], within.sum(0)[n], torch.zeros((), dtype=torch.bool).to(x.device)
         offsets = torch.arange(_TAPS, device=x.device).unsqueeze(1) - _TAPS // 2
         for own, dilation, level in zip(members, dilations, levels, strict=True):
             at = t + offsets * dilation
@@ -196,10 +197,12 @@ def _measure(
             each = x[at.clamp(0, steps - 1).unsqueeze(-1), n.unsqueeze(-1), chosen]  # (9, S, M)
             past = (at < 0) | (at >= ends)
             taps = each.masked_fill(past.unsqueeze(-1), 0).sum(-1)
-            quantiles = torch.quantile(_convolved(taps), level, dim=1).diagonal()
+            values = _convolved(taps)
+            varies |= (values != values[:, :1]).any()
+            quantiles = torch.quantile(values, level, dim=1).diagonal()
             found.append(quantiles + _APART * taps.abs().mean())
         measured = torch.stack(found)
-        if bool(measured.isfinite().all()):
+        if bool(measured.isfinite().all() & varies):
             thresholds.copy_(measured)
             ready.fill_(True)
 

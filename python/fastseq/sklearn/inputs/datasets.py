@@ -45,6 +45,8 @@ def open_dataset(X: Any, *, channels_first: bool) -> SamplesFirst:  # noqa: N803
             "channels_first=True needs X in memory, but it is a dataset in a file: store it as "
             "(N, T, F), or pass X[:]"
         )
+    if X.shape[:1] == (0,):
+        raise ValueError(f"X has no samples: its shape is {X.shape}")
     if len(X.shape) not in (2, 3) or 0 in X.shape:
         raise ValueError(
             "X must have the shape (N, T, F) or (N, T), as it is a dataset in a file, got "

@@ -43,6 +43,7 @@ Array = np.ndarray
 Items = Array | list[Array]  # one array, or one per sequence
 Tensors = Tensor | list[Tensor]
 _TOGETHER = 2**20  # values to look at
+_LARGE = 1e18  # weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +156,9 @@ def read_inputs(
     if takes_images(estimator.module) if reset else estimator.image_shape_ is not None:
         return _read_images(estimator, X, reset=reset)
     whole = wants_whole(estimator.module)
-    if is_panel(X) and not whole:
+    # After a fit on sequences, a frame of some that have one step each is no table.
+    sequences_before = not reset and estimator.rows_ is None
+    if is_panel(X, alone=sequences_before) and not whole:
         coded, columns = _coded(estimator, X, columns, reset=reset)
         sequences = sequences_of_panel(coded)
         inputs = _read_list(estimator, sequences, columns, reset=reset, coded=True)
@@ -244,6 +247,17 @@ def _need_rows(estimator: BaseEstimator, x: Any) -> None:
         )
 
 
+def _need_steps(estimator: BaseEstimator, x: Any) -> None:
+    """Raise for a table with more or fewer columns than `fit` got, which are steps."""
+    columns = np.shape(x)[1] if np.ndim(x) == 2 else None
+    if columns not in (None, expected := estimator.n_features_in_) and not hasattr(x, "columns"):
+        raise ValueError(
+            f"X has {columns} features, but {type(estimator).__name__} is expecting {expected} "
+            "features as input; if its columns are steps, of series that are longer or shorter "
+            "than in fit, pass X[..., None]"
+        )
+
+
 def _read_table(
     estimator: BaseEstimator,
     X: Any,  # noqa: N803
@@ -257,6 +271,8 @@ def _read_table(
         rows = "series" if _are_series(X, estimator.module, columns) else "samples"
         if rows == "series":
             coded, columns = X, None  # booleans at steps are numbers
+    if not reset and estimator.rows_ != "samples":
+        _need_steps(estimator, X)
     x = validate_data(estimator, coded, reset=reset, ensure_all_finite=False)
     x = x if columns is None else columns.settled(x, mask=estimator.nan == "mask")
     _check_finite(x, estimator)
@@ -468,6 +484,10 @@ def _check_features(estimator: BaseEstimator, features: int, first: object, *, r
 
 def _refuse_others(X: object) -> None:  # noqa: N803
     """Raise for containers that scikit-learn's checks do not understand."""
+    if isinstance(X, (list, tuple)) and not len(X):
+        raise ValueError(
+            "X has no samples: Found array with 0 sample(s), while a minimum of 1 is required."
+        )
     array = hasattr(X, "__array__") or hasattr(X, "toarray")  # scikit-learn refuses sparse ones
     if not array and not isinstance(X, (list, tuple)):
         raise TypeError(
@@ -537,7 +557,9 @@ def read_weights(sample_weight: Any, inputs: Inputs, *, per_step: bool) -> Items
     checked: Array = _check_sample_weight(
         sample_weight, np.empty((inputs.count, 1), dtype), dtype=dtype, ensure_non_negative=True
     )
-    return checked
+    # Sums of weights must be finite; only their ratios count.
+    most = checked.max(initial=0)
+    return checked / most if most > _LARGE else checked
 
 
 def _weights(given: object) -> Array:

@@ -69,8 +69,10 @@ def _cells(X: Any) -> Any:  # noqa: N803
     return cells if any(several) else None
 
 
-def is_panel(X: Any) -> bool:  # noqa: N803
+def is_panel(X: Any, *, alone: bool = False) -> bool:  # noqa: N803
     """Whether `X` is a data frame of sequences: its index has two levels, sequence and time.
+
+    Some sequence has several steps, unless `alone`.
 
     Examples
     --------
@@ -82,7 +84,7 @@ def is_panel(X: Any) -> bool:  # noqa: N803
     index: Any = getattr(X, "index", None)
     if not hasattr(X, "columns") or getattr(index, "nlevels", 1) != 2:
         return False
-    return bool(index.get_level_values(0).has_duplicates)
+    return alone or bool(index.get_level_values(0).has_duplicates)
 
 
 def sequences_of_panel(X: Any) -> list[Any]:  # noqa: N803

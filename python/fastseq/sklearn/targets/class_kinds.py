@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any, Protocol
 
 import numpy as np
@@ -271,10 +272,32 @@ def check_label_classes(classes: Any) -> None:
         )
 
 
-def weighted(targets: Targets, weights: Items | None, class_weight: Any) -> Items:
-    """Return weights of samples or steps, multiplied by their classes' weights."""
-    rows = targets.rows
-    each = compute_sample_weight(class_weight, rows[:, 0] if rows.shape[1] == 1 else rows)
+def weighted(
+    targets: Targets, weights: Items | None, class_weight: Any, known: list[Array]
+) -> Items:
+    """Return weights of samples or steps, multiplied by their classes' weights.
+
+    Raises
+    ------
+    ValueError
+        `class_weight` is neither "balanced" nor weights of the `known` classes.
+    """
+    columns = _columns(targets.rows)
+    if isinstance(class_weight, str) and class_weight == "balanced":
+        each = compute_sample_weight("balanced", columns[0] if len(columns) == 1 else targets.rows)
+    else:
+        several = class_weight if isinstance(class_weight, (list, tuple)) else [class_weight]
+        if len(several) != len(columns) or not all(isinstance(one, dict) for one in several):
+            raise ValueError(
+                "class_weight must be 'balanced' or weights {class: weight}, of several targets a "
+                f"list of such, got {class_weight!r}"
+            )
+        _check_weights(several)
+        each = np.ones(len(columns[0]))
+        for given, classes, column in zip(several, known, columns, strict=True):
+            # Parts of the data may lack classes.
+            found = compute_class_weight(given, classes=np.sort(classes), y=column)
+            each *= found[_number(column, np.sort(classes))]
     found = targets.like(each)
     if weights is None:
         return found
@@ -285,6 +308,12 @@ def weighted(targets: Targets, weights: Items | None, class_weight: Any) -> Item
         whole = whole[:, None]
     product: Array = found * whole
     return product
+
+
+def _check_weights(several: Sequence[dict[Any, Any]]) -> None:
+    values = [weight for one in several for weight in one.values()]
+    if not all(isinstance(value, Real) and 0 <= float(value) < np.inf for value in values):
+        raise ValueError(f"class_weight must hold numbers that are not negative, got {values}")
 
 
 def shown(labels: Array) -> str:
@@ -366,7 +395,5 @@ def _label_weights(rows: Array, class_weight: Any) -> Array:
             "class_weight of labels must be 'balanced', weights {0: …, 1: …} for all labels, or a "
             f"list of such for each of the {rows.shape[1]} labels, got {given!r}"
         )
-    found = np.array([[one.get(value, 1) for one in each] for value in (0, 1)], float)
-    if not (np.isfinite(found) & (found >= 0)).all():
-        raise ValueError(f"class_weight must hold numbers that are not negative, got {given!r}")
-    return found
+    _check_weights(each)
+    return np.array([[one.get(value, 1) for one in each] for value in (0, 1)], float)

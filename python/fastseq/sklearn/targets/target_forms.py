@@ -110,6 +110,8 @@ def read_targets(
         return _read_list(y, inputs, numeric=numeric, finite=nan == "raise")
     if not numeric:
         refuse_missing(y)
+        _refuse_mixed_list(y)
+        y = _plain(y)
     y = check_array(
         y, ensure_2d=False, allow_nd=True, input_name="y", dtype="numeric" if numeric else None,
         ensure_all_finite=nan == "raise" or not numeric,
@@ -174,6 +176,19 @@ def refuse_missing(y: object, name: str = "y") -> None:
                 f"{name} has no label at {', '.join(map(str, place))}, but {label!r}: leave such "
                 "samples out, or give them any label and the weight 0"
             )
+
+
+def _refuse_mixed_list(y: object) -> None:
+    """Raise for a list of text and of others, of which NumPy would make text."""
+    if isinstance(y, (list, tuple)) and 0 < sum(isinstance(one, str) for one in y) < len(y):
+        raise TypeError("y mixes text labels with others: make all of them text, or all numbers")
+
+
+def _plain(y: Any) -> Any:
+    """Return integers and booleans of a data frame library in NumPy's dtype, not as floats."""
+    dtype = getattr(getattr(y, "dtype", None), "numpy_dtype", None)
+    exact = isinstance(dtype, np.dtype) and dtype.kind in "biu" and hasattr(y, "to_numpy")
+    return y.to_numpy(dtype) if exact else y
 
 
 def _form(y: Array, leading: int) -> tuple[int, bool]:
