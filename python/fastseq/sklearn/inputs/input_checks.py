@@ -249,8 +249,10 @@ def _need_rows(estimator: BaseEstimator, x: Any) -> None:
 
 def _need_steps(estimator: BaseEstimator, x: Any) -> None:
     """Raise for a table with more or fewer columns than `fit` got, which are steps."""
-    columns = np.shape(x)[1] if np.ndim(x) == 2 else None
-    if columns not in (None, expected := estimator.n_features_in_) and not hasattr(x, "columns"):
+    expected: int = estimator.n_features_in_
+    shape: tuple[int, ...] = getattr(x, "shape", ())
+    columns = shape[1] if len(shape) == 2 and not hasattr(x, "columns") else expected
+    if columns != expected:
         raise ValueError(
             f"X has {columns} features, but {type(estimator).__name__} is expecting {expected} "
             "features as input; if its columns are steps, of series that are longer or shorter "
