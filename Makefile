@@ -28,7 +28,7 @@ MPIRUN := OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 PRTE_ALLOW_R
 CPP := $(shell find csrc tests/cpp tests/cuda tests/cuda_on_host -name "*.h" -o -name "*.cpp" -o -name "*.cu")
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 
-.PHONY: all venv build demo test test-all lint tidy cpp-test portable test-arm sanitize valgrind cuda-compile python-test mpi-test isa-sample test-isa gpu-check bench clean
+.PHONY: all venv build demo test test-all lint tidy cpp-test portable test-arm sanitize mutants valgrind cuda-compile python-test mpi-test isa-sample test-isa gpu-check bench clean
 
 all: build
 
@@ -128,7 +128,7 @@ test-isa: build cpp-test
 isa-sample: build
 	$(BIN)/python tests/isa.py --quick
 
-test-all: test test-isa portable test-arm tidy sanitize valgrind $(VENV)/.demo
+test-all: test test-isa portable test-arm tidy sanitize mutants valgrind $(VENV)/.demo
 	$(MAKE) mpi-test RANKS='1 2 4'
 	$(BIN)/python -m pytest -m slow
 
@@ -142,6 +142,10 @@ sanitize: venv
 	  cmake --build build/sanitize-$$sanitizer --target fastseq_tests && \
 	  ctest --test-dir build/sanitize-$$sanitizer --output-on-failure || exit 1; \
 	done
+
+# Bugs planted in CUDA code, each of which the tests on the host must find.
+mutants: cpp-test sanitize
+	$(BIN)/python tests/cuda/mutants.py $(PACKAGE) build/sanitize-address,undefined build/sanitize-thread
 
 # Valgrind knows no AVX-512, so the tests run in their baseline version. Without that option it has its own operator new,
 # in the place of a test's.

@@ -14,7 +14,7 @@ constexpr int kSmall = 16;                        // largest side of a small mat
 constexpr std::int64_t kSharedBytes = 32 * 1024;  // per block: below every device's limit; several blocks fit
 constexpr int kTile = 16;
 static_assert(2 * kSmall * kSmall * sizeof(double) <= kSharedBytes);
-constexpr std::int64_t kMaxBlocks = 1 << 16;
+constexpr std::int64_t kMaxBlocks = 1 << 12;  // several times what any GPU runs at once
 constexpr std::int64_t kMaxGridYZ = 65535;
 
 template <class T>

@@ -63,6 +63,10 @@ TEST(products_of_all_types_and_shapes) {
   }
 }
 
+TEST(more_products_than_a_grid_has_blocks) {
+  check_product<float>(DType::kFloat32, {(1 << 12) + 100, 16, 2, 16}, false);
+}
+
 // A matrix, or its rows, of zero strides; a batch of them, too.
 TEST(broadcast_operands) {
   const TestStream stream;

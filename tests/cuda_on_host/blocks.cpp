@@ -284,7 +284,7 @@ void run_grid(const std::function<void()>& body, dim3 grid, dim3 block, std::siz
                   static_cast<unsigned>(rest / grid.y)});
     }
   };
-  std::vector<std::thread> workers;
+  std::vector<std::thread> workers;  // new ones, in which __shared__ variables hold nothing from another launch
   for (std::uint64_t w = 0; w < std::min<std::uint64_t>(2, count); ++w) workers.emplace_back(work);
   for (std::thread& worker : workers) worker.join();
 }

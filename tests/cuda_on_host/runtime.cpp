@@ -134,8 +134,9 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned /*flags*/) 
 }
 
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-  if (const cudaError_t code = cudaStreamSynchronize(stream); code != cudaSuccess) return code;
-  remove(stream);
+  do {
+    if (const cudaError_t code = cudaStreamSynchronize(stream); code != cudaSuccess) return code;
+  } while (!remove(stream));  // another thread may wait for the whole device
   delete stream;
   return cudaSuccess;
 }
@@ -208,8 +209,7 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
 
 cudaError_t cudaDeviceSynchronize() {
   if (const cudaError_t code = check_wait(); code != cudaSuccess) return code;
-  or_default(nullptr);
-  for (Stream* const stream : all_streams()) wait_for(push_mark(stream));
+  for (const auto& mark : push_marks()) wait_for(mark);
   return cudaSuccess;
 }
 

@@ -115,16 +115,25 @@ void add(Stream* stream) {
   g_streams.push_back(stream);
 }
 
-void remove(Stream* stream) {
+bool remove(Stream* stream) {
   const Quiet quiet;
   const std::scoped_lock lock(g_mutex);
+  if (stream->busy || !stream->queue.empty()) return false;
   std::erase(g_streams, stream);
+  return true;
 }
 
-std::vector<Stream*> all_streams() {
+std::vector<std::shared_ptr<Mark>> push_marks() {
+  std::vector<std::shared_ptr<Mark>> marks;
+  or_default(nullptr);
   const Quiet quiet;
   const std::scoped_lock lock(g_mutex);
-  return g_streams;
+  for (Stream* const stream : g_streams) {
+    auto operation = std::make_unique<Operation>();
+    operation->passes = marks.emplace_back(std::make_shared<Mark>());
+    stream->queue.push_back(std::move(operation));
+  }
+  return marks;
 }
 
 bool is_idle(Stream* stream) {

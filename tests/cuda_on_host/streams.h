@@ -72,8 +72,10 @@ bool has_passed(const std::shared_ptr<Mark>& mark);
 bool is_idle(Stream* stream);
 
 void add(Stream* stream);
-void remove(Stream* stream);
-std::vector<Stream*> all_streams();
+// False: it is not idle, and stays.
+bool remove(Stream* stream);
+// Marks at the ends of all streams.
+std::vector<std::shared_ptr<Mark>> push_marks();
 Stream* or_default(Stream* stream);
 
 }  // namespace cuda_on_host

@@ -163,21 +163,37 @@ void Bucketizer::settle(std::size_t index, const void* gradient, bool used) {
 
 void Bucketizer::launch_full_buckets() {
   for (; next_ < buckets_.size() && buckets_[next_].missing == 0; ++next_) {
-    const Bucket& bucket = buckets_[next_];
-    const DType dtype = buffers_[bucket.buffer].dtype;
     std::uint64_t flags = attention_;
-    for (const std::int64_t index : bucket.members) {
-      const auto i = static_cast<std::size_t>(index);
-      const std::int64_t numel = numels_[i];
-      if (!used_[i]) {
-        flags |= kUnused;
-        std::memset(places_[i], 0, static_cast<std::size_t>(numel) * item_size(dtype));
-      } else if (!scaled_copy(gradients_[i], dtype, numel, scale_, places_[i], dtype).finite && weight_ != 0.0) {
-        flags |= kAlarm;
-      }
+    for (const std::int64_t index : buckets_[next_].members) {
+      if (!used_[static_cast<std::size_t>(index)]) flags |= kUnused;
     }
+    if (gather(next_)) flags |= kAlarm;
     submit(next_, flags);
   }
+}
+
+bool Bucketizer::gather(std::size_t bucket) {
+  const DType dtype = buffers_[buckets_[bucket].buffer].dtype;
+  bool alarm = false;
+  for (const std::int64_t index : buckets_[bucket].members) {
+    const void* from = gradient(index);
+    if (from == nullptr) {
+      std::memset(place(index), 0, static_cast<std::size_t>(numel(index)) * item_size(dtype));
+    } else if (!scaled_copy(from, dtype, numel(index), scale_, place(index), dtype).finite) {
+      alarm = true;
+    }
+  }
+  return alarm;
+}
+
+std::byte* Bucketizer::data_of(const Bucket& bucket) const {
+  const Buffer& buffer = buffers_[bucket.buffer];
+  return buffer.memory.get() + static_cast<std::size_t>(bucket.begin) * item_size(buffer.dtype);
+}
+
+const void* Bucketizer::gradient(std::int64_t index) const {
+  const auto i = static_cast<std::size_t>(index);
+  return used_[i] ? gradients_[i] : nullptr;
 }
 
 void Bucketizer::submit(std::size_t bucket, std::uint64_t flags) {
@@ -191,9 +207,9 @@ void Bucketizer::submit(std::size_t bucket, std::uint64_t flags) {
 
 void Bucketizer::exchange(std::size_t index, std::uint64_t flags) {
   const Bucket& bucket = buckets_[index];
-  const Buffer& buffer = buffers_[bucket.buffer];
-  std::byte* data = buffer.memory.get() + static_cast<std::size_t>(bucket.begin) * item_size(buffer.dtype);
-  const Reduced reduced = comm_->allreduce(data, bucket.numel, buffer.dtype,
+  if (arrive(index)) flags |= kAlarm;
+  if (weight_ == 0.0) flags &= ~kAlarm;  // they do not count
+  const Reduced reduced = comm_->allreduce(data_of(bucket), bucket.numel, buffers_[bucket.buffer].dtype,
                                            {.weight = weight_,
                                             .value = value_,
                                             .flags = flags,
@@ -204,6 +220,7 @@ void Bucketizer::exchange(std::size_t index, std::uint64_t flags) {
   flags_ |= reduced.flags;
   sum_of_squares_ += reduced.sum_of_squares;
   if (result_.nonfinite_rank < 0) result_.nonfinite_rank = reduced.alarmed_rank;
+  deliver(index);
 }
 
 void Bucketizer::work() {

@@ -7,6 +7,8 @@
 //
 // An update is: start; ready for each parameter that has a gradient; finish. Between start and finish only this object
 // may use the communicator. All methods are called by one thread at a time. A forked child can only destroy its copy.
+//
+// Gradients in other memory than the host's: a derived class says how a bucket comes to its place and back.
 #pragma once
 
 #include <condition_variable>
@@ -49,7 +51,7 @@ class Bucketizer {
   // `norm`, equal on all ranks: whether the norm of the means is wanted.
   Bucketizer(std::shared_ptr<Communicator> comm, std::span<const std::int64_t> numels, std::span<const DType> dtypes,
              std::int64_t bucket_bytes, bool threaded, bool norm = false);
-  ~Bucketizer();
+  virtual ~Bucketizer();
   Bucketizer(const Bucketizer&) = delete;
   Bucketizer& operator=(const Bucketizer&) = delete;
 
@@ -71,11 +73,11 @@ class Bucketizer {
   // Exchanges the remaining buckets and waits for all. Raises what an exchange raised.
   Result finish();
   // Ends an update that failed on this rank: waits for the exchanges under way, and raises what they raised.
-  void abandon();
+  virtual void abandon();
   // Ends the thread and its exchanges under way, because this process ends. Raises nothing.
   void stop();
 
- private:
+ protected:
   struct Bucket {
     std::size_t buffer;
     std::int64_t begin;  // elements of the buffer
@@ -84,8 +86,27 @@ class Bucketizer {
     std::size_t missing;  // members without a gradient in this update
   };
 
+  // Brings a bucket's gradients, scaled, to their places, or begins to; zeros where there is none. Returns whether some
+  // are known not to be finite. Called by the caller's thread, in the order of the buckets.
+  virtual bool gather(std::size_t bucket);
+  // Called by the thread that exchanges, before and after: waits for what `gather` began, and returns whether some
+  // gradients are not finite; brings the means to where they belong.
+  virtual bool arrive(std::size_t /*bucket*/) { return false; }
+  virtual void deliver(std::size_t /*bucket*/) {}
+  // Ends the thread. For destructors of derived classes, whose methods it calls.
+  void end_thread();
+
+  const std::vector<Bucket>& buckets() const { return buckets_; }
+  std::int64_t numel(std::int64_t index) const { return numels_[static_cast<std::size_t>(index)]; }
+  std::byte* place(std::int64_t index) const { return places_[static_cast<std::size_t>(index)]; }
+  std::byte* data_of(const Bucket& bucket) const;
+  std::size_t bucket_of(std::int64_t index) const { return bucket_of_.at(static_cast<std::size_t>(index)); }
+  // Null: it has none in this update.
+  const void* gradient(std::int64_t index) const;
+  double scale() const { return scale_; }
+
+ private:
   void plan(std::int64_t bucket_bytes);
-  std::byte* place_of(std::int64_t index) const;
   void settle(std::size_t index, const void* gradient, bool used);
   void launch_full_buckets();
   void submit(std::size_t bucket, std::uint64_t flags);
@@ -135,7 +156,6 @@ class Bucketizer {
     int process = 0;  // the process of the thread
   };
   bool forked() const;
-  void end_thread();
 
   std::unique_ptr<Shared> shared_ = std::make_unique<Shared>();
 };
