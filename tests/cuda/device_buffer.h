@@ -4,34 +4,26 @@
 #include <cuda_runtime.h>
 
 #include <cstddef>
-#include <stdexcept>
-#include <string>
 #include <vector>
+
+#include "cuda/streams.h"
 
 namespace fastseq::testing {
 
-inline void must(cudaError_t code) {
-  if (code != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(code));
-}
+inline void must(cudaError_t code) { cuda::check(code, "CUDA"); }
 
 // `shift` elements lie before it: not aligned unless that is 0.
 template <class T>
 class DeviceBuffer {
  public:
-  explicit DeviceBuffer(std::size_t size, std::size_t shift = 0) : size_(size), shift_(shift) {
-    void* memory = nullptr;
-    must(cudaMalloc(&memory, (size + shift) * sizeof(T)));
-    memory_ = static_cast<T*>(memory);
-  }
+  explicit DeviceBuffer(std::size_t size, std::size_t shift = 0)
+      : memory_((size + shift) * sizeof(T)), size_(size), shift_(shift) {}
   explicit DeviceBuffer(const std::vector<T>& values, std::size_t shift = 0) : DeviceBuffer(values.size(), shift) {
     must(cudaMemcpyAsync(data(), values.data(), size_ * sizeof(T), cudaMemcpyHostToDevice, nullptr));
     must(cudaStreamSynchronize(nullptr));
   }
-  ~DeviceBuffer() { cudaFree(memory_); }
-  DeviceBuffer(const DeviceBuffer&) = delete;
-  DeviceBuffer& operator=(const DeviceBuffer&) = delete;
 
-  T* data() const { return memory_ + shift_; }
+  T* data() const { return reinterpret_cast<T*>(memory_.data()) + shift_; }
 
   // What is there when the stream has come so far.
   std::vector<T> read(cudaStream_t stream) const {
@@ -42,21 +34,9 @@ class DeviceBuffer {
   }
 
  private:
-  T* memory_ = nullptr;
+  cuda::DeviceMemory memory_;
   std::size_t size_;
   std::size_t shift_;
-};
-
-class TestStream {
- public:
-  TestStream() { must(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking)); }
-  ~TestStream() { cudaStreamDestroy(stream_); }
-  TestStream(const TestStream&) = delete;
-  TestStream& operator=(const TestStream&) = delete;
-  operator cudaStream_t() const { return stream_; }  // NOLINT(google-explicit-constructor): it is one
-
- private:
-  cudaStream_t stream_ = nullptr;
 };
 
 template <class T>

@@ -12,9 +12,9 @@ namespace fastseq {
 
 namespace {
 
+using cuda::Stream;
 using testing::DeviceBuffer;
 using testing::same_bits;
-using testing::TestStream;
 
 template <class T>
 std::vector<T> integers(std::int64_t count, std::int64_t seed) {
@@ -27,7 +27,7 @@ std::vector<T> integers(std::int64_t count, std::int64_t seed) {
 
 template <class T>
 void check_product(DType dtype, const BmmShape& s, bool transposed) {
-  const TestStream stream;
+  const Stream stream;
   const std::vector<T> a = integers<T>(s.batch * s.m * s.k, 0);
   const std::vector<T> b = integers<T>(s.batch * s.k * s.n, 3);
   std::vector<T> c(static_cast<std::size_t>(s.batch * s.m * s.n));
@@ -69,7 +69,7 @@ TEST(more_products_than_a_grid_has_blocks) {
 
 // A matrix, or its rows, of zero strides; a batch of them, too.
 TEST(broadcast_operands) {
-  const TestStream stream;
+  const Stream stream;
   const BmmShape s{40, 3, 5, 2};
   const std::vector<float> a = integers<float>(s.m * s.k, 1);
   const std::vector<float> b = integers<float>(s.n, 2);

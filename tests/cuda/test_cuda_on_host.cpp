@@ -18,7 +18,7 @@ namespace {
 
 using fastseq::testing::DeviceBuffer;
 using fastseq::testing::must;
-using fastseq::testing::TestStream;
+using StreamObject = fastseq::cuda::Stream;
 
 template <class... Params, class... Args>
 cudaError_t launch(void (*kernel)(Params...), dim3 grid, dim3 block, cudaStream_t stream, Args... args) {
@@ -92,8 +92,8 @@ bool always_reverses(bool meets) {
 
 // What a copy on one stream of what another writes finds, in many orders.
 bool always_follows(bool waits) {
-  const TestStream writer;
-  const TestStream reader;
+  const StreamObject writer;
+  const StreamObject reader;
   cudaEvent_t written = nullptr;
   must(cudaEventCreateWithFlags(&written, cudaEventDisableTiming));
   bool always = true;
@@ -158,7 +158,7 @@ TEST(streams_follow_each_other_only_where_they_wait) {
 }
 
 TEST(nothing_runs_before_it_is_awaited) {
-  const TestStream stream;
+  const StreamObject stream;
   std::atomic<int> ran = 0;
   enqueue(stream, [&] { ran = 1; });
   CHECK_EQ(ran.load(), 0);
@@ -171,7 +171,7 @@ TEST(nothing_runs_before_it_is_awaited) {
 }
 
 TEST(copies_from_pinned_memory_read_it_late_and_others_at_once) {
-  const TestStream stream;
+  const StreamObject stream;
   std::vector<int> host{1};
   const DeviceBuffer<int> device(1);
   for (const bool pinned : {false, true}) {
@@ -198,8 +198,8 @@ TEST(launches_beyond_the_limits_are_refused) {
 }
 
 TEST(graphs_run_when_they_are_launched_and_keep_what_is_ordered) {
-  const TestStream stream;
-  const TestStream side;
+  const StreamObject stream;
+  const StreamObject side;
   cudaEvent_t fork = nullptr;
   cudaEvent_t join = nullptr;
   must(cudaEventCreateWithFlags(&fork, cudaEventDisableTiming));

@@ -18,10 +18,10 @@ namespace fastseq {
 namespace {
 
 using cuda::DeviceBucketizer;
+using cuda::Stream;
 using testing::DeviceBuffer;
 using testing::must;
 using testing::run_team;
-using testing::TestStream;
 
 const std::vector<std::int64_t> kNumels = {3, 1000, 0, 17, 5000, 1, 64, 4096};
 const std::vector<DType> kTypes = {DType::kFloat32, DType::kFloat32, DType::kFloat32, DType::kFloat64,
@@ -140,8 +140,8 @@ class Rank {
   std::vector<std::unique_ptr<cuda::Registered>> registered_;
   std::vector<std::vector<std::unique_ptr<DeviceBuffer<std::byte>>>> used_;
   DeviceBucketizer buckets_;
-  TestStream producers_[2];
-  TestStream reader_;
+  Stream producers_[2];
+  Stream reader_;
 };
 
 void check_steps(int size, std::int64_t bucket_bytes, bool threaded) {

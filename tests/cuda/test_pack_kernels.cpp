@@ -16,9 +16,9 @@ namespace fastseq {
 
 namespace {
 
+using cuda::Stream;
 using testing::DeviceBuffer;
 using testing::same_bits;
-using testing::TestStream;
 
 constexpr DType kTypes[] = {DType::kFloat16, DType::kBFloat16, DType::kFloat32, DType::kFloat64};
 
@@ -59,7 +59,7 @@ struct Tensors {
 template <class From, class To>
 void check_pack(DType from, DType to, Tensors<From>& tensors, std::int64_t alignment, double scale) {
   tensors.upload();
-  const TestStream stream;
+  const Stream stream;
   const FlatLayout layout = flat_layout(tensors.numels, to, alignment);
   const auto numel = static_cast<std::size_t>(layout.numel);
   std::vector<To> expected(numel);
@@ -123,7 +123,7 @@ TEST(unpacks) {
       for (const double scale : {1.0, -0.5}) {
         Tensors<T> tensors({0, 1, 3, 16, 65, 4096, 4097});
         tensors.upload();
-        const TestStream stream;
+        const Stream stream;
         const FlatLayout layout = flat_layout(tensors.numels, dtype, 64);
         std::vector<T> flat(static_cast<std::size_t>(layout.numel));
         pack(tensors.on_host, tensors.numels, dtype, layout, dtype, 1.0, flat.data(), serial_for);

@@ -9,8 +9,9 @@ from .pooling import is_within
 
 __all__ = ["InstanceScale"]
 
-_LEAST = 1e-12  # deviation up to which a feature counts as constant, as of scaled data
-_ROUNDING = 4  # times the precision of its largest value, the same
+# Up to this distance from the mean a feature of scaled data counts as constant, and up to so many
+# times the precision of its largest value.
+_LEAST, _ROUNDING = 1e-12, 4
 
 
 class InstanceScale(nn.Module):

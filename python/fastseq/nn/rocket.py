@@ -26,7 +26,7 @@ class RandomKernels(nn.Module):
 
     Thresholds are quantiles of the convolutions over the first batch in training mode, at levels
     that are spread evenly; `Estimator.fit` takes their mean over all ranks. They are 0 before. A
-    batch that is constant over time does not count as one.
+    batch whose convolutions are all alike, such as zeros, does not count as one.
 
     Sequences shorter than `steps` are followed by zeros, which are counted, too, so that features
     tell how long a sequence is: scale inputs to mean 0. Steps past `lengths` are not read. Features

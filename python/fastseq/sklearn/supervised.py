@@ -335,7 +335,8 @@ class SequencePredictor(SequenceEstimator):
             stratify=strata if self.shuffle else None,
             random_state=seed if self.shuffle else None,
         )
-        found[0] = np.sort(np.concatenate([found[0], others])) if len(others) else found[0]
+        if len(others):
+            found[0] = np.sort(np.concatenate([found[0], others]))
         if isinstance(inputs.x, SamplesFirst):
             found = list(map(np.sort, found))  # of files windows of consecutive samples are read
         training, apart = found

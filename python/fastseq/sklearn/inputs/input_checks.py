@@ -248,7 +248,9 @@ def _need_rows(estimator: BaseEstimator, x: Any) -> None:
 
 
 def _need_steps(estimator: BaseEstimator, x: Any) -> None:
-    """Raise for a table with more or fewer columns than `fit` got, which are steps."""
+    """Raise for a table of longer or shorter series than `fit` got, if these had one feature."""
+    if estimator.rows_ != "series" and (estimator.rows_ or estimator.n_features_in_ > 1):
+        return
     expected: int = estimator.n_features_in_
     shape: tuple[int, ...] = getattr(x, "shape", ())
     columns = shape[1] if len(shape) == 2 and not hasattr(x, "columns") else expected
@@ -273,7 +275,7 @@ def _read_table(
         rows = "series" if _are_series(X, estimator.module, columns) else "samples"
         if rows == "series":
             coded, columns = X, None  # booleans at steps are numbers
-    if not reset and estimator.rows_ != "samples":
+    if not reset:
         _need_steps(estimator, X)
     x = validate_data(estimator, coded, reset=reset, ensure_all_finite=False)
     x = x if columns is None else columns.settled(x, mask=estimator.nan == "mask")
@@ -553,15 +555,19 @@ def read_weights(sample_weight: Any, inputs: Inputs, *, per_step: bool) -> Items
         if [row.shape[0] if row.ndim else -1 for row in rows] != inputs.lengths.tolist():
             raise ValueError("sample_weight must have as many steps as X, for each sample")
         flat = np.concatenate(rows)
-        flat = _check_sample_weight(flat, flat, dtype=dtype, ensure_non_negative=True)
+        flat = _moderate(_check_sample_weight(flat, flat, dtype=dtype, ensure_non_negative=True))
         rows = np.split(flat, np.cumsum(inputs.lengths)[:-1])
         return rows if inputs.ragged else np.stack(rows)
     checked: Array = _check_sample_weight(
         sample_weight, np.empty((inputs.count, 1), dtype), dtype=dtype, ensure_non_negative=True
     )
-    # Sums of weights must be finite; only their ratios count.
-    most = checked.max(initial=0)
-    return checked / most if most > _LARGE else checked
+    return _moderate(checked)
+
+
+def _moderate(weights: Array) -> Array:
+    """Return weights whose sums are finite: only their ratios count."""
+    most = weights.max(initial=0)
+    return weights / most if most > _LARGE else weights
 
 
 def _weights(given: object) -> Array:

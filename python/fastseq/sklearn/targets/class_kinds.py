@@ -294,10 +294,10 @@ def weighted(
             )
         _check_weights(several)
         each = np.ones(len(columns[0]))
-        for given, classes, column in zip(several, known, columns, strict=True):
-            # Parts of the data may lack classes.
-            found = compute_class_weight(given, classes=np.sort(classes), y=column)
-            each *= found[_number(column, np.sort(classes))]
+        for given, ordered, column in zip(several, known, columns, strict=True):
+            classes = np.sort(ordered)  # all, of which parts of the data may lack some
+            found = compute_class_weight(given, classes=classes, y=column)
+            each *= found[_number(column, classes)]
     found = targets.like(each)
     if weights is None:
         return found
