@@ -1,6 +1,7 @@
 #include "cuda/device_bucketizer.h"
 
-#include <cstddef>
+#include <algorithm>
+#include <stdexcept>
 
 #include "cuda/pack_kernels.h"
 
@@ -8,131 +9,143 @@ namespace fastseq::cuda {
 
 namespace {
 
-// Tensors of a bucket as the packer takes them, within the bucket.
-struct Pieces {
-  std::vector<const void*> tensors;
-  std::vector<std::int64_t> numels;
-  FlatLayout layout;
-};
+// What the gradients are exchanged as.
+std::vector<DType> on_the_wire(std::span<const DType> dtypes, bool half_wire) {
+  if (!half_wire) return {dtypes.begin(), dtypes.end()};
+  if (!std::ranges::all_of(dtypes, [](DType dtype) { return dtype == DType::kFloat32; })) {
+    throw std::invalid_argument("only gradients of float32 can be exchanged as bfloat16");
+  }
+  return std::vector<DType>(dtypes.size(), DType::kBFloat16);
+}
 
 }  // namespace
 
 DeviceBucketizer::DeviceBucketizer(const std::shared_ptr<Communicator>& comm, std::span<const std::int64_t> numels,
-                                   std::span<const DType> dtypes, std::int64_t bucket_bytes, bool threaded, bool norm,
-                                   int device)
-    : Bucketizer(comm, numels, dtypes, bucket_bytes, threaded, norm), device_(device) {
-  check(cudaSetDevice(device_), "cudaSetDevice");
-  for (const Buffer& buffer : buffers()) {
-    const std::size_t bytes = static_cast<std::size_t>(buffer.layout.numel) * item_size(buffer.dtype);
-    twins_.push_back(std::make_unique<DeviceMemory>(bytes));
-    registered_.push_back(std::make_unique<Registered>(buffer.memory.get(), bytes));
-  }
-  host_facts_.resize(2 * buckets().size());
-  facts_ = std::make_unique<DeviceMemory>(host_facts_.size() * sizeof(double));
-  registered_facts_ = std::make_unique<Registered>(host_facts_.data(), host_facts_.size() * sizeof(double));
+                                   std::span<const DType> dtypes, std::int64_t bucket_bytes, bool threaded, int device,
+                                   const ExchangeOptions& options, bool half_wire)
+    : DeviceBucketizer(comm, numels, dtypes, bucket_bytes, threaded, device, options, half_wire,
+                       make_exchange(comm, device, options)) {}
+
+DeviceBucketizer::DeviceBucketizer(const std::shared_ptr<Communicator>& comm, std::span<const std::int64_t> numels,
+                                   std::span<const DType> dtypes, std::int64_t bucket_bytes, bool threaded, int device,
+                                   const ExchangeOptions& options, bool half_wire, std::unique_ptr<Exchange> exchange)
+    : Bucketizer(comm, numels, on_the_wire(dtypes, half_wire), bucket_bytes, threaded, options.norm,
+                 [&](std::size_t bytes) { return exchange->allocate(bytes); }),
+      device_(device),
+      widens_(half_wire),
+      producers_(buckets().size()),
+      exchange_(std::move(exchange)) {
+  facts_ = std::make_unique<DeviceMemory>(2 * buckets().size() * sizeof(double));
+  std::vector<DeviceBucket> all;
   for (const Bucket& bucket : buckets()) {
-    ways_.push_back(std::make_unique<Way>());
+    const DType dtype = buffers()[bucket.buffer].dtype;
+    all.push_back({.data = data_of(bucket), .numel = bucket.numel, .dtype = dtype});
     std::vector<std::int64_t> lengths;
     for (const std::int64_t index : bucket.members) lengths.push_back(numel(index));
-    const FlatLayout layout = flat_layout(lengths, buffers()[bucket.buffer].dtype, kFlatAlignment);
-    ways_.back()->scratch =
-        std::make_unique<DeviceMemory>(static_cast<std::size_t>(facts_scratch(lengths, layout)) * sizeof(double));
+    const FlatLayout layout = flat_layout(lengths, dtype, kFlatAlignment);
+    scratch_.push_back(
+        std::make_unique<DeviceMemory>(static_cast<std::size_t>(facts_scratch(lengths, layout)) * sizeof(double)));
   }
+  exchange_->prepare(all, reinterpret_cast<const double*>(facts_->data()));
+  make_places(numels, half_wire);
 }
 
 DeviceBucketizer::~DeviceBucketizer() {
   end_thread();
-  wait();
+  if (settle()) return;
+  // What the device may still use is left to the end of the process.
+  [[maybe_unused]] const Exchange* exchange = exchange_.release();
+  [[maybe_unused]] const DeviceMemory* facts = facts_.release();
 }
 
-// After it nobody reads gradients or writes to the host's buffers.
-void DeviceBucketizer::wait() const {
-  cudaStreamSynchronize(packs_);
-  cudaStreamSynchronize(copies_);
+void DeviceBucketizer::make_places(std::span<const std::int64_t> numels, bool half_wire) {
+  for (const Buffer& buffer : buffers()) {
+    Places places{buffer.dtype, buffer.members, buffer.layout.offsets, buffer.memory,
+                  static_cast<std::size_t>(buffer.layout.numel) * item_size(buffer.dtype)};
+    if (half_wire) {
+      const FlatLayout layout = flat_layout(numels, DType::kFloat32, kFlatAlignment);
+      places.dtype = DType::kFloat32;
+      places.offsets = layout.offsets;
+      places.bytes = static_cast<std::size_t>(layout.numel) * sizeof(float);
+      places.memory = device_memory(places.bytes);
+    }
+    places_.push_back(std::move(places));
+  }
 }
 
-std::byte* DeviceBucketizer::device_data(std::size_t bucket) const {
-  const Bucket& own = buckets()[bucket];
-  return twins_[own.buffer]->data() + (data_of(own) - buffers()[own.buffer].memory.get());
+bool DeviceBucketizer::settle() {
+  if (!exchange_->settle()) return false;
+  cudaStreamSynchronize(packs_);  // they may wait for the means of the update before
+  return true;
 }
 
-double* DeviceBucketizer::facts_of(std::size_t bucket) const {
-  return reinterpret_cast<double*>(facts_->data()) + 2 * bucket;
-}
-
-void* DeviceBucketizer::device_place(std::int64_t index) const {
-  const std::size_t bucket = bucket_of(index);
-  return device_data(bucket) + (place(index) - data_of(buckets()[bucket]));
-}
-
-void DeviceBucketizer::start(double weight, double value, bool attention, double scale, cudaStream_t reader) {
-  Bucketizer::start(weight, value, attention, scale);
-  for (const auto& way : ways_) way->streams = 0;
+void DeviceBucketizer::start(double weight, const double* value, bool attention, double scale, cudaStream_t reader) {
+  Bucketizer::start(weight, 0, attention, scale);
+  exchange_->set_value(value);
+  for (Producers& producers : producers_) producers.count = 0;
   read_.record(reader);
   read_.precede(packs_);
 }
 
 std::int64_t DeviceBucketizer::ready(std::int64_t index, const void* gradient, cudaStream_t producer) {
-  Way& way = *ways_[bucket_of(index)];
+  Producers& producers = producers_[bucket_of(index)];
   std::size_t k = 0;
-  while (k < way.streams && way.produced[k].first != producer) ++k;
-  if (k == way.streams) {
-    if (k == way.produced.size()) way.produced.emplace_back(producer, std::make_unique<Event>());
-    way.produced[k].first = producer;
-    ++way.streams;
+  while (k < producers.count && producers.events[k].first != producer) ++k;
+  if (k == producers.count) {
+    if (k == producers.events.size()) producers.events.emplace_back(producer, std::make_unique<Event>());
+    producers.events[k].first = producer;
+    ++producers.count;
   }
-  way.produced[k].second->record(producer);
+  producers.events[k].second->record(producer);
   return Bucketizer::ready(index, gradient);
 }
 
 bool DeviceBucketizer::gather(std::size_t index) {
   const Bucket& bucket = buckets()[index];
-  Way& way = *ways_[index];
+  const Producers& producers = producers_[index];
   const DType dtype = buffers()[bucket.buffer].dtype;
   const auto item = static_cast<std::int64_t>(item_size(dtype));
-  for (std::size_t k = 0; k < way.streams; ++k) way.produced[k].second->precede(packs_);
-  Pieces pieces;
-  pieces.layout.numel = bucket.numel;
+  for (std::size_t k = 0; k < producers.count; ++k) producers.events[k].second->precede(packs_);
+  std::vector<const void*> tensors;
+  std::vector<std::int64_t> numels;
+  FlatLayout layout;
+  layout.numel = bucket.numel;
   for (auto member = bucket.members.rbegin(); member != bucket.members.rend(); ++member) {  // as they lie
     const void* from = gradient(*member);
-    pieces.tensors.push_back(from);
-    pieces.numels.push_back(from == nullptr ? 0 : numel(*member));  // without it zeros are written
-    pieces.layout.offsets.push_back((place(*member) - data_of(bucket)) / item);
+    tensors.push_back(from);
+    numels.push_back(from == nullptr ? 0 : numel(*member));  // without it zeros are written
+    layout.offsets.push_back((place(*member) - data_of(bucket)) / item);
   }
-  pack(pieces.tensors, pieces.numels, dtype, pieces.layout, dtype, scale(), device_data(index),
-       {.facts = facts_of(index), .scratch = reinterpret_cast<double*>(way.scratch->data())}, packs_);
-  way.packed.record(packs_);
-  way.packed.precede(copies_);
-  const std::size_t bytes = static_cast<std::size_t>(bucket.numel * item);
-  check(cudaMemcpyAsync(data_of(bucket), device_data(index), bytes, cudaMemcpyDeviceToHost, copies_),
-        "cudaMemcpyAsync");
-  check(cudaMemcpyAsync(&host_facts_[2 * index], facts_of(index), 2 * sizeof(double), cudaMemcpyDeviceToHost, copies_),
-        "cudaMemcpyAsync");
-  way.fetched.record(copies_);
+  pack(tensors, numels, widens_ ? DType::kFloat32 : dtype, layout, dtype, scale(), data_of(bucket),
+       {.facts = facts_of(index), .scratch = reinterpret_cast<double*>(scratch_[index]->data())}, packs_);
+  exchange_->gathered(index, packs_);
   return false;  // it is not known yet
 }
 
-bool DeviceBucketizer::arrive(std::size_t index) {
-  check(cudaSetDevice(device_), "cudaSetDevice");  // of this thread
-  ways_[index]->fetched.synchronize();
-  return host_facts_[2 * index] == 0;
-}
-
-void DeviceBucketizer::deliver(std::size_t index) {
-  const Bucket& bucket = buckets()[index];
-  const std::size_t bytes = static_cast<std::size_t>(bucket.numel) * item_size(buffers()[bucket.buffer].dtype);
-  check(cudaMemcpyAsync(device_data(index), data_of(bucket), bytes, cudaMemcpyHostToDevice, copies_),
-        "cudaMemcpyAsync");
-  ways_[index]->delivered.record(copies_);
+// From what is exchanged to the places.
+void DeviceBucketizer::widen(cudaStream_t reader) {
+  for (std::size_t b = 0; b < places_.size(); ++b) {
+    const Buffer& from = buffers()[b];
+    const Places& to = places_[b];
+    std::vector<const void*> tensors;
+    std::vector<std::int64_t> numels;
+    for (const std::int64_t index : from.members) {
+      tensors.push_back(place(index));
+      numels.push_back(numel(index));
+    }
+    const FlatLayout layout{.offsets = to.offsets, .numel = static_cast<std::int64_t>(to.bytes / item_size(to.dtype))};
+    pack(tensors, numels, from.dtype, layout, to.dtype, 1, to.memory.get(), {}, reader);
+  }
 }
 
 DeviceBucketizer::Result DeviceBucketizer::finish(cudaStream_t reader) {
   try {
     Result result = Bucketizer::finish();
-    for (const auto& way : ways_) way->delivered.precede(reader);
+    exchange_->precede(reader);
+    if (widens_) widen(reader);
     return result;
   } catch (...) {  // buckets may be under way that nobody has waited for
-    wait();
+    settle();
     throw;
   }
 }
@@ -141,10 +154,10 @@ void DeviceBucketizer::abandon() {
   try {
     Bucketizer::abandon();
   } catch (...) {
-    wait();
+    settle();
     throw;
   }
-  wait();
+  settle();
 }
 
 }  // namespace fastseq::cuda

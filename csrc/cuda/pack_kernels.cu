@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/base/dispatch.h"
+#include "cuda/block.h"
 #include "cuda/copy_table.h"
 #include "cuda/launch.h"
 
@@ -12,16 +13,8 @@ namespace fastseq::cuda {
 
 namespace {
 
-constexpr int kThreads = 256;
 constexpr int kItemsPerThread = 16;
 constexpr std::int64_t kChunk = kThreads * kItemsPerThread;  // 4096 elements, as on the CPU
-constexpr int kVectorBytes = 16;
-
-// Items that a thread loads or stores at once.
-template <class T, int kItems>
-struct alignas(sizeof(T) * kItems) Items {
-  T values[kItems];
-};
 
 struct Facts {
   bool wanted;
@@ -44,19 +37,6 @@ __device__ To scaled(From value, Wide scale) {
     if (scale == Wide(1)) return value;
   }
   return static_cast<To>(static_cast<Wide>(value) * scale);
-}
-
-// The sum over a block of threads, valid in thread 0.
-__device__ double block_sum(double value) {
-  __shared__ double sums[kThreads / 32];
-  for (int width = 16; width > 0; width /= 2) value += __shfl_down_sync(0xffffffffU, value, width);
-  if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = value;
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    for (int warp = 1; warp < kThreads / 32; ++warp) value += sums[warp];
-  }
-  __syncthreads();
-  return value;
 }
 
 // The first `vectors` vectors of a chunk. All loads come before all stores, because the compiler cannot know that they

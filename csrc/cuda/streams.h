@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include <cstddef>
+#include <memory>
 #include <stdexcept>
 #include <string>
 
@@ -11,6 +12,13 @@ namespace fastseq::cuda {
 
 inline void check(cudaError_t code, const char* call) {
   if (code != cudaSuccess) throw std::runtime_error(std::string(call) + " failed: " + cudaGetErrorString(code));
+}
+
+// The device that this thread's calls are for.
+inline void set_device(int device) { check(cudaSetDevice(device), "cudaSetDevice"); }
+
+inline void copy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
+  check(cudaMemcpyAsync(to, from, bytes, kind, stream), "cudaMemcpyAsync");
 }
 
 class Stream {
@@ -27,7 +35,11 @@ class Stream {
 
 class Event {
  public:
-  Event() { check(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "cudaEventCreateWithFlags"); }
+  Event() : Event(cudaEventDisableTiming) {}
+  explicit Event(unsigned flags) { check(cudaEventCreateWithFlags(&event_, flags), "cudaEventCreateWithFlags"); }
+  explicit Event(const cudaIpcEventHandle_t& handle) {  // another process'
+    check(cudaIpcOpenEventHandle(&event_, handle), "cudaIpcOpenEventHandle");
+  }
   ~Event() { cudaEventDestroy(event_); }
   Event(const Event&) = delete;
   Event& operator=(const Event&) = delete;
@@ -37,6 +49,13 @@ class Event {
   void precede(cudaStream_t stream) const { check(cudaStreamWaitEvent(stream, event_, 0), "cudaStreamWaitEvent"); }
   // Waits on the host.
   void synchronize() const { check(cudaEventSynchronize(event_), "cudaEventSynchronize"); }
+  bool has_come() const { return cudaEventQuery(event_) != cudaErrorNotReady; }
+  // By which another process opens it; made with cudaEventInterprocess.
+  cudaIpcEventHandle_t handle() const {
+    cudaIpcEventHandle_t handle;
+    check(cudaIpcGetEventHandle(&handle, event_), "cudaIpcGetEventHandle");
+    return handle;
+  }
 
  private:
   cudaEvent_t event_ = nullptr;
@@ -55,6 +74,13 @@ class DeviceMemory {
  private:
   void* memory_ = nullptr;
 };
+
+inline std::shared_ptr<std::byte> device_memory(std::size_t bytes) {
+  auto memory = std::make_shared<DeviceMemory>(bytes);
+  return {memory, memory->data()};
+}
+
+inline void synchronize(cudaStream_t stream) { check(cudaStreamSynchronize(stream), "cudaStreamSynchronize"); }
 
 // Makes memory of the host known to CUDA, so that copies need not wait for the host.
 class Registered {

@@ -1,5 +1,7 @@
 #include "mpi/mpi_communicator.h"
 
+#include <dlfcn.h>
+
 #include <array>
 #include <cstdlib>
 #include <cstring>
@@ -16,6 +18,7 @@ namespace {
 
 // With more ranks than this, a message to each is slower than the MPI library's algorithms.
 constexpr int kMaxDirect = 16;
+constexpr std::int64_t kDeviceSum = -2;  // tells it from sums on the host
 
 void scale_in_place(void* data, std::int64_t numel, DType dtype, double factor) {
   if (factor == 1.0) return;
@@ -189,6 +192,19 @@ std::shared_ptr<std::byte> MpiCommunicator::allocate(std::size_t bytes) {
 
 bool MpiCommunicator::is_shared(const void* data, std::size_t bytes) const {
   return hierarchical() && node_.memory->place_of(data, bytes) != kPrivate;
+}
+
+std::string MpiCommunicator::device_problem() const {
+  // An extension of several libraries, which may be built without it.
+  const auto query = reinterpret_cast<int (*)()>(dlsym(RTLD_DEFAULT, "MPIX_Query_cuda_support"));
+  if (query != nullptr && query() == 1) return "";
+  return "this MPI library was built without CUDA";
+}
+
+void MpiCommunicator::sum_on_device(void* data, std::int64_t numel, DType dtype) {
+  const auto bytes = static_cast<std::int64_t>(static_cast<std::size_t>(numel) * item_size(dtype));
+  agree({.operation = Operation::kAllreduce, .bytes = bytes, .detail = kDeviceSum});
+  together(Operation::kAllreduce, [&] { plain_sum(comm_, data, numel, dtype); });
 }
 
 void MpiCommunicator::fail(std::string_view message) {

@@ -18,7 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 300
 
-PACK, BMM, BUCKETS = "pack_kernels.cu", "bmm_kernels.cu", "device_bucketizer.cpp"
+PACK, BMM, BLOCK = "pack_kernels.cu", "bmm_kernels.cu", "block.h"
+BUCKETS = "device_bucketizer.cpp"
 MUTANTS = {
     "read past the end of a tensor": (
         PACK, "    if (i < vectors) raw[v]", "    if (i <= vectors) raw[v]"),
@@ -29,11 +30,11 @@ MUTANTS = {
         PACK, "threadIdx.x); i < copied; i += kThreads", "threadIdx.x); i < copied - 1; i += kThreads"),
     "gaps not zeroed": (PACK, "i < end; i += kThreads) to[i]", "i < copied; i += kThreads) to[i]"),
     "no barrier before sums are read": (
-        PACK, "sums[threadIdx.x / 32] = value;\n  __syncthreads();", "sums[threadIdx.x / 32] = value;"),
+        BLOCK, "sums[threadIdx.x / 32] = value;\n  __syncthreads();", "sums[threadIdx.x / 32] = value;"),
     "no barrier after sums are read": (
-        PACK, "value += sums[warp];\n  }\n  __syncthreads();", "value += sums[warp];\n  }"),
+        BLOCK, "value += sums[warp];\n  }\n  __syncthreads();", "value += sums[warp];\n  }"),
     "shuffle in a branch": (
-        PACK, "  for (int width = 16; width > 0; width /= 2) value",
+        BLOCK, "  for (int width = 16; width > 0; width /= 2) value",
         "  if (threadIdx.x != 5) for (int width = 16; width > 0; width /= 2) value"),
     "second table writes over the first's facts": (
         PACK, "out.scratch + 2 * chunks;", "out.scratch;"),

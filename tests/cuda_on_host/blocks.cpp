@@ -1,5 +1,6 @@
 // Kernels: the threads of a block are fibers.
 #include <cuda_runtime.h>
+#include <setjmp.h>  // NOLINT(modernize-deprecated-headers): <csetjmp> has no _setjmp
 #include <ucontext.h>
 
 #include <algorithm>
@@ -7,6 +8,7 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <random>
 #include <string>
 #include <thread>
@@ -20,6 +22,11 @@ thread_local uint3 blockIdx;
 thread_local dim3 blockDim;
 thread_local dim3 gridDim;
 
+// Jumps are faster than swapcontext, which asks the kernel for signals' masks, but sanitizers want to know of switches.
+#if !defined(CUDA_ON_HOST_ASAN) && !defined(CUDA_ON_HOST_TSAN)
+#define JUMPS
+#endif
+
 namespace cuda_on_host {
 
 namespace {
@@ -29,9 +36,48 @@ constexpr unsigned kWarp = 32;
 
 enum class State : char { kReady, kAtBlock, kAtWarp, kDone };
 
+// Stacks are used again: a launch has hundreds.
+class Stack {
+ public:
+  Stack() {
+    const std::scoped_lock lock(mutex());
+    if (unused().empty()) {
+      memory_.reset(new char[kStack]);
+    } else {
+      memory_ = std::move(unused().back());
+      unused().pop_back();
+    }
+#ifdef CUDA_ON_HOST_ASAN
+    __asan_unpoison_memory_region(memory_.get(), kStack);
+#endif
+  }
+  ~Stack() {
+    const std::scoped_lock lock(mutex());
+    unused().push_back(std::move(memory_));
+  }
+  Stack(const Stack&) = delete;
+  Stack& operator=(const Stack&) = delete;
+  char* get() const { return memory_.get(); }
+
+ private:
+  static std::vector<std::unique_ptr<char[]>>& unused() {
+    static std::vector<std::unique_ptr<char[]>> all;
+    return all;
+  }
+  static std::mutex& mutex() {
+    static std::mutex one;
+    return one;
+  }
+  std::unique_ptr<char[]> memory_;
+};
+
 struct Fiber {
   ucontext_t context{};
-  std::unique_ptr<char[]> stack{new char[kStack]};
+  Stack stack;
+#ifdef JUMPS
+  bool begun = false;
+  jmp_buf place;
+#endif
   State state = State::kDone;
   unsigned index = 0;
   unsigned mask = 0;  // lanes that meet at the warp's barrier
@@ -124,6 +170,27 @@ class Block {
     fiber.context.uc_stack.ss_size = kStack;
     fiber.context.uc_link = nullptr;
     makecontext(&fiber.context, &Block::enter, 0);
+#ifdef JUMPS
+    fiber.begun = false;
+#endif
+  }
+
+  void switch_to(Fiber& fiber) {
+#ifdef JUMPS
+    if (_setjmp(main_place_) != 0) return;
+    if (fiber.begun) _longjmp(fiber.place, 1);
+    fiber.begun = true;
+    setcontext(&fiber.context);
+#else
+    swapcontext(&main_, &fiber.context);
+#endif
+  }
+  void switch_back(Fiber& fiber) {
+#ifdef JUMPS
+    if (_setjmp(fiber.place) == 0) _longjmp(main_place_, 1);
+#else
+    swapcontext(&fiber.context, &main_);
+#endif
   }
 
   void resume(Fiber& fiber) {
@@ -140,7 +207,7 @@ class Block {
     main_tsan_ = __tsan_get_current_fiber();
     __tsan_switch_to_fiber(fiber.tsan, kUnordered);
 #endif
-    swapcontext(&main_, &fiber.context);
+    switch_to(fiber);
 #ifdef CUDA_ON_HOST_ASAN
     __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
 #endif
@@ -160,7 +227,7 @@ class Block {
 #ifdef CUDA_ON_HOST_TSAN
     __tsan_switch_to_fiber(main_tsan_, kUnordered);
 #endif
-    swapcontext(&fiber.context, &main_);
+    switch_back(fiber);
 #ifdef CUDA_ON_HOST_ASAN
     __sanitizer_finish_switch_fiber(fake, &main_bottom_, &main_size_);
 #endif
@@ -252,7 +319,11 @@ class Block {
   std::size_t shared_bytes_;
   uint3 index_{};
   Fiber* current_ = nullptr;
+#ifdef JUMPS
+  jmp_buf main_place_;
+#else
   ucontext_t main_{};
+#endif
   char barrier_ = 0;  // what the barriers order
   char warp_ = 0;
 #ifdef CUDA_ON_HOST_TSAN

@@ -8,6 +8,10 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <thread>
+
+// What NCCL on the host, a library of its own, finds in the program that loads it.
+#define VISIBLE __attribute__((visibility("default")))
 
 namespace cuda_on_host {
 
@@ -19,7 +23,23 @@ void seed(std::uint64_t seed);
 enum class Policy { kRandom, kLate };
 void set_policy(Policy policy);
 // Puts a function into a stream's order, which may touch device memory.
-void enqueue(cudaStream_t stream, std::function<void()> function);
+VISIBLE void enqueue(cudaStream_t stream, std::function<void()> function);
+// Makes the stream wait until others make it true.
+VISIBLE void wait_until(cudaStream_t stream, std::function<bool()> elsewhere);
+// While one lives, streams run by themselves, as they do on a GPU: what another process does may need it.
+class Running {
+ public:
+  Running();
+  ~Running();
+  Running(const Running&) = delete;
+  Running& operator=(const Running&) = delete;
+
+ private:
+  std::atomic<bool> ended_{false};
+  std::thread thread_;
+};
+// Which GPU this process says it has. All have the same at first.
+void set_gpu(char number);
 // How often the host has waited for the device.
 std::int64_t host_waits();
 

@@ -1,6 +1,7 @@
 // Device memory, which the host cannot touch unless something runs on the device; memory of the host that CUDA knows.
 #include <cuda_runtime.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
@@ -10,6 +11,7 @@
 
 #include "device.h"
 #include "sanitizers.h"
+#include "sharing.h"
 
 namespace cuda_on_host {
 
@@ -86,7 +88,30 @@ class Memory {
 
   bool is_device(const void* pointer, std::size_t bytes) {
     const std::scoped_lock lock(mutex_);
-    return holds(device_, pointer, bytes);
+    return holds(device_, pointer, bytes) || holds(imported_, pointer, bytes);
+  }
+
+  // False: no memory begins there.
+  bool find(void* pointer, Address& address) {
+    const std::scoped_lock lock(mutex_);
+    const auto it = device_.find(static_cast<std::byte*>(pointer));
+    if (it == device_.end()) return false;
+    address = {getpid(), file_.descriptor, static_cast<std::size_t>(it->first - base_), it->second};
+    return true;
+  }
+  void* import(const Address& address) {
+    std::byte* const memory = open_memory(address);
+    const std::scoped_lock lock(mutex_);
+    if (memory != nullptr) imported_[memory] = address.bytes;
+    return memory;
+  }
+  bool release(void* pointer) {
+    const std::scoped_lock lock(mutex_);
+    const auto it = imported_.find(static_cast<std::byte*>(pointer));
+    if (it == imported_.end()) return false;
+    close_memory(it->first, it->second);
+    imported_.erase(it);
+    return true;
   }
   bool is_pinned(const void* pointer, std::size_t bytes) {
     const std::scoped_lock lock(mutex_);
@@ -105,10 +130,8 @@ class Memory {
 
  private:
   Memory() {
-    void* const memory =
-        mmap(nullptr, kReserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);  // NOLINT
-    if (memory == MAP_FAILED) fail("no address space for device memory");
-    base_ = static_cast<std::byte*>(memory);
+    file_ = make_shared_file("device memory", kReserved, PROT_NONE);
+    base_ = static_cast<std::byte*>(file_.memory);
     poison(base_, kReserved);
   }
   void protect(int allowed) const {
@@ -117,8 +140,10 @@ class Memory {
 
   std::mutex mutex_;
   std::byte* base_ = nullptr;
+  SharedFile file_{};
   int users_ = 0;
   Ranges device_;
+  Ranges imported_;
   Ranges pinned_;
 };
 
@@ -144,6 +169,7 @@ bool is_pinned(const void* pointer, std::size_t bytes) {
 
 }  // namespace cuda_on_host
 
+using cuda_on_host::Address;
 using cuda_on_host::error;
 using cuda_on_host::Memory;
 using cuda_on_host::Quiet;
@@ -171,4 +197,26 @@ cudaError_t cudaHostUnregister(void* pointer) {
   if (const cudaError_t code = cudaDeviceSynchronize(); code != cudaSuccess) return code;
   const Quiet quiet;
   return Memory::instance().unpin(pointer) ? cudaSuccess : error(cudaErrorInvalidValue);
+}
+
+cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t* handle, void* memory) {
+  const Quiet quiet;
+  Address address{};
+  if (!Memory::instance().find(memory, address)) return error(cudaErrorInvalidValue);
+  std::memcpy(handle->reserved, &address, sizeof address);
+  return cudaSuccess;
+}
+
+cudaError_t cudaIpcOpenMemHandle(void** memory, cudaIpcMemHandle_t handle, unsigned /*flags*/) {
+  const Quiet quiet;
+  Address address{};
+  std::memcpy(&address, handle.reserved, sizeof address);
+  *memory = Memory::instance().import(address);
+  return *memory != nullptr ? cudaSuccess : error(cudaErrorInvalidResourceHandle);
+}
+
+cudaError_t cudaIpcCloseMemHandle(void* memory) {
+  if (const cudaError_t code = cudaDeviceSynchronize(); code != cudaSuccess) return code;
+  const Quiet quiet;
+  return Memory::instance().release(memory) ? cudaSuccess : error(cudaErrorInvalidValue);
 }

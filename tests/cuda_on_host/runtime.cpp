@@ -3,10 +3,12 @@
 
 #include <cstring>
 #include <memory>
+#include <thread>
 #include <utility>
 #include <vector>
 
 #include "device.h"
+#include "sharing.h"
 #include "streams.h"
 
 namespace cuda_on_host {
@@ -15,6 +17,7 @@ namespace {
 
 std::atomic<std::int64_t> g_host_waits{0};
 std::atomic<int> g_captures{0};
+std::atomic<char> g_gpu{0};
 thread_local bool t_in_stream = false;
 thread_local cudaError_t t_error = cudaSuccess;
 
@@ -30,6 +33,11 @@ cudaError_t check_wait() {
   return cudaSuccess;
 }
 
+// Whether what another process has last recorded has come.
+std::function<bool()> has_come(const Event& imported) {
+  return [shared = imported.shared, wanted = imported.shared->recorded.load()] { return shared->passed >= wanted; };
+}
+
 bool is_capturing(Stream* stream) { return or_default(stream)->capture != nullptr; }
 
 }  // namespace
@@ -38,6 +46,8 @@ cudaError_t error(cudaError_t code) {
   t_error = code;
   return code;
 }
+
+void set_gpu(char number) { g_gpu = number; }
 
 std::int64_t host_waits() { return g_host_waits.load(); }
 
@@ -48,6 +58,8 @@ void enqueue(cudaStream_t stream, std::function<void()> function) {
     t_in_stream = false;
   });
 }
+
+void wait_until(cudaStream_t stream, std::function<bool()> elsewhere) { push_wait(stream, std::move(elsewhere)); }
 
 cudaError_t enqueue_kernel(dim3 grid, dim3 block, std::size_t shared_bytes, Stream* stream,
                            std::function<void()> body) {
@@ -75,6 +87,8 @@ const char* cudaGetErrorString(cudaError_t code) {
       return "out of memory";
     case cudaErrorInvalidConfiguration:
       return "invalid configuration argument";
+    case cudaErrorInvalidResourceHandle:
+      return "invalid resource handle";
     case cudaErrorNotReady:
       return "device not ready";
     case cudaErrorHostMemoryAlreadyRegistered:
@@ -96,6 +110,12 @@ cudaError_t cudaGetDevice(int* device) {
 }
 
 cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : error(cudaErrorInvalidValue); }
+
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
+  *properties = {};
+  properties->uuid.bytes[0] = g_gpu.load();
+  return device == 0 ? cudaSuccess : error(cudaErrorInvalidValue);
+}
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
   check_place();
@@ -133,11 +153,10 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned /*flags*/) 
   return cudaSuccess;
 }
 
+// Does not wait: what the stream still has is done, then nobody needs it.
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-  do {
-    if (const cudaError_t code = cudaStreamSynchronize(stream); code != cudaSuccess) return code;
-  } while (!remove(stream));  // another thread may wait for the whole device
-  delete stream;
+  check_place();
+  if (remove(stream)) delete stream;
   return cudaSuccess;
 }
 
@@ -165,6 +184,10 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
     return cudaSuccess;
   }
   if (own.capture != nullptr) return error(cudaErrorStreamCaptureIsolation);
+  if (event->imported) {
+    push_wait(stream, has_come(*event));
+    return cudaSuccess;
+  }
   if (event->mark != nullptr) push_wait(stream, event->mark);  // else it was never recorded
   return cudaSuccess;
 }
@@ -175,12 +198,16 @@ cudaError_t cudaLaunchHostFunc(cudaStream_t stream, void (*function)(void*), voi
   return cudaSuccess;
 }
 
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned /*flags*/) {
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
+  const bool shared = (flags & cudaEventInterprocess) != 0;
+  if (shared && (flags & cudaEventDisableTiming) == 0) return error(cudaErrorInvalidValue);
   *event = new Event;
+  if (shared) (*event)->shared = new_shared_event();
   return cudaSuccess;
 }
 
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  if (event->imported) close_memory(reinterpret_cast<std::byte*>(event->shared), sizeof(SharedEvent));
   delete event;
   return cudaSuccess;
 }
@@ -188,6 +215,11 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   check_place();
   Stream& own = *or_default(stream);
+  if (event->shared != nullptr) {
+    if (event->imported || own.capture != nullptr) return error(cudaErrorInvalidResourceHandle);
+    const std::int64_t number = ++event->shared->recorded;
+    push(stream, [shared = event->shared, number] { shared->passed = number; });
+  }
   event->mark = own.capture == nullptr ? push_mark(stream) : nullptr;
   event->capture = own.capture;
   event->ends = own.capture == nullptr ? std::vector<std::size_t>{} : own.capture->ends[&own];
@@ -197,6 +229,9 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   if (event->capture != nullptr) return error(cudaErrorStreamCaptureUnsupported);
   if (const cudaError_t code = check_wait(); code != cudaSuccess) return code;
+  if (event->imported) {
+    for (const auto come = has_come(*event); !come();) std::this_thread::yield();
+  }
   if (event->mark != nullptr) wait_for(event->mark);
   return cudaSuccess;
 }
@@ -204,7 +239,26 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
 cudaError_t cudaEventQuery(cudaEvent_t event) {
   check_place();
   if (event->capture != nullptr) return error(cudaErrorStreamCaptureUnsupported);
+  if (event->imported) return has_come(*event)() ? cudaSuccess : cudaErrorNotReady;
   return event->mark == nullptr || has_passed(event->mark) ? cudaSuccess : cudaErrorNotReady;
+}
+
+cudaError_t cudaIpcGetEventHandle(cudaIpcEventHandle_t* handle, cudaEvent_t event) {
+  if (event->shared == nullptr || event->imported) return error(cudaErrorInvalidResourceHandle);
+  const Address address = address_of(event->shared);
+  std::memcpy(handle->reserved, &address, sizeof address);
+  return cudaSuccess;
+}
+
+cudaError_t cudaIpcOpenEventHandle(cudaEvent_t* event, cudaIpcEventHandle_t handle) {
+  Address address{};
+  std::memcpy(&address, handle.reserved, sizeof address);
+  std::byte* const memory = open_memory(address);
+  if (memory == nullptr) return error(cudaErrorInvalidResourceHandle);
+  *event = new Event;
+  (*event)->shared = reinterpret_cast<SharedEvent*>(memory);
+  (*event)->imported = true;
+  return cudaSuccess;
 }
 
 cudaError_t cudaDeviceSynchronize() {

@@ -2,6 +2,7 @@
 #include "streams.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <mutex>
@@ -21,7 +22,9 @@ std::vector<Stream*> g_streams;
 std::mt19937_64 g_rng{1};
 Policy g_policy = Policy::kRandom;
 
-bool is_ready(const Operation& operation) { return operation.awaits == nullptr || operation.awaits->passed; }
+bool is_ready(const Operation& operation) {
+  return (operation.awaits == nullptr || operation.awaits->passed) && (!operation.elsewhere || operation.elsewhere());
+}
 
 void push(Stream* stream, std::unique_ptr<Operation> operation) {
   release(&operation->token);
@@ -58,23 +61,36 @@ Stream* needed(const Mark* mark, std::size_t depth = 0) {
     for (const auto& operation : stream->queue) {
       if (operation->passes.get() != mark) continue;
       const auto& front = stream->queue.front();
-      return is_ready(*front) ? stream : needed(front->awaits.get(), depth + 1);
+      if (is_ready(*front)) return stream;
+      return front->elsewhere ? nullptr : needed(front->awaits.get(), depth + 1);
     }
   }
   return nullptr;
 }
 
-// A stream that may run next, or null: what is needed runs already.
-Stream* choose(const Mark* mark) {
-  if (g_policy == Policy::kLate) {
-    Stream* const stream = needed(mark);
-    return stream == nullptr || stream->busy ? nullptr : stream;
-  }
+// A stream that can run, or null.
+Stream* draw() {
   std::vector<Stream*> able;
   for (Stream* const stream : g_streams) {
     if (!stream->busy && !stream->queue.empty() && is_ready(*stream->queue.front())) able.push_back(stream);
   }
   return able.empty() ? nullptr : able[g_rng() % able.size()];
+}
+
+// The stream to run next for a mark, or null: what is needed runs already.
+Stream* choose(const Mark* mark) {
+  if (g_policy == Policy::kLate) {
+    Stream* const stream = needed(mark);
+    return stream == nullptr || stream->busy ? nullptr : stream;
+  }
+  return draw();
+}
+
+// Whether something runs in another thread, or may go on by what another process does.
+bool others_run() {
+  return std::ranges::any_of(g_streams, [](const Stream* stream) {
+    return stream->busy || (!stream->queue.empty() && stream->queue.front()->elsewhere);
+  });
 }
 
 }  // namespace
@@ -93,6 +109,26 @@ void seed(std::uint64_t seed) {
   const std::scoped_lock lock(g_mutex);
   g_seed = seed;
   g_rng.seed(seed);
+}
+
+Running::Running()
+    : thread_([this] {
+        const Quiet quiet;
+        std::unique_lock lock(g_mutex);
+        while (!ended_) {
+          if (Stream* const stream = draw(); stream != nullptr) {
+            step(*stream, lock);
+          } else {
+            lock.unlock();
+            std::this_thread::sleep_for(std::chrono::microseconds(20));
+            lock.lock();
+          }
+        }
+      }) {}
+
+Running::~Running() {
+  ended_ = true;
+  thread_.join();
 }
 
 void set_policy(Policy policy) {
@@ -170,6 +206,12 @@ void push_wait(Stream* stream, const std::shared_ptr<Mark>& mark) {
   push(stream, std::move(operation));
 }
 
+void push_wait(Stream* stream, std::function<bool()> elsewhere) {
+  auto operation = std::make_unique<Operation>();
+  operation->elsewhere = std::move(elsewhere);
+  push(stream, std::move(operation));
+}
+
 void wait_for(const std::shared_ptr<Mark>& mark) {
   {
     const Quiet quiet;
@@ -180,10 +222,8 @@ void wait_for(const std::shared_ptr<Mark>& mark) {
         step(*next, lock);
         continue;
       }
-      if (std::ranges::none_of(g_streams, [](const Stream* stream) { return stream->busy; })) {
-        fail("nothing can run, but somebody waits");
-      }
-      lock.unlock();  // another thread runs what is needed
+      if (!others_run()) fail("nothing can run, but somebody waits");
+      lock.unlock();
       std::this_thread::yield();
       lock.lock();
     }

@@ -3,6 +3,8 @@
 
 #include <cuda_runtime.h>
 
+#include <atomic>
+#include <cstdint>
 #include <deque>
 #include <functional>
 #include <map>
@@ -21,7 +23,8 @@ struct Mark {
 
 struct Operation {
   std::function<void()> run;
-  std::shared_ptr<Mark> awaits;  // goes on when this has passed
+  std::shared_ptr<Mark> awaits;     // goes on when this has passed,
+  std::function<bool()> elsewhere;  // and this, which others bring about, is true
   std::shared_ptr<Mark> passes;
   char token = 0;
 };
@@ -54,8 +57,16 @@ struct Stream {
   Strand strand;
 };
 
+// An event as other processes see it: how often it was recorded, and the last time of these that has come.
+struct SharedEvent {
+  std::atomic<std::int64_t> recorded;
+  std::atomic<std::int64_t> passed;
+};
+
 struct Event {
   std::shared_ptr<Mark> mark;
+  SharedEvent* shared = nullptr;
+  bool imported = false;
   std::shared_ptr<Capture> capture;  // recorded while a graph is captured
   std::vector<std::size_t> ends;
 };
@@ -64,6 +75,8 @@ struct Event {
 void push(Stream* stream, std::function<void()> run);
 std::shared_ptr<Mark> push_mark(Stream* stream);
 void push_wait(Stream* stream, const std::shared_ptr<Mark>& mark);
+// Waits in the stream's order until others make it true.
+void push_wait(Stream* stream, std::function<bool()> elsewhere);
 
 // Waits until a mark has passed.
 void wait_for(const std::shared_ptr<Mark>& mark);

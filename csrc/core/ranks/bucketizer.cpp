@@ -30,9 +30,10 @@ struct Ended {
 
 }  // namespace
 
-Bucketizer::Bucketizer(std::shared_ptr<Communicator> comm, std::span<const std::int64_t> numels,
-                       std::span<const DType> dtypes, std::int64_t bucket_bytes, bool threaded, bool norm)
-    : comm_(std::move(comm)),
+Bucketizer::Bucketizer(const std::shared_ptr<Communicator>& comm, std::span<const std::int64_t> numels,
+                       std::span<const DType> dtypes, std::int64_t bucket_bytes, bool threaded, bool norm,
+                       const Allocate& allocate)
+    : comm_(comm),
       numels_(numels.begin(), numels.end()),
       bucket_of_(numels.size()),
       places_(numels.size()),
@@ -52,7 +53,7 @@ Bucketizer::Bucketizer(std::shared_ptr<Communicator> comm, std::span<const std::
     lengths.reserve(group.members.size());
     for (const std::int64_t i : group.members) lengths.push_back(numels_[static_cast<std::size_t>(i)]);
     FlatLayout layout = flat_layout(lengths, group.dtype, kFlatAlignment);
-    auto memory = comm_->allocate(static_cast<std::size_t>(layout.numel) * item_size(group.dtype));
+    auto memory = allocate(static_cast<std::size_t>(layout.numel) * item_size(group.dtype));
     for (std::size_t k = 0; k < group.members.size(); ++k) {
       places_[static_cast<std::size_t>(group.members[k])] =
           memory.get() + static_cast<std::size_t>(layout.offsets[k]) * item_size(group.dtype);
@@ -205,22 +206,23 @@ void Bucketizer::submit(std::size_t bucket, std::uint64_t flags) {
   shared_->changed.notify_all();
 }
 
-void Bucketizer::exchange(std::size_t index, std::uint64_t flags) {
-  const Bucket& bucket = buckets_[index];
-  if (arrive(index)) flags |= kAlarm;
+Reduced Bucketizer::average(std::size_t bucket, const Reduction& reduction) {
+  const Bucket& own = buckets_[bucket];
+  return comm_->allreduce(data_of(own), own.numel, buffers_[own.buffer].dtype, reduction);
+}
+
+void Bucketizer::exchange(std::size_t bucket, std::uint64_t flags) {
   if (weight_ == 0.0) flags &= ~kAlarm;  // they do not count
-  const Reduced reduced = comm_->allreduce(data_of(bucket), bucket.numel, buffers_[bucket.buffer].dtype,
-                                           {.weight = weight_,
-                                            .value = value_,
-                                            .flags = flags,
-                                            .sequence = (step_ << kBucketBits) | static_cast<std::int64_t>(index),
-                                            .squares = norm_});
+  const Reduced reduced = average(bucket, {.weight = weight_,
+                                           .value = value_,
+                                           .flags = flags,
+                                           .sequence = (step_ << kBucketBits) | static_cast<std::int64_t>(bucket),
+                                           .squares = norm_});
   result_.weight = reduced.weight;
   result_.value = reduced.value;
   flags_ |= reduced.flags;
   sum_of_squares_ += reduced.sum_of_squares;
   if (result_.nonfinite_rank < 0) result_.nonfinite_rank = reduced.alarmed_rank;
-  deliver(index);
 }
 
 void Bucketizer::work() {

@@ -8,13 +8,15 @@
 // An update is: start; ready for each parameter that has a gradient; finish. Between start and finish only this object
 // may use the communicator. All methods are called by one thread at a time. A forked child can only destroy its copy.
 //
-// Gradients in other memory than the host's: a derived class says how a bucket comes to its place and back.
+// Gradients in other memory than the host's: a derived class says where their places are, and how buckets get there and
+// become means.
 #pragma once
 
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
 #include <exception>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -49,8 +51,10 @@ class Bucketizer {
 
   // Parameters with `numels` elements of `dtypes`; buckets hold at least `bucket_bytes`, or the rest. Collective.
   // `norm`, equal on all ranks: whether the norm of the means is wanted.
-  Bucketizer(std::shared_ptr<Communicator> comm, std::span<const std::int64_t> numels, std::span<const DType> dtypes,
-             std::int64_t bucket_bytes, bool threaded, bool norm = false);
+  Bucketizer(const std::shared_ptr<Communicator>& comm, std::span<const std::int64_t> numels,
+             std::span<const DType> dtypes, std::int64_t bucket_bytes, bool threaded, bool norm = false)
+      : Bucketizer(comm, numels, dtypes, bucket_bytes, threaded, norm,
+                   [&comm](std::size_t bytes) { return comm->allocate(bytes); }) {}
   virtual ~Bucketizer();
   Bucketizer(const Bucketizer&) = delete;
   Bucketizer& operator=(const Bucketizer&) = delete;
@@ -78,6 +82,12 @@ class Bucketizer {
   void stop();
 
  protected:
+  // Memory for a buffer.
+  using Allocate = std::function<std::shared_ptr<std::byte>(std::size_t bytes)>;
+  Bucketizer(const std::shared_ptr<Communicator>& comm, std::span<const std::int64_t> numels,
+             std::span<const DType> dtypes, std::int64_t bucket_bytes, bool threaded, bool norm,
+             const Allocate& allocate);
+
   struct Bucket {
     std::size_t buffer;
     std::int64_t begin;  // elements of the buffer
@@ -89,10 +99,8 @@ class Bucketizer {
   // Brings a bucket's gradients, scaled, to their places, or begins to; zeros where there is none. Returns whether some
   // are known not to be finite. Called by the caller's thread, in the order of the buckets.
   virtual bool gather(std::size_t bucket);
-  // Called by the thread that exchanges, before and after: waits for what `gather` began, and returns whether some
-  // gradients are not finite; brings the means to where they belong.
-  virtual bool arrive(std::size_t /*bucket*/) { return false; }
-  virtual void deliver(std::size_t /*bucket*/) {}
+  // Makes a bucket's gradients their means over the ranks. Called by the thread that exchanges, in the same order.
+  virtual Reduced average(std::size_t bucket, const Reduction& reduction);
   // Ends the thread. For destructors of derived classes, whose methods it calls.
   void end_thread();
 

@@ -92,6 +92,15 @@ class Communicator {
   // Whether these data are in memory that other ranks see.
   virtual bool is_shared(const void* data, std::size_t bytes) const = 0;
 
+  // Whether the ranks can sum memory of GPUs as it is: empty, or why not.
+  virtual std::string device_problem() const {
+    return "the transport \"" + std::string(transport()) + "\" does not take memory of GPUs";
+  }
+  // data[i] becomes its sum over all ranks, in memory of a GPU, in fp32 or fp64. Nothing may be under way there.
+  virtual void sum_on_device(void* /*data*/, std::int64_t /*numel*/, DType /*dtype*/) {
+    throw std::logic_error(device_problem());
+  }
+
   // Reports to the others, in place of this rank's next call, that it has failed and why. Returns when they know.
   virtual void fail(std::string_view message) = 0;
   // Announces that this rank makes no more calls; ranks that still call get a CommunicationError that names it. Does

@@ -1,0 +1,82 @@
+#include "cuda/exchanges/streamed_exchange.h"
+
+#include <utility>
+
+#include "core/ranks/weighted_sum.h"
+
+namespace fastseq::cuda {
+
+StreamedExchange::StreamedExchange(std::shared_ptr<Communicator> comm, int device, bool norm)
+    : comm_(std::move(comm)),
+      device_(device),
+      norm_(norm),
+      factors_(static_cast<std::size_t>(comm_->size())),
+      news_(factors_.size() * sizeof(News)),
+      outcome_(sizeof(Outcome)) {}
+
+void StreamedExchange::prepare(std::span<const DeviceBucket> buckets, const double* facts) {
+  buckets_.assign(buckets.begin(), buckets.end());
+  facts_ = facts;
+  first_square_ = {0};
+  for (const DeviceBucket& bucket : buckets_) {
+    packed_.push_back(std::make_unique<Event>());
+    const Slice part = slice_of(bucket.numel, bucket.dtype, rank(), size());
+    first_square_.push_back(first_square_.back() + (norm_ ? squares_scratch(part.end - part.begin) : 0));
+  }
+  squares_ = std::make_unique<DeviceMemory>(static_cast<std::size_t>(first_square_.back()) * sizeof(double));
+}
+
+double* StreamedExchange::squares(std::size_t bucket) const {
+  return norm_ ? reinterpret_cast<double*>(squares_->data()) + first_square_[bucket] : nullptr;
+}
+
+void StreamedExchange::gathered(std::size_t bucket, cudaStream_t packs) { packed_[bucket]->record(packs); }
+
+Reduced StreamedExchange::agree(const Reduction& reduction) {
+  std::vector<double> weights(factors_.size());
+  weights[static_cast<std::size_t>(rank())] = reduction.weight;
+  Reduction facts = reduction;
+  facts.mean = false;
+  facts.squares = false;
+  const Reduced reduced =
+      comm_->allreduce(weights.data(), static_cast<std::int64_t>(weights.size()), DType::kFloat64, facts);
+  for (std::size_t r = 0; r < weights.size(); ++r) {
+    factors_[r] = reduced.weight == 0 ? 0 : weights[r] / reduced.weight;
+  }
+  return reduced;
+}
+
+Reduced StreamedExchange::average(std::size_t bucket, const Reduction& reduction) {
+  set_device(device_);  // of this thread
+  const Reduced reduced = agree(reduction);
+  packed_[bucket]->precede(averages_);
+  sum(bucket);
+  if (bucket + 1 == buckets_.size()) {
+    write_news({.facts = facts_,
+                .buckets = static_cast<std::int64_t>(buckets_.size()),
+                .value = value_,
+                .factor = factors_[static_cast<std::size_t>(rank())],
+                .squares = squares(0),
+                .squares_count = first_square_.back()},
+               own_news(), averages_);
+    collect();
+    conclude(news(), size(), reinterpret_cast<Outcome*>(outcome_.data()), averages_);
+  }
+  last_.record(averages_);
+  look_after(last_);
+  return reduced;
+}
+
+void StreamedExchange::sum(std::size_t index) {
+  const DeviceBucket& own = bucket(index);
+  const double factor = factors()[0];  // 1, or 0: without a weight the mean is 0
+  if (factor == 1 && squares(index) == nullptr) return;
+  weighted_sum({{own.data}}, {{factor}}, own.numel, own.dtype, {{own.data}}, squares(index), stream());
+}
+
+bool StreamedExchange::settle() {
+  cudaStreamSynchronize(averages_);
+  return true;
+}
+
+}  // namespace fastseq::cuda

@@ -1,0 +1,81 @@
+// Ranks as processes of this machine, which share a GPU; each begins with CUDA untouched.
+#pragma once
+
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <thread>
+#include <vector>
+
+#include "check.h"
+#include "core/ranks/node_communicator.h"
+#include "core/ranks/shared_memory.h"
+#ifdef CUDA_ON_HOST
+#include "device.h"
+#endif
+
+namespace fastseq::testing {
+
+// Where processes find each other's numbers.
+struct Pids {
+  static constexpr int kMost = 16;
+  std::atomic<int> pids[kMost];
+};
+
+inline int run_rank(int rank, int size, const std::vector<NodeGroup::Slot*>& slots, Pids& all,
+                    const std::function<void(const std::shared_ptr<Communicator>&)>& body, double timeout) {
+#ifdef CUDA_ON_HOST
+  const cuda_on_host::Running running;
+#endif
+  all.pids[rank] = getpid();
+  std::vector<int> pids;
+  for (int r = 0; r < size; ++r) {
+    while (all.pids[r] == 0) std::this_thread::yield();
+    pids.push_back(all.pids[r]);
+  }
+  try {
+    auto group = std::make_unique<NodeGroup>(slots, rank, std::chrono::duration<double>(timeout));
+    auto memory = std::make_unique<NodeMemory>(*group, pids);
+    body(std::make_shared<NodeCommunicator>(std::move(group), std::move(memory), nullptr, [](int) {}));
+  } catch (const std::exception& error) {
+    fail(__FILE__, __LINE__, "rank " + std::to_string(rank) + ": " + error.what());
+  }
+  return failures() == 0 ? 0 : 1;
+}
+
+// Runs body(comm) in `size` processes; a check that fails in one fails here. `killed`: the rank that kills itself.
+inline void run_processes(int size, const std::function<void(const std::shared_ptr<Communicator>&)>& body,
+                          double timeout = 60, int killed = -1) {
+  auto shared = SharedMemory::create(sizeof(Pids));
+  std::vector<SharedMemory> memories;
+  std::vector<NodeGroup::Slot*> slots;
+  for (int r = 0; r < size; ++r) {
+    auto memory = SharedMemory::create(sizeof(NodeGroup::Slot));
+    if (!memory || !shared) throw std::runtime_error("no shared memory");
+    slots.push_back(reinterpret_cast<NodeGroup::Slot*>(memory->data()));
+    memories.push_back(*memory);
+  }
+  std::vector<pid_t> children;
+  std::fflush(nullptr);
+  for (int r = 0; r < size; ++r) {
+    const pid_t child = fork();
+    if (child == 0) _exit(run_rank(r, size, slots, *reinterpret_cast<Pids*>(shared->data()), body, timeout));
+    children.push_back(child);
+  }
+  for (int r = 0; r < size; ++r) {
+    int status = 0;
+    waitpid(children[static_cast<std::size_t>(r)], &status, 0);
+    if (r != killed) CHECK_EQ(status, 0);
+  }
+}
+
+}  // namespace fastseq::testing

@@ -1,0 +1,161 @@
+// Gradients on a GPU, averaged over ranks that are processes, in all ways.
+#include <csignal>
+#include <limits>
+#include <memory>
+#include <stdexcept>
+#include <string>
+
+#include "check.h"
+#include "device_ranks.h"
+#include "processes.h"
+#ifdef CUDA_ON_HOST
+#include "device.h"
+#endif
+
+namespace fastseq {
+
+namespace {
+
+using testing::check_updates;
+using testing::DeviceRank;
+using testing::Gradients;
+using testing::run_processes;
+using testing::types_with;
+
+#ifdef CUDA_ON_HOST
+const std::vector<std::string> kExchanges = {"staged", "cuda-ipc", "nccl"};
+#else
+const std::vector<std::string> kExchanges = {"staged", "cuda-ipc"};  // NCCL wants a GPU for each rank
+#endif
+
+// NCCL is for ranks that have a GPU each.
+void take_gpu([[maybe_unused]] const std::string& exchange, [[maybe_unused]] int rank) {
+#ifdef CUDA_ON_HOST
+  cuda_on_host::set_gpu(exchange == "nccl" ? static_cast<char>(rank) : 0);
+#endif
+}
+
+void check_processes(const std::string& exchange, int size, DType other, std::int64_t bucket_bytes, bool threaded,
+                     [[maybe_unused]] std::uint64_t seed = 1) {
+  run_processes(size, [&](const std::shared_ptr<Communicator>& comm) {
+#ifdef CUDA_ON_HOST
+    cuda_on_host::seed(seed + static_cast<std::uint64_t>(comm->rank()) * 1000);
+#endif
+    take_gpu(exchange, comm->rank());
+    const cuda::ExchangeOptions options{.exchange = exchange, .norm = true};
+    check_updates(comm, types_with(other), bucket_bytes, threaded, options, exchange != "nccl");
+  });
+}
+
+}  // namespace
+
+TEST(all_ways_have_the_host_s_means) {
+  for (const std::string& exchange : kExchanges) {
+    check_processes(exchange, 1, DType::kFloat64, 3000, true);
+    check_processes(exchange, 2, DType::kFloat64, 3000, true);
+    check_processes(exchange, 3, DType::kBFloat16, 1, true);
+    check_processes(exchange, 4, DType::kFloat16, std::int64_t{1} << 30, false);
+  }
+}
+
+TEST(the_way_is_found) {
+  run_processes(2, [](const std::shared_ptr<Communicator>& comm) {
+    const auto types = types_with(DType::kFloat32);
+    take_gpu("", comm->rank());
+    CHECK_EQ(DeviceRank(comm, types, 3000, true, {}).buckets().exchange(), "cuda-ipc");
+    CHECK_THROWS(DeviceRank(comm, types, 3000, true, {.exchange = "nccl"}), std::invalid_argument);
+#ifdef CUDA_ON_HOST
+    take_gpu("nccl", comm->rank());
+    CHECK_EQ(DeviceRank(comm, types, 3000, true, {}).buckets().exchange(), "nccl");
+#endif
+  });
+}
+
+TEST(errors_end_the_update_and_the_next_one_is_whole) {
+  for (const std::string& exchange : kExchanges) {
+    run_processes(2, [&](const std::shared_ptr<Communicator>& comm) {
+      take_gpu(exchange, comm->rank());
+      const auto types = types_with(DType::kFloat64);
+      DeviceRank rank(comm, types, 3000, true, {.exchange = exchange, .norm = true});
+      const Gradients gradients(types, comm->rank(), 0);
+      for (int round = 0; round < 3; ++round) {
+        if (comm->rank() == 1) {
+          rank.start({});
+          for (const std::size_t p : {7U, 6U, 5U}) rank.give(gradients, p);  // some buckets are exchanged
+          rank.buckets().abandon();
+          comm->fail("out of memory");
+        } else {
+          CHECK_THROWS(rank.run(gradients, {}), RemoteFailure);
+        }
+        Bucketizer host(comm, testing::kNumels, types, 3000, false, true);
+        const testing::Means wanted = on_host(host, gradients, {});
+        rank.use(rank.run(gradients, {}));
+        const testing::Means found = rank.used(static_cast<std::size_t>(round));
+        CHECK_EQ(found.result.weight, 2.0);
+        for (std::size_t p = 0; p < types.size(); ++p) CHECK(testing::is_close(found.of[p], wanted.of[p], types[p]));
+      }
+    });
+  }
+}
+
+TEST(gradients_that_are_not_finite_are_reported_by_their_rank) {
+  for (const std::string& exchange : kExchanges) {
+    run_processes(3, [&](const std::shared_ptr<Communicator>& comm) {
+      take_gpu(exchange, comm->rank());
+      const auto types = types_with(DType::kFloat64);
+      DeviceRank rank(comm, types, 3000, true, {.exchange = exchange, .norm = true});
+      for (const double weight : {1.0, 0.0}) {
+        Gradients gradients(types, comm->rank(), 0);
+        testing::Step step;
+        if (comm->rank() > 0) gradients.set(1, 999, std::numeric_limits<float>::quiet_NaN());
+        if (comm->rank() > 0) step.weight = weight;
+        rank.use(rank.run(gradients, step));
+      }
+      CHECK_EQ(rank.used(0).result.nonfinite_rank, 1);
+      CHECK_EQ(rank.used(1).result.nonfinite_rank, -1);
+      CHECK(std::isfinite(rank.used(1).result.norm));
+    });
+  }
+}
+
+// The ranks that live learn of it within the timeout, whatever the device waits for.
+TEST(a_rank_that_dies_ends_the_others) {
+  for (const std::string& exchange : kExchanges) {
+    run_processes(
+        2,
+        [&](const std::shared_ptr<Communicator>& comm) {
+          take_gpu(exchange, comm->rank());
+          const auto types = types_with(DType::kFloat64);
+          const cuda::ExchangeOptions options{.exchange = exchange, .timeout = std::chrono::seconds(1)};
+          auto& rank = *new DeviceRank(comm, types, 3000, true, options);  // freeing waits for the device
+          const Gradients gradients(types, comm->rank(), 0);
+          rank.use(rank.run(gradients, {}));
+          if (comm->rank() == 1) {
+            rank.start({});
+            for (const std::size_t p : {7U, 6U, 5U, 4U}) rank.give(gradients, p);
+            std::raise(SIGKILL);
+          }
+          CHECK_THROWS(rank.run(gradients, {}), CommunicationError);
+        },
+        1, 1);
+  }
+}
+
+#ifdef CUDA_ON_HOST
+TEST(the_host_does_not_wait_for_the_device) {
+  for (const std::string exchange : {"cuda-ipc", "nccl"}) {
+    run_processes(2, [&](const std::shared_ptr<Communicator>& comm) {
+      take_gpu(exchange, comm->rank());
+      const auto types = types_with(DType::kFloat64);
+      DeviceRank rank(comm, types, 3000, true, {.exchange = exchange, .norm = true});
+      const Gradients gradients(types, comm->rank(), 0);
+      rank.run(gradients, {});
+      const auto before = cuda_on_host::host_waits();
+      for (int update = 0; update < 5; ++update) rank.run(gradients, {});
+      CHECK_EQ(cuda_on_host::host_waits(), before);
+    });
+  }
+}
+#endif
+
+}  // namespace fastseq
