@@ -1,4 +1,6 @@
 // Gradients on a GPU, averaged over ranks that are processes, in all ways.
+#include <dlfcn.h>
+
 #include <csignal>
 #include <limits>
 #include <memory>
@@ -28,9 +30,10 @@ const std::vector<std::string> kExchanges = {"staged", "cuda-ipc", "nccl"};
 const std::vector<std::string> kExchanges = {"staged", "cuda-ipc"};  // NCCL wants a GPU for each rank
 #endif
 
-// NCCL is for ranks that have a GPU each.
+// NCCL is for ranks that have a GPU each, and is loaded before it is asked for, as PyTorch does it.
 void take_gpu([[maybe_unused]] const std::string& exchange, [[maybe_unused]] int rank) {
 #ifdef CUDA_ON_HOST
+  CHECK(dlopen(NCCL_ON_HOST, RTLD_NOW | RTLD_LOCAL) != nullptr);
   cuda_on_host::set_gpu(exchange == "nccl" ? static_cast<char>(rank) : 0);
 #endif
 }

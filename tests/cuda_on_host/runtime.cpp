@@ -156,7 +156,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned /*flags*/) 
 // Does not wait: what the stream still has is done, then nobody needs it.
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   check_place();
-  if (remove(stream)) delete stream;
+  remove(stream);
   return cudaSuccess;
 }
 

@@ -17,8 +17,8 @@ namespace {
 std::atomic<std::uint64_t> g_seed{1};
 std::atomic<std::uint64_t> g_draws{0};
 
-std::mutex g_mutex;  // of all below; free while an operation runs
-std::vector<Stream*> g_streams;
+std::mutex g_mutex;                                           // of all below; free while an operation runs
+std::vector<Stream*>& g_streams = *new std::vector<Stream*>;  // what streams still have at the end is no leak
 std::mt19937_64 g_rng{1};
 Policy g_policy = Policy::kRandom;
 
@@ -32,6 +32,13 @@ void push(Stream* stream, std::unique_ptr<Operation> operation) {
   Stream* const to = or_default(stream);
   const std::scoped_lock lock(g_mutex);
   to->queue.push_back(std::move(operation));
+}
+
+// Deletes a stream that was destroyed, once it has nothing left.
+void drop_if_done(Stream& stream) {
+  if (!stream.destroyed || stream.busy || !stream.queue.empty()) return;
+  std::erase(g_streams, &stream);
+  delete &stream;
 }
 
 // Runs the first operation of a stream.
@@ -52,6 +59,7 @@ void step(Stream& stream, std::unique_lock<std::mutex>& lock) {
   lock.lock();
   if (operation->passes) operation->passes->passed = true;
   stream.busy = false;
+  drop_if_done(stream);
 }
 
 // The stream whose first operation must run so that a mark passes, or null.
@@ -151,12 +159,11 @@ void add(Stream* stream) {
   g_streams.push_back(stream);
 }
 
-bool remove(Stream* stream) {
+void remove(Stream* stream) {
   const Quiet quiet;
   const std::scoped_lock lock(g_mutex);
-  if (stream->busy || !stream->queue.empty()) return false;
-  std::erase(g_streams, stream);
-  return true;
+  stream->destroyed = true;
+  drop_if_done(*stream);
 }
 
 std::vector<std::shared_ptr<Mark>> push_marks() {

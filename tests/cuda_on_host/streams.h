@@ -53,6 +53,7 @@ struct Capture {
 struct Stream {
   std::deque<std::unique_ptr<Operation>> queue;
   bool busy = false;
+  bool destroyed = false;
   std::shared_ptr<Capture> capture;
   Strand strand;
 };
@@ -85,8 +86,8 @@ bool has_passed(const std::shared_ptr<Mark>& mark);
 bool is_idle(Stream* stream);
 
 void add(Stream* stream);
-// False: it is not idle, and stays.
-bool remove(Stream* stream);
+// Once it has done what it has.
+void remove(Stream* stream);
 // Marks at the ends of all streams.
 std::vector<std::shared_ptr<Mark>> push_marks();
 Stream* or_default(Stream* stream);

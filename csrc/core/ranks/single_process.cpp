@@ -5,14 +5,13 @@
 #include <cstring>
 #include <new>
 
-#include "core/base/flat_layout.h"
 #include "core/base/pack.h"
 #include "core/ranks/agreement.h"
 
 namespace fastseq {
 
 std::shared_ptr<std::byte> allocate_aligned(std::size_t bytes) {
-  constexpr auto kAlignment = static_cast<std::size_t>(kFlatAlignment);
+  constexpr std::size_t kAlignment = 4096;
   const std::size_t rounded = std::max((bytes + kAlignment - 1) / kAlignment * kAlignment, kAlignment);
   if (rounded < bytes) throw std::bad_alloc();
   auto* memory = static_cast<std::byte*>(std::aligned_alloc(kAlignment, rounded));

@@ -5,7 +5,7 @@
 
 namespace fastseq {
 
-// Zeroed memory aligned to a cache line.
+// Zeroed memory in pages of its own, which can be registered with a GPU.
 std::shared_ptr<std::byte> allocate_aligned(std::size_t bytes);
 
 class SingleProcess final : public Communicator {
