@@ -71,5 +71,6 @@ def _of_estimator(est: Estimator) -> dict[str, Any]:
     return {
         "optimizer": describe_step(est.optimizer),
         "recurrent layers": kernels(est.model),
+        "gradients": est.learner.replicas.exchange or "not averaged yet",
         "padding": f"{est.padding_:.1%} of the time steps of the last fit",
     }

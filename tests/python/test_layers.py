@@ -20,7 +20,7 @@ ALLOWED = {
     "cuda": {"core", "cuda"},
     "mpi": {"core", "mpi"},
     "torch": {"core", "cuda", "torch"},
-    "python": {"core", "mpi", "python"},
+    "python": {"core", "cuda", "mpi", "python"},
 }
 NATIVE = sorted((ROOT / "csrc").rglob("*.[hc]*"))
 PYTHON = sorted((ROOT / "python").rglob("*.py"))

@@ -45,7 +45,7 @@ Reduced CudaMpiExchange::average(std::size_t index, const Reduction& reduction) 
   const bool last = index + 1 == buckets_.size();
   packed_[index]->precede(averages_);
   copy(told_.data(), facts_ + 2 * index, 2 * sizeof(double), cudaMemcpyDeviceToHost, averages_);
-  if (last && value_ != nullptr) copy(&told_[2], value_, sizeof(double), cudaMemcpyDeviceToHost, averages_);
+  if (last && value_ != nullptr) copy(&told_[2], value_, sizeof(double), cudaMemcpyDefault, averages_);
   synchronize(averages_);
   Reduction own = reduction;
   own.mean = false;

@@ -49,7 +49,7 @@ void StagedExchange::gathered(std::size_t bucket, cudaStream_t packs) {
   // Before the data: they are there when the first piece is.
   copy(&told_[2 * bucket], facts_ + 2 * bucket, 2 * sizeof(double), cudaMemcpyDeviceToHost, fetches_);
   if (bucket + 1 == ways_.size() && value_ != nullptr) {
-    copy(&told_.back(), value_, sizeof(double), cudaMemcpyDeviceToHost, fetches_);
+    copy(&told_.back(), value_, sizeof(double), cudaMemcpyDefault, fetches_);
   }
   for (const Piece& piece : way.pieces) {
     copy(piece.host, piece.device, static_cast<std::size_t>(piece.numel) * item, cudaMemcpyDeviceToHost, fetches_);

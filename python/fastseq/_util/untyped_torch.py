@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-__all__ = ["backward", "cuda_event", "cuda_is_in_use", "cuda_runtime", "cuda_stream"]
+__all__ = ["backward", "cuda_is_in_use", "cuda_stream", "external_stream"]
 
 
 def backward(loss: Tensor) -> None:
@@ -20,14 +18,9 @@ def cuda_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
-def cuda_event() -> torch.cuda.Event:
-    """Make an event on the current GPU."""
-    return torch.cuda.Event()  # type: ignore[no-untyped-call]
-
-
-def cuda_runtime() -> Any:
-    """Return the CUDA runtime's module, which lists only what it was built with."""
-    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
+def external_stream(handle: int, device: torch.device) -> torch.cuda.Stream:
+    """Return torch's object for a stream that somebody else has made."""
+    return torch.cuda.ExternalStream(handle, device)  # type: ignore[no-untyped-call]
 
 
 def cuda_is_in_use() -> bool:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import atexit
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import DivergedError
-from .communicators import Communicator, communicator, native_bucketizer
-from .nccl import DeviceExchange, nccl_fits
-from .pinned import Staging
+from .communicators import Communicator, communicator
+from .native_bucketizers import DeviceBucketizer, HostBucketizer, Update
 
 __all__ = ["Averaged", "Bucketizer"]
 
@@ -25,19 +24,74 @@ _NONFINITE = ("raise", "skip", "ignore")
 _UNUSED = ("none", "error")
 
 
-class Averaged(NamedTuple):
-    """What all ranks know after an update."""
+class Averaged:
+    """What all ranks know after an update.
 
-    weight: float
-    """Sum of the ranks' weights; 0: no rank had data, and the optimizer must not update."""
-    value: float
-    """Weighted mean of the ranks' values."""
-    finite: bool
-    """Whether all gradients were finite."""
-    attention: bool = False
-    """Whether a rank asked for attention in `Bucketizer.start`."""
-    norm: float | None = None
-    """Euclidean norm of all averaged gradients, if `Bucketizer` was made with ``norm=True``."""
+    On a GPU the host knows only `weight` and `attention`: reading anything else waits for the GPU.
+
+    Parameters
+    ----------
+    update
+        What the native bucketizer tells.
+    norm
+        Whether the norm was wanted.
+
+    Attributes
+    ----------
+    weight
+        Sum of the ranks' weights; 0: no rank had data, and the optimizer must not update.
+    attention
+        Whether a rank asked for attention in `Bucketizer.start`.
+    facts
+        None, or `value`, `nonfinite_rank` and `norm` as a tensor on the GPU, whether wanted or not.
+    """
+
+    def __init__(self, update: Update, *, norm: bool) -> None:
+        self.weight = update.weight
+        self.attention = update.attention
+        self.facts: Tensor | None = None
+        self._known: tuple[float, int, float] | None = None
+        if isinstance(update.facts, Tensor):
+            self.facts = update.facts.clone()
+        else:
+            self._known = update.facts
+        self._norm = norm
+
+    def __repr__(self) -> str:
+        known = "" if self._known is None else f", value={self.value}, finite={self.finite}"
+        return f"Averaged(weight={self.weight}, attention={self.attention}{known})"
+
+    def _read(self) -> tuple[float, int, float]:
+        if self._known is None:
+            assert self.facts is not None
+            value, rank, norm = self.facts.tolist()
+            self._known = value, int(rank), norm
+        return self._known
+
+    @property
+    def value(self) -> float:
+        """Weighted mean of the ranks' values."""
+        return self._read()[0]
+
+    @property
+    def nonfinite_rank(self) -> int:
+        """The lowest rank with an infinite or NaN gradient, or -1."""
+        return self._read()[1]
+
+    @property
+    def finite(self) -> bool:
+        """Whether all gradients were finite."""
+        return self.nonfinite_rank < 0
+
+    @property
+    def norm_tensor(self) -> Tensor | None:
+        """`norm` where it is on a GPU."""
+        return self.facts[2] if self._norm and self.facts is not None else None
+
+    @property
+    def norm(self) -> float | None:
+        """Euclidean norm of all averaged gradients, if `Bucketizer` was made with ``norm=True``."""
+        return self._read()[2] if self._norm else None
 
 
 class Bucketizer:
@@ -52,8 +106,9 @@ class Bucketizer:
     losses: they are summed. Those after the first are exchanged in `wait`; from the next update on,
     all gradients of such a model are.
 
-    Gradients of a model on a GPU go through pinned host memory while backward continues; or, if
-    each rank has its own GPU and PyTorch has NCCL, through NCCL.
+    Gradients of a model on a GPU are averaged there: see `Communicator` for the ways. The exchange
+    is asynchronous: later work in the current stream finds the means, without a wait of the host
+    for the GPU unless `nonfinite` is ``"raise"``.
 
     Parameters
     ----------
@@ -76,6 +131,11 @@ class Bucketizer:
     norm
         Whether `wait` returns the norm of the averaged gradients, as clipping needs it: the ranks
         compute it while they average, each for its part.
+
+    Attributes
+    ----------
+    exchange
+        How the gradients travel: a transport of `Communicator`, or one of its ways between GPUs.
 
     Raises
     ------
@@ -131,7 +191,7 @@ class Bucketizer:
         with self._comm.purpose("Bucketizer"):
             self._make(model, bucket_bytes)
         # A single bucket is full only when backward has ended: hooks would gain nothing.
-        listening = enumerate(self._params if self._native.bucket_count > 1 else [])
+        listening = enumerate(self._params if len(self._native.members) > 1 else [])
         self._hooks = [
             p.register_post_accumulate_grad_hook(self._hook(i))  # type: ignore[no-untyped-call]
             for i, p in listening
@@ -149,41 +209,10 @@ class Bucketizer:
         with torch.no_grad():
             for _, tensor in whole:
                 self._comm.broadcast_(tensor)
-        self._staging: Staging | None = None
-        self._native: Any
-        self._on_device = nccl_fits(self._comm, self._params[0].device)
-        if self._on_device:
-            self._native = DeviceExchange(self._params, self._comm, norm=self._norm)
-            self._places: list[Tensor] = self._native.places
-        else:
-            self._native = native_bucketizer(
-                self._comm, self._params, bucket_bytes, norm=self._norm
-            )
-            self._members = [self._native.members(b) for b in range(self._native.bucket_count)]
-            self._places = self._views()
-            self._addresses = [place.data_ptr() for place in self._places]
-            if any(p.device.type != "cpu" for p in self._params):
-                self._staging = Staging(self._params, self._places)
-                self._places = self._staging.device_places
-
-    def _views(self) -> list[Tensor]:
-        """Return each gradient's place in the flat buffers, strided as its parameter is."""
-        views: list[Tensor] = [torch.empty(0)] * len(self._params)
-        for members, offsets, memory in self._native.buffers():
-            dtype = self._params[members[0]].dtype.to_real()
-            if memoryview(memory).nbytes == 0:
-                flat = torch.empty(0, dtype=dtype)
-            else:
-                flat = torch.frombuffer(memory, dtype=dtype)
-            for i, offset in zip(members, offsets, strict=True):
-                p = self._params[i]
-                strides = p.stride() if _is_dense(p) else torch.empty(p.shape).stride()
-                if p.is_complex():
-                    parts = flat[offset : offset + 2 * p.numel()].view(-1, 2)
-                    views[i] = torch.view_as_complex(parts).as_strided(p.shape, strides)
-                else:
-                    views[i] = flat.as_strided(p.shape, strides, offset)
-        return views
+        make = native_for(self._params)
+        self._native = make(self._comm, self._params, bucket_bytes, norm=self._norm)
+        self.exchange: str = self._native.exchange
+        self._places = self._native.places
 
     def _hook(self, index: int) -> Callable[[Tensor], None]:
         def ready(param: Tensor) -> None:
@@ -205,13 +234,10 @@ class Bucketizer:
         self._given[index] = True
         # Else autograd would add the next one to it: while it is read, or to the average.
         param.grad = None
-        if self._staging is not None:
-            self._staging.fetch(index, grad)
-            return
         if grad.stride() != self._places[index].stride():
             grad = torch.empty_like(self._places[index]).copy_(grad)
         self._taken[index] = grad
-        self._let_go(self._native.ready(index, grad.data_ptr()))
+        self._let_go(self._native.ready(index, grad))
 
     def _let_go(self, gathered: int) -> None:
         """Drop gradients that have been gathered, so that their memory can be reused.
@@ -219,14 +245,14 @@ class Bucketizer:
         So backward works in memory that is still in the cache, and never holds all gradients.
         """
         for bucket in range(self._gathered, gathered):
-            for i in self._members[bucket]:
+            for i in self._native.members[bucket]:
                 self._taken.pop(i, None)
         self._gathered = gathered
 
     def start(
         self,
         weight: float = 1.0,
-        value: float = 0.0,
+        value: float | Tensor = 0.0,
         *,
         attention: bool = False,
         scale: float = 1.0,
@@ -239,7 +265,8 @@ class Bucketizer:
             Weight of this rank's gradients in the mean: the number of samples, say. With weight 0
             they are ignored.
         value
-            A number to average by the same weights: the loss, say.
+            A number to average by the same weights: the loss, say. On a GPU as a tensor with one
+            element, so that nobody waits for it.
         attention
             Whether this rank has something to agree on, such as stopping. All ranks learn at the
             end of the update whether any rank has.
@@ -280,39 +307,29 @@ class Bucketizer:
                 except BaseException:
                     self._native.abandon()
                     raise
-            weight, value, nonfinite_rank, unused, attention, norm = self._native.finish()
+            update = self._native.finish()
             late = self._late
         finally:
             self._release()
         for p, place in zip(self._params, self._places, strict=True):
             p.grad = place
-        for i in unused:
+        for i in update.unused:
             self._params[i].grad = None
-        if self._staging is not None:
-            self._staging.send_back()
+        averaged = Averaged(update, norm=self._norm)
         if self._hooks:
-            nonfinite_late = self._add_late(late, weight)
-            nonfinite_rank = nonfinite_late if nonfinite_rank < 0 else nonfinite_rank
-            if self._norm and not self._hooks:  # there were late ones
-                norm = float(nn.utils.get_total_norm(self._places))
-        if nonfinite_rank >= 0 and self._nonfinite == "raise":
-            raise DivergedError(
-                f"rank {nonfinite_rank} has an infinite or NaN gradient: lower the learning rate, "
-                "clip, or look for NaN in its data"
-            )
-        if unused and self._unused == "error":
-            names = ", ".join(self._names[i] for i in unused)
+            averaged = self._with_late(averaged, late)
+        if self._nonfinite == "raise":
+            check_finite(averaged.nonfinite_rank)
+        if update.unused and self._unused == "error":
+            names = ", ".join(self._names[i] for i in update.unused)
             raise RuntimeError(f"these parameters got no gradient on any rank: {names}")
-        norm = norm if self._norm else None
-        return Averaged(weight, value, nonfinite_rank < 0, attention, norm)
+        return averaged
 
     def _has_gradients(self) -> bool:
         return not self._closed and any(p.grad is not None for p in self._params)
 
     def _give_rest(self) -> None:
-        """Hand over gradients that no hook saw, and those still being copied."""
-        if self._on_device:
-            return  # it reads `.grad` itself
+        """Hand over gradients that no hook saw."""
         for i, p in enumerate(self._params):
             if p.grad is None:
                 continue
@@ -320,12 +337,9 @@ class Bucketizer:
                 self._late[i] = p.grad
             else:
                 self._give(i, p)
-        if self._staging is not None:
-            for i in self._staging.fetched():
-                self._native.ready(i, self._addresses[i])
 
-    def _add_late(self, late: dict[int, Tensor], total: float) -> int:
-        """Add the mean of late gradients; return a rank with a non-finite one, or -1."""
+    def _with_late(self, averaged: Averaged, late: dict[int, Tensor]) -> Averaged:
+        """Add the mean of late gradients, if a rank has some, to what has been averaged."""
         late = late if self._weight else {}
         size = self._comm.size
         facts = torch.zeros(size + len(self._params), dtype=torch.float64)
@@ -337,12 +351,16 @@ class Bucketizer:
             place = self._places[i]
             mean = torch.zeros(place.shape, dtype=torch.promote_types(place.dtype, torch.float32))
             if i in late:
-                mean.copy_(late[i]).mul_(self._weight / total * self._scale)
+                mean.copy_(late[i]).mul_(self._weight / averaged.weight * self._scale)
             place.add_(self._comm.allreduce_(mean, "sum").to(place))
-        if found:  # it will happen again
-            self._stop_listening()
+        if not found:
+            return averaged
+        self._stop_listening()  # it will happen again
         bad = facts[:size].nonzero().flatten().tolist()
-        return bad[0] if bad else -1
+        rank = averaged.nonfinite_rank if averaged.nonfinite_rank >= 0 or not bad else bad[0]
+        norm = float(nn.utils.get_total_norm(self._places)) if self._norm else 0.0
+        known = (averaged.value, rank, norm)
+        return Averaged(Update(averaged.weight, averaged.attention, [], known), norm=self._norm)
 
     def _stop_listening(self) -> None:
         for hook in self._hooks:
@@ -385,8 +403,6 @@ class Bucketizer:
         for p, place in zip(self._params, self._places, strict=True):
             if p.grad is place:
                 p.grad = place.clone()
-        if self._staging is not None:
-            self._staging.close()
 
 
 # All that exist: an update under way when the process ends must not continue in MPI's last call.
@@ -399,15 +415,15 @@ def _stop_all() -> None:
         buckets._release()
 
 
-def _is_dense(tensor: Tensor) -> bool:
-    """Return whether a tensor's elements fill their memory without gaps, in any order."""
-    expected = 1
-    for size, stride in sorted(
-        zip(tensor.shape, tensor.stride(), strict=True), key=lambda pair: pair[1]
-    ):
-        if size == 1:
-            continue
-        if stride != expected:
-            return False
-        expected *= size
-    return True
+def native_for(params: Sequence[Tensor]) -> type[HostBucketizer | DeviceBucketizer]:
+    """Return the native bucketizer for gradients of these parameters."""
+    return DeviceBucketizer if any(p.is_cuda for p in params) else HostBucketizer
+
+
+def check_finite(nonfinite_rank: int) -> None:
+    """Raise `DivergedError` if a rank has a gradient that is not finite."""
+    if nonfinite_rank >= 0:
+        raise DivergedError(
+            f"rank {nonfinite_rank} has an infinite or NaN gradient: lower the learning rate, "
+            "clip, or look for NaN in its data"
+        )

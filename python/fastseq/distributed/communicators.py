@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
@@ -23,7 +23,7 @@ from .. import _comm
 from ..errors import CommunicationError, MissingFeatureError
 from .processes import end_together, share_cores, warn_of_forks, warn_of_shared_cores
 
-__all__ = ["Communicator", "communicator", "mpi_library", "native_bucketizer", "world"]
+__all__ = ["DTYPES", "Communicator", "communicator", "mpi_library", "world"]
 
 # Variables that Open MPI, MPICH and its relatives, PMIx and MVAPICH set for their processes.
 _LAUNCHER = ("OMPI_COMM_WORLD_SIZE", "PMI_RANK", "PMIX_RANK", "MV2_COMM_WORLD_RANK")
@@ -36,8 +36,9 @@ _LAUNCH = (
 _RANK_PROCESS = "FASTSEQ_RANK_PROCESS"
 
 _TRANSPORTS = ("auto", "shm", "hierarchy", "mpi")
+_GPU_EXCHANGES = ("auto", "nccl", "cuda-ipc", "cuda-mpi", "staged")
 
-_DTYPES = {
+DTYPES = {
     torch.float16: _comm.DType.float16,
     torch.bfloat16: _comm.DType.bfloat16,
     torch.float32: _comm.DType.float32,
@@ -62,9 +63,15 @@ class Communicator:
     timeout
         Seconds to wait for ranks that don't join a call.
     wire_dtype
-        `torch.bfloat16` sends fp32 data between machines (``"hierarchy"``) in half the bytes.
+        `torch.bfloat16` sends fp32 data between machines (``"hierarchy"``), and gradients of models
+        on GPUs, in half the bytes.
     ranks_per_node
         Treat a machine with more ranks as several machines: to try ``"hierarchy"`` on one.
+    gpu_exchange
+        How gradients of models on GPUs are averaged. ``"auto"``: ``"nccl"`` if each rank has a GPU
+        of its own, else ``"cuda-ipc"`` (ranks of one machine read each other's memory; they may
+        share a GPU), else ``"staged"`` (through the host's memory, as `transport` says). Or name
+        one of these, or ``"cuda-mpi"``, for MPI libraries that take memory of GPUs.
 
     Attributes
     ----------
@@ -107,6 +114,7 @@ class Communicator:
         timeout: float = 600.0,
         wire_dtype: torch.dtype | None = None,
         ranks_per_node: int | None = None,
+        gpu_exchange: str = "auto",
     ) -> None:
         if transport not in _TRANSPORTS:
             raise ValueError(f"transport must be one of {_TRANSPORTS}, got {transport!r}")
@@ -116,13 +124,18 @@ class Communicator:
             raise ValueError(f"timeout must be a positive number of seconds, got {timeout}")
         if ranks_per_node is not None and ranks_per_node < 0:
             raise ValueError(f"ranks_per_node must be a number of ranks, got {ranks_per_node}")
+        if gpu_exchange not in _GPU_EXCHANGES:
+            raise ValueError(f"gpu_exchange must be one of {_GPU_EXCHANGES}, got {gpu_exchange!r}")
         self._made_of = mpi_comm
         self.timeout = timeout
+        self.wire_dtype = wire_dtype
+        self.gpu_exchange = gpu_exchange
         self._options: dict[str, Any] = {
             "transport": transport,
             "timeout": timeout,
             "wire_dtype": wire_dtype,
             "ranks_per_node": ranks_per_node,
+            "gpu_exchange": gpu_exchange,
         }
         if mpi_comm is None:
             self._native = _comm.SingleProcess()
@@ -206,11 +219,11 @@ class Communicator:
         if tensor.is_complex():
             self.allreduce_(torch.view_as_real(tensor.detach()), op)
             return tensor
-        if tensor.dtype not in _DTYPES:
+        if tensor.dtype not in DTYPES:
             raise TypeError(f"allreduce_ takes floating-point tensors, got {tensor.dtype}")
         host = _on_host(tensor)
         self._free()._native.allreduce(
-            host.data_ptr(), host.numel(), _DTYPES[host.dtype], op == "mean"
+            host.data_ptr(), host.numel(), DTYPES[host.dtype], op == "mean"
         )
         return _return_to(tensor, host)
 
@@ -328,31 +341,6 @@ def _return_to(tensor: Tensor, host: Tensor) -> Tensor:
         with torch.no_grad():
             tensor.copy_(host)
     return tensor
-
-
-def native_bucketizer(
-    comm: Communicator, tensors: Sequence[Tensor], bucket_bytes: int, *, norm: bool
-) -> _comm.Bucketizer:
-    """Make the native bucketizer for gradients of these tensors. Collective.
-
-    It has its own thread only if the rank has a second core: on a single core, the thread would
-    only interrupt backward.
-    """
-    for tensor in tensors:
-        if tensor.dtype.to_real() not in _DTYPES:
-            raise TypeError(f"only floating-point gradients can be averaged, got {tensor.dtype}")
-    native = _comm.Bucketizer(
-        comm._native,
-        [t.numel() * (2 if t.is_complex() else 1) for t in tensors],  # real and imaginary parts
-        [_DTYPES[t.dtype.to_real()] for t in tensors],
-        bucket_bytes,
-        comm.threaded and torch.get_num_threads() > 1,
-        norm,
-    )
-    for _, _, memory in native.buffers():
-        if memoryview(memory).nbytes:
-            comm._warn_unless_shared(memory)
-    return native
 
 
 _world: Communicator | None = None

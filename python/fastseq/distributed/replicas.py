@@ -40,6 +40,7 @@ class Replicas:
         self.comm = comm
         self.alone = comm.size == 1
         self.first = comm.rank == 0
+        self.exchange: str | None = None  # how gradients travelled last
         # Samples that this rank has trained on since buffers were last equal; None: they are equal.
         self.since_common: float | None = None
 

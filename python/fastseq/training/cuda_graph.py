@@ -174,11 +174,8 @@ class GraphTrainer(Trainer):
             self._losses.add(chunk, loss.clone(), weight)
             self._update()
             return self._attention()
-        value = self._losses.check(chunk, float(loss))
-        self._buckets.start(weight, value, attention=self._attention())
-        averaged = self._buckets.wait()
-        self._replicas.trained(weight)
-        self._losses.add_value(averaged.value, averaged.weight)
+        self._buckets.start(weight, self._value(chunk, loss), attention=self._attention())
+        averaged = self._wait(chunk, weight)
         if self._records_update:
             # Gradients are in the bucketizer's memory now, at the same place each time.
             unused = tuple(i for i, p in enumerate(self._trained) if p.grad is None)

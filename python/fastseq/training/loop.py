@@ -17,7 +17,8 @@ from .._util.torch_internals import multiply_each_, run_backward
 from .._util.tree import tree_leaves
 from ..data.chunk_plan import Chunk
 from ..data.sequences import Batch, Sequences, to_device
-from ..distributed import Bucketizer
+from ..distributed import Averaged, Bucketizer
+from ..distributed.bucketizer import check_finite
 from ..errors import DivergedError
 from ..nn.earlier_steps import in_context
 from ..nn.members import trained_apart
@@ -35,7 +36,7 @@ __all__ = ["Trainer", "chunk_loss", "chunk_weight"]
 
 AfterUpdate = Callable[[bool], bool]
 
-# On a GPU reading the loss waits for the device: done once per this many chunks.
+# On a GPU reading the loss waits for the device: done once per this many updates.
 _LOSSES_IN_FLIGHT = 16
 
 
@@ -69,32 +70,47 @@ def chunk_weight(chunk: Chunk, batch: Batch | None) -> float:
 
 
 class _Losses:
-    """Adds the chunks' losses to a position; they must be finite.
+    """Adds the updates' losses to a position; they must be finite.
 
     Parameters
     ----------
     position
         Its sums are updated.
     in_flight
-        Losses are read when this many are waiting.
+        What is on a device is read when this many are waiting.
+    finite
+        Whether gradients that were averaged must be finite, too.
     """
 
-    def __init__(self, position: Position, in_flight: int = 1) -> None:
+    def __init__(self, position: Position, in_flight: int, *, finite: bool) -> None:
         self._position = position
         self._in_flight = in_flight
+        self._finite = finite
         self._waiting: list[tuple[Chunk, Tensor, float]] = []
 
-    def add(self, chunk: Chunk, loss: Tensor, weight: float) -> None:
-        """Take a chunk's loss; raise `DivergedError` if a loss read now is not finite."""
-        if self._in_flight == 1:
-            self.add_value(self.check(chunk, loss.item()), weight)
+    def add(self, chunk: Chunk, loss: float | Tensor, weight: float) -> None:
+        """Take a loss; raise `DivergedError` if one that is read now is not finite.
+
+        A tensor may also be `Averaged.facts`, whose first number is the loss.
+        """
+        if not isinstance(loss, Tensor):
+            self._add_value(self.check(chunk, loss), weight)
             return
         self._waiting.append((chunk, loss.detach(), weight))
         if len(self._waiting) >= self._in_flight:
             self.look()
 
-    def add_value(self, loss: float, weight: float) -> None:
-        """Add a loss that is known to be finite."""
+    def add_averaged(self, chunk: Chunk, averaged: Averaged) -> None:
+        """Take the mean loss of an update of all ranks."""
+        if averaged.facts is not None:
+            self.add(chunk, averaged.facts, averaged.weight)
+            return
+        loss = self.check(chunk, averaged.value)
+        if self._finite:
+            check_finite(averaged.nonfinite_rank)
+        self._add_value(loss, averaged.weight)
+
+    def _add_value(self, loss: float, weight: float) -> None:
         position = self._position
         total, weights = position.sums
         position.sums = total + loss * weight, weights + weight
@@ -102,9 +118,16 @@ class _Losses:
 
     def look(self) -> None:
         """Read the waiting losses."""
-        for chunk, loss, weight in self._waiting:
-            self.add_value(self.check(chunk, loss.item()), weight)
-        self._waiting.clear()
+        waiting, self._waiting = self._waiting, []
+        for chunk, numbers, weight in waiting:
+            if numbers.dim() == 0:
+                loss = numbers.item()
+            else:
+                loss, nonfinite_rank, _ = numbers.tolist()
+            loss = self.check(chunk, loss)
+            if numbers.dim() and self._finite:
+                check_finite(int(nonfinite_rank))
+            self._add_value(loss, weight)
 
     def check(self, chunk: Chunk, loss: float) -> float:
         """Return `loss` if it is finite, else raise."""
@@ -115,11 +138,6 @@ class _Losses:
             f"{chunk.index} (steps {chunk.t0} to {chunk.t1}, sequences {chunk.n0} to {chunk.n1}): "
             "check x and y for NaN, lower the learning rate or set spec.clip_norm"
         )
-
-
-def _waits(learner: Learner) -> bool:
-    """Whether reading a loss waits for the device, and nothing else needs it at once."""
-    return learner.device.type != "cpu" and learner.replicas.alone
 
 
 class Trainer:
@@ -144,8 +162,13 @@ class Trainer:
     def __init__(self, learner: Learner, position: Position) -> None:
         self._learner = learner
         self._position = position
-        in_flight = _LOSSES_IN_FLIGHT if _waits(learner) else 1
-        self._losses = _Losses(position, in_flight)
+        self._on_cpu = learner.device.type == "cpu"
+        self._reads_at_once = self._can_read_at_once()
+        self._losses = _Losses(
+            position,
+            1 if self._reads_at_once else _LOSSES_IN_FLIGHT,
+            finite=not learner.precision.scales,
+        )
         self.stateful = Stateful(in_context(learner.model, learner.spec.context))
         self._loss = learner.objective
         self._current_optimizer = learner.current_optimizer
@@ -153,7 +176,6 @@ class Trainer:
         self._stepper = OptimizerStep(self._optimizer)
         self._spec = spec = learner.spec
         self._device = learner.device
-        self._on_cpu = learner.device.type == "cpu"
         self._replicas = learner.replicas
         self._model = learner.model
         self._precision = learner.precision
@@ -161,9 +183,13 @@ class Trainer:
         self._accumulates = spec.accumulate > 1
         self._held = 0  # accumulated chunks,
         self._held_weight = 0.0  # their weight,
-        self._held_loss = 0.0  # and their weighted losses
+        self._held_loss: float | Tensor = 0.0  # and their weighted losses
         self._buckets: Bucketizer | None = None
         self._attention: Callable[[], bool] = bool  # false
+
+    def _can_read_at_once(self) -> bool:
+        """Whether nobody waits for a device if a loss is read as soon as it is there."""
+        return self._on_cpu
 
     def __enter__(self) -> Trainer:
         try:
@@ -200,10 +226,13 @@ class Trainer:
         self._seen = self._look()
         self._clipped = trained_apart(self._model, self._stepper.stepped())
         if not self._replicas.alone:
-            nonfinite = "skip" if self._precision.scales else "raise"
+            # On a GPU the answer comes late: `_Losses` reads it.
+            raises = self._reads_at_once and not self._precision.scales
+            nonfinite = "raise" if raises else "skip"
             self._buckets = Bucketizer(
                 self._model, self._replicas.comm, nonfinite=nonfinite, norm=self._norm_is_averaged()
             )
+            self._replicas.exchange = self._buckets.exchange
             self._replicas.sync(self._optimizer)
         self._stepper.__enter__()
 
@@ -257,7 +286,7 @@ class Trainer:
                 break
         else:
             if self._held:
-                after_update(self._release())
+                after_update(self._release(chunk))
         self.settle()
 
     def settle(self) -> None:
@@ -275,16 +304,20 @@ class Trainer:
         if not weight:
             loss = None  # nothing in it counts
         if self._buckets is not None:
-            value = 0.0 if loss is None else self._losses.check(chunk, loss.item())
+            value = 0.0 if loss is None else self._value(chunk, loss)
             self._buckets.start(weight, value, attention=self._attention())
         if loss is not None:
             run_backward(self._precision.scaled(loss))
         if self._buckets is not None:
-            return self._average(weight)
+            return self._average(chunk, weight)
         if loss is not None:
-            self._losses.add(chunk, loss, weight)
+            self._losses.add(chunk, self._value(chunk, loss), weight)
             self._update()
         return self._attention()
+
+    def _value(self, chunk: Chunk, loss: Tensor) -> float | Tensor:
+        """Return a loss as a finite number; on a GPU as a tensor, which nobody waits for."""
+        return self._losses.check(chunk, loss.item()) if self._reads_at_once else loss.detach()
 
     def _forward(self, batch: Batch) -> Tensor:
         if not self._on_cpu:
@@ -294,14 +327,20 @@ class Trainer:
         self.stateful.detach()
         return loss
 
-    def _average(self, weight: float) -> bool:
+    def _average(self, chunk: Chunk, weight: float) -> bool:
+        averaged = self._wait(chunk, weight)
+        if averaged.weight:
+            self._update(averaged.norm_tensor if averaged.facts is not None else averaged.norm)
+        return averaged.attention
+
+    def _wait(self, chunk: Chunk, weight: float) -> Averaged:
+        """End an update's average; `weight` is this rank's."""
         assert self._buckets is not None
         averaged = self._buckets.wait()
         self._replicas.trained(weight)
         if averaged.weight:
-            self._losses.add_value(averaged.value, averaged.weight)
-            self._update(averaged.norm)
-        return averaged.attention
+            self._losses.add_averaged(chunk, averaged)
+        return averaged
 
     def _hold(self, chunk: Chunk, batch: Batch | None) -> bool:
         """Accumulate a chunk's gradients; update when there are enough."""
@@ -311,32 +350,37 @@ class Trainer:
         if batch is not None:
             loss = self._forward(batch)
             if weight:
-                value = self._losses.check(chunk, loss.item())
+                value = self._value(chunk, loss)
+                if isinstance(value, Tensor):
+                    value = value.double()
                 with contextlib.nullcontext() if self._buckets is None else self._buckets.no_sync():
                     run_backward(self._precision.scaled(loss * weight))
                 self._held_weight += weight
-                self._held_loss += weight * value
+                self._held_loss = self._held_loss + weight * value
         self._held += 1
-        return self._release() if self._held == self._spec.accumulate else False
+        return self._release(chunk) if self._held == self._spec.accumulate else False
 
-    def _release(self) -> bool:
-        """Update with the mean of the accumulated gradients, over all their samples."""
+    def _release(self, chunk: Chunk) -> bool:
+        """Update with the mean of the accumulated gradients, over all their samples.
+
+        `chunk` is the last of them.
+        """
         weight, value = self._held_weight, self._held_loss
         self._held, self._held_weight, self._held_loss = 0, 0.0, 0.0
-        value /= weight or 1.0
+        value = value / (weight or 1.0)
         scale = 1 / (weight or 1.0)
         if self._buckets is not None:
             self._buckets.start(weight, value, attention=self._attention(), scale=scale)
-            return self._average(weight)
+            return self._average(chunk, weight)
         if weight:
             grads = [p.grad for p in self._model.parameters() if p.grad is not None]
             with torch.no_grad():
                 multiply_each_(grads, scale)
-            self._losses.add_value(value, weight)
+            self._losses.add(chunk, value, weight)
             self._update()
         return self._attention()
 
-    def _update(self, norm: float | None = None) -> None:
+    def _update(self, norm: float | Tensor | None = None) -> None:
         """Make a step of the optimizer; `norm` is that of all gradients, if it is known."""
         spec = self._spec
         self._stepper.drop_others()
@@ -351,8 +395,11 @@ class Trainer:
         else:
             self._stepper.step()
 
-    def _clip(self, params: list[nn.Parameter], most: float, norm: float | None) -> None:
+    def _clip(self, params: list[nn.Parameter], most: float, norm: float | Tensor | None) -> None:
         """Clip the gradients of parameters to the norm `most`."""
+        if isinstance(norm, Tensor):
+            nn.utils.clip_grads_with_norm_(params, most, norm)
+            return
         grads = [p.grad for p in params if p.grad is not None]
         if norm is None and self.reads_norm:
             squares = sum_of_squares(grads)

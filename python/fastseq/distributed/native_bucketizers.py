@@ -1,0 +1,242 @@
+"""The native bucketizers behind one interface: for gradients on the host, and on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import _comm
+from .._util.untyped_torch import external_stream
+from ..errors import MissingFeatureError
+from .communicators import DTYPES, Communicator
+
+__all__ = ["DeviceBucketizer", "HostBucketizer", "Update"]
+
+
+class Update(NamedTuple):
+    """What all ranks know after an update."""
+
+    weight: float
+    attention: bool
+    unused: list[int]
+    """Parameters without a gradient on any rank."""
+    facts: tuple[float, int, float] | Tensor
+    """The mean value, the lowest rank with a non-finite gradient or -1, and the norm of the means:
+    three numbers, or, where the host does not know them, a tensor of float64 on the GPU, which the
+    next update overwrites."""
+
+
+class HostBucketizer:
+    """Averages gradients on the host.
+
+    It has its own thread only if the rank has a second core: on a single core, the thread would
+    only interrupt backward.
+
+    Parameters
+    ----------
+    comm
+        The ranks.
+    params
+        Whose gradients are averaged.
+    bucket_bytes
+        Bytes exchanged at a time.
+    norm
+        Whether the norm of the means is wanted.
+
+    Attributes
+    ----------
+    exchange
+        How the gradients travel.
+    places
+        Where the means of the parameters' gradients are, in the parameters' layouts.
+    members
+        The parameters of each bucket, in the order of the buckets.
+    """
+
+    def __init__(
+        self, comm: Communicator, params: Sequence[Tensor], bucket_bytes: int, *, norm: bool
+    ) -> None:
+        threaded = comm.threaded and torch.get_num_threads() > 1
+        self._native = _comm.Bucketizer(
+            comm._native, *_lengths_and_dtypes(params), bucket_bytes, threaded, norm
+        )
+        self.exchange = comm.transport
+        self.members = _members(self._native)
+        groups = []
+        for members, offsets, memory in self._native.buffers():
+            dtype = params[members[0]].dtype.to_real()
+            if memoryview(memory).nbytes:
+                comm._warn_unless_shared(memory)
+                flat = torch.frombuffer(memory, dtype=dtype)
+            else:
+                flat = torch.empty(0, dtype=dtype)
+            groups.append((members, offsets, flat))
+        self.places = _views(params, groups)
+
+    @property
+    def started(self) -> bool:
+        """Whether an update is under way."""
+        return self._native.started
+
+    def start(self, weight: float, value: float | Tensor, attention: bool, scale: float) -> None:
+        """Start an update; see `Bucketizer.start`."""
+        self._native.start(weight, float(value), attention, scale)
+
+    def ready(self, index: int, grad: Tensor) -> int:
+        """Take a gradient in its place's layout; return how many buckets have been gathered."""
+        return self._native.ready(index, grad.data_ptr())
+
+    def finish(self) -> Update:
+        """Wait for all means."""
+        weight, value, rank, unused, attention, norm = self._native.finish()
+        return Update(weight, attention, unused, (value, rank, norm))
+
+    def abandon(self) -> None:
+        """End an update that failed on this rank."""
+        self._native.abandon()
+
+    def stop(self) -> None:
+        """End all, because the process ends."""
+        self._native.stop()
+
+
+class DeviceBucketizer:
+    """Averages gradients on a GPU; see `HostBucketizer`.
+
+    The host waits for other ranks, never for the GPU, unless the gradients travel through its
+    memory: what comes after `finish` in the current stream finds the means.
+    """
+
+    def __init__(
+        self, comm: Communicator, params: Sequence[Tensor], bucket_bytes: int, *, norm: bool
+    ) -> None:
+        devices = {p.device for p in params}
+        if len(devices) != 1:
+            raise ValueError(
+                f"all trainable parameters must be on one device, got {sorted(map(str, devices))}"
+            )
+        self._device = devices.pop()
+        self._native = self._module().DeviceBucketizer(
+            comm._native,
+            *_lengths_and_dtypes(params),
+            bucket_bytes,
+            comm.threaded,
+            norm,
+            self._device.index or 0,
+            comm.gpu_exchange,
+            comm.timeout,
+            comm.wire_dtype == torch.bfloat16,
+        )
+        self.exchange: str = self._native.exchange
+        self.members = _members(self._native)
+        groups = []
+        for members, offsets, memory in self._native.places():
+            dtype = params[members[0]].dtype.to_real()
+            groups.append((members, offsets, self._tensor(memory).view(dtype)))
+        self.places = _views(params, groups)
+        outcome = self._native.outcome()
+        self._outcome = None if outcome is None else self._tensor(outcome).view(torch.float64)
+        self._value: Tensor | None = None  # is read until the update has ended
+
+    @property
+    def started(self) -> bool:
+        """Whether an update is under way."""
+        return bool(self._native.started)
+
+    def start(self, weight: float, value: float | Tensor, attention: bool, scale: float) -> None:
+        """Start an update; see `Bucketizer.start`."""
+        if isinstance(value, Tensor):
+            self._value = value.detach().to(self._device, torch.float64)
+        else:
+            self._value = torch.full((), value, dtype=torch.float64, device=self._device)
+        self._keep(self._value)
+        self._native.start(weight, self._value.data_ptr(), attention, scale, self._stream())
+
+    def ready(self, index: int, grad: Tensor) -> int:
+        """Take a gradient in its place's layout; return how many buckets have been gathered."""
+        self._keep(grad)
+        return int(self._native.ready(index, grad.data_ptr(), self._stream()))
+
+    def finish(self) -> Update:
+        """Make the current stream wait for all means."""
+        weight, value, rank, unused, attention, norm = self._native.finish(self._stream())
+        facts = (value, rank, norm) if self._outcome is None else self._outcome
+        return Update(weight, attention, unused, facts)
+
+    def abandon(self) -> None:
+        """End an update that failed on this rank."""
+        self._native.abandon()
+
+    def stop(self) -> None:
+        """End all, because the process ends."""
+        self._native.stop()
+
+    def _module(self) -> Any:
+        try:
+            from .. import _cuda_comm
+        except ImportError as error:
+            raise MissingFeatureError(
+                "averaging gradients on a GPU needs fastseq built with its CUDA part: install it "
+                f"from source beside nvcc and a CUDA build of PyTorch ({error})"
+            ) from error
+        return _cuda_comm
+
+    def _tensor(self, memory: Any) -> Tensor:
+        return torch.as_tensor(memory, device=self._device)
+
+    def _stream(self) -> int:
+        """Return the handle of the current stream."""
+        return torch.cuda.current_stream(self._device).cuda_stream
+
+    def _keep(self, tensor: Tensor) -> None:
+        """Make memory that is freed wait for those who read it."""
+        tensor.record_stream(external_stream(self._native.packs, self._device))
+
+
+def _lengths_and_dtypes(params: Iterable[Tensor]) -> tuple[list[int], list[_comm.DType]]:
+    """Return the number of real elements of each tensor, and their types."""
+    lengths, dtypes = [], []
+    for p in params:
+        if p.dtype.to_real() not in DTYPES:
+            raise TypeError(f"only floating-point gradients can be averaged, got {p.dtype}")
+        lengths.append(p.numel() * (2 if p.is_complex() else 1))  # real and imaginary parts
+        dtypes.append(DTYPES[p.dtype.to_real()])
+    return lengths, dtypes
+
+
+def _members(native: _comm.Bucketizer) -> list[list[int]]:
+    return [native.members(bucket) for bucket in range(native.bucket_count)]
+
+
+def _views(
+    params: Sequence[Tensor], groups: Iterable[tuple[list[int], list[int], Tensor]]
+) -> list[Tensor]:
+    """Return each parameter's place in flat vectors, strided as the parameter is."""
+    views: list[Tensor] = [torch.empty(0)] * len(params)
+    for members, offsets, flat in groups:
+        for i, offset in zip(members, offsets, strict=True):
+            p = params[i]
+            strides = p.stride() if _is_dense(p) else torch.empty(p.shape).stride()
+            if p.is_complex():
+                parts = flat[offset : offset + 2 * p.numel()].view(-1, 2)
+                views[i] = torch.view_as_complex(parts).as_strided(p.shape, strides)
+            else:
+                views[i] = flat.as_strided(p.shape, strides, offset)
+    return views
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Return whether a tensor's elements fill their memory without gaps, in any order."""
+    expected = 1
+    for size, stride in sorted(
+        zip(tensor.shape, tensor.stride(), strict=True), key=lambda pair: pair[1]
+    ):
+        if size == 1:
+            continue
+        if stride != expected:
+            return False
+        expected *= size
+    return True
