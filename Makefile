@@ -97,11 +97,14 @@ test-arm: venv
 	  ctest --test-dir build/arm --output-on-failure; \
 	else echo "test-arm: no $(ARM)-g++ or no qemu-aarch64 here, not run"; fi
 
+# Compiles for the oldest GPUs and for Hopper, and links the module and the tests; what links need of the CPU's code is
+# compiled in a hurry.
 cuda-compile: venv
 	@if command -v nvcc > /dev/null; then \
 	  cmake -S . -B build/cuda-compile -G Ninja -DFASTSEQ_WERROR=ON -DFASTSEQ_CUDA=ON -DFASTSEQ_MPI=OFF -DFASTSEQ_PYTHON=OFF \
+	    -DFASTSEQ_TESTS=ON '-DCMAKE_CUDA_ARCHITECTURES=75;90' -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS=-DFASTSEQ_NO_MULTIVERSION \
 	    -DPython_EXECUTABLE=$(BIN)/python && \
-	  cmake --build build/cuda-compile --target fastseq_cuda fastseq_cuda_ops; \
+	  cmake --build build/cuda-compile --target _cuda fastseq_gpu_tests; \
 	else echo "cuda-compile: no nvcc here, CUDA kernels not compiled"; fi
 
 python-test: build
