@@ -20,6 +20,8 @@ enum class Policy { kRandom, kLate };
 void set_policy(Policy policy);
 // Puts a function into a stream's order, which may touch device memory.
 void enqueue(cudaStream_t stream, std::function<void()> function);
+// Whether kernels are built for another GPU, so that none can be launched.
+void set_foreign(bool foreign);
 // How often the host has waited for the device.
 std::int64_t host_waits();
 
