@@ -14,7 +14,7 @@ from fastseq.nn.ops import pack, pack_checked
 SQUARES = (2, 4, 8, 12, 16, 24, 32, 64)
 BATCHES = (1000, 10_000, 100_000)
 CALLS = 10  # between two events
-CYCLES_OF_SLEEP = 4_000_000  # about two milliseconds, in which the host issues all calls
+CYCLES_OF_SLEEP = 10_000_000  # about five milliseconds, in which the host issues all calls
 
 
 def timed(call: Callable[[], object]) -> Callable[[], Seconds]:

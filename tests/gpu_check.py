@@ -172,7 +172,7 @@ def checks(*, mpi: bool) -> list[Step]:
     return [
         *(Step(program.name, 20, (program,)) for program in programs),
         Step("operators", 90, operators, "package"),
-        *([Step("two-ranks", 45, ranks, "package")] if mpi else []),
+        *([Step("two-ranks", 60, ranks, "package")] if mpi else []),
         *(Step(path.stem, 60, (sys.executable, path), "package") for path in benches),
         *(
             Step(f"{program.name}-{tool}", 30, sanitized(tool, (program,)), program.name)
