@@ -26,6 +26,7 @@ FOLDER = ROOT / "build" / "gpu-check"
 LOGS, BUILD, SITE, MPI = (FOLDER / name for name in ("logs", "build", "site", "mpi"))
 SECONDS = 480  # for all steps together
 GRACE = 5  # seconds that a process has to end by itself
+PIP = (sys.executable, "-m", "pip", "install", "--no-index", "--no-deps")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,8 +137,7 @@ def builds(architecture: str, *, mpi: bool) -> list[Step]:
         "FASTSEQ_TESTS": "ON",
     }
     options = [f"--config-settings=cmake.define.{name}={value}" for name, value in settings.items()]
-    pip = (sys.executable, "-m", "pip", "install", "--no-index", "--no-deps")
-    package = (*pip, "--no-build-isolation", "--target", SITE, *options)
+    package = (*PIP, "--no-build-isolation", "--target", SITE, *options)
     targets = ("--target", "fastseq_gpu_tests", "--", "-k", "0")
     return [
         Step("package", 120, (*package, f"--config-settings=build-dir={BUILD}", ".")),
@@ -147,17 +147,7 @@ def builds(architecture: str, *, mpi: bool) -> list[Step]:
 
 def checks(*, mpi: bool) -> list[Step]:
     """Return the steps that need a GPU, those that matter most first."""
-    # Other versions of packages than ours may have other warnings.
-    pytest = (
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-o",
-        "filterwarnings=default",
-    )
+    pytest = (sys.executable, "-m", "pytest", "-q")
     operators = (*pytest, "tests/python/test_cuda.py")
     ranks = ("mpirun", "-n", "2", *pytest, "tests/mpi/test_gradients_on_devices.py")
     names = sorted(path.stem for path in (ROOT / "tests" / "cuda").glob("test_*.cpp"))
@@ -198,24 +188,15 @@ def prepare(wheels: list[Path]) -> list[Step]:
         "CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count()),
         "FASTSEQ_REQUIRE_CUDA": "1",
         "FASTSEQ_REQUIRE_MPI": "1",
+        # Other versions of packages than ours may have other warnings.
+        "PYTEST_ADDOPTS": "--color=no -p no:cacheprovider -o filterwarnings=default",
         "PYTHONUNBUFFERED": "1",
     }
     for folder in (SITE, MPI):
         shutil.rmtree(folder, ignore_errors=True)
     if shutil.which("mpicxx") or not wheels:
         return []
-    pip = (
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--no-index",
-        "--no-deps",
-        "--ignore-installed",
-        "--prefix",
-        MPI,
-    )
-    return [Step("mpi", 30, (*pip, *wheels))]
+    return [Step("mpi", 30, (*PIP, "--ignore-installed", "--prefix", MPI, *wheels))]
 
 
 def main() -> int:
