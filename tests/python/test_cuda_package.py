@@ -98,7 +98,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 import fastseq as fs
 from fastseq import _cuda
-from fastseq.nn.ops import native, pack, pack_checked, unpack
+from fastseq.nn.ops import pack, pack_checked, unpack
 
 print(fs.__file__)
 has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
@@ -108,7 +108,7 @@ with FakeTensorMode():
     a = torch.empty(5, 2, 3, device="cuda", dtype=torch.float16)
     b = torch.empty(5, 3, 4, device="cuda", dtype=torch.float16)
     flat, facts = pack_checked([a, b], 64, 0.5, torch.float32)
-    for t in native.bmm(a, b), pack([a, b]), *unpack(pack([a, b]), [30, 60]), flat, facts:
+    for t in torch.ops.fastseq.bmm(a, b), pack([a, b]), *unpack(pack([a, b]), [30, 60]), flat, facts:
         print(t.device, t.dtype, tuple(t.shape))
 """
 
