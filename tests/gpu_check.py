@@ -122,7 +122,7 @@ if not torch.cuda.is_available():
     sys.exit(f"needs a GPU, which PyTorch {torch.__version__} does not see here, and a CUDA build of PyTorch")
 if shutil.which("nvcc") is None:
     sys.exit("needs a CUDA compiler: there is no nvcc")
-print(torch.cuda.get_device_properties(0), "NCCL", torch.cuda.nccl.version())
+print(torch.cuda.get_device_properties(0))
 print("sm_{}{}".format(*torch.cuda.get_device_capability()))
 """
 

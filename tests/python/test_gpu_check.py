@@ -111,8 +111,6 @@ class cuda:
     is_available = lambda: {available}
     get_device_properties = lambda device: "a GPU"
     get_device_capability = lambda: (9, 0)
-    class nccl:
-        version = lambda: (2, 30)
 """
 
 
