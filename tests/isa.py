@@ -46,7 +46,7 @@ QUICK = [
 # About files, processes, tools and pictures; numbers are not what matters there.
 OTHERS = (
     "builds", "callback_protocol", "callbacks_files", "checkpoint_", "cuda", "docs", "drawn_runs",
-    "forecast_plot", "h5_", "history", "layers", "mapped", "memory", "mpi_", "reader_stops",
+    "forecast_plot", "gpu_check", "h5_", "history", "layers", "mapped", "memory", "mpi_", "reader_stops",
     "saving_files", "threads", "trackers", "tuning", "watching",
 )  # fmt: skip
 FILES = [

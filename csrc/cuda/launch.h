@@ -43,6 +43,16 @@ __device__ inline void* dynamic_shared() {
 using cuda_on_host::dynamic_shared;
 #endif
 
+// What is wrong, and what to do if a build for other GPUs is the cause.
+inline std::string in_words(cudaError_t code) {
+  std::string words = cudaGetErrorString(code);
+  if (code == cudaErrorNoKernelImageForDevice || code == cudaErrorInvalidDeviceFunction ||
+      code == cudaErrorUnsupportedPtxVersion) {
+    words += "; fastseq was built for other GPUs: build it with CMAKE_CUDA_ARCHITECTURES=native on this machine";
+  }
+  return words;
+}
+
 // Starts a kernel, with copies of the arguments. Raises std::runtime_error if the launch is refused. Errors while a
 // kernel runs appear in a later call, as always with CUDA.
 template <class... Params, class... Args>
@@ -56,7 +66,7 @@ void start(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block, s
   const cudaError_t code = cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...);
   if (code != cudaSuccess) {
     cudaGetLastError();  // else the next call would report it again
-    throw std::runtime_error(std::string(name) + ": launch failed: " + cudaGetErrorString(code));
+    throw std::runtime_error(std::string(name) + ": launch failed: " + in_words(code));
   }
 }
 

@@ -1,1 +1,3 @@
 """The operators' CUDA kernels, registered on import; built from csrc/torch/cuda_module.cpp."""
+
+def obstacle() -> str: ...

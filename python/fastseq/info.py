@@ -38,6 +38,7 @@ def info(est: Estimator | None = None) -> dict[str, Any]:
     """
     comm = distributed.world()
     cuda = torch.cuda.is_available()
+    obstacle = _ops.gpu_obstacle(torch.cuda.current_device() if cuda else 0)
     return {
         "fastseq": importlib.metadata.version("fastseq-torch"),
         "python": platform.python_version(),
@@ -51,7 +52,7 @@ def info(est: Estimator | None = None) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "kernels": {
             "cpu": _ops.active_isa,
-            "cuda": _ops.cuda_kernels or f"no: {_ops.cuda_obstacle}",
+            "cuda": f"no: {obstacle}" if obstacle else True,
             # for torch.ops.load_library, where exported programs run
             "library": sys.modules["fastseq._C"].__file__,
         },

@@ -40,6 +40,8 @@ class Running {
 };
 // Which GPU this process says it has. All have the same at first.
 void set_gpu(char number);
+// Whether kernels are built for another GPU, so that none can be launched.
+void set_foreign(bool foreign);
 // How often the host has waited for the device.
 std::int64_t host_waits();
 

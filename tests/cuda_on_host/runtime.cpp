@@ -18,6 +18,7 @@ namespace {
 std::atomic<std::int64_t> g_host_waits{0};
 std::atomic<int> g_captures{0};
 std::atomic<char> g_gpu{0};
+std::atomic<bool> g_foreign{false};
 thread_local bool t_in_stream = false;
 thread_local cudaError_t t_error = cudaSuccess;
 
@@ -60,10 +61,14 @@ void enqueue(cudaStream_t stream, std::function<void()> function) {
 }
 
 void wait_until(cudaStream_t stream, std::function<bool()> elsewhere) { push_wait(stream, std::move(elsewhere)); }
+void set_foreign(bool foreign) { g_foreign.store(foreign); }
+
+cudaError_t check_image() { return g_foreign.load() ? error(cudaErrorNoKernelImageForDevice) : cudaSuccess; }
 
 cudaError_t enqueue_kernel(dim3 grid, dim3 block, std::size_t shared_bytes, Stream* stream,
                            std::function<void()> body) {
   check_place();
+  if (const cudaError_t code = check_image(); code != cudaSuccess) return code;
   const std::uint64_t threads = std::uint64_t{block.x} * block.y * block.z;
   if (grid.x == 0 || grid.y == 0 || grid.z == 0 || threads == 0 || threads > 1024 || block.z > 64 ||
       grid.x > 0x7fffffffU || grid.y > 65535 || grid.z > 65535 || shared_bytes > std::size_t{48} * 1024) {
@@ -89,6 +94,8 @@ const char* cudaGetErrorString(cudaError_t code) {
       return "invalid configuration argument";
     case cudaErrorInvalidResourceHandle:
       return "invalid resource handle";
+    case cudaErrorNoKernelImageForDevice:
+      return "no kernel image is available for execution on the device";
     case cudaErrorNotReady:
       return "device not ready";
     case cudaErrorHostMemoryAlreadyRegistered:

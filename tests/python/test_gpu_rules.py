@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import sys
 
@@ -98,11 +99,43 @@ def test_kernels_that_cannot_be_loaded_are_told(monkeypatch, built):
     )  # importing it fails, where it is built too
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(native, "find_spec", lambda _: "found" if built else None)
-    found = native.load_cuda()
-    assert found is not None
-    assert found.startswith("built, but cannot be loaded: " if built else "not built")
+    if built:
+        with pytest.warns(RuntimeWarning, match="CUDA kernels are built, but cannot be loaded: "):
+            found = native.load_cuda()
+        assert found.startswith("built, but cannot be loaded: ")
+    else:
+        assert native.load_cuda() == "not built"
     monkeypatch.setattr(fs, "_cuda", None, raising=False)
     assert native.load_cuda() is None or not built
+
+
+@pytest.mark.parametrize("words", ["", "no image; build it"])
+def test_a_gpu_that_kernels_are_not_built_for_is_told(monkeypatch, words):
+    asked = []
+
+    class Kernels:
+        @staticmethod
+        def obstacle() -> str:
+            asked.append(1)
+            return words
+
+    monkeypatch.setattr(fs, "_cuda", Kernels, raising=False)
+    monkeypatch.setattr(native, "cuda_obstacle", None)
+    monkeypatch.setattr(native, "_obstacles", {})
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "an old one")
+    told = pytest.warns(
+        RuntimeWarning, match=r"cannot run on GPU 3 \(an old one\): no image; build it"
+    )
+    with told if words else contextlib.nullcontext():
+        assert native.gpu_obstacle(3) == words
+    assert native.gpu_obstacle(3) == words  # not asked, nor told, again
+    assert len(asked) == 1
+    torch.compiler.reset()
+    compiled = torch.compile(
+        lambda x: x - 1 if native.gpu_obstacle(3) else x, fullgraph=True, backend="eager"
+    )
+    assert compiled(torch.ones(2)).tolist() == ([0, 0] if words else [1, 1])
 
 
 def test_info_tells_why_there_are_no_kernels():

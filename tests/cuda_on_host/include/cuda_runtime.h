@@ -45,6 +45,9 @@ enum cudaError_t : int {
   cudaErrorInvalidValue = 1,
   cudaErrorMemoryAllocation = 2,
   cudaErrorInvalidConfiguration = 9,
+  cudaErrorInvalidDeviceFunction = 98,
+  cudaErrorNoKernelImageForDevice = 209,
+  cudaErrorUnsupportedPtxVersion = 222,
   cudaErrorInvalidResourceHandle = 400,
   cudaErrorNotReady = 600,
   cudaErrorHostMemoryAlreadyRegistered = 712,
@@ -82,6 +85,7 @@ void exchange(unsigned mask, const void* mine, std::size_t bytes, void* all, con
 void* dynamic_shared();
 unsigned lane();
 
+cudaError_t check_image();
 cudaError_t enqueue_kernel(dim3 grid, dim3 block, std::size_t shared_bytes, Stream* stream, std::function<void()> body);
 }  // namespace cuda_on_host
 
@@ -155,6 +159,12 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   std::tuple<std::remove_cvref_t<Params>...> copies(static_cast<Params>(args)...);
   return cuda_on_host::enqueue_kernel(config->gridDim, config->blockDim, config->dynamicSmemBytes, config->stream,
                                       [kernel, copies = std::move(copies)] { std::apply(kernel, copies); });
+}
+
+struct cudaFuncAttributes {};
+template <class... Params>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* /*attributes*/, void (* /*kernel*/)(Params...)) {
+  return cuda_on_host::check_image();
 }
 
 cudaError_t cudaGetLastError();

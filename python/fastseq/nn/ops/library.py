@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from importlib.util import find_spec
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ __all__ = [
     "active_isa",
     "cuda_kernels",
     "cuda_obstacle",
+    "gpu_obstacle",
     "load_cuda",
     "native",
 ]
@@ -44,7 +46,13 @@ class AutogradContext(Protocol):
 
 
 def load_cuda() -> str | None:
-    """Register the CUDA kernels; return why they are missing, or None."""
+    """Register the CUDA kernels; return why they are missing, or None.
+
+    Warns
+    -----
+    RuntimeWarning
+        They are built, but cannot be loaded.
+    """
     if not torch.cuda.is_available():
         return "there is no GPU"
     if find_spec("fastseq._cuda") is None:
@@ -52,12 +60,44 @@ def load_cuda() -> str | None:
     try:
         from ... import _cuda  # noqa: F401
     except ImportError as error:  # such as a library of a CUDA version other than torch's
-        return f"built, but cannot be loaded: {error}"
+        found = f"built, but cannot be loaded: {error}"
+        warnings.warn(f"fastseq's CUDA kernels are {found}", RuntimeWarning, stacklevel=2)
+        return found
     return None
 
 
 cuda_obstacle = load_cuda()
 cuda_kernels = cuda_obstacle is None
+_obstacles: dict[int, str] = {}
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def gpu_obstacle(index: int) -> str:
+    """Return why a GPU cannot run the CUDA kernels, empty if it can.
+
+    Warns
+    -----
+    RuntimeWarning
+        The first time, where kernels are loaded that were built for other GPUs.
+    """
+    if cuda_obstacle is not None:
+        return cuda_obstacle
+    if index not in _obstacles:
+        from ... import _cuda
+
+        with torch.cuda.device(index):
+            _obstacles[index] = _cuda.obstacle()
+        if found := _obstacles[index]:
+            name = torch.cuda.get_device_name(index)
+            warnings.warn(
+                f"fastseq's CUDA kernels cannot run on GPU {index} ({name}): {found}. PyTorch's "
+                "are taken where they can do the same",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+    return _obstacles[index]
+
+
 active_isa: str = _C.active_isa()
 if (isa := os.environ.get("FASTSEQ_ISA", active_isa)) not in ISAS:
     raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .library import AutogradContext, cuda_kernels, native
+from .library import AutogradContext, gpu_obstacle, native
 
 __all__ = ["bmm"]
 
@@ -71,7 +71,7 @@ def _own_kernel_wins(a: Tensor, b: Tensor) -> bool:
         and b.shape[:2] == (batch, k)
         and a.dtype == b.dtype
         and a.device == b.device
-        and (a.is_cpu or (a.is_cuda and cuda_kernels))
+        and (a.is_cpu or (a.is_cuda and not gpu_obstacle(a.get_device())))
         and not torch.is_autocast_enabled(a.device.type)
     )
 
