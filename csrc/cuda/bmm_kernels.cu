@@ -20,7 +20,9 @@ constexpr std::int64_t kSharedBytes = 32 * 1024;  // per block: below every devi
 constexpr int kTile = 16;
 static_assert(kTile * kTile == kThreads);
 static_assert(kSmall * kSmall <= kThreads && 2 * kSmall * kSmall * sizeof(double) <= kSharedBytes);
-constexpr std::int64_t kMaxBlocks = 1 << 12;  // several times what any GPU runs at once; the limit of y and z is 65535
+// Limits of a grid, more blocks than a GPU runs at once; CUDA's limit of y and z is 65535.
+constexpr std::int64_t kMaxBlocks = 1 << 12;
+constexpr std::int64_t kMaxTiles = 1 << 11;  // in y and z
 
 template <class T>
 struct Operand {
@@ -177,8 +179,8 @@ template <class T>
 void launch(const BmmShape& s, const Operand<T>& a, const Operand<T>& b, T* c, cudaStream_t stream) {
   if (s.m <= kSmall && s.k <= kSmall && s.n <= kSmall) return launch_small(s, a, b, c, stream);
   const dim3 grid(static_cast<unsigned>((s.n + kTile - 1) / kTile),
-                  static_cast<unsigned>(std::min((s.m + kTile - 1) / kTile, kMaxBlocks)),
-                  static_cast<unsigned>(std::min(s.batch, kMaxBlocks)));
+                  static_cast<unsigned>(std::min((s.m + kTile - 1) / kTile, kMaxTiles)),
+                  static_cast<unsigned>(std::min(s.batch, kMaxTiles)));
   start("tiled_bmm_kernel", tiled_bmm_kernel<T>, grid, dim3(kTile, kTile), 0, stream, s, a, b, c);
 }
 
