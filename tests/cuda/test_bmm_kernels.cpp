@@ -135,13 +135,14 @@ TEST(more_products_than_a_grid_has_blocks) {
   check_product<float>(DType::kFloat32, {1, (1 << 15) + 17, 1, 1}, Lies::kByRows, Lies::kByRows);
 }
 
-// A matrix, its rows or its columns, of zero strides; a batch of them, too.
-TEST(broadcast_operands) {
+// A matrix, its rows or its columns, of zero strides, a batch of them, too; rows that overlap.
+TEST(operands_that_use_elements_more_than_once) {
   for_all_types([]<class T>(DType dtype, Type<T> /*type*/) {
     for (const BmmShape& s : std::vector<BmmShape>{{40, 3, 5, 2}, {70, 4, 4, 4}, {3, 20, 5, 2}}) {
       check_equal<T>(dtype, s, {nullptr, 0, s.k, 1}, {nullptr, 0, 0, 1});
       check_equal<T>(dtype, s, {nullptr, s.m * s.k, s.k, 1}, {nullptr, 0, s.n, 1});
       check_equal<T>(dtype, s, {nullptr, 0, 1, 0}, {nullptr, s.k * s.n, 1, s.k});
+      check_equal<T>(dtype, s, {nullptr, s.m * s.k, 1, 1}, {nullptr, s.k * s.n, s.n, 0});
     }
   });
 }
