@@ -24,7 +24,8 @@ using Ranks = std::shared_ptr<Communicator>;
 // All ranks must make the same calls, so their number cannot depend on each rank's clock.
 void add_collective(const std::string& name, const Ranks& ranks, std::int64_t bytes, std::function<Call()> make) {
   const std::int64_t iterations = std::clamp<std::int64_t>((std::int64_t{1} << 27) / bytes, 5, 5000);
-  add(name + "/" + std::to_string(ranks->size()) + " ranks, " + std::string(ranks->transport()),
+  add(name + "/" + std::to_string(ranks->size()) + (ranks->size() == 1 ? " rank, " : " ranks, ") +
+          std::string(ranks->transport()),
       {.bytes = static_cast<double>(bytes)}, std::move(make))
       ->Iterations(iterations)
       ->UseRealTime();

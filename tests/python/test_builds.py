@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+CMAKE = shutil.which("cmake") or "cmake"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
@@ -69,7 +71,7 @@ def configure_benches(folder: Path, *settings: str) -> subprocess.CompletedProce
     layers = ("TORCH=OFF", "PYTHON=OFF", "BENCHES=ON", "WERROR=ON")
     options = [*(f"-DFASTSEQ_{layer}" for layer in layers), *(f"-D{text}" for text in settings)]
     return subprocess.run(
-        ["cmake", "-S", ROOT, "-B", folder, "-G", "Ninja", *options],
+        [CMAKE, "-S", ROOT, "-B", folder, "-G", "Ninja", *options],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
 
@@ -86,7 +88,7 @@ def test_cpp_benches_run(tmp_path):
     if "Google Benchmark was not found" in " ".join(found.stderr.split()):
         pytest.skip("no Google Benchmark (Debian: libbenchmark-dev)")
     assert found.returncode == 0, found.stderr
-    subprocess.run(["cmake", "--build", build, "--target", "fastseq_benches"], check=True)
+    subprocess.run([CMAKE, "--build", build, "--target", "fastseq_benches"], check=True)
     command = [
         sys.executable,
         ROOT / "bench" / "run_cpp.py",
