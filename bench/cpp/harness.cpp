@@ -48,9 +48,8 @@ benchmark::internal::Benchmark* add(const std::string& name, Work work, std::fun
   const auto measure = [name, work, make = std::move(make), timer = std::move(timer)](benchmark::State& state) {
     Prepared& now = prepared();
     if (now.name != name) {
-      now.call = nullptr;  // frees the memory of the last case
+      now = {name, nullptr};  // frees the memory of the last case
       now.call = make();
-      now.name = name;
     }
     timer(state, now.call);
     using benchmark::Counter;
@@ -84,7 +83,7 @@ int run(int argc, char** argv, bool reports) {
       benchmark::RunSpecifiedBenchmarks(&silent);
     }
   } catch (const std::exception& error) {
-    std::cerr << argv[0] << ": " << error.what() << "\n";
+    std::cerr << argv[0] << ": " << prepared().name << ": " << error.what() << "\n";
     status = 1;
   }
   prepared() = {};
