@@ -20,9 +20,9 @@ constexpr std::int64_t kSharedBytes = 32 * 1024;  // per block: below every devi
 constexpr int kTile = 16;
 static_assert(kTile * kTile == kThreads);
 static_assert(kSmall * kSmall <= kThreads && 2 * kSmall * kSmall * sizeof(double) <= kSharedBytes);
-// Limits of a grid, more blocks than a GPU runs at once; CUDA's limit of y and z is 65535.
-constexpr std::int64_t kMaxBlocks = 1 << 12;
-constexpr std::int64_t kMaxTiles = 1 << 11;  // in y and z
+// Limits of a grid: about what a large GPU runs at once. CUDA's limit of y and z is 65535.
+constexpr std::int64_t kMaxBlocks = 1 << 11;
+constexpr std::int64_t kMaxTiles = 1 << 10;  // in y and z
 
 template <class T>
 struct Operand {

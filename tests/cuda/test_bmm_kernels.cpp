@@ -128,11 +128,11 @@ TEST(products_of_every_inner_side) {
   }
 }
 
-// A grid has at most 1 << 12 blocks for small products, and 1 << 11 for tiles of 16 rows and for the batch.
+// A grid has at most 1 << 11 blocks for small products, and 1 << 10 for tiles of 16 rows and for the batch.
 TEST(more_products_than_a_grid_has_blocks) {
-  check_product<float>(DType::kFloat32, {(1 << 12) + 3, 9, 2, 15}, Lies::kByRows, Lies::kByRows);
-  check_product<float>(DType::kFloat32, {(1 << 11) + 3, 1, 1, 17}, Lies::kByRows, Lies::kByRows);
-  check_product<float>(DType::kFloat32, {1, (1 << 15) + 17, 1, 1}, Lies::kByRows, Lies::kByRows);
+  check_product<float>(DType::kFloat32, {(1 << 11) + 3, 9, 2, 15}, Lies::kByRows, Lies::kByRows);
+  check_product<float>(DType::kFloat32, {(1 << 10) + 3, 1, 1, 17}, Lies::kByRows, Lies::kByRows);
+  check_product<float>(DType::kFloat32, {1, (1 << 14) + 17, 1, 1}, Lies::kByRows, Lies::kByRows);
 }
 
 // A matrix, its rows or its columns, of zero strides, a batch of them, too; rows that overlap.
