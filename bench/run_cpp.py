@@ -41,7 +41,8 @@ def run(command: list[str], name: str, results: Path | None) -> bool:
     environment |= os.environ
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.json"
-        command = [*command, f"--benchmark_out={out}", "--benchmark_out_format=json"]
+        command += [f"--benchmark_out={out}", "--benchmark_out_format=json"]
+        command.append("--benchmark_color=false")  # mpirun looks like a terminal
         if subprocess.run(command, env=environment, check=False).returncode:
             return False
         if results is None or not out.exists():  # a program that has nothing to run here says so

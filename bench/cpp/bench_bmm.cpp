@@ -58,7 +58,7 @@ void add_product(const BmmShape& s, DType dtype, bool transposed) {
   add(name, work, [s, dtype, transposed]() -> Call {
     return dispatch(dtype, [&]<class T>(Type<T>) -> Call {
       const auto product = std::make_shared<Product<T>>(s, transposed);
-      const auto call = [product, dtype] {
+      auto call = [product, dtype] {
         bmm(product->shape, dtype, product->left, product->right, product->c.data(), serial_for);
       };
       call();
@@ -86,7 +86,4 @@ void add_all() {
 
 }  // namespace fastseq::bench
 
-int main(int argc, char** argv) {
-  fastseq::bench::add_all();
-  return fastseq::bench::run(argc, argv);
-}
+int main(int argc, char** argv) { return fastseq::bench::run(fastseq::bench::add_all, argc, argv); }

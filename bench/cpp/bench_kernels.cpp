@@ -37,7 +37,7 @@ Timer on_device(const std::shared_ptr<Stream>& stream) {
   return [stream](benchmark::State& state, const Call& call) {
     const TimedEvent begin;
     const TimedEvent end;
-    for (auto _ : state) {
+    for ([[maybe_unused]] const auto _ : state) {
       check(cudaEventRecord(begin, *stream), "cudaEventRecord");
       call();
       check(cudaEventRecord(end, *stream), "cudaEventRecord");
@@ -119,7 +119,7 @@ void add_pack(const std::shared_ptr<Stream>& stream, const std::string& set, con
   add_kernel("pack/" + set + "/to " + name_of(dtype) + ", scaled" + (facts ? ", facts" : ""), work, stream,
              [stream, numels, dtype, facts]() -> Call {
                const auto packing = std::make_shared<Packing>(numels, dtype);
-               const auto call = [stream, packing, dtype, facts] {
+               auto call = [stream, packing, dtype, facts] {
                  cuda::FactsOut out;
                  if (facts) {
                    out = {reinterpret_cast<double*>(packing->facts.data()),
@@ -153,7 +153,7 @@ Call make_product(const std::shared_ptr<Stream>& stream, const BmmShape& s, DTyp
   upload(on_device->b, b);
   left.data = on_device->a.data();
   right.data = on_device->b.data();
-  const auto call = [stream, s, dtype, left, right, on_device] {
+  auto call = [stream, s, dtype, left, right, on_device] {
     cuda::bmm(s, dtype, left, right, on_device->c.data(), *stream);
   };
   call();
@@ -214,6 +214,5 @@ int main(int argc, char** argv) {
   benchmark::AddCustomContext("gpu", device.name);
   benchmark::AddCustomContext("cuda",
                               std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10));
-  fastseq::bench::add_all();
-  return fastseq::bench::run(argc, argv);
+  return fastseq::bench::run(fastseq::bench::add_all, argc, argv);
 }

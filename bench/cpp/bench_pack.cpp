@@ -93,7 +93,7 @@ void add_unpack(const Set& set, double bytes) {
     const auto tensors = std::make_shared<Tensors>(set, DType::kFloat32);
     auto* flat = reinterpret_cast<float*>(tensors->flat.data());
     for (std::int64_t i = 0; i < tensors->layout.numel; ++i) flat[i] = static_cast<float>(i % 1000);
-    const auto call = [tensors] {
+    auto call = [tensors] {
       unpack(tensors->flat.data(), tensors->numels, tensors->layout, DType::kFloat32, 0.5, tensors->to, serial_for);
     };
     call();
@@ -125,7 +125,4 @@ void add_all() {
 
 }  // namespace fastseq::bench
 
-int main(int argc, char** argv) {
-  fastseq::bench::add_all();
-  return fastseq::bench::run(argc, argv);
-}
+int main(int argc, char** argv) { return fastseq::bench::run(fastseq::bench::add_all, argc, argv); }

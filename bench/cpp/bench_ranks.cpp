@@ -22,11 +22,12 @@ namespace {
 using Ranks = std::shared_ptr<Communicator>;
 
 // All ranks must make the same calls, so their number cannot depend on each rank's clock.
-void add_collective(const std::string& name, const Ranks& ranks, std::int64_t bytes, std::function<Call()> make) {
+void add_collective(const std::string& name, const Ranks& ranks, std::int64_t bytes, Work work,
+                    std::function<Call()> make) {
   const std::int64_t iterations = std::clamp<std::int64_t>((std::int64_t{1} << 27) / bytes, 5, 5000);
   add(name + "/" + std::to_string(ranks->size()) + (ranks->size() == 1 ? " rank, " : " ranks, ") +
           std::string(ranks->transport()),
-      {.bytes = static_cast<double>(bytes)}, std::move(make))
+      work, std::move(make))
       ->Iterations(iterations)
       ->UseRealTime();
 }
@@ -34,7 +35,9 @@ void add_collective(const std::string& name, const Ranks& ranks, std::int64_t by
 void add_allreduce(const Ranks& ranks, std::int64_t bytes, DType dtype) {
   const std::string size =
       bytes < 1 << 20 ? std::to_string(bytes >> 10) + " KiB" : std::to_string(bytes >> 20) + " MiB";
-  add_collective("allreduce/" + size + "/" + name_of(dtype), ranks, bytes, [ranks, bytes, dtype]() -> Call {
+  // A rank alone has nothing to move: what it takes is the call.
+  const Work work{.bytes = ranks->size() == 1 ? 0 : static_cast<double>(bytes)};
+  add_collective("allreduce/" + size + "/" + name_of(dtype), ranks, bytes, work, [ranks, bytes, dtype]() -> Call {
     const std::shared_ptr<std::byte> memory = ranks->allocate(static_cast<std::size_t>(bytes));
     const std::int64_t numel = bytes / static_cast<std::int64_t>(item_size(dtype));
     const auto call = [ranks, memory, numel, dtype] { return ranks->allreduce(memory.get(), numel, dtype, {}); };
@@ -91,11 +94,12 @@ void add_update(const Ranks& ranks, const std::string& set, const std::vector<st
                 std::int64_t bucket_bytes) {
   const std::int64_t bytes = 4 * std::accumulate(numels.begin(), numels.end(), std::int64_t{0});
   const std::string buckets = std::to_string(bucket_bytes >> 10) + " KiB";
-  add_collective("bucketizer/" + set + "/buckets of " + buckets, ranks, bytes, [ranks, numels, bucket_bytes]() -> Call {
-    const auto update = std::make_shared<Update>(ranks, numels, bucket_bytes);
-    update->check(ranks->size());
-    return [update] { update->run(); };
-  });
+  add_collective("bucketizer/" + set + "/buckets of " + buckets, ranks, bytes, {.bytes = static_cast<double>(bytes)},
+                 [ranks, numels, bucket_bytes]() -> Call {
+                   const auto update = std::make_shared<Update>(ranks, numels, bucket_bytes);
+                   update->check(ranks->size());
+                   return [update] { update->run(); };
+                 });
 }
 
 void add_all(const Ranks& ranks) {
@@ -123,8 +127,7 @@ int main(int argc, char** argv) {
   MPI_Comm_size(MPI_COMM_WORLD, &size);
   if (size > 1) ranks = connect(MPI_COMM_WORLD, {});
 #endif
-  bench::add_all(ranks);
-  const int status = bench::run(argc, argv, ranks->rank() == 0);
+  const int status = bench::run([&] { bench::add_all(ranks); }, argc, argv, ranks->rank() == 0);
   if (status != 0) ranks->abort(status);   // others may wait for this one
   benchmark::ClearRegisteredBenchmarks();  // they hold the ranks
   ranks->leave();

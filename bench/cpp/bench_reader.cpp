@@ -153,7 +153,4 @@ void add_all() {
 
 }  // namespace fastseq::bench
 
-int main(int argc, char** argv) {
-  fastseq::bench::add_all();
-  return fastseq::bench::run(argc, argv);
-}
+int main(int argc, char** argv) { return fastseq::bench::run(fastseq::bench::add_all, argc, argv); }

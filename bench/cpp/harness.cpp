@@ -41,7 +41,7 @@ std::string processor() {
 }  // namespace
 
 void time_calls(benchmark::State& state, const Call& call) {
-  for (auto _ : state) call();
+  for ([[maybe_unused]] const auto _ : state) call();
 }
 
 benchmark::internal::Benchmark* add(const std::string& name, Work work, std::function<Call()> make, Timer timer) {
@@ -60,7 +60,7 @@ benchmark::internal::Benchmark* add(const std::string& name, Work work, std::fun
   return benchmark::RegisterBenchmark(name.c_str(), measure)->Unit(benchmark::kMicrosecond);
 }
 
-int run(int argc, char** argv, bool reports) {
+int run(const std::function<void()>& add_cases, int argc, char** argv, bool reports) {
   std::vector<char*> arguments(argv, argv + argc);
   if (!reports) {
     std::erase_if(arguments, [](const char* text) { return std::string_view(text).starts_with("--benchmark_out"); });
@@ -76,6 +76,7 @@ int run(int argc, char** argv, bool reports) {
   benchmark::AddCustomContext("google_benchmark", FASTSEQ_BENCHMARK_VERSION);
   int status = 0;
   try {
+    add_cases();
     Silent silent;
     if (reports) {
       benchmark::RunSpecifiedBenchmarks();
@@ -105,7 +106,7 @@ std::vector<std::int64_t> transformer(int layers) {
   return numels;
 }
 
-std::string name_of(DType dtype) {
+const char* name_of(DType dtype) {
   switch (dtype) {
     case DType::kFloat16:
       return "fp16";

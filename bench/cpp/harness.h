@@ -32,8 +32,9 @@ void time_calls(benchmark::State& state, const Call& call);
 benchmark::internal::Benchmark* add(const std::string& name, Work work, std::function<Call()> make,
                                     Timer timer = time_calls);
 
-// Runs the cases that the command line selects; only a rank that `reports` prints and writes. Returns the exit status.
-int run(int argc, char** argv, bool reports = true);
+// Adds cases and runs those that the command line selects; only a rank that `reports` prints and writes. Returns the
+// exit status.
+int run(const std::function<void()>& add_cases, int argc, char** argv, bool reports = true);
 
 // Raises std::runtime_error unless `right`.
 inline void require(bool right, std::string_view what) {
@@ -56,6 +57,6 @@ std::vector<T> noise(std::int64_t numel, std::uint32_t seed) {
 std::vector<std::int64_t> many_small_tensors();
 std::vector<std::int64_t> transformer(int layers);  // of d 512 and d_ff 2048: 12.6 MB each in fp32
 
-std::string name_of(DType dtype);
+const char* name_of(DType dtype);
 
 }  // namespace fastseq::bench
