@@ -26,7 +26,7 @@ class TimedEvent {
   ~TimedEvent() { cudaEventDestroy(event_); }
   TimedEvent(const TimedEvent&) = delete;
   TimedEvent& operator=(const TimedEvent&) = delete;
-  operator cudaEvent_t() const { return event_; }
+  cudaEvent_t get() const { return event_; }
 
  private:
   cudaEvent_t event_ = nullptr;
@@ -38,12 +38,12 @@ Timer on_device(const std::shared_ptr<Stream>& stream) {
     const TimedEvent begin;
     const TimedEvent end;
     for ([[maybe_unused]] const auto _ : state) {
-      check(cudaEventRecord(begin, *stream), "cudaEventRecord");
+      check(cudaEventRecord(begin.get(), *stream), "cudaEventRecord");
       call();
-      check(cudaEventRecord(end, *stream), "cudaEventRecord");
-      check(cudaEventSynchronize(end), "cudaEventSynchronize");
+      check(cudaEventRecord(end.get(), *stream), "cudaEventRecord");
+      check(cudaEventSynchronize(end.get()), "cudaEventSynchronize");
       float milliseconds = 0;
-      check(cudaEventElapsedTime(&milliseconds, begin, end), "cudaEventElapsedTime");
+      check(cudaEventElapsedTime(&milliseconds, begin.get(), end.get()), "cudaEventElapsedTime");
       state.SetIterationTime(milliseconds / 1e3);
     }
   };
@@ -182,6 +182,11 @@ void add_product(const std::shared_ptr<Stream>& stream, const BmmShape& s, DType
 }
 
 void add_all() {
+  cudaDeviceProp device{};
+  check(cudaGetDeviceProperties(&device, 0), "cudaGetDeviceProperties");
+  benchmark::AddCustomContext("gpu", device.name);
+  benchmark::AddCustomContext("cuda",
+                              std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10));
   const auto stream = std::make_shared<Stream>();
   for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
     for (const bool facts : {false, true}) {
@@ -209,10 +214,5 @@ int main(int argc, char** argv) {
     std::cout << "bench_kernels: left out: there is no GPU\n";
     return 0;
   }
-  cudaDeviceProp device{};
-  fastseq::cuda::check(cudaGetDeviceProperties(&device, 0), "cudaGetDeviceProperties");
-  benchmark::AddCustomContext("gpu", device.name);
-  benchmark::AddCustomContext("cuda",
-                              std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10));
   return fastseq::bench::run(fastseq::bench::add_all, argc, argv);
 }
