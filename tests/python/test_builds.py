@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+CMAKE = shutil.which("cmake") or "cmake"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
@@ -62,3 +65,44 @@ def test_a_wheel_holds_the_package_and_nothing_else(tmp_path):
     names = {p.name for p in (tmp_path / "site").iterdir()}
     assert names == {"fastseq", next(n for n in names if n.endswith(".dist-info"))}
     assert (tmp_path / "site" / "fastseq" / "py.typed").exists()
+
+
+def configure_benches(folder: Path, *settings: str) -> subprocess.CompletedProcess[str]:
+    layers = ("TORCH=OFF", "PYTHON=OFF", "BENCHES=ON", "WERROR=ON")
+    options = [*(f"-DFASTSEQ_{layer}" for layer in layers), *(f"-D{text}" for text in settings)]
+    return subprocess.run(
+        [CMAKE, "-S", ROOT, "-B", folder, "-G", "Ninja", *options],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_cpp_benches_ask_for_their_library(tmp_path):
+    found = configure_benches(tmp_path, "CMAKE_DISABLE_FIND_PACKAGE_benchmark=ON")
+    assert found.returncode != 0
+    assert "Google Benchmark was not found: install it" in " ".join(found.stderr.split())
+
+
+def test_cpp_benches_run(tmp_path):
+    build, results = tmp_path / "build", tmp_path / "results"
+    found = configure_benches(build)
+    if "Google Benchmark was not found" in " ".join(found.stderr.split()):
+        pytest.skip("no Google Benchmark (Debian: libbenchmark-dev)")
+    assert found.returncode == 0, found.stderr
+    subprocess.run([CMAKE, "--build", build, "--target", "fastseq_benches"], check=True)
+    command = [
+        sys.executable,
+        ROOT / "bench" / "run_cpp.py",
+        build,
+        "--quick",
+        "--results",
+        results,
+    ]
+    subprocess.run(command, check=True)
+    names = {path.stem.removeprefix("cpp-") for path in results.iterdir()}
+    assert names >= {"bmm", "pack", "ranks", "ranks_2", "reader", "recurrence"}
+    for path in results.iterdir():
+        measured = json.loads(path.read_text())
+        assert {"cpu", "compiler", "fastseq"} <= measured["context"].keys()
+        assert all(case["real_time"] > 0 for case in measured["benchmarks"])
+    two = json.loads((results / "cpp-ranks_2.json").read_text())
+    assert all("2 ranks" in case["name"] for case in two["benchmarks"])
