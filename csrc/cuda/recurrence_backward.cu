@@ -114,7 +114,7 @@ struct Backward {
     if constexpr (kUnits > 0) {
 #pragma unroll
       for (int q = 0; q < kUnits; ++q) {
-        sums[q % kLanes<Acc>] += w[q] * vector_at(from + q / kLanes<Acc> * kLanes<Acc>).lanes[q % kLanes<Acc>];
+        sums[q % kLanes<Acc>] += w[q] * lane_at(from, q);
       }
 #pragma unroll
       for (int lane = 1; lane < kLanes<Acc>; ++lane) sums[0] += sums[lane];
@@ -123,7 +123,7 @@ struct Backward {
       for (int q = 0; q < hidden; ++q) {
         const Acc w_q = weight(q);
 #pragma unroll
-        for (int r = 0; r < kSequences; ++r) sums[r] += w_q * vector_at(from + q * kSequences).lanes[r];
+        for (int r = 0; r < kSequences; ++r) sums[r] += w_q * lane_at(from, q * kSequences + r);
       }
     }
 #pragma unroll

@@ -20,7 +20,7 @@ namespace fastseq::cuda {
 
 inline constexpr int kWarp = 32;
 inline constexpr std::int64_t kMaxInputs = 1 << 20;  // what a grid has room for
-inline constexpr std::int64_t kMaxSequences = std::int64_t{1} << 31;
+inline constexpr std::int64_t kMaxSequences = (std::int64_t{1} << 31) - 1;
 inline constexpr int kAhead = 8;  // pairs of a step and a sequence whose inputs' products a thread sums up at a time
 
 template <class Acc>
@@ -37,6 +37,10 @@ template <class Acc>
 __device__ const Vector<Acc>& vector_at(const Acc* shared) {
   return *reinterpret_cast<const Vector<Acc>*>(shared);
 }
+template <class Acc>
+__device__ Acc lane_at(const Acc* shared, int i) {
+  return vector_at(shared + i / kLanes<Acc> * kLanes<Acc>).lanes[i % kLanes<Acc>];
+}
 
 // How a cell's layer of T runs. kUnits: the weights that a thread has in registers; 0: none.
 template <class T, class C, int kUnits>
@@ -44,8 +48,8 @@ struct Plan {
   using Acc = Compute<T>;
   static constexpr int kSequences = kUnits > 0 ? 1 : kLanes<Acc>;  // of a block
   static constexpr int kMaxThreads = C::kWeightGates * (kUnits > 0 ? kUnits : static_cast<int>(kMaxHidden));
-  static constexpr int kTile = 64 / static_cast<int>(sizeof(Acc));  // columns of weights in shared memory at a time
-  static constexpr int kTileRow = kTile + 1;                        // threads read in different banks
+  // Columns of weights in shared memory at a time; rows are one longer, so that threads read in different banks.
+  static constexpr int kTile = 64 / static_cast<int>(sizeof(Acc));
   static constexpr int kItems = (kSequences + C::kWeightGates - 1) / C::kWeightGates;  // units of a thread, at most
 
   FASTSEQ_DEVICE static int rows(int hidden) { return C::kWeightGates * hidden; }
@@ -56,7 +60,7 @@ struct Plan {
   static unsigned threads(int hidden) { return static_cast<unsigned>((rows(hidden) + kWarp - 1) / kWarp * kWarp); }
   static std::size_t forward_bytes(int hidden) {
     return sizeof(Acc) * static_cast<std::size_t>(padded(hidden) * kSequences + kTile * kAhead +
-                                                  C::kGates * hidden * kSequences + rows(hidden) * kTileRow);
+                                                  C::kGates * hidden * kSequences + rows(hidden) * (kTile + 1));
   }
   static std::size_t backward_bytes(int hidden) {
     return sizeof(Acc) * static_cast<std::size_t>(C::kGates * padded(hidden) * kSequences + rows(hidden) * kSequences);

@@ -8,10 +8,13 @@ namespace fastseq::cuda {
 namespace {
 
 // Copies columns [first, first + count) of a matrix to shared memory, so that whole lines are read.
-template <int kTileRow, class T, class Acc>
+template <int kTile, class T, class Acc>
 __device__ void copy_tile(const T* matrix, int rows, std::int64_t columns, std::int64_t first, int count, Acc* tile) {
-  for (int i = static_cast<int>(threadIdx.x); i < rows * count; i += static_cast<int>(blockDim.x)) {
-    tile[i / count * kTileRow + i % count] = static_cast<Acc>(matrix[i / count * columns + first + i % count]);
+#pragma unroll 4
+  for (int i = static_cast<int>(threadIdx.x); i < rows * kTile; i += static_cast<int>(blockDim.x)) {
+    const int row = i / kTile;
+    const int column = i % kTile;
+    if (column < count) tile[row * (kTile + 1) + column] = static_cast<Acc>(matrix[row * columns + first + column]);
   }
 }
 
@@ -54,16 +57,19 @@ struct Forward {
     return biases != nullptr && row < rows ? static_cast<Acc>(static_cast<const T*>(biases)[row]) : Acc(0);
   }
 
+  // The thread's weight in column c of the tile.
+  __device__ Acc weight(int c) const { return tile[row * (P::kTile + 1) + c]; }
+
   // The row of w_hh.
   __device__ void load_weights(Acc (&w)[kUnits + 1]) const {
 #pragma unroll
     for (int first = 0; first < kUnits; first += P::kTile) {
       const int count = tile_columns<P::kTile>(first, hidden);
       __syncthreads();
-      copy_tile<P::kTileRow>(static_cast<const T*>(in.w_hh), rows, hidden, first, count, tile);
+      copy_tile<P::kTile>(static_cast<const T*>(in.w_hh), rows, hidden, first, count, tile);
       __syncthreads();
 #pragma unroll
-      for (int c = 0; c < P::kTile; ++c) w[first + c] = c < count && row < rows ? tile[row * P::kTileRow + c] : Acc(0);
+      for (int c = 0; c < P::kTile; ++c) w[first + c] = c < count && row < rows ? weight(c) : Acc(0);
     }
   }
 
@@ -74,18 +80,18 @@ struct Forward {
     for (std::int64_t first = 0; first < s.inputs; first += P::kTile) {
       const int count = tile_columns<P::kTile>(first, s.inputs);
       __syncthreads();
-      copy_tile<P::kTileRow>(static_cast<const T*>(in.w_ih), rows, s.inputs, first, count, tile);
-      for (int j = row; j < kAhead * count; j += static_cast<int>(blockDim.x)) {
-        const int p = j / count;
-        x[j % count * kAhead + p] = input(i + p / kSequences, p % kSequences, first + j % count);
+      copy_tile<P::kTile>(static_cast<const T*>(in.w_ih), rows, s.inputs, first, count, tile);
+      for (int j = row; j < kAhead * P::kTile; j += static_cast<int>(blockDim.x)) {
+        const int p = j / P::kTile;
+        const int c = j % P::kTile;
+        if (c < count) x[c * kAhead + p] = input(i + p / kSequences, p % kSequences, first + c);
       }
       __syncthreads();
       if (row >= rows) continue;
       for (int c = 0; c < count; ++c) {
-        const Acc w = tile[row * P::kTileRow + c];
+        const Acc w = weight(c);
 #pragma unroll
-        for (int p = 0; p < kAhead; ++p)
-          sum[p] += w * vector_at(x + c * kAhead + p / kLanes<Acc> * kLanes<Acc>).lanes[p % kLanes<Acc>];
+        for (int p = 0; p < kAhead; ++p) sum[p] += w * lane_at(x, c * kAhead + p);
       }
     }
   }
@@ -104,7 +110,7 @@ struct Forward {
       Acc parts[kLanes<Acc>] = {};
 #pragma unroll
       for (int q = 0; q < kUnits; ++q) {
-        parts[q % kLanes<Acc>] += w[q] * vector_at(h + q / kLanes<Acc> * kLanes<Acc>).lanes[q % kLanes<Acc>];
+        parts[q % kLanes<Acc>] += w[q] * lane_at(h, q);
       }
 #pragma unroll
       for (int lane = 0; lane < kLanes<Acc>; ++lane) sum[0] += parts[lane];
@@ -112,14 +118,13 @@ struct Forward {
       for (int first = 0; first < hidden; first += P::kTile) {
         const int count = tile_columns<P::kTile>(first, hidden);
         __syncthreads();
-        copy_tile<P::kTileRow>(static_cast<const T*>(in.w_hh), rows, hidden, first, count, tile);
+        copy_tile<P::kTile>(static_cast<const T*>(in.w_hh), rows, hidden, first, count, tile);
         __syncthreads();
         if (row >= rows) continue;
         for (int c = 0; c < count; ++c) {
-          const Acc weight = tile[row * P::kTileRow + c];
-          const Vector<Acc>& values = vector_at(h + (first + c) * kSequences);
+          const Acc w_c = weight(c);
 #pragma unroll
-          for (int r = 0; r < kSequences; ++r) sum[r] += weight * values.lanes[r];
+          for (int r = 0; r < kSequences; ++r) sum[r] += w_c * lane_at(h, (first + c) * kSequences + r);
         }
       }
     }

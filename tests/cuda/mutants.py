@@ -19,6 +19,9 @@ ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 300
 
 PACK, BMM, BUCKETS = "pack_kernels.cu", "bmm_kernels.cu", "device_bucketizer.cpp"
+FORWARD, BACKWARD, GRADIENTS = (
+    f"recurrence_{part}.cu" for part in ("forward", "backward", "gradients")
+)
 MUTANTS = {
     "read past the end of a tensor": (
         PACK, "    if (i < vectors) raw[v]", "    if (i <= vectors) raw[v]"),
@@ -71,8 +74,41 @@ MUTANTS = {
     "scale left out": (BUCKETS, "pieces.layout, dtype, scale(),", "pieces.layout, dtype, 1.0,"),
     "a parameter without gradient keeps the last one": (
         BUCKETS, "from == nullptr ? 0 : numel(*member)", "numel(*member)"),
+    "no barrier between a step's sums and its cells": (
+        FORWARD, "f.give(of_input, of_hidden);\n    __syncthreads();", "f.give(of_input, of_hidden);"),
+    "no barrier between a step's cells and the next sums": (
+        FORWARD, "state[k], out);\n    }\n    __syncthreads();", "state[k], out);\n    }"),
+    "a step beyond a sequence's length": (
+        FORWARD, "if (i < items[k].length) f.cell", "if (i <= items[k].length) f.cell"),
+    "input beyond a sequence's length": (FORWARD, "if (i >= length) return", "if (n >= s.sequences) return"),
+    "no barrier before the inputs' tile is overwritten": (
+        FORWARD, "tile_columns<P::kTile>(first, s.inputs);\n      __syncthreads();",
+        "tile_columns<P::kTile>(first, s.inputs);"),
+    "padding of the hidden state not zeroed": (
+        FORWARD, "f.h[i] = Acc(0);", "if (i < f.hidden * P::kSequences) f.h[i] = Acc(0);"),
+    "backward, reversed, starts at the last step of all": (
+        BACKWARD, "d_at(item, steps.at(i, item.length))", "d_at(item, steps.at(i, s.steps))"),
+    "state of the wrong step": (
+        BACKWARD, "t_before = steps.at(i - 1, item.length)", "t_before = steps.at(i, item.length) - 1"),
+    "no barrier before gradients of a step's sums are read": (
+        BACKWARD, "    __syncthreads();\n    b.products(w);", "    b.products(w);"),
+    "no barrier before the next cells": (
+        BACKWARD, "b.products(w);\n    __syncthreads();", "b.products(w);"),
+    "gradients beyond a sequence's length left as they are": (
+        BACKWARD, "t = items[k].length; t < s.steps", "t = items[k].length + 1; t < s.steps"),
+    "weights' gradients of the state after": (
+        GRADIENTS, "steps.at(place - 1, length)", "steps.at(place, length)"),
+    "last part of the weights' gradients left out": (
+        GRADIENTS, "p < parts.count; ++p", "p < parts.count - (parts.count > 1); ++p"),
+    "no barrier before tiles of gradients are overwritten": (
+        GRADIENTS, "      }\n    }\n    __syncthreads();\n  }\n}", "      }\n    }\n  }\n}"),
 }  # fmt: skip
-TESTS = {PACK: "pack_kernels", BMM: "bmm_kernels", BUCKETS: "device_bucketizer"}
+TESTS = {
+    PACK: "pack_kernels",
+    BMM: "bmm_kernels",
+    BUCKETS: "device_bucketizer",
+    **dict.fromkeys((FORWARD, BACKWARD, GRADIENTS), "recurrence_kernels"),
+}
 
 
 def cached(build: Path, name: str) -> str:

@@ -9,13 +9,14 @@ import pytest
 import torch
 from models import adamw, assert_same_parameters, chain
 from torch import nn, optim
+from torch._subclasses import FakeTensorMode
 from torch.nn.functional import mse_loss
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastseq as fs
 from fastseq.data.sequences import Batch
 from fastseq.nn import recurrent
-from fastseq.nn.lengths import on_host
+from fastseq.nn.lengths import beside, on_host
 from fastseq.nn.ops import library as native
 from fastseq.training.argument_checks import use_device
 from fastseq.training.loop import to_device
@@ -78,6 +79,69 @@ def test_lengths_are_not_read_from_the_device(name, monkeypatch):
         m(moved.xs)
     assert seen[0].tolist() == [5, 2, 1]  # what has ended runs for a step, which is undone
     assert on_host(m.lengths).tolist() == [2, -3, -5]
+
+
+RULE = [
+    ({"dtype": torch.float32}, False, "cuDNN is for what has no lengths"),
+    ({"dtype": torch.float32}, True, None),
+    ({"dtype": torch.float16}, True, None),
+    ({"dtype": torch.float64}, False, None),
+    ({"dtype": torch.float64, "hidden_size": 128}, True, None),
+    ({"dtype": torch.float64, "hidden_size": 129}, True, "more than 128 hidden units on a GPU"),
+]
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(("given", "lengths", "reason"), RULE)
+def test_which_kernels_run(name, given, lengths, reason, monkeypatch):
+    monkeypatch.setattr(recurrent._ops, "cuda_kernels", True)
+    with FakeTensorMode():
+        given = {"hidden_size": 4, **given}
+        layer = getattr(fs.nn, name)(3, **given, num_layers=2, device="cuda")
+        x = torch.zeros(5, 2, 3, dtype=given["dtype"], device="cuda")
+        assert recurrent._why_torch(layer, x, lengths) == reason
+        told = recurrent.kernels(layer)[""]
+        assert (told == "fastseq") == (reason is None and given["dtype"] == torch.float64)
+        monkeypatch.setattr(recurrent._ops, "cuda_kernels", False)
+        assert recurrent._why_torch(layer, x, lengths).startswith("no kernels for GPUs: ")
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_lengths_of_kernels_stay_on_the_device(name, dtype, monkeypatch):
+    """A tensor without values cannot be copied to the host: that would be an error here."""
+    monkeypatch.setattr(recurrent._ops, "cuda_kernels", True)
+    with FakeTensorMode():
+        layer = getattr(fs.nn, name)(3, 5, 2, dtype=dtype, device="cuda", trainable_state=True)
+        x = torch.zeros(7, 2, 3, dtype=dtype, device="cuda", requires_grad=True)
+        lengths = torch.zeros(2, dtype=torch.int32, device="cuda")
+        y, _ = layer(x, lengths=lengths)
+        assert (y.shape, y.dtype, y.device.type) == ((7, 2, 5), dtype, "cuda")
+        y.sum().backward()
+        assert x.grad.shape == x.shape
+        assert all(p.grad.dtype == dtype for n, p in layer.named_parameters() if n != "c0")
+
+
+def test_what_lstm_and_gru_keep_on_the_device():
+    with FakeTensorMode():
+        x, state = torch.zeros(7, 2, 3, device="cuda"), torch.zeros(1, 2, 5, device="cuda")
+        weights = [torch.zeros(20, n, device="cuda") for n in (3, 5)]
+        for dtype, kept in ((torch.float16, torch.float32), (torch.float64, torch.float64)):
+            given = [t.to(dtype) for t in (x, *weights)]
+            h0, c0 = state.to(dtype), state.to(dtype)
+            *_, saved = torch.ops.fastseq.lstm(*given, None, None, h0, c0, None, False, True)
+            assert (saved.shape, saved.dtype) == ((7 * 2 * 5 * 5,), kept)
+
+
+@pytest.mark.parametrize("host", [[5, 9], [-1, 2]])
+def test_lengths_known_on_the_host_are_checked(host, monkeypatch):
+    monkeypatch.setattr(recurrent._ops, "cuda_kernels", True)
+    known = torch.tensor(host)
+    with FakeTensorMode():
+        layer = fs.nn.GRU(3, 5, device="cuda")
+        x, lengths = torch.zeros(7, 2, 3, device="cuda"), torch.zeros(2).long().cuda()
+        with pytest.raises(ValueError, match="lengths must be between 0 and 7"):
+            layer(x, lengths=beside(lengths, known))
 
 
 def test_ranks_use_their_own_gpu(monkeypatch):
