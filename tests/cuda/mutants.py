@@ -80,12 +80,9 @@ MUTANTS = {
         FORWARD, "state[k], out);\n    }\n    __syncthreads();", "state[k], out);\n    }"),
     "a step beyond a sequence's length": (
         FORWARD, "if (i < items[k].length) f.cell", "if (i <= items[k].length) f.cell"),
-    "input beyond a sequence's length": (FORWARD, "if (i >= length) return", "if (n >= s.sequences) return"),
     "no barrier before the inputs' tile is overwritten": (
         FORWARD, "tile_columns<P::kTile>(first, s.inputs);\n      __syncthreads();",
         "tile_columns<P::kTile>(first, s.inputs);"),
-    "padding of the hidden state not zeroed": (
-        FORWARD, "f.h[i] = Acc(0);", "if (i < f.hidden * P::kSequences) f.h[i] = Acc(0);"),
     "backward, reversed, starts at the last step of all": (
         BACKWARD, "d_at(item, steps.at(i, item.length))", "d_at(item, steps.at(i, s.steps))"),
     "state of the wrong step": (

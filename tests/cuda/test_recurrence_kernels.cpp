@@ -168,8 +168,9 @@ std::vector<std::vector<T>> on_device(const Case& test, const std::vector<std::v
   const DeviceBuffer<std::int64_t> lengths(test.lengths);
   const RecurrenceInputs in = inputs_of(test, arrays, lengths.data());
   using Wide = Accumulate<T>;
-  const DeviceBuffer<Wide> saved(at(cuda::saved_numel(test.shape)));
-  const DeviceBuffer<Wide> scratch(at(cuda::backward_scratch(test.shape)));
+  constexpr Wide kNan = std::numeric_limits<Wide>::quiet_NaN();  // what is not written must not be read
+  const DeviceBuffer<Wide> saved(std::vector<Wide>(at(cuda::saved_numel(test.shape)), kNan));
+  const DeviceBuffer<Wide> scratch(std::vector<Wide>(at(cuda::backward_scratch(test.shape)), kNan));
   cuda::recurrence_forward(test.shape, in, {.y = to[kY], .h = to[kH], .c = to[kC], .saved = saved.data()}, stream);
   cuda::recurrence_backward(test.shape, in, gradients_of(test, arrays, to, saved.data()), scratch.data(), stream);
   std::vector<std::vector<T>> values;

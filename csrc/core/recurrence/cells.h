@@ -8,7 +8,7 @@
 #pragma once
 
 #include "core/base/scalar_math.h"
-#ifndef __CUDACC__
+#ifndef __CUDACC__  // vectors are for the CPU
 #include "core/base/vector_math.h"
 #endif
 

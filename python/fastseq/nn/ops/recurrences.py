@@ -40,8 +40,8 @@ def lstm(
     Parameters
     ----------
     x
-        Inputs ``(T, N, F)``, any strides. float32 or float64; on a GPU, where a layer can have up to
-        128 hidden units, also float16 or bfloat16, whose sums are float32.
+        Inputs ``(T, N, F)``, any strides. float32 or float64; on a GPU, where a layer has up to 128
+        hidden units, also float16 or bfloat16, whose sums are float32.
     w_ih, w_hh, b_ih, b_hh
         Weights ``(4H, F)``, ``(4H, H)`` and biases ``(4H,)``, gates in the order i, f, g, o.
     h0, c0
