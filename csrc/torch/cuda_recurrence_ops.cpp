@@ -14,11 +14,11 @@ class OnCuda {
  public:
   explicit OnCuda(const Tensor& x) : guard_(x.get_device_index()), stream_(current_stream(x)) {}
 
-  static void check(const Layer& layer) {
-    const std::int64_t hidden = layer.shape.hidden;
-    STD_TORCH_CHECK(hidden >= 1 && hidden <= cuda::kMaxHidden, "on CUDA a layer must have 1 to ", cuda::kMaxHidden,
-                    " hidden units, got ", hidden, ": use torch.nn's layer");
+  static void check(const RecurrenceShape& s) {
+    STD_TORCH_CHECK(s.hidden >= 1 && s.hidden <= cuda::kMaxHidden, "on CUDA a layer must have 1 to ", cuda::kMaxHidden,
+                    " hidden units, got ", s.hidden, ": use torch.nn's layer");
   }
+  static void check_lengths(const RecurrenceShape& /*s*/, const std::int64_t* /*lengths*/) {}  // it would have to wait
   static std::int64_t saved_numel(const RecurrenceShape& shape) { return cuda::saved_numel(shape); }
   void forward(const Layer& layer, const RecurrenceOutputs& outputs) const {
     cuda::recurrence_forward(layer.shape, layer.inputs, outputs, stream_);

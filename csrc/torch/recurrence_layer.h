@@ -1,7 +1,8 @@
 // fastseq::lstm, gru and rnn, and their gradients, on any device: checks and tensors. A `Device` runs the kernels:
 //
 //   explicit Device(const Tensor& x);
-//   static void check(const Layer& layer);  // what it demands besides
+//   static void check(const RecurrenceShape& shape);  // what it demands besides
+//   static void check_lengths(const RecurrenceShape& shape, const std::int64_t* lengths);
 //   static std::int64_t saved_numel(const RecurrenceShape& shape);
 //   void forward(const Layer& layer, const RecurrenceOutputs& outputs) const;
 //   void backward(const Tensor& x, const Layer& layer, const RecurrenceGradients& gradients) const;
@@ -79,6 +80,7 @@ Layer checked_layer(Cell cell, const Tensor& x, const Tensor& w_ih, const Tensor
                  .hidden = w_hh.size(1),
                  .reverse = reverse};
   const RecurrenceShape& s = layer.shape;
+  Device::check(s);
   const std::int64_t rows = gate_count(cell) * s.hidden;
   RecurrenceInputs& in = layer.inputs;
   const bool by_features = s.inputs <= 1 || x.stride(2) == 1;
@@ -104,8 +106,8 @@ Layer checked_layer(Cell cell, const Tensor& x, const Tensor& w_ih, const Tensor
         "lengths must be ", s.sequences, " int64 numbers on the device of x");
     layer.kept.push_back(torch::stable::contiguous(l));
     in.lengths = static_cast<const std::int64_t*>(layer.kept.back().const_data_ptr());
+    Device::check_lengths(s, in.lengths);
   }
-  Device::check(layer);
   return layer;
 }
 

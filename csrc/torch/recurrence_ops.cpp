@@ -12,14 +12,13 @@ namespace {
 struct OnCpu {
   explicit OnCpu(const Tensor& /*x*/) {}
 
-  static void check(const Layer& layer) {
-    const RecurrenceShape& s = layer.shape;
+  static void check(const RecurrenceShape& s) {
     STD_TORCH_CHECK(s.dtype == DType::kFloat32 || s.dtype == DType::kFloat64, "x must be float32 or float64");
-    const std::int64_t* lengths = layer.inputs.lengths;
-    STD_TORCH_CHECK(
-        lengths == nullptr || std::all_of(lengths, lengths + s.sequences,
-                                          [&](std::int64_t length) { return length >= 0 && length <= s.steps; }),
-        "lengths must be between 0 and ", s.steps, ", the number of steps");
+  }
+  static void check_lengths(const RecurrenceShape& s, const std::int64_t* lengths) {
+    STD_TORCH_CHECK(std::all_of(lengths, lengths + s.sequences,
+                                [&](std::int64_t length) { return length >= 0 && length <= s.steps; }),
+                    "lengths must be between 0 and ", s.steps, ", the number of steps");
   }
   static std::int64_t saved_numel(const RecurrenceShape& shape) { return fastseq::saved_numel(shape); }
   static void forward(const Layer& layer, const RecurrenceOutputs& outputs) {
