@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
+#include <iterator>
 #include <limits>
 #include <memory>
 #include <random>
@@ -96,7 +97,7 @@ std::vector<std::vector<T>> make_inputs(const Case& test) {
     }
     inputs.push_back(values);
   }
-  for (std::int64_t n = 0; n < static_cast<std::int64_t>(test.lengths.size()); ++n) {
+  for (std::int64_t n = 0; n < std::ssize(test.lengths); ++n) {
     for (std::int64_t t = test.lengths[at(n)]; t < s.steps; ++t) {
       std::fill_n(inputs[kX].begin() + (t * s.sequences + n) * (s.inputs + test.gap), s.inputs, T(std::nanf("")));
     }
@@ -138,10 +139,13 @@ RecurrenceGradients gradients_of(const Case& test, const std::vector<const void*
 template <class T>
 std::vector<std::vector<T>> on_host(const Case& test, const std::vector<std::vector<T>>& inputs) {
   std::vector<const void*> arrays;
+  arrays.reserve(kInputs);
   for (const auto& values : inputs) arrays.push_back(values.data());
   std::vector<std::vector<T>> results;
+  results.reserve(kResults);
   for (const std::int64_t size : result_sizes(test)) results.emplace_back(at(size), T(7));
   std::vector<void*> to;
+  to.reserve(kResults);
   for (auto& values : results) to.push_back(values.data());
   const RecurrenceInputs in = inputs_of(test, arrays, test.lengths.data());
   std::vector<T> saved(at(saved_numel(test.shape)));
@@ -155,12 +159,14 @@ std::vector<std::vector<T>> on_device(const Case& test, const std::vector<std::v
   const Stream stream;
   std::vector<std::unique_ptr<DeviceBuffer<T>>> memory;
   std::vector<const void*> arrays;
+  arrays.reserve(kInputs);
   for (const auto& values : inputs) {
     memory.push_back(std::make_unique<DeviceBuffer<T>>(values));
     arrays.push_back(memory.back()->data());
   }
   std::vector<std::unique_ptr<DeviceBuffer<T>>> results;
   std::vector<void*> to;
+  to.reserve(kResults);
   for (const std::int64_t size : result_sizes(test)) {
     results.push_back(std::make_unique<DeviceBuffer<T>>(std::vector<T>(at(size), T(7))));
     to.push_back(results.back()->data());
@@ -174,6 +180,7 @@ std::vector<std::vector<T>> on_device(const Case& test, const std::vector<std::v
   cuda::recurrence_forward(test.shape, in, {.y = to[kY], .h = to[kH], .c = to[kC], .saved = saved.data()}, stream);
   cuda::recurrence_backward(test.shape, in, gradients_of(test, arrays, to, saved.data()), scratch.data(), stream);
   std::vector<std::vector<T>> values;
+  values.reserve(kResults);
   for (const auto& result : results) values.push_back(result->read(stream));
   return values;
 }
@@ -183,6 +190,7 @@ std::vector<std::vector<To>> as(const std::vector<std::vector<From>>& arrays) {
   std::vector<std::vector<To>> converted;
   for (const auto& values : arrays) {
     auto& to = converted.emplace_back();
+    to.reserve(values.size());
     for (const From& value : values) to.push_back(static_cast<To>(value));
   }
   return converted;
@@ -255,7 +263,7 @@ Lengths mixed(std::int64_t steps, std::int64_t sequences) {
 
 // A sample of all combinations: each cell with each hidden size; the rest is drawn.
 TEST(layers_of_all_sizes) {
-  std::mt19937 random(1);
+  std::mt19937 random(1);  // NOLINT(bugprone-random-generator-seed): the same sample each time
   const auto one_of = [&](std::initializer_list<std::int64_t> values) {
     return values.begin()[random() % values.size()];
   };
