@@ -1,6 +1,6 @@
 // fastseq's operators on CUDA: on the tensors' device, in its current stream.
-#define USE_CUDA  // the stable ABI declares streams only with it
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include "torch/current_stream.h"
+
 #include <torch/csrc/stable/library.h>
 
 #include "cuda/bmm_kernels.h"
@@ -13,12 +13,6 @@ namespace fastseq::torch_ops {
 namespace {
 
 using torch::stable::accelerator::DeviceGuard;
-
-cudaStream_t current_stream(const Tensor& tensor) {
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
-  return static_cast<cudaStream_t>(stream);
-}
 
 Tensor pack_cuda(const std::vector<Tensor>& tensors, std::int64_t alignment, double scale) {
   const PackArgs args = pack_args(tensors, alignment);

@@ -19,7 +19,13 @@ ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 300
 
 PACK, BMM, BLOCK = "pack_kernels.cu", "bmm_kernels.cu", "block.h"
-BUCKETS = "device_bucketizer.cpp"
+FORWARD, BACKWARD, GRADIENTS = (
+    f"recurrence_{part}.cu" for part in ("forward", "backward", "gradients")
+)
+BUCKETS, SUMS = "device_bucketizer.cpp", "exchanges/exchange_kernels.cu"
+STAGED, STREAMED, IPC, NCCL = (
+    f"exchanges/{name}_exchange.cpp" for name in ("staged", "streamed", "ipc", "nccl")
+)
 MUTANTS = {
     "read past the end of a tensor": (
         PACK, "    if (i < vectors) raw[v]", "    if (i <= vectors) raw[v]"),
@@ -58,30 +64,64 @@ MUTANTS = {
     "products beyond the grid left out": (BMM, "i < s.batch; i += gridDim.z", "i < s.batch; i = s.batch"),
     "rows beyond the grid left out": (
         BMM, "top += static_cast<std::int64_t>(gridDim.y) * kTile", "top = s.m"),
+    "no barrier between a step's sums and its cells": (
+        FORWARD, "f.give(of_input, of_hidden);\n    __syncthreads();", "f.give(of_input, of_hidden);"),
+    "no barrier between a step's cells and the next sums": (
+        FORWARD, "state[k], out);\n    }\n    __syncthreads();", "state[k], out);\n    }"),
+    "a step beyond a sequence's length": (
+        FORWARD, "if (i < items[k].length) f.cell", "if (i <= items[k].length) f.cell"),
+    "no barrier before the inputs' tile is overwritten": (
+        FORWARD, "tile_columns<P::kTile>(first, s.inputs);\n      __syncthreads();",
+        "tile_columns<P::kTile>(first, s.inputs);"),
+    "backward, reversed, starts at the last step of all": (
+        BACKWARD, "d_at(item, steps.at(i, item.length))", "d_at(item, steps.at(i, s.steps))"),
+    "state of the wrong step": (
+        BACKWARD, "t_before = steps.at(i - 1, item.length)", "t_before = steps.at(i, item.length) - 1"),
+    "no barrier before gradients of a step's sums are read": (
+        BACKWARD, "    __syncthreads();\n    b.products(w);", "    b.products(w);"),
+    "no barrier before the next cells": (
+        BACKWARD, "b.products(w);\n    __syncthreads();", "b.products(w);"),
+    "gradients beyond a sequence's length left as they are": (
+        BACKWARD, "t = items[k].length; t < s.steps", "t = items[k].length + 1; t < s.steps"),
+    "weights' gradients of the state after": (
+        GRADIENTS, "steps.at(place - 1, length)", "steps.at(place, length)"),
+    "last part of the weights' gradients left out": (
+        GRADIENTS, "p < parts.count; ++p", "p < parts.count - (parts.count > 1); ++p"),
+    "no barrier before tiles of gradients are overwritten": (
+        GRADIENTS, "      }\n    }\n    __syncthreads();\n  }\n}", "      }\n    }\n  }\n}"),
     "packing does not wait for gradients": (
-        BUCKETS, "way.produced[k].second->precede(packs_);", ";"),
+        BUCKETS, "producers.events[k].second->precede(packs_);", ";"),
     "only the first stream of a bucket counts": (
-        BUCKETS, "while (k < way.streams && way.produced[k].first != producer) ++k;",
-        "if (way.streams != 0) k = 0;"),
-    "copy to the host does not wait for packing": (BUCKETS, "  way.packed.precede(copies_);\n", ""),
-    "exchange does not wait for the copy": (
-        BUCKETS, "  ways_[index]->fetched.synchronize();\n", ""),
-    "event of the copy to the host left out": (
-        BUCKETS, "  way.fetched.record(copies_);\n", ""),
-    "event before the copy that it stands for": (
-        BUCKETS,
-        "  check(cudaMemcpyAsync(device_data(index), data_of(bucket), bytes, cudaMemcpyHostToDevice, "
-        'copies_),\n        "cudaMemcpyAsync");\n  ways_[index]->delivered.record(copies_);\n',
-        "  ways_[index]->delivered.record(copies_);\n"
-        "  cudaMemcpyAsync(device_data(index), data_of(bucket), bytes, cudaMemcpyHostToDevice, "
-        "copies_);\n"),
-    "the reader does not wait for the means": (BUCKETS, "way->delivered.precede(reader);", ";"),
+        BUCKETS, "while (k < producers.count && producers.events[k].first != producer) ++k;",
+        "if (producers.count != 0) k = 0;"),
     "packing does not wait for the last reader": (BUCKETS, "  read_.precede(packs_);\n", ""),
-    "scale left out": (BUCKETS, "pieces.layout, dtype, scale(),", "pieces.layout, dtype, 1.0,"),
+    "scale left out": (BUCKETS, "layout, dtype, scale(),", "layout, dtype, 1.0,"),
     "a parameter without gradient keeps the last one": (
         BUCKETS, "from == nullptr ? 0 : numel(*member)", "numel(*member)"),
+    "the reader is not told to wait": (BUCKETS, "    exchange_->precede(reader);\n", ""),
+    "copy to the host does not wait for packing": (
+        STAGED, "  way.packed.precede(fetches_);\n", ""),
+    "exchange does not wait for the copy": (STAGED, "    piece.fetched->synchronize();\n", ""),
+    "event of the copy to the host left out": (STAGED, "    piece.fetched->record(fetches_);\n", ""),
+    "averaging does not wait for packing": (
+        STREAMED, "  packed_[bucket]->precede(averages_);\n", ""),
+    "the outcome does not wait for the other ranks' news": (STREAMED, "    collect();\n", ""),
+    "ranks do not wait for each other's gradients": (IPC, "  wait_for(packed_[index]);\n", ""),
+    "the reader does not wait for the other ranks' means": (IPC, "  wait_for(told_);\n", ""),
+    "ranks wait for what others have not recorded yet": (IPC, "  comm()->barrier();", "  "),
+    "NCCL adds without factors": (NCCL, "if (factor != 1) weighted_sum(", "if (false) weighted_sum("),
+    "a rank without weight counts": (SUMS, "    if (factors[s] == 0) continue;\n", ""),
+    "last items of a sum not written": (SUMS, "if (j < count) to[j]", "if (j + 1 < count) to[j]"),
+    "news of the last bucket only": (SUMS, "from.facts[2 * b] == 0", "from.facts[0] == 0"),
 }  # fmt: skip
-TESTS = {PACK: "pack_kernels", BMM: "bmm_kernels", BUCKETS: "device_bucketizer"}
+TESTS = {
+    PACK: "pack_kernels",
+    BLOCK: "pack_kernels",
+    BMM: "bmm_kernels",
+    **dict.fromkeys((BUCKETS, STAGED), "device_bucketizer"),
+    **dict.fromkeys((STREAMED, IPC, NCCL, SUMS), "device_exchanges"),
+    **dict.fromkeys((FORWARD, BACKWARD, GRADIENTS), "recurrence_kernels"),
+}
 
 
 def cached(build: Path, name: str) -> str:
@@ -91,8 +131,11 @@ def cached(build: Path, name: str) -> str:
 
 def found_in(build: Path, file: str, text: str, folder: Path) -> str:
     """Return how a test fails with this text in place of a file; empty: it does not."""
-    source = folder / file
-    source.write_text(text)
+    changed = folder / "cuda" / file
+    changed.parent.mkdir(parents=True)
+    changed.write_text(text)
+    # A header is compiled with what is tested of it.
+    source = changed if changed.suffix != ".h" else ROOT / f"csrc/cuda/{TESTS[file]}.cu"
     sanitizer = cached(build, "FASTSEQ_SANITIZE")
     flags = [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"] if sanitizer else []
     compiler, program = cached(build, "CMAKE_CXX_COMPILER"), folder / "test"
@@ -103,12 +146,12 @@ def found_in(build: Path, file: str, text: str, folder: Path) -> str:
         build / "csrc/core/libfastseq_core.a",
     ]
     subprocess.run(
-        [compiler, "-std=c++20", "-O1", "-g", "-w", "-fno-strict-aliasing", "-DCUDA_ON_HOST", *flags,
-         "-I", ROOT / "tests/cuda_on_host/include", "-I", ROOT / "csrc", "-include", "cuda_runtime.h",
+        [compiler, "-std=c++20", "-O1", "-g", "-w", "-fno-strict-aliasing", "-ffp-contract=off", "-DCUDA_ON_HOST", *flags,
+         "-I", folder, "-I", ROOT / "tests/cuda_on_host/include", "-I", ROOT / "csrc", "-include", "cuda_runtime.h",
          "-x", "c++", "-c", source, "-o", folder / "mutant.o"], check=True,
     )  # fmt: skip
     subprocess.run(
-        [compiler, *flags, *tests.rglob("*.o"), folder / "mutant.o", *libraries, "-pthread", "-o",
+        [compiler, *flags, *tests.rglob("*.o"), folder / "mutant.o", *libraries, "-pthread", "-rdynamic", "-ldl", "-o",
          program], check=True,
     )  # fmt: skip
     try:

@@ -238,3 +238,60 @@ def test_random_kernels():
     fresh = fs.nn.RandomKernels(3, 60, groups=4).cuda()
     fresh(x.cuda(), lengths.cuda())
     torch.testing.assert_close(fresh.thresholds, layer.thresholds, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("hidden", [7, 50, 128])
+@pytest.mark.parametrize(
+    ("dtype", "atol"),
+    [(torch.float64, 1e-12), (torch.float32, 1e-4), (torch.float16, 2e-2), (torch.bfloat16, 0.2)],
+    ids=str,
+)
+def test_recurrent_layers_with_lengths(name, hidden, dtype, atol):
+    layer = getattr(fs.nn, name)(3, hidden, 2, bidirectional=True, trainable_state=True).to(dtype)
+    on_gpu = copy.deepcopy(layer).cuda()
+    x, lengths = torch.randn(9, 5, 3, dtype=dtype), torch.tensor([9, 0, 3, 8, 1])
+    there = x.cuda().requires_grad_()
+    with torch.profiler.profile() as profile:
+        y, state = on_gpu(there, lengths=lengths.cuda())
+    assert any("recurrence_forward" in event.name for event in profile.events())
+    wanted, wanted_state = layer(x.requires_grad_(), lengths=lengths)
+    torch.testing.assert_close(y.cpu(), wanted, rtol=0, atol=atol)
+    for a, b in zip(torch.stack([*state]).cpu(), torch.stack([*wanted_state]), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=atol)
+    ours = torch.autograd.grad(y.sum(), [there, *on_gpu.parameters()], allow_unused=True)
+    theirs = torch.autograd.grad(wanted.sum(), [x, *layer.parameters()], allow_unused=True)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.cpu(), b, rtol=atol, atol=10 * atol)
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+def test_derivatives_of_recurrent_layers(name):
+    layer = getattr(fs.nn, name)(2, 3, dtype=torch.float64, device="cuda")
+    x = torch.randn(4, 2, 2, dtype=torch.float64, device="cuda", requires_grad=True)
+    lengths = torch.tensor([4, 2], device="cuda")
+    assert torch.autograd.gradcheck(lambda x: layer(x, lengths=lengths)[0], (x,))
+    assert torch.autograd.gradgradcheck(lambda x: layer(x, lengths=lengths)[0], (x,))
+
+
+def test_lengths_are_not_awaited():
+    layer = fs.nn.LSTM(3, 4, device="cuda")
+    x, lengths = torch.randn(5, 2, 3, device="cuda"), torch.tensor([5, 9], device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        _, (h, _) = layer(x, lengths=lengths)
+        h.sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert h.isnan().any(2).tolist() == [[False, True]]
+
+
+def test_recurrent_kernels_under_autocast():
+    layer = fs.nn.GRU(3, 4, device="cuda")
+    x, lengths = torch.randn(5, 2, 3, device="cuda"), torch.tensor([5, 2], device="cuda")
+    wanted, _ = layer(x, lengths=lengths)
+    with torch.autocast("cuda", torch.bfloat16):
+        found, _ = layer(x, lengths=lengths)
+        of_half, _ = layer(x.bfloat16(), lengths=lengths)
+    assert torch.equal(found, wanted)
+    assert of_half.dtype == torch.float32

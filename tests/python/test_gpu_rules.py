@@ -10,14 +10,16 @@ import pytest
 import torch
 from models import adamw, assert_same_parameters, chain
 from torch import nn, optim
+from torch._subclasses import FakeTensorMode
 from torch.nn.functional import mse_loss
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastseq as fs
 from fastseq.data.sequences import Batch
 from fastseq.nn import recurrent
-from fastseq.nn.lengths import on_host
+from fastseq.nn.lengths import beside, on_host
 from fastseq.nn.ops import library as native
+from fastseq.nn.recurrent_arguments import checked_lengths
 from fastseq.training.argument_checks import use_device
 from fastseq.training.loop import to_device
 
@@ -79,6 +81,82 @@ def test_lengths_are_not_read_from_the_device(name, monkeypatch):
         m(moved.xs)
     assert seen[0].tolist() == [5, 2, 1]  # what has ended runs for a step, which is undone
     assert on_host(m.lengths).tolist() == [2, -3, -5]
+
+
+@pytest.fixture
+def fake_gpu(monkeypatch):
+    """Tensors have no values, and may be on a GPU that does not exist."""
+    monkeypatch.setattr(recurrent._ops, "cuda_kernels", True)
+    with torch.backends.cudnn.flags(enabled=False), FakeTensorMode():
+        yield
+
+
+def layer_there(name, *args, **options):
+    """Return a layer on that GPU; values for its weights could not be drawn."""
+    layer = getattr(fs.nn, name)(*args, **options, device="meta")
+    for own, parameter in layer.named_parameters():
+        setattr(layer, own, nn.Parameter(torch.empty_like(parameter, device="cuda")))
+    return layer
+
+
+RULE = [
+    (torch.float32, 4, False, "cuDNN is for what has no lengths"),
+    (torch.float32, 4, True, None),
+    (torch.float16, 4, True, None),
+    (torch.float64, 4, False, None),
+    (torch.float64, 128, True, None),
+    (torch.float64, 129, True, "more than 128 hidden units on a GPU"),
+]
+
+
+@pytest.mark.usefixtures("fake_gpu")
+@pytest.mark.parametrize("name", KINDS)
+def test_which_layers_run_by_kernels_on_a_gpu(name, monkeypatch):
+    for dtype, hidden, lengths, reason in RULE:
+        layer = layer_there(name, 3, hidden, 2, dtype=dtype)
+        x = torch.zeros(5, 2, 3, dtype=dtype, device="cuda")
+        assert recurrent._why_torch(layer, x, lengths) == reason
+        without = recurrent._why_torch(layer, x)
+        told = "fastseq" if without is None else f"torch: {without}"
+        assert recurrent.kernels(layer)[""] == told
+        with monkeypatch.context() as missing:
+            missing.setattr(recurrent._ops, "cuda_kernels", False)
+            assert recurrent._why_torch(layer, x, lengths).startswith("no kernels for GPUs: ")
+
+
+@pytest.mark.usefixtures("fake_gpu")
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_lengths_of_kernels_stay_on_the_gpu(name, dtype):
+    """Reading a tensor that has no values is an error; on a GPU it would wait."""
+    layer = layer_there(name, 3, 5, dtype=dtype, trainable_state=True)
+    x = torch.zeros(7, 2, 3, dtype=dtype, device="cuda")
+    lengths = torch.zeros(2, dtype=torch.int32, device="cuda")
+    with torch.no_grad():
+        y, state = layer(x, lengths=lengths)
+    assert (y.shape, y.dtype, y.device.type) == ((7, 2, 5), dtype, "cuda")
+    h = state[0] if name == "LSTM" else state
+    assert (h.shape, h.dtype) == ((1, 2, 5), dtype)
+
+
+@pytest.mark.usefixtures("fake_gpu")
+def test_what_kernels_keep_on_a_gpu():
+    for dtype, kept in ((torch.float16, torch.float32), (torch.float64, torch.float64)):
+        x, w_ih, w_hh, state = (
+            torch.zeros(shape, dtype=dtype, device="cuda")
+            for shape in ((7, 2, 3), (20, 3), (20, 5), (1, 2, 5))
+        )
+        call = torch.ops.fastseq.lstm
+        *_, saved = call(x, w_ih, w_hh, None, None, state, state, None, False, True)
+        assert (saved.shape, saved.dtype) == ((7 * 2 * 5 * 5,), kept)
+
+
+@pytest.mark.parametrize("host", [[5, 9], [-1, 2]])
+def test_lengths_that_are_known_on_the_host_are_checked(host):
+    x, lengths = torch.zeros(7, 2, 3, device="meta"), torch.zeros(2, device="meta").int()
+    assert checked_lengths(lengths, x, may_wait=False).dtype == torch.int64
+    with pytest.raises(ValueError, match="lengths must be between 0 and 7"):
+        checked_lengths(beside(lengths, torch.tensor(host)), x, may_wait=False)
 
 
 def test_ranks_use_their_own_gpu(monkeypatch):

@@ -1,5 +1,5 @@
-// The elementwise part of one time step, after the products, for vectors of hidden units: formulas of torch.nn.LSTM,
-// GRU and RNN.
+// The elementwise part of one time step, after the products, for vectors of hidden units, or on a GPU for one unit:
+// formulas of torch.nn.LSTM, GRU and RNN.
 //
 // Products are added to kGates sums per unit. Products of the input are added to kWeightGates sums from kInputFirst on,
 // whose weights are torch's gates kInputGates; products of the hidden state to those from kHiddenFirst on,
@@ -7,7 +7,10 @@
 // quantities are kept for backward, which computes the gradients of the kGates sums from them.
 #pragma once
 
+#include "core/base/scalar_math.h"
+#ifndef __CUDACC__  // vectors are for the CPU
 #include "core/base/vector_math.h"
+#endif
 
 namespace fastseq::recurrence {
 
@@ -24,7 +27,7 @@ struct Lstm {
   static constexpr bool kCarries = false;
 
   template <class V>
-  static void forward(const V* sums, V& state, V* saved, V& h) {
+  FASTSEQ_DEVICE static void forward(const V* sums, V& state, V* saved, V& h) {
     for (int gate = 0; gate < 4; ++gate) saved[gate] = sums[gate];
     simd::sigmoid(saved[0]);
     simd::sigmoid(saved[1]);
@@ -39,7 +42,7 @@ struct Lstm {
 
   // before: c of the step before. dstate: gradient of c, in and out.
   template <class V>
-  static void backward(const V* saved, const V& before, const V& /*h*/, V& dh, V& dstate, V* d) {
+  FASTSEQ_DEVICE static void backward(const V* saved, const V& before, const V& /*h*/, V& dh, V& dstate, V* d) {
     const V& i = saved[0];
     const V& f = saved[1];
     const V& g = saved[2];
@@ -70,7 +73,7 @@ struct Gru {
   static constexpr bool kCarries = true;
 
   template <class V>
-  static void forward(const V* sums, V& state, V* saved, V& h) {
+  FASTSEQ_DEVICE static void forward(const V* sums, V& state, V* saved, V& h) {
     saved[1] = sums[1];
     simd::sigmoid(saved[1]);
     saved[2] = sums[2];
@@ -84,7 +87,7 @@ struct Gru {
 
   // before: h of the step before. dh becomes the part of its gradient that bypasses the products.
   template <class V>
-  static void backward(const V* saved, const V& before, const V& /*h*/, V& dh, V& /*dstate*/, V* d) {
+  FASTSEQ_DEVICE static void backward(const V* saved, const V& before, const V& /*h*/, V& dh, V& /*dstate*/, V* d) {
     const V& n = saved[0];
     const V& r = saved[1];
     const V& z = saved[2];
@@ -113,7 +116,7 @@ struct Rnn : RnnSums {
   static constexpr bool kCarries = false;
 
   template <class V>
-  static void forward(const V* sums, V& /*state*/, V* /*saved*/, V& h) {
+  FASTSEQ_DEVICE static void forward(const V* sums, V& /*state*/, V* /*saved*/, V& h) {
     h = sums[0];
     if constexpr (kRelu) {
       h = h < 0 ? V{} : h;  // NaN stays
@@ -123,7 +126,7 @@ struct Rnn : RnnSums {
   }
 
   template <class V>
-  static void backward(const V* /*saved*/, const V& /*before*/, const V& h, V& dh, V& /*dstate*/, V* d) {
+  FASTSEQ_DEVICE static void backward(const V* /*saved*/, const V& /*before*/, const V& h, V& dh, V& /*dstate*/, V* d) {
     if constexpr (kRelu) {
       d[0] = h <= 0 ? V{} : dh;  // passes for NaN, as in torch
     } else {

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-__all__ = ["beside", "mapped", "on_host"]
+__all__ = ["beside", "known_on_host", "mapped", "on_host"]
 
 
 def beside(lengths: Tensor, host: Tensor) -> Tensor:
@@ -15,11 +15,17 @@ def beside(lengths: Tensor, host: Tensor) -> Tensor:
     return lengths
 
 
-def on_host(lengths: Tensor) -> Tensor:
-    """Return lengths on the host, without copying from the device if they are known."""
+def known_on_host(lengths: Tensor) -> Tensor | None:
+    """Return lengths on the host if they are there, too."""
     if lengths.is_cpu:
         return lengths
     host: Tensor | None = getattr(lengths, "_on_host", None)
+    return host
+
+
+def on_host(lengths: Tensor) -> Tensor:
+    """Return lengths on the host, without copying from the device if they are known."""
+    host = known_on_host(lengths)
     return lengths.cpu() if host is None else host
 
 

@@ -20,6 +20,8 @@ State = tuple[Tensor, ...]
 # The kernels first reorder a copy of the weights. PyTorch's GRU and RNN do not: they are quicker
 # for up to _FEW steps times sequences, if the hidden state has at least _LARGE units.
 _FEW, _LARGE = 16, 256
+# Of hidden units in the kernels for GPUs.
+_MOST_ON_GPU = 128
 
 
 class _Fused(nn.RNNBase):
@@ -64,16 +66,16 @@ class _Fused(nn.RNNBase):
             x = x.unsqueeze(1)
         elif self.batch_first and x.dim() == 3:
             x = x.transpose(0, 1)
-        by_torch = _why_torch(self, x) is not None
+        by_torch = _why_torch(self, x, lengths is not None) is not None
         weights = self._weights()
         like = weights[0]
-        if not by_torch and torch.is_autocast_enabled("cpu"):
+        if not by_torch and torch.is_autocast_enabled(x.device.type):
             x, hx = to_dtype(x, like.dtype), to_dtype(hx, like.dtype)
         converts = by_torch and autocasts(x)  # PyTorch's layers do
         check_input(x, self.input_size, like, any_dtype=converts)
         state = self._first_state(x, hx, single, converts)
         if lengths is not None:
-            lengths = checked_lengths(lengths, x)
+            lengths = checked_lengths(lengths, x, may_wait=by_torch)
         if by_torch:
             y, state = self._by_torch(x, state, lengths)
         else:
@@ -94,9 +96,9 @@ class _Fused(nn.RNNBase):
     ) -> tuple[Tensor, State]:
         """Run fastseq's kernels on ``(T, N, F)``."""
         dtype = x.dtype
-        if dtype.itemsize > 2:
+        if dtype.itemsize > 2 or x.is_cuda:
             return self._run(x, weights, state, lengths)
-        wide = [w.float() for w in weights]  # 16 bits are for storage
+        wide = [w.float() for w in weights]  # 16 bits are for storage; a GPU's kernels convert
         y, state = self._run(x.float(), wide, tuple(s.float() for s in state), lengths)
         return y.to(dtype), tuple(s.to(dtype) for s in state)
 
@@ -186,11 +188,12 @@ class LSTM(_Fused, nn.LSTM):
     The same constructor, parameters, formulas and results as PyTorch's layer (dropout, layers,
     directions, ``batch_first``, packed sequences and single sequences included);
     ``state_dict``s are interchangeable. It is faster on the CPU, above all for small layers and in
-    training. Where there is no kernel (projections, packed sequences, GPUs: there cuDNN is fast),
-    PyTorch's layer runs; ``fastseq.info(est)`` shows which one does.
+    training. On a GPU, where cuDNN is fast, kernels run only layers of up to 128 hidden units with
+    lengths or in float64 (not yet run on a GPU). Where no kernel does (projections, packed
+    sequences, all else on a GPU), PyTorch's layer runs; ``fastseq.info(est)`` shows which one does.
 
-    float32 and float64 are computed as such, 16-bit dtypes in float32. Under autocast the layer
-    computes in its weights' dtype.
+    float32 and float64 are computed as such, 16-bit dtypes in float32. Under autocast the kernels
+    compute in the weights' dtype.
 
     Parameters
     ----------
@@ -209,7 +212,8 @@ class LSTM(_Fused, nn.LSTM):
     -----
     ``forward(input, hx=None, lengths=None)``: with `lengths`, ``(sequences,)`` integers from 0 to
     the number of steps, a sequence's state stays constant beyond its length, and its output there
-    is 0, regardless of the input.
+    is 0, regardless of the input. Where kernels run on a GPU, lengths stay there, and one that is
+    out of range makes its sequence's state NaN.
 
     An estimator with ``compile=True`` compiles the layer. Your own `torch.compile` breaks its graph
     at every recurrent layer, as PyTorch's compiler does, unless ``torch._dynamo.config.allow_rnn``
@@ -286,17 +290,30 @@ def kernels(model: nn.Module) -> dict[str, str]:
     return found
 
 
-def _why_torch(layer: nn.RNNBase, x: object) -> str | None:
+def _why_torch(layer: nn.RNNBase, x: object, has_lengths: bool = False) -> str | None:
     """Return why PyTorch's layer runs an input, or None if a kernel does."""
     if not isinstance(x, Tensor):
         return "packed sequences"
     if layer.proj_size:
         return "projections"
+    if x.is_cuda:
+        return _why_torch_on_gpu(layer.hidden_size, x.dtype, has_lengths)
     if not x.is_cpu:
         return f"the device is {x.device.type}"
     if layer.hidden_size >= _LARGE and layer.mode != "LSTM" and not torch.compiler.is_compiling():
         return "too few steps to sort the weights for" if x.shape[:2].numel() <= _FEW else None
     return None
+
+
+def _why_torch_on_gpu(hidden: int, dtype: torch.dtype, has_lengths: bool) -> str | None:
+    """Return the same for a GPU: kernels run what cuDNN runs slowly, or not at all."""
+    if not _ops.cuda_kernels:
+        return f"no kernels for GPUs: {_ops.cuda_obstacle}"
+    if hidden > _MOST_ON_GPU:
+        return f"more than {_MOST_ON_GPU} hidden units on a GPU"
+    if has_lengths or dtype == torch.float64:
+        return None
+    return "cuDNN is for what has no lengths"
 
 
 def _four(weights: list[Tensor]) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .lengths import mapped, on_host
+from .lengths import known_on_host, mapped, on_host
 
 __all__ = ["autocasts", "check_input", "checked_lengths", "checked_state", "to_dtype"]
 
@@ -64,8 +64,11 @@ def checked_state(
     return state
 
 
-def checked_lengths(lengths: object, x: Tensor) -> Tensor:
-    """Return the lengths as int64, or raise."""
+def checked_lengths(lengths: object, x: Tensor, *, may_wait: bool) -> Tensor:
+    """Return the lengths as int64, or raise.
+
+    Their values are checked where they are on the host, or may be awaited from a GPU.
+    """
     steps, count = x.shape[:2]
     if not isinstance(lengths, Tensor) or lengths.dtype not in _INTEGERS:
         got = lengths.dtype if isinstance(lengths, Tensor) else type(lengths).__name__
@@ -77,8 +80,9 @@ def checked_lengths(lengths: object, x: Tensor) -> Tensor:
     if lengths.device != x.device:
         raise ValueError(f"lengths must be on {x.device}, like input, got {lengths.device}")
     # A compiler sees no values: there the kernel checks them.
-    if not torch.compiler.is_compiling() and count:
-        values = on_host(lengths)
+    compiles = torch.compiler.is_compiling()
+    values = None if compiles else on_host(lengths) if may_wait else known_on_host(lengths)
+    if values is not None and count:
         low, high = int(values.min()), int(values.max())
         if low < 0 or high > steps:
             raise ValueError(

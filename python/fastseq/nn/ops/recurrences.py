@@ -40,14 +40,15 @@ def lstm(
     Parameters
     ----------
     x
-        Inputs ``(T, N, F)``, float32 or float64, any strides.
+        Inputs ``(T, N, F)``, any strides. float32 or float64; on a GPU, where a layer has up to 128
+        hidden units, also float16 or bfloat16, whose sums are float32.
     w_ih, w_hh, b_ih, b_hh
         Weights ``(4H, F)``, ``(4H, H)`` and biases ``(4H,)``, gates in the order i, f, g, o.
     h0, c0
         The initial state, ``(1, N, H)``.
     lengths
         Steps of each sequence, ``(N,)``, int64: beyond them the state stays constant, y is 0, and
-        x is not read.
+        x is not read. On a GPU, a length that is out of range makes the state NaN.
     reverse
         Run from the last step to the first.
 
@@ -64,7 +65,7 @@ def lstm(
     Notes
     -----
     For backward, 5 numbers per step, sequence and hidden unit are kept besides x and y (4 by `gru`,
-    none by `rnn`), with hidden units rounded up to a multiple of 64 bytes.
+    none by `rnn`), on the CPU with hidden units rounded up to a multiple of 64 bytes.
 
     Examples
     --------
@@ -254,9 +255,11 @@ def _fake(x: Tensor, tensors: list[Any], lengths: Tensor | None) -> tuple[Tensor
 
 
 def _fake_saved(x: Tensor, w_hh: Tensor, quantities: int, save: bool) -> Tensor:
-    lanes = 64 // x.element_size()
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    lanes = 1 if x.is_cuda else 64 // dtype.itemsize
     units = (w_hh.shape[1] + lanes - 1) // lanes * lanes
-    return x.new_empty(x.shape[0] * x.shape[1] * units * quantities if save else 0)
+    numel = x.shape[0] * x.shape[1] * units * quantities
+    return x.new_empty(numel if save else 0, dtype=dtype)
 
 
 def _fake_lstm(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
