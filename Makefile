@@ -101,7 +101,7 @@ test-arm: venv
 # compiled in a hurry.
 cuda-compile: venv
 	@if command -v nvcc > /dev/null; then \
-	  cmake -S . -B build/cuda-compile -G Ninja -DFASTSEQ_WERROR=ON -DFASTSEQ_CUDA=ON -DFASTSEQ_MPI=OFF -DFASTSEQ_PYTHON=OFF \
+	  cmake -S . -B build/cuda-compile -G Ninja -DFASTSEQ_WERROR=ON -DFASTSEQ_CUDA=ON -DFASTSEQ_MPI=OFF \
 	    -DFASTSEQ_TESTS=ON '-DCMAKE_CUDA_ARCHITECTURES=75;90' -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS=-DFASTSEQ_NO_MULTIVERSION \
 	    -DPython_EXECUTABLE=$(BIN)/python && \
 	  cmake --build build/cuda-compile --target _cuda _cuda_comm fastseq_gpu_tests; \

@@ -194,6 +194,10 @@ bool MpiCommunicator::is_shared(const void* data, std::size_t bytes) const {
   return hierarchical() && node_.memory->place_of(data, bytes) != kPrivate;
 }
 
+void MpiCommunicator::sum_over_nodes(void* data, std::int64_t numel, DType dtype) {
+  together(Operation::kAllreduce, [&] { sum_across(data, numel, dtype); });
+}
+
 std::string MpiCommunicator::device_problem() const {
   // An extension of several libraries, which may be built without it.
   const auto query = reinterpret_cast<int (*)()>(dlsym(RTLD_DEFAULT, "MPIX_Query_cuda_support"));

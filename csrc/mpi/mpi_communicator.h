@@ -45,6 +45,9 @@ class MpiCommunicator final : public Communicator {
   void barrier() override;
   std::shared_ptr<std::byte> allocate(std::size_t bytes) override;
   bool is_shared(const void* data, std::size_t bytes) const override;
+  std::vector<int> node_ranks() const override { return hierarchical() ? node_.group->names() : std::vector{rank_}; }
+  int slices() const override { return node_.slices; }
+  void sum_over_nodes(void* data, std::int64_t numel, DType dtype) override;
   std::string device_problem() const override;
   void sum_on_device(void* data, std::int64_t numel, DType dtype) override;
   void fail(std::string_view message) override;

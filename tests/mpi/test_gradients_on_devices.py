@@ -25,17 +25,21 @@ from fastseq.distributed import Bucketizer, Communicator
 from fastseq.training.loop import Trainer
 
 WAYS = ["staged", "cuda-ipc", "nccl", "cuda-mpi"]
+NODES = ["staged over nodes", "cuda-ipc over nodes"]  # this machine stands for several
 
 
 def ranks_with(world, way, **options):
     """Return a communicator whose gradients on GPUs take this way."""
     from mpi4py import MPI
 
-    transport = "mpi" if way == "cuda-mpi" else "auto"
-    return Communicator(MPI.COMM_WORLD, gpu_exchange=way, transport=transport, **options)
+    if way == "cuda-mpi":
+        options["transport"] = "mpi"
+    if way in NODES and world.size > 1:
+        options |= {"transport": "hierarchy", "ranks_per_node": 2 if world.size > 2 else 1}
+    return Communicator(MPI.COMM_WORLD, gpu_exchange=way.split()[0], **options)
 
 
-@pytest.fixture(params=WAYS)
+@pytest.fixture(params=WAYS + NODES)
 def comm(request, world, gpu_on_host):  # noqa: F811
     gpu_on_host(world.rank if request.param == "nccl" else 0)
     return ranks_with(world, request.param)

@@ -17,6 +17,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "core/base/dtype.h"
 
@@ -91,6 +92,15 @@ class Communicator {
   virtual std::shared_ptr<std::byte> allocate(std::size_t bytes) = 0;
   // Whether these data are in memory that other ranks see.
   virtual bool is_shared(const void* data, std::size_t bytes) const = 0;
+
+  // The ranks of this node that share memory with this one, in their order.
+  virtual std::vector<int> node_ranks() const { return {rank()}; }
+  // How many ranks of each node exchange with those of the others, a part of the data each; 0: there is one node.
+  virtual int slices() const { return 0; }
+  // data[i] becomes its sum over the nodes, on the ranks that have this one's number in theirs: the first `slices`.
+  virtual void sum_over_nodes(void* /*data*/, std::int64_t /*numel*/, DType /*dtype*/) {
+    throw std::logic_error("there is one node");
+  }
 
   // Whether the ranks can sum memory of GPUs as it is: empty, or why not.
   virtual std::string device_problem() const {

@@ -2,6 +2,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <numeric>
 #include <string>
 
 #include "core/base/pack.h"
@@ -107,6 +108,12 @@ std::shared_ptr<std::byte> NodeCommunicator::allocate(std::size_t bytes) {
 
 bool NodeCommunicator::is_shared(const void* data, std::size_t bytes) const {
   return memory_->place_of(data, bytes) != kPrivate;
+}
+
+std::vector<int> NodeCommunicator::node_ranks() const {
+  std::vector<int> all(static_cast<std::size_t>(size()));
+  std::iota(all.begin(), all.end(), 0);
+  return all;
 }
 
 void NodeCommunicator::fail(std::string_view message) {

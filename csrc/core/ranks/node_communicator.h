@@ -26,6 +26,7 @@ class NodeCommunicator final : public Communicator {
   void barrier() override;
   std::shared_ptr<std::byte> allocate(std::size_t bytes) override;
   bool is_shared(const void* data, std::size_t bytes) const override;
+  std::vector<int> node_ranks() const override;
   void fail(std::string_view message) override;
   void leave() override;
   void interrupt() override { group_->interrupt(); }

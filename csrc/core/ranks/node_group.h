@@ -51,6 +51,7 @@ class NodeGroup {
   int size() const { return static_cast<int>(slots_.size()); }
   // The ranks' names in messages, if there are more ranks than these: names[r] is rank r's number among all.
   void set_names(std::vector<int> names) { names_ = std::move(names); }
+  const std::vector<int>& names() const { return names_; }
   // Called from time to time during a long wait. What it raises ends the wait.
   void set_idle(std::function<void()> idle) { idle_ = std::move(idle); }
 

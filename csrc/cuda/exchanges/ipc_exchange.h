@@ -1,5 +1,6 @@
 // For ranks of one machine: each maps the others' buckets, and sums its part of them all with a kernel, in the order of
-// the ranks, as ranks do on the host with memory that they share. They may share a GPU, too.
+// the ranks, as ranks do on the host with memory that they share. They may share a GPU, too. With several machines, the
+// sums of each go on to the others through the host.
 #pragma once
 
 #include <atomic>
@@ -26,12 +27,13 @@ class IpcExchange final : public StreamedExchange {
   bool settle() override;
 
  protected:
+  Slice part_of(const DeviceBucket& bucket) const override;
   void sum(std::size_t bucket) override;
   void collect() override;
   News* own_news() override;
 
  private:
-  // Memory of this rank, and as the others' is seen here, in the order of the ranks.
+  // Memory of this rank, and as that of the node's ranks is seen here, in their order.
   struct Buffer {
     std::shared_ptr<std::byte> own;
     std::size_t bytes;
@@ -52,9 +54,22 @@ class IpcExchange final : public StreamedExchange {
   Events share_event();
   void share_progress();
   void wait_for(const Events& events);
-  std::vector<void*> peers_of(const DeviceBucket& bucket) const;
+  // A rank's part of the sums of its node.
+  Slice own_part(const DeviceBucket& bucket) const;
+  std::vector<void*> peers_of(const DeviceBucket& bucket, std::int64_t first) const;
+  void sum_over_nodes(void* data, std::int64_t numel, DType dtype);
+  void collect_over_nodes();
+  // Waits on the host until all in `stream` has come; raises CommunicationError after the timeout.
+  void wait();
 
   std::chrono::duration<double> timeout_;
+  std::vector<int> node_;  // its ranks' numbers among all
+  std::size_t here_;       // this rank's number in it
+  int parts_;              // so many of them sum
+  bool several_nodes_;
+  std::shared_ptr<std::byte> staging_;  // for sums on their way to other nodes
+  std::unique_ptr<Registered> registered_;
+  std::size_t news_at_ = 0;
   std::vector<Buffer> buffers_;  // the first one has the news
   std::vector<Events> packed_;   // of buckets
   Events summed_;

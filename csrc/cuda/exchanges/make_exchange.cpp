@@ -38,7 +38,8 @@ struct Rank {
   std::array<char, 16> gpu;
   int process;
   bool norm;
-  bool one_node;
+  int node_size;
+  bool shares;  // memory of the host with all ranks of its node
 };
 
 Rank this_rank(const Communicator& comm, int device, const ExchangeOptions& options) {
@@ -51,7 +52,8 @@ Rank this_rank(const Communicator& comm, int device, const ExchangeOptions& opti
   std::memcpy(own.gpu.data(), properties.uuid.bytes, own.gpu.size());
   own.process = getpid();
   own.norm = options.norm;
-  own.one_node = comm.local_size() == comm.size();
+  own.node_size = comm.local_size();
+  own.shares = comm.node_ranks().size() == static_cast<std::size_t>(comm.local_size());
   return own;
 }
 
@@ -77,9 +79,11 @@ std::string nccl_problem_of(const std::vector<Rank>& ranks) {
 }
 
 std::string ipc_problem_of(const std::vector<Rank>& ranks) {
-  if (!std::ranges::all_of(ranks, &Rank::one_node)) return "the ranks are on several machines";
+  if (!std::ranges::all_of(ranks, &Rank::shares)) return "ranks of a machine share no memory of the host";
   if (!all_different(ranks, &Rank::process)) return "ranks share a process";
-  if (ranks.size() > kMaxRanks) return "there are more than " + std::to_string(kMaxRanks) + " ranks";
+  if (!std::ranges::all_of(ranks, [](const Rank& rank) { return rank.node_size <= kMaxRanks; })) {
+    return "a machine has more than " + std::to_string(kMaxRanks) + " ranks";
+  }
   return "";
 }
 

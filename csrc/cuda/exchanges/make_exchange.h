@@ -16,9 +16,9 @@ struct ExchangeOptions {
   std::chrono::duration<double> timeout{600};  // for what runs on the device
 };
 
-// "auto" is NCCL if each rank has a GPU of its own and all find the library, else "cuda-ipc" if all are on one machine
-// and can map each other's memory, else "staged". Collective. Raises std::invalid_argument, on all ranks, if the
-// options differ between ranks, or the exchange that is asked for cannot be had.
+// "auto" is NCCL if each rank has a GPU of its own and all find the library, else "cuda-ipc" if those of
+// each machine can map each other's memory, else "staged". Collective. Raises std::invalid_argument, on all ranks, if
+// the options differ between ranks, or the exchange that is asked for cannot be had.
 std::unique_ptr<Exchange> make_exchange(const std::shared_ptr<Communicator>& comm, int device,
                                         const ExchangeOptions& options);
 

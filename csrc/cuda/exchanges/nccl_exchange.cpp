@@ -1,7 +1,5 @@
 #include "cuda/exchanges/nccl_exchange.h"
 
-#include "core/ranks/weighted_sum.h"
-
 namespace fastseq::cuda {
 
 void NcclExchange::sum(std::size_t index) {
@@ -11,7 +9,7 @@ void NcclExchange::sum(std::size_t index) {
   if (factor != 1) weighted_sum({{own.data}}, {{factor}}, own.numel, own.dtype, {{own.data}}, nullptr, stream());
   nccl_->allreduce(own.data, own.numel, own.dtype, stream());
   if (squares(index) == nullptr) return;
-  const Slice part = slice_of(own.numel, own.dtype, rank(), size());
+  const Slice part = part_of(own);
   const void* const mean = own.data + static_cast<std::size_t>(part.begin) * item_size(own.dtype);
   weighted_sum({{mean}}, {{1.0}}, part.end - part.begin, own.dtype, {}, squares(index), stream());
 }

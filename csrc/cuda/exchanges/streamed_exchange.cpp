@@ -2,8 +2,6 @@
 
 #include <utility>
 
-#include "core/ranks/weighted_sum.h"
-
 namespace fastseq::cuda {
 
 StreamedExchange::StreamedExchange(std::shared_ptr<Communicator> comm, int device, bool norm)
@@ -20,14 +18,15 @@ void StreamedExchange::prepare(std::span<const DeviceBucket> buckets, const doub
   first_square_ = {0};
   for (const DeviceBucket& bucket : buckets_) {
     packed_.push_back(std::make_unique<Event>());
-    const Slice part = slice_of(bucket.numel, bucket.dtype, rank(), size());
+    const Slice part = part_of(bucket);
     first_square_.push_back(first_square_.back() + (norm_ ? squares_scratch(part.end - part.begin) : 0));
   }
   squares_ = std::make_unique<DeviceMemory>(static_cast<std::size_t>(first_square_.back()) * sizeof(double));
 }
 
 double* StreamedExchange::squares(std::size_t bucket) const {
-  return norm_ ? reinterpret_cast<double*>(squares_->data()) + first_square_[bucket] : nullptr;
+  const bool none = first_square_[bucket] == first_square_[bucket + 1];
+  return none ? nullptr : reinterpret_cast<double*>(squares_->data()) + first_square_[bucket];
 }
 
 void StreamedExchange::gathered(std::size_t bucket, cudaStream_t packs) { packed_[bucket]->record(packs); }
@@ -56,7 +55,7 @@ Reduced StreamedExchange::average(std::size_t bucket, const Reduction& reduction
                 .buckets = static_cast<std::int64_t>(buckets_.size()),
                 .value = value_,
                 .factor = factors_[static_cast<std::size_t>(rank())],
-                .squares = squares(0),
+                .squares = reinterpret_cast<const double*>(squares_->data()),
                 .squares_count = first_square_.back()},
                own_news(), averages_);
     collect();

@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "core/ranks/weighted_sum.h"
 #include "cuda/exchanges/exchange.h"
 #include "cuda/exchanges/exchange_kernels.h"
 #include "cuda/streams.h"
@@ -26,6 +27,10 @@ class StreamedExchange : public Exchange {
   bool settle() override;
 
  protected:
+  // The part of a bucket whose squares this rank adds up.
+  virtual Slice part_of(const DeviceBucket& bucket) const {
+    return slice_of(bucket.numel, bucket.dtype, rank(), size());
+  }
   // Tells `stream` to make a bucket's gradients means, once they are packed, and to write the squares of this rank's
   // part. All ranks have said that they do so.
   virtual void sum(std::size_t bucket);
@@ -47,7 +52,7 @@ class StreamedExchange : public Exchange {
   News* news() const { return reinterpret_cast<News*>(news_.data()); }
   // The ranks' factors in the mean of this update.
   const std::vector<double>& factors() const { return factors_; }
-  // Where the squares of this rank's part of a bucket go; null: they are not wanted.
+  // Where the squares of this rank's part of a bucket go; null: they are not wanted, or another's.
   double* squares(std::size_t bucket) const;
 
  private:
