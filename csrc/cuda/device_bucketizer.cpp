@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <tuple>
 
 #include "cuda/pack_kernels.h"
 
@@ -23,8 +24,10 @@ std::vector<DType> on_the_wire(std::span<const DType> dtypes, bool half_wire) {
 DeviceBucketizer::DeviceBucketizer(const std::shared_ptr<Communicator>& comm, std::span<const std::int64_t> numels,
                                    std::span<const DType> dtypes, std::int64_t bucket_bytes, bool threaded, int device,
                                    const ExchangeOptions& options, bool half_wire)
-    : DeviceBucketizer(comm, numels, dtypes, bucket_bytes, threaded, device, options, half_wire,
-                       make_exchange(comm, device, options)) {}
+    : DeviceBucketizer(comm, numels, dtypes, bucket_bytes, threaded, device, options, half_wire, [&] {
+        const OnDevice on(device);
+        return make_exchange(comm, device, options);
+      }()) {}
 
 DeviceBucketizer::DeviceBucketizer(const std::shared_ptr<Communicator>& comm, std::span<const std::int64_t> numels,
                                    std::span<const DType> dtypes, std::int64_t bucket_bytes, bool threaded, int device,
@@ -34,7 +37,9 @@ DeviceBucketizer::DeviceBucketizer(const std::shared_ptr<Communicator>& comm, st
       device_(device),
       widens_(half_wire),
       producers_(buckets().size()),
+      packs_(device),
       exchange_(std::move(exchange)) {
+  const OnDevice on(device_);
   facts_ = std::make_unique<DeviceMemory>(2 * buckets().size() * sizeof(double));
   std::vector<DeviceBucket> all;
   for (const Bucket& bucket : buckets()) {
@@ -51,11 +56,17 @@ DeviceBucketizer::DeviceBucketizer(const std::shared_ptr<Communicator>& comm, st
 }
 
 DeviceBucketizer::~DeviceBucketizer() {
-  end_thread();
-  if (settle()) return;
-  // What the device may still use is left to the end of the process.
-  [[maybe_unused]] const Exchange* exchange = exchange_.release();
-  [[maybe_unused]] const DeviceMemory* facts = facts_.release();
+  if (!forked()) {
+    end_thread();
+    const OnDevice on(device_);
+    if (settle()) return;
+  }
+  leave();
+}
+
+void DeviceBucketizer::leave() {
+  [[maybe_unused]] const auto* const left =
+      new std::tuple(std::move(exchange_), std::move(facts_), std::move(scratch_), std::move(places_));
 }
 
 void DeviceBucketizer::make_places(std::span<const std::int64_t> numels, bool half_wire) {
@@ -80,6 +91,7 @@ bool DeviceBucketizer::settle() {
 }
 
 void DeviceBucketizer::start(double weight, const double* value, bool attention, double scale, cudaStream_t reader) {
+  const OnDevice on(device_);
   Bucketizer::start(weight, 0, attention, scale);
   exchange_->set_value(value);
   for (Producers& producers : producers_) producers.count = 0;
@@ -88,6 +100,7 @@ void DeviceBucketizer::start(double weight, const double* value, bool attention,
 }
 
 std::int64_t DeviceBucketizer::ready(std::int64_t index, const void* gradient, cudaStream_t producer) {
+  const OnDevice on(device_);
   Producers& producers = producers_[bucket_of(index)];
   std::size_t k = 0;
   while (k < producers.count && producers.events[k].first != producer) ++k;
@@ -139,6 +152,7 @@ void DeviceBucketizer::widen(cudaStream_t reader) {
 }
 
 DeviceBucketizer::Result DeviceBucketizer::finish(cudaStream_t reader) {
+  const OnDevice on(device_);
   try {
     Result result = Bucketizer::finish();
     exchange_->precede(reader);
@@ -151,6 +165,7 @@ DeviceBucketizer::Result DeviceBucketizer::finish(cudaStream_t reader) {
 }
 
 void DeviceBucketizer::abandon() {
+  const OnDevice on(device_);
   try {
     Bucketizer::abandon();
   } catch (...) {

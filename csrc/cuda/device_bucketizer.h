@@ -57,6 +57,8 @@ class DeviceBucketizer final : public Bucketizer {
   // Where the update's value, norm and the rank with a gradient that is not finite are, on the device, when `reader`
   // has come so far. Null: they are in the Result; otherwise its own are not set.
   const Outcome* outcome() const { return exchange_->outcome(); }
+  // Raises CommunicationError if what the device did was broken off, so that means and outcomes are none.
+  void raise_if_broken() const { exchange_->raise_if_broken(); }
 
  protected:
   bool gather(std::size_t bucket) override;
@@ -79,6 +81,8 @@ class DeviceBucketizer final : public Bucketizer {
   double* facts_of(std::size_t bucket) const { return reinterpret_cast<double*>(facts_->data()) + 2 * bucket; }
   // After it nobody reads gradients or writes means; false: see Exchange.
   bool settle();
+  // Leaves what the device, or a forked child's parent, may still use.
+  void leave();
 
   int device_;
   std::vector<Places> places_;
@@ -86,7 +90,7 @@ class DeviceBucketizer final : public Bucketizer {
   std::unique_ptr<DeviceMemory> facts_;  // two numbers for each bucket, see FactsOut
   std::vector<std::unique_ptr<DeviceMemory>> scratch_;
   std::vector<Producers> producers_;
-  Stream packs_;
+  LentStream packs_;
   Event read_;
   std::unique_ptr<Exchange> exchange_;
 };

@@ -4,18 +4,43 @@
 #include <cuda_runtime.h>
 
 #include <cstddef>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace fastseq::cuda {
 
 inline void check(cudaError_t code, const char* call) {
-  if (code != cudaSuccess) throw std::runtime_error(std::string(call) + " failed: " + cudaGetErrorString(code));
+  if (code == cudaSuccess) return;
+  cudaGetLastError();  // else the next call would report it again
+  throw std::runtime_error(std::string(call) + " failed: " + cudaGetErrorString(code));
 }
 
 // The device that this thread's calls are for.
 inline void set_device(int device) { check(cudaSetDevice(device), "cudaSetDevice"); }
+
+// While one lives, they are for this device.
+class OnDevice {
+ public:
+  explicit OnDevice(int device) {
+    check(cudaGetDevice(&before_), "cudaGetDevice");
+    if (device == before_) return;
+    set_device(device);
+    changed_ = true;
+  }
+  ~OnDevice() {
+    if (changed_) cudaSetDevice(before_);
+  }
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+ private:
+  int before_ = 0;
+  bool changed_ = false;
+};
 
 inline void copy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
   check(cudaMemcpyAsync(to, from, bytes, kind, stream), "cudaMemcpyAsync");
@@ -27,10 +52,44 @@ class Stream {
   ~Stream() { cudaStreamDestroy(stream_); }
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
-  operator cudaStream_t() const { return stream_; }  // NOLINT(google-explicit-constructor): it is one
+  operator cudaStream_t() const { return stream_; }  // NOLINT(*-explicit-constructor): it is one
 
  private:
   cudaStream_t stream_ = nullptr;
+};
+
+// A stream that is lent: it is never destroyed, as others may remember it for longer than its user lives (PyTorch's
+// allocator does, for memory that was used in it).
+class LentStream {
+ public:
+  explicit LentStream(int device) : device_(device) {
+    const OnDevice on(device);
+    const std::scoped_lock lock(mutex());
+    auto& unused = all()[device];
+    if (unused.empty()) unused.push_back(new Stream);
+    stream_ = unused.back();
+    unused.pop_back();
+  }
+  ~LentStream() {
+    const std::scoped_lock lock(mutex());
+    all()[device_].push_back(stream_);
+  }
+  LentStream(const LentStream&) = delete;
+  LentStream& operator=(const LentStream&) = delete;
+  operator cudaStream_t() const { return *stream_; }  // NOLINT(*-explicit-constructor): it is one
+
+ private:
+  static std::map<int, std::vector<Stream*>>& all() {
+    static auto* const unused = new std::map<int, std::vector<Stream*>>;
+    return *unused;
+  }
+  static std::mutex& mutex() {
+    static auto* const mutex = new std::mutex;
+    return *mutex;
+  }
+
+  int device_;
+  Stream* stream_ = nullptr;
 };
 
 class Event {

@@ -208,7 +208,15 @@ std::string MpiCommunicator::device_problem() const {
 void MpiCommunicator::sum_on_device(void* data, std::int64_t numel, DType dtype) {
   const auto bytes = static_cast<std::int64_t>(static_cast<std::size_t>(numel) * item_size(dtype));
   agree({.operation = Operation::kAllreduce, .bytes = bytes, .detail = kDeviceSum});
-  together(Operation::kAllreduce, [&] { plain_sum(comm_, data, numel, dtype); });
+  // Blocking: libraries that take memory of GPUs do so in their blocking reductions only.
+  const auto item = static_cast<std::int64_t>(item_size(dtype));
+  MPI_Datatype type = dtype == DType::kFloat64 ? MPI_DOUBLE : MPI_FLOAT;
+  together(Operation::kAllreduce, [&] {
+    for_each_piece(numel, kMaxPieceBytes / item, [&](std::int64_t first, int count) {
+      std::byte* const piece = static_cast<std::byte*>(data) + first * item;
+      check_mpi(MPI_Allreduce(MPI_IN_PLACE, piece, count, type, MPI_SUM, comm_), "MPI_Allreduce");
+    });
+  });
 }
 
 void MpiCommunicator::fail(std::string_view message) {

@@ -17,7 +17,6 @@ from gradients import (
     small,
     step,
 )
-
 from torch.nn.functional import mse_loss
 
 import fastseq as fs

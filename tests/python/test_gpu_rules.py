@@ -86,7 +86,7 @@ def test_lengths_are_not_read_from_the_device(name, monkeypatch):
 @pytest.fixture
 def fake_gpu(monkeypatch):
     """Tensors have no values, and may be on a GPU that does not exist."""
-    monkeypatch.setattr(recurrent._ops, "cuda_kernels", True)
+    monkeypatch.setattr(recurrent._ops, "gpu_obstacle", lambda index: "")
     with torch.backends.cudnn.flags(enabled=False), FakeTensorMode():
         yield
 
@@ -120,8 +120,8 @@ def test_which_layers_run_by_kernels_on_a_gpu(name, monkeypatch):
         told = "fastseq" if without is None else f"torch: {without}"
         assert recurrent.kernels(layer)[""] == told
         with monkeypatch.context() as missing:
-            missing.setattr(recurrent._ops, "cuda_kernels", False)
-            assert recurrent._why_torch(layer, x, lengths).startswith("no kernels for GPUs: ")
+            missing.setattr(recurrent._ops, "gpu_obstacle", lambda index: "not built")
+            assert recurrent._why_torch(layer, x, lengths).startswith("no kernels for this GPU: ")
 
 
 @pytest.mark.usefixtures("fake_gpu")

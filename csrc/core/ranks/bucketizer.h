@@ -103,6 +103,8 @@ class Bucketizer {
   virtual Reduced average(std::size_t bucket, const Reduction& reduction);
   // Ends the thread. For destructors of derived classes, whose methods it calls.
   void end_thread();
+  // Whether this is a copy in a forked child, which must be left as it is.
+  bool forked() const;
 
   const std::vector<Bucket>& buckets() const { return buckets_; }
   std::int64_t numel(std::int64_t index) const { return numels_[static_cast<std::size_t>(index)]; }
@@ -163,7 +165,6 @@ class Bucketizer {
     std::thread thread;
     int process = 0;  // the process of the thread
   };
-  bool forked() const;
 
   std::unique_ptr<Shared> shared_ = std::make_unique<Shared>();
 };

@@ -20,16 +20,16 @@ namespace fastseq::cuda {
 
 namespace {
 
-constexpr std::chrono::duration<double> kMostPatience{10};
+constexpr std::chrono::duration<double> kMostPatience{30};
 
-// Memory that another rank may still have mapped must not be freed: it stays here until all have closed it.
+// Memory and events that another rank may still use must not be freed: they stay here until all have closed them.
 class Exported {
  public:
   using AllClosed = std::function<bool()>;
 
-  static void keep(std::shared_ptr<std::byte> memory, AllClosed all_closed) {
+  static void keep(std::shared_ptr<void> exported, AllClosed all_closed) {
     const std::scoped_lock lock(mutex());
-    list().emplace_back(std::move(memory), std::move(all_closed));
+    list().emplace_back(std::move(exported), std::move(all_closed));
   }
   static void free_closed() {
     const std::scoped_lock lock(mutex());
@@ -38,8 +38,8 @@ class Exported {
 
  private:
   // Never destroyed: at the end of the process CUDA may be gone.
-  static std::vector<std::pair<std::shared_ptr<std::byte>, AllClosed>>& list() {
-    static auto* const list = new std::vector<std::pair<std::shared_ptr<std::byte>, AllClosed>>;
+  static std::vector<std::pair<std::shared_ptr<void>, AllClosed>>& list() {
+    static auto* const list = new std::vector<std::pair<std::shared_ptr<void>, AllClosed>>;
     return *list;
   }
   static std::mutex& mutex() {
@@ -73,11 +73,13 @@ IpcExchange::~IpcExchange() {
     }
   }
   progress_[here_].closed = true;
-  for (Buffer& buffer : buffers_) {
-    Exported::keep(std::move(buffer.own), [shared = shared_, progress = progress_] {
-      return std::ranges::all_of(progress, [](const Progress& rank) { return rank.closed.load(); });
-    });
-  }
+  const auto all_closed = [shared = shared_, progress = progress_] {
+    return std::ranges::all_of(progress, [](const Progress& rank) { return rank.closed.load(); });
+  };
+  for (Buffer& buffer : buffers_) Exported::keep(std::move(buffer.own), all_closed);
+  packed_.push_back(std::move(summed_));
+  packed_.push_back(std::move(told_));
+  for (Events& events : packed_) Exported::keep(std::move(events.own), all_closed);
   Exported::free_closed();
 }
 

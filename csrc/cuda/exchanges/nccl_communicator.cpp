@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <array>
 #include <climits>
 #include <map>
@@ -106,12 +107,15 @@ std::shared_ptr<NcclCommunicator> NcclCommunicator::of(const std::shared_ptr<Com
   static std::mutex mutex;
   // Never destroyed: at the end of the process CUDA may be gone.
   static auto* const made = new std::map<std::pair<Communicator*, int>, Made>;
+  std::shared_ptr<NcclCommunicator> known;
   {
     const std::scoped_lock lock(mutex);
     std::erase_if(*made, [](const auto& entry) { return entry.second.first.expired(); });
     const auto found = made->find({comm.get(), device});
-    if (found != made->end() && found->second.second->usable()) return found->second.second;
+    if (found != made->end() && found->second.second->usable()) known = found->second.second;
   }
+  const std::vector<char> all = ask_all(*comm, static_cast<char>(known == nullptr ? 0 : 1));
+  if (std::ranges::find(all, 0) == all.end()) return known;
   auto own = std::make_shared<NcclCommunicator>(*comm, device, timeout);
   const std::scoped_lock lock(mutex);
   (*made)[{comm.get(), device}] = {comm, own};
@@ -175,12 +179,21 @@ void NcclCommunicator::end(const std::string& why) {
   if (ended_.empty()) ended_ = why;
 }
 
-template <class Call>
-void NcclCommunicator::run(Call&& call) {
-  const std::scoped_lock lock(mutex_);
+void NcclCommunicator::check_locked() const {
   if (comm_ == nullptr) {
     throw CommunicationError("rank " + std::to_string(rank_) + " cannot use NCCL any more: " + ended_);
   }
+}
+
+void NcclCommunicator::check() {
+  const std::scoped_lock lock(mutex_);
+  check_locked();
+}
+
+template <class Call>
+void NcclCommunicator::run(Call&& call) {
+  const std::scoped_lock lock(mutex_);
+  check_locked();
   try {
     const int code = call();
     if (code != kSuccess && code != kInProgress) throw std::runtime_error(text_of("NCCL", code));

@@ -42,9 +42,12 @@ class NcclCommunicator {
   // Looks after what was begun until `last` has come, or is forgotten.
   void watch(const Event& last);
   void forget(const Event& last);
-  bool usable();
+  // Raises CommunicationError if it was ended.
+  void check();
 
  private:
+  bool usable();
+  void check_locked() const;
   template <class Call>
   void run(Call&& call);
   // Waits until NCCL has done what the host has to wait for; raises if it fails, or after the timeout.

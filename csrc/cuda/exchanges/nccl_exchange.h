@@ -18,6 +18,7 @@ class NcclExchange final : public StreamedExchange {
   }
 
   std::string_view name() const override { return "nccl"; }
+  void raise_if_broken() override { nccl_->check(); }
 
  protected:
   void sum(std::size_t bucket) override;

@@ -55,6 +55,7 @@ class Averaged:
             self.facts = update.facts.clone()
         else:
             self._known = update.facts
+        self._raise_if_broken = update.raise_if_broken
         self._norm = norm
 
     def __repr__(self) -> str:
@@ -65,6 +66,7 @@ class Averaged:
         if self._known is None:
             assert self.facts is not None
             value, rank, norm = self.facts.tolist()
+            self._raise_if_broken()
             self._known = value, int(rank), norm
         return self._known
 
@@ -196,8 +198,6 @@ class Bucketizer:
             p.register_post_accumulate_grad_hook(self._hook(i))  # type: ignore[no-untyped-call]
             for i, p in listening
         ]
-        if not _made:
-            atexit.register(_stop_all)
         _made.add(self)
 
     def _make(self, model: nn.Module, bucket_bytes: int) -> None:
@@ -231,6 +231,7 @@ class Bucketizer:
                 f"the gradient of {self._names[index]} is {grad if grad is None else grad.layout}; "
                 "only dense gradients can be averaged (nn.Embedding: sparse=False)"
             )
+        grad = grad.resolve_conj().resolve_neg()
         self._given[index] = True
         # Else autograd would add the next one to it: while it is read, or to the average.
         param.grad = None
@@ -409,6 +410,7 @@ class Bucketizer:
 _made: weakref.WeakSet[Bucketizer] = weakref.WeakSet()
 
 
+@atexit.register
 def _stop_all() -> None:
     for buckets in list(_made):
         buckets._native.stop()

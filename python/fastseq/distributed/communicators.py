@@ -23,7 +23,9 @@ from .. import _comm
 from ..errors import CommunicationError, MissingFeatureError
 from .processes import end_together, share_cores, warn_of_forks, warn_of_shared_cores
 
-__all__ = ["DTYPES", "Communicator", "communicator", "mpi_library", "world"]
+__all__ = [
+    "DTYPES", "Communicator", "NativeBucketizer", "NativeDType", "communicator", "mpi_library", "world",
+]  # fmt: skip
 
 # Variables that Open MPI, MPICH and its relatives, PMIx and MVAPICH set for their processes.
 _LAUNCHER = ("OMPI_COMM_WORLD_SIZE", "PMI_RANK", "PMIX_RANK", "MV2_COMM_WORLD_RANK")
@@ -37,6 +39,9 @@ _RANK_PROCESS = "FASTSEQ_RANK_PROCESS"
 
 _TRANSPORTS = ("auto", "shm", "hierarchy", "mpi")
 _GPU_EXCHANGES = ("auto", "nccl", "cuda-ipc", "cuda-mpi", "staged")
+
+NativeBucketizer = _comm.Bucketizer
+NativeDType = _comm.DType
 
 DTYPES = {
     torch.float16: _comm.DType.float16,
@@ -186,10 +191,11 @@ class Communicator:
         if numel == 0:
             return torch.zeros(0, dtype=dtype)
         memory = self._free()._native.allocate(numel * dtype.itemsize)
-        self._warn_unless_shared(memory)
+        self.warn_unless_shared(memory)
         return torch.frombuffer(memory, dtype=dtype, count=numel)
 
-    def _warn_unless_shared(self, memory: _comm.Buffer) -> None:
+    def warn_unless_shared(self, memory: _comm.Buffer) -> None:
+        """Warn if the ranks of this machine do not see memory that was meant for them."""
         if self.local_size > 1 and self.transport != "mpi" and not self._native.is_shared(memory):
             warnings.warn(
                 f"a rank could not get {memoryview(memory).nbytes} bytes of shared memory: these "

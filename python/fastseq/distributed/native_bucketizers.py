@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .. import _comm
 from .._util.untyped_torch import external_stream
 from ..errors import MissingFeatureError
-from .communicators import DTYPES, Communicator
+from .communicators import DTYPES, Communicator, NativeBucketizer, NativeDType
 
 __all__ = ["DeviceBucketizer", "HostBucketizer", "Update"]
 
@@ -27,6 +26,8 @@ class Update(NamedTuple):
     """The mean value, the lowest rank with a non-finite gradient or -1, and the norm of the means:
     three numbers, or, where the host does not know them, a tensor of float64 on the GPU, which the
     next update overwrites."""
+    raise_if_broken: Callable[[], None] = lambda: None
+    """Raises `CommunicationError` if what is in the tensor is no outcome, as ranks have died."""
 
 
 class HostBucketizer:
@@ -60,7 +61,7 @@ class HostBucketizer:
         self, comm: Communicator, params: Sequence[Tensor], bucket_bytes: int, *, norm: bool
     ) -> None:
         threaded = comm.threaded and torch.get_num_threads() > 1
-        self._native = _comm.Bucketizer(
+        self._native = NativeBucketizer(
             comm._native, *_lengths_and_dtypes(params), bucket_bytes, threaded, norm
         )
         self.exchange = comm.transport
@@ -69,7 +70,7 @@ class HostBucketizer:
         for members, offsets, memory in self._native.buffers():
             dtype = params[members[0]].dtype.to_real()
             if memoryview(memory).nbytes:
-                comm._warn_unless_shared(memory)
+                comm.warn_unless_shared(memory)
                 flat = torch.frombuffer(memory, dtype=dtype)
             else:
                 flat = torch.empty(0, dtype=dtype)
@@ -149,11 +150,11 @@ class DeviceBucketizer:
     def start(self, weight: float, value: float | Tensor, attention: bool, scale: float) -> None:
         """Start an update; see `Bucketizer.start`."""
         if isinstance(value, Tensor):
-            self._value = value.detach().to(self._device, torch.float64)
+            number = value.detach().to(self._device, torch.float64)
         else:
-            self._value = torch.full((), value, dtype=torch.float64, device=self._device)
-        self._keep(self._value)
-        self._native.start(weight, self._value.data_ptr(), attention, scale, self._stream())
+            number = torch.full((), value, dtype=torch.float64, device=self._device)
+        self._native.start(weight, number.data_ptr(), attention, scale, self._stream())
+        self._value = number
 
     def ready(self, index: int, grad: Tensor) -> int:
         """Take a gradient in its place's layout; return how many buckets have been gathered."""
@@ -164,7 +165,7 @@ class DeviceBucketizer:
         """Make the current stream wait for all means."""
         weight, value, rank, unused, attention, norm = self._native.finish(self._stream())
         facts = (value, rank, norm) if self._outcome is None else self._outcome
-        return Update(weight, attention, unused, facts)
+        return Update(weight, attention, unused, facts, self._native.raise_if_broken)
 
     def abandon(self) -> None:
         """End an update that failed on this rank."""
@@ -196,7 +197,7 @@ class DeviceBucketizer:
         tensor.record_stream(external_stream(self._native.packs, self._device))
 
 
-def _lengths_and_dtypes(params: Iterable[Tensor]) -> tuple[list[int], list[_comm.DType]]:
+def _lengths_and_dtypes(params: Iterable[Tensor]) -> tuple[list[int], list[NativeDType]]:
     """Return the number of real elements of each tensor, and their types."""
     lengths, dtypes = [], []
     for p in params:
@@ -207,7 +208,7 @@ def _lengths_and_dtypes(params: Iterable[Tensor]) -> tuple[list[int], list[_comm
     return lengths, dtypes
 
 
-def _members(native: _comm.Bucketizer) -> list[list[int]]:
+def _members(native: NativeBucketizer) -> list[list[int]]:
     return [native.members(bucket) for bucket in range(native.bucket_count)]
 
 

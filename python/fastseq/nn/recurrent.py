@@ -297,7 +297,7 @@ def _why_torch(layer: nn.RNNBase, x: object, has_lengths: bool = False) -> str |
     if layer.proj_size:
         return "projections"
     if x.is_cuda:
-        return _why_torch_on_gpu(layer.hidden_size, x.dtype, has_lengths)
+        return _why_torch_on_gpu(x.device.index, layer.hidden_size, x.dtype, has_lengths)
     if not x.is_cpu:
         return f"the device is {x.device.type}"
     if layer.hidden_size >= _LARGE and layer.mode != "LSTM" and not torch.compiler.is_compiling():
@@ -305,10 +305,10 @@ def _why_torch(layer: nn.RNNBase, x: object, has_lengths: bool = False) -> str |
     return None
 
 
-def _why_torch_on_gpu(hidden: int, dtype: torch.dtype, has_lengths: bool) -> str | None:
+def _why_torch_on_gpu(index: int, hidden: int, dtype: torch.dtype, has_lengths: bool) -> str | None:
     """Return the same for a GPU: kernels run what cuDNN runs slowly, or not at all."""
-    if not _ops.cuda_kernels:
-        return f"no kernels for GPUs: {_ops.cuda_obstacle}"
+    if obstacle := _ops.gpu_obstacle(index):
+        return f"no kernels for this GPU: {obstacle}"
     if hidden > _MOST_ON_GPU:
         return f"more than {_MOST_ON_GPU} hidden units on a GPU"
     if has_lengths or dtype == torch.float64:

@@ -25,15 +25,18 @@ __all__ = [
 
 
 def choose_device(device: str | torch.device, local_rank: int) -> torch.device:
-    """Return the device to compute on; ``"auto"``: this rank's GPU, if there is one."""
+    """Return the device to compute on.
+
+    ``"auto"`` is this rank's GPU, if there is one; so is ``"cuda"``, without a number.
+    """
     if device != "auto":
-        return _checked_device(device)
+        return _checked_device(device, local_rank)
     if torch.cuda.is_available():
         return torch.device("cuda", local_rank % torch.cuda.device_count())
     return torch.device("cpu")
 
 
-def _checked_device(device: str | torch.device) -> torch.device:
+def _checked_device(device: str | torch.device, local_rank: int) -> torch.device:
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError):
@@ -46,6 +49,8 @@ def _checked_device(device: str | torch.device) -> torch.device:
             raise ValueError(f'device={device!r}: PyTorch finds no GPU; pass "auto" or "cpu"')
         if found.index is not None and found.index >= count:
             raise ValueError(f"device={device!r}: PyTorch finds {count} GPU(s), counted from 0")
+        if found.index is None and local_rank:
+            return torch.device("cuda", local_rank % count)
     return found
 
 

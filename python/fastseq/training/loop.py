@@ -86,29 +86,26 @@ class _Losses:
         self._position = position
         self._in_flight = in_flight
         self._finite = finite
-        self._waiting: list[tuple[Chunk, Tensor, float]] = []
+        self._waiting: list[tuple[Chunk, Tensor | Averaged, float]] = []
 
     def add(self, chunk: Chunk, loss: float | Tensor, weight: float) -> None:
-        """Take a loss; raise `DivergedError` if one that is read now is not finite.
-
-        A tensor may also be `Averaged.facts`, whose first number is the loss.
-        """
-        if not isinstance(loss, Tensor):
+        """Take a loss; raise `DivergedError` if one that is read now is not finite."""
+        if isinstance(loss, Tensor):
+            self._wait((chunk, loss.detach(), weight))
+        else:
             self._add_value(self.check(chunk, loss), weight)
-            return
-        self._waiting.append((chunk, loss.detach(), weight))
-        if len(self._waiting) >= self._in_flight:
-            self.look()
 
     def add_averaged(self, chunk: Chunk, averaged: Averaged) -> None:
         """Take the mean loss of an update of all ranks."""
-        if averaged.facts is not None:
-            self.add(chunk, averaged.facts, averaged.weight)
-            return
-        loss = self.check(chunk, averaged.value)
-        if self._finite:
-            check_finite(averaged.nonfinite_rank)
-        self._add_value(loss, averaged.weight)
+        self._wait((chunk, averaged, averaged.weight))
+        if averaged.facts is None:
+            self.look()
+
+    def _wait(self, update: tuple[Chunk, Tensor | Averaged, float]) -> None:
+        self._waiting.append(update)
+        # The first is read at once, so that there always is a loss to show.
+        if len(self._waiting) >= self._in_flight or math.isnan(self._position.loss):
+            self.look()
 
     def _add_value(self, loss: float, weight: float) -> None:
         position = self._position
@@ -119,14 +116,11 @@ class _Losses:
     def look(self) -> None:
         """Read the waiting losses."""
         waiting, self._waiting = self._waiting, []
-        for chunk, numbers, weight in waiting:
-            if numbers.dim() == 0:
-                loss = numbers.item()
-            else:
-                loss, nonfinite_rank, _ = numbers.tolist()
-            loss = self.check(chunk, loss)
-            if numbers.dim() and self._finite:
-                check_finite(int(nonfinite_rank))
+        for chunk, update, weight in waiting:
+            value = update.item() if isinstance(update, Tensor) else update.value
+            loss = self.check(chunk, value)
+            if self._finite and isinstance(update, Averaged):
+                check_finite(update.nonfinite_rank)
             self._add_value(loss, weight)
 
     def check(self, chunk: Chunk, loss: float) -> float:

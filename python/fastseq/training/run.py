@@ -164,7 +164,10 @@ class Run:
 
     @property
     def loss(self) -> float:
-        """The mean loss of the last update's chunks, on all ranks."""
+        """The mean loss of the last update's chunks, on all ranks.
+
+        On a GPU, of an update at most 16 before: reading each would wait for the GPU.
+        """
         return self.position.loss
 
     @property
