@@ -217,7 +217,8 @@ def test_fit_from_graphs_is_the_same(world, comm, late, monkeypatch, amp, accumu
         assert scale[0] == scale[1]
     for a, b in zip(graphed.model.parameters(), plain.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3 if amp else 1e-5)
-    assert_same_bits_on_all_ranks(comm, graphed.model)
+    for p in graphed.model.parameters():
+        assert torch.equal(comm.broadcast_(p.detach().clone()), p)
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
