@@ -120,7 +120,10 @@ class Estimator:
         evaluation and prediction; the first chunks then take seconds. It helps models of many small
         operations, not a recurrent layer alone. On a GPU, capture updates in CUDA graphs, one for
         each shape of chunks, and replay them: Python code of model, loss and hooks runs in the
-        first updates only. That part has not yet run on a GPU.
+        first updates only. Chunks in which sequences end run without graphs, except with a loss
+        that `seqloss` made and a model of which only layers of `fastseq.nn` on kernels for GPUs
+        take lengths. With ``amp="fp16"``, only fused optimizers are captured. That part has not
+        yet run on a GPU.
     seed
         Makes the order of blocks and dropout repeatable. None: a random seed (rank 0's).
     progress

@@ -165,13 +165,14 @@ def test_the_way_is_found_and_agreed(world, gpu_on_host):  # noqa: F811
         Bucketizer(made(small), ranks_with(world, "auto" if world.rank == 0 else "staged"))
 
 
-def est_on(comm, **options):
+def est_on(comm, amp=None, **options):
     torch.manual_seed(0)
     model = fs.nn.Chain(fs.nn.LSTM(3, 8), torch.nn.Linear(8, 1))
     spec = {"epochs": 3, "batchsize": 4, "seqsize": 5, **options}
     return fs.Estimator(
-        model, fs.seqloss(mse_loss), adam, spec, comm=comm, seed=3, progress=False, device="cpu"
-    )
+        model, fs.seqloss(mse_loss), adam, spec, comm=comm, seed=3, progress=False, device="cpu",
+        amp=amp,
+    )  # fmt: skip
 
 
 def adam(parameters):
@@ -198,6 +199,29 @@ def test_fit_is_the_same_as_on_the_host(request, world, comm, late, options):
     for a, b in zip(on_gpu.model.parameters(), on_host.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     assert_same_bits_on_all_ranks(comm, on_gpu.model)
+
+
+@pytest.mark.parametrize("amp", [None, "fp16"])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_fit_from_graphs_is_the_same(world, comm, late, monkeypatch, amp, accumulate):
+    """A second recording makes the updates, of means that are at the same places each time."""
+    from test_cuda_graph import TapeRecorder, TapeTrainer
+
+    x = torch.randn(23, 9, 3, generator=torch.Generator().manual_seed(1))
+    y = x.cumsum(0).sum(2, keepdim=True)
+    options = {"epochs": 6, "accumulate": accumulate, "clip_norm": 1.0, "amp": amp}
+    plain = est_on(comm, **options).fit(x, y)
+    monkeypatch.setattr(fs.training.fit, "Trainer", TapeTrainer)
+    TapeRecorder.count = 0
+    graphed = est_on(comm, **options).fit(x, y)
+    assert TapeRecorder.count > 1
+    if amp is not None:
+        scale = [est.learner.precision.state_dict() for est in (graphed, plain)]
+        assert scale[0] == scale[1]
+    for a, b in zip(graphed.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3 if amp else 1e-5)
+    for p in graphed.model.parameters():
+        assert torch.equal(comm.broadcast_(p.detach().clone()), p)
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])

@@ -23,6 +23,7 @@ import fastseq as fs
 from fastseq._util.progress import Progress
 from fastseq.data.chunk_plan import ChunkPlan
 from fastseq.data.sequences import Sequences
+from fastseq.nn import recurrent_arguments
 from fastseq.training.cuda_graph import WARM_UP, Graphs, GraphTrainer, can_record, make_capturable
 from fastseq.training.loop import Trainer
 from fastseq.training.position import Position
@@ -111,14 +112,14 @@ def sgd(params):
     return optim.SGD(params, lr=0.05, momentum=0.9)
 
 
-def estimators(monkeypatch, model, optimizer, spec=None, loss=None):
+def estimators(monkeypatch, model, optimizer, spec=None, loss=None, amp=None):
     """Yield an estimator that trains from graphs, and the same that does not."""
     TapeRecorder.count = 0
     for trainer in (TapeTrainer, Trainer):
         monkeypatch.setattr(fs.training.fit, "Trainer", trainer)
         yield fs.Estimator(
             copy.deepcopy(model), loss or fs.seqloss(mse_loss), optimizer, spec or SPEC,
-            device="cpu", comm=None, progress=False, seed=5,
+            device="cpu", comm=None, progress=False, seed=5, amp=amp,
         )  # fmt: skip
 
 
@@ -138,6 +139,48 @@ def test_fit_as_without_graphs(monkeypatch, model, optimizer):
     assert_same_parameters(graphed.model, plain.model, rtol=1e-5)
     for a, b in zip(graphed.history_, plain.history_, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+
+
+def adamw(params):
+    return optim.AdamW(params, lr=1e-2, weight_decay=0.1)  # fastseq takes the fused kernel
+
+
+@pytest.mark.parametrize("optimizer", [sgd, adamw, optim.Adagrad], ids=["sgd", "fused", "eager"])
+def test_accumulated_gradients(monkeypatch, optimizer):
+    """The first state is trained only by the chunks that start a series: else it has no gradient."""
+    model = fs.nn.Chain(fs.nn.GRU(3, 4, trainable_state=True), nn.Linear(4, 1))
+    spec = {"epochs": 3, "batchsize": 4, "seqsize": 5, "accumulate": 3}
+    w = torch.rand(47, 11, generator=torch.Generator().manual_seed(1))
+    w[5:10] = 0
+    fits = [est.fit(X, Y, w) for est in estimators(monkeypatch, model, optimizer, spec)]
+    assert TapeRecorder.count >= 4
+    assert_same_parameters(*(est.model for est in fits), rtol=0)
+    for a, b in zip(*(est.history_ for est in fits), strict=True):
+        assert a["loss"] == b["loss"]
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("optimizer", [adamw, sgd], ids=["fused", "eager"])
+def test_scaled_gradients(monkeypatch, optimizer, accumulate):
+    """The first scales are far too large: replayed updates are left out, too."""
+
+    def loss(y, target, reduction="mean"):
+        return 2.0**18 * mse_loss(y, target, reduction=reduction)
+
+    monkeypatch.setattr(fs.training.loop, "sum_of_squares", lambda grads: None)  # as on a GPU
+    spec = {**SPEC, "epochs": 6, "accumulate": accumulate}
+    both = estimators(monkeypatch, Sums(), optimizer, spec, fs.seqloss(loss), "fp16")
+    fits = []
+    for est in both:
+        begin = fs.net2vec(est.model).clone()
+        est.fit(X, Y, epochs=1)
+        fits.append(est.fit(X, Y))
+        assert not torch.equal(begin, fs.net2vec(est.model))
+    assert TapeRecorder.count >= 6
+    scales = [est.learner.precision.state_dict() for est in fits]
+    assert scales[0] == scales[1]
+    assert scales[0]["scale"] < 2.0 ** (16 - WARM_UP)
+    assert_same_parameters(*(est.model for est in fits), rtol=0)
 
 
 @pytest.mark.parametrize("every_update", [False, True])
@@ -173,12 +216,16 @@ def test_another_learning_rate_is_not_ignored(every_update):
 
 @pytest.mark.slow
 @pytest.mark.mpi
-def test_on_two_ranks(tmp_path):
+@pytest.mark.parametrize(
+    ("optimizer", "more", "amp"),
+    [("sgd", {}, None), ("sgd", {"accumulate": 3}, None), ("adamw", {"accumulate": 2}, "fp16")],
+)
+def test_on_two_ranks(tmp_path, optimizer, more, amp):
     """Gradients are averaged between two recordings, with the same result on all ranks."""
     script = f"""
     import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
     import torch, fastseq as fs
-    from test_cuda_graph import SPEC, Sums, TapeRecorder, TapeTrainer, X, Y, sgd
+    from test_cuda_graph import Sums, TapeRecorder, TapeTrainer, X, Y, {optimizer}
     from torch.nn.functional import mse_loss
     trained = []
     for trainer in (TapeTrainer, fs.training.loop.Trainer):
@@ -186,14 +233,16 @@ def test_on_two_ranks(tmp_path):
         torch.manual_seed(0)
         model = torch.nn.ModuleDict({{"net": Sums()}})["net"].eval()
         est = fs.Estimator(
-            model, fs.seqloss(mse_loss), sgd, SPEC, device="cpu", progress=False, seed=1
+            model, fs.seqloss(mse_loss), {optimizer}, {SPEC | more}, device="cpu",
+            amp={amp!r}, progress=False, seed=1,
         )
         w = torch.ones(47, 11)
         w[5:10, 4:] = 0  # steps in which the second rank has nothing
         est.fit(X, Y, w)
         trained.append(fs.net2vec(est.model).clone())
     assert TapeRecorder.count >= 3
-    torch.testing.assert_close(*trained, rtol=1e-5, atol=1e-6)
+    atol = {1e-3 if amp else 1e-6}
+    torch.testing.assert_close(*trained, rtol=1e-5, atol=atol)
     print("equal", trained[0].double().sum().item())
     """
     done = mpirun(tmp_path, 2, script)
@@ -280,10 +329,88 @@ def test_optimizers_are_made_capturable():
 
 def test_chunks_in_which_sequences_end_run_as_they_are(monkeypatch):
     lengths = [47, 12, 30, 1, 47, 46, 9, 20, 33, 5, 2]
-    model = fs.nn.Chain(fs.nn.GRU(3, 4), nn.Linear(4, 1)).double()  # the two norms round otherwise
+    # The two norms round otherwise. PyTorch's layers pack sequences, by lengths on the host.
+    model = fs.nn.Chain(fs.nn.LSTM(3, 4, proj_size=2), nn.Linear(2, 1)).double()
     both = estimators(monkeypatch, model, sgd)
     fits = [est.fit(X.double(), Y.double(), lengths=lengths, epochs=4) for est in both]
     assert_same_parameters(*(est.model for est in fits), rtol=1e-13)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_chunks_in_which_sequences_end_are_recorded(monkeypatch, accumulate):
+    """If layers do not look at lengths on the host, as on a GPU."""
+    monkeypatch.setattr(recurrent_arguments, "known_on_host", lambda lengths: None)
+    lengths = [47, 12, 30, 1, 47, 46, 9, 20, 33, 5, 2]
+    model = fs.nn.Chain(fs.nn.GRU(3, 4), nn.Linear(4, 1)).double()
+    spec = {**SPEC, "epochs": 8, "accumulate": accumulate}
+    ran = []
+
+    def loss(y, target, reduction="mean"):
+        ran.append(len(y))
+        return mse_loss(y, target, reduction=reduction)
+
+    fits, calls = [], []
+    for est in estimators(monkeypatch, model, sgd, spec, fs.seqloss(loss)):
+        fits.append(est.fit(X.double(), Y.double(), lengths=lengths))
+        calls.append(len(ran) - sum(calls))
+    assert calls[0] < calls[1] / 2
+    assert_same_parameters(*(est.model for est in fits), rtol=1e-12)
+
+
+class AsksForLengths(nn.Module):
+    """May do anything with them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, 1)
+
+    def forward(self, x, lengths=None):
+        return self.inner(x) * (1 if lengths is None else float(lengths.sum()))
+
+
+def test_lengths_that_may_be_read_are_not_recorded(monkeypatch):
+    lengths = [47, 12, 30, 1, 47, 46, 9, 20, 33, 5, 2]
+    for accumulate in (1, 3):
+        spec = {**SPEC, "accumulate": accumulate}
+        both = estimators(monkeypatch, fs.nn.Chain(AsksForLengths()).double(), sgd, spec)
+        fits = [est.fit(X.double(), Y.double(), lengths=lengths) for est in both]
+        assert_same_parameters(*(est.model for est in fits), rtol=1e-12)
+
+
+def test_optimizers_are_as_before_after_a_run_that_fails(monkeypatch, tmp_path):
+    """And checkpoints resume without graphs, on a CPU, as if there had been none."""
+
+    class Fail(fs.callbacks.Callback):
+        def on_batch_end(self, run):
+            assert run.optimizer.param_groups[0]["capturable"] == graphs
+            if run.position.updates == 25:
+                raise InterruptedError
+
+    graphs = True
+    graphed, plain = estimators(monkeypatch, Sums().eval(), adamw)
+    resumed = copy.deepcopy(plain.model)
+    graphed.callbacks = [Fail()]
+    monkeypatch.setattr(fs.training.fit, "Trainer", TapeTrainer)
+    monkeypatch.setattr(Trainer, "_end", failing(Trainer._end))
+    with pytest.raises(InterruptedError):
+        graphed.fit(X, Y, checkpoint=fs.callbacks.Checkpoint(tmp_path, every_updates=7))
+    assert graphed.optimizer.param_groups[0]["capturable"] is False
+    monkeypatch.undo()
+    plain.fit(X, Y)
+    est = fs.Estimator(
+        resumed, fs.seqloss(mse_loss), adamw, SPEC, device="cpu", comm=None, progress=False, seed=5
+    ).fit(X, Y, resume=tmp_path)
+    assert est.optimizer.param_groups[0]["capturable"] is False
+    assert_same_parameters(est.model, plain.model, rtol=1e-5)
+
+
+def failing(end):
+    def fails(trainer, *, failed):
+        end(trainer, failed=failed)
+        if failed:
+            raise InterruptedError("a rank is gone")
+
+    return fails
 
 
 def test_layers_unfrozen_and_replaced_are_recorded_anew(monkeypatch):

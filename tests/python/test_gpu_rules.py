@@ -125,6 +125,22 @@ def test_which_layers_run_by_kernels_on_a_gpu(name, monkeypatch):
 
 
 @pytest.mark.usefixtures("fake_gpu")
+def test_which_models_keep_lengths_on_the_gpu(monkeypatch):
+    class Own(nn.Linear):
+        def forward(self, x, lengths=None):
+            return super().forward(x if lengths is None else x * 1)
+
+    small, large = layer_there("LSTM", 3, 4), layer_there("LSTM", 3, 129)
+    keeps = recurrent.keeps_lengths_on_device
+    assert keeps(fs.nn.Chain(small, fs.nn.Pool("mean")))
+    assert keeps(fs.nn.Chain(nn.LSTM(3, 4, device="meta"), nn.Linear(4, 1, device="meta")))
+    assert not keeps(fs.nn.Chain(small, large))
+    assert not keeps(fs.nn.Chain(small, Own(4, 1, device="meta")))  # nobody knows
+    monkeypatch.setattr(recurrent._ops, "cuda_kernels", False)
+    assert not keeps(small)
+
+
+@pytest.mark.usefixtures("fake_gpu")
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 def test_lengths_of_kernels_stay_on_the_gpu(name, dtype):

@@ -22,9 +22,10 @@ from .untyped_torch import backward
 __all__ = [
     "below_autograd", "children", "compiles_rnns", "copy_each_", "dynamo_error", "forward_hooks",
     "functorch_is_active", "fused_adam", "has_own_step", "has_step_hooks", "l1_mean", "leave_open",
-    "mark_stepped", "mse_mean", "multiply_each_", "own_parameters", "profiles", "recompile_limit",
-    "rnn_weight_names", "run_backward", "set_grad_enabled", "silence_capture_warning",
-    "storage_users", "uncompiled", "unsupported", "unwrapped_step",
+    "let_skip_on_device", "mark_stepped", "mse_mean", "multiply_each_", "own_parameters",
+    "profiles", "recompile_limit", "rnn_weight_names", "run_backward", "set_grad_enabled",
+    "silence_capture_warning", "skips_on_device", "storage_users", "uncompiled", "unsupported",
+    "unwrapped_step",
 ]  # fmt: skip
 
 _C: Any = torch._C
@@ -87,6 +88,19 @@ def mark_stepped(optimizer: Any) -> None:
 def silence_capture_warning(optimizer: Any) -> None:
     """Keep an optimizer from warning about steps before the first CUDA graph capture."""
     optimizer._warned_capturable_if_run_uncaptured = True
+
+
+def skips_on_device(optimizer: optim.Optimizer) -> bool:
+    """Return whether steps with a gradient scaler leave it to the device to skip an update."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
+def let_skip_on_device(optimizer: Any) -> None:
+    """Let an optimizer of torch that was set to be fused do so; torch's constructors set the same.
+
+    Without it the host reads before each update whether a gradient overflowed.
+    """
+    optimizer._step_supports_amp_scaling = True
 
 
 def profiles() -> bool:

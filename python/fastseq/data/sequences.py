@@ -437,6 +437,6 @@ def to_device(tree: Tree, device: torch.device) -> Tree:
     if device.type == "cpu":
         return tree
     moved = tree_map(lambda a: a.to(device, non_blocking=True), tree)
-    if isinstance(tree, Batch) and tree.lengths is not None and tree.lengths.is_cpu:
-        beside(moved.lengths, tree.lengths)
+    if isinstance(tree, Batch):
+        tree_map(beside, (moved.ws, moved.lengths), (tree.ws, tree.lengths))
     return moved

@@ -37,8 +37,7 @@ class Uploader:
             copied = tree_map(lambda a: a.to(self._device, non_blocking=True), batch)
             done = self._stream.record_event()
         current.wait_event(done)
-        if isinstance(lengths := getattr(batch, "lengths", None), torch.Tensor):
-            beside(copied.lengths, lengths)
+        tree_map(beside, (copied.ws, copied.lengths), (batch.ws, batch.lengths))
         tree_map(lambda a: a.record_stream(current), copied)
         self._kept.append((done, batch))
         while len(self._kept) > _IN_FLIGHT:

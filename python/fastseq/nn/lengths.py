@@ -1,4 +1,4 @@
-"""Lengths of sequences on a GPU with a copy on the host: reading from the GPU would wait."""
+"""Lengths and weights on a GPU with a copy on the host: reading from the GPU would wait."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from torch import Tensor
 __all__ = ["beside", "known_on_host", "mapped", "on_host"]
 
 
-def beside(lengths: Tensor, host: Tensor) -> Tensor:
-    """Attach the copy on the host to lengths on a device, and return them."""
-    lengths._on_host = host  # type: ignore[attr-defined]
-    return lengths
+def beside(there: Tensor, host: Tensor) -> Tensor:
+    """Attach the copy on the host to a tensor on a device, and return that."""
+    if there is not host:
+        there._on_host = host  # type: ignore[attr-defined]
+    return there
 
 
-def known_on_host(lengths: Tensor) -> Tensor | None:
-    """Return lengths on the host if they are there, too."""
-    if lengths.is_cpu:
-        return lengths
-    host: Tensor | None = getattr(lengths, "_on_host", None)
+def known_on_host(there: Tensor) -> Tensor | None:
+    """Return a tensor on the host if it is there, too."""
+    if there.is_cpu:
+        return there
+    host: Tensor | None = getattr(there, "_on_host", None)
     return host
 
 
-def on_host(lengths: Tensor) -> Tensor:
-    """Return lengths on the host, without copying from the device if they are known."""
-    host = known_on_host(lengths)
-    return lengths.cpu() if host is None else host
+def on_host(there: Tensor) -> Tensor:
+    """Return a tensor on the host, without copying from the device if it is known."""
+    host = known_on_host(there)
+    return there.cpu() if host is None else host
 
 
 def mapped(lengths: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:

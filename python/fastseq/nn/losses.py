@@ -16,7 +16,7 @@ from .._util.torch_internals import l1_mean, mse_mean
 from .._util.tree import Tree
 from .focal_loss import FocalLoss
 
-__all__ = ["missing_label", "of_classes", "of_numbers", "seqloss", "unreduced"]
+__all__ = ["by_seqloss", "missing_label", "of_classes", "of_numbers", "seqloss", "unreduced"]
 
 Loss = Callable[..., Tensor]
 
@@ -83,6 +83,17 @@ def of_numbers(loss: object) -> bool:
     (True, False)
     """
     return _made(loss) and loss.args[2] == "elements"
+
+
+def by_seqloss(loss: object) -> bool:
+    """Whether `loss` is made by `seqloss`.
+
+    Examples
+    --------
+    >>> by_seqloss(seqloss(F.mse_loss)), by_seqloss(lambda m, xs, ys: F.mse_loss(m(xs), ys))
+    (True, False)
+    """
+    return _made(loss) or (isinstance(loss, functools.partial) and loss.func is _mean_over_steps)
 
 
 def missing_label(loss: object) -> int | None:

@@ -12,8 +12,9 @@ from .._util.torch_internals import own_parameters, rnn_weight_names
 from . import ops as _ops
 from .lengths import on_host
 from .recurrent_arguments import autocasts, check_input, checked_lengths, checked_state, to_dtype
+from .stateful import takes_lengths
 
-__all__ = ["GRU", "LSTM", "RNN", "kernels"]
+__all__ = ["GRU", "LSTM", "RNN", "keeps_lengths_on_device", "kernels"]
 
 State = tuple[Tensor, ...]
 
@@ -288,6 +289,24 @@ def kernels(model: nn.Module) -> dict[str, str]:
                 reason = f"the layer is torch.nn.{type(module).__name__}"
             found[name] = "fastseq" if reason is None else f"torch: {reason}"
     return found
+
+
+def keeps_lengths_on_device(model: nn.Module) -> bool:
+    """Whether it is known that a model on a GPU does not read lengths of sequences on the host.
+
+    Known if all modules that take lengths are fastseq's, and kernels run the recurrent ones.
+
+    Examples
+    --------
+    >>> keeps_lengths_on_device(nn.LSTM(3, 4)), keeps_lengths_on_device(LSTM(3, 4, proj_size=2))
+    (True, False)
+    """
+    return all(
+        type(module).__module__.startswith("fastseq.nn.")
+        and not (isinstance(module, _Fused) and _why_torch(module, module.weight_ih_l0, True))
+        for module in model.modules()
+        if takes_lengths(module)
+    )
 
 
 def _why_torch(layer: nn.RNNBase, x: object, has_lengths: bool = False) -> str | None:

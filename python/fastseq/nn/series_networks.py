@@ -63,7 +63,7 @@ def _means(x: Tensor, lengths: Tensor | None, stride: int) -> tuple[Tensor, Tens
     blocks = -(-steps // stride)
     x = functional.pad(x, (0, 0, 0, 0, 0, blocks * stride - steps))
     sums = x.reshape(blocks, stride, *x.shape[1:]).sum(1)
-    ends = torch.tensor([steps], device=x.device) if lengths is None else lengths
+    ends = steps if lengths is None else lengths
     begins = torch.arange(blocks, device=x.device).unsqueeze(1) * stride
     counts = (ends - begins).clamp(1, stride).unsqueeze(-1)
     return sums / counts, None if lengths is None else -(-lengths // stride)
@@ -419,7 +419,7 @@ class Transformer(nn.Module):
         if lengths is not None:
             within = is_within(lengths.clamp(min=1), steps)
             x, past = x.masked_fill(~within.unsqueeze(-1), 0), ~within.T
-        z = self.enter(x) + _positions(steps, self.enter.out_features).to(x).unsqueeze(1)
+        z = self.enter(x) + _positions(x, self.enter.out_features).unsqueeze(1)
         later = None
         if self.causal:
             later = torch.ones(steps, steps, dtype=torch.bool, device=x.device).triu(1)
@@ -428,8 +428,8 @@ class Transformer(nn.Module):
         return found
 
 
-def _positions(steps: int, width: int) -> Tensor:
-    """Return sines and cosines of the steps' numbers, ``(T, width)``."""
-    rates = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000) / width))
-    angles = torch.arange(steps).unsqueeze(1) * rates
-    return torch.stack([angles.sin(), angles.cos()], 2).flatten(1)
+def _positions(x: Tensor, width: int) -> Tensor:
+    """Return sines and cosines of the steps' numbers, ``(T, width)``; made where `x` is."""
+    rates = torch.exp(torch.arange(0, width, 2, device=x.device) * (-math.log(10_000) / width))
+    angles = torch.arange(len(x), device=x.device).unsqueeze(1) * rates
+    return torch.stack([angles.sin(), angles.cos()], 2).flatten(1).to(x.dtype)

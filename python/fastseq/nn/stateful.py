@@ -13,7 +13,7 @@ from .._util.seeding import untouched
 from .._util.torch_internals import uncompiled
 from .._util.tree import Tree, tree_leaves, tree_map
 from .column_encoder import ColumnEncoder
-from .lengths import mapped
+from .lengths import mapped, on_host
 from .padded_layers import PaddedBatchNorm
 from .train_eval_mode import in_mode
 
@@ -224,7 +224,7 @@ class Stateful:
         steps = (x if isinstance(x, Tensor) else tree_leaves(x)[0]).shape[0]
         if not self.told_ends:
             self.lengths = mapped(lengths, lambda n: n - steps)
-            return self._run_each_length(x, lengths.clamp(0, steps))
+            return self._run_each_length(x, mapped(lengths, lambda n: n.clamp(0, steps)))
         more = {}
         if takes_lengths(self.module):
             more = {"lengths": mapped(lengths, lambda n: n.clamp(0, steps))}
@@ -236,10 +236,11 @@ class Stateful:
 
     def _run_each_length(self, x: Tree, lengths: Tensor) -> Tree:
         """Run a model that would see the padding on the sequences of each length separately."""
-        size = (x if isinstance(x, Tensor) else tree_leaves(x)[0]).shape[:2]
+        first = x if isinstance(x, Tensor) else tree_leaves(x)[0]
+        size, lengths = first.shape[:2], on_host(lengths)
         whole: Tree = None
         for steps in filter(None, torch.unique(lengths).tolist()):
-            index = (lengths == steps).nonzero()[:, 0]
+            index = (lengths == steps).nonzero()[:, 0].to(first.device, non_blocking=True)
             part = tree_map(lambda a, n=steps, i=index: a[:n].index_select(1, i), x)
             y = self.module(part, None)[0] if self._takes_state else self.module(part)
             if whole is None:  # outputs of models that pool have no steps
@@ -309,10 +310,11 @@ def reset_backward(module: nn.Module, state: Tree) -> Tree:
     """
     module = uncompiled(module)
     if isinstance(module, nn.RNNBase) and module.bidirectional:
-        forward = torch.arange(2 * module.num_layers) % 2 == 0
+        rows = 2 * module.num_layers
 
         def keep_forward(a: Tensor) -> Tensor:
-            return a * forward.to(a).view(-1, *(1,) * (a.dim() - 1))
+            forward = torch.arange(rows, device=a.device) % 2 == 0
+            return a * forward.to(a.dtype).view(-1, *(1,) * (a.dim() - 1))
 
         return tree_map(keep_forward, state)
     if isinstance(module, nn.Sequential) and isinstance(state, tuple):

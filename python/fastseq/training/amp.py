@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn, optim
 
+from .._util.torch_internals import skips_on_device
 from .argument_checks import input_dtype
 
 __all__ = ["Precision"]
@@ -68,6 +69,13 @@ class Precision:
         """Undo the scaling in the gradients."""
         if self._scaler is not None:
             self._scaler.unscale_(optimizer)
+
+    def waits(self, optimizer: optim.Optimizer) -> bool:
+        """Whether the host reads if a gradient overflowed, before each update.
+
+        It does not for torch's fused kernels, which read it on the device.
+        """
+        return self.scales and not skips_on_device(optimizer)
 
     def step(self, optimizer: optim.Optimizer) -> None:
         """Update, unless a gradient overflowed, and choose the next scale."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .._util.torch_internals import forward_hooks, uncompiled
+from .._util.torch_internals import forward_hooks, let_skip_on_device, uncompiled
 from .._util.tree import Tree
 
 __all__ = [
@@ -211,3 +211,4 @@ def _prefer_fused(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
     if type(optimizer) in _FUSED and not unfit:
         for group in groups:
             group["fused"] = True
+        let_skip_on_device(optimizer)

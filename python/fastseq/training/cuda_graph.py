@@ -19,6 +19,8 @@ from .._util.tree import Tree, tree_leaves, tree_map
 from .._util.untyped_torch import backward, cuda_stream
 from ..data.chunk_plan import Chunk
 from ..data.sequences import Batch, to_device
+from ..nn.losses import by_seqloss
+from ..nn.recurrent import keeps_lengths_on_device
 from .loop import Trainer, chunk_weight
 
 __all__ = ["GraphTrainer", "Graphs", "Recorder"]
@@ -133,9 +135,17 @@ class Graphs:
 class GraphTrainer(Trainer):
     """A `Trainer` whose updates are replayed from graphs, one for each shape of chunks.
 
-    With one rank a graph is the whole update. With several, or an optimizer that cannot be
-    recorded, it is the forward and backward pass; then gradients are averaged, and a second graph
-    runs the optimizer.
+    With one rank a graph is the whole update. With several, with accumulated gradients, or with an
+    optimizer that cannot be recorded, it is the forward and backward pass; then gradients are
+    averaged or added up, and a second graph runs the optimizer.
+
+    With ``amp="fp16"`` the scale is a tensor on the device, and torch's fused optimizers read there
+    whether a gradient overflowed. Steps of others are not recorded: before each, the host waits to
+    learn that.
+
+    Chunks in which sequences end run without graphs unless it is known that nothing reads lengths
+    on the host, which a graph would not do again: see `keeps_lengths_on_device`; the loss must be
+    one that `seqloss` made.
     """
 
     recorder: Callable[[torch.device], Recorder] = CudaRecorder
@@ -145,24 +155,28 @@ class GraphTrainer(Trainer):
         self._graphs = Graphs(self._device, self.recorder(self._device))
         self._settings: list[tuple[str, object]] = []
         self._trained = [p for p in self._model.parameters() if p.requires_grad]
+        self._sums = [torch.zeros_like(p) for p in self._trained] if self._accumulates else []
+        self._records_lengths: bool | None = None  # not known yet
         self._undo: Callable[[], None] = lambda: None
         super()._begin()
-        self._records_update = can_record(self._optimizer)
+        waits = self._precision.waits(self._optimizer)
+        self._records_update = can_record(self._optimizer) and not waits
         if self._records_update:
             self._undo = make_capturable(self._optimizer)
 
     def _end(self, *, failed: bool) -> None:
         self._graphs.clear()
-        super()._end(failed=failed)
-        self._undo()
+        try:
+            super()._end(failed=failed)
+        finally:
+            self._undo()
 
     def _train_on(self, chunk: Chunk, batch: Batch | None) -> bool:
-        weight = chunk_weight(chunk, batch)
-        # A layer takes lengths as numbers, which a graph would not update.
-        if batch is None or not weight or batch.lengths is not None:
-            return super()._train_on(chunk, batch)
         self._forget_if_changed()
-        inputs = (self.stateful.state, batch)
+        weight = chunk_weight(chunk, batch)
+        if self._accumulates or batch is None or not weight or not self._records(batch):
+            return super()._train_on(chunk, batch)
+        inputs = (self.stateful.state, batch, None)
         if self._buckets is None and self._records_update:
             loss, self.stateful.state = self._graphs("step", self._whole_step, inputs)
             self._losses.add(chunk, loss.clone(), weight)
@@ -175,30 +189,63 @@ class GraphTrainer(Trainer):
             self._update()
             return self._attention()
         self._buckets.start(weight, self._value(chunk, loss), attention=self._attention())
-        averaged = self._wait(chunk, weight)
-        if self._records_update:
-            # Gradients are in the bucketizer's memory now, at the same place each time.
-            unused = tuple(i for i, p in enumerate(self._trained) if p.grad is None)
-            self._graphs(("update", unused), lambda _: self._update(), None)
-        else:
-            self._update()
-        return averaged.attention
+        return self._average(chunk, weight)
 
-    def _whole_step(self, inputs: tuple[Tree, Batch]) -> tuple[Tensor, Tree]:
+    def _records(self, batch: Batch) -> bool:
+        if batch.lengths is None:
+            return True
+        if self._records_lengths is None:
+            known = by_seqloss(self._loss) and keeps_lengths_on_device(self._model)
+            self._records_lengths = known
+        return self._records_lengths
+
+    def _whole_step(self, inputs: tuple[Tree, Batch, None]) -> tuple[Tensor, Tree]:
         loss, state, _ = self._backward(inputs)
         self._update()
         return loss, state
 
-    def _backward(self, inputs: tuple[Tree, Batch]) -> tuple[Tensor, Tree, list[Tensor | None]]:
-        self.stateful.state, batch = inputs
+    def _backward(
+        self, inputs: tuple[Tree, Batch, Tensor | None]
+    ) -> tuple[Tensor, Tree, list[Tensor | None]]:
+        """Return a chunk's loss, state and gradients; with a weight, add them to the sums."""
+        self.stateful.state, batch, weight = inputs
         self._stepper.zero_grad()
         loss = self._forward(batch)
-        if self._buckets is None:
-            backward(loss)
+        with self._apart():  # hooks would not run on replay
+            counted = loss if weight is None else loss * weight.to(loss.dtype)
+            backward(self._precision.scaled(counted))
+        grads = [p.grad for p in self._trained]
+        if weight is not None:
+            for total, grad in zip(self._sums, grads, strict=True):
+                if grad is not None:
+                    total += grad
+        return loss.detach(), self.stateful.state, grads
+
+    def _accumulate(self, batch: Batch, weight: float) -> Tensor:
+        if not weight:
+            return super()._accumulate(batch, weight)
+        # Graphs of different shapes add to the same memory.
+        held = [p.grad is not None for p in self._trained]
+        for total, has in zip(self._sums, held, strict=True):
+            if not has:
+                total.zero_()
+        there = torch.full((), weight, dtype=torch.float64, device=self._device)
+        inputs = (self.stateful.state, batch, there)
+        loss: Tensor
+        if self._records(batch):
+            loss, self.stateful.state, grads = self._graphs("accumulate", self._backward, inputs)
         else:
-            with self._buckets.no_sync():  # its hooks would not run on replay
-                backward(loss)
-        return loss.detach(), self.stateful.state, [p.grad for p in self._trained]
+            loss, self.stateful.state, grads = self._backward(inputs)
+        for p, total, has, grad in zip(self._trained, self._sums, held, grads, strict=True):
+            p.grad = total if has or grad is not None else None
+        return loss
+
+    def _update_in_place(self, norm: float | Tensor | None = None) -> None:
+        if not self._records_update:
+            self._update(norm)
+            return
+        unused = tuple(i for i, p in enumerate(self._trained) if p.grad is None)
+        self._graphs(("update", unused), lambda _: self._update(), None)
 
     def _forget_if_changed(self) -> None:
         """Record again if the optimizer's numbers changed, or the parameters moved.

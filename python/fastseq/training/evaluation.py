@@ -83,15 +83,16 @@ def evaluate(
     ValueError
         Nothing counts, on any rank.
     """
-    total = weights = 0.0
+    total: Any = 0.0
+    weights = 0.0
     with torch.no_grad():
         for m, chunk, batch in run_chunks(model, data, chunks, device, states, warmup):
             weight = chunk_weight(chunk, batch)
             value: Any = chunk_loss(loss, m, batch)
             if weight:
-                total += weight * float(value)
+                total += weight * value.double()  # read at the end: on a GPU reading waits
                 weights += weight
-    mean, weights = replicas.mean_loss(total / weights if weights else 0.0, weights)
+    mean, weights = replicas.mean_loss(float(total) / weights if weights else 0.0, weights)
     if not weights:
         raise nothing_counts("to compute a loss on")
     return mean

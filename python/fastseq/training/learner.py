@@ -122,11 +122,6 @@ class Learner:
             They are not.
         """
         spec = self.spec
-        if self.graphs and (self.precision.scales or spec.accumulate > 1):
-            raise ValueError(
-                'compile=True on a GPU cannot capture updates with amp="fp16" or spec.accumulate > '
-                "1"
-            )
         if self.compiles and spec.context:
             raise ValueError(
                 "compile=True cannot be combined with spec.context: leave one of them out"
@@ -158,7 +153,7 @@ class Learner:
     def _key(self) -> tuple[object, ...]:
         """Return what `prepare` depends on."""
         spec = self.spec
-        return self.model, self.loss, spec.context, spec.shard, spec.accumulate > 1
+        return self.model, self.loss, spec.context, spec.shard
 
     def current_optimizer(self) -> optim.Optimizer:
         """Return the optimizer, with the parameters that the model trains now."""

@@ -21,6 +21,7 @@ from ..distributed import Averaged, Bucketizer
 from ..distributed.bucketizer import check_finite
 from ..errors import DivergedError
 from ..nn.earlier_steps import in_context
+from ..nn.lengths import on_host
 from ..nn.members import trained_apart
 from ..nn.ops import sum_of_squares
 from ..nn.stateful import Stateful
@@ -61,10 +62,10 @@ def chunk_weight(chunk: Chunk, batch: Batch | None) -> float:
         return 0.0
     if batch.ws is None:
         return float((chunk.t1 - chunk.t0) * (chunk.n1 - chunk.n0))
-    if isinstance(batch.ws, Tensor) and batch.ws.dim() == 2:
-        return float(batch.ws.sum(dtype=torch.float64))
+    parts = [on_host(ws) for ws in tree_leaves(batch.ws)]
+    if parts[0].dim() == 2:
+        return float(parts[0].sum(dtype=torch.float64))
     # Weights of each target: a sample's weight is their mean.
-    parts = tree_leaves(batch.ws)
     total = torch.stack([ws.sum(dtype=torch.float64) for ws in parts]).sum()
     return float(total / sum(math.prod(ws.shape[2:]) for ws in parts))
 
@@ -324,7 +325,8 @@ class Trainer:
     def _average(self, chunk: Chunk, weight: float) -> bool:
         averaged = self._wait(chunk, weight)
         if averaged.weight:
-            self._update(averaged.norm_tensor if averaged.facts is not None else averaged.norm)
+            norm = averaged.norm_tensor if averaged.facts is not None else averaged.norm
+            self._update_in_place(norm)
         return averaged.attention
 
     def _wait(self, chunk: Chunk, weight: float) -> Averaged:
@@ -342,17 +344,27 @@ class Trainer:
             self._stepper.zero_grad()
         weight = chunk_weight(chunk, batch)
         if batch is not None:
-            loss = self._forward(batch)
+            loss = self._accumulate(batch, weight)
             if weight:
                 value = self._value(chunk, loss)
                 if isinstance(value, Tensor):
                     value = value.double()
-                with contextlib.nullcontext() if self._buckets is None else self._buckets.no_sync():
-                    run_backward(self._precision.scaled(loss * weight))
                 self._held_weight += weight
                 self._held_loss = self._held_loss + weight * value
         self._held += 1
         return self._release(chunk) if self._held == self._spec.accumulate else False
+
+    def _accumulate(self, batch: Batch, weight: float) -> Tensor:
+        """Return a batch's loss; add its gradients, times `weight`, to those that are held."""
+        loss = self._forward(batch)
+        if weight:
+            with self._apart():
+                run_backward(self._precision.scaled(loss * weight))
+        return loss
+
+    def _apart(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context manager for gradients that are not yet to be averaged."""
+        return contextlib.nullcontext() if self._buckets is None else self._buckets.no_sync()
 
     def _release(self, chunk: Chunk) -> bool:
         """Update with the mean of the accumulated gradients, over all their samples.
@@ -371,8 +383,12 @@ class Trainer:
             with torch.no_grad():
                 multiply_each_(grads, scale)
             self._losses.add(chunk, value, weight)
-            self._update()
+            self._update_in_place()
         return self._attention()
+
+    def _update_in_place(self, norm: float | Tensor | None = None) -> None:
+        """`_update`, where each parameter's gradient is at the same place every time."""
+        self._update(norm)
 
     def _update(self, norm: float | Tensor | None = None) -> None:
         """Make a step of the optimizer; `norm` is that of all gradients, if it is known."""
@@ -398,13 +414,11 @@ class Trainer:
         if norm is None and self.reads_norm:
             squares = sum_of_squares(grads)
             norm = None if squares is None else math.sqrt(squares)
-        skips = self._precision.scales  # updates whose gradients are not finite
         if norm is None:
-            total = nn.utils.get_total_norm(grads)
-            if not skips or bool(total.isfinite()):
-                nn.utils.clip_grads_with_norm_(params, most, total)
+            # Where gradients are not finite they become NaN: the scaler knows, and skips them.
+            nn.utils.clip_grads_with_norm_(params, most, nn.utils.get_total_norm(grads))
             return
         factor = most / (norm + 1e-6)
-        if not factor >= 1 and (not skips or math.isfinite(norm)):
+        if not factor >= 1 and (not self._precision.scales or math.isfinite(norm)):
             with torch.no_grad():
                 multiply_each_(grads, factor)
