@@ -77,7 +77,7 @@ ROOMS = (
     "errors", "_util", "distributed", "nn", "data", "training", "inference", "checkpoint",
     "callbacks", "estimator", "sklearn", "sktime", "info",
 )  # fmt: skip
-EXTENSIONS = ("_C", "_comm", "_cuda", "_mpi", "_reader")
+EXTENSIONS = ("_C", "_comm", "_cuda", "_cuda_comm", "_mpi", "_reader")
 
 
 def name_of(path: Path) -> str:
@@ -241,8 +241,9 @@ INNER = {
     ),
     "replaces a part of fastseq, or watches what threads and processes do in one": (
         "tests/mpi/test_changing_models.py", "tests/mpi/test_communicator.py",
-        "tests/mpi/gpu_on_host.py", "tests/mpi/test_predict_out.py",
-        "tests/python/test_cuda_graph.py", "tests/python/test_history_and_progress.py",
+        "tests/mpi/gpu_on_host.py", "tests/mpi/test_gradients_on_devices.py",
+        "tests/mpi/test_predict_out.py", "tests/python/test_cuda_graph.py",
+        "tests/python/test_history_and_progress.py", "tests/python/test_host_reads.py",
         "tests/python/test_mpi_jobs.py", "tests/python/test_threads.py",
     ),
     "runs the command line in this process": ("tests/python/test_h5_commands.py",),

@@ -24,7 +24,8 @@ from ..errors import CommunicationError, MissingFeatureError
 from .processes import end_together, share_cores, warn_of_forks, warn_of_shared_cores
 
 __all__ = [
-    "DTYPES", "Communicator", "NativeBucketizer", "NativeDType", "communicator", "mpi_library", "world",
+    "DTYPES", "Communicator", "NativeBucketizer", "NativeDType",
+    "communicator", "mpi_library", "world",
 ]  # fmt: skip
 
 # Variables that Open MPI, MPICH and its relatives, PMIx and MVAPICH set for their processes.
