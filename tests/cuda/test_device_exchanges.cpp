@@ -6,6 +6,7 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <thread>
 
 #include "check.h"
 #include "device_ranks.h"
@@ -139,12 +140,35 @@ TEST(a_rank_that_dies_ends_the_others) {
             std::raise(SIGKILL);
           }
           CHECK_THROWS(rank.run(gradients, {}), CommunicationError);
+          rank.buckets().~DeviceBucketizer();  // ends, too, though the device may wait for ever
         },
         1, 1);
   }
 }
 
 #ifdef CUDA_ON_HOST
+// What the device left then is no mean.
+TEST(an_exchange_that_was_broken_off_is_reported_with_its_outcome) {
+  run_processes(
+      2,
+      [](const std::shared_ptr<Communicator>& comm) {
+        take_gpu("nccl", comm->rank());
+        const auto types = types_with(DType::kFloat64);
+        DeviceRank rank(comm, types, 3000, true, {.exchange = "nccl", .timeout = std::chrono::seconds(1)});
+        const Gradients gradients(types, comm->rank(), 0);
+        rank.use(rank.run(gradients, {}));
+        rank.used(0);
+        rank.buckets().raise_if_broken();
+        if (comm->rank() == 1) {
+          cuda_on_host::enqueue(rank.buckets().packs(), [] { std::this_thread::sleep_for(std::chrono::seconds(3)); });
+        }
+        rank.use(rank.run(gradients, {}));
+        rank.used(1);
+        CHECK_THROWS(rank.buckets().raise_if_broken(), CommunicationError);
+      },
+      20);
+}
+
 TEST(the_host_does_not_wait_for_the_device) {
   for (const std::string exchange : {"cuda-ipc", "nccl"}) {
     run_processes(2, [&](const std::shared_ptr<Communicator>& comm) {

@@ -112,6 +112,26 @@ def test_second_gradients_and_accumulated_ones_count(comm):
         assert_close(model, wanted)
 
 
+class Conjugated(torch.nn.Module):
+    """Autograd gives its parameter a gradient that is conjugated lazily."""
+
+    def __init__(self):
+        super().__init__()
+        self.m = torch.nn.Parameter(torch.randn(3, 3, dtype=torch.complex64))
+
+    def forward(self, x):
+        return torch.view_as_real(self.m.mH @ x.to(torch.complex64)).square()
+
+
+def test_lazily_conjugated_gradients(comm):
+    model, inputs = made(Conjugated), inputs_of(3, 3)
+    buckets = Bucketizer(model, comm)
+    model(inputs(comm.rank)).square().sum().backward()
+    assert model.m.grad.is_conj()
+    buckets.wait()
+    assert_close(model, ranks_models(comm, Conjugated, inputs))
+
+
 def test_an_error_on_one_rank_ends_the_update_on_all(comm):
     if comm.size == 1:
         return
