@@ -111,11 +111,12 @@ python-test: build
 	OMP_NUM_THREADS=1 FASTSEQ_REQUIRE_MPI=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
 
 # The same tests on each number of ranks; a test that is skipped for want of MPI counts as failed. Three ranks share
-# work unevenly; other numbers: make test-all.
+# work unevenly; other numbers, and what takes long: make test-all.
 RANKS ?= 3
+MPI_TESTS ?= not slow
 mpi-test: build
 	for ranks in $(RANKS); do \
-	  FASTSEQ_REQUIRE_MPI=1 $(MPIRUN) -n $$ranks $(BIN)/python -m pytest -q tests/mpi || exit 1; \
+	  FASTSEQ_REQUIRE_MPI=1 $(MPIRUN) -n $$ranks $(BIN)/python -m pytest -q -m '$(MPI_TESTS)' tests/mpi || exit 1; \
 	done
 
 # The numbers under smaller instruction sets than this machine's: all that torch, its libraries and our own kernels can be
@@ -132,7 +133,7 @@ isa-sample: build
 	$(BIN)/python tests/isa.py --quick
 
 test-all: test test-isa portable test-arm tidy sanitize mutants valgrind $(VENV)/.demo
-	$(MAKE) mpi-test RANKS='1 2 4'
+	$(MAKE) mpi-test RANKS='1 2 3 4' MPI_TESTS='slow or not slow'
 	$(BIN)/python -m pytest -m slow
 
 tidy: build

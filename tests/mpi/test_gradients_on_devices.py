@@ -26,6 +26,11 @@ from fastseq.training.loop import Trainer
 WAYS = ["staged", "cuda-ipc", "nccl", "cuda-mpi"]
 NODES = ["staged over nodes", "cuda-ipc over nodes"]  # this machine stands for several
 
+# What takes long is left to `make test-all`, but for a sample.
+LATER = [way for way in WAYS + NODES if way not in ("staged", "cuda-ipc")]
+SOME = ["staged", "cuda-ipc", *(pytest.param(way, marks=pytest.mark.slow) for way in LATER)]
+LONG = [pytest.param(*each, marks=pytest.mark.slow) for each in ((None, 1), (None, 3), ("fp16", 1))]
+
 
 def ranks_with(world, way, **options):
     """Return a communicator whose gradients on GPUs take this way."""
@@ -44,7 +49,9 @@ def comm(request, world, gpu_on_host):  # noqa: F811
     return ranks_with(world, request.param)
 
 
-@pytest.mark.parametrize("bucket_bytes", [1, 300, 2**20])
+@pytest.mark.parametrize(
+    "bucket_bytes", [300, *(pytest.param(size, marks=pytest.mark.slow) for size in (1, 2**20))]
+)
 @pytest.mark.parametrize(("make", "shape"), [(small, (4, 7)), (Odd, (3, 2, 4, 4))])
 def test_all_ways_average(comm, make, shape, bucket_bytes):
     model, inputs = made(make), inputs_of(*shape)
@@ -221,8 +228,8 @@ def test_fit_is_the_same_as_on_the_host(request, world, comm, late, options):
     assert_same_bits_on_all_ranks(comm, on_gpu.model)
 
 
-@pytest.mark.parametrize("amp", [None, "fp16"])
-@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("comm", SOME, indirect=True)
+@pytest.mark.parametrize(("amp", "accumulate"), [*LONG, ("fp16", 3)])
 def test_fit_from_graphs_is_the_same(world, comm, late, monkeypatch, amp, accumulate):
     """A second recording makes the updates, of means that are at the same places each time."""
     from test_cuda_graph import TapeRecorder, TapeTrainer
