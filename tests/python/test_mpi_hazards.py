@@ -252,37 +252,6 @@ def test_two_jobs_side_by_side_do_not_meet(tmp_path):
     assert [job.result().stdout.split() for job in jobs] == [["2.0"] * 2, ["4.0"] * 2]
 
 
-@pytest.mark.parametrize(
-    ("option", "ours", "theirs"),
-    [
-        ("wire_dtype", "torch.bfloat16", "None"),
-        pytest.param("transport", "'shm'", "'mpi'", marks=pytest.mark.slow),
-        pytest.param("timeout", "20", "21", marks=pytest.mark.slow),
-        pytest.param("ranks_per_node", "1", "2", marks=pytest.mark.slow),
-    ],
-)
-def test_options_that_differ_are_an_error_on_all_ranks(tmp_path, option, ours, theirs):
-    done = mpirun(
-        tmp_path,
-        2,
-        START
-        + f"""
-        |from mpi4py import MPI
-        |options = dict(timeout=20) | dict({option}={ours} if comm.rank == 0 else {theirs})
-        |try:
-        |    fs.distributed.Communicator(MPI.COMM_WORLD, **options)
-        |except ValueError as error:
-        |    print("refused:", error, flush=True)
-        """,
-    )
-    assert done.returncode == 0, done.stderr
-    assert (
-        done.stdout.count(f"refused: the ranks want different communicators: rank 0 has {option}=")
-        == 2
-    )
-    assert done.stdout.count(f", rank 1 {option}=") == 2
-
-
 @pytest.mark.slow
 def test_a_rank_that_makes_no_communicator_is_waited_for_no_longer_than_said(tmp_path):
     done = mpirun(
