@@ -69,7 +69,7 @@ lint: build
 	ruff format --check .
 	mypy
 	@# not fastseq._cuda, which is only built where there is a CUDA compiler
-	stubtest fastseq._comm fastseq._mpi fastseq._reader fastseq._C --concise --mypy-config-file pyproject.toml --allowlist tests/stubtest.txt
+	stubtest fastseq._comm fastseq._mpi fastseq._reader fastseq._C --concise --mypy-config-file tests/stubtest.ini --allowlist tests/stubtest.txt
 	clang-format --dry-run --Werror $(CPP)
 
 # The core as the package has it.
@@ -97,14 +97,16 @@ test-arm: venv
 	  ctest --test-dir build/arm --output-on-failure; \
 	else echo "test-arm: no $(ARM)-g++ or no qemu-aarch64 here, not run"; fi
 
-# Compiles for the oldest GPUs and for Hopper, and links the module and the tests; what links need of the CPU's code is
-# compiled in a hurry.
+# Compiles for Hopper, and links the modules; test-all does so for the oldest GPUs, too, and links the tests. What links
+# need of the CPU's code is compiled in a hurry.
+CUDA_ARCHITECTURES ?= 90
+CUDA_TARGETS ?= _cuda _cuda_comm
 cuda-compile: venv
 	@if command -v nvcc > /dev/null; then \
 	  cmake -S . -B build/cuda-compile -G Ninja -DFASTSEQ_WERROR=ON -DFASTSEQ_CUDA=ON -DFASTSEQ_MPI=OFF \
-	    -DFASTSEQ_TESTS=ON '-DCMAKE_CUDA_ARCHITECTURES=75;90' -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS=-DFASTSEQ_NO_MULTIVERSION \
-	    -DPython_EXECUTABLE=$(BIN)/python && \
-	  cmake --build build/cuda-compile --target _cuda _cuda_comm fastseq_gpu_tests; \
+	    -DFASTSEQ_TESTS=ON '-DCMAKE_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES)' -DCMAKE_BUILD_TYPE=Debug \
+	    -DCMAKE_CXX_FLAGS=-DFASTSEQ_NO_MULTIVERSION -DPython_EXECUTABLE=$(BIN)/python && \
+	  cmake --build build/cuda-compile --target $(CUDA_TARGETS); \
 	else echo "cuda-compile: no nvcc here, CUDA kernels not compiled"; fi
 
 python-test: build
@@ -134,6 +136,7 @@ isa-sample: build
 
 test-all: test test-isa portable test-arm tidy sanitize mutants valgrind $(VENV)/.demo
 	$(MAKE) mpi-test RANKS='1 2 3 4' MPI_TESTS='slow or not slow'
+	$(MAKE) cuda-compile CUDA_ARCHITECTURES='75;90' CUDA_TARGETS='_cuda _cuda_comm fastseq_gpu_tests'
 	$(BIN)/python -m pytest -m slow
 
 tidy: build

@@ -43,6 +43,26 @@ def test_ranks_are_those_of_mpi(comm, world):
     assert torch.get_num_threads() == min(len(os.sched_getaffinity(0)), share)
 
 
+@pytest.mark.parametrize(
+    ("option", "ours", "theirs"),
+    [
+        ("wire_dtype", torch.bfloat16, None),
+        ("transport", "shm", "mpi"),
+        ("timeout", 20, 21),
+        ("ranks_per_node", 1, 2),
+    ],
+)
+def test_options_that_differ_are_an_error_on_all_ranks(world, option, ours, theirs):
+    from mpi4py import MPI
+
+    if world.size == 1:
+        return  # differs from nobody
+    options = {"timeout": 20, option: ours if world.rank == 0 else theirs}
+    said = rf"the ranks want different communicators: rank 0 has {option}=.*, rank 1 {option}="
+    with pytest.raises(ValueError, match=said):
+        fs.distributed.Communicator(MPI.COMM_WORLD, **options)
+
+
 def test_results_have_the_same_bits_on_all_ranks(comm, world):
     torch.manual_seed(comm.rank)
     for numel in (5, 3000, 300_001):

@@ -232,6 +232,12 @@ def test_a_gpu_that_kernels_are_not_built_for_is_told(monkeypatch, words):
     assert compiled(torch.ones(2)).tolist() == ([0, 0] if words else [1, 1])
 
 
+def test_the_compiler_takes_that_for_a_constant():
+    """It is marked as the public function marks, which imports the compiler."""
+    public = torch.compiler.assume_constant_result(lambda index: "")
+    assert vars(native.gpu_obstacle) == vars(public) != {}
+
+
 def test_info_tells_why_there_are_no_kernels():
     if not torch.cuda.is_available():
         assert fs.info()["kernels"]["cuda"] == "no: there is no GPU"

@@ -182,9 +182,10 @@ def test_info_says_what_is_in_use():
 
 
 def test_import_is_light():
-    """Importing fastseq loads neither MPI nor plotting nor data frames."""
+    """Importing fastseq loads neither MPI, plotting nor data frames, nor PyTorch's compiler."""
     code = (
-        "import fastseq, sys; print(sorted(set(sys.modules) & {'mpi4py', 'pandas', 'matplotlib'}))"
+        "import fastseq, sys; "
+        "print(sorted(set(sys.modules) & {'mpi4py', 'pandas', 'matplotlib', 'torch._dynamo'}))"
     )
     command = [sys.executable, "-c", code]
     assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "[]\n"

@@ -89,7 +89,8 @@ def name_of(path: Path) -> str:
 MODULES = {name_of(path): path for path in PYTHON}
 
 
-def imported(module: str) -> set[str]:
+@functools.cache
+def imported(module: str) -> frozenset[str]:
     """Return the modules of the package that one imports, anywhere in it."""
     path = MODULES[module]
     package = module.split(".") if module else []
@@ -102,7 +103,7 @@ def imported(module: str) -> set[str]:
                 whole = ".".join(filter(None, [*base, alias.name]))
                 known = whole in MODULES or whole in EXTENSIONS
                 found.add(whole if known else ".".join(filter(None, base)))
-    return found - {module}
+    return frozenset(found - {module})
 
 
 def test_rooms_are_those_in_the_list() -> None:

@@ -226,14 +226,14 @@ def test_ranks_bound_to_one_core_are_warned_of(tmp_path):
 def test_models_that_differ_end_the_job_with_a_word(tmp_path):
     done = mpirun(
         tmp_path,
-        3,
+        2,
         START
         + """
-        |fs.distributed.Bucketizer(torch.nn.Linear(3, 4 if comm.rank == 2 else 5), comm)
+        |fs.distributed.Bucketizer(torch.nn.Linear(3, 4 if comm.rank == 1 else 5), comm)
         """,
     )
     assert done.returncode != 0
-    assert "the model differs between ranks: rank 2 has weight (4, 3)" in done.stderr
+    assert "the model differs between ranks: rank 1 has weight (4, 3)" in done.stderr
 
 
 @pytest.mark.slow
@@ -250,37 +250,6 @@ def test_two_jobs_side_by_side_do_not_meet(tmp_path):
             for i, folder in enumerate(folders)
         ]
     assert [job.result().stdout.split() for job in jobs] == [["2.0"] * 2, ["4.0"] * 2]
-
-
-@pytest.mark.parametrize(
-    ("option", "ours", "theirs"),
-    [
-        ("wire_dtype", "torch.bfloat16", "None"),
-        pytest.param("transport", "'shm'", "'mpi'", marks=pytest.mark.slow),
-        pytest.param("timeout", "20", "21", marks=pytest.mark.slow),
-        pytest.param("ranks_per_node", "1", "2", marks=pytest.mark.slow),
-    ],
-)
-def test_options_that_differ_are_an_error_on_all_ranks(tmp_path, option, ours, theirs):
-    done = mpirun(
-        tmp_path,
-        2,
-        START
-        + f"""
-        |from mpi4py import MPI
-        |options = dict(timeout=20) | dict({option}={ours} if comm.rank == 0 else {theirs})
-        |try:
-        |    fs.distributed.Communicator(MPI.COMM_WORLD, **options)
-        |except ValueError as error:
-        |    print("refused:", error, flush=True)
-        """,
-    )
-    assert done.returncode == 0, done.stderr
-    assert (
-        done.stdout.count(f"refused: the ranks want different communicators: rank 0 has {option}=")
-        == 2
-    )
-    assert done.stdout.count(f", rank 1 {option}=") == 2
 
 
 @pytest.mark.slow

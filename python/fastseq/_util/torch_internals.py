@@ -20,7 +20,7 @@ from torch.optim import optimizer as _optimizer
 from .untyped_torch import backward
 
 __all__ = [
-    "below_autograd", "children", "compiles_rnns", "copy_each_", "dynamo_error", "forward_hooks",
+    "assume_constant_result", "below_autograd", "children", "compiles_rnns", "copy_each_", "dynamo_error", "forward_hooks",
     "functorch_is_active", "fused_adam", "has_own_step", "has_step_hooks", "l1_mean", "leave_open",
     "let_skip_on_device", "mark_stepped", "mse_mean", "multiply_each_", "own_parameters",
     "profiles", "recompile_limit", "rnn_weight_names", "run_backward", "set_grad_enabled",
@@ -211,6 +211,12 @@ def recompile_limit() -> type[Exception]:
 def unsupported() -> type[Exception]:
     """Return the error that `torch.compile` raises if it cannot make one graph."""
     return torch._dynamo.exc.Unsupported
+
+
+def assume_constant_result(function: Callable[[int], str]) -> Callable[[int], str]:
+    """Do what `torch.compiler`'s function of that name does, without importing the compiler."""
+    vars(function)["_dynamo_marked_constant"] = True
+    return function
 
 
 def compiles_rnns() -> AbstractContextManager[object]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ... import _C
+from ..._util.torch_internals import assume_constant_result
 
 __all__ = [
     "FLOATING",
@@ -71,7 +72,7 @@ cuda_kernels = cuda_obstacle is None
 _obstacles: dict[int, str] = {}
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def gpu_obstacle(index: int) -> str:
     """Return why a GPU cannot run the CUDA kernels, empty if it can.
 
