@@ -226,14 +226,14 @@ def test_ranks_bound_to_one_core_are_warned_of(tmp_path):
 def test_models_that_differ_end_the_job_with_a_word(tmp_path):
     done = mpirun(
         tmp_path,
-        2,
+        3,
         START
         + """
-        |fs.distributed.Bucketizer(torch.nn.Linear(3, 4 if comm.rank == 1 else 5), comm)
+        |fs.distributed.Bucketizer(torch.nn.Linear(3, 4 if comm.rank == 2 else 5), comm)
         """,
     )
     assert done.returncode != 0
-    assert "the model differs between ranks: rank 1 has weight (4, 3)" in done.stderr
+    assert "the model differs between ranks: rank 2 has weight (4, 3)" in done.stderr
 
 
 @pytest.mark.slow

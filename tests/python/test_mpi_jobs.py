@@ -33,16 +33,16 @@ def test_an_error_that_nobody_catches_ends_all_ranks(tmp_path):
 def test_a_rank_that_exits_early_is_announced(tmp_path, code):
     done = mpirun(
         tmp_path,
-        2,
+        3,
         START
         + f"""
-        |if comm.rank == 1:
+        |if comm.rank == 2:
         |    sys.exit({code})
         |comm.barrier()
         """,
     )
     assert done.returncode != 0
-    assert "rank 1 has exited" in done.stderr
+    assert "rank 2 has exited" in done.stderr
 
 
 def test_an_error_in_fit_ends_the_job_with_that_error(tmp_path):
