@@ -20,7 +20,8 @@ from torch.optim import optimizer as _optimizer
 from .untyped_torch import backward
 
 __all__ = [
-    "assume_constant_result", "below_autograd", "children", "compiles_rnns", "copy_each_", "dynamo_error", "forward_hooks",
+    "assume_constant_result", "below_autograd", "children", "compiles_rnns",
+    "dynamo_error", "forward_hooks",
     "functorch_is_active", "fused_adam", "has_own_step", "has_step_hooks", "l1_mean", "leave_open",
     "let_skip_on_device", "mark_stepped", "mse_mean", "multiply_each_", "own_parameters",
     "profiles", "recompile_limit", "rnn_weight_names", "run_backward", "set_grad_enabled",
@@ -120,15 +121,6 @@ def multiply_each_(tensors: Sequence[Tensor], factor: float) -> None:
         return
     for tensor in tensors:
         tensor.mul_(factor)
-
-
-def copy_each_(to: Sequence[Tensor], from_: Sequence[Tensor]) -> None:
-    """Copy tensors, in one call."""
-    if hasattr(torch, "_foreach_copy_"):
-        torch._foreach_copy_(list(to), list(from_))
-        return
-    for a, b in zip(to, from_, strict=True):
-        a.copy_(b)
 
 
 def storage_users(storage: torch.UntypedStorage) -> int | None:
