@@ -97,7 +97,7 @@ CALLS = """
 import torch
 from torch._subclasses import FakeTensorMode
 import fastseq as fs
-from fastseq import _cuda
+from fastseq import _cuda, _cuda_comm
 from fastseq.nn.ops import pack, pack_checked, unpack
 
 print(fs.__file__)
