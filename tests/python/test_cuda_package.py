@@ -19,8 +19,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
 
 def leave(reason: str) -> None:
-    if os.environ.get("FASTSEQ_REQUIRE_CUDA_PACKAGE") == "1":
-        pytest.fail(f"FASTSEQ_REQUIRE_CUDA_PACKAGE=1, but {reason}")
+    if os.environ.get("FASTSEQ_REQUIRE_CUDA") == "1":
+        pytest.fail(f"FASTSEQ_REQUIRE_CUDA=1, but {reason}")
     pytest.skip(reason)
 
 

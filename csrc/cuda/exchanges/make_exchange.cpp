@@ -109,11 +109,9 @@ void check_wishes(const std::vector<Rank>& ranks) {
 
 std::unique_ptr<Exchange> make_exchange(const std::shared_ptr<Communicator>& comm, int device,
                                         const ExchangeOptions& options) {
-  set_device(device);
-  std::vector<Rank> ranks;
   Rank own{};
   on_all(*comm, [&] { own = this_rank(*comm, device, options); });
-  ranks = ask_all(*comm, own);
+  const std::vector<Rank> ranks = ask_all(*comm, own);
   check_wishes(ranks);
   const Way ways[] = {
       {"nccl", true, nccl_problem_of(ranks),

@@ -19,6 +19,7 @@ struct ExchangeOptions {
 // "auto" is NCCL if each rank has a GPU of its own and all find the library, else "cuda-ipc" if those of
 // each machine can map each other's memory, else "staged". Collective. Raises std::invalid_argument, on all ranks, if
 // the options differ between ranks, or the exchange that is asked for cannot be had.
+// `device` is the current one.
 std::unique_ptr<Exchange> make_exchange(const std::shared_ptr<Communicator>& comm, int device,
                                         const ExchangeOptions& options);
 

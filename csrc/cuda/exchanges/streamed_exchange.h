@@ -43,10 +43,7 @@ class StreamedExchange : public Exchange {
   const std::shared_ptr<Communicator>& comm() const { return comm_; }
   int rank() const { return comm_->rank(); }
   int size() const { return comm_->size(); }
-  int device() const { return device_; }
   const DeviceBucket& bucket(std::size_t index) const { return buckets_[index]; }
-  std::size_t bucket_count() const { return buckets_.size(); }
-  const Event& packed(std::size_t bucket) const { return *packed_[bucket]; }
   cudaStream_t stream() const { return averages_; }
   const Event& last() const { return last_; }
   News* news() const { return reinterpret_cast<News*>(news_.data()); }
