@@ -102,6 +102,7 @@ def test_quantiles_of_demand(demand):
     assert 0.65 < np.mean(covered) < 0.95
 
 
+@pytest.mark.slow
 def test_co2_half_a_year_ahead():
     """Weekly, with gaps; the autoregression sees a season and a week, of interpolated values.
 
