@@ -28,7 +28,7 @@ MPIRUN := OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 PRTE_ALLOW_R
 CPP := $(shell find csrc tests/cpp tests/cuda tests/cuda_on_host bench/cpp -name "*.h" -o -name "*.cpp" -o -name "*.cu")
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 
-.PHONY: all venv build demo test test-all lint tidy cpp-test portable test-arm sanitize mutants valgrind cuda-compile python-test mpi-test isa-sample test-isa gpu-check bench bench-cpp clean
+.PHONY: all venv build demo test test-all lint tidy cpp-test portable test-arm sanitize mutants orders valgrind cuda-compile python-test mpi-test isa-sample test-isa gpu-check bench bench-cpp clean
 
 all: build
 
@@ -134,7 +134,7 @@ test-isa: build cpp-test
 isa-sample: build
 	$(BIN)/python tests/isa.py --quick
 
-test-all: test test-isa portable test-arm tidy sanitize mutants valgrind $(VENV)/.demo
+test-all: test test-isa portable test-arm tidy sanitize mutants orders valgrind $(VENV)/.demo
 	$(MAKE) mpi-test RANKS='1 2 3 4' MPI_TESTS='slow or not slow'
 	$(MAKE) cuda-compile CUDA_ARCHITECTURES='75;90' CUDA_TARGETS='_cuda _cuda_comm fastseq_gpu_tests'
 	$(BIN)/python -m pytest -m slow
@@ -153,6 +153,11 @@ sanitize: venv
 # Bugs planted in CUDA code, each of which the tests on the host must find.
 mutants: cpp-test sanitize
 	$(BIN)/python tests/cuda/mutants.py $(PACKAGE) build/sanitize-address,undefined build/sanitize-thread
+
+# Ten thousand updates on the GPU on the host, in drawn orders of its streams and threads.
+orders: cpp-test
+	FASTSEQ_ORDERS=200 $(PACKAGE)/tests/cuda/test_device_bucketizer_on_host
+	FASTSEQ_ORDERS=40 $(PACKAGE)/tests/cuda/test_device_exchanges_on_host
 
 # Valgrind knows no AVX-512, so the tests run in their baseline version. Without that option it has its own operator new,
 # in the place of a test's.

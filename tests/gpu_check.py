@@ -149,12 +149,18 @@ def checks(*, mpi: bool) -> list[Step]:
     """Return the steps that need a GPU, those that matter most first."""
     pytest = (sys.executable, "-m", "pytest", "-q")
     operators = (*pytest, "tests/python/test_cuda.py")
-    ranks = ("mpirun", "-n", "2", *pytest, "tests/mpi/test_gradients_on_devices.py")
+    gradients = (*pytest, "tests/mpi/test_gradients_on_devices.py")
     names = sorted(path.stem for path in (ROOT / "tests" / "cuda").glob("test_*.cpp"))
     programs = [BUILD / "tests" / "cuda" / f"{n}_on_gpu" for n in names if n != "test_cuda_on_host"]
     benches = sorted((ROOT / "bench").glob("bench_gpu*.py"))
     uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # so that each tensor has bounds of its own
     few = ("-k", "(test_pack_and_unpack or test_bmm) and float32")
+
+    # NCCL wants a GPU for each rank.
+    by_ranks = [
+        Step("two-ranks", 60, ("mpirun", "-n", "2", *gradients), "package"),
+        Step("nccl-one-rank", 30, ("mpirun", "-n", "1", *gradients, "-k", "nccl"), "package"),
+    ]
 
     def sanitized(tool: str, command: tuple[str | Path, ...]) -> tuple[str | Path, ...]:
         return ("compute-sanitizer", "--tool", tool, "--error-exitcode", "1", *command)
@@ -162,7 +168,7 @@ def checks(*, mpi: bool) -> list[Step]:
     return [
         *(Step(program.name, 20, (program,)) for program in programs),
         Step("operators", 90, operators, "package"),
-        *([Step("two-ranks", 60, ranks, "package")] if mpi else []),
+        *(by_ranks if mpi else []),
         *(Step(path.stem, 60, (sys.executable, path), "package") for path in benches),
         *(
             Step(f"{program.name}-{tool}", 30, sanitized(tool, (program,)), program.name)
@@ -216,7 +222,7 @@ def main() -> int:
             shutil.copy(path, LOGS)
     if not mpi:
         summary.say(
-            "two-ranks: left out, as there is no MPI: name a folder with a wheel of Open MPI"
+            "two-ranks, nccl-one-rank: left out, as there is no MPI: name a folder with a wheel of Open MPI"
         )
     summary.say(
         f"{time.monotonic() - begin:.0f} s; failed: {', '.join(summary.failed) or 'nothing'}"

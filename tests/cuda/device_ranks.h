@@ -3,8 +3,10 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "check.h"
@@ -15,6 +17,12 @@
 namespace fastseq::testing {
 
 const std::vector<std::int64_t> kNumels = {3, 1000, 0, 17, 5000, 1, 64, 4096};
+
+// In how many drawn orders of streams and threads a test runs: FASTSEQ_ORDERS, for long runs.
+inline std::uint64_t drawn_orders(std::uint64_t usually) {
+  const char* const given = std::getenv("FASTSEQ_ORDERS");
+  return given == nullptr ? usually : std::stoull(given);
+}
 
 // What parameters are of: all fp32, or some of another type.
 inline std::vector<DType> types_with(DType other) {

@@ -20,6 +20,7 @@ namespace {
 
 using testing::check_updates;
 using testing::DeviceRank;
+using testing::drawn_orders;
 using testing::Gradients;
 using testing::run_team;
 using testing::Step;
@@ -58,7 +59,7 @@ TEST(means_are_the_bits_of_the_host_s) {
 TEST(in_many_orders) {
   for (const auto policy : {cuda_on_host::Policy::kLate, cuda_on_host::Policy::kRandom}) {
     cuda_on_host::set_policy(policy);
-    for (std::uint64_t seed = 1; seed <= (kThreadSanitizer ? 1 : 2); ++seed) {
+    for (std::uint64_t seed = 1; seed <= drawn_orders(kThreadSanitizer ? 1 : 2); ++seed) {
       cuda_on_host::seed(seed);
       check_team(1, DType::kFloat64, 3000, true);
       check_team(2, DType::kFloat64, 3000, true);

@@ -21,6 +21,7 @@ namespace {
 
 using testing::check_updates;
 using testing::DeviceRank;
+using testing::drawn_orders;
 using testing::Gradients;
 using testing::run_processes;
 using testing::types_with;
@@ -40,7 +41,7 @@ void take_gpu([[maybe_unused]] const std::string& exchange, [[maybe_unused]] int
 }
 
 void check_processes(const std::string& exchange, int size, DType other, std::int64_t bucket_bytes, bool threaded,
-                     [[maybe_unused]] std::uint64_t seed = 1) {
+                     [[maybe_unused]] std::uint64_t seed) {
   run_processes(size, [&](const std::shared_ptr<Communicator>& comm) {
 #ifdef CUDA_ON_HOST
     cuda_on_host::seed(seed + static_cast<std::uint64_t>(comm->rank()) * 1000);
@@ -54,11 +55,13 @@ void check_processes(const std::string& exchange, int size, DType other, std::in
 }  // namespace
 
 TEST(all_ways_have_the_host_s_means) {
-  for (const std::string& exchange : kExchanges) {
-    check_processes(exchange, 1, DType::kFloat64, 3000, true);
-    check_processes(exchange, 2, DType::kFloat64, 3000, true);
-    check_processes(exchange, 3, DType::kBFloat16, 1, true);
-    check_processes(exchange, 4, DType::kFloat16, std::int64_t{1} << 30, false);
+  for (std::uint64_t seed = 1; seed <= drawn_orders(1); ++seed) {
+    for (const std::string& exchange : kExchanges) {
+      check_processes(exchange, 1, DType::kFloat64, 3000, true, seed);
+      check_processes(exchange, 2, DType::kFloat64, 3000, true, seed);
+      check_processes(exchange, 3, DType::kBFloat16, 1, true, seed);
+      check_processes(exchange, 4, DType::kFloat16, std::int64_t{1} << 30, false, seed);
+    }
   }
 }
 

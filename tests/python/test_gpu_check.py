@@ -130,7 +130,9 @@ def test_what_needs_the_package_is_left_out_if_that_does_not_build(tmp_path):
     assert "machine | ok: sm_90" in lines
     assert any(line.startswith("package | FAILED, exit status") for line in lines)
     assert "operators | FAILED, left out, as package failed" in lines
-    assert any(line.startswith("two-ranks: left out, as there is no MPI") for line in lines)
+    assert any(
+        line.startswith("two-ranks, nccl-one-rank: left out, as there is no MPI") for line in lines
+    )
     assert re.fullmatch(
         r"\d+ s; failed: package, cpp-tests, operators, .*", ran.stdout.splitlines()[-1]
     )
@@ -144,7 +146,9 @@ def test_steps_are_about_what_is_there():
         assert {f"test_{name}_on_gpu{more}" for more in ("", "-memcheck", "-racecheck")} <= set(
             steps
         )
-    assert {"operators", "two-ranks", "bench_gpu", "operators-memcheck"} <= set(steps)
+    assert {"operators", "two-ranks", "nccl-one-rank", "bench_gpu", "operators-memcheck"} <= set(
+        steps
+    )
     for each in steps.values():
         files = [word for word in map(str, each.command) if word.endswith(".py")]
         assert all((ROOT / file).exists() for file in files)
