@@ -156,7 +156,7 @@ mutants: cpp-test sanitize
 
 # Ten thousand updates on the GPU on the host, in drawn orders of its streams and threads.
 orders: cpp-test
-	FASTSEQ_ORDERS=200 $(PACKAGE)/tests/cuda/test_device_bucketizer_on_host
+	FASTSEQ_ORDERS=300 $(PACKAGE)/tests/cuda/test_device_bucketizer_on_host
 	FASTSEQ_ORDERS=40 $(PACKAGE)/tests/cuda/test_device_exchanges_on_host
 
 # Valgrind knows no AVX-512, so the tests run in their baseline version. Without that option it has its own operator new,

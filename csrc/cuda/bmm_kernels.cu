@@ -134,8 +134,8 @@ __global__ void __launch_bounds__(kThreads) tiled_bmm_kernel(BmmShape s, Operand
   using Acc = Compute<T>;
   __shared__ Acc a_tile[kTile][kTile + 1];
   __shared__ Acc b_tile[kTile][kTile + 1];
-  const int x = threadIdx.x;
-  const int y = threadIdx.y;
+  const int x = static_cast<int>(threadIdx.x);
+  const int y = static_cast<int>(threadIdx.y);
   const std::int64_t left = static_cast<std::int64_t>(blockIdx.x) * kTile;
   for (std::int64_t i = blockIdx.z; i < s.batch; i += gridDim.z) {
     for (std::int64_t top = static_cast<std::int64_t>(blockIdx.y) * kTile; top < s.m;
@@ -158,8 +158,8 @@ __global__ void __launch_bounds__(kThreads) tiled_bmm_kernel(BmmShape s, Operand
 // The kernels for k = 0 (any), 1, ..., kUnrolled.
 template <class T, int... kInner>
 auto small_kernel(std::int64_t k, std::integer_sequence<int, kInner...> /*inner*/) {
-  constexpr std::array kernels{&small_bmm_kernel<T, kInner>...};
-  return kernels[k <= kUnrolled ? static_cast<std::size_t>(k) : 0];
+  constexpr std::array kKernels{&small_bmm_kernel<T, kInner>...};
+  return kKernels[k <= kUnrolled ? static_cast<std::size_t>(k) : 0];
 }
 
 template <class T>
@@ -189,7 +189,7 @@ void launch(const BmmShape& s, const Operand<T>& a, const Operand<T>& b, T* c, c
 void bmm(const BmmShape& shape, DType dtype, const MatrixBatch& a, const MatrixBatch& b, void* c, cudaStream_t stream) {
   if (shape.batch == 0 || shape.m == 0 || shape.n == 0) return;
   dispatch(dtype, [&]<class T>(Type<T>) {
-    using Device = typename DeviceType<T>::type;
+    using Device = DeviceType<T>::type;
     launch(shape, Operand<Device>(a), Operand<Device>(b), static_cast<Device*>(c), stream);
   });
 }

@@ -46,6 +46,7 @@ DeviceBucketizer::DeviceBucketizer(const std::shared_ptr<Communicator>& comm, st
     const DType dtype = buffers()[bucket.buffer].dtype;
     all.push_back({.data = data_of(bucket), .numel = bucket.numel, .dtype = dtype});
     std::vector<std::int64_t> lengths;
+    lengths.reserve(bucket.members.size());
     for (const std::int64_t index : bucket.members) lengths.push_back(numel(index));
     const FlatLayout layout = flat_layout(lengths, dtype, kFlatAlignment);
     scratch_.push_back(
@@ -56,12 +57,19 @@ DeviceBucketizer::DeviceBucketizer(const std::shared_ptr<Communicator>& comm, st
 }
 
 DeviceBucketizer::~DeviceBucketizer() {
-  if (!forked()) {
+  if (!ended()) leave();
+}
+
+// Whether nothing goes on, so that memory may go.
+bool DeviceBucketizer::ended() noexcept {
+  if (forked()) return false;
+  try {
     end_thread();
     const OnDevice on(device_);
-    if (settle()) return;
+    return settle();
+  } catch (const std::exception&) {
+    return false;
   }
-  leave();
 }
 
 void DeviceBucketizer::leave() {

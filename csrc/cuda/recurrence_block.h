@@ -106,7 +106,7 @@ __device__ std::int64_t longest(const Steps& steps) {
 template <class Fn>
 void dispatch_plan(const RecurrenceShape& s, const Fn& fn) {
   dispatch(s.dtype, [&]<class Host>(Type<Host>) {
-    using T = typename DeviceType<Host>::type;
+    using T = DeviceType<Host>::type;
     const auto with_cell = [&]<class C>(Type<C>) {
       if (s.hidden <= 32) return fn.template operator()<T, C, 32>();
       if (s.hidden <= 64) return fn.template operator()<T, C, 64>();

@@ -76,7 +76,7 @@ struct Forward {
   // The inputs' products of the steps from the i-th on.
   __device__ void input_products(std::int64_t i, Acc bias, Acc (&sum)[kAhead]) const {
 #pragma unroll
-    for (int p = 0; p < kAhead; ++p) sum[p] = bias;
+    for (Acc& each : sum) each = bias;
     for (std::int64_t first = 0; first < s.inputs; first += P::kTile) {
       const int count = tile_columns<P::kTile>(first, s.inputs);
       __syncthreads();

@@ -188,9 +188,10 @@ __global__ void __launch_bounds__(kThreads)
                              Compute<T>* partial) {
   using Acc = Compute<T>;
   const Operand<T> operand(s, in, y);
-  const bool of_input = blockIdx.x < parts.input_tiles;
+  const std::int64_t block = blockIdx.x;
+  const bool of_input = block < parts.input_tiles;
   const int top = static_cast<int>(blockIdx.y) * kTileRows;
-  const std::int64_t left = (blockIdx.x - (of_input ? 0 : parts.input_tiles)) * kTileColumns;
+  const std::int64_t left = (block - (of_input ? 0 : parts.input_tiles)) * kTileColumns;
   const std::int64_t first = blockIdx.z * parts.size;
   const std::int64_t all = s.steps * s.sequences;
   const std::int64_t last = first + parts.size < all ? first + parts.size : all;
@@ -251,7 +252,7 @@ void input_gradients(const RecurrenceShape& s, const RecurrenceInputs& in, const
   const dim3 grid(static_cast<unsigned>(pieces(count, kTileRows)),
                   static_cast<unsigned>(pieces(s.inputs, kTileColumns)));
   dispatch(s.dtype, [&]<class Host>(Type<Host>) {
-    using T = typename DeviceType<Host>::type;
+    using T = DeviceType<Host>::type;
     start("input_gradients_kernel", input_gradients_kernel<T>, grid, kThreads, 0, stream, s,
           GateGradients<Compute<T>>(s, scratch, true), static_cast<const T*>(in.w_ih), static_cast<T*>(g.dx));
   });
@@ -265,7 +266,7 @@ void weight_gradients(const RecurrenceShape& s, const RecurrenceInputs& in, cons
                   static_cast<unsigned>(parts.count));
   const auto sums = static_cast<unsigned>(pieces(parts.rows * parts.columns, kThreads));
   dispatch(s.dtype, [&]<class Host>(Type<Host>) {
-    using T = typename DeviceType<Host>::type;
+    using T = DeviceType<Host>::type;
     using Acc = Compute<T>;
     Acc* partial = static_cast<Acc*>(scratch) + d_numel(s);
     start("partial_gradients_kernel", partial_gradients_kernel<T>, grid, kThreads, 0, stream, s, in, g.y, parts,

@@ -135,7 +135,7 @@ class DeviceMemory {
 };
 
 inline std::shared_ptr<std::byte> device_memory(std::size_t bytes) {
-  auto memory = std::make_shared<DeviceMemory>(bytes);
+  const auto memory = std::make_shared<DeviceMemory>(bytes);
   return {memory, memory->data()};
 }
 

@@ -65,9 +65,9 @@ void register_communicator(const py::module_& m) {
 void register_bucketizer(const py::module_& m) {
   using Released = py::call_guard<py::gil_scoped_release>;
   py::class_<Bucketizer>(m, "Bucketizer")
-      .def(py::init([](std::shared_ptr<Communicator> comm, const std::vector<std::int64_t>& numels,
+      .def(py::init([](const std::shared_ptr<Communicator>& comm, const std::vector<std::int64_t>& numels,
                        const std::vector<DType>& dtypes, std::int64_t bucket_bytes, bool threaded, bool norm) {
-             return std::make_unique<Bucketizer>(std::move(comm), numels, dtypes, bucket_bytes, threaded, norm);
+             return std::make_unique<Bucketizer>(comm, numels, dtypes, bucket_bytes, threaded, norm);
            }),
            py::arg("comm"), py::arg("numels"), py::arg("dtypes"), py::arg("bucket_bytes"), py::arg("threaded"),
            py::arg("norm"), Released())

@@ -142,7 +142,7 @@ TEST(the_host_cannot_touch_device_memory) {
   const DeviceBuffer<int> device(std::vector<int>{7});
   CHECK(dies([&] { *device.data() = 1; }));
   CHECK(dies([&] {
-    volatile int found = *device.data();
+    const volatile int found = *device.data();
     (void)found;
   }));
   CHECK_EQ(device.read(nullptr)[0], 7);

@@ -5,6 +5,7 @@
 #include <limits>
 #include <memory>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include "check.h"
@@ -32,7 +33,7 @@ constexpr bool kThreadSanitizer = true;  // takes ten times as long
 constexpr bool kThreadSanitizer = false;
 #endif
 
-const cuda::ExchangeOptions kOptions{.norm = true};  // threads share a process and a GPU: "staged"
+const cuda::ExchangeOptions with_norm{.norm = true};  // threads share a process and a GPU: "staged"
 
 std::shared_ptr<Communicator> borrowed(NodeCommunicator& comm) {
   return {&comm, [](Communicator*) {}};
@@ -40,7 +41,7 @@ std::shared_ptr<Communicator> borrowed(NodeCommunicator& comm) {
 
 void check_team(int size, DType other, std::int64_t bucket_bytes, bool threaded) {
   run_team(size, [&](NodeCommunicator& comm) {
-    check_updates(borrowed(comm), types_with(other), bucket_bytes, threaded, kOptions, true);
+    check_updates(borrowed(comm), types_with(other), bucket_bytes, threaded, with_norm, true);
   });
 }
 
@@ -72,7 +73,7 @@ TEST(gradients_that_are_not_finite_are_reported_by_their_rank) {
   const auto types = types_with(DType::kFloat64);
   for (const int size : {1, 3}) {
     run_team(size, [&](NodeCommunicator& comm) {
-      DeviceRank rank(borrowed(comm), types, 3000, true, kOptions);
+      DeviceRank rank(borrowed(comm), types, 3000, true, with_norm);
       const int bad = size == 1 ? 0 : 1;
       for (const double weight : {1.0, 0.0}) {
         Gradients gradients(types, comm.rank(), 0);
@@ -90,7 +91,7 @@ TEST(gradients_that_are_not_finite_are_reported_by_their_rank) {
 TEST(errors_end_the_update_on_all_ranks) {
   const auto types = types_with(DType::kFloat64);
   run_team(2, [&](NodeCommunicator& comm) {
-    DeviceRank rank(borrowed(comm), types, 3000, true, kOptions);
+    DeviceRank rank(borrowed(comm), types, 3000, true, with_norm);
     const Gradients gradients(types, comm.rank(), 0);
     if (comm.rank() == 1) {
       rank.start({});
@@ -120,15 +121,15 @@ TEST(half_the_bytes_on_the_wire) {
   const auto types = types_with(DType::kFloat32);
   const std::vector<DType> halves(types.size(), DType::kBFloat16);
   run_team(2, [&](NodeCommunicator& comm) {
-    CHECK_THROWS(DeviceRank(borrowed(comm), types_with(DType::kFloat64), 3000, true, kOptions, true),
+    CHECK_THROWS(DeviceRank(borrowed(comm), types_with(DType::kFloat64), 3000, true, with_norm, true),
                  std::invalid_argument);
-    DeviceRank rank(borrowed(comm), types, 3000, true, kOptions, true);
+    DeviceRank rank(borrowed(comm), types, 3000, true, with_norm, true);
     Bucketizer host(borrowed(comm), testing::kNumels, halves, 3000, false, true);
     rank.use(rank.run(Gradients(types, comm.rank(), 0), {.weight = 1.0 + comm.rank()}));
     const testing::Means wanted = on_host(host, Gradients(halves, comm.rank(), 0), {.weight = 1.0 + comm.rank()});
     const testing::Means found = rank.used(0);
     for (std::size_t p = 0; p < types.size(); ++p) {
-      for (std::size_t i = 0; i < static_cast<std::size_t>(testing::kNumels[p]); ++i) {
+      for (std::size_t i = 0; std::cmp_less(i, testing::kNumels[p]); ++i) {
         float mean = 0;
         BFloat16 half{};
         std::memcpy(&mean, &found.of[p][i * sizeof mean], sizeof mean);

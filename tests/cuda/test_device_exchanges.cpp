@@ -27,9 +27,9 @@ using testing::run_processes;
 using testing::types_with;
 
 #ifdef CUDA_ON_HOST
-const std::vector<std::string> kExchanges = {"staged", "cuda-ipc", "nccl"};
+const std::vector<std::string> exchanges = {"staged", "cuda-ipc", "nccl"};
 #else
-const std::vector<std::string> kExchanges = {"staged", "cuda-ipc"};  // NCCL wants a GPU for each rank
+const std::vector<std::string> exchanges = {"staged", "cuda-ipc"};  // NCCL wants a GPU for each rank
 #endif
 
 // NCCL is for ranks that have a GPU each, and is loaded before it is asked for, as PyTorch does it.
@@ -56,7 +56,7 @@ void check_processes(const std::string& exchange, int size, DType other, std::in
 
 TEST(all_ways_have_the_host_s_means) {
   for (std::uint64_t seed = 1; seed <= drawn_orders(1); ++seed) {
-    for (const std::string& exchange : kExchanges) {
+    for (const std::string& exchange : exchanges) {
       check_processes(exchange, 1, DType::kFloat64, 3000, true, seed);
       check_processes(exchange, 2, DType::kFloat64, 3000, true, seed);
       check_processes(exchange, 3, DType::kBFloat16, 1, true, seed);
@@ -79,7 +79,7 @@ TEST(the_way_is_found) {
 }
 
 TEST(errors_end_the_update_and_the_next_one_is_whole) {
-  for (const std::string& exchange : kExchanges) {
+  for (const std::string& exchange : exchanges) {
     run_processes(2, [&](const std::shared_ptr<Communicator>& comm) {
       take_gpu(exchange, comm->rank());
       const auto types = types_with(DType::kFloat64);
@@ -106,7 +106,7 @@ TEST(errors_end_the_update_and_the_next_one_is_whole) {
 }
 
 TEST(gradients_that_are_not_finite_are_reported_by_their_rank) {
-  for (const std::string& exchange : kExchanges) {
+  for (const std::string& exchange : exchanges) {
     run_processes(3, [&](const std::shared_ptr<Communicator>& comm) {
       take_gpu(exchange, comm->rank());
       const auto types = types_with(DType::kFloat64);
@@ -127,7 +127,7 @@ TEST(gradients_that_are_not_finite_are_reported_by_their_rank) {
 
 // The ranks that live learn of it within the timeout, whatever the device waits for.
 TEST(a_rank_that_dies_ends_the_others) {
-  for (const std::string& exchange : kExchanges) {
+  for (const std::string& exchange : exchanges) {
     run_processes(
         2,
         [&](const std::shared_ptr<Communicator>& comm) {

@@ -93,12 +93,12 @@ void IpcExchange::share_progress() {
   if (here_ == 0) mine = SharedMemory::create(bytes);
   const auto places = ask_all(*comm(), Place{getpid(), mine ? mine->descriptor() : -1});
   const Place& place = places[static_cast<std::size_t>(node_.front())];
-  const auto opened = here_ == 0 ? mine : SharedMemory::open(place.process, place.descriptor, bytes);
   on_all(*comm(), [&] {
+    const auto opened = here_ == 0 ? mine : SharedMemory::open(place.process, place.descriptor, bytes);
     if (!opened) throw std::runtime_error("the ranks cannot share memory of the host");
+    shared_ = opened->mapping();
   });
   if (mine) mine->close_descriptor();
-  shared_ = opened->mapping();
   progress_ = {reinterpret_cast<Progress*>(shared_.get()), node_.size()};
 }
 
@@ -182,6 +182,7 @@ std::vector<void*> IpcExchange::peers_of(const DeviceBucket& bucket, std::int64_
   const std::ptrdiff_t at = bucket.data - buffer.own.get() +
                             static_cast<std::ptrdiff_t>(first) * static_cast<std::ptrdiff_t>(item_size(bucket.dtype));
   std::vector<void*> found;
+  found.reserve(buffer.of.size());
   for (std::byte* const memory : buffer.of) found.push_back(memory + at);
   return found;
 }
@@ -194,10 +195,11 @@ void IpcExchange::sum(std::size_t index) {
   const std::vector<void*> peers = peers_of(own, part.begin);
   const std::vector<const void*> sources(peers.begin(), peers.end());
   std::vector<double> factors_here;
+  factors_here.reserve(node_.size());
   for (const int r : node_) factors_here.push_back(factors()[static_cast<std::size_t>(r)]);
   if (!several_nodes_) {
     weighted_sum(sources, factors_here, numel, own.dtype, peers, squares(index), stream());
-  } else if (static_cast<int>(here_) < parts_) {
+  } else if (std::cmp_less(here_, parts_)) {
     void* const mine = peers[here_];
     weighted_sum(sources, factors_here, numel, own.dtype, {{mine}}, nullptr, stream());
     sum_over_nodes(mine, numel, own.dtype);

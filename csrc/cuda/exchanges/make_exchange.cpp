@@ -68,6 +68,7 @@ std::string first_problem(const std::vector<Rank>& ranks, Text Rank::* problem) 
 template <class Part>
 bool all_different(const std::vector<Rank>& ranks, Part Rank::* part) {
   std::vector<Part> parts;
+  parts.reserve(ranks.size());
   for (const Rank& rank : ranks) parts.push_back(rank.*part);
   std::ranges::sort(parts);
   return std::ranges::adjacent_find(parts) == parts.end();
