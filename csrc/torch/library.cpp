@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "core/base/isa.h"
+#include "torch/tensors.h"
 
 STABLE_TORCH_LIBRARY(fastseq, m) {
   m.def("pack(Tensor[] tensors, int alignment, float scale) -> Tensor");
@@ -36,8 +37,13 @@ namespace {
 
 PyObject* active_isa(PyObject* /*self*/, PyObject* /*args*/) { return PyUnicode_FromString(fastseq::active_isa()); }
 
+PyObject* parallel_for(PyObject* /*self*/, PyObject* /*args*/) {
+  return PyLong_FromVoidPtr(reinterpret_cast<void*>(&fastseq::torch_ops::torch_parallel_for));
+}
+
 PyMethodDef methods[] = {
     {"active_isa", active_isa, METH_NOARGS, "The instruction set that the CPU kernels run with."},
+    {"parallel_for", parallel_for, METH_NOARGS, "The address of a ParallelFor that runs on torch's threads."},
     {nullptr, nullptr, 0, nullptr},
 };
 

@@ -69,11 +69,11 @@ class Progress:
         """Show a validation loss from now on."""
         self._validation_loss = loss
 
-    def advance(self, loss: float | None = None) -> None:
-        """Count a chunk; redraw if the last redraw is long enough ago."""
+    def advance(self, loss: float | None = None, chunks: int = 1) -> None:
+        """Count chunks; redraw if the last redraw is long enough ago."""
         if self._bar is None:
             return
-        self._done += 1
+        self._done += chunks
         if loss is not None:
             self._loss = loss
         now = time.monotonic()

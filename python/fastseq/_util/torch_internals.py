@@ -21,8 +21,8 @@ from .untyped_torch import backward
 
 __all__ = [
     "assume_constant_result", "below_autograd", "children", "compiles_rnns", "dynamo_error",
-    "forward_hooks", "functorch_is_active", "fused_adam", "has_own_step", "has_step_hooks",
-    "l1_mean", "leave_open", "let_skip_on_device", "mark_stepped", "mse_mean", "multiply_each_",
+    "forward_hooks", "functorch_is_active", "fused_adam", "has_hooks", "has_own_step",
+    "has_step_hooks", "is_watched", "l1_mean", "leave_open", "let_skip_on_device", "mark_stepped", "mse_mean", "multiply_each_",
     "own_parameters", "profiles", "recompile_limit", "rnn_weight_names", "run_backward",
     "set_grad_enabled", "silence_capture_warning", "skips_on_device", "storage_users",
     "uncompiled", "unsupported", "unwrapped_step",
@@ -186,6 +186,28 @@ def uncompiled(module: nn.Module) -> nn.Module:
 def forward_hooks(module: nn.Module, *, before: bool = True, after: bool = True) -> bool:
     """Return whether a module has hooks before or after its forward."""
     return bool((before and module._forward_pre_hooks) or (after and module._forward_hooks))
+
+
+_HOOKS = (
+    "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
+    "_post_accumulate_grad_hooks",
+)  # fmt: skip
+_GLOBAL_HOOKS = (
+    "_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks",
+    "_global_backward_pre_hooks",
+)  # fmt: skip
+
+
+def has_hooks(thing: nn.Module | Tensor) -> bool:
+    """Return whether a module or a parameter has hooks, which only autograd calls."""
+    return any(getattr(thing, name, None) for name in _HOOKS)
+
+
+def is_watched() -> bool:
+    """Return whether something sees all modules or operators run: global hooks, modes."""
+    hooks = any(getattr(nn.modules.module, name, None) for name in _GLOBAL_HOOKS)
+    names = "_len_torch_dispatch_stack", "_len_torch_function_stack"
+    return hooks or any(getattr(_C, name, int)() > 0 for name in names)
 
 
 # `torch.compile` has no public names for its errors, and its package is slow to import.

@@ -222,6 +222,34 @@ class Sequences:
         Files and large pieces of memory are read one chunk ahead; small chunks are read several at
         a time.
         """
+        with closing(self._read(chunks)) as groups:
+            for group, slabs in groups:
+                lazy = any(slab.source.lazy for slab in slabs)
+                for chunk, batch in self._split(group, slabs):
+                    if batch is not None and self._upload is not None and lazy:
+                        batch = self._upload(batch)
+                    yield chunk, batch
+
+    def batch_groups(
+        self, chunks: Iterable[Chunk]
+    ) -> Generator[tuple[list[Chunk], Batch | None], None, None]:
+        """Yield chunks that follow each other in time, with a batch for all of them together.
+
+        Lengths in a batch count from its first chunk on. Where elements may be missing, each chunk
+        comes alone.
+        """
+        with closing(self._read(chunks)) as groups:
+            for group, slabs in groups:
+                if not slabs or len(group) == 1 or any(slab.suspect for slab in slabs):
+                    for chunk, batch in self._split(group, slabs):
+                        yield [chunk], batch
+                else:
+                    yield group, self._batch(whole(group), slabs)
+
+    def _read(
+        self, chunks: Iterable[Chunk]
+    ) -> Generator[tuple[list[Chunk], list[Slab]], None, None]:
+        """Yield groups of chunks with their slabs."""
         chunks = iter(chunks)
         first = next(chunks, None)
         if first is None:
@@ -232,7 +260,7 @@ class Sequences:
             for group in groups:
                 boxes = self._boxes(whole(group))
                 slabs = [Slab(source, boxes, None).read() for source in sources if boxes]
-                yield from self._split(group, slabs)
+                yield group, self._labelled(slabs)
             return
         reader = self._ahead()
         for source in sources:
@@ -242,10 +270,15 @@ class Sequences:
         plans = ((group, self._boxes(whole(group)), whole(group).shape) for group in groups)
         with closing(reader.run(sources, plans)) as ahead:
             for group, slabs in ahead:
-                for chunk, batch in self._split(group, slabs):
-                    if batch is not None and self._upload is not None:
-                        batch = self._upload(batch)
-                    yield chunk, batch
+                yield group, self._labelled(slabs)
+
+    def _labelled(self, slabs: list[Slab]) -> list[Slab]:
+        """Look for labels that mark missing ones, and return the slabs."""
+        if self._missing_label is not None and slabs:
+            first = len(tree_leaves(self.x))
+            for slab in slabs[first : first + len(tree_leaves(self.y))]:
+                slab.look_for(self._missing_label)
+        return slabs
 
     def _ahead(self) -> Reader:
         """Return what reads ahead, in this process."""
@@ -273,10 +306,6 @@ class Sequences:
 
     def _split(self, group: list[Chunk], slabs: list[Slab]) -> Iterable[tuple[Chunk, Batch | None]]:
         """Return the chunks of a group, each with its part of the slabs."""
-        if self._missing_label is not None and slabs:
-            first = len(tree_leaves(self.x))
-            for slab in slabs[first : first + len(tree_leaves(self.y))]:
-                slab.look_for(self._missing_label)
         if not slabs or len(group) == 1:
             return [(group[0], self._batch(group[0], slabs) if slabs else None)]
         sizes = [chunk.t1 - chunk.t0 for chunk in group]

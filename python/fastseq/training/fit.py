@@ -28,6 +28,7 @@ from ..nn.stateful import Stateful, batch_norms, in_mode
 from .cuda_graph import GraphTrainer
 from .evaluation import chunk_plan, evaluate, nothing_counts
 from .loop import Trainer
+from .native_step import NativeTrainer, native_obstacle
 from .position import Position
 from .run import Run
 from .time_dependence import check_fit, wants_whole_series
@@ -144,7 +145,7 @@ class Fit:
             learner.scaling = before
             raise
         learner.squeezed, learner.padding = self._data.squeezed, self._plan.padding
-        trainer = (GraphTrainer if learner.graphs else Trainer)(learner, position)
+        trainer = _trainer_for(learner)(learner, position)
         left = (position.epochs - position.epoch) * len(self._plan) - position.chunk
         bar = Progress(max(left, 0), shown=self._progress and self._replicas.first)
         run = Run(
@@ -208,10 +209,11 @@ class Fit:
             chunks = itertools.islice(plan.chunks(order), position.chunk, None)
             draws.watch()
 
-            def after_update(attention: bool) -> bool:
+            def after_update(attention: bool, updates: int = 1) -> bool:
                 draws.look()
-                return run.after_update(attention)
+                return run.after_update(attention, updates)
 
+            trainer.one_by_one = run.sees_updates
             trainer.run(data, chunks, progress, run.has_requests, after_update)
         self._replicas.make_common(learner.model)
         if position.chunk < run.chunks:
@@ -280,6 +282,12 @@ class Fit:
             return Draws(None, device, turns=True)
         seed = (seed * 1_000_003 + self._replicas.comm.rank) % 2**63
         return Draws(seed, device, turns=alone)
+
+
+def _trainer_for(learner: Learner) -> type[Trainer]:
+    if learner.graphs:
+        return GraphTrainer
+    return Trainer if native_obstacle(learner) else NativeTrainer
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Trainer", "chunk_loss", "chunk_weight"]
 
-AfterUpdate = Callable[[bool], bool]
+AfterUpdate = Callable[..., bool]
 
 # On a GPU reading the loss waits for the device: done once per this many updates.
 _LOSSES_IN_FLIGHT = 16
@@ -149,7 +149,11 @@ class Trainer:
     ----------
     stateful
         The model with the state that is carried from chunk to chunk.
+    one_by_one
+        Whether somebody must know of each update.
     """
+
+    one_by_one = True
 
     reads_norm = True
     """Whether an update may depend on the gradients' norm as a number."""
@@ -261,6 +265,8 @@ class Trainer:
 
         After each update, ``after_update(attention)`` returns whether to end here. `attention`:
         whether ``has_requests()`` was true on a rank: it has something that all must agree on.
+        Where nobody needs to know of each update, ``after_update(attention, updates)`` counts
+        several.
         """
         position = self._position
         self._attention = has_requests

@@ -300,11 +300,16 @@ class Run:
         self.row = {}
         self.call("on_epoch_begin")
 
-    def after_update(self, attention: bool) -> bool:
-        """Count an update, call ``on_batch_end``, and return whether to stop now."""
+    @property
+    def sees_updates(self) -> bool:
+        """Whether a callback is called after each update."""
+        return bool(self._every_update)
+
+    def after_update(self, attention: bool, updates: int = 1) -> bool:
+        """Count updates, call ``on_batch_end``, and return whether to stop now."""
         position = self.position
-        position.chunk = min(position.chunk + self._accumulate, self.chunks)
-        position.updates += 1
+        position.chunk = min(position.chunk + updates * self._accumulate, self.chunks)
+        position.updates += updates
         if attention:
             self.agree()
         if self._every_update:

@@ -6,7 +6,14 @@ formulas use differentiable operators, so that they can be differentiated again.
 
 from __future__ import annotations
 
-from .library import FLOATING, active_isa, cuda_kernels, cuda_obstacle, gpu_obstacle
+from .library import (
+    FLOATING,
+    active_isa,
+    cuda_kernels,
+    cuda_obstacle,
+    gpu_obstacle,
+    parallel_for,
+)
 from .packing import DENSE, pack, pack_checked, sum_of_squares, unpack
 from .products import bmm
 from .random_kernels import KERNELS, measure_thresholds_, random_kernels
@@ -17,6 +24,7 @@ __all__ = [
     "FLOATING",
     "KERNELS",
     "active_isa",
+    "parallel_for",
     "bmm",
     "cuda_kernels",
     "cuda_obstacle",

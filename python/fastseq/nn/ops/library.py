@@ -17,6 +17,7 @@ __all__ = [
     "FLOATING",
     "AutogradContext",
     "active_isa",
+    "parallel_for",
     "cuda_kernels",
     "cuda_obstacle",
     "gpu_obstacle",
@@ -100,6 +101,8 @@ def gpu_obstacle(index: int) -> str:
 
 
 active_isa: str = _C.active_isa()
+parallel_for: int = _C.parallel_for()
+"""The address of the loop on torch's threads that C++ code may call."""
 if (isa := os.environ.get("FASTSEQ_ISA", active_isa)) not in ISAS:
     raise ValueError(
         f"the environment variable FASTSEQ_ISA must be one of {', '.join(ISAS)}, got {isa!r}"

@@ -1,0 +1,91 @@
+// Layers of a model that is trained without autograd; see step.h.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "core/base/parallel.h"
+#include "core/recurrence/recurrence.h"
+
+namespace fastseq::step {
+
+// Features of all time steps and sequences of a chunk; strides are in elements, features are contiguous.
+template <class T>
+struct Rows {
+  const T* data;
+  std::int64_t step;
+  std::int64_t sequence;
+};
+
+struct Chunk {
+  std::int64_t steps;
+  std::int64_t sequences;
+  const std::int64_t* lengths;  // (sequences), steps that count, or null: all; for layers that take them
+  bool training;                // dropout is active, and backward may follow
+  std::uint64_t seed;           // of dropout
+  ParallelFor parallel_for;
+
+  std::int64_t rows() const { return steps * sequences; }
+};
+
+// A parameter, and where its gradient goes.
+template <class T>
+struct Weights {
+  const T* value;
+  T* gradient;
+};
+
+template <class T>
+class Layer {
+ public:
+  Layer() = default;
+  Layer(const Layer&) = delete;
+  Layer& operator=(const Layer&) = delete;
+  virtual ~Layer() = default;
+
+  virtual std::int64_t outputs() const = 0;
+  // Returns the outputs, contiguous; they stay until the next call.
+  virtual const T* forward(const Chunk& chunk, const Rows<T>& x) = 0;
+  // Of the last forward, with the same x. dy: contiguous, is overwritten. Sets the weights' gradients; returns those of
+  // x, contiguous, or null if they are not wanted.
+  virtual T* backward(const Chunk& chunk, const Rows<T>& x, T* dy, bool wants_dx) = 0;
+  // Memory of the state that it carries, for all sequences; none by default.
+  virtual void set_state(const std::vector<T*>& /*state*/) {}
+  virtual std::int64_t state_count() const { return 0; }
+};
+
+enum class Activation : std::uint8_t { kRelu, kSigmoid, kTanh };
+
+struct RecurrentOptions {
+  Cell cell;
+  std::int64_t inputs;
+  std::int64_t hidden;
+  std::int64_t layers;
+  bool biases;
+  bool bidirectional;
+  double dropout;       // between layers
+  bool takes_lengths;   // otherwise all steps count
+  std::int64_t number;  // of the layer in the model, for its dropout
+};
+
+// Sets elements to zero with probability `rate` and scales the others by 1 / (1 - rate); the same ones for the same
+// key.
+template <class T>
+void drop(T* data, std::int64_t count, double rate, std::uint64_t key);
+// Of the dropout with this number.
+std::uint64_t dropout_key(std::uint64_t seed, std::int64_t number);
+
+// w: (outputs, inputs); bias: (outputs), or null.
+template <class T>
+std::unique_ptr<Layer<T>> make_linear(std::int64_t inputs, std::int64_t outputs, Weights<T> w, Weights<T> bias);
+template <class T>
+std::unique_ptr<Layer<T>> make_activation(Activation kind, std::int64_t features);
+template <class T>
+std::unique_ptr<Layer<T>> make_dropout(double rate, std::int64_t features, std::int64_t number);
+// Weights in torch's order: for each layer and direction w_ih, w_hh and, with biases, b_ih and b_hh. Its state: h and,
+// for LSTMs, c, (layers * directions, sequences, hidden) each.
+template <class T>
+std::unique_ptr<Layer<T>> make_recurrent(const RecurrentOptions& options, std::vector<Weights<T>> weights);
+
+}  // namespace fastseq::step

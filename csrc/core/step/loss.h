@@ -1,0 +1,40 @@
+// Losses of a chunk, means over samples as fastseq.seqloss defines them, and their gradients.
+#pragma once
+
+#include <cstdint>
+
+namespace fastseq::step {
+
+enum class LossKind : std::uint8_t {
+  kMse,
+  kMae,
+  kHuber,             // parameter: delta
+  kSmoothL1,          // parameter: beta
+  kBinaryWithLogits,  // targets from 0 to 1
+  kCrossEntropy,      // targets are class numbers
+};
+
+// What a chunk's outputs are compared with. Strides are in elements; features are contiguous.
+template <class T>
+struct Targets {
+  const T* values;             // (steps, sequences, outputs), or null:
+  const std::int64_t* labels;  // (steps, sequences)
+  std::int64_t step;
+  std::int64_t sequence;
+  const T* weights;  // (steps, sequences), or null: 1; not negative. Samples of weight 0 do not count, even if NaN
+  std::int64_t weight_step;
+  std::int64_t weight_sequence;
+};
+
+struct LossValue {
+  double loss;     // the weighted mean over samples of means over outputs
+  double weight;   // the sum of the weights
+  bool bad_label;  // there is a label that is no class; loss and gradient are not set
+};
+
+// out: outputs, contiguous. dy: their gradients, written.
+template <class T>
+LossValue loss_and_gradient(LossKind kind, double parameter, const T* out, const Targets<T>& targets,
+                            std::int64_t steps, std::int64_t sequences, std::int64_t outputs, T* dy);
+
+}  // namespace fastseq::step

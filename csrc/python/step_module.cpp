@@ -1,0 +1,273 @@
+// fastseq._step: training steps without autograd. Uses neither torch nor MPI; tensors are passed as addresses.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "core/step/step.h"
+
+namespace py = pybind11;
+
+namespace fastseq::step {
+
+namespace {
+
+using Address = std::uintptr_t;  // 0: none
+
+template <class T>
+T* to_pointer(Address address) {
+  return reinterpret_cast<T*>(address);  // NOLINT(performance-no-int-to-ptr): addresses come as ints
+}
+
+// A parameter and its gradient.
+using WeightAddresses = std::pair<Address, Address>;
+
+struct LinearLayer {
+  std::int64_t inputs;
+  std::int64_t outputs;
+  WeightAddresses weight;
+  WeightAddresses bias;
+};
+struct ActivationLayer {
+  Activation kind;
+  std::int64_t features;
+};
+struct DropoutLayer {
+  double rate;
+  std::int64_t features;
+  std::int64_t number;
+};
+struct RecurrentLayer {
+  RecurrentOptions options;
+  std::vector<WeightAddresses> weights;
+};
+using AnyLayer = std::variant<LinearLayer, ActivationLayer, DropoutLayer, RecurrentLayer>;
+
+// value, gradient, numel, average, square, other, step, its dtype is fp64, group
+using ParameterTuple =
+    std::tuple<Address, Address, std::int64_t, Address, Address, Address, Address, bool, std::int64_t>;
+
+// Data, strides of time steps and of sequences.
+using RowsTuple = std::tuple<Address, std::int64_t, std::int64_t>;
+
+template <class T>
+Weights<T> weights_of(const WeightAddresses& w) {
+  return {.value = to_pointer<const T>(w.first), .gradient = to_pointer<T>(w.second)};
+}
+
+template <class T>
+std::unique_ptr<Layer<T>> make(const LinearLayer& l) {
+  return make_linear<T>(l.inputs, l.outputs, weights_of<T>(l.weight), weights_of<T>(l.bias));
+}
+template <class T>
+std::unique_ptr<Layer<T>> make(const ActivationLayer& l) {
+  return make_activation<T>(l.kind, l.features);
+}
+template <class T>
+std::unique_ptr<Layer<T>> make(const DropoutLayer& l) {
+  return make_dropout<T>(l.rate, l.features, l.number);
+}
+template <class T>
+std::unique_ptr<Layer<T>> make(const RecurrentLayer& l) {
+  std::vector<Weights<T>> weights;
+  weights.reserve(l.weights.size());
+  for (const WeightAddresses& w : l.weights) weights.push_back(weights_of<T>(w));
+  return make_recurrent<T>(l.options, std::move(weights));
+}
+
+// A Step of either type.
+class AnyStep {
+ public:
+  AnyStep() = default;
+  AnyStep(const AnyStep&) = delete;
+  AnyStep& operator=(const AnyStep&) = delete;
+  virtual ~AnyStep() = default;
+
+  virtual void set_state(const std::vector<Address>& state) = 0;
+  virtual py::tuple train(const RowsTuple& x, const RowsTuple& y, bool labels, const RowsTuple& weights,
+                          const std::vector<std::int64_t>& sizes, std::int64_t sequences, Address lengths,
+                          const std::vector<std::uint64_t>& seeds, const std::vector<Settings>& settings,
+                          std::optional<double> clip_value, std::optional<double> clip_norm) = 0;
+};
+
+template <class T>
+class TypedStep : public AnyStep {
+ public:
+  TypedStep(const std::vector<AnyLayer>& layers, LossKind loss, double loss_parameter, OptimizerKind optimizer,
+            const std::vector<ParameterTuple>& parameters, Address parallel_for)
+      : step_(make_layers(layers), loss, loss_parameter, optimizer, make_parameters(parameters),
+              // NOLINTNEXTLINE(performance-no-int-to-ptr)
+              parallel_for == 0 ? serial_for : reinterpret_cast<ParallelFor>(parallel_for)) {}
+
+  void set_state(const std::vector<Address>& state) override {
+    std::vector<T*> pointers;
+    pointers.reserve(state.size());
+    for (const Address address : state) pointers.push_back(to_pointer<T>(address));
+    step_.set_state(pointers);
+  }
+
+  py::tuple train(const RowsTuple& x, const RowsTuple& y, bool labels, const RowsTuple& weights,
+                  const std::vector<std::int64_t>& sizes, std::int64_t sequences, Address lengths,
+                  const std::vector<std::uint64_t>& seeds, const std::vector<Settings>& settings,
+                  std::optional<double> clip_value, std::optional<double> clip_norm) override {
+    const Chunks<T> chunks{
+        .x = {.data = to_pointer<const T>(std::get<0>(x)), .step = std::get<1>(x), .sequence = std::get<2>(x)},
+        .targets = {.values = labels ? nullptr : to_pointer<const T>(std::get<0>(y)),
+                    .labels = labels ? to_pointer<const std::int64_t>(std::get<0>(y)) : nullptr,
+                    .step = std::get<1>(y),
+                    .sequence = std::get<2>(y),
+                    .weights = to_pointer<const T>(std::get<0>(weights)),
+                    .weight_step = std::get<1>(weights),
+                    .weight_sequence = std::get<2>(weights)},
+        .sizes = sizes,
+        .sequences = sequences,
+        .lengths = to_pointer<const std::int64_t>(lengths),
+        .seeds = seeds};
+    done_.clear();
+    Outcome outcome{};
+    {
+      const py::gil_scoped_release released;
+      outcome = step_.train(chunks, settings, {.value = clip_value, .norm = clip_norm}, done_);
+    }
+    py::list losses(done_.size());
+    for (std::size_t i = 0; i < done_.size(); ++i) losses[i] = py::make_tuple(done_[i].loss, done_[i].weight);
+    return py::make_tuple(losses, outcome.end, outcome.loss);
+  }
+
+ private:
+  static std::vector<std::unique_ptr<Layer<T>>> make_layers(const std::vector<AnyLayer>& layers) {
+    std::vector<std::unique_ptr<Layer<T>>> made;
+    made.reserve(layers.size());
+    for (const AnyLayer& layer : layers) {
+      made.push_back(std::visit([](const auto& kind) { return make<T>(kind); }, layer));
+    }
+    return made;
+  }
+  static std::vector<Parameter<T>> make_parameters(const std::vector<ParameterTuple>& tuples) {
+    std::vector<Parameter<T>> made;
+    made.reserve(tuples.size());
+    for (const auto& [value, gradient, numel, average, square, other, step, wide, group] : tuples) {
+      made.push_back({.value = to_pointer<T>(value),
+                      .gradient = to_pointer<T>(gradient),
+                      .numel = numel,
+                      .average = to_pointer<T>(average),
+                      .square = to_pointer<T>(square),
+                      .other = to_pointer<T>(other),
+                      .step = to_pointer<void>(step),
+                      .step_dtype = wide ? DType::kFloat64 : DType::kFloat32,
+                      .group = group});
+    }
+    return made;
+  }
+
+  Step<T> step_;
+  std::vector<Done> done_;
+};
+
+std::unique_ptr<AnyStep> make_step(bool wide, const std::vector<AnyLayer>& layers, LossKind loss, double loss_parameter,
+                                   OptimizerKind optimizer, const std::vector<ParameterTuple>& parameters,
+                                   Address parallel_for) {
+  if (layers.empty()) throw py::value_error("a step needs layers");
+  if (wide) {
+    return std::make_unique<TypedStep<double>>(layers, loss, loss_parameter, optimizer, parameters, parallel_for);
+  }
+  return std::make_unique<TypedStep<float>>(layers, loss, loss_parameter, optimizer, parameters, parallel_for);
+}
+
+void register_layers(const py::module_& m) {
+  py::enum_<Activation>(m, "Activation")
+      .value("relu", Activation::kRelu)
+      .value("sigmoid", Activation::kSigmoid)
+      .value("tanh", Activation::kTanh);
+  py::enum_<Cell>(m, "Cell")
+      .value("lstm", Cell::kLstm)
+      .value("gru", Cell::kGru)
+      .value("rnn_tanh", Cell::kTanhRnn)
+      .value("rnn_relu", Cell::kReluRnn);
+  py::class_<LinearLayer>(m, "LinearLayer")
+      .def(py::init<std::int64_t, std::int64_t, WeightAddresses, WeightAddresses>(), py::arg("inputs"),
+           py::arg("outputs"), py::arg("weight"), py::arg("bias"));
+  py::class_<ActivationLayer>(m, "ActivationLayer")
+      .def(py::init<Activation, std::int64_t>(), py::arg("kind"), py::arg("features"));
+  py::class_<DropoutLayer>(m, "DropoutLayer")
+      .def(py::init<double, std::int64_t, std::int64_t>(), py::arg("rate"), py::arg("features"), py::arg("number"));
+  py::class_<RecurrentLayer>(m, "RecurrentLayer")
+      .def(py::init([](Cell cell, std::int64_t inputs, std::int64_t hidden, std::int64_t layers, bool biases,
+                       bool bidirectional, double dropout, bool takes_lengths, std::int64_t number,
+                       std::vector<WeightAddresses> weights) {
+             return RecurrentLayer{.options = {.cell = cell,
+                                               .inputs = inputs,
+                                               .hidden = hidden,
+                                               .layers = layers,
+                                               .biases = biases,
+                                               .bidirectional = bidirectional,
+                                               .dropout = dropout,
+                                               .takes_lengths = takes_lengths,
+                                               .number = number},
+                                   .weights = std::move(weights)};
+           }),
+           py::kw_only(), py::arg("cell"), py::arg("inputs"), py::arg("hidden"), py::arg("layers"), py::arg("biases"),
+           py::arg("bidirectional"), py::arg("dropout"), py::arg("takes_lengths"), py::arg("number"),
+           py::arg("weights"));
+}
+
+void register_settings(const py::module_& m) {
+  py::class_<Settings>(m, "Settings")
+      .def(py::init([](double lr, double weight_decay, double momentum, double dampening, double beta1, double beta2,
+                       double eps, bool nesterov, bool maximize, bool decoupled, bool amsgrad, bool centered) {
+             return Settings{.lr = lr,
+                             .weight_decay = weight_decay,
+                             .momentum = momentum,
+                             .dampening = dampening,
+                             .beta1 = beta1,
+                             .beta2 = beta2,
+                             .eps = eps,
+                             .nesterov = nesterov,
+                             .maximize = maximize,
+                             .decoupled = decoupled,
+                             .amsgrad = amsgrad,
+                             .centered = centered};
+           }),
+           py::kw_only(), py::arg("lr"), py::arg("weight_decay") = 0.0, py::arg("momentum") = 0.0,
+           py::arg("dampening") = 0.0, py::arg("beta1") = 0.0, py::arg("beta2") = 0.0, py::arg("eps") = 0.0,
+           py::arg("nesterov") = false, py::arg("maximize") = false, py::arg("decoupled") = false,
+           py::arg("amsgrad") = false, py::arg("centered") = false);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_step, m) {
+  m.doc() = "fastseq's training steps, free of torch and MPI.";
+  register_layers(m);
+  register_settings(m);
+  py::enum_<LossKind>(m, "LossKind")
+      .value("mse", LossKind::kMse)
+      .value("mae", LossKind::kMae)
+      .value("huber", LossKind::kHuber)
+      .value("smooth_l1", LossKind::kSmoothL1)
+      .value("binary_with_logits", LossKind::kBinaryWithLogits)
+      .value("cross_entropy", LossKind::kCrossEntropy);
+  py::enum_<OptimizerKind>(m, "OptimizerKind")
+      .value("sgd", OptimizerKind::kSgd)
+      .value("adam", OptimizerKind::kAdam)
+      .value("rmsprop", OptimizerKind::kRmsProp);
+  py::enum_<End>(m, "End")
+      .value("all", End::kAll)
+      .value("not_finite", End::kNotFinite)
+      .value("bad_label", End::kBadLabel);
+  py::class_<AnyStep>(m, "Step")
+      .def(py::init(&make_step), py::arg("wide"), py::arg("layers"), py::arg("loss"), py::arg("loss_parameter"),
+           py::arg("optimizer"), py::arg("parameters"), py::arg("parallel_for"))
+      .def("set_state", &AnyStep::set_state, py::arg("state"),
+           "Memory of the state: for each layer that has one, h and perhaps c.")
+      .def("train", &AnyStep::train, py::arg("x"), py::arg("y"), py::arg("labels"), py::arg("weights"),
+           py::arg("sizes"), py::arg("sequences"), py::arg("lengths"), py::arg("seeds"), py::arg("settings"),
+           py::arg("clip_value"), py::arg("clip_norm"),
+           "Trains on chunks; returns ([(loss, weight), ...], why it ended, the loss it ended with).");
+}
+
+}  // namespace fastseq::step

@@ -1,0 +1,122 @@
+"""Training steps without autograd; built from csrc/python/step_module.cpp."""
+
+from typing import ClassVar
+
+class _Enum:
+    def __init__(self, value: int) -> None: ...
+    def __int__(self) -> int: ...
+    def __index__(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def value(self) -> int: ...
+
+class Activation(_Enum):
+    __members__: ClassVar[dict[str, Activation]]
+    relu: ClassVar[Activation]
+    sigmoid: ClassVar[Activation]
+    tanh: ClassVar[Activation]
+
+class Cell(_Enum):
+    __members__: ClassVar[dict[str, Cell]]
+    lstm: ClassVar[Cell]
+    gru: ClassVar[Cell]
+    rnn_tanh: ClassVar[Cell]
+    rnn_relu: ClassVar[Cell]
+
+class LossKind(_Enum):
+    __members__: ClassVar[dict[str, LossKind]]
+    mse: ClassVar[LossKind]
+    mae: ClassVar[LossKind]
+    huber: ClassVar[LossKind]
+    smooth_l1: ClassVar[LossKind]
+    binary_with_logits: ClassVar[LossKind]
+    cross_entropy: ClassVar[LossKind]
+
+class OptimizerKind(_Enum):
+    __members__: ClassVar[dict[str, OptimizerKind]]
+    sgd: ClassVar[OptimizerKind]
+    adam: ClassVar[OptimizerKind]
+    rmsprop: ClassVar[OptimizerKind]
+
+class End(_Enum):
+    __members__: ClassVar[dict[str, End]]
+    all: ClassVar[End]
+    not_finite: ClassVar[End]
+    bad_label: ClassVar[End]
+
+# Addresses of a parameter and of its gradient.
+_Weights = tuple[int, int]
+# Address, strides of time steps and of sequences.
+_Rows = tuple[int, int, int]
+
+class LinearLayer:
+    def __init__(self, inputs: int, outputs: int, weight: _Weights, bias: _Weights) -> None: ...
+
+class ActivationLayer:
+    def __init__(self, kind: Activation, features: int) -> None: ...
+
+class DropoutLayer:
+    def __init__(self, rate: float, features: int, number: int) -> None: ...
+
+class RecurrentLayer:
+    def __init__(
+        self,
+        *,
+        cell: Cell,
+        inputs: int,
+        hidden: int,
+        layers: int,
+        biases: bool,
+        bidirectional: bool,
+        dropout: float,
+        takes_lengths: bool,
+        number: int,
+        weights: list[_Weights],
+    ) -> None: ...
+
+class Settings:
+    def __init__(
+        self,
+        *,
+        lr: float,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        beta1: float = 0.0,
+        beta2: float = 0.0,
+        eps: float = 0.0,
+        nesterov: bool = False,
+        maximize: bool = False,
+        decoupled: bool = False,
+        amsgrad: bool = False,
+        centered: bool = False,
+    ) -> None: ...
+
+class Step:
+    # parameters: (value, gradient, numel, average, square, other, step, step is fp64, group)
+    def __init__(
+        self,
+        wide: bool,
+        layers: list[LinearLayer | ActivationLayer | DropoutLayer | RecurrentLayer],
+        loss: LossKind,
+        loss_parameter: float,
+        optimizer: OptimizerKind,
+        parameters: list[tuple[int, int, int, int, int, int, int, bool, int]],
+        parallel_for: int,
+    ) -> None: ...
+    def set_state(self, state: list[int]) -> None: ...
+    def train(
+        self,
+        x: _Rows,
+        y: _Rows,
+        labels: bool,
+        weights: _Rows,
+        sizes: list[int],
+        sequences: int,
+        lengths: int,
+        seeds: list[int],
+        settings: list[Settings],
+        clip_value: float | None,
+        clip_norm: float | None,
+    ) -> tuple[list[tuple[float, float]], End, float]: ...

@@ -1,0 +1,275 @@
+"""What the C++ step can train: models, losses and optimizers in its terms."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn, optim
+
+from .. import _step, nn as layers
+from .._util.torch_internals import has_hooks
+from ..nn.losses import by_seqloss
+from ..nn.stateful import takes_lengths
+from .optimizer_step import obstacle
+
+__all__ = ["NotNative", "layers_of", "loss_of", "optimizer_of", "settings_of", "states_of"]
+
+# Addresses of a parameter and of its gradient.
+Weights = tuple[int, int]
+Layer = _step.LinearLayer | _step.ActivationLayer | _step.DropoutLayer | _step.RecurrentLayer
+
+
+class NotNative(Exception):  # noqa: N818
+    """Why the C++ step cannot do something."""
+
+
+_ACTIVATIONS = {
+    nn.ReLU: _step.Activation.relu,
+    nn.Sigmoid: _step.Activation.sigmoid,
+    nn.Tanh: _step.Activation.tanh,
+}
+_RECURRENT = (nn.LSTM, nn.GRU, nn.RNN, layers.LSTM, layers.GRU, layers.RNN)
+_CELLS = {
+    "LSTM": _step.Cell.lstm,
+    "GRU": _step.Cell.gru,
+    "RNN_TANH": _step.Cell.rnn_tanh,
+    "RNN_RELU": _step.Cell.rnn_relu,
+}
+
+
+def modules_of(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield a model's layers in order; raise `NotNative` for other models."""
+    if type(model) in (nn.Sequential, layers.Chain):
+        for part in model.children():
+            yield from modules_of(part)
+        return
+    yield model
+
+
+def layers_of(
+    model: nn.Module, features: int, weights: Callable[[Tensor | None], Weights]
+) -> tuple[list[Layer], int]:
+    """Return a model's layers for the C++ step, and its number of outputs.
+
+    Parameters
+    ----------
+    model
+        A layer, or layers in a `Chain` or `torch.nn.Sequential`.
+    features
+        The number of inputs.
+    weights
+        Returns addresses of a parameter and its gradient; 0 for None.
+
+    Raises
+    ------
+    NotNative
+        It has something else.
+    """
+    _check_modules(model)
+    found: list[Layer] = []
+    for number, module in enumerate(modules_of(model)):
+        layer, features = _layer(module, features, number, weights)
+        if layer is not None:
+            found.append(layer)
+    if not found:
+        raise NotNative("the model has no layers")
+    return found, features
+
+
+def _check_modules(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if has_hooks(module):
+            raise NotNative(f"{name or 'the model'} has hooks")
+        if "forward" in vars(module):
+            raise NotNative(f"{name or 'the model'} has its own forward")
+    nested = [m for m in model.modules() if type(m) is layers.Chain and m is not model]
+    if nested:
+        raise NotNative("a Chain inside another module")
+    params = list(model.named_parameters(remove_duplicate=False))
+    if len({id(p) for _, p in params}) < len(params):
+        raise NotNative("layers share parameters")
+    for name, p in params:
+        if type(p) is not nn.Parameter or has_hooks(p):
+            raise NotNative(f"{name} is no plain parameter")
+        if p.dtype not in (torch.float32, torch.float64) or not p.is_cpu:
+            raise NotNative(f"{name} is {p.dtype} on {p.device.type}".replace("torch.", ""))
+        if p.dtype != params[0][1].dtype:
+            raise NotNative("parameters of several dtypes")
+        if not p.is_contiguous():
+            raise NotNative(f"{name} is not contiguous")
+
+
+def _layer(
+    module: nn.Module, features: int, number: int, weights: Callable[[Tensor | None], Weights]
+) -> tuple[Layer | None, int]:
+    kind = type(module)
+    if kind is nn.Identity:
+        return None, features
+    if kind in _ACTIVATIONS:
+        return _step.ActivationLayer(_ACTIVATIONS[kind], features), features
+    if isinstance(module, nn.Dropout) and kind is nn.Dropout:
+        return _step.DropoutLayer(float(module.p), features, number), features
+    if isinstance(module, nn.Linear) and kind is nn.Linear:
+        _check_width(module.in_features, features)
+        of = weights(module.weight), weights(module.bias)
+        return _step.LinearLayer(features, module.out_features, *of), module.out_features
+    if isinstance(module, nn.RNNBase) and kind in _RECURRENT:
+        _check_width(module.input_size, features)
+        return _recurrent(module, number, weights), module.hidden_size * (
+            2 if module.bidirectional else 1
+        )
+    raise NotNative(f"the model has a {kind.__name__}")
+
+
+def _check_width(wanted: int, features: int) -> None:
+    if wanted != features or not features:
+        raise NotNative("its layers do not fit")
+
+
+def _recurrent(
+    module: nn.RNNBase, number: int, weights: Callable[[Tensor | None], Weights]
+) -> Layer:
+    if module.proj_size:
+        raise NotNative("projections")
+    if module.batch_first:
+        raise NotNative("a layer with batch_first=True")
+    if getattr(module, "trainable_state", False):
+        raise NotNative("a trainable initial state")
+    return _step.RecurrentLayer(
+        cell=_CELLS[module.mode],
+        inputs=module.input_size,
+        hidden=module.hidden_size,
+        layers=module.num_layers,
+        biases=module.bias,
+        bidirectional=module.bidirectional,
+        dropout=float(module.dropout),
+        takes_lengths=takes_lengths(module),
+        number=number,
+        weights=[weights(w) for w in module._flat_weights],  # type: ignore[arg-type]
+    )
+
+
+def states_of(model: nn.Module, sequences: int, like: Tensor) -> tuple[Any, list[Tensor]]:
+    """Return a model's state at a series' start, zeros, and its tensors in the layers' order."""
+    tensors: list[Tensor] = []
+
+    def state(module: nn.Module) -> Any:
+        if type(module) is layers.Chain:
+            return tuple(state(part) for part in module)
+        if not isinstance(module, nn.RNNBase):
+            return None
+        rows = module.num_layers * (2 if module.bidirectional else 1)
+        count = 2 if module.mode == "LSTM" else 1
+        own = [like.new_zeros(rows, sequences, module.hidden_size) for _ in range(count)]
+        tensors.extend(own)
+        return tuple(own) if count == 2 else own[0]
+
+    return state(model), tensors
+
+
+_LOSSES: dict[Any, tuple[_step.LossKind, float]] = {
+    F.mse_loss: (_step.LossKind.mse, 0.0),
+    F.l1_loss: (_step.LossKind.mae, 0.0),
+    F.huber_loss: (_step.LossKind.huber, 1.0),
+    F.smooth_l1_loss: (_step.LossKind.smooth_l1, 1.0),
+    F.binary_cross_entropy_with_logits: (_step.LossKind.binary_with_logits, 0.0),
+    F.cross_entropy: (_step.LossKind.cross_entropy, 0.0),
+}
+
+
+def loss_of(loss: object) -> tuple[_step.LossKind, float]:
+    """Return the kind of a loss over chunks, and its parameter.
+
+    Raises
+    ------
+    NotNative
+        It is another loss.
+    """
+    if not by_seqloss(loss) or not isinstance(loss, functools.partial) or len(loss.args) < 3:
+        raise NotNative("the loss is not made by seqloss")
+    fn = loss.args[0]
+    if isinstance(fn, functools.partial):
+        if not fn.args and fn.keywords == {"reduction": "none"} and fn.func in _LOSSES:
+            return _LOSSES[fn.func]
+        raise NotNative(f"the loss is {getattr(fn.func, '__name__', fn.func)}")
+    return _module_loss(fn)
+
+
+def _module_loss(fn: Any) -> tuple[_step.LossKind, float]:
+    kind, kinds = type(fn), _step.LossKind
+    if has_hooks(fn):
+        raise NotNative("the loss has hooks")
+    if kind is nn.MSELoss:
+        return kinds.mse, 0.0
+    if kind is nn.L1Loss:
+        return kinds.mae, 0.0
+    if kind is nn.HuberLoss:
+        return kinds.huber, float(fn.delta)
+    if kind is nn.SmoothL1Loss:
+        return (kinds.smooth_l1, float(fn.beta)) if fn.beta else (kinds.mae, 0.0)
+    if kind is nn.BCEWithLogitsLoss and fn.weight is None and fn.pos_weight is None:
+        return kinds.binary_with_logits, 0.0
+    plain = kind is nn.CrossEntropyLoss and fn.weight is None and not fn.label_smoothing
+    if plain and fn.ignore_index == -100:
+        return kinds.cross_entropy, 0.0
+    raise NotNative(f"the loss is {fn}")
+
+
+_OPTIMIZERS: dict[type[optim.Optimizer], tuple[_step.OptimizerKind, tuple[str, str, str]]] = {
+    optim.SGD: (_step.OptimizerKind.sgd, ("momentum_buffer", "", "")),
+    optim.Adam: (_step.OptimizerKind.adam, ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")),
+    optim.AdamW: (_step.OptimizerKind.adam, ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")),
+    optim.RMSprop: (_step.OptimizerKind.rmsprop, ("grad_avg", "square_avg", "momentum_buffer")),
+}
+
+
+def optimizer_of(optimizer: optim.Optimizer) -> tuple[_step.OptimizerKind, tuple[str, str, str]]:
+    """Return the kind of an optimizer, and the names of its state's tensors.
+
+    Raises
+    ------
+    NotNative
+        It is another one, or has something unusual.
+    """
+    if type(optimizer) not in _OPTIMIZERS:
+        raise NotNative(f"the optimizer is {type(optimizer).__name__}")
+    if (reason := obstacle(optimizer)) is not None:
+        raise NotNative(reason)
+    for group in optimizer.param_groups:
+        if group.get("differentiable"):
+            raise NotNative("the optimizer is differentiable")
+        if group.get("capturable"):
+            raise NotNative("the optimizer is capturable")
+    return _OPTIMIZERS[type(optimizer)]
+
+
+def settings_of(optimizer: optim.Optimizer) -> list[_step.Settings]:
+    """Return the present numbers of an optimizer's groups."""
+    return [_settings(type(optimizer), group) for group in optimizer.param_groups]
+
+
+def _settings(kind: type[optim.Optimizer], group: dict[str, Any]) -> _step.Settings:
+    common = {
+        "lr": float(group["lr"]),
+        "weight_decay": float(group["weight_decay"]),
+        "maximize": bool(group["maximize"]),
+    }
+    if kind is optim.SGD:
+        return _step.Settings(
+            **common, momentum=float(group["momentum"]), dampening=float(group["dampening"]),
+            nesterov=group["nesterov"],
+        )  # fmt: skip
+    if kind is optim.RMSprop:
+        return _step.Settings(
+            **common, momentum=float(group["momentum"]), beta1=float(group["alpha"]),
+            eps=float(group["eps"]), centered=group["centered"],
+        )  # fmt: skip
+    beta1, beta2 = group["betas"]
+    return _step.Settings(
+        **common, beta1=float(beta1), beta2=float(beta2), eps=float(group["eps"]),
+        amsgrad=group["amsgrad"], decoupled=bool(group["decoupled_weight_decay"]),
+    )  # fmt: skip
