@@ -69,7 +69,7 @@ lint: build
 	ruff format --check .
 	mypy
 	@# not fastseq._cuda, which is only built where there is a CUDA compiler
-	stubtest fastseq._comm fastseq._mpi fastseq._reader fastseq._C --concise --mypy-config-file tests/stubtest.ini --allowlist tests/stubtest.txt
+	stubtest fastseq._comm fastseq._mpi fastseq._reader fastseq._step fastseq._C --concise --mypy-config-file tests/stubtest.ini --allowlist tests/stubtest.txt
 	clang-format --dry-run --Werror $(CPP)
 
 # The core as the package has it.

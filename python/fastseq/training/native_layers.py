@@ -10,13 +10,21 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn, optim
 
-from .. import _step, nn as layers
-from .._util.torch_internals import has_hooks
+from .. import _step
+from .._util.torch_internals import has_hooks, own_parameters, rnn_weight_names
+from ..nn import GRU, LSTM, RNN, Chain
 from ..nn.losses import by_seqloss
 from ..nn.stateful import takes_lengths
 from .optimizer_step import obstacle
 
-__all__ = ["NotNative", "layers_of", "loss_of", "optimizer_of", "settings_of", "states_of"]
+__all__ = [
+    "End", "LossKind", "NotNative", "Step", "layers_of", "loss_of", "optimizer_of", "settings_of",
+    "states_of",
+]  # fmt: skip
+
+End = _step.End
+LossKind = _step.LossKind
+Step = _step.Step
 
 # Addresses of a parameter and of its gradient.
 Weights = tuple[int, int]
@@ -32,7 +40,7 @@ _ACTIVATIONS = {
     nn.Sigmoid: _step.Activation.sigmoid,
     nn.Tanh: _step.Activation.tanh,
 }
-_RECURRENT = (nn.LSTM, nn.GRU, nn.RNN, layers.LSTM, layers.GRU, layers.RNN)
+_RECURRENT = (nn.LSTM, nn.GRU, nn.RNN, LSTM, GRU, RNN)
 _CELLS = {
     "LSTM": _step.Cell.lstm,
     "GRU": _step.Cell.gru,
@@ -43,7 +51,7 @@ _CELLS = {
 
 def modules_of(model: nn.Module) -> Iterator[nn.Module]:
     """Yield a model's layers in order; raise `NotNative` for other models."""
-    if type(model) in (nn.Sequential, layers.Chain):
+    if type(model) in (nn.Sequential, Chain):
         for part in model.children():
             yield from modules_of(part)
         return
@@ -86,7 +94,7 @@ def _check_modules(model: nn.Module) -> None:
             raise NotNative(f"{name or 'the model'} has hooks")
         if "forward" in vars(module):
             raise NotNative(f"{name or 'the model'} has its own forward")
-    nested = [m for m in model.modules() if type(m) is layers.Chain and m is not model]
+    nested = [m for m in model.modules() if type(m) is Chain and m is not model]
     if nested:
         raise NotNative("a Chain inside another module")
     params = list(model.named_parameters(remove_duplicate=False))
@@ -149,7 +157,7 @@ def _recurrent(
         dropout=float(module.dropout),
         takes_lengths=takes_lengths(module),
         number=number,
-        weights=[weights(w) for w in module._flat_weights],  # type: ignore[arg-type]
+        weights=[weights(own_parameters(module)[name]) for name in rnn_weight_names(module)],
     )
 
 
@@ -158,7 +166,7 @@ def states_of(model: nn.Module, sequences: int, like: Tensor) -> tuple[Any, list
     tensors: list[Tensor] = []
 
     def state(module: nn.Module) -> Any:
-        if type(module) is layers.Chain:
+        if type(module) is Chain:
             return tuple(state(part) for part in module)
         if not isinstance(module, nn.RNNBase):
             return None
@@ -253,11 +261,10 @@ def settings_of(optimizer: optim.Optimizer) -> list[_step.Settings]:
 
 
 def _settings(kind: type[optim.Optimizer], group: dict[str, Any]) -> _step.Settings:
-    common = {
-        "lr": float(group["lr"]),
-        "weight_decay": float(group["weight_decay"]),
-        "maximize": bool(group["maximize"]),
-    }
+    common: dict[str, Any] = {
+        "lr": float(group["lr"]), "weight_decay": float(group["weight_decay"]),
+        "maximize": group["maximize"],
+    }  # fmt: skip
     if kind is optim.SGD:
         return _step.Settings(
             **common, momentum=float(group["momentum"]), dampening=float(group["dampening"]),

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .. import _step
 from .._util.progress import Progress
-from .._util.torch_internals import is_watched
+from .._util.torch_internals import is_watched, mark_stepped
 from .._util.tree import tree_leaves
 from ..data.chunk_plan import Chunk
 from ..data.sequences import Batch, Sequences
@@ -18,7 +17,10 @@ from ..nn.members import trained_apart
 from ..nn.ops import parallel_for
 from .loop import AfterUpdate, Trainer
 from .native_layers import (
+    End,
+    LossKind,
     NotNative,
+    Step,
     layers_of,
     loss_of,
     optimizer_of,
@@ -106,17 +108,20 @@ class NativeTrainer(Trainer):
         for group, batch in data.batch_groups(chunks):
             if group[0].index == 0:
                 self.stateful.reset_state()
-            if self._train_on_group(group, batch, progress, after_update):
+            if self._train_on_group(group, batch, data.steps, progress, after_update):
                 break
-            last = group[-1]
-            if position.ends is not None and last.t1 == data.steps:
-                position.ends[last.block] = self.stateful.get_state()
         self.settle()
 
     def _train_on_group(
-        self, group: list[Chunk], batch: Batch | None, progress: Progress, after_update: AfterUpdate
+        self,
+        group: list[Chunk],
+        batch: Batch | None,
+        end: int,
+        progress: Progress,
+        after_update: AfterUpdate,
     ) -> bool:
-        """Train on chunks; return whether to stop."""
+        """Train on chunks of a block that ends at the step `end`; return whether to stop."""
+        position = self._position
         first = 0
         while first < len(group):
             step = self._ready(batch)
@@ -128,7 +133,10 @@ class NativeTrainer(Trainer):
                 done = self._train_natively(step, group, batch, first)
                 attention = self._attention()
             first += done
-            progress.advance(self._position.loss, done)
+            last = group[first - 1]
+            if position.ends is not None and last.t1 == end:
+                position.ends[last.block] = self.stateful.get_state()
+            progress.advance(position.loss, done)
             if after_update(attention, done):
                 return True
         return False
@@ -156,10 +164,10 @@ class NativeTrainer(Trainer):
         for chunk, (value, weight) in zip(group[first:last], losses, strict=False):
             if weight:
                 self._losses.add(chunk, value, weight)
-        if end == _step.End.all:
+        if end == End.all:
             return len(sizes)
         chunk = group[first + len(losses)]
-        if end == _step.End.not_finite:
+        if end == End.not_finite:
             self._losses.check(chunk, loss)
         # A label that is no class: torch says so.
         self._train_on(chunk, _part(group, batch, first + len(losses), first + len(losses) + 1))
@@ -207,13 +215,10 @@ class _Step:
         self._like = self._params[0].detach()
         self._features = x.shape[2]
         self._gradients = [torch.zeros_like(p) for p in self._params]
-        place = {p: i for i, p in enumerate(self._params)}
+        place: dict[Tensor, int] = {p: i for i, p in enumerate(self._params)}
 
         def weights(p: Tensor | None) -> tuple[int, int]:
-            if p is None:
-                return 0, 0
-            found = place[p]  # type: ignore[index]
-            return p.data_ptr(), self._gradients[found].data_ptr()
+            return (0, 0) if p is None else (p.data_ptr(), self._gradients[place[p]].data_ptr())
 
         layers, self._outputs = layers_of(self._model, self._features, weights)
         self._loss, parameter = loss_of(learner.loss)
@@ -225,7 +230,7 @@ class _Step:
         self._draws = any(
             isinstance(m, nn.Dropout | nn.RNNBase) and _rate(m) > 0 for m in self._model.modules()
         )
-        self._step = _step.Step(
+        self._step = Step(
             self._like.dtype == torch.float64, layers, self._loss, parameter, kind, stepped,
             parallel_for,
         )  # fmt: skip
@@ -233,7 +238,7 @@ class _Step:
         self._tree: Any = None
 
     def _parameters(
-        self, place: dict[nn.Parameter, int], names: tuple[str, str, str]
+        self, place: dict[Tensor, int], names: tuple[str, str, str]
     ) -> list[tuple[int, int, int, int, int, int, int, bool, int]]:
         """Describe the parameters that the optimizer updates."""
         found = []
@@ -245,23 +250,25 @@ class _Step:
                 state = self._optimizer.state.get(p, {})
                 if not wanted <= set(state):
                     raise NotNative("the optimizer has made no step yet")
-                addresses = []
-                for name in (*names, "step"):
-                    tensor = state.get(name) if name in wanted else None
-                    addresses.append(0 if tensor is None else tensor.data_ptr())
-                    if tensor is None:
-                        continue
-                    plain = isinstance(tensor, Tensor) and tensor.is_cpu and tensor.is_contiguous()
-                    dtypes = (
-                        (torch.float32, torch.float64) if name == "step" else (self._like.dtype,)
-                    )
-                    if not plain or tensor.dtype not in dtypes:
-                        raise NotNative(f"the optimizer's {name} is unusual")
-                    self._tensors.append((state, name, tensor))
+                average, square, other, step = (
+                    self._address(state, name) if name in wanted else 0 for name in (*names, "step")
+                )
                 wide = "step" in wanted and state["step"].dtype == torch.float64
-                gradient = self._gradients[place[p]]
-                found.append((p.data_ptr(), gradient.data_ptr(), p.numel(), *addresses, wide, number))
-        return found  # type: ignore[return-value]
+                gradient = self._gradients[place[p]].data_ptr()
+                found.append(
+                    (p.data_ptr(), gradient, p.numel(), average, square, other, step, wide, number)
+                )
+        return found
+
+    def _address(self, state: dict[str, Any], name: str) -> int:
+        """Return the address of a tensor of the optimizer's."""
+        tensor = state[name]
+        plain = isinstance(tensor, Tensor) and tensor.is_cpu and tensor.is_contiguous()
+        dtypes = (torch.float32, torch.float64) if name == "step" else (self._like.dtype,)
+        if not plain or tensor.dtype not in dtypes:
+            raise NotNative(f"the optimizer's {name} is unusual")
+        self._tensors.append((state, name, tensor))
+        return int(tensor.data_ptr())
 
     def _look(self) -> list[Any]:
         """Return what the step was made for, besides the optimizer's state."""
@@ -291,11 +298,15 @@ class _Step:
         x, y, ws = batch.xs, batch.ys, batch.ws
         if not (isinstance(x, Tensor) and isinstance(y, Tensor) and x.dim() == y.dim() == 3):
             return False
-        if x.shape[:2] != y.shape[:2] or x.shape[2] != self._features or x.dtype != self._like.dtype:
+        if (
+            x.shape[:2] != y.shape[:2]
+            or x.shape[2] != self._features
+            or x.dtype != self._like.dtype
+        ):
             return False
         if ws is not None and not (isinstance(ws, Tensor) and ws.dim() == 2):
             return False
-        if self._loss == _step.LossKind.cross_entropy:
+        if self._loss == LossKind.cross_entropy:
             return y.shape[2] == 1 and self._outputs > 1 and y.dtype in _LABELS
         return y.shape[2] == self._outputs and (y.is_floating_point() or y.dtype in _LABELS)
 
@@ -310,11 +321,9 @@ class _Step:
         self._step.set_state([own.data_ptr() for own in self._state])
         return self._tree
 
-    def train(
-        self, batch: Batch, sizes: list[int]
-    ) -> tuple[list[tuple[float, float]], _step.End, float]:
-        """Train on chunks of these numbers of time steps; see `_step.Step.train`."""
-        labels = self._loss == _step.LossKind.cross_entropy
+    def train(self, batch: Batch, sizes: list[int]) -> tuple[list[tuple[float, float]], End, float]:
+        """Train on chunks of these numbers of time steps; see ``_step.pyi``."""
+        labels = self._loss == LossKind.cross_entropy
         x = _with_rows(batch.xs)
         y = _with_rows(batch.ys.to(torch.int64 if labels else self._like.dtype))
         w = None if batch.ws is None else batch.ws.to(self._like.dtype)
@@ -323,6 +332,7 @@ class _Step:
         for p, gradient in zip(self._params, self._gradients, strict=True):
             if p.grad is not gradient and p.requires_grad:
                 p.grad = gradient
+        mark_stepped(self._optimizer)
         return self._step.train(
             _rows(x), _rows(y), labels, (0, 0, 0) if w is None else _rows(w), sizes, x.shape[1],
             0 if lengths is None else lengths.data_ptr(), seeds, settings_of(self._optimizer),

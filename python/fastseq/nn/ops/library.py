@@ -17,12 +17,12 @@ __all__ = [
     "FLOATING",
     "AutogradContext",
     "active_isa",
-    "parallel_for",
     "cuda_kernels",
     "cuda_obstacle",
     "gpu_obstacle",
     "load_cuda",
     "native",
+    "parallel_for",
 ]
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
