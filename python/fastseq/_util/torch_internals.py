@@ -22,10 +22,10 @@ from .untyped_torch import backward
 __all__ = [
     "assume_constant_result", "below_autograd", "children", "compiles_rnns", "dynamo_error",
     "forward_hooks", "functorch_is_active", "fused_adam", "has_hooks", "has_own_step",
-    "has_step_hooks", "is_watched", "l1_mean", "leave_open", "let_skip_on_device",
-    "mark_stepped", "mse_mean", "multiply_each_", "own_parameters", "profiles", "recompile_limit", "rnn_weight_names", "run_backward",
-    "set_grad_enabled", "silence_capture_warning", "skips_on_device", "storage_users",
-    "uncompiled", "unsupported", "unwrapped_step",
+    "has_step_hooks", "is_watched", "l1_mean", "leave_open", "let_skip_on_device", "mark_stepped",
+    "mse_mean", "multiply_each_", "own_parameters", "profiles", "recompile_limit",
+    "rnn_weight_names", "run_backward", "set_grad_enabled", "silence_capture_warning",
+    "skips_on_device", "storage_users", "uncompiled", "unsupported", "unwrapped_step",
 ]  # fmt: skip
 
 _C: Any = torch._C
