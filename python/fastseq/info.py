@@ -16,6 +16,7 @@ from . import distributed
 from .estimator import Estimator
 from .nn import ops as _ops
 from .nn.recurrent import kernels
+from .training.native_step import native_obstacle
 from .training.optimizer_step import describe_step
 
 __all__ = ["info"]
@@ -67,9 +68,15 @@ def info(est: Estimator | None = None) -> dict[str, Any]:
     }
 
 
+def _updates(est: Estimator) -> str:
+    reason = native_obstacle(est.learner)
+    return "in C++, several at a time" if reason is None else f"by PyTorch: {reason}"
+
+
 def _of_estimator(est: Estimator) -> dict[str, Any]:
     """Describe how `fit` runs, topic by topic."""
     return {
+        "updates": _updates(est),
         "optimizer": describe_step(est.optimizer),
         "recurrent layers": kernels(est.model),
         "gradients": est.learner.replicas.exchange or "not averaged yet",

@@ -12,18 +12,18 @@ enum class OptimizerKind : std::uint8_t { kSgd, kAdam, kRmsProp };
 
 // Numbers of a group of parameters; those that a kind has no use for are ignored.
 struct Settings {
-  double lr;
-  double weight_decay;
-  double momentum;   // SGD, RMSprop
-  double dampening;  // SGD
-  double beta1;      // Adam; RMSprop's alpha
-  double beta2;
-  double eps;
-  bool nesterov;
-  bool maximize;
-  bool decoupled;  // AdamW's decay
-  bool amsgrad;
-  bool centered;  // RMSprop
+  double lr = 0;
+  double weight_decay = 0;
+  double momentum = 0;   // SGD, RMSprop
+  double dampening = 0;  // SGD
+  double beta1 = 0;      // Adam; RMSprop's alpha
+  double beta2 = 0;
+  double eps = 0;
+  bool nesterov = false;
+  bool maximize = false;
+  bool decoupled = false;  // AdamW's decay
+  bool amsgrad = false;
+  bool centered = false;  // RMSprop
 };
 
 // A parameter with its optimizer's state; what a kind or its settings have no use for is null.

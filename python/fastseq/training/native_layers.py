@@ -59,7 +59,7 @@ def modules_of(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def layers_of(
-    model: nn.Module, features: int, weights: Callable[[Tensor | None], Weights]
+    model: nn.Module, features: int | None, weights: Callable[[Tensor | None], Weights]
 ) -> tuple[list[Layer], int]:
     """Return a model's layers for the C++ step, and its number of outputs.
 
@@ -68,7 +68,7 @@ def layers_of(
     model
         A layer, or layers in a `Chain` or `torch.nn.Sequential`.
     features
-        The number of inputs.
+        The number of inputs; None: that of the first layer that tells it.
     weights
         Returns addresses of a parameter and its gradient; 0 for None.
 
@@ -83,8 +83,8 @@ def layers_of(
         layer, features = _layer(module, features, number, weights)
         if layer is not None:
             found.append(layer)
-    if not found:
-        raise NotNative("the model has no layers")
+    if not features:
+        raise NotNative("no layer tells how many inputs there are")
     return found, features
 
 
@@ -112,19 +112,22 @@ def _check_modules(model: nn.Module) -> None:
 
 
 def _layer(
-    module: nn.Module, features: int, number: int, weights: Callable[[Tensor | None], Weights]
-) -> tuple[Layer | None, int]:
+    module: nn.Module,
+    features: int | None,
+    number: int,
+    weights: Callable[[Tensor | None], Weights],
+) -> tuple[Layer | None, int | None]:
     kind = type(module)
     if kind is nn.Identity:
         return None, features
     if kind in _ACTIVATIONS:
-        return _step.ActivationLayer(_ACTIVATIONS[kind], features), features
+        return _step.ActivationLayer(_ACTIVATIONS[kind], features or 0), features
     if isinstance(module, nn.Dropout) and kind is nn.Dropout:
-        return _step.DropoutLayer(float(module.p), features, number), features
+        return _step.DropoutLayer(float(module.p), features or 0, number), features
     if isinstance(module, nn.Linear) and kind is nn.Linear:
         _check_width(module.in_features, features)
         of = weights(module.weight), weights(module.bias)
-        return _step.LinearLayer(features, module.out_features, *of), module.out_features
+        return _step.LinearLayer(module.in_features, module.out_features, *of), module.out_features
     if isinstance(module, nn.RNNBase) and kind in _RECURRENT:
         _check_width(module.input_size, features)
         return _recurrent(module, number, weights), module.hidden_size * (
@@ -133,8 +136,8 @@ def _layer(
     raise NotNative(f"the model has a {kind.__name__}")
 
 
-def _check_width(wanted: int, features: int) -> None:
-    if wanted != features or not features:
+def _check_width(wanted: int, features: int | None) -> None:
+    if not wanted or features not in (None, wanted):
         raise NotNative("its layers do not fit")
 
 

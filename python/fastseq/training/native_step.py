@@ -62,18 +62,9 @@ def _check(learner: Learner) -> None:
         raise NotNative("torch is set to something that only its own operators do")
     loss_of(learner.loss)
     optimizer_of(learner.optimizer)
-    layers_of(learner.model, _inputs(learner.model), lambda _: (0, 0))
+    layers_of(learner.model, None, lambda _: (0, 0))
     if len(trained_apart(learner.model, list(learner.model.parameters()))) != 1:
         raise NotNative("members of an ensemble")
-
-
-def _inputs(model: nn.Module) -> int:
-    """Return the number of inputs of a model's first layer that tells it."""
-    for module in model.modules():
-        for name in ("in_features", "input_size"):
-            if isinstance(size := getattr(module, name, None), int):
-                return size
-    raise NotNative("no layer tells how many inputs there are")
 
 
 class NativeTrainer(Trainer):
@@ -329,15 +320,17 @@ class _Step:
         w = None if batch.ws is None else batch.ws.to(self._like.dtype)
         lengths = None if batch.lengths is None else batch.lengths.contiguous()
         seeds = torch.randint(2**62, (len(sizes),)).tolist() if self._draws else []
-        for p, gradient in zip(self._params, self._gradients, strict=True):
-            if p.grad is not gradient and p.requires_grad:
-                p.grad = gradient
         mark_stepped(self._optimizer)
-        return self._step.train(
+        losses, end, loss = self._step.train(
             _rows(x), _rows(y), labels, (0, 0, 0) if w is None else _rows(w), sizes, x.shape[1],
             0 if lengths is None else lengths.data_ptr(), seeds, settings_of(self._optimizer),
             *self._clip,
         )  # fmt: skip
+        counts = not losses or losses[-1][1] > 0
+        for p, gradient in zip(self._params, self._gradients, strict=True):
+            if p.requires_grad:
+                p.grad = gradient if counts else None
+        return losses, end, loss
 
 
 _LABELS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)

@@ -1,0 +1,322 @@
+// Training steps: gradients against difference quotients of the loss, updates against formulas written out.
+#include "core/step/step.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "check.h"
+#include "ranges.h"
+
+namespace fastseq::step {
+
+namespace {
+
+using Values = std::vector<double>;
+
+std::size_t at(std::int64_t i) { return static_cast<std::size_t>(i); }
+
+Values noise(std::int64_t numel, std::uint32_t seed, double size) {
+  Values values(at(numel));
+  std::uint32_t state = seed * 2654435761U + 1;
+  for (double& value : values) {
+    state = state * 1664525U + 1013904223U;
+    value = size * (static_cast<double>(state >> 8) / (1 << 23) - 1);
+  }
+  return values;
+}
+
+constexpr std::int64_t kSteps = 5;
+constexpr std::int64_t kSequences = 3;
+constexpr std::int64_t kInputs = 2;
+
+// A model with its parameters, their gradients, and the state it carries.
+class Model {
+ public:
+  Model() = default;
+  Model(const Model&) = delete;
+  Model& operator=(const Model&) = delete;
+
+  Weights<double> weights(std::int64_t numel) {
+    values_.push_back(noise(numel, static_cast<std::uint32_t>(values_.size()) + 1, 0.6));
+    gradients_.emplace_back(at(numel), std::numeric_limits<double>::quiet_NaN());
+    return {.value = values_.back().data(), .gradient = gradients_.back().data()};
+  }
+  void linear(std::int64_t inputs, std::int64_t outputs, bool bias = true) {
+    const Weights<double> w = weights(outputs * inputs);
+    layers_.push_back(make_linear<double>(inputs, outputs, w, bias ? weights(outputs) : Weights<double>{}));
+  }
+  void recurrent(const RecurrentOptions& options) {
+    std::vector<Weights<double>> all;
+    const std::int64_t directions = options.bidirectional ? 2 : 1;
+    for (std::int64_t row = 0; row < options.layers * directions; ++row) {
+      const std::int64_t inputs = row < directions ? options.inputs : options.hidden * directions;
+      const std::int64_t gates = gate_count(options.cell) * options.hidden;
+      all.push_back(weights(gates * inputs));
+      all.push_back(weights(gates * options.hidden));
+      if (options.biases) all.push_back(weights(gates));
+      if (options.biases) all.push_back(weights(gates));
+    }
+    layers_.push_back(make_recurrent<double>(options, std::move(all)));
+    for (std::int64_t i = 0; i < layers_.back()->state_count(); ++i) {
+      states_.push_back(noise(options.layers * directions * kSequences * options.hidden,
+                              100 + static_cast<std::uint32_t>(states_.size()), 0.5));
+    }
+  }
+  void add(std::unique_ptr<Layer<double>> layer) { layers_.push_back(std::move(layer)); }
+
+  // Can be called once: the step owns the layers.
+  Step<double> step(LossKind loss, double parameter, ParallelFor parallel_for = serial_for,
+                    OptimizerKind optimizer = OptimizerKind::kSgd) {
+    std::vector<Parameter<double>> parameters;
+    for (std::size_t i = 0; i < values_.size(); ++i) {
+      parameters.push_back({.value = values_[i].data(),
+                            .gradient = gradients_[i].data(),
+                            .numel = static_cast<std::int64_t>(values_[i].size()),
+                            .average = nullptr,
+                            .square = nullptr,
+                            .other = nullptr,
+                            .step = nullptr,
+                            .step_dtype = DType::kFloat64,
+                            .group = 0});
+    }
+    Step<double> made(std::move(layers_), loss, parameter, optimizer, parameters, parallel_for);
+    std::vector<double*> states;
+    states.reserve(states_.size());
+    for (Values& state : states_) states.push_back(state.data());
+    made.set_state(states);
+    return made;
+  }
+  std::vector<Values>& values() { return values_; }
+  std::vector<Values>& gradients() { return gradients_; }
+  std::vector<Values>& states() { return states_; }
+
+ private:
+  std::vector<std::unique_ptr<Layer<double>>> layers_;
+  std::vector<Values> values_;
+  std::vector<Values> gradients_;
+  std::vector<Values> states_;
+};
+
+struct Data {
+  std::int64_t outputs;
+  Values x = noise(kSteps * kSequences * kInputs, 50, 1);
+  Values y = noise(kSteps * kSequences * outputs, 51, 1);
+  std::vector<std::int64_t> labels = {};
+  Values weights = {};
+  std::vector<std::int64_t> lengths = {};
+  std::vector<std::uint64_t> seeds = {7, 8};
+  std::vector<std::int64_t> sizes = {kSteps};
+
+  Chunks<double> chunks() const {
+    const bool classes = !labels.empty();
+    const std::int64_t each = classes ? 1 : outputs;
+    return {.x = {.data = x.data(), .step = kSequences * kInputs, .sequence = kInputs},
+            .targets = {.values = classes ? nullptr : y.data(),
+                        .labels = classes ? labels.data() : nullptr,
+                        .step = kSequences * each,
+                        .sequence = each,
+                        .weights = weights.empty() ? nullptr : weights.data(),
+                        .weight_step = kSequences,
+                        .weight_sequence = 1},
+            .sizes = sizes,
+            .sequences = kSequences,
+            .lengths = lengths.empty() ? nullptr : lengths.data(),
+            .seeds = std::span(seeds).first(sizes.size())};
+  }
+};
+
+// The loss of the chunk from the same state, which is left as it was.
+double loss_of(Step<double>& step, Model& model, const Data& data, double lr = 0) {
+  const std::vector<Values> before = model.states();
+  std::vector<Done> done;
+  const Settings settings{.lr = lr};
+  const Outcome outcome = step.train(data.chunks(), {{settings}}, {}, done);
+  CHECK(outcome.end == End::kAll);
+  for (std::size_t i = 0; i < before.size(); ++i) std::ranges::copy(before[i], model.states()[i].begin());
+  return done.at(0).loss;
+}
+
+void check_gradients(Model& model, Step<double>& step, const Data& data) {
+  loss_of(step, model, data);
+  const std::vector<Values> gradients = model.gradients();
+  for (std::size_t p = 0; p < gradients.size(); ++p) {
+    for (std::size_t i = 0; i < gradients[p].size(); i += 1 + gradients[p].size() / 7) {
+      constexpr double kMove = 1e-5;
+      double& value = model.values()[p][i];
+      const double before = value;
+      value = before + kMove;
+      const double above = loss_of(step, model, data);
+      value = before - kMove;
+      const double below = loss_of(step, model, data);
+      value = before;
+      CHECK(std::abs((above - below) / (2 * kMove) - gradients[p][i]) < 1e-8);
+    }
+  }
+}
+
+RecurrentOptions options(Cell cell, std::int64_t inputs, std::int64_t hidden) {
+  return {.cell = cell,
+          .inputs = inputs,
+          .hidden = hidden,
+          .layers = 1,
+          .biases = true,
+          .bidirectional = false,
+          .dropout = 0,
+          .takes_lengths = true,
+          .number = 0};
+}
+
+}  // namespace
+
+TEST(gradients_of_layers_are_difference_quotients) {
+  for (const Cell cell : {Cell::kLstm, Cell::kGru, Cell::kTanhRnn}) {
+    for (const bool both : {false, true}) {
+      for (const bool lengths : {false, true}) {
+        Model model;
+        model.linear(kInputs, 17, both);
+        model.add(make_activation<double>(Activation::kTanh, 17));
+        RecurrentOptions more = options(cell, 17, 9);
+        more.layers = 2;
+        more.bidirectional = both;
+        more.dropout = 0.4;
+        more.biases = !lengths;
+        model.recurrent(more);
+        model.add(make_dropout<double>(0.3, both ? 18 : 9, 1));
+        model.linear(both ? 18 : 9, 2);
+        model.add(make_activation<double>(Activation::kSigmoid, 2));
+        Data data{.outputs = 2};
+        if (lengths) data.lengths = {5, 2, 3};
+        Step<double> step = model.step(LossKind::kMse, 0);
+        testing::for_every_width([&] { check_gradients(model, step, data); });
+      }
+    }
+  }
+}
+
+TEST(gradients_of_losses_are_difference_quotients) {
+  for (const LossKind kind : {LossKind::kMse, LossKind::kMae, LossKind::kHuber, LossKind::kSmoothL1,
+                              LossKind::kBinaryWithLogits, LossKind::kCrossEntropy}) {
+    for (const bool weighted : {false, true}) {
+      Model model;
+      model.linear(kInputs, 3);
+      Data data{.outputs = 3};
+      if (kind == LossKind::kCrossEntropy) {
+        for (std::int64_t i = 0; i < kSteps * kSequences; ++i) data.labels.push_back(i % 3);
+      }
+      if (weighted) {
+        data.weights = noise(kSteps * kSequences, 60, 1);
+        for (double& w : data.weights) w = std::max(w, 0.0);
+      }
+      Step<double> step = model.step(kind, 0.4);
+      check_gradients(model, step, data);
+    }
+  }
+}
+
+TEST(samples_of_weight_zero_do_not_count_even_if_nan) {
+  Model model;
+  model.linear(kInputs, 1);
+  Data data{.outputs = 1};
+  data.weights.assign(at(kSteps * kSequences), 1);
+  data.weights[4] = 0;
+  Step<double> step = model.step(LossKind::kMse, 0);
+  const double loss = loss_of(step, model, data);
+  data.y[4] = std::numeric_limits<double>::quiet_NaN();
+  CHECK_EQ(loss_of(step, model, data), loss);
+  double sum = 0;
+  for (std::size_t i = 0; i < data.y.size(); ++i) {
+    const double out =
+        model.values()[1][0] + model.values()[0][0] * data.x[2 * i] + model.values()[0][1] * data.x[2 * i + 1];
+    if (i != 4) sum += (out - data.y[i]) * (out - data.y[i]);
+  }
+  CHECK(std::abs(loss - sum / (kSteps * kSequences - 1)) < 1e-14);
+}
+
+// Chunks in one call are those of one call after another; the state goes on.
+TEST(chunks_follow_each_other) {
+  std::vector<std::vector<Values>> found;
+  for (const bool together : {true, false}) {
+    Model model;
+    model.recurrent(options(Cell::kLstm, kInputs, 4));
+    model.linear(4, 1);
+    Step<double> step = model.step(LossKind::kMse, 0);
+    Data data{.outputs = 1};
+    const Settings settings{.lr = 0.1};
+    std::vector<Done> done;
+    if (together) {
+      data.sizes = {3, 2};
+      step.train(data.chunks(), {{settings}}, {.value = {}, .norm = 0.05}, done);
+    } else {
+      data.sizes = {3};
+      step.train(data.chunks(), {{settings}}, {.value = {}, .norm = 0.05}, done);
+      data.sizes = {2};
+      data.x.erase(data.x.begin(), data.x.begin() + 3 * kSequences * kInputs);
+      data.y.erase(data.y.begin(), data.y.begin() + 3 * kSequences);
+      step.train(data.chunks(), {{settings}}, {.value = {}, .norm = 0.05}, done);
+    }
+    CHECK_EQ(done.size(), 2U);
+    found.push_back(model.values());
+    found.push_back(model.states());
+  }
+  CHECK(found[0] == found[2]);
+  CHECK(found[1] == found[3]);
+}
+
+TEST(results_do_not_depend_on_threads) {
+  std::vector<std::vector<Values>> found;
+  for (const ParallelFor parallel_for : testing::parallel_fors()) {
+    Model model;
+    model.linear(kInputs, 40);
+    model.recurrent(options(Cell::kGru, 40, 20));
+    model.linear(20, 2);
+    Step<double> step = model.step(LossKind::kMse, 0, parallel_for);
+    loss_of(step, model, Data{.outputs = 2}, 0.1);
+    found.push_back(model.values());
+    CHECK(found.back() == found.front());
+  }
+}
+
+TEST(nothing_is_updated_by_what_cannot_be_trained_on) {
+  Model model;
+  model.linear(kInputs, 2);
+  const std::vector<Values> before = model.values();
+  Step<double> step = model.step(LossKind::kCrossEntropy, 0);
+  Data data{.outputs = 2};
+  data.labels.assign(at(kSteps * kSequences), 1);
+  data.labels[7] = 2;
+  const Settings settings{.lr = 0.1};
+  std::vector<Done> done;
+  CHECK(step.train(data.chunks(), {{settings}}, {}, done).end == End::kBadLabel);
+  data.labels[7] = 1;
+  data.x[3] = std::numeric_limits<double>::infinity();
+  CHECK(step.train(data.chunks(), {{settings}}, {}, done).end == End::kNotFinite);
+  data.x[3] = 0;
+  data.weights.assign(at(kSteps * kSequences), 0);
+  CHECK(step.train(data.chunks(), {{settings}}, {}, done).end == End::kAll);
+  CHECK_EQ(done.size(), 1U);
+  CHECK_EQ(done[0].weight, 0.0);
+  CHECK(model.values() == before);
+}
+
+TEST(dropout_keeps_what_it_should) {
+  Values kept(100000, 1.0);
+  drop(kept.data(), static_cast<std::int64_t>(kept.size()), 0.3, dropout_key(5, 0));
+  const auto zeros = static_cast<double>(std::ranges::count(kept, 0.0));
+  CHECK(std::abs(zeros / 1e5 - 0.3) < 0.01);
+  CHECK_EQ(*std::ranges::max_element(kept), 1 / 0.7);
+  Values again(kept.size(), 1.0);
+  drop(again.data(), static_cast<std::int64_t>(again.size()), 0.3, dropout_key(5, 0));
+  CHECK(again == kept);
+  drop(again.data(), static_cast<std::int64_t>(again.size()), 0.3, dropout_key(5, 1));
+  CHECK(again != kept);
+  Values all(10, 1.0);
+  drop(all.data(), 10, 1.0, 3);
+  CHECK(all == Values(10, 0.0));
+}
+
+}  // namespace fastseq::step

@@ -1,0 +1,208 @@
+"""Updates in C++ beside those by autograd: update by update, for drawn models, losses, optimizers and data."""
+
+from __future__ import annotations
+
+import copy
+import random
+from typing import Any
+
+import pytest
+import torch
+from torch import nn, optim
+from torch.nn.functional import cross_entropy, mse_loss
+
+import fastseq as fs
+from fastseq.training import fit
+from fastseq.training.loop import Trainer
+from fastseq.training.native_step import NativeTrainer
+
+FEATURES = 3
+NAMES = "loss", "parameters", "gradients"
+
+
+class Record(fs.callbacks.Callback):
+    """What each update leaves."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[list[Any], ...]] = []
+
+    def on_batch_end(self, run: Any) -> None:
+        params = [p.detach().clone() for p in run.model.parameters()]
+        grads = [p.grad.clone() for p in run.model.parameters() if p.grad is not None]
+        self.seen.append(([run.loss], params, grads))
+
+
+class Follow(Record):
+    """Compare updates with recorded ones, and go on from their parameters, so that rounding does not add up."""
+
+    def __init__(self, record: Record, itemsize: int) -> None:
+        super().__init__()
+        self.record, self.itemsize = record, itemsize
+
+    def on_batch_end(self, run: Any) -> None:
+        super().on_batch_end(run)
+        update = len(self.seen) - 1
+        recorded = self.record.seen[update]
+        for name, a, b in zip(NAMES, recorded, self.seen[update], strict=True):
+            assert_close(a, b, self.itemsize, f"{name} of update {update}")
+        with torch.no_grad():
+            for p, q in zip(run.model.parameters(), recorded[1], strict=True):
+                p.copy_(q)
+
+
+@pytest.fixture
+def by_torch(monkeypatch):
+    """Return a function that trains by autograd."""
+
+    def train(est, *data, **more):
+        with monkeypatch.context() as patch:
+            patch.setattr(fit, "_trainer_for", lambda learner: Trainer)
+            return est.fit(*data, **more)
+
+    return train
+
+
+@pytest.fixture(autouse=True)
+def natively(monkeypatch):
+    """Count what is trained in C++."""
+    counts = []
+    real = NativeTrainer._train_natively
+
+    def counted(self, *args):
+        counts.append(real(self, *args))
+        return counts[-1]
+
+    monkeypatch.setattr(NativeTrainer, "_train_natively", counted)
+    return counts
+
+
+def drawn_model(rng: random.Random, outputs: int) -> nn.Module:
+    layers: list[nn.Module] = []
+    width = FEATURES
+    for _ in range(rng.randint(0, 2)):
+        layers.append(nn.Linear(width, size := rng.choice([1, 5, 17]), bias=rng.random() < 0.8))
+        layers.append(rng.choice([nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Identity])())
+        width = size
+    if rng.random() < 0.8:
+        kind = rng.choice([fs.nn.LSTM, fs.nn.GRU, fs.nn.RNN, nn.LSTM, nn.GRU, nn.RNN])
+        hidden, both = rng.choice([1, 4, 10, 19]), rng.random() < 0.3
+        layers.append(
+            kind(
+                width, hidden, rng.choice([1, 1, 2, 3]), bidirectional=both, bias=rng.random() < 0.8
+            )
+        )
+        width = hidden * (2 if both else 1)
+    layers.append(nn.Linear(width, outputs))
+    return layers[0] if len(layers) == 1 else fs.nn.Chain(*layers)
+
+
+def drawn_loss(rng: random.Random) -> tuple[Any, int, str]:
+    """Return a loss over samples, the number of outputs, and the kind of targets."""
+    losses = [
+        (mse_loss, "numbers"), (nn.MSELoss(), "numbers"), (nn.L1Loss(), "numbers"),
+        (nn.HuberLoss(delta=0.3), "numbers"), (nn.SmoothL1Loss(beta=0.4), "numbers"),
+        (nn.BCEWithLogitsLoss(), "parts"), (cross_entropy, "classes"),
+    ]  # fmt: skip
+    fn, kind = rng.choice(losses)
+    return fn, rng.choice([2, 4]) if kind == "classes" else rng.choice([1, 2]), kind
+
+
+def drawn_optimizer(rng: random.Random, params: Any) -> optim.Optimizer:
+    params = list(params)
+    if rng.random() < 0.3:  # groups
+        params = [{"params": params[:1], "weight_decay": 0.1}, {"params": params[1:], "lr": 3e-3}]
+    decay = rng.choice([0.0, 0.01])
+    maximize = rng.random() < 0.1
+    return rng.choice([
+        lambda: optim.SGD(params, 1e-2, momentum=rng.choice([0, 0.9]), weight_decay=decay),
+        lambda: optim.SGD(params, 1e-2, momentum=0.9, nesterov=True),
+        lambda: optim.SGD(params, 1e-2, momentum=0.8, dampening=0.2, maximize=maximize),
+        lambda: optim.Adam(params, 1e-2, weight_decay=decay, amsgrad=rng.random() < 0.3),
+        lambda: optim.AdamW(params, 1e-2, weight_decay=decay, fused=True),
+        lambda: optim.AdamW(params, 1e-2, betas=(0.8, 0.95), amsgrad=rng.random() < 0.3),
+        lambda: optim.RMSprop(params, 1e-3, weight_decay=decay),
+        lambda: optim.RMSprop(params, 1e-3, momentum=0.9, centered=True),
+    ])()  # fmt: skip
+
+
+def drawn_data(rng: random.Random, kind: str, outputs: int, dtype: torch.dtype) -> dict[str, Any]:
+    count, steps = rng.choice([1, 5, 12]), rng.choice([7, 20])
+    draw = torch.Generator().manual_seed(rng.randrange(2**30))
+    x = torch.randn(steps, count, FEATURES, generator=draw, dtype=dtype)
+    y = torch.randn(steps, count, outputs, generator=draw, dtype=dtype)
+    if kind == "parts":
+        y = y.sigmoid()
+    if kind == "classes":
+        y = torch.randint(outputs, (steps, count, 1), generator=draw)
+        if rng.random() < 0.3:
+            y[rng.randrange(steps), 0] = -100
+    data: dict[str, Any] = {"x": x, "y": y}
+    form = rng.choice(["arrays", "arrays", "arrays", "weights", "mask", "lengths"])
+    if form == "weights":
+        data["w"] = torch.rand(steps, count, generator=draw).round(decimals=1)
+    if form == "mask":
+        data["mask"] = torch.rand(steps, count, generator=draw) < 0.7
+    if form == "lengths":
+        data["lengths"] = torch.randint(1, steps + 1, (count,), generator=draw)
+    return data
+
+
+def drawn(number: int) -> tuple[Any, dict[str, Any], int]:
+    """Return a function that makes an estimator, its data, and the number of updates."""
+    rng = random.Random(number)  # noqa: S311
+    torch.manual_seed(number)
+    dtype = rng.choice([torch.float32, torch.float64, torch.float64])
+    fn, outputs, kind = drawn_loss(rng)
+    model = drawn_model(rng, outputs).to(dtype)
+    clip = rng.choice([{}, {}, {"clip_norm": 0.1}, {"clip_value": 0.01}])
+    spec = {
+        "epochs": 2, "batchsize": rng.choice([2, 5, 64]), "seqsize": rng.choice([3, 7, 100]),
+        "shuffle": rng.random() < 0.3, **clip,
+    }  # fmt: skip
+    data = drawn_data(rng, kind, outputs, dtype)
+    state = rng.getstate()
+
+    def make(*callbacks: Any) -> fs.Estimator:
+        rng.setstate(state)
+        own = copy.deepcopy(model)
+        return fs.Estimator(
+            own, fs.seqloss(fn), drawn_optimizer(rng, own.parameters()), spec, seed=1,
+            callbacks=list(callbacks), progress=False,
+        )  # fmt: skip
+
+    return make, data, dtype.itemsize
+
+
+def assert_close(a: list[Any], b: list[Any], itemsize: int, what: str) -> None:
+    """Compare tensors to a part of the largest element among them: sums may cancel out."""
+    a, b = ([torch.as_tensor(v) for v in values] for values in (a, b))
+    assert len(a) == len(b), what
+    rtol = 1e-12 if itemsize == 8 else 1e-5
+    most = max((float(v.abs().nan_to_num().max()) for v in b if v.numel()), default=0.0)
+    for own, other in zip(a, b, strict=True):
+        torch.testing.assert_close(
+            own, other, rtol=rtol, atol=rtol * most, equal_nan=True, msg=lambda m: f"{what}: {m}"
+        )
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*bidirectional", "ignore:.*reads the chunks", "ignore:dropout option"
+)
+@pytest.mark.parametrize("number", range(200))
+def test_drawn_runs_are_those_by_torch(number, by_torch, natively):
+    make, data, itemsize = drawn(number)
+    ours = Record()
+    native = make(ours).fit(**data)
+    theirs = Follow(ours, itemsize)
+    plain = by_torch(make(theirs), **data)
+    assert natively
+    assert len(ours.seen) == len(theirs.seen) > 1
+    together = make().fit(**data)  # many chunks in a call
+    for p, q in zip(native.model.parameters(), together.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+    assert [row["loss"] for row in native.history_] == [row["loss"] for row in together.history_]
+    own, other = (est.optimizer.state_dict()["state"] for est in (native, plain))
+    assert own.keys() == other.keys()
+    for name in {name for state in other.values() for name in state}:
+        parts = ([state[name] for state in states.values()] for states in (own, other))
+        assert_close(*parts, itemsize, name)
