@@ -206,3 +206,182 @@ def test_drawn_runs_are_those_by_torch(number, by_torch, natively):
     for name in {name for state in other.values() for name in state}:
         parts = ([state[name] for state in states.values()] for states in (own, other))
         assert_close(*parts, itemsize, name)
+
+
+X = torch.randn(40, 6, FEATURES, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+Y = X[..., :1] * 0.5
+SPEC = {"epochs": 3, "batchsize": 3, "seqsize": 7}
+
+
+def small(optimizer: Any = optim.AdamW, loss: Any = mse_loss, **more: Any) -> fs.Estimator:
+    torch.manual_seed(0)
+    model = fs.nn.Chain(fs.nn.LSTM(FEATURES, 5), nn.Linear(5, 1)).double()
+    spec = SPEC | more.pop("spec", {})
+    return fs.Estimator(
+        model,
+        fs.seqloss(loss),
+        optimizer(model.parameters(), lr=1e-2),
+        spec,
+        progress=False,
+        **more,
+    )
+
+
+def swap_optimizer_state(run: Any) -> None:
+    state = copy.deepcopy(run.optimizer.state_dict())
+    for each in state["state"].values():
+        each["exp_avg"].zero_()
+    run.optimizer.load_state_dict(state)
+
+
+def replace_moments(run: Any) -> None:
+    for state in run.optimizer.state.values():
+        state["exp_avg"] = torch.ones_like(state["exp_avg"])
+
+
+def replace_data(run: Any) -> None:
+    run.model[1].weight.data = torch.zeros_like(run.model[1].weight)
+
+
+def write_in_place(run: Any) -> None:
+    with torch.no_grad():
+        run.model[0].weight_hh_l0.mul_(0.5)
+
+
+def change_rate(run: Any) -> None:
+    run.optimizer.param_groups[0]["lr"] = 1e-3
+
+
+def freeze(run: Any) -> None:
+    run.model[0].requires_grad_(False)
+
+
+def decay(run: Any) -> None:
+    run.optimizer.param_groups[0]["weight_decay"] = 0.3
+
+
+CHANGES = [
+    swap_optimizer_state, replace_moments, replace_data, write_in_place, change_rate, freeze, decay,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("when", ["on_batch_end", "on_epoch_begin"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_callbacks_change_counts_from_then_on(change, when, by_torch, natively):
+    def act(self, run):
+        if (run.updates, when) == (8, "on_batch_end") or (run.epoch, when) == (2, "on_epoch_begin"):
+            change(run)
+
+    callback = type("Act", (fs.callbacks.Callback,), {when: act})
+    native = small(callbacks=[callback()]).fit(X, Y)
+    plain = by_torch(small(callbacks=[callback()]), X, Y)
+    assert natively
+    for p, q in zip(native.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-11, atol=1e-12)
+
+
+def test_hooks_are_called(natively):
+    called = []
+
+    class Watch(fs.callbacks.Callback):
+        def on_epoch_begin(self, run):
+            if run.epoch == 2:
+                run.model[1].register_forward_hook(lambda *args: called.append(args))
+
+    est = small(callbacks=[Watch()]).fit(X, Y)
+    updates = est.history_[1]["updates"]
+    assert len(called) == 2 * updates
+    assert sum(natively) == updates - 1
+
+
+@pytest.mark.parametrize(
+    ("what", "model", "more"),
+    [
+        ("the model has a Conv1d", nn.Conv1d(3, 1, 1), {}),
+        ("layers share parameters", nn.Sequential(*[nn.Linear(3, 3)] * 2, nn.Linear(3, 1)), {}),
+        ("projections", fs.nn.Chain(fs.nn.LSTM(3, 4, proj_size=1)), {}),
+        ("a trainable initial state", fs.nn.Chain(fs.nn.GRU(3, 1, trainable_state=True)), {}),
+        ("spec.accumulate=2", nn.Linear(3, 1), {"spec": {"accumulate": 2}}),
+        ("compile=True", nn.Linear(3, 1), {"compile": True}),
+        ("the optimizer is Adagrad", nn.Linear(3, 1), {"optimizer": optim.Adagrad}),
+        ("the loss is not made by seqloss", nn.Linear(3, 1), {"loss": lambda m, x, y: m(x).sum()}),
+        (
+            "the loss is multi_margin_loss",
+            nn.Linear(3, 1),
+            {"loss": nn.functional.multi_margin_loss},
+        ),
+        ("amp='bf16'", nn.Linear(3, 1), {"amp": "bf16"}),
+    ],
+)
+def test_info_says_what_keeps_a_fit_with_torch(what, model, more):
+    optimizer = more.pop("optimizer", optim.SGD)(model.parameters(), lr=0.1)
+    loss = more.pop("loss", mse_loss)
+    loss = loss if what.endswith("seqloss") else fs.seqloss(loss)
+    est = fs.Estimator(model, loss, optimizer, SPEC | more.pop("spec", {}), progress=False, **more)
+    assert fs.info(est)["updates"] == f"by PyTorch: {what}"
+    assert fs.info(small())["updates"] == "in C++, several at a time"
+
+
+def test_a_loss_that_is_not_finite_raises_as_by_torch(by_torch, natively):
+    def fail(train):
+        est = small(optim.SGD, spec={"seqsize": 5})
+        est.optimizer.param_groups[0]["lr"] = 1e200
+        with pytest.raises(fs.errors.DivergedError) as raised:
+            train(est, X, Y)
+        return str(raised.value), [p.detach() for p in est.model.parameters()]
+
+    ours, theirs = fail(lambda est, *data: est.fit(*data)), fail(by_torch)
+    assert ours[0] == theirs[0]
+    for p, q in zip(ours[1], theirs[1], strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-10, atol=0)
+
+
+def test_labels_that_are_no_classes_raise_as_by_torch(by_torch):
+    labels = torch.zeros(40, 6, 1, dtype=torch.int64)
+    labels[33, 2] = 5
+
+    def fail(train):
+        torch.manual_seed(0)
+        model = fs.nn.Chain(fs.nn.LSTM(FEATURES, 5), nn.Linear(5, 3))
+        optimizer = optim.SGD(model.parameters(), lr=0.1)
+        est = fs.Estimator(model, fs.seqloss(cross_entropy), optimizer, SPEC, progress=False)
+        with pytest.raises(ValueError, match="must be class numbers") as raised:
+            train(est, X.float(), labels)
+        return str(raised.value)
+
+    assert fail(lambda est, *data: est.fit(*data)) == fail(by_torch)
+
+
+def test_dropout_is_drawn_by_seed(natively):
+    def fitted(seed):
+        torch.manual_seed(0)
+        model = fs.nn.Chain(
+            fs.nn.GRU(FEATURES, 5, 2, dropout=0.5), nn.Dropout(0.2), nn.Linear(5, 1)
+        )
+        optimizer = optim.AdamW(model.parameters(), lr=1e-2)
+        est = fs.Estimator(model, fs.seqloss(mse_loss), optimizer, SPEC, seed=seed, progress=False)
+        return [row["loss"] for row in est.fit(X.float(), Y.float()).history_]
+
+    assert fitted(1) == fitted(1) != fitted(2)
+    assert natively
+
+
+def test_evaluating_layers_drop_nothing(by_torch, natively):
+    class Evaluate(fs.callbacks.Callback):
+        def on_epoch_begin(self, run):
+            run.model[0].eval()
+            run.model[1].eval()
+
+    def make():
+        torch.manual_seed(0)
+        gru = fs.nn.GRU(FEATURES, 5, 2, dropout=0.5)
+        model = fs.nn.Chain(gru, nn.Dropout(0.2), nn.Linear(5, 1)).double()
+        optimizer = optim.AdamW(model.parameters(), lr=1e-2)
+        return fs.Estimator(
+            model, fs.seqloss(mse_loss), optimizer, SPEC, callbacks=[Evaluate()], progress=False
+        )
+
+    native, plain = make().fit(X, Y), by_torch(make(), X, Y)
+    assert natively
+    for p, q in zip(native.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-11, atol=1e-12)

@@ -18,8 +18,8 @@ from ..nn.stateful import takes_lengths
 from .optimizer_step import obstacle
 
 __all__ = [
-    "End", "LossKind", "NotNative", "Step", "layers_of", "loss_of", "optimizer_of", "settings_of",
-    "states_of",
+    "End", "LossKind", "NotNative", "Step", "dropout_of", "layers_of", "loss_of",
+    "optimizer_of", "settings_of", "states_of",
 ]  # fmt: skip
 
 End = _step.End
@@ -123,7 +123,7 @@ def _layer(
     if kind in _ACTIVATIONS:
         return _step.ActivationLayer(_ACTIVATIONS[kind], features or 0), features
     if isinstance(module, nn.Dropout) and kind is nn.Dropout:
-        return _step.DropoutLayer(float(module.p), features or 0, number), features
+        return _step.DropoutLayer(dropout_of(module), features or 0, number), features
     if isinstance(module, nn.Linear) and kind is nn.Linear:
         _check_width(module.in_features, features)
         of = weights(module.weight), weights(module.bias)
@@ -134,6 +134,13 @@ def _layer(
             2 if module.bidirectional else 1
         )
     raise NotNative(f"the model has a {kind.__name__}")
+
+
+def dropout_of(module: nn.Module) -> float:
+    """Return the fraction of its outputs that a layer drops in its present mode."""
+    if not module.training or not isinstance(module, nn.Dropout | nn.RNNBase):
+        return 0.0
+    return float(module.dropout if isinstance(module, nn.RNNBase) else module.p)
 
 
 def _check_width(wanted: int, features: int | None) -> None:
@@ -157,7 +164,7 @@ def _recurrent(
         layers=module.num_layers,
         biases=module.bias,
         bidirectional=module.bidirectional,
-        dropout=float(module.dropout),
+        dropout=dropout_of(module),
         takes_lengths=takes_lengths(module),
         number=number,
         weights=[weights(own_parameters(module)[name]) for name in rnn_weight_names(module)],

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._util.progress import Progress
-from .._util.torch_internals import is_watched, mark_stepped
+from .._util.torch_internals import has_hooks, is_watched, mark_stepped
 from .._util.tree import tree_leaves
 from ..data.chunk_plan import Chunk
 from ..data.sequences import Batch, Sequences
@@ -21,6 +21,7 @@ from .native_layers import (
     LossKind,
     NotNative,
     Step,
+    dropout_of,
     layers_of,
     loss_of,
     optimizer_of,
@@ -96,6 +97,7 @@ class NativeTrainer(Trainer):
         position = self._position
         self._attention = has_requests
         self.stateful.state = position.state
+        self._step = None  # hooks and modes may have come
         for group, batch in data.batch_groups(chunks):
             if group[0].index == 0:
                 self.stateful.reset_state()
@@ -218,9 +220,7 @@ class _Step:
         stepped = self._parameters(place, names)
         self._known = self._optimizer.param_groups, self._optimizer.state
         self._seen = self._look()
-        self._draws = any(
-            isinstance(m, nn.Dropout | nn.RNNBase) and _rate(m) > 0 for m in self._model.modules()
-        )
+        self._draws = any(dropout_of(module) > 0 for module in self._model.modules())
         self._step = Step(
             self._like.dtype == torch.float64, layers, self._loss, parameter, kind, stepped,
             parallel_for,
@@ -265,7 +265,7 @@ class _Step:
         """Return what the step was made for, besides the optimizer's state."""
         found: list[Any] = []
         for module in self._model.modules():
-            found += [id(module), module.training]
+            found += [id(module), module.training, has_hooks(module)]
         for p in self._params:
             found += [p.data_ptr(), p.requires_grad]
         kind = type(self._optimizer)
@@ -334,11 +334,6 @@ class _Step:
 
 
 _LABELS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-
-
-def _rate(module: nn.Module) -> float:
-    dropout = module.dropout if isinstance(module, nn.RNNBase) else getattr(module, "p", 0.0)
-    return float(dropout) if module.training else 0.0
 
 
 def _state_names(kind: type[torch.optim.Optimizer], group: dict[str, Any]) -> set[str]:
