@@ -59,8 +59,9 @@ OPTIMIZERS = {
     "fused": functools.partial(optim.AdamW, lr=0.05, fused=True),
     "tensor": lambda params: optim.AdamW(params, lr=torch.tensor(0.05)),
 }
-X = torch.randn(STEPS * 5, 4, 3, generator=torch.Generator().manual_seed(2))
+X = torch.randn(STEPS * 5, 4, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 Y = X.mean(2, keepdim=True)
+pytestmark = pytest.mark.usefixtures("in_double")
 LOSS = fs.seqloss(nn.functional.mse_loss)
 
 

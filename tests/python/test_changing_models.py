@@ -14,7 +14,7 @@ from torch.nn.functional import mse_loss
 
 import fastseq as fs
 
-X = torch.randn(40, 8, 3, generator=torch.Generator().manual_seed(1))
+X = torch.randn(40, 8, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 Y = X.mean(2, keepdim=True).roll(1, 0)
 LOSS = fs.seqloss(mse_loss)
 SPEC = {"epochs": 3, "batchsize": 8, "seqsize": 10}
@@ -26,6 +26,7 @@ OPTIMIZERS = {
     "clipped": partial(optim.AdamW, lr=0.05),
 }
 every = pytest.mark.parametrize("kind", OPTIMIZERS)
+pytestmark = pytest.mark.usefixtures("in_double")
 
 
 def layers():
@@ -241,7 +242,7 @@ def test_what_is_unfrozen_in_mid_epoch_is_trained_from_the_next_on(kind):
 
 
 def test_what_is_unfrozen_in_mid_epoch_waits_with_scaled_gradients_too():
-    model = layers()
+    model = layers().float()
     model[0].requires_grad_(False)
     before = copy.deepcopy(model[0])
 
@@ -254,9 +255,9 @@ def test_what_is_unfrozen_in_mid_epoch_waits_with_scaled_gradients_too():
         model, LOSS, optimizer, {**SPEC, "epochs": 1}, callbacks=[Early()], amp="fp16",
         device="cpu", comm=None, progress=False,
     )  # fmt: skip
-    est.fit(X, Y)
+    est.fit(X.float(), Y.float())
     assert_same_parameters(model[0], before, rtol=0)
-    est.fit(X, Y)
+    est.fit(X.float(), Y.float())
     assert not torch.equal(model[0].weight, before.weight)
 
 

@@ -16,8 +16,9 @@ from torch.nn.functional import mse_loss
 
 import fastseq as fs
 
-X = torch.randn(45, 10, 3, generator=torch.Generator().manual_seed(1))
+X = torch.randn(45, 10, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 Y = X.mean(2, keepdim=True).roll(1, 0)
+pytestmark = pytest.mark.usefixtures("in_double")
 
 
 def fit(model, loss=None, *, x=X, y=Y, batchsize=5, seqsize=9, epochs=5, w=None, mask=None, **spec):

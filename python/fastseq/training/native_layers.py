@@ -231,8 +231,8 @@ def _module_loss(fn: Any) -> tuple[_step.LossKind, float]:
         return (kinds.smooth_l1, float(fn.beta)) if fn.beta else (kinds.mae, 0.0)
     if kind is nn.BCEWithLogitsLoss and fn.weight is None and fn.pos_weight is None:
         return kinds.binary_with_logits, 0.0
-    plain = kind is nn.CrossEntropyLoss and fn.weight is None and not fn.label_smoothing
-    if plain and fn.ignore_index == -100:
+    # Labels to ignore have been given weight 0.
+    if kind is nn.CrossEntropyLoss and fn.weight is None and not fn.label_smoothing:
         return kinds.cross_entropy, 0.0
     raise NotNative(f"the loss is {fn}")
 
