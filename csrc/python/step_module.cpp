@@ -8,6 +8,7 @@
 #include <variant>
 #include <vector>
 
+#include "core/base/dispatch.h"
 #include "core/step/step.h"
 
 namespace py = pybind11;
@@ -51,6 +52,12 @@ using AnyLayer = std::variant<LinearLayer, ActivationLayer, DropoutLayer, Recurr
 using ParameterTuple =
     std::tuple<Address, Address, std::int64_t, Address, Address, Address, Address, bool, std::int64_t>;
 
+// Where layers write a gradient, the parameter's own, numel.
+using GradientTuple = std::tuple<Address, Address, std::int64_t>;
+
+// Chunks, weight, loss: see Held.
+using HeldTuple = std::tuple<std::int64_t, double, double>;
+
 // Data, strides of time steps and of sequences.
 using RowsTuple = std::tuple<Address, std::int64_t, std::int64_t>;
 
@@ -91,15 +98,17 @@ class AnyStep {
   virtual py::tuple train(const RowsTuple& x, const RowsTuple& y, bool labels, const RowsTuple& weights,
                           const std::vector<std::int64_t>& sizes, std::int64_t sequences, Address lengths,
                           const std::vector<std::uint64_t>& seeds, const std::vector<Settings>& settings,
-                          std::optional<double> clip_value, std::optional<double> clip_norm) = 0;
+                          std::optional<double> clip_value, std::optional<double> clip_norm, const HeldTuple& held) = 0;
 };
 
 template <class T>
 class TypedStep : public AnyStep {
  public:
   TypedStep(const std::vector<AnyLayer>& layers, LossKind loss, double loss_parameter, OptimizerKind optimizer,
-            const std::vector<ParameterTuple>& parameters, Address parallel_for)
+            const std::vector<ParameterTuple>& parameters, std::int64_t accumulate,
+            const std::vector<GradientTuple>& gradients, Address parallel_for)
       : step_(make_layers(layers), loss, loss_parameter, optimizer, make_parameters(parameters),
+              make_accumulation(accumulate, gradients),
               // NOLINTNEXTLINE(performance-no-int-to-ptr)
               parallel_for == 0 ? serial_for : reinterpret_cast<ParallelFor>(parallel_for)) {}
 
@@ -113,7 +122,8 @@ class TypedStep : public AnyStep {
   py::tuple train(const RowsTuple& x, const RowsTuple& y, bool labels, const RowsTuple& weights,
                   const std::vector<std::int64_t>& sizes, std::int64_t sequences, Address lengths,
                   const std::vector<std::uint64_t>& seeds, const std::vector<Settings>& settings,
-                  std::optional<double> clip_value, std::optional<double> clip_norm) override {
+                  std::optional<double> clip_value, std::optional<double> clip_norm, const HeldTuple& before) override {
+    Held held{.chunks = std::get<0>(before), .weight = std::get<1>(before), .loss = std::get<2>(before)};
     const Chunks<T> chunks{
         .x = {.data = to_pointer<const T>(std::get<0>(x)), .step = std::get<1>(x), .sequence = std::get<2>(x)},
         .targets = {.values = labels ? nullptr : to_pointer<const T>(std::get<0>(y)),
@@ -131,11 +141,12 @@ class TypedStep : public AnyStep {
     Outcome outcome{};
     {
       const py::gil_scoped_release released;
-      outcome = step_.train(chunks, settings, {.value = clip_value, .norm = clip_norm}, done_);
+      outcome = step_.train(chunks, settings, {.value = clip_value, .norm = clip_norm}, held, done_);
     }
     py::list losses(done_.size());
     for (std::size_t i = 0; i < done_.size(); ++i) losses[i] = py::make_tuple(done_[i].loss, done_[i].weight);
-    return py::make_tuple(losses, outcome.end, outcome.loss);
+    return py::make_tuple(losses, outcome.end, outcome.loss, outcome.chunks,
+                          HeldTuple(held.chunks, held.weight, held.loss));
   }
 
  private:
@@ -144,6 +155,13 @@ class TypedStep : public AnyStep {
     made.reserve(layers.size());
     for (const AnyLayer& layer : layers) {
       made.push_back(std::visit([](const auto& kind) { return make<T>(kind); }, layer));
+    }
+    return made;
+  }
+  static Accumulation<T> make_accumulation(std::int64_t chunks, const std::vector<GradientTuple>& tuples) {
+    Accumulation<T> made{.chunks = chunks, .gradients = {}};
+    for (const auto& [fresh, held, numel] : tuples) {
+      made.gradients.push_back({.fresh = to_pointer<const T>(fresh), .held = to_pointer<T>(held), .numel = numel});
     }
     return made;
   }
@@ -170,12 +188,14 @@ class TypedStep : public AnyStep {
 
 std::unique_ptr<AnyStep> make_step(bool wide, const std::vector<AnyLayer>& layers, LossKind loss, double loss_parameter,
                                    OptimizerKind optimizer, const std::vector<ParameterTuple>& parameters,
+                                   std::int64_t accumulate, const std::vector<GradientTuple>& gradients,
                                    Address parallel_for) {
   if (layers.empty()) throw py::value_error("a step needs layers");
-  if (wide) {
-    return std::make_unique<TypedStep<double>>(layers, loss, loss_parameter, optimizer, parameters, parallel_for);
-  }
-  return std::make_unique<TypedStep<float>>(layers, loss, loss_parameter, optimizer, parameters, parallel_for);
+  const auto typed = [&]<class T>(Type<T> /*type*/) -> std::unique_ptr<AnyStep> {
+    return std::make_unique<TypedStep<T>>(layers, loss, loss_parameter, optimizer, parameters, accumulate, gradients,
+                                          parallel_for);
+  };
+  return wide ? typed(Type<double>{}) : typed(Type<float>{});
 }
 
 void register_layers(const py::module_& m) {
@@ -261,13 +281,15 @@ PYBIND11_MODULE(_step, m) {
       .value("bad_label", End::kBadLabel);
   py::class_<AnyStep>(m, "Step")
       .def(py::init(&make_step), py::arg("wide"), py::arg("layers"), py::arg("loss"), py::arg("loss_parameter"),
-           py::arg("optimizer"), py::arg("parameters"), py::arg("parallel_for"))
+           py::arg("optimizer"), py::arg("parameters"), py::arg("accumulate"), py::arg("gradients"),
+           py::arg("parallel_for"))
       .def("set_state", &AnyStep::set_state, py::arg("state"),
            "Memory of the state: for each layer that has one, h and perhaps c.")
       .def("train", &AnyStep::train, py::arg("x"), py::arg("y"), py::arg("labels"), py::arg("weights"),
            py::arg("sizes"), py::arg("sequences"), py::arg("lengths"), py::arg("seeds"), py::arg("settings"),
-           py::arg("clip_value"), py::arg("clip_norm"),
-           "Trains on chunks; returns ([(loss, weight), ...], why it ended, the loss it ended with).");
+           py::arg("clip_value"), py::arg("clip_norm"), py::arg("held"),
+           "Trains on chunks; returns ([(loss, weight) of updates], why it ended, the loss it ended with, chunks done, "
+           "what is held: (chunks, weight, loss)).");
 }
 
 }  // namespace fastseq::step

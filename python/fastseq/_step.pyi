@@ -50,6 +50,9 @@ _Weights = tuple[int, int]
 # Address, strides of time steps and of sequences.
 _Rows = tuple[int, int, int]
 
+# Chunks, weight and weighted losses that are held for an update.
+_Held = tuple[int, float, float]
+
 class LinearLayer:
     def __init__(self, inputs: int, outputs: int, weight: _Weights, bias: _Weights) -> None: ...
 
@@ -103,6 +106,9 @@ class Step:
         loss_parameter: float,
         optimizer: OptimizerKind,
         parameters: list[tuple[int, int, int, int, int, int, int, bool, int]],
+        accumulate: int,
+        # (where layers write, the parameter's own, numel), if several chunks make an update
+        gradients: list[tuple[int, int, int]],
         parallel_for: int,
     ) -> None: ...
     def set_state(self, state: list[int]) -> None: ...
@@ -119,4 +125,5 @@ class Step:
         settings: list[Settings],
         clip_value: float | None,
         clip_norm: float | None,
-    ) -> tuple[list[tuple[float, float]], End, float]: ...
+        held: _Held,
+    ) -> tuple[list[tuple[float, float]], End, float, int, _Held]: ...

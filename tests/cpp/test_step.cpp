@@ -84,7 +84,7 @@ class Model {
                             .step_dtype = DType::kFloat64,
                             .group = 0});
     }
-    Step<double> made(std::move(layers_), loss, parameter, optimizer, parameters, parallel_for);
+    Step<double> made(std::move(layers_), loss, parameter, optimizer, parameters, {}, parallel_for);
     std::vector<double*> states;
     states.reserve(states_.size());
     for (Values& state : states_) states.push_back(state.data());
@@ -130,12 +130,18 @@ struct Data {
   }
 };
 
+Outcome train(Step<double>& step, const Data& data, const Clipping& clipping, std::vector<Done>& done,
+              double lr = 0.1) {
+  const Settings settings{.lr = lr};
+  Held held;
+  return step.train(data.chunks(), {{settings}}, clipping, held, done);
+}
+
 // The loss of the chunk from the same state, which is left as it was.
 double loss_of(Step<double>& step, Model& model, const Data& data, double lr = 0) {
   const std::vector<Values> before = model.states();
   std::vector<Done> done;
-  const Settings settings{.lr = lr};
-  const Outcome outcome = step.train(data.chunks(), {{settings}}, {}, done);
+  const Outcome outcome = train(step, data, {}, done, lr);
   CHECK(outcome.end == End::kAll);
   for (std::size_t i = 0; i < before.size(); ++i) std::ranges::copy(before[i], model.states()[i].begin());
   return done.at(0).loss;
@@ -246,18 +252,17 @@ TEST(chunks_follow_each_other) {
     model.linear(4, 1);
     Step<double> step = model.step(LossKind::kMse, 0);
     Data data{.outputs = 1};
-    const Settings settings{.lr = 0.1};
     std::vector<Done> done;
     if (together) {
       data.sizes = {3, 2};
-      step.train(data.chunks(), {{settings}}, {.value = {}, .norm = 0.05}, done);
+      train(step, data, {.value = {}, .norm = 0.05}, done);
     } else {
       data.sizes = {3};
-      step.train(data.chunks(), {{settings}}, {.value = {}, .norm = 0.05}, done);
+      train(step, data, {.value = {}, .norm = 0.05}, done);
       data.sizes = {2};
       data.x.erase(data.x.begin(), data.x.begin() + 3 * kSequences * kInputs);
       data.y.erase(data.y.begin(), data.y.begin() + 3 * kSequences);
-      step.train(data.chunks(), {{settings}}, {.value = {}, .norm = 0.05}, done);
+      train(step, data, {.value = {}, .norm = 0.05}, done);
     }
     CHECK_EQ(done.size(), 2U);
     found.push_back(model.values());
@@ -289,15 +294,14 @@ TEST(nothing_is_updated_by_what_cannot_be_trained_on) {
   Data data{.outputs = 2};
   data.labels.assign(at(kSteps * kSequences), 1);
   data.labels[7] = 2;
-  const Settings settings{.lr = 0.1};
   std::vector<Done> done;
-  CHECK(step.train(data.chunks(), {{settings}}, {}, done).end == End::kBadLabel);
+  CHECK(train(step, data, {}, done).end == End::kBadLabel);
   data.labels[7] = 1;
   data.x[3] = std::numeric_limits<double>::infinity();
-  CHECK(step.train(data.chunks(), {{settings}}, {}, done).end == End::kNotFinite);
+  CHECK(train(step, data, {}, done).end == End::kNotFinite);
   data.x[3] = 0;
   data.weights.assign(at(kSteps * kSequences), 0);
-  CHECK(step.train(data.chunks(), {{settings}}, {}, done).end == End::kAll);
+  CHECK(train(step, data, {}, done).end == End::kAll);
   CHECK_EQ(done.size(), 1U);
   CHECK_EQ(done[0].weight, 0.0);
   CHECK(model.values() == before);

@@ -157,7 +157,7 @@ def drawn(number: int) -> tuple[Any, dict[str, Any], int]:
     clip = rng.choice([{}, {}, {"clip_norm": 0.1}, {"clip_value": 0.01}])
     spec = {
         "epochs": 2, "batchsize": rng.choice([2, 5, 64]), "seqsize": rng.choice([3, 7, 100]),
-        "shuffle": rng.random() < 0.3, **clip,
+        "shuffle": rng.random() < 0.3, "accumulate": rng.choice([1, 1, 1, 2, 3]), **clip,
     }  # fmt: skip
     data = drawn_data(rng, kind, outputs, dtype)
     state = rng.getstate()
@@ -173,11 +173,11 @@ def drawn(number: int) -> tuple[Any, dict[str, Any], int]:
     return make, data, dtype.itemsize
 
 
-def assert_close(a: list[Any], b: list[Any], itemsize: int, what: str) -> None:
+def assert_close(a: list[Any], b: list[Any], itemsize: int, what: str, times: float = 1) -> None:
     """Compare tensors to a part of the largest element among them: sums may cancel out."""
     a, b = ([torch.as_tensor(v) for v in values] for values in (a, b))
     assert len(a) == len(b), what
-    rtol = 1e-12 if itemsize == 8 else 1e-5
+    rtol = times * (1e-12 if itemsize == 8 else 1e-5)
     most = max((float(v.abs().nan_to_num().max()) for v in b if v.numel()), default=0.0)
     for own, other in zip(a, b, strict=True):
         torch.testing.assert_close(
@@ -201,11 +201,12 @@ def test_drawn_runs_are_those_by_torch(number, by_torch, natively):
     for p, q in zip(native.model.parameters(), together.model.parameters(), strict=True):
         assert torch.equal(p, q)
     assert [row["loss"] for row in native.history_] == [row["loss"] for row in together.history_]
+    # Rounding adds up in these.
     own, other = (est.optimizer.state_dict()["state"] for est in (native, plain))
     assert own.keys() == other.keys()
     for name in {name for state in other.values() for name in state}:
         parts = ([state[name] for state in states.values()] for states in (own, other))
-        assert_close(*parts, itemsize, name)
+        assert_close(*parts, itemsize, name, 1 if itemsize == 8 else 10)
 
 
 X = torch.randn(40, 6, FEATURES, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -291,7 +292,7 @@ def test_hooks_are_called(natively):
     est = small(callbacks=[Watch()]).fit(X, Y)
     updates = est.history_[1]["updates"]
     assert len(called) == 2 * updates
-    assert sum(natively) == updates - 1
+    assert sum(chunks for chunks, _ in natively) == updates - 1
 
 
 @pytest.mark.parametrize(
@@ -301,7 +302,6 @@ def test_hooks_are_called(natively):
         ("layers share parameters", nn.Sequential(*[nn.Linear(3, 3)] * 2, nn.Linear(3, 1)), {}),
         ("projections", fs.nn.Chain(fs.nn.LSTM(3, 4, proj_size=1)), {}),
         ("a trainable initial state", fs.nn.Chain(fs.nn.GRU(3, 1, trainable_state=True)), {}),
-        ("spec.accumulate=2", nn.Linear(3, 1), {"spec": {"accumulate": 2}}),
         ("compile=True", nn.Linear(3, 1), {"compile": True}),
         ("the optimizer is Adagrad", nn.Linear(3, 1), {"optimizer": optim.Adagrad}),
         ("the loss is not made by seqloss", nn.Linear(3, 1), {"loss": lambda m, x, y: m(x).sum()}),

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "core/base/isa.h"
 
@@ -10,6 +11,7 @@ namespace fastseq::step {
 namespace {
 
 constexpr std::int64_t kPartial = 16;
+constexpr double kTiny = std::numeric_limits<double>::min();
 
 template <class T>
 double sum_of_squares(const T* data, std::int64_t count) {
@@ -27,6 +29,13 @@ double sum_of_squares(const T* data, std::int64_t count) {
   return total;
 }
 
+// to = weight * from, plus what is there if it `adds`.
+template <class T>
+void weigh(const T* from, T* to, std::int64_t count, T weight, bool adds) {
+  FASTSEQ_INDEPENDENT
+  for (std::int64_t i = 0; i < count; ++i) to[i] = (adds ? to[i] : T{}) + weight * from[i];
+}
+
 template <class T>
 void scale(T* data, std::int64_t count, T factor) {
   for (std::int64_t i = 0; i < count; ++i) data[i] *= factor;
@@ -36,12 +45,14 @@ void scale(T* data, std::int64_t count, T factor) {
 
 template <class T>
 Step<T>::Step(std::vector<std::unique_ptr<Layer<T>>> layers, LossKind loss, double loss_parameter,
-              OptimizerKind optimizer, std::vector<Parameter<T>> parameters, ParallelFor parallel_for)
+              OptimizerKind optimizer, std::vector<Parameter<T>> parameters, Accumulation<T> accumulation,
+              ParallelFor parallel_for)
     : layers_(std::move(layers)),
       loss_(loss),
       loss_parameter_(loss_parameter),
       optimizer_(optimizer),
       parameters_(std::move(parameters)),
+      accumulation_(std::move(accumulation)),
       parallel_for_(parallel_for),
       given_(layers_.size()) {}
 
@@ -72,6 +83,20 @@ void Step<T>::backward(const Chunk& chunk) {
   for (std::size_t l = layers_.size(); l-- > 0;) dy = layers_[l]->backward(chunk, given_[l], dy, l > 0);
 }
 
+// Adds the gradients of a chunk, times its weight, to those that are held.
+template <class T>
+void Step<T>::hold(double weight, const Held& held) {
+  for (const auto& g : accumulation_.gradients) {
+    best<weigh<T>>(g.fresh, g.held, g.numel, static_cast<T>(weight), held.weight > 0);
+  }
+}
+
+// The means over samples of what is held.
+template <class T>
+void Step<T>::release(double weight) {
+  for (const auto& g : accumulation_.gradients) best<scale<T>>(g.held, g.numel, static_cast<T>(1 / weight));
+}
+
 template <class T>
 void Step<T>::clip(const Clipping& clipping) {
   if (clipping.value) {
@@ -91,7 +116,7 @@ void Step<T>::clip(const Clipping& clipping) {
 
 template <class T>
 Outcome Step<T>::train(const Chunks<T>& chunks, std::span<const Settings> settings, const Clipping& clipping,
-                       std::vector<Done>& done) {
+                       Held& held, std::vector<Done>& done) {
   std::int64_t begin = 0;
   for (std::size_t i = 0; i < chunks.sizes.size(); ++i) {
     const std::int64_t steps = chunks.sizes[i];
@@ -117,16 +142,26 @@ Outcome Step<T>::train(const Chunks<T>& chunks, std::span<const Settings> settin
     T* const dy = dy_.reserve(chunk.rows() * outputs());
     const LossValue value =
         loss_and_gradient(loss_, loss_parameter_, out, targets, steps, chunks.sequences, outputs(), dy);
-    if (value.bad_label) return {.end = End::kBadLabel, .loss = 0};
+    const auto index = static_cast<std::int64_t>(i);
+    if (value.bad_label) return {.end = End::kBadLabel, .loss = 0, .chunks = index};
     if (value.weight > 0) {
-      if (!std::isfinite(value.loss)) return {.end = End::kNotFinite, .loss = value.loss};
+      if (!std::isfinite(value.loss)) return {.end = End::kNotFinite, .loss = value.loss, .chunks = index};
       backward(chunk);
+      if (accumulation_.chunks > 1) hold(value.weight, held);
+      held.weight += value.weight;
+      held.loss += value.weight * value.loss;
+    }
+    if (++held.chunks < accumulation_.chunks) continue;
+    if (held.weight > 0) {
+      if (accumulation_.chunks > 1) release(held.weight);
       clip(clipping);
       optimizer_step<T>(optimizer_, settings, parameters_);
     }
-    done.push_back({.loss = value.loss, .weight = value.weight});
+    const double loss = accumulation_.chunks > 1 ? held.loss / std::max(held.weight, kTiny) : value.loss;
+    done.push_back({.loss = loss, .weight = held.weight});
+    held = {};
   }
-  return {.end = End::kAll, .loss = 0};
+  return {.end = End::kAll, .loss = 0, .chunks = static_cast<std::int64_t>(chunks.sizes.size())};
 }
 
 template class Step<float>;

@@ -34,7 +34,26 @@ struct Clipping {
   std::optional<double> norm;   // of all gradients
 };
 
-// What a chunk came to.
+// Several chunks for one update: gradients of each are added to those held.
+template <class T>
+struct Accumulation {
+  struct Gradient {
+    const T* fresh;  // where layers write it
+    T* held;         // the parameter's gradient
+    std::int64_t numel;
+  };
+  std::int64_t chunks = 1;
+  std::vector<Gradient> gradients;
+};
+
+// What is held for the next update: sums over chunks, times their weights.
+struct Held {
+  std::int64_t chunks = 0;
+  double weight = 0;
+  double loss = 0;
+};
+
+// What an update came to: the mean over the samples of its chunks.
 struct Done {
   double loss;
   double weight;  // 0: nothing was updated
@@ -43,8 +62,9 @@ struct Done {
 enum class End : std::uint8_t { kAll, kNotFinite, kBadLabel };
 
 struct Outcome {
-  End end;  // why the chunk after the last one that is done was not, if so; then `loss` is its loss
-  double loss;
+  End end;
+  double loss;          // with which it ended, if it was not finite
+  std::int64_t chunks;  // that were trained on
 };
 
 template <class T>
@@ -52,7 +72,7 @@ class Step {
  public:
   // Layers in their order; parameters: those that the optimizer updates.
   Step(std::vector<std::unique_ptr<Layer<T>>> layers, LossKind loss, double loss_parameter, OptimizerKind optimizer,
-       std::vector<Parameter<T>> parameters, ParallelFor parallel_for);
+       std::vector<Parameter<T>> parameters, Accumulation<T> accumulation, ParallelFor parallel_for);
 
   std::int64_t outputs() const { return layers_.back()->outputs(); }
 
@@ -60,14 +80,17 @@ class Step {
   void set_state(std::span<T* const> state);
 
   // Trains on one chunk after another, until one cannot be trained on: its loss is not finite, or it has a label that
-  // is no class. Then the parameters are those before that chunk, the state is not. Adds to `done`.
-  Outcome train(const Chunks<T>& chunks, std::span<const Settings> settings, const Clipping& clipping,
+  // is no class. Then the parameters are those before that chunk, the state is not. Adds updates to `done`; `held`:
+  // what is held before, and after.
+  Outcome train(const Chunks<T>& chunks, std::span<const Settings> settings, const Clipping& clipping, Held& held,
                 std::vector<Done>& done);
 
  private:
   // Returns the outputs of all layers.
   const T* forward(const Chunk& chunk, const Rows<T>& x);
   void backward(const Chunk& chunk);
+  void hold(double weight, const Held& held);
+  void release(double weight);
   void clip(const Clipping& clipping);
 
   std::vector<std::unique_ptr<Layer<T>>> layers_;
@@ -75,6 +98,7 @@ class Step {
   double loss_parameter_;
   OptimizerKind optimizer_;
   std::vector<Parameter<T>> parameters_;
+  Accumulation<T> accumulation_;
   ParallelFor parallel_for_;
   std::vector<Rows<T>> given_;  // to each layer
   std::vector<std::int64_t> lengths_;

@@ -54,8 +54,6 @@ def _check(learner: Learner) -> None:
         raise NotNative("compile=True")
     if learner.precision.amp is not None:
         raise NotNative(f"amp={learner.precision.amp!r}")
-    if spec.accumulate > 1:
-        raise NotNative(f"spec.accumulate={spec.accumulate}")
     if spec.context:
         raise NotNative(f"spec.context={spec.context}")
     watched = is_watched() or torch.is_anomaly_enabled() or not torch.is_grad_enabled()
@@ -103,6 +101,9 @@ class NativeTrainer(Trainer):
                 self.stateful.reset_state()
             if self._train_on_group(group, batch, data.steps, progress, after_update):
                 break
+        else:
+            if self._held:
+                after_update(self._release(group[-1]))
         self.settle()
 
     def _train_on_group(
@@ -121,16 +122,16 @@ class NativeTrainer(Trainer):
             if step is None or batch is None:
                 part = None if batch is None else _part(group, batch, first, first + 1)
                 attention = self._train_on(group[first], part)
-                done = 1
+                done, updates = 1, 0 if self._held else 1
             else:
-                done = self._train_natively(step, group, batch, first)
+                done, updates = self._train_natively(step, group, batch, first)
                 attention = self._attention()
             first += done
             last = group[first - 1]
             if position.ends is not None and last.t1 == end:
                 position.ends[last.block] = self.stateful.get_state()
             progress.advance(position.loss, done)
-            if after_update(attention, done):
+            if updates and after_update(attention, updates):
                 return True
         return False
 
@@ -147,23 +148,29 @@ class NativeTrainer(Trainer):
             return None
         return self._step
 
-    def _train_natively(self, step: _Step, group: list[Chunk], batch: Batch, first: int) -> int:
-        """Train on chunks from number `first` on; return how many."""
-        last = first + 1 if self.one_by_one else len(group)
+    def _train_natively(
+        self, step: _Step, group: list[Chunk], batch: Batch, first: int
+    ) -> tuple[int, int]:
+        """Train on chunks from number `first` on; return how many, and the number of updates."""
+        each = self._spec.accumulate
+        last = min(first + each - self._held, len(group)) if self.one_by_one else len(group)
         sizes = [chunk.t1 - chunk.t0 for chunk in group[first:last]]
         part = _part(group, batch, first, last)
         self.stateful.state = step.take_state(self.stateful.state, part.xs.shape[1])
-        losses, end, loss = step.train(part, sizes)
-        for chunk, (value, weight) in zip(group[first:last], losses, strict=False):
+        ends = range(first + each - self._held - 1, last, each)  # chunks with which updates end
+        held = self._held, self._held_weight, float(self._held_loss)
+        losses, end, loss, done, held = step.train(part, sizes, held)
+        self._held, self._held_weight, self._held_loss = held
+        for index, (value, weight) in zip(ends, losses, strict=False):
             if weight:
-                self._losses.add(chunk, value, weight)
+                self._losses.add(group[index], value, weight)
         if end == End.all:
-            return len(sizes)
-        chunk = group[first + len(losses)]
+            return done, len(losses)
+        chunk = group[first + done]
         if end == End.not_finite:
             self._losses.check(chunk, loss)
         # A label that is no class: torch says so.
-        self._train_on(chunk, _part(group, batch, first + len(losses), first + len(losses) + 1))
+        self._train_on(chunk, _part(group, batch, first + done, first + done + 1))
         raise AssertionError("a label that is no class")
 
 
@@ -208,10 +215,15 @@ class _Step:
         self._like = self._params[0].detach()
         self._features = x.shape[2]
         self._gradients = [torch.zeros_like(p) for p in self._params]
+        # Where layers write gradients: those of several chunks are added up.
+        accumulates = spec.accumulate > 1
+        self._fresh = (
+            [torch.zeros_like(p) for p in self._params] if accumulates else self._gradients
+        )
         place: dict[Tensor, int] = {p: i for i, p in enumerate(self._params)}
 
         def weights(p: Tensor | None) -> tuple[int, int]:
-            return (0, 0) if p is None else (p.data_ptr(), self._gradients[place[p]].data_ptr())
+            return (0, 0) if p is None else (p.data_ptr(), self._fresh[place[p]].data_ptr())
 
         layers, self._outputs = layers_of(self._model, self._features, weights)
         self._loss, parameter = loss_of(learner.loss)
@@ -223,10 +235,18 @@ class _Step:
         self._draws = any(dropout_of(module) > 0 for module in self._model.modules())
         self._step = Step(
             self._like.dtype == torch.float64, layers, self._loss, parameter, kind, stepped,
-            parallel_for,
+            spec.accumulate, self._sums() if accumulates else [], parallel_for,
         )  # fmt: skip
         self._state: list[Tensor] = []
         self._tree: Any = None
+
+    def _sums(self) -> list[tuple[int, int, int]]:
+        """Describe where gradients of several chunks are added up."""
+        return [
+            (fresh.data_ptr(), gradient.data_ptr(), p.numel())
+            for p, fresh, gradient in zip(self._params, self._fresh, self._gradients, strict=True)
+            if p.requires_grad
+        ]
 
     def _parameters(
         self, place: dict[Tensor, int], names: tuple[str, str, str]
@@ -312,8 +332,12 @@ class _Step:
         self._step.set_state([own.data_ptr() for own in self._state])
         return self._tree
 
-    def train(self, batch: Batch, sizes: list[int]) -> tuple[list[tuple[float, float]], End, float]:
+    def train(
+        self, batch: Batch, sizes: list[int], held: tuple[int, float, float]
+    ) -> tuple[list[tuple[float, float]], End, float, int, tuple[int, float, float]]:
         """Train on chunks of these numbers of time steps; see ``_step.pyi``."""
+        if held[1]:
+            self._take_gradients()
         labels = self._loss == LossKind.cross_entropy
         x = _with_rows(batch.xs)
         y = _with_rows(batch.ys.to(torch.int64 if labels else self._like.dtype))
@@ -321,16 +345,25 @@ class _Step:
         lengths = None if batch.lengths is None else batch.lengths.contiguous()
         seeds = torch.randint(2**62, (len(sizes),)).tolist() if self._draws else []
         mark_stepped(self._optimizer)
-        losses, end, loss = self._step.train(
+        found = self._step.train(
             _rows(x), _rows(y), labels, (0, 0, 0) if w is None else _rows(w), sizes, x.shape[1],
             0 if lengths is None else lengths.data_ptr(), seeds, settings_of(self._optimizer),
-            *self._clip,
+            *self._clip, held,
         )  # fmt: skip
-        counts = not losses or losses[-1][1] > 0
+        losses, _, _, _, (chunks, weight, _) = found
+        counts = weight > 0 or (not chunks and (not losses or losses[-1][1] > 0))
         for p, gradient in zip(self._params, self._gradients, strict=True):
             if p.requires_grad:
                 p.grad = gradient if counts else None
-        return losses, end, loss
+        return found
+
+    def _take_gradients(self) -> None:
+        """Go on from gradients that torch has accumulated."""
+        for p, gradient in zip(self._params, self._gradients, strict=True):
+            if p.grad is None:
+                gradient.zero_()
+            elif p.grad is not gradient:
+                gradient.copy_(p.grad)
 
 
 _LABELS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
