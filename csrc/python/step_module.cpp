@@ -95,7 +95,7 @@ class AnyStep {
   virtual ~AnyStep() = default;
 
   virtual void set_state(const std::vector<Address>& state) = 0;
-  virtual py::tuple train(const RowsTuple& x, const RowsTuple& y, bool labels, const RowsTuple& weights,
+  virtual py::tuple train(const RowsTuple& x, const RowsTuple& y, bool labels, bool last_only, const RowsTuple& weights,
                           const std::vector<std::int64_t>& sizes, std::int64_t sequences, Address lengths,
                           const std::vector<std::uint64_t>& seeds, const std::vector<Settings>& settings,
                           std::optional<double> clip_value, std::optional<double> clip_norm, const HeldTuple& held) = 0;
@@ -119,7 +119,7 @@ class TypedStep : public AnyStep {
     step_.set_state(pointers);
   }
 
-  py::tuple train(const RowsTuple& x, const RowsTuple& y, bool labels, const RowsTuple& weights,
+  py::tuple train(const RowsTuple& x, const RowsTuple& y, bool labels, bool last_only, const RowsTuple& weights,
                   const std::vector<std::int64_t>& sizes, std::int64_t sequences, Address lengths,
                   const std::vector<std::uint64_t>& seeds, const std::vector<Settings>& settings,
                   std::optional<double> clip_value, std::optional<double> clip_norm, const HeldTuple& before) override {
@@ -132,7 +132,8 @@ class TypedStep : public AnyStep {
                     .sequence = std::get<2>(y),
                     .weights = to_pointer<const T>(std::get<0>(weights)),
                     .weight_step = std::get<1>(weights),
-                    .weight_sequence = std::get<2>(weights)},
+                    .weight_sequence = std::get<2>(weights),
+                    .last_only = last_only},
         .sizes = sizes,
         .sequences = sequences,
         .lengths = to_pointer<const std::int64_t>(lengths),
@@ -285,9 +286,9 @@ PYBIND11_MODULE(_step, m) {
            py::arg("parallel_for"))
       .def("set_state", &AnyStep::set_state, py::arg("state"),
            "Memory of the state: for each layer that has one, h and perhaps c.")
-      .def("train", &AnyStep::train, py::arg("x"), py::arg("y"), py::arg("labels"), py::arg("weights"),
-           py::arg("sizes"), py::arg("sequences"), py::arg("lengths"), py::arg("seeds"), py::arg("settings"),
-           py::arg("clip_value"), py::arg("clip_norm"), py::arg("held"),
+      .def("train", &AnyStep::train, py::arg("x"), py::arg("y"), py::arg("labels"), py::arg("last_only"),
+           py::arg("weights"), py::arg("sizes"), py::arg("sequences"), py::arg("lengths"), py::arg("seeds"),
+           py::arg("settings"), py::arg("clip_value"), py::arg("clip_norm"), py::arg("held"),
            "Trains on chunks; returns ([(loss, weight) of updates], why it ended, the loss it ended with, chunks done, "
            "what is held: (chunks, weight, loss)).");
 }

@@ -117,6 +117,7 @@ class Step:
         x: _Rows,
         y: _Rows,
         labels: bool,
+        last_only: bool,
         weights: _Rows,
         sizes: list[int],
         sequences: int,

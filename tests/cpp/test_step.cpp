@@ -111,6 +111,7 @@ struct Data {
   std::vector<std::int64_t> lengths = {};
   std::vector<std::uint64_t> seeds = {7, 8};
   std::vector<std::int64_t> sizes = {kSteps};
+  bool last_only = false;
 
   Chunks<double> chunks() const {
     const bool classes = !labels.empty();
@@ -122,7 +123,8 @@ struct Data {
                         .sequence = each,
                         .weights = weights.empty() ? nullptr : weights.data(),
                         .weight_step = kSequences,
-                        .weight_sequence = 1},
+                        .weight_sequence = 1,
+                        .last_only = last_only},
             .sizes = sizes,
             .sequences = kSequences,
             .lengths = lengths.empty() ? nullptr : lengths.data(),
@@ -207,10 +209,12 @@ TEST(gradients_of_layers_are_difference_quotients) {
 TEST(gradients_of_losses_are_difference_quotients) {
   for (const LossKind kind : {LossKind::kMse, LossKind::kMae, LossKind::kHuber, LossKind::kSmoothL1,
                               LossKind::kBinaryWithLogits, LossKind::kCrossEntropy}) {
-    for (const bool weighted : {false, true}) {
+    for (const int form : {0, 1, 2, 3}) {
+      const bool weighted = form % 2 == 1;
       Model model;
       model.linear(kInputs, 3);
       Data data{.outputs = 3};
+      data.last_only = form >= 2;
       if (kind == LossKind::kCrossEntropy) {
         for (std::int64_t i = 0; i < kSteps * kSequences; ++i) data.labels.push_back(i % 3);
       }

@@ -85,11 +85,12 @@ double run_of_elements(const T* out, const T* y, std::int64_t count, T parameter
   return total;
 }
 
+// Of steps [begin, end).
 template <class T>
-double sum_of_weights(const Targets<T>& t, std::int64_t steps, std::int64_t sequences) {
-  if (t.weights == nullptr) return static_cast<double>(steps * sequences);
+double sum_of_weights(const Targets<T>& t, std::int64_t begin, std::int64_t end, std::int64_t sequences) {
+  if (t.weights == nullptr) return static_cast<double>((end - begin) * sequences);
   double total = 0;
-  for (std::int64_t s = 0; s < steps; ++s) {
+  for (std::int64_t s = begin; s < end; ++s) {
     for (std::int64_t n = 0; n < sequences; ++n) {
       total += static_cast<double>(t.weights[s * t.weight_step + n * t.weight_sequence]);
     }
@@ -105,13 +106,15 @@ T inverse(double weight) {
 template <class Kind, class T>
 LossValue elements(const T* out, const Targets<T>& t, std::int64_t steps, std::int64_t sequences, std::int64_t outputs,
                    T parameter, T* dy) {
-  const double weight = sum_of_weights(t, steps, sequences);
+  const std::int64_t begin = t.last_only ? std::max<std::int64_t>(steps - 1, 0) : 0;
+  const double weight = sum_of_weights(t, begin, steps, sequences);
   const T scale = inverse<T>(weight * static_cast<double>(outputs));
   double total = 0;
+  std::fill_n(dy, begin * sequences * outputs, T{});
   const auto run = [&](std::int64_t row, const T* y, std::int64_t count, T factor) {
     return best<run_of_elements<Kind, T>>(out + row * outputs, y, count, parameter, factor, dy + row * outputs);
   };
-  for (std::int64_t s = 0; s < steps; ++s) {
+  for (std::int64_t s = begin; s < steps; ++s) {
     const T* const y = t.values + s * t.step;
     if (t.weights == nullptr && (t.sequence == outputs || sequences == 1)) {
       total += run(s * sequences, y, sequences * outputs, scale);
@@ -129,7 +132,7 @@ LossValue elements(const T* out, const Targets<T>& t, std::int64_t steps, std::i
   }
   return {.loss = total /
                   std::max(weight * static_cast<double>(outputs), static_cast<double>(std::numeric_limits<T>::min())),
-          .weight = weight,
+          .weight = sum_of_weights(t, 0, steps, sequences),
           .bad_label = false};
 }
 
@@ -152,10 +155,12 @@ double cross_entropy(const T* out, std::int64_t outputs, std::int64_t label, T f
 template <class T>
 LossValue classes(const T* out, const Targets<T>& t, std::int64_t steps, std::int64_t sequences, std::int64_t outputs,
                   T* dy) {
-  const double weight = sum_of_weights(t, steps, sequences);
+  const std::int64_t begin = t.last_only ? std::max<std::int64_t>(steps - 1, 0) : 0;
+  const double weight = sum_of_weights(t, begin, steps, sequences);
   const T scale = inverse<T>(weight);
   double total = 0;
-  for (std::int64_t s = 0; s < steps; ++s) {
+  std::fill_n(dy, begin * sequences * outputs, T{});
+  for (std::int64_t s = begin; s < steps; ++s) {
     for (std::int64_t n = 0; n < sequences; ++n) {
       const std::int64_t label = t.labels[s * t.step + n * t.sequence];
       if (label < 0 || label >= outputs) return {.loss = 0, .weight = 0, .bad_label = true};
@@ -169,7 +174,7 @@ LossValue classes(const T* out, const Targets<T>& t, std::int64_t steps, std::in
     }
   }
   return {.loss = total / std::max(weight, static_cast<double>(std::numeric_limits<T>::min())),
-          .weight = weight,
+          .weight = sum_of_weights(t, 0, steps, sequences),
           .bad_label = false};
 }
 

@@ -24,11 +24,12 @@ struct Targets {
   const T* weights;  // (steps, sequences), or null: 1; not negative. Samples of weight 0 do not count, even if NaN
   std::int64_t weight_step;
   std::int64_t weight_sequence;
+  bool last_only;  // only outputs of the last step are compared
 };
 
 struct LossValue {
   double loss;     // the weighted mean over samples of means over outputs
-  double weight;   // the sum of the weights
+  double weight;   // the sum of the weights, of all steps
   bool bad_label;  // there is a label that is no class; loss and gradient are not set
 };
 

@@ -14,6 +14,7 @@ from .. import _step
 from .._util.torch_internals import has_hooks, own_parameters, rnn_weight_names
 from ..nn import GRU, LSTM, RNN, Chain
 from ..nn.losses import by_seqloss
+from ..nn.per_sequence import AtLastStep, PerSequence
 from ..nn.stateful import takes_lengths
 from .optimizer_step import obstacle
 
@@ -199,22 +200,24 @@ _LOSSES: dict[Any, tuple[_step.LossKind, float]] = {
 }
 
 
-def loss_of(loss: object) -> tuple[_step.LossKind, float]:
-    """Return the kind of a loss over chunks, and its parameter.
+def loss_of(loss: Any) -> tuple[_step.LossKind, float, bool]:
+    """Return the kind of a loss over chunks, its parameter, and whether it is of last steps alone.
 
     Raises
     ------
     NotNative
         It is another loss.
     """
+    if type(loss) in (PerSequence, AtLastStep):  # all layers have outputs at each step
+        return *loss_of(loss.loss)[:2], type(loss) is AtLastStep
     if not by_seqloss(loss) or not isinstance(loss, functools.partial) or len(loss.args) < 3:
         raise NotNative("the loss is not made by seqloss")
     fn = loss.args[0]
     if isinstance(fn, functools.partial):
         if not fn.args and fn.keywords == {"reduction": "none"} and fn.func in _LOSSES:
-            return _LOSSES[fn.func]
+            return *_LOSSES[fn.func], False
         raise NotNative(f"the loss is {getattr(fn.func, '__name__', fn.func)}")
-    return _module_loss(fn)
+    return *_module_loss(fn), False
 
 
 def _module_loss(fn: Any) -> tuple[_step.LossKind, float]:

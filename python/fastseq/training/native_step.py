@@ -226,7 +226,7 @@ class _Step:
             return (0, 0) if p is None else (p.data_ptr(), self._fresh[place[p]].data_ptr())
 
         layers, self._outputs = layers_of(self._model, self._features, weights)
-        self._loss, parameter = loss_of(learner.loss)
+        self._loss, parameter, self._last_only = loss_of(learner.loss)
         kind, names = optimizer_of(self._optimizer)
         self._tensors: list[tuple[dict[str, Any], str, Tensor]] = []
         stepped = self._parameters(place, names)
@@ -346,9 +346,9 @@ class _Step:
         seeds = torch.randint(2**62, (len(sizes),)).tolist() if self._draws else []
         mark_stepped(self._optimizer)
         found = self._step.train(
-            _rows(x), _rows(y), labels, (0, 0, 0) if w is None else _rows(w), sizes, x.shape[1],
-            0 if lengths is None else lengths.data_ptr(), seeds, settings_of(self._optimizer),
-            *self._clip, held,
+            _rows(x), _rows(y), labels, self._last_only, (0, 0, 0) if w is None else _rows(w),
+            sizes, x.shape[1], 0 if lengths is None else lengths.data_ptr(), seeds,
+            settings_of(self._optimizer), *self._clip, held,
         )  # fmt: skip
         losses, _, _, _, (chunks, weight, _) = found
         counts = weight > 0 or (not chunks and (not losses or losses[-1][1] > 0))
