@@ -258,6 +258,8 @@ class _Step:
             for p in group["params"]:
                 if not p.requires_grad:
                     continue
+                if p not in place:
+                    raise NotNative("the optimizer has parameters that are not the model's")
                 state = self._optimizer.state.get(p, {})
                 if not wanted <= set(state):
                     raise NotNative("the optimizer has made no step yet")
