@@ -61,7 +61,7 @@ endif
 
 # What needs one core is done two at a time.
 test: build
-	$(MAKE) --jobs 2 --output-sync=target lint cpp-test cuda-compile
+	$(MAKE) --jobs 2 --output-sync=target lint cpp-test cuda-compile CUDA_TARGETS=fastseq_cuda_kernels
 	$(MAKE) python-test mpi-test isa-sample
 
 lint: build
@@ -97,8 +97,8 @@ test-arm: venv
 	  ctest --test-dir build/arm --output-on-failure; \
 	else echo "test-arm: no $(ARM)-g++ or no qemu-aarch64 here, not run"; fi
 
-# Compiles for Hopper, and links the modules; test-all does so for the oldest GPUs, too, and links the tests. What links
-# need of the CPU's code is compiled in a hurry.
+# Compiles for Hopper, and links the modules; test only compiles, test-all links the tests, for the oldest GPUs, too. What
+# links need of the CPU's code is compiled in a hurry.
 CUDA_ARCHITECTURES ?= 90
 CUDA_TARGETS ?= _cuda _cuda_comm
 cuda-compile: venv

@@ -139,7 +139,11 @@ def found_in(build: Path, file: str, text: str, folder: Path) -> str:
     sanitizer = cached(build, "FASTSEQ_SANITIZE")
     flags = [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"] if sanitizer else []
     compiler, program = cached(build, "CMAKE_CXX_COMPILER"), folder / "test"
-    tests = build / "tests" / "cuda" / "CMakeFiles" / f"test_{TESTS[file]}_on_host.dir"
+    tests = [
+        build / "tests" / "cuda" / "CMakeFiles" / f"test_{TESTS[file]}_on_host.dir",
+        build / "tests" / "cpp" / "CMakeFiles" / "test_main.dir",
+    ]
+    objects = [path for part in tests for path in part.rglob("*.o")]
     libraries = [
         build / "tests/cuda_on_host/libfastseq_cuda_on_host.a",
         build / "tests/cuda_on_host/libcuda_on_host.a",
@@ -151,7 +155,7 @@ def found_in(build: Path, file: str, text: str, folder: Path) -> str:
          "-x", "c++", "-c", source, "-o", folder / "mutant.o"], check=True,
     )  # fmt: skip
     subprocess.run(
-        [compiler, *flags, *tests.rglob("*.o"), folder / "mutant.o", *libraries, "-pthread", "-rdynamic", "-ldl", "-o",
+        [compiler, *flags, *objects, folder / "mutant.o", *libraries, "-pthread", "-rdynamic", "-ldl", "-o",
          program], check=True,
     )  # fmt: skip
     try:

@@ -36,6 +36,7 @@ inline int run_rank(int rank, int size, const std::vector<NodeGroup::Slot*>& slo
 #ifdef CUDA_ON_HOST
   const cuda_on_host::Running running;
 #endif
+  failures() = 0;  // not those of tests before
   all.pids[rank] = getpid();
   std::vector<int> pids;
   for (int r = 0; r < size; ++r) {

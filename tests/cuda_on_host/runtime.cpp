@@ -270,7 +270,7 @@ cudaError_t cudaIpcOpenEventHandle(cudaEvent_t* event, cudaIpcEventHandle_t hand
 
 cudaError_t cudaDeviceSynchronize() {
   if (const cudaError_t code = check_wait(); code != cudaSuccess) return code;
-  for (const auto& mark : push_marks()) wait_for(mark);
+  wait_for_all();
   return cudaSuccess;
 }
 

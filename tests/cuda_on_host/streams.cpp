@@ -21,6 +21,7 @@ std::mutex g_mutex;                                           // of all below; f
 std::vector<Stream*>& g_streams = *new std::vector<Stream*>;  // what streams still have at the end is no leak
 std::mt19937_64 g_rng{1};
 Policy g_policy = Policy::kRandom;
+char g_gone;  // the token of streams that are no more
 
 bool is_ready(const Operation& operation) {
   return (operation.awaits == nullptr || operation.awaits->passed) && (!operation.elsewhere || operation.elsewhere());
@@ -38,6 +39,7 @@ void push(Stream* stream, std::unique_ptr<Operation> operation) {
 void drop_if_done(Stream& stream) {
   if (!stream.destroyed || stream.busy || !stream.queue.empty()) return;
   std::erase(g_streams, &stream);
+  stream.strand.run([] { release(&g_gone); });
   delete &stream;
 }
 
@@ -166,17 +168,20 @@ void remove(Stream* stream) {
   drop_if_done(*stream);
 }
 
-std::vector<std::shared_ptr<Mark>> push_marks() {
+void wait_for_all() {
   std::vector<std::shared_ptr<Mark>> marks;
   or_default(nullptr);
-  const Quiet quiet;
-  const std::scoped_lock lock(g_mutex);
-  for (Stream* const stream : g_streams) {
-    auto operation = std::make_unique<Operation>();
-    operation->passes = marks.emplace_back(std::make_shared<Mark>());
-    stream->queue.push_back(std::move(operation));
+  {
+    const Quiet quiet;
+    const std::scoped_lock lock(g_mutex);
+    for (Stream* const stream : g_streams) {
+      auto operation = std::make_unique<Operation>();
+      operation->passes = marks.emplace_back(std::make_shared<Mark>());
+      stream->queue.push_back(std::move(operation));
+    }
   }
-  return marks;
+  for (const auto& mark : marks) wait_for(mark);
+  acquire(&g_gone);
 }
 
 bool is_idle(Stream* stream) {

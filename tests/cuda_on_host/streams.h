@@ -88,8 +88,8 @@ bool is_idle(Stream* stream);
 void add(Stream* stream);
 // Once it has done what it has.
 void remove(Stream* stream);
-// Marks at the ends of all streams.
-std::vector<std::shared_ptr<Mark>> push_marks();
+// Waits for all that streams have, those that were destroyed included.
+void wait_for_all();
 Stream* or_default(Stream* stream);
 
 }  // namespace cuda_on_host
