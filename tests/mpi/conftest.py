@@ -8,6 +8,8 @@ import pytest
 import torch
 
 import fastseq as fs
+from fastseq.training import fit
+from fastseq.training.loop import Trainer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "python"))
 
@@ -36,3 +38,9 @@ def folder(comm: fs.distributed.Communicator, tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def updates_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have one process update as several ranks do: these tests compare them closely."""
+    monkeypatch.setattr(fit, "_trainer_for", lambda learner: Trainer)
