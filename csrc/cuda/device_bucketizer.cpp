@@ -60,7 +60,6 @@ DeviceBucketizer::~DeviceBucketizer() {
   if (!ended()) leave();
 }
 
-// Whether nothing goes on, so that memory may go.
 bool DeviceBucketizer::ended() noexcept {
   if (forked()) return false;
   try {

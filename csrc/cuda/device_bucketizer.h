@@ -80,6 +80,7 @@ class DeviceBucketizer final : public Bucketizer {
   double* facts_of(std::size_t bucket) const { return reinterpret_cast<double*>(facts_->data()) + 2 * bucket; }
   // After it nobody reads gradients or writes means; false: see Exchange.
   bool settle();
+  // Ends all; whether nothing goes on, so that memory may go.
   bool ended() noexcept;
   // Leaves what the device, or a forked child's parent, may still use.
   void leave();

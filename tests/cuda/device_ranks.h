@@ -18,6 +18,12 @@ namespace fastseq::testing {
 
 const std::vector<std::int64_t> kNumels = {3, 1000, 0, 17, 5000, 1, 64, 4096};
 
+#if defined(__SANITIZE_THREAD__)
+constexpr bool kThreadSanitizer = true;  // all takes ten times as long
+#else
+constexpr bool kThreadSanitizer = false;
+#endif
+
 // In how many drawn orders of streams and threads a test runs: FASTSEQ_ORDERS, for long runs.
 inline std::uint64_t drawn_orders(std::uint64_t usually) {
   const char* const given = std::getenv("FASTSEQ_ORDERS");

@@ -23,15 +23,10 @@ using testing::check_updates;
 using testing::DeviceRank;
 using testing::drawn_orders;
 using testing::Gradients;
+using testing::kThreadSanitizer;
 using testing::run_team;
 using testing::Step;
 using testing::types_with;
-
-#if defined(__SANITIZE_THREAD__)
-constexpr bool kThreadSanitizer = true;  // takes ten times as long
-#else
-constexpr bool kThreadSanitizer = false;
-#endif
 
 const cuda::ExchangeOptions with_norm{.norm = true};  // threads share a process and a GPU: "staged"
 

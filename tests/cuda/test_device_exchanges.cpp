@@ -150,11 +150,7 @@ TEST(a_rank_that_dies_ends_the_others) {
 }
 
 #ifdef CUDA_ON_HOST
-#if defined(__SANITIZE_THREAD__)
-constexpr std::chrono::seconds kPatience{20};  // all takes ten times as long
-#else
-constexpr std::chrono::seconds kPatience{3};
-#endif
+constexpr std::chrono::seconds kPatience{testing::kThreadSanitizer ? 20 : 3};
 
 // What the device left then is no mean.
 TEST(an_exchange_that_was_broken_off_is_reported_with_its_outcome) {
