@@ -8,8 +8,8 @@
 #include <variant>
 #include <vector>
 
-#include "core/base/dispatch.h"
 #include "core/step/step.h"
+#include "python/bindings.h"
 
 namespace py = pybind11;
 
@@ -52,7 +52,7 @@ using AnyLayer = std::variant<LinearLayer, ActivationLayer, DropoutLayer, Recurr
 using ParameterTuple =
     std::tuple<Address, Address, std::int64_t, Address, Address, Address, Address, bool, std::int64_t>;
 
-// Where layers write a gradient, the parameter's own, numel.
+// Where a layer writes a gradient, the parameter's own, numel.
 using GradientTuple = std::tuple<Address, Address, std::int64_t>;
 
 // Chunks, weight, loss: see Held.
@@ -86,117 +86,118 @@ std::unique_ptr<Layer<T>> make(const RecurrentLayer& l) {
   return make_recurrent<T>(l.options, std::move(weights));
 }
 
-// A Step of either type.
-class AnyStep {
- public:
-  AnyStep() = default;
-  AnyStep(const AnyStep&) = delete;
-  AnyStep& operator=(const AnyStep&) = delete;
-  virtual ~AnyStep() = default;
-
-  virtual void set_state(const std::vector<Address>& state) = 0;
-  virtual py::tuple train(const RowsTuple& x, const RowsTuple& y, bool labels, bool last_only, const RowsTuple& weights,
-                          const std::vector<std::int64_t>& sizes, std::int64_t sequences, Address lengths,
-                          const std::vector<std::uint64_t>& seeds, const std::vector<Settings>& settings,
-                          std::optional<double> clip_value, std::optional<double> clip_norm, const HeldTuple& held) = 0;
-};
+ParallelFor to_parallel_for(Address address) {
+  // NOLINTNEXTLINE(performance-no-int-to-ptr)
+  return address == 0 ? serial_for : reinterpret_cast<ParallelFor>(address);
+}
 
 template <class T>
-class TypedStep : public AnyStep {
- public:
-  TypedStep(const std::vector<AnyLayer>& layers, LossKind loss, double loss_parameter, OptimizerKind optimizer,
-            const std::vector<ParameterTuple>& parameters, std::int64_t accumulate,
-            const std::vector<GradientTuple>& gradients, Address parallel_for)
-      : step_(make_layers(layers), loss, loss_parameter, optimizer, make_parameters(parameters),
-              make_accumulation(accumulate, gradients),
-              // NOLINTNEXTLINE(performance-no-int-to-ptr)
-              parallel_for == 0 ? serial_for : reinterpret_cast<ParallelFor>(parallel_for)) {}
-
-  void set_state(const std::vector<Address>& state) override {
-    std::vector<T*> pointers;
-    pointers.reserve(state.size());
-    for (const Address address : state) pointers.push_back(to_pointer<T>(address));
-    step_.set_state(pointers);
+std::unique_ptr<Model<T>> make_model(const std::vector<AnyLayer>& layers, Address parallel_for) {
+  if (layers.empty()) throw py::value_error("a model needs layers");
+  std::vector<std::unique_ptr<Layer<T>>> made;
+  made.reserve(layers.size());
+  for (const AnyLayer& layer : layers) {
+    made.push_back(std::visit([](const auto& kind) { return make<T>(kind); }, layer));
   }
+  return std::make_unique<Model<T>>(std::move(made), to_parallel_for(parallel_for));
+}
 
-  py::tuple train(const RowsTuple& x, const RowsTuple& y, bool labels, bool last_only, const RowsTuple& weights,
-                  const std::vector<std::int64_t>& sizes, std::int64_t sequences, Address lengths,
-                  const std::vector<std::uint64_t>& seeds, const std::vector<Settings>& settings,
-                  std::optional<double> clip_value, std::optional<double> clip_norm, const HeldTuple& before) override {
-    Held held{.chunks = std::get<0>(before), .weight = std::get<1>(before), .loss = std::get<2>(before)};
-    const Chunks<T> chunks{
-        .x = {.data = to_pointer<const T>(std::get<0>(x)), .step = std::get<1>(x), .sequence = std::get<2>(x)},
-        .targets = {.values = labels ? nullptr : to_pointer<const T>(std::get<0>(y)),
-                    .labels = labels ? to_pointer<const std::int64_t>(std::get<0>(y)) : nullptr,
-                    .step = std::get<1>(y),
-                    .sequence = std::get<2>(y),
-                    .weights = to_pointer<const T>(std::get<0>(weights)),
-                    .weight_step = std::get<1>(weights),
-                    .weight_sequence = std::get<2>(weights),
-                    .last_only = last_only},
-        .sizes = sizes,
-        .sequences = sequences,
-        .lengths = to_pointer<const std::int64_t>(lengths),
-        .seeds = seeds};
-    done_.clear();
-    Outcome outcome{};
-    {
-      const py::gil_scoped_release released;
-      outcome = step_.train(chunks, settings, {.value = clip_value, .norm = clip_norm}, held, done_);
-    }
-    py::list losses(done_.size());
-    for (std::size_t i = 0; i < done_.size(); ++i) losses[i] = py::make_tuple(done_[i].loss, done_[i].weight);
-    return py::make_tuple(losses, outcome.end, outcome.loss, outcome.chunks,
-                          HeldTuple(held.chunks, held.weight, held.loss));
-  }
+template <class T>
+void set_state(Model<T>& model, const std::vector<Address>& state) {
+  std::vector<T*> pointers;
+  pointers.reserve(state.size());
+  for (const Address address : state) pointers.push_back(to_pointer<T>(address));
+  model.set_state(pointers);
+}
 
- private:
-  static std::vector<std::unique_ptr<Layer<T>>> make_layers(const std::vector<AnyLayer>& layers) {
-    std::vector<std::unique_ptr<Layer<T>>> made;
-    made.reserve(layers.size());
-    for (const AnyLayer& layer : layers) {
-      made.push_back(std::visit([](const auto& kind) { return make<T>(kind); }, layer));
-    }
-    return made;
+template <class T>
+std::unique_ptr<Update<T>> make_update(OptimizerKind optimizer, const std::vector<ParameterTuple>& parameters) {
+  std::vector<Parameter<T>> made;
+  made.reserve(parameters.size());
+  for (const auto& [value, gradient, numel, average, square, other, step, wide, group] : parameters) {
+    made.push_back({.value = to_pointer<T>(value),
+                    .gradient = to_pointer<T>(gradient),
+                    .numel = numel,
+                    .average = to_pointer<T>(average),
+                    .square = to_pointer<T>(square),
+                    .other = to_pointer<T>(other),
+                    .step = to_pointer<void>(step),
+                    .step_dtype = wide ? DType::kFloat64 : DType::kFloat32,
+                    .group = group});
   }
-  static Accumulation<T> make_accumulation(std::int64_t chunks, const std::vector<GradientTuple>& tuples) {
-    Accumulation<T> made{.chunks = chunks, .gradients = {}};
-    for (const auto& [fresh, held, numel] : tuples) {
-      made.gradients.push_back({.fresh = to_pointer<const T>(fresh), .held = to_pointer<T>(held), .numel = numel});
-    }
-    return made;
-  }
-  static std::vector<Parameter<T>> make_parameters(const std::vector<ParameterTuple>& tuples) {
-    std::vector<Parameter<T>> made;
-    made.reserve(tuples.size());
-    for (const auto& [value, gradient, numel, average, square, other, step, wide, group] : tuples) {
-      made.push_back({.value = to_pointer<T>(value),
-                      .gradient = to_pointer<T>(gradient),
-                      .numel = numel,
-                      .average = to_pointer<T>(average),
-                      .square = to_pointer<T>(square),
-                      .other = to_pointer<T>(other),
-                      .step = to_pointer<void>(step),
-                      .step_dtype = wide ? DType::kFloat64 : DType::kFloat32,
-                      .group = group});
-    }
-    return made;
-  }
+  return std::make_unique<Update<T>>(optimizer, std::move(made));
+}
 
-  Step<T> step_;
-  std::vector<Done> done_;
-};
+template <class T>
+std::unique_ptr<Step<T>> make_step(Model<T>& model, LossKind loss, double loss_parameter, const Update<T>& update,
+                                   std::int64_t chunks, const std::vector<GradientTuple>& gradients,
+                                   Bucketizer* buckets) {
+  std::vector<Gradient<T>> made;
+  made.reserve(gradients.size());
+  for (const auto& [fresh, held, numel] : gradients) {
+    made.push_back({.fresh = to_pointer<T>(fresh), .held = to_pointer<T>(held), .numel = numel});
+  }
+  return std::make_unique<Step<T>>(model, loss, loss_parameter, update, chunks, std::move(made), buckets);
+}
 
-std::unique_ptr<AnyStep> make_step(bool wide, const std::vector<AnyLayer>& layers, LossKind loss, double loss_parameter,
-                                   OptimizerKind optimizer, const std::vector<ParameterTuple>& parameters,
-                                   std::int64_t accumulate, const std::vector<GradientTuple>& gradients,
-                                   Address parallel_for) {
-  if (layers.empty()) throw py::value_error("a step needs layers");
-  const auto typed = [&]<class T>(Type<T> /*type*/) -> std::unique_ptr<AnyStep> {
-    return std::make_unique<TypedStep<T>>(layers, loss, loss_parameter, optimizer, parameters, accumulate, gradients,
-                                          parallel_for);
-  };
-  return wide ? typed(Type<double>{}) : typed(Type<float>{});
+template <class T>
+py::tuple train(Step<T>& step, const RowsTuple& x, const RowsTuple& y, bool labels, bool last_only,
+                const RowsTuple& weights, const std::vector<std::int64_t>& sizes, std::int64_t sequences,
+                Address lengths, const std::vector<std::uint64_t>& seeds, const std::vector<Settings>& settings,
+                std::optional<double> clip_value, std::optional<double> clip_norm, bool attention,
+                const HeldTuple& before) {
+  Held held{.chunks = std::get<0>(before), .weight = std::get<1>(before), .loss = std::get<2>(before)};
+  const Chunks<T> chunks{
+      .x = {.data = to_pointer<const T>(std::get<0>(x)), .step = std::get<1>(x), .sequence = std::get<2>(x)},
+      .targets = {.values = labels ? nullptr : to_pointer<const T>(std::get<0>(y)),
+                  .labels = labels ? to_pointer<const std::int64_t>(std::get<0>(y)) : nullptr,
+                  .step = std::get<1>(y),
+                  .sequence = std::get<2>(y),
+                  .weights = to_pointer<const T>(std::get<0>(weights)),
+                  .weight_step = std::get<1>(weights),
+                  .weight_sequence = std::get<2>(weights),
+                  .last_only = last_only},
+      .sizes = sizes,
+      .sequences = sequences,
+      .lengths = to_pointer<const std::int64_t>(lengths),
+      .seeds = seeds};
+  std::vector<Done> done;
+  Outcome outcome{};
+  {
+    const py::gil_scoped_release released;
+    outcome = step.train(chunks, settings, {.value = clip_value, .norm = clip_norm}, attention, held, done);
+  }
+  py::list losses(done.size());
+  for (std::size_t i = 0; i < done.size(); ++i) losses[i] = py::make_tuple(done[i].loss, done[i].weight);
+  return py::make_tuple(losses, outcome, HeldTuple(held.chunks, held.weight, held.loss));
+}
+
+// A class for each type of parameters.
+template <class T>
+void register_step(const py::module_& m, const std::string& type) {
+  py::class_<Model<T>>(m, ("Model" + type).c_str())
+      .def(py::init(&make_model<T>), py::arg("layers"), py::arg("parallel_for"))
+      .def("set_state", &set_state<T>, py::arg("state"),
+           "Memory of the state: for each layer that has one, h and perhaps c.");
+  py::class_<Update<T>>(m, ("Update" + type).c_str())
+      .def(py::init(&make_update<T>), py::arg("optimizer"), py::arg("parameters"))
+      .def(
+          "run",
+          [](const Update<T>& update, const std::vector<Settings>& settings, std::optional<double> clip_value,
+             std::optional<double> clip_norm,
+             std::optional<double> norm) { update.run(settings, {.value = clip_value, .norm = clip_norm}, norm); },
+          py::arg("settings"), py::arg("clip_value"), py::arg("clip_norm"), py::arg("norm"),
+          py::call_guard<py::gil_scoped_release>(),
+          "Clips and makes a step; `norm` is the gradients', if it is known.");
+  py::class_<Step<T>>(m, ("Step" + type).c_str())
+      .def(py::init(&make_step<T>), py::arg("model"), py::arg("loss"), py::arg("loss_parameter"), py::arg("update"),
+           py::arg("chunks"), py::arg("gradients"), py::arg("buckets"), py::keep_alive<1, 2>(), py::keep_alive<1, 5>(),
+           py::keep_alive<1, 8>())
+      .def("train", &train<T>, py::arg("x"), py::arg("y"), py::arg("labels"), py::arg("last_only"), py::arg("weights"),
+           py::arg("sizes"), py::arg("sequences"), py::arg("lengths"), py::arg("seeds"), py::arg("settings"),
+           py::arg("clip_value"), py::arg("clip_norm"), py::arg("attention"), py::arg("held"),
+           "Trains on chunks; returns ([(loss, weight) of updates], its outcome, what is held: (chunks, weight, "
+           "loss)).");
 }
 
 void register_layers(const py::module_& m) {
@@ -263,6 +264,8 @@ void register_settings(const py::module_& m) {
 
 PYBIND11_MODULE(_step, m) {
   m.doc() = "fastseq's training steps, free of torch and MPI.";
+  py::module_::import("fastseq._comm");  // has the bucketizer
+  register_errors();
   register_layers(m);
   register_settings(m);
   py::enum_<LossKind>(m, "LossKind")
@@ -278,19 +281,18 @@ PYBIND11_MODULE(_step, m) {
       .value("rmsprop", OptimizerKind::kRmsProp);
   py::enum_<End>(m, "End")
       .value("all", End::kAll)
+      .value("paused", End::kPaused)
       .value("not_finite", End::kNotFinite)
+      .value("nonfinite_gradient", End::kNonfiniteGradient)
       .value("bad_label", End::kBadLabel);
-  py::class_<AnyStep>(m, "Step")
-      .def(py::init(&make_step), py::arg("wide"), py::arg("layers"), py::arg("loss"), py::arg("loss_parameter"),
-           py::arg("optimizer"), py::arg("parameters"), py::arg("accumulate"), py::arg("gradients"),
-           py::arg("parallel_for"))
-      .def("set_state", &AnyStep::set_state, py::arg("state"),
-           "Memory of the state: for each layer that has one, h and perhaps c.")
-      .def("train", &AnyStep::train, py::arg("x"), py::arg("y"), py::arg("labels"), py::arg("last_only"),
-           py::arg("weights"), py::arg("sizes"), py::arg("sequences"), py::arg("lengths"), py::arg("seeds"),
-           py::arg("settings"), py::arg("clip_value"), py::arg("clip_norm"), py::arg("held"),
-           "Trains on chunks; returns ([(loss, weight) of updates], why it ended, the loss it ended with, chunks done, "
-           "what is held: (chunks, weight, loss)).");
+  py::class_<Outcome>(m, "Outcome")
+      .def_readonly("end", &Outcome::end)
+      .def_readonly("chunks", &Outcome::chunks)
+      .def_readonly("loss", &Outcome::loss)
+      .def_readonly("rank", &Outcome::rank)
+      .def_readonly("attention", &Outcome::attention);
+  register_step<float>(m, "32");
+  register_step<double>(m, "64");
 }
 
 }  // namespace fastseq::step

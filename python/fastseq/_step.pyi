@@ -1,6 +1,8 @@
 """Training steps without autograd; built from csrc/python/step_module.cpp."""
 
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
+
+from ._comm import Bucketizer
 
 class _Enum:
     def __init__(self, value: int) -> None: ...
@@ -42,7 +44,9 @@ class OptimizerKind(_Enum):
 class End(_Enum):
     __members__: ClassVar[dict[str, End]]
     all: ClassVar[End]
+    paused: ClassVar[End]
     not_finite: ClassVar[End]
+    nonfinite_gradient: ClassVar[End]
     bad_label: ClassVar[End]
 
 # Addresses of a parameter and of its gradient.
@@ -96,22 +100,49 @@ class Settings:
         centered: bool = False,
     ) -> None: ...
 
-class Step:
-    # parameters: (value, gradient, numel, average, square, other, step, step is fp64, group)
+class Outcome:
+    @property
+    def end(self) -> End: ...
+    @property
+    def chunks(self) -> int: ...
+    @property
+    def loss(self) -> float: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def attention(self) -> bool: ...
+
+_Layer: TypeAlias = LinearLayer | ActivationLayer | DropoutLayer | RecurrentLayer
+# value, gradient, numel, average, square, other, step, step is fp64, group
+_Parameter: TypeAlias = tuple[int, int, int, int, int, int, int, bool, int]
+# where a layer writes it, the parameter's own, numel
+_Gradient: TypeAlias = tuple[int, int, int]
+
+class Model32:
+    def __init__(self, layers: list[_Layer], parallel_for: int) -> None: ...
+    def set_state(self, state: list[int]) -> None: ...
+
+class Update32:
+    def __init__(self, optimizer: OptimizerKind, parameters: list[_Parameter]) -> None: ...
+    def run(
+        self,
+        settings: list[Settings],
+        clip_value: float | None,
+        clip_norm: float | None,
+        norm: float | None,
+    ) -> None: ...
+
+class Step32:
     def __init__(
         self,
-        wide: bool,
-        layers: list[LinearLayer | ActivationLayer | DropoutLayer | RecurrentLayer],
+        model: Model32,
         loss: LossKind,
         loss_parameter: float,
-        optimizer: OptimizerKind,
-        parameters: list[tuple[int, int, int, int, int, int, int, bool, int]],
-        accumulate: int,
-        # (where layers write, the parameter's own, numel), if several chunks make an update
-        gradients: list[tuple[int, int, int]],
-        parallel_for: int,
+        update: Update32,
+        chunks: int,
+        gradients: list[_Gradient],
+        buckets: Bucketizer | None,
     ) -> None: ...
-    def set_state(self, state: list[int]) -> None: ...
     def train(
         self,
         x: _Rows,
@@ -126,5 +157,49 @@ class Step:
         settings: list[Settings],
         clip_value: float | None,
         clip_norm: float | None,
+        attention: bool,
         held: _Held,
-    ) -> tuple[list[tuple[float, float]], End, float, int, _Held]: ...
+    ) -> tuple[list[tuple[float, float]], Outcome, _Held]: ...
+
+class Model64:
+    def __init__(self, layers: list[_Layer], parallel_for: int) -> None: ...
+    def set_state(self, state: list[int]) -> None: ...
+
+class Update64:
+    def __init__(self, optimizer: OptimizerKind, parameters: list[_Parameter]) -> None: ...
+    def run(
+        self,
+        settings: list[Settings],
+        clip_value: float | None,
+        clip_norm: float | None,
+        norm: float | None,
+    ) -> None: ...
+
+class Step64:
+    def __init__(
+        self,
+        model: Model64,
+        loss: LossKind,
+        loss_parameter: float,
+        update: Update64,
+        chunks: int,
+        gradients: list[_Gradient],
+        buckets: Bucketizer | None,
+    ) -> None: ...
+    def train(
+        self,
+        x: _Rows,
+        y: _Rows,
+        labels: bool,
+        last_only: bool,
+        weights: _Rows,
+        sizes: list[int],
+        sequences: int,
+        lengths: int,
+        seeds: list[int],
+        settings: list[Settings],
+        clip_value: float | None,
+        clip_norm: float | None,
+        attention: bool,
+        held: _Held,
+    ) -> tuple[list[tuple[float, float]], Outcome, _Held]: ...

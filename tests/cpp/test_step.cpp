@@ -34,12 +34,12 @@ constexpr std::int64_t kSteps = 5;
 constexpr std::int64_t kSequences = 3;
 constexpr std::int64_t kInputs = 2;
 
-// A model with its parameters, their gradients, and the state it carries.
-class Model {
+// A model with its parameters, their gradients, and the state it carries, and its training step.
+class Trained {
  public:
-  Model() = default;
-  Model(const Model&) = delete;
-  Model& operator=(const Model&) = delete;
+  Trained() = default;
+  Trained(const Trained&) = delete;
+  Trained& operator=(const Trained&) = delete;
 
   Weights<double> weights(std::int64_t numel) {
     values_.push_back(noise(numel, static_cast<std::uint32_t>(values_.size()) + 1, 0.6));
@@ -69,27 +69,32 @@ class Model {
   }
   void add(std::unique_ptr<Layer<double>> layer) { layers_.push_back(std::move(layer)); }
 
-  // Can be called once: the step owns the layers.
-  Step<double> step(LossKind loss, double parameter, ParallelFor parallel_for = serial_for,
-                    OptimizerKind optimizer = OptimizerKind::kSgd) {
+  // Can be called once: the layers are moved.
+  Step<double>& step(LossKind loss, double parameter, ParallelFor parallel_for = serial_for, std::int64_t chunks = 1,
+                     Bucketizer* buckets = nullptr) {
     std::vector<Parameter<double>> parameters;
+    std::vector<Gradient<double>> gradients;
     for (std::size_t i = 0; i < values_.size(); ++i) {
+      const auto numel = static_cast<std::int64_t>(values_[i].size());
+      double* const gradient = buckets == nullptr ? gradients_[i].data() : place(*buckets, i);
       parameters.push_back({.value = values_[i].data(),
-                            .gradient = gradients_[i].data(),
-                            .numel = static_cast<std::int64_t>(values_[i].size()),
+                            .gradient = gradient,
+                            .numel = numel,
                             .average = nullptr,
                             .square = nullptr,
                             .other = nullptr,
                             .step = nullptr,
                             .step_dtype = DType::kFloat64,
                             .group = 0});
+      gradients.push_back({.fresh = gradients_[i].data(), .held = gradient, .numel = numel});
     }
-    Step<double> made(std::move(layers_), loss, parameter, optimizer, parameters, {}, parallel_for);
+    model_.emplace(std::move(layers_), parallel_for);
     std::vector<double*> states;
     states.reserve(states_.size());
     for (Values& state : states_) states.push_back(state.data());
-    made.set_state(states);
-    return made;
+    model_->set_state(states);
+    update_.emplace(OptimizerKind::kSgd, std::move(parameters));
+    return step_.emplace(*model_, loss, parameter, *update_, chunks, std::move(gradients), buckets);
   }
   std::vector<Values>& values() { return values_; }
   std::vector<Values>& gradients() { return gradients_; }
@@ -100,6 +105,9 @@ class Model {
   std::vector<Values> values_;
   std::vector<Values> gradients_;
   std::vector<Values> states_;
+  std::optional<Model<double>> model_;
+  std::optional<Update<double>> update_;
+  std::optional<Step<double>> step_;
 };
 
 struct Data {
@@ -136,11 +144,11 @@ Outcome train(Step<double>& step, const Data& data, const Clipping& clipping, st
               double lr = 0.1) {
   const Settings settings{.lr = lr};
   Held held;
-  return step.train(data.chunks(), {{settings}}, clipping, held, done);
+  return step.train(data.chunks(), {{settings}}, clipping, false, held, done);
 }
 
 // The loss of the chunk from the same state, which is left as it was.
-double loss_of(Step<double>& step, Model& model, const Data& data, double lr = 0) {
+double loss_of(Step<double>& step, Trained& model, const Data& data, double lr = 0) {
   const std::vector<Values> before = model.states();
   std::vector<Done> done;
   const Outcome outcome = train(step, data, {}, done, lr);
@@ -149,7 +157,7 @@ double loss_of(Step<double>& step, Model& model, const Data& data, double lr = 0
   return done.at(0).loss;
 }
 
-void check_gradients(Model& model, Step<double>& step, const Data& data) {
+void check_gradients(Trained& model, Step<double>& step, const Data& data) {
   loss_of(step, model, data);
   const std::vector<Values> gradients = model.gradients();
   for (std::size_t p = 0; p < gradients.size(); ++p) {
@@ -185,7 +193,7 @@ TEST(gradients_of_layers_are_difference_quotients) {
   for (const Cell cell : {Cell::kLstm, Cell::kGru, Cell::kTanhRnn}) {
     for (const bool both : {false, true}) {
       for (const bool lengths : {false, true}) {
-        Model model;
+        Trained model;
         model.linear(kInputs, 17, both);
         model.add(make_activation<double>(Activation::kTanh, 17));
         RecurrentOptions more = options(cell, 17, 9);
@@ -199,7 +207,7 @@ TEST(gradients_of_layers_are_difference_quotients) {
         model.add(make_activation<double>(Activation::kSigmoid, 2));
         Data data{.outputs = 2};
         if (lengths) data.lengths = {5, 2, 3};
-        Step<double> step = model.step(LossKind::kMse, 0);
+        Step<double>& step = model.step(LossKind::kMse, 0);
         testing::for_every_width([&] { check_gradients(model, step, data); });
       }
     }
@@ -211,7 +219,7 @@ TEST(gradients_of_losses_are_difference_quotients) {
                               LossKind::kBinaryWithLogits, LossKind::kCrossEntropy}) {
     for (const int form : {0, 1, 2, 3}) {
       const bool weighted = form % 2 == 1;
-      Model model;
+      Trained model;
       model.linear(kInputs, 3);
       Data data{.outputs = 3};
       data.last_only = form >= 2;
@@ -222,19 +230,19 @@ TEST(gradients_of_losses_are_difference_quotients) {
         data.weights = noise(kSteps * kSequences, 60, 1);
         for (double& w : data.weights) w = std::max(w, 0.0);
       }
-      Step<double> step = model.step(kind, 0.4);
+      Step<double>& step = model.step(kind, 0.4);
       check_gradients(model, step, data);
     }
   }
 }
 
 TEST(samples_of_weight_zero_do_not_count_even_if_nan) {
-  Model model;
+  Trained model;
   model.linear(kInputs, 1);
   Data data{.outputs = 1};
   data.weights.assign(at(kSteps * kSequences), 1);
   data.weights[4] = 0;
-  Step<double> step = model.step(LossKind::kMse, 0);
+  Step<double>& step = model.step(LossKind::kMse, 0);
   const double loss = loss_of(step, model, data);
   data.y[4] = std::numeric_limits<double>::quiet_NaN();
   CHECK_EQ(loss_of(step, model, data), loss);
@@ -251,10 +259,10 @@ TEST(samples_of_weight_zero_do_not_count_even_if_nan) {
 TEST(chunks_follow_each_other) {
   std::vector<std::vector<Values>> found;
   for (const bool together : {true, false}) {
-    Model model;
+    Trained model;
     model.recurrent(options(Cell::kLstm, kInputs, 4));
     model.linear(4, 1);
-    Step<double> step = model.step(LossKind::kMse, 0);
+    Step<double>& step = model.step(LossKind::kMse, 0);
     Data data{.outputs = 1};
     std::vector<Done> done;
     if (together) {
@@ -279,11 +287,11 @@ TEST(chunks_follow_each_other) {
 TEST(results_do_not_depend_on_threads) {
   std::vector<std::vector<Values>> found;
   for (const ParallelFor parallel_for : testing::parallel_fors()) {
-    Model model;
+    Trained model;
     model.linear(kInputs, 40);
     model.recurrent(options(Cell::kGru, 40, 20));
     model.linear(20, 2);
-    Step<double> step = model.step(LossKind::kMse, 0, parallel_for);
+    Step<double>& step = model.step(LossKind::kMse, 0, parallel_for);
     loss_of(step, model, Data{.outputs = 2}, 0.1);
     found.push_back(model.values());
     CHECK(found.back() == found.front());
@@ -291,10 +299,10 @@ TEST(results_do_not_depend_on_threads) {
 }
 
 TEST(nothing_is_updated_by_what_cannot_be_trained_on) {
-  Model model;
+  Trained model;
   model.linear(kInputs, 2);
   const std::vector<Values> before = model.values();
-  Step<double> step = model.step(LossKind::kCrossEntropy, 0);
+  Step<double>& step = model.step(LossKind::kCrossEntropy, 0);
   Data data{.outputs = 2};
   data.labels.assign(at(kSteps * kSequences), 1);
   data.labels[7] = 2;

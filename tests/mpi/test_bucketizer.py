@@ -75,7 +75,7 @@ def test_shared_memory_gives_the_same_bits_for_all_bucket_sizes(world):
 def test_gradients_move_once_before_the_exchange_and_never_after(world):
     model = made(small)
     buckets = Bucketizer(model, world, bucket_bytes=300)
-    ((_, _, memory),) = buckets._native._native.buffers()
+    ((_, _, memory),) = buckets.host.native.buffers()
     start = torch.frombuffer(memory, dtype=torch.uint8).data_ptr()
     fresh = []
     for p in model.parameters():
@@ -92,7 +92,7 @@ def test_gathered_gradients_are_let_go_while_backward_goes_on(world):
     """Backward never holds all gradients beside their buffer."""
     model = nn.Sequential(*(nn.Linear(100, 100, bias=False) for _ in range(8)))
     buckets = Bucketizer(model, world, bucket_bytes=1)
-    ((_, _, memory),) = buckets._native._native.buffers()
+    ((_, _, memory),) = buckets.host.native.buffers()
     start = torch.frombuffer(memory, dtype=torch.uint8).data_ptr()
     end = start + memoryview(memory).nbytes
     held = []

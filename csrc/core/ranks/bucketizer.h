@@ -46,7 +46,7 @@ class Bucketizer {
     bool attention = false;   // whether a rank asked for it
     double norm = 0;          // of all means together, the root of the sum of their squares; if it is wanted
     // The parameters that got no gradient on any rank; their places hold zeros.
-    std::vector<std::int64_t> unused;
+    std::vector<std::int64_t> unused = {};
   };
 
   // Parameters with `numels` elements of `dtypes`; buckets hold at least `bucket_bytes`, or the rest. Collective.
@@ -60,6 +60,7 @@ class Bucketizer {
   Bucketizer& operator=(const Bucketizer&) = delete;
 
   const std::vector<Buffer>& buffers() const { return buffers_; }
+  bool finds_norm() const { return norm_; }
   std::int64_t bucket_count() const { return static_cast<std::int64_t>(buckets_.size()); }
   const std::vector<std::int64_t>& members(std::int64_t bucket) const {
     return buckets_.at(static_cast<std::size_t>(bucket)).members;

@@ -50,6 +50,8 @@ class Layer {
   // Of the last forward, with the same x. dy: contiguous, is overwritten. Sets the weights' gradients; returns those of
   // x, contiguous, or null if they are not wanted.
   virtual T* backward(const Chunk& chunk, const Rows<T>& x, T* dy, bool wants_dx) = 0;
+  // Where `backward` sets gradients.
+  virtual std::vector<T*> gradients() const { return {}; }
   // Memory of the state that it carries, for all sequences; none by default.
   virtual void set_state(const std::vector<T*>& /*state*/) {}
   virtual std::int64_t state_count() const { return 0; }

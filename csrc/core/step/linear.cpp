@@ -129,6 +129,7 @@ class Linear : public Layer<T> {
       : inputs_(inputs), outputs_(outputs), w_(w), bias_(bias) {}
 
   std::int64_t outputs() const override { return outputs_; }
+  std::vector<T*> gradients() const override { return {w_.gradient, bias_.gradient}; }
 
   const T* forward(const Chunk& chunk, const Rows<T>& x) override {
     constexpr std::int64_t kL = kPanel<T>;

@@ -49,6 +49,15 @@ class Recurrent : public Layer<T> {
   }
 
   std::int64_t outputs() const override { return options_.hidden * (options_.bidirectional ? 2 : 1); }
+  std::vector<T*> gradients() const override {
+    std::vector<T*> all;
+    for (const Level<T>& level : levels_) {
+      for (const Direction<T>& direction : level.directions) {
+        for (const Weights<T>& w : direction.weights) all.push_back(w.gradient);
+      }
+    }
+    return all;
+  }
   std::int64_t state_count() const override { return options_.cell == Cell::kLstm ? 2 : 1; }
 
   void set_state(const std::vector<T*>& state) override { state_ = state; }

@@ -1,8 +1,8 @@
 #include "core/step/step.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
-#include <limits>
 
 #include "core/base/isa.h"
 
@@ -10,24 +10,10 @@ namespace fastseq::step {
 
 namespace {
 
-constexpr std::int64_t kPartial = 16;
-constexpr double kTiny = std::numeric_limits<double>::min();
+using Clock = std::chrono::steady_clock;
 
-template <class T>
-double sum_of_squares(const T* data, std::int64_t count) {
-  double sums[kPartial] = {};
-  std::int64_t i = 0;
-  for (; i + kPartial <= count; i += kPartial) {
-    for (std::int64_t j = 0; j < kPartial; ++j) {
-      const auto v = static_cast<double>(data[i + j]);
-      sums[j] += v * v;
-    }
-  }
-  double total = 0;
-  for (; i < count; ++i) total += static_cast<double>(data[i]) * static_cast<double>(data[i]);
-  for (const double sum : sums) total += sum;
-  return total;
-}
+// How long a call trains before it returns: progress is shown, and signals are heard, 20 times a second.
+constexpr auto kPause = std::chrono::milliseconds(50);
 
 // to = weight * from, plus what is there if it `adds`.
 template <class T>
@@ -41,127 +27,139 @@ void scale(T* data, std::int64_t count, T factor) {
   for (std::int64_t i = 0; i < count; ++i) data[i] *= factor;
 }
 
+// Ends an update of all ranks that fails on this one.
+class Exchange {
+ public:
+  explicit Exchange(Bucketizer& buckets) : buckets_(buckets) {}
+  Exchange(const Exchange&) = delete;
+  Exchange& operator=(const Exchange&) = delete;
+  ~Exchange() {
+    if (!buckets_.started()) return;
+    try {
+      buckets_.abandon();
+    } catch (...) {  // NOLINT(bugprone-empty-catch): the error under way tells more
+    }
+  }
+
+ private:
+  Bucketizer& buckets_;
+};
+
 }  // namespace
 
 template <class T>
-Step<T>::Step(std::vector<std::unique_ptr<Layer<T>>> layers, LossKind loss, double loss_parameter,
-              OptimizerKind optimizer, std::vector<Parameter<T>> parameters, Accumulation<T> accumulation,
-              ParallelFor parallel_for)
-    : layers_(std::move(layers)),
+Step<T>::Step(Model<T>& model, LossKind loss, double loss_parameter, const Update<T>& update, std::int64_t chunks,
+              std::vector<Gradient<T>> gradients, Bucketizer* buckets)
+    : model_(model),
       loss_(loss),
       loss_parameter_(loss_parameter),
-      optimizer_(optimizer),
-      parameters_(std::move(parameters)),
-      accumulation_(std::move(accumulation)),
-      parallel_for_(parallel_for),
-      given_(layers_.size()) {}
-
-template <class T>
-void Step<T>::set_state(std::span<T* const> state) {
-  auto next = state.begin();
-  for (const auto& layer : layers_) {
-    const std::int64_t count = layer->state_count();
-    layer->set_state({next, next + count});
-    next += count;
-  }
+      update_(update),
+      chunks_(chunks),
+      gradients_(std::move(gradients)),
+      buckets_(buckets) {
+  for (std::size_t i = 0; i < gradients_.size(); ++i) numbers_[gradients_[i].fresh] = static_cast<std::int64_t>(i);
 }
 
 template <class T>
-const T* Step<T>::forward(const Chunk& chunk, const Rows<T>& x) {
-  Rows<T> rows = x;
-  for (std::size_t l = 0; l < layers_.size(); ++l) {
-    given_[l] = rows;
-    const std::int64_t outputs = layers_[l]->outputs();
-    rows = {layers_[l]->forward(chunk, rows), chunk.sequences * outputs, outputs};
+typename Step<T>::Part Step<T>::part(const Chunks<T>& chunks, std::size_t index, std::int64_t begin) {
+  const std::int64_t steps = chunks.sizes[index];
+  Part part{.chunk = {.steps = steps,
+                      .sequences = chunks.sequences,
+                      .lengths = nullptr,
+                      .training = true,
+                      .seed = chunks.seeds.empty() ? 0 : chunks.seeds[index],
+                      .parallel_for = model_.parallel_for()},
+            .x = {.data = chunks.x.data + begin * chunks.x.step, .step = chunks.x.step, .sequence = chunks.x.sequence},
+            .targets = chunks.targets};
+  Targets<T>& targets = part.targets;
+  if (targets.values != nullptr) targets.values += begin * targets.step;
+  if (targets.labels != nullptr) targets.labels += begin * targets.step;
+  if (targets.weights != nullptr) targets.weights += begin * targets.weight_step;
+  if (chunks.lengths != nullptr) {
+    lengths_.resize(static_cast<std::size_t>(chunks.sequences));
+    std::transform(chunks.lengths, chunks.lengths + chunks.sequences, lengths_.begin(),
+                   [&](std::int64_t length) { return std::clamp<std::int64_t>(length - begin, 0, steps); });
+    part.chunk.lengths = lengths_.data();
   }
-  return rows.data;
-}
-
-template <class T>
-void Step<T>::backward(const Chunk& chunk) {
-  T* dy = dy_.data();
-  for (std::size_t l = layers_.size(); l-- > 0;) dy = layers_[l]->backward(chunk, given_[l], dy, l > 0);
+  return part;
 }
 
 // Adds the gradients of a chunk, times its weight, to those that are held.
 template <class T>
-void Step<T>::hold(double weight, const Held& held) {
-  for (const auto& g : accumulation_.gradients) {
-    best<weigh<T>>(g.fresh, g.held, g.numel, static_cast<T>(weight), held.weight > 0);
+void Step<T>::hold(const Chunk& chunk, double weight, bool adds) {
+  model_.backward(chunk, dy_.data(), [](std::span<T* const> /*gradients*/) {});
+  for (const Gradient<T>& g : gradients_) {
+    best<weigh<T>>(g.fresh, g.held, g.numel, static_cast<T>(weight), adds);
   }
 }
 
-// The means over samples of what is held.
+// Makes the gradients of an update their means over its samples, on all ranks. `weight` and `loss`: this rank's.
 template <class T>
-void Step<T>::release(double weight) {
-  for (const auto& g : accumulation_.gradients) best<scale<T>>(g.held, g.numel, static_cast<T>(1 / weight));
-}
-
-template <class T>
-void Step<T>::clip(const Clipping& clipping) {
-  if (clipping.value) {
-    const T most = static_cast<T>(*clipping.value);
-    for (const Parameter<T>& p : parameters_) {
-      for (std::int64_t i = 0; i < p.numel; ++i) p.gradient[i] = std::clamp(p.gradient[i], -most, most);
+Bucketizer::Result Step<T>::average(const Chunk& chunk, double weight, double loss, bool attention) {
+  const double factor = accumulates() && weight > 0 ? 1 / weight : 1;
+  if (buckets_ == nullptr) {
+    if (weight > 0 && !accumulates()) model_.backward(chunk, dy_.data(), [](std::span<T* const> /*gradients*/) {});
+    if (factor != 1) {
+      for (const Gradient<T>& g : gradients_) best<scale<T>>(g.held, g.numel, static_cast<T>(factor));
     }
+    return {.weight = weight, .value = loss};
   }
-  if (clipping.norm) {
-    double squares = 0;
-    for (const Parameter<T>& p : parameters_) squares += best<sum_of_squares<T>>(p.gradient, p.numel);
-    const double factor = *clipping.norm / (std::sqrt(squares) + 1e-6);
-    if (factor >= 1) return;
-    for (const Parameter<T>& p : parameters_) best<scale<T>>(p.gradient, p.numel, static_cast<T>(factor));
+  const Exchange exchange(*buckets_);
+  buckets_->start(weight, weight > 0 ? loss : 0, attention, factor);
+  if (weight > 0 && accumulates()) {
+    for (std::size_t i = 0; i < gradients_.size(); ++i) {
+      buckets_->ready(static_cast<std::int64_t>(i), gradients_[i].held);
+    }
+  } else if (weight > 0) {
+    model_.backward(chunk, dy_.data(), [this](std::span<T* const> gradients) {
+      for (const T* gradient : gradients) {
+        if (const auto found = numbers_.find(gradient); found != numbers_.end()) {
+          buckets_->ready(found->second, gradient);
+        }
+      }
+    });
   }
+  return buckets_->finish();
 }
 
 template <class T>
 Outcome Step<T>::train(const Chunks<T>& chunks, std::span<const Settings> settings, const Clipping& clipping,
-                       Held& held, std::vector<Done>& done) {
+                       bool attention, Held& held, std::vector<Done>& done) {
+  const auto begun = Clock::now();
   std::int64_t begin = 0;
-  for (std::size_t i = 0; i < chunks.sizes.size(); ++i) {
-    const std::int64_t steps = chunks.sizes[i];
-    const Rows<T> x{chunks.x.data + begin * chunks.x.step, chunks.x.step, chunks.x.sequence};
-    Targets<T> targets = chunks.targets;
-    if (targets.values != nullptr) targets.values += begin * targets.step;
-    if (targets.labels != nullptr) targets.labels += begin * targets.step;
-    if (targets.weights != nullptr) targets.weights += begin * targets.weight_step;
-    Chunk chunk{.steps = steps,
-                .sequences = chunks.sequences,
-                .lengths = nullptr,
-                .training = true,
-                .seed = chunks.seeds.empty() ? 0 : chunks.seeds[i],
-                .parallel_for = parallel_for_};
-    if (chunks.lengths != nullptr) {
-      lengths_.resize(static_cast<std::size_t>(chunks.sequences));
-      std::transform(chunks.lengths, chunks.lengths + chunks.sequences, lengths_.begin(),
-                     [&](std::int64_t length) { return std::clamp<std::int64_t>(length - begin, 0, steps); });
-      chunk.lengths = lengths_.data();
-    }
-    begin += steps;
-    const T* const out = forward(chunk, x);
-    T* const dy = dy_.reserve(chunk.rows() * outputs());
+  const auto count = static_cast<std::int64_t>(chunks.sizes.size());
+  for (std::int64_t i = 0; i < count; ++i) {
+    const Part p = part(chunks, static_cast<std::size_t>(i), begin);
+    begin += p.chunk.steps;
+    const T* const out = model_.forward(p.chunk, p.x);
+    const std::int64_t outputs = model_.outputs();
+    T* const dy = dy_.reserve(p.chunk.rows() * outputs);
     const LossValue value =
-        loss_and_gradient(loss_, loss_parameter_, out, targets, steps, chunks.sequences, outputs(), dy);
-    const auto index = static_cast<std::int64_t>(i);
-    if (value.bad_label) return {.end = End::kBadLabel, .loss = 0, .chunks = index};
+        loss_and_gradient(loss_, loss_parameter_, out, p.targets, p.chunk.steps, p.chunk.sequences, outputs, dy);
+    if (value.bad_label) return {.end = End::kBadLabel, .chunks = i};
     if (value.weight > 0) {
-      if (!std::isfinite(value.loss)) return {.end = End::kNotFinite, .loss = value.loss, .chunks = index};
-      backward(chunk);
-      if (accumulation_.chunks > 1) hold(value.weight, held);
+      if (!std::isfinite(value.loss)) return {.end = End::kNotFinite, .chunks = i, .loss = value.loss};
+      if (accumulates()) hold(p.chunk, value.weight, held.weight > 0);
       held.weight += value.weight;
       held.loss += value.weight * value.loss;
     }
-    if (++held.chunks < accumulation_.chunks) continue;
-    if (held.weight > 0) {
-      if (accumulation_.chunks > 1) release(held.weight);
-      clip(clipping);
-      optimizer_step<T>(optimizer_, settings, parameters_);
-    }
-    const double loss = accumulation_.chunks > 1 ? held.loss / std::max(held.weight, kTiny) : value.loss;
-    done.push_back({.loss = loss, .weight = held.weight});
+    if (++held.chunks < chunks_) continue;
+    const double loss = accumulates() && held.weight > 0 ? held.loss / held.weight : value.loss;
+    const Bucketizer::Result mean = average(p.chunk, held.weight, loss, attention);
     held = {};
+    if (mean.nonfinite_rank >= 0) {
+      return {.end = End::kNonfiniteGradient, .chunks = i, .rank = mean.nonfinite_rank};
+    }
+    if (mean.weight > 0) {
+      const bool known = buckets_ != nullptr && buckets_->finds_norm();
+      update_.run(settings, clipping, known ? std::optional(mean.norm) : std::nullopt);
+    }
+    done.push_back({.loss = mean.value, .weight = mean.weight});
+    if (mean.attention || (i + 1 < count && Clock::now() - begun > kPause)) {
+      return {.end = End::kPaused, .chunks = i + 1, .attention = mean.attention};
+    }
   }
-  return {.end = End::kAll, .loss = 0, .chunks = static_cast<std::int64_t>(chunks.sizes.size())};
+  return {.end = End::kAll, .chunks = count};
 }
 
 template class Step<float>;

@@ -1,20 +1,21 @@
-// Training steps of a model of recurrent, linear and elementwise layers, without autograd: forward, loss, backward,
-// clipping and the optimizer's update for one chunk after another, in one call.
+// Training steps of a model of recurrent, linear and elementwise layers, without autograd: forward, loss, backward, the
+// average over ranks, clipping and the optimizer's update for one chunk after another, in one call.
 //
 // Parameters, their optimizer's state and the state that is carried lie in memory of the caller, who sees them up to
-// date after each call. Gradients lie there, too. Results do not depend on the number of threads.
+// date after each call. Gradients lie there, too; with several ranks where these read them. Results do not depend on
+// the number of threads.
 #pragma once
 
 #include <cstdint>
-#include <memory>
-#include <optional>
 #include <span>
+#include <unordered_map>
 #include <vector>
 
+#include "core/ranks/bucketizer.h"
 #include "core/step/buffer.h"
-#include "core/step/layer.h"
 #include "core/step/loss.h"
-#include "core/step/optimizer.h"
+#include "core/step/model.h"
+#include "core/step/update.h"
 
 namespace fastseq::step {
 
@@ -29,21 +30,12 @@ struct Chunks {
   std::span<const std::uint64_t> seeds;  // of each chunk's dropout
 };
 
-struct Clipping {
-  std::optional<double> value;  // of each element
-  std::optional<double> norm;   // of all gradients
-};
-
-// Several chunks for one update: gradients of each are added to those held.
+// Of a trained parameter.
 template <class T>
-struct Accumulation {
-  struct Gradient {
-    const T* fresh;  // where layers write it
-    T* held;         // the parameter's gradient
-    std::int64_t numel;
-  };
-  std::int64_t chunks = 1;
-  std::vector<Gradient> gradients;
+struct Gradient {
+  T* fresh;  // where its layer writes a chunk's
+  T* held;   // the parameter's own: the same, or, where several chunks make an update, their sum
+  std::int64_t numel;
 };
 
 // What is held for the next update: sums over chunks, times their weights.
@@ -53,54 +45,62 @@ struct Held {
   double loss = 0;
 };
 
-// What an update came to: the mean over the samples of its chunks.
+// What an update came to: the mean over the samples of its chunks, on all ranks.
 struct Done {
   double loss;
   double weight;  // 0: nothing was updated
 };
 
-enum class End : std::uint8_t { kAll, kNotFinite, kBadLabel };
+enum class End : std::uint8_t {
+  kAll,
+  kPaused,             // after an update: the caller should look around
+  kNotFinite,          // a loss
+  kNonfiniteGradient,  // on a rank
+  kBadLabel,           // one that is no class
+};
 
 struct Outcome {
   End end;
-  double loss;          // with which it ended, if it was not finite
-  std::int64_t chunks;  // that were trained on
+  std::int64_t chunks;     // that were trained on
+  double loss = 0;         // that was not finite
+  int rank = -1;           // whose gradient was not finite
+  bool attention = false;  // whether a rank asked for it
 };
 
 template <class T>
 class Step {
  public:
-  // Layers in their order; parameters: those that the optimizer updates.
-  Step(std::vector<std::unique_ptr<Layer<T>>> layers, LossKind loss, double loss_parameter, OptimizerKind optimizer,
-       std::vector<Parameter<T>> parameters, Accumulation<T> accumulation, ParallelFor parallel_for);
+  // `gradients`: in the order of the bucketizer, which is null for one rank. `chunks`: how many make an update. What is
+  // passed by reference must outlive this.
+  Step(Model<T>& model, LossKind loss, double loss_parameter, const Update<T>& update, std::int64_t chunks,
+       std::vector<Gradient<T>> gradients, Bucketizer* buckets);
 
-  std::int64_t outputs() const { return layers_.back()->outputs(); }
-
-  // Memory for the state of `sequences` sequences: for each layer that has one, in order, h and perhaps c.
-  void set_state(std::span<T* const> state);
-
-  // Trains on one chunk after another, until one cannot be trained on: its loss is not finite, or it has a label that
-  // is no class. Then the parameters are those before that chunk, the state is not. Adds updates to `done`; `held`:
-  // what is held before, and after.
-  Outcome train(const Chunks<T>& chunks, std::span<const Settings> settings, const Clipping& clipping, Held& held,
-                std::vector<Done>& done);
+  // Trains on one chunk after another, until one cannot be trained on, or a rank asks for attention, or for a time that
+  // a person hardly notices. If a chunk cannot be trained on, the parameters are those before it, the state is not.
+  // Adds updates to `done`; `held`: what is held before, and after. Errors of other ranks are raised.
+  Outcome train(const Chunks<T>& chunks, std::span<const Settings> settings, const Clipping& clipping, bool attention,
+                Held& held, std::vector<Done>& done);
 
  private:
-  // Returns the outputs of all layers.
-  const T* forward(const Chunk& chunk, const Rows<T>& x);
-  void backward(const Chunk& chunk);
-  void hold(double weight, const Held& held);
-  void release(double weight);
-  void clip(const Clipping& clipping);
+  // A chunk of `chunks`, and its data.
+  struct Part {
+    Chunk chunk;
+    Rows<T> x;
+    Targets<T> targets;
+  };
+  Part part(const Chunks<T>& chunks, std::size_t index, std::int64_t begin);
+  bool accumulates() const { return chunks_ > 1; }
+  void hold(const Chunk& chunk, double weight, bool adds);
+  Bucketizer::Result average(const Chunk& chunk, double weight, double loss, bool attention);
 
-  std::vector<std::unique_ptr<Layer<T>>> layers_;
+  Model<T>& model_;
   LossKind loss_;
   double loss_parameter_;
-  OptimizerKind optimizer_;
-  std::vector<Parameter<T>> parameters_;
-  Accumulation<T> accumulation_;
-  ParallelFor parallel_for_;
-  std::vector<Rows<T>> given_;  // to each layer
+  const Update<T>& update_;
+  std::int64_t chunks_;
+  std::vector<Gradient<T>> gradients_;
+  Bucketizer* buckets_;
+  std::unordered_map<const T*, std::int64_t> numbers_;  // of gradients, by where layers write them
   std::vector<std::int64_t> lengths_;
   Buffer<T> dy_;
 };

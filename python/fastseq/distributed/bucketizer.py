@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -326,6 +326,22 @@ class Bucketizer:
             raise RuntimeError(f"these parameters got no gradient on any rank: {names}")
         return averaged
 
+    def stop_listening(self) -> None:
+        """Look for gradients in `wait` only. To be called on all ranks, or on none."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    @property
+    def host(self) -> HostBucketizer:
+        """What averages gradients on the host, for updates in C++: call `stop_listening` before."""
+        assert isinstance(self._native, HostBucketizer)
+        return self._native
+
+    def reserved(self) -> AbstractContextManager[None]:
+        """Keep others from using the communicator while updates are made in C++."""
+        return self._comm.reserved("updates in C++")
+
     def _has_gradients(self) -> bool:
         return not self._closed and any(p.grad is not None for p in self._params)
 
@@ -356,17 +372,12 @@ class Bucketizer:
             place.add_(self._comm.allreduce_(mean, "sum").to(place))
         if not found:
             return averaged
-        self._stop_listening()  # it will happen again
+        self.stop_listening()  # it will happen again
         bad = facts[:size].nonzero().flatten().tolist()
         rank = averaged.nonfinite_rank if averaged.nonfinite_rank >= 0 or not bad else bad[0]
         norm = float(nn.utils.get_total_norm(self._places)) if self._norm else 0.0
         known = (averaged.value, rank, norm)
         return Averaged(Update(averaged.weight, averaged.attention, [], known), norm=self._norm)
-
-    def _stop_listening(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
 
     def abandon(self) -> None:
         """End an update that failed on this rank: finish the exchanges that have started.
@@ -399,7 +410,7 @@ class Bucketizer:
 
     def close(self) -> None:
         """Release the model: give it its own gradients, and remove all hooks."""
-        self._stop_listening()
+        self.stop_listening()
         self._closed = True
         for p, place in zip(self._params, self._places, strict=True):
             if p.grad is place:

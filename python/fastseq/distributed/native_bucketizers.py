@@ -55,19 +55,21 @@ class HostBucketizer:
         Where the means of the parameters' gradients are, in the parameters' layouts.
     members
         The parameters of each bucket, in the order of the buckets.
+    native
+        The C++ object.
     """
 
     def __init__(
         self, comm: Communicator, params: Sequence[Tensor], bucket_bytes: int, *, norm: bool
     ) -> None:
         threaded = comm.threaded and torch.get_num_threads() > 1
-        self._native = NativeBucketizer(
+        self.native = NativeBucketizer(
             comm._native, *_lengths_and_dtypes(params), bucket_bytes, threaded, norm
         )
         self.exchange = comm.transport
-        self.members = _members(self._native)
+        self.members = _members(self.native)
         groups = []
-        for members, offsets, memory in self._native.buffers():
+        for members, offsets, memory in self.native.buffers():
             dtype = params[members[0]].dtype.to_real()
             if memoryview(memory).nbytes:
                 comm.warn_unless_shared(memory)
@@ -80,28 +82,28 @@ class HostBucketizer:
     @property
     def started(self) -> bool:
         """Whether an update is under way."""
-        return self._native.started
+        return self.native.started
 
     def start(self, weight: float, value: float | Tensor, attention: bool, scale: float) -> None:
         """Start an update; see `Bucketizer.start`."""
-        self._native.start(weight, float(value), attention, scale)
+        self.native.start(weight, float(value), attention, scale)
 
     def ready(self, index: int, grad: Tensor) -> int:
         """Take a gradient in its place's layout; return how many buckets have been gathered."""
-        return self._native.ready(index, grad.data_ptr())
+        return self.native.ready(index, grad.data_ptr())
 
     def finish(self) -> Update:
         """Wait for all means."""
-        weight, value, rank, unused, attention, norm = self._native.finish()
+        weight, value, rank, unused, attention, norm = self.native.finish()
         return Update(weight, attention, unused, (value, rank, norm))
 
     def abandon(self) -> None:
         """End an update that failed on this rank."""
-        self._native.abandon()
+        self.native.abandon()
 
     def stop(self) -> None:
         """End all, because the process ends."""
-        self._native.stop()
+        self.native.stop()
 
 
 class DeviceBucketizer:

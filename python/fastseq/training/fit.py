@@ -287,7 +287,8 @@ class Fit:
 def _trainer_for(learner: Learner) -> type[Trainer]:
     if learner.graphs:
         return GraphTrainer
-    return Trainer if native_obstacle(learner) else NativeTrainer
+    native = learner.replicas.in_common([native_obstacle(learner) is None])
+    return NativeTrainer if all(native) else Trainer
 
 
 @contextlib.contextmanager

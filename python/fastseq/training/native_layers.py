@@ -19,13 +19,17 @@ from ..nn.stateful import takes_lengths
 from .optimizer_step import obstacle
 
 __all__ = [
-    "End", "LossKind", "NotNative", "Step", "dropout_of", "layers_of", "loss_of",
-    "optimizer_of", "settings_of", "states_of",
+    "End", "LossKind", "NotNative", "NativeModel", "NativeStep", "NativeUpdate", "Outcome",
+    "dropout_of", "layers_of", "loss_of", "native_types", "optimizer_of", "settings_of",
+    "states_of",
 ]  # fmt: skip
 
 End = _step.End
 LossKind = _step.LossKind
-Step = _step.Step
+Outcome = _step.Outcome
+NativeModel = _step.Model32 | _step.Model64
+NativeUpdate = _step.Update32 | _step.Update64
+NativeStep = _step.Step32 | _step.Step64
 
 # Addresses of a parameter and of its gradient.
 Weights = tuple[int, int]
@@ -34,6 +38,13 @@ Layer = _step.LinearLayer | _step.ActivationLayer | _step.DropoutLayer | _step.R
 
 class NotNative(Exception):  # noqa: N818
     """Why the C++ step cannot do something."""
+
+
+def native_types(dtype: torch.dtype) -> tuple[Any, Any, Any]:
+    """Return the classes of models, updates and steps for parameters of a dtype."""
+    if dtype == torch.float64:
+        return _step.Model64, _step.Update64, _step.Step64
+    return _step.Model32, _step.Update32, _step.Step32
 
 
 _ACTIVATIONS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -9,25 +10,30 @@ import torch
 from torch import Tensor
 
 from .._util.progress import Progress
-from .._util.torch_internals import has_hooks, is_watched, mark_stepped
+from .._util.torch_internals import has_hooks, is_watched
 from .._util.tree import tree_leaves
 from ..data.chunk_plan import Chunk
 from ..data.sequences import Batch, Sequences
+from ..distributed import Bucketizer
+from ..distributed.bucketizer import check_finite
 from ..nn.members import trained_apart
 from ..nn.ops import parallel_for
 from .loop import AfterUpdate, Trainer
 from .native_layers import (
     End,
     LossKind,
+    NativeModel,
+    NativeStep,
     NotNative,
-    Step,
+    Outcome,
     dropout_of,
     layers_of,
     loss_of,
+    native_types,
     optimizer_of,
-    settings_of,
     states_of,
 )
+from .native_update import Updater
 
 if TYPE_CHECKING:
     from .learner import Learner
@@ -48,14 +54,14 @@ def _check(learner: Learner) -> None:
     spec = learner.spec
     if learner.device.type != "cpu":
         raise NotNative(f"the device is {learner.device.type}")
-    if not learner.replicas.alone:
-        raise NotNative("several ranks")
     if learner.compiles:
         raise NotNative("compile=True")
     if learner.precision.amp is not None:
         raise NotNative(f"amp={learner.precision.amp!r}")
     if spec.context:
         raise NotNative(f"spec.context={spec.context}")
+    if next(learner.model.buffers(), None) is not None:
+        raise NotNative("the model has buffers")
     watched = is_watched() or torch.is_anomaly_enabled() or not torch.is_grad_enabled()
     if watched or torch.is_autocast_enabled("cpu"):
         raise NotNative("torch is set to something that only its own operators do")
@@ -72,16 +78,20 @@ class NativeTrainer(Trainer):
     It works on the memory of the model's parameters and of the optimizer's state, and on that of
     the state that is carried, so all of them are up to date after each call. What it cannot do,
     such as the first update of an optimizer, which makes its state, and batches that do not fit,
-    which raise errors, is done by `Trainer`.
+    which raise errors, is done by `Trainer`. On several ranks some may train on a chunk by torch,
+    but all make the same updates.
     """
 
     def __init__(self, learner: Learner, position: Any) -> None:
         super().__init__(learner, position)
+        self._updater: Updater | None = None
         self._step: _Step | None = None
 
     def _begin(self) -> None:
         super()._begin()
-        self._step = None
+        self._updater = self._step = None
+        if self._buckets is not None:
+            self._buckets.stop_listening()
 
     def run(
         self,
@@ -122,36 +132,42 @@ class NativeTrainer(Trainer):
             if step is None or batch is None:
                 part = None if batch is None else _part(group, batch, first, first + 1)
                 attention = self._train_on(group[first], part)
-                done, updates = 1, 0 if self._held else 1
+                outcome, done, updates = None, 1, 0 if self._held else 1
             else:
-                done, updates = self._train_natively(step, group, batch, first)
-                attention = self._attention()
+                outcome, updates = self._train_natively(step, group, batch, first)
+                done, attention = outcome.chunks, outcome.attention
             first += done
-            last = group[first - 1]
-            if position.ends is not None and last.t1 == end:
-                position.ends[last.block] = self.stateful.get_state()
+            if done and position.ends is not None and group[first - 1].t1 == end:
+                position.ends[group[first - 1].block] = self.stateful.get_state()
             progress.advance(position.loss, done)
-            if updates and after_update(attention, updates):
+            stops = updates > 0 and after_update(attention, updates)
+            if outcome is not None and outcome.end not in (End.all, End.paused):
+                self._refuse(outcome, group, batch, first)
+            if stops:
                 return True
         return False
 
     def _ready(self, batch: Batch | None) -> _Step | None:
         """Return the C++ step if it can train on a batch."""
-        if self._step is None or not self._step.is_current():
-            self._step = None
-            if batch is not None and isinstance(batch.xs, Tensor):
-                try:
-                    self._step = _Step(self._learner, batch.xs)
-                except NotNative:
-                    return None
+        learner = self._learner
+        try:
+            if self._updater is None or not self._updater.is_current(learner):
+                self._updater = self._step = None
+                self._updater = Updater(learner, self._buckets)
+            if self._step is not None and not self._step.is_current():
+                self._step = None
+            if self._step is None and batch is not None and isinstance(batch.xs, Tensor):
+                self._step = _Step(learner, self._updater, self._buckets, batch.xs)
+        except NotNative:
+            return None
         if self._step is None or batch is None or not self._step.fits(batch):
             return None
         return self._step
 
     def _train_natively(
         self, step: _Step, group: list[Chunk], batch: Batch, first: int
-    ) -> tuple[int, int]:
-        """Train on chunks from number `first` on; return how many, and the number of updates."""
+    ) -> tuple[Outcome, int]:
+        """Train on chunks from number `first` on; return how that ended, and how many updates."""
         each = self._spec.accumulate
         last = min(first + each - self._held, len(group)) if self.one_by_one else len(group)
         sizes = [chunk.t1 - chunk.t0 for chunk in group[first:last]]
@@ -159,19 +175,33 @@ class NativeTrainer(Trainer):
         self.stateful.state = step.take_state(self.stateful.state, part.xs.shape[1])
         ends = range(first + each - self._held - 1, last, each)  # chunks with which updates end
         held = self._held, self._held_weight, float(self._held_loss)
-        losses, end, loss, done, held = step.train(part, sizes, held)
+        alone = self._buckets is None
+        with contextlib.nullcontext() if alone else self._buckets.reserved():
+            losses, outcome, held = step.train(part, sizes, held, attention=self._attention())
         self._held, self._held_weight, self._held_loss = held
         for index, (value, weight) in zip(ends, losses, strict=False):
             if weight:
                 self._losses.add(group[index], value, weight)
-        if end == End.all:
-            return done, len(losses)
-        chunk = group[first + done]
-        if end == End.not_finite:
-            self._losses.check(chunk, loss)
+        return outcome, len(losses)
+
+    def _refuse(self, outcome: Outcome, group: list[Chunk], batch: Batch, number: int) -> None:
+        """Raise the error of a chunk that could not be trained on."""
+        if outcome.end == End.not_finite:
+            self._losses.check(group[number], outcome.loss)
+        if outcome.end == End.nonfinite_gradient:
+            check_finite(outcome.rank)
         # A label that is no class: torch says so.
-        self._train_on(chunk, _part(group, batch, first + done, first + done + 1))
+        self._train_on(group[number], _part(group, batch, number, number + 1))
         raise AssertionError("a label that is no class")
+
+    def _update(self, norm: float | Tensor | None = None) -> None:
+        """Make a step of the optimizer; on several ranks as the others do."""
+        updater = self._updater
+        shared = self._buckets is not None and updater is not None and updater.has_gradients()
+        if not shared or not updater.is_current(self._learner):
+            super()._update(norm)
+        else:
+            updater.run(norm)
 
 
 def _part(group: list[Chunk], batch: Batch, first: int, last: int) -> Batch:
@@ -190,132 +220,79 @@ def _part(group: list[Chunk], batch: Batch, first: int, last: int) -> Batch:
 
 
 class _Step:
-    """The C++ step of a model, a loss and an optimizer, as they are now.
+    """The C++ step of a model and a loss, as they are now.
 
     Parameters
     ----------
     learner
         Has them.
+    updater
+        Makes the updates.
+    buckets
+        Averages the gradients over ranks; None: one rank.
     x
         An input, ``(S, B, F)``.
 
     Raises
     ------
     NotNative
-        It cannot be made, or not yet.
+        It cannot be made.
     """
 
-    def __init__(self, learner: Learner, x: Tensor) -> None:
+    def __init__(
+        self, learner: Learner, updater: Updater, buckets: Bucketizer | None, x: Tensor
+    ) -> None:
         _check(learner)
-        self._model, self._optimizer, spec = learner.model, learner.optimizer, learner.spec
-        self._clip = spec.clip_value, spec.clip_norm
-        self._params = list(self._model.parameters())
-        if not self._params or x.dim() != 3:
-            raise NotNative("nothing to train")
-        self._like = self._params[0].detach()
-        self._features = x.shape[2]
-        self._gradients = [torch.zeros_like(p) for p in self._params]
+        if x.dim() != 3:
+            raise NotNative("inputs have several dimensions of features")
+        self._learner, self._updater = learner, updater
+        self._model = learner.model
+        self._dtype, self._features = updater.dtype, x.shape[2]
+        accumulate = learner.spec.accumulate
         # Where layers write gradients: those of several chunks are added up.
-        accumulates = spec.accumulate > 1
-        self._fresh = (
-            [torch.zeros_like(p) for p in self._params] if accumulates else self._gradients
+        fresh = (
+            [torch.zeros_like(p) for p in updater.params] if accumulate > 1 else updater.gradients
         )
-        place: dict[Tensor, int] = {p: i for i, p in enumerate(self._params)}
+        place = {id(p): gradient for p, gradient in zip(updater.params, fresh, strict=True)}
 
         def weights(p: Tensor | None) -> tuple[int, int]:
-            return (0, 0) if p is None else (p.data_ptr(), self._fresh[place[p]].data_ptr())
+            return (0, 0) if p is None else (p.data_ptr(), place[id(p)].data_ptr())
 
         layers, self._outputs = layers_of(self._model, self._features, weights)
         self._loss, parameter, self._last_only = loss_of(learner.loss)
-        kind, names = optimizer_of(self._optimizer)
-        self._tensors: list[tuple[dict[str, Any], str, Tensor]] = []
-        stepped = self._parameters(place, names)
-        self._known = self._optimizer.param_groups, self._optimizer.state
         self._seen = self._look()
         self._draws = any(dropout_of(module) > 0 for module in self._model.modules())
-        self._step = Step(
-            self._like.dtype == torch.float64, layers, self._loss, parameter, kind, stepped,
-            spec.accumulate, self._sums() if accumulates else [], parallel_for,
-        )  # fmt: skip
-        self._state: list[Tensor] = []
-        self._tree: Any = None
-
-    def _sums(self) -> list[tuple[int, int, int]]:
-        """Describe where gradients of several chunks are added up."""
-        return [
-            (fresh.data_ptr(), gradient.data_ptr(), p.numel())
-            for p, fresh, gradient in zip(self._params, self._fresh, self._gradients, strict=True)
+        gradients = [
+            (new.data_ptr(), held.data_ptr(), p.numel())
+            for p, new, held in zip(updater.params, fresh, updater.gradients, strict=True)
             if p.requires_grad
         ]
-
-    def _parameters(
-        self, place: dict[Tensor, int], names: tuple[str, str, str]
-    ) -> list[tuple[int, int, int, int, int, int, int, bool, int]]:
-        """Describe the parameters that the optimizer updates."""
-        found = []
-        for number, group in enumerate(self._optimizer.param_groups):
-            wanted = _state_names(type(self._optimizer), group)
-            for p in group["params"]:
-                if not p.requires_grad:
-                    continue
-                if p not in place:
-                    raise NotNative("the optimizer has parameters that are not the model's")
-                state = self._optimizer.state.get(p, {})
-                if not wanted <= set(state):
-                    raise NotNative("the optimizer has made no step yet")
-                average, square, other, step = (
-                    self._address(state, name) if name in wanted else 0 for name in (*names, "step")
-                )
-                wide = "step" in wanted and state["step"].dtype == torch.float64
-                gradient = self._gradients[place[p]].data_ptr()
-                found.append(
-                    (p.data_ptr(), gradient, p.numel(), average, square, other, step, wide, number)
-                )
-        return found
-
-    def _address(self, state: dict[str, Any], name: str) -> int:
-        """Return the address of a tensor of the optimizer's."""
-        tensor = state[name]
-        plain = isinstance(tensor, Tensor) and tensor.is_cpu and tensor.is_contiguous()
-        dtypes = (torch.float32, torch.float64) if name == "step" else (self._like.dtype,)
-        if not plain or tensor.dtype not in dtypes:
-            raise NotNative(f"the optimizer's {name} is unusual")
-        self._tensors.append((state, name, tensor))
-        return int(tensor.data_ptr())
+        self._fresh = fresh  # keeps the memory
+        model_type, _, step_type = native_types(self._dtype)
+        self._layers: NativeModel = model_type(layers, parallel_for)
+        self._step: NativeStep = step_type(
+            self._layers, self._loss, parameter, updater.native, accumulate, gradients,
+            None if buckets is None else buckets.host.native,
+        )  # fmt: skip
+        self._tree: Any = None
 
     def _look(self) -> list[Any]:
-        """Return what the step was made for, besides the optimizer's state."""
+        """Return what the step was made for, besides the parameters."""
         found: list[Any] = []
         for module in self._model.modules():
             found += [id(module), module.training, has_hooks(module)]
-        for p in self._params:
-            found += [p.data_ptr(), p.requires_grad]
-        kind = type(self._optimizer)
-        for group in self._optimizer.param_groups:
-            found += [id(p) for p in group["params"]]
-            found += sorted(_state_names(kind, group))
         return found
 
     def is_current(self) -> bool:
-        """Whether model and optimizer still are those that it was made for."""
-        groups, state = self._known
-        same = self._optimizer.param_groups is groups and self._optimizer.state is state
-        return (
-            same
-            and all(own.get(name) is tensor for own, name, tensor in self._tensors)
-            and self._look() == self._seen
-        )
+        """Whether the model still is that which it was made for."""
+        return self._look() == self._seen
 
     def fits(self, batch: Batch) -> bool:
         """Whether it can train on a batch: if not, torch raises, or can."""
         x, y, ws = batch.xs, batch.ys, batch.ws
         if not (isinstance(x, Tensor) and isinstance(y, Tensor) and x.dim() == y.dim() == 3):
             return False
-        if (
-            x.shape[:2] != y.shape[:2]
-            or x.shape[2] != self._features
-            or x.dtype != self._like.dtype
-        ):
+        if x.shape[:2] != y.shape[:2] or x.shape[2] != self._features or x.dtype != self._dtype:
             return False
         if ws is not None and not (isinstance(ws, Tensor) and ws.dim() == 2):
             return False
@@ -327,58 +304,46 @@ class _Step:
         """Continue from a state; return that which is kept up to date."""
         if state is not None and state is self._tree:
             return state
-        self._tree, self._state = states_of(self._model, sequences, self._like)
+        self._tree, own = states_of(self._model, sequences, self._updater.params[0].detach())
         if state is not None:
-            for own, given in zip(self._state, tree_leaves(state), strict=True):
-                own.copy_(given)
-        self._step.set_state([own.data_ptr() for own in self._state])
+            for to, given in zip(own, tree_leaves(state), strict=True):
+                to.copy_(given)
+        self._layers.set_state([tensor.data_ptr() for tensor in own])
         return self._tree
 
     def train(
-        self, batch: Batch, sizes: list[int], held: tuple[int, float, float]
-    ) -> tuple[list[tuple[float, float]], End, float, int, tuple[int, float, float]]:
+        self, batch: Batch, sizes: list[int], held: tuple[int, float, float], *, attention: bool
+    ) -> tuple[list[tuple[float, float]], Outcome, tuple[int, float, float]]:
         """Train on chunks of these numbers of time steps; see ``_step.pyi``."""
         if held[1]:
-            self._take_gradients()
+            self._updater.take_gradients()
         labels = self._loss == LossKind.cross_entropy
         x = _with_rows(batch.xs)
-        y = _with_rows(batch.ys.to(torch.int64 if labels else self._like.dtype))
-        w = None if batch.ws is None else batch.ws.to(self._like.dtype)
+        y = _with_rows(batch.ys.to(torch.int64 if labels else self._dtype))
+        w = None if batch.ws is None else batch.ws.to(self._dtype)
         lengths = None if batch.lengths is None else batch.lengths.contiguous()
-        seeds = torch.randint(2**62, (len(sizes),)).tolist() if self._draws else []
-        mark_stepped(self._optimizer)
+        before = torch.get_rng_state() if self._draws else None
+        seeds = _seeds(len(sizes)) if self._draws else []
         found = self._step.train(
             _rows(x), _rows(y), labels, self._last_only, (0, 0, 0) if w is None else _rows(w),
             sizes, x.shape[1], 0 if lengths is None else lengths.data_ptr(), seeds,
-            settings_of(self._optimizer), *self._clip, held,
+            *self._updater.numbers(), attention, held,
         )  # fmt: skip
-        losses, _, _, _, (chunks, weight, _) = found
+        losses, outcome, (chunks, weight, _) = found
+        if before is not None and outcome.chunks < len(sizes):
+            torch.set_rng_state(before)  # as if only these had been drawn
+            _seeds(outcome.chunks)
         counts = weight > 0 or (not chunks and (not losses or losses[-1][1] > 0))
-        for p, gradient in zip(self._params, self._gradients, strict=True):
-            if p.requires_grad:
-                p.grad = gradient if counts else None
+        self._updater.give_gradients(some=counts)
         return found
 
-    def _take_gradients(self) -> None:
-        """Go on from gradients that torch has accumulated."""
-        for p, gradient in zip(self._params, self._gradients, strict=True):
-            if p.grad is None:
-                gradient.zero_()
-            elif p.grad is not gradient:
-                gradient.copy_(p.grad)
+
+def _seeds(count: int) -> list[int]:
+    """Draw seeds of chunks, the same ones together or one by one."""
+    return torch.randint(2**62, (count,)).tolist()
 
 
 _LABELS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-
-
-def _state_names(kind: type[torch.optim.Optimizer], group: dict[str, Any]) -> set[str]:
-    """Return what an optimizer keeps for a parameter."""
-    if kind is torch.optim.SGD:
-        return {"momentum_buffer"} if group["momentum"] else set()
-    if kind is torch.optim.RMSprop:
-        more = {"grad_avg"} if group["centered"] else set()
-        return {"step", "square_avg"} | more | ({"momentum_buffer"} if group["momentum"] else set())
-    return {"step", "exp_avg", "exp_avg_sq"} | ({"max_exp_avg_sq"} if group["amsgrad"] else set())
 
 
 def _with_rows(a: Tensor) -> Tensor:

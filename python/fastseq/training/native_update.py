@@ -1,0 +1,164 @@
+"""Clipping and the optimizer's step in C++, on the memory of torch's tensors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .._util.torch_internals import mark_stepped
+from ..distributed import Bucketizer
+from .native_layers import NativeUpdate, NotNative, native_types, optimizer_of, settings_of
+
+if TYPE_CHECKING:
+    from .learner import Learner
+
+__all__ = ["Updater"]
+
+
+class Updater:
+    """Updates the parameters of an optimizer, as both are now, in C++.
+
+    On several ranks all update by it, or none: torch's updates differ in rounding.
+
+    Parameters
+    ----------
+    learner
+        Has the model and the optimizer.
+    buckets
+        Averages the gradients over ranks; None: one rank.
+
+    Attributes
+    ----------
+    params
+        The model's parameters.
+    gradients
+        Their gradients, that of each in its place at every update.
+    native
+        The C++ object.
+
+    Raises
+    ------
+    NotNative
+        It cannot be made, or not yet.
+    """
+
+    def __init__(self, learner: Learner, buckets: Bucketizer | None) -> None:
+        self._optimizer, self._clip = (
+            learner.optimizer, (learner.spec.clip_value, learner.spec.clip_norm)
+        )
+        self.params = list(learner.model.parameters())
+        if not self.params:
+            raise NotNative("nothing to train")
+        self.dtype = self.params[0].dtype
+        places = iter([] if buckets is None else buckets.host.places)
+        self.gradients = [
+            next(places) if buckets is not None and p.requires_grad else torch.zeros_like(p)
+            for p in self.params
+        ]
+        kind, names = optimizer_of(self._optimizer)
+        self._tensors: list[tuple[dict[str, Any], str, Tensor]] = []
+        self.native: NativeUpdate = native_types(self.dtype)[1](kind, self._parameters(names))
+        self._known = self._optimizer.param_groups, self._optimizer.state
+        self._seen = self._look()
+
+    def _parameters(
+        self, names: tuple[str, str, str]
+    ) -> list[tuple[int, int, int, int, int, int, int, bool, int]]:
+        """Describe the parameters that the optimizer updates."""
+        found = []
+        places = {id(p): gradient for p, gradient in zip(self.params, self.gradients, strict=True)}
+        for number, group in enumerate(self._optimizer.param_groups):
+            wanted = _state_names(type(self._optimizer), group)
+            for p in group["params"]:
+                if not p.requires_grad:
+                    continue
+                if id(p) not in places:
+                    raise NotNative("the optimizer has parameters that are not the model's")
+                state = self._optimizer.state.get(p, {})
+                if not wanted <= set(state):
+                    raise NotNative("the optimizer has made no step yet")
+                average, square, other, step = (
+                    self._address(state, name) if name in wanted else 0 for name in (*names, "step")
+                )
+                wide = "step" in wanted and state["step"].dtype == torch.float64
+                gradient = places[id(p)].data_ptr()
+                found.append(
+                    (p.data_ptr(), gradient, p.numel(), average, square, other, step, wide, number)
+                )
+        return found
+
+    def _address(self, state: dict[str, Any], name: str) -> int:
+        """Return the address of a tensor of the optimizer's."""
+        tensor = state[name]
+        plain = isinstance(tensor, Tensor) and tensor.is_cpu and tensor.is_contiguous()
+        dtypes = (torch.float32, torch.float64) if name == "step" else (self.dtype,)
+        if not plain or tensor.dtype not in dtypes:
+            raise NotNative(f"the optimizer's {name} is unusual")
+        self._tensors.append((state, name, tensor))
+        return int(tensor.data_ptr())
+
+    def _look(self) -> list[Any]:
+        """Return what it was made for, besides the optimizer's state."""
+        found: list[Any] = []
+        for p in self.params:
+            found += [p.data_ptr(), p.requires_grad]
+        kind = type(self._optimizer)
+        for group in self._optimizer.param_groups:
+            found += [id(p) for p in group["params"]]
+            found += sorted(_state_names(kind, group))
+        return found
+
+    def is_current(self, learner: Learner) -> bool:
+        """Whether model and optimizer still are those that it was made for."""
+        groups, state = self._known
+        optimizer = learner.optimizer
+        return (
+            optimizer is self._optimizer
+            and optimizer.param_groups is groups
+            and optimizer.state is state
+            and all(own.get(name) is tensor for own, name, tensor in self._tensors)
+            and self._look() == self._seen
+        )
+
+    def numbers(self) -> tuple[Any, float | None, float | None]:
+        """Return the optimizer's present settings, and the limits of gradients."""
+        mark_stepped(self._optimizer)
+        return settings_of(self._optimizer), *self._clip
+
+    def run(self, norm: float | None) -> None:
+        """Clip and make a step; `norm` is that of all gradients, if it is known."""
+        self.native.run(*self.numbers(), norm)
+
+    def has_gradients(self) -> bool:
+        """Whether the gradients in their places are those of torch's parameters."""
+        return all(
+            p.grad is gradient
+            for p, gradient in zip(self.params, self.gradients, strict=True)
+            if p.requires_grad
+        )
+
+    def take_gradients(self) -> None:
+        """Go on from gradients that torch has accumulated."""
+        for p, gradient in zip(self.params, self.gradients, strict=True):
+            if p.grad is None:
+                gradient.zero_()
+            elif p.grad is not gradient:
+                gradient.copy_(p.grad)
+
+    def give_gradients(self, *, some: bool) -> None:
+        """Make the gradients those of torch's parameters; not `some`: these have none."""
+        for p, gradient in zip(self.params, self.gradients, strict=True):
+            if p.requires_grad:
+                p.grad = gradient if some else None
+
+
+def _state_names(kind: type[torch.optim.Optimizer], group: dict[str, Any]) -> set[str]:
+    """Return what an optimizer keeps for a parameter."""
+    if kind is torch.optim.SGD:
+        return {"momentum_buffer"} if group["momentum"] else set()
+    if kind is torch.optim.RMSprop:
+        more = {"grad_avg"} if group["centered"] else set()
+        return {"step", "square_avg"} | more | ({"momentum_buffer"} if group["momentum"] else set())
+    return {"step", "exp_avg", "exp_avg_sq"} | ({"max_exp_avg_sq"} if group["amsgrad"] else set())
