@@ -6,11 +6,13 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
 #include "check.h"
 #include "ranges.h"
+#include "team.h"
 
 namespace fastseq::step {
 
@@ -33,6 +35,12 @@ Values noise(std::int64_t numel, std::uint32_t seed, double size) {
 constexpr std::int64_t kSteps = 5;
 constexpr std::int64_t kSequences = 3;
 constexpr std::int64_t kInputs = 2;
+
+// The place of a gradient's mean.
+double* place(const Bucketizer& buckets, std::size_t parameter) {
+  const Bucketizer::Buffer& buffer = buckets.buffers().at(0);
+  return reinterpret_cast<double*>(buffer.memory.get()) + buffer.layout.offsets.at(parameter);
+}
 
 // A model with its parameters, their gradients, and the state it carries, and its training step.
 class Trained {
@@ -76,7 +84,9 @@ class Trained {
     std::vector<Gradient<double>> gradients;
     for (std::size_t i = 0; i < values_.size(); ++i) {
       const auto numel = static_cast<std::int64_t>(values_[i].size());
-      double* const gradient = buckets == nullptr ? gradients_[i].data() : place(*buckets, i);
+      held_.emplace_back(values_[i].size());
+      double* const own = chunks == 1 ? gradients_[i].data() : held_[i].data();
+      double* const gradient = buckets == nullptr ? own : place(*buckets, i);
       parameters.push_back({.value = values_[i].data(),
                             .gradient = gradient,
                             .numel = numel,
@@ -97,13 +107,17 @@ class Trained {
     return step_.emplace(*model_, loss, parameter, *update_, chunks, std::move(gradients), buckets);
   }
   std::vector<Values>& values() { return values_; }
+  // Of the last chunk,
   std::vector<Values>& gradients() { return gradients_; }
+  // and of several chunks.
+  std::vector<Values>& held() { return held_; }
   std::vector<Values>& states() { return states_; }
 
  private:
   std::vector<std::unique_ptr<Layer<double>>> layers_;
   std::vector<Values> values_;
   std::vector<Values> gradients_;
+  std::vector<Values> held_;
   std::vector<Values> states_;
   std::optional<Model<double>> model_;
   std::optional<Update<double>> update_;
@@ -317,6 +331,104 @@ TEST(nothing_is_updated_by_what_cannot_be_trained_on) {
   CHECK_EQ(done.size(), 1U);
   CHECK_EQ(done[0].weight, 0.0);
   CHECK(model.values() == before);
+}
+
+// An LSTM and a linear layer, and each rank's data; `weighs`: whether the rank has samples.
+constexpr std::int64_t kHidden = 4;
+void fill(Trained& model) {
+  model.recurrent(options(Cell::kLstm, kInputs, kHidden));
+  model.linear(kHidden, 1);
+}
+Data data_of(int rank, bool weighs, std::int64_t chunks) {
+  Data data{.outputs = 1};
+  data.x = noise(kSteps * kSequences * kInputs, 70 + static_cast<std::uint32_t>(rank), 1);
+  data.weights.assign(at(kSteps * kSequences), weighs ? 1 + rank : 0);
+  if (chunks == 2) data.sizes = {3, 2};
+  return data;
+}
+
+TEST(ranks_update_by_the_mean_over_all_their_samples) {
+  constexpr int kRanks = 3;
+  constexpr double kRate = 0.1;
+  for (const std::int64_t chunks : {1, 2}) {
+    for (const bool threaded : {false, true}) {
+      for (const bool all_weigh : {true, false}) {
+        std::vector<Values> sums;
+        double weight = 0;
+        for (int r = 0; r < kRanks; ++r) {
+          Trained model;
+          fill(model);
+          const Data data = data_of(r, all_weigh || r != 1, chunks);
+          std::vector<Done> done;
+          train(model.step(LossKind::kMse, 0, serial_for, chunks), data, {}, done, 0);
+          CHECK_EQ(done.size(), 1U);
+          weight += done.at(0).weight;
+          sums.resize(model.gradients().size());
+          for (std::size_t p = 0; p < sums.size(); ++p) {
+            sums[p].resize(model.gradients()[p].size());
+            for (std::size_t i = 0; done[0].weight > 0 && i < sums[p].size(); ++i) {
+              sums[p][i] += done[0].weight * (chunks == 1 ? model.gradients() : model.held())[p][i];
+            }
+          }
+        }
+        std::vector<std::vector<Values>> found(kRanks);
+        testing::run_team(kRanks, [&](NodeCommunicator& comm) {
+          Trained model;
+          fill(model);
+          std::vector<std::int64_t> numels;
+          for (const Values& values : model.values()) numels.push_back(static_cast<std::int64_t>(values.size()));
+          const std::vector<DType> dtypes(numels.size(), DType::kFloat64);
+          Bucketizer buckets({&comm, [](Communicator*) {}}, numels, dtypes, 64, threaded);
+          Step<double>& step = model.step(LossKind::kMse, 0, serial_for, chunks, &buckets);
+          std::vector<Done> done;
+          train(step, data_of(comm.rank(), all_weigh || comm.rank() != 1, chunks), {}, done, kRate);
+          CHECK_EQ(done.size(), 1U);
+          CHECK_EQ(done.at(0).weight, weight);
+          found[at(comm.rank())] = model.values();
+        });
+        Trained before;
+        fill(before);
+        for (std::size_t p = 0; p < sums.size(); ++p) {
+          for (std::size_t i = 0; i < sums[p].size(); ++i) {
+            CHECK(std::abs(found[0][p][i] - (before.values()[p][i] - kRate * sums[p][i] / weight)) < 1e-14);
+          }
+        }
+        CHECK(found[1] == found[0]);
+        CHECK(found[2] == found[0]);
+      }
+    }
+  }
+}
+
+TEST(ranks_pause_at_the_same_update_if_one_asks_for_attention) {
+  testing::run_team(2, [](NodeCommunicator& comm) {
+    Trained model;
+    fill(model);
+    std::vector<std::int64_t> numels;
+    for (const Values& values : model.values()) numels.push_back(static_cast<std::int64_t>(values.size()));
+    const std::vector<DType> dtypes(numels.size(), DType::kFloat64);
+    Bucketizer buckets({&comm, [](Communicator*) {}}, numels, dtypes, 1 << 20, false);
+    Step<double>& step = model.step(LossKind::kMse, 0, serial_for, 1, &buckets);
+    Data data = data_of(comm.rank(), true, 2);
+    Held held;
+    std::vector<Done> done;
+    const Settings settings{.lr = 0.1};
+    const Outcome outcome = step.train(data.chunks(), {{settings}}, {}, comm.rank() == 1, held, done);
+    CHECK(outcome.end == End::kPaused);
+    CHECK(outcome.attention);
+    CHECK_EQ(outcome.chunks, 1);
+    // The loss is finite, but gradients are not.
+    for (Values& values : model.values()) std::ranges::fill(values, 0.0);
+    for (Values& state : model.states()) std::ranges::fill(state, 0.0);
+    if (comm.rank() == 1) {
+      std::ranges::fill(model.values()[4], 1e200);
+      std::ranges::fill(data.y, 1e150);
+    }
+    const Outcome failed = step.train(data.chunks(), {{settings}}, {}, false, held, done);
+    CHECK(failed.end == End::kNonfiniteGradient);
+    CHECK_EQ(failed.rank, 1);
+    CHECK_EQ(done.size(), 1U);
+  });
 }
 
 TEST(dropout_keeps_what_it_should) {
