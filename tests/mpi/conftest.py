@@ -8,10 +8,21 @@ import pytest
 import torch
 
 import fastseq as fs
-from fastseq.training import fit
-from fastseq.training.loop import Trainer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "python"))
+from paths_of_fit import parametrize, updates_by
+
+__all__ = ["updates_by"]  # a fixture
+
+# Run with updates by torch, too.
+OF_FIT = {
+    "test_callbacks", "test_changing_models", "test_checkpoint", "test_missing_values", "test_scaling",
+    "test_training",
+}  # fmt: skip
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    parametrize(metafunc, OF_FIT, set())
 
 
 @pytest.fixture
@@ -38,9 +49,3 @@ def folder(comm: fs.distributed.Communicator, tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
-
-
-@pytest.fixture(autouse=True)
-def updates_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have one process update as several ranks do: these tests compare them closely."""
-    monkeypatch.setattr(fit, "_trainer_for", lambda learner: Trainer)

@@ -6,10 +6,11 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+from paths_of_fit import parametrize, updates_by
 
 import fastseq as fs
-from fastseq.training import fit
-from fastseq.training.loop import Trainer
+
+__all__ = ["updates_by"]  # a fixture
 
 # Processes that test side by side must not compile into one folder.
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
@@ -33,18 +34,7 @@ SAMPLE = {"test_optimizers_in_fit", "test_training"}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    name = metafunc.module.__name__
-    if name in OF_FIT:
-        metafunc.fixturenames.append("updates_by")
-        by_torch = pytest.param("torch", marks=() if name in SAMPLE else pytest.mark.slow)
-        metafunc.parametrize("updates_by", ["fastseq", by_torch], indirect=True)
-
-
-@pytest.fixture
-def updates_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have `fit` run updates in C++ where it can, or always by torch."""
-    if request.param == "torch":
-        monkeypatch.setattr(fit, "_trainer_for", lambda learner: Trainer)
+    parametrize(metafunc, OF_FIT, SAMPLE)
 
 
 def pytest_report_header() -> str:

@@ -292,7 +292,7 @@ def test_hooks_are_called(natively):
     est = small(callbacks=[Watch()]).fit(X, Y)
     updates = est.history_[1]["updates"]
     assert len(called) == 2 * updates
-    assert sum(chunks for chunks, _ in natively) == updates - 1
+    assert sum(outcome.chunks for outcome, _ in natively) == updates - 1
 
 
 @pytest.mark.parametrize(

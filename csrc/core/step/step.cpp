@@ -57,7 +57,9 @@ Step<T>::Step(Model<T>& model, LossKind loss, double loss_parameter, const Updat
       chunks_(chunks),
       gradients_(std::move(gradients)),
       buckets_(buckets) {
-  for (std::size_t i = 0; i < gradients_.size(); ++i) numbers_[gradients_[i].fresh] = static_cast<std::int64_t>(i);
+  for (std::size_t i = 0; i < gradients_.size(); ++i) {
+    if (gradients_[i].fresh != nullptr) numbers_[gradients_[i].fresh] = static_cast<std::int64_t>(i);
+  }
 }
 
 template <class T>
@@ -108,7 +110,7 @@ Bucketizer::Result Step<T>::average(const Chunk& chunk, double weight, double lo
   buckets_->start(weight, weight > 0 ? loss : 0, attention, factor);
   if (weight > 0 && accumulates()) {
     for (std::size_t i = 0; i < gradients_.size(); ++i) {
-      buckets_->ready(static_cast<std::int64_t>(i), gradients_[i].held);
+      if (gradients_[i].held != nullptr) buckets_->ready(static_cast<std::int64_t>(i), gradients_[i].held);
     }
   } else if (weight > 0) {
     model_.backward(chunk, dy_.data(), [this](std::span<T* const> gradients) {

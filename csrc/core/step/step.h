@@ -30,7 +30,7 @@ struct Chunks {
   std::span<const std::uint64_t> seeds;  // of each chunk's dropout
 };
 
-// Of a trained parameter.
+// Of a trained parameter; null: it is frozen for now.
 template <class T>
 struct Gradient {
   T* fresh;  // where its layer writes a chunk's

@@ -19,7 +19,7 @@ from ..nn.stateful import takes_lengths
 from .optimizer_step import obstacle
 
 __all__ = [
-    "End", "LossKind", "NotNative", "NativeModel", "NativeStep", "NativeUpdate", "Outcome",
+    "End", "LossKind", "NativeModel", "NativeStep", "NativeUpdate", "NotNative", "Outcome",
     "dropout_of", "layers_of", "loss_of", "native_types", "optimizer_of", "settings_of",
     "states_of",
 ]  # fmt: skip

@@ -129,10 +129,11 @@ class NativeTrainer(Trainer):
         first = 0
         while first < len(group):
             step = self._ready(batch)
+            outcome: Outcome | None = None
             if step is None or batch is None:
                 part = None if batch is None else _part(group, batch, first, first + 1)
                 attention = self._train_on(group[first], part)
-                outcome, done, updates = None, 1, 0 if self._held else 1
+                done, updates = 1, 0 if self._held else 1
             else:
                 outcome, updates = self._train_natively(step, group, batch, first)
                 done, attention = outcome.chunks, outcome.attention
@@ -141,7 +142,7 @@ class NativeTrainer(Trainer):
                 position.ends[group[first - 1].block] = self.stateful.get_state()
             progress.advance(position.loss, done)
             stops = updates > 0 and after_update(attention, updates)
-            if outcome is not None and outcome.end not in (End.all, End.paused):
+            if batch is not None and outcome and outcome.end not in (End.all, End.paused):
                 self._refuse(outcome, group, batch, first)
             if stops:
                 return True
@@ -153,7 +154,7 @@ class NativeTrainer(Trainer):
         try:
             if self._updater is None or not self._updater.is_current(learner):
                 self._updater = self._step = None
-                self._updater = Updater(learner, self._buckets)
+                self._updater = Updater(learner, self._stepper.params, self._buckets)
             if self._step is not None and not self._step.is_current():
                 self._step = None
             if self._step is None and batch is not None and isinstance(batch.xs, Tensor):
@@ -175,8 +176,7 @@ class NativeTrainer(Trainer):
         self.stateful.state = step.take_state(self.stateful.state, part.xs.shape[1])
         ends = range(first + each - self._held - 1, last, each)  # chunks with which updates end
         held = self._held, self._held_weight, float(self._held_loss)
-        alone = self._buckets is None
-        with contextlib.nullcontext() if alone else self._buckets.reserved():
+        with contextlib.nullcontext() if self._buckets is None else self._buckets.reserved():
             losses, outcome, held = step.train(part, sizes, held, attention=self._attention())
         self._held, self._held_weight, self._held_loss = held
         for index, (value, weight) in zip(ends, losses, strict=False):
@@ -197,11 +197,12 @@ class NativeTrainer(Trainer):
     def _update(self, norm: float | Tensor | None = None) -> None:
         """Make a step of the optimizer; on several ranks as the others do."""
         updater = self._updater
-        shared = self._buckets is not None and updater is not None and updater.has_gradients()
-        if not shared or not updater.is_current(self._learner):
+        if self._buckets is None or updater is None or isinstance(norm, Tensor):
             super()._update(norm)
-        else:
+        elif updater.has_gradients() and updater.is_current(self._learner):
             updater.run(norm)
+        else:
+            super()._update(norm)
 
 
 def _part(group: list[Chunk], batch: Batch, first: int, last: int) -> Batch:
@@ -262,17 +263,12 @@ class _Step:
         self._loss, parameter, self._last_only = loss_of(learner.loss)
         self._seen = self._look()
         self._draws = any(dropout_of(module) > 0 for module in self._model.modules())
-        gradients = [
-            (new.data_ptr(), held.data_ptr(), p.numel())
-            for p, new, held in zip(updater.params, fresh, updater.gradients, strict=True)
-            if p.requires_grad
-        ]
         self._fresh = fresh  # keeps the memory
         model_type, _, step_type = native_types(self._dtype)
         self._layers: NativeModel = model_type(layers, parallel_for)
         self._step: NativeStep = step_type(
-            self._layers, self._loss, parameter, updater.native, accumulate, gradients,
-            None if buckets is None else buckets.host.native,
+            self._layers, self._loss, parameter, updater.native, accumulate,
+            updater.numbered(fresh), None if buckets is None else buckets.host.native,
         )  # fmt: skip
         self._tree: Any = None
 

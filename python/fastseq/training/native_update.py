@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,8 +27,10 @@ class Updater:
     ----------
     learner
         Has the model and the optimizer.
+    trained
+        The parameters that are trained: others that need gradients wait for the next epoch.
     buckets
-        Averages the gradients over ranks; None: one rank.
+        Averages their gradients over ranks; None: one rank.
 
     Attributes
     ----------
@@ -44,17 +47,19 @@ class Updater:
         It cannot be made, or not yet.
     """
 
-    def __init__(self, learner: Learner, buckets: Bucketizer | None) -> None:
-        self._optimizer, self._clip = (
-            learner.optimizer, (learner.spec.clip_value, learner.spec.clip_norm)
-        )
+    def __init__(
+        self, learner: Learner, trained: Sequence[Tensor], buckets: Bucketizer | None
+    ) -> None:
+        self._optimizer = learner.optimizer
+        self._clip = learner.spec.clip_value, learner.spec.clip_norm
         self.params = list(learner.model.parameters())
         if not self.params:
             raise NotNative("nothing to train")
         self.dtype = self.params[0].dtype
-        places = iter([] if buckets is None else buckets.host.places)
+        self._trained = {id(p): i for i, p in enumerate(trained)}
+        places = [] if buckets is None else buckets.host.places
         self.gradients = [
-            next(places) if buckets is not None and p.requires_grad else torch.zeros_like(p)
+            places[self._trained[id(p)]] if places and self.moves(p) else torch.zeros_like(p)
             for p in self.params
         ]
         kind, names = optimizer_of(self._optimizer)
@@ -62,6 +67,24 @@ class Updater:
         self.native: NativeUpdate = native_types(self.dtype)[1](kind, self._parameters(names))
         self._known = self._optimizer.param_groups, self._optimizer.state
         self._seen = self._look()
+
+    def moves(self, p: Tensor) -> bool:
+        """Whether a parameter of the model is trained, and not frozen since."""
+        return p.requires_grad and id(p) in self._trained
+
+    def numbered(self, fresh: Sequence[Tensor]) -> list[tuple[int, int, int]]:
+        """Describe the gradients of the trained parameters: those of frozen ones are nowhere.
+
+        Parameters
+        ----------
+        fresh
+            Where layers write the gradients of all parameters.
+        """
+        found = [(0, 0, 0)] * len(self._trained)
+        for p, new, held in zip(self.params, fresh, self.gradients, strict=True):
+            if self.moves(p):
+                found[self._trained[id(p)]] = (new.data_ptr(), held.data_ptr(), p.numel())
+        return found
 
     def _parameters(
         self, names: tuple[str, str, str]
@@ -76,6 +99,8 @@ class Updater:
                     continue
                 if id(p) not in places:
                     raise NotNative("the optimizer has parameters that are not the model's")
+                if not self.moves(p):
+                    continue
                 state = self._optimizer.state.get(p, {})
                 if not wanted <= set(state):
                     raise NotNative("the optimizer has made no step yet")
@@ -136,13 +161,13 @@ class Updater:
         return all(
             p.grad is gradient
             for p, gradient in zip(self.params, self.gradients, strict=True)
-            if p.requires_grad
+            if self.moves(p)
         )
 
     def take_gradients(self) -> None:
         """Go on from gradients that torch has accumulated."""
         for p, gradient in zip(self.params, self.gradients, strict=True):
-            if p.grad is None:
+            if p.grad is None or not self.moves(p):
                 gradient.zero_()
             elif p.grad is not gradient:
                 gradient.copy_(p.grad)
@@ -150,7 +175,7 @@ class Updater:
     def give_gradients(self, *, some: bool) -> None:
         """Make the gradients those of torch's parameters; not `some`: these have none."""
         for p, gradient in zip(self.params, self.gradients, strict=True):
-            if p.requires_grad:
+            if self.moves(p):
                 p.grad = gradient if some else None
 
 

@@ -92,6 +92,11 @@ class OptimizerStep:
         The trainable parameters of the model.
     others
         Its other parameters: any gradients they get are dropped.
+
+    Attributes
+    ----------
+    params
+        The trainable parameters of the model.
     """
 
     def __init__(
@@ -101,16 +106,16 @@ class OptimizerStep:
         others: Iterable[nn.Parameter] = (),
     ) -> None:
         self._optimizer = optimizer
-        self._params = list(params)
+        self.params = list(params)
         self._others = list(others)
         own = {p for group in optimizer.param_groups for p in group["params"]}
-        self._stepped = [p for p in self._params if p in own]
+        self._stepped = [p for p in self.params if p in own]
         self._known = False
         self._quick: QuickStep | None = None
 
     def __enter__(self) -> OptimizerStep:
         own = [p for group in self._optimizer.param_groups for p in group["params"]]
-        for p in (*own, *self._params, *self._others):
+        for p in (*own, *self.params, *self._others):
             p.grad = None  # a frozen one may have one from an earlier run
         self._known = obstacle(self._optimizer) is None
         return self
@@ -120,7 +125,7 @@ class OptimizerStep:
 
     def zero_grad(self) -> None:
         """Set all gradients to None."""
-        for p in self._params:
+        for p in self.params:
             p.grad = None
 
     def drop_others(self) -> None:
@@ -134,7 +139,7 @@ class OptimizerStep:
 
     def steps_all(self) -> bool:
         """Whether `step` changes all trainable parameters of the model."""
-        return len(self._stepped) == len(self._params)
+        return len(self._stepped) == len(self.params)
 
     def step(self) -> None:
         """Make a step of the optimizer."""
