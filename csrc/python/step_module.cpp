@@ -46,7 +46,16 @@ struct RecurrentLayer {
   RecurrentOptions options;
   std::vector<WeightAddresses> weights;
 };
-using AnyLayer = std::variant<LinearLayer, ActivationLayer, DropoutLayer, RecurrentLayer>;
+struct SegmentRnnLayer {
+  SegmentRnnOptions options;
+  LinearLayer linear;
+  LinearLayer embed;
+  RecurrentLayer recurrent;
+  LinearLayer mix;
+  DropoutLayer dropout;
+  LinearLayer out;
+};
+using AnyLayer = std::variant<LinearLayer, ActivationLayer, DropoutLayer, RecurrentLayer, SegmentRnnLayer>;
 
 // value, gradient, numel, average, square, other, step, its dtype is fp64, group
 using ParameterTuple =
@@ -84,6 +93,16 @@ std::unique_ptr<Layer<T>> make(const RecurrentLayer& l) {
   weights.reserve(l.weights.size());
   for (const WeightAddresses& w : l.weights) weights.push_back(weights_of<T>(w));
   return make_recurrent<T>(l.options, std::move(weights));
+}
+
+template <class T>
+std::unique_ptr<Layer<T>> make(const SegmentRnnLayer& l) {
+  return make_segment_rnn<T>(l.options, {.linear = make<T>(l.linear),
+                                         .embed = make<T>(l.embed),
+                                         .recurrent = make<T>(l.recurrent),
+                                         .mix = make<T>(l.mix),
+                                         .dropout = make<T>(l.dropout),
+                                         .out = make<T>(l.out)});
 }
 
 ParallelFor to_parallel_for(Address address) {
@@ -129,15 +148,14 @@ std::unique_ptr<Update<T>> make_update(OptimizerKind optimizer, const std::vecto
 }
 
 template <class T>
-std::unique_ptr<Step<T>> make_step(Model<T>& model, LossKind loss, double loss_parameter, const Update<T>& update,
-                                   std::int64_t chunks, const std::vector<GradientTuple>& gradients,
-                                   Bucketizer* buckets) {
+std::unique_ptr<Step<T>> make_step(Model<T>& model, const Loss& loss, const Update<T>& update, std::int64_t chunks,
+                                   const std::vector<GradientTuple>& gradients, Bucketizer* buckets) {
   std::vector<Gradient<T>> made;
   made.reserve(gradients.size());
   for (const auto& [fresh, held, numel] : gradients) {
     made.push_back({.fresh = to_pointer<T>(fresh), .held = to_pointer<T>(held), .numel = numel});
   }
-  return std::make_unique<Step<T>>(model, loss, loss_parameter, update, chunks, std::move(made), buckets);
+  return std::make_unique<Step<T>>(model, loss, update, chunks, std::move(made), buckets);
 }
 
 template <class T>
@@ -190,9 +208,9 @@ void register_step(const py::module_& m, const std::string& type) {
           py::call_guard<py::gil_scoped_release>(),
           "Clips and makes a step; `norm` is the gradients', if it is known.");
   py::class_<Step<T>>(m, ("Step" + type).c_str())
-      .def(py::init(&make_step<T>), py::arg("model"), py::arg("loss"), py::arg("loss_parameter"), py::arg("update"),
-           py::arg("chunks"), py::arg("gradients"), py::arg("buckets"), py::keep_alive<1, 2>(), py::keep_alive<1, 5>(),
-           py::keep_alive<1, 8>())
+      .def(py::init(&make_step<T>), py::arg("model"), py::arg("loss"), py::arg("update"), py::arg("chunks"),
+           py::arg("gradients"), py::arg("buckets"), py::keep_alive<1, 2>(), py::keep_alive<1, 4>(),
+           py::keep_alive<1, 7>())
       .def("train", &train<T>, py::arg("x"), py::arg("y"), py::arg("labels"), py::arg("last_only"), py::arg("weights"),
            py::arg("sizes"), py::arg("sequences"), py::arg("lengths"), py::arg("seeds"), py::arg("settings"),
            py::arg("clip_value"), py::arg("clip_norm"), py::arg("attention"), py::arg("held"),
@@ -235,6 +253,29 @@ void register_layers(const py::module_& m) {
            py::kw_only(), py::arg("cell"), py::arg("inputs"), py::arg("hidden"), py::arg("layers"), py::arg("biases"),
            py::arg("bidirectional"), py::arg("dropout"), py::arg("takes_lengths"), py::arg("number"),
            py::arg("weights"));
+  py::class_<SegmentRnnLayer>(m, "SegmentRnnLayer")
+      .def(py::init([](std::int64_t horizon, std::int64_t variables, std::int64_t outputs, std::int64_t lags,
+                       std::int64_t features, std::int64_t segment, const LinearLayer& linear, const LinearLayer& embed,
+                       const RecurrentLayer& recurrent, const LinearLayer& mix, const DropoutLayer& dropout,
+                       const LinearLayer& out) {
+             return SegmentRnnLayer{.options = {.horizon = horizon,
+                                                .variables = variables,
+                                                .outputs = outputs,
+                                                .lags = lags,
+                                                .features = features,
+                                                .segment = segment,
+                                                .hidden = recurrent.options.hidden,
+                                                .layers = recurrent.options.layers},
+                                    .linear = linear,
+                                    .embed = embed,
+                                    .recurrent = recurrent,
+                                    .mix = mix,
+                                    .dropout = dropout,
+                                    .out = out};
+           }),
+           py::kw_only(), py::arg("horizon"), py::arg("variables"), py::arg("outputs"), py::arg("lags"),
+           py::arg("features"), py::arg("segment"), py::arg("linear"), py::arg("embed"), py::arg("recurrent"),
+           py::arg("mix"), py::arg("dropout"), py::arg("out"));
 }
 
 void register_settings(const py::module_& m) {
@@ -274,7 +315,15 @@ PYBIND11_MODULE(_step, m) {
       .value("huber", LossKind::kHuber)
       .value("smooth_l1", LossKind::kSmoothL1)
       .value("binary_with_logits", LossKind::kBinaryWithLogits)
-      .value("cross_entropy", LossKind::kCrossEntropy);
+      .value("cross_entropy", LossKind::kCrossEntropy)
+      .value("pinball", LossKind::kPinball);
+  py::class_<Loss>(m, "Loss")
+      .def(py::init([](LossKind kind, std::vector<double> parameters, bool of_known) {
+             return Loss{.kind = kind, .parameters = std::move(parameters), .of_known = of_known};
+           }),
+           py::arg("kind"), py::arg("parameters") = std::vector<double>{}, py::kw_only(), py::arg("of_known") = false)
+      .def_readonly("kind", &Loss::kind)
+      .def_readonly("parameters", &Loss::parameters);
   py::enum_<OptimizerKind>(m, "OptimizerKind")
       .value("sgd", OptimizerKind::kSgd)
       .value("adam", OptimizerKind::kAdam)

@@ -6,10 +6,13 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+from updates import by_torch, natively
 
 import fastseq as fs
 from fastseq.training import fit
 from fastseq.training.loop import Trainer
+
+__all__ = ["by_torch", "natively"]  # fixtures
 
 # Processes that test side by side must not compile into one folder.
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):

@@ -259,7 +259,7 @@ class _Step:
             return (0, 0) if p is None else (p.data_ptr(), place[id(p)].data_ptr())
 
         layers, self._outputs = layers_of(self._model, self._features, weights)
-        self._loss, parameter, self._last_only = loss_of(learner.loss)
+        self._loss, self._last_only = loss_of(learner.loss)
         self._seen = self._look()
         self._draws = any(dropout_of(module) > 0 for module in self._model.modules())
         gradients = [
@@ -271,7 +271,7 @@ class _Step:
         model_type, _, step_type = native_types(self._dtype)
         self._layers: NativeModel = model_type(layers, parallel_for)
         self._step: NativeStep = step_type(
-            self._layers, self._loss, parameter, updater.native, accumulate, gradients,
+            self._layers, self._loss, updater.native, accumulate, gradients,
             None if buckets is None else buckets.host.native,
         )  # fmt: skip
         self._tree: Any = None
@@ -296,9 +296,10 @@ class _Step:
             return False
         if ws is not None and not (isinstance(ws, Tensor) and ws.dim() == 2):
             return False
-        if self._loss == LossKind.cross_entropy:
+        if self._loss.kind == LossKind.cross_entropy:
             return y.shape[2] == 1 and self._outputs > 1 and y.dtype in _LABELS
-        return y.shape[2] == self._outputs and (y.is_floating_point() or y.dtype in _LABELS)
+        each = len(self._loss.parameters) if self._loss.kind == LossKind.pinball else 1
+        return y.shape[2] * each == self._outputs and (y.is_floating_point() or y.dtype in _LABELS)
 
     def take_state(self, state: Any, sequences: int) -> Any:
         """Continue from a state; return that which is kept up to date."""
@@ -317,7 +318,7 @@ class _Step:
         """Train on chunks of these numbers of time steps; see ``_step.pyi``."""
         if held[1]:
             self._updater.take_gradients()
-        labels = self._loss == LossKind.cross_entropy
+        labels = self._loss.kind == LossKind.cross_entropy
         x = _with_rows(batch.xs)
         y = _with_rows(batch.ys.to(torch.int64 if labels else self._dtype))
         w = None if batch.ws is None else batch.ws.to(self._dtype)
