@@ -251,7 +251,8 @@ INNER = {
         "tests/python/test_mpi_jobs.py", "tests/python/test_threads.py",
     ),
     "chooses what runs the updates of fit": (
-        "tests/mpi/conftest.py", "tests/python/conftest.py", "tests/python/updates.py",
+        "tests/mpi/conftest.py", "tests/python/conftest.py", "tests/python/test_native_step.py",
+        "tests/python/updates.py",
     ),
     "runs the command line in this process": ("tests/python/test_h5_commands.py",),
 }  # fmt: skip
