@@ -55,11 +55,16 @@ struct SegmentRnnLayer {
   DropoutLayer dropout;
   LinearLayer out;
 };
-using AnyLayer = std::variant<LinearLayer, ActivationLayer, DropoutLayer, RecurrentLayer, SegmentRnnLayer>;
+using SingleLayer = std::variant<LinearLayer, ActivationLayer, DropoutLayer, RecurrentLayer, SegmentRnnLayer>;
+struct MembersLayer {
+  std::vector<std::vector<SingleLayer>> members;
+};
+using AnyLayer =
+    std::variant<LinearLayer, ActivationLayer, DropoutLayer, RecurrentLayer, SegmentRnnLayer, MembersLayer>;
 
-// value, gradient, numel, average, square, other, step, its dtype is fp64, group
+// value, gradient, numel, average, square, other, step, its dtype is fp64, group, part
 using ParameterTuple =
-    std::tuple<Address, Address, std::int64_t, Address, Address, Address, Address, bool, std::int64_t>;
+    std::tuple<Address, Address, std::int64_t, Address, Address, Address, Address, bool, std::int64_t, std::int64_t>;
 
 // Where a layer writes a gradient, the parameter's own, numel.
 using GradientTuple = std::tuple<Address, Address, std::int64_t>;
@@ -105,6 +110,24 @@ std::unique_ptr<Layer<T>> make(const SegmentRnnLayer& l) {
                                          .out = make<T>(l.out)});
 }
 
+template <class T, class Any>
+std::vector<std::unique_ptr<Layer<T>>> make_all(const std::vector<Any>& layers) {
+  if (layers.empty()) throw py::value_error("a model needs layers");
+  std::vector<std::unique_ptr<Layer<T>>> made;
+  made.reserve(layers.size());
+  for (const Any& layer : layers) {
+    made.push_back(std::visit([](const auto& kind) { return make<T>(kind); }, layer));
+  }
+  return made;
+}
+template <class T>
+std::unique_ptr<Layer<T>> make(const MembersLayer& l) {
+  std::vector<std::vector<std::unique_ptr<Layer<T>>>> members;
+  members.reserve(l.members.size());
+  for (const auto& layers : l.members) members.push_back(make_all<T>(layers));
+  return make_members<T>(std::move(members));
+}
+
 ParallelFor to_parallel_for(Address address) {
   // NOLINTNEXTLINE(performance-no-int-to-ptr)
   return address == 0 ? serial_for : reinterpret_cast<ParallelFor>(address);
@@ -112,13 +135,7 @@ ParallelFor to_parallel_for(Address address) {
 
 template <class T>
 std::unique_ptr<Model<T>> make_model(const std::vector<AnyLayer>& layers, Address parallel_for) {
-  if (layers.empty()) throw py::value_error("a model needs layers");
-  std::vector<std::unique_ptr<Layer<T>>> made;
-  made.reserve(layers.size());
-  for (const AnyLayer& layer : layers) {
-    made.push_back(std::visit([](const auto& kind) { return make<T>(kind); }, layer));
-  }
-  return std::make_unique<Model<T>>(std::move(made), to_parallel_for(parallel_for));
+  return std::make_unique<Model<T>>(make_all<T>(layers), to_parallel_for(parallel_for));
 }
 
 template <class T>
@@ -133,7 +150,7 @@ template <class T>
 std::unique_ptr<Update<T>> make_update(OptimizerKind optimizer, const std::vector<ParameterTuple>& parameters) {
   std::vector<Parameter<T>> made;
   made.reserve(parameters.size());
-  for (const auto& [value, gradient, numel, average, square, other, step, wide, group] : parameters) {
+  for (const auto& [value, gradient, numel, average, square, other, step, wide, group, part] : parameters) {
     made.push_back({.value = to_pointer<T>(value),
                     .gradient = to_pointer<T>(gradient),
                     .numel = numel,
@@ -142,7 +159,8 @@ std::unique_ptr<Update<T>> make_update(OptimizerKind optimizer, const std::vecto
                     .other = to_pointer<T>(other),
                     .step = to_pointer<void>(step),
                     .step_dtype = wide ? DType::kFloat64 : DType::kFloat32,
-                    .group = group});
+                    .group = group,
+                    .part = part});
   }
   return std::make_unique<Update<T>>(optimizer, std::move(made));
 }
@@ -276,6 +294,9 @@ void register_layers(const py::module_& m) {
            py::kw_only(), py::arg("horizon"), py::arg("variables"), py::arg("outputs"), py::arg("lags"),
            py::arg("features"), py::arg("segment"), py::arg("linear"), py::arg("embed"), py::arg("recurrent"),
            py::arg("mix"), py::arg("dropout"), py::arg("out"));
+  py::class_<MembersLayer>(m, "MembersLayer")
+      .def(py::init([](std::vector<std::vector<SingleLayer>> members) { return MembersLayer{std::move(members)}; }),
+           py::arg("members"));
 }
 
 void register_settings(const py::module_& m) {
@@ -323,7 +344,9 @@ PYBIND11_MODULE(_step, m) {
            }),
            py::arg("kind"), py::arg("parameters") = std::vector<double>{}, py::kw_only(), py::arg("of_known") = false)
       .def_readonly("kind", &Loss::kind)
-      .def_readonly("parameters", &Loss::parameters);
+      .def_readonly("parameters", &Loss::parameters)
+      .def_readonly("of_known", &Loss::of_known)
+      .def_readwrite("members", &Loss::members);
   py::enum_<OptimizerKind>(m, "OptimizerKind")
       .value("sgd", OptimizerKind::kSgd)
       .value("adam", OptimizerKind::kAdam)

@@ -44,6 +44,9 @@ class Loss:
     def kind(self) -> LossKind: ...
     @property
     def parameters(self) -> list[float]: ...
+    @property
+    def of_known(self) -> bool: ...
+    members: int
 
 class OptimizerKind(_Enum):
     __members__: ClassVar[dict[str, OptimizerKind]]
@@ -140,9 +143,16 @@ class Outcome:
     @property
     def attention(self) -> bool: ...
 
-_Layer: TypeAlias = LinearLayer | ActivationLayer | DropoutLayer | RecurrentLayer | SegmentRnnLayer
-# value, gradient, numel, average, square, other, step, step is fp64, group
-_Parameter: TypeAlias = tuple[int, int, int, int, int, int, int, bool, int]
+_SingleLayer: TypeAlias = (
+    LinearLayer | ActivationLayer | DropoutLayer | RecurrentLayer | SegmentRnnLayer
+)
+
+class MembersLayer:
+    def __init__(self, members: list[list[_SingleLayer]]) -> None: ...
+
+_Layer: TypeAlias = _SingleLayer | MembersLayer
+# value, gradient, numel, average, square, other, step, step is fp64, group, part
+_Parameter: TypeAlias = tuple[int, int, int, int, int, int, int, bool, int, int]
 # where a layer writes it, the parameter's own, numel
 _Gradient: TypeAlias = tuple[int, int, int]
 

@@ -5,6 +5,8 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <memory>
+#include <utility>
 #include <vector>
 
 #include "check.h"
@@ -119,6 +121,56 @@ TEST(pinball_loss_of_what_is_met_has_the_mean_slope) {
   CHECK_EQ(found.loss, 0.0);
   CHECK(std::abs(slopes[0] - 0.2) < 1e-15);  // half of (0.9 - 0.1) / 2: torch's gradient of a maximum of equals
   CHECK_EQ(slopes[1], 0.0);
+}
+
+// Two members of different layers.
+void fill_with_members(Trained& model) {
+  std::vector<std::vector<std::unique_ptr<Layer<double>>>> members(2);
+  members[0].push_back(model.new_recurrent(options(Cell::kGru, kInputs, 5)));
+  members[0].push_back(model.new_linear(5, 4));
+  model.part = 1;
+  members[1].push_back(model.new_recurrent(options(Cell::kLstm, kInputs, 3)));
+  members[1].push_back(make_dropout<double>(0.3, 3, 1));
+  members[1].push_back(model.new_linear(3, 4));
+  model.add(make_members<double>(std::move(members)));
+  model.add_states(5, 1);
+  model.add_states(3, 2);
+}
+
+TEST(gradients_of_members_are_those_of_their_own_losses) {
+  Trained model;
+  fill_with_members(model);
+  Data data{.outputs = 8, .targets = 2};
+  data.y[3] = std::numeric_limits<double>::quiet_NaN();
+  Step<double>& step =
+      model.step({.kind = LossKind::kPinball, .parameters = {0.2, 0.7}, .of_known = true, .members = 2});
+  check_gradients(model, step, data, 2);
+}
+
+TEST(parts_are_clipped_by_their_own_norms) {
+  constexpr double kRate = 0.1;
+  constexpr double kNorm = 0.3;
+  Trained model;
+  fill_with_members(model);
+  const std::vector<Values> before = model.values();
+  const Data data{.outputs = 8, .targets = 4};
+  Step<double>& step = model.step({.kind = LossKind::kMse, .of_known = true, .members = 2});
+  loss_of(step, model, data);
+  const std::vector<Values> gradients = model.gradients();
+  std::vector<Done> done;
+  train(step, data, {.value = {}, .norm = kNorm}, done, kRate);
+  double squares[2] = {};
+  const auto part = [](std::size_t parameter) { return parameter < 6 ? 0 : 1; };
+  for (std::size_t p = 0; p < gradients.size(); ++p) {
+    for (const double g : gradients[p]) squares[part(p)] += g * g;
+  }
+  CHECK(squares[0] > kNorm * kNorm);
+  for (std::size_t p = 0; p < gradients.size(); ++p) {
+    const double factor = std::min(kNorm / (std::sqrt(squares[part(p)]) + 1e-6), 1.0);
+    for (std::size_t i = 0; i < gradients[p].size(); ++i) {
+      CHECK(std::abs(model.values()[p][i] - (before[p][i] - kRate * factor * gradients[p][i])) < 1e-14);
+    }
+  }
 }
 
 TEST(samples_of_weight_zero_do_not_count_even_if_nan) {

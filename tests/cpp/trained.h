@@ -50,6 +50,7 @@ class Trained {
   Weights<double> weights(std::int64_t numel) {
     values_.push_back(noise(numel, static_cast<std::uint32_t>(values_.size()) + 1, 0.6));
     gradients_.emplace_back(at(numel), std::numeric_limits<double>::quiet_NaN());
+    parts_.push_back(part);
     return {.value = values_.back().data(), .gradient = gradients_.back().data()};
   }
   std::unique_ptr<Layer<double>> new_linear(std::int64_t inputs, std::int64_t outputs, bool bias = true) {
@@ -72,10 +73,12 @@ class Trained {
   void linear(std::int64_t inputs, std::int64_t outputs, bool bias = true) { add(new_linear(inputs, outputs, bias)); }
   void recurrent(const RecurrentOptions& options) {
     add(new_recurrent(options));
-    const std::int64_t rows = options.layers * (options.bidirectional ? 2 : 1);
-    for (std::int64_t i = 0; i < layers_.back()->state_count(); ++i) {
-      states_.push_back(
-          noise(rows * kSequences * options.hidden, 100 + static_cast<std::uint32_t>(states_.size()), 0.5));
+    add_states(options.layers * (options.bidirectional ? 2 : 1) * options.hidden, layers_.back()->state_count());
+  }
+  // Of so many units.
+  void add_states(std::int64_t units, std::int64_t count) {
+    for (std::int64_t i = 0; i < count; ++i) {
+      states_.push_back(noise(units * kSequences, 100 + static_cast<std::uint32_t>(states_.size()), 0.5));
     }
   }
   void add(std::unique_ptr<Layer<double>> layer) { layers_.push_back(std::move(layer)); }
@@ -98,7 +101,8 @@ class Trained {
                             .other = nullptr,
                             .step = nullptr,
                             .step_dtype = DType::kFloat64,
-                            .group = 0});
+                            .group = 0,
+                            .part = parts_[i]});
       gradients.push_back({.fresh = gradients_[i].data(), .held = gradient, .numel = numel});
     }
     model_.emplace(std::move(layers_), parallel_for);
@@ -109,6 +113,7 @@ class Trained {
     update_.emplace(OptimizerKind::kSgd, std::move(parameters));
     return step_.emplace(*model_, loss, *update_, chunks, std::move(gradients), buckets);
   }
+  std::int64_t part = 0;  // of parameters that come
   std::vector<Values>& values() { return values_; }
   // Of the last chunk,
   std::vector<Values>& gradients() { return gradients_; }
@@ -120,6 +125,7 @@ class Trained {
   std::vector<std::unique_ptr<Layer<double>>> layers_;
   std::vector<Values> values_;
   std::vector<Values> gradients_;
+  std::vector<std::int64_t> parts_;
   std::vector<Values> held_;
   std::vector<Values> states_;
   std::optional<Model<double>> model_;
@@ -176,7 +182,8 @@ inline double loss_of(Step<double>& step, Trained& model, const Data& data, doub
   return done.at(0).loss;
 }
 
-inline void check_gradients(Trained& model, Step<double>& step, const Data& data) {
+// `members`: each has the gradient of its own loss, which is so many times that of their mean.
+inline void check_gradients(Trained& model, Step<double>& step, const Data& data, double members = 1) {
   loss_of(step, model, data);
   const std::vector<Values> gradients = model.gradients();
   for (std::size_t p = 0; p < gradients.size(); ++p) {
@@ -189,7 +196,7 @@ inline void check_gradients(Trained& model, Step<double>& step, const Data& data
       value = before - kMove;
       const double below = loss_of(step, model, data);
       value = before;
-      CHECK(std::abs((above - below) / (2 * kMove) - gradients[p][i]) < 1e-8);
+      CHECK(std::abs((above - below) / (2 * kMove) * members - gradients[p][i]) < 1e-8);
     }
   }
 }

@@ -16,6 +16,7 @@ from torch import nn, optim
 from updates import Follow, Record, assert_close
 
 import fastseq as fs
+from fastseq.sklearn.forecasting.ensemble import ensemble_of
 from fastseq.sklearn.forecasting.forecast_losses import ForecastLoss, pinball_loss
 from fastseq.sklearn.forecasting.forecast_net import ForecastNet
 from fastseq.sklearn.forecasting.segment_rnn import SegmentRNN
@@ -27,14 +28,10 @@ def drawn_body(rng: random.Random, sizes: dict[str, int]) -> tuple[nn.Module, in
     outputs = sizes["horizon"] * variables * sizes["outputs"]
     each = variables * rng.choice([1, 1, 2])
     if rng.random() < 0.6:
-        net = SegmentRNN(
+        return SegmentRNN(
             **sizes, segment=rng.randint(1, lags), season=rng.choice([None, 2]),
             hidden_size=rng.choice([1, 5, 16]), num_layers=rng.choice([1, 1, 2]),
-        )  # fmt: skip
-        with torch.no_grad():
-            for p in net.parameters():
-                p.copy_(torch.randn_like(p) / 3)
-        return net, each
+        ), each  # fmt: skip
     inputs = lags * each
     make = rng.choice([
         lambda: fs.nn.Chain(fs.nn.GRU(inputs, 6), nn.Linear(6, outputs)),
@@ -43,6 +40,15 @@ def drawn_body(rng: random.Random, sizes: dict[str, int]) -> tuple[nn.Module, in
         lambda: fs.nn.LSTM(inputs, outputs),
     ])  # fmt: skip
     return make(), each
+
+
+def redrawn(net: ForecastNet) -> ForecastNet:
+    """Return a copy with other weights."""
+    own = copy.deepcopy(net)
+    with torch.no_grad():
+        for p in own.parameters():
+            p.copy_(torch.randn_like(p) / 3)
+    return own
 
 
 def drawn_loss(rng: random.Random) -> ForecastLoss:
@@ -63,7 +69,8 @@ def drawn(number: int) -> tuple[Any, dict[str, Any], int]:
         "outputs": loss.outputs or 1, "lags": rng.choice([4, 7, 12]),
     }  # fmt: skip
     body, each = drawn_body(rng, sizes)
-    net = ForecastNet(body).to(dtype)
+    members = rng.choice([1, 1, 2, 3])
+    net = ensemble_of(lambda _: redrawn(ForecastNet(body)), 0, members, sizes["outputs"]).to(dtype)
     steps, count = rng.choice([5, 12]), rng.choice([1, 6])
     rows = torch.randn(count, steps + sizes["lags"] - 1, each, dtype=dtype)
     strides = each, rows.stride(0), 1
@@ -134,7 +141,7 @@ def test_unknown_targets_alone_change_nothing_but_the_optimizer(by_torch, native
 PARAMETERS = [
     {}, {"quantiles": LEVELS}, {"loss": "huber"}, {"loss": "mse", "validation": 20},
     {"module": "gru"}, {"module": "mlp", "quantiles": LEVELS}, {"strategy": "recursive"},
-    {"season": 7}, {"variables": "together"}, {"lags": 30, "num_layers": 2},
+    {"ensemble": 2}, {"ensemble": 3, "module": "lstm", "quantiles": LEVELS}, {"season": 7}, {"variables": "together"}, {"lags": 30, "num_layers": 2},
     {"transform": "log1p", "scale": "series"},
 ]  # fmt: skip
 
@@ -160,7 +167,6 @@ def test_forecasts_are_those_after_updates_by_torch(params, by_torch, natively):
 @pytest.mark.parametrize(
     ("what", "params"),
     [
-        ("the model has a StatelessEnsemble", {"ensemble": 2}),
         ("weights of the steps of the horizon", {"horizon_weights": [1, 1, 1, 2]}),
         ("covariates", {"calendar": ["hour_of_day"]}),
         (
@@ -229,3 +235,35 @@ def test_other_models_stay_with_torch(what, net):
     optimizer = optim.SGD(net.parameters(), lr=0.1)
     est = fs.Estimator(net, ForecastLoss(F.l1_loss, None), optimizer, SPEC, progress=False)
     assert fs.info(est)["updates"] == f"by PyTorch: {what}"
+
+
+def test_an_ensemble_in_evaluation_mode_trains_the_mean_by_torch(by_torch, natively):
+    class Evaluate(fs.callbacks.Callback):
+        def on_epoch_begin(self, run):
+            run.model.body.eval()
+
+    def make():
+        torch.manual_seed(0)
+        net = ensemble_of(lambda _: ForecastNet(nn.Linear(4, 2)), 0, 2, 1)
+        optimizer = optim.SGD(net.parameters(), lr=0.1)
+        return fs.Estimator(
+            net,
+            ForecastLoss(F.l1_loss, None),
+            optimizer,
+            SPEC,
+            callbacks=[Evaluate()],
+            progress=False,
+        )
+
+    x, y = torch.randn(6, 1, 4), torch.randn(6, 1, 2)
+    native, plain = make().fit(x, y), by_torch(make(), x, y)
+    assert not natively
+    for p, q in zip(native.model.parameters(), plain.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_members_need_a_loss_that_knows_of_them():
+    net = ensemble_of(lambda _: ForecastNet(nn.Linear(4, 2)), 0, 2, 1)
+    optimizer = optim.SGD(net.parameters(), lr=0.1)
+    est = fs.Estimator(net, fs.seqloss(F.mse_loss), optimizer, SPEC, progress=False)
+    assert fs.info(est)["updates"] == "by PyTorch: a loss that does not know of members"

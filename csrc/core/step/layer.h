@@ -114,5 +114,8 @@ std::unique_ptr<Layer<T>> make_recurrent(const RecurrentOptions& options, std::v
 // For the first layer of a model: it returns no gradients of its inputs.
 template <class T>
 std::unique_ptr<Layer<T>> make_segment_rnn(const SegmentRnnOptions& options, SegmentRnnParts<T> parts);
+// Models of equally many outputs, which come side by side; likewise for the first layer of a model.
+template <class T>
+std::unique_ptr<Layer<T>> make_members(std::vector<std::vector<std::unique_ptr<Layer<T>>>> members);
 
 }  // namespace fastseq::step

@@ -158,31 +158,34 @@ void for_samples(const Targets<T>& t, std::int64_t begin, std::int64_t steps, st
   }
 }
 
-// The mean over finite targets; for each there is an output for each of the parameters.
+// The mean over finite targets; for each there is an output for each of the parameters, and of each member.
 template <class Kind, class T>
 LossValue known_elements(const T* out, const Targets<T>& t, std::int64_t steps, std::int64_t sequences,
-                         std::int64_t outputs, const std::vector<T>& parameters, T* dy) {
+                         std::int64_t outputs, std::int64_t members, const std::vector<T>& parameters, T* dy) {
   const std::int64_t begin = t.last_only ? std::max<std::int64_t>(steps - 1, 0) : 0;
   const auto each = static_cast<std::int64_t>(parameters.size());
+  const std::int64_t own = outputs / members;
   std::int64_t count = 0;
   for_samples(t, begin, steps, sequences, [&](std::int64_t /*row*/, const T* y, bool counts) {
-    if (counts) count += std::count_if(y, y + outputs / each, [](T v) { return std::isfinite(v); });
+    if (counts) count += std::count_if(y, y + own / each, [](T v) { return std::isfinite(v); });
   });
   const double scale = 1 / static_cast<double>(std::max<std::int64_t>(count, 1) * each);
   double total = 0;
   std::fill_n(dy, begin * sequences * outputs, T{});
   for_samples(t, begin, steps, sequences, [&](std::int64_t row, const T* y, bool counts) {
     for (std::int64_t i = 0; i < outputs; ++i) {
-      const T target = y[i / each];
+      const T target = y[i % own / each];
       const bool known = counts && std::isfinite(target);
+      const T parameter = parameters[static_cast<std::size_t>(i % each)];
       T slope;
-      const T loss =
-          Kind::of(out[row * outputs + i], known ? target : T{}, parameters[static_cast<std::size_t>(i % each)], slope);
+      const T loss = Kind::of(out[row * outputs + i], known ? target : T{}, parameter, slope);
       if (known) total += static_cast<double>(loss);
       dy[row * outputs + i] = slope * (known ? static_cast<T>(scale) : T{});  // an output that is NaN stays so
     }
   });
-  return {.loss = total * scale, .weight = sum_of_weights(t, 0, steps, sequences), .bad_label = false};
+  return {.loss = total * scale / static_cast<double>(members),
+          .weight = sum_of_weights(t, 0, steps, sequences),
+          .bad_label = false};
 }
 
 // A sample's loss of class numbers; its slopes, times `factor`.
@@ -236,7 +239,7 @@ LossValue loss_and_gradient(const Loss& loss, const T* out, const Targets<T>& ta
     std::vector<T> parameters(loss.parameters.begin(), loss.parameters.end());
     if (parameters.empty()) parameters.push_back(0);
     if (loss.of_known || loss.kind == LossKind::kPinball) {
-      return known_elements<Kind>(out, targets, steps, sequences, outputs, parameters, dy);
+      return known_elements<Kind>(out, targets, steps, sequences, outputs, loss.members, parameters, dy);
     }
     return elements<Kind>(out, targets, steps, sequences, outputs, parameters[0], dy);
   };

@@ -22,12 +22,15 @@ struct Loss {
   // The mean over targets that are finite, of samples whose weight is not 0, instead of the weighted mean over samples;
   // always so with kPinball.
   bool of_known = false;
+  // With `of_known`: outputs of several members side by side. The loss is the mean of theirs, each gets the gradient of
+  // its own.
+  std::int64_t members = 1;
 };
 
 // What a chunk's outputs are compared with. Strides are in elements; features are contiguous.
 template <class T>
 struct Targets {
-  const T* values;             // (steps, sequences, outputs), with kPinball outputs / levels; or null:
+  const T* values;             // (steps, sequences, outputs), those of a member, with kPinball / levels; or null:
   const std::int64_t* labels;  // (steps, sequences)
   std::int64_t step;
   std::int64_t sequence;

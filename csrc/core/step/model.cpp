@@ -16,6 +16,13 @@ std::vector<T*> Model<T>::gradients() const {
 }
 
 template <class T>
+std::int64_t Model<T>::state_count() const {
+  std::int64_t count = 0;
+  for (const auto& layer : layers_) count += layer->state_count();
+  return count;
+}
+
+template <class T>
 void Model<T>::set_state(std::span<T* const> state) {
   auto next = state.begin();
   for (const auto& layer : layers_) {

@@ -22,6 +22,7 @@ class Model {
   // Where `backward` sets gradients.
   std::vector<T*> gradients() const;
 
+  std::int64_t state_count() const;
   // Memory for the state of a chunk's sequences: for each layer that has one, in order, h and perhaps c.
   void set_state(std::span<T* const> state);
 

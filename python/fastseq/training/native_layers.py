@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,13 +21,13 @@ from .._util.torch_internals import has_hooks, own_parameters, rnn_weight_names
 from ..nn import GRU, LSTM, RNN, Chain
 from ..nn.losses import by_seqloss
 from ..nn.per_sequence import AtLastStep, PerSequence
-from ..nn.stateful import takes_lengths
+from ..nn.stateful import takes_lengths, takes_state
 from .optimizer_step import obstacle
 
 __all__ = [
     "End", "Loss", "LossKind", "NativeModel", "NativeStep", "NativeUpdate", "NotNative", "Outcome",
-    "SegmentLayers", "dropout_of", "layers_of", "loss_of", "loss_of_known", "native_types",
-    "optimizer_of", "settings_of", "states_of",
+    "SegmentLayers", "SideBySide", "dropout_of", "layers_of", "loss_of", "loss_of_known",
+    "members_of", "native_types", "optimizer_of", "settings_of", "states_of",
 ]  # fmt: skip
 
 End = _step.End
@@ -39,13 +40,14 @@ NativeStep = _step.Step32 | _step.Step64
 
 # Addresses of a parameter and of its gradient.
 Weights = tuple[int, int]
-Layer = (
+SingleLayer = (
     _step.LinearLayer
     | _step.ActivationLayer
     | _step.DropoutLayer
     | _step.RecurrentLayer
     | _step.SegmentRnnLayer
 )
+Layer = SingleLayer | _step.MembersLayer
 
 
 class NotNative(Exception):  # noqa: N818
@@ -90,6 +92,13 @@ class SegmentLayers:
     out: nn.Module
 
 
+@dataclasses.dataclass(frozen=True)
+class SideBySide:
+    """Members of an ensemble, whose outputs come side by side."""
+
+    members: list[nn.Module]
+
+
 def _terms(thing: object) -> Any:
     """Return what an object says it is, None if it does not; subclasses may be something else."""
     tell = vars(type(thing)).get("native_terms")
@@ -100,6 +109,19 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     """Return the module that a wrapper says it is, or the model."""
     own = _terms(model)
     return own if isinstance(own, nn.Module) else model
+
+
+def members_of(model: nn.Module) -> list[nn.Module]:
+    """Return the members of an ensemble without their wrappers, or a model alone without its own.
+
+    Examples
+    --------
+    >>> members_of(nn.Linear(1, 2))
+    [Linear(in_features=1, out_features=2, bias=True)]
+    """
+    outer = _unwrapped(model)
+    own = _terms(outer)
+    return [_unwrapped(m) for m in own.members] if isinstance(own, SideBySide) else [outer]
 
 
 def modules_of(model: nn.Module) -> Iterator[nn.Module]:
@@ -131,7 +153,6 @@ def layers_of(
         It has something else.
     """
     _check_modules(model)
-    found: list[Layer] = []
     used = 0
 
     def counted(p: Tensor | None) -> Weights:
@@ -139,14 +160,38 @@ def layers_of(
         used += p is not None
         return weights(p)
 
-    for number, module in enumerate(modules_of(_unwrapped(model))):
-        layer, features = _layer(module, features, number, counted)
+    numbers = itertools.count()
+    stacks = [_stack(member, features, numbers, counted) for member in members_of(model)]
+    if used < len(list(model.parameters())):
+        raise NotNative("the model has parameters that are not its layers'")
+    layers, outputs = stacks[0]
+    if len(stacks) == 1:
+        return [*layers], outputs
+    if any(width != outputs for _, width in stacks) or not all(own for own, _ in stacks):
+        raise NotNative("its layers do not fit")
+    return [_step.MembersLayer([own for own, _ in stacks])], outputs * len(stacks)
+
+
+def _stack(
+    model: nn.Module,
+    features: int | None,
+    numbers: Iterator[int],
+    weights: Callable[[Tensor | None], Weights],
+) -> tuple[list[SingleLayer], int]:
+    """Return layers one after another, and their number of outputs; `numbers`: of all layers."""
+    found: list[SingleLayer] = []
+    for module in modules_of(model):
+        own = _terms(module)
+        if not isinstance(own, SegmentLayers):
+            layer, features = _layer(module, features, next(numbers), weights)
+        elif found:
+            raise NotNative(f"a {type(module).__name__} behind other layers")
+        else:
+            layer, features = _segment_rnn(own, features, next(numbers), weights)
         if layer is not None:
             found.append(layer)
     if not features:
         raise NotNative("no layer tells how many inputs there are")
-    if used < len(list(model.parameters())):
-        raise NotNative("the model has parameters that are not its layers'")
     return found, features
 
 
@@ -156,9 +201,9 @@ def _check_modules(model: nn.Module) -> None:
             raise NotNative(f"{name or 'the model'} has hooks")
         if "forward" in vars(module):
             raise NotNative(f"{name or 'the model'} has its own forward")
-    outer = _unwrapped(model)
+    outer = members_of(model)
     for module in model.modules():
-        if type(module) is Chain and module is not outer:
+        if type(module) is Chain and not any(module is own for own in outer):
             raise NotNative("a Chain inside another module")
         if type(module) is nn.Sequential and any(isinstance(m, nn.RNNBase) for m in module):
             raise NotNative("a Sequential, which drops a state")
@@ -181,7 +226,7 @@ def _layer(
     features: int | None,
     number: int,
     weights: Callable[[Tensor | None], Weights],
-) -> tuple[Layer | None, int | None]:
+) -> tuple[SingleLayer | None, int | None]:
     kind = type(module)
     if kind is nn.Identity:
         return None, features
@@ -198,10 +243,6 @@ def _layer(
         return _recurrent(module, number, weights), module.hidden_size * (
             2 if module.bidirectional else 1
         )
-    if isinstance(own := _terms(module), SegmentLayers):
-        if number:
-            raise NotNative(f"a {kind.__name__} behind other layers")
-        return _segment_rnn(own, features, weights)
     raise NotNative(f"the model has a {kind.__name__}")
 
 
@@ -219,7 +260,7 @@ def _check_width(wanted: int, features: int | None) -> None:
 
 def _recurrent(
     module: nn.RNNBase, number: int, weights: Callable[[Tensor | None], Weights]
-) -> Layer:
+) -> SingleLayer:
     if module.proj_size:
         raise NotNative("projections")
     if module.batch_first:
@@ -241,8 +282,11 @@ def _recurrent(
 
 
 def _segment_rnn(
-    own: SegmentLayers, features: int | None, weights: Callable[[Tensor | None], Weights]
-) -> tuple[Layer, int]:
+    own: SegmentLayers,
+    features: int | None,
+    number: int,
+    weights: Callable[[Tensor | None], Weights],
+) -> tuple[SingleLayer, int]:
     each = own.variables if features is None else features // own.lags
     if each < own.variables or features not in (None, each * own.lags):
         raise NotNative("its layers do not fit")
@@ -251,7 +295,7 @@ def _segment_rnn(
         module = getattr(own, name)
         if type(module) not in kinds:
             raise NotNative(f"a SegmentRNN whose {name} is a {type(module).__name__}")
-        found, width = _layer(module, inputs, 0, weights)
+        found, width = _layer(module, inputs, number, weights)
         _check_width(outputs, width)
         return found
 
@@ -286,7 +330,10 @@ def states_of(model: nn.Module, sequences: int, like: Tensor) -> tuple[Any, list
         tensors.extend(own)
         return tuple(own) if count == 2 else own[0]
 
-    return state(_unwrapped(model)), tensors
+    found = tuple(state(member) for member in members_of(model))
+    if len(found) == 1:
+        return found[0], tensors
+    return found if takes_state(_unwrapped(model)) else None, tensors
 
 
 # With their parameters.

@@ -94,7 +94,7 @@ class ForecastLoss:
         if isinstance(fn, functools.partial) and fn.func is pinball_loss and not fn.args:
             levels = list(fn.keywords["quantiles"])
             if len(levels) == self.outputs and len(fn.keywords) == 1:
-                return Loss(LossKind.pinball, levels)
+                return Loss(LossKind.pinball, levels, of_known=True)
         raise NotNative("a loss of several outputs for each value")
 
     def __call__(
