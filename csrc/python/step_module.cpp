@@ -46,11 +46,25 @@ struct RecurrentLayer {
   RecurrentOptions options;
   std::vector<WeightAddresses> weights;
 };
-using AnyLayer = std::variant<LinearLayer, ActivationLayer, DropoutLayer, RecurrentLayer>;
+struct SegmentRnnLayer {
+  SegmentRnnOptions options;
+  LinearLayer linear;
+  LinearLayer embed;
+  RecurrentLayer recurrent;
+  LinearLayer mix;
+  DropoutLayer dropout;
+  LinearLayer out;
+};
+using SingleLayer = std::variant<LinearLayer, ActivationLayer, DropoutLayer, RecurrentLayer, SegmentRnnLayer>;
+struct MembersLayer {
+  std::vector<std::vector<SingleLayer>> members;
+};
+using AnyLayer =
+    std::variant<LinearLayer, ActivationLayer, DropoutLayer, RecurrentLayer, SegmentRnnLayer, MembersLayer>;
 
-// value, gradient, numel, average, square, other, step, its dtype is fp64, group
+// value, gradient, numel, average, square, other, step, its dtype is fp64, group, part
 using ParameterTuple =
-    std::tuple<Address, Address, std::int64_t, Address, Address, Address, Address, bool, std::int64_t>;
+    std::tuple<Address, Address, std::int64_t, Address, Address, Address, Address, bool, std::int64_t, std::int64_t>;
 
 // Where a layer writes a gradient, the parameter's own, numel.
 using GradientTuple = std::tuple<Address, Address, std::int64_t>;
@@ -86,6 +100,34 @@ std::unique_ptr<Layer<T>> make(const RecurrentLayer& l) {
   return make_recurrent<T>(l.options, std::move(weights));
 }
 
+template <class T>
+std::unique_ptr<Layer<T>> make(const SegmentRnnLayer& l) {
+  return make_segment_rnn<T>(l.options, {.linear = make<T>(l.linear),
+                                         .embed = make<T>(l.embed),
+                                         .recurrent = make<T>(l.recurrent),
+                                         .mix = make<T>(l.mix),
+                                         .dropout = make<T>(l.dropout),
+                                         .out = make<T>(l.out)});
+}
+
+template <class T, class Any>
+std::vector<std::unique_ptr<Layer<T>>> make_all(const std::vector<Any>& layers) {
+  if (layers.empty()) throw py::value_error("a model needs layers");
+  std::vector<std::unique_ptr<Layer<T>>> made;
+  made.reserve(layers.size());
+  for (const Any& layer : layers) {
+    made.push_back(std::visit([](const auto& kind) { return make<T>(kind); }, layer));
+  }
+  return made;
+}
+template <class T>
+std::unique_ptr<Layer<T>> make(const MembersLayer& l) {
+  std::vector<std::vector<std::unique_ptr<Layer<T>>>> members;
+  members.reserve(l.members.size());
+  for (const auto& layers : l.members) members.push_back(make_all<T>(layers));
+  return make_members<T>(std::move(members));
+}
+
 ParallelFor to_parallel_for(Address address) {
   // NOLINTNEXTLINE(performance-no-int-to-ptr)
   return address == 0 ? serial_for : reinterpret_cast<ParallelFor>(address);
@@ -93,13 +135,7 @@ ParallelFor to_parallel_for(Address address) {
 
 template <class T>
 std::unique_ptr<Model<T>> make_model(const std::vector<AnyLayer>& layers, Address parallel_for) {
-  if (layers.empty()) throw py::value_error("a model needs layers");
-  std::vector<std::unique_ptr<Layer<T>>> made;
-  made.reserve(layers.size());
-  for (const AnyLayer& layer : layers) {
-    made.push_back(std::visit([](const auto& kind) { return make<T>(kind); }, layer));
-  }
-  return std::make_unique<Model<T>>(std::move(made), to_parallel_for(parallel_for));
+  return std::make_unique<Model<T>>(make_all<T>(layers), to_parallel_for(parallel_for));
 }
 
 template <class T>
@@ -114,7 +150,7 @@ template <class T>
 std::unique_ptr<Update<T>> make_update(OptimizerKind optimizer, const std::vector<ParameterTuple>& parameters) {
   std::vector<Parameter<T>> made;
   made.reserve(parameters.size());
-  for (const auto& [value, gradient, numel, average, square, other, step, wide, group] : parameters) {
+  for (const auto& [value, gradient, numel, average, square, other, step, wide, group, part] : parameters) {
     made.push_back({.value = to_pointer<T>(value),
                     .gradient = to_pointer<T>(gradient),
                     .numel = numel,
@@ -123,21 +159,21 @@ std::unique_ptr<Update<T>> make_update(OptimizerKind optimizer, const std::vecto
                     .other = to_pointer<T>(other),
                     .step = to_pointer<void>(step),
                     .step_dtype = wide ? DType::kFloat64 : DType::kFloat32,
-                    .group = group});
+                    .group = group,
+                    .part = part});
   }
   return std::make_unique<Update<T>>(optimizer, std::move(made));
 }
 
 template <class T>
-std::unique_ptr<Step<T>> make_step(Model<T>& model, LossKind loss, double loss_parameter, const Update<T>& update,
-                                   std::int64_t chunks, const std::vector<GradientTuple>& gradients,
-                                   Bucketizer* buckets) {
+std::unique_ptr<Step<T>> make_step(Model<T>& model, const Loss& loss, const Update<T>& update, std::int64_t chunks,
+                                   const std::vector<GradientTuple>& gradients, Bucketizer* buckets) {
   std::vector<Gradient<T>> made;
   made.reserve(gradients.size());
   for (const auto& [fresh, held, numel] : gradients) {
     made.push_back({.fresh = to_pointer<T>(fresh), .held = to_pointer<T>(held), .numel = numel});
   }
-  return std::make_unique<Step<T>>(model, loss, loss_parameter, update, chunks, std::move(made), buckets);
+  return std::make_unique<Step<T>>(model, loss, update, chunks, std::move(made), buckets);
 }
 
 template <class T>
@@ -190,9 +226,9 @@ void register_step(const py::module_& m, const std::string& type) {
           py::call_guard<py::gil_scoped_release>(),
           "Clips and makes a step; `norm` is the gradients', if it is known.");
   py::class_<Step<T>>(m, ("Step" + type).c_str())
-      .def(py::init(&make_step<T>), py::arg("model"), py::arg("loss"), py::arg("loss_parameter"), py::arg("update"),
-           py::arg("chunks"), py::arg("gradients"), py::arg("buckets"), py::keep_alive<1, 2>(), py::keep_alive<1, 5>(),
-           py::keep_alive<1, 8>())
+      .def(py::init(&make_step<T>), py::arg("model"), py::arg("loss"), py::arg("update"), py::arg("chunks"),
+           py::arg("gradients"), py::arg("buckets"), py::keep_alive<1, 2>(), py::keep_alive<1, 4>(),
+           py::keep_alive<1, 7>())
       .def("train", &train<T>, py::arg("x"), py::arg("y"), py::arg("labels"), py::arg("last_only"), py::arg("weights"),
            py::arg("sizes"), py::arg("sequences"), py::arg("lengths"), py::arg("seeds"), py::arg("settings"),
            py::arg("clip_value"), py::arg("clip_norm"), py::arg("attention"), py::arg("held"),
@@ -235,6 +271,32 @@ void register_layers(const py::module_& m) {
            py::kw_only(), py::arg("cell"), py::arg("inputs"), py::arg("hidden"), py::arg("layers"), py::arg("biases"),
            py::arg("bidirectional"), py::arg("dropout"), py::arg("takes_lengths"), py::arg("number"),
            py::arg("weights"));
+  py::class_<SegmentRnnLayer>(m, "SegmentRnnLayer")
+      .def(py::init([](std::int64_t horizon, std::int64_t variables, std::int64_t outputs, std::int64_t lags,
+                       std::int64_t features, std::int64_t segment, const LinearLayer& linear, const LinearLayer& embed,
+                       const RecurrentLayer& recurrent, const LinearLayer& mix, const DropoutLayer& dropout,
+                       const LinearLayer& out) {
+             return SegmentRnnLayer{.options = {.horizon = horizon,
+                                                .variables = variables,
+                                                .outputs = outputs,
+                                                .lags = lags,
+                                                .features = features,
+                                                .segment = segment,
+                                                .hidden = recurrent.options.hidden,
+                                                .layers = recurrent.options.layers},
+                                    .linear = linear,
+                                    .embed = embed,
+                                    .recurrent = recurrent,
+                                    .mix = mix,
+                                    .dropout = dropout,
+                                    .out = out};
+           }),
+           py::kw_only(), py::arg("horizon"), py::arg("variables"), py::arg("outputs"), py::arg("lags"),
+           py::arg("features"), py::arg("segment"), py::arg("linear"), py::arg("embed"), py::arg("recurrent"),
+           py::arg("mix"), py::arg("dropout"), py::arg("out"));
+  py::class_<MembersLayer>(m, "MembersLayer")
+      .def(py::init([](std::vector<std::vector<SingleLayer>> members) { return MembersLayer{std::move(members)}; }),
+           py::arg("members"));
 }
 
 void register_settings(const py::module_& m) {
@@ -274,7 +336,17 @@ PYBIND11_MODULE(_step, m) {
       .value("huber", LossKind::kHuber)
       .value("smooth_l1", LossKind::kSmoothL1)
       .value("binary_with_logits", LossKind::kBinaryWithLogits)
-      .value("cross_entropy", LossKind::kCrossEntropy);
+      .value("cross_entropy", LossKind::kCrossEntropy)
+      .value("pinball", LossKind::kPinball);
+  py::class_<Loss>(m, "Loss")
+      .def(py::init([](LossKind kind, std::vector<double> parameters, bool of_known) {
+             return Loss{.kind = kind, .parameters = std::move(parameters), .of_known = of_known};
+           }),
+           py::arg("kind"), py::arg("parameters") = std::vector<double>{}, py::kw_only(), py::arg("of_known") = false)
+      .def_readonly("kind", &Loss::kind)
+      .def_readonly("parameters", &Loss::parameters)
+      .def_readonly("of_known", &Loss::of_known)
+      .def_readwrite("members", &Loss::members);
   py::enum_<OptimizerKind>(m, "OptimizerKind")
       .value("sgd", OptimizerKind::kSgd)
       .value("adam", OptimizerKind::kAdam)

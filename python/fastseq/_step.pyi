@@ -34,6 +34,19 @@ class LossKind(_Enum):
     smooth_l1: ClassVar[LossKind]
     binary_with_logits: ClassVar[LossKind]
     cross_entropy: ClassVar[LossKind]
+    pinball: ClassVar[LossKind]
+
+class Loss:
+    def __init__(
+        self, kind: LossKind, parameters: list[float] = [], *, of_known: bool = False
+    ) -> None: ...
+    @property
+    def kind(self) -> LossKind: ...
+    @property
+    def parameters(self) -> list[float]: ...
+    @property
+    def of_known(self) -> bool: ...
+    members: int
 
 class OptimizerKind(_Enum):
     __members__: ClassVar[dict[str, OptimizerKind]]
@@ -82,6 +95,24 @@ class RecurrentLayer:
         weights: list[_Weights],
     ) -> None: ...
 
+class SegmentRnnLayer:
+    def __init__(
+        self,
+        *,
+        horizon: int,
+        variables: int,
+        outputs: int,
+        lags: int,
+        features: int,
+        segment: int,
+        linear: LinearLayer,
+        embed: LinearLayer,
+        recurrent: RecurrentLayer,
+        mix: LinearLayer,
+        dropout: DropoutLayer,
+        out: LinearLayer,
+    ) -> None: ...
+
 class Settings:
     def __init__(
         self,
@@ -112,9 +143,16 @@ class Outcome:
     @property
     def attention(self) -> bool: ...
 
-_Layer: TypeAlias = LinearLayer | ActivationLayer | DropoutLayer | RecurrentLayer
-# value, gradient, numel, average, square, other, step, step is fp64, group
-_Parameter: TypeAlias = tuple[int, int, int, int, int, int, int, bool, int]
+_SingleLayer: TypeAlias = (
+    LinearLayer | ActivationLayer | DropoutLayer | RecurrentLayer | SegmentRnnLayer
+)
+
+class MembersLayer:
+    def __init__(self, members: list[list[_SingleLayer]]) -> None: ...
+
+_Layer: TypeAlias = _SingleLayer | MembersLayer
+# value, gradient, numel, average, square, other, step, step is fp64, group, part
+_Parameter: TypeAlias = tuple[int, int, int, int, int, int, int, bool, int, int]
 # where a layer writes it, the parameter's own, numel
 _Gradient: TypeAlias = tuple[int, int, int]
 
@@ -136,8 +174,7 @@ class Step32:
     def __init__(
         self,
         model: Model32,
-        loss: LossKind,
-        loss_parameter: float,
+        loss: Loss,
         update: Update32,
         chunks: int,
         gradients: list[_Gradient],
@@ -179,8 +216,7 @@ class Step64:
     def __init__(
         self,
         model: Model64,
-        loss: LossKind,
-        loss_parameter: float,
+        loss: Loss,
         update: Update64,
         chunks: int,
         gradients: list[_Gradient],

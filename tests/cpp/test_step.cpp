@@ -6,202 +6,15 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
-#include <optional>
 #include <utility>
 #include <vector>
 
 #include "check.h"
 #include "ranges.h"
 #include "team.h"
+#include "trained.h"
 
 namespace fastseq::step {
-
-namespace {
-
-using Values = std::vector<double>;
-
-std::size_t at(std::int64_t i) { return static_cast<std::size_t>(i); }
-
-Values noise(std::int64_t numel, std::uint32_t seed, double size) {
-  Values values(at(numel));
-  std::uint32_t state = seed * 2654435761U + 1;
-  for (double& value : values) {
-    state = state * 1664525U + 1013904223U;
-    value = size * (static_cast<double>(state >> 8) / (1 << 23) - 1);
-  }
-  return values;
-}
-
-constexpr std::int64_t kSteps = 5;
-constexpr std::int64_t kSequences = 3;
-constexpr std::int64_t kInputs = 2;
-
-// The place of a gradient's mean.
-double* place(const Bucketizer& buckets, std::size_t parameter) {
-  const Bucketizer::Buffer& buffer = buckets.buffers().at(0);
-  return reinterpret_cast<double*>(buffer.memory.get()) + buffer.layout.offsets.at(parameter);
-}
-
-// A model with its parameters, their gradients, and the state it carries, and its training step.
-class Trained {
- public:
-  Trained() = default;
-  Trained(const Trained&) = delete;
-  Trained& operator=(const Trained&) = delete;
-
-  Weights<double> weights(std::int64_t numel) {
-    values_.push_back(noise(numel, static_cast<std::uint32_t>(values_.size()) + 1, 0.6));
-    gradients_.emplace_back(at(numel), std::numeric_limits<double>::quiet_NaN());
-    return {.value = values_.back().data(), .gradient = gradients_.back().data()};
-  }
-  void linear(std::int64_t inputs, std::int64_t outputs, bool bias = true) {
-    const Weights<double> w = weights(outputs * inputs);
-    layers_.push_back(make_linear<double>(inputs, outputs, w, bias ? weights(outputs) : Weights<double>{}));
-  }
-  void recurrent(const RecurrentOptions& options) {
-    std::vector<Weights<double>> all;
-    const std::int64_t directions = options.bidirectional ? 2 : 1;
-    for (std::int64_t row = 0; row < options.layers * directions; ++row) {
-      const std::int64_t inputs = row < directions ? options.inputs : options.hidden * directions;
-      const std::int64_t gates = gate_count(options.cell) * options.hidden;
-      all.push_back(weights(gates * inputs));
-      all.push_back(weights(gates * options.hidden));
-      if (options.biases) all.push_back(weights(gates));
-      if (options.biases) all.push_back(weights(gates));
-    }
-    layers_.push_back(make_recurrent<double>(options, std::move(all)));
-    for (std::int64_t i = 0; i < layers_.back()->state_count(); ++i) {
-      states_.push_back(noise(options.layers * directions * kSequences * options.hidden,
-                              100 + static_cast<std::uint32_t>(states_.size()), 0.5));
-    }
-  }
-  void add(std::unique_ptr<Layer<double>> layer) { layers_.push_back(std::move(layer)); }
-
-  // Can be called once: the layers are moved.
-  Step<double>& step(LossKind loss, double parameter, ParallelFor parallel_for = serial_for, std::int64_t chunks = 1,
-                     Bucketizer* buckets = nullptr) {
-    std::vector<Parameter<double>> parameters;
-    std::vector<Gradient<double>> gradients;
-    for (std::size_t i = 0; i < values_.size(); ++i) {
-      const auto numel = static_cast<std::int64_t>(values_[i].size());
-      held_.emplace_back(values_[i].size());
-      double* const own = chunks == 1 ? gradients_[i].data() : held_[i].data();
-      double* const gradient = buckets == nullptr ? own : place(*buckets, i);
-      parameters.push_back({.value = values_[i].data(),
-                            .gradient = gradient,
-                            .numel = numel,
-                            .average = nullptr,
-                            .square = nullptr,
-                            .other = nullptr,
-                            .step = nullptr,
-                            .step_dtype = DType::kFloat64,
-                            .group = 0});
-      gradients.push_back({.fresh = gradients_[i].data(), .held = gradient, .numel = numel});
-    }
-    model_.emplace(std::move(layers_), parallel_for);
-    std::vector<double*> states;
-    states.reserve(states_.size());
-    for (Values& state : states_) states.push_back(state.data());
-    model_->set_state(states);
-    update_.emplace(OptimizerKind::kSgd, std::move(parameters));
-    return step_.emplace(*model_, loss, parameter, *update_, chunks, std::move(gradients), buckets);
-  }
-  std::vector<Values>& values() { return values_; }
-  // Of the last chunk,
-  std::vector<Values>& gradients() { return gradients_; }
-  // and of several chunks.
-  std::vector<Values>& held() { return held_; }
-  std::vector<Values>& states() { return states_; }
-
- private:
-  std::vector<std::unique_ptr<Layer<double>>> layers_;
-  std::vector<Values> values_;
-  std::vector<Values> gradients_;
-  std::vector<Values> held_;
-  std::vector<Values> states_;
-  std::optional<Model<double>> model_;
-  std::optional<Update<double>> update_;
-  std::optional<Step<double>> step_;
-};
-
-struct Data {
-  std::int64_t outputs;
-  Values x = noise(kSteps * kSequences * kInputs, 50, 1);
-  Values y = noise(kSteps * kSequences * outputs, 51, 1);
-  std::vector<std::int64_t> labels = {};
-  Values weights = {};
-  std::vector<std::int64_t> lengths = {};
-  std::vector<std::uint64_t> seeds = {7, 8};
-  std::vector<std::int64_t> sizes = {kSteps};
-  bool last_only = false;
-
-  Chunks<double> chunks() const {
-    const bool classes = !labels.empty();
-    const std::int64_t each = classes ? 1 : outputs;
-    return {.x = {.data = x.data(), .step = kSequences * kInputs, .sequence = kInputs},
-            .targets = {.values = classes ? nullptr : y.data(),
-                        .labels = classes ? labels.data() : nullptr,
-                        .step = kSequences * each,
-                        .sequence = each,
-                        .weights = weights.empty() ? nullptr : weights.data(),
-                        .weight_step = kSequences,
-                        .weight_sequence = 1,
-                        .last_only = last_only},
-            .sizes = sizes,
-            .sequences = kSequences,
-            .lengths = lengths.empty() ? nullptr : lengths.data(),
-            .seeds = std::span(seeds).first(sizes.size())};
-  }
-};
-
-Outcome train(Step<double>& step, const Data& data, const Clipping& clipping, std::vector<Done>& done,
-              double lr = 0.1) {
-  const Settings settings{.lr = lr};
-  Held held;
-  return step.train(data.chunks(), {{settings}}, clipping, false, held, done);
-}
-
-// The loss of the chunk from the same state, which is left as it was.
-double loss_of(Step<double>& step, Trained& model, const Data& data, double lr = 0) {
-  const std::vector<Values> before = model.states();
-  std::vector<Done> done;
-  const Outcome outcome = train(step, data, {}, done, lr);
-  CHECK(outcome.end == End::kAll);
-  for (std::size_t i = 0; i < before.size(); ++i) std::ranges::copy(before[i], model.states()[i].begin());
-  return done.at(0).loss;
-}
-
-void check_gradients(Trained& model, Step<double>& step, const Data& data) {
-  loss_of(step, model, data);
-  const std::vector<Values> gradients = model.gradients();
-  for (std::size_t p = 0; p < gradients.size(); ++p) {
-    for (std::size_t i = 0; i < gradients[p].size(); i += 1 + gradients[p].size() / 7) {
-      constexpr double kMove = 1e-5;
-      double& value = model.values()[p][i];
-      const double before = value;
-      value = before + kMove;
-      const double above = loss_of(step, model, data);
-      value = before - kMove;
-      const double below = loss_of(step, model, data);
-      value = before;
-      CHECK(std::abs((above - below) / (2 * kMove) - gradients[p][i]) < 1e-8);
-    }
-  }
-}
-
-RecurrentOptions options(Cell cell, std::int64_t inputs, std::int64_t hidden) {
-  return {.cell = cell,
-          .inputs = inputs,
-          .hidden = hidden,
-          .layers = 1,
-          .biases = true,
-          .bidirectional = false,
-          .dropout = 0,
-          .takes_lengths = true,
-          .number = 0};
-}
-
-}  // namespace
 
 TEST(gradients_of_layers_are_difference_quotients) {
   for (const Cell cell : {Cell::kLstm, Cell::kGru, Cell::kTanhRnn}) {
@@ -221,7 +34,7 @@ TEST(gradients_of_layers_are_difference_quotients) {
         model.add(make_activation<double>(Activation::kSigmoid, 2));
         Data data{.outputs = 2};
         if (lengths) data.lengths = {5, 2, 3};
-        Step<double>& step = model.step(LossKind::kMse, 0);
+        Step<double>& step = model.step({.kind = LossKind::kMse});
         testing::for_every_width([&] { check_gradients(model, step, data); });
       }
     }
@@ -244,8 +57,118 @@ TEST(gradients_of_losses_are_difference_quotients) {
         data.weights = noise(kSteps * kSequences, 60, 1);
         for (double& w : data.weights) w = std::max(w, 0.0);
       }
-      Step<double>& step = model.step(kind, 0.4);
+      Step<double>& step = model.step({.kind = kind, .parameters = {0.4}});
       check_gradients(model, step, data);
+    }
+  }
+}
+
+// The sum of the losses over quantiles of a known target, written out.
+double pinball(const Values& levels, const double* out, double target) {
+  double sum = 0;
+  for (std::size_t q = 0; q < levels.size(); ++q) {
+    const double error = target - out[q];
+    sum += error > 0 ? levels[q] * error : (levels[q] - 1) * error;
+  }
+  return sum;
+}
+
+TEST(unknown_targets_do_not_count) {
+  const Values levels{0.1, 0.5, 0.8};
+  constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+  for (const LossKind kind : {LossKind::kMse, LossKind::kMae, LossKind::kHuber, LossKind::kPinball}) {
+    for (const bool weighted : {false, true}) {
+      const bool quantiles = kind == LossKind::kPinball;
+      Trained model;
+      model.linear(kInputs, 6);
+      Data data{.outputs = 6, .targets = quantiles ? 2 : 6};
+      for (std::size_t i = 0; i < data.y.size(); i += 4) data.y[i] = kNan;
+      data.y[1] = std::numeric_limits<double>::infinity();
+      if (weighted) {
+        data.weights.assign(at(kSteps * kSequences), 0.3);
+        data.weights[2] = 0;
+      }
+      Step<double>& step = model.step({.kind = kind, .parameters = quantiles ? levels : Values{0.4}, .of_known = true});
+      check_gradients(model, step, data);
+      if (!quantiles) continue;
+      double sum = 0;
+      double count = 0;
+      for (std::size_t i = 0; i < data.y.size(); ++i) {
+        const std::size_t row = i / 2;
+        if (!std::isfinite(data.y[i]) || (weighted && row == 2)) continue;
+        double out[3];
+        for (std::size_t q = 0; q < 3; ++q) {
+          const std::size_t o = i % 2 * 3 + q;
+          out[q] = model.values()[1][o] + model.values()[0][2 * o] * data.x[2 * row] +
+                   model.values()[0][2 * o + 1] * data.x[2 * row + 1];
+        }
+        sum += pinball(levels, out, data.y[i]) / 3;
+        ++count;
+      }
+      CHECK(std::abs(loss_of(step, model, data) - sum / count) < 1e-14);
+    }
+  }
+}
+
+TEST(pinball_loss_of_what_is_met_has_the_mean_slope) {
+  const double out[] = {2, 2};
+  const double target = 2;
+  double slopes[2];
+  Targets<double> targets{};
+  targets.values = &target;
+  const LossValue found = loss_and_gradient({.kind = LossKind::kPinball, .parameters = {0.1, 0.5}}, out, targets, 1, 1,
+                                            2, static_cast<double*>(slopes));
+  CHECK_EQ(found.loss, 0.0);
+  CHECK(std::abs(slopes[0] - 0.2) < 1e-15);  // half of (0.9 - 0.1) / 2: torch's gradient of a maximum of equals
+  CHECK_EQ(slopes[1], 0.0);
+}
+
+// Two members of different layers.
+void fill_with_members(Trained& model) {
+  std::vector<std::vector<std::unique_ptr<Layer<double>>>> members(2);
+  members[0].push_back(model.new_recurrent(options(Cell::kGru, kInputs, 5)));
+  members[0].push_back(model.new_linear(5, 4));
+  model.part = 1;
+  members[1].push_back(model.new_recurrent(options(Cell::kLstm, kInputs, 3)));
+  members[1].push_back(make_dropout<double>(0.3, 3, 1));
+  members[1].push_back(model.new_linear(3, 4));
+  model.add(make_members<double>(std::move(members)));
+  model.add_states(5, 1);
+  model.add_states(3, 2);
+}
+
+TEST(gradients_of_members_are_those_of_their_own_losses) {
+  Trained model;
+  fill_with_members(model);
+  Data data{.outputs = 8, .targets = 2};
+  data.y[3] = std::numeric_limits<double>::quiet_NaN();
+  Step<double>& step =
+      model.step({.kind = LossKind::kPinball, .parameters = {0.2, 0.7}, .of_known = true, .members = 2});
+  check_gradients(model, step, data, 2);
+}
+
+TEST(parts_are_clipped_by_their_own_norms) {
+  constexpr double kRate = 0.1;
+  constexpr double kNorm = 0.3;
+  Trained model;
+  fill_with_members(model);
+  const std::vector<Values> before = model.values();
+  const Data data{.outputs = 8, .targets = 4};
+  Step<double>& step = model.step({.kind = LossKind::kMse, .of_known = true, .members = 2});
+  loss_of(step, model, data);
+  const std::vector<Values> gradients = model.gradients();
+  std::vector<Done> done;
+  train(step, data, {.value = {}, .norm = kNorm}, done, kRate);
+  double squares[2] = {};
+  const auto part = [](std::size_t parameter) { return parameter < 6 ? 0 : 1; };
+  for (std::size_t p = 0; p < gradients.size(); ++p) {
+    for (const double g : gradients[p]) squares[part(p)] += g * g;
+  }
+  CHECK(squares[0] > kNorm * kNorm);
+  for (std::size_t p = 0; p < gradients.size(); ++p) {
+    const double factor = std::min(kNorm / (std::sqrt(squares[part(p)]) + 1e-6), 1.0);
+    for (std::size_t i = 0; i < gradients[p].size(); ++i) {
+      CHECK(std::abs(model.values()[p][i] - (before[p][i] - kRate * factor * gradients[p][i])) < 1e-14);
     }
   }
 }
@@ -256,7 +179,7 @@ TEST(samples_of_weight_zero_do_not_count_even_if_nan) {
   Data data{.outputs = 1};
   data.weights.assign(at(kSteps * kSequences), 1);
   data.weights[4] = 0;
-  Step<double>& step = model.step(LossKind::kMse, 0);
+  Step<double>& step = model.step({.kind = LossKind::kMse});
   const double loss = loss_of(step, model, data);
   data.y[4] = std::numeric_limits<double>::quiet_NaN();
   CHECK_EQ(loss_of(step, model, data), loss);
@@ -276,7 +199,7 @@ TEST(chunks_follow_each_other) {
     Trained model;
     model.recurrent(options(Cell::kLstm, kInputs, 4));
     model.linear(4, 1);
-    Step<double>& step = model.step(LossKind::kMse, 0);
+    Step<double>& step = model.step({.kind = LossKind::kMse});
     Data data{.outputs = 1};
     std::vector<Done> done;
     if (together) {
@@ -305,7 +228,7 @@ TEST(results_do_not_depend_on_threads) {
     model.linear(kInputs, 40);
     model.recurrent(options(Cell::kGru, 40, 20));
     model.linear(20, 2);
-    Step<double>& step = model.step(LossKind::kMse, 0, parallel_for);
+    Step<double>& step = model.step({.kind = LossKind::kMse}, parallel_for);
     loss_of(step, model, Data{.outputs = 2}, 0.1);
     found.push_back(model.values());
     CHECK(found.back() == found.front());
@@ -316,7 +239,7 @@ TEST(nothing_is_updated_by_what_cannot_be_trained_on) {
   Trained model;
   model.linear(kInputs, 2);
   const std::vector<Values> before = model.values();
-  Step<double>& step = model.step(LossKind::kCrossEntropy, 0);
+  Step<double>& step = model.step({.kind = LossKind::kCrossEntropy});
   Data data{.outputs = 2};
   data.labels.assign(at(kSteps * kSequences), 1);
   data.labels[7] = 2;
@@ -360,7 +283,7 @@ TEST(ranks_update_by_the_mean_over_all_their_samples) {
           fill(model);
           const Data data = data_of(r, all_weigh || r != 1, chunks);
           std::vector<Done> done;
-          train(model.step(LossKind::kMse, 0, serial_for, chunks), data, {}, done, 0);
+          train(model.step({.kind = LossKind::kMse}, serial_for, chunks), data, {}, done, 0);
           CHECK_EQ(done.size(), 1U);
           weight += done.at(0).weight;
           sums.resize(model.gradients().size());
@@ -379,7 +302,7 @@ TEST(ranks_update_by_the_mean_over_all_their_samples) {
           for (const Values& values : model.values()) numels.push_back(static_cast<std::int64_t>(values.size()));
           const std::vector<DType> dtypes(numels.size(), DType::kFloat64);
           Bucketizer buckets({&comm, [](Communicator*) {}}, numels, dtypes, 64, threaded);
-          Step<double>& step = model.step(LossKind::kMse, 0, serial_for, chunks, &buckets);
+          Step<double>& step = model.step({.kind = LossKind::kMse}, serial_for, chunks, &buckets);
           std::vector<Done> done;
           train(step, data_of(comm.rank(), all_weigh || comm.rank() != 1, chunks), {}, done, kRate);
           CHECK_EQ(done.size(), 1U);
@@ -408,7 +331,7 @@ TEST(ranks_pause_at_the_same_update_if_one_asks_for_attention) {
     for (const Values& values : model.values()) numels.push_back(static_cast<std::int64_t>(values.size()));
     const std::vector<DType> dtypes(numels.size(), DType::kFloat64);
     Bucketizer buckets({&comm, [](Communicator*) {}}, numels, dtypes, 1 << 20, false);
-    Step<double>& step = model.step(LossKind::kMse, 0, serial_for, 1, &buckets);
+    Step<double>& step = model.step({.kind = LossKind::kMse}, serial_for, 1, &buckets);
     Data data = data_of(comm.rank(), true, 2);
     Held held;
     std::vector<Done> done;

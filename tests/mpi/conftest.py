@@ -10,9 +10,9 @@ import torch
 import fastseq as fs
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "python"))
-from paths_of_fit import parametrize, updates_by
+from updates import natively, parametrize, updates_by
 
-__all__ = ["updates_by"]  # a fixture
+__all__ = ["natively", "updates_by"]  # fixtures
 
 # Run with updates by torch, too.
 OF_FIT = {

@@ -11,23 +11,8 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 import fastseq as fs
 from fastseq.errors import DivergedError
-from fastseq.training.native_step import NativeTrainer
 
 LOSS = fs.seqloss(mse_loss)
-
-
-@pytest.fixture(autouse=True)
-def natively(monkeypatch):
-    """Count what is trained in C++."""
-    outcomes = []
-    real = NativeTrainer._train_natively
-
-    def counted(self, *args):
-        outcomes.append(real(self, *args))
-        return outcomes[-1]
-
-    monkeypatch.setattr(NativeTrainer, "_train_natively", counted)
-    return outcomes
 
 
 def data(steps=21, count=13):

@@ -6,11 +6,11 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
-from paths_of_fit import parametrize, updates_by
+from updates import by_torch, natively, parametrize, updates_by
 
 import fastseq as fs
 
-__all__ = ["updates_by"]  # a fixture
+__all__ = ["by_torch", "natively", "updates_by"]  # fixtures
 
 # Processes that test side by side must not compile into one folder.
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):

@@ -229,8 +229,8 @@ INNER = {
     "asks what fastseq finds out about a model, or which kernel a layer takes": (
         "tests/python/test_averaged.py", "tests/python/test_description.py",
         "tests/python/test_gpu_rules.py", "tests/python/test_looking.py",
-        "tests/python/test_recurrent_arguments.py", "tests/python/test_recurrent_layers.py",
-        "tests/python/test_stateful.py",
+        "tests/python/test_native_forecasting.py", "tests/python/test_recurrent_arguments.py",
+        "tests/python/test_recurrent_layers.py", "tests/python/test_stateful.py",
     ),
     "reads, writes or damages the files of checkpoints": (
         "tests/python/test_checkpoint.py", "tests/python/test_checkpoint_contents.py",
@@ -252,6 +252,7 @@ INNER = {
     ),
     "chooses what runs the updates of fit": (
         "tests/mpi/conftest.py", "tests/python/conftest.py", "tests/python/test_native_step.py",
+        "tests/python/updates.py",
     ),
     "runs the command line in this process": ("tests/python/test_h5_commands.py",),
 }  # fmt: skip

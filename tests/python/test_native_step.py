@@ -10,70 +10,11 @@ import pytest
 import torch
 from torch import nn, optim
 from torch.nn.functional import cross_entropy, mse_loss
+from updates import Follow, Record, assert_close
 
 import fastseq as fs
-from fastseq.training import fit
-from fastseq.training.loop import Trainer
-from fastseq.training.native_step import NativeTrainer
 
 FEATURES = 3
-NAMES = "loss", "parameters", "gradients"
-
-
-class Record(fs.callbacks.Callback):
-    """What each update leaves."""
-
-    def __init__(self) -> None:
-        self.seen: list[tuple[list[Any], ...]] = []
-
-    def on_batch_end(self, run: Any) -> None:
-        params = [p.detach().clone() for p in run.model.parameters()]
-        grads = [p.grad.clone() for p in run.model.parameters() if p.grad is not None]
-        self.seen.append(([run.loss], params, grads))
-
-
-class Follow(Record):
-    """Compare updates with recorded ones, and go on from their parameters, so that rounding does not add up."""
-
-    def __init__(self, record: Record, itemsize: int) -> None:
-        super().__init__()
-        self.record, self.itemsize = record, itemsize
-
-    def on_batch_end(self, run: Any) -> None:
-        super().on_batch_end(run)
-        update = len(self.seen) - 1
-        recorded = self.record.seen[update]
-        for name, a, b in zip(NAMES, recorded, self.seen[update], strict=True):
-            assert_close(a, b, self.itemsize, f"{name} of update {update}")
-        with torch.no_grad():
-            for p, q in zip(run.model.parameters(), recorded[1], strict=True):
-                p.copy_(q)
-
-
-@pytest.fixture
-def by_torch(monkeypatch):
-    """Return a function that trains by autograd."""
-
-    def train(est, *data, **more):
-        with monkeypatch.context() as patch:
-            patch.setattr(fit, "_trainer_for", lambda learner: Trainer)
-            return est.fit(*data, **more)
-
-    return train
-
-
-@pytest.fixture(autouse=True)
-def natively(monkeypatch):
-    """Count what is trained in C++."""
-    counts = []
-    real = NativeTrainer._train_natively
-
-    def counted(self, *args):
-        counts.append(real(self, *args))
-        return counts[-1]
-
-    monkeypatch.setattr(NativeTrainer, "_train_natively", counted)
-    return counts
 
 
 def drawn_model(rng: random.Random, outputs: int) -> nn.Module:
@@ -171,18 +112,6 @@ def drawn(number: int) -> tuple[Any, dict[str, Any], int]:
         )  # fmt: skip
 
     return make, data, dtype.itemsize
-
-
-def assert_close(a: list[Any], b: list[Any], itemsize: int, what: str, times: float = 1) -> None:
-    """Compare tensors to a part of the largest element among them: sums may cancel out."""
-    a, b = ([torch.as_tensor(v) for v in values] for values in (a, b))
-    assert len(a) == len(b), what
-    rtol = times * (1e-12 if itemsize == 8 else 1e-5)
-    most = max((float(v.abs().nan_to_num().max()) for v in b if v.numel()), default=0.0)
-    for own, other in zip(a, b, strict=True):
-        torch.testing.assert_close(
-            own, other, rtol=rtol, atol=rtol * most, equal_nan=True, msg=lambda m: f"{what}: {m}"
-        )
 
 
 @pytest.mark.filterwarnings(

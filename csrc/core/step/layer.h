@@ -71,6 +71,28 @@ struct RecurrentOptions {
   std::int64_t number;  // of the layer in the model, for its dropout
 };
 
+// See fastseq.sklearn.forecasting.segment_rnn.
+struct SegmentRnnOptions {
+  std::int64_t horizon;
+  std::int64_t variables;
+  std::int64_t outputs;   // for each value
+  std::int64_t lags;      // values that it sees,
+  std::int64_t features;  // with so many features, of which it uses the last ones
+  std::int64_t segment;
+  std::int64_t hidden;
+  std::int64_t layers;  // of the GRU
+};
+
+template <class T>
+struct SegmentRnnParts {
+  std::unique_ptr<Layer<T>> linear;
+  std::unique_ptr<Layer<T>> embed;
+  std::unique_ptr<Layer<T>> recurrent;
+  std::unique_ptr<Layer<T>> mix;
+  std::unique_ptr<Layer<T>> dropout;
+  std::unique_ptr<Layer<T>> out;
+};
+
 // Sets elements to zero with probability `rate` and scales the others by 1 / (1 - rate); the same ones for the same
 // key.
 template <class T>
@@ -89,5 +111,11 @@ std::unique_ptr<Layer<T>> make_dropout(double rate, std::int64_t features, std::
 // for LSTMs, c, (layers * directions, sequences, hidden) each.
 template <class T>
 std::unique_ptr<Layer<T>> make_recurrent(const RecurrentOptions& options, std::vector<Weights<T>> weights);
+// For the first layer of a model: it returns no gradients of its inputs.
+template <class T>
+std::unique_ptr<Layer<T>> make_segment_rnn(const SegmentRnnOptions& options, SegmentRnnParts<T> parts);
+// Models of equally many outputs, which come side by side; likewise for the first layer of a model.
+template <class T>
+std::unique_ptr<Layer<T>> make_members(std::vector<std::vector<std::unique_ptr<Layer<T>>>> members);
 
 }  // namespace fastseq::step

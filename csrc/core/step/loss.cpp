@@ -60,6 +60,17 @@ struct BinaryWithLogits {
   }
 };
 
+struct Pinball {
+  template <class T>
+  static T of(T out, T y, T level, T& slope) {
+    const T d = y - out;
+    const T below = level * d;
+    const T above = (level - 1) * d;
+    slope = below > above ? -level : below < above ? 1 - level : (1 - 2 * level) / 2;
+    return below > above ? below : above;  // NaN stays
+  }
+};
+
 constexpr std::int64_t kPartial = 16;  // sums side by side
 
 // Adds up the losses of contiguous elements and writes their slopes.
@@ -136,6 +147,47 @@ LossValue elements(const T* out, const Targets<T>& t, std::int64_t steps, std::i
           .bad_label = false};
 }
 
+// Calls fn(row, target, whether its weight is positive) for the samples of steps [begin, steps).
+template <class T, class Fn>
+void for_samples(const Targets<T>& t, std::int64_t begin, std::int64_t steps, std::int64_t sequences, const Fn& fn) {
+  for (std::int64_t s = begin; s < steps; ++s) {
+    for (std::int64_t n = 0; n < sequences; ++n) {
+      const bool counts = t.weights == nullptr || t.weights[s * t.weight_step + n * t.weight_sequence] > 0;
+      fn(s * sequences + n, t.values + s * t.step + n * t.sequence, counts);
+    }
+  }
+}
+
+// The mean over finite targets; for each there is an output for each of the parameters, and of each member.
+template <class Kind, class T>
+LossValue known_elements(const T* out, const Targets<T>& t, std::int64_t steps, std::int64_t sequences,
+                         std::int64_t outputs, std::int64_t members, const std::vector<T>& parameters, T* dy) {
+  const std::int64_t begin = t.last_only ? std::max<std::int64_t>(steps - 1, 0) : 0;
+  const auto each = static_cast<std::int64_t>(parameters.size());
+  const std::int64_t own = outputs / members;
+  std::int64_t count = 0;
+  for_samples(t, begin, steps, sequences, [&](std::int64_t /*row*/, const T* y, bool counts) {
+    if (counts) count += std::count_if(y, y + own / each, [](T v) { return std::isfinite(v); });
+  });
+  const double scale = 1 / static_cast<double>(std::max<std::int64_t>(count, 1) * each);
+  double total = 0;
+  std::fill_n(dy, begin * sequences * outputs, T{});
+  for_samples(t, begin, steps, sequences, [&](std::int64_t row, const T* y, bool counts) {
+    for (std::int64_t i = 0; i < outputs; ++i) {
+      const T target = y[i % own / each];
+      const bool known = counts && std::isfinite(target);
+      const T parameter = parameters[static_cast<std::size_t>(i % each)];
+      T slope;
+      const T loss = Kind::of(out[row * outputs + i], known ? target : T{}, parameter, slope);
+      if (known) total += static_cast<double>(loss);
+      dy[row * outputs + i] = slope * (known ? static_cast<T>(scale) : T{});  // an output that is NaN stays so
+    }
+  });
+  return {.loss = total * scale / static_cast<double>(members),
+          .weight = sum_of_weights(t, 0, steps, sequences),
+          .bad_label = false};
+}
+
 // A sample's loss of class numbers; its slopes, times `factor`.
 template <class T>
 double cross_entropy(const T* out, std::int64_t outputs, std::int64_t label, T factor, T* dy) {
@@ -181,12 +233,17 @@ LossValue classes(const T* out, const Targets<T>& t, std::int64_t steps, std::in
 }  // namespace
 
 template <class T>
-LossValue loss_and_gradient(LossKind kind, double parameter, const T* out, const Targets<T>& targets,
-                            std::int64_t steps, std::int64_t sequences, std::int64_t outputs, T* dy) {
+LossValue loss_and_gradient(const Loss& loss, const T* out, const Targets<T>& targets, std::int64_t steps,
+                            std::int64_t sequences, std::int64_t outputs, T* dy) {
   const auto by = [&]<class Kind>(Kind /*kind*/) {
-    return elements<Kind>(out, targets, steps, sequences, outputs, static_cast<T>(parameter), dy);
+    std::vector<T> parameters(loss.parameters.begin(), loss.parameters.end());
+    if (parameters.empty()) parameters.push_back(0);
+    if (loss.of_known || loss.kind == LossKind::kPinball) {
+      return known_elements<Kind>(out, targets, steps, sequences, outputs, loss.members, parameters, dy);
+    }
+    return elements<Kind>(out, targets, steps, sequences, outputs, parameters[0], dy);
   };
-  switch (kind) {
+  switch (loss.kind) {
     case LossKind::kMse:
       return by(Mse());
     case LossKind::kMae:
@@ -199,13 +256,15 @@ LossValue loss_and_gradient(LossKind kind, double parameter, const T* out, const
       return by(BinaryWithLogits());
     case LossKind::kCrossEntropy:
       return classes(out, targets, steps, sequences, outputs, dy);
+    case LossKind::kPinball:
+      return by(Pinball());
   }
   return {};
 }
 
-template LossValue loss_and_gradient(LossKind, double, const float*, const Targets<float>&, std::int64_t, std::int64_t,
+template LossValue loss_and_gradient(const Loss&, const float*, const Targets<float>&, std::int64_t, std::int64_t,
                                      std::int64_t, float*);
-template LossValue loss_and_gradient(LossKind, double, const double*, const Targets<double>&, std::int64_t,
-                                     std::int64_t, std::int64_t, double*);
+template LossValue loss_and_gradient(const Loss&, const double*, const Targets<double>&, std::int64_t, std::int64_t,
+                                     std::int64_t, double*);
 
 }  // namespace fastseq::step

@@ -9,6 +9,20 @@ Model<T>::Model(std::vector<std::unique_ptr<Layer<T>>> layers, ParallelFor paral
 }
 
 template <class T>
+std::vector<T*> Model<T>::gradients() const {
+  std::vector<T*> all;
+  for (const auto& each : gradients_) all.insert(all.end(), each.begin(), each.end());
+  return all;
+}
+
+template <class T>
+std::int64_t Model<T>::state_count() const {
+  std::int64_t count = 0;
+  for (const auto& layer : layers_) count += layer->state_count();
+  return count;
+}
+
+template <class T>
 void Model<T>::set_state(std::span<T* const> state) {
   auto next = state.begin();
   for (const auto& layer : layers_) {
@@ -30,11 +44,13 @@ const T* Model<T>::forward(const Chunk& chunk, const Rows<T>& x) {
 }
 
 template <class T>
-void Model<T>::backward(const Chunk& chunk, T* dy, const std::function<void(std::span<T* const> gradients)>& ready) {
+T* Model<T>::backward(const Chunk& chunk, T* dy, const std::function<void(std::span<T* const> gradients)>& ready,
+                      bool wants_dx) {
   for (std::size_t l = layers_.size(); l-- > 0;) {
-    dy = layers_[l]->backward(chunk, given_[l], dy, l > 0);
+    dy = layers_[l]->backward(chunk, given_[l], dy, l > 0 || wants_dx);
     ready(gradients_[l]);
   }
+  return dy;
 }
 
 template class Model<float>;

@@ -19,15 +19,19 @@ class Model {
 
   std::int64_t outputs() const { return layers_.back()->outputs(); }
   ParallelFor parallel_for() const { return parallel_for_; }
+  // Where `backward` sets gradients.
+  std::vector<T*> gradients() const;
 
+  std::int64_t state_count() const;
   // Memory for the state of a chunk's sequences: for each layer that has one, in order, h and perhaps c.
   void set_state(std::span<T* const> state);
 
   // Returns the outputs, contiguous; they stay until the next call.
   const T* forward(const Chunk& chunk, const Rows<T>& x);
   // Of the last forward. dy: contiguous, is overwritten. Calls `ready` with the gradients of each layer once they are
-  // set.
-  void backward(const Chunk& chunk, T* dy, const std::function<void(std::span<T* const> gradients)>& ready);
+  // set. Returns those of x, contiguous, or null if they are not wanted.
+  T* backward(const Chunk& chunk, T* dy, const std::function<void(std::span<T* const> gradients)>& ready,
+              bool wants_dx = false);
 
  private:
   std::vector<std::unique_ptr<Layer<T>>> layers_;

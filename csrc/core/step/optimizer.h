@@ -37,7 +37,8 @@ struct Parameter {
   T* other;    // max_exp_avg_sq, RMSprop's momentum_buffer
   void* step;  // its count of steps, one element
   DType step_dtype;
-  std::int64_t group;  // in `settings`
+  std::int64_t group;     // in `settings`
+  std::int64_t part = 0;  // parameters of one are clipped together
 };
 
 template <class T>

@@ -48,11 +48,10 @@ class Exchange {
 }  // namespace
 
 template <class T>
-Step<T>::Step(Model<T>& model, LossKind loss, double loss_parameter, const Update<T>& update, std::int64_t chunks,
+Step<T>::Step(Model<T>& model, Loss loss, const Update<T>& update, std::int64_t chunks,
               std::vector<Gradient<T>> gradients, Bucketizer* buckets)
     : model_(model),
-      loss_(loss),
-      loss_parameter_(loss_parameter),
+      loss_(std::move(loss)),
       update_(update),
       chunks_(chunks),
       gradients_(std::move(gradients)),
@@ -136,8 +135,7 @@ Outcome Step<T>::train(const Chunks<T>& chunks, std::span<const Settings> settin
     const T* const out = model_.forward(p.chunk, p.x);
     const std::int64_t outputs = model_.outputs();
     T* const dy = dy_.reserve(p.chunk.rows() * outputs);
-    const LossValue value =
-        loss_and_gradient(loss_, loss_parameter_, out, p.targets, p.chunk.steps, p.chunk.sequences, outputs, dy);
+    const LossValue value = loss_and_gradient(loss_, out, p.targets, p.chunk.steps, p.chunk.sequences, outputs, dy);
     if (value.bad_label) return {.end = End::kBadLabel, .chunks = i};
     if (value.weight > 0) {
       if (!std::isfinite(value.loss)) return {.end = End::kNotFinite, .chunks = i, .loss = value.loss};

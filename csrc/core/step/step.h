@@ -72,8 +72,8 @@ class Step {
  public:
   // `gradients`: in the order of the bucketizer, which is null for one rank. `chunks`: how many make an update. What is
   // passed by reference must outlive this.
-  Step(Model<T>& model, LossKind loss, double loss_parameter, const Update<T>& update, std::int64_t chunks,
-       std::vector<Gradient<T>> gradients, Bucketizer* buckets);
+  Step(Model<T>& model, Loss loss, const Update<T>& update, std::int64_t chunks, std::vector<Gradient<T>> gradients,
+       Bucketizer* buckets);
 
   // Trains on one chunk after another, until one cannot be trained on, or a rank asks for attention, or for a time that
   // a person hardly notices. If a chunk cannot be trained on, the parameters are those before it, the state is not.
@@ -94,8 +94,7 @@ class Step {
   Bucketizer::Result average(const Chunk& chunk, double weight, double loss, bool attention);
 
   Model<T>& model_;
-  LossKind loss_;
-  double loss_parameter_;
+  Loss loss_;
   const Update<T>& update_;
   std::int64_t chunks_;
   std::vector<Gradient<T>> gradients_;

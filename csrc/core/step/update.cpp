@@ -48,14 +48,17 @@ void Update<T>::clip(const Clipping& clipping, std::optional<double> norm) const
     }
   }
   if (!clipping.norm) return;
-  if (!norm) {
-    double squares = 0;
-    for (const Parameter<T>& p : parameters_) squares += best<sum_of_squares<T>>(p.gradient, p.numel);
-    norm = std::sqrt(squares);
+  std::vector<double> squares;  // of each part
+  for (const Parameter<T>& p : parameters_) {
+    const auto part = static_cast<std::size_t>(p.part);
+    if (part >= squares.size()) squares.resize(part + 1);
+    if (!norm) squares[part] += best<sum_of_squares<T>>(p.gradient, p.numel);
   }
-  const double factor = *clipping.norm / (*norm + 1e-6);
-  if (factor >= 1) return;
-  for (const Parameter<T>& p : parameters_) best<scale<T>>(p.gradient, p.numel, static_cast<T>(factor));
+  for (const Parameter<T>& p : parameters_) {
+    const double own = norm ? *norm : std::sqrt(squares[static_cast<std::size_t>(p.part)]);
+    const double factor = *clipping.norm / (own + 1e-6);
+    if (!(factor >= 1)) best<scale<T>>(p.gradient, p.numel, static_cast<T>(factor));
+  }
 }
 
 template <class T>

@@ -11,7 +11,7 @@ namespace fastseq::step {
 
 struct Clipping {
   std::optional<double> value;  // of each element
-  std::optional<double> norm;   // of all gradients
+  std::optional<double> norm;   // of all gradients of a part
 };
 
 template <class T>
@@ -20,7 +20,7 @@ class Update {
   // Parameters: those that the optimizer updates.
   Update(OptimizerKind optimizer, std::vector<Parameter<T>> parameters);
 
-  // `norm`: that of all gradients, if it is known.
+  // `norm`: that of all gradients, if it is known; then there is one part.
   void run(std::span<const Settings> settings, const Clipping& clipping, std::optional<double> norm = {}) const;
 
  private:

@@ -1,8 +1,14 @@
-"""What the C++ step can train: models, losses and optimizers in its terms."""
+"""What the C++ step can train: models, losses and optimizers in its terms.
+
+Classes of rooms that come later have a method ``native_terms``, which returns what an object is in
+terms of this module, or raises `NotNative`.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,17 +21,18 @@ from .._util.torch_internals import has_hooks, own_parameters, rnn_weight_names
 from ..nn import GRU, LSTM, RNN, Chain
 from ..nn.losses import by_seqloss
 from ..nn.per_sequence import AtLastStep, PerSequence
-from ..nn.stateful import takes_lengths
+from ..nn.stateful import takes_lengths, takes_state
 from .optimizer_step import obstacle
 
 __all__ = [
-    "End", "LossKind", "NativeModel", "NativeStep", "NativeUpdate", "NotNative", "Outcome",
-    "dropout_of", "layers_of", "loss_of", "native_types", "optimizer_of", "settings_of",
-    "states_of",
+    "End", "Loss", "LossKind", "NativeModel", "NativeStep", "NativeUpdate", "NotNative", "Outcome",
+    "SegmentLayers", "SideBySide", "dropout_of", "layers_of", "loss_of", "loss_of_known",
+    "members_of", "native_types", "optimizer_of", "settings_of", "states_of",
 ]  # fmt: skip
 
 End = _step.End
 LossKind = _step.LossKind
+Loss = _step.Loss
 Outcome = _step.Outcome
 NativeModel = _step.Model32 | _step.Model64
 NativeUpdate = _step.Update32 | _step.Update64
@@ -33,7 +40,14 @@ NativeStep = _step.Step32 | _step.Step64
 
 # Addresses of a parameter and of its gradient.
 Weights = tuple[int, int]
-Layer = _step.LinearLayer | _step.ActivationLayer | _step.DropoutLayer | _step.RecurrentLayer
+SingleLayer = (
+    _step.LinearLayer
+    | _step.ActivationLayer
+    | _step.DropoutLayer
+    | _step.RecurrentLayer
+    | _step.SegmentRnnLayer
+)
+Layer = SingleLayer | _step.MembersLayer
 
 
 class NotNative(Exception):  # noqa: N818
@@ -59,6 +73,55 @@ _CELLS = {
     "RNN_TANH": _step.Cell.rnn_tanh,
     "RNN_RELU": _step.Cell.rnn_relu,
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class SegmentLayers:
+    """The sizes and layers of a `SegmentRNN` without covariates."""
+
+    horizon: int
+    variables: int
+    outputs: int
+    lags: int
+    segment: int
+    linear: nn.Module
+    embed: nn.Module
+    recurrent: nn.Module
+    mix: nn.Module
+    dropout: nn.Module
+    out: nn.Module
+
+
+@dataclasses.dataclass(frozen=True)
+class SideBySide:
+    """Members of an ensemble, whose outputs come side by side."""
+
+    members: list[nn.Module]
+
+
+def _terms(thing: object) -> Any:
+    """Return what an object says it is, None if it does not; subclasses may be something else."""
+    tell = vars(type(thing)).get("native_terms")
+    return None if tell is None else tell(thing)
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """Return the module that a wrapper says it is, or the model."""
+    own = _terms(model)
+    return own if isinstance(own, nn.Module) else model
+
+
+def members_of(model: nn.Module) -> list[nn.Module]:
+    """Return the members of an ensemble without their wrappers, or a model alone without its own.
+
+    Examples
+    --------
+    >>> members_of(nn.Linear(1, 2))
+    [Linear(in_features=1, out_features=2, bias=True)]
+    """
+    outer = _unwrapped(model)
+    own = _terms(outer)
+    return [_unwrapped(m) for m in own.members] if isinstance(own, SideBySide) else [outer]
 
 
 def modules_of(model: nn.Module) -> Iterator[nn.Module]:
@@ -90,9 +153,41 @@ def layers_of(
         It has something else.
     """
     _check_modules(model)
-    found: list[Layer] = []
-    for number, module in enumerate(modules_of(model)):
-        layer, features = _layer(module, features, number, weights)
+    used = 0
+
+    def counted(p: Tensor | None) -> Weights:
+        nonlocal used
+        used += p is not None
+        return weights(p)
+
+    numbers = itertools.count()
+    stacks = [_stack(member, features, numbers, counted) for member in members_of(model)]
+    if used < len(list(model.parameters())):
+        raise NotNative("the model has parameters that are not its layers'")
+    layers, outputs = stacks[0]
+    if len(stacks) == 1:
+        return [*layers], outputs
+    if any(width != outputs for _, width in stacks) or not all(own for own, _ in stacks):
+        raise NotNative("its layers do not fit")
+    return [_step.MembersLayer([own for own, _ in stacks])], outputs * len(stacks)
+
+
+def _stack(
+    model: nn.Module,
+    features: int | None,
+    numbers: Iterator[int],
+    weights: Callable[[Tensor | None], Weights],
+) -> tuple[list[SingleLayer], int]:
+    """Return layers one after another, and their number of outputs; `numbers`: of all layers."""
+    found: list[SingleLayer] = []
+    for module in modules_of(model):
+        own = _terms(module)
+        if not isinstance(own, SegmentLayers):
+            layer, features = _layer(module, features, next(numbers), weights)
+        elif found:
+            raise NotNative(f"a {type(module).__name__} behind other layers")
+        else:
+            layer, features = _segment_rnn(own, features, next(numbers), weights)
         if layer is not None:
             found.append(layer)
     if not features:
@@ -106,9 +201,12 @@ def _check_modules(model: nn.Module) -> None:
             raise NotNative(f"{name or 'the model'} has hooks")
         if "forward" in vars(module):
             raise NotNative(f"{name or 'the model'} has its own forward")
-    nested = [m for m in model.modules() if type(m) is Chain and m is not model]
-    if nested:
-        raise NotNative("a Chain inside another module")
+    outer = members_of(model)
+    for module in model.modules():
+        if type(module) is Chain and not any(module is own for own in outer):
+            raise NotNative("a Chain inside another module")
+        if type(module) is nn.Sequential and any(isinstance(m, nn.RNNBase) for m in module):
+            raise NotNative("a Sequential, which drops a state")
     params = list(model.named_parameters(remove_duplicate=False))
     if len({id(p) for _, p in params}) < len(params):
         raise NotNative("layers share parameters")
@@ -128,7 +226,7 @@ def _layer(
     features: int | None,
     number: int,
     weights: Callable[[Tensor | None], Weights],
-) -> tuple[Layer | None, int | None]:
+) -> tuple[SingleLayer | None, int | None]:
     kind = type(module)
     if kind is nn.Identity:
         return None, features
@@ -162,7 +260,7 @@ def _check_width(wanted: int, features: int | None) -> None:
 
 def _recurrent(
     module: nn.RNNBase, number: int, weights: Callable[[Tensor | None], Weights]
-) -> Layer:
+) -> SingleLayer:
     if module.proj_size:
         raise NotNative("projections")
     if module.batch_first:
@@ -183,6 +281,40 @@ def _recurrent(
     )
 
 
+def _segment_rnn(
+    own: SegmentLayers,
+    features: int | None,
+    number: int,
+    weights: Callable[[Tensor | None], Weights],
+) -> tuple[SingleLayer, int]:
+    each = own.variables if features is None else features // own.lags
+    if each < own.variables or features not in (None, each * own.lags):
+        raise NotNative("its layers do not fit")
+
+    def layer(name: str, kinds: tuple[type[nn.Module], ...], inputs: int, outputs: int) -> Any:
+        module = getattr(own, name)
+        if type(module) not in kinds:
+            raise NotNative(f"a SegmentRNN whose {name} is a {type(module).__name__}")
+        found, width = _layer(module, inputs, number, weights)
+        _check_width(outputs, width)
+        return found
+
+    linear = (nn.Linear,)
+    seen, forecast = (own.segment + 1) * own.variables, own.horizon * own.outputs
+    hidden = int(getattr(own.recurrent, "hidden_size", 0))
+    made = _step.SegmentRnnLayer(
+        horizon=own.horizon, variables=own.variables, outputs=own.outputs, lags=own.lags,
+        features=each, segment=own.segment,
+        linear=layer("linear", linear, own.lags, forecast),
+        embed=layer("embed", linear, seen, hidden),
+        recurrent=layer("recurrent", (nn.GRU, GRU), hidden, hidden),
+        mix=layer("mix", linear, hidden, hidden),
+        dropout=layer("dropout", (nn.Dropout,), hidden, hidden),
+        out=layer("out", linear, hidden, forecast * own.variables),
+    )  # fmt: skip
+    return made, forecast * own.variables
+
+
 def states_of(model: nn.Module, sequences: int, like: Tensor) -> tuple[Any, list[Tensor]]:
     """Return a model's state at a series' start, zeros, and its tensors in the layers' order."""
     tensors: list[Tensor] = []
@@ -198,21 +330,39 @@ def states_of(model: nn.Module, sequences: int, like: Tensor) -> tuple[Any, list
         tensors.extend(own)
         return tuple(own) if count == 2 else own[0]
 
-    return state(model), tensors
+    found = tuple(state(member) for member in members_of(model))
+    if len(found) == 1:
+        return found[0], tensors
+    return found if takes_state(_unwrapped(model)) else None, tensors
 
 
-_LOSSES: dict[Any, tuple[_step.LossKind, float]] = {
-    F.mse_loss: (_step.LossKind.mse, 0.0),
-    F.l1_loss: (_step.LossKind.mae, 0.0),
-    F.huber_loss: (_step.LossKind.huber, 1.0),
-    F.smooth_l1_loss: (_step.LossKind.smooth_l1, 1.0),
-    F.binary_cross_entropy_with_logits: (_step.LossKind.binary_with_logits, 0.0),
-    F.cross_entropy: (_step.LossKind.cross_entropy, 0.0),
+# With their parameters.
+_LOSSES: dict[Any, tuple[_step.LossKind, list[float]]] = {
+    F.mse_loss: (_step.LossKind.mse, []),
+    F.l1_loss: (_step.LossKind.mae, []),
+    F.huber_loss: (_step.LossKind.huber, [1.0]),
+    F.smooth_l1_loss: (_step.LossKind.smooth_l1, [1.0]),
+    F.binary_cross_entropy_with_logits: (_step.LossKind.binary_with_logits, []),
+    F.cross_entropy: (_step.LossKind.cross_entropy, []),
 }
 
 
-def loss_of(loss: Any) -> tuple[_step.LossKind, float, bool]:
-    """Return the kind of a loss over chunks, its parameter, and whether it is of last steps alone.
+def loss_of_known(fn: Any) -> Loss:
+    """Return the mean of an elementwise loss over known targets.
+
+    Raises
+    ------
+    NotNative
+        It is another one.
+    """
+    for known, own in _LOSSES.items():
+        if fn is known and fn is not F.cross_entropy:
+            return Loss(*own, of_known=True)
+    raise NotNative(f"the loss is {getattr(fn, '__name__', fn)}")
+
+
+def loss_of(loss: Any) -> tuple[Loss, bool]:
+    """Return a loss over chunks, and whether it is of last steps alone.
 
     Raises
     ------
@@ -220,34 +370,36 @@ def loss_of(loss: Any) -> tuple[_step.LossKind, float, bool]:
         It is another loss.
     """
     if type(loss) in (PerSequence, AtLastStep):  # all layers have outputs at each step
-        return *loss_of(loss.loss)[:2], type(loss) is AtLastStep
+        return loss_of(loss.loss)[0], type(loss) is AtLastStep
+    if isinstance(own := _terms(loss), Loss):
+        return own, False
     if not by_seqloss(loss) or not isinstance(loss, functools.partial) or len(loss.args) < 3:
         raise NotNative("the loss is not made by seqloss")
     fn = loss.args[0]
     if isinstance(fn, functools.partial):
         if not fn.args and fn.keywords == {"reduction": "none"} and fn.func in _LOSSES:
-            return *_LOSSES[fn.func], False
+            return Loss(*_LOSSES[fn.func]), False
         raise NotNative(f"the loss is {getattr(fn.func, '__name__', fn.func)}")
-    return *_module_loss(fn), False
+    return _module_loss(fn), False
 
 
-def _module_loss(fn: Any) -> tuple[_step.LossKind, float]:
+def _module_loss(fn: Any) -> Loss:
     kind, kinds = type(fn), _step.LossKind
     if has_hooks(fn):
         raise NotNative("the loss has hooks")
     if kind is nn.MSELoss:
-        return kinds.mse, 0.0
+        return Loss(kinds.mse)
     if kind is nn.L1Loss:
-        return kinds.mae, 0.0
+        return Loss(kinds.mae)
     if kind is nn.HuberLoss:
-        return kinds.huber, float(fn.delta)
+        return Loss(kinds.huber, [float(fn.delta)])
     if kind is nn.SmoothL1Loss:
-        return (kinds.smooth_l1, float(fn.beta)) if fn.beta else (kinds.mae, 0.0)
+        return Loss(kinds.smooth_l1, [float(fn.beta)]) if fn.beta else Loss(kinds.mae)
     if kind is nn.BCEWithLogitsLoss and fn.weight is None and fn.pos_weight is None:
-        return kinds.binary_with_logits, 0.0
+        return Loss(kinds.binary_with_logits)
     # Labels to ignore have been given weight 0.
     if kind is nn.CrossEntropyLoss and fn.weight is None and not fn.label_smoothing:
-        return kinds.cross_entropy, 0.0
+        return Loss(kinds.cross_entropy)
     raise NotNative(f"the loss is {fn}")
 
 

@@ -16,7 +16,6 @@ from ..data.chunk_plan import Chunk
 from ..data.sequences import Batch, Sequences
 from ..distributed import Bucketizer
 from ..distributed.bucketizer import check_finite
-from ..nn.members import trained_apart
 from ..nn.ops import parallel_for
 from .loop import AfterUpdate, Trainer
 from .native_layers import (
@@ -29,6 +28,7 @@ from .native_layers import (
     dropout_of,
     layers_of,
     loss_of,
+    members_of,
     native_types,
     optimizer_of,
     states_of,
@@ -65,11 +65,11 @@ def _check(learner: Learner) -> None:
     watched = is_watched() or torch.is_anomaly_enabled() or not torch.is_grad_enabled()
     if watched or torch.is_autocast_enabled("cpu"):
         raise NotNative("torch is set to something that only its own operators do")
-    loss_of(learner.loss)
+    loss, _ = loss_of(learner.loss)
     optimizer_of(learner.optimizer)
     layers_of(learner.model, None, lambda _: (0, 0))
-    if len(trained_apart(learner.model, list(learner.model.parameters()))) != 1:
-        raise NotNative("members of an ensemble")
+    if len(members_of(learner.model)) > 1 and not loss.of_known:
+        raise NotNative("a loss that does not know of members")
 
 
 class NativeTrainer(Trainer):
@@ -260,15 +260,16 @@ class _Step:
             return (0, 0) if p is None else (p.data_ptr(), place[id(p)].data_ptr())
 
         layers, self._outputs = layers_of(self._model, self._features, weights)
-        self._loss, parameter, self._last_only = loss_of(learner.loss)
+        self._loss, self._last_only = loss_of(learner.loss)
+        self._loss.members = len(members_of(self._model))
         self._seen = self._look()
         self._draws = any(dropout_of(module) > 0 for module in self._model.modules())
         self._fresh = fresh  # keeps the memory
         model_type, _, step_type = native_types(self._dtype)
         self._layers: NativeModel = model_type(layers, parallel_for)
         self._step: NativeStep = step_type(
-            self._layers, self._loss, parameter, updater.native, accumulate,
-            updater.numbered(fresh), None if buckets is None else buckets.host.native,
+            self._layers, self._loss, updater.native, accumulate, updater.numbered(fresh),
+            None if buckets is None else buckets.host.native,
         )  # fmt: skip
         self._tree: Any = None
 
@@ -292,9 +293,11 @@ class _Step:
             return False
         if ws is not None and not (isinstance(ws, Tensor) and ws.dim() == 2):
             return False
-        if self._loss == LossKind.cross_entropy:
+        if self._loss.kind == LossKind.cross_entropy:
             return y.shape[2] == 1 and self._outputs > 1 and y.dtype in _LABELS
-        return y.shape[2] == self._outputs and (y.is_floating_point() or y.dtype in _LABELS)
+        each = len(self._loss.parameters) if self._loss.kind == LossKind.pinball else 1
+        wanted = y.shape[2] * each * self._loss.members
+        return wanted == self._outputs and (y.is_floating_point() or y.dtype in _LABELS)
 
     def take_state(self, state: Any, sequences: int) -> Any:
         """Continue from a state; return that which is kept up to date."""
@@ -313,7 +316,7 @@ class _Step:
         """Train on chunks of these numbers of time steps; see ``_step.pyi``."""
         if held[1]:
             self._updater.take_gradients()
-        labels = self._loss == LossKind.cross_entropy
+        labels = self._loss.kind == LossKind.cross_entropy
         x = _with_rows(batch.xs)
         y = _with_rows(batch.ys.to(torch.int64 if labels else self._dtype))
         w = None if batch.ws is None else batch.ws.to(self._dtype)

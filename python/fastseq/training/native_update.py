@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .._util.torch_internals import mark_stepped
 from ..distributed import Bucketizer
+from ..nn.members import trained_apart
 from .native_layers import NativeUpdate, NotNative, native_types, optimizer_of, settings_of
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ class Updater:
             places[self._trained[id(p)]] if places and self.moves(p) else torch.zeros_like(p)
             for p in self.params
         ]
+        apart = trained_apart(learner.model, self.params)
+        self._parts = {id(p): part for part, params in enumerate(apart) for p in params}
         kind, names = optimizer_of(self._optimizer)
         self._tensors: list[tuple[dict[str, Any], str, Tensor]] = []
         self.native: NativeUpdate = native_types(self.dtype)[1](kind, self._parameters(names))
@@ -88,7 +91,7 @@ class Updater:
 
     def _parameters(
         self, names: tuple[str, str, str]
-    ) -> list[tuple[int, int, int, int, int, int, int, bool, int]]:
+    ) -> list[tuple[int, int, int, int, int, int, int, bool, int, int]]:
         """Describe the parameters that the optimizer updates."""
         found = []
         places = {id(p): gradient for p, gradient in zip(self.params, self.gradients, strict=True)}
@@ -109,9 +112,10 @@ class Updater:
                 )
                 wide = "step" in wanted and state["step"].dtype == torch.float64
                 gradient = places[id(p)].data_ptr()
-                found.append(
-                    (p.data_ptr(), gradient, p.numel(), average, square, other, step, wide, number)
-                )
+                found.append((
+                    p.data_ptr(), gradient, p.numel(), average, square, other, step, wide, number,
+                    self._parts[id(p)],
+                ))  # fmt: skip
         return found
 
     def _address(self, state: dict[str, Any], name: str) -> int:

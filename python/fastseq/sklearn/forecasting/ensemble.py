@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..._util.tree import Tree
 from ...nn.members import Members
 from ...nn.stateful import takes_state
+from ...training.native_layers import NotNative, SideBySide
 from .forecast_net import ForecastNet
 
 __all__ = ["Ensemble", "ensemble_of"]
@@ -32,6 +33,12 @@ class Ensemble(nn.Module):
         self.members = Members(members)
         self._quantiles = quantiles
 
+    def side_by_side(self) -> SideBySide:
+        """Return the members; see `fastseq.training.native_layers`."""
+        if not self.training:
+            raise NotNative("an ensemble in evaluation mode")
+        return SideBySide(list(self.members))
+
     def _together(self, outputs: list[Tensor]) -> Tensor:
         if self.training:
             return torch.cat(outputs, -1)
@@ -51,6 +58,8 @@ class StatelessEnsemble(Ensemble):
     (torch.Size([10, 5, 4]), torch.Size([10, 5, 2]))
     """
 
+    native_terms = Ensemble.side_by_side
+
     def forward(self, x: Tree) -> Tensor:
         """Run a chunk."""
         return self._together([net(x)[0] for net in self.members])
@@ -66,6 +75,8 @@ class StatefulEnsemble(Ensemble):
     >>> y.shape, len(state)
     (torch.Size([10, 5, 4]), 2)
     """
+
+    native_terms = Ensemble.side_by_side
 
     def forward(
         self, x: Tree, state: Tree = None, lengths: Tensor | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ..._util.tree import Tree
+from ...training.native_layers import Loss, LossKind, NotNative, loss_of_known
 
 __all__ = ["LOSSES", "ForecastLoss", "pinball_loss"]
 
@@ -81,6 +83,19 @@ class ForecastLoss:
         self.fn = fn
         self.outputs = outputs
         self.step_weights = step_weights
+
+    def native_terms(self) -> Loss:
+        """Return the loss if it is a known one; see `fastseq.training.native_layers`."""
+        fn = self.fn
+        if self.step_weights is not None:
+            raise NotNative("weights of the steps of the horizon")
+        if self.outputs is None:
+            return loss_of_known(fn)
+        if isinstance(fn, functools.partial) and fn.func is pinball_loss and not fn.args:
+            levels = list(fn.keywords["quantiles"])
+            if len(levels) == self.outputs and len(fn.keywords) == 1:
+                return Loss(LossKind.pinball, levels, of_known=True)
+        raise NotNative("a loss of several outputs for each value")
 
     def __call__(
         self, m: Callable[..., Tensor], xs: Tree, ys: Tree, ws: Tensor | None = None

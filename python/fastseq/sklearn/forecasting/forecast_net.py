@@ -11,6 +11,7 @@ from ..._util.seeding import seeded, untouched
 from ..._util.tree import Tree, tree_leaves, tree_map
 from ...nn.stateful import Stateful, in_mode, steps_apart, takes_lengths, takes_state
 from ...training.argument_checks import input_dtype
+from ...training.native_layers import NotNative
 from ...training.time_dependence import find_looks
 from .covariate_encoder import CovariateEncoder, CovariateSizes
 
@@ -148,6 +149,12 @@ class ForecastNet(nn.Module):
                 "compute in torch.float32"
             )
         return cls(body, None if head is None else head.to(dtype), encoder.to(dtype))
+
+    def native_terms(self) -> nn.Module:
+        """Return the body if it does all; see `fastseq.training.native_layers`."""
+        if self.encoder is not None or self.head is not None:
+            raise NotNative("covariates")
+        return self.body
 
     def forward(
         self, x: Tree, state: Tree = None, lengths: Tensor | None = None

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..._util.tree import Tree
 from ...nn import GRU
+from ...training.native_layers import NotNative, SegmentLayers
 from .covariate_encoder import NO_COVARIATES, CovariateEncoder, CovariateSizes
 
 __all__ = ["SegmentRNN"]
@@ -115,6 +116,16 @@ class SegmentRNN(nn.Module):
                     nn.init.zeros_(weight)
             weights = same / same.sum(1, keepdim=True) / self._gain
             self.linear.weight.view(horizon, outputs, -1).copy_(weights.unsqueeze(1))
+
+    def native_terms(self) -> SegmentLayers:
+        """Return sizes and layers; see `fastseq.training.native_layers`."""
+        if self.encode is not None:
+            raise NotNative("covariates")
+        horizon, variables, outputs = self._shape
+        return SegmentLayers(
+            horizon, variables, outputs, self._lags, self._segment, self.linear, self.embed,
+            self.recurrent, self.mix, self.dropout, self.out,
+        )  # fmt: skip
 
     def forward(self, x: Tree) -> Tensor:
         """Forecast at each step of a chunk.
