@@ -1,6 +1,6 @@
 """Training steps without autograd; built from csrc/python/step_module.cpp."""
 
-from typing import ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 from ._comm import Bucketizer
 
@@ -161,6 +161,38 @@ class Step32:
         held: _Held,
     ) -> tuple[list[tuple[float, float]], Outcome, _Held]: ...
 
+class StepPredictor32:
+    def __init__(
+        self,
+        model: Model32,
+        inputs: int,
+        x_scaling: tuple[int, int],
+        y_scaling: tuple[int, int],
+    ) -> None: ...
+    def run_at(
+        self,
+        x: int,
+        x_is_wide: bool,
+        sequences: int,
+        y: int,
+        wide: bool,
+        objects: tuple[Any, ...],
+        containers: tuple[Any, ...],
+        entries: tuple[Any, ...],
+        tensors: tuple[Any, ...],
+    ) -> bool: ...
+    def run(
+        self,
+        x: object,
+        sequences: int,
+        y: int,
+        wide: bool,
+        objects: tuple[Any, ...],
+        containers: tuple[Any, ...],
+        entries: tuple[Any, ...],
+        tensors: tuple[Any, ...],
+    ) -> bool: ...
+
 class Model64:
     def __init__(self, layers: list[_Layer], parallel_for: int) -> None: ...
     def set_state(self, state: list[int]) -> None: ...
@@ -203,3 +235,42 @@ class Step64:
         attention: bool,
         held: _Held,
     ) -> tuple[list[tuple[float, float]], Outcome, _Held]: ...
+
+class StepPredictor64:
+    def __init__(
+        self,
+        model: Model64,
+        inputs: int,
+        x_scaling: tuple[int, int],
+        y_scaling: tuple[int, int],
+    ) -> None: ...
+    def run_at(
+        self,
+        x: int,
+        x_is_wide: bool,
+        sequences: int,
+        y: int,
+        wide: bool,
+        objects: tuple[Any, ...],
+        containers: tuple[Any, ...],
+        entries: tuple[Any, ...],
+        tensors: tuple[Any, ...],
+    ) -> bool: ...
+    def run(
+        self,
+        x: object,
+        sequences: int,
+        y: int,
+        wide: bool,
+        objects: tuple[Any, ...],
+        containers: tuple[Any, ...],
+        entries: tuple[Any, ...],
+        tensors: tuple[Any, ...],
+    ) -> bool: ...
+
+def is_unchanged(
+    objects: tuple[Any, ...],
+    containers: tuple[Any, ...],
+    entries: tuple[Any, ...],
+    tensors: tuple[Any, ...],
+) -> bool: ...

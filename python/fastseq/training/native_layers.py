@@ -19,9 +19,9 @@ from ..nn.stateful import takes_lengths
 from .optimizer_step import obstacle
 
 __all__ = [
-    "End", "LossKind", "NotNative", "NativeModel", "NativeStep", "NativeUpdate", "Outcome",
-    "dropout_of", "layers_of", "loss_of", "native_types", "optimizer_of", "settings_of",
-    "states_of",
+    "End", "LossKind", "NativeModel", "NativeStep", "NativeStepPredictor", "NativeUpdate",
+    "NotNative", "Outcome", "dropout_of", "is_unchanged", "layers_of", "loss_of", "native_types",
+    "optimizer_of", "settings_of", "states_of", "step_predictor_type",
 ]  # fmt: skip
 
 End = _step.End
@@ -30,6 +30,8 @@ Outcome = _step.Outcome
 NativeModel = _step.Model32 | _step.Model64
 NativeUpdate = _step.Update32 | _step.Update64
 NativeStep = _step.Step32 | _step.Step64
+NativeStepPredictor = _step.StepPredictor32 | _step.StepPredictor64
+is_unchanged = _step.is_unchanged
 
 # Addresses of a parameter and of its gradient.
 Weights = tuple[int, int]
@@ -45,6 +47,11 @@ def native_types(dtype: torch.dtype) -> tuple[Any, Any, Any]:
     if dtype == torch.float64:
         return _step.Model64, _step.Update64, _step.Step64
     return _step.Model32, _step.Update32, _step.Step32
+
+
+def step_predictor_type(dtype: torch.dtype) -> Any:
+    """Return the class that runs single steps of models with parameters of a dtype."""
+    return _step.StepPredictor64 if dtype == torch.float64 else _step.StepPredictor32
 
 
 _ACTIVATIONS = {
