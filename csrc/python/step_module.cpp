@@ -198,17 +198,14 @@ class View {
     if (open_) PyBuffer_Release(&view_);
   }
 
-  // Whether it is contiguous, of this shape, and its elements are aligned.
-  bool is(std::int64_t rows, std::int64_t columns) const {
-    return open_ && view_.ndim == 2 && view_.shape[0] == rows && view_.shape[1] == columns &&
-           PyBuffer_IsContiguous(&view_, 'C') != 0 &&
-           reinterpret_cast<std::uintptr_t>(view_.buf) % static_cast<std::size_t>(view_.itemsize) == 0;
-  }
-  // Null if it has elements of another type.
+  // Its elements if it is contiguous, of this shape and of this type; else null.
   template <class X>
-  const X* data() const {
-    const std::string_view format(view_.format);
-    return format == (std::is_same_v<X, float> ? "f" : "d") ? static_cast<const X*>(view_.buf) : nullptr;
+  const X* elements(std::int64_t rows, std::int64_t columns) const {
+    if (!open_ || std::string_view(view_.format) != (std::is_same_v<X, float> ? "f" : "d")) return nullptr;
+    const bool fits = view_.ndim == 2 && view_.shape[0] == rows && view_.shape[1] == columns &&
+                      PyBuffer_IsContiguous(&view_, 'C') != 0 &&
+                      reinterpret_cast<std::uintptr_t>(view_.buf) % alignof(X) == 0;
+    return fits ? static_cast<const X*>(view_.buf) : nullptr;
   }
 
  private:
@@ -221,26 +218,20 @@ bool run_step(StepPredictor<T>& predictor, const X* x, std::int64_t sequences, A
   return wide ? predictor.run(x, sequences, to_pointer<double>(y)) : predictor.run(x, sequences, to_pointer<float>(y));
 }
 
-// These hold the interpreter's lock from the first check to the result, so nothing changes between.
+// Holds the interpreter's lock from the first check to the result, so nothing changes between.
 template <class T>
 bool predict_step(StepPredictor<T>& predictor, const py::object& x, std::int64_t sequences, Address y, bool wide,
                   const py::tuple& objects, const py::tuple& containers, const py::tuple& entries,
                   const py::tuple& tensors) {
   if (!is_unchanged({objects.ptr(), containers.ptr(), entries.ptr(), tensors.ptr()})) return false;
   const View view(x.ptr());
-  if (!view.is(sequences, predictor.inputs())) return false;
-  if (const auto* data = view.template data<float>()) return run_step(predictor, data, sequences, y, wide);
-  if (const auto* data = view.template data<double>()) return run_step(predictor, data, sequences, y, wide);
+  if (const float* data = view.elements<float>(sequences, predictor.inputs())) {
+    return run_step(predictor, data, sequences, y, wide);
+  }
+  if (const double* data = view.elements<double>(sequences, predictor.inputs())) {
+    return run_step(predictor, data, sequences, y, wide);
+  }
   return false;
-}
-
-template <class T>
-bool predict_step_at(StepPredictor<T>& predictor, Address x, bool x_is_wide, std::int64_t sequences, Address y,
-                     bool wide, const py::tuple& objects, const py::tuple& containers, const py::tuple& entries,
-                     const py::tuple& tensors) {
-  if (!is_unchanged({objects.ptr(), containers.ptr(), entries.ptr(), tensors.ptr()})) return false;
-  return x_is_wide ? run_step(predictor, to_pointer<const double>(x), sequences, y, wide)
-                   : run_step(predictor, to_pointer<const float>(x), sequences, y, wide);
 }
 
 // A class for each type of parameters.
@@ -272,9 +263,6 @@ void register_step(const py::module_& m, const std::string& type) {
   py::class_<StepPredictor<T>>(m, ("StepPredictor" + type).c_str())
       .def(py::init(&make_predictor<T>), py::arg("model"), py::arg("inputs"), py::arg("x_scaling"),
            py::arg("y_scaling"), py::keep_alive<1, 2>())
-      .def("run_at", &predict_step_at<T>, py::arg("x"), py::arg("x_is_wide"), py::arg("sequences"), py::arg("y"),
-           py::arg("wide"), py::arg("objects"), py::arg("containers"), py::arg("entries"), py::arg("tensors"),
-           "Like `run`, for an input of the right shape at an address.")
       .def("run", &predict_step<T>, py::arg("x"), py::arg("sequences"), py::arg("y"), py::arg("wide"),
            py::arg("objects"), py::arg("containers"), py::arg("entries"), py::arg("tensors"),
            "Runs a time step, x being an array; returns whether it could: that nothing has changed (see unchanged.h) "

@@ -169,18 +169,6 @@ class StepPredictor32:
         x_scaling: tuple[int, int],
         y_scaling: tuple[int, int],
     ) -> None: ...
-    def run_at(
-        self,
-        x: int,
-        x_is_wide: bool,
-        sequences: int,
-        y: int,
-        wide: bool,
-        objects: tuple[Any, ...],
-        containers: tuple[Any, ...],
-        entries: tuple[Any, ...],
-        tensors: tuple[Any, ...],
-    ) -> bool: ...
     def run(
         self,
         x: object,
@@ -244,18 +232,6 @@ class StepPredictor64:
         x_scaling: tuple[int, int],
         y_scaling: tuple[int, int],
     ) -> None: ...
-    def run_at(
-        self,
-        x: int,
-        x_is_wide: bool,
-        sequences: int,
-        y: int,
-        wide: bool,
-        objects: tuple[Any, ...],
-        containers: tuple[Any, ...],
-        entries: tuple[Any, ...],
-        tensors: tuple[Any, ...],
-    ) -> bool: ...
     def run(
         self,
         x: object,

@@ -250,8 +250,9 @@ INNER = {
         "tests/python/test_history_and_progress.py", "tests/python/test_host_reads.py",
         "tests/python/test_mpi_jobs.py", "tests/python/test_threads.py",
     ),
-    "chooses what runs the updates of fit": (
+    "chooses what runs the updates of fit, or steps": (
         "tests/mpi/conftest.py", "tests/python/conftest.py", "tests/python/test_native_step.py",
+        "tests/python/test_native_steps.py",
     ),
     "runs the command line in this process": ("tests/python/test_h5_commands.py",),
 }  # fmt: skip

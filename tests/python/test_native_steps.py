@@ -84,7 +84,8 @@ def assert_close(a: Any, b: Any) -> None:
     if a is None or b is None:
         assert a is b is None
     elif isinstance(a, tuple):
-        assert isinstance(b, tuple) and len(a) == len(b)
+        assert isinstance(b, tuple)
+        assert len(a) == len(b)
         for one, other in zip(a, b, strict=True):
             assert_close(one, other)
     else:
@@ -95,7 +96,8 @@ def assert_close(a: Any, b: Any) -> None:
 def assert_same_step(est: Any, by_torch: ByTorch, x: Any = None) -> None:
     x = torch.randn(N, FEATURES, dtype=torch.float64) if x is None else x
     y, wanted = est.step(x), by_torch.step(x)
-    assert y.shape == wanted.shape and y.dtype == wanted.dtype
+    assert y.shape == wanted.shape
+    assert y.dtype == wanted.dtype
     if next(est.model.parameters()).dtype == torch.float64:
         torch.testing.assert_close(y, wanted, rtol=1e-12, atol=1e-12)
     else:
@@ -105,7 +107,7 @@ def assert_same_step(est: Any, by_torch: ByTorch, x: Any = None) -> None:
 
 @pytest.mark.parametrize("seed", range(40))
 def test_drawn_models_step_as_by_torch(seed, natively):
-    rng = random.Random(seed)
+    rng = random.Random(seed)  # noqa: S311
     torch.manual_seed(seed)
     dtype = rng.choice([torch.float32, torch.float64])
     scale = rng.choice([None, "standard", "robust"]), rng.choice([None, "standard"])
@@ -417,6 +419,7 @@ BAD = {
     "other sequences": torch.zeros(N + 1, FEATURES),
     "none": np.zeros((0, FEATURES)),
     "strings": np.full((N, FEATURES), "a"),
+    "nothing each": np.zeros((N, FEATURES), "V0"),
     "complex": torch.zeros(N, FEATURES, dtype=torch.complex64),
     "masked": np.ma.masked_array(np.zeros((N, FEATURES)), mask=True),
     "sparse": torch.zeros(N, FEATURES).to_sparse(),
@@ -435,7 +438,7 @@ def test_bad_inputs_raise_what_they_always_do(kind, nan):
     for e in (est, by_torch):
         try:
             results.append(e.step(BAD[kind]))
-        except Exception as error:
+        except Exception as error:  # noqa: PERF203
             errors.append((type(error), str(error)))
     assert len(errors) in (0, 2)
     assert errors[1:] == errors[:1]
@@ -567,7 +570,7 @@ def test_training_in_another_thread_is_busy():
     inside, done = threading.Event(), threading.Event()
 
     class Wait(fs.callbacks.Callback):
-        def on_epoch_end(self, run):
+        def on_epoch_end(self, run):  # noqa: ARG002
             inside.set()
             assert done.wait(30)
 

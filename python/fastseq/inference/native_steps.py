@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from .._util.torch_internals import (
-    functorch_is_active,
     global_hooks,
     has_modes,
     is_autocast,
@@ -177,27 +176,16 @@ class _Steps:
         """Return the outputs of a step; None if it cannot be run."""
         if has_modes() or is_autocast():
             return None
-        y = torch.empty_like(self._y)
-        sequences, y_place = self._shape[0], (y.data_ptr(), self._wide)
-        if type(x) is np.ndarray:
-            done = self._native.run(x, sequences, *y_place, *self._seen)
-        elif type(x) is Tensor and self._takes(x):
-            wide = x.dtype is torch.float64
-            done = self._native.run_at(x.data_ptr(), wide, sequences, *y_place, *self._seen)
-        else:
+        if type(x) is Tensor:
+            try:
+                x = x.numpy()
+            except (RuntimeError, TypeError):  # on a device, in a graph or transform, or half
+                return None
+        elif type(x) is not np.ndarray:
             return None
+        y = torch.empty_like(self._y)
+        done = self._native.run(x, self._shape[0], y.data_ptr(), self._wide, *self._seen)
         return y if done else None
-
-    def _takes(self, x: Tensor) -> bool:
-        """Whether a tensor has plain memory of the right shape."""
-        return (
-            x.is_cpu
-            and x.dtype in _DTYPES
-            and x.shape == self._shape
-            and x.is_contiguous()
-            and not x.is_neg()
-            and not functorch_is_active()  # then it may have no memory
-        )
 
 
 def _check(learner: Learner, model: nn.Module, params: list[nn.Parameter], sequences: int) -> None:
@@ -262,6 +250,5 @@ def _seen(learner: Learner, model: nn.Module, tensors: Iterable[Tensor]) -> _See
     return tuple(objects), tuple(containers), tuple(entries), tuple(places)
 
 
-_DTYPES = (torch.float32, torch.float64)
 _UNSCALED = Scaling(None, None)
 _Seen = tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]
