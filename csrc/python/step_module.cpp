@@ -1,15 +1,20 @@
-// fastseq._step: training steps without autograd. Uses neither torch nor MPI; tensors are passed as addresses.
+// fastseq._step: training steps, and steps of series, without autograd. Uses neither torch nor MPI; tensors are passed
+// as addresses.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <memory>
 #include <string>
+#include <string_view>
+#include <type_traits>
 #include <utility>
 #include <variant>
 #include <vector>
 
+#include "core/step/predict.h"
 #include "core/step/step.h"
 #include "python/bindings.h"
+#include "python/unchanged.h"
 
 namespace py = pybind11;
 
@@ -208,6 +213,63 @@ py::tuple train(Step<T>& step, const RowsTuple& x, const RowsTuple& y, bool labe
   return py::make_tuple(losses, outcome, HeldTuple(held.chunks, held.weight, held.loss));
 }
 
+template <class T>
+std::unique_ptr<StepPredictor<T>> make_predictor(Model<T>& model, std::int64_t inputs, std::pair<Address, Address> x,
+                                                 std::pair<Address, Address> y) {
+  auto scaling = [](const std::pair<Address, Address>& s) -> Scaling {
+    return {.center = to_pointer<const double>(s.first), .scale = to_pointer<const double>(s.second)};
+  };
+  return std::make_unique<StepPredictor<T>>(model, inputs, scaling(x), scaling(y));
+}
+
+// The memory of an array, if it has any.
+class View {
+ public:
+  explicit View(PyObject* array) : open_(PyObject_GetBuffer(array, &view_, PyBUF_FORMAT | PyBUF_STRIDES) == 0) {
+    if (!open_) PyErr_Clear();
+  }
+  View(const View&) = delete;
+  View& operator=(const View&) = delete;
+  ~View() {
+    if (open_) PyBuffer_Release(&view_);
+  }
+
+  // Its elements if it is contiguous, of this shape and of this type; else null.
+  template <class X>
+  const X* elements(std::int64_t rows, std::int64_t columns) const {
+    if (!open_ || std::string_view(view_.format) != (std::is_same_v<X, float> ? "f" : "d")) return nullptr;
+    const bool fits = view_.ndim == 2 && view_.shape[0] == rows && view_.shape[1] == columns &&
+                      PyBuffer_IsContiguous(&view_, 'C') != 0 &&
+                      reinterpret_cast<std::uintptr_t>(view_.buf) % alignof(X) == 0;
+    return fits ? static_cast<const X*>(view_.buf) : nullptr;
+  }
+
+ private:
+  Py_buffer view_{};
+  bool open_;
+};
+
+template <class T, class X>
+bool run_step(StepPredictor<T>& predictor, const X* x, std::int64_t sequences, Address y, bool wide) {
+  return wide ? predictor.run(x, sequences, to_pointer<double>(y)) : predictor.run(x, sequences, to_pointer<float>(y));
+}
+
+// Holds the interpreter's lock from the first check to the result, so nothing changes between.
+template <class T>
+bool predict_step(StepPredictor<T>& predictor, const py::object& x, std::int64_t sequences, Address y, bool wide,
+                  const py::tuple& objects, const py::tuple& containers, const py::tuple& entries,
+                  const py::tuple& tensors) {
+  if (!is_unchanged({objects.ptr(), containers.ptr(), entries.ptr(), tensors.ptr()})) return false;
+  const View view(x.ptr());
+  if (const float* data = view.elements<float>(sequences, predictor.inputs())) {
+    return run_step(predictor, data, sequences, y, wide);
+  }
+  if (const double* data = view.elements<double>(sequences, predictor.inputs())) {
+    return run_step(predictor, data, sequences, y, wide);
+  }
+  return false;
+}
+
 // A class for each type of parameters.
 template <class T>
 void register_step(const py::module_& m, const std::string& type) {
@@ -234,6 +296,13 @@ void register_step(const py::module_& m, const std::string& type) {
            py::arg("clip_value"), py::arg("clip_norm"), py::arg("attention"), py::arg("held"),
            "Trains on chunks; returns ([(loss, weight) of updates], its outcome, what is held: (chunks, weight, "
            "loss)).");
+  py::class_<StepPredictor<T>>(m, ("StepPredictor" + type).c_str())
+      .def(py::init(&make_predictor<T>), py::arg("model"), py::arg("inputs"), py::arg("x_scaling"),
+           py::arg("y_scaling"), py::keep_alive<1, 2>())
+      .def("run", &predict_step<T>, py::arg("x"), py::arg("sequences"), py::arg("y"), py::arg("wide"),
+           py::arg("objects"), py::arg("containers"), py::arg("entries"), py::arg("tensors"),
+           "Runs a time step, x being an array; returns whether it could: that nothing has changed (see unchanged.h) "
+           "and x is of its shape and finite.");
 }
 
 void register_layers(const py::module_& m) {
@@ -363,6 +432,13 @@ PYBIND11_MODULE(_step, m) {
       .def_readonly("loss", &Outcome::loss)
       .def_readonly("rank", &Outcome::rank)
       .def_readonly("attention", &Outcome::attention);
+  m.def(
+      "is_unchanged",
+      [](const py::tuple& objects, const py::tuple& containers, const py::tuple& entries, const py::tuple& tensors) {
+        return is_unchanged({objects.ptr(), containers.ptr(), entries.ptr(), tensors.ptr()});
+      },
+      py::arg("objects"), py::arg("containers"), py::arg("entries"), py::arg("tensors"),
+      "Whether things are still what they were, see unchanged.h.");
   register_step<float>(m, "32");
   register_step<double>(m, "64");
 }

@@ -1,6 +1,6 @@
 """Training steps without autograd; built from csrc/python/step_module.cpp."""
 
-from typing import ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 from ._comm import Bucketizer
 
@@ -198,6 +198,26 @@ class Step32:
         held: _Held,
     ) -> tuple[list[tuple[float, float]], Outcome, _Held]: ...
 
+class StepPredictor32:
+    def __init__(
+        self,
+        model: Model32,
+        inputs: int,
+        x_scaling: tuple[int, int],
+        y_scaling: tuple[int, int],
+    ) -> None: ...
+    def run(
+        self,
+        x: object,
+        sequences: int,
+        y: int,
+        wide: bool,
+        objects: tuple[Any, ...],
+        containers: tuple[Any, ...],
+        entries: tuple[Any, ...],
+        tensors: tuple[Any, ...],
+    ) -> bool: ...
+
 class Model64:
     def __init__(self, layers: list[_Layer], parallel_for: int) -> None: ...
     def set_state(self, state: list[int]) -> None: ...
@@ -239,3 +259,30 @@ class Step64:
         attention: bool,
         held: _Held,
     ) -> tuple[list[tuple[float, float]], Outcome, _Held]: ...
+
+class StepPredictor64:
+    def __init__(
+        self,
+        model: Model64,
+        inputs: int,
+        x_scaling: tuple[int, int],
+        y_scaling: tuple[int, int],
+    ) -> None: ...
+    def run(
+        self,
+        x: object,
+        sequences: int,
+        y: int,
+        wide: bool,
+        objects: tuple[Any, ...],
+        containers: tuple[Any, ...],
+        entries: tuple[Any, ...],
+        tensors: tuple[Any, ...],
+    ) -> bool: ...
+
+def is_unchanged(
+    objects: tuple[Any, ...],
+    containers: tuple[Any, ...],
+    entries: tuple[Any, ...],
+    tensors: tuple[Any, ...],
+) -> bool: ...

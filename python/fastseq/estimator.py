@@ -540,6 +540,9 @@ class Estimator:
         >>> est.step(torch.zeros(8, 3)).shape
         torch.Size([8, 2])
         """
+        y = self._predictor.native_step(x)
+        if y is not None:
+            return y
         learner = self.learner
         learner.check_measured()
         scaling = _UNSCALED if learner.scaling is None else learner.scaling
@@ -547,7 +550,9 @@ class Estimator:
         check_features(self.model, xs)
         check_steps(learner, xs)
         xs = to_device(xs, self.device)
-        return self._predictor.step(xs, squeeze=learner.squeezed, undo=learner.undo)
+        y = self._predictor.step(xs, squeeze=learner.squeezed, undo=learner.undo)
+        self._predictor.prepare_native_step(learner, x, y)
+        return y
 
     def export(self, path: str | os.PathLike[str], x: object = None) -> None:
         """Write the model, in evaluation mode, as a `torch.export` program that needs no fastseq.
@@ -714,7 +719,7 @@ class Estimator:
 
     def get_state(self) -> Tree:
         """Return a copy of the state after the last `predict` or `step`; None if fresh."""
-        return tree_map(torch.clone, self._predictor.state)
+        return self._predictor.get_state()
 
     def set_state(self, state: Tree) -> None:
         """Make `step` and ``predict(reset=False)`` continue from `state`."""

@@ -40,7 +40,7 @@ def test_includes_point_up(path: Path) -> None:
             assert name.split("/")[0] in ALLOWED[layer], f"{path} includes {name}"
 
 
-MORE_ROOMS = {"step": {"recurrence"}}
+MORE_ROOMS = {"step": {"ranks", "recurrence"}}
 
 
 def test_rooms_of_the_core_know_the_base_alone() -> None:
@@ -250,9 +250,8 @@ INNER = {
         "tests/python/test_history_and_progress.py", "tests/python/test_host_reads.py",
         "tests/python/test_mpi_jobs.py", "tests/python/test_threads.py",
     ),
-    "chooses what runs the updates of fit": (
-        "tests/mpi/conftest.py", "tests/python/conftest.py", "tests/python/test_native_step.py",
-        "tests/python/updates.py",
+    "chooses what runs the updates of fit, or steps": (
+        "tests/python/test_native_step.py", "tests/python/test_native_steps.py", "tests/python/updates.py",
     ),
     "runs the command line in this process": ("tests/python/test_h5_commands.py",),
 }  # fmt: skip

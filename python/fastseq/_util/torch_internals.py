@@ -21,11 +21,12 @@ from .untyped_torch import backward
 
 __all__ = [
     "assume_constant_result", "below_autograd", "children", "compiles_rnns", "dynamo_error",
-    "forward_hooks", "functorch_is_active", "fused_adam", "has_hooks", "has_own_step",
-    "has_step_hooks", "is_watched", "l1_mean", "leave_open", "let_skip_on_device", "mark_stepped",
-    "mse_mean", "multiply_each_", "own_parameters", "profiles", "recompile_limit",
-    "rnn_weight_names", "run_backward", "set_grad_enabled", "silence_capture_warning",
-    "skips_on_device", "storage_users", "uncompiled", "unsupported", "unwrapped_step",
+    "forward_hooks", "functorch_is_active", "fused_adam", "global_hooks", "has_hooks", "has_modes",
+    "has_own_step", "has_step_hooks", "is_autocast", "is_watched", "l1_mean", "leave_open",
+    "let_skip_on_device", "mark_stepped", "mse_mean", "multiply_each_", "own_parameters",
+    "profiles", "recompile_limit", "rnn_weight_names", "rnn_weights", "run_backward",
+    "set_grad_enabled", "silence_capture_warning", "skips_on_device", "storage_users", "uncompiled",
+    "unsupported", "unwrapped_step",
 ]  # fmt: skip
 
 _C: Any = torch._C
@@ -178,6 +179,12 @@ def rnn_weight_names(layer: nn.RNNBase) -> list[str]:
     return names
 
 
+def rnn_weights(layer: nn.RNNBase) -> list[Any]:
+    """Return the weights that a recurrent layer uses, which should be its parameters."""
+    weights: list[Any] = layer._flat_weights
+    return weights
+
+
 def uncompiled(module: nn.Module) -> nn.Module:
     """Return the module behind one that `torch.compile` returned; others unchanged."""
     return children(module).get("_orig_mod") or module  # getattr is slow if it fails
@@ -203,11 +210,31 @@ def has_hooks(thing: nn.Module | Tensor) -> bool:
     return any(getattr(thing, name, None) for name in _HOOKS)
 
 
+def global_hooks() -> list[dict[Any, Any]]:
+    """Return the dicts of hooks that all modules call; always the same ones."""
+    return [getattr(nn.modules.module, name, {}) for name in _GLOBAL_HOOKS]
+
+
+_dispatch_modes: Callable[[], int] = getattr(_C, "_len_torch_dispatch_stack", int)
+_function_modes: Callable[[], int] = getattr(_C, "_len_torch_function_stack", int)
+
+
+def has_modes() -> bool:
+    """Return whether a mode sees all operators run."""
+    return _function_modes() > 0 or _dispatch_modes() > 0
+
+
+_any_autocast: Callable[[], bool] | None = getattr(_C, "_is_any_autocast_enabled", None)
+
+
+def is_autocast() -> bool:
+    """Return whether autocast is on, on the CPU at least; quicker than torch's own question."""
+    return torch.is_autocast_enabled("cpu") if _any_autocast is None else _any_autocast()
+
+
 def is_watched() -> bool:
     """Return whether something sees all modules or operators run: global hooks, modes."""
-    hooks = any(getattr(nn.modules.module, name, None) for name in _GLOBAL_HOOKS)
-    names = "_len_torch_dispatch_stack", "_len_torch_function_stack"
-    return hooks or any(getattr(_C, name, int)() > 0 for name in names)
+    return any(global_hooks()) or has_modes()
 
 
 # `torch.compile` has no public names for its errors, and its package is slow to import.

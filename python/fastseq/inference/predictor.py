@@ -19,8 +19,10 @@ from ..data.sequences import Sequences, to_device
 from ..distributed.replicas import Replicas
 from ..nn.earlier_steps import within
 from ..nn.stateful import Stateful, batch_dims, each_step, in_mode, is_bidirectional
+from ..training.learner import Learner
 from ..training.spec import Spec
 from .export import first_state
+from .native_steps import NativeSteps
 from .one_pass import Pass
 from .outputs import Outputs, matched, nothing
 from .state_rows import put_rows, take_rows
@@ -56,6 +58,7 @@ class Predictor:
         self._replicas = replicas
         self._dims: Tree = None  # the same for all calls
         self._lock = Lock()  # for calls that continue from `state`
+        self._native = NativeSteps()
         self.state: Tree = None
 
     def predict(
@@ -160,6 +163,25 @@ class Predictor:
                 outputs.finish()
         self.state = end
         return outputs.result
+
+    def get_state(self) -> Tree:
+        """Return a copy of `state`, as it is between two steps."""
+        with self._lock:
+            return tree_map(torch.clone, self.state)
+
+    def native_step(self, x: object) -> Tensor | None:
+        """Run one step in C++, given what the user has passed; None: `step` must run it."""
+        if not self._lock.acquire(blocking=False):
+            return None
+        try:
+            return self._native.run(x, self.state)
+        finally:
+            self._lock.release()
+
+    def prepare_native_step(self, learner: Learner, x: object, y: Tree) -> None:
+        """Prepare `native_step` for inputs like `x`, for which `step` has just returned `y`."""
+        with self._lock:
+            self.state = self._native.follow(learner, self._model, x, y, self.state)
 
     def step(self, x: Tree, *, squeeze: bool = False, undo: Tree = None) -> Tree:
         """Run one step of all sequences, ``(N, F)``, from `state`; see `predict`."""

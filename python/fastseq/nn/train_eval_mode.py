@@ -12,7 +12,7 @@ from torch import nn
 
 from ..errors import BusyError
 
-__all__ = ["in_mode"]
+__all__ = ["in_mode", "models_in_use"]
 
 
 @contextmanager
@@ -39,7 +39,7 @@ def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
     """
     thread = threading.get_ident()
     with _changed:
-        users = _users.setdefault(id(model), _Users(model))
+        users = models_in_use.setdefault(id(model), _Users(model))
         before = users.train(thread) if training else users.evaluate(thread)
     try:
         yield
@@ -47,7 +47,7 @@ def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
         with _changed:
             users.leave(thread, before, training=training)
             if users.idle:
-                _users.pop(id(model), None)
+                models_in_use.pop(id(model), None)
             _changed.notify_all()
 
 
@@ -146,16 +146,16 @@ def _restore(modes: _Modes) -> None:
 
 
 _changed = threading.Condition()
-_users: dict[int, _Users] = {}  # by id of a model, which lives while in use
+models_in_use: dict[int, _Users] = {}  # by id of a model, which lives while in use
 
 
 def _forget_other_threads() -> None:
     global _changed
     _changed = threading.Condition()
-    for key, users in list(_users.items()):
+    for key, users in list(models_in_use.items()):
         users.keep_only(threading.get_ident())
         if users.idle:
-            del _users[key]
+            del models_in_use[key]
 
 
 os.register_at_fork(after_in_child=_forget_other_threads)

@@ -25,9 +25,10 @@ from ..nn.stateful import takes_lengths, takes_state
 from .optimizer_step import obstacle
 
 __all__ = [
-    "End", "Loss", "LossKind", "NativeModel", "NativeStep", "NativeUpdate", "NotNative", "Outcome",
-    "SegmentLayers", "SideBySide", "dropout_of", "layers_of", "loss_of", "loss_of_known",
-    "members_of", "native_types", "optimizer_of", "settings_of", "states_of",
+    "End", "Loss", "LossKind", "NativeModel", "NativeStep", "NativeStepPredictor", "NativeUpdate",
+    "NotNative", "Outcome", "SegmentLayers", "SideBySide", "dropout_of", "is_unchanged", "layers_of",
+    "loss_of", "loss_of_known", "members_of", "native_types", "optimizer_of", "settings_of",
+    "states_of", "step_predictor_type",
 ]  # fmt: skip
 
 End = _step.End
@@ -37,6 +38,8 @@ Outcome = _step.Outcome
 NativeModel = _step.Model32 | _step.Model64
 NativeUpdate = _step.Update32 | _step.Update64
 NativeStep = _step.Step32 | _step.Step64
+NativeStepPredictor = _step.StepPredictor32 | _step.StepPredictor64
+is_unchanged = _step.is_unchanged
 
 # Addresses of a parameter and of its gradient.
 Weights = tuple[int, int]
@@ -59,6 +62,11 @@ def native_types(dtype: torch.dtype) -> tuple[Any, Any, Any]:
     if dtype == torch.float64:
         return _step.Model64, _step.Update64, _step.Step64
     return _step.Model32, _step.Update32, _step.Step32
+
+
+def step_predictor_type(dtype: torch.dtype) -> Any:
+    """Return the class that runs single steps of models with parameters of a dtype."""
+    return _step.StepPredictor64 if dtype == torch.float64 else _step.StepPredictor32
 
 
 _ACTIVATIONS = {
