@@ -24,10 +24,14 @@ std::vector<DType> on_the_wire(std::span<const DType> dtypes, bool half_wire) {
 DeviceBucketizer::DeviceBucketizer(const std::shared_ptr<Communicator>& comm, std::span<const std::int64_t> numels,
                                    std::span<const DType> dtypes, std::int64_t bucket_bytes, bool threaded, int device,
                                    const ExchangeOptions& options, bool half_wire)
-    : DeviceBucketizer(comm, numels, dtypes, bucket_bytes, threaded, device, options, half_wire, [&] {
-        const OnDevice on(device);
-        return make_exchange(comm, device, options);
-      }()) {}
+    : DeviceBucketizer(OnDevice(device), comm, numels, dtypes, bucket_bytes, threaded, device, options, half_wire) {}
+
+DeviceBucketizer::DeviceBucketizer(const OnDevice& /*on*/, const std::shared_ptr<Communicator>& comm,
+                                   std::span<const std::int64_t> numels, std::span<const DType> dtypes,
+                                   std::int64_t bucket_bytes, bool threaded, int device, const ExchangeOptions& options,
+                                   bool half_wire)
+    : DeviceBucketizer(comm, numels, dtypes, bucket_bytes, threaded, device, options, half_wire,
+                       make_exchange(comm, device, options)) {}
 
 DeviceBucketizer::DeviceBucketizer(const std::shared_ptr<Communicator>& comm, std::span<const std::int64_t> numels,
                                    std::span<const DType> dtypes, std::int64_t bucket_bytes, bool threaded, int device,
@@ -39,7 +43,6 @@ DeviceBucketizer::DeviceBucketizer(const std::shared_ptr<Communicator>& comm, st
       producers_(buckets().size()),
       packs_(device),
       exchange_(std::move(exchange)) {
-  const OnDevice on(device_);
   facts_ = std::make_unique<DeviceMemory>(2 * buckets().size() * sizeof(double));
   std::vector<DeviceBucket> all;
   for (const Bucket& bucket : buckets()) {
