@@ -4,6 +4,7 @@
 #include <stdexcept>
 #include <tuple>
 
+#include "cuda/exchanges/ask_all.h"
 #include "cuda/pack_kernels.h"
 
 namespace fastseq::cuda {
@@ -43,19 +44,24 @@ DeviceBucketizer::DeviceBucketizer(const std::shared_ptr<Communicator>& comm, st
       producers_(buckets().size()),
       packs_(device),
       exchange_(std::move(exchange)) {
-  facts_ = std::make_unique<DeviceMemory>(2 * buckets().size() * sizeof(double));
   std::vector<DeviceBucket> all;
   for (const Bucket& bucket : buckets()) {
-    const DType dtype = buffers()[bucket.buffer].dtype;
-    all.push_back({.data = data_of(bucket), .numel = bucket.numel, .dtype = dtype});
+    all.push_back({.data = data_of(bucket), .numel = bucket.numel, .dtype = buffers()[bucket.buffer].dtype});
+  }
+  on_all(*comm, [&] { allocate(numels, half_wire); });
+  exchange_->prepare(all, reinterpret_cast<const double*>(facts_->data()));
+}
+
+void DeviceBucketizer::allocate(std::span<const std::int64_t> numels, bool half_wire) {
+  facts_ = std::make_unique<DeviceMemory>(2 * buckets().size() * sizeof(double));
+  for (const Bucket& bucket : buckets()) {
     std::vector<std::int64_t> lengths;
     lengths.reserve(bucket.members.size());
     for (const std::int64_t index : bucket.members) lengths.push_back(numel(index));
-    const FlatLayout layout = flat_layout(lengths, dtype, kFlatAlignment);
+    const FlatLayout layout = flat_layout(lengths, buffers()[bucket.buffer].dtype, kFlatAlignment);
     scratch_.push_back(
         std::make_unique<DeviceMemory>(static_cast<std::size_t>(facts_scratch(lengths, layout)) * sizeof(double)));
   }
-  exchange_->prepare(all, reinterpret_cast<const double*>(facts_->data()));
   make_places(numels, half_wire);
 }
 
