@@ -4,6 +4,7 @@
 #include <stdexcept>
 #include <tuple>
 
+#include "cuda/exchanges/ask_all.h"
 #include "cuda/pack_kernels.h"
 
 namespace fastseq::cuda {
@@ -24,10 +25,14 @@ std::vector<DType> on_the_wire(std::span<const DType> dtypes, bool half_wire) {
 DeviceBucketizer::DeviceBucketizer(const std::shared_ptr<Communicator>& comm, std::span<const std::int64_t> numels,
                                    std::span<const DType> dtypes, std::int64_t bucket_bytes, bool threaded, int device,
                                    const ExchangeOptions& options, bool half_wire)
-    : DeviceBucketizer(comm, numels, dtypes, bucket_bytes, threaded, device, options, half_wire, [&] {
-        const OnDevice on(device);
-        return make_exchange(comm, device, options);
-      }()) {}
+    : DeviceBucketizer(OnDevice(device), comm, numels, dtypes, bucket_bytes, threaded, device, options, half_wire) {}
+
+DeviceBucketizer::DeviceBucketizer(const OnDevice& /*on*/, const std::shared_ptr<Communicator>& comm,
+                                   std::span<const std::int64_t> numels, std::span<const DType> dtypes,
+                                   std::int64_t bucket_bytes, bool threaded, int device, const ExchangeOptions& options,
+                                   bool half_wire)
+    : DeviceBucketizer(comm, numels, dtypes, bucket_bytes, threaded, device, options, half_wire,
+                       make_exchange(comm, device, options)) {}
 
 DeviceBucketizer::DeviceBucketizer(const std::shared_ptr<Communicator>& comm, std::span<const std::int64_t> numels,
                                    std::span<const DType> dtypes, std::int64_t bucket_bytes, bool threaded, int device,
@@ -39,20 +44,24 @@ DeviceBucketizer::DeviceBucketizer(const std::shared_ptr<Communicator>& comm, st
       producers_(buckets().size()),
       packs_(device),
       exchange_(std::move(exchange)) {
-  const OnDevice on(device_);
-  facts_ = std::make_unique<DeviceMemory>(2 * buckets().size() * sizeof(double));
   std::vector<DeviceBucket> all;
   for (const Bucket& bucket : buckets()) {
-    const DType dtype = buffers()[bucket.buffer].dtype;
-    all.push_back({.data = data_of(bucket), .numel = bucket.numel, .dtype = dtype});
+    all.push_back({.data = data_of(bucket), .numel = bucket.numel, .dtype = buffers()[bucket.buffer].dtype});
+  }
+  on_all(*comm, [&] { allocate(numels, half_wire); });
+  exchange_->prepare(all, reinterpret_cast<const double*>(facts_->data()));
+}
+
+void DeviceBucketizer::allocate(std::span<const std::int64_t> numels, bool half_wire) {
+  facts_ = std::make_unique<DeviceMemory>(2 * buckets().size() * sizeof(double));
+  for (const Bucket& bucket : buckets()) {
     std::vector<std::int64_t> lengths;
     lengths.reserve(bucket.members.size());
     for (const std::int64_t index : bucket.members) lengths.push_back(numel(index));
-    const FlatLayout layout = flat_layout(lengths, dtype, kFlatAlignment);
+    const FlatLayout layout = flat_layout(lengths, buffers()[bucket.buffer].dtype, kFlatAlignment);
     scratch_.push_back(
         std::make_unique<DeviceMemory>(static_cast<std::size_t>(facts_scratch(lengths, layout)) * sizeof(double)));
   }
-  exchange_->prepare(all, reinterpret_cast<const double*>(facts_->data()));
   make_places(numels, half_wire);
 }
 

@@ -72,9 +72,14 @@ class DeviceBucketizer final : public Bucketizer {
     std::size_t count = 0;  // of this update
   };
 
+  // While `on` lives, which is until all is made.
+  DeviceBucketizer(const OnDevice& on, const std::shared_ptr<Communicator>& comm, std::span<const std::int64_t> numels,
+                   std::span<const DType> dtypes, std::int64_t bucket_bytes, bool threaded, int device,
+                   const ExchangeOptions& options, bool half_wire);
   DeviceBucketizer(const std::shared_ptr<Communicator>& comm, std::span<const std::int64_t> numels,
                    std::span<const DType> dtypes, std::int64_t bucket_bytes, bool threaded, int device,
                    const ExchangeOptions& options, bool half_wire, std::unique_ptr<Exchange> exchange);
+  void allocate(std::span<const std::int64_t> numels, bool half_wire);
   void make_places(std::span<const std::int64_t> numels, bool half_wire);
   void widen(cudaStream_t reader);
   double* facts_of(std::size_t bucket) const { return reinterpret_cast<double*>(facts_->data()) + 2 * bucket; }

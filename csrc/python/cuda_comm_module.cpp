@@ -73,7 +73,7 @@ PYBIND11_MODULE(_cuda_comm, m) {
             return py::cast(Memory{{const_cast<std::byte*>(bytes), [](std::byte*) {}}, sizeof(Outcome)});
           },
           py::keep_alive<0, 1>(), "Three float64: mean value, rank with a non-finite gradient or -1, norm; or None.")
-      .def("raise_if_broken", &DeviceBucketizer::raise_if_broken)
+      .def("raise_if_broken", &DeviceBucketizer::raise_if_broken, py::call_guard<py::gil_scoped_release>())
       .def(
           "start",
           [](DeviceBucketizer& self, double weight, std::uintptr_t value, bool attention, double scale,

@@ -106,8 +106,8 @@ inline Means on_host(Bucketizer& host, const Gradients& gradients, const Step& s
 class DeviceRank {
  public:
   DeviceRank(const std::shared_ptr<Communicator>& comm, const std::vector<DType>& types, std::int64_t bucket_bytes,
-             bool threaded, const cuda::ExchangeOptions& options, bool half_wire = false)
-      : value_(1), buckets_(comm, kNumels, types, bucket_bytes, threaded, 0, options, half_wire) {
+             bool threaded, const cuda::ExchangeOptions& options, bool half_wire = false, int device = 0)
+      : value_(1), buckets_(comm, kNumels, types, bucket_bytes, threaded, device, options, half_wire) {
     for (const std::int64_t numel : kNumels) {
       memory_.push_back(std::make_unique<DeviceBuffer<double>>(static_cast<std::size_t>(numel) + 1));
     }

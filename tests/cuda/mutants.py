@@ -23,9 +23,10 @@ FORWARD, BACKWARD, GRADIENTS = (
     f"recurrence_{part}.cu" for part in ("forward", "backward", "gradients")
 )
 BUCKETS, SUMS = "device_bucketizer.cpp", "exchanges/exchange_kernels.cu"
-STAGED, STREAMED, IPC, NCCL = (
-    f"exchanges/{name}_exchange.cpp" for name in ("staged", "streamed", "ipc", "nccl")
+STAGED, STREAMED, IPC, NCCL, MPI = (
+    f"exchanges/{name}_exchange.cpp" for name in ("staged", "streamed", "ipc", "nccl", "cuda_mpi")
 )
+CHOICE, NCCL_RANKS = "exchanges/make_exchange.cpp", "exchanges/nccl_communicator.cpp"
 MUTANTS = {
     "read past the end of a tensor": (
         PACK, "    if (i < vectors) raw[v]", "    if (i <= vectors) raw[v]"),
@@ -100,17 +101,45 @@ MUTANTS = {
         BUCKETS, "from == nullptr ? 0 : numel(*member)", "numel(*member)"),
     "the reader is not told to wait": (BUCKETS, "    exchange_->precede(reader);\n", ""),
     "copy to the host does not wait for packing": (
-        STAGED, "  way.packed.precede(fetches_);\n", ""),
+        STAGED, "  way.packed.precede(lanes_->fetches);\n", ""),
     "exchange does not wait for the copy": (STAGED, "    piece.fetched->synchronize();\n", ""),
-    "event of the copy to the host left out": (STAGED, "    piece.fetched->record(fetches_);\n", ""),
+    "event of the copy to the host left out": (STAGED, "    piece.fetched->record(lanes_->fetches);\n", ""),
     "averaging does not wait for packing": (
-        STREAMED, "  packed_[bucket]->precede(averages_);\n", ""),
+        STREAMED, "  packed_[bucket]->precede(own_->averages);\n", ""),
     "the outcome does not wait for the other ranks' news": (STREAMED, "    collect();\n", ""),
     "ranks do not wait for each other's gradients": (IPC, "  wait_for(packed_[index]);\n", ""),
     "the reader does not wait for the other ranks' means": (IPC, "  wait_for(told_);\n", ""),
     "ranks wait for what others have not recorded yet": (IPC, "  comm()->barrier();", "  "),
+    "the host does not wait for sums that go to other machines": (
+        IPC, "  wait();\n  comm()->sum_over_nodes", "  comm()->sum_over_nodes"),
+    "the host does not wait for news that go to other machines": (
+        IPC, "  wait();\n  comm()->allreduce", "  comm()->allreduce"),
+    "news are overwritten on their way to the device": (
+        IPC, "  wait();  // those of the update before", "  // those of the update before"),
+    "nobody looks for ranks that have died": (IPC, "{ wait(last()); }", "{}"),
+    "MPI does not wait for the device": (
+        MPI, "    synchronize(own_->averages);\n    comm_->sum_on_device", "    comm_->sum_on_device"),
+    "MPI does not wait for 16 bits as 32": (
+        MPI, "  synchronize(own_->averages);\n  comm_->sum_on_device", "  comm_->sum_on_device"),
+    "MPI adds without factors": (MPI, "own.weight / reduced.weight)", "1)"),
+    "squares of the bucket before": (
+        MPI, "averages);\n  synchronize(own_->averages);\n  return", "averages);\n  return"),
+    "NCCL although ranks share a GPU": (
+        CHOICE, "if (!all_different(ranks, &Rank::gpu))", "if (false)"),
+    "a way that one rank refuses": (
+        CHOICE, "if (*text != '\\0') return", "if (r == 0 && *text != '\\0') return"),
+    "other memory than the model's device's": (BUCKETS, "(OnDevice(device), comm", "(OnDevice(0), comm"),
+    "an exchange by NCCL that does not end": (
+        NCCL_RANKS, "} else if (std::chrono::steady_clock::now() - since_ > clock_time(timeout_)) {",
+        "} else if (false) {"),
     "NCCL adds without factors": (NCCL, "if (factor != 1) weighted_sum(", "if (false) weighted_sum("),
     "a rank without weight counts": (SUMS, "    if (factors[s] == 0) continue;\n", ""),
+    "facts of the first bucket only": (SUMS, "b < from.buckets; b +=", "b < 1; b +="),
+    "values of ranks that do not count": (
+        SUMS, "counts && from.value != nullptr ?", "from.value != nullptr ?"),
+    "squares of other ranks left out": (
+        SUMS, "found.norm += news[r].squares;", "if (r == 0) found.norm += news[r].squares;"),
+    "the last rank that is not finite": (SUMS, "if (found.nonfinite_rank < 0 && news", "if (news"),
     "last items of a sum not written": (SUMS, "if (j < count) to[j]", "if (j + 1 < count) to[j]"),
 }  # fmt: skip
 TESTS = {
@@ -118,7 +147,7 @@ TESTS = {
     BLOCK: "pack_kernels",
     BMM: "bmm_kernels",
     **dict.fromkeys((BUCKETS, STAGED), "device_bucketizer"),
-    **dict.fromkeys((STREAMED, IPC, NCCL), "device_exchanges"),
+    **dict.fromkeys((STREAMED, IPC, NCCL, MPI, CHOICE, NCCL_RANKS), "device_exchanges"),
     SUMS: "exchange_kernels",
     **dict.fromkeys((FORWARD, BACKWARD, GRADIENTS), "recurrence_kernels"),
 }

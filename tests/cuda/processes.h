@@ -31,7 +31,32 @@ struct Pids {
   std::atomic<int> pids[kMost];
 };
 
-inline int run_rank(int rank, int size, const std::vector<NodeGroup::Slot*>& slots, Pids& all,
+// What a group of ranks needs, made before they are.
+class Slots {
+ public:
+  explicit Slots(int size) {
+    for (int r = 0; r < size; ++r) {
+      auto memory = SharedMemory::create(sizeof(NodeGroup::Slot));
+      if (!memory) throw std::runtime_error("no shared memory");
+      slots_.push_back(reinterpret_cast<NodeGroup::Slot*>(memory->data()));
+      memories_.push_back(*memory);
+    }
+  }
+  const std::vector<NodeGroup::Slot*>& all() const { return slots_; }
+
+ private:
+  std::vector<SharedMemory> memories_;
+  std::vector<NodeGroup::Slot*> slots_;
+};
+
+// This process as a rank of a group.
+inline std::shared_ptr<Communicator> join(const Slots& slots, int rank, const std::vector<int>& pids, double timeout) {
+  auto group = std::make_unique<NodeGroup>(slots.all(), rank, std::chrono::duration<double>(timeout));
+  auto memory = std::make_unique<NodeMemory>(*group, pids);
+  return std::make_shared<NodeCommunicator>(std::move(group), std::move(memory), nullptr, [](int) {});
+}
+
+inline int run_rank(int rank, int size, const Slots& slots, Pids& all,
                     const std::function<void(const std::shared_ptr<Communicator>&)>& body, double timeout) {
 #ifdef CUDA_ON_HOST
   const cuda_on_host::Running running;
@@ -44,9 +69,7 @@ inline int run_rank(int rank, int size, const std::vector<NodeGroup::Slot*>& slo
     pids.push_back(all.pids[r]);
   }
   try {
-    auto group = std::make_unique<NodeGroup>(slots, rank, std::chrono::duration<double>(timeout));
-    auto memory = std::make_unique<NodeMemory>(*group, pids);
-    body(std::make_shared<NodeCommunicator>(std::move(group), std::move(memory), nullptr, [](int) {}));
+    body(join(slots, rank, pids, timeout));
   } catch (const std::exception& error) {
     fail(__FILE__, __LINE__, "rank " + std::to_string(rank) + ": " + error.what());
   }
@@ -57,14 +80,8 @@ inline int run_rank(int rank, int size, const std::vector<NodeGroup::Slot*>& slo
 inline void run_processes(int size, const std::function<void(const std::shared_ptr<Communicator>&)>& body,
                           double timeout = 60, int killed = -1) {
   auto shared = SharedMemory::create(sizeof(Pids));
-  std::vector<SharedMemory> memories;
-  std::vector<NodeGroup::Slot*> slots;
-  for (int r = 0; r < size; ++r) {
-    auto memory = SharedMemory::create(sizeof(NodeGroup::Slot));
-    if (!memory || !shared) throw std::runtime_error("no shared memory");
-    slots.push_back(reinterpret_cast<NodeGroup::Slot*>(memory->data()));
-    memories.push_back(*memory);
-  }
+  if (!shared) throw std::runtime_error("no shared memory");
+  const Slots slots(size);
   std::vector<pid_t> children;
   std::fflush(nullptr);
   for (int r = 0; r < size; ++r) {

@@ -118,6 +118,23 @@ TEST(products_of_every_inner_side) {
   }
 }
 
+// In 16 bits a sum of ones would stop at 2048, or at 256.
+TEST(sums_of_16_bits_are_made_in_32) {
+  for (const DType dtype : {DType::kFloat16, DType::kBFloat16}) {
+    dispatch(dtype, [&]<class T>(Type<T> /*type*/) {
+      for (const std::int64_t side : {1, 4, 17}) {
+        constexpr std::int64_t kSum = 3000;
+        const DeviceBuffer<T> ones(std::vector<T>(static_cast<std::size_t>(side * kSum), T(1.0F)));
+        const auto outputs = static_cast<std::size_t>(side * side);
+        const DeviceBuffer<T> c(outputs);
+        const cuda::Stream stream;
+        cuda::bmm({1, side, kSum, side}, dtype, {ones.data(), 0, kSum, 1}, {ones.data(), 0, side, 1}, c.data(), stream);
+        CHECK(same_bits(c.read(stream), std::vector<T>(outputs, T(static_cast<float>(kSum)))));
+      }
+    });
+  }
+}
+
 // A grid has at most 1 << 11 blocks for small products, and 1 << 10 for tiles of 16 rows and for the batch.
 TEST(more_products_than_a_grid_has_blocks) {
   check_product<float>(DType::kFloat32, {(1 << 11) + 3, 9, 2, 15}, Lies::kByRows, Lies::kByRows);

@@ -112,6 +112,27 @@ bool always_follows(bool waits) {
 
 }  // namespace
 
+TEST(streams_and_events_belong_to_their_device) {
+  CHECK_EQ(cudaSetDevice(2), cudaErrorInvalidValue);
+  cudaStream_t first{};
+  cudaStream_t second{};
+  cudaEvent_t event{};
+  must(cudaStreamCreateWithFlags(&first, cudaStreamNonBlocking));
+  must(cudaSetDevice(1));
+  must(cudaStreamCreateWithFlags(&second, cudaStreamNonBlocking));
+  must(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+  CHECK_EQ(cudaEventRecord(event, first), cudaErrorInvalidResourceHandle);
+  must(cudaEventRecord(event, second));
+  must(cudaStreamWaitEvent(first, event, 0));  // may be another device's
+  int device = 0;
+  must(cudaGetDevice(&device));
+  CHECK_EQ(device, 1);
+  must(cudaSetDevice(0));
+  must(cudaEventDestroy(event));
+  must(cudaStreamDestroy(first));
+  must(cudaStreamDestroy(second));
+}
+
 TEST(threads_meet_at_barriers_and_else_do_not) {
   CHECK(always_reverses(true));
   if (!kThreadSanitizer) CHECK(!always_reverses(false));

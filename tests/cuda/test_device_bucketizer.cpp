@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <utility>
 #include <vector>
@@ -98,6 +99,32 @@ TEST(errors_end_the_update_on_all_ranks) {
     CHECK_EQ(rank.run(gradients, {}).weight, 2.0);  // the next update is whole
   });
 }
+
+#ifdef CUDA_ON_HOST
+// Whichever device the caller's thread is at.
+TEST(all_is_made_on_the_model_s_device) {
+  const auto types = types_with(DType::kFloat32);
+  run_team(2, [&](NodeCommunicator& comm) {
+    std::optional<cuda::OnDevice> on(std::in_place, 1);
+    DeviceRank rank(borrowed(comm), types, 3000, true, with_norm, false, 1);
+    on.reset();
+    DeviceRank other(borrowed(comm), types, 3000, true, with_norm, false, 0);  // streams and memory of device 0
+    cuda::DeviceBucketizer apart(borrowed(comm), testing::kNumels, types, 3000, true, 1, with_norm);
+    for (const auto* buckets : {&rank.buckets(), &apart}) {
+      for (const auto& places : buckets->places()) CHECK_EQ(cuda_on_host::device_of(places.memory.get()), 1);
+    }
+    on.emplace(1);
+    const cuda::Stream reader;
+    on.reset();
+    apart.start(1, nullptr, false, 1, reader);
+    CHECK_EQ(apart.finish(reader).weight, 2.0);
+    const Gradients gradients(types, comm.rank(), 0);
+    rank.use(rank.run(gradients, {}));  // streams of device 1 from a thread at device 0
+    Bucketizer host(borrowed(comm), testing::kNumels, types, 3000, false, true);
+    CHECK(rank.used(0).of == on_host(host, gradients, {}).of);
+  });
+}
+#endif
 
 TEST(exchanges_that_cannot_be_had_are_refused_on_all_ranks) {
   const auto types = types_with(DType::kFloat32);

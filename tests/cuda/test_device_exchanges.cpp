@@ -1,9 +1,11 @@
 // Gradients on a GPU, averaged over ranks that are processes, in all ways.
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <csignal>
 #include <limits>
 #include <memory>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -11,6 +13,7 @@
 #include "check.h"
 #include "device_ranks.h"
 #include "processes.h"
+#include "wrapped_ranks.h"
 #ifdef CUDA_ON_HOST
 #include "device.h"
 #endif
@@ -21,9 +24,12 @@ namespace {
 
 using testing::check_updates;
 using testing::DeviceRank;
+using testing::DeviceRanks;
 using testing::drawn_orders;
 using testing::Gradients;
 using testing::run_processes;
+using testing::SeveralNodes;
+using testing::Slots;
 using testing::types_with;
 
 #ifdef CUDA_ON_HOST
@@ -63,6 +69,44 @@ TEST(all_ways_have_the_host_s_means) {
       check_processes(exchange, 4, DType::kFloat16, std::int64_t{1} << 30, false, seed);
     }
   }
+}
+
+TEST(ranks_of_several_machines_have_the_host_s_means) {
+  for (const std::vector<int>& sizes : std::vector<std::vector<int>>{{2, 1}, {1, 2}, {2, 2}}) {
+    for (const std::int64_t bucket_bytes : {std::int64_t{3000}, std::int64_t{1} << 30}) {
+      const int size = std::accumulate(sizes.begin(), sizes.end(), 0);
+      for (const std::string exchange : {"staged", "cuda-ipc"}) {
+        std::vector<Slots> between;
+        for (int r = 0; r < std::ranges::min(sizes); ++r) between.emplace_back(static_cast<int>(sizes.size()));
+        run_processes(size, [&](const std::shared_ptr<Communicator>& all) {
+          const auto comm = std::make_shared<SeveralNodes>(all, sizes, between);
+          const cuda::ExchangeOptions options{.exchange = exchange, .norm = true};
+          check_updates(comm, types_with(DType::kBFloat16), bucket_bytes, true, options, false, 10);
+        });
+      }
+    }
+  }
+}
+
+TEST(memory_of_the_device_given_to_mpi_has_the_host_s_means) {
+  for (const DType other : {DType::kFloat64, DType::kBFloat16, DType::kFloat16}) {
+    run_processes(3, [&](const std::shared_ptr<Communicator>& all) {
+      const auto comm = std::make_shared<DeviceRanks>(all);
+      check_updates(comm, types_with(other), 3000, true, {.exchange = "cuda-mpi", .norm = true}, false);
+    });
+  }
+}
+
+TEST(memory_of_the_device_is_refused_on_all_ranks_if_one_cannot_take_it) {
+  run_processes(2, [&](const std::shared_ptr<Communicator>& all) {
+    const auto comm = std::make_shared<DeviceRanks>(all, all->rank() == 1 ? "not built for it" : "");
+    try {
+      DeviceRank(comm, types_with(DType::kFloat32), 3000, true, {.exchange = "cuda-mpi"});
+      CHECK(false);
+    } catch (const std::invalid_argument& error) {
+      CHECK(std::string(error.what()).ends_with("cannot be used: rank 1: not built for it"));
+    }
+  });
 }
 
 TEST(the_way_is_found) {
@@ -150,6 +194,53 @@ TEST(a_rank_that_dies_ends_the_others) {
 }
 
 #ifdef CUDA_ON_HOST
+// What a rank that has died leaves to do does not keep another waiting for ever.
+TEST(outcomes_that_wait_for_the_dead_are_told) {
+  run_processes(
+      2,
+      [&](const std::shared_ptr<Communicator>& comm) {
+        const auto types = types_with(DType::kFloat64);
+        const cuda::ExchangeOptions options{.exchange = "cuda-ipc", .timeout = std::chrono::seconds(1)};
+        auto& rank = *new DeviceRank(comm, types, 3000, true, options);
+        const Gradients gradients(types, comm->rank(), 0);
+        rank.use(rank.run(gradients, {}));
+        rank.buckets().raise_if_broken();
+        comm->barrier();
+        if (comm->rank() == 1) cuda_on_host::wait_until(rank.buckets().packs(), [] { return false; });
+        rank.run(gradients, {});  // the host has done all: its device has not
+        if (comm->rank() == 1) std::raise(SIGKILL);
+        CHECK_THROWS((rank.buckets().raise_if_broken(), 0), CommunicationError);
+        rank.buckets().~DeviceBucketizer();
+      },
+      60, 1);
+}
+
+// What one rank cannot have is left by all; if it is needed, all say so.
+TEST(memory_that_one_rank_does_not_have_is_missed_on_all) {
+  run_processes(2, [&](const std::shared_ptr<Communicator>& comm) {
+    take_gpu("nccl", comm->rank());
+    std::vector<std::unique_ptr<cuda::DeviceMemory>> taken;
+    for (std::size_t bytes = std::size_t{1} << 29; comm->rank() == 1 && bytes >= 256;) {
+      try {
+        taken.push_back(std::make_unique<cuda::DeviceMemory>(bytes));
+      } catch (const std::runtime_error&) {
+        bytes /= 2;
+      }
+    }
+    for (const std::string exchange : {"auto", "staged", "cuda-ipc", "nccl"}) {
+      try {
+        cuda::DeviceBucketizer(comm, testing::kNumels, types_with(DType::kFloat32), 3000, true, 0,
+                               {.exchange = exchange});
+        CHECK(false);
+      } catch (const CommunicationError&) {
+        CHECK(false);  // out of step
+      } catch (const std::exception& error) {
+        CHECK(std::string(error.what()).find("rank 1: cudaMalloc failed: out of memory") != std::string::npos);
+      }
+    }
+  });
+}
+
 constexpr std::chrono::seconds kPatience{testing::kThreadSanitizer ? 20 : 3};
 
 // What the device left then is no mean.

@@ -70,6 +70,49 @@ TEST(sums_have_the_bits_of_the_cpu_s) {
   }
 }
 
+// Three ranks with 300 buckets each: the second does not count, the third has a gradient that is not finite.
+TEST(ranks_conclude_from_each_other_s_news) {
+  constexpr std::int64_t kBuckets = 300;
+  const cuda::Stream stream;
+  const DeviceBuffer<cuda::News> news(3);
+  const double factors[] = {0.25, 0, 0.75};
+  for (std::size_t r = 0; r < 3; ++r) {
+    std::vector<double> facts(2 * kBuckets, 1.0);
+    if (r > 0) facts[2 * (kBuckets - 1)] = 0;
+    std::vector<double> squares(777, 0.5 + static_cast<double>(r));
+    const DeviceBuffer<double> facts_there(facts);
+    const DeviceBuffer<double> squares_there(squares);
+    const DeviceBuffer<double> value(std::vector<double>{r == 1 ? std::nan("") : 8.0 + static_cast<double>(r)});
+    cuda::write_news({.facts = facts_there.data(),
+                      .buckets = kBuckets,
+                      .value = value.data(),
+                      .factor = factors[r],
+                      .squares = squares_there.data(),
+                      .squares_count = 777},
+                     news.data() + r, stream);
+    testing::must(cudaStreamSynchronize(stream));
+  }
+  const DeviceBuffer<cuda::Outcome> outcome(1);
+  cuda::conclude(news.data(), 3, outcome.data(), stream);
+  const cuda::Outcome found = outcome.read(stream)[0];
+  CHECK_EQ(found.value, 0.25 * 8 + 0.75 * 10);
+  CHECK_EQ(found.nonfinite_rank, 2.0);
+  CHECK(std::abs(found.norm - std::sqrt(777 * (0.5 + 1.5 + 2.5))) < 1e-9);
+  const DeviceBuffer<double> none(std::vector<double>(2 * kBuckets, 0.0));
+  for (std::size_t r = 0; r < 3; ++r) {  // all are not finite: the first is told; without a value it is 0
+    cuda::write_news({.facts = none.data(),
+                      .buckets = kBuckets,
+                      .value = nullptr,
+                      .factor = 1,
+                      .squares = nullptr,
+                      .squares_count = 0},
+                     news.data() + r, stream);
+  }
+  cuda::conclude(news.data(), 3, outcome.data(), stream);
+  CHECK_EQ(outcome.read(stream)[0].nonfinite_rank, 0.0);
+  CHECK_EQ(outcome.read(stream)[0].value, 0.0);
+}
+
 TEST(more_ranks_than_a_kernel_takes_are_refused) {
   const std::vector<const void*> sources(cuda::kMaxRanks + 1);
   const std::vector<double> factors(sources.size(), 1.0);

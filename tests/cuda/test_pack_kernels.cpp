@@ -117,6 +117,27 @@ TEST(finds_what_is_not_finite) {
   }
 }
 
+#ifndef CUDA_ON_HOST
+// On the host this would take minutes: 65538 blocks.
+TEST(more_chunks_than_other_dimensions_of_a_grid_take) {
+  const std::int64_t numel = (std::int64_t{1} << 28) + 4097;
+  const cuda::DeviceMemory from(static_cast<std::size_t>(numel) * sizeof(BFloat16));
+  const DeviceBuffer<BFloat16> to(static_cast<std::size_t>(numel));
+  const DeviceBuffer<double> facts(2);
+  const Stream stream;
+  testing::must(cudaMemsetAsync(from.data(), 0x3f, static_cast<std::size_t>(numel) * sizeof(BFloat16), stream));
+  const FlatLayout layout = flat_layout({{numel}}, DType::kBFloat16, 64);
+  const DeviceBuffer<double> scratch(static_cast<std::size_t>(cuda::facts_scratch({{numel}}, layout)));
+  cuda::pack({{from.data()}}, {{numel}}, DType::kBFloat16, layout, DType::kBFloat16, 2, to.data(),
+             {.facts = facts.data(), .scratch = scratch.data()}, stream);
+  const auto packed = to.read(stream);
+  for (const std::size_t i : {std::size_t{0}, std::size_t{1} << 27, packed.size() - 1}) {
+    CHECK_EQ(static_cast<float>(packed[i]), 1.4921875F);  // 2 * 0x3f3f
+  }
+  CHECK_EQ(facts.read(stream)[0], 1.0);
+}
+#endif
+
 TEST(unpacks) {
   for (const DType dtype : kTypes) {
     dispatch(dtype, [&]<class T>(Type<T>) {

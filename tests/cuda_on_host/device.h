@@ -38,6 +38,8 @@ class Running {
   std::atomic<bool> ended_{false};
   std::thread thread_;
 };
+// Where memory of a device is.
+int device_of(const void* pointer);
 // Which GPU this process says it has. All have the same at first.
 void set_gpu(char number);
 // Whether kernels are built for another GPU, so that none can be launched.
@@ -46,6 +48,10 @@ void set_foreign(bool foreign);
 std::int64_t host_waits();
 
 // For the parts.
+
+constexpr int kDevices = 2;
+// That of this thread's calls.
+int current_device();
 
 // Tells what is wrong, and ends the program.
 [[noreturn]] void fail(const std::string& what);

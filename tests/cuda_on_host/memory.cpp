@@ -70,6 +70,7 @@ class Memory {
     }
     if (static_cast<std::size_t>(base_ + kReserved - at) < taken) return nullptr;
     device_[at] = bytes;
+    number_of_[at] = current_device();
     unpoison(at, bytes);
     std::memset(at, 0xa5, bytes);  // shows where it is read before it is written
     return at;
@@ -82,8 +83,15 @@ class Memory {
     if (it == device_.end()) return false;
     std::memset(it->first, 0x5a, it->second);
     poison(it->first, it->second);
+    number_of_.erase(it->first);
     device_.erase(it);
     return true;
+  }
+
+  int device_of(const void* pointer) {
+    const std::scoped_lock lock(mutex_);
+    auto* const at = static_cast<std::byte*>(const_cast<void*>(pointer));
+    return std::prev(number_of_.upper_bound(at))->second;
   }
 
   bool is_device(const void* pointer, std::size_t bytes) {
@@ -143,6 +151,7 @@ class Memory {
   SharedFile file_{};
   int users_ = 0;
   Ranges device_;
+  std::map<std::byte*, int> number_of_;  // of the device
   Ranges imported_;
   Ranges pinned_;
 };
@@ -165,6 +174,11 @@ bool is_device(const void* pointer, std::size_t bytes) {
 bool is_pinned(const void* pointer, std::size_t bytes) {
   const Quiet quiet;
   return Memory::instance().is_pinned(pointer, bytes);
+}
+
+int device_of(const void* pointer) {
+  const Quiet quiet;
+  return Memory::instance().device_of(pointer);
 }
 
 }  // namespace cuda_on_host

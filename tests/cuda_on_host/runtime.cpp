@@ -20,6 +20,7 @@ std::atomic<int> g_captures{0};
 std::atomic<char> g_gpu{0};
 std::atomic<bool> g_foreign{false};
 thread_local bool t_in_stream = false;
+thread_local int t_device = 0;
 thread_local cudaError_t t_error = cudaSuccess;
 
 void check_place() {
@@ -48,6 +49,8 @@ cudaError_t error(cudaError_t code) {
   return code;
 }
 
+int current_device() { return t_device; }
+
 void set_gpu(char number) { g_gpu = number; }
 
 std::int64_t host_waits() { return g_host_waits.load(); }
@@ -69,6 +72,7 @@ cudaError_t enqueue_kernel(dim3 grid, dim3 block, std::size_t shared_bytes, Stre
                            std::function<void()> body) {
   check_place();
   if (const cudaError_t code = check_image(); code != cudaSuccess) return code;
+  if (stream != nullptr && stream->device != t_device) return error(cudaErrorInvalidResourceHandle);
   const std::uint64_t threads = std::uint64_t{block.x} * block.y * block.z;
   if (grid.x == 0 || grid.y == 0 || grid.z == 0 || threads == 0 || threads > 1024 || block.z > 64 ||
       grid.x > 0x7fffffffU || grid.y > 65535 || grid.z > 65535 || shared_bytes > std::size_t{48} * 1024) {
@@ -112,16 +116,21 @@ const char* cudaGetErrorString(cudaError_t code) {
 }
 
 cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+  *device = t_device;
   return cudaSuccess;
 }
 
-cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : error(cudaErrorInvalidValue); }
+cudaError_t cudaSetDevice(int device) {
+  if (device < 0 || device >= kDevices) return error(cudaErrorInvalidValue);
+  t_device = device;
+  return cudaSuccess;
+}
 
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   *properties = {};
   properties->uuid.bytes[0] = g_gpu.load();
-  return device == 0 ? cudaSuccess : error(cudaErrorInvalidValue);
+  properties->uuid.bytes[1] = static_cast<char>(device);
+  return device >= 0 && device < kDevices ? cudaSuccess : error(cudaErrorInvalidValue);
 }
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
@@ -156,6 +165,7 @@ cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned /*flags*/) {
   check_place();
   *stream = new Stream;
+  (*stream)->device = t_device;
   add(*stream);
   return cudaSuccess;
 }
@@ -209,6 +219,7 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
   const bool shared = (flags & cudaEventInterprocess) != 0;
   if (shared && (flags & cudaEventDisableTiming) == 0) return error(cudaErrorInvalidValue);
   *event = new Event;
+  (*event)->device = t_device;
   if (shared) (*event)->shared = new_shared_event();
   return cudaSuccess;
 }
@@ -222,6 +233,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   check_place();
   Stream& own = *or_default(stream);
+  if (own.device != event->device) return error(cudaErrorInvalidResourceHandle);
   if (event->shared != nullptr) {
     if (event->imported || own.capture != nullptr) return error(cudaErrorInvalidResourceHandle);
     const std::int64_t number = ++event->shared->recorded;

@@ -51,6 +51,7 @@ struct Capture {
 };
 
 struct Stream {
+  int device = 0;
   std::deque<std::unique_ptr<Operation>> queue;
   bool busy = false;
   bool destroyed = false;
@@ -65,6 +66,7 @@ struct SharedEvent {
 };
 
 struct Event {
+  int device = 0;
   std::shared_ptr<Mark> mark;
   SharedEvent* shared = nullptr;
   bool imported = false;

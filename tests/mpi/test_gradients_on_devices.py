@@ -289,27 +289,35 @@ def test_fit_does_not_wait_for_the_gpu(world, gpu_on_host, late, monkeypatch):  
         assert set(waits) == {0}
 
 
-def test_models_on_a_gpu(world):
-    """All ranks on one GPU: the producer's stream and the consumer's see whole gradients."""
+@pytest.mark.parametrize("way", ["staged", "cuda-ipc", "nccl"])
+def test_models_on_a_gpu(world, way):
+    """All ranks on one GPU, which NCCL has for one rank: both streams see whole gradients."""
     if not torch.cuda.is_available():
         if os.environ.get("FASTSEQ_REQUIRE_CUDA") == "1":
             pytest.fail("FASTSEQ_REQUIRE_CUDA=1, but there is no GPU")
         pytest.skip("needs a GPU")
-    for way in ("staged", "cuda-ipc"):
-        on_host, model = made(small), made(small).cuda()
-        host_buckets = Bucketizer(on_host, world.duplicate(), bucket_bytes=300)
-        buckets = Bucketizer(model, ranks_with(world, way), bucket_bytes=300)
-        x = inputs_of(4, 7)(world.rank)
-        side = torch.cuda.Stream()
-        for _ in range(5):
-            step(world, on_host, host_buckets, x)
-            model.zero_grad()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                torch.cuda._sleep(20_000_000)  # a slow producer, on a stream of its own
-                model(x.cuda()).square().sum().backward()
-                buckets.wait()
-                found = [p.grad * 1 for p in model.parameters()]
-            torch.cuda.current_stream().wait_stream(side)
-            for grad, p in zip(found, on_host.parameters(), strict=True):
-                torch.testing.assert_close(grad.cpu(), p.grad, rtol=1e-4, atol=1e-5)
+    on_host, model = made(small), made(small).cuda()
+    host_buckets = Bucketizer(on_host, world.duplicate(), bucket_bytes=300)
+    if way == "nccl" and world.size > 1:
+        with pytest.raises(ValueError, match="ranks share a GPU"):
+            Bucketizer(model, ranks_with(world, way))
+        return
+    buckets = Bucketizer(model, ranks_with(world, way), bucket_bytes=300, norm=True)
+    assert buckets.exchange == way
+    x = inputs_of(4, 7)(world.rank)
+    side = torch.cuda.Stream()
+    for _ in range(5):
+        step(world, on_host, host_buckets, x)
+        model.zero_grad()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            torch.cuda._sleep(20_000_000)  # a slow producer, on a stream of its own
+            model(x.cuda()).square().sum().backward()
+            averaged = buckets.wait()
+            found = [p.grad * 1 for p in model.parameters()]
+        torch.cuda.current_stream().wait_stream(side)
+        for grad, p in zip(found, on_host.parameters(), strict=True):
+            torch.testing.assert_close(grad.cpu(), p.grad, rtol=1e-4, atol=1e-5)
+        norm = float(torch.nn.utils.get_total_norm([p.grad for p in on_host.parameters()]))
+        assert averaged.norm == pytest.approx(norm, rel=1e-4)
+        assert averaged.finite

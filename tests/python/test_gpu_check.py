@@ -153,6 +153,11 @@ def test_steps_are_about_what_is_there():
         files = [word for word in map(str, each.command) if word.endswith(".py")]
         assert all((ROOT / file).exists() for file in files)
         assert each.needs in {"", "package", *steps}
+    # Tests on the GPU on the host need what is not built there.
+    source = (ROOT / "tests/mpi/test_gradients_on_devices.py").read_text()
+    for name in ("two-ranks", "nccl-one-rank"):
+        chosen = re.findall(rf"def (test_\w*{steps[name].command[-1]}\w*)\(([^)]*)\)", source)
+        assert [arguments for _, arguments in chosen] == ["world, way"]
     chosen = re.findall("test_[a-z_]+", steps["operators-memcheck"].command[-1])
     assert len(chosen) == 2
     for name in chosen:

@@ -6,6 +6,7 @@
 #include <array>
 #include <cstddef>
 #include <exception>
+#include <memory>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -41,6 +42,14 @@ void on_all(Communicator& comm, Work&& work) {
   for (std::size_t r = 0; r < all.size(); ++r) {
     if (all[r][0] != '\0') throw std::runtime_error("rank " + std::to_string(r) + ": " + all[r].data());
   }
+}
+
+// An object on each rank, or std::runtime_error on all. Collective.
+template <class Made, class... Arguments>
+std::unique_ptr<Made> make_on_all(Communicator& comm, const Arguments&... arguments) {
+  std::unique_ptr<Made> made;
+  on_all(comm, [&] { made = std::make_unique<Made>(arguments...); });
+  return made;
 }
 
 }  // namespace fastseq::cuda

@@ -2,6 +2,7 @@
 // each call.
 #pragma once
 
+#include <memory>
 #include <vector>
 
 #include "cuda/exchanges/exchange.h"
@@ -11,22 +12,28 @@ namespace fastseq::cuda {
 
 class CudaMpiExchange final : public Exchange {
  public:
-  CudaMpiExchange(std::shared_ptr<Communicator> comm, int device) : comm_(std::move(comm)), device_(device) {}
+  // Collective, as are all that make something: what a rank cannot do raises std::runtime_error on all.
+  CudaMpiExchange(std::shared_ptr<Communicator> comm, int device);
 
   std::string_view name() const override { return "cuda-mpi"; }
-  std::shared_ptr<std::byte> allocate(std::size_t bytes) override { return device_memory(bytes); }
+  std::shared_ptr<std::byte> allocate(std::size_t bytes) override;
   void prepare(std::span<const DeviceBucket> buckets, const double* facts) override;
   void set_value(const double* value) override { value_ = value; }
   void gathered(std::size_t bucket, cudaStream_t packs) override;
   Reduced average(std::size_t bucket, const Reduction& reduction) override;
-  void precede(cudaStream_t reader) override { averaged_.precede(reader); }
+  void precede(cudaStream_t reader) override { own_->averaged.precede(reader); }
   const Outcome* outcome() const override { return nullptr; }
   bool settle() override {
-    cudaStreamSynchronize(averages_);
+    cudaStreamSynchronize(own_->averages);
     return true;
   }
 
  private:
+  struct Own {
+    Stream averages;
+    Event averaged;
+  };
+
   void sum(const DeviceBucket& bucket, double factor);
   double sum_of_squares(const DeviceBucket& bucket);
 
@@ -39,8 +46,7 @@ class CudaMpiExchange final : public Exchange {
   std::unique_ptr<DeviceMemory> wide_;  // of the largest bucket of 16 bits, which MPI cannot add
   std::unique_ptr<DeviceMemory> squares_;
   std::vector<double> told_;  // on the host: a bucket's facts and the value, or squares
-  Stream averages_;
-  Event averaged_;
+  std::unique_ptr<Own> own_;
 };
 
 }  // namespace fastseq::cuda

@@ -48,7 +48,8 @@ class Exchange {
   // What all ranks know of an update besides its weight, flags and means, on the device, when `precede` says so: the
   // host does not know it. Null: it is in what `average` returns.
   virtual const struct Outcome* outcome() const = 0;
-  // Raises CommunicationError if what was begun has been broken off.
+  // Raises CommunicationError if what was begun has been broken off, or does not end within the timeout. To be called
+  // before the outcome is read, where the device may wait for ever, and after that.
   virtual void raise_if_broken() {}
   // Waits on the host until nothing that was begun goes on, on this rank or, with this rank's memory, on others. False:
   // the device waits for a rank that seems to have died; then this object must not be destroyed.

@@ -151,8 +151,10 @@ void IpcExchange::prepare(std::span<const DeviceBucket> buckets, const double* f
   // Behind the sums there is room for the news of all ranks.
   news_at_ = (most + alignof(News) - 1) / alignof(News) * alignof(News);
   const std::size_t bytes = news_at_ + static_cast<std::size_t>(size()) * sizeof(News);
-  staging_ = allocate_aligned(bytes);
-  registered_ = std::make_unique<Registered>(staging_.get(), bytes);
+  on_all(*comm(), [&] {
+    staging_ = allocate_aligned(bytes);
+    registered_ = std::make_unique<Registered>(staging_.get(), bytes);
+  });
 }
 
 void IpcExchange::gathered(std::size_t bucket, cudaStream_t packs) {
@@ -220,14 +222,21 @@ void IpcExchange::sum_over_nodes(void* data, std::int64_t numel, DType dtype) {
 void IpcExchange::wait() {
   Event now;
   now.record(stream());
+  wait(now);
+}
+
+void IpcExchange::wait(const Event& event) const {
   const auto deadline = std::chrono::steady_clock::now() + clock_time(timeout_);
-  while (!now.has_come()) {
+  while (!event.has_come()) {
     if (std::chrono::steady_clock::now() > deadline) {
       throw CommunicationError(timeout_message(rank(), timeout_.count(), "gradients of the ranks of its machine"));
     }
     std::this_thread::sleep_for(std::chrono::microseconds(20));
   }
 }
+
+// Nobody else looks whether the device waits for a rank that has died.
+void IpcExchange::raise_if_broken() { wait(last()); }
 
 News* IpcExchange::own_news() { return reinterpret_cast<News*>(buffers_.front().own.get()); }
 
@@ -248,6 +257,7 @@ void IpcExchange::collect() {
 void IpcExchange::collect_over_nodes() {
   auto* const all = reinterpret_cast<News*>(staging_.get() + news_at_);
   const std::size_t bytes = static_cast<std::size_t>(size()) * sizeof(News);
+  wait();  // those of the update before are on their way to the device
   std::fill_n(all, size(), News{});
   copy(all + rank(), own_news(), sizeof(News), cudaMemcpyDeviceToHost, stream());
   wait();
@@ -263,7 +273,9 @@ bool IpcExchange::settle() {
     }
     return what();
   };
-  if (!comes([&] { return last().has_come(); })) return false;
+  Event now;  // an update that failed may have left work behind `last`
+  now.record(stream());
+  if (!comes([&] { return now.has_come(); })) return false;
   const std::int64_t sums = progress_[here_].sums;
   if (sums == finished_) return true;
   // An update did not end: what all agreed on, the others do, too, with this rank's memory.

@@ -24,6 +24,7 @@ class IpcExchange final : public StreamedExchange {
   std::shared_ptr<std::byte> allocate(std::size_t bytes) override;
   void prepare(std::span<const DeviceBucket> buckets, const double* facts) override;
   void gathered(std::size_t bucket, cudaStream_t packs) override;
+  void raise_if_broken() override;
   bool settle() override;
 
  protected:
@@ -59,8 +60,9 @@ class IpcExchange final : public StreamedExchange {
   std::vector<void*> peers_of(const DeviceBucket& bucket, std::int64_t first) const;
   void sum_over_nodes(void* data, std::int64_t numel, DType dtype);
   void collect_over_nodes();
-  // Waits on the host until all in `stream` has come; raises CommunicationError after the timeout.
+  // Wait on the host until all in `stream`, or an event, has come; raise CommunicationError after the timeout.
   void wait();
+  void wait(const Event& event) const;
 
   std::chrono::duration<double> timeout_;
   std::vector<int> node_;  // its ranks' numbers among all

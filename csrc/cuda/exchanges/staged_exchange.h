@@ -4,6 +4,7 @@
 // averaged, the next one and the one before it are under way.
 #pragma once
 
+#include <memory>
 #include <vector>
 
 #include "cuda/exchanges/exchange.h"
@@ -13,6 +14,7 @@ namespace fastseq::cuda {
 
 class StagedExchange final : public Exchange {
  public:
+  // Collective, as are all that make something: what a rank cannot do raises std::runtime_error on all.
   StagedExchange(std::shared_ptr<Communicator> comm, int device);
 
   std::string_view name() const override { return "staged"; }
@@ -44,6 +46,14 @@ class StagedExchange final : public Exchange {
     Event packed;
   };
 
+  struct Lanes {
+    Stream fetches;
+    Stream deliveries;
+    Event delivered;
+  };
+
+  void plan(std::span<const DeviceBucket> buckets);
+
   std::shared_ptr<Communicator> comm_;
   int device_;
   std::vector<Buffer> buffers_;
@@ -52,9 +62,7 @@ class StagedExchange final : public Exchange {
   const double* value_ = nullptr;
   std::vector<double> told_;  // on the host: the buckets' facts, and the value
   std::unique_ptr<Registered> registered_told_;
-  Stream fetches_;
-  Stream deliveries_;
-  Event delivered_;
+  std::unique_ptr<Lanes> lanes_;
 };
 
 }  // namespace fastseq::cuda

@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "cuda/exchanges/ask_all.h"
+
 namespace fastseq::cuda {
 
 StreamedExchange::StreamedExchange(std::shared_ptr<Communicator> comm, int device, bool norm)
@@ -9,19 +11,21 @@ StreamedExchange::StreamedExchange(std::shared_ptr<Communicator> comm, int devic
       device_(device),
       norm_(norm),
       factors_(static_cast<std::size_t>(comm_->size())),
-      news_(factors_.size() * sizeof(News)),
-      outcome_(sizeof(Outcome)) {}
+      own_(make_on_all<Own>(*comm_, comm_->size())) {}
 
 void StreamedExchange::prepare(std::span<const DeviceBucket> buckets, const double* facts) {
   buckets_.assign(buckets.begin(), buckets.end());
   facts_ = facts;
   first_square_ = {0};
   for (const DeviceBucket& bucket : buckets_) {
-    packed_.push_back(std::make_unique<Event>());
     const Slice part = part_of(bucket);
     first_square_.push_back(first_square_.back() + (norm_ ? squares_scratch(part.end - part.begin) : 0));
   }
-  squares_ = std::make_unique<DeviceMemory>(static_cast<std::size_t>(first_square_.back()) * sizeof(double));
+  on_all(*comm_, [&] {
+    packed_.resize(buckets_.size());
+    for (auto& event : packed_) event = std::make_unique<Event>();
+    squares_ = std::make_unique<DeviceMemory>(static_cast<std::size_t>(first_square_.back()) * sizeof(double));
+  });
 }
 
 double* StreamedExchange::squares(std::size_t bucket) const {
@@ -48,7 +52,7 @@ Reduced StreamedExchange::agree(const Reduction& reduction) {
 Reduced StreamedExchange::average(std::size_t bucket, const Reduction& reduction) {
   set_device(device_);  // of this thread
   const Reduced reduced = agree(reduction);
-  packed_[bucket]->precede(averages_);
+  packed_[bucket]->precede(own_->averages);
   sum(bucket);
   if (bucket + 1 == buckets_.size()) {
     write_news({.facts = facts_,
@@ -57,12 +61,12 @@ Reduced StreamedExchange::average(std::size_t bucket, const Reduction& reduction
                 .factor = factors_[static_cast<std::size_t>(rank())],
                 .squares = reinterpret_cast<const double*>(squares_->data()),
                 .squares_count = first_square_.back()},
-               own_news(), averages_);
+               own_news(), own_->averages);
     collect();
-    conclude(news(), size(), reinterpret_cast<Outcome*>(outcome_.data()), averages_);
+    conclude(news(), size(), reinterpret_cast<Outcome*>(own_->outcome.data()), own_->averages);
   }
-  last_.record(averages_);
-  look_after(last_);
+  own_->last.record(own_->averages);
+  look_after(own_->last);
   return reduced;
 }
 
@@ -74,7 +78,7 @@ void StreamedExchange::sum(std::size_t index) {
 }
 
 bool StreamedExchange::settle() {
-  cudaStreamSynchronize(averages_);
+  cudaStreamSynchronize(own_->averages);
   return true;
 }
 

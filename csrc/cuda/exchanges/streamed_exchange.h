@@ -2,6 +2,7 @@
 // norm, ends on the device. By itself, for a single rank.
 #pragma once
 
+#include <memory>
 #include <vector>
 
 #include "core/ranks/weighted_sum.h"
@@ -13,7 +14,8 @@ namespace fastseq::cuda {
 
 class StreamedExchange : public Exchange {
  public:
-  // `norm`: whether the norm of the means is wanted.
+  // `norm`: whether the norm of the means is wanted. Collective, as are those of derived classes: what a rank cannot do
+  // raises std::runtime_error on all.
   StreamedExchange(std::shared_ptr<Communicator> comm, int device, bool norm);
 
   std::string_view name() const override { return "single"; }
@@ -22,8 +24,8 @@ class StreamedExchange : public Exchange {
   void set_value(const double* value) final { value_ = value; }
   void gathered(std::size_t bucket, cudaStream_t packs) override;
   Reduced average(std::size_t bucket, const Reduction& reduction) final;
-  void precede(cudaStream_t reader) final { last_.precede(reader); }
-  const Outcome* outcome() const final { return reinterpret_cast<const Outcome*>(outcome_.data()); }
+  void precede(cudaStream_t reader) final { own_->last.precede(reader); }
+  const Outcome* outcome() const final { return reinterpret_cast<const Outcome*>(own_->outcome.data()); }
   bool settle() override;
 
  protected:
@@ -44,15 +46,24 @@ class StreamedExchange : public Exchange {
   int rank() const { return comm_->rank(); }
   int size() const { return comm_->size(); }
   const DeviceBucket& bucket(std::size_t index) const { return buckets_[index]; }
-  cudaStream_t stream() const { return averages_; }
-  const Event& last() const { return last_; }
-  News* news() const { return reinterpret_cast<News*>(news_.data()); }
+  cudaStream_t stream() const { return own_->averages; }
+  const Event& last() const { return own_->last; }
+  News* news() const { return reinterpret_cast<News*>(own_->news.data()); }
   // The ranks' factors in the mean of this update.
   const std::vector<double>& factors() const { return factors_; }
   // Where the squares of this rank's part of a bucket go; null: they are not wanted, or another's.
   double* squares(std::size_t bucket) const;
 
  private:
+  struct Own {
+    explicit Own(int ranks) : news(static_cast<std::size_t>(ranks) * sizeof(News)), outcome(sizeof(Outcome)) {}
+
+    DeviceMemory news;  // of all ranks
+    DeviceMemory outcome;
+    Stream averages;
+    Event last;
+  };
+
   Reduced agree(const Reduction& reduction);
 
   std::shared_ptr<Communicator> comm_;
@@ -65,10 +76,7 @@ class StreamedExchange : public Exchange {
   std::vector<double> factors_;
   std::vector<std::int64_t> first_square_;  // of each bucket, and the end
   std::unique_ptr<DeviceMemory> squares_;
-  DeviceMemory news_;  // of all ranks
-  DeviceMemory outcome_;
-  Stream averages_;
-  Event last_;
+  std::unique_ptr<Own> own_;
 };
 
 }  // namespace fastseq::cuda

@@ -65,8 +65,9 @@ class Averaged:
     def _read(self) -> tuple[float, int, float]:
         if self._known is None:
             assert self.facts is not None
+            self._raise_if_broken()  # else reading them might never end,
             value, rank, norm = self.facts.tolist()
-            self._raise_if_broken()
+            self._raise_if_broken()  # and what has been read might be none
             self._known = value, int(rank), norm
         return self._known
 
