@@ -182,7 +182,7 @@ std::unique_ptr<Step<T>> make_step(Model<T>& model, const Loss& loss, const Upda
 }
 
 template <class T>
-py::tuple train(Step<T>& step, const RowsTuple& x, const RowsTuple& y, bool labels, bool last_only,
+py::tuple train(Step<T>& step, const RowsTuple& x, const RowsTuple& y, Address y_weights, bool labels, bool last_only,
                 const RowsTuple& weights, const std::vector<std::int64_t>& sizes, std::int64_t sequences,
                 Address lengths, const std::vector<std::uint64_t>& seeds, const std::vector<Settings>& settings,
                 std::optional<double> clip_value, std::optional<double> clip_norm, bool attention,
@@ -191,6 +191,7 @@ py::tuple train(Step<T>& step, const RowsTuple& x, const RowsTuple& y, bool labe
   const Chunks<T> chunks{
       .x = {.data = to_pointer<const T>(std::get<0>(x)), .step = std::get<1>(x), .sequence = std::get<2>(x)},
       .targets = {.values = labels ? nullptr : to_pointer<const T>(std::get<0>(y)),
+                  .value_weights = to_pointer<const T>(y_weights),
                   .labels = labels ? to_pointer<const std::int64_t>(std::get<0>(y)) : nullptr,
                   .step = std::get<1>(y),
                   .sequence = std::get<2>(y),
@@ -291,9 +292,10 @@ void register_step(const py::module_& m, const std::string& type) {
       .def(py::init(&make_step<T>), py::arg("model"), py::arg("loss"), py::arg("update"), py::arg("chunks"),
            py::arg("gradients"), py::arg("buckets"), py::keep_alive<1, 2>(), py::keep_alive<1, 4>(),
            py::keep_alive<1, 7>())
-      .def("train", &train<T>, py::arg("x"), py::arg("y"), py::arg("labels"), py::arg("last_only"), py::arg("weights"),
-           py::arg("sizes"), py::arg("sequences"), py::arg("lengths"), py::arg("seeds"), py::arg("settings"),
-           py::arg("clip_value"), py::arg("clip_norm"), py::arg("attention"), py::arg("held"),
+      .def("train", &train<T>, py::arg("x"), py::arg("y"), py::arg("y_weights"), py::arg("labels"),
+           py::arg("last_only"), py::arg("weights"), py::arg("sizes"), py::arg("sequences"), py::arg("lengths"),
+           py::arg("seeds"), py::arg("settings"), py::arg("clip_value"), py::arg("clip_norm"), py::arg("attention"),
+           py::arg("held"),
            "Trains on chunks; returns ([(loss, weight) of updates], its outcome, what is held: (chunks, weight, "
            "loss)).");
   py::class_<StepPredictor<T>>(m, ("StepPredictor" + type).c_str())
@@ -408,13 +410,18 @@ PYBIND11_MODULE(_step, m) {
       .value("cross_entropy", LossKind::kCrossEntropy)
       .value("pinball", LossKind::kPinball);
   py::class_<Loss>(m, "Loss")
-      .def(py::init([](LossKind kind, std::vector<double> parameters, bool of_known) {
-             return Loss{.kind = kind, .parameters = std::move(parameters), .of_known = of_known};
+      .def(py::init([](LossKind kind, std::vector<double> parameters, bool of_known, std::vector<double> part_weights) {
+             return Loss{.kind = kind,
+                         .parameters = std::move(parameters),
+                         .of_known = of_known,
+                         .part_weights = std::move(part_weights)};
            }),
-           py::arg("kind"), py::arg("parameters") = std::vector<double>{}, py::kw_only(), py::arg("of_known") = false)
+           py::arg("kind"), py::arg("parameters") = std::vector<double>{}, py::kw_only(), py::arg("of_known") = false,
+           py::arg("part_weights") = std::vector<double>{})
       .def_readonly("kind", &Loss::kind)
       .def_readonly("parameters", &Loss::parameters)
       .def_readonly("of_known", &Loss::of_known)
+      .def_readwrite("part_weights", &Loss::part_weights)
       .def_readwrite("members", &Loss::members);
   py::enum_<OptimizerKind>(m, "OptimizerKind")
       .value("sgd", OptimizerKind::kSgd)

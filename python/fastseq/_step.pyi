@@ -38,7 +38,12 @@ class LossKind(_Enum):
 
 class Loss:
     def __init__(
-        self, kind: LossKind, parameters: list[float] = [], *, of_known: bool = False
+        self,
+        kind: LossKind,
+        parameters: list[float] = [],
+        *,
+        of_known: bool = False,
+        part_weights: list[float] = [],
     ) -> None: ...
     @property
     def kind(self) -> LossKind: ...
@@ -46,6 +51,7 @@ class Loss:
     def parameters(self) -> list[float]: ...
     @property
     def of_known(self) -> bool: ...
+    part_weights: list[float]
     members: int
 
 class OptimizerKind(_Enum):
@@ -184,6 +190,7 @@ class Step32:
         self,
         x: _Rows,
         y: _Rows,
+        y_weights: int,
         labels: bool,
         last_only: bool,
         weights: _Rows,
@@ -246,6 +253,7 @@ class Step64:
         self,
         x: _Rows,
         y: _Rows,
+        y_weights: int,
         labels: bool,
         last_only: bool,
         weights: _Rows,

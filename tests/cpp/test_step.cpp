@@ -73,6 +73,32 @@ double pinball(const Values& levels, const double* out, double target) {
   return sum;
 }
 
+// Written out for a linear layer, whose outputs are its biases.
+TEST(targets_have_weights) {
+  Data data{.outputs = 4};
+  std::ranges::fill(data.x, 0.0);
+  data.y[5] = std::numeric_limits<double>::quiet_NaN();
+  data.value_weights = noise(static_cast<std::int64_t>(data.y.size()), 61, 1);
+  for (double& w : data.value_weights) w = std::abs(w);
+  data.value_weights[7] = 0;
+  for (const Values& factors : {Values{}, Values{0.5, 2}, Values{1, 0}}) {
+    Trained own;
+    own.linear(kInputs, 4);
+    Step<double>& step = own.step({.kind = LossKind::kMse, .of_known = true, .part_weights = factors});
+    check_gradients(own, step, data);
+    double sum = 0;
+    double count = 0;
+    for (std::size_t i = 0; i < data.y.size(); ++i) {
+      const double weight = data.value_weights[i] * (factors.empty() ? 1 : factors[i % 4 / 2]);
+      if (!std::isfinite(data.y[i]) || (!factors.empty() && weight == 0)) continue;
+      const double error = own.values()[1][i % 4] - data.y[i];
+      sum += weight * error * error;
+      ++count;
+    }
+    CHECK(std::abs(loss_of(step, own, data) - sum / count) < 1e-14);
+  }
+}
+
 TEST(unknown_targets_do_not_count) {
   const Values levels{0.1, 0.5, 0.8};
   constexpr double kNan = std::numeric_limits<double>::quiet_NaN();

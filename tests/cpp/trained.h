@@ -141,6 +141,7 @@ struct Data {
   Values y = noise(kSteps * kSequences * targets, 51, 1);
   std::vector<std::int64_t> labels = {};
   Values weights = {};
+  Values value_weights = {};
   std::vector<std::int64_t> lengths = {};
   std::vector<std::uint64_t> seeds = {7, 8};
   std::vector<std::int64_t> sizes = {kSteps};
@@ -151,6 +152,7 @@ struct Data {
     const std::int64_t each = classes ? 1 : targets;
     return {.x = {.data = x.data(), .step = kSequences * inputs, .sequence = inputs},
             .targets = {.values = classes ? nullptr : y.data(),
+                        .value_weights = value_weights.empty() ? nullptr : value_weights.data(),
                         .labels = classes ? labels.data() : nullptr,
                         .step = kSequences * each,
                         .sequence = each,

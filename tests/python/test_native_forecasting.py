@@ -77,11 +77,15 @@ def drawn(number: int) -> tuple[Any, dict[str, Any], int]:
     x = rows.as_strided((steps, count, sizes["lags"] * each), strides)  # as windows are
     y = torch.randn(steps, count, sizes["horizon"] * sizes["variables"], dtype=dtype)
     data: dict[str, Any] = {"x": x, "y": y}
-    form = rng.choice(["known", "unknown", "weights", "lengths"])
+    form = rng.choice(["known", "unknown", "weights", "lengths", "weights of targets"])
     if form != "known":
         y[torch.rand(y.shape) < 0.2] = torch.nan
     if form == "weights":
         data["w"] = torch.rand(steps, count).round(decimals=1) * (torch.rand(steps, count) < 0.8)
+    if form == "weights of targets":
+        data["y"] = y, torch.rand(y.shape, dtype=dtype).round(decimals=1)
+        if rng.random() < 0.6:
+            loss.step_weights = tuple(rng.choice([0.0, 0.5, 1.5]) for _ in range(sizes["horizon"]))
     if form == "lengths":
         data["lengths"] = torch.randint(1, steps + 1, (count,))
     spec = {
@@ -142,7 +146,7 @@ PARAMETERS = [
     {}, {"quantiles": LEVELS}, {"loss": "huber"}, {"loss": "mse", "validation": 20},
     {"module": "gru"}, {"module": "mlp", "quantiles": LEVELS}, {"strategy": "recursive"},
     {"ensemble": 2}, {"ensemble": 3, "module": "lstm", "quantiles": LEVELS}, {"season": 7}, {"variables": "together"}, {"lags": 30, "num_layers": 2},
-    {"transform": "log1p", "scale": "series"},
+    {"transform": "log1p", "scale": "series"}, {"half_life": 30}, {"horizon_weights": [1, 0, 1, 2]},
 ]  # fmt: skip
 
 
@@ -167,7 +171,6 @@ def test_forecasts_are_those_after_updates_by_torch(params, by_torch, natively):
 @pytest.mark.parametrize(
     ("what", "params"),
     [
-        ("weights of the steps of the horizon", {"horizon_weights": [1, 1, 1, 2]}),
         ("covariates", {"calendar": ["hour_of_day"]}),
         (
             "the loss is <lambda>",
@@ -182,17 +185,6 @@ def test_info_says_what_keeps_a_forecaster_with_torch(what, params, natively):
     f = quick(**params).fit(pd.Series(wave(60)[0], index))
     assert not natively
     assert fs.info(f.estimator_)["updates"] == f"by PyTorch: {what}"
-
-
-def test_weights_of_series_are_learnt_by_torch(by_torch, natively):
-    y = wave(100, 2).T
-
-    def make():
-        return quick(dropout=0.0, half_life=30)
-
-    native, plain = make().fit(y), by_torch(make(), y)
-    assert not natively
-    np.testing.assert_array_equal(native.predict(), plain.predict())
 
 
 SPEC = {"epochs": 1, "batchsize": 1, "seqsize": 1, "nan": "keep"}

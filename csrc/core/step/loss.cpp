@@ -147,43 +147,55 @@ LossValue elements(const T* out, const Targets<T>& t, std::int64_t steps, std::i
           .bad_label = false};
 }
 
-// Calls fn(row, target, whether its weight is positive) for the samples of steps [begin, steps).
+// Calls fn(row, target, its weights or null, whether the sample's weight is positive) for the samples of steps [begin,
+// steps).
 template <class T, class Fn>
 void for_samples(const Targets<T>& t, std::int64_t begin, std::int64_t steps, std::int64_t sequences, const Fn& fn) {
   for (std::int64_t s = begin; s < steps; ++s) {
     for (std::int64_t n = 0; n < sequences; ++n) {
       const bool counts = t.weights == nullptr || t.weights[s * t.weight_step + n * t.weight_sequence] > 0;
-      fn(s * sequences + n, t.values + s * t.step + n * t.sequence, counts);
+      const std::int64_t at = s * t.step + n * t.sequence;
+      fn(s * sequences + n, t.values + at, t.value_weights == nullptr ? nullptr : t.value_weights + at, counts);
     }
   }
 }
 
-// The mean over finite targets; for each there is an output for each of the parameters, and of each member.
+// A sum over known targets; for each there is an output for each of the parameters, and of each member.
 template <class Kind, class T>
-LossValue known_elements(const T* out, const Targets<T>& t, std::int64_t steps, std::int64_t sequences,
-                         std::int64_t outputs, std::int64_t members, const std::vector<T>& parameters, T* dy) {
+LossValue known_elements(const Loss& loss, const T* out, const Targets<T>& t, std::int64_t steps,
+                         std::int64_t sequences, std::int64_t outputs, const std::vector<T>& parameters, T* dy) {
   const std::int64_t begin = t.last_only ? std::max<std::int64_t>(steps - 1, 0) : 0;
   const auto each = static_cast<std::int64_t>(parameters.size());
-  const std::int64_t own = outputs / members;
+  const std::int64_t own = outputs / loss.members;
+  const std::int64_t targets = own / each;
+  const std::vector<T> factors(loss.part_weights.begin(), loss.part_weights.end());
+  const auto weight_of = [&](const T* weights, std::int64_t i) {
+    const T weight = weights == nullptr ? T{1} : weights[i];
+    if (factors.empty()) return weight;
+    return weight * factors[static_cast<std::size_t>(i / (targets / static_cast<std::int64_t>(factors.size())))];
+  };
+  const auto is_known = [&](T target, T weight) { return std::isfinite(target) && (factors.empty() || weight > 0); };
   std::int64_t count = 0;
-  for_samples(t, begin, steps, sequences, [&](std::int64_t /*row*/, const T* y, bool counts) {
-    if (counts) count += std::count_if(y, y + own / each, [](T v) { return std::isfinite(v); });
+  for_samples(t, begin, steps, sequences, [&](std::int64_t /*row*/, const T* y, const T* weights, bool counts) {
+    for (std::int64_t i = 0; counts && i < targets; ++i) count += is_known(y[i], weight_of(weights, i)) ? 1 : 0;
   });
   const double scale = 1 / static_cast<double>(std::max<std::int64_t>(count, 1) * each);
   double total = 0;
   std::fill_n(dy, begin * sequences * outputs, T{});
-  for_samples(t, begin, steps, sequences, [&](std::int64_t row, const T* y, bool counts) {
+  for_samples(t, begin, steps, sequences, [&](std::int64_t row, const T* y, const T* weights, bool counts) {
     for (std::int64_t i = 0; i < outputs; ++i) {
       const T target = y[i % own / each];
-      const bool known = counts && std::isfinite(target);
+      const T weight = weight_of(weights, i % own / each);
+      const bool known = counts && is_known(target, weight);
       const T parameter = parameters[static_cast<std::size_t>(i % each)];
       T slope;
-      const T loss = Kind::of(out[row * outputs + i], known ? target : T{}, parameter, slope);
-      if (known) total += static_cast<double>(loss);
-      dy[row * outputs + i] = slope * (known ? static_cast<T>(scale) : T{});  // an output that is NaN stays so
+      const T value = Kind::of(out[row * outputs + i], known ? target : T{}, parameter, slope);
+      if (known) total += static_cast<double>(value * weight);
+      // An output that is NaN stays so.
+      dy[row * outputs + i] = slope * (known ? weight * static_cast<T>(scale) : T{});
     }
   });
-  return {.loss = total * scale / static_cast<double>(members),
+  return {.loss = total * scale / static_cast<double>(loss.members),
           .weight = sum_of_weights(t, 0, steps, sequences),
           .bad_label = false};
 }
@@ -239,7 +251,7 @@ LossValue loss_and_gradient(const Loss& loss, const T* out, const Targets<T>& ta
     std::vector<T> parameters(loss.parameters.begin(), loss.parameters.end());
     if (parameters.empty()) parameters.push_back(0);
     if (loss.of_known || loss.kind == LossKind::kPinball) {
-      return known_elements<Kind>(out, targets, steps, sequences, outputs, loss.members, parameters, dy);
+      return known_elements<Kind>(loss, out, targets, steps, sequences, outputs, parameters, dy);
     }
     return elements<Kind>(out, targets, steps, sequences, outputs, parameters[0], dy);
   };

@@ -19,9 +19,12 @@ enum class LossKind : std::uint8_t {
 struct Loss {
   LossKind kind;
   std::vector<double> parameters = {};  // at most one, but for kPinball
-  // The mean over targets that are finite, of samples whose weight is not 0, instead of the weighted mean over samples;
-  // always so with kPinball.
+  // The sum over targets that are finite, divided by their number, of samples whose weight is not 0, instead of the
+  // weighted mean over samples; always so with kPinball.
   bool of_known = false;
+  // With `of_known`: factors of the targets' weights, for equal parts of the targets; without a weight a target then is
+  // not known. Empty: 1.
+  std::vector<double> part_weights = {};
   // With `of_known`: outputs of several members side by side. The loss is the mean of theirs, each gets the gradient of
   // its own.
   std::int64_t members = 1;
@@ -31,6 +34,7 @@ struct Loss {
 template <class T>
 struct Targets {
   const T* values;             // (steps, sequences, outputs), those of a member, with kPinball / levels; or null:
+  const T* value_weights;      // of each value, with Loss::of_known, or null: 1
   const std::int64_t* labels;  // (steps, sequences)
   std::int64_t step;
   std::int64_t sequence;

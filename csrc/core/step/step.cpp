@@ -74,6 +74,7 @@ typename Step<T>::Part Step<T>::part(const Chunks<T>& chunks, std::size_t index,
             .targets = chunks.targets};
   Targets<T>& targets = part.targets;
   if (targets.values != nullptr) targets.values += begin * targets.step;
+  if (targets.value_weights != nullptr) targets.value_weights += begin * targets.step;
   if (targets.labels != nullptr) targets.labels += begin * targets.step;
   if (targets.weights != nullptr) targets.weights += begin * targets.weight_step;
   if (chunks.lengths != nullptr) {

@@ -25,10 +25,10 @@ from ..nn.stateful import takes_lengths, takes_state
 from .optimizer_step import obstacle
 
 __all__ = [
-    "End", "Loss", "LossKind", "NativeModel", "NativeStep", "NativeStepPredictor", "NativeUpdate",
-    "NotNative", "Outcome", "SegmentLayers", "SideBySide", "dropout_of", "is_unchanged", "layers_of",
-    "loss_of", "loss_of_known", "members_of", "native_types", "optimizer_of", "settings_of",
-    "states_of", "step_predictor_type",
+    "End", "Loss", "LossKind", "NativeModel", "NativeStep", "NativeStepPredictor",
+    "NativeUpdate", "NotNative", "Outcome", "SegmentLayers", "SideBySide", "dropout_of",
+    "is_unchanged", "layers_of", "loss_of", "loss_of_known", "members_of", "native_types",
+    "optimizer_of", "settings_of", "states_of", "step_predictor_type",
 ]  # fmt: skip
 
 End = _step.End

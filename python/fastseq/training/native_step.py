@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._util.progress import Progress
 from .._util.torch_internals import has_hooks, is_watched
-from .._util.tree import tree_leaves
+from .._util.tree import tree_leaves, tree_map
 from ..data.chunk_plan import Chunk
 from ..data.sequences import Batch, Sequences
 from ..distributed import Bucketizer
@@ -211,13 +211,12 @@ def _part(group: list[Chunk], batch: Batch, first: int, last: int) -> Batch:
         return batch
     begin = group[first].t0 - group[0].t0
     end = group[last - 1].t1 - group[0].t0
-    ws, lengths = batch.ws, batch.lengths
+    lengths = batch.lengths
     if lengths is not None:
         lengths = (lengths - begin).clamp(0, end - begin)
         lengths = None if int(lengths.min()) == end - begin else lengths
-    return Batch(
-        batch.xs[begin:end], batch.ys[begin:end], None if ws is None else ws[begin:end], lengths
-    )
+    xs, ys, ws = tree_map(lambda a: a[begin:end], (batch.xs, batch.ys, batch.ws))
+    return Batch(xs, ys, ws, lengths)
 
 
 class _Step:
@@ -287,6 +286,12 @@ class _Step:
     def fits(self, batch: Batch) -> bool:
         """Whether it can train on a batch: if not, torch raises, or can."""
         x, y, ws = batch.xs, batch.ys, batch.ws
+        if self._loss.of_known and isinstance(y, tuple):  # with weights
+            y, weights = y
+            if not (isinstance(weights, Tensor) and weights.shape == y.shape):
+                return False
+        elif self._loss.part_weights:
+            return False
         if not (isinstance(x, Tensor) and isinstance(y, Tensor) and x.dim() == y.dim() == 3):
             return False
         if x.shape[:2] != y.shape[:2] or x.shape[2] != self._features or x.dtype != self._dtype:
@@ -318,13 +323,16 @@ class _Step:
             self._updater.take_gradients()
         labels = self._loss.kind == LossKind.cross_entropy
         x = _with_rows(batch.xs)
-        y = _with_rows(batch.ys.to(torch.int64 if labels else self._dtype))
+        ys, weights = batch.ys if isinstance(batch.ys, tuple) else (batch.ys, None)
+        y = _with_rows(ys.to(torch.int64 if labels else self._dtype))
+        if weights is not None:
+            y, weights = y.contiguous(), weights.to(self._dtype).contiguous()
         w = None if batch.ws is None else batch.ws.to(self._dtype)
         lengths = None if batch.lengths is None else batch.lengths.contiguous()
         before = torch.get_rng_state() if self._draws else None
         seeds = _seeds(len(sizes)) if self._draws else []
         found = self._step.train(
-            _rows(x), _rows(y), labels, self._last_only, (0, 0, 0) if w is None else _rows(w),
+            _rows(x), _rows(y), 0 if weights is None else weights.data_ptr(), labels, self._last_only, (0, 0, 0) if w is None else _rows(w),
             sizes, x.shape[1], 0 if lengths is None else lengths.data_ptr(), seeds,
             *self._updater.numbers(), attention, held,
         )  # fmt: skip
