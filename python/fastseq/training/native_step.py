@@ -332,8 +332,9 @@ class _Step:
         before = torch.get_rng_state() if self._draws else None
         seeds = _seeds(len(sizes)) if self._draws else []
         found = self._step.train(
-            _rows(x), _rows(y), 0 if weights is None else weights.data_ptr(), labels, self._last_only, (0, 0, 0) if w is None else _rows(w),
-            sizes, x.shape[1], 0 if lengths is None else lengths.data_ptr(), seeds,
+            _rows(x), _rows(y), 0 if weights is None else weights.data_ptr(), labels,
+            self._last_only, (0, 0, 0) if w is None else _rows(w), sizes, x.shape[1],
+            0 if lengths is None else lengths.data_ptr(), seeds,
             *self._updater.numbers(), attention, held,
         )  # fmt: skip
         losses, outcome, (chunks, weight, _) = found
