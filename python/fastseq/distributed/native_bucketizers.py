@@ -27,8 +27,8 @@ class Update(NamedTuple):
     three numbers, or, where the host does not know them, a tensor of float64 on the GPU, which the
     next update overwrites."""
     raise_if_broken: Callable[[], None] = lambda: None
-    """Raises `CommunicationError` if what is in the tensor is no outcome, or will never be, as ranks have died: to be
-    called before it is read, and after that."""
+    """Raises `CommunicationError` if what is in the tensor is no outcome, or will never be, as
+    ranks have died: to be called before it is read, and after that."""
 
 
 class HostBucketizer:
