@@ -9,7 +9,10 @@ tried in this order.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -122,8 +125,6 @@ MUTANTS = {
     "MPI does not wait for 16 bits as 32": (
         MPI, "  synchronize(own_->averages);\n  comm_->sum_on_device", "  comm_->sum_on_device"),
     "MPI adds without factors": (MPI, "own.weight / reduced.weight)", "1)"),
-    "squares of the bucket before": (
-        MPI, "averages);\n  synchronize(own_->averages);\n  return", "averages);\n  return"),
     "NCCL although ranks share a GPU": (
         CHOICE, "if (!all_different(ranks, &Rank::gpu))", "if (false)"),
     "a way that one rank refuses": (
@@ -187,17 +188,26 @@ def found_in(build: Path, file: str, text: str, folder: Path) -> str:
         [compiler, *flags, *objects, folder / "mutant.o", *libraries, "-pthread", "-rdynamic", "-ldl", "-o",
          program], check=True,
     )  # fmt: skip
+    ran = subprocess.Popen(
+        [program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
     try:
-        ran = subprocess.run(
-            [program], capture_output=True, text=True, timeout=SECONDS, check=False
-        )
+        output, _ = ran.communicate(timeout=SECONDS)
     except subprocess.TimeoutExpired:
         return "does not end"
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # none of its ranks is left
+            os.killpg(ran.pid, signal.SIGKILL)
     if ran.returncode == 0:
         return ""
     told = re.compile("WARNING: Thread|ERROR: Address|runtime error|CUDA on the host|^/.*:\\d+:")
-    lines = (ran.stdout + ran.stderr).splitlines()
-    return next((line for line in lines if told.search(line)), f"exit status {ran.returncode}")
+    return next(
+        (line for line in output.splitlines() if told.search(line)), f"exit status {ran.returncode}"
+    )
 
 
 def main() -> None:
