@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from forecasting import LEVELS, quick, wave
 from torch import nn, optim
-from updates import Follow, Record, assert_close
+from updates import Follow, Record, assert_close, drawn_runs
 
 import fastseq as fs
 from fastseq.sklearn.forecasting.ensemble import ensemble_of
@@ -105,7 +105,7 @@ def drawn(number: int) -> tuple[Any, dict[str, Any], int]:
     return make, data, dtype.itemsize
 
 
-@pytest.mark.parametrize("number", range(80))
+@pytest.mark.parametrize("number", drawn_runs(80, sample=30))
 def test_drawn_runs_are_those_by_torch(number, by_torch, natively):
     make, data, itemsize = drawn(number)
     assert fs.info(make())["updates"] == "in C++, several at a time"

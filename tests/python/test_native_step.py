@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn, optim
 from torch.nn.functional import cross_entropy, mse_loss
-from updates import Follow, Record, assert_close
+from updates import Follow, Record, assert_close, drawn_runs
 
 import fastseq as fs
 
@@ -117,7 +117,7 @@ def drawn(number: int) -> tuple[Any, dict[str, Any], int]:
 @pytest.mark.filterwarnings(
     "ignore:.*bidirectional", "ignore:.*reads the chunks", "ignore:dropout option"
 )
-@pytest.mark.parametrize("number", range(200))
+@pytest.mark.parametrize("number", drawn_runs(200, sample=70))
 def test_drawn_runs_are_those_by_torch(number, by_torch, natively):
     make, data, itemsize = drawn(number)
     ours = Record()

@@ -25,6 +25,11 @@ def parametrize(metafunc: pytest.Metafunc, modules: set[str], sample: set[str]) 
         metafunc.parametrize("updates_by", ["fastseq", by_torch], indirect=True)
 
 
+def drawn_runs(count: int, sample: int) -> list[Any]:
+    """Return numbers of drawn runs; those beyond a sample are slow tests."""
+    return [pytest.param(i, marks=pytest.mark.slow if i >= sample else ()) for i in range(count)]
+
+
 @pytest.fixture
 def updates_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have `fit` run updates in C++ where it can, or always by torch."""
