@@ -550,9 +550,7 @@ class Estimator:
         check_features(self.model, xs)
         check_steps(learner, xs)
         xs = to_device(xs, self.device)
-        y = self._predictor.step(xs, squeeze=learner.squeezed, undo=learner.undo)
-        self._predictor.prepare_native_step(learner, x, y)
-        return y
+        return self._predictor.step(learner, x, xs, squeeze=learner.squeezed, undo=learner.undo)
 
     def export(self, path: str | os.PathLike[str], x: object = None) -> None:
         """Write the model, in evaluation mode, as a `torch.export` program that needs no fastseq.

@@ -319,7 +319,8 @@ def test_the_last_axis_can_be_left_out():
     assert both["level"].shape == (T, N)
     assert both["hidden"].shape == (T, N, 4)
     assert [a.shape for a in run(model, [X[:3, 0], X[:5, 1]], squeeze=True)] == [(3,), (5,)]
-    assert estimator(model)._predictor.step(X[0], squeeze=True).shape == (N,)
+    est = estimator(model)
+    assert est._predictor.step(est.learner, X[0], X[0], squeeze=True).shape == (N,)
 
 
 def test_scaling_is_undone():
@@ -330,8 +331,8 @@ def test_scaling_is_undone():
     got = run(model, x, undo=undo)
     np.testing.assert_allclose(got["level"], raw["level"] * 3 + 1, rtol=1e-6)
     np.testing.assert_array_equal(got["hidden"], raw["hidden"])
-    predictor = estimator(model)._predictor
-    step = predictor.step((x[0][0], x[1][0]), undo=undo)
+    est, first = estimator(model), (x[0][0], x[1][0])
+    step = est._predictor.step(est.learner, first, first, undo=undo)
     np.testing.assert_allclose(step["level"], got["level"][0], rtol=1e-5)
     with pytest.raises(ValueError, match="undo must have the structure of the model's output"):
         run(model, x, undo=(None, None))

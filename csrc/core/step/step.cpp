@@ -104,7 +104,7 @@ Bucketizer::Result Step<T>::average(const Chunk& chunk, double weight, double lo
     if (factor != 1) {
       for (const Gradient<T>& g : gradients_) best<scale<T>>(g.held, g.numel, static_cast<T>(factor));
     }
-    return {.weight = weight, .value = loss};
+    return {.weight = weight, .value = loss, .attention = attention};
   }
   const Exchange exchange(*buckets_);
   buckets_->start(weight, weight > 0 ? loss : 0, attention, factor);

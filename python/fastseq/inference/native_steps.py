@@ -83,8 +83,12 @@ class NativeSteps:
             self._pause, self._next_pause = 0, 1
         return y
 
-    def follow(self, learner: Learner, model: nn.Module, x: object, y: Tree, state: Tree) -> Tree:
-        """Prepare for steps like one that torch has run.
+    def follow(
+        self, learner: Learner, model: nn.Module, x: object, y: Tree, before: Tree, after: Tree
+    ) -> tuple[Tree, Tree]:
+        """Run a step again that torch has run, and prepare for others like it.
+
+        So all steps have the bits of one way, whenever it is that an estimator was loaded.
 
         Parameters
         ----------
@@ -92,30 +96,32 @@ class NativeSteps:
             The learner, and the model that was run.
         x, y
             The step's input, as the user has passed it, and its outputs.
-        state
-            The state after it.
+        before, after
+            The state before and after it.
 
         Returns
         -------
-        Tree
-            The state to go on from: the same values, in memory of these steps' own.
+        tuple
+            Its outputs, and the state after it, in memory of these steps' own; or those of torch.
         """
         if type(x) not in (Tensor, np.ndarray) or not isinstance(y, Tensor):
-            return state
+            return y, after
         try:
             if self._steps is None or not self._steps.is_for(x, y):
                 self._steps = None
                 if self._pause:
                     self._pause -= 1
-                    return state
+                    return y, after
                 # What changes all the time, or is not for C++, is looked at more and more rarely.
                 self._pause = self._next_pause
                 self._next_pause = min(2 * self._next_pause, _LONGEST_PAUSE)
                 self._steps = _Steps(learner, model, x, y)
-            return self._steps.take(state)
+            state = self._steps.take(before)
         except NotNative:
             self._steps = None
-            return state
+            return y, after
+        again = self._steps.run(x)
+        return (y, after) if again is None else (again, state)
 
 
 class _Steps:
@@ -164,9 +170,10 @@ class _Steps:
         given = tree_leaves(state)
         with torch.inference_mode(mode=False), torch.no_grad():
             own, tensors = states_of(self._model, self._shape[0], self._like)
-            if [(a.shape, a.dtype) for a in given] != [(a.shape, a.dtype) for a in tensors]:
+            like = [(a.shape, a.dtype) for a in tensors]
+            if state is not None and [(a.shape, a.dtype) for a in given] != like:
                 raise NotNative("its state is unusual")
-            for to, a in zip(tensors, given, strict=True):
+            for to, a in zip(tensors, given, strict=state is not None):
                 to.copy_(a)
         self._layers.set_state([a.data_ptr() for a in tensors])
         self._tensors = tensors

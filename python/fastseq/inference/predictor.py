@@ -178,26 +178,32 @@ class Predictor:
         finally:
             self._lock.release()
 
-    def prepare_native_step(self, learner: Learner, x: object, y: Tree) -> None:
-        """Prepare `native_step` for inputs like `x`, for which `step` has just returned `y`."""
-        with self._lock:
-            self.state = self._native.follow(learner, self._model, x, y, self.state)
+    def step(
+        self, learner: Learner, given: object, x: Tree, *, squeeze: bool = False, undo: Tree = None
+    ) -> Tree:
+        """Run one step of all sequences, ``(N, F)``, from `state`; see `predict`.
 
-    def step(self, x: Tree, *, squeeze: bool = False, undo: Tree = None) -> Tree:
-        """Run one step of all sequences, ``(N, F)``, from `state`; see `predict`."""
+        `given` is what the user has passed, of which `x` was made.
+        """
         self._refuse_to_go_on_backwards()
         stateful = self._stateful.fresh()
-        with self._lock, in_mode(within(self._model), training=False), torch.no_grad():
-            count = tree_leaves(x)[0].shape[0]
-            if self._dims is None:
-                self._dims = batch_dims(self._model, tree_map(lambda a: a.unsqueeze(0), x))
-            self._check_state(self.state, count)
-            stateful.state = self.state
-            y = stateful(x)
+        with self._lock:
+            before = self.state
+            with in_mode(within(self._model), training=False), torch.no_grad():
+                count = tree_leaves(x)[0].shape[0]
+                if self._dims is None:
+                    self._dims = batch_dims(self._model, tree_map(lambda a: a.unsqueeze(0), x))
+                self._check_state(before, count)
+                stateful.state = before
+                y = stateful(x)
+                whole = tree_map(lambda a: a.unsqueeze(0), y)
+                finished = _finisher(whole, undo, squeeze=squeeze)(whole)
+            y = tree_like(y, [a.squeeze(0) for a in finished])
             self.state = stateful.state
-            whole = tree_map(lambda a: a.unsqueeze(0), y)
-            finished = _finisher(whole, undo, squeeze=squeeze)(whole)
-        return tree_like(y, [a.squeeze(0) for a in finished])
+            y, self.state = self._native.follow(
+                learner, self._model, given, y, before, stateful.state
+            )
+        return y
 
     def _refuse_to_go_on_backwards(self) -> None:
         if is_bidirectional(self._model):
