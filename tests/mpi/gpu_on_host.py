@@ -17,6 +17,7 @@ import torch
 
 from fastseq.distributed import bucketizer
 from fastseq.distributed.native_bucketizers import DeviceBucketizer
+from fastseq.training import fit
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -91,6 +92,7 @@ def gpu_on_host(monkeypatch):
             pytest.fail("CUDA on the host is not built: make cpp-test")
         pytest.skip("CUDA on the host is not built: make cpp-test")
     monkeypatch.setattr(bucketizer, "native_for", lambda params: OnHost)
+    monkeypatch.setattr(fit, "_trainer_for", lambda learner: fit.Trainer)  # as on a GPU
     set_gpu = library()[1].cuda_on_host_set_gpu
     set_gpu(0)
     return set_gpu
