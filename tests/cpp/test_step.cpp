@@ -199,6 +199,40 @@ TEST(parts_are_clipped_by_their_own_norms) {
   }
 }
 
+// More than stays in a cache.
+TEST(gradients_of_a_linear_layer_of_many_rows) {
+  constexpr std::int64_t kMany = 50;
+  constexpr std::int64_t kRows = 30;  // of a step
+  constexpr std::int64_t kIn = 41;
+  constexpr std::int64_t kOut = 3;
+  const Values x = noise(kMany * kRows * kIn, 80, 1);
+  const Values dy = noise(kMany * kRows * kOut, 81, 1);
+  const Values w = noise(kOut * kIn, 82, 1);
+  Values dw(w.size(), std::numeric_limits<double>::quiet_NaN());
+  Values db(kOut, std::numeric_limits<double>::quiet_NaN());
+  const auto layer = make_linear<double>(kIn, kOut, {.value = w.data(), .gradient = dw.data()},
+                                         {.value = dy.data(), .gradient = db.data()});
+  const Chunk chunk{
+      .steps = kMany, .sequences = kRows, .lengths = nullptr, .training = true, .seed = 0, .parallel_for = serial_for};
+  const Rows<double> rows{.data = x.data(), .step = kRows * kIn, .sequence = kIn};
+  testing::for_every_width([&] {
+    Values given = dy;
+    given.resize(given.size() + 8);  // vectors may be read beyond the end
+    layer->forward(chunk, rows);
+    layer->backward(chunk, rows, given.data(), true);
+    for (std::int64_t o = 0; o < kOut; ++o) {
+      double sum = 0;
+      for (std::int64_t r = 0; r < kMany * kRows; ++r) sum += dy[at(r * kOut + o)];
+      CHECK(std::abs(sum - db[at(o)]) < 1e-11);
+      for (std::int64_t i = 0; i < kIn; ++i) {
+        double product = 0;
+        for (std::int64_t r = 0; r < kMany * kRows; ++r) product += dy[at(r * kOut + o)] * x[at(r * kIn + i)];
+        CHECK(std::abs(product - dw[at(o * kIn + i)]) < 1e-11);
+      }
+    }
+  });
+}
+
 TEST(samples_of_weight_zero_do_not_count_even_if_nan) {
   Trained model;
   model.linear(kInputs, 1);

@@ -83,8 +83,22 @@ struct Gradient {
 
 template <class T>
 struct GradientRange {
+  // Time steps are taken in blocks whose inputs stay in the cache: each tile of features reads them all again.
   template <int kBytes>
   static void run(const Gradient<T>& g, std::int64_t begin, std::int64_t end) {
+    const std::int64_t step = std::max<std::int64_t>(g.sequences * g.inputs, 1);
+    const std::int64_t each = std::max<std::int64_t>(kBlock / step, 1);
+    if (g.steps == 0) block<kBytes>(g, begin, end, 0, 0);
+    for (std::int64_t t = 0; t < g.steps; t += each) {
+      block<kBytes>(g, begin, end, t, std::min(t + each, g.steps));
+    }
+  }
+
+ private:
+  static constexpr std::int64_t kBlock = 16 * 1024;  // inputs
+
+  template <int kBytes>
+  static void block(const Gradient<T>& g, std::int64_t begin, std::int64_t end, std::int64_t from, std::int64_t to) {
     using V = simd::Vector<T, kBytes>;
     constexpr std::int64_t kL = kPanel<T>;
     for (std::int64_t p = 0; p < panel_count<T>(g.outputs); ++p) {
@@ -94,31 +108,32 @@ struct GradientRange {
         const std::int64_t count = std::min<std::int64_t>(units - lane, simd::kLanes<V>);
         for_tiles<tile_rows<kBytes>(1)>(begin, std::min(end, g.inputs), [&]<int kRows>(std::int64_t feature) {
           V sums[kRows][1] = {};
-          for (std::int64_t t = 0; t < g.steps; ++t) {
+          for (std::int64_t t = from; t < to; ++t) {
             add_products<0, 1>(sums, g.x.data + t * g.x.step + feature, 1, g.x.sequence,
                                g.dy + t * g.sequences * g.outputs + first, g.outputs, g.sequences);
           }
-          for (int r = 0; r < kRows; ++r) scatter(sums[r][0], count, g.dw + first * g.inputs + feature + r, g.inputs);
+          for (int r = 0; r < kRows; ++r) {
+            scatter(sums[r][0], count, g.dw + first * g.inputs + feature + r, g.inputs, from > 0);
+          }
         });
         if (end > g.inputs && g.db != nullptr) {
           V sum{};
-          for (std::int64_t i = 0; i < g.steps * g.sequences; ++i) {
+          for (std::int64_t i = from * g.sequences; i < to * g.sequences; ++i) {
             V d;
             simd::load(d, g.dy + i * g.outputs + first);
             sum += d;
           }
-          scatter(sum, count, g.db + first, 1);
+          scatter(sum, count, g.db + first, 1, from > 0);
         }
       }
     }
   }
 
- private:
   template <class V>
-  static void scatter(const V& v, std::int64_t count, T* to, std::int64_t step) {
+  static void scatter(const V& v, std::int64_t count, T* to, std::int64_t step, bool adds) {
     alignas(V) T lanes[simd::kLanes<V>];
     simd::store(lanes, v);
-    for (std::int64_t l = 0; l < count; ++l) to[l * step] = lanes[l];
+    for (std::int64_t l = 0; l < count; ++l) to[l * step] = (adds ? to[l * step] : T{}) + lanes[l];
   }
 };
 
