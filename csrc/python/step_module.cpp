@@ -421,7 +421,7 @@ PYBIND11_MODULE(_step, m) {
       .def_readonly("kind", &Loss::kind)
       .def_readonly("parameters", &Loss::parameters)
       .def_readonly("of_known", &Loss::of_known)
-      .def_readwrite("part_weights", &Loss::part_weights)
+      .def_readonly("part_weights", &Loss::part_weights)
       .def_readwrite("members", &Loss::members);
   py::enum_<OptimizerKind>(m, "OptimizerKind")
       .value("sgd", OptimizerKind::kSgd)

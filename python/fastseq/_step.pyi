@@ -51,7 +51,8 @@ class Loss:
     def parameters(self) -> list[float]: ...
     @property
     def of_known(self) -> bool: ...
-    part_weights: list[float]
+    @property
+    def part_weights(self) -> list[float]: ...
     members: int
 
 class OptimizerKind(_Enum):

@@ -9,6 +9,7 @@
 
 #include "check.h"
 #include "core/step/predict.h"
+#include "noise.h"
 #include "ranges.h"
 
 namespace fastseq::step {
@@ -22,16 +23,7 @@ constexpr std::int64_t kSequences = 4;
 constexpr double kCenter[] = {1, -2, 3};
 constexpr double kScale[] = {2, 0.5, 3};
 
-template <class T>
-std::vector<T> noise(std::int64_t numel, std::uint32_t seed) {
-  std::vector<T> values(static_cast<std::size_t>(numel));
-  std::uint32_t state = seed * 2654435761U + 1;
-  for (T& value : values) {
-    state = state * 1664525U + 1013904223U;
-    value = static_cast<T>(static_cast<double>(state >> 8) / (1 << 23) - 1);
-  }
-  return values;
-}
+using testing::noise;
 
 double sigmoid(double v) { return 1 / (1 + std::exp(-v)); }
 

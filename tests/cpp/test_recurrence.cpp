@@ -10,12 +10,14 @@
 #include <vector>
 
 #include "check.h"
+#include "noise.h"
 #include "ranges.h"
 
 namespace fastseq {
 
 namespace {
 
+using testing::noise;
 using Values = std::vector<double>;
 
 std::size_t at(std::int64_t i) { return static_cast<std::size_t>(i); }
@@ -29,16 +31,6 @@ struct Case {
 struct Data {
   Values x, w_ih, w_hh, b_ih, b_hh, h0, c0, dy, dh, dc;
 };
-
-Values noise(std::int64_t numel, std::uint32_t seed, double size) {
-  Values values(at(numel));
-  std::uint32_t state = seed * 2654435761U + 1;
-  for (double& value : values) {
-    state = state * 1664525U + 1013904223U;
-    value = size * (static_cast<double>(state >> 8) / (1 << 23) - 1);
-  }
-  return values;
-}
 
 Data make_data(const RecurrenceShape& s) {
   const std::int64_t rows = gate_count(s.cell) * s.hidden;

@@ -13,6 +13,7 @@
 
 #include "check.h"
 #include "core/step/step.h"
+#include "noise.h"
 
 namespace fastseq::step {
 
@@ -20,15 +21,7 @@ using Values = std::vector<double>;
 
 inline std::size_t at(std::int64_t i) { return static_cast<std::size_t>(i); }
 
-inline Values noise(std::int64_t numel, std::uint32_t seed, double size) {
-  Values values(at(numel));
-  std::uint32_t state = seed * 2654435761U + 1;
-  for (double& value : values) {
-    state = state * 1664525U + 1013904223U;
-    value = size * (static_cast<double>(state >> 8) / (1 << 23) - 1);
-  }
-  return values;
-}
+using testing::noise;
 
 constexpr std::int64_t kSteps = 5;
 constexpr std::int64_t kSequences = 3;

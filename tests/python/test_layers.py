@@ -251,7 +251,7 @@ INNER = {
         "tests/python/test_mpi_jobs.py", "tests/python/test_threads.py",
     ),
     "chooses what runs the updates of fit, or steps": (
-        "tests/python/test_native_step.py", "tests/python/test_native_steps.py", "tests/python/updates.py",
+        "tests/python/test_native_step.py", "tests/python/test_native_time_steps.py", "tests/python/updates.py",
     ),
     "runs the command line in this process": ("tests/python/test_h5_commands.py",),
 }  # fmt: skip

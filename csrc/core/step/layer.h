@@ -3,12 +3,18 @@
 
 #include <cstdint>
 #include <memory>
+#include <type_traits>
 #include <vector>
 
+#include "core/base/dtype.h"
 #include "core/base/parallel.h"
 #include "core/recurrence/recurrence.h"
 
 namespace fastseq::step {
+
+// What models compute in.
+template <class T>
+inline constexpr DType kDType = std::is_same_v<T, float> ? DType::kFloat32 : DType::kFloat64;
 
 // Features of all time steps and sequences of a chunk; strides are in elements, features are contiguous.
 template <class T>

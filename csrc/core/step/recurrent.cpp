@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <type_traits>
 
 #include "core/step/buffer.h"
 #include "core/step/layer.h"
@@ -107,7 +106,7 @@ class Recurrent : public Layer<T> {
 
   RecurrenceShape shape(const Chunk& chunk, const Direction<T>& direction, std::int64_t inputs) const {
     return {.cell = options_.cell,
-            .dtype = std::is_same_v<T, float> ? DType::kFloat32 : DType::kFloat64,
+            .dtype = kDType<T>,
             .steps = chunk.steps,
             .sequences = chunk.sequences,
             .inputs = inputs,

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "core/base/isa.h"
+#include "core/base/pack.h"
 
 namespace fastseq::step {
 
@@ -20,11 +21,6 @@ template <class T>
 void weigh(const T* from, T* to, std::int64_t count, T weight, bool adds) {
   FASTSEQ_INDEPENDENT
   for (std::int64_t i = 0; i < count; ++i) to[i] = (adds ? to[i] : T{}) + weight * from[i];
-}
-
-template <class T>
-void scale(T* data, std::int64_t count, T factor) {
-  for (std::int64_t i = 0; i < count; ++i) data[i] *= factor;
 }
 
 // Ends an update of all ranks that fails on this one.
@@ -102,7 +98,7 @@ Bucketizer::Result Step<T>::average(const Chunk& chunk, double weight, double lo
   if (buckets_ == nullptr) {
     if (weight > 0 && !accumulates()) model_.backward(chunk, dy_.data(), [](std::span<T* const> /*gradients*/) {});
     if (factor != 1) {
-      for (const Gradient<T>& g : gradients_) best<scale<T>>(g.held, g.numel, static_cast<T>(factor));
+      for (const Gradient<T>& g : gradients_) scaled_copy(g.held, kDType<T>, g.numel, factor, g.held, kDType<T>);
     }
     return {.weight = weight, .value = loss, .attention = attention};
   }

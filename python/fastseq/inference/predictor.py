@@ -22,7 +22,7 @@ from ..nn.stateful import Stateful, batch_dims, each_step, in_mode, is_bidirecti
 from ..training.learner import Learner
 from ..training.spec import Spec
 from .export import first_state
-from .native_steps import NativeSteps
+from .native_time_steps import NativeTimeSteps
 from .one_pass import Pass
 from .outputs import Outputs, matched, nothing
 from .state_rows import put_rows, take_rows
@@ -58,7 +58,7 @@ class Predictor:
         self._replicas = replicas
         self._dims: Tree = None  # the same for all calls
         self._lock = Lock()  # for calls that continue from `state`
-        self._native = NativeSteps()
+        self._native = NativeTimeSteps()
         self.state: Tree = None
 
     def predict(

@@ -355,8 +355,8 @@ _LOSSES: dict[Any, tuple[_step.LossKind, list[float]]] = {
 }
 
 
-def loss_of_known(fn: Any) -> Loss:
-    """Return the mean of an elementwise loss over known targets.
+def loss_of_known(fn: Any, part_weights: list[float]) -> Loss:
+    """Return the mean of an elementwise loss over known targets, whose equal parts have weights.
 
     Raises
     ------
@@ -365,7 +365,7 @@ def loss_of_known(fn: Any) -> Loss:
     """
     for known, own in _LOSSES.items():
         if fn is known and fn is not F.cross_entropy:
-            return Loss(*own, of_known=True)
+            return Loss(*own, of_known=True, part_weights=part_weights)
     raise NotNative(f"the loss is {getattr(fn, '__name__', fn)}")
 
 

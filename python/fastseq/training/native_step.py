@@ -245,7 +245,7 @@ class _Step:
         _check(learner)
         if x.dim() != 3:
             raise NotNative("inputs have several dimensions of features")
-        self._learner, self._updater = learner, updater
+        self._updater = updater
         self._model = learner.model
         self._dtype, self._features = updater.dtype, x.shape[2]
         accumulate = learner.spec.accumulate

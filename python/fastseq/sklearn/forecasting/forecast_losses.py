@@ -87,17 +87,13 @@ class ForecastLoss:
     def native_terms(self) -> Loss:
         """Return the loss if it is a known one; see `fastseq.training.native_layers`."""
         fn = self.fn
+        part_weights = list(self.step_weights or ())
         if self.outputs is None:
-            loss = loss_of_known(fn)
-            loss.part_weights = list(self.step_weights or ())
-            return loss
+            return loss_of_known(fn, part_weights)
         if isinstance(fn, functools.partial) and fn.func is pinball_loss and not fn.args:
             levels = list(fn.keywords["quantiles"])
             if len(levels) == self.outputs and len(fn.keywords) == 1:
-                return Loss(
-                    LossKind.pinball, levels, of_known=True,
-                    part_weights=list(self.step_weights or ()),
-                )  # fmt: skip
+                return Loss(LossKind.pinball, levels, of_known=True, part_weights=part_weights)
         raise NotNative("a loss of several outputs for each value")
 
     def __call__(

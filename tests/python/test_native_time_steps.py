@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 import fastseq as fs
-from fastseq.inference.native_steps import NativeSteps
+from fastseq.inference.native_time_steps import NativeTimeSteps
 
 FEATURES = 3
 N = 2
@@ -24,14 +24,14 @@ N = 2
 def natively(monkeypatch):
     """Count the steps that are run in C++."""
     counts = []
-    real = NativeSteps.run
+    real = NativeTimeSteps.run
 
     def counted(self, x, state):
         y = real(self, x, state)
         counts.append(y is not None)
         return y
 
-    monkeypatch.setattr(NativeSteps, "run", counted)
+    monkeypatch.setattr(NativeTimeSteps, "run", counted)
     return counts
 
 
@@ -522,10 +522,12 @@ def test_what_is_not_for_cpp_is_asked_rarely(monkeypatch):
             return self.rnn(x, state)
 
     asked = []
-    from fastseq.inference import native_steps
+    from fastseq.inference import native_time_steps
 
-    real = native_steps.layers_of
-    monkeypatch.setattr(native_steps, "layers_of", lambda *args: asked.append(0) or real(*args))
+    real = native_time_steps.layers_of
+    monkeypatch.setattr(
+        native_time_steps, "layers_of", lambda *args: asked.append(0) or real(*args)
+    )
     est = estimator(Other())
     for _ in range(200):
         est.step(torch.ones(N, FEATURES))

@@ -35,7 +35,7 @@ from ..training.native_layers import (
     step_predictor_type,
 )
 
-__all__ = ["NativeSteps"]
+__all__ = ["NativeTimeSteps"]
 
 # Products of a step, at most: the interpreter's lock is held for all of it, and for more of them
 # the calls around torch's operators matter little.
@@ -43,7 +43,7 @@ _MOST_PRODUCTS = 2**18
 _LONGEST_PAUSE = 256
 
 
-class NativeSteps:
+class NativeTimeSteps:
     """Runs time steps in C++ that are like one which torch has run.
 
     They depend on the model, its parameters' memory, the scaling, the state, and on hooks, modes
@@ -62,8 +62,8 @@ class NativeSteps:
         self._pause = 0  # how many steps to leave to torch before looking at the model again
         self._next_pause = 1
 
-    def __reduce__(self) -> tuple[type[NativeSteps], tuple[()]]:
-        return NativeSteps, ()
+    def __reduce__(self) -> tuple[type[NativeTimeSteps], tuple[()]]:
+        return NativeTimeSteps, ()
 
     def run(self, x: object, state: Tree) -> Tensor | None:
         """Return the outputs of a step, and advance the state in place; None: torch must run it.
