@@ -16,8 +16,8 @@ from . import distributed
 from .estimator import Estimator
 from .nn import ops as _ops
 from .nn.recurrent import kernels
+from .training.known_optimizers import describe_step
 from .training.native_step import native_obstacle
-from .training.optimizer_step import describe_step
 
 __all__ = ["info"]
 

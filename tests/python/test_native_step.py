@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import random
 from typing import Any
 
@@ -10,19 +11,20 @@ import pytest
 import torch
 from torch import nn, optim
 from torch.nn.functional import cross_entropy, mse_loss
-from updates import Follow, Record, assert_close, drawn_runs
+from updates import FEATURES, SPEC, Follow, Record, X, Y, assert_close, drawn_runs, small
 
 import fastseq as fs
-
-FEATURES = 3
+from fastseq.nn.per_sequence import AtLastStep, PerSequence
+from fastseq.training.native_layers import End
 
 
 def drawn_model(rng: random.Random, outputs: int) -> nn.Module:
     layers: list[nn.Module] = []
     width = FEATURES
+    act = rng.choice([nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Identity])()
     for _ in range(rng.randint(0, 2)):
-        layers.append(nn.Linear(width, size := rng.choice([1, 5, 17]), bias=rng.random() < 0.8))
-        layers.append(rng.choice([nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Identity])())
+        linear = nn.Linear(width, size := rng.choice([1, 5, 17]), bias=rng.random() < 0.8)
+        layers.append(nn.Sequential(linear, act))  # the same one twice
         width = size
     if rng.random() < 0.8:
         kind = rng.choice([fs.nn.LSTM, fs.nn.GRU, fs.nn.RNN, nn.LSTM, nn.GRU, nn.RNN])
@@ -50,19 +52,23 @@ def drawn_loss(rng: random.Random) -> tuple[Any, int, str]:
 
 def drawn_optimizer(rng: random.Random, params: Any) -> optim.Optimizer:
     params = list(params)
+    eps = 1e-8 if params[0].dtype == torch.float64 else 1e-3  # scales no rounding up
     if rng.random() < 0.3:  # groups
         params = [{"params": params[:1], "weight_decay": 0.1}, {"params": params[1:], "lr": 3e-3}]
     decay = rng.choice([0.0, 0.01])
-    maximize = rng.random() < 0.1
+    maximize = rng.random() < 0.2
     return rng.choice([
         lambda: optim.SGD(params, 1e-2, momentum=rng.choice([0, 0.9]), weight_decay=decay),
-        lambda: optim.SGD(params, 1e-2, momentum=0.9, nesterov=True),
+        lambda: optim.SGD(params, 1e-2, momentum=0.9, nesterov=True, weight_decay=decay),
         lambda: optim.SGD(params, 1e-2, momentum=0.8, dampening=0.2, maximize=maximize),
-        lambda: optim.Adam(params, 1e-2, weight_decay=decay, amsgrad=rng.random() < 0.3),
-        lambda: optim.AdamW(params, 1e-2, weight_decay=decay, fused=True),
-        lambda: optim.AdamW(params, 1e-2, betas=(0.8, 0.95), amsgrad=rng.random() < 0.3),
-        lambda: optim.RMSprop(params, 1e-3, weight_decay=decay),
-        lambda: optim.RMSprop(params, 1e-3, momentum=0.9, centered=True),
+        lambda: optim.Adam(
+            params, 1e-2, eps=eps, weight_decay=decay, amsgrad=rng.random() < 0.3,
+            maximize=maximize,
+        ),
+        lambda: optim.AdamW(params, 1e-2, eps=eps, weight_decay=decay, fused=True),
+        lambda: optim.AdamW(params, 1e-2, (0.8, 0.95), eps, amsgrad=rng.random() < 0.3),
+        lambda: optim.RMSprop(params, 1e-3, eps=eps, weight_decay=decay, maximize=maximize),
+        lambda: optim.RMSprop(params, 1e-3, eps=eps, momentum=0.9, centered=True),
     ])()  # fmt: skip
 
 
@@ -138,90 +144,16 @@ def test_drawn_runs_are_those_by_torch(number, by_torch, natively):
         assert_close(*parts, itemsize, name, 1 if itemsize == 8 else 10)
 
 
-X = torch.randn(40, 6, FEATURES, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-Y = X[..., :1] * 0.5
-SPEC = {"epochs": 3, "batchsize": 3, "seqsize": 7}
+def pruned(layer: nn.Linear, outputs: int) -> nn.Linear:
+    """Cut outputs of a layer whose attributes still tell the old number."""
+    layer.weight = nn.Parameter(layer.weight[:outputs].detach().clone())
+    layer.bias = nn.Parameter(layer.bias[:outputs].detach().clone())
+    return layer
 
 
-def small(optimizer: Any = optim.AdamW, loss: Any = mse_loss, **more: Any) -> fs.Estimator:
-    torch.manual_seed(0)
-    model = fs.nn.Chain(fs.nn.LSTM(FEATURES, 5), nn.Linear(5, 1)).double()
-    spec = SPEC | more.pop("spec", {})
-    return fs.Estimator(
-        model,
-        fs.seqloss(loss),
-        optimizer(model.parameters(), lr=1e-2),
-        spec,
-        progress=False,
-        **more,
-    )
-
-
-def swap_optimizer_state(run: Any) -> None:
-    state = copy.deepcopy(run.optimizer.state_dict())
-    for each in state["state"].values():
-        each["exp_avg"].zero_()
-    run.optimizer.load_state_dict(state)
-
-
-def replace_moments(run: Any) -> None:
-    for state in run.optimizer.state.values():
-        state["exp_avg"] = torch.ones_like(state["exp_avg"])
-
-
-def replace_data(run: Any) -> None:
-    run.model[1].weight.data = torch.zeros_like(run.model[1].weight)
-
-
-def write_in_place(run: Any) -> None:
-    with torch.no_grad():
-        run.model[0].weight_hh_l0.mul_(0.5)
-
-
-def change_rate(run: Any) -> None:
-    run.optimizer.param_groups[0]["lr"] = 1e-3
-
-
-def freeze(run: Any) -> None:
-    run.model[0].requires_grad_(False)
-
-
-def decay(run: Any) -> None:
-    run.optimizer.param_groups[0]["weight_decay"] = 0.3
-
-
-CHANGES = [
-    swap_optimizer_state, replace_moments, replace_data, write_in_place, change_rate, freeze, decay,
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("when", ["on_batch_end", "on_epoch_begin"])
-@pytest.mark.parametrize("change", CHANGES)
-def test_what_callbacks_change_counts_from_then_on(change, when, by_torch, natively):
-    def act(self, run):
-        if (run.updates, when) == (8, "on_batch_end") or (run.epoch, when) == (2, "on_epoch_begin"):
-            change(run)
-
-    callback = type("Act", (fs.callbacks.Callback,), {when: act})
-    native = small(callbacks=[callback()]).fit(X, Y)
-    plain = by_torch(small(callbacks=[callback()]), X, Y)
-    assert natively
-    for p, q in zip(native.model.parameters(), plain.model.parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-11, atol=1e-12)
-
-
-def test_hooks_are_called(natively):
-    called = []
-
-    class Watch(fs.callbacks.Callback):
-        def on_epoch_begin(self, run):
-            if run.epoch == 2:
-                run.model[1].register_forward_hook(lambda *args: called.append(args))
-
-    est = small(callbacks=[Watch()]).fit(X, Y)
-    updates = est.history_[1]["updates"]
-    assert len(called) == 2 * updates
-    assert sum(outcome.chunks for outcome, _ in natively) == updates - 1
+def with_forward(module: nn.Module) -> nn.Module:
+    module.forward = type(module).forward.__get__(module)
+    return module
 
 
 @pytest.mark.parametrize(
@@ -240,6 +172,12 @@ def test_hooks_are_called(natively):
             {"loss": nn.functional.multi_margin_loss},
         ),
         ("amp='bf16'", nn.Linear(3, 1), {"amp": "bf16"}),
+        (
+            "a parameter of shape (7, 3), where its layer says (8, 3)",
+            nn.Sequential(pruned(nn.Linear(3, 8), 7), nn.Linear(7, 1)),
+            {},
+        ),
+        ("the loss has its own forward", nn.Linear(3, 1), {"loss": with_forward(nn.MSELoss())}),
     ],
 )
 def test_info_says_what_keeps_a_fit_with_torch(what, model, more):
@@ -279,6 +217,86 @@ def test_labels_that_are_no_classes_raise_as_by_torch(by_torch):
         return str(raised.value)
 
     assert fail(lambda est, *data: est.fit(*data)) == fail(by_torch)
+
+
+@pytest.mark.parametrize("wrapper", [PerSequence, AtLastStep])
+def test_losses_of_sequences_ignore_labels_as_by_torch(wrapper, by_torch, natively):
+    labels = torch.zeros(40, 6, 1, dtype=torch.int64)
+    labels[:, ::2] = 2
+    labels[:, 1] = -100
+
+    def make():
+        torch.manual_seed(0)
+        model = fs.nn.Chain(fs.nn.LSTM(FEATURES, 5), nn.Linear(5, 3)).double()
+        loss, spec = wrapper(fs.seqloss(cross_entropy)), SPEC | {"seqsize": 40}
+        optimizer = optim.SGD(model.parameters(), lr=0.1)
+        return fs.Estimator(model, loss, optimizer, spec, progress=False)
+
+    native, plain = make().fit(X, labels), by_torch(make(), X, labels)
+    assert natively
+    for p, q in zip(native.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-11, atol=1e-12)
+
+
+def test_a_loss_with_more_arguments_is_left_to_torch():
+    loss = functools.partial(fs.seqloss(mse_loss), ws=torch.ones(7, 3))
+    model = nn.Linear(3, 1)
+    est = fs.Estimator(model, loss, optim.SGD(model.parameters(), 0.1), SPEC, progress=False)
+    assert fs.info(est)["updates"] == "by PyTorch: the loss is not made by seqloss"
+
+
+@pytest.mark.parametrize("loss", [nn.HuberLoss(delta=-1.0), nn.SmoothL1Loss(beta=-1.0)])
+def test_losses_that_torch_refuses_raise(loss):
+    with pytest.raises(RuntimeError, match="does not support"):
+        small(optim.SGD, loss).fit(X, Y)
+
+
+@pytest.mark.parametrize("optimizer", [optim.SGD, optim.Adam, optim.AdamW, optim.RMSprop])
+def test_parameters_may_be_infinite(optimizer, by_torch, natively):
+    labels = torch.arange(240).reshape(40, 6, 1) % 2
+
+    def make():
+        torch.manual_seed(0)
+        model = fs.nn.Chain(fs.nn.LSTM(FEATURES, 5), nn.Linear(5, 3)).double()
+        nn.init.constant_(model[1].bias[2:], -torch.inf)  # a class that is never predicted
+        own = optimizer(model.parameters(), lr=1e-2, weight_decay=0)
+        return fs.Estimator(model, fs.seqloss(cross_entropy), own, SPEC, progress=False)
+
+    native, plain = make().fit(X, labels), by_torch(make(), X, labels)
+    assert natively
+    for p, q in zip(native.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-11, atol=1e-12)
+
+
+def test_data_in_any_layout_train_alike():
+    x = X.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+    y = torch.cat([Y, Y], 2)
+    ours = small(outputs=2).fit(x, y.permute(2, 0, 1).contiguous().permute(1, 2, 0))
+    for p, q in zip(
+        ours.model.parameters(), small(outputs=2).fit(X, y).model.parameters(), strict=True
+    ):
+        assert torch.equal(p, q)
+
+
+def test_pauses_change_no_dropout(natively):
+    """Calls end after a while; what was drawn beyond is drawn again."""
+    x = torch.randn(600, 16, FEATURES, generator=torch.Generator().manual_seed(0))
+
+    def fitted(*callbacks):
+        torch.manual_seed(0)
+        gru = fs.nn.GRU(FEATURES, 48, 2, dropout=0.5)
+        model = fs.nn.Chain(gru, nn.Dropout(0.2), nn.Linear(48, 1))
+        optimizer, spec = optim.SGD(model.parameters(), lr=1e-2), SPEC | {"batchsize": 16}
+        est = fs.Estimator(
+            model, fs.seqloss(mse_loss), optimizer, spec, callbacks=callbacks, seed=1,
+            progress=False,
+        )  # fmt: skip
+        return list(est.fit(x, x[..., :1]).model.parameters())
+
+    together = fitted()
+    assert any(outcome.end == End.paused for outcome, _ in natively)
+    for p, q in zip(together, fitted(Record()), strict=True):  # one update in a call
+        assert torch.equal(p, q)
 
 
 def test_dropout_is_drawn_by_seed(natively):

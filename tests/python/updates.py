@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn, optim
+from torch.nn.functional import mse_loss
 
 import fastseq as fs
 from fastseq.training import fit
@@ -14,6 +16,27 @@ from fastseq.training.loop import Trainer
 from fastseq.training.native_step import NativeTrainer
 
 NAMES = "loss", "parameters", "gradients"
+
+FEATURES = 3
+X = torch.randn(40, 6, FEATURES, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+Y = X[..., :1] * 0.5
+SPEC = {"epochs": 3, "batchsize": 3, "seqsize": 7}
+
+
+def small(optimizer: Any = optim.AdamW, loss: Any = mse_loss, **more: Any) -> fs.Estimator:
+    """Return an estimator of a small model in fp64, to be trained on `X` and `Y`."""
+    torch.manual_seed(0)
+    outputs = more.pop("outputs", 1)
+    model = fs.nn.Chain(fs.nn.LSTM(FEATURES, 5), nn.Linear(5, outputs)).double()
+    spec = SPEC | more.pop("spec", {})
+    return fs.Estimator(
+        model,
+        fs.seqloss(loss),
+        optimizer(model.parameters(), lr=1e-2),
+        spec,
+        progress=False,
+        **more,
+    )
 
 
 def parametrize(metafunc: pytest.Metafunc, modules: set[str], sample: set[str]) -> None:

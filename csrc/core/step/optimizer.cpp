@@ -23,10 +23,17 @@ struct Numbers {
   T step_size;
   T root_correction;  // of Adam's second moment
   T sign;
+  bool decays;
   bool nesterov;
   bool amsgrad;
   bool centered;
 };
+
+// Without decay nothing of the value joins the gradient, though it may be infinite.
+template <class T>
+T pull(const Numbers<T>& n, T gradient, T value) {
+  return n.sign * gradient + (n.decays ? n.weight_decay * value : T{});
+}
 
 template <class T>
 void sgd(const Parameter<T>& p, const Numbers<T>& n) {
@@ -35,14 +42,14 @@ void sgd(const Parameter<T>& p, const Numbers<T>& n) {
   if (p.average == nullptr) {
     FASTSEQ_INDEPENDENT
     for (std::int64_t i = 0; i < p.numel; ++i) {
-      value[i] -= n.lr * (n.sign * gradient[i] + n.weight_decay * value[i]);
+      value[i] -= n.lr * pull(n, gradient[i], value[i]);
     }
     return;
   }
   T* const average = p.average;
   FASTSEQ_INDEPENDENT
   for (std::int64_t i = 0; i < p.numel; ++i) {
-    const T g = n.sign * gradient[i] + n.weight_decay * value[i];
+    const T g = pull(n, gradient[i], value[i]);
     average[i] = n.momentum * average[i] + n.fresh * g;
     value[i] -= n.lr * (n.nesterov ? g + n.momentum * average[i] : average[i]);
   }
@@ -59,10 +66,10 @@ void adam(const Parameter<T>& p, const Numbers<T>& n) {
     FASTSEQ_INDEPENDENT
     for (std::int64_t i = 0; i < p.numel; ++i) {
       const T before = value[i] * n.shrink;
-      const T g = n.sign * gradient[i] + n.weight_decay * before;
+      const T g = pull(n, gradient[i], before);
       average[i] += n.fresh * (g - average[i]);
       square[i] = n.beta2 * square[i] + (1 - n.beta2) * g * g;
-      largest[i] = std::max(largest[i], square[i]);
+      largest[i] = square[i] <= largest[i] ? largest[i] : square[i];  // NaN stays
       value[i] = before - n.step_size * average[i] / (std::sqrt(largest[i]) / n.root_correction + n.eps);
     }
     return;
@@ -70,7 +77,7 @@ void adam(const Parameter<T>& p, const Numbers<T>& n) {
   FASTSEQ_INDEPENDENT
   for (std::int64_t i = 0; i < p.numel; ++i) {
     const T before = value[i] * n.shrink;
-    const T g = n.sign * gradient[i] + n.weight_decay * before;
+    const T g = pull(n, gradient[i], before);
     average[i] += n.fresh * (g - average[i]);
     square[i] = n.beta2 * square[i] + (1 - n.beta2) * g * g;
     value[i] = before - n.step_size * average[i] / (std::sqrt(square[i]) / n.root_correction + n.eps);
@@ -80,7 +87,7 @@ void adam(const Parameter<T>& p, const Numbers<T>& n) {
 template <class T>
 void rms_prop(const Parameter<T>& p, const Numbers<T>& n) {
   for (std::int64_t i = 0; i < p.numel; ++i) {
-    const T g = n.sign * p.gradient[i] + n.weight_decay * p.value[i];
+    const T g = pull(n, p.gradient[i], p.value[i]);
     p.square[i] = n.beta1 * p.square[i] + (1 - n.beta1) * g * g;
     T variance = p.square[i];
     if (n.centered) {
@@ -106,6 +113,7 @@ Numbers<T> numbers_of(OptimizerKind kind, const Settings& s, double step) {
   n.lr = as(s.lr);
   n.shrink = s.decoupled ? as(1 - s.lr * s.weight_decay) : T{1};
   n.weight_decay = s.decoupled ? T{} : as(s.weight_decay);
+  n.decays = n.weight_decay != 0;
   n.momentum = as(s.momentum);
   n.beta1 = as(s.beta1);
   n.beta2 = as(s.beta2);

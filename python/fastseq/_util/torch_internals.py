@@ -195,10 +195,10 @@ def forward_hooks(module: nn.Module, *, before: bool = True, after: bool = True)
     return bool((before and module._forward_pre_hooks) or (after and module._forward_hooks))
 
 
-_HOOKS = (
+_MODULE_HOOKS = (
     "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
-    "_post_accumulate_grad_hooks",
 )  # fmt: skip
+_TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 _GLOBAL_HOOKS = (
     "_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks",
     "_global_backward_pre_hooks",
@@ -207,7 +207,8 @@ _GLOBAL_HOOKS = (
 
 def has_hooks(thing: nn.Module | Tensor) -> bool:
     """Return whether a module or a parameter has hooks, which only autograd calls."""
-    return any(getattr(thing, name, None) for name in _HOOKS)
+    names = _TENSOR_HOOKS if isinstance(thing, Tensor) else _MODULE_HOOKS
+    return any(getattr(thing, name, None) for name in names)
 
 
 def global_hooks() -> list[dict[Any, Any]]:

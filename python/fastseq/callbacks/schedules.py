@@ -9,7 +9,7 @@ from torch import Tensor, optim
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from .._util.torch_internals import mark_stepped
-from ..training.optimizer_step import set_in_group
+from ..training.known_optimizers import set_in_group
 from ..training.run import Callback
 from .monitor import Monitor, check_positive
 

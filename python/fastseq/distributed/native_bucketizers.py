@@ -79,6 +79,16 @@ class HostBucketizer:
                 flat = torch.empty(0, dtype=dtype)
             groups.append((members, offsets, flat))
         self.places = _views(params, groups)
+        self._addresses = [place.data_ptr() for place in self.places]
+
+    def shared_places(self) -> list[Tensor]:
+        """Return `places`; raise ValueError if they are elsewhere: ranks would not see them."""
+        if [place.data_ptr() for place in self.places] != self._addresses:
+            raise ValueError(
+                "the memory of a gradient was replaced, as by p.grad.data = …, but ranks share it: "
+                "write into the gradient, as by p.grad.copy_(…), or set p.grad"
+            )
+        return self.places
 
     @property
     def started(self) -> bool:

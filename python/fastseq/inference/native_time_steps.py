@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,9 +13,6 @@ from .._util.torch_internals import (
     global_hooks,
     has_modes,
     is_autocast,
-    own_parameters,
-    rnn_weight_names,
-    rnn_weights,
 )
 from .._util.tree import Tree, tree_leaves
 from ..data.scaling.affine import Affine
@@ -27,13 +23,13 @@ from ..training.learner import Learner
 from ..training.native_layers import (
     NativeStepPredictor,
     NotNative,
-    is_unchanged,
     layers_of,
     members_of,
     native_types,
     states_of,
     step_predictor_type,
 )
+from ..training.unchanged import Seen, is_unchanged, modules_in, places
 
 __all__ = ["NativeTimeSteps"]
 
@@ -207,12 +203,6 @@ def _check(learner: Learner, model: nn.Module, params: list[nn.Parameter], seque
         raise NotNative("the model has no parameters")
     if sequences * sum(p.numel() for p in params) > _MOST_PRODUCTS:
         raise NotNative("a step takes long")
-    for layer in model.modules():
-        if isinstance(layer, nn.RNNBase):
-            own = own_parameters(layer)
-            used = rnn_weights(layer)
-            if [id(own[name]) for name in rnn_weight_names(layer)] != [id(p) for p in used]:
-                raise NotNative("a layer uses other weights than its parameters")
 
 
 def _address(p: Tensor | None) -> tuple[int, int]:
@@ -239,26 +229,16 @@ def _addresses(scaling: Affine | None, features: int) -> tuple[int, int]:
     return scaling.center.data_ptr(), scaling.scale.data_ptr()
 
 
-def _seen(learner: Learner, model: nn.Module, tensors: Iterable[Tensor]) -> _Seen:
+def _seen(learner: Learner, model: nn.Module, tensors: Iterable[Tensor]) -> Seen:
     """Return what steps depend on, as it is now; see ``csrc/python/unchanged.h``."""
-    objects: list[tuple[Any, ...]] = []
-    containers: list[tuple[Any, ...]] = [(hooks, ()) for hooks in global_hooks()]
-    for module in model.modules():
-        attributes = vars(module)
-        objects.append((module, type(module), attributes))
-        for holder in (attributes, *attributes.values()):  # parameters, modules, hooks
-            if isinstance(holder, dict):
-                containers.append((holder, tuple(itertools.chain(*holder.items()))))
-            elif type(holder) is list:
-                containers.append((holder, tuple(holder)))
+    objects, containers = modules_in(model)
+    containers += [(hooks, ()) for hooks in global_hooks()]
     parts = vars(learner)
     entries: list[tuple[Any, ...]] = [
         (parts, name, parts[name]) for name in ("model", "spec", "scaling", "squeezed")
     ]
     entries.append((models_in_use, id(model)))  # a fit, or another thread
-    places = [(a, a.data_ptr(), a.shape, a.dtype) for a in tensors]
-    return tuple(objects), tuple(containers), tuple(entries), tuple(places)
+    return tuple(objects), tuple(containers), tuple(entries), tuple(places(tensors))
 
 
 _UNSCALED = Scaling(None, None)
-_Seen = tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .._util.torch_internals import l1_mean, mse_mean
 from .._util.tree import Tree
 from .focal_loss import FocalLoss
+from .per_sequence import PerSequence
 
 __all__ = ["by_seqloss", "missing_label", "of_classes", "of_numbers", "seqloss", "unreduced"]
 
@@ -99,6 +100,8 @@ def by_seqloss(loss: object) -> bool:
 def missing_label(loss: object) -> int | None:
     """Return the label that a loss made by `seqloss` ignores, torch's ``ignore_index``.
 
+    That of a `PerSequence` is that of its loss.
+
     Examples
     --------
     >>> missing_label(seqloss(F.cross_entropy))
@@ -106,6 +109,8 @@ def missing_label(loss: object) -> int | None:
     >>> missing_label(seqloss(F.mse_loss)) is None
     True
     """
+    if isinstance(loss, PerSequence):
+        return missing_label(loss.loss)
     if not _made(loss) or loss.args[2] != "classes":
         return None
     fn = loss.args[0]

@@ -21,7 +21,7 @@ from ..data.sequences import Sequences
 from ..errors import DivergedError, RemoteError
 from .fit import Fit
 from .history import History
-from .optimizer_step import set_in_group
+from .known_optimizers import set_in_group
 from .position import Position
 from .run import Callback, Run
 from .spec import check_count

@@ -17,12 +17,17 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn, optim
 
 from .. import _step
-from .._util.torch_internals import has_hooks, own_parameters, rnn_weight_names
+from .._util.torch_internals import (
+    has_hooks,
+    own_parameters,
+    rnn_weight_names,
+    rnn_weights,
+)
 from ..nn import GRU, LSTM, RNN, Chain
 from ..nn.losses import by_seqloss
 from ..nn.per_sequence import AtLastStep, PerSequence
 from ..nn.stateful import takes_lengths, takes_state
-from .optimizer_step import obstacle
+from .known_optimizers import obstacle
 
 __all__ = [
     "End", "Loss", "LossKind", "NativeModel", "NativeStep", "NativeStepPredictor",
@@ -83,6 +88,14 @@ _CELLS = {
 }
 
 
+# What C++ computes instead; a class's `forward` may be replaced in place.
+_KNOWN: tuple[type[nn.Module], ...] = (
+    *_ACTIVATIONS, *_RECURRENT, nn.Linear, nn.Dropout, nn.Identity, nn.Sequential, Chain,
+    nn.MSELoss, nn.L1Loss, nn.HuberLoss, nn.SmoothL1Loss, nn.BCEWithLogitsLoss, nn.CrossEntropyLoss,
+)  # fmt: skip
+_FORWARDS = {kind: kind.forward for kind in _KNOWN}
+
+
 @dataclasses.dataclass(frozen=True)
 class SegmentLayers:
     """The sizes and layers of a `SegmentRNN` without covariates."""
@@ -134,8 +147,8 @@ def members_of(model: nn.Module) -> list[nn.Module]:
 
 def modules_of(model: nn.Module) -> Iterator[nn.Module]:
     """Yield a model's layers in order; raise `NotNative` for other models."""
-    if type(model) in (nn.Sequential, Chain):
-        for part in model.children():
+    if isinstance(model, nn.Sequential) and type(model) in (nn.Sequential, Chain):
+        for part in model:  # `children` leaves out what is there again
             yield from modules_of(part)
         return
     yield model
@@ -207,7 +220,7 @@ def _check_modules(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if has_hooks(module):
             raise NotNative(f"{name or 'the model'} has hooks")
-        if "forward" in vars(module):
+        if not _has_known_forward(module):
             raise NotNative(f"{name or 'the model'} has its own forward")
     outer = members_of(model)
     for module in model.modules():
@@ -229,6 +242,17 @@ def _check_modules(model: nn.Module) -> None:
             raise NotNative(f"{name} is not contiguous")
 
 
+def _has_known_forward(module: nn.Module) -> bool:
+    """Whether nobody has replaced what a module of a known class computes."""
+    known = _FORWARDS.get(type(module))
+    return "forward" not in vars(module) and known in (None, type(module).forward)
+
+
+def _check_shape(p: Tensor | None, *shape: int) -> None:
+    if p is not None and p.shape != shape:
+        raise NotNative(f"a parameter of shape {tuple(p.shape)}, where its layer says {shape}")
+
+
 def _layer(
     module: nn.Module,
     features: int | None,
@@ -244,6 +268,8 @@ def _layer(
         return _step.DropoutLayer(dropout_of(module), features or 0, number), features
     if isinstance(module, nn.Linear) and kind is nn.Linear:
         _check_width(module.in_features, features)
+        _check_shape(module.weight, module.out_features, module.in_features)
+        _check_shape(module.bias, module.out_features)
         of = weights(module.weight), weights(module.bias)
         return _step.LinearLayer(module.in_features, module.out_features, *of), module.out_features
     if isinstance(module, nn.RNNBase) and kind in _RECURRENT:
@@ -275,6 +301,17 @@ def _recurrent(
         raise NotNative("a layer with batch_first=True")
     if getattr(module, "trainable_state", False):
         raise NotNative("a trainable initial state")
+    names = rnn_weight_names(module)
+    own = [own_parameters(module).get(name) for name in names]
+    used = [id(p) for p in rnn_weights(module)]
+    if id(None) in used or [id(p) for p in own] != used:
+        raise NotNative("a layer uses other weights than its parameters")
+    gates = module.hidden_size * {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+    above = module.hidden_size * (2 if module.bidirectional else 1)
+    for name, p in zip(names, own, strict=True):
+        inputs = module.input_size if "_l0" in name else above
+        width = module.hidden_size if "_hh_" in name else inputs
+        _check_shape(p, gates, *(() if name.startswith("bias") else (width,)))
     return _step.RecurrentLayer(
         cell=_CELLS[module.mode],
         inputs=module.input_size,
@@ -285,7 +322,7 @@ def _recurrent(
         dropout=dropout_of(module),
         takes_lengths=takes_lengths(module),
         number=number,
-        weights=[weights(own_parameters(module)[name]) for name in rnn_weight_names(module)],
+        weights=[weights(p) for p in own],
     )
 
 
@@ -381,7 +418,8 @@ def loss_of(loss: Any) -> tuple[Loss, bool]:
         return loss_of(loss.loss)[0], type(loss) is AtLastStep
     if isinstance(own := _terms(loss), Loss):
         return own, False
-    if not by_seqloss(loss) or not isinstance(loss, functools.partial) or len(loss.args) < 3:
+    made = by_seqloss(loss) and isinstance(loss, functools.partial)
+    if not made or len(loss.args) != 3 or loss.keywords:
         raise NotNative("the loss is not made by seqloss")
     fn = loss.args[0]
     if isinstance(fn, functools.partial):
@@ -395,13 +433,15 @@ def _module_loss(fn: Any) -> Loss:
     kind, kinds = type(fn), _step.LossKind
     if has_hooks(fn):
         raise NotNative("the loss has hooks")
+    if not _has_known_forward(fn):
+        raise NotNative("the loss has its own forward")
     if kind is nn.MSELoss:
         return Loss(kinds.mse)
     if kind is nn.L1Loss:
         return Loss(kinds.mae)
-    if kind is nn.HuberLoss:
+    if kind is nn.HuberLoss and fn.delta > 0:
         return Loss(kinds.huber, [float(fn.delta)])
-    if kind is nn.SmoothL1Loss:
+    if kind is nn.SmoothL1Loss and fn.beta >= 0:
         return Loss(kinds.smooth_l1, [float(fn.beta)]) if fn.beta else Loss(kinds.mae)
     if kind is nn.BCEWithLogitsLoss and fn.weight is None and fn.pos_weight is None:
         return Loss(kinds.binary_with_logits)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn, optim
 
 from .._util.progress import Progress
 from .._util.torch_internals import has_hooks, is_watched
@@ -34,6 +34,8 @@ from .native_layers import (
     states_of,
 )
 from .native_update import Updater
+from .spec import Spec
+from .unchanged import Seen, is_unchanged, modules_in
 
 if TYPE_CHECKING:
     from .learner import Learner
@@ -50,26 +52,43 @@ def native_obstacle(learner: Learner) -> str | None:
     return None
 
 
+class _Parts(NamedTuple):
+    """What is trained: the same from a fit's start to its end."""
+
+    model: nn.Module
+    loss: Callable[..., Tensor]
+    optimizer: optim.Optimizer
+    spec: Spec
+
+
 def _check(learner: Learner) -> None:
-    spec = learner.spec
     if learner.device.type != "cpu":
         raise NotNative(f"the device is {learner.device.type}")
     if learner.compiles:
         raise NotNative("compile=True")
     if learner.precision.amp is not None:
         raise NotNative(f"amp={learner.precision.amp!r}")
-    if spec.context:
-        raise NotNative(f"spec.context={spec.context}")
-    if next(learner.model.buffers(), None) is not None:
+    if learner.spec.context:
+        raise NotNative(f"spec.context={learner.spec.context}")
+    _check_parts(_Parts(learner.model, learner.loss, learner.optimizer, learner.spec))
+
+
+def _check_parts(parts: _Parts) -> None:
+    if next(parts.model.buffers(), None) is not None:
         raise NotNative("the model has buffers")
-    watched = is_watched() or torch.is_anomaly_enabled() or not torch.is_grad_enabled()
-    if watched or torch.is_autocast_enabled("cpu"):
+    if _is_seen():
         raise NotNative("torch is set to something that only its own operators do")
-    loss, _ = loss_of(learner.loss)
-    optimizer_of(learner.optimizer)
-    layers_of(learner.model, None, lambda _: (0, 0))
-    if len(members_of(learner.model)) > 1 and not loss.of_known:
+    loss, _ = loss_of(parts.loss)
+    optimizer_of(parts.optimizer)
+    layers_of(parts.model, None, lambda _: (0, 0))
+    if len(members_of(parts.model)) > 1 and not loss.of_known:
         raise NotNative("a loss that does not know of members")
+
+
+def _is_seen() -> bool:
+    """Whether torch is set to something that its operators would do."""
+    watched = is_watched() or torch.is_anomaly_enabled() or not torch.is_grad_enabled()
+    return watched or torch.is_autocast_enabled("cpu")
 
 
 class NativeTrainer(Trainer):
@@ -127,8 +146,9 @@ class NativeTrainer(Trainer):
         """Train on chunks of a block that ends at the step `end`; return whether to stop."""
         position = self._position
         first = 0
+        refused = False
         while first < len(group):
-            step = self._ready(batch)
+            step = None if refused else self._ready(batch)
             outcome: Outcome | None = None
             if step is None or batch is None:
                 part = None if batch is None else _part(group, batch, first, first + 1)
@@ -142,23 +162,24 @@ class NativeTrainer(Trainer):
                 position.ends[group[first - 1].block] = self.stateful.get_state()
             progress.advance(position.loss, done)
             stops = updates > 0 and after_update(attention, updates)
-            if batch is not None and outcome and outcome.end not in (End.all, End.paused):
-                self._refuse(outcome, group, batch, first)
+            refused = outcome is not None and self._refuses(outcome, group, first)
             if stops:
                 return True
         return False
 
     def _ready(self, batch: Batch | None) -> _Step | None:
         """Return the C++ step if it can train on a batch."""
-        learner = self._learner
+        parts = _Parts(self._model, self._loss, self._optimizer, self._spec)
         try:
-            if self._updater is None or not self._updater.is_current(learner):
+            if self._updater is None or not self._updater.is_current():
                 self._updater = self._step = None
-                self._updater = Updater(learner, self._stepper.params, self._buckets)
+                self._updater = Updater(
+                    parts.model, parts.optimizer, parts.spec, self._stepper.params, self._buckets
+                )
             if self._step is not None and not self._step.is_current():
                 self._step = None
             if self._step is None and batch is not None and isinstance(batch.xs, Tensor):
-                self._step = _Step(learner, self._updater, self._buckets, batch.xs)
+                self._step = _Step(parts, self._updater, self._buckets, batch.xs)
         except NotNative:
             return None
         if self._step is None or batch is None or not self._step.fits(batch):
@@ -184,22 +205,20 @@ class NativeTrainer(Trainer):
                 self._losses.add(group[index], value, weight)
         return outcome, len(losses)
 
-    def _refuse(self, outcome: Outcome, group: list[Chunk], batch: Batch, number: int) -> None:
-        """Raise the error of a chunk that could not be trained on."""
+    def _refuses(self, outcome: Outcome, group: list[Chunk], number: int) -> bool:
+        """Raise the error of the chunk before which C++ ended; true: leave the chunk to torch."""
         if outcome.end == End.not_finite:
             self._losses.check(group[number], outcome.loss)
         if outcome.end == End.nonfinite_gradient:
             check_finite(outcome.rank)
-        # A label that is no class: torch says so.
-        self._train_on(group[number], _part(group, batch, number, number + 1))
-        raise AssertionError("a label that is no class")
+        return outcome.end not in (End.all, End.paused)  # a label that is no class
 
     def _update(self, norm: float | Tensor | None = None) -> None:
         """Make a step of the optimizer; on several ranks as the others do."""
         updater = self._updater
         if self._buckets is None or updater is None or isinstance(norm, Tensor):
             super()._update(norm)
-        elif updater.has_gradients() and updater.is_current(self._learner):
+        elif updater.has_gradients() and updater.is_current():
             updater.run(norm)
         else:
             super()._update(norm)
@@ -224,7 +243,7 @@ class _Step:
 
     Parameters
     ----------
-    learner
+    parts
         Has them.
     updater
         Makes the updates.
@@ -240,15 +259,15 @@ class _Step:
     """
 
     def __init__(
-        self, learner: Learner, updater: Updater, buckets: Bucketizer | None, x: Tensor
+        self, parts: _Parts, updater: Updater, buckets: Bucketizer | None, x: Tensor
     ) -> None:
-        _check(learner)
+        _check_parts(parts)
         if x.dim() != 3:
             raise NotNative("inputs have several dimensions of features")
         self._updater = updater
-        self._model = learner.model
+        self._model = parts.model
         self._dtype, self._features = updater.dtype, x.shape[2]
-        accumulate = learner.spec.accumulate
+        accumulate = parts.spec.accumulate
         # Where layers write gradients: those of several chunks are added up.
         fresh = (
             [torch.zeros_like(p) for p in updater.params] if accumulate > 1 else updater.gradients
@@ -259,9 +278,10 @@ class _Step:
             return (0, 0) if p is None else (p.data_ptr(), place[id(p)].data_ptr())
 
         layers, self._outputs = layers_of(self._model, self._features, weights)
-        self._loss, self._last_only = loss_of(learner.loss)
+        self._loss, self._last_only = loss_of(parts.loss)
         self._loss.members = len(members_of(self._model))
-        self._seen = self._look()
+        objects, containers = modules_in(self._model)
+        self._seen: Seen = tuple(objects), tuple(containers), (), ()
         self._draws = any(dropout_of(module) > 0 for module in self._model.modules())
         self._fresh = fresh  # keeps the memory
         model_type, _, step_type = native_types(self._dtype)
@@ -272,16 +292,10 @@ class _Step:
         )  # fmt: skip
         self._tree: Any = None
 
-    def _look(self) -> list[Any]:
-        """Return what the step was made for, besides the parameters."""
-        found: list[Any] = []
-        for module in self._model.modules():
-            found += [id(module), module.training, has_hooks(module)]
-        return found
-
     def is_current(self) -> bool:
-        """Whether the model still is that which it was made for."""
-        return self._look() == self._seen
+        """Whether the model still is that which it was made for, and nobody looks on."""
+        watched = _is_seen() or any(map(has_hooks, self._updater.params))
+        return not watched and is_unchanged(*self._seen)
 
     def fits(self, batch: Batch) -> bool:
         """Whether it can train on a batch: if not, torch raises, or can."""

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn, optim
 
 from .._util.torch_internals import mark_stepped
 from ..distributed import Bucketizer
 from ..nn.members import trained_apart
+from .known_optimizers import obstacle
 from .native_layers import NativeUpdate, NotNative, native_types, optimizer_of, settings_of
-
-if TYPE_CHECKING:
-    from .learner import Learner
+from .spec import Spec
+from .unchanged import Seen, is_unchanged, layers_in, optimizer_in, places
 
 __all__ = ["Updater"]
 
@@ -26,8 +26,10 @@ class Updater:
 
     Parameters
     ----------
-    learner
-        Has the model and the optimizer.
+    model, optimizer
+        What is updated, and by which rule.
+    spec
+        Says how gradients are clipped.
     trained
         The parameters that are trained: others that need gradients wait for the next epoch.
     buckets
@@ -46,30 +48,37 @@ class Updater:
     ------
     NotNative
         It cannot be made, or not yet.
+    ValueError
+        Gradients that ranks share were moved.
     """
 
     def __init__(
-        self, learner: Learner, trained: Sequence[Tensor], buckets: Bucketizer | None
+        self,
+        model: nn.Module,
+        optimizer: optim.Optimizer,
+        spec: Spec,
+        trained: Sequence[Tensor],
+        buckets: Bucketizer | None,
     ) -> None:
-        self._optimizer = learner.optimizer
-        self._clip = learner.spec.clip_value, learner.spec.clip_norm
-        self.params = list(learner.model.parameters())
-        if not self.params:
+        self._optimizer = optimizer
+        self._clip = spec.clip_value, spec.clip_norm
+        self.params = list(model.parameters())
+        self._trained = {id(p): i for i, p in enumerate(trained)}
+        if not any(map(self.moves, self.params)):
             raise NotNative("nothing to train")
         self.dtype = self.params[0].dtype
-        self._trained = {id(p): i for i, p in enumerate(trained)}
-        places = [] if buckets is None else buckets.host.places
+        shared = [] if buckets is None else buckets.host.shared_places()
         self.gradients = [
-            places[self._trained[id(p)]] if places and self.moves(p) else torch.zeros_like(p)
+            shared[self._trained[id(p)]] if shared and self.moves(p) else torch.zeros_like(p)
             for p in self.params
         ]
-        apart = trained_apart(learner.model, self.params)
+        apart = trained_apart(model, self.params)
         self._parts = {id(p): part for part, params in enumerate(apart) for p in params}
         kind, names = optimizer_of(self._optimizer)
-        self._tensors: list[tuple[dict[str, Any], str, Tensor]] = []
+        self._tensors: list[Tensor] = []  # the optimizer's
         self.native: NativeUpdate = native_types(self.dtype)[1](kind, self._parameters(names))
-        self._known = self._optimizer.param_groups, self._optimizer.state
-        self._seen = self._look()
+        self._seen = self._look(model)
+        self._settings = self._look_at_settings()
 
     def moves(self, p: Tensor) -> bool:
         """Whether a parameter of the model is trained, and not frozen since."""
@@ -125,31 +134,29 @@ class Updater:
         dtypes = (torch.float32, torch.float64) if name == "step" else (self.dtype,)
         if not plain or tensor.dtype not in dtypes:
             raise NotNative(f"the optimizer's {name} is unusual")
-        self._tensors.append((state, name, tensor))
+        self._tensors.append(tensor)
         return int(tensor.data_ptr())
 
-    def _look(self) -> list[Any]:
-        """Return what it was made for, besides the optimizer's state."""
-        found: list[Any] = []
-        for p in self.params:
-            found += [p.data_ptr(), p.requires_grad]
-        kind = type(self._optimizer)
-        for group in self._optimizer.param_groups:
-            found += [id(p) for p in group["params"]]
-            found += sorted(_state_names(kind, group))
-        return found
-
-    def is_current(self, learner: Learner) -> bool:
-        """Whether model and optimizer still are those that it was made for."""
-        groups, state = self._known
-        optimizer = learner.optimizer
+    def _look(self, model: nn.Module) -> Seen:
+        """Return what it was made for."""
+        held = ("param_groups", "state")
+        own = vars(self._optimizer)
         return (
-            optimizer is self._optimizer
-            and optimizer.param_groups is groups
-            and optimizer.state is state
-            and all(own.get(name) is tensor for own, name, tensor in self._tensors)
-            and self._look() == self._seen
+            (),
+            (*layers_in(model), *optimizer_in(self._optimizer)),
+            tuple((own, name, own[name]) for name in held),
+            tuple(places([*self.params, *self.gradients, *self._tensors])),
         )
+
+    def _look_at_settings(self) -> list[Any]:
+        """Return what decides which parameters are updated, and what is kept for them."""
+        kind = type(self._optimizer)
+        states = [_state_names(kind, group) for group in self._optimizer.param_groups]
+        return [obstacle(self._optimizer), *states, *(p.requires_grad for p in self.params)]
+
+    def is_current(self) -> bool:
+        """Whether model and optimizer still are what it was made for."""
+        return is_unchanged(*self._seen) and self._look_at_settings() == self._settings
 
     def numbers(self) -> tuple[Any, float | None, float | None]:
         """Return the optimizer's present settings, and the limits of gradients."""

@@ -4,81 +4,21 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn, optim
 
 from .._util.torch_internals import (
     fused_adam,
-    has_own_step,
-    has_step_hooks,
     profiles,
     set_grad_enabled,
     unwrapped_step,
 )
+from .known_optimizers import obstacle
+from .unchanged import Seen, is_unchanged, optimizer_in
 
-__all__ = ["OptimizerStep", "describe_step", "obstacle", "set_in_group"]
-
-# It is known what their steps compute, and that they do nothing else.
-_KNOWN = (
-    optim.ASGD, optim.Adadelta, optim.Adagrad, optim.Adam, optim.AdamW, optim.Adamax, optim.NAdam,
-    optim.RAdam, optim.RMSprop, optim.Rprop, optim.SGD,
-)  # fmt: skip
-
-
-def obstacle(optimizer: optim.Optimizer) -> str | None:
-    """Return why an optimizer's own ``step`` must be called, or None.
-
-    Examples
-    --------
-    >>> weight = nn.Parameter(torch.zeros(3))
-    >>> obstacle(optim.AdamW([weight])), obstacle(optim.LBFGS([weight]))
-    (None, 'LBFGS is not an optimizer that fastseq knows')
-    """
-    name = type(optimizer).__name__
-    if type(optimizer) not in _KNOWN:
-        return f"{name} is not an optimizer that fastseq knows"
-    if has_step_hooks(optimizer):
-        return f"{name} has step hooks"
-    if has_own_step(optimizer):
-        return f"{name} has its own step method"
-    return None
-
-
-def describe_step(optimizer: optim.Optimizer) -> str:
-    """Describe how `fit` runs an optimizer.
-
-    Examples
-    --------
-    >>> layer = nn.Linear(3, 2)
-    >>> describe_step(optim.AdamW(layer.parameters(), fused=True))
-    'fused AdamW: one call for all parameters'
-    """
-    reason = obstacle(optimizer)
-    if reason is not None:
-        return f"its own step: {reason}"
-    name = type(optimizer).__name__
-    if all(group.get("fused") for group in optimizer.param_groups):
-        return f"fused {name}: one call for all parameters"
-    return f"{name}: parameter by parameter"
-
-
-def set_in_group(group: dict[str, Any], name: str, value: Any) -> None:
-    """Set a number of a group of parameters; if it is a tensor, in place: CUDA graphs hold it.
-
-    Examples
-    --------
-    >>> optimizer = optim.Adam([nn.Parameter(torch.zeros(3))], lr=torch.tensor(0.5))
-    >>> set_in_group(optimizer.param_groups[0], "lr", 0.25)
-    >>> optimizer.param_groups[0]["lr"]
-    tensor(0.2500)
-    """
-    if isinstance(group.get(name), Tensor):
-        with torch.no_grad():
-            group[name].fill_(float(value))
-    else:
-        group[name] = value
+__all__ = ["OptimizerStep"]
 
 
 class OptimizerStep:
@@ -110,14 +50,12 @@ class OptimizerStep:
         self._others = list(others)
         own = {p for group in optimizer.param_groups for p in group["params"]}
         self._stepped = [p for p in self.params if p in own]
-        self._known = False
         self._quick: QuickStep | None = None
 
     def __enter__(self) -> OptimizerStep:
         own = [p for group in self._optimizer.param_groups for p in group["params"]]
         for p in (*own, *self.params, *self._others):
             p.grad = None  # a frozen one may have one from an earlier run
-        self._known = obstacle(self._optimizer) is None
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -143,11 +81,12 @@ class OptimizerStep:
 
     def step(self) -> None:
         """Make a step of the optimizer."""
-        if self._quick is not None and self._quick.step():
+        known = obstacle(self._optimizer) is None  # hooks may come at any time
+        if known and self._quick is not None and self._quick.step():
             return
         self._leave_quick()
         self._optimizer.step()
-        if self._known:
+        if known:
             self._quick = quick_step(self._optimizer)
 
     def _leave_quick(self) -> None:
@@ -218,7 +157,8 @@ class _FusedAdam:
         self._one = self._counts.new_ones(())
         for p, count in zip(self._active, self._counts.unbind(), strict=True):
             optimizer.state[p]["step"] = count
-        self._seen = optimizer.param_groups, optimizer.state  # load_state_dict replaces them
+        self._held = optimizer.param_groups, optimizer.state  # load_state_dict replaces them
+        self._seen: Seen = (), tuple(optimizer_in(optimizer)), (), ()
         self._calls = [
             (group, members, self._states(members, amsgrad=group["amsgrad"]))
             for group in optimizer.param_groups
@@ -251,8 +191,10 @@ class _FusedAdam:
         return [*lists, *([] if amsgrad else [[]]), [state["step"] for state in states]]
 
     def step(self) -> bool:
-        groups, state = self._seen
+        groups, state = self._held
         if self._optimizer.param_groups is not groups or self._optimizer.state is not state:
+            return False
+        if not is_unchanged(*self._seen):
             return False
         for p in self._idle:
             if p.grad is not None:
@@ -293,5 +235,6 @@ class _FusedAdam:
 
     def close(self) -> None:
         for p in self._active:
-            state = self._optimizer.state[p]
-            state["step"] = state["step"].clone()
+            state = self._optimizer.state.get(p, {})
+            if "step" in state:
+                state["step"] = state["step"].clone()

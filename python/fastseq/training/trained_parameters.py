@@ -8,7 +8,7 @@ from collections.abc import Callable
 from torch import Tensor, nn, optim
 
 from .argument_checks import make_optimizer
-from .optimizer_step import obstacle
+from .known_optimizers import obstacle
 
 __all__ = ["Trained"]
 

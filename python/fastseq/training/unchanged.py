@@ -1,0 +1,70 @@
+"""Whether models, optimizers and tensors are still what they were, in a few µs.
+
+All that something depends on is written down, and compared by `is_unchanged`: by identity, without
+running code of users' (``csrc/python/unchanged.h``).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn, optim
+
+from .._util.torch_internals import children, own_parameters
+from .native_layers import is_unchanged
+
+__all__ = ["Container", "Seen", "is_unchanged", "layers_in", "modules_in", "optimizer_in", "places"]
+
+Container = tuple[Any, ...]  # a dict or a list, and what is in it
+Seen = tuple[tuple[Any, ...], tuple[Container, ...], tuple[Any, ...], tuple[Any, ...]]
+
+
+def container(holder: dict[Any, Any] | list[Any]) -> Container:
+    """Write down what is in a dict or a list.
+
+    Examples
+    --------
+    >>> rates = {"lr": 0.5}
+    >>> seen = ((), (container(rates),), (), ())
+    >>> rates["lr"] = 0.25
+    >>> is_unchanged(*seen)
+    False
+    """
+    if isinstance(holder, dict):
+        return holder, tuple(itertools.chain(*holder.items()))
+    return holder, tuple(holder)
+
+
+def modules_in(model: nn.Module) -> tuple[list[Any], list[Container]]:
+    """Write down the modules of a model, and all their attributes."""
+    objects: list[Any] = []
+    containers = []
+    for module in model.modules():
+        attributes = vars(module)
+        objects.append((module, type(module), attributes))
+        holders = (attributes, *attributes.values())  # parameters, modules, hooks
+        containers += [container(h) for h in holders if isinstance(h, dict) or type(h) is list]
+    return objects, containers
+
+
+def layers_in(model: nn.Module) -> list[Container]:
+    """Write down which modules and parameters a model has."""
+    found = []
+    for module in model.modules():
+        found += [container(children(module)), container(own_parameters(module))]
+    return found
+
+
+def optimizer_in(optimizer: optim.Optimizer) -> list[Container]:
+    """Write down which parameters an optimizer has in each group, and which tensors as state."""
+    groups: list[dict[str, Any]] = optimizer.param_groups
+    found = [container(groups), *(container(group["params"]) for group in groups)]
+    own = [state for state in optimizer.state.values() if isinstance(state, dict)]
+    return [*found, container(optimizer.state), *map(container, own)]
+
+
+def places(tensors: Iterable[Tensor]) -> list[tuple[Any, ...]]:
+    """Write down where contiguous tensors are in memory."""
+    return [(a, a.data_ptr(), a.shape, a.dtype) for a in tensors]
