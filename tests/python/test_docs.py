@@ -30,6 +30,7 @@ LONG = (
     "resuming",
     "tuning",
 )  # twenty seconds and more
+LONG_MARKS = (pytest.mark.slow, pytest.mark.timeout(1200))
 DOCUMENTS = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *GUIDES]
 
 
@@ -80,7 +81,7 @@ def test_readme_mpirun(tmp_path):
 
 @pytest.mark.parametrize(
     "guide",
-    [pytest.param(path, marks=[pytest.mark.slow] * (path.stem in LONG)) for path in GUIDES],
+    [pytest.param(path, marks=LONG_MARKS if path.stem in LONG else ()) for path in GUIDES],
     ids=lambda path: path.stem,
 )
 def test_guides_run(guide, tmp_path, monkeypatch, capfd):
