@@ -35,11 +35,12 @@ struct Data {
 Data make_data(const RecurrenceShape& s) {
   const std::int64_t rows = gate_count(s.cell) * s.hidden;
   const std::int64_t states = s.sequences * s.hidden;
+  const double size = std::min(0.5, 2 / std::sqrt(static_cast<double>(s.inputs + s.hidden)));  // few sums saturate
   return {.x = noise(s.steps * s.sequences * s.inputs, 1, 1),
-          .w_ih = noise(rows * s.inputs, 2, 0.5),
-          .w_hh = noise(rows * s.hidden, 3, 0.5),
-          .b_ih = noise(rows, 4, 0.5),
-          .b_hh = noise(rows, 5, 0.5),
+          .w_ih = noise(rows * s.inputs, 2, size),
+          .w_hh = noise(rows * s.hidden, 3, size),
+          .b_ih = noise(rows, 4, size),
+          .b_hh = noise(rows, 5, size),
           .h0 = noise(states, 6, 1),
           .c0 = noise(states, 7, 1),
           .dy = noise(s.steps * states, 8, 1),
@@ -229,6 +230,62 @@ void check_backward(const Case& test) {
   });
 }
 
+// The loss's slope as one of its inputs moves in a direction.
+struct Slope {
+  Values direction;
+  double slope;
+};
+
+Slope slope_of(const Case& test, const Data& data, Values Data::* member) {
+  constexpr double kStep = 1e-6;
+  const Values direction = noise(static_cast<std::int64_t>((data.*member).size()), 11, 1);
+  const auto loss_at = [&](double distance) {
+    Data moved = data;
+    for (std::size_t i = 0; i < direction.size(); ++i) (moved.*member)[i] += distance * direction[i];
+    return plain_loss(test, moved);
+  };
+  return {.direction = direction, .slope = (loss_at(kStep) - loss_at(-kStep)) / (2 * kStep)};
+}
+
+// How far a gradient's product with the direction is from the slope, in units of the gradient's size.
+template <class T>
+double apart(const std::vector<T>& gradient, const Slope& wanted) {
+  double product = 0;
+  double squares = 0;
+  for (std::size_t i = 0; i < gradient.size(); ++i) {
+    product += wanted.direction[i] * static_cast<double>(gradient[i]);
+    squares += static_cast<double>(gradient[i]) * static_cast<double>(gradient[i]);
+  }
+  return std::abs(product - wanted.slope) / std::sqrt(squares);
+}
+
+// Like check_backward, for layers with too many inputs to move each of them.
+void check_slopes(const Case& test) {
+  const Data data = make_data(test.shape);
+  const Slope dx = slope_of(test, data, &Data::x);
+  const Slope dw_ih = slope_of(test, data, &Data::w_ih);
+  const Slope dw_hh = slope_of(test, data, &Data::w_hh);
+  const Slope db_ih = slope_of(test, data, &Data::b_ih);
+  const Slope db_hh = slope_of(test, data, &Data::b_hh);
+  const Slope dh0 = slope_of(test, data, &Data::h0);
+  const Slope dc0 = slope_of(test, data, &Data::c0);
+  Case single = test;
+  single.shape.dtype = DType::kFloat32;
+  const auto check = [&](const auto& found, double tolerance) {
+    CHECK(apart(found.dx, dx) <= tolerance);
+    CHECK(apart(found.dw_ih, dw_ih) <= tolerance);
+    CHECK(apart(found.dw_hh, dw_hh) <= tolerance);
+    CHECK(apart(found.db_ih, db_ih) <= tolerance);
+    CHECK(apart(found.db_hh, db_hh) <= tolerance);
+    CHECK(apart(found.dh0, dh0) <= tolerance);
+    if (test.shape.cell == Cell::kLstm) CHECK(apart(found.dc0, dc0) <= tolerance);
+  };
+  testing::for_every_width([&] {
+    check(run<double>(test, data, serial_for), 1e-6);
+    check(run<float>(single, data, serial_for), 1e-4);
+  });
+}
+
 constexpr Cell kCells[] = {Cell::kLstm, Cell::kGru, Cell::kTanhRnn, Cell::kReluRnn};
 
 Case make_case(Cell cell, std::int64_t steps, std::int64_t sequences, std::int64_t inputs, std::int64_t hidden,
@@ -278,13 +335,35 @@ TEST(recurrence_gradients_of_relu) {
   check_backward(make_case(Cell::kReluRnn, 2, 3, 2, 5, true, {1, 2, 0}));
 }
 
+// Layers that are too large for the first-level cache take their products in blocks of weights and sequences.
+TEST(recurrence_of_large_layers) {
+  std::vector<std::int64_t> lengths(131);
+  for (std::size_t n = 0; n < lengths.size(); ++n) lengths[n] = static_cast<std::int64_t>(n * 7 % 40) / 10;
+  for (const bool reverse : {false, true}) {
+    for (const Cell cell : {Cell::kLstm, Cell::kGru}) {
+      for (const Case& test :
+           {make_case(cell, 3, 131, 41, 100, reverse), make_case(cell, 3, 131, 41, 100, reverse, lengths),
+            make_case(cell, 2, 5, 130, 9, reverse)}) {
+        check_forward(test);
+        check_slopes(test);
+      }
+    }
+    for (const Case& test : {make_case(Cell::kTanhRnn, 3, 131, 290, 130, reverse, lengths),
+                             make_case(Cell::kTanhRnn, 2, 400, 5, 20, reverse)}) {
+      check_forward(test);
+      check_slopes(test);
+    }
+  }
+}
+
 TEST(recurrence_does_not_depend_on_threads) {
   for (const Cell cell : kCells) {
-    const Case test = make_case(cell, 10, 33, 8, 40, false);
-    const Data data = make_data(test.shape);
-    const Result<double> serial = run<double>(test, data, serial_for);
-    for (const ParallelFor parallel_for : testing::parallel_fors()) {
-      CHECK(run<double>(test, data, parallel_for) == serial);
+    for (const Case& test : {make_case(cell, 10, 33, 8, 40, false), make_case(cell, 2, 150, 41, 100, false)}) {
+      const Data data = make_data(test.shape);
+      const Result<double> serial = run<double>(test, data, serial_for);
+      for (const ParallelFor parallel_for : testing::parallel_fors()) {
+        CHECK(run<double>(test, data, parallel_for) == serial);
+      }
     }
   }
 }

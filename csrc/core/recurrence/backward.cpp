@@ -59,6 +59,7 @@ inline void backward_cell(const Backward<T>& b, std::int64_t t, std::int64_t p, 
   const auto saved_at = [&](std::int64_t of) {
     return b.saved + ((of * b.panels + p) * s.sequences + n) * Cell::kSaved * kL + lane;
   };
+#pragma GCC unroll 5  // or else they are copied through memory, in pieces, which stalls the next load
   for (int q = 0; q < Cell::kSaved; ++q) simd::load(saved[q], saved_at(t) + q * kL);
   const V before = [&] {
     if constexpr (Cell::kHasCell) {
@@ -81,6 +82,7 @@ inline void backward_cell(const Backward<T>& b, std::int64_t t, std::int64_t p, 
   V d[Cell::kGates];
   Cell::backward(saved, before, h, dh, dc, d);
   T* to = b.d + ((t * b.panels + p) * s.sequences + n) * Cell::kGates * kL + lane;
+#pragma GCC unroll 4
   for (int g = 0; g < Cell::kGates; ++g) simd::store(to + g * kL, d[g]);
   if constexpr (Cell::kHasCell) simd::store(b.dc + at, dc);
   if constexpr (Cell::kCarries) simd::store(b.dh + at, dh);
@@ -99,10 +101,11 @@ struct Products {
   T* rows;               // output, (steps, sequences, columns)
 };
 
-// Products of step t, for sequences [n, n + kRows) and column panels [column, column + kColumns).
+// Products of step t, for sequences [n, n + kRows) and column panels [column, column + kColumns), by panels
+// [from, to) of units. The sums by the panels before are in `partial`, and stay there until all are taken.
 template <int kSums, int kBytes, int kColumns, int kRows, class T>
 inline void product_tile(const Backward<T>& b, const Products<T>& w, std::int64_t t, std::int64_t column,
-                         std::int64_t lane, std::int64_t n) {
+                         std::int64_t lane, std::int64_t n, std::int64_t from, std::int64_t to, T* partial) {
   constexpr std::int64_t kL = kPanel<T>;
   constexpr std::int64_t kRow = kSums * kL;
   const auto& s = b.shape;
@@ -116,17 +119,25 @@ inline void product_tile(const Backward<T>& b, const Products<T>& w, std::int64_
     }
   };
   const auto place = [&](int r, int c) { return w.panels + ((column + c) * s.sequences + n + r) * kL + lane; };
-  for_sums([](int /*r*/, int /*c*/, V& sum) { sum = V{}; });
-  if (w.adds) for_sums([&](int r, int c, V& sum) { simd::load(sum, place(r, c)); });
+  if (from > 0) {
+    load_tile(sums, partial, kColumns * simd::kLanes<V>, simd::kLanes<V>);
+  } else {
+    for_sums([](int /*r*/, int /*c*/, V& sum) { sum = V{}; });
+    if (w.adds) for_sums([&](int r, int c, V& sum) { simd::load(sum, place(r, c)); });
+  }
   const std::int64_t gates = kSums == 1 ? 1 : w.gates;
-  const T* weights = w.weights + column * kL * gates * s.hidden + lane;
-  for (std::int64_t p = 0; p < b.panels; ++p) {
+  const T* weights = w.weights + (column * s.hidden + from * kL * kColumns) * gates * kL + lane;
+  for (std::int64_t p = from; p < to; ++p) {
     const std::int64_t units = units_in<T>(p, s.hidden);
     const T* d = b.d + ((t * b.panels + p) * s.sequences + n) * kRow + w.first * kL;
     for (std::int64_t j = 0; j < gates; ++j) {
       add_products<0, kColumns>(sums, d + j * kL, kRow, 1, weights, kColumns * kL, units);
       weights += units * kColumns * kL;
     }
+  }
+  if (to < b.panels) {
+    store_tile(sums, partial, kColumns * simd::kLanes<V>, simd::kLanes<V>);
+    return;
   }
   if (w.panels != nullptr) {
     for_sums([&](int r, int c, V& sum) { simd::store(place(r, c), sum); });
@@ -153,7 +164,7 @@ inline void product_tile(const Backward<T>& b, const Products<T>& w, std::int64_
 
 // Calls fn.operator()<columns>(first) for the blocks of column panels that pack_rows makes.
 template <class Fn>
-inline void for_blocks(std::int64_t panels, const Fn& fn) {
+inline void for_columns(std::int64_t panels, const Fn& fn) {
   std::int64_t first = 0;
   for (; panels - first >= 4; first += 4) fn.template operator()<4>(first);
   if (panels - first >= 2) {
@@ -168,10 +179,18 @@ template <int kSums>
 struct ProductRange {
   template <int kBytes, class T>
   static void run(const Backward<T>& b, const Products<T>& w, std::int64_t t, std::int64_t first, std::int64_t last) {
-    for_blocks(panel_count<T>(w.columns), [&]<int kColumns>(std::int64_t column) {
-      for (std::int64_t lane = 0; lane < kPanel<T>; lane += simd::kLanes<simd::Vector<T, kBytes>>) {
-        for_tiles<tile_rows<kBytes>(kColumns)>(first, last, [&]<int kRows>(std::int64_t n) {
-          product_tile<kSums, kBytes, kColumns, kRows>(b, w, t, column, lane, n);
+    constexpr std::int64_t kLanes = simd::kLanes<simd::Vector<T, kBytes>>;
+    for_columns(panel_count<T>(w.columns), [&]<int kColumns>(std::int64_t column) {
+      alignas(kBytes) T partial[kBlockSequences * kColumns * kLanes];
+      const std::int64_t panels = std::max<std::int64_t>(block_rows(kColumns) / (kPanel<T> * kSums), 1);
+      for (std::int64_t lane = 0; lane < kPanel<T>; lane += kLanes) {
+        for_blocks(first, last, kBlockSequences, [&](std::int64_t begin, std::int64_t end) {
+          for_blocks(0, b.panels, panels, [&](std::int64_t from, std::int64_t to) {
+            for_tiles<tile_rows<kBytes>(kColumns)>(begin, end, [&]<int kRows>(std::int64_t n) {
+              product_tile<kSums, kBytes, kColumns, kRows>(b, w, t, column, lane, n, from, to,
+                                                           partial + (n - begin) * kColumns * kLanes);
+            });
+          });
         });
       }
     });

@@ -31,70 +31,130 @@ struct Forward {
   T* saved;
 };
 
-// Step t of sequences [n, n + kRows), for one vector of hidden units of panel p: `lane` is its place in the panel.
-// Sequences up to `last` are written later.
+// Step t of sequences [first, last), for panel p.
+template <class T>
+struct PanelStep {
+  std::int64_t t;
+  std::int64_t p;
+  std::int64_t first;
+  std::int64_t last;
+  const T* h;  // before the step: (sequences, hidden)
+  T* sums;     // of these sequences: [sequence][sum][L]
+};
+
+// Adds to the sums of sequences [n, n + kRows), for the vector of units at `lane` of the panel, the products with rows
+// [from, to) of the weights of x and, after them, h; row 0 starts from the biases.
 template <class Cell, int kBytes, int kRows, class T>
-inline void forward_tile(const Forward<T>& f, std::int64_t t, std::int64_t p, std::int64_t lane, const T* h,
-                         std::int64_t n, std::int64_t last) {
+inline void sums_tile(const Forward<T>& f, const PanelStep<T>& of, std::int64_t lane, std::int64_t n, std::int64_t from,
+                      std::int64_t to) {
   using V = simd::Vector<T, kBytes>;
   constexpr std::int64_t kL = kPanel<T>;
   constexpr std::int64_t kRow = Cell::kWeightGates * kL;
   const auto& s = f.shape;
   V sums[kRows][Cell::kGates];
-  for (int g = 0; g < Cell::kGates; ++g) {
-    V bias;
-    simd::load(bias, f.biases + (p * Cell::kGates + g) * kL + lane);
-    for (int r = 0; r < kRows; ++r) sums[r][g] = bias;
-  }
-  add_products<Cell::kInputFirst, Cell::kWeightGates>(sums, f.x + t * f.x_step + n * f.x_sequence, f.x_sequence, 1,
-                                                      f.w_ih + p * s.inputs * kRow + lane, kRow, s.inputs);
-  add_products<Cell::kHiddenFirst, Cell::kWeightGates>(sums, h + n * s.hidden, s.hidden, 1,
-                                                       f.w_hh + p * s.hidden * kRow + lane, kRow, s.hidden);
-  const std::int64_t units = units_in<T>(p, s.hidden) - lane;
-  T* y = f.y + t * s.sequences * s.hidden;
-  // If a vector holds all units of a sequence, the next sequence's are written after it.
-  const T* free_until = s.hidden <= simd::kLanes<V> ? y + last * s.hidden : nullptr;
-#pragma GCC unroll 12  // the sums stay in registers
-  for (int r = 0; r < kRows; ++r) {
-    V state;
-    V saved[Cell::kSaved + 1];
-    V out;
-    T* state_at = f.state + (p * s.sequences + n + r) * kL + lane;
-    simd::load(state, state_at);
-    Cell::forward(sums[r], state, saved, out);
-    simd::store(state_at, state);
-    if (f.saved != nullptr) {
-      T* to = f.saved + ((t * f.panels + p) * s.sequences + n + r) * Cell::kSaved * kL + lane;
-      for (int q = 0; q < Cell::kSaved; ++q) simd::store(to + q * kL, saved[q]);
+  T* place = of.sums + (n - of.first) * Cell::kGates * kL + lane;
+  if (from == 0) {
+#pragma GCC unroll 4
+    for (int g = 0; g < Cell::kGates; ++g) {
+      V bias;
+      simd::load(bias, f.biases + (of.p * Cell::kGates + g) * kL + lane);
+      for (int r = 0; r < kRows; ++r) sums[r][g] = bias;
     }
-    simd::store_first(y + (n + r) * s.hidden + p * kL + lane, out, units, free_until);
+  } else {
+    load_tile(sums, place, Cell::kGates * kL, kL);
   }
+  if (from < s.inputs) {
+    add_products<Cell::kInputFirst, Cell::kWeightGates>(
+        sums, f.x + of.t * f.x_step + n * f.x_sequence + from, f.x_sequence, 1,
+        f.w_ih + (of.p * s.inputs + from) * kRow + lane, kRow, std::min(to, s.inputs) - from);
+  }
+  const std::int64_t h_from = std::max(from - s.inputs, std::int64_t{0});
+  add_products<Cell::kHiddenFirst, Cell::kWeightGates>(sums, of.h + n * s.hidden + h_from, s.hidden, 1,
+                                                       f.w_hh + (of.p * s.hidden + h_from) * kRow + lane, kRow,
+                                                       to - s.inputs - h_from);
+  store_tile(sums, place, Cell::kGates * kL, kL);
 }
 
-template <class T, class Cell>
-struct ForwardRange {
-  template <int kBytes>
-  static void run(const Forward<T>& f, std::int64_t begin, std::int64_t end) {
+template <class Cell>
+struct SumsRange {
+  template <int kBytes, class T>
+  static void run(const Forward<T>& f, const PanelStep<T>& of) {
     constexpr std::int64_t kLanes = simd::kLanes<simd::Vector<T, kBytes>>;
-    const auto& s = f.shape;
-    for (std::int64_t i = 0; i < s.steps; ++i) {
-      const std::int64_t t = s.reverse ? s.steps - 1 - i : i;
-      f.activity.for_runs(t, begin, end, [&](std::int64_t first, std::int64_t last, bool starts) {
-        const T* h = starts ? f.h0 : f.y + f.activity.before(t) * s.sequences * s.hidden;
-        for (std::int64_t p = 0; p < f.panels; ++p) {
-          for (std::int64_t lane = 0; lane < units_in<T>(p, s.hidden); lane += kLanes) {
-            for_tiles<tile_rows<kBytes>(Cell::kGates)>(first, last, [&]<int kRows>(std::int64_t n) {
-              forward_tile<Cell, kBytes, kRows>(f, t, p, lane, h, n, last);
-            });
-          }
-        }
-      });
-      for (std::int64_t n = begin; n < end && s.hidden > 0; ++n) {
-        if (t >= f.activity.length(n)) std::fill_n(f.y + (t * s.sequences + n) * s.hidden, s.hidden, T{});
-      }
+    for (std::int64_t lane = 0; lane < units_in<T>(of.p, f.shape.hidden); lane += kLanes) {
+      for_blocks(0, f.shape.inputs + f.shape.hidden, block_rows(Cell::kWeightGates),
+                 [&](std::int64_t from, std::int64_t to) {
+                   for_tiles<tile_rows<kBytes>(Cell::kGates)>(of.first, of.last, [&]<int kRows>(std::int64_t n) {
+                     sums_tile<Cell, kBytes, kRows>(f, of, lane, n, from, to);
+                   });
+                 });
     }
   }
 };
+
+// The step of sequence n after the products. The sequences after it, up to of.last, are written later.
+template <class Cell, int kBytes, class T>
+inline void forward_cell(const Forward<T>& f, const PanelStep<T>& of, std::int64_t lane, std::int64_t n) {
+  using V = simd::Vector<T, kBytes>;
+  constexpr std::int64_t kL = kPanel<T>;
+  const auto& s = f.shape;
+  V sums[Cell::kGates];
+#pragma GCC unroll 4  // or else they are copied through memory, in pieces, which stalls the next load
+  for (int g = 0; g < Cell::kGates; ++g) {
+    simd::load(sums[g], of.sums + ((n - of.first) * Cell::kGates + g) * kL + lane);
+  }
+  V state;
+  V saved[Cell::kSaved + 1];
+  V out;
+  T* state_at = f.state + (of.p * s.sequences + n) * kL + lane;
+  simd::load(state, state_at);
+  Cell::forward(sums, state, saved, out);
+  simd::store(state_at, state);
+  if (f.saved != nullptr) {
+    T* to = f.saved + ((of.t * f.panels + of.p) * s.sequences + n) * Cell::kSaved * kL + lane;
+#pragma GCC unroll 5
+    for (int q = 0; q < Cell::kSaved; ++q) simd::store(to + q * kL, saved[q]);
+  }
+  T* y = f.y + of.t * s.sequences * s.hidden;
+  // If a vector holds all units of a sequence, the next sequence's are written after it.
+  const T* free_until = s.hidden <= simd::kLanes<V> ? y + of.last * s.hidden : nullptr;
+  const std::int64_t units = units_in<T>(of.p, s.hidden) - lane;
+  simd::store_first(y + n * s.hidden + of.p * kL + lane, out, units, free_until);
+}
+
+template <class Cell>
+struct CellRange {
+  template <int kBytes, class T>
+  static void run(const Forward<T>& f, const PanelStep<T>& of) {
+    for (std::int64_t lane = 0; lane < units_in<T>(of.p, f.shape.hidden);
+         lane += simd::kLanes<simd::Vector<T, kBytes>>) {
+      for (std::int64_t n = of.first; n < of.last; ++n) forward_cell<Cell, kBytes>(f, of, lane, n);
+    }
+  }
+};
+
+// All steps of the sequences [begin, end). Products and cells are compiled apart: in one function, the cells' constants
+// take registers from the sums.
+template <class Cell, class T>
+void forward_steps(const Forward<T>& f, std::int64_t begin, std::int64_t end) {
+  const auto& s = f.shape;
+  alignas(64) T sums[kBlockSequences * Cell::kGates * kPanel<T>];
+  for (std::int64_t i = 0; i < s.steps; ++i) {
+    const std::int64_t t = s.reverse ? s.steps - 1 - i : i;
+    f.activity.for_runs(t, begin, end, [&](std::int64_t first, std::int64_t last, bool starts) {
+      const T* h = starts ? f.h0 : f.y + f.activity.before(t) * s.sequences * s.hidden;
+      for (std::int64_t p = 0; p < f.panels; ++p) {
+        for_blocks(first, last, kBlockSequences, [&](std::int64_t from, std::int64_t to) {
+          const PanelStep<T> of{.t = t, .p = p, .first = from, .last = to, .h = h, .sums = sums};
+          run_best<SumsRange<Cell>>(f, of);
+          run_best<CellRange<Cell>>(f, of);
+        });
+      }
+    });
+    for (std::int64_t n = begin; n < end && s.hidden > 0; ++n) {
+      if (t >= f.activity.length(n)) std::fill_n(f.y + (t * s.sequences + n) * s.hidden, s.hidden, T{});
+    }
+  }
+}
 
 template <class T, class Cell>
 void forward(const RecurrenceShape& s, const RecurrenceInputs& in, const RecurrenceOutputs& out,
@@ -133,7 +193,7 @@ void forward(const RecurrenceShape& s, const RecurrenceInputs& in, const Recurre
                      .saved = static_cast<T*>(out.saved)};
   auto range = [&](std::int64_t begin, std::int64_t end) {
     to_panels(Cell::kHasCell ? static_cast<const T*>(in.c0) : h0, s, begin, end, state.data());
-    run_best<ForwardRange<T, Cell>>(f, begin, end);
+    forward_steps<Cell>(f, begin, end);
     for (std::int64_t n = begin; n < end; ++n) {
       const std::int64_t length = f.activity.length(n);
       const T* last = length == 0 ? h0 : y + (s.reverse ? 0 : length - 1) * s.sequences * s.hidden;

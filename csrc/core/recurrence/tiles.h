@@ -71,6 +71,42 @@ inline void add_products(V (&acc)[kRows][kColumns], const T* a, std::int64_t a_r
   }
 }
 
+// Products take weights in blocks that stay in the first-level cache while they meet the tiles of kBlockSequences
+// sequences. The sums wait in memory meanwhile, so that the order of additions does not change.
+inline constexpr std::int64_t kBlockBytes = 24 * 1024;
+inline constexpr std::int64_t kBlockSequences = 64;
+
+// Rows of a block, with this many vectors of 64 bytes per row.
+constexpr std::int64_t block_rows(std::int64_t vectors) { return kBlockBytes / (64 * vectors); }
+
+// Calls fn(from, to) for blocks of at most `size` that cover [begin, end); once for an empty range.
+template <class Fn>
+inline void for_blocks(std::int64_t begin, std::int64_t end, std::int64_t size, const Fn& fn) {
+  do {
+    const std::int64_t to = std::min(begin + size, end);
+    fn(begin, to);
+    begin = to;
+  } while (begin < end);
+}
+
+// The vectors of a tile from and to memory: vector (r, c) is at r * row + c * column.
+template <int kRows, int kColumns, class V>
+inline void load_tile(V (&tile)[kRows][kColumns], const simd::Lane<V>* from, std::int64_t row, std::int64_t column) {
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int c = 0; c < kColumns; ++c) simd::load(tile[r][c], from + r * row + c * column);
+  }
+}
+template <int kRows, int kColumns, class V>
+inline void store_tile(const V (&tile)[kRows][kColumns], simd::Lane<V>* to, std::int64_t row, std::int64_t column) {
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int c = 0; c < kColumns; ++c) simd::store(to + r * row + c * column, tile[r][c]);
+  }
+}
+
 // Calls fn.operator()<rows>(first) for tiles that cover [begin, end): of kRows rows, and smaller ones for the rest.
 template <int kRows, class Fn>
 inline void for_tiles(std::int64_t begin, std::int64_t end, const Fn& fn) {

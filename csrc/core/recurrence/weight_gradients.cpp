@@ -44,25 +44,38 @@ constexpr std::int64_t kGroup = Cell::kWeightGates == 4   ? 6
                                 : Cell::kWeightGates == 3 ? 8
                                                           : 12;
 
-// Samples of a panel of gradients that stay in the first-level cache while looping over all features.
-inline constexpr std::int64_t kBlockSamples = 128;
+// Steps [from, to) of sequences [first, last). Their gradients stay in the first-level cache while looping over all
+// features.
+struct Samples {
+  std::int64_t from;
+  std::int64_t to;
+  std::int64_t first;
+  std::int64_t last;
 
-// Steps [from, to) of `kRows` features, starting at `feature`, added to sums.
+  bool start() const { return from == 0 && first == 0; }
+};
+
+// Calls fn(samples) for blocks that cover all samples, in order; at least once.
+template <class Fn>
+inline void for_samples(const RecurrenceShape& s, std::int64_t size, const Fn& fn) {
+  const std::int64_t steps = std::max<std::int64_t>(size / std::max<std::int64_t>(s.sequences, 1), 1);
+  for_blocks(0, s.steps, steps, [&](std::int64_t from, std::int64_t to) {
+    for_blocks(0, s.sequences, steps > 1 ? s.sequences : size,
+               [&](std::int64_t first, std::int64_t last) { fn(Samples{from, to, first, last}); });
+  });
+}
+
+// Samples of `kRows` features, starting at `feature`, added to sums.
 template <class Cell, int kBytes, int kRows, class T>
 inline void weight_tile(const WeightGradients<T>& w, const Operand<T>& a, std::int64_t p, std::int64_t lane,
-                        std::int64_t feature, std::int64_t from, std::int64_t to, T* sums) {
+                        std::int64_t feature, const Samples& of, T* sums) {
   using V = simd::Vector<T, kBytes>;
   constexpr std::int64_t kL = kPanel<T>;
   constexpr std::int64_t kRow = Cell::kGates * kL;
   V acc[kRows][Cell::kWeightGates] = {};
-  const auto place = [&](int r, int j) { return sums + (r * Cell::kWeightGates + j) * kL + lane; };
-  if (from > 0) {
-    for (int r = 0; r < kRows; ++r) {
-      for (int j = 0; j < Cell::kWeightGates; ++j) simd::load(acc[r][j], place(r, j));
-    }
-  }
-  for (std::int64_t t = from; t < to; ++t) {
-    w.activity.for_runs(t, 0, w.shape.sequences, [&](std::int64_t first, std::int64_t last, bool starts) {
+  if (!of.start()) load_tile(acc, sums + lane, Cell::kWeightGates * kL, kL);
+  for (std::int64_t t = of.from; t < of.to; ++t) {
+    w.activity.for_runs(t, of.first, of.last, [&](std::int64_t first, std::int64_t last, bool starts) {
       const bool initial = starts && a.start != nullptr;
       const std::int64_t step = a.start == nullptr ? t : w.activity.before(t);
       const T* features = (initial ? a.start : a.data + step * a.step) + first * a.sequence + feature;
@@ -70,9 +83,7 @@ inline void weight_tile(const WeightGradients<T>& w, const Operand<T>& a, std::i
       add_products<0, Cell::kWeightGates>(acc, features, 1, a.sequence, d, kRow, last - first);
     });
   }
-  for (int r = 0; r < kRows; ++r) {
-    for (int j = 0; j < Cell::kWeightGates; ++j) simd::store(place(r, j), acc[r][j]);
-  }
+  store_tile(acc, sums + lane, Cell::kWeightGates * kL, kL);
 }
 
 // The biases' gradients of panel p.
@@ -86,6 +97,7 @@ inline void bias_gradients(const WeightGradients<T>& w, std::int64_t p) {
       w.activity.for_runs(t, 0, w.shape.sequences, [&](std::int64_t first, std::int64_t last, bool /*starts*/) {
         for (std::int64_t n = first; n < last; ++n) {
           const T* d = w.d + ((t * w.panels + p) * w.shape.sequences + n) * Cell::kGates * kL + lane;
+#pragma GCC unroll 4
           for (int g = 0; g < Cell::kGates; ++g) {
             V v;
             simd::load(v, d + g * kL);
@@ -114,16 +126,13 @@ struct WeightRange {
       const std::int64_t p = begin / per_panel;
       const std::int64_t stop = std::min(end, (p + 1) * per_panel);
       if (begin == p * per_panel && w.db_ih != nullptr) bias_gradients<Cell, kBytes>(w, p);
-      const std::int64_t block =
-          std::max<std::int64_t>(kBlockSamples / std::max<std::int64_t>(w.shape.sequences, 1), 1);
-      for (std::int64_t t = 0; t == 0 || t < w.shape.steps; t += block) {
-        const std::int64_t to = std::min(t + block, w.shape.steps);
+      for_samples(w.shape, block_rows(Cell::kGates), [&](const Samples& samples) {
         for (std::int64_t unit = begin; unit < stop; ++unit) {
           const std::int64_t group = unit - p * per_panel;
           const bool of_x = group < x_groups;
-          add<kBytes>(w, of_x ? w.x : w.h, p, of_x ? group : group - x_groups, t, to, unit);
+          add<kBytes>(w, of_x ? w.x : w.h, p, of_x ? group : group - x_groups, samples, unit);
         }
-      }
+      });
       for (std::int64_t unit = begin; unit < stop; ++unit) {
         const std::int64_t group = unit - p * per_panel;
         const bool of_x = group < x_groups;
@@ -141,14 +150,14 @@ struct WeightRange {
  private:
   template <int kBytes>
   static void add(const WeightGradients<T>& w, const Operand<T>& a, std::int64_t p, std::int64_t group,
-                  std::int64_t from, std::int64_t to, std::int64_t unit) {
+                  const Samples& samples, std::int64_t unit) {
     constexpr std::int64_t kL = kPanel<T>;
     const std::int64_t feature = group * kGroup<Cell>;
     const std::int64_t count = std::min(kGroup<Cell>, a.features - feature);
     for (std::int64_t lane = 0; lane < kL; lane += simd::kLanes<simd::Vector<T, kBytes>>) {
       for_tiles<tile_rows<kBytes>(Cell::kWeightGates)>(0, count, [&]<int kRows>(std::int64_t r) {
         T* sums = sums_of(w, unit) + r * Cell::kWeightGates * kL;
-        weight_tile<Cell, kBytes, kRows>(w, a, p, lane, feature + r, from, to, sums);
+        weight_tile<Cell, kBytes, kRows>(w, a, p, lane, feature + r, samples, sums);
       });
     }
   }
