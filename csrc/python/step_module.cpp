@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -152,6 +153,23 @@ void set_state(Model<T>& model, const std::vector<Address>& state) {
 }
 
 template <class T>
+Rows<T> to_rows(const RowsTuple& rows) {
+  return {.data = to_pointer<const T>(std::get<0>(rows)), .step = std::get<1>(rows), .sequence = std::get<2>(rows)};
+}
+
+template <class T>
+void forward(Model<T>& model, const RowsTuple& x, std::int64_t steps, std::int64_t sequences, Address y) {
+  const Chunk chunk{.steps = steps,
+                    .sequences = sequences,
+                    .lengths = nullptr,
+                    .training = false,
+                    .seed = 0,
+                    .parallel_for = model.parallel_for()};
+  const T* const out = model.forward(chunk, to_rows<T>(x));
+  std::copy_n(out, chunk.rows() * model.outputs(), to_pointer<T>(y));
+}
+
+template <class T>
 std::unique_ptr<Update<T>> make_update(OptimizerKind optimizer, const std::vector<ParameterTuple>& parameters) {
   std::vector<Parameter<T>> made;
   made.reserve(parameters.size());
@@ -188,21 +206,20 @@ py::tuple train(Step<T>& step, const RowsTuple& x, const RowsTuple& y, Address y
                 std::optional<double> clip_value, std::optional<double> clip_norm, bool attention,
                 const HeldTuple& before) {
   Held held{.chunks = std::get<0>(before), .weight = std::get<1>(before), .loss = std::get<2>(before)};
-  const Chunks<T> chunks{
-      .x = {.data = to_pointer<const T>(std::get<0>(x)), .step = std::get<1>(x), .sequence = std::get<2>(x)},
-      .targets = {.values = labels ? nullptr : to_pointer<const T>(std::get<0>(y)),
-                  .value_weights = to_pointer<const T>(y_weights),
-                  .labels = labels ? to_pointer<const std::int64_t>(std::get<0>(y)) : nullptr,
-                  .step = std::get<1>(y),
-                  .sequence = std::get<2>(y),
-                  .weights = to_pointer<const T>(std::get<0>(weights)),
-                  .weight_step = std::get<1>(weights),
-                  .weight_sequence = std::get<2>(weights),
-                  .last_only = last_only},
-      .sizes = sizes,
-      .sequences = sequences,
-      .lengths = to_pointer<const std::int64_t>(lengths),
-      .seeds = seeds};
+  const Chunks<T> chunks{.x = to_rows<T>(x),
+                         .targets = {.values = labels ? nullptr : to_pointer<const T>(std::get<0>(y)),
+                                     .value_weights = to_pointer<const T>(y_weights),
+                                     .labels = labels ? to_pointer<const std::int64_t>(std::get<0>(y)) : nullptr,
+                                     .step = std::get<1>(y),
+                                     .sequence = std::get<2>(y),
+                                     .weights = to_pointer<const T>(std::get<0>(weights)),
+                                     .weight_step = std::get<1>(weights),
+                                     .weight_sequence = std::get<2>(weights),
+                                     .last_only = last_only},
+                         .sizes = sizes,
+                         .sequences = sequences,
+                         .lengths = to_pointer<const std::int64_t>(lengths),
+                         .seeds = seeds};
   std::vector<Done> done;
   Outcome outcome{};
   {
@@ -277,7 +294,10 @@ void register_step(const py::module_& m, const std::string& type) {
   py::class_<Model<T>>(m, ("Model" + type).c_str())
       .def(py::init(&make_model<T>), py::arg("layers"), py::arg("parallel_for"))
       .def("set_state", &set_state<T>, py::arg("state"),
-           "Memory of the state: for each layer that has one, h and perhaps c.");
+           "Memory of the state: for each layer that has one, h and perhaps c.")
+      .def("forward", &forward<T>, py::arg("x"), py::arg("steps"), py::arg("sequences"), py::arg("y"),
+           py::call_guard<py::gil_scoped_release>(),
+           "Writes the outputs of a chunk to y, (steps, sequences, outputs), without dropout, and advances the state.");
   py::class_<Update<T>>(m, ("Update" + type).c_str())
       .def(py::init(&make_update<T>), py::arg("optimizer"), py::arg("parameters"))
       .def(

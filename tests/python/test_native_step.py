@@ -11,32 +11,22 @@ import pytest
 import torch
 from torch import nn, optim
 from torch.nn.functional import cross_entropy, mse_loss
-from updates import FEATURES, SPEC, Follow, Record, X, Y, assert_close, drawn_runs, small
+from updates import (
+    FEATURES,
+    SPEC,
+    Follow,
+    Record,
+    X,
+    Y,
+    assert_close,
+    drawn_model,
+    drawn_runs,
+    small,
+)
 
 import fastseq as fs
 from fastseq.nn.per_sequence import AtLastStep, PerSequence
 from fastseq.training.native_layers import End
-
-
-def drawn_model(rng: random.Random, outputs: int) -> nn.Module:
-    layers: list[nn.Module] = []
-    width = FEATURES
-    act = rng.choice([nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Identity])()
-    for _ in range(rng.randint(0, 2)):
-        linear = nn.Linear(width, size := rng.choice([1, 5, 17]), bias=rng.random() < 0.8)
-        layers.append(nn.Sequential(linear, act))  # the same one twice
-        width = size
-    if rng.random() < 0.8:
-        kind = rng.choice([fs.nn.LSTM, fs.nn.GRU, fs.nn.RNN, nn.LSTM, nn.GRU, nn.RNN])
-        hidden, both = rng.choice([1, 4, 10, 19]), rng.random() < 0.3
-        layers.append(
-            kind(
-                width, hidden, rng.choice([1, 1, 2, 3]), bidirectional=both, bias=rng.random() < 0.8
-            )
-        )
-        width = hidden * (2 if both else 1)
-    layers.append(nn.Linear(width, outputs))
-    return layers[0] if len(layers) == 1 else fs.nn.Chain(*layers)
 
 
 def drawn_loss(rng: random.Random) -> tuple[Any, int, str]:

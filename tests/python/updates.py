@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -46,6 +47,28 @@ def parametrize(metafunc: pytest.Metafunc, modules: set[str], sample: set[str]) 
         metafunc.fixturenames.append("updates_by")
         by_torch = pytest.param("torch", marks=() if name in sample else pytest.mark.slow)
         metafunc.parametrize("updates_by", ["fastseq", by_torch], indirect=True)
+
+
+def drawn_model(rng: random.Random, outputs: int) -> nn.Module:
+    """Return layers one after another, of drawn kinds and sizes."""
+    layers: list[nn.Module] = []
+    width = FEATURES
+    act = rng.choice([nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Identity])()
+    for _ in range(rng.randint(0, 2)):
+        linear = nn.Linear(width, size := rng.choice([1, 5, 17]), bias=rng.random() < 0.8)
+        layers.append(nn.Sequential(linear, act))  # the same one twice
+        width = size
+    if rng.random() < 0.8:
+        kind = rng.choice([fs.nn.LSTM, fs.nn.GRU, fs.nn.RNN, nn.LSTM, nn.GRU, nn.RNN])
+        hidden, both = rng.choice([1, 4, 10, 19]), rng.random() < 0.3
+        layers.append(
+            kind(
+                width, hidden, rng.choice([1, 1, 2, 3]), bidirectional=both, bias=rng.random() < 0.8
+            )
+        )
+        width = hidden * (2 if both else 1)
+    layers.append(nn.Linear(width, outputs))
+    return layers[0] if len(layers) == 1 else fs.nn.Chain(*layers)
 
 
 def drawn_runs(count: int, sample: int) -> list[Any]:

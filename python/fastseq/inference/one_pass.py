@@ -14,6 +14,7 @@ from ..data.chunk_plan import Chunk, ChunkPlan
 from ..data.sequences import Sequences, to_device
 from ..nn.stateful import Stateful, carries, each_step
 from ..training.spec import Spec
+from .native_forward import NativeForward
 from .outputs import nothing
 from .state_rows import put_rows, take_rows
 
@@ -51,7 +52,7 @@ class Pass:
 
     def __init__(
         self,
-        stateful: Stateful,
+        stateful: Stateful | NativeForward,
         dims: Tree,
         data: Sequences,
         spec: Spec,

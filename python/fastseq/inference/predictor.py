@@ -16,12 +16,15 @@ from .._util.seeding import untouched
 from .._util.tree import Tree, tree_leaves, tree_like, tree_map, tree_paths
 from ..data.chunk_plan import part
 from ..data.sequences import Sequences, to_device
+from ..data.sources import Source
 from ..distributed.replicas import Replicas
 from ..nn.earlier_steps import within
 from ..nn.stateful import Stateful, batch_dims, each_step, in_mode, is_bidirectional
 from ..training.learner import Learner
+from ..training.native_layers import NotNative
 from ..training.spec import Spec
 from .export import first_state
+from .native_forward import NativeForward
 from .native_time_steps import NativeTimeSteps
 from .one_pass import Pass
 from .outputs import Outputs, matched, nothing
@@ -142,7 +145,7 @@ class Predictor:
                 order = None if data.order is None else torch.from_numpy(data.order)
                 start = self._reordered(begin, order)
                 run = Pass(
-                    stateful,
+                    self._runner(stateful, data),
                     self._dims,
                     data,
                     spec,
@@ -163,6 +166,16 @@ class Predictor:
                 outputs.finish()
         self.state = end
         return outputs.result
+
+    def _runner(self, stateful: Stateful, data: Sequences) -> Stateful | NativeForward:
+        """Return what runs the model over chunks: C++ if it can."""
+        if self._device.type != "cpu" or not isinstance(data.x, Source) or len(data.x.shape) != 3:
+            return stateful
+        try:
+            native = NativeForward(self._model, data.x.shape[2])
+        except NotNative:
+            return stateful
+        return native if native.dtype == data.dtype else stateful
 
     def get_state(self) -> Tree:
         """Return a copy of `state`, as it is between two steps."""

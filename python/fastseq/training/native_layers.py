@@ -33,7 +33,7 @@ __all__ = [
     "End", "Loss", "LossKind", "NativeModel", "NativeStep", "NativeStepPredictor",
     "NativeUpdate", "NotNative", "Outcome", "SegmentLayers", "SideBySide", "dropout_of",
     "is_unchanged", "layers_of", "loss_of", "loss_of_known", "members_of", "native_types",
-    "optimizer_of", "settings_of", "states_of", "step_predictor_type",
+    "optimizer_of", "rows_of", "settings_of", "states_of", "step_predictor_type", "with_rows",
 ]  # fmt: skip
 
 End = _step.End
@@ -379,6 +379,16 @@ def states_of(model: nn.Module, sequences: int, like: Tensor) -> tuple[Any, list
     if len(found) == 1:
         return found[0], tensors
     return found if takes_state(_unwrapped(model)) else None, tensors
+
+
+def with_rows(a: Tensor) -> Tensor:
+    """Return a tensor ``(S, B, F)`` whose features are contiguous."""
+    return a if a.stride(2) == 1 or a.shape[2] == 1 else a.contiguous()
+
+
+def rows_of(a: Tensor) -> tuple[int, int, int]:
+    """Return the address of the features of step 0 and sequence 0, and strides to the next ones."""
+    return a.data_ptr(), a.stride(0), a.stride(1)
 
 
 # With their parameters.

@@ -31,7 +31,9 @@ from .native_layers import (
     members_of,
     native_types,
     optimizer_of,
+    rows_of,
     states_of,
+    with_rows,
 )
 from .native_update import Updater
 from .spec import Spec
@@ -336,9 +338,9 @@ class _Step:
         if held[1]:
             self._updater.take_gradients()
         labels = self._loss.kind == LossKind.cross_entropy
-        x = _with_rows(batch.xs)
+        x = with_rows(batch.xs)
         ys, weights = batch.ys if isinstance(batch.ys, tuple) else (batch.ys, None)
-        y = _with_rows(ys.to(torch.int64 if labels else self._dtype))
+        y = with_rows(ys.to(torch.int64 if labels else self._dtype))
         if weights is not None:
             y, weights = y.contiguous(), weights.to(self._dtype).contiguous()
         w = None if batch.ws is None else batch.ws.to(self._dtype)
@@ -346,8 +348,8 @@ class _Step:
         before = torch.get_rng_state() if self._draws else None
         seeds = _seeds(len(sizes)) if self._draws else []
         found = self._step.train(
-            _rows(x), _rows(y), 0 if weights is None else weights.data_ptr(), labels,
-            self._last_only, (0, 0, 0) if w is None else _rows(w), sizes, x.shape[1],
+            rows_of(x), rows_of(y), 0 if weights is None else weights.data_ptr(), labels,
+            self._last_only, (0, 0, 0) if w is None else rows_of(w), sizes, x.shape[1],
             0 if lengths is None else lengths.data_ptr(), seeds,
             *self._updater.numbers(), attention, held,
         )  # fmt: skip
@@ -366,12 +368,3 @@ def _seeds(count: int) -> list[int]:
 
 
 _LABELS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-
-
-def _with_rows(a: Tensor) -> Tensor:
-    """Return a tensor whose features are contiguous."""
-    return a if a.stride(2) == 1 or a.shape[2] == 1 else a.contiguous()
-
-
-def _rows(a: Tensor) -> tuple[int, int, int]:
-    return a.data_ptr(), a.stride(0), a.stride(1)

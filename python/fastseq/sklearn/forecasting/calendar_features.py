@@ -225,7 +225,9 @@ def _name(number: int, count: int) -> str:
 def _span(times: Times | None, name: str) -> tuple[float, float]:
     """Return the length of a step, and of a series, in days."""
     dates = _dates(None if times is None else times.index, name)
-    days = np.diff(dates[:_ENOUGH].to_numpy()) / np.timedelta64(1, "D")
+    first = dates[:_ENOUGH]
+    first = first if first.tz is None else first.tz_convert(None)  # numbers, not objects
+    days = np.diff(first.to_numpy()) / np.timedelta64(1, "D")
     length = (dates[-1] - dates[0]).total_seconds() / 86400
     return float(np.median(days)) if len(days) else 0.0, length
 
