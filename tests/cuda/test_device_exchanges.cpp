@@ -177,7 +177,7 @@ TEST(a_rank_that_dies_ends_the_others) {
         [&](const std::shared_ptr<Communicator>& comm) {
           take_gpu(exchange, comm->rank());
           const auto types = types_with(DType::kFloat64);
-          const cuda::ExchangeOptions options{.exchange = exchange, .timeout = std::chrono::seconds(1)};
+          const cuda::ExchangeOptions options{.exchange = exchange, .timeout = kPatience};
           auto& rank = *new DeviceRank(comm, types, 3000, true, options);  // freeing waits for the device
           const Gradients gradients(types, comm->rank(), 0);
           rank.use(rank.run(gradients, {}));
@@ -189,7 +189,7 @@ TEST(a_rank_that_dies_ends_the_others) {
           CHECK_THROWS(rank.run(gradients, {}), CommunicationError);
           rank.buckets().~DeviceBucketizer();  // ends, too, though the device may wait for ever
         },
-        1, 1);
+        kPatience.count(), 1);
   }
 }
 
@@ -200,7 +200,7 @@ TEST(outcomes_that_wait_for_the_dead_are_told) {
       2,
       [&](const std::shared_ptr<Communicator>& comm) {
         const auto types = types_with(DType::kFloat64);
-        const cuda::ExchangeOptions options{.exchange = "cuda-ipc", .timeout = std::chrono::seconds(1)};
+        const cuda::ExchangeOptions options{.exchange = "cuda-ipc", .timeout = kPatience};
         auto& rank = *new DeviceRank(comm, types, 3000, true, options);
         const Gradients gradients(types, comm->rank(), 0);
         rank.use(rank.run(gradients, {}));
