@@ -250,8 +250,9 @@ INNER = {
         "tests/python/test_history_and_progress.py", "tests/python/test_host_reads.py",
         "tests/python/test_mpi_jobs.py", "tests/python/test_threads.py",
     ),
-    "chooses what runs the updates of fit, or steps": (
-        "tests/python/test_native_step.py", "tests/python/test_native_time_steps.py", "tests/python/updates.py",
+    "chooses what runs updates, steps or predictions": (
+        "tests/python/test_native_forward.py", "tests/python/test_native_step.py",
+        "tests/python/test_native_time_steps.py", "tests/python/updates.py",
     ),
     "runs the command line in this process": ("tests/python/test_h5_commands.py",),
 }  # fmt: skip
