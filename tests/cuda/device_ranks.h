@@ -25,7 +25,7 @@ constexpr bool kThreadSanitizer = true;  // all takes ten times as long
 constexpr bool kThreadSanitizer = false;
 #endif
 // How long ranks wait for one that dies: longer than an update takes.
-constexpr std::chrono::seconds kPatience{kThreadSanitizer ? 20 : 2};
+inline constexpr std::chrono::seconds kPatience{kThreadSanitizer ? 20 : 2};
 
 // In how many drawn orders of streams and threads a test runs: FASTSEQ_ORDERS, for long runs.
 inline std::uint64_t drawn_orders(std::uint64_t usually) {
