@@ -1,7 +1,6 @@
 // A rank whose gradients are on a GPU, beside one whose gradients are on the host.
 #pragma once
 
-#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -24,8 +23,6 @@ constexpr bool kThreadSanitizer = true;  // all takes ten times as long
 #else
 constexpr bool kThreadSanitizer = false;
 #endif
-// How long ranks wait for one that dies: longer than an update takes.
-inline constexpr std::chrono::seconds kPatience{kThreadSanitizer ? 20 : 2};
 
 // In how many drawn orders of streams and threads a test runs: FASTSEQ_ORDERS, for long runs.
 inline std::uint64_t drawn_orders(std::uint64_t usually) {

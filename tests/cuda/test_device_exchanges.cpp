@@ -169,6 +169,9 @@ TEST(gradients_that_are_not_finite_are_reported_by_their_rank) {
   }
 }
 
+// How long ranks wait for others: longer than an update takes.
+constexpr std::chrono::seconds kPatience{testing::kThreadSanitizer ? 20 : 3};
+
 // The ranks that live learn of it within the timeout, whatever the device waits for.
 TEST(a_rank_that_dies_ends_the_others) {
   for (const std::string& exchange : exchanges) {
@@ -189,7 +192,7 @@ TEST(a_rank_that_dies_ends_the_others) {
           CHECK_THROWS(rank.run(gradients, {}), CommunicationError);
           rank.buckets().~DeviceBucketizer();  // ends, too, though the device may wait for ever
         },
-        kPatience.count(), 1);
+        static_cast<double>(kPatience.count()), 1);
   }
 }
 
@@ -240,8 +243,6 @@ TEST(memory_that_one_rank_does_not_have_is_missed_on_all) {
     }
   });
 }
-
-constexpr std::chrono::seconds kPatience{testing::kThreadSanitizer ? 20 : 3};
 
 // What the device left then is no mean.
 TEST(an_exchange_that_was_broken_off_is_reported_with_its_outcome) {
