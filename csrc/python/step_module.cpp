@@ -226,7 +226,7 @@ py::tuple train(Step<T>& step, const RowsTuple& x, const RowsTuple& y, Address y
     const py::gil_scoped_release released;
     outcome = step.train(chunks, settings, {.value = clip_value, .norm = clip_norm}, attention, held, done);
   }
-  py::list losses(done.size());
+  const py::list losses(done.size());
   for (std::size_t i = 0; i < done.size(); ++i) losses[i] = py::make_tuple(done[i].loss, done[i].weight);
   return py::make_tuple(losses, outcome, HeldTuple(held.chunks, held.weight, held.loss));
 }
@@ -234,7 +234,7 @@ py::tuple train(Step<T>& step, const RowsTuple& x, const RowsTuple& y, Address y
 template <class T>
 std::unique_ptr<StepPredictor<T>> make_predictor(Model<T>& model, std::int64_t inputs, std::pair<Address, Address> x,
                                                  std::pair<Address, Address> y) {
-  auto scaling = [](const std::pair<Address, Address>& s) -> Scaling {
+  const auto scaling = [](const std::pair<Address, Address>& s) -> Scaling {
     return {.center = to_pointer<const double>(s.first), .scale = to_pointer<const double>(s.second)};
   };
   return std::make_unique<StepPredictor<T>>(model, inputs, scaling(x), scaling(y));
@@ -279,10 +279,10 @@ bool predict_step(StepPredictor<T>& predictor, const py::object& x, std::int64_t
                   const py::tuple& tensors) {
   if (!is_unchanged({objects.ptr(), containers.ptr(), entries.ptr(), tensors.ptr()})) return false;
   const View view(x.ptr());
-  if (const float* data = view.elements<float>(sequences, predictor.inputs())) {
+  if (const auto* data = view.elements<float>(sequences, predictor.inputs())) {
     return run_step(predictor, data, sequences, y, wide);
   }
-  if (const double* data = view.elements<double>(sequences, predictor.inputs())) {
+  if (const auto* data = view.elements<double>(sequences, predictor.inputs())) {
     return run_step(predictor, data, sequences, y, wide);
   }
   return false;

@@ -56,7 +56,7 @@ inline bool container(PyObject* seen) {
 }
 
 inline bool entry(PyObject* seen) {
-  PyObject* const found = PyDict_GetItemWithError(item(seen, 0), item(seen, 1));
+  const PyObject* const found = PyDict_GetItemWithError(item(seen, 0), item(seen, 1));
   return PyTuple_GET_SIZE(seen) == 2 ? found == nullptr : found == item(seen, 2);
 }
 
@@ -67,7 +67,7 @@ inline bool tensor(PyObject* seen) {
   static PyObject* const dtype = PyUnicode_InternFromString("dtype");
   static PyObject* const is_contiguous = PyUnicode_InternFromString("is_contiguous");
   PyObject* const thing = item(seen, 0);
-  auto is = [](PyObject* found, PyObject* wanted) {
+  const auto is = [](PyObject* found, PyObject* wanted) {
     const auto owned = pybind11::reinterpret_steal<pybind11::object>(found);
     return found != nullptr && PyObject_RichCompareBool(found, wanted, Py_EQ) == 1;
   };

@@ -99,9 +99,9 @@ void check_steps(double tolerance) {
     x[7] = before;
     CHECK(predictor.run(x.data(), kSequences, y.data()));
     for (std::size_t n = 0; n < kSequences; ++n) {
-      std::vector<double> scaled;
+      std::vector<double> scaled(kInputs);
       for (std::size_t f = 0; f < kInputs; ++f) {
-        scaled.push_back((static_cast<double>(x[n * kInputs + f]) - kCenter[f]) / kScale[f]);
+        scaled[f] = (static_cast<double>(x[n * kInputs + f]) - kCenter[f]) / kScale[f];
       }
       const std::vector<double> wanted = weighted.next(scaled, std::span(wanted_h).subspan(n * kHidden, kHidden),
                                                        std::span(wanted_c).subspan(n * kHidden, kHidden));

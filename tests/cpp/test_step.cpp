@@ -64,7 +64,7 @@ TEST(gradients_of_losses_are_difference_quotients) {
 }
 
 // The sum of the losses over quantiles of a known target, written out.
-double pinball(const Values& levels, const double* out, double target) {
+static double pinball(const Values& levels, const double* out, double target) {
   double sum = 0;
   for (std::size_t q = 0; q < levels.size(); ++q) {
     const double error = target - out[q];
@@ -150,7 +150,7 @@ TEST(pinball_loss_of_what_is_met_has_the_mean_slope) {
 }
 
 // Two members of different layers.
-void fill_with_members(Trained& model) {
+static void fill_with_members(Trained& model) {
   std::vector<std::vector<std::unique_ptr<Layer<double>>>> members(2);
   members[0].push_back(model.new_recurrent(options(Cell::kGru, kInputs, 5)));
   members[0].push_back(model.new_linear(5, 4));
@@ -318,11 +318,11 @@ TEST(nothing_is_updated_by_what_cannot_be_trained_on) {
 
 // An LSTM and a linear layer, and each rank's data; `weighs`: whether the rank has samples.
 constexpr std::int64_t kHidden = 4;
-void fill(Trained& model) {
+static void fill(Trained& model) {
   model.recurrent(options(Cell::kLstm, kInputs, kHidden));
   model.linear(kHidden, 1);
 }
-Data data_of(int rank, bool weighs, std::int64_t chunks) {
+static Data data_of(int rank, bool weighs, std::int64_t chunks) {
   Data data{.outputs = 1};
   data.x = noise(kSteps * kSequences * kInputs, 70 + static_cast<std::uint32_t>(rank), 1);
   data.weights.assign(at(kSteps * kSequences), weighs ? 1 + rank : 0);

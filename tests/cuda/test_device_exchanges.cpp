@@ -77,6 +77,7 @@ TEST(ranks_of_several_machines_have_the_host_s_means) {
       const int size = std::accumulate(sizes.begin(), sizes.end(), 0);
       for (const std::string exchange : {"staged", "cuda-ipc"}) {
         std::vector<Slots> between;
+        between.reserve(sizes.size());
         for (int r = 0; r < std::ranges::min(sizes); ++r) between.emplace_back(static_cast<int>(sizes.size()));
         run_processes(size, [&](const std::shared_ptr<Communicator>& all) {
           const auto comm = std::make_shared<SeveralNodes>(all, sizes, between);
@@ -101,7 +102,7 @@ TEST(memory_of_the_device_is_refused_on_all_ranks_if_one_cannot_take_it) {
   run_processes(2, [&](const std::shared_ptr<Communicator>& all) {
     const auto comm = std::make_shared<DeviceRanks>(all, all->rank() == 1 ? "not built for it" : "");
     try {
-      DeviceRank(comm, types_with(DType::kFloat32), 3000, true, {.exchange = "cuda-mpi"});
+      const DeviceRank rank(comm, types_with(DType::kFloat32), 3000, true, {.exchange = "cuda-mpi"});
       CHECK(false);
     } catch (const std::invalid_argument& error) {
       CHECK(std::string(error.what()).ends_with("cannot be used: rank 1: not built for it"));
@@ -232,8 +233,8 @@ TEST(memory_that_one_rank_does_not_have_is_missed_on_all) {
     }
     for (const std::string exchange : {"auto", "staged", "cuda-ipc", "nccl"}) {
       try {
-        cuda::DeviceBucketizer(comm, testing::kNumels, types_with(DType::kFloat32), 3000, true, 0,
-                               {.exchange = exchange});
+        const cuda::DeviceBucketizer made(comm, testing::kNumels, types_with(DType::kFloat32), 3000, true, 0,
+                                          {.exchange = exchange});
         CHECK(false);
       } catch (const CommunicationError&) {
         CHECK(false);  // out of step

@@ -79,7 +79,7 @@ TEST(ranks_conclude_from_each_other_s_news) {
   for (std::size_t r = 0; r < 3; ++r) {
     std::vector<double> facts(2 * kBuckets, 1.0);
     if (r > 0) facts[2 * (kBuckets - 1)] = 0;
-    std::vector<double> squares(777, 0.5 + static_cast<double>(r));
+    const std::vector<double> squares(777, 0.5 + static_cast<double>(r));
     const DeviceBuffer<double> facts_there(facts);
     const DeviceBuffer<double> squares_there(squares);
     const DeviceBuffer<double> value(std::vector<double>{r == 1 ? std::nan("") : 8.0 + static_cast<double>(r)});
