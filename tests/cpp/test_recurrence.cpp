@@ -203,33 +203,6 @@ void check_forward(const Case& test) {
   testing::for_every_width([&] { check_forward_of_this_width(test); });
 }
 
-void check_backward(const Case& test) {
-  const Data data = make_data(test.shape);
-  const auto quotients = [&](Values Data::* member) { return difference_quotients(test, data, member); };
-  const Values dx = quotients(&Data::x);
-  const Values dw_ih = quotients(&Data::w_ih);
-  const Values dw_hh = quotients(&Data::w_hh);
-  const Values db_ih = quotients(&Data::b_ih);
-  const Values db_hh = quotients(&Data::b_hh);
-  const Values dh0 = quotients(&Data::h0);
-  const Values dc0 = quotients(&Data::c0);
-  Case single = test;
-  single.shape.dtype = DType::kFloat32;
-  const auto check = [&](const auto& found, double tolerance) {
-    CHECK(apart(found.dx, dx) <= tolerance);
-    CHECK(apart(found.dw_ih, dw_ih) <= tolerance);
-    CHECK(apart(found.dw_hh, dw_hh) <= tolerance);
-    CHECK(apart(found.db_ih, db_ih) <= tolerance);
-    CHECK(apart(found.db_hh, db_hh) <= tolerance);
-    CHECK(apart(found.dh0, dh0) <= tolerance);
-    if (test.shape.cell == Cell::kLstm) CHECK(apart(found.dc0, dc0) <= tolerance);
-  };
-  testing::for_every_width([&] {
-    check(run<double>(test, data, serial_for), 1e-7);
-    check(run<float>(single, data, serial_for), 1e-3);
-  });
-}
-
 // The loss's slope as one of its inputs moves in a direction.
 struct Slope {
   Values direction;
@@ -259,31 +232,44 @@ double apart(const std::vector<T>& gradient, const Slope& wanted) {
   return std::abs(product - wanted.slope) / std::sqrt(squares);
 }
 
+// Compares gradients with what `wanted(member)` says of those of an input, in fp64 and fp32.
+template <class Wanted>
+void check_gradients(const Case& test, const Data& data, const Wanted& wanted, double tolerance, double of_single) {
+  const auto dx = wanted(&Data::x);
+  const auto dw_ih = wanted(&Data::w_ih);
+  const auto dw_hh = wanted(&Data::w_hh);
+  const auto db_ih = wanted(&Data::b_ih);
+  const auto db_hh = wanted(&Data::b_hh);
+  const auto dh0 = wanted(&Data::h0);
+  const auto dc0 = wanted(&Data::c0);
+  Case single = test;
+  single.shape.dtype = DType::kFloat32;
+  const auto check = [&](const auto& found, double most) {
+    CHECK(apart(found.dx, dx) <= most);
+    CHECK(apart(found.dw_ih, dw_ih) <= most);
+    CHECK(apart(found.dw_hh, dw_hh) <= most);
+    CHECK(apart(found.db_ih, db_ih) <= most);
+    CHECK(apart(found.db_hh, db_hh) <= most);
+    CHECK(apart(found.dh0, dh0) <= most);
+    if (test.shape.cell == Cell::kLstm) CHECK(apart(found.dc0, dc0) <= most);
+  };
+  testing::for_every_width([&] {
+    check(run<double>(test, data, serial_for), tolerance);
+    check(run<float>(single, data, serial_for), of_single);
+  });
+}
+
+void check_backward(const Case& test) {
+  const Data data = make_data(test.shape);
+  const auto quotients = [&](Values Data::* member) { return difference_quotients(test, data, member); };
+  check_gradients(test, data, quotients, 1e-7, 1e-3);
+}
+
 // Like check_backward, for layers with too many inputs to move each of them.
 void check_slopes(const Case& test) {
   const Data data = make_data(test.shape);
-  const Slope dx = slope_of(test, data, &Data::x);
-  const Slope dw_ih = slope_of(test, data, &Data::w_ih);
-  const Slope dw_hh = slope_of(test, data, &Data::w_hh);
-  const Slope db_ih = slope_of(test, data, &Data::b_ih);
-  const Slope db_hh = slope_of(test, data, &Data::b_hh);
-  const Slope dh0 = slope_of(test, data, &Data::h0);
-  const Slope dc0 = slope_of(test, data, &Data::c0);
-  Case single = test;
-  single.shape.dtype = DType::kFloat32;
-  const auto check = [&](const auto& found, double tolerance) {
-    CHECK(apart(found.dx, dx) <= tolerance);
-    CHECK(apart(found.dw_ih, dw_ih) <= tolerance);
-    CHECK(apart(found.dw_hh, dw_hh) <= tolerance);
-    CHECK(apart(found.db_ih, db_ih) <= tolerance);
-    CHECK(apart(found.db_hh, db_hh) <= tolerance);
-    CHECK(apart(found.dh0, dh0) <= tolerance);
-    if (test.shape.cell == Cell::kLstm) CHECK(apart(found.dc0, dc0) <= tolerance);
-  };
-  testing::for_every_width([&] {
-    check(run<double>(test, data, serial_for), 1e-6);
-    check(run<float>(single, data, serial_for), 1e-4);
-  });
+  const auto slopes = [&](Values Data::* member) { return slope_of(test, data, member); };
+  check_gradients(test, data, slopes, 1e-6, 1e-4);
 }
 
 constexpr Cell kCells[] = {Cell::kLstm, Cell::kGru, Cell::kTanhRnn, Cell::kReluRnn};

@@ -14,6 +14,7 @@ from torch.nn.functional import mse_loss
 from updates import FEATURES, SPEC, X, drawn_model
 
 import fastseq as fs
+from fastseq._util.tree import tree_leaves
 from fastseq.inference import predictor
 from fastseq.inference.native_forward import NativeForward
 
@@ -71,14 +72,8 @@ def test_drawn_models_predict_as_by_torch(number, by_torch, runs):
         np.testing.assert_allclose(y, wanted, rtol=tolerance, atol=tolerance)
     assert bool(runs) == again
     if again and any(isinstance(layer, nn.RNNBase) for layer in model.modules()):
-        for a, b in zip(leaves(ours.get_state()), leaves(theirs.get_state()), strict=True):
+        for a, b in zip(*map(tree_leaves, (ours.get_state(), theirs.get_state())), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
-
-
-def leaves(tree: Any) -> list[torch.Tensor]:
-    if isinstance(tree, torch.Tensor):
-        return [tree]
-    return [] if tree is None else [leaf for part in tree for leaf in leaves(part)]
 
 
 @pytest.mark.parametrize("layer", [nn.LSTM, fs.nn.GRU, nn.RNN])

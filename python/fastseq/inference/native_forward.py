@@ -12,8 +12,8 @@ from ..nn.stateful import is_bidirectional
 from ..training.native_layers import (
     NativeModel,
     NotNative,
+    check_single,
     layers_of,
-    members_of,
     native_types,
     rows_of,
     states_of,
@@ -49,8 +49,7 @@ class NativeForward:
     def __init__(self, module: nn.Module, features: int) -> None:
         if is_watched() or is_autocast():
             raise NotNative("torch is set to something that only its own operators do")
-        if len(members_of(module)) > 1:  # C++ has them side by side, not their mean
-            raise NotNative("members of an ensemble")
+        check_single(module)
         if is_bidirectional(module):  # C++ keeps no state of later steps
             raise NotNative("a bidirectional layer")
         self._weights: list[Tensor] = []  # keeps the memory
@@ -62,8 +61,6 @@ class NativeForward:
             return p.data_ptr(), 0
 
         layers, self._outputs = layers_of(module, features, address)
-        if not self._weights:
-            raise NotNative("the model has no parameters")
         self._native: NativeModel = native_types(self.dtype)[0](layers, parallel_for)
         self.module = module
         self.state: Tree = None

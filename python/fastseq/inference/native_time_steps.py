@@ -23,8 +23,8 @@ from ..training.learner import Learner
 from ..training.native_layers import (
     NativeStepPredictor,
     NotNative,
+    check_single,
     layers_of,
-    members_of,
     native_types,
     states_of,
     step_predictor_type,
@@ -197,10 +197,7 @@ def _check(learner: Learner, model: nn.Module, params: list[nn.Parameter], seque
         raise NotNative("compile=True")
     if model is not learner.model:
         raise NotNative("the model is wrapped")
-    if len(members_of(model)) > 1:  # C++ has them side by side, not their mean
-        raise NotNative("members of an ensemble")
-    if not params:  # inputs then are converted to torch's default dtype
-        raise NotNative("the model has no parameters")
+    check_single(model)
     if sequences * sum(p.numel() for p in params) > _MOST_PRODUCTS:
         raise NotNative("a step takes long")
 

@@ -31,9 +31,10 @@ from .known_optimizers import obstacle
 
 __all__ = [
     "End", "Loss", "LossKind", "NativeModel", "NativeStep", "NativeStepPredictor",
-    "NativeUpdate", "NotNative", "Outcome", "SegmentLayers", "SideBySide", "dropout_of",
-    "is_unchanged", "layers_of", "loss_of", "loss_of_known", "members_of", "native_types",
-    "optimizer_of", "rows_of", "settings_of", "states_of", "step_predictor_type", "with_rows",
+    "NativeUpdate", "NotNative", "Outcome", "SegmentLayers", "SideBySide", "check_single",
+    "dropout_of", "is_unchanged", "layers_of", "loss_of", "loss_of_known", "members_of",
+    "native_types", "optimizer_of", "rows_of", "settings_of", "states_of", "step_predictor_type",
+    "with_rows",
 ]  # fmt: skip
 
 End = _step.End
@@ -143,6 +144,14 @@ def members_of(model: nn.Module) -> list[nn.Module]:
     outer = _unwrapped(model)
     own = _terms(outer)
     return [_unwrapped(m) for m in own.members] if isinstance(own, SideBySide) else [outer]
+
+
+def check_single(model: nn.Module) -> None:
+    """Raise `NotNative` for what C++ does not run but in training."""
+    if len(members_of(model)) > 1:  # C++ has them side by side, not their mean
+        raise NotNative("members of an ensemble")
+    if next(model.parameters(), None) is None:  # inputs then have torch's default dtype
+        raise NotNative("the model has no parameters")
 
 
 def modules_of(model: nn.Module) -> Iterator[nn.Module]:

@@ -78,7 +78,7 @@ def _check(learner: Learner) -> None:
 def _check_parts(parts: _Parts) -> None:
     if next(parts.model.buffers(), None) is not None:
         raise NotNative("the model has buffers")
-    if _is_seen():
+    if _operators_do_more():
         raise NotNative("torch is set to something that only its own operators do")
     loss, _ = loss_of(parts.loss)
     optimizer_of(parts.optimizer)
@@ -87,8 +87,8 @@ def _check_parts(parts: _Parts) -> None:
         raise NotNative("a loss that does not know of members")
 
 
-def _is_seen() -> bool:
-    """Whether torch is set to something that its operators would do."""
+def _operators_do_more() -> bool:
+    """Whether torch is set to something that its operators do besides computing."""
     watched = is_watched() or torch.is_anomaly_enabled() or not torch.is_grad_enabled()
     return watched or torch.is_autocast_enabled("cpu")
 
@@ -296,7 +296,7 @@ class _Step:
 
     def is_current(self) -> bool:
         """Whether the model still is that which it was made for, and nobody looks on."""
-        watched = _is_seen() or any(map(has_hooks, self._updater.params))
+        watched = _operators_do_more() or any(map(has_hooks, self._updater.params))
         return not watched and is_unchanged(*self._seen)
 
     def fits(self, batch: Batch) -> bool:

@@ -139,14 +139,9 @@ class Updater:
 
     def _look(self, model: nn.Module) -> Seen:
         """Return what it was made for."""
-        held = ("param_groups", "state")
-        own = vars(self._optimizer)
-        return (
-            (),
-            (*layers_in(model), *optimizer_in(self._optimizer)),
-            tuple((own, name, own[name]) for name in held),
-            tuple(places([*self.params, *self.gradients, *self._tensors])),
-        )
+        containers, entries = optimizer_in(self._optimizer)
+        tensors = places([*self.params, *self.gradients, *self._tensors])
+        return (), (*layers_in(model), *containers), tuple(entries), tuple(tensors)
 
     def _look_at_settings(self) -> list[Any]:
         """Return what decides which parameters are updated, and what is kept for them."""

@@ -157,8 +157,8 @@ class _FusedAdam:
         self._one = self._counts.new_ones(())
         for p, count in zip(self._active, self._counts.unbind(), strict=True):
             optimizer.state[p]["step"] = count
-        self._held = optimizer.param_groups, optimizer.state  # load_state_dict replaces them
-        self._seen: Seen = (), tuple(optimizer_in(optimizer)), (), ()
+        containers, entries = optimizer_in(optimizer)
+        self._seen: Seen = (), tuple(containers), tuple(entries), ()
         self._calls = [
             (group, members, self._states(members, amsgrad=group["amsgrad"]))
             for group in optimizer.param_groups
@@ -191,9 +191,6 @@ class _FusedAdam:
         return [*lists, *([] if amsgrad else [[]]), [state["step"] for state in states]]
 
     def step(self) -> bool:
-        groups, state = self._held
-        if self._optimizer.param_groups is not groups or self._optimizer.state is not state:
-            return False
         if not is_unchanged(*self._seen):
             return False
         for p in self._idle:

@@ -15,10 +15,11 @@ from torch import Tensor, nn, optim
 from .._util.torch_internals import children, own_parameters
 from .native_layers import is_unchanged
 
-__all__ = ["Container", "Seen", "is_unchanged", "layers_in", "modules_in", "optimizer_in", "places"]
+__all__ = ["Seen", "is_unchanged", "layers_in", "modules_in", "optimizer_in", "places"]
 
 Container = tuple[Any, ...]  # a dict or a list, and what is in it
-Seen = tuple[tuple[Any, ...], tuple[Container, ...], tuple[Any, ...], tuple[Any, ...]]
+Entry = tuple[dict[str, Any], str, Any]  # of a dict of which other entries may change
+Seen = tuple[tuple[Any, ...], tuple[Container, ...], tuple[Entry, ...], tuple[Any, ...]]
 
 
 def container(holder: dict[Any, Any] | list[Any]) -> Container:
@@ -57,12 +58,14 @@ def layers_in(model: nn.Module) -> list[Container]:
     return found
 
 
-def optimizer_in(optimizer: optim.Optimizer) -> list[Container]:
+def optimizer_in(optimizer: optim.Optimizer) -> tuple[list[Container], list[Entry]]:
     """Write down which parameters an optimizer has in each group, and which tensors as state."""
+    attributes = vars(optimizer)
+    entries = [(attributes, name, attributes[name]) for name in ("param_groups", "state")]
     groups: list[dict[str, Any]] = optimizer.param_groups
     found = [container(groups), *(container(group["params"]) for group in groups)]
     own = [state for state in optimizer.state.values() if isinstance(state, dict)]
-    return [*found, container(optimizer.state), *map(container, own)]
+    return [*found, container(optimizer.state), *map(container, own)], entries
 
 
 def places(tensors: Iterable[Tensor]) -> list[tuple[Any, ...]]:
