@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import functools
 import importlib
 import os
@@ -20,9 +19,10 @@ from typing import Any, ClassVar
 
 import h5py
 import torch
+from fit_classifier import Classify, FitClassifier, PlainClassifier
+from fit_tasks import Deep, Forecast, Task, detached
 from harness import Bench, Mark
 from recurrent import Shape
-from roofline import Work
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
@@ -32,34 +32,17 @@ import fastseq as fs
 # Other kernels round otherwise in every step: in single precision, the loop itself ends the small
 # task's epoch 2.5e-6 off what it learns in double precision.
 SAME_KERNELS, OTHER_KERNELS = 1e-6, 1e-5
-OURS, SAME_MODULES, COMPILED = "fit", "fit, torch.nn.LSTM", "plain loop, torch.compile"
+OURS, SAME_MODULES, COMPILED = "fit", "fit, torch's layer", "plain loop, torch.compile"
 Make = Callable[..., Any]
 
 
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """Truncated back-propagation over `length` steps of `sequences` sequences."""
-
-    shape: Shape
-    length: int
-    sequences: int
-
-    @property
-    def steps(self) -> int:
-        return (self.length // self.shape.s) * (self.sequences // self.shape.n)
-
-    def __str__(self) -> str:
-        f, h, n, s = dataclasses.astuple(self.shape)
-        return f"{self.steps} steps of LSTM({f},{h})+Linear, batchsize {n}, seqsize {s}"
-
-    def work(self) -> Work:
-        """Count what the LSTM has to do in an epoch; the rest is small."""
-        step = self.shape.work("LSTM", backward=True)
-        return Work(self.steps * step.operations, self.steps * step.bytes_moved)
-
-
 SMALL = Task(Shape(10, 10, 20, 10), length=200, sequences=200)
+WIDE = Task(Shape(10, 10, 256, 10), length=100, sequences=512)
+MIDDLE = Task(Shape(32, 64, 64, 32), length=128, sequences=128)
 LARGE = Task(Shape(64, 256, 128, 50), length=100, sequences=256)
+DEEP = Deep(Shape(10, 32, 32, 20), length=200, sequences=64)
+CLASSIFY = Classify(Shape(6, 32, 32, 60), sequences=256, classes=5)
+FORECAST = Forecast(Shape(96, 32, 64, 1), length=20, sequences=128)
 
 
 class Plain:
@@ -68,9 +51,9 @@ class Plain:
     epochs: ClassVar[int] = 1
 
     def __init__(
-        self, lstm: nn.LSTM, head: nn.Linear, x: Tensor, y: Tensor, batchsize: int, seqsize: int
+        self, layer: nn.Module, head: nn.Module, x: Tensor, y: Tensor, batchsize: int, seqsize: int
     ) -> None:
-        self.lstm, self.head, self.x, self.y = lstm, head, x, y
+        self.layer, self.head, self.x, self.y = layer, head, x, y
         self.batchsize, self.seqsize = batchsize, seqsize
         self.optimizer = torch.optim.AdamW(self.parameters(), lr=1e-3, fused=True)
 
@@ -81,7 +64,7 @@ class Plain:
             for t in range(0, self.x.shape[0], self.seqsize):
                 chunk = slice(t, t + self.seqsize), slice(n, n + self.batchsize)
                 loss, state = self.forward(self.x[chunk], self.y[chunk], state)
-                state = (state[0].detach(), state[1].detach())
+                state = detached(state)
                 self.optimizer.zero_grad()
                 loss.backward()
                 self.optimizer.step()
@@ -90,11 +73,11 @@ class Plain:
         self.loss = total / steps
 
     def forward(self, x: Tensor, y: Tensor, state: Any) -> tuple[Tensor, Any]:
-        h, state = self.lstm(x, state)
+        h, state = self.layer(x, state)
         return mse_loss(self.head(h), y), state
 
     def parameters(self) -> list[nn.Parameter]:
-        return [*self.lstm.parameters(), *self.head.parameters()]
+        return [*self.layer.parameters(), *self.head.parameters()]
 
 
 class Compiled(Plain):
@@ -111,11 +94,11 @@ class Fit:
     epochs: ClassVar[int] = 1
 
     def __init__(
-        self, lstm: nn.LSTM, head: nn.Linear, x: Any, y: Any, batchsize: int, seqsize: int,
+        self, layer: nn.Module, head: nn.Module, x: Any, y: Any, batchsize: int, seqsize: int,
         *, progress: bool = False,
     ) -> None:  # fmt: skip
         self.x, self.y = x, y
-        model = fs.nn.Chain(lstm, head)
+        model = fs.nn.Chain(layer, head)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
         spec = {"epochs": 1, "batchsize": batchsize, "seqsize": seqsize}
         self.est = fs.Estimator(
@@ -156,35 +139,47 @@ def check(name: str, found: Any, plain: Plain, tolerance: float) -> None:
         raise AssertionError(f"{name}: the loss or a parameter is {max(apart):.1e} off")
 
 
-def run(bench: Bench, task: Task, makers: dict[str, Make], marks: tuple[Mark, ...]) -> None:
-    """Check and time contenders; those whose name tells no other module use `fastseq.nn.LSTM`."""
+def run(bench: Bench, task: Task, makers: dict[str, Make], marks: tuple[Mark, ...] = ()) -> None:
+    """Check and time contenders; those of ours whose name tells no other module use our layers."""
     torch.manual_seed(0)
-    shape = task.shape
-    x = torch.randn(task.length, task.sequences, shape.f)
-    y = x.mean(2, keepdim=True)
-    lstm, head = nn.LSTM(shape.f, shape.h), nn.Linear(shape.h, 1)
-    ours = fs.nn.LSTM(shape.f, shape.h)
-    ours.load_state_dict(lstm.state_dict())
-
+    x, y = task.data()
+    layer, head = task.layer(), task.head()
     contenders: dict[str, Any] = {}
+    layers = []
     with tempfile.TemporaryDirectory() as folder:
         with h5py.File(Path(folder) / "data.h5", "w") as file:
             file["x"], file["y"] = x.numpy(), y.numpy()
         mapped = [fs.h5mmap(Path(folder) / "data.h5", name) for name in "xy"]
         for name, make in makers.items():
-            own = name.startswith(OURS) and name != SAME_MODULES
+            ours = name.startswith(OURS) and name != SAME_MODULES
             data = mapped if "HDF5" in name else (x, y)
-            model = (ours if own else lstm), head
-            contenders[name] = make(*copy.deepcopy(model), *data, shape.n, shape.s)
-            plain = Plain(*copy.deepcopy((lstm, head)), x, y, shape.n, shape.s)
+            model = task.own(layer) if ours else copy.deepcopy(layer), copy.deepcopy(head)
+            layers.append(model[0])
+            contenders[name] = make(*model, *data, task.shape.n, task.shape.s)
+            plain = Plain(*copy.deepcopy((layer, head)), x, y, task.shape.n, task.shape.s)
             others = name.startswith(OURS) or name == COMPILED
             check(name, contenders[name], plain, OTHER_KERNELS if others else SAME_KERNELS)
+        for own in layers if task.dropout else []:
+            own.dropout = task.dropout  # all draw it in their own ways
         bench.compare(
             f"{task}, {torch.get_num_threads()} thread(s)",
             contenders,
             work=task.work(),
             marks=tuple(m for m in marks if m.against is None or m.against in makers),
         )
+
+
+def run_classifier(bench: Bench, task: Classify, makers: dict[str, Make]) -> None:
+    """Check and time contenders that learn classes of sequences of different lengths."""
+    torch.manual_seed(0)
+    data, network = task.data(), task.network()
+    contenders: dict[str, Any] = {}
+    for name, make in makers.items():
+        contenders[name] = make(copy.deepcopy(network), data, task.shape.n)
+        plain = PlainClassifier(copy.deepcopy(network), data, task.shape.n)
+        check(name, contenders[name], plain, OTHER_KERNELS if name == OURS else SAME_KERNELS)
+    title = f"{task}, {torch.get_num_threads()} thread(s)"
+    bench.compare(title, contenders, work=task.work())
 
 
 def main() -> None:
@@ -197,21 +192,28 @@ def main() -> None:
             {"Lightning": "Manual", "Lightning, automatic": "Automatic"},
         ),
     }
-    small = {
-        "plain loop": Plain,
-        COMPILED: Compiled,
-        OURS: Fit,
-        f"{OURS}, progress bar": functools.partial(Fit, progress=True),
-        f"{OURS}, HDF5 file": Fit,
-        SAME_MODULES: Fit,
-        **others,
+    classifiers = {
+        "plain loop": PlainClassifier,
+        OURS: FitClassifier,
+        **peers(bench, "peer_skorch", {"skorch": "SkorchClassifier"}),
+        **peers(bench, "peer_lightning", {"Lightning": "Classifier"}),
     }
+    loops = {"plain loop": Plain, COMPILED: Compiled}
+    each = {**loops, OURS: Fit, SAME_MODULES: Fit, **others}
+    small = {**each, f"{OURS}, progress bar": functools.partial(Fit, progress=True)}
+    small[f"{OURS}, HDF5 file"] = Fit
+    windows = {**loops, OURS: Fit, **others}
     large = {"plain loop": Plain, OURS: Fit, SAME_MODULES: Fit}
-    marks = (Mark(OURS, 1 / 10), *(Mark(OURS, 1 / 12, name) for name in others))
+    faster = tuple(Mark(OURS, 1 / 12, name) for name in others)
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        run(bench, SMALL, small, (*marks, Mark(SAME_MODULES, 1 / 10)))
-        run(bench, LARGE, large, (Mark(OURS, 1 / 1.1), Mark(SAME_MODULES, 1.15)))
+        run(bench, SMALL, small, (Mark(OURS, 1 / 10), *faster, Mark(f"{OURS}, HDF5 file", 1 / 10)))
+        run(bench, WIDE, each, (Mark(OURS, 1 / 3.5),))
+        run(bench, MIDDLE, each, (Mark(OURS, 1 / 1.6),))
+        run(bench, LARGE, large, (Mark(OURS, 1 / 1.2), Mark(SAME_MODULES, 1.03)))
+        run(bench, DEEP, each)
+        run_classifier(bench, CLASSIFY, classifiers)
+        run(bench, FORECAST, windows)
     bench.write()
 
 

@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 
 import lightning
 import torch
+from fit_tasks import detached
 from harness import Seconds
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss
-from torch.utils.data import DataLoader, Dataset
+from torch.nn.functional import cross_entropy, mse_loss
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 # Workers would copy between processes what is in memory already.
@@ -51,14 +52,14 @@ class Chunks(Dataset[tuple[Tensor, Tensor, bool]]):
 
 
 class Module(lightning.LightningModule):
-    def __init__(self, lstm: nn.LSTM, head: nn.Linear) -> None:
+    def __init__(self, layer: nn.Module, head: nn.Module) -> None:
         super().__init__()
-        self.lstm, self.head = lstm, head
-        self.state: tuple[Tensor, ...] | None = None
+        self.layer, self.head = layer, head
+        self.state: Any = None
 
     def loss(self, xs: Tensor, ys: Tensor) -> Tensor:
-        h, state = self.lstm(xs, self.state)
-        self.state = tuple(s.detach() for s in state)
+        h, state = self.layer(xs, self.state)
+        self.state = detached(state)
         return mse_loss(self.head(h), ys)
 
     def log_loss(self, loss: Tensor) -> None:
@@ -74,8 +75,8 @@ class ManualModule(Module):
     This is what Lightning's page on truncated back-propagation through time shows.
     """
 
-    def __init__(self, lstm: nn.LSTM, head: nn.Linear, seqsize: int) -> None:
-        super().__init__(lstm, head)
+    def __init__(self, layer: nn.Module, head: nn.Module, seqsize: int) -> None:
+        super().__init__(layer, head)
         self.automatic_optimization = False
         self.seqsize = seqsize
 
@@ -123,10 +124,12 @@ class Lightning:
 
     epochs: ClassVar[int] = 2
 
-    def __init__(self, module: Module, data: Dataset[Any]) -> None:
+    def __init__(
+        self, module: lightning.LightningModule, data: Dataset[Any], batchsize: int | None = None
+    ) -> None:
         self.module = module
         # Blocks and chunks are slices: nothing has to be put together.
-        self.loader = DataLoader(data, batch_size=None)
+        self.loader = DataLoader(data, batchsize)
 
     def __call__(self) -> Seconds:
         clock = Clock()
@@ -150,13 +153,33 @@ class Lightning:
 
 class Manual(Lightning):
     def __init__(
-        self, lstm: nn.LSTM, head: nn.Linear, x: Tensor, y: Tensor, batchsize: int, seqsize: int
+        self, layer: nn.Module, head: nn.Module, x: Tensor, y: Tensor, batchsize: int, seqsize: int
     ) -> None:
-        super().__init__(ManualModule(lstm, head, seqsize), Blocks(x, y, batchsize))
+        super().__init__(ManualModule(layer, head, seqsize), Blocks(x, y, batchsize))
 
 
 class Automatic(Lightning):
     def __init__(
-        self, lstm: nn.LSTM, head: nn.Linear, x: Tensor, y: Tensor, batchsize: int, seqsize: int
+        self, layer: nn.Module, head: nn.Module, x: Tensor, y: Tensor, batchsize: int, seqsize: int
     ) -> None:
-        super().__init__(AutomaticModule(lstm, head), Chunks(x, y, batchsize, seqsize))
+        super().__init__(AutomaticModule(layer, head), Chunks(x, y, batchsize, seqsize))
+
+
+class ClassifierModule(lightning.LightningModule):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def training_step(self, batch: tuple[Tensor, Tensor, Tensor], _: int) -> Tensor:
+        x, lengths, y = batch
+        loss = cross_entropy(self.network(x, lengths), y)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=1)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), lr=1e-3, fused=True)
+
+
+class Classifier(Lightning):
+    def __init__(self, network: nn.Module, data: tuple[Tensor, ...], batchsize: int) -> None:
+        super().__init__(ClassifierModule(network), TensorDataset(*data), batchsize)

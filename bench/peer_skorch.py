@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import skorch
 import torch
+from fit_tasks import detached
 from torch import Tensor, nn
 
 
@@ -29,12 +30,12 @@ class Chunks:
 
 
 class Recurrent(nn.Module):
-    def __init__(self, lstm: nn.LSTM, head: nn.Linear) -> None:
+    def __init__(self, layer: nn.Module, head: nn.Module) -> None:
         super().__init__()
-        self.lstm, self.head = lstm, head
+        self.layer, self.head = layer, head
 
-    def forward(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Any]:
-        h, state = self.lstm(x, state)
+    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        h, state = self.layer(x, state)
         return self.head(h), state
 
 
@@ -44,7 +45,7 @@ class Net(skorch.NeuralNet):
         self._set_training(True)
         xs, ys, first = batch
         predicted, state = self.infer(xs, state=None if first else self.state_)
-        self.state_ = tuple(s.detach() for s in state)
+        self.state_ = detached(state)
         loss = self.get_loss(predicted, ys, X=xs, training=True)
         loss.backward()
         return {"loss": loss, "y_pred": predicted}
@@ -56,11 +57,11 @@ class Skorch:
     epochs: ClassVar[int] = 1
 
     def __init__(
-        self, lstm: nn.LSTM, head: nn.Linear, x: Tensor, y: Tensor, batchsize: int, seqsize: int
+        self, layer: nn.Module, head: nn.Module, x: Tensor, y: Tensor, batchsize: int, seqsize: int
     ) -> None:
         self.x, self.y = x, y
         self.net = Net(
-            Recurrent(lstm, head),
+            Recurrent(layer, head),
             criterion=nn.MSELoss,
             optimizer=torch.optim.AdamW,
             optimizer__fused=True,
@@ -69,6 +70,37 @@ class Skorch:
             batch_size=batchsize,
             iterator_train=Chunks,
             iterator_train__seqsize=seqsize,
+            train_split=None,
+            callbacks__print_log=None,
+        ).initialize()
+
+    def __call__(self) -> None:
+        self.net.partial_fit(self.x, self.y)
+
+    @property
+    def loss(self) -> float:
+        return float(self.net.history[-1, "train_loss"])
+
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self.net.module_.parameters())
+
+
+class SkorchClassifier:
+    """The same for whole sequences and their classes, as skorch is meant to be used."""
+
+    epochs: ClassVar[int] = 1
+
+    def __init__(self, network: nn.Module, data: tuple[Tensor, ...], batchsize: int) -> None:
+        x, lengths, self.y = data
+        self.x = {"x": x, "lengths": lengths}
+        self.net = skorch.NeuralNet(
+            network,
+            criterion=nn.CrossEntropyLoss,
+            optimizer=torch.optim.AdamW,
+            optimizer__fused=True,
+            lr=1e-3,
+            max_epochs=1,
+            batch_size=batchsize,
             train_split=None,
             callbacks__print_log=None,
         ).initialize()

@@ -61,12 +61,19 @@ struct SegmentRnnLayer {
   DropoutLayer dropout;
   LinearLayer out;
 };
-using SingleLayer = std::variant<LinearLayer, ActivationLayer, DropoutLayer, RecurrentLayer, SegmentRnnLayer>;
+using StepLayer = std::variant<LinearLayer, ActivationLayer, DropoutLayer>;  // of each step by itself
+struct PooledLayer {
+  std::vector<Pooling> parts;
+  std::int64_t features;
+  std::vector<StepLayer> head;
+};
+using SingleLayer =
+    std::variant<LinearLayer, ActivationLayer, DropoutLayer, RecurrentLayer, SegmentRnnLayer, PooledLayer>;
 struct MembersLayer {
   std::vector<std::vector<SingleLayer>> members;
 };
-using AnyLayer =
-    std::variant<LinearLayer, ActivationLayer, DropoutLayer, RecurrentLayer, SegmentRnnLayer, MembersLayer>;
+using AnyLayer = std::variant<LinearLayer, ActivationLayer, DropoutLayer, RecurrentLayer, SegmentRnnLayer, PooledLayer,
+                              MembersLayer>;
 
 // value, gradient, numel, average, square, other, step, its dtype is fp64, group, part
 using ParameterTuple =
@@ -118,7 +125,6 @@ std::unique_ptr<Layer<T>> make(const SegmentRnnLayer& l) {
 
 template <class T, class Any>
 std::vector<std::unique_ptr<Layer<T>>> make_all(const std::vector<Any>& layers) {
-  if (layers.empty()) throw py::value_error("a model needs layers");
   std::vector<std::unique_ptr<Layer<T>>> made;
   made.reserve(layers.size());
   for (const Any& layer : layers) {
@@ -127,10 +133,17 @@ std::vector<std::unique_ptr<Layer<T>>> make_all(const std::vector<Any>& layers) 
   return made;
 }
 template <class T>
+std::unique_ptr<Layer<T>> make(const PooledLayer& l) {
+  return make_pooled<T>(l.parts, l.features, make_all<T>(l.head));
+}
+template <class T>
 std::unique_ptr<Layer<T>> make(const MembersLayer& l) {
   std::vector<std::vector<std::unique_ptr<Layer<T>>>> members;
   members.reserve(l.members.size());
-  for (const auto& layers : l.members) members.push_back(make_all<T>(layers));
+  for (const auto& layers : l.members) {
+    if (layers.empty()) throw py::value_error("a member needs layers");
+    members.push_back(make_all<T>(layers));
+  }
   return make_members<T>(std::move(members));
 }
 
@@ -141,6 +154,7 @@ ParallelFor to_parallel_for(Address address) {
 
 template <class T>
 std::unique_ptr<Model<T>> make_model(const std::vector<AnyLayer>& layers, Address parallel_for) {
+  if (layers.empty()) throw py::value_error("a model needs layers");
   return std::make_unique<Model<T>>(make_all<T>(layers), to_parallel_for(parallel_for));
 }
 
@@ -332,6 +346,10 @@ void register_layers(const py::module_& m) {
       .value("relu", Activation::kRelu)
       .value("sigmoid", Activation::kSigmoid)
       .value("tanh", Activation::kTanh);
+  py::enum_<Pooling>(m, "Pooling")
+      .value("last", Pooling::kLast)
+      .value("mean", Pooling::kMean)
+      .value("max", Pooling::kMax);
   py::enum_<Cell>(m, "Cell")
       .value("lstm", Cell::kLstm)
       .value("gru", Cell::kGru)
@@ -346,7 +364,7 @@ void register_layers(const py::module_& m) {
       .def(py::init<double, std::int64_t, std::int64_t>(), py::arg("rate"), py::arg("features"), py::arg("number"));
   py::class_<RecurrentLayer>(m, "RecurrentLayer")
       .def(py::init([](Cell cell, std::int64_t inputs, std::int64_t hidden, std::int64_t layers, bool biases,
-                       bool bidirectional, double dropout, bool takes_lengths, std::int64_t number,
+                       bool bidirectional, double dropout, bool takes_lengths, bool carries, std::int64_t number,
                        std::vector<WeightAddresses> weights) {
              return RecurrentLayer{.options = {.cell = cell,
                                                .inputs = inputs,
@@ -356,12 +374,13 @@ void register_layers(const py::module_& m) {
                                                .bidirectional = bidirectional,
                                                .dropout = dropout,
                                                .takes_lengths = takes_lengths,
+                                               .carries = carries,
                                                .number = number},
                                    .weights = std::move(weights)};
            }),
            py::kw_only(), py::arg("cell"), py::arg("inputs"), py::arg("hidden"), py::arg("layers"), py::arg("biases"),
-           py::arg("bidirectional"), py::arg("dropout"), py::arg("takes_lengths"), py::arg("number"),
-           py::arg("weights"));
+           py::arg("bidirectional"), py::arg("dropout"), py::arg("takes_lengths"), py::arg("carries"),
+           py::arg("number"), py::arg("weights"));
   py::class_<SegmentRnnLayer>(m, "SegmentRnnLayer")
       .def(py::init([](std::int64_t horizon, std::int64_t variables, std::int64_t outputs, std::int64_t lags,
                        std::int64_t features, std::int64_t segment, const LinearLayer& linear, const LinearLayer& embed,
@@ -373,8 +392,7 @@ void register_layers(const py::module_& m) {
                                                 .lags = lags,
                                                 .features = features,
                                                 .segment = segment,
-                                                .hidden = recurrent.options.hidden,
-                                                .layers = recurrent.options.layers},
+                                                .hidden = recurrent.options.hidden},
                                     .linear = linear,
                                     .embed = embed,
                                     .recurrent = recurrent,
@@ -385,6 +403,9 @@ void register_layers(const py::module_& m) {
            py::kw_only(), py::arg("horizon"), py::arg("variables"), py::arg("outputs"), py::arg("lags"),
            py::arg("features"), py::arg("segment"), py::arg("linear"), py::arg("embed"), py::arg("recurrent"),
            py::arg("mix"), py::arg("dropout"), py::arg("out"));
+  py::class_<PooledLayer>(m, "PooledLayer")
+      .def(py::init<std::vector<Pooling>, std::int64_t, std::vector<StepLayer>>(), py::arg("parts"),
+           py::arg("features"), py::arg("head"));
   py::class_<MembersLayer>(m, "MembersLayer")
       .def(py::init([](std::vector<std::vector<SingleLayer>> members) { return MembersLayer{std::move(members)}; }),
            py::arg("members"));

@@ -19,6 +19,12 @@ class Activation(_Enum):
     sigmoid: ClassVar[Activation]
     tanh: ClassVar[Activation]
 
+class Pooling(_Enum):
+    __members__: ClassVar[dict[str, Pooling]]
+    last: ClassVar[Pooling]
+    mean: ClassVar[Pooling]
+    max: ClassVar[Pooling]
+
 class Cell(_Enum):
     __members__: ClassVar[dict[str, Cell]]
     lstm: ClassVar[Cell]
@@ -98,6 +104,7 @@ class RecurrentLayer:
         bidirectional: bool,
         dropout: float,
         takes_lengths: bool,
+        carries: bool,
         number: int,
         weights: list[_Weights],
     ) -> None: ...
@@ -150,9 +157,12 @@ class Outcome:
     @property
     def attention(self) -> bool: ...
 
-_SingleLayer: TypeAlias = (
-    LinearLayer | ActivationLayer | DropoutLayer | RecurrentLayer | SegmentRnnLayer
-)
+_StepLayer: TypeAlias = LinearLayer | ActivationLayer | DropoutLayer
+
+class PooledLayer:
+    def __init__(self, parts: list[Pooling], features: int, head: list[_StepLayer]) -> None: ...
+
+_SingleLayer: TypeAlias = _StepLayer | RecurrentLayer | SegmentRnnLayer | PooledLayer
 
 class MembersLayer:
     def __init__(self, members: list[list[_SingleLayer]]) -> None: ...

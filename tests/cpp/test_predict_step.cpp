@@ -46,6 +46,7 @@ struct Weighted {
                                    .bidirectional = false,
                                    .dropout = 0,
                                    .takes_lengths = true,
+                                   .carries = true,
                                    .number = 0};
     layers.push_back(make_recurrent<T>(
         options, {{w_ih.data(), nullptr}, {w_hh.data(), nullptr}, {b_ih.data(), nullptr}, {b_hh.data(), nullptr}}));

@@ -18,14 +18,14 @@ TEST(gradients_of_a_segment_rnn_are_difference_quotients) {
     Trained model;
     RecurrentOptions gru = options(Cell::kGru, kHidden, kHidden);
     gru.layers = variables;
+    gru.carries = false;
     model.add(make_segment_rnn<double>({.horizon = kHorizon,
                                         .variables = variables,
                                         .outputs = 2,
                                         .lags = kLags,
                                         .features = kFeatures,
                                         .segment = kSegment,
-                                        .hidden = kHidden,
-                                        .layers = gru.layers},
+                                        .hidden = kHidden},
                                        {.linear = model.new_linear(kLags, 2 * kHorizon),
                                         .embed = model.new_linear((kSegment + 1) * variables, kHidden),
                                         .recurrent = model.new_recurrent(gru),

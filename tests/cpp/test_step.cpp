@@ -63,6 +63,44 @@ TEST(gradients_of_losses_are_difference_quotients) {
   }
 }
 
+TEST(gradients_of_pooled_outputs_are_difference_quotients) {
+  const std::vector<Pooling> all{Pooling::kLast, Pooling::kMean, Pooling::kMax};
+  for (const std::vector<std::int64_t>& lengths : {std::vector<std::int64_t>{}, {5, 0, 3}}) {
+    Trained model;
+    RecurrentOptions lstm = options(Cell::kLstm, kInputs, 4);
+    lstm.bidirectional = true;
+    lstm.carries = false;
+    model.recurrent(lstm);
+    CHECK(model.states().empty());
+    std::vector<std::unique_ptr<Layer<double>>> head;
+    head.push_back(make_dropout<double>(0.3, 24, 1));
+    head.push_back(model.new_linear(24, 3));
+    model.add(make_pooled<double>(all, 8, std::move(head)));
+    Data data{.outputs = 3};
+    data.lengths = lengths;
+    Step<double>& step = model.step({.kind = LossKind::kMse});
+    testing::for_every_width([&] { check_gradients(model, step, data); });
+  }
+}
+
+// Equal largest values share the gradient; sequences without any step have zeros.
+TEST(pooled_outputs_are_those_written_out) {
+  const std::vector<Pooling> all{Pooling::kMax, Pooling::kLast, Pooling::kMean};
+  const std::unique_ptr<Layer<float>> pooled = make_pooled<float>(all, 1, {});
+  const std::vector<float> x{1, 7, 9, 5, 7, 9, 5, 2, 9, 4, 9, 9};  // (4 steps, 3 sequences)
+  const std::vector<std::int64_t> lengths{4, 2, 0};
+  const Chunk chunk{
+      .steps = 4, .sequences = 3, .lengths = lengths.data(), .training = true, .seed = 0, .parallel_for = serial_for};
+  const Rows<float> rows{.data = x.data(), .step = 3, .sequence = 1};
+  const float* const y = pooled->forward(chunk, rows);
+  const std::vector<float> each{5, 4, 3.75, 7, 7, 7, 0, 0, 0};
+  for (std::size_t i = 0; i < 4 * each.size(); ++i) CHECK(y[i] == each[i % each.size()]);
+  std::vector<float> dy(4 * each.size(), 0.25F);
+  const float* const dx = pooled->backward(chunk, rows, dy.data(), true);
+  const std::vector<float> expected{0.25, 1, 0, 0.75, 2, 0, 0.75, 0, 0, 1.25, 0, 0};
+  for (std::size_t i = 0; i < expected.size(); ++i) CHECK(dx[i] == expected[i]);
+}
+
 // The sum of the losses over quantiles of a known target, written out.
 static double pinball(const Values& levels, const double* out, double target) {
   double sum = 0;

@@ -205,6 +205,7 @@ inline RecurrentOptions options(Cell cell, std::int64_t inputs, std::int64_t hid
           .bidirectional = false,
           .dropout = 0,
           .takes_lengths = true,
+          .carries = true,
           .number = 0};
 }
 

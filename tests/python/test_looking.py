@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.functional import mse_loss, pad
 
 import fastseq as fs
+from fastseq.nn.per_sequence import PerSequence
 from fastseq.nn.stateful import in_mode, steps_apart
 
 T, N = 40, 6
@@ -394,6 +395,44 @@ def test_padding_is_not_seen(make):
 def test_a_state_and_padding_do_not_go_together_where_later_steps_are_seen():
     with pytest.raises(ValueError, match="a parameter `lengths`"):
         estimator(OwnBidirectional(), T).fit(X, Y, lengths=[40, 3, 4, 5, 6, 7])
+
+
+def both_ways(kind: type[nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    return fs.nn.Chain(kind(3, 4, bidirectional=True), nn.Linear(8, 1))
+
+
+def test_torch_s_bidirectional_layers_do_not_see_padding(by_torch):
+    """They are run on the sequences of each length apart; ours know where sequences end."""
+    lengths = [9, 4, 9, 6, 1, 4]
+    found = []
+    for kind in (nn.LSTM, fs.nn.LSTM):
+        for train in (by_torch, lambda est, *data, **more: est.fit(*data, **more)):
+            model = both_ways(kind)
+            est = estimator(model, 9, batchsize=N, lr=0.1)
+            train(est, X[:9], Y[:9], lengths=lengths)
+            found.append((model, est.evaluate(X[:9], Y[:9], lengths=lengths)))
+    for model, loss in found[:-1]:
+        assert_same_parameters(model, found[-1][0], rtol=1e-4)
+        assert loss == pytest.approx(found[-1][1], rel=1e-5)
+
+
+def test_torch_s_bidirectional_layers_need_sequences_of_different_lengths_whole():
+    lengths = [9, 4, 9, 6, 1, 4]
+    with pytest.raises(ValueError, match="GRU or RNN, or seqsize=9 or more"):
+        estimator(both_ways(nn.LSTM), 5).fit(X[:9], Y[:9], lengths=lengths)
+    with pytest.warns(UserWarning, match="bidirectional"):
+        estimator(both_ways(fs.nn.LSTM), 5).fit(X[:9], Y[:9], lengths=lengths)
+
+
+def test_a_state_goes_with_pooling_where_all_layers_know_the_lengths():
+    lengths = [9, 4, 9, 6, 1, 4]
+    model = fs.nn.Chain(fs.nn.LSTM(3, 4), fs.nn.Pool("mean"), nn.Linear(4, 1))
+    est = estimator(model, 9)
+    est.loss = PerSequence(fs.seqloss(mse_loss))
+    est.fit(X[:9], Y[:9], lengths=lengths)
+    with pytest.raises(ValueError, match="would see the padding"):
+        estimator(fs.nn.Chain(nn.LSTM(3, 4), Pool(4)), 9).fit(X[:9], Y[:9], lengths=lengths)
 
 
 def test_what_is_known_of_layers():

@@ -220,7 +220,7 @@ def broken(change):
         ("a SegmentRNN behind other layers",
          ForecastNet(fs.nn.Chain(nn.Linear(6, 6), broken(lambda net: None).body))),
         ("the model has a ForecastNet", fs.nn.Chain(ForecastNet(nn.Linear(6, 2)))),
-        ("a Sequential, which drops a state", ForecastNet(nn.Sequential(nn.GRU(6, 2)))),
+        ("a Sequential, which passes no state and no lengths", ForecastNet(nn.Sequential(nn.GRU(6, 2)))),
     ],
 )  # fmt: skip
 def test_other_models_stay_with_torch(what, net):

@@ -65,6 +65,9 @@ class Layer {
 
 enum class Activation : std::uint8_t { kRelu, kSigmoid, kTanh };
 
+// Of a sequence's steps that count.
+enum class Pooling : std::uint8_t { kLast, kMean, kMax };
+
 struct RecurrentOptions {
   Cell cell;
   std::int64_t inputs;
@@ -74,6 +77,7 @@ struct RecurrentOptions {
   bool bidirectional;
   double dropout;       // between layers
   bool takes_lengths;   // otherwise all steps count
+  bool carries;         // otherwise each chunk starts from zeros
   std::int64_t number;  // of the layer in the model, for its dropout
 };
 
@@ -86,7 +90,6 @@ struct SegmentRnnOptions {
   std::int64_t features;  // with so many features, of which it uses the last ones
   std::int64_t segment;
   std::int64_t hidden;
-  std::int64_t layers;  // of the GRU
 };
 
 template <class T>
@@ -113,10 +116,15 @@ template <class T>
 std::unique_ptr<Layer<T>> make_activation(Activation kind, std::int64_t features);
 template <class T>
 std::unique_ptr<Layer<T>> make_dropout(double rate, std::int64_t features, std::int64_t number);
-// Weights in torch's order: for each layer and direction w_ih, w_hh and, with biases, b_ih and b_hh. Its state: h and,
-// for LSTMs, c, (layers * directions, sequences, hidden) each.
+// Weights in torch's order: for each layer and direction w_ih, w_hh and, with biases, b_ih and b_hh. The state that it
+// carries: h and, for LSTMs, c, (layers * directions, sequences, hidden) each.
 template <class T>
 std::unique_ptr<Layer<T>> make_recurrent(const RecurrentOptions& options, std::vector<Weights<T>> weights);
+// Summaries of each sequence, side by side, and the layers behind them, if any. Its outputs are the same at all steps;
+// a sequence without any step that counts has zeros. See fastseq.nn.Pool.
+template <class T>
+std::unique_ptr<Layer<T>> make_pooled(std::vector<Pooling> parts, std::int64_t features,
+                                      std::vector<std::unique_ptr<Layer<T>>> head);
 // For the first layer of a model: it returns no gradients of its inputs.
 template <class T>
 std::unique_ptr<Layer<T>> make_segment_rnn(const SegmentRnnOptions& options, SegmentRnnParts<T> parts);

@@ -57,11 +57,12 @@ class Recurrent : public Layer<T> {
     }
     return all;
   }
-  std::int64_t state_count() const override { return options_.cell == Cell::kLstm ? 2 : 1; }
+  std::int64_t state_count() const override { return options_.carries ? parts() : 0; }
 
   void set_state(const std::vector<T*>& state) override { state_ = state; }
 
   const T* forward(const Chunk& chunk, const Rows<T>& x) override {
+    if (!options_.carries) start_from_zeros(chunk);
     Rows<T> in = x;
     std::int64_t row = 0;
     for (std::size_t l = 0; l < levels_.size(); ++l) {
@@ -99,6 +100,7 @@ class Recurrent : public Layer<T> {
   }
 
  private:
+  std::int64_t parts() const { return options_.cell == Cell::kLstm ? 2 : 1; }  // of the state
   std::int64_t width(std::size_t level) const { return level == 0 ? options_.inputs : outputs(); }
   std::uint64_t key(const Chunk& chunk, std::size_t level) const {
     return dropout_key(chunk.seed, (options_.number << 8) + 128 + static_cast<std::int64_t>(level));
@@ -125,6 +127,15 @@ class Recurrent : public Layer<T> {
             .h0 = direction.start[0].data(),
             .c0 = direction.start[1].data(),
             .lengths = options_.takes_lengths ? chunk.lengths : nullptr};
+  }
+
+  void start_from_zeros(const Chunk& chunk) {
+    const std::int64_t rows = options_.layers * (options_.bidirectional ? 2 : 1);
+    const std::int64_t numel = rows * chunk.sequences * options_.hidden;
+    T* const own = own_state_.reserve(parts() * numel);
+    std::fill_n(own, parts() * numel, T{});
+    state_.clear();
+    for (std::int64_t p = 0; p < parts(); ++p) state_.push_back(own + p * numel);
   }
 
   // The direction that is number `row` among all.
@@ -204,6 +215,7 @@ class Recurrent : public Layer<T> {
   RecurrentOptions options_;
   std::vector<Level<T>> levels_;
   std::vector<T*> state_;
+  Buffer<T> own_state_;  // if it carries none
 };
 
 }  // namespace

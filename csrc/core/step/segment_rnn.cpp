@@ -50,10 +50,6 @@ class SegmentRnn : public Layer<T> {
   const T* forward(const Chunk& chunk, const Rows<T>& x) override {
     const std::int64_t windows = chunk.rows();
     lay_out(chunk, x);
-    const std::int64_t numel = options_.layers * windows * options_.hidden;
-    T* const state = state_.reserve(numel);
-    std::fill_n(state, numel, T{});
-    encoder_.set_state({{state}});
     const Chunk each = values_chunk(chunk);
     const T* const straight = linear_->forward(each, rows(each, values_.data(), options_.lags));
     const Chunk over = inner(chunk, segments_, windows);
@@ -167,7 +163,6 @@ class SegmentRnn : public Layer<T> {
   Buffer<T> values_;  // (windows, variables, lags), less the level, for the linear path
   Buffer<T> seen_;    // (segments, windows, segment + 1, variables)
   Buffer<T> level_;   // (windows, variables)
-  Buffer<T> state_;
   Buffer<T> y_;
   Buffer<T> d_straight_;
   Buffer<T> d_encoded_;

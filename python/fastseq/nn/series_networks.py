@@ -18,7 +18,7 @@ from .padded_layers import PaddedBatchNorm, PaddedConv, masked
 from .pooling import Pool, is_within
 from .recurrent import GRU, LSTM, RNN
 
-__all__ = ["LSTMFCN", "TCN", "InceptionTime", "PooledRNN", "Transformer"]
+__all__ = ["LSTMFCN", "TCN", "Head", "InceptionTime", "PooledRNN", "Transformer"]
 
 
 class _ConvBlock(nn.Module):
@@ -33,7 +33,7 @@ class _ConvBlock(nn.Module):
         return torch.relu(self.norm(self.conv(x, mask), mask))
 
 
-class _Head(nn.Module):
+class Head(nn.Module):
     """Dropout and a linear layer on features of each sequence, or of each step."""
 
     def __init__(self, features: int, n_out: int, pool: str | None, dropout: float) -> None:
@@ -132,7 +132,7 @@ class LSTMFCN(nn.Module):
             _ConvBlock(a, b, k) for a, b, k in zip(sizes, sizes[1:], kernels, strict=False)
         )
         self.lstm = LSTM(n_in, hidden_size) if hidden_size else None
-        self.head = _Head(sizes[-1] + hidden_size, n_out, pool, dropout)
+        self.head = Head(sizes[-1] + hidden_size, n_out, pool, dropout)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Run; see the module."""
@@ -196,7 +196,7 @@ class PooledRNN(nn.Module):
         self.rnn = _CELLS[cell](
             n_in, hidden_size, num_layers, dropout=between, bidirectional=bidirectional
         )
-        self.head = _Head(hidden_size * (1 + bidirectional), n_out, pool, dropout)
+        self.head = Head(hidden_size * (1 + bidirectional), n_out, pool, dropout)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Run; see the module."""
@@ -279,7 +279,7 @@ class InceptionTime(nn.Module):
             for i in range(2, depth, 3)
         )
         self.norms = nn.ModuleList(PaddedBatchNorm(channels) for _ in self.shortcuts)
-        self.head = _Head(channels, n_out, pool, dropout)
+        self.head = Head(channels, n_out, pool, dropout)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Run; see the module."""
@@ -346,7 +346,7 @@ class TCN(nn.Module):
         )
         self.norms = nn.ModuleList(PaddedBatchNorm(width) for _ in self.convs)
         self.drop = nn.Dropout1d(dropout)
-        self.head = _Head(width, n_out, pool, dropout)
+        self.head = Head(width, n_out, pool, dropout)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Run; see the module."""
@@ -411,7 +411,7 @@ class Transformer(nn.Module):
         self.layers = nn.TransformerEncoder(
             layer, depth, nn.LayerNorm(width), enable_nested_tensor=False
         )
-        self.head = _Head(width, n_out, pool, dropout)
+        self.head = Head(width, n_out, pool, dropout)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Run; see the module."""

@@ -19,7 +19,7 @@ from .train_eval_mode import in_mode
 
 __all__ = [
     "Stateful", "batch_dims", "batch_norms", "carries", "each_step", "in_mode", "is_bidirectional",
-    "steps_apart", "takes_lengths", "takes_state",
+    "knows_ends", "steps_apart", "takes_lengths", "takes_state",
 ]  # fmt: skip
 
 
@@ -136,12 +136,31 @@ def steps_apart(module: nn.Module) -> bool:
 def _told_ends(module: nn.Module) -> bool:
     """Whether steps beyond a sequence's end are known to leave all other outputs unchanged."""
     plain = uncompiled(module)
-    if carries(plain) or steps_apart(plain):
+    if carries(plain):
+        return not _reads_padding_backwards(plain)
+    if steps_apart(plain):
         return True
     if isinstance(plain, nn.Sequential):
         passed_on = takes_lengths(plain)  # torch's own does not pass lengths on
         return all(_told_ends(m) and (passed_on or not takes_lengths(m)) for m in plain)
     return takes_lengths(plain)
+
+
+def knows_ends(module: nn.Module) -> bool:
+    """Whether all layers get the sequences' lengths, or are known not to look at later steps."""
+    plain = uncompiled(module)
+    if isinstance(plain, nn.Sequential) and takes_lengths(plain):
+        return all(map(knows_ends, plain))
+    return takes_lengths(plain) or steps_apart(plain)
+
+
+def _reads_padding_backwards(module: nn.Module, *, told: bool = True) -> bool:
+    """Whether a bidirectional layer is not told where sequences end, such as torch's own."""
+    plain = uncompiled(module)
+    if isinstance(plain, nn.Sequential):
+        told = takes_lengths(plain)
+        return any(_reads_padding_backwards(m, told=told) for m in plain)
+    return is_bidirectional(plain) and not (told and takes_lengths(plain))
 
 
 def batch_norms(module: nn.Module, *, of_padding: bool = False) -> list[str]:

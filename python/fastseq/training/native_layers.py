@@ -23,9 +23,10 @@ from .._util.torch_internals import (
     rnn_weight_names,
     rnn_weights,
 )
-from ..nn import GRU, LSTM, RNN, Chain
+from ..nn import GRU, LSTM, RNN, Chain, Pool, PooledRNN
 from ..nn.losses import by_seqloss
 from ..nn.per_sequence import AtLastStep, PerSequence
+from ..nn.series_networks import Head
 from ..nn.stateful import takes_lengths, takes_state
 from .known_optimizers import obstacle
 
@@ -33,8 +34,8 @@ __all__ = [
     "End", "Loss", "LossKind", "NativeModel", "NativeStep", "NativeStepPredictor",
     "NativeUpdate", "NotNative", "Outcome", "SegmentLayers", "SideBySide", "check_single",
     "dropout_of", "is_unchanged", "layers_of", "loss_of", "loss_of_known", "members_of",
-    "native_types", "optimizer_of", "rows_of", "settings_of", "states_of", "step_predictor_type",
-    "with_rows",
+    "native_types", "optimizer_of", "pools", "rows_of", "settings_of", "states_of",
+    "step_predictor_type", "with_rows",
 ]  # fmt: skip
 
 End = _step.End
@@ -49,13 +50,8 @@ is_unchanged = _step.is_unchanged
 
 # Addresses of a parameter and of its gradient.
 Weights = tuple[int, int]
-SingleLayer = (
-    _step.LinearLayer
-    | _step.ActivationLayer
-    | _step.DropoutLayer
-    | _step.RecurrentLayer
-    | _step.SegmentRnnLayer
-)
+StepLayer = _step.LinearLayer | _step.ActivationLayer | _step.DropoutLayer
+SingleLayer = StepLayer | _step.RecurrentLayer | _step.SegmentRnnLayer | _step.PooledLayer
 Layer = SingleLayer | _step.MembersLayer
 
 
@@ -80,6 +76,7 @@ _ACTIVATIONS = {
     nn.Sigmoid: _step.Activation.sigmoid,
     nn.Tanh: _step.Activation.tanh,
 }
+_POOLINGS = {"last": _step.Pooling.last, "mean": _step.Pooling.mean, "max": _step.Pooling.max}
 _RECURRENT = (nn.LSTM, nn.GRU, nn.RNN, LSTM, GRU, RNN)
 _CELLS = {
     "LSTM": _step.Cell.lstm,
@@ -92,9 +89,11 @@ _CELLS = {
 # What C++ computes instead; a class's `forward` may be replaced in place.
 _KNOWN: tuple[type[nn.Module], ...] = (
     *_ACTIVATIONS, *_RECURRENT, nn.Linear, nn.Dropout, nn.Identity, nn.Sequential, Chain,
+    Pool, PooledRNN, Head,
     nn.MSELoss, nn.L1Loss, nn.HuberLoss, nn.SmoothL1Loss, nn.BCEWithLogitsLoss, nn.CrossEntropyLoss,
 )  # fmt: skip
 _FORWARDS = {kind: kind.forward for kind in _KNOWN}
+_IN_CHAINS = (nn.RNNBase, Pool, PooledRNN)  # have a state, or take lengths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,17 +149,43 @@ def check_single(model: nn.Module) -> None:
     """Raise `NotNative` for what C++ does not run but in training."""
     if len(members_of(model)) > 1:  # C++ has them side by side, not their mean
         raise NotNative("members of an ensemble")
+    if pools(model):
+        raise NotNative("one output for each sequence")
     if next(model.parameters(), None) is None:  # inputs then have torch's default dtype
         raise NotNative("the model has no parameters")
 
 
-def modules_of(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield a model's layers in order; raise `NotNative` for other models."""
+def pools(model: nn.Module) -> bool:
+    """Whether a model has one output for each sequence.
+
+    Examples
+    --------
+    >>> pools(Chain(LSTM(2, 3), Pool("last"))), pools(Chain(LSTM(2, 3)))
+    (True, False)
+    """
+    return any(type(module) is Pool for module in model.modules())
+
+
+def modules_of(model: nn.Module) -> Iterator[tuple[nn.Module, bool]]:
+    """Yield a model's layers in order, and whether they carry a state if they have one.
+
+    Raises
+    ------
+    NotNative
+        It is another model.
+    """
     if isinstance(model, nn.Sequential) and type(model) in (nn.Sequential, Chain):
         for part in model:  # `children` leaves out what is there again
             yield from modules_of(part)
-        return
-    yield model
+    elif isinstance(model, PooledRNN) and type(model) is PooledRNN:
+        head = model.head
+        if type(head) is not Head:
+            raise NotNative(f"a PooledRNN with a {type(head).__name__}")
+        behind = (head.pool, head.dropout, head.linear)
+        yield model.rnn, False
+        yield from ((part, False) for part in behind if part is not None)
+    else:
+        yield model, True
 
 
 def layers_of(
@@ -209,20 +234,35 @@ def _stack(
     weights: Callable[[Tensor | None], Weights],
 ) -> tuple[list[SingleLayer], int]:
     """Return layers one after another, and their number of outputs; `numbers`: of all layers."""
-    found: list[SingleLayer] = []
-    for module in modules_of(model):
-        own = _terms(module)
+    found: list[SingleLayer] = []  # up to a `Pool`
+    head: list[StepLayer] = []
+    pool: tuple[list[_step.Pooling], int] | None = None
+    for module, carries in modules_of(model):
+        kind, own = type(module).__name__, _terms(module)
+        layer: SingleLayer | None
+        if isinstance(module, Pool) and type(module) is Pool:
+            if pool is not None:
+                raise NotNative("a Pool behind a Pool")
+            pool = [_POOLINGS[part] for part in module.parts], features or 0
+            features = None if features is None else features * len(module.parts)
+            continue
         if not isinstance(own, SegmentLayers):
-            layer, features = _layer(module, features, next(numbers), weights)
-        elif found:
-            raise NotNative(f"a {type(module).__name__} behind other layers")
+            layer, features = _layer(module, features, next(numbers), weights, carries=carries)
+        elif found or pool is not None:
+            raise NotNative(f"a {kind} behind other layers")
         else:
             layer, features = _segment_rnn(own, features, next(numbers), weights)
-        if layer is not None:
+        if layer is None:
+            continue
+        if pool is None:
             found.append(layer)
+        elif isinstance(layer, StepLayer):
+            head.append(layer)
+        else:
+            raise NotNative(f"a {kind} behind a Pool")
     if not features:
         raise NotNative("no layer tells how many inputs there are")
-    return found, features
+    return found if pool is None else [*found, _step.PooledLayer(*pool, head)], features
 
 
 def _check_modules(model: nn.Module) -> None:
@@ -235,8 +275,8 @@ def _check_modules(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is Chain and not any(module is own for own in outer):
             raise NotNative("a Chain inside another module")
-        if type(module) is nn.Sequential and any(isinstance(m, nn.RNNBase) for m in module):
-            raise NotNative("a Sequential, which drops a state")
+        if type(module) is nn.Sequential and any(isinstance(m, _IN_CHAINS) for m in module):
+            raise NotNative("a Sequential, which passes no state and no lengths")
     params = list(model.named_parameters(remove_duplicate=False))
     if len({id(p) for _, p in params}) < len(params):
         raise NotNative("layers share parameters")
@@ -267,6 +307,8 @@ def _layer(
     features: int | None,
     number: int,
     weights: Callable[[Tensor | None], Weights],
+    *,
+    carries: bool = False,
 ) -> tuple[SingleLayer | None, int | None]:
     kind = type(module)
     if kind is nn.Identity:
@@ -283,9 +325,8 @@ def _layer(
         return _step.LinearLayer(module.in_features, module.out_features, *of), module.out_features
     if isinstance(module, nn.RNNBase) and kind in _RECURRENT:
         _check_width(module.input_size, features)
-        return _recurrent(module, number, weights), module.hidden_size * (
-            2 if module.bidirectional else 1
-        )
+        outputs = module.hidden_size * (2 if module.bidirectional else 1)
+        return _recurrent(module, number, weights, carries=carries), outputs
     raise NotNative(f"the model has a {kind.__name__}")
 
 
@@ -302,7 +343,11 @@ def _check_width(wanted: int, features: int | None) -> None:
 
 
 def _recurrent(
-    module: nn.RNNBase, number: int, weights: Callable[[Tensor | None], Weights]
+    module: nn.RNNBase,
+    number: int,
+    weights: Callable[[Tensor | None], Weights],
+    *,
+    carries: bool,
 ) -> SingleLayer:
     if module.proj_size:
         raise NotNative("projections")
@@ -330,6 +375,7 @@ def _recurrent(
         bidirectional=module.bidirectional,
         dropout=dropout_of(module),
         takes_lengths=takes_lengths(module),
+        carries=carries,
         number=number,
         weights=[weights(p) for p in own],
     )

@@ -17,6 +17,7 @@ from ..data.sequences import Batch, Sequences
 from ..distributed import Bucketizer
 from ..distributed.bucketizer import check_finite
 from ..nn.ops import parallel_for
+from ..nn.stateful import Stateful
 from .loop import AfterUpdate, Trainer
 from .native_layers import (
     End,
@@ -31,6 +32,7 @@ from .native_layers import (
     members_of,
     native_types,
     optimizer_of,
+    pools,
     rows_of,
     states_of,
     with_rows,
@@ -83,6 +85,8 @@ def _check_parts(parts: _Parts) -> None:
     loss, _ = loss_of(parts.loss)
     optimizer_of(parts.optimizer)
     layers_of(parts.model, None, lambda _: (0, 0))
+    if pools(parts.model) and not getattr(parts.loss, "per_sequence", False):
+        raise NotNative("one output for each sequence, but a loss of each step")
     if len(members_of(parts.model)) > 1 and not loss.of_known:
         raise NotNative("a loss that does not know of members")
 
@@ -284,6 +288,7 @@ class _Step:
         self._loss.members = len(members_of(self._model))
         objects, containers = modules_in(self._model)
         self._seen: Seen = tuple(objects), tuple(containers), (), ()
+        self._told_ends = Stateful(self._model).told_ends
         self._draws = any(dropout_of(module) > 0 for module in self._model.modules())
         self._fresh = fresh  # keeps the memory
         model_type, _, step_type = native_types(self._dtype)
@@ -302,6 +307,8 @@ class _Step:
     def fits(self, batch: Batch) -> bool:
         """Whether it can train on a batch: if not, torch raises, or can."""
         x, y, ws = batch.xs, batch.ys, batch.ws
+        if batch.lengths is not None and not self._told_ends:
+            return False
         if self._loss.of_known and isinstance(y, tuple):  # with weights
             y, weights = y
             if not (isinstance(weights, Tensor) and weights.shape == y.shape):

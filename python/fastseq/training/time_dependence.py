@@ -22,6 +22,7 @@ from ..nn.stateful import (
     carries,
     in_mode,
     is_bidirectional,
+    knows_ends,
     steps_apart,
     takes_lengths,
 )
@@ -132,6 +133,12 @@ def check_fit(learner: Learner, data: Sequences, *, by_time: bool) -> None:
     steps, seqsize = data.steps, learner.spec.seqsize
     cut = steps > seqsize
     if is_bidirectional(learner.model) and carries(learner.model):
+        if cut and data.lengths is not None and not Stateful(learner.model).told_ends:
+            raise ValueError(
+                "the model has a bidirectional layer that is not told where sequences end, so it "
+                "needs whole series of different lengths in one chunk: use fastseq.nn.LSTM, GRU or "
+                f"RNN, or seqsize={steps} or more, got {seqsize}"
+            )
         if cut and learner.replicas.first:
             warnings.warn(
                 "the model has a bidirectional layer, which looks at later steps: fit lets it see "
@@ -143,7 +150,8 @@ def check_fit(learner: Learner, data: Sequences, *, by_time: bool) -> None:
         return
     looks = _looks_of(learner, data, untrained=True)
     _check_context(learner, looks)
-    told = takes_lengths(learner.model) and not isinstance(uncompiled(learner.model), nn.Sequential)
+    plain = uncompiled(learner.model)
+    told = knows_ends(plain) if isinstance(plain, nn.Sequential) else takes_lengths(plain)
     if looks.carries and looks.ahead and data.lengths is not None and not told:
         raise ValueError(
             f"{_what(looks)}: it would see the padding behind the ends of shorter sequences. "
