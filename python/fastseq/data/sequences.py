@@ -289,17 +289,18 @@ class Sequences:
     def _groups(self, sources: list[Source], chunks: Iterable[Chunk]) -> Iterator[list[Chunk]]:
         """Yield groups of chunks to read together: small ones that follow each other in time."""
         sample = max(int(np.prod(s.features)) * s.dtype.itemsize for s in sources)
-        limit = _TOGETHER_BYTES if all(s.joins for s in sources) else 0
+        limit = _TOGETHER_BYTES // max(sample, 1) if all(s.joins for s in sources) else 0
         group: list[Chunk] = []
+        begin, end, block, alone = 0, 0, -1, True
         for chunk in chunks:
-            if group:
-                first, last = group[0], group[-1]
-                numel = (chunk.t1 - first.t0) * (chunk.n1 - chunk.n0)
-                follows = chunk.block == last.block and chunk.t0 == last.t1
-                joins = follows and numel * sample <= limit
-                if not joins or self._nothing(last) or self._nothing(chunk):
-                    yield group
-                    group = []
+            nothing = self._nothing(chunk)
+            follows = chunk.block == block and chunk.t0 == end and not (alone or nothing)
+            if group and not (follows and (chunk.t1 - begin) * (chunk.n1 - chunk.n0) <= limit):
+                yield group
+                group = []
+            if not group:
+                begin, block, alone = chunk.t0, chunk.block, nothing
+            end = chunk.t1
             group.append(chunk)
         if group:
             yield group
