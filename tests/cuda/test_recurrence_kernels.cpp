@@ -336,6 +336,10 @@ TEST(many_steps) {
   check_layer({.shape = shape_of(Cell::kLstm, DType::kFloat32, 300, 1, 3, 4, false), .lengths = {}});
 }
 
+TEST(more_sequences_than_other_dimensions_of_a_grid_take) {
+  check_layer({.shape = shape_of(Cell::kTanhRnn, DType::kFloat32, 1, 65'600, 1, 1, false), .lengths = {}});
+}
+
 TEST(equal_calls_give_equal_bits) {
   for (const std::int64_t hidden : {9, 66}) {
     const Case test{.shape = shape_of(Cell::kLstm, DType::kFloat32, 40, 7, 3, hidden, false), .lengths = mixed(40, 7)};
