@@ -15,6 +15,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from torch import Tensor, nn, optim
 
+from .._util.arguments import FromArguments
 from .._util.tree import Tree
 from ..data.chunk_plan import ChunkPlan
 from ..data.drawn_members import spread_for
@@ -135,7 +136,7 @@ class Start(NamedTuple):
     partial: bool
 
 
-class SequenceEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+class SequenceEstimator(FromArguments, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """Base of the scikit-learn estimators.
 
     Subclasses list the hyperparameters in their constructors. Their ``fit`` calls `_begin`, makes

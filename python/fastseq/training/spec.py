@@ -8,13 +8,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from .._util.arguments import FromArguments
 from ..errors import meant
 
 __all__ = ["Spec"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Spec:
+class Spec(FromArguments):
     """How to go through the data and what to do with gradients.
 
     Parameters

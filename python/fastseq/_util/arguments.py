@@ -1,0 +1,214 @@
+"""Constructors' arguments as options on the command line, from their types and docstrings."""
+
+from __future__ import annotations
+
+import argparse
+import collections.abc
+import dataclasses
+import inspect
+import re
+import types
+import typing
+from typing import Any, TypeVar
+
+from ..errors import meant
+
+__all__ = ["FromArguments", "descriptions"]
+
+_SECTION = r"^Parameters\n-+\n(.*?)(?=^\w[^\n]*\n-+\n|\Z)"
+_ENTRY = r"^(\S[^\n]*)\n((?: +[^\n]*\n?|\n)*)"
+_METAVARS = {bool: "BOOL", int: "N", float: "X", str: "NAME"}
+Own = TypeVar("Own", bound="FromArguments")
+_KINDS = (bool, int, float, str)
+_NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a name"}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Option:
+    """An argument of a constructor that text can express.
+
+    Parameters
+    ----------
+    name
+        Its name.
+    single, many
+        Types of a value, and of the elements of a sequence of them.
+    none
+        Whether it may be None.
+    default
+        The constructor's; `inspect.Parameter.empty`: there is none.
+    """
+
+    name: str
+    single: tuple[type, ...]
+    many: tuple[type, ...]
+    none: bool
+    default: Any
+
+    @property
+    def is_flag(self) -> bool:
+        return self.single == (bool,) and not self.many and not self.none
+
+    def read(self, text: str) -> Any:
+        """Return the value that `text` stands for."""
+        if self.none and text.lower() in ("none", "null"):
+            return None
+        if bool in self.single and text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        found = _number(text, self.single)
+        if found is not None:
+            return found
+        if self.many and not (str in self.single and "," not in text):
+            return [self._element(part.strip()) for part in text.split(",") if part.strip()]
+        if str in self.single:
+            return text
+        raise argparse.ArgumentTypeError(f"must be {self.wanted}, got {text!r}")
+
+    def _element(self, text: str) -> Any:
+        found = _number(text, self.many)
+        if found is None and str not in self.many:
+            raise argparse.ArgumentTypeError(f"must be {self.wanted}, got {text!r} in it")
+        return text if found is None else found
+
+    @property
+    def metavar(self) -> str:
+        """What stands for the value in help."""
+        return "A,B,..." if self.many else "|".join(_METAVARS[kind] for kind in self.single)
+
+    @property
+    def wanted(self) -> str:
+        """What it takes, in words."""
+        words = [_NAMES[kind] for kind in self.single]
+        if self.many:
+            words.append(f"a list such as {'0.1,0.9' if str not in self.many else 'a,b'}")
+        if self.none:
+            words.append("none")
+        return " or ".join(words)
+
+
+def _number(text: str, kinds: tuple[type, ...]) -> int | float | None:
+    for kind in (int, float):
+        if kind in kinds:
+            try:
+                return kind(text)
+            except ValueError:
+                continue
+    return None
+
+
+def _options(kind: type) -> list[_Option]:
+    """Return what the constructor of a class takes, as far as text can express it."""
+    found = []
+    for name, p in inspect.signature(kind, eval_str=True).parameters.items():
+        union = typing.get_origin(p.annotation) in (typing.Union, types.UnionType)
+        members = typing.get_args(p.annotation) if union else (p.annotation,)
+        many: tuple[Any, ...] = ()
+        for member in members:
+            if typing.get_origin(member) is collections.abc.Sequence:
+                (element,) = typing.get_args(member)
+                many = typing.get_args(element) or (element,)
+        single = tuple(kind for kind in _KINDS if kind in members)
+        many = tuple(kind for kind in _KINDS if kind in many)
+        if single or many:
+            found.append(_Option(name, single, many, type(None) in members, p.default))
+    return found
+
+
+def descriptions(kind: type) -> dict[str, str]:
+    """Return the first sentence on each parameter in a class's docstring.
+
+    Examples
+    --------
+    >>> class Ball:
+    ...     '''A ball.
+    ...
+    ...     Parameters
+    ...     ----------
+    ...     radius, weight
+    ...         In `m` and kg. Not negative.
+    ...     '''
+    >>> descriptions(Ball)
+    {'radius': 'In m and kg.', 'weight': 'In m and kg.'}
+    """
+    text = inspect.getdoc(kind) or ""
+    section = re.search(_SECTION, text, re.DOTALL | re.MULTILINE)
+    found = {}
+    for names, lines in re.findall(_ENTRY, section[1] if section else "", re.MULTILINE):
+        words = " ".join(lines.split()).replace("`", "")
+        sentence = re.match(r".*?\.(?= |$)", words)
+        for name in names.split(":")[0].split(","):
+            found[name.strip()] = sentence[0] if sentence else words
+    return found
+
+
+class FromArguments:
+    """Adds a class's arguments to a script's command line, and makes an object from them."""
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser, **defaults: Any) -> None:
+        """Add an option for each argument that text can express: ``--clip-norm`` for `clip_norm`.
+
+        Types and help come from the class. Options for lists take ``0.1,0.5,0.9``, those that may
+        be None take ``none``. Arguments such as modules and callbacks have no option: pass them to
+        `from_args`.
+
+        Parameters
+        ----------
+        parser
+            The script's parser.
+        **defaults
+            The script's own defaults.
+
+        Raises
+        ------
+        TypeError
+            The class has no such argument, or it has no option.
+        """
+        options = {option.name: option for option in _options(cls)}
+        for name in defaults:
+            if name not in options:
+                known = name in inspect.signature(cls).parameters
+                more = ": pass it to from_args" if known else meant(name, options)
+                raise TypeError(f"{cls.__name__} has no option for {name!r}{more}")
+        helps = descriptions(cls)
+        group = parser.add_argument_group(cls.__name__)
+        for name, option in options.items():
+            default = defaults.get(name, option.default)
+            required = default is inspect.Parameter.empty
+            text = helps.get(name, "").replace("%", "%%")
+            more: dict[str, Any] = {"dest": name, "help": text, "required": required}
+            if not required:
+                more["default"] = default
+                more["help"] += " (default: %(default)s)"
+            if option.is_flag:
+                more["action"] = argparse.BooleanOptionalAction
+            else:
+                more |= {"type": option.read, "metavar": option.metavar}
+            group.add_argument("--" + name.replace("_", "-"), **more)
+
+    @classmethod
+    def from_args(cls: type[Own], args: argparse.Namespace, **more: Any) -> Own:
+        """Make an object from parsed arguments; the script's own are left out.
+
+        Parameters
+        ----------
+        args
+            What ``parser.parse_args()`` returned, for options of `add_arguments`.
+        **more
+            Arguments that have no option, such as callbacks, or that the script sets.
+
+        Raises
+        ------
+        TypeError
+            `args` has none of the options, or an argument is unknown.
+        ValueError
+            A value is not allowed.
+        """
+        names = [option.name for option in _options(cls)]
+        found = {name: getattr(args, name) for name in names if hasattr(args, name)}
+        if not found:
+            raise TypeError(
+                f"args have no arguments of {cls.__name__}: call "
+                f"{cls.__name__}.add_arguments(parser) before parse_args"
+            )
+        return cls(**{**found, **more})
