@@ -168,8 +168,8 @@ class FromArguments:
         for name in defaults:
             if name not in options:
                 known = name in inspect.signature(cls).parameters
-                more = ": pass it to from_args" if known else meant(name, options)
-                raise TypeError(f"{cls.__name__} has no option for {name!r}{more}")
+                why = ": pass it to from_args" if known else meant(name, options)
+                raise TypeError(f"{cls.__name__} has no option for {name!r}{why}")
         helps = descriptions(cls)
         group = parser.add_argument_group(cls.__name__)
         for name, option in options.items():
