@@ -11,7 +11,7 @@ namespace fastseq {
 struct Seen {
   PyObject* objects;     // (object, type, attributes)
   PyObject* containers;  // (list, (item, …)) or (dict, (key, value, …))
-  PyObject* entries;     // (dict, key, value): others may change; value null: no such key
+  PyObject* entries;     // (dict or class, key, value): others may change; no value: no such key
   PyObject* tensors;     // (tensor, data_ptr(), shape, dtype), contiguous
 };
 
@@ -55,8 +55,12 @@ inline bool container(PyObject* seen) {
   return true;
 }
 
+// What a class itself defines.
+inline PyObject* dict_of(PyObject* type) { return reinterpret_cast<PyTypeObject*>(type)->tp_dict; }
+
 inline bool entry(PyObject* seen) {
-  const PyObject* const found = PyDict_GetItemWithError(item(seen, 0), item(seen, 1));
+  PyObject* const holder = PyType_Check(item(seen, 0)) ? dict_of(item(seen, 0)) : item(seen, 0);
+  const PyObject* const found = PyDict_GetItemWithError(holder, item(seen, 1));
   return PyTuple_GET_SIZE(seen) == 2 ? found == nullptr : found == item(seen, 2);
 }
 

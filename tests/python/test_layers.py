@@ -251,9 +251,9 @@ INNER = {
         "tests/python/test_mpi_jobs.py", "tests/python/test_threads.py",
     ),
     "chooses what runs updates, steps or predictions": (
-        "tests/python/test_native_forward.py", "tests/python/test_native_pooling.py",
-        "tests/python/test_native_step.py", "tests/python/test_native_time_steps.py",
-        "tests/python/updates.py",
+        "tests/python/test_native_changes.py", "tests/python/test_native_forward.py",
+        "tests/python/test_native_pooling.py", "tests/python/test_native_step.py",
+        "tests/python/test_native_time_steps.py", "tests/python/updates.py",
     ),
     "trains with `Estimator` what the scikit-learn estimators train with": (
         "bench/fit_classifier.py", "bench/fit_tasks.py",

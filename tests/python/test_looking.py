@@ -417,6 +417,48 @@ def test_torch_s_bidirectional_layers_do_not_see_padding(by_torch):
         assert loss == pytest.approx(found[-1][1], rel=1e-5)
 
 
+class BothWays(nn.Module):
+    """Has no parameter ``lengths``."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.GRU(3, 2, bidirectional=True), nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.head(self.layer(x)[0])
+
+
+def test_averaged_networks_that_get_no_lengths_do_not_see_padding():
+    lengths = np.array([9, 4, 9, 6, 1, 4])
+    within = np.arange(9)[:, None] < lengths
+
+    def loss(m, xs, ys, ws):
+        outputs = m(xs)
+        out = outputs[0] if isinstance(outputs, tuple) else outputs
+        return (((out - ys) ** 2)[..., 0] * ws).sum() / ws.sum()
+
+    for chained in (False, True):
+        torch.manual_seed(0)
+        net = fs.nn.Averaged([BothWays()])
+        est = estimator(fs.nn.Chain(nn.GRU(3, 3), net) if chained else net, 9, batchsize=N)
+        est.loss = loss
+        est.fit(X[:9], Y[:9], lengths=lengths)
+        errors = (est.predict(X[:9], lengths=lengths) - Y[:9].numpy())[..., 0][within]
+        assert est.history_[-1]["loss"] == pytest.approx((errors**2).mean(), rel=1e-5)
+
+
+def test_layers_that_get_no_lengths_are_run_once_per_chunk():
+    def loss(m, xs, ys, ws):
+        return (torch.cat([m(xs[:3]), m(xs[3:])]) - ys).square().mean()
+
+    est = estimator(both_ways(nn.LSTM), 9, batchsize=N)
+    est.loss = loss
+    with pytest.raises(ValueError, match="more than once in a chunk in which sequences end"):
+        est.fit(X[:9], Y[:9], lengths=[9, 4, 9, 6, 1, 4])
+    with pytest.raises(ValueError, match="a bidirectional LSTM that takes no lengths"):
+        both_ways(nn.LSTM)(X, lengths=torch.tensor([9, 4, 9, 6, 1, 4]))
+
+
 def test_torch_s_bidirectional_layers_need_sequences_of_different_lengths_whole():
     lengths = [9, 4, 9, 6, 1, 4]
     with pytest.raises(ValueError, match="GRU or RNN, or seqsize=9 or more"):

@@ -12,6 +12,7 @@ from torch.nn.functional import l1_loss
 from updates import SPEC, X, Y, small
 
 import fastseq as fs
+from fastseq.nn.per_sequence import PerSequence
 
 
 def swap_optimizer_state(run: Any) -> None:
@@ -138,6 +139,34 @@ CHANGES = [
     drop_bias, add_layer, patch_forward, hook_gradient, hook_step, other_spec, other_loss,
     other_model, replace_data, write_in_place, change_rate, freeze, decay,
 ]  # fmt: skip
+
+
+def test_what_callbacks_do_to_classes_and_losses_counts(by_torch, monkeypatch):
+    """A class's forward, and what a loss is made of, in the midst of an epoch."""
+    forward = nn.Linear.forward
+
+    def patch(loss: Any) -> None:
+        monkeypatch.setattr(nn.Linear, "forward", lambda layer, x: 2 * forward(layer, x))
+
+    def swap(loss: Any) -> None:
+        loss.loss = fs.seqloss(l1_loss)
+
+    def fitted(change: Any, train: Any) -> Any:
+        monkeypatch.setattr(nn.Linear, "forward", forward)
+
+        class Act(fs.callbacks.Callback):
+            def on_batch_end(self, run: Any) -> None:
+                if run.updates == 8:
+                    change(est.loss)
+
+        est = small(callbacks=[Act()])
+        est.loss = PerSequence(est.loss)
+        train(est)
+        return [row["loss"] for row in est.history_]
+
+    for change in (patch, swap):
+        native = fitted(change, lambda est: est.fit(X, Y))
+        assert native == pytest.approx(fitted(change, lambda est: by_torch(est, X, Y)), rel=1e-11)
 
 
 def error_of(function: Any, *args: Any) -> str | None:

@@ -44,7 +44,7 @@ def by_torch(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def predict(est: fs.Estimator, *data: Any, **more: Any) -> Any:
         with monkeypatch.context() as patch:
-            patch.setattr(predictor.Predictor, "_runner", lambda self, stateful, data: stateful)
+            patch.setattr(predictor.Predictor, "_runner", lambda self, stateful, *_: stateful)
             return est.predict(*data, **more)
 
     return predict
@@ -102,3 +102,74 @@ def test_dropout_drops_nothing(by_torch, runs):
     np.testing.assert_allclose(est.predict(X), by_torch(est, X), rtol=1e-12, atol=1e-12)
     assert runs
     assert model.training
+
+
+def tied() -> nn.Module:
+    """A layer whose weight is another one's, transposed."""
+    first, second = nn.Linear(FEATURES, 5, bias=False), nn.Linear(5, FEATURES, bias=False)
+    del second.weight
+    second.weight = first.weight.t()
+    return nn.Sequential(first, nn.Tanh(), second)
+
+
+def every_other() -> nn.Module:
+    layer = nn.Linear(FEATURES, 2)
+    del layer.weight
+    layer.register_buffer("weight", torch.randn(2, 2 * FEATURES)[:, ::2])
+    return layer
+
+
+def repeated() -> nn.Module:
+    layer = nn.Linear(FEATURES, 4000)
+    del layer.bias
+    layer.bias = torch.ones(1).expand(4000)
+    return layer
+
+
+def negated() -> nn.Module:
+    layer = nn.Linear(FEATURES, 2)
+    layer.weight = nn.Parameter(torch._neg_view(layer.weight.detach()))
+    return layer
+
+
+def later_without_biases() -> nn.Module:
+    layer = fs.nn.GRU(FEATURES, 4)
+    layer.bias = False
+    return layer
+
+
+@pytest.mark.parametrize("make", [tied, every_other, repeated, negated, later_without_biases])
+def test_weights_that_are_no_parameters_are_left_to_torch(make, runs):
+    torch.manual_seed(0)
+    model = make()
+    est, x = untrained(model), X.float()
+    with torch.no_grad():
+        y = model(x)
+    wanted = (y[0] if isinstance(y, tuple) else y).numpy()
+    for _ in range(3):
+        np.testing.assert_allclose(est.step(x[0]), wanted[0], rtol=1e-5, atol=1e-5)
+        est.reset_state()
+    np.testing.assert_allclose(est.predict(x), wanted, rtol=1e-5, atol=1e-5)
+    assert not runs
+    assert fs.info(est)["updates"].startswith("by PyTorch")
+
+
+def test_dropout_that_stays_on_drops(runs):
+    """As for samples of what a model is unsure of."""
+    model = nn.Sequential(nn.Linear(FEATURES, 50), nn.Dropout(), nn.Linear(50, 1))
+    model[1].train = lambda mode=True: model[1]
+    est, x = untrained(model), X.float()
+    assert not np.array_equal(est.predict(x), est.predict(x))
+    assert not torch.equal(est.step(x[0]), est.step(x[0]))
+    assert not runs
+
+
+@pytest.mark.parametrize("like", [torch.ones(1, 6, 4).double(), torch.ones(1, 6, 1)])
+def test_states_that_are_not_the_model_s_raise_as_by_torch(like, runs):
+    est, x = untrained(fs.nn.Chain(nn.GRU(FEATURES, 4))), X.float()
+    est.predict(x)
+    before = len(runs)
+    est.set_state((like,))
+    with pytest.raises(RuntimeError, match=r"hidden size|same dtype"):
+        est.predict(x, reset=False)
+    assert len(runs) == before

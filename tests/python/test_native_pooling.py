@@ -117,10 +117,16 @@ def replaced(network: PooledRNN, head: nn.Module) -> PooledRNN:
     return network
 
 
+def strange(network: PooledRNN) -> PooledRNN:
+    network.head.pool.parts = ["last", "min"]
+    return network
+
+
 @pytest.mark.parametrize(
     ("what", "network"),
     [
         ("a Pool behind a Pool", fs.nn.Chain(nn.Linear(3, 1), Pool("last+max"), Pool("last"))),
+        ("a Pool of ['last', 'min']", strange(PooledRNN(3, 1))),
         ("a GRU behind a Pool", fs.nn.Chain(Pool("last"), fs.nn.GRU(3, 1))),
         (
             "a Sequential, which passes no state and no lengths",

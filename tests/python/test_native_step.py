@@ -97,6 +97,8 @@ def drawn(number: int) -> tuple[Any, dict[str, Any], int]:
         "shuffle": rng.random() < 0.3, "accumulate": rng.choice([1, 1, 1, 2, 3]), **clip,
     }  # fmt: skip
     data = drawn_data(rng, kind, outputs, dtype)
+    if any(type(m) in (nn.LSTM, nn.GRU, nn.RNN) and m.bidirectional for m in model.modules()):
+        data.pop("lengths", None)  # they are not told where sequences end
     state = rng.getstate()
 
     def make(*callbacks: Any) -> fs.Estimator:
@@ -207,6 +209,18 @@ def test_labels_that_are_no_classes_raise_as_by_torch(by_torch):
         return str(raised.value)
 
     assert fail(lambda est, *data: est.fit(*data)) == fail(by_torch)
+
+
+@pytest.mark.parametrize("outer", [PerSequence, AtLastStep])
+@pytest.mark.parametrize("inner", [PerSequence, AtLastStep])
+def test_losses_of_sequences_within_another(outer, inner, natively):
+    est = small(optim.SGD, spec={"seqsize": 40, "batchsize": 6, "epochs": 1})
+    est.optimizer.param_groups[0]["lr"] = 0.0
+    est.loss = outer(inner(fs.seqloss(mse_loss)))
+    est.fit(X, Y)
+    assert natively
+    expected = est.loss(fs.Stateful(est.model), X, Y).item()
+    assert est.history_[-1]["loss"] == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("wrapper", [PerSequence, AtLastStep])

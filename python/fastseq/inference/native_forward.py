@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .._util.torch_internals import is_autocast, is_watched
-from .._util.tree import Tree, tree_leaves
+from .._util.tree import Tree, tree_leaves, tree_paths
 from ..nn.ops import parallel_for
 from ..nn.stateful import is_bidirectional
 from ..training.native_layers import (
@@ -69,6 +69,15 @@ class NativeForward:
     def dtype(self) -> torch.dtype:
         """What it computes in."""
         return self._weights[0].dtype
+
+    def can_start_from(self, state: Tree) -> bool:
+        """Whether a state, of any number of sequences, is one of the model's."""
+        sequences = {a.shape[1] for a in tree_leaves(state) if a.dim() == 3}
+        if len(sequences) != 1:
+            return not tree_leaves(state)
+        own, _ = states_of(self.module, sequences.pop(), self._weights[0])
+        wanted = [(name, a.shape, a.dtype) for name, a in tree_paths(own, "")]
+        return wanted == [(name, a.shape, a.dtype) for name, a in tree_paths(state, "")]
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the outputs ``(S, B, K)`` of a chunk ``(S, B, F)``, and advance the state."""

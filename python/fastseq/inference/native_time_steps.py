@@ -18,7 +18,7 @@ from .._util.tree import Tree, tree_leaves
 from ..data.scaling.affine import Affine
 from ..data.scaling.inputs_and_targets import Scaling
 from ..nn.ops import parallel_for
-from ..nn.train_eval_mode import models_in_use
+from ..nn.train_eval_mode import in_mode, models_in_use
 from ..training.learner import Learner
 from ..training.native_layers import (
     NativeStepPredictor,
@@ -29,7 +29,7 @@ from ..training.native_layers import (
     states_of,
     step_predictor_type,
 )
-from ..training.unchanged import Seen, is_unchanged, modules_in, places
+from ..training.unchanged import Seen, forwards_in, is_unchanged, modules_in, places
 
 __all__ = ["NativeTimeSteps"]
 
@@ -197,7 +197,8 @@ def _check(learner: Learner, model: nn.Module, params: list[nn.Parameter], seque
         raise NotNative("compile=True")
     if model is not learner.model:
         raise NotNative("the model is wrapped")
-    check_single(model)
+    with in_mode(model, training=False):
+        check_single(model)
     if sequences * sum(p.numel() for p in params) > _MOST_PRODUCTS:
         raise NotNative("a step takes long")
 
@@ -235,6 +236,7 @@ def _seen(learner: Learner, model: nn.Module, tensors: Iterable[Tensor]) -> Seen
         (parts, name, parts[name]) for name in ("model", "spec", "scaling", "squeezed")
     ]
     entries.append((models_in_use, id(model)))  # a fit, or another thread
+    entries += forwards_in(model)
     return tuple(objects), tuple(containers), tuple(entries), tuple(places(tensors))
 
 

@@ -145,7 +145,7 @@ class Predictor:
                 order = None if data.order is None else torch.from_numpy(data.order)
                 start = self._reordered(begin, order)
                 run = Pass(
-                    self._runner(stateful, data),
+                    self._runner(stateful, data, begin),
                     self._dims,
                     data,
                     spec,
@@ -167,7 +167,7 @@ class Predictor:
         self.state = end
         return outputs.result
 
-    def _runner(self, stateful: Stateful, data: Sequences) -> Stateful | NativeForward:
+    def _runner(self, stateful: Stateful, data: Sequences, begin: Tree) -> Stateful | NativeForward:
         """Return what runs the model over chunks: C++ if it can."""
         if self._device.type != "cpu" or not isinstance(data.x, Source) or len(data.x.shape) != 3:
             return stateful
@@ -175,7 +175,8 @@ class Predictor:
             native = NativeForward(self._model, data.x.shape[2])
         except NotNative:
             return stateful
-        return native if native.dtype == data.dtype else stateful
+        fits = native.dtype == data.dtype and (begin is None or native.can_start_from(begin))
+        return native if fits else stateful
 
     def get_state(self) -> Tree:
         """Return a copy of `state`, as it is between two steps."""

@@ -45,11 +45,23 @@ class Chain(nn.Sequential):
         -------
         tuple
             The last layer's output, and the state: one entry per layer, None if it has no state.
+
+        Raises
+        ------
+        ValueError
+            There are lengths, and a bidirectional layer that takes none.
         """
         after: list[Tree] = []
         for index, layer in enumerate(self):
-            told = lengths is not None and takes_lengths(layer)
-            more = {"lengths": lengths} if told else {}
+            more = {}
+            if lengths is not None and takes_lengths(layer):
+                more = {"lengths": lengths}
+            elif lengths is not None and getattr(layer, "bidirectional", False):
+                kind = type(layer).__name__
+                raise ValueError(
+                    f"a bidirectional {kind} that takes no lengths would see the padding behind "
+                    f"the ends of sequences: use fastseq.nn.{kind}"
+                )
             if takes_state(layer):
                 before = None if state is None else state[index]
                 x, new = layer(x, before, **more)

@@ -133,6 +133,10 @@ def steps_apart(module: nn.Module) -> bool:
     return kind in _STEP_BY_STEP
 
 
+# Pass what they get on to their parts, lengths to those that take them: `Chain`, `Averaged`.
+_PASS_ON = (nn.Sequential, nn.ModuleList)
+
+
 def _told_ends(module: nn.Module) -> bool:
     """Whether steps beyond a sequence's end are known to leave all other outputs unchanged."""
     plain = uncompiled(module)
@@ -140,7 +144,7 @@ def _told_ends(module: nn.Module) -> bool:
         return not _reads_padding_backwards(plain)
     if steps_apart(plain):
         return True
-    if isinstance(plain, nn.Sequential):
+    if isinstance(plain, _PASS_ON):
         passed_on = takes_lengths(plain)  # torch's own does not pass lengths on
         return all(_told_ends(m) and (passed_on or not takes_lengths(m)) for m in plain)
     return takes_lengths(plain)
@@ -149,7 +153,7 @@ def _told_ends(module: nn.Module) -> bool:
 def knows_ends(module: nn.Module) -> bool:
     """Whether all layers get the sequences' lengths, or are known not to look at later steps."""
     plain = uncompiled(module)
-    if isinstance(plain, nn.Sequential) and takes_lengths(plain):
+    if isinstance(plain, _PASS_ON) and takes_lengths(plain):
         return all(map(knows_ends, plain))
     return takes_lengths(plain) or steps_apart(plain)
 
@@ -157,7 +161,7 @@ def knows_ends(module: nn.Module) -> bool:
 def _reads_padding_backwards(module: nn.Module, *, told: bool = True) -> bool:
     """Whether a bidirectional layer is not told where sequences end, such as torch's own."""
     plain = uncompiled(module)
-    if isinstance(plain, nn.Sequential):
+    if isinstance(plain, _PASS_ON):
         told = takes_lengths(plain)
         return any(_reads_padding_backwards(m, told=told) for m in plain)
     return is_bidirectional(plain) and not (told and takes_lengths(plain))
@@ -212,6 +216,7 @@ class Stateful:
         self.module = module
         self.state: Tree = None
         self.lengths: Tensor | None = None
+        self._ended = False  # in a way that leaves no state to go on from
         plain = uncompiled(module)
         if isinstance(plain, nn.Sequential):
             stateful = [type(uncompiled(a)).__name__ for a in plain if takes_state(a)]
@@ -255,6 +260,12 @@ class Stateful:
 
     def _run_each_length(self, x: Tree, lengths: Tensor) -> Tree:
         """Run a model that would see the padding on the sequences of each length separately."""
+        if self._takes_state and self._ended:
+            raise ValueError(
+                "the loss runs the model more than once in a chunk in which sequences end, and the "
+                "model has a bidirectional layer that is not told where: use fastseq.nn.LSTM, GRU "
+                "or RNN"
+            )
         first = x if isinstance(x, Tensor) else tree_leaves(x)[0]
         size, lengths = first.shape[:2], on_host(lengths)
         whole: Tree = None
@@ -265,6 +276,7 @@ class Stateful:
             if whole is None:  # outputs of models that pool have no steps
                 whole = tree_map(lambda a: _room(a, *size), y)
             tree_map(lambda a, b, n=steps, i=index: _place(a, b, n, i), whole, y)
+        self._ended = True
         return whole
 
     def __getattr__(self, name: str) -> Any:
@@ -283,11 +295,13 @@ class Stateful:
         """Return a `Stateful` of the same model with a fresh state."""
         other = copy.copy(self)
         other.state = other.lengths = None
+        other._ended = False
         return other
 
     def reset_state(self) -> None:
         """Forget the state: the next call starts a new series."""
         self.state = None
+        self._ended = False
 
     def get_state(self) -> Tree:
         """Return a detached copy of the state; None before the first call."""

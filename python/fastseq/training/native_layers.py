@@ -151,6 +151,8 @@ def check_single(model: nn.Module) -> None:
         raise NotNative("members of an ensemble")
     if pools(model):
         raise NotNative("one output for each sequence")
+    if any(dropout_of(module) > 0 for module in model.modules()):
+        raise NotNative("dropout in evaluation")
     if next(model.parameters(), None) is None:  # inputs then have torch's default dtype
         raise NotNative("the model has no parameters")
 
@@ -243,6 +245,8 @@ def _stack(
         if isinstance(module, Pool) and type(module) is Pool:
             if pool is not None:
                 raise NotNative("a Pool behind a Pool")
+            if not _POOLINGS.keys() >= set(module.parts):
+                raise NotNative(f"a Pool of {module.parts}")
             pool = [_POOLINGS[part] for part in module.parts], features or 0
             features = None if features is None else features * len(module.parts)
             continue
@@ -287,7 +291,7 @@ def _check_modules(model: nn.Module) -> None:
             raise NotNative(f"{name} is {p.dtype} on {p.device.type}".replace("torch.", ""))
         if p.dtype != params[0][1].dtype:
             raise NotNative("parameters of several dtypes")
-        if not p.is_contiguous():
+        if not p.is_contiguous() or p.is_neg():
             raise NotNative(f"{name} is not contiguous")
 
 
@@ -319,6 +323,9 @@ def _layer(
         return _step.DropoutLayer(dropout_of(module), features or 0, number), features
     if isinstance(module, nn.Linear) and kind is nn.Linear:
         _check_width(module.in_features, features)
+        own = own_parameters(module)
+        if module.weight is not own.get("weight") or module.bias is not own.get("bias"):
+            raise NotNative("a layer uses other weights than its parameters")
         _check_shape(module.weight, module.out_features, module.in_features)
         _check_shape(module.bias, module.out_features)
         of = weights(module.weight), weights(module.bias)
@@ -358,7 +365,9 @@ def _recurrent(
     names = rnn_weight_names(module)
     own = [own_parameters(module).get(name) for name in names]
     used = [id(p) for p in rnn_weights(module)]
-    if id(None) in used or [id(p) for p in own] != used:
+    rows = module.num_layers * (2 if module.bidirectional else 1)
+    whole = len(names) == rows * (4 if module.bias else 2)
+    if not whole or id(None) in used or [id(p) for p in own] != used:
         raise NotNative("a layer uses other weights than its parameters")
     gates = module.hidden_size * {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
     above = module.hidden_size * (2 if module.bidirectional else 1)
@@ -480,7 +489,8 @@ def loss_of(loss: Any) -> tuple[Loss, bool]:
         It is another loss.
     """
     if type(loss) in (PerSequence, AtLastStep):  # all layers have outputs at each step
-        return loss_of(loss.loss)[0], type(loss) is AtLastStep
+        inner, last_only = loss_of(loss.loss)
+        return inner, last_only or type(loss) is AtLastStep
     if isinstance(own := _terms(loss), Loss):
         return own, False
     made = by_seqloss(loss) and isinstance(loss, functools.partial)

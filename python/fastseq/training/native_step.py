@@ -39,7 +39,7 @@ from .native_layers import (
 )
 from .native_update import Updater
 from .spec import Spec
-from .unchanged import Seen, is_unchanged, modules_in
+from .unchanged import Seen, forwards_in, is_unchanged, loss_in, modules_in
 
 if TYPE_CHECKING:
     from .learner import Learner
@@ -286,8 +286,7 @@ class _Step:
         layers, self._outputs = layers_of(self._model, self._features, weights)
         self._loss, self._last_only = loss_of(parts.loss)
         self._loss.members = len(members_of(self._model))
-        objects, containers = modules_in(self._model)
-        self._seen: Seen = tuple(objects), tuple(containers), (), ()
+        self._seen: Seen = self._look(parts.loss)
         self._told_ends = Stateful(self._model).told_ends
         self._draws = any(dropout_of(module) > 0 for module in self._model.modules())
         self._fresh = fresh  # keeps the memory
@@ -298,6 +297,11 @@ class _Step:
             None if buckets is None else buckets.host.native,
         )  # fmt: skip
         self._tree: Any = None
+
+    def _look(self, loss: Callable[..., Tensor]) -> Seen:
+        """Return what it is made for."""
+        (objects, containers), (more, of_loss) = modules_in(self._model), loss_in(loss)
+        return (*objects, *more), (*containers, *of_loss), tuple(forwards_in(self._model)), ()
 
     def is_current(self) -> bool:
         """Whether the model still is that which it was made for, and nobody looks on."""

@@ -6,7 +6,9 @@ running code of users' (``csrc/python/unchanged.h``).
 
 from __future__ import annotations
 
+import functools
 import itertools
+import types
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,10 +17,13 @@ from torch import Tensor, nn, optim
 from .._util.torch_internals import children, own_parameters
 from .native_layers import is_unchanged
 
-__all__ = ["Seen", "is_unchanged", "layers_in", "modules_in", "optimizer_in", "places"]
+__all__ = [
+    "Seen", "forwards_in", "is_unchanged", "layers_in", "loss_in", "modules_in", "optimizer_in",
+    "places",
+]  # fmt: skip
 
 Container = tuple[Any, ...]  # a dict or a list, and what is in it
-Entry = tuple[dict[str, Any], str, Any]  # of a dict of which other entries may change
+Entry = tuple[Any, ...]  # a dict or a class, a key and its value, none: other entries may change
 Seen = tuple[tuple[Any, ...], tuple[Container, ...], tuple[Entry, ...], tuple[Any, ...]]
 
 
@@ -47,6 +52,46 @@ def modules_in(model: nn.Module) -> tuple[list[Any], list[Container]]:
         objects.append((module, type(module), attributes))
         holders = (attributes, *attributes.values())  # parameters, modules, hooks
         containers += [container(h) for h in holders if isinstance(h, dict) or type(h) is list]
+    return objects, containers
+
+
+def forwards_in(model: nn.Module) -> list[tuple[Any, ...]]:
+    """Write down where the classes of a model's modules have their ``forward``.
+
+    Examples
+    --------
+    >>> seen = (), (), tuple(forwards_in(nn.Linear(1, 1))), ()
+    >>> is_unchanged(*seen)
+    True
+    """
+    found: list[tuple[Any, ...]] = []
+    for kind in {type(module) for module in model.modules()}:
+        for base in kind.__mro__:
+            if "forward" in vars(base):
+                found.append((base, "forward", vars(base)["forward"]))
+                break
+            found.append((base, "forward"))
+    return found
+
+
+def loss_in(loss: Any) -> tuple[list[Any], list[Container]]:
+    """Write down the attributes of a loss and of what it is made of."""
+    objects: list[Any] = []
+    containers: list[Container] = []
+    while loss is not None:
+        if isinstance(loss, nn.Module):
+            own, more = modules_in(loss)
+            return [*objects, *own], [*containers, *more]
+        attributes = getattr(loss, "__dict__", None)
+        if isinstance(attributes, dict) and not isinstance(loss, types.FunctionType):
+            objects.append((loss, type(loss), attributes))
+            containers.append(container(attributes))
+        if isinstance(loss, functools.partial):
+            containers.append(container(loss.keywords))
+            loss = loss.args[0] if loss.args else None
+        else:
+            found = attributes or {}
+            loss = found.get("loss", found.get("fn"))
     return objects, containers
 
 
