@@ -12,7 +12,7 @@ from torch import nn as torch_nn
 
 from .. import nn
 
-__all__ = ["Substitutes"]
+__all__ = ["SUBSTITUTES", "Substitutes"]
 
 
 class _LSTM(nn.LSTM):
@@ -27,7 +27,7 @@ class _RNN(nn.RNN):
     trainable_state = False
 
 
-_KINDS: dict[type[torch_nn.Module], type[torch_nn.Module]] = {
+SUBSTITUTES: dict[type[torch_nn.Module], type[torch_nn.Module]] = {
     torch_nn.LSTM: _LSTM,
     torch_nn.GRU: _GRU,
     torch_nn.RNN: _RNN,
@@ -49,7 +49,9 @@ class Substitutes:
     """
 
     def __init__(self, model: torch_nn.Module) -> None:
-        self._layers = [(m, type(m), _KINDS[type(m)]) for m in model.modules() if type(m) in _KINDS]
+        self._layers = [
+            (m, type(m), SUBSTITUTES[type(m)]) for m in model.modules() if type(m) in SUBSTITUTES
+        ]
 
     def __enter__(self) -> None:
         for layer, _, ours in self._layers:

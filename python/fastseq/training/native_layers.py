@@ -24,6 +24,7 @@ from .._util.torch_internals import (
     rnn_weights,
 )
 from ..nn import GRU, LSTM, RNN, Chain, Pool, PooledRNN
+from ..nn.compiled_layers import SUBSTITUTES
 from ..nn.losses import by_seqloss
 from ..nn.per_sequence import AtLastStep, PerSequence
 from ..nn.series_networks import Head
@@ -77,7 +78,8 @@ _ACTIVATIONS = {
     nn.Tanh: _step.Activation.tanh,
 }
 _POOLINGS = {"last": _step.Pooling.last, "mean": _step.Pooling.mean, "max": _step.Pooling.max}
-_RECURRENT = (nn.LSTM, nn.GRU, nn.RNN, LSTM, GRU, RNN)
+# Another thread may be compiling the model.
+_RECURRENT = (nn.LSTM, nn.GRU, nn.RNN, LSTM, GRU, RNN, *SUBSTITUTES.values())
 _CELLS = {
     "LSTM": _step.Cell.lstm,
     "GRU": _step.Cell.gru,
