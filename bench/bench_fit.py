@@ -38,11 +38,11 @@ Make = Callable[..., Any]
 
 SMALL = Task(Shape(10, 10, 20, 10), length=200, sequences=200)
 WIDE = Task(Shape(10, 10, 256, 10), length=500, sequences=512)
-MIDDLE = Task(Shape(32, 64, 64, 32), length=128, sequences=128)
+MIDDLE = Task(Shape(32, 64, 64, 32), length=256, sequences=256)
 LARGE = Task(Shape(64, 256, 128, 50), length=100, sequences=256)
-DEEP = Deep(Shape(10, 32, 32, 20), length=800, sequences=64)
-CLASSIFY = Classify(Shape(6, 32, 32, 60), sequences=256, classes=5)
-FORECAST = Forecast(Shape(96, 32, 64, 1), length=40, sequences=128)
+DEEP = Deep(Shape(10, 32, 32, 20), length=400, sequences=64)
+CLASSIFY = Classify(Shape(6, 32, 32, 60), sequences=512, classes=5)
+FORECAST = Forecast(Shape(96, 32, 64, 1), length=20, sequences=128)
 
 
 class Plain:
@@ -183,7 +183,7 @@ def run_classifier(bench: Bench, task: Classify, makers: dict[str, Make]) -> Non
 
 
 def main() -> None:
-    bench = Bench.from_arguments("fit", rounds=40)
+    bench = Bench.from_arguments("fit", rounds=10)
     others = {
         **peers(bench, "peer_skorch", {"skorch": "Skorch"}),
         **peers(
