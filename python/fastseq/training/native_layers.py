@@ -79,7 +79,9 @@ _ACTIVATIONS = {
 }
 _POOLINGS = {"last": _step.Pooling.last, "mean": _step.Pooling.mean, "max": _step.Pooling.max}
 # Another thread may be compiling the model.
-_RECURRENT = (nn.LSTM, nn.GRU, nn.RNN, LSTM, GRU, RNN, *SUBSTITUTES.values())
+_RECURRENT: tuple[type[nn.Module], ...] = (
+    nn.LSTM, nn.GRU, nn.RNN, LSTM, GRU, RNN, *SUBSTITUTES.values()
+)  # fmt: skip
 _CELLS = {
     "LSTM": _step.Cell.lstm,
     "GRU": _step.Cell.gru,
