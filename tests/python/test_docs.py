@@ -25,11 +25,12 @@ MODULES = [m.name for m in pkgutil.walk_packages(fs.__path__, "fastseq.")]
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
 LONG = (
     "classification",
+    "forecasting",
     "hierarchies",
     "large-data",
     "resuming",
     "tuning",
-)  # twenty seconds and more
+)  # ten seconds and more
 LONG_MARKS = (pytest.mark.slow, pytest.mark.timeout(1200))
 DOCUMENTS = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *GUIDES]
 

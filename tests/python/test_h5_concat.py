@@ -331,7 +331,16 @@ def test_too_little_room_is_seen_first(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["p.h5"]
 
 
-@pytest.mark.parametrize("shape", [(40, 50000, 8), (4000, 500, 8), (500000, 4, 8), (4, 4000000)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (40, 50000, 8),
+        *(
+            pytest.param(shape, marks=pytest.mark.slow)
+            for shape in [(4000, 500, 8), (500000, 4, 8), (4, 4000000)]
+        ),
+    ],
+)
 def test_copying_takes_little_memory(tmp_path, shape):
     with h5py.File(tmp_path / "p.h5", "w") as file:  # allocated, not written: zeros
         plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)

@@ -59,6 +59,7 @@ def demand():
     return load_taylor() / 1000
 
 
+@pytest.mark.slow
 def test_demand_a_day_ahead(demand):
     steps = 2 * WEEK
     actual = demand[-steps:]

@@ -93,8 +93,15 @@ def test_is_torchs_layer(cell, case):
 
 
 @CELLS
-@pytest.mark.parametrize("lengths", [None, [4, 0, 2]], ids=["whole", "lengths"])
-@pytest.mark.parametrize("reverse", [False, True], ids=["forwards", "backwards"])
+@pytest.mark.parametrize(
+    ("lengths", "reverse"),
+    [
+        (None, False),
+        ([4, 0, 2], True),
+        pytest.param(None, True, marks=pytest.mark.slow),
+        pytest.param([4, 0, 2], False, marks=pytest.mark.slow),
+    ],
+)
 def test_derivatives_against_difference_quotients(cell, lengths, reverse):
     inputs = list(operands(cell, 4, 3, 2, 3).values())
     if lengths is not None:

@@ -101,7 +101,13 @@ def test_a_causal_network_sees_no_later_step(name):
     assert not torch.allclose(model(changed)[12:], model(x)[12:])
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("pooled lstm", "tcn") else pytest.mark.slow)
+        for name in NETWORKS
+    ],
+)
 def test_a_long_sequence_is_told_by_its_shape(name):
     """A network learns where a bump lies, whatever its height: the last step does not tell."""
     torch.manual_seed(0)

@@ -37,7 +37,9 @@ def classifier(name, **kw):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("x", [BUMPS, LIST], ids=["array", "list"])
+@pytest.mark.parametrize(
+    "x", [pytest.param(BUMPS, marks=pytest.mark.slow), LIST], ids=["array", "list"]
+)
 def test_named_modules_see_whole_sequences(name, x):
     model = classifier(name).fit(x, LATE)
     if name != "rnn":  # which reads the last step, far from the bump
