@@ -56,11 +56,10 @@ class Chain(nn.Sequential):
             more = {}
             if lengths is not None and takes_lengths(layer):
                 more = {"lengths": lengths}
-            elif lengths is not None and getattr(layer, "bidirectional", False):
-                kind = type(layer).__name__
+            elif lengths is not None and isinstance(layer, nn.RNNBase) and layer.bidirectional:
                 raise ValueError(
-                    f"a bidirectional {kind} that takes no lengths would see the padding behind "
-                    f"the ends of sequences: use fastseq.nn.{kind}"
+                    f"a bidirectional {type(layer).__name__} that takes no lengths would see the "
+                    "padding behind the ends of sequences: use fastseq.nn.LSTM, GRU or RNN"
                 )
             if takes_state(layer):
                 before = None if state is None else state[index]
