@@ -1,5 +1,6 @@
 // Summaries of whole sequences, and the layers behind them, which see one step.
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <optional>
@@ -60,7 +61,7 @@ void summarize_max(const Sequence<T>& x, T* y) {
     for (std::int64_t t = 0; t < x.steps; ++t) {
       for (std::int64_t j = 0; j < count; ++j) {
         const T value = x.row(t)[f + j];
-        most[j] = value > most[j] || value != value ? value : most[j];  // NaN stays
+        most[j] = value > most[j] || std::isnan(value) ? value : most[j];  // NaN stays
       }
     }
     std::copy_n(most, count, y + f);
