@@ -51,66 +51,53 @@ class Net(skorch.NeuralNet):
         return {"loss": loss, "y_pred": predicted}
 
 
-class Skorch:
+class _Skorch:
     """Makes an epoch per call, by `partial_fit`, which continues where the last one stopped."""
 
     epochs: ClassVar[int] = 1
 
     def __init__(
+        self, x: Any, y: Tensor, net: type[skorch.NeuralNet], module: nn.Module, **own: Any
+    ):
+        self.x, self.y = x, y
+        self.net = net(
+            module,
+            optimizer=torch.optim.AdamW,
+            optimizer__fused=True,
+            lr=1e-3,
+            max_epochs=1,
+            train_split=None,
+            callbacks__print_log=None,
+            **own,
+        ).initialize()
+
+    def __call__(self) -> None:
+        self.net.partial_fit(self.x, self.y)
+
+    @property
+    def loss(self) -> float:
+        return float(self.net.history[-1, "train_loss"])
+
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self.net.module_.parameters())
+
+
+class Skorch(_Skorch):
+    def __init__(
         self, layer: nn.Module, head: nn.Module, x: Tensor, y: Tensor, batchsize: int, seqsize: int
     ) -> None:
-        self.x, self.y = x, y
-        self.net = Net(
-            Recurrent(layer, head),
-            criterion=nn.MSELoss,
-            optimizer=torch.optim.AdamW,
-            optimizer__fused=True,
-            lr=1e-3,
-            max_epochs=1,
-            batch_size=batchsize,
-            iterator_train=Chunks,
-            iterator_train__seqsize=seqsize,
-            train_split=None,
-            callbacks__print_log=None,
-        ).initialize()
-
-    def __call__(self) -> None:
-        self.net.partial_fit(self.x, self.y)
-
-    @property
-    def loss(self) -> float:
-        return float(self.net.history[-1, "train_loss"])
-
-    def parameters(self) -> list[nn.Parameter]:
-        return list(self.net.module_.parameters())
+        super().__init__(
+            x, y, Net, Recurrent(layer, head), criterion=nn.MSELoss, batch_size=batchsize,
+            iterator_train=Chunks, iterator_train__seqsize=seqsize,
+        )  # fmt: skip
 
 
-class SkorchClassifier:
+class SkorchClassifier(_Skorch):
     """The same for whole sequences and their classes, as skorch is meant to be used."""
 
-    epochs: ClassVar[int] = 1
-
     def __init__(self, network: nn.Module, data: tuple[Tensor, ...], batchsize: int) -> None:
-        x, lengths, self.y = data
-        self.x = {"x": x, "lengths": lengths}
-        self.net = skorch.NeuralNet(
-            network,
-            criterion=nn.CrossEntropyLoss,
-            optimizer=torch.optim.AdamW,
-            optimizer__fused=True,
-            lr=1e-3,
-            max_epochs=1,
-            batch_size=batchsize,
-            train_split=None,
-            callbacks__print_log=None,
-        ).initialize()
-
-    def __call__(self) -> None:
-        self.net.partial_fit(self.x, self.y)
-
-    @property
-    def loss(self) -> float:
-        return float(self.net.history[-1, "train_loss"])
-
-    def parameters(self) -> list[nn.Parameter]:
-        return list(self.net.module_.parameters())
+        x, lengths, y = data
+        super().__init__(
+            {"x": x, "lengths": lengths}, y, skorch.NeuralNet, network,
+            criterion=nn.CrossEntropyLoss, batch_size=batchsize,
+        )  # fmt: skip

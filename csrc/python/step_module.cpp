@@ -61,11 +61,11 @@ struct SegmentRnnLayer {
   DropoutLayer dropout;
   LinearLayer out;
 };
-using StepLayer = std::variant<LinearLayer, ActivationLayer, DropoutLayer>;  // of each step by itself
+using HeadLayer = std::variant<LinearLayer, ActivationLayer, DropoutLayer>;  // behind a pool
 struct PooledLayer {
   std::vector<Pooling> parts;
   std::int64_t features;
-  std::vector<StepLayer> head;
+  std::vector<HeadLayer> head;
 };
 using SingleLayer =
     std::variant<LinearLayer, ActivationLayer, DropoutLayer, RecurrentLayer, SegmentRnnLayer, PooledLayer>;
@@ -404,7 +404,7 @@ void register_layers(const py::module_& m) {
            py::arg("features"), py::arg("segment"), py::arg("linear"), py::arg("embed"), py::arg("recurrent"),
            py::arg("mix"), py::arg("dropout"), py::arg("out"));
   py::class_<PooledLayer>(m, "PooledLayer")
-      .def(py::init<std::vector<Pooling>, std::int64_t, std::vector<StepLayer>>(), py::arg("parts"),
+      .def(py::init<std::vector<Pooling>, std::int64_t, std::vector<HeadLayer>>(), py::arg("parts"),
            py::arg("features"), py::arg("head"));
   py::class_<MembersLayer>(m, "MembersLayer")
       .def(py::init([](std::vector<std::vector<SingleLayer>> members) { return MembersLayer{std::move(members)}; }),

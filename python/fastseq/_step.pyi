@@ -157,12 +157,12 @@ class Outcome:
     @property
     def attention(self) -> bool: ...
 
-_StepLayer: TypeAlias = LinearLayer | ActivationLayer | DropoutLayer
+_HeadLayer: TypeAlias = LinearLayer | ActivationLayer | DropoutLayer
 
 class PooledLayer:
-    def __init__(self, parts: list[Pooling], features: int, head: list[_StepLayer]) -> None: ...
+    def __init__(self, parts: list[Pooling], features: int, head: list[_HeadLayer]) -> None: ...
 
-_SingleLayer: TypeAlias = _StepLayer | RecurrentLayer | SegmentRnnLayer | PooledLayer
+_SingleLayer: TypeAlias = _HeadLayer | RecurrentLayer | SegmentRnnLayer | PooledLayer
 
 class MembersLayer:
     def __init__(self, members: list[list[_SingleLayer]]) -> None: ...

@@ -14,11 +14,11 @@ from torch.nn.functional import cross_entropy, mse_loss
 from updates import (
     FEATURES,
     SPEC,
-    Follow,
     Record,
     X,
     Y,
     assert_close,
+    compared,
     drawn_model,
     drawn_runs,
     small,
@@ -118,12 +118,8 @@ def drawn(number: int) -> tuple[Any, dict[str, Any], int]:
 @pytest.mark.parametrize("number", drawn_runs(200, sample=70))
 def test_drawn_runs_are_those_by_torch(number, by_torch, natively):
     make, data, itemsize = drawn(number)
-    ours = Record()
-    native = make(ours).fit(**data)
-    theirs = Follow(ours, itemsize)
-    plain = by_torch(make(theirs), **data)
+    native, plain = compared(make, data, itemsize, by_torch)
     assert natively
-    assert len(ours.seen) == len(theirs.seen) > 1
     together = make().fit(**data)  # many chunks in a call
     for p, q in zip(native.model.parameters(), together.model.parameters(), strict=True):
         assert torch.equal(p, q)

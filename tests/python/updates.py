@@ -139,6 +139,18 @@ class Follow(Record):
                 p.copy_(q)
 
 
+def compared(
+    make: Callable[..., Any], data: dict[str, Any], itemsize: int, by_torch: Callable[..., Any]
+) -> tuple[Any, Any]:
+    """Train in C++ and by torch, compare each update, and return both estimators."""
+    ours = Record()
+    native = make(ours).fit(**data)
+    theirs = Follow(ours, itemsize)
+    plain = by_torch(make(theirs), **data)
+    assert len(ours.seen) == len(theirs.seen) > 1
+    return native, plain
+
+
 def assert_close(a: list[Any], b: list[Any], itemsize: int, what: str, times: float = 1) -> None:
     """Compare tensors to a part of the largest element among them: sums may cancel out."""
     a, b = ([torch.as_tensor(v) for v in values] for values in (a, b))

@@ -17,9 +17,9 @@ __all__ = ["FromArguments", "descriptions"]
 
 _SECTION = r"^Parameters\n-+\n(.*?)(?=^\w[^\n]*\n-+\n|\Z)"
 _ENTRY = r"^(\S[^\n]*)\n((?: +[^\n]*\n?|\n)*)"
-_METAVARS = {bool: "BOOL", int: "N", float: "X", str: "NAME"}
 Own = TypeVar("Own", bound="FromArguments")
 _KINDS = (bool, int, float, str)
+_METAVARS = {bool: "BOOL", int: "N", float: "X", str: "NAME"}
 _NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a name"}
 
 
@@ -142,7 +142,16 @@ def descriptions(kind: type) -> dict[str, str]:
 
 
 class FromArguments:
-    """Adds a class's arguments to a script's command line, and makes an object from them."""
+    """Adds a class's arguments to a script's command line, and makes an object from them.
+
+    Examples
+    --------
+    >>> from fastseq import Spec
+    >>> parser = argparse.ArgumentParser()
+    >>> Spec.add_arguments(parser, epochs=20, batchsize=10, seqsize=25)
+    >>> Spec.from_args(parser.parse_args(["--epochs", "5"])).epochs
+    5
+    """
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser, **defaults: Any) -> None:

@@ -51,8 +51,8 @@ is_unchanged = _step.is_unchanged
 
 # Addresses of a parameter and of its gradient.
 Weights = tuple[int, int]
-StepLayer = _step.LinearLayer | _step.ActivationLayer | _step.DropoutLayer
-SingleLayer = StepLayer | _step.RecurrentLayer | _step.SegmentRnnLayer | _step.PooledLayer
+HeadLayer = _step.LinearLayer | _step.ActivationLayer | _step.DropoutLayer
+SingleLayer = HeadLayer | _step.RecurrentLayer | _step.SegmentRnnLayer | _step.PooledLayer
 Layer = SingleLayer | _step.MembersLayer
 
 
@@ -241,7 +241,7 @@ def _stack(
 ) -> tuple[list[SingleLayer], int]:
     """Return layers one after another, and their number of outputs; `numbers`: of all layers."""
     found: list[SingleLayer] = []  # up to a `Pool`
-    head: list[StepLayer] = []
+    head: list[HeadLayer] = []
     pool: tuple[list[_step.Pooling], int] | None = None
     for module, carries in modules_of(model):
         kind, own = type(module).__name__, _terms(module)
@@ -264,7 +264,7 @@ def _stack(
             continue
         if pool is None:
             found.append(layer)
-        elif isinstance(layer, StepLayer):
+        elif isinstance(layer, HeadLayer):
             head.append(layer)
         else:
             raise NotNative(f"a {kind} behind a Pool")
@@ -295,8 +295,10 @@ def _check_modules(model: nn.Module) -> None:
             raise NotNative(f"{name} is {p.dtype} on {p.device.type}".replace("torch.", ""))
         if p.dtype != params[0][1].dtype:
             raise NotNative("parameters of several dtypes")
-        if not p.is_contiguous() or p.is_neg():
+        if not p.is_contiguous():
             raise NotNative(f"{name} is not contiguous")
+        if p.is_neg():
+            raise NotNative(f"{name} is negated only when it is read")
 
 
 def _has_known_forward(module: nn.Module) -> bool:

@@ -55,7 +55,7 @@ def modules_in(model: nn.Module) -> tuple[list[Any], list[Container]]:
     return objects, containers
 
 
-def forwards_in(model: nn.Module) -> list[tuple[Any, ...]]:
+def forwards_in(model: nn.Module) -> list[Entry]:
     """Write down where the classes of a model's modules have their ``forward``.
 
     Examples
@@ -64,7 +64,7 @@ def forwards_in(model: nn.Module) -> list[tuple[Any, ...]]:
     >>> is_unchanged(*seen)
     True
     """
-    found: list[tuple[Any, ...]] = []
+    found: list[Entry] = []
     for kind in {type(module) for module in model.modules()}:
         for base in kind.__mro__:
             if "forward" in vars(base):
