@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from forecasting import LEVELS, quick, wave
 from torch import nn, optim
-from updates import Follow, Record, assert_close, drawn_runs
+from updates import assert_close, compared, drawn_runs
 
 import fastseq as fs
 from fastseq.sklearn.forecasting.ensemble import ensemble_of
@@ -109,12 +109,8 @@ def drawn(number: int) -> tuple[Any, dict[str, Any], int]:
 def test_drawn_runs_are_those_by_torch(number, by_torch, natively):
     make, data, itemsize = drawn(number)
     assert fs.info(make())["updates"] == "in C++, several at a time"
-    ours = Record()
-    native = make(ours).fit(**data)
-    theirs = Follow(ours, itemsize)
-    by_torch(make(theirs), **data)
+    native, _ = compared(make, data, itemsize, by_torch)
     assert natively
-    assert len(ours.seen) == len(theirs.seen) > 1
     together = make().fit(**data)  # many chunks in a call
     for p, q in zip(native.model.parameters(), together.model.parameters(), strict=True):
         assert torch.equal(p, q)
