@@ -1,28 +1,72 @@
-"""The command line: ``python -m fastseq info`` and ``python -m fastseq h5 concat|info|check``."""
+"""The command line, ``fastseq`` or ``python -m fastseq``: info, h5, fit, predict."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
+import warnings
+from collections.abc import Iterator
 
+from . import __version__
 from .data.hdf5 import commands as h5
+from .errors import FastseqError
 from .info import info
 
 
-def main() -> int:
-    """Run the command in the arguments; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m fastseq", description="fastseq's tools.")
+def main(words: list[str] | None = None) -> int:
+    """Run the command in `words`, by default the program's arguments; return the exit code."""
+    words = sys.argv[1:] if words is None else words
+    parser = argparse.ArgumentParser(
+        prog="fastseq", description="Sequence models for PyTorch: forecasts from files, and tools."
+    )
+    parser.add_argument("--version", action="version", version=f"fastseq {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
+    # without abbreviations: a file of settings is looked for by its whole name
+    fit = commands.add_parser(
+        "fit", allow_abbrev=False, help="train a forecaster on a CSV or Parquet file"
+    )
+    predict = commands.add_parser("predict", help="forecast with a trained forecaster")
     commands.add_parser("info", help="versions, devices, MPI, kernels and transport in use")
     h5.add_commands(commands.add_parser("h5", help="HDF5 files: join, describe, check"))
-    arguments = parser.parse_args()
-    if arguments.command == "h5":
-        return h5.run(arguments)
-    found = info()
-    if found["ranks"]["rank"] == 0:
-        print(json.dumps(found, indent=2))
+    try:
+        if words[:1] in (["fit"], ["predict"]):
+            # imported on use: they need scikit-learn
+            from .sklearn.forecasting import forecast_commands as forecasts
+
+            forecasts.add_predict(predict)
+            if words[0] == "fit":
+                forecasts.add_fit(fit, words[1:])
+        arguments = parser.parse_args(words)
+        if arguments.command == "h5":
+            return h5.run(arguments)
+        if arguments.command == "info":
+            found = info()
+            if found["ranks"]["rank"] == 0:
+                print(json.dumps(found, indent=2))
+            return 0
+        with _plain_warnings():
+            run = forecasts.fit if arguments.command == "fit" else forecasts.predict
+            run(arguments)
+    except (OSError, ValueError, TypeError, FastseqError) as error:
+        print(f"fastseq: error: {error}", file=sys.stderr)
+        return 1
     return 0
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Show warnings in the body of a ``with`` without the lines of code that give them."""
+
+    def plain(message: Warning | str, *_: object, **__: object) -> str:
+        return f"fastseq: warning: {message}\n"
+
+    usual, warnings.formatwarning = warnings.formatwarning, plain
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 if __name__ == "__main__":

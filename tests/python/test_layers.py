@@ -258,7 +258,10 @@ INNER = {
     "trains with `Estimator` what the scikit-learn estimators train with": (
         "bench/fit_classifier.py", "bench/fit_tasks.py",
     ),
-    "runs the command line in this process": ("tests/python/test_h5_commands.py",),
+    "runs the command line in this process": (
+        "tests/python/test_forecast_commands.py",
+        "tests/python/test_h5_commands.py",
+    ),
 }  # fmt: skip
 
 

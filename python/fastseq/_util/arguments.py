@@ -9,11 +9,12 @@ import inspect
 import re
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from ..errors import meant
 
-__all__ = ["FromArguments", "descriptions"]
+__all__ = ["FromArguments", "descriptions", "values_of"]
 
 _SECTION = r"^Parameters\n-+\n(.*?)(?=^\w[^\n]*\n-+\n|\Z)"
 _ENTRY = r"^(\S[^\n]*)\n((?: +[^\n]*\n?|\n)*)"
@@ -64,6 +65,14 @@ class _Option:
             return text
         raise argparse.ArgumentTypeError(f"must be {self.wanted}, got {text!r}")
 
+    def read_setting(self, given: object) -> Any:
+        """Return the value that a text, or a list of texts, of a file of settings stands for."""
+        if isinstance(given, str):
+            return self.read(given)
+        if self.many and isinstance(given, list) and all(isinstance(part, str) for part in given):
+            return [self._element(part) for part in given]
+        raise argparse.ArgumentTypeError(f"must be {self.wanted}, got {given!r}")
+
     def _element(self, text: str) -> Any:
         found = _number(text, self.many)
         if found is None and str not in self.many:
@@ -111,6 +120,32 @@ def _options(kind: type) -> list[_Option]:
         many = tuple(kind for kind in _KINDS if kind in many)
         if single or many:
             found.append(_Option(name, single, many, type(None) in members, p.default))
+    return found
+
+
+def values_of(kind: type, settings: Mapping[str, object]) -> dict[str, Any]:
+    """Return the values that the texts of a file of settings stand for, for a class's arguments.
+
+    Raises
+    ------
+    ValueError
+        The class has no such argument, or a text is no value for it.
+
+    Examples
+    --------
+    >>> from fastseq import Spec
+    >>> values_of(Spec, {"epochs": "3", "clip_norm": "none"})
+    {'epochs': 3, 'clip_norm': None}
+    """
+    options = {option.name: option for option in _options(kind)}
+    found = {}
+    for name, given in settings.items():
+        if name not in options:
+            raise ValueError(f"{kind.__name__} has no option {name!r}{meant(name, options)}")
+        try:
+            found[name] = options[name].read_setting(given)
+        except argparse.ArgumentTypeError as error:
+            raise ValueError(f"{name} {error}") from None
     return found
 
 

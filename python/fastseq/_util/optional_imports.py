@@ -47,4 +47,4 @@ def need(module: str, user: str) -> Any:
         ) from error
 
 
-_DISTRIBUTIONS = {"sklearn": "scikit-learn"}
+_DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "PyYAML"}

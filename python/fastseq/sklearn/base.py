@@ -237,7 +237,8 @@ class SequenceEstimator(FromArguments, BaseEstimator):  # type: ignore[misc]  # 
             self._say(f"continues after epoch {done}")
         else:
             est, done = self._make(task, start.seed), 0
-            self._say(f"starts from scratch: {start.why}")
+            if hasattr(self, "estimator_"):
+                self._say(f"starts from scratch: {start.why}")
         epochs = 1 if start.partial else self._all_epochs(est, task, done) - done
         if epochs > 0:
             # A schedule's last updates, at low rates, gain most: it is not cut short.

@@ -1,0 +1,67 @@
+"""Files of settings in YAML, as text: what reads them gives the texts their types."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from .optional_imports import need
+
+__all__ = ["read_settings"]
+
+
+def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
+    r"""Return the names and values of a YAML file: texts, and lists and dictionaries of texts.
+
+    Values are not guessed from how they look: YAML's own rules make False of ``NO`` (Norway) and a
+    text of ``1e-3``. Empty values and ``~`` are the text "none".
+
+    Raises
+    ------
+    ValueError
+        The file is not YAML, is not a mapping, or has a name twice.
+    OSError
+        It cannot be read.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp(), "settings.yaml")
+    >>> _ = path.write_text("horizon: 12\nlr: 1e-3\nholidays: NO\nquantiles: [0.1, 0.9]")
+    >>> read_settings(path)
+    {'horizon': '12', 'lr': '1e-3', 'holidays': 'NO', 'quantiles': ['0.1', '0.9']}
+    """
+    yaml = need("yaml", "a file of settings")
+    text = Path(path).read_text(encoding="utf-8")
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is None:
+            return {}
+        if not isinstance(root, yaml.MappingNode):
+            raise ValueError("it must have lines such as 'epochs: 20'")
+        return dict(_value(yaml, root))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    except RecursionError:
+        raise ValueError(f"{path}: its values are nested too deeply") from None
+
+
+def _value(yaml: Any, node: Any) -> Any:
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(yaml, part) for part in node.value]
+    if isinstance(node, yaml.ScalarNode):
+        plain = node.style is None
+        return "none" if plain and node.value in ("", "~", "null") else node.value
+    found: dict[str, Any] = {}
+    for key, value in node.value:
+        name = key.value
+        where = f"in line {key.start_mark.line + 1}"
+        if not isinstance(name, str) or name == "<<":
+            raise ValueError(f"a name must be a text, {where}")
+        if name in found:
+            raise ValueError(f"{name!r} is there twice, again {where}")
+        found[name] = _value(yaml, value)
+    return found

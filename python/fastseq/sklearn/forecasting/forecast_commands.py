@@ -1,0 +1,284 @@
+"""Forecasters on the command line: ``fastseq fit`` and ``fastseq predict``."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..._util.arguments import values_of
+from ..._util.atomic_file import replacing
+from ..._util.optional_imports import need
+from ..._util.settings_file import read_settings
+from ...distributed import world
+from .forecast_plot import plot_forecast
+from .forecaster import SequenceForecaster
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+__all__ = ["add_fit", "add_predict", "fit", "predict"]
+
+_CSV = (".csv", ".csv.gz")
+_PARQUET = (".parquet",)
+_SHOWN = 12  # series in a picture
+_ROWS = 400  # of their last steps
+
+
+def add_fit(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    """Add the arguments of ``fit``: a file's settings in `words` are the options' defaults."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for into in (parser, early):
+        into.add_argument(
+            "--settings", metavar="FILE", help="YAML with options' values: 'horizon: 12'"
+        )
+    parser.add_argument(
+        "data",
+        help="CSV or Parquet file: a row for each series and time, with columns unique_id, ds, y "
+        "(or others: --id-col, --time-col, --target-col) and covariates; without a column of ids "
+        "it is one series",
+    )
+    parser.add_argument("model", help="the file to write (.safetensors)")
+    file = early.parse_known_args(words)[0].settings
+    settings = {} if file is None else _settings(file)
+    SequenceForecaster.add_arguments(parser, **{"verbose": 1, **settings})
+
+
+def _settings(path: str) -> dict[str, Any]:
+    settings = read_settings(path)
+    try:
+        return values_of(SequenceForecaster, settings)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def add_predict(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``predict``."""
+    parser.add_argument("model", help="a file that fit has written")
+    parser.add_argument(
+        "data",
+        nargs="?",
+        help="series to forecast, from their start, in the form of the training data (default: "
+        "the training data go on)",
+    )
+    parser.add_argument("--new", metavar="FILE", help="steps that follow the training data")
+    parser.add_argument("--future", metavar="FILE", help="covariates of the steps to forecast")
+    parser.add_argument("--horizon", type=int, metavar="N", help="steps to forecast")
+    parser.add_argument("--out", metavar="FILE", help="CSV or Parquet file (default: CSV, printed)")
+    parser.add_argument("--plot", metavar="FILE", help="a picture of the series in data (.png)")
+
+
+def fit(arguments: argparse.Namespace) -> None:
+    """Train a forecaster on a file, and save it.
+
+    Raises
+    ------
+    ValueError, TypeError, OSError
+        A file or an option cannot be used.
+    """
+    comm = world()
+    model = Path(arguments.model)
+    _check_folder(model)
+    forecaster = SequenceForecaster.from_args(arguments, comm=comm)
+    table = _Table.read(arguments.data, forecaster)
+    forecaster.fit(*table.series())
+    forecaster.save(model)
+    if comm.rank == 0:
+        print(f"{table.count} series, {len(table.rows)} rows: {model} written", file=sys.stderr)
+
+
+def predict(arguments: argparse.Namespace) -> None:
+    """Write the forecasts of a saved forecaster.
+
+    Raises
+    ------
+    ValueError, TypeError, OSError
+        A file or an option cannot be used.
+    """
+    if arguments.plot and not arguments.data:
+        raise ValueError("a plot shows series with their forecasts: give the file of the series")
+    if arguments.data and arguments.new:
+        raise ValueError("series have steps of their own: give either data or --new")
+    for path in filter(None, (arguments.out, arguments.plot)):
+        _check_folder(Path(path))
+    if arguments.out:
+        _kind_of(arguments.out)
+    forecaster = SequenceForecaster.load(arguments.model, comm=world())
+    if arguments.new:
+        forecaster.update(*_Table.read(arguments.new, forecaster).series())
+    table = _Table.read(arguments.data, forecaster) if arguments.data else None
+    y, x = table.series() if table else (None, None)
+    if arguments.future:
+        x = _future(arguments.future, forecaster, table)
+    forecast = forecaster.predict(y, x, horizon=arguments.horizon)
+    if world().rank == 0:
+        _write(_rows_of(forecast, forecaster), arguments.out)
+        if table and arguments.plot:
+            picture = _picture(table, forecast)
+            with replacing(Path(arguments.plot)) as beside:
+                kind = Path(arguments.plot).suffix.lstrip(".") or "png"
+                picture.savefig(beside, dpi=120, format=kind)
+
+
+class _Table:
+    """Rows of a file, of many series or of one."""
+
+    def __init__(self, rows: pd.DataFrame, forecaster: Any) -> None:
+        self.rows = rows
+        self.id, self.time = forecaster.id_col, forecaster.time_col
+        self.target = forecaster.target_col
+        self.many = self.id in rows.columns
+
+    @classmethod
+    def read(cls, path: str, forecaster: Any) -> _Table:
+        found = cls(_read(path, forecaster.id_col, forecaster.time_col), forecaster)
+        needed = {found.time: "time", found.target: "target"}
+        _check_columns(path, found.rows, needed)
+        return found
+
+    @property
+    def count(self) -> int:
+        return int(self.rows[self.id].nunique()) if self.many else 1
+
+    def series(self) -> tuple[Any, Any]:
+        """Return what a forecaster takes: a long frame, or a series and its covariates."""
+        if self.many:
+            return self.rows, None
+        rows = self.rows.set_index(self.time)
+        covariates = rows.drop(columns=self.target)
+        return rows[self.target], covariates if len(covariates.columns) else None
+
+    def each(self) -> Iterator[tuple[str, pd.Series]]:
+        """Yield each series, with its name."""
+        if not self.many:
+            yield self.target, self.series()[0]
+            return
+        for name, rows in self.rows.groupby(self.id, sort=True):
+            yield str(name), rows.set_index(self.time)[self.target].sort_index()
+
+
+def _future(path: str, forecaster: Any, table: _Table | None) -> Any:
+    rows = _read(path, forecaster.id_col, forecaster.time_col)
+    _check_columns(path, rows, {forecaster.time_col: "time"})
+    rows = rows.drop(columns=forecaster.target_col, errors="ignore")
+    if forecaster.id_col in rows.columns:
+        return rows
+    rows = rows.set_index(forecaster.time_col)
+    known = None if table is None else table.series()[1]
+    return rows if known is None else need("pandas", "predict").concat([known, rows])
+
+
+def _check_columns(path: str, rows: pd.DataFrame, needed: dict[str, str]) -> None:
+    for name, what in needed.items():
+        if name not in rows.columns:
+            have = ", ".join(map(repr, rows.columns[:20]))
+            raise ValueError(
+                f"{path} has no column {name!r} (it has {have}): "
+                f"rename one, or say which: --{what}-col NAME"
+            )
+
+
+def _kind_of(path: str) -> str:
+    for kinds, name in ((_CSV, "csv"), (_PARQUET, "parquet")):
+        if path.lower().endswith(kinds):
+            return name
+    raise ValueError(f"{path} must be a file *.csv, *.csv.gz or *.parquet")
+
+
+def _read(path: str, id_col: str, time_col: str) -> pd.DataFrame:
+    """Return a file's rows: the ids of a CSV file are texts, its times numbers or ISO 8601."""
+    need("pandas", "a command for forecasters")
+    import pandas as pd
+
+    if _kind_of(path) == "parquet":
+        need("pyarrow", "a Parquet file")
+        table: pd.DataFrame = pd.read_parquet(path)
+        return table
+    try:
+        # pandas would rename a second column "y" to "y.1", and take it for a covariate
+        header = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False)
+        names = header.iloc[0].tolist()
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"{path} has two columns {twice[0]!r}")
+        rows: pd.DataFrame = pd.read_csv(path, index_col=False)
+        if id_col in names:  # as they are written: 007, and NA
+            ids = pd.read_csv(path, usecols=[id_col], dtype=str, keep_default_na=False)
+            rows[id_col] = ids[id_col]
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeError, csv.Error) as error:
+        raise ValueError(f"{path} is not CSV: {' '.join(str(error).split())}") from None
+    if id_col in rows.columns and (rows[id_col] == "").any():
+        row = int((rows[id_col] == "").to_numpy().argmax()) + 2
+        raise ValueError(f"{path} has no {id_col!r} in line {row}")
+    if time_col in rows.columns and rows[time_col].dtype.kind not in "iuf":
+        rows[time_col] = _times(path, rows[time_col])
+    return rows
+
+
+def _times(path: str, texts: pd.Series) -> pd.Series:
+    import pandas as pd
+
+    times: pd.Series = pd.to_datetime(texts, format="ISO8601", errors="coerce", utc=False)
+    wrong = (times.isna() & texts.notna()).to_numpy()
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise ValueError(
+            f"{path} has the time {texts.iloc[row]!r} in line {row + 2}: write times as 2026-01-31 "
+            "or 2026-01-31 17:30:00, or as numbers of steps"
+        )
+    return times
+
+
+def _rows_of(forecast: Any, forecaster: Any) -> pd.DataFrame:
+    """Return forecasts as rows, those of one series with its times."""
+    rows: pd.DataFrame = forecast.to_frame("forecast") if forecast.ndim == 1 else forecast
+    if forecaster.id_col in rows.columns:
+        return rows
+    return rows.rename_axis(forecaster.time_col).reset_index()
+
+
+def _write(rows: pd.DataFrame, out: str | None) -> None:
+    if out is None:
+        rows.to_csv(sys.stdout, index=False)
+        return
+    with replacing(Path(out)) as beside:
+        if _kind_of(out) == "parquet":
+            need("pyarrow", "a Parquet file")
+            rows.to_parquet(beside, index=False)
+        else:
+            packed = "gzip" if out.lower().endswith(".gz") else None
+            rows.to_csv(beside, index=False, compression=packed)
+
+
+def _picture(table: _Table, forecast: Any) -> Figure:
+    """Draw the first series with their forecasts."""
+    need("matplotlib", "--plot")
+    from matplotlib.figure import Figure
+
+    found = []
+    for name, past in table.each():
+        rows = forecast
+        if table.many:
+            rows = forecast[forecast[table.id].astype(str) == name]
+            rows = rows.drop(columns=table.id).set_index(table.time)
+            rows = rows["forecast"] if list(rows.columns) == ["forecast"] else rows
+        found.append((name, past.iloc[-_ROWS:], rows))
+        if len(found) == _SHOWN:
+            break
+    columns = 1 if len(found) == 1 else 2
+    lines = -(-len(found) // columns)
+    figure = Figure(figsize=(9 * columns / 1.2, 3.2 * lines), layout="constrained")
+    for place, (name, past, rows) in enumerate(found):
+        ax = figure.add_subplot(lines, columns, place + 1)
+        plot_forecast(past, rows, ax=ax)
+        ax.set_title(name, fontsize=10)
+    return figure
+
+
+def _check_folder(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise ValueError(f"there is no folder {str(path.parent)!r} for {path.name}")

@@ -1,0 +1,243 @@
+"""fastseq fit and fastseq predict: forecasts from files."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import fastseq as fs
+from fastseq.__main__ import main
+
+TIMES = pd.date_range("2015-01-01", periods=72, freq="MS")
+SETTINGS = ["--horizon", "6", "--epochs", "2", "--random-state", "0", "--verbose", "0"]
+
+
+def rows(ids=("007", "NA", "b"), times=TIMES):
+    """Seasonal series, a column `price` beside them."""
+    steps = np.arange(len(times))
+    return pd.concat(
+        [
+            pd.DataFrame({"unique_id": name, "ds": times, "y": i + np.sin(steps / 2), "price": 1.0 + steps % 5})
+            for i, name in enumerate(ids)
+        ],
+        ignore_index=True,
+    )  # fmt: skip
+
+
+LONG = rows().drop(columns="price")
+ONE = LONG[LONG["unique_id"] == "b"].drop(columns="unique_id")
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Run a command in an empty folder; return exit code, output, messages."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        out, messages = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(messages):
+            try:
+                code = main([str(word) for word in words])
+            except SystemExit as end:
+                code = end.code
+        return code, out.getvalue(), messages.getvalue()
+
+    return run
+
+
+def forecaster(**more):
+    return fs.SequenceForecaster(6, epochs=2, random_state=0, **more)
+
+
+def printed(text):
+    return pd.read_csv(io.StringIO(text), dtype={"unique_id": str}, keep_default_na=False, parse_dates=["ds"])  # fmt: skip
+
+
+def test_ids_and_times_of_a_csv_file_are_kept_as_they_are_written(run):
+    LONG.to_csv("data.csv", index=False)
+    code, out, messages = run("fit", "data.csv", "model.safetensors", *SETTINGS)
+    assert (code, out) == (0, "")
+    assert "3 series, 216 rows: model.safetensors written" in messages
+    code, out, messages = run("predict", "model.safetensors")
+    assert (code, messages) == (0, "")
+    expected = forecaster().fit(LONG).predict()
+    pd.testing.assert_frame_equal(printed(out), expected, check_dtype=False)
+    assert sorted(set(printed(out)["unique_id"])) == ["007", "NA", "b"]
+
+
+def test_a_file_without_ids_is_one_series(run):
+    ONE.to_csv("one.csv.gz", index=False)
+    assert run("fit", "one.csv.gz", "m.safetensors", *SETTINGS)[0] == 0
+    code, out, _ = run("predict", "m.safetensors", "--horizon", 8)
+    expected = forecaster().fit(ONE.set_index("ds")["y"]).predict(horizon=8)
+    assert code == 0
+    np.testing.assert_allclose(printed(out)["forecast"], expected)
+    assert printed(out)["ds"].tolist() == expected.index.tolist()
+
+
+def test_covariates_new_steps_and_other_series(run):
+    table = rows(times=pd.date_range("2015-01-01", periods=90, freq="MS"))
+    known, new = (
+        table[table["ds"] < "2021"],
+        table[(table["ds"] >= "2021") & (table["ds"] < "2022")],
+    )
+    future = table[table["ds"] >= "2021"]
+    for name, frame in {"known": known, "new": new, "future": future.drop(columns="y")}.items():
+        frame.to_parquet(f"{name}.parquet")
+    assert run("fit", "known.parquet", "m.safetensors", *SETTINGS)[0] == 0
+    twin = forecaster().fit(known)
+    code, out, _ = run("predict", "m.safetensors", "--future", "future.parquet")
+    assert code == 0
+    pd.testing.assert_frame_equal(
+        printed(out), twin.predict(X=future.drop(columns="y")), check_dtype=False
+    )
+    other = known.assign(unique_id=known["unique_id"] + "x")
+    other.to_parquet("other.parquet")
+    ahead = future.drop(columns="y").assign(unique_id=future["unique_id"] + "x")
+    ahead.to_parquet("ahead.parquet")
+    words = ("--future", "ahead.parquet", "--out", "forecast.parquet", "--plot", "picture.png")
+    assert run("predict", "m.safetensors", "other.parquet", *words) == (0, "", "")
+    expected = twin.predict(other, ahead)
+    pd.testing.assert_frame_equal(pd.read_parquet("forecast.parquet"), expected, check_dtype=False)
+    with open("picture.png", "rb") as picture:
+        assert picture.read(4) == b"\x89PNG"
+    table[table["ds"] >= "2022"].drop(columns="y").to_parquet("later.parquet")
+    code, out, _ = run(
+        "predict", "m.safetensors", "--new", "new.parquet", "--future", "later.parquet"
+    )
+    assert code == 0
+    assert printed(out)["ds"].min() == pd.Timestamp("2022-01-01")
+    expected = twin.update(new).predict(X=table[table["ds"] >= "2022"].drop(columns="y"))
+    pd.testing.assert_frame_equal(printed(out), expected, check_dtype=False)
+
+
+def test_one_series_with_covariates(run):
+    one = rows(["b"], pd.date_range("2015-01-01", periods=78, freq="MS")).drop(columns="unique_id")
+    past, future = one[:72], one[72:].drop(columns="y")
+    past.to_csv("past.csv", index=False)
+    future.to_csv("future.csv", index=False)
+    assert run("fit", "past.csv", "m.safetensors", *SETTINGS)[0] == 0
+    x = past.set_index("ds")[["price"]]
+    twin = forecaster().fit(past.set_index("ds")["y"], x)
+    for words in ((), ("past.csv",)):
+        code, out, _ = run("predict", "m.safetensors", *words, "--future", "future.csv")
+        assert code == 0
+        expected = twin.predict(X=future.set_index("ds"))
+        np.testing.assert_allclose(printed(out)["forecast"], expected, rtol=1e-6)
+
+
+def test_settings_of_a_file_are_overridden_on_the_command_line(run, tmp_path):
+    LONG.to_csv("data.csv", index=False)
+    (tmp_path / "s.yaml").write_text(
+        "horizon: 4\nepochs: 2\nlr: 1e-3\nquantiles: [0.1, 0.5, 0.9]\nclip_norm:\nholidays: none\n"
+    )
+    words = ("fit", "data.csv", "m.safetensors", "--settings", "s.yaml", "--horizon", "6")
+    assert run(*words)[0] == 0
+    made = fs.SequenceForecaster.load("m.safetensors")
+    assert (made.horizon, made.epochs, made.lr) == (6, 2, 0.001)
+    assert (made.quantiles, made.clip_norm, made.holidays) == ([0.1, 0.5, 0.9], None, None)
+    assert run(*words[:3], "--settings=s.yaml", "--help")[1].count("(default: 0.001)") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epoch: 3", "has no option 'epoch': did you mean \"epochs\"?"),
+        ("epochs: many", "epochs must be an integer or none, got 'many'"),
+        ("horizon: [3]", "horizon must be an integer, got ['3']"),
+        ("quantiles: {a: 1}", "quantiles must be a list such as 0.1,0.9 or none, got {'a': '1'}"),
+        ("quantiles: [0.1, [0.2]]", "quantiles must be a list"),
+        ("lr: 1\nlr: 2", "'lr' is there twice, again in line 2"),
+        ("[1, 2]", "it must have lines such as 'epochs: 20'"),
+        ("a: b: c", "is not YAML"),
+        ("callbacks: !!python/object/apply:os.getcwd []", "has no option 'callbacks'"),
+    ],
+)
+def test_wrong_settings(run, tmp_path, text, message):
+    LONG.to_csv("data.csv", index=False)
+    (tmp_path / "s.yaml").write_text(text)
+    code, out, messages = run("fit", "data.csv", "m.safetensors", "--settings", "s.yaml")
+    assert (code, out) == (1, "")
+    assert messages.startswith("fastseq: error: ")
+    assert message in messages
+    assert messages.count("\n") == 1
+    assert not (tmp_path / "m.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda t: t.rename(columns={"ds": "time"}),
+            "has no column 'ds' (it has 'unique_id', 'time', 'y')",
+        ),
+        (
+            lambda t: t.assign(ds=t["ds"].str.replace("2015-01-01", "31/01/2015")),
+            "the time '31/01/2015' in line 2",
+        ),
+        (
+            lambda t: t.assign(unique_id=["", *t["unique_id"].tolist()[1:]]),
+            "has no 'unique_id' in line 2",
+        ),
+        (
+            lambda t: t.assign(z=1).set_axis(["unique_id", "ds", "y", "y"], axis=1),
+            "has two columns 'y'",
+        ),
+        (lambda t: t.assign(y="high"), "numbers"),
+        (lambda t: t.iloc[:0], "empty"),
+        (lambda t: t.iloc[[0, 0, 1]], "two rows for 2015-01-01"),
+    ],
+)
+def test_files_that_can_be_misread_are_refused(run, tmp_path, change, message):
+    change(LONG.astype({"ds": str})).to_csv("data.csv", index=False)
+    code, out, messages = run("fit", "data.csv", "m.safetensors", *SETTINGS)
+    assert (code, out) == (1, "")
+    assert messages.startswith("fastseq: error: ")
+    assert message in messages
+    assert not (tmp_path / "m.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("fit", "none.csv", "m.safetensors"), "No such file"),
+        (("fit", "data.csv", "no/m.safetensors"), "there is no folder 'no' for m.safetensors"),
+        (("fit", "data.xls", "m.safetensors"), "data.xls must be a file *.csv, *.csv.gz or *.parquet"),
+        (("fit", "binary.csv", "m.safetensors"), "is not CSV"),
+        (("fit", "data.csv", "m.safetensors", "--settings", "none.yaml"), "No such file"),
+        (("predict", "none.safetensors"), "none.safetensors"),
+        (("predict", "data.csv"), "data.csv"),
+        (("predict", "m.safetensors", "--plot", "p.png"), "give the file of the series"),
+        (("predict", "m.safetensors", "data.csv", "--new", "data.csv"), "either data or --new"),
+        (("predict", "m.safetensors", "--out", "f.xls"), "f.xls must be a file"),
+    ],
+)  # fmt: skip
+def test_wrong_use_is_told_in_a_line(run, tmp_path, words, message):
+    LONG.to_csv("data.csv", index=False)
+    (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00\x01")
+    code, out, messages = run(*words)
+    assert (code, out) == (1, "")
+    assert messages.startswith("fastseq: error: ")
+    assert message in messages
+    assert messages.count("\n") == 1
+
+
+def test_unknown_options_and_abbreviations_are_refused(run):
+    for words in (("--horizn", "6"), ("--settin", "s.yaml"), ("--horizon", "six")):
+        code, _, messages = run("fit", "data.csv", "m.safetensors", *words)
+        assert code == 2
+        assert "error: " in messages
+
+
+def test_the_console_script():
+    (script,) = importlib.metadata.entry_points(group="console_scripts", name="fastseq")
+    assert script.load() is main
+
+
+def test_the_version(run):
+    assert run("--version")[:2] == (0, f"fastseq {fs.__version__}\n")
