@@ -28,7 +28,7 @@ MPIRUN := OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 PRTE_ALLOW_R
 CPP := $(shell find csrc tests/cpp tests/cuda tests/cuda_on_host bench/cpp -name "*.h" -o -name "*.cpp" -o -name "*.cu")
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 
-.PHONY: all venv build demo test test-all lint tidy cpp-test portable test-arm sanitize mutants orders valgrind cuda-compile python-test mpi-test isa-sample test-isa gpu-check bench bench-cpp clean
+.PHONY: all venv build demo test test-all lint tidy cpp-test portable test-arm sanitize mutants orders valgrind cuda-compile python-test mpi-test torchrun-test isa-sample test-isa gpu-check bench bench-cpp clean
 
 all: build
 
@@ -121,6 +121,12 @@ mpi-test: build
 	  FASTSEQ_REQUIRE_MPI=1 $(MPIRUN) -n $$ranks $(BIN)/python -m pytest -q -m '$(MPI_TESTS)' tests/mpi || exit 1; \
 	done
 
+# The same ranks, that find each other without MPI.
+torchrun-test: build
+	for ranks in $(RANKS); do \
+	  FASTSEQ_REQUIRE_MPI=1 $(BIN)/python -m torch.distributed.run --nproc-per-node $$ranks -m pytest -q -m '$(MPI_TESTS)' tests/mpi || exit 1; \
+	done
+
 # The numbers under smaller instruction sets than this machine's: all that torch, its libraries and our own kernels can be
 # held to, one by one and together. The sample is all of them at their smallest, over fewer tests.
 test-isa: build cpp-test
@@ -136,6 +142,7 @@ isa-sample: build
 
 test-all: test test-isa portable test-arm tidy sanitize mutants orders valgrind $(VENV)/.demo
 	$(MAKE) mpi-test RANKS='1 2 3 4' MPI_TESTS='slow or not slow'
+	$(MAKE) torchrun-test RANKS='2 3' MPI_TESTS='slow or not slow'
 	$(MAKE) cuda-compile CUDA_ARCHITECTURES='75;90' CUDA_TARGETS='_cuda _cuda_comm fastseq_gpu_tests'
 	$(BIN)/python -m pytest -m slow
 

@@ -1,12 +1,8 @@
 #include "mpi/connect.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <array>
 #include <cstdio>
-#include <optional>
-#include <random>
 #include <span>
 #include <sstream>
 #include <stdexcept>
@@ -14,7 +10,7 @@
 #include <vector>
 
 #include "core/ranks/node_communicator.h"
-#include "core/ranks/shared_memory.h"
+#include "core/ranks/node_link.h"
 #include "mpi/mpi_agreement.h"
 #include "mpi/mpi_calls.h"
 #include "mpi/mpi_communicator.h"
@@ -25,28 +21,8 @@ namespace {
 
 using Seconds = std::chrono::duration<double>;
 
-// The address by which the ranks of a node open each other's slots.
-struct Address {
-  std::int64_t pid;
-  std::int64_t descriptor;  // negative: this rank got no shared memory
-  std::uint64_t token;      // must match the opened slot's: in a container a pid is not unique
-  std::int64_t name;        // this rank's number among all
-};
-
 // A rank's options, one per line.
 using Wishes = std::array<char, 256>;
-
-int rank_in(MPI_Comm comm) {
-  int rank = 0;
-  check_mpi(MPI_Comm_rank(comm, &rank), "MPI_Comm_rank");
-  return rank;
-}
-
-int size_of(MPI_Comm comm) {
-  int size = 1;
-  check_mpi(MPI_Comm_size(comm, &size), "MPI_Comm_size");
-  return size;
-}
 
 bool on_all_ranks(MPI_Comm comm, bool condition) {
   int all = condition ? 1 : 0;
@@ -66,56 +42,28 @@ MPI_Comm split_nodes(MPI_Comm comm, int ranks_per_node) {
 
 // Gives the node its group and its memory, on all ranks of `comm` or on none.
 void share_memory(MPI_Comm comm, MPI_Comm node_comm, Seconds timeout, Node& node) {
-  std::optional<SharedMemory> mine = SharedMemory::create(sizeof(NodeGroup::Slot));
-  Address address = {.pid = getpid(),
-                     .descriptor = mine ? mine->descriptor() : -1,
-                     .token = (static_cast<std::uint64_t>(std::random_device{}()) << 32) | std::random_device{}(),
-                     .name = rank_in(comm)};
-  const auto slot_of = [](const std::shared_ptr<std::byte>& memory) {
-    return reinterpret_cast<NodeGroup::Slot*>(memory.get());
-  };
-  if (mine) slot_of(mine->mapping())->token = address.token;
-  std::vector<Address> addresses(static_cast<std::size_t>(node.size));
-  check_mpi(MPI_Allgather(&address, sizeof(Address), MPI_BYTE, addresses.data(), sizeof(Address), MPI_BYTE, node_comm),
+  NodeLink link(rank_in(comm));
+  const SlotAddress own = link.address();
+  std::vector<SlotAddress> addresses(static_cast<std::size_t>(node.size));
+  check_mpi(MPI_Allgather(&own, sizeof own, MPI_BYTE, addresses.data(), sizeof own, MPI_BYTE, node_comm),
             "MPI_Allgather");
-
-  auto mappings = std::make_shared<std::vector<std::shared_ptr<std::byte>>>();
-  std::vector<NodeGroup::Slot*> slots;
-  std::vector<int> pids;
-  std::vector<int> names;
-  for (const Address& peer : addresses) {
-    if (!mine || peer.descriptor < 0) break;
-    const bool own = slots.size() == static_cast<std::size_t>(node.rank);
-    const auto theirs = own ? mine
-                            : SharedMemory::open(static_cast<int>(peer.pid), static_cast<int>(peer.descriptor),
-                                                 sizeof(NodeGroup::Slot));
-    if (!theirs) break;
-    NodeGroup::Slot* slot = slot_of(theirs->mapping());
-    if (slot->token != peer.token) break;
-    mappings->push_back(theirs->mapping());
-    slots.push_back(slot);
-    pids.push_back(static_cast<int>(peer.pid));
-    names.push_back(static_cast<int>(peer.name));
-  }
-  if (!on_all_ranks(comm, slots.size() == addresses.size()) || !mine) return;
-  mine->close_descriptor();
-  auto group = std::make_unique<NodeGroup>(std::move(slots), node.rank, timeout);
-  group->set_names(std::move(names));
-  auto memory = std::make_unique<NodeMemory>(*group, std::move(pids));
-  if (!on_all_ranks(comm, memory->usable())) return;
-  node.owner = std::move(mappings);
-  node.group = std::move(group);
-  node.memory = std::move(memory);
+  const bool opened = link.open(addresses, node.rank);
+  if (!on_all_ranks(comm, opened)) return;
+  Node joined = link.join(timeout);
+  if (on_all_ranks(comm, joined.memory != nullptr)) node = std::move(joined);
 }
 
-void connect_nodes(MPI_Comm comm, Node& node) {
+// The ranks with this one's number on all machines; null if a machine has none.
+MPI_Comm connect_nodes(MPI_Comm comm, Node& node) {
   node.slices = node.size;
   check_mpi(MPI_Allreduce(MPI_IN_PLACE, &node.slices, 1, MPI_INT, MPI_MIN, comm), "MPI_Allreduce");
   const int color = node.rank < node.slices ? node.rank : MPI_UNDEFINED;
-  check_mpi(MPI_Comm_split(comm, color, 0, &node.across), "MPI_Comm_split");
-  if (node.across != MPI_COMM_NULL) {
-    check_mpi(MPI_Comm_set_errhandler(node.across, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
+  MPI_Comm across = MPI_COMM_NULL;
+  check_mpi(MPI_Comm_split(comm, color, 0, &across), "MPI_Comm_split");
+  if (across != MPI_COMM_NULL) {
+    check_mpi(MPI_Comm_set_errhandler(across, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
   }
+  return across;
 }
 
 MPI_Comm duplicate(MPI_Comm parent, Seconds timeout) {
@@ -190,11 +138,10 @@ std::shared_ptr<Communicator> connect(MPI_Comm parent, const ConnectOptions& opt
                              "ranks run in separate containers or as different users");
   }
   if (node.memory && alone) {
-    return std::make_shared<NodeCommunicator>(std::move(node.group), std::move(node.memory), std::move(node.owner),
-                                              [comm](int exit_code) { MPI_Abort(comm, exit_code); });
+    return std::make_shared<NodeCommunicator>(std::move(node), [comm](int exit_code) { MPI_Abort(comm, exit_code); });
   }
-  if (node.memory) connect_nodes(comm, node);
-  return std::make_shared<MpiCommunicator>(comm, std::move(node), timeout, options.half_wire);
+  const MPI_Comm across = node.memory ? connect_nodes(comm, node) : MPI_COMM_NULL;
+  return std::make_shared<MpiCommunicator>(comm, std::move(node), across, timeout, options.half_wire);
 }
 
 }  // namespace fastseq

@@ -26,6 +26,18 @@ inline void check_mpi(int code, const char* call) {
                            " failed: " + std::string(text.data(), static_cast<std::size_t>(length)));
 }
 
+inline int rank_in(MPI_Comm comm) {
+  int rank = 0;
+  check_mpi(MPI_Comm_rank(comm, &rank), "MPI_Comm_rank");
+  return rank;
+}
+
+inline int size_of(MPI_Comm comm) {
+  int size = 1;
+  check_mpi(MPI_Comm_size(comm, &size), "MPI_Comm_size");
+  return size;
+}
+
 // Memory that MPI may write or read until `end`: leaked if that is not called, because MPI may still use it.
 template <class T>
 class Landing {

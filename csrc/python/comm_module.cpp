@@ -3,7 +3,15 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <chrono>
+#include <string>
+#include <tuple>
+#include <utility>
+
 #include "core/ranks/bucketizer.h"
+#include "core/ranks/node_communicator.h"
+#include "core/ranks/node_link.h"
+#include "core/ranks/relay_communicator.h"
 #include "core/ranks/single_process.h"
 #include "python/bindings.h"
 
@@ -20,6 +28,106 @@ struct Buffer {
 
 void* to_pointer(std::uintptr_t address) {
   return reinterpret_cast<void*>(address);  // NOLINT(performance-no-int-to-ptr): addresses come from Python as ints
+}
+
+// An object of Python that sends messages.
+class PythonRelay final : public Relay {
+ public:
+  explicit PythonRelay(py::object relay) : relay_(std::move(relay)) {}
+  void gather(std::span<const std::byte> mine, std::span<std::byte> all) override {
+    call("gather", [&] {
+      return py::make_tuple(py::memoryview::from_memory(mine.data(), static_cast<py::ssize_t>(mine.size())),
+                            writable(all.data(), all.size()));
+    });
+  }
+  void broadcast(std::span<std::byte> data, int root) override {
+    call("broadcast", [&] { return py::make_tuple(writable(data.data(), data.size()), root); });
+  }
+  void sum(void* data, std::int64_t numel, DType dtype, bool across) override {
+    const auto item = static_cast<py::ssize_t>(item_size(dtype));
+    const char* const format = dtype == DType::kFloat64 ? "d" : "f";
+    call("sum",
+         [&] { return py::make_tuple(py::memoryview::from_buffer(data, item, format, {numel}, {item}), across); });
+  }
+  void break_up(const char* cause) noexcept override { tell("break_up", cause); }
+  void interrupt() noexcept override { tell("interrupt"); }
+
+  // Threads that do not hold the GIL may be the last to hold a relay.
+  static std::shared_ptr<Relay> shared(py::object relay) {
+    return {new PythonRelay(std::move(relay)), [](Relay* last) {
+              const py::gil_scoped_acquire held;
+              delete last;
+            }};
+  }
+
+ private:
+  static py::memoryview writable(void* data, std::size_t bytes) {
+    return py::memoryview::from_memory(data, static_cast<py::ssize_t>(bytes));
+  }
+  template <class Arguments>
+  void call(const char* method, Arguments&& arguments) {
+    const py::gil_scoped_acquire held;
+    try {
+      relay_.attr(method)(*arguments());
+    } catch (const py::error_already_set& error) {
+      throw CommunicationError(py::str(error.value()).cast<std::string>());
+    }
+  }
+  template <class... Arguments>
+  void tell(const char* method, Arguments... arguments) noexcept {
+    try {
+      const py::gil_scoped_acquire held;
+      relay_.attr(method)(arguments...);
+    } catch (const std::exception&) {  // the others learn of it from their own errors  NOLINT(bugprone-empty-catch)
+    }
+  }
+
+  py::object relay_;
+};
+
+void register_link(py::module_& m) {
+  using Released = py::call_guard<py::gil_scoped_release>;
+  using Address = std::tuple<std::int64_t, std::int64_t, std::uint64_t, std::int64_t>;
+  py::class_<Node>(m, "Node", "The ranks of this machine.")
+      .def_property_readonly("shares_memory", [](const Node& node) { return node.memory != nullptr; });
+  py::class_<NodeLink>(m, "NodeLink")
+      .def(py::init<int>(), py::arg("name"))
+      .def_property_readonly("address",
+                             [](const NodeLink& self) {
+                               const SlotAddress& a = self.address();
+                               return Address(a.pid, a.descriptor, a.token, a.name);
+                             })
+      .def(
+          "open",
+          [](NodeLink& self, const std::vector<Address>& addresses, int rank) {
+            std::vector<SlotAddress> found;
+            found.reserve(addresses.size());
+            for (const auto& [pid, descriptor, token, name] : addresses) {
+              found.push_back({.pid = pid, .descriptor = descriptor, .token = token, .name = name});
+            }
+            return self.open(found, rank);
+          },
+          py::arg("addresses"), py::arg("rank"))
+      .def(
+          "join", [](NodeLink& self, double timeout) { return self.join(std::chrono::duration<double>(timeout)); },
+          py::arg("timeout"), Released());
+  m.def(
+      "node_communicator", [](Node& node) { return std::make_shared<NodeCommunicator>(std::move(node), nullptr); },
+      py::arg("node"), "A communicator of the ranks of one machine, which share memory.");
+  m.def(
+      "relay_communicator",
+      [](py::object relay, std::string name, int rank, int size, Node* node, int local_rank, int local_size,
+         int slices) {
+        Node own = node == nullptr ? Node{} : std::move(*node);
+        own.rank = local_rank;
+        own.size = local_size;
+        own.slices = slices;
+        return std::make_shared<RelayCommunicator>(PythonRelay::shared(std::move(relay)), std::move(name), rank, size,
+                                                   std::move(own));
+      },
+      py::arg("relay"), py::arg("name"), py::arg("rank"), py::arg("size"), py::arg("node").none(true),
+      py::arg("local_rank"), py::arg("local_size"), py::arg("slices"),
+      "A communicator of ranks on several machines, whose messages `relay` sends.");
 }
 
 void register_communicator(const py::module_& m) {
@@ -60,6 +168,8 @@ void register_communicator(const py::module_& m) {
       .def("set_purpose", &Communicator::set_purpose, py::arg("purpose"))
       .def("abort", &Communicator::abort, py::arg("exit_code"));
   py::class_<SingleProcess, Communicator, std::shared_ptr<SingleProcess>>(m, "SingleProcess").def(py::init<>());
+  py::class_<NodeCommunicator, Communicator, std::shared_ptr<NodeCommunicator>>(m, "NodeCommunicator");
+  py::class_<RelayCommunicator, Communicator, std::shared_ptr<RelayCommunicator>>(m, "RelayCommunicator");
 }
 
 void register_bucketizer(const py::module_& m) {
@@ -121,6 +231,7 @@ PYBIND11_MODULE(_comm, m) {
       .value("float32", DType::kFloat32)
       .value("float64", DType::kFloat64);
   register_communicator(m);
+  register_link(m);
   register_bucketizer(m);
 }
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import callbacks, distributed, nn
 from .data.hdf5 import h5concat, h5load, h5mmap, h5save
+from .distributed import launch
 from .errors import (
     BusyError,
     CheckpointError,
@@ -69,6 +70,7 @@ __all__ = [
     "h5mmap",
     "h5save",
     "info",
+    "launch",
     "loadstates",
     "namedparams",
     "net2grad",

@@ -43,7 +43,9 @@ inline void run_team(int size, const std::function<void(NodeCommunicator&)>& bod
         auto group = std::make_unique<NodeGroup>(slots, r, options.timeout, options.first_epoch);
         auto memory = std::make_unique<NodeMemory>(*group, std::vector<int>(static_cast<std::size_t>(size), getpid()),
                                                    options.first_buffer);
-        NodeCommunicator comm(std::move(group), std::move(memory), nullptr, [](int) {});
+        NodeCommunicator comm(
+            Node{.rank = r, .size = size, .owner = nullptr, .group = std::move(group), .memory = std::move(memory)},
+            [](int) {});
         body(comm);
       } catch (...) {
         errors[static_cast<std::size_t>(r)] = std::current_exception();

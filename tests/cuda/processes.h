@@ -53,7 +53,10 @@ class Slots {
 inline std::shared_ptr<Communicator> join(const Slots& slots, int rank, const std::vector<int>& pids, double timeout) {
   auto group = std::make_unique<NodeGroup>(slots.all(), rank, std::chrono::duration<double>(timeout));
   auto memory = std::make_unique<NodeMemory>(*group, pids);
-  return std::make_shared<NodeCommunicator>(std::move(group), std::move(memory), nullptr, [](int) {});
+  const int size = static_cast<int>(pids.size());
+  return std::make_shared<NodeCommunicator>(
+      Node{.rank = rank, .size = size, .owner = nullptr, .group = std::move(group), .memory = std::move(memory)},
+      [](int) {});
 }
 
 inline int run_rank(int rank, int size, const Slots& slots, Pids& all,

@@ -1,8 +1,12 @@
-"""These tests run as `mpirun -n RANKS python -m pytest tests/mpi`: every rank runs all of them."""
+"""These tests run as `mpirun -n RANKS python -m pytest tests/mpi`: every rank runs all of them.
+
+Or as `torchrun --nproc-per-node RANKS -m pytest tests/mpi`.
+"""
 
 import os
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -10,6 +14,7 @@ import torch
 import fastseq as fs
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "python"))
+from started import UNDER_MPI
 from updates import natively, parametrize, updates_by
 
 __all__ = ["natively", "updates_by"]  # fixtures
@@ -21,6 +26,14 @@ OF_FIT = {
 }  # fmt: skip
 
 
+@pytest.fixture
+def mpi() -> ModuleType:
+    """Return `mpi4py.MPI`, whose ranks these are."""
+    if not UNDER_MPI:
+        pytest.skip("of ranks that mpirun starts")
+    return pytest.importorskip("mpi4py.MPI")
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     parametrize(metafunc, OF_FIT, set())
 
@@ -30,8 +43,8 @@ def world() -> fs.distributed.Communicator:
     world = fs.distributed.world()
     if world.transport == "single":
         if os.environ.get("FASTSEQ_REQUIRE_MPI") == "1":
-            pytest.fail("FASTSEQ_REQUIRE_MPI=1, but this does not run under mpirun")
-        pytest.skip("runs under mpirun")
+            pytest.fail("FASTSEQ_REQUIRE_MPI=1, but no launcher started this")
+        pytest.skip("runs under mpirun, or torchrun")
     return world
 
 

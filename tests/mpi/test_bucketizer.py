@@ -17,24 +17,23 @@ from gradients import (
     small,
     step,
 )
+from started import MESSAGES
 from torch import nn
 
 import fastseq as fs
 from fastseq.distributed import Bucketizer
 
 
-@pytest.fixture(params=["shm", "mpi", "hierarchy of 2"], scope="module")
+@pytest.fixture(params=["shm", MESSAGES, "hierarchy of 2"], scope="module")
 def transport(request):
     return request.param
 
 
 @pytest.fixture
 def comm(transport, world):
-    from mpi4py import MPI
-
     name, _, ranks_per_node = transport.partition(" of ")
     options = {"transport": name, "ranks_per_node": int(ranks_per_node or 0)}
-    return fs.distributed.Communicator(MPI.COMM_WORLD, **options)
+    return world.duplicate(**options)
 
 
 @pytest.fixture(params=[1, 2], ids=["exchanged in wait", "exchanged by a thread"])
@@ -346,9 +345,7 @@ def test_mixed_dtypes(comm):
 
 
 @pytest.mark.usefixtures("threads")
-def test_two_reducers_at_once_and_the_user_s_own_traffic(comm):
-    from mpi4py import MPI
-
+def test_two_reducers_at_once_and_the_user_s_own_traffic(mpi, comm):
     first, second = made(small), made(small)
     other = comm.duplicate()
     a = Bucketizer(first, comm, bucket_bytes=200)
@@ -357,7 +354,7 @@ def test_two_reducers_at_once_and_the_user_s_own_traffic(comm):
     total = []
 
     def traffic(grad):
-        total.append(MPI.COMM_WORLD.allreduce(1))
+        total.append(mpi.COMM_WORLD.allreduce(1))
         return grad
 
     for _ in range(5):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from started import MESSAGES, UNDER_MPI
 from waiting import until
 
 import fastseq as fs
@@ -13,32 +14,40 @@ import fastseq as fs
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 
-TRANSPORTS = ["shm", "mpi", "hierarchy of 1", "hierarchy of 2"]
+TRANSPORTS = ["shm", MESSAGES, "hierarchy of 1", "hierarchy of 2"]
 made: dict[str, fs.distributed.Communicator] = {}
 
 
 @pytest.fixture(params=TRANSPORTS)
 def comm(request, world):
     """All ranks, by each of the transports; nodes of 1 or 2 ranks are pretended."""
-    from mpi4py import MPI
-
     if request.param not in made:
         transport, _, ranks_per_node = request.param.partition(" of ")
-        made[request.param] = fs.distributed.Communicator(
-            MPI.COMM_WORLD, transport=transport, ranks_per_node=int(ranks_per_node or 0)
+        made[request.param] = world.duplicate(
+            transport=transport, ranks_per_node=int(ranks_per_node or 0)
         )
     return made[request.param]
 
 
-def test_ranks_are_those_of_mpi(comm, world):
-    from mpi4py import MPI
+def test_ranks_are_those_of_mpi(mpi, comm):
+    assert (comm.rank, comm.size) == (mpi.COMM_WORLD.rank, mpi.COMM_WORLD.size)
 
-    assert (comm.rank, comm.size) == (MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size)
+
+def test_ranks_are_those_of_torchrun(comm):
+    if UNDER_MPI:
+        pytest.skip("of ranks that torchrun starts")
+    numbers = [int(os.environ[name]) for name in ("RANK", "WORLD_SIZE")]
+    assert [comm.rank, comm.size] == numbers
+
+
+def test_machines_and_their_cores(comm, world):
     assert world.transport == "shm"
     assert fs.distributed.world() is world
     nodes = comm._options["ranks_per_node"] or comm.size
     assert comm.local_rank == comm.rank % nodes
     assert comm.local_size == min(nodes, comm.size - comm.rank // nodes * nodes)
+    if not UNDER_MPI:
+        return  # torchrun says how many threads
     share = max((os.cpu_count() or 1) // comm.size, 1)
     assert torch.get_num_threads() == min(len(os.sched_getaffinity(0)), share)
 
@@ -47,20 +56,18 @@ def test_ranks_are_those_of_mpi(comm, world):
     ("option", "ours", "theirs"),
     [
         ("wire_dtype", torch.bfloat16, None),
-        ("transport", "shm", "mpi"),
+        ("transport", "shm", MESSAGES),
         ("timeout", 20, 21),
         ("ranks_per_node", 1, 2),
     ],
 )
 def test_options_that_differ_are_an_error_on_all_ranks(world, option, ours, theirs):
-    from mpi4py import MPI
-
     if world.size == 1:
         return  # differs from nobody
     options = {"timeout": 20, option: ours if world.rank == 0 else theirs}
     said = rf"the ranks want different communicators: rank 0 has {option}=.*, rank 1 {option}="
     with pytest.raises(ValueError, match=said):
-        fs.distributed.Communicator(MPI.COMM_WORLD, **options)
+        world.duplicate(**options)
 
 
 def test_results_have_the_same_bits_on_all_ranks(comm, world):
@@ -86,11 +93,9 @@ def test_shared_memory_sums_in_the_order_of_the_ranks(world):
         assert torch.equal(world.allreduce_(mine), total)
 
 
-def test_half_of_the_bytes_between_nodes(world):
-    from mpi4py import MPI
-
+def test_half_of_the_bytes_between_nodes(mpi, world):
     comm = fs.distributed.Communicator(
-        MPI.COMM_WORLD, transport="hierarchy", ranks_per_node=2, wire_dtype=torch.bfloat16
+        mpi.COMM_WORLD, transport="hierarchy", ranks_per_node=2, wire_dtype=torch.bfloat16
     )
     torch.manual_seed(comm.rank)
     mine = torch.randn(5000)
@@ -104,7 +109,7 @@ def test_half_of_the_bytes_between_nodes(world):
 @pytest.mark.parametrize(
     "options",
     [
-        {"transport": "gloo"},
+        {"transport": "smoke"},
         {"wire_dtype": torch.float16},
         {"timeout": float("nan")},
         {"ranks_per_node": -1},
@@ -179,10 +184,8 @@ def test_allocate(comm):
     assert comm.allocate(0).numel() == 0
 
 
-def test_sub_communicators_of_mpi4py(comm):
-    from mpi4py import MPI
-
-    half = MPI.COMM_WORLD.Split(comm.rank % 2, comm.rank)
+def test_sub_communicators_of_mpi4py(mpi, comm):
+    half = mpi.COMM_WORLD.Split(comm.rank % 2, comm.rank)
     sub = fs.distributed.communicator(half)
     assert (sub.rank, sub.size) == (half.rank, half.size)
     total = sub.allreduce_(torch.tensor([float(comm.rank)], dtype=torch.float64), "sum")
@@ -191,13 +194,11 @@ def test_sub_communicators_of_mpi4py(comm):
     sub.barrier()
 
 
-def test_the_user_s_own_traffic_does_not_meet_ours(comm):
-    from mpi4py import MPI
-
-    request = MPI.COMM_WORLD.isend(comm.rank, (comm.rank + 1) % comm.size, tag=0)
+def test_the_user_s_own_traffic_does_not_meet_ours(mpi, comm):
+    request = mpi.COMM_WORLD.isend(comm.rank, (comm.rank + 1) % comm.size, tag=0)
     comm.allreduce_(torch.ones(10))
     assert (
-        MPI.COMM_WORLD.recv(source=(comm.rank - 1) % comm.size, tag=0)
+        mpi.COMM_WORLD.recv(source=(comm.rank - 1) % comm.size, tag=0)
         == (comm.rank - 1) % comm.size
     )
     request.wait()
@@ -240,7 +241,7 @@ def test_waiting_lets_other_python_threads_run(comm, folder, call):
     comm.barrier() if call == "barrier" else comm.allocate(1000)
 
 
-def test_an_mpi4py_of_another_mpi_is_refused(comm):
+def test_an_mpi4py_of_another_mpi_is_refused(mpi, comm):
     other = SimpleNamespace(library_version=lambda: "MPICH Version: 4.3")
     with pytest.raises(fs.CommunicationError, match=r"fastseq was built with MPICH .*libmpi\.so"):
         fs.distributed.communicators._check_same_library(other)

@@ -17,10 +17,11 @@ from gradients import (
     small,
     step,
 )
+from started import UNDER_MPI
 from torch.nn.functional import mse_loss
 
 import fastseq as fs
-from fastseq.distributed import Bucketizer, Communicator
+from fastseq.distributed import Bucketizer
 from fastseq.training.loop import Trainer
 
 WAYS = ["staged", "cuda-ipc", "nccl", "cuda-mpi"]
@@ -34,13 +35,13 @@ LONG = [pytest.param(*each, marks=pytest.mark.slow) for each in ((None, 1), (Non
 
 def ranks_with(world, way, **options):
     """Return a communicator whose gradients on GPUs take this way."""
-    from mpi4py import MPI
-
     if way == "cuda-mpi":
+        if not UNDER_MPI:
+            pytest.skip("of ranks that mpirun starts")
         options["transport"] = "mpi"
     if way in NODES and world.size > 1:
         options |= {"transport": "hierarchy", "ranks_per_node": 2 if world.size > 2 else 1}
-    return Communicator(MPI.COMM_WORLD, gpu_exchange=way.split()[0], **options)
+    return world.duplicate(gpu_exchange=way.split()[0], **options)
 
 
 @pytest.fixture(params=WAYS + NODES)
@@ -183,9 +184,7 @@ def test_the_way_is_found_and_agreed(world, gpu_on_host):  # noqa: F811
     with pytest.raises(ValueError, match="ranks share a GPU"):
         Bucketizer(made(small), ranks_with(world, "nccl"))
     with pytest.raises(ValueError, match="does not take memory of GPUs"):
-        from mpi4py import MPI
-
-        Bucketizer(made(small), Communicator(MPI.COMM_WORLD, gpu_exchange="cuda-mpi"))
+        Bucketizer(made(small), world.duplicate(gpu_exchange="cuda-mpi"))
     gpu_on_host(world.rank)
     assert Bucketizer(made(small), world.duplicate()).exchange == "nccl"
     with pytest.raises(ValueError, match="the ranks want different exchanges"):

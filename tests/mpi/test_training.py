@@ -260,12 +260,9 @@ def test_evaluate_is_the_mean_over_all_ranks(comm):
     assert many == pytest.approx(one, rel=1e-5)
 
 
-def test_from_a_file_every_rank_reads(comm, tmp_path_factory):
+def test_from_a_file_every_rank_reads(comm, folder):
     x, y = data()
-    folder = tmp_path_factory.mktemp("shared") if comm.rank == 0 else None
-    from mpi4py import MPI
-
-    path = MPI.COMM_WORLD.bcast(None if folder is None else str(folder / "d.h5"))
+    path = folder / "d.h5"
     if comm.rank == 0:
         with h5py.File(path, "w") as file:
             file["x"], file["y"] = x.numpy(), y.numpy()

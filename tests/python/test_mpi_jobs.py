@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 from jobs import START, mpirun, seconds_since_it_failed
-
-import fastseq as fs
-from fastseq.distributed import communicators as comm_module
 
 
 def test_an_error_that_nobody_catches_ends_all_ranks(tmp_path):
@@ -156,36 +151,3 @@ def test_a_child_process_of_a_rank_is_alone(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("child (1, 'single')") == 2
     assert done.stdout.count("forked 1 a forked process cannot take part in") == 2
-
-
-def test_a_launch_within_a_launch_is_not_taken_for_a_child(monkeypatch):
-    monkeypatch.setenv("PMIX_RANK", "0")
-    monkeypatch.setenv("PMIX_NAMESPACE", "outer")
-    monkeypatch.setenv(comm_module._RANK_PROCESS, f"{os.getpid() + 1} {comm_module._launch()}")
-    assert not comm_module._launched()
-    monkeypatch.setenv("PMIX_NAMESPACE", "inner")
-    assert comm_module._launched()
-
-
-@pytest.mark.parametrize(
-    ("launcher", "names"),
-    [("torchrun", ("RANK", "WORLD_SIZE")), ("srun", ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"))],
-)
-def test_launchers_without_mpi_are_refused(monkeypatch, launcher, names):
-    for name in (
-        *comm_module._LAUNCHER,
-        "RANK",
-        "WORLD_SIZE",
-        "SLURM_PROCID",
-        "SLURM_STEP_NUM_TASKS",
-    ):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(comm_module, "_world", None)
-    rank, size = names
-    monkeypatch.setenv(rank, "0")
-    monkeypatch.setenv(size, "4")
-    with pytest.raises(fs.CommunicationError, match=rf"{launcher} started .* mpirun -n 4 python"):
-        fs.distributed.communicator("auto")
-    assert fs.distributed.communicator(None).size == 1
-    monkeypatch.setenv(size, "1")
-    assert fs.distributed.communicator("auto").size == 1

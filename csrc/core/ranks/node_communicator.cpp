@@ -11,9 +11,11 @@
 
 namespace fastseq {
 
-NodeCommunicator::NodeCommunicator(std::unique_ptr<NodeGroup> group, std::unique_ptr<NodeMemory> memory,
-                                   std::shared_ptr<void> owner, std::function<void(int exit_code)> end_job)
-    : owner_(std::move(owner)), group_(std::move(group)), memory_(std::move(memory)), end_job_(std::move(end_job)) {}
+NodeCommunicator::NodeCommunicator(Node node, std::function<void(int exit_code)> end_job)
+    : owner_(std::move(node.owner)),
+      group_(std::move(node.group)),
+      memory_(std::move(node.memory)),
+      end_job_(std::move(end_job)) {}
 
 std::vector<Call> NodeCommunicator::agree(const Call& call, std::span<const std::byte> small) {
   standing_.check(rank(), call.operation);
@@ -131,7 +133,8 @@ void NodeCommunicator::leave() {
 }
 
 void NodeCommunicator::abort(int exit_code) {
-  end_job_(exit_code);
+  if (end_job_) end_job_(exit_code);
+  group_->break_up(exit_message(rank()).c_str());
   std::_Exit(exit_code);
 }
 

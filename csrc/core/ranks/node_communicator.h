@@ -4,15 +4,14 @@
 #include <functional>
 
 #include "core/ranks/communicator.h"
-#include "core/ranks/node_memory.h"
+#include "core/ranks/node_link.h"
 
 namespace fastseq {
 
 class NodeCommunicator final : public Communicator {
  public:
-  // `owner` keeps the slots' memory alive; `end_job` ends the processes of all ranks. memory.usable() must hold.
-  NodeCommunicator(std::unique_ptr<NodeGroup> group, std::unique_ptr<NodeMemory> memory, std::shared_ptr<void> owner,
-                   std::function<void(int exit_code)> end_job);
+  // `node` must share memory. `end_job` ends the processes of all ranks; null: nothing can, and `abort` tells them.
+  NodeCommunicator(Node node, std::function<void(int exit_code)> end_job);
 
   int rank() const override { return group_->rank(); }
   int size() const override { return group_->size(); }
@@ -39,7 +38,7 @@ class NodeCommunicator final : public Communicator {
   template <class Work>
   auto together(Operation operation, Work&& work);
 
-  std::shared_ptr<void> owner_;
+  std::shared_ptr<void> owner_;  // outlives the others
   std::unique_ptr<NodeGroup> group_;
   std::unique_ptr<NodeMemory> memory_;
   std::function<void(int)> end_job_;

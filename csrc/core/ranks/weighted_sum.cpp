@@ -123,6 +123,13 @@ double weighted_sum_and_squares(std::span<const void* const> sources, std::span<
   return squares;
 }
 
+void scale_in_place(void* data, std::int64_t numel, DType dtype, double factor) {
+  if (factor == 1.0) return;
+  const std::array<const void*, 1> source = {data};
+  const std::array<void*, 1> destination = {data};
+  weighted_sum(source, {{factor}}, numel, dtype, destination);
+}
+
 Slice slice_of(std::int64_t numel, DType dtype, int index, int count) {
   const std::int64_t line = kFlatAlignment / static_cast<std::int64_t>(item_size(dtype));
   const std::int64_t lines = (numel + line - 1) / line;

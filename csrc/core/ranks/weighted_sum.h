@@ -20,6 +20,9 @@ void weighted_sum(std::span<const void* const> sources, std::span<const double> 
 double weighted_sum_and_squares(std::span<const void* const> sources, std::span<const double> factors,
                                 std::int64_t numel, DType dtype, std::span<void* const> destinations);
 
+// data[i] *= factor; with a factor of 0 all become 0, whatever they were.
+void scale_in_place(void* data, std::int64_t numel, DType dtype, double factor);
+
 // The part of `numel` elements for rank `index` of `count`: parts are nearly equal and start at cache lines.
 struct Slice {
   std::int64_t begin;

@@ -7,6 +7,7 @@ out where a comment says so; results stay the same. Without `torch.compile`'s na
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn, optim
 from torch.autograd import profiler
+from torch.distributed import distributed_c10d
 from torch.nn import functional
 from torch.optim import optimizer as _optimizer
 
@@ -21,16 +23,21 @@ from .untyped_torch import backward
 
 __all__ = [
     "assume_constant_result", "below_autograd", "children", "compiles_rnns", "dynamo_error",
-    "forward_hooks", "functorch_is_active", "fused_adam", "global_hooks", "has_hooks", "has_modes",
-    "has_own_step", "has_step_hooks", "is_autocast", "is_watched", "l1_mean", "leave_open",
-    "let_skip_on_device", "mark_stepped", "mse_mean", "multiply_each_", "own_parameters",
-    "profiles", "recompile_limit", "rnn_weight_names", "rnn_weights", "run_backward",
-    "set_grad_enabled", "silence_capture_warning", "skips_on_device", "storage_users", "uncompiled",
-    "unsupported", "unwrapped_step",
+    "forward_hooks", "functorch_is_active", "fused_adam", "global_hooks", "gloo_group",
+    "has_hooks", "has_modes", "has_own_step", "has_step_hooks", "is_autocast", "is_watched",
+    "l1_mean", "leave_open", "let_skip_on_device", "mark_stepped", "mse_mean", "multiply_each_",
+    "own_parameters", "profiles", "recompile_limit", "rnn_weight_names", "rnn_weights",
+    "run_backward", "set_grad_enabled", "silence_capture_warning", "skips_on_device",
+    "storage_users", "uncompiled", "unsupported", "unwrapped_step",
 ]  # fmt: skip
 
 _C: Any = torch._C
 _engine: Any = getattr(torch.autograd.Variable, "_execution_engine", None)
+
+
+def gloo_group(store: Any, rank: int, size: int, timeout: datetime.timedelta) -> Any:
+    """Return Gloo's group of ranks that meet at a store, without torch's global ones."""
+    return distributed_c10d.ProcessGroupGloo(store, rank, size, timeout)
 
 
 def run_backward(loss: Tensor) -> None:

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import Any
 
-__all__ = ["backward", "cuda_is_in_use", "cuda_stream", "external_stream"]
+import torch
+from torch import Tensor, distributed
+
+__all__ = [
+    "PrefixStore",
+    "TCPStore",
+    "backward",
+    "cuda_is_in_use",
+    "cuda_stream",
+    "external_stream",
+]
+
+_distributed: Any = distributed
+PrefixStore: Any = _distributed.PrefixStore
+TCPStore: Any = _distributed.TCPStore
 
 
 def backward(loss: Tensor) -> None:

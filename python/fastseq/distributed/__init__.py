@@ -2,5 +2,14 @@
 
 from .bucketizer import Averaged, Bucketizer
 from .communicators import Communicator, communicator, mpi_library, world
+from .launching import launch
 
-__all__ = ["Averaged", "Bucketizer", "Communicator", "communicator", "mpi_library", "world"]
+__all__ = [
+    "Averaged",
+    "Bucketizer",
+    "Communicator",
+    "communicator",
+    "launch",
+    "mpi_library",
+    "world",
+]

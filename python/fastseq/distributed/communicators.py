@@ -1,7 +1,7 @@
-"""Ranks that work together: the only module that touches the native communicator.
+"""Ranks that work together: the module that calls the native communicators.
 
-Under ``mpirun`` or ``srun`` the ranks find each other through `mpi4py`; a single process has the
-same interface and needs neither MPI nor mpi4py.
+Under ``mpirun`` the ranks find each other through `mpi4py`, under ``torchrun`` through its store; a
+single process has the same interface and needs neither.
 """
 
 from __future__ import annotations
@@ -21,24 +21,16 @@ from torch import Tensor
 
 from .. import _comm
 from ..errors import CommunicationError, MissingFeatureError
+from .launchers import Launch, found_launch, is_rank, note_rank, slurm_launch
 from .processes import end_together, share_cores, warn_of_forks, warn_of_shared_cores
+from .rendezvous import Rendezvous
 
 __all__ = [
     "DTYPES", "Communicator", "NativeBucketizer", "NativeDType",
     "communicator", "mpi_library", "world",
 ]  # fmt: skip
 
-# Variables that Open MPI, MPICH and its relatives, PMIx and MVAPICH set for their processes.
-_LAUNCHER = ("OMPI_COMM_WORLD_SIZE", "PMI_RANK", "PMIX_RANK", "MV2_COMM_WORLD_RANK")
-# Variables that differ between launches, and between ranks.
-_LAUNCH = (
-    *("PMIX_NAMESPACE", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_JOBID", "PMI_ID", "PMI_RANK"),
-    *("PMI_FD", "PMI_PORT", "MV2_COMM_WORLD_RANK", "SLURM_JOB_ID", "SLURM_STEP_ID"),
-)
-# Where a rank notes its process ID: its children inherit the launcher's variables.
-_RANK_PROCESS = "FASTSEQ_RANK_PROCESS"
-
-_TRANSPORTS = ("auto", "shm", "hierarchy", "mpi")
+_TRANSPORTS = ("auto", "shm", "hierarchy", "mpi", "gloo")
 _GPU_EXCHANGES = ("auto", "nccl", "cuda-ipc", "cuda-mpi", "staged")
 
 NativeBucketizer = _comm.Bucketizer
@@ -64,13 +56,14 @@ class Communicator:
         An mpi4py communicator, which is duplicated (collective); None: a single process.
     transport
         What carries the data. ``"auto"``: ``"shm"`` (memory that the ranks share) if all ranks are
-        on one machine, else ``"hierarchy"`` (shared memory within, MPI between machines), and
-        ``"mpi"`` (MPI messages alone) where memory cannot be shared. Or name one of these.
+        on one machine, else ``"hierarchy"`` (shared memory within, messages between machines), and
+        messages alone where memory cannot be shared: ``"mpi"``, or ``"gloo"`` under a launcher
+        without MPI. Or name one of these.
     timeout
         Seconds to wait for ranks that don't join a call.
     wire_dtype
-        `torch.bfloat16` sends fp32 data between machines (``"hierarchy"``), and gradients of models
-        on GPUs, in half the bytes.
+        `torch.bfloat16` sends fp32 data between machines (``"hierarchy"``, with MPI), and gradients
+        of models on GPUs, in half the bytes.
     ranks_per_node
         Treat a machine with more ranks as several machines: to try ``"hierarchy"`` on one.
     gpu_exchange
@@ -91,7 +84,7 @@ class Communicator:
     local_rank, local_size
         Rank and size among the processes of this machine.
     transport
-        What carries the data: ``"shm"``, ``"hierarchy"``, ``"mpi"`` or ``"single"``.
+        What carries the data: ``"shm"``, ``"hierarchy"``, ``"mpi"``, ``"gloo"`` or ``"single"``.
 
     Raises
     ------
@@ -143,8 +136,12 @@ class Communicator:
             "ranks_per_node": ranks_per_node,
             "gpu_exchange": gpu_exchange,
         }
+        self._native: _comm.Communicator
         if mpi_comm is None:
             self._native = _comm.SingleProcess()
+        elif isinstance(mpi_comm, Rendezvous):
+            half = wire_dtype == torch.bfloat16
+            self._native = mpi_comm.connect(transport, timeout, ranks_per_node or 0, half)
         else:
             native = _mpi_module()
             _check_same_library(native)
@@ -197,7 +194,8 @@ class Communicator:
 
     def warn_unless_shared(self, memory: _comm.Buffer) -> None:
         """Warn if the ranks of this machine do not see memory that was meant for them."""
-        if self.local_size > 1 and self.transport != "mpi" and not self._native.is_shared(memory):
+        shares = self.transport in ("shm", "hierarchy")
+        if self.local_size > 1 and shares and not self._native.is_shared(memory):
             warnings.warn(
                 f"a rank could not get {memoryview(memory).nbytes} bytes of shared memory: these "
                 "data are exchanged in small pieces instead, which is slower; give the job more "
@@ -240,9 +238,17 @@ class Communicator:
         self._free()._native.broadcast(host.data_ptr(), host.numel() * host.element_size(), root)
         return _return_to(tensor, host)
 
-    def duplicate(self) -> Communicator:
-        """Return a communicator of the same ranks, with exchanges independent of this one's."""
-        return Communicator(self._made_of, **self._options)
+    def duplicate(self, **options: Any) -> Communicator:
+        """Return a communicator of the same ranks, with exchanges independent of this one's.
+
+        Collective. Its options are those of the class, or else this one's.
+
+        Examples
+        --------
+        >>> Communicator().duplicate(timeout=60.0).timeout
+        60.0
+        """
+        return Communicator(self._made_of, **{**self._options, **options})
 
     def barrier(self) -> None:
         """Wait until all ranks have called this."""
@@ -356,7 +362,8 @@ _world: Communicator | None = None
 def world() -> Communicator:
     """Return the communicator of all ranks, made at the first call.
 
-    Under a launcher this starts MPI through mpi4py, and gives each rank of a machine its share of
+    Under ``mpirun`` this starts MPI through mpi4py; under ``torchrun``, and under ``srun`` without
+    MPI, the ranks meet at a store of torch.distributed. Each rank of a machine gets its share of
     the cores as threads, unless OMP_NUM_THREADS is set. From then on an uncaught exception on one
     rank ends all ranks, and a rank that exits early is announced to the others. A child process of
     a rank is a single process.
@@ -366,29 +373,49 @@ def world() -> Communicator:
     MissingFeatureError
         The launcher started several ranks, but mpi4py or fastseq's MPI part is missing.
     CommunicationError
-        A launcher without MPI, such as torchrun, has started several processes.
+        The launcher's variables are wrong, two launchers started this process, or ranks don't come.
     """
     global _world
     if _world is None or _world._process != os.getpid():
-        if _launched():
-            os.environ[_RANK_PROCESS] = f"{os.getpid()} {_launch()}"
-            try:
-                from mpi4py import MPI
-            except (ImportError, RuntimeError) as error:  # RuntimeError: it found no MPI library
-                raise MissingFeatureError(
-                    "running under an MPI launcher needs mpi4py and the MPI library of the "
-                    f"launcher: pip install mpi4py ({error})"
-                ) from error
-            _world = Communicator(MPI.COMM_WORLD)
+        launch = found_launch() if is_rank() else None
+        if launch is None:
+            _world = Communicator()
+        else:
+            note_rank()
+            _world = _of_launch(launch)
             share_cores(_world)
             if _world.size > 1:
                 end_together(_world)
                 warn_of_shared_cores(_world)
-                warn_of_forks()
-        else:
-            _refuse_other_launchers()
-            _world = Communicator()
     return _world
+
+
+def _of_launch(launch: Launch) -> Communicator:
+    """Return the communicator of a launcher's ranks."""
+    if not launch.mpi:
+        return Communicator(Rendezvous(launch))
+    without_mpi = slurm_launch()  # srun may bring a PMI that no MPI library here knows
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:  # RuntimeError: it found no MPI library
+        if without_mpi is not None:
+            return Communicator(Rendezvous(without_mpi))
+        raise MissingFeatureError(
+            "running under an MPI launcher needs mpi4py and the MPI library of the "
+            f"launcher: pip install mpi4py, or start the ranks with torchrun ({error})"
+        ) from error
+    size = MPI.COMM_WORLD.Get_size()
+    if launch.size not in (0, size):
+        if without_mpi is not None:
+            return Communicator(Rendezvous(without_mpi))
+        library = MPI.Get_library_version().splitlines()[0]
+        raise CommunicationError(
+            f"{launch.launcher} started {launch.size} processes, but the MPI library of mpi4py "
+            f"({library}) finds {size}: use the mpirun of that library, or torchrun"
+        )
+    if size > 1:
+        warn_of_forks()
+    return Communicator(MPI.COMM_WORLD)
 
 
 def communicator(comm: object) -> Communicator:
@@ -420,36 +447,6 @@ def mpi_library() -> str | None:
     except MissingFeatureError:
         return None
     return version.splitlines()[0].rstrip("\0")
-
-
-def _launch() -> str:
-    return "/".join(os.environ.get(name, "") for name in _LAUNCH)
-
-
-def _launched() -> bool:
-    """Return whether an MPI launcher started this process, rather than one of its ranks."""
-    if not any(name in os.environ for name in _LAUNCHER):
-        return False
-    process, _, launch = os.environ.get(_RANK_PROCESS, "").partition(" ")
-    return launch != _launch() or process == str(os.getpid())
-
-
-def _refuse_other_launchers() -> None:
-    """Raise if a launcher without MPI started this as one of several processes."""
-    if any(name in os.environ for name in _LAUNCHER):
-        return
-    for launcher, rank, size in (
-        ("torchrun", "RANK", "WORLD_SIZE"),
-        ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
-    ):
-        count = os.environ.get(size, "")
-        if rank in os.environ and count.isdecimal() and int(count) > 1:
-            how = " or srun --mpi=pmix" if launcher == "srun" else ""
-            raise CommunicationError(
-                f"{launcher} started this as one of {count} processes ({size}={count}), but ranks "
-                f"find each other through MPI: start them with mpirun -n {count} python ...{how}; "
-                "or pass comm=None if the runs are independent"
-            )
 
 
 def _mpi_module() -> ModuleType:

@@ -1,0 +1,104 @@
+"""Messages between machines by Gloo, the host's part of torch.distributed."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+import torch
+
+from .._util import torch_internals
+from .._util.untyped_torch import PrefixStore
+from ..errors import CommunicationError
+
+__all__ = ["Gloo"]
+
+_DTYPES = {"f": torch.float32, "d": torch.float64}
+
+
+class Gloo:
+    """What a native communicator calls to send messages.
+
+    Parameters
+    ----------
+    store
+        Where the ranks find each other.
+    rank, size
+        This process' number, and that of all.
+    across
+        The ranks with this one's number on each machine; None if there are none.
+    timeout
+        Seconds to wait for ranks that don't come.
+    """
+
+    def __init__(
+        self, store: Any, rank: int, size: int, across: list[int] | None, timeout: float
+    ) -> None:
+        self._rank, self._size = rank, size
+        self._timeout = timeout
+        self._store = store
+        self._interrupted = False
+        self._all = self._group("all", rank, size)
+        self._across: Any = None
+        if across is not None:
+            self._across = self._group(f"of {across[0]}", across.index(rank), len(across))
+
+    def _group(self, name: str, rank: int, size: int) -> Any:
+        limit = datetime.timedelta(seconds=self._timeout)
+        try:
+            return torch_internals.gloo_group(PrefixStore(name, self._store), rank, size, limit)
+        except RuntimeError as error:
+            raise self._lost(error) from error
+
+    def gather(self, mine: memoryview, all_: memoryview) -> None:
+        """Fill `all_` with all ranks' bytes."""
+        out = list(torch.frombuffer(all_, dtype=torch.uint8).chunk(self._size))
+        own = torch.frombuffer(bytearray(mine), dtype=torch.uint8)
+        self._wait(self._all.allgather([out], [own]))
+
+    def broadcast(self, data: memoryview, root: int) -> None:
+        """Replace data by root's."""
+        self._wait(self._all.broadcast(torch.frombuffer(data, dtype=torch.uint8), root))
+
+    def sum(self, data: memoryview, across: bool) -> None:
+        """Replace data by their sum over all ranks, or over those of `across`."""
+        group = self._across if across else self._all
+        self._wait(group.allreduce(torch.frombuffer(data, dtype=_DTYPES[data.format])))
+
+    def break_up(self, cause: str) -> None:
+        """Make the others' calls raise, with this cause."""
+        self._store.set("broken", cause)
+        self._close()
+
+    def interrupt(self) -> None:
+        """Make this rank's calls raise, because the process ends."""
+        self._interrupted = True
+        self._close()
+
+    def _close(self) -> None:
+        for group in (self._all, self._across):
+            if group is not None:
+                group.abort()
+
+    def _wait(self, work: Any) -> None:
+        try:
+            work.wait()
+        except RuntimeError as error:
+            raise self._lost(error) from error
+
+    def _lost(self, error: Exception) -> CommunicationError:
+        cause = "it has exited" if self._interrupted else self._told()
+        if cause:
+            return CommunicationError(f"rank {self._rank} cannot continue: {cause}")
+        text = str(error).partition("\n")[0]
+        if "imed out" in text:
+            text = f"it waited {self._timeout:g} s for the others"
+        return CommunicationError(f"rank {self._rank} cannot continue: {text}")
+
+    def _told(self) -> str:
+        """Return the cause that another rank told; empty if there is none."""
+        try:
+            found = self._store.check(["broken"])
+            return self._store.get("broken").decode() if found else ""
+        except RuntimeError:  # who had the store has gone, too
+            return ""

@@ -1,0 +1,274 @@
+"""Which launcher started a process, by its variables; and ranks that find each other without MPI."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+import fastseq as fs
+from fastseq.distributed import communicators, launchers
+from fastseq.distributed.launchers import found_launch, is_rank, note_rank
+
+TORCHRUN = {"RANK": "1", "WORLD_SIZE": "3", "MASTER_ADDR": "node7", "MASTER_PORT": "29500"}
+ELASTIC = {
+    **TORCHRUN, "TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_RESTART_COUNT": "0", "GROUP_WORLD_SIZE": "1",
+    "TORCHELASTIC_USE_AGENT_STORE": "True",
+}  # fmt: skip
+SRUN = {
+    "SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_STEP_NODELIST": "node[003-007,9],b", "SLURM_JOB_ID": "77", "SLURM_STEP_ID": "1",
+}  # fmt: skip
+MPIRUN = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1", "PMIX_RANK": "1"}
+
+
+def without_launcher(name):
+    return not re.match(r"OMPI_|PMI|MV2_|SLURM_|RANK$|WORLD_SIZE$|MASTER_|TORCHELASTIC_|GROUP_|FASTSEQ_RANK", name)  # fmt: skip
+
+
+@pytest.fixture
+def env(monkeypatch):
+    """Set variables of a launcher, in place of all others."""
+
+    def env(variables):
+        for name in list(os.environ):
+            if not without_launcher(name):
+                monkeypatch.delenv(name)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    env({})
+    monkeypatch.setattr(communicators, "_world", None)
+    return env
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, None),
+        (TORCHRUN, ("torchrun", False, 1, 3, "node7", 29500, False)),
+        (ELASTIC, ("torchrun", False, 1, 3, "node7", 29500, True)),
+        ({**TORCHRUN, "RANK": "0", "WORLD_SIZE": "1"}, None),
+        ({"RANK": "0"}, None),  # of something else
+        (SRUN, ("srun", False, 2, 4, "node003", 22388, False)),
+        ({**SRUN, "SLURM_STEP_NUM_NODES": "1"}, ("srun", False, 2, 4, "127.0.0.1", 22388, False)),
+        ({**SRUN, "MASTER_ADDR": "a", "MASTER_PORT": "9"}, ("srun", False, 2, 4, "a", 9, False)),
+        ({**SRUN, "SLURM_STEP_NUM_TASKS": "1"}, None),
+        ({"SLURM_PROCID": "0"}, None),
+        (MPIRUN, ("the launcher", True, 0, 2, "", 0, False)),
+        ({**MPIRUN, **SRUN}, ("the launcher", True, 0, 2, "", 0, False)),
+        ({**SRUN, "PMIX_RANK": "2"}, ("the launcher", True, 0, 4, "", 0, False)),
+        ({**MPIRUN, "RANK": "1", "WORLD_SIZE": "2"}, ("the launcher", True, 0, 2, "", 0, False)),
+        # an agent of torchrun on each of two machines
+        ({**SRUN, **ELASTIC, "SLURM_STEP_NUM_TASKS": "2", "GROUP_WORLD_SIZE": "2"}, ("torchrun", False, 1, 3, "node7", 29500, True)),
+    ],
+)  # fmt: skip
+def test_a_launch_is_found(env, variables, expected):
+    env(variables)
+    launch = found_launch()
+    if expected is None:
+        assert launch is None
+        assert not is_rank()
+        assert fs.distributed.communicator("auto").size == 1
+        return
+    names = ("launcher", "mpi", "rank", "size", "address", "port", "hosted")
+    assert tuple(getattr(launch, name) for name in names) == expected
+    assert is_rank()
+    assert fs.distributed.communicator(None).size == 1
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({**TORCHRUN, "RANK": "3"}, "no rank and number of ranks: RANK='3', WORLD_SIZE='3'"),
+        ({**TORCHRUN, "WORLD_SIZE": "many"}, "WORLD_SIZE='many'"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR='' and MASTER_PORT='' do not say where they meet"),
+        ({**TORCHRUN, "MASTER_PORT": "x"}, "MASTER_PORT='x'"),
+        ({**SRUN, "SLURM_PROCID": "9"}, "the variables of srun are no rank"),
+        ({**SRUN, "SLURM_STEP_NODELIST": ""}, "names no host: set MASTER_ADDR"),
+        ({**MPIRUN, "RANK": "0", "WORLD_SIZE": "2"}, "two launchers started this process: .* RANK=0; use one"),
+        ({**MPIRUN, "RANK": "1", "WORLD_SIZE": "4"}, "WORLD_SIZE=4"),
+        ({**MPIRUN, **ELASTIC}, "the outer one 2 times torchrun, which knows of 1; use one launcher"),
+        ({**SRUN, **ELASTIC}, "--nnodes 4"),
+    ],
+)  # fmt: skip
+def test_wrong_variables_and_two_launchers_are_refused(env, variables, message):
+    env(variables)
+    with pytest.raises(fs.CommunicationError, match=message):
+        fs.distributed.world()
+    assert fs.distributed.communicator(None).size == 1
+
+
+def test_children_of_ranks_are_none(env, monkeypatch):
+    env(ELASTIC)
+    note_rank()
+    assert is_rank()
+    monkeypatch.setattr(os, "getpid", lambda: 1)  # as in a child
+    assert not is_rank()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")  # a launch of its own
+    assert is_rank()
+
+
+def test_an_mpi_library_that_is_not_the_launcher_s_is_found(env):
+    pytest.importorskip("mpi4py.MPI")
+    env({"OMPI_COMM_WORLD_SIZE": "2"})
+    launch = found_launch()
+    with pytest.raises(fs.CommunicationError, match=r"started 2 processes, but .* finds 1: use"):
+        communicators._of_launch(launch)
+
+
+JOB = """
+import sys, torch, fastseq as fs
+comm = fs.distributed.world()
+def say(*what):
+    sys.stdout.write(" ".join(map(str, what)) + "\\n")
+    sys.stdout.flush()
+"""
+
+
+def script(folder, body):
+    path = folder / "job.py"
+    path.write_text(textwrap.dedent(JOB) + textwrap.dedent(body.replace("        |", "")))
+    return path
+
+
+def clean(**more):
+    return {**{n: v for n, v in os.environ.items() if without_launcher(n)}, "OMP_NUM_THREADS": "1", **more}  # fmt: skip
+
+
+def torchrun(folder, ranks, body, *options):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), *options]  # fmt: skip
+    return subprocess.run(
+        [*command, script(folder, body)], env=clean(), cwd=folder, capture_output=True, text=True, timeout=250, check=False
+    )  # fmt: skip
+
+
+def test_ranks_of_torchrun(tmp_path):
+    done = torchrun(
+        tmp_path,
+        2,
+        """
+        |total = comm.allreduce_(torch.tensor([1.0 + comm.rank]), "sum").item()
+        |say(comm.transport, comm.size, comm.local_rank == comm.rank, total)
+        |sub = comm.duplicate(transport="gloo")
+        |sub.barrier()
+        |torch.distributed.init_process_group("gloo")  # the script's own
+        |torch.distributed.barrier()
+        |say(sub.transport, fs.info()["ranks"]["transport"])
+        |torch.distributed.destroy_process_group()
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines.count("shm 2 True 3.0") == 2
+    assert lines.count("gloo shm") == 2
+
+
+# The first attempt ends in its third epoch, by an error of rank 1.
+RESUMED = """
+        |import os
+        |from torch.nn.functional import mse_loss
+        |torch.manual_seed(0)
+        |x = torch.randn(12, 8, 2)
+        |y = x.mean(2, keepdim=True).cumsum(0)
+        |est = fs.Estimator(torch.nn.GRU(2, 1), fs.seqloss(mse_loss),
+        |                   lambda p: torch.optim.AdamW(p, lr=0.01),
+        |                   dict(epochs=4, batchsize=2, seqsize=4))
+        |class Fails(fs.callbacks.Callback):
+        |    def on_epoch_begin(self, run):
+        |        if run.epoch == 2 and comm.rank == 1 and FAILS and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        |            os._exit(7)
+        |est.callbacks = [Fails()]
+        |est.fit(x, y, checkpoint="run", resume="auto")
+        |if comm.rank == 0:
+        |    say("loss", est.history_[-1]["loss"].hex(), len(est.history_))
+"""
+
+
+def test_a_restart_of_torchrun_resumes_from_the_checkpoint(tmp_path):
+    found = []
+    for name in ("whole", "resumed"):
+        folder = tmp_path / name
+        folder.mkdir()
+        body = f"FAILS = {name == 'resumed'}\n" + RESUMED
+        done = torchrun(folder, 2, body, "--max-restarts", "1")
+        assert done.returncode == 0, done.stderr
+        found.append(re.findall(r"^loss .*", done.stdout, re.MULTILINE))
+        assert ("exitcode  : 7" in done.stderr or "exitcode: 7" in done.stderr) == (
+            name == "resumed"
+        )
+    assert found[0] == found[1]
+    assert len(found[0]) == 1
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def test_tasks_of_srun_without_mpi(tmp_path):
+    path = script(
+        tmp_path,
+        """
+        |say(comm.size, comm.transport, comm.allreduce_(torch.ones(2), "sum").tolist())
+        |if comm.rank == 1:
+        |    import time
+        |    time.sleep(1)  # the other one may still be in the exchange
+        |    raise ValueError("only here")
+        |comm.barrier()
+        """,
+    )
+    variables = {
+        "SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_ID": "5", "MASTER_PORT": str(free_port()),
+        "SLURM_STEP_NODELIST": "here",
+    }  # fmt: skip
+    tasks = [
+        subprocess.Popen(
+            [sys.executable, path], env=clean(**variables, SLURM_PROCID=str(rank)),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    texts = [task.communicate(timeout=120) for task in tasks]
+    assert [task.returncode for task in tasks] == [1, 1]
+    assert [out.strip() for out, _ in texts] == ["2 shm [2.0, 2.0]"] * 2
+    assert "ValueError: only here" in texts[1][1]
+    assert "rank 0 cannot continue: rank 1 has exited" in texts[0][1]
+
+
+@pytest.mark.slow
+def test_ranks_of_two_agents_of_torchrun(tmp_path):
+    path = script(
+        tmp_path,
+        """
+        |say(comm.size, comm.rank, comm.transport, comm.allreduce_(torch.ones(2), "sum").tolist())
+        """,
+    )
+    where = f"127.0.0.1:{free_port()}"
+    agents = [
+        subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "1", "--nnodes", "2",
+             "--rdzv-backend", "c10d", "--rdzv-endpoint", where, "--rdzv-id", "two", path],
+            env=clean(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    texts = [agent.communicate(timeout=200) for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], texts
+    assert {out.strip() for out, _ in texts} == {f"2 {rank} shm [2.0, 2.0]" for rank in range(2)}
+
+
+def test_ranks_that_do_not_come_are_named(tmp_path):
+    launch = launchers.Launch("torchrun", False, 0, 2, "127.0.0.1", free_port())
+    meeting = communicators.Rendezvous(launch)
+    with pytest.raises(fs.CommunicationError, match=r"rank 0 waited 0\.5 s for rank 1 to make a"):
+        meeting.connect("auto", 0.5, 0, False)
+    lost = launchers.Launch("torchrun", False, 1, 2, "127.0.0.1", free_port())
+    with pytest.raises(fs.CommunicationError, match=r"rank 1 of 2 cannot meet the others at 127"):
+        communicators.Rendezvous(lost, timeout=0.5)
