@@ -140,7 +140,7 @@ std::shared_ptr<Communicator> connect(MPI_Comm parent, const ConnectOptions& opt
   if (node.memory && alone) {
     return std::make_shared<NodeCommunicator>(std::move(node), [comm](int exit_code) { MPI_Abort(comm, exit_code); });
   }
-  const MPI_Comm across = node.memory ? connect_nodes(comm, node) : MPI_COMM_NULL;
+  MPI_Comm across = node.memory ? connect_nodes(comm, node) : MPI_COMM_NULL;
   return std::make_shared<MpiCommunicator>(comm, std::move(node), across, timeout, options.half_wire);
 }
 

@@ -168,8 +168,10 @@ void register_communicator(const py::module_& m) {
       .def("set_purpose", &Communicator::set_purpose, py::arg("purpose"))
       .def("abort", &Communicator::abort, py::arg("exit_code"));
   py::class_<SingleProcess, Communicator, std::shared_ptr<SingleProcess>>(m, "SingleProcess").def(py::init<>());
+  // Their constructors register them. NOLINTBEGIN(bugprone-unused-raii)
   py::class_<NodeCommunicator, Communicator, std::shared_ptr<NodeCommunicator>>(m, "NodeCommunicator");
   py::class_<RelayCommunicator, Communicator, std::shared_ptr<RelayCommunicator>>(m, "RelayCommunicator");
+  // NOLINTEND(bugprone-unused-raii)
 }
 
 void register_bucketizer(const py::module_& m) {

@@ -1,4 +1,7 @@
 // Ranks on several machines, whose messages another library sends: here threads, and a library of this test.
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <barrier>
@@ -14,7 +17,9 @@
 
 #include "check.h"
 #include "core/base/half.h"
+#include "core/ranks/node_communicator.h"
 #include "core/ranks/relay_communicator.h"
+#include "core/ranks/shared_memory.h"
 
 namespace fastseq {
 
@@ -26,7 +31,11 @@ struct Post {
       : sizes(std::move(machines)),
         barrier(size()),
         addresses(static_cast<std::size_t>(size())),
-        data(addresses.size()) {}
+        data(addresses.size()) {
+    for (int local = 0; local < std::ranges::min(sizes); ++local) {
+      across.push_back(std::make_unique<std::barrier<>>(static_cast<std::ptrdiff_t>(sizes.size())));
+    }
+  }
   int size() const {
     int all = 0;
     for (const int each : sizes) all += each;
@@ -36,6 +45,8 @@ struct Post {
   std::barrier<> barrier;
   std::vector<SlotAddress> addresses;
   std::vector<std::byte*> data;
+  // Of the ranks with the number of this one of the first machine.
+  std::vector<std::unique_ptr<std::barrier<>>> across;
   std::atomic<bool> broken = false;
 };
 
@@ -66,15 +77,16 @@ class ThreadRelay final : public Relay {
   void interrupt() noexcept override {}
 
  private:
-  void meet(std::byte* data) {
+  void meet(std::byte* data) { meet(data, post_.barrier); }
+  void meet(std::byte* data, std::barrier<>& barrier) {
     if (post_.broken) throw CommunicationError("the team is broken");
     post_.data[static_cast<std::size_t>(rank_)] = data;
-    post_.barrier.arrive_and_wait();
+    barrier.arrive_and_wait();
   }
-  // All ranks meet in it: in tests of sums, machines have equally many.
   template <class T>
   void add(void* data, std::int64_t numel, bool across) {
-    meet(static_cast<std::byte*>(data));
+    std::barrier<>& barrier = across ? *post_.across[static_cast<std::size_t>(across_.front())] : post_.barrier;
+    meet(static_cast<std::byte*>(data), barrier);
     std::vector<T> sums(static_cast<std::size_t>(numel));
     std::vector<int> members = across_;
     if (!across) {
@@ -88,9 +100,9 @@ class ThreadRelay final : public Relay {
         sums[i] += value;
       }
     }
-    post_.barrier.arrive_and_wait();
+    barrier.arrive_and_wait();
     std::memcpy(data, sums.data(), sums.size() * sizeof(T));
-    post_.barrier.arrive_and_wait();
+    barrier.arrive_and_wait();
   }
 
   Post& post_;
@@ -128,8 +140,11 @@ void run_machines(const std::vector<int>& sizes, bool shares, const std::functio
             node.slices = slices;
           }
           std::vector<int> across;
-          for (int r = 0, m = 0; m < static_cast<int>(sizes.size()); r += sizes[static_cast<std::size_t>(m++)])
-            across.push_back(r + local);
+          int start = 0;
+          for (const int each : sizes) {
+            across.push_back(start + local);
+            start += each;
+          }
           RelayCommunicator comm(std::make_shared<ThreadRelay>(post, rank, across), "threads", rank, post.size(),
                                  std::move(node));
           body(comm);
@@ -154,7 +169,7 @@ float value_of(int rank, std::size_t i) {
 void check_means(Communicator& comm, std::int64_t numel, bool shared) {
   const auto count = static_cast<std::size_t>(numel);
   std::vector<float> own(count);
-  std::shared_ptr<std::byte> memory = shared ? comm.allocate(count * sizeof(float)) : nullptr;
+  const std::shared_ptr<std::byte> memory = shared ? comm.allocate(count * sizeof(float)) : nullptr;
   auto* data = shared ? reinterpret_cast<float*>(memory.get()) : own.data();
   double weights = 0;
   for (int r = 0; r < comm.size(); ++r) weights += r;  // rank 0's do not count
@@ -177,16 +192,16 @@ void check_means(Communicator& comm, std::int64_t numel, bool shared) {
 }  // namespace
 
 TEST(means_over_machines) {
-  for (const bool shares : {true, false}) {
-    run_machines({2, 2}, shares, [&](Communicator& comm) {
-      CHECK_EQ(comm.transport(), shares ? "hierarchy" : "threads");
-      CHECK_EQ(comm.size(), 4);
-      CHECK_EQ(comm.local_size(), 2);
-      for (const std::int64_t numel : {1, 5, 3000, 200'001}) {
-        check_means(comm, numel, false);
-        check_means(comm, numel, true);
-      }
-    });
+  for (const std::vector<int>& sizes : std::vector<std::vector<int>>{{2, 2}, {1, 2}, {3, 1}}) {
+    for (const bool shares : {true, false}) {
+      run_machines(sizes, shares, [&](Communicator& comm) {
+        CHECK_EQ(comm.transport(), shares ? "hierarchy" : "threads");
+        for (const std::int64_t numel : {0, 1, 5, 3000, 200'001}) {
+          check_means(comm, numel, false);
+          check_means(comm, numel, true);
+        }
+      });
+    }
   }
 }
 
@@ -231,6 +246,42 @@ TEST(broadcasts_and_failures) {
       CHECK_THROWS(comm.barrier(), CommunicationError);  // it was the last call
     });
   }
+}
+
+TEST(a_process_that_has_ended_is_missed_soon) {
+  auto memory = SharedMemory::create(2 * sizeof(SlotAddress) + sizeof(std::atomic<int>));
+  if (!memory) throw std::runtime_error("no shared memory");
+  auto* const addresses = reinterpret_cast<SlotAddress*>(memory->data());
+  auto* const step = reinterpret_cast<std::atomic<int>*>(memory->data() + 2 * sizeof(SlotAddress));
+  const auto until = [step](int value) {
+    while (step->load() < value) std::this_thread::yield();
+  };
+  const auto meet = [&](int rank) {
+    NodeLink link(rank);
+    addresses[rank] = link.address();
+    step->fetch_add(1);
+    until(2);
+    const bool opened = link.open({addresses, 2}, rank);
+    step->fetch_add(1);
+    until(4);
+    return std::make_unique<NodeCommunicator>(opened ? link.join(std::chrono::seconds(60)) : Node{}, nullptr);
+  };
+  const pid_t child = fork();
+  if (child == 0) {
+    meet(1)->barrier();
+    _exit(0);
+  }
+  const auto comm = meet(0);
+  comm->barrier();
+  waitpid(child, nullptr, 0);
+  const auto start = std::chrono::steady_clock::now();
+  try {
+    comm->barrier();
+    CHECK(false);
+  } catch (const CommunicationError& error) {
+    CHECK_EQ(std::string(error.what()), "rank 1 has exited");
+  }
+  CHECK(std::chrono::steady_clock::now() - start < std::chrono::seconds(10));
 }
 
 TEST(slots_that_are_not_there_are_not_opened) {

@@ -46,7 +46,7 @@ def fitted(comm=None, epochs=3, callbacks=(), dropout=0.0, **fit):
 def test_another_number_of_ranks(comm, folder):
     """From all ranks to one and back: within an epoch, and between two."""
     # Together, one rank after the other by itself: each has a folder of its own for that.
-    alone = folder.parent / f"alone{comm.rank}"
+    alone = folder.with_name(f"{folder.name}_alone{comm.rank}")
     for where, ranks in ((folder, comm), (alone, None)):
         settings = fs.callbacks.Checkpoint(where, every_updates=1, keep=1000)
         whole = fitted(ranks, checkpoint=settings)

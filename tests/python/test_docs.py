@@ -26,6 +26,7 @@ GUIDES = sorted((ROOT / "docs").glob("*.md"))
 LONG = (
     "classification",
     "forecasting",
+    "gpus-and-clusters",
     "hierarchies",
     "large-data",
     "resuming",

@@ -136,7 +136,9 @@ fs.launch(work, ranks=2)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_ranks_end_with_their_parent(tmp_path, number):
     (tmp_path / "job.py").write_text(textwrap.dedent(SCRIPT))
     parent = subprocess.Popen([sys.executable, "job.py"], cwd=tmp_path, stderr=subprocess.PIPE)

@@ -1,6 +1,9 @@
 #include "core/ranks/node_group.h"
 
+#include <signal.h>  // NOLINT(modernize-deprecated-headers): <csignal> has no kill
+
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
 #include <cstring>
 #include <thread>
@@ -124,7 +127,7 @@ void NodeGroup::raise_if_broken() const {
 }
 
 void NodeGroup::wait_for(int peer, std::chrono::steady_clock::time_point& deadline) {
-  Slot& slot = *slots_[static_cast<std::size_t>(peer)];
+  const Slot& slot = *slots_[static_cast<std::size_t>(peer)];
   for (int i = 0; i < spins_; ++i) {
     if (reached(slot.arrived.load(std::memory_order_acquire), epoch_)) return;
     relax();
@@ -134,10 +137,10 @@ void NodeGroup::wait_for(int peer, std::chrono::steady_clock::time_point& deadli
     if (reached(slot.arrived.load(std::memory_order_acquire), epoch_)) return;
     std::this_thread::yield();
   }
-  sleep_until_arrived(slot, deadline);
+  sleep_until_arrived(peer, deadline);
 }
 
-void NodeGroup::sleep_until_arrived(Slot& peer, std::chrono::steady_clock::time_point& deadline) {
+void NodeGroup::sleep_until_arrived(int peer, std::chrono::steady_clock::time_point& deadline) {
   struct Sleeper {
     explicit Sleeper(std::atomic<std::uint32_t>& counted) : count(counted) { count.fetch_add(1); }
     ~Sleeper() { count.fetch_sub(1); }
@@ -146,26 +149,39 @@ void NodeGroup::sleep_until_arrived(Slot& peer, std::chrono::steady_clock::time_
   if (deadline == std::chrono::steady_clock::time_point{}) {
     deadline = std::chrono::steady_clock::now() + clock_time(timeout_);
   }
-  const Sleeper sleeper(peer.sleepers);
+  Slot& slot = *slots_[static_cast<std::size_t>(peer)];
+  const Sleeper sleeper(slot.sleepers);
   while (true) {
-    const std::uint32_t seen = peer.arrived.load();
+    const bool ended = has_ended(peer);  // before this looks whether it has arrived
+    const std::uint32_t seen = slot.arrived.load();
     if (reached(seen, epoch_)) return;
     if (interrupted_.load()) break_up(exit_message(name(rank_)).c_str());
     raise_if_broken();
-    if (std::chrono::steady_clock::now() > deadline) give_up();
+    if (ended) give_up(exit_message(name(peer)));
+    if (std::chrono::steady_clock::now() > deadline) {
+      const std::string missing = missing_ranks();
+      if (missing.empty()) return;
+      give_up(timeout_message(name(rank_), timeout_.count(), missing));
+    }
     if (idle_) idle_();
-    sleep_while_equal(peer.arrived, seen);
+    sleep_while_equal(slot.arrived, seen);
   }
 }
 
-void NodeGroup::give_up() {
+bool NodeGroup::has_ended(int peer) const {
+  return !processes_.empty() && kill(processes_[static_cast<std::size_t>(peer)], 0) != 0 && errno == ESRCH;
+}
+
+std::string NodeGroup::missing_ranks() const {
   std::string missing;
   for (int r = 0; r < size(); ++r) {
     if (reached(slots_[static_cast<std::size_t>(r)]->arrived.load(), epoch_)) continue;
     missing += (missing.empty() ? "rank " : ", rank ") + std::to_string(name(r));
   }
-  if (missing.empty()) return;
-  const std::string cause = timeout_message(name(rank_), timeout_.count(), missing);
+  return missing;
+}
+
+void NodeGroup::give_up(const std::string& cause) {
   break_up(leaving_ ? exit_message(name(rank_)).c_str() : cause.c_str());
   throw LostRanks(cause, cause);
 }

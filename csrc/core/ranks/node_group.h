@@ -52,6 +52,8 @@ class NodeGroup {
   // The ranks' names in messages, if there are more ranks than these: names[r] is rank r's number among all.
   void set_names(std::vector<int> names) { names_ = std::move(names); }
   const std::vector<int>& names() const { return names_; }
+  // processes[r] is rank r's, as this process sees it: who waits for one that has ended raises CommunicationError soon.
+  void set_processes(std::vector<int> processes) { processes_ = std::move(processes); }
   // Called from time to time during a long wait. What it raises ends the wait.
   void set_idle(std::function<void()> idle) { idle_ = std::move(idle); }
 
@@ -78,8 +80,10 @@ class NodeGroup {
   int name(int r) const { return names_.empty() ? r : names_[static_cast<std::size_t>(r)]; }
   // Waits for a peer. All waits of a meeting end `timeout_` after the start of its first long one.
   void wait_for(int peer, std::chrono::steady_clock::time_point& deadline);
-  void sleep_until_arrived(Slot& peer, std::chrono::steady_clock::time_point& deadline);
-  void give_up();
+  void sleep_until_arrived(int peer, std::chrono::steady_clock::time_point& deadline);
+  bool has_ended(int peer) const;
+  [[noreturn]] void give_up(const std::string& cause);
+  std::string missing_ranks() const;
   void raise_if_broken() const;
 
   std::vector<Slot*> slots_;
@@ -88,6 +92,7 @@ class NodeGroup {
   std::uint32_t epoch_;
   int spins_;
   std::vector<int> names_;
+  std::vector<int> processes_;
   std::function<void()> idle_;
   std::atomic<bool> interrupted_ = false;
   bool leaving_ = false;  // this rank stops for its own reasons

@@ -41,7 +41,7 @@ bool NodeLink::open(std::span<const SlotAddress> addresses, int rank) {
 }
 
 Node NodeLink::join(std::chrono::duration<double> timeout) {
-  own_->close_descriptor();
+  if (own_) own_->close_descriptor();
   std::vector<NodeGroup::Slot*> slots;
   std::vector<int> pids;
   std::vector<int> names;
@@ -52,6 +52,7 @@ Node NodeLink::join(std::chrono::duration<double> timeout) {
   }
   auto group = std::make_unique<NodeGroup>(std::move(slots), rank_, timeout);
   group->set_names(std::move(names));
+  group->set_processes(pids);
   auto memory = std::make_unique<NodeMemory>(*group, std::move(pids));
   if (!memory->usable()) return {};
   return {.rank = rank_,
