@@ -135,8 +135,13 @@ def test_plot_marks_the_lowest_loss_without_validation():
     assert not lines_of(fs.History().plot())
 
 
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
 def test_progress_bar_counts_all_chunks_and_can_be_turned_off(monkeypatch):
-    stream = io.StringIO()
+    stream = Terminal()
     monkeypatch.setattr(sys, "stderr", stream)
     fitted(progress=False)
     assert stream.getvalue() == ""
@@ -148,12 +153,28 @@ def test_progress_bar_counts_all_chunks_and_can_be_turned_off(monkeypatch):
 
 
 def test_progress_bar_shows_the_validation_loss(monkeypatch):
-    stream = io.StringIO()
+    stream = Terminal()
     monkeypatch.setattr(sys, "stderr", stream)
     est = fs.Estimator(chain(), fs.seqloss(mse_loss), adamw, fs.Spec(3, 2, 5))
     history = est.fit(X, X[..., :1], validation=2).history_
     last = stream.getvalue().splitlines()[-1]
     assert f", val {history[-1]['validation_loss']:.4g}]" in last
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1000.0])
+def test_logs_get_a_line_per_epoch_but_not_many_a_second(monkeypatch, seconds):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr("fastseq._util.progress._LINE_SECONDS", seconds)
+    est = fs.Estimator(chain(), fs.seqloss(mse_loss), adamw, fs.Spec(4, 2, 5))
+    history = est.fit(X, X[..., :1], validation=2).history_
+    est.predict(X)
+    expected = [
+        f"epoch {row['epoch']}/4: loss {row['loss']:.4g}, val {row['validation_loss']:.4g}, "
+        f"{row['seconds']:.1f} s"
+        for row in history
+    ]
+    assert stream.getvalue().splitlines() == (expected if seconds == 0 else expected[::3])
 
 
 def test_progress_bar_in_a_notebook(monkeypatch):
@@ -163,7 +184,7 @@ def test_progress_bar_in_a_notebook(monkeypatch):
     bar = Progress(10, shown=True)
     with bar:
         bar.epoch(2, 5)
-        bar.validated(0.25)
+        bar.ended({"validation_loss": 0.25})
         for _ in range(10):
             bar.advance(0.5)
     label, gauge, rest = bar._bar.container.children

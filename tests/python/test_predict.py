@@ -347,6 +347,7 @@ def test_a_bar_where_it_takes_long(seconds, monkeypatch):
 
     monkeypatch.setattr("fastseq.inference.predictor._BAR_AFTER_SECONDS", seconds)
     stream = io.StringIO()
+    stream.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", stream)
     run(Slow(), X, progress=True)
     shown = stream.getvalue()

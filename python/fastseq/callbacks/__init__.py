@@ -21,6 +21,7 @@ __all__ = [
     "AnyOf",
     "Callback",
     "Checkpoint",
+    "ClassificationReport",
     "Criterion",
     "CycleLearningRate",
     "InvalidValue",
@@ -43,6 +44,7 @@ __all__ = [
 
 # Imported on first use: they need large or optional packages.
 _LATER = {
+    "ClassificationReport": "classification_report",
     "MLflow": "mlflow",
     "Metrics": "metrics",
     "OptunaPruning": "optuna",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._util.optional_imports import need
-from .trackers import Tracker, history_figure, numbers_of, parameters
+from .trackers import Tracker, artifacts_of, history_figure, numbers_of, parameters
 
 if TYPE_CHECKING:
     from ..training.run import Run
@@ -196,6 +196,12 @@ class MLflow(Tracker):
         figure = history_figure(run)
         if figure is not None:
             self._client.log_figure(self.run_id, figure, "history.png")
+        for name, content in artifacts_of(run).items():
+            file = name.replace(" ", "_")
+            if isinstance(content, str):
+                self._client.log_text(self.run_id, content, f"{file}.txt")
+            else:
+                self._client.log_figure(self.run_id, content, f"{file}.png")
         if self._weights:
             from safetensors.torch import save_file
 

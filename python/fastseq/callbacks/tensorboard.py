@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._util.optional_imports import need
-from .trackers import Tracker, history_figure, numbers_of, parameters
+from .trackers import Tracker, artifacts_of, history_figure, numbers_of, parameters
 
 if TYPE_CHECKING:
     from ..training.run import Run
@@ -78,6 +78,11 @@ class TensorBoard(Tracker):
         figure = history_figure(run)
         if figure is not None:
             self._writer.add_figure("history", figure, run.epoch, close=False)
+        for name, content in artifacts_of(run).items():
+            if isinstance(content, str):
+                self._writer.add_text(name, f"```\n{content}\n```", run.epoch)
+            else:
+                self._writer.add_figure(name, content, run.epoch, close=False)
         if len(run.history):
             last = numbers_of(run.history[-1])
             results = {f"last/{name}": value for name, value in last.items()}

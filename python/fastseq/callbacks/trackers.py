@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ..training.run import Run
 
-__all__ = ["Tracker", "history_figure", "numbers_of", "parameters"]
+__all__ = ["Tracker", "artifacts_of", "history_figure", "numbers_of", "parameters"]
 
 
 class Tracker(Callback):
@@ -133,6 +133,14 @@ def history_figure(run: Run) -> Figure | SubFigure | None:
     if not len(run.history) or importlib.util.find_spec("matplotlib") is None:
         return None
     return run.history.plot().figure
+
+
+def artifacts_of(run: Run) -> dict[str, Any]:
+    """Return texts and figures of all callbacks that have a method `artifacts`, by their names."""
+    found: dict[str, Any] = {}
+    for callback in run.callbacks:
+        found |= getattr(callback, "artifacts", dict)()
+    return found
 
 
 def _name(function: object) -> str:

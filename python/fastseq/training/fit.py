@@ -230,8 +230,8 @@ class Fit:
             "updates_per_second": run.updates_per_epoch / seconds,
         }
         if self._validation is not None:
-            run.row["validation_loss"] = loss = self._validate(position)
-            progress.validated(loss)
+            run.row["validation_loss"] = self._validate(position)
+        progress.ended(run.row, run.epochs)
         learner.history.append(run.row)
         position.inside = False
         run.end_epoch()

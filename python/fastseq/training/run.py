@@ -249,6 +249,11 @@ class Run:
             raise ValueError(f"a request must be one of {_REQUESTS}, got {name!r}")
         self._requested.add(name)
 
+    @property
+    def callbacks(self) -> tuple[object, ...]:
+        """The callbacks of this call, in their order."""
+        return tuple(self._callbacks)
+
     def add(self, callback: object) -> None:
         """Add a callback, after the others."""
         self._callbacks.append(callback)
