@@ -37,6 +37,7 @@ from .nn.parameters import (
     weights,
 )
 from .nn.stateful import Stateful
+from .search_space import SearchSpace
 from .training.history import History
 from .training.spec import Spec
 
@@ -54,6 +55,7 @@ __all__ = [
     "NonFiniteError",
     "ReadError",
     "RemoteError",
+    "SearchSpace",
     "SequenceClassifier",
     "SequenceForecaster",
     "SequenceRegressor",

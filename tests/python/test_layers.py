@@ -78,7 +78,7 @@ PACKAGE = ROOT / "python" / "fastseq"
 # before it, types included.
 ROOMS = (
     "errors", "_util", "distributed", "nn", "data", "training", "inference", "checkpoint",
-    "callbacks", "estimator", "sklearn", "sktime", "info",
+    "callbacks", "estimator", "search_space", "sklearn", "sktime", "info",
 )  # fmt: skip
 EXTENSIONS = ("_C", "_comm", "_cuda", "_cuda_comm", "_mpi", "_reader", "_step")
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from ..errors import meant
 
-__all__ = ["FromArguments", "descriptions", "values_of"]
+__all__ = ["FromArguments", "descriptions", "number_in", "values_of"]
 
 _SECTION = r"^Parameters\n-+\n(.*?)(?=^\w[^\n]*\n-+\n|\Z)"
 _ENTRY = r"^(\S[^\n]*)\n((?: +[^\n]*\n?|\n)*)"
@@ -56,7 +56,7 @@ class _Option:
             return None
         if bool in self.single and text.lower() in ("true", "false"):
             return text.lower() == "true"
-        found = _number(text, self.single)
+        found = number_in(text, self.single)
         if found is not None:
             return found
         if self.many and not (str in self.single and "," not in text):
@@ -74,7 +74,7 @@ class _Option:
         raise argparse.ArgumentTypeError(f"must be {self.wanted}, got {given!r}")
 
     def _element(self, text: str) -> Any:
-        found = _number(text, self.many)
+        found = number_in(text, self.many)
         if found is None and str not in self.many:
             raise argparse.ArgumentTypeError(f"must be {self.wanted}, got {text!r} in it")
         return text if found is None else found
@@ -95,7 +95,8 @@ class _Option:
         return " or ".join(words)
 
 
-def _number(text: str, kinds: tuple[type, ...]) -> int | float | None:
+def number_in(text: str, kinds: tuple[type, ...]) -> int | float | None:
+    """Return the number that a text is, of the first of int and float in `kinds` that it fits."""
     for kind in (int, float):
         if kind in kinds:
             try:
