@@ -54,6 +54,9 @@ def test_one_logit_and_classes_that_never_occur():
     est = fitted(report, outputs=1, loss=logistic, y=(Y > 0).long()[..., None])  # fmt: skip
     y_pred = est.predict(HELD_OUT).ravel() > 0
     assert np.array_equal(report.matrix, confusion_matrix((Y[:, -2:] > 0).ravel(), y_pred))
+    float_report = ClassificationReport()
+    fitted(float_report, outputs=1, loss=nn.BCEWithLogitsLoss(), y=(Y > 0).float()[..., None])
+    assert float_report.matrix.sum() == 40
     report = ClassificationReport()
     fitted(report, outputs=5)
     assert report.matrix.shape == (5, 5)
@@ -107,7 +110,6 @@ def test_trackers_log_it(tmp_path):
     [
         ([ClassificationReport(), "board"], "put ClassificationReport behind TensorBoard"),
         ([RestoreBest(), ClassificationReport()], "put ClassificationReport before RestoreBest"),
-        ([ClassificationReport(["a", "b"])], "class_names has 2 names, but there are 3 classes"),
     ],
 )
 def test_wrong_use(tmp_path, callbacks, message):
@@ -117,9 +119,11 @@ def test_wrong_use(tmp_path, callbacks, message):
 
 
 def test_what_has_no_classes_is_refused():
-    with pytest.raises(
-        ValueError, match="is for classes, which are integers; the targets are float32"
-    ):
+    with pytest.warns(RuntimeWarning, match="class_names has 2 names, but there are 3 classes"):
+        est = fitted(report := ClassificationReport(["a", "b"]))
+    assert report.matrix is None
+    assert len(est.history_) == 3
+    with pytest.warns(RuntimeWarning, match="for classes, which are integers; the targets are fl"):
         fitted(ClassificationReport(), outputs=1, loss=nn.MSELoss(), y=X[..., :1])
     with pytest.raises(TypeError, match="class_names must be a list of names, got 'ab'"):
         ClassificationReport("ab")

@@ -189,7 +189,12 @@ def test_wrong_settings(run, tmp_path, text, message):
             "has two columns 'y'",
         ),
         (lambda t: t.assign(y="high"), "numbers"),
-        (lambda t: t.iloc[:0], "empty"),
+        (lambda t: t.iloc[:0], "data.csv has no rows"),
+        (lambda t: t.set_index(t.index.rename("")).reset_index(), "has a column without a name"),
+        (
+            lambda t: t.assign(ds=[f"{d}T00:00+0{1 + i % 2}:00" for i, d in enumerate(t["ds"])]),
+            "has times of several distances from UTC",
+        ),
         (lambda t: t.iloc[[0, 0, 1]], "two rows for 2015-01-01"),
     ],
 )
@@ -207,6 +212,12 @@ def test_files_that_can_be_misread_are_refused(run, tmp_path, change, message):
     [
         (("fit", "none.csv", "m.safetensors"), "No such file"),
         (("fit", "data.csv", "no/m.safetensors"), "there is no folder 'no' for m.safetensors"),
+        (("fit", "data.csv", "model.csv"), "a file *.safetensors, got 'model.csv'"),
+        (("fit", "comma.csv", "m.safetensors"), "Expected 2 columns, got 3"),
+        (("fit", "short.csv", "m.safetensors"), "Expected 3 columns, got 2"),
+        (("predict", "m.safetensors", "data.csv", "--out", "data.csv"), "data.csv is read, too"),
+        (("predict", "m.csv", "--out", "./m.csv"), "m.csv is read, too"),
+        (("predict", "m.safetensors", "data.csv", "--plot", "p.xyz"), "p.xyz must be a picture"),
         (("fit", "data.xls", "m.safetensors"), "data.xls must be a file *.csv, *.csv.gz or *.parquet"),
         (("fit", "binary.csv", "m.safetensors"), "is not CSV"),
         (("fit", "data.csv", "m.safetensors", "--settings", "none.yaml"), "No such file"),
@@ -220,11 +231,34 @@ def test_files_that_can_be_misread_are_refused(run, tmp_path, change, message):
 def test_wrong_use_is_told_in_a_line(run, tmp_path, words, message):
     LONG.to_csv("data.csv", index=False)
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00\x01")
+    (tmp_path / "comma.csv").write_text("ds,y\n2025-01-01,3,5\n2025-01-02,3,6\n")
+    (tmp_path / "short.csv").write_text("ds,y,x\n2025-01-01,3,5\n2025-01-02,4\n")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     code, out, messages = run(*words)
     assert (code, out) == (1, "")
     assert messages.startswith("fastseq: error: ")
     assert message in messages
     assert messages.count("\n") == 1
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_covariates_are_told_and_are_what_is_written(run):
+    table = rows(["b"]).drop(columns="unique_id")
+    table["region"] = np.array(["NA", "EU", "1"])[np.arange(72) % 3]
+    table.to_csv("data.csv", index=False)
+    code, _, messages = run("fit", "data.csv", "m.safetensors", *SETTINGS)
+    assert code == 0
+    assert "1 series, 72 rows, covariates: price, region (categories): m.saf" in messages
+    future = pd.DataFrame({"ds": pd.date_range("2021-01-01", periods=6, freq="MS"), "price": 1.0})
+    twin = forecaster().fit(table.set_index("ds")["y"], table.set_index("ds")[["price", "region"]])
+    found = []
+    for region in ("NA", "EU"):
+        future.assign(region=region).to_csv("future.csv", index=False)
+        code, out, _ = run("predict", "m.safetensors", "--future", "future.csv")
+        found.append(printed(out)["forecast"].to_numpy())
+        expected = twin.predict(X=future.assign(region=region).set_index("ds"))
+        np.testing.assert_allclose(found[-1], expected, rtol=1e-6)
+    assert not np.allclose(*found)
 
 
 def test_unknown_options_and_abbreviations_are_refused(run):

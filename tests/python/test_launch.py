@@ -102,6 +102,8 @@ def test_other_ways_to_end_are_errors():
             os.kill(os.getpid(), signal.SIGKILL)
         if how == "exits":
             sys.exit(3)
+        if how == "ends":
+            sys.exit()
         if how == "no way":
             return threading.Lock()
         return None
@@ -113,6 +115,7 @@ def test_other_ways_to_end_are_errors():
     ):
         with pytest.raises(fs.RemoteError, match=message):
             fs.launch(work, how, ranks=1)
+    assert fs.launch(work, "ends", ranks=1) == [None]
     with pytest.raises(TypeError, match="fn and its arguments cannot be sent to the ranks"):
         fs.launch(work, threading.Lock(), ranks=1)
     for ranks in (0, -1, 1.5, True, "2"):

@@ -89,6 +89,8 @@ def test_a_launch_is_found(env, variables, expected):
         ({**TORCHRUN, "WORLD_SIZE": "many"}, "WORLD_SIZE='many'"),
         ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR='' and MASTER_PORT='' do not say where they meet"),
         ({**TORCHRUN, "MASTER_PORT": "x"}, "MASTER_PORT='x'"),
+        ({**TORCHRUN, "MASTER_PORT": "99999"}, "MASTER_PORT='99999'"),
+        ({**SRUN, "MASTER_PORT": "x"}, "MASTER_PORT='x' is no port: unset it"),
         ({**SRUN, "SLURM_PROCID": "9"}, "the variables of srun are no rank"),
         ({**SRUN, "SLURM_STEP_NODELIST": ""}, "names no host: set MASTER_ADDR"),
         ({**MPIRUN, "RANK": "0", "WORLD_SIZE": "2"}, "two launchers started this process: .* RANK=0; use one"),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .._util.optional_imports import need
-from ..inference.samples import samples
+from ..inference.samples import Samples, samples
 from ..training.run import Callback
 from .best_weights import RestoreBest
 from .metric_inputs import classes_of, column, weights_of
@@ -28,7 +29,8 @@ class ClassificationReport(Callback):
 
     It is scikit-learn's: precision, recall, F1 score and number of samples of each class, and the
     confusion matrix. Samples of all ranks count, but for those left out by a mask, a length or a
-    weight of 0. `TensorBoard` and `MLflow` log both.
+    weight of 0. Targets 0.0 and 1.0 of one logit are classes, too. `TensorBoard` and `MLflow` log
+    both. What cannot be reported on is a warning when `fit` ends.
 
     `fit` ends callbacks from the last to the first: put it behind trackers, so that it is there
     when they end, and before `RestoreBest`, so that it sees the best weights.
@@ -49,8 +51,7 @@ class ClassificationReport(Callback):
     Raises
     ------
     ValueError
-        There is no validation part, its targets are no classes, the names are not as many as the
-        classes, or another callback is on the wrong side.
+        There is no validation part, or another callback is on the wrong side.
     MissingFeatureError
         scikit-learn is not installed.
 
@@ -76,6 +77,7 @@ class ClassificationReport(Callback):
         self.report: dict[str, Any] | None = None
         self.matrix: np.ndarray | None = None
         self._text = ""
+        self._names: list[str] = []
 
     def __str__(self) -> str:
         return self._text or "ClassificationReport: fit has not ended"
@@ -103,30 +105,36 @@ class ClassificationReport(Callback):
         if run.error is not None or part is None:
             return
         found = samples(run.learner, part.data, states=run.ends, warmup=part.warmup)
-        if found.y_true.dtype.kind not in "iub":
-            raise ValueError(
-                "ClassificationReport is for classes, which are integers; the targets are "
-                f"{found.y_true.dtype}"
-            )
+        problem = self._problem(found)
+        if problem:  # the training is not lost
+            warnings.warn(f"ClassificationReport: {problem}", RuntimeWarning, stacklevel=2)
+            return
         one_logit = found.y_true.shape == found.y_pred.shape
-        count = 2 if one_logit else found.y_pred.shape[-1]
-        names = self.class_names or [str(number) for number in range(count)]
-        if len(names) != count:
-            raise ValueError(f"class_names has {len(names)} names, but there are {count} classes")
         predicted = column(classes_of(found.y_pred, one_logit=one_logit))
-        self._measure(column(found.y_true), predicted, names, weights_of(found))
+        self._measure(column(found.y_true).astype(int), predicted, weights_of(found))
 
-    def _measure(
-        self, y_true: np.ndarray, y_pred: np.ndarray, names: list[str], weights: dict[str, Any]
-    ) -> None:
+    def _problem(self, found: Samples) -> str:
+        """Return why there can be no report; set the names if there can."""
+        one_logit = found.y_true.shape == found.y_pred.shape
+        y_true = found.y_true
+        if y_true.dtype.kind not in "iub" and not (one_logit and np.isin(y_true, (0, 1)).all()):
+            return f"it is for classes, which are integers; the targets are {y_true.dtype}"
+        if found.weights.ndim > 1 or column(y_true).ndim > 1:
+            return "it is for one class of each sample; the targets have several"
+        count = 2 if one_logit else found.y_pred.shape[-1]
+        self._names = self.class_names or [str(number) for number in range(count)]
+        if len(self._names) != count:
+            return f"class_names has {len(self._names)} names, but there are {count} classes"
+        return ""
+
+    def _measure(self, y_true: np.ndarray, y_pred: np.ndarray, weights: dict[str, Any]) -> None:
         from sklearn.metrics import classification_report, confusion_matrix
 
-        labels = list(range(len(names)))
-        more = {"labels": labels, "target_names": names, "zero_division": 0, **weights}
+        labels = list(range(len(self._names)))
+        more = {"labels": labels, "target_names": self._names, "zero_division": 0, **weights}
         self.report = classification_report(y_true, y_pred, output_dict=True, **more)
         self._text = classification_report(y_true, y_pred, **more)
         self.matrix = confusion_matrix(y_true, y_pred, labels=labels, **weights)
-        self._names = names
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the confusion matrix (needs matplotlib); rows are the true classes.

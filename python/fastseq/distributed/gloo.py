@@ -11,7 +11,7 @@ from .._util import torch_internals
 from .._util.untyped_torch import PrefixStore
 from ..errors import CommunicationError
 
-__all__ = ["Gloo"]
+__all__ = ["Gloo", "limited"]
 
 _DTYPES = {"f": torch.float32, "d": torch.float64}
 
@@ -44,9 +44,9 @@ class Gloo:
             self._across = self._group(f"of {across[0]}", across.index(rank), len(across))
 
     def _group(self, name: str, rank: int, size: int) -> Any:
-        limit = datetime.timedelta(seconds=self._timeout)
+        store, limit = PrefixStore(name, self._store), limited(self._timeout)
         try:
-            return torch_internals.gloo_group(PrefixStore(name, self._store), rank, size, limit)
+            return torch_internals.gloo_group(store, rank, size, limit)
         except RuntimeError as error:
             raise self._lost(error) from error
 
@@ -90,8 +90,8 @@ class Gloo:
         cause = "it has exited" if self._interrupted else self._told()
         if cause:
             return CommunicationError(f"rank {self._rank} cannot continue: {cause}")
-        text = str(error).partition("\n")[0]
-        if "imed out" in text:
+        text = "the connection to another rank is lost; has that ended?"
+        if "imed out" in str(error):
             text = f"it waited {self._timeout:g} s for the others"
         return CommunicationError(f"rank {self._rank} cannot continue: {text}")
 
@@ -102,3 +102,8 @@ class Gloo:
             return self._store.get("broken").decode() if found else ""
         except RuntimeError:  # who had the store has gone, too
             return ""
+
+
+def limited(seconds: float) -> datetime.timedelta:
+    """Return a time-out for torch, which knows no infinite ones."""
+    return datetime.timedelta(seconds=min(seconds, 1e8))

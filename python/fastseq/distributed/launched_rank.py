@@ -22,6 +22,12 @@ def main() -> None:
             os.dup2(empty.fileno(), 0)
         try:
             _send(results, ("value", _work(orders)))
+        except SystemExit as end:
+            if end.code in (None, 0):
+                _send(results, ("value", None))
+            else:
+                _send(results, ("error", f"SystemExit: {end.code}"))
+            raise
         except BaseException as error:
             kind = "told" if isinstance(error, (RemoteError, CommunicationError)) else "error"
             text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -100,8 +100,14 @@ def slurm_launch() -> Launch | None:
     step = [os.environ.get(name, "0") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID")]
     numbers = [int(part) if part.isdecimal() else 0 for part in step]
     # A port for each step, of those that are not handed out to connections.
-    port = int(os.environ.get("MASTER_PORT") or 20000 + (numbers[0] * 31 + numbers[1]) % 12000)
-    return Launch("srun", False, rank, size, address, port, attempt="/".join(step))
+    port = os.environ.get("MASTER_PORT") or str(20000 + (numbers[0] * 31 + numbers[1]) % 12000)
+    if not _is_port(port):
+        raise CommunicationError(f"MASTER_PORT={port!r} is no port: unset it, or give a free one")
+    return Launch("srun", False, rank, size, address, int(port), attempt="/".join(step))
+
+
+def _is_port(text: str) -> bool:
+    return text.isdecimal() and 0 < int(text) < 65536
 
 
 def _torch_launch() -> Launch | None:
@@ -109,7 +115,7 @@ def _torch_launch() -> Launch | None:
     if size == 1:
         return None
     address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
-    if not address or not port.isdecimal():
+    if not address or not _is_port(port):
         raise CommunicationError(
             f"RANK={rank} and WORLD_SIZE={size} say that this is one of {size} processes, but "
             f"MASTER_ADDR={address!r} and MASTER_PORT={port!r} do not say where they meet: start "

@@ -24,6 +24,7 @@ __all__ = ["launch", "read_message", "write_message"]
 # Seconds for ranks to end by themselves after one has failed, and then after a request.
 _GRACE = 5.0
 _POLL = 0.05
+_PIPES = 1.0
 
 
 def launch(fn: Callable[..., Any], *args: Any, ranks: int, **kwargs: Any) -> list[Any]:
@@ -196,8 +197,10 @@ class _Rank:
     def finish(self) -> None:
         """Take in the rest of what an ended rank has sent."""
         self._process.wait()
+        # Processes that it has started may keep its pipes open.
+        deadline = time.monotonic() + _PIPES
         for thread in self._threads:
-            thread.join(_GRACE)
+            thread.join(max(deadline - time.monotonic(), 0))
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):
             self._process.stdin.close()
@@ -230,9 +233,13 @@ def _forward(source: IO[bytes], name: str) -> None:
 
 
 def _print(data: bytes, name: str) -> None:
-    if data:
-        target = getattr(sys, name)  # in a notebook, below the cell
-        target.write(data.decode(errors="replace"))
+    if not data:
+        return
+    target = getattr(sys, name)  # in a notebook, below the cell
+    coding = getattr(target, "encoding", None) or "utf-8"
+    text = data.decode(errors="replace").encode(coding, errors="replace").decode(coding)
+    with contextlib.suppress(OSError, ValueError):  # nobody reads it; the rank goes on
+        target.write(text)
         target.flush()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import socket
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from .. import _comm
 from .._util.untyped_torch import PrefixStore, TCPStore
 from ..errors import CommunicationError
-from .gloo import Gloo
+from .gloo import Gloo, limited
 from .launchers import Launch
 
 __all__ = ["Rendezvous"]
@@ -48,7 +47,7 @@ class Rendezvous:
                 launch.address,
                 launch.port,
                 is_master=launch.rank == 0 and not launch.hosted,
-                timeout=datetime.timedelta(seconds=timeout),
+                timeout=limited(timeout),
                 wait_for_workers=False,
                 multi_tenant=True,  # a script may call init_process_group, at the same port
             )
@@ -126,7 +125,7 @@ class _Meeting:
     def __init__(self, store: Any, launch: Launch, timeout: float) -> None:
         self._store, self._rank, self._size = store, launch.rank, launch.size
         self._timeout = timeout
-        store.set_timeout(datetime.timedelta(seconds=timeout))
+        store.set_timeout(limited(timeout))
         self._hosts = launch.rank == 0 and not launch.hosted
 
     def gather(self, name: str, value: object) -> list[Any]:

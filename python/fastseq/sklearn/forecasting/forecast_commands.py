@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import csv
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,13 +82,15 @@ def fit(arguments: argparse.Namespace) -> None:
     """
     comm = world()
     model = Path(arguments.model)
+    if model.suffix != ".safetensors":
+        raise ValueError(f"the model to write must be a file *.safetensors, got {str(model)!r}")
     _check_folder(model)
     forecaster = SequenceForecaster.from_args(arguments, comm=comm)
     table = _Table.read(arguments.data, forecaster)
     forecaster.fit(*table.series())
     forecaster.save(model)
     if comm.rank == 0:
-        print(f"{table.count} series, {len(table.rows)} rows: {model} written", file=sys.stderr)
+        print(f"{table.summary()}: {model} written", file=sys.stderr)
 
 
 def predict(arguments: argparse.Namespace) -> None:
@@ -103,10 +105,7 @@ def predict(arguments: argparse.Namespace) -> None:
         raise ValueError("a plot shows series with their forecasts: give the file of the series")
     if arguments.data and arguments.new:
         raise ValueError("series have steps of their own: give either data or --new")
-    for path in filter(None, (arguments.out, arguments.plot)):
-        _check_folder(Path(path))
-    if arguments.out:
-        _kind_of(arguments.out)
+    _check_outputs(arguments)
     forecaster = SequenceForecaster.load(arguments.model, comm=world())
     if arguments.new:
         forecaster.update(*_Table.read(arguments.new, forecaster).series())
@@ -120,7 +119,7 @@ def predict(arguments: argparse.Namespace) -> None:
         if table and arguments.plot:
             picture = _picture(table, forecast)
             with replacing(Path(arguments.plot)) as beside:
-                kind = Path(arguments.plot).suffix.lstrip(".") or "png"
+                kind = Path(arguments.plot).suffix.lstrip(".")
                 picture.savefig(beside, dpi=120, format=kind)
 
 
@@ -140,9 +139,14 @@ class _Table:
         _check_columns(path, found.rows, needed)
         return found
 
-    @property
-    def count(self) -> int:
-        return int(self.rows[self.id].nunique()) if self.many else 1
+    def summary(self) -> str:
+        """Return how much there is, and which columns are covariates."""
+        series = int(self.rows[self.id].nunique()) if self.many else 1
+        others = [c for c in self.rows.columns if c not in (self.id, self.time, self.target)]
+        numbers = self.rows.select_dtypes("number").columns
+        names = [str(c) if c in numbers else f"{c} (categories)" for c in others]
+        covariates = f", covariates: {', '.join(names)}" if names else ""
+        return f"{series} series, {len(self.rows)} rows{covariates}"
 
     def series(self) -> tuple[Any, Any]:
         """Return what a forecaster takes: a long frame, or a series and its covariates."""
@@ -192,38 +196,78 @@ def _kind_of(path: str) -> str:
 def _read(path: str, id_col: str, time_col: str) -> pd.DataFrame:
     """Return a file's rows: the ids of a CSV file are texts, its times numbers or ISO 8601."""
     need("pandas", "a command for forecasters")
+    need("pyarrow", "a command for forecasters")
     import pandas as pd
 
     if _kind_of(path) == "parquet":
-        need("pyarrow", "a Parquet file")
-        table: pd.DataFrame = pd.read_parquet(path)
-        return table
-    try:
-        # pandas would rename a second column "y" to "y.1", and take it for a covariate
-        header = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False)
-        names = header.iloc[0].tolist()
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"{path} has two columns {twice[0]!r}")
-        rows: pd.DataFrame = pd.read_csv(path, index_col=False)
-        if id_col in names:  # as they are written: 007, and NA
-            ids = pd.read_csv(path, usecols=[id_col], dtype=str, keep_default_na=False)
-            rows[id_col] = ids[id_col]
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeError, csv.Error) as error:
-        raise ValueError(f"{path} is not CSV: {' '.join(str(error).split())}") from None
+        rows: pd.DataFrame = pd.read_parquet(path)
+        return rows
+    rows = _read_csv(path, [id_col, time_col])
     if id_col in rows.columns and (rows[id_col] == "").any():
         row = int((rows[id_col] == "").to_numpy().argmax()) + 2
         raise ValueError(f"{path} has no {id_col!r} in line {row}")
-    if time_col in rows.columns and rows[time_col].dtype.kind not in "iuf":
+    if time_col in rows.columns:
         rows[time_col] = _times(path, rows[time_col])
     return rows
+
+
+def _read_csv(path: str, texts: list[str]) -> pd.DataFrame:
+    """Return a CSV file's rows, those columns as they are written: 007, and NA.
+
+    Arrow's reader refuses rows with more or fewer fields than the header, and knows a column's
+    type from all of its rows. Words for missing numbers, such as NA, are words among words.
+    """
+    table = _arrow_table(path, texts)
+    # A column that holds nothing but such a word was taken for numbers that are all missing.
+    empty = [field.name for field in table.schema if str(field.type) == "null"]
+    if empty:
+        as_text = _arrow_table(path, [*texts, *empty])
+        words = [name for name in empty if any(as_text[name].to_pylist())]
+        table = _arrow_table(path, [*texts, *words]) if words else table
+    names = table.column_names
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{path} has two columns {twice[0]!r}")
+    if "" in names:
+        raise ValueError(
+            f"{path} has a column without a name: leave it out (pandas: to_csv(index=False))"
+        )
+    if not table.num_rows:
+        raise ValueError(f"{path} has no rows")
+    rows: pd.DataFrame = table.to_pandas()
+    return rows
+
+
+def _arrow_table(path: str, texts: list[str]) -> Any:
+    import pyarrow
+    from pyarrow import csv
+
+    whole = min(max(Path(path).stat().st_size * 16, 1 << 20), (1 << 31) - 1)  # it may be packed
+    types = dict.fromkeys(texts, pyarrow.string())
+    try:
+        return csv.read_csv(
+            path,
+            read_options=csv.ReadOptions(block_size=whole),
+            convert_options=csv.ConvertOptions(column_types=types),
+        )
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"{path} is not CSV: {' '.join(str(error).split())}") from None
 
 
 def _times(path: str, texts: pd.Series) -> pd.Series:
     import pandas as pd
 
-    times: pd.Series = pd.to_datetime(texts, format="ISO8601", errors="coerce", utc=False)
-    wrong = (times.isna() & texts.notna()).to_numpy()
+    numbers = pd.to_numeric(texts, errors="coerce")
+    if numbers.notna().all():
+        return numbers
+    try:
+        times: pd.Series = pd.to_datetime(texts, format="ISO8601", errors="coerce", utc=False)
+    except ValueError:
+        raise ValueError(
+            f"{path} has times of several distances from UTC, as where clocks change: write them "
+            "in UTC, or without the distance"
+        ) from None
+    wrong = (times.isna() & (texts != "")).to_numpy()
     if wrong.any():
         row = int(wrong.argmax())
         raise ValueError(
@@ -256,7 +300,6 @@ def _write(rows: pd.DataFrame, out: str | None) -> None:
 
 def _picture(table: _Table, forecast: Any) -> Figure:
     """Draw the first series with their forecasts."""
-    need("matplotlib", "--plot")
     from matplotlib.figure import Figure
 
     found = []
@@ -277,6 +320,24 @@ def _picture(table: _Table, forecast: Any) -> Figure:
         plot_forecast(past, rows, ax=ax)
         ax.set_title(name, fontsize=10)
     return figure
+
+
+def _check_outputs(arguments: argparse.Namespace) -> None:
+    inputs = (arguments.model, arguments.data, arguments.new, arguments.future)
+    read = {os.path.realpath(path) for path in inputs if path}
+    for path in filter(None, (arguments.out, arguments.plot)):
+        _check_folder(Path(path))
+        if os.path.realpath(path) in read:
+            raise ValueError(f"{path} is read, too: write to another file")
+    if arguments.out:
+        _kind_of(arguments.out)
+    if arguments.plot:
+        need("matplotlib", "--plot")
+        from matplotlib.backend_bases import FigureCanvasBase
+
+        kinds = FigureCanvasBase.get_supported_filetypes()
+        if Path(arguments.plot).suffix.lstrip(".") not in kinds:
+            raise ValueError(f"{arguments.plot} must be a picture, such as *.png or *.pdf")
 
 
 def _check_folder(path: Path) -> None:
