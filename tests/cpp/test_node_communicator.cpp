@@ -315,6 +315,21 @@ TEST(a_rank_that_leaves_does_not_raise_and_is_not_taken_for_one_that_waits) {
            {.timeout = std::chrono::milliseconds(100)});
 }
 
+TEST(a_rank_that_leaves_does_not_wait_long_for_others_that_make_no_calls) {
+  std::atomic<bool> left = false;
+  run_team(2, [&](NodeCommunicator& comm) {
+    if (comm.rank() == 0) {
+      const auto begin = std::chrono::steady_clock::now();
+      comm.leave();
+      CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds(15));
+      left = true;
+      return;
+    }
+    while (!left) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    CHECK_THROWS(comm.barrier(), CommunicationError);
+  });
+}
+
 TEST(each_of_many_failures_has_its_own_message) {
   run_team(3, [](NodeCommunicator& comm) {
     for (int i = 0; i < 200; ++i) {

@@ -108,6 +108,7 @@ def test_wrong_variables_and_two_launchers_are_refused(env, variables, message):
 
 def test_children_of_ranks_are_none(env, monkeypatch):
     env(ELASTIC)
+    monkeypatch.setenv("FASTSEQ_RANK_PROCESS", "")  # restored afterwards
     note_rank()
     assert is_rank()
     monkeypatch.setattr(os, "getpid", lambda: 1)  # as in a child
@@ -120,7 +121,7 @@ def test_an_mpi_library_that_is_not_the_launcher_s_is_found(env):
     pytest.importorskip("mpi4py.MPI")
     env({"OMPI_COMM_WORLD_SIZE": "2"})
     launch = found_launch()
-    with pytest.raises(fs.CommunicationError, match=r"started 2 processes, but .* finds 1: use"):
+    with pytest.raises(fs.CommunicationError, match=r"started 2 processes, but .* finds one: use"):
         communicators._of_launch(launch)
 
 
@@ -205,6 +206,27 @@ def test_a_restart_of_torchrun_resumes_from_the_checkpoint(tmp_path):
     assert [line for line in done.stdout.splitlines() if "attempt" in line] == [
         "attempt 1 4 True"
     ] * 2
+
+
+@pytest.mark.slow
+def test_a_rank_that_has_ended_is_missed_by_every_communicator(tmp_path):
+    done = torchrun(
+        tmp_path,
+        2,
+        """
+        |import time
+        |other = comm.duplicate()  # its time-out is ten minutes
+        |if comm.rank == 1:
+        |    sys.exit(0)
+        |begin = time.monotonic()
+        |try:
+        |    other.barrier()
+        |except fs.CommunicationError as error:
+        |    say(error, time.monotonic() - begin < 60)
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "rank 1 has exited True" in done.stdout
 
 
 def free_port():

@@ -29,6 +29,9 @@ constexpr int kSpins = 2000;
 constexpr auto kAwake = std::chrono::milliseconds(2);
 constexpr auto kNap = std::chrono::milliseconds(50);  // checks the clock that often while asleep
 
+// How long a rank that ends waits for the others to learn it in a call; they learn it from its slot, too.
+constexpr std::chrono::duration<double> kLeaving = std::chrono::seconds(5);
+
 // Epochs wrap around: e is at or after `epoch` if it is less than half the range ahead.
 bool reached(std::uint32_t e, std::uint32_t epoch) { return static_cast<std::int32_t>(e - epoch) >= 0; }
 
@@ -147,7 +150,7 @@ void NodeGroup::sleep_until_arrived(int peer, std::chrono::steady_clock::time_po
     std::atomic<std::uint32_t>& count;
   };
   if (deadline == std::chrono::steady_clock::time_point{}) {
-    deadline = std::chrono::steady_clock::now() + clock_time(timeout_);
+    deadline = std::chrono::steady_clock::now() + clock_time(leaving_ ? std::min(timeout_, kLeaving) : timeout_);
   }
   Slot& slot = *slots_[static_cast<std::size_t>(peer)];
   const Sleeper sleeper(slot.sleepers);

@@ -405,13 +405,13 @@ def _of_launch(launch: Launch) -> Communicator:
             f"launcher: pip install mpi4py, or start the ranks with torchrun ({error})"
         ) from error
     size = MPI.COMM_WORLD.Get_size()
-    if launch.size not in (0, size):
+    if size == 1 and launch.size > 1:
         if without_mpi is not None:
             return Communicator(Rendezvous(without_mpi))
         library = MPI.Get_library_version().splitlines()[0]
         raise CommunicationError(
             f"{launch.launcher} started {launch.size} processes, but the MPI library of mpi4py "
-            f"({library}) finds {size}: use the mpirun of that library, or torchrun"
+            f"({library}) finds one: use the mpirun of that library, or torchrun"
         )
     if size > 1:
         warn_of_forks()

@@ -149,8 +149,8 @@ class _Meeting:
     def end(self) -> None:
         """Wait until all have read the others' values, if they are in this process."""
         self._store.set(f"ended/{self._rank}", "")
-        if self._hosts:
-            self._store.wait([f"ended/{rank}" for rank in range(self._size)])
+        for rank in range(self._size if self._hosts else 0):
+            self._read(f"ended/{rank}", rank)
 
 
 def _share_memory(
