@@ -87,7 +87,8 @@ def test_it_sees_the_best_weights_and_starts_anew():
         report.plot()
 
 
-def test_trackers_log_it(tmp_path):
+def test_trackers_log_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where MLflow puts files
     mlflow = pytest.importorskip("mlflow")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     tracker = MLflow("classes", tracking_uri=uri)
