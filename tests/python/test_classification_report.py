@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mlflow
 import numpy as np
 import pytest
 import torch
@@ -89,7 +90,6 @@ def test_it_sees_the_best_weights_and_starts_anew():
 
 def test_trackers_log_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where MLflow puts files
-    mlflow = pytest.importorskip("mlflow")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     tracker = MLflow("classes", tracking_uri=uri)
     report = ClassificationReport()

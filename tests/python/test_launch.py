@@ -19,8 +19,6 @@ from waiting import until
 
 import fastseq as fs
 
-pytest.importorskip("cloudpickle")
-
 
 @pytest.fixture(autouse=True)
 def no_launcher(monkeypatch):

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import pytest
 
@@ -117,12 +118,21 @@ def test_children_of_ranks_are_none(env, monkeypatch):
     assert is_rank()
 
 
-def test_an_mpi_library_that_is_not_the_launcher_s_is_found(env):
-    pytest.importorskip("mpi4py.MPI")
+def test_an_mpi_library_that_is_not_the_launcher_s_is_found(env, monkeypatch):
+    alone = SimpleNamespace(Get_size=lambda: 1)
+    library = SimpleNamespace(COMM_WORLD=alone, Get_library_version=lambda: "MPICH 4.3\nmore")
+    monkeypatch.setitem(sys.modules, "mpi4py", SimpleNamespace(MPI=library))
     env({"OMPI_COMM_WORLD_SIZE": "2"})
-    launch = found_launch()
-    with pytest.raises(fs.CommunicationError, match=r"started 2 processes, but .* finds one: use"):
-        communicators._of_launch(launch)
+    said = r"started 2 processes, but the MPI library of mpi4py \(MPICH 4.3\) finds one: use"
+    with pytest.raises(fs.CommunicationError, match=said):
+        communicators._of_launch(found_launch())
+    # srun's own numbers count where its PMI is another library's.
+    env({**SRUN, "PMI_RANK": "2", "PMI_SIZE": "4"})
+    met = []
+    monkeypatch.setattr(communicators, "Rendezvous", met.append)
+    monkeypatch.setattr(communicators, "Communicator", lambda made_of: made_of)
+    communicators._of_launch(found_launch())
+    assert [(launch.launcher, launch.rank, launch.size) for launch in met] == [("srun", 2, 4)]
 
 
 JOB = """

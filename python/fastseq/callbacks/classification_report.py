@@ -90,10 +90,12 @@ class ClassificationReport(Callback):
             )
         self.report, self.matrix, self._text = None, None, ""
         own = next(i for i, callback in enumerate(run.callbacks) if callback is self)
-        for place, callback in enumerate(run.callbacks):
-            wrong = place > own if isinstance(callback, Tracker) else place < own
-            if wrong and isinstance(callback, (Tracker, RestoreBest)):
-                side = "behind" if place > own else "before"
+        wrong: dict[str, list[object]] = {
+            "before": [c for c in run.callbacks[:own] if isinstance(c, RestoreBest)],
+            "behind": [c for c in run.callbacks[own:] if isinstance(c, Tracker)],
+        }
+        for side, callbacks in wrong.items():
+            for callback in callbacks:
                 raise ValueError(
                     f"put ClassificationReport {side} {type(callback).__name__} in callbacks: fit "
                     "ends them from the last to the first"

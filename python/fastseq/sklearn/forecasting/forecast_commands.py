@@ -182,7 +182,7 @@ def _check_columns(path: str, rows: pd.DataFrame, needed: dict[str, str]) -> Non
             have = ", ".join(map(repr, rows.columns[:20]))
             raise ValueError(
                 f"{path} has no column {name!r} (it has {have}): "
-                f"rename one, or say which: --{what}-col NAME"
+                f"rename one, or train with --{what}-col NAME"
             )
 
 
