@@ -49,3 +49,15 @@ def test_where_nothing_can_be_written(folder, comm):
     expected = FileNotFoundError if comm.rank == 0 else fs.RemoteError
     with pytest.raises(expected, match="no such folder"):
         est.save(folder / "nowhere" / "model")
+
+
+def test_a_classifier(folder, comm):
+    x = np.random.default_rng(0).standard_normal((30, 6, 2)).astype(np.float32)
+    y = np.where(x.sum((1, 2)) > 0, "up", "down")
+    model = fs.SequenceClassifier("gru", epochs=1, random_state=0, comm=comm, device="cpu")
+    model.fit(x, y).save(folder / "model")
+    again = fs.SequenceClassifier.load(folder / "model", comm=comm, device="cpu")
+    np.testing.assert_array_equal(again.predict_proba(x), model.predict_proba(x))
+    for one in (model, again):
+        one.partial_fit(x, y)
+    np.testing.assert_array_equal(again.predict_proba(x), model.predict_proba(x))

@@ -307,10 +307,10 @@ class SequenceEstimator(FromArguments, BaseEstimator):  # type: ignore[misc]  # 
     def _make(self, task: Task, seed: int) -> Estimator:
         """Make the `Estimator`."""
         model = self._make_model(task, seed).to(task.dtype)
-        est = Estimator(
+        est = self._estimator(
             model,
             self._loss_of(task, model),
-            self._make_optimizer(model, task.module),
+            task.module,
             Spec(
                 epochs=1 if self.epochs is None else self.epochs,
                 batchsize=self.batchsize,
@@ -321,13 +321,7 @@ class SequenceEstimator(FromArguments, BaseEstimator):  # type: ignore[misc]  # 
                 accumulate=self.accumulate,
                 nan=self.nan,
             ),
-            device=self.device,
-            comm=self.comm,
-            callbacks=self._own_callbacks(seed),
-            amp=self.amp,
-            compile=self.compile,
-            seed=seed,
-            progress=bool(self.verbose),
+            seed,
         )
         if task.scale_x is not None or task.scale_y is not None:
             # Before scaling by sequence in a way that a few large ones do not move.
@@ -338,6 +332,24 @@ class SequenceEstimator(FromArguments, BaseEstimator):  # type: ignore[misc]  # 
                 _measure("y", y, task.w, task.scale_y, task.dtype, self.nan),
             )
         return est
+
+    def _estimator(
+        self, model: nn.Module, loss: Callable[..., Tensor], module: object, spec: Spec, seed: int
+    ) -> Estimator:
+        """Return an estimator for a model that the hyperparameter `module` has made."""
+        return Estimator(
+            model,
+            loss,
+            self._make_optimizer(model, module),
+            spec,
+            device=self.device,
+            comm=self.comm,
+            callbacks=self._own_callbacks(seed),
+            amp=self.amp,
+            compile=self.compile,
+            seed=seed,
+            progress=bool(self.verbose),
+        )
 
     def _seqsize(self, task: Task, model: nn.Module) -> int:
         if self.seqsize is not None:
@@ -354,12 +366,15 @@ class SequenceEstimator(FromArguments, BaseEstimator):  # type: ignore[misc]  # 
             loss = PerSequence(loss)
         return EachMember(loss) if any(isinstance(m, Averaged) for m in model.modules()) else loss
 
-    def _make_model(self, task: Task, seed: int) -> nn.Module:
-        sizes = Sizes(
+    def _sizes_of(self, task: Task) -> Sizes:
+        return Sizes(
             self.hidden_size, self.num_layers, self.dropout, self.bidirectional,
             self._pool_of(task), per_step=not task.per_sequence, instance=self._instance(task),
             steps=task.longest, image=task.image, columns=task.columns, scores=task.scores,
         )  # fmt: skip
+
+    def _make_model(self, task: Task, seed: int) -> nn.Module:
+        sizes = self._sizes_of(task)
         made = make_module(task.module, task.n_in, task.n_out, sizes, seed=seed)
         return made if task.head is None else Chain(made, task.head)
 

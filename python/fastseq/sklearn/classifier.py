@@ -12,8 +12,9 @@ from sklearn.base import ClassifierMixin
 from sklearn.utils.metaestimators import available_if
 from torch import Tensor, nn, optim
 
+from .files.predictor_files import PredictorFiles
 from .inputs.input_checks import Array, Inputs, Items
-from .supervised import Problem, SequencePredictor
+from .supervised import Problem
 from .targets.class_kinds import (
     Classes,
     ClassKind,
@@ -29,7 +30,7 @@ from .targets.target_forms import Targets, read_targets
 __all__ = ["SequenceClassifier"]
 
 
-class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[misc]
+class SequenceClassifier(ClassifierMixin, PredictorFiles):  # type: ignore[misc]
     """Scikit-learn classifier for sequences, or for rows of a table.
 
     Samples come first: X is ``(N, T, F)``, N sequences of T steps with F features, or a list of
@@ -199,6 +200,8 @@ class SequenceClassifier(ClassifierMixin, SequencePredictor):  # type: ignore[mi
     >>> model.predict(X)[:2], model.predict_proba(X).shape, bool(model.score(X, y) > 0.9)
     (array(['up', 'down'], dtype='<U4'), (60, 2), True)
     """
+
+    _KIND = "classifier"
 
     _kind: ClassKind
 

@@ -14,9 +14,10 @@ from torch import Tensor, nn, optim
 
 from .automatic_training import WHOLE
 from .base import Task
+from .files.predictor_files import PredictorFiles
 from .inputs.input_checks import Array, Inputs, Items
 from .losses_and_optimizers import loss_over_chunks
-from .supervised import Problem, SequencePredictor
+from .supervised import Problem
 from .targets.target_forms import Targets, read_targets
 
 __all__ = ["SequenceRegressor"]
@@ -28,7 +29,7 @@ _LOSSES: dict[str, Callable[..., Tensor]] = {
 }
 
 
-class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc]
+class SequenceRegressor(RegressorMixin, PredictorFiles):  # type: ignore[misc]
     """Scikit-learn regressor for sequences, or for rows of a table.
 
     Samples come first: X is ``(N, T, F)``, N sequences of T steps with F features, or a list of
@@ -183,6 +184,8 @@ class SequenceRegressor(RegressorMixin, SequencePredictor):  # type: ignore[misc
     >>> model.predict(X).shape, bool(model.score(X, y) > 0.8)
     ((60,), True)
     """
+
+    _KIND = "regressor"
 
     def __init__(
         self,

@@ -15,6 +15,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
+from ..checkpoint.estimator_files import no_loss
 from ..data.samples_first import SamplesFirst
 from ..estimator import Estimator
 from ..training.argument_checks import input_dtype
@@ -34,7 +35,7 @@ from .inputs.input_checks import (
     take,
 )
 from .inputs.static_features import StaticFeatures, read_static
-from .named_modules import wants_whole
+from .named_modules import Sizes, wants_whole
 from .sample_module import SampleModule
 from .targets.target_forms import TargetForm, Targets
 
@@ -98,6 +99,7 @@ class SequencePredictor(SequenceEstimator):
     rows_: str | None
     _form_of_targets: TargetForm
     _columns: FittedColumns
+    _sizes: tuple[int, int, Sizes]  # inputs and outputs of the module, and others
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -134,6 +136,8 @@ class SequencePredictor(SequenceEstimator):
                 X, y, sample_weight, static, partial=partial, known=known
             )
             self._train(task, start)
+            if start.why is not None:
+                self._sizes = task.n_in, task.n_out, self._sizes_of(task)
         except BaseException:  # what was fitted before stays as it was
             for name in _OF_INPUTS:
                 own.pop(name, None)
@@ -153,6 +157,8 @@ class SequencePredictor(SequenceEstimator):
         known: list[Array] | None = None,
     ) -> tuple[Task, Start, dict[str, object]]:
         """Return what is to be learnt from samples, and attributes to set after training."""
+        if self.loss is no_loss:
+            raise ValueError("fit needs a loss, which files do not hold: pass loss= to load")
         if partial and hasattr(self, "estimator_"):
             inputs, beside = self._read(X, static)
             inputs = dataclasses.replace(inputs, dtype=input_dtype(self.estimator_.model))
@@ -214,7 +220,9 @@ class SequencePredictor(SequenceEstimator):
         super()._update(est, task)
         # Sequences may be of one length or not, unlike before.
         est.spec = dataclasses.replace(est.spec, shuffle=self.shuffle and isinstance(task.x, list))
-        if getattr(est.loss, "at_last_step", False) != self._at_last_step(task):
+        if est.loss is no_loss or (
+            getattr(est.loss, "at_last_step", False) != self._at_last_step(task)
+        ):  # loaded from a file, or of another form than before
             est.loss = self._loss_of(task, est.model)
 
     def _chosen(self, inputs: Inputs, form: TargetForm, *, partial: bool) -> tuple[Any, str | None]:

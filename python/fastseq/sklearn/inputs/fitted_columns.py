@@ -14,11 +14,11 @@ from .category_columns import CategoryColumns
 from .input_checks import Array, Inputs, Items
 from .static_features import StaticFeatures
 
-__all__ = ["FittedColumns", "counted"]
+__all__ = ["Coding", "FittedColumns", "counted"]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Coding:
+class Coding:
     """How columns become what the module gets.
 
     Parameters
@@ -37,13 +37,13 @@ class _Coding:
     @classmethod
     def measure(
         cls, columns: CategoryColumns | None, width: int, training: Callable[[int], Array]
-    ) -> _Coding:
+    ) -> Coding:
         """Measure on the values of columns in training data; nothing is scaled yet."""
         vocabularies = {} if columns is None else columns.vocabularies
         codes = {place: known.only(training(place))[1] for place, known in vocabularies.items()}
         return cls(codes, np.zeros(width), np.ones(width))
 
-    def scaled_by(self, rows: Array) -> _Coding:
+    def scaled_by(self, rows: Array) -> Coding:
         """Return the same with numbers scaled to mean 0 and deviation 1 of `rows`."""
         center, scale = center_and_scale([rows])
         places = list(self.codes)
@@ -90,8 +90,8 @@ class FittedColumns:
 
     columns: CategoryColumns | None = None
     static: StaticFeatures | None = None
-    own: _Coding | None = None
-    beside: _Coding | None = None
+    own: Coding | None = None
+    beside: Coding | None = None
 
     @property
     def plain(self) -> bool:
@@ -112,14 +112,14 @@ class FittedColumns:
                 parts = [a[..., place::width].ravel() for a in _of(x, training)]
                 return np.concatenate(parts)
 
-            own = _Coding.measure(inputs.columns, width, values)
+            own = Coding.measure(inputs.columns, width, values)
         if static is not None:
             rows = static.rows[training]
             unknown = np.flatnonzero(np.isnan(rows).all(0))
             if len(unknown):
                 name = unknown[0] if static.names is None else repr(static.names[unknown[0]])
                 raise ValueError(f"static has no value in column {name}: leave it out")
-            beside = _Coding.measure(static.columns, rows.shape[1], lambda place: rows[:, place])
+            beside = Coding.measure(static.columns, rows.shape[1], lambda place: rows[:, place])
             beside = beside.scaled_by(rows)
             static = dataclasses.replace(static, rows=rows[:0])
         return cls(inputs.columns, static, own, beside)

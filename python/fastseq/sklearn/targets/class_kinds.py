@@ -42,6 +42,8 @@ class ClassKind(Protocol):
         None: they are no scores.
     form
         What must be the same in the next call, if it is to continue.
+    arguments
+        What its constructor needs to make it again.
     """
 
     classes: Any
@@ -50,6 +52,7 @@ class ClassKind(Protocol):
     n_out: int
     scores: list[int] | None
     form: object
+    arguments: tuple[Any, ...]
 
     def numbers(self, rows: Array) -> Array:
         """Return targets ``(M, K)`` as the loss needs them."""
@@ -96,6 +99,7 @@ class Classes:
         self.scores: list[int] | None = [len(one) for one in classes]
         self.n_out = sum(self.scores)
         self.form: object = tuple(tuple(one.tolist()) for one in classes)
+        self.arguments: tuple[Any, ...] = (classes,)
 
     @classmethod
     def read(cls, targets: Targets, weights: Items | None, known: list[Array] | None) -> Classes:
@@ -184,6 +188,7 @@ class Labels:
         self._dtype = dtype
         self._weights = weights
         self.form: object = None if weights is None else tuple(weights.ravel().tolist())
+        self.arguments: tuple[Any, ...] = (count, dtype, weights)
 
     @classmethod
     def read(cls, targets: Targets, class_weight: object) -> Labels:

@@ -44,6 +44,7 @@ class Ordinal(Classes):
         self.n_out = len(order) - 1
         self.scores = None
         self.form = tuple(order.tolist())
+        self.arguments = (order,)
         self._order = order
         self._ranks = np.argsort(np.searchsorted(self.classes, order))  # of classes by number
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .times import Times
+from ..forecasting.times import Times
 
 if TYPE_CHECKING:
     import pandas as pd

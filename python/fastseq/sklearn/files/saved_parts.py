@@ -1,4 +1,4 @@
-"""The parts of a forecaster as plain values, which a file can hold, and back."""
+"""What `fit` has found out about the data as plain values, which a file can hold, and back."""
 
 from __future__ import annotations
 
@@ -6,40 +6,51 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+import torch
 
+from ..forecasting.all_covariates import AllCovariates
+from ..forecasting.automatic_settings import AutomaticSettings
+from ..forecasting.baselines import Baselines
+from ..forecasting.calendar_features import Calendar
+from ..forecasting.column_coding import ColumnCoding
+from ..forecasting.conformal import Conformal, ShiftTracker
+from ..forecasting.covariate_encoder import CovariateSizes
+from ..forecasting.covariate_rows import CovariateRows
+from ..forecasting.covariates import Covariates
+from ..forecasting.held_out import Correction
+from ..forecasting.last_steps import LastSteps
+from ..forecasting.result_forms import Form
+from ..forecasting.rollout import Origin
+from ..forecasting.series import Series
+from ..forecasting.static_covariates import StaticColumns
+from ..forecasting.times import Times
+from ..forecasting.windows import SeriesScaling
+from ..inputs.category_columns import CategoryColumns
+from ..inputs.fitted_columns import Coding, FittedColumns
+from ..inputs.static_features import StaticFeatures
 from ..inputs.vocabulary import Vocabulary
-from .all_covariates import AllCovariates
-from .automatic_settings import AutomaticSettings
-from .baselines import Baselines
-from .calendar_features import Calendar
-from .column_coding import ColumnCoding
-from .conformal import Conformal, ShiftTracker
-from .covariate_encoder import CovariateSizes
-from .covariate_rows import CovariateRows
-from .covariates import Covariates
-from .held_out import Correction
-from .last_steps import LastSteps
-from .result_forms import Form
-from .rollout import Origin
+from ..named_modules import ColumnSizes, Sizes
+from ..targets.class_kinds import Classes, Labels
+from ..targets.ordinal_classes import Ordinal
+from ..targets.target_forms import TargetForm
 from .saved_labels import index_from, index_state, polars_from, polars_state
 from .saved_times import times_from, times_state
-from .series import Series
-from .static_covariates import StaticColumns
-from .times import Times
-from .windows import SeriesScaling
 
 __all__ = ["plain", "restored"]
 
-# Dataclasses in files: each is saved field by field. Loading makes nothing else.
+# Dataclasses in files: each is saved field by field. Loading makes nothing else, but the `_KINDS`.
 _PARTS: dict[str, type] = {
     one.__name__: one
     for one in (
         AllCovariates, Baselines, Calendar, AutomaticSettings, ColumnCoding, Conformal, Correction,
         CovariateRows, CovariateSizes, Covariates, Form, LastSteps, Origin, Series, SeriesScaling,
         StaticColumns, ShiftTracker, Vocabulary,
+        CategoryColumns, Coding, ColumnSizes, FittedColumns, Sizes, StaticFeatures, TargetForm,
     )
 }  # fmt: skip
-_PART, _TIMES, _DTYPE, _ARRAYS = "<part>", "<times>", "<dtype>", "<arrays>"
+_KINDS: dict[str, type] = {one.__name__: one for one in (Classes, Labels, Ordinal)}
+_PART, _KIND, _TIMES, _ARRAYS = "<part>", "<kind>", "<times>", "<arrays>"
+_DTYPE, _TORCH, _OBJECTS = "<dtype>", "<torch>", "<objects>"
 _INDEX, _POLARS, _LABEL = "<index>", "<polars>", "<label>"
 
 
@@ -58,8 +69,14 @@ def plain(value: Any) -> Any:
     if type(value) in _PARTS.values():
         fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {_PART: type(value).__name__, "fields": fields}
+    if type(value) in _KINDS.values():
+        return {_KIND: type(value).__name__, "arguments": plain(value.arguments)}
     if isinstance(value, np.dtype):
         return {_DTYPE: value.str}
+    if isinstance(value, torch.dtype):
+        return {_TORCH: str(value).removeprefix("torch.")}
+    if isinstance(value, np.ndarray) and not _is_tensor(value):
+        return {_OBJECTS: value.tolist(), "dtype": value.dtype.str}
     if hasattr(value, "asi8") or hasattr(value, "to_flat_index"):
         return {_INDEX: index_state(value)}
     if hasattr(value, "is_temporal"):
@@ -69,7 +86,7 @@ def plain(value: Any) -> Any:
     if type(value) is list:
         if any(isinstance(one, Times) for one in value):
             return {_TIMES: times_state(value)}
-        if len(value) > 1 and all(isinstance(one, np.ndarray) and one.ndim for one in value):
+        if len(value) > 1 and all(_is_tensor(one) and one.ndim for one in value):
             shapes = {(one.shape[1:], one.dtype) for one in value}
             if len(shapes) == 1:  # one tensor in the file instead of thousands
                 lengths = np.array([len(one) for one in value], np.int64)
@@ -78,6 +95,11 @@ def plain(value: Any) -> Any:
     if hasattr(value, "isoformat") or hasattr(value, "ordinal"):  # an id, or a category
         return _label_state(value)
     return tuple(map(plain, value)) if type(value) is tuple else value
+
+
+def _is_tensor(value: Any) -> bool:
+    """Whether a value is an array of numbers, as tensors are."""
+    return isinstance(value, np.ndarray) and value.dtype.kind in "biufc" and value.dtype.isnative
 
 
 def _label_state(value: Any) -> Any:
@@ -102,6 +124,12 @@ def restored(state: Any) -> Any:
     if _PART in state:
         fields = {name: restored(part) for name, part in state["fields"].items()}
         return _PARTS[state[_PART]](**fields)
+    if _KIND in state:
+        return _KINDS[state[_KIND]](*restored(state["arguments"]))
+    if _TORCH in state:
+        return _torch_dtype(state[_TORCH])
+    if _OBJECTS in state:
+        return np.array(state[_OBJECTS], np.dtype(state["dtype"]))
     if _TIMES in state:
         return times_from(state[_TIMES])
     if _INDEX in state:
@@ -115,3 +143,10 @@ def restored(state: Any) -> Any:
     if _ARRAYS in state:
         return np.split(state[_ARRAYS], np.cumsum(state["lengths"])[:-1])
     return {key: restored(part) for key, part in state.items()}
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    found = getattr(torch, name)
+    if not isinstance(found, torch.dtype):
+        raise TypeError(f"{name} is not a type of torch")
+    return found

@@ -1,0 +1,1 @@
+"""The scikit-learn estimators in files: `save` and `load`."""
