@@ -7,7 +7,7 @@ script under ``mpirun``. Start with `Estimator`.
 import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
-from . import callbacks, distributed, nn
+from . import callbacks, distributed, nn, serving
 from .data.hdf5 import h5concat, h5load, h5mmap, h5save
 from .distributed import launch
 from .errors import (
@@ -80,6 +80,7 @@ __all__ = [
     "nn",
     "notrack",
     "seqloss",
+    "serving",
     "states",
     "vec2net",
     "weights",

@@ -1,4 +1,4 @@
-"""The command line, ``fastseq`` or ``python -m fastseq``: info, h5, fit, predict."""
+"""The command line, ``fastseq`` or ``python -m fastseq``: info, h5, fit, predict, serve."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def main(words: list[str] | None = None) -> int:
         "fit", allow_abbrev=False, help="train a forecaster on a CSV or Parquet file"
     )
     predict = commands.add_parser("predict", help="forecast with a trained forecaster")
+    serve = commands.add_parser("serve", help="answer requests by HTTP with a saved model")
     commands.add_parser("info", help="versions, devices, MPI, kernels and transport in use")
     h5.add_commands(commands.add_parser("h5", help="HDF5 files: join, describe, check"))
     try:
@@ -38,6 +39,10 @@ def main(words: list[str] | None = None) -> int:
             forecasts.add_predict(predict)
             if words[0] == "fit":
                 forecasts.add_fit(fit, words[1:])
+        if words[:1] == ["serve"]:  # imported on use: it needs FastAPI
+            from .serving import server
+
+            server.add_serve(serve)
         arguments = parser.parse_args(words)
         if arguments.command == "h5":
             return h5.run(arguments)
@@ -45,6 +50,9 @@ def main(words: list[str] | None = None) -> int:
             found = info()
             if found["ranks"]["rank"] == 0:
                 print(json.dumps(found, indent=2))
+            return 0
+        if arguments.command == "serve":
+            server.run_serve(arguments)
             return 0
         with _plain_warnings():
             run = forecasts.fit if arguments.command == "fit" else forecasts.predict

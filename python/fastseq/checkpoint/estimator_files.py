@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NoOptimizer", "SavedLearner", "check_parts", "check_path", "learner_content", "no_loss",
-    "read_content", "save_learner", "write_content",
+    "read_content", "save_learner", "saved_kind", "write_content",
 ]  # fmt: skip
 
 FORMAT = 1
@@ -202,6 +202,24 @@ def read_content(path: Path, kind: str, version: int, writer: str) -> dict[str, 
             f"format {version}: load it with the version that wrote it"
         )
     return content
+
+
+def saved_kind(path: Path) -> str:
+    """Return what a file that `write_content` wrote says it is.
+
+    Raises
+    ------
+    CheckpointError, OSError
+        It is no such file, or cannot be read.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "load: this is a folder, not a file", str(path))
+    tensors, text = read(path)
+    try:
+        content: Any = decode(text, tensors)
+        return str(content["kind"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"load: {path} was not written by save") from error
 
 
 def _model(content: Mapping[str, Any], given: Any, path: Path) -> nn.Module:

@@ -381,9 +381,7 @@ class SequenceClassifier(ClassifierMixin, PredictorFiles):  # type: ignore[misc]
             ``(N,)`` or ``(N, K)``; per step ``(N, T)`` or ``(N, T, K)``, or, for a list of
             sequences, a list of ``(T_i,)`` or ``(T_i, K)``.
         """
-        outputs, labels = self._outputs(X, static), self._kind.labels
-        found = list(map(labels, outputs)) if isinstance(outputs, list) else labels(outputs)
-        return self._form_of_targets.restored(found)
+        return self._labels(self._outputs(X, static))
 
     def predict_proba(self, X: object, *, static: object = None) -> Any:  # noqa: N803
         """Return the probabilities of all classes, in the order of `classes_`.
@@ -400,7 +398,15 @@ class SequenceClassifier(ClassifierMixin, PredictorFiles):  # type: ignore[misc]
             ``(T_i, C)``. For several targets a list with one of these for each. For L labels the
             probabilities of their 1s, ``(N, L)`` and so on.
         """
-        outputs, probabilities = self._outputs(X, static), self._kind.probabilities
+        return self._probabilities(self._outputs(X, static))
+
+    def _labels(self, outputs: Items) -> Items:
+        labels = self._kind.labels
+        found = list(map(labels, outputs)) if isinstance(outputs, list) else labels(outputs)
+        return self._form_of_targets.restored(found)
+
+    def _probabilities(self, outputs: Items) -> Any:
+        probabilities = self._kind.probabilities
         if isinstance(outputs, list):
             found: list[Any] = [list(p) for p in zip(*map(probabilities, outputs), strict=True)]
         else:

@@ -465,6 +465,12 @@ class SequenceForecaster(PositionedForecaster):
             they are columns "q0.1", …. Long frames have a column of ids, of times, and "forecast"
             or quantiles, sorted by id and time.
         """
+        return self._result(*self._predicted(y, X, static, horizon))
+
+    def _predicted(
+        self, y: object, X: object, static: object, horizon: int | None  # noqa: N803
+    ) -> tuple[Series, Array, Sequence[Times | None]]:  # fmt: skip
+        """Return series, their forecasts ``(N, horizon, K, Q)``, and the times of their ends."""
         self._check_fitted()
         steps = self.horizon if horizon is None else horizon
         check_count("horizon", steps)
@@ -499,7 +505,7 @@ class SequenceForecaster(PositionedForecaster):
         blocks = [
             correct(one, per, shift) for one in forecast_blocks(rollout, origin, ahead, steps)
         ]
-        return self._result(form, np.concatenate(blocks, axis=1)[:, :steps], ends)
+        return form, np.concatenate(blocks, axis=1)[:, :steps], ends
 
     def update(self, y: object, X: object = None) -> SequenceForecaster:  # noqa: N803
         """Append new data; `predict` then forecasts from their end. Nothing is learnt.

@@ -1,0 +1,165 @@
+"""A `SequenceForecaster` behind the server: forecasts by series' ids, and of new series."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ..sklearn import SequenceForecaster
+from .json_values import listed
+from .record_types import list_of, number
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["ForecastRequest", "ServedForecaster"]
+
+_FROM_UTC = r"(?:Z|[+-]\d{2}:?\d{2})$"
+_KEPT = 8  # horizons whose forecasts are kept
+
+
+class ForecastRequest(NamedTuple):
+    """What a client wants forecasts of."""
+
+    ids: list[Any] | None
+    horizon: int
+    future: list[Any] | None  # rows of covariates
+
+
+class ServedForecaster:
+    """Forecasts the training series by their ids, and new series.
+
+    Parameters
+    ----------
+    forecaster
+        A fitted forecaster. It must not be updated while it is served.
+    """
+
+    static_type = None
+    probabilities = False
+    steps = False
+
+    def __init__(self, forecaster: SequenceForecaster) -> None:
+        self._forecaster = forecaster
+        like, known = forecaster._like, forecaster._known
+        ids = range(len(like.arrays)) if like.ids is None else like.ids
+        self.ids = [_plain_id(one) for one in ids]
+        self._places = {name: place for place, name in enumerate(self.ids)}
+        self._kept: dict[int, list[dict[str, Any]]] = {}
+        self.horizon: int = forecaster.horizon
+        names = known.names
+        self.future_type: Any = None
+        if names and like.form.kind == "long":
+            columns = [forecaster.id_col, forecaster.time_col, *names]
+            self.future_type = list_of(dict[str, str | bool | int | number(missing=True)])
+            self._columns = columns
+        self.record_type: Any = None
+        if not names and known.static is None and known.calendar is None:
+            one = number(missing=True)
+            self.record_type = list_of(one if like.flat else list_of(one, len(like.arrays[0].T)))
+        levels = forecaster.quantiles
+        self.metadata: dict[str, Any] = {
+            "horizon": self.horizon,
+            "quantiles": None if levels is None else [float(level) for level in levels],
+            "series": len(self.ids),
+            "covariates": list(names or ()),
+            "trained_epochs": int(forecaster.n_iter_),
+        }
+
+    def run(self, pairs: Sequence[tuple[Any, None]]) -> list[Any]:
+        """Return the forecasts of new series, given from their start."""
+        series = [np.array(record, float) for record, _ in pairs]
+        form, found, ends = self._forecaster._predicted(series, None, None, None)
+        values = self._forecaster._forecasts(form, found, ends).values
+        return [listed(one[:, 0] if form.flat else one) for one in values]
+
+    def answer(self, found: Sequence[Any]) -> dict[str, Any]:
+        """Return the answer to one request of whole series."""
+        return {"predictions": list(found)}
+
+    def run_forecasts(self, requests: Sequence[ForecastRequest]) -> list[list[dict[str, Any]]]:
+        """Return the forecasts of each request's series."""
+        answers = []
+        for request in requests:
+            places = self._places_of(request.ids)
+            every = self._forecasts(request.horizon, request.future)
+            answers.append([every[place] for place in places])
+        return answers
+
+    def _places_of(self, ids: list[Any] | None) -> Sequence[int]:
+        if ids is None:
+            return range(len(self.ids))
+        for name in ids:
+            if name not in self._places:
+                raise ValueError(f"there is no series {name!r}: see /series")
+        return [self._places[name] for name in ids]
+
+    def _forecasts(self, horizon: int, future: list[Any] | None) -> list[dict[str, Any]]:
+        """Return the forecasts of all series."""
+        if future is None and horizon in self._kept:
+            return self._kept[horizon]
+        rows = None if future is None else self._rows(future)
+        form, found, ends = self._forecaster._predicted(None, rows, None, horizon)
+        made = self._forecaster._forecasts(form, found, ends)
+        every = []
+        for name, values, end in zip(self.ids, made.values, ends, strict=True):
+            values = values[:, 0] if form.flat else values
+            columns = [values] if made.levels is None else np.moveaxis(values, -1, 0)
+            pairs = zip(made.names, columns, strict=True)
+            every.append({
+                "id": name,
+                "times": None if end is None else _plain_times(end.following(horizon)),
+                "values": {key: listed(own) for key, own in pairs},
+            })  # fmt: skip
+        if future is None:
+            if len(self._kept) == _KEPT:
+                self._kept.clear()
+            self._kept[horizon] = every
+        return every
+
+    def _rows(self, future: list[Any]) -> pd.DataFrame:
+        """Return the covariates of the horizon as a long frame."""
+        import pandas as pd
+
+        for row in future:
+            for name in row:
+                if name not in self._columns:
+                    raise ValueError(f"future has a column {name!r}, which fit did not get")
+            for name in self._columns[:2]:
+                if name not in row:
+                    raise ValueError(f"each row of future needs {name!r}")
+        frame = pd.DataFrame(future)
+        of = {_plain_id(one): one for one in self._forecaster._like.ids}
+        own, when = self._columns[:2]
+        unknown = [name for name in frame[own] if name not in of]
+        if unknown:
+            raise ValueError(f"there is no series {unknown[0]!r}: see /series")
+        frame[own] = [of[name] for name in frame[own]]
+        end = next(one for one in self._forecaster._times if one is not None)
+        if isinstance(end.index, pd.DatetimeIndex):
+            frame[when] = _times_in(frame[when].astype(str), end.index.tz)
+        return frame
+
+
+def _times_in(texts: pd.Series, zone: Any) -> pd.Series:
+    """Return texts as times; those of a time zone must say how far they are from UTC."""
+    import pandas as pd
+
+    if zone is None:
+        return pd.to_datetime(texts, format="ISO8601")
+    if not texts.str.contains(_FROM_UTC).all():
+        raise ValueError(f"times must say how far {zone} is from UTC, as 2026-01-31T17:30:00+01:00")
+    return pd.to_datetime(texts, format="ISO8601", utc=True).dt.tz_convert(zone)
+
+
+def _plain_id(name: Any) -> Any:
+    name = name.item() if isinstance(name, np.generic) else name
+    return name if isinstance(name, str | int) else str(name)
+
+
+def _plain_times(index: pd.Index) -> list[Any]:
+    if hasattr(index, "asi8"):  # times or periods
+        return [one.isoformat() if hasattr(one, "isoformat") else str(one) for one in index]
+    return list(index.tolist())

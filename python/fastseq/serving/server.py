@@ -1,0 +1,117 @@
+"""`serve`: run the app of a model, by default for this machine only."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import os
+from pathlib import Path
+from typing import Any
+
+from .._util.optional_imports import need
+from ..checkpoint.estimator_files import saved_kind
+from ..estimator import Estimator
+from .app import make_app
+
+__all__ = ["add_serve", "load_served", "run_serve", "serve"]
+
+
+def serve(
+    model: Any, *, host: str = "127.0.0.1", port: int = 8000, log_level: str = "info", **limits: Any
+) -> None:
+    """Serve a model until the process is told to end, by Ctrl-C or SIGTERM.
+
+    Parameters
+    ----------
+    model
+        A fitted model, or the file of one: what `save` wrote.
+    host, port
+        Where to listen; by default only this machine's programs can connect. There is no
+        encryption and no login: for other machines, put a proxy that has both in front.
+    log_level
+        Of uvicorn, from ``"critical"`` to ``"trace"``.
+    **limits
+        As in `make_app`.
+
+    Raises
+    ------
+    CheckpointError, OSError
+        The file cannot be read.
+    ValueError, TypeError
+        As `make_app`; or the file needs code: load it, and pass the model.
+    MissingFeatureError
+        FastAPI or uvicorn is not installed.
+
+    Examples
+    --------
+    In the shell: ``fastseq serve model.safetensors --port 8000``.
+    """
+    uvicorn = need("uvicorn", "serve")
+    if isinstance(model, str | os.PathLike):
+        model = load_served(model)
+    hosts = _own_names(host)
+    app = make_app(model, **{"hosts": hosts, **limits})
+    uvicorn.run(
+        app, host=host, port=port, log_level=log_level, access_log=False,
+        proxy_headers=False, server_header=False,
+    )  # fmt: skip
+
+
+def load_served(path: str | os.PathLike[str]) -> Any:
+    """Return the model of a file, of whichever kind it is."""
+    kind = saved_kind(Path(path))
+    if kind == "estimator":
+        return Estimator.load(path, progress=False)
+    from ..sklearn import SequenceClassifier, SequenceForecaster, SequenceRegressor
+
+    kinds: dict[str, Any] = {
+        "classifier": SequenceClassifier,
+        "regressor": SequenceRegressor,
+        "forecaster": SequenceForecaster,
+    }
+    if kind not in kinds:
+        raise ValueError(f"{os.fspath(path)} holds a {kind}, not a model that was saved by save")
+    return kinds[kind].load(path)
+
+
+def add_serve(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``serve``."""
+    parser.add_argument("model", help="a file that save, or fastseq fit, has written")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="where to listen (default: this machine only)"
+    )
+    parser.add_argument("--port", type=int, default=8000, help="(default: 8000)")
+    parser.add_argument(
+        "--batchsize", type=int, default=64, help="most records at once (default: 64)"
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=30.0, help="seconds for a request (default: 30)"
+    )
+    parser.add_argument(
+        "--most-bytes", type=int, default=16 << 20, help="of a request (default: 16 MiB)"
+    )
+    parser.add_argument("--log-level", default="info", help="of uvicorn (default: info)")
+
+
+def run_serve(arguments: argparse.Namespace) -> None:
+    """Run ``serve``."""
+    serve(
+        arguments.model,
+        host=arguments.host,
+        port=arguments.port,
+        log_level=arguments.log_level,
+        batchsize=arguments.batchsize,
+        timeout=arguments.timeout,
+        most_bytes=arguments.most_bytes,
+    )
+
+
+def _own_names(host: str) -> tuple[str, ...]:
+    """Return the names by which a server is called: web pages must not reach a loopback one."""
+    if host == "localhost":
+        return "localhost", "127.0.0.1"
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return ("*",)
+    return ("localhost", host) if loopback else ("*",)
