@@ -553,7 +553,7 @@ class Estimator:
         return self._predictor.step(learner, x, xs, squeeze=learner.squeezed, undo=learner.undo)
 
     def export(self, path: str | os.PathLike[str], x: object = None) -> None:
-        """Write the model, in evaluation mode, as a `torch.export` program that needs no fastseq.
+        """Write the model, in evaluation mode, as a program that needs no fastseq.
 
         The program is ``program(x, state) -> (y, state)`` for any number of steps and sequences:
         `x` and `y` as in `predict`, but tensors; `state` a tuple of tensors, the leaves of what
@@ -569,10 +569,15 @@ class Estimator:
         ``fastseq.info()["kernels"]["library"]``. ``torch._inductor.aoti_compile_and_package``
         compiles such programs only if fastseq is imported; they run without it.
 
+        A file name that ends in ``.onnx`` gives an ONNX model instead, for onnxruntime and others:
+        inputs ``x``, ``state_0`` and so on, outputs ``y``, ``next_state_0`` and so on, and the
+        contents of ``fastseq.json`` in the model's metadata. Recurrent layers become ONNX's, and
+        the model must be in single precision.
+
         Parameters
         ----------
         path
-            A file name that ends in ``.pt2``.
+            A file name that ends in ``.pt2`` or ``.onnx``.
         x
             An input as for `predict`; only its structure and features matter. None: like the last
             one.
@@ -581,6 +586,8 @@ class Estimator:
         ------
         ValueError
             The model cannot be exported for any number of steps and sequences; nothing is written.
+        MissingFeatureError
+            onnxscript is not installed, which ONNX needs.
 
         Examples
         --------

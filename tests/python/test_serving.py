@@ -1,7 +1,5 @@
 """The server's answers are the model's, and what clients send wrongly is refused in one sentence."""
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -371,13 +369,3 @@ def test_what_cannot_be_served(model, error, said):
     )  # fmt: skip
     with pytest.raises(ValueError, match="needs a fitted model of one input array"):
         make_app(untrained)
-
-
-def test_answers_are_json_where_outputs_are_not_finite(stateful):
-    from fastseq.serving.json_values import listed
-
-    assert listed(torch.tensor([[1.0, float("inf")], [float("nan"), 2.0]])) == [
-        [1.0, None],
-        [None, 2.0],
-    ]
-    assert json.loads(json.dumps(listed(np.array([np.nan])), allow_nan=False)) == [None]

@@ -19,6 +19,7 @@ from ..data.scaling.inputs_and_targets import Scaling
 from ..nn.compiled_layers import Substitutes
 from ..nn.recurrent import kernels
 from ..nn.stateful import batch_dims, in_mode, is_bidirectional, takes_state
+from .onnx_translation import onnx_program
 from .scaled_model import ScaledModel
 
 __all__ = ["DESCRIPTION", "check_path", "export_model"]
@@ -33,8 +34,10 @@ _STEPS, _COUNT = 5, 3
 def check_path(path: str | os.PathLike[str]) -> Path:
     """Return the path of a program's file; raise if it cannot be written there."""
     target = Path(path)
-    if target.suffix != ".pt2":
-        raise ValueError(f"path must end in .pt2, as programs of torch.export do, got {target}")
+    if target.suffix not in (".pt2", ".onnx"):
+        raise ValueError(
+            f"path must end in .pt2, for a program of torch.export, or in .onnx, got {target}"
+        )
     if not target.parent.is_dir():
         raise FileNotFoundError(f"path must be in a folder that exists, got {target}")
     return target
@@ -80,8 +83,28 @@ def export_model(model: nn.Module, x: Tree, path: Path, scaling: Scaling | None 
             for (name, a), dim in zip(tree_paths(first, "state"), dims, strict=True)
         ]
         description = json.dumps({"state": states})
+        if path.suffix == ".onnx":
+            _write_onnx(program, path, description)
+            return
         with replacing(path) as beside, open(beside, "wb") as file:
             torch.export.save(program, file, extra_files={DESCRIPTION: description})
+
+
+def _write_onnx(program: ExportedProgram, path: Path, description: str) -> None:
+    """Write a program in ONNX: inputs x, state_0, …, outputs y, next_state_0 and so on."""
+    states = range(len(json.loads(description)["state"]))
+    xs = len(program.graph_signature.user_inputs) - len(states)
+    ys = len(program.graph_signature.user_outputs) - len(states)
+    names = ["x"] if xs == 1 else [f"x_{n}" for n in range(xs)]
+    made = ["y"] if ys == 1 else [f"y_{n}" for n in range(ys)]
+    found = onnx_program(
+        program,
+        [*names, *(f"state_{n}" for n in states)],
+        [*made, *(f"next_state_{n}" for n in states)],
+    )
+    found.model.metadata_props[DESCRIPTION] = description
+    with replacing(path) as beside:
+        found.save(beside)
 
 
 class _Program(nn.Module):

@@ -5,6 +5,7 @@
 
 import asyncio
 import contextlib
+import importlib.metadata
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -161,11 +162,10 @@ def make_app(
     for name, value in (("batchsize", batchsize), ("most_bytes", most_bytes), ("waiting", waiting)):
         check_count(name, value)
     served = _served(model, clients=clients, idle=idle)
-    options = {"batchsize": batchsize, "waiting": waiting, "timeout": timeout}
     batchers: list[Batcher] = []
 
     def batcher(run: Any) -> Batcher:
-        batchers.append(Batcher(run, **options))
+        batchers.append(Batcher(run, batchsize=batchsize, waiting=waiting, timeout=timeout))
         return batchers[-1]
 
     @contextlib.asynccontextmanager
@@ -250,9 +250,8 @@ async def _answers(batcher: Batcher, records: Sequence[Any]) -> list[Any]:
 
 
 def _add_information(app: FastAPI, model: Any, metadata: dict[str, Any]) -> None:
-    from .. import __version__
-
-    whole = {"model": type(model).__name__, "fastseq": __version__, **metadata}
+    version = importlib.metadata.version("fastseq-torch")
+    whole = {"model": type(model).__name__, "fastseq": version, **metadata}
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -265,6 +264,21 @@ def _add_information(app: FastAPI, model: Any, metadata: dict[str, Any]) -> None
         return whole
 
 
+def _add_post(
+    router: APIRouter,
+    path: str,
+    handler: Callable[[Any], Coroutine[Any, Any, JSONResponse]],
+    asked: type[BaseModel],
+    answer: type[BaseModel],
+    errors: dict[int | str, dict[str, Any]] | None = None,
+) -> None:
+    """Add a route: `handler` gets a request of the type `asked`, which is made for the model."""
+    handler.__annotations__["request"] = asked
+    router.add_api_route(
+        path, handler, methods=["POST"], response_model=answer, responses=_ERRORS | (errors or {})
+    )
+
+
 def _add_predict(router: APIRouter, served: Any, batcher: Batcher) -> None:
     fields: dict[str, Any] = {"records": (list_of(served.record_type), ...)}
     if served.static_type is not None:
@@ -275,17 +289,17 @@ def _add_predict(router: APIRouter, served: Any, batcher: Batcher) -> None:
         given |= {"classes": (list[Any] | None, ...), "probabilities": (list[Any], ...)}
     answer = create_model("PredictAnswer", **given)
 
-    @router.post("/predict", response_model=answer, responses=_ERRORS)
-    async def predict(request: asked) -> JSONResponse:  # type: ignore[valid-type]
+    async def predict(request: Any) -> JSONResponse:
         """Predict records, in their order."""
-        records = request.records  # type: ignore[attr-defined]
-        static = getattr(request, "static", None)
+        records, static = request.records, getattr(request, "static", None)
         if static is not None and len(static) != len(records):
             raise _RefusedError(
                 f"static has {len(static)} rows, but there are {len(records)} records"
             )
         pairs = list(zip(records, static or [None] * len(records), strict=True))
         return JSONResponse(served.answer(await _answers(batcher, pairs)))
+
+    _add_post(router, "/predict", predict, asked, answer)
 
 
 def _add_steps(router: APIRouter, served: ServedEstimator, batcher: Batcher) -> None:
@@ -298,14 +312,15 @@ def _add_steps(router: APIRouter, served: ServedEstimator, batcher: Batcher) -> 
         x=(served.step_type, ...),
     )
 
-    @router.post("/step", response_model=StepAnswer, responses={**_ERRORS, **_CONFLICT})
-    async def step(request: asked) -> JSONResponse:  # type: ignore[valid-type]
+    async def step(request: Any) -> JSONResponse:
         """Take the next time step of a client's series; step 0 starts it anew."""
-        one = Step(request.client, request.step, request.x)  # type: ignore[attr-defined]
+        one = Step(request.client, request.step, request.x)
         (found,) = await _answers(batcher, [one])
         if isinstance(found, StepError):
             raise found
         return JSONResponse({"client": one.client, "step": one.number, "outputs": found})
+
+    _add_post(router, "/step", step, asked, StepAnswer, _CONFLICT)
 
 
 def _add_end(app: FastAPI, served: ServedEstimator) -> None:
@@ -328,18 +343,20 @@ def _add_forecasts(router: APIRouter, served: Any, batcher: Batcher) -> None:
     if served.future_type is not None:
         fields["future"] = (served.future_type | None, None)
     asked = create_model("ForecastRequest", __base__=_Request, **fields)
-    one = create_model(
+    one: Any = create_model(
         "Forecast", id=(str | int, ...), times=(list[Any] | None, ...), values=(dict[str, Any], ...)
     )
-    answer = create_model("ForecastAnswer", forecasts=(list[one], ...))  # type: ignore[valid-type]
+    every: Any = list[one]
+    answer = create_model("ForecastAnswer", forecasts=(every, ...))
 
-    @router.post("/forecasts", response_model=answer, responses=_ERRORS)
-    async def forecasts(request: asked) -> JSONResponse:  # type: ignore[valid-type]
+    async def forecasts(request: Any) -> JSONResponse:
         """Forecast series by their ids, all of them by default."""
         future = getattr(request, "future", None)
-        wanted = ForecastRequest(request.ids, request.horizon, future)  # type: ignore[attr-defined]
+        wanted = ForecastRequest(request.ids, request.horizon, future)
         (found,) = await _answers(batcher, [wanted])
         return JSONResponse({"forecasts": found})
+
+    _add_post(router, "/forecasts", forecasts, asked, answer)
 
 
 def _add_series(app: FastAPI, served: Any) -> None:

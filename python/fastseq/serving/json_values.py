@@ -21,5 +21,7 @@ def listed(given: Any) -> Any:
         given = given.numpy(force=True)
     a = np.asarray(given)
     if a.dtype.kind == "f" and not np.isfinite(a).all():
-        a = np.where(np.isfinite(a), a.astype(object), None)
+        unknown = ~np.isfinite(a)
+        a = a.astype(object)
+        a[unknown] = None
     return a.tolist()

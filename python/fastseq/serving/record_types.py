@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, create_model
 
-if TYPE_CHECKING:
-    from ..sklearn.inputs.category_columns import CategoryColumns
-    from ..sklearn.supervised import SequencePredictor
+from ..sklearn.fitted_form import FittedForm, TableForm
 
 __all__ = ["list_of", "number", "record_type", "row_type", "static_type", "step_type"]
 
@@ -33,48 +30,37 @@ def step_type(features: int, *, missing: bool = False) -> Any:
     return list_of(number(missing=missing), features)
 
 
-def row_type(
-    name: str, names: Sequence[str], columns: CategoryColumns | None, *, missing: bool
-) -> Any:
-    """Return the type of rows of a data frame: objects, with a value for each column."""
-    coded = {} if columns is None else columns.vocabularies
+def row_type(name: str, table: TableForm, *, missing: bool) -> Any:
+    """Return the type of a table's rows: lists, or objects with a value for each named column."""
     one = number(missing=missing)
+    if table.names is None:
+        return list_of(one, table.count)
     value = str | bool | Annotated[int, Field(strict=True)] | one | None
     fields: dict[str, Any] = {
-        f"column_{place}": (value if place in coded else one, Field(alias=str(column)))
-        for place, column in enumerate(names)
+        f"column_{place}": (value if place in table.categories else one, Field(alias=str(column)))
+        for place, column in enumerate(table.names)
     }
     return create_model(name, __config__=_FORBID, **fields)
 
 
-def record_type(model: SequencePredictor) -> Any:
+def record_type(form: FittedForm) -> Any:
     """Return the type of one of X's samples."""
-    missing = model.nan == "mask"
-    one, features = number(missing=missing), model.n_features_in_
-    names = getattr(model, "feature_names_in_", None)
-    if names is not None and model.rows_ != "series":
-        row = row_type("Row", list(names), model._columns.columns, missing=missing)
-        return row if model.rows_ == "samples" else list_of(row)
-    if model.rows_ == "samples":
-        return list_of(one, features)
-    if model.rows_ == "series":
+    one, features = number(missing=form.missing), form.features.count
+    if form.rows == "series":
         return list_of(one)
-    if model.image_shape_ is not None:
-        width, height, channels = model.image_shape_
+    if form.rows == "samples" or form.features.names is not None:
+        row = row_type("Row", form.features, missing=form.missing)
+        return row if form.rows == "samples" else list_of(row)
+    if form.image is not None:
+        width, height, channels = form.image
         pixels = list_of(list_of(list_of(one, channels), height), width)
         return pixels | list_of(list_of(one, height), width) if channels == 1 else pixels
-    if model.channels_first:
+    if form.channels_first:
         return list_of(list_of(one), features)
     steps = list_of(list_of(one, features))
     return steps | list_of(one) if features == 1 else steps
 
 
-def static_type(model: SequencePredictor) -> Any:
+def static_type(form: FittedForm) -> Any:
     """Return the type of one row of static features; None: `fit` got none."""
-    static = model._columns.static
-    if static is None:
-        return None
-    missing = model.nan == "mask"
-    if static.names is None:
-        return list_of(number(missing=missing), static.rows.shape[1])
-    return row_type("StaticRow", static.names, static.columns, missing=missing)
+    return None if form.static is None else row_type("Static", form.static, missing=form.missing)

@@ -35,12 +35,13 @@ class RequestLimits:
         """Handle one request."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        task, late = asyncio.current_task(), False
+        task: Any = asyncio.current_task()
+        late = False
 
         def give_up() -> None:
             nonlocal late
             late = True
-            task.cancel()  # type: ignore[union-attr]  # there is one
+            task.cancel()
 
         alarm = asyncio.get_running_loop().call_later(self._timeout, give_up)
         try:

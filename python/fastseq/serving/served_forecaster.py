@@ -42,38 +42,34 @@ class ServedForecaster:
     steps = False
 
     def __init__(self, forecaster: SequenceForecaster) -> None:
-        self._forecaster = forecaster
-        like, known = forecaster._like, forecaster._known
-        ids = range(len(like.arrays)) if like.ids is None else like.ids
-        self.ids = [_plain_id(one) for one in ids]
+        self._forecaster, self._form = forecaster, forecaster.form_
+        form = self._form
+        self.ids = [_plain_id(one) for one in form.ids]
         self._places = {name: place for place, name in enumerate(self.ids)}
         self._kept: dict[int, list[dict[str, Any]]] = {}
         self.horizon: int = forecaster.horizon
-        names = known.names
         self.future_type: Any = None
-        if names and like.form.kind == "long":
-            columns = [forecaster.id_col, forecaster.time_col, *names]
-            self.future_type = list_of(dict[str, str | bool | int | number(missing=True)])
-            self._columns = columns
+        if form.covariates and form.columns is not None:
+            value: Any = str | bool | int | number(missing=True)
+            self.future_type = list_of(dict[str, value])
         self.record_type: Any = None
-        if not names and known.static is None and known.calendar is None:
+        if form.only_values:
             one = number(missing=True)
-            self.record_type = list_of(one if like.flat else list_of(one, len(like.arrays[0].T)))
+            row = one if form.variables is None else list_of(one, form.variables)
+            self.record_type = list_of(row)
         levels = forecaster.quantiles
         self.metadata: dict[str, Any] = {
             "horizon": self.horizon,
             "quantiles": None if levels is None else [float(level) for level in levels],
             "series": len(self.ids),
-            "covariates": list(names or ()),
+            "covariates": list(form.covariates),
             "trained_epochs": int(forecaster.n_iter_),
         }
 
     def run(self, pairs: Sequence[tuple[Any, None]]) -> list[Any]:
         """Return the forecasts of new series, given from their start."""
-        series = [np.array(record, float) for record, _ in pairs]
-        form, found, ends = self._forecaster._predicted(series, None, None, None)
-        values = self._forecaster._forecasts(form, found, ends).values
-        return [listed(one[:, 0] if form.flat else one) for one in values]
+        found = self._forecaster.predict([np.array(record, float) for record, _ in pairs])
+        return [listed(one) for one in found]
 
     def answer(self, found: Sequence[Any]) -> dict[str, Any]:
         """Return the answer to one request of whole series."""
@@ -101,18 +97,16 @@ class ServedForecaster:
         if future is None and horizon in self._kept:
             return self._kept[horizon]
         rows = None if future is None else self._rows(future)
-        form, found, ends = self._forecaster._predicted(None, rows, None, horizon)
-        made = self._forecaster._forecasts(form, found, ends)
-        every = []
-        for name, values, end in zip(self.ids, made.values, ends, strict=True):
-            values = values[:, 0] if form.flat else values
-            columns = [values] if made.levels is None else np.moveaxis(values, -1, 0)
-            pairs = zip(made.names, columns, strict=True)
-            every.append({
+        every = [
+            {
                 "id": name,
-                "times": None if end is None else _plain_times(end.following(horizon)),
-                "values": {key: listed(own) for key, own in pairs},
-            })  # fmt: skip
+                "times": None if one.times is None else _plain_times(one.times),
+                "values": {key: listed(values) for key, values in one.values.items()},
+            }
+            for name, one in zip(
+                self.ids, self._forecaster.forecasts(None, rows, horizon=horizon), strict=True
+            )
+        ]
         if future is None:
             if len(self._kept) == _KEPT:
                 self._kept.clear()
@@ -123,23 +117,22 @@ class ServedForecaster:
         """Return the covariates of the horizon as a long frame."""
         import pandas as pd
 
+        assert self._form.columns is not None
+        own, when = self._form.columns
         for row in future:
             for name in row:
-                if name not in self._columns:
+                if name not in (own, when, *self._form.covariates):
                     raise ValueError(f"future has a column {name!r}, which fit did not get")
-            for name in self._columns[:2]:
+            for name in (own, when):
                 if name not in row:
                     raise ValueError(f"each row of future needs {name!r}")
         frame = pd.DataFrame(future)
-        of = {_plain_id(one): one for one in self._forecaster._like.ids}
-        own, when = self._columns[:2]
-        unknown = [name for name in frame[own] if name not in of]
+        unknown = [name for name in frame[own] if name not in self._places]
         if unknown:
             raise ValueError(f"there is no series {unknown[0]!r}: see /series")
-        frame[own] = [of[name] for name in frame[own]]
-        end = next(one for one in self._forecaster._times if one is not None)
-        if isinstance(end.index, pd.DatetimeIndex):
-            frame[when] = _times_in(frame[when].astype(str), end.index.tz)
+        frame[own] = [self._form.ids[self._places[name]] for name in frame[own]]
+        if self._form.zone is not None:
+            frame[when] = _times_in(frame[when].astype(str), self._form.zone)
         return frame
 
 
@@ -147,7 +140,7 @@ def _times_in(texts: pd.Series, zone: Any) -> pd.Series:
     """Return texts as times; those of a time zone must say how far they are from UTC."""
     import pandas as pd
 
-    if zone is None:
+    if zone == "naive":
         return pd.to_datetime(texts, format="ISO8601")
     if not texts.str.contains(_FROM_UTC).all():
         raise ValueError(f"times must say how far {zone} is from UTC, as 2026-01-31T17:30:00+01:00")

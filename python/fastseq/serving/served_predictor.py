@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..sklearn import SequenceClassifier, SequenceRegressor
-from ..sklearn.targets.class_kinds import Labels
+from ..sklearn.fitted_form import TableForm
 from .json_values import listed
 from .record_types import record_type, static_type
 
@@ -34,20 +34,18 @@ class ServedPredictor:
     """
 
     def __init__(self, model: SequenceClassifier | SequenceRegressor) -> None:
-        self._model = model
-        self._names = _plain_names(model)
-        self.record_type, self.static_type = record_type(model), static_type(model)
+        self._model, self._form = model, model.form_
+        form = self._form
+        self.record_type, self.static_type = record_type(form), static_type(form)
         self.classes: list[Any] | None = None  # of one target
         self.probabilities = False
-        form = model._form_of_targets
         if isinstance(model, SequenceClassifier):
-            labels = isinstance(model._kind, Labels)
-            self.probabilities = labels or form.count == 1
-            if self.probabilities and not labels:
+            self.probabilities = form.labels or form.targets == 1
+            if self.probabilities and not form.labels:
                 self.classes = model.classes_.tolist()
         self.metadata: dict[str, Any] = {
-            "features": int(model.n_features_in_),
-            "targets": form.count,
+            "features": form.features.count,
+            "targets": form.targets,
             "per_step": form.per_step,
             "classes": self.classes,
             "trained_epochs": int(model.n_iter_),
@@ -55,19 +53,13 @@ class ServedPredictor:
 
     def run(self, pairs: Sequence[tuple[Any, Any]]) -> list[Answer]:
         """Return the answers to records."""
-        model = self._model
-        x = self._inputs([record for record, _ in pairs])
-        static = None
-        if self.static_type is not None:
-            static = self._table([row for _, row in pairs], self._static_names())
-        outputs = model._outputs(x, static)
-        if isinstance(model, SequenceRegressor):
-            found = model._form_of_targets.restored(outputs)
-            return [Answer(listed(one)) for one in found]
-        labels = model._labels(outputs)
+        x, static = self._inputs([record for record, _ in pairs]), None
+        if self._form.static is not None:
+            static = _table([row for _, row in pairs], self._form.static)
         if not self.probabilities:
-            return [Answer(listed(one)) for one in labels]
-        chances = model._probabilities(outputs)
+            return [Answer(listed(one)) for one in self._model.predict(x, static=static)]
+        assert isinstance(self._model, SequenceClassifier)
+        labels, chances = self._model.predict_and_proba(x, static=static)
         return [Answer(listed(a), listed(b)) for a, b in zip(labels, chances, strict=True)]
 
     def answer(self, found: Sequence[Answer]) -> dict[str, Any]:
@@ -80,40 +72,30 @@ class ServedPredictor:
 
     def _inputs(self, records: list[Any]) -> Any:
         """Return X."""
-        if self._names is None:
-            lengths = set(map(len, records))
-            return np.array(records, float) if len(lengths) == 1 else _ragged(records)
-        if self._model.rows_ == "samples":
-            return self._table(records, self._names)
+        names = self._form.features.names
+        if self._form.rows == "samples":
+            return _table(records, self._form.features)
+        counts = list(map(len, records))
+        if names is None:
+            alike = len(set(counts)) == 1
+            return np.array(records, float) if alike else [np.array(one, float) for one in records]
         import pandas as pd
 
-        steps = [step for record in records for step in record]
-        table = self._table(steps, self._names)
-        counts = list(map(len, records))
+        table = _table([step for record in records for step in record], self._form.features)
         of = np.repeat(np.arange(len(records)), counts)
         place = np.concatenate([np.arange(count) for count in counts])
         table.index = pd.MultiIndex.from_arrays([of, place])
         return table
 
-    def _static_names(self) -> list[str] | None:
-        names = self._model._columns.static.names  # type: ignore[union-attr]  # there are some
-        return None if names is None else list(names)
 
-    @staticmethod
-    def _table(rows: list[Any], names: list[str] | None) -> Any:
-        """Return rows as a data frame, or as an array if they are lists."""
-        if names is None:
-            return np.array(rows, float)
-        import pandas as pd
+def _table(rows: list[Any], form: TableForm) -> Any:
+    """Return rows as a data frame, or as an array if columns have no names."""
+    if form.names is None:
+        return np.array(rows, float)
+    import pandas as pd
 
-        values = [[getattr(row, f"column_{place}") for row in rows] for place in range(len(names))]
-        return pd.DataFrame({name: pd.Series(own) for name, own in zip(names, values, strict=True)})
-
-
-def _plain_names(model: SequenceClassifier | SequenceRegressor) -> list[str] | None:
-    names = getattr(model, "feature_names_in_", None)
-    return None if names is None or model.rows_ == "series" else list(names)
-
-
-def _ragged(records: list[Any]) -> list[np.ndarray]:
-    return [np.array(record, float) for record in records]
+    columns = {
+        name: pd.Series([getattr(row, f"column_{place}") for row in rows])
+        for place, name in enumerate(form.names)
+    }
+    return pd.DataFrame(columns)

@@ -400,6 +400,28 @@ class SequenceClassifier(ClassifierMixin, PredictorFiles):  # type: ignore[misc]
         """
         return self._probabilities(self._outputs(X, static))
 
+    def predict_and_proba(
+        self, X: object, *, static: object = None  # noqa: N803
+    ) -> tuple[Any, Any]:  # fmt: skip
+        """Return what `predict` and `predict_proba` return, at the cost of one of them.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from fastseq.sklearn import SequenceClassifier
+        >>> X, y = np.random.default_rng(0).standard_normal((60, 9, 3)), np.arange(60) % 2
+        >>> model = SequenceClassifier(epochs=2, random_state=0).fit(X, y)
+        >>> labels, probabilities = model.predict_and_proba(X)
+        >>> labels.shape, probabilities.shape
+        ((60,), (60, 2))
+        """
+        outputs = self._outputs(X, static)
+        return self._labels(outputs), self._probabilities(outputs)
+
+    @property
+    def _labelled(self) -> bool:
+        return isinstance(self._kind, Labels)
+
     def _labels(self, outputs: Items) -> Items:
         labels = self._kind.labels
         found = list(map(labels, outputs)) if isinstance(outputs, list) else labels(outputs)

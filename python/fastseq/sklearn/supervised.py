@@ -24,6 +24,8 @@ from .automatic_training import automatic_module, automatic_scaling
 from .base import SequenceEstimator, Start, Task
 from .batched_outputs import predicted
 from .early_stopping import FRACTION, stops_early, warn_if_tiny
+from .fitted_form import FittedForm, TableForm
+from .inputs.category_columns import CategoryColumns
 from .inputs.fitted_columns import FittedColumns, counted
 from .inputs.input_checks import (
     Array,
@@ -280,6 +282,36 @@ class SequencePredictor(SequenceEstimator):
             shuffler.reorder(1)  # in the test no callback does
             return est.find_lr(x, ys, w, **tried)
 
+    @property
+    def form_(self) -> FittedForm:
+        """The form of the samples and targets that `fit` got."""
+        check_is_fitted(self)
+        columns, static = self._columns.columns, self._columns.static
+        names = getattr(self, "feature_names_in_", None)
+        beside = None
+        if static is not None:
+            beside = TableForm(static.rows.shape[1], static.names, _categories(static.columns))
+        return FittedForm(
+            features=TableForm(
+                int(self.n_features_in_),
+                None if names is None or self.rows_ == "series" else tuple(names),
+                _categories(columns),
+            ),
+            rows=self.rows_,
+            image=self.image_shape_,
+            channels_first=self.channels_first,
+            missing=self.nan == "mask",
+            static=beside,
+            targets=self._form_of_targets.count,
+            per_step=self._form_of_targets.per_step,
+            labels=self._labelled,
+        )
+
+    @property
+    def _labelled(self) -> bool:
+        """Whether targets are labels, each of which is there or not."""
+        return False
+
     def as_module(self) -> SampleModule:
         """Return a copy of the fitted module that takes samples as X has them: for other tools.
 
@@ -401,6 +433,10 @@ class SequencePredictor(SequenceEstimator):
             weights = np.concatenate([np.ravel(w) for w in weights])
         rows = np.concatenate(predicted) if isinstance(predicted, list) else predicted
         return targets.rows, rows.reshape(targets.rows.shape), weights
+
+
+def _categories(columns: CategoryColumns | None) -> frozenset[int]:
+    return frozenset() if columns is None else frozenset(columns.vocabularies)
 
 
 def _with_weight(problem: Problem, count: int) -> tuple[Array, Array]:

@@ -29,7 +29,7 @@ from .last_steps import LastSteps
 from .longer_horizon import forecast_blocks
 from .new_steps import NewSteps
 from .positioned_forecaster import PositionedForecaster
-from .result_forms import Forecasts
+from .result_forms import Forecasts, SeriesForecast, SeriesForm
 from .series import Array, Series, read_series, refuse_identifiers
 from .skill_score import skill
 from .target_weights import column_of_weights, read_series_weights, with_age
@@ -466,6 +466,52 @@ class SequenceForecaster(PositionedForecaster):
             or quantiles, sorted by id and time.
         """
         return self._result(*self._predicted(y, X, static, horizon))
+
+    def forecasts(
+        self,
+        y: object = None,
+        X: object = None,  # noqa: N803
+        *,
+        static: object = None,
+        horizon: int | None = None,
+    ) -> list[SeriesForecast]:
+        """Forecast series by series, in one form for all data; see `predict`.
+
+        Examples
+        --------
+        >>> import fastseq as fs, numpy as np
+        >>> f = fs.SequenceForecaster(3, epochs=2).fit([np.arange(40.0), np.arange(50.0)])
+        >>> [(one.id, one.times, one.values["forecast"].shape) for one in f.forecasts()]
+        [(0, None, (3,)), (1, None, (3,))]
+        """
+        form, found, ends = self._predicted(y, X, static, horizon)
+        made = self._forecasts(form, found, ends)
+        result = []
+        ids = range(len(ends)) if form.ids is None else form.ids
+        for name, values, end in zip(ids, made.values, ends, strict=True):
+            own = values[:, 0] if form.flat else values
+            parts = [own] if made.levels is None else np.moveaxis(own, -1, 0)
+            times = None if end is None else end.following(len(own))
+            result.append(SeriesForecast(name, times, dict(zip(made.names, parts, strict=True))))
+        return result
+
+    @property
+    def form_(self) -> SeriesForm:
+        """What is forecast: ids of the series, names of covariates and so on."""
+        self._check_fitted()
+        like, known = self._like, self._known
+        end = next((one for one in self._times if one is not None), None)
+        zone = None
+        if end is not None and hasattr(end.index, "tz"):
+            zone = end.index.tz or "naive"
+        return SeriesForm(
+            ids=tuple(range(len(like.arrays)) if like.ids is None else like.ids),
+            variables=None if like.flat else like.arrays[0].shape[1],
+            covariates=tuple(known.names or ()),
+            only_values=not known.names and known.static is None and known.calendar is None,
+            columns=(self.id_col, self.time_col) if like.form.kind == "long" else None,
+            zone=zone,
+        )
 
     def _predicted(
         self, y: object, X: object, static: object, horizon: int | None  # noqa: N803

@@ -14,7 +14,7 @@ from .times import Times, is_table
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["ARRAYS", "Forecasts", "Form"]
+__all__ = ["ARRAYS", "Forecasts", "Form", "SeriesForecast", "SeriesForm"]
 
 Array = np.ndarray
 
@@ -42,6 +42,54 @@ class Forecasts:
     def names(self) -> list[str]:
         """Names of the columns of forecasts."""
         return ["forecast"] if self.levels is None else [f"q{level:g}" for level in self.levels]
+
+
+@dataclasses.dataclass(frozen=True)
+class SeriesForecast:
+    """The forecast of one series.
+
+    Parameters
+    ----------
+    id
+        The series' id, or its place if series have none.
+    times
+        Times of the steps, a pandas index ``(horizon,)``; None: the series has no times.
+    values
+        By name, "forecast" or "q0.1" and so on: ``(horizon,)`` or ``(horizon, K)``.
+    """
+
+    id: Any
+    times: pd.Index | None
+    values: dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class SeriesForm:
+    """What a fitted forecaster forecasts, for programs that pass it on.
+
+    Parameters
+    ----------
+    ids
+        The series' ids, or their places if they have none.
+    variables
+        K; None: series came without the axis of variables.
+    covariates
+        Names of the columns of X.
+    only_values
+        Whether new series need nothing but their values: neither covariates, nor times.
+    columns
+        Columns of ids and times, if the data came as a long frame.
+    zone
+        The time zone of the times, if they have one; ``"naive"`` if they have none; None: steps
+        have no times, or numbers or periods.
+    """
+
+    ids: tuple[Any, ...]
+    variables: int | None
+    covariates: tuple[str, ...]
+    only_values: bool
+    columns: tuple[str, str] | None
+    zone: Any
 
 
 @dataclasses.dataclass(frozen=True)
