@@ -50,7 +50,7 @@ TESTS: dict[str, dict[str, str]] = {
         "`TunedModel`, `Grid`, `RandomSearch`": "test_wrappers_tools.py::test_grid_search test_wrappers_tools.py::test_other_searches test_tuning.py::test_optuna_search_cv",
         "`A() \\|> B()`": "test_wrappers_tools.py::test_pipeline_with_columns_of_a_frame",
         "`TransformedTargetModel`, `Stack`, `learning_curve`": "test_wrappers_tools.py::test_transformed_targets test_wrappers_tools.py::test_stacking test_wrappers_tools.py::test_learning_curve_and_permutation_importance",
-        "`MLJ.save`, `machine(file)`": "test_wrappers_tools.py::test_pickles test_saving.py::test_round_trip_without_the_model",
+        "`MLJ.save`, `machine(file)`": "test_predictor_saving.py::test_a_loaded_estimator_predicts_and_trains_with_the_same_bits",
         "`builder`": "test_wrappers.py::test_modules test_wrappers.py::test_modules_are_copied_and_builders_seeded test_coming_from.py::test_defaults_are_those_in_the_table",
         "`optimiser=Adam(η)`": "test_wrappers_networks.py::test_the_rate_is_that_of_the_module test_coming_from.py::test_defaults_are_those_in_the_table",
         "`loss`": "test_wrappers.py::test_losses test_class_losses.py::test_losses_by_name test_coming_from.py::test_defaults_are_those_in_the_table",

@@ -30,17 +30,14 @@ pytestmark = [
 
 X = torch.randn(20, 6, 3, generator=torch.Generator().manual_seed(0))
 Y = X[..., :1]
-TIMES = ("seconds", "updates_per_second")  # differ from run to run
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _cluster(tmp_path_factory):
+@pytest.fixture(scope="module")
+def cluster():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AIR_NEW_OUTPUT", "0")
-        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # of workers: models.py
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # workers import this file
         ray.init(
-            num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+            "local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
             object_store_memory=80_000_000,
         )  # fmt: skip
         yield
@@ -116,7 +113,8 @@ class FailsOnce(fs.callbacks.Callback):
             raise ConnectionError("once")
 
 
-def test_trials_report_the_history_and_resume_to_the_same_bits(tmp_path):
+@pytest.mark.slow
+def test_trials_report_the_history_and_resume_to_the_same_bits(cluster, tmp_path):
     def trial(config):
         with pytest.raises(ValueError, match=r"neither checkpoint=… nor resume=…"):
             fitted(RayTune(), checkpoint=tmp_path / "own")
@@ -139,7 +137,7 @@ def test_trials_report_the_history_and_resume_to_the_same_bits(tmp_path):
         assert saved.suffix == ".safetensors"
 
 
-def test_asha_stops_trials(tmp_path):
+def test_asha_stops_trials(cluster, tmp_path):
     def trial(config):
         ends = []
 
@@ -167,7 +165,7 @@ def test_asha_stops_trials(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_trial_goes_on_from_another_with_its_own_rate_and_mlflow_run(tmp_path):
+def test_a_trial_goes_on_from_another_with_its_own_rate_and_mlflow_run(cluster, tmp_path):
     """As after what PopulationBasedTraining does, whose order depends on the machine."""
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     client = mlflow.MlflowClient(uri)
@@ -201,7 +199,7 @@ def test_a_trial_goes_on_from_another_with_its_own_rate_and_mlflow_run(tmp_path)
 
 
 @pytest.mark.slow
-def test_a_search_that_ended_with_an_error_is_restored(tmp_path):
+def test_a_search_that_ended_with_an_error_is_restored(cluster, tmp_path):
     def trial(config):
         stop = fs.callbacks.NumberSinceBest(9)
         model = fs.SequenceRegressor(
