@@ -45,7 +45,7 @@ PACKAGE := build/package
 $(VENV)/.built: $(VENV)/.installed $(NATIVE)
 	$(PIP) '$(TORCH)' --no-build-isolation --config-settings=build-dir=$(PACKAGE) \
 	  --config-settings=cmake.define.FASTSEQ_WERROR=ON \
-	  --editable '.[mpi,plot,sklearn,tensorboard,mlflow,optuna]'
+	  --editable '.[mpi,plot,sklearn,tensorboard,mlflow,optuna,ray,serve,onnx]'
 	touch $@
 build: $(VENV)/.built
 

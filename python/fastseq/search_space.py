@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from decimal import Decimal
 from typing import Any
 
 from ._util.arguments import number_in
+from ._util.optional_imports import need
 from ._util.settings_file import read_settings
 from .errors import meant
 
@@ -75,6 +77,26 @@ class SearchSpace:
         """Return an Optuna trial's values, by name; those of one value as they are."""
         return {name: _suggested(trial, name, entry) for name, entry in self._entries.items()}
 
+    def for_ray(self) -> dict[str, Any]:
+        """Return the ``param_space`` of a `ray.tune.Tuner`; a range with a step as choices.
+
+        Raises
+        ------
+        MissingFeatureError
+            Ray Tune is not installed.
+
+        Examples
+        --------
+        >>> import pathlib, tempfile
+        >>> import fastseq as fs
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "space.yaml")
+        >>> _ = path.write_text("layers: {low: 1, high: 2}")
+        >>> fs.SearchSpace(path).for_ray()["layers"].domain_str  # Ray leaves out the end
+        '(1, 3)'
+        """
+        tune = need("ray.tune", "SearchSpace.for_ray")
+        return {name: _domain(tune, entry) for name, entry in self._entries.items()}
+
 
 def _suggested(trial: Any, name: str, entry: Any) -> Any:
     if isinstance(entry, list):
@@ -84,6 +106,23 @@ def _suggested(trial: Any, name: str, entry: Any) -> Any:
     if isinstance(entry.low, int) and isinstance(entry.high, int):
         return trial.suggest_int(name, entry.low, entry.high, step=entry.step or 1, log=entry.log)
     return trial.suggest_float(name, entry.low, entry.high, step=entry.step, log=entry.log)
+
+
+def _domain(tune: Any, entry: Any) -> Any:
+    if isinstance(entry, list):
+        return tune.choice(entry)
+    if not isinstance(entry, _Range):
+        return entry
+    low, high = entry.low, entry.high
+    if isinstance(low, int) and isinstance(high, int):
+        if entry.step in (None, 1):
+            return (tune.lograndint if entry.log else tune.randint)(low, high + 1)
+        return tune.choice(list(range(low, high + 1, int(entry.step or 1))))
+    if entry.step is None:
+        return (tune.loguniform if entry.log else tune.uniform)(low, high)
+    # Ray's own steps start at 0 instead of at the low end, and draw the ends half as often.
+    start, end, step = (Decimal(str(number)) for number in (low, high, entry.step))
+    return tune.choice([float(start + k * step) for k in range(int((end - start) // step) + 1)])
 
 
 def _read(path: str | os.PathLike[str], name: str, given: Any) -> Any:

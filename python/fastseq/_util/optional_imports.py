@@ -47,4 +47,4 @@ def need(module: str, user: str) -> Any:
         ) from error
 
 
-_DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "PyYAML"}
+_DISTRIBUTIONS = {"ray": "ray[tune]", "sklearn": "scikit-learn", "yaml": "PyYAML"}

@@ -33,6 +33,7 @@ __all__ = [
     "NumberSinceBest",
     "OptunaPruning",
     "Patience",
+    "RayTune",
     "RestoreBest",
     "Schedule",
     "Snapshots",
@@ -48,6 +49,7 @@ _LATER = {
     "MLflow": "mlflow",
     "Metrics": "metrics",
     "OptunaPruning": "optuna",
+    "RayTune": "ray",
     "TensorBoard": "tensorboard",
 }
 

@@ -107,6 +107,10 @@ class MLflow(Tracker):
         self.run_id = state["run_id"] or None
         self._resumes = self.run_id is not None
 
+    def forget(self) -> None:
+        """Start a run of its own."""
+        self.run_id, self._resumes = None, False
+
     def _begin(self, run: Run) -> None:
         import mlflow
 

@@ -37,6 +37,9 @@ class Tracker(Callback):
         self._every = every
         self._logs = self._begun = False
 
+    def forget(self) -> None:
+        """Start a new run instead of continuing a checkpoint's, which is that of another fit."""
+
     def on_fit_begin(self, run: Run) -> None:
         """Prepare; the tracker's run starts when there is something to log."""
         self._logs, self._begun = run.first, False

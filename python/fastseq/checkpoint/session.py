@@ -36,7 +36,7 @@ from .contents import (
 from .encoding import decode, encode
 from .folder import Generations
 from .format import read, tensors_checksum
-from .settings import Checkpoint
+from .settings import Checkpoint, Keeper
 from .signals import Signals
 
 if TYPE_CHECKING:
@@ -54,8 +54,9 @@ FORMAT = 1
 class Session:
     """Writes checkpoints, or continues from one, if asked to; a context manager around the epochs.
 
-    Inactive unless `checkpoint` or `resume` is given. `Run` calls it after all other callbacks, at
-    the end of each update and epoch. While it is entered, signals ask for checkpoints, too.
+    Inactive unless `checkpoint` or `resume` is given, or a callback is a `Keeper`. `Run` calls it
+    after all other callbacks, at the end of each update and epoch. While it is entered, signals ask
+    for checkpoints, too.
 
     Parameters
     ----------
@@ -71,6 +72,7 @@ class Session:
         self._learner = learner
         self._replicas = learner.replicas
         self._callbacks = callbacks
+        self._keeper, checkpoint, resume = _kept(learner, callbacks, checkpoint, resume)
         self._settings = None if checkpoint is None else Checkpoint.of(checkpoint)
         self._generations: Generations | None = None
         if self._settings is not None:
@@ -209,6 +211,11 @@ class Session:
         due = every is not None and (run.epoch - self._position.first) % every == 0
         if due or requests or run.epoch == run.epochs or run.stopped is not None:
             self._save(requests)
+            if self._keeper is not None:
+                assert self._generations is not None
+                self._generations.finish()
+                self._keeper.on_checkpoint(run)
+                run.agree()
 
     def _save(self, requests: frozenset[str]) -> None:
         """Save the run; end the program if ``"terminate"`` was requested."""
@@ -322,6 +329,22 @@ def _read(
             f"{FORMAT}"
         )
     return f"the checkpoint in {path}" if path.is_dir() else str(path), tree
+
+
+def _kept(
+    learner: Learner, callbacks: list[object], checkpoint: object, resume: object
+) -> tuple[Keeper | None, object, object]:
+    """Return the `Keeper` among the callbacks, and where to save and from where to continue."""
+    keepers = [callback for callback in callbacks if isinstance(callback, Keeper)]
+    if not keepers:
+        return None, checkpoint, resume
+    name = type(keepers[0]).__name__
+    if len(keepers) > 1 or checkpoint is not None or resume is not None:
+        raise ValueError(
+            f"{name} keeps the checkpoints of fit, and continues from them: pass one such "
+            "callback, and neither checkpoint=… nor resume=…"
+        )
+    return keepers[0], *keepers[0].open(learner)
 
 
 class _Saved:

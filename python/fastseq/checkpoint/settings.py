@@ -5,9 +5,15 @@ from __future__ import annotations
 import dataclasses
 import numbers
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Checkpoint"]
+from ..training.run import Callback
+
+if TYPE_CHECKING:
+    from ..training.learner import Learner
+    from ..training.run import Run
+
+__all__ = ["Checkpoint", "Keeper"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +68,21 @@ class Checkpoint:
     def of(cls, value: Any) -> Checkpoint:
         """Return the argument of ``fit(checkpoint=…)``, perhaps a folder, as a `Checkpoint`."""
         return value if isinstance(value, cls) else cls(value)
+
+
+class Keeper(Callback):
+    """A callback that keeps the checkpoints of `fit`, in place of `checkpoint` and `resume`."""
+
+    def open(self, learner: Learner) -> tuple[Checkpoint, str | os.PathLike[str] | None]:
+        """Return where to write, and the folder or file to continue from, if any.
+
+        `learner` is as the script has made it.
+        """
+        raise NotImplementedError
+
+    def on_checkpoint(self, run: Run) -> None:
+        """Run after all callbacks of an epoch, when its checkpoint is in the folder."""
+        raise NotImplementedError
 
 
 def _check(name: str, value: Any, kind: Any) -> None:
