@@ -32,7 +32,7 @@ TESTS: dict[str, dict[str, str]] = {
         "`QuikMlflow`, `use_mlflow`, `is_parent`": "test_trackers.py::test_mlflow test_trackers.py::test_mlflow_runs_of_a_search_have_a_parent",
         "`get_tune_config`: a search space in YAML": "test_ray_tune.py::test_a_space_of_ray_is_that_of_optuna test_search_space.py::test_values_are_in_their_ranges_and_of_their_types",
         "`tune.run_ddp_tune`": "test_ray_tune.py::test_trials_report_the_history_and_resume_to_the_same_bits test_ray_tune.py::test_asha_stops_trials test_trackers.py::test_optuna_prunes_trials test_wrappers_tools.py::test_grid_search",
-        "`serve.build_extra_files`, `create_mar`, `api.batch_inference`": "test_saving.py::test_round_trip_without_the_model test_export.py::test_reloaded_without_fastseq",
+        "`serve.build_extra_files`, `create_mar`, `api.batch_inference`": "test_server_process.py::test_batch_predict_returns_a_frame_in_order test_server_process.py::test_no_answer_is_lost_or_swapped_among_200_clients",
         "`hugging.*`": "test_saving.py::test_a_model_of_ones_own",
     },
     "coming-from-mljflux": {
