@@ -21,8 +21,6 @@ from .checkpoint.estimator_files import (
 )
 from .checkpoint.session import Session
 from .checkpoint.settings import Checkpoint
-from .data.inputs import step_input
-from .data.missing_values import fill_step
 from .data.scaling.inputs_and_targets import Scaling
 from .data.sequences import Sequences, to_device
 from .distributed import communicator
@@ -38,7 +36,6 @@ from .training.argument_checks import (
     check_features,
     check_loss,
     choose_device,
-    input_dtype,
     use_device,
 )
 from .training.evaluation import chunk_plan, evaluate
@@ -53,8 +50,6 @@ from .training.trained_parameters import Trained
 
 __all__ = ["Estimator"]
 
-
-_UNSCALED = Scaling(None, None)
 
 E = TypeVar("E", bound="Estimator")
 T = TypeVar("T")
@@ -544,9 +539,7 @@ class Estimator:
         if y is not None:
             return y
         learner = self.learner
-        learner.check_measured()
-        scaling = _UNSCALED if learner.scaling is None else learner.scaling
-        xs = fill_step(scaling.apply(step_input(x), input_dtype(self.model)), self.spec.nan)
+        xs = learner.step_input(x)
         check_features(self.model, xs)
         check_steps(learner, xs)
         xs = to_device(xs, self.device)
