@@ -88,7 +88,9 @@ class Estimator:
     ----------
     model
         Any `torch.nn.Module` with ``forward(x)`` or ``forward(x, state) -> (y, state)``, bare
-        `torch.nn.LSTM`, `GRU`, `RNN`, or a `fastseq.nn.Chain`. It is trained in place.
+        `torch.nn.LSTM`, `GRU`, `RNN`, or a `fastseq.nn.Chain`. It is trained in place. One with an
+        attribute ``num_embeddings``, such as a `Chain` that starts with `torch.nn.Embedding`,
+        looks up so many ids, from 0 on: integers of x stay integers, exactly, and others raise.
     loss
         ``loss(m, xs, ys)``, with weights or a mask ``loss(m, xs, ys, ws)``, for chunks
         ``(S, B, …)``; `m` is the model with its state (`Stateful`). Returns the (weighted) mean
@@ -259,7 +261,8 @@ class Estimator:
             In a tuple or dict, inputs ``(N, F)`` go with every step, inputs ``(T, F)`` with every
             sequence. Sequences of different lengths: a list of ``(T_i, F)``, an `h5py.Group` of
             such datasets, or a `torch.utils.data.Dataset` of ``(x_i, y_i)``; they are sorted by
-            length. Integers and booleans are converted to the model's dtype.
+            length. Integers and booleans are converted to the model's dtype, if that cannot round
+            them, unless the model looks ids up.
         y
             Targets ``(T, N, K)``, of the same types as `x`, or ``(T, N)`` for K = 1; integers stay
             integers.
