@@ -39,6 +39,7 @@ SIZES = {
     "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
     "intermediate_size": 32,
 }  # fmt: skip
+FAR = {"initializer_range": 0.3}  # outputs differ from text to text
 SURE = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 SERIES = {
     "num_input_channels": 2, "context_length": 24, "patch_length": 4, "patch_stride": 4,
@@ -50,7 +51,9 @@ TEXTS = ["a good film", "a bad film", "what a good and long evening", "bad"]
 
 
 def config(**more):
-    return BertConfig(**{**SIZES, **SURE, "max_position_embeddings": 20, "num_labels": 3, **more})
+    return BertConfig(
+        **{**SIZES, **SURE, **FAR, "max_position_embeddings": 20, "num_labels": 3, **more}
+    )
 
 
 def made(kind=AutoModelForSequenceClassification, **more):
@@ -60,19 +63,21 @@ def made(kind=AutoModelForSequenceClassification, **more):
 
 def texts(count=13, least=2, most=9, seed=0):
     rng = np.random.default_rng(seed)
-    return [rng.integers(1, 40, n) for n in rng.integers(least, most, count)]
+    return [rng.integers(2, 39, n) for n in rng.integers(least, most, count)]
 
 
-def padded(ids):
+def padded(ids, pad=0):
     """Return ids and mask as transformers gets them."""
-    whole = np.zeros((len(ids), max(map(len, ids))), int)
+    lengths = np.array([len(one) for one in ids])
+    whole = np.full((len(ids), lengths.max()), pad)
     for row, one in zip(whole, ids, strict=True):
         row[: len(one)] = one
-    return torch.from_numpy(whole), torch.from_numpy((whole > 0).astype(int))
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    return torch.from_numpy(whole), torch.from_numpy(mask.astype(int))
 
 
-def direct(model, ids):
-    x, mask = padded(ids)
+def direct(model, ids, pad=0):
+    x, mask = padded(ids, pad)
     with torch.no_grad():
         return model.eval()(input_ids=x, attention_mask=mask).logits.numpy()
 
@@ -159,27 +164,35 @@ class TestTraining:
         wanted = direct(model.model, ids)
         np.testing.assert_allclose(found[mask.bool()], wanted[mask.bool()], rtol=1e-4, atol=1e-5)
 
-    @pytest.mark.parametrize("source", ["bert", "distilbert", "gpt2", "roberta"])
-    def test_predictions_are_those_of_the_model_with_its_mask(self, source):
-        small = {
-            "bert": lambda: config(),
-            "distilbert": lambda: DistilBertConfig(
-                vocab_size=40, dim=16, hidden_dim=32, n_layers=1, n_heads=2
-            ),
-            "gpt2": lambda: GPT2Config(
-                vocab_size=40, n_positions=20, n_embd=16, n_layer=1, n_head=2, pad_token_id=0
-            ),
-            "roberta": lambda: RobertaConfig(**SIZES, max_position_embeddings=12, pad_token_id=0),
-        }[source]()
+    @pytest.mark.parametrize(
+        "small",
+        [
+            config(),
+            config(pad_token_id=None),
+            config(pad_token_id=39),
+            DistilBertConfig(vocab_size=40, dim=16, hidden_dim=32, n_layers=1, n_heads=2, **FAR),
+            GPT2Config(vocab_size=40, n_positions=20, n_embd=16, n_layer=1, n_head=2, pad_token_id=39, **FAR),
+            RobertaConfig(**SIZES, max_position_embeddings=12, pad_token_id=1, **FAR),
+        ],
+        ids=["bert", "no-pad", "pad-39", "distilbert", "gpt2", "roberta"],
+    )  # fmt: skip
+    def test_predictions_are_those_of_the_model_with_its_mask(self, small):
+        pad = 7 if small.pad_token_id is None else small.pad_token_id
         ids, y = texts(), np.array(["x", "y", "z"])[np.arange(13) % 3]
         model = classifier(TextBuilder(small)).fit(ids, y)
         bare = model.estimator_.model.model
-        wanted = torch.from_numpy(direct(bare, ids)).softmax(1)
+        wanted = torch.from_numpy(direct(bare, ids, pad)).softmax(1)
+        assert wanted.std(0).min() > 0.01
         np.testing.assert_allclose(model.predict_proba(ids), wanted, rtol=1e-4, atol=1e-5)
         alone = np.concatenate([model.predict_proba([one]) for one in ids])
         np.testing.assert_allclose(alone, wanted, rtol=1e-4, atol=1e-5)
-        array = model.predict_proba(padded(ids)[0][..., None].numpy())  # padded by pad_token_id
-        np.testing.assert_allclose(array, wanted, rtol=1e-4, atol=1e-5)
+        x, mask = padded(ids, 21)  # what is past the ends is no matter
+        with torch.no_grad():
+            told = model.estimator_.model.eval()(x.T[..., None], lengths=mask.sum(1))
+        np.testing.assert_allclose(told.softmax(1), wanted, rtol=1e-4, atol=1e-5)
+        if small.pad_token_id is not None:  # an array that transformers has padded
+            array = model.predict_proba(padded(ids, pad)[0][..., None].numpy())
+            np.testing.assert_allclose(array, wanted, rtol=1e-4, atol=1e-5)
 
     def test_dropout_is_of_training_alone(self):
         ids, y = texts(), np.arange(13) % 3
