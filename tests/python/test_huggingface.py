@@ -271,7 +271,7 @@ class TestErrors:
     def test_without_transformers(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "transformers", None)
         monkeypatch.delitem(sys.modules, "fastseq.huggingface")
-        with pytest.raises(fs.errors.MissingFeatureError, match="pip install 'transformers>=5'"):
+        with pytest.raises(fs.MissingFeatureError, match="pip install 'transformers>=5'"):
             __import__("fastseq.huggingface")
 
 
