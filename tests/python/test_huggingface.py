@@ -385,11 +385,20 @@ class TestFolders:
             classifier(TextBuilder(tmp_path)).fit(texts(), np.arange(13) % 3)
 
     def test_fastseq_s_own_files(self, tmp_path):
-        ids = texts()
-        est = classifier(TextBuilder(config())).fit(ids, np.arange(13) % 3).estimator_
-        est.save(tmp_path / "model.safetensors")
-        read = fs.Estimator.load(tmp_path / "model.safetensors", lambda: TextModel(made()))
-        np.testing.assert_array_equal(direct(read.model.model, ids), direct(est.model.model, ids))
+        ids, file = texts(), tmp_path / "model.safetensors"
+        model = classifier(TextBuilder(config())).fit(ids, np.arange(13) % 3)
+        model.save(file)
+        read = fs.SequenceClassifier.load(file, TextBuilder(config()), device="cpu")
+        np.testing.assert_array_equal(read.predict_proba(ids), model.predict_proba(ids))
+        with pytest.raises(ValueError, match="knows 40 ids"):
+            read.predict([np.array([41])])
+        model.partial_fit(ids, np.arange(13) % 3)
+        read.partial_fit(ids, np.arange(13) % 3)
+        np.testing.assert_array_equal(read.predict_proba(ids), model.predict_proba(ids))
+        est = model.estimator_
+        est.save(file)
+        bare = fs.Estimator.load(file, lambda: TextModel(made()))
+        np.testing.assert_array_equal(direct(bare.model.model, ids), direct(est.model.model, ids))
 
 
 class TestSeries:
