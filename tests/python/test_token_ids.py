@@ -126,6 +126,35 @@ def test_ids_beside_numbers(ids, y):
     torch.testing.assert_close(y1, torch.from_numpy(est.predict(x)[0]))
 
 
+def test_exported_programs_take_ids(y, tmp_path):
+    x = torch.arange(24).view(6, 4, 1) % 10
+    est = estimator(words())
+    est.fit(x, y)
+    est.export(tmp_path / "model.pt2")
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    found, _ = program(x[:5, :3], (torch.zeros(1, 3, 4), torch.zeros(1, 3, 4)))
+    np.testing.assert_allclose(found.detach(), est.predict(x[:5, :3]), rtol=1e-5, atol=1e-6)
+
+
+def test_ids_of_earlier_steps(y):
+    class Before(nn.Module):
+        num_embeddings = 10
+
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Embedding(10, 1)
+
+        def forward(self, x):
+            z = self.embed(x[..., 0])
+            return z + torch.cat([torch.zeros_like(z[:1]), z[:-1]])
+
+    x = torch.arange(24).view(6, 4, 1) % 10
+    est = estimator(Before(), seqsize=2, context=1)
+    est.fit(x, y)
+    with torch.no_grad():
+        np.testing.assert_allclose(est.predict(x), est.model(x), rtol=1e-6)
+
+
 def test_scaled_targets_leave_ids_alone(ids):
     est = estimator(Digits(), scale_y="standard")
     est.fit(ids, torch.arange(24.0).view(6, 4, 1))

@@ -69,8 +69,8 @@ def check_step(xs: Tree, ids: int | None, dtype: torch.dtype, *, scaled: bool) -
     if ids is not None:
         refuse_numbers([(name, a.dtype) for name, a in named], ids)
     for name, a in named:
-        wide = not scaled and rounds(largest(a.dtype), dtype)
-        values = a if ids is not None else a.to(dtype)
+        wide = ids is None and not scaled and rounds(largest(a.dtype), dtype)
+        values = a.to(dtype) if wide else a
         bad = _bad(values, ids, wide=wide)
         if bad is not None and bool(bad.any()):
             first = [int(i) for i in bad.nonzero()[0]]
