@@ -21,8 +21,6 @@ from .checkpoint.estimator_files import (
 )
 from .checkpoint.session import Session
 from .checkpoint.settings import Checkpoint
-from .data.inputs import step_input
-from .data.missing_values import fill_step
 from .data.scaling.inputs_and_targets import Scaling
 from .data.sequences import Sequences, to_device
 from .distributed import communicator
@@ -38,7 +36,6 @@ from .training.argument_checks import (
     check_features,
     check_loss,
     choose_device,
-    input_dtype,
     use_device,
 )
 from .training.evaluation import chunk_plan, evaluate
@@ -53,8 +50,6 @@ from .training.trained_parameters import Trained
 
 __all__ = ["Estimator"]
 
-
-_UNSCALED = Scaling(None, None)
 
 E = TypeVar("E", bound="Estimator")
 T = TypeVar("T")
@@ -93,7 +88,9 @@ class Estimator:
     ----------
     model
         Any `torch.nn.Module` with ``forward(x)`` or ``forward(x, state) -> (y, state)``, bare
-        `torch.nn.LSTM`, `GRU`, `RNN`, or a `fastseq.nn.Chain`. It is trained in place.
+        `torch.nn.LSTM`, `GRU`, `RNN`, or a `fastseq.nn.Chain`. It is trained in place. One with an
+        attribute ``num_embeddings``, such as a `Chain` that starts with `torch.nn.Embedding`,
+        looks up so many ids, from 0 on: integers of x stay integers, exactly, and others raise.
     loss
         ``loss(m, xs, ys)``, with weights or a mask ``loss(m, xs, ys, ws)``, for chunks
         ``(S, B, …)``; `m` is the model with its state (`Stateful`). Returns the (weighted) mean
@@ -264,7 +261,8 @@ class Estimator:
             In a tuple or dict, inputs ``(N, F)`` go with every step, inputs ``(T, F)`` with every
             sequence. Sequences of different lengths: a list of ``(T_i, F)``, an `h5py.Group` of
             such datasets, or a `torch.utils.data.Dataset` of ``(x_i, y_i)``; they are sorted by
-            length. Integers and booleans are converted to the model's dtype.
+            length. Integers and booleans are converted to the model's dtype, if that cannot round
+            them, unless the model looks ids up.
         y
             Targets ``(T, N, K)``, of the same types as `x`, or ``(T, N)`` for K = 1; integers stay
             integers.
@@ -544,9 +542,7 @@ class Estimator:
         if y is not None:
             return y
         learner = self.learner
-        learner.check_measured()
-        scaling = _UNSCALED if learner.scaling is None else learner.scaling
-        xs = fill_step(scaling.apply(step_input(x), input_dtype(self.model)), self.spec.nan)
+        xs = learner.step_input(x)
         check_features(self.model, xs)
         check_steps(learner, xs)
         xs = to_device(xs, self.device)

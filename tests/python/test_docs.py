@@ -28,8 +28,10 @@ LONG = (
     "forecasting",
     "gpus-and-clusters",
     "hierarchies",
+    "images",
     "large-data",
     "resuming",
+    "text",
     "tuning",
 )  # ten seconds and more
 LONG_MARKS = (pytest.mark.slow, pytest.mark.timeout(1200))

@@ -74,11 +74,12 @@ def test_layers_do_not_know_each_others_libraries(layer: str, forbidden: str) ->
 
 
 PACKAGE = ROOT / "python" / "fastseq"
-# The rooms of the package (folders, and four files that are rooms alone): each imports only those
+# The rooms of the package (folders, and five files that are rooms alone): each imports only those
 # before it, types included.
 ROOMS = (
     "errors", "_util", "distributed", "nn", "data", "training", "inference", "checkpoint",
-    "callbacks", "estimator", "search_space", "sklearn", "sktime", "info", "serving",
+    "callbacks", "estimator", "search_space", "sklearn", "sktime",
+    "huggingface", "info", "serving",
 )  # fmt: skip
 EXTENSIONS = ("_C", "_comm", "_cuda", "_cuda_comm", "_mpi", "_reader", "_step")
 
@@ -206,7 +207,9 @@ def test_no_module_takes_private_attributes_of_another() -> None:
     ]
 
 
-PUBLIC = {"", "callbacks", "distributed", "info", "nn", "serving", "sklearn", "sktime"}
+PUBLIC = {
+    "", "callbacks", "distributed", "huggingface", "info", "nn", "serving", "sklearn", "sktime",
+}  # fmt: skip
 # Tests and benches that use other modules than the public ones, and why: no public name does it.
 INNER = {
     "reads chunks, or compares data, without training on them": (

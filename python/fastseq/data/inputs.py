@@ -47,6 +47,7 @@ class Arguments:
         dtype: torch.dtype,
         *,
         labels: bool,
+        ids: bool,
     ) -> None:
         if isinstance(x, Dataset):
             x, y, w = _of_dataset(x, y, w)
@@ -56,7 +57,7 @@ class Arguments:
         )
         self.dtype = dtype
         self.squeezed = False
-        self._labels = labels
+        self._labels, self._ids = labels, ids
         self.lengths: np.ndarray | None = None
         self.order: np.ndarray | None = None
         inputs, targets = _paths(x, "x"), _paths(y, "y")
@@ -157,9 +158,13 @@ class Arguments:
             )
         whole = self.steps, self.count
         if shape[:2] != whole and shape[:2] in ((1, self.count), (self.steps, 1)) and name != "x":
-            return Broadcast(name, to_tensor(array), whole, self.dtype)
+            return self._broadcast(name, to_tensor(array))
         self._check(name, shape)
-        return open_source(array, name, self.dtype)
+        return open_source(array, name, self.dtype, keep_integers=self._ids)
+
+    def _broadcast(self, name: str, tensor: Tensor) -> Broadcast:
+        dtype = target_dtype(tensor, name, self.dtype, self._ids)
+        return Broadcast(name, tensor, (self.steps, self.count), dtype)
 
     def _shared(self, array: Any, name: str) -> Source:
         """Open inputs ``(N, F)``, shared by all time steps, or ``(T, F)``, by all sequences."""
@@ -178,7 +183,7 @@ class Arguments:
             )
         tensor = to_tensor(array[:])
         tensor = tensor.unsqueeze(0) if shape[0] == self.count else tensor.unsqueeze(1)
-        return Broadcast(name, tensor, whole, self.dtype)
+        return self._broadcast(name, tensor)
 
     def _open_target(self, array: Any, name: str) -> Source:
         if is_ragged(array):
@@ -205,7 +210,7 @@ class Arguments:
             features = (1,)
         source = open_ragged(
             items, name, self.lengths, self.dtype,
-            keep_integers=target and self._labels, features=features,
+            keep_integers=self._labels if target else self._ids, features=features,
         )  # fmt: skip
         if isinstance(items, GroupItems):
             source.keys = items.keys

@@ -20,6 +20,7 @@ from ..nn.lengths import beside
 from .chunk_plan import Chunk, whole
 from .chunk_reader import Reader, Slab
 from .inputs import Arguments
+from .integer_inputs import check_inputs, refuse_numbers
 from .missing_values import fill_inputs, fill_targets, refuse_nonfinite
 from .ragged import RaggedArrays, RaggedRows
 from .scaling.affine import paired
@@ -80,6 +81,9 @@ class Sequences:
         Whether integers in `y` stay integers; else they are numbers like others.
     missing_label
         The integer in `y` that marks a missing label.
+    ids
+        How many ids the model knows: integers in `x` stay integers, and must be among them. None:
+        they are numbers like others.
 
     Attributes
     ----------
@@ -114,8 +118,9 @@ class Sequences:
         strict: bool = True,
         labels: bool = True,
         missing_label: int | None = None,
+        ids: int | None = None,
     ) -> None:
-        opened = Arguments(x, y, w, mask, lengths, dtype, labels=labels)
+        opened = Arguments(x, y, w, mask, lengths, dtype, labels=labels, ids=ids is not None)
         self.dtype = dtype
         self.nan = nan
         self.x: Tree = opened.x
@@ -129,6 +134,10 @@ class Sequences:
         self.squeezed = opened.squeezed
         labelled = any(not source.dtype.is_floating_point for source in tree_leaves(self.y))
         self._missing_label = missing_label if labelled else None
+        inputs: list[Source] = tree_leaves(self.x)
+        if ids is not None:
+            refuse_numbers([(source.name, source.dtype) for source in inputs], ids)
+        self._ids = ids
         self._t0 = self._n0 = 0
         self._series = self.count
         self._fold = 1
@@ -324,9 +333,16 @@ class Sequences:
             found = [slab.part(part) for slab, part in zip(slabs, parts, strict=True)]
             yield chunk, self._batch(chunk, found)
 
+    def check_ids(self, chunks: Iterable[Chunk]) -> None:
+        """Read chunks, and raise ValueError if there are ids that the model does not know."""
+        if self._ids is not None:
+            for _ in self.batches(chunks):
+                pass
+
     def _as_read(self, slabs: list[Slab]) -> bool:
         """Return whether slabs are x, or x and y, ready for the model and the loss."""
         plain = self.w is None and self.mask is None and self.lengths is None
+        plain = plain and self._ids is None and not slabs[0].source.rounds
         suspect = any(slab.suspect for slab in slabs)
         return plain and not suspect and len(slabs) <= 2 and isinstance(self.x, Source)
 
@@ -388,6 +404,7 @@ class Sequences:
         if ws is not None:
             for slab in ys:  # a loss of NaN times 0 has a gradient of NaN
                 slab.blank(ws == 0)
+        check_inputs(xs, self._ids, functools.partial(self.place, chunk))
         each = None
         if suspect and self.nan == "raise":
             refuse_nonfinite([*xs, *ys], functools.partial(self.place, chunk))

@@ -18,7 +18,7 @@ from .ragged import DatasetItems, RaggedArrays, RaggedRows, rows_in_memory
 from .sample_sources import LastStepSource, open_samples
 from .samples_first import LastSteps, SamplesFirst
 from .sliceable import Sliceable
-from .sources import ArraySource, Source, StridedSource, TensorSource, WindowSource, holds
+from .sources import ArraySource, Source, StridedSource, TensorSource, WindowSource, holds, largest
 from .user_arrays import refuse_valueless
 
 __all__ = ["is_ragged", "kind_error", "open_ragged", "open_source", "readable", "to_tensor"]
@@ -45,7 +45,7 @@ def open_source(
     dtype
         Dtype of the slabs.
     keep_integers
-        Keep integers (class labels) as int64.
+        Keep integers (class labels, ids) as int64.
 
     Raises
     ------
@@ -55,7 +55,7 @@ def open_source(
     if isinstance(array, list):
         array = np.asarray(array)
     source = _open(array, name, dtype, keep_integers=keep_integers)
-    source.holds = holds(array.dtype)
+    source.holds, source.largest = holds(array.dtype), largest(array.dtype)
     return source
 
 
@@ -156,6 +156,7 @@ def open_ragged(
     else:
         source = RaggedRows(name, items, features, lengths, target, rows)
     source.holds = torch.float64 if wide else torch.float32
+    source.largest = max(largest(item.dtype) for item in items)
     return source
 
 
@@ -237,7 +238,7 @@ def to_tensor(array: object, dtype: torch.dtype | None = None) -> Tensor:
     fits = array.flags.c_contiguous and array.flags.owndata and array.flags.writeable
     unsigned = array.dtype.kind == "u" and array.dtype.itemsize > 1  # torch barely supports these
     if not array.dtype.isnative or unsigned:
-        wide = np.float64 if array.dtype.itemsize == 8 else np.int64  # uint64 goes beyond int64
+        wide = np.int64 if array.max(initial=0) < 2**63 else np.float64
         array = array.astype(wide if unsigned else array.dtype.newbyteorder("="), order="C")
     elif not fits:
         array = np.array(array, order="C")

@@ -30,6 +30,8 @@ __all__ = [
     "WindowSource",
     "has_rows",
     "holds",
+    "largest",
+    "rounds",
 ]
 
 
@@ -65,11 +67,14 @@ class Source:
         The scaling applied to what is read; the same for the binary module.
     holds
         A float dtype, fp32 or fp64, that represents all stored values.
+    largest
+        The largest integer that may be stored; 0: floats are.
     """
 
     lazy = False
     joins = True
     holds = torch.float64
+    largest = 0
 
     def __init__(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         self.name = name
@@ -89,8 +94,14 @@ class Source:
         other = copy.copy(self)
         if self.dtype.is_floating_point:
             other.dtype = torch.promote_types(self.dtype, self.holds)
+        other.largest = 0  # statistics may be of rounded integers
         other.scale_by(None)
         return other
+
+    @property
+    def rounds(self) -> bool:
+        """Whether its dtype might not hold a stored integer, which is not scaled."""
+        return self.largest > 0 and self.affine is None and rounds(self.largest, self.dtype)
 
     @property
     def ahead(self) -> Source | None:
@@ -169,6 +180,7 @@ class TensorSource(Source):
             owner=tensor,
         )
         self._place.scale_by(self.affine)
+        self._place.largest = self.largest
         return self._place
 
     def scale_by(self, affine: Affine | None) -> None:
@@ -214,7 +226,7 @@ class Broadcast(Source):
     def __init__(self, name: str, tensor: Tensor, shape: tuple[int, int], dtype: torch.dtype):
         super().__init__(name, (*shape, *tensor.shape[2:]), dtype)
         self._stored = tensor
-        self.holds = holds(tensor.dtype)
+        self.holds, self.largest = holds(tensor.dtype), largest(tensor.dtype)
         self.constant = tensor.shape[0] == 1 and shape[0] != 1  # over time
         self.scale_by(None)
 
@@ -389,6 +401,33 @@ def holds(dtype: Any) -> torch.dtype:
     stored = dtype if isinstance(dtype, torch.dtype) else np.dtype(dtype)
     floats = stored.is_floating_point if isinstance(stored, torch.dtype) else stored.kind == "f"
     return torch.float32 if stored.itemsize <= (4 if floats else 2) else torch.float64
+
+
+def largest(dtype: Any) -> int:
+    """Return the largest integer of a dtype; 0 for floats.
+
+    Examples
+    --------
+    >>> largest(np.dtype("int16")), largest(torch.uint8), largest(torch.float64)
+    (32767, 255, 0)
+    """
+    if isinstance(dtype, torch.dtype):
+        if dtype.is_floating_point:
+            return 0
+        return 1 if dtype == torch.bool else torch.iinfo(dtype).max
+    stored = np.dtype(dtype)
+    return int(np.iinfo(stored).max) if stored.kind in "iu" else int(stored.kind == "b")
+
+
+def rounds(integer: int, dtype: torch.dtype) -> bool:
+    """Whether a dtype might not hold integers up to this one.
+
+    Examples
+    --------
+    >>> rounds(2**24, torch.float32), rounds(2**24, torch.float64), rounds(256, torch.bfloat16)
+    (True, False, True)
+    """
+    return dtype.is_floating_point and integer >= 2 / torch.finfo(dtype).eps
 
 
 def fill(piece: Sliceable, to: Tensor, scale: Scale | None) -> int:

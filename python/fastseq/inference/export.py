@@ -66,7 +66,7 @@ def export_model(model: nn.Module, x: Tree, path: Path, scaling: Scaling | None 
         in_mode(model, training=False), torch.no_grad(), untouched(tree_leaves(x)[0].device),
         _constant(model), Substitutes(model),
     ):  # fmt: skip
-        x = tree_map(lambda a: torch.rand_like(a.expand(_STEPS, _COUNT, *a.shape[2:])), x)
+        x = tree_map(lambda a: torch.rand(_STEPS, _COUNT, *a.shape[2:]).to(a), x)
         if scaling is not None:
             model, x = ScaledModel(model, scaling.x, scaling.y).eval(), scaling.raw(x)
         # Models that look at later steps take whole series, and have no state to continue from.

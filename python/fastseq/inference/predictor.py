@@ -230,7 +230,7 @@ class Predictor:
         self, data: Sequences, make: Callable[[tuple[int, ...]], Tensor], steps: int = 2
     ) -> Tree:
         """Make an input of `steps` steps of three sequences."""
-        x = tree_map(lambda s: make((steps, 3, *s.shape[2:])).to(data.dtype), data.x)
+        x = tree_map(lambda s: make((steps, 3, *s.shape[2:])).to(s.dtype), data.x)
         return to_device(x, self._device)
 
     def _probe(

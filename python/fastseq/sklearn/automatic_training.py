@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+from ..nn.token_ids import number_of_ids
 from .named_modules import members_of
 
 __all__ = [
@@ -68,8 +69,15 @@ def automatic_scaling(
     """Return how inputs are scaled, or what "auto" stands for.
 
     "both" if `module` is "auto" and was `chosen` to look at whole sequences, without missing values
-    among them; else "standard".
+    among them; else "standard". Ids are not scaled.
     """
+    if number_of_ids(chosen) is not None:
+        if scale_x not in ("auto", None):
+            raise ValueError(
+                f"scale_x must be None, as the module looks up ids, which are not scaled, got "
+                f"{scale_x!r}"
+            )
+        return None
     if scale_x != "auto":
         return scale_x
     whole = module == "auto" and chosen in WHOLE

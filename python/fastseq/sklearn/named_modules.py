@@ -31,6 +31,7 @@ from ..nn import (
 )
 from ..nn.builders import MLP, ImageBuilder, Linear, Recurrent
 from ..nn.stateful import carries
+from ..nn.token_ids import number_of_ids
 from ..training.argument_checks import check_features
 
 __all__ = [
@@ -378,6 +379,8 @@ def make_module(
             sizes = dataclasses.replace(sizes, parts=(n_in, own) if own else None)
             n_in += own
     made = _made(module, n_in, n_out, sizes, seed)
+    if number_of_ids(made) is not None:
+        _check_ids(module, sizes)
     if sizes.columns is not None:
         try:
             check_features(made, torch.empty(0, n_in))
@@ -389,6 +392,19 @@ def make_module(
             "a state from chunk to chunk: use 'standard', or fastseq.nn.PooledRNN"
         )
     return Chain(*before, made) if before else made
+
+
+def _check_ids(module: object, sizes: Sizes) -> None:
+    """Raise if a module that looks ids up would get something else."""
+    if number_of_ids(module) is None:
+        raise ValueError(
+            "the module looks ids up, as it has the attribute num_embeddings: its builder needs "
+            "it, too, so that X is not scaled"
+        )
+    if sizes.columns is not None:
+        raise ValueError(
+            "the module looks up ids, so X must hold these only: no categories, no static features"
+        )
 
 
 def _made(

@@ -71,7 +71,10 @@ class SequenceRegressor(RegressorMixin, PredictorFiles):  # type: ignore[misc]
         ``num_layers``, ``dropout`` and ``bidirectional`` that its constructor has (also as
         ``input_size``, ``output_size``); or a builder, ``builder(n_in, n_out, rng)``, see
         `fastseq.nn.builders`. Modules are time-major, ``(T, N, F)`` to ``(T, N, K)``; with one
-        target per sequence also to ``(N, K)``.
+        target per sequence also to ``(N, K)``. Modules and builders with an attribute
+        ``num_embeddings``, as `torch.nn.Embedding` has it, look up so many ids: X then holds
+        integers, which are not scaled, and ``(N, T)`` is N sequences; for texts see
+        `fastseq.huggingface`.
     hidden_size, num_layers, dropout
         Width and number of hidden layers, and their dropout rate. None: 1 layer, of "inception" 3
         blocks, of "tcn" 4, of "cnn" 2, of "transformer" 2 layers. Each block of "cnn" is twice as

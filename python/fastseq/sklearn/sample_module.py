@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..estimator import Estimator
 from ..inference.scaled_model import ScaledModel
 from ..nn import RandomKernels
+from ..nn.token_ids import number_of_ids
 from ..training.argument_checks import input_dtype
 
 __all__ = ["SampleModule"]
@@ -48,7 +49,9 @@ class SampleModule(nn.Module):
     ) -> None:
         super().__init__()
         model, scaling = copy.deepcopy(est.model), est.scaling_
-        self._dtype = None if scaling is not None and scaling.x is not None else input_dtype(model)
+        scaled = scaling is not None and scaling.x is not None
+        as_given = scaled or number_of_ids(model) is not None
+        self._dtype = None if as_given else input_dtype(model)
         scalings = (None, None) if scaling is None else (scaling.x, scaling.y)
         self.scaled = ScaledModel(model, *scalings)
         self._per_step, self._whole = per_step, whole

@@ -34,6 +34,7 @@ from .inputs.input_checks import (
     as_tensor,
     read_inputs,
     read_weights,
+    refuse_rounded,
     take,
 )
 from .inputs.static_features import StaticFeatures, read_static
@@ -175,6 +176,8 @@ class SequencePredictor(SequenceEstimator):
         weights = read_weights(sample_weight, inputs, per_step=form.per_step)
         problem = self._problem(targets, weights, known)
         module, scale_x = self._chosen(inputs, form, partial=partial)
+        if scale_x is None:
+            refuse_rounded(inputs)
         if wants_whole(module) and not form.per_step:
             inputs = inputs.whole()
         steps = min(inputs.steps, _LONGEST) if form.per_step else inputs.steps
@@ -405,6 +408,8 @@ class SequencePredictor(SequenceEstimator):
         check_is_fitted(self)
         inputs, beside = self._read(X, static)
         est, form = self.estimator_, self._form_of_targets
+        if est.scaling_ is None or est.scaling_.x is None:
+            refuse_rounded(inputs)
         if wants_whole(self.module_) and not form.per_step:
             inputs = inputs.whole()
             expected = self._form[1]

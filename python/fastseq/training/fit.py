@@ -139,6 +139,7 @@ class Fit:
         before = learner.scaling
         learner.looks.clear()
         try:
+            self._check_ids()
             self._scale()
             check_fit(learner, self._data, by_time=self._by_time)
         except BaseException:
@@ -176,6 +177,14 @@ class Fit:
             with Draws(None, learner.device, turns=self._replicas.alone):
                 learner.drawn_seed = int(torch.randint(2**62, ()).item())
         learner.drawn_seed = self._replicas.same_number(learner.drawn_seed)
+
+    def _check_ids(self) -> None:
+        """Look at all ids before anything is learnt."""
+        self._data.check_ids(self._plan.chunks())
+        if self._validation is not None:
+            learner, data = self._learner, self._validation.data
+            plan = chunk_plan(learner.model, data, self._spec, self._replicas, by_time=False)
+            data.check_ids(plan.chunks())
 
     def _scale(self) -> None:
         learner, spec = self._learner, self._spec

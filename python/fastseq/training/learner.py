@@ -11,6 +11,9 @@ from torch import Tensor, nn, optim
 
 from .._util.tree import Tree, tree_map
 from ..data.fingerprint import checksums
+from ..data.inputs import step_input
+from ..data.integer_inputs import check_step
+from ..data.missing_values import fill_step
 from ..data.scaling.inputs_and_targets import Scaling
 from ..data.sequences import Sequences
 from ..distributed.replicas import Replicas
@@ -18,6 +21,7 @@ from ..nn.compiled import compile_chunks
 from ..nn.earlier_steps import in_context
 from ..nn.losses import missing_label, of_numbers
 from ..nn.stateful import Stateful, is_bidirectional
+from ..nn.token_ids import number_of_ids
 from .amp import Precision
 from .argument_checks import check_features, check_place, input_dtype
 from .history import History
@@ -126,6 +130,11 @@ class Learner:
             raise ValueError(
                 "compile=True cannot be combined with spec.context: leave one of them out"
             )
+        if spec.scale_x is not None and number_of_ids(self.model) is not None:
+            raise ValueError(
+                "spec.scale_x must be None, as the model looks up ids, which are not scaled, got "
+                f"{spec.scale_x!r}"
+            )
         self.precision.check(self.model)
         in_context(self.model, spec.context)  # raises if it cannot
         compiled = self.compiles and not self.graphs
@@ -179,7 +188,7 @@ class Learner:
         data = Sequences(
             x, y, w, mask, lengths, dtype=input_dtype(self.model), nan=self.spec.nan,
             labels=self.spec.scale_y is None or not of_numbers(self.loss),
-            missing_label=missing_label(self.loss),
+            missing_label=missing_label(self.loss), ids=number_of_ids(self.model),
             device=self.device, strict=y is not None,  # predictions may go into the same file
         )  # fmt: skip
         check_features(self.model, data.x)
@@ -187,7 +196,7 @@ class Learner:
             self.replicas.same_data(lambda: checksums(data))
         self.steps = data.steps
         self.example = tree_map(
-            lambda s: torch.zeros(1, 1, *s.shape[2:], dtype=data.dtype, device=self.device), data.x
+            lambda s: torch.zeros(1, 1, *s.shape[2:], dtype=s.dtype, device=self.device), data.x
         )
         return data
 
@@ -202,6 +211,27 @@ class Learner:
         self.check_measured()
         if self.scaling is not None:
             data.scaled(self.scaling.x, self.scaling.y if data.y is not None else None)
+
+    def step_input(self, x: object) -> Tree:
+        """Return the inputs of one time step, ``(N, F)``, as the model gets them.
+
+        Raises
+        ------
+        ValueError, TypeError
+            They are no such inputs.
+        """
+        self.check_measured()
+        xs, dtype, ids = step_input(x), input_dtype(self.model), number_of_ids(self.model)
+        scaled = self.scaling is not None and self.scaling.x is not None
+        check_step(xs, ids, dtype, scaled=scaled)
+        if scaled:
+            assert self.scaling is not None
+            xs = self.scaling.apply(xs, dtype)
+        else:
+            xs = tree_map(
+                lambda a: a.to(dtype) if ids is None or a.is_floating_point() else a.long(), xs
+            )
+        return fill_step(xs, self.spec.nan)
 
     @property
     def undo(self) -> Tree:

@@ -86,9 +86,10 @@ class Scaling:
         return cls(found.get("x"), found.get("y"))
 
     def apply(self, xs: Tree, dtype: torch.dtype) -> Tree:
-        """Scale inputs of one time step, ``(N, F)``, of any dtype, and return them as `dtype`."""
-        if self.x is None:
-            return tree_map(lambda a: a.to(dtype), xs)
+        """Scale inputs of one time step, ``(N, F)``, of any dtype, and return them as `dtype`.
+
+        For inputs that are scaled: `x` is not None.
+        """
         pairs = paired(xs, self.x, "x", lambda a: a.shape[1:])
         return tree_like(
             xs, [a.to(dtype) if affine is None else affine.apply(a, dtype) for a, affine in pairs]

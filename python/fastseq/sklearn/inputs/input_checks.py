@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ...data.samples_first import SamplesFirst
 from ...data.user_arrays import refuse_containers, refuse_foreign, refuse_null
+from ...nn.token_ids import number_of_ids
 from ..named_modules import takes_images, wants_whole
 from .category_columns import CategoryColumns, from_polars, is_frame, refuse_text
 from .datasets import is_dataset, open_dataset, refuse_closed
@@ -36,7 +37,8 @@ from .input_forms import (
 )
 
 __all__ = [
-    "Array", "Inputs", "Items", "as_tensor", "numbers", "read_inputs", "read_weights", "take",
+    "Array", "Inputs", "Items", "as_tensor", "numbers", "read_inputs", "read_weights",
+    "refuse_rounded", "take",
 ]  # fmt: skip
 
 Array = np.ndarray
@@ -91,6 +93,14 @@ class Inputs:
     def steps(self) -> int:
         """T of the longest sequence."""
         return int(self.lengths.max())
+
+    @property
+    def rounds(self) -> bool:
+        """Whether there are integers that `dtype` might not hold."""
+        # `numbers` has made integers fp64; what was fp64 before is computed with in fp64.
+        items: list[Any] = self.x if isinstance(self.x, list) else [self.x]
+        wide = self.dtype == torch.float32 and items[0].dtype == np.float64
+        return wide and any(np.abs(a).max(initial=0) >= 2**24 for a in items)
 
     @property
     def features(self) -> int:
@@ -216,7 +226,7 @@ def _read_sequences(
     if not x.shape[1]:
         raise ValueError(f"X has no time steps: its shape is {given}")
     _check_features(estimator, x.shape[2], np.empty((0, x.shape[2])), reset=reset)
-    return Inputs(numbers(x, "X"), np.full(len(x), x.shape[1]), _dtype(x))
+    return Inputs(_values(estimator, x), np.full(len(x), x.shape[1]), _dtype(x))
 
 
 def _read_dataset(estimator: BaseEstimator, X: Any, *, reset: bool) -> Inputs:  # noqa: N803
@@ -284,7 +294,7 @@ def _read_table(
         estimator.rows_ = rows
     _need_rows(estimator, x)
     axis = 2 if estimator.rows_ == "series" else 1
-    x, dtype = np.expand_dims(numbers(x, "X"), axis), _dtype(x)
+    x, dtype = np.expand_dims(_values(estimator, x), axis), _dtype(x)
     return Inputs(x, np.full(len(x), x.shape[1]), dtype, columns=columns)
 
 
@@ -369,6 +379,8 @@ def _refuse_no_images(X: Any) -> None:  # noqa: N803
 
 def _are_series(X: Any, module: object, columns: CategoryColumns | None) -> bool:  # noqa: N803
     """Whether each row of a table is a series of one feature: of modules that look along time."""
+    if number_of_ids(module) is not None:
+        return True
     if not isinstance(module, str) or module in ("mlp", "linear"):
         return False
     places = () if columns is None else columns.vocabularies
@@ -434,7 +446,7 @@ def _read_list(
     whole = check_array(rows, input_name="X", ensure_all_finite=False)
     whole = whole if columns is None else columns.settled(whole, mask=estimator.nan == "mask")
     _check_finite(whole, estimator)
-    dtype, whole = _dtype(whole), numbers(whole, "X")
+    dtype, whole = _dtype(whole), _values(estimator, whole)
     if (lengths == lengths[0]).all():
         x: Items = whole.reshape(len(X), lengths[0], -1)
     else:
@@ -514,6 +526,13 @@ def _dtype(x: Array | SamplesFirst) -> torch.dtype:
     return torch.float64 if double else torch.float32
 
 
+def _values(estimator: BaseEstimator, x: Array) -> Array:
+    """Return what is to be scaled; ids as they are."""
+    if number_of_ids(estimator.module) is None or x.dtype.kind not in "biu":
+        return numbers(x, "X")
+    return x.astype(np.int64, copy=False)
+
+
 def numbers(x: Array, name: str) -> Array:
     """Return single and double precision unchanged, other types in one that holds their values.
 
@@ -531,6 +550,16 @@ def numbers(x: Array, name: str) -> Array:
         small = kind.itemsize <= 2  # at most 16 binary digits
         kind = np.dtype(np.float32 if small else np.float64)
     return x.astype(kind, copy=False)
+
+
+def refuse_rounded(inputs: Inputs) -> None:
+    """Raise for integers, not scaled, that the dtype to compute in might not hold."""
+    if inputs.rounds:
+        raise ValueError(
+            "X holds integers of 2**24 or more, which float32 may round: a module that looks ids "
+            "up gets them exactly if it has the attribute num_embeddings; scale other numbers by "
+            "scale_x, or pass X.astype(float)"
+        )
 
 
 def read_weights(sample_weight: Any, inputs: Inputs, *, per_step: bool) -> Items | None:
