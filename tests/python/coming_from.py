@@ -33,7 +33,9 @@ TESTS: dict[str, dict[str, str]] = {
         "`get_tune_config`: a search space in YAML": "test_ray_tune.py::test_a_space_of_ray_is_that_of_optuna test_search_space.py::test_values_are_in_their_ranges_and_of_their_types",
         "`tune.run_ddp_tune`": "test_ray_tune.py::test_trials_report_the_history_and_resume_to_the_same_bits test_ray_tune.py::test_asha_stops_trials test_trackers.py::test_optuna_prunes_trials test_wrappers_tools.py::test_grid_search",
         "`serve.build_extra_files`, `create_mar`, `api.batch_inference`": "test_server_process.py::test_batch_predict_returns_a_frame_in_order test_server_process.py::test_no_answer_is_lost_or_swapped_among_200_clients",
-        "`hugging.*`": "test_saving.py::test_a_model_of_ones_own",
+        "`get_bert_info`, `get_pretrained_model(labels, bert_type)`": "test_huggingface.py::test_the_classifier_does_what_a_plain_loop_does test_huggingface.py::test_a_frozen_encoder_stays",
+        "`get_encodings`, `get_tokenizer`": "test_huggingface.py::test_texts_of_all_forms test_huggingface.py::test_in_a_pipeline",
+        "`save_bert_model`, `save_tokenizer`": "test_huggingface.py::test_from_pretrained_reads_what_was_trained",
     },
     "coming-from-mljflux": {
         "`NeuralNetworkRegressor`": "test_wrappers.py::test_predictions_have_the_targets_shape",

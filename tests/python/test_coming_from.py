@@ -46,6 +46,7 @@ def functions_of(file):
     if not path.exists():
         return frozenset()
     body = ast.parse(path.read_text()).body
+    body += [one for node in body if isinstance(node, ast.ClassDef) for one in node.body]
     return frozenset(node.name for node in body if isinstance(node, ast.FunctionDef))
 
 

@@ -369,3 +369,37 @@ def test_what_cannot_be_served(model, error, said):
     )  # fmt: skip
     with pytest.raises(ValueError, match="needs a fitted model of one input array"):
         make_app(untrained)
+
+
+class Words(nn.Module):
+    """Looks ids up: they must arrive as they are."""
+
+    num_embeddings = 2**25
+
+    def __init__(self, n_in: int = 1, n_out: int = 1) -> None:  # noqa: ARG002
+        super().__init__()
+        self.size = nn.Parameter(torch.ones(n_out))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert x.dtype == torch.int64
+        return self.size * (x % 2)
+
+
+def test_ids_arrive_exactly():
+    ids = np.array([[2**24 + 1, 2], [4, 6], [1, 2**24 + 3], [2, 2]])
+    model = fs.SequenceRegressor(Words, epochs=1, random_state=0, scale_y=None)
+    model.fit(ids, ids[:, -1] % 2.0)
+    with TestClient(make_app(model)) as client:
+        found = post(client, records=ids.tolist())
+        assert "less than 33554432" in detail(client, records=[[2**25, 1]])
+        assert "valid integer" in detail(client, records=[[1.0, 2]])
+    np.testing.assert_allclose(found["predictions"], model.predict(ids))
+    spec = {"epochs": 1, "batchsize": 4, "seqsize": 2}
+    est = fs.Estimator(Words(), fs.seqloss(mse_loss), torch.optim.SGD, spec, progress=False)
+    x = torch.from_numpy(ids.T)[..., None]
+    est.fit(x, (x % 2).float())
+    with TestClient(make_app(est)) as client:
+        found = post(client, "/step", client="a", step=0, x=[2**24 + 1])
+        whole = post(client, records=[[[2**24 + 1], [4]]])
+    assert found["outputs"] == est.predict(x)[0, 0].tolist()
+    assert whole["predictions"][0][0] == found["outputs"]

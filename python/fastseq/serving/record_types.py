@@ -13,8 +13,10 @@ __all__ = ["list_of", "number", "record_type", "row_type", "static_type", "step_
 _FORBID = ConfigDict(extra="forbid")
 
 
-def number(*, missing: bool = False) -> Any:
-    """Return the type of finite numbers, or null, too, if they may be `missing`."""
+def number(*, missing: bool = False, ids: int | None = None) -> Any:
+    """Return the type of finite numbers, or null, too, if they may be `missing`; or of `ids`."""
+    if ids is not None:
+        return Annotated[int, Field(strict=True, ge=0, lt=ids)]
     found = Annotated[float, Field(strict=True, allow_inf_nan=False)]
     return found | None if missing else found
 
@@ -25,9 +27,9 @@ def list_of(item: Any, count: int | None = None) -> Any:
     return Annotated[list[item], Field(min_length=least, max_length=count)]
 
 
-def step_type(features: int, *, missing: bool = False) -> Any:
+def step_type(features: int, *, missing: bool, ids: int | None) -> Any:
     """Return the type of one time step, ``(F,)``."""
-    return list_of(number(missing=missing), features)
+    return list_of(number(missing=missing, ids=ids), features)
 
 
 def row_type(name: str, table: TableForm, *, missing: bool) -> Any:
@@ -45,9 +47,11 @@ def row_type(name: str, table: TableForm, *, missing: bool) -> Any:
 
 def record_type(form: FittedForm) -> Any:
     """Return the type of one of X's samples."""
-    one, features = number(missing=form.missing), form.features.count
+    one, features = number(missing=form.missing, ids=form.ids), form.features.count
     if form.rows == "series":
         return list_of(one)
+    if form.rows == "samples" and form.ids is not None:
+        return list_of(one, features)
     if form.rows == "samples" or form.features.names is not None:
         row = row_type("Row", form.features, missing=form.missing)
         return row if form.rows == "samples" else list_of(row)

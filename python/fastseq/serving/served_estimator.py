@@ -13,6 +13,7 @@ from torch import Tensor
 from .._util.tree import Tree, tree_leaves, tree_map
 from ..estimator import Estimator
 from ..nn.stateful import batch_dims, is_bidirectional
+from ..nn.token_ids import number_of_ids
 from ..training.argument_checks import input_dtype
 from .json_values import listed
 from .record_types import list_of, step_type
@@ -78,7 +79,9 @@ class ServedEstimator:
         self._est, self._most, self._idle = est, clients, idle
         self._features = example.shape[-1]
         missing = est.spec.nan != "raise"
-        self.step_type = step_type(self._features, missing=missing)
+        ids = number_of_ids(est.model)
+        self._kind: Any = float if ids is None else np.int64
+        self.step_type = step_type(self._features, missing=missing, ids=ids)
         self.record_type: Any = list_of(self.step_type)
         self._clients: dict[str, _Client] = {}
         self.steps = not is_bidirectional(est.model)
@@ -92,9 +95,9 @@ class ServedEstimator:
     def run(self, pairs: Sequence[tuple[Any, None]]) -> list[Any]:
         """Return the outputs of whole series."""
         lengths = [len(record) for record, _ in pairs]
-        x = np.zeros((max(lengths), len(pairs), self._features))
+        x = np.zeros((max(lengths), len(pairs), self._features), self._kind)
         for n, (record, _) in enumerate(pairs):
-            x[: lengths[n], n] = np.array(record, float)
+            x[: lengths[n], n] = np.array(record, self._kind)
         uneven = lengths if len(set(lengths)) > 1 else None
         found = self._est.predict(x, lengths=uneven)
         return [_listed(found, (slice(length), n)) for n, length in enumerate(lengths)]
@@ -173,7 +176,7 @@ class ServedEstimator:
     def _advance(self, clients: Sequence[_Client], xs: Sequence[list[float]]) -> list[Any]:
         """Take one step of clients whose states have the same shapes."""
         est = self._est
-        x = np.array(xs, float)
+        x = np.array(xs, self._kind)
         if clients[0].steps == 0:
             est.reset_state()
         else:
@@ -181,8 +184,8 @@ class ServedEstimator:
         found = est.step(x)
         state = est.get_state()
         if self._dims is None:
-            one = torch.from_numpy(x).to(est.device, input_dtype(est.model))
-            self._dims = batch_dims(est.model, one.unsqueeze(0))
+            dtype = input_dtype(est.model) if self._kind is float else torch.int64
+            self._dims = batch_dims(est.model, torch.from_numpy(x[None]).to(est.device, dtype))
         for n, client in enumerate(clients):
             client.state, client.x, client.answer = self._row(state, n), xs[n], _listed(found, n)
             client.steps += 1

@@ -73,12 +73,13 @@ class ServedPredictor:
     def _inputs(self, records: list[Any]) -> Any:
         """Return X."""
         names = self._form.features.names
-        if self._form.rows == "samples":
+        kind = float if self._form.ids is None else np.int64
+        if self._form.rows == "samples" and kind is float:
             return _table(records, self._form.features)
         counts = list(map(len, records))
-        if names is None:
+        if names is None or kind is np.int64:
             alike = len(set(counts)) == 1
-            return np.array(records, float) if alike else [np.array(one, float) for one in records]
+            return np.array(records, kind) if alike else [np.array(one, kind) for one in records]
         import pandas as pd
 
         table = _table([step for record in records for step in record], self._form.features)

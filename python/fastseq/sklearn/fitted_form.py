@@ -42,6 +42,8 @@ class FittedForm:
         Whether samples are ``(F, T)``.
     missing
         Whether numbers may be missing.
+    ids
+        How many ids the module knows, if samples hold ids; None: they hold numbers.
     static
         Static features; None: there are none.
     targets
@@ -57,6 +59,7 @@ class FittedForm:
     image: tuple[int, int, int] | None
     channels_first: bool
     missing: bool
+    ids: int | None
     static: TableForm | None
     targets: int
     per_step: bool

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..checkpoint.estimator_files import no_loss
 from ..data.samples_first import SamplesFirst
 from ..estimator import Estimator
+from ..nn.token_ids import number_of_ids
 from ..training.argument_checks import input_dtype
 from ..training.learning_rate_finder import LearningRateTest
 from .automatic_training import automatic_module, automatic_scaling
@@ -304,6 +305,7 @@ class SequencePredictor(SequenceEstimator):
             image=self.image_shape_,
             channels_first=self.channels_first,
             missing=self.nan == "mask",
+            ids=number_of_ids(self.estimator_.model),
             static=beside,
             targets=self._form_of_targets.count,
             per_step=self._form_of_targets.per_step,
