@@ -18,6 +18,7 @@ RESULTS = HERE / "results"
 README = HERE.parent / "README.md"
 LARGE_DATA = HERE.parent / "docs" / "large-data.md"
 FORECASTING = HERE.parent / "docs" / "forecasting.md"
+SERVING = HERE.parent / "docs" / "serving.md"
 CLASSIFICATION = HERE.parent / "docs" / "classification.md"
 OURS = "allreduce_, allocated memory"
 SIZES = {"64 KiB": "64", "1 MiB": "1024", "25 MiB": "25600", "128 MiB": "131072"}
@@ -278,6 +279,34 @@ def _sets_table(score: str, title: str, digits: int) -> str:
     return "\n".join(lines)
 
 
+def serving_table() -> str:
+    """Compare servers of the same model."""
+    (case, rows), *_ = contenders("serving").items()
+    lines = [
+        f"| {case} | requests per second | median latency | p99 | time ÷ ours |",
+        "|---|---|---|---|---|",
+    ]
+    ours = rows["fastseq serve"]["ratio"]
+    for name, row in rows.items():
+        latency = row["latency_ms"]
+        lines.append(
+            f"| {name} | {row['requests_per_s']:.0f} | {latency['median']:.0f} ms | "
+            f"{latency['p99']:.0f} ms | {row['ratio'] / ours:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def serving_sentence() -> str:
+    """Say what many clients wait."""
+    _, (_, rows) = contenders("serving").items()
+    row = rows["fastseq serve"]
+    return (
+        f"With 200 clients at once it answers {row['requests_per_s']:.0f} requests per second, "
+        f"half of them within {row['latency_ms']['median']:.0f} ms, 99 % within "
+        f"{row['latency_ms']['p99']:.0f} ms."
+    )
+
+
 PAGES: dict[Path, tuple[tuple[Make, ...], tuple[Make, ...]]] = {
     README: (
         (fit_table, recurrent_table, allreduce_table, step_table),
@@ -285,6 +314,7 @@ PAGES: dict[Path, tuple[tuple[Make, ...], tuple[Make, ...]]] = {
     ),
     FORECASTING: ((forecast_table, intervals_table), ()),
     CLASSIFICATION: ((classes_table, numbers_table), ()),
+    SERVING: ((serving_table,), (serving_sentence,)),
     LARGE_DATA: ((reading_table, layouts_table), (training_sentence, concat_sentence)),
 }
 

@@ -26,6 +26,7 @@ BENCHES = (
     ("bench_scaling.py", 2),
     ("bench_checkpoint.py", 0),
     ("bench_hosts.py", 0),
+    ("bench_serving.py", 0),
 )
 # Open MPI refuses to start as root unless asked to; containers often are.
 AS_ROOT = ("ALLOW_RUN_AS_ROOT", "ALLOW_RUN_AS_ROOT_CONFIRM")
