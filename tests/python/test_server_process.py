@@ -165,7 +165,7 @@ def test_batch_predict_returns_a_frame_in_order(server, classifier):
         classifier.predict([x.numpy()])[0] for x in uneven
     ]
     assert batch_predict(server.url, []).empty
-    with pytest.raises(ValueError, match=r"records 2 to 3 with 422: records.1.0: List should have"):
+    with pytest.raises(ValueError, match=r"records 2 to 3 with 422: records.3.0: List should have"):
         batch_predict(server.url, [X[0], X[1], X[2], X[3, :, :1]], batch_size=2)
     with pytest.raises(ValueError, match="infinite"):
         batch_predict(server.url, X[:1] * np.inf)
@@ -173,8 +173,16 @@ def test_batch_predict_returns_a_frame_in_order(server, classifier):
         batch_predict("localhost:8000", X)
     with pytest.raises(ValueError, match="static has 1 rows, but there are 2 records"):
         batch_predict(server.url, X[:2], static=[[1.0]])
-    with pytest.raises(TypeError, match="must be an array, a list or a data frame"):
-        batch_predict(server.url, 3)
+    for wrong in (3, np.array(3.0), {1.0}, b"x"):
+        with pytest.raises(TypeError, match="must be an array, a list or a data frame"):
+            batch_predict(server.url, wrong)
+    with pytest.raises(TypeError, match="must hold numbers and texts, got complex64"):
+        batch_predict(server.url, X[:1] * 1j)
+    with pytest.raises(ValueError, match="retries must be an integer"):
+        batch_predict(server.url, X[:1], retries=-1)
+    for url in (server.url + "/?a=1", "http://127.0.0.1:99999"):
+        with pytest.raises(ValueError, match="url must be like"):
+            batch_predict(url, X[:1])
 
 
 def test_batch_predict_waits_for_a_server_that_starts(classifier, tmp_path):
@@ -239,6 +247,24 @@ def test_files_that_cannot_be_served(tmp_path, capsys):
         assert error.startswith("fastseq: error: ")
         assert said in error
         assert error.count("\n") == 1
+
+
+def test_ports_and_levels_that_cannot_be_used(tmp_path, classifier, capsys):
+    file = str(tmp_path / "model.safetensors")
+    classifier.save(file)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        assert main(["serve", file, "--port", port]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("fastseq: error: ")
+    assert "in use" in error
+    for words in (["--port", "-1"], ["--port", "99999"], ["--log-level", "loud"]):
+        with pytest.raises(SystemExit):
+            main(["serve", file, *words])
+    own = fs.SequenceClassifier(lambda n_in, n_out, rng: nn.Linear(n_in, n_out), epochs=1)
+    own.fit(X, Y).save(file)
+    assert main(["serve", file]) == 1
+    assert "needs the code of its module: in Python, load it by" in capsys.readouterr().err
 
 
 def every_kind(classifier) -> list[object]:

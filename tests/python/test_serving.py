@@ -67,7 +67,10 @@ def test_sequences_of_different_lengths(classifier, served):
         ({"records": [[["1", 2, 3]]]}, "records.0.0.0: Input should be a valid number"),
         ({"records": [[[True, 2, 3]]]}, "records.0.0.0: Input should be a valid number"),
         ({"records": [[[None, 2, 3]]]}, "records.0.0.0: Input should be a valid number"),
-        ({"records": [[[1e39, 2, 3]]]}, "x holds inf at step 0"),
+        (
+            {"records": [[[1e39, 2, 3]]]},
+            "records.0.0.0: Input should be less than or equal to 340282",
+        ),
         ({"record": []}, "records: Field required"),
         ({"records": [[[1, 2, 3]]], "more": 1}, "more: Extra inputs are not permitted"),
         ({"records": [[[1, 2, 3]]], "static": [[1]]}, "static: Extra inputs"),
@@ -87,11 +90,13 @@ def test_bodies_that_are_no_json(served):
     assert answer.json()["detail"].startswith("send JSON, with Content-Type: application/json")
 
 
-def test_one_record_that_fails_does_not_fail_others(classifier):
-    """Both wait together; one has numbers that single precision does not hold."""
+def test_one_record_that_fails_does_not_fail_others():
+    """Both wait together; one has numbers that are too large when scaled."""
     from concurrent.futures import ThreadPoolExecutor
 
-    wrong = [[[1e39, 0, 0]] * 9]
+    wrong = [[[3e38, 0, 0]] * 9]
+    classifier = fs.SequenceClassifier("gru", epochs=1, scale_x="standard", random_state=0)
+    classifier.fit(X / 1000, Y)
     with TestClient(make_app(classifier)) as client, ThreadPoolExecutor(8) as pool:
         bodies = [X[:1].tolist(), wrong] * 12
         answers = list(
@@ -171,8 +176,8 @@ def test_channels_first_and_images():
     assert found["probabilities"] == model.predict_proba(images[:2, ..., None]).tolist()
 
 
-def estimator(model: nn.Module) -> fs.Estimator:
-    x = torch.randn(30, 8, 3, generator=torch.Generator().manual_seed(0))
+def estimator(model: nn.Module, size: float = 1.0) -> fs.Estimator:
+    x = torch.randn(30, 8, 3, generator=torch.Generator().manual_seed(0)) * size
     spec = {
         "epochs": 1,
         "batchsize": 4,
@@ -211,7 +216,8 @@ def test_steps_of_clients_are_those_of_their_own_series(stateful):
                     np.testing.assert_allclose(found["outputs"], wanted[step, n], atol=1e-6)
 
 
-def test_steps_that_do_not_follow(stateful):
+def test_steps_that_do_not_follow():
+    stateful = estimator(fs.nn.Chain(fs.nn.LSTM(3, 8), nn.Linear(8, 1)), size=1e-3)
     x = torch.randn(5, 3).tolist()
     with TestClient(make_app(stateful, clients=2, idle=1000)) as client:
         first = post(client, "/step", client="a", step=0, x=x[0])
@@ -226,6 +232,14 @@ def test_steps_that_do_not_follow(stateful):
         post(client, "/step", client="b", step=0, x=x[0])
         said = detail(client, "/step", 503, client="c", step=0, x=x[0])
         assert said == "there are 2 clients already: try later"
+        # a first step that fails takes no room, and a restart that fails ends nothing
+        assert client.delete("/clients/b").status_code == 204
+        detail(client, "/step", client="bad", step=0, x=[1e38, 1e38, 3e38])
+        detail(client, "/step", client="a", step=0, x=[1e38, 1e38, 3e38])
+        post(client, "/step", client="a", step=1, x=x[1])
+        post(client, "/step", client="b/c", step=0, x=x[0])
+        assert client.delete("/clients/b/c").status_code == 204
+        post(client, "/step", client="b", step=0, x=x[0])
         assert client.delete("/clients/b").status_code == 204
         assert client.delete("/clients/b").status_code == 404
         post(client, "/step", client="c", step=0, x=x[0])
@@ -349,7 +363,11 @@ def test_bounds_on_requests(classifier):
         post(client, records=X[:1, :2].tolist())
     app = make_app(classifier, hosts=["localhost"])
     with TestClient(app, base_url="http://evil.example") as client:
-        assert client.get("/health").status_code == 400
+        answer = client.get("/health")
+    assert answer.status_code == 400
+    assert answer.json() == {"detail": "this server is not called 'evil.example'"}
+    with TestClient(app, base_url="http://localhost:8000") as client:
+        assert client.get("/health").status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -383,6 +401,63 @@ class Words(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         assert x.dtype == torch.int64
         return self.size * (x % 2)
+
+
+def test_categories_of_numbers_and_booleans():
+    table = pd.DataFrame({
+        "n": pd.Categorical([3, 1, 2, 1] * 10), "b": [True, False] * 20,
+        "x": RNG.standard_normal(40),
+    })  # fmt: skip
+    model = fs.SequenceClassifier("mlp", epochs=3, random_state=0).fit(table, Y)
+    rows = [{"n": 1, "b": True, "x": 0.5}, {"n": 3, "b": False, "x": 0.5}]
+    with TestClient(make_app(model)) as client:
+        found = post(client, records=rows)
+        assert "valid boolean, got 1" in detail(client, records=[{**rows[0], "b": 1}])
+        assert "valid number, got '1'" in detail(client, records=[{**rows[0], "n": "1"}])
+    like = pd.DataFrame(rows).assign(n=pd.Categorical([1, 3]))
+    assert found["probabilities"] == model.predict_proba(like).tolist()
+    days = pd.Categorical(pd.to_datetime(["2020-01-01", "2021-01-01"] * 20))
+    model = fs.SequenceClassifier("mlp", epochs=1, random_state=0).fit(table.assign(n=days), Y)
+    with pytest.raises(ValueError, match="column 'n' has categories of Timestamp, which JSON"):
+        make_app(model)
+
+
+def test_labels_that_are_dates():
+    days = np.where(Y == "up", np.datetime64("2024-01-01"), np.datetime64("2024-06-01"))
+    model = fs.SequenceClassifier("gru", epochs=1, random_state=0).fit(X, days)
+    with TestClient(make_app(model)) as client:
+        found = post(client, records=X[:3].tolist())
+    assert found["classes"] == ["2024-01-01", "2024-06-01"]
+    assert found["predictions"] == model.predict(X[:3]).astype("M8[D]").astype(str).tolist()
+
+
+def test_one_long_record_beside_many_short_ones(stateful):
+    """Nothing is padded to the longest: that would be 20 GB here."""
+    records = [[[0.0, 0, 0]]] * 3000 + [[[0.0, 0, 0]] * 3000] * 2
+    with TestClient(make_app(stateful, batchsize=4096, timeout=300)) as client:
+        found = post(client, records=records)["predictions"]
+    assert [len(one) for one in found] == [1] * 3000 + [3000] * 2
+
+
+def test_ids_of_series_that_differ_by_type_alone():
+    data = {1.5: np.arange(40.0), "1.5": np.arange(40.0)}
+    model = fs.SequenceForecaster(3, epochs=1, random_state=0).fit(data)
+    with pytest.raises(ValueError, match="must be texts or integers, and differ as such"):
+        make_app(model)
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ({"timeout": 0}, ValueError), ({"timeout": float("nan")}, ValueError),
+        ({"timeout": "x"}, ValueError), ({"idle": -1}, ValueError), ({"clients": 0}, ValueError),
+        ({"hosts": "localhost"}, TypeError), ({"batchsize": 0}, ValueError),
+        ({"most_bytes": 1.5}, TypeError),
+    ],
+)  # fmt: skip
+def test_arguments_are_checked(classifier, given, error):
+    with pytest.raises(error, match=next(iter(given))):
+        make_app(classifier, **given)
 
 
 def test_ids_arrive_exactly():

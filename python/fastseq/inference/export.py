@@ -143,7 +143,7 @@ def _trace(program: _Program, x: Tree, first: Tree, dims: list[int]) -> Exported
         hint = (
             f"recurrent layers would be unrolled over time where no kernel runs them: {unrolled}"
             if unrolled
-            else "a loop over time steps in Python, for one, must be a recurrent layer instead"
+            else "some of its operations fix one of them, or ask for values, as a branch does"
         )
         reason = str(error).strip().split("\n\n")[0]
         raise ValueError(

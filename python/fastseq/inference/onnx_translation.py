@@ -35,10 +35,10 @@ def onnx_program(program: ExportedProgram, names: Sequence[str], made: Sequence[
     """
     need("onnxscript", "an export to ONNX")
     for name, weight in program.named_parameters():
-        if weight.dtype == torch.float64:
+        if weight.is_floating_point() and weight.dtype != torch.float32:
             raise ValueError(
-                f"an export to ONNX needs a model in single precision, but {name} is in double: "
-                "onnxruntime has no recurrent layers for it"
+                f"an export to ONNX needs a model in single precision, but {name} is "
+                f"{weight.dtype}: onnxruntime has no recurrent layers for it"
             )
     # it warns of each operator of torchvision's if that is not installed
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)

@@ -7,7 +7,9 @@ import asyncio
 import contextlib
 import importlib.metadata
 import logging
+import math
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Annotated, Any
 
 from .._util.optional_imports import need
@@ -18,7 +20,6 @@ from fastapi import APIRouter, FastAPI, Request, Response  # noqa: E402
 from fastapi.responses import JSONResponse  # noqa: E402
 from fastapi.routing import APIRoute  # noqa: E402
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model  # noqa: E402
-from starlette.middleware.trustedhost import TrustedHostMiddleware  # noqa: E402
 
 from ..errors import FastseqError  # noqa: E402
 from ..estimator import Estimator  # noqa: E402
@@ -60,15 +61,18 @@ class _JsonRoute(APIRoute):
         async def handle(request: Request) -> Response:
             kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
             if kind != "application/json":
-                raise _RefusedError(f"send JSON, with Content-Type: application/json, got {kind!r}")
+                raise _RefusedError(
+                    f"send JSON, with Content-Type: application/json, got {kind!r}", 415
+                )
             try:
                 body = asked.model_validate_json(await request.body())
             except ValidationError as error:
-                first = error.errors(include_url=False, include_input=False)[0]
+                first = error.errors(include_url=False)[0]
                 where = ".".join(map(str, first["loc"])) or "the body"
-                raise _RefusedError(
-                    f"{where}: {first['msg']}", 400 if first["type"] == "json_invalid" else 422
-                ) from error
+                text, status = f"{where}: {first['msg']}", 400
+                if first["type"] != "json_invalid":
+                    text, status = f"{text}, got {first['input']!r:.60}", 422
+                raise _RefusedError(text, status) from error
             found: Response = await self.endpoint(body)
             return found
 
@@ -93,6 +97,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorAnswer, "description": "The body is no JSON"},
     408: {"model": ErrorAnswer, "description": "The body came too slowly"},
     413: {"model": ErrorAnswer, "description": "The body is too large"},
+    415: {"model": ErrorAnswer, "description": "The body is not said to be JSON"},
     422: {"model": ErrorAnswer, "description": "The body is not what the model takes"},
     503: {"model": ErrorAnswer, "description": "Overloaded, or no answer in time: try later"},
 }
@@ -159,8 +164,16 @@ def make_app(
     >>> answer["predictions"] == model.predict(X[:2]).tolist()
     True
     """
-    for name, value in (("batchsize", batchsize), ("most_bytes", most_bytes), ("waiting", waiting)):
-        check_count(name, value)
+    counts = {"batchsize": batchsize, "most_bytes": most_bytes, "waiting": waiting}
+    for name, count in (counts | {"clients": clients}).items():
+        check_count(name, count)
+    for name, seconds in (("timeout", timeout), ("idle", idle)):
+        if not (isinstance(seconds, Real) and math.isfinite(seconds) and seconds >= 0):
+            raise ValueError(f"{name} must be a number of seconds, got {seconds!r}")
+    if timeout == 0:
+        raise ValueError("timeout must be above 0 seconds")
+    if isinstance(hosts, str) or not all(isinstance(host, str) for host in hosts):
+        raise TypeError(f"hosts must be a list of names, got {hosts!r}")
     served = _served(model, clients=clients, idle=idle)
     batchers: list[Batcher] = []
 
@@ -175,8 +188,7 @@ def make_app(
             one.close()
 
     app = FastAPI(title=f"fastseq: {type(model).__name__}", lifespan=lifespan)
-    app.add_middleware(RequestLimits, most=most_bytes, timeout=timeout)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
+    app.add_middleware(RequestLimits, most=most_bytes, timeout=timeout, hosts=hosts)
     _answer_errors(app)
     _add_information(app, model, served.metadata)
     router = APIRouter(route_class=_JsonRoute)
@@ -324,7 +336,7 @@ def _add_steps(router: APIRouter, served: ServedEstimator, batcher: Batcher) -> 
 
 
 def _add_end(app: FastAPI, served: ServedEstimator) -> None:
-    @app.delete("/clients/{client}", status_code=204, responses=_UNKNOWN, response_model=None)
+    @app.delete("/clients/{client:path}", status_code=204, responses=_UNKNOWN, response_model=None)
     async def end(client: str) -> JSONResponse | None:
         """End a client's series."""
         if served.end(client):
@@ -337,7 +349,10 @@ def _add_forecasts(router: APIRouter, served: Any, batcher: Batcher) -> None:
 
     horizon = Annotated[int, Field(ge=1, le=10 * served.horizon, strict=True)]
     fields: dict[str, Any] = {
-        "ids": (list_of(Annotated[str | int, Field(union_mode="left_to_right")]) | None, None),
+        "ids": (
+            list_of(Annotated[str, Field(strict=True)] | Annotated[int, Field(strict=True)]) | None,
+            None,
+        ),
         "horizon": (horizon, served.horizon),
     }
     if served.future_type is not None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -74,9 +77,17 @@ def batch_predict(
     urllib3 = need("urllib3", "batch_predict")
     pandas = need("pandas", "batch_predict")
     check_count("batch_size", batch_size)
-    address = urllib3.util.parse_url(url)
-    if address.scheme not in ("http", "https") or not address.host:
+    try:
+        address = urllib3.util.parse_url(url)
+    except urllib3.exceptions.LocationParseError as error:
+        raise ValueError(f"url must be like 'http://127.0.0.1:8000', got {url!r}") from error
+    plain = address.query is None and address.fragment is None
+    if address.scheme not in ("http", "https") or not address.host or not plain:
         raise ValueError(f"url must be like 'http://127.0.0.1:8000', got {url!r}")
+    if isinstance(retries, bool) or not isinstance(retries, Integral) or retries < 0:
+        raise ValueError(f"retries must be an integer, 0 or more, got {retries!r}")
+    if not (isinstance(timeout, Real) and 0 < timeout < math.inf):
+        raise ValueError(f"timeout must be a number of seconds, got {timeout!r}")
     target = url.rstrip("/") + "/predict"
     rows = _plain(records, "records")
     beside = None if static is None else _plain(static, "static")
@@ -125,6 +136,10 @@ def _sent(pool: Any, target: str, body: dict[str, Any], start: int) -> Any:
     if answer.status == 200 and isinstance(content, dict):
         return content
     detail = content.get("detail") if isinstance(content, dict) else None
+    if isinstance(detail, str):  # the server counts the records of the request
+        detail = re.sub(
+            r"^(records|static)\.(\d+)", lambda m: f"{m[1]}.{start + int(m[2])}", detail
+        )
     text = (
         f"batch_predict: {target} answered {which} with {answer.status}: {detail or answer.reason}"
     )
@@ -153,10 +168,14 @@ def _frame(content: dict[str, Any], count: int, target: str) -> pd.DataFrame:
 
 def _plain(given: Any, name: str) -> list[Any]:
     """Return rows as JSON has them."""
+    if hasattr(given, "to_dicts"):  # of polars
+        return [_value(row, name) for row in given.to_dicts()]
     if hasattr(given, "to_dict") and hasattr(given, "columns"):  # a data frame
-        rows = given.astype(object).to_dict("records")
-        return [{key: _value(one, name) for key, one in row.items()} for row in rows]
-    if not hasattr(given, "__len__") or isinstance(given, str | dict):
+        if not given.columns.is_unique:
+            raise ValueError(f"{name} has two columns of one name")
+        return [_value(row, name) for row in given.astype(object).to_dict("records")]
+    single = hasattr(given, "ndim") and given.ndim == 0
+    if not hasattr(given, "__len__") or isinstance(given, str | bytes | dict | set) or single:
         raise TypeError(f"{name} must be an array, a list or a data frame, got {given!r:.60}")
     return [_value(one, name) for one in given]
 
@@ -170,6 +189,8 @@ def _value(given: Any, name: str) -> Any:
         return _array_value(np.asarray(given), name)
     if isinstance(given, str | bool | int) or given is None:
         return given
+    if type(given).__name__ in ("NAType", "NaTType"):  # of pandas
+        return None
     if isinstance(given, dict):
         return {key: _value(one, name) for key, one in given.items()}
     if isinstance(given, Sequence):
@@ -180,6 +201,8 @@ def _value(given: Any, name: str) -> Any:
 def _array_value(given: np.ndarray, name: str) -> Any:
     if given.dtype == object:
         return _value(given.tolist(), name)
+    if given.dtype.kind not in "biufU":
+        raise TypeError(f"{name} must hold numbers and texts, got {given.dtype}")
     if given.dtype.kind == "f" and np.isinf(given).any():
         raise ValueError(f"{name} has an infinite value")
     return listed(given)

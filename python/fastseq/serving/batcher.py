@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
+import contextlib
+import queue
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 __all__ = ["Batcher", "OverloadError"]
@@ -18,12 +19,17 @@ class OverloadError(Exception):
     """Too many records wait already."""
 
 
-@dataclasses.dataclass
 class _Job:
-    """One request: its records, and the future of its answers."""
+    """One request: its records, the answers found, and the future of all of them."""
 
-    records: Sequence[Any]
-    answers: asyncio.Future[list[Any]]
+    def __init__(self, records: Sequence[Any], answers: asyncio.Future[list[Any]]) -> None:
+        self.records, self.answers = records, answers
+        self.found: list[Any] = []
+
+    @property
+    def left(self) -> Sequence[Any]:
+        """The records without an answer."""
+        return self.records[len(self.found) :]
 
 
 class Batcher:
@@ -31,6 +37,7 @@ class Batcher:
 
     A request that finds the model idle is run at once. While the model runs, others wait, and go
     together afterwards: batches are as large as the load makes them, and nobody waits for a clock.
+    A long request is run in parts, between which it can be given up.
 
     Parameters
     ----------
@@ -38,7 +45,7 @@ class Batcher:
         Takes records, and returns as many answers. If it raises for those of several requests, it
         runs again for each, so that a request fails by its own records alone.
     batchsize
-        The most records of several requests in one call; one request may have more.
+        The most records in one call.
     waiting
         The most records that wait.
     timeout
@@ -58,7 +65,9 @@ class Batcher:
         self._jobs: deque[_Job] = deque()
         self._waiting = 0
         self._worker: asyncio.Task[None] | None = None
-        self._thread = ThreadPoolExecutor(1, "fastseq-model")
+        self._calls: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        # a daemon, so that the program can end while the model runs
+        threading.Thread(target=self._call, name="fastseq-model", daemon=True).start()
 
     async def answers(self, records: Sequence[Any]) -> list[Any]:
         """Return the answers to the records of one request.
@@ -68,7 +77,7 @@ class Batcher:
         OverloadError
             Too many records wait.
         TimeoutError
-            The answers took too long; the records are not run if they still wait.
+            The answers took too long; what has not been run of it is left.
         Exception
             What `run` raised.
         """
@@ -88,22 +97,18 @@ class Batcher:
 
     def close(self) -> None:
         """End the thread, after what runs."""
-        self._thread.shutdown(cancel_futures=True)
+        self._calls.put(None)
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
         try:
             while self._jobs:
                 await self._arrived()
-                jobs = self._next()
-                found = await loop.run_in_executor(self._thread, self._answered, jobs)
-                for job, answers in zip(jobs, found, strict=True):
-                    if job.answers.done():  # given up
-                        continue
-                    if isinstance(answers, Exception):
-                        job.answers.set_exception(answers)
-                    else:
-                        job.answers.set_result(answers)
+                parts = self._next()
+                done: asyncio.Future[list[list[Any] | Exception]] = loop.create_future()
+                self._calls.put(([records for _, records in parts], loop, done))
+                for (job, _), answers in zip(parts, await done, strict=True):
+                    self._take(job, answers)
         finally:
             self._worker = None
 
@@ -115,28 +120,61 @@ class Batcher:
             before = self._waiting
             await asyncio.sleep(0)
 
-    def _next(self) -> list[_Job]:
-        """Take requests that go together, without those given up."""
-        jobs: list[_Job] = []
-        count = 0
-        while self._jobs and (not jobs or count + len(self._jobs[0].records) <= self._batchsize):
-            job = self._jobs.popleft()
-            self._waiting -= len(job.records)
-            if not job.answers.done():
-                jobs.append(job)
-                count += len(job.records)
-        return jobs
+    def _next(self) -> list[tuple[_Job, Sequence[Any]]]:
+        """Take requests that go together, without those given up, or a part of a long one."""
+        parts: list[tuple[_Job, Sequence[Any]]] = []
+        room = self._batchsize
+        while self._jobs and room:
+            job = self._jobs[0]
+            if job.answers.done():  # given up, or a part of it has failed
+                self._jobs.popleft()
+                self._waiting -= len(job.left)
+                continue
+            records = job.left[:room]
+            if parts and len(records) < len(job.left):
+                break  # a long one begins with a batch of its own
+            if len(records) == len(job.left):
+                self._jobs.popleft()
+            parts.append((job, records))
+            room -= len(records)
+            self._waiting -= len(records)
+        return parts
 
-    def _answered(self, jobs: Sequence[_Job]) -> list[list[Any] | Exception]:
-        """Return each request's answers, or its error."""
+    def _take(self, job: _Job, answers: list[Any] | Exception) -> None:
+        """Take the answers to a part of a request."""
+        if isinstance(answers, Exception):
+            if not job.answers.done():
+                job.answers.set_exception(answers)
+            return
+        job.found += answers
+        if not job.left and not job.answers.done():
+            job.answers.set_result(job.found)
+
+    def _call(self) -> None:
+        """Run what is asked for, in the other thread."""
+        while (asked := self._calls.get()) is not None:
+            parts, loop, done = asked
+            answers = self._answered(parts)
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(_set, done, answers)
+
+    def _answered(self, parts: Sequence[Sequence[Any]]) -> list[list[Any] | Exception]:
+        """Return each part's answers, or its error."""
+        if not parts:
+            return []
         try:
-            whole = self._run([record for job in jobs for record in job.records])
+            whole = self._run([record for part in parts for record in part])
         except Exception as error:
-            if len(jobs) == 1:
+            if len(parts) == 1:
                 return [error]
-            return [found for job in jobs for found in self._answered([job])]
-        ends = iter(whole)
-        return [[next(ends) for _ in job.records] for job in jobs]
+            return [found for part in parts for found in self._answered([part])]
+        every = iter(whole)
+        return [[next(every) for _ in part] for part in parts]
+
+
+def _set(done: asyncio.Future[Any], answers: Any) -> None:
+    if not done.done():
+        done.set_result(answers)
 
 
 def _give_up(answers: asyncio.Future[list[Any]]) -> None:

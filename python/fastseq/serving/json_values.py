@@ -10,7 +10,7 @@ __all__ = ["listed"]
 
 
 def listed(given: Any) -> Any:
-    """Return an array or tensor as nested lists; what is not finite becomes null.
+    """Return an array or tensor as nested lists; what is not finite becomes null, times text.
 
     Examples
     --------
@@ -20,6 +20,8 @@ def listed(given: Any) -> Any:
     if hasattr(given, "numpy"):
         given = given.numpy(force=True)
     a = np.asarray(given)
+    if a.dtype.kind in "mM":
+        a = a.astype(str)
     if a.dtype.kind == "f" and not np.isfinite(a).all():
         unknown = ~np.isfinite(a)
         a = a.astype(object)

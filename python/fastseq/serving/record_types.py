@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, create_model
@@ -11,13 +12,22 @@ from ..sklearn.fitted_form import FittedForm, TableForm
 __all__ = ["list_of", "number", "record_type", "row_type", "static_type", "step_type"]
 
 _FORBID = ConfigDict(extra="forbid")
+_STRICT: dict[type, Any] = {
+    bool: Annotated[bool, Field(strict=True)],
+    float: Annotated[float, Field(strict=True)],
+    str: Annotated[str, Field(strict=True)],
+}
 
 
-def number(*, missing: bool = False, ids: int | None = None) -> Any:
-    """Return the type of finite numbers, or null, too, if they may be `missing`; or of `ids`."""
+def number(*, missing: bool = False, ids: int | None = None, most: float | None = None) -> Any:
+    """Return the type of numbers, or null, too, if they may be `missing`; or that of `ids`.
+
+    `most` is the largest that the model's dtype holds.
+    """
     if ids is not None:
         return Annotated[int, Field(strict=True, ge=0, lt=ids)]
-    found = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+    least = None if most is None else -most
+    found = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=least, le=most)]
     return found | None if missing else found
 
 
@@ -27,9 +37,9 @@ def list_of(item: Any, count: int | None = None) -> Any:
     return Annotated[list[item], Field(min_length=least, max_length=count)]
 
 
-def step_type(features: int, *, missing: bool, ids: int | None) -> Any:
+def step_type(features: int, *, missing: bool, ids: int | None, most: float) -> Any:
     """Return the type of one time step, ``(F,)``."""
-    return list_of(number(missing=missing, ids=ids), features)
+    return list_of(number(missing=missing, ids=ids, most=most), features)
 
 
 def row_type(name: str, table: TableForm, *, missing: bool) -> Any:
@@ -37,17 +47,40 @@ def row_type(name: str, table: TableForm, *, missing: bool) -> Any:
     one = number(missing=missing)
     if table.names is None:
         return list_of(one, table.count)
-    value = str | bool | Annotated[int, Field(strict=True)] | one | None
-    fields: dict[str, Any] = {
-        f"column_{place}": (value if place in table.categories else one, Field(alias=str(column)))
-        for place, column in enumerate(table.names)
-    }
+    fields: dict[str, Any] = {}
+    for place, column in enumerate(table.names):
+        kind = one
+        if place in table.categories:
+            kind = _category_type(str(column), table.categories[place])
+        fields[f"column_{place}"] = (kind, Field(alias=str(column)))
     return create_model(name, __config__=_FORBID, **fields)
+
+
+def _category_type(column: str, values: Sequence[Any]) -> Any:
+    """Return the type of a column's categories; new ones of the same type may come."""
+    kinds: set[Any] = set()
+    known: tuple[Any, ...] = (bool, int, float, str)
+    for value in values:
+        for kind in known:
+            if isinstance(value, kind):
+                kinds.add(float if kind is int else kind)
+                break
+        else:
+            raise ValueError(
+                f"make_app: column {column!r} has categories of {type(value).__name__}, which JSON "
+                "does not have: fit with texts or numbers there"
+            )
+    found: Any = None
+    for one, strict in _STRICT.items():
+        if one in kinds:
+            found = strict if found is None else found | strict
+    return found | None
 
 
 def record_type(form: FittedForm) -> Any:
     """Return the type of one of X's samples."""
-    one, features = number(missing=form.missing, ids=form.ids), form.features.count
+    one = number(missing=form.missing, ids=form.ids, most=form.most)
+    features = form.features.count
     if form.rows == "series":
         return list_of(one)
     if form.rows == "samples" and form.ids is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 __all__ = ["RequestLimits"]
@@ -26,15 +26,20 @@ class RequestLimits:
         The most bytes of a body.
     timeout
         Seconds in which it must have come.
+    hosts
+        Names by which the server may be called; ``"*"``: any.
     """
 
-    def __init__(self, app: App, most: int, timeout: float) -> None:
+    def __init__(self, app: App, most: int, timeout: float, hosts: Sequence[str]) -> None:
         self._app, self._most, self._timeout = app, most, timeout
+        self._hosts = None if "*" in hosts else frozenset(host.lower() for host in hosts)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Handle one request."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
+        if self._hosts is not None and _host(scope) not in self._hosts:
+            return await _refuse(send, 400, f"this server is not called {_host(scope)!r}")
         task: Any = asyncio.current_task()
         late = False
 
@@ -85,6 +90,15 @@ class RequestLimits:
                 raise ValueError
             if not message.get("more_body", False):
                 return b"".join(parts)
+
+
+def _host(scope: Message) -> str:
+    """Return the name by which a client has called the server, without the port."""
+    for name, value in scope["headers"]:
+        if name == b"host":
+            text: str = value.decode("latin-1").lower()
+            return text.rpartition("]")[0] + "]" if text.startswith("[") else text.split(":")[0]
+    return ""
 
 
 async def _refuse(send: Send, status: int, text: str) -> None:

@@ -79,9 +79,9 @@ class ServedEstimator:
         self._est, self._most, self._idle = est, clients, idle
         self._features = example.shape[-1]
         missing = est.spec.nan != "raise"
-        ids = number_of_ids(est.model)
+        ids, most = number_of_ids(est.model), torch.finfo(input_dtype(est.model)).max
         self._kind: Any = float if ids is None else np.int64
-        self.step_type = step_type(self._features, missing=missing, ids=ids)
+        self.step_type = step_type(self._features, missing=missing, ids=ids, most=most)
         self.record_type: Any = list_of(self.step_type)
         self._clients: dict[str, _Client] = {}
         self.steps = not is_bidirectional(est.model)
@@ -94,13 +94,12 @@ class ServedEstimator:
 
     def run(self, pairs: Sequence[tuple[Any, None]]) -> list[Any]:
         """Return the outputs of whole series."""
-        lengths = [len(record) for record, _ in pairs]
-        x = np.zeros((max(lengths), len(pairs), self._features), self._kind)
-        for n, (record, _) in enumerate(pairs):
-            x[: lengths[n], n] = np.array(record, self._kind)
-        uneven = lengths if len(set(lengths)) > 1 else None
-        found = self._est.predict(x, lengths=uneven)
-        return [_listed(found, (slice(length), n)) for n, length in enumerate(lengths)]
+        records = [np.array(record, self._kind) for record, _ in pairs]
+        if len(set(map(len, records))) == 1:
+            found = self._est.predict(np.stack(records, 1))
+            return [_listed(found, (slice(None), n)) for n in range(len(records))]
+        found = self._est.predict(records)  # sorted by length: little is padded
+        return [_listed(found, n, lists=True) for n in range(len(records))]
 
     def answer(self, found: Sequence[Any]) -> dict[str, Any]:
         """Return the answer to one request of whole series."""
@@ -129,9 +128,9 @@ class ServedEstimator:
             groups.setdefault((client.steps > 0, shapes), []).append((place, client))
         for group in groups.values():
             places, clients = zip(*group, strict=True)
-            xs = [steps[place].x for place in places]
-            for place, answer in zip(places, self._advance(clients, xs), strict=True):
-                answers[place] = answer
+            found = self._advance(clients, [steps[place].x for place in places])
+            for place, client, answer in zip(places, clients, found, strict=True):
+                answers[place] = self._kept(steps[place].client, client) or answer
         if later:
             found = self.run_steps([steps[place] for place in later])
             for place, answer in zip(later, found, strict=True):
@@ -143,13 +142,14 @@ class ServedEstimator:
         return self._clients.pop(client, None) is not None
 
     def _client(self, step: Step) -> _Client:
-        """Return who a step is of: it is the next one, or the last one again."""
+        """Return who a step is of: it is the next one, or the last one again, or starts a series.
+
+        A new series counts once its first step is done: until then the old one stays.
+        """
         client = self._clients.get(step.client)
         again = client is not None and step.number == client.steps - 1 and step.x == client.x
         if step.number == 0 and not again:
-            if client is None:
-                self._make_room()
-            client = self._clients[step.client] = _Client()
+            return _Client()
         if client is None:
             raise StepError(
                 f"client {step.client!r} has no series here, but this is its step {step.number}: "
@@ -163,15 +163,19 @@ class ServedEstimator:
             )
         return client
 
-    def _make_room(self) -> None:
-        if len(self._clients) < self._most:
-            return
-        before = time.monotonic() - self._idle
-        for name, one in list(self._clients.items()):
-            if one.seen < before:
-                self.end(name)
-        if len(self._clients) >= self._most:
-            raise StepError(f"there are {self._most} clients already: try later", full=True)
+    def _kept(self, name: str, client: _Client) -> StepError | None:
+        """Keep a client's new series; return an error if there is no room for it."""
+        if client.steps > 1:  # kept already, or ended meanwhile
+            return None
+        if name not in self._clients and len(self._clients) >= self._most:
+            before = time.monotonic() - self._idle
+            for other, one in list(self._clients.items()):
+                if one.seen < before:
+                    self.end(other)
+            if len(self._clients) >= self._most:
+                return StepError(f"there are {self._most} clients already: try later", full=True)
+        self._clients[name] = client
+        return None
 
     def _advance(self, clients: Sequence[_Client], xs: Sequence[list[float]]) -> list[Any]:
         """Take one step of clients whose states have the same shapes."""
@@ -206,10 +210,10 @@ class ServedEstimator:
         return tree_map(row, state, self._dims)
 
 
-def _listed(found: Tree, place: Any) -> Any:
-    """Return a part of outputs as lists."""
+def _listed(found: Tree, place: Any, *, lists: bool = False) -> Any:
+    """Return a part of outputs as lists; `lists`: outputs are lists of the sequences' arrays."""
     if isinstance(found, dict):
-        return {key: _listed(one, place) for key, one in found.items()}
-    if isinstance(found, tuple | list):
-        return [_listed(one, place) for one in found]
+        return {key: _listed(one, place, lists=lists) for key, one in found.items()}
+    if isinstance(found, tuple) or (isinstance(found, list) and not lists):
+        return [_listed(one, place, lists=lists) for one in found]
     return listed(found[place])

@@ -45,6 +45,11 @@ class ServedForecaster:
         self._forecaster, self._form = forecaster, forecaster.form_
         form = self._form
         self.ids = [_plain_id(one) for one in form.ids]
+        if len(set(self.ids)) < len(self.ids) or any(type(one) is bool for one in self.ids):
+            raise ValueError(
+                "make_app: the ids of series must be texts or integers, and differ as such, got "
+                f"{form.ids[:3]!r}: name them so in fit"
+            )
         self._places = {name: place for place, name in enumerate(self.ids)}
         self._kept: dict[int, list[dict[str, Any]]] = {}
         self.horizon: int = forecaster.horizon

@@ -42,7 +42,7 @@ class ServedPredictor:
         if isinstance(model, SequenceClassifier):
             self.probabilities = form.labels or form.targets == 1
             if self.probabilities and not form.labels:
-                self.classes = model.classes_.tolist()
+                self.classes = listed(model.classes_)
         self.metadata: dict[str, Any] = {
             "features": form.features.count,
             "targets": form.targets,
@@ -95,8 +95,11 @@ def _table(rows: list[Any], form: TableForm) -> Any:
         return np.array(rows, float)
     import pandas as pd
 
-    columns = {
-        name: pd.Series([getattr(row, f"column_{place}") for row in rows])
-        for place, name in enumerate(form.names)
-    }
+    columns = {}
+    for place, name in enumerate(form.names):
+        values = [getattr(row, f"column_{place}") for row in rows]
+        if place in form.categories:
+            columns[name] = pd.Series(values, dtype=object).astype("category")
+        else:
+            columns[name] = pd.Series(values, dtype=float)
     return pd.DataFrame(columns)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from .._util.optional_imports import need
 from ..checkpoint.estimator_files import saved_kind
 from ..estimator import Estimator
 from .app import make_app
+
+_SECONDS_TO_END = 10  # for requests that are being answered when the server is told to end
 
 __all__ = ["add_serve", "load_served", "run_serve", "serve"]
 
@@ -51,10 +54,13 @@ def serve(
         model = load_served(model)
     hosts = _own_names(host)
     app = make_app(model, **{"hosts": hosts, **limits})
-    uvicorn.run(
-        app, host=host, port=port, log_level=log_level, access_log=False,
-        proxy_headers=False, server_header=False,
+    config = uvicorn.Config(
+        app, log_level=log_level, access_log=False, proxy_headers=False, server_header=False,
+        timeout_graceful_shutdown=_SECONDS_TO_END,
     )  # fmt: skip
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, port), family=family, backlog=2048) as listening:
+        uvicorn.Server(config).run(sockets=[listening])
 
 
 def load_served(path: str | os.PathLike[str]) -> Any:
@@ -71,7 +77,16 @@ def load_served(path: str | os.PathLike[str]) -> Any:
     }
     if kind not in kinds:
         raise ValueError(f"{os.fspath(path)} holds a {kind}, not a model that was saved by save")
-    return kinds[kind].load(path)
+    try:
+        return kinds[kind].load(path)
+    except ValueError as error:
+        if "pass module=" not in str(error):
+            raise
+        name = kinds[kind].__name__
+        raise ValueError(
+            f"{os.fspath(path)} needs the code of its module: in Python, load it by "
+            f"fs.{name}.load(path, module), and pass the model to fs.serving.serve"
+        ) from error
 
 
 def add_serve(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +95,7 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--host", default="127.0.0.1", help="where to listen (default: this machine only)"
     )
-    parser.add_argument("--port", type=int, default=8000, help="(default: 8000)")
+    parser.add_argument("--port", type=_port, default=8000, help="(default: 8000)")
     parser.add_argument(
         "--batchsize", type=int, default=64, help="most records at once (default: 64)"
     )
@@ -90,11 +105,26 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--most-bytes", type=int, default=16 << 20, help="of a request (default: 16 MiB)"
     )
-    parser.add_argument("--log-level", default="info", help="of uvicorn (default: info)")
+    parser.add_argument(
+        "--hosts",
+        nargs="+",
+        metavar="NAME",
+        help="names by which clients may call the server (default: this machine's, if --host is)",
+    )
+    levels = ("critical", "error", "warning", "info", "debug", "trace")
+    parser.add_argument("--log-level", default="info", choices=levels, help="(default: info)")
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port < 1 << 16:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 65535, got {port}")
+    return port
 
 
 def run_serve(arguments: argparse.Namespace) -> None:
     """Run ``serve``."""
+    hosts = {} if arguments.hosts is None else {"hosts": arguments.hosts}
     serve(
         arguments.model,
         host=arguments.host,
@@ -103,6 +133,7 @@ def run_serve(arguments: argparse.Namespace) -> None:
         batchsize=arguments.batchsize,
         timeout=arguments.timeout,
         most_bytes=arguments.most_bytes,
+        **hosts,
     )
 
 
@@ -114,4 +145,5 @@ def _own_names(host: str) -> tuple[str, ...]:
         loopback = ipaddress.ip_address(host).is_loopback
     except ValueError:
         return ("*",)
-    return ("localhost", host) if loopback else ("*",)
+    name = f"[{host}]" if ":" in host else host
+    return ("localhost", name) if loopback else ("*",)

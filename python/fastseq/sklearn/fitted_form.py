@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 __all__ = ["FittedForm", "TableForm"]
 
@@ -18,12 +20,12 @@ class TableForm:
     names
         Their names; None: it came as an array.
     categories
-        The places of those that hold categories.
+        The categories of those that hold some, by the column's place.
     """
 
     count: int
     names: tuple[str, ...] | None
-    categories: frozenset[int]
+    categories: Mapping[int, tuple[Any, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,8 @@ class FittedForm:
         Whether numbers may be missing.
     ids
         How many ids the module knows, if samples hold ids; None: they hold numbers.
+    most
+        The largest number that the module's dtype holds.
     static
         Static features; None: there are none.
     targets
@@ -60,6 +64,7 @@ class FittedForm:
     channels_first: bool
     missing: bool
     ids: int | None
+    most: float
     static: TableForm | None
     targets: int
     per_step: bool

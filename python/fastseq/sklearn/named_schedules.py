@@ -61,7 +61,7 @@ class NamedSchedule(Schedule):
 
     def on_fit_begin(self, run: Run) -> None:
         """Make the scheduler of all updates to come."""
-        self._total = max(1, (run.epochs - run.epoch) * run.updates_per_epoch)
+        self._total = max(1, int(run.epochs - run.epoch) * run.updates_per_epoch)
         self._before = [group["lr"] for group in run.optimizer.param_groups]
         self._scheduler = None
         super().on_fit_begin(run)

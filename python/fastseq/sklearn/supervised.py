@@ -306,6 +306,7 @@ class SequencePredictor(SequenceEstimator):
             channels_first=self.channels_first,
             missing=self.nan == "mask",
             ids=number_of_ids(self.estimator_.model),
+            most=torch.finfo(input_dtype(self.estimator_.model)).max,
             static=beside,
             targets=self._form_of_targets.count,
             per_step=self._form_of_targets.per_step,
@@ -442,8 +443,10 @@ class SequencePredictor(SequenceEstimator):
         return targets.rows, rows.reshape(targets.rows.shape), weights
 
 
-def _categories(columns: CategoryColumns | None) -> frozenset[int]:
-    return frozenset() if columns is None else frozenset(columns.vocabularies)
+def _categories(columns: CategoryColumns | None) -> dict[int, tuple[Any, ...]]:
+    if columns is None:
+        return {}
+    return {place: known.values for place, known in columns.vocabularies.items()}
 
 
 def _with_weight(problem: Problem, count: int) -> tuple[Array, Array]:

@@ -76,7 +76,12 @@ def plain(value: Any) -> Any:
     if isinstance(value, torch.dtype):
         return {_TORCH: str(value).removeprefix("torch.")}
     if isinstance(value, np.ndarray) and not _is_tensor(value):
-        return {_OBJECTS: value.tolist(), "dtype": value.dtype.str}
+        labels = value.astype(np.int64) if value.dtype.kind in "mM" else value
+        for one in labels.ravel().tolist():
+            if not isinstance(one, str | bool | int | float | None):
+                kind = type(one).__name__
+                raise TypeError(f"a file cannot hold {one!r}, a {kind}: use texts or numbers")
+        return {_OBJECTS: labels.tolist(), "dtype": value.dtype.str}
     if hasattr(value, "asi8") or hasattr(value, "to_flat_index"):
         return {_INDEX: index_state(value)}
     if hasattr(value, "is_temporal"):
@@ -129,7 +134,10 @@ def restored(state: Any) -> Any:
     if _TORCH in state:
         return _torch_dtype(state[_TORCH])
     if _OBJECTS in state:
-        return np.array(state[_OBJECTS], np.dtype(state["dtype"]))
+        dtype = np.dtype(state["dtype"])
+        if dtype.kind in "mM":
+            return np.array(state[_OBJECTS], np.int64).astype(dtype)
+        return np.array(state[_OBJECTS], dtype)
     if _TIMES in state:
         return times_from(state[_TIMES])
     if _INDEX in state:

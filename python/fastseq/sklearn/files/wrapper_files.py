@@ -194,6 +194,8 @@ class WrapperFiles(SequenceEstimator):
                 setattr(self, name, fitted[name])
         est = self._made_again()
         learner = SavedLearner.of(content["learner"], est.model, path)
+        for name in content["learner"]["frozen"]:
+            est.model.get_parameter(name).requires_grad_(False)
         learner.restore(est.learner)
         est.spec = learner.spec
         if not isinstance(est.optimizer, NoOptimizer):

@@ -98,7 +98,9 @@ class Classes:
         self.classes: Any = classes[0] if len(classes) == 1 else classes
         self.scores: list[int] | None = [len(one) for one in classes]
         self.n_out = sum(self.scores)
-        self.form: object = tuple(tuple(one.tolist()) for one in classes)
+        self.form: object = tuple(
+            tuple((one.astype(str) if one.dtype.kind in "mM" else one).tolist()) for one in classes
+        )
         self.arguments: tuple[Any, ...] = (classes,)
 
     @classmethod
