@@ -238,7 +238,7 @@ def test_compiled_ahead_of_time(tmp_path):
 @pytest.mark.parametrize(
     ("path", "error", "message"),
     [
-        ("model.onnx", ValueError, r"path must end in \.pt2"),
+        ("model.pb", ValueError, r"path must end in \.pt2"),
         ("no/model.pt2", FileNotFoundError, "a folder that exists"),
     ],
 )

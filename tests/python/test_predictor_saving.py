@@ -32,7 +32,7 @@ CASES = {
         "classifier", X, RNG.integers(0, 2, (40, 3)),
         {"loss": "binary_cross_entropy", "class_weight": [{0: 1, 1: 2}] * 3},
     ),
-    "ordinal": ("classifier", X, Y, {"loss": "ordinal"}),
+    "ordinal": ("classifier", X, np.digitize(SUMS, [-2, 2]), {"loss": "ordinal"}),
     "per step": ("classifier", X, np.where(X.sum(2) > 0, "+", "-"), {}),
     "unequal lengths": ("classifier", [x[: 4 + n % 5] for n, x in enumerate(X)], Y, {}),
     "rocket": ("classifier", X, Y, {"module": "rocket"}),

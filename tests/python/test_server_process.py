@@ -59,8 +59,9 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(60) in (0, -signal.SIGTERM)
-        assert "Traceback" not in self.process.stderr.read()
+        _, errors = self.process.communicate(timeout=60)
+        assert self.process.returncode in (0, -signal.SIGTERM)
+        assert "Traceback" not in errors
 
 
 @pytest.fixture(scope="module")

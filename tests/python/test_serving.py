@@ -282,6 +282,7 @@ def test_states_that_grow(stateful):
                     np.testing.assert_allclose(found["outputs"], [mean], atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:the model has a bidirectional layer")
 def test_a_bidirectional_model_has_no_steps():
     est = estimator(fs.nn.Chain(fs.nn.LSTM(3, 4, bidirectional=True), nn.Linear(8, 1)))
     with TestClient(make_app(est)) as client:

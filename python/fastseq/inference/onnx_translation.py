@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,10 +44,12 @@ def onnx_program(program: ExportedProgram, names: Sequence[str], made: Sequence[
     # it warns of each operator of torchvision's if that is not installed
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     try:
-        found = torch.onnx.export(
-            program, dynamo=True, verbose=False, custom_translation_table=_table(),
-            input_names=names, output_names=made,
-        )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's of its own parts
+            found = torch.onnx.export(
+                program, dynamo=True, verbose=False, custom_translation_table=_table(),
+                input_names=names, output_names=made,
+            )  # fmt: skip
     except torch.onnx.errors.OnnxExporterError as error:
         reason: BaseException = error
         while reason.__cause__ is not None:

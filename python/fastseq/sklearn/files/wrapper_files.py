@@ -87,7 +87,7 @@ class WrapperFiles(SequenceEstimator):
         >>> np.array_equal(again.predict(), f.predict())
         True
         """
-        check_is_fitted(self)
+        self._check_fitted()
         learner = self.estimator_.learner
         with learner.replicas.together("save"):
             target = Path(path)
@@ -160,6 +160,9 @@ class WrapperFiles(SequenceEstimator):
                     "with the version that wrote it"
                 ) from error
             return made
+
+    def _check_fitted(self) -> None:
+        check_is_fitted(self)
 
     def _fitted_parts(self) -> dict[str, Any]:
         """Return attributes that `fit` has set, by name, as they are saved."""
