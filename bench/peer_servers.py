@@ -26,7 +26,7 @@ def run_fastapi(model: fs.SequenceClassifier, port: int) -> None:
     app = FastAPI()
 
     @app.post("/predict")
-    def predict(body: Body) -> dict[str, Any]:
+    async def predict(body: Body) -> dict[str, Any]:
         return answer(model, body.records)
 
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="critical", access_log=False)

@@ -84,7 +84,7 @@ def test_what_cannot_be_exported(tmp_path):
     path = tmp_path / "model.onnx"
     with pytest.raises(ValueError, match="needs a model in single precision"):
         trained(fs.nn.Chain(fs.nn.GRU(3, 4), nn.Linear(4, 2)).double(), X.double()).export(path)
-    with pytest.raises(ValueError, match="single precision, but .* is torch.bfloat16"):
+    with pytest.raises(ValueError, match=r"single precision, but .* is torch\.bfloat16"):
         est = fs.Estimator(
             nn.Linear(3, 2).bfloat16(), fs.seqloss(nn.MSELoss()), torch.optim.SGD,
             {"epochs": 1, "batchsize": 3, "seqsize": 6}, progress=False,

@@ -115,6 +115,7 @@ def test_no_answer_is_lost_or_swapped_among_200_clients(server, classifier):
     asyncio.run(every())
 
 
+@pytest.mark.slow
 def test_steps_of_200_clients(tmp_path):
     torch.manual_seed(0)
     x = torch.randn(6, 200, 2)
@@ -186,6 +187,7 @@ def test_batch_predict_returns_a_frame_in_order(server, classifier):
             batch_predict(url, X[:1])
 
 
+@pytest.mark.slow
 def test_batch_predict_waits_for_a_server_that_starts(classifier, tmp_path):
     classifier.save(tmp_path / "model.safetensors")
     port, found = free_port(), []

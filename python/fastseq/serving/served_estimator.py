@@ -15,7 +15,7 @@ from ..estimator import Estimator
 from ..nn.stateful import batch_dims, is_bidirectional
 from ..nn.token_ids import number_of_ids
 from ..training.argument_checks import input_dtype
-from .json_values import listed
+from .json_values import array_of, listed
 from .record_types import list_of, step_type
 
 __all__ = ["ServedEstimator", "Step", "StepError"]
@@ -94,11 +94,13 @@ class ServedEstimator:
 
     def run(self, pairs: Sequence[tuple[Any, None]]) -> list[Any]:
         """Return the outputs of whole series."""
-        records = [np.array(record, self._kind) for record, _ in pairs]
+        records = [record for record, _ in pairs]
         if len(set(map(len, records))) == 1:
-            found = self._est.predict(np.stack(records, 1))
+            x = array_of(records, self._kind)
+            found = self._est.predict(x.swapaxes(0, 1))
             return [_listed(found, (slice(None), n)) for n in range(len(records))]
-        found = self._est.predict(records)  # sorted by length: little is padded
+        # sorted by length, so that little is padded
+        found = self._est.predict([array_of(one, self._kind) for one in records])
         return [_listed(found, n, lists=True) for n in range(len(records))]
 
     def answer(self, found: Sequence[Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..sklearn import SequenceClassifier, SequenceRegressor
 from ..sklearn.fitted_form import TableForm
-from .json_values import listed
+from .json_values import array_of, listed
 from .record_types import record_type, static_type
 
 __all__ = ["ServedPredictor"]
@@ -79,7 +79,7 @@ class ServedPredictor:
         counts = list(map(len, records))
         if names is None or kind is np.int64:
             alike = len(set(counts)) == 1
-            return np.array(records, kind) if alike else [np.array(one, kind) for one in records]
+            return array_of(records, kind) if alike else [array_of(one, kind) for one in records]
         import pandas as pd
 
         table = _table([step for record in records for step in record], self._form.features)
