@@ -74,7 +74,9 @@ def _name_dimensions(graph: Any) -> None:
 
 def _table() -> dict[Any, Callable[..., Any]]:
     """Return the translations; ONNX has other orders of gates than PyTorch."""
-    from onnxscript import opset18 as op
+    from onnxscript import opset18
+
+    op: Any = opset18  # its types know no lists of integers
 
     def joined(weights: Any, order: Sequence[int]) -> Any:
         size = weights.shape[0] // len(order)
