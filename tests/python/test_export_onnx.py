@@ -23,6 +23,7 @@ MODELS = {
     "GRU both ways": lambda: fs.nn.GRU(3, 1, bidirectional=True),
     "no state": lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)),
 }
+LONG = ("torch's LSTM", "RNN", "GRU both ways", "no state")
 
 
 def trained(model: nn.Module, x: torch.Tensor = X) -> fs.Estimator:
@@ -32,7 +33,9 @@ def trained(model: nn.Module, x: torch.Tensor = X) -> fs.Estimator:
 
 
 @pytest.mark.filterwarnings("ignore:the model has a bidirectional layer")
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in MODELS]
+)
 def test_onnxruntime_predicts_the_same(name, tmp_path):
     torch.manual_seed(0)
     est = trained(MODELS[name]())
