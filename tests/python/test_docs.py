@@ -31,6 +31,7 @@ LONG = (
     "images",
     "large-data",
     "resuming",
+    "serving",
     "text",
     "tuning",
 )  # ten seconds and more
