@@ -1,7 +1,6 @@
 """`make_app`: an ASGI app that serves one fitted model."""
 
-# Without "from __future__ import annotations": FastAPI reads the types of requests, which are made
-# for the model, from the handlers' annotations.
+from __future__ import annotations
 
 import asyncio
 import contextlib
@@ -54,9 +53,7 @@ class _JsonRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return what answers a request."""
-        (asked,) = (
-            kind for name, kind in self.endpoint.__annotations__.items() if name != "return"
-        )
+        asked = self.endpoint.__annotations__["request"]
 
         async def handle(request: Request) -> Response:
             kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -110,7 +107,7 @@ _UNKNOWN: dict[int | str, dict[str, Any]] = {
 
 
 def make_app(
-    model: "Estimator | SequenceClassifier | SequenceRegressor | SequenceForecaster",
+    model: Estimator | SequenceClassifier | SequenceRegressor | SequenceForecaster,
     *,
     batchsize: int = 64,
     most_bytes: int = 16 << 20,
@@ -325,7 +322,7 @@ def _add_steps(router: APIRouter, served: ServedEstimator, batcher: Batcher) -> 
     )
 
     async def step(request: Any) -> JSONResponse:
-        """Take the next time step of a client's series; step 0 starts it anew."""
+        """Take the next time step of a client's series; step 0 starts a new series."""
         one = Step(request.client, request.step, request.x)
         (found,) = await _answers(batcher, [one])
         if isinstance(found, StepError):

@@ -39,7 +39,6 @@ class ServedForecaster:
 
     static_type = None
     probabilities = False
-    steps = False
 
     def __init__(self, forecaster: SequenceForecaster) -> None:
         self._forecaster, self._form = forecaster, forecaster.form_

@@ -10,40 +10,33 @@ import numpy as np
 import torch
 from torch import Tensor, nn, optim
 
-from ...training.spec import check_count
 from .alignment import (
-    check_ahead,
     check_together,
 )  # fmt: skip
 from .all_covariates import choose, first_read
 from .automatic_settings import SEGMENT_RNN, least_steps
 from .baselines import Baselines
 from .conformal import check_held_out
+from .evaluated_forecaster import EvaluatedForecaster
 from .fitting import all_or_nothing
-from .forecast_accuracy import accuracy, middle, outcomes
 from .forecast_parameters import check_lengths, check_parameters
 from .frequencies import common_season, offset_of
 from .held_out import Correction
 from .joined_data import data_copy
 from .last_steps import LastSteps
-from .longer_horizon import forecast_blocks
-from .new_steps import NewSteps
-from .positioned_forecaster import PositionedForecaster
-from .result_forms import Forecasts, SeriesForecast, SeriesForm
 from .series import Array, Series, read_series, refuse_identifiers
-from .skill_score import skill
 from .target_weights import column_of_weights, read_series_weights, with_age
-from .times import Spacing, Times, ends_of
+from .times import Spacing, ends_of
 from .training_series import TrainingSeries
-from .transforms import applied, check_domain, transformed
+from .transforms import check_domain, transformed
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 __all__ = ["SequenceForecaster"]
 
 
-class SequenceForecaster(PositionedForecaster):
+class SequenceForecaster(EvaluatedForecaster):
     """Forecast series over a horizon, from their past and from covariates.
 
     One model serves all series. `horizon` and `season` are all it needs: parameters that are None
@@ -428,131 +421,6 @@ class SequenceForecaster(PositionedForecaster):
         self._data = given
         return self
 
-    def predict(
-        self,
-        y: object = None,
-        X: object = None,  # noqa: N803
-        *,
-        static: object = None,
-        horizon: int | None = None,
-    ) -> Any:
-        """Forecast the next `horizon` steps.
-
-        Parameters
-        ----------
-        y
-            Series to forecast, from their start, as in `fit`, with as many variables; not
-            necessarily the training series. None: continue the training data and what `update` has
-            added since.
-        X
-            Covariates, if `fit` got some, of the steps of `y` and of the horizon,
-            ``(T + horizon, F)``; without `y`, ``(horizon, F)``; for panels as in `fit`. With long
-            frames, a long frame of the horizon. In the horizon, columns not known ahead may be NaN,
-            and without `y`, or with long frames, they may be left out; later steps are ignored, if
-            tables have times.
-        static
-            Static covariates of `y`, if `fit` got some.
-        horizon
-            Number of steps to forecast; None: those the model was trained for. Further steps are
-            forecast from earlier forecasts, for quantiles from the medians: their quantiles ignore
-            that these are uncertain, too, and are too narrow (unless the strategy is recursive).
-
-        Returns
-        -------
-        numpy.ndarray, pandas.Series, pandas.DataFrame, list, dict or polars.DataFrame
-            ``(horizon,)``, ``(horizon, K)``, for a panel ``(N, horizon)`` or ``(N, horizon, K)``;
-            in the form of the series. Quantiles add a last axis, along which they rise; in tables
-            they are columns "q0.1", …. Long frames have a column of ids, of times, and "forecast"
-            or quantiles, sorted by id and time.
-        """
-        return self._result(*self._predicted(y, X, static, horizon))
-
-    def forecasts(
-        self,
-        y: object = None,
-        X: object = None,  # noqa: N803
-        *,
-        static: object = None,
-        horizon: int | None = None,
-    ) -> list[SeriesForecast]:
-        """Forecast series by series, in one form for all data; see `predict`.
-
-        Examples
-        --------
-        >>> import fastseq as fs, numpy as np
-        >>> f = fs.SequenceForecaster(3, epochs=2).fit([np.arange(40.0), np.arange(50.0)])
-        >>> [(one.id, one.times, one.values["forecast"].shape) for one in f.forecasts()]
-        [(0, None, (3,)), (1, None, (3,))]
-        """
-        form, found, ends = self._predicted(y, X, static, horizon)
-        made = self._forecasts(form, found, ends)
-        result = []
-        ids = range(len(ends)) if form.ids is None else form.ids
-        for name, values, end in zip(ids, made.values, ends, strict=True):
-            own = values[:, 0] if form.flat else values
-            parts = [own] if made.levels is None else np.moveaxis(own, -1, 0)
-            times = None if end is None else end.following(len(own))
-            result.append(SeriesForecast(name, times, dict(zip(made.names, parts, strict=True))))
-        return result
-
-    @property
-    def form_(self) -> SeriesForm:
-        """What is forecast: ids of the series, names of covariates and so on."""
-        self._check_fitted()
-        like, known = self._like, self._known
-        end = next((one for one in self._times if one is not None), None)
-        zone = None
-        if end is not None and hasattr(end.index, "tz"):
-            zone = end.index.tz or "naive"
-        return SeriesForm(
-            ids=tuple(range(len(like.arrays)) if like.ids is None else like.ids),
-            variables=None if like.flat else like.arrays[0].shape[1],
-            covariates=tuple(known.names or ()),
-            only_values=not known.names and known.static is None and known.calendar is None,
-            columns=(self.id_col, self.time_col) if like.form.kind == "long" else None,
-            zone=zone,
-        )
-
-    def _predicted(
-        self, y: object, X: object, static: object, horizon: int | None  # noqa: N803
-    ) -> tuple[Series, Array, Sequence[Times | None]]:  # fmt: skip
-        """Return series, their forecasts ``(N, horizon, K, Q)``, and the times of their ends."""
-        self._check_fitted()
-        steps = self.horizon if horizon is None else horizon
-        check_count("horizon", steps)
-        rollout, origin, form, known = self._rollout, self._origin, self._like, self._known
-        ends, correct, tracker = self._times, self._correction, self._tracker
-        per = correct.units
-        if y is None:
-            if static is not None:
-                raise ValueError("static is given without y: leave it out, fit got it already")
-            what = "the horizon, the steps that follow"
-            X = self._columns.covariates(X, self._spacing, known.names)  # noqa: N806
-            read = known.read_ahead(X, form, steps, what, self._spacing)
-            if read is not None:
-                check_ahead(read, self._times)
-            seen = np.zeros(len(form.arrays), int)
-            covariates = known.rows(read, seen, self._times, lambda own: own.following(steps))
-        else:
-            form, read = self._read_with_horizon(y, X, steps)
-            arrays = [applied(one, self.transform) for one in form.arrays]
-            beyond = 0 if read is None else len(read.arrays[0]) - int(form.lengths[0])
-            ends = check_together(form, read, ahead=beyond)
-            known.check_zones(ends, self._times)
-            covariates = known.rows(read, form.lengths, ends, lambda own: own.reaching(steps))
-            _, fixed = known.of_series(static, form, self.id_col)
-            scaling = self._scaling
-            if self._scales_each:
-                scaling = self._measure(arrays, scaling)
-            origin = rollout.begin(arrays, covariates, scaling, fixed)
-            per, tracker, seen = correct.units_of(arrays), None, form.lengths
-        ahead = None if covariates is None else covariates.after(seen)
-        shift = None if tracker is None else tracker.shift
-        blocks = [
-            correct(one, per, shift) for one in forecast_blocks(rollout, origin, ahead, steps)
-        ]
-        return form, np.concatenate(blocks, axis=1)[:, :steps], ends
-
     def update(self, y: object, X: object = None) -> SequenceForecaster:  # noqa: N803
         """Append new data; `predict` then forecasts from their end. Nothing is learnt.
 
@@ -602,163 +470,6 @@ class SequenceForecaster(PositionedForecaster):
         self._advance(new)
         return self
 
-    def backtest(
-        self,
-        y: object,
-        X: object = None,  # noqa: N803
-        *,
-        stride: int | None = None,
-        refit: int | None = None,
-    ) -> Any:
-        """Forecast repeatedly as series continue; this forecaster does not change.
-
-        Parameters
-        ----------
-        y, X
-            Data that follow the training data, as in `update`; they are not kept.
-        stride
-            Forecasts are made at the end of the training data and every `stride` steps after it;
-            None: every `horizon` steps.
-        refit
-            After every `refit` forecasts, train a model from scratch on the training data and all
-            of `y` before the next forecast: the same as `fit` of a clone. None: learn nothing.
-
-        Returns
-        -------
-        numpy.ndarray, dict, pandas.DataFrame or polars.DataFrame
-            Of arrays: forecasts at these times along the first axis, each as `predict` returns it.
-            Of tables: a long frame of ids (of a panel), "variable" (of DataFrames), times,
-            "cutoff" (the last time known to a forecast), actual values, and "forecast" or
-            quantiles. The last forecasts may reach beyond `y`: there, covariates are assumed
-            average, except those of the calendar.
-
-            Each series of a panel is forecast as long as it has steps in `y`: frames have no rows
-            of other times, or of series without steps. Dictionaries of arrays have as many
-            forecasts of each series as were made; the array of a list has all times, and NaN where
-            a series has no steps left.
-
-        Raises
-        ------
-        ValueError, TypeError
-            The data are invalid; or `refit` is given after `update`, `partial_fit`, loading or
-            unpickling: the training data are only in memory, and only up to the end that `fit` saw.
-        """
-        self._check_fitted()
-        stride = self.horizon if stride is None else stride
-        check_count("stride", stride)
-        new = self._following(y, X)
-        if refit is None:
-            found = self._rolled(new, stride)
-        else:
-            check_count("refit", refit)
-            found = self._refitted(y, X, new, stride, refit)
-        return self._tested(new, found, stride)
-
-    def evaluate(
-        self,
-        y: object,
-        X: object = None,  # noqa: N803
-        *,
-        stride: int | None = None,
-        per_series: bool = False,
-    ) -> pd.DataFrame:
-        """Compare this forecaster's accuracy with that of simple forecasts from the same times.
-
-        These are the naive forecast (the last known value), the seasonal naive one (the values of
-        the last season, if there is a `season`), and drift (the line through the first and the last
-        known value). Forecasts are made as by `backtest`; steps whose value is missing, or beyond
-        the end of a series, do not count, nor do series without steps in `y`. `utilsforecast`
-        computes the measures: a series' value is the mean over all its forecasts, and each variable
-        counts as a series.
-
-        Parameters
-        ----------
-        y, X, stride
-            As in `backtest`.
-        per_series
-            Return rows for each series, instead of the means over series.
-
-        Returns
-        -------
-        pandas.DataFrame
-            A row for each model; with `per_series` for each series (and variable) and model.
-
-            - MAE, RMSE.
-            - sMAPE: 200 |y - f| / (|y| + |f|), in percent.
-            - MASE: the MAE divided by the mean absolute change of the training series over a season
-              (without a season, from step to step); NaN for a constant one. These two are as in the
-              M4 competition.
-
-            With quantiles, errors are those of the median, and there are further columns, NaN for
-            the simple forecasts:
-
-            - pinball: mean of the pinball losses of all quantiles.
-            - CRPS: the continuous ranked probability score, approximated by twice the pinball
-              loss, divided by the mean size of the values; NaN if all are 0.
-            - coverage: share of values from the lowest to the highest quantile.
-
-        Raises
-        ------
-        MissingFeatureError
-            `utilsforecast` or `pandas` is not installed.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> y = np.sin(np.arange(240) / 4)
-        >>> f = SequenceForecaster(12, epochs=2, random_state=0).fit(y[:180])
-        >>> table = f.evaluate(y[180:])
-        >>> table.index.tolist(), table.columns.tolist()
-        (['SequenceForecaster', 'naive', 'drift'], ['MAE', 'RMSE', 'sMAPE', 'MASE'])
-        """
-        self._check_fitted()
-        stride = self.horizon if stride is None else stride
-        check_count("stride", stride)
-        own, levels = type(self).__name__, self._levels
-        new = self._following(y, X)
-        values, _ = new.padded()
-        found = np.stack(self._rolled(new, stride))
-        simple = self._baselines.taken(new.rows)
-        points = middle(found, levels)
-        actual = outcomes(values, self.horizon, stride)
-        table = accuracy(
-            np.where(np.isnan(points), np.nan, actual),
-            {own: points, **simple.forecasts_of(values, self.horizon, stride)},
-            simple.scale, {} if levels is None else {own: found}, levels,
-        )  # fmt: skip
-        if not per_series:
-            return table.groupby(level="model", sort=False).mean()
-        ids = self._like.ids
-        names = dict(enumerate(new.rows.tolist() if ids is None else [ids[n] for n in new.rows]))
-        table = table.rename(index=names, level="series")
-        if ids is not None:
-            table = table.rename_axis(index={"series": self.id_col})
-        return table.droplevel("variable") if values.shape[2] == 1 else table
-
-    def score(self, y: object, X: object = None) -> float:  # noqa: N803
-        """Return the score of forecasts of the steps after the training data; 1 is perfect.
-
-        Forecasts are made every `horizon` steps, as by `backtest`. For points the score is R²; for
-        quantiles D² of the pinball loss, as in `sklearn.metrics.d2_pinball_score`. The best
-        constant gets 0. The mean over variables is returned.
-
-        Parameters
-        ----------
-        y, X
-            As in `update`. Without `X`, data with times may begin later than at the next step, as
-            with ``TimeSeriesSplit(gap=2)``: the steps between are missing values.
-        """
-        self._check_fitted()
-        with self._columns.split_by_rows(y):
-            new = self._following(y, X, gaps=True)
-        values, _ = new.padded()
-        found = np.concatenate(self._rolled(new, self.horizon), axis=1)
-        steps = values.shape[1]
-        found = found[:, :steps]
-        values = np.where(np.isnan(found[..., 0]), np.nan, values)
-        flat = found.reshape(-1, *found.shape[2:])
-        return skill(flat, values.reshape(-1, values.shape[2]), self._levels)
-
     def __getstate__(self) -> dict[str, Any]:
         """Leave the training data out."""
         return {**super().__getstate__(), "_data": None}
@@ -790,33 +501,3 @@ class SequenceForecaster(PositionedForecaster):
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_origin")
-
-    def _forecasts(self, form: Series, found: Array, ends: Sequence[Times | None]) -> Forecasts:
-        values = found if self.quantiles is not None else found[..., 0]
-        return Forecasts(values.astype(form.dtype), ends, self._levels)
-
-    def _tested(self, new: NewSteps, found: list[Array], stride: int) -> Any:
-        """Return forecasts ``(M, horizon, K, Q)`` of each time in the form of a backtest."""
-        rows = new.rows
-        like, form = self._like.take(rows), self._like.form.take(rows)
-        parts = [self._forecasts(like, one, [self._times[row] for row in rows]) for one in found]
-        steps = np.arange(len(found)) * stride
-        made = steps < new.lengths[:, None]
-        if form.tabular:
-            names = None if like.flat else form.labels[0]
-            return form.backtest(parts, steps, new.padded()[0], names, rows, made)
-        values = np.stack([one.values for one in parts])
-        values = values.squeeze(3) if like.flat else values
-        if form.kind == "dict":
-            return {key: values[made[n], n] for n, key in enumerate(form.ids)}
-        whole = np.full((len(found), len(self._times), *values.shape[2:]), np.nan, like.dtype)
-        whole[:, rows] = values
-        return whole.squeeze(1) if like.single else whole
-
-    def _result(self, form: Series, found: Array, ends: Sequence[Times | None]) -> Any:
-        result = self._forecasts(form, found, ends)
-        if form.form.kind == "arrays":
-            return form.like(result.values)
-        if form.flat:
-            result = dataclasses.replace(result, values=result.values.squeeze(2))
-        return form.form.forecasts(result)
