@@ -126,6 +126,7 @@ class EvaluatedForecaster(PredictingForecaster):
         --------
         >>> import numpy as np
         >>> y = np.sin(np.arange(240) / 4)
+        >>> from fastseq.sklearn import SequenceForecaster
         >>> f = SequenceForecaster(12, epochs=2, random_state=0).fit(y[:180])
         >>> table = f.evaluate(y[180:])
         >>> table.index.tolist(), table.columns.tolist()
