@@ -95,15 +95,16 @@ class Fit:
 
     def __init__(
         self, layer: nn.Module, head: nn.Module, x: Any, y: Any, batchsize: int, seqsize: int,
-        *, progress: bool = False,
+        *, progress: bool = False, amp: str | None = None,
     ) -> None:  # fmt: skip
         self.x, self.y = x, y
         model = fs.nn.Chain(layer, head)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
         spec = {"epochs": 1, "batchsize": batchsize, "seqsize": seqsize}
         self.est = fs.Estimator(
-            model, fs.seqloss(mse_loss), optimizer, spec, progress=progress, comm=None
-        )
+            model, fs.seqloss(mse_loss), optimizer, spec,
+            amp=amp, progress=progress, comm=None,
+        )  # fmt: skip
 
     def __call__(self) -> None:
         with Path(os.devnull).open("w") as null, contextlib.redirect_stderr(null):

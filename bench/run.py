@@ -13,6 +13,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 BENCHES = (
     ("bench_fit.py", 0),
+    ("bench_amp.py", 0),
     ("bench_wrappers.py", 0),
     ("bench_recurrent.py", 0),
     ("bench_reading.py", 0),

@@ -12,6 +12,7 @@
 #include <variant>
 #include <vector>
 
+#include "core/base/isa.h"
 #include "core/step/predict.h"
 #include "core/step/step.h"
 #include "python/bindings.h"
@@ -204,13 +205,13 @@ std::unique_ptr<Update<T>> make_update(OptimizerKind optimizer, const std::vecto
 
 template <class T>
 std::unique_ptr<Step<T>> make_step(Model<T>& model, const Loss& loss, const Update<T>& update, std::int64_t chunks,
-                                   const std::vector<GradientTuple>& gradients, Bucketizer* buckets) {
+                                   const std::vector<GradientTuple>& gradients, Bucketizer* buckets, bool bf16) {
   std::vector<Gradient<T>> made;
   made.reserve(gradients.size());
   for (const auto& [fresh, held, numel] : gradients) {
     made.push_back({.fresh = to_pointer<T>(fresh), .held = to_pointer<T>(held), .numel = numel});
   }
-  return std::make_unique<Step<T>>(model, loss, update, chunks, std::move(made), buckets);
+  return std::make_unique<Step<T>>(model, loss, update, chunks, std::move(made), buckets, bf16);
 }
 
 template <class T>
@@ -324,7 +325,7 @@ void register_step(const py::module_& m, const std::string& type) {
           "Clips and makes a step; `norm` is the gradients', if it is known.");
   py::class_<Step<T>>(m, ("Step" + type).c_str())
       .def(py::init(&make_step<T>), py::arg("model"), py::arg("loss"), py::arg("update"), py::arg("chunks"),
-           py::arg("gradients"), py::arg("buckets"), py::keep_alive<1, 2>(), py::keep_alive<1, 4>(),
+           py::arg("gradients"), py::arg("buckets"), py::arg("bf16"), py::keep_alive<1, 2>(), py::keep_alive<1, 4>(),
            py::keep_alive<1, 7>())
       .def("train", &train<T>, py::arg("x"), py::arg("y"), py::arg("y_weights"), py::arg("labels"),
            py::arg("last_only"), py::arg("weights"), py::arg("sizes"), py::arg("sequences"), py::arg("lengths"),
@@ -480,6 +481,7 @@ PYBIND11_MODULE(_step, m) {
       .def_readonly("loss", &Outcome::loss)
       .def_readonly("rank", &Outcome::rank)
       .def_readonly("attention", &Outcome::attention);
+  m.def("has_bf16", &has_bf16, "Whether the machine has instructions for products of bf16 numbers.");
   m.def(
       "is_unchanged",
       [](const py::tuple& objects, const py::tuple& containers, const py::tuple& entries, const py::tuple& tensors) {

@@ -197,6 +197,7 @@ class Step32:
         chunks: int,
         gradients: list[_Gradient],
         buckets: Bucketizer | None,
+        bf16: bool,
     ) -> None: ...
     def train(
         self,
@@ -261,6 +262,7 @@ class Step64:
         chunks: int,
         gradients: list[_Gradient],
         buckets: Bucketizer | None,
+        bf16: bool,
     ) -> None: ...
     def train(
         self,
@@ -301,6 +303,7 @@ class StepPredictor64:
         tensors: tuple[Any, ...],
     ) -> bool: ...
 
+def has_bf16() -> bool: ...
 def is_unchanged(
     objects: tuple[Any, ...],
     containers: tuple[Any, ...],

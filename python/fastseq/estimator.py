@@ -111,7 +111,11 @@ class Estimator:
         called at the end of each epoch.
     amp
         Mixed precision in training: None, ``"bf16"``, or ``"fp16"`` with scaled gradients.
-        Losses after an epoch and predictions are computed in the model's dtype.
+        Losses after an epoch and predictions are computed in the model's dtype. With ``"bf16"``,
+        models whose updates run in C++ (`info` tells) round the factors of products in layers of 32
+        units and more, where the processor has instructions for that (AVX-512 BF16), and add up in
+        single precision, in which everything else stays; on other processors they do not round.
+        Other models run under PyTorch's autocast.
     compile
         On the CPU, run model and loss through `torch.compile`, as one graph each for training,
         evaluation and prediction; the first chunks then take seconds. It helps models of many small

@@ -17,6 +17,7 @@ from .estimator import Estimator
 from .nn import ops as _ops
 from .nn.recurrent import kernels
 from .training.known_optimizers import describe_step
+from .training.native_layers import has_bf16
 from .training.native_step import native_obstacle
 
 __all__ = ["info"]
@@ -70,7 +71,12 @@ def info(est: Estimator | None = None) -> dict[str, Any]:
 
 def _updates(est: Estimator) -> str:
     reason = native_obstacle(est.learner)
-    return "in C++, several at a time" if reason is None else f"by PyTorch: {reason}"
+    if reason is not None:
+        return f"by PyTorch: {reason}"
+    if est.amp is None:
+        return "in C++, several at a time"
+    how = "bf16" if has_bf16() else "fp32, as the processor has no instructions for bf16"
+    return f"in C++, several at a time, with products in {how}"
 
 
 def _of_estimator(est: Estimator) -> dict[str, Any]:

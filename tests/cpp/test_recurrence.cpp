@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <stdexcept>
 #include <utility>
 #include <vector>
@@ -185,6 +186,21 @@ Values difference_quotients(const Case& test, const Data& data, Values Data::* m
   return quotients;
 }
 
+Case single(Case test) {
+  test.shape.dtype = DType::kFloat32;
+  return test;
+}
+
+Case mixed(Case test) {
+  test.shape.dtype = DType::kFloat32;
+  test.shape.bf16 = true;
+  return test;
+}
+
+// Factors are rounded to 8 bits: each of the few dozen products of a sum is off by up to 2^-7 of itself, most by less,
+// to both sides.
+constexpr double kMixedTolerance = 0.02;
+
 void check_forward_of_this_width(const Case& test) {
   const Data data = make_data(test.shape);
   const State wanted = plain_forward(test, data);
@@ -193,10 +209,9 @@ void check_forward_of_this_width(const Case& test) {
     CHECK(apart(found.h, wanted.h) <= tolerance);
     if (test.shape.cell == Cell::kLstm) CHECK(apart(found.c, wanted.c) <= tolerance);
   };
-  Case single = test;
-  single.shape.dtype = DType::kFloat32;
   check(run<double>(test, data, serial_for), 1e-12);
-  check(run<float>(single, data, serial_for), 2e-5);
+  check(run<float>(single(test), data, serial_for), 2e-5);
+  check(run<float>(mixed(test), data, serial_for), kMixedTolerance);
 }
 
 void check_forward(const Case& test) {
@@ -232,9 +247,10 @@ double apart(const std::vector<T>& gradient, const Slope& wanted) {
   return std::abs(product - wanted.slope) / std::sqrt(squares);
 }
 
-// Compares gradients with what `wanted(member)` says of those of an input, in fp64 and fp32.
+// Compares gradients with what `wanted(member)` says of those of an input, in fp64, in fp32 and with factors in bf16.
 template <class Wanted>
-void check_gradients(const Case& test, const Data& data, const Wanted& wanted, double tolerance, double of_single) {
+void check_gradients(const Case& test, const Data& data, const Wanted& wanted, double tolerance, double of_single,
+                     double of_mixed) {
   const auto dx = wanted(&Data::x);
   const auto dw_ih = wanted(&Data::w_ih);
   const auto dw_hh = wanted(&Data::w_hh);
@@ -242,8 +258,6 @@ void check_gradients(const Case& test, const Data& data, const Wanted& wanted, d
   const auto db_hh = wanted(&Data::b_hh);
   const auto dh0 = wanted(&Data::h0);
   const auto dc0 = wanted(&Data::c0);
-  Case single = test;
-  single.shape.dtype = DType::kFloat32;
   const auto check = [&](const auto& found, double most) {
     CHECK(apart(found.dx, dx) <= most);
     CHECK(apart(found.dw_ih, dw_ih) <= most);
@@ -255,21 +269,22 @@ void check_gradients(const Case& test, const Data& data, const Wanted& wanted, d
   };
   testing::for_every_width([&] {
     check(run<double>(test, data, serial_for), tolerance);
-    check(run<float>(single, data, serial_for), of_single);
+    check(run<float>(single(test), data, serial_for), of_single);
+    check(run<float>(mixed(test), data, serial_for), of_mixed);
   });
 }
 
 void check_backward(const Case& test) {
   const Data data = make_data(test.shape);
   const auto quotients = [&](Values Data::* member) { return difference_quotients(test, data, member); };
-  check_gradients(test, data, quotients, 1e-7, 1e-3);
+  check_gradients(test, data, quotients, 1e-7, 1e-3, 3 * kMixedTolerance);
 }
 
 // Like check_backward, for layers with too many inputs to move each of them.
 void check_slopes(const Case& test) {
   const Data data = make_data(test.shape);
   const auto slopes = [&](Values Data::* member) { return slope_of(test, data, member); };
-  check_gradients(test, data, slopes, 1e-6, 1e-4);
+  check_gradients(test, data, slopes, 1e-6, 1e-4, kMixedTolerance);
 }
 
 constexpr Cell kCells[] = {Cell::kLstm, Cell::kGru, Cell::kTanhRnn, Cell::kReluRnn};
@@ -350,6 +365,69 @@ TEST(recurrence_does_not_depend_on_threads) {
       for (const ParallelFor parallel_for : testing::parallel_fors()) {
         CHECK(run<double>(test, data, parallel_for) == serial);
       }
+      const Result<float> serial_mixed = run<float>(mixed(test), data, serial_for);
+      for (const ParallelFor parallel_for : testing::parallel_fors()) {
+        CHECK(run<float>(mixed(test), data, parallel_for) == serial_mixed);
+      }
+    }
+  }
+}
+
+// With small whole numbers nothing is rounded: all sums, states and gradients of a ReLU layer are whole numbers that
+// bf16 has.
+TEST(recurrence_in_bf16_is_exact_where_bf16_is) {
+  const auto whole = [](Values& values, std::int64_t of_each) {  // mostly zeros, so that sums stay small
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      const auto place = static_cast<std::int64_t>(i) * 7919 % of_each;
+      values[i] = place < 2 ? std::copysign(1, values[i]) : 0;
+    }
+  };
+  bool any = false;
+  for (const bool reverse : {false, true}) {
+    for (const std::int64_t hidden : {1, 2, 15, 16, 17, 33, 64, 131}) {
+      for (const std::int64_t inputs : {1, 2, 5, 32, 290}) {
+        for (const std::int64_t sequences : {1, 2, 13, 131}) {
+          Case test = make_case(Cell::kReluRnn, 3, sequences, inputs, hidden, reverse);
+          for (std::int64_t n = 0; n < sequences && inputs != 32; ++n) test.lengths.push_back(n * 5 % 7 % 4);
+          Data d = make_data(test.shape);
+          whole(d.w_ih, inputs);
+          whole(d.w_hh, hidden);
+          for (Values* values : {&d.x, &d.b_ih, &d.b_hh, &d.h0, &d.dy, &d.dh}) whole(*values, 5);
+          const Result<float> wanted = run<float>(single(test), d, serial_for);
+          float largest = 0;
+          for (const auto* values : {&wanted.y, &wanted.db_ih, &wanted.dh0}) {
+            for (const float value : *values) largest = std::max(largest, std::abs(value));
+          }
+          CHECK(largest <= 256);
+          any = any || largest > 2;
+          testing::for_every_width([&] { CHECK(run<float>(mixed(test), d, serial_for) == wanted); });
+        }
+      }
+    }
+  }
+  CHECK(any);
+}
+
+// Numbers after a sequence's end count for nothing, whatever they are.
+TEST(recurrence_in_bf16_reads_nothing_after_the_end) {
+  for (const Cell cell : kCells) {
+    for (const bool reverse : {false, true}) {
+      const Case test = mixed(make_case(cell, 4, 5, 3, 9, reverse, {0, 4, 2, 3, 1}));
+      Data data = make_data(test.shape);
+      const Result<float> wanted = run<float>(test, data, serial_for);
+      for (std::int64_t t = 0; t < test.shape.steps; ++t) {
+        for (std::int64_t n = 0; n < test.shape.sequences; ++n) {
+          if (t < test.lengths[at(n)]) continue;
+          std::fill_n(data.x.begin() + (t * test.shape.sequences + n) * test.shape.inputs, test.shape.inputs,
+                      std::numeric_limits<double>::quiet_NaN());
+        }
+      }
+      testing::for_every_width([&] {
+        const Result<float> found = run<float>(test, data, serial_for);
+        CHECK(apart(found.dw_ih, Values(wanted.dw_ih.begin(), wanted.dw_ih.end())) < kMixedTolerance);
+        CHECK(apart(found.dw_hh, Values(wanted.dw_hh.begin(), wanted.dw_hh.end())) < kMixedTolerance);
+        CHECK(apart(found.h, Values(wanted.h.begin(), wanted.h.end())) < kMixedTolerance);
+      });
     }
   }
 }
@@ -357,6 +435,9 @@ TEST(recurrence_does_not_depend_on_threads) {
 TEST(recurrence_wants_fp32_or_fp64) {
   Case test = make_case(Cell::kGru, 1, 1, 1, 1, false);
   test.shape.dtype = DType::kBFloat16;
+  CHECK_THROWS(saved_numel(test.shape), std::invalid_argument);
+  test.shape.dtype = DType::kFloat64;
+  test.shape.bf16 = true;
   CHECK_THROWS(saved_numel(test.shape), std::invalid_argument);
 }
 

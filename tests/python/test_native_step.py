@@ -159,7 +159,7 @@ def with_forward(module: nn.Module) -> nn.Module:
             nn.Linear(3, 1),
             {"loss": nn.functional.multi_margin_loss},
         ),
-        ("amp='bf16'", nn.Linear(3, 1), {"amp": "bf16"}),
+        ("amp='fp16'", nn.Linear(3, 1), {"amp": "fp16"}),
         (
             "a parameter of shape (7, 3), where its layer says (8, 3)",
             nn.Sequential(pruned(nn.Linear(3, 8), 7), nn.Linear(7, 1)),

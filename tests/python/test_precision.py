@@ -8,6 +8,8 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 import fastseq as fs
+from fastseq.training import fit, native_step
+from fastseq.training.loop import Trainer
 
 X = torch.randn(40, 6, 4, generator=torch.Generator().manual_seed(0))
 Y = X.mean(2, keepdim=True)
@@ -28,7 +30,8 @@ def fitted(amp, loss=mse_loss, **spec):
 
 
 @pytest.mark.parametrize(("amp", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
-def test_steps_are_those_of_autocast_and_scaler(amp, dtype):
+def test_steps_by_torch_are_those_of_autocast_and_scaler(amp, dtype, monkeypatch):
+    monkeypatch.setattr(fit, "_trainer_for", lambda learner: Trainer)
     est = fitted(amp)
     model = new_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -79,6 +82,94 @@ def test_recurrent_layers_and_predictions():
         expected, _ = model(X)
     # in full precision; the library's products over other shapes round differently
     torch.testing.assert_close(torch.from_numpy(est.predict(X)), expected, rtol=1e-6, atol=1e-6)
+
+
+class RoundedProduct(torch.autograd.Function):
+    """``a @ w.T``, and its gradients, of factors that are rounded to bf16."""
+
+    @staticmethod
+    def forward(ctx, a, w):
+        a, w = a.bfloat16().float(), w.bfloat16().float()
+        ctx.save_for_backward(a, w)
+        return a @ w.T
+
+    @staticmethod
+    def backward(ctx, g):
+        a, w = ctx.saved_tensors
+        g = g.bfloat16().float()
+        return g @ w, g.T @ a
+
+
+def exact_product(a, w):
+    return a @ w.T
+
+
+def outputs_of(model, x, product):
+    """Return the outputs of an LSTM and two linear layers; the last, which is small, is exact."""
+    lstm, linear, last = model
+    w_ih, w_hh, b_ih, b_hh = lstm.parameters()
+    h = c = x.new_zeros(x.shape[1], lstm.hidden_size)
+    outputs = []
+    for inputs in x:
+        gates = product(inputs, w_ih) + product(h, w_hh) + b_ih + b_hh
+        i, f, g, o = gates.chunk(4, dim=1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+        outputs.append(last(product(h, linear.weight) + linear.bias))
+    return torch.stack(outputs)
+
+
+def layers():
+    torch.manual_seed(0)
+    return fs.nn.Chain(fs.nn.LSTM(4, 37), nn.Linear(37, 33), nn.Linear(33, 1))
+
+
+def trained_by_loop(product):
+    model = layers()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+    for _ in range(8):
+        optimizer.zero_grad()
+        mse_loss(outputs_of(model, X, product), Y).backward()
+        optimizer.step()
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def trained_by_fit(amp):
+    model = layers()
+    fs.Estimator(
+        model, fs.seqloss(mse_loss), lambda p: torch.optim.SGD(p, lr=0.3),
+        {"epochs": 8, "batchsize": 6, "seqsize": 40}, amp=amp, progress=False, comm=None,
+    ).fit(X, Y)  # fmt: skip
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_updates_in_cpp_round_the_factors_of_products(monkeypatch, natively):
+    monkeypatch.setattr(native_step, "has_bf16", lambda: True)
+    wanted = trained_by_loop(RoundedProduct.apply)
+    exact = trained_by_loop(exact_product)
+    found = trained_by_fit("bf16")
+    assert natively
+    # What is near the middle of two bf16 numbers may be rounded to either.
+    assert (found - wanted).norm() < 0.1 * (exact - wanted).norm()
+
+
+def test_updates_in_cpp_are_in_single_precision_without_instructions_for_bf16(
+    monkeypatch, natively
+):
+    monkeypatch.setattr(native_step, "has_bf16", lambda: False)
+    assert torch.equal(trained_by_fit("bf16"), trained_by_fit(None))
+    assert natively
+
+
+@pytest.mark.parametrize(
+    ("has", "how"),
+    [(True, "bf16"), (False, "fp32, as the processor has no instructions for bf16")],
+)
+def test_info_says_what_products_are_in(has, how, monkeypatch):
+    monkeypatch.setitem(fs.info.__globals__, "has_bf16", lambda: has)
+    assert (
+        fs.info(fitted("bf16"))["updates"] == f"in C++, several at a time, with products in {how}"
+    )
 
 
 def test_double_precision_is_not_ignored():

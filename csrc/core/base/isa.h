@@ -86,4 +86,31 @@ void run_best(const Args&... args) {
   Body::template run<16>(args...);
 }
 
+// Whether the machine has instructions for products of bf16 numbers with sums in fp32, and may use them.
+inline bool has_bf16() {
+#if FASTSEQ_HAS_MULTIVERSION
+  return vector_limit >= 64 && __builtin_cpu_supports("x86-64-v4") && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
+// Like run_best, for kernels whose products are of bf16 numbers: vectors of 64 bytes where there are instructions for
+// them, else smaller ones, as the instructions of others have no bf16.
+#if FASTSEQ_HAS_MULTIVERSION
+template <class Body, class... Args>
+FASTSEQ_TARGET("x86-64-v4,avx512bf16")
+void run_v4_bf16(const Args&... args) {
+  Body::template run<64>(args...);
+}
+#endif
+template <class Body, class... Args>
+void run_best_bf16(const Args&... args) {
+#if FASTSEQ_HAS_MULTIVERSION
+  if (has_bf16()) return run_v4_bf16<Body>(args...);
+  if (vector_limit >= 32 && __builtin_cpu_supports("x86-64-v3")) return run_v3<Body>(args...);
+#endif
+  Body::template run<16>(args...);
+}
+
 }  // namespace fastseq

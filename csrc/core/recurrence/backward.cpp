@@ -15,7 +15,7 @@ namespace {
 
 using namespace recurrence;
 
-template <class T>
+template <class T, class O>
 struct Backward {
   RecurrenceShape shape;
   Activity activity;
@@ -25,18 +25,25 @@ struct Backward {
   const T* h0;
   const T* c0;
   const T* dy;
-  const T* w_ih;  // packed; null: dx is not needed
-  const T* w_hh;
+  const O* w_ih;  // packed; null: dx is not needed
+  const O* w_hh;
   bool to_start;  // whether the gradient of h0 is needed
   T* dh;          // gradients of h and c; [panel][sequence][L]
   T* dc;
-  T* d;  // gradients of the sums: [step][panel][sequence][sum][L]
+  T* d;        // gradients of the sums: [step][panel][sequence][sum][L]
+  O* rounded;  // those of a step, if operands are pairs
   T* dx;
+
+  // Gradients of the sums of step t, as products take them.
+  const O* factors(std::int64_t t, std::int64_t gates) const {
+    if constexpr (kNumbers<O> == 1) return d + t * panels * shape.sequences * gates * kPanel<T>;
+    return rounded;
+  }
 };
 
 // Gradients of the sums of sequence n at step t, for one vector of units of panel p.
-template <class Cell, int kBytes, class T>
-inline void backward_cell(const Backward<T>& b, std::int64_t t, std::int64_t p, std::int64_t lane, bool starts,
+template <class Cell, int kBytes, class T, class O>
+inline void backward_cell(const Backward<T, O>& b, std::int64_t t, std::int64_t p, std::int64_t lane, bool starts,
                           std::int64_t n) {
   using V = simd::Vector<T, kBytes>;
   constexpr std::int64_t kL = kPanel<T>;
@@ -90,9 +97,9 @@ inline void backward_cell(const Backward<T>& b, std::int64_t t, std::int64_t p, 
 
 // Gradients of the inputs of a step's sums: the gates' gradients times weights. Only numbers depend on the cell, so the
 // code is shared by all cells.
-template <class T>
+template <class T, class O>
 struct Products {
-  const T* weights;      // packed
+  const O* weights;      // packed
   std::int64_t gates;    // number of sums that have weights
   std::int64_t first;    // the first of them
   std::int64_t columns;  // features
@@ -103,11 +110,11 @@ struct Products {
 
 // Products of step t, for sequences [n, n + kRows) and column panels [column, column + kColumns), by panels
 // [from, to) of units. The sums by the panels before are in `partial`, and stay there until all are taken.
-template <int kSums, int kBytes, int kColumns, int kRows, class T>
-inline void product_tile(const Backward<T>& b, const Products<T>& w, std::int64_t t, std::int64_t column,
+template <int kSums, int kBytes, int kColumns, int kRows, class T, class O>
+inline void product_tile(const Backward<T, O>& b, const Products<T, O>& w, std::int64_t t, std::int64_t column,
                          std::int64_t lane, std::int64_t n, std::int64_t from, std::int64_t to, T* partial) {
   constexpr std::int64_t kL = kPanel<T>;
-  constexpr std::int64_t kRow = kSums * kL;
+  constexpr std::int64_t kUnits = kL / kNumbers<O>;  // operands of a panel
   const auto& s = b.shape;
   using V = simd::Vector<T, kBytes>;
   V sums[kRows][kColumns];
@@ -126,12 +133,13 @@ inline void product_tile(const Backward<T>& b, const Products<T>& w, std::int64_
     if (w.adds) for_sums([&](int r, int c, V& sum) { simd::load(sum, place(r, c)); });
   }
   const std::int64_t gates = kSums == 1 ? 1 : w.gates;
-  const T* weights = w.weights + (column * s.hidden + from * kL * kColumns) * gates * kL + lane;
+  const O* weights = w.weights + (column * operand_count<O>(s.hidden) + from * kUnits * kColumns) * gates * kL + lane;
+  const O* const factors = b.factors(t, kSums);
   for (std::int64_t p = from; p < to; ++p) {
-    const std::int64_t units = units_in<T>(p, s.hidden);
-    const T* d = b.d + ((t * b.panels + p) * s.sequences + n) * kRow + w.first * kL;
+    const std::int64_t units = operand_count<O>(units_in<T>(p, s.hidden));
+    const O* d = factors + ((p * s.sequences + n) * kSums + w.first) * kUnits;
     for (std::int64_t j = 0; j < gates; ++j) {
-      add_products<0, kColumns>(sums, d + j * kL, kRow, 1, weights, kColumns * kL, units);
+      add_products<0, kColumns>(sums, d + j * kUnits, kSums * kUnits, 1, weights, kColumns * kL, units);
       weights += units * kColumns * kL;
     }
   }
@@ -177,12 +185,13 @@ inline void for_columns(std::int64_t panels, const Fn& fn) {
 // Products of step t, for sequences [first, last).
 template <int kSums>
 struct ProductRange {
-  template <int kBytes, class T>
-  static void run(const Backward<T>& b, const Products<T>& w, std::int64_t t, std::int64_t first, std::int64_t last) {
+  template <int kBytes, class T, class O>
+  static void run(const Backward<T, O>& b, const Products<T, O>& w, std::int64_t t, std::int64_t first,
+                  std::int64_t last) {
     constexpr std::int64_t kLanes = simd::kLanes<simd::Vector<T, kBytes>>;
     for_columns(panel_count<T>(w.columns), [&]<int kColumns>(std::int64_t column) {
       alignas(kBytes) T partial[kBlockSequences * kColumns * kLanes];
-      const std::int64_t panels = std::max<std::int64_t>(block_rows(kColumns) / (kPanel<T> * kSums), 1);
+      const std::int64_t panels = std::max<std::int64_t>(block_rows(kColumns) * kNumbers<O> / (kPanel<T> * kSums), 1);
       for (std::int64_t lane = 0; lane < kPanel<T>; lane += kLanes) {
         for_blocks(first, last, kBlockSequences, [&](std::int64_t begin, std::int64_t end) {
           for_blocks(0, b.panels, panels, [&](std::int64_t from, std::int64_t to) {
@@ -199,8 +208,8 @@ struct ProductRange {
 
 template <class Cell>
 struct CellRange {
-  template <int kBytes, class T>
-  static void run(const Backward<T>& b, std::int64_t t, std::int64_t first, std::int64_t last, bool starts) {
+  template <int kBytes, class T, class O>
+  static void run(const Backward<T, O>& b, std::int64_t t, std::int64_t first, std::int64_t last, bool starts) {
     for (std::int64_t p = 0; p < b.panels; ++p) {
       for (std::int64_t lane = 0; lane < units_in<T>(p, b.shape.hidden);
            lane += simd::kLanes<simd::Vector<T, kBytes>>) {
@@ -210,30 +219,45 @@ struct CellRange {
   }
 };
 
+// Rounds the gradients of the sums of step t, of sequences [first, last), for the products.
+template <int kGates>
+inline void round_gradients(const Backward<float, Bf16Pair>& b, std::int64_t t, std::int64_t first, std::int64_t last) {
+  constexpr std::int64_t kL = kPanel<float>;
+  const std::int64_t sequences = b.shape.sequences;
+  for (std::int64_t p = 0; p < b.panels; ++p) {
+    const std::int64_t units = units_in<float>(p, b.shape.hidden);
+    for (std::int64_t row = (p * sequences + first) * kGates; row < (p * sequences + last) * kGates; ++row) {
+      const float* d = b.d + (t * b.panels * sequences * kGates + row) * kL;
+      to_pairs(d, units, b.rounded + row * kL / 2);
+    }
+  }
+}
+
 // All steps of the sequences [begin, end).
-template <class Cell, class T>
-void backward_steps(const Backward<T>& b, std::int64_t begin, std::int64_t end) {
+template <class Cell, class T, class O>
+void backward_steps(const Backward<T, O>& b, std::int64_t begin, std::int64_t end) {
   const auto& s = b.shape;
-  const Products<T> hidden{.weights = b.w_hh,
-                           .gates = Cell::kWeightGates,
-                           .first = Cell::kHiddenFirst,
-                           .columns = s.hidden,
-                           .adds = Cell::kCarries,
-                           .panels = b.dh,
-                           .rows = nullptr};
-  const Products<T> input{.weights = b.w_ih,
-                          .gates = Cell::kWeightGates,
-                          .first = Cell::kInputFirst,
-                          .columns = s.inputs,
-                          .adds = false,
-                          .panels = nullptr,
-                          .rows = b.dx};
+  const Products<T, O> hidden{.weights = b.w_hh,
+                              .gates = Cell::kWeightGates,
+                              .first = Cell::kHiddenFirst,
+                              .columns = s.hidden,
+                              .adds = Cell::kCarries,
+                              .panels = b.dh,
+                              .rows = nullptr};
+  const Products<T, O> input{.weights = b.w_ih,
+                             .gates = Cell::kWeightGates,
+                             .first = Cell::kInputFirst,
+                             .columns = s.inputs,
+                             .adds = false,
+                             .panels = nullptr,
+                             .rows = b.dx};
   for (std::int64_t i = s.steps - 1; i >= 0; --i) {
     const std::int64_t t = s.reverse ? s.steps - 1 - i : i;
     b.activity.for_runs(t, begin, end, [&](std::int64_t first, std::int64_t last, bool starts) {
       run_best<CellRange<Cell>>(b, t, first, last, starts);
-      if (!starts || b.to_start) run_best<ProductRange<Cell::kGates>>(b, hidden, t, first, last);
-      if (b.w_ih != nullptr) run_best<ProductRange<Cell::kGates>>(b, input, t, first, last);
+      if constexpr (kNumbers<O> == 2) best<round_gradients<Cell::kGates>>(b, t, first, last);
+      if (!starts || b.to_start) run_best_for<O, ProductRange<Cell::kGates>>(b, hidden, t, first, last);
+      if (b.w_ih != nullptr) run_best_for<O, ProductRange<Cell::kGates>>(b, input, t, first, last);
     });
     for (std::int64_t n = begin; n < end && b.dx != nullptr; ++n) {
       if (t >= b.activity.length(n)) std::fill_n(b.dx + (t * s.sequences + n) * s.inputs, s.inputs, T{});
@@ -241,18 +265,19 @@ void backward_steps(const Backward<T>& b, std::int64_t begin, std::int64_t end) 
   }
 }
 
-template <class T, class Cell>
+template <class T, class O, class Cell>
 void backward(const RecurrenceShape& s, const RecurrenceInputs& in, const RecurrenceGradients& g,
               ParallelFor parallel_for) {
   constexpr std::int64_t kL = kPanel<T>;
   const std::int64_t panels = panel_count<T>(s.hidden);
-  const std::int64_t rows = Cell::kWeightGates * s.hidden;
+  const std::int64_t rows = Cell::kWeightGates * operand_count<O>(s.hidden);
   const std::int64_t input_panels = g.dx == nullptr ? 0 : panel_count<T>(s.inputs);
-  const Scratch<T> w_hh(rows * panels * kL);
-  const Scratch<T> w_ih(rows * input_panels * kL);
+  const Scratch<O> w_hh(rows * panels * kL);
+  const Scratch<O> w_ih(rows * input_panels * kL);
   const Scratch<T> dh(panels * s.sequences * kL);
   const Scratch<T> dc(Cell::kHasCell ? panels * s.sequences * kL : 0);
   const Scratch<T> d(s.steps * panels * s.sequences * Cell::kGates * kL);
+  const Scratch<O> rounded(kNumbers<O> == 1 ? 0 : panels * s.sequences * Cell::kGates * kL / 2);
   auto pack = [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t p = begin; p < end; ++p) {
       if (p < panels) {
@@ -266,21 +291,22 @@ void backward(const RecurrenceShape& s, const RecurrenceInputs& in, const Recurr
   };
   for_ranges(parallel_for, panels + input_panels, grain(kCopiesPerThread, rows * kL), pack);
 
-  const Backward<T> b{.shape = s,
-                      .activity = {.steps = s.steps, .reverse = s.reverse, .lengths = in.lengths},
-                      .panels = panels,
-                      .y = static_cast<const T*>(g.y),
-                      .saved = static_cast<const T*>(g.saved),
-                      .h0 = static_cast<const T*>(in.h0),
-                      .c0 = static_cast<const T*>(in.c0),
-                      .dy = static_cast<const T*>(g.dy),
-                      .w_ih = g.dx == nullptr ? nullptr : w_ih.data(),
-                      .w_hh = w_hh.data(),
-                      .to_start = g.dh0 != nullptr,
-                      .dh = dh.data(),
-                      .dc = dc.data(),
-                      .d = d.data(),
-                      .dx = static_cast<T*>(g.dx)};
+  const Backward<T, O> b{.shape = s,
+                         .activity = {.steps = s.steps, .reverse = s.reverse, .lengths = in.lengths},
+                         .panels = panels,
+                         .y = static_cast<const T*>(g.y),
+                         .saved = static_cast<const T*>(g.saved),
+                         .h0 = static_cast<const T*>(in.h0),
+                         .c0 = static_cast<const T*>(in.c0),
+                         .dy = static_cast<const T*>(g.dy),
+                         .w_ih = g.dx == nullptr ? nullptr : w_ih.data(),
+                         .w_hh = w_hh.data(),
+                         .to_start = g.dh0 != nullptr,
+                         .dh = dh.data(),
+                         .dc = dc.data(),
+                         .d = d.data(),
+                         .rounded = rounded.data(),
+                         .dx = static_cast<T*>(g.dx)};
   auto range = [&](std::int64_t begin, std::int64_t end) {
     to_panels(static_cast<const T*>(g.dh), s, begin, end, dh.data());
     if constexpr (Cell::kHasCell) to_panels(static_cast<const T*>(g.dc), s, begin, end, dc.data());
@@ -296,7 +322,7 @@ void backward(const RecurrenceShape& s, const RecurrenceInputs& in, const Recurr
 
 std::int64_t saved_numel(const RecurrenceShape& shape) {
   std::int64_t numel = 0;
-  dispatch_cell(shape, [&]<class T, class C>(Type<T>, Type<C>) {
+  dispatch_cell(shape, [&]<class T, class O, class C>(Type<T>, Type<O>, Type<C>) {
     numel = shape.steps * shape.sequences * panel_count<T>(shape.hidden) * kPanel<T> * C::kSaved;
   });
   return numel;
@@ -304,8 +330,9 @@ std::int64_t saved_numel(const RecurrenceShape& shape) {
 
 void recurrence_backward(const RecurrenceShape& shape, const RecurrenceInputs& inputs,
                          const RecurrenceGradients& gradients, ParallelFor parallel_for) {
-  dispatch_cell(shape,
-                [&]<class T, class C>(Type<T>, Type<C>) { backward<T, C>(shape, inputs, gradients, parallel_for); });
+  dispatch_cell(shape, [&]<class T, class O, class C>(Type<T>, Type<O>, Type<C>) {
+    backward<T, O, C>(shape, inputs, gradients, parallel_for);
+  });
 }
 
 }  // namespace fastseq

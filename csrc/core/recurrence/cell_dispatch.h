@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <stdexcept>
 
+#include "core/base/bf16_pair.h"
 #include "core/base/dispatch.h"
 #include "core/recurrence/cells.h"
 #include "core/recurrence/recurrence.h"
@@ -12,25 +13,26 @@
 
 namespace fastseq::recurrence {
 
-// Calls fn(Type<T>{}, Type<Cell>{}).
+// Calls fn(Type<T>{}, Type<O>{}, Type<Cell>{}), O being the operands of products.
 template <class Fn>
 void dispatch_cell(const RecurrenceShape& shape, const Fn& fn) {
-  const auto with_type = [&]<class T>(Type<T> type) {
+  const auto with_types = [&]<class T, class O>(Type<T> type, Type<O> operand) {
     switch (shape.cell) {
       case Cell::kLstm:
-        return fn(type, Type<Lstm>{});
+        return fn(type, operand, Type<Lstm>{});
       case Cell::kGru:
-        return fn(type, Type<Gru>{});
+        return fn(type, operand, Type<Gru>{});
       case Cell::kTanhRnn:
-        return fn(type, Type<Rnn<false>>{});
+        return fn(type, operand, Type<Rnn<false>>{});
       case Cell::kReluRnn:
-        return fn(type, Type<Rnn<true>>{});
+        return fn(type, operand, Type<Rnn<true>>{});
     }
     throw std::invalid_argument("recurrence: unknown cell");
   };
-  if (shape.dtype == DType::kFloat32) return with_type(Type<float>{});
-  if (shape.dtype == DType::kFloat64) return with_type(Type<double>{});
-  throw std::invalid_argument("recurrence: the dtype must be fp32 or fp64");
+  if (shape.dtype == DType::kFloat32 && shape.bf16) return with_types(Type<float>{}, Type<Bf16Pair>{});
+  if (shape.dtype == DType::kFloat32) return with_types(Type<float>{}, Type<float>{});
+  if (shape.dtype == DType::kFloat64 && !shape.bf16) return with_types(Type<double>{}, Type<double>{});
+  throw std::invalid_argument("recurrence: the dtype must be fp32, or fp64 without bf16");
 }
 
 // Least multiplications, or elements to copy, worth waking a thread for.

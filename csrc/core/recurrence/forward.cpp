@@ -14,7 +14,7 @@ namespace {
 
 using namespace recurrence;
 
-template <class T>
+template <class T, class O>
 struct Forward {
   RecurrenceShape shape;
   Activity activity;
@@ -23,34 +23,47 @@ struct Forward {
   std::int64_t x_step;
   std::int64_t x_sequence;
   const T* h0;
-  const T* w_ih;  // packed
-  const T* w_hh;
+  const O* w_ih;  // packed
+  const O* w_hh;
   const T* biases;
-  T* state;  // [panel][sequence][L]
+  O* rounded;  // x and h of a step, if operands are pairs: (sequences, operands of x and of h)
+  T* state;    // [panel][sequence][L]
   T* y;
   T* saved;
+
+  std::int64_t x_operands() const { return operand_count<O>(shape.inputs); }
+  std::int64_t h_operands() const { return operand_count<O>(shape.hidden); }
+};
+
+// What a step's products multiply with weights: x, and h before the step, of all sequences.
+template <class O>
+struct Factors {
+  const O* x;
+  std::int64_t x_sequence;
+  const O* h;
+  std::int64_t h_sequence;
 };
 
 // Step t of sequences [first, last), for panel p.
-template <class T>
+template <class T, class O>
 struct PanelStep {
   std::int64_t t;
   std::int64_t p;
   std::int64_t first;
   std::int64_t last;
-  const T* h;  // before the step: (sequences, hidden)
-  T* sums;     // of these sequences: [sequence][sum][L]
+  Factors<O> factors;
+  T* sums;  // of these sequences: [sequence][sum][L]
 };
 
 // Adds to the sums of sequences [n, n + kRows), for the vector of units at `lane` of the panel, the products with rows
-// [from, to) of the weights of x and, after them, h; row 0 starts from the biases.
-template <class Cell, int kBytes, int kRows, class T>
-inline void sums_tile(const Forward<T>& f, const PanelStep<T>& of, std::int64_t lane, std::int64_t n, std::int64_t from,
-                      std::int64_t to) {
+// [from, to) of the weights of x and, after them, h; row 0 starts from the biases. Rows are counted in operands.
+template <class Cell, int kBytes, int kRows, class T, class O>
+inline void sums_tile(const Forward<T, O>& f, const PanelStep<T, O>& of, std::int64_t lane, std::int64_t n,
+                      std::int64_t from, std::int64_t to) {
   using V = simd::Vector<T, kBytes>;
   constexpr std::int64_t kL = kPanel<T>;
   constexpr std::int64_t kRow = Cell::kWeightGates * kL;
-  const auto& s = f.shape;
+  const Factors<O>& in = of.factors;
   V sums[kRows][Cell::kGates];
   T* place = of.sums + (n - of.first) * Cell::kGates * kL + lane;
   if (from == 0) {
@@ -63,25 +76,26 @@ inline void sums_tile(const Forward<T>& f, const PanelStep<T>& of, std::int64_t 
   } else {
     load_tile(sums, place, Cell::kGates * kL, kL);
   }
-  if (from < s.inputs) {
-    add_products<Cell::kInputFirst, Cell::kWeightGates>(
-        sums, f.x + of.t * f.x_step + n * f.x_sequence + from, f.x_sequence, 1,
-        f.w_ih + (of.p * s.inputs + from) * kRow + lane, kRow, std::min(to, s.inputs) - from);
+  const std::int64_t of_x = f.x_operands();
+  if (from < of_x) {
+    add_products<Cell::kInputFirst, Cell::kWeightGates>(sums, in.x + n * in.x_sequence + from, in.x_sequence, 1,
+                                                        f.w_ih + (of.p * of_x + from) * kRow + lane, kRow,
+                                                        std::min(to, of_x) - from);
   }
-  const std::int64_t h_from = std::max(from - s.inputs, std::int64_t{0});
-  add_products<Cell::kHiddenFirst, Cell::kWeightGates>(sums, of.h + n * s.hidden + h_from, s.hidden, 1,
-                                                       f.w_hh + (of.p * s.hidden + h_from) * kRow + lane, kRow,
-                                                       to - s.inputs - h_from);
+  const std::int64_t h_from = std::max(from - of_x, std::int64_t{0});
+  add_products<Cell::kHiddenFirst, Cell::kWeightGates>(sums, in.h + n * in.h_sequence + h_from, in.h_sequence, 1,
+                                                       f.w_hh + (of.p * f.h_operands() + h_from) * kRow + lane, kRow,
+                                                       to - of_x - h_from);
   store_tile(sums, place, Cell::kGates * kL, kL);
 }
 
 template <class Cell>
 struct SumsRange {
-  template <int kBytes, class T>
-  static void run(const Forward<T>& f, const PanelStep<T>& of) {
+  template <int kBytes, class T, class O>
+  static void run(const Forward<T, O>& f, const PanelStep<T, O>& of) {
     constexpr std::int64_t kLanes = simd::kLanes<simd::Vector<T, kBytes>>;
     for (std::int64_t lane = 0; lane < units_in<T>(of.p, f.shape.hidden); lane += kLanes) {
-      for_blocks(0, f.shape.inputs + f.shape.hidden, block_rows(Cell::kWeightGates),
+      for_blocks(0, f.x_operands() + f.h_operands(), block_rows(Cell::kWeightGates),
                  [&](std::int64_t from, std::int64_t to) {
                    for_tiles<tile_rows<kBytes>(Cell::kGates)>(of.first, of.last, [&]<int kRows>(std::int64_t n) {
                      sums_tile<Cell, kBytes, kRows>(f, of, lane, n, from, to);
@@ -92,8 +106,8 @@ struct SumsRange {
 };
 
 // The step of sequence n after the products. The sequences after it, up to of.last, are written later.
-template <class Cell, int kBytes, class T>
-inline void forward_cell(const Forward<T>& f, const PanelStep<T>& of, std::int64_t lane, std::int64_t n) {
+template <class Cell, int kBytes, class T, class O>
+inline void forward_cell(const Forward<T, O>& f, const PanelStep<T, O>& of, std::int64_t lane, std::int64_t n) {
   using V = simd::Vector<T, kBytes>;
   constexpr std::int64_t kL = kPanel<T>;
   const auto& s = f.shape;
@@ -123,8 +137,8 @@ inline void forward_cell(const Forward<T>& f, const PanelStep<T>& of, std::int64
 
 template <class Cell>
 struct CellRange {
-  template <int kBytes, class T>
-  static void run(const Forward<T>& f, const PanelStep<T>& of) {
+  template <int kBytes, class T, class O>
+  static void run(const Forward<T, O>& f, const PanelStep<T, O>& of) {
     for (std::int64_t lane = 0; lane < units_in<T>(of.p, f.shape.hidden);
          lane += simd::kLanes<simd::Vector<T, kBytes>>) {
       for (std::int64_t n = of.first; n < of.last; ++n) forward_cell<Cell, kBytes>(f, of, lane, n);
@@ -132,20 +146,37 @@ struct CellRange {
   }
 };
 
+// The factors of step t of sequences [first, last), h being the state before it.
+template <class T, class O>
+Factors<O> factors_of(const Forward<T, O>& f, std::int64_t t, std::int64_t first, std::int64_t last, const T* h) {
+  const T* const x = f.x + t * f.x_step;
+  if constexpr (kNumbers<O> == 1) {
+    return {.x = x, .x_sequence = f.x_sequence, .h = h, .h_sequence = f.shape.hidden};
+  } else {
+    const std::int64_t each = f.x_operands() + f.h_operands();
+    best<round_rows>(x + first * f.x_sequence, f.x_sequence, last - first, f.shape.inputs, f.rounded + first * each,
+                     each);
+    best<round_rows>(h + first * f.shape.hidden, f.shape.hidden, last - first, f.shape.hidden,
+                     f.rounded + first * each + f.x_operands(), each);
+    return {.x = f.rounded, .x_sequence = each, .h = f.rounded + f.x_operands(), .h_sequence = each};
+  }
+}
+
 // All steps of the sequences [begin, end). Products and cells are compiled apart: in one function, the cells' constants
 // take registers from the sums.
-template <class Cell, class T>
-void forward_steps(const Forward<T>& f, std::int64_t begin, std::int64_t end) {
+template <class Cell, class T, class O>
+void forward_steps(const Forward<T, O>& f, std::int64_t begin, std::int64_t end) {
   const auto& s = f.shape;
   alignas(64) T sums[kBlockSequences * Cell::kGates * kPanel<T>];
   for (std::int64_t i = 0; i < s.steps; ++i) {
     const std::int64_t t = s.reverse ? s.steps - 1 - i : i;
     f.activity.for_runs(t, begin, end, [&](std::int64_t first, std::int64_t last, bool starts) {
       const T* h = starts ? f.h0 : f.y + f.activity.before(t) * s.sequences * s.hidden;
+      const Factors<O> factors = factors_of(f, t, first, last, h);
       for (std::int64_t p = 0; p < f.panels; ++p) {
         for_blocks(first, last, kBlockSequences, [&](std::int64_t from, std::int64_t to) {
-          const PanelStep<T> of{.t = t, .p = p, .first = from, .last = to, .h = h, .sums = sums};
-          run_best<SumsRange<Cell>>(f, of);
+          const PanelStep<T, O> of{.t = t, .p = p, .first = from, .last = to, .factors = factors, .sums = sums};
+          run_best_for<O, SumsRange<Cell>>(f, of);
           run_best<CellRange<Cell>>(f, of);
         });
       }
@@ -156,13 +187,16 @@ void forward_steps(const Forward<T>& f, std::int64_t begin, std::int64_t end) {
   }
 }
 
-template <class T, class Cell>
+template <class T, class O, class Cell>
 void forward(const RecurrenceShape& s, const RecurrenceInputs& in, const RecurrenceOutputs& out,
              ParallelFor parallel_for) {
   constexpr std::int64_t kL = kPanel<T>;
   const std::int64_t panels = panel_count<T>(s.hidden);
-  const Scratch<T> w_ih(panels * s.inputs * Cell::kWeightGates * kL);
-  const Scratch<T> w_hh(panels * s.hidden * Cell::kWeightGates * kL);
+  const std::int64_t x_operands = operand_count<O>(s.inputs);
+  const std::int64_t h_operands = operand_count<O>(s.hidden);
+  const Scratch<O> w_ih(panels * x_operands * Cell::kWeightGates * kL);
+  const Scratch<O> w_hh(panels * h_operands * Cell::kWeightGates * kL);
+  const Scratch<O> rounded(kNumbers<O> == 1 ? 0 : s.sequences * (x_operands + h_operands));
   const Scratch<T> biases(panels * Cell::kGates * kL);
   const Scratch<T> state(panels * s.sequences * kL);
   auto pack = [&](std::int64_t begin, std::int64_t end) {
@@ -178,19 +212,20 @@ void forward(const RecurrenceShape& s, const RecurrenceInputs& in, const Recurre
 
   const auto* h0 = static_cast<const T*>(in.h0);
   auto* y = static_cast<T*>(out.y);
-  const Forward<T> f{.shape = s,
-                     .activity = {.steps = s.steps, .reverse = s.reverse, .lengths = in.lengths},
-                     .panels = panels,
-                     .x = static_cast<const T*>(in.x),
-                     .x_step = in.x_step,
-                     .x_sequence = in.x_sequence,
-                     .h0 = h0,
-                     .w_ih = w_ih.data(),
-                     .w_hh = w_hh.data(),
-                     .biases = biases.data(),
-                     .state = state.data(),
-                     .y = y,
-                     .saved = static_cast<T*>(out.saved)};
+  const Forward<T, O> f{.shape = s,
+                        .activity = {.steps = s.steps, .reverse = s.reverse, .lengths = in.lengths},
+                        .panels = panels,
+                        .x = static_cast<const T*>(in.x),
+                        .x_step = in.x_step,
+                        .x_sequence = in.x_sequence,
+                        .h0 = h0,
+                        .w_ih = w_ih.data(),
+                        .w_hh = w_hh.data(),
+                        .biases = biases.data(),
+                        .rounded = rounded.data(),
+                        .state = state.data(),
+                        .y = y,
+                        .saved = static_cast<T*>(out.saved)};
   auto range = [&](std::int64_t begin, std::int64_t end) {
     to_panels(Cell::kHasCell ? static_cast<const T*>(in.c0) : h0, s, begin, end, state.data());
     forward_steps<Cell>(f, begin, end);
@@ -208,8 +243,9 @@ void forward(const RecurrenceShape& s, const RecurrenceInputs& in, const Recurre
 
 void recurrence_forward(const RecurrenceShape& shape, const RecurrenceInputs& inputs, const RecurrenceOutputs& outputs,
                         ParallelFor parallel_for) {
-  dispatch_cell(shape,
-                [&]<class T, class C>(Type<T>, Type<C>) { forward<T, C>(shape, inputs, outputs, parallel_for); });
+  dispatch_cell(shape, [&]<class T, class O, class C>(Type<T>, Type<O>, Type<C>) {
+    forward<T, O, C>(shape, inputs, outputs, parallel_for);
+  });
 }
 
 }  // namespace fastseq

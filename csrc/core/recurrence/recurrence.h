@@ -22,7 +22,8 @@ struct RecurrenceShape {
   std::int64_t sequences;
   std::int64_t inputs;  // features of x
   std::int64_t hidden;
-  bool reverse;  // from the last step to the first
+  bool reverse;       // from the last step to the first
+  bool bf16 = false;  // factors of products are rounded to bf16; their sums, and all else, are in fp32
 };
 
 // Inputs of forward, and of backward. Matrices are contiguous unless they have strides, which are in elements.

@@ -7,9 +7,13 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <new>
+#include <type_traits>
 
+#include "core/base/bf16_pair.h"
+#include "core/base/isa.h"
 #include "core/base/simd.h"
 
 namespace fastseq::recurrence {
@@ -26,6 +30,37 @@ constexpr std::int64_t panel_count(std::int64_t units) {
 template <class T>
 constexpr std::int64_t units_in(std::int64_t panel, std::int64_t units) {
   return std::min(kPanel<T>, units - panel * kPanel<T>);
+}
+
+// What products multiply: numbers, or pairs of them in bf16, both of which are added to one sum. An operand takes the
+// place of a number in panels and vectors, so only counts differ.
+template <class O>
+inline constexpr std::int64_t kNumbers = std::is_same_v<O, Bf16Pair> ? 2 : 1;
+
+// How many hold so many numbers.
+template <class O>
+constexpr std::int64_t operand_count(std::int64_t numbers) {
+  return (numbers + kNumbers<O> - 1) / kNumbers<O>;
+}
+
+// The operand of numbers i, or 2 i and 2 i + 1, of `count` that are `step` apart; zero after the last.
+template <class O, class T>
+inline O operand_at(const T* from, std::int64_t step, std::int64_t count, std::int64_t i) {
+  if constexpr (kNumbers<O> == 1) {
+    return from[i * step];
+  } else {
+    return O(from[2 * i * step], 2 * i + 1 < count ? from[(2 * i + 1) * step] : T{});
+  }
+}
+
+// Calls Body::run<kBytes>(args...), compiled for the machine's best instruction set for products of such operands.
+template <class O, class Body, class... Args>
+void run_best_for(const Args&... args) {
+  if constexpr (kNumbers<O> == 1) {
+    run_best<Body>(args...);
+  } else {
+    run_best_bf16<Body>(args...);
+  }
 }
 
 // Uninitialised memory for vectors.
@@ -65,6 +100,25 @@ inline void add_products(V (&acc)[kRows][kColumns], const T* a, std::int64_t a_r
       const T factor = a[r * a_row];
 #pragma GCC unroll 4
       for (int j = 0; j < kCount; ++j) acc[r][kFirst + j] += factor * row[j];
+    }
+    a += a_step;
+    b += b_step;
+  }
+}
+
+// The same for pairs.
+template <int kFirst, int kCount, int kRows, int kColumns, class V>
+inline void add_products(V (&acc)[kRows][kColumns], const Bf16Pair* a, std::int64_t a_row, std::int64_t a_step,
+                         const Bf16Pair* b, std::int64_t b_step, std::int64_t k) {
+  for (std::int64_t q = 0; q < k; ++q) {
+    simd::Vector<std::uint32_t, sizeof(V)> row[kCount];
+#pragma GCC unroll 4
+    for (int j = 0; j < kCount; ++j) std::memcpy(&row[j], b + j * kPanel<float>, sizeof(V));
+#pragma GCC unroll 12
+    for (int r = 0; r < kRows; ++r) {
+      const Bf16Pair factor = a[r * a_row];
+#pragma GCC unroll 4
+      for (int j = 0; j < kCount; ++j) add_pair_products(acc[r][kFirst + j], factor, row[j]);
     }
     a += a_step;
     b += b_step;

@@ -1,7 +1,10 @@
 #include "core/recurrence/weight_gradients.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
+#include <optional>
+#include <vector>
 
 #include "core/base/isa.h"
 #include "core/recurrence/cell_dispatch.h"
@@ -13,30 +16,97 @@ namespace fastseq::recurrence {
 namespace {
 
 // One matrix's part of the work. Its rows are features: of x, or of the hidden state before each step.
-template <class T>
-struct Operand {
-  const T* data;
+template <class T, class O>
+struct Features {
+  const O* data;
   std::int64_t step;
   std::int64_t sequence;
-  std::int64_t features;
-  const T* start;    // data of a sequence's first step instead, or null
+  std::int64_t count;
+  const O* start;    // data of a sequence's first step instead, or null: what belongs to each step is at its place
   T* gradient;       // (gates * hidden, features)
   const int* gates;  // gates of the weights; `first` is the first of their sums
   std::int64_t first;
 };
 
-template <class T>
+template <class T, class O>
 struct WeightGradients {
   RecurrenceShape shape;
   Activity activity;
   std::int64_t panels;
   const T* d;  // gradients of the sums: [step][panel][sequence][sum][L]
-  Operand<T> x;
-  Operand<T> h;
+  // What products take: sequences, or pairs of them.
+  std::int64_t operands;
+  Activity operands_activity;
+  const O* d_operands;  // [step][panel][operand][sum][L]
+  Features<T, O> x;
+  Features<T, O> h;
   T* db_ih;
   T* db_hh;
   T* sums;  // [unit of work][kGroup][kWeightGates][L]
 };
+
+// Samples of pairs of sequences; those that do not count are zero.
+struct PairedSamples {
+  PairedSamples(const RecurrenceShape& s, const Activity& activity, std::int64_t gates)
+      : pairs((s.sequences + 1) / 2),
+        d(s.steps * panel_count<float>(s.hidden) * pairs * gates * kPanel<float>),
+        x(s.steps * pairs * s.inputs),
+        h(s.steps * pairs * s.hidden) {
+    lengths.reserve(static_cast<std::size_t>(pairs));
+    for (std::int64_t n = 0; n < s.sequences; n += 2) {
+      lengths.push_back(std::max(activity.length(n), n + 1 < s.sequences ? activity.length(n + 1) : 0));
+    }
+  }
+
+  std::int64_t pairs;
+  std::vector<std::int64_t> lengths;
+  Scratch<Bf16Pair> d;
+  Scratch<Bf16Pair> x;
+  Scratch<Bf16Pair> h;  // before each step
+};
+
+// Fills in steps [begin, end) of samples.
+struct Rounding {
+  RecurrenceShape shape;
+  RecurrenceInputs in;
+  Activity activity;
+  std::int64_t gates;
+  const float* d;
+  const float* y;
+  const float* zeros;  // as many as the longest row has numbers
+  const PairedSamples& to;
+};
+
+inline void round_samples(const Rounding& r, std::int64_t begin, std::int64_t end) {
+  const auto& s = r.shape;
+  const std::int64_t panels = panel_count<float>(s.hidden);
+  const std::int64_t row = r.gates * kPanel<float>;
+  const auto* x = static_cast<const float*>(r.in.x);
+  const auto* h0 = static_cast<const float*>(r.in.h0);
+  for (std::int64_t t = begin; t < end; ++t) {
+    // The row of sequence n that `at` returns, if it counts.
+    const auto counted = [&](std::int64_t n, const auto& at) {
+      return n < s.sequences && t < r.activity.length(n) ? at(n) : r.zeros;
+    };
+    const auto pair = [&](std::int64_t i, std::int64_t count, Bf16Pair* to, const auto& at) {
+      to_pairs(counted(2 * i, at), counted(2 * i + 1, at), count, to);
+    };
+    for (std::int64_t i = 0; i < r.to.pairs; ++i) {
+      pair(i, s.inputs, r.to.x.data() + (t * r.to.pairs + i) * s.inputs,
+           [&](std::int64_t n) { return x + t * r.in.x_step + n * r.in.x_sequence; });
+      pair(i, s.hidden, r.to.h.data() + (t * r.to.pairs + i) * s.hidden, [&](std::int64_t n) {
+        if (r.activity.starts(t, n)) return h0 + n * s.hidden;
+        return r.y + (r.activity.before(t) * s.sequences + n) * s.hidden;
+      });
+    }
+    for (std::int64_t p = t * panels; p < (t + 1) * panels; ++p) {
+      for (std::int64_t i = 0; i < r.to.pairs; ++i) {
+        pair(i, row, r.to.d.data() + (p * r.to.pairs + i) * row,
+             [&](std::int64_t n) { return r.d + (p * s.sequences + n) * row; });
+      }
+    }
+  }
+}
 
 // Features per unit of work, few enough to keep their sums in registers.
 template <class Cell>
@@ -44,8 +114,8 @@ constexpr std::int64_t kGroup = Cell::kWeightGates == 4   ? 6
                                 : Cell::kWeightGates == 3 ? 8
                                                           : 12;
 
-// Steps [from, to) of sequences [first, last). Their gradients stay in the first-level cache while looping over all
-// features.
+// Steps [from, to) of sequences, or pairs of them, [first, last). Their gradients stay in the first-level cache while
+// looping over all features.
 struct Samples {
   std::int64_t from;
   std::int64_t to;
@@ -57,17 +127,17 @@ struct Samples {
 
 // Calls fn(samples) for blocks that cover all samples, in order; at least once.
 template <class Fn>
-inline void for_samples(const RecurrenceShape& s, std::int64_t size, const Fn& fn) {
-  const std::int64_t steps = std::max<std::int64_t>(size / std::max<std::int64_t>(s.sequences, 1), 1);
-  for_blocks(0, s.steps, steps, [&](std::int64_t from, std::int64_t to) {
-    for_blocks(0, s.sequences, steps > 1 ? s.sequences : size,
+inline void for_samples(std::int64_t all_steps, std::int64_t sequences, std::int64_t size, const Fn& fn) {
+  const std::int64_t steps = std::max<std::int64_t>(size / std::max<std::int64_t>(sequences, 1), 1);
+  for_blocks(0, all_steps, steps, [&](std::int64_t from, std::int64_t to) {
+    for_blocks(0, sequences, steps > 1 ? sequences : size,
                [&](std::int64_t first, std::int64_t last) { fn(Samples{from, to, first, last}); });
   });
 }
 
 // Samples of `kRows` features, starting at `feature`, added to sums.
-template <class Cell, int kBytes, int kRows, class T>
-inline void weight_tile(const WeightGradients<T>& w, const Operand<T>& a, std::int64_t p, std::int64_t lane,
+template <class Cell, int kBytes, int kRows, class T, class O>
+inline void weight_tile(const WeightGradients<T, O>& w, const Features<T, O>& a, std::int64_t p, std::int64_t lane,
                         std::int64_t feature, const Samples& of, T* sums) {
   using V = simd::Vector<T, kBytes>;
   constexpr std::int64_t kL = kPanel<T>;
@@ -75,11 +145,11 @@ inline void weight_tile(const WeightGradients<T>& w, const Operand<T>& a, std::i
   V acc[kRows][Cell::kWeightGates] = {};
   if (!of.start()) load_tile(acc, sums + lane, Cell::kWeightGates * kL, kL);
   for (std::int64_t t = of.from; t < of.to; ++t) {
-    w.activity.for_runs(t, of.first, of.last, [&](std::int64_t first, std::int64_t last, bool starts) {
+    w.operands_activity.for_runs(t, of.first, of.last, [&](std::int64_t first, std::int64_t last, bool starts) {
       const bool initial = starts && a.start != nullptr;
       const std::int64_t step = a.start == nullptr ? t : w.activity.before(t);
-      const T* features = (initial ? a.start : a.data + step * a.step) + first * a.sequence + feature;
-      const T* d = w.d + ((t * w.panels + p) * w.shape.sequences + first) * kRow + a.first * kL + lane;
+      const O* features = (initial ? a.start : a.data + step * a.step) + first * a.sequence + feature;
+      const O* d = w.d_operands + ((t * w.panels + p) * w.operands + first) * kRow + a.first * kL + lane;
       add_products<0, Cell::kWeightGates>(acc, features, 1, a.sequence, d, kRow, last - first);
     });
   }
@@ -87,8 +157,8 @@ inline void weight_tile(const WeightGradients<T>& w, const Operand<T>& a, std::i
 }
 
 // The biases' gradients of panel p.
-template <class Cell, int kBytes, class T>
-inline void bias_gradients(const WeightGradients<T>& w, std::int64_t p) {
+template <class Cell, int kBytes, class T, class O>
+inline void bias_gradients(const WeightGradients<T, O>& w, std::int64_t p) {
   using V = simd::Vector<T, kBytes>;
   constexpr std::int64_t kL = kPanel<T>;
   for (std::int64_t lane = 0; lane < units_in<T>(p, w.shape.hidden); lane += simd::kLanes<V>) {
@@ -116,17 +186,17 @@ inline void bias_gradients(const WeightGradients<T>& w, std::int64_t p) {
 }
 
 // Units of work: for each panel the groups of x's features, then the groups of the hidden state's.
-template <class T, class Cell>
+template <class T, class O, class Cell>
 struct WeightRange {
   template <int kBytes>
-  static void run(const WeightGradients<T>& w, std::int64_t begin, std::int64_t end) {
-    const std::int64_t x_groups = groups(w.x.features);
-    const std::int64_t per_panel = x_groups + groups(w.h.features);
+  static void run(const WeightGradients<T, O>& w, std::int64_t begin, std::int64_t end) {
+    const std::int64_t x_groups = groups(w.x.count);
+    const std::int64_t per_panel = x_groups + groups(w.h.count);
     while (begin < end) {
       const std::int64_t p = begin / per_panel;
       const std::int64_t stop = std::min(end, (p + 1) * per_panel);
       if (begin == p * per_panel && w.db_ih != nullptr) bias_gradients<Cell, kBytes>(w, p);
-      for_samples(w.shape, block_rows(Cell::kGates), [&](const Samples& samples) {
+      for_samples(w.shape.steps, w.operands, block_rows(Cell::kGates), [&](const Samples& samples) {
         for (std::int64_t unit = begin; unit < stop; ++unit) {
           const std::int64_t group = unit - p * per_panel;
           const bool of_x = group < x_groups;
@@ -143,17 +213,17 @@ struct WeightRange {
   }
 
   static constexpr std::int64_t groups(std::int64_t features) { return (features + kGroup<Cell> - 1) / kGroup<Cell>; }
-  static T* sums_of(const WeightGradients<T>& w, std::int64_t unit) {
+  static T* sums_of(const WeightGradients<T, O>& w, std::int64_t unit) {
     return w.sums + unit * kGroup<Cell> * Cell::kWeightGates * kPanel<T>;
   }
 
  private:
   template <int kBytes>
-  static void add(const WeightGradients<T>& w, const Operand<T>& a, std::int64_t p, std::int64_t group,
+  static void add(const WeightGradients<T, O>& w, const Features<T, O>& a, std::int64_t p, std::int64_t group,
                   const Samples& samples, std::int64_t unit) {
     constexpr std::int64_t kL = kPanel<T>;
     const std::int64_t feature = group * kGroup<Cell>;
-    const std::int64_t count = std::min(kGroup<Cell>, a.features - feature);
+    const std::int64_t count = std::min(kGroup<Cell>, a.count - feature);
     for (std::int64_t lane = 0; lane < kL; lane += simd::kLanes<simd::Vector<T, kBytes>>) {
       for_tiles<tile_rows<kBytes>(Cell::kWeightGates)>(0, count, [&]<int kRows>(std::int64_t r) {
         T* sums = sums_of(w, unit) + r * Cell::kWeightGates * kL;
@@ -162,53 +232,97 @@ struct WeightRange {
     }
   }
 
-  static void scatter(const WeightGradients<T>& w, const Operand<T>& a, std::int64_t p, std::int64_t group,
+  static void scatter(const WeightGradients<T, O>& w, const Features<T, O>& a, std::int64_t p, std::int64_t group,
                       std::int64_t unit) {
     constexpr std::int64_t kL = kPanel<T>;
     const T* sums = sums_of(w, unit);
     const std::int64_t feature = group * kGroup<Cell>;
-    const std::int64_t count = std::min(kGroup<Cell>, a.features - feature);
+    const std::int64_t count = std::min(kGroup<Cell>, a.count - feature);
     for (int j = 0; j < Cell::kWeightGates; ++j) {
       for (std::int64_t l = 0; l < units_in<T>(p, w.shape.hidden); ++l) {
-        T* row = a.gradient + (a.gates[j] * w.shape.hidden + p * kL + l) * a.features + feature;
+        T* row = a.gradient + (a.gates[j] * w.shape.hidden + p * kL + l) * a.count + feature;
         for (std::int64_t r = 0; r < count; ++r) row[r] = sums[(r * Cell::kWeightGates + j) * kL + l];
       }
     }
   }
 };
 
-template <class T, class Cell>
+// Has products take pairs, rounded to bf16.
+template <class Cell>
+void take_pairs(WeightGradients<float, Bf16Pair>& w, const PairedSamples& samples, const RecurrenceInputs& in,
+                const void* y, ParallelFor parallel_for) {
+  const RecurrenceShape& s = w.shape;
+  const std::int64_t row = Cell::kGates * kPanel<float>;
+  const std::vector<float> zeros(static_cast<std::size_t>(std::max({s.inputs, s.hidden, row})));
+  const Rounding rounding{.shape = s,
+                          .in = in,
+                          .activity = w.activity,
+                          .gates = Cell::kGates,
+                          .d = w.d,
+                          .y = static_cast<const float*>(y),
+                          .zeros = zeros.data(),
+                          .to = samples};
+  auto range = [&](std::int64_t begin, std::int64_t end) { best<round_samples>(rounding, begin, end); };
+  for_ranges(parallel_for, s.steps, grain(kCopiesPerThread, s.sequences * (s.inputs + s.hidden + w.panels * row)),
+             range);
+  w.operands = samples.pairs;
+  w.operands_activity = {.steps = s.steps, .reverse = s.reverse, .lengths = samples.lengths.data()};
+  w.d_operands = samples.d.data();
+  const auto take = [&](auto& features, const Scratch<Bf16Pair>& from) {
+    features.data = from.data();
+    features.step = samples.pairs * features.count;
+    features.sequence = features.count;
+  };
+  take(w.x, samples.x);
+  take(w.h, samples.h);
+}
+
+template <class T, class O, class Cell>
 void all_gradients(const RecurrenceShape& s, const RecurrenceInputs& in, const RecurrenceGradients& g, const T* d,
                    ParallelFor parallel_for) {
-  using Range = WeightRange<T, Cell>;
+  using Range = WeightRange<T, O, Cell>;
+  const Activity activity{.steps = s.steps, .reverse = s.reverse, .lengths = in.lengths};
   const std::int64_t panels = panel_count<T>(s.hidden);
   const std::int64_t units = panels * (Range::groups(s.inputs) + Range::groups(s.hidden));
   const Scratch<T> sums(units * kGroup<Cell> * Cell::kWeightGates * kPanel<T>);
-  const WeightGradients<T> w{.shape = s,
-                             .activity = {.steps = s.steps, .reverse = s.reverse, .lengths = in.lengths},
-                             .panels = panels,
-                             .d = d,
-                             .x = {.data = static_cast<const T*>(in.x),
-                                   .step = in.x_step,
-                                   .sequence = in.x_sequence,
-                                   .features = s.inputs,
-                                   .start = nullptr,
-                                   .gradient = static_cast<T*>(g.dw_ih),
-                                   .gates = Cell::kInputGates,
-                                   .first = Cell::kInputFirst},
-                             .h = {.data = static_cast<const T*>(g.y),
-                                   .step = s.sequences * s.hidden,
-                                   .sequence = s.hidden,
-                                   .features = s.hidden,
-                                   .start = static_cast<const T*>(in.h0),
-                                   .gradient = static_cast<T*>(g.dw_hh),
-                                   .gates = Cell::kHiddenGates,
-                                   .first = Cell::kHiddenFirst},
-                             .db_ih = static_cast<T*>(g.db_ih),
-                             .db_hh = static_cast<T*>(g.db_hh),
-                             .sums = sums.data()};
-  auto range = [&](std::int64_t begin, std::int64_t end) { run_best<Range>(w, begin, end); };
-  const std::int64_t products = s.steps * s.sequences * kGroup<Cell> * Cell::kWeightGates * kPanel<T>;
+  WeightGradients<T, O> w{.shape = s,
+                          .activity = activity,
+                          .panels = panels,
+                          .d = d,
+                          .operands = s.sequences,
+                          .operands_activity = activity,
+                          .d_operands = nullptr,
+                          .x = {.data = nullptr,
+                                .step = in.x_step,
+                                .sequence = in.x_sequence,
+                                .count = s.inputs,
+                                .start = nullptr,
+                                .gradient = static_cast<T*>(g.dw_ih),
+                                .gates = Cell::kInputGates,
+                                .first = Cell::kInputFirst},
+                          .h = {.data = nullptr,
+                                .step = s.sequences * s.hidden,
+                                .sequence = s.hidden,
+                                .count = s.hidden,
+                                .start = nullptr,
+                                .gradient = static_cast<T*>(g.dw_hh),
+                                .gates = Cell::kHiddenGates,
+                                .first = Cell::kHiddenFirst},
+                          .db_ih = static_cast<T*>(g.db_ih),
+                          .db_hh = static_cast<T*>(g.db_hh),
+                          .sums = sums.data()};
+  std::optional<PairedSamples> samples;
+  if constexpr (kNumbers<O> == 1) {
+    w.d_operands = d;
+    w.x.data = static_cast<const T*>(in.x);
+    w.h.data = static_cast<const T*>(g.y);
+    w.h.start = static_cast<const T*>(in.h0);
+  } else {
+    samples.emplace(s, activity, Cell::kGates);
+    take_pairs<Cell>(w, *samples, in, g.y, parallel_for);
+  }
+  auto range = [&](std::int64_t begin, std::int64_t end) { run_best_for<O, Range>(w, begin, end); };
+  const std::int64_t products = s.steps * w.operands * kGroup<Cell> * Cell::kWeightGates * kPanel<T>;
   for_ranges(parallel_for, units, grain(kProductsPerThread, products), range);
 }
 
@@ -217,8 +331,8 @@ void all_gradients(const RecurrenceShape& s, const RecurrenceInputs& in, const R
 void weight_gradients(const RecurrenceShape& shape, const RecurrenceInputs& inputs,
                       const RecurrenceGradients& gradients, const void* d, ParallelFor parallel_for) {
   if (gradients.dw_hh == nullptr) return;  // dw_ih may be empty, and null for that
-  dispatch_cell(shape, [&]<class T, class C>(Type<T>, Type<C>) {
-    all_gradients<T, typename C::Sums>(shape, inputs, gradients, static_cast<const T*>(d), parallel_for);
+  dispatch_cell(shape, [&]<class T, class O, class C>(Type<T>, Type<O>, Type<C>) {
+    all_gradients<T, O, typename C::Sums>(shape, inputs, gradients, static_cast<const T*>(d), parallel_for);
   });
 }
 

@@ -9,19 +9,20 @@
 namespace fastseq::recurrence {
 
 // For forward, panel p: packed[((p * inputs + q) * count + j) * L + l] = w[gates[j] * hidden + p * L + l][q], zero
-// in padding; w is (… * hidden, inputs).
-template <class T>
+// in padding; w is (… * hidden, inputs). With pairs, q counts pairs of inputs.
+template <class T, class O>
 void pack_panels(const T* w, const int* gates, std::int64_t count, std::int64_t hidden, std::int64_t inputs,
-                 std::int64_t panel, T* packed) {
+                 std::int64_t panel, O* packed) {
   constexpr std::int64_t kL = kPanel<T>;
-  T* to = packed + panel * inputs * count * kL;
+  const std::int64_t operands = operand_count<O>(inputs);
+  O* to = packed + panel * operands * count * kL;
   const std::int64_t units = units_in<T>(panel, hidden);
   for (std::int64_t j = 0; j < count; ++j) {
     const T* rows = w + (gates[j] * hidden + panel * kL) * inputs;
-    for (std::int64_t q = 0; q < inputs; ++q) {
-      T* lanes = to + (q * count + j) * kL;
-      for (std::int64_t l = 0; l < units; ++l) lanes[l] = rows[l * inputs + q];
-      std::fill(lanes + units, lanes + kL, T{});
+    for (std::int64_t q = 0; q < operands; ++q) {
+      O* lanes = to + (q * count + j) * kL;
+      for (std::int64_t l = 0; l < units; ++l) lanes[l] = operand_at<O>(rows + l * inputs, 1, inputs, q);
+      std::fill(lanes + units, lanes + kL, O{});
     }
   }
 }
@@ -57,20 +58,22 @@ constexpr Block block_of(std::int64_t p, std::int64_t panels) {
 }
 
 // For backward, column panel p: rows of w (… * hidden, columns) in the order panel, gate, unit (without padding), cut
-// to the panel's columns, zero in padding; the panels of a block are interleaved row by row.
-template <class T>
+// to the panel's columns, zero in padding; the panels of a block are interleaved row by row. With pairs, two units'
+// rows are one.
+template <class T, class O>
 void pack_rows(const T* w, const int* gates, std::int64_t count, std::int64_t hidden, std::int64_t columns,
-               std::int64_t p, T* packed) {
+               std::int64_t p, O* packed) {
   constexpr std::int64_t kL = kPanel<T>;
   const Block block = block_of(p, panel_count<T>(columns));
   const std::int64_t present = units_in<T>(p, columns);
-  T* to = packed + (block.first * count * hidden + (p - block.first)) * kL;
+  O* to = packed + (block.first * count * operand_count<O>(hidden) + (p - block.first)) * kL;
   for (std::int64_t of = 0; of < panel_count<T>(hidden); ++of) {
     for (std::int64_t j = 0; j < count; ++j) {
-      for (std::int64_t l = 0; l < units_in<T>(of, hidden); ++l) {
-        const T* row = w + (gates[j] * hidden + of * kL + l) * columns + p * kL;
-        std::copy_n(row, present, to);
-        std::fill(to + present, to + kL, T{});
+      const std::int64_t units = units_in<T>(of, hidden);
+      const T* rows = w + (gates[j] * hidden + of * kL) * columns + p * kL;
+      for (std::int64_t l = 0; l < operand_count<O>(units); ++l) {
+        for (std::int64_t c = 0; c < present; ++c) to[c] = operand_at<O>(rows + c, columns, units, l);
+        std::fill(to + present, to + kL, O{});
         to += block.width * kL;
       }
     }

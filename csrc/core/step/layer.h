@@ -31,9 +31,15 @@ struct Chunk {
   bool training;                // dropout is active, and backward may follow
   std::uint64_t seed;           // of dropout
   ParallelFor parallel_for;
+  // In fp32 models: factors of products are rounded to bf16, in layers that are faster so; their sums, and all else,
+  // are in fp32.
+  bool bf16 = false;
 
   std::int64_t rows() const { return steps * sequences; }
 };
+
+// Layers of fewer units lose more by rounding factors than they gain.
+inline constexpr std::int64_t kLeastUnitsForBf16 = 32;
 
 // A parameter, and where its gradient goes.
 template <class T>

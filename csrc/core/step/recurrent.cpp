@@ -113,7 +113,8 @@ class Recurrent : public Layer<T> {
             .sequences = chunk.sequences,
             .inputs = inputs,
             .hidden = options_.hidden,
-            .reverse = direction.reverse};
+            .reverse = direction.reverse,
+            .bf16 = chunk.bf16 && options_.hidden >= kLeastUnitsForBf16};
   }
   RecurrenceInputs inputs_of(const Chunk& chunk, const Direction<T>& direction, const Rows<T>& x) const {
     const auto& w = direction.weights;

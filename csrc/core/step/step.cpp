@@ -45,13 +45,14 @@ class Exchange {
 
 template <class T>
 Step<T>::Step(Model<T>& model, Loss loss, const Update<T>& update, std::int64_t chunks,
-              std::vector<Gradient<T>> gradients, Bucketizer* buckets)
+              std::vector<Gradient<T>> gradients, Bucketizer* buckets, bool bf16)
     : model_(model),
       loss_(std::move(loss)),
       update_(update),
       chunks_(chunks),
       gradients_(std::move(gradients)),
-      buckets_(buckets) {
+      buckets_(buckets),
+      bf16_(bf16) {
   for (std::size_t i = 0; i < gradients_.size(); ++i) {
     if (gradients_[i].fresh != nullptr) numbers_[gradients_[i].fresh] = static_cast<std::int64_t>(i);
   }
@@ -65,7 +66,8 @@ Step<T>::Part Step<T>::part(const Chunks<T>& chunks, std::size_t index, std::int
                       .lengths = nullptr,
                       .training = true,
                       .seed = chunks.seeds.empty() ? 0 : chunks.seeds[index],
-                      .parallel_for = model_.parallel_for()},
+                      .parallel_for = model_.parallel_for(),
+                      .bf16 = bf16_},
             .x = {.data = chunks.x.data + begin * chunks.x.step, .step = chunks.x.step, .sequence = chunks.x.sequence},
             .targets = chunks.targets};
   Targets<T>& targets = part.targets;

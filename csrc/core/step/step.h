@@ -70,10 +70,10 @@ struct Outcome {
 template <class T>
 class Step {
  public:
-  // `gradients`: in the order of the bucketizer, which is null for one rank. `chunks`: how many make an update. What is
-  // passed by reference must outlive this.
+  // `gradients`: in the order of the bucketizer, which is null for one rank. `chunks`: how many make an update.
+  // `bf16`: see Chunk. What is passed by reference must outlive this.
   Step(Model<T>& model, Loss loss, const Update<T>& update, std::int64_t chunks, std::vector<Gradient<T>> gradients,
-       Bucketizer* buckets);
+       Bucketizer* buckets, bool bf16 = false);
 
   // Trains on one chunk after another, until one cannot be trained on, or a rank asks for attention, or for a time that
   // a person hardly notices. If a chunk cannot be trained on, the parameters are those before it, the state is not.
@@ -99,6 +99,7 @@ class Step {
   std::int64_t chunks_;
   std::vector<Gradient<T>> gradients_;
   Bucketizer* buckets_;
+  bool bf16_;
   std::unordered_map<const T*, std::int64_t> numbers_;  // of gradients, by where layers write them
   std::vector<std::int64_t> lengths_;
   Buffer<T> dy_;

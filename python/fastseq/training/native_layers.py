@@ -34,7 +34,7 @@ from .known_optimizers import obstacle
 __all__ = [
     "End", "Loss", "LossKind", "NativeModel", "NativeStep", "NativeStepPredictor",
     "NativeUpdate", "NotNative", "Outcome", "SegmentLayers", "SideBySide", "check_single",
-    "dropout_of", "is_unchanged", "layers_of", "loss_of", "loss_of_known", "members_of",
+    "dropout_of", "has_bf16", "is_unchanged", "layers_of", "loss_of", "loss_of_known", "members_of",
     "native_types", "optimizer_of", "pools", "rows_of", "settings_of", "states_of",
     "step_predictor_type", "with_rows",
 ]  # fmt: skip
@@ -47,6 +47,7 @@ NativeModel = _step.Model32 | _step.Model64
 NativeUpdate = _step.Update32 | _step.Update64
 NativeStep = _step.Step32 | _step.Step64
 NativeStepPredictor = _step.StepPredictor32 | _step.StepPredictor64
+has_bf16 = _step.has_bf16
 is_unchanged = _step.is_unchanged
 
 # Addresses of a parameter and of its gradient.

@@ -27,6 +27,7 @@ from .native_layers import (
     NotNative,
     Outcome,
     dropout_of,
+    has_bf16,
     layers_of,
     loss_of,
     members_of,
@@ -70,7 +71,7 @@ def _check(learner: Learner) -> None:
         raise NotNative(f"the device is {learner.device.type}")
     if learner.compiles:
         raise NotNative("compile=True")
-    if learner.precision.amp is not None:
+    if learner.precision.scales:
         raise NotNative(f"amp={learner.precision.amp!r}")
     if learner.spec.context:
         raise NotNative(f"spec.context={learner.spec.context}")
@@ -185,7 +186,8 @@ class NativeTrainer(Trainer):
             if self._step is not None and not self._step.is_current():
                 self._step = None
             if self._step is None and batch is not None and isinstance(batch.xs, Tensor):
-                self._step = _Step(parts, self._updater, self._buckets, batch.xs)
+                bf16 = self._precision.amp == "bf16" and has_bf16()
+                self._step = _Step(parts, self._updater, self._buckets, batch.xs, bf16=bf16)
         except NotNative:
             return None
         if self._step is None or batch is None or not self._step.fits(batch):
@@ -257,6 +259,8 @@ class _Step:
         Averages the gradients over ranks; None: one rank.
     x
         An input, ``(S, B, F)``.
+    bf16
+        Whether factors of products are rounded to bf16.
 
     Raises
     ------
@@ -265,7 +269,7 @@ class _Step:
     """
 
     def __init__(
-        self, parts: _Parts, updater: Updater, buckets: Bucketizer | None, x: Tensor
+        self, parts: _Parts, updater: Updater, buckets: Bucketizer | None, x: Tensor, *, bf16: bool
     ) -> None:
         _check_parts(parts)
         if x.dim() != 3:
@@ -294,7 +298,7 @@ class _Step:
         self._layers: NativeModel = model_type(layers, parallel_for)
         self._step: NativeStep = step_type(
             self._layers, self._loss, updater.native, accumulate, updater.numbered(fresh),
-            None if buckets is None else buckets.host.native,
+            None if buckets is None else buckets.host.native, bf16,
         )  # fmt: skip
         self._tree: Any = None
 
