@@ -24,6 +24,12 @@ SAME_SCORES = 1e-3
 FUSED = functools.partial(torch.optim.AdamW, fused=True)
 
 
+# What the others do: the same learning rate all the time, all samples, as they are.
+PLAIN: dict[str, Any] = {
+    "schedule": None, "clip_norm": None, "early_stopping": False, "scale_x": None, "scale_y": None,
+}  # fmt: skip
+
+
 def chain(features: int, width: int) -> nn.Module:
     torch.manual_seed(0)
     return fs.nn.Chain(fs.nn.LSTM(features, width), nn.Linear(width, 1))
@@ -49,7 +55,7 @@ def overhead(bench: Bench, *, shuffle: bool) -> None:
 
     wrapper = SequenceRegressor(
         model, epochs=epochs, batchsize=batchsize, seqsize=seqsize, shuffle=shuffle,
-        scale_x=None, scale_y=None, random_state=0,
+        lr=1e-3, weight_decay=0.0, random_state=0, **PLAIN,
     )  # fmt: skip
     if not shuffle:
         mine, its = wrapper.fit(x, y).estimator_.model.parameters(), core().model.parameters()
@@ -91,9 +97,7 @@ def search(bench: Bench) -> None:
     lstm = nn.LSTM(10, 10, batch_first=True)
     lstm.load_state_dict(ours[0].state_dict())
     common: dict[str, Any] = {"cv": 3, "error_score": "raise"}
-    wrapper = SequenceRegressor(
-        ours, epochs=epochs, batchsize=batchsize, shuffle=False, scale_x=None, scale_y=None
-    )
+    wrapper = SequenceRegressor(ours, epochs=epochs, batchsize=batchsize, shuffle=False, **PLAIN)
     fastseq = GridSearchCV(wrapper, {"lr": lrs, "weight_decay": decays}, **common)
     net = skorch.NeuralNetRegressor(
         LastStep(lstm, copy.deepcopy(ours[1])),
