@@ -90,10 +90,11 @@ Values run_recurrent(const Sizes& s, bool bf16, bool ends) {
     }
   }
   std::vector<Weights<float>> weights;
+  weights.reserve(values.size());
   for (std::size_t i = 0; i < values.size(); ++i) weights.push_back({values[i].data(), gradients[i].data()});
   const auto layer = make_recurrent<float>(options, std::move(weights));
-  std::vector<std::int64_t> lengths;
-  for (std::int64_t n = 0; n < s.sequences; ++n) lengths.push_back(n % (s.steps + 1));
+  std::vector<std::int64_t> lengths(static_cast<std::size_t>(s.sequences));
+  for (std::size_t n = 0; n < lengths.size(); ++n) lengths[n] = static_cast<std::int64_t>(n) % (s.steps + 1);
   const Chunk chunk{.steps = s.steps,
                     .sequences = s.sequences,
                     .lengths = ends ? lengths.data() : nullptr,

@@ -32,10 +32,10 @@ struct Sums {
     for (std::int64_t lane = 0; lane < kLanes; lane += kBytes / 4) {
       simd::Vector<float, kBytes> sum;
       simd::load(sum, sums + lane);
-      for (std::int64_t q = 0; q < static_cast<std::int64_t>(a.size()); ++q) {
+      for (std::size_t q = 0; q < a.size(); ++q) {
         simd::Vector<std::uint32_t, kBytes> row;
-        std::memcpy(&row, &b[at(q * kLanes + lane)], sizeof(row));
-        add_pair_products(sum, a[at(q)], row);
+        std::memcpy(&row, &b[q * at(kLanes) + at(lane)], sizeof(row));
+        add_pair_products(sum, a[q], row);
       }
       simd::store(sums + lane, sum);
     }

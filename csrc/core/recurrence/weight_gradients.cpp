@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "core/base/isa.h"
@@ -64,6 +65,13 @@ struct PairedSamples {
   Scratch<Bf16Pair> x;
   Scratch<Bf16Pair> h;  // before each step
 };
+
+// Room for them, if operands are pairs.
+template <class O>
+std::optional<PairedSamples> paired_samples(const RecurrenceShape& s, const Activity& activity, std::int64_t gates) {
+  if constexpr (kNumbers<O> == 1) return std::nullopt;
+  return std::optional<PairedSamples>(std::in_place, s, activity, gates);
+}
 
 // Fills in steps [begin, end) of samples.
 struct Rounding {
@@ -311,14 +319,13 @@ void all_gradients(const RecurrenceShape& s, const RecurrenceInputs& in, const R
                           .db_ih = static_cast<T*>(g.db_ih),
                           .db_hh = static_cast<T*>(g.db_hh),
                           .sums = sums.data()};
-  std::optional<PairedSamples> samples;
+  const std::optional<PairedSamples> samples = paired_samples<O>(s, activity, Cell::kGates);
   if constexpr (kNumbers<O> == 1) {
     w.d_operands = d;
     w.x.data = static_cast<const T*>(in.x);
     w.h.data = static_cast<const T*>(g.y);
     w.h.start = static_cast<const T*>(in.h0);
   } else {
-    samples.emplace(s, activity, Cell::kGates);
     take_pairs<Cell>(w, *samples, in, g.y, parallel_for);
   }
   auto range = [&](std::int64_t begin, std::int64_t end) { run_best_for<O, Range>(w, begin, end); };
