@@ -112,10 +112,10 @@ class Estimator:
     amp
         Mixed precision in training: None, ``"bf16"``, or ``"fp16"`` with scaled gradients.
         Losses after an epoch and predictions are computed in the model's dtype. With ``"bf16"``,
-        models whose updates run in C++ (`info` tells) round the factors of products in layers of 32
-        units and more, where the processor has instructions for that (AVX-512 BF16), and add up in
-        single precision, in which everything else stays; on other processors they do not round.
-        Other models run under PyTorch's autocast.
+        models whose updates run in C++ (`info` tells) round the factors of products, in recurrent
+        layers of 32 units and more and in linear layers with at least 32 inputs and outputs, where
+        the processor has instructions for that (AVX-512 BF16). Sums and everything else stay in
+        single precision, on other processors all. Other models run under PyTorch's autocast.
     compile
         On the CPU, run model and loss through `torch.compile`, as one graph each for training,
         evaluation and prediction; the first chunks then take seconds. It helps models of many small

@@ -54,6 +54,7 @@ def info(est: Estimator | None = None) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "kernels": {
             "cpu": _ops.active_isa,
+            "bf16": has_bf16(),
             "cuda": f"no: {obstacle}" if obstacle else True,
             # for torch.ops.load_library, where exported programs run
             "library": sys.modules["fastseq._C"].__file__,
@@ -75,8 +76,9 @@ def _updates(est: Estimator) -> str:
         return f"by PyTorch: {reason}"
     if est.amp is None:
         return "in C++, several at a time"
-    how = "bf16" if has_bf16() else "fp32, as the processor has no instructions for bf16"
-    return f"in C++, several at a time, with products in {how}"
+    if has_bf16():
+        return "in C++, several at a time, with products of large layers in bf16"
+    return "in C++, several at a time, in fp32, as the processor has no instructions for bf16"
 
 
 def _of_estimator(est: Estimator) -> dict[str, Any]:

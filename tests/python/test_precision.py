@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 import fastseq as fs
+from fastseq.checkpoint import session
 from fastseq.training import fit, native_step
 from fastseq.training.loop import Trainer
 
@@ -124,52 +125,123 @@ def layers():
     return fs.nn.Chain(fs.nn.LSTM(4, 37), nn.Linear(37, 33), nn.Linear(33, 1))
 
 
-def trained_by_loop(product):
+# AdamW divides by gradients, so that roundings of those near zero count.
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.3),
+    "momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2, eps=1e-2),
+}
+
+
+def trained_by_loop(product, optimizer):
     model = layers()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+    is_plain = optimizer == "sgd"
+    optimizer = OPTIMIZERS[optimizer](model.parameters())
     for _ in range(8):
+        # An update that makes an optimizer's state is by torch, and exact.
+        first = not optimizer.state and not is_plain
         optimizer.zero_grad()
-        mse_loss(outputs_of(model, X, product), Y).backward()
+        mse_loss(outputs_of(model, X, exact_product if first else product), Y).backward()
         optimizer.step()
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-def trained_by_fit(amp):
+def trained_by_fit(amp, optimizer, **spec):
     model = layers()
     fs.Estimator(
-        model, fs.seqloss(mse_loss), lambda p: torch.optim.SGD(p, lr=0.3),
-        {"epochs": 8, "batchsize": 6, "seqsize": 40}, amp=amp, progress=False, comm=None,
+        model, fs.seqloss(mse_loss), OPTIMIZERS[optimizer],
+        {"epochs": 8, "batchsize": 6, "seqsize": 40} | spec, amp=amp, progress=False, comm=None,
     ).fit(X, Y)  # fmt: skip
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-def test_updates_in_cpp_round_the_factors_of_products(monkeypatch, natively):
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_updates_in_cpp_round_the_factors_of_products(optimizer, monkeypatch, natively):
     monkeypatch.setattr(native_step, "has_bf16", lambda: True)
-    wanted = trained_by_loop(RoundedProduct.apply)
-    exact = trained_by_loop(exact_product)
-    found = trained_by_fit("bf16")
+    wanted = trained_by_loop(RoundedProduct.apply, optimizer)
+    exact = trained_by_loop(exact_product, optimizer)
+    found = trained_by_fit("bf16", optimizer)
     assert natively
     # What is near the middle of two bf16 numbers may be rounded to either.
     assert (found - wanted).norm() < 0.1 * (exact - wanted).norm()
 
 
+@pytest.mark.parametrize("spec", [{}, {"accumulate": 2, "seqsize": 10}], ids=["", "accumulate"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_updates_in_cpp_are_in_single_precision_without_instructions_for_bf16(
-    monkeypatch, natively
+    optimizer, spec, monkeypatch, natively
 ):
     monkeypatch.setattr(native_step, "has_bf16", lambda: False)
-    assert torch.equal(trained_by_fit("bf16"), trained_by_fit(None))
+    rounded, exact = (trained_by_fit(amp, optimizer, **spec) for amp in ("bf16", None))
+    assert torch.equal(rounded, exact)
     assert natively
+
+
+def forecaster():
+    return fs.SequenceForecaster(
+        horizon=6, hidden_size=40, lags=36, epochs=2, validation=0, amp="bf16", random_state=0
+    )
+
+
+def forecast(own):
+    return own.fit(X[:, :, 0].cumsum(0).numpy()).predict()
+
+
+def classified(own):
+    model = fs.SequenceClassifier(
+        own, hidden_size=40, amp="bf16", epochs=2, random_state=0, early_stopping=False
+    )
+    samples = X.repeat(1, 8, 1).swapaxes(0, 1).numpy()
+    return model.fit(samples, samples[:, -1, 0] > 0).decision_function(samples)
+
+
+@pytest.mark.filterwarnings("ignore:the weights were updated only")
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        lambda: forecast(forecaster()),
+        lambda: forecast(forecaster().set_params(ensemble=2)),
+        lambda: classified("gru"),
+    ],
+    ids=["segrnn", "members", "pooled"],
+)
+def test_layers_inside_others_round_too(outputs, monkeypatch, natively):
+    found = []
+    for has in (False, True, True):
+        monkeypatch.setattr(native_step, "has_bf16", lambda has=has: has)
+        found.append(torch.as_tensor(outputs()))
+    assert natively
+    assert torch.equal(found[1], found[2])
+    assert not torch.equal(found[0], found[1])
+    torch.testing.assert_close(found[0], found[1], rtol=0.1, atol=0.1)
+
+
+def test_a_run_that_resumes_with_other_instructions_warns(tmp_path, monkeypatch):
+    def fit(epochs):
+        est = fs.Estimator(
+            layers(), fs.seqloss(mse_loss), OPTIMIZERS["adamw"],
+            {"epochs": epochs, "batchsize": 6, "seqsize": 40}, amp="bf16", seed=0,
+            progress=False, comm=None,
+        )  # fmt: skip
+        est.fit(X, Y, checkpoint=tmp_path / "run", resume="auto")
+
+    monkeypatch.setattr(session, "has_bf16", lambda: True)
+    fit(1)
+    monkeypatch.setattr(session, "has_bf16", lambda: False)
+    with pytest.warns(UserWarning, match="kernels"):
+        fit(2)
 
 
 @pytest.mark.parametrize(
     ("has", "how"),
-    [(True, "bf16"), (False, "fp32, as the processor has no instructions for bf16")],
+    [
+        (True, "with products of large layers in bf16"),
+        (False, "in fp32, as the processor has no instructions for bf16"),
+    ],
 )
 def test_info_says_what_products_are_in(has, how, monkeypatch):
     monkeypatch.setitem(fs.info.__globals__, "has_bf16", lambda: has)
-    assert (
-        fs.info(fitted("bf16"))["updates"] == f"in C++, several at a time, with products in {how}"
-    )
+    assert fs.info(fitted("bf16"))["updates"] == f"in C++, several at a time, {how}"
 
 
 def test_double_precision_is_not_ignored():

@@ -86,7 +86,7 @@ void run_best(const Args&... args) {
   Body::template run<16>(args...);
 }
 
-// Whether the machine has instructions for products of bf16 numbers with sums in fp32, and may use them.
+// Whether the machine has instructions for products of bf16 numbers with sums in fp32, and FASTSEQ_ISA allows them.
 inline bool has_bf16() {
 #if FASTSEQ_HAS_MULTIVERSION
   return vector_limit >= 64 && __builtin_cpu_supports("x86-64-v4") && __builtin_cpu_supports("avx512bf16");
@@ -95,8 +95,8 @@ inline bool has_bf16() {
 #endif
 }
 
-// Like run_best, for kernels whose products are of bf16 numbers: vectors of 64 bytes where there are instructions for
-// them, else smaller ones, as the instructions of others have no bf16.
+// Like run_best, for kernels whose products are of bf16 numbers. Vectors of 64 bytes mean that there are instructions
+// for them; else vectors are smaller, also on machines with AVX-512, and the products are emulated.
 #if FASTSEQ_HAS_MULTIVERSION
 template <class Body, class... Args>
 FASTSEQ_TARGET("x86-64-v4,avx512bf16")

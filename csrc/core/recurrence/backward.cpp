@@ -31,7 +31,7 @@ struct Backward {
   T* dh;          // gradients of h and c; [panel][sequence][L]
   T* dc;
   T* d;        // gradients of the sums: [step][panel][sequence][sum][L]
-  O* rounded;  // those of a step, if operands are pairs
+  O* rounded;  // those of a step, if operands are pairs: [panel][sequence][sum][L / 2]
   T* dx;
 
   // Gradients of the sums of step t, as products take them.

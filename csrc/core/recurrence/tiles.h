@@ -32,8 +32,8 @@ constexpr std::int64_t units_in(std::int64_t panel, std::int64_t units) {
   return std::min(kPanel<T>, units - panel * kPanel<T>);
 }
 
-// What products multiply: numbers, or pairs of them in bf16, both of which are added to one sum. An operand takes the
-// place of a number in panels and vectors, so only counts differ.
+// What products multiply: numbers, or pairs of them in bf16, both of whose products are added to one sum. A pair is as
+// large as an fp32 number and takes its place in panels and vectors.
 template <class O>
 inline constexpr std::int64_t kNumbers = std::is_same_v<O, Bf16Pair> ? 2 : 1;
 
@@ -43,7 +43,7 @@ constexpr std::int64_t operand_count(std::int64_t numbers) {
   return (numbers + kNumbers<O> - 1) / kNumbers<O>;
 }
 
-// The operand of numbers i, or 2 i and 2 i + 1, of `count` that are `step` apart; zero after the last.
+// The i-th operand of `count` numbers that are `step` apart; zeros follow the last number.
 template <class O, class T>
 inline O operand_at(const T* from, std::int64_t step, std::int64_t count, std::int64_t i) {
   if constexpr (kNumbers<O> == 1) {

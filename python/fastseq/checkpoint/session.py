@@ -21,6 +21,7 @@ from ..errors import CheckpointError
 from ..nn import ops as _ops
 from ..nn.earlier_steps import in_context
 from ..nn.stateful import Stateful, in_mode
+from ..training.native_layers import has_bf16
 from ..training.position import Position
 from .broadcast import broadcast_tree, gather_trees
 from .contents import (
@@ -474,6 +475,7 @@ def _sameness(learner: Learner, data: Sequences) -> dict[str, Any]:
         ranks = comm.allreduce_(torch.tensor(size, dtype=torch.float64), "sum")
         size = [int(number) for number in ranks]
     names = ("batchsize", "seqsize", "accumulate", "shuffle", "fold", "shard")
+    rounds = learner.precision.amp == "bf16" and has_bf16()
     return {
         "plan": {
             "ranks": comm.size,
@@ -486,7 +488,7 @@ def _sameness(learner: Learner, data: Sequences) -> dict[str, Any]:
             "device": learner.device.type,
             "threads": torch.get_num_threads(),
             "transport": comm.transport if comm.size > 1 else "single",
-            "kernels": _ops.active_isa,
+            "kernels": _ops.active_isa + (", bf16" if rounds else ""),
             "torch": str(torch.__version__),
             "fastseq": importlib.metadata.version("fastseq-torch"),
             "amp": learner.precision.amp,

@@ -17,7 +17,9 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Precision:
-    """Mixed precision for ``Estimator(amp=…)``, by PyTorch's autocast and its gradient scaler.
+    """Mixed precision for ``Estimator(amp=…)`` by PyTorch: autocast and its gradient scaler.
+
+    Updates in C++ round for themselves, see `NativeTrainer`.
 
     Parameters
     ----------

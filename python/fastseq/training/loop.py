@@ -7,6 +7,7 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -186,6 +187,10 @@ class Trainer:
         self._buckets: Bucketizer | None = None
         self._attention: Callable[[], bool] = bool  # false
 
+    def _forward_precision(self) -> AbstractContextManager[object]:
+        """Return the context in which losses are computed."""
+        return self._precision.forward
+
     def _can_read_at_once(self) -> bool:
         """Whether nobody waits for a device if a loss is read as soon as it is there."""
         return self._on_cpu
@@ -323,7 +328,7 @@ class Trainer:
     def _forward(self, batch: Batch) -> Tensor:
         if not self._on_cpu:
             batch = to_device(batch, self._device)
-        with self._precision.forward:
+        with self._forward_precision():
             loss = chunk_loss(self._loss, self.stateful, batch)
         self.stateful.detach()
         return loss

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -112,6 +113,10 @@ class NativeTrainer(Trainer):
         super().__init__(learner, position)
         self._updater: Updater | None = None
         self._step: _Step | None = None
+
+    def _forward_precision(self) -> AbstractContextManager[object]:
+        """Return a context without autocast, for what is left to torch: it rounds otherwise."""
+        return contextlib.nullcontext()
 
     def _begin(self) -> None:
         super()._begin()
