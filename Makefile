@@ -28,7 +28,7 @@ MPIRUN := OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 PRTE_ALLOW_R
 CPP := $(shell find csrc tests/cpp tests/cuda tests/cuda_on_host bench/cpp -name "*.h" -o -name "*.cpp" -o -name "*.cu")
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 
-.PHONY: all venv build demo test test-all lint tidy cpp-test portable test-arm sanitize mutants orders valgrind cuda-compile python-test mpi-test torchrun-test isa-sample test-isa gpu-check bench bench-cpp clean
+.PHONY: all venv build demo test test-all lint tidy cpp-test portable test-arm sanitize mutants orders valgrind cuda-compile python-test mpi-test torchrun-test isa-sample test-isa gpu-check bench bench-cpp docs clean
 
 all: build
 
@@ -140,7 +140,7 @@ test-isa: build cpp-test
 isa-sample: build
 	$(BIN)/python tests/isa.py --quick
 
-test-all: test test-isa portable test-arm tidy sanitize mutants orders valgrind $(VENV)/.demo
+test-all: test docs test-isa portable test-arm tidy sanitize mutants orders valgrind $(VENV)/.demo
 	$(MAKE) mpi-test RANKS='1 2 3 4' MPI_TESTS='slow or not slow'
 	$(MAKE) torchrun-test RANKS='2 3' MPI_TESTS='slow or not slow'
 	$(MAKE) cuda-compile CUDA_ARCHITECTURES='75;90' CUDA_TARGETS='_cuda _cuda_comm fastseq_gpu_tests'
@@ -200,6 +200,13 @@ bench-cpp: venv
 	cmake -S . -B build/bench-cpp -G Ninja -DFASTSEQ_WERROR=ON -DFASTSEQ_BENCHES=ON -DFASTSEQ_TORCH=OFF -DFASTSEQ_PYTHON=OFF
 	cmake --build build/bench-cpp --target fastseq_benches
 	$(BIN)/python bench/run_cpp.py build/bench-cpp
+
+# The site, in build/site: every warning is an error.
+$(VENV)/.docs: $(VENV)/.built
+	$(PIP) --group docs
+	touch $@
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/site
 
 clean:
 	rm -rf build demo $(VENV)

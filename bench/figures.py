@@ -16,6 +16,8 @@ from typing import Any
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 README = HERE.parent / "README.md"
+BENCHMARKS = HERE.parent / "docs" / "benchmarks.md"
+ESTIMATOR = HERE.parent / "docs" / "estimator.md"
 LARGE_DATA = HERE.parent / "docs" / "large-data.md"
 FORECASTING = HERE.parent / "docs" / "forecasting.md"
 SERVING = HERE.parent / "docs" / "serving.md"
@@ -61,6 +63,34 @@ def fit_cases() -> dict[str, list[dict[str, Any]]]:
         ]
         for task in tasks
     }
+
+
+def why_table() -> str:
+    """Compare with what people would use instead: what there is, and how fast."""
+    small = next(iter(fit_cases().values()))[0]
+
+    def slower(name: str) -> str:
+        return f"{faster(small['fit']['ratio'] / small[name]['ratio'])} the time"
+
+    weekly = contenders("forecast")["M4 Weekly"]
+    ours, nhits = weekly["fastseq"], weekly["NeuralForecast NHITS"]
+    ddp = step_ratios()["LSTM, 10 × 20"]
+    own, parquet = ["own `Dataset`"] * 3, "Parquet folders"
+    times = [slower(name) for name in ("plain loop", "skorch", "Lightning")]
+    fits = [f"{row['mase']:.2f}, {row['cpu']:.0f} s" for row in (ours, nhits)]
+    rows = [
+        ("", "fastseq", "a PyTorch loop, DDP", "skorch", "Lightning", "NeuralForecast"),
+        ("`fit`, `predict`, as in scikit-learn", "✓", "", "✓", "", "for forecasts"),
+        ("truncated back-propagation, state carried", "✓", *["by hand"] * 3, ""),
+        ("files larger than memory", "HDF5, read ahead", *own, parquet),
+        ("several machines, same script", "✓", "own code", "", "✓", "✓"),
+        ("killed runs resume with the same bits", "✓", "by hand", "", "by epoch", ""),
+        ("a training step of a small LSTM", "1", *times, ""),
+        ("averaging gradients adds, on 2 ranks", "1", f"{faster(ddp)} the time", "", "", ""),
+        ("M4 Weekly: MASE, seconds to fit", fits[0], "", "", "", f"{fits[1]} (NHITS)"),
+    ]
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 
 def fit_table() -> str:
@@ -117,16 +147,22 @@ def allreduce_table() -> str:
     return "\n".join(lines)
 
 
+def step_ratios() -> dict[str, float]:
+    """Return what averaging adds to an update, as a part of what DDP adds, by model."""
+    ratios = {}
+    for case, rows in contenders("step_2").items():
+        mark = next(m for m in rows["Bucketizer"]["marks"] if m["against"] == "what DDP adds")
+        ratios[case.removesuffix(", 2 ranks").replace(" x ", " × ")] = mark["ratio"]
+    return ratios
+
+
 def step_table() -> str:
     """Compare what averaging adds to an update with what DDP adds."""
     lines = [
         "| model, seqsize × batch | averaging adds less time than DDP (gloo), by |",
         "|---|---|",
     ]
-    for case, rows in contenders("step_2").items():
-        mark = next(m for m in rows["Bucketizer"]["marks"] if m["against"] == "what DDP adds")
-        model = case.removesuffix(", 2 ranks").replace(" x ", " × ")
-        lines.append(f"| {model} | {faster(mark['ratio'])} |")
+    lines += [f"| {model} | {faster(ratio)} |" for model, ratio in step_ratios().items()]
     return "\n".join(lines)
 
 
@@ -135,7 +171,7 @@ def amp_sentence() -> str:
     large = [rows for case, rows in contenders("amp").items() if "LSTM(64,256)" in case]
     one, two = (rows["fit, bf16"]["ratio"] / rows["fit"]["ratio"] for rows in large)
     return (
-        "on a processor with AVX-512 BF16, updates of an LSTM(64,256) are then "
+        "on an AMD EPYC with AVX-512 BF16, updates of an LSTM(64,256) are then "
         f"{faster(one)} faster on one thread, {faster(two)} on two"
     )
 
@@ -320,10 +356,12 @@ def serving_sentence() -> str:
 
 
 PAGES: dict[Path, tuple[tuple[Make, ...], tuple[Make, ...]]] = {
-    README: (
+    README: ((why_table,), ()),
+    BENCHMARKS: (
         (fit_table, recurrent_table, allreduce_table, step_table),
-        (fit_sentence, amp_sentence, hosts_sentence, wrappers_sentence, checkpoint_sentence),
+        (fit_sentence, hosts_sentence, wrappers_sentence, checkpoint_sentence),
     ),
+    ESTIMATOR: ((), (amp_sentence,)),
     FORECASTING: ((forecast_table, intervals_table), ()),
     CLASSIFICATION: ((classes_table, numbers_table), ()),
     SERVING: ((serving_table,), (serving_sentence,)),

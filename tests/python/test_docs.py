@@ -36,7 +36,10 @@ LONG = (
     "tuning",
 )  # ten seconds and more
 LONG_MARKS = (pytest.mark.slow, pytest.mark.timeout(1200))
-DOCUMENTS = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *GUIDES]
+REFERENCE = sorted((ROOT / "docs" / "reference").glob("*.md"))
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *GUIDES, *REFERENCE
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [m for m in MODULES if m not in NATIVE])
@@ -58,6 +61,35 @@ def test_public_names_are_documented():
             assert ">>>" in thing.__doc__, f"{name} has no example"
 
 
+def test_the_reference_has_all_public_names():
+    told = set(re.findall(r"^\.\. auto\w+:: (\S+)$", "".join(map(Path.read_text, REFERENCE)), re.M))
+    modules = [fs, fs.nn, fs.builders, fs.callbacks, fs.distributed, fs.serving]
+    modules += [importlib.import_module(f"fastseq.{name}") for name in ("huggingface", "sktime")]
+    modules.append(importlib.import_module("fastseq.sklearn"))
+    told_things = [_thing(name) for name in told]
+    for module in modules:
+        for name in module.__all__:
+            thing = getattr(module, name)
+            if callable(thing) and name != "meant":
+                assert any(thing is own for own in told_things), f"{module.__name__}.{name}"
+
+
+def _thing(path: str) -> object:
+    module, name = path.rsplit(".", 1)
+    return getattr(importlib.import_module(module), name)
+
+
+def test_each_page_is_in_the_site_s_index():
+    listed = {"index"}
+    for path in (*GUIDES, *REFERENCE):
+        for tree in re.findall(r"```\{toctree\}\n(.*?)```", path.read_text(), re.DOTALL):
+            folder = path.parent.relative_to(ROOT / "docs")
+            names = [line for line in tree.splitlines() if line and not line.startswith(":")]
+            listed |= {str(folder / name) for name in names}
+    pages = {str(p.relative_to(ROOT / "docs").with_suffix("")) for p in (*GUIDES, *REFERENCE)}
+    assert pages == listed
+
+
 def blocks(path: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", path.read_text(), re.DOTALL)
 
@@ -69,10 +101,9 @@ def test_readme_python(tmp_path, monkeypatch):
     assert "train.py" in code
     names: dict = {"__name__": "readme"}
     exec(compile(code, "README.md", "exec"), names)  # noqa: S102
-    assert names["more"].shape == (200, 200, 1)
-    assert names["y_t"].shape == (200, 1)
-    assert len(names["table"]) == 6
-    assert (tmp_path / "history.png").exists()
+    assert names["forecast"].shape == (14, 5)
+    assert names["classifier"].score(names["signals"][150:], names["labels"][150:]) > 0.95
+    assert (tmp_path / "sales.png").exists()
 
 
 def test_readme_mpirun(tmp_path):
@@ -102,6 +133,11 @@ def test_guides_run(guide, tmp_path, monkeypatch, capfd):
             assert language == "sh", "what is no Python is run by bash"
             done = subprocess.run(["/bin/bash", "-e", "-c", code], check=False)
             assert done.returncode == 0, f"{code}\n{capfd.readouterr().err}"
+    if guide.stem == "estimator":
+        assert names["more"].shape == (200, 200, 1)
+        assert names["y_t"].shape == (200, 1)
+        assert len(names["table"]) == 6
+        assert (tmp_path / "history.png").exists()
     if guide.stem == "large-data":
         output = capfd.readouterr().out
         assert "x holds NaN at step 100, sequence 3" in output
@@ -141,7 +177,7 @@ def test_figures_in_documents_are_the_bench_s(monkeypatch):
         assert figures.updated(page) == page.read_text(), "python bench/figures.py --write"
     for name in ("fit", "recurrent", "allreduce_2", "step_2"):
         found = json.loads((ROOT / "bench" / "results" / f"{name}.json").read_text())
-        assert found["circumstances"]["cpu"] in (ROOT / "README.md").read_text()
+        assert found["circumstances"]["cpu"] in (ROOT / "docs" / "benchmarks.md").read_text()
 
 
 def test_the_page_on_scaling_is_made_of_the_bench_s_files(monkeypatch, tmp_path):

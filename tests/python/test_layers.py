@@ -260,6 +260,7 @@ INNER = {
     ),
     "chooses what runs updates, steps or predictions": (
         "tests/python/test_native_changes.py", "tests/python/test_native_forward.py",
+        "tests/python/test_precision.py",
         "tests/python/test_native_pooling.py", "tests/python/test_native_step.py",
         "tests/python/test_native_time_steps.py", "tests/python/updates.py",
     ),

@@ -82,7 +82,7 @@ def h5load(src: str | os.PathLike[str], *, mmap: bool = False, literals: bool = 
     literals
         HDF5Utils.jl writes fields that are not arrays as Julia source text, in a group
         ``nonarray``. They are merged into the file's other fields and parsed as literals: numbers,
-        strings, arrays, tuples, ``Dict``s. With False, they stay text.
+        strings, arrays, tuples, objects ``Dict``. With False, they stay text.
 
     Raises
     ------
