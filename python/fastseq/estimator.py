@@ -42,6 +42,7 @@ from .training.evaluation import chunk_plan, evaluate
 from .training.fit import Fit
 from .training.history import History
 from .training.learner import Learner
+from .training.learner_table import html_table, learner_table, text_table
 from .training.learning_rate_finder import LearningRateTest, restored, try_learning_rates
 from .training.run import check_callbacks
 from .training.spec import Spec, check_count
@@ -203,6 +204,12 @@ class Estimator:
     scaling_ = _Part[Scaling | None]("scaling")
     padding_ = _Part[float]("padding")
     stop_reason_ = _Part[str | None]("stop_reason")
+
+    def __repr__(self) -> str:
+        return text_table(type(self).__name__, learner_table(self.learner))
+
+    def _repr_html_(self) -> str:
+        return html_table(type(self).__name__, learner_table(self.learner))
 
     @property
     def model(self) -> nn.Module:  # noqa: D102 (as are those below: see Parameters)

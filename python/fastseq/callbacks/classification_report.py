@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._util.figures import new_figure
 from .._util.optional_imports import need
 from ..inference.samples import Samples, samples
 from ..training.run import Callback
@@ -149,12 +150,12 @@ class ClassificationReport(Callback):
         if self.matrix is None:
             raise ValueError("there is no confusion matrix before fit has ended")
         need("matplotlib", "ClassificationReport.plot")
-        from matplotlib.figure import Figure
         from sklearn.metrics import ConfusionMatrixDisplay
 
         if ax is None:
             side = 3.0 + 0.35 * len(self._names)
-            ax = Figure(figsize=(side * 1.15, side), layout="constrained").add_subplot()
+            size = (side * 1.15, side)
+            ax = new_figure("plot", figsize=size, layout="constrained").add_subplot()
         display = ConfusionMatrixDisplay(self.matrix, display_labels=self._names)
         display.plot(ax=ax, xticks_rotation=45 if len(self._names) > 4 else 0, cmap="Blues")
         return ax

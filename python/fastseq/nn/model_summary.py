@@ -15,7 +15,7 @@ from .._util.seeding import untouched
 from .._util.tree import Tree, tree_leaves, tree_map
 from .stateful import takes_state
 
-__all__ = ["ModelSummary", "summarize"]
+__all__ = ["ModelSummary", "model_title", "summarize"]
 
 _NO_ROW = (nn.ModuleList, nn.ModuleDict)  # they only hold others
 
@@ -94,13 +94,26 @@ def summarize(model: nn.Module, example: Tree, steps: int) -> ModelSummary:
             frozen = sum(p.numel() for p in own if not p.requires_grad)
             rows.append((name, type(module).__name__, shapes.get(name, ""), count, frozen))
     frozen = sum(p.numel() for p in seen if not p.requires_grad)
-    total = sum(p.numel() for p in seen)
-    kinds = sorted({str(p.dtype).removeprefix("torch.") for p in seen})
-    places = sorted({str(p.device) for p in seen})
-    where = f", {', '.join(kinds)} on {', '.join(places)}" if seen else ""
+    trainable = sum(p.numel() for p in seen) - frozen
+    return ModelSummary(model_title(model), tuple(rows), trainable, frozen)
+
+
+def model_title(model: nn.Module) -> str:
+    """Return a model's class, and how many parameters it has, of which dtypes, on which devices.
+
+    Examples
+    --------
+    >>> model_title(nn.Linear(2, 3))
+    'Linear: 9 parameters, float32 on cpu'
+    """
+    params = list(model.parameters())
+    frozen = sum(p.numel() for p in params if not p.requires_grad)
+    total = sum(p.numel() for p in params)
+    kinds = sorted({str(p.dtype).removeprefix("torch.") for p in params})
+    places = sorted({str(p.device) for p in params})
+    where = f", {', '.join(kinds)} on {', '.join(places)}" if params else ""
     of_which = f", {frozen:,} of them frozen" if frozen else ""
-    title = f"{type(model).__name__}: {total:,} parameters{of_which}{where}"
-    return ModelSummary(title, tuple(rows), total - frozen, frozen)
+    return f"{type(model).__name__}: {total:,} parameters{of_which}{where}"
 
 
 def _symbolic(model: nn.Module, example: Tree, steps: int) -> dict[str, str]:

@@ -7,9 +7,10 @@ import numbers
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from .._util.figures import new_figure
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 __all__ = ["plot_history"]
 
@@ -60,10 +61,9 @@ def plot_history(rows: _Rows, ax: Axes | None) -> Axes:
 
 def _panels(more: int) -> list[Axes]:
     """Make a figure with a panel for the losses and `more` flatter ones below it."""
-    from matplotlib.figure import Figure
-
     heights = [_LOSS_HEIGHT] + [_PANEL_HEIGHT] * more
-    figure: Figure = Figure(figsize=(7, sum(heights) + 0.4), layout="constrained")
+    size = (7, sum(heights) + 0.4)
+    figure = new_figure("plot", figsize=size, layout="constrained")
     axes = figure.subplots(
         len(heights), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights}
     )

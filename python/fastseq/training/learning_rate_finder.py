@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .._util.figures import new_figure
 from .._util.optional_imports import need
 from .._util.random_state import random_state, set_random_state
 from ..data.sequences import Sequences
@@ -113,9 +114,8 @@ class LearningRateTest:
         """
         need("matplotlib", "LearningRateTest.plot")
         if ax is None:
-            from matplotlib.figure import Figure
-
-            ax = Figure(figsize=(7, 4), layout="constrained").add_subplot()
+            figure = new_figure("plot", figsize=(7, 4), layout="constrained")
+            ax = figure.add_subplot()
         smooth = self.smoothed
         ax.plot(self.rates, self.losses, color="C0", alpha=0.35, lw=1, label="each update")
         ax.plot(self.rates, smooth, color="C0", label="smoothed")

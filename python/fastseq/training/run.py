@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +29,24 @@ __all__ = ["Callback", "Run", "check_callbacks"]
 HOOKS = ("on_fit_begin", "on_epoch_begin", "on_batch_end", "on_epoch_end", "on_fit_end")
 
 
+def _arguments(callback: Callback) -> list[str]:
+    """Return the arguments that a callback was made with; "…" for those that it does not keep."""
+    told = []
+    for name, parameter in inspect.signature(type(callback)).parameters.items():
+        kept = getattr(callback, name, getattr(callback, f"_{name}", parameter.default))
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            told += map(repr, kept) if isinstance(kept, list | tuple) else ["…"]
+        elif kept is inspect.Parameter.empty or not isinstance(kept, _PLAIN):
+            told += ["…"] if parameter.default is inspect.Parameter.empty else []
+        elif kept != parameter.default:
+            keyword = parameter.kind is inspect.Parameter.KEYWORD_ONLY
+            told.append(f"{name}={kept!r}" if keyword else repr(kept))
+    return told
+
+
+_PLAIN = (bool, int, float, str, tuple, list, Path)
+
+
 class Callback:
     """Base class of callbacks, called while `Estimator.fit` runs; override only what you need.
 
@@ -46,6 +66,9 @@ class Callback:
     epoch 1 of 2
     epoch 2 of 2
     """
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(_arguments(self))})"
 
     # The estimator's history (copied along when estimator and callback are copied) and the key of
     # the data in the last run. None: a state was loaded, or there was no run.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..._util.figures import new_figure
 from ..._util.optional_imports import need
 
 if TYPE_CHECKING:
@@ -62,8 +63,6 @@ def plot_forecast(
     ['past', '80 % interval', 'forecast (median)']
     """
     dates = need("matplotlib.dates", "plot_forecast")
-    from matplotlib.figure import Figure
-
     values = np.asarray(past, float)
     levels = None if quantiles is None else [float(level) for level in quantiles]
     named = {} if levels is not None else _named_levels(forecast)
@@ -74,7 +73,8 @@ def plot_forecast(
     _check(values, found, levels, actual)
     times = _times(past, forecast, len(values), len(found))
     if ax is None:
-        ax = Figure(figsize=(9, 4), layout="constrained").add_subplot()
+        figure = new_figure("plot_forecast", figsize=(9, 4), layout="constrained")
+        ax = figure.add_subplot()
     begin, then = times[: len(values)], times[len(values) :]
     ax.plot(begin, values, color="0.25", lw=1.3, label="past")
     middle, label = found, "forecast"
