@@ -1,4 +1,4 @@
-"""The command line, ``fastseq`` or ``python -m fastseq``: info, h5, fit, predict, serve."""
+"""The command line, ``fastseq`` or ``python -m fastseq``: see `main`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from . import __version__
 from .data.hdf5 import commands as h5
+from .doctor import examine, report
 from .errors import FastseqError
 from .info import info
 
@@ -30,6 +31,7 @@ def main(words: list[str] | None = None) -> int:
     predict = commands.add_parser("predict", help="forecast with a trained forecaster")
     serve = commands.add_parser("serve", help="answer requests by HTTP with a saved model")
     commands.add_parser("info", help="versions, devices, MPI, kernels and transport in use")
+    commands.add_parser("doctor", help="what may keep it from running well here, and what to do")
     h5.add_commands(commands.add_parser("h5", help="HDF5 files: join, describe, check"))
     try:
         if words[:1] in (["fit"], ["predict"]):
@@ -50,6 +52,9 @@ def main(words: list[str] | None = None) -> int:
             found = info()
             if found["ranks"]["rank"] == 0:
                 print(json.dumps(found, indent=2))
+            return 0
+        if arguments.command == "doctor":
+            print(report(examine()))
             return 0
         if arguments.command == "serve":
             server.run_serve(arguments)

@@ -79,7 +79,7 @@ PACKAGE = ROOT / "python" / "fastseq"
 ROOMS = (
     "errors", "_util", "distributed", "nn", "data", "training", "inference", "checkpoint",
     "callbacks", "estimator", "search_space", "sklearn", "sktime",
-    "huggingface", "info", "serving",
+    "huggingface", "info", "doctor", "serving",
 )  # fmt: skip
 EXTENSIONS = ("_C", "_comm", "_cuda", "_cuda_comm", "_mpi", "_reader", "_step")
 
