@@ -268,7 +268,7 @@ INNER = {
         "bench/fit_classifier.py", "bench/fit_tasks.py",
     ),
     "runs the command line in this process": (
-        "tests/python/test_forecast_commands.py",
+        "tests/python/test_doctor.py", "tests/python/test_forecast_commands.py",
         "tests/python/test_h5_commands.py", "tests/python/test_server_process.py",
     ),
 }  # fmt: skip

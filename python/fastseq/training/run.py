@@ -31,7 +31,7 @@ HOOKS = ("on_fit_begin", "on_epoch_begin", "on_batch_end", "on_epoch_end", "on_f
 
 def _arguments(callback: Callback) -> list[str]:
     """Return the arguments that a callback was made with; "…" for those that it does not keep."""
-    told = []
+    told: list[str] = []
     for name, parameter in inspect.signature(type(callback)).parameters.items():
         kept = getattr(callback, name, getattr(callback, f"_{name}", parameter.default))
         if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
