@@ -148,7 +148,7 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaM
   if (pageable && to_device) {  // staged before the call returns
     auto staged = std::make_shared<std::vector<char>>(bytes);
     std::memcpy(staged->data(), from, bytes);
-    push(stream, [to, staged] { std::memcpy(to, staged->data(), staged->size()); });
+    push(stream, [to, staged = std::move(staged)] { std::memcpy(to, staged->data(), staged->size()); });
     return cudaSuccess;
   }
   push(stream, [to, from, bytes] { std::memcpy(to, from, bytes); });

@@ -55,6 +55,7 @@ void step(Stream& stream, std::unique_lock<std::mutex>& lock) {
     if (operation->run) {
       const DeviceAccess access;
       operation->run();
+      operation->run = nullptr;  // what it holds is freed here, where it was used
     }
     if (operation->passes) release(operation->passes.get());
   });
