@@ -184,7 +184,7 @@ class Estimator:
         replicas = Replicas(communicator(comm))
         place = choose_device(device, replicas.comm.local_rank)
         use_device(place, alone=replicas.alone)
-        self.learner = Learner(
+        self.learner: Learner = Learner(
             model=model.to(place),
             loss=loss,
             trained=Trained(optimizer, model),
@@ -196,14 +196,14 @@ class Estimator:
             seed=seed,
         )
         self._predictor = _predictor(self.learner)
-        self.callbacks = _check_callbacks(callbacks)
+        self.callbacks: list[Any] = _check_callbacks(callbacks)
         self.progress = progress
 
-    optimizer = _Part[torch.optim.Optimizer]("optimizer")
-    history_ = _Part[History]("history")
-    scaling_ = _Part[Scaling | None]("scaling")
-    padding_ = _Part[float]("padding")
-    stop_reason_ = _Part[str | None]("stop_reason")
+    optimizer: _Part[torch.optim.Optimizer] = _Part[torch.optim.Optimizer]("optimizer")
+    history_: _Part[History] = _Part[History]("history")
+    scaling_: _Part[Scaling | None] = _Part[Scaling | None]("scaling")
+    padding_: _Part[float] = _Part[float]("padding")
+    stop_reason_: _Part[str | None] = _Part[str | None]("stop_reason")
 
     def __repr__(self) -> str:
         return text_table(type(self).__name__, learner_table(self.learner))

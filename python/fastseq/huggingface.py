@@ -83,7 +83,7 @@ class TextModel(nn.Module):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
-        self.model = _checked(model, "TextModel")
+        self.model: Any = _checked(model, "TextModel")
 
     @property
     def num_embeddings(self) -> int:
@@ -196,7 +196,7 @@ class SeriesModel(nn.Module):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
-        self.model = _checked(model, "SeriesModel")
+        self.model: Any = _checked(model, "SeriesModel")
 
     def forward(self, x: Tensor) -> Tensor:
         """Run; see the class."""

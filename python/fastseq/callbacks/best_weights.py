@@ -51,7 +51,7 @@ class RestoreBest(Callback):
 
     def _forget(self) -> None:
         self.epoch: int | None = None
-        self.value = math.nan
+        self.value: float = math.nan
         self._cost = math.inf
         self._weights: dict[str, Any] = {}
 
@@ -84,7 +84,8 @@ class RestoreBest(Callback):
         self._forget()
         self._used = None
         if state:
-            self.epoch, self.value = state["epoch"], state["value"]
+            self.epoch = state["epoch"]
+            self.value = state["value"]
             self._cost = self._monitor.sign * self.value
             self._weights = dict(state["weights"])
 

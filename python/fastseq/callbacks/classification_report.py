@@ -74,7 +74,9 @@ class ClassificationReport(Callback):
         need("sklearn", "callbacks.ClassificationReport")
         if isinstance(class_names, str):
             raise TypeError(f"class_names must be a list of names, got {class_names!r}")
-        self.class_names = None if class_names is None else [str(name) for name in class_names]
+        self.class_names: list[str] | None = (
+            None if class_names is None else [str(name) for name in class_names]
+        )
         self.report: dict[str, Any] | None = None
         self.matrix: np.ndarray | None = None
         self._text = ""

@@ -44,7 +44,7 @@ class LivePlot(Callback):
 
     def __init__(self, path: str | os.PathLike[str] | None = None, *, every: int = 1) -> None:
         check_positive("every", every, integer=True)
-        self.path = None if path is None else Path(path)
+        self.path: Path | None = None if path is None else Path(path)
         self.every = every
         self._drawn = 0
         self._display: Any = None

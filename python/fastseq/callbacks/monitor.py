@@ -41,7 +41,7 @@ class Monitor:
         if mode not in ("min", "max"):
             raise ValueError(f'mode must be "min" or "max", got {mode!r}')
         self.key = key
-        self.sign = 1.0 if mode == "min" else -1.0
+        self.sign: float = 1.0 if mode == "min" else -1.0
 
     def check(self, run: Run) -> None:
         """Raise `ValueError` if the number needs validation and there is none."""

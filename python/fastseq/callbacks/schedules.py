@@ -207,7 +207,9 @@ class CycleLearningRate(Callback):
         check_positive("upper", upper)
         if not lower < upper:
             raise ValueError(f"lower must be less than upper, got {lower} and {upper}")
-        self.stepsize, self.lower, self.upper = stepsize, lower, upper
+        self.stepsize: int = stepsize
+        self.lower: float = lower
+        self.upper: float = upper
 
     def rate(self, epoch: int) -> float:
         """Return the learning rate of an epoch, counted from 1."""

@@ -78,8 +78,10 @@ class Snapshots(Callback):
         for name, count in (("last", last), ("best", best)):
             if count is not None:
                 check_positive(name, count, integer=True)
-        self.folder = Path(folder)
-        self.every, self.last, self.best = every, last, best
+        self.folder: Path = Path(folder)
+        self.every: int = every
+        self.last: int | None = last
+        self.best: int | None = best
         self._monitor = Monitor(monitor, mode)
         self._costs: dict[int, float] = {}
 

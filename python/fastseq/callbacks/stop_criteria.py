@@ -120,7 +120,7 @@ class TimeLimit(Criterion):
         super().__init__()
         seconds = limit.total_seconds() if isinstance(limit, datetime.timedelta) else limit
         check_positive("limit", seconds)
-        self.seconds = float(seconds)
+        self.seconds: float = float(seconds)
 
     def on_batch_end(self, run: Run) -> None:
         """Stop if time is up by any rank's clock."""

@@ -44,7 +44,7 @@ class Generations:
     """
 
     def __init__(self, folder: str | os.PathLike[str], keep: int = 2) -> None:
-        self.folder = Path(folder).absolute()
+        self.folder: Path = Path(folder).absolute()
         self._keep = keep
         self._image = Image()
         self._writing: _Writing | None = None

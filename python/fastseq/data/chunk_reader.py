@@ -39,10 +39,10 @@ class Slab:
     __slots__ = ("boxes", "data", "future", "label", "source", "suspect")
 
     def __init__(self, source: Source, boxes: list[Box], data: Tensor | None) -> None:
-        self.source = source
-        self.boxes = boxes
+        self.source: Source = source
+        self.boxes: list[Box] = boxes
         self.data: Any = data
-        self.suspect = False
+        self.suspect: bool = False
         self.label: int | None = None
         self.future: Future[int] | None = None
 
@@ -115,7 +115,7 @@ class Reader:
     def __init__(self, *, pinned: bool = False, strict: bool = True) -> None:
         self._strict = strict
         self._pinned = pinned
-        self.pid = os.getpid()
+        self.pid: int = os.getpid()
         self._native = SlabReader()
         self._files: dict[str | None, int] = {}
         self._thread: ThreadPoolExecutor | None = None

@@ -37,6 +37,10 @@ class Arguments:
         Whether a target was given without its last axis.
     """
 
+    reference: str
+    steps: int
+    count: int
+
     def __init__(
         self,
         x: object,
@@ -56,7 +60,7 @@ class Arguments:
             for tree, name in ((x, "x"), (y, "y"), (w, "w"), (mask, "mask"))
         )
         self.dtype = dtype
-        self.squeezed = False
+        self.squeezed: bool = False
         self._labels, self._ids = labels, ids
         self.lengths: np.ndarray | None = None
         self.order: np.ndarray | None = None
@@ -76,8 +80,10 @@ class Arguments:
         self.y: Tree = _map_arrays(y, "y", self._open_target)
         # Half precision lacks the range for weights, and the digits to add them up.
         weights = torch.promote_types(dtype, torch.float32)
-        self.w = None if w is None else self._open_weights(w, "w", weights)
-        self.mask = None if mask is None else self._open_weights(mask, "mask", _mask_dtype(mask))
+        self.w: Tree = None if w is None else self._open_weights(w, "w", weights)
+        self.mask: Tree = (
+            None if mask is None else self._open_weights(mask, "mask", _mask_dtype(mask))
+        )
         if lengths is not None:
             self.lengths = _checked_lengths(lengths, self.steps, self.count)
         if self.order is not None:
@@ -123,7 +129,8 @@ class Arguments:
                     f"got {lengths[i]} and {found[0][i]}"
                 )
         self.lengths = found[0]
-        self.steps, self.count = int(self.lengths.max()), len(first)
+        self.steps = int(self.lengths.max())
+        self.count = len(first)
         if not self.steps:
             raise ValueError(
                 f"{self.reference} has no time steps: its {self.count} arrays are empty"

@@ -70,7 +70,7 @@ class CheckedMap:
         start = mapped.offset - mapped.offset % mmap.ALLOCATIONGRANULARITY
         self._end = start + len(_mapping(mapped))
         self.shape = array.shape
-        self.dtype = array.dtype
+        self.dtype: np.dtype[Any] = array.dtype
 
     def __getitem__(self, index: Any) -> np.ndarray:
         size = os.path.getsize(self._path)

@@ -28,7 +28,11 @@ class Scale:
     def __init__(self, affine: Affine) -> None:
         self._center = affine.center.to(torch.float64).contiguous()
         self._inverse = (1 / affine.scale.to(torch.float64)).contiguous()
-        self.args = self._center.numel(), self._center.data_ptr(), self._inverse.data_ptr()
+        self.args: tuple[int, int, int] = (
+            self._center.numel(),
+            self._center.data_ptr(),
+            self._inverse.data_ptr(),
+        )
 
 
 NO_SCALE = 1, 0, 0

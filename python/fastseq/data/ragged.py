@@ -94,13 +94,13 @@ class RaggedRows(_Ragged):
         rows: list[Row],
     ) -> None:
         super().__init__(name, items, features, lengths, dtype)
-        self.places = list(dict.fromkeys(place for place, _, _ in rows))
+        self.places: list[str | None] = list(dict.fromkeys(place for place, _, _ in rows))
         numbers = {place: number for number, place in enumerate(self.places)}
         self._place = np.array([numbers[place] for place, _, _ in rows])
         self._offset = np.array([offset for _, offset, _ in rows], np.int64)
         stored = rows[0][2]
         self.stored = element_type(stored)
-        self.swapped = isinstance(stored, np.dtype) and not stored.isnative
+        self.swapped: bool = isinstance(stored, np.dtype) and not stored.isnative
         self._row_bytes = self._numel * stored.itemsize
 
     def pieces(self, boxes: list[Box], width: int, files: list[int]) -> np.ndarray:

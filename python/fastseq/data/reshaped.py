@@ -32,8 +32,8 @@ class Reshaped:
         self._axis = axis
         shape = list(array.shape)
         shape.insert(axis, 1)
-        self.shape = tuple(shape)
-        self.dtype = array.dtype
+        self.shape: tuple[int, ...] = tuple(shape)
+        self.dtype: Any = array.dtype
 
     def watched(self) -> Reshaped:
         """Return the same array, watched; see `LazyDataset.watched`."""

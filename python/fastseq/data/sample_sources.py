@@ -53,14 +53,14 @@ class SampleRows(Source):
         self._samples = samples
         array = samples.array
         place = None if samples.in_memory else samples.rows_in_file()
-        self.lazy = place is not None
+        self.lazy: bool = place is not None
         self.places: list[str | None] = [None if place is None else place[0]]
         self._offset = array.ctypes.data if place is None else place[1]
         self._distance = array.strides[0]
         self._numel = math.prod(self.features)
         self.stored = element_type(array.dtype)
-        self.swapped = not array.dtype.isnative
-        self.suspect = False
+        self.swapped: bool = not array.dtype.isnative
+        self.suspect: bool = False
         self._ahead: SampleRows | None = None
 
     @property

@@ -59,20 +59,20 @@ class SamplesFirst:
         steps: tuple[int, ...] | None = None,
         center: np.ndarray | None = None,
     ) -> None:
-        self.sample = tuple(array.shape[1:]) if steps is None else steps
+        self.sample: tuple[int, ...] = tuple(array.shape[1:]) if steps is None else steps
         if isinstance(array, np.ndarray):
             array = array.reshape(-1, *self.sample)
         self.array: Any = array
         self.index = index
         self.center = center
-        self.count = array.shape[0] if index is None else len(index)
+        self.count: int = array.shape[0] if index is None else len(index)
         self.shape = (self.sample[0], self.count, *self.sample[1:])
-        self.dtype = np.dtype(array.dtype)
+        self.dtype: np.dtype[Any] = np.dtype(array.dtype)
         self.places: np.ndarray | None = None  # the order; None: that of `index`
-        self.in_memory = isinstance(array, np.ndarray) and map_of(array) is None
+        self.in_memory: bool = isinstance(array, np.ndarray) and map_of(array) is None
         in_file = isinstance(array, np.ndarray) and self.rows_in_file() is not None
         self._by_rows = (self.in_memory or in_file) and center is None
-        self.jumps = self._by_rows and (self.in_memory or self._bytes >= _LARGE_BYTES)
+        self.jumps: bool = self._by_rows and (self.in_memory or self._bytes >= _LARGE_BYTES)
         self._chunk = 1 if self.jumps else _chunk_length(array)
         self._windows: dict[int, np.ndarray] = {}
 
@@ -214,8 +214,8 @@ class LastSteps:
 
     def __init__(self, last: Tensor, steps: int) -> None:
         self.last = last
-        self.shape = steps, len(last)
-        self.dtype = last.numpy().dtype
+        self.shape: tuple[int, int] = steps, len(last)
+        self.dtype: np.dtype[Any] = last.numpy().dtype
 
     def __getitem__(self, index: tuple[slice, slice]) -> Tensor:
         begin, end, _ = index[0].indices(self.shape[0])

@@ -73,14 +73,14 @@ class Source:
 
     lazy = False
     joins = True
-    holds = torch.float64
+    holds: torch.dtype = torch.float64
     largest = 0
 
     def __init__(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         self.name = name
-        self.shape = tuple(shape)
+        self.shape: tuple[int, ...] = tuple(shape)
         self.dtype = dtype
-        self.features = self.shape[2:]
+        self.features: tuple[int, ...] = self.shape[2:]
         self.affine: Affine | None = None
         self.scale: Scale | None = None
 
@@ -158,7 +158,7 @@ class TensorSource(Source):
         self._stored = None if tensor.is_cuda else element_type(tensor.dtype)
         self._floats = tensor.is_floating_point() and not tensor.is_cuda
         self._place: StridedSource | None = None
-        self.suspect = False  # whether the last slab may hold NaN or infinity
+        self.suspect: bool = False  # whether the last slab may hold NaN or infinity
 
     @property
     def ahead(self) -> Source | None:
@@ -226,8 +226,9 @@ class Broadcast(Source):
     def __init__(self, name: str, tensor: Tensor, shape: tuple[int, int], dtype: torch.dtype):
         super().__init__(name, (*shape, *tensor.shape[2:]), dtype)
         self._stored = tensor
-        self.holds, self.largest = holds(tensor.dtype), largest(tensor.dtype)
-        self.constant = tensor.shape[0] == 1 and shape[0] != 1  # over time
+        self.holds: torch.dtype = holds(tensor.dtype)
+        self.largest: int = largest(tensor.dtype)
+        self.constant: bool = tensor.shape[0] == 1 and shape[0] != 1  # over time
         self.scale_by(None)
 
     def scale_by(self, affine: Affine | None) -> None:
@@ -235,7 +236,9 @@ class Broadcast(Source):
         super().scale_by(affine)
         stored = self._stored
         self._scaled = stored.to(self.dtype) if affine is None else affine.apply(stored, self.dtype)
-        self.suspect = self.dtype.is_floating_point and not bool(self._scaled.isfinite().all())
+        self.suspect: bool = self.dtype.is_floating_point and not bool(
+            self._scaled.isfinite().all()
+        )
 
     def read(self, t0: int, t1: int, n0: int, n1: int) -> Tensor:
         """Return a view of time steps ``[t0, t1)``, sequences ``[n0, n1)``."""
@@ -293,7 +296,7 @@ class StridedSource(Source):
         swapped: bool = False,
     ) -> None:
         super().__init__(name, shape, dtype)
-        self.stored = element_type(stored)
+        self.stored: ElementType | None = element_type(stored)
         self.swapped = swapped
         self.places: list[str | None] = [place]
         self._offset = offset

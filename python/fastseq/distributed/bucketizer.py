@@ -47,8 +47,8 @@ class Averaged:
     """
 
     def __init__(self, update: Update, *, norm: bool) -> None:
-        self.weight = update.weight
-        self.attention = update.attention
+        self.weight: float = update.weight
+        self.attention: bool = update.attention
         self.facts: Tensor | None = None
         self._known: tuple[float, int, float] | None = None
         if isinstance(update.facts, Tensor):

@@ -158,7 +158,7 @@ class Communicator:
         self.local_size: int = self._native.local_size
         self.transport: str = self._native.transport
         self.threaded: bool = self.size > 1 and self._native.any_thread
-        self.busy = ""
+        self.busy: str = ""
         self._process = os.getpid()
         self._purpose = ""
 

@@ -64,11 +64,11 @@ class HostBucketizer:
         self, comm: Communicator, params: Sequence[Tensor], bucket_bytes: int, *, norm: bool
     ) -> None:
         threaded = comm.threaded and torch.get_num_threads() > 1
-        self.native = NativeBucketizer(
+        self.native: NativeBucketizer = NativeBucketizer(
             comm._native, *_lengths_and_dtypes(params), bucket_bytes, threaded, norm
         )
-        self.exchange = comm.transport
-        self.members = _members(self.native)
+        self.exchange: str = comm.transport
+        self.members: list[list[int]] = _members(self.native)
         groups = []
         for members, offsets, memory in self.native.buffers():
             dtype = params[members[0]].dtype.to_real()
@@ -78,7 +78,7 @@ class HostBucketizer:
             else:
                 flat = torch.empty(0, dtype=dtype)
             groups.append((members, offsets, flat))
-        self.places = _views(params, groups)
+        self.places: list[Tensor] = _views(params, groups)
         self._addresses = [place.data_ptr() for place in self.places]
 
     def shared_places(self) -> list[Tensor]:
@@ -145,12 +145,12 @@ class DeviceBucketizer:
             comm.wire_dtype == torch.bfloat16,
         )
         self.exchange: str = self._native.exchange
-        self.members = _members(self._native)
+        self.members: list[list[int]] = _members(self._native)
         groups = []
         for members, offsets, memory in self._native.places():
             dtype = params[members[0]].dtype.to_real()
             groups.append((members, offsets, self._tensor(memory).view(dtype)))
-        self.places = _views(params, groups)
+        self.places: list[Tensor] = _views(params, groups)
         outcome = self._native.outcome()
         self._outcome = None if outcome is None else self._tensor(outcome).view(torch.float64)
         self._value: Tensor | None = None  # is read until the update has ended

@@ -38,8 +38,8 @@ class Replicas:
 
     def __init__(self, comm: Communicator) -> None:
         self.comm = comm
-        self.alone = comm.size == 1
-        self.first = comm.rank == 0
+        self.alone: bool = comm.size == 1
+        self.first: bool = comm.rank == 0
         self.exchange: str | None = None  # how gradients travelled last
         # Samples that this rank has trained on since buffers were last equal; None: they are equal.
         self.since_common: float | None = None

@@ -39,7 +39,7 @@ class ScaledModel(nn.Module):
         super().__init__()
         self.module = module
         self._takes_state = takes_state(module)
-        self.layers = nn.ModuleList()
+        self.layers: nn.ModuleList = nn.ModuleList()
         self._x = tree_map(lambda affine: self._add(affine, inverse=False), x_scaling)
         self._y = tree_map(lambda affine: self._add(affine, inverse=True), y_scaling)
 

@@ -32,7 +32,7 @@ class Leaf:
     shared: bool = False
 
     def __post_init__(self) -> None:
-        self.kind = _kind(self.part)
+        self.kind: str = _kind(self.part)
 
 
 def _kind(part: object) -> str:

@@ -55,7 +55,7 @@ class Averaged(Members):
                     f"networks that are averaged must carry no state, got a {type(net).__name__}: "
                     "use fastseq.nn.PooledRNN"
                 )
-        self.classes = None if classes is None else list(classes)
+        self.classes: list[int] | None = None if classes is None else list(classes)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
         """Run all networks; `lengths` are the sequences' numbers of steps, ``(N,)``."""

@@ -55,8 +55,10 @@ class ColumnEncoder(nn.Module):
 
     def __init__(self, sizes: Sequence[int], steps: int = 1, beside: Sequence[int] = ()) -> None:
         super().__init__()
-        self.sizes, self.steps, self.beside = tuple(sizes), steps, tuple(beside)
-        self.columns = len(self.sizes)
+        self.sizes: tuple[int, ...] = tuple(sizes)
+        self.steps: int = steps
+        self.beside: tuple[int, ...] = tuple(beside)
+        self.columns: int = len(self.sizes)
         every = (*self.sizes * steps, *self.beside)
         self._numbers = [place for place, size in enumerate(every) if not size]
         ends, first = self.columns * steps, self.columns
@@ -64,14 +66,14 @@ class ColumnEncoder(nn.Module):
         places += [[place] for place in range(ends, len(every))]
         kinds = [size for size in (*self.sizes, *self.beside) if size]
         self._categories = [place for place in places if every[place[0]]]
-        self.embed = nn.ModuleList(
+        self.embed: nn.ModuleList = nn.ModuleList(
             nn.Embedding(size + 1, _embedding_size(size), padding_idx=0) for size in kinds
         )
         with torch.no_grad():
             for layer in self.embed:
                 assert isinstance(layer.weight, Tensor)
                 layer.weight *= _SPREAD
-        self.features = len(self._numbers) + sum(
+        self.features: int = len(self._numbers) + sum(
             len(place) * _embedding_size(size)
             for place, size in zip(self._categories, kinds, strict=True)
         )

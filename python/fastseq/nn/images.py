@@ -37,7 +37,7 @@ class OnImages(nn.Sequential):
 
     def __init__(self, shape: Sequence[int], *layers: nn.Module) -> None:
         super().__init__(*layers)
-        self.shape = tuple(shape)
+        self.shape: tuple[int, ...] = tuple(shape)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """Run; see the module."""

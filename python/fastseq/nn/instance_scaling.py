@@ -44,7 +44,8 @@ class InstanceScale(nn.Module):
 
     def __init__(self, *, beside: bool = False, features: int | None = None) -> None:
         super().__init__()
-        self.beside, self.features = beside, features
+        self.beside: bool = beside
+        self.features: int | None = features
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Scale; `lengths` are the sequences' numbers of steps, ``(N,)``."""

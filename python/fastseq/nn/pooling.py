@@ -49,7 +49,8 @@ class Pool(nn.Module):
 
     def __init__(self, how: str = "last+mean+max") -> None:
         super().__init__()
-        self.how, self.parts = how, how.split("+")
+        self.how: str = how
+        self.parts: list[str] = how.split("+")
         for part in self.parts:
             if part not in _PARTS:
                 raise ValueError(

@@ -99,10 +99,14 @@ class RandomKernels(nn.Module):
         sizes = parts or (n_in,)
         if sum(sizes) != n_in or min(sizes) < 1:
             raise ValueError(f"parts must be at least 1 and {n_in} in all, got {parts}")
-        self.n_in, self.steps, self.groups, self.seed, self.parts = n_in, steps, groups, seed, parts
+        self.n_in: int = n_in
+        self.steps: int = steps
+        self.groups: int = groups
+        self.seed: int = seed
+        self.parts: tuple[int, ...] | None = parts
         largest = math.log2(max(1.0, (steps - 1) / 8))
         exponents = [largest * group / max(1, groups - 1) for group in range(groups)]
-        self.dilations = [int(2**exponent + 1e-9) for exponent in exponents] * len(sizes)
+        self.dilations: list[int] = [int(2**exponent + 1e-9) for exponent in exponents] * len(sizes)
         self.register_buffer("members", torch.tensor(self._drawn(sizes)))
         self.register_buffer("thresholds", torch.zeros(len(self.dilations), KERNELS))
         self.register_buffer("ready", torch.zeros((), dtype=torch.bool))
@@ -203,7 +207,7 @@ class Rocket(nn.Module):
     torch.Size([8, 2])
     """
 
-    weight_decay = 1.0
+    weight_decay: float = 1.0
 
     def __init__(
         self,
@@ -216,13 +220,18 @@ class Rocket(nn.Module):
         parts: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
-        self.n_in, self.n_out, self.steps, self.groups = n_in, n_out, steps, groups
-        self.dropout, self.seed, self.parts = dropout, seed, parts
-        self.kernels = RandomKernels(n_in, steps, groups, seed, parts)
+        self.n_in: int = n_in
+        self.n_out: int = n_out
+        self.steps: int = steps
+        self.groups: int = groups
+        self.dropout: float = dropout
+        self.seed: int = seed
+        self.parts: tuple[int, ...] | None = parts
+        self.kernels: RandomKernels = RandomKernels(n_in, steps, groups, seed, parts)
         features = self.kernels.thresholds.numel()
-        self.scale = _Scale(features, _DEVIATION / math.sqrt(features))
-        self.drop = nn.Dropout(dropout)
-        self.linear = nn.Linear(features, n_out)
+        self.scale: _Scale = _Scale(features, _DEVIATION / math.sqrt(features))
+        self.drop: nn.Dropout = nn.Dropout(dropout)
+        self.linear: nn.Linear = nn.Linear(features, n_out)
         # A feature that is constant in training keeps the weight 0, whatever it is later.
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)

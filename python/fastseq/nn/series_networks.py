@@ -38,10 +38,10 @@ class Head(nn.Module):
 
     def __init__(self, features: int, n_out: int, pool: str | None, dropout: float) -> None:
         super().__init__()
-        self.pool = None if pool is None else Pool(pool)
+        self.pool: Pool | None = None if pool is None else Pool(pool)
         parts = 1 if self.pool is None else len(self.pool.parts)
-        self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(parts * features, n_out)
+        self.dropout: nn.Dropout = nn.Dropout(dropout)
+        self.linear: nn.Linear = nn.Linear(parts * features, n_out)
 
     def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
         """Return outputs of features ``(T, N, H)``."""
@@ -124,15 +124,20 @@ class LSTMFCN(nn.Module):
             raise ValueError(
                 f"stride must be 1 with pool=None, and at least 1, got {stride} with pool={pool!r}"
             )
-        self.n_in, self.n_out, self.width, self.stride = n_in, n_out, width, stride
-        self.kernels, self.hidden_size = tuple(kernels), hidden_size
-        self.pool, self.dropout = pool, dropout
+        self.n_in: int = n_in
+        self.n_out: int = n_out
+        self.width: int = width
+        self.stride: int = stride
+        self.kernels: tuple[int, ...] = tuple(kernels)
+        self.hidden_size: int = hidden_size
+        self.pool: str | None = pool
+        self.dropout: float = dropout
         sizes = (n_in, *(width * (1 + i % 2) for i in range(len(kernels))))
-        self.blocks = nn.ModuleList(
+        self.blocks: nn.ModuleList = nn.ModuleList(
             _ConvBlock(a, b, k) for a, b, k in zip(sizes, sizes[1:], kernels, strict=False)
         )
-        self.lstm = LSTM(n_in, hidden_size) if hidden_size else None
-        self.head = Head(sizes[-1] + hidden_size, n_out, pool, dropout)
+        self.lstm: LSTM | None = LSTM(n_in, hidden_size) if hidden_size else None
+        self.head: Head = Head(sizes[-1] + hidden_size, n_out, pool, dropout)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Run; see the module."""
@@ -185,18 +190,23 @@ class PooledRNN(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.n_in, self.n_out, self.cell = n_in, n_out, cell
-        self.hidden_size, self.num_layers = hidden_size, num_layers
-        self.bidirectional, self.pool, self.dropout = bidirectional, pool, dropout
+        self.n_in: int = n_in
+        self.n_out: int = n_out
+        self.cell: str = cell
+        self.hidden_size: int = hidden_size
+        self.num_layers: int = num_layers
+        self.bidirectional: bool = bidirectional
+        self.pool: str | None = pool
+        self.dropout: float = dropout
         if cell not in _CELLS:
             raise ValueError(
                 f"cell must be one of {tuple(_CELLS)}, got {cell!r}{meant(cell, _CELLS)}"
             )
         between = dropout if num_layers > 1 else 0.0
-        self.rnn = _CELLS[cell](
+        self.rnn: GRU | LSTM | RNN = _CELLS[cell](
             n_in, hidden_size, num_layers, dropout=between, bidirectional=bidirectional
         )
-        self.head = Head(hidden_size * (1 + bidirectional), n_out, pool, dropout)
+        self.head: Head = Head(hidden_size * (1 + bidirectional), n_out, pool, dropout)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Run; see the module."""
@@ -268,18 +278,23 @@ class InceptionTime(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.n_in, self.n_out, self.width = n_in, n_out, width
-        self.kernels, self.depth, self.pool, self.dropout = tuple(kernels), depth, pool, dropout
+        self.n_in: int = n_in
+        self.n_out: int = n_out
+        self.width: int = width
+        self.kernels: tuple[int, ...] = tuple(kernels)
+        self.depth: int = depth
+        self.pool: str | None = pool
+        self.dropout: float = dropout
         channels = width * (len(kernels) + 1)
-        self.blocks = nn.ModuleList(
+        self.blocks: nn.ModuleList = nn.ModuleList(
             _InceptionBlock(channels if i else n_in, width, kernels) for i in range(depth)
         )
-        self.shortcuts = nn.ModuleList(
+        self.shortcuts: nn.ModuleList = nn.ModuleList(
             PaddedConv(n_in if i == 2 else channels, channels, 1, bias=False)
             for i in range(2, depth, 3)
         )
-        self.norms = nn.ModuleList(PaddedBatchNorm(channels) for _ in self.shortcuts)
-        self.head = Head(channels, n_out, pool, dropout)
+        self.norms: nn.ModuleList = nn.ModuleList(PaddedBatchNorm(channels) for _ in self.shortcuts)
+        self.head: Head = Head(channels, n_out, pool, dropout)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Run; see the module."""
@@ -337,16 +352,21 @@ class TCN(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.n_in, self.n_out, self.width = n_in, n_out, width
-        self.kernel_size, self.depth, self.pool, self.dropout = kernel_size, depth, pool, dropout
-        self.enter = PaddedConv(n_in, width, 1)
-        self.convs = nn.ModuleList(
+        self.n_in: int = n_in
+        self.n_out: int = n_out
+        self.width: int = width
+        self.kernel_size: int = kernel_size
+        self.depth: int = depth
+        self.pool: str | None = pool
+        self.dropout: float = dropout
+        self.enter: PaddedConv = PaddedConv(n_in, width, 1)
+        self.convs: nn.ModuleList = nn.ModuleList(
             PaddedConv(width, width, kernel_size, dilation=2 ** (i // 2), causal=True, bias=False)
             for i in range(2 * depth)
         )
-        self.norms = nn.ModuleList(PaddedBatchNorm(width) for _ in self.convs)
-        self.drop = nn.Dropout1d(dropout)
-        self.head = Head(width, n_out, pool, dropout)
+        self.norms: nn.ModuleList = nn.ModuleList(PaddedBatchNorm(width) for _ in self.convs)
+        self.drop: nn.Dropout1d = nn.Dropout1d(dropout)
+        self.head: Head = Head(width, n_out, pool, dropout)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Run; see the module."""
@@ -402,16 +422,22 @@ class Transformer(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        self.n_in, self.n_out, self.width, self.heads = n_in, n_out, width, heads
-        self.depth, self.causal, self.pool, self.dropout = depth, causal, pool, dropout
+        self.n_in: int = n_in
+        self.n_out: int = n_out
+        self.width: int = width
+        self.heads: int = heads
+        self.depth: int = depth
+        self.causal: bool = causal
+        self.pool: str | None = pool
+        self.dropout: float = dropout
         if width % (2 * heads):
             raise ValueError(f"width must be a multiple of 2 · heads = {2 * heads}, got {width}")
-        self.enter = nn.Linear(n_in, width)
+        self.enter: nn.Linear = nn.Linear(n_in, width)
         layer = nn.TransformerEncoderLayer(width, heads, 2 * width, dropout, norm_first=True)
-        self.layers = nn.TransformerEncoder(
+        self.layers: nn.TransformerEncoder = nn.TransformerEncoder(
             layer, depth, nn.LayerNorm(width), enable_nested_tensor=False
         )
-        self.head = Head(width, n_out, pool, dropout)
+        self.head: Head = Head(width, n_out, pool, dropout)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Run; see the module."""

@@ -225,7 +225,7 @@ class Stateful:
                     f"nn.Sequential drops the state of {', '.join(stateful)}; use fastseq.nn.Chain"
                 )
         self._takes_state = takes_state(module)
-        self.told_ends = _told_ends(module)
+        self.told_ends: bool = _told_ends(module)
         self._backward_starts_fresh = is_bidirectional(module)
 
     def __call__(self, x: Tree) -> Tree:

@@ -81,10 +81,10 @@ class ServedEstimator:
         missing = est.spec.nan != "raise"
         ids, most = number_of_ids(est.model), torch.finfo(input_dtype(est.model)).max
         self._kind: Any = float if ids is None else np.int64
-        self.step_type = step_type(self._features, missing=missing, ids=ids, most=most)
+        self.step_type: Any = step_type(self._features, missing=missing, ids=ids, most=most)
         self.record_type: Any = list_of(self.step_type)
         self._clients: dict[str, _Client] = {}
-        self.steps = not is_bidirectional(est.model)
+        self.steps: bool = not is_bidirectional(est.model)
         self._dims: Tree = None
         self.metadata: dict[str, Any] = {
             "features": self._features,

@@ -43,7 +43,7 @@ class ServedForecaster:
     def __init__(self, forecaster: SequenceForecaster) -> None:
         self._forecaster, self._form = forecaster, forecaster.form_
         form = self._form
-        self.ids = [_plain_id(one) for one in form.ids]
+        self.ids: list[Any] = [_plain_id(one) for one in form.ids]
         if len(set(self.ids)) < len(self.ids) or any(type(one) is bool for one in self.ids):
             raise ValueError(
                 "make_app: the ids of series must be texts or integers, and differ as such, got "

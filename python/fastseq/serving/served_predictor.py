@@ -36,9 +36,10 @@ class ServedPredictor:
     def __init__(self, model: SequenceClassifier | SequenceRegressor) -> None:
         self._model, self._form = model, model.form_
         form = self._form
-        self.record_type, self.static_type = record_type(form), static_type(form)
+        self.record_type: Any = record_type(form)
+        self.static_type: Any = static_type(form)
         self.classes: list[Any] | None = None  # of one target
-        self.probabilities = False
+        self.probabilities: bool = False
         if isinstance(model, SequenceClassifier):
             self.probabilities = form.labels or form.targets == 1
             if self.probabilities and not form.labels:

@@ -53,7 +53,7 @@ class SampleModule(nn.Module):
         as_given = scaled or number_of_ids(model) is not None
         self._dtype = None if as_given else input_dtype(model)
         scalings = (None, None) if scaling is None else (scaling.x, scaling.y)
-        self.scaled = ScaledModel(model, *scalings)
+        self.scaled: ScaledModel = ScaledModel(model, *scalings)
         self._per_step, self._whole = per_step, whole
         self._channels_first, self._rows, self._image = channels_first, rows, image
         self._flat = any(isinstance(layer, RandomKernels) for layer in model.modules())

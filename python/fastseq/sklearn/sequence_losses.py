@@ -31,8 +31,8 @@ class EachMember:
 
     def __init__(self, loss: Callable[..., Tensor]) -> None:
         self.loss = loss
-        self.per_sequence = getattr(loss, "per_sequence", False)
-        self.at_last_step = getattr(loss, "at_last_step", False)
+        self.per_sequence: Any | bool = getattr(loss, "per_sequence", False)
+        self.at_last_step: Any | bool = getattr(loss, "at_last_step", False)
 
     def __call__(self, m: Any, xs: Tree, ys: Tensor, *ws: Tensor) -> Tensor:
         """Compute the loss of a chunk; `m` is a `Stateful`."""

@@ -49,7 +49,7 @@ class Precision:
         self._scaler: torch.amp.GradScaler | None = None
         if amp == "fp16":
             self._scaler = torch.amp.GradScaler(device.type)
-        self.scales = self._scaler is not None
+        self.scales: bool = self._scaler is not None
 
     def check(self, model: nn.Module) -> None:
         """Raise if the model's dtype does not go with `amp`."""

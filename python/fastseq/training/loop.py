@@ -169,7 +169,7 @@ class Trainer:
             1 if self._reads_at_once else _LOSSES_IN_FLIGHT,
             finite=not learner.precision.scales,
         )
-        self.stateful = Stateful(in_context(learner.model, learner.spec.context))
+        self.stateful: Stateful = Stateful(in_context(learner.model, learner.spec.context))
         self._loss = learner.objective
         self._current_optimizer = learner.current_optimizer
         self._optimizer = learner.current_optimizer()

@@ -62,13 +62,13 @@ class Updater:
     ) -> None:
         self._optimizer = optimizer
         self._clip = spec.clip_value, spec.clip_norm
-        self.params = list(model.parameters())
+        self.params: list[nn.Parameter] = list(model.parameters())
         self._trained = {id(p): i for i, p in enumerate(trained)}
         if not any(map(self.moves, self.params)):
             raise NotNative("nothing to train")
-        self.dtype = self.params[0].dtype
+        self.dtype: torch.dtype = self.params[0].dtype
         shared = [] if buckets is None else buckets.host.shared_places()
-        self.gradients = [
+        self.gradients: list[Tensor] = [
             shared[self._trained[id(p)]] if shared and self.moves(p) else torch.zeros_like(p)
             for p in self.params
         ]

@@ -46,7 +46,7 @@ class OptimizerStep:
         others: Iterable[nn.Parameter] = (),
     ) -> None:
         self._optimizer = optimizer
-        self.params = list(params)
+        self.params: list[nn.Parameter] = list(params)
         self._others = list(others)
         own = {p for group in optimizer.param_groups for p in group["params"]}
         self._stepped = [p for p in self.params if p in own]

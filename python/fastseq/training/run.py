@@ -152,7 +152,7 @@ class Run:
         self.position = position
         self.chunks = chunks
         self._accumulate = learner.spec.accumulate
-        self.updates_per_epoch = -(-chunks // self._accumulate)
+        self.updates_per_epoch: int = -(-chunks // self._accumulate)
         self.row: dict[str, Any] = {}
         self.error: BaseException | None = None
         self.requests: frozenset[str] = frozenset()
@@ -163,7 +163,7 @@ class Run:
         self._callbacks = list(callbacks)
         self._every_update = _hooks(self._callbacks, "on_batch_end")
         self._data_key: int | None = None
-        self.has_other_data = False
+        self.has_other_data: bool = False
 
     @property
     def epoch(self) -> int:

@@ -45,7 +45,7 @@ class Trained:
         if not isinstance(given, optim.Optimizer):
             self._make = given
         self.model = model
-        self.first = make_optimizer(given, model)
+        self.first: optim.Optimizer = make_optimizer(given, model)
         self._note(self.first)
 
     def __getstate__(self) -> dict[str, object]:

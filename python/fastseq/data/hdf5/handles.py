@@ -147,7 +147,7 @@ class SharedFile:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.pid = os.getpid()
+        self.pid: int = os.getpid()
         self._lock = threading.RLock()
         self._file: h5py.File | None = None
         self._identity: tuple[int, int] | None = None

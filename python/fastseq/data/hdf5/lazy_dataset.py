@@ -57,7 +57,7 @@ class LazyDataset:
         self.shape = shape
         self.dtype = dtype
         self.mode = mode
-        self.starts = (0,) * len(shape) if starts is None else starts
+        self.starts: tuple[int, ...] = (0,) * len(shape) if starts is None else starts
         self.cached = cached
         self._file: SharedFile | None = None
         self._watch: FileWatch | None = None

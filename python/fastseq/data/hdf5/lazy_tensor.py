@@ -42,7 +42,7 @@ class LazyTensor:
             [4., 5.]], dtype=torch.bfloat16))
     """
 
-    dtype = torch.bfloat16
+    dtype: torch.dtype = torch.bfloat16
 
     def __init__(self, raw: LazyDataset | h5py.Dataset) -> None:
         self.raw = raw

@@ -54,7 +54,7 @@ class StoredRows:
     def __init__(self, dataset: h5py.Dataset) -> None:
         columns = np.array(list(_regions(dataset)), np.int64).reshape(-1, len(_Region._fields))
         self._regions = _Region(*columns.T)
-        self.width = int(np.max(self._regions.width, initial=1))
+        self.width: int = int(np.max(self._regions.width, initial=1))
 
     def boundary(self, t: int, n0: int, n1: int) -> int:
         """Return the first time step from `t` on that cuts no chunk of ``[n0, n1)``."""

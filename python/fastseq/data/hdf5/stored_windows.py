@@ -61,7 +61,7 @@ class WindowReader:
             raise ValueError(
                 f"{dataset!r} must have at least two dimensions, time steps and sequences"
             )
-        self.dataset = copy.copy(dataset)
+        self.dataset: LazyDataset = copy.copy(dataset)
         self.dataset.cached = False  # windows keep what is needed again
         self.max_bytes = max_bytes
         self._warned = self._closed = False

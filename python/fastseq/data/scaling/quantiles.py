@@ -46,7 +46,7 @@ class Quantiles:
     def __init__(self, features: tuple[int, ...]) -> None:
         self._features = features
         self._width = math.prod(features)
-        self.exact = min(2**16, max(2**11, 2**22 // max(self._width, 1)))
+        self.exact: int = min(2**16, max(2**11, 2**22 // max(self._width, 1)))
         self._numbers: Array = np.empty(0)
         self._rows: Array = np.empty((0, self._width), np.float32)
         self._waiting: list[tuple[Array, Array]] = []

@@ -68,8 +68,8 @@ def load_cuda() -> str | None:
     return None
 
 
-cuda_obstacle = load_cuda()
-cuda_kernels = cuda_obstacle is None
+cuda_obstacle: str | None = load_cuda()
+cuda_kernels: bool = cuda_obstacle is None
 _obstacles: dict[int, str] = {}
 
 

@@ -57,9 +57,9 @@ class CovariateEncoder(nn.Module):
 
     def __init__(self, sizes: CovariateSizes, *, lagged: bool) -> None:
         super().__init__()
-        self.ahead = ColumnEncoder(sizes.ahead)
-        self.past = ColumnEncoder(sizes.past)
-        self.static = ColumnEncoder(sizes.static)
+        self.ahead: ColumnEncoder = ColumnEncoder(sizes.ahead)
+        self.past: ColumnEncoder = ColumnEncoder(sizes.past)
+        self.static: ColumnEncoder = ColumnEncoder(sizes.static)
         self._both = len(sizes.ahead) if lagged else 0
 
     def forward(self, x: Tree) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:

@@ -30,7 +30,7 @@ class Ensemble(nn.Module):
 
     def __init__(self, members: list[ForecastNet], quantiles: int) -> None:
         super().__init__()
-        self.members = Members(members)
+        self.members: Members = Members(members)
         self._quantiles = quantiles
 
     def side_by_side(self) -> SideBySide:

@@ -50,8 +50,8 @@ class KnownFuture(nn.Module):
     def __init__(self, horizon: int, covariates: int, width: int, outputs: int) -> None:
         super().__init__()
         self._horizon = horizon
-        self.known = nn.Linear(covariates, width)
-        self.out = nn.Linear(width, outputs)
+        self.known: nn.Linear = nn.Linear(covariates, width)
+        self.out: nn.Linear = nn.Linear(width, outputs)
 
     def forward(self, context: Tensor, known: Tensor) -> Tensor:
         """Forecast.

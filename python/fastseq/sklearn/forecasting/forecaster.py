@@ -417,7 +417,7 @@ class SequenceForecaster(EvaluatedForecaster):
             series, arrays=[one[:0].copy() for one in series.arrays], indices=(), moved=(),
             freqs=(), gap=None,
         )  # fmt: skip
-        self.season_ = self._settings.season
+        self.season_: int | None = self._settings.season
         self._data = given
         return self
 

@@ -80,27 +80,35 @@ class SegmentRNN(nn.Module):
         self._season = season
         self._segment = segment
         self._gain = lags**-0.5  # because the optimizer moves all weights at once
-        self.linear = nn.Linear(lags, horizon * outputs)
-        self.embed = nn.Linear((segment + 1) * variables, hidden_size)
-        self.recurrent = GRU(hidden_size, hidden_size, num_layers)
-        self.mix = nn.Linear(hidden_size, hidden_size)
-        self.dropout = nn.Dropout(dropout)
-        self.out = nn.Linear(hidden_size, horizon * variables * outputs)
-        self.encode = CovariateEncoder(covariates, lagged=True) if covariates else None
+        self.linear: nn.Linear = nn.Linear(lags, horizon * outputs)
+        self.embed: nn.Linear = nn.Linear((segment + 1) * variables, hidden_size)
+        self.recurrent: GRU = GRU(hidden_size, hidden_size, num_layers)
+        self.mix: nn.Linear = nn.Linear(hidden_size, hidden_size)
+        self.dropout: nn.Dropout = nn.Dropout(dropout)
+        self.out: nn.Linear = nn.Linear(hidden_size, horizon * variables * outputs)
+        self.encode: CovariateEncoder | None = (
+            CovariateEncoder(covariates, lagged=True) if covariates else None
+        )
         if self.encode is not None:
             ahead, past = self.encode.ahead.features, self.encode.past.features
             if ahead:
                 width = -(-hidden_size // 4)  # each step of the horizon has its own
-                self.known = nn.Linear(ahead, width)
-                self.context = nn.Linear(hidden_size, width, bias=False)
-                self.known_out = nn.Linear(width, variables * outputs)
-                self.effect = nn.Linear(ahead, variables, bias=False)
+                self.known: nn.Linear = nn.Linear(ahead, width)
+                self.context: nn.Linear = nn.Linear(hidden_size, width, bias=False)
+                self.known_out: nn.Linear = nn.Linear(width, variables * outputs)
+                self.effect: nn.Linear = nn.Linear(ahead, variables, bias=False)
             if ahead or past:
-                self.embed_past = nn.Linear(segment * (ahead + past), hidden_size, bias=False)
+                self.embed_past: nn.Linear = nn.Linear(
+                    segment * (ahead + past), hidden_size, bias=False
+                )
             if past:
-                self.delayed = nn.Linear(lags * past, horizon * variables * outputs, bias=False)
+                self.delayed: nn.Linear = nn.Linear(
+                    lags * past, horizon * variables * outputs, bias=False
+                )
             if covariates.static:
-                self.static = nn.Linear(self.encode.static.features, hidden_size, bias=False)
+                self.static: nn.Linear = nn.Linear(
+                    self.encode.static.features, hidden_size, bias=False
+                )
         self.repeat()
 
     def repeat(self, *, mean: bool = True) -> None:

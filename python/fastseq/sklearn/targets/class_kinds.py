@@ -97,7 +97,7 @@ class Classes:
         self._each = classes
         self.classes: Any = classes[0] if len(classes) == 1 else classes
         self.scores: list[int] | None = [len(one) for one in classes]
-        self.n_out = sum(self.scores)
+        self.n_out: int = sum(self.scores)
         self.form: object = tuple(
             tuple((one.astype(str) if one.dtype.kind in "mM" else one).tolist()) for one in classes
         )

@@ -144,7 +144,7 @@ class WeightedLabels(nn.BCEWithLogitsLoss):
 
     def __init__(self, weights: Array) -> None:
         super().__init__()
-        self.weights = torch.from_numpy(weights)
+        self.weights: Tensor = torch.from_numpy(weights)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:  # noqa: A002 (as torch's)
         """Compute the loss of outputs ``(M, L)`` and labels ``(M, L)``, 0 or 1."""

@@ -41,7 +41,7 @@ class Ordinal(Classes):
         super().__init__([np.sort(order)])
         self.known = [order]
         self.head = OrdinalLogProbabilities(len(order))
-        self.n_out = len(order) - 1
+        self.n_out: int = len(order) - 1
         self.scores = None
         self.form = tuple(order.tolist())
         self.arguments = (order,)
