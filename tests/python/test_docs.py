@@ -191,6 +191,17 @@ def test_the_page_on_scaling_is_made_of_the_bench_s_files(monkeypatch, tmp_path)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["resume", "retail", "search", "sensors", "streaming"])
+def test_examples_run_and_draw(name, tmp_path):
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / f"{name}.py"], cwd=tmp_path,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / f"{name}.png").stat().st_size > 8_000
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_demo_beats_the_naive_forecast(tmp_path, ranks):
     script = ROOT / "examples" / "demand.py"
