@@ -74,6 +74,10 @@ def draw(known: pd.DataFrame, held_out: pd.DataFrame, forecast: pd.DataFrame, pa
         ahead = ahead.drop(columns="article")
         plot_forecast(past["sold"][-56:], ahead, actual=then["sold"], ax=ax)
         ax.set_title(name, loc="left")
+        if name == names[0]:
+            ax.legend(ncols=2, fontsize="small", frameon=False, loc="upper left")
+        else:
+            ax.get_legend().remove()
     figure.savefig(path, dpi=100)
     print(f"Picture: {path}")
 
