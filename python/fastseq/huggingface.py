@@ -161,33 +161,28 @@ class TextModel(nn.Module):
         return logits if logits.dim() == 2 else logits.swapaxes(0, 1)
 
     def _check_mask(self, ids: Tensor, within: Tensor) -> None:
-        """Raise if a text, of those that end first, has other logits alone than with padding."""
+        """Raise if a text has other logits alone than with the padding of its batch.
+
+        The shortest text and the longest one with padding behind it are run.
+        """
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return
         if ids.is_cuda and torch.cuda.is_current_stream_capturing():
             return
-        ended = within[0] & ~within[-1]
-        counts = within.sum(0).masked_fill(~ended, len(ids) + 1)
-        n = int(counts.argmin())
-        steps = int(counts[n])
-        if steps > len(ids):
+        counts, ended = within.sum(0), within[0] & ~within[-1]
+        first = int(counts.masked_fill(~ended, len(ids)).argmin())
+        if not bool(ended[first]):
             return
-        device = ids.device
-        off = torch.autocast(device.type, enabled=False)
-        with in_mode(self.model, training=False), torch.no_grad(), untouched(device), off:
-            alone = self._logits(ids[:steps, [n]], within[:steps, [n]])
-            beside = self._logits(ids[:, [n]], within[:, [n]])
-        beside = beside if beside.dim() == 2 else beside[:steps]
-        size, off_by = float(alone.abs().max()), float((alone - beside).abs().max())
-        rounding = 0.003 if alone.dtype in (torch.float32, torch.float64) else 0.25
-        if not off_by <= rounding * size:
-            raise ValueError(
-                f"{type(self.model).__name__} returns other logits for a text if padding follows "
-                f"it, by up to {off_by:.2g}, so its predictions would depend on the other texts of "
-                "a batch: use a model that heeds attention_mask, such as BERT, or texts of one "
-                "length, or batchsize=1"
-            )
-        self._heeds_mask = size > 0  # of logits of 0 nothing can be said
+        off = torch.autocast(ids.device.type, enabled=False)
+        sizes = []
+        with in_mode(self.model, training=False), torch.no_grad(), untouched(ids.device), off:
+            for n in {first, int(counts.masked_fill(~ended, 0).argmax())}:
+                steps = int(counts[n])
+                alone = self._logits(ids[:steps, [n]], within[:steps, [n]])
+                beside = self._logits(ids[:, [n]], within[:, [n]])
+                beside = beside if beside.dim() == 2 else beside[:steps]
+                sizes.append(_compared(alone, beside, type(self.model).__name__))
+        self._heeds_mask = min(sizes) > 0  # of logits of 0 nothing can be said
 
 
 @dataclasses.dataclass(frozen=True, init=False)
@@ -542,13 +537,16 @@ def save_pretrained(
 
 
 def _unpacked(estimator: object) -> tuple[object, list[object]]:
-    """Return the last step of a pipeline, also of one in another, and those before it."""
-    before: list[object] = []
-    while isinstance(estimator, Pipeline):
-        steps = [step for _, step in estimator.steps if step not in (None, "passthrough")]
-        before += steps[:-1]
-        estimator = steps[-1]
-    return estimator, before
+    """Return the last step of a pipeline, and those before it, also of pipelines in it."""
+    *before, last = _flat(estimator)
+    return last, before
+
+
+def _flat(estimator: object) -> list[object]:
+    if not isinstance(estimator, Pipeline):
+        return [estimator]
+    used = [step for _, step in estimator.steps if step is not None and step != "passthrough"]
+    return [inner for step in used for inner in _flat(step)]
 
 
 def _fitted(estimator: object) -> Estimator:
@@ -640,6 +638,19 @@ def _describe(config: PretrainedConfig, estimator: object) -> None:
         config.problem_type = "single_label_classification"
         config.id2label = {n: str(name) for n, name in enumerate(estimator.classes_)}
         config.label2id = {name: n for n, name in config.id2label.items()}
+
+
+def _compared(alone: Tensor, beside: Tensor, name: str) -> float:
+    """Raise if logits differ by more than rounding; return how large they are."""
+    size, off_by = float(alone.abs().max()), float((alone - beside).abs().max())
+    rounding = 0.003 if alone.dtype in (torch.float32, torch.float64) else 0.25
+    if off_by > rounding * size:
+        raise ValueError(
+            f"{name} returns other logits for a text if padding follows it, by up to {off_by:.2g}, "
+            "so its predictions would depend on the other texts of a batch: use a model that heeds "
+            "attention_mask, such as BERT, or texts of one length, or batchsize=1"
+        )
+    return size
 
 
 def _checked(

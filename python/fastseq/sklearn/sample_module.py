@@ -69,6 +69,8 @@ class SampleModule(nn.Module):
             )
         x = self._sequences(x)
         x = x.flatten(1).unsqueeze(0) if self._whole else x.swapaxes(0, 1)
+        if self._ids and not x.is_floating_point():
+            x = x.long()
         y, _ = self.scaled(x if self._dtype is None else x.to(self._dtype))
         found: Tensor = y if y.dim() == 2 else y.swapaxes(0, 1) if self._per_step else y[-1]
         return found
