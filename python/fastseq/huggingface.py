@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -165,7 +165,7 @@ class TextModel(nn.Module):
 
         The shortest text and the longest one with padding behind it are run.
         """
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if torch.compiler.is_compiling():
             return
         if ids.is_cuda and torch.cuda.is_current_stream_capturing():
             return
@@ -336,6 +336,14 @@ class SeriesModel(nn.Module):
         return values.flatten(1)
 
 
+class _Ids(list[np.ndarray]):
+    """Ids of texts, and the id with which their tokenizer pads, which must be the model's, too."""
+
+    def __init__(self, texts: Iterable[np.ndarray] = (), pad_token_id: int | None = None) -> None:
+        super().__init__(texts)
+        self.pad_token_id = pad_token_id
+
+
 class Tokenizer(TransformerMixin, BaseEstimator):
     """Scikit-learn transformer from texts to ids: the first step of a pipeline with a classifier.
 
@@ -438,7 +446,7 @@ class Tokenizer(TransformerMixin, BaseEstimator):
         empty = next((n for n, ids in enumerate(found) if not len(ids)), None)
         if empty is not None:
             raise ValueError(f"X[{empty}] has no tokens, got {texts[empty]!r}: leave it out")
-        return [np.array(ids, np.int64) for ids in found]
+        return _Ids((np.array(ids, np.int64) for ids in found), self.tokenizer_.pad_token_id)
 
     def set_output(self, *, transform: str | None = None) -> Tokenizer:  # noqa: ARG002
         """Do nothing: ids are a list of arrays, whatever other steps of a pipeline return.

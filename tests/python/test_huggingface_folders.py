@@ -273,10 +273,16 @@ class TestFolders:
 
     def test_padding_must_be_the_same(self, tmp_path):
         pipe = make_pipeline(Tokenizer(words()), classifier(TextBuilder(config(pad_token_id=5))))
-        pipe.fit(TEXTS * 5, np.tile(KINDS, 5))
-        with pytest.raises(ValueError, match=r"pad_token_id is 0, .* is 5, .*pad_token_id=0\)"):
-            save_pretrained(pipe, tmp_path)
-        pipe.set_params(sequenceclassifier__module=TextBuilder(config(), pad_token_id=0))
+        said = r"pad_token_id is 0, .* is 5, .*pad_token_id=0\)"
+        with pytest.raises(ValueError, match=said):
+            pipe.fit(TEXTS * 5, np.tile(KINDS, 5))
+        tokenizer, model = pipe[0], pipe[1]
+        model.fit(list(tokenizer.fit_transform(TEXTS * 5)), np.tile(KINDS, 5))
+        with pytest.raises(ValueError, match=said):
+            save_pretrained(make_pipeline(tokenizer, model), tmp_path)
+        pipe.set_params(
+            sequenceclassifier__module=TextBuilder(config(pad_token_id=5), pad_token_id=0)
+        )
         save_pretrained(pipe.fit(TEXTS * 5, np.tile(KINDS, 5)), tmp_path)
 
     def test_what_cannot_be_written(self, tmp_path):

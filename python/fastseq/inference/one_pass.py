@@ -158,12 +158,14 @@ class Pass:
 
     def _outputs(self, xs: Tree) -> list[Tensor]:
         steps, count = tree_leaves(xs)[0].shape[:2]
-        if self._told:  # else it would take some ids at the ends for padding
-            device = tree_leaves(xs)[0].device
-            self._stateful.lengths = torch.full((count,), steps, device=device)
-        ys = self._stateful(xs)
-        if self._told:
-            self._stateful.lengths = None
+        model = self._stateful
+        if self._told and isinstance(model, Stateful):
+            # Else it would take some ids at the ends for padding.
+            model.lengths = torch.full((count,), steps, device=tree_leaves(xs)[0].device)
+            ys = model(xs)
+            model.lengths = None
+        else:
+            ys = model(xs)
         return self._finish(each_step(ys, steps) if self._pooled else ys)
 
     def _pieces(self, counts: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:

@@ -156,6 +156,7 @@ def read_inputs(
         `X` is none of these, not finite or empty; most messages are scikit-learn's.
     """
     refuse_closed(X)
+    _refuse_padding(estimator, X)
     refuse_forms(X, channels_first=estimator.channels_first)
     X = from_polars(X)  # noqa: N806
     columns = None if reset else columns
@@ -404,6 +405,17 @@ def _are_series(X: Any, module: object, columns: CategoryColumns | None) -> bool
             stacklevel=8,
         )
     return True
+
+
+def _refuse_padding(estimator: BaseEstimator, X: object) -> None:  # noqa: N803
+    """Raise if a tokenizer, whose ids say so, pads with another id than the module knows."""
+    others, own = getattr(X, "pad_token_id", None), padding_id(estimator.module)
+    if None not in (others, own) and others != own:
+        raise ValueError(
+            f"the tokenizer's pad_token_id is {others}, but the module's is {own}, so that a word "
+            f"would stand for padding: use TextBuilder(…, pad_token_id={others}), or a config with "
+            "it"
+        )
 
 
 def _are_ids(X: Any, module: object) -> bool:  # noqa: N803
