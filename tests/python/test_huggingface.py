@@ -2,106 +2,52 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from sklearn.base import clone
-from sklearn.model_selection import cross_val_score
-from sklearn.pipeline import make_pipeline
-from tokenizers import Tokenizer as Words
-from tokenizers import models, normalizers, pre_tokenizers, processors
+from small_transformers import (
+    FAR,
+    SERIES,
+    SIZES,
+    classifier,
+    config,
+    direct,
+    made,
+    padded,
+    plain_sgd,
+    texts,
+)
 from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
-    AutoTokenizer,
-    BertConfig,
+    BertModel,
     DistilBertConfig,
+    FNetConfig,
     GPT2Config,
+    InformerConfig,
+    InformerForPrediction,
+    LlamaConfig,
     PatchTSTConfig,
     PatchTSTForClassification,
     PatchTSTForPrediction,
     PatchTSTForPretraining,
     PatchTSTForRegression,
-    PreTrainedTokenizerFast,
+    PatchTSTModel,
+    ReformerConfig,
     RobertaConfig,
+    XLNetConfig,
+    YosoConfig,
 )
 
 import fastseq as fs
-from fastseq.huggingface import SeriesModel, TextBuilder, TextModel, Tokenizer, save_pretrained
+from fastseq.huggingface import SeriesModel, TextBuilder, TextModel, save_pretrained
 
-SIZES = {
-    "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "intermediate_size": 32,
-}  # fmt: skip
-FAR = {"initializer_range": 0.3}  # outputs differ from text to text
-SURE = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-SERIES = {
-    "num_input_channels": 2, "context_length": 24, "patch_length": 4, "patch_stride": 4,
-    "d_model": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "ffn_dim": 32,
-    "loss": "mse", "attention_dropout": 0.0, "ff_dropout": 0.0, "head_dropout": 0.0,
-    "positional_dropout": 0.0, "path_dropout": 0.0,
-}  # fmt: skip
-TEXTS = ["a good film", "a bad film", "what a good and long evening", "bad"]
-
-
-def config(**more):
-    return BertConfig(
-        **{**SIZES, **SURE, **FAR, "max_position_embeddings": 20, "num_labels": 3, **more}
-    )
-
-
-def made(kind=AutoModelForSequenceClassification, **more):
-    torch.manual_seed(0)
-    return kind.from_config(config(**more))
-
-
-def texts(count=13, least=2, most=9, seed=0):
-    rng = np.random.default_rng(seed)
-    return [rng.integers(2, 39, n) for n in rng.integers(least, most, count)]
-
-
-def padded(ids, pad=0):
-    """Return ids and mask as transformers gets them."""
-    lengths = np.array([len(one) for one in ids])
-    whole = np.full((len(ids), lengths.max()), pad)
-    for row, one in zip(whole, ids, strict=True):
-        row[: len(one)] = one
-    mask = np.arange(lengths.max()) < lengths[:, None]
-    return torch.from_numpy(whole), torch.from_numpy(mask.astype(int))
-
-
-def direct(model, ids, pad=0):
-    x, mask = padded(ids, pad)
-    with torch.no_grad():
-        return model.eval()(input_ids=x, attention_mask=mask).logits.numpy()
-
-
-SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-
-
-def words():
-    known = dict.fromkeys([*SPECIAL.values(), *" ".join(TEXTS).split()])
-    found = Words(models.WordLevel({word: n for n, word in enumerate(known)}, "[UNK]"))
-    found.normalizer, found.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
-    found.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=found, **SPECIAL)
-
-
-def classifier(module, **more):
-    options = {"epochs": 2, "batchsize": 5, "device": "cpu", "random_state": 0, **more}
-    return fs.SequenceClassifier(module, **options)
-
-
-def plain_sgd(params, lr, weight_decay):
-    return torch.optim.SGD(params, lr=lr, weight_decay=weight_decay)
+GPT2 = {"vocab_size": 40, "n_positions": 20, "n_embd": 16, "n_layer": 1, "n_head": 2, **FAR}
+EOS = {"bos_token_id": 39, "eos_token_id": 39}
 
 
 class TestTraining:
@@ -232,6 +178,126 @@ class TestTraining:
         assert not np.array_equal(found[:, 0], found[:, 1])
 
 
+def alone(model, ids):
+    """Return a wrapper's probabilities by its bare model, text by text, without any padding."""
+    bare = model.estimator_.model.model
+    whole = [torch.from_numpy(one)[None] for one in ids]
+    with torch.no_grad():
+        logits = [bare.eval()(input_ids=x, attention_mask=x * 0 + 1).logits for x in whole]
+    return torch.cat(logits).softmax(1).numpy()
+
+
+class TestPadding:
+    """The id 0 is BERT's pad_token_id, and may be a word."""
+
+    def of_all_places(self, count=12, pad=0):
+        ids = texts(count, least=4)
+        for n, one in enumerate(ids):
+            one[[0, 2, -1][n % 3]] = pad
+        return ids
+
+    @pytest.mark.parametrize("equal", [False, True])
+    def test_where_lengths_are_known_they_alone_decide(self, equal):
+        ids, y = self.of_all_places(), np.arange(12) % 3
+        if equal:
+            ids = [one[[0, 1, 2, -1]] for one in ids]
+        model = classifier(TextBuilder(config())).fit(ids, y)
+        wanted = alone(model, ids)
+        assert wanted.std(0).min() > 0.01
+        np.testing.assert_allclose(model.predict_proba(ids), wanted, rtol=1e-4, atol=1e-5)
+        one_by_one = np.concatenate([model.predict_proba([one]) for one in ids])
+        np.testing.assert_allclose(one_by_one, wanted, rtol=1e-4, atol=1e-5)
+        again = classifier(
+            TextModel(made()), epochs=1, optimizer=plain_sgd, lr=1e-12, schedule=None, batchsize=4
+        ).fit(ids, y)
+        losses = -np.log(alone(again, ids)[np.arange(12), y])
+        assert abs(again.history_[-1]["loss"] - losses.mean()) < 1e-5
+
+    @pytest.mark.parametrize("shape", ["(N, T)", "(N, T, 1)"])
+    def test_of_arrays_only_the_ends_are_masked(self, shape):
+        x = np.array([[0, 0, 5, 0, 6], [7, 0, 8, 0, 0], [9, 0, 0, 4, 3], [0, 0, 0, 0, 0]] * 3)
+        mask = np.array([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0]] * 3)
+        given = x if shape == "(N, T)" else x[..., None]
+        model = classifier(TextBuilder(config())).fit(given, np.arange(12) % 3)
+        bare = model.estimator_.model.model.eval()
+        with torch.no_grad():
+            wanted = bare(input_ids=torch.from_numpy(x), attention_mask=torch.from_numpy(mask))
+        found = model.decision_function(given)
+        np.testing.assert_allclose(found, wanted.logits, rtol=1e-4, atol=1e-5)
+        made_of_it = model.as_module()(torch.from_numpy(given))
+        np.testing.assert_allclose(made_of_it, wanted.logits, rtol=1e-4, atol=1e-5)
+
+    def test_a_decoder_may_pad_with_its_end_token(self):
+        """As GPT-2 does: what is inside a text counts, and padding does not."""
+        small = GPT2Config(**GPT2, **EOS)
+        ids, y = texts(12, least=4), np.arange(12) % 3
+        for one in ids[::2]:
+            one[1] = 39
+        model = classifier(TextBuilder(small, pad_token_id=39)).fit(ids, y)
+        assert small.pad_token_id is None
+        wanted = alone(model, ids)
+        np.testing.assert_allclose(model.predict_proba(ids), wanted, rtol=1e-4, atol=1e-5)
+        array = padded(ids, 39)[0].numpy()
+        np.testing.assert_allclose(model.predict_proba(array), wanted, rtol=1e-4, atol=1e-5)
+        bare = model.estimator_.model.model
+        np.testing.assert_allclose(
+            torch.from_numpy(direct(bare, ids, 39)).softmax(1), wanted, rtol=1e-4, atol=1e-5
+        )
+
+    @pytest.mark.parametrize(
+        "small",
+        [
+            XLNetConfig(vocab_size=40, d_model=16, n_layer=1, n_head=2, d_inner=32, **FAR),
+            YosoConfig(**SIZES, **FAR),
+        ],
+        ids=["xlnet", "yoso"],
+    )  # fmt: skip
+    def test_models_that_see_padding_are_refused(self, small):
+        model = classifier(TextBuilder(small))
+        with pytest.raises(ValueError, match="other logits for a text if padding follows it"):
+            model.fit(texts(), np.arange(13) % 3)
+        assert not hasattr(model, "estimator_")
+        array = padded(texts(), small.pad_token_id)[0].numpy()
+        with pytest.raises(ValueError, match="other logits for a text if padding follows it"):
+            model.fit(array, np.arange(13) % 3)
+
+    def test_models_that_see_padding_are_refused_in_predictions(self):
+        small = ReformerConfig(
+            vocab_size=40, hidden_size=16, num_attention_heads=2, attention_head_size=8,
+            feed_forward_size=32, axial_pos_embds=False, is_decoder=False,
+            attn_layers=["local"], local_attn_chunk_length=4,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        module = TextModel(AutoModelForSequenceClassification.from_config(small)).eval()
+        x = torch.randint(2, 39, (12, 3, 1))
+        module(x, lengths=torch.tensor([12, 12, 12]))
+        with pytest.raises(ValueError, match="other logits for a text if padding follows it"):
+            module(x, lengths=torch.tensor([12, 3, 7]))
+
+    def test_models_that_see_padding_may_train_without(self):
+        small = XLNetConfig(vocab_size=40, d_model=16, n_layer=1, n_head=2, d_inner=32, **FAR)
+        ids = texts()
+        model = classifier(TextBuilder(small), batchsize=1, epochs=1).fit(ids, np.arange(13) % 3)
+        found = model.predict_proba(ids)
+        np.testing.assert_allclose(found, alone(model, ids), rtol=1e-4, atol=1e-5)
+        sizes = {name: size for name, size in SIZES.items() if name != "num_attention_heads"}
+        with pytest.raises(
+            TypeError, match="FNetForSequenceClassification takes no attention_mask"
+        ):
+            classifier(TextBuilder(FNetConfig(**sizes))).fit(ids, np.arange(13) % 3)
+
+    @pytest.mark.parametrize("amp", [None, "bf16"])
+    def test_looking_for_it_changes_nothing(self, amp):
+        ids, y = texts(), np.arange(13) % 3
+        looking, not_looking = (TextModel(made(hidden_dropout_prob=0.5)) for _ in range(2))
+        not_looking._heeds_mask = True
+        found = [classifier(one, amp=amp).fit(ids, y) for one in (looking, not_looking)]
+        parts = [model.estimator_.model for model in found]
+        assert parts[0]._heeds_mask
+        for a, b in zip(*(part.parameters() for part in parts), strict=True):
+            assert torch.equal(a, b)
+
+
 class TestErrors:
     def test_unknown_ids_are_refused_before_training(self):
         ids = texts()
@@ -268,137 +334,77 @@ class TestErrors:
         with pytest.raises(TypeError, match="TextModel needs a model of transformers, got Linear"):
             TextModel(nn.Linear(1, 1))
 
+    def test_models_that_do_not_fit(self):
+        bert = made()
+        for model, said in (
+            (BertModel(config()), "TextModel needs a model with a head.*BertModel has none"),
+            (PatchTSTForRegression(PatchTSTConfig(**SERIES)), "takes no input_ids"),
+        ):
+            with pytest.raises(TypeError, match=said):
+                TextModel(model)
+        informer = InformerForPrediction(InformerConfig(prediction_length=3, d_model=8))
+        for model, said in (
+            (bert, "SeriesModel needs .* but BertForSequenceClassification takes no past_values"),
+            (PatchTSTModel(PatchTSTConfig(**SERIES)), "PatchTSTModel has none"),
+            (informer, "alone, such as PatchTST.*InformerForPrediction needs .*past_time_features"),
+        ):
+            with pytest.raises(TypeError, match=said):
+                SeriesModel(model)
+        ids, y = texts(), np.arange(13) % 3
+        for bare in (bert, config(), lambda n_in, n_out, rng: bert):
+            with pytest.raises(TypeError, match=r"must be TextBuilder\(config\), TextModel\(model"):
+                classifier(bare).fit(ids, y)
+
+    @pytest.mark.parametrize(
+        "small",
+        [GPT2Config(**GPT2, **EOS), LlamaConfig(**SIZES, num_key_value_heads=2)],
+        ids=["gpt2", "llama"],
+    )
+    def test_decoders_need_a_pad_token_id(self, small):
+        ids, y = texts(), np.arange(13) % 3
+        with pytest.raises(ValueError, match=r"no pad_token_id: set config.pad_token_id = "):
+            classifier(TextBuilder(small)).fit(ids, y)
+        classifier(TextBuilder(small, pad_token_id=0), epochs=1).fit(ids, y)
+
+    def test_builders(self, tmp_path):
+        for source, said in (
+            (None, "a config of transformers or a folder, got NoneType"),
+            (made(), r"got BertForSequenceClassification: pass module=TextModel\(model\)"),
+        ):
+            with pytest.raises(TypeError, match=said):
+                TextBuilder(source)
+        with pytest.raises(TypeError, match="takes no num_labels"):
+            TextBuilder(config(), num_labels=3)
+        with pytest.raises(TypeError, match="BertConfig has no padding, got padding=3"):
+            classifier(TextBuilder(config(), padding=3)).fit(texts(), np.arange(13) % 3)
+        for missing in (tmp_path / "none", str(tmp_path / "none"), "./none", ""):
+            with pytest.raises(FileNotFoundError, match="there is no folder"):
+                classifier(TextBuilder(missing)).fit(texts(), np.arange(13) % 3)
+        made().save_pretrained(tmp_path)
+        read = TextBuilder(tmp_path, pad_token_id=5)
+        assert read.config.pad_token_id == read.pad_token_id == 5
+        with pytest.raises(
+            ValueError, match=r"a head for 3 classes, but y needs 2: pass TextModel"
+        ):
+            classifier(read).fit(texts(), np.arange(13) % 2)
+        model = classifier(TextModel(AutoModelForSequenceClassification.from_pretrained(
+            tmp_path, num_labels=2, ignore_mismatched_sizes=True
+        )))  # fmt: skip
+        assert model.fit(texts(), np.arange(13) % 2).predict_proba(texts()).shape == (13, 2)
+
+    def test_a_builder_must_tell_of_padding(self):
+        def build(n_in, n_out, rng):
+            return TextModel(made())
+
+        build.num_embeddings = 40
+        with pytest.raises(ValueError, match=r"takes the id 0 for padding.*its builder needs it"):
+            classifier(build).fit(texts(), np.arange(13) % 3)
+
     def test_without_transformers(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "transformers", None)
         monkeypatch.delitem(sys.modules, "fastseq.huggingface")
         with pytest.raises(fs.MissingFeatureError, match="pip install 'transformers>=5'"):
             __import__("fastseq.huggingface")
-
-
-class TestTokenizer:
-    def test_texts_of_all_forms(self):
-        tokenizer = Tokenizer(words())
-        wanted = words()(TEXTS)["input_ids"]
-        for given in (
-            TEXTS,
-            tuple(TEXTS),
-            np.array(TEXTS),
-            np.array(TEXTS, object),
-            pd.Series(TEXTS),
-        ):
-            found = tokenizer.fit_transform(given)
-            assert [one.tolist() for one in found] == wanted
-            assert all(one.dtype == np.int64 for one in found)
-        cut = Tokenizer(words(), max_length=3).fit_transform(TEXTS)
-        assert [one.tolist() for one in cut] == words()(TEXTS, truncation=True, max_length=3)[
-            "input_ids"
-        ]
-
-    def test_errors(self):
-        tokenizer = Tokenizer(words())
-        for given in (["a", 3], ["a", None], [["a", "b"]], np.array([1.0])):
-            with pytest.raises(TypeError, match=r"X must hold strings, but X\[[01]\] is"):
-                tokenizer.fit(given)
-        for given in ("a good film", np.array([["a"]]), 3, pd.DataFrame({"a": ["a"]})):
-            with pytest.raises(TypeError, match="X must be texts"):
-                tokenizer.fit(given)
-        with pytest.raises(ValueError, match="X has no texts"):
-            tokenizer.fit([])
-        bare = Words(models.WordLevel({"a": 0, "[UNK]": 1}, "[UNK]"))
-        bare.pre_tokenizer = pre_tokenizers.Whitespace()
-        plain = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=bare)).fit(["a"])
-        with pytest.raises(ValueError, match=r"X\[1\] has no tokens, got ' '"):
-            plain.transform(["a", " "])
-        with pytest.raises(TypeError, match="tokenizer must be one of transformers"):
-            Tokenizer(bare).fit(["a"])
-
-    def test_in_a_pipeline(self, tmp_path):
-        rng = np.random.default_rng(0)
-        kinds = rng.choice(["good", "bad"], 40)
-        reviews = [
-            f"{'what ' * int(n)}a {kind} film"
-            for n, kind in zip(rng.integers(0, 4, 40), kinds, strict=True)
-        ]
-        pipe = make_pipeline(
-            Tokenizer(words(), max_length=8), classifier(TextBuilder(config()), epochs=40, lr=5e-3)
-        )
-        assert pipe.get_params()["tokenizer__max_length"] == 8
-        assert clone(pipe).fit(reviews, kinds).score(reviews, kinds) == 1
-        assert cross_val_score(pipe, np.array(reviews), kinds, cv=2).mean() > 0.9
-        words().save_pretrained(tmp_path)
-        read = Tokenizer(tmp_path).fit(reviews)
-        for a, b in zip(
-            read.transform(reviews), Tokenizer(words()).fit_transform(reviews), strict=True
-        ):
-            np.testing.assert_array_equal(a, b)
-
-
-class TestFolders:
-    def test_from_pretrained_reads_what_was_trained(self, tmp_path):
-        kinds = np.array(["bad", "good", "long"])[[1, 0, 2, 0] * 5]
-        pipe = make_pipeline(Tokenizer(words()), classifier(TextBuilder(config())))
-        pipe.fit(TEXTS * 5, kinds)
-        save_pretrained(pipe, tmp_path / "model")
-        assert not [
-            p for p in (tmp_path / "model").iterdir() if p.suffix in (".bin", ".pt", ".pkl")
-        ]
-        read = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
-        assert read.config.id2label == {0: "bad", 1: "good", 2: "long"}
-        assert read.config.label2id["good"] == 1
-        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
-        batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
-        with torch.no_grad():
-            found = read(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-        np.testing.assert_allclose(
-            pipe.decision_function(TEXTS), found.logits, rtol=1e-4, atol=1e-5
-        )
-        again = make_pipeline(
-            Tokenizer(tmp_path / "model"),
-            classifier(TextBuilder(str(tmp_path / "model")), epochs=1, lr=1e-12, schedule=None),
-        ).fit(TEXTS * 5, kinds)
-        np.testing.assert_allclose(
-            again.decision_function(TEXTS), found.logits, rtol=1e-4, atol=1e-5
-        )
-
-    def test_other_estimators(self, tmp_path):
-        ids = texts()
-        est = classifier(TextBuilder(config())).fit(ids, np.arange(13) % 3).estimator_
-        save_pretrained(est, tmp_path)
-        read = AutoModelForSequenceClassification.from_pretrained(tmp_path)
-        np.testing.assert_array_equal(direct(read, ids), direct(est.model.model, ids))
-        labels = np.arange(39).reshape(13, 3) % 2
-        several = classifier(TextBuilder(config()), loss="binary_cross_entropy").fit(ids, labels)
-        save_pretrained(several, tmp_path)
-        said = json.loads((tmp_path / "config.json").read_text())
-        assert said["problem_type"] == "multi_label_classification"
-        with pytest.raises(TypeError, match="needs a trained TextModel or SeriesModel, got Chain"):
-            ranks = classifier(TextBuilder(config()), loss="ordinal").fit(ids, np.arange(13) % 3)
-            save_pretrained(ranks, tmp_path)
-        with pytest.raises(TypeError, match="save_pretrained needs an Estimator"):
-            save_pretrained(nn.Linear(1, 1), tmp_path)
-
-    def test_a_folder_of_pickles_is_refused(self, tmp_path):
-        model = made()
-        model.config.save_pretrained(tmp_path)
-        torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-        with pytest.raises(OSError, match="safetensors"):
-            classifier(TextBuilder(tmp_path)).fit(texts(), np.arange(13) % 3)
-
-    def test_fastseq_s_own_files(self, tmp_path):
-        ids, file = texts(), tmp_path / "model.safetensors"
-        model = classifier(TextBuilder(config())).fit(ids, np.arange(13) % 3)
-        model.save(file)
-        read = fs.SequenceClassifier.load(file, TextBuilder(config()), device="cpu")
-        np.testing.assert_array_equal(read.predict_proba(ids), model.predict_proba(ids))
-        with pytest.raises(ValueError, match="knows 40 ids"):
-            read.predict([np.array([41])])
-        model.partial_fit(ids, np.arange(13) % 3)
-        read.partial_fit(ids, np.arange(13) % 3)
-        np.testing.assert_array_equal(read.predict_proba(ids), model.predict_proba(ids))
-        est = model.estimator_
-        est.save(file)
-        bare = fs.Estimator.load(file, lambda: TextModel(made()))
-        np.testing.assert_array_equal(direct(bare.model.model, ids), direct(est.model.model, ids))
 
 
 class TestSeries:
@@ -430,7 +436,9 @@ class TestSeries:
         torch.manual_seed(0)
         ahead = PatchTSTForPrediction(PatchTSTConfig(**SERIES, prediction_length=3))
         y = x[:, -3:].reshape(20, 6)
-        model = fs.SequenceRegressor(SeriesModel(ahead), epochs=2, device="cpu").fit(x, y)
+        model = fs.SequenceRegressor(
+            SeriesModel(ahead), epochs=2, scale_x=None, scale_y=None, device="cpu"
+        ).fit(x, y)
         assert model.predict(x).shape == (20, 6)
         save_pretrained(model, tmp_path)
         read = PatchTSTForPrediction.from_pretrained(tmp_path).eval()
@@ -450,3 +458,15 @@ class TestSeries:
         masked = SeriesModel(PatchTSTForPretraining(PatchTSTConfig(**SERIES)))
         with pytest.raises(TypeError, match="PatchTSTForPretraining must predict points"):
             masked(torch.zeros(24, 2, 2))
+
+    def test_series_of_another_form(self):
+        kinds = SeriesModel(PatchTSTForClassification(PatchTSTConfig(**SERIES, num_targets=2)))
+        x = np.random.default_rng(0).standard_normal((20, 24, 2)).astype("f4")
+        y = np.arange(20) % 2
+        for given, said in (
+            (x[:, :20], "series of 24 steps, but x has 20: make it with context_length=20, or cut"),
+            ([one[: 24 - n % 2] for n, one in enumerate(x)], "series of 24 steps, but x has 23"),
+            (x[..., :1], "series of 2 features, but x has 1: make it with num_input_channels=1"),
+        ):
+            with pytest.raises(ValueError, match=said):
+                classifier(kinds).fit(given, y)

@@ -184,6 +184,21 @@ def test_unknown_ids_are_refused_before_anything_is_learnt(y, bad, stored):
     assert all(torch.equal(p, before[name]) for name, p in est.model.state_dict().items())
 
 
+def test_large_unsigned_ids_are_named_as_they_are(y):
+    x = np.ones((6, 4, 1), np.uint64)
+    x[5, 3] = 2**64 - 5
+    est = estimator(words())
+    said = "holds the id 18446744073709551611"
+    for call in (
+        lambda: est.fit(x, y),
+        lambda: est.predict([one.copy() for one in x.swapaxes(0, 1)]),
+        lambda: est.step(torch.from_numpy(x[5])),
+        lambda: fs.SequenceRegressor(words()).fit(x.swapaxes(0, 1), np.arange(4.0)),
+    ):
+        with pytest.raises(ValueError, match=rf"{said} .* knows 10 ids|{said}, but .* 10 ids"):
+            call()
+
+
 def test_ids_that_do_not_count_need_not_be_known(y):
     x = torch.ones(6, 4, 1, dtype=torch.int64)
     padded = x.clone()
@@ -263,6 +278,59 @@ def test_ids_in_an_array_are_series():
     np.testing.assert_array_equal(model.predict(x), model.predict(list(x)))
     made = model.as_module()(torch.from_numpy(x))
     np.testing.assert_allclose(made[:, 0], model.predict(x), rtol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["(N, T)", "(N, T, 1)", "list", "unequal"])
+def test_integers_with_two_axes_are_ids_whatever_fit_got(form):
+    x = np.random.default_rng(0).integers(0, 10, (12, 7))
+    ways = {"(N, T)": x, "(N, T, 1)": x[..., None], "list": list(x)}
+    given = ways.get(form, [one[: 7 - n % 3] for n, one in enumerate(x)])
+    model = fs.SequenceRegressor(words(), epochs=2, random_state=0, batchsize=2)
+    model.fit(given, x.sum(1).astype(float))
+    for other in (x, x[:, :4], x[:, [*range(7), 0, 1]].astype(np.uint8)):
+        wanted = model.predict(other[..., None])
+        np.testing.assert_array_equal(model.predict(other), wanted)
+        as_lists = model.predict(list(other))
+        np.testing.assert_allclose(as_lists, wanted, rtol=1e-5, atol=1e-6)
+        made = model.as_module()(torch.from_numpy(other))
+        np.testing.assert_allclose(made[:, 0], wanted, rtol=1e-4, atol=1e-5)
+    model.partial_fit(x[:, :3], x.sum(1).astype(float))
+    turned = fs.SequenceRegressor(words(), epochs=2, random_state=0, channels_first=True)
+    turned.fit(x[:, None], x.sum(1).astype(float))
+    np.testing.assert_array_equal(turned.predict(x[:, :4]), turned.predict(x[:, None, :4]))
+
+
+class Told(nn.Module):
+    """Remembers lengths: it would take the id 0 at the ends for padding."""
+
+    num_embeddings, pad_token_id = 10, 0
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(10, 1)
+        self.seen = []
+
+    def forward(self, x, lengths=None):
+        self.seen.append((len(x), None if lengths is None else lengths.tolist()))
+        return self.embed(x[..., 0])
+
+
+def test_models_that_know_padding_are_told_all_lengths():
+    equal = [torch.ones(3, 1, dtype=torch.int64)] * 4
+    est = estimator(Told())
+    est.fit(equal, [torch.zeros(3, 1)] * 4)
+    assert (3, [3, 3, 3, 3]) in est.model.seen
+    est.model.seen.clear()
+    est.predict([torch.ones(n, 1, dtype=torch.int64) for n in (3, 3, 2)])
+    assert est.model.seen[-2:] == [(2, [2]), (3, [3, 3])]
+    est.model.seen.clear()
+    est.predict(torch.ones(3, 2, 1, dtype=torch.int64))
+    assert est.model.seen[-1] == (3, None)
+    est.predict(torch.ones(3, 2, 1, dtype=torch.int64), lengths=[3, 3])
+    assert est.model.seen[-1] == (3, [3, 3])
+    model = fs.SequenceRegressor(Told(), epochs=2, device="cpu")
+    model.fit(equal, np.zeros(4))
+    assert model.estimator_.model.seen[-1] == (3, [3, 3, 3, 3])
 
 
 def test_wrappers_refuse_what_would_change_ids(ids):

@@ -41,7 +41,8 @@ def check_inputs(
         first = [int(i) for i in bad.nonzero()[0]]
         step, sequence = place(first[0], first[1])
         where = f"at step {step}, sequence {slab.source.original(sequence)}"
-        raise _error(slab.source.name, slab.data[tuple(first)], where, ids)
+        value = slab.data[tuple(first)]
+        raise _error(slab.source.name, value, where, ids, most=slab.source.largest)
 
 
 def check_step(xs: Tree, ids: int | None, dtype: torch.dtype, *, scaled: bool) -> None:
@@ -70,11 +71,13 @@ def check_step(xs: Tree, ids: int | None, dtype: torch.dtype, *, scaled: bool) -
         refuse_numbers([(name, a.dtype) for name, a in named], ids)
     for name, a in named:
         wide = ids is None and not scaled and rounds(largest(a.dtype), dtype)
-        values = a.to(dtype) if wide else a
+        most = largest(a.dtype)
+        values = a.to(dtype) if wide else a if a.is_floating_point() else a.long()
         bad = _bad(values, ids, wide=wide)
         if bad is not None and bool(bad.any()):
             first = [int(i) for i in bad.nonzero()[0]]
-            raise _error(name, values[tuple(first)], f"at this step, sequence {first[0]}", ids)
+            where = f"at this step, sequence {first[0]}"
+            raise _error(name, values[tuple(first)], where, ids, most=most)
 
 
 def refuse_numbers(named: list[tuple[str, torch.dtype]], ids: int) -> None:
@@ -94,10 +97,14 @@ def _bad(data: Tensor, ids: int | None, *, wide: bool) -> Tensor | None:
     return data.abs() >= 2 / torch.finfo(data.dtype).eps if wide else None
 
 
-def _error(name: str, value: Tensor, where: str, ids: int | None) -> ValueError:
+def _error(name: str, value: Tensor, where: str, ids: int | None, *, most: int) -> ValueError:
+    """Return the error for a value; `most` is the largest that its stored dtype has."""
     if ids is not None and not value.is_floating_point():
+        number = int(value)
+        if number < 0 and most > torch.iinfo(torch.int64).max:  # int64 has no such number
+            number += 2**64
         return ValueError(
-            f"{name} holds the id {int(value)} {where}, but the model knows {ids} ids, from 0 to "
+            f"{name} holds the id {number} {where}, but the model knows {ids} ids, from 0 to "
             f"{ids - 1}: use the vocabulary that it was made for"
         )
     dtype = str(value.dtype).removeprefix("torch.")

@@ -84,6 +84,8 @@ class Sequences:
     ids
         How many ids the model knows: integers in `x` stay integers, and must be among them. None:
         they are numbers like others.
+    told
+        Whether batches have lengths even where no sequence ends, if there are lengths at all.
 
     Attributes
     ----------
@@ -119,6 +121,7 @@ class Sequences:
         labels: bool = True,
         missing_label: int | None = None,
         ids: int | None = None,
+        told: bool = False,
     ) -> None:
         opened = Arguments(x, y, w, mask, lengths, dtype, labels=labels, ids=ids is not None)
         self.dtype = dtype
@@ -138,7 +141,7 @@ class Sequences:
         inputs: list[Source] = tree_leaves(self.x)
         if ids is not None:
             refuse_numbers([(source.name, source.dtype) for source in inputs], ids)
-        self._ids = ids
+        self._ids, self._told = ids, told
         self._t0 = self._n0 = 0
         self._series = self.count
         self._fold = 1
@@ -460,7 +463,8 @@ class Sequences:
             return None
         lengths = self.lengths[chunk.n0 : chunk.n1] - chunk.t0
         steps = chunk.t1 - chunk.t0
-        return None if lengths.min() >= steps else torch.from_numpy(np.clip(lengths, 0, steps))
+        none_ends = lengths.min() >= steps and not self._told
+        return None if none_ends else torch.from_numpy(np.clip(lengths, 0, steps))
 
 
 def _twice(items: Iterator[T]) -> tuple[Iterator[T], Iterator[T]]:

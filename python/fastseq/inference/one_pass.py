@@ -13,6 +13,7 @@ from .._util.tree import Tree, tree_leaves, tree_map
 from ..data.chunk_plan import Chunk, ChunkPlan
 from ..data.sequences import Sequences, to_device
 from ..nn.stateful import Stateful, carries, each_step
+from ..nn.token_ids import padding_id
 from ..training.spec import Spec
 from .native_forward import NativeForward
 from .outputs import nothing
@@ -69,6 +70,7 @@ class Pass:
         self._batchsize = spec.batchsize
         self._seqsize = data.steps if whole else spec.seqsize
         self._carries = carries(stateful.module) and not whole
+        self._told = data.lengths is not None and padding_id(stateful.module) is not None
         self._finish = finish
         self._pooled = pooled
         self._like = like
@@ -155,8 +157,16 @@ class Pass:
         return outputs
 
     def _outputs(self, xs: Tree) -> list[Tensor]:
-        ys = self._stateful(xs)
-        return self._finish(each_step(ys, tree_leaves(xs)[0].shape[0]) if self._pooled else ys)
+        steps, count = tree_leaves(xs)[0].shape[:2]
+        model = self._stateful
+        if self._told and isinstance(model, Stateful):
+            # Else it would take some ids at the ends for padding.
+            model.lengths = torch.full((count,), steps, device=tree_leaves(xs)[0].device)
+            ys = model(xs)
+            model.lengths = None
+        else:
+            ys = model(xs)
+        return self._finish(each_step(ys, steps) if self._pooled else ys)
 
     def _pieces(self, counts: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
         """Cut a chunk where sequences end: yield steps ``[a, b)`` and the sequences to run.

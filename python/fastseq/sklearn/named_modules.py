@@ -31,7 +31,7 @@ from ..nn import (
 )
 from ..nn.builders import MLP, ImageBuilder, Linear, Recurrent
 from ..nn.stateful import carries
-from ..nn.token_ids import number_of_ids
+from ..nn.token_ids import number_of_ids, padding_id
 from ..training.argument_checks import check_features
 
 __all__ = [
@@ -380,7 +380,7 @@ def make_module(
             n_in += own
     made = _made(module, n_in, n_out, sizes, seed)
     if number_of_ids(made) is not None:
-        _check_ids(module, sizes)
+        _check_ids(module, made, sizes)
     if sizes.columns is not None:
         try:
             check_features(made, torch.empty(0, n_in))
@@ -394,12 +394,17 @@ def make_module(
     return Chain(*before, made) if before else made
 
 
-def _check_ids(module: object, sizes: Sizes) -> None:
+def _check_ids(module: object, made: nn.Module, sizes: Sizes) -> None:
     """Raise if a module that looks ids up would get something else."""
     if number_of_ids(module) is None:
         raise ValueError(
             "the module looks ids up, as it has the attribute num_embeddings: its builder needs "
             "it, too, so that X is not scaled"
+        )
+    if padding_id(module) != padding_id(made):
+        raise ValueError(
+            f"the module takes the id {padding_id(made)} for padding, as it has the attribute "
+            "pad_token_id: its builder needs it, too, so that lengths of lists are kept"
         )
     if sizes.columns is not None:
         raise ValueError(
@@ -415,6 +420,7 @@ def _made(
     seed: int,
 ) -> nn.Module:
     build = _builder(module, sizes)
+    _refuse_bare(module)
     if isinstance(module, nn.Module):
         return copy.deepcopy(module)
     if not callable(build):
@@ -428,7 +434,17 @@ def _made(
             made = build(n_in, n_out, torch.Generator().manual_seed(seed))
     if not isinstance(made, nn.Module):
         raise TypeError(f"module must build an nn.Module, got {type(made).__name__}")
+    _refuse_bare(made)
     return made
+
+
+def _refuse_bare(module: object) -> None:
+    """Raise for models and configs of transformers, whose inputs and outputs are others."""
+    if any(kind.__module__.startswith("transformers.") for kind in type(module).__mro__):
+        raise TypeError(
+            "module must be TextBuilder(config), TextModel(model) or SeriesModel(model) of "
+            f"fastseq.huggingface, got {type(module).__name__} itself"
+        )
 
 
 def _sizes_by_name(

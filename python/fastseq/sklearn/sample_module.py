@@ -50,8 +50,8 @@ class SampleModule(nn.Module):
         super().__init__()
         model, scaling = copy.deepcopy(est.model), est.scaling_
         scaled = scaling is not None and scaling.x is not None
-        as_given = scaled or number_of_ids(model) is not None
-        self._dtype = None if as_given else input_dtype(model)
+        self._ids = number_of_ids(model) is not None
+        self._dtype = None if scaled or self._ids else input_dtype(model)
         scalings = (None, None) if scaling is None else (scaling.x, scaling.y)
         self.scaled: ScaledModel = ScaledModel(model, *scalings)
         self._per_step, self._whole = per_step, whole
@@ -69,6 +69,8 @@ class SampleModule(nn.Module):
             )
         x = self._sequences(x)
         x = x.flatten(1).unsqueeze(0) if self._whole else x.swapaxes(0, 1)
+        if self._ids and not x.is_floating_point():
+            x = x.long()
         y, _ = self.scaled(x if self._dtype is None else x.to(self._dtype))
         found: Tensor = y if y.dim() == 2 else y.swapaxes(0, 1) if self._per_step else y[-1]
         return found
@@ -84,8 +86,10 @@ class SampleModule(nn.Module):
                 return images.flatten(1).unsqueeze(1)
         elif dims == 3:
             return x.swapaxes(1, 2) if self._channels_first else x
+        elif dims == 2 and (self._ids or self._rows == "series"):
+            return x.unsqueeze(2)
         elif dims == 2 and self._rows is not None:
-            return x.unsqueeze(2 if self._rows == "series" else 1)
+            return x.unsqueeze(1)
         form = "(N, F, T)" if self._channels_first else "(N, T, F)"
         if self._rows is not None:
             form = "(N, T)" if self._rows == "series" else "(N, F)"

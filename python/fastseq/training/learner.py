@@ -21,7 +21,7 @@ from ..nn.compiled import compile_chunks
 from ..nn.earlier_steps import in_context
 from ..nn.losses import missing_label, of_numbers
 from ..nn.stateful import Stateful, is_bidirectional
-from ..nn.token_ids import number_of_ids
+from ..nn.token_ids import number_of_ids, padding_id
 from .amp import Precision
 from .argument_checks import check_features, check_place, input_dtype
 from .history import History
@@ -189,7 +189,8 @@ class Learner:
             x, y, w, mask, lengths, dtype=input_dtype(self.model), nan=self.spec.nan,
             labels=self.spec.scale_y is None or not of_numbers(self.loss),
             missing_label=missing_label(self.loss), ids=number_of_ids(self.model),
-            device=self.device, strict=y is not None,  # predictions may go into the same file
+            told=padding_id(self.model) is not None, device=self.device,
+            strict=y is not None,  # predictions may go into the same file
         )  # fmt: skip
         check_features(self.model, data.x)
         if self.spec.shard != "given":

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ...data.samples_first import SamplesFirst
 from ...data.user_arrays import refuse_containers, refuse_foreign, refuse_null
-from ...nn.token_ids import number_of_ids
+from ...nn.token_ids import number_of_ids, padding_id
 from ..named_modules import takes_images, wants_whole
 from .category_columns import CategoryColumns, from_polars, is_frame, refuse_text
 from .datasets import is_dataset, open_dataset, refuse_closed
@@ -156,6 +156,7 @@ def read_inputs(
         `X` is none of these, not finite or empty; most messages are scikit-learn's.
     """
     refuse_closed(X)
+    _refuse_padding(estimator, X)
     refuse_forms(X, channels_first=estimator.channels_first)
     X = from_polars(X)  # noqa: N806
     columns = None if reset else columns
@@ -207,6 +208,8 @@ def _read_sequences(
         if all(getattr(a, "ndim", 0) == 2 for a in X):
             sequences = time_first(X) if channels_first else X
             return _read_list(estimator, sequences, columns, reset=reset)
+    if not reset and _are_ids(X, estimator.module):
+        X = X[:, None] if channels_first else X[..., None]  # noqa: N806
     if getattr(X, "ndim", 2) < 3 and not _is_nested(X):
         return _read_table(estimator, X, columns, reset=reset)
     _need_frames([X], columns)
@@ -404,6 +407,23 @@ def _are_series(X: Any, module: object, columns: CategoryColumns | None) -> bool
     return True
 
 
+def _refuse_padding(estimator: BaseEstimator, X: object) -> None:  # noqa: N803
+    """Raise if a tokenizer, whose ids say so, pads with another id than the module knows."""
+    others, own = getattr(X, "pad_token_id", None), padding_id(estimator.module)
+    if None not in (others, own) and others != own:
+        raise ValueError(
+            f"the tokenizer's pad_token_id is {others}, but the module's is {own}, so that a word "
+            f"would stand for padding: use TextBuilder(…, pad_token_id={others}), or a config with "
+            "it"
+        )
+
+
+def _are_ids(X: Any, module: object) -> bool:  # noqa: N803
+    """Whether an array holds N texts of T ids each, whatever N and T were before."""
+    kind = getattr(getattr(X, "dtype", None), "kind", "")
+    return kind in ("i", "u") and X.ndim == 2 and number_of_ids(module) is not None
+
+
 def _is_nested(X: object) -> bool:  # noqa: N803
     """Whether `X` is a list of lists of lists."""
     try:
@@ -447,7 +467,8 @@ def _read_list(
     whole = whole if columns is None else columns.settled(whole, mask=estimator.nan == "mask")
     _check_finite(whole, estimator)
     dtype, whole = _dtype(whole), _values(estimator, whole)
-    if (lengths == lengths[0]).all():
+    # A model that takes ids at the ends for padding must learn that there is none.
+    if (lengths == lengths[0]).all() and padding_id(estimator.module) is None:
         x: Items = whole.reshape(len(X), lengths[0], -1)
     else:
         x = np.split(whole, np.cumsum(lengths)[:-1])
@@ -530,6 +551,11 @@ def _values(estimator: BaseEstimator, x: Array) -> Array:
     """Return what is to be scaled; ids as they are."""
     if number_of_ids(estimator.module) is None or x.dtype.kind not in "biu":
         return numbers(x, "X")
+    if x.dtype.kind == "u" and x.size and x.max() > np.iinfo(np.int64).max:
+        raise ValueError(
+            f"X holds the id {x.max()}, but the module knows {number_of_ids(estimator.module)} "
+            "ids: use the vocabulary that it was made for"
+        )
     return x.astype(np.int64, copy=False)
 
 
