@@ -5,16 +5,20 @@ from __future__ import annotations
 import argparse
 import collections.abc
 import dataclasses
+import functools
 import inspect
+import numbers
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeVar
+
+import numpy as np
 
 from ..errors import meant
 
-__all__ = ["FromArguments", "descriptions", "number_in", "values_of"]
+__all__ = ["FromArguments", "check_names", "check_types", "descriptions", "number_in", "values_of"]
 
 _SECTION = r"^Parameters\n-+\n(.*?)(?=^\w[^\n]*\n-+\n|\Z)"
 _ENTRY = r"^(\S[^\n]*)\n((?: +[^\n]*\n?|\n)*)"
@@ -36,6 +40,8 @@ class _Option:
         Types of a value, and of the elements of a sequence of them.
     none
         Whether it may be None.
+    others
+        Whether it may be something else that text cannot express.
     default
         The constructor's; `inspect.Parameter.empty`: there is none.
     """
@@ -44,6 +50,7 @@ class _Option:
     single: tuple[type, ...]
     many: tuple[type, ...]
     none: bool
+    others: bool
     default: Any
 
     @property
@@ -119,9 +126,76 @@ def _options(kind: type) -> list[_Option]:
                 many = typing.get_args(element) or (element,)
         single = tuple(kind for kind in _KINDS if kind in members)
         many = tuple(kind for kind in _KINDS if kind in many)
+        others = not {*members} <= {*_KINDS, type(None)}
         if single or many:
-            found.append(_Option(name, single, many, type(None) in members, p.default))
+            found.append(_Option(name, single, many, type(None) in members, others, p.default))
     return found
+
+
+_ABSTRACT = {bool: (bool, np.bool_), int: (numbers.Integral,), float: (numbers.Real,)}
+_PYTHON_NAMES = {bool: ("True", "False"), int: ("an integer",), float: ("a number",)}
+
+
+@functools.cache
+def _typed_options(kind: type) -> dict[str, _Option]:
+    """Return the arguments that are bools or numbers, and nothing else."""
+    try:
+        options = _options(kind)
+    except NameError:  # the annotations of a user's subclass may name what is not imported
+        return {}
+    return {each.name: each for each in options if not each.others and str not in each.single}
+
+
+def check_types(kind: type, given: Mapping[str, object]) -> None:
+    """Raise unless arguments of a class that are bools or numbers have their types.
+
+    Any text is true: ``shuffle="no"`` would shuffle.
+
+    Raises
+    ------
+    TypeError
+        The message names the argument.
+
+    Examples
+    --------
+    >>> from fastseq import Spec
+    >>> check_types(Spec, {"shuffle": "no"})
+    Traceback (most recent call last):
+    TypeError: shuffle must be True or False, got 'no'
+    """
+    for name, option in _typed_options(kind).items():
+        value = given.get(name)
+        if name not in given or (value is None and option.none):
+            continue
+        flag = isinstance(value, _ABSTRACT[bool])
+        fits = bool in option.single if flag else any(
+            isinstance(value, _ABSTRACT[one]) for one in option.single if one is not bool
+        )  # fmt: skip
+        if not fits:
+            *words, last = [word for one in option.single for word in _PYTHON_NAMES[one]]
+            if option.none:
+                words, last = [*words, last], "None"
+            wanted = f"{', '.join(words)} or {last}" if words else last
+            raise TypeError(f"{name} must be {wanted}, got {value!r}")
+
+
+def check_names(kind: type, names: Iterable[str]) -> None:
+    """Raise ValueError unless a class's constructor has arguments of these names.
+
+    Examples
+    --------
+    >>> from fastseq import Spec
+    >>> check_names(Spec, ["epoch"])
+    Traceback (most recent call last):
+    ValueError: Spec has no option 'epoch': did you mean "epochs"?
+    """
+    _check_names(kind, names, list(inspect.signature(kind).parameters))
+
+
+def _check_names(kind: type, names: Iterable[str], known: Collection[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{kind.__name__} has no option {name!r}{meant(name, known)}")
 
 
 def values_of(kind: type, settings: Mapping[str, object]) -> dict[str, Any]:
@@ -139,10 +213,9 @@ def values_of(kind: type, settings: Mapping[str, object]) -> dict[str, Any]:
     {'epochs': 3, 'clip_norm': None}
     """
     options = {option.name: option for option in _options(kind)}
+    _check_names(kind, settings, options)
     found = {}
     for name, given in settings.items():
-        if name not in options:
-            raise ValueError(f"{kind.__name__} has no option {name!r}{meant(name, options)}")
         try:
             found[name] = options[name].read_setting(given)
         except argparse.ArgumentTypeError as error:

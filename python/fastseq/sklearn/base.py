@@ -15,7 +15,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from torch import Tensor, nn, optim
 
-from .._util.arguments import FromArguments
+from .._util.arguments import FromArguments, check_types
 from .._util.tree import Tree
 from ..data.chunk_plan import ChunkPlan
 from ..data.drawn_members import spread_for
@@ -200,6 +200,10 @@ class SequenceEstimator(FromArguments, BaseEstimator):  # type: ignore[misc]  # 
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "estimator_")
+
+    def _check_types(self) -> None:
+        """Raise TypeError if a hyperparameter is no bool or number, but should be."""
+        check_types(type(self), self.get_params(deep=False))
 
     def _begin(self, form: object, *, partial: bool = False) -> Start:
         """Decide whether to continue from what was learnt before.

@@ -161,6 +161,7 @@ class SequencePredictor(SequenceEstimator):
         known: list[Array] | None = None,
     ) -> tuple[Task, Start, dict[str, object]]:
         """Return what is to be learnt from samples, and attributes to set after training."""
+        self._check_types()
         if self.loss is no_loss:
             raise ValueError("fit needs a loss, which files do not hold: pass loss= to load")
         if partial and hasattr(self, "estimator_"):
