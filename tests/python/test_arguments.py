@@ -203,3 +203,8 @@ def test_a_subclass_whose_annotations_cannot_be_read_fits():
             return fs.SequenceRegressor._get_param_names()
 
     assert fit(Own()).n_iter_ == 1
+
+
+def test_a_test_of_learning_rates_checks_them_too():
+    with pytest.raises(TypeError, match="shuffle must be True or False"):
+        fs.SequenceRegressor(shuffle="no").find_lr(SAMPLES, np.arange(12.0))

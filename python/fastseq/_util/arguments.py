@@ -189,13 +189,14 @@ def check_names(kind: type, names: Iterable[str]) -> None:
     Traceback (most recent call last):
     ValueError: Spec has no option 'epoch': did you mean "epochs"?
     """
-    _check_names(kind, names, list(inspect.signature(kind).parameters))
-
-
-def _check_names(kind: type, names: Iterable[str], known: Collection[str]) -> None:
+    known = list(inspect.signature(kind).parameters)
     for name in names:
-        if name not in known:
-            raise ValueError(f"{kind.__name__} has no option {name!r}{meant(name, known)}")
+        _check_name(kind, name, known)
+
+
+def _check_name(kind: type, name: str, known: Collection[str]) -> None:
+    if name not in known:
+        raise ValueError(f"{kind.__name__} has no option {name!r}{meant(name, known)}")
 
 
 def values_of(kind: type, settings: Mapping[str, object]) -> dict[str, Any]:
@@ -213,9 +214,9 @@ def values_of(kind: type, settings: Mapping[str, object]) -> dict[str, Any]:
     {'epochs': 3, 'clip_norm': None}
     """
     options = {option.name: option for option in _options(kind)}
-    _check_names(kind, settings, options)
     found = {}
     for name, given in settings.items():
+        _check_name(kind, name, options)
         try:
             found[name] = options[name].read_setting(given)
         except argparse.ArgumentTypeError as error:

@@ -133,6 +133,7 @@ class SequencePredictor(SequenceEstimator):
         known: list[Array] | None = None,
     ) -> None:
         """Train on samples."""
+        self._check_types()
         own = self.__dict__
         before = {name: own[name] for name in _OF_INPUTS if name in own}
         try:
@@ -161,7 +162,6 @@ class SequencePredictor(SequenceEstimator):
         known: list[Array] | None = None,
     ) -> tuple[Task, Start, dict[str, object]]:
         """Return what is to be learnt from samples, and attributes to set after training."""
-        self._check_types()
         if self.loss is no_loss:
             raise ValueError("fit needs a loss, which files do not hold: pass loss= to load")
         if partial and hasattr(self, "estimator_"):
@@ -281,6 +281,7 @@ class SequencePredictor(SequenceEstimator):
         self, X: object, y: object, sample_weight: object, static: object, **tried: Any  # noqa: N803
     ) -> LearningRateTest:  # fmt: skip
         """Test learning rates; sets what checks of the input set."""
+        self._check_types()
         task, start, _ = self._prepared(X, y, sample_weight, static)
         est = self._make(task, start.seed)
         with self._arranged(est, task) as (x, ys, w, _, shuffler):

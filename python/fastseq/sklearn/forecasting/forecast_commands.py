@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -261,8 +262,10 @@ def _times(path: str, texts: pd.Series) -> pd.Series:
     if numbers.notna().all():
         return numbers
     try:
-        times: pd.Series = pd.to_datetime(texts, format="ISO8601", errors="coerce", utc=False)
-    except ValueError:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", FutureWarning)  # pandas 2 of what pandas 3 refuses
+            times: pd.Series = pd.to_datetime(texts, format="ISO8601", errors="coerce", utc=False)
+    except (ValueError, FutureWarning):
         raise ValueError(
             f"{path} has times of several distances from UTC, as where clocks change: write them "
             "in UTC, or without the distance"
