@@ -7,6 +7,7 @@ import collections.abc
 import dataclasses
 import functools
 import inspect
+import itertools
 import numbers
 import re
 import types
@@ -18,12 +19,22 @@ import numpy as np
 
 from ..errors import meant
 
-__all__ = ["FromArguments", "check_names", "check_types", "descriptions", "number_in", "values_of"]
+__all__ = [
+    "FromArguments",
+    "check_flags",
+    "check_names",
+    "check_types",
+    "descriptions",
+    "meant_by",
+    "number_in",
+    "values_of",
+]
 
 _SECTION = r"^Parameters\n-+\n(.*?)(?=^\w[^\n]*\n-+\n|\Z)"
 _ENTRY = r"^(\S[^\n]*)\n((?: +[^\n]*\n?|\n)*)"
 Own = TypeVar("Own", bound="FromArguments")
 _KINDS = (bool, int, float, str)
+_LISTED = "A,B,..."
 _METAVARS = {bool: "BOOL", int: "N", float: "X", str: "NAME"}
 _NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a name"}
 
@@ -89,7 +100,7 @@ class _Option:
     @property
     def metavar(self) -> str:
         """What stands for the value in help."""
-        return "A,B,..." if self.many else "|".join(_METAVARS[kind] for kind in self.single)
+        return _LISTED if self.many else "|".join(_METAVARS[kind] for kind in self.single)
 
     @property
     def wanted(self) -> str:
@@ -249,6 +260,50 @@ def descriptions(kind: type) -> dict[str, str]:
         for name in names.split(":")[0].split(","):
             found[name.strip()] = sentence[0] if sentence else words
     return found
+
+
+def check_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    """End the script with a message if an option that takes no value has one: ``--shuffle=no``."""
+    flags = {
+        name
+        for action in parser._actions
+        if isinstance(action, argparse.BooleanOptionalAction)
+        for name in action.option_strings
+    }
+    for word in words:
+        name, given, value = word.partition("=")
+        if given and name in flags:
+            plain = name.replace("--no-", "--", 1)
+            parser.error(f"{name} takes no value, got {value!r}: write {plain} or --no-{plain[2:]}")
+
+
+def meant_by(parser: argparse.ArgumentParser, words: list[str], unknown: list[str]) -> str:
+    """Return advice on words of a command line that no option takes; empty: there is none.
+
+    Examples
+    --------
+    >>> parser = argparse.ArgumentParser()
+    >>> _ = parser.add_argument("--quantiles", metavar=_LISTED)
+    >>> words = ["--quantiles", "0.1", "0.9"]
+    >>> meant_by(parser, words, parser.parse_known_args(words)[1])
+    ': write a list with commas, --quantiles 0.1,0.9'
+    >>> meant_by(parser, ["--quantile=0.1"], ["--quantile=0.1"])
+    ': did you mean "--quantiles"?'
+    """
+    names = [name for action in parser._actions for name in action.option_strings]
+    lists = [name for a in parser._actions if a.metavar == _LISTED for name in a.option_strings]
+    options = [word.partition("=")[0] for word in unknown if word.startswith("--")]
+    values = [word for word in unknown if not word.startswith("--")]
+    for place, name in enumerate(words):
+        if name in lists:
+            first, *rest = [*words[place + 1 :], ""]
+            more = itertools.takewhile(
+                lambda word: word in values or number_in(word, (float,)) is not None, rest
+            )
+            together = ",".join([first, *more])
+            if together != first:
+                return f": write a list with commas, {name} {together}"
+    return meant(options[0], names) if options else ""
 
 
 class FromArguments:
