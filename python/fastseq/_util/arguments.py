@@ -264,17 +264,12 @@ def descriptions(kind: type) -> dict[str, str]:
 
 def check_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     """End the script with a message if an option that takes no value has one: ``--shuffle=no``."""
-    flags = {
-        name
-        for action in parser._actions
-        if isinstance(action, argparse.BooleanOptionalAction)
-        for name in action.option_strings
-    }
+    flags = re.findall(r"(--[\w-]+) \| (--no-[\w-]+)", _usage(parser))
     for word in words:
         name, given, value = word.partition("=")
-        if given and name in flags:
-            plain = name.replace("--no-", "--", 1)
-            parser.error(f"{name} takes no value, got {value!r}: write {plain} or --no-{plain[2:]}")
+        for yes, no in flags:
+            if given and name in (yes, no):
+                parser.error(f"{name} takes no value, got {value!r}: write {yes} or {no}")
 
 
 def meant_by(parser: argparse.ArgumentParser, words: list[str], unknown: list[str]) -> str:
@@ -290,8 +285,8 @@ def meant_by(parser: argparse.ArgumentParser, words: list[str], unknown: list[st
     >>> meant_by(parser, ["--quantile=0.1"], ["--quantile=0.1"])
     ': did you mean "--quantiles"?'
     """
-    names = [name for action in parser._actions for name in action.option_strings]
-    lists = [name for a in parser._actions if a.metavar == _LISTED for name in a.option_strings]
+    usage = _usage(parser)
+    lists = re.findall(rf"(--[\w-]+) {re.escape(_LISTED)}", usage)
     options = [word.partition("=")[0] for word in unknown if word.startswith("--")]
     values = [word for word in unknown if not word.startswith("--")]
     for place, name in enumerate(words):
@@ -303,7 +298,13 @@ def meant_by(parser: argparse.ArgumentParser, words: list[str], unknown: list[st
             together = ",".join([first, *more])
             if together != first:
                 return f": write a list with commas, {name} {together}"
-    return meant(options[0], names) if options else ""
+    return meant(options[0], re.findall(r"--[\w-]+", usage)) if options else ""
+
+
+def _usage(parser: argparse.ArgumentParser) -> str:
+    """Return all options in a line: argparse does not tell them in another way."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", parser.format_usage())  # it may be coloured
+    return " ".join(plain.split())
 
 
 class FromArguments:

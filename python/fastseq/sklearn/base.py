@@ -83,6 +83,8 @@ class Task:
         A layer to put after the module; None: none.
     scores
         How many outputs are scores of each target's classes; None: they are no scores.
+    labels
+        The classes of a single target, by number; None: there are none.
     image
         ``(W, H, C)`` if each step is an image; None: it is not.
     columns
@@ -107,6 +109,7 @@ class Task:
     scale_x: str | None = None
     head: nn.Module | None = None
     scores: list[int] | None = None
+    labels: np.ndarray | None = None
     image: tuple[int, int, int] | None = None
     columns: ColumnSizes | None = None
     best: bool = False

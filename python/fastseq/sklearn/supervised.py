@@ -77,6 +77,8 @@ class Problem:
         A layer to put after the module; None: none.
     scores
         How many outputs are scores of each target's classes; None: they are no scores.
+    labels
+        The classes of a single target, by number; None: there are none.
     """
 
     y: Items
@@ -89,6 +91,7 @@ class Problem:
     fitted: dict[str, object] = dataclasses.field(default_factory=dict)
     head: nn.Module | None = None
     scores: list[int] | None = None
+    labels: Array | None = None
 
 
 class SequencePredictor(SequenceEstimator):
@@ -214,8 +217,7 @@ class SequencePredictor(SequenceEstimator):
             scale_y=problem.scale_y,
             module=module,
             scale_x=scale_x,
-            head=problem.head,
-            scores=problem.scores,
+            head=problem.head, scores=problem.scores, labels=problem.labels,
             image=inputs.image,
             columns=sizes,
             best=best,
