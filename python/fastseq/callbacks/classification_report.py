@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,7 +87,7 @@ class ClassificationReport(Callback):
     def __str__(self) -> str:
         return self._text or "ClassificationReport: fit has not ended"
 
-    def name_classes(self, labels: Sequence[object] | None) -> None:
+    def name_classes(self, labels: Iterable[object] | None) -> None:
         """Set what the classes are called unless there are `class_names`: a classifier does."""
         self._labels = None if labels is None else [str(label) for label in labels]
 
