@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 
 from . import __version__
+from ._util.arguments import check_flags, meant_by
 from .data.hdf5 import commands as h5
 from .doctor import examine, report
 from .errors import FastseqError
@@ -41,11 +42,15 @@ def main(words: list[str] | None = None) -> int:
             forecasts.add_predict(predict)
             if words[0] == "fit":
                 forecasts.add_fit(fit, words[1:])
+                check_flags(fit, words)
         if words[:1] == ["serve"]:  # imported on use: it needs FastAPI
             from .serving import server
 
             server.add_serve(serve)
-        arguments = parser.parse_args(words)
+        arguments, unknown = parser.parse_known_args(words)
+        if unknown:
+            advice = meant_by(commands.choices[arguments.command], words, unknown)
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}{advice}")
         if arguments.command == "h5":
             return h5.run(arguments)
         if arguments.command == "info":

@@ -5,17 +5,29 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 from decimal import Decimal
 from typing import Any
 
-from ._util.arguments import number_in
+from ._util.arguments import check_names, check_types, number_in
 from ._util.optional_imports import need
-from ._util.settings_file import read_settings
+from ._util.settings_file import Quoted, read_settings
 from .errors import meant
 
 __all__ = ["SearchSpace"]
 
 _OF_A_RANGE = ("low", "high", "log", "step")
+# What other libraries' files have in their place.
+_OF_CHOICES = ": write choices as a list, such as [gru, lstm]"
+_OF_KINDS = ": a range is uniform, or with log: true logarithmic, of integers if both ends are"
+_INSTEAD = {
+    **dict.fromkeys(("choice", "choices", "values", "categorical", "grid"), _OF_CHOICES),
+    **dict.fromkeys(("type", "distribution", "dtype", "sampler"), _OF_KINDS),
+    **dict.fromkeys(("min", "lower", "start"), ': did you mean "low"?'),
+    **dict.fromkeys(("max", "upper", "end", "stop"), ': did you mean "high"?'),
+    "value": ": {value: …} is one value, without a range",
+}
+_NOT_FINITE = re.compile(r"[+-]?\.?(nan|inf|infinity)", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,28 +40,43 @@ class _Range:
     step: float | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class _List:
+    """One value that is a list."""
+
+    values: tuple[Any, ...]
+
+
 class SearchSpace:
     r"""Hyperparameters to search over, from a YAML file.
 
-    Each name has a list of choices, a range, or one value::
+    Each name has a list of choices, a range, or one value; one that is a list is written apart::
 
         module: [gru, lstm]
         lr: {low: 0.001, high: 0.1, log: true}
         hidden_size: {low: 4, high: 64, step: 4}
         epochs: 10
+        quantiles: {value: [0.1, 0.9]}
 
     Numbers without a point or exponent are integers, and a range is one of integers if both ends
-    are; ends are included. Words are texts, but for true, false and none.
+    are: ``{low: 0, high: 1}`` is 0 and 1 alone. Ends are included. Words are texts, but for true,
+    false and none; what is in quotes is a text.
 
     Parameters
     ----------
     path
         The file.
+    of
+        The class that the hyperparameters are of, such as `SequenceRegressor`: names that it does
+        not have, and values of a wrong type, are then found here, rather than in a trial. None:
+        nothing is checked.
 
     Raises
     ------
     ValueError
-        The file is no such YAML: the message names the hyperparameter.
+        The file is no such YAML, or does not fit `of`: the message names the hyperparameter.
+    TypeError
+        `of` is not a class.
     OSError
         It cannot be read.
     MissingFeatureError
@@ -66,9 +93,13 @@ class SearchSpace:
     {'lr': 0.01, 'epochs': 2}
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, of: type | None = None) -> None:
+        if not (of is None or isinstance(of, type)):
+            raise TypeError(f"of must be a class such as fastseq.SequenceRegressor, got {of!r}")
         settings = read_settings(path)
         self._entries = {name: _read(path, name, given) for name, given in settings.items()}
+        if of is not None:
+            _check(path, of, self._entries)
 
     def __repr__(self) -> str:
         return f"SearchSpace({', '.join(self._entries)})"
@@ -101,6 +132,8 @@ class SearchSpace:
 def _suggested(trial: Any, name: str, entry: Any) -> Any:
     if isinstance(entry, list):
         return trial.suggest_categorical(name, entry)
+    if isinstance(entry, _List):
+        return list(entry.values)
     if not isinstance(entry, _Range):
         return entry
     if isinstance(entry.low, int) and isinstance(entry.high, int):
@@ -111,6 +144,8 @@ def _suggested(trial: Any, name: str, entry: Any) -> Any:
 def _domain(tune: Any, entry: Any) -> Any:
     if isinstance(entry, list):
         return tune.choice(entry)
+    if isinstance(entry, _List):
+        return list(entry.values)
     if not isinstance(entry, _Range):
         return entry
     low, high = entry.low, entry.high
@@ -134,7 +169,9 @@ def _read(path: str | os.PathLike[str], name: str, given: Any) -> Any:
 
 def _entry(given: Any) -> Any:
     if isinstance(given, dict):
-        return _range({key: _typed(value) for key, value in given.items()})
+        if list(given) == ["value"]:
+            return _fixed(given["value"])
+        return _range(given)
     if not isinstance(given, list):
         return _typed(given)
     choices = [_typed(choice) for choice in given]
@@ -143,16 +180,26 @@ def _entry(given: Any) -> Any:
     return choices
 
 
-def _range(given: dict[str, Any]) -> _Range:
-    for key in given:
+def _fixed(given: Any) -> Any:
+    if not isinstance(given, list):
+        return _typed(given)
+    return _List(tuple(_typed(part) for part in given))
+
+
+def _range(texts: dict[str, Any]) -> _Range:
+    for key in texts:
         if key not in _OF_A_RANGE:
-            raise ValueError(f"is a range, which has no {key!r}{meant(key, _OF_A_RANGE)}")
+            advice = _INSTEAD.get(key.lower()) or meant(key, _OF_A_RANGE)
+            raise ValueError(f"is a range, which has no {key!r}{advice}")
+    given = {key: _typed(value) for key, value in texts.items()}
     log = given.pop("log", False)
+    if not isinstance(log, bool):
+        raise ValueError(f"has log: {log}, which must be true or false")
     numbers = all(type(value) in (int, float) for value in given.values())
-    if not numbers or not {"low", "high"} <= set(given) or not isinstance(log, bool):
+    if not numbers or not {"low", "high"} <= set(given):
         raise ValueError("must be a range such as {low: 0.001, high: 0.1, log: true}")
     found = _Range(log=log, **given)
-    if not all(math.isfinite(value) for value in given.values()) or found.low >= found.high:
+    if found.low >= found.high:
         raise ValueError(f"has the range from {found.low} to {found.high}: low must be less")
     if log and (found.low <= 0 or found.step is not None):
         raise ValueError("is logarithmic, so low must be positive, and there is no step")
@@ -164,9 +211,42 @@ def _range(given: dict[str, Any]) -> _Range:
 
 def _typed(text: Any) -> Any:
     if not isinstance(text, str):
-        raise ValueError(f"must be values, lists of them, or ranges, got {text!r} in it")
+        raise ValueError(
+            f"must be values, lists of them, or ranges, got {text!r} in it: for one list write "
+            "{value: [0.1, 0.9]}"
+        )
+    if isinstance(text, Quoted):
+        return str(text)
     words = {"true": True, "false": False, "none": None}
     if text.lower() in words:
         return words[text.lower()]
+    if text.lower() in ("yes", "no", "on", "off"):  # a text would be true, whatever it says
+        raise ValueError(
+            f"has the value {text}: write true or false, or '{text}' in quotes for a text"
+        )
     number = number_in(text, (int, float))
+    if _NOT_FINITE.fullmatch(text) or (isinstance(number, float) and math.isinf(number)):
+        raise ValueError(
+            f"has the value {text}, but numbers must be finite: write '{text}' in quotes for a text"
+        )
     return text if number is None else number
+
+
+def _check(path: str | os.PathLike[str], of: type, entries: dict[str, Any]) -> None:
+    """Raise unless a class's constructor takes these names, and values of their types."""
+    try:
+        check_names(of, entries)
+        for name, entry in entries.items():
+            for value in _some_values(entry):
+                check_types(of, {name: value})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{os.fspath(path)}: {error}") from None
+
+
+def _some_values(entry: Any) -> list[Any]:
+    """Return values that a trial may get, of all types that there are."""
+    if isinstance(entry, _Range):
+        return [entry.low, entry.high]
+    if isinstance(entry, _List):
+        return [list(entry.values)]
+    return entry if isinstance(entry, list) else [entry]

@@ -6,6 +6,7 @@ import argparse
 import inspect
 
 import jsonargparse
+import numpy as np
 import pytest
 from sklearn.base import clone
 
@@ -149,3 +150,61 @@ def test_jsonargparse_reads_our_classes(tmp_path):
     found = parser.instantiate(args)
     assert found.spec == fs.Spec(3, 4, 5, clip_norm=2.0)
     assert found.model.lr == 0.5
+
+
+SAMPLES = np.random.default_rng(0).normal(size=(12, 5, 2))
+WRAPPERS = [fs.SequenceClassifier, fs.SequenceRegressor]
+
+
+def fit(model):
+    if isinstance(model, fs.SequenceForecaster):
+        return model.fit(np.arange(40.0))
+    return model.fit(SAMPLES, np.arange(12) % 2)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "name", "value", "wanted"),
+    [
+        (WRAPPERS, "shuffle", "no", "True or False, got 'no'"),
+        (WRAPPERS, "channels_first", "no", "True or False"),
+        (WRAPPERS, "bidirectional", "off", "True or False"),
+        (WRAPPERS, "per_step", "no", "True, False or None"),
+        (WRAPPERS, "validation_fraction", True, "a number or None"),
+        (KINDS[1:], "decay_biases", "no", "True or False"),
+        (KINDS[1:], "warm_start", 0, "True or False, got 0"),
+        (KINDS[1:], "verbose", "no", "True, False or an integer"),
+        (KINDS[1:], "lr", True, "a number"),
+        (KINDS[1:], "lr", "0.01", "a number"),
+        (KINDS[1:], "weight_decay", True, "a number"),
+        (KINDS[1:], "dropout", "0.1", "a number"),
+        (KINDS[1:], "hidden_size", 4.0, "an integer"),
+        (KINDS[1:], "epochs", True, "an integer or None, got True"),
+    ],
+)
+def test_texts_and_bools_in_place_of_others_are_refused_by_fit(kinds, name, value, wanted):
+    for kind in kinds:
+        with pytest.raises(TypeError, match=f"^{name} must be {wanted}"):
+            fit(kind(**{name: value}))
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_numbers_and_bools_of_numpy_are_numbers_and_bools(kind):
+    given = {"lr": np.float32(0.01), "epochs": np.int64(1), "warm_start": np.bool_(False)}
+    assert fit(kind(hidden_size=4, weight_decay=0, verbose=False, **given)).n_iter_ == 1
+
+
+def test_a_subclass_whose_annotations_cannot_be_read_fits():
+    class Own(fs.SequenceRegressor):
+        def __init__(self, lr: NotImported = None, epochs=1):  # noqa: F821
+            super().__init__(lr=lr, epochs=epochs)
+
+        @classmethod
+        def _get_param_names(cls):
+            return fs.SequenceRegressor._get_param_names()
+
+    assert fit(Own()).n_iter_ == 1
+
+
+def test_a_test_of_learning_rates_checks_them_too():
+    with pytest.raises(TypeError, match="shuffle must be True or False"):
+        fs.SequenceRegressor(shuffle="no").find_lr(SAMPLES, np.arange(12.0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mlflow
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import classification_report, confusion_matrix
@@ -134,3 +135,33 @@ def test_what_has_no_classes_is_refused():
     )  # fmt: skip
     with pytest.raises(ValueError, match="nothing to report on: pass validation to fit"):
         est.fit(X, Y)
+
+
+SAMPLES = np.random.default_rng(0).normal(size=(60, 5, 2))
+LEVELS = np.repeat([0, 1, 2], [30, 20, 10])  # and as many in proportion in the held-out part
+
+
+@pytest.mark.parametrize(
+    ("loss", "labels", "given", "expected"),
+    [
+        ("cross_entropy", np.array(["c", "a", "b"]), None, ["a", "b", "c"]),
+        ("cross_entropy", np.array([30, 10, 20]), None, ["10", "20", "30"]),
+        ("cross_entropy", np.array(["c", "a", "b"]), ["x", "y", "z"], ["x", "y", "z"]),
+        ("ordinal", np.array(["low", "mid", "high"]), None, ["low", "mid", "high"]),
+    ],
+)
+def test_a_classifier_names_its_classes(loss, labels, given, expected):
+    model = fs.SequenceClassifier(
+        "gru", loss=loss, epochs=1, validation_fraction=0.3, random_state=0,
+        callbacks=[ClassificationReport(given)],
+    )  # fmt: skip
+    y = labels[LEVELS]
+    if loss == "ordinal":
+        y = pd.Categorical(y, categories=expected, ordered=True)
+    model.fit(SAMPLES, y)
+    (report,) = [c for c in model.estimator_.callbacks if isinstance(c, ClassificationReport)]
+    assert [*report.report][:3] == expected
+    if given is None:
+        counts = [report.report[str(label)]["support"] for label in labels]
+        assert counts == [9, 6, 3]
+    assert str(report).split()[4] == expected[0]

@@ -115,6 +115,8 @@ def test_readme_mpirun(tmp_path):
     assert len(re.findall(r"^loss 0\.0\d+, error 0\.0\d+$", done.stdout, re.MULTILINE)) == 2
 
 
+# What MLflow's database does with this version of SQLAlchemy.
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
 @pytest.mark.parametrize(
     "guide",
     [pytest.param(path, marks=LONG_MARKS if path.stem in LONG else ()) for path in GUIDES],

@@ -155,6 +155,11 @@ def test_settings_of_a_file_are_overridden_on_the_command_line(run, tmp_path):
         ("lr: 1\nlr: 2", "'lr' is there twice, again in line 2"),
         ("[1, 2]", "it must have lines such as 'epochs: 20'"),
         ("a: b: c", "is not YAML"),
+        ("id_col: shop", "data.csv has no column 'shop' (it has 'unique_id', 'ds', 'y')"),
+        ("", "s.yaml: it must have lines such as 'epochs: 20'"),
+        ("# horizon: 3\n", "s.yaml: it must have lines such as 'epochs: 20'"),
+        ("---", "s.yaml: it must have lines such as 'epochs: 20'"),
+        ("decay_biases: no", "decay_biases must be true or false, got 'no'"),
         ("callbacks: !!python/object/apply:os.getcwd []", "has no option 'callbacks'"),
     ],
 )
@@ -188,7 +193,15 @@ def test_wrong_settings(run, tmp_path, text, message):
             lambda t: t.assign(z=1).set_axis(["unique_id", "ds", "y", "y"], axis=1),
             "has two columns 'y'",
         ),
-        (lambda t: t.assign(y="high"), "numbers"),
+        (
+            lambda t: t.assign(y=["1", "NA", "", "3,5", *t["y"].tolist()[4:]]),
+            "data.csv has '3,5' in column 'y' in line 5: values must be numbers, such as 0.5",
+        ),
+        (lambda t: t.assign(y=t["ds"]), "has '2015-01-01' in column 'y' in line 2"),
+        (
+            lambda t: t.rename(columns={"unique_id": "shop"}),
+            "data.csv has several rows for 2015-01-01 00:00:00, but no column 'unique_id'",
+        ),
         (lambda t: t.iloc[:0], "data.csv has no rows"),
         (lambda t: t.set_index(t.index.rename("")).reset_index(), "has a column without a name"),
         (
@@ -218,6 +231,14 @@ def test_files_that_can_be_misread_are_refused(run, tmp_path, change, message):
         (("predict", "m.safetensors", "data.csv", "--out", "data.csv"), "data.csv is read, too"),
         (("predict", "m.csv", "--out", "./m.csv"), "m.csv is read, too"),
         (("predict", "m.safetensors", "data.csv", "--plot", "p.xyz"), "p.xyz must be a picture"),
+        (("fit", "data.csv", "m.safetensors", "--id-col", "id"), "data.csv has no column 'id' (it"),
+        (("fit", "data.csv", "m.safetensors", "--id-col=unique-id"), 'did you mean "unique_id"?'),
+        (("fit", "one.csv", "m.safetensors", "--id-col", "unique_id"), "has no column 'unique_id'"),
+        (("fit", "semi.csv", "m.safetensors"), "semi.csv has semicolons between its columns: write"),
+        (("fit", "tabs.csv.gz", "m.safetensors"), "tabs.csv.gz has tabs between its columns: write"),
+        (("fit", "no.csv.gz", "m.safetensors"), "no.csv.gz cannot be unpacked: Not a gzipped file"),
+        (("fit", "data.csv", "m.safetensors", "--module", "none"), "('segrnn', 'lstm', 'gru', 'rnn'"),
+        (("fit", "data.csv", "m.safetensors", "--settings", "wide.yaml"), "wide.yaml is not UTF-8"),
         (("fit", "data.xls", "m.safetensors"), "data.xls must be a file *.csv, *.csv.gz or *.parquet"),
         (("fit", "binary.csv", "m.safetensors"), "is not CSV"),
         (("fit", "data.csv", "m.safetensors", "--settings", "none.yaml"), "No such file"),
@@ -230,6 +251,11 @@ def test_files_that_can_be_misread_are_refused(run, tmp_path, change, message):
 )  # fmt: skip
 def test_wrong_use_is_told_in_a_line(run, tmp_path, words, message):
     LONG.to_csv("data.csv", index=False)
+    ONE.to_csv("one.csv", index=False)
+    LONG.to_csv("semi.csv", index=False, sep=";", decimal=",")
+    LONG.to_csv("tabs.csv.gz", index=False, sep="\t")
+    (tmp_path / "no.csv.gz").write_bytes(b"ds,y\n2025-01-01,3\n")
+    (tmp_path / "wide.yaml").write_text("epochs: 1", encoding="utf-16")
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00\x01")
     (tmp_path / "comma.csv").write_text("ds,y\n2025-01-01,3,5\n2025-01-02,3,6\n")
     (tmp_path / "short.csv").write_text("ds,y,x\n2025-01-01,3,5\n2025-01-02,4\n")
@@ -266,6 +292,30 @@ def test_unknown_options_and_abbreviations_are_refused(run):
         code, _, messages = run("fit", "data.csv", "m.safetensors", *words)
         assert code == 2
         assert "error: " in messages
+
+
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        (("--horizn", "6"), '--horizn 6: did you mean "--horizon"?'),
+        (("--horizn=6", "--quantiles", "0.1,0.9"), '--horizn=6: did you mean "--horizon"?'),
+        (("--quantiles", "0.1", "0.9"), "0.9: write a list with commas, --quantiles 0.1,0.9"),
+        (("--past", "price", "promo"), "promo: write a list with commas, --past price,promo"),
+        (
+            ("--warm-start=false",),
+            "--warm-start takes no value, got 'false': write --warm-start or",
+        ),
+        (("--no-decay-biases=yes",), "got 'yes': write --decay-biases or --no-decay-biases"),
+        (("--xyz",), "unrecognized arguments: --xyz\n"),
+    ],
+)
+def test_what_a_wrong_option_may_have_meant(run, words, advice):
+    code, out, messages = run("fit", "data.csv", "m.safetensors", *words)
+    assert (code, out) == (2, "")
+    assert advice in messages
+    if words[0] == "--quantiles":  # then the names of the files are in the wrong places
+        messages = run("fit", *words, "data.csv", "m.safetensors")[2]
+        assert "m.safetensors: write a list with commas, --quantiles 0.1,0.9" in messages
 
 
 def test_the_console_script():

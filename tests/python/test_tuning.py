@@ -10,7 +10,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna_integration import OptunaSearchCV
 from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
-from sklearn.model_selection import GridSearchCV
+from sklearn.model_selection import GridSearchCV, cross_val_score
 
 import fastseq as fs
 from fastseq.callbacks import Metrics, OptunaPruning
@@ -74,6 +74,72 @@ def test_pruning_in_an_objective_with_an_estimator():
         [1, 2],
         [1, 2],
     ]
+
+
+def pruned_by_median(direction, monitor, rates, **options):
+    """Return the states of trials with these learning rates, of one process, in their order."""
+
+    def objective(trial):
+        lr = trial.suggest_float("lr", 1e-9, 1.0)
+        prune = OptunaPruning(trial, monitor)
+        model = regressor(
+            lr=lr, epochs=8, validation_fraction=0.25, schedule=None,
+            callbacks=[Metrics("r2"), prune], **options,
+        )  # fmt: skip
+        return model.fit(X, Y).history_[-1][monitor or "validation_loss"]
+
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=2, n_warmup_steps=1)
+    study = optuna.create_study(direction=direction, pruner=pruner)
+    for lr in rates:
+        study.enqueue_trial({"lr": lr})
+    study.optimize(objective, n_trials=len(rates))
+    return [trial.state.name for trial in study.trials]
+
+
+@pytest.mark.parametrize(
+    ("direction", "monitor"), [("minimize", None), ("maximize", "validation_r2")]
+)
+def test_the_median_pruner_prunes_the_worse_trials(direction, monitor):
+    states = pruned_by_median(direction, monitor, [0.01, 0.01, 1e-9, 0.05])
+    assert states == ["COMPLETE", "COMPLETE", "PRUNED", "COMPLETE"]
+
+
+@pytest.mark.parametrize(
+    ("monitor", "given"),
+    [(None, "the loss"), ("loss", '"loss"'), ("validation_loss", '"validation_loss"')],
+)
+def test_a_loss_in_a_study_that_maximises_is_refused(monitor, given):
+    message = f'reports {given}, of which lower is better, but the study has direction="max'
+    with pytest.raises(ValueError, match=message):
+        pruned_by_median("maximize", monitor, [0.01])
+
+
+def test_a_second_fit_of_a_trial_is_refused():
+    def folds(trial):
+        model = regressor(callbacks=[OptunaPruning(trial)])
+        return cross_val_score(model, X, Y, cv=2, error_score="raise").mean()
+
+    study = optuna.create_study()
+    with pytest.raises(ValueError, match="OptunaPruning serves one fit in a trial, and this tr"):
+        study.optimize(folds, n_trials=1)
+    assert study.trials[0].state.name == "FAIL"
+
+    def continued(trial):  # its epochs are 4 to 6
+        model = regressor(callbacks=[OptunaPruning(trial)], warm_start=True).fit(X, Y)
+        return model.set_params(epochs=6).fit(X, Y).history_[-1]["loss"]
+
+    study.optimize(continued, n_trials=1)
+    assert list(study.trials[1].intermediate_values) == [1, 2, 3, 4, 5, 6]
+    for trial in (study.best_trial, optuna.trial.FixedTrial({})):  # to look at again
+        assert continued(trial) == continued(trial) == pytest.approx(study.best_value)
+
+
+def test_what_is_no_trial_of_one_objective_is_refused():
+    with pytest.raises(TypeError, match="needs the trial that the objective gets, got Study"):
+        OptunaPruning(optuna.create_study())
+    study = optuna.create_study(directions=["minimize", "maximize"])
+    with pytest.raises(ValueError, match="reports one number, but the study has several object"):
+        regressor(callbacks=[OptunaPruning(study.ask())]).fit(X, Y)
 
 
 @pytest.mark.parametrize("seqsize", [None, 4])

@@ -5,21 +5,36 @@ from __future__ import annotations
 import argparse
 import collections.abc
 import dataclasses
+import functools
 import inspect
+import itertools
+import numbers
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeVar
+
+import numpy as np
 
 from ..errors import meant
 
-__all__ = ["FromArguments", "descriptions", "number_in", "values_of"]
+__all__ = [
+    "FromArguments",
+    "check_flags",
+    "check_names",
+    "check_types",
+    "descriptions",
+    "meant_by",
+    "number_in",
+    "values_of",
+]
 
 _SECTION = r"^Parameters\n-+\n(.*?)(?=^\w[^\n]*\n-+\n|\Z)"
 _ENTRY = r"^(\S[^\n]*)\n((?: +[^\n]*\n?|\n)*)"
 Own = TypeVar("Own", bound="FromArguments")
 _KINDS = (bool, int, float, str)
+_LISTED = "A,B,..."
 _METAVARS = {bool: "BOOL", int: "N", float: "X", str: "NAME"}
 _NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a name"}
 
@@ -36,6 +51,8 @@ class _Option:
         Types of a value, and of the elements of a sequence of them.
     none
         Whether it may be None.
+    others
+        Whether it may be something else that text cannot express.
     default
         The constructor's; `inspect.Parameter.empty`: there is none.
     """
@@ -44,6 +61,7 @@ class _Option:
     single: tuple[type, ...]
     many: tuple[type, ...]
     none: bool
+    others: bool
     default: Any
 
     @property
@@ -82,7 +100,7 @@ class _Option:
     @property
     def metavar(self) -> str:
         """What stands for the value in help."""
-        return "A,B,..." if self.many else "|".join(_METAVARS[kind] for kind in self.single)
+        return _LISTED if self.many else "|".join(_METAVARS[kind] for kind in self.single)
 
     @property
     def wanted(self) -> str:
@@ -119,9 +137,77 @@ def _options(kind: type) -> list[_Option]:
                 many = typing.get_args(element) or (element,)
         single = tuple(kind for kind in _KINDS if kind in members)
         many = tuple(kind for kind in _KINDS if kind in many)
+        others = not {*members} <= {*_KINDS, type(None)}
         if single or many:
-            found.append(_Option(name, single, many, type(None) in members, p.default))
+            found.append(_Option(name, single, many, type(None) in members, others, p.default))
     return found
+
+
+_ABSTRACT = {bool: (bool, np.bool_), int: (numbers.Integral,), float: (numbers.Real,)}
+_PYTHON_NAMES = {bool: ("True", "False"), int: ("an integer",), float: ("a number",)}
+
+
+@functools.cache
+def _typed_options(kind: type) -> dict[str, _Option]:
+    """Return the arguments that are bools or numbers, and nothing else."""
+    try:
+        options = _options(kind)
+    except NameError:  # the annotations of a user's subclass may name what is not imported
+        return {}
+    return {each.name: each for each in options if not each.others and str not in each.single}
+
+
+def check_types(kind: type, given: Mapping[str, object]) -> None:
+    """Raise unless arguments of a class that are bools or numbers have their types.
+
+    Any text is true: ``shuffle="no"`` would shuffle.
+
+    Raises
+    ------
+    TypeError
+        The message names the argument.
+
+    Examples
+    --------
+    >>> from fastseq import Spec
+    >>> check_types(Spec, {"shuffle": "no"})
+    Traceback (most recent call last):
+    TypeError: shuffle must be True or False, got 'no'
+    """
+    for name, option in _typed_options(kind).items():
+        value = given.get(name)
+        if name not in given or (value is None and option.none):
+            continue
+        flag = isinstance(value, _ABSTRACT[bool])
+        fits = bool in option.single if flag else any(
+            isinstance(value, _ABSTRACT[one]) for one in option.single if one is not bool
+        )  # fmt: skip
+        if not fits:
+            *words, last = [word for one in option.single for word in _PYTHON_NAMES[one]]
+            if option.none:
+                words, last = [*words, last], "None"
+            wanted = f"{', '.join(words)} or {last}" if words else last
+            raise TypeError(f"{name} must be {wanted}, got {value!r}")
+
+
+def check_names(kind: type, names: Iterable[str]) -> None:
+    """Raise ValueError unless a class's constructor has arguments of these names.
+
+    Examples
+    --------
+    >>> from fastseq import Spec
+    >>> check_names(Spec, ["epoch"])
+    Traceback (most recent call last):
+    ValueError: Spec has no option 'epoch': did you mean "epochs"?
+    """
+    known = list(inspect.signature(kind).parameters)
+    for name in names:
+        _check_name(kind, name, known)
+
+
+def _check_name(kind: type, name: str, known: Collection[str]) -> None:
+    if name not in known:
+        raise ValueError(f"{kind.__name__} has no option {name!r}{meant(name, known)}")
 
 
 def values_of(kind: type, settings: Mapping[str, object]) -> dict[str, Any]:
@@ -141,8 +227,7 @@ def values_of(kind: type, settings: Mapping[str, object]) -> dict[str, Any]:
     options = {option.name: option for option in _options(kind)}
     found = {}
     for name, given in settings.items():
-        if name not in options:
-            raise ValueError(f"{kind.__name__} has no option {name!r}{meant(name, options)}")
+        _check_name(kind, name, options)
         try:
             found[name] = options[name].read_setting(given)
         except argparse.ArgumentTypeError as error:
@@ -175,6 +260,51 @@ def descriptions(kind: type) -> dict[str, str]:
         for name in names.split(":")[0].split(","):
             found[name.strip()] = sentence[0] if sentence else words
     return found
+
+
+def check_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    """End the script with a message if an option that takes no value has one: ``--shuffle=no``."""
+    flags = re.findall(r"(--[\w-]+) \| (--no-[\w-]+)", _usage(parser))
+    for word in words:
+        name, given, value = word.partition("=")
+        for yes, no in flags:
+            if given and name in (yes, no):
+                parser.error(f"{name} takes no value, got {value!r}: write {yes} or {no}")
+
+
+def meant_by(parser: argparse.ArgumentParser, words: list[str], unknown: list[str]) -> str:
+    """Return advice on words of a command line that no option takes; empty: there is none.
+
+    Examples
+    --------
+    >>> parser = argparse.ArgumentParser()
+    >>> _ = parser.add_argument("--quantiles", metavar=_LISTED)
+    >>> words = ["--quantiles", "0.1", "0.9"]
+    >>> meant_by(parser, words, parser.parse_known_args(words)[1])
+    ': write a list with commas, --quantiles 0.1,0.9'
+    >>> meant_by(parser, ["--quantile=0.1"], ["--quantile=0.1"])
+    ': did you mean "--quantiles"?'
+    """
+    usage = _usage(parser)
+    lists = re.findall(rf"(--[\w-]+) {re.escape(_LISTED)}", usage)
+    options = [word.partition("=")[0] for word in unknown if word.startswith("--")]
+    values = [word for word in unknown if not word.startswith("--")]
+    for place, name in enumerate(words):
+        if name in lists:
+            first, *rest = [*words[place + 1 :], ""]
+            more = itertools.takewhile(
+                lambda word: word in values or number_in(word, (float,)) is not None, rest
+            )
+            together = ",".join([first, *more])
+            if together != first:
+                return f": write a list with commas, {name} {together}"
+    return meant(options[0], re.findall(r"--[\w-]+", usage)) if options else ""
+
+
+def _usage(parser: argparse.ArgumentParser) -> str:
+    """Return all options in a line: argparse does not tell them in another way."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", parser.format_usage())  # it may be coloured
+    return " ".join(plain.split())
 
 
 class FromArguments:

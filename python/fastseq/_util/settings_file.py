@@ -8,19 +8,25 @@ from typing import Any
 
 from .optional_imports import need
 
-__all__ = ["read_settings"]
+__all__ = ["Quoted", "read_settings"]
+
+
+class Quoted(str):
+    """A text that stands in quotes, or in a block, in the file: no number or word such as none."""
+
+    __slots__ = ()
 
 
 def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     r"""Return the names and values of a YAML file: texts, and lists and dictionaries of texts.
 
     Values are not guessed from how they look: YAML's own rules make False of ``NO`` (Norway) and a
-    text of ``1e-3``. Empty values and ``~`` are the text "none".
+    text of ``1e-3``. Empty values and ``~`` are the text "none"; those in quotes are `Quoted`.
 
     Raises
     ------
     ValueError
-        The file is not YAML, is not a mapping, or has a name twice.
+        The file is not YAML in UTF-8, is not a mapping, has no entries, or has a name twice.
     OSError
         It cannot be read.
 
@@ -33,14 +39,15 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     {'horizon': '12', 'lr': '1e-3', 'holidays': 'NO', 'quantiles': ['0.1', '0.9']}
     """
     yaml = need("yaml", "a file of settings")
-    text = Path(path).read_text(encoding="utf-8")
+    content = Path(path).read_bytes()
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        if root is None:
-            return {}
-        if not isinstance(root, yaml.MappingNode):
+        root = yaml.compose(content.decode("utf-8"), Loader=yaml.SafeLoader)
+        if not isinstance(root, yaml.MappingNode) or not root.value:
             raise ValueError("it must have lines such as 'epochs: 20'")
         return dict(_value(yaml, root))
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path} is not UTF-8, see line {line}: save it in UTF-8") from None
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     except ValueError as error:
@@ -53,8 +60,9 @@ def _value(yaml: Any, node: Any) -> Any:
     if isinstance(node, yaml.SequenceNode):
         return [_value(yaml, part) for part in node.value]
     if isinstance(node, yaml.ScalarNode):
-        plain = node.style is None
-        return "none" if plain and node.value in ("", "~", "null") else node.value
+        if node.style is not None:
+            return Quoted(node.value)
+        return "none" if node.value.lower() in ("", "~", "null") else node.value
     found: dict[str, Any] = {}
     for key, value in node.value:
         name = key.value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,7 +39,8 @@ class ClassificationReport(Callback):
     Parameters
     ----------
     class_names
-        Names of the classes 0, 1, …; None: their numbers.
+        Names of the classes 0, 1, …; None: their numbers, or in a `SequenceClassifier` its labels,
+        with ``loss="ordinal"`` in their order.
 
     Attributes
     ----------
@@ -81,9 +82,14 @@ class ClassificationReport(Callback):
         self.matrix: np.ndarray | None = None
         self._text = ""
         self._names: list[str] = []
+        self._labels: list[str] | None = None
 
     def __str__(self) -> str:
         return self._text or "ClassificationReport: fit has not ended"
+
+    def name_classes(self, labels: Iterable[object] | None) -> None:
+        """Set what the classes are called unless there are `class_names`: a classifier does."""
+        self._labels = None if labels is None else [str(label) for label in labels]
 
     def on_fit_begin(self, run: Run) -> None:
         """Raise if there is nothing to report on."""
@@ -127,7 +133,7 @@ class ClassificationReport(Callback):
         if found.weights.ndim > 1 or column(y_true).ndim > 1:
             return "it is for one class of each sample; the targets have several"
         count = 2 if one_logit else found.y_pred.shape[-1]
-        self._names = self.class_names or [str(number) for number in range(count)]
+        self._names = self.class_names or self._labels or [str(k) for k in range(count)]
         if len(self._names) != count:
             return f"class_names has {len(self._names)} names, but there are {count} classes"
         return ""

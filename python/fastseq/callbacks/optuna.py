@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from .._util.optional_imports import need
@@ -13,12 +14,16 @@ if TYPE_CHECKING:
 
 __all__ = ["OptunaPruning"]
 
+# The last epoch that each trial of this process has reported. Copies of a callback share a trial.
+_reported: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+
 
 class OptunaPruning(Callback):
     """Report each epoch's loss to an Optuna trial, and end `fit` if it is pruned.
 
     `fit` then ends after the epoch, as if it had been stopped, and raises `optuna.TrialPruned`,
-    which the study expects.
+    which the study expects. A trial is one `fit`: Optuna keeps the first report of each epoch, and
+    would judge other folds of a cross-validation by those of the first.
 
     Parameters
     ----------
@@ -27,12 +32,18 @@ class OptunaPruning(Callback):
     monitor
         The number in the epoch's row of the history to report, such as ``"validation_r2"`` (then
         put `Metrics` before this callback); None: the validation loss, or the loss without
-        validation. The study's ``direction`` says whether lower is better.
+        validation. The study's ``direction`` says whether lower is better, so one with
+        ``"maximize"`` needs a number of which higher is.
 
     Raises
     ------
     MissingFeatureError
         Optuna is not installed.
+    TypeError
+        `trial` is no trial, such as the study.
+    ValueError
+        Before training: the study maximises, but a loss is reported, or it has several objectives;
+        or the trial has had a `fit` before, which has reported these epochs.
 
     Examples
     --------
@@ -56,6 +67,10 @@ class OptunaPruning(Callback):
 
     def __init__(self, trial: Any, monitor: str | None = None) -> None:
         need("optuna", "callbacks.OptunaPruning")
+        if trial is not None and not hasattr(trial, "should_prune"):
+            raise TypeError(
+                f"OptunaPruning needs the trial that the objective gets, got {type(trial).__name__}"
+            )
         self._trial = trial
         self._monitor = Monitor(monitor, "min")
         self._pruned = ""
@@ -68,8 +83,35 @@ class OptunaPruning(Callback):
         """Check `monitor` and `trial`."""
         self._monitor.check(run)
         self._pruned = ""
-        if run.first and self._trial is None:
+        if not run.first:
+            return
+        if self._trial is None:
             raise TypeError("OptunaPruning needs a trial on rank 0, got None")
+        study = getattr(self._trial, "study", None)  # a FixedTrial has none, and is never pruned
+        if study is not None:
+            self._check_direction(study)
+            if _reported.get(self._trial, 0) > run.epoch:
+                raise ValueError(
+                    "OptunaPruning serves one fit in a trial, and this trial has had one: give it "
+                    "to the fit that Optuna is to judge, and not to others, such as further folds"
+                )
+
+    def _check_direction(self, study: Any) -> None:
+        """Raise if the study wants several numbers, or one that is high, but gets a loss."""
+        directions = [direction.name.lower() for direction in study.directions]
+        if len(directions) > 1:
+            raise ValueError(
+                "OptunaPruning reports one number, but the study has several objectives, of which "
+                "Optuna prunes none: leave the callback out"
+            )
+        key = self._monitor.key
+        if directions == ["maximize"] and (key is None or key.endswith("loss")):
+            given = "the loss" if key is None else f'"{key}"'
+            raise ValueError(
+                f"OptunaPruning reports {given}, of which lower is better, but the study has "
+                'direction="maximize": pass a monitor of which higher is, such as '
+                'monitor="validation_r2" with Metrics("r2") before, or minimise the loss'
+            )
 
     def on_epoch_end(self, run: Run) -> None:
         """Report, and stop if the trial is pruned."""
@@ -77,6 +119,8 @@ class OptunaPruning(Callback):
         prune = False
         if run.first:
             self._trial.report(value, run.epoch)
+            if hasattr(self._trial, "study"):
+                _reported[self._trial] = run.epoch
             prune = self._trial.should_prune()
         if run.same(float(prune)):
             self._pruned = f"pruned after epoch {run.epoch}, at {value:.5g}"

@@ -31,8 +31,10 @@ _begun = threading.local()
 class RayTune(Keeper):
     """Report each epoch to Ray Tune, with a checkpoint of `fit`, in a trial's function.
 
-    Reported are the numbers in the epoch's row of the history, which other callbacks may add to,
-    with its number as ``"epoch"``. If Ray stops the trial, `fit` ends after the epoch, as if it had
+    Reported are the numbers in the epoch's row of the history, which other callbacks may add to:
+    ``"epoch"``, ``"loss"``, ``"lr"``, ``"updates"``, ``"seconds"``, ``"updates_per_second"`` and,
+    only with validation, ``"validation_loss"``. Ray ends a search for a metric that is not reported
+    with an error. If Ray stops the trial, `fit` ends after the epoch, as if it had
     been stopped, and raises `SystemExit`, which Ray expects.
 
     A trial that Ray starts again, after an error, a pause, or by `ray.tune.Tuner.restore`,

@@ -15,7 +15,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from torch import Tensor, nn, optim
 
-from .._util.arguments import FromArguments
+from .._util.arguments import FromArguments, check_types
 from .._util.tree import Tree
 from ..data.chunk_plan import ChunkPlan
 from ..data.drawn_members import spread_for
@@ -83,6 +83,8 @@ class Task:
         A layer to put after the module; None: none.
     scores
         How many outputs are scores of each target's classes; None: they are no scores.
+    labels
+        The classes of a single target, by number; None: there are none.
     image
         ``(W, H, C)`` if each step is an image; None: it is not.
     columns
@@ -107,6 +109,7 @@ class Task:
     scale_x: str | None = None
     head: nn.Module | None = None
     scores: list[int] | None = None
+    labels: np.ndarray | None = None
     image: tuple[int, int, int] | None = None
     columns: ColumnSizes | None = None
     best: bool = False
@@ -200,6 +203,10 @@ class SequenceEstimator(FromArguments, BaseEstimator):  # type: ignore[misc]  # 
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "estimator_")
+
+    def _check_types(self) -> None:
+        """Raise TypeError if a hyperparameter is no bool or number, but should be."""
+        check_types(type(self), self.get_params(deep=False))
 
     def _begin(self, form: object, *, partial: bool = False) -> Start:
         """Decide whether to continue from what was learnt before.

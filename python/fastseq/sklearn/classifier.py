@@ -12,6 +12,9 @@ from sklearn.base import ClassifierMixin
 from sklearn.utils.metaestimators import available_if
 from torch import Tensor, nn, optim
 
+from ..callbacks.classification_report import ClassificationReport
+from ..estimator import Estimator
+from .base import Task
 from .files.predictor_files import PredictorFiles
 from .inputs.input_checks import Array, Inputs, Items
 from .supervised import Problem
@@ -244,7 +247,7 @@ class SequenceClassifier(ClassifierMixin, PredictorFiles):  # type: ignore[misc]
         comm: object = None,
         random_state: int | np.random.RandomState | None = None,
         warm_start: bool = False,
-        verbose: int = 0,
+        verbose: bool | int = 0,
     ) -> None:
         self.module = module
         self.hidden_size = hidden_size
@@ -521,4 +524,11 @@ class SequenceClassifier(ClassifierMixin, PredictorFiles):  # type: ignore[misc]
             fitted={"classes_": kind.classes, "_kind": kind},
             head=kind.head,
             scores=kind.scores,
+            labels=kind.known[0] if kind.known is not None and len(kind.known) == 1 else None,
         )
+
+    def _fit(self, est: Estimator, task: Task, epochs: int) -> None:
+        for callback in est.callbacks:
+            if isinstance(callback, ClassificationReport):
+                callback.name_classes(task.labels)
+        super()._fit(est, task, epochs)

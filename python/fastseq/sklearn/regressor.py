@@ -226,7 +226,7 @@ class SequenceRegressor(RegressorMixin, PredictorFiles):  # type: ignore[misc]
         comm: object = None,
         random_state: int | np.random.RandomState | None = None,
         warm_start: bool = False,
-        verbose: int = 0,
+        verbose: bool | int = 0,
     ) -> None:
         self.module = module
         self.hidden_size = hidden_size

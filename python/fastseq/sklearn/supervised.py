@@ -77,6 +77,8 @@ class Problem:
         A layer to put after the module; None: none.
     scores
         How many outputs are scores of each target's classes; None: they are no scores.
+    labels
+        The classes of a single target, by number; None: there are none.
     """
 
     y: Items
@@ -89,6 +91,7 @@ class Problem:
     fitted: dict[str, object] = dataclasses.field(default_factory=dict)
     head: nn.Module | None = None
     scores: list[int] | None = None
+    labels: Array | None = None
 
 
 class SequencePredictor(SequenceEstimator):
@@ -133,6 +136,7 @@ class SequencePredictor(SequenceEstimator):
         known: list[Array] | None = None,
     ) -> None:
         """Train on samples."""
+        self._check_types()
         own = self.__dict__
         before = {name: own[name] for name in _OF_INPUTS if name in own}
         try:
@@ -213,8 +217,7 @@ class SequencePredictor(SequenceEstimator):
             scale_y=problem.scale_y,
             module=module,
             scale_x=scale_x,
-            head=problem.head,
-            scores=problem.scores,
+            head=problem.head, scores=problem.scores, labels=problem.labels,
             image=inputs.image,
             columns=sizes,
             best=best,
@@ -280,6 +283,7 @@ class SequencePredictor(SequenceEstimator):
         self, X: object, y: object, sample_weight: object, static: object, **tried: Any  # noqa: N803
     ) -> LearningRateTest:  # fmt: skip
         """Test learning rates; sets what checks of the input set."""
+        self._check_types()
         task, start, _ = self._prepared(X, y, sample_weight, static)
         est = self._make(task, start.seed)
         with self._arranged(est, task) as (x, ys, w, _, shuffler):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import gzip
 import os
 import sys
+import warnings
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +17,7 @@ from ..._util.atomic_file import replacing
 from ..._util.optional_imports import need
 from ..._util.settings_file import read_settings
 from ...distributed import world
+from ...errors import meant
 from .forecast_plot import plot_forecast
 from .forecaster import SequenceForecaster
 
@@ -46,6 +50,8 @@ def add_fit(parser: argparse.ArgumentParser, words: list[str]) -> None:
     file = early.parse_known_args(words)[0].settings
     settings = {} if file is None else _settings(file)
     SequenceForecaster.add_arguments(parser, **{"verbose": 1, **settings})
+    named = any(word.partition("=")[0] == "--id-col" for word in words)
+    parser.set_defaults(ids_named=named or "id_col" in settings)
 
 
 def _settings(path: str) -> dict[str, Any]:
@@ -86,7 +92,7 @@ def fit(arguments: argparse.Namespace) -> None:
         raise ValueError(f"the model to write must be a file *.safetensors, got {str(model)!r}")
     _check_folder(model)
     forecaster = SequenceForecaster.from_args(arguments, comm=comm)
-    table = _Table.read(arguments.data, forecaster)
+    table = _Table.read(arguments.data, forecaster, ids=arguments.ids_named)
     forecaster.fit(*table.series())
     forecaster.save(model)
     if comm.rank == 0:
@@ -133,10 +139,15 @@ class _Table:
         self.many = self.id in rows.columns
 
     @classmethod
-    def read(cls, path: str, forecaster: Any) -> _Table:
+    def read(cls, path: str, forecaster: Any, *, ids: bool = False) -> _Table:
+        """Read a file; with `ids` it must have a column of them."""
         found = cls(_read(path, forecaster.id_col, forecaster.time_col), forecaster)
         needed = {found.time: "time", found.target: "target"}
+        if ids:
+            needed[found.id] = "id"
         _check_columns(path, found.rows, needed)
+        _check_times(path, found.rows, forecaster)
+        _check_numbers(path, found.rows[found.target])
         return found
 
     def summary(self) -> str:
@@ -168,6 +179,7 @@ class _Table:
 def _future(path: str, forecaster: Any, table: _Table | None) -> Any:
     rows = _read(path, forecaster.id_col, forecaster.time_col)
     _check_columns(path, rows, {forecaster.time_col: "time"})
+    _check_times(path, rows, forecaster)
     rows = rows.drop(columns=forecaster.target_col, errors="ignore")
     if forecaster.id_col in rows.columns:
         return rows
@@ -182,7 +194,53 @@ def _check_columns(path: str, rows: pd.DataFrame, needed: dict[str, str]) -> Non
             have = ", ".join(map(repr, rows.columns[:20]))
             raise ValueError(
                 f"{path} has no column {name!r} (it has {have}): "
-                f"rename one, or train with --{what}-col NAME"
+                f"rename one, or train with --{what}-col NAME{meant(name, rows.columns)}"
+            )
+
+
+def _check_times(path: str, rows: pd.DataFrame, forecaster: Any) -> None:
+    """Raise if there are several rows for a time, but no column says of which series."""
+    twice = rows[forecaster.time_col].duplicated()
+    if forecaster.id_col not in rows.columns and twice.any():
+        have = ", ".join(map(repr, rows.columns[:20]))
+        raise ValueError(
+            f"{path} has several rows for {rows[forecaster.time_col][twice].iloc[0]}, but no "
+            f"column {forecaster.id_col!r} of series' ids (it has {have}): rename one, or train "
+            "with --id-col NAME; of one series keep one row for each time"
+        )
+
+
+def _check_numbers(path: str, target: pd.Series) -> None:
+    """Raise if there is a word among the values of a CSV file."""
+    import pandas as pd
+    from pyarrow import csv
+
+    if _kind_of(path) != "csv" or pd.api.types.is_numeric_dtype(target):
+        return
+    texts = target.astype(str)
+    missing = target.isna() | texts.isin(csv.ConvertOptions().null_values)
+    wrong = (pd.to_numeric(texts, errors="coerce").isna() & ~missing).to_numpy()
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise ValueError(
+            f"{path} has {texts.iloc[row]!r} in column {target.name!r} in line {row + 2}: values "
+            "must be numbers, such as 0.5, or empty where they are missing"
+        )
+
+
+def _check_separator(path: str) -> None:
+    """Raise if a CSV file's header has semicolons or tabs, but no commas."""
+    opened = gzip.open if path.lower().endswith(".gz") else open
+    try:
+        with opened(path, "rb") as file:
+            header = file.readline(1 << 20)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} cannot be unpacked: {error}") from None
+    for sign, name in ((b";", "semicolons"), (b"\t", "tabs"), (b"|", "bars")):
+        if sign in header and b"," not in header:
+            raise ValueError(
+                f"{path} has {name} between its columns: write it with commas, and numbers with "
+                "points (pandas: read_csv(sep=…, decimal=…), then to_csv)"
             )
 
 
@@ -202,6 +260,7 @@ def _read(path: str, id_col: str, time_col: str) -> pd.DataFrame:
     if _kind_of(path) == "parquet":
         rows: pd.DataFrame = pd.read_parquet(path)
         return rows
+    _check_separator(path)
     rows = _read_csv(path, [id_col, time_col])
     if id_col in rows.columns and (rows[id_col] == "").any():
         row = int((rows[id_col] == "").to_numpy().argmax()) + 2
@@ -261,8 +320,10 @@ def _times(path: str, texts: pd.Series) -> pd.Series:
     if numbers.notna().all():
         return numbers
     try:
-        times: pd.Series = pd.to_datetime(texts, format="ISO8601", errors="coerce", utc=False)
-    except ValueError:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", FutureWarning)  # pandas 2 of what pandas 3 refuses
+            times: pd.Series = pd.to_datetime(texts, format="ISO8601", errors="coerce", utc=False)
+    except (ValueError, FutureWarning):
         raise ValueError(
             f"{path} has times of several distances from UTC, as where clocks change: write them "
             "in UTC, or without the distance"

@@ -19,6 +19,7 @@ from .transforms import TRANSFORMS
 
 __all__ = ["check_lengths", "check_parameters", "season_lag"]
 
+_MODULES = ("segrnn", "lstm", "gru", "rnn", "mlp", "linear")
 _CHOICES = {
     "transform": (*TRANSFORMS, None),
     "conformal": ("split", "adaptive", None),
@@ -47,6 +48,12 @@ def check_parameters(given: dict[str, Any]) -> None:
         raise ValueError(
             f"module={given['module']!r} looks at {seen}, and forecasts nothing: use "
             '"segrnn", "lstm", "gru", "rnn", "mlp", "linear", or a module of yours'
+        )
+    if names and names[0] not in _MODULES:
+        advice = "" if names[0] == "none" else meant(names[0], _MODULES)
+        raise ValueError(
+            f"module must be one of {_MODULES}, an nn.Module, its class or a builder, got "
+            f"{names[0]!r}{advice}"
         )
     check_count("ensemble", given["ensemble"])
     if given["ensemble"] > 1 and isinstance(given["module"], nn.Module):

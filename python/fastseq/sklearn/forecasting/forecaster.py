@@ -278,7 +278,7 @@ class SequenceForecaster(EvaluatedForecaster):
         comm: object = None,
         random_state: int | np.random.RandomState | None = None,
         warm_start: bool = False,
-        verbose: int = 0,
+        verbose: bool | int = 0,
     ) -> None:
         self.horizon = horizon
         self.quantiles = quantiles
@@ -366,6 +366,7 @@ class SequenceForecaster(EvaluatedForecaster):
         ValueError, TypeError
             A parameter or the data are invalid.
         """
+        self._check_types()
         params = self.get_params(deep=False)
         check_parameters(params)
         spacing = Spacing(None if self.freq is None else offset_of(self.freq))
@@ -463,6 +464,7 @@ class SequenceForecaster(EvaluatedForecaster):
         """
         if not self.__sklearn_is_fitted__():
             return self.fit(y, X)
+        self._check_types()
         check_parameters(self.get_params(deep=False))
         start = self._begin(self._form, partial=True)
         new = self._following(y, X)
