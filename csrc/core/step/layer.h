@@ -38,8 +38,8 @@ struct Chunk {
   std::int64_t rows() const { return steps * sequences; }
 };
 
-// Recurrent layers of fewer units, and linear layers of fewer inputs or outputs, lose more by rounding factors than they
-// gain.
+// Recurrent layers of fewer units, and linear layers of fewer inputs or outputs, lose more by rounding factors than
+// they gain.
 inline constexpr std::int64_t kLeastUnitsForBf16 = 32;
 
 // A parameter, and where its gradient goes.
