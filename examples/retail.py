@@ -24,7 +24,7 @@ def draw_sales(articles: int) -> pd.DataFrame:
     rng = np.random.default_rng(0)
     days = pd.date_range("2024-01-01", periods=DAYS)
     week = 1 + 0.4 * np.sin(
-        2 * np.pi * (days.dayofweek.to_numpy() + rng.uniform(0, 7, (articles, 1))) / 7
+        2 * np.pi * (days.day_of_week.to_numpy() + rng.uniform(0, 7, (articles, 1))) / 7
     )
     trend = 1 + rng.normal(0, 0.3, (articles, 1)) * np.linspace(0, 1, DAYS)
     promoted = rng.random((articles, DAYS)) < 0.08

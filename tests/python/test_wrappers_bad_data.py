@@ -161,7 +161,7 @@ def test_samples_without_weight_are_not_held_out():
         ({"class_weight": {0: np.nan}}, "class_weight must hold numbers that are not negative"),
         ({"class_weight": "balnced"}, "class_weight must be 'balanced' or weights"),
         ({"class_weight": [{0: 1}, {0: 1}]}, "class_weight must be 'balanced' or weights"),
-        ({"hidden_size": 2.5}, "hidden_size must be at least 1, and a whole number, got 2.5"),
+        ({"hidden_size": 0}, "hidden_size must be at least 1, and a whole number, got 0"),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1, got 1.0"),
     ],
 )
