@@ -255,7 +255,7 @@ void all_gradients(const RecurrenceShape& s, const RecurrenceInputs& in, const R
     w.x.data = static_cast<const T*>(in.x);
     w.h.data = static_cast<const T*>(g.y);
     w.h.start = static_cast<const T*>(in.h0);
-  } else {
+  } else if (samples) {
     take_pairs<Cell>(w, *samples, in, g.y, parallel_for);
   }
   auto range = [&](std::int64_t begin, std::int64_t end) { run_best_for<O, Range>(w, begin, end); };
