@@ -77,7 +77,8 @@ def test_every_callback_has_a_short_repr():
 
 
 def test_plots_are_pyplot_s_where_it_is_in_use():
-    plt = pytest.importorskip("matplotlib.pyplot")
+    import matplotlib.pyplot as plt
+
     mpl.use("Agg")
     plt.close("all")
     axes = estimator().fit(X, X[..., :1]).history_.plot()
