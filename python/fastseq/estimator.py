@@ -199,11 +199,11 @@ class Estimator:
         self.callbacks: list[Any] = _check_callbacks(callbacks)
         self.progress = progress
 
-    optimizer: _Part[torch.optim.Optimizer] = _Part[torch.optim.Optimizer]("optimizer")
-    history_: _Part[History] = _Part[History]("history")
-    scaling_: _Part[Scaling | None] = _Part[Scaling | None]("scaling")
-    padding_: _Part[float] = _Part[float]("padding")
-    stop_reason_: _Part[str | None] = _Part[str | None]("stop_reason")
+    optimizer: _Part[torch.optim.Optimizer] = _Part("optimizer")
+    history_: _Part[History] = _Part("history")
+    scaling_: _Part[Scaling | None] = _Part("scaling")
+    padding_: _Part[float] = _Part("padding")
+    stop_reason_: _Part[str | None] = _Part("stop_reason")
 
     def __repr__(self) -> str:
         return text_table(type(self).__name__, learner_table(self.learner))

@@ -78,12 +78,18 @@ void run_v3(const Args&... args) {
 }
 #endif
 template <class Body, class... Args>
-void run_best(const Args&... args) {
+void run_up_to_v3(const Args&... args) {
 #if FASTSEQ_HAS_MULTIVERSION
-  if (vector_limit >= 64 && __builtin_cpu_supports("x86-64-v4")) return run_v4<Body>(args...);
   if (vector_limit >= 32 && __builtin_cpu_supports("x86-64-v3")) return run_v3<Body>(args...);
 #endif
   Body::template run<16>(args...);
+}
+template <class Body, class... Args>
+void run_best(const Args&... args) {
+#if FASTSEQ_HAS_MULTIVERSION
+  if (vector_limit >= 64 && __builtin_cpu_supports("x86-64-v4")) return run_v4<Body>(args...);
+#endif
+  run_up_to_v3<Body>(args...);
 }
 
 // Whether the machine has instructions for products of bf16 numbers with sums in fp32, and FASTSEQ_ISA allows them.
@@ -108,9 +114,8 @@ template <class Body, class... Args>
 void run_best_bf16(const Args&... args) {
 #if FASTSEQ_HAS_MULTIVERSION
   if (has_bf16()) return run_v4_bf16<Body>(args...);
-  if (vector_limit >= 32 && __builtin_cpu_supports("x86-64-v3")) return run_v3<Body>(args...);
 #endif
-  Body::template run<16>(args...);
+  run_up_to_v3<Body>(args...);
 }
 
 }  // namespace fastseq

@@ -35,14 +35,6 @@ void dispatch_cell(const RecurrenceShape& shape, const Fn& fn) {
   throw std::invalid_argument("recurrence: the dtype must be fp32, or fp64 without bf16");
 }
 
-// Least multiplications, or elements to copy, worth waking a thread for.
-inline constexpr std::int64_t kProductsPerThread = 512 * 1024;
-inline constexpr std::int64_t kCopiesPerThread = 64 * 1024;
-
-constexpr std::int64_t grain(std::int64_t work, std::int64_t work_of_one) {
-  return std::max<std::int64_t>(work / std::max<std::int64_t>(work_of_one, 1), 1);
-}
-
 // Least sequences per thread; elementwise work counts as 16 multiplications.
 inline std::int64_t sequence_grain(const RecurrenceShape& s) {
   return grain(kProductsPerThread, s.steps * gate_count(s.cell) * s.hidden * (s.inputs + s.hidden + 16));

@@ -23,9 +23,6 @@ using recurrence::run_best_for;
 using recurrence::tile_rows;
 using recurrence::units_in;
 
-constexpr std::int64_t kProductsPerThread = 512 * 1024;
-constexpr std::int64_t kCopiesPerThread = 64 * 1024;
-
 // Calls fn(first, row, count) for runs of rows [begin, end) that are one after another: rows [first, first + count),
 // the first of which is at `row`.
 template <class T, class Fn>
@@ -204,8 +201,8 @@ class Linear : public Layer<T> {
       auto range = [&](std::int64_t begin, std::int64_t end) {
         run_best_for<O, GradientRange<T, O>>(gradient, begin, end);
       };
-      const std::int64_t each = std::max<std::int64_t>(chunk.rows() * panel_count<T>(outputs_) * kL, 1);
-      for_ranges(chunk.parallel_for, inputs_ + 1, std::max<std::int64_t>(kProductsPerThread / each, 1), range);
+      for_ranges(chunk.parallel_for, inputs_ + 1,
+                 grain(kProductsPerThread, chunk.rows() * panel_count<T>(outputs_) * kL), range);
     });
     return dx;
   }
@@ -253,8 +250,8 @@ class Linear : public Layer<T> {
       }
       run_best_for<O, ProductRange<T, O>>(f, begin, end);
     };
-    const std::int64_t each = std::max<std::int64_t>(operands * panel_count<T>(columns) * kPanel<T>, 1);
-    for_ranges(chunk.parallel_for, chunk.rows(), std::max<std::int64_t>(kProductsPerThread / each, 1), range);
+    for_ranges(chunk.parallel_for, chunk.rows(),
+               grain(kProductsPerThread, operands * panel_count<T>(columns) * kPanel<T>), range);
   }
 
   template <class O>
@@ -284,8 +281,8 @@ class Linear : public Layer<T> {
                           dy_pairs + t * pairs * outputs_);
         }
       };
-      const std::int64_t each = std::max<std::int64_t>(chunk.sequences * (inputs_ + outputs_), 1);
-      for_ranges(chunk.parallel_for, chunk.steps, std::max<std::int64_t>(kCopiesPerThread / each, 1), range);
+      for_ranges(chunk.parallel_for, chunk.steps, grain(kCopiesPerThread, chunk.sequences * (inputs_ + outputs_)),
+                 range);
       gradient.x = {.data = x_pairs, .step = pairs * inputs_, .sequence = inputs_};
       gradient.operands = pairs;
       gradient.dy_operands = dy_pairs;
