@@ -193,6 +193,48 @@ def test_progress_bar_in_a_notebook(monkeypatch):
     assert rest.value.replace("\u2007", " ").endswith("loss 0.5, val 0.25]")
 
 
+def test_fit_logs_its_course(tmp_path, caplog):
+    est = fs.Estimator(chain(), fs.seqloss(mse_loss), adamw, fs.Spec(2, 2, 5), progress=False)
+    with caplog.at_level("DEBUG", logger="fastseq"):
+        est.fit(X, X[..., :1], checkpoint=tmp_path)
+    said = [(record.levelname, record.getMessage()) for record in caplog.records]
+    chunks = "12 chunks an epoch, 1 ranks, updates on cpu in C++"
+    assert said[0] == ("INFO", f"fit starts after epoch 0 of 2: {chunks}")
+    assert said[-1] == ("INFO", "fit ends after epoch 2 of 2")
+    assert ("DEBUG", f"checkpoint after update 24 to {tmp_path}") in said
+    assert [text[:14] for level, text in said if text.startswith("epoch")] == [
+        "epoch 1 of 2: ", "epoch 2 of 2: "
+    ]  # fmt: skip
+    assert f"'loss': {est.history_[1]['loss']}" in caplog.text
+    caplog.clear()
+    with caplog.at_level("INFO", logger="fastseq"):
+        est.fit(X, X[..., :1], resume=tmp_path, epochs=3)
+    first = caplog.records[0].getMessage()
+    assert first == f"fit continues from the checkpoint in {tmp_path}"
+    assert {record.levelname for record in caplog.records} == {"INFO"}
+
+
+def test_verbose_says_nothing_or_shows_a_bar_or_a_line_for_each_epoch(capsys, caplog):
+    x = X.transpose(0, 1).numpy()
+    shown = {}
+    for verbose in (0, 1, 2):
+        model = fs.SequenceRegressor(
+            hidden_size=2, epochs=2, random_state=0, verbose=verbose, warm_start=True
+        )
+        model.fit(x, x[:, -1, 0])
+        shown[verbose] = capsys.readouterr()
+    assert shown[0] == ("", "")
+    assert shown[1].out == ""
+    assert re.fullmatch(r"epoch 1/2: .* s\n(epoch 2/2: .* s\n)?", shown[1].err)
+    lines = r"epoch 1 of 2: loss [\d.]+, .*\nepoch 2 of 2: loss [\d.]+, .*\n"
+    assert re.fullmatch(lines, shown[2].out)
+    assert shown[2].err == ""
+    with caplog.at_level("INFO", logger="fastseq"):
+        model.set_params(epochs=3).fit(x, x[:, -1, 0])
+    assert capsys.readouterr().out.startswith("SequenceRegressor continues after epoch 2\nepoch 3")
+    assert "SequenceRegressor continues after epoch 2" in caplog.text
+
+
 def test_info_says_what_is_in_use():
     found = fs.info()
     assert found["torch"] == torch.__version__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import logging
 import math
 import os
 import time
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
     from ..training.run import Run
 
 __all__ = ["Session"]
+
+_LOG = logging.getLogger(__name__)
 
 FORMAT = 1
 """The version of the contents; files of other versions are not read."""
@@ -124,6 +127,8 @@ class Session:
                 saved.check(learner, self._sameness)
                 saved.restore(learner)
                 self._saved = saved
+                if self._replicas.first:
+                    _LOG.info("fit continues from %s", saved.where)
             elif self._replicas.first and self._generations is not None and not learner.history:
                 self._warn_of_others(self._generations)
         done = len(learner.history)
@@ -226,6 +231,8 @@ class Session:
         ranks = gather_trees(self._own(), comm)
         if self._replicas.first:
             self._generations.write(*encode(self._tree(ranks)))
+            folder = self._generations.folder
+            _LOG.debug("checkpoint after update %d to %s", self._run.updates, folder)
         self._saved_now()
         if "terminate" in requests:
             self._generations.finish()
@@ -362,7 +369,7 @@ class _Saved:
     """
 
     def __init__(self, where: str, tree: dict[str, Any], rank: int, size: int) -> None:
-        self._where = where
+        self.where = where
         self._tree = tree
         self._first_rank = rank == 0
         self._own = tree["ranks"][rank] if len(tree["ranks"]) == size else None
@@ -392,8 +399,8 @@ class _Saved:
         CheckpointError
             The model or the optimizer differs; nothing has been changed.
         """
-        check_model(learner.model, self._tree["model"], self._where)
-        check_optimizer(learner.optimizer, self._tree["optimizer"], self._where)
+        check_model(learner.model, self._tree["model"], self.where)
+        check_optimizer(learner.optimizer, self._tree["optimizer"], self.where)
         then = self._tree["sameness"]
         plan = _differences(then["plan"], sameness["plan"])
         bits = _differences(then["bits"], sameness["bits"])
@@ -411,7 +418,7 @@ class _Saved:
         else:
             how = "training continues after the same epoch, but with other sums and random numbers"
         warnings.warn(
-            f"{self._where} is from a run with {', '.join(f'{a} {b}' for a, b, _ in plan + bits)}, "
+            f"{self.where} is from a run with {', '.join(f'{a} {b}' for a, b, _ in plan + bits)}, "
             f"this one has {', '.join(f'{a} {c}' for a, _, c in plan + bits)}: {how}, so results "
             "are not bitwise those of an uninterrupted run",
             stacklevel=6,

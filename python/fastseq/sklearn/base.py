@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from torch import Tensor, nn, optim
 
 from .._util.arguments import FromArguments, check_types
 from .._util.tree import Tree
+from ..callbacks import Log
 from ..data.chunk_plan import ChunkPlan
 from ..data.drawn_members import spread_for
 from ..data.samples_first import SamplesFirst
@@ -42,6 +44,8 @@ from .sequence_losses import AtLastStep, EachMember, PerSequence, last_step_only
 from .shuffling import Shuffler
 
 __all__ = ["SequenceEstimator", "Start", "Task"]
+
+_LOG = logging.getLogger(__name__)
 
 # Changing these keeps what has been learnt: a warm start continues.
 _OPTIMIZER = ("optimizer", "lr", "weight_decay", "decay_biases")
@@ -250,6 +254,7 @@ class SequenceEstimator(FromArguments, BaseEstimator):  # type: ignore[misc]  # 
         if epochs > 0:
             # A schedule's last updates, at low rates, gain most: it is not cut short.
             with (
+                _telling(est, each_epoch=self.verbose > 1),
                 keeping_best(est, best=task.best, stop=self.schedule is None),
                 scheduled(est, None if start.partial else self.schedule),
             ):
@@ -355,7 +360,7 @@ class SequenceEstimator(FromArguments, BaseEstimator):  # type: ignore[misc]  # 
             amp=self.amp,
             compile=self.compile,
             seed=seed,
-            progress=bool(self.verbose),
+            progress=self.verbose == 1,
         )
 
     def _seqsize(self, task: Task, model: nn.Module) -> int:
@@ -453,7 +458,7 @@ class SequenceEstimator(FromArguments, BaseEstimator):  # type: ignore[misc]  # 
                     group[name] = value
         if not _same(self.callbacks, before["callbacks"]):
             est.callbacks = self._own_callbacks(self._seed)
-        est.progress = bool(self.verbose)
+        est.progress = self.verbose == 1
 
     def _fit(self, est: Estimator, task: Task, epochs: int) -> None:
         """Train; if `shuffle` is set, in a new order of samples each epoch."""
@@ -503,8 +508,22 @@ class SequenceEstimator(FromArguments, BaseEstimator):  # type: ignore[misc]  # 
         return task.ends_chunks(self.seqsize) and self.nan == "raise"
 
     def _say(self, text: str) -> None:
-        if self.verbose and communicator(self.comm).rank == 0:
-            print(f"{type(self).__name__} {text}")
+        if communicator(self.comm).rank == 0:
+            _LOG.info("%s %s", type(self).__name__, text)
+            if self.verbose:
+                print(f"{type(self).__name__} {text}")
+
+
+@contextmanager
+def _telling(est: Estimator, *, each_epoch: bool) -> Iterator[None]:
+    """Let an estimator print a line for each epoch, or not."""
+    own = est.callbacks
+    if each_epoch:
+        est.callbacks = [*own, Log()]
+    try:
+        yield
+    finally:
+        est.callbacks = own
 
 
 def _same(a: object, b: object) -> bool:

@@ -172,7 +172,8 @@ class SequenceClassifier(ClassifierMixin, PredictorFiles):  # type: ignore[misc]
         `schedule`, `callbacks` and `verbose`; without a schedule, two calls give the same result
         as one.
     verbose
-        1: show a progress bar, and print whether `fit` continues or starts from scratch.
+        0: `fit` says nothing. 1: it shows a progress bar, and prints whether it continues or starts
+        from scratch. 2: a line for each epoch with all its figures instead of the bar.
 
     Attributes
     ----------

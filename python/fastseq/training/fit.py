@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from .learner import Learner
 
 __all__ = ["Checkpoints", "Fit"]
+
+_LOG = logging.getLogger(__name__)
 
 
 class Checkpoints(Protocol):
@@ -154,9 +157,23 @@ class Fit:
             chunks=len(self._plan),
         )  # fmt: skip
         checkpoints.attach(run, trainer)
+        self._log_start(position)
         with trainer, bar as progress, _calling(run), checkpoints:
             while run.epoch < run.epochs and run.stopped is None:
                 self._run_epoch(run, trainer, progress)
+        if self._replicas.first:
+            stopped = "" if run.stopped is None else f": {run.stopped}"
+            _LOG.info("fit ends after epoch %d of %d%s", run.epoch, run.epochs, stopped)
+
+    def _log_start(self, position: Position) -> None:
+        if not self._replicas.first or not _LOG.isEnabledFor(logging.INFO):
+            return
+        obstacle = native_obstacle(self._learner)
+        _LOG.info(
+            "fit starts after epoch %d of %d: %d chunks an epoch, %d ranks, updates on %s %s",
+            position.epoch, position.epochs, len(self._plan), self._replicas.comm.size,
+            self._learner.device, "in C++" if obstacle is None else f"by torch ({obstacle})",
+        )  # fmt: skip
 
     def _agree(self, epochs: int) -> None:
         """Check that all ranks are set up for the same run, and agree on the seed."""
@@ -244,6 +261,8 @@ class Fit:
         learner.history.append(run.row)
         position.inside = False
         run.end_epoch()
+        if self._replicas.first:
+            _LOG.debug("epoch %d of %d: %s", run.epoch, run.epochs, run.row)
         self._checkpoints.end_epoch()
 
     def _epoch_of(self, seed: int) -> tuple[Sequences, ChunkPlan, list[int] | None]:

@@ -345,7 +345,7 @@ class ForecastTraining(SequenceEstimator):
         return WindowEstimator(
             net, task.loss, self._make_optimizer(net), spec, device=self.device, comm=self.comm,
             callbacks=self._own_callbacks(seed), amp=self.amp, compile=self.compile, seed=seed,
-            progress=bool(self.verbose),
+            progress=self.verbose == 1,
         )  # fmt: skip
 
     def _make_net(self, task: _Forecasting, seed: int) -> ForecastNet:

@@ -185,7 +185,8 @@ class SequenceForecaster(EvaluatedForecaster):
     warm_start
         Whether `fit` continues training, up to `epochs` in all; see `continued_`.
     verbose
-        Show a progress bar.
+        0: `fit` says nothing. 1: it shows a progress bar, and prints whether it continues or starts
+        from scratch. 2: a line for each epoch with all its figures instead of the bar.
 
     Attributes
     ----------
