@@ -23,6 +23,10 @@ class Averaged(Members):
     as that of `SequenceClassifier` does; their gradients are clipped by their own norms. Networks
     that err in different ways are together more accurate than each.
 
+    Maps what all networks take, such as ``(T, N, F)``, with `lengths` ``(N,)`` for those that take
+    them, to what each of them returns, ``(N, K)`` or ``(T, N, K)``; in training to a tuple of
+    these.
+
     Parameters
     ----------
     networks
@@ -35,7 +39,12 @@ class Averaged(Members):
     Raises
     ------
     ValueError
-        A network carries a state; or it is run without any network.
+        A network carries a state. In a call: there is no network.
+    TypeError
+        A network is no `torch.nn.Module`.
+    RuntimeError
+        In a call, in evaluation: networks differ in their numbers of outputs, or these are not the
+        sum of `classes`.
 
     Examples
     --------

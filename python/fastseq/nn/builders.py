@@ -30,21 +30,58 @@ class Builder(Protocol):
     A true attribute ``images`` means that data are images ``(N, W, H, C)`` or ``(N, W, H)``:
     ``n_in`` is then ``(W, H, C)``, and the module gets them as PyTorch's convolutions do,
     ``(N, C, W, H)``, and returns ``(N, n_out)``; see `ImageBuilder`.
+
+    Examples
+    --------
+    A function is a builder, too:
+
+    >>> def build(n_in, n_out, rng):
+    ...     return Chain(GRU(n_in, 8, trainable_state=True), nn.Linear(8, n_out))
+    >>> build(3, 2, torch.Generator())(torch.zeros(50, 5, 3))[0].shape
+    torch.Size([50, 5, 2])
+
+    It takes the place of the name of a model:
+
+    >>> from fastseq.sklearn import SequenceRegressor
+    >>> X = np.random.default_rng(0).standard_normal((20, 10, 3))
+    >>> SequenceRegressor(build, epochs=1).fit(X, X[:, -1, 0]).predict(X).shape
+    (20,)
     """
 
     def __call__(self, n_in: int, n_out: int, rng: torch.Generator) -> nn.Module:
-        """Make the module."""
+        """Make the module.
+
+        Parameters
+        ----------
+        n_in
+            Number of features of the module's input, of images ``(W, H, C)``.
+        n_out
+            Number of outputs.
+        rng
+            A seeded generator, for what is drawn at random.
+
+        Returns
+        -------
+        torch.nn.Module
+            Time-major: ``(T, N, n_in)`` to ``(T, N, n_out)``; with one target per sequence also to
+            ``(N, n_out)``.
+        """
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Linear:
-    """Builder of a linear layer and an activation.
+    """Builder of a linear layer and an activation: ``(…, n_in)`` to ``(…, n_out)``.
 
     Parameters
     ----------
     activation
-        A module class, called without arguments.
+        A module class, called without arguments, for the outputs.
+
+    Raises
+    ------
+    TypeError
+        When it builds: `activation` cannot be called.
 
     Examples
     --------
@@ -67,6 +104,8 @@ class Linear:
 class Short:
     """Builder of a network with one hidden layer, and dropout after it.
 
+    The module maps ``(…, n_in)`` to ``(…, n_out)``.
+
     Parameters
     ----------
     n_hidden
@@ -74,7 +113,14 @@ class Short:
     dropout
         The fraction of the hidden layer's outputs that training drops.
     activation
-        A module class, called without arguments.
+        A module class, called without arguments, for the hidden layer.
+
+    Raises
+    ------
+    ValueError
+        When it builds: `dropout` is not from 0 to 1.
+    TypeError
+        When it builds: `activation` cannot be called.
 
     Examples
     --------
@@ -100,16 +146,23 @@ class Short:
 
 @dataclasses.dataclass(frozen=True)
 class MLP:
-    """Builder of a multi-layer perceptron.
+    """Builder of a multi-layer perceptron: ``(…, n_in)`` to ``(…, n_out)``.
 
     Parameters
     ----------
     hidden
-        Widths of the hidden layers.
+        Widths of the hidden layers, from the input on; (): it is a linear layer.
     dropout
         The fraction of each hidden layer's outputs that training drops.
     activation
-        A module class, called without arguments.
+        A module class, called without arguments, for the hidden layers.
+
+    Raises
+    ------
+    ValueError
+        When it builds: `dropout` is not from 0 to 1.
+    TypeError
+        When it builds: `hidden` is no sequence, or `activation` cannot be called.
 
     Examples
     --------
@@ -138,7 +191,9 @@ _CELLS = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
 
 @dataclasses.dataclass(frozen=True)
 class Recurrent:
-    """Builder of recurrent layers with a linear layer on top.
+    """Builder of recurrent layers with a linear layer on top, a `fastseq.nn.Chain`.
+
+    The module maps ``(T, N, n_in)`` to a pair of ``(T, N, n_out)`` and the state.
 
     Parameters
     ----------
@@ -150,6 +205,12 @@ class Recurrent:
         The number of recurrent layers.
     dropout
         The fraction of each layer's outputs that training drops.
+
+    Raises
+    ------
+    ValueError
+        `cell` is unknown; or when it builds: `hidden_size` or `num_layers` is below 1, or `dropout`
+        is not from 0 to 1.
 
     Examples
     --------

@@ -14,7 +14,21 @@ class Chain(nn.Sequential):
     """Layers one after another, with their states threaded through.
 
     Takes recurrent layers (`torch.nn.LSTM`, `GRU`, `RNN`, or any module with
-    ``forward(x, state) -> (y, state)``) and layers without state (``forward(x) -> y``).
+    ``forward(x, state) -> (y, state)``) and layers without state (``forward(x) -> y``). Maps
+    ``(T, N, F)``, or what the first layer takes, to a pair of the last layer's output and the
+    state, a tuple with one entry per layer.
+
+    Parameters
+    ----------
+    *args
+        The layers; or one `collections.OrderedDict` of them, by name.
+
+    Raises
+    ------
+    TypeError
+        A layer is no `torch.nn.Module`.
+    ValueError
+        In a call: there are lengths, and a bidirectional layer that takes none.
 
     Examples
     --------

@@ -30,7 +30,8 @@ class ColumnEncoder(nn.Module):
     """Return numbers unchanged, followed by the embeddings of categories.
 
     Categories are codes from 1 on. The embedding of code 0, for categories not seen in training, is
-    zero and stays so.
+    zero and stays so. Maps rows ``(…, C)``, C = steps · columns + columns beside, which hold codes
+    as floating-point numbers, to ``(…, features)``.
 
     Parameters
     ----------
@@ -45,6 +46,12 @@ class ColumnEncoder(nn.Module):
     ----------
     features
         Number of features returned.
+
+    Raises
+    ------
+    IndexError
+        In a call: a code is negative, or above the number of its column's categories; or there are
+        fewer columns than `sizes` say.
 
     Examples
     --------

@@ -15,7 +15,8 @@ class FocalLoss(nn.Module):
     """Focal loss of scores (logits) of classes: ``-(1 - p)**gamma · log p``.
 
     p is the probability of the true class, the softmax of the scores. Samples that are classified
-    well already, often most of a frequent class, then count little [1]_.
+    well already, often most of a frequent class, then count little [1]_. Maps scores ``(M, C)`` and
+    class numbers ``(M,)`` to a number, or with ``reduction="none"`` to ``(M,)``.
 
     Parameters
     ----------
@@ -32,7 +33,10 @@ class FocalLoss(nn.Module):
     Raises
     ------
     ValueError
-        `gamma` is negative or not finite, or `reduction` is unknown.
+        `gamma` is negative or not finite, or `reduction` is unknown. In a call: there are other
+        numbers of scores and of classes.
+    IndexError
+        In a call: a class number is not below C.
 
     Notes
     -----

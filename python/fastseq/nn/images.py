@@ -14,19 +14,22 @@ __all__ = ["ImageBuilder", "OnImages"]
 class OnImages(nn.Sequential):
     """Layers on images, time-major: each step ``(N, W·H·C)`` holds one image per sequence.
 
-    The layers get them as PyTorch's convolutions do, ``(N, C, W, H)``, and return ``(N, K)``.
+    The layers get them as PyTorch's convolutions do, ``(N, C, W, H)``, and return ``(N, K)``. The
+    module maps ``(T, N, W · H · C)`` to ``(T, N, K)``.
 
     Parameters
     ----------
     shape
         Width, height and number of channels of an image, ``(W, H, C)``.
-    layers
-        The layers.
+    *layers
+        The layers, one after another.
 
     Raises
     ------
     ValueError
         In a call: the layers return something else than ``(N, K)``.
+    RuntimeError
+        In a call: steps do not have W · H · C features.
 
     Examples
     --------
@@ -62,7 +65,8 @@ class ImageBuilder:
     """Builder of a convolutional network for images ``(N, W, H, C)`` or ``(N, W, H)``.
 
     Blocks of a convolution, batch normalisation, a ReLU, and pooling that halves width and height
-    if they are at least 4; then the mean over all pixels, and a linear layer.
+    if they are at least 4; then the mean over all pixels, and a linear layer. The module maps
+    ``(N, C, W, H)`` to ``(N, n_out)``.
 
     Parameters
     ----------
@@ -72,6 +76,11 @@ class ImageBuilder:
         Pixels of their kernels in each direction.
     dropout
         The fraction of the last block's means that training drops.
+
+    Raises
+    ------
+    ValueError, TypeError
+        When it builds: ``n_in`` is not ``(W, H, C)``, or `dropout` is not from 0 to 1.
 
     Examples
     --------

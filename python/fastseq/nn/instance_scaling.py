@@ -18,8 +18,8 @@ class InstanceScale(nn.Module):
     """Scale each feature of each sequence to mean 0 and deviation 1 over its steps.
 
     Shapes then count, not levels and sizes: z-normalisation, as is usual for time series [1]_. A
-    feature that is constant in a sequence, up to rounding, becomes 0. Zeros past the ends of
-    sequences.
+    feature that is constant in a sequence, up to rounding, becomes 0. Maps ``(T, N, F)`` to the
+    same shape; with `lengths` ``(N,)``, results are zero past the ends of sequences.
 
     Parameters
     ----------
@@ -29,6 +29,13 @@ class InstanceScale(nn.Module):
     features
         How many of the features to scale, from the first on; the others stay as they are. None:
         all.
+
+    Raises
+    ------
+    TypeError
+        In a call: x holds no floating-point numbers.
+    IndexError
+        In a call: there are no steps, ``T = 0``.
 
     References
     ----------

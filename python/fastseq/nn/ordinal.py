@@ -17,7 +17,7 @@ class OrdinalLogProbabilities(nn.Module):
     The sigmoid of output k is the probability that the class is above k, given that it is above
     k - 1. Their products fall with k, whatever the outputs are, so that probabilities are never
     negative. With `torch.nn.functional.nll_loss` as the loss, only outputs up to the true class
-    learn from a sample.
+    learn from a sample. Maps ``(…, K - 1)`` to ``(…, K)``; of several outputs each.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ class OrdinalLogProbabilities(nn.Module):
     Raises
     ------
     ValueError
-        There are fewer than two classes; when called: there are not K - 1 outputs.
+        There are fewer than two classes. In a call: there are not K - 1 outputs.
 
     References
     ----------

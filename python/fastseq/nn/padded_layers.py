@@ -20,7 +20,10 @@ def masked(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class PaddedConv(nn.Conv1d):
-    """A convolution over time with as many steps out as in.
+    """A convolution over time with as many steps out as in, of sequences of different lengths.
+
+    Maps ``(N, n_in, T)`` to ``(N, n_out, T)``. A `mask` beside it, ``(N, 1, T)`` or None, is true
+    at the steps of the sequences: what is past their ends counts as zeros, and becomes zeros.
 
     Parameters
     ----------
@@ -34,6 +37,11 @@ class PaddedConv(nn.Conv1d):
         Whether an output sees no later step; else the kernel is centred.
     bias
         Whether a bias is added.
+
+    Raises
+    ------
+    RuntimeError
+        In a call: the input has other channels than `n_in`, or the mask another shape.
 
     Examples
     --------
@@ -67,7 +75,19 @@ class PaddedConv(nn.Conv1d):
 class PaddedBatchNorm(nn.BatchNorm1d):
     """`torch.nn.BatchNorm1d` over the steps of the sequences, not over their padding.
 
+    Maps ``(N, num_features, T)`` to the same shape. A `mask` beside it, ``(N, 1, T)`` or None, is
+    true at the steps of the sequences: what is past their ends does not count, and becomes zeros.
     A batch with a single value per channel, at which PyTorch's raises, becomes the bias.
+
+    Parameters
+    ----------
+    num_features, eps, momentum, affine, track_running_stats, device, dtype, bias
+        As for `torch.nn.BatchNorm1d`.
+
+    Raises
+    ------
+    RuntimeError
+        In a call: the input has other channels than `num_features`, or the mask another shape.
 
     Examples
     --------

@@ -27,7 +27,8 @@ def is_within(lengths: Tensor, steps: int) -> Tensor:
 class Pool(nn.Module):
     """Summarise all steps of each sequence: ``(T, N, F)`` to ``(N, P·F)``.
 
-    Steps past a sequence's end do not count. A sequence without any step counts as zeros.
+    Steps past a sequence's end do not count, if `lengths` ``(N,)`` are passed beside x. A sequence
+    without any step counts as zeros.
 
     Parameters
     ----------
@@ -39,6 +40,8 @@ class Pool(nn.Module):
     ------
     ValueError
         `how` is none of these.
+    IndexError
+        In a call: there are no steps, ``T = 0``.
 
     Examples
     --------

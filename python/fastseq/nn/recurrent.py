@@ -193,6 +193,10 @@ class LSTM(_Fused, nn.LSTM):
     lengths or in float64 (not yet run on a GPU). Where no kernel does (projections, packed
     sequences, all else on a GPU), PyTorch's layer runs; ``fastseq.info(est)`` shows which one does.
 
+    Maps ``(T, N, F)``, T steps of N sequences, to a pair of outputs ``(T, N, D · H)`` and the state
+    ``(h, c)`` after the last step, ``(layers · D, N, H)`` each; H is the hidden size, and D, the
+    number of directions, 1 or 2.
+
     float32 and float64 are computed as such, 16-bit dtypes in float32. Under autocast the kernels
     compute in the weights' dtype.
 
@@ -207,14 +211,17 @@ class LSTM(_Fused, nn.LSTM):
     Raises
     ------
     ValueError, TypeError
-        In ``forward``, if shapes, dtypes or devices of an argument don't fit the layer.
+        `torch.nn.LSTM` does not take the arguments; or `trainable_state` comes with ``proj_size``.
+        In a call: shapes, dtypes or devices of an argument don't fit the layer.
 
     Notes
     -----
-    ``forward(input, hx=None, lengths=None)``: with `lengths`, ``(sequences,)`` integers from 0 to
-    the number of steps, a sequence's state stays constant beyond its length, and its output there
-    is 0, regardless of the input. Where kernels run on a GPU, lengths stay there, and one that is
-    out of range makes its sequence's state NaN.
+    ``forward(input, hx=None, lengths=None)``: `hx` is the state ``(h0, c0)`` before the first step,
+    None: the layer's own, see `trainable_state`, else zeros. With `lengths`, ``(sequences,)``
+    integers from 0 to the number of steps, a sequence's state stays constant beyond its length, and
+    its output there is 0, regardless of the input; None: all sequences have all steps. Where
+    kernels run on a GPU, lengths stay there, and one that is out of range makes its sequence's
+    state NaN.
 
     An estimator with ``compile=True`` compiles the layer. Your own `torch.compile` breaks its graph
     at every recurrent layer, as PyTorch's compiler does, unless ``torch._dynamo.config.allow_rnn``
@@ -241,6 +248,23 @@ class LSTM(_Fused, nn.LSTM):
 class GRU(_Fused, nn.GRU):
     """`torch.nn.GRU`, all time steps of a layer and direction in one operator; see `LSTM`.
 
+    Maps ``(T, N, F)`` to a pair of outputs ``(T, N, D · H)`` and the state after the last step,
+    ``(layers · D, N, H)``, with D directions and the hidden size H.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        As for `torch.nn.GRU`.
+    trainable_state
+        Learn the initial state of a series: a parameter ``h0``, ``(layers · directions, 1,
+        hidden)``, used if no state is given. It starts at zero.
+
+    Raises
+    ------
+    ValueError, TypeError
+        `torch.nn.GRU` does not take the arguments. In a call: shapes, dtypes or devices of an
+        argument don't fit the layer.
+
     Examples
     --------
     >>> y, h = GRU(3, 4, num_layers=2)(torch.zeros(5, 2, 3))
@@ -256,6 +280,23 @@ class GRU(_Fused, nn.GRU):
 
 class RNN(_Fused, nn.RNN):
     """`torch.nn.RNN`, all time steps of a layer and direction in one operator; see `LSTM`.
+
+    Maps ``(T, N, F)`` to a pair of outputs ``(T, N, D · H)`` and the state after the last step,
+    ``(layers · D, N, H)``, with D directions and the hidden size H.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        As for `torch.nn.RNN`, such as ``nonlinearity="relu"``; the default is "tanh".
+    trainable_state
+        Learn the initial state of a series: a parameter ``h0``, ``(layers · directions, 1,
+        hidden)``, used if no state is given. It starts at zero.
+
+    Raises
+    ------
+    ValueError, TypeError
+        `torch.nn.RNN` does not take the arguments. In a call: shapes, dtypes or devices of an
+        argument don't fit the layer.
 
     Examples
     --------

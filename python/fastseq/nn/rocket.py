@@ -19,7 +19,8 @@ _DEVIATION = 1000**0.5  # of all scaled features together
 class RandomKernels(nn.Module):
     """Features of whole sequences by many convolutions that are not trained: MiniRocket's [1]_.
 
-    ``(T, N, F)`` to ``(N, 84 · groups)``. A group sums up some of the features at each step, drawn
+    ``(T, N, n_in)``, with `lengths` ``(N,)`` if some sequences have fewer than T steps, to
+    ``(N, 84 · groups)``. A group sums up some of the features at each step, drawn
     at random from one of the `parts`, and convolves the sums with 84 kernels of 9 taps with one
     dilation: the taps' weights are -1/3, and 2/3 at three of them. A feature is the fraction of
     steps at which such a convolution is above a threshold.
@@ -64,8 +65,10 @@ class RandomKernels(nn.Module):
     Raises
     ------
     ValueError
-        A size is below 1, or the parts' are not `n_in` in all; or sequences have another number of
-        features.
+        A size is below 1, or the parts' are not `n_in` in all. In a call: x is not
+        ``(T, N, n_in)``.
+    RuntimeError
+        In a call: `lengths` are not one for each sequence, or not from 0 to T.
 
     References
     ----------
@@ -181,7 +184,8 @@ class Rocket(nn.Module):
 
     Features are scaled to mean 0 and one deviation over all sequences that training has seen so
     far. All of them together have the variance 1000, so that outputs learn as fast whatever the
-    number of features. It returns one output per sequence, ``(N, n_out)``.
+    number of features. Maps sequences ``(T, N, n_in)``, with `lengths` ``(N,)`` if some have fewer
+    than T steps, to an output of each, ``(N, n_out)``.
 
     With so many features, samples unlike those it was trained on get large outputs: if nearly all
     weight lies on one class, the others may still be predicted.
@@ -200,6 +204,11 @@ class Rocket(nn.Module):
     weight_decay
         Of AdamW, with which the weights, but not the biases, are trained unless another is asked
         for: there are far more of them than most sets have sequences.
+
+    Raises
+    ------
+    ValueError, RuntimeError
+        As `RandomKernels`; or `dropout` is not from 0 to 1.
 
     Examples
     --------

@@ -72,6 +72,9 @@ def _means(x: Tensor, lengths: Tensor | None, stride: int) -> tuple[Tensor, Tens
 class LSTMFCN(nn.Module):
     """Three convolutions beside an LSTM [1]_, narrower than there.
 
+    Maps sequences ``(T, N, n_in)``, with `lengths` ``(N,)`` if some have fewer than T steps, to an
+    output of each, ``(N, n_out)``, or with ``pool=None`` of each step, ``(T, N, n_out)``.
+
     Parameters
     ----------
     n_in, n_out
@@ -93,7 +96,11 @@ class LSTMFCN(nn.Module):
     Raises
     ------
     ValueError
-        `stride` is above 1, though there is an output per step.
+        `stride` is below 1, or above 1, though there is an output per step; `pool` is unknown; or
+        `dropout` is not from 0 to 1.
+    RuntimeError
+        In a call: x has another number of features than `n_in`, or another number of sequences
+        than there are lengths.
 
     References
     ----------
@@ -158,6 +165,9 @@ class LSTMFCN(nn.Module):
 class PooledRNN(nn.Module):
     """Recurrent layers over whole sequences, whose outputs at all steps are pooled.
 
+    Maps sequences ``(T, N, n_in)``, with `lengths` ``(N,)`` if some have fewer than T steps, to an
+    output of each, ``(N, n_out)``, or with ``pool=None`` of each step, ``(T, N, n_out)``.
+
     Parameters
     ----------
     n_in, n_out
@@ -170,6 +180,12 @@ class PooledRNN(nn.Module):
         Whether there is a second direction, from the ends of the sequences to their starts.
     pool, dropout
         As in `LSTMFCN`; the dropout is also that between the layers.
+
+    Raises
+    ------
+    ValueError
+        `cell` or `pool` is unknown, `hidden_size` or `num_layers` is below 1, or `dropout` is not
+        from 0 to 1. In a call: x does not have `n_in` features, or lengths don't fit it.
 
     Examples
     --------
@@ -243,6 +259,9 @@ class _InceptionBlock(nn.Module):
 class InceptionTime(nn.Module):
     """One network of InceptionTime [1]_, narrower than there: convolutions of several lengths.
 
+    Maps sequences ``(T, N, n_in)``, with `lengths` ``(N,)`` if some have fewer than T steps, to an
+    output of each, ``(N, n_out)``, or with ``pool=None`` of each step, ``(T, N, n_out)``.
+
     Parameters
     ----------
     n_in, n_out
@@ -255,6 +274,14 @@ class InceptionTime(nn.Module):
         Number of blocks; every third one adds what entered three blocks before.
     pool, dropout
         As in `LSTMFCN`.
+
+    Raises
+    ------
+    ValueError
+        `pool` is unknown, or `dropout` is not from 0 to 1.
+    RuntimeError
+        In a call: x has another number of features than `n_in`, or another number of sequences
+        than there are lengths.
 
     References
     ----------
@@ -316,6 +343,9 @@ class TCN(nn.Module):
 
     The last block's outputs see ``1 + 2 (kernel_size - 1) (2**depth - 1)`` steps.
 
+    Maps sequences ``(T, N, n_in)``, with `lengths` ``(N,)`` if some have fewer than T steps, to an
+    output of each, ``(N, n_out)``, or with ``pool=None`` of each step, ``(T, N, n_out)``.
+
     Parameters
     ----------
     n_in, n_out
@@ -329,6 +359,14 @@ class TCN(nn.Module):
         before.
     pool, dropout
         As in `LSTMFCN`; also the fraction of channels that is dropped after each convolution.
+
+    Raises
+    ------
+    ValueError
+        `pool` is unknown, or `dropout` is not from 0 to 1.
+    RuntimeError
+        In a call: x has another number of features than `n_in`, or another number of sequences
+        than there are lengths.
 
     References
     ----------
@@ -383,6 +421,9 @@ class TCN(nn.Module):
 class Transformer(nn.Module):
     """An encoder of self-attention [1]_, normalised first, with positions as sines and cosines.
 
+    Maps sequences ``(T, N, n_in)``, with `lengths` ``(N,)`` if some have fewer than T steps, to an
+    output of each, ``(N, n_out)``, or with ``pool=None`` of each step, ``(T, N, n_out)``.
+
     Parameters
     ----------
     n_in, n_out
@@ -397,6 +438,14 @@ class Transformer(nn.Module):
         Whether a step sees no later one.
     pool, dropout
         As in `LSTMFCN`; the dropout is also that of the layers.
+
+    Raises
+    ------
+    ValueError
+        `width` is no multiple of twice `heads`, `pool` is unknown, or `dropout` is not from 0 to 1.
+    RuntimeError
+        In a call: x has another number of features than `n_in`, or another number of sequences
+        than there are lengths.
 
     References
     ----------
