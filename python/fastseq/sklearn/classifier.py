@@ -197,6 +197,11 @@ class SequenceClassifier(ClassifierMixin, PredictorFiles):  # type: ignore[misc]
     image_shape_
         ``(W, H, C)`` of images; None of sequences.
 
+    Raises
+    ------
+    MissingFeatureError
+        scikit-learn is not installed (when it is imported). Hyperparameters are checked in `fit`.
+
     Examples
     --------
     >>> import numpy as np
@@ -322,7 +327,20 @@ class SequenceClassifier(ClassifierMixin, PredictorFiles):  # type: ignore[misc]
         ValueError, TypeError
             Data or hyperparameters are invalid, or there is only one class.
         NonFiniteError
-            The loss became NaN or infinite.
+            The loss became NaN or infinite; or X is a dataset in a file, and holds a missing value.
+
+        Examples
+        --------
+        Sequences of different lengths, with a label at each step:
+
+        >>> import numpy as np
+        >>> from fastseq.sklearn import SequenceClassifier
+        >>> rng = np.random.default_rng(0)
+        >>> X = [rng.standard_normal((steps, 3)) for steps in (9, 5, 7, 8)]
+        >>> y = [np.where(x[:, 0] > 0, "up", "down") for x in X]
+        >>> model = SequenceClassifier(epochs=5, random_state=0).fit(X, y)
+        >>> [labels.shape for labels in model.predict(X)], len(model.history_)
+        ([(9,), (5,), (7,), (8,)], 5)
         """
         self._learn(X, y, sample_weight, static)
         return self
@@ -349,6 +367,31 @@ class SequenceClassifier(ClassifierMixin, PredictorFiles):  # type: ignore[misc]
             All labels that may ever occur, for several targets a list of them; needed in the first
             call if its `y` lacks some; later calls may repeat them. With ``loss="ordinal"`` in
             their order if they are an ordered pandas Categorical.
+
+        Returns
+        -------
+        SequenceClassifier
+            This estimator.
+
+        Raises
+        ------
+        ValueError, TypeError
+            Data or hyperparameters are invalid; since the first call the form of the data, the
+            classes, or hyperparameters changed, but for those that `warm_start` allows to change;
+            or `class_weight` is "balanced".
+        NonFiniteError
+            The loss became NaN or infinite; or X is a dataset in a file, and holds a missing value.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from fastseq.sklearn import SequenceClassifier
+        >>> X = np.random.default_rng(0).standard_normal((40, 10, 3))
+        >>> y = np.where(X[:, -1].sum(1) > 0, "up", "down")
+        >>> model = SequenceClassifier("gru", random_state=0)
+        >>> model = model.partial_fit(X[:20], y[:20], classes=["down", "up"])
+        >>> model.partial_fit(X[20:], y[20:]).n_iter_
+        2
         """
         if isinstance(self.class_weight, str):
             labels = self.loss == "binary_cross_entropy"
@@ -387,6 +430,25 @@ class SequenceClassifier(ClassifierMixin, PredictorFiles):  # type: ignore[misc]
         numpy.ndarray or list
             ``(N,)`` or ``(N, K)``; per step ``(N, T)`` or ``(N, T, K)``, or, for a list of
             sequences, a list of ``(T_i,)`` or ``(T_i, K)``.
+
+        Raises
+        ------
+        NotFittedError
+            `fit` has not been called.
+        ValueError, TypeError
+            X or `static` are invalid, or have another form than in `fit`.
+        NonFiniteError
+            X is a dataset in a file, and holds a missing value.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from fastseq.sklearn import SequenceClassifier
+        >>> X = np.random.default_rng(0).standard_normal((40, 10, 3))
+        >>> y = np.where(X[:, -1].sum(1) > 0, "up", "down")
+        >>> model = SequenceClassifier("gru", epochs=40, random_state=0).fit(X, y)
+        >>> model.predict(X[:3])
+        array(['down', 'down', 'up'], dtype='<U4')
         """
         return self._labels(self._outputs(X, static))
 
@@ -404,6 +466,25 @@ class SequenceClassifier(ClassifierMixin, PredictorFiles):  # type: ignore[misc]
             ``(N, C)``; per step ``(N, T, C)``, or, for a list of sequences, a list of
             ``(T_i, C)``. For several targets a list with one of these for each. For L labels the
             probabilities of their 1s, ``(N, L)`` and so on.
+
+        Raises
+        ------
+        NotFittedError
+            `fit` has not been called.
+        ValueError, TypeError
+            X or `static` are invalid, or have another form than in `fit`.
+        NonFiniteError
+            X is a dataset in a file, and holds a missing value.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from fastseq.sklearn import SequenceClassifier
+        >>> X = np.random.default_rng(0).standard_normal((40, 10, 3))
+        >>> y = np.where(X[:, -1].sum(1) > 0, "up", "down")
+        >>> model = SequenceClassifier("gru", epochs=40, random_state=0).fit(X, y)
+        >>> model.predict_proba(X[:2]).sum(1), model.classes_
+        (array([1., 1.]), array(['down', 'up'], dtype='<U4'))
         """
         return self._probabilities(self._outputs(X, static))
 
@@ -412,15 +493,35 @@ class SequenceClassifier(ClassifierMixin, PredictorFiles):  # type: ignore[misc]
     ) -> tuple[Any, Any]:  # fmt: skip
         """Return what `predict` and `predict_proba` return, at the cost of one of them.
 
+        Parameters
+        ----------
+        X, static
+            Samples and static features, as in `fit`.
+
+        Returns
+        -------
+        tuple
+            Classes, as `predict` returns them, and probabilities, as `predict_proba` does.
+
+        Raises
+        ------
+        NotFittedError
+            `fit` has not been called.
+        ValueError, TypeError
+            X or `static` are invalid, or have another form than in `fit`.
+        NonFiniteError
+            X is a dataset in a file, and holds a missing value.
+
         Examples
         --------
         >>> import numpy as np
         >>> from fastseq.sklearn import SequenceClassifier
-        >>> X, y = np.random.default_rng(0).standard_normal((60, 9, 3)), np.arange(60) % 2
-        >>> model = SequenceClassifier(epochs=2, random_state=0).fit(X, y)
+        >>> X = np.random.default_rng(0).standard_normal((40, 10, 3))
+        >>> y = np.where(X[:, -1].sum(1) > 0, "up", "down")
+        >>> model = SequenceClassifier("gru", epochs=40, random_state=0).fit(X, y)
         >>> labels, probabilities = model.predict_and_proba(X)
         >>> labels.shape, probabilities.shape
-        ((60,), (60, 2))
+        ((40,), (40, 2))
         """
         outputs = self._outputs(X, static)
         return self._labels(outputs), self._probabilities(outputs)
@@ -473,6 +574,27 @@ class SequenceClassifier(ClassifierMixin, PredictorFiles):  # type: ignore[misc]
             is predicted; for more classes ``(N, C)``, in the order of `classes_`; of L labels the
             logits ``(N, L)``. Per step ``(N, T)``, ``(N, T, C)`` or ``(N, T, L)``, or, for a list
             of sequences, a list.
+
+        Raises
+        ------
+        AttributeError
+            These scores do not exist, see above.
+        NotFittedError
+            `fit` has not been called.
+        ValueError, TypeError
+            X or `static` are invalid, or have another form than in `fit`.
+        NonFiniteError
+            X is a dataset in a file, and holds a missing value.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from fastseq.sklearn import SequenceClassifier
+        >>> X = np.random.default_rng(0).standard_normal((40, 10, 3))
+        >>> y = np.where(X[:, -1].sum(1) > 0, "up", "down")
+        >>> model = SequenceClassifier("gru", epochs=40, random_state=0).fit(X, y)
+        >>> np.array_equal(model.decision_function(X) > 0, model.predict(X) == model.classes_[1])
+        True
         """
         outputs, decisions = self._outputs(X, static), self._kind.decisions
         return list(map(decisions, outputs)) if isinstance(outputs, list) else decisions(outputs)
@@ -482,7 +604,35 @@ class SequenceClassifier(ClassifierMixin, PredictorFiles):  # type: ignore[misc]
     ) -> float:  # fmt: skip
         """Return the fraction of samples, or of steps, with all targets classified correctly.
 
-        See `fit` for the parameters. Labels unknown to `fit` count as wrong.
+        Parameters
+        ----------
+        X, y, sample_weight, static
+            Samples, their true labels, weights and static features, as in `fit`. Labels unknown to
+            `fit` count as wrong. Weights None: all count alike.
+
+        Returns
+        -------
+        float
+            From 0 to 1, the best.
+
+        Raises
+        ------
+        NotFittedError
+            `fit` has not been called.
+        ValueError, TypeError
+            The data are invalid, or have another form than in `fit`; or all weights are 0.
+        NonFiniteError
+            X is a dataset in a file, and holds a missing value.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from fastseq.sklearn import SequenceClassifier
+        >>> X = np.random.default_rng(0).standard_normal((40, 10, 3))
+        >>> y = np.where(X[:, -1].sum(1) > 0, "up", "down")
+        >>> model = SequenceClassifier("gru", epochs=40, random_state=0).fit(X, y)
+        >>> bool(model.score(X, y) > 0.9)
+        True
         """
         truth, predicted, weights = self._compared(X, y, sample_weight, static)
         return float(np.average((truth == predicted).all(1), weights=weights))

@@ -178,6 +178,11 @@ class SequenceRegressor(RegressorMixin, PredictorFiles):  # type: ignore[misc]
     image_shape_
         ``(W, H, C)`` of images; None of sequences.
 
+    Raises
+    ------
+    MissingFeatureError
+        scikit-learn is not installed (when it is imported). Hyperparameters are checked in `fit`.
+
     Examples
     --------
     >>> import numpy as np
@@ -292,7 +297,21 @@ class SequenceRegressor(RegressorMixin, PredictorFiles):  # type: ignore[misc]
         ValueError, TypeError
             Data or hyperparameters are invalid.
         NonFiniteError
-            The loss became NaN or infinite.
+            The loss became NaN or infinite; or X is a dataset in a file, and holds a missing value.
+
+        Examples
+        --------
+        Two targets per sequence, weights of samples, and a static feature:
+
+        >>> import numpy as np
+        >>> from fastseq.sklearn import SequenceRegressor
+        >>> X = np.random.default_rng(0).standard_normal((40, 10, 3))
+        >>> height = np.arange(40.0).reshape(-1, 1)
+        >>> y = np.stack([X[:, -1, 0], height[:, 0]], axis=1)
+        >>> model = SequenceRegressor("gru", epochs=2, random_state=0)
+        >>> model = model.fit(X, y, sample_weight=np.linspace(0.5, 1, 40), static=height)
+        >>> model.predict(X, static=height).shape
+        (40, 2)
         """
         self._learn(X, y, sample_weight, static)
         return self
@@ -305,7 +324,33 @@ class SequenceRegressor(RegressorMixin, PredictorFiles):  # type: ignore[misc]
         The first call fixes how inputs are scaled and what "rocket" compares its convolutions with:
         its samples should be like those to come.
 
-        Categories that the first call did not see stay unseen.
+        Parameters
+        ----------
+        X, y, sample_weight, static
+            As in `fit`. Categories that the first call did not see stay unseen.
+
+        Returns
+        -------
+        SequenceRegressor
+            This estimator.
+
+        Raises
+        ------
+        ValueError, TypeError
+            Data or hyperparameters are invalid; or since the first call the form of the data or
+            hyperparameters changed, but for those that `warm_start` allows to change.
+        NonFiniteError
+            The loss became NaN or infinite; or X is a dataset in a file, and holds a missing value.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from fastseq.sklearn import SequenceRegressor
+        >>> X = np.random.default_rng(0).standard_normal((40, 10, 3))
+        >>> y = X[:, -1].sum(1)
+        >>> model = SequenceRegressor("gru", random_state=0).partial_fit(X[:20], y[:20])
+        >>> model.partial_fit(X[20:], y[20:]).n_iter_
+        2
         """
         self._learn(X, y, sample_weight, static, partial=True)
         return self
@@ -322,7 +367,26 @@ class SequenceRegressor(RegressorMixin, PredictorFiles):  # type: ignore[misc]
         -------
         numpy.ndarray or list
             ``(N,)`` or ``(N, K)``; per step ``(N, T)`` or ``(N, T, K)``, or, for a list of
-            sequences, a list of ``(T_i,)`` or ``(T_i, K)``.
+            sequences, a list of ``(T_i,)`` or ``(T_i, K)``. In the units of the targets.
+
+        Raises
+        ------
+        NotFittedError
+            `fit` has not been called.
+        ValueError, TypeError
+            X or `static` are invalid, or have another form than in `fit`.
+        NonFiniteError
+            X is a dataset in a file, and holds a missing value.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from fastseq.sklearn import SequenceRegressor
+        >>> X = np.random.default_rng(0).standard_normal((40, 10, 3))
+        >>> y = X[:, -1].sum(1)
+        >>> model = SequenceRegressor("gru", epochs=20, random_state=0).fit(X, y)
+        >>> model.predict(X).shape, model.predict(X[:1]).shape
+        ((40,), (1,))
         """
         outputs = self._outputs(X, static)
         return self._form_of_targets.restored(outputs)
@@ -330,10 +394,41 @@ class SequenceRegressor(RegressorMixin, PredictorFiles):  # type: ignore[misc]
     def score(
         self, X: object, y: object, sample_weight: object = None, *, static: object = None  # noqa: N803
     ) -> float:  # fmt: skip
-        """Return R² of the predictions, over all steps if each has a target; see `fit`.
+        """Return R² of the predictions, over all steps if each has a target.
 
         For several targets it is their mean R². Missing values do not count, nor do targets of
         which all are missing.
+
+        Parameters
+        ----------
+        X, y, sample_weight, static
+            Samples, their true targets, weights and static features, as in `fit`. Weights None: all
+            count alike.
+
+        Returns
+        -------
+        float
+            1 is perfect; the mean of the targets gets 0.
+
+        Raises
+        ------
+        NotFittedError
+            `fit` has not been called.
+        ValueError, TypeError
+            The data are invalid, or have another form than in `fit`; all weights are 0, or all
+            targets are missing.
+        NonFiniteError
+            X is a dataset in a file, and holds a missing value.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from fastseq.sklearn import SequenceRegressor
+        >>> X = np.random.default_rng(0).standard_normal((40, 10, 3))
+        >>> y = X[:, -1].sum(1)
+        >>> model = SequenceRegressor("gru", epochs=20, random_state=0).fit(X, y)
+        >>> bool(model.score(X, y) > 0.5)
+        True
         """
         truth, predicted, weights = self._compared(X, y, sample_weight, static)
         # In single precision, squared differences may overflow or lose digits.

@@ -268,6 +268,14 @@ class SequencePredictor(SequenceEstimator):
             ``rates`` and ``losses`` of the updates; ``suggestion``, the rate at which the loss
             falls fastest, or None; and ``plot()``.
 
+        Raises
+        ------
+        ValueError, TypeError
+            Data or hyperparameters are invalid, as in `fit`; or the range or `updates` are.
+        NonFiniteError
+            The loss is NaN or infinite from the start; or X is a dataset in a file, and holds a
+            missing value.
+
         Examples
         --------
         >>> from fastseq.sklearn import SequenceRegressor
@@ -336,11 +344,18 @@ class SequencePredictor(SequenceEstimator):
             `channels_first` ``(N, F, T)``, or images, to outputs ``(N, K)``, or per step
             ``(N, T, K)``; a classifier's are scores, without softmax.
 
+        Raises
+        ------
+        NotFittedError
+            There is no fitted module yet.
+        ValueError
+            It was fitted on categories or on static features.
+
         Examples
         --------
         >>> from fastseq.sklearn import SequenceClassifier
         >>> X, y = np.random.default_rng(0).standard_normal((60, 9, 3)), np.arange(60) % 2
-        >>> model = SequenceClassifier(epochs=2, random_state=0).fit(X, y)
+        >>> model = SequenceClassifier("gru", epochs=2, random_state=0).fit(X, y)
         >>> scores = model.as_module()(torch.from_numpy(X))
         >>> np.allclose(scores.softmax(1).detach(), model.predict_proba(X))
         True

@@ -129,9 +129,14 @@ class WrapperFiles(SequenceEstimator):
             The other hyperparameters that are not in the file: `device`, `callbacks`, and `loss`
             and `optimizer` unless they were names; these two are needed only to train.
 
+        Returns
+        -------
+        SequenceClassifier, SequenceRegressor or SequenceForecaster
+            The fitted estimator, of the class on which it is called.
+
         Raises
         ------
-        FileNotFoundError
+        FileNotFoundError, IsADirectoryError
             There is no such file.
         CheckpointError
             It is damaged, not written by `save`, or of another module; the message names the first

@@ -59,9 +59,22 @@ class EvaluatedForecaster(PredictingForecaster):
 
         Raises
         ------
+        NotFittedError
+            `fit` has not been called.
         ValueError, TypeError
-            The data are invalid; or `refit` is given after `update`, `partial_fit`, loading or
-            unpickling: the training data are only in memory, and only up to the end that `fit` saw.
+            The data, `stride` or `refit` are invalid; or `refit` is given after `update`,
+            `partial_fit`, loading or unpickling: the training data are only in memory, and only up
+            to the end that `fit` saw.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> from fastseq.sklearn import SequenceForecaster
+        >>> y = pd.Series(np.sin(np.arange(90) / 4), pd.date_range("2024-01-01", periods=90))
+        >>> f = SequenceForecaster(5, epochs=2, random_state=0).fit(y[:60])
+        >>> table = f.backtest(y[60:], stride=10)
+        >>> table.columns.tolist(), len(table)
+        (['ds', 'cutoff', 'y', 'forecast'], 15)
         """
         self._check_fitted()
         stride = self.horizon if stride is None else stride
@@ -119,6 +132,10 @@ class EvaluatedForecaster(PredictingForecaster):
 
         Raises
         ------
+        NotFittedError
+            `fit` has not been called.
+        ValueError, TypeError
+            The data or `stride` are invalid.
         MissingFeatureError
             `utilsforecast` or `pandas` is not installed.
 
@@ -168,6 +185,27 @@ class EvaluatedForecaster(PredictingForecaster):
         y, X
             As in `update`. Without `X`, data with times may begin later than at the next step, as
             with ``TimeSeriesSplit(gap=2)``: the steps between are missing values.
+
+        Returns
+        -------
+        float
+            At most 1; below 0 for forecasts that are worse than the best constant.
+
+        Raises
+        ------
+        NotFittedError
+            `fit` has not been called.
+        ValueError, TypeError
+            The data are invalid, or a variable has fewer than two known values.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from fastseq.sklearn import SequenceForecaster
+        >>> y = np.sin(np.arange(96) * np.pi / 6)
+        >>> f = SequenceForecaster(4, season=12, epochs=2, random_state=0).fit(y[:72])
+        >>> bool(f.score(y[72:]) > 0.99)
+        True
         """
         self._check_fitted()
         with self._columns.split_by_rows(y):

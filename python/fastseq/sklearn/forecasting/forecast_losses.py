@@ -38,6 +38,16 @@ def pinball_loss(
     reduction
         ``"mean"``, or ``"none"`` for a loss ``(…, Q)``.
 
+    Returns
+    -------
+    Tensor
+        The mean over all elements, a scalar; or each one's loss, in the units of the target.
+
+    Raises
+    ------
+    RuntimeError
+        The shapes do not fit together.
+
     References
     ----------
     .. [1] R. Koenker and G. Bassett, "Regression quantiles", Econometrica 46 (1978).

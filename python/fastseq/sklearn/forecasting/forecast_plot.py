@@ -53,6 +53,8 @@ def plot_forecast(
     ------
     ValueError
         The shapes do not fit.
+    MissingFeatureError
+        matplotlib is not installed.
 
     Examples
     --------

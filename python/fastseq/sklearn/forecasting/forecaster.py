@@ -201,6 +201,11 @@ class SequenceForecaster(EvaluatedForecaster):
     repeats_
         Whether "segrnn" repeats the last season, because that was better on the held-out part.
 
+    Raises
+    ------
+    MissingFeatureError
+        scikit-learn is not installed (when it is imported). Parameters are checked in `fit`.
+
     Examples
     --------
     >>> import numpy as np
@@ -351,9 +356,10 @@ class SequenceForecaster(EvaluatedForecaster):
             series' ids, which are its index or its column `id_col`; without ids by their order.
             Tables may hold categories.
         weights
-            How much values count in the loss: a number for each series of a panel, ``(N,)``, or
-            for each time step or each value, in the form of `y`; of a long frame the name of a
-            column, which later frames may have, too (only a backtest with `refit=` looks at it).
+            How much values count in the loss: a number for each series of a panel, ``(N,)``, by id
+            if there are ids (a dictionary or a Series), or for each time step or each value, in the
+            form of `y`; of a long frame the name of a column, which later frames may have, too
+            (only a backtest with `refit=` looks at it). None: all count alike.
             They are relative to each other. A value of weight 0 is not learnt, but seen as the past
             of others. The loss of a validation part is weighted, too.
 
@@ -365,7 +371,26 @@ class SequenceForecaster(EvaluatedForecaster):
         Raises
         ------
         ValueError, TypeError
-            A parameter or the data are invalid.
+            A parameter or the data are invalid, or series are too short; what was fitted before
+            stays as it was.
+        NonFiniteError
+            The loss became NaN or infinite.
+        MissingFeatureError
+            `holidays` are asked for, but the package holidays is not installed.
+
+        Examples
+        --------
+        A panel, with a covariate of each step, which is known ahead, and one of each series:
+
+        >>> import numpy as np
+        >>> from fastseq.sklearn import SequenceForecaster
+        >>> sales = {"north": np.sin(np.arange(80) / 3), "south": np.cos(np.arange(60) / 3)}
+        >>> prices = {shop: np.ones((len(y), 1)) for shop, y in sales.items()}
+        >>> f = SequenceForecaster(4, epochs=2, random_state=0)
+        >>> f = f.fit(sales, prices, static=[[120.0], [80.0]], weights={"north": 1, "south": 2})
+        >>> ahead = {shop: np.ones((4, 1)) for shop in sales}
+        >>> {shop: found.shape for shop, found in f.predict(X=ahead).items()}
+        {'north': (4,), 'south': (4,)}
         """
         self._check_types()
         params = self.get_params(deep=False)
@@ -435,10 +460,26 @@ class SequenceForecaster(EvaluatedForecaster):
         X
             Covariates of these steps, if `fit` got some.
 
+        Returns
+        -------
+        SequenceForecaster
+            This estimator.
+
         Raises
         ------
+        NotFittedError
+            `fit` has not been called.
         ValueError, TypeError
             The data are invalid, such as steps that do not follow; nothing has been changed.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> from fastseq.sklearn import SequenceForecaster
+        >>> y = pd.Series(np.sin(np.arange(90) / 4), pd.date_range("2024-01-01", periods=90))
+        >>> f = SequenceForecaster(2, epochs=2, random_state=0).fit(y[:60])
+        >>> f.update(y[60:]).predict().index.strftime("%d %B").tolist()
+        ['31 March', '01 April']
         """
         self._check_fitted()
         self._advance(self._following(y, X))
@@ -457,11 +498,27 @@ class SequenceForecaster(EvaluatedForecaster):
         y, X
             As in `update`.
 
+        Returns
+        -------
+        SequenceForecaster
+            This estimator.
+
         Raises
         ------
         ValueError, TypeError
             The data are invalid, or a parameter that matters was changed after `fit`; nothing has
             been changed.
+        NonFiniteError
+            The loss became NaN or infinite.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from fastseq.sklearn import SequenceForecaster
+        >>> y = np.sin(np.arange(90) / 4)
+        >>> f = SequenceForecaster(2, epochs=2, random_state=0).fit(y[:60])
+        >>> f.partial_fit(y[60:75]).partial_fit(y[75:]).n_iter_  # epochs in all
+        4
         """
         if not self.__sklearn_is_fitted__():
             return self.fit(y, X)

@@ -62,6 +62,26 @@ class PredictingForecaster(PositionedForecaster):
             in the form of the series. Quantiles add a last axis, along which they rise; in tables
             they are columns "q0.1", …. Long frames have a column of ids, of times, and "forecast"
             or quantiles, sorted by id and time.
+
+        Raises
+        ------
+        NotFittedError
+            `fit` has not been called.
+        ValueError, TypeError
+            The data or `horizon` are invalid; or covariates are missing that `fit` got.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from fastseq.sklearn import SequenceForecaster
+        >>> t = np.arange(120)
+        >>> price = np.where(t % 5, 2.0, 1.5).reshape(-1, 1)  # is known ahead
+        >>> y = np.sin(t / 4) - price[:, 0]
+        >>> f = SequenceForecaster(4, epochs=2, random_state=0).fit(y[:100], price[:100])
+        >>> f.predict(X=price[100:104]).shape  # what follows y[:100]
+        (4,)
+        >>> f.predict(y[:70], price[:80], horizon=10).shape  # of another series, further ahead
+        (10,)
         """
         return self._result(*self._predicted(y, X, static, horizon))
 
@@ -73,7 +93,26 @@ class PredictingForecaster(PositionedForecaster):
         static: object = None,
         horizon: int | None = None,
     ) -> list[SeriesForecast]:
-        """Forecast series by series, in one form for all data; see `predict`.
+        """Forecast series by series, in one form for all data.
+
+        Parameters
+        ----------
+        y, X, static, horizon
+            As in `predict`.
+
+        Returns
+        -------
+        list
+            An object for each series, with its ``id`` (without ids its position), the ``times`` of
+            the horizon, a pandas index (None: the data have none), and ``values``, a dictionary of
+            arrays ``(horizon,)`` or ``(horizon, K)`` by name: "forecast", or quantiles "q0.1", ….
+
+        Raises
+        ------
+        NotFittedError
+            `fit` has not been called.
+        ValueError, TypeError
+            As in `predict`.
 
         Examples
         --------
