@@ -364,6 +364,12 @@ class Tokenizer(TransformerMixin, BaseEstimator):
     tokenizer_
         The tokenizer of transformers.
 
+    Raises
+    ------
+    MissingFeatureError
+        transformers is not installed (when this module is imported). Parameters are checked in
+        `fit`.
+
     Examples
     --------
     >>> from tokenizers import Tokenizer as Words, models, pre_tokenizers
@@ -397,10 +403,27 @@ class Tokenizer(TransformerMixin, BaseEstimator):
         y
             Not used.
 
+        Returns
+        -------
+        Tokenizer
+            This transformer.
+
         Raises
         ------
         TypeError, ValueError
             X are no texts, `tokenizer` is none, or `max_length` is no number that can be cut to.
+        FileNotFoundError
+            There is no such folder.
+
+        Examples
+        --------
+        >>> from tokenizers import Tokenizer as Words, models
+        >>> from transformers import PreTrainedTokenizerFast
+        >>> from fastseq.huggingface import Tokenizer
+        >>> words = Words(models.WordLevel({"[UNK]": 0, "good": 1, "bad": 2}, "[UNK]"))
+        >>> words = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")
+        >>> Tokenizer(words).fit(["good", "bad"]).tokenizer_.vocab_size
+        3
         """
         _texts(X)
         tokenizer = self.tokenizer
@@ -430,10 +453,22 @@ class Tokenizer(TransformerMixin, BaseEstimator):
 
         Raises
         ------
+        NotFittedError
+            `fit` has not been called.
         TypeError
             X does not hold strings only.
         ValueError
-            X is empty, or a text has no token.
+            X is empty, or a text has no token; or `max_length` is no number that can be cut to.
+
+        Examples
+        --------
+        >>> from tokenizers import Tokenizer as Words, models
+        >>> from transformers import PreTrainedTokenizerFast
+        >>> from fastseq.huggingface import Tokenizer
+        >>> words = Words(models.WordLevel({"[UNK]": 0, "good": 1, "bad": 2}, "[UNK]"))
+        >>> words = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")
+        >>> Tokenizer(words).fit(["good", "bad"]).transform(["bad", "good", "ugly"])
+        [array([2]), array([1]), array([0])]
         """
         check_is_fitted(self)
         self._check_length(self.tokenizer_)
@@ -455,6 +490,11 @@ class Tokenizer(TransformerMixin, BaseEstimator):
         ----------
         transform
             Not used.
+
+        Returns
+        -------
+        Tokenizer
+            This transformer.
         """
         return self
 

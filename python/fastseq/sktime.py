@@ -50,6 +50,12 @@ class SktimeForecaster(BaseForecaster):
     ------
     MissingFeatureError
         sktime is not installed (when this module is imported).
+    ValueError, TypeError
+        In its methods: the forecaster does not take the data or its parameters, as in
+        `SequenceForecaster.fit`; data have series that those of `fit` did not have; X lacks steps
+        of y or of the horizon; or a quantile is beyond those learnt.
+    NotImplementedError
+        In `predict`: steps of `fh` are not after the last known one.
 
     Examples
     --------
@@ -216,7 +222,23 @@ class SktimeForecaster(BaseForecaster):
 
     @classmethod
     def get_test_params(cls, parameter_set: str = "default") -> list[dict[str, Any]]:  # noqa: ARG003
-        """Return small forecasters for sktime's own tests."""
+        """Return small forecasters for sktime's own tests.
+
+        Parameters
+        ----------
+        parameter_set
+            Not used: there is one set.
+
+        Returns
+        -------
+        list of dict
+            Arguments of the constructor, two of them: for quantiles, and for points.
+
+        Examples
+        --------
+        >>> [list(one) for one in SktimeForecaster.get_test_params()]
+        [['forecaster'], ['forecaster']]
+        """
         small: dict[str, Any] = {"epochs": 2, "hidden_size": 4, "random_state": 0, "device": "cpu"}
         quantiles = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
         return [

@@ -338,6 +338,16 @@ class FromArguments:
         ------
         TypeError
             The class has no such argument, or it has no option.
+        argparse.ArgumentError
+            The parser has one of the options already.
+
+        Examples
+        --------
+        >>> import fastseq as fs
+        >>> parser = argparse.ArgumentParser()
+        >>> fs.Spec.add_arguments(parser, epochs=20, batchsize=10, seqsize=25)
+        >>> parser.parse_args(["--clip-norm", "0.5", "--no-shuffle"]).clip_norm
+        0.5
         """
         options = {option.name: option for option in _options(cls)}
         for name in defaults:
@@ -372,12 +382,26 @@ class FromArguments:
         **more
             Arguments that have no option, such as callbacks, or that the script sets.
 
+        Returns
+        -------
+        object
+            Of the class on which it is called.
+
         Raises
         ------
         TypeError
             `args` has none of the options, or an argument is unknown.
         ValueError
-            A value is not allowed.
+            A value is not allowed; scikit-learn's estimators say so in `fit`.
+
+        Examples
+        --------
+        >>> import fastseq as fs
+        >>> parser = argparse.ArgumentParser()
+        >>> fs.SequenceForecaster.add_arguments(parser, horizon=12)
+        >>> args = parser.parse_args(["--quantiles", "0.1,0.5,0.9"])
+        >>> fs.SequenceForecaster.from_args(args, verbose=1)
+        SequenceForecaster(horizon=12, quantiles=[0.1, 0.5, 0.9], verbose=1)
         """
         names = [option.name for option in _options(cls)]
         found = {name: getattr(args, name) for name in names if hasattr(args, name)}
