@@ -280,7 +280,7 @@ class SequencePredictor(SequenceEstimator):
         --------
         >>> from fastseq.sklearn import SequenceRegressor
         >>> X = np.random.default_rng(0).standard_normal((60, 5, 1))
-        >>> model = SequenceRegressor("linear", random_state=0)
+        >>> model = SequenceRegressor("linear", epochs=5, random_state=0)
         >>> found = model.find_lr(X, X.sum((1, 2)))
         >>> model = model.set_params(lr=found.suggestion).fit(X, X.sum((1, 2)))
         """
