@@ -28,7 +28,7 @@ MPIRUN := OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 PRTE_ALLOW_R
 CPP := $(shell find csrc tests/cpp tests/cuda tests/cuda_on_host bench/cpp -name "*.h" -o -name "*.cpp" -o -name "*.cu")
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 
-.PHONY: all venv build demo test test-all lint tidy cpp-test portable test-arm sanitize mutants orders valgrind cuda-compile python-test mpi-test torchrun-test isa-sample test-isa gpu-check bench bench-cpp docs clean
+.PHONY: all venv build demo test test-all lint tidy cpp-test portable test-arm sanitize mutants orders valgrind cuda-compile python-test mpi-test torchrun-test isa-sample test-isa gpu-check bench bench-cpp docs matrix clean
 
 all: build
 
@@ -207,6 +207,12 @@ $(VENV)/.docs: $(VENV)/.built
 	touch $@
 docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/site
+
+# The wheel in clean environments: all Pythons of the machine, the oldest and the newest dependencies, NumPy 1, with MPI.
+PYTHONS ?=
+matrix: build
+	$(PIP) --group matrix
+	MPIRUN='$(MPIRUN)' $(BIN)/python tests/matrix.py $(PYTHONS)
 
 clean:
 	rm -rf build demo $(VENV)

@@ -135,6 +135,19 @@ def test_scaling_of_all_and_of_each():
     assert each.take(np.array([1, 0, 1])).center.shape == (3, 2)
 
 
+@pytest.mark.parametrize(
+    ("levels", "shape", "reduction", "what"),
+    [
+        ((0.1, 0.9), (4, 2), "sum", 'reduction must be "mean" or "none", got \'sum\''),
+        ((0.1, 1.0), (4, 2), "mean", r"quantiles must be between 0 and 1, got \[0.1, 1.0\]"),
+        ((0.5,), (4, 2), "mean", r"output must be \(4, 1\), .* got \(4, 2\)"),
+    ],
+)
+def test_pinball_loss_refuses_what_it_would_misread(levels, shape, reduction, what):
+    with pytest.raises(ValueError, match=what):
+        pinball_loss(torch.zeros(shape), torch.zeros(4), levels, reduction)
+
+
 def test_pinball_is_scikit_learn_s():
     rng = np.random.default_rng(0)
     target, levels = rng.standard_normal(40), (0.05, 0.5, 0.8)

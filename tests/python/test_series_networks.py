@@ -308,3 +308,44 @@ def test_shapes_count_in_whatever_units_a_sequence_is(dtype):
     assert not InstanceScale()(constant).any()
     far = torch.tensor(1e6 + shapes, dtype=torch.float64)
     np.testing.assert_allclose(InstanceScale()(far).numpy(), expected, rtol=1e-7)
+
+
+@pytest.mark.parametrize("size", ["n_in", "n_out", "width"])
+@pytest.mark.parametrize("kind", [fs.nn.LSTMFCN, fs.nn.InceptionTime, fs.nn.TCN, fs.nn.Transformer])
+def test_sizes_are_checked(kind, size):
+    sizes = {"n_in": 2, "n_out": 1}
+    with pytest.raises(ValueError, match=f"{size} must be at least 1, got 0"):
+        kind(**{**sizes, size: 0})
+    with pytest.raises(TypeError, match=f"{size} must be an integer, got 2.5"):
+        kind(**{**sizes, size: 2.5})
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [(fs.nn.InceptionTime, "depth"), (fs.nn.TCN, "depth"), (fs.nn.TCN, "kernel_size"),
+     (fs.nn.Transformer, "depth"), (fs.nn.Transformer, "heads")],
+)  # fmt: skip
+def test_further_sizes_are_checked(kind, size):
+    with pytest.raises(ValueError, match=f"{size} must be at least 1, got 0"):
+        kind(2, 1, **{size: 0})
+
+
+@pytest.mark.parametrize("kind", [fs.nn.LSTMFCN, fs.nn.InceptionTime, fs.nn.TCN, fs.nn.Transformer])
+@pytest.mark.parametrize(
+    ("lengths", "what"), [([3, 7], "between 0 and 6"), ([-1, 3], "between 0"), ([3], r"\(2,\)")]
+)
+def test_lengths_are_checked(kind, lengths, what):
+    with pytest.raises(ValueError, match=what):
+        kind(2, 1)(torch.zeros(6, 2, 2), torch.tensor(lengths))
+
+
+def test_pool_says_what_it_takes():
+    with pytest.raises(TypeError, match='such as "last\\+mean", got 3'):
+        fs.nn.Pool(3)
+
+
+def test_batch_norm_refuses_other_channels_in_training_too():
+    norm = fs.nn.PaddedBatchNorm(3)
+    for mask in (None, torch.ones(2, 1, 5, dtype=torch.bool)):
+        with pytest.raises(RuntimeError, match=r"input must be \(N, 3, T\), got \(2, 1, 5\)"):
+            norm(torch.zeros(2, 1, 5), mask)

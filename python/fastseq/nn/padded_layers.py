@@ -99,6 +99,10 @@ class PaddedBatchNorm(nn.BatchNorm1d):
 
     def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: A002
         """Normalise; see the module."""
+        if input.ndim != 3 or input.shape[1] != self.num_features:
+            raise RuntimeError(
+                f"input must be (N, {self.num_features}, T), got {tuple(input.shape)}"
+            )
         if not self.training or (mask is None and input.shape[0] * input.shape[2] > 1):
             return masked(super().forward(input), mask)
         if mask is None:

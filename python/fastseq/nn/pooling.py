@@ -38,6 +38,8 @@ class Pool(nn.Module):
 
     Raises
     ------
+    TypeError
+        `how` is no str.
     ValueError
         `how` is none of these.
     IndexError
@@ -52,6 +54,8 @@ class Pool(nn.Module):
 
     def __init__(self, how: str = "last+mean+max") -> None:
         super().__init__()
+        if not isinstance(how, str):
+            raise TypeError(f'pool must be a str such as "last+mean", got {how!r}')
         self.how: str = how
         self.parts: list[str] = how.split("+")
         for part in self.parts:

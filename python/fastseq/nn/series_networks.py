@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from ..errors import meant
 from .padded_layers import PaddedBatchNorm, PaddedConv, masked
 from .pooling import Pool, is_within
 from .recurrent import GRU, LSTM, RNN
+from .recurrent_arguments import checked_lengths
 
 __all__ = ["LSTMFCN", "TCN", "Head", "InceptionTime", "PooledRNN", "Transformer"]
 
@@ -50,9 +52,19 @@ class Head(nn.Module):
         return found
 
 
+def _check_sizes(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, Integral):
+            raise TypeError(f"{name} must be an integer, got {size!r}")
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
+
+
 def _mask(x: Tensor, lengths: Tensor | None) -> Tensor | None:
     """Return which steps of ``(T, N, F)`` count, ``(N, 1, T)``; None: all do."""
-    return None if lengths is None else is_within(lengths, len(x)).T.unsqueeze(1)
+    if lengths is None:
+        return None
+    return is_within(checked_lengths(lengths, x, may_wait=False), len(x)).T.unsqueeze(1)
 
 
 def _means(x: Tensor, lengths: Tensor | None, stride: int) -> tuple[Tensor, Tensor | None]:
@@ -96,11 +108,11 @@ class LSTMFCN(nn.Module):
     Raises
     ------
     ValueError
-        `stride` is below 1, or above 1, though there is an output per step; `pool` is unknown; or
-        `dropout` is not from 0 to 1.
+        A size is below 1; `stride` is above 1, though there is an output per step; `pool` is
+        unknown; or `dropout` is not from 0 to 1.
+        In a call: there is not one length from 0 to T for each sequence.
     RuntimeError
-        In a call: x has another number of features than `n_in`, or another number of sequences
-        than there are lengths.
+        In a call: x has another number of features than `n_in`.
 
     References
     ----------
@@ -127,6 +139,7 @@ class LSTMFCN(nn.Module):
         stride: int = 1,
     ) -> None:
         super().__init__()
+        _check_sizes(n_in=n_in, n_out=n_out, width=width)
         if stride < 1 or (stride > 1 and pool is None):
             raise ValueError(
                 f"stride must be 1 with pool=None, and at least 1, got {stride} with pool={pool!r}"
@@ -278,10 +291,10 @@ class InceptionTime(nn.Module):
     Raises
     ------
     ValueError
-        `pool` is unknown, or `dropout` is not from 0 to 1.
+        A size is below 1, `pool` is unknown, or `dropout` is not from 0 to 1.
+        In a call: there is not one length from 0 to T for each sequence.
     RuntimeError
-        In a call: x has another number of features than `n_in`, or another number of sequences
-        than there are lengths.
+        In a call: x has another number of features than `n_in`.
 
     References
     ----------
@@ -308,6 +321,7 @@ class InceptionTime(nn.Module):
         self.n_in: int = n_in
         self.n_out: int = n_out
         self.width: int = width
+        _check_sizes(n_in=n_in, n_out=n_out, width=width, depth=depth)
         self.kernels: tuple[int, ...] = tuple(kernels)
         self.depth: int = depth
         self.pool: str | None = pool
@@ -363,10 +377,10 @@ class TCN(nn.Module):
     Raises
     ------
     ValueError
-        `pool` is unknown, or `dropout` is not from 0 to 1.
+        A size is below 1, `pool` is unknown, or `dropout` is not from 0 to 1.
+        In a call: there is not one length from 0 to T for each sequence.
     RuntimeError
-        In a call: x has another number of features than `n_in`, or another number of sequences
-        than there are lengths.
+        In a call: x has another number of features than `n_in`.
 
     References
     ----------
@@ -393,6 +407,7 @@ class TCN(nn.Module):
         self.n_in: int = n_in
         self.n_out: int = n_out
         self.width: int = width
+        _check_sizes(n_in=n_in, n_out=n_out, width=width, kernel_size=kernel_size, depth=depth)
         self.kernel_size: int = kernel_size
         self.depth: int = depth
         self.pool: str | None = pool
@@ -442,10 +457,11 @@ class Transformer(nn.Module):
     Raises
     ------
     ValueError
-        `width` is no multiple of twice `heads`, `pool` is unknown, or `dropout` is not from 0 to 1.
+        A size is below 1, `width` is no multiple of twice `heads`, `pool` is unknown, or `dropout`
+        is not from 0 to 1.
+        In a call: there is not one length from 0 to T for each sequence.
     RuntimeError
-        In a call: x has another number of features than `n_in`, or another number of sequences
-        than there are lengths.
+        In a call: x has another number of features than `n_in`.
 
     References
     ----------
@@ -479,6 +495,7 @@ class Transformer(nn.Module):
         self.causal: bool = causal
         self.pool: str | None = pool
         self.dropout: float = dropout
+        _check_sizes(n_in=n_in, n_out=n_out, width=width, heads=heads, depth=depth)
         if width % (2 * heads):
             raise ValueError(f"width must be a multiple of 2 · heads = {2 * heads}, got {width}")
         self.enter: nn.Linear = nn.Linear(n_in, width)
@@ -492,6 +509,7 @@ class Transformer(nn.Module):
         """Run; see the module."""
         steps, past = len(x), None
         if lengths is not None:
+            lengths = checked_lengths(lengths, x, may_wait=False)
             within = is_within(lengths.clamp(min=1), steps)
             x, past = x.masked_fill(~within.unsqueeze(-1), 0), ~within.T
         z = self.enter(x) + _positions(x, self.enter.out_features).unsqueeze(1)

@@ -29,8 +29,8 @@ def times_state(times: Sequence[Times | None]) -> dict[str, Any]:
     >>> import pandas as pd
     >>> days = pd.date_range("2024-01-01", periods=3, tz="Europe/Berlin")
     >>> ends = [Times(days, days.freq).end, None]
-    >>> times_from(times_state(ends))[0].following(1)
-    DatetimeIndex(['2024-01-04 00:00:00+01:00'], dtype='datetime64[us, Europe/Berlin]', freq='D')
+    >>> times_from(times_state(ends))[0].following(1)[0]
+    Timestamp('2024-01-04 00:00:00+0100', tz='Europe/Berlin')
     """
     kinds: dict[tuple[Any, ...], int] = {}
     texts: dict[Any, str] = {}  # of frequencies

@@ -45,8 +45,8 @@ def pinball_loss(
 
     Raises
     ------
-    RuntimeError
-        The shapes do not fit together.
+    ValueError
+        The shapes do not fit together, a level is not between 0 and 1, or `reduction` is another.
 
     References
     ----------
@@ -57,6 +57,15 @@ def pinball_loss(
     >>> pinball_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([1.0]), (0.1, 0.9), "none")
     tensor([[0.1000, 0.9000]])
     """
+    if reduction not in ("mean", "none"):
+        raise ValueError(f'reduction must be "mean" or "none", got {reduction!r}')
+    if not all(0 < level < 1 for level in quantiles):
+        raise ValueError(f"quantiles must be between 0 and 1, got {list(quantiles)}")
+    if output.shape != (*target.shape, len(quantiles)):
+        raise ValueError(
+            f"output must be {(*target.shape, len(quantiles))}, a value for each of the target's "
+            f"and each of {len(quantiles)} quantiles, got {tuple(output.shape)}"
+        )
     levels = output.new_tensor(quantiles)
     error = target.unsqueeze(-1) - output
     loss = torch.maximum(levels * error, (levels - 1) * error)
