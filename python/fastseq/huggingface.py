@@ -620,8 +620,8 @@ def _tokenizer(steps: list[object]) -> PreTrainedTokenizerBase | None:
     if found[-1]:
         names = ", ".join(type(other).__name__ for other in steps[: found[-1]])
         warnings.warn(
-            f"the folder does not hold what is done to texts before the Tokenizer, by {names}: do "
-            "it, too, where the folder is used",
+            f"the folder does not hold the steps of the pipeline before the Tokenizer, {names}: "
+            "apply them yourself where the folder is used",
             stacklevel=3,
         )
     tokenizer = copy.deepcopy(step.tokenizer_)
@@ -695,7 +695,7 @@ def _compared(alone: Tensor, beside: Tensor, name: str) -> float:
     if off_by > rounding * size:
         raise ValueError(
             f"{name} returns other logits for a text if padding follows it, by up to {off_by:.2g}, "
-            "so its predictions would depend on the other texts of a batch: use a model that heeds "
+            "so predictions would depend on the other texts of a batch: use a model that respects "
             "attention_mask, such as BERT, or texts of one length, or batchsize=1"
         )
     return size

@@ -202,10 +202,12 @@ def _range(texts: dict[str, Any]) -> _Range:
     if found.low >= found.high:
         raise ValueError(f"has the range from {found.low} to {found.high}: low must be less")
     if log and (found.low <= 0 or found.step is not None):
-        raise ValueError("is logarithmic, so low must be positive, and there is no step")
+        raise ValueError("is logarithmic, so low must be positive, and step must be left out")
     whole = type(found.low) is type(found.high) is int
     if found.step is not None and (found.step <= 0 or (whole and type(found.step) is not int)):
-        raise ValueError(f"has the step {found.step}, which must be positive, as whole as the ends")
+        raise ValueError(
+            f"has the step {found.step}, which must be positive, and an integer as its ends"
+        )
     return found
 
 

@@ -339,7 +339,7 @@ def test_a_given_frequency_says_what_is_missing():
     frame = pd.DataFrame({"unique_id": "a", "ds": series.index, "y": series.to_numpy()})
     np.testing.assert_array_equal(fast(freq="D").fit(frame).predict()["forecast"], found)
     for freq, given_y, match in [
-        ("ME", series, "freq='ME', but y has 2024-02-01 00:00:00, which is not a time of it"),
+        ("ME", series, "freq='ME', but y has 2024-02-01 00:00:00, which does not fit it"),
         ("2D", series, "freq='2D', but y has 2024-02-08"),
         (1, series, "freq=1, but the index of y has dates"),
         ("h", series.set_axis([3, 4, 5, 6]), "freq='h', but the index of y has numbers"),

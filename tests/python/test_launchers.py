@@ -86,17 +86,17 @@ def test_a_launch_is_found(env, variables, expected):
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({**TORCHRUN, "RANK": "3"}, "no rank and number of ranks: RANK='3', WORLD_SIZE='3'"),
+        ({**TORCHRUN, "RANK": "3"}, "do not hold a rank and a number of ranks: RANK='3', WORLD_SIZE='3'"),
         ({**TORCHRUN, "WORLD_SIZE": "many"}, "WORLD_SIZE='many'"),
         ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR='' and MASTER_PORT='' do not say where they meet"),
         ({**TORCHRUN, "MASTER_PORT": "x"}, "MASTER_PORT='x'"),
         ({**TORCHRUN, "MASTER_PORT": "99999"}, "MASTER_PORT='99999'"),
-        ({**SRUN, "MASTER_PORT": "x"}, "MASTER_PORT='x' is no port: unset it"),
-        ({**SRUN, "SLURM_PROCID": "9"}, "the variables of srun are no rank"),
+        ({**SRUN, "MASTER_PORT": "x"}, "MASTER_PORT='x' is not a port: unset it"),
+        ({**SRUN, "SLURM_PROCID": "9"}, "the variables of srun do not hold a rank"),
         ({**SRUN, "SLURM_STEP_NODELIST": ""}, "names no host: set MASTER_ADDR"),
         ({**MPIRUN, "RANK": "0", "WORLD_SIZE": "2"}, "two launchers started this process: .* RANK=0; use one"),
         ({**MPIRUN, "RANK": "1", "WORLD_SIZE": "4"}, "WORLD_SIZE=4"),
-        ({**MPIRUN, **ELASTIC}, "the outer one 2 times torchrun, which knows of 1; use one launcher"),
+        ({**MPIRUN, **ELASTIC}, "one started torchrun 2 times, but torchrun expects 1; use one launcher"),
         ({**SRUN, **ELASTIC}, "--nnodes 4"),
     ],
 )  # fmt: skip
@@ -123,7 +123,7 @@ def test_an_mpi_library_that_is_not_the_launcher_s_is_found(env, monkeypatch):
     library = SimpleNamespace(COMM_WORLD=alone, Get_library_version=lambda: "MPICH 4.3\nmore")
     monkeypatch.setitem(sys.modules, "mpi4py", SimpleNamespace(MPI=library))
     env({"OMPI_COMM_WORLD_SIZE": "2"})
-    said = r"started 2 processes, but the MPI library of mpi4py \(MPICH 4.3\) finds one: use"
+    said = r"started 2 processes, but the MPI library of mpi4py \(MPICH 4.3\) finds only one: use"
     with pytest.raises(fs.CommunicationError, match=said):
         communicators._of_launch(found_launch())
     # srun's own numbers count where its PMI is another library's.

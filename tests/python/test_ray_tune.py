@@ -120,7 +120,7 @@ def test_trials_report_the_history_and_resume_to_the_same_bits(cluster, tmp_path
             fitted(RayTune(), checkpoint=tmp_path / "own")
         more = [FailsOnce(tmp_path)] if config["fails"] else []
         leave(tmp_path, config["fails"], fitted(Metrics("r2"), RayTune(), *more))
-        with pytest.raises(ValueError, match="RayTune serves one call of fit in a trial"):
+        with pytest.raises(ValueError, match="RayTune serves one call of fit per trial"):
             fitted(RayTune())
 
     results = search(
@@ -226,7 +226,7 @@ def test_a_search_that_ended_with_an_error_is_restored(cluster, tmp_path):
 
 
 def test_a_fit_outside_of_a_trial_is_refused():
-    with pytest.raises(ValueError, match="RayTune reports to a trial of Ray Tune, and this is"):
+    with pytest.raises(ValueError, match="RayTune reports to a trial of Ray Tune, but fit does"):
         fitted(RayTune())
     with pytest.raises(ValueError, match=r"RayTune keeps the checkpoints of fit.*: pass one such"):
         fitted(RayTune(), RayTune())

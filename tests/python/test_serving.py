@@ -443,7 +443,7 @@ def test_one_long_record_beside_many_short_ones(stateful):
 def test_ids_of_series_that_differ_by_type_alone():
     data = {1.5: np.arange(40.0), "1.5": np.arange(40.0)}
     model = fs.SequenceForecaster(3, epochs=1, random_state=0).fit(data)
-    with pytest.raises(ValueError, match="must be texts or integers, and differ as such"):
+    with pytest.raises(ValueError, match="must be different texts or integers"):
         make_app(model)
 
 

@@ -109,7 +109,7 @@ def test_the_median_pruner_prunes_the_worse_trials(direction, monitor):
     [(None, "the loss"), ("loss", '"loss"'), ("validation_loss", '"validation_loss"')],
 )
 def test_a_loss_in_a_study_that_maximises_is_refused(monitor, given):
-    message = f'reports {given}, of which lower is better, but the study has direction="max'
+    message = f'reports {given}, for which lower is better, but the study has direction="max'
     with pytest.raises(ValueError, match=message):
         pruned_by_median("maximize", monitor, [0.01])
 
@@ -120,7 +120,7 @@ def test_a_second_fit_of_a_trial_is_refused():
         return cross_val_score(model, X, Y, cv=2, error_score="raise").mean()
 
     study = optuna.create_study()
-    with pytest.raises(ValueError, match="OptunaPruning serves one fit in a trial, and this tr"):
+    with pytest.raises(ValueError, match="OptunaPruning serves one fit per trial, and this tr"):
         study.optimize(folds, n_trials=1)
     assert study.trials[0].state.name == "FAIL"
 

@@ -68,8 +68,8 @@ def _value(yaml: Any, node: Any) -> Any:
         name = key.value
         where = f"in line {key.start_mark.line + 1}"
         if not isinstance(name, str) or name == "<<":
-            raise ValueError(f"a name must be a text, {where}")
+            raise ValueError(f"a name must be text, {where}")
         if name in found:
-            raise ValueError(f"{name!r} is there twice, again {where}")
+            raise ValueError(f"{name!r} is given twice, again {where}")
         found[name] = _value(yaml, value)
     return found

@@ -92,8 +92,8 @@ class OptunaPruning(Callback):
             self._check_direction(study)
             if _reported.get(self._trial, 0) > run.epoch:
                 raise ValueError(
-                    "OptunaPruning serves one fit in a trial, and this trial has had one: give it "
-                    "to the fit that Optuna is to judge, and not to others, such as further folds"
+                    "OptunaPruning serves one fit per trial, and this trial has already had one: "
+                    "pass it only to the fit that Optuna should judge, not to those of other folds"
                 )
 
     def _check_direction(self, study: Any) -> None:
@@ -101,16 +101,16 @@ class OptunaPruning(Callback):
         directions = [direction.name.lower() for direction in study.directions]
         if len(directions) > 1:
             raise ValueError(
-                "OptunaPruning reports one number, but the study has several objectives, of which "
-                "Optuna prunes none: leave the callback out"
+                "OptunaPruning reports one number, but the study has several objectives, and "
+                "Optuna does not prune such studies: leave the callback out"
             )
         key = self._monitor.key
         if directions == ["maximize"] and (key is None or key.endswith("loss")):
             given = "the loss" if key is None else f'"{key}"'
             raise ValueError(
-                f"OptunaPruning reports {given}, of which lower is better, but the study has "
-                'direction="maximize": pass a monitor of which higher is, such as '
-                'monitor="validation_r2" with Metrics("r2") before, or minimise the loss'
+                f"OptunaPruning reports {given}, for which lower is better, but the study has "
+                'direction="maximize": pass a monitor for which higher is better, such as '
+                'monitor="validation_r2" with Metrics("r2") before it, or minimise the loss'
             )
 
     def on_epoch_end(self, run: Run) -> None:

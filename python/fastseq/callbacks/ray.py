@@ -86,13 +86,13 @@ class RayTune(Keeper):
             self._trial = tune.get_context().get_trial_id()
         if self._trial is None:
             raise ValueError(
-                "RayTune reports to a trial of Ray Tune, and this is none: call fit in the "
-                "function that ray.tune.Tuner gets, or leave RayTune out"
+                "RayTune reports to a trial of Ray Tune, but fit does not run in one: call fit in "
+                "the function that you pass to ray.tune.Tuner, or leave RayTune out"
             )
         if getattr(_begun, "fit", False):
             raise ValueError(
-                "RayTune serves one call of fit in a trial, which has had one: use it in the fit "
-                "that Ray is to judge, and not in others"
+                "RayTune serves one call of fit per trial, and this trial has already had one: use "
+                "it only in the fit that Ray should judge"
             )
         _begun.fit = True
         self._settings = [_numbers(group) for group in learner.optimizer.param_groups]
@@ -128,8 +128,8 @@ class RayTune(Keeper):
             if "lr" in changed and any(isinstance(each, Schedule) for each in run.callbacks):
                 raise ValueError(
                     f"RayTune continues from a checkpoint of lr={old['lr']} with lr={new['lr']}, "
-                    "but a Schedule sets the learning rate: leave out the schedule, or lr among "
-                    "what Ray changes"
+                    "but a Schedule sets the learning rate: leave out the schedule, or do not "
+                    "let Ray change lr"
                 )
             for key, value in changed.items():
                 set_in_group(group, key, value)

@@ -52,8 +52,8 @@ class NamedMetric:
         except ValueError:
             names = get_scorer_names()
             raise ValueError(
-                f"{name!r} is not one of scikit-learn's metrics{meant(name, names)} There are "
-                f"{', '.join(names)}"
+                f"{name!r} is not one of scikit-learn's metrics{meant(name, names)} Choose "
+                f"from {', '.join(names)}"
             ) from None
         function: Callable[..., object] = self._scorer._score_func
         self._takes_weights = takes_weights(function)

@@ -411,7 +411,7 @@ def _of_launch(launch: Launch) -> Communicator:
         library = MPI.Get_library_version().splitlines()[0]
         raise CommunicationError(
             f"{launch.launcher} started {launch.size} processes, but the MPI library of mpi4py "
-            f"({library}) finds one: use the mpirun of that library, or torchrun"
+            f"({library}) finds only one: use the mpirun of that library, or torchrun"
         )
     if size > 1:
         warn_of_forks()

@@ -102,7 +102,7 @@ def slurm_launch() -> Launch | None:
     # A port for each step, of those that are not handed out to connections.
     port = os.environ.get("MASTER_PORT") or str(20000 + (numbers[0] * 31 + numbers[1]) % 12000)
     if not _is_port(port):
-        raise CommunicationError(f"MASTER_PORT={port!r} is no port: unset it, or give a free one")
+        raise CommunicationError(f"MASTER_PORT={port!r} is not a port: unset it, or set a free one")
     return Launch("srun", False, rank, size, address, int(port), attempt="/".join(step))
 
 
@@ -135,8 +135,8 @@ def _numbers(launcher: str, rank: str, size: str) -> tuple[int, int]:
             return numbers[0], numbers[1]
     said = ", ".join(f"{name}={text!r}" for name, text in texts.items())
     raise CommunicationError(
-        f"the variables of {launcher} are no rank and number of ranks: {said}; unset them, or "
-        "start the ranks with the launcher"
+        f"the variables of {launcher} do not hold a rank and a number of ranks: {said}; unset "
+        "them, or start the ranks with the launcher"
     )
 
 
@@ -152,8 +152,8 @@ def _refuse_other_numbers() -> None:
         mpi = next((os.environ[each] for each in names if each in os.environ), None)
         if mpi is not None and mpi != os.environ[name]:
             raise CommunicationError(
-                f"two launchers started this process: its number or that of all is {mpi} in MPI's "
-                f"variables, and {name}={os.environ[name]}; use one launcher, or unset {name}"
+                f"two launchers started this process: MPI's variables say {mpi}, but "
+                f"{name}={os.environ[name]}; use one launcher, or unset {name}"
             )
 
 
@@ -165,8 +165,8 @@ def _refuse_doubled_agents() -> None:
     agents = os.environ.get("GROUP_WORLD_SIZE", "1")
     if outer not in ("1", agents):
         raise CommunicationError(
-            f"two launchers started this process: the outer one {outer} times torchrun, which "
-            f"knows of {agents}; use one launcher, or pass torchrun --nnodes {outer} and "
+            f"two launchers started this process: one started torchrun {outer} times, but torchrun "
+            f"expects {agents}; use one launcher, or pass torchrun --nnodes {outer} and "
             "--rdzv-endpoint"
         )
 

@@ -61,7 +61,8 @@ class Pool(nn.Module):
         for part in self.parts:
             if part not in _PARTS:
                 raise ValueError(
-                    f"pool must be of {_PARTS}, joined by '+', got {how!r}{meant(part, _PARTS)}"
+                    f"pool must be some of {_PARTS}, joined by '+', got {how!r}"
+                    f"{meant(part, _PARTS)}"
                 )
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:

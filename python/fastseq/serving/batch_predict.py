@@ -155,8 +155,8 @@ def _frame(content: dict[str, Any], count: int, target: str) -> pd.DataFrame:
     predictions = content.get("predictions")
     if not isinstance(predictions, list) or len(predictions) != count:
         raise ValueError(
-            f"batch_predict: {target} did not answer with {count} predictions: it is not a server "
-            "of fastseq's"
+            f"batch_predict: {target} did not answer with {count} predictions: it is not a "
+            "fastseq server"
         )
     columns: dict[str, Any] = {"prediction": predictions}
     classes, probabilities = content.get("classes"), content.get("probabilities")
@@ -172,7 +172,7 @@ def _plain(given: Any, name: str) -> list[Any]:
         return [_value(row, name) for row in given.to_dicts()]
     if hasattr(given, "to_dict") and hasattr(given, "columns"):  # a data frame
         if not given.columns.is_unique:
-            raise ValueError(f"{name} has two columns of one name")
+            raise ValueError(f"{name} has two columns of the same name")
         return [_value(row, name) for row in given.astype(object).to_dict("records")]
     single = hasattr(given, "ndim") and given.ndim == 0
     if not hasattr(given, "__len__") or isinstance(given, str | bytes | dict | set) or single:

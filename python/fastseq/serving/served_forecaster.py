@@ -46,8 +46,8 @@ class ServedForecaster:
         self.ids: list[Any] = [_plain_id(one) for one in form.ids]
         if len(set(self.ids)) < len(self.ids) or any(type(one) is bool for one in self.ids):
             raise ValueError(
-                "make_app: the ids of series must be texts or integers, and differ as such, got "
-                f"{form.ids[:3]!r}: name them so in fit"
+                "make_app: the ids of series must be different texts or integers, got "
+                f"{form.ids[:3]!r}: rename them before fit"
             )
         self._places = {name: place for place, name in enumerate(self.ids)}
         self._kept: dict[int, list[dict[str, Any]]] = {}
@@ -147,7 +147,7 @@ def _times_in(texts: pd.Series, zone: Any) -> pd.Series:
     if zone == "naive":
         return pd.to_datetime(texts, format="ISO8601")
     if not texts.str.contains(_FROM_UTC).all():
-        raise ValueError(f"times must say how far {zone} is from UTC, as 2026-01-31T17:30:00+01:00")
+        raise ValueError(f"times in {zone} must have a UTC offset, as 2026-01-31T17:30:00+01:00")
     return pd.to_datetime(texts, format="ISO8601", utc=True).dt.tz_convert(zone)
 
 

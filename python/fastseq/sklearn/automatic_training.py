@@ -120,7 +120,7 @@ def warn_if_few(updates: int, epochs: int) -> None:
     if updates < _FEW:
         warnings.warn(
             f"the weights were updated only {updates} times in {epochs} "
-            f"epoch{'s' * (epochs != 1)}, fewer than any learning needs: pass epochs=None, more "
+            f"epoch{'s' * (epochs != 1)}, too few to learn anything: pass epochs=None, more "
             "epochs, or a smaller batchsize",
             TooFewUpdatesWarning,
             stacklevel=5,

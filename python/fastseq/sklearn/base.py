@@ -264,7 +264,7 @@ class SequenceEstimator(FromArguments, BaseEstimator):  # type: ignore[misc]  # 
         else:
             warnings.warn(
                 f"nothing to do: epochs={self.epochs}, and {done} are done; with "
-                "warm_start=True, epochs counts those of earlier fits, too",
+                "warm_start=True, epochs includes those of earlier fits",
                 stacklevel=4,
             )
         self.estimator_, self.history_, self.n_iter_ = est, est.history_, len(est.history_)

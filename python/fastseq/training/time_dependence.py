@@ -142,7 +142,7 @@ def check_fit(learner: Learner, data: Sequences, *, by_time: bool) -> None:
         if cut and learner.replicas.first:
             warnings.warn(
                 "the model has a bidirectional layer, which looks at later steps: fit lets it see "
-                "those of the same chunk only, predict runs whole series at once",
+                "only those of the same chunk, whereas predict runs whole series at once",
                 stacklevel=5,
             )
         return
@@ -162,8 +162,8 @@ def check_fit(learner: Learner, data: Sequences, *, by_time: bool) -> None:
     if looks.carries:
         if learner.replicas.first:
             warnings.warn(
-                f"{_what(looks)}: fit lets it see those of the same chunk only, predict runs whole "
-                "series at once",
+                f"{_what(looks)}: fit lets it see only those of the same chunk, whereas predict "
+                "runs whole series at once",
                 stacklevel=5,
             )
     elif cut:

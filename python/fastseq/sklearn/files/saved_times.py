@@ -60,7 +60,9 @@ def times_state(times: Sequence[Times | None]) -> dict[str, Any]:
             or not again.index.equals(one.index[-1:])
             or again.clock != one.clock
         ):
-            raise TypeError(f"the time {one.index[-1]!r} of series {number} would not be the same")
+            raise TypeError(
+                f"the time {one.index[-1]!r} of series {number} would not be read back as it is"
+            )
     return state
 
 

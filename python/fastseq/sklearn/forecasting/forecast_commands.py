@@ -108,9 +108,14 @@ def predict(arguments: argparse.Namespace) -> None:
         A file or an option cannot be used.
     """
     if arguments.plot and not arguments.data:
-        raise ValueError("a plot shows series with their forecasts: give the file of the series")
+        raise ValueError(
+            "--plot draws series with their forecasts: give the file of the series, too"
+        )
     if arguments.data and arguments.new:
-        raise ValueError("series have steps of their own: give either data or --new")
+        raise ValueError(
+            "--new continues the series of training, but data are other series: give either "
+            "data or --new"
+        )
     _check_outputs(arguments)
     forecaster = SequenceForecaster.load(arguments.model, comm=world())
     if arguments.new:
@@ -206,7 +211,7 @@ def _check_times(path: str, rows: pd.DataFrame, forecaster: Any) -> None:
         raise ValueError(
             f"{path} has several rows for {rows[forecaster.time_col][twice].iloc[0]}, but no "
             f"column {forecaster.id_col!r} of series' ids (it has {have}): rename one, or train "
-            "with --id-col NAME; of one series keep one row for each time"
+            "with --id-col NAME; if it is one series, keep one row for each time"
         )
 
 
@@ -325,8 +330,8 @@ def _times(path: str, texts: pd.Series) -> pd.Series:
             times: pd.Series = pd.to_datetime(texts, format="ISO8601", errors="coerce", utc=False)
     except (ValueError, FutureWarning):
         raise ValueError(
-            f"{path} has times of several distances from UTC, as where clocks change: write them "
-            "in UTC, or without the distance"
+            f"{path} has times with different UTC offsets, as where clocks change: write them "
+            "in UTC, or without offsets"
         ) from None
     wrong = (times.isna() & (texts != "")).to_numpy()
     if wrong.any():
@@ -389,7 +394,7 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
     for path in filter(None, (arguments.out, arguments.plot)):
         _check_folder(Path(path))
         if os.path.realpath(path) in read:
-            raise ValueError(f"{path} is read, too: write to another file")
+            raise ValueError(f"{path} is also read: write to another file")
     if arguments.out:
         _kind_of(arguments.out)
     if arguments.plot:

@@ -148,7 +148,7 @@ def _check_columns(given: dict[str, Any]) -> None:
             )
         if name in ("cutoff", "forecast"):
             raise ValueError(
-                f"{parameter} is {name!r}, but forecasts have another column of that name"
+                f"{parameter} is {name!r}, but forecasts get a column of that name: rename it"
             )
         if name in found:
             raise ValueError(f"{found[name]} and {parameter} are the same column, {name!r}")

@@ -217,7 +217,7 @@ def _at(index: pd.Index, name: str, freq: Frequency) -> tuple[Times, Array | Non
         ends = (k for k in range(2, len(index) + 1) if places(index[:k], freq) is None)
         row = 0 if places(index[:1], freq) is None else next(ends) - 1
         raise ValueError(
-            f"{named}, but {name} has {index[row]}, which is not a time of it: {advice_on(index)}"
+            f"{named}, but {name} has {index[row]}, which does not fit it: {advice_on(index)}"
         )
     return _filled(index, freq, steps)
 
