@@ -90,6 +90,11 @@ def test_each_page_is_in_the_site_s_index():
     assert pages == listed
 
 
+def test_tables_have_a_line_for_each_row():
+    joined = [p.name for p in DOCUMENTS if re.search(r"^\|.*\| \|-", p.read_text(), re.MULTILINE)]
+    assert joined == []
+
+
 def blocks(path: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", path.read_text(), re.DOTALL)
 
