@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
-
 __all__ = [
     "BusyError",
     "CheckpointError",
@@ -15,8 +12,11 @@ __all__ = [
     "NonFiniteError",
     "ReadError",
     "RemoteError",
-    "meant",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 class FastseqError(Exception):
@@ -77,17 +77,3 @@ class RemoteError(FastseqError, RuntimeError):
 
     def __str__(self) -> str:
         return f"rank {self.rank} failed: {self.message}"
-
-
-def meant(name: object, names: Iterable[str]) -> str:
-    """Return a "did you mean" suffix for an unknown name: one it is a prefix of, or a similar one.
-
-    Examples
-    --------
-    >>> meant("lstmm", ["lstm", "gru"]), meant("tree", ["lstm", "gru"])
-    (': did you mean "lstm"?', '')
-    """
-    names, name = list(names), str(name)
-    close = [one for one in names if name and one.startswith(name)]
-    close = close or difflib.get_close_matches(name, names, 1, 0.5)
-    return f': did you mean "{close[0]}"?' if close else ""

@@ -49,7 +49,7 @@ from .training.spec import Spec, check_count
 from .training.time_dependence import check_steps, wants_whole_series
 from .training.trained_parameters import Trained
 
-__all__ = ["Estimator"]
+__all__ = ["Estimator", "learner_of"]
 
 
 E = TypeVar("E", bound="Estimator")
@@ -63,11 +63,11 @@ class _Part(Generic[T]):
         self._name = name
 
     def __get__(self, est: Estimator, _: type | None = None) -> T:
-        value: T = getattr(est.learner, self._name)
+        value: T = getattr(est._learner, self._name)
         return value
 
     def __set__(self, est: Estimator, value: T) -> None:
-        setattr(est.learner, self._name, value)
+        setattr(est._learner, self._name, value)
 
 
 class Estimator:
@@ -184,7 +184,7 @@ class Estimator:
         replicas = Replicas(communicator(comm))
         place = choose_device(device, replicas.comm.local_rank)
         use_device(place, alone=replicas.alone)
-        self.learner: Learner = Learner(
+        self._learner: Learner = Learner(
             model=model.to(place),
             loss=loss,
             trained=Trained(optimizer, model),
@@ -195,7 +195,7 @@ class Estimator:
             compiles=compile,
             seed=seed,
         )
-        self._predictor = _predictor(self.learner)
+        self._predictor = _predictor(self._learner)
         self.callbacks: list[Any] = _check_callbacks(callbacks)
         self.progress = progress
 
@@ -206,14 +206,14 @@ class Estimator:
     stop_reason_: _Part[str | None] = _Part("stop_reason")
 
     def __repr__(self) -> str:
-        return text_table(type(self).__name__, learner_table(self.learner))
+        return text_table(type(self).__name__, learner_table(self._learner))
 
     def _repr_html_(self) -> str:
-        return html_table(type(self).__name__, learner_table(self.learner))
+        return html_table(type(self).__name__, learner_table(self._learner))
 
     @property
     def model(self) -> nn.Module:  # noqa: D102 (as are those below: see Parameters)
-        return self.learner.model
+        return self._learner.model
 
     @model.setter
     def model(self, model: nn.Module) -> None:
@@ -222,7 +222,7 @@ class Estimator:
 
     @property
     def loss(self) -> Callable[..., Tensor]:  # noqa: D102
-        return self.learner.loss
+        return self._learner.loss
 
     @loss.setter
     def loss(self, loss: Callable[..., Tensor]) -> None:
@@ -231,7 +231,7 @@ class Estimator:
 
     @property
     def spec(self) -> Spec:  # noqa: D102
-        return self.learner.spec
+        return self._learner.spec
 
     @spec.setter
     def spec(self, spec: object) -> None:
@@ -239,15 +239,15 @@ class Estimator:
 
     @property
     def device(self) -> torch.device:  # noqa: D102
-        return self.learner.device
+        return self._learner.device
 
     @property
     def amp(self) -> str | None:  # noqa: D102
-        return self.learner.precision.amp
+        return self._learner.precision.amp
 
     @property
     def seed(self) -> int | None:  # noqa: D102
-        return self.learner.seed
+        return self._learner.seed
 
     def fit(
         self,
@@ -324,7 +324,7 @@ class Estimator:
         RemoteError
             Another rank failed; the message is that rank's.
         """
-        learner = self.learner
+        learner = self._learner
         count = self.spec.epochs if epochs is None else epochs
         with learner.replicas.together("fit"), in_mode(self.model, training=True):
             check_count("epochs", count)
@@ -398,7 +398,7 @@ class Estimator:
         >>> len(found.rates), bool(0.001 < found.suggestion < 0.5)
         (100, True)
         """
-        learner = self.learner
+        learner = self._learner
         with learner.replicas.together("find_lr"), in_mode(self.model, training=True):
             _check_gradients("find_lr")
             with restored(learner):
@@ -432,7 +432,7 @@ class Estimator:
         0      GRU     (T, N, 4)         108
         1      Linear  (T, N, 2)          10
         """
-        learner = self.learner
+        learner = self._learner
         if x is not None:
             with learner.replicas.together("summary"):
                 learner.open(x)
@@ -474,7 +474,7 @@ class Estimator:
         ValueError, TypeError
             `x` or `out` are invalid; then nothing has been written.
         """
-        learner = self.learner
+        learner = self._learner
         with learner.replicas.together("predict"), in_mode(self.model, training=False):
             data = learner.open(x, None, None, None, lengths)
             learner.scale(data)
@@ -503,7 +503,7 @@ class Estimator:
         ValueError
             As in `fit`; or no sample counts.
         """
-        learner = self.learner
+        learner = self._learner
         with learner.replicas.together("evaluate"), in_mode(self.model, training=False):
             data = self._open("evaluate", x, y, w, mask, lengths)
             learner.check_compiled(data)
@@ -552,7 +552,7 @@ class Estimator:
         y = self._predictor.native_step(x)
         if y is not None:
             return y
-        learner = self.learner
+        learner = self._learner
         xs = learner.step_input(x)
         check_features(self.model, xs)
         check_steps(learner, xs)
@@ -613,7 +613,7 @@ class Estimator:
         >>> y.shape, state[0].shape
         (torch.Size([20, 5, 2]), torch.Size([1, 5, 2]))
         """
-        learner = self.learner
+        learner = self._learner
         with learner.replicas.together("export"):
             target = check_path(path)
             learner.check_measured()
@@ -662,14 +662,14 @@ class Estimator:
         >>> torch.equal(again.step(torch.ones(8, 3)), est.step(torch.ones(8, 3)))
         True
         """
-        replicas = self.learner.replicas
+        replicas = self._learner.replicas
         with replicas.together("save"):
             if not isinstance(state, bool):
                 raise TypeError(f"state must be True or False, got {state!r}")
             target = Path(path)
             replicas.make_common(self.model)
             if replicas.first:
-                save_learner(self.learner, target, self.get_state() if state else None)
+                save_learner(self._learner, target, self.get_state() if state else None)
 
     @classmethod
     def load(
@@ -725,7 +725,7 @@ class Estimator:
                 saved.spec,
                 **{**saved.options, **options, "comm": replicas.comm},
             )
-            saved.restore(est.learner)
+            saved.restore(est._learner)
             est.set_state(saved.state)
             return est
 
@@ -742,18 +742,23 @@ class Estimator:
         self._predictor.state = None
 
     def _change(self, **parts: object) -> None:
-        if self.learner.change(**parts):
-            self._predictor = _predictor(self.learner)
+        if self._learner.change(**parts):
+            self._predictor = _predictor(self._learner)
 
     def _open(self, caller: str, x: object, y: object, *more: object) -> Sequences:
         """Open data with targets."""
-        check_parts(self.learner, caller)
+        check_parts(self._learner, caller)
         if y is None and not isinstance(x, Dataset | DataLoader):
             raise TypeError(f"{caller} needs targets y, got None")
-        data = self.learner.open(x, y, *more)
+        data = self._learner.open(x, y, *more)
         if data.y is None:
             raise TypeError(f"{caller} needs targets: items of the dataset must be (x, y)")
         return data
+
+
+def learner_of(est: Estimator) -> Learner:
+    """Return an estimator's model, with all that is needed to train it."""
+    return est._learner
 
 
 def _predictor(learner: Learner) -> Predictor:

@@ -23,7 +23,7 @@ from ._util.seeding import untouched
 from ._util.torch_internals import uncompiled
 from ._util.tree import tree_leaves
 from .errors import MissingFeatureError
-from .estimator import Estimator
+from .estimator import Estimator, learner_of
 from .nn.pooling import is_within
 from .nn.token_ids import no_padding
 from .nn.train_eval_mode import in_mode
@@ -44,6 +44,11 @@ except ImportError as error:
     ) from error
 
 __all__ = ["SeriesModel", "TextBuilder", "TextModel", "Tokenizer", "save_pretrained"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 _POSITIONS = ("position_embeddings", "embed_positions", "wpe")
 _OF_TOKENIZERS = (
@@ -572,7 +577,7 @@ def save_pretrained(
         )
     _refuse_scaling(est)
     _check_padding(model, tokenizer)
-    replicas = est.learner.replicas
+    replicas = learner_of(est).replicas
     with replicas.together("save_pretrained"):
         replicas.make_common(model)
         if not replicas.first:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from . import distributed
-from .estimator import Estimator
+from .estimator import Estimator, learner_of
 from .nn import ops as _ops
 from .nn.recurrent import kernels
 from .training.known_optimizers import describe_step
@@ -71,7 +71,7 @@ def info(est: Estimator | None = None) -> dict[str, Any]:
 
 
 def _updates(est: Estimator) -> str:
-    reason = native_obstacle(est.learner)
+    reason = native_obstacle(learner_of(est))
     if reason is not None:
         return f"by PyTorch: {reason}"
     if est.amp is None:
@@ -87,6 +87,6 @@ def _of_estimator(est: Estimator) -> dict[str, Any]:
         "updates": _updates(est),
         "optimizer": describe_step(est.optimizer),
         "recurrent layers": kernels(est.model),
-        "gradients": est.learner.replicas.exchange or "not averaged yet",
+        "gradients": learner_of(est).replicas.exchange or "not averaged yet",
         "padding": f"{est.padding_:.1%} of the time steps of the last fit",
     }

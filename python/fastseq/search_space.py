@@ -12,7 +12,7 @@ from typing import Any
 from ._util.arguments import check_names, check_types, number_in
 from ._util.optional_imports import need
 from ._util.settings_file import Quoted, read_settings
-from .errors import meant
+from ._util.spelling import meant
 
 __all__ = ["SearchSpace"]
 

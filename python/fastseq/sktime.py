@@ -22,6 +22,11 @@ except ImportError as error:
 
 __all__ = ["SktimeForecaster"]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 Array = np.ndarray
 
 

@@ -240,7 +240,7 @@ def test_fit_from_graphs_is_the_same(world, comm, late, monkeypatch, amp, accumu
     graphed = est_on(comm, **options).fit(x, y)
     assert TapeRecorder.count > 1
     if amp is not None:
-        scale = [est.learner.precision.state_dict() for est in (graphed, plain)]
+        scale = [est._learner.precision.state_dict() for est in (graphed, plain)]
         assert scale[0] == scale[1]
     for a, b in zip(graphed.model.parameters(), plain.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3 if amp else 1e-5)

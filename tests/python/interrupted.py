@@ -159,7 +159,7 @@ def result(est: fs.Estimator) -> dict[str, Any]:
     return {
         "model": est.model.state_dict(), "buffers": dict(est.model.named_buffers()),
         "optimizer": est.optimizer.state_dict(), "history": timeless, "stopped": est.stop_reason_,
-        "scaler": est.learner.precision.state_dict(),
+        "scaler": est._learner.precision.state_dict(),
     }  # fmt: skip
 
 

@@ -177,7 +177,7 @@ def test_scaled_gradients(monkeypatch, optimizer, accumulate):
         fits.append(est.fit(X, Y))
         assert not torch.equal(begin, fs.net2vec(est.model))
     assert TapeRecorder.count >= 6
-    scales = [est.learner.precision.state_dict() for est in fits]
+    scales = [est._learner.precision.state_dict() for est in fits]
     assert scales[0] == scales[1]
     assert scales[0]["scale"] < 2.0 ** (16 - WARM_UP)
     assert_same_parameters(*(est.model for est in fits), rtol=0)
@@ -201,7 +201,7 @@ def test_another_learning_rate_is_not_ignored(every_update):
 
         est = fs.Estimator(model, fs.seqloss(mse_loss), optimizer, SPEC, comm=None)
         position = Position(first=0, epochs=3, epoch=0, updates=0)
-        trainer = kind(est.learner, position)
+        trainer = kind(est._learner, position)
         plan = ChunkPlan(steps=47, sequences=11, batchsize=4, seqsize=5)
         with trainer, Progress(0, shown=False) as progress:
             for _ in range(3):

@@ -485,7 +485,7 @@ def test_the_network_is_exported(tmp_path, kw):
     path = tmp_path / "net.pt2"
     f.estimator_.export(path)
     program = torch.export.load(path).module()
-    inputs = tuple(torch.randn(7, 3, a.shape[-1]) for a in f.estimator_.learner.example)
+    inputs = tuple(torch.randn(7, 3, a.shape[-1]) for a in f.estimator_._learner.example)
     wanted = f.estimator_.predict(inputs)
     if kw:
         state = tuple(torch.zeros(1, 3, 8) for _ in range(2))

@@ -97,10 +97,10 @@ def test_evaluation_does_not_read_each_loss():
         comm=None, device="cpu", progress=False,
     )  # fmt: skip
     x = torch.randn(40, 4, 3)
-    data = est.learner.open(x, x[..., :1])
+    data = est._learner.open(x, x[..., :1])
     chunks = [Chunk(0, i, 2 * i, 2 * i + 2, 0, 4) for i in range(20)]
     with Reads() as mode:
-        loss = evaluate(model, est.loss, data, chunks, est.device, est.learner.replicas)
+        loss = evaluate(model, est.loss, data, chunks, est.device, est._learner.replicas)
     assert mode.count < 5  # the others look at data
     assert loss == pytest.approx(mse_loss(model(x), x[..., :1]).item(), rel=1e-5)
 

@@ -56,7 +56,7 @@ def everything(est):
         "optimizer": est.optimizer.state_dict(),
         "history": list(est.history_),
         "scaling": est.scaling_ and est.scaling_.x.center,
-        "others": (est.padding_, est.stop_reason_, est.learner.drawn_seed, est.learner.example),
+        "others": (est.padding_, est.stop_reason_, est._learner.drawn_seed, est._learner.example),
         "torch": torch.get_rng_state(),
         "numpy": np.random.get_state()[1],  # noqa: NPY002
         "python": random.getstate(),

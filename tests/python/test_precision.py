@@ -65,7 +65,7 @@ def test_a_step_whose_gradients_overflow_is_left_out_and_the_scale_falls():
     start = new_model()
     for a, b in zip(est.model.parameters(), start.parameters(), strict=True):
         assert torch.equal(a, b)  # 2^14 · 2^16 is more than fp16 can hold
-    assert est.learner.precision.state_dict()["scale"] == 2.0**15
+    assert est._learner.precision.state_dict()["scale"] == 2.0**15
     est.fit(X, Y, epochs=20)
     assert est.history_[-1]["loss"] < est.history_[0]["loss"]
 

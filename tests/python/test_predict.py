@@ -303,7 +303,7 @@ def test_integer_outputs_are_0_past_the_end():
 def run(model, x, out=None, **options):
     """Predict as the estimator does, with what it adds."""
     est = estimator(model)
-    return est._predictor.predict(est.learner.open(x), est.spec, out, **options)
+    return est._predictor.predict(est._learner.open(x), est.spec, out, **options)
 
 
 def test_the_last_axis_can_be_left_out():
@@ -320,7 +320,7 @@ def test_the_last_axis_can_be_left_out():
     assert both["hidden"].shape == (T, N, 4)
     assert [a.shape for a in run(model, [X[:3, 0], X[:5, 1]], squeeze=True)] == [(3,), (5,)]
     est = estimator(model)
-    assert est._predictor.step(est.learner, X[0], X[0], squeeze=True).shape == (N,)
+    assert est._predictor.step(est._learner, X[0], X[0], squeeze=True).shape == (N,)
 
 
 def test_scaling_is_undone():
@@ -332,7 +332,7 @@ def test_scaling_is_undone():
     np.testing.assert_allclose(got["level"], raw["level"] * 3 + 1, rtol=1e-6)
     np.testing.assert_array_equal(got["hidden"], raw["hidden"])
     est, first = estimator(model), (x[0][0], x[1][0])
-    step = est._predictor.step(est.learner, first, first, undo=undo)
+    step = est._predictor.step(est._learner, first, first, undo=undo)
     np.testing.assert_allclose(step["level"], got["level"][0], rtol=1e-5)
     with pytest.raises(ValueError, match="undo must have the structure of the model's output"):
         run(model, x, undo=(None, None))

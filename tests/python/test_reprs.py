@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import pkgutil
 import subprocess
 import sys
 
 import matplotlib as mpl
+import numpy as np
+import optuna
 import pytest
 import torch
+from numpydoc.docscrape import NumpyDocString
 from torch import nn
 from torch.nn.functional import mse_loss
 
@@ -103,3 +109,88 @@ assert "matplotlib.pyplot" not in sys.modules
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "history.png").stat().st_size > 5000
+
+
+PACKAGES = [m.name for m in pkgutil.walk_packages(fs.__path__, "fastseq.") if m.ispkg]
+PUBLIC_MODULES = ["fastseq.errors", "fastseq.huggingface", "fastseq.nn.builders", "fastseq.sktime"]
+
+
+@pytest.mark.parametrize("name", ["fastseq", *PACKAGES, *PUBLIC_MODULES])
+def test_completion_shows_a_module_s_public_names_only(name):
+    module = importlib.import_module(name)
+    assert dir(module) == sorted(module.__all__)
+    for shown in dir(module):
+        getattr(module, shown)
+
+
+def described(kind: type) -> set[str]:
+    """Return the parameters and attributes that the docstrings of a class and its bases tell of."""
+    found = set()
+    for own in kind.__mro__:
+        if own.__module__.startswith("fastseq") and own.__doc__:
+            doc = NumpyDocString(inspect.cleandoc(own.__doc__))
+            for entry in (*doc["Parameters"], *doc["Attributes"]):
+                found |= {name.strip().lstrip("*") for name in entry.name.split(",")}
+    return found
+
+
+def undocumented(thing: object) -> list[str]:
+    """Return the names that completion shows of an object, and no docstring explains."""
+    kind = type(thing)
+    shown = {name for name in dir(thing) if not name.startswith("_")} - described(kind)
+    return sorted(name for name in shown if not inspect.getdoc(getattr(kind, name, None)))
+
+
+def test_completion_of_estimators_shows_documented_names_only():
+    est = estimator()
+    assert undocumented(est) == []
+    est.fit(X, X[..., :1], validation=0.25)
+    for thing in (est, est.history_, est.spec, fs.Stateful(est.model), est.scaling_):
+        assert undocumented(thing) == []
+
+
+@pytest.mark.parametrize("kind", [fs.SequenceRegressor, fs.SequenceClassifier])
+@pytest.mark.parametrize("shape", [(20, 4, 3), (20, 4)])
+def test_completion_of_scikit_learn_s_estimators_shows_documented_names_only(kind, shape):
+    model = kind(epochs=1, random_state=0)
+    assert undocumented(model) == []
+    x = np.random.default_rng(0).standard_normal(shape)
+    model.fit(x, x.reshape(20, -1)[:, 0] > 0)
+    assert undocumented(model) == []
+
+
+def test_completion_of_a_forecaster_shows_documented_names_only():
+    model = fs.SequenceForecaster(horizon=2, epochs=1, random_state=0)
+    assert undocumented(model) == []
+    model.fit(np.sin(np.arange(60.0)))
+    assert undocumented(model) == []
+
+
+NEEDED = {
+    "AllOf": [cb.GL()], "AnyOf": [cb.GL()], "Checkpoint": ["folder"], "LivePlot": ["history.png"],
+    "Metrics": ["r2"], "OptunaPruning": [optuna.trial.FixedTrial({})],
+    "Schedule": [torch.optim.lr_scheduler.ConstantLR], "Snapshots": ["weights"],
+    "TensorBoard": ["log"], "Threshold": [0.0], "TimeLimit": [60], "Warmup": [cb.GL()],
+}  # fmt: skip
+# They need more than a folder of the test: a trial, a database. `Checkpoint` is no callback.
+NOT_IN_FIT = ("Checkpoint", "MLflow", "RayTune")
+
+
+@pytest.mark.parametrize("name", cb.__all__)
+def test_completion_of_callbacks_shows_documented_names_only(name, tmp_path, monkeypatch):
+    if name == "RayTune":
+        pytest.importorskip("ray.tune")
+    monkeypatch.chdir(tmp_path)
+    callback = getattr(cb, name)(*NEEDED.get(name, ()))
+    assert undocumented(callback) == []
+    if name in NOT_IN_FIT or name == "Criterion":
+        return
+    x = X[..., :1] > 0
+    loss = fs.seqloss(nn.BCEWithLogitsLoss())
+    spec = {"epochs": 1, "batchsize": 4, "seqsize": 10}
+    est = fs.Estimator(
+        nn.Linear(3, 1), loss, lambda p: torch.optim.SGD(p, lr=0.1), spec,
+        callbacks=[callback], progress=False, comm=None,
+    )  # fmt: skip
+    est.fit(X, x.float(), validation=0.25)
+    assert undocumented(callback) == []

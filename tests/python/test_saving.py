@@ -232,7 +232,7 @@ def test_options_of_training(path):
     drawn = fitted()
     drawn.save(path)
     assert load(path).seed is None
-    assert load(path).learner.drawn_seed == drawn.learner.drawn_seed
+    assert load(path)._learner.drawn_seed == drawn._learner.drawn_seed
 
 
 def test_loss_and_optimizer_are_asked_for(path):

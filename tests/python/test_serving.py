@@ -271,7 +271,7 @@ def test_states_that_grow(stateful):
         Remembers(), fs.seqloss(mse_loss), torch.optim.SGD, {"epochs": 1, "batchsize": 8, "seqsize": 30},
         progress=False,
     )  # fmt: skip
-    est.learner.example = torch.zeros(2, 1, 3)
+    est._learner.example = torch.zeros(2, 1, 3)
     x = torch.randn(6, 2, 3)
     with TestClient(make_app(est)) as client:
         for step in range(6):

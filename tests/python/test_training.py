@@ -356,9 +356,9 @@ def test_a_fit_that_fails_as_it_begins_leaves_no_hooks(monkeypatch):
         raise TypeError("cannot be sent")
 
     monkeypatch.setattr(
-        est.learner.replicas, "alone", False
+        est._learner.replicas, "alone", False
     )  # one rank, with all there is of several
-    monkeypatch.setattr(est.learner.replicas, "sync", fails)
+    monkeypatch.setattr(est._learner.replicas, "sync", fails)
     with pytest.raises(TypeError, match="cannot be sent"):
         est.fit(x, x)
     assert not any(p._post_accumulate_grad_hooks for p in model.parameters())

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..errors import meant
+from .spelling import meant
 
 __all__ = [
     "FromArguments",

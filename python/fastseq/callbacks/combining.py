@@ -26,25 +26,25 @@ class _Combined(Criterion):
                     f"{type(self).__name__} takes criteria such as NumberSinceBest(5), got "
                     f"{criterion!r}"
                 )
-        self.criteria = criteria
+        self._criteria = criteria
 
     def on_fit_begin(self, run: Run) -> None:
         super().on_fit_begin(run)
-        for criterion in self.criteria:
+        for criterion in self._criteria:
             criterion.on_fit_begin(run)
 
     def _reasons(self, run: Run) -> list[str]:
         # All of them: each must see every epoch, and ranks must communicate alike.
-        reasons = [criterion.update(run) for criterion in self.criteria]
+        reasons = [criterion.update(run) for criterion in self._criteria]
         return [reason for reason in reasons if reason]
 
     def state_dict(self) -> dict[str, Any]:
-        states = [criterion.state_dict() for criterion in self.criteria]
+        states = [criterion.state_dict() for criterion in self._criteria]
         return {**super().state_dict(), "criteria": states}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         own = {**state}
-        for criterion, part in zip(self.criteria, own.pop("criteria"), strict=True):
+        for criterion, part in zip(self._criteria, own.pop("criteria"), strict=True):
             criterion.load_state_dict(part)
         super().load_state_dict(own)
 
@@ -87,7 +87,7 @@ class AllOf(_Combined):
     def update(self, run: Run) -> str | None:
         """Process an epoch."""
         reasons = self._reasons(run)
-        return "; ".join(reasons) if len(reasons) == len(self.criteria) else None
+        return "; ".join(reasons) if len(reasons) == len(self._criteria) else None
 
 
 class Warmup(_Combined):

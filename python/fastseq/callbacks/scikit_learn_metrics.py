@@ -12,7 +12,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.metrics import get_scorer, get_scorer_names
 
-from ..errors import meant
+from .._util.spelling import meant
 from ..inference.samples import Samples
 from .metric_inputs import classes_of, column, takes_weights, weights_of
 

@@ -120,17 +120,17 @@ class TimeLimit(Criterion):
         super().__init__()
         seconds = limit.total_seconds() if isinstance(limit, datetime.timedelta) else limit
         check_positive("limit", seconds)
-        self.seconds: float = float(seconds)
+        self.limit: float = float(seconds)
 
     def on_batch_end(self, run: Run) -> None:
         """Stop if time is up by any rank's clock."""
-        if run.seconds >= self.seconds:
+        if run.seconds >= self.limit:
             run.stop(self._reason)
 
     def update(self, run: Run) -> str | None:
         """Process an epoch, by rank 0's clock."""
-        return self._reason if run.same(run.seconds) >= self.seconds else None
+        return self._reason if run.same(run.seconds) >= self.limit else None
 
     @property
     def _reason(self) -> str:
-        return f"the time limit of {self.seconds:g} seconds is reached"
+        return f"the time limit of {self.limit:g} seconds is reached"

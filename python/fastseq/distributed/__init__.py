@@ -13,3 +13,7 @@ __all__ = [
     "mpi_library",
     "world",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

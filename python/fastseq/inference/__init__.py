@@ -3,3 +3,7 @@
 from .predictor import Predictor
 
 __all__ = ["Predictor"]
+
+
+def __dir__() -> list[str]:
+    return __all__

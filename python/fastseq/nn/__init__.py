@@ -18,3 +18,7 @@ __all__ = [
     "InceptionTime", "InstanceScale", "OnImages", "OrdinalLogProbabilities", "PaddedBatchNorm",
     "PaddedConv", "Pool", "PooledRNN", "RandomKernels", "Rocket", "Transformer",
 ]  # fmt: skip
+
+
+def __dir__() -> list[str]:
+    return __all__

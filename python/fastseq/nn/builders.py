@@ -13,11 +13,15 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from ..errors import meant
+from .._util.spelling import meant
 from . import GRU, LSTM, RNN, Chain
 from .images import ImageBuilder
 
 __all__ = ["MLP", "Builder", "ImageBuilder", "Linear", "Recurrent", "Short"]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 class Builder(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..errors import meant
+from .._util.spelling import meant
 
 __all__ = ["Pool", "is_within"]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..errors import meant
+from .._util.spelling import meant
 from .padded_layers import PaddedBatchNorm, PaddedConv, masked
 from .pooling import Pool, is_within
 from .recurrent import GRU, LSTM, RNN

@@ -200,8 +200,15 @@ class Stateful:
 
     Attributes
     ----------
+    module
+        The model.
+    state
+        The state; None: fresh. `get_state` copies it.
     lengths
-        Each sequence's number of steps from here on; None: no limit.
+        Each sequence's number of steps from here on, ``(B,)``; None: no limit.
+    told_ends
+        Whether steps beyond a sequence's end are known to leave its other outputs, and its state,
+        as they are: the model runs on chunks in which sequences end as a whole.
 
     Examples
     --------

@@ -25,4 +25,4 @@ def __getattr__(name: str) -> Any:  # FastAPI is imported on use: clients do not
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return __all__

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .._util.tree import Tree, tree_leaves, tree_map
-from ..estimator import Estimator
+from ..estimator import Estimator, learner_of
 from ..nn.stateful import batch_dims, is_bidirectional
 from ..nn.token_ids import number_of_ids
 from ..training.argument_checks import input_dtype
@@ -70,7 +70,7 @@ class ServedEstimator:
     probabilities = False
 
     def __init__(self, est: Estimator, *, clients: int, idle: float) -> None:
-        example = est.learner.example
+        example = learner_of(est).example
         if not isinstance(example, Tensor):
             raise ValueError(
                 "make_app needs a fitted model of one input array: fit it, or serve models of "

@@ -23,3 +23,7 @@ __all__ = [
     "pinball_loss",
     "plot_forecast",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

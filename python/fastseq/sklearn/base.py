@@ -17,6 +17,7 @@ from sklearn.utils import check_random_state
 from torch import Tensor, nn, optim
 
 from .._util.arguments import FromArguments, check_types
+from .._util.spelling import meant
 from .._util.tree import Tree
 from ..callbacks import Log
 from ..data.chunk_plan import ChunkPlan
@@ -27,7 +28,6 @@ from ..data.scaling.inputs_and_targets import Scaling
 from ..data.sequences import Sequences
 from ..distributed import communicator
 from ..distributed.replicas import Replicas
-from ..errors import meant
 from ..estimator import Estimator
 from ..nn import Averaged, Chain
 from ..nn.stateful import batch_norms, carries, steps_apart
@@ -166,11 +166,8 @@ class SequenceEstimator(FromArguments, BaseEstimator):  # type: ignore[misc]  # 
     hidden_size: int
     num_layers: int | None
     dropout: float
-    bidirectional: bool = False
-    pool: str | None = None
     optimizer: str | Callable[..., optim.Optimizer]
     lr: float | None
-    schedule: str | None = None
     weight_decay: float | None
     decay_biases: bool
     epochs: int | None
@@ -180,7 +177,6 @@ class SequenceEstimator(FromArguments, BaseEstimator):  # type: ignore[misc]  # 
     clip_norm: float | None
     clip_value: float | None
     accumulate: int
-    nan: str = "raise"
     scale_x: str | None
     callbacks: Sequence[object]
     amp: str | None
@@ -196,6 +192,17 @@ class SequenceEstimator(FromArguments, BaseEstimator):  # type: ignore[misc]  # 
     history_: History
     n_iter_: int
     continued_: bool
+
+    # Forecasters have no such hyperparameters, nor `bidirectional` and `pool`.
+    @property
+    def _nan(self) -> str:
+        nan: str = getattr(self, "nan", "raise")
+        return nan
+
+    @property
+    def _schedule(self) -> str | None:
+        schedule: str | None = getattr(self, "schedule", None)
+        return schedule
 
     def __sklearn_clone__(self) -> Any:
         """Return a clone: all hyperparameters are copied, except `comm`, which is shared."""
@@ -236,7 +243,7 @@ class SequenceEstimator(FromArguments, BaseEstimator):  # type: ignore[misc]  # 
 
     def _train(self, task: Task, start: Start | None = None) -> None:
         """Train, and set the fitted attributes."""
-        check_schedule(self.schedule)
+        check_schedule(self._schedule)
         start = self._begin(task.form) if start is None else start
         if start.why is None:
             est = self.estimator_
@@ -255,8 +262,8 @@ class SequenceEstimator(FromArguments, BaseEstimator):  # type: ignore[misc]  # 
             # A schedule's last updates, at low rates, gain most: it is not cut short.
             with (
                 _telling(est, each_epoch=self.verbose > 1),
-                keeping_best(est, best=task.best, stop=self.schedule is None),
-                scheduled(est, None if start.partial else self.schedule),
+                keeping_best(est, best=task.best, stop=self._schedule is None),
+                scheduled(est, None if start.partial else self._schedule),
             ):
                 self._fit(est, task, epochs)
             if not start.partial and len(est.history_) == done + epochs:  # else it was stopped
@@ -331,7 +338,7 @@ class SequenceEstimator(FromArguments, BaseEstimator):  # type: ignore[misc]  # 
                 clip_norm=self.clip_norm,
                 clip_value=self.clip_value,
                 accumulate=self.accumulate,
-                nan=self.nan,
+                nan=self._nan,
             ),
             seed,
         )
@@ -340,8 +347,8 @@ class SequenceEstimator(FromArguments, BaseEstimator):  # type: ignore[misc]  # 
             first = "robust" if task.scale_x in _BY_INSTANCE else task.scale_x
             y = task.y.unsqueeze(0) if task.per_sequence else task.y
             est.scaling_ = Scaling(
-                _measure_inputs(task, first, self.nan),
-                _measure("y", y, task.w, task.scale_y, task.dtype, self.nan),
+                _measure_inputs(task, first, self._nan),
+                _measure("y", y, task.w, task.scale_y, task.dtype, self._nan),
             )
         return est
 
@@ -380,7 +387,7 @@ class SequenceEstimator(FromArguments, BaseEstimator):  # type: ignore[misc]  # 
 
     def _sizes_of(self, task: Task) -> Sizes:
         return Sizes(
-            self.hidden_size, self.num_layers, self.dropout, self.bidirectional,
+            self.hidden_size, self.num_layers, self.dropout, getattr(self, "bidirectional", False),
             self._pool_of(task), per_step=not task.per_sequence, instance=self._instance(task),
             steps=task.longest, image=task.image, columns=task.columns, scores=task.scores,
         )  # fmt: skip
@@ -392,7 +399,8 @@ class SequenceEstimator(FromArguments, BaseEstimator):  # type: ignore[misc]  # 
 
     def _pool_of(self, task: Task) -> str | None:  # noqa: ARG002
         """Return how outputs at steps are summarised; None: as the module does."""
-        return self.pool
+        pool: str | None = getattr(self, "pool", None)
+        return pool
 
     def _instance(self, task: Task) -> str | None:
         """Return `scale_x` if it scales each sequence by itself."""
@@ -407,8 +415,8 @@ class SequenceEstimator(FromArguments, BaseEstimator):  # type: ignore[misc]  # 
         why = None
         if not task.per_sequence:
             why = "one target per sequence, but y has them per step"
-        elif self.nan != "raise":
-            why = f"sequences without missing values, but nan is {self.nan!r}"
+        elif self._nan != "raise":
+            why = f"sequences without missing values, but nan is {self._nan!r}"
         elif task.longest < 2:
             why = "sequences of several steps, but the module gets one step each"
         elif self.seqsize is not None and self.seqsize < task.longest:
@@ -429,7 +437,7 @@ class SequenceEstimator(FromArguments, BaseEstimator):  # type: ignore[misc]  # 
         """Return the learning rate of what the hyperparameter `module` says."""
         if self.lr is not None:
             return self.lr
-        return learning_rate(module, scheduled=self.schedule is not None)
+        return learning_rate(module, scheduled=self._schedule is not None)
 
     def _own_callbacks(self, seed: int) -> list[Any]:
         """Return copies: folds and cold starts share no state, and parameters stay unchanged."""
@@ -471,7 +479,7 @@ class SequenceEstimator(FromArguments, BaseEstimator):  # type: ignore[misc]  # 
     ) -> Iterator[tuple[Any, Any, Any, Any, Shuffler]]:
         """Yield data as `Estimator.fit` takes them, and the callback that puts them in order."""
         x, validation = task.x, task.validation
-        if task.per_sequence and self.nan == "mask":
+        if task.per_sequence and self._nan == "mask":
             affine = None if est.scaling_ is None else est.scaling_.x
             x = fill_known(x, affine)
             if isinstance(validation, tuple):
@@ -505,7 +513,7 @@ class SequenceEstimator(FromArguments, BaseEstimator):  # type: ignore[misc]  # 
         False with missing values: weights mark them, and chunks count by what is known at these
         steps.
         """
-        return task.ends_chunks(self.seqsize) and self.nan == "raise"
+        return task.ends_chunks(self.seqsize) and self._nan == "raise"
 
     def _say(self, text: str) -> None:
         if communicator(self.comm).rank == 0:

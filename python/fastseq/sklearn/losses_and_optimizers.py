@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn, optim
 
-from ..errors import meant
+from .._util.spelling import meant
 from ..nn import Rocket
 from ..nn.losses import seqloss
 from ..nn.parameters import decay_groups

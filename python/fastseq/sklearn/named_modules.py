@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from .._util.seeding import seeded
-from ..errors import meant
+from .._util.spelling import meant
 from ..nn import (
     LSTMFCN,
     TCN,

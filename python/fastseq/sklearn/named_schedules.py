@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from torch import optim
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
+from .._util.spelling import meant
 from ..callbacks.schedules import Schedule
-from ..errors import meant
 
 if TYPE_CHECKING:
     from ..estimator import Estimator

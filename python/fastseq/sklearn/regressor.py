@@ -175,6 +175,9 @@ class SequenceRegressor(RegressorMixin, PredictorFiles):  # type: ignore[misc]
     n_features_in_, feature_names_in_
         F, of an array or data frame with two axes the number of columns, of images W · H · C; and
         the columns' names.
+    rows_
+        What the rows of an array or data frame with two axes were: ``"series"`` of one feature, or
+        ``"samples"`` of one step; None: `fit` got something else.
     image_shape_
         ``(W, H, C)`` of images; None of sequences.
 

@@ -99,6 +99,10 @@ class SequencePredictor(SequenceEstimator):
 
     loss: str | Callable[..., Tensor] | type[nn.Module]
     per_step: bool | None
+    bidirectional: bool
+    pool: str | None
+    schedule: str | None
+    nan: str
     early_stopping: bool | str
     validation_fraction: float | None
     channels_first: bool

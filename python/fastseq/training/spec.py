@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from .._util.arguments import FromArguments
-from ..errors import meant
+from .._util.spelling import meant
 
 __all__ = ["Spec"]
 

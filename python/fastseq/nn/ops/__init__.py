@@ -39,3 +39,7 @@ __all__ = [
     "sum_of_squares",
     "unpack",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,1 +1,7 @@
 """The scikit-learn estimators in files: `save` and `load`."""
+
+__all__: list[str] = []
+
+
+def __dir__() -> list[str]:
+    return __all__

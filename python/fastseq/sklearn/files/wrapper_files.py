@@ -33,7 +33,7 @@ from ...checkpoint.estimator_files import (
 from ...distributed import communicator
 from ...distributed.replicas import Replicas
 from ...errors import CheckpointError
-from ...estimator import Estimator
+from ...estimator import Estimator, learner_of
 from ..base import SequenceEstimator
 from .saved_parts import plain, restored
 
@@ -88,7 +88,7 @@ class WrapperFiles(SequenceEstimator):
         True
         """
         self._check_fitted()
-        learner = self.estimator_.learner
+        learner = learner_of(self.estimator_)
         with learner.replicas.together("save"):
             target = Path(path)
             learner.replicas.make_common(learner.model)
@@ -204,7 +204,7 @@ class WrapperFiles(SequenceEstimator):
         learner = SavedLearner.of(content["learner"], est.model, path)
         for name in content["learner"]["frozen"]:
             est.model.get_parameter(name).requires_grad_(False)
-        learner.restore(est.learner)
+        learner.restore(learner_of(est))
         est.spec = learner.spec
         if not isinstance(est.optimizer, NoOptimizer):
             check_optimizer(est.optimizer, content["optimizer"], f"load: {path}")

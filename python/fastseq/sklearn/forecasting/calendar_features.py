@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..._util.optional_imports import need
-from ...errors import meant
+from ..._util.spelling import meant
 from .series import Array
 from .times import Times
 

@@ -16,8 +16,8 @@ from ..._util.arguments import values_of
 from ..._util.atomic_file import replacing
 from ..._util.optional_imports import need
 from ..._util.settings_file import read_settings
+from ..._util.spelling import meant
 from ...distributed import world
-from ...errors import meant
 from .forecast_plot import plot_forecast
 from .forecaster import SequenceForecaster
 

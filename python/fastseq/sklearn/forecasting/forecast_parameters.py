@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from ...errors import meant
+from ..._util.spelling import meant
 from ...training.spec import check_count
 from ..named_modules import NETWORKS, members_of, takes_images
 from .calendar_features import FEATURES

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from ..._util.tree import Tree, tree_leaves, tree_map
 from ...data.sequences import Sequences, to_device
+from ...estimator import Estimator, learner_of
 from ...inference import Predictor
 from ...inference.state_rows import put_rows, take_rows
 from ...nn.stateful import Stateful, batch_dims, in_mode, takes_state
@@ -20,9 +20,6 @@ from .covariate_rows import CovariateRows, known_so_far
 from .forecast_net import ForecastNet, StateOnly
 from .series import Array, by_length, carried, filled, join_variables, split_variables
 from .windows import SeriesScaling, Windows, over_seasons
-
-if TYPE_CHECKING:
-    from ...estimator import Estimator
 
 __all__ = ["PATH_LEVELS", "Origin", "Rollout"]
 
@@ -227,7 +224,7 @@ class Rollout:
         """Return the dimension of the series in each part of the state."""
         with in_mode(self._net, training=False):
             dtype = input_dtype(self._net)
-            x = self.est.learner.example
+            x = learner_of(self.est).example
             return batch_dims(self._net, tree_map(lambda a: a.to(self.est.device, dtype), x))
 
     def _going_on(
@@ -390,13 +387,13 @@ class Rollout:
         if not takes_state(self._net.body):
             return None
         est, net = self.est, StateOnly(self._net)
-        with est.learner.replicas.together("forecast"), in_mode(self._net, training=False):
+        with learner_of(est).replicas.together("forecast"), in_mode(self._net, training=False):
             data = Sequences(
                 inputs, lengths=lengths, dtype=input_dtype(net), nan="keep", device=est.device,
                 strict=False,
             )  # fmt: skip
-            est.learner.replicas.make_common(est.model)
-            predictor = Predictor(Stateful(net), est.device, est.learner.replicas)
+            learner_of(est).replicas.make_common(est.model)
+            predictor = Predictor(Stateful(net), est.device, learner_of(est).replicas)
             predictor.state = state
             predictor.predict(data, est.spec, reset=False)
         return predictor.state
