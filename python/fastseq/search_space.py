@@ -105,11 +105,27 @@ class SearchSpace:
         return f"SearchSpace({', '.join(self._entries)})"
 
     def suggest(self, trial: Any) -> dict[str, Any]:
-        """Return an Optuna trial's values, by name; those of one value as they are."""
+        """Return a trial's values, by name; those of one value as they are.
+
+        Parameters
+        ----------
+        trial
+            An `optuna.Trial`, or one of Optuna's stand-ins.
+
+        Returns
+        -------
+        dict
+            Arguments for an estimator: ``SequenceRegressor(**space.suggest(trial))``.
+        """
         return {name: _suggested(trial, name, entry) for name, entry in self._entries.items()}
 
     def for_ray(self) -> dict[str, Any]:
         """Return the ``param_space`` of a `ray.tune.Tuner`; a range with a step as choices.
+
+        Returns
+        -------
+        dict
+            Ray's domains by name; those of one value as they are.
 
         Raises
         ------

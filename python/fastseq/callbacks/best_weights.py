@@ -38,6 +38,14 @@ class RestoreBest(Callback):
     value
         The monitored number in that epoch.
 
+    Raises
+    ------
+    TypeError
+        `monitor` is not a string.
+    ValueError
+        `mode` is unknown. When `fit` begins: `monitor` is a number of validation, and there is
+        none; after an epoch: the history has no such number.
+
     Examples
     --------
     >>> import fastseq as fs
@@ -56,31 +64,65 @@ class RestoreBest(Callback):
         self._weights: dict[str, Any] = {}
 
     def on_fit_begin(self, run: Run) -> None:
-        """Reset for a new estimator or other data."""
+        """Reset for a new estimator or other data.
+
+        Parameters
+        ----------
+        run
+            This call of `fit`.
+
+        Raises
+        ------
+        ValueError
+            The monitored number is one of validation, and there is none.
+        """
         self._monitor.check(run)
         if self.is_new_to(run):
             self._forget()
 
     def on_epoch_end(self, run: Run) -> None:
-        """Keep the weights if they are the best."""
+        """Keep the weights if they are the best.
+
+        Parameters
+        ----------
+        run
+            This call of `fit`.
+
+        Raises
+        ------
+        ValueError
+            The epoch's row does not have the monitored number.
+        """
         cost = self._monitor.cost(run)
         if cost < self._cost:
             self.epoch, self.value, self._cost = run.epoch, self._monitor.value(run), cost
             self._weights = weights_copy(run.model)
 
     def on_fit_end(self, run: Run) -> None:
-        """Restore the best weights."""
+        """Restore the best weights.
+
+        Parameters
+        ----------
+        run
+            This call of `fit`.
+        """
         if self._weights:
             run.model.load_state_dict(self._weights)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best weights, their epoch and its value."""
+        """Return the best weights, their epoch and its value.
+
+        Returns
+        -------
+        dict
+            ``"epoch"``, ``"value"`` and ``"weights"``, tensors by name; empty before the first
+            epoch.
+        """
         if self.epoch is None:
             return {}
         return {"epoch": self.epoch, "value": self.value, "weights": dict(self._weights)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
         self._forget()
         self._used = None
         if state:

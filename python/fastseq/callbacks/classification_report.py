@@ -52,8 +52,10 @@ class ClassificationReport(Callback):
 
     Raises
     ------
+    TypeError
+        `class_names` is a string, or no list.
     ValueError
-        There is no validation part, or another callback is on the wrong side.
+        When `fit` begins: there is no validation part, or another callback is on the wrong side.
     MissingFeatureError
         scikit-learn is not installed.
 
@@ -88,11 +90,28 @@ class ClassificationReport(Callback):
         return self._text or "ClassificationReport: fit has not ended"
 
     def name_classes(self, labels: Iterable[object] | None) -> None:
-        """Set what the classes are called unless there are `class_names`: a classifier does."""
+        """Set what the classes are called unless there are `class_names`: a classifier does.
+
+        Parameters
+        ----------
+        labels
+            What the classes 0, 1, … are called; None: their numbers.
+        """
         self._labels = None if labels is None else [str(label) for label in labels]
 
     def on_fit_begin(self, run: Run) -> None:
-        """Raise if there is nothing to report on."""
+        """Raise if there is nothing to report on.
+
+        Parameters
+        ----------
+        run
+            This call of `fit`.
+
+        Raises
+        ------
+        ValueError
+            There is no validation part, or another callback is on the wrong side.
+        """
         if run.validation is None:
             raise ValueError(
                 "ClassificationReport has nothing to report on: pass validation to fit"
@@ -111,7 +130,13 @@ class ClassificationReport(Callback):
                 )
 
     def on_fit_end(self, run: Run) -> None:
-        """Make the report, unless `fit` has failed."""
+        """Make the report, unless `fit` has failed.
+
+        Parameters
+        ----------
+        run
+            This call of `fit`.
+        """
         part = run.validation
         if run.error is not None or part is None:
             return
@@ -150,10 +175,22 @@ class ClassificationReport(Callback):
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the confusion matrix (needs matplotlib); rows are the true classes.
 
+        Parameters
+        ----------
+        ax
+            Where to draw; None: a new figure.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+            The axes; ``ax.figure.savefig("confusion.png")`` saves the figure.
+
         Raises
         ------
         ValueError
             `fit` has not ended.
+        MissingFeatureError
+            matplotlib is not installed.
         """
         if self.matrix is None:
             raise ValueError("there is no confusion matrix before fit has ended")
@@ -169,7 +206,14 @@ class ClassificationReport(Callback):
         return ax
 
     def artifacts(self) -> dict[str, Any]:
-        """Return what trackers log: the report as text and, with matplotlib, the matrix."""
+        """Return what trackers log.
+
+        Returns
+        -------
+        dict
+            ``"classification report"``, the text, and with matplotlib ``"confusion matrix"``, a
+            figure; empty: there is no report.
+        """
         if self.matrix is None:
             return {}
         found: dict[str, Any] = {"classification report": self._text}

@@ -57,6 +57,13 @@ class AnyOf(_Combined):
     criteria
         The criteria.
 
+    Raises
+    ------
+    TypeError
+        There are no criteria, or one is no `Criterion`.
+    ValueError
+        In `fit`: as the criteria.
+
     Examples
     --------
     >>> import fastseq as fs
@@ -65,7 +72,6 @@ class AnyOf(_Combined):
     """
 
     def update(self, run: Run) -> str | None:
-        """Process an epoch."""
         return "; ".join(self._reasons(run)) or None
 
 
@@ -77,6 +83,13 @@ class AllOf(_Combined):
     criteria
         The criteria.
 
+    Raises
+    ------
+    TypeError
+        There are no criteria, or one is no `Criterion`.
+    ValueError
+        In `fit`: as the criteria.
+
     Examples
     --------
     >>> import fastseq as fs
@@ -85,7 +98,6 @@ class AllOf(_Combined):
     """
 
     def update(self, run: Run) -> str | None:
-        """Process an epoch."""
         reasons = self._reasons(run)
         return "; ".join(reasons) if len(reasons) == len(self._criteria) else None
 
@@ -99,6 +111,13 @@ class Warmup(_Combined):
         The criterion.
     n
         Number of epochs.
+
+    Raises
+    ------
+    TypeError
+        `criterion` is no `Criterion`, or `n` is not an integer.
+    ValueError
+        `n` is not positive; in `fit`: as the criterion.
 
     Examples
     --------
@@ -114,7 +133,6 @@ class Warmup(_Combined):
         self.n = n
 
     def update(self, run: Run) -> str | None:
-        """Process an epoch."""
         if self._seen["epochs"] < self.n:
             self._seen["epochs"] += 1
             return None

@@ -31,10 +31,13 @@ class LivePlot(Callback):
 
     Raises
     ------
-    MissingFeatureError
-        Before training: matplotlib is not installed.
+    TypeError
+        `path` is no path, or `every` is not an integer.
     ValueError
-        Before training: `path` is None outside a notebook, or its format is unknown.
+        `every` is not positive. When `fit` begins: `path` is None outside a notebook, its folder
+        does not exist, or its format is unknown.
+    MissingFeatureError
+        When `fit` begins: matplotlib is not installed.
 
     Examples
     --------
@@ -50,7 +53,20 @@ class LivePlot(Callback):
         self._display: Any = None
 
     def on_fit_begin(self, run: Run) -> None:
-        """Check that matplotlib is installed and `path` can be written."""
+        """Check that matplotlib is installed and `path` can be written.
+
+        Parameters
+        ----------
+        run
+            This call of `fit`.
+
+        Raises
+        ------
+        MissingFeatureError
+            matplotlib is not installed.
+        ValueError
+            The plot cannot be shown, or written to the file.
+        """
         self._drawn, self._display = len(run.history), None
         if not run.first:
             return
@@ -70,12 +86,34 @@ class LivePlot(Callback):
                 )
 
     def on_epoch_end(self, run: Run) -> None:
-        """Plot the history."""
+        """Plot the history.
+
+        Parameters
+        ----------
+        run
+            This call of `fit`.
+
+        Raises
+        ------
+        OSError
+            The file cannot be written.
+        """
         if run.epoch % self.every == 0:
             self._draw(run)
 
     def on_fit_end(self, run: Run) -> None:
-        """Plot the last epochs."""
+        """Plot the last epochs.
+
+        Parameters
+        ----------
+        run
+            This call of `fit`.
+
+        Raises
+        ------
+        OSError
+            The file cannot be written.
+        """
         if len(run.history) > self._drawn:
             self._draw(run)
 

@@ -27,6 +27,13 @@ class Log(Callback):
     logger
         A `logging.Logger` or its name, which gets the lines at level INFO. None: standard output.
 
+    Raises
+    ------
+    TypeError
+        `every` is not an integer, or `logger` is something else.
+    ValueError
+        `every` is not positive.
+
     Examples
     --------
     >>> import fastseq as fs
@@ -45,13 +52,25 @@ class Log(Callback):
         self._untold = ""
 
     def on_epoch_end(self, run: Run) -> None:
-        """Write a line."""
+        """Write a line.
+
+        Parameters
+        ----------
+        run
+            This call of `fit`.
+        """
         self._untold = _line(run)
         if run.first and run.epoch % self.every == 0:
             self._flush()
 
     def on_fit_end(self, run: Run) -> None:
-        """Write the last line."""
+        """Write the last line.
+
+        Parameters
+        ----------
+        run
+            This call of `fit`.
+        """
         if run.first:
             self._flush()
             if run.stopped is not None:

@@ -100,7 +100,18 @@ class Metrics(Callback):
         self._metrics[name] = _named(metric) if isinstance(metric, str) else _Function(metric)
 
     def on_fit_begin(self, run: Run) -> None:
-        """Raise if there is nothing to compute on."""
+        """Raise if there is nothing to compute on.
+
+        Parameters
+        ----------
+        run
+            This call of `fit`.
+
+        Raises
+        ------
+        ValueError
+            There is no validation part, and the training part is not asked for.
+        """
         if run.validation is None and not self._train:
             raise ValueError(
                 "Metrics has nothing to compute on: pass validation to fit, or train=True to "
@@ -108,7 +119,18 @@ class Metrics(Callback):
             )
 
     def on_epoch_end(self, run: Run) -> None:
-        """Compute the metrics and add them to ``run.row``."""
+        """Compute the metrics and add them to ``run.row``.
+
+        Parameters
+        ----------
+        run
+            This call of `fit`.
+
+        Raises
+        ------
+        ValueError
+            A metric has failed; the message names it, and the error.
+        """
         part = run.validation
         if self._train:
             self._measure(run, samples(run.learner, run.data), "")

@@ -63,6 +63,8 @@ class MLflow(Tracker):
 
     Raises
     ------
+    ValueError
+        `every` is negative, or not an integer.
     MissingFeatureError
         MLflow is not installed.
 
@@ -99,11 +101,23 @@ class MLflow(Tracker):
         self._sent = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the run's id."""
+        """Return the run's id.
+
+        Returns
+        -------
+        dict
+            ``"run_id"``; empty text before the first `fit`.
+        """
         return {"run_id": self.run_id or ""}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue that run."""
+        """Continue that run.
+
+        Parameters
+        ----------
+        state
+            What `state_dict` returned.
+        """
         self.run_id = state["run_id"] or None
         self._resumes = self.run_id is not None
 

@@ -80,7 +80,21 @@ class OptunaPruning(Callback):
         return OptunaPruning(self._trial, self._monitor.key)
 
     def on_fit_begin(self, run: Run) -> None:
-        """Check `monitor` and `trial`."""
+        """Check `monitor` and `trial`.
+
+        Parameters
+        ----------
+        run
+            This call of `fit`.
+
+        Raises
+        ------
+        TypeError
+            The trial is None on rank 0.
+        ValueError
+            The study wants something else than is reported, the trial has had a `fit`, or the
+            monitored number is one of validation, and there is none.
+        """
         self._monitor.check(run)
         self._pruned = ""
         if not run.first:
@@ -114,7 +128,18 @@ class OptunaPruning(Callback):
             )
 
     def on_epoch_end(self, run: Run) -> None:
-        """Report, and stop if the trial is pruned."""
+        """Report, and stop if the trial is pruned.
+
+        Parameters
+        ----------
+        run
+            This call of `fit`.
+
+        Raises
+        ------
+        ValueError
+            The epoch's row does not have the monitored number.
+        """
         value = self._monitor.value(run)
         prune = False
         if run.first:
@@ -127,7 +152,18 @@ class OptunaPruning(Callback):
             run.stop(self._pruned)
 
     def on_fit_end(self, run: Run) -> None:
-        """Raise `optuna.TrialPruned` if the trial was pruned."""
+        """Raise `optuna.TrialPruned` if the trial was pruned.
+
+        Parameters
+        ----------
+        run
+            This call of `fit`.
+
+        Raises
+        ------
+        optuna.TrialPruned
+            The trial was pruned; the study expects this.
+        """
         if self._pruned and run.error is None:
             from optuna import TrialPruned
 

@@ -78,7 +78,25 @@ class RayTune(Keeper):
         return RayTune()
 
     def open(self, learner: Learner) -> tuple[Checkpoint, str | os.PathLike[str] | None]:
-        """Return a folder, with the trial's last checkpoint in it if there is one."""
+        """Return a folder, with the trial's last checkpoint in it if there is one.
+
+        Parameters
+        ----------
+        learner
+            The estimator's model, with all that is needed to train it, as the script has made it.
+
+        Returns
+        -------
+        checkpoint : Checkpoint
+            A new folder, with one checkpoint, of the last epoch.
+        resume : path or None
+            The folder, if the trial continues; None: it starts.
+
+        Raises
+        ------
+        ValueError
+            This is no trial of Ray Tune, or its second call of `fit`.
+        """
         from ray import tune
 
         with warnings.catch_warnings():
@@ -105,7 +123,13 @@ class RayTune(Keeper):
         return Checkpoint(self._folder, keep=1), None if saved is None else self._folder
 
     def on_fit_begin(self, run: Run) -> None:
-        """Let Ray wait for the end of `fit` when it stops the trial."""
+        """Let Ray wait for the end of `fit` when it stops the trial.
+
+        Parameters
+        ----------
+        run
+            This call of `fit`.
+        """
         # Ray joins the thread of a trial without waiting, and then ends the process, in which
         # trackers would not be closed.
         thread = threading.current_thread()
@@ -114,7 +138,18 @@ class RayTune(Keeper):
             thread.join = lambda timeout=None: join()  # type: ignore[method-assign]  # noqa: ARG005
 
     def on_epoch_begin(self, run: Run) -> None:
-        """After another trial's checkpoint, keep this one's settings and trackers."""
+        """After another trial's checkpoint, keep this one's settings and trackers.
+
+        Parameters
+        ----------
+        run
+            This call of `fit`.
+
+        Raises
+        ------
+        ValueError
+            The learning rate is another than the checkpoint's, but a `Schedule` sets it.
+        """
         loaded, self._loaded = self._loaded, {}
         if not loaded:
             return
@@ -135,7 +170,13 @@ class RayTune(Keeper):
                 set_in_group(group, key, value)
 
     def on_checkpoint(self, run: Run) -> None:
-        """Report, and stop if Ray ends the trial."""
+        """Report, and stop if Ray ends the trial.
+
+        Parameters
+        ----------
+        run
+            This call of `fit`.
+        """
         from ray import tune
 
         saved = tune.Checkpoint.from_directory(self._folder)
@@ -146,17 +187,41 @@ class RayTune(Keeper):
             run.stop(f"stopped by Ray Tune after epoch {run.epoch}")
 
     def on_fit_end(self, run: Run) -> None:
-        """Raise what ends the trial if Ray has stopped it."""
+        """Raise what ends the trial if Ray has stopped it.
+
+        Parameters
+        ----------
+        run
+            This call of `fit`.
+
+        Raises
+        ------
+        SystemExit
+            Ray has stopped the trial, and expects this.
+        """
         self._remove()
         if self._stop is not None and run.error is None:
             raise self._stop
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the trial, and the settings with which its optimizer was made."""
+        """Return the trial, and the settings with which its optimizer was made.
+
+        Returns
+        -------
+        dict
+            ``"trial"``, the trial's id, and ``"settings"``, numbers by name of each group of
+            parameters.
+        """
         return {"trial": self._trial, "settings": self._settings}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Compare with these before the next epoch."""
+        """Compare with these before the next epoch.
+
+        Parameters
+        ----------
+        state
+            What `state_dict` returned, in this trial or in another.
+        """
         self._loaded = state
 
 

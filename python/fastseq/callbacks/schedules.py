@@ -75,7 +75,21 @@ class Schedule(Callback):
         self.per = per
 
     def on_fit_begin(self, run: Run) -> None:
-        """Make the scheduler, unless it exists."""
+        """Make the scheduler, unless it exists.
+
+        Parameters
+        ----------
+        run
+            This call of `fit`.
+
+        Raises
+        ------
+        ValueError
+            The scheduler was made for another optimizer, needs a number of validation that is not
+            there, or looks at losses and is to step after each update.
+        TypeError
+            The callable has returned no scheduler.
+        """
         self._monitor.check(run)
         if self._make is not None and (
             self._scheduler is None or self._scheduler.optimizer is not run.optimizer
@@ -100,13 +114,30 @@ class Schedule(Callback):
         mark_stepped(run.optimizer)
 
     def on_batch_end(self, run: Run) -> None:
-        """Step the scheduler."""
+        """Step the scheduler, with ``per="update"``.
+
+        Parameters
+        ----------
+        run
+            This call of `fit`.
+        """
         if self.per == "update":
             assert self._scheduler is not None
             self._scheduler.step()
 
     def on_epoch_end(self, run: Run) -> None:
-        """Step the scheduler."""
+        """Step the scheduler, with ``per="epoch"``.
+
+        Parameters
+        ----------
+        run
+            This call of `fit`.
+
+        Raises
+        ------
+        ValueError
+            The epoch's row does not have the monitored number.
+        """
         if self.per == "update":
             return
         if isinstance(self._scheduler, ReduceLROnPlateau):
@@ -116,7 +147,14 @@ class Schedule(Callback):
             self._scheduler.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the scheduler's state, and the rates it has set."""
+        """Return the scheduler's state, and the rates it has set.
+
+        Returns
+        -------
+        dict
+            ``"scheduler"``, the numbers of its own ``state_dict``, and ``"groups"``, the rates of
+            each group of parameters; empty before the first `fit`.
+        """
         if self._scheduler is None:
             return self._state or {}
         groups = self._scheduler.optimizer.param_groups
@@ -126,7 +164,13 @@ class Schedule(Callback):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned; without a scheduler yet, in the next `fit`."""
+        """Restore what `state_dict` returned; without a scheduler yet, in the next `fit`.
+
+        Parameters
+        ----------
+        state
+            What `state_dict` returned.
+        """
         if self._scheduler is None:
             self._state = state or None
         elif state:
@@ -193,6 +237,13 @@ class CycleLearningRate(Callback):
     lower, upper
         The two learning rates.
 
+    Raises
+    ------
+    TypeError
+        `stepsize` is not an integer, or a rate is not a number.
+    ValueError
+        One of them is not positive, or `lower` is not less than `upper`.
+
     Examples
     --------
     >>> import fastseq as fs
@@ -212,12 +263,29 @@ class CycleLearningRate(Callback):
         self.upper: float = upper
 
     def rate(self, epoch: int) -> float:
-        """Return the learning rate of an epoch, counted from 1."""
+        """Return the learning rate of an epoch.
+
+        Parameters
+        ----------
+        epoch
+            Its number, from 1.
+
+        Returns
+        -------
+        float
+            From `lower` to `upper`.
+        """
         place = (epoch - 1) % (2 * self.stepsize)
         height = min(place, 2 * self.stepsize - place) / self.stepsize
         return self.lower + (self.upper - self.lower) * height
 
     def on_epoch_begin(self, run: Run) -> None:
-        """Set the epoch's learning rate."""
+        """Set the epoch's learning rate.
+
+        Parameters
+        ----------
+        run
+            This call of `fit`.
+        """
         for group in run.optimizer.param_groups:
             set_in_group(group, "lr", self.rate(run.epoch))

@@ -55,8 +55,14 @@ class Snapshots(Callback):
 
     Raises
     ------
+    TypeError
+        `folder` is no path, `every`, `last` or `best` is not an integer, or `monitor` not a string.
+    ValueError
+        `every`, `last` or `best` is not positive, or `mode` is unknown. When `fit` begins:
+        `monitor` is a number of validation, and there is none; after an epoch: the history has no
+        such number.
     OSError
-        Before training: the folder cannot be written to.
+        When `fit` begins: the folder cannot be written to.
 
     Examples
     --------
@@ -86,7 +92,20 @@ class Snapshots(Callback):
         self._costs: dict[int, float] = {}
 
     def on_fit_begin(self, run: Run) -> None:
-        """Reset for a new estimator or other data; check that files can be written."""
+        """Reset for a new estimator or other data; check that files can be written.
+
+        Parameters
+        ----------
+        run
+            This call of `fit`.
+
+        Raises
+        ------
+        ValueError
+            The monitored number is one of validation, and there is none.
+        OSError
+            The folder cannot be written to.
+        """
         self._monitor.check(run)
         if self.is_new_to(run):
             self._costs = {}
@@ -96,7 +115,20 @@ class Snapshots(Callback):
                 pass
 
     def on_epoch_end(self, run: Run) -> None:
-        """Write a file, and remove those not kept."""
+        """Write a file, and remove those not kept.
+
+        Parameters
+        ----------
+        run
+            This call of `fit`.
+
+        Raises
+        ------
+        ValueError
+            The epoch's row does not have the monitored number.
+        OSError
+            The file cannot be written.
+        """
         if run.epoch % self.every:
             return
         self._costs[run.epoch] = math.inf if self.best is None else self._monitor.cost(run)
@@ -123,11 +155,16 @@ class Snapshots(Callback):
         return {epoch: self._path(epoch) for epoch in sorted(self._costs)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the epochs of the files, and their costs."""
+        """Return the epochs of the files, and their costs.
+
+        Returns
+        -------
+        dict
+            ``"epochs"`` and ``"costs"``, lists of numbers.
+        """
         return {"epochs": list(self._costs), "costs": list(self._costs.values())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
         self._costs = dict(zip(state["epochs"], state["costs"], strict=True))
         self._used = None
 

@@ -25,6 +25,13 @@ class Threshold(Criterion):
     monitor, mode
         The monitored number; see `Criterion`.
 
+    Raises
+    ------
+    TypeError
+        `value` is not a number, or NaN, or `monitor` is not a string.
+    ValueError
+        `mode` is unknown; in `fit`: as `Criterion`.
+
     Examples
     --------
     >>> import fastseq as fs
@@ -38,7 +45,6 @@ class Threshold(Criterion):
         self.value = value
 
     def update(self, run: Run) -> str | None:
-        """Process an epoch."""
         if not self._monitor.cost(run) < self._monitor.sign * self.value:
             return None
         side = "below" if self._monitor.sign > 0 else "above"
@@ -56,6 +62,13 @@ class InvalidValue(Criterion):
     monitor
         The monitored number; see `Criterion`.
 
+    Raises
+    ------
+    TypeError
+        `monitor` is not a string.
+    ValueError
+        In `fit`, as `Criterion`.
+
     Examples
     --------
     >>> import fastseq as fs
@@ -66,7 +79,6 @@ class InvalidValue(Criterion):
         super().__init__(monitor=monitor)
 
     def update(self, run: Run) -> str | None:
-        """Process an epoch."""
         value = self._monitor.value(run)
         return None if math.isfinite(value) else f"{self._monitor.name(run.row)} is {value}"
 
@@ -78,6 +90,13 @@ class NumberLimit(Criterion):
     ----------
     n
         Number of epochs.
+
+    Raises
+    ------
+    TypeError
+        `n` is not an integer.
+    ValueError
+        `n` is not positive.
 
     Examples
     --------
@@ -93,7 +112,6 @@ class NumberLimit(Criterion):
         self.n = n
 
     def update(self, run: Run) -> str | None:
-        """Process an epoch."""
         self._seen["epochs"] += 1
         return f"{self.n} epochs are done" if self._seen["epochs"] >= self.n else None
 
@@ -107,7 +125,14 @@ class TimeLimit(Criterion):
     Parameters
     ----------
     limit
-        Seconds, or a `datetime.timedelta`.
+        Seconds, or a `datetime.timedelta`, of which the attribute has the seconds.
+
+    Raises
+    ------
+    TypeError
+        `limit` is neither.
+    ValueError
+        `limit` is not positive.
 
     Examples
     --------
@@ -123,12 +148,29 @@ class TimeLimit(Criterion):
         self.limit: float = float(seconds)
 
     def on_batch_end(self, run: Run) -> None:
-        """Stop if time is up by any rank's clock."""
+        """Stop if time is up by any rank's clock.
+
+        Parameters
+        ----------
+        run
+            This call of `fit`.
+        """
         if run.seconds >= self.limit:
             run.stop(self._reason)
 
     def update(self, run: Run) -> str | None:
-        """Process an epoch, by rank 0's clock."""
+        """Process an epoch, by rank 0's clock.
+
+        Parameters
+        ----------
+        run
+            This call of `fit`.
+
+        Returns
+        -------
+        str or None
+            Why to stop; None: there is time left.
+        """
         return self._reason if run.same(run.seconds) >= self.limit else None
 
     @property

@@ -33,6 +33,14 @@ class Criterion(Callback):
     mode
         ``"min"``: lower is better; ``"max"``: higher is.
 
+    Raises
+    ------
+    TypeError
+        `monitor` is not a string.
+    ValueError
+        `mode` is unknown. When `fit` begins: `monitor` is a number of validation, and there is
+        none; after an epoch: the history has no such number.
+
     Examples
     --------
     >>> class Even(Criterion):
@@ -47,27 +55,70 @@ class Criterion(Callback):
         self._seen: dict[str, Any] = copy.deepcopy(self._start)
 
     def update(self, run: Run) -> str | None:
-        """Process an epoch; return why to stop, or None: the same on all ranks."""
+        """Process an epoch: the method that a criterion must have.
+
+        Parameters
+        ----------
+        run
+            This call of `fit`; ``run.row`` is the epoch's row of the history.
+
+        Returns
+        -------
+        str or None
+            Why to stop, the same on all ranks; None: go on.
+
+        Raises
+        ------
+        ValueError
+            The row does not have the monitored number.
+        """
         raise NotImplementedError
 
     def on_fit_begin(self, run: Run) -> None:
-        """Reset for a new estimator or other data."""
+        """Reset for a new estimator or other data.
+
+        Parameters
+        ----------
+        run
+            This call of `fit`.
+
+        Raises
+        ------
+        ValueError
+            The monitored number is one of validation, and there is none.
+        """
         self._monitor.check(run)
         if self.is_new_to(run):
             self._seen = copy.deepcopy(self._start)
 
     def on_epoch_end(self, run: Run) -> None:
-        """Stop if `update` returns a reason."""
+        """Stop if `update` returns a reason.
+
+        Parameters
+        ----------
+        run
+            This call of `fit`.
+
+        Raises
+        ------
+        ValueError
+            The row does not have the monitored number.
+        """
         reason = self.update(run)
         if reason:
             run.stop(reason)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the criterion has seen."""
+        """Return what the criterion has seen.
+
+        Returns
+        -------
+        dict
+            Numbers by names, such as the best so far; lists of them.
+        """
         return copy.deepcopy(self._seen)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
         self._seen = copy.deepcopy(state)
         self._used = None
 
@@ -85,6 +136,14 @@ class NumberSinceBest(Criterion):
         Better means better by more than this.
     monitor, mode
         The monitored number; see `Criterion`.
+
+    Raises
+    ------
+    TypeError
+        `n` is not an integer, `min_delta` not a number, or `monitor` not a string.
+    ValueError
+        `n` is not positive, `min_delta` is negative, or `mode` is unknown; in `fit`: as
+        `Criterion`.
 
     Examples
     --------
@@ -105,7 +164,6 @@ class NumberSinceBest(Criterion):
         self.min_delta = min_delta
 
     def update(self, run: Run) -> str | None:
-        """Process an epoch."""
         cost, seen = self._monitor.cost(run), self._seen
         best = math.inf if seen["best"] is None else seen["best"]
         if cost < best - self.min_delta:
@@ -130,6 +188,13 @@ class Patience(Criterion):
     monitor, mode
         The monitored number; see `Criterion`. With ``mode="max"``, falls are counted.
 
+    Raises
+    ------
+    TypeError
+        `n` is not an integer, or `monitor` not a string.
+    ValueError
+        `n` is not positive, or `mode` is unknown; in `fit`: as `Criterion`.
+
     Examples
     --------
     >>> import fastseq as fs
@@ -144,7 +209,6 @@ class Patience(Criterion):
         self.n = n
 
     def update(self, run: Run) -> str | None:
-        """Process an epoch."""
         cost, seen = self._monitor.cost(run), self._seen
         rose = seen["last"] is not None and cost > seen["last"]
         seen.update(last=cost, rises=seen["rises"] + 1 if rose else 0)
@@ -164,6 +228,13 @@ class GL(Criterion):
         Percent.
     monitor, mode
         The monitored number; see `Criterion`.
+
+    Raises
+    ------
+    TypeError
+        `alpha` is not a number, or `monitor` not a string.
+    ValueError
+        `alpha` is not positive, or `mode` is unknown; in `fit`: as `Criterion`.
 
     Examples
     --------
@@ -188,7 +259,6 @@ class GL(Criterion):
         return 100 * (cost - best) / abs(best) if best else math.inf
 
     def update(self, run: Run) -> str | None:
-        """Process an epoch."""
         loss = self._generalisation_loss(run)
         if not loss > self.alpha:
             return None
@@ -212,6 +282,13 @@ class PQ(GL):
     monitor, mode
         The number GL is computed from; see `Criterion`. Progress is always in ``"loss"``.
 
+    Raises
+    ------
+    TypeError
+        `alpha` is not a number, `k` not an integer, or `monitor` not a string.
+    ValueError
+        `alpha` is not positive, `k` is less than 2, or `mode` is unknown; in `fit`: as `Criterion`.
+
     Examples
     --------
     >>> import fastseq as fs
@@ -230,7 +307,6 @@ class PQ(GL):
         self.k = k
 
     def update(self, run: Run) -> str | None:
-        """Process an epoch."""
         loss = self._generalisation_loss(run)
         strip = self._seen["strip"] = [*self._seen["strip"], float(run.row["loss"])][-self.k :]
         if len(strip) < self.k:

@@ -35,6 +35,10 @@ class TensorBoard(Tracker):
 
     Raises
     ------
+    TypeError
+        `folder` is no path.
+    ValueError
+        `every` is negative, or not an integer.
     MissingFeatureError
         TensorBoard is not installed.
 

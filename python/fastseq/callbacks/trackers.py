@@ -41,20 +41,44 @@ class Tracker(Callback):
         """Start a new run instead of continuing a checkpoint's, which is that of another fit."""
 
     def on_fit_begin(self, run: Run) -> None:
-        """Prepare; the tracker's run starts when there is something to log."""
+        """Prepare; the tracker's run starts when there is something to log.
+
+        Parameters
+        ----------
+        run
+            This call of `fit`.
+        """
         self._logs, self._begun = run.first, False
 
     def on_batch_end(self, run: Run) -> None:
-        """Log the loss of every `every`-th update."""
+        """Log the loss of every `every`-th update.
+
+        Parameters
+        ----------
+        run
+            This call of `fit`.
+        """
         if self._logs and self._every and run.updates % self._every == 0:
             self._try(self._log_update, run)
 
     def on_epoch_end(self, run: Run) -> None:
-        """Log the epoch's row of the history."""
+        """Log the epoch's row of the history.
+
+        Parameters
+        ----------
+        run
+            This call of `fit`.
+        """
         self._try(self._log_epoch, run)
 
     def on_fit_end(self, run: Run) -> None:
-        """Log the final results, and close the run."""
+        """Log the final results, and close the run.
+
+        Parameters
+        ----------
+        run
+            This call of `fit`.
+        """
         self._try(self._end, run)
         self._logs = False
 

@@ -66,7 +66,23 @@ class Checkpoint:
 
     @classmethod
     def of(cls, value: Any) -> Checkpoint:
-        """Return the argument of ``fit(checkpoint=…)``, perhaps a folder, as a `Checkpoint`."""
+        """Return the argument of ``fit(checkpoint=…)`` as a `Checkpoint`.
+
+        Parameters
+        ----------
+        value
+            A `Checkpoint`, or a folder.
+
+        Returns
+        -------
+        Checkpoint
+            `value` itself, or one for the folder that writes at the end of each epoch.
+
+        Raises
+        ------
+        TypeError
+            `value` is neither.
+        """
         return value if isinstance(value, cls) else cls(value)
 
 
@@ -74,14 +90,30 @@ class Keeper(Callback):
     """A callback that keeps the checkpoints of `fit`, in place of `checkpoint` and `resume`."""
 
     def open(self, learner: Learner) -> tuple[Checkpoint, str | os.PathLike[str] | None]:
-        """Return where to write, and the folder or file to continue from, if any.
+        """Return where to write, and from what to continue.
 
-        `learner` is as the script has made it.
+        Parameters
+        ----------
+        learner
+            The estimator's model, with all that is needed to train it, as the script has made it.
+
+        Returns
+        -------
+        checkpoint : Checkpoint
+            Where and how often to write.
+        resume : path or None
+            The folder or file to continue from; None: `fit` starts anew.
         """
         raise NotImplementedError
 
     def on_checkpoint(self, run: Run) -> None:
-        """Run after all callbacks of an epoch, when its checkpoint is in the folder."""
+        """Run after all callbacks of an epoch, when its checkpoint is in the folder.
+
+        Parameters
+        ----------
+        run
+            This call of `fit`.
+        """
         raise NotImplementedError
 
 

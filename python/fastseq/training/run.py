@@ -53,6 +53,19 @@ class Callback:
     On several ranks each method is called on every rank. Callbacks see the loss over all ranks, so
     they decide the same everywhere; only rank 0 (``run.first``) should write files and logs.
 
+    Notes
+    -----
+    The methods get `run`, this call of `fit`. It has
+
+    - ``model``, ``optimizer``, ``history``, and ``estimator``, which is trained;
+    - ``epoch``, counted from 1 over all calls of `fit`, and ``epochs``, the last of this call;
+    - ``updates`` of the weights over all calls, ``updates_per_epoch``, and ``loss``, the mean loss
+      of the last update's samples on all ranks (on a GPU of an update at most 16 before);
+    - ``row``, a dict: the epoch's row of the history, complete in `on_epoch_end`;
+    - ``seconds`` since `fit` began, ``rank``, ``first``, and ``error``, which made `fit` fail;
+    - ``stop(reason)``, which ends `fit`, and ``same(value)``, which is rank 0's number on all
+      ranks.
+
     Examples
     --------
     >>> class Tell(Callback):
@@ -75,9 +88,18 @@ class Callback:
     _used: tuple[History, int] | None = None
 
     def is_new_to(self, run: Run) -> bool:
-        """Whether this must start over for `run`; call it once, in ``on_fit_begin``.
+        """Whether this must start over for `run`; call it once, in `on_fit_begin`.
 
-        True if it last saw another estimator, or other data: their losses are not comparable.
+        Parameters
+        ----------
+        run
+            This call of `fit`.
+
+        Returns
+        -------
+        bool
+            True if the callback last saw another estimator, or other data: their losses are not
+            comparable.
         """
         before, self._used = self._used, (run.history, run.data_key)
         if run.updates == 0:
@@ -87,26 +109,68 @@ class Callback:
         return before[0] is not run.history or before[1] != run.data_key
 
     def on_fit_begin(self, run: Run) -> None:
-        """Run before the first epoch of a call of `fit`; data and optimizer are known."""
+        """Run before the first epoch of a call of `fit`; data and optimizer are known.
+
+        Parameters
+        ----------
+        run
+            This call of `fit`, see `Callback`.
+        """
 
     def on_epoch_begin(self, run: Run) -> None:
-        """Run before an epoch's first update."""
+        """Run before an epoch's first update.
+
+        Parameters
+        ----------
+        run
+            This call of `fit`, see `Callback`.
+        """
 
     def on_batch_end(self, run: Run) -> None:
-        """Run after each update."""
+        """Run after each update.
+
+        Parameters
+        ----------
+        run
+            This call of `fit`, see `Callback`.
+        """
 
     def on_epoch_end(self, run: Run) -> None:
-        """Run after an epoch and its validation; callbacks may add to the complete ``run.row``."""
+        """Run after an epoch and its validation; callbacks may add to the complete ``run.row``.
+
+        Parameters
+        ----------
+        run
+            This call of `fit`, see `Callback`.
+        """
 
     def on_fit_end(self, run: Run) -> None:
-        """Run when `fit` ends, even if it failed (``run.error``); the last callback comes first."""
+        """Run when `fit` ends, even if it failed (``run.error``); the last callback comes first.
+
+        Parameters
+        ----------
+        run
+            This call of `fit`, see `Callback`.
+        """
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what it takes to continue: numbers, strings, tensors, lists and dicts of them."""
+        """Return what a checkpoint must hold for the callback to continue.
+
+        Returns
+        -------
+        dict
+            Numbers, strings, tensors, lists and dicts of them, by names; empty: there is nothing.
+        """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned, from a checkpoint.
+
+        Parameters
+        ----------
+        state
+            What `state_dict` returned.
+        """
 
 
 class Run:
