@@ -313,7 +313,8 @@ class Estimator:
         ValueError, TypeError
             The data are invalid, or nothing in them counts; then nothing has been changed.
         NonFiniteError
-            The data hold NaN or infinities (see ``spec.nan``), or the loss became NaN or infinite.
+            The data hold NaN or infinities (see ``spec.nan``), or the loss became NaN or infinite:
+            then it is a `DivergedError`.
         ReadError
             A file could not be read; the message names it, and the slice.
         CheckpointError
@@ -321,6 +322,8 @@ class Estimator:
             changed.
         OSError
             A checkpoint cannot be written; the folder is tested before training.
+        BusyError
+            Another thread trains the model.
         RemoteError
             Another rank failed; the message is that rank's.
         """
@@ -343,7 +346,25 @@ class Estimator:
         mask: object = None,
         lengths: object = None,
     ) -> Estimator:
-        """Train for one epoch, starting from the current weights; see `fit`."""
+        """Train for one epoch, starting from the current weights; see `fit`.
+
+        Parameters
+        ----------
+        x, y, w, mask, lengths
+            Training data, as in `fit`.
+
+        Returns
+        -------
+        Estimator
+            This one.
+
+        Raises
+        ------
+        ValueError, TypeError
+            The data are invalid, or nothing in them counts; then nothing has been changed.
+        NonFiniteError, ReadError, RemoteError, BusyError
+            As in `fit`.
+        """
         return self.fit(x, y, w, mask=mask, lengths=lengths, epochs=1)
 
     def find_lr(
@@ -386,6 +407,8 @@ class Estimator:
             The data, the range or `updates` are invalid.
         NonFiniteError
             The data hold NaN or infinities (see ``spec.nan``), or the loss does from the start.
+        ReadError, RemoteError, BusyError
+            As in `fit`.
 
         Examples
         --------
@@ -418,6 +441,11 @@ class Estimator:
         -------
         ModelSummary
             A table, shown as text, or in a notebook as HTML.
+
+        Raises
+        ------
+        ValueError, TypeError
+            `x` is invalid.
 
         Examples
         --------
@@ -473,6 +501,22 @@ class Estimator:
         ------
         ValueError, TypeError
             `x` or `out` are invalid; then nothing has been written.
+        NonFiniteError
+            `x` holds NaN or infinities; see ``spec.nan``.
+        ReadError, RemoteError, BusyError
+            As in `fit`.
+
+        Examples
+        --------
+        >>> import fastseq as fs
+        >>> spec = dict(epochs=1, batchsize=4, seqsize=10)
+        >>> est = fs.Estimator(nn.GRU(3, 2), fs.seqloss(nn.MSELoss()), torch.optim.SGD, spec)
+        >>> est.progress = False
+        >>> x = torch.zeros(50, 8, 3)
+        >>> whole = est.predict(x)
+        >>> first, rest = est.predict(x[:30]), est.predict(x[30:], reset=False)
+        >>> whole.shape, first.shape, rest.shape, bool(abs(whole[30:] - rest).max() < 1e-6)
+        ((50, 8, 2), (30, 8, 2), (20, 8, 2), True)
         """
         learner = self._learner
         with learner.replicas.together("predict"), in_mode(self.model, training=False):
@@ -496,12 +540,36 @@ class Estimator:
         mask: object = None,
         lengths: object = None,
     ) -> float:
-        """Return the mean loss over all samples of all ranks, in evaluation mode; see `fit`.
+        """Return the mean loss over all samples of all ranks, in evaluation mode.
+
+        Parameters
+        ----------
+        x, y, w, mask, lengths
+            Data as in `fit`.
+
+        Returns
+        -------
+        float
+            The loss, of scaled targets if ``spec.scale_y`` scales them.
 
         Raises
         ------
-        ValueError
-            As in `fit`; or no sample counts.
+        ValueError, TypeError
+            The data are invalid, or no sample counts.
+        NonFiniteError
+            The data hold NaN or infinities; see ``spec.nan``.
+        ReadError, RemoteError, BusyError
+            As in `fit`.
+
+        Examples
+        --------
+        >>> import fastseq as fs
+        >>> spec = dict(epochs=1, batchsize=4, seqsize=10)
+        >>> model = nn.Linear(3, 1)
+        >>> _ = nn.init.zeros_(model.weight), nn.init.zeros_(model.bias)
+        >>> est = fs.Estimator(model, fs.seqloss(nn.MSELoss()), torch.optim.SGD, spec)
+        >>> est.evaluate(torch.zeros(20, 8, 3), torch.ones(20, 8, 1))
+        1.0
         """
         learner = self._learner
         with learner.replicas.together("evaluate"), in_mode(self.model, training=False):
@@ -701,6 +769,11 @@ class Estimator:
         comm, **options
             Other arguments of the constructor; ``device`` and others are not in the file.
 
+        Returns
+        -------
+        Estimator
+            With the saved weights, spec, scaling, seed, history and, if it was saved, state.
+
         Raises
         ------
         FileNotFoundError
@@ -730,11 +803,25 @@ class Estimator:
             return est
 
     def get_state(self) -> Tree:
-        """Return a copy of the state after the last `predict` or `step`; None if fresh."""
+        """Return the state after the last `predict` or `step`.
+
+        Returns
+        -------
+        Tensor, tuple, list, dict or None
+            A copy, in the structure in which the model returns it; a recurrent layer's is
+            ``(num_layers, N, hidden_size)``. None: the next `step` starts new series.
+        """
         return self._predictor.get_state()
 
     def set_state(self, state: Tree) -> None:
-        """Make `step` and ``predict(reset=False)`` continue from `state`."""
+        """Make `step` and ``predict(reset=False)`` continue from `state`.
+
+        Parameters
+        ----------
+        state
+            What `get_state` returned, or another of its structure, of which a copy is kept on the
+            model's device; None: start new series.
+        """
         self._predictor.state = tree_map(lambda a: a.detach().to(self.device, copy=True), state)
 
     def reset_state(self) -> None:

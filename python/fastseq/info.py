@@ -33,6 +33,20 @@ def info(est: Estimator | None = None) -> dict[str, Any]:
     est
         An estimator: also describe how `fit` runs it, and why if it cannot run faster.
 
+    Returns
+    -------
+    dict
+        ``"fastseq"``, ``"python"``, ``"torch"``, ``"numpy"`` and ``"h5py"``, their versions;
+        ``"machine"``, ``"devices"``, ``"threads"``; ``"kernels"``, which of fastseq's run here, and
+        their library; ``"mpi"``; and ``"ranks"``. With `est`, also ``"updates"``, ``"optimizer"``,
+        ``"recurrent layers"``, ``"gradients"`` and ``"padding"``, in words.
+
+    Raises
+    ------
+    MissingFeatureError, CommunicationError
+        A launcher has started several ranks, and they cannot work together; see
+        `distributed.world`.
+
     Examples
     --------
     >>> sorted(info()["ranks"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import inspect
 import json
 import os
 import pkgutil
@@ -11,11 +12,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import pytest
 import torch
 from jobs import mpirun
+from numpydoc.docscrape import NumpyDocString
 
 import fastseq as fs
 
@@ -77,6 +80,63 @@ def test_the_reference_has_all_public_names():
 def _thing(path: str) -> object:
     module, name = path.rsplit(".", 1)
     return getattr(importlib.import_module(module), name)
+
+
+# Their docstrings are not complete yet.
+LATER = ("classifier-regressor", "forecaster", "huggingface", "layers")
+KINDS = {
+    name: kind
+    for page in REFERENCE
+    if page.stem not in LATER
+    for kind, name in re.findall(r"^\.\. auto(\w+):: (\S+)$", page.read_text(), re.M)
+}
+CLASSES = [name for name, kind in KINDS.items() if kind != "function"]
+# Raise nothing of their own; errors are raised themselves.
+RAISE_NOTHING = {
+    "fastseq.History", "fastseq.callbacks.Callback", "fastseq.distributed.mpi_library",
+    *(name for name, kind in KINDS.items() if kind == "exception"),
+}  # fmt: skip
+# Documented by torch.
+OF_MODULES = ("extra_repr", "forward", "reset_parameters")
+
+
+def _missing(thing: Any) -> list[str]:
+    """Return what the docstring of a class, a function or a method does not tell."""
+    doc = NumpyDocString(inspect.getdoc(thing) or "")
+    try:
+        signature = inspect.signature(thing)
+    except ValueError:  # an exception without a constructor of its own
+        signature = inspect.Signature()
+    told = {one.strip().lstrip("*") for entry in doc["Parameters"] for one in entry.name.split(",")}
+    missing = [name for name in signature.parameters if name not in told | {"self"}]
+    returns = signature.return_annotation not in (None, "None", inspect.Signature.empty)
+    if not isinstance(thing, type) and returns and not (doc["Returns"] or doc["Yields"]):
+        missing.append("Returns")
+    return missing
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_docstrings_of_names_are_complete(name):
+    thing = _thing(name)
+    doc = NumpyDocString(inspect.getdoc(thing))
+    assert _missing(thing) == []
+    assert doc["Examples"]
+    assert ">>>" in "".join(doc["Examples"]) or name == "fastseq.serving.serve"  # it does not end
+    assert bool(doc["Raises"]) != (name in RAISE_NOTHING)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_docstrings_of_methods_are_complete(name):
+    kind = _thing(name)
+    left_out = OF_MODULES if issubclass(kind, torch.nn.Module) else ()
+    missing = {}
+    for method, function in inspect.getmembers(kind, inspect.isroutine):
+        ours = (getattr(function, "__module__", None) or "").startswith("fastseq")
+        of_sklearn = re.fullmatch(r"set_\w+_request", method)
+        if ours and not (method.startswith("_") or method in left_out or of_sklearn):
+            assert inspect.getdoc(function), method
+            missing[method] = _missing(function)
+    assert not {method: names for method, names in missing.items() if names}
 
 
 def test_each_page_is_in_the_site_s_index():

@@ -44,6 +44,21 @@ class Averaged:
         Whether a rank asked for attention in `Bucketizer.start`.
     facts
         None, or `value`, `nonfinite_rank` and `norm` as a tensor on the GPU, whether wanted or not.
+
+    Raises
+    ------
+    CommunicationError
+        When a value is read from the GPU: the exchange has failed.
+
+    Examples
+    --------
+    >>> model = nn.Linear(3, 1)
+    >>> buckets = Bucketizer(model, norm=True)
+    >>> buckets.start(weight=2, value=0.5)
+    >>> model(torch.ones(2, 3)).mean().backward()
+    >>> averaged = buckets.wait()
+    >>> averaged.weight, averaged.value, averaged.finite, averaged.norm
+    (2.0, 0.5, True, 2.0)
     """
 
     def __init__(self, update: Update, *, norm: bool) -> None:
@@ -143,7 +158,10 @@ class Bucketizer:
     Raises
     ------
     ValueError
-        The ranks' models or options differ; a model without trainable parameters.
+        An option is invalid, the ranks' models or options differ, or the model has no trainable
+        parameters.
+    TypeError
+        `comm` is something else. In backward or `wait`: a gradient is sparse.
 
     Examples
     --------
@@ -291,6 +309,11 @@ class Bucketizer:
     def wait(self) -> Averaged:
         """Exchange the rest, wait until all is done, and point each ``.grad`` at its mean.
 
+        Returns
+        -------
+        Averaged
+            What all ranks know after the update.
+
         Raises
         ------
         DivergedError
@@ -328,7 +351,10 @@ class Bucketizer:
         return averaged
 
     def stop_listening(self) -> None:
-        """Look for gradients in `wait` only. To be called on all ranks, or on none."""
+        """Look for gradients in `wait` only.
+
+        To be called on all ranks, or on none.
+        """
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
@@ -340,7 +366,13 @@ class Bucketizer:
         return self._native
 
     def reserved(self) -> AbstractContextManager[None]:
-        """Keep others from using the communicator while updates are made in C++."""
+        """Keep others from using the communicator while updates are made in C++.
+
+        Returns
+        -------
+        context manager
+            In its body, other calls of the communicator raise `RuntimeError`.
+        """
         return self._comm.reserved("updates in C++")
 
     def _has_gradients(self) -> bool:
@@ -383,7 +415,12 @@ class Bucketizer:
     def abandon(self) -> None:
         """End an update that failed on this rank: finish the exchanges that have started.
 
-        Raises what those raise. Does nothing if no update is under way.
+        Does nothing if no update is under way.
+
+        Raises
+        ------
+        RemoteError, CommunicationError
+            The exchanges have failed.
         """
         try:
             if self._native.started:
@@ -402,7 +439,24 @@ class Bucketizer:
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
-        """Accumulate gradients locally: for all but the last backward of an update."""
+        """Accumulate gradients locally: for all but the last backward of an update.
+
+        Yields
+        ------
+        None
+            In the body of the ``with``, backward adds to each ``.grad``, and nothing is exchanged.
+
+        Examples
+        --------
+        >>> model = nn.Linear(3, 1)
+        >>> buckets = Bucketizer(model)
+        >>> with buckets.no_sync():
+        ...     model(torch.ones(2, 3)).mean().backward()
+        >>> model(torch.ones(2, 3)).mean().backward()
+        >>> _ = buckets.wait()
+        >>> model.weight.grad
+        tensor([[2., 2., 2.]])
+        """
         self._paused = True
         try:
             yield

@@ -94,7 +94,11 @@ class Communicator:
         fastseq was built without MPI.
     CommunicationError
         mpi4py uses another MPI library than fastseq was built with, or the transport is not
-        available.
+        available. In each call: another rank makes another call, has left, or does not join.
+    RemoteError
+        In each call: another rank has failed.
+    RuntimeError
+        In each call: the communicator is reserved.
 
     Examples
     --------
@@ -183,6 +187,20 @@ class Communicator:
         """Return a zeroed vector in memory that peers can reach, for data exchanged often.
 
         Collective; the same length on all ranks. Aligned to a cache line.
+
+        Parameters
+        ----------
+        numel
+            The number of elements.
+        dtype
+            Their type.
+        device
+            Where; on a GPU, the memory is an ordinary tensor's.
+
+        Returns
+        -------
+        Tensor
+            ``(numel,)``.
         """
         if torch.device(device).type != "cpu":
             return torch.zeros(numel, dtype=dtype, device=device)
@@ -193,7 +211,13 @@ class Communicator:
         return torch.frombuffer(memory, dtype=dtype, count=numel)
 
     def warn_unless_shared(self, memory: _comm.Buffer) -> None:
-        """Warn if the ranks of this machine do not see memory that was meant for them."""
+        """Warn if the ranks of this machine do not see memory that was meant for them.
+
+        Parameters
+        ----------
+        memory
+            What the native communicator has allocated.
+        """
         shares = self.transport in ("shm", "hierarchy")
         if self.local_size > 1 and shares and not self._native.is_shared(memory):
             warnings.warn(
@@ -218,6 +242,19 @@ class Communicator:
         -------
         Tensor
             `tensor` itself.
+
+        Raises
+        ------
+        ValueError
+            `op` is unknown.
+        TypeError
+            `tensor` holds integers or booleans.
+
+        Examples
+        --------
+        >>> from fastseq.distributed import world
+        >>> world().allreduce_(torch.tensor([1.0, 2.0]), "sum")
+        tensor([1., 2.])
         """
         if op not in ("mean", "sum"):
             raise ValueError(f'op must be "mean" or "sum", got {op!r}')
@@ -233,7 +270,25 @@ class Communicator:
         return _return_to(tensor, host)
 
     def broadcast_(self, tensor: Tensor, root: int = 0) -> Tensor:
-        """Replace `tensor` by rank `root`'s; any dtype, same shape on all ranks."""
+        """Replace `tensor` by that of one rank.
+
+        Parameters
+        ----------
+        tensor
+            Of any dtype; same shape on all ranks.
+        root
+            That rank.
+
+        Returns
+        -------
+        Tensor
+            `tensor` itself.
+
+        Raises
+        ------
+        CommunicationError
+            `root` is no rank.
+        """
         host = _on_host(tensor)
         self._free()._native.broadcast(host.data_ptr(), host.numel() * host.element_size(), root)
         return _return_to(tensor, host)
@@ -242,6 +297,21 @@ class Communicator:
         """Return a communicator of the same ranks, with exchanges independent of this one's.
 
         Collective. Its options are those of the class, or else this one's.
+
+        Parameters
+        ----------
+        **options
+            Of the class, such as ``timeout=60.0``.
+
+        Returns
+        -------
+        Communicator
+            The new one.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An option is unknown or invalid.
 
         Examples
         --------
@@ -255,10 +325,22 @@ class Communicator:
         self._free()._native.barrier()
 
     def agree(self, what: str, value: str) -> None:
-        """Raise `ValueError` on all ranks unless `value` is the same on all of them.
+        """Raise on all ranks unless they have the same value.
 
-        The message shows the first line that differs between rank 0 and the lowest rank that
-        differs. Ranks that agree in different calls raise `CommunicationError`.
+        Parameters
+        ----------
+        what
+            What the value is, for the message.
+        value
+            Text; the message shows the first line that differs between rank 0 and the lowest rank
+            that differs.
+
+        Raises
+        ------
+        ValueError
+            The values differ.
+        CommunicationError
+            The ranks agree in different calls, see `purpose`.
         """
         with self.purpose("agree"):
             value = f"{self._purpose}\n{value}"
@@ -282,7 +364,20 @@ class Communicator:
         )
 
     def broadcast_bytes(self, data: bytes, root: int) -> bytes:
-        """Return rank `root`'s bytes."""
+        """Return one rank's bytes.
+
+        Parameters
+        ----------
+        data
+            What to send, on that rank; on the others it is not looked at.
+        root
+            That rank.
+
+        Returns
+        -------
+        bytes
+            The rank's `data`.
+        """
         length = torch.tensor(len(data), dtype=torch.int64)
         buffer = torch.empty(int(self.broadcast_(length, root)), dtype=torch.uint8)
         if self.rank == root:
@@ -291,7 +386,18 @@ class Communicator:
 
     @contextmanager
     def reserved(self, user: str) -> Iterator[None]:
-        """Reserve the communicator for `user`: other calls raise `RuntimeError` meanwhile."""
+        """Reserve the communicator for `user`: other calls raise `RuntimeError` meanwhile.
+
+        Parameters
+        ----------
+        user
+            Who, for the message of the error.
+
+        Yields
+        ------
+        None
+            In the body of the ``with``, the communicator is reserved.
+        """
         self.busy = user
         try:
             yield
@@ -303,6 +409,16 @@ class Communicator:
         """Name the user's call behind the exchanges in the body of a ``with``.
 
         If ranks turn out to be out of step, the error names it.
+
+        Parameters
+        ----------
+        call
+            The call, such as ``"fit"``.
+
+        Yields
+        ------
+        None
+            In the body of the ``with``, the exchanges have that name.
         """
         outer = self._purpose
         self._purpose = f"{call} in {outer}" if outer else call
@@ -330,15 +446,30 @@ class Communicator:
         return self._of_this_process()
 
     def fail(self, message: str) -> None:
-        """Make all other ranks raise `RemoteError` with `message` at their next call."""
+        """Make all other ranks raise `RemoteError` with `message` at their next call.
+
+        Parameters
+        ----------
+        message
+            What has failed.
+        """
         self._of_this_process()._native.fail(message)
 
     def leave(self) -> None:
-        """Announce that this rank makes no more calls: ranks that do get `CommunicationError`."""
+        """Announce that this rank makes no more calls.
+
+        Ranks that do get `CommunicationError`.
+        """
         self._of_this_process()._native.leave()
 
     def abort(self, exit_code: int = 1) -> None:
-        """End the processes of all ranks at once."""
+        """End the processes of all ranks at once.
+
+        Parameters
+        ----------
+        exit_code
+            Of the processes.
+        """
         self._native.abort(exit_code)
 
 
@@ -368,12 +499,24 @@ def world() -> Communicator:
     rank ends all ranks, and a rank that exits early is announced to the others. A child process of
     a rank is a single process.
 
+    Returns
+    -------
+    Communicator
+        The same at each call; without a launcher, of one rank.
+
     Raises
     ------
     MissingFeatureError
         The launcher started several ranks, but mpi4py or fastseq's MPI part is missing.
     CommunicationError
         The launcher's variables are wrong, two launchers started this process, or ranks don't come.
+
+    Examples
+    --------
+    >>> comm = world()
+    >>> if comm.rank == 0:
+    ...     print("ranks:", comm.size)
+    ranks: 1
     """
     global _world
     if _world is None or _world._process != os.getpid():
@@ -426,6 +569,23 @@ def communicator(comm: object) -> Communicator:
     comm
         ``"auto"`` (all ranks, if there is a launcher), None (this process alone), a
         `Communicator`, or an mpi4py communicator.
+
+    Returns
+    -------
+    Communicator
+        `comm` itself if it is one.
+
+    Raises
+    ------
+    TypeError
+        `comm` is something else.
+    MissingFeatureError, CommunicationError
+        As `world`, for ``"auto"``; as `Communicator`, for one of mpi4py's.
+
+    Examples
+    --------
+    >>> communicator(None)
+    Communicator(rank=0, size=1, transport='single')
     """
     if isinstance(comm, Communicator):
         return comm
@@ -441,7 +601,18 @@ def communicator(comm: object) -> Communicator:
 
 
 def mpi_library() -> str | None:
-    """Return the version line of the MPI library fastseq was built with, or None."""
+    """Return the MPI library that fastseq was built with.
+
+    Returns
+    -------
+    str or None
+        The line in which it tells its version; None: built without MPI, or the library is gone.
+
+    Examples
+    --------
+    >>> mpi_library() or "not built"
+    '...'
+    """
     try:
         version: str = _mpi_module().library_version()
     except MissingFeatureError:

@@ -38,6 +38,21 @@ def _module(m: object) -> nn.Module:
 def namedparams(m: object) -> dict[str, nn.Parameter]:
     """Return a model's parameters by name, in order; shared ones appear once.
 
+    Parameters
+    ----------
+    m
+        A `torch.nn.Module`, a `Stateful` or an `Estimator`.
+
+    Returns
+    -------
+    dict
+        The parameters themselves, by names such as ``"0.weight"``.
+
+    Raises
+    ------
+    TypeError
+        `m` is something else.
+
     Examples
     --------
     >>> list(namedparams(nn.Linear(2, 1)))
@@ -51,6 +66,21 @@ def weights(m: object) -> list[nn.Parameter]:
 
     A bias is a parameter whose own name begins with ``bias`` (``bias``, ``bias_ih_l0``, …).
 
+    Parameters
+    ----------
+    m
+        A `torch.nn.Module`, a `Stateful` or an `Estimator`.
+
+    Returns
+    -------
+    list
+        The parameters themselves, in the order of `namedparams`.
+
+    Raises
+    ------
+    TypeError
+        `m` is something else.
+
     Examples
     --------
     >>> [w.shape for w in weights(nn.Linear(2, 1))]
@@ -62,6 +92,23 @@ def weights(m: object) -> list[nn.Parameter]:
 
 def decay_groups(m: object, weight_decay: float) -> list[dict[str, Any]]:
     """Return parameter groups for an optimizer, with weight decay on `weights`, not on biases.
+
+    Parameters
+    ----------
+    m
+        A `torch.nn.Module`, a `Stateful` or an `Estimator`.
+    weight_decay
+        The factor of weight decay, as the optimizer takes it.
+
+    Returns
+    -------
+    list
+        At most two dicts with ``"params"`` and ``"weight_decay"``, which is 0 for biases.
+
+    Raises
+    ------
+    TypeError
+        `m` is something else.
 
     Examples
     --------
@@ -94,6 +141,21 @@ def net2vec(m: object) -> Tensor:
     Differentiable with respect to the parameters. Parameters of several dtypes are promoted to a
     common one.
 
+    Parameters
+    ----------
+    m
+        A `torch.nn.Module`, a `Stateful` or an `Estimator`.
+
+    Returns
+    -------
+    Tensor
+        ``(P,)``, P elements in all, in the order of `namedparams`.
+
+    Raises
+    ------
+    TypeError
+        `m` is something else.
+
     Examples
     --------
     >>> net2vec(nn.Linear(2, 1)).shape
@@ -105,8 +167,17 @@ def net2vec(m: object) -> Tensor:
 def vec2net(m: object, v: Tensor) -> None:
     """Copy a vector, as `net2vec` returns it, into the parameters of a model, in place.
 
+    Parameters
+    ----------
+    m
+        A `torch.nn.Module`, a `Stateful` or an `Estimator`.
+    v
+        A vector ``(P,)``, of any dtype.
+
     Raises
     ------
+    TypeError
+        `m` is something else.
     ValueError
         `v` is not a vector with as many elements as the model has parameters.
 
@@ -133,6 +204,21 @@ def net2grad(m: object) -> Tensor:
     In the order of `net2vec`, with zeros for parameters without a gradient. The vector is a copy:
     changing it changes no gradient.
 
+    Parameters
+    ----------
+    m
+        A `torch.nn.Module`, a `Stateful` or an `Estimator`.
+
+    Returns
+    -------
+    Tensor
+        ``(P,)``, without a graph.
+
+    Raises
+    ------
+    TypeError
+        `m` is something else.
+
     Examples
     --------
     >>> model = nn.Linear(2, 1)
@@ -150,6 +236,21 @@ def notrack(m: object) -> nn.Module:
 
     The copy sees all changes that training makes to the model's parameters and buffers.
 
+    Parameters
+    ----------
+    m
+        A `torch.nn.Module`, a `Stateful` or an `Estimator`.
+
+    Returns
+    -------
+    torch.nn.Module
+        The copy, a module also for a `Stateful` or an `Estimator`.
+
+    Raises
+    ------
+    TypeError
+        `m` is something else.
+
     Examples
     --------
     >>> frozen = notrack(nn.Linear(2, 1))
@@ -166,6 +267,21 @@ def notrack(m: object) -> nn.Module:
 def states(m: object) -> Tree:
     """Return a copy of the state of a `Stateful` or an `Estimator`; None if fresh.
 
+    Parameters
+    ----------
+    m
+        A `Stateful` or an `Estimator`.
+
+    Returns
+    -------
+    Tensor, tuple, list, dict or None
+        The state, in the structure in which the model returns it.
+
+    Raises
+    ------
+    TypeError
+        `m` carries no state, such as a module by itself.
+
     Examples
     --------
     >>> import fastseq as fs
@@ -179,6 +295,18 @@ def states(m: object) -> Tree:
 
 def loadstates(m: object, s: Tree) -> None:
     """Make a `Stateful` or an `Estimator` continue from a state that `states` returned.
+
+    Parameters
+    ----------
+    m
+        A `Stateful` or an `Estimator`.
+    s
+        The state, of which a copy is kept; None: start anew.
+
+    Raises
+    ------
+    TypeError
+        `m` carries no state, such as a module by itself.
 
     Examples
     --------

@@ -210,6 +210,15 @@ class Stateful:
         Whether steps beyond a sequence's end are known to leave its other outputs, and its state,
         as they are: the model runs on chunks in which sequences end as a whole.
 
+    Raises
+    ------
+    TypeError
+        `module` is a single-step cell such as `torch.nn.GRUCell`, a `torch.nn.Sequential` around a
+        recurrent layer, whose state it would drop, or one whose ``forward`` needs more arguments.
+    ValueError
+        A recurrent layer was made with ``batch_first=True``. When it is called: the loss runs a
+        bidirectional layer of torch's own twice in a chunk in which sequences end.
+
     Examples
     --------
     >>> m = Stateful(nn.GRU(3, 4))
@@ -299,7 +308,13 @@ class Stateful:
                 self.state = reset_backward(self.module, self.state)
 
     def fresh(self) -> Stateful:
-        """Return a `Stateful` of the same model with a fresh state."""
+        """Return another one of the same model, with a fresh state.
+
+        Returns
+        -------
+        Stateful
+            It shares the model, and has no `lengths`.
+        """
         other = copy.copy(self)
         other.state = other.lengths = None
         other._ended = False
@@ -311,11 +326,24 @@ class Stateful:
         self._ended = False
 
     def get_state(self) -> Tree:
-        """Return a detached copy of the state; None before the first call."""
+        """Return the state.
+
+        Returns
+        -------
+        Tensor, tuple, list, dict or None
+            A detached copy, in the structure in which the model returns it; None before the first
+            call.
+        """
         return tree_map(lambda a: a.detach().clone(), self.state)
 
     def set_state(self, state: Tree) -> None:
-        """Continue from `state`, as `get_state` returned it."""
+        """Continue from `state`, as `get_state` returned it.
+
+        Parameters
+        ----------
+        state
+            The state, of which a detached copy is kept; None: fresh.
+        """
         self.state = tree_map(lambda a: a.detach().clone(), state)
 
 

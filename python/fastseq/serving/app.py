@@ -143,6 +143,11 @@ def make_app(
     hosts
         Names by which clients may call the server: others are refused. ``"*"``: any.
 
+    Returns
+    -------
+    fastapi.FastAPI
+        The app; ``uvicorn.run(app)`` runs it.
+
     Raises
     ------
     ValueError, TypeError

@@ -47,12 +47,24 @@ class History(Sequence[dict[str, Any]]):
         self._updates = 0
 
     def append(self, row: dict[str, Any]) -> None:
-        """Add an epoch."""
+        """Add an epoch.
+
+        Parameters
+        ----------
+        row
+            Its numbers, by name. `fit` adds the rows of its epochs itself.
+        """
         self._rows.append(row)
         self._updates += row.get("updates", 0)
 
     def replace(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Replace all epochs by these."""
+        """Replace all epochs.
+
+        Parameters
+        ----------
+        rows
+            The rows of the new ones.
+        """
         self._rows[:] = rows
         self._updates = sum(row.get("updates", 0) for row in self._rows)
 
@@ -112,7 +124,19 @@ class History(Sequence[dict[str, Any]]):
         return [columns, *rows]
 
     def to_frame(self) -> pd.DataFrame:
-        """Return a `pandas.DataFrame` with one row per epoch (needs pandas)."""
+        """Return the history as a table (needs pandas).
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row per epoch, one column for each of `columns`; missing where an epoch has no such
+            number.
+
+        Raises
+        ------
+        MissingFeatureError
+            pandas is not installed.
+        """
         pd = need("pandas", "History.to_frame")
         return pd.DataFrame(self._rows, columns=self.columns)
 
@@ -131,6 +155,11 @@ class History(Sequence[dict[str, Any]]):
         -------
         matplotlib.axes.Axes
             The axes of the losses; ``ax.figure.savefig("history.png")`` saves the figure.
+
+        Raises
+        ------
+        MissingFeatureError
+            matplotlib is not installed.
         """
         need("matplotlib", "History.plot")
         from .history_plot import plot_history

@@ -119,9 +119,31 @@ class Spec(FromArguments):
 
     @classmethod
     def of(cls, spec: object) -> Spec:
-        """Make a `Spec` from a dict, or from any object that has its fields.
+        """Make a `Spec` from the argument `spec` of `Estimator`.
 
-        A dict must have no other keys; objects may have other attributes.
+        Parameters
+        ----------
+        spec
+            A `Spec`, which is returned; a dict of its fields, with no other keys; or an object that
+            has its fields as attributes, and may have others.
+
+        Returns
+        -------
+        Spec
+            The settings; fields that are not given have their defaults.
+
+        Raises
+        ------
+        ValueError
+            A dict has other keys; ``epochs``, ``batchsize`` or ``seqsize`` is missing; or a value
+            is not allowed.
+        TypeError
+            A value is of a wrong type.
+
+        Examples
+        --------
+        >>> Spec.of({"epochs": 2, "batchsize": 20, "seqsize": 10}).accumulate
+        1
         """
         if isinstance(spec, cls):
             return spec

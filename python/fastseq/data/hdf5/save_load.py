@@ -84,6 +84,11 @@ def h5load(src: str | os.PathLike[str], *, mmap: bool = False, literals: bool = 
         ``nonarray``. They are merged into the file's other fields and parsed as literals: numbers,
         strings, arrays, tuples, objects ``Dict``. With False, they stay text.
 
+    Returns
+    -------
+    dict
+        Arrays, tensors, numbers, strings, None, and dicts, lists and tuples of these, by names.
+
     Raises
     ------
     FileNotFoundError

@@ -17,6 +17,16 @@ def bmm(a: Tensor, b: Tensor) -> Tensor:
     choice depends only on shapes, with measured switch points. Transposed and strided operands are
     read in place. Under autocast it is `torch.bmm`.
 
+    Parameters
+    ----------
+    a, b
+        Tensors ``(B, m, k)`` and ``(B, k, n)``, of one dtype and on one device.
+
+    Returns
+    -------
+    Tensor
+        The B products, ``(B, m, n)``.
+
     Raises
     ------
     ValueError
