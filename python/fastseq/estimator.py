@@ -808,7 +808,7 @@ class Estimator:
         Returns
         -------
         Tensor, tuple, list, dict or None
-            A copy, in the structure in which the model returns it; a recurrent layer's is
+            A copy, in the structure in which the model returns it: of a GRU
             ``(num_layers, N, hidden_size)``. None: the next `step` starts new series.
         """
         return self._predictor.get_state()

@@ -170,6 +170,12 @@ def test_broadcast(comm, dtype):
     assert torch.equal(tensor, (torch.arange(5) * comm.size % 2).to(dtype))
 
 
+@pytest.mark.parametrize("data", [b"why", b""])
+def test_broadcast_of_bytes(comm, data):
+    root = comm.size - 1
+    assert comm.broadcast_bytes(data if comm.rank == root else b"others", root) == data
+
+
 def test_allocate(comm):
     buffer = comm.allocate(1001, torch.float32)
     assert buffer.shape == (1001,)

@@ -380,7 +380,7 @@ class Communicator:
         """
         length = torch.tensor(len(data), dtype=torch.int64)
         buffer = torch.empty(int(self.broadcast_(length, root)), dtype=torch.uint8)
-        if self.rank == root:
+        if self.rank == root and data:  # torch.frombuffer takes no empty ones
             buffer.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
         return bytes(self.broadcast_(buffer, root).numpy())
 
