@@ -52,7 +52,7 @@ class NamedMetric:
         except ValueError:
             names = get_scorer_names()
             raise ValueError(
-                f"{name!r} is not one of scikit-learn's metrics{meant(name, names)} Choose "
+                f"{name!r} is not one of scikit-learn's metrics{meant(name, names) or '.'} Choose "
                 f"from {', '.join(names)}"
             ) from None
         function: Callable[..., object] = self._scorer._score_func

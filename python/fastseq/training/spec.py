@@ -151,8 +151,9 @@ class Spec(FromArguments):
         if isinstance(spec, Mapping):
             unknown = [str(key) for key in spec if key not in names]
             if unknown:
+                meaning = meant(unknown[0], names) or "."
                 raise ValueError(
-                    f"spec has unknown field(s) {', '.join(unknown)}{meant(unknown[0], names)} "
+                    f"spec has unknown field(s) {', '.join(unknown)}{meaning} "
                     f"There are {', '.join(names)}"
                 )
             values = dict(spec)
