@@ -71,7 +71,7 @@ def main() -> None:
         done = int(max(killed.glob("run/*")).stem[-6:])  # the newest checkpoint's number
         print(f"killed after epoch {done}; started again")
         both = [run(killed), run(whole)]
-        if any([process.wait() for process in both]):
+        if [process.wait() for process in both] != [0, 0]:
             raise SystemExit("a run failed")
         runs = [fs.Estimator.load(folder / "model.safetensors") for folder in (whole, killed)]
     draw([run.history_ for run in runs], done, options.out)
