@@ -143,7 +143,8 @@ def main() -> None:
     forecaster.history_.plot().figure.savefig(args.out / "history.png", dpi=120)
     better = 1 - mae[MODEL] / mae[WEEKLY]
     print(f"\nIts mean absolute error is {better:.0%} below the seasonal-naive forecast's.")
-    print(f"Pictures: {args.out / 'forecast.png'}, {args.out / 'history.png'}")
+    print(f"Pictures: {args.out / 'history.png'} (losses), {args.out / 'forecast.png'} ", end="")
+    print("(below: how far off the forecasts are)")
     if better < 0.3:
         raise SystemExit("The error is not 30% below the seasonal-naive forecast's.")
 

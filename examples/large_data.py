@@ -96,7 +96,8 @@ def train(path: Path, limit: int, epochs: int) -> None:
         file.create_dataset("yhat", y.shape, np.float32)
     yhat = fs.h5mmap(path.with_name("yhat.h5"), "yhat", mode="r+")
     est.predict(x, out=yhat)
-    print(f"anonymous memory grew by {memory('RssAnon') - before} MB")
+    grown, size = memory("RssAnon") - before, path.stat().st_size // 10**6
+    print(f"training and forecasting took {grown} MB of memory for a file of {size} MB")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from matplotlib.figure import Figure
 from torch.nn.functional import mse_loss
 
 import fastseq as fs
@@ -43,7 +43,6 @@ def train(folder: Path, pause: float) -> None:
     )  # fmt: skip
     est.fit(x, y, checkpoint=folder / "run", resume="auto")
     est.save(folder / "model.safetensors")
-    est.history_.plot().figure.savefig(folder / "history.png", dpi=100)
 
 
 def main() -> None:
@@ -69,16 +68,32 @@ def main() -> None:
         time.sleep(1.0)  # some epochs
         first.kill()
         first.wait()
-        print("killed; started again")
-        if run(killed).wait() or run(whole).wait():
+        done = int(max(killed.glob("run/*")).stem[-6:])  # the newest checkpoint's number
+        print(f"killed after epoch {done}; started again")
+        both = [run(killed), run(whole)]
+        if [process.wait() for process in both] != [0, 0]:
             raise SystemExit("a run failed")
-        models = [load_file(folder / "model.safetensors") for folder in (killed, whole)]
-        options.out.write_bytes((killed / "history.png").read_bytes())
-    print(f"Picture: {options.out}")
-    for name, value in models[0].items():
-        if not torch.equal(value, models[1][name]):
+        runs = [fs.Estimator.load(folder / "model.safetensors") for folder in (whole, killed)]
+    draw([run.history_ for run in runs], done, options.out)
+    weights = [run.model.state_dict() for run in runs]
+    for name, value in weights[0].items():
+        if not torch.equal(value, weights[1][name]):
             raise SystemExit(f"the models differ in {name}")
     print("both models are equal, bit for bit")
+    print(f"Picture: {options.out} (the resumed run's losses are those of the other one)")
+
+
+def draw(histories: list[fs.History], done: int, path: Path) -> None:
+    """Draw the losses of both runs, and when the second one was killed."""
+    ax = Figure(figsize=(7, 4), layout="constrained").add_subplot()
+    styles = ({"lw": 5, "alpha": 0.4}, {"marker": "o"})
+    for rows, style, label in zip(histories, styles, ("left alone", "resumed"), strict=True):
+        ax.plot([r["epoch"] for r in rows], [r["loss"] for r in rows], label=label, **style)
+    ax.axvline(done, color="C3", ls="--", label=f"killed after epoch {done}")
+    ax.set(xlabel="epoch", ylabel="mean squared error", yscale="log")
+    ax.grid(alpha=0.3)
+    ax.legend(frameon=False)
+    ax.figure.savefig(path, dpi=100)
 
 
 if __name__ == "__main__":

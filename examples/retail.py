@@ -1,4 +1,4 @@
-"""Forecast the daily sales of many shop articles, with prices, promotions and the calendar.
+"""Forecast the daily sales of many shop articles, with planned promotions and the calendar.
 
 The sales are drawn: a level and a weekly shape of each article, a trend, and promotions that are
 planned ahead and raise sales. One model learns all of them, and forecasts four weeks.
@@ -74,12 +74,13 @@ def draw(known: pd.DataFrame, held_out: pd.DataFrame, forecast: pd.DataFrame, pa
         ahead = ahead.drop(columns="article")
         plot_forecast(past["sold"][-56:], ahead, actual=then["sold"], ax=ax)
         ax.set_title(name, loc="left")
-        if name == names[0]:
-            ax.legend(ncols=2, fontsize="small", frameon=False, loc="upper left")
-        else:
-            ax.get_legend().remove()
+        ax.set_ylabel("sold in a day")
+        ax.get_legend().remove()
+    figure.legend(
+        *ax.get_legend_handles_labels(), loc="outside upper right", ncols=4, frameon=False
+    )
     figure.savefig(path, dpi=100)
-    print(f"Picture: {path}")
+    print(f"Picture: {path} (promotions, which are planned, are peaks of the forecasts, too)")
 
 
 if __name__ == "__main__":

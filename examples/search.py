@@ -58,11 +58,13 @@ def main() -> None:
         pruned = trial.state == optuna.trial.TrialState.PRUNED
         curve = sorted(trial.intermediate_values.items())
         best = trial.number == study.best_trial.number
-        color = "C3" if best else "0.7" if pruned else "C0"
-        ax.plot(*zip(*curve, strict=True), color=color, lw=2 if best else 1)
-    ax.set(xlabel="epoch", ylabel="validation loss", yscale="log", title="red: best; grey: stopped")
+        color, label = ("C3", "best") if best else ("0.7", "stopped") if pruned else ("C0", "ended")
+        ax.plot(*zip(*curve, strict=True), color=color, lw=2 if best else 1, label=label)
+    ax.set(xlabel="epoch", ylabel="validation loss (mean squared error)", yscale="log")
+    kinds = dict(zip(*ax.get_legend_handles_labels()[::-1], strict=True))  # each once
+    ax.legend(kinds.values(), kinds, title="trials", frameon=False)
     figure.savefig(options.out, dpi=100)
-    print(f"Picture: {options.out}")
+    print(f"Picture: {options.out} (grey: trials that were worse than most, and were stopped)")
 
 
 if __name__ == "__main__":

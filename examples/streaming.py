@@ -18,7 +18,7 @@ from torch.nn.functional import mse_loss
 
 import fastseq as fs
 
-MACHINES, BROKEN = 32, 5
+MACHINES, BROKEN, CHANGE = 32, 5, 200
 
 
 def draw_signals(steps: int, rng: np.random.Generator) -> np.ndarray:
@@ -49,7 +49,7 @@ def main() -> None:
     est.fit(signals[:-1], signals[1:])
 
     live = draw_signals(400, rng)
-    live[200:, BROKEN] *= 1.8
+    live[CHANGE:, BROKEN] *= 1.8
     est.reset_state()
     errors = np.zeros((len(live) - 1, MACHINES))
     start = time.perf_counter()
@@ -59,18 +59,26 @@ def main() -> None:
     each = (time.perf_counter() - start) / len(errors)
     print(f"{each * 1e6:.0f} µs for a step of {MACHINES} machines")
 
-    level = np.median(errors[50:200], axis=0)
-    alarm = errors[200:].mean(0) / level
+    level = np.median(errors[50:CHANGE], axis=0)
+    alarm = errors[CHANGE:].mean(0) / level
     print(f"machine {alarm.argmax()} is {alarm.max():.1f} times as far off as before")
     figure = Figure(figsize=(10, 5), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)
     top.plot(live[:, BROKEN, 0], lw=1)
-    top.set_title(f"machine {BROKEN}", loc="left")
-    bottom.plot(errors, color="0.8", lw=0.6)
-    bottom.plot(errors[:, BROKEN], color="C3", lw=1)
-    bottom.set(xlabel="step", ylabel="error of the prediction")
+    top.set(ylabel=f"signal of machine {BROKEN}")
+    _, *others = bottom.plot(errors, color="0.8", lw=0.6)
+    (own,) = bottom.plot(errors[:, BROKEN], color="C3", lw=1)
+    bottom.set(xlabel="step", ylabel="error of the prediction", ylim=(0, None))
+    for ax in (top, bottom):
+        begin = ax.axvline(CHANGE, color="0.3", ls=":")
+        ax.margins(x=0)
+    bottom.legend(
+        [own, others[0], begin],
+        [f"machine {BROKEN}", "the others", f"machine {BROKEN} is out of order from here on"],
+        loc="upper left",
+    )
     figure.savefig(options.out, dpi=100)
-    print(f"Picture: {options.out}")
+    print(f"Picture: {options.out} (from step {CHANGE} on, red errors rise above the grey ones)")
     if alarm.argmax() != BROKEN:
         raise SystemExit("the machine that is out of order was not found")
 

@@ -8,6 +8,7 @@ import json
 import sys
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 from . import __version__
 from ._util.arguments import check_flags, meant_by
@@ -24,16 +25,24 @@ def main(words: list[str] | None = None) -> int:
         prog="fastseq", description="Sequence models for PyTorch: forecasts from files, and tools."
     )
     parser.add_argument("--version", action="version", version=f"fastseq {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True)
-    # without abbreviations: a file of settings is looked for by its whole name
-    fit = commands.add_parser(
-        "fit", allow_abbrev=False, help="train a forecaster on a CSV or Parquet file"
+    commands = parser.add_subparsers(
+        dest="command", required=True, title="commands", metavar="COMMAND"
     )
-    predict = commands.add_parser("predict", help="forecast with a trained forecaster")
-    serve = commands.add_parser("serve", help="answer requests by HTTP with a saved model")
-    commands.add_parser("info", help="versions, devices, MPI, kernels and transport in use")
-    commands.add_parser("doctor", help="what may keep it from running well here, and what to do")
-    h5.add_commands(commands.add_parser("h5", help="HDF5 files: join, describe, check"))
+
+    def add(name: str, text: str, **options: Any) -> argparse.ArgumentParser:
+        description = f"{text[0].upper()}{text[1:]}."
+        return commands.add_parser(name, help=text, description=description, **options)
+
+    # without abbreviations: a file of settings is looked for by its whole name
+    fit = add("fit", "train a forecaster on a CSV or Parquet file", allow_abbrev=False)
+    predict = add("predict", "forecast with a trained forecaster")
+    serve = add("serve", "answer requests by HTTP with a saved model")
+    add("info", "versions, devices, MPI, kernels and transport in use, as JSON")
+    add("doctor", "what may keep it from running well here; lines after a ! say what to do")
+    h5.add_commands(add("h5", "HDF5 files: join, describe, check"))
+    if not words:
+        parser.print_help(sys.stderr)
+        return 2
     try:
         if words[:1] in (["fit"], ["predict"]):
             # imported on use: they need scikit-learn
@@ -49,8 +58,9 @@ def main(words: list[str] | None = None) -> int:
             server.add_serve(serve)
         arguments, unknown = parser.parse_known_args(words)
         if unknown:
-            advice = meant_by(commands.choices[arguments.command], words, unknown)
-            parser.error(f"unrecognized arguments: {' '.join(unknown)}{advice}")
+            command = commands.choices[arguments.command]
+            advice = meant_by(command, words, unknown)
+            command.error(f"unrecognized arguments: {' '.join(unknown)}{advice}")
         if arguments.command == "h5":
             return h5.run(arguments)
         if arguments.command == "info":

@@ -92,7 +92,8 @@ def _threads() -> Iterator[Finding]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = torch.get_num_threads()
     ranks = int(os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    text = f"{threads} in each of {ranks} processes, on {cores} cores"
+    each = f" in each of {ranks} processes" if ranks > 1 else ""
+    text = f"{threads}{each}, on {cores} cores"
     advice = ""
     if cores and ranks > cores:
         advice = f"they wait for each other: start at most {cores} ranks on this machine"
@@ -118,7 +119,7 @@ def _mpi() -> Iterator[Finding]:
         yield Finding("MPI", "its library does not load", str(error))
         return
     if version is not None:
-        yield Finding("MPI", version.splitlines()[0])
+        yield Finding("MPI", version.splitlines()[0].split(",")[0])
         return
     launcher = shutil.which("mpirun")
     advice = (

@@ -258,14 +258,34 @@ def test_the_page_on_scaling_is_made_of_the_bench_s_files(monkeypatch, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resume", "retail", "search", "sensors", "streaming"])
+@pytest.mark.parametrize(
+    "name",
+    ["resume", "retail", "search", "sensors", "serving", "streaming", "two_ranks"],
+)
 def test_examples_run_and_draw(name, tmp_path):
     done = subprocess.run(
         [sys.executable, ROOT / "examples" / f"{name}.py"], cwd=tmp_path,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith(f"Picture: {name}.png (")
     assert (tmp_path / f"{name}.png").stat().st_size > 8_000
+
+
+@pytest.mark.slow
+def test_two_ranks_of_mpirun_train_the_same_model(tmp_path):
+    script = ROOT / "examples" / "two_ranks.py"
+    done = mpirun(
+        tmp_path, 2, f"import runpy; runpy.run_path({str(script)!r}, run_name='__main__')"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Picture: two_ranks.png (") == 1
+
+
+def test_the_gallery_s_page_names_each_example():
+    page = (ROOT / "examples" / "README.md").read_text()
+    listed = re.findall(r"^\| `(\w+\.py)`", page, re.MULTILINE)
+    assert sorted(listed) == sorted(path.name for path in (ROOT / "examples").glob("*.py"))
 
 
 @pytest.mark.slow

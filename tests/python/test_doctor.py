@@ -47,6 +47,7 @@ def test_a_healthy_machine_needs_no_advice(told, monkeypatch):
 def test_too_many_threads_and_ranks(told, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    assert told()["threads"] == ("8, on 8 cores", "")
     monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_SIZE", "4")
     assert told()["threads"] == (
         "8 in each of 4 processes, on 8 cores", "they wait for each other: set OMP_NUM_THREADS=2",
@@ -82,3 +83,25 @@ def test_limited_kernels_and_missing_packages(told, monkeypatch):
     assert "unset it" in found["processor"][1]
     assert found["packages"] == ("no matplotlib", "for plots: pip install matplotlib")
     assert found["compilers"][0] == "none"
+
+
+@pytest.mark.parametrize("command", ["fit", "predict", "serve", "info", "doctor", "h5"])
+def test_commands_say_what_they_do_and_whose_argument_is_wrong(capsys, command):
+    assert main([]) == 2
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if f"    {command} " in line]
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    text = " ".join(capsys.readouterr().out.split()).lower()
+    assert told.split(maxsplit=1)[1].strip().lower() in text
+    words = {"fit": ["a", "b"], "predict": ["a"], "serve": ["a"], "h5": ["info", "a"]}
+    with pytest.raises(SystemExit, match="2"):
+        main([command, *words.get(command, []), "--odd"])
+    assert f"fastseq {command}: error: unrecognized arguments: --odd" in capsys.readouterr().err
+
+
+def test_a_port_is_a_number(capsys):
+    for port in ("abc", "-1", "65536"):
+        with pytest.raises(SystemExit, match="2"):
+            main(["serve", "model", f"--port={port}"])
+        message = f"--port: must be a number from 0 to 65535, got {port!r}"
+        assert message in capsys.readouterr().err

@@ -98,17 +98,30 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``serve``."""
     parser.add_argument("model", help="a file that save, or fastseq fit, has written")
     parser.add_argument(
-        "--host", default="127.0.0.1", help="where to listen (default: this machine only)"
-    )
-    parser.add_argument("--port", type=_port, default=8000, help="(default: 8000)")
-    parser.add_argument(
-        "--batchsize", type=int, default=64, help="most records at once (default: 64)"
-    )
-    parser.add_argument(
-        "--timeout", type=float, default=30.0, help="seconds for a request (default: 30)"
+        "--host",
+        default="127.0.0.1",
+        metavar="NAME",
+        help="where to listen (default: this machine only)",
     )
     parser.add_argument(
-        "--most-bytes", type=int, default=16 << 20, help="of a request (default: 16 MiB)"
+        "--port", type=_port, default=8000, metavar="N", help="the port's number (default: 8000)"
+    )
+    parser.add_argument(
+        "--batchsize", type=int, default=64, metavar="N", help="most records at once (default: 64)"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=30.0,
+        metavar="X",
+        help="seconds in which a request must have come, and then be answered (default: 30)",
+    )
+    parser.add_argument(
+        "--most-bytes",
+        type=int,
+        default=16 << 20,
+        metavar="N",
+        help="bytes that a request may have (default: 16 MiB)",
     )
     parser.add_argument(
         "--hosts",
@@ -117,14 +130,15 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
         help="names by which clients may call the server (default: this machine's, if --host is)",
     )
     levels = ("critical", "error", "warning", "info", "debug", "trace")
-    parser.add_argument("--log-level", default="info", choices=levels, help="(default: info)")
+    parser.add_argument(
+        "--log-level", default="info", choices=levels, help="what the server prints (default: info)"
+    )
 
 
 def _port(text: str) -> int:
-    port = int(text)
-    if not 0 <= port < 1 << 16:
-        raise argparse.ArgumentTypeError(f"must be from 0 to 65535, got {port}")
-    return port
+    if not text.isdecimal() or int(text) >= 1 << 16:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 65535, got {text!r}")
+    return int(text)
 
 
 def run_serve(arguments: argparse.Namespace) -> None:

@@ -26,7 +26,7 @@ _SHOWN_SOURCES = 20
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
     """Add the commands and their arguments."""
-    commands = parser.add_subparsers(dest="h5", required=True)
+    commands = parser.add_subparsers(dest="h5", required=True, title="commands", metavar="COMMAND")
     concat = commands.add_parser("concat", help="join the datasets of many files into one file")
     concat.add_argument("dst", help="the file to write")
     concat.add_argument(

@@ -69,7 +69,7 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
         "data",
         nargs="?",
         help="series to forecast, from their start, in the form of the training data (default: "
-        "the training data go on)",
+        "those of training, which are continued)",
     )
     parser.add_argument("--new", metavar="FILE", help="steps that follow the training data")
     parser.add_argument("--future", metavar="FILE", help="covariates of the steps to forecast")

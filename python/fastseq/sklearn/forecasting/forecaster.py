@@ -93,8 +93,12 @@ class SequenceForecaster(EvaluatedForecaster):
         How far apart steps are: a frequency of pandas such as "15min", or a number. None: inferred
         from the times; at least half of them must then follow each other directly, and at least
         half of all steps must be there.
-    id_col, time_col, target_col
-        Columns of a long frame.
+    id_col
+        Column of a long frame that holds the series' ids.
+    time_col
+        Column of a long frame that holds times.
+    target_col
+        Column of a long frame that holds the values to forecast.
     past
         Names of those columns of X, for arrays their positions, that are not known ahead: their
         values may have gaps, in which the model sees the last known one, and values after the
@@ -150,25 +154,41 @@ class SequenceForecaster(EvaluatedForecaster):
         ``"independent"``: one model forecasts each variable from its own past, as if it were a
         series of the panel; ``"together"``: all variables from the past of all. None: independent
         for "segrnn", else together.
-    hidden_size, num_layers, dropout
-        Sizes and dropout of the model, if `module` is a name. None: 32 and 0; for "segrnn" 64 and
-        0.3.
+    hidden_size
+        Number of units of a layer, if `module` is a name. None: 32; for "segrnn" 64.
+    num_layers
+        Number of layers, if `module` is a name.
+    dropout
+        Dropout in training, from 0 to 1, if `module` is a name. None: 0; for "segrnn" 0.3.
     loss
         Loss of points: "mse", "mae", "huber", or ``loss(output, target, reduction="none")``, on
         scaled values. Quantiles are learnt by the pinball loss. None: "mae" for "segrnn", else
         "mse".
-    optimizer, lr, weight_decay, decay_biases
-        "adam", "adamw", "sgd", "rmsprop", or a callable; its learning rate and weight decay, and
-        whether biases decay. For "segrnn" the learning rate falls: by half in each epoch, or in 400
-        updates if an epoch has fewer, down to 3 %.
-    epochs, batchsize, seqsize, fold
-        See `Spec`: passes over the data; series trained together; time steps that gradients reach
-        back; and the number of segments, trained together, to cut a long series into. None: 30, 32,
-        64, and 1. "segrnn" is trained on segments of `seqsize` steps (None: 8) in a new order each
-        epoch; None: as many together, and as many epochs, as suit the amount of data. If all series
-        have more than 750,000 steps, each epoch draws that many at random.
-    clip_norm, clip_value, accumulate
-        See `Spec`.
+    optimizer
+        "adam", "adamw", "sgd", "rmsprop", or a callable.
+    lr
+        Its learning rate. For "segrnn" it falls: by half in each epoch, or in 400 updates if an
+        epoch has fewer, down to 3 %.
+    weight_decay
+        Its weight decay.
+    decay_biases
+        Whether biases decay, too.
+    epochs
+        Passes over the data. None: 30; for "segrnn" as many as suit the amount of data. If all
+        series have more than 750,000 steps, each of its epochs draws that many at random.
+    batchsize
+        Series trained together. None: 32; for "segrnn", which is trained on segments of `seqsize`
+        steps in a new order each epoch, as many segments as suit the amount of data.
+    seqsize
+        Time steps that gradients reach back. None: 64; for "segrnn" 8.
+    fold
+        Number of segments, trained together, to cut a long series into. None: 1.
+    clip_norm
+        Scale gradients down together so that their 2-norm is at most this.
+    clip_value
+        Clip each gradient element to ± this, before `clip_norm`.
+    accumulate
+        Chunks whose gradients are averaged for one update.
     validation
         Number of last steps of each series to hold out: the loss of their forecasts goes into the
         history after each epoch, for callbacks such as early stopping. "segrnn" keeps the weights
