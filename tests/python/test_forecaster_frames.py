@@ -327,6 +327,7 @@ def test_missing_steps_are_missing_values():
     np.testing.assert_array_equal(numbers(found), wanted)
 
 
+@pytest.mark.filterwarnings("ignore:.* is deprecated:FutureWarning")  # of names, by pandas 2
 def test_a_given_frequency_says_what_is_missing():
     y = Y[0][:28]
     series = pd.Series(y[::7], DAYS[:28:7])

@@ -119,7 +119,9 @@ def test_what_is_loaded_does_the_same(tmp_path, kw, panel):
         pd.date_range("2000-01-31", periods=80, freq="BME", unit="s"),
         pd.date_range("2000-01-17", periods=80, freq=pd.DateOffset(months=2)),
         pd.date_range("2000-01-17", periods=80, freq="WOM-3MON"),
-        pd.date_range("2000-01-17", periods=80, freq=pd.offsets.LastWeekOfMonth(1, weekday=4)),
+        *[
+            pd.date_range("2000-01-17", periods=80, freq=pd.offsets.LastWeekOfMonth(1, weekday=4))
+        ][: int(pd.__version__.split(".")[0]) > 2],  # pandas 2 cannot read its name
         pd.date_range("2000-01-17", periods=80, freq="QE-NOV"),
         pd.bdate_range("2000-01-17", periods=80),
         pd.period_range("2000-01", periods=80, freq="Q-NOV"),
@@ -132,22 +134,22 @@ def test_what_is_loaded_does_the_same(tmp_path, kw, panel):
 )  # fmt: skip
 def test_times_are_loaded(tmp_path, index):
     y = pd.Series(wave(80)[0], index)
-    f = quick(module="linear", epochs=1).fit(y[:60])
+    f = quick(module="linear", epochs=1).fit(y.iloc[:60])
     g = saved(f, tmp_path)
-    np.testing.assert_array_equal(g.backtest(y[60:]), f.backtest(y[60:]))
-    g.update(y[60:70]).update(y[70:])
+    np.testing.assert_array_equal(g.backtest(y.iloc[60:]), f.backtest(y.iloc[60:]))
+    g.update(y.iloc[60:70]).update(y.iloc[70:])
     if index is not None:
         with pytest.raises(ValueError, match="must have the times of the steps that follow"):
-            g.update(y[60:62])
+            g.update(y.iloc[60:62])
         again = saved(g, tmp_path)
         with pytest.raises(ValueError, match="must have the times of the steps that follow"):
-            again.update(y[60:62])
+            again.update(y.iloc[60:62])
 
 
 def test_series_with_missing_steps(tmp_path):
     y = pd.Series(wave(80)[0], pd.date_range("2024-01-01", periods=80))
-    f = quick(epochs=1).fit(y[:60].drop(y.index[[20, 30]]))
-    np.testing.assert_array_equal(saved(f, tmp_path).backtest(y[60:]), f.backtest(y[60:]))
+    f = quick(epochs=1).fit(y.iloc[:60].drop(y.index[[20, 30]]))
+    np.testing.assert_array_equal(saved(f, tmp_path).backtest(y.iloc[60:]), f.backtest(y.iloc[60:]))
 
 
 def test_frequencies_without_a_name_are_told(tmp_path):

@@ -247,7 +247,10 @@ def test_a_list_of_covariates_does_not_follow_moved_series():
 @pytest.mark.parametrize(
     ("columns", "match"),
     [
-        ({"target_col": "forecast"}, "target_col is 'forecast', but forecasts have another column"),
+        (
+            {"target_col": "forecast"},
+            "target_col is 'forecast', but forecasts get a column of that name",
+        ),
         ({"time_col": "cutoff"}, "time_col is 'cutoff', but"),
         ({"id_col": "ds"}, "id_col and time_col are the same column, 'ds'"),
     ],

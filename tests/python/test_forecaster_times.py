@@ -14,7 +14,8 @@ from fastseq.sklearn.forecasting.times import Spacing, read_index, regular
 
 STEPS, HORIZON = 30, 4
 FREQUENCIES = [
-    "D", "2D", "h", "30min", "B", "W-WED", "MS", "ME", "BME", "QS", "QE-FEB", "YS", "WOM-3FRI", "LWOM-FRI",
+    "D", "2D", "h", "30min", "B", "W-WED", "MS", "ME", "BME", "QS", "QE-FEB", "YS", "WOM-3FRI",
+    *(["LWOM-FRI"] if int(pd.__version__.split(".")[0]) > 2 else []),  # which 2 cannot read
 ]  # fmt: skip
 
 
@@ -247,7 +248,7 @@ def test_tables_give_what_ordered_arrays_give_or_an_error(kind, steps, fault, wh
         "durations": pd.timedelta_range("1h", periods=total, freq="15min"),
     }[kind]
     y, x, y_array, x_array = random_tables(index, seed)
-    tables = {"y": y[:steps], "X": x[:steps]}
+    tables = {"y": y.iloc[:steps], "X": x.iloc[:steps]}
     table = tables[which]
     place = int(rng.integers(1, steps - 1))
     changed = {
@@ -322,7 +323,11 @@ def test_columns_go_by_their_names():
             TypeError,
             "column 'c' of y must hold numbers, got period.*set_index",
         ),
-        (DAYS.astype(str), TypeError, "column 'c' of y must hold numbers, got str"),
+        (
+            DAYS.astype(str),
+            TypeError,
+            "column 'c' of y must hold numbers, got (str|object)",
+        ),  # pandas 3, 2
         (pd.Series([1] * 37 + [None], DAYS, dtype=object), TypeError, "column 'c' of y .*object"),
         (pd.Categorical(np.arange(38) % 3), TypeError, "column 'c' of y .*category"),
         (np.zeros(38, complex), TypeError, "column 'c' of y must hold numbers, got complex"),

@@ -254,7 +254,7 @@ class TestFolders:
         clean, tokenizer = FunctionTransformer(lowered), make_pipeline(Tokenizer(words()), None)
         pipe = make_pipeline(clean, tokenizer, classifier(TextBuilder(config())))
         pipe.fit(TEXTS * 5, np.tile(KINDS, 5))
-        with pytest.warns(UserWarning, match="before the Tokenizer, by FunctionTransformer"):
+        with pytest.warns(UserWarning, match="before the Tokenizer, FunctionTransformer"):
             save_pretrained(pipe, tmp_path)
         assert (
             AutoTokenizer.from_pretrained(tmp_path)("bad")["input_ids"]

@@ -70,7 +70,7 @@ def test_named_modules_with_a_target_per_step(name):
         ({"module": "tcn", "bidirectional": True}, "bidirectional is for"),
         ({"module": nn.LSTM(2, 1), "bidirectional": True}, "bidirectional is for"),
         ({"module": "mlp", "pool": "mean"}, "pool is for"),
-        ({"module": "gru", "pool": "sum"}, "pool must be of"),
+        ({"module": "gru", "pool": "sum"}, "pool must be some of"),
         ({"module": "lstm-fcn", "num_layers": 2}, "num_layers must be None"),
         ({"module": "gru", "num_layers": 0}, "num_layers must be at least 1"),
         ({"module": "lstmfcn"}, 'did you mean "lstm-fcn"'),

@@ -184,13 +184,15 @@ def _dates(
     import pandas as pd
 
     start = index[0]
-    local = start.tzinfo is not None and not isinstance(freq, pd.offsets.Tick)
+    # Before pandas 3, a day was a tick; clocks tell its length in all versions.
+    ticks = isinstance(freq, pd.offsets.Tick) and not isinstance(freq, pd.offsets.Day)
+    local = start.tzinfo is not None and not ticks
     if local:
         clock = clock_of(index, 0) if clock is None else clock
     if clock is None or not local:
         try:
             return pd.date_range(start, freq=freq, unit=index.unit, name=index.name, **until)
-        except ValueError:
+        except _clock_errors():
             if not local:
                 raise
     # A clock that is put forward or back at this time of the day.
@@ -201,6 +203,15 @@ def _dates(
     return dates.tz_localize(
         index.tz, nonexistent="shift_forward", ambiguous=np.ones(len(dates), bool)
     )
+
+
+def _clock_errors() -> tuple[type[Exception], ...]:
+    """Return what pandas raises at times that a clock skips or has twice: before 3.0, pytz's."""
+    try:
+        import pytz
+    except ImportError:
+        return (ValueError,)
+    return (ValueError, pytz.InvalidTimeError)
 
 
 def places(index: pd.Index, freq: Frequency) -> Array | None:
