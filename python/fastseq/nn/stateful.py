@@ -296,7 +296,8 @@ class Stateful:
         return whole
 
     def __getattr__(self, name: str) -> Any:
-        if name == "module":
+        # Before Python 3.11, copying looks for a __getstate__, which must not be the model's.
+        if name == "module" or name.startswith("__"):
             raise AttributeError(name)
         return getattr(self.module, name)
 
