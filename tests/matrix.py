@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 UV = (sys.executable, "-m", "uv")
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 MPI_PYTHON = "3.11"
-EXTRAS = "plot,sklearn,forecast,serve,cli,launch"
+EXTRAS = ("plot", "sklearn", "forecast", "serve", "cli", "launch")
 # What differs between versions of Python, torch, NumPy, h5py, pandas and scikit-learn.
 TESTS = [
     f"tests/python/test_{name}.py"
@@ -87,8 +87,14 @@ def check(cell: Cell, wheel: Path, folder: Path) -> str:
     python = home / "bin" / "python"
     run(*UV, "venv", "--quiet", "--python", cell.python, home)
     install = (*UV, "pip", "install", "--quiet", "--python", python, "--only-binary", ":all:")
-    extras = f"fastseq-torch[{EXTRAS}] @ {wheel.as_uri()}"
-    run(*install, "--resolution", cell.resolution, extras, *cell.more)
+    versions, constraints = home / "versions.txt", home / "constraints.txt"
+    constraints.write_text("\n".join(cell.more))
+    run(
+        *UV, "pip", "compile", "--quiet", "pyproject.toml", *(f"--extra={e}" for e in EXTRAS),
+        "--python", python, "--resolution", cell.resolution, "--only-binary", ":all:",
+        "--constraints", constraints, "--output-file", versions,
+    )  # fmt: skip
+    run(*install, "--requirements", versions, *cell.more, wheel)
     path = f"{home / 'bin'}{os.pathsep}{os.environ['PATH']}"
     run(python, ROOT / "tests" / "installed.py", PATH=path)
     run(*install, *TOOLS)
