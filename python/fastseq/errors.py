@@ -38,7 +38,7 @@ class FastseqError(Exception):
 
 
 class BusyError(FastseqError, RuntimeError):
-    """Another thread trains the model that this one needs.
+    """Another thread trains the model, or another run writes to the folder, that this one needs.
 
     Examples
     --------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -323,7 +324,7 @@ class Estimator:
         OSError
             A checkpoint cannot be written; the folder is tested before training.
         BusyError
-            Another thread trains the model.
+            Another thread trains the model, or another run writes to the folder of `checkpoint`.
         RemoteError
             Another rank failed; the message is that rank's.
         """
@@ -334,7 +335,8 @@ class Estimator:
             _check_gradients("fit")
             data = self._open("fit", x, y, w, mask, lengths)
             fit = Fit(learner, data, validation, self, self.callbacks, progress=self.progress)
-            fit.run(count, Session(learner, self.callbacks, checkpoint, resume))
+            with closing(Session(learner, self.callbacks, checkpoint, resume)) as checkpoints:
+                fit.run(count, checkpoints)
         return self
 
     def partial_fit(

@@ -10,7 +10,13 @@ import pytest
 
 CAMPAIGNS = Path(__file__).parents[1] / "campaigns"
 # File, campaign, number of cases.
-SAMPLES: list[tuple[str, str, int]] = []
+SAMPLES: list[tuple[str, str, int]] = [
+    ("kills", "kills-1", 5),
+    ("kills", "kills-2", 2),
+    ("kills", "kills-4", 1),
+    ("kills_output", "kills-output", 8),
+    ("two_jobs", "two-jobs", 8),
+]
 
 
 @pytest.mark.slow

@@ -348,11 +348,13 @@ def test_folders_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "below", "/proc/none"):
         with pytest.raises(OSError, match=r"checkpoint: the folder .* cannot be written"):
-            Generations(folder).check()
+            Generations(folder).take()
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / ".checkpoint-000002.safetensors.a0.tmp").write_text("left")
     (tmp_path / "a" / "b" / "other.tmp").write_text("somebody's")
-    Generations(tmp_path / "a" / "b").check()
+    generations = Generations(tmp_path / "a" / "b")
+    generations.take()
+    generations.release()
     assert names(tmp_path / "a" / "b") == ["other.tmp"]
 
 

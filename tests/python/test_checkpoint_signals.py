@@ -102,7 +102,7 @@ def test_term_saves_and_ends_as_it_would(tmp_path, how, code):
     out = job.communicate(timeout=200)[0]
     assert job.returncode == code, out
     assert ("handler called" in out) == (how == "handler")
-    assert files(tmp_path)[0].startswith("checkpoint-")
+    assert files(tmp_path)[-1].startswith("checkpoint-")
     whole = estimator(epochs=2).fit(*data())
     est = estimator(epochs=2).fit(*data(), checkpoint=tmp_path, resume="auto")
     assert len(est.history_) == 2

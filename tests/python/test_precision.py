@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 import fastseq as fs
+from fastseq._util.tree import tree_leaves
 from fastseq.checkpoint import session
 from fastseq.training import fit, native_step
 from fastseq.training.loop import Trainer
@@ -255,3 +256,27 @@ def test_double_precision_is_not_ignored():
 def test_what_is_unknown_is_refused():
     with pytest.raises(ValueError, match='amp must be None, "bf16" or "fp16", got \'int8\''):
         fitted("int8")
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+@pytest.mark.parametrize("layer", [nn.GRU, nn.LSTM, fs.nn.LSTM])
+def test_validation_continues_in_full_precision_from_states_in_half(layer, amp, monkeypatch):
+    if (layer, amp) == (nn.LSTM, "fp16"):
+        return  # PyTorch has none on CPUs
+    monkeypatch.setattr(fit, "_trainer_for", lambda learner: Trainer)
+    torch.manual_seed(0)
+    states = []
+
+    class Model(fs.nn.Chain):
+        def forward(self, x, state):
+            if not self.training:
+                states.extend(tree_leaves(state))
+            return super().forward(x, state)
+
+    est = fs.Estimator(
+        Model(layer(4, 5), nn.Linear(5, 1)), fs.seqloss(mse_loss), torch.optim.SGD,
+        {"epochs": 1, "batchsize": 6, "seqsize": 10}, amp=amp, progress=False, comm=None,
+    )  # fmt: skip
+    est.fit(X, Y, validation={"time": 0.25})
+    assert states
+    assert all(state.dtype == torch.float32 for state in states)

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+from .file_lock import FileLock
 
 __all__ = ["TEMPORARY", "replacing"]
 
 TEMPORARY = ".tmp"
 """Suffix of files that are still being written."""
 
+_LOCK = ".lock"  # of files that tell that somebody still writes
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield the name of a new file beside `path` that replaces it if the body succeeds.
 
-    Otherwise the new file is removed and `path` stays as it was.
+    Otherwise the new file is removed and `path` stays as it was. What writers of `path` have left
+    that were killed is removed, too.
 
     Examples
     --------
@@ -28,15 +34,48 @@ def replacing(path: Path) -> Iterator[Path]:
     >>> path.read_text(), len(list(path.parent.iterdir()))
     ('1 2 3', 1)
     """
-    # A new name each time: two processes may write the same file.
-    beside = path.with_name(f".{path.name}.{os.urandom(4).hex()}{TEMPORARY}")
+    lock, beside = _beside(path)
     try:
         yield beside
         os.replace(beside, path)
     finally:
         with contextlib.suppress(OSError):
             os.unlink(beside)
+        lock.release()
     _sync_folder(path.parent)
+
+
+def _beside(path: Path) -> tuple[FileLock, Path]:
+    """Return a name for this writer alone: several processes may write the same file.
+
+    Names have numbers, so that one that was left by a killed process is the next one's.
+    """
+    numbers = itertools.count()
+    lock = None
+    while lock is None:
+        beside = _name(path, next(numbers))
+        lock = FileLock.take(beside.with_suffix(_LOCK))
+    if not lock.holds:
+        return lock, _name(path, os.urandom(4).hex())
+    beside.unlink(missing_ok=True)
+    _remove_left(path, numbers)
+    return lock, beside
+
+
+def _remove_left(path: Path, numbers: Iterator[int]) -> None:
+    """Remove what writers have left that were killed at the same time."""
+    for number in numbers:
+        left = _name(path, number)
+        if not left.with_suffix(_LOCK).exists():
+            return
+        lock = FileLock.take(left.with_suffix(_LOCK))
+        if lock is not None:
+            left.unlink(missing_ok=True)
+            lock.release()
+
+
+def _name(path: Path, number: int | str) -> Path:
+    return path.with_name(f".{path.name}.{number}{TEMPORARY}")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import threading
+import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
-from .._util.atomic_file import TEMPORARY
-from ..errors import CheckpointError
+from .._util.file_lock import FileLock
+from ..errors import BusyError, CheckpointError
 from .format import Image, read, write
 
 __all__ = ["Generations"]
 
 _NAME = re.compile(r"checkpoint-(\d{6,})\.safetensors")
+_LOCK = ".lock"
+# Until the lock of a machine that has failed ends: a network's file system waits for it to return.
+_FAILED_SECONDS = 120.0
 
 
 class Generations:
@@ -50,28 +55,51 @@ class Generations:
         self._writing: _Writing | None = None
         self._error: BaseException | None = None
         self._broken: set[Path] = set()
+        self._lock: FileLock | None = None
 
-    def check(self) -> None:
-        """Make the folder, remove the rest of interrupted writes, and test writing a file there.
+    def take(self) -> None:
+        """Make the folder, keep others from writing there, and remove what killed ones have left.
 
         Raises
         ------
         OSError
-            It fails.
+            The folder cannot be written.
+        BusyError
+            Another run writes there.
         """
-        probe = self.folder / f".{os.getpid()}{TEMPORARY}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for left in self.folder.glob(f".checkpoint-*{TEMPORARY}"):
-                left.unlink()
-            probe.write_bytes(bytes(1))
-            probe.unlink()
+            self._lock = self._taken()
+            for left in self.folder.glob(".checkpoint-*"):
+                left.unlink(missing_ok=True)
         except OSError as error:
             raise OSError(
                 error.errno,
                 f"checkpoint: the folder {self.folder} cannot be written: {error.strerror}; pass "
                 "another folder",
             ) from error
+
+    def _taken(self) -> FileLock:
+        """Return the folder's lock; a run on another machine may have failed with it."""
+        host, end = socket.gethostname(), time.monotonic() + _FAILED_SECONDS
+        path = self.folder / _LOCK
+        while True:
+            lock = FileLock.take(path, f"process {os.getpid()} on {host}")
+            if lock is not None:
+                return lock
+            holder = FileLock.holder(path)
+            if holder.endswith(f" on {host}") or time.monotonic() > end:
+                raise BusyError(
+                    f"checkpoint: another run writes to the folder {self.folder} "
+                    f"({holder or 'unknown'}): pass another folder, or wait until it has ended"
+                )
+            time.sleep(0.1)
+
+    def release(self) -> None:
+        """Let others write to the folder."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def paths(self) -> list[Path]:
         """Return the existing files, the newest one last."""

@@ -114,13 +114,15 @@ class Session:
         ------
         OSError
             The folder cannot be written.
+        BusyError
+            Another run writes to it.
         CheckpointError
             There is no such checkpoint, or it is of another model or optimizer.
         """
         learner = self._learner
         if self._settings is not None or self._resume is not None:
             if self._generations is not None and self._replicas.first:
-                self._generations.check()
+                self._generations.take()
             self._sameness = _sameness(learner, data)
             saved = self._find()
             if saved is not None and not (self._resume == "auto" and saved.is_past_of(learner)):
@@ -179,6 +181,11 @@ class Session:
                 raise
         finally:
             self._signals.__exit__()
+
+    def close(self) -> None:
+        """Let others write to the folder."""
+        if self._generations is not None:
+            self._generations.release()
 
     def begin_epoch(self) -> None:
         """Restore what callbacks may have changed in ``on_epoch_begin`` of an interrupted epoch."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from .._util.torch_internals import skips_on_device
+from .._util.tree import Tree, tree_map
 from .argument_checks import input_dtype
 
 __all__ = ["Precision"]
@@ -62,6 +63,13 @@ class Precision:
         if self._dtype is None:
             return _AS_IT_IS
         return torch.autocast(self._device.type, self._dtype)
+
+    def widened(self, state: Tree, model: nn.Module) -> Tree:
+        """Return a state as the model has it in evaluation, which is not in mixed precision."""
+        if self._dtype is None:
+            return state
+        wide = input_dtype(model)
+        return tree_map(lambda a: a.to(wide) if a.dtype == self._dtype else a, state)
 
     def scaled(self, loss: Tensor) -> Tensor:
         """Return the scaled loss, to be differentiated in its place."""

@@ -285,8 +285,8 @@ class Trainer:
                 measure_first_batch(self._learner, batch, chunk_weight(chunk, batch), run)
                 unmeasured = measures(self._model)
             attention = self._train_on(chunk, batch)
-            if position.ends is not None and chunk.t1 == data.steps:
-                position.ends[chunk.block] = self.stateful.get_state()
+            if chunk.t1 == data.steps:
+                self._keep_end(chunk.block)
             progress.advance(position.loss)
             if not self._held and after_update(attention):
                 break
@@ -299,6 +299,12 @@ class Trainer:
         """Bring the position up to date: losses come late, the state only here."""
         self._losses.look()
         self._position.state = self.stateful.state
+
+    def _keep_end(self, block: int) -> None:
+        """Keep the state at a block's end, if validation continues from it."""
+        if self._position.ends is not None:
+            state = self._precision.widened(self.stateful.get_state(), self._model)
+            self._position.ends[block] = state
 
     def _train_on(self, chunk: Chunk, batch: Batch | None) -> bool:
         """Train on a chunk; return whether a rank asks for attention."""

@@ -170,8 +170,8 @@ class NativeTrainer(Trainer):
                 outcome, updates = self._train_natively(step, group, batch, first)
                 done, attention = outcome.chunks, outcome.attention
             first += done
-            if done and position.ends is not None and group[first - 1].t1 == end:
-                position.ends[group[first - 1].block] = self.stateful.get_state()
+            if done and group[first - 1].t1 == end:
+                self._keep_end(group[first - 1].block)
             progress.advance(position.loss, done)
             stops = updates > 0 and after_update(attention, updates)
             refused = outcome is not None and self._refuses(outcome, group, first)
