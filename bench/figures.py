@@ -21,6 +21,7 @@ ESTIMATOR = HERE.parent / "docs" / "estimator.md"
 LARGE_DATA = HERE.parent / "docs" / "large-data.md"
 FORECASTING = HERE.parent / "docs" / "forecasting.md"
 SERVING = HERE.parent / "docs" / "serving.md"
+PROMISES = HERE.parent / "docs" / "promises.md"
 CLASSIFICATION = HERE.parent / "docs" / "classification.md"
 OURS = "allreduce_, allocated memory"
 SIZES = {"64 KiB": "64", "1 MiB": "1024", "25 MiB": "25600", "128 MiB": "131072"}
@@ -355,6 +356,20 @@ def serving_sentence() -> str:
     )
 
 
+def campaigns_table() -> str:
+    """List the campaigns: what they tried, how often, and how often a promise was broken."""
+    lines = ["| campaign | what holds in each case | cases | failed |", "|---|---|---|---|"]
+    for path in sorted(RESULTS.glob("campaign-*.json")):
+        found = json.loads(path.read_text())
+        promise = found["promise"].rstrip(".")
+        promise = promise[0].lower() + promise[1:]
+        done = f"{found.get('executions') or found['done']:,}".replace(",", " ")
+        lines.append(
+            f"| {found['campaign']} | {promise} | {done} | {len(found['failures'])} |"
+        )
+    return "\n".join(lines)
+
+
 PAGES: dict[Path, tuple[tuple[Make, ...], tuple[Make, ...]]] = {
     README: ((why_table,), ()),
     BENCHMARKS: (
@@ -365,6 +380,7 @@ PAGES: dict[Path, tuple[tuple[Make, ...], tuple[Make, ...]]] = {
     FORECASTING: ((forecast_table, intervals_table), ()),
     CLASSIFICATION: ((classes_table, numbers_table), ()),
     SERVING: ((serving_table,), (serving_sentence,)),
+    PROMISES: ((campaigns_table,), ()),
     LARGE_DATA: ((reading_table, layouts_table), (training_sentence, concat_sentence)),
 }
 
