@@ -277,8 +277,10 @@ def warm_up() -> None:
 
 _WHAT = "{} killed up to three times, at any moment, and resumed end with the same bits"
 CAMPAIGNS = [
-    Campaign("kills-1", functools.partial(case_of, 1), 1000, 60, _WHAT.format("Runs of a process")),
-    Campaign("kills-2", functools.partial(case_of, 2), 1000, 200, _WHAT.format("Runs of 2 ranks")),
+    Campaign(
+        "kills-1", functools.partial(case_of, 1), 1000, 120, _WHAT.format("Runs of a process")
+    ),
+    Campaign("kills-2", functools.partial(case_of, 2), 1000, 300, _WHAT.format("Runs of 2 ranks")),
     Campaign("kills-4", functools.partial(case_of, 4), 1000, 300, _WHAT.format("Runs of 4 ranks")),
 ]
 

@@ -343,7 +343,7 @@ def check_end(status: int, moment: Moment) -> None:
 
 CAMPAIGNS = [
     Campaign(
-        "kills-output", case, 1000, 60,
+        "kills-output", case, 1000, 120,
         "Files written by a process that is killed are the old ones or the new ones, and whole",
     )
 ]  # fmt: skip

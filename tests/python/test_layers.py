@@ -258,6 +258,10 @@ INNER = {
         "tests/python/test_history_and_progress.py", "tests/python/test_host_reads.py",
         "tests/python/test_launchers.py", "tests/python/test_threads.py",
     ),
+    "kills processes while they write files, and starts them again": (
+        "tests/campaigns/kills.py", "tests/campaigns/two_jobs.py", "tests/python/killing.py",
+        "tests/python/test_file_locks.py",
+    ),
     "chooses what runs updates, steps or predictions": (
         "tests/python/test_native_changes.py", "tests/python/test_native_forward.py",
         "tests/python/test_precision.py",
