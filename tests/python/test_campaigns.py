@@ -15,6 +15,7 @@ SAMPLES: list[tuple[str, str, int]] = [
     ("kills", "kills-2", 2),
     ("kills", "kills-4", 1),
     ("kills_output", "kills-output", 8),
+    ("system_calls", "system-calls", 10),
     ("two_jobs", "two-jobs", 8),
 ]
 

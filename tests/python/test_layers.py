@@ -242,6 +242,7 @@ INNER = {
     ),
     "reads, writes or damages the files of checkpoints": (
         "tests/python/test_checkpoint.py", "tests/python/test_checkpoint_contents.py",
+        "tests/campaigns/faulted_programs.py",
         "tests/python/test_checkpoint_files.py", "tests/python/test_saving_files.py",
     ),
     "compares statistics and windows with NumPy's": (

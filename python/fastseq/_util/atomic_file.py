@@ -37,12 +37,14 @@ def replacing(path: Path) -> Iterator[Path]:
     lock, beside = _beside(path)
     try:
         yield beside
+        _sync(beside)  # first: a crash of the machine must not leave the new name without its data
         os.replace(beside, path)
     finally:
         with contextlib.suppress(OSError):
             os.unlink(beside)
         lock.release()
-    _sync_folder(path.parent)
+    with contextlib.suppress(OSError):  # not every file system can
+        _sync(path.parent)
 
 
 def _beside(path: Path) -> tuple[FileLock, Path]:
@@ -78,11 +80,10 @@ def _name(path: Path, number: int | str) -> Path:
     return path.with_name(f".{path.name}.{number}{TEMPORARY}")
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a crash of the machine, where the file system can."""
-    handle = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Make what was written to a file, or renamed in a folder, survive a crash of the machine."""
+    handle = os.open(path, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):
-            os.fsync(handle)
+        os.fsync(handle)
     finally:
         os.close(handle)

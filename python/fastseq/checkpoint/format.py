@@ -117,7 +117,6 @@ def write(path: Path, image: Image) -> None:
     with replacing(path) as beside, open(beside, "wb", buffering=0) as file:
         _write_all(file, memoryview(header))
         _write_all(file, data[_write_directly(file, data) :])
-        os.fsync(file.fileno())
 
 
 def _write_all(file: FileIO, data: memoryview) -> None:

@@ -6,6 +6,8 @@ import os
 
 import h5py
 
+from .system_errors import raise_system_error
+
 __all__ = ["raw_files", "storage_faults"]
 
 
@@ -17,6 +19,7 @@ def storage_faults(dataset: h5py.Dataset) -> list[str]:
     try:
         return [*_missing_filters(dataset), *_short_files(dataset)]
     except RuntimeError as error:  # from HDF5, on invalid addresses
+        raise_system_error(error, dataset.file.filename)
         return [f"the file is damaged ({error})"]
 
 

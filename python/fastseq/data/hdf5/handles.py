@@ -18,6 +18,7 @@ import h5py
 
 from .heaps import check_heaps
 from .links import dead_link, walk_links
+from .system_errors import item_of, raise_system_error
 from .virtual import check_readable
 
 __all__ = ["SharedFile", "location", "open_file", "shared_file"]
@@ -31,7 +32,7 @@ def open_file(path: str, mode: str = "r") -> h5py.File:
     FileNotFoundError
         There is no such file.
     OSError
-        There is no permission to read or write it, or it is locked.
+        There is no permission to read or write it, it is locked, or the system fails.
     ValueError
         It is not an HDF5 file, or is damaged.
     """
@@ -61,6 +62,7 @@ def open_file(path: str, mode: str = "r") -> h5py.File:
         if isinstance(error, PermissionError):
             what = "read" if mode == "r" else "write"
             raise PermissionError(error.errno, f"no permission to {what} the file", path) from error
+        raise_system_error(error, path)
         raise ValueError(f"{path} cannot be read as HDF5 ({error})") from error
 
 
@@ -117,10 +119,11 @@ def _find_dataset(file: h5py.File, name: str) -> h5py.Dataset:
         lacks sources, filters or raw data.
     """
     try:
-        found = file.get(name)
+        found = item_of(file, name)
         there = "" if isinstance(found, h5py.Dataset) else ", ".join(_datasets(file)) or "none"
         dead = dead_link(file, name)
     except (OSError, RuntimeError, KeyError) as error:
+        raise_system_error(error, file.filename)
         raise ValueError(f"{file.filename} is damaged: {name!r} is not found ({error})") from error
     if dead is not None:
         raise ValueError(f"{name!r} in {file.filename} is {dead.text}")
@@ -182,7 +185,7 @@ class SharedFile:
         with self._lock:
             file = self._opened()
             with contextlib.suppress(OSError, RuntimeError, KeyError):
-                found = file.get(name)
+                found = item_of(file, name)
                 there = location(found) if isinstance(found, h5py.Dataset) else None
                 if there is not None and not os.path.samefile(there[0], self.path):
                     return there
@@ -205,8 +208,8 @@ class SharedFile:
 
     def _close(self, file: h5py.File) -> None:
         self._datasets.clear()
-        file.close()
         self._file = None
+        file.close()
 
     @property
     def replaced(self) -> bool:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import h5py
+
+from .system_errors import item_of
 
 __all__ = ["DeadLink", "dead_link", "walk_links"]
 
@@ -27,9 +29,12 @@ def dead_link(group: h5py.Group, name: str) -> DeadLink | None:
     ...     dead_link(file, "x").text
     "a link to '/x' in part.h5, which is not there or cannot be opened"
     """
-    if _get(group, name) is not None:
+    if item_of(group, name) is not None:
         return None
-    link = _get(group, name, getlink=True)
+    try:
+        link = group.get(name, getlink=True)
+    except KeyError:
+        return None
     if isinstance(link, h5py.ExternalLink):
         return DeadLink(
             f"a link to {link.path!r} in {link.filename}, which is not there or cannot be opened"
@@ -51,7 +56,7 @@ def walk_links(
     """
     above = (*above, group)
     for key in group:
-        item = group.get(key)
+        item = item_of(group, key)
         if item is None:
             yield key, dead_link(group, key) or group[key]
         elif isinstance(item, h5py.Dataset):
@@ -60,10 +65,3 @@ def walk_links(
             yield key, item
             for name, inner in walk_links(item, above):
                 yield f"{key}/{name}", inner
-
-
-def _get(group: h5py.Group, name: str, **options: Any) -> Any:
-    try:
-        return group.get(name, **options)
-    except KeyError:
-        return None

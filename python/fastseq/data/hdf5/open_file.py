@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import h5py
 
 from ..._util import atomic_file
 from .handles import open_file
+from .system_errors import raise_system_error, system_error
 
 __all__ = ["damage", "reading", "writing"]
 
@@ -21,12 +21,21 @@ _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 @contextlib.contextmanager
 def damage(caller: str, path: str) -> Iterator[None]:
-    """Turn HDF5's errors about a damaged file into a ValueError that names the file."""
+    """Turn HDF5's errors about a file into ones that name it.
+
+    Raises
+    ------
+    ValueError
+        It is damaged.
+    OSError
+        The system failed.
+    """
     try:
         yield
     except (OSError, RuntimeError, KeyError, ArithmeticError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the system's errors: permissions, too many open files
+        raise_system_error(error, path)
         raise ValueError(
             f"{caller}: {path} cannot be read: it is damaged, or not an HDF5 file ({error})"
         ) from error
@@ -59,7 +68,7 @@ def writing(caller: str, path: str | os.PathLike[str]) -> Iterator[str]:
     FileNotFoundError
         There is no such folder.
     OSError
-        The disk is full.
+        The disk is full, or cannot be written.
     """
     target = os.path.realpath(os.fspath(path))
     if not os.path.isdir(os.path.dirname(target)):
@@ -71,14 +80,13 @@ def writing(caller: str, path: str | os.PathLike[str]) -> Iterator[str]:
     try:
         with atomic_file.replacing(Path(target)) as beside:
             yield str(beside)
-    except (OSError, RuntimeError) as error:
-        # HDF5 gives the system's error only as text, and on closing as a RuntimeError.
-        told = re.search(r"errno = (\d+)", str(error))
-        number = int(told[1]) if told else getattr(error, "errno", None)
-        if number not in _NO_SPACE:
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        number = system_error(error)
+        if number is None or (isinstance(error, OSError) and number not in _NO_SPACE):
             raise
+        what = "no space left for the new file"
+        if number not in _NO_SPACE:
+            what = f"the new file cannot be written: {os.strerror(number)}"
         raise OSError(
-            number,
-            f"{caller}: no space left for the new file (a previous file of this name is unchanged)",
-            target,
+            number, f"{caller}: {what} (a previous file of this name is unchanged)", target
         ) from error

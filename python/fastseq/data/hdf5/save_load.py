@@ -18,6 +18,7 @@ from .lazy_tensor import LazyTensor
 from .links import dead_link
 from .memory_map import map_elements
 from .open_file import reading, writing
+from .system_errors import item_of
 from .types import stored_dtype
 from .virtual import check_readable
 
@@ -210,7 +211,7 @@ def _load_group(group: h5py.Group, mmap: bool, above: tuple[h5py.Group, ...]) ->
     above = (*above, group)
     items: dict[str, object] = {}
     for name in group:
-        item = group.get(name)
+        item = item_of(group, name)
         if isinstance(item, h5py.Group):
             items[name] = _load_group(item, mmap, above)
         elif isinstance(item, h5py.Dataset):

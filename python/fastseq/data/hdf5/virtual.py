@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import h5py
 
 from .filters import raw_files, storage_faults
+from .system_errors import item_of, raise_system_error
 
 __all__ = [
     "check_readable",
@@ -31,6 +32,8 @@ def check_readable(dataset: h5py.Dataset) -> None:
     ValueError
         A filter's plugin or a file of raw data is missing; or a virtual dataset's source is missing
         (file or dataset) or smaller than what is taken from it. The message names the first three.
+    OSError
+        The system fails to read a part.
     """
     missing = missing_sources(dataset)
     if missing and not dataset.is_virtual:
@@ -107,7 +110,8 @@ def _missing(dataset: h5py.Dataset, seen: set[tuple[str, str]], files: set[str])
             try:
                 with h5py.File(path, "r") as file:
                     missing += _lacking(file, name, source, seen, files)
-            except OSError as error:
+            except (OSError, RuntimeError) as error:  # RuntimeError: on closing
+                raise_system_error(error, path)
                 missing.append(f"{path} cannot be read as HDF5 ({error})")
     return missing
 
@@ -115,7 +119,7 @@ def _missing(dataset: h5py.Dataset, seen: set[tuple[str, str]], files: set[str])
 def _lacking(
     file: h5py.File, name: str, source: Any, seen: set[tuple[str, str]], files: set[str]
 ) -> list[str]:
-    found = file.get(name)
+    found = item_of(file, name)
     if not isinstance(found, h5py.Dataset):
         return [f"there is no dataset {name!r} in {file.filename}"]
     files.update([os.path.abspath(found.file.filename), *raw_files(found)])  # it may be linked
