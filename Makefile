@@ -28,7 +28,7 @@ MPIRUN := OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 PRTE_ALLOW_R
 CPP := $(shell find csrc tests/cpp tests/cuda tests/cuda_on_host bench/cpp -name "*.h" -o -name "*.cpp" -o -name "*.cu")
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 
-.PHONY: all venv build demo test test-all lint tidy cpp-test portable test-arm sanitize mutants orders valgrind cuda-compile python-test mpi-test torchrun-test isa-sample test-isa gpu-check bench bench-cpp docs matrix clean
+.PHONY: all venv build demo test test-all lint tidy cpp-test portable test-arm sanitize mutants orders protocol valgrind cuda-compile python-test mpi-test torchrun-test isa-sample test-isa gpu-check bench bench-cpp docs matrix clean
 
 all: build
 
@@ -140,7 +140,7 @@ test-isa: build cpp-test
 isa-sample: build
 	$(BIN)/python tests/isa.py --quick
 
-test-all: test docs test-isa portable test-arm tidy sanitize mutants orders valgrind $(VENV)/.demo
+test-all: test docs test-isa portable test-arm tidy sanitize mutants orders protocol valgrind $(VENV)/.demo
 	$(MAKE) mpi-test RANKS='1 2 3 4' MPI_TESTS='slow or not slow'
 	$(MAKE) torchrun-test RANKS='2 3' MPI_TESTS='slow or not slow'
 	$(MAKE) cuda-compile CUDA_ARCHITECTURES='75;90' CUDA_TARGETS='_cuda _cuda_comm fastseq_gpu_tests'
@@ -165,6 +165,10 @@ mutants: cpp-test sanitize
 orders: cpp-test
 	FASTSEQ_ORDERS=300 $(PACKAGE)/tests/cuda/test_device_bucketizer_on_host
 	FASTSEQ_ORDERS=40 $(PACKAGE)/tests/cuda/test_device_exchanges_on_host
+
+# Models of how ranks meet, in all their orders, and bugs planted in them (Debian: spin).
+protocol:
+	$(PYTHON) tests/campaigns/protocol/check.py
 
 # Valgrind knows no AVX-512, so the tests run in their baseline version. Without that option it has its own operator new,
 # in the place of a test's.

@@ -17,33 +17,6 @@ NodeCommunicator::NodeCommunicator(Node node, std::function<void(int exit_code)>
       memory_(std::move(node.memory)),
       end_job_(std::move(end_job)) {}
 
-std::vector<Call> NodeCommunicator::agree(const Call& call, std::span<const std::byte> small) {
-  standing_.check(rank(), call.operation);
-  std::vector<Call> calls;
-  try {
-    calls = group_->exchange(call, small);
-  } catch (const CommunicationError& error) {
-    standing_.end(error.what());
-    throw;
-  }
-  const Outcome outcome = outcome_of(calls);
-  standing_.note(outcome);
-  if (outcome.failed_rank >= 0) {
-    if (call.operation == Operation::kFail || call.operation == Operation::kLeave) return calls;
-    throw RemoteFailure(outcome.failed_rank, group_->message_of(outcome.failed_rank));
-  }
-  if (!outcome.same) {
-    const Purpose mine = purpose_of(purpose());
-    group_->exchange(call, std::as_bytes(std::span(mine)));
-    std::vector<Purpose> purposes(calls.size());
-    for (int r = 0; r < size(); ++r) {
-      std::memcpy(purposes[static_cast<std::size_t>(r)].data(), group_->small_of(r), mine.size());
-    }
-    throw CommunicationError(describe_disagreement(calls, purposes));
-  }
-  return calls;
-}
-
 template <class Work>
 auto NodeCommunicator::together(Operation operation, Work&& work) {
   try {
@@ -53,6 +26,36 @@ auto NodeCommunicator::together(Operation operation, Work&& work) {
     standing_.end(error.what());
     throw;
   }
+}
+
+std::vector<Call> NodeCommunicator::agree(const Call& call, std::span<const std::byte> small) {
+  standing_.check(rank(), call.operation);
+  std::vector<Call> calls;
+  try {
+    calls = group_->exchange(call, small);
+  } catch (const std::exception& error) {  // without memory it may not have arrived: then it can go on
+    if (group_->broken_up()) standing_.end(error.what());
+    throw;
+  }
+  const Outcome outcome = outcome_of(calls);
+  together(call.operation, [&] { standing_.note(outcome); });  // else memory for the reason may lack, in silence
+  if (outcome.failed_rank >= 0) {
+    if (call.operation == Operation::kFail || call.operation == Operation::kLeave) return calls;
+    throw RemoteFailure(outcome.failed_rank, group_->message_of(outcome.failed_rank));
+  }
+  if (!outcome.same) {
+    const std::vector<Purpose> purposes = together(call.operation, [&] {
+      const Purpose mine = purpose_of(purpose());
+      std::vector<Purpose> all(calls.size());
+      group_->exchange(call, std::as_bytes(std::span(mine)));
+      for (int r = 0; r < size(); ++r) {
+        std::memcpy(all[static_cast<std::size_t>(r)].data(), group_->small_of(r), mine.size());
+      }
+      return all;
+    });
+    throw CommunicationError(describe_disagreement(calls, purposes));
+  }
+  return calls;
 }
 
 Reduced NodeCommunicator::allreduce(void* data, std::int64_t numel, DType dtype, const Reduction& reduction) {
@@ -119,6 +122,7 @@ std::vector<int> NodeCommunicator::node_ranks() const {
 }
 
 void NodeCommunicator::fail(std::string_view message) {
+  standing_.check(rank(), Operation::kFail);  // else the others may still be reading the last message
   group_->set_message(message);
   agree({.operation = Operation::kFail});
 }

@@ -1,4 +1,6 @@
 // The communicator of ranks on one machine: all data move through shared memory.
+//
+// tests/campaigns/protocol/agreement.pml and exchange.pml are models of it, checked in all their orders.
 #pragma once
 
 #include <functional>

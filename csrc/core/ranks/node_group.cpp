@@ -74,9 +74,19 @@ void NodeGroup::meet(double number) {
   ++epoch_;
   Slot& slot = own();
   slot.numbers[epoch_ % 2] = number;
-  // Sequentially consistent on both sides: either the sleeper sees the new epoch, or this rank sees it sleep.
+  // Sequentially consistent on both sides: either the sleeper sees the new epoch, or this rank sees it sleep. All other
+  // pairs only release what was written before and acquire it, which is enough: data conflict only across a meeting.
   slot.arrived.store(epoch_);
   if (slot.sleepers.load() != 0) wake_all(slot.arrived);
+  try {
+    wait_for_all();
+  } catch (...) {  // if not LostRanks: there is no memory for its text. Others may go on from here, without this rank
+    break_up(current_cause(name(rank_), operation_).data());
+    throw;
+  }
+}
+
+void NodeGroup::wait_for_all() {
   std::chrono::steady_clock::time_point deadline{};
   for (int r = 0; r < size(); ++r) {
     if (r != rank_) wait_for(r, deadline);
@@ -95,7 +105,7 @@ std::vector<Call> NodeGroup::exchange(const Call& call, std::span<const std::byt
   const std::size_t parity = (epoch_ + 1) % 2;
   own().calls[parity] = call;
   std::ranges::copy(small, own().small[parity].begin());
-  leaving_ = call.operation == Operation::kLeave;
+  operation_ = call.operation;
   meet();
   for (std::size_t r = 0; r < calls.size(); ++r) calls[r] = slots_[r]->calls[parity];
   return calls;
@@ -116,10 +126,15 @@ std::string NodeGroup::message_of(int r) const {
 
 void NodeGroup::break_up(const char* cause) noexcept {
   Slot& slot = own();
-  if (slot.broken.load(std::memory_order_relaxed) != 0) return;
+  const std::scoped_lock lock(breaking_up_);  // a thread that aborts may come while another gives up
+  if (broken_up()) return;
   std::snprintf(slot.cause.data(), slot.cause.size(), "%s", cause);
   slot.broken.store(1, std::memory_order_release);
   wake_all(slot.arrived);  // ranks that sleep on another word look here soon
+}
+
+bool NodeGroup::broken_up() const {
+  return slots_[static_cast<std::size_t>(rank_)]->broken.load(std::memory_order_relaxed) != 0;
 }
 
 void NodeGroup::raise_if_broken() const {
@@ -150,7 +165,8 @@ void NodeGroup::sleep_until_arrived(int peer, std::chrono::steady_clock::time_po
     std::atomic<std::uint32_t>& count;
   };
   if (deadline == std::chrono::steady_clock::time_point{}) {
-    deadline = std::chrono::steady_clock::now() + clock_time(leaving_ ? std::min(timeout_, kLeaving) : timeout_);
+    const auto patience = operation_ == Operation::kLeave ? std::min(timeout_, kLeaving) : timeout_;
+    deadline = std::chrono::steady_clock::now() + clock_time(patience);
   }
   Slot& slot = *slots_[static_cast<std::size_t>(peer)];
   const Sleeper sleeper(slot.sleepers);
@@ -185,7 +201,7 @@ std::string NodeGroup::missing_ranks() const {
 }
 
 void NodeGroup::give_up(const std::string& cause) {
-  break_up(leaving_ ? exit_message(name(rank_)).c_str() : cause.c_str());
+  break_up(operation_ == Operation::kLeave ? exit_message(name(rank_)).c_str() : cause.c_str());
   throw LostRanks(cause, cause);
 }
 

@@ -6,7 +6,10 @@
 // with e.
 //
 // A rank that cannot continue, because others do not arrive or because it failed while they depend on it, breaks up the
-// group: it shows the cause, and every other rank raises it at its current meeting, or at its next one.
+// group: it shows the cause, and every other rank raises it at its current meeting, or at its next one. A rank that has
+// raised may be an epoch ahead of others that still read its slot: it must not fill that again (broken_up).
+//
+// tests/campaigns/protocol/meeting.pml is a model of this, checked in all its orders; change both together.
 #pragma once
 
 #include <array>
@@ -15,6 +18,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <mutex>
 #include <span>
 #include <string>
 #include <string_view>
@@ -57,7 +61,7 @@ class NodeGroup {
   // Called from time to time during a long wait. What it raises ends the wait.
   void set_idle(std::function<void()> idle) { idle_ = std::move(idle); }
 
-  // A barrier, at which each rank may show a number.
+  // A barrier, at which each rank may show a number. If it raises, whatever it raises, the group is broken up.
   void meet(double number = 0);
   // The sum of the numbers shown at the last meeting, in the order of the ranks; valid until the next meeting but one.
   double sum_of_numbers() const;
@@ -70,9 +74,11 @@ class NodeGroup {
   void set_message(std::string_view message);
   std::string message_of(int r) const;
 
-  // Ends the group: no rank can continue. The first cause counts.
+  // Ends the group: no rank can continue. The first cause counts, whichever thread has it.
   void break_up(const char* cause) noexcept;
-  // Ends a meeting that another thread waits in, and all later ones, because this process ends.
+  // Whether this rank has.
+  bool broken_up() const;
+  // Ends a meeting that another thread waits in, and later ones that would wait, because this process ends.
   void interrupt() { interrupted_.store(true); }
 
  private:
@@ -82,6 +88,7 @@ class NodeGroup {
   void wait_for(int peer, std::chrono::steady_clock::time_point& deadline);
   void sleep_until_arrived(int peer, std::chrono::steady_clock::time_point& deadline);
   bool has_ended(int peer) const;
+  void wait_for_all();
   [[noreturn]] void give_up(const std::string& cause);
   std::string missing_ranks() const;
   void raise_if_broken() const;
@@ -95,7 +102,8 @@ class NodeGroup {
   std::vector<int> processes_;
   std::function<void()> idle_;
   std::atomic<bool> interrupted_ = false;
-  bool leaving_ = false;  // this rank stops for its own reasons
+  std::mutex breaking_up_;
+  Operation operation_ = Operation::kBarrier;  // of the last exchange; after kLeave this rank stops for its own reasons
 };
 
 }  // namespace fastseq
