@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from typing import Any
 
 import torch
@@ -10,8 +9,9 @@ import torch
 from .._util import torch_internals
 from .._util.untyped_torch import PrefixStore
 from ..errors import CommunicationError
+from .stores import GRACE, in_time, limited
 
-__all__ = ["Gloo", "limited"]
+__all__ = ["Gloo"]
 
 _DTYPES = {"f": torch.float32, "d": torch.float64}
 
@@ -46,8 +46,10 @@ class Gloo:
     def _group(self, name: str, rank: int, size: int) -> Any:
         store, limit = PrefixStore(name, self._store), limited(self._timeout)
         try:
-            return torch_internals.gloo_group(store, rank, size, limit)
-        except RuntimeError as error:
+            return in_time(
+                lambda: torch_internals.gloo_group(store, rank, size, limit), self._timeout + GRACE
+            )
+        except (RuntimeError, TimeoutError) as error:
             raise self._lost(error) from error
 
     def gather(self, mine: memoryview, all_: memoryview) -> None:
@@ -67,8 +69,10 @@ class Gloo:
 
     def break_up(self, cause: str) -> None:
         """Make the others' calls raise, with this cause."""
-        self._store.set("broken", cause)
-        self._close()
+        try:
+            in_time(lambda: self._store.set("broken", cause), GRACE)
+        finally:
+            self._close()
 
     def interrupt(self) -> None:
         """Make this rank's calls raise, because the process ends."""
@@ -97,13 +101,12 @@ class Gloo:
 
     def _told(self) -> str:
         """Return the cause that another rank told; empty if there is none."""
-        try:
+
+        def told() -> str:
             found = self._store.check(["broken"])
             return self._store.get("broken").decode() if found else ""
-        except RuntimeError:  # who had the store has gone, too
+
+        try:
+            return in_time(told, GRACE)
+        except (RuntimeError, TimeoutError):  # who had the store has gone, too
             return ""
-
-
-def limited(seconds: float) -> datetime.timedelta:
-    """Return a time-out for torch, which knows no infinite ones."""
-    return datetime.timedelta(seconds=min(seconds, 1e8))
