@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from .._util import torch_internals
 from .._util.untyped_torch import PrefixStore
 from ..errors import CommunicationError
-from .stores import GRACE, in_time, limited
+from .stores import GRACE, first_line, in_time, limited
 
 __all__ = ["Gloo"]
 
@@ -50,7 +51,7 @@ class Gloo:
                 lambda: torch_internals.gloo_group(store, rank, size, limit), self._timeout + GRACE
             )
         except (RuntimeError, TimeoutError) as error:
-            raise self._lost(error) from error
+            raise self._lost(error, "it cannot connect to the others") from error
 
     def gather(self, mine: memoryview, all_: memoryview) -> None:
         """Fill `all_` with all ranks' bytes."""
@@ -88,16 +89,16 @@ class Gloo:
         try:
             work.wait()
         except RuntimeError as error:
-            raise self._lost(error) from error
+            what = "the connection to another rank is lost; has that ended?"
+            raise self._lost(error, what) from error
 
-    def _lost(self, error: Exception) -> CommunicationError:
+    def _lost(self, error: Exception, what: str) -> CommunicationError:
         cause = "it has exited" if self._interrupted else self._told()
-        if cause:
-            return CommunicationError(f"rank {self._rank} cannot continue: {cause}")
-        text = "the connection to another rank is lost; has that ended?"
-        if "imed out" in str(error):
-            text = f"it waited {self._timeout:g} s for the others"
-        return CommunicationError(f"rank {self._rank} cannot continue: {text}")
+        if not cause and "imed out" in str(error):
+            cause = f"it waited {self._timeout:g} s for the others"
+        # Gloo begins with the place in its source, and ends with advice.
+        said = re.sub(r"^\[\S+\] ", "", first_line(error)).partition(". ")[0]
+        return CommunicationError(f"rank {self._rank} cannot continue: {cause or f'{what} ({said})'}")
 
     def _told(self) -> str:
         """Return the cause that another rank told; empty if there is none."""
