@@ -468,9 +468,13 @@ def tells(fault: Fault, error: str, *, victim: bool) -> bool:
     """Return whether an error tells its cause."""
     if victim and re.search(OWN.get(fault.kind, "$^"), error):
         return True
-    if fault.kind in DISKS and re.search(r"^(\w+Error|RemoteError: rank \d+ failed: \w+Error): .*checkpoint", error):
+    if fault.kind in DISKS and re.search(
+        r"^(\w+Error|RemoteError: rank \d+ failed: \w+Error): .*checkpoint", error
+    ):
         return True
-    if fault.kind in LACKS and re.search("^CommunicationError: .* the machine has none left", error):
+    if fault.kind in LACKS and re.search(
+        "^CommunicationError: .* the machine has none left", error
+    ):
         return True
     if fault.kind in DIFFERS and re.search("^ValueError: .*(differs? between|different)", error):
         return f"rank {fault.rank}" in error

@@ -139,9 +139,7 @@ class Ranks:
             return
         if self._enter is not None:
             self._enter(0)
-        store = TCPStore(
-            self._meeting.address, self._port, is_master=True, wait_for_workers=False
-        )
+        store = TCPStore(self._meeting.address, self._port, is_master=True, wait_for_workers=False)
         os.write(writer, b"1")
         signal.pause()
         os._exit(len(store.host))
@@ -270,9 +268,7 @@ class Ranks:
                 text = reader.read().decode()
             struck, text = text.startswith("!"), text.lstrip("!")
             told = json.loads(text) if text else {}
-            ends.append(
-                End(*self._ends[rank], **told, struck=struck, printed=self._printed(rank))
-            )
+            ends.append(End(*self._ends[rank], **told, struck=struck, printed=self._printed(rank)))
         return ends
 
     def undisturbed(self, seconds: float = 60.0) -> list[End]:

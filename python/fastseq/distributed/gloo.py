@@ -98,7 +98,9 @@ class Gloo:
             cause = f"it waited {self._timeout:g} s for the others"
         # Gloo begins with the place in its source, and ends with advice.
         said = re.sub(r"^\[\S+\] ", "", first_line(error)).partition(". ")[0]
-        return CommunicationError(f"rank {self._rank} cannot continue: {cause or f'{what} ({said})'}")
+        return CommunicationError(
+            f"rank {self._rank} cannot continue: {cause or f'{what} ({said})'}"
+        )
 
     def _told(self) -> str:
         """Return the cause that another rank told; empty if there is none."""
