@@ -323,8 +323,8 @@ def test_other_safetensors(tmp_path):
 
 
 def test_a_folder_that_is_gone_has_no_previous_one(tmp_path):
+    (tmp_path / "run").mkdir()
     generations = generation(tmp_path / "run", 1)
-    generations.finish()
     shutil.rmtree(tmp_path / "run")
     generations.write({"a": torch.ones(2)}, "2")
     with pytest.raises(FileNotFoundError, match=r"could not be written to .*; the folder is gone$"):
