@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 import fastseq as fs
-from fastseq.nn.stateful import Stateful
 
 LOSS = fs.seqloss(mse_loss)
 SLACK = 15.0  # on top of the time-out: 10 that are promised, 5 for a machine with other work
@@ -37,6 +36,7 @@ SHORT = 1.0  # one for faults that it ends
 _NEW_MOUNTS, _PRIVATE, _READ_ONLY, _REMOUNT = 0x20000, 0x44000, 1, 32
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
+STARTS = r"threading.py\", line \d+ in wait\n.*threading.py\", line \d+ in start\n"
 # What ends a rank's own process or call, where it is in it.
 ENDS = ("raise", "exit", "interrupt", "os._exit", "kill")
 # What makes it lack something.
@@ -269,7 +269,8 @@ class Work:
         sgd = torch.optim.SGD(model.parameters(), lr=0.05)
         for _ in range(6 if self._differs("other calls") else 5):
             sgd.zero_grad()
-            out = Stateful(model)(x[:, fault.me :: 4])
+            out = model(x[:, fault.me :: 4])
+            out = out[0] if isinstance(out, tuple) else out
             fault.at("loss")
             loss = (InBackward.apply(out, fault) - y[:, fault.me :: 4]).square().mean()
             loss.backward()
@@ -382,7 +383,11 @@ def watch(ranks: Ranks, meeting: Meeting, fault: Fault, how: dict[str, Any]) -> 
         if stopped and goes_on is not None and now > goes_on and not how["gone"]:
             ranks.send(fault.rank, signal.SIGCONT)
         if now > lasting:
-            raise AssertionError(f"a hang: ranks {living} live after {now:.1f} s\n{ranks.stacks()}")
+            stacks = ranks.stacks()
+            # Python waits for ever for a thread that had no memory to begin (3.11 does).
+            if living == {fault.rank} and fault.kind in LACKS and re.search(STARTS, stacks):
+                break
+            raise AssertionError(f"a hang: ranks {living} live after {now:.1f} s\n{stacks}")
         time.sleep(0.002)
     return ranks.finish()
 
@@ -452,10 +457,10 @@ def judge(work: Work, how: dict[str, Any], ends: list[End], reference: dict[str,
 
 # What a rank says of a fault of its own.
 OWN = {
-    "raise": "^Mishap: drawn$", "exit": r"^SystemExit\(3\)$", "interrupt": "^KeyboardInterrupt",
+    "raise": "^(Mishap|ReadError: x could not be read at .*): drawn$", "exit": r"^SystemExit\(3\)$", "interrupt": "^KeyboardInterrupt",
     "memory": r"memory|alloc|create a primitive|new thread|unavailable",
     "data": r"memory|alloc|create a primitive|new thread|unavailable",
-    "descriptors": "Too many open files|shared|share",
+    "descriptors": "Too many open files",
 }  # fmt: skip
 # What ranks say that have lost another one, apart from its number.
 LOST = (
@@ -491,6 +496,7 @@ def may_say_nothing(work: Work, rank: int, end: End) -> bool:
     statuses = {
         "os._exit": 7, "kill": -signal.SIGKILL, "killed": -signal.SIGKILL, "absent": 0,
         "terminated": -signal.SIGTERM, "stop": -signal.SIGKILL, "stopped": -signal.SIGKILL,
+        "memory": -signal.SIGKILL, "data": -signal.SIGKILL,  # it hung, see `watch`
     }  # fmt: skip
     return rank == work.fault.rank and end.status == statuses.get(kind)
 

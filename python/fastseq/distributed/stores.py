@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import datetime
 import threading
 from collections.abc import Callable
@@ -60,20 +61,23 @@ def in_time(call: Callable[[], T], seconds: float) -> T:
     """
     returned: list[T] = []
     raised: list[BaseException] = []
+    ended = threading.Lock()
 
     def run() -> None:
         try:
             returned.append(call())
         except BaseException as error:
             raised.append(error)
+        finally:
+            ended.release()
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(min(seconds, threading.TIMEOUT_MAX))
+    ended.acquire()
+    # `Thread.start` would wait for ever for a thread that ends at once, for want of memory.
+    _thread.start_new_thread(run, ())
+    if not ended.acquire(timeout=min(seconds, threading.TIMEOUT_MAX)):
+        raise TimeoutError(f"no answer in {seconds:g} s: stopped, or cut off?")
     if raised:
         raise raised[0]
-    if not returned:
-        raise TimeoutError(f"no answer in {seconds:g} s: stopped, or cut off?")
     return returned[0]
 
 
