@@ -25,7 +25,7 @@ from pathlib import Path
 
 import ranks as ranks_campaign
 from campaign import Campaign, main
-from forked_ranks import End, Meeting, Ranks
+from forked_ranks import End, Meeting, Ranks, end_with_parent
 from ranks import LOST, SLACK, Fault, Work
 
 LASTING = ("cut", "one way", "down")  # these may last for ever
@@ -106,6 +106,7 @@ def _forked(be: Callable[[], None]) -> int:
     process = os.fork()
     if not process:
         try:
+            end_with_parent()
             be()
             os.write(writer, b"1")
             signal.pause()
@@ -175,6 +176,7 @@ def connect(link: Link) -> list[int]:
     joined = os.fork()
     if not joined:
         try:
+            end_with_parent()
             plugs = [_plug(*each) for each in zip(hosts, ADDRESSES, strict=True)]
             os.write(writer, b"1")
             _pass_on(link, [end for end, _ in plugs], [control for _, control in plugs])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import dataclasses
 import faulthandler
 import hashlib
@@ -27,6 +28,7 @@ from fastseq.distributed.rendezvous import Rendezvous
 
 # Ports that are not handed out to connections, so that nobody takes one before rank 0 does.
 _FIRST_PORT, _PORTS = 20000, 12000
+_SIGNAL_OF_PARENT = 1  # PR_SET_PDEATHSIG
 _LIMITS = (resource.RLIMIT_AS, resource.RLIMIT_DATA, resource.RLIMIT_NOFILE)
 
 Work = Callable[[int], torch.Tensor]
@@ -137,6 +139,7 @@ class Ranks:
             assert os.read(reader, 1)
             os.close(reader)
             return
+        end_with_parent()
         if self._enter is not None:
             self._enter(0)
         store = TCPStore(self._meeting.address, self._port, is_master=True, wait_for_workers=False)
@@ -152,6 +155,7 @@ class Ranks:
             self._outcomes.append(reader)
             return process
         try:
+            end_with_parent()
             for outcome in (*self._outcomes, reader):
                 os.close(outcome)
             self._be(rank, writer)
@@ -296,6 +300,11 @@ class Told:
         """Tell that the fault comes now."""
         assert cls.current is not None
         os.write(cls.current._outcome, b"!")
+
+
+def end_with_parent() -> None:
+    """Let the system kill this process when its parent ends."""
+    ctypes.CDLL(None).prctl(_SIGNAL_OF_PARENT, signal.SIGKILL, 0, 0, 0)
 
 
 def free_port(number: int) -> int:
