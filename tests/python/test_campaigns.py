@@ -17,6 +17,8 @@ SAMPLES: list[tuple[str, str, int]] = [
     ("kills_output", "kills-output", 8),
     ("system_calls", "system-calls", 10),
     ("two_jobs", "two-jobs", 8),
+    ("ranks", "ranks", 10),
+    ("links", "links", 4),
 ]
 
 
@@ -28,5 +30,7 @@ def test_a_sample(tmp_path, file, name, cases):
          "--state", str(tmp_path)],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
+    if "not possible here" in done.stderr:
+        pytest.skip(done.stderr)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f" {cases} of" in done.stdout, done.stdout

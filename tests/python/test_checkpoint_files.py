@@ -10,6 +10,7 @@ import json
 import math
 import os
 import pickle
+import shutil
 import warnings
 
 import numpy as np
@@ -319,6 +320,15 @@ def test_other_safetensors(tmp_path):
     safetensors.torch.save_file({"a": torch.ones(2)}, tmp_path / "x")
     with pytest.raises(fs.CheckpointError, match=r"was not written by fastseq"):
         read(tmp_path / "x")
+
+
+def test_a_folder_that_is_gone_has_no_previous_one(tmp_path):
+    (tmp_path / "run").mkdir()
+    generations = generation(tmp_path / "run", 1)
+    shutil.rmtree(tmp_path / "run")
+    generations.write({"a": torch.ones(2)}, "2")
+    with pytest.raises(FileNotFoundError, match=r"could not be written to .*; the folder is gone$"):
+        generations.finish()
 
 
 def test_a_failed_write_leaves_the_ones_before(tmp_path, monkeypatch):

@@ -8,12 +8,14 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 from types import SimpleNamespace
 
 import pytest
+from torch.distributed import TCPStore
 
 import fastseq as fs
-from fastseq.distributed import communicators, launchers
+from fastseq.distributed import communicators, gloo, launchers, rendezvous, stores
 from fastseq.distributed.launchers import found_launch, is_rank, note_rank
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "3", "MASTER_ADDR": "node7", "MASTER_PORT": "29500"}
@@ -305,3 +307,51 @@ def test_ranks_that_do_not_come_are_named(tmp_path):
     lost = launchers.Launch("torchrun", False, 1, 2, "127.0.0.1", free_port())
     with pytest.raises(fs.CommunicationError, match=r"rank 1 of 2 cannot meet the others at 127"):
         communicators.Rendezvous(lost, timeout=0.5)
+
+
+def test_a_store_that_does_not_answer_is_not_waited_for(monkeypatch):
+    """The system takes connections for a process that is stopped."""
+    monkeypatch.setattr(stores, "GRACE", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as stopped:
+        launch = launchers.Launch("torchrun", False, 1, 2, "127.0.0.1", stopped.getsockname()[1])
+        with pytest.raises(fs.CommunicationError, match=r"rank 1 of 2 .*: no answer in 0\.5 s"):
+            communicators.Rendezvous(launch, timeout=0.4)
+
+
+def test_a_store_that_is_stopped_later_is_not_waited_for_either(monkeypatch):
+    monkeypatch.setattr(rendezvous, "GRACE", 0.1)
+    stuck = SimpleNamespace(
+        set_timeout=lambda _: None, set=lambda *_: threading.Event().wait(), check=lambda _: True
+    )
+    launch = launchers.Launch("torchrun", False, 1, 2, "a", 1)
+    with pytest.raises(
+        fs.CommunicationError, match=r"store of rank 0, where .* no answer in 0\.2 s"
+    ):
+        rendezvous._Meeting(stuck, launch, 0.1).gather("facts", 1)
+
+
+def test_a_store_that_is_lost_is_named():
+    port = free_port()
+    server = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    launch = launchers.Launch("torchrun", False, 1, 2, "127.0.0.1", port, hosted=True)
+    meeting = communicators.Rendezvous(launch)
+    del server
+    said = (
+        "rank 1 cannot make a communicator: the connection to the store of the launcher.* is lost"
+    )
+    with pytest.raises(fs.CommunicationError, match=said):
+        meeting.connect("auto", 5, 0, False)
+
+
+def test_errors_of_gloo_are_shown(monkeypatch):
+    monkeypatch.setattr(gloo, "GRACE", 0.1)
+    stuck = SimpleNamespace(check=lambda _: threading.Event().wait())
+    monkeypatch.setattr(gloo, "PrefixStore", lambda name, store: store)
+
+    def fails(*_):
+        raise RuntimeError("[/source/pair.cc:5] Resource temporarily unavailable. Advice.")
+
+    monkeypatch.setattr(gloo.torch_internals, "gloo_group", fails)
+    said = r"rank 0 .*: it cannot connect to the others \(Resource temporarily unavailable\)$"
+    with pytest.raises(fs.CommunicationError, match=said):
+        gloo.Gloo(stuck, 0, 2, None, 5)

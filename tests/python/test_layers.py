@@ -255,7 +255,8 @@ INNER = {
     "replaces a part of fastseq, or watches what threads and processes do in one": (
         "tests/mpi/test_changing_models.py", "tests/mpi/test_communicator.py",
         "tests/mpi/gpu_on_host.py", "tests/mpi/test_gradients_on_devices.py",
-        "tests/mpi/test_predict_out.py", "tests/python/test_cuda_graph.py",
+        "tests/mpi/test_predict_out.py", "tests/python/forked_ranks.py",
+        "tests/python/test_cuda_graph.py",
         "tests/python/test_history_and_progress.py", "tests/python/test_host_reads.py",
         "tests/python/test_launchers.py", "tests/python/test_threads.py",
     ),

@@ -133,6 +133,24 @@ def test_tensors_and_integers():
     assert read(nested, 0, 1, 0, 1).tolist() == [[[1, 2]]]
 
 
+def test_objects_may_have_a_dtype_of_torch():
+    class Sliced:
+        def __init__(self, data):
+            self.data, self.shape, self.dtype = data, data.shape, data.dtype
+
+        def __getitem__(self, index):
+            return self.data[index]
+
+    t = torch.arange(24).reshape(4, 3, 2)
+    for stored, kept in ((t.double(), torch.float32), (t, torch.int64), (t % 2 > 0, torch.int64)):
+        source = open_source(Sliced(stored), "x", torch.float32, keep_integers=True)
+        slab = read(source, 0, 4, 0, 3)
+        assert slab.dtype == kept
+        assert torch.equal(slab, stored.to(kept))
+    with pytest.raises(TypeError, match=r"x must hold floats.*complex64"):
+        open_source(Sliced(t * 1j), "x", torch.float32)
+
+
 def test_a_file_cut_short_is_an_error_with_its_name(tmp_path):
     np.save(tmp_path / "a.npy", A)
     source = open_source(np.load(tmp_path / "a.npy", mmap_mode="r"), "x", torch.float32)

@@ -179,10 +179,10 @@ class Generations:
             self._writing = None
         error, self._error = self._error, None
         if isinstance(error, OSError):
+            left = "the previous one is intact" if self.folder.is_dir() else "the folder is gone"
             raise OSError(
                 error.errno,
-                f"a checkpoint could not be written to {self.folder}: {error.strerror}; the "
-                "previous one is intact",
+                f"a checkpoint could not be written to {self.folder}: {error.strerror}; {left}",
             ) from error
         if error is not None:
             raise error

@@ -172,8 +172,11 @@ def target_dtype(array: Any, name: str, dtype: torch.dtype, keep_integers: bool)
         raise kind_error(name, array)
     if isinstance(array, h5py.Dataset) and is_bfloat16(array):
         raise TypeError(f"{name} holds bfloat16: load it by h5load(…, mmap=True)")
-    if array.dtype == torch.bfloat16:
-        return dtype
+    if isinstance(array.dtype, torch.dtype):
+        if array.dtype.is_complex:
+            raise _dtype_error(name, array.dtype)
+        integers = not array.dtype.is_floating_point
+        return torch.int64 if integers and keep_integers else dtype
     try:
         stored = np.dtype(array.dtype)
     except TypeError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import re
 from typing import Any
 
 import torch
@@ -10,8 +10,9 @@ import torch
 from .._util import torch_internals
 from .._util.untyped_torch import PrefixStore
 from ..errors import CommunicationError
+from .stores import GRACE, first_line, in_time, limited
 
-__all__ = ["Gloo", "limited"]
+__all__ = ["Gloo"]
 
 _DTYPES = {"f": torch.float32, "d": torch.float64}
 
@@ -46,9 +47,11 @@ class Gloo:
     def _group(self, name: str, rank: int, size: int) -> Any:
         store, limit = PrefixStore(name, self._store), limited(self._timeout)
         try:
-            return torch_internals.gloo_group(store, rank, size, limit)
-        except RuntimeError as error:
-            raise self._lost(error) from error
+            return in_time(
+                lambda: torch_internals.gloo_group(store, rank, size, limit), self._timeout + GRACE
+            )
+        except (RuntimeError, TimeoutError) as error:
+            raise self._lost(error, "it cannot connect to the others") from error
 
     def gather(self, mine: memoryview, all_: memoryview) -> None:
         """Fill `all_` with all ranks' bytes."""
@@ -67,8 +70,10 @@ class Gloo:
 
     def break_up(self, cause: str) -> None:
         """Make the others' calls raise, with this cause."""
-        self._store.set("broken", cause)
-        self._close()
+        try:
+            in_time(lambda: self._store.set("broken", cause), GRACE)
+        finally:
+            self._close()
 
     def interrupt(self) -> None:
         """Make this rank's calls raise, because the process ends."""
@@ -84,26 +89,27 @@ class Gloo:
         try:
             work.wait()
         except RuntimeError as error:
-            raise self._lost(error) from error
+            what = "the connection to another rank is lost; has that ended?"
+            raise self._lost(error, what) from error
 
-    def _lost(self, error: Exception) -> CommunicationError:
+    def _lost(self, error: Exception, what: str) -> CommunicationError:
         cause = "it has exited" if self._interrupted else self._told()
-        if cause:
-            return CommunicationError(f"rank {self._rank} cannot continue: {cause}")
-        text = "the connection to another rank is lost; has that ended?"
-        if "imed out" in str(error):
-            text = f"it waited {self._timeout:g} s for the others"
-        return CommunicationError(f"rank {self._rank} cannot continue: {text}")
+        if not cause and "imed out" in str(error):
+            cause = f"it waited {self._timeout:g} s for the others"
+        # Gloo begins with the place in its source, and ends with advice.
+        said = re.sub(r"^\[\S+\] ", "", first_line(error)).partition(". ")[0]
+        return CommunicationError(
+            f"rank {self._rank} cannot continue: {cause or f'{what} ({said})'}"
+        )
 
     def _told(self) -> str:
         """Return the cause that another rank told; empty if there is none."""
-        try:
+
+        def told() -> str:
             found = self._store.check(["broken"])
             return self._store.get("broken").decode() if found else ""
-        except RuntimeError:  # who had the store has gone, too
+
+        try:
+            return in_time(told, GRACE)
+        except (RuntimeError, TimeoutError):  # who had the store has gone, too
             return ""
-
-
-def limited(seconds: float) -> datetime.timedelta:
-    """Return a time-out for torch, which knows no infinite ones."""
-    return datetime.timedelta(seconds=min(seconds, 1e8))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .. import _comm
-from .._util.untyped_torch import PrefixStore, TCPStore
+from .._util.untyped_torch import PrefixStore
 from ..errors import CommunicationError
-from .gloo import Gloo, limited
+from .gloo import Gloo
 from .launchers import Launch
+from .stores import GRACE, first_line, in_time, limited, reach
 
 __all__ = ["Rendezvous"]
 
@@ -19,6 +21,8 @@ _UNSHARED = (
     'transport "{}" needs memory that the ranks of a machine can share: the machine has none left, '
     "or its ranks run in separate containers or as different users"
 )
+T = TypeVar("T")
+
 # Ranks that wait for one on their machine, which waits for another machine, wait longer than it.
 _LONGER = 10.0
 
@@ -42,21 +46,7 @@ class Rendezvous:
     def __init__(self, launch: Launch, timeout: float = 600.0) -> None:
         self._launch = launch
         self._made = 0
-        try:
-            store = TCPStore(
-                launch.address,
-                launch.port,
-                is_master=launch.rank == 0 and not launch.hosted,
-                timeout=limited(timeout),
-                wait_for_workers=False,
-                multi_tenant=True,  # a script may call init_process_group, at the same port
-            )
-        except (RuntimeError, ValueError) as error:
-            raise CommunicationError(
-                f"rank {launch.rank} of {launch.size} cannot meet the others at "
-                f"{launch.address}:{launch.port}: {_first_line(error)}"
-            ) from error
-        self._store = PrefixStore(f"fastseq/{launch.attempt}", store)
+        self._store = PrefixStore(f"fastseq/{launch.attempt}", reach(launch, timeout))
 
     def connect(
         self, transport: str, timeout: float, ranks_per_node: int, half_wire: bool
@@ -127,30 +117,60 @@ class _Meeting:
         self._timeout = timeout
         store.set_timeout(limited(timeout))
         self._hosts = launch.rank == 0 and not launch.hosted
+        self._host = "the launcher" if launch.hosted else "rank 0"
 
     def gather(self, name: str, value: object) -> list[Any]:
         """Return all ranks' values, which JSON can write."""
-        self._store.set(f"{name}/{self._rank}", json.dumps(value))
-        return [json.loads(self._read(f"{name}/{rank}", rank)) for rank in range(self._size)]
+        own = json.dumps(value)
+        keys = [f"{name}/{rank}" for rank in range(self._size)]
 
-    def _read(self, key: str, rank: int) -> bytes:
+        def gathered() -> list[Any]:
+            self._store.set(keys[self._rank], own)
+            self._store.wait(keys, limited(self._timeout))
+            return [json.loads(self._store.get(key)) for key in keys]
+
+        return self._ask(gathered, keys)
+
+    def _ask(self, call: Callable[[], T], keys: list[str]) -> T:
+        """Return what a call of the store returns, which waits for the ranks' keys."""
+        me = f"rank {self._rank}"
         try:
-            value: bytes = self._store.get(key)
-            return value
-        except RuntimeError as error:  # DistError
+            return in_time(call, self._timeout + GRACE)
+        except TimeoutError as error:
             raise CommunicationError(
-                f"rank {self._rank} waited {self._timeout:g} s for rank {rank} to make a "
-                f"communicator ({_first_line(error)})"
+                f"{me} cannot make a communicator: the store of {self._host}, where the ranks "
+                f"meet, gives {error}"
             ) from error
+        except RuntimeError as error:  # DistError
+            if "timeout" in str(error):
+                cause = f"waited {self._timeout:g} s for {self._missing(keys)}"
+                raise CommunicationError(f"{me} {cause} to make a communicator") from error
+            raise CommunicationError(
+                f"{me} cannot make a communicator: the connection to the store of {self._host}, "
+                f"where the ranks meet, is lost; has that ended? ({first_line(error)})"
+            ) from error
+
+    def _missing(self, keys: list[str]) -> str:
+        """Return which ranks have not set their keys."""
+        try:
+            found = in_time(lambda: [bool(self._store.check([key])) for key in keys], GRACE)
+        except (RuntimeError, TimeoutError):
+            return "the others"
+        return ", ".join(f"rank {rank}" for rank, there in enumerate(found) if not there)
 
     def all(self, name: str, value: bool) -> bool:
         return all(self.gather(name, value))
 
     def end(self) -> None:
         """Wait until all have read the others' values, if they are in this process."""
-        self._store.set(f"ended/{self._rank}", "")
-        for rank in range(self._size if self._hosts else 0):
-            self._read(f"ended/{rank}", rank)
+        keys = [f"ended/{rank}" for rank in range(self._size)]
+
+        def ended() -> None:
+            self._store.set(keys[self._rank], "")
+            if self._hosts:
+                self._store.wait(keys, limited(self._timeout))
+
+        self._ask(ended, keys)
 
 
 def _share_memory(
@@ -190,7 +210,3 @@ def _compare(wishes: list[dict[str, object]]) -> None:
                     f"the ranks want different communicators: rank 0 has {name}={value}, rank "
                     f"{rank} {name}={theirs[name]}; give all ranks the same options"
                 )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
