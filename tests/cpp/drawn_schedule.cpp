@@ -114,6 +114,7 @@ extern "C" __attribute__((visibility("default"))) int pthread_create(pthread_t* 
                                                                      const pthread_attr_t* attributes,
                                                                      void* (*run)(void*), void* argument) {
   static auto* const real = next<decltype(pthread_create)>("pthread_create");
+  // NOLINTNEXTLINE(bugprone-unhandled-exception-at-new): without memory a test may end
   const int found = real(thread, attributes, run_later, new Start{run, argument});
   wait_perhaps();
   return found;
