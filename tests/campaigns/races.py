@@ -58,20 +58,18 @@ def case(number: int, folder: Path) -> str:
     return file
 
 
-CAMPAIGNS = [
-    Campaign(
-        name="races",
-        case=case,
-        wanted=10_000,
-        limit=60,
-        promise="whatever waits for whom, threads of reader and ranks race for nothing, never "
-        "wait forever, and come to the right result",
-    )
-]
+RACES = Campaign(
+    name="races",
+    case=case,
+    wanted=10_000,
+    limit=60,
+    promise="whatever waits for whom, threads of reader and ranks race for nothing, never wait "
+    "forever, and come to the right result",
+)
+CAMPAIGNS = [RACES] if SCHEDULE.exists() else []
 
 
 if __name__ == "__main__":
-    if SCHEDULE.exists():
-        main(CAMPAIGNS)
-    else:
+    if not CAMPAIGNS:
         sys.exit(f"races: no {SCHEDULE}, not run: make sanitize builds it")
+    main(CAMPAIGNS)
