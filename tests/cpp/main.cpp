@@ -1,3 +1,5 @@
 #include "check.h"
 
-int main() { return fastseq::testing::run_all(); }
+int main(int count, char** arguments) {
+  return fastseq::testing::run_all({arguments + 1, static_cast<std::size_t>(count) - 1});
+}

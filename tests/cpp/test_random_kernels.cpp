@@ -205,6 +205,24 @@ TEST(values_that_are_not_finite_show) {
   }
 }
 
+// Behind a sequence that is followed by nearly endless zeros, only the sign of the threshold counts.
+TEST(least_steps_may_be_any_number) {
+  for (const std::int64_t least : {std::int64_t{1} << 62, std::numeric_limits<std::int64_t>::max()}) {
+    const Data<double> data({.dtype = DType::kFloat64,
+                             .steps = 9,
+                             .sequences = 2,
+                             .features = 1,
+                             .groups = 1,
+                             .members = 1,
+                             .least_steps = least},
+                            false);
+    const std::vector<double> found = data.run(serial_for);
+    for (std::size_t i = 0; i < found.size(); ++i) {
+      CHECK(std::abs(found[i] - (data.thresholds[i % kKernelChoices] < 0 ? 1 : 0)) < 1e-9);
+    }
+  }
+}
+
 TEST(nothing_to_do) {
   const Data<float> data({.dtype = DType::kFloat32,
                           .steps = 9,

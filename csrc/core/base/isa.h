@@ -81,6 +81,8 @@ template <class Body, class... Args>
 void run_up_to_v3(const Args&... args) {
 #if FASTSEQ_HAS_MULTIVERSION
   if (vector_limit >= 32 && __builtin_cpu_supports("x86-64-v3")) return run_v3<Body>(args...);
+#elif defined(FASTSEQ_EVERY_WIDTH)  // in the instructions that there are: sanitizers look at all kernels
+  if (vector_limit >= 32) return Body::template run<32>(args...);
 #endif
   Body::template run<16>(args...);
 }
@@ -88,6 +90,8 @@ template <class Body, class... Args>
 void run_best(const Args&... args) {
 #if FASTSEQ_HAS_MULTIVERSION
   if (vector_limit >= 64 && __builtin_cpu_supports("x86-64-v4")) return run_v4<Body>(args...);
+#elif defined(FASTSEQ_EVERY_WIDTH)
+  if (vector_limit >= 64) return Body::template run<64>(args...);
 #endif
   run_up_to_v3<Body>(args...);
 }

@@ -13,11 +13,11 @@ namespace fastseq::simd {
 
 template <class T, int kBytes>
 struct VectorOf {
-  using Type __attribute__((vector_size(kBytes))) = T;
+  T lanes __attribute__((vector_size(kBytes)));
 };
 
 template <class T, int kBytes>
-using Vector = VectorOf<T, kBytes>::Type;
+using Vector = decltype(VectorOf<T, kBytes>::lanes);
 
 template <class V>
 using Lane = std::remove_cvref_t<decltype(V{}[0])>;

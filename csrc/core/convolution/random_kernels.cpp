@@ -97,6 +97,11 @@ struct CountAbove {
   }
 };
 
+// How far the kernels of any group reach to either side.
+std::int64_t reach_of(const RandomKernelsShape& shape, const RandomKernelsInputs& inputs) {
+  return kKernelTaps / 2 * *std::max_element(inputs.dilations, inputs.dilations + shape.groups);
+}
+
 // The features of one sequence.
 template <class T>
 class Sequence {
@@ -104,7 +109,7 @@ class Sequence {
   Sequence(const RandomKernelsShape& shape, const RandomKernelsInputs& inputs)
       : shape_(shape),
         inputs_(inputs),
-        reach_(kKernelTaps / 2 * *std::max_element(inputs.dilations, inputs.dilations + shape.groups)),
+        reach_(reach_of(shape, inputs)),
         rows_(static_cast<std::size_t>(shape.steps * shape.features)),
         values_(static_cast<std::size_t>(3 * reach_ + shape.steps + kBehind)) {}
 
@@ -155,7 +160,9 @@ void run_all(const RandomKernelsShape& shape, const RandomKernelsInputs& inputs,
     Sequence<T> sequence(shape, inputs);
     for (std::int64_t n = begin; n < end; ++n) sequence.run(n, out + n * numel);
   };
-  const std::int64_t comparisons = std::max(shape.steps, shape.least_steps) * numel;
+  // `least_steps` may be any number: it does not count beyond what kernels reach.
+  const std::int64_t most = shape.steps + reach_of(shape, inputs);
+  const std::int64_t comparisons = std::min(std::max(shape.steps, shape.least_steps), most) * numel;
   for_ranges(parallel_for, shape.sequences, std::max<std::int64_t>(kGrain / comparisons, 1), body);
 }
 

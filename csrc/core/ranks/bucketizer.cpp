@@ -27,6 +27,8 @@ struct Ended {
   What what;
   ~Ended() { what(); }
 };
+template <class What>
+Ended(What) -> Ended<What>;  // Clang deduces it by itself from 17 on
 
 }  // namespace
 

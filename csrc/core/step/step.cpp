@@ -59,7 +59,7 @@ Step<T>::Step(Model<T>& model, Loss loss, const Update<T>& update, std::int64_t 
 }
 
 template <class T>
-Step<T>::Part Step<T>::part(const Chunks<T>& chunks, std::size_t index, std::int64_t begin) {
+auto Step<T>::part(const Chunks<T>& chunks, std::size_t index, std::int64_t begin) -> Part {
   const std::int64_t steps = chunks.sizes[index];
   Part part{.chunk = {.steps = steps,
                       .sequences = chunks.sequences,
