@@ -364,9 +364,7 @@ def campaigns_table() -> str:
         promise = found["promise"].rstrip(".")
         promise = promise[0].lower() + promise[1:]
         done = f"{found.get('executions') or found['done']:,}".replace(",", " ")
-        lines.append(
-            f"| {found['campaign']} | {promise} | {done} | {len(found['failures'])} |"
-        )
+        lines.append(f"| {found['campaign']} | {promise} | {done} | {len(found['failures'])} |")
     return "\n".join(lines)
 
 
