@@ -231,7 +231,7 @@ def test_orders_of_steps_and_of_unequal_lengths():
     found = ordinal().fit(LIST, listed)
     assert same(found, ordinal().fit(LIST, numbers))
     assert [a.shape for a in found.predict_proba(LIST)] == [(len(x), 3) for x in LIST]
-    listed[3] = pd.Series(listed[3].astype(str))
+    listed[3] = pd.Series(listed[3].astype(object))
     with pytest.raises(ValueError, match="whose categories have different orders"):
         ordinal().fit(LIST, listed)
 
