@@ -17,6 +17,12 @@ SAMPLES: list[tuple[str, str, int]] = [
     ("kills_output", "kills-output", 8),
     ("system_calls", "system-calls", 10),
     ("two_jobs", "two-jobs", 8),
+    ("fuzz_files", "fuzz-hdf5", 2),
+    ("fuzz_files", "fuzz-settings", 2),
+    ("fuzz_files", "fuzz-tables", 1),
+    ("fuzz_models", "fuzz-models", 2),
+    ("fuzz_models", "fuzz-checkpoints", 2),
+    ("fuzz_models", "fuzz-requests", 2),
 ]
 
 

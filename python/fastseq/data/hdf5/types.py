@@ -22,7 +22,7 @@ def stored_dtype(dataset: h5py.Dataset) -> np.dtype:
     bitfield = dataset.id.get_type().get_class() == h5py.h5t.BITFIELD
     try:
         dtype: np.dtype = dataset.dtype
-    except TypeError as error:
+    except (TypeError, ValueError) as error:  # the latter: of floats of a damaged layout
         raise TypeError(
             f"{dataset.name!r} in {dataset.file.filename} holds elements that NumPy does not know "
             f"({error})"
