@@ -160,7 +160,6 @@ def test_what_cannot_be_a_classifier_is_refused_with_the_files_name(change, clas
         lambda tree: tree.update(chunk="x"),
         lambda tree: tree.update(sums=(1.0, 2.0)),
         lambda tree: tree.update(seconds="x"),
-        lambda tree: tree["ranks"][0].update(random=None),
         lambda tree: tree["ranks"][0]["random"].update(numpy="x"),
         lambda tree: tree["ranks"][0]["random"].pop("python"),
         lambda tree: tree["optimizer"]["state"]["state"][0].update(exp_avg=torch.zeros(1)),

@@ -32,4 +32,4 @@ def stored_dtype(dataset: h5py.Dataset) -> np.dtype:
 
 def is_bfloat16(dataset: h5py.Dataset) -> bool:
     """Return whether the elements are bfloat16, which `h5save` stores as marked uint16."""
-    return bool(dataset.dtype == np.uint16 and dataset.attrs.get("fastseq") == "bfloat16")
+    return bool(stored_dtype(dataset) == np.uint16 and dataset.attrs.get("fastseq") == "bfloat16")

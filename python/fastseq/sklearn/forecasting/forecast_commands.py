@@ -229,8 +229,8 @@ def _check_numbers(path: str, target: pd.Series) -> None:
     if wrong.any():
         row = int(wrong.argmax())
         raise ValueError(
-            f"{path} has {texts.iloc[row]!r:.100} in column {target.name!r} in line {row + 2}: values "
-            "must be numbers, such as 0.5, or empty where they are missing"
+            f"{path} has {texts.iloc[row]!r:.100} in column {target.name!r} in line {row + 2}: "
+            "values must be numbers, such as 0.5, or empty where they are missing"
         )
 
 
@@ -351,8 +351,8 @@ def _times(path: str, texts: pd.Series) -> pd.Series:
     if wrong.any():
         row = int(wrong.argmax())
         raise ValueError(
-            f"{path} has the time {texts.iloc[row]!r:.100} in line {row + 2}: write times as 2026-01-31 "
-            "or 2026-01-31 17:30:00, or as numbers of steps"
+            f"{path} has the time {texts.iloc[row]!r:.100} in line {row + 2}: write times as "
+            "2026-01-31 or 2026-01-31 17:30:00, or as numbers of steps"
         )
     return times
 
