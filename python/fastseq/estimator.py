@@ -18,6 +18,7 @@ from .checkpoint.estimator_files import (
     SavedLearner,
     check_parts,
     no_loss,
+    restoring,
     save_learner,
 )
 from .checkpoint.session import Session
@@ -800,8 +801,9 @@ class Estimator:
                 saved.spec,
                 **{**saved.options, **options, "comm": replicas.comm},
             )
-            saved.restore(est._learner)
-            est.set_state(saved.state)
+            with restoring(Path(path)):
+                saved.restore(est._learner)
+                est.set_state(saved.state)
             return est
 
     def get_state(self) -> Tree:

@@ -1,7 +1,8 @@
 """What every campaign needs: drawn cases, each in a process of its own, counted and kept on disk.
 
 A campaign is a function ``case(number, folder)`` that draws what it does from its number, raises if
-a promise is broken, and else returns in a word what it was. Each call runs in a process forked from
+a promise is broken, and else returns in a word what it was, or how often it did what: cases that
+take less than forking does are done many at a time. Each call runs in a process forked from
 one that has imported all that is needed, as the leader of a session of its own, in an empty folder:
 it may kill, stop and fork what it likes. When it ends, or at its time limit, all that it started is
 killed. Then nothing of it may be left in shared memory.
@@ -25,7 +26,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ sys.path[:0] = [str(ROOT / "bench"), str(ROOT / "tests" / "python")]
 
 from harness import circumstances  # noqa: E402
 
-Case = Callable[[int, Path], str]
+Case = Callable[[int, Path], "str | Mapping[str, int]"]
 _SHARED = Path("/dev/shm")  # noqa: S108
 _BECOME_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER: orphans of a case become our children
 
@@ -87,7 +88,8 @@ class Campaign:
         self.folder.mkdir(parents=True, exist_ok=True)
         kept = {
             "campaign": self.name, "promise": self.promise, "wanted": self.wanted,
-            "done": self.done, "seconds": round(self.seconds, 1),
+            "done": self.done, "executions": sum(self.kinds.values()),
+            "seconds": round(self.seconds, 1),
             "kinds": dict(sorted(self.kinds.items())), "failures": self.failures,
             "circumstances": circumstances(),
         }  # fmt: skip
@@ -138,12 +140,13 @@ class Campaign:
         )
 
     def _count(self, one: _Running) -> None:
-        kind, output = one.result()
-        if kind is None:
+        kinds, output = one.result()
+        if kinds is None:
             self.failures.append({"case": one.number, "output": output[-4000:]})
             print(f"\n{self.name}: case {one.number} FAILED\n{output[-4000:]}", flush=True)
         else:
-            self.kinds[kind] = self.kinds.get(kind, 0) + 1
+            for kind, count in kinds.items():
+                self.kinds[kind] = self.kinds.get(kind, 0) + count
 
 
 class _Running:
@@ -174,7 +177,8 @@ class _Running:
             work.mkdir()
             os.chdir(work)
             kind = case(self.number, work)
-            (self._folder / "kind").write_text(kind)
+            counts = {kind: 1} if isinstance(kind, str) else dict(kind)
+            (self._folder / "kinds").write_text(json.dumps(counts))
             status = 0
         except BaseException:
             traceback.print_exc()
@@ -194,8 +198,8 @@ class _Running:
                 _, self._status = os.waitpid(self._process, 0)
         return self._status is not None
 
-    def result(self) -> tuple[str | None, str]:
-        """Return the kind, or None and what is wrong; end all that the case has started."""
+    def result(self) -> tuple[dict[str, int] | None, str]:
+        """Return how often it was what, or None and what is wrong; end what the case started."""
         left = _end_session(self._process)
         output = (self._folder / "output").read_text(errors="replace") if self._started() else ""
         wrong = ""
@@ -205,8 +209,8 @@ class _Running:
             wrong = f"ended with status {self._status}"
         elif left:
             wrong = f"processes were left: {left}"
-        kind = self._folder / "kind"
-        found = kind.read_text() if not wrong and kind.exists() else None
+        kinds = self._folder / "kinds"
+        found = json.loads(kinds.read_text()) if not wrong and kinds.exists() else None
         shutil.rmtree(self._folder, ignore_errors=True)
         return found, f"{output}\n{wrong}".strip()
 

@@ -24,6 +24,12 @@ SAMPLES: list[tuple[str, str, int]] = [
     ("two_jobs", "two-jobs", 8),
     ("ranks", "ranks", 10),
     ("links", "links", 4),
+    ("fuzz_files", "fuzz-hdf5", 2),
+    ("fuzz_files", "fuzz-settings", 2),
+    ("fuzz_files", "fuzz-tables", 1),
+    ("fuzz_models", "fuzz-models", 2),
+    ("fuzz_models", "fuzz-checkpoints", 2),
+    ("fuzz_models", "fuzz-requests", 2),
 ]
 
 

@@ -325,3 +325,17 @@ def test_the_console_script():
 
 def test_the_version(run):
     assert run("--version")[:2] == (0, f"fastseq {fs.__version__}\n")
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.csv.gz"])
+def test_damaged_tables_are_refused_with_their_names(run, tmp_path, name):
+    """Arrow says what is wrong, but not in which file."""
+    path = tmp_path / name
+    LONG.to_parquet(path) if name.endswith("parquet") else LONG.to_csv(path, index=False)
+    whole = path.read_bytes()
+    for damaged in (whole[:-5], whole[:30] + bytes(20) + whole[50:], b"x"):
+        path.write_bytes(damaged)
+        code, _, message = run("fit", path, "model.safetensors", *SETTINGS)
+        assert code == 1
+        assert message.startswith(f"fastseq: error: {path} ")
+        assert message.count("\n") == 1

@@ -244,6 +244,7 @@ INNER = {
         "tests/python/test_checkpoint.py", "tests/python/test_checkpoint_contents.py",
         "tests/campaigns/faulted_programs.py",
         "tests/python/test_checkpoint_files.py", "tests/python/test_saving_files.py",
+        "tests/python/test_forged_files.py", "tests/campaigns/fuzz_models.py",
     ),
     "compares statistics and windows with NumPy's": (
         "tests/mpi/test_scaling.py", "tests/python/test_forecaster_calendar.py",
@@ -276,6 +277,7 @@ INNER = {
     "runs the command line in this process": (
         "tests/python/test_doctor.py", "tests/python/test_forecast_commands.py",
         "tests/python/test_h5_commands.py", "tests/python/test_server_process.py",
+        "tests/campaigns/fuzz_files.py",
     ),
 }  # fmt: skip
 

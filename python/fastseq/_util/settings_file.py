@@ -10,6 +10,8 @@ from .optional_imports import need
 
 __all__ = ["Quoted", "read_settings"]
 
+_MOST = 100_000  # values: by aliases of aliases, a few lines can stand for billions
+
 
 class Quoted(str):
     """A text that stands in quotes, or in a block, in the file: no number or word such as none."""
@@ -44,21 +46,24 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
         root = yaml.compose(content.decode("utf-8"), Loader=yaml.SafeLoader)
         if not isinstance(root, yaml.MappingNode) or not root.value:
             raise ValueError("it must have lines such as 'epochs: 20'")
-        return dict(_value(yaml, root))
+        return dict(_value(yaml, root, [_MOST]))
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise ValueError(f"{path} is not UTF-8, see line {line}: save it in UTF-8") from None
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split()):.300}") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     except RecursionError:
         raise ValueError(f"{path}: its values are nested too deeply") from None
 
 
-def _value(yaml: Any, node: Any) -> Any:
+def _value(yaml: Any, node: Any, left: list[int]) -> Any:
+    left[0] -= 1
+    if left[0] < 0:
+        raise ValueError(f"it has more than {_MOST} values: write less, without aliases (*name)")
     if isinstance(node, yaml.SequenceNode):
-        return [_value(yaml, part) for part in node.value]
+        return [_value(yaml, part, left) for part in node.value]
     if isinstance(node, yaml.ScalarNode):
         if node.style is not None:
             return Quoted(node.value)
@@ -71,5 +76,5 @@ def _value(yaml: Any, node: Any) -> Any:
             raise ValueError(f"a name must be text, {where}")
         if name in found:
             raise ValueError(f"{name!r} is given twice, again {where}")
-        found[name] = _value(yaml, value)
+        found[name] = _value(yaml, value, left)
     return found

@@ -27,6 +27,12 @@ __all__ = [
 # How an optimizer computes, not what: not restored, as the device may be another one.
 _MEANS = ("capturable", "foreach", "fused")
 
+# What torch's optimizers keep in the shape of each parameter.
+_AVERAGES = {
+    "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg",
+    "grad_avg", "sum", "acc_delta", "prev", "step_size",
+}  # fmt: skip
+
 
 def model_state(model: nn.Module) -> dict[str, Any]:
     """Return all parameters and buffers, not copied, and the extra state of modules.
@@ -114,6 +120,44 @@ def check_optimizer(optimizer: optim.Optimizer, saved: dict[str, Any], where: st
             f"{', '.join(str(len(group['params'])) for group in groups)} parameters, this one has "
             f"{', '.join(map(str, sizes))}"
         )
+    for own, group in zip(optimizer.param_groups, groups, strict=True):
+        for name, value in own.items():
+            if name in _MEANS or name not in group or _form(group[name]) == _form(value):
+                continue
+            raise CheckpointError(
+                f"{where} has no settings of {here}: {name} is {group[name]!r:.100}, this one's "
+                f"{value!r:.100}"
+            )
+    if type(optimizer).__module__.startswith("torch."):
+        _check_averages(optimizer, saved["state"]["state"], where)
+
+
+def _form(value: object) -> object:
+    """Return what a setting of an optimizer is like: numbers, tensors of one, None are alike."""
+    if isinstance(value, bool):
+        return bool
+    if isinstance(value, list | tuple):
+        return len(value)
+    number = isinstance(value, float | int | None) or (
+        isinstance(value, torch.Tensor) and value.numel() == 1
+    )
+    return "number" if number else type(value)
+
+
+def _check_averages(optimizer: optim.Optimizer, states: dict[int, Any], where: str) -> None:
+    """Raise if averages of gradients are not like the parameters: kernels write to them."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for place, state in states.items():
+        p = parameters[place]
+        for name in _AVERAGES & set(state):
+            average = state[name]
+            alike = isinstance(average, torch.Tensor) and average.shape == p.shape
+            if average is not None and not (alike and average.dtype.is_floating_point):
+                there = f"{average.dtype} {tuple(average.shape)}" if alike else repr(average)
+                raise CheckpointError(
+                    f"{where} is from another model: {name} of parameter {place} is {there:.100}, "
+                    f"the parameter {tuple(p.shape)}"
+                )
 
 
 def load_optimizer(optimizer: optim.Optimizer, saved: dict[str, Any]) -> None:
@@ -122,7 +166,7 @@ def load_optimizer(optimizer: optim.Optimizer, saved: dict[str, Any]) -> None:
     Settings such as ``fused`` are kept.
     """
     groups = [
-        {**group, **{key: own[key] for key in _MEANS if key in own}}
+        {**own, **group, **{key: own[key] for key in _MEANS if key in own}}
         for group, own in zip(saved["state"]["param_groups"], optimizer.param_groups, strict=True)
     ]
     optimizer.load_state_dict({**saved["state"], "param_groups": groups})

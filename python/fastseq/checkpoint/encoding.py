@@ -59,7 +59,7 @@ def decode(text: str, tensors: Mapping[str, Tensor]) -> Any:
     try:
         return _decode(json.loads(text), tensors)
     except (KeyError, TypeError, IndexError, RecursionError) as error:
-        raise ValueError(f"it was not written by fastseq: {error!r}") from error
+        raise ValueError(f"it was not written by fastseq: {error!r:.300}") from error
 
 
 def _encode(item: object, path: str, tensors: dict[str, Tensor]) -> Any:
@@ -130,6 +130,6 @@ def _decode(item: object, tensors: Mapping[str, Tensor]) -> Any:
     if kind == "tuple":
         return tuple(_decode(part, tensors) for part in content)
     if kind not in ("dict", "counter"):
-        raise ValueError(f"it was not written by fastseq: {kind!r} is not known")
+        raise ValueError(f"it was not written by fastseq: {kind!r:.300} is not known")
     pairs = {_decode(key, tensors): _decode(part, tensors) for key, part in content}
     return Counter(pairs) if kind == "counter" else pairs

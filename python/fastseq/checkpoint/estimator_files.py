@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import numbers
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -15,18 +16,22 @@ from torch import Tensor, nn
 from .._util.torch_internals import uncompiled
 from .._util.tree import Tree, tree_map
 from ..data.scaling.inputs_and_targets import Scaling
-from ..errors import CheckpointError
+from ..errors import CheckpointError, FastseqError
+from ..nn.earlier_steps import in_context
 from ..nn.model_description import build, describe_model
+from ..nn.stateful import takes_state
+from ..training.amp import Precision
 from ..training.spec import Spec
 from .encoding import decode, encode
 from .format import Image, read, write
+from .limited_size import no_larger_than
 
 if TYPE_CHECKING:
     from ..training.learner import Learner
 
 __all__ = [
     "NoOptimizer", "SavedLearner", "check_parts", "check_path", "learner_content", "no_loss",
-    "read_content", "save_learner", "saved_kind", "write_content",
+    "read_content", "restoring", "save_learner", "saved_kind", "write_content",
 ]  # fmt: skip
 
 FORMAT = 1
@@ -143,26 +148,22 @@ class SavedLearner:
     @classmethod
     def read(cls, path: Path, model: nn.Module | Callable[[], nn.Module] | None) -> SavedLearner:
         """Read a file, as in `Estimator.load`."""
-        return cls.of(read_content(path, _KIND, FORMAT, "Estimator.save"), model, path)
+        content = read_content(path, _KIND, FORMAT, "Estimator.save")
+        made = model if model is None or isinstance(model, nn.Module) else _made(model)
+        with restoring(path):
+            return cls.of(content, made, path)
 
     @classmethod
-    def of(
-        cls,
-        content: Mapping[str, Any],
-        model: nn.Module | Callable[[], nn.Module] | None,
-        path: Path,
-    ) -> SavedLearner:
+    def of(cls, content: Mapping[str, Any], model: nn.Module | None, path: Path) -> SavedLearner:
         """Take what `learner_content` returned; `path` is the file in messages."""
-        try:
-            made = _model(content, model, path)
-            spec, options = Spec.of(content["spec"]), dict(content["options"])
-            fitted = {key: content["fitted"][key] for key in _FITTED}
-            return cls(made, spec, options, content["state"], fitted)
-        except (KeyError, AttributeError) as error:
-            raise CheckpointError(
-                f"load: {path} lacks a part of what this version of fastseq saves: load it with "
-                "the version that wrote it"
-            ) from error
+        made = _model(content, model, path)
+        spec, saved = Spec.of(content["spec"]), content["options"]
+        options = {"amp": saved["amp"], "seed": saved["seed"]}
+        # They raise if the model cannot have these.
+        Precision(options["amp"], torch.device("cpu")).check(made)
+        takes_state(in_context(made, spec.context))
+        fitted = {key: content["fitted"][key] for key in _FITTED}
+        return cls(made, spec, options, content["state"], fitted)
 
     def restore(self, learner: Learner) -> None:
         """Set all that `fit` has set in a learner."""
@@ -173,6 +174,34 @@ class SavedLearner:
         if fitted["scaling"] is not None:
             learner.scaling = Scaling.from_state(fitted["scaling"])
         learner.history.replace(fitted["history"])
+
+
+@contextlib.contextmanager
+def restoring(path: object, caller: str = "load") -> Iterator[None]:
+    """Turn what goes wrong with a file's contents into a CheckpointError that names the file.
+
+    Their checksum tells damage. Of a file of another version, or one that was not written by
+    fastseq, any part may be missing, of another type, or unlike the others.
+
+    Raises
+    ------
+    CheckpointError
+        It could not be restored.
+    """
+    try:
+        yield
+    except (MemoryError, FastseqError):
+        raise
+    except Exception as error:
+        if isinstance(error, ValueError | TypeError | OSError) and str(path) in str(error):
+            raise  # it says what is wrong
+        lacks = isinstance(error, KeyError | AttributeError)
+        what = "lacks a part of what this version of fastseq saves"
+        if not lacks:
+            what = f"has parts that this version of fastseq cannot read ({error!s:.300})"
+        raise CheckpointError(
+            f"{caller}: {path} {what}: load it with the version that wrote it"
+        ) from error
 
 
 def read_content(path: Path, kind: str, version: int, writer: str) -> dict[str, Any]:
@@ -222,7 +251,18 @@ def saved_kind(path: Path) -> str:
         raise CheckpointError(f"load: {path} was not written by save") from error
 
 
-def _model(content: Mapping[str, Any], given: Any, path: Path) -> nn.Module:
+def _made(model: Any) -> nn.Module:
+    """Return what a callable makes."""
+    made = model() if callable(model) else model
+    if not isinstance(made, nn.Module):
+        raise TypeError(
+            "load: model must be a torch.nn.Module, or a callable that returns one, got "
+            f"{type(made).__name__}"
+        )
+    return made
+
+
+def _model(content: Mapping[str, Any], given: nn.Module | None, path: Path) -> nn.Module:
     """Return a model with the file's weights: the given one, or one built from its description."""
     weights = content["model"]
     if given is None:
@@ -231,21 +271,16 @@ def _model(content: Mapping[str, Any], given: Any, path: Path) -> nn.Module:
                 f"load: {path} has the weights of a {content['class']}, but not how to build it "
                 f"({content['not_described']}): pass model=, a model or a callable that returns one"
             )
-        made = build(content["layers"])
+        with no_larger_than(weights, path):
+            made = build(content["layers"])
         _compare(made, weights, path)
         made.load_state_dict(weights, assign=True)
         for name in content["frozen"]:
             made.get_parameter(name).requires_grad_(False)
         return made
-    made = given if isinstance(given, nn.Module) else given() if callable(given) else given
-    if not isinstance(made, nn.Module):
-        raise TypeError(
-            "load: model must be a torch.nn.Module, or a callable that returns one, got "
-            f"{type(made).__name__}"
-        )
-    _compare(uncompiled(made), weights, path, dtypes=True)
-    uncompiled(made).load_state_dict(weights)
-    return made
+    _compare(uncompiled(given), weights, path, dtypes=True)
+    uncompiled(given).load_state_dict(weights)
+    return given
 
 
 def _compare(

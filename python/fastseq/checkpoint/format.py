@@ -167,7 +167,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], str]:
             tensors = {name: opened.get_tensor(name).clone() for name in names}
     except SafetensorError as error:
         raise CheckpointError(
-            f"{path} is incomplete, or was not written by fastseq: {error}"
+            f"{path} is incomplete, or was not written by fastseq: {error!s:.300}"
         ) from error
     if _KEY not in about or _SUM not in about:
         raise CheckpointError(f"{path} holds tensors, but was not written by fastseq")

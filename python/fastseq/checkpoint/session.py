@@ -36,6 +36,7 @@ from .contents import (
     model_state,
 )
 from .encoding import decode, encode
+from .estimator_files import restoring
 from .folder import Generations
 from .format import read, tensors_checksum
 from .settings import Checkpoint, Keeper
@@ -126,8 +127,9 @@ class Session:
             self._sameness = _sameness(learner, data)
             saved = self._find()
             if saved is not None and not (self._resume == "auto" and saved.is_past_of(learner)):
-                saved.check(learner, self._sameness)
-                saved.restore(learner)
+                with restoring(saved.where, "resume"):
+                    saved.check(learner, self._sameness)
+                    saved.restore(learner)
                 self._saved = saved
                 if self._replicas.first:
                     _LOG.info("fit continues from %s", saved.where)
@@ -138,7 +140,8 @@ class Session:
         position = Position(first, first + epochs, epoch=done, updates=learner.history.updates)
         position.ends = {} if ends else None
         if self._saved is not None:
-            self._saved.place(learner, position)
+            with restoring(self._saved.where, "resume"):
+                self._saved.place(learner, position)
         return position
 
     def _warn_of_others(self, generations: Generations) -> None:
@@ -315,7 +318,11 @@ class Session:
             )
         found = _read(resume, self._generations) if comm.rank == 0 else None
         where, tree = broadcast_tree(found, comm)
-        return None if tree is None else _Saved(where, tree, comm.rank, comm.size)
+        if tree is None:
+            return None
+        with restoring(where, "resume"):
+            _check_counts(tree)
+            return _Saved(where, tree, comm.rank, comm.size)
 
 
 def _read(
@@ -344,6 +351,43 @@ def _read(
             f"{FORMAT}"
         )
     return f"the checkpoint in {path}" if path.is_dir() else str(path), tree
+
+
+def _check_counts(tree: dict[str, Any]) -> None:
+    """Raise unless a checkpoint's position is one that `fit` may have: it says how long to train.
+
+    Raises
+    ------
+    ValueError
+        It is not.
+    """
+    done = len(tree["history"])
+    for name, least, most in (("first", 0, done), ("epochs", done, None), ("updates", 0, None),
+                              ("chunk", 0, None)):  # fmt: skip
+        count = tree[name]
+        if type(count) is not int or not least <= count <= (2**53 if most is None else most):
+            raise ValueError(f"it has {name}={count!r}, after {done} epochs")
+    for name in ("seconds", "epoch_seconds"):
+        if not isinstance(tree[name], float | int):
+            raise ValueError(f"it has {name}={tree[name]!r}")
+    sums = tree["sums"]
+    if tree["inside"] is not (sums is not None) or not all(
+        isinstance(number, float | int) for number in sums or ()
+    ):
+        raise ValueError(f"it has inside={tree['inside']!r}, sums={sums!r}")
+    if not isinstance(tree["stopped"], str | None):
+        raise ValueError(f"it has stopped={tree['stopped']!r}")
+
+
+def _check_random(own: dict[str, Any], device: torch.device) -> None:
+    """Raise if states of random generators, which are set in the middle of training, are none."""
+    now = random_state(device)
+    try:
+        for name in ("random", "outside"):
+            if own.get(name) is not None:
+                set_random_state(own[name], device)
+    finally:
+        set_random_state(now, device)
 
 
 def _kept(
@@ -447,12 +491,14 @@ class _Saved:
         position.updates = tree["updates"]
         position.stopped = tree["stopped"]
         position.start = now - tree["seconds"]
+        if own is not None:
+            _check_random(own, learner.device)
         if not tree["inside"] or own is None or position.stopped is not None:
             return
         position.inside = True
         position.chunk = tree["chunk"]
-        *sums, position.loss = tree["sums"]
-        position.sums = tuple(sums)
+        total, weight, position.loss = tree["sums"]
+        position.sums = total, weight
         position.epoch_start = now - tree["epoch_seconds"]
         position.random = own["random"]
         like = None if own["plain"] else _example_state(learner)
@@ -471,14 +517,15 @@ class _Saved:
         Callbacks may change these in ``on_fit_begin``, and draw random numbers.
         """
         tree, own = self._tree, self._own
-        load_callbacks(callbacks, tree["callbacks"], quiet=quiet)
-        load_model(learner.model, tree["model"])
-        load_optimizer(learner.optimizer, tree["optimizer"])
-        if own is not None:
-            if own["buffers"] is not None:
-                load_buffers(learner.model, own["buffers"])
-            learner.replicas.since_common = own["since_common"]
-            set_random_state(own["outside" if tree["inside"] else "random"], learner.device)
+        with restoring(self.where, "resume"):
+            load_callbacks(callbacks, tree["callbacks"], quiet=quiet)
+            load_model(learner.model, tree["model"])
+            load_optimizer(learner.optimizer, tree["optimizer"])
+            if own is not None:
+                if own["buffers"] is not None:
+                    load_buffers(learner.model, own["buffers"])
+                learner.replicas.since_common = own["since_common"]
+                set_random_state(own["outside" if tree["inside"] else "random"], learner.device)
 
 
 def _sameness(learner: Learner, data: Sequences) -> dict[str, Any]:

@@ -209,7 +209,7 @@ def build(description: Mapping[str, Any]) -> nn.Module:
             warnings.simplefilter("ignore")  # torch warned when the model was made
             return _build(description)
     except (KeyError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
-        raise ValueError(f"this does not describe a model: {description!r}") from error
+        raise ValueError(f"this does not describe a model: {description!r:.300}") from error
 
 
 def _build(description: Mapping[str, Any]) -> nn.Module:

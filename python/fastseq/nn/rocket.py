@@ -107,11 +107,12 @@ class RandomKernels(nn.Module):
         self.groups: int = groups
         self.seed: int = seed
         self.parts: tuple[int, ...] | None = parts
+        # the first, for what makes models of files: it refuses those that are too large
+        self.register_buffer("thresholds", torch.zeros(groups * len(sizes), KERNELS))
         largest = math.log2(max(1.0, (steps - 1) / 8))
         exponents = [largest * group / max(1, groups - 1) for group in range(groups)]
         self.dilations: list[int] = [int(2**exponent + 1e-9) for exponent in exponents] * len(sizes)
         self.register_buffer("members", torch.tensor(self._drawn(sizes)))
-        self.register_buffer("thresholds", torch.zeros(len(self.dilations), KERNELS))
         self.register_buffer("ready", torch.zeros((), dtype=torch.bool))
 
     def _drawn(self, sizes: tuple[int, ...]) -> list[list[int]]:

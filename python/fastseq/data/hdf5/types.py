@@ -22,7 +22,7 @@ def stored_dtype(dataset: h5py.Dataset) -> np.dtype:
     bitfield = dataset.id.get_type().get_class() == h5py.h5t.BITFIELD
     try:
         dtype: np.dtype = dataset.dtype
-    except TypeError as error:
+    except (TypeError, ValueError) as error:  # the latter: of floats of a damaged layout
         raise TypeError(
             f"{dataset.name!r} in {dataset.file.filename} holds elements that NumPy does not know "
             f"({error})"
@@ -32,4 +32,4 @@ def stored_dtype(dataset: h5py.Dataset) -> np.dtype:
 
 def is_bfloat16(dataset: h5py.Dataset) -> bool:
     """Return whether the elements are bfloat16, which `h5save` stores as marked uint16."""
-    return bool(dataset.dtype == np.uint16 and dataset.attrs.get("fastseq") == "bfloat16")
+    return bool(stored_dtype(dataset) == np.uint16 and dataset.attrs.get("fastseq") == "bfloat16")

@@ -28,11 +28,12 @@ from ...checkpoint.estimator_files import (
     learner_content,
     no_loss,
     read_content,
+    restoring,
     write_content,
 )
+from ...checkpoint.limited_size import no_larger_than
 from ...distributed import communicator
 from ...distributed.replicas import Replicas
-from ...errors import CheckpointError
 from ...estimator import Estimator, learner_of
 from ..base import SequenceEstimator
 from .saved_parts import plain, restored
@@ -152,18 +153,16 @@ class WrapperFiles(SequenceEstimator):
         replicas = Replicas(communicator(comm))
         with replicas.together("load"):
             target = Path(path)
+            given = {"comm": comm, **parameters}
+            if module is not None:
+                given["module"] = module
+            for name in given:
+                if name not in inspect.signature(cls).parameters:
+                    raise TypeError(f"load: {cls.__name__} has no parameter {name}")
             content = read_content(target, cls._KIND, FORMAT, f"{cls.__name__}.save")
-            try:
-                given = {"comm": comm, **parameters}
-                if module is not None:
-                    given["module"] = module
-                made = cls(**_given_or_saved(cls, content, given, target))
+            with restoring(target):
+                made = cls(**_given_or_saved(content, given, target))
                 made._restore(content, target)
-            except (KeyError, AttributeError) as error:
-                raise CheckpointError(
-                    f"load: {target} lacks a part of what this version of fastseq saves: load it "
-                    "with the version that wrote it"
-                ) from error
             return made
 
     def _check_fitted(self) -> None:
@@ -190,17 +189,12 @@ class WrapperFiles(SequenceEstimator):
 
     def _restore(self, content: Mapping[str, Any], path: Path) -> None:
         """Set all that `fit` has set."""
-        try:
-            fitted = restored(content["fitted"])
-        except (TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"load: {path} has parts that this version of fastseq cannot read ({error}): load "
-                "it with the version that wrote it"
-            ) from error
+        fitted = restored(content["fitted"])
         for name in self._FITTED:
             if name in fitted:
                 setattr(self, name, fitted[name])
-        est = self._made_again()
+        with no_larger_than(content["learner"]["model"], path):
+            est = self._made_again()
         learner = SavedLearner.of(content["learner"], est.model, path)
         for name in content["learner"]["frozen"]:
             est.model.get_parameter(name).requires_grad_(False)
@@ -230,13 +224,11 @@ def _hyperparameters(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str
 
 
 def _given_or_saved(
-    cls: type, content: Mapping[str, Any], given: Mapping[str, Any], path: Path
+    content: Mapping[str, Any], given: Mapping[str, Any], path: Path
 ) -> dict[str, Any]:
     """Return all hyperparameters."""
     saved, missing = content["parameters"], content["missing"]
     for name in given:
-        if name not in inspect.signature(cls).parameters:
-            raise TypeError(f"load: {cls.__name__} has no parameter {name}")
         if name in saved:
             raise ValueError(
                 f"load: {path} has {name}={saved[name]!r}; change it in the loaded estimator, by "

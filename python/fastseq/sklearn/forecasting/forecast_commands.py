@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gzip
 import os
 import sys
@@ -228,8 +229,8 @@ def _check_numbers(path: str, target: pd.Series) -> None:
     if wrong.any():
         row = int(wrong.argmax())
         raise ValueError(
-            f"{path} has {texts.iloc[row]!r} in column {target.name!r} in line {row + 2}: values "
-            "must be numbers, such as 0.5, or empty where they are missing"
+            f"{path} has {texts.iloc[row]!r:.100} in column {target.name!r} in line {row + 2}: "
+            "values must be numbers, such as 0.5, or empty where they are missing"
         )
 
 
@@ -263,7 +264,8 @@ def _read(path: str, id_col: str, time_col: str) -> pd.DataFrame:
     import pandas as pd
 
     if _kind_of(path) == "parquet":
-        rows: pd.DataFrame = pd.read_parquet(path)
+        with _unpacking(path, "Parquet"):
+            rows: pd.DataFrame = pd.read_parquet(path)
         return rows
     _check_separator(path)
     rows = _read_csv(path, [id_col, time_col])
@@ -308,14 +310,26 @@ def _arrow_table(path: str, texts: list[str]) -> Any:
 
     whole = min(max(Path(path).stat().st_size * 16, 1 << 20), (1 << 31) - 1)  # it may be packed
     types = dict.fromkeys(texts, pyarrow.string())
-    try:
+    with _unpacking(path, "CSV"):
         return csv.read_csv(
             path,
             read_options=csv.ReadOptions(block_size=whole),
             convert_options=csv.ConvertOptions(column_types=types),
         )
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{path} is not CSV: {' '.join(str(error).split())}") from None
+
+
+@contextlib.contextmanager
+def _unpacking(path: str, kind: str) -> Iterator[None]:
+    """Turn Arrow's errors about a file into a ValueError that names it."""
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the system's: there is no such file
+        text = " ".join(str(error).split())
+        raise ValueError(f"{path} is not {kind}, or is damaged: {text:.300}") from None
 
 
 def _times(path: str, texts: pd.Series) -> pd.Series:
@@ -337,8 +351,8 @@ def _times(path: str, texts: pd.Series) -> pd.Series:
     if wrong.any():
         row = int(wrong.argmax())
         raise ValueError(
-            f"{path} has the time {texts.iloc[row]!r} in line {row + 2}: write times as 2026-01-31 "
-            "or 2026-01-31 17:30:00, or as numbers of steps"
+            f"{path} has the time {texts.iloc[row]!r:.100} in line {row + 2}: write times as "
+            "2026-01-31 or 2026-01-31 17:30:00, or as numbers of steps"
         )
     return times
 
