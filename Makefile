@@ -28,7 +28,7 @@ MPIRUN := OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 PRTE_ALLOW_R
 CPP := $(shell find csrc tests/cpp tests/cuda tests/cuda_on_host tests/campaigns bench/cpp -name "*.h" -o -name "*.cpp" -o -name "*.cu")
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 
-.PHONY: all venv build demo test test-all lint tidy cpp-test portable test-arm sanitize mutants orders fuzz protocol valgrind cuda-compile python-test mpi-test torchrun-test isa-sample test-isa gpu-check bench bench-cpp docs matrix clean
+.PHONY: all venv build demo test test-all lint tidy cpp-test portable test-arm sanitize mutants orders soak fuzz protocol valgrind cuda-compile python-test mpi-test torchrun-test isa-sample test-isa gpu-check bench bench-cpp docs matrix clean
 
 all: build
 
@@ -179,8 +179,15 @@ fuzz: venv
 	  cmake -S . -B build/fuzz $(CORE_ONLY) -DFASTSEQ_FUZZ=ON -DCMAKE_CXX_COMPILER=$(CLANG) -DCMAKE_BUILD_TYPE=RelWithDebInfo \
 	    -DFASTSEQ_SANITIZE=fuzzer-no-link,address,undefined && \
 	  cmake --build build/fuzz --target fastseq_fuzzers && \
-	  $(BIN)/python tests/campaigns/fuzz_cpp.py --minutes $(FUZZ_MINUTES) --jobs $(JOBS); \
+	  $(BIN)/python tests/campaigns/fuzz_cpp.py --minutes $(FUZZ_MINUTES) --jobs $(JOBS) --publish; \
 	else echo "fuzz: no clang++ here, not run"; fi
+
+# Faults by the thousand, for so many minutes each; goes on where it was stopped. docs/promises.md shows what came of it.
+SOAK_MINUTES ?= 10
+soak: build
+	$(BIN)/python tests/campaigns/run.py --minutes $(SOAK_MINUTES) --publish
+	$(MAKE) fuzz FUZZ_MINUTES=$(SOAK_MINUTES)
+	$(MAKE) protocol
 
 # Valgrind knows no AVX-512, so the tests run in their baseline version. Without that option it has its own operator new,
 # in the place of a test's.

@@ -11,7 +11,10 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-FILES = ("kills", "ranks", "links", "system_calls", "fuzz_files", "endurance", "load")
+FILES = (
+    "kills", "kills_output", "two_jobs", "ranks", "links", "system_calls", "fuzz_files",
+    "fuzz_models", "races", "endurance", "load",
+)  # fmt: skip
 
 
 def main() -> None:
