@@ -11,7 +11,6 @@ import os
 import random
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 from campaign import ROOT, Campaign, main
