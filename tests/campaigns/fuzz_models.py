@@ -240,7 +240,11 @@ BODIES: dict[str, tuple[str, Any]] = {
     "forecaster": ("/predict", {"records": [SERIES.tolist()]}),
     "panel": (
         "/forecasts",
-        {"ids": ["a"], "horizon": 3, "future": [{"unique_id": "a", "price": 1.0}] * 3},
+        {
+            "ids": ["a"],
+            "horizon": 3,
+            "future": FUTURE[:3].assign(ds=FUTURE["ds"].astype(str)).to_dict("records"),
+        },
     ),
     "estimator": ("/step", {"client": "me", "step": 0, "x": [1.0, 2.0, 3.0]}),
     "lstm": ("/predict", {"records": X[:2].tolist()}),

@@ -164,6 +164,7 @@ def test_what_cannot_be_a_classifier_is_refused_with_the_files_name(change, clas
         lambda tree: tree["ranks"][0]["random"].pop("python"),
         lambda tree: tree["optimizer"]["state"]["state"][0].update(exp_avg=torch.zeros(1)),
         lambda tree: tree["optimizer"]["state"]["state"][0].update(exp_avg_sq=3),
+        lambda tree: tree["optimizer"]["state"]["state"].update({99: {"step": 1}}),
         lambda tree: tree["optimizer"]["state"]["param_groups"][0].update(betas=(0.9,)),
         lambda tree: tree["optimizer"]["state"]["param_groups"][0].update(lr=[1]),
         lambda tree: tree.update(callbacks=[3]),

@@ -129,7 +129,7 @@ def check_optimizer(optimizer: optim.Optimizer, saved: dict[str, Any], where: st
                 f"{value!r:.100}"
             )
     if type(optimizer).__module__.startswith("torch."):
-        _check_averages(optimizer, saved["state"]["state"], where)
+        _check_averages(optimizer, saved["state"], where)
 
 
 def _form(value: object) -> object:
@@ -144,10 +144,14 @@ def _form(value: object) -> object:
     return "number" if number else type(value)
 
 
-def _check_averages(optimizer: optim.Optimizer, states: dict[int, Any], where: str) -> None:
+def _check_averages(optimizer: optim.Optimizer, saved: dict[str, Any], where: str) -> None:
     """Raise if averages of gradients are not like the parameters: kernels write to them."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for place, state in states.items():
+    own = [p for group in optimizer.param_groups for p in group["params"]]
+    places = [place for group in saved["param_groups"] for place in group["params"]]
+    parameters = dict(zip(places, own, strict=True))
+    for place, state in saved["state"].items():
+        if place not in parameters:
+            raise CheckpointError(f"{where} is from another model: it has no parameter {place!r}")
         p = parameters[place]
         for name in _AVERAGES & set(state):
             average = state[name]
