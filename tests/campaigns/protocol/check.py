@@ -25,7 +25,7 @@ SIZES: list[tuple[str, dict[str, int], tuple[str, ...]]] = [
     ("meeting", {"N": 2, "MEETINGS": 4, "TROUBLES": 2}, ()),
     ("meeting", {"N": 2, "MEETINGS": 4, "TROUBLES": 2}, ("TIMEOUT",)),
     ("meeting", {"N": 3, "MEETINGS": 3, "TROUBLES": 1}, ()),
-    ("meeting", {"N": 3, "MEETINGS": 2, "TROUBLES": 1}, ("TIMEOUT",)),
+    ("meeting", {"N": 3, "MEETINGS": 2, "TROUBLES": 0}, ("TIMEOUT",)),
     ("exchange", {"N": 2, "CALLS": 3, "PIECES": 2}, ()),
     ("exchange", {"N": 2, "CALLS": 3, "PIECES": 2}, ("TIMEOUT",)),
     ("exchange", {"N": 3, "CALLS": 2, "PIECES": 1}, ()),
