@@ -18,7 +18,7 @@ from ..data.hdf5 import LazyDataset
 from ..data.hdf5.handles import location
 from ..data.hdf5.memory_map import element_offset
 from ..data.hdf5.names import natural_key
-from ..data.mapped_arrays import file_offset
+from ..data.mapped_arrays import file_offset, is_replaced
 from ..data.sequences import Sequences
 
 __all__ = [
@@ -241,6 +241,11 @@ def check_destination(name: str, target: Any, shape: tuple[int, ...], a: Tensor)
         raise ValueError(f"{name} must have the shape {shape}, got {got}")
     if not _writable(target):
         raise ValueError(f"{name} is read-only; pass an array that can be written to")
+    if is_replaced(target):
+        raise ValueError(
+            f"{name} is a map of a file that is gone, or that another one has replaced under its "
+            "name: map it again"
+        )
     if isinstance(target, Tensor):
         fits = torch.can_cast(a.dtype, target.dtype) and not target.is_complex()
     else:

@@ -65,6 +65,7 @@ class LazyDataset:
     def watched(self) -> LazyDataset:
         """Return the same dataset, with an error if its file changes after the first read."""
         other = copy.copy(self)
+        other._file = self._file  # if it is open, and another one has replaced it, it is still read
         other._watch = FileWatch()
         return other
 
