@@ -69,7 +69,7 @@ fs.SequenceClassifier, fs.SequenceForecaster  # noqa: B018
 
 def native_updates(number: int, _: Path) -> str:
     """Make 100,000 updates in C++, and a pass of 50,000 more whose mean loss is known."""
-    draw = random.Random(number)
+    draw = random.Random(number)  # noqa: S311
     model = drawn_chain(draw)
     x = series(draw, 5000, 4, 2)
     y = x.mean(2, keepdim=True)
@@ -84,7 +84,7 @@ def native_updates(number: int, _: Path) -> str:
 
 def torch_updates(number: int, _: Path) -> str:
     """Make 5,000 updates through autograd, and some more whose mean loss is known."""
-    draw = random.Random(number)
+    draw = random.Random(number)  # noqa: S311
     torch.manual_seed(number)
     model = Unknown(LAYERS[draw.choice([*LAYERS])], 2, draw.randint(1, 4))
     x = series(draw, 500, 2, 2)
@@ -125,7 +125,7 @@ def long_steps(number: int, folder: Path) -> str:
 
 def stepped(number: int, folder: Path, count: int, every: int) -> str:
     """Run `step`, and torch's own layers over the same series, `every` steps at a time."""
-    draw = random.Random(number)
+    draw = random.Random(number)  # noqa: S311
     model = drawn_chain(draw)
     est = estimator(model)
     generator = torch.Generator().manual_seed(number)
@@ -168,7 +168,7 @@ def fit_kinds(draw: random.Random, folder: Path) -> dict[str, Callable[[int], ob
     small = {"hidden_size": 3, "epochs": 2, "random_state": 0, "device": "cpu"}
 
     def memory(_: int) -> None:
-        estimator(drawn_chain(random.Random(0))).fit(x, y)
+        estimator(drawn_chain(random.Random(0))).fit(x, y)  # noqa: S311
 
     def autograd(_: int) -> None:
         estimator(Unknown(nn.GRU, 2, 2)).fit(x, y)
@@ -177,13 +177,13 @@ def fit_kinds(draw: random.Random, folder: Path) -> dict[str, Callable[[int], ob
         name = "chunked" if number % 2 else "x"
         if number % 3:
             with h5py.File(folder / "data.h5") as file:
-                estimator(drawn_chain(random.Random(0))).fit(file[name], file["y"])
+                estimator(drawn_chain(random.Random(0))).fit(file[name], file["y"])  # noqa: S311
         else:
             mapped = fs.h5mmap(folder / "data.h5", name), fs.h5mmap(folder / "data.h5", "y")
-            estimator(drawn_chain(random.Random(0))).fit(*mapped)
+            estimator(drawn_chain(random.Random(0))).fit(*mapped)  # noqa: S311
 
     def checkpoints(number: int) -> None:
-        est = estimator(drawn_chain(random.Random(0)))
+        est = estimator(drawn_chain(random.Random(0)))  # noqa: S311
         resume = "auto" if number % 2 else None
         est.fit(x, y, epochs=2 + number % 2, checkpoint=folder / "run", resume=resume)
 
@@ -202,7 +202,7 @@ def fit_kinds(draw: random.Random, folder: Path) -> dict[str, Callable[[int], ob
 
 def fits(number: int, folder: Path) -> str:
     """Fit 420 models of one kind."""
-    draw = random.Random(number)
+    draw = random.Random(number)  # noqa: S311
     kinds = fit_kinds(draw, folder)
     name = [*kinds][number % len(kinds)]
     check_steady(kinds[name], 20, 400)
@@ -211,7 +211,7 @@ def fits(number: int, folder: Path) -> str:
 
 def long_fits(number: int, folder: Path) -> str:
     """Fit 10,500 models, of all kinds in turn."""
-    kinds = [*fit_kinds(random.Random(number), folder).values()]
+    kinds = [*fit_kinds(random.Random(number), folder).values()]  # noqa: S311
 
     def one_of_each(turn: int) -> None:
         for kind in kinds:
@@ -226,7 +226,7 @@ def long_fits(number: int, folder: Path) -> str:
 
 def forecasts(number: int, _: Path) -> str:
     """Update a forecaster 260 times, and forecast after each."""
-    draw = random.Random(number)
+    draw = random.Random(number)  # noqa: S311
     count = draw.choice([1, 3])
     t = np.arange(2000)
     y = np.stack([np.sin(t / (3 + n)) for n in range(count)])
@@ -247,7 +247,7 @@ def forecasts(number: int, _: Path) -> str:
 
 def predictions(number: int, folder: Path) -> str:
     """Predict 520 times, from memory and from files, to new arrays, arrays and files."""
-    draw = random.Random(number)
+    draw = random.Random(number)  # noqa: S311
     x = series(draw, 30, 4, 2)
     with h5py.File(folder / "data.h5", "w") as file:
         file["x"] = x
@@ -278,7 +278,7 @@ def predictions(number: int, folder: Path) -> str:
 
 def requests(number: int, _: Path) -> str:
     """Answer 550 requests in this process."""
-    draw = random.Random(number)
+    draw = random.Random(number)  # noqa: S311
     rng = np.random.default_rng(number)
     samples = rng.standard_normal((16, 5, 2)).astype(np.float32)
     x = series(draw, 20, 2, 2)
@@ -310,7 +310,7 @@ def requests(number: int, _: Path) -> str:
 
 def communicators(number: int, _: Path) -> str:
     """Make and close 550 communicators of two processes, each for a sum."""
-    draw = random.Random(number)
+    draw = random.Random(number)  # noqa: S311
     transport = draw.choice(["shm", "shm", "gloo"])
     read, write = os.pipe()
     child = os.fork()

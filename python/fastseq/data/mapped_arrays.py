@@ -174,8 +174,9 @@ class CheckedMap:
         if extent > max(2 * out.nbytes, _READ_BYTES):
             axis = max(range(out.ndim), key=lambda i: abs(ways[i]))
             inner = (*strides[:axis], *strides[axis + 1 :])
-            for number, part in enumerate(np.moveaxis(out, axis, 0)):
-                self._read(file, part, offset + number * strides[axis], inner)
+            moved = np.moveaxis(out, axis, 0)
+            for number in range(len(moved)):
+                self._read(file, moved[number, ...], offset + number * strides[axis], inner)
             return
         bytes_ = os.pread(file, extent, offset + low)
         if len(bytes_) < extent:

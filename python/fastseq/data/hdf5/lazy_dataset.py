@@ -65,7 +65,6 @@ class LazyDataset:
     def watched(self) -> LazyDataset:
         """Return the same dataset, with an error if its file changes after the first read."""
         other = copy.copy(self)
-        other._file = self._file  # if it is open, and another one has replaced it, it is still read
         other._watch = FileWatch()
         return other
 
@@ -213,6 +212,11 @@ class LazyDataset:
         box.shape, box.starts = tuple(shape), tuple(starts)
         box._file = self._shared_file()
         return box, tuple(rest)
+
+    def __copy__(self) -> LazyDataset:
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)  # the open file, too: another one may have replaced it
+        return other
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_file": None}
