@@ -38,7 +38,7 @@ class FastseqError(Exception):
 
 
 class BusyError(FastseqError, RuntimeError):
-    """Another thread trains the model, or another run writes to the folder, that this one needs.
+    """Another thread or run uses what this one needs: a model, a folder of checkpoints, an `out`.
 
     Examples
     --------

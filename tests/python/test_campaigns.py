@@ -16,6 +16,10 @@ import races  # noqa: E402
 
 # File, campaign, number of cases.
 SAMPLES: list[tuple[str, str, int]] = [
+    ("endurance", "endurance-predict", 2),
+    ("endurance", "endurance-torch", 1),
+    ("load", "load-files", 20),
+    ("load", "load-shared", 3),
     ("kills", "kills-1", 5),
     ("kills", "kills-2", 2),
     ("kills", "kills-4", 1),

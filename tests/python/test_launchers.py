@@ -355,3 +355,13 @@ def test_errors_of_gloo_are_shown(monkeypatch):
     said = r"rank 0 .*: it cannot connect to the others \(Resource temporarily unavailable\)$"
     with pytest.raises(fs.CommunicationError, match=said):
         gloo.Gloo(stuck, 0, 2, None, 5)
+
+
+def test_what_ranks_tell_each_other_is_forgotten():
+    launch = launchers.Launch("torchrun", False, 0, 1, "127.0.0.1", free_port())
+    meeting = communicators.Rendezvous(launch)
+    fs.distributed.Communicator(meeting)
+    before = meeting._store.num_keys()
+    for _ in range(3):
+        fs.distributed.Communicator(meeting)
+    assert meeting._store.num_keys() == before

@@ -254,6 +254,7 @@ INNER = {
         "tests/python/test_scaling.py", "tests/python/test_segment_rnn.py",
     ),
     "replaces a part of fastseq, or watches what threads and processes do in one": (
+        "tests/campaigns/endurance.py",
         "tests/mpi/test_changing_models.py", "tests/mpi/test_communicator.py",
         "tests/mpi/gpu_on_host.py", "tests/mpi/test_gradients_on_devices.py",
         "tests/mpi/test_predict_out.py", "tests/python/forked_ranks.py",

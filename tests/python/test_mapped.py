@@ -9,8 +9,10 @@ import pytest
 import torch
 
 import fastseq as fs
+from fastseq.data import mapped_arrays
 from fastseq.data.chunk_plan import ChunkPlan
 from fastseq.data.hdf5 import LazyDataset
+from fastseq.data.samples_first import SamplesFirst
 from fastseq.data.sequences import Sequences
 from fastseq.inference.destinations import check_destination
 
@@ -42,7 +44,8 @@ def load(x):
 
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("view", VIEWS)
-def test_views(view, ragged, tmp_path):
+def test_views(view, ragged, tmp_path, monkeypatch):
+    monkeypatch.setattr(mapped_arrays, "_READ_BYTES", 100 if ragged else 2**16)
     x = np.random.default_rng(0).standard_normal((STEPS, COUNT, FEATURES)).astype(np.float32)
     stored, seen, mode = VIEWS[view](x)
     path = tmp_path / "x.npy"
@@ -51,6 +54,70 @@ def test_views(view, ragged, tmp_path):
     data = [mapped[:, n] for n in range(COUNT)] if ragged else mapped
     np.testing.assert_array_equal(load(data), x)
     os.truncate(path, 5000)
+    with pytest.raises(fs.ReadError, match=r"x\.npy"):  # it would be SIGBUS
+        load(data)
+
+
+def write(path, value):
+    """Make a file, or replace it, as programs do that write files safely."""
+    x = np.full((STEPS, COUNT, FEATURES), value, np.float32)
+    if path.suffix == ".npy":
+        np.save(path.with_name("new.npy"), x)
+        os.replace(path.with_name("new.npy"), path)
+    else:
+        with h5py.File(path.with_name("new.h5"), "w") as file:
+            file["x"] = x
+        os.replace(path.with_name("new.h5"), path)
+    return path
+
+
+def mapping(path):
+    return np.load(path, mmap_mode="r+") if path.suffix == ".npy" else fs.h5mmap(path, "x", "r+")
+
+
+USES = {
+    "array": lambda m: m,
+    "list": lambda m: [m[:, n : n + 1, 0] for n in range(COUNT)],
+    "rows of a list": lambda m: [m[t] for t in range(3)],
+    "features": lambda m: m[:, :, ::2],
+    "samples": lambda m: SamplesFirst(m),
+}
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="only Linux tells")
+@pytest.mark.parametrize("change", ["replaced", "removed"])
+@pytest.mark.parametrize("name", ["x.npy", "x.h5"])
+@pytest.mark.parametrize("use", USES)
+def test_a_map_whose_file_another_one_replaced(use, name, change, tmp_path):
+    path = write(tmp_path / name, 1)
+    data = USES[use](mapping(path))
+    read = Sequences(data, dtype=torch.float32)
+    chunk = ChunkPlan(read.steps, read.count, 4, 50).chunks()
+    (_, batch), *_ = read.batches(chunk)
+    assert (batch.xs == 1).any()
+    if change == "replaced":
+        write(path, 2)  # the map still has the old values
+    else:
+        path.unlink()
+    with pytest.raises((fs.ReadError, FileNotFoundError), match=name):
+        list(Sequences(data, dtype=torch.float32).batches(ChunkPlan(2, 2, 4, 50).chunks()))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="only Linux tells")
+def test_outputs_to_a_map_whose_file_another_one_replaced(tmp_path):
+    path = write(tmp_path / "x.npy", 1)
+    out = mapping(path)
+    check_destination("out", out, out.shape, torch.zeros(1))
+    write(path, 2)
+    with pytest.raises(ValueError, match="out is a map of a file that is gone, or that another"):
+        check_destination("out", out, out.shape, torch.zeros(1))
+
+
+def test_a_file_cut_short_between_a_check_and_the_read(tmp_path, monkeypatch):
+    mapped = mapping(write(tmp_path / "x.npy", 1))
+    data = Sequences(mapped[:, :, ::2], dtype=torch.float32)
+    os.truncate(tmp_path / "x.npy", 5000)
+    monkeypatch.setattr(os.path, "getsize", lambda _: 10**9)
     with pytest.raises(fs.ReadError, match=r"x\.npy"):  # it would be SIGBUS
         load(data)
 

@@ -7,6 +7,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -226,6 +227,48 @@ def test_predict_beside_a_fit_of_the_same_model_is_refused():
     alone = estimator(seed=0).fit(x, x[..., :1])
     assert torch.equal(fs.net2vec(est.model), fs.net2vec(alone.model))
     est.predict(x)
+
+
+@pytest.mark.parametrize("kind", ["array", "tensor", "list", "map", "chunked", "handle"])
+def test_predictions_to_the_same_out_are_refused(kind, tmp_path):
+    entered, tried = threading.Event(), threading.Event()
+
+    class Slow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 1)
+
+        def forward(self, x):
+            if len(x) == 5 and not entered.is_set():  # not the example that predict begins with
+                entered.set()
+                assert tried.wait(20)
+            return self.layer(x)
+
+    est = estimator(Slow(), spec={"seqsize": 5})
+    x = torch.randn(20, 4, 3)
+    with h5py.File(tmp_path / "out.h5", "w") as file:
+        file.create_dataset("y", (20, 4, 1), "f4", chunks=(5, 2, 1) if kind == "chunked" else None)
+    if kind in ("map", "chunked"):
+        out, again = (fs.h5mmap(tmp_path / "out.h5", "y", "r+") for _ in range(2))
+    elif kind == "handle":
+        file = h5py.File(tmp_path / "out.h5", "r+")
+        out, again = file["y"], file["y"]
+    else:
+        out = {"array": np.zeros, "tensor": torch.zeros, "list": np.zeros}[kind]((20, 4, 1))
+        out = [*out.astype("f4").swapaxes(0, 1)] if kind == "list" else out
+        again = out
+    data = [*x.transpose(0, 1)] if kind == "list" else x
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(est.predict, data, out=out)
+        assert entered.wait(20)
+        with pytest.raises(fs.BusyError, match="another thread's predict writes to this out"):
+            est.predict(data, out=again)
+        tried.set()
+        first.result(20)
+    found, wanted = est.predict(data, out=again), est.predict(data)
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(wanted))
+    if kind == "handle":
+        file.close()
 
 
 def test_fit_waits_for_predictions_under_way():

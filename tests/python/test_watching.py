@@ -8,7 +8,9 @@ import pytest
 import torch
 
 import fastseq as fs
+from fastseq.data import source_kinds
 from fastseq.data.chunk_plan import ChunkPlan
+from fastseq.data.hdf5 import heaps
 from fastseq.data.sequences import Sequences
 
 T, N, F = 40, 8, 3
@@ -130,3 +132,52 @@ def test_what_is_cut_short_is_never_read_as_zeros(tmp_path):
     os.truncate(path, os.path.getsize(path) // 2)
     with pytest.raises(fs.ReadError, match=r"x\.h5: 'chunked'\[.*\] cannot be read"):
         np.asarray(mapped)
+
+
+def test_what_was_read_before_another_file_replaced_it(tmp_path):
+    path = make(tmp_path)
+    mapped = fs.h5mmap(path, "packed")
+    first = np.asarray(mapped[:1])  # holds the file open
+    with h5py.File(tmp_path / "new.h5", "w") as file:
+        file.create_dataset("packed", data=X + 1, chunks=(10, 4, 3), compression="gzip")
+    os.replace(tmp_path / "new.h5", path)
+    (_, batch), *_ = Sequences(mapped, dtype=torch.float32).batches(ChunkPlan(T, N, N, T).chunks())
+    np.testing.assert_array_equal(batch.xs[:1], first)
+
+
+def test_a_file_replaced_while_it_is_opened_by_its_path(tmp_path, monkeypatch):
+    path = make(tmp_path)
+    opening = source_kinds.h5mmap
+
+    def late(*place):
+        with h5py.File(tmp_path / "new.h5", "w") as file:
+            file.create_dataset("packed", data=X + 1, chunks=(10, 4, 3))
+        os.replace(tmp_path / "new.h5", path)
+        return opening(*place)
+
+    monkeypatch.setattr(source_kinds, "h5mmap", late)
+    with h5py.File(path) as file:
+        data = Sequences(file["packed"], dtype=torch.float32)
+        (_, batch), *_ = data.batches(ChunkPlan(T, N, N, T).chunks())
+    np.testing.assert_array_equal(batch.xs, X)
+
+
+def test_a_group_of_a_file_that_was_damaged_after_it_was_opened(tmp_path):
+    path = make(tmp_path)
+    with h5py.File(path, locking=False) as file:
+        group = file["group"]
+        path.write_bytes(b"0" * path.stat().st_size)
+        with pytest.raises(fs.ReadError, match=r"x is a group of .*x\.h5 that cannot be read"):
+            Sequences(group, dtype=torch.float32)
+
+
+def test_a_file_cut_short_while_its_heaps_are_looked_at(tmp_path, monkeypatch):
+    path = make(tmp_path)
+    wide = heaps._wide
+
+    def late(data):
+        os.truncate(path, 1000)
+        return wide(data)
+
+    monkeypatch.setattr(heaps, "_wide", late)
+    heaps.check_heaps(str(path))  # the read of a mapped file would be SIGBUS

@@ -227,6 +227,7 @@ class Reader:
                     self._files[place] = (
                         self._native.add_memory(0) if place is None else add(place, self._strict)
                     )
+            source.check_opened()
             files = [self._files[place] for place in source.places]
             known = (source, files, source.stored, element_type(source.dtype))
             self._rows[id(source)] = known

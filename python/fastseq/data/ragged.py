@@ -17,6 +17,7 @@ from .hdf5.handles import location
 from .hdf5.memory_map import element_offset, readable_by, sliced
 from .hdf5.names import natural_key
 from .hdf5.types import stored_dtype
+from .mapped_arrays import check_not_replaced
 from .native_reader import element_type
 from .sliceable import Sliceable
 from .sources import Box, Source, fill
@@ -102,6 +103,11 @@ class RaggedRows(_Ragged):
         self.stored = element_type(stored)
         self.swapped: bool = isinstance(stored, np.dtype) and not stored.isnative
         self._row_bytes = self._numel * stored.itemsize
+
+    def check_opened(self) -> None:
+        """Raise if a file that was just opened by its path is another one than was given."""
+        for item in self._items:
+            check_not_replaced(item)
 
     def pieces(self, boxes: list[Box], width: int, files: list[int]) -> np.ndarray:
         """Return the reads for a slab of `width` columns; see csrc/core/reader/slab_reader.h."""

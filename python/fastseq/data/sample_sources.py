@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .hdf5 import LazyDataset
-from .mapped_arrays import CheckedMap, map_of
+from .mapped_arrays import CheckedMap, check_not_replaced, map_of
 from .native_reader import convert, element_type
 from .samples_first import LastSteps, SamplesFirst
 from .sources import ArraySource, Box, Source
@@ -80,6 +80,10 @@ class SampleRows(Source):
         """Apply a scaling to all that is read from now on."""
         super().scale_by(affine)
         self._ahead = None  # `ahead` makes a new one
+
+    def check_opened(self) -> None:
+        """Raise if a file that was just opened by its path is another one than was given."""
+        check_not_replaced(self._samples.array)
 
     def original(self, sequence: int) -> int:
         """Return the caller's sequence at a place of the order."""

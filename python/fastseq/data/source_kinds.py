@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .hdf5 import LazyDataset, LazyTensor, h5mmap
+from .hdf5.handles import location
 from .hdf5.memory_map import map_elements, readable_by, sliced
 from .hdf5.types import is_bfloat16
 from .mapped_arrays import CheckedMap, file_offset, map_of, rows_in_one_piece
@@ -107,7 +108,7 @@ def _strided(
         place=place,
         offset=offset,
         strides=(array.strides[0], array.strides[1]),
-        owner=array if place is None else None,
+        owner=array,
         swapped=not array.dtype.isnative,
     )
 
@@ -218,7 +219,11 @@ def _open_bfloat16(array: LazyTensor, name: str, dtype: torch.dtype) -> Source:
 def readable(dataset: h5py.Dataset) -> h5py.Dataset | np.ndarray | LazyDataset:
     """Return an open dataset in a form that another thread can read, by offset if possible."""
     place = readable_by(dataset)
-    return sliced(dataset) if place is None else h5mmap(*place)
+    if place is None:
+        return sliced(dataset)
+    found = h5mmap(*place)
+    # Another file may have replaced it before that opened it.
+    return found if location(dataset) is not None else sliced(dataset)
 
 
 def _checked(item: Sliceable) -> Sliceable:

@@ -14,6 +14,7 @@ from torch import Tensor
 from .hdf5 import LazyDataset, LazyTensor
 from .hdf5.lazy_tensor import as_bfloat16
 from .hdf5.stored_windows import WindowReader
+from .mapped_arrays import check_not_replaced
 from .native_reader import ElementType, Scale, convert, element_type
 from .reshaped import Reshaped
 from .scaling.affine import Affine
@@ -115,6 +116,9 @@ class Source:
     def watch(self) -> None:
         """Raise from now on if a file changes while it is read; `Reader` checks its own files."""
 
+    def check_opened(self) -> None:
+        """Raise if a file that was just opened by its path is another one than was given."""
+
     def close(self) -> None:
         """Free what reading has opened; reading reopens it."""
 
@@ -140,6 +144,9 @@ class RowSource(Protocol):
 
     def pieces(self, boxes: list[Box], width: int, files: list[int]) -> np.ndarray:
         """Return the reads for a slab of `width` columns; see csrc/core/reader/slab_reader.h."""
+
+    def check_opened(self) -> None:
+        """Raise if a file that was just opened by its path is another one than was given."""
 
 
 def has_rows(source: Source) -> TypeGuard[RowSource]:
@@ -275,7 +282,7 @@ class StridedSource(Source):
     strides
         Bytes from time step to time step, and from sequence to sequence.
     owner
-        Keeps the memory alive.
+        Keeps the memory alive, or the map of the file.
     swapped
         Whether the byte order is swapped.
     """
@@ -303,6 +310,10 @@ class StridedSource(Source):
         self._strides = strides
         self._owner = owner
         self._numel = math.prod(self.features)
+
+    def check_opened(self) -> None:
+        """Raise if a file that was just opened by its path is another one than was given."""
+        check_not_replaced(self._owner)
 
     def pieces(self, boxes: list[Box], width: int, files: list[int]) -> np.ndarray:
         """Return the reads for a slab of `width` columns; see csrc/core/reader/slab_reader.h."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader
 
+from ..errors import FastseqError, ReadError
 from .hdf5 import LazyTensor
 from .hdf5.links import dead_link
 from .hdf5.types import is_bfloat16
@@ -28,6 +29,8 @@ def checked(array: object, name: str) -> Any:
     ------
     ValueError, TypeError
         It only resembles data; the message says what to pass instead.
+    ReadError
+        A group cannot be read.
     """
     if isinstance(array, h5py.Dataset | h5py.Group) and not array:
         raise ValueError(f"{name} is from a file that has been closed; keep it open")
@@ -127,6 +130,18 @@ def _holds_arrays(array: np.ndarray) -> bool:
 
 def _items_of(group: h5py.Group, name: str) -> GroupItems:
     """Return the sequences of a group, which must hold nothing else."""
+    try:
+        return _checked_items(group, name)
+    except (OSError, RuntimeError, KeyError) as error:
+        if isinstance(error, FastseqError) or getattr(error, "errno", None) is not None:
+            raise
+        raise ReadError(
+            f"{name} is a group of {group.file.filename} that cannot be read: the file is damaged, "
+            f"or was changed after it was opened ({error})"
+        ) from error
+
+
+def _checked_items(group: h5py.Group, name: str) -> GroupItems:
     inside = [(key, group.get(key)) for key in group]
     if not inside:
         raise ValueError(f"{name} has no sequences: the group {group.name} is empty")

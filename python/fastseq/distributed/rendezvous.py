@@ -116,11 +116,12 @@ class _Meeting:
         self._store, self._rank, self._size = store, launch.rank, launch.size
         self._timeout = timeout
         store.set_timeout(limited(timeout))
-        self._hosts = launch.rank == 0 and not launch.hosted
+        self._names: list[str] = []
         self._host = "the launcher" if launch.hosted else "rank 0"
 
     def gather(self, name: str, value: object) -> list[Any]:
         """Return all ranks' values, which JSON can write."""
+        self._names.append(name)
         own = json.dumps(value)
         keys = [f"{name}/{rank}" for rank in range(self._size)]
 
@@ -162,13 +163,16 @@ class _Meeting:
         return all(self.gather(name, value))
 
     def end(self) -> None:
-        """Wait until all have read the others' values, if they are in this process."""
+        """Wait on rank 0, which may have the store, until all have read; then forget the values."""
         keys = [f"ended/{rank}" for rank in range(self._size)]
+        told = [f"{name}/{rank}" for name in self._names for rank in range(self._size)]
 
         def ended() -> None:
             self._store.set(keys[self._rank], "")
-            if self._hosts:
+            if self._rank == 0:
                 self._store.wait(keys, limited(self._timeout))
+                for key in (*told, *keys):
+                    self._store.delete_key(key)
 
         self._ask(ended, keys)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, Protocol
 
 import h5py
@@ -18,7 +18,7 @@ from ..data.hdf5 import LazyDataset
 from ..data.hdf5.handles import location
 from ..data.hdf5.memory_map import element_offset
 from ..data.hdf5.names import natural_key
-from ..data.mapped_arrays import file_offset
+from ..data.mapped_arrays import file_offset, is_replaced, map_of
 from ..data.sequences import Sequences
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "check_destination",
     "forget_buffered",
     "members",
+    "out_keys",
     "place_of",
 ]
 
@@ -241,6 +242,11 @@ def check_destination(name: str, target: Any, shape: tuple[int, ...], a: Tensor)
         raise ValueError(f"{name} must have the shape {shape}, got {got}")
     if not _writable(target):
         raise ValueError(f"{name} is read-only; pass an array that can be written to")
+    if is_replaced(target):
+        raise ValueError(
+            f"{name} is a map of a file that is gone, or that another one has replaced under its "
+            "name: map it again"
+        )
     if isinstance(target, Tensor):
         fits = torch.can_cast(a.dtype, target.dtype) and not target.is_complex()
     else:
@@ -258,6 +264,31 @@ def _writable(target: object) -> bool:
     if isinstance(target, LazyDataset):
         return target.mode != "r"
     return hasattr(target, "__setitem__")
+
+
+def out_keys(part: object) -> list[Hashable]:
+    """Return what is the same for two outputs that begin at the same place, in memory or a file.
+
+    Examples
+    --------
+    >>> a = np.zeros(3)
+    >>> out_keys(a) == out_keys(a[:2]), out_keys(a) == out_keys(a[1:])
+    (True, False)
+    """
+    if isinstance(part, list | tuple):
+        return [key for one in part for key in out_keys(one)]
+    if isinstance(part, LazyDataset):
+        return [(part.path, part.name, part.starts)]
+    if isinstance(part, h5py.Dataset):
+        return [(os.path.abspath(part.file.filename), part.name, (0,) * part.ndim)]
+    if isinstance(part, np.ndarray):
+        mapped, offset = map_of(part), file_offset(part)
+        if mapped is not None and offset is not None:
+            return [(os.path.realpath(str(mapped.filename)), offset)]
+        return [part.ctypes.data] if part.size else []
+    if isinstance(part, Tensor):
+        return [part.data_ptr()] if part.numel() else []
+    return [id(part)]
 
 
 def forget_buffered(array: object) -> None:

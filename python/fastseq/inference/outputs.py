@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+import threading
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -14,6 +16,7 @@ from .._util.tree import Tree, tree_leaves, tree_like, tree_paths
 from ..data.chunk_plan import Chunk
 from ..data.sequences import Sequences
 from ..distributed.replicas import Replicas
+from ..errors import BusyError
 from .destinations import (
     ArrayTarget,
     FileTarget,
@@ -22,6 +25,7 @@ from .destinations import (
     check_destination,
     forget_buffered,
     members,
+    out_keys,
     place_of,
 )
 from .write_plan import Leaf, agree
@@ -192,16 +196,47 @@ class Outputs:
                     forget_buffered(leaf.part)
 
     def __enter__(self) -> Outputs:
+        parts = [leaf.part for leaf in self._leaves if self._given]
+        self._keys = {key for part in parts for key in out_keys(part)}
+        with _lock:
+            busy = not _written.isdisjoint(self._keys)
+            if not busy:
+                _written.update(self._keys)
+        if busy:
+            self._close()
+            raise BusyError(
+                "another thread's predict writes to this out: wait for it to end, or pass another "
+                "out"
+            )
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        with _lock:
+            _written.difference_update(self._keys)
         if error is not None:
             if self._given and self._begun and hasattr(error, "add_note"):
                 error.add_note("predict stopped in the middle: out is incomplete")
-            for leaf in self._leaves:
-                if leaf.target is not None:
-                    with suppress(Exception):  # the error that ended it says more
-                        leaf.target.close()
+            self._close()
+
+    def _close(self) -> None:
+        for leaf in self._leaves:
+            if leaf.target is not None:
+                with suppress(Exception):  # the error that ended it says more
+                    leaf.target.close()
+
+
+_written: set[Hashable] = set()  # what predictions of this process are being written to
+_lock = threading.Lock()
+
+
+def _forget_threads() -> None:
+    """Forget what other threads write: a forked child does not have them."""
+    global _lock
+    _lock = threading.Lock()
+    _written.clear()
+
+
+os.register_at_fork(after_in_child=_forget_threads)
 
 
 def nothing(shape: Sequence[int], like: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ selection, since it verifies the checksum only after decoding.
 
 from __future__ import annotations
 
-import mmap
 import os
 import re
 
@@ -31,16 +30,18 @@ def check_heaps(path: str) -> None:
     """
     if not 0 < os.path.getsize(path) <= _MAX_BYTES:
         return
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        at = data.find(_SIGNATURE) if _wide(data) else -1
-        while at >= 0:
-            end = at + _number(data, at + 8)
-            if end > len(data) or not _walk(data, at + 16, end):
-                raise ValueError(f"{path} is damaged: its heap at byte {at} is inconsistent")
-            at = data.find(_SIGNATURE, at + 1)
+    # Read, not mapped: if another process cuts the file short, that would end this one.
+    with open(path, "rb") as file:
+        data = file.read(_MAX_BYTES)
+    at = data.find(_SIGNATURE) if _wide(data) else -1
+    while at >= 0:
+        end = at + _number(data, at + 8)
+        if end > len(data) or not _walk(data, at + 16, end):
+            raise ValueError(f"{path} is damaged: its heap at byte {at} is inconsistent")
+        at = data.find(_SIGNATURE, at + 1)
 
 
-def _wide(data: mmap.mmap) -> bool:
+def _wide(data: bytes) -> bool:
     """Return whether sizes are 8 bytes, as in all files but some that were made small."""
     start = 0
     while data[start : start + 8] != b"\x89HDF\r\n\x1a\n":  # after a user block
@@ -52,11 +53,11 @@ def _wide(data: mmap.mmap) -> bool:
     return data[start + (14 if data[start + 8] < 2 else 10)] == 8
 
 
-def _number(data: mmap.mmap, at: int) -> int:
+def _number(data: bytes, at: int) -> int:
     return int.from_bytes(data[at : at + 8], "little")
 
 
-def _walk(data: mmap.mmap, at: int, end: int) -> bool:
+def _walk(data: bytes, at: int, end: int) -> bool:
     """Return whether objects fill the heap up to its end, and sources match their checksums."""
     while at + 16 <= end:
         index, size = int.from_bytes(data[at : at + 2], "little"), _number(data, at + 8)

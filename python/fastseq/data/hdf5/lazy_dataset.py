@@ -213,6 +213,11 @@ class LazyDataset:
         box._file = self._shared_file()
         return box, tuple(rest)
 
+    def __copy__(self) -> LazyDataset:
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)  # the open file, too: another one may have replaced it
+        return other
+
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_file": None}
 

@@ -54,7 +54,8 @@ def h5mmap(path: str | os.PathLike[str], name: str, mode: str = "r") -> np.memma
     Notes
     -----
     A file that another process is writing to in HDF5's SWMR mode is read, not mapped: as it was
-    when this process opened it.
+    when this process opened it. If a mapped file is truncated, `fit` and `predict` raise, but
+    indexing the map ends the process: replace such files by new ones instead.
 
     Examples
     --------
