@@ -241,10 +241,10 @@ def test_log_prints(capsys):
     est = estimator(cb.Log(), cb.NumberLimit(2)).fit(X, Y, validation=(X, Y))
     lines = capsys.readouterr().out.splitlines()
     first = est.history_[0]
-    assert lines[0].startswith(f"epoch 1 of 4: loss {first['loss']:.4g}, ")
+    assert lines[0].startswith(f"epoch 1/4: loss {first['loss']:.4g}, ")
     assert f"validation_loss {first['validation_loss']:.4g}" in lines[0]
     assert "lr 0.01" in lines[0]
-    assert [line[:12] for line in lines] == ["epoch 1 of 4", "epoch 2 of 4", "stopped in e"]
+    assert [line[:9] for line in lines] == ["epoch 1/4", "epoch 2/4", "stopped i"]
     assert lines[2] == "stopped in epoch 2: 2 epochs are done"
 
 
@@ -253,7 +253,7 @@ def test_log_to_a_logger_every_few_epochs_and_the_last(caplog):
         estimator(cb.Log(2, logger="training"), epochs=5).fit(X, Y)
         estimator(cb.Log(2, logger=logging.getLogger("training"))).fit(X, Y)
     numbers = [message.split()[1] for message in caplog.messages]
-    assert numbers == ["2", "4", "5", "2", "4"]
+    assert numbers == ["2/5:", "4/5:", "5/5:", "2/4:", "4/4:"]
 
 
 def test_live_plot_rewrites_a_file(tmp_path):

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+import numbers
 import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
+from typing import Any
 
 from tqdm.asyncio import tqdm as terminal_tqdm
 from tqdm.auto import tqdm
 
-__all__ = ["Progress"]
+__all__ = ["Progress", "epoch_line"]
 
 _REDRAW_SECONDS = 0.1
-_LINE_SECONDS = 1.0
+# Numbers of an epoch that its line leaves out, or has at another place.
+_ELSEWHERE = ("epoch", "loss", "validation_loss", "lr", "updates", "seconds", "updates_per_second")
 
 
 class Progress:
@@ -28,10 +31,8 @@ class Progress:
     taken and estimated time left, recent chunks per second, loss of the last update, and validation
     loss of the last epoch. It is redrawn at most ten times a second.
 
-    Standard error that is no terminal, such as a batch job's log, gets a line for an epoch instead,
-    at most one a second, and always that of the last epoch::
-
-        epoch 3/10: loss 0.1234, val 0.1345, 4.2 s
+    Standard error that is no terminal, such as a batch job's log, gets a line for each epoch
+    instead, see `epoch_line`.
 
     Parameters
     ----------
@@ -48,7 +49,6 @@ class Progress:
     def __init__(self, total: int, *, shown: bool, label: str = "", delay: float = 0.0) -> None:
         self._bar = None
         self._lines = shown and not _redraws()
-        self._line, self._written = "", -math.inf
         if shown and not self._lines:
             self._bar = tqdm(
                 total=total, unit="chunk", desc=label or None, delay=delay, dynamic_ncols=True
@@ -69,7 +69,6 @@ class Progress:
         if self._bar is not None:
             self._draw()
             self._bar.close()
-        self._write()
 
     def epoch(self, number: int, last: int | None = None) -> None:
         """Show which epoch this is, and which is the last one."""
@@ -80,18 +79,8 @@ class Progress:
     def ended(self, row: Mapping[str, float], last: int | None = None) -> None:
         """Show an epoch's row of the history, and which epoch is the last one."""
         self._validation_loss = row.get("validation_loss", math.nan)
-        if not self._lines:
-            return
-        of = "" if last is None else f"/{last}"
-        losses = _text(row["loss"], self._validation_loss)
-        self._line = f"epoch {row['epoch']}{of}: {', '.join(losses)}, {row['seconds']:.1f} s"
-        if time.monotonic() - self._written >= _LINE_SECONDS:
-            self._write()
-
-    def _write(self) -> None:
-        if self._line:
-            print(self._line, file=sys.stderr, flush=True)
-            self._line, self._written = "", time.monotonic()
+        if self._lines:
+            print(epoch_line(row, last), file=sys.stderr, flush=True)
 
     def advance(self, loss: float | None = None, chunks: int = 1) -> None:
         """Count chunks; redraw if the last redraw is long enough ago."""
@@ -112,6 +101,32 @@ class Progress:
             self._bar.set_postfix_str(", ".join(shown), refresh=False)
         self._bar.update(self._done)
         self._done = 0
+
+
+def epoch_line(row: Mapping[str, Any], last: int | None = None) -> str:
+    """Return the line of an epoch: its losses, metrics, learning rate and time.
+
+    Parameters
+    ----------
+    row
+        Its row of the history; what is no number is left out.
+    last
+        The last epoch's number, if it is known.
+
+    Examples
+    --------
+    >>> row = {"epoch": 3, "loss": 0.1234, "lr": 0.001, "seconds": 4.2, "r2": 0.9}
+    >>> epoch_line(row, 10)
+    'epoch 3/10: loss 0.1234, r2 0.9, lr 0.001, 4.2 s'
+    """
+    of = "" if last is None else f"/{last}"
+    metrics = [name for name in row if name not in _ELSEWHERE]
+    numbers_of = [
+        f"{name} {float(row[name]):.4g}"
+        for name in ("loss", "validation_loss", *metrics, "lr")
+        if isinstance(row.get(name), numbers.Real)
+    ]
+    return f"epoch {row['epoch']}{of}: {', '.join(numbers_of)}, {row['seconds']:.1f} s"
 
 
 def _text(loss: float, validation_loss: float) -> list[str]:

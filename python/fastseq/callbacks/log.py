@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import numbers
 from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
 
+from .._util.progress import epoch_line
 from ..training.run import Callback
 from .monitor import check_positive
 
@@ -59,7 +59,7 @@ class Log(Callback):
         run
             This call of `fit`.
         """
-        self._untold = _line(run)
+        self._untold = epoch_line(run.row, run.epochs)
         if run.first and run.epoch % self.every == 0:
             self._flush()
 
@@ -80,13 +80,3 @@ class Log(Callback):
         if self._untold:
             self._tell(self._untold)
         self._untold = ""
-
-
-def _line(run: Run) -> str:
-    hidden = ("epoch", "updates", "seconds")
-    shown = [
-        f"{key} {float(value):.4g}"
-        for key, value in run.row.items()
-        if key not in hidden and isinstance(value, numbers.Real)
-    ]
-    return f"epoch {run.epoch} of {run.epochs}: {', '.join(shown)}"

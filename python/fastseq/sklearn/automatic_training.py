@@ -119,7 +119,7 @@ def warn_if_few(updates: int, epochs: int) -> None:
     """Warn if that many updates, in so many epochs, are too few to learn anything."""
     if updates < _FEW:
         warnings.warn(
-            f"the weights were updated only {updates} times in {epochs} "
+            f"the weights were updated only {updates} time{'s' * (updates != 1)} in {epochs} "
             f"epoch{'s' * (epochs != 1)}, too few to learn anything: pass epochs=None, more "
             "epochs, or a smaller batchsize",
             TooFewUpdatesWarning,

@@ -168,10 +168,10 @@ class Fit:
     def _log_start(self, position: Position) -> None:
         if not self._replicas.first or not _LOG.isEnabledFor(logging.INFO):
             return
-        obstacle = native_obstacle(self._learner)
+        obstacle, ranks = native_obstacle(self._learner), self._replicas.comm.size
         _LOG.info(
-            "fit starts after epoch %d of %d: %d chunks an epoch, %d ranks, updates on %s %s",
-            position.epoch, position.epochs, len(self._plan), self._replicas.comm.size,
+            "fit starts after epoch %d of %d: %d chunks an epoch, %d rank%s, updates on %s %s",
+            position.epoch, position.epochs, len(self._plan), ranks, "s" * (ranks != 1),
             self._learner.device, "in C++" if obstacle is None else f"by torch ({obstacle})",
         )  # fmt: skip
 

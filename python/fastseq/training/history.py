@@ -19,6 +19,8 @@ _FIRST = ("epoch", "loss", "validation_loss")
 _LAST = ("lr", "updates", "seconds", "updates_per_second")
 # With more epochs than this, a table shows the first few and the last ones.
 _SHOWN = 20
+# Below this, numbers have an exponent anyway.
+_DECIMAL = 1e-4
 _AT_BEGIN = 5
 
 
@@ -26,7 +28,7 @@ class History(Sequence[dict[str, Any]]):
     """One dict per epoch: ``epoch`` (from 1), ``loss`` (mean over all samples of all ranks),
     ``lr``, ``updates`` (of the weights), ``seconds``, ``updates_per_second``; with validation,
     ``validation_loss``; and what callbacks add, such as metrics. Shown as a table, in a notebook
-    too.
+    too, but for ``updates_per_second``.
 
     Examples
     --------
@@ -116,8 +118,14 @@ class History(Sequence[dict[str, Any]]):
 
     def _table(self) -> list[list[str]]:
         """Return the rows of a table, its header first."""
-        columns = self.columns
-        rows = [[_cell(key, row.get(key)) for key in columns] for row in self._rows]
+        columns = [key for key in self.columns if key != "updates_per_second"]
+        # Rates far apart are easier to compare if all have an exponent.
+        small = any(0 < row.get("lr", 1) < _DECIMAL for row in self._rows)
+        forms = dict.fromkeys(_LAST, ".4g") | ({"lr": ".3e"} if small else {})
+        # Losses and metrics are easier to compare with trailing zeros.
+        rows = [
+            [_cell(row.get(key), forms.get(key, "#.5g")) for key in columns] for row in self._rows
+        ]
         if len(rows) > _SHOWN:
             left_out = ["…" for _ in columns]
             rows[_AT_BEGIN : _AT_BEGIN - _SHOWN] = [left_out]
@@ -167,10 +175,9 @@ class History(Sequence[dict[str, Any]]):
         return plot_history(self, ax)
 
 
-def _cell(key: str, value: object) -> str:
+def _cell(value: object, form: str) -> str:
     if value is None:
         return ""
     if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral):
-        # Losses and metrics are easier to compare with trailing zeros.
-        return f"{float(value):{'.4g' if key in _LAST else '#.5g'}}"
+        return f"{float(value):{form}}"
     return str(value)
