@@ -70,6 +70,9 @@ def report(findings: list[Finding]) -> str:
       threads  8
     ! GPU      none
                buy one
+    >>> print(report([Finding("threads", "8")]))
+      threads  8
+    nothing to do
     """
     width = max(len(finding.topic) for finding in findings)
     lines = []
@@ -78,6 +81,8 @@ def report(findings: list[Finding]) -> str:
         lines.append(f"{mark} {finding.topic.ljust(width)}  {finding.text}")
         if finding.advice:
             lines.append(f"{' ' * (width + 4)}{finding.advice}")
+    if not any(finding.advice for finding in findings):
+        lines.append("nothing to do")
     return "\n".join(lines)
 
 
@@ -162,9 +167,11 @@ def _compilers() -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
-    for name, use in _OPTIONAL.items():
-        if importlib.util.find_spec(name) is None:
-            yield Finding("packages", f"no {name}", f"for {use}")
+    missing = [name for name in _OPTIONAL if importlib.util.find_spec(name) is None]
+    if not missing:
+        yield Finding("packages", ", ".join(_OPTIONAL))
+    for name in missing:
+        yield Finding("packages", f"no {name}", f"for {_OPTIONAL[name]}")
 
 
 _LOOKS: tuple[Callable[[], Iterator[Finding]], ...] = (

@@ -474,6 +474,7 @@ class Estimator:
     ) -> Tree:
         """Run the model over whole series, in evaluation mode, without gradients.
 
+        Before `fit` it runs the model with the weights that it came with, trained or random.
         The result does not depend on ``batchsize`` and ``seqsize``, beyond rounding. A model whose
         outputs depend on other time steps beyond its state, such as attention or a convolution
         without ``spec.context``, runs on whole series at once, which takes memory. With several
@@ -699,7 +700,7 @@ class Estimator:
                 export_model(self.model, learner.example, target, learner.scaling)
 
     def save(self, path: str | os.PathLike[str], *, state: bool = False) -> None:
-        """Write the estimator to a file, for `load`. Rank 0 writes.
+        """Write the estimator to a file, for `load`. Every rank must call it; rank 0 writes.
 
         The safetensors file holds weights and buffers, spec, scaling, seed, history, and a
         description of the model if all its layers are known to fastseq. Loss, optimizer and

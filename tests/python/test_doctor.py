@@ -26,7 +26,9 @@ def told(capsys, monkeypatch):
         found: dict[str, tuple[str, str]] = {}
         topic = ""
         for line in capsys.readouterr().out.splitlines():
-            if line[2] != " ":
+            if line == "nothing to do":
+                assert not any(advice for _, advice in found.values())
+            elif line[2] != " ":
                 topic, text = line[2:15].strip(), line[17:]
                 found[topic] = (text, "")
             else:
@@ -41,6 +43,7 @@ def test_a_healthy_machine_needs_no_advice(told, monkeypatch):
     found = told()
     assert found["launcher"] == ("none: a single process", "")
     assert found["threads"][1] == found["processor"][1] == ""
+    assert found["packages"] == ("sklearn, pandas, matplotlib", "")
     assert found["GPUs"][0] == "none that PyTorch sees" or torch.cuda.is_available()
 
 

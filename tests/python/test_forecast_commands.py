@@ -224,6 +224,7 @@ def test_files_that_can_be_misread_are_refused(run, tmp_path, change, message):
     ("words", "message"),
     [
         (("fit", "none.csv", "m.safetensors"), "No such file"),
+        (("fit", "none.csv", "m.st"), "No such file"),
         (("fit", "data.csv", "no/m.safetensors"), "there is no folder 'no' for m.safetensors"),
         (("fit", "data.csv", "model.csv"), "a file *.safetensors, got 'model.csv'"),
         (("fit", "comma.csv", "m.safetensors"), "Expected 2 columns, got 3"),

@@ -40,6 +40,22 @@ def test_a_rank_that_exits_early_is_announced(tmp_path, code):
     assert "rank 2 has exited" in done.stderr
 
 
+def test_a_model_that_one_rank_alone_saves_asks_for_the_others(tmp_path):
+    done = mpirun(
+        tmp_path,
+        2,
+        START
+        + """
+        |est = fs.Estimator(torch.nn.GRU(2, 1), fs.seqloss(torch.nn.MSELoss()), torch.optim.SGD,
+        |                   dict(epochs=1, batchsize=2, seqsize=2))
+        |if comm.rank == 0:
+        |    est.save("model.safetensors")
+        """,
+    )
+    assert done.returncode != 0
+    assert "in save, rank 1 has exited; every rank must call save\n" in done.stderr
+
+
 def test_an_error_in_fit_ends_the_job_with_that_error(tmp_path):
     done = mpirun(
         tmp_path,

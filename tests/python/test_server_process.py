@@ -59,9 +59,9 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self.process.send_signal(signal.SIGTERM)
-        _, errors = self.process.communicate(timeout=60)
+        _, self.errors = self.process.communicate(timeout=60)
         assert self.process.returncode in (0, -signal.SIGTERM)
-        assert "Traceback" not in errors
+        assert "Traceback" not in self.errors
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,7 @@ def test_batch_predict_returns_a_frame_in_order(server, classifier):
         classifier.predict([x.numpy()])[0] for x in uneven
     ]
     assert batch_predict(server.url, []).empty
-    with pytest.raises(ValueError, match=r"records 2 to 3 with 422: records.3.0: List should have"):
+    with pytest.raises(ValueError, match=r"records 2 to 3 with 422: records.3.0 must have"):
         batch_predict(server.url, [X[0], X[1], X[2], X[3, :, :1]], batch_size=2)
     with pytest.raises(ValueError, match="infinite"):
         batch_predict(server.url, X[:1] * np.inf)
@@ -198,8 +198,9 @@ def test_batch_predict_waits_for_a_server_that_starts(classifier, tmp_path):
 
     waiting = threading.Thread(target=client)
     waiting.start()
-    with Server(tmp_path / "model.safetensors", port=port):
+    with Server(tmp_path / "model.safetensors", port=port) as running:
         waiting.join(120)
+    assert f"serving SequenceClassifier on http://127.0.0.1:{port}, " in running.errors
     assert found[0]["prediction"].tolist() == classifier.predict(X[:5]).tolist()
 
 

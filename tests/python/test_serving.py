@@ -61,12 +61,16 @@ def test_sequences_of_different_lengths(classifier, served):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"records": []}, "records: List should have at least 1 item"),
-        ({"records": [[[1, 2]]]}, "records.0.0: List should have at least 3 items"),
-        ({"records": [[]]}, "records.0: List should have at least 1 item"),
+        ({"records": []}, "records must not be empty"),
+        ({"records": [[[1, 2]]]}, "records.0.0 must have 3 values, got 2"),
+        ({"records": [[[1, 2, 3, 4]]]}, "records.0.0 must have 3 values, got 4"),
+        ({"records": [[]]}, "records.0 must not be empty"),
         ({"records": [[["1", 2, 3]]]}, "records.0.0.0: Input should be a valid number"),
         ({"records": [[[True, 2, 3]]]}, "records.0.0.0: Input should be a valid number"),
-        ({"records": [[[None, 2, 3]]]}, "records.0.0.0: Input should be a valid number"),
+        (
+            {"records": [[[None, 2, 3]]]},
+            "records.0.0.0 is null, but the model takes no missing values",
+        ),
         (
             {"records": [[[1e39, 2, 3]]]},
             "records.0.0.0: Input should be less than or equal to 340282",
@@ -78,6 +82,14 @@ def test_sequences_of_different_lengths(classifier, served):
 )
 def test_what_the_model_does_not_take(served, given, said):
     assert said in detail(served, **given)
+
+
+def test_other_paths_say_which_there_are(served):
+    answer = served.post("/step", json={})
+    assert answer.status_code == 404
+    said = "this model has no /step, but /health, /metadata, /predict: see /docs"
+    assert answer.json() == {"detail": said}
+    assert served.get("/", follow_redirects=False).headers["location"] == "docs"
 
 
 def test_bodies_that_are_no_json(served):
@@ -172,7 +184,9 @@ def test_channels_first_and_images():
     model = fs.SequenceClassifier("cnn", epochs=1, random_state=0).fit(images[..., None], Y)
     with TestClient(make_app(model)) as client:
         found = post(client, records=images[:2, ..., None].tolist())
-        assert "at least 8 items" in detail(client, records=images[:2, :7, :, None].tolist())
+        assert "must have 8 values, got 7" in detail(
+            client, records=images[:2, :7, :, None].tolist()
+        )
     assert found["probabilities"] == model.predict_proba(images[:2, ..., None]).tolist()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +26,14 @@ def _others_know(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return False
+
+
+def _advise(error: BaseException, call: str) -> None:
+    """Have an error about a rank that has ended say which call that rank has left out."""
+    if isinstance(error, CommunicationError) and re.search(r"rank \d+ has exited", str(error)):
+        text = str(error).removesuffix("; every rank must make the same calls")
+        if "every rank must call" not in text:
+            error.args = (f"{text}; every rank must call {call}", *error.args[1:])
 
 
 class Replicas:
@@ -64,6 +73,7 @@ class Replicas:
                 yield
                 self.comm.barrier()
             except BaseException as error:
+                _advise(error, call)
                 if not _others_know(error):
                     with suppress(AttributeError):
                         error._told = True  # type: ignore[attr-defined]

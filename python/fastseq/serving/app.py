@@ -7,7 +7,7 @@ import contextlib
 import importlib.metadata
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +16,7 @@ from .._util.optional_imports import need
 need("fastapi", "fastseq.serving")
 
 from fastapi import APIRouter, FastAPI, Request, Response  # noqa: E402
-from fastapi.responses import JSONResponse  # noqa: E402
+from fastapi.responses import JSONResponse, RedirectResponse  # noqa: E402
 from fastapi.routing import APIRoute  # noqa: E402
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model  # noqa: E402
 
@@ -65,15 +65,31 @@ class _JsonRoute(APIRoute):
                 body = asked.model_validate_json(await request.body())
             except ValidationError as error:
                 first = error.errors(include_url=False)[0]
-                where = ".".join(map(str, first["loc"])) or "the body"
-                text, status = f"{where}: {first['msg']}", 400
-                if first["type"] != "json_invalid":
-                    text, status = f"{text}, got {first['input']!r:.60}", 422
-                raise _RefusedError(text, status) from error
+                status = 400 if first["type"] == "json_invalid" else 422
+                raise _RefusedError(_sentence(first), status) from error
             found: Response = await self.endpoint(body)
             return found
 
         return handle
+
+
+def _sentence(error: Mapping[str, Any]) -> str:
+    """Return what pydantic finds wrong with a body, and where, in words that users know."""
+    where = ".".join(map(str, error["loc"])) or "the body"
+    kind, given, bounds = error["type"], error["input"], error.get("ctx", {})
+    if kind == "json_invalid":
+        return f"{where}: {error['msg']}"
+    if kind in ("too_short", "too_long"):
+        if not given:
+            return f"{where} must not be empty"
+        wanted = bounds.get("min_length", bounds.get("max_length"))
+        return f"{where} must have {wanted} value{'s' * (wanted != 1)}, got {len(given)}"
+    if kind == "float_type" and given is None:
+        return (
+            f"{where} is null, but the model takes no missing values: train it with "
+            'nan="mask" to have it take them'
+        )
+    return f"{where}: {error['msg']}, got {given!r:.60}"
 
 
 class ErrorAnswer(BaseModel):
@@ -249,6 +265,11 @@ def _answer_errors(app: FastAPI) -> None:
     async def out_of_order(_: Request, error: StepError) -> JSONResponse:
         return answer(503 if error.full else 409, str(error))
 
+    @app.exception_handler(404)
+    async def unknown(request: Request, _: Exception) -> JSONResponse:
+        paths = ", ".join(app.openapi()["paths"])
+        return answer(404, f"this model has no {request.url.path}, but {paths}: see /docs")
+
     @app.exception_handler(Exception)
     async def broken(_: Request, error: Exception) -> JSONResponse:
         _LOG.error("a request failed", exc_info=error)
@@ -266,6 +287,10 @@ async def _answers(batcher: Batcher, records: Sequence[Any]) -> list[Any]:
 def _add_information(app: FastAPI, model: Any, metadata: dict[str, Any]) -> None:
     version = importlib.metadata.version("fastseq-torch")
     whole = {"model": type(model).__name__, "fastseq": version, **metadata}
+
+    @app.get("/", include_in_schema=False)
+    async def start() -> RedirectResponse:
+        return RedirectResponse("docs")
 
     @app.get("/health")
     async def health() -> dict[str, str]:

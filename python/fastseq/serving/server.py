@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import ipaddress
+import logging
 import os
 import socket
 from pathlib import Path
@@ -65,6 +66,11 @@ def serve(
     gc.freeze()
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=family, backlog=2048) as listening:
+        name = f"[{host}]" if ":" in host else host
+        logging.getLogger("uvicorn.error").info(  # uvicorn says no address of a socket it was given
+            "serving %s on http://%s:%d, what requests must be is on its page /docs",
+            type(model).__name__, name, listening.getsockname()[1],
+        )  # fmt: skip
         uvicorn.Server(config).run(sockets=[listening])
 
 

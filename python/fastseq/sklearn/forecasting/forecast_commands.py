@@ -89,11 +89,11 @@ def fit(arguments: argparse.Namespace) -> None:
     """
     comm = world()
     model = Path(arguments.model)
+    forecaster = SequenceForecaster.from_args(arguments, comm=comm)
+    table = _Table.read(arguments.data, forecaster, ids=arguments.ids_named)
     if model.suffix != ".safetensors":
         raise ValueError(f"the model to write must be a file *.safetensors, got {str(model)!r}")
     _check_folder(model)
-    forecaster = SequenceForecaster.from_args(arguments, comm=comm)
-    table = _Table.read(arguments.data, forecaster, ids=arguments.ids_named)
     forecaster.fit(*table.series())
     forecaster.save(model)
     if comm.rank == 0:
