@@ -336,7 +336,8 @@ class Estimator:
             _check_gradients("fit")
             data = self._open("fit", x, y, w, mask, lengths)
             fit = Fit(learner, data, validation, self, self.callbacks, progress=self.progress)
-            with closing(Session(learner, self.callbacks, checkpoint, resume)) as checkpoints:
+            session = Session(learner, self.callbacks, checkpoint, resume, shown=self.progress)
+            with closing(session) as checkpoints:
                 fit.run(count, checkpoints)
         return self
 

@@ -104,7 +104,7 @@ SPECS = [
         "unknown field",
         {**SPEC, "batch_size": 3},
         ValueError,
-        'unknown field.* batch_size: did you mean "batchsize"[?] There are',
+        'has no field batch_size: did you mean "batchsize"[?] There are',
     ),
     ("missing field", {"epochs": 1}, ValueError, "has no batchsize, seqsize"),
     ("nothing", None, ValueError, "has no epochs, batchsize, seqsize"),

@@ -26,6 +26,27 @@ def test_points_follow_the_past():
     assert ax.get_xlabel() == "step"
 
 
+def test_past_and_forecast_are_joined():
+    ax = plot_forecast(PAST, [20.5, 21, 22], actual=[20.5])
+    np.testing.assert_array_equal(ax.lines[3].get_xydata(), [[19, 19], [20, 20.5]])
+
+
+@pytest.mark.parametrize("value", ["forecast", "q0.5"])
+def test_long_frames_are_refused(value):
+    times = pd.date_range("2024-01-01", periods=4)
+    frame = pd.DataFrame({"unique_id": ["a"] * 2 + ["b"] * 2, "ds": times, value: np.arange(4.0)})
+    for args in ((frame, [1.0]), (PAST, frame), (PAST, frame.assign(unique_id=0, ds=0))):
+        with pytest.raises(ValueError, match="must be"):
+            plot_forecast(*args)
+    for args in ((frame, [1.0]), (PAST, frame)):
+        with pytest.raises(
+            ValueError, match=f"the columns unique_id, ds, {value}, but must be one"
+        ):
+            plot_forecast(*args)
+    one = frame[:2].set_index("ds")[[value]]
+    plot_forecast(PAST, one if value == "q0.5" else one[value])
+
+
 def test_intervals_are_pairs_of_quantiles():
     found = np.full((3, 5), 20.0) + np.array([-2, -1, 0, 1, 2])
     ax = plot_forecast(PAST, found, (0.05, 0.25, 0.5, 0.75, 0.95))

@@ -134,7 +134,11 @@ def test_quantiles_are_measured(levels):
             np.testing.assert_allclose(found["coverage"], inside.mean())
         else:
             assert "coverage" not in found
-    assert table.xs("naive", level="model")[["pinball", "CRPS"]].isna().all(axis=None)
+    naive = table.xs("naive", level="model")  # its value is all quantiles, so no interval
+    assert "coverage" not in naive or naive["coverage"].isna().all()
+    if abs(np.mean(levels) - 0.5) < 1e-9:
+        np.testing.assert_allclose(naive["pinball"], naive["MAE"] / 2)
+    assert naive[["pinball", "CRPS"]].notna().all(axis=None)
 
 
 def test_what_cannot_be_measured_does_not_count():

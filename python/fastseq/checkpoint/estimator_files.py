@@ -38,6 +38,12 @@ FORMAT = 1
 """The version of the contents; files of other versions are not read."""
 
 _KIND = "estimator"
+_WRITERS = {  # of files, by what these say they hold
+    "estimator": "Estimator",
+    "regressor": "SequenceRegressor",
+    "classifier": "SequenceClassifier",
+    "forecaster": "SequenceForecaster",
+}
 _FITTED = ("drawn_seed", "squeezed", "example", "scaling", "history")
 
 
@@ -224,7 +230,9 @@ def read_content(path: Path, kind: str, version: int, writer: str) -> dict[str, 
     except ValueError as error:
         raise CheckpointError(f"load: {path} cannot be read: {error}") from error
     if not isinstance(content, dict) or content.get("kind") != kind:
-        raise CheckpointError(f"load: {path} was not written by {writer}")
+        held = content.get("kind") if isinstance(content, dict) else None
+        other = f", but by that of {_WRITERS[held]}" if held in _WRITERS else ""
+        raise CheckpointError(f"load: {path} was not written by {writer}{other}")
     if content.get("format") != version:
         raise CheckpointError(
             f"load: {path} has format {content.get('format')!r}, but this version of fastseq reads "

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib.metadata
 import logging
 import math
 import os
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -69,11 +71,14 @@ class Session:
         What is saved and restored.
     checkpoint, resume
         As in `Estimator.fit`.
+    shown
+        Whether to say on standard error that training continues from a checkpoint.
     """
 
     def __init__(
-        self, learner: Learner, callbacks: list[object], checkpoint: object, resume: object
-    ) -> None:
+        self, learner: Learner, callbacks: list[object], checkpoint: object, resume: object,
+        *, shown: bool = False,
+    ) -> None:  # fmt: skip
         self._learner = learner
         self._replicas = learner.replicas
         self._callbacks = callbacks
@@ -82,7 +87,7 @@ class Session:
         self._generations: Generations | None = None
         if self._settings is not None:
             self._generations = Generations(self._settings.folder, self._settings.keep)
-        self._resume = resume
+        self._resume, self._shown = resume, shown
         self._saved: _Saved | None = None  # still to be restored
         self._sameness: dict[str, Any] = {}
         self._pending: frozenset[str] = frozenset()
@@ -133,6 +138,8 @@ class Session:
                 self._saved = saved
                 if self._replicas.first:
                     _LOG.info("fit continues from %s", saved.where)
+                    if self._shown:  # next to the bar, which then starts late
+                        print(f"fit continues from {saved.where}", file=sys.stderr, flush=True)
             elif self._replicas.first and self._generations is not None and not learner.history:
                 self._warn_of_others(self._generations)
         done = len(learner.history)
@@ -335,6 +342,11 @@ def _read(
             return str(path), None
     else:
         path = Path(resume)
+        if not path.exists():
+            raise FileNotFoundError(
+                errno.ENOENT, 'resume: there is no such folder or file; "auto" continues from '
+                "that of checkpoint", str(path),
+            )  # fmt: skip
         content = Generations(path).newest() if path.is_dir() else read(path)
         if content is None:
             raise CheckpointError(f"resume: there is no complete checkpoint in {path}")

@@ -326,20 +326,12 @@ class SequenceEstimator(FromArguments, BaseEstimator):  # type: ignore[misc]  # 
     def _make(self, task: Task, seed: int) -> Estimator:
         """Make the `Estimator`."""
         model = self._make_model(task, seed).to(task.dtype)
+        spec = self._spec(task, model)
         est = self._estimator(
             model,
             self._loss_of(task, model),
             task.module,
-            Spec(
-                epochs=1 if self.epochs is None else self.epochs,
-                batchsize=self.batchsize,
-                seqsize=self._seqsize(task, model),
-                shuffle=self.shuffle and isinstance(task.x, list),  # else samples are shuffled
-                clip_norm=self.clip_norm,
-                clip_value=self.clip_value,
-                accumulate=self.accumulate,
-                nan=self._nan,
-            ),
+            spec,
             seed,
         )
         if task.scale_x is not None or task.scale_y is not None:
@@ -351,6 +343,21 @@ class SequenceEstimator(FromArguments, BaseEstimator):  # type: ignore[misc]  # 
                 _measure("y", y, task.w, task.scale_y, task.dtype, self._nan),
             )
         return est
+
+    def _spec(self, task: Task, model: nn.Module) -> Spec:
+        try:
+            return Spec(
+                epochs=1 if self.epochs is None else self.epochs,
+                batchsize=self.batchsize,
+                seqsize=self._seqsize(task, model),
+                shuffle=self.shuffle and isinstance(task.x, list),  # else samples are shuffled
+                clip_norm=self.clip_norm,
+                clip_value=self.clip_value,
+                accumulate=self.accumulate,
+                nan=self._nan,
+            )
+        except (ValueError, TypeError) as error:  # of hyperparameters, whatever they go into
+            raise type(error)(str(error).removeprefix("spec.")) from None
 
     def _estimator(
         self, model: nn.Module, loss: Callable[..., Tensor], module: object, spec: Spec, seed: int
@@ -436,6 +443,8 @@ class SequenceEstimator(FromArguments, BaseEstimator):  # type: ignore[misc]  # 
     def _rate(self, module: object) -> float:
         """Return the learning rate of what the hyperparameter `module` says."""
         if self.lr is not None:
+            if not 0 <= self.lr < np.inf:
+                raise ValueError(f"lr must be finite and not negative, or None, got {self.lr!r}")
             return self.lr
         return learning_rate(module, scheduled=self._schedule is not None)
 

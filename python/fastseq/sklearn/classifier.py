@@ -25,6 +25,7 @@ from .targets.class_kinds import (
     check_label_classes,
     read_classes,
     shown,
+    warn_if_one_hot,
     weighted,
 )
 from .targets.ordinal_classes import Ordinal, order_of, read_order
@@ -662,6 +663,7 @@ class SequenceClassifier(ClassifierMixin, PredictorFiles):  # type: ignore[misc]
             kind = Ordinal.read(targets, weights, known)
         else:
             kind = Classes.read(targets, weights, known)
+            warn_if_one_hot(targets)
         numbers = kind.numbers(targets.rows)
         if self.class_weight is not None and not isinstance(kind, Labels):
             weights = weighted(targets, weights, self.class_weight, kind.known or [])

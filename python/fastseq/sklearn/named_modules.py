@@ -230,8 +230,8 @@ def _builder(module: str | nn.Module | Callable[..., nn.Module], sizes: Sizes) -
     if module in _MODULES:
         return functools.partial(_network, module, sizes)
     raise ValueError(
-        f"module must be one of {_MODULES}, an nn.Module, its class or a builder, got {module!r}"
-        f"{meant(module, _MODULES)}"
+        f"module must be one of {_MODULES}, several joined by '+', an nn.Module, its class or a "
+        f"builder, got {module!r}{meant(module, _MODULES)}"
     )
 
 

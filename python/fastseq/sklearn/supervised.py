@@ -41,7 +41,7 @@ from .inputs.input_checks import (
 from .inputs.static_features import StaticFeatures, read_static
 from .named_modules import Sizes, wants_whole
 from .sample_module import SampleModule
-from .targets.target_forms import TargetForm, Targets
+from .targets.target_forms import TargetForm, Targets, warn_if_misread
 
 __all__ = ["Problem", "SequencePredictor"]
 
@@ -182,6 +182,7 @@ class SequencePredictor(SequenceEstimator):
         form = targets.form
         if inputs.image is not None and form.per_step:
             raise ValueError("y must have one target per image, (N,) or (N, K)")
+        warn_if_misread(targets, inputs, self.per_step)
         weights = read_weights(sample_weight, inputs, per_step=form.per_step)
         problem = self._problem(targets, weights, known)
         module, scale_x = self._chosen(inputs, form, partial=partial)

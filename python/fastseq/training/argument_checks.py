@@ -40,8 +40,9 @@ def _checked_device(device: str | torch.device, local_rank: int) -> torch.device
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError):
+        hint = ': did you mean "cuda"?' if device == "gpu" else ""
         raise ValueError(
-            f'device must be "auto", "cpu", "cuda", "cuda:1" or similar, got {device!r}'
+            f'device must be "auto", "cpu", "cuda", "cuda:1" or similar, got {device!r}{hint}'
         ) from None
     if found.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -153,7 +153,7 @@ class Spec(FromArguments):
             if unknown:
                 meaning = meant(unknown[0], names) or "."
                 raise ValueError(
-                    f"spec has unknown field(s) {', '.join(unknown)}{meaning} "
+                    f"spec has no field {' or '.join(unknown)}{meaning} "
                     f"There are {', '.join(names)}"
                 )
             values = dict(spec)

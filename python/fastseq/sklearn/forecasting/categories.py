@@ -8,7 +8,7 @@ from decimal import Decimal
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
-from ..inputs.vocabulary import Vocabulary, check_hashable, holds_categories, refuse_texts
+from ..inputs.vocabulary import Unseen, Vocabulary, check_hashable, holds_categories, refuse_texts
 from .long_frames import LongTable
 from .times import is_table
 
@@ -67,24 +67,25 @@ def _refuse_numbers(column: pd.Series, name: str) -> None:
     broken = next((value for value in known if value % 1), None)
     if broken is not None:
         raise TypeError(
-            f"{name} holds numbers, such as {broken}, as objects: make numbers of it by "
-            'astype(float), or categories by astype("category")'
+            f"{name} holds numbers, such as {broken}, as objects: convert it to numbers by "
+            'astype(float), or to categories by astype("category")'
         )
 
 
 def with_codes(given: Any, vocabularies: Mapping[str, Vocabulary], name: str) -> Any:
-    """Return tables with codes in place of categories.
+    """Return tables with codes in place of categories; warn of those that are unseen.
 
     Examples
     --------
     >>> import pandas as pd
-    >>> with_codes(pd.DataFrame({"c": ["b", "x"]}), {"c": Vocabulary(("a", "b"))}, "X")
+    >>> with_codes(pd.DataFrame({"c": ["b", None]}), {"c": Vocabulary(("a", "b"))}, "X")
          c
     0  2.0
-    1  0.0
+    1  NaN
     """
     if not vocabularies:
         return given
+    unseen = Unseen()
 
     def code(table: pd.DataFrame, place: str) -> pd.DataFrame:
         import pandas as pd
@@ -94,8 +95,11 @@ def with_codes(given: Any, vocabularies: Mapping[str, Vocabulary], name: str) ->
             known = vocabularies.get(str(label))
             if known is not None:
                 codes = known.codes(column, f"column {label!r} of {place}")
+                unseen.add(str(label), known, column, codes)
                 column = pd.Series(codes, table.index, name=label)
             columns.append(column)
         return pd.concat(columns, axis=1) if columns else table
 
-    return map_tables(given, code, name)
+    coded = map_tables(given, code, name)
+    unseen.warn(name)
+    return coded

@@ -122,13 +122,14 @@ class EvaluatedForecaster(PredictingForecaster):
               (without a season, from step to step); NaN for a constant one. These two are as in the
               M4 competition.
 
-            With quantiles, errors are those of the median, and there are further columns, NaN for
-            the simple forecasts:
+            With quantiles, errors are those of the median, and there are further columns; those of
+            the simple forecasts take their value for all quantiles:
 
             - pinball: mean of the pinball losses of all quantiles.
             - CRPS: the continuous ranked probability score, approximated by twice the pinball
               loss, divided by the mean size of the values; NaN if all are 0.
-            - coverage: share of values from the lowest to the highest quantile.
+            - coverage: share of values from the lowest to the highest quantile; NaN for the simple
+              forecasts.
 
         Raises
         ------

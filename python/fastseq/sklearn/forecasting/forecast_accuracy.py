@@ -123,7 +123,10 @@ def _of_frame(
     levels: Sequence[float] | None,
     losses: Any,
 ) -> pd.DataFrame:
-    """Return the accuracy in a frame of actual values and of forecasts, NaN of none of them."""
+    """Return the accuracy in a frame of actual values and of forecasts, NaN of none of them.
+
+    A point stands for all quantiles, but has no interval that could cover values.
+    """
     found = {
         "MAE": losses.mae(frame, models),
         "RMSE": losses.rmse(frame, models),
@@ -131,9 +134,10 @@ def _of_frame(
     }
     if levels is not None:
         columns = {name: [_column(name, q) for q in range(len(levels))] for name in probabilistic}
+        every = {name: columns.get(name, [name] * len(levels)) for name in models}
         at = np.asarray(levels)
-        found["pinball"] = losses.mqloss(frame, columns, at)
-        found["CRPS"] = losses.scaled_crps(frame, columns, at)
+        found["pinball"] = losses.mqloss(frame, every, at)
+        found["CRPS"] = losses.scaled_crps(frame, every, at)
         if len(levels) > 1:
             ends = {
                 own[place]: f"{name}-{side}-0"

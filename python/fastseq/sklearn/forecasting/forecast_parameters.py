@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import pairwise
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,10 @@ def check_parameters(given: dict[str, Any]) -> None:
     """Raise ValueError or TypeError if a parameter is invalid."""
     check_count("horizon", given["horizon"])
     if given["season"] not in (None, "auto"):
+        if isinstance(given["season"], bool) or not isinstance(given["season"], Integral):
+            raise TypeError(
+                f'season must be a number of steps, "auto" or None, got {given["season"]!r}'
+            )
         check_count("season", given["season"])
     for name in ("lags", "epochs", "batchsize", "seqsize", "fold"):
         if given[name] is not None:
@@ -41,7 +46,8 @@ def check_parameters(given: dict[str, Any]) -> None:
         check_count("validation", given["validation"])
     for name, allowed in _CHOICES.items():
         if given[name] not in allowed:
-            raise ValueError(f"{name} must be one of {allowed}, got {given[name]!r}")
+            hint = meant(given[name], [one for one in allowed if one is not None])
+            raise ValueError(f"{name} must be one of {allowed}, got {given[name]!r}{hint}")
     names = members_of(given["module"])
     if len(names) > 1 or {*names} & {*NETWORKS} or takes_images(given["module"]):
         seen = "images" if takes_images(given["module"]) else "whole sequences"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,9 +65,12 @@ def plot_forecast(
     ['past', '80 % interval', 'forecast (median)']
     """
     dates = need("matplotlib.dates", "plot_forecast")
+    named = _named_levels(forecast)
+    _refuse_others("past", past, ())
+    _refuse_others("forecast", forecast, named)
     values = np.asarray(past, float)
     levels = None if quantiles is None else [float(level) for level in quantiles]
-    named = {} if levels is not None else _named_levels(forecast)
+    named = {} if levels is not None else named
     columns: Any = forecast
     if named:
         columns, levels = columns[list(named)], list(named.values())
@@ -88,6 +91,8 @@ def plot_forecast(
     if actual is not None:
         came = np.asarray(actual, float)
         ax.plot(then[: len(came)], came, color="black", lw=1.1, ls="--", label="actual")
+    ends = [begin[-1], then[0]], [values[-1], middle[0]]
+    ax.plot(*ends, color="tab:blue", lw=0.9)  # so that no step is missing between them
     ax.axvline(then[0], color="0.6", lw=0.8, ls=":")
     ax.margins(x=0.01)
     ax.grid(alpha=0.3)
@@ -108,6 +113,18 @@ def _named_levels(forecast: object) -> dict[str, float]:
     """Return the levels that columns of a table name, such as "q0.1"."""
     names = [str(name) for name in getattr(forecast, "columns", ())]
     return {name: float(name[1:]) for name in names if re.fullmatch(r"q0?\.\d+", name)}
+
+
+def _refuse_others(name: str, table: Any, values: Iterable[str]) -> None:
+    """Raise for tables that hold more than the values of one series, such as long frames."""
+    columns = list(getattr(table, "columns", ()))
+    more = [one for one in columns if str(one) not in values]
+    kinds = {np.asarray(table[one]).dtype.kind for one in more}
+    if (values and more) or not kinds <= {*"biuf"}:
+        raise ValueError(
+            f"{name} has the columns {', '.join(map(str, columns))}, but must be one series: take "
+            "the rows of one id, make times the index by set_index, and pass only the values"
+        )
 
 
 def _check(values: np.ndarray, found: np.ndarray, levels: list[float] | None, actual: Any) -> None:

@@ -122,7 +122,8 @@ class Columns:
         if self.target not in rows.others:
             raise ValueError(
                 f"y has the columns {self.id!r} and {self.time!r} of a long frame, but not the "
-                f"target, {self.target!r}: name it by target_col"
+                f"target, {self.target!r}: name it by target_col; covariates of a horizon are X, "
+                "predict(X=…)"
             )
         if x is not None:
             raise ValueError(
@@ -147,10 +148,11 @@ class Columns:
             if rows.frame[self.target].notna().any():
                 raise ValueError(
                     f"X has values of the target, {self.target!r}, which are not known ahead: "
-                    "leave this column out; past values belong into y"
+                    f"pass X.drop(columns={self.target!r}); past values belong into y"
                 )
         if not others:
-            raise ValueError("X has no columns besides ids and times")
+            lacking = f", but fit got {', '.join(known)}" if known else ""
+            raise ValueError(f"X has no columns besides ids and times{lacking}")
         return rows.part(others)
 
     def grouped(self, given: Any) -> Any:
@@ -166,8 +168,9 @@ class Columns:
             if not self.is_long(given):
                 raise
             raise ValueError(
-                f"{error} (if this is a search or a cross-validation: splitters cut a long frame "
-                "between any rows, so pass cv=[(rows, later rows), …], split by time)"
+                f"score needs data that follow those of fit: {error} (if this is a search or a "
+                "cross-validation: splitters cut a long frame between any rows, so pass "
+                "cv=[(rows, later rows), …], split by time)"
             ) from error
 
     def _refuse_incomplete(self, given: Any, name: str) -> None:
@@ -185,7 +188,7 @@ class Columns:
         if name == "y" and self.id in columns:
             raise ValueError(
                 f"y has the column {self.id!r} of ids, but not {self.time!r}, that of times: name "
-                "it by time_col, or make it of the index by reset_index"
+                "it by time_col, or turn the index into it by reset_index"
             )
         if name == "y" and self.time in columns:
             single = "make times the index by set_index" if is_table(given) else "add such a column"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -157,6 +158,8 @@ class PredictingForecaster(PositionedForecaster):
         self._check_fitted()
         steps = self.horizon if horizon is None else horizon
         check_count("horizon", steps)
+        if isinstance(y, Integral):
+            raise TypeError(f"y must be series, got {y}: to forecast {y} steps, pass horizon={y}")
         rollout, origin, form, known = self._rollout, self._origin, self._like, self._known
         ends, correct, tracker = self._times, self._correction, self._tracker
         per = correct.units

@@ -340,7 +340,7 @@ def _table_numbers(table: pd.DataFrame | pd.Series, name: str) -> Array:
         if kind in "biuf" and column.dtype.name != "category":
             continue
         where = name if label is None else f"column {label!r} of {name}"
-        advice = "leave it out, or make numbers of it (pandas.to_numeric, pandas.get_dummies)"
+        advice = "leave it out, or convert it to numbers (pandas.to_numeric, pandas.get_dummies)"
         if kind in "Mm" or column.dtype.name.startswith("period"):
             advice = (
                 f"make times the index of {name} (set_index); for a table of several series, name "

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .polars_frames import is_polars, to_pandas
-from .vocabulary import Vocabulary, check_hashable, refuse_texts
+from .vocabulary import Unseen, Vocabulary, check_hashable, refuse_texts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,9 +51,9 @@ class CategoryColumns:
     >>> known = CategoryColumns.find([frame], "X")
     >>> known.vocabularies
     {1: Vocabulary(values=('a', 'b'))}
-    >>> known.coded([frame.assign(c=["a", "new"])], "X")[0].to_numpy()
+    >>> known.coded([frame.assign(c=["a", "b"])], "X")[0].to_numpy()
     array([[0.5, 1. ],
-           [1.5, 0. ]])
+           [1.5, 2. ]])
     """
 
     names: tuple[str, ...]
@@ -92,6 +92,8 @@ class CategoryColumns:
     def coded(self, frames: Sequence[pd.DataFrame], name: str) -> list[pd.DataFrame]:
         """Return frames of the same columns with codes in place of categories.
 
+        It warns of categories that are unseen.
+
         Codes are NaN where values are missing, but 0 beside columns that are all integers. Their
         dtype leaves that of all columns together as it is for the numbers alone.
 
@@ -100,13 +102,15 @@ class CategoryColumns:
         ValueError, TypeError
             Columns have other names, or hold numbers where they held categories.
         """
-        many = len(frames) > 1
-        return [
-            self._coded(frame, f"{name}[{number}]" if many else name)
+        many, unseen = len(frames) > 1, Unseen()
+        coded = [
+            self._coded(frame, f"{name}[{number}]" if many else name, unseen)
             for number, frame in enumerate(frames)
         ]
+        unseen.warn(name)
+        return coded
 
-    def _coded(self, frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    def _coded(self, frame: pd.DataFrame, name: str, unseen: Unseen) -> pd.DataFrame:
         import pandas as pd
 
         own = tuple(map(str, frame.columns))
@@ -129,6 +133,7 @@ class CategoryColumns:
                     'categories, for instance by astype("category")'
                 )
             codes = self.vocabularies[place].codes(column, where)
+            unseen.add(str(label), self.vocabularies[place], column, codes)
             codes = codes if np.dtype(dtype).kind == "f" else np.nan_to_num(codes)
             columns.append(pd.Series(codes.astype(dtype), frame.index, name=label))
         return pd.concat(columns, axis=1)
@@ -191,8 +196,8 @@ def _refuse_broken(values: list[Any], name: str) -> None:
     if broken is not None:
         text = next((value for value in values if _number(value) is None), values[-1])
         raise ValueError(
-            f"{name} holds numbers, such as {broken!r}, beside {text!r}: make numbers of it by "
-            'pandas.to_numeric(…, errors="coerce"), or categories by astype("category")'
+            f"{name} holds numbers, such as {broken!r}, beside {text!r}: convert it to numbers by "
+            'pandas.to_numeric(…, errors="coerce"), or to categories by astype("category")'
         )
 
 

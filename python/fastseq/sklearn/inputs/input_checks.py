@@ -21,6 +21,7 @@ from sklearn.utils.validation import (
 )
 from torch import Tensor
 
+from ..._util.spelling import meant
 from ...data.samples_first import SamplesFirst
 from ...data.user_arrays import refuse_containers, refuse_foreign, refuse_null
 from ...nn.token_ids import number_of_ids, padding_id
@@ -485,7 +486,8 @@ def _of_channels(estimator: BaseEstimator, X: Sequence[Any]) -> str:  # noqa: N8
 
 def _check_nan(estimator: BaseEstimator) -> None:
     if estimator.nan not in ("raise", "mask"):
-        raise ValueError(f'nan must be "raise" or "mask", got {estimator.nan!r}')
+        hint = meant(estimator.nan, ["raise", "mask"])
+        raise ValueError(f'nan must be "raise" or "mask", got {estimator.nan!r}{hint}')
 
 
 def _check_finite(x: Array, estimator: BaseEstimator) -> None:

@@ -8,13 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..._util.warn_user import warn_user
+
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Vocabulary", "check_hashable", "holds_categories", "refuse_texts"]
+__all__ = [
+    "Unseen", "Vocabulary", "check_hashable", "holds_categories", "refuse_texts",
+]  # fmt: skip
 
 Array = np.ndarray
 
+_SHOWN = 5  # values, at most, in a warning
 _DIFFERENT = 50  # values, more than which are too many if rows hardly repeat them
 
 
@@ -80,6 +85,48 @@ class Vocabulary:
         return Vocabulary(tuple(self.values[place - 1] for place in kept)), code
 
 
+class Unseen:
+    """Values of columns that are not among their categories, to warn of all of them at once.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> known, column, unseen = Vocabulary(("no", "yes")), pd.Series(["yes", "Yes"]), Unseen()
+    >>> unseen.add("promo", known, column, known.codes(column, "promo"))
+    >>> print(unseen.text("X").partition(": ")[2])
+    in column 'promo' 'Yes' (it saw 'no', 'yes')
+    """
+
+    def __init__(self) -> None:
+        self._columns: dict[str, tuple[Vocabulary, dict[Any, None]]] = {}
+
+    def add(self, label: str, known: Vocabulary, column: pd.Series, codes: Array) -> None:
+        """Note the values of a column whose code is 0."""
+        if (codes == 0).any():
+            values = self._columns.setdefault(label, (known, {}))[1]
+            values.update(dict.fromkeys(column[codes == 0].unique().tolist()))
+
+    def text(self, name: str) -> str:
+        """Return what to warn of; nothing if all values are known."""
+        parts = [
+            f"in column {label!r} {_shown(values)} (it saw {_shown(known.values)})"
+            for label, (known, values) in self._columns.items()
+        ]
+        what = f"{name} holds categories that fit did not see, which have no effect: "
+        return what + ", ".join(parts) if parts else ""
+
+    def warn(self, name: str) -> None:
+        """Warn of the values, if there are some; `name`: what holds the columns."""
+        if self._columns:
+            warn_user(self.text(name))
+
+
+def _shown(values: Iterable[Any]) -> str:
+    every = list(values)
+    more = ["…"] if len(every) > _SHOWN else []
+    return ", ".join([*map(repr, every[:_SHOWN]), *more]) or "none"
+
+
 def _rank(value: object) -> tuple[int, float, str]:
     if isinstance(value, bool | int | float | np.bool_ | np.number):
         return 0, float(value), ""
@@ -122,6 +169,6 @@ def refuse_texts(column: pd.Series, name: str) -> None:
     if count > _DIFFERENT and 2 * count > len(known):
         raise ValueError(
             f"{name} has {count} different values in {len(known)} rows, such as "
-            f"{known.iloc[0]!r}, too many for categories: make numbers of them by "
+            f"{known.iloc[0]!r}, too many for categories: convert them to numbers by "
             'pandas.to_numeric, leave the column out, or insist by astype("category")'
         )

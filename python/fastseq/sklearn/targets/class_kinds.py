@@ -13,6 +13,8 @@ from sklearn.utils.class_weight import compute_class_weight, compute_sample_weig
 from sklearn.utils.multiclass import check_classification_targets
 from torch import Tensor, nn
 
+from ..._util.spelling import meant
+from ..._util.warn_user import warn_user
 from ..inputs.input_checks import Array, Items
 from ..losses_and_optimizers import loss_over_chunks
 from .class_losses import WeightedLabels, class_loss
@@ -20,7 +22,7 @@ from .target_forms import Targets, refuse_missing
 
 __all__ = [
     "ClassKind", "Classes", "Labels", "check_label_classes", "classes_of", "read_classes", "shown",
-    "weighted",
+    "warn_if_one_hot", "weighted",
 ]  # fmt: skip
 
 
@@ -270,6 +272,19 @@ def read_classes(classes: Any) -> list[Array]:
     return [np.unique(one) for one in (classes if several else [classes])]
 
 
+def warn_if_one_hot(targets: Targets) -> None:
+    """Warn of several targets per sequence of which exactly one is 1, and the others are 0."""
+    rows = targets.rows
+    if targets.form.per_step or rows.shape[1] < 2 or rows.dtype.kind not in "biuf":
+        return
+    ones = rows == 1
+    if (ones | (rows == 0)).all() and (ones.sum(axis=1) == 1).all():
+        warn_user(
+            f"y is read as {rows.shape[1]} targets of each sequence, but each row has exactly one "
+            "1: if these are one-hot rows of one class each, pass y.argmax(1)"
+        )
+
+
 def check_label_classes(classes: Any) -> None:
     """Check the classes of labels that a user lists: there is no choice."""
     if any(one.tolist() != [0, 1] for one in read_classes(classes)):
@@ -297,7 +312,7 @@ def weighted(
         if len(several) != len(columns) or not all(isinstance(one, dict) for one in several):
             raise ValueError(
                 "class_weight must be 'balanced' or weights {class: weight}, of several targets a "
-                f"list of such, got {class_weight!r}"
+                f"list of such, got {class_weight!r}{_meant(class_weight)}"
             )
         _check_weights(several)
         each = np.ones(len(columns[0]))
@@ -315,6 +330,10 @@ def weighted(
         whole = whole[:, None]
     product: Array = found * whole
     return product
+
+
+def _meant(class_weight: object) -> str:
+    return meant(class_weight, ["balanced"]) if isinstance(class_weight, str) else ""
 
 
 def _check_weights(several: Sequence[dict[Any, Any]]) -> None:
@@ -400,7 +419,7 @@ def _label_weights(rows: Array, class_weight: Any) -> Array:
     ):
         raise ValueError(
             "class_weight of labels must be 'balanced', weights {0: …, 1: …} for all labels, or a "
-            f"list of such for each of the {rows.shape[1]} labels, got {given!r}"
+            f"list of such for each of the {rows.shape[1]} labels, got {given!r}{_meant(given)}"
         )
     _check_weights(each)
     return np.array([[one.get(value, 1) for one in each] for value in (0, 1)], float)

@@ -9,11 +9,12 @@ import numpy as np
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_consistent_length
 
+from ..._util.warn_user import warn_user
 from ...data.user_arrays import refuse_foreign, refuse_null
 from ..inputs.input_checks import Array, Inputs, Items, numbers
 from ..inputs.input_forms import check_order
 
-__all__ = ["TargetForm", "Targets", "read_targets", "refuse_missing"]
+__all__ = ["TargetForm", "Targets", "read_targets", "refuse_missing", "warn_if_misread"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,11 +113,16 @@ def read_targets(
         refuse_missing(y)
         _refuse_mixed_list(y)
         y = _plain(y)
-    y = check_array(
-        y, ensure_2d=False, allow_nd=True, input_name="y", dtype="numeric" if numeric else None,
-        ensure_all_finite=nan == "raise" or not numeric,
-    )  # fmt: skip
-    check_consistent_length(inputs.lengths, y)
+    try:
+        y = check_array(
+            y, ensure_2d=False, allow_nd=True, input_name="y", dtype="numeric" if numeric else None,
+            ensure_all_finite=nan == "raise" or not numeric,
+        )  # fmt: skip
+    except ValueError:
+        if numeric:
+            _refuse_text(y)
+        raise
+    _check_count(y, inputs)
     y = numbers(y, "y") if numeric else y
     steps = y.ndim > 1 and not inputs.ragged and y.shape[1] == inputs.steps
     if y.ndim == 3 or (y.ndim == 2 and per_step is not False and steps and inputs.steps > 1):
@@ -131,6 +137,38 @@ def read_targets(
             f"y must be (N,) or (N, K), or per step (N, T) or (N, T, K), got {y.shape}"
         )
     return Targets(y.reshape(len(y), -1), TargetForm(False, *_form(y, 1)))
+
+
+def _refuse_text(y: Any) -> None:
+    """Raise if targets that are no numbers are text."""
+    text = next((one for one in np.asarray(y, object).flat if isinstance(one, str)), None)
+    if text is not None:
+        raise ValueError(
+            f"y must hold numbers, got the text {str(text)!r}: convert it, or use "
+            "SequenceClassifier if these are classes"
+        ) from None
+
+
+def _check_count(y: Array, inputs: Inputs) -> None:
+    """Raise unless there are targets of each sequence."""
+    if len(y) == inputs.steps != inputs.count and not inputs.ragged:
+        raise ValueError(
+            f"X has {inputs.count} sequences of {inputs.steps} steps, but y has {len(y)} rows: X "
+            "must be (N, T, F); if it is (T, N, F), pass X.transpose(1, 0, 2)"
+        )
+    check_consistent_length(inputs.lengths, y)
+
+
+def warn_if_misread(targets: Targets, inputs: Inputs, per_step: bool | None) -> None:
+    """Warn of targets per sequence that seem to be some per step, a step short or too long."""
+    steps, count = inputs.steps, targets.form.count
+    off = not inputs.ragged and steps > 3 and abs(count - steps) == 1
+    if off and not targets.form.per_step and per_step is None:
+        warn_user(
+            f"y is read as {count} targets of each sequence, which has {steps} steps: for one "
+            f"target per step, y must be (N, {steps}); if {count} per sequence are meant, pass "
+            "per_step=False"
+        )
 
 
 def _read_list(y: Any, inputs: Inputs, *, numeric: bool, finite: bool) -> Targets:
