@@ -23,7 +23,7 @@ TESTS: dict[str, dict[str, str]] = {
         "`ddp.setup`, `ddp.cleanup`, `DDP(model)`": "mpi/test_bucketizer.py::test_gradients_are_the_mean test_docs.py::test_readme_mpirun",
         "`QuikAmp`, `mixed_precision`, `amp.caster`": "test_precision.py::test_steps_by_torch_are_those_of_autocast_and_scaler",
         "clipping to norm 1 in `QuikAmp.backward`": "test_training.py::test_gradient_norm_is_clipped test_precision.py::test_steps_by_torch_are_those_of_autocast_and_scaler",
-        "`tq_bar`": "test_history_and_progress.py::test_progress_bar_counts_all_chunks_and_can_be_turned_off test_history_and_progress.py::test_logs_get_a_line_per_epoch_but_not_many_a_second test_mpi_jobs.py::test_only_rank_0_shows_progress_and_a_plain_script_needs_no_change",
+        "`tq_bar`": "test_history_and_progress.py::test_progress_bar_counts_all_chunks_and_can_be_turned_off test_history_and_progress.py::test_logs_get_a_line_for_each_epoch test_mpi_jobs.py::test_only_rank_0_shows_progress_and_a_plain_script_needs_no_change",
         "`metrics.results`: `epoch, train_loss, valid_loss, time`": "test_coming_from.py::test_the_history_has_the_columns_that_are_named test_training.py::test_history_has_the_mean_loss_over_all_samples",
         "`add_vloss`": "test_validation.py::test_sequences_apart test_validation.py::test_other_data_with_weights",
         "`save_state_dict(epoch)`": "test_callbacks_files.py::test_snapshots_of_fit_fit_into_the_model",

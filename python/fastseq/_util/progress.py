@@ -126,7 +126,9 @@ def epoch_line(row: Mapping[str, Any], last: int | None = None) -> str:
         for name in ("loss", "validation_loss", *metrics, "lr")
         if isinstance(row.get(name), numbers.Real)
     ]
-    return f"epoch {row['epoch']}{of}: {', '.join(numbers_of)}, {row['seconds']:.1f} s"
+    if "seconds" in row:
+        numbers_of.append(f"{row['seconds']:.1f} s")
+    return f"epoch {row['epoch']}{of}: {', '.join(numbers_of)}"
 
 
 def _text(loss: float, validation_loss: float) -> list[str]:

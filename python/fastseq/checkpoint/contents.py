@@ -156,7 +156,10 @@ def _check_averages(optimizer: optim.Optimizer, saved: dict[str, Any], where: st
         for name in _AVERAGES & set(state):
             average = state[name]
             alike = isinstance(average, torch.Tensor) and average.shape == p.shape
-            if average is not None and not (alike and average.dtype.is_floating_point):
+            fits = alike and (
+                average.dtype.is_floating_point or (average.is_complex() and p.is_complex())
+            )
+            if average is not None and not fits:
                 there = f"{average.dtype} {tuple(average.shape)}" if alike else repr(average)
                 raise CheckpointError(
                     f"{where} is from another model: {name} of parameter {place} is {there:.100}, "
