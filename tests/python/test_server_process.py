@@ -200,7 +200,7 @@ def test_batch_predict_waits_for_a_server_that_starts(classifier, tmp_path):
     waiting.start()
     with Server(tmp_path / "model.safetensors", port=port) as running:
         waiting.join(120)
-    assert f"serving SequenceClassifier on http://127.0.0.1:{port}, " in running.errors
+    assert f"serving SequenceClassifier on http://127.0.0.1:{port}; " in running.errors
     assert found[0]["prediction"].tolist() == classifier.predict(X[:5]).tolist()
 
 

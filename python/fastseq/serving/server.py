@@ -68,7 +68,7 @@ def serve(
     with socket.create_server((host, port), family=family, backlog=2048) as listening:
         name = f"[{host}]" if ":" in host else host
         logging.getLogger("uvicorn.error").info(  # uvicorn says no address of a socket it was given
-            "serving %s on http://%s:%d, what requests must be is on its page /docs",
+            "serving %s on http://%s:%d; its page /docs shows what requests must look like",
             type(model).__name__, name, listening.getsockname()[1],
         )  # fmt: skip
         uvicorn.Server(config).run(sockets=[listening])
