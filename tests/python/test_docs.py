@@ -153,7 +153,9 @@ def test_each_page_is_in_the_site_s_index():
 def test_tables_have_a_line_for_each_row():
     joined = [p.name for p in DOCUMENTS if re.search(r"^\|.*\| \|-", p.read_text(), re.MULTILINE)]
     assert joined == []
-    rows = [(p.name, row) for p in DOCUMENTS for row in p.read_text().splitlines() if row[:2] == "| "]
+    rows = [
+        (p.name, row) for p in DOCUMENTS for row in p.read_text().splitlines() if row[:2] == "| "
+    ]
     assert [row for row in rows if not row[1].endswith("|")] == []  # text behind the last row
 
 
