@@ -148,7 +148,8 @@ class Columns:
             if rows.frame[self.target].notna().any():
                 raise ValueError(
                     f"X has values of the target, {self.target!r}, which are not known ahead: "
-                    f"pass X.drop(columns={self.target!r}); past values belong into y"
+                    f"leave this column out, with pandas X.drop(columns={self.target!r}); past "
+                    "values belong into y"
                 )
         if not others:
             lacking = f", but fit got {', '.join(known)}" if known else ""
