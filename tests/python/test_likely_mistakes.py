@@ -106,7 +106,7 @@ SCORE = r"score needs data that follow those of fit: y\['a'\]"
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        (lambda f: f.predict(X=AHEAD.assign(y=1.0)), r"pass X\.drop\(columns='y'\)"),
+        (lambda f: f.predict(X=AHEAD.assign(y=1.0)), r"pandas X\.drop\(columns='y'\)"),
         (lambda f: f.predict(AHEAD), r"covariates of a horizon are X, predict\(X=…\)"),
         (lambda f: f.predict(5), "to forecast 5 steps, pass horizon=5"),
         (lambda f: f.predict(X=AHEAD.drop(columns="promo")), "ids and times, but fit got promo"),
