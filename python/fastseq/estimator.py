@@ -796,6 +796,9 @@ class Estimator:
         replicas = Replicas(communicator(comm))
         with replicas.together("load"):
             saved = SavedLearner.read(Path(path), model)
+            if model is None:
+                with restoring(Path(path)):
+                    Stateful(saved.model)  # raises if `fit` takes no such model
             est = cls(
                 saved.model,
                 no_loss if loss is None else loss,

@@ -130,6 +130,15 @@ def test_what_cannot_be_an_estimator_is_refused_with_the_files_name(change, tmp_
         fs.Estimator.load(path, progress=False, device="cpu")
 
 
+def test_a_model_that_fit_does_not_take_is_refused_with_the_files_name(tmp_path):
+    path = tmp_path / "forged.safetensors"
+    est = estimator(nn.GRU(3, 1), epochs=1).fit(*data())
+    est.save(path)
+    rewrite(path, lambda text: re.sub(r'("batch_first", )false', r"\1true", text))
+    with pytest.raises(fs.CheckpointError, match=r"forged\.safetensors.*time-major"):
+        fs.Estimator.load(path, progress=False, device="cpu")
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -160,6 +169,7 @@ def test_what_cannot_be_a_classifier_is_refused_with_the_files_name(change, clas
         lambda tree: tree.update(chunk="x"),
         lambda tree: tree.update(sums=(1.0, 2.0)),
         lambda tree: tree.update(seconds="x"),
+        lambda tree: tree.update(seed=[1]),
         lambda tree: tree["ranks"][0]["random"].update(numpy="x"),
         lambda tree: tree["ranks"][0]["random"].pop("python"),
         lambda tree: tree["optimizer"]["state"]["state"][0].update(exp_avg=torch.zeros(1)),

@@ -379,6 +379,8 @@ def _check_counts(tree: dict[str, Any]) -> None:
         count = tree[name]
         if type(count) is not int or not least <= count <= (2**53 if most is None else most):
             raise ValueError(f"it has {name}={count!r}, after {done} epochs")
+    if tree["seed"] is not None and type(tree["seed"]) is not int:
+        raise ValueError(f"it has seed={tree['seed']!r}")
     for name in ("seconds", "epoch_seconds"):
         if not isinstance(tree[name], float | int):
             raise ValueError(f"it has {name}={tree[name]!r}")
