@@ -130,7 +130,10 @@ class ServedForecaster:
             for name in (own, when):
                 if name not in row:
                     raise ValueError(f"each row of future needs {name!r}")
-        frame = pd.DataFrame(future)
+        try:
+            frame = pd.DataFrame(future)
+        except OverflowError as error:
+            raise ValueError("future has a number that is too large") from error
         unknown = [name for name in frame[own] if name not in self._places]
         if unknown:
             raise ValueError(f"there is no series {unknown[0]!r}: see /series")
