@@ -178,8 +178,6 @@ NOT_IN_FIT = ("Checkpoint", "MLflow", "RayTune")
 
 @pytest.mark.parametrize("name", cb.__all__)
 def test_completion_of_callbacks_shows_documented_names_only(name, tmp_path, monkeypatch):
-    if name == "RayTune":
-        pytest.importorskip("ray.tune")
     monkeypatch.chdir(tmp_path)
     callback = getattr(cb, name)(*NEEDED.get(name, ()))
     assert undocumented(callback) == []

@@ -102,7 +102,7 @@ class Keeper(Callback):
         checkpoint : Checkpoint
             Where and how often to write.
         resume : path or None
-            The folder or file to continue from; None: `fit` starts anew.
+            The folder or file to continue from; None: `fit` starts from scratch.
         """
         raise NotImplementedError
 

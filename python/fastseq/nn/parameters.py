@@ -301,7 +301,7 @@ def loadstates(m: object, s: Tree) -> None:
     m
         A `Stateful` or an `Estimator`.
     s
-        The state, of which a copy is kept; None: start anew.
+        The state, of which a copy is kept; None: start fresh.
 
     Raises
     ------
