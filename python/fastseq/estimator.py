@@ -65,11 +65,11 @@ class _Part(Generic[T]):
         self._name = name
 
     def __get__(self, est: Estimator, _: type | None = None) -> T:
-        value: T = getattr(est._learner, self._name)
+        value: T = getattr(learner_of(est), self._name)
         return value
 
     def __set__(self, est: Estimator, value: T) -> None:
-        setattr(est._learner, self._name, value)
+        setattr(learner_of(est), self._name, value)
 
 
 class Estimator:
@@ -807,7 +807,7 @@ class Estimator:
                 **{**saved.options, **options, "comm": replicas.comm},
             )
             with restoring(Path(path)):
-                saved.restore(est._learner)
+                saved.restore(learner_of(est))
                 est.set_state(saved.state)
             return est
 

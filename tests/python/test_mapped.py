@@ -84,7 +84,6 @@ USES = {
 }
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="only Linux tells")
 @pytest.mark.parametrize("change", ["replaced", "removed"])
 @pytest.mark.parametrize("name", ["x.npy", "x.h5"])
 @pytest.mark.parametrize("use", USES)
@@ -103,7 +102,6 @@ def test_a_map_whose_file_another_one_replaced(use, name, change, tmp_path):
         list(Sequences(data, dtype=torch.float32).batches(ChunkPlan(2, 2, 4, 50).chunks()))
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="only Linux tells")
 def test_outputs_to_a_map_whose_file_another_one_replaced(tmp_path):
     path = write(tmp_path / "x.npy", 1)
     out = mapping(path)
