@@ -12,26 +12,15 @@
 
 #include "check.h"
 #include "noise.h"
+#include "plain_recurrence.h"
 #include "ranges.h"
 
 namespace fastseq {
 
 namespace {
 
-using testing::noise;
-using Values = std::vector<double>;
-
-std::size_t at(std::int64_t i) { return static_cast<std::size_t>(i); }
-
-struct Case {
-  RecurrenceShape shape{};
-  std::vector<std::int64_t> lengths;  // none: all steps
-};
-
-// All inputs of a layer, and the gradients of its outputs.
-struct Data {
-  Values x, w_ih, w_hh, b_ih, b_hh, h0, c0, dy, dh, dc;
-};
+using namespace testing;
+using testing::apart;
 
 Data make_data(const RecurrenceShape& s) {
   const std::int64_t rows = gate_count(s.cell) * s.hidden;
@@ -47,127 +36,6 @@ Data make_data(const RecurrenceShape& s) {
           .dy = noise(s.steps * states, 8, 1),
           .dh = noise(states, 9, 1),
           .dc = noise(states, 10, 1)};
-}
-
-struct State {
-  Values y, h, c;
-};
-
-double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
-
-State plain_forward(const Case& test, const Data& d) {
-  const RecurrenceShape& s = test.shape;
-  State state{.y = Values(at(s.steps * s.sequences * s.hidden)), .h = d.h0, .c = d.c0};
-  const auto linear = [](const Values& w, const Values& b, std::int64_t row, const double* in, std::int64_t count) {
-    double sum = b[at(row)];
-    for (std::int64_t q = 0; q < count; ++q) sum += w[at(row * count + q)] * in[q];
-    return sum;
-  };
-  for (std::int64_t n = 0; n < s.sequences; ++n) {
-    const std::int64_t length = test.lengths.empty() ? s.steps : test.lengths[at(n)];
-    for (std::int64_t i = 0; i < length; ++i) {
-      const std::int64_t t = s.reverse ? length - 1 - i : i;
-      const double* x = d.x.data() + (t * s.sequences + n) * s.inputs;
-      const Values before(state.h.begin() + n * s.hidden, state.h.begin() + (n + 1) * s.hidden);
-      for (std::int64_t u = 0; u < s.hidden; ++u) {
-        const auto ours = [&](std::int64_t g) { return linear(d.w_ih, d.b_ih, g * s.hidden + u, x, s.inputs); };
-        const auto carried = [&](std::int64_t g) {
-          return linear(d.w_hh, d.b_hh, g * s.hidden + u, before.data(), s.hidden);
-        };
-        double& h = state.h[at(n * s.hidden + u)];
-        double& c = state.c[at(n * s.hidden + u)];
-        if (s.cell == Cell::kLstm) {
-          const auto gate = [&](std::int64_t g) { return ours(g) + carried(g); };
-          c = sigmoid(gate(1)) * c + sigmoid(gate(0)) * std::tanh(gate(2));
-          h = sigmoid(gate(3)) * std::tanh(c);
-        } else if (s.cell == Cell::kGru) {
-          const double z = sigmoid(ours(1) + carried(1));
-          const double candidate = std::tanh(ours(2) + sigmoid(ours(0) + carried(0)) * carried(2));
-          h = (1 - z) * candidate + z * before[at(u)];
-        } else {
-          const double sum = ours(0) + carried(0);
-          h = s.cell == Cell::kTanhRnn ? std::tanh(sum) : std::max(sum, 0.0);
-        }
-        state.y[at((t * s.sequences + n) * s.hidden + u)] = h;
-      }
-    }
-  }
-  return state;
-}
-
-// The function to differentiate.
-double plain_loss(const Case& test, const Data& d) {
-  const State state = plain_forward(test, d);
-  double sum = 0;
-  for (std::size_t i = 0; i < state.y.size(); ++i) sum += state.y[i] * d.dy[i];
-  for (std::size_t i = 0; i < state.h.size(); ++i) sum += state.h[i] * d.dh[i];
-  for (std::size_t i = 0; i < state.c.size() && test.shape.cell == Cell::kLstm; ++i) sum += state.c[i] * d.dc[i];
-  return sum;
-}
-
-template <class T>
-std::vector<T> as(const Values& values) {
-  return {values.begin(), values.end()};
-}
-
-template <class T>
-struct Result {
-  std::vector<T> y, h, c, dx, dw_ih, dw_hh, db_ih, db_hh, dh0, dc0;
-  bool operator==(const Result&) const = default;
-};
-
-template <class T>
-Result<T> run(const Case& test, const Data& d, ParallelFor parallel_for) {
-  const RecurrenceShape& s = test.shape;
-  const auto x = as<T>(d.x), w_ih = as<T>(d.w_ih), w_hh = as<T>(d.w_hh), b_ih = as<T>(d.b_ih), b_hh = as<T>(d.b_hh);
-  const auto h0 = as<T>(d.h0), c0 = as<T>(d.c0), dy = as<T>(d.dy), dh = as<T>(d.dh), dc = as<T>(d.dc);
-  Result<T> r{.y = std::vector<T>(dy.size(), T(7)),
-              .h = h0,
-              .c = c0,
-              .dx = x,
-              .dw_ih = w_ih,
-              .dw_hh = w_hh,
-              .db_ih = b_ih,
-              .db_hh = b_hh,
-              .dh0 = h0,
-              .dc0 = c0};
-  std::vector<T> saved(at(saved_numel(s)));
-  const RecurrenceInputs in{.x = x.data(),
-                            .x_step = s.sequences * s.inputs,
-                            .x_sequence = s.inputs,
-                            .w_ih = w_ih.data(),
-                            .w_hh = w_hh.data(),
-                            .b_ih = b_ih.data(),
-                            .b_hh = b_hh.data(),
-                            .h0 = h0.data(),
-                            .c0 = c0.data(),
-                            .lengths = test.lengths.empty() ? nullptr : test.lengths.data()};
-  recurrence_forward(s, in, {.y = r.y.data(), .h = r.h.data(), .c = r.c.data(), .saved = saved.data()}, parallel_for);
-  recurrence_backward(s, in,
-                      {.y = r.y.data(),
-                       .saved = saved.data(),
-                       .dy = dy.data(),
-                       .dh = dh.data(),
-                       .dc = dc.data(),
-                       .dx = r.dx.data(),
-                       .dw_ih = r.dw_ih.data(),
-                       .dw_hh = r.dw_hh.data(),
-                       .db_ih = r.db_ih.data(),
-                       .db_hh = r.db_hh.data(),
-                       .dh0 = r.dh0.data(),
-                       .dc0 = r.dc0.data()},
-                      parallel_for);
-  return r;
-}
-
-template <class T>
-double apart(const std::vector<T>& found, const Values& wanted) {
-  double worst = found.size() == wanted.size() ? 0 : 1e9;
-  for (std::size_t i = 0; i < std::min(found.size(), wanted.size()); ++i) {
-    const double error = std::abs(static_cast<double>(found[i]) - wanted[i]);
-    worst = error <= worst ? worst : error;  // NaN too
-  }
-  return worst;
 }
 
 Values difference_quotients(const Case& test, const Data& data, Values Data::* member) {
@@ -298,7 +166,9 @@ Case make_case(Cell cell, std::int64_t steps, std::int64_t sequences, std::int64
                     .inputs = inputs,
                     .hidden = hidden,
                     .reverse = reverse},
-          .lengths = std::move(lengths)};
+          .lengths = std::move(lengths),
+          .x_step = sequences * inputs,
+          .x_sequence = inputs};
 }
 
 }  // namespace
