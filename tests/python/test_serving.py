@@ -354,7 +354,9 @@ def test_forecasts_with_covariates():
         wrong = [{**texts[0], "unique_id": "x"}]
         assert "no series 'x'" in detail(client, "/forecasts", future=wrong)
         wrong = [{**texts[0], "promotion": 10**400}, {**texts[1], "promotion": 0.5}]
-        assert "number that is too large" in detail(client, "/forecasts", future=wrong)
+        assert "number in 'promotion' that is too large" in detail(
+            client, "/forecasts", future=wrong
+        )
         assert client.post("/predict", json={"records": [[1.0]]}).status_code == 404
 
 

@@ -18,6 +18,7 @@ __all__ = ["ForecastRequest", "ServedForecaster"]
 
 _FROM_UTC = r"(?:Z|[+-]\d{2}:?\d{2})$"
 _KEPT = 8  # horizons whose forecasts are kept
+_MOST_BITS = 1023  # of integers that floats can hold
 
 
 class ForecastRequest(NamedTuple):
@@ -124,16 +125,15 @@ class ServedForecaster:
         assert self._form.columns is not None
         own, when = self._form.columns
         for row in future:
-            for name in row:
+            for name, value in row.items():
                 if name not in (own, when, *self._form.covariates):
                     raise ValueError(f"future has a column {name!r}, which fit did not get")
+                if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+                    raise ValueError(f"future has a number in {name!r} that is too large")
             for name in (own, when):
                 if name not in row:
                     raise ValueError(f"each row of future needs {name!r}")
-        try:
-            frame = pd.DataFrame(future)
-        except OverflowError as error:
-            raise ValueError("future has a number that is too large") from error
+        frame = pd.DataFrame(future)
         unknown = [name for name in frame[own] if name not in self._places]
         if unknown:
             raise ValueError(f"there is no series {unknown[0]!r}: see /series")
