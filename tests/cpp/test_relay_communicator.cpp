@@ -298,4 +298,28 @@ TEST(slots_that_are_not_there_are_not_opened) {
   CHECK(!link.open(std::vector{link.address(), wrong}, 0));
 }
 
+// It may have arrived, so that the others go on, or wait for it in the call's next message.
+TEST(a_rank_without_memory_in_an_agreement_breaks_up_the_team) {
+  class PoorRelay final : public Relay {
+   public:
+    void gather(std::span<const std::byte> /*mine*/, std::span<std::byte> /*all*/) override { throw std::bad_alloc(); }
+    void broadcast(std::span<std::byte> /*data*/, int /*root*/) override {}
+    void sum(void* /*data*/, std::int64_t /*numel*/, DType /*dtype*/, bool /*across*/) override {}
+    void break_up(const char* cause) noexcept override { causes.emplace_back(cause); }
+    void interrupt() noexcept override {}
+    std::vector<std::string> causes;
+  };
+  const auto relay = std::make_shared<PoorRelay>();
+  RelayCommunicator comm(relay, "poor", 1, 2, {});
+  CHECK_THROWS(comm.barrier(), std::bad_alloc);
+  CHECK_EQ(relay->causes.size(), 1U);
+  CHECK_EQ(relay->causes.front(), "rank 1 failed in the middle of barrier: std::bad_alloc");
+  try {
+    comm.barrier();
+    CHECK(false);
+  } catch (const CommunicationError& error) {
+    CHECK_EQ(std::string(error.what()), "rank 1: cannot barrier: std::bad_alloc; restart the job");
+  }
+}
+
 }  // namespace fastseq

@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cstring>
+#include <new>
 
 #include "core/base/pack.h"
 #include "core/ranks/single_process.h"
@@ -24,7 +25,17 @@ Outcome SpreadCommunicator::agree(const Call& call) {
   } catch (const CommunicationError& error) {
     standing_.end(error.what());
     throw;
+  } catch (const std::bad_alloc& error) {  // others may go on from here, without this rank
+    give_up(call.operation, error.what());
+    throw;
   }
+}
+
+void SpreadCommunicator::give_up(Operation operation, const char* reason) {
+  const Cause cause = current_cause(rank_, operation);
+  break_up(cause.data());
+  if (node_.group) node_.group->break_up(cause.data());
+  standing_.end(reason);
 }
 
 Reduced SpreadCommunicator::allreduce(void* data, std::int64_t numel, DType dtype, const Reduction& reduction) {

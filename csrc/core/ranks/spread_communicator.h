@@ -44,10 +44,7 @@ class SpreadCommunicator : public Communicator {
     try {
       return work();
     } catch (const std::exception& error) {
-      const Cause cause = current_cause(rank_, operation);
-      break_up(cause.data());
-      if (node_.group) node_.group->break_up(cause.data());
-      standing_.end(error.what());
+      give_up(operation, error.what());
       throw;
     }
   }
@@ -70,6 +67,8 @@ class SpreadCommunicator : public Communicator {
   virtual void break_up(const char* cause) noexcept = 0;
 
  private:
+  // In a handler of an error: all ranks learn of it.
+  void give_up(Operation operation, const char* reason);
   void hierarchical_sum(std::span<std::byte> data, DType dtype, double factor, const Call& call);
 
   int rank_;
