@@ -6,8 +6,12 @@
 #include <cerrno>
 #include <chrono>
 #include <set>
+#include <span>
+#include <string>
 #include <system_error>
+#include <vector>
 
+#include "core/reader/chunk_filters.h"
 #include "core/reader/slab_reader.h"
 
 namespace py = pybind11;
@@ -104,6 +108,46 @@ std::int64_t convert(ElementType from_type, bool swapped, ElementType to_type, s
   return converter(to_pointer<const void>(from_address), numel, to_pointer<void>(to_address));
 }
 
+// The bytes of contiguous memory, as long as `info` lives.
+std::span<const std::byte> bytes_of(const py::buffer_info& info) {
+  if (PyBuffer_IsContiguous(info.view(), 'C') == 0) throw py::value_error("the memory must be contiguous");
+  return {static_cast<const std::byte*>(info.ptr), static_cast<std::size_t>(info.size * info.itemsize)};
+}
+
+std::span<std::byte> writable_bytes_of(const py::buffer_info& info) {
+  if (info.readonly) throw py::value_error("the memory must be writable");
+  const std::span<const std::byte> bytes = bytes_of(info);
+  return {static_cast<std::byte*>(info.ptr), bytes.size()};
+}
+
+void unshuffle_buffer(const py::buffer& from, std::size_t item, const py::buffer& to) {
+  const py::buffer_info source = from.request();
+  const py::buffer_info target = to.request(true);
+  const std::span<std::byte> out = writable_bytes_of(target);
+  const std::span<const std::byte> in = bytes_of(source);
+  if (in.size() != out.size()) {
+    throw py::value_error(std::to_string(in.size()) + " bytes do not fill " + std::to_string(out.size()));
+  }
+  const py::gil_scoped_release released;
+  unshuffle(in, item, out);
+}
+
+std::uint32_t fletcher32_of(const py::buffer& bytes) {
+  const py::buffer_info info = bytes.request();
+  const std::span<const std::byte> in = bytes_of(info);
+  const py::gil_scoped_release released;
+  return fletcher32(in);
+}
+
+void undo_scale_offset_of(const py::buffer& from, const std::vector<std::uint32_t>& parameters, const py::buffer& to) {
+  const py::buffer_info source = from.request();
+  const py::buffer_info target = to.request(true);
+  const std::span<std::byte> out = writable_bytes_of(target);
+  const std::span<const std::byte> in = bytes_of(source);
+  const py::gil_scoped_release released;
+  undo_scale_offset(in, parameters, out);
+}
+
 void register_read_error() {
   // pybind11 gives the signature.
   // NOLINTNEXTLINE(performance-unnecessary-value-param)
@@ -156,6 +200,11 @@ PYBIND11_MODULE(_reader, m) {
   m.def("convert", &convert, py::arg("from_type"), py::arg("swapped"), py::arg("to_type"), py::arg("from_address"),
         py::arg("numel"), py::arg("to_address"), py::arg("features") = 1, py::arg("center") = Address(),
         py::arg("inverse") = Address(), "Converts at once; returns the number of non-finite values.");
+  m.def("unshuffle", &unshuffle_buffer, py::arg("source"), py::arg("item"), py::arg("to"),
+        "Undoes HDF5's shuffle filter, of elements of `item` bytes, into memory of the same size.");
+  m.def("fletcher32", &fletcher32_of, py::arg("source"), "The checksum of HDF5's filter of this name.");
+  m.def("undo_scale_offset", &undo_scale_offset_of, py::arg("source"), py::arg("parameters"), py::arg("to"),
+        "Undoes HDF5's scale-offset filter with its parameters in the dataset.");
   py::module_::import("atexit").attr("register")(py::cpp_function([] {
     for (SlabReader* reader : open_readers()) reader->close();
   }));

@@ -1,7 +1,10 @@
 """The native reader; built from csrc/python/reader_module.cpp."""
 
 import os
+from collections.abc import Sequence
 from typing import Any, ClassVar
+
+from typing_extensions import Buffer
 
 class ElementType:
     __members__: ClassVar[dict[str, ElementType]]
@@ -46,3 +49,6 @@ def convert(
     center: int | None = None,
     inverse: int | None = None,
 ) -> int: ...
+def unshuffle(source: Buffer, item: int, to: Buffer) -> None: ...
+def fletcher32(source: Buffer) -> int: ...
+def undo_scale_offset(source: Buffer, parameters: Sequence[int], to: Buffer) -> None: ...

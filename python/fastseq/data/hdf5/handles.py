@@ -18,6 +18,7 @@ import h5py
 
 from .heaps import check_heaps
 from .links import dead_link, walk_links
+from .stored_chunks import StoredChunks
 from .system_errors import item_of, raise_system_error
 from .virtual import check_readable
 
@@ -156,6 +157,7 @@ class SharedFile:
         self._identity: tuple[int, int] | None = None
         self._size = 0
         self._datasets: dict[tuple[str, bool], h5py.Dataset] = {}
+        self._chunks: dict[str, StoredChunks | None] = {}
 
     @contextlib.contextmanager
     def dataset(
@@ -176,6 +178,13 @@ class SharedFile:
             yield self._datasets[name, cached]
             if writable:
                 file.flush()
+
+    def chunks(self, name: str, *, cached: bool = True) -> StoredChunks | None:
+        """Return a dataset's chunks if they are decoded here; None: HDF5 does it."""
+        with self.dataset(name, cached=cached) as dataset:
+            if name not in self._chunks:
+                self._chunks[name] = StoredChunks.of(dataset)
+            return self._chunks[name]
 
     def locate(self, name: str) -> tuple[str, str]:
         """Return the path and the name of a dataset in the file that holds it, following links.
@@ -208,6 +217,7 @@ class SharedFile:
 
     def _close(self, file: h5py.File) -> None:
         self._datasets.clear()
+        self._chunks.clear()
         self._file = None
         file.close()
 

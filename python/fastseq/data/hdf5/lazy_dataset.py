@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from ...errors import ReadError
 from .file_watch import FileWatch
 from .handles import SharedFile, shared_file
+from .stored_chunks import cores
 from .types import stored_dtype
 
 __all__ = ["LazyDataset"]
@@ -114,8 +115,15 @@ class LazyDataset:
         self.read_into(array)
         return array if dtype is None else array.astype(dtype, copy=False)
 
-    def read_into(self, out: np.ndarray) -> None:
+    def read_into(self, out: np.ndarray, threads: Callable[[], int] = cores) -> None:
         """Read all of this box into a C-contiguous array of its shape and dtype.
+
+        Parameters
+        ----------
+        out
+            The array.
+        threads
+            Returns how many compressed chunks may be decoded at a time.
 
         Raises
         ------
@@ -132,25 +140,35 @@ class LazyDataset:
                 self._watch.begin(dataset)
             bits = dataset.dtype != self.dtype  # a bitfield, which h5py treats as uint8
             target = out.view(dataset.dtype) if bits else out
-            box = ", ".join(f"{s.start}:{s.stop}" for s in self.selection())
+        box = ", ".join(f"{s.start}:{s.stop}" for s in self.selection())
+        try:
+            self._read(target, threads)
+        except (OSError, RuntimeError) as error:
+            raise ReadError(
+                f"{self.path}: {self.name!r}[{box}] cannot be read; the file is damaged, or was "
+                f"changed while it was read ({error})"
+            ) from error
+        if self._shared_file().truncated:
+            raise ReadError(
+                f"{self.path}: {self.name!r}[{box}] cannot be read: the file was truncated"
+            )
+        if self._watch is not None:
             try:
-                dataset.read_direct(target, self.selection())
-            except (OSError, RuntimeError) as error:
-                raise ReadError(
-                    f"{self.path}: {self.name!r}[{box}] cannot be read; the file is damaged, or "
-                    f"was changed while it was read ({error})"
-                ) from error
-            if self._shared_file().truncated:
-                raise ReadError(
-                    f"{self.path}: {self.name!r}[{box}] cannot be read: the file was truncated"
-                )
-            if self._watch is not None:
-                try:
-                    self._watch.check()
-                except ReadError as error:
-                    raise ReadError(f"{self.name!r}[{box}] cannot be read: {error}") from error
-            if bits:
-                np.not_equal(target, 0, out=out)
+                self._watch.check()
+            except ReadError as error:
+                raise ReadError(f"{self.name!r}[{box}] cannot be read: {error}") from error
+        if bits:
+            np.not_equal(target, 0, out=out)
+
+    def _read(self, target: np.ndarray, threads: Callable[[], int]) -> None:
+        box = self.selection()
+        chunks = self._shared_file().chunks(self.name, cached=self.cached)
+        # A small part of a chunk may be one of many, for which HDF5 keeps the chunk.
+        if chunks is None or (self.cached and chunks.nbytes(box) > 2 * target.nbytes):
+            with self.opened() as dataset:
+                dataset.read_direct(target, box)
+        else:
+            chunks.read_into(target, box, self.opened, threads)
 
     @contextmanager
     def opened(self, *, writable: bool = False) -> Iterator[h5py.Dataset]:

@@ -12,8 +12,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+import torch
 
 from .lazy_dataset import LazyDataset
+from .stored_chunks import cores
 from .stored_rows import StoredRows
 
 __all__ = ["WindowReader"]
@@ -256,6 +258,7 @@ class _Window:
         self._dataset = dataset
         self._cuts = cuts
         self._stopped = False
+        self._awaited = False
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -278,9 +281,15 @@ class _Window:
             if self._stopped:
                 return
             piece = self.data[t0 - self.t0 : t1 - self.t0]
-            self._dataset[t0:t1, self.n0 : self.n1].read_into(piece)
+            self._dataset[t0:t1, self.n0 : self.n1].read_into(piece, self._threads)
+
+    def _threads(self) -> int:
+        """Return how many threads may decode: all while they are waited for, else idle ones."""
+        ahead = self._thread is not None and not self._awaited
+        return max(cores() - torch.get_num_threads(), 1) if ahead else cores()
 
     def wait(self) -> None:
+        self._awaited = True
         if self._thread is not None:
             self._thread.join()
         if self._error is not None:

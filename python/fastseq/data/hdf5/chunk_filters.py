@@ -1,0 +1,175 @@
+"""HDF5's filters, undone without HDF5: on the bytes of a chunk, in any thread."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import struct
+from collections.abc import Callable, Sequence
+
+import h5py
+import numpy as np
+
+from ... import _reader
+
+__all__ = ["Filters"]
+
+Bytes = bytes | memoryview | np.ndarray
+Undo = Callable[[Bytes, int], Bytes]
+"""Undoes a filter; its second argument is the number of bytes that the chunk has without any."""
+
+
+class Filters:
+    """The filters of a dataset's chunks.
+
+    Parameters
+    ----------
+    undo
+        For each filter, in the order in which HDF5 applies them, what undoes it.
+    nbytes
+        The size of a chunk without filters.
+    """
+
+    def __init__(self, undo: Sequence[Undo], nbytes: int) -> None:
+        self._undo = undo
+        self.nbytes = nbytes
+
+    @classmethod
+    def of(cls, dataset: h5py.Dataset, nbytes: int) -> Filters | None:
+        """Return a dataset's filters; None if HDF5 has to undo one of them.
+
+        Examples
+        --------
+        >>> import os, tempfile, zlib
+        >>> with h5py.File(os.path.join(tempfile.mkdtemp(), "a.h5"), "w") as file:
+        ...     x = file.create_dataset("x", data=[1, 2], dtype="u1", compression="gzip")
+        ...     bytes(Filters.of(x, 2).undo(zlib.compress(bytes([1, 2])), 0))
+        b'\\x01\\x02'
+        """
+        plist = dataset.id.get_create_plist()
+        undo: list[Undo] = []
+        for number in range(plist.get_nfilters()):
+            code, _, parameters, _ = plist.get_filter(number)
+            make = _MAKERS.get(code)
+            found = None if make is None else make(parameters)
+            if found is None:
+                return None
+            undo.append(found)
+        return cls(undo, nbytes) if undo else None
+
+    def undo(self, stored: Bytes, skipped: int) -> Bytes:
+        """Return a chunk's bytes without filters.
+
+        Parameters
+        ----------
+        stored
+            Its bytes in the file.
+        skipped
+            Bit i is set if it was written without filter i.
+
+        Raises
+        ------
+        ValueError
+            They are damaged.
+        """
+        for number in reversed(range(len(self._undo))):
+            if not skipped >> number & 1:
+                stored = self._undo[number](stored, self.nbytes)
+        if len(stored) != self.nbytes:
+            raise ValueError(f"it has {len(stored)} bytes instead of {self.nbytes}")
+        return stored
+
+
+def _inflate(parameters: tuple[int, ...]) -> Undo:  # noqa: ARG001
+    from isal import isal_zlib
+
+    def undo(stored: Bytes, nbytes: int) -> Bytes:
+        room = nbytes + 4096  # other filters may add some bytes, such as checksums
+        stream = isal_zlib.decompressobj()
+        try:
+            found: bytes = stream.decompress(stored, room)
+        except isal_zlib.error as error:
+            raise ValueError(f"its gzip data are damaged: {error}") from error
+        if not stream.eof:
+            raise ValueError("its gzip data are cut short, or too long")
+        return found
+
+    return undo
+
+
+def _unshuffle(parameters: tuple[int, ...]) -> Undo | None:
+    item = parameters[0] if parameters else 0
+    if item < 1:
+        return None
+
+    def undo(stored: Bytes, nbytes: int) -> Bytes:  # noqa: ARG001
+        out = np.empty(len(stored), np.uint8)
+        _reader.unshuffle(stored, item, out)
+        return out
+
+    return undo
+
+
+def _checked(parameters: tuple[int, ...]) -> Undo:  # noqa: ARG001
+    def undo(stored: Bytes, nbytes: int) -> Bytes:  # noqa: ARG001
+        if len(stored) < 4:
+            raise ValueError("its checksum is missing")
+        data = memoryview(stored)[:-4]
+        (written,) = struct.unpack("<I", memoryview(stored)[-4:])
+        found = _reader.fletcher32(data)
+        swapped = (found & 0x00FF00FF) << 8 | (found >> 8 & 0x00FF00FF)  # as HDF5 1.6.2 wrote it
+        if written not in (found, swapped):
+            raise ValueError("its checksum is wrong")
+        return data
+
+    return undo
+
+
+def _scaled(parameters: tuple[int, ...]) -> Undo:
+    def undo(stored: Bytes, nbytes: int) -> Bytes:
+        out = np.empty(nbytes, np.uint8)
+        _reader.undo_scale_offset(stored, parameters, out)
+        return out
+
+    return undo
+
+
+def _codec(name: str) -> Callable[[tuple[int, ...]], Undo | None]:
+    """Return what makes the undoing by a function of imagecodecs, where that is installed."""
+
+    def make(parameters: tuple[int, ...]) -> Undo | None:  # noqa: ARG001
+        if not _installed("imagecodecs"):
+            return None
+        import imagecodecs
+
+        decode = getattr(imagecodecs, f"{name}_decode")
+
+        def undo(stored: Bytes, nbytes: int) -> Bytes:
+            try:
+                found: bytes = decode(stored, out=nbytes)
+            except (RuntimeError, ValueError) as error:
+                raise ValueError(f"its {name} data are damaged: {error}") from error
+            return found
+
+        return undo
+
+    return make
+
+
+@functools.cache
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+_MAKERS: dict[int, Callable[[tuple[int, ...]], Undo | None]] = {
+    h5py.h5z.FILTER_DEFLATE: _inflate,
+    h5py.h5z.FILTER_SHUFFLE: _unshuffle,
+    h5py.h5z.FILTER_FLETCHER32: _checked,
+    h5py.h5z.FILTER_SCALEOFFSET: _scaled,
+    h5py.h5z.FILTER_LZF: _codec("lzf"),
+    # As registered with The HDF Group.
+    32001: _codec("blosc"),
+    32004: _codec("lz4h5"),
+    32015: _codec("zstd"),
+    32026: _codec("blosc2"),
+}
