@@ -7,6 +7,7 @@ import importlib.util
 import struct
 from collections.abc import Callable, Sequence
 
+import deflate
 import h5py
 import numpy as np
 
@@ -17,6 +18,8 @@ __all__ = ["Filters"]
 Bytes = bytes | memoryview | np.ndarray
 Undo = Callable[[Bytes, int], Bytes]
 """Undoes a filter; its second argument is the number of bytes that the chunk has without any."""
+
+_ADDED = 64  # bytes, at most, that a filter adds to a chunk
 
 
 class Filters:
@@ -36,7 +39,7 @@ class Filters:
 
     @classmethod
     def of(cls, dataset: h5py.Dataset, nbytes: int) -> Filters | None:
-        """Return a dataset's filters; None if HDF5 has to undo one of them.
+        r"""Return a dataset's filters; None if HDF5 has to undo one of them.
 
         Examples
         --------
@@ -81,17 +84,12 @@ class Filters:
 
 
 def _inflate(parameters: tuple[int, ...]) -> Undo:  # noqa: ARG001
-    from isal import isal_zlib
-
     def undo(stored: Bytes, nbytes: int) -> Bytes:
-        room = nbytes + 4096  # other filters may add some bytes, such as checksums
-        stream = isal_zlib.decompressobj()
         try:
-            found: bytes = stream.decompress(stored, room)
-        except isal_zlib.error as error:
-            raise ValueError(f"its gzip data are damaged: {error}") from error
-        if not stream.eof:
-            raise ValueError("its gzip data are cut short, or too long")
+            # It raises if there is more; a filter before may have added some bytes.
+            found: bytes = deflate.zlib_decompress(stored, nbytes + _ADDED)
+        except deflate.DeflateError as error:
+            raise ValueError("its gzip data are damaged") from error
         return found
 
     return undo

@@ -1,4 +1,4 @@
-"""Chunks of HDF5 datasets, read as they are stored and decoded outside of HDF5, in several threads."""
+"""Compressed chunks of HDF5 datasets, decoded outside of HDF5 in several threads."""
 
 from __future__ import annotations
 
