@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import pickle
 import threading
 import zlib
 from pathlib import Path
@@ -251,6 +252,49 @@ def test_a_small_part_is_kept_by_hdf5(tmp_path: Path, monkeypatch: pytest.Monkey
     x = fs.h5mmap(tmp_path / "x.h5", "x")
     monkeypatch.setattr(StoredChunks, "read_into", None)
     np.testing.assert_array_equal(x[3], values[3])  # one of ten steps of its chunks
+
+
+def test_virtual_datasets_are_read_from_their_sources(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(50, 20, 2)).astype("f4")
+    layout = h5py.VirtualLayout(values.shape, "f4", maxshape=values.shape)
+    cuts = [(0, 20, 0, 20), (20, 50, 0, 7), (20, 45, 7, 20)]
+    for number, (t0, t1, n0, n1) in enumerate(cuts):
+        more = {} if number == 1 else {"chunks": (10, 5, 2), "compression": "gzip"}
+        with h5py.File(tmp_path / f"{number}.h5", "w") as file:
+            whole = np.pad(values[t0:t1, n0:n1], ((3, 2), (1, 0), (0, 0)))
+            x = file.create_dataset("x", data=whole, **more)
+            layout[t0:t1, n0:n1] = h5py.VirtualSource(x)[3:-2, 1:]
+    with h5py.File(tmp_path / "all.h5", "w") as file:
+        file.create_virtual_dataset("x", layout, fillvalue=7)
+    values[45:, 7:] = 7  # no source has them
+    x = fs.h5mmap(tmp_path / "all.h5", "x")
+    read = []
+    once = StoredChunks.read_into
+    monkeypatch.setattr(
+        StoredChunks, "read_into", lambda self, *args: (read.append(1), once(self, *args))
+    )
+    np.testing.assert_array_equal(np.asarray(x), values)
+    assert len(read) == 2
+    for t0, t1, n0, n1 in rng.integers(0, 21, (50, 4)):
+        np.testing.assert_array_equal(
+            x[t0 : t0 + t1, n0 : n0 + n1], values[t0 : t0 + t1, n0 : n0 + n1]
+        )
+    (tmp_path / "2.h5").write_bytes(b"")
+    other = pickle.loads(pickle.dumps(x))  # noqa: S301
+    np.testing.assert_array_equal(np.asarray(other[:20]), values[:20])
+
+
+def test_errors_in_sources_name_both_files(tmp_path: Path) -> None:
+    made(tmp_path / "part.h5")
+    with h5py.File(tmp_path / "part.h5", "r+") as file:
+        file["x"].id.write_direct_chunk((10, 0, 0), b"damaged")
+    fs.h5concat(tmp_path / "all.h5", [tmp_path / "part.h5", tmp_path / "part.h5"], axis=0)
+    x = fs.h5mmap(tmp_path / "all.h5", "x")
+    with pytest.raises(ReadError, match=r"all.h5: 'x'.*part.h5: '/?x'.*\(10, 0, 0\)"):
+        np.asarray(x)
 
 
 def test_cores_are_those_of_the_process() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import struct
 from collections.abc import Callable, Sequence
 
 import deflate
@@ -15,7 +14,7 @@ from ... import _reader
 
 __all__ = ["Filters"]
 
-Bytes = bytes | memoryview | np.ndarray
+Bytes = bytes | bytearray | memoryview | np.ndarray
 Undo = Callable[[Bytes, int], Bytes]
 """Undoes a filter; its second argument is the number of bytes that the chunk has without any."""
 
@@ -87,7 +86,7 @@ def _inflate(parameters: tuple[int, ...]) -> Undo:  # noqa: ARG001
     def undo(stored: Bytes, nbytes: int) -> Bytes:
         try:
             # It raises if there is more; a filter before may have added some bytes.
-            found: bytes = deflate.zlib_decompress(stored, nbytes + _ADDED)
+            found: bytearray = deflate.zlib_decompress(stored, nbytes + _ADDED)
         except deflate.DeflateError as error:
             raise ValueError("its gzip data are damaged") from error
         return found
@@ -112,8 +111,8 @@ def _checked(parameters: tuple[int, ...]) -> Undo:  # noqa: ARG001
     def undo(stored: Bytes, nbytes: int) -> Bytes:  # noqa: ARG001
         if len(stored) < 4:
             raise ValueError("its checksum is missing")
-        data = memoryview(stored)[:-4]
-        (written,) = struct.unpack("<I", memoryview(stored)[-4:])
+        written = int.from_bytes(bytes(stored[-4:]), "little")
+        data = stored[:-4]
         found = _reader.fletcher32(data)
         swapped = (found & 0x00FF00FF) << 8 | (found >> 8 & 0x00FF00FF)  # as HDF5 1.6.2 wrote it
         if written not in (found, swapped):

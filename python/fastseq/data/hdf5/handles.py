@@ -21,6 +21,7 @@ from .links import dead_link, walk_links
 from .stored_chunks import StoredChunks
 from .system_errors import item_of, raise_system_error
 from .virtual import check_readable
+from .virtual_parts import Part, virtual_parts
 
 __all__ = ["SharedFile", "location", "open_file", "shared_file"]
 
@@ -158,6 +159,7 @@ class SharedFile:
         self._size = 0
         self._datasets: dict[tuple[str, bool], h5py.Dataset] = {}
         self._chunks: dict[str, StoredChunks | None] = {}
+        self._parts: dict[str, list[Part] | None] = {}
 
     @contextlib.contextmanager
     def dataset(
@@ -185,6 +187,13 @@ class SharedFile:
             if name not in self._chunks:
                 self._chunks[name] = StoredChunks.of(dataset)
             return self._chunks[name]
+
+    def parts(self, name: str) -> list[Part] | None:
+        """Return the parts of a virtual dataset that are read one by one; None: HDF5 does it."""
+        with self.dataset(name, cached=False) as dataset:
+            if name not in self._parts:
+                self._parts[name] = virtual_parts(dataset)
+            return self._parts[name]
 
     def locate(self, name: str) -> tuple[str, str]:
         """Return the path and the name of a dataset in the file that holds it, following links.
@@ -218,6 +227,7 @@ class SharedFile:
     def _close(self, file: h5py.File) -> None:
         self._datasets.clear()
         self._chunks.clear()
+        self._parts.clear()
         self._file = None
         file.close()
 

@@ -18,8 +18,11 @@ from .file_watch import FileWatch
 from .handles import SharedFile, shared_file
 from .stored_chunks import cores
 from .types import stored_dtype
+from .virtual_parts import Part
 
 __all__ = ["LazyDataset"]
+
+_OPEN_SOURCES = 64  # of virtual datasets
 
 
 class LazyDataset:
@@ -62,6 +65,7 @@ class LazyDataset:
         self.cached = cached
         self._file: SharedFile | None = None
         self._watch: FileWatch | None = None
+        self._sources: dict[object, LazyDataset] = {}
 
     def watched(self) -> LazyDataset:
         """Return the same dataset, with an error if its file changes after the first read."""
@@ -116,7 +120,7 @@ class LazyDataset:
         return array if dtype is None else array.astype(dtype, copy=False)
 
     def read_into(self, out: np.ndarray, threads: Callable[[], int] = cores) -> None:
-        """Read all of this box into a C-contiguous array of its shape and dtype.
+        """Read all of this box into an array of its shape and dtype.
 
         Parameters
         ----------
@@ -143,6 +147,8 @@ class LazyDataset:
         box = ", ".join(f"{s.start}:{s.stop}" for s in self.selection())
         try:
             self._read(target, threads)
+        except ReadError as error:  # of a virtual dataset's source
+            raise ReadError(f"{self.path}: {self.name!r}[{box}] cannot be read: {error}") from error
         except (OSError, RuntimeError) as error:
             raise ReadError(
                 f"{self.path}: {self.name!r}[{box}] cannot be read; the file is damaged, or was "
@@ -161,14 +167,47 @@ class LazyDataset:
             np.not_equal(target, 0, out=out)
 
     def _read(self, target: np.ndarray, threads: Callable[[], int]) -> None:
-        box = self.selection()
-        chunks = self._shared_file().chunks(self.name, cached=self.cached)
+        box, file = self.selection(), self._shared_file()
+        chunks = file.chunks(self.name, cached=self.cached)
         # A small part of a chunk may be one of many, for which HDF5 keeps the chunk.
-        if chunks is None or (self.cached and chunks.nbytes(box) > 2 * target.nbytes):
-            with self.opened() as dataset:
-                dataset.read_direct(target, box)
-        else:
+        if chunks is not None and not (self.cached and chunks.nbytes(box) > 2 * target.nbytes):
             chunks.read_into(target, box, self.opened, threads)
+        elif chunks is None and (parts := file.parts(self.name)) is not None:
+            self._read_parts(parts, target, threads)
+        else:
+            whole = target if target.flags.c_contiguous else np.empty_like(target, order="C")
+            with self.opened() as dataset:
+                dataset.read_direct(whole, box)
+            if whole is not target:
+                target[...] = whole
+
+    def _read_parts(
+        self, parts: list[Part], target: np.ndarray, threads: Callable[[], int]
+    ) -> None:
+        """Read a virtual dataset from its sources, which need not fill it."""
+        with self.opened() as dataset:
+            target[...] = dataset.fillvalue
+        own = self.selection()
+        for part in parts:
+            sides = zip(part.box, own, strict=True)
+            common = [slice(max(p.start, o.start), min(p.stop, o.stop)) for p, o in sides]
+            if all(side.start < side.stop for side in common):
+                source = self._source(part)[_from(part.box, common)]
+                source.read_into(target[_from(own, common)], threads)
+
+    def _source(self, part: Part) -> LazyDataset:
+        """Return a part of a virtual dataset; the last ones stay open."""
+        shape = tuple(side.stop - side.start for side in part.box)
+        key = (part.path, part.name, part.start, shape)
+        source = self._sources.pop(key, None)
+        if source is None:
+            source = LazyDataset(
+                part.path, part.name, shape, self.dtype, starts=part.start, cached=self.cached
+            )
+        self._sources[key] = source
+        while len(self._sources) > _OPEN_SOURCES:
+            del self._sources[next(iter(self._sources))]
+        return source
 
     @contextmanager
     def opened(self, *, writable: bool = False) -> Iterator[h5py.Dataset]:
@@ -237,7 +276,13 @@ class LazyDataset:
         return other
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_file": None}
+        return {**self.__dict__, "_file": None, "_sources": {}}
+
+
+def _from(origin: tuple[slice, ...], box: list[slice]) -> tuple[slice, ...]:
+    """Return a box as slices of another one."""
+    sides = zip(box, origin, strict=True)
+    return tuple(slice(s.start - o.start, s.stop - o.start) for s, o in sides)
 
 
 def _axes(piece: object) -> int:

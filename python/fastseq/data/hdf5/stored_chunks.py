@@ -84,7 +84,7 @@ class StoredChunks:
         Parameters
         ----------
         out
-            The array, C-contiguous.
+            The array.
         box
             Slices of the dataset.
         opened

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from .virtual import plain_name, resolve_source, selected
+from .virtual import plain_name, resolve_source
+from .virtual_parts import selected_box
 
 __all__ = ["StoredRows"]
 
@@ -91,12 +92,12 @@ def _regions_of_source(dataset: h5py.Dataset, source: Any) -> Iterator[_Region]:
     Only for sources that are one box with time as the first axis: others may be cut anywhere.
     """
     path = resolve_source(dataset, plain_name(source.file_name))
-    placed = _box(source.vspace, dataset.shape)
+    placed = selected_box(source.vspace, dataset.shape)
     if path is None or placed is None:
         return
     with h5py.File(path, "r") as file:
         found = file[plain_name(source.dset_name)]
-        taken = _box(source.src_space, found.shape)
+        taken = selected_box(source.src_space, found.shape)
         if taken is None or taken[0][1] - taken[0][0] != placed[0][1] - placed[0][0]:
             return
         (t0, t1), (n0, n1) = placed[:2]
@@ -104,14 +105,3 @@ def _regions_of_source(dataset: h5py.Dataset, source: Any) -> Iterator[_Region]:
         for region in _regions(found):
             begin, end = max(region.t0 + shift, t0), min(region.t1 + shift, t1)
             yield region._replace(t0=begin, t1=end, n0=n0, n1=n1, phase=region.phase + shift)
-
-
-def _box(space: h5py.h5s.SpaceID, shape: tuple[int, ...]) -> list[tuple[int, int]] | None:
-    """Return start and end per axis of a selection, or None if it is not a full box."""
-    if space.get_select_type() == h5py.h5s.SEL_ALL:
-        return [(0, n) for n in shape]
-    part = selected(space)
-    if part is None:
-        return None
-    box = list(zip(part.begin, part.end, strict=True))
-    return box if math.prod(b - a for a, b in box) == part.points else None
