@@ -204,10 +204,16 @@ def _scheduled(**given: Any) -> fs.Estimator:
         model,
         callbacks=(
             fs.callbacks.Patience(5),
+            fs.callbacks.AnyOf(fs.callbacks.PQ(1e9), fs.callbacks.NumberSinceBest(9)),
+            fs.callbacks.Schedule(_one_cycle, per="update"),
             fs.callbacks.RestoreBest(),
         ),
     )
     return est.fit(steps, steps.cumsum(0)[..., :1], **given)
+
+
+def _one_cycle(optimizer: Any) -> Any:
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=1000)
 
 
 CHECKPOINTS = _checkpoints()
