@@ -247,9 +247,9 @@ BODIES: dict[str, tuple[str, Any]] = {
     "panel": (
         "/forecasts",
         {
-            "ids": ["a"],
+            "ids": ["a", "b"],
             "horizon": 3,
-            "future": FUTURE[:3].assign(ds=FUTURE["ds"].astype(str)).to_dict("records"),
+            "future": FUTURE.assign(ds=FUTURE["ds"].astype(str)).to_dict("records"),
         },
     ),
     "estimator": ("/step", {"client": "me", "step": 0, "x": [1.0, 2.0, 3.0]}),
@@ -332,6 +332,8 @@ def _request(rng: Random, server: _Server, watch: Watch) -> str:
     assert 200 <= status < 500, (status, answer, body[:300])
     if status in (200, 204):
         _check_answer(name, path, body, answer)
+    elif status < 400:
+        assert path == "/", (status, path)  # leads to the documentation
     elif method != "HEAD":
         detail = json.loads(answer)["detail"]
         assert "\n" not in detail, detail
