@@ -230,8 +230,8 @@ def _range(texts: dict[str, Any]) -> _Range:
 def _typed(text: Any) -> Any:
     if not isinstance(text, str):
         raise ValueError(
-            f"must be values, lists of them, or ranges, got {text!r} in it: for one list write "
-            "{value: [0.1, 0.9]}"
+            f"must be values, lists of them, or ranges, got {text!r:.100} in it: for one list "
+            "write {value: [0.1, 0.9]}"
         )
     if isinstance(text, Quoted):
         return str(text)
@@ -240,12 +240,12 @@ def _typed(text: Any) -> Any:
         return words[text.lower()]
     if text.lower() in ("yes", "no", "on", "off"):  # a text would be true, whatever it says
         raise ValueError(
-            f"has the value {text:.50}: write true or false, or '{text:.50}' in quotes for a text"
+            f"has the value {text}: write true or false, or '{text}' in quotes for a text"
         )
     number = number_in(text, (int, float))
     if _NOT_FINITE.fullmatch(text) or (isinstance(number, float) and math.isinf(number)):
         raise ValueError(
-            f"has the value {text:.50}, but numbers must be finite: write '{text:.50}' in quotes for a text"
+            f"has the value {text}, but numbers must be finite: write '{text}' in quotes for a text"
         )
     return text if number is None else number
 

@@ -360,8 +360,8 @@ def _read(
         raise CheckpointError(f"{path} was written by fastseq, but is not a checkpoint of fit")
     if tree.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path} has format {tree.get('format')!r:.100}, but this version of fastseq reads format "
-            f"{FORMAT}"
+            f"{path} has format {tree.get('format')!r:.100}, but this version of fastseq reads "
+            f"format {FORMAT}"
         )
     return f"the checkpoint in {path}" if path.is_dir() else str(path), tree
 

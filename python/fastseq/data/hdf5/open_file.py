@@ -35,7 +35,7 @@ def damage(caller: str, path: str) -> Iterator[None]:
     except (ValueError, TypeError) as error:
         if path in str(error):
             raise  # it says what is wrong
-        # h5py's about types and texts of a damaged file, or ours about a file that this one links to
+        # h5py's about types and texts in a damaged file, or ours about one that this links to
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{caller}: {path} cannot be read ({error!s:.500})") from error
     except (OSError, RuntimeError, KeyError, ArithmeticError) as error:

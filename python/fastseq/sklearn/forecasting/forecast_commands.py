@@ -212,11 +212,10 @@ def _check_times(path: str, rows: pd.DataFrame, forecaster: Any) -> None:
     """Raise if there are several rows for a time, but no column says of which series."""
     twice = rows[forecaster.time_col].duplicated()
     if forecaster.id_col not in rows.columns and twice.any():
-        have = ", ".join(f"{column!r:.60}" for column in rows.columns[:20])
         raise ValueError(
             f"{path} has several rows for {rows[forecaster.time_col][twice].iloc[0]}, but no "
-            f"column {forecaster.id_col!r} of series' ids (it has {_names(rows)}): rename one, or train "
-            "with --id-col NAME; if it is one series, keep one row for each time"
+            f"column {forecaster.id_col!r} of series' ids (it has {_names(rows)}): rename one, "
+            "or train with --id-col NAME; if it is one series, keep one row for each time"
         )
 
 
