@@ -63,7 +63,8 @@ def kinds_of(weights: Mapping[str, object]) -> dict[str, str]:
 
     Examples
     --------
-    >>> kinds_of(torch.nn.Linear(2, 1).state_dict())
+    >>> from torch import nn
+    >>> kinds_of(nn.Linear(2, 1).state_dict())
     {'weight': 'torch.float32 (1, 2)', 'bias': 'torch.float32 (1,)'}
     """
     return {
