@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[1]
 UV = (sys.executable, "-m", "uv")
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 MPI_PYTHON = "3.11"
+# Tests of packages that are not installed there, and of parts that only the C++ tests build.
+WITHOUT = "--ignore tests/mpi/test_trackers.py --ignore tests/mpi/test_gradients_on_devices.py"
 EXTRAS = ("plot", "sklearn", "forecast", "serve", "cli", "launch")
 # What differs between versions of Python, torch, NumPy, h5py, pandas and scikit-learn.
 TESTS = [
@@ -30,6 +32,8 @@ TESTS = [
         "wrappers_columns", "wrappers_labels", "wrappers_saving",
     )
 ]  # fmt: skip
+# Later ones of pyarrow refuse NumPy 1, but do not say so to pip.
+NUMPY_1 = ("numpy<2", "pyarrow<20")
 TOOLS = [
     "pytest>=8", "pytest-timeout", "pytest-xdist", "hypothesis", "narwhals>=1.25", "polars>=1.20",
     "httpx2",
@@ -55,7 +59,7 @@ def cells(pythons: list[str]) -> list[Cell]:
             Cell(f"{python}, oldest", python, "lowest-direct"),
         ]
         if python in ("3.10", "3.11", "3.12"):  # later ones have no NumPy 1
-            found.append(Cell(f"{python}, newest with NumPy 1", python, more=("numpy<2",)))
+            found.append(Cell(f"{python}, newest with NumPy 1", python, more=NUMPY_1))
     if MPI_PYTHON in pythons:
         found.append(Cell(f"{MPI_PYTHON}, newest, MPI", MPI_PYTHON, more=("mpi4py>=4",), mpi=True))
     return found
@@ -103,7 +107,8 @@ def check(cell: Cell, wheel: Path, folder: Path) -> str:
         "-p", "no:cacheprovider", *TESTS, PATH=path, OMP_NUM_THREADS="1",
     )  # fmt: skip
     if cell.mpi:
-        command = f"{os.environ['MPIRUN']} -n 2 {python} -m pytest -q -m 'not slow' tests/mpi"
+        tests = f"{python} -m pytest -q -m 'not slow' tests/mpi {WITHOUT}"
+        command = f"{os.environ['MPIRUN']} -n 2 {tests}"
         run("sh", "-c", command, FASTSEQ_REQUIRE_MPI="1")
     names = ("torch", "numpy", "h5py", "pandas", "scikit-learn")
     code = (

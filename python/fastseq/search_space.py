@@ -230,8 +230,8 @@ def _range(texts: dict[str, Any]) -> _Range:
 def _typed(text: Any) -> Any:
     if not isinstance(text, str):
         raise ValueError(
-            f"must be values, lists of them, or ranges, got {text!r} in it: for one list write "
-            "{value: [0.1, 0.9]}"
+            f"must be values, lists of them, or ranges, got {text!r:.100} in it: for one list "
+            "write {value: [0.1, 0.9]}"
         )
     if isinstance(text, Quoted):
         return str(text)

@@ -204,10 +204,16 @@ def _scheduled(**given: Any) -> fs.Estimator:
         model,
         callbacks=(
             fs.callbacks.Patience(5),
+            fs.callbacks.AnyOf(fs.callbacks.PQ(1e9), fs.callbacks.NumberSinceBest(9)),
+            fs.callbacks.Schedule(_one_cycle, per="update"),
             fs.callbacks.RestoreBest(),
         ),
     )
     return est.fit(steps, steps.cumsum(0)[..., :1], **given)
+
+
+def _one_cycle(optimizer: Any) -> Any:
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=1000)
 
 
 CHECKPOINTS = _checkpoints()
@@ -241,9 +247,9 @@ BODIES: dict[str, tuple[str, Any]] = {
     "panel": (
         "/forecasts",
         {
-            "ids": ["a"],
+            "ids": ["a", "b"],
             "horizon": 3,
-            "future": FUTURE[:3].assign(ds=FUTURE["ds"].astype(str)).to_dict("records"),
+            "future": FUTURE.assign(ds=FUTURE["ds"].astype(str)).to_dict("records"),
         },
     ),
     "estimator": ("/step", {"client": "me", "step": 0, "x": [1.0, 2.0, 3.0]}),
@@ -326,6 +332,8 @@ def _request(rng: Random, server: _Server, watch: Watch) -> str:
     assert 200 <= status < 500, (status, answer, body[:300])
     if status in (200, 204):
         _check_answer(name, path, body, answer)
+    elif status < 400:
+        assert path == "/", (status, path)  # leads to the documentation
     elif method != "HEAD":
         detail = json.loads(answer)["detail"]
         assert "\n" not in detail, detail

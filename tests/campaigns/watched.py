@@ -29,6 +29,7 @@ _ACTS = ("subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "o
          "os.rename", "os.link", "os.symlink", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod",
          "os.chown", "shutil.", "socket.", "ctypes.dlopen", "pickle.", "urllib.", "ftplib.",
          "http.", "webbrowser.", "code.__new__", "ensurepip", "glob.glob")  # fmt: skip
+_PACKAGES = tuple(sysconfig.get_paths()[key] for key in ("purelib", "platlib"))
 _OWN = tuple({os.path.realpath(sysconfig.get_paths()[key]) for key in ("stdlib", "purelib", "platlib")} |
              {sys.prefix, sys.base_prefix, str(Path(__file__).parents[2] / "python")} |
              {str(Path(__file__).parent), "/usr/share/zoneinfo", "/proc/", "/sys/", "/dev/null"})  # fmt: skip
@@ -75,7 +76,8 @@ class Watch:
             if not real.startswith(_OWN):
                 self._events.append(f"open {real} {flags & 3}")
         elif event == "import":
-            if given[0].partition(".")[0] not in self._roots | set(sys.stdlib_module_names):
+            known = self._roots | set(sys.stdlib_module_names)
+            if given[0].partition(".")[0] not in known and not _imported_by_a_package(given[1]):
                 self._events.append(f"import {given[0]}")
         elif event == "exec":
             where = getattr(given[0], "co_filename", "?")
@@ -150,6 +152,21 @@ class Watch:
                         found.add(str(self._watched[watch] / os.fsdecode(name)))
                     at += 16 + length
         return found - {str(self.outside)}
+
+
+def _imported_by_a_package(file: str | None) -> bool:
+    """Whether code of an installed package imports, as pyarrow looks for what it can work with.
+
+    Its statements do; what a file names, our code or importlib would import. `file` is that of an
+    extension that is loaded.
+    """
+    if file is not None:
+        return os.path.realpath(file).startswith(_OWN)
+    code = sys._getframe(2).f_code  # extensions have no frames of their own
+    return code.co_filename.startswith(_PACKAGES) or (
+        code.co_filename == "<frozen importlib._bootstrap>"
+        and code.co_name == "_call_with_frames_removed"
+    )
 
 
 def _peak() -> int:

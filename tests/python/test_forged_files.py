@@ -6,6 +6,7 @@ import json
 import re
 import time
 from contextlib import suppress
+from unittest.mock import Mock
 
 import h5py
 import numpy as np
@@ -15,9 +16,11 @@ from saved import data, estimator, fitted
 from torch import nn
 
 import fastseq as fs
+from fastseq.__main__ import main
 from fastseq.checkpoint.encoding import decode, encode
 from fastseq.checkpoint.format import Image, read, write
 from fastseq.checkpoint.limited_size import no_larger_than
+from fastseq.data.hdf5.commands import describe_file
 from fastseq.nn.model_description import build, describe_model
 
 X = np.random.default_rng(0).standard_normal((12, 6, 3)).astype("f4")
@@ -177,6 +180,16 @@ def test_what_cannot_be_a_classifier_is_refused_with_the_files_name(change, clas
         lambda tree: tree["optimizer"]["state"]["state"].update({99: {"step": 1}}),
         lambda tree: tree["optimizer"]["state"]["param_groups"][0].update(betas=(0.9,)),
         lambda tree: tree["optimizer"]["state"]["param_groups"][0].update(lr=[1]),
+        lambda tree: tree["optimizer"]["state"]["param_groups"][0].update(betas=(0.9, [0.9])),
+        lambda tree: tree["optimizer"]["state"]["param_groups"][0].update(eps=[1.0, 2.0]),
+        lambda tree: tree.update(format=list(range(1000))),
+        lambda tree: tree.update(history=[{"updates": "x"}]),
+        lambda tree: tree.update(ranks=[3]),
+        lambda tree: tree["ranks"][0].pop("stop_request"),
+        lambda tree: tree["ranks"][0].update(stop_request=3),
+        lambda tree: tree["ranks"][0].update(since_common="x"),
+        lambda tree: tree["ranks"][0].update(state=torch.zeros(7, 7, 7)),
+        lambda tree: tree["ranks"].append({}),
         lambda tree: tree.update(callbacks=[3]),
         lambda tree: tree["model"].update(parameters=3),
     ],
@@ -188,6 +201,51 @@ def test_what_cannot_be_a_checkpoint_is_refused_with_the_files_name(change, tmp_
     retree(path, change)
     with pytest.raises(fs.CheckpointError, match=path.name.replace(".", r"\.")):
         estimator(nn.GRU(3, 1), epochs=1).fit(*data(), resume=path)
+
+
+def _trained_with_callbacks(epochs, **given):
+    est = estimator(nn.GRU(3, 1), epochs=epochs)
+    est.callbacks = [
+        fs.callbacks.Patience(5),
+        fs.callbacks.AnyOf(fs.callbacks.PQ(1e9)),
+        fs.callbacks.Schedule(lambda own: torch.optim.lr_scheduler.StepLR(own, 1)),
+        fs.callbacks.RestoreBest(monitor="loss"),
+    ]
+    return est.fit(*data(), **given)
+
+
+@pytest.mark.parametrize(
+    ("number", "change"),
+    [
+        (0, lambda state: state.update(last="x")),
+        (0, lambda state: state.pop("rises")),
+        (1, lambda state: state["criteria"][0].update(strip=[1.0, "x"])),
+        (1, lambda state: state["criteria"].clear()),
+        (2, lambda state: state["scheduler"].update(gamma="x")),
+        (2, lambda state: state["scheduler"].update(base_lrs=3)),
+        (2, lambda state: state["groups"][0].update(lr=[1])),
+        (3, lambda state: state.update(value=[1.0])),
+        (3, lambda state: state.update(epoch="x")),
+        (3, lambda state: state["weights"].popitem()),
+        (3, lambda state: state["weights"].update(weight_ih_l0=torch.zeros(1))),
+    ],
+)
+def test_states_that_callbacks_cannot_have_are_refused_with_the_files_name(
+    number, change, tmp_path
+):
+    _trained_with_callbacks(1, checkpoint=tmp_path / "run")
+    path = next((tmp_path / "run").iterdir())
+    retree(path, lambda tree: change(tree["callbacks"][number][1]))
+    with pytest.raises(fs.CheckpointError, match=path.name.replace(".", r"\.")):
+        _trained_with_callbacks(2, resume=path)
+
+
+def test_a_scheduler_takes_only_what_it_has(tmp_path):
+    """All else would become its attributes."""
+    _trained_with_callbacks(1, checkpoint=tmp_path)
+    path = next(tmp_path.iterdir())
+    retree(path, lambda tree: tree["callbacks"][2][1]["scheduler"].update(optimizer=3))
+    _trained_with_callbacks(2, resume=path)
 
 
 def test_settings_that_an_optimizer_lacks_are_its_own(tmp_path):
@@ -236,3 +294,74 @@ def test_floats_that_numpy_has_not_are_told_with_their_file(tmp_path):
     for read_it in (fs.h5load, lambda path: fs.h5mmap(path, "x")):
         with pytest.raises((TypeError, ValueError), match=r"odd\.h5"):
             read_it(path)
+
+
+def test_names_that_are_no_texts_are_told_with_their_file(tmp_path):
+    path = tmp_path / "odd.h5"
+    with h5py.File(path, "w") as file:
+        h5py.h5d.create(file.id, b"\xff\xfe", h5py.h5t.IEEE_F64LE, h5py.h5s.create_simple((2,)))
+    for read_it in (fs.h5load, describe_file, lambda path: fs.h5concat(tmp_path / "a.h5", [path])):
+        with pytest.raises(ValueError, match=r"odd\.h5"):
+            read_it(path)
+
+
+def test_types_that_h5py_refuses_are_told_with_their_file(tmp_path, monkeypatch):
+    """As of a damaged file: which types h5py refuses differs between its versions."""
+    path = tmp_path / "odd.h5"
+    with h5py.File(path, "w") as file:
+        file["x"] = np.zeros((2, 2, 2))
+
+    for error in (ValueError("Insufficient precision"), TypeError("no type"),
+                  UnicodeDecodeError("utf-8", b"x", 0, 1, "x")):  # fmt: skip
+        refused = Mock(side_effect=error)
+        monkeypatch.setattr(h5py.Dataset, "shape", property(refused))
+        for read_it in (fs.h5load, describe_file, lambda path: fs.h5mmap(path, "x")):
+            with pytest.raises((ValueError, TypeError), match=r"odd\.h5"):
+                read_it(path)
+
+
+def test_long_texts_in_settings_are_not_repeated(tmp_path):
+    path = tmp_path / "space.yaml"
+    for text in (
+        "decay_biases: " + "9" * 6000,
+        "x" * 6000 + ": 1",
+        "lr: [[" + "1, " * 9000 + "1]]",
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"space\.yaml") as caught:
+            fs.SearchSpace(path, of=fs.SequenceForecaster)
+        assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("names.csv", b"ds,y,\xff\n1,2,3\n2,3,4\n"),
+        ("values.csv", b"ds,y\n1,\xff\n2,3\n"),
+        ("long.csv", b"ds," + b"x" * 5000 + b"\n1,2\n2,3\n"),
+    ],
+)
+def test_tables_that_are_no_texts_are_told_with_their_file(name, content, tmp_path, capsys):
+    model = tmp_path / "model.safetensors"
+    fs.SequenceForecaster(3, epochs=1, hidden_size=4, lags=8, validation=0).fit(
+        np.sin(np.arange(40) / 2)
+    ).save(model)
+    path = tmp_path / name
+    path.write_bytes(content)
+    assert main(["predict", str(model), str(path)]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("fastseq: error: ")
+    assert name in said
+    assert len(said) < 1000
+
+
+def test_what_pandas_says_of_its_columns_may_be_wrong(tmp_path, capsys):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    path = tmp_path / "a.parquet"
+    about = json.dumps({"columns": [{"name": "y", "field_name": "y"}], "index_columns": []})
+    table = pa.table({"ds": [1, 2], "y": [1.0, 2.0]}).replace_schema_metadata({"pandas": about})
+    parquet.write_table(table, path)
+    assert main(["fit", str(path), str(tmp_path / "m.safetensors"), "--horizon", "1"]) == 1
+    assert "a.parquet is not Parquet, or is damaged" in capsys.readouterr().err

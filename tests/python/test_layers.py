@@ -277,6 +277,7 @@ INNER = {
     ),
     "runs the command line in this process": (
         "tests/python/test_doctor.py", "tests/python/test_forecast_commands.py",
+        "tests/python/test_forged_files.py",
         "tests/python/test_h5_commands.py", "tests/python/test_server_process.py",
         "tests/campaigns/fuzz_files.py",
     ),

@@ -11,6 +11,7 @@ from .optional_imports import need
 __all__ = ["Quoted", "read_settings"]
 
 _MOST = 100_000  # values: by aliases of aliases, a few lines can stand for billions
+_LONGEST = 500
 
 
 class Quoted(str):
@@ -65,12 +66,15 @@ def _value(yaml: Any, node: Any, left: list[int]) -> Any:
     if isinstance(node, yaml.SequenceNode):
         return [_value(yaml, part, left) for part in node.value]
     if isinstance(node, yaml.ScalarNode):
+        _check_length(node)
         if node.style is not None:
             return Quoted(node.value)
         return "none" if node.value.lower() in ("", "~", "null") else node.value
     found: dict[str, Any] = {}
     for key, value in node.value:
         name = key.value
+        if isinstance(name, str):
+            _check_length(key)
         where = f"in line {key.start_mark.line + 1}"
         if not isinstance(name, str) or name == "<<":
             raise ValueError(f"a name must be text, {where}")
@@ -78,3 +82,12 @@ def _value(yaml: Any, node: Any, left: list[int]) -> Any:
             raise ValueError(f"{name!r} is given twice, again {where}")
         found[name] = _value(yaml, value, left)
     return found
+
+
+def _check_length(node: Any) -> None:
+    """Raise if a text is longer than any setting: messages quote it."""
+    if len(node.value) > _LONGEST:
+        raise ValueError(
+            f"the text in line {node.start_mark.line + 1} has {len(node.value)} characters: write "
+            f"at most {_LONGEST}"
+        )

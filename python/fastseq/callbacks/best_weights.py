@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..training.run import Callback
+from .loaded_states import check_numbers, kinds_of
 from .monitor import Monitor
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class RestoreBest(Callback):
 
     def __init__(self, *, monitor: str | None = None, mode: str = "min") -> None:
         self._monitor = Monitor(monitor, mode)
+        self._kinds: dict[str, str] | None = None  # of the weights of a model in training
         self._forget()
 
     def _forget(self) -> None:
@@ -77,6 +79,7 @@ class RestoreBest(Callback):
             The monitored number is one of validation, and there is none.
         """
         self._monitor.check(run)
+        self._kinds = kinds_of(run.model.state_dict())
         if self.is_new_to(run):
             self._forget()
 
@@ -106,6 +109,7 @@ class RestoreBest(Callback):
         run
             This call of `fit`.
         """
+        self._kinds = None
         if self._weights:
             run.model.load_state_dict(self._weights)
 
@@ -126,10 +130,14 @@ class RestoreBest(Callback):
         self._forget()
         self._used = None
         if state:
+            check_numbers(epoch=state["epoch"], value=state["value"])
+            weights = dict(state["weights"])
+            if self._kinds is not None and kinds_of(weights) != self._kinds:
+                raise ValueError("the best weights are those of another model")
             self.epoch = state["epoch"]
             self.value = state["value"]
             self._cost = self._monitor.sign * self.value
-            self._weights = dict(state["weights"])
+            self._weights = weights
 
 
 def weights_copy(model: nn.Module) -> dict[str, Any]:

@@ -197,10 +197,33 @@ def _made(
 
 def _go_on(scheduler: LRScheduler, state: dict[str, Any]) -> None:
     """Load a state, and the rates, which making the scheduler has reset to the initial ones."""
-    scheduler.load_state_dict(dict(state["scheduler"]))
+    scheduler.load_state_dict(_like(state["scheduler"], _storable(scheduler.state_dict())))
     for group, saved in zip(scheduler.optimizer.param_groups, state["groups"], strict=True):
-        for name, value in saved.items():
+        own = _storable({name: group[name] for name in _CHANGED if name in group})
+        for name, value in _like(saved, own).items():
             set_in_group(group, name, tuple(value) if isinstance(group[name], tuple) else value)
+
+
+def _like(saved: Any, own: dict[str, Any]) -> dict[str, Any]:
+    """Return the parts of a state that a scheduler has, too; raise if they are of other kinds.
+
+    All others would become attributes of the scheduler.
+    """
+    found = {name: value for name, value in dict(saved).items() if name in own}
+    if _kind(found) != (kinds := _kind({name: own[name] for name in found})):
+        raise ValueError(f"the state of a scheduler is {found!r:.200}, which must be {kinds}")
+    return found
+
+
+def _kind(value: object) -> object:
+    """Return what a part of a state is like; None and numbers are alike."""
+    if isinstance(value, dict):
+        return {name: _kind(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_kind(part) for part in value]
+    if isinstance(value, bool | str):
+        return type(value).__name__
+    return "number" if isinstance(value, int | float | None) else "something else"
 
 
 _NOT_PLAIN = object()

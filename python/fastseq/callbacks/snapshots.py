@@ -15,6 +15,7 @@ from torch import Tensor
 from ..data.hdf5.open_file import writing
 from ..training.run import Callback
 from .best_weights import weights_copy
+from .loaded_states import numbers_like
 from .monitor import Monitor, check_positive
 
 if TYPE_CHECKING:
@@ -165,7 +166,8 @@ class Snapshots(Callback):
         return {"epochs": list(self._costs), "costs": list(self._costs.values())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._costs = dict(zip(state["epochs"], state["costs"], strict=True))
+        seen = numbers_like(state, {"epochs": [], "costs": []})
+        self._costs = dict(zip(seen["epochs"], seen["costs"], strict=True))
         self._used = None
 
 

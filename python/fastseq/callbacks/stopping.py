@@ -11,6 +11,7 @@ import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..training.run import Callback
+from .loaded_states import numbers_like
 from .monitor import Monitor, check_positive
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ class Criterion(Callback):
         return copy.deepcopy(self._seen)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._seen = copy.deepcopy(state)
+        self._seen = numbers_like(state, self._start)
         self._used = None
 
 

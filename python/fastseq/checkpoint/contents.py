@@ -122,7 +122,8 @@ def check_optimizer(optimizer: optim.Optimizer, saved: dict[str, Any], where: st
         )
     for own, group in zip(optimizer.param_groups, groups, strict=True):
         for name, value in own.items():
-            if name in _MEANS or name not in group or _form(group[name]) == _form(value):
+            compared = name not in (*_MEANS, "params") and name in group
+            if not compared or _form(group[name]) == _form(value):
                 continue
             raise CheckpointError(
                 f"{where} has no settings of {here}: {name} is {group[name]!r:.100}, this one's "
@@ -137,7 +138,7 @@ def _form(value: object) -> object:
     if isinstance(value, bool):
         return bool
     if isinstance(value, list | tuple):
-        return len(value)
+        return [_form(part) for part in value]
     number = isinstance(value, float | int | None) or (
         isinstance(value, torch.Tensor) and value.numel() == 1
     )

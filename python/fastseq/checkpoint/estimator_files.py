@@ -235,8 +235,8 @@ def read_content(path: Path, kind: str, version: int, writer: str) -> dict[str, 
         raise CheckpointError(f"load: {path} was not written by {writer}{other}")
     if content.get("format") != version:
         raise CheckpointError(
-            f"load: {path} has format {content.get('format')!r}, but this version of fastseq reads "
-            f"format {version}: load it with the version that wrote it"
+            f"load: {path} has format {content.get('format')!r:.100}, but this version of fastseq "
+            f"reads format {version}: load it with the version that wrote it"
         )
     return content
 

@@ -27,6 +27,7 @@ from ..nn.stateful import Stateful, in_mode
 from ..training.native_layers import has_bf16
 from ..training.position import Position
 from .broadcast import broadcast_tree, gather_trees
+from .checks import check_random, check_run
 from .contents import (
     callback_states,
     check_model,
@@ -328,7 +329,7 @@ class Session:
         if tree is None:
             return None
         with restoring(where, "resume"):
-            _check_counts(tree)
+            check_run(tree)
             return _Saved(where, tree, comm.rank, comm.size)
 
 
@@ -359,49 +360,10 @@ def _read(
         raise CheckpointError(f"{path} was written by fastseq, but is not a checkpoint of fit")
     if tree.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path} has format {tree.get('format')}, but this version of fastseq reads format "
-            f"{FORMAT}"
+            f"{path} has format {tree.get('format')!r:.100}, but this version of fastseq reads "
+            f"format {FORMAT}"
         )
     return f"the checkpoint in {path}" if path.is_dir() else str(path), tree
-
-
-def _check_counts(tree: dict[str, Any]) -> None:
-    """Raise unless a checkpoint's position is one that `fit` may have: it says how long to train.
-
-    Raises
-    ------
-    ValueError
-        It is not.
-    """
-    done = len(tree["history"])
-    for name, least, most in (("first", 0, done), ("epochs", done, None), ("updates", 0, None),
-                              ("chunk", 0, None)):  # fmt: skip
-        count = tree[name]
-        if type(count) is not int or not least <= count <= (2**53 if most is None else most):
-            raise ValueError(f"it has {name}={count!r}, after {done} epochs")
-    if tree["seed"] is not None and type(tree["seed"]) is not int:
-        raise ValueError(f"it has seed={tree['seed']!r}")
-    for name in ("seconds", "epoch_seconds"):
-        if not isinstance(tree[name], float | int):
-            raise ValueError(f"it has {name}={tree[name]!r}")
-    sums = tree["sums"]
-    if tree["inside"] is not (sums is not None) or not all(
-        isinstance(number, float | int) for number in sums or ()
-    ):
-        raise ValueError(f"it has inside={tree['inside']!r}, sums={sums!r}")
-    if not isinstance(tree["stopped"], str | None):
-        raise ValueError(f"it has stopped={tree['stopped']!r}")
-
-
-def _check_random(own: dict[str, Any], device: torch.device) -> None:
-    """Raise if states of random generators, which are set in the middle of training, are none."""
-    now = random_state(device)
-    try:
-        for name in ("random", "outside"):
-            if own.get(name) is not None:
-                set_random_state(own[name], device)
-    finally:
-        set_random_state(now, device)
 
 
 def _kept(
@@ -506,7 +468,7 @@ class _Saved:
         position.stopped = tree["stopped"]
         position.start = now - tree["seconds"]
         if own is not None:
-            _check_random(own, learner.device)
+            check_random(own, learner.device)
         if not tree["inside"] or own is None or position.stopped is not None:
             return
         position.inside = True
@@ -521,7 +483,7 @@ class _Saved:
             leaves = [leaf.to(learner.device) for leaf in tree_leaves(state)]
             return tree_like(like if like is not None and leaves else state, leaves)
 
-        position.state = on_device(own["state"])
+        position.state, position.origin = on_device(own["state"]), self.where
         if position.ends is not None and own["ends"] is not None:
             position.ends |= {block: on_device(state) for block, state in own["ends"].items()}
 

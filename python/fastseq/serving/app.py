@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["make_app"]
 
 _LOG = logging.getLogger(__name__)
+_LONGEST = 900  # characters of an error, which may quote what was sent
 
 
 class _RefusedError(Exception):
@@ -247,7 +248,8 @@ def _answer_errors(app: FastAPI) -> None:
 
     def answer(status: int, text: str) -> JSONResponse:
         headers = {"Retry-After": "1"} if status == 503 else None
-        return JSONResponse({"detail": text}, status, headers)
+        short = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+        return JSONResponse({"detail": short}, status, headers)
 
     @app.exception_handler(_RefusedError)
     async def refused(_: Request, error: _RefusedError) -> JSONResponse:

@@ -17,6 +17,7 @@ from ..data.chunk_plan import Chunk
 from ..data.sequences import Batch, Sequences
 from ..distributed import Bucketizer
 from ..distributed.bucketizer import check_finite
+from ..errors import CheckpointError
 from ..nn.ops import parallel_for
 from ..nn.stateful import Stateful
 from .loop import AfterUpdate, Trainer
@@ -207,7 +208,9 @@ class NativeTrainer(Trainer):
         last = min(first + each - self._held, len(group)) if self.one_by_one else len(group)
         sizes = [chunk.t1 - chunk.t0 for chunk in group[first:last]]
         part = _part(group, batch, first, last)
-        self.stateful.state = step.take_state(self.stateful.state, part.xs.shape[1])
+        self.stateful.state = step.take_state(
+            self.stateful.state, part.xs.shape[1], self._position.origin
+        )
         ends = range(first + each - self._held - 1, last, each)  # chunks with which updates end
         held = self._held, self._held_weight, float(self._held_loss)
         with contextlib.nullcontext() if self._buckets is None else self._buckets.reserved():
@@ -340,13 +343,23 @@ class _Step:
         wanted = y.shape[2] * each * self._loss.members
         return wanted == self._outputs and (y.is_floating_point() or y.dtype in _LABELS)
 
-    def take_state(self, state: Any, sequences: int) -> Any:
-        """Continue from a state; return that which is kept up to date."""
+    def take_state(self, state: Any, sequences: int, origin: str | None) -> Any:
+        """Continue from a state; return that which is kept up to date.
+
+        `origin` is the file that it may be from, which another program may have written.
+        """
         if state is not None and state is self._tree:
             return state
         self._tree, own = states_of(self._model, sequences, self._updater.params[0].detach())
         if state is not None:
-            for to, given in zip(own, tree_leaves(state), strict=True):
+            leaves = tree_leaves(state)
+            there, here = ([tuple(a.shape) for a in states] for states in (leaves, own))
+            if there != here:
+                raise CheckpointError(
+                    f"{origin} is from another model: its state has the shapes {there}, this "
+                    f"model's {here}"
+                )
+            for to, given in zip(own, leaves, strict=True):
                 to.copy_(given)
         self._layers.set_state([tensor.data_ptr() for tensor in own])
         return self._tree

@@ -41,6 +41,8 @@ class Position:
         The model's state after the last chunk, on this rank.
     ends
         Each block's state at the end of its training part, if validation needs it.
+    origin
+        Where the state is from, in messages; None: from this call.
     random, outside
         States of random generators to continue from, on this rank: after the last chunk, and after
         the epoch (which may have its own generators). None: their present states.
@@ -59,6 +61,7 @@ class Position:
     epoch_start: float = 0.0
     state: Tree = None
     ends: dict[int, Tree] | None = None
+    origin: str | None = None
     random: dict[str, Any] | None = None
     outside: dict[str, Any] | None = None
 

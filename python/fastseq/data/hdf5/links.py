@@ -9,7 +9,7 @@ import h5py
 
 from .system_errors import item_of
 
-__all__ = ["DeadLink", "dead_link", "walk_links"]
+__all__ = ["DeadLink", "dead_link", "names_in", "walk_links"]
 
 
 class DeadLink(NamedTuple):
@@ -44,6 +44,23 @@ def dead_link(group: h5py.Group, name: str) -> DeadLink | None:
     return None
 
 
+def names_in(group: h5py.Group) -> Iterator[str]:
+    """Yield the names in a group.
+
+    Raises
+    ------
+    ValueError
+        One is not UTF-8, such as of a damaged file: h5py returns its bytes.
+    """
+    for name in group:
+        if not isinstance(name, str):
+            raise ValueError(
+                f"{group.file.filename} has a name that is not UTF-8, {name!r:.100}, in "
+                f"{group.name!r}"
+            )
+        yield name
+
+
 def walk_links(
     group: h5py.Group, above: tuple[h5py.Group, ...] = ()
 ) -> Iterator[tuple[str, h5py.Dataset | h5py.Group | DeadLink]]:
@@ -55,7 +72,7 @@ def walk_links(
         An object cannot be opened: the file is damaged.
     """
     above = (*above, group)
-    for key in group:
+    for key in names_in(group):
         item = item_of(group, key)
         if item is None:
             yield key, dead_link(group, key) or group[key]

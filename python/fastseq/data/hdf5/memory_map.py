@@ -11,6 +11,7 @@ import numpy as np
 
 from .handles import location, shared_file
 from .lazy_dataset import LazyDataset
+from .open_file import damage
 from .types import is_bfloat16, stored_dtype
 from .virtual import check_readable
 
@@ -68,15 +69,17 @@ def h5mmap(path: str | os.PathLike[str], name: str, mode: str = "r") -> np.memma
     """
     if mode not in ("r", "r+"):
         raise ValueError(f'h5mmap: mode must be "r" or "r+", got {mode!r}')
-    path, name = shared_file(os.path.abspath(os.fspath(path))).locate(name)
-    file = shared_file(path)
-    with file.dataset(name) as dataset:
-        if is_bfloat16(dataset):
-            raise TypeError(
-                f"{name!r} in {path} holds bfloat16, which NumPy lacks; h5load with mmap=True "
-                "reads it as tensors"
-            )
-    return map_elements(path, name, mode)
+    path = os.path.abspath(os.fspath(path))
+    with damage("h5mmap", path):
+        path, name = shared_file(path).locate(name)
+        file = shared_file(path)
+        with file.dataset(name) as dataset:
+            if is_bfloat16(dataset):
+                raise TypeError(
+                    f"{name!r} in {path} holds bfloat16, which NumPy lacks; h5load with mmap=True "
+                    "reads it as tensors"
+                )
+        return map_elements(path, name, mode)
 
 
 def map_elements(path: str, name: str, mode: str = "r") -> np.memmap | LazyDataset:

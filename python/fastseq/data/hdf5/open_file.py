@@ -21,17 +21,23 @@ _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 @contextlib.contextmanager
 def damage(caller: str, path: str) -> Iterator[None]:
-    """Turn HDF5's errors about a file into ones that name it.
+    """Turn errors of HDF5 and h5py about a file into ones that name it.
 
     Raises
     ------
-    ValueError
-        It is damaged.
+    ValueError, TypeError
+        It is damaged, or holds what cannot be read.
     OSError
         The system failed.
     """
     try:
         yield
+    except (ValueError, TypeError) as error:
+        if path in str(error):
+            raise  # it says what is wrong
+        # h5py's about types and texts in a damaged file, or ours about one that this links to
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{caller}: {path} cannot be read ({error!s:.500})") from error
     except (OSError, RuntimeError, KeyError, ArithmeticError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the system's errors: permissions, too many open files

@@ -15,7 +15,7 @@ from .handles import location
 from .julia import parse_julia
 from .lazy_dataset import LazyDataset
 from .lazy_tensor import LazyTensor
-from .links import dead_link
+from .links import dead_link, names_in
 from .memory_map import map_elements
 from .open_file import reading, writing
 from .system_errors import item_of
@@ -210,7 +210,7 @@ def _load_group(group: h5py.Group, mmap: bool, above: tuple[h5py.Group, ...]) ->
         raise ValueError(f"h5load: group {group.name!r} in {group.file.filename} contains itself")
     above = (*above, group)
     items: dict[str, object] = {}
-    for name in group:
+    for name in names_in(group):
         item = item_of(group, name)
         if isinstance(item, h5py.Group):
             items[name] = _load_group(item, mmap, above)

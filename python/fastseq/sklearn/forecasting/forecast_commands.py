@@ -197,22 +197,25 @@ def _future(path: str, forecaster: Any, table: _Table | None) -> Any:
 def _check_columns(path: str, rows: pd.DataFrame, needed: dict[str, str]) -> None:
     for name, what in needed.items():
         if name not in rows.columns:
-            have = ", ".join(map(repr, rows.columns[:20]))
             raise ValueError(
-                f"{path} has no column {name!r} (it has {have}): "
+                f"{path} has no column {name!r} (it has {_names(rows)}): "
                 f"rename one, or train with --{what}-col NAME{meant(name, rows.columns)}"
             )
+
+
+def _names(rows: pd.DataFrame) -> str:
+    """Return the names of some columns, for messages."""
+    return ", ".join(f"{name!r:.60}" for name in rows.columns[:20])
 
 
 def _check_times(path: str, rows: pd.DataFrame, forecaster: Any) -> None:
     """Raise if there are several rows for a time, but no column says of which series."""
     twice = rows[forecaster.time_col].duplicated()
     if forecaster.id_col not in rows.columns and twice.any():
-        have = ", ".join(map(repr, rows.columns[:20]))
         raise ValueError(
             f"{path} has several rows for {rows[forecaster.time_col][twice].iloc[0]}, but no "
-            f"column {forecaster.id_col!r} of series' ids (it has {have}): rename one, or train "
-            "with --id-col NAME; if it is one series, keep one row for each time"
+            f"column {forecaster.id_col!r} of series' ids (it has {_names(rows)}): rename one, "
+            "or train with --id-col NAME; if it is one series, keep one row for each time"
         )
 
 
@@ -223,7 +226,8 @@ def _check_numbers(path: str, target: pd.Series) -> None:
 
     if _kind_of(path) != "csv" or pd.api.types.is_numeric_dtype(target):
         return
-    texts = target.astype(str)
+    # Arrow reads what is no UTF-8 as bytes.
+    texts = target.map(lambda a: a.decode(errors="replace") if isinstance(a, bytes) else str(a))
     missing = target.isna() | texts.isin(csv.ConvertOptions().null_values)
     wrong = (pd.to_numeric(texts, errors="coerce").isna() & ~missing).to_numpy()
     if wrong.any():
@@ -290,7 +294,8 @@ def _read_csv(path: str, texts: list[str]) -> pd.DataFrame:
         as_text = _arrow_table(path, [*texts, *empty])
         words = [name for name in empty if any(as_text[name].to_pylist())]
         table = _arrow_table(path, [*texts, *words]) if words else table
-    names = table.column_names
+    with _unpacking(path, "CSV"):  # names may be no UTF-8
+        names = table.column_names
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"{path} has two columns {twice[0]!r}")
@@ -300,7 +305,8 @@ def _read_csv(path: str, texts: list[str]) -> pd.DataFrame:
         )
     if not table.num_rows:
         raise ValueError(f"{path} has no rows")
-    rows: pd.DataFrame = table.to_pandas()
+    with _unpacking(path, "CSV"):
+        rows: pd.DataFrame = table.to_pandas()
     return rows
 
 
@@ -320,12 +326,13 @@ def _arrow_table(path: str, texts: list[str]) -> Any:
 
 @contextlib.contextmanager
 def _unpacking(path: str, kind: str) -> Iterator[None]:
-    """Turn Arrow's errors about a file into a ValueError that names it."""
-    import pyarrow
+    """Turn errors of Arrow and pandas about a file into a ValueError that names it.
 
+    pandas raises of any kind for what it does not know in its own part of Parquet files.
+    """
     try:
         yield
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
+    except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the system's: there is no such file
         text = " ".join(str(error).split())
