@@ -697,6 +697,7 @@ class Estimator:
                 raise ValueError(
                     "export needs an example x, because neither fit nor predict has been called yet"
                 )
+            learner.replicas.meet()
             if learner.replicas.first:
                 export_model(self.model, learner.example, target, learner.scaling)
 
@@ -741,6 +742,7 @@ class Estimator:
                 raise TypeError(f"state must be True or False, got {state!r}")
             target = Path(path)
             replicas.make_common(self.model)
+            replicas.meet()
             if replicas.first:
                 save_learner(self._learner, target, self.get_state() if state else None)
 
