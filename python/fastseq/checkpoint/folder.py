@@ -7,7 +7,7 @@ import re
 import socket
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -148,10 +148,11 @@ class Generations:
         try:
             paths = self.paths()
             number = _number(paths[-1]) + 1 if paths else 1
-            write(self.folder / f"checkpoint-{number:06}.safetensors", self._image)
             whole = [path for path in paths if path not in self._broken]
-            for path in [*self._broken, *whole[: max(len(whole) + 1 - self._keep, 0)]]:
-                path.unlink(missing_ok=True)
+            # Before writing: else each run that is killed before it removes any leaves one more.
+            _remove(whole[: -self._keep])
+            write(self.folder / f"checkpoint-{number:06}.safetensors", self._image)
+            _remove([*self._broken, *whole[: max(len(whole) + 1 - self._keep, 0)]])
             self._broken.clear()
         except BaseException as error:  # raised by `finish`
             self._error = error
@@ -181,6 +182,11 @@ class Generations:
             ) from error
         if error is not None:
             raise error
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def _number(path: Path) -> int:
