@@ -94,6 +94,7 @@ class Thread:
             self._begun.release()
             self._call()
         finally:
+            del self._call  # which may hold this thread
             self._ended.release()
             waited_for.discard(self)
 
