@@ -525,7 +525,9 @@ class Estimator:
         """
         learner = self._learner
         with learner.replicas.together("predict"), in_mode(self.model, training=False):
-            data = learner.open(x, None, None, None, lengths)
+            # What any rank writes may go into a file that is read.
+            strict = learner.replicas.in_common([out is None])[0]
+            data = learner.open(x, None, None, None, lengths, strict=strict)
             learner.scale(data)
             learner.replicas.make_common(self.model)
             return self._predictor.predict(

@@ -181,3 +181,56 @@ def test_a_file_cut_short_while_its_heaps_are_looked_at(tmp_path, monkeypatch):
 
     monkeypatch.setattr(heaps, "_wide", late)
     heaps.check_heaps(str(path))  # the read of a mapped file would be SIGBUS
+
+
+def mapped(path, kind):
+    """Return views of a NumPy map that are no rows at equal distances in its file."""
+    x = np.load(path, mmap_mode="c" if kind == "private" else "r")
+    views = {
+        "private": x,
+        "columns": x[:, :, ::2],
+        "list": [x[:, n, ::2] for n in range(N)],
+        "one feature": x[:, :, 0],
+    }
+    return views[kind]
+
+
+@pytest.mark.parametrize("kind", ["private", "columns", "list", "one feature"])
+@pytest.mark.parametrize("strict", [True, False])
+def test_maps_that_are_written_to(kind, strict, tmp_path):
+    path = tmp_path / "x.npy"
+    np.save(path, X)
+    os.utime(path, ns=(0, 0))  # else its time may not tell
+    x = mapped(path, kind)
+    given = (X, x) if kind == "one feature" else (x,)
+    data = Sequences(*given, dtype=torch.float32, strict=strict)
+    read(data)
+    read(data)
+    write_to(path)
+    if not strict:
+        read(data)
+        return
+    with pytest.raises(fs.ReadError, match=r"x\.npy changed while it was read: it was written to"):
+        read(data)
+
+
+@pytest.mark.parametrize("kind", ["chunked", "columns"])
+def test_predictions_are_of_files_that_do_not_change_unless_they_go_there(kind, tmp_path):
+    path = make(tmp_path) if kind == "chunked" else tmp_path / "x.npy"
+    if kind == "columns":
+        np.save(path, X)
+    x = fs.h5mmap(path, kind) if kind == "chunked" else mapped(path, kind)
+
+    class Writes(torch.nn.Linear):
+        def forward(self, a):
+            write_to(path)
+            return a
+
+    os.utime(path, ns=(0, 0))  # else its time may not tell
+
+    spec = {"epochs": 1, "batchsize": 4, "seqsize": 10}
+    loss = fs.seqloss(torch.nn.functional.mse_loss)
+    est = fs.Estimator(Writes(1, 1), loss, torch.optim.SGD, spec, progress=False, device="cpu")
+    with pytest.raises(fs.ReadError, match="changed while it was read"):
+        est.predict(x)
+    est.predict(x, out=np.empty(x.shape, "f4"))

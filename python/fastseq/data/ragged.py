@@ -17,7 +17,7 @@ from .hdf5.handles import location
 from .hdf5.memory_map import element_offset, readable_by, sliced
 from .hdf5.names import natural_key
 from .hdf5.types import stored_dtype
-from .mapped_arrays import check_not_replaced
+from .mapped_arrays import CheckedMap, check_not_replaced
 from .native_reader import element_type
 from .sliceable import Sliceable
 from .sources import Box, Source, fill
@@ -137,10 +137,10 @@ class RaggedArrays(_Ragged):
         self._whole: dict[int, Sliceable] = {}  # compressed items are held decompressed
 
     def watch(self) -> None:
-        """Raise from now on if files of compressed items change while they are read."""
+        """Raise from now on if files change while they are read."""
         if not isinstance(self._items, DatasetItems):
             self._items = [
-                item.watched() if isinstance(item, LazyDataset | LazyTensor) else item
+                item.watched() if isinstance(item, LazyDataset | LazyTensor | CheckedMap) else item
                 for item in self._items
             ]
 
