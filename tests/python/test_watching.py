@@ -234,3 +234,16 @@ def test_predictions_are_of_files_that_do_not_change_unless_they_go_there(kind, 
     with pytest.raises(fs.ReadError, match="changed while it was read"):
         est.predict(x)
     est.predict(x, out=np.empty(x.shape, "f4"))
+
+
+def test_a_group_that_is_written_to_before_it_is_read(tmp_path):
+    path = make(tmp_path)
+    with h5py.File(path) as file:
+        place = h5py.h5o.get_info(file["group/3"].id).addr
+    with h5py.File(path) as file:
+        group = file["group"]
+        with open(path, "r+b") as changed:
+            changed.seek(place)
+            changed.write(b"\xff" * 64)
+        with pytest.raises(fs.ReadError, match=r"x\.h5 that cannot be read: the file is damaged"):
+            Sequences(group, dtype=torch.float32)
