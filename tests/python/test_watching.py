@@ -247,3 +247,23 @@ def test_a_group_that_is_written_to_before_it_is_read(tmp_path):
             changed.write(b"\xff" * 64)
         with pytest.raises(fs.ReadError, match=r"x\.h5 that cannot be read: the file is damaged"):
             Sequences(group, dtype=torch.float32)
+
+
+def test_a_group_whose_file_another_one_replaces_before_it_is_read(tmp_path):
+    """Its datasets would be at other places in the file."""
+
+    def written(name, more):
+        with h5py.File(tmp_path / name, "w") as file:
+            file["before"] = np.full(more, np.inf)
+            for n in range(N):
+                file[f"x/{n}"] = X[:, n]
+        return tmp_path / name
+
+    path = written("x.h5", 1)
+    with h5py.File(path, locking=False) as file:
+        data = Sequences(file["x"], dtype=torch.float32)
+        os.replace(written("new.h5", 10_000), path)
+        with pytest.raises(
+            fs.ReadError, match=r"x\.h5 is another file than the one that was opened"
+        ):
+            read(data)
