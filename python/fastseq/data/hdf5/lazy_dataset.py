@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import ReadError
-from .file_watch import FileWatch
+from ..file_watch import FileWatch
 from .handles import SharedFile, shared_file
 from .types import stored_dtype
+from .virtual import source_files
 
 __all__ = ["LazyDataset"]
 
@@ -128,8 +129,8 @@ class LazyDataset:
         if not out.size:
             return
         with self.opened() as dataset:
-            if self._watch is not None:
-                self._watch.begin(dataset)
+            if self._watch is not None and not dataset.file.swmr_mode:
+                self._watch.begin(lambda: [os.path.abspath(self.path), *source_files(dataset)])
             bits = dataset.dtype != self.dtype  # a bitfield, which h5py treats as uint8
             target = out.view(dataset.dtype) if bits else out
             box = ", ".join(f"{s.start}:{s.stop}" for s in self.selection())

@@ -6,13 +6,13 @@ import copy
 import itertools
 import math
 import os
-import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
+from ..._util.threads import Thread
 from .lazy_dataset import LazyDataset
 from .stored_rows import StoredRows
 
@@ -256,7 +256,7 @@ class _Window:
         self._dataset = dataset
         self._cuts = cuts
         self._stopped = False
-        self._thread: threading.Thread | None = None
+        self._thread: Thread | None = None
         self._error: BaseException | None = None
 
     def covers(self, t: int, n0: int, n1: int) -> bool:
@@ -264,7 +264,7 @@ class _Window:
 
     def start(self) -> None:
         """Fill the window in another thread."""
-        self._thread = threading.Thread(target=self._run, name="fastseq-h5")
+        self._thread = Thread(self._run)
         self._thread.start()
 
     def _run(self) -> None:
