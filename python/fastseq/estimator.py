@@ -525,7 +525,9 @@ class Estimator:
         """
         learner = self._learner
         with learner.replicas.together("predict"), in_mode(self.model, training=False):
-            data = learner.open(x, None, None, None, lengths)
+            # What any rank writes may go into a file that is read.
+            strict = learner.replicas.in_common([out is None])[0]
+            data = learner.open(x, None, None, None, lengths, strict=strict)
             learner.scale(data)
             learner.replicas.make_common(self.model)
             return self._predictor.predict(
@@ -697,6 +699,7 @@ class Estimator:
                 raise ValueError(
                     "export needs an example x, because neither fit nor predict has been called yet"
                 )
+            learner.replicas.meet()
             if learner.replicas.first:
                 export_model(self.model, learner.example, target, learner.scaling)
 
@@ -741,6 +744,7 @@ class Estimator:
                 raise TypeError(f"state must be True or False, got {state!r}")
             target = Path(path)
             replicas.make_common(self.model)
+            replicas.meet()
             if replicas.first:
                 save_learner(self._learner, target, self.get_state() if state else None)
 

@@ -580,6 +580,7 @@ def save_pretrained(
     replicas = learner_of(est).replicas
     with replicas.together("save_pretrained"):
         replicas.make_common(model)
+        replicas.meet()
         if not replicas.first:
             return
         _check_folder(folder, tokenizer)

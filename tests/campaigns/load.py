@@ -37,8 +37,10 @@ class Same(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.one = nn.Parameter(torch.ones(1))
+        self.first_call = 0.0
 
     def forward(self, x: Tensor) -> Tensor:
+        self.first_call = self.first_call or time.time()
         return x * self.one
 
 
@@ -99,6 +101,7 @@ class Changes:
         self.kind: str = draw.choice(
             ["replaced", "truncated", "appended", "removed", "written", "moved", "rewritten"]
         )
+        self._times = path.with_name("times")
         self._delays = [draw.uniform(0, 0.03) for _ in range(draw.randint(1, 3))]
 
     def start(self) -> int:
@@ -108,12 +111,23 @@ class Changes:
             try:
                 for version, delay in enumerate(self._delays, 1):
                     time.sleep(delay + _TICK)
-                    self._change(version)
+                    begin = time.time()
+                    try:
+                        self._change(version)
+                    finally:
+                        with self._times.open("a") as file:
+                            file.write(f"{begin} {time.time()}\n")
             except OSError:
                 pass  # it is gone already
             finally:
                 os._exit(0)
         return child
+
+    def happened(self, begin: float, end: float) -> bool:
+        """Whether something was changed in this time; call it when there are no more changes."""
+        lines = self._times.read_text().splitlines() if self._times.exists() else []
+        spans = [[float(number) for number in line.split()] for line in lines]
+        return any(start < end and begin < stop for start, stop in spans)
 
     def _change(self, version: int) -> None:
         path, kind = self._path, self.kind
@@ -153,12 +167,26 @@ def files(number: int, folder: Path) -> str:
     way, call = draw.choice(["handle", "mapped"]), draw.choice(["predict", "predict", "fit"])
     est = same()
     child = changes.start()
+    begin = 0.0
     try:
         with contextlib.ExitStack() as stack:
             time.sleep(wait)
+            begin = time.time()
             return f"{changes.kind}: {read(est, path, store, way, call, changes.kind, stack)}"
-    finally:
+    except OtherDataError:
         os.waitpid(child, 0)
+        child = 0
+        # A change before the first read is none, and one just before it hides those just after it.
+        if changes.happened(begin - _TICK, est.model.first_call):
+            return f"{changes.kind}: read while its time could not tell"
+        raise
+    finally:
+        if child:
+            os.waitpid(child, 0)
+
+
+class OtherDataError(Exception):
+    """What was read is none of what the file held before and after its changes."""
 
 
 def read(
@@ -177,7 +205,7 @@ def read(
         if ours(error) and path.name not in str(error):
             raise
         return "not opened"
-    copy, just_written = snapshot(path)
+    copy = snapshot(path)
     try:
         if call == "predict":
             found = as_array(est.predict(x), store)
@@ -187,7 +215,7 @@ def read(
         if path.name not in str(error):
             raise
         return type(error).__name__
-    except fs.NonFiniteError:
+    except (fs.NonFiniteError, fs.DivergedError):
         # What is written anywhere into a file may make it hold such numbers.
         if kind not in ("written", "rewritten", "truncated"):
             raise
@@ -202,20 +230,16 @@ def read(
             return "read"
     elif any(np.isclose(found, (one.astype(float) ** 2).mean(), rtol=1e-5) for one in wanted):
         return "read"
-    if just_written:
-        return "read while its time could not tell"
-    raise AssertionError(f"{store}, {way}, {call}: other data were read")
+    raise OtherDataError(f"{store}, {way}, {call}")
 
 
-def snapshot(path: Path) -> tuple[Path, bool]:
-    """Copy a file; return the copy, and whether changes may go on without a change of its time."""
+def snapshot(path: Path) -> Path:
+    """Copy a file, as far as it is there."""
     copy = path.with_suffix(".copy")
     copy.write_bytes(b"")
-    try:
+    with contextlib.suppress(OSError):
         copy.write_bytes(path.read_bytes())
-        return copy, time.time() - path.stat().st_mtime < _TICK
-    except OSError:
-        return copy, False
+    return copy
 
 
 def as_array(data: Any, store: str) -> np.ndarray:
@@ -243,6 +267,11 @@ def ours(error: BaseException) -> bool:
 # --- many at a time ------------------------------------------------------------------------------
 
 
+def ready_for_threads() -> None:
+    """Renew PyTorch's pool of threads, as threads that do so together in a forked process fail."""
+    torch.set_num_threads(1)
+
+
 def untrained(seed: int) -> fs.Estimator:
     torch.manual_seed(seed)
     model = fs.nn.Chain(nn.LSTM(3, 4), nn.Dropout(0.3), nn.Linear(4, 1))
@@ -264,6 +293,7 @@ SIDE_BY_SIDE = 64
 
 def side_by_side(number: int, folder: Path) -> str:
     """Run 64 fits at a time, in threads or processes: bits as alone, in linear time."""
+    ready_for_threads()
     draw = random.Random(number)  # noqa: S311
     x = torch.randn(20, 8, 3, generator=torch.Generator().manual_seed(number))
     trained(untrained(0), x)
@@ -295,6 +325,7 @@ def _save(weights: Tensor, path: Path) -> int:
 
 def shared(number: int, folder: Path) -> str:
     """Use one estimator from several threads at once: what each would get alone, or an error."""
+    ready_for_threads()
     kinds = (two_fits, eight_predicts, two_outputs)
     kind = kinds[number % len(kinds)]
     return f"{kind.__name__}: {kind(random.Random(number), folder)}"  # noqa: S311

@@ -200,6 +200,21 @@ def test_last_ones_are_kept(tmp_path):
     assert len(names(tmp_path)) == 3
 
 
+def test_those_that_killed_runs_have_not_removed(tmp_path, monkeypatch):
+    """A run that is killed while it writes or removes leaves one too many, however many are."""
+    generation(tmp_path, 1, 2, 3, 4, keep=4)
+    there = []
+
+    def watched(path, image):
+        write(path, image)
+        there.extend(names(tmp_path))
+
+    monkeypatch.setattr("fastseq.checkpoint.folder.write", watched)
+    generation(tmp_path, 5, keep=2)
+    assert there == [f"checkpoint-00000{n}.safetensors" for n in (3, 4, 5)]
+    assert names(tmp_path) == there[1:]
+
+
 def cut(path):
     os.truncate(path, path.stat().st_size - 3)
 

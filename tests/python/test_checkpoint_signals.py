@@ -7,14 +7,15 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from interrupted import Stop, assert_same, data, estimator, files, result
+from waiting import until
 
 import fastseq as fs
+from fastseq._util import threads
 
 
 def test_usr1_saves_and_goes_on(tmp_path):
@@ -112,26 +113,28 @@ def test_term_saves_and_ends_as_it_would(tmp_path, how, code):
 @pytest.mark.parametrize("when", ["before", "between", "after"])
 def test_ctrl_c_while_the_writing_thread_starts(tmp_path, monkeypatch, when):
     """An interrupt may come at any place of `Thread.start`."""
-    start, threads = threading.Thread.start, []
+    start, started = threads.Thread.start, []
+
+    class Interrupted:
+        def acquire(self, **_):
+            raise KeyboardInterrupt
 
     def interrupted(thread):
-        if thread.name != "fastseq-checkpoint" or threads:
+        if thread._call.__name__ != "_write" or started:
             return start(thread)
-        threads.append(thread)
+        started.append(thread)
         if when == "after":
             start(thread)
-        if when == "between":  # the system's thread is there, Python's has not said so yet
-            monkeypatch.setattr(thread._started, "wait", lambda: None)
+        if when == "between":  # the system's thread is there, and has not said so yet
+            thread._begun = Interrupted()
             start(thread)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    monkeypatch.setattr(threads.Thread, "start", interrupted)
     with pytest.raises(KeyboardInterrupt):
         estimator().fit(*data(), checkpoint=tmp_path)
-    if when != "before":
-        while not threads[0]._started.is_set():
-            time.sleep(0.001)
-        threads[0].join(20)
+    assert started
+    until(lambda: not threads.waited_for)
     assert files(tmp_path) in ([], ["checkpoint-000001.safetensors"])
     est = estimator().fit(*data(), checkpoint=tmp_path, resume="auto")
     assert_same(result(estimator().fit(*data())), result(est))

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from waiting import until
 
 import fastseq as fs
+from fastseq._util import threads
 from fastseq.data.hdf5 import LazyDataset
 from fastseq.data.hdf5.commands import check_file
 from fastseq.data.hdf5.stored_rows import StoredRows
@@ -32,7 +33,7 @@ A = np.arange(T * N * F, dtype="f8").reshape(T, N, F)
 @pytest.fixture(autouse=True)
 def _threads_end():
     yield
-    assert not [t for t in threading.enumerate() if t.name == "fastseq-h5"]
+    assert not threads.waited_for
 
 
 def write(path, array=A, name="x", **options):
@@ -301,7 +302,7 @@ def test_closing_in_the_middle_ends_the_thread_and_frees_the_windows(tmp_path):
     del read
     reader.close()
     reader.close()
-    assert not [t for t in threading.enumerate() if t.name == "fastseq-h5"]
+    assert not threads.waited_for
     gc.collect()
     assert [buffer() for buffer in buffers] == [None, None]
     with pytest.raises(ValueError, match="closed"):
@@ -334,7 +335,7 @@ def test_a_fork_in_the_middle_of_a_window(tmp_path, monkeypatch):
     into = LazyDataset.read_into
 
     def wait(self, out, *more):
-        if threading.current_thread().name == "fastseq-h5":
+        if threading.current_thread() is not threading.main_thread():
             assert go_on.wait(60)
         into(self, out, *more)
 

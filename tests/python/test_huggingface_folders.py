@@ -285,6 +285,17 @@ class TestFolders:
         )
         save_pretrained(pipe.fit(TEXTS * 5, np.tile(KINDS, 5)), tmp_path)
 
+    def test_nothing_is_written_if_another_rank_does_not_make_the_call(self, tmp_path, monkeypatch):
+        est = classifier(TextBuilder(config())).fit(texts(), np.arange(13) % 3)
+
+        def missing(_):
+            raise fs.CommunicationError("rank 1 has exited")
+
+        monkeypatch.setattr("fastseq.distributed.replicas.Replicas.meet", missing)
+        with pytest.raises(fs.CommunicationError):
+            save_pretrained(est, tmp_path)
+        assert not list(tmp_path.iterdir())
+
     def test_what_cannot_be_written(self, tmp_path):
         pipe = make_pipeline(Tokenizer(words()), classifier(TextBuilder(config())))
         with pytest.raises(NotFittedError, match="not fitted yet"):

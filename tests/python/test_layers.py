@@ -260,7 +260,8 @@ INNER = {
         "tests/mpi/test_predict_out.py", "tests/python/forked_ranks.py",
         "tests/python/test_cuda_graph.py",
         "tests/python/test_history_and_progress.py", "tests/python/test_host_reads.py",
-        "tests/python/test_launchers.py", "tests/python/test_threads.py",
+        "tests/python/test_checkpoint_signals.py", "tests/python/test_launchers.py",
+        "tests/python/test_thread_starts.py", "tests/python/test_threads.py",
     ),
     "kills processes while they write files, and starts them again": (
         "tests/campaigns/kills.py", "tests/campaigns/two_jobs.py", "tests/python/killing.py",

@@ -11,6 +11,7 @@ from models import adamw, chain
 from torch.nn.functional import mse_loss
 
 import fastseq as fs
+from fastseq._util import threads
 from fastseq.data.chunk_plan import ChunkPlan
 from fastseq.data.sequences import Sequences
 
@@ -90,7 +91,7 @@ class Slow:
 
     def __getitem__(self, index):
         t = index[0].start
-        self.loaded.append((t, threading.current_thread().name))
+        self.loaded.append((t, threading.get_ident()))
         if t == 1:
             self.second.set()
         if t == self.fails_at:
@@ -103,10 +104,6 @@ def chunks_of(array):
     return data.batches(ChunkPlan(5, 2, 2, 1).chunks())
 
 
-def readers():
-    return [t for t in threading.enumerate() if t.name.startswith("fastseq-reader")]
-
-
 def test_reading_is_one_ahead_in_another_thread():
     array = Slow()
     ahead = chunks_of(array)
@@ -115,9 +112,9 @@ def test_reading_is_one_ahead_in_another_thread():
     assert next(ahead)[1].xs.tolist() == [[[1], [1]]]
     assert [t for t, _ in array.loaded[:2]] == [0, 1]
     assert len(array.loaded) <= 3
-    assert all(name.startswith("fastseq-reader") for _, name in array.loaded)
+    assert all(thread != threading.get_ident() for _, thread in array.loaded)
     ahead.close()
-    assert not readers()
+    assert not threads.waited_for
 
 
 def test_errors_of_the_reader_arrive_when_their_chunk_is_due():
@@ -128,7 +125,7 @@ def test_errors_of_the_reader_arrive_when_their_chunk_is_due():
         seen.extend(chunk.t0 for chunk, _ in chunks_of(Slow(fails_at=2)))
     assert seen == [0, 1]
     assert isinstance(found.value.__cause__, RuntimeError)
-    assert not readers()
+    assert not threads.waited_for
 
 
 def test_the_callers_arrays_are_never_changed():

@@ -54,6 +54,7 @@ def test_a_model_that_one_rank_alone_saves_asks_for_the_others(tmp_path):
     )
     assert done.returncode != 0
     assert "in save, rank 1 has exited; every rank must call save\n" in done.stderr
+    assert not (tmp_path / "model.safetensors").exists()
 
 
 def test_an_error_in_fit_ends_the_job_with_that_error(tmp_path):

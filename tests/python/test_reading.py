@@ -6,7 +6,6 @@ import contextlib
 import gc
 import multiprocessing
 import os
-import threading
 from pathlib import Path
 
 import h5py
@@ -19,6 +18,7 @@ from torch.nn.functional import mse_loss
 from waiting import until
 
 import fastseq as fs
+from fastseq._util import threads
 from fastseq.data.chunk_plan import ChunkPlan
 from fastseq.data.sequences import Sequences
 
@@ -75,7 +75,7 @@ def test_a_fit_that_is_stopped_in_the_middle_leaves_nothing_open(layout, tmp_pat
             estimator(loss=loss).fit(x, y)
     gc.collect()
     until(lambda: resources() == before)
-    assert not [t for t in threading.enumerate() if t.name.startswith("fastseq-reader")]
+    assert not threads.waited_for
 
 
 @pytest.mark.parametrize("what", ["truncated", "changed"])

@@ -326,3 +326,23 @@ def test_drawn_chains_come_back_with_state(model, scale, tmp_path_factory):
     same(loaded.predict(x[:4], reset=False), est.predict(x[:4], reset=False))
     same(loaded.step(x[4]), est.step(x[4]))
     same(loaded.predict(x), est.predict(x))
+
+
+@pytest.mark.parametrize("what", ["save", "export", "wrapper"])
+def test_nothing_is_written_if_another_rank_does_not_make_the_call(what, tmp_path, monkeypatch):
+    est = fitted()
+    wrapper = fs.SequenceRegressor("gru", epochs=1, device="cpu", random_state=0)
+    wrapper.fit(np.zeros((20, 5, 2)), np.arange(20.0))
+
+    def missing(_):
+        raise fs.CommunicationError("rank 1 has exited")
+
+    monkeypatch.setattr("fastseq.distributed.replicas.Replicas.meet", missing)
+    calls = {
+        "save": lambda: est.save(tmp_path / "model.safetensors"),
+        "export": lambda: est.export(tmp_path / "model.pt2"),
+        "wrapper": lambda: wrapper.save(tmp_path / "model.safetensors"),
+    }
+    with pytest.raises(fs.CommunicationError):
+        calls[what]()
+    assert not list(tmp_path.iterdir())

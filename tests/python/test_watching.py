@@ -181,3 +181,89 @@ def test_a_file_cut_short_while_its_heaps_are_looked_at(tmp_path, monkeypatch):
 
     monkeypatch.setattr(heaps, "_wide", late)
     heaps.check_heaps(str(path))  # the read of a mapped file would be SIGBUS
+
+
+def mapped(path, kind):
+    """Return views of a NumPy map that are no rows at equal distances in its file."""
+    x = np.load(path, mmap_mode="c" if kind == "private" else "r")
+    views = {
+        "private": x,
+        "columns": x[:, :, ::2],
+        "list": [x[:, n, ::2] for n in range(N)],
+        "one feature": x[:, :, 0],
+    }
+    return views[kind]
+
+
+@pytest.mark.parametrize("kind", ["private", "columns", "list", "one feature"])
+@pytest.mark.parametrize("strict", [True, False])
+def test_maps_that_are_written_to(kind, strict, tmp_path):
+    path = tmp_path / "x.npy"
+    np.save(path, X)
+    os.utime(path, ns=(0, 0))  # else its time may not tell
+    x = mapped(path, kind)
+    given = (X, x) if kind == "one feature" else (x,)
+    data = Sequences(*given, dtype=torch.float32, strict=strict)
+    read(data)
+    read(data)
+    write_to(path)
+    if not strict:
+        read(data)
+        return
+    with pytest.raises(fs.ReadError, match=r"x\.npy changed while it was read: it was written to"):
+        read(data)
+
+
+@pytest.mark.parametrize("kind", ["chunked", "columns"])
+def test_predictions_are_of_files_that_do_not_change_unless_they_go_there(kind, tmp_path):
+    path = make(tmp_path) if kind == "chunked" else tmp_path / "x.npy"
+    if kind == "columns":
+        np.save(path, X)
+    x = fs.h5mmap(path, kind) if kind == "chunked" else mapped(path, kind)
+
+    class Writes(torch.nn.Linear):
+        def forward(self, a):
+            write_to(path)
+            return a
+
+    os.utime(path, ns=(0, 0))  # else its time may not tell
+
+    spec = {"epochs": 1, "batchsize": 4, "seqsize": 10}
+    loss = fs.seqloss(torch.nn.functional.mse_loss)
+    est = fs.Estimator(Writes(1, 1), loss, torch.optim.SGD, spec, progress=False, device="cpu")
+    with pytest.raises(fs.ReadError, match="changed while it was read"):
+        est.predict(x)
+    est.predict(x, out=np.empty(x.shape, "f4"))
+
+
+def test_a_group_that_is_written_to_before_it_is_read(tmp_path):
+    path = make(tmp_path)
+    with h5py.File(path) as file:
+        place = h5py.h5o.get_info(file["group/3"].id).addr
+    with h5py.File(path) as file:
+        group = file["group"]
+        with open(path, "r+b") as changed:
+            changed.seek(place)
+            changed.write(b"\xff" * 64)
+        with pytest.raises(fs.ReadError, match=r"x\.h5 that cannot be read: the file is damaged"):
+            Sequences(group, dtype=torch.float32)
+
+
+def test_a_group_whose_file_another_one_replaces_before_it_is_read(tmp_path):
+    """Its datasets would be at other places in the file."""
+
+    def written(name, more):
+        with h5py.File(tmp_path / name, "w") as file:
+            file["before"] = np.full(more, np.inf)
+            for n in range(N):
+                file[f"x/{n}"] = X[:, n]
+        return tmp_path / name
+
+    path = written("x.h5", 1)
+    with h5py.File(path, locking=False) as file:
+        data = Sequences(file["x"], dtype=torch.float32)
+        os.replace(written("new.h5", 10_000), path)
+        with pytest.raises(
+            fs.ReadError, match=r"x\.h5 is another file than the one that was opened"
+        ):
+            read(data)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import re
 import socket
-import threading
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 from .._util.file_lock import FileLock
+from .._util.threads import Thread
 from ..errors import BusyError, CheckpointError
 from .format import Image, read, write
 
@@ -52,7 +52,7 @@ class Generations:
         self.folder: Path = Path(folder).absolute()
         self._keep = keep
         self._image = Image()
-        self._writing: _Writing | None = None
+        self._writing: Thread | None = None
         self._error: BaseException | None = None
         self._broken: set[Path] = set()
         self._lock: FileLock | None = None
@@ -140,26 +140,22 @@ class Generations:
         """
         self.finish()
         self._image.take(tensors, text)
-        writing = self._writing = _Writing()
         # Not a daemon: a write is finished even if the program ends meanwhile.
-        threading.Thread(target=self._write, args=(writing,), name="fastseq-checkpoint").start()
-        writing.started = True
+        self._writing = Thread(self._write)
+        self._writing.start()
 
-    def _write(self, writing: _Writing) -> None:
-        if not writing.begin():
-            return
+    def _write(self) -> None:
         try:
             paths = self.paths()
             number = _number(paths[-1]) + 1 if paths else 1
-            write(self.folder / f"checkpoint-{number:06}.safetensors", self._image)
             whole = [path for path in paths if path not in self._broken]
-            for path in [*self._broken, *whole[: max(len(whole) + 1 - self._keep, 0)]]:
-                path.unlink(missing_ok=True)
+            # Before writing: else each run that is killed before it removes any leaves one more.
+            _remove(whole[: -self._keep])
+            write(self.folder / f"checkpoint-{number:06}.safetensors", self._image)
+            _remove([*self._broken, *whole[: max(len(whole) + 1 - self._keep, 0)]])
             self._broken.clear()
         except BaseException as error:  # raised by `finish`
             self._error = error
-        finally:
-            writing.done.set()
 
     def raise_if_failed(self) -> None:
         """Raise the error of the last `write`, if it is known to have failed."""
@@ -175,7 +171,7 @@ class Generations:
             Writing failed.
         """
         if self._writing is not None:
-            self._writing.wait()
+            self._writing.join()
             self._writing = None
         error, self._error = self._error, None
         if isinstance(error, OSError):
@@ -188,27 +184,9 @@ class Generations:
             raise error
 
 
-class _Writing:
-    """One write in a thread, whose start may have been interrupted (by Ctrl-C)."""
-
-    def __init__(self) -> None:
-        self.started = False  # for certain
-        self.done = threading.Event()
-        self._lock = threading.Lock()
-        self._begun = self._cancelled = False
-
-    def begin(self) -> bool:
-        """Note that the thread runs; return whether it should write."""
-        with self._lock:
-            self._begun = not self._cancelled
-            return self._begun
-
-    def wait(self) -> None:
-        """Wait for the thread if it has started; otherwise cancel it."""
-        with self._lock:
-            self._cancelled = not (self.started or self._begun)
-        if not self._cancelled:
-            self.done.wait()
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def _number(path: Path) -> int:

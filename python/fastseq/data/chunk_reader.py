@@ -6,12 +6,13 @@ import itertools
 import math
 import os
 from collections.abc import Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from .._util.threads import Worker
 from .._util.torch_internals import storage_users
 from ..errors import ReadError
 from .native_reader import NO_SCALE, ElementType, SlabReader, element_type
@@ -118,7 +119,7 @@ class Reader:
         self.pid: int = os.getpid()
         self._native = SlabReader()
         self._files: dict[str | None, int] = {}
-        self._thread: ThreadPoolExecutor | None = None
+        self._thread: Worker | None = None
         self._buffers: dict[torch.dtype, list[_Buffer]] = {}
         self._rows: dict[int, tuple[RowSource, list[int], _Type, _Type]] = {}
         self._requests = 0  # submitted to the C++ thread and not waited for
@@ -212,7 +213,7 @@ class Reader:
             self._files.clear()
             self._requests = 0
         if self._thread is not None:
-            self._thread.shutdown(wait=True)
+            self._thread.close()
             self._thread = None
         for source in sources:
             source.close()
@@ -233,9 +234,9 @@ class Reader:
             self._rows[id(source)] = known
         return known[1:]
 
-    def _own_thread(self) -> ThreadPoolExecutor:
+    def _own_thread(self) -> Worker:
         if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="fastseq-reader")
+            self._thread = Worker()
         return self._thread
 
     def _take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

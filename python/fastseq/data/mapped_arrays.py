@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import mmap
 import os
 import weakref
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ReadError
+from .file_watch import FileWatch
 
 __all__ = [
     "CheckedMap", "check_not_replaced", "file_offset", "is_replaced", "map_of", "rows_in_one_piece"
@@ -142,11 +144,26 @@ class CheckedMap:
         self._start = mapped.offset - mapped.offset % mmap.ALLOCATIONGRANULARITY
         self.shape = array.shape
         self.dtype: np.dtype[Any] = array.dtype
+        self._watch: FileWatch | None = None
+
+    def watched(self) -> CheckedMap:
+        """Return the same view, with an error if its file changes after the first read."""
+        other = copy.copy(self)
+        other._watch = FileWatch()
+        return other
 
     def __getitem__(self, index: slice | tuple[slice, ...]) -> np.ndarray:
         part = self._array[index]
         if not part.size:
             return np.array(part)
+        if self._watch is None:
+            return self._copied(part)
+        self._watch.begin(lambda: [os.path.abspath(self._path)])
+        out = self._copied(part)
+        self._watch.check()
+        return out
+
+    def _copied(self, part: np.ndarray) -> np.ndarray:
         if self._private:
             self._check(self._start + len(self._mapping))
             return np.array(part)

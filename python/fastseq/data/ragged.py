@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -12,12 +13,13 @@ import torch
 from torch import Tensor
 
 from .._util.tree import tree_leaves
+from ..errors import ReadError
 from .hdf5 import LazyDataset, LazyTensor, h5mmap
 from .hdf5.handles import location
 from .hdf5.memory_map import element_offset, readable_by, sliced
 from .hdf5.names import natural_key
 from .hdf5.types import stored_dtype
-from .mapped_arrays import check_not_replaced
+from .mapped_arrays import CheckedMap, check_not_replaced
 from .native_reader import element_type
 from .sliceable import Sliceable
 from .sources import Box, Source, fill
@@ -108,6 +110,12 @@ class RaggedRows(_Ragged):
         """Raise if a file that was just opened by its path is another one than was given."""
         for item in self._items:
             check_not_replaced(item)
+        for path, number in {(i.path, i.number) for i in self._items if isinstance(i, _Rows)}:
+            if number is not None and _number_at(path) != number:
+                raise ReadError(
+                    f"{path} is another file than the one that was opened, or is gone: open it "
+                    "again"
+                )
 
     def pieces(self, boxes: list[Box], width: int, files: list[int]) -> np.ndarray:
         """Return the reads for a slab of `width` columns; see csrc/core/reader/slab_reader.h."""
@@ -137,10 +145,10 @@ class RaggedArrays(_Ragged):
         self._whole: dict[int, Sliceable] = {}  # compressed items are held decompressed
 
     def watch(self) -> None:
-        """Raise from now on if files of compressed items change while they are read."""
+        """Raise from now on if files change while they are read."""
         if not isinstance(self._items, DatasetItems):
             self._items = [
-                item.watched() if isinstance(item, LazyDataset | LazyTensor) else item
+                item.watched() if isinstance(item, LazyDataset | LazyTensor | CheckedMap) else item
                 for item in self._items
             ]
 
@@ -217,13 +225,22 @@ def rows_in_memory(
 
 
 class _Rows:
-    """Place of a contiguous dataset in its file, without a memory map."""
+    """Place of a contiguous dataset in its file, without a memory map.
+
+    `number`: the open file's device and number; None: unknown.
+    """
 
     def __init__(
-        self, path: str, name: str, offset: int, shape: tuple[int, ...], dtype: np.dtype
+        self,
+        place: tuple[str, str],
+        offset: int,
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+        number: tuple[int, int] | None,
     ) -> None:
-        self.path, self.name, self.offset = path, name, offset
+        (self.path, self.name), self.offset = place, offset
         self.shape, self.dtype = shape, dtype
+        self.number = number
 
     def __getitem__(self, index: Any) -> Any:
         return h5mmap(self.path, self.name)[index]
@@ -241,6 +258,7 @@ def group_items(group: h5py.Group, name: str) -> GroupItems:
     """Return the datasets of a group in the natural order of their names (2 before 10)."""
     items: list[Sliceable] = []
     home = location(group)  # for all its own datasets: a lookup takes as long as opening one
+    numbers: dict[str, tuple[int, int] | None] = {}
     keys = sorted(group, key=natural_key)
     for key in keys:
         item = group[key]
@@ -255,8 +273,27 @@ def group_items(group: h5py.Group, name: str) -> GroupItems:
         elif offset is None:
             items.append(h5mmap(*place))
         else:
-            items.append(_Rows(*place, offset, item.shape, stored_dtype(item)))
+            if place[0] not in numbers:
+                numbers[place[0]] = _number_of(item.file)
+            number = numbers[place[0]]
+            items.append(_Rows(place, offset, item.shape, stored_dtype(item), number))
     return GroupItems(items, keys)
+
+
+def _number_of(file: h5py.File) -> tuple[int, int] | None:
+    """Return the device and number of an open file, by which it is known under any name."""
+    if file.driver != "sec2":
+        return None
+    status = os.fstat(file.id.get_vfd_handle())
+    return status.st_dev, status.st_ino
+
+
+def _number_at(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 class DatasetItems(Sequence[Any]):

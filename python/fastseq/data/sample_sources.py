@@ -129,8 +129,8 @@ class SampleWindows(ArraySource):
             samples.array = CheckedMap(array, mapped)
 
     def watch(self) -> None:
-        """Raise from now on if an HDF5 file changes while it is read."""
-        if isinstance(self._samples.array, LazyDataset):
+        """Raise from now on if a file changes while it is read."""
+        if isinstance(self._samples.array, LazyDataset | CheckedMap):
             self._samples.array = self._samples.array.watched()
 
     def original(self, sequence: int) -> int:

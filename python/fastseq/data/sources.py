@@ -14,7 +14,7 @@ from torch import Tensor
 from .hdf5 import LazyDataset, LazyTensor
 from .hdf5.lazy_tensor import as_bfloat16
 from .hdf5.stored_windows import WindowReader
-from .mapped_arrays import check_not_replaced
+from .mapped_arrays import CheckedMap, check_not_replaced
 from .native_reader import ElementType, Scale, convert, element_type
 from .reshaped import Reshaped
 from .scaling.affine import Affine
@@ -345,8 +345,8 @@ class ArraySource(Source):
         self._array: Any = array
 
     def watch(self) -> None:
-        """Raise from now on if an HDF5 file changes while it is read."""
-        if isinstance(self._array, LazyDataset | LazyTensor | Reshaped):
+        """Raise from now on if a file changes while it is read."""
+        if isinstance(self._array, LazyDataset | LazyTensor | CheckedMap | Reshaped):
             self._array = self._array.watched()
 
     def fill(self, boxes: list[Box], slab: Tensor) -> int:

@@ -146,8 +146,12 @@ def _checked_items(group: h5py.Group, name: str) -> GroupItems:
     if not inside:
         raise ValueError(f"{name} has no sequences: the group {group.name} is empty")
     for key, item in inside:
-        if item is None and (dead := dead_link(group, key)) is not None:
-            raise ValueError(f"{name} is the group {group.name}, in which {key!r} is {dead.text}")
+        if item is None:
+            if (dead := dead_link(group, key)) is not None:
+                raise ValueError(
+                    f"{name} is the group {group.name}, in which {key!r} is {dead.text}"
+                )
+            group[key]  # raises why it cannot be read
     if any(not isinstance(item, h5py.Dataset) or item.ndim not in (1, 2) for _, item in inside):
         shown = ", ".join(
             f"{key} {item.shape}" if isinstance(item, h5py.Dataset) else f"{key}/"

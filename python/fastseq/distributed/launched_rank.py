@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
 import sys
-import threading
 from typing import Any, BinaryIO
 
 from .._util.optional_imports import need
+from .._util.threads import Thread
 from ..errors import CommunicationError, RemoteError
 from .launching import read_message, write_message
 
@@ -37,7 +38,7 @@ def main() -> None:
 
 def _work(orders: BinaryIO) -> Any:
     path, call = pickle.loads(read_message(orders))  # noqa: S301 (of the process that started this)
-    threading.Thread(target=_end_with_parent, args=(orders,), daemon=True).start()
+    Thread(functools.partial(_end_with_parent, orders), daemon=True).start()
     sys.path[:] = path
     function, args, kwargs = pickle.loads(call)  # noqa: S301
     return function(*args, **kwargs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pickle
 import signal
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from .._util.optional_imports import need
+from .._util.threads import Thread
 from .._util.untyped_torch import TCPStore
 from ..errors import CommunicationError, RemoteError
 from .launchers import found_launch
@@ -144,7 +146,7 @@ class _Rank:
         os.close(write)
         assert self._process.stdin is not None
         self._threads = [
-            threading.Thread(target=run, args=arguments, daemon=True)
+            Thread(functools.partial(run, *arguments), daemon=True)
             for run, arguments in (
                 (self._send, (work,)),
                 (self._receive, (results,)),

@@ -81,6 +81,15 @@ class Replicas:
                         self.comm.fail(f"{type(error).__name__}: {error}")
                 raise
 
+    def meet(self) -> None:
+        """Wait for all ranks. Collective.
+
+        Before rank 0 writes a file: if other ranks do not make the call, that is an error, and the
+        file is left as it was.
+        """
+        if not self.alone:
+            self.comm.barrier()
+
     def same_number(self, value: int) -> int:
         """Return rank 0's value, of 64 bits, on all ranks."""
         if self.alone:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import _thread
 import datetime
-import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from .._util.threads import Thread
 from .._util.untyped_torch import TCPStore
 from ..errors import CommunicationError
 from .launchers import Launch
@@ -61,20 +60,16 @@ def in_time(call: Callable[[], T], seconds: float) -> T:
     """
     returned: list[T] = []
     raised: list[BaseException] = []
-    ended = threading.Lock()
 
     def run() -> None:
         try:
             returned.append(call())
         except BaseException as error:
             raised.append(error)
-        finally:
-            ended.release()
 
-    ended.acquire()
-    # `Thread.start` would wait for ever for a thread that ends at once, for want of memory.
-    _thread.start_new_thread(run, ())
-    if not ended.acquire(timeout=min(seconds, threading.TIMEOUT_MAX)):
+    thread = Thread(run, daemon=True)
+    thread.start()
+    if not thread.join(seconds):
         raise TimeoutError(f"no answer in {seconds:g} s: stopped, or cut off?")
     if raised:
         raise raised[0]

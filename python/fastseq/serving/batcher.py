@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import queue
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
+
+from .._util.threads import Thread
 
 __all__ = ["Batcher", "OverloadError"]
 
@@ -67,7 +68,7 @@ class Batcher:
         self._worker: asyncio.Task[None] | None = None
         self._calls: queue.SimpleQueue[Any] = queue.SimpleQueue()
         # a daemon, so that the program can end while the model runs
-        threading.Thread(target=self._call, name="fastseq-model", daemon=True).start()
+        Thread(self._call, daemon=True).start()
 
     async def answers(self, records: Sequence[Any]) -> list[Any]:
         """Return the answers to the records of one request.

@@ -176,8 +176,12 @@ class Learner:
         w: object = None,
         mask: object = None,
         lengths: object = None,
+        *,
+        strict: bool = True,
     ) -> Sequences:
         """Open data as `Estimator.fit` takes them; check that they fit the model. Collective.
+
+        Unless `strict`, their files may change while they are read.
 
         Raises
         ------
@@ -190,7 +194,7 @@ class Learner:
             labels=self.spec.scale_y is None or not of_numbers(self.loss),
             missing_label=missing_label(self.loss), ids=number_of_ids(self.model),
             told=padding_id(self.model) is not None, device=self.device,
-            strict=y is not None,  # predictions may go into the same file
+            strict=strict,
         )  # fmt: skip
         check_features(self.model, data.x)
         if self.spec.shard != "given":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,15 +15,17 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import ReadError
-from .file_watch import FileWatch
+from ..file_watch import FileWatch
 from .handles import SharedFile, shared_file
 from .stored_chunks import cores
 from .types import stored_dtype
+from .virtual import source_files
 from .virtual_parts import Part
 
 __all__ = ["LazyDataset"]
 
 _OPEN_SOURCES = 64  # of virtual datasets
+_looking_up = threading.Lock()
 
 
 class LazyDataset:
@@ -140,8 +143,8 @@ class LazyDataset:
         if not out.size:
             return
         with self.opened() as dataset:
-            if self._watch is not None:
-                self._watch.begin(dataset)
+            if self._watch is not None and not dataset.file.swmr_mode:
+                self._watch.begin(lambda: [os.path.abspath(self.path), *source_files(dataset)])
             bits = dataset.dtype != self.dtype  # a bitfield, which h5py treats as uint8
             target = out.view(dataset.dtype) if bits else out
         box = ", ".join(f"{s.start}:{s.stop}" for s in self.selection())
@@ -199,15 +202,16 @@ class LazyDataset:
         """Return a part of a virtual dataset; the last ones stay open."""
         shape = tuple(side.stop - side.start for side in part.box)
         key = (part.path, part.name, part.start, shape)
-        source = self._sources.pop(key, None)
-        if source is None:
-            source = LazyDataset(
-                part.path, part.name, shape, self.dtype, starts=part.start, cached=self.cached
-            )
-        self._sources[key] = source
-        while len(self._sources) > _OPEN_SOURCES:
-            del self._sources[next(iter(self._sources))]
-        return source
+        with _looking_up:  # slices share them
+            source = self._sources.pop(key, None)
+            if source is None:
+                source = LazyDataset(
+                    part.path, part.name, shape, self.dtype, starts=part.start, cached=self.cached
+                )
+            self._sources[key] = source
+            while len(self._sources) > _OPEN_SOURCES:
+                del self._sources[next(iter(self._sources))]
+            return source
 
     @contextmanager
     def opened(self, *, writable: bool = False) -> Iterator[h5py.Dataset]:
@@ -293,3 +297,12 @@ def _axes(piece: object) -> int:
         array = np.asarray(piece)
         return array.ndim if array.dtype == bool else 1
     return 1
+
+
+def _forget() -> None:
+    """Reset in a forked child: the lock is its parent's."""
+    global _looking_up
+    _looking_up = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget)

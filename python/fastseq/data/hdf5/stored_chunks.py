@@ -6,13 +6,14 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import h5py
 import numpy as np
 
+from ..._util.threads import Worker
 from .chunk_filters import Bytes, Filters
 from .types import stored_dtype
 
@@ -187,14 +188,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-_pool: ThreadPoolExecutor | None = None
+_pool: Worker | None = None
 
 
-def _workers() -> ThreadPoolExecutor:
+def _workers() -> Worker:
     """Return the threads that decode, shared by all readers."""
     global _pool
     if _pool is None:
-        _pool = ThreadPoolExecutor(cores(), thread_name_prefix="fastseq-decoder")
+        _pool = Worker(cores())
     return _pool
 
 

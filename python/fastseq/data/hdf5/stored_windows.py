@@ -6,7 +6,6 @@ import copy
 import itertools
 import math
 import os
-import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..._util.threads import Thread
 from .lazy_dataset import LazyDataset
 from .stored_chunks import cores
 from .stored_rows import StoredRows
@@ -259,7 +259,7 @@ class _Window:
         self._cuts = cuts
         self._stopped = False
         self._awaited = False
-        self._thread: threading.Thread | None = None
+        self._thread: Thread | None = None
         self._error: BaseException | None = None
 
     def covers(self, t: int, n0: int, n1: int) -> bool:
@@ -267,7 +267,7 @@ class _Window:
 
     def start(self) -> None:
         """Fill the window in another thread."""
-        self._thread = threading.Thread(target=self._run, name="fastseq-h5")
+        self._thread = Thread(self._run)
         self._thread.start()
 
     def _run(self) -> None:

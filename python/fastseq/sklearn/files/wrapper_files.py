@@ -93,6 +93,7 @@ class WrapperFiles(SequenceEstimator):
         with learner.replicas.together("save"):
             target = Path(path)
             learner.replicas.make_common(learner.model)
+            learner.replicas.meet()
             if not learner.replicas.first:
                 return
             check_path(target)

@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable
 
-import h5py
-
-from ...errors import ReadError
-from .virtual import source_files
+from ..errors import ReadError
 
 __all__ = ["FileWatch"]
 
 
 class FileWatch:
-    """Record the state of a dataset's file, and of its sources' files, at the first read.
+    """Record the state of files at the first read.
 
-    Later writes might show up in part of the data read, so they are an error, unless the file is
-    written in SWMR mode.
+    Later writes might show up in part of the data read, so they are an error.
     """
 
     def __init__(self) -> None:
         self._states: dict[str, os.stat_result] = {}
 
-    def begin(self, dataset: h5py.Dataset) -> None:
-        """Record the files' state; only the first call does."""
-        if not self._states and not dataset.file.swmr_mode:
-            paths = [os.path.abspath(dataset.file.filename), *source_files(dataset)]
-            self._states = {path: os.stat(path) for path in paths}
+    def begin(self, paths: Callable[[], Iterable[str]]) -> None:
+        """Record the state of the files `paths`; only the first call does."""
+        if not self._states:
+            self._states = {path: os.stat(path) for path in paths()}
 
     def check(self) -> None:
         """Raise if a file has changed.
