@@ -156,8 +156,7 @@ class Worker:
 
     def close(self) -> None:
         """End the threads, after what they were given."""
-        for _ in self._threads:
-            self._calls.put(None)
+        self._calls.put(None)
         for thread in self._threads:
             thread.join()
 
@@ -172,6 +171,7 @@ def _work(calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]) -> N
             except BaseException as error:
                 future.set_exception(error)
         del future, call
+    calls.put(None)  # for the others
 
 
 waited_for: set[Thread] = set()

@@ -98,15 +98,18 @@ class StoredChunks:
         OSError, RuntimeError
             A chunk cannot be read.
         """
+        count = math.prod(map(len, self._numbers(box)))
         pending: set[Future[None]] = set()
+        workers: Worker | None = None
         try:
             for chunk in self._stored(box, opened):
-                while len(pending) >= (limit := threads()) > 1:
+                while len(pending) >= (limit := min(threads(), count)) > 1:
                     done, pending = wait(pending, return_when=FIRST_COMPLETED)
                     for future in done:
                         future.result()
                 if limit > 1:
-                    pending.add(_workers().submit(self._place, chunk, out, box, opened))
+                    workers = workers or Worker(min(cores(), count))
+                    pending.add(workers.submit(self._place, chunk, out, box, opened))
                 else:
                     self._place(chunk, out, box, opened)
             for future in pending:
@@ -114,7 +117,8 @@ class StoredChunks:
         finally:
             for future in pending:
                 future.cancel()
-            wait(pending)  # none writes into `out` any more
+            if workers is not None:
+                workers.close()  # then none writes into `out` any more
 
     def _numbers(self, box: tuple[slice, ...]) -> list[range]:
         """Return the numbers of a box's chunks along each axis."""
@@ -186,23 +190,3 @@ class StoredChunks:
 def cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-_pool: Worker | None = None
-
-
-def _workers() -> Worker:
-    """Return the threads that decode, shared by all readers."""
-    global _pool
-    if _pool is None:
-        _pool = Worker(cores())
-    return _pool
-
-
-def _forget() -> None:
-    """Reset in a forked child, which has none of the parent's threads."""
-    global _pool
-    _pool = None
-
-
-os.register_at_fork(after_in_child=_forget)
