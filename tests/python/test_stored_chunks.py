@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 import fastseq as fs
 from fastseq import _reader
-from fastseq.data.hdf5.stored_chunks import StoredChunks, cores
+from fastseq._util.threads import cores
+from fastseq.data.hdf5.stored_chunks import StoredChunks
 from fastseq.errors import ReadError
 
 DTYPES = ("u1", "i1", "<i2", ">i2", "<u4", "<i4", ">i8", "<f2", "<f4", ">f4", "<f8", ">f8", "?")

@@ -8,12 +8,14 @@ import functools
 import os
 import threading
 import weakref
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from queue import SimpleQueue
 from typing import Any
 
-__all__ = ["Thread", "Worker", "waited_for"]
+import torch
+
+__all__ = ["Thread", "Worker", "call_all", "cores", "idle_cores", "waited_for"]
 
 _LOOK_SECONDS = 0.05  # after which to look whether a thread that has not begun is gone
 
@@ -172,6 +174,58 @@ def _work(calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]) -> N
                 future.set_exception(error)
         del future, call
     calls.put(None)  # for the others
+
+
+def call_all(calls: Iterable[Callable[[], object]], count: int, threads: Callable[[], int]) -> None:
+    """Make calls in several threads, of which none is left when this returns or raises.
+
+    Parameters
+    ----------
+    calls
+        What is called; asked for the next one when a thread is free.
+    count
+        How many there are.
+    threads
+        Returns how many may be made at a time; asked again before each. With one, they are made in
+        this thread.
+
+    Examples
+    --------
+    >>> found = []
+    >>> call_all((functools.partial(found.append, i) for i in range(3)), 3, lambda: 2)
+    >>> sorted(found)
+    [0, 1, 2]
+    """
+    pending: set[Future[object]] = set()
+    workers: Worker | None = None
+    try:
+        for call in calls:
+            while len(pending) >= (limit := min(threads(), count)) > 1:
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+            if limit > 1:
+                workers = workers or Worker(min(cores(), count))
+                pending.add(workers.submit(call))
+            else:
+                call()
+        for future in pending:
+            future.result()
+    finally:
+        for future in pending:
+            future.cancel()
+        if workers is not None:
+            workers.close()
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def idle_cores() -> int:
+    """Return how many cores PyTorch leaves idle, 1 at least."""
+    return max(cores() - torch.get_num_threads(), 1)
 
 
 waited_for: set[Thread] = set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -12,10 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._util.threads import call_all, idle_cores
 from .._util.tree import tree_leaves
 from ..errors import ReadError
 from .hdf5 import LazyDataset, LazyTensor, h5mmap
 from .hdf5.handles import location
+from .hdf5.lazy_tensor import as_bfloat16
 from .hdf5.memory_map import element_offset, readable_by, sliced
 from .hdf5.names import natural_key
 from .hdf5.types import stored_dtype
@@ -156,25 +159,40 @@ class RaggedArrays(_Ragged):
         """Free decompressed items."""
         self._block, self._whole = (0, 0), {}
 
-    def _item(self, n: int, block: tuple[int, int]) -> Sliceable:
-        """Return an item; a compressed one is decompressed once per block, if there is room."""
-        item = self._items[int(self._positions[n])]
-        if not isinstance(item, LazyDataset | LazyTensor):
-            return item
-        row = max(self._numel * item.dtype.itemsize, 1)
+    def _decompress(self, block: tuple[int, int], t0: int) -> None:
+        """Decompress a block's items that go on at `t0`, each once, if there is room for them."""
+        wanted = {
+            n: item
+            for n in range(*block)
+            if self._lengths[n] > t0
+            and isinstance(item := self._items[int(self._positions[n])], LazyDataset | LazyTensor)
+        }
+        row = max((self._numel * item.dtype.itemsize for item in wanted.values()), default=0)
         if int(self._lengths[block[0] : block[1]].sum()) * row > _CACHE_BYTES:
-            return item
+            return
         if self._block != block:
             self._block, self._whole = block, {}
-        if n not in self._whole:
-            self._whole[n] = np.asarray(item)
-        return self._whole[n]
+        missing = [n for n in wanted if n not in self._whole]
+
+        def decompress(n: int) -> None:
+            item = wanted[n]
+            raw = item.raw if isinstance(item, LazyTensor) else item
+            array = np.empty(raw.shape, raw.dtype)
+            raw.read_into(array, idle_cores if len(missing) == 1 else lambda: 1)
+            self._whole[n] = as_bfloat16(array) if isinstance(item, LazyTensor) else array
+
+        call_all((functools.partial(decompress, n) for n in missing), len(missing), idle_cores)
+
+    def _item(self, n: int, block: tuple[int, int]) -> Sliceable:
+        held = self._whole.get(n) if self._block == block else None
+        return self._items[int(self._positions[n])] if held is None else held
 
     def fill(self, boxes: list[Box], slab: Tensor) -> int:
         """Read into a slab; return how many values are NaN or infinite."""
         slab.zero_()
         count = 0
         for t0, t1, n0, n1, at in boxes:
+            self._decompress((n0, n1), t0)
             for n in range(n0, n1):
                 end = min(t1, int(self._lengths[n]))
                 if end <= t0:

@@ -14,10 +14,10 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from ..._util.threads import cores
 from ...errors import ReadError
 from ..file_watch import FileWatch
 from .handles import SharedFile, shared_file
-from .stored_chunks import cores
 from .types import stored_dtype
 from .virtual import source_files
 from .virtual_parts import Part

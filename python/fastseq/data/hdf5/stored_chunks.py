@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import h5py
 import numpy as np
 
-from ..._util.threads import Worker
+from ..._util.threads import call_all
 from .chunk_filters import Bytes, Filters
 from .types import stored_dtype
 
-__all__ = ["StoredChunks", "cores"]
+__all__ = ["StoredChunks"]
 
 Opened = Callable[[], AbstractContextManager[h5py.Dataset]]
 """Holds the dataset; no other thread uses its file meanwhile."""
@@ -98,27 +97,11 @@ class StoredChunks:
         OSError, RuntimeError
             A chunk cannot be read.
         """
-        count = math.prod(map(len, self._numbers(box)))
-        pending: set[Future[None]] = set()
-        workers: Worker | None = None
-        try:
-            for chunk in self._stored(box, opened):
-                while len(pending) >= (limit := min(threads(), count)) > 1:
-                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        future.result()
-                if limit > 1:
-                    workers = workers or Worker(min(cores(), count))
-                    pending.add(workers.submit(self._place, chunk, out, box, opened))
-                else:
-                    self._place(chunk, out, box, opened)
-            for future in pending:
-                future.result()
-        finally:
-            for future in pending:
-                future.cancel()
-            if workers is not None:
-                workers.close()  # then none writes into `out` any more
+        calls = (
+            functools.partial(self._place, chunk, out, box, opened)
+            for chunk in self._stored(box, opened)
+        )
+        call_all(calls, math.prod(map(len, self._numbers(box))), threads)
 
     def _numbers(self, box: tuple[slice, ...]) -> list[range]:
         """Return the numbers of a box's chunks along each axis."""
@@ -185,8 +168,3 @@ class StoredChunks:
             here = tuple(slice(end - a) for a, end in zip(start, ends, strict=True))
             dataset.read_direct(found, there, here)
         return found.view(np.uint8).reshape(-1)
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -11,11 +11,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
-import torch
 
-from ..._util.threads import Thread
+from ..._util.threads import Thread, cores, idle_cores
 from .lazy_dataset import LazyDataset
-from .stored_chunks import cores
 from .stored_rows import StoredRows
 
 __all__ = ["WindowReader"]
@@ -286,7 +284,7 @@ class _Window:
     def _threads(self) -> int:
         """Return how many threads may decode: all while they are waited for, else idle ones."""
         ahead = self._thread is not None and not self._awaited
-        return max(cores() - torch.get_num_threads(), 1) if ahead else cores()
+        return idle_cores() if ahead else cores()
 
     def wait(self) -> None:
         self._awaited = True
