@@ -155,7 +155,8 @@ def test_few_python_modules_touch_each_native_one() -> None:
         name: {module for module in MODULES if name in imported(module)} for name in EXTENSIONS
     }
     assert users == {
-        "_C": {"nn.ops.library"}, "_cuda": {"nn.ops.library"}, "_reader": {"data.native_reader"},
+        "_C": {"nn.ops.library"}, "_cuda": {"nn.ops.library"},
+        "_reader": {"data.hdf5.chunk_filters", "data.native_reader"},
         "_comm": {"distributed.communicators", "distributed.rendezvous"},
         "_mpi": {"distributed.communicators"},
         "_cuda_comm": {"distributed.native_bucketizers"}, "_step": {"training.native_layers"},
@@ -218,6 +219,7 @@ INNER = {
         "tests/python/test_large_sets.py", "tests/python/test_laziness.py",
         "tests/python/test_mapped.py", "tests/python/test_reading.py",
         "tests/python/test_sequences.py", "tests/python/test_sources.py",
+        "tests/python/test_stored_chunks.py",
         "tests/python/test_unequal_lengths.py", "tests/python/test_validation.py",
         "tests/python/test_watching.py", "tests/python/test_wide_numbers.py",
     ),
