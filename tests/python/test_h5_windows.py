@@ -177,7 +177,7 @@ def test_sources_whose_names_hold_percent_signs(tmp_path):
     names = [tmp_path / "0 %.h5", tmp_path / "1 %.h5"]
     fs.h5concat(tmp_path / "all.h5", names)
     with h5py.File(tmp_path / "all.h5") as file:
-        rows = StoredRows(file["x%"])
+        rows = StoredRows.of(file["x%"])
         assert [rows.boundary(t, 0, N) for t in (1, T + 1)] == [7, T + 7]
     reader = WindowReader(fs.h5mmap(tmp_path / "all.h5", "x%"))
     np.testing.assert_array_equal(reader.read(0, 2 * T, 0, N), np.concatenate([A, A + 1]))

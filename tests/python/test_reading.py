@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import multiprocessing
 import os
 from pathlib import Path
@@ -185,6 +186,28 @@ def test_zarr_arrays(tmp_path):
     estimator(found).fit(x, Y)
     estimator(wanted).fit(X, Y)
     assert_same_parameters(found, wanted, rtol=0)
+
+
+@pytest.mark.parametrize("chunks", [(7, 3, 3), (40, 2, 1), (T, N, 3), (1, 1, 1)])
+def test_chunks_of_other_libraries_are_read_once_per_block(chunks):
+    class Chunked:
+        """Stored as zarr does it."""
+
+        shape, dtype = X.shape, X.dtype
+        read = 0
+
+        def __getitem__(self, box):
+            ends = [-(-s.stop // c) - s.start // c for s, c in zip(box, self.chunks, strict=True)]
+            self.read += math.prod(ends)
+            return X[box]
+
+    x = Chunked()
+    x.chunks = chunks
+    data = Sequences(x, dtype=torch.float32)
+    plan = ChunkPlan(T, N, N, 4)
+    for chunk, batch in data.batches(plan.chunks()):
+        torch.testing.assert_close(batch.xs, torch.from_numpy(X[chunk.t0 : chunk.t1]).float())
+    assert x.read == math.prod(-(-n // c) for n, c in zip(X.shape, chunks, strict=True))
 
 
 def test_virtual_datasets_whose_files_are_missing(tmp_path):

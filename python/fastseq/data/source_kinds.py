@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .chunked_arrays import ChunkedArray
 from .hdf5 import LazyDataset, LazyTensor, h5mmap
 from .hdf5.handles import location
 from .hdf5.memory_map import map_elements, readable_by, sliced
@@ -75,6 +76,9 @@ def _open(array: Sliceable, name: str, dtype: torch.dtype, *, keep_integers: boo
     if isinstance(array, LazyDataset):
         return WindowSource(name, array, target)
     if not isinstance(array, np.ndarray):
+        chunked = ChunkedArray.of(array)
+        if chunked is not None:
+            return WindowSource(name, chunked, target)
         return ArraySource(name, array, target)
     mapped = map_of(array)
     if mapped is not None:

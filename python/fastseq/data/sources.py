@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .chunked_arrays import ChunkedArray
 from .hdf5 import LazyDataset, LazyTensor
 from .hdf5.lazy_tensor import as_bfloat16
 from .hdf5.stored_windows import WindowReader
@@ -368,11 +369,13 @@ class ArraySource(Source):
 
 
 class WindowSource(ArraySource):
-    """A dataset that is not contiguous in its file, read in windows of whole HDF5 chunks."""
+    """A dataset that is not contiguous in its file, read in windows of whole chunks."""
 
     joins = True
 
-    def __init__(self, name: str, dataset: LazyDataset | LazyTensor, dtype: torch.dtype) -> None:
+    def __init__(
+        self, name: str, dataset: LazyDataset | LazyTensor | ChunkedArray, dtype: torch.dtype
+    ) -> None:
         super().__init__(name, dataset, dtype)
         self._readers: list[WindowReader] = []
         self._blocks: Iterable[tuple[int, int, int, int]] = ()

@@ -18,6 +18,7 @@ from ..._util.threads import cores
 from ...errors import ReadError
 from ..file_watch import FileWatch
 from .handles import SharedFile, shared_file
+from .stored_rows import StoredRows
 from .types import stored_dtype
 from .virtual import source_files
 from .virtual_parts import Part
@@ -212,6 +213,11 @@ class LazyDataset:
             while len(self._sources) > _OPEN_SOURCES:
                 del self._sources[next(iter(self._sources))]
             return source
+
+    def rows(self) -> StoredRows:
+        """Return the dataset's rows of chunks along time."""
+        with self.opened() as dataset:
+            return StoredRows.of(dataset)
 
     @contextmanager
     def opened(self, *, writable: bool = False) -> Iterator[h5py.Dataset]:

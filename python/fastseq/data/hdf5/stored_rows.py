@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import h5py
@@ -47,15 +47,26 @@ class StoredRows:
     >>> import h5py, os, tempfile
     >>> with h5py.File(os.path.join(tempfile.mkdtemp(), "a.h5"), "w") as file:
     ...     x = file.create_dataset("x", (100, 8, 2), "f4", chunks=(30, 4, 2), compression="gzip")
-    ...     rows = StoredRows(x)
+    ...     rows = StoredRows.of(x)
     >>> [rows.boundary(t, 0, 8) for t in (0, 1, 30, 31, 95)]
     [0, 30, 30, 60, 100]
     """
 
-    def __init__(self, dataset: h5py.Dataset) -> None:
-        columns = np.array(list(_regions(dataset)), np.int64).reshape(-1, len(_Region._fields))
+    def __init__(self, regions: Iterable[_Region]) -> None:
+        columns = np.array(list(regions), np.int64).reshape(-1, len(_Region._fields))
         self._regions = _Region(*columns.T)
         self.width: int = int(np.max(self._regions.width, initial=1))
+
+    @classmethod
+    def of(cls, dataset: h5py.Dataset) -> StoredRows:
+        """Return those of a dataset."""
+        return cls(_regions(dataset))
+
+    @classmethod
+    def regular(cls, shape: tuple[int, ...], chunks: tuple[int, ...]) -> StoredRows:
+        """Return those of an array in chunks that are read whole."""
+        (steps, count), (length, width) = shape[:2], chunks[:2]
+        return cls([_Region(0, steps, 0, count, length, 0, min(width, count))])
 
     def boundary(self, t: int, n0: int, n1: int) -> int:
         """Return the first time step from `t` on that cuts no chunk of ``[n0, n1)``."""

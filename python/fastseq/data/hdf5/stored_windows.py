@@ -8,19 +8,39 @@ import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from ..._util.threads import Thread, cores, idle_cores
-from .lazy_dataset import LazyDataset
 from .stored_rows import StoredRows
 
-__all__ = ["WindowReader"]
+__all__ = ["ChunkedDataset", "WindowReader"]
 
 Block = tuple[int, int, int, int]  # t0, t1, n0, n1
 
 _WINDOW_BYTES = 2**23  # unless boxes or rows of chunks are larger; also the size of one read
+
+
+class ChunkedDataset(Protocol):
+    """What windows are read from; see `LazyDataset`."""
+
+    path: str
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    starts: tuple[int, ...]
+    cached: bool
+
+    @property
+    def ndim(self) -> int:
+        """The number of dimensions."""
+
+    def __getitem__(self, index: Any, /) -> Any:
+        """Return a box, which is not read yet."""
+
+    def rows(self) -> StoredRows:
+        """Return its rows of chunks along time."""
 
 
 class WindowReader:
@@ -56,12 +76,12 @@ class WindowReader:
     >>> reader.close()
     """
 
-    def __init__(self, dataset: LazyDataset, max_bytes: int = 2**28) -> None:
+    def __init__(self, dataset: ChunkedDataset, max_bytes: int = 2**28) -> None:
         if dataset.ndim < 2:
             raise ValueError(
                 f"{dataset!r} must have at least two dimensions, time steps and sequences"
             )
-        self.dataset: LazyDataset = copy.copy(dataset)
+        self.dataset: ChunkedDataset = copy.copy(dataset)
         self.dataset.cached = False  # windows keep what is needed again
         self.max_bytes = max_bytes
         self._warned = self._closed = False
@@ -224,8 +244,7 @@ class WindowReader:
 
     def _boundary(self, t: int, n0: int, n1: int) -> int:
         if self._rows is None:
-            with self.dataset.opened() as dataset:
-                self._rows = StoredRows(dataset)
+            self._rows = self.dataset.rows()
             data_bytes = self.dataset.shape[0] * self._step_bytes(self.dataset.shape[1])
             if self._rows.width >= 2 * (n1 - n0) and data_bytes > self.max_bytes:
                 self._warn(
@@ -242,7 +261,7 @@ class _Window:
 
     def __init__(
         self,
-        dataset: LazyDataset,
+        dataset: ChunkedDataset,
         n0: int,
         n1: int,
         end: int,
