@@ -239,9 +239,10 @@ class SharedFile:
     @property
     def truncated(self) -> bool:
         """Whether a file open for reading was truncated: HDF5 reads zeros past its end."""
-        if self._file is None or self._file.mode != "r" or self.replaced:
-            return False
-        return os.path.getsize(self.path) < self._size
+        with self._lock:
+            if self._file is None or self._file.mode != "r" or self.replaced:
+                return False
+            return os.path.getsize(self.path) < self._size
 
     def __del__(self) -> None:
         # A forked child that closed its parent's file would write to it, too.
