@@ -95,7 +95,9 @@ def test_h5concat_joins_as_numpy_does(tmp_path_factory: Any, data: st.DataObject
         patch.setattr("fastseq.data.hdf5.chunk_writing._LEAST_BYTES", 0)
         chunk = draw(st.sampled_from([16, 100, 2**20]))
         patch.setattr(compression, "_CHUNK_BYTES", chunk)
-        patch.setattr(copying, "_CHUNKS_BYTES", chunk * draw(st.integers(1, 9)))
+        tile = chunk * draw(st.integers(1, 9))
+        patch.setattr(copying, "_TILE_BYTES", tile)
+        patch.setattr(copying, "_CHUNKS_BYTES", tile * draw(st.integers(1, 2)))
         # Whatever the tiles, no chunk is written in parts.
         patch.setattr(ChunkWriter, "_write_by_hdf5", None)
         fs.h5concat(

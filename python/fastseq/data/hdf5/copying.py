@@ -102,15 +102,15 @@ def _chunked_tiles(joined: Joined, chunk: Shape) -> Iterator[Box]:
     They span as much as fits of the sources' chunks, which are decompressed for each tile.
     """
     shape, itemsize = joined.shape, joined.dtype.itemsize
-    chunks = [chunk, *(part.chunks for part, _ in joined.pieces if part.chunks)]
-    counts = [
-        -(-max(sizes) // n) for sizes, n in zip(zip(*chunks, strict=True), chunk, strict=True)
-    ]
-    while math.prod(counts) > max(_CHUNKS_BYTES // (math.prod(chunk) * itemsize), 1):
+    sources = [part.chunks for part, _ in joined.pieces if part.chunks]
+    limit = _CHUNKS_BYTES if sources else _TILE_BYTES
+    sizes = [max(column) for column in zip(chunk, *sources, strict=True)]
+    counts = [-(-size // n) for size, n in zip(sizes, chunk, strict=True)]
+    while math.prod(counts) > max(limit // (math.prod(chunk) * itemsize), 1):
         most = max(range(len(counts)), key=counts.__getitem__)
         counts[most] = -(-counts[most] // 2)
     tile = [min(k * n, length) for k, n, length in zip(counts, chunk, shape, strict=True)]
-    tile = _extended(tile, shape, itemsize, _CHUNKS_BYTES)
+    tile = _extended(tile, shape, itemsize, limit)
     for corner in itertools.product(*map(range, itertools.repeat(0), shape, tile)):
         yield tuple((a, min(a + k, n)) for a, k, n in zip(corner, tile, shape, strict=True))
 
