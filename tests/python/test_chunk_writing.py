@@ -105,6 +105,17 @@ def test_both_may_write_to_one_chunk(path: Path) -> None:
         np.testing.assert_array_equal(file["x"][()], expected)
 
 
+def test_a_dataset_that_grows_has_its_fill_value_there(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        x = file.create_dataset(
+            "x", (5,), "f4", chunks=(9000,), maxshape=(None,), compression="gzip", fillvalue=7
+        )
+        with writer_of(x) as writer:
+            writer.write((slice(0, 5),), np.ones(5, "f4"))
+        x.resize((8,))
+        assert x[()].tolist() == [1] * 5 + [7] * 3
+
+
 def test_what_cannot_be_compressed_is_valid(path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 256, (3, 70_000), np.uint8)
     with h5py.File(path, "w") as file:
@@ -161,10 +172,14 @@ def test_few_chunks_are_in_memory_at_a_time(path: Path, monkeypatch: pytest.Monk
     assert peak < 8 * 2**20
 
 
-def test_an_error_in_a_thread_ends_the_writing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("pending", [0, 2**25], ids=["at once", "on closing"])
+def test_an_error_in_a_thread_ends_the_writing(
+    path: Path, monkeypatch: pytest.MonkeyPatch, pending: int
+) -> None:
     def fail(data: object, level: int) -> bytes:
         raise MemoryError("there is none")
 
+    monkeypatch.setattr(chunk_writing, "_PENDING_BYTES", pending)
     monkeypatch.setattr(chunk_writing.deflate, "zlib_compress", fail)
     before = threading.active_count()
     with h5py.File(path, "w") as file:

@@ -53,7 +53,7 @@ def h5concat(
         in one piece, in some 50 MB of memory.
     compression
         ``"gzip"`` compresses copies (level 4, bytes shuffled) in chunks of at most 1 MB, of whole
-        features of about as many steps as sequences, with all cores, in some 150 MB of memory.
+        features of about as many steps as sequences, with all cores, in at most 150 MB of memory.
         `h5mmap` then cannot map them into memory, only read them lazily, and reading costs their
         decompression.
     progress
