@@ -41,6 +41,12 @@ def test_concat(h5):
     with h5py.File("all.h5") as file:
         assert not file["x"].is_virtual
         assert file["x"][:, 0, 0].tolist() == [10, 10, 10, 2, 2, 2]
+    assert h5("concat", "all.h5", "p10.h5", "p2.h5", "--copy", "--compress") == (0, "", "")
+    with h5py.File("all.h5") as file:
+        assert (file["x"].compression, file["x"].shuffle) == ("gzip", True)
+        assert file["x"][:, 0, 0].tolist() == [10, 10, 10, 2, 2, 2]
+    code, out, message = h5("concat", "all.h5", "p*.h5", "--compress")
+    assert (code, out, message) == (1, "", "error: --compress is for copies; add --copy\n")
     code, out, message = h5("concat", "all.h5", "q*.h5")
     assert (code, out) == (1, "")
     assert message.startswith("error: ")

@@ -155,8 +155,9 @@ def test_few_python_modules_touch_each_native_one() -> None:
         name: {module for module in MODULES if name in imported(module)} for name in EXTENSIONS
     }
     assert users == {
-        "_C": {"nn.ops.library"}, "_cuda": {"nn.ops.library"},
-        "_reader": {"data.hdf5.chunk_filters", "data.native_reader"},
+        "_C": {"nn.ops.library"}, "_cuda": {"nn.ops.library"}, "_reader": {
+            "data.native_reader", "data.hdf5.chunk_filters", "data.hdf5.chunk_writing",
+        },
         "_comm": {"distributed.communicators", "distributed.rendezvous"},
         "_mpi": {"distributed.communicators"},
         "_cuda_comm": {"distributed.native_bucketizers"}, "_step": {"training.native_layers"},
@@ -230,11 +231,12 @@ INNER = {
         "tests/python/test_reader_stops.py", "tests/python/test_slab_reader.py",
     ),
     "asks how HDF5 files are read: which class, which of the file's bytes, what is refused": (
+        "tests/python/test_chunk_writing.py", "tests/python/test_h5_compression.py",
         "tests/python/test_h5_concat.py", "tests/python/test_h5_fuzz.py",
         "tests/python/test_h5_julia.py", "tests/python/test_h5_lazy.py",
         "tests/python/test_h5_links.py", "tests/python/test_h5_mmap.py",
         "tests/python/test_h5_storage.py", "tests/python/test_h5_store.py",
-        "tests/python/test_h5_windows.py",
+        "tests/python/test_h5_windows.py", "tests/python/test_stored_chunks.py",
     ),
     "asks what fastseq finds out about a model, or which kernel a layer takes": (
         "tests/python/test_averaged.py", "tests/python/test_description.py",

@@ -36,13 +36,16 @@ LAYOUTS = {
     "big-endian": {"dtype": ">f8"},
     "chunked": {"chunks": (4, 3, 1)},
     "gzip": {"chunks": (5, 11, 1), "compression": "gzip"},
+    "gzip, chunks as predicted": {"chunks": (5, 4, 1), "compression": "gzip", "shuffle": True},
+    "gzip, others": {"chunks": (5, 3, 1), "compression": "gzip", "fletcher32": True},
     "resizable": {"maxshape": (None, N, 1)},
 }
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("opened", ["h5py", "h5mmap", "written"])
-def test_hdf5(tmp_path, layout, opened):
+def test_hdf5(tmp_path, monkeypatch, layout, opened):
+    monkeypatch.setattr("fastseq.data.hdf5.chunk_writing._LEAST_BYTES", 0)
     path = dataset(tmp_path / "out.h5", **LAYOUTS[layout])
     model = chain()
     expected = estimator(model).predict(X)
@@ -59,6 +62,25 @@ def test_hdf5(tmp_path, layout, opened):
             np.testing.assert_array_equal(out[...], expected)
     with h5py.File(path) as file:
         np.testing.assert_array_equal(file["group/y"][...], expected)
+
+
+def test_chunks_as_predicted_are_compressed_in_threads(tmp_path, monkeypatch):
+    """Also in a part of a dataset, opened by `h5mmap`."""
+    monkeypatch.setattr("fastseq.data.hdf5.chunk_writing._LEAST_BYTES", 0)
+    by_hdf5 = "fastseq.data.hdf5.chunk_writing.ChunkWriter._write_by_hdf5"
+    model = chain()
+    expected = estimator(model).predict(X)
+    layout = {"chunks": (5, 4, 1), "compression": "gzip", "shape": (T + 5, N + 4, 1)}
+    path = dataset(tmp_path / "out.h5", **layout)
+    with monkeypatch.context() as patch:
+        patch.setattr(by_hdf5, None)
+        out = fs.h5mmap(path, "group/y", mode="r+")[5:, 4:]
+        assert estimator(model).predict(X, out=out) is out
+    with h5py.File(path) as file:
+        y = file["group/y"]
+        np.testing.assert_array_equal(y[5:, 4:], expected)
+        assert (y[:5] == 7).all()
+        assert (y[:, :4] == 7).all()
 
 
 def test_a_part_of_a_memory_map(tmp_path):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Hashable, Sequence
+from contextlib import nullcontext
+from functools import partial
 from typing import Any, Protocol
 
 import h5py
@@ -15,6 +17,7 @@ from torch import Tensor
 from .._util.tree import tree_leaves
 from ..data.chunk_plan import Chunk
 from ..data.hdf5 import LazyDataset
+from ..data.hdf5.chunk_writing import ChunkWriter
 from ..data.hdf5.handles import location
 from ..data.hdf5.memory_map import element_offset
 from ..data.hdf5.names import natural_key
@@ -78,24 +81,43 @@ class Target(Protocol):
 
 
 class ArrayTarget:
-    """Writes to anything that supports assignment to slices, ``(T, N, …)``."""
+    """Writes to anything that supports assignment to slices, ``(T, N, …)``.
+
+    Chunks of a compressed dataset are compressed while the model works on the next steps.
+    """
 
     def __init__(self, array: Any) -> None:
-        if isinstance(array, LazyDataset):
-            with array.opened(writable=True):
-                pass  # fail before any work
         self._array = array
+        self._chunks: ChunkWriter | None = None
+        if isinstance(array, LazyDataset):  # opened here, to fail before any work
+            self._chunks = ChunkWriter(partial(array.opened, writable=True))
+        elif isinstance(array, h5py.Dataset):
+            self._chunks = ChunkWriter(partial(nullcontext, array))
 
     def write(self, chunk: Chunk, values: Tensor) -> None:
         """Write ``(S, B, …)`` to the chunk's steps and sequences."""
         box = slice(chunk.t0, chunk.t1), slice(chunk.n0, chunk.n1)
-        self._array[box] = values if isinstance(self._array, Tensor) else as_numpy(values)
+        if self._chunks is not None and self._chunks.threaded:
+            self._chunks.write(self._selection(box), as_numpy(values))
+        else:
+            self._array[box] = values if isinstance(self._array, Tensor) else as_numpy(values)
+
+    def _selection(self, box: tuple[slice, slice]) -> tuple[slice, ...]:
+        """Return a box's slices of the whole dataset."""
+        if isinstance(self._array, LazyDataset):
+            part: LazyDataset = self._array[box]
+            return part.selection()
+        return *box, *(slice(0, n) for n in self._array.shape[2:])
 
     def close(self) -> None:
         """Flush and release files; arrays need nothing."""
-        _flush([self._array])
-        if isinstance(self._array, LazyDataset):
-            self._array.release()
+        try:
+            if self._chunks is not None:
+                self._chunks.close()
+            _flush([self._array])
+        finally:
+            if isinstance(self._array, LazyDataset):
+                self._array.release()
 
 
 class RaggedTarget:

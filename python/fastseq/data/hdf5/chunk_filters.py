@@ -46,7 +46,7 @@ class Filters:
         >>> with h5py.File(os.path.join(tempfile.mkdtemp(), "a.h5"), "w") as file:
         ...     x = file.create_dataset("x", data=[1, 2], dtype="u1", compression="gzip")
         ...     bytes(Filters.of(x, 2).undo(zlib.compress(bytes([1, 2])), 0))
-        b'\\x01\\x02'
+        b'\x01\x02'
         """
         plist = dataset.id.get_create_plist()
         undo: list[Undo] = []

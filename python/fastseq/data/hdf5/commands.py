@@ -43,6 +43,12 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
         "second one, the results along the first",
     )
     concat.add_argument("--copy", action="store_true", help="copy the data instead of linking them")
+    concat.add_argument(
+        "--compress",
+        action="store_true",
+        help="with --copy: compress the data (gzip); smaller, but slower to read, and not mapped "
+        "into memory",
+    )
     show = commands.add_parser("info", help="what a file holds, and how it is stored")
     show.add_argument("file")
     check = commands.add_parser(
@@ -60,7 +66,12 @@ def run(arguments: argparse.Namespace) -> int:
             groups = _groups(arguments.srcs)
             flat = len(groups) == 1 and isinstance(arguments.axis, int)
             srcs = groups[0] if flat else groups
-            h5concat(arguments.dst, srcs, arguments.axis, virtual=not arguments.copy)
+            if arguments.compress and not arguments.copy:
+                raise ValueError("--compress is for copies; add --copy")
+            h5concat(
+                arguments.dst, srcs, arguments.axis, virtual=not arguments.copy,
+                compression="gzip" if arguments.compress else None,
+            )  # fmt: skip
             return 0
         if arguments.h5 == "info":
             print(describe_file(arguments.file))

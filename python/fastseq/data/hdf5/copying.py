@@ -1,4 +1,4 @@
-"""Contiguous datasets written tile by tile from many files."""
+"""Contiguous and compressed datasets written tile by tile from many files."""
 
 from __future__ import annotations
 
@@ -8,23 +8,31 @@ import os
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
 from types import EllipsisType, TracebackType
 
 import h5py
 import numpy as np
 
+from .chunk_writing import ChunkWriter
+from .compression import Compression, layout
 from .concat_plan import Joined, Shape, Stored
 from .open_file import damage
 
-__all__ = ["copy_datasets", "create", "tile_shape"]
+__all__ = ["compress_datasets", "copy_datasets", "create", "tile_shape"]
 
 _TILE_BYTES = 4 * 2**20  # stays in the cache between reading and writing
 _CHUNKS_BYTES = 32 * 2**20  # tiles of whole chunks: longer runs in the target
 _OPEN_FILES = 64
 
 
-def create(file: h5py.File, joined: Joined) -> None:
-    """Create a contiguous dataset in the file, without writing its elements."""
+def create(file: h5py.File, joined: Joined, compression: Compression) -> None:
+    """Create a dataset in the file, contiguous or compressed, without writing its elements."""
+    chunked = layout(joined.shape, joined.dtype.itemsize, compression)
+    if chunked:
+        file.create_dataset(joined.name, joined.shape, joined.dtype, **chunked)
+        return
     plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
@@ -60,7 +68,51 @@ def copy_datasets(path: str, datasets: Sequence[tuple[Joined, int]]) -> Iterator
                 yield tile.nbytes
 
 
+def compress_datasets(file: h5py.File, datasets: Sequence[Joined]) -> Iterator[int]:
+    """Write the elements of compressed datasets, and yield the bytes written each time.
+
+    Parameters
+    ----------
+    file
+        The file, open for writing.
+    datasets
+        What to write.
+    """
+    memory = np.empty(_CHUNKS_BYTES, np.uint8)
+    with _Sources() as sources:
+        for joined in datasets:
+            target = file[joined.name]
+            with ChunkWriter(partial(nullcontext, target)) as writer:
+                for box in _chunked_tiles(joined, target.chunks):
+                    shape = tuple(b - a for a, b in box)
+                    size = math.prod(shape) * joined.dtype.itemsize
+                    tile = memory[:size].view(joined.dtype).reshape(shape)
+                    for part, start in joined.pieces:
+                        _take(sources, part, start, box, tile)
+                    writer.write(tuple(slice(a, b) for a, b in box), tile)
+                    yield tile.nbytes
+
+
 Box = tuple[tuple[int, int], ...]
+
+
+def _chunked_tiles(joined: Joined, chunk: Shape) -> Iterator[Box]:
+    """Cut a dataset into boxes of whole chunks of it that fit into memory.
+
+    They span as much as fits of the sources' chunks, which are decompressed for each tile.
+    """
+    shape, itemsize = joined.shape, joined.dtype.itemsize
+    sources = [part.chunks for part, _ in joined.pieces if part.chunks]
+    limit = _CHUNKS_BYTES if sources else _TILE_BYTES
+    sizes = [max(column) for column in zip(chunk, *sources, strict=True)]
+    counts = [-(-size // n) for size, n in zip(sizes, chunk, strict=True)]
+    while math.prod(counts) > max(limit // (math.prod(chunk) * itemsize), 1):
+        most = max(range(len(counts)), key=counts.__getitem__)
+        counts[most] = -(-counts[most] // 2)
+    tile = [min(k * n, length) for k, n, length in zip(counts, chunk, shape, strict=True)]
+    tile = _extended(tile, shape, itemsize, limit)
+    for corner in itertools.product(*map(range, itertools.repeat(0), shape, tile)):
+        yield tuple((a, min(a + k, n)) for a, k, n in zip(corner, tile, shape, strict=True))
 
 
 def _tiles(joined: Joined) -> Iterator[tuple[Box, list[tuple[Stored, Shape]]]]:
@@ -95,10 +147,16 @@ def tile_shape(shape: Shape, chunks: Sequence[Shape], itemsize: int) -> Shape:
     while math.prod(tile) * itemsize > limit:
         longest = max(range(len(tile)), key=tile.__getitem__)
         tile[longest] = -(-tile[longest] // 2)
+    return tuple(max(length, 1) for length in _extended(tile, shape, itemsize, limit))
+
+
+def _extended(tile: Sequence[int], shape: Shape, itemsize: int, limit: int) -> list[int]:
+    """Return a tile repeated along the axes, last ones first, as often as it fits."""
+    tile = list(tile)
     for axis in reversed(range(len(tile))):
         room = limit // max(math.prod(tile) * itemsize, 1)
         tile[axis] = min(shape[axis], tile[axis] * max(room, 1))
-    return tuple(max(length, 1) for length in tile)
+    return tile
 
 
 def _take(sources: _Sources, part: Stored, start: Shape, box: Box, tile: np.ndarray) -> None:
