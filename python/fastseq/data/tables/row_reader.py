@@ -27,6 +27,13 @@ class RowReader:
         The columns.
     dtype
         The dtype of all of them together.
+
+    Attributes
+    ----------
+    total
+        The number of rows.
+    decoded
+        How many rows have been decoded so far.
     """
 
     def __init__(self, pieces: Pieces, columns: list[str], dtype: np.dtype) -> None:
@@ -34,6 +41,8 @@ class RowReader:
         self.dtype = dtype
         self._pieces = pieces
         self._starts = np.cumsum([0, *pieces.rows])
+        self.total = int(self._starts[-1])
+        self.decoded = 0
         self._kept: dict[int, np.ndarray] = {}
         self._kept_bytes = 0
         self._pid = os.getpid()
@@ -82,7 +91,9 @@ class RowReader:
         if piece in self._kept:
             self._kept[piece] = self._kept.pop(piece)  # the last to be dropped
             yield begin, self._kept[piece]
-        elif size > _KEPT_BYTES:
+            return
+        self.decoded += self._pieces.rows[piece]
+        if size > _KEPT_BYTES:
             for batch in self._pieces.batches(piece, self.columns):
                 with self._pieces.reading(piece):
                     rows = stacked(batch, self.columns, self.dtype)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,7 +13,8 @@ from .row_reader import RowReader
 
 __all__ = ["RaggedTable", "StoredSequence"]
 
-_WINDOW_BYTES = 2**27
+_WINDOW_BYTES = 2**28
+_OFTEN = 8
 
 
 class StoredSequence:
@@ -38,12 +41,19 @@ class StoredSequence:
         return part
 
 
+class _Part(NamedTuple):
+    """Time steps ``[t0, t1)`` of a block's sequences, of those that have as many."""
+
+    t0: int
+    t1: int
+    rows: list[np.ndarray]
+
+
 class RaggedTable(RaggedArrays):
     """Sequences of a table.
 
-    A row group must be decoded as a whole, and holds parts of sequences of all blocks. So all
-    sequences of a block are read at once, in the order of the row groups, or as many of their steps
-    as there is room for.
+    A row group must be decoded as a whole, and holds sequences of many blocks. So the sequences of
+    as many blocks as there is room for are read at once, in the order of the row groups.
     """
 
     _items: list[StoredSequence]
@@ -52,8 +62,20 @@ class RaggedTable(RaggedArrays):
         super().__init__(*args)
         self._reader = self._items[0].reader
         self._first = np.array([item.begin for item in self._items])
-        self._steps = 0, 0
-        self._parts: list[np.ndarray] = []
+        self._warned = False
+        self._forget()
+
+    def _forget(self) -> None:
+        self._parts: dict[tuple[int, int], _Part] = {}
+        self._blocks: Iterator[tuple[int, int, int, int]] = iter(())
+        self._next: tuple[int, int, int, int] | None = None
+        self._decoded = self._reader.decoded
+
+    def expect(self, blocks: Iterable[tuple[int, int, int, int]]) -> None:
+        """Announce the blocks ``(t0, t1, n0, n1)`` that will be read, in order."""
+        self._forget()
+        self._blocks = iter(blocks)
+        self._next = next(self._blocks, None)
 
     def watch(self) -> None:
         """Do nothing: files of tables are always watched."""
@@ -61,17 +83,54 @@ class RaggedTable(RaggedArrays):
     def close(self) -> None:
         """Free what was read."""
         super().close()
-        self._steps, self._parts = (0, 0), []
+        self._forget()
 
     def _rows(self, n: int, block: tuple[int, int], t0: int, t1: int) -> np.ndarray:
+        part = self._parts.get(block)
+        if part is None or t0 < part.t0 or t1 > part.t1:
+            self._parts.clear()  # before there is more
+            self._parts = self._read(self._plan(block, t0, t1))
+            part = self._parts[block]
+        return part.rows[n - block[0]][t0 - part.t0 : t1 - part.t0]
+
+    def _plan(self, block: tuple[int, int], t0: int, t1: int) -> list[tuple[int, int, int, int]]:
+        """Return what to read now: the steps of this block from `t0` on, and blocks after it."""
+        room = _WINDOW_BYTES // self._reader.row_bytes
         n0, n1 = block
-        if self._block != block or t0 < self._steps[0] or t1 > self._steps[1]:
-            room = _WINDOW_BYTES // ((n1 - n0) * self._reader.row_bytes)
-            end = t0 + max(room, t1 - t0)
-            self.close()
-            lengths = np.clip(self._lengths[n0:n1], t0, end) - t0
-            first = self._first[self._positions[n0:n1]] + self._begins[n0:n1]
-            self._parts = self._reader.read(first + t0, lengths)
-            self._block, self._steps = block, (t0, end)
-        begin = self._steps[0]
-        return self._parts[n - n0][t0 - begin : t1 - begin]
+        end = int(self._lengths[n0:n1].max())
+        if self._next is not None and self._next[2:] == block:
+            end = max(self._next[1], t1)
+            self._next = next(self._blocks, None)
+        steps = self._count(t0, end, n0, n1)
+        if steps > room:
+            return [(t0, max(t0 + room // (n1 - n0), t1), n0, n1)]
+        found = [(t0, end, n0, n1)]
+        while self._next is not None and (steps := steps + self._count(*self._next)) <= room:
+            found.append(self._next)
+            self._next = next(self._blocks, None)
+        return found
+
+    def _count(self, t0: int, t1: int, n0: int, n1: int) -> int:
+        return int((np.clip(self._lengths[n0:n1], t0, t1) - t0).sum())
+
+    def _read(self, blocks: list[tuple[int, int, int, int]]) -> dict[tuple[int, int], _Part]:
+        first = self._first[self._positions] + self._begins
+        begins = [first[n0:n1] + t0 for t0, _, n0, n1 in blocks]
+        lengths = [np.clip(self._lengths[n0:n1], t0, t1) - t0 for t0, t1, n0, n1 in blocks]
+        rows = iter(self._reader.read(np.concatenate(begins), np.concatenate(lengths)))
+        self._warn_if_often()
+        return {
+            (n0, n1): _Part(t0, t1, [next(rows) for _ in range(n0, n1)])
+            for t0, t1, n0, n1 in blocks
+        }
+
+    def _warn_if_often(self) -> None:
+        times = (self._reader.decoded - self._decoded) / self._reader.total
+        if times > _OFTEN and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"the row groups of {self.name} have been decoded {_OFTEN} times in one pass, as "
+                "each holds sequences of many blocks, and more than fit into memory: copy the "
+                "sequences to an HDF5 file, which is read without that",
+                stacklevel=2,
+            )
