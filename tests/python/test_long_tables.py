@@ -380,6 +380,12 @@ def test_tables_must_have_the_same_ids(stored):
         estimator().fit(x[:0], y[:0])
 
 
+def test_classifiers_ask_for_the_list(stored):
+    x = fs.LongTable(stored[1], ["a", "b"])
+    with pytest.raises(TypeError, match=r"got LongTable: pass list\(X\)"):
+        fs.SequenceClassifier().fit(x, [0, 1] * 11 + [0])
+
+
 def test_nan_in_a_table_is_told(stored, tmp_path):
     rows, _ = stored
     rows.loc[rows.index[30], "a"] = np.nan

@@ -61,7 +61,7 @@ class Sequences:
         Arrays ``(T, N, …)``, or tuples or dicts of them; `y` may be None. In a tuple or dict,
         inputs ``(N, F)`` are shared by all time steps, inputs ``(T, F)`` by all sequences. For
         sequences of different lengths: lists of arrays ``(T_i, …)``, an `h5py.Group` of datasets,
-        or, as `x`, a `torch.utils.data.Dataset` whose items are ``(x_i, y_i)``.
+        a `LongTable`, or, as `x`, a `torch.utils.data.Dataset` whose items are ``(x_i, y_i)``.
     w
         Weights of samples: ``(N,)``, ``(T, N)`` or ``(T, N, 1)``; or a list like `x`.
     mask
