@@ -7,6 +7,7 @@ import pickle
 import sys
 import threading
 from decimal import Decimal
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -413,6 +414,19 @@ def decoded(monkeypatch):
     return found
 
 
+def test_at_first_only_ids_and_times_are_read(stored, decoded, monkeypatch):
+    read, found = pq.ParquetFile.iter_batches, []
+
+    def watched(self, *args, columns, **more):
+        found.append(columns)
+        return read(self, *args, columns=columns, **more)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", watched)
+    fs.LongTable(stored[1], ["a", "y"])
+    assert found == [["unique_id", "ds"]] * 30  # row groups
+    assert decoded == []
+
+
 def test_an_item_reads_the_row_groups_it_lies_in_once(stored, decoded):
     _, path = stored
     table = fs.LongTable(path, ["b"])
@@ -523,6 +537,23 @@ def test_a_file_that_has_changed_is_named(stored, packed):
     assert x[0].tolist() == [[0]]
     path.unlink()
     with pytest.raises(fs.ReadError, match=r"rows.parquet .* no longer exists"):
+        table[0]
+
+
+def test_on_another_machine_the_disk_may_have_another_number(stored, monkeypatch):
+    table = fs.LongTable(stored[1], ["a"])
+    packed, want, real = pickle.dumps(table), table[0], os.stat
+
+    def elsewhere(path, **more):
+        found = real(path, **more)
+        if path != str(stored[1]):
+            return found
+        names = ("st_mode", "st_ino", "st_size", "st_mtime_ns")
+        return SimpleNamespace(st_dev=found.st_dev + 1, **{n: getattr(found, n) for n in names})
+
+    monkeypatch.setattr(os, "stat", elsewhere)
+    np.testing.assert_array_equal(pickle.loads(packed)[0], want)  # noqa: S301
+    with pytest.raises(fs.ReadError, match="another file replaced it"):
         table[0]
 
 

@@ -109,8 +109,10 @@ class LongTable(Sequence[np.ndarray]):
             check_names([id_col, time_col, *self.columns], schema, place)
             for name in self.columns:
                 field = schema.field(name)
-                number_type(field, place, nulls=False)  # raises before anything is read
-                nulls = field.nullable and self._pieces.nulls(pieces, name)
+                dtype = number_type(field, place, nulls=False)
+                # Floats hold nulls anyway.
+                asks = field.nullable and dtype.kind in "biu"
+                nulls = asks and self._pieces.nulls(pieces, name)
                 found.append(number_type(field, place, nulls=nulls))
         check_kinds(self._pieces, id_col, time_col)
         self.dtype: np.dtype = np.result_type(*found)
