@@ -83,7 +83,7 @@ def why_table() -> str:
         ("", "fastseq", "PyTorch loop, DDP", "skorch", "Lightning", "NeuralForecast"),
         ("`fit`, `predict`, as in scikit-learn", "✓", "", "✓", "", "for forecasts"),
         ("truncated back-propagation with carried state", "✓", *["by hand"] * 3, ""),
-        ("files larger than memory", "HDF5, read ahead", *own, parquet),
+        ("files larger than memory", "HDF5, Parquet, read ahead", *own, parquet),
         ("same script on several machines", "✓", "own code", "", "✓", "✓"),
         ("killed runs resume bit for bit", "✓", "by hand", "", "by epoch", ""),
         ("time of a training step, small LSTM", "1×", *times, ""),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import callbacks, distributed, nn, serving
 from .data.hdf5 import h5concat, h5load, h5mmap, h5save
+from .data.tables import LongTable
 from .distributed import launch
 from .errors import (
     BusyError,
@@ -53,6 +54,7 @@ __all__ = [
     "Estimator",
     "FastseqError",
     "History",
+    "LongTable",
     "MissingFeatureError",
     "NonFiniteError",
     "ReadError",

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from ..errors import ReadError
 
 __all__ = ["FileWatch"]
+
+
+class _State(NamedTuple):
+    device: int | None
+    inode: int
+    size: int
+    written: int
 
 
 class FileWatch:
@@ -17,12 +25,16 @@ class FileWatch:
     """
 
     def __init__(self) -> None:
-        self._states: dict[str, os.stat_result] = {}
+        self._states: dict[str, _State] = {}
 
     def begin(self, paths: Callable[[], Iterable[str]]) -> None:
         """Record the state of the files `paths`; only the first call does."""
         if not self._states:
-            self._states = {path: os.stat(path) for path in paths()}
+            self.record(paths())
+
+    def record(self, paths: Iterable[str]) -> None:
+        """Record the state of these files."""
+        self._states = {path: _state(path) for path in paths}
 
     def check(self) -> None:
         """Raise if a file has changed.
@@ -34,7 +46,7 @@ class FileWatch:
         """
         for path, before in self._states.items():
             try:
-                now = os.stat(path)
+                now = _state(path)
             except OSError as error:
                 raise ReadError(
                     f"{path} changed while it was read: it no longer exists: {error.strerror}"
@@ -43,10 +55,20 @@ class FileWatch:
             if what is not None:
                 raise ReadError(f"{path} changed while it was read: {what}")
 
+    def __getstate__(self) -> dict[str, object]:
+        # Another machine may give the number of a shared disk to another device.
+        states = {path: state._replace(device=None) for path, state in self._states.items()}
+        return {**self.__dict__, "_states": states}
 
-def _difference(before: os.stat_result, now: os.stat_result) -> str | None:
-    if (now.st_dev, now.st_ino) != (before.st_dev, before.st_ino):
+
+def _state(path: str) -> _State:
+    found = os.stat(path)
+    return _State(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+def _difference(before: _State, now: _State) -> str | None:
+    if before.inode != now.inode or before.device not in (None, now.device):
         return "another file replaced it"
-    if now.st_size != before.st_size:
+    if now.size != before.size:
         return "its size changed"
-    return "it was written to" if now.st_mtime_ns != before.st_mtime_ns else None
+    return "it was written to" if now.written != before.written else None

@@ -17,6 +17,7 @@ from .reshaped import with_axis
 from .sliceable import Sliceable
 from .source_kinds import is_ragged, kind_error, open_ragged, open_source, target_dtype, to_tensor
 from .sources import Broadcast, Source
+from .tables.long_table import TableItems
 from .user_arrays import checked
 
 __all__ = ["Arguments", "step_input"]
@@ -116,11 +117,19 @@ class Arguments:
         """Find the sequences' lengths; all lists must have the same."""
         self.reference, first = ragged[0]
         found = [_lengths_of(array, name) for name, array in ragged]
-        for (name, _), lengths in zip(ragged, found, strict=True):
+        for (name, array), lengths in zip(ragged, found, strict=True):
             if len(lengths) != len(found[0]):
                 raise ValueError(
                     f"{name} must have as many sequences as {self.reference}, "
                     f"got {len(lengths)} and {len(found[0])}"
+                )
+            tables = isinstance(array, TableItems) and isinstance(first, TableItems)
+            if tables and array.keys != first.keys:
+                i = [a == b for a, b in zip(array.keys, first.keys, strict=True)].index(False)
+                raise ValueError(
+                    f"{name} must have the same ids as {self.reference}, in the same order, but "
+                    f"its sequence {i} is {array.keys[i]!r}, that of {self.reference} "
+                    f"{first.keys[i]!r}"
                 )
             if (lengths != found[0]).any():
                 i = int(np.flatnonzero(lengths != found[0])[0])

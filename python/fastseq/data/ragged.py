@@ -187,6 +187,11 @@ class RaggedArrays(_Ragged):
         held = self._whole.get(n) if self._block == block else None
         return self._items[int(self._positions[n])] if held is None else held
 
+    def _rows(self, n: int, block: tuple[int, int], t0: int, t1: int) -> Any:
+        """Return time steps ``[t0, t1)`` of a sequence, which has as many."""
+        begin = int(self._begins[n])
+        return self._item(n, block)[begin + t0 : begin + t1]
+
     def fill(self, boxes: list[Box], slab: Tensor) -> int:
         """Read into a slab; return how many values are NaN or infinite."""
         slab.zero_()
@@ -197,8 +202,7 @@ class RaggedArrays(_Ragged):
                 end = min(t1, int(self._lengths[n]))
                 if end <= t0:
                     continue
-                begin = int(self._begins[n])
-                rows = self._item(n, (n0, n1))[begin + t0 : begin + end]
+                rows = self._rows(n, (n0, n1), t0, end)
                 to = slab.new_empty((end - t0, *self.features))
                 rows = rows if isinstance(rows, Tensor) else np.asarray(rows)
                 count += fill(rows.reshape(to.shape), to, self.scale)
@@ -265,7 +269,7 @@ class _Rows:
 
 
 class GroupItems(list[Sliceable]):
-    """The datasets of a group, and their names in it."""
+    """The datasets of a group with their names, or the sequences of a table with their ids."""
 
     def __init__(self, items: Iterable[Sliceable], keys: list[str]) -> None:
         super().__init__(items)

@@ -25,6 +25,7 @@ from .missing_values import fill_inputs, fill_targets, refuse_nonfinite
 from .ragged import RaggedArrays, RaggedRows
 from .scaling.affine import paired
 from .sources import Box, Broadcast, Source, WindowSource
+from .tables.table_source import RaggedTable
 from .upload import Uploader
 
 __all__ = ["Batch", "Sequences", "to_device"]
@@ -60,7 +61,7 @@ class Sequences:
         Arrays ``(T, N, …)``, or tuples or dicts of them; `y` may be None. In a tuple or dict,
         inputs ``(N, F)`` are shared by all time steps, inputs ``(T, F)`` by all sequences. For
         sequences of different lengths: lists of arrays ``(T_i, …)``, an `h5py.Group` of datasets,
-        or, as `x`, a `torch.utils.data.Dataset` whose items are ``(x_i, y_i)``.
+        a `LongTable`, or, as `x`, a `torch.utils.data.Dataset` whose items are ``(x_i, y_i)``.
     w
         Weights of samples: ``(N,)``, ``(T, N)`` or ``(T, N, 1)``; or a list like `x`.
     mask
@@ -277,7 +278,7 @@ class Sequences:
             return
         reader = self._ahead()
         for source in sources:
-            if isinstance(source, WindowSource) and self._fold == 1:
+            if isinstance(source, (WindowSource, RaggedTable)) and self._fold == 1:
                 groups, again = _twice(groups)  # the second for the source's own thread
                 source.expect(self._extents(map(whole, again)))
         plans = ((group, self._boxes(whole(group)), whole(group).shape) for group in groups)

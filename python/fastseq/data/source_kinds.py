@@ -21,6 +21,7 @@ from .sample_sources import LastStepSource, open_samples
 from .samples_first import LastSteps, SamplesFirst
 from .sliceable import Sliceable
 from .sources import ArraySource, Source, StridedSource, TensorSource, WindowSource, holds, largest
+from .tables.table_source import RaggedTable, StoredSequence
 from .user_arrays import refuse_valueless
 
 __all__ = ["is_ragged", "kind_error", "open_ragged", "open_source", "readable", "to_tensor"]
@@ -156,7 +157,9 @@ def open_ragged(
         rows = rows_in_memory(checked, file_offset)
         items = items if rows is not None else checked
     source: RaggedArrays | RaggedRows
-    if rows is None:
+    if isinstance(first, StoredSequence):
+        source = RaggedTable(name, items, features, lengths, target)
+    elif rows is None:
         source = RaggedArrays(name, items, features, lengths, target)
     else:
         source = RaggedRows(name, items, features, lengths, target, rows)

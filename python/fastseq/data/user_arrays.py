@@ -16,6 +16,7 @@ from .hdf5 import LazyTensor
 from .hdf5.links import dead_link
 from .hdf5.types import is_bfloat16
 from .ragged import GroupItems, group_items
+from .tables.long_table import LongTable, table_items
 
 __all__ = ["checked", "refuse_containers", "refuse_foreign", "refuse_null", "refuse_valueless"]
 
@@ -23,7 +24,7 @@ _SHOWN = 8  # members of a group shown in messages
 
 
 def checked(array: object, name: str) -> Any:
-    """Return an HDF5 group as the list of its datasets, and an array unchanged.
+    """Return an HDF5 group or a table as the list of its sequences, and an array unchanged.
 
     Raises
     ------
@@ -37,6 +38,8 @@ def checked(array: object, name: str) -> Any:
     refuse_null(array, name)
     if isinstance(array, h5py.Group):
         return _items_of(array, name)
+    if isinstance(array, LongTable):
+        return table_items(array, name)
     if isinstance(array, h5py.Dataset) and is_bfloat16(array):
         return LazyTensor.of(array)
     if isinstance(array, DataLoader):

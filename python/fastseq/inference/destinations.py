@@ -59,6 +59,7 @@ def members(name: str, part: object, data: Sequences) -> Any:
         raise ValueError(f"{name} is a group of a file that has been closed; open it for writing")
     keys = sorted(part, key=natural_key)
     named = [source.keys for source in tree_leaves(data.x) if getattr(source, "keys", None)]
+    keys = named[0] if named and set(named[0]) == set(keys) else keys  # a table's own order
     if named and keys != named[0]:
         missing = sorted(set(named[0]) ^ set(keys), key=natural_key)[:3]
         raise ValueError(

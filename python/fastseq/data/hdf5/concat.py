@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import glob
 import operator
 import os
 import shutil
@@ -17,7 +16,7 @@ from tqdm.auto import tqdm
 from .compression import Compression, check_compression
 from .concat_plan import Contents, Joined, common_names, join, read_contents
 from .copying import compress_datasets, copy_datasets, create
-from .names import natural_key
+from .names import matching_files
 from .open_file import damage, writing
 
 __all__ = ["h5concat"]
@@ -164,12 +163,7 @@ def _expand(srcs: Any) -> list[str]:
                 f"srcs must be names of files, got {type(name).__name__}; a list of lists needs "
                 "two axes, such as axis=(0, 1)"
             )
-        text = os.fspath(name)
-        found = [text] if os.path.exists(text) else sorted(glob.glob(text), key=natural_key)
-        if not found:
-            what = "no file matches" if glob.has_magic(text) else "there is no file"
-            raise FileNotFoundError(errno.ENOENT, f"h5concat: {what}", text)
-        paths += found
+        paths += matching_files(name, "h5concat")
     if not paths:
         raise ValueError("h5concat needs at least one file, got none")
     # Both the folder and the file may be links: only the folder's link is resolved, so that paths

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..._util.spelling import meant
 from ...data.samples_first import SamplesFirst
+from ...data.tables import LongTable
 from ...data.user_arrays import refuse_containers, refuse_foreign, refuse_null
 from ...nn.token_ids import number_of_ids, padding_id
 from ..named_modules import takes_images, wants_whole
@@ -529,9 +530,10 @@ def _refuse_others(X: object) -> None:  # noqa: N803
         )
     array = hasattr(X, "__array__") or hasattr(X, "toarray")  # scikit-learn refuses sparse ones
     if not array and not isinstance(X, (list, tuple)):
+        hint = ": pass list(X)" if isinstance(X, LongTable) else ""
         raise TypeError(
             "X must be an array or a data frame, (N, T, F) or (N, F), or a list of arrays (T_i, F),"
-            f" got {type(X).__name__}"
+            f" got {type(X).__name__}{hint}"
         )
     if not isinstance(X, list) or X:
         refuse_containers(X, "X")
