@@ -25,13 +25,15 @@ from fastseq.data.hdf5 import LazyDataset
 from fastseq.data.hdf5.commands import check_file
 from fastseq.data.hdf5.stored_rows import StoredRows
 from fastseq.data.hdf5.stored_windows import WindowReader
+from fastseq.data.spare_cores import SpareCores
 
 T, N, F = 60, 12, 2
 A = np.arange(T * N * F, dtype="f8").reshape(T, N, F)
 
 
 @pytest.fixture(autouse=True)
-def _threads_end():
+def _threads_end(monkeypatch):
+    monkeypatch.setattr(SpareCores, "some", lambda self: True)  # else nothing is read ahead
     yield
     assert not threads.waited_for
 
@@ -387,4 +389,21 @@ def test_boxes_outside_are_refused(tmp_path):
         with pytest.raises(IndexError, match="is not inside"):
             reader.read(*box)
     assert reader.read(3, 3, 0, 5).shape == (0, 5, F)
+    reader.close()
+
+
+def test_without_a_spare_core_windows_are_large_and_read_when_they_are_needed(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(SpareCores, "some", lambda self: False)
+    waited = []
+    monkeypatch.setattr(SpareCores, "wait", lambda self: waited.append(1))
+    reader = WindowReader(fs.h5mmap(write(tmp_path / "a.h5"), "x"))
+    reader.expect(blocks(len(A), A.shape[1], 5))
+    for _, _, n0, n1 in blocks(len(A), A.shape[1], 5):
+        for t0 in range(0, len(A), 4):
+            found = reader.read(t0, min(t0 + 4, len(A)), n0, n1)
+            np.testing.assert_array_equal(found, A[t0 : t0 + 4, n0:n1])
+            assert reader._ahead is None
+    assert len(waited) == -(-A.shape[1] // 5)  # once per block
     reader.close()

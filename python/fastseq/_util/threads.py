@@ -13,9 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from queue import SimpleQueue
 from typing import Any
 
-import torch
-
-__all__ = ["Thread", "Worker", "call_all", "cores", "idle_cores", "waited_for"]
+__all__ = ["Thread", "Worker", "call_all", "cores", "waited_for"]
 
 _LOOK_SECONDS = 0.05  # after which to look whether a thread that has not begun is gone
 
@@ -221,11 +219,6 @@ def call_all(calls: Iterable[Callable[[], object]], count: int, threads: Callabl
 def cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def idle_cores() -> int:
-    """Return how many cores PyTorch leaves idle, 1 at least."""
-    return max(cores() - torch.get_num_threads(), 1)
 
 
 waited_for: set[Thread] = set()

@@ -6,7 +6,7 @@ import itertools
 import math
 import os
 from collections.abc import Generator, Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
 import torch
@@ -193,6 +193,9 @@ class Reader:
         for slab in slabs:
             if slab.future is not None:
                 try:
+                    if not slab.future.done():
+                        with slab.source.spare.awaited():
+                            wait([slab.future])
                     slab.suspect = slab.future.result() > 0
                 except Exception as failed:
                     error = error or _explained(failed, slab)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._util.threads import call_all, idle_cores
+from .._util.threads import call_all
 from .._util.tree import tree_leaves
 from ..errors import ReadError
 from .hdf5 import LazyDataset, LazyTensor, h5mmap
@@ -173,15 +173,19 @@ class RaggedArrays(_Ragged):
         if self._block != block:
             self._block, self._whole = block, {}
         missing = [n for n in wanted if n not in self._whole]
+        if missing:
+            self.spare.wait()
 
         def decompress(n: int) -> None:
             item = wanted[n]
             raw = item.raw if isinstance(item, LazyTensor) else item
             array = np.empty(raw.shape, raw.dtype)
-            raw.read_into(array, idle_cores if len(missing) == 1 else lambda: 1)
+            raw.read_into(array, self.spare.threads if len(missing) == 1 else lambda: 1)
             self._whole[n] = as_bfloat16(array) if isinstance(item, LazyTensor) else array
 
-        call_all((functools.partial(decompress, n) for n in missing), len(missing), idle_cores)
+        call_all(
+            (functools.partial(decompress, n) for n in missing), len(missing), self.spare.threads
+        )
 
     def _item(self, n: int, block: tuple[int, int]) -> Sliceable:
         held = self._whole.get(n) if self._block == block else None

@@ -20,6 +20,7 @@ from .native_reader import ElementType, Scale, convert, element_type
 from .reshaped import Reshaped
 from .scaling.affine import Affine
 from .sliceable import Sliceable
+from .spare_cores import SpareCores
 
 __all__ = [
     "ArraySource",
@@ -71,6 +72,8 @@ class Source:
         A float dtype, fp32 or fp64, that represents all stored values.
     largest
         The largest integer that may be stored; 0: floats are.
+    spare
+        The cores on which it may be decompressed.
     """
 
     lazy = False
@@ -85,6 +88,7 @@ class Source:
         self.features: tuple[int, ...] = self.shape[2:]
         self.affine: Affine | None = None
         self.scale: Scale | None = None
+        self.spare = SpareCores()
 
     def scale_by(self, affine: Affine | None) -> None:
         """Apply a scaling to all that is read from now on."""
@@ -388,7 +392,8 @@ class WindowSource(ArraySource):
         # Boxes of one chunk are segments of folded series: each advances through the file.
         half = isinstance(self._array, LazyTensor)
         while len(self._readers) <= number:
-            self._readers.append(WindowReader(self._array.raw if half else self._array))
+            array = self._array.raw if half else self._array
+            self._readers.append(WindowReader(array, spare=self.spare))
             self._readers[-1].expect(self._blocks if number == 0 else ())
         read = self._readers[number].read(t0, t1, n0, n1)
         return as_bfloat16(read) if half else read

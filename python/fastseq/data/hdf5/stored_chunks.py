@@ -21,7 +21,7 @@ __all__ = ["StoredChunks"]
 Opened = Callable[[], AbstractContextManager[h5py.Dataset]]
 """Holds the dataset; no other thread uses its file meanwhile."""
 
-_BATCH_BYTES = 2**23  # that are read while the file is held
+_BATCH_BYTES = 2**20  # that are read while the file is held
 _ROOM = 2**16  # that a chunk may have more than without filters
 
 

@@ -7,19 +7,20 @@ import itertools
 import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
 
-from ..._util.threads import Thread, cores, idle_cores
+from ..._util.threads import Thread
+from ..spare_cores import SpareCores
 from .stored_rows import StoredRows
 
 __all__ = ["ChunkedDataset", "WindowReader"]
 
 Block = tuple[int, int, int, int]  # t0, t1, n0, n1
 
-_WINDOW_BYTES = 2**23  # unless boxes or rows of chunks are larger; also the size of one read
+_WINDOW_BYTES = 2**24  # unless boxes or rows of chunks are larger; also the size of one read
 
 
 class ChunkedDataset(Protocol):
@@ -61,6 +62,8 @@ class WindowReader:
         Memory for the current and the next window together. If two don't fit, the next one is not
         read ahead; if a single row of chunks does not fit, its chunks are decompressed several
         times, with a warning.
+    spare
+        The cores on which chunks may be decompressed. It is not pickled.
 
     Examples
     --------
@@ -76,7 +79,12 @@ class WindowReader:
     >>> reader.close()
     """
 
-    def __init__(self, dataset: ChunkedDataset, max_bytes: int = 2**28) -> None:
+    def __init__(
+        self,
+        dataset: ChunkedDataset,
+        max_bytes: int = 2**28,
+        spare: SpareCores | None = None,
+    ) -> None:
         if dataset.ndim < 2:
             raise ValueError(
                 f"{dataset!r} must have at least two dimensions, time steps and sequences"
@@ -84,6 +92,7 @@ class WindowReader:
         self.dataset: ChunkedDataset = copy.copy(dataset)
         self.dataset.cached = False  # windows keep what is needed again
         self.max_bytes = max_bytes
+        self._spare_cores = spare or SpareCores()
         self._warned = self._closed = False
         self._begin_anew()
 
@@ -165,10 +174,13 @@ class WindowReader:
                 end = last.end  # the block continues
             else:
                 end = self._end(t, n0, n1)
-            # The caller waits for this window: only what is needed now. Later ones are larger.
-            window = self._plan(t, n0, n1, steps, end, self.max_bytes)
+            # The caller waits for this window: only what is needed now. Later ones are larger. But
+            # what is read on all cores, while all wait, is read much at a time.
+            much = 0 if self._spare_cores.some() else _WINDOW_BYTES // self._step_bytes(n1 - n0)
+            window = self._plan(t, n0, n1, max(steps, much), end, self.max_bytes)
             assert window is not None
-            window.fill()
+        if not window.started:
+            self._spare_cores.wait()
         window.wait()
         self._current = window
         self._prefetch(window, steps)
@@ -183,7 +195,9 @@ class WindowReader:
         return block[1]
 
     def _prefetch(self, window: _Window, steps: int) -> None:
-        """Start reading the window after `window`, if it is known and there is room."""
+        """Start reading the window after `window`, if it is known, and there are room and cores."""
+        if not self._spare_cores.some():
+            return
         following = (window.t1, window.end, window.n0, window.n1)
         if window.t1 == window.end:
             if self._block is None:
@@ -213,7 +227,7 @@ class WindowReader:
         while cuts[-1] < t1:
             piece = max(_WINDOW_BYTES // step_bytes, 1)
             cuts.append(min(self._boundary(cuts[-1] + piece, n0, n1), t1))
-        return _Window(self.dataset, n0, n1, end, cuts, buffer, data)
+        return _Window(self.dataset, n0, n1, end, cuts, buffer, data, self._spare_cores.threads)
 
     def _window_end(self, t: int, n0: int, n1: int, wanted: int, end: int, step_bytes: int) -> int:
         """Return the end of a window from `t` on: after whole rows of chunks if they fit."""
@@ -268,6 +282,7 @@ class _Window:
         cuts: list[int],
         buffer: np.ndarray,
         data: np.ndarray,
+        threads: Callable[[], int],
     ) -> None:
         self.t0, self.t1, self.n0, self.n1, self.end = cuts[0], cuts[-1], n0, n1, end
         self.buffer = buffer
@@ -275,7 +290,7 @@ class _Window:
         self._dataset = dataset
         self._cuts = cuts
         self._stopped = False
-        self._awaited = False
+        self._threads = threads
         self._thread: Thread | None = None
         self._error: BaseException | None = None
 
@@ -300,14 +315,15 @@ class _Window:
             piece = self.data[t0 - self.t0 : t1 - self.t0]
             self._dataset[t0:t1, self.n0 : self.n1].read_into(piece, self._threads)
 
-    def _threads(self) -> int:
-        """Return how many threads may decode: all while they are waited for, else idle ones."""
-        ahead = self._thread is not None and not self._awaited
-        return idle_cores() if ahead else cores()
+    @property
+    def started(self) -> bool:
+        return self._thread is not None
 
     def wait(self) -> None:
-        self._awaited = True
-        if self._thread is not None:
+        """Return when it is filled, if need be by this thread."""
+        if self._thread is None:
+            self.fill()
+        else:
             self._thread.join()
         if self._error is not None:
             raise self._error
