@@ -358,7 +358,7 @@ def test_a_failed_write_leaves_the_ones_before(tmp_path, monkeypatch):
         with pytest.raises(OSError, match=r"could not be written to .*: No space left"):
             generations.finish()
         generations.write({"a": torch.ones(2)}, "3")
-        generations._writing.wait()
+        generations._writing.join()
         with pytest.raises(OSError, match="No space left"):
             generations.raise_if_failed()
     assert names(tmp_path) == ["checkpoint-000001.safetensors"]

@@ -35,11 +35,11 @@ class Thread:
 
     Examples
     --------
-    >>> thread = Thread(lambda: print("in another thread"))
+    >>> found = []
+    >>> thread = Thread(lambda: found.append("in another thread"))
     >>> thread.start()
-    >>> thread.join()
-    in another thread
-    True
+    >>> thread.join(), found
+    (True, ['in another thread'])
     """
 
     def __init__(
