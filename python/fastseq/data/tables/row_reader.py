@@ -66,7 +66,7 @@ class RowReader:
         wanted: dict[int, list[int]] = {}
         first = np.searchsorted(self._starts, begins, "right") - 1
         last = np.searchsorted(self._starts, ends, "left")
-        for number in np.flatnonzero(lengths):
+        for number in np.flatnonzero(lengths).tolist():
             for piece in range(first[number], last[number]):
                 wanted.setdefault(piece, []).append(number)
         with self._lock:
@@ -77,8 +77,8 @@ class RowReader:
                 for begin, rows in self._decoded(piece):
                     end = begin + len(rows)
                     for number in wanted[piece]:
-                        start = begins[number]
-                        r0, r1 = max(start, begin), min(ends[number], end)
+                        start = int(begins[number])
+                        r0, r1 = max(start, begin), min(int(ends[number]), end)
                         if r0 < r1:
                             out[number][r0 - start : r1 - start] = rows[r0 - begin : r1 - begin]
             self._pieces.check(list(wanted))
