@@ -28,7 +28,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunk_writing, "_LEAST_BYTES", 0)
+    monkeypatch.setattr(chunk_writing, "LEAST_BYTES", 0)
 
 
 def writer_of(dataset: h5py.Dataset) -> ChunkWriter:
@@ -64,7 +64,7 @@ def test_h5py_reads_what_it_would_have_written(path: Path, data: Any, made: dict
     rng = np.random.default_rng(draw(st.integers(0, 99)))
     shape = made["shape"]
     with pytest.MonkeyPatch.context() as patch, h5py.File(path, "w") as file:
-        patch.setattr(chunk_writing, "_LEAST_BYTES", 0)
+        patch.setattr(chunk_writing, "LEAST_BYTES", 0)
         patch.setattr(chunk_writing, "_PENDING_BYTES", draw(st.sampled_from([0, 100, 2**20])))
         ours, theirs = (file.create_dataset(name, **made) for name in ("ours", "theirs"))
         with writer_of(ours) as writer:

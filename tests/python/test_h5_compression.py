@@ -92,7 +92,7 @@ def test_h5concat_joins_as_numpy_does(tmp_path_factory: Any, data: st.DataObject
             file.create_dataset("g/x", data=arrays[-1], **(options if chunked else {}))
             file["g/scalar"] = 3
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastseq.data.hdf5.chunk_writing._LEAST_BYTES", 0)
+        patch.setattr("fastseq.data.hdf5.chunk_writing.LEAST_BYTES", 0)
         chunk = draw(st.sampled_from([16, 100, 2**20]))
         patch.setattr(compression, "_CHUNK_BYTES", chunk)
         tile = chunk * draw(st.integers(1, 9))

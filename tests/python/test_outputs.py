@@ -45,7 +45,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("opened", ["h5py", "h5mmap", "written"])
 def test_hdf5(tmp_path, monkeypatch, layout, opened):
-    monkeypatch.setattr("fastseq.data.hdf5.chunk_writing._LEAST_BYTES", 0)
+    monkeypatch.setattr("fastseq.data.hdf5.chunk_writing.LEAST_BYTES", 0)
     path = dataset(tmp_path / "out.h5", **LAYOUTS[layout])
     model = chain()
     expected = estimator(model).predict(X)
@@ -66,7 +66,7 @@ def test_hdf5(tmp_path, monkeypatch, layout, opened):
 
 def test_chunks_as_predicted_are_compressed_in_threads(tmp_path, monkeypatch):
     """Also in a part of a dataset, opened by `h5mmap`."""
-    monkeypatch.setattr("fastseq.data.hdf5.chunk_writing._LEAST_BYTES", 0)
+    monkeypatch.setattr("fastseq.data.hdf5.chunk_writing.LEAST_BYTES", 0)
     by_hdf5 = "fastseq.data.hdf5.chunk_writing.ChunkWriter._write_by_hdf5"
     model = chain()
     expected = estimator(model).predict(X)

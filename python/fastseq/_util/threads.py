@@ -125,6 +125,9 @@ class Worker:
     ----------
     count
         How many threads; with one, calls are made one after the other.
+    daemon
+        Whether the program may end meanwhile. For workers that are closed by a thread for which the
+        program's end waits: it must not end them first.
 
     Examples
     --------
@@ -134,14 +137,14 @@ class Worker:
     >>> worker.close()
     """
 
-    def __init__(self, count: int = 1) -> None:
+    def __init__(self, count: int = 1, *, daemon: bool = False) -> None:
         self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         stop = functools.partial(self._calls.put, None)
         work = functools.partial(_work, self._calls)
         self._threads: list[Thread] = []
         try:
             for _ in range(count):
-                thread = Thread(work, stop=stop)
+                thread = Thread(work, daemon=daemon, stop=stop)
                 thread.start()
                 self._threads.append(thread)
         except (RuntimeError, MemoryError):
@@ -203,7 +206,7 @@ def call_all(calls: Iterable[Callable[[], object]], count: int, threads: Callabl
                 for future in done:
                     future.result()
             if limit > 1:
-                workers = workers or Worker(min(cores(), count))
+                workers = workers or Worker(min(cores(), count), daemon=True)
                 pending.add(workers.submit(call))
             else:
                 call()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import os
@@ -178,7 +179,8 @@ class RaggedArrays(_Ragged):
 
         def decompress(n: int) -> None:
             item = wanted[n]
-            raw = item.raw if isinstance(item, LazyTensor) else item
+            raw = copy.copy(item.raw if isinstance(item, LazyTensor) else item)
+            raw.cached = False  # it is kept here
             array = np.empty(raw.shape, raw.dtype)
             raw.read_into(array, self.spare.threads if len(missing) == 1 else lambda: 1)
             self._whole[n] = as_bfloat16(array) if isinstance(item, LazyTensor) else array

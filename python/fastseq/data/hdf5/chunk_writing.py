@@ -17,15 +17,14 @@ import numpy as np
 
 from ... import _reader
 from ..._util.threads import Worker, cores
-from .chunk_filters import Bytes
-from .stored_chunks import Opened
+from .chunk_filters import Bytes, filtered_at_edges
+from .stored_chunks import LEAST_BYTES, Opened
 
 __all__ = ["ChunkWriter"]
 
 Box = tuple[slice, ...]
 
 _PENDING_BYTES = 2**25  # of chunks that are being compressed
-_LEAST_BYTES = 2**14  # of a chunk; HDF5 is as fast with smaller ones
 
 
 class ChunkWriter:
@@ -114,7 +113,7 @@ class ChunkWriter:
         filters = self._filters
         assert filters is not None
         if self._workers is None:
-            self._workers = Worker(cores())
+            self._workers = Worker(cores(), daemon=True)
         for start in itertools.product(
             *(range(part.start, part.stop, n) for part, n in zip(box, filters.chunk, strict=True))
         ):
@@ -160,7 +159,7 @@ class _Filters:
         if not dataset.chunks or not dataset.size or dataset.file.driver == "mpio":
             return None
         dtype = dataset.dtype
-        if dtype.kind not in "iufb" or math.prod(dataset.chunks) * dtype.itemsize < _LEAST_BYTES:
+        if dtype.kind not in "iufb" or math.prod(dataset.chunks) * dtype.itemsize < LEAST_BYTES:
             return None
         if dataset.id.get_type() != h5py.h5t.py_create(dtype, logical=True):
             return None  # such as integers of 24 bits
@@ -175,7 +174,7 @@ class _Filters:
             return None
         return cls(
             dataset.chunks, dtype, dataset.fillvalue, order[0] in codes,
-            parameters[order[1]][0], order[2] in codes, _filtered_at_edges(plist, dataset),
+            parameters[order[1]][0], order[2] in codes, filtered_at_edges(dataset),
         )  # fmt: skip
 
     @property
@@ -218,23 +217,6 @@ class _Filters:
         if self.checksum:
             packed += struct.pack("<I", _reader.fletcher32(packed))
         return packed
-
-
-def _filtered_at_edges(plist: h5py.h5p.PropDCID, dataset: h5py.Dataset) -> bool:
-    """Return whether chunks at a dataset's edge have filters: h5py does not tell."""
-    chunk = dataset.chunks
-    if math.prod(chunk) == 1 or not any(n % c for n, c in zip(dataset.shape, chunk, strict=True)):
-        return True
-    with h5py.File.in_memory() as file:
-        space = h5py.h5s.create_simple(
-            tuple(max(n - 1, 1) for n in chunk), (h5py.h5s.UNLIMITED,) * len(chunk)
-        )
-        tried = h5py.Dataset(h5py.h5d.create(file.id, b"x", dataset.id.get_type(), space, plist))
-        tried[(0,) * len(chunk)] = 0
-        tried.flush()
-        info = tried.id.get_chunk_info(0)
-        # A bit is set where a filter could not make a chunk smaller.
-        return bool(info.filter_mask or info.size != math.prod(chunk) * dataset.dtype.itemsize)
 
 
 def _within(part: Box, box: Box) -> Box:

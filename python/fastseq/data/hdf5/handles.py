@@ -148,10 +148,17 @@ def _datasets(file: h5py.File) -> list[str]:
 
 
 class SharedFile:
-    """A file that is opened on first use of a dataset, in the process that uses it."""
+    """A file that is opened on first use of a dataset, in the process that uses it.
+
+    Attributes
+    ----------
+    writes
+        How often it was held for writing.
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.writes: int = 0
         self.pid: int = os.getpid()
         self._lock = threading.RLock()
         self._file: h5py.File | None = None
@@ -177,6 +184,7 @@ class SharedFile:
                     del opened  # its cache would be shared by all handles of the dataset
                     opened = _without_cache(file, name)
                 self._datasets[name, cached] = opened
+            self.writes += writable
             yield self._datasets[name, cached]
             if writable:
                 file.flush()
@@ -272,9 +280,10 @@ _lock = threading.Lock()
 def shared_file(path: str) -> SharedFile:
     """Return this process's handle of a file; it is closed when no one holds it any more."""
     with _lock:
-        file = _shared.get(path)
+        place = os.path.realpath(path)  # links may lead to a file that is open
+        file = _shared.get(place)
         if file is None or file.replaced:
-            file = _shared[path] = SharedFile(path)
+            file = _shared[place] = SharedFile(path)
         return file
 
 

@@ -21,11 +21,11 @@ from .handles import SharedFile, shared_file
 from .stored_rows import StoredRows
 from .types import stored_dtype
 from .virtual import source_files
-from .virtual_parts import Part
+from .virtual_parts import MOST_PARTS, Part
 
 __all__ = ["LazyDataset"]
 
-_OPEN_SOURCES = 64  # of virtual datasets
+_CACHE_BYTES = 2**23  # of decompressed chunks, that HDF5 keeps
 _looking_up = threading.Lock()
 
 
@@ -173,17 +173,23 @@ class LazyDataset:
     def _read(self, target: np.ndarray, threads: Callable[[], int]) -> None:
         box, file = self.selection(), self._shared_file()
         chunks = file.chunks(self.name, cached=self.cached)
-        # A small part of a chunk may be one of many, for which HDF5 keeps the chunk.
-        if chunks is not None and not (self.cached and chunks.nbytes(box) > 2 * target.nbytes):
+        # What HDF5 keeps may be wanted again.
+        if chunks is not None and not (self.cached and chunks.nbytes(box) <= _CACHE_BYTES):
+            writes = file.writes
             chunks.read_into(target, box, self.opened, threads)
+            if file.writes != writes:  # the file was not held: it may be of before and after
+                self._read_by_hdf5(target)
         elif chunks is None and (parts := file.parts(self.name)) is not None:
             self._read_parts(parts, target, threads)
         else:
-            whole = target if target.flags.c_contiguous else np.empty_like(target, order="C")
-            with self.opened() as dataset:
-                dataset.read_direct(whole, box)
-            if whole is not target:
-                target[...] = whole
+            self._read_by_hdf5(target)
+
+    def _read_by_hdf5(self, target: np.ndarray) -> None:
+        whole = target if target.flags.c_contiguous else np.empty_like(target, order="C")
+        with self.opened() as dataset:
+            dataset.read_direct(whole, self.selection())
+        if whole is not target:
+            target[...] = whole
 
     def _read_parts(
         self, parts: list[Part], target: np.ndarray, threads: Callable[[], int]
@@ -210,7 +216,7 @@ class LazyDataset:
                     part.path, part.name, shape, self.dtype, starts=part.start, cached=self.cached
                 )
             self._sources[key] = source
-            while len(self._sources) > _OPEN_SOURCES:
+            while len(self._sources) > MOST_PARTS:
                 del self._sources[next(iter(self._sources))]
             return source
 

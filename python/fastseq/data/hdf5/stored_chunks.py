@@ -13,22 +13,23 @@ import h5py
 import numpy as np
 
 from ..._util.threads import call_all
-from .chunk_filters import Bytes, Filters
+from .chunk_filters import Bytes, Filters, filtered_at_edges
 from .types import stored_dtype
 
-__all__ = ["StoredChunks"]
+__all__ = ["LEAST_BYTES", "StoredChunks"]
 
 Opened = Callable[[], AbstractContextManager[h5py.Dataset]]
 """Holds the dataset; no other thread uses its file meanwhile."""
 
 _BATCH_BYTES = 2**20  # that are read while the file is held
-_ROOM = 2**16  # that a chunk may have more than without filters
+_ROOM = 2**12  # that a chunk may have more than twice its size without filters
+LEAST_BYTES = 2**14  # of a chunk; HDF5 is as fast with smaller ones
 
 
 class _Stored(NamedTuple):
     """A chunk in its file, and where it starts in the dataset."""
 
-    data: Bytes | None  # None: it was never written
+    data: Bytes | None  # None: HDF5 has to read it
     skipped: int  # bit i: it was written without filter i
     start: tuple[int, ...]
 
@@ -48,14 +49,15 @@ class StoredChunks:
         self._filters = filters
         self._dtype = dataset.dtype
         self._chunk: tuple[int, ...] = dataset.chunks
-        self._fill = dataset.fillvalue
+        self._edges = filtered_at_edges(dataset)
 
     @classmethod
     def of(cls, dataset: h5py.Dataset) -> StoredChunks | None:
         """Return a dataset's chunks; None if HDF5 has to read them.
 
-        That is so for chunks without filters, which cost nothing to read, for filters that are
-        unknown here, and for elements that HDF5 converts, such as integers of 24 bits.
+        That is so for chunks without filters, which cost nothing to read, for small chunks, for
+        filters that are unknown here, for elements that HDF5 converts, such as integers of 24 bits,
+        and if some chunks have never been written.
         """
         if not dataset.chunks or dataset.is_virtual or not dataset.size:
             return None
@@ -65,8 +67,11 @@ class StoredChunks:
             return None
         if dataset.dtype.hasobject or dataset.dtype.kind not in "iufb":
             return None
-        filters = Filters.of(dataset, math.prod(dataset.chunks) * dataset.dtype.itemsize)
-        return None if filters is None else cls(dataset, filters)
+        nbytes = math.prod(dataset.chunks) * dataset.dtype.itemsize
+        filters = Filters.of(dataset, nbytes) if nbytes >= LEAST_BYTES else None
+        if filters is None or dataset.id.get_num_chunks() < math.prod(_counts(dataset)):
+            return None
+        return cls(dataset, filters)
 
     def nbytes(self, box: tuple[slice, ...]) -> int:
         """Return how many bytes have to be decoded for a box."""
@@ -117,54 +122,57 @@ class StoredChunks:
             batch: list[_Stored] = []
             size = 0
             with opened() as dataset:
-                limit = dataset.file.id.get_filesize()
                 while size < _BATCH_BYTES and (number := next(numbers, None)) is not None:
                     start = tuple(n * c for n, c in zip(number, self._chunk, strict=True))
-                    batch.append(self._read(dataset, start, limit))
+                    batch.append(self._read(dataset, start))
                     size += len(batch[-1].data or b"")
             if not batch:
                 return
             yield from batch
 
-    def _read(self, dataset: h5py.Dataset, start: tuple[int, ...], limit: int) -> _Stored:
-        info = dataset.id.get_chunk_info_by_coord(start)
-        if info.byte_offset is None:
+    def _read(self, dataset: h5py.Dataset, start: tuple[int, ...]) -> _Stored:
+        room = np.empty(2 * self._filters.nbytes + _ROOM, np.uint8)  # for what is not forged
+        try:
+            skipped, data = dataset.id.read_direct_chunk(start, out=room)
+        except (OSError, RuntimeError, ValueError):
             return _Stored(None, 0, start)
-        if info.size > min(2 * self._filters.nbytes + _ROOM, limit):
-            raise OSError(f"chunk {start} has an impossible size, {info.size} bytes")
-        skipped, data = dataset.id.read_direct_chunk(start)
-        return _Stored(data, skipped, start)
+        at_edge = any(
+            a + n > end for a, n, end in zip(start, self._chunk, dataset.shape, strict=True)
+        )
+        return _Stored(data, -1 if at_edge and not self._edges else skipped, start)
 
     def _place(
         self, chunk: _Stored, out: np.ndarray, box: tuple[slice, ...], opened: Opened
     ) -> None:
         """Decode a chunk into its place in `out`."""
-        source, target = [], []
+        inner, target, there = [], [], []
         for start, size, part in zip(chunk.start, self._chunk, box, strict=True):
             first, last = max(start, part.start), min(start + size, part.stop)
-            source.append(slice(first - start, last - start))
+            inner.append(slice(first - start, last - start))
             target.append(slice(first - part.start, last - part.start))
+            there.append(slice(first, last))
         place = out[tuple(target)]
-        if chunk.data is None:
-            place[...] = self._fill
-            return
+        reason = "it cannot be read"
+        if chunk.data is not None:
+            try:
+                data = self._filters.undo(chunk.data, chunk.skipped)
+            except ValueError as error:  # it may be HDF5 that is right
+                reason = str(error)
+            else:
+                if len(data) != self._filters.nbytes:
+                    wanted = f"{len(data)} bytes instead of {self._filters.nbytes}"
+                    raise OSError(f"chunk {chunk.start} has {wanted}")
+                place[...] = np.frombuffer(data, self._dtype).reshape(self._chunk)[tuple(inner)]
+                return
+        found = np.empty(place.shape, self._dtype)
         try:
-            data = self._filters.undo(chunk.data, chunk.skipped)
-        except ValueError as error:
-            if len(chunk.data) != self._filters.nbytes:
-                raise OSError(f"chunk {chunk.start}: {error}") from error
-            # Perhaps it has no filters, as chunks at an edge may; only HDF5 knows.
-            data = self._read_by_hdf5(chunk.start, opened)
-        place[...] = np.frombuffer(data, self._dtype).reshape(self._chunk)[tuple(source)]
+            with opened() as dataset:
+                dataset.read_direct(found, tuple(there))
+        except (OSError, RuntimeError) as error:
+            raise OSError(f"chunk {chunk.start}: {reason} ({error})") from error
+        place[...] = found
 
-    def _read_by_hdf5(self, start: tuple[int, ...], opened: Opened) -> Bytes:
-        """Return the bytes of a chunk; those past the dataset's end are 0."""
-        found = np.zeros(self._chunk, self._dtype)
-        with opened() as dataset:
-            ends = [
-                min(a + n, end) for a, n, end in zip(start, self._chunk, dataset.shape, strict=True)
-            ]
-            there = tuple(map(slice, start, ends))
-            here = tuple(slice(end - a) for a, end in zip(start, ends, strict=True))
-            dataset.read_direct(found, there, here)
-        return found.view(np.uint8).reshape(-1)
+
+def _counts(dataset: h5py.Dataset) -> list[int]:
+    """Return the numbers of a dataset's chunks along each axis."""
+    return [-(-n // c) for n, c in zip(dataset.shape, dataset.chunks, strict=True)]

@@ -12,9 +12,11 @@ from .stored_chunks import StoredChunks
 from .types import stored_dtype
 from .virtual import plain_name, resolve_source, selected
 
-__all__ = ["Part", "Span", "selected_box", "virtual_parts"]
+__all__ = ["MOST_PARTS", "Part", "Span", "selected_box", "virtual_parts"]
 
 Span = tuple[int, int]
+MOST_PARTS = 64
+"""Of a virtual dataset; so many files may stay open."""
 
 
 class Part(NamedTuple):
@@ -29,8 +31,8 @@ class Part(NamedTuple):
 def virtual_parts(dataset: h5py.Dataset) -> list[Part] | None:
     """Return the parts of a virtual dataset; None if HDF5 has to put it together.
 
-    That is so unless all are boxes that do not overlap, of the dataset's own type, and one of them
-    is compressed in a way that is decoded here.
+    That is so unless they are few boxes that do not overlap, of the dataset's own type, and one of
+    them is compressed in a way that is decoded here.
 
     Examples
     --------
@@ -45,11 +47,12 @@ def virtual_parts(dataset: h5py.Dataset) -> list[Part] | None:
     >>> [part.box for part in parts], [part.name for part in parts]
     ([(slice(0, 2, None), slice(0, 2, None)), (slice(2, 4, None), slice(0, 2, None))], ['/0', '/1'])
     """
-    if not dataset.is_virtual:
+    sources = dataset.virtual_sources() if dataset.is_virtual else []
+    if not 0 < len(sources) <= MOST_PARTS:
         return None
     parts: list[Part] = []
     decoded = False
-    for source in dataset.virtual_sources():
+    for source in sources:
         path = resolve_source(dataset, plain_name(source.file_name))
         placed = selected_box(source.vspace, dataset.shape)
         if path is None or placed is None:

@@ -121,9 +121,25 @@ def stacked(rows: Any, names: list[str], dtype: np.dtype) -> np.ndarray:
             part = chunk.dictionary_decode() if encoded else chunk
             if part.null_count and dtype.kind in "biu":
                 raise ValueError(f"the column {name!r} has nulls, which its statistics deny")
+            if dtype.kind == "f":
+                _check_held(part, name)
             out[begin : begin + len(part), number] = _numbers(part)
             begin += len(part)
     return out
+
+
+def _check_held(part: Any, name: str) -> None:
+    """Raise if floats would round integers of a column."""
+    arrow, compute = need("pyarrow", "LongTable"), need("pyarrow.compute", "LongTable")
+    if not arrow.types.is_integer(part.type) or part.type.bit_width < 64:
+        return
+    ends = compute.min_max(part)
+    for end in (ends["min"].as_py(), ends["max"].as_py()):
+        if end is not None and abs(end) > 2**53:
+            raise ValueError(
+                f"the column {name!r} has the integer {end}, which would be rounded: integers are "
+                "read as floats if there are floats or nulls; leave such a column out, or scale it"
+            )
 
 
 def _numbers(part: Any) -> np.ndarray:

@@ -21,7 +21,7 @@ from .table_source import StoredSequence
 
 __all__ = ["LongTable", "TableItems", "table_items"]
 
-_AT_ONCE = 256  # sequences that are read together in a loop
+_AT_ONCE = 2**25  # bytes of sequences that are read together in a loop
 
 
 class LongTable(Sequence[np.ndarray]):
@@ -146,10 +146,13 @@ class LongTable(Sequence[np.ndarray]):
         return self._reader.read(self._begins[number, None], self.lengths[number, None])[0]
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        for at in range(0, len(self), _AT_ONCE):
-            yield from self._reader.read(
-                self._begins[at : at + _AT_ONCE], self.lengths[at : at + _AT_ONCE]
-            )
+        ends = np.cumsum(self.lengths) * self._reader.row_bytes
+        at = 0
+        while at < len(self):
+            room = (ends[at - 1] if at else 0) + _AT_ONCE
+            end = max(int(np.searchsorted(ends, room, "right")), at + 1)
+            yield from self._reader.read(self._begins[at:end], self.lengths[at:end])
+            at = end
 
     def __repr__(self) -> str:
         return (

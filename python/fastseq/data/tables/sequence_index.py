@@ -110,7 +110,7 @@ class SequenceIndex:
         """Raise since the time in `row` is not after the one before."""
         key = self.keys[len(self.keys) - sum(begin > row for begin in new) - 1]
         before = self._last[1] if row == 0 else times[row - 1]
-        now, then = str(times[row]), str(before)
+        now, then = _told(times[row]), _told(before)
         if now == then:
             raise ValueError(
                 f"{key!r} has two rows of the time {now}, the second is {self._at(row)}: keep "
@@ -138,6 +138,14 @@ class SequenceIndex:
 
     def _advice(self) -> str:
         return f": sort the rows, such as by df.sort_values([{self._id!r}, {self._time!r}])"
+
+
+def _told(time: Any) -> str:
+    """Return a time as text; one beyond Python's dates as its number."""
+    try:
+        return str(time)
+    except (OverflowError, ValueError):
+        return str(time.value)
 
 
 def _runs(ids: Any) -> tuple[list[int], list[Any]]:
