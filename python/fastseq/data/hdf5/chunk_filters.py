@@ -98,7 +98,7 @@ def filtered_at_edges(dataset: h5py.Dataset) -> bool:
     if skipped or len(stored) != math.prod(chunk) * values.itemsize:
         return True
     found = np.frombuffer(stored, values.dtype).reshape(chunk)[tuple(map(slice, shape))]
-    return found.tobytes() != values.tobytes()
+    return bool(found.tobytes() != values.tobytes())
 
 
 def _inflate(parameters: tuple[int, ...]) -> Undo:  # noqa: ARG001
