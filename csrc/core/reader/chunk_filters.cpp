@@ -100,7 +100,7 @@ class BitReader {
     for (unsigned missing = width_; missing > 0;) {
       const unsigned left = 8 - used_;
       const unsigned taken = std::min(left, missing);
-      const unsigned byte = std::to_integer<unsigned>(bytes_[at_]);
+      const auto byte = std::to_integer<unsigned>(bytes_[at_]);
       value = (value << taken) | ((byte >> (left - taken)) & ((1U << taken) - 1));
       used_ += taken;
       missing -= taken;
@@ -151,6 +151,7 @@ void reverse_bytes(std::span<std::byte> elements, std::size_t size) {
 }  // namespace
 
 void unshuffle(std::span<const std::byte> from, std::size_t item, std::span<std::byte> to) {
+  if (from.empty()) return;
   const std::size_t elements = item == 0 ? 0 : from.size() / item;
   const std::size_t whole = elements * item;
   switch (item) {
