@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -280,3 +281,29 @@ def test_validation_continues_in_full_precision_from_states_in_half(layer, amp, 
     est.fit(X, Y, validation={"time": 0.25})
     assert states
     assert all(state.dtype == torch.float32 for state in states)
+
+
+@pytest.mark.parametrize("dampening", [0.0, 0.5])
+def test_fused_momentum_begins_with_the_first_update_that_is_made(dampening):
+    """PyTorch's kernel would begin with what was in memory if the first update overflows."""
+
+    def trained(fused):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 1))
+        x = np.random.default_rng(0).normal(size=(20, 8, 3)).astype("f4")
+        y = 300 * x.sum(2, keepdims=True)  # overflows with the first scales
+        optimizer = torch.optim.SGD(
+            model.parameters(), lr=1e-4, momentum=0.9, dampening=dampening, fused=fused
+        )
+        loss = fs.seqloss(nn.functional.mse_loss)
+        spec = {"epochs": 30, "batchsize": 8, "seqsize": 20}
+        est = fs.Estimator(model, loss, optimizer, spec, amp="fp16", progress=False)
+        est.fit(x, y)
+        return [p.detach() for p in model.parameters()], optimizer
+
+    wanted, _ = trained(False)
+    used = [torch.full((n,), 1e9) for n in (1, 6, 18) for _ in range(50)]
+    del used  # so that memory holds large numbers
+    found, optimizer = trained(True)
+    assert all("momentum_buffer" in state for state in optimizer.state.values())
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)

@@ -90,8 +90,13 @@ class Precision:
     def step(self, optimizer: optim.Optimizer) -> None:
         """Update, unless a gradient overflowed, and choose the next scale."""
         assert self._scaler is not None
+        begun = _momenta_to_begin(optimizer)
+        scale = self._scaler.get_scale() if begun else 0.0
         self._scaler.step(optimizer)
         self._scaler.update()
+        if begun and self._scaler.get_scale() < scale:
+            for param in begun:  # the kernel has skipped the update, but not begun a momentum
+                optimizer.state[param].pop("momentum_buffer", None)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scaler's state."""
@@ -104,3 +109,19 @@ class Precision:
 
 
 _AS_IT_IS = nullcontext()
+
+
+def _momenta_to_begin(optimizer: optim.Optimizer) -> list[Tensor]:
+    """Return the parameters to which the next update by PyTorch's fused SGD gives a momentum.
+
+    If it skips that update, the momentum is what was in memory before.
+    """
+    if not isinstance(optimizer, optim.SGD):
+        return []
+    return [
+        param
+        for group in optimizer.param_groups
+        if group["fused"] and group["momentum"]
+        for param in group["params"]
+        if param.grad is not None and optimizer.state[param].get("momentum_buffer") is None
+    ]
