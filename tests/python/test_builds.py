@@ -63,7 +63,9 @@ def test_without_mpi(tmp_path):
 def test_a_wheel_holds_the_package_and_nothing_else(tmp_path):
     install(tmp_path)
     names = {p.name for p in (tmp_path / "site").iterdir()}
-    assert names == {"fastseq", next(n for n in names if n.endswith(".dist-info"))}
+    # Scripts, such as the command `fastseq`, have a folder of their own.
+    assert names == {"bin", "fastseq", next(n for n in names if n.endswith(".dist-info"))}
+    assert [p.name for p in (tmp_path / "site" / "bin").iterdir()] == ["fastseq"]
     assert (tmp_path / "site" / "fastseq" / "py.typed").exists()
 
 

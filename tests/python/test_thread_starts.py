@@ -114,3 +114,13 @@ def test_a_child_process_waits_for_none():
         os._exit(0 if thread.join() and not threads.waited_for else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert thread.join()
+
+
+def test_a_join_that_ctrl_c_interrupts_can_be_made_again():
+    """The interrupt may come when the lock has been taken, and not been given back."""
+    thread = threads.Thread(lambda: None)
+    thread.start()
+    assert thread.join()
+    thread._ended.acquire()  # and then KeyboardInterrupt
+    assert thread.join(5)
+    assert thread.join()

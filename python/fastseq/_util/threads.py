@@ -5,8 +5,10 @@ from __future__ import annotations
 import _thread
 import atexit
 import functools
+import math
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -16,6 +18,7 @@ from typing import Any
 __all__ = ["Thread", "Worker", "call_all", "cores", "waited_for"]
 
 _LOOK_SECONDS = 0.05  # after which to look whether a thread that has not begun is gone
+_JOIN_SECONDS = 1.0  # after which to look whether one has ended
 
 
 class Thread:
@@ -53,7 +56,7 @@ class Thread:
         self._daemon = daemon
         self._stop = stop
         self._deciding = threading.Lock()
-        self._runs = self._cancelled = False
+        self._runs = self._cancelled = self._done = False
         # Released by the thread: unlike setting an event, that takes no memory.
         self._begun, self._ended = threading.Lock(), threading.Lock()
         self._begun.acquire()
@@ -95,6 +98,7 @@ class Thread:
             self._call()
         finally:
             del self._call  # which may hold this thread
+            self._done = True
             self._ended.release()
             waited_for.discard(self)
 
@@ -107,10 +111,14 @@ class Thread:
             self._cancelled = not self._runs
         if self._cancelled:
             return True
-        limit = -1 if seconds is None else min(seconds, threading.TIMEOUT_MAX)
-        if not self._ended.acquire(timeout=limit):
-            return False
-        self._ended.release()
+        end = math.inf if seconds is None else time.monotonic() + seconds
+        while not self._done:
+            # Ctrl-C may come between the next two lines: then only _done tells that it has ended.
+            left = min(end - time.monotonic(), _JOIN_SECONDS)
+            if self._ended.acquire(timeout=max(left, 0)):
+                self._ended.release()
+            elif time.monotonic() >= end:
+                return self._done
         return True
 
 
@@ -244,6 +252,7 @@ def _end_all() -> None:
 def _forget_all() -> None:
     """Take threads that do not exist in the child process as ended."""
     for thread in list(waited_for):
+        thread._done = True
         if thread._ended.locked():
             thread._ended.release()
     waited_for.clear()
