@@ -264,7 +264,6 @@ def test_chunks_at_the_edge_may_have_no_filters(tmp_path: Path, kind: str) -> No
 
 
 def test_codecs_may_hold_more_than_a_chunk(path: Path) -> None:
-    pytest.importorskip("imagecodecs")
     ends = [-(2**31), 2**31 - 1, 0, 1]
     values = np.tile(np.array(ends, "i4"), 2500).reshape(100, 100)
     with h5py.File(path, "w") as file:
