@@ -12,6 +12,7 @@ import fastseq as fs
 from fastseq._util.tree import tree_leaves
 from fastseq.checkpoint import session
 from fastseq.training import fit, native_step
+from fastseq.training.amp import Precision
 from fastseq.training.loop import Trainer
 
 X = torch.randn(40, 6, 4, generator=torch.Generator().manual_seed(0))
@@ -307,3 +308,14 @@ def test_fused_momentum_begins_with_the_first_update_that_is_made(dampening):
     found, optimizer = trained(True)
     assert all("momentum_buffer" in state for state in optimizer.state.values())
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_a_rank_may_have_no_part_in_the_first_update():
+    precision = Precision("fp16", torch.device("cpu"))
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for param in model.parameters():
+        param.grad = torch.full_like(param, 2**16)  # another rank's, scaled
+    precision.unscale(optimizer)
+    assert all(bool((param.grad == 1).all()) for param in model.parameters())
+    precision.step(optimizer)

@@ -48,6 +48,7 @@ class Precision:
         self._dtype = None if amp is None else _DTYPES[amp]
         self._device = device
         self._scaler: torch.amp.GradScaler | None = None
+        self._scaled = False
         if amp == "fp16":
             self._scaler = torch.amp.GradScaler(device.type)
         self.scales: bool = self._scaler is not None
@@ -73,12 +74,18 @@ class Precision:
 
     def scaled(self, loss: Tensor) -> Tensor:
         """Return the scaled loss, to be differentiated in its place."""
-        return loss if self._scaler is None else self._scaler.scale(loss)
+        if self._scaler is None:
+            return loss
+        self._scaled = True
+        return self._scaler.scale(loss)
 
     def unscale(self, optimizer: optim.Optimizer) -> None:
         """Undo the scaling in the gradients."""
-        if self._scaler is not None:
-            self._scaler.unscale_(optimizer)
+        if self._scaler is None:
+            return
+        if not self._scaled:  # a rank may have no part in the first update
+            self.scaled(torch.zeros((), device=self._device))
+        self._scaler.unscale_(optimizer)
 
     def waits(self, optimizer: optim.Optimizer) -> bool:
         """Whether the host reads if a gradient overflowed, before each update.
