@@ -348,6 +348,19 @@ def test_several_readers_share_the_threads(tmp_path: Path) -> None:
     assert found == [True] * 80
 
 
+def test_a_file_is_the_same_by_whatever_link(tmp_path: Path) -> None:
+    """Else a virtual dataset would hold its source open when that is to be written."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    made(tmp_path / "real" / "part.h5")
+    fs.h5concat(tmp_path / "real" / "all.h5", [tmp_path / "real" / "part.h5"], axis=0)
+    x = fs.h5mmap(tmp_path / "link" / "all.h5", "x")
+    np.asarray(x)
+    part = fs.h5mmap(tmp_path / "link" / "part.h5", "x", mode="r+")
+    part[:] = 5
+    np.testing.assert_array_equal(np.asarray(x), 5)
+
+
 def test_a_small_part_is_kept_by_hdf5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = made(tmp_path / "x.h5")
     x = fs.h5mmap(tmp_path / "x.h5", "x")

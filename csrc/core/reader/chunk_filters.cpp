@@ -44,7 +44,6 @@ struct ScaleOffset {
   std::size_t elements;
   bool floats;
   std::size_t size;  // of an element
-  bool is_signed;
   bool big_endian;
   bool has_fill;
   std::array<std::byte, 8> fill;  // the value that stands for missing elements
@@ -61,7 +60,6 @@ ScaleOffset parse(std::span<const std::uint32_t> p) {
                        .elements = p[2],
                        .floats = p[3] == 1,
                        .size = p[4],
-                       .is_signed = p[5] == 1,
                        .big_endian = p[6] == 1,
                        .has_fill = p[7] != 0,
                        .fill = {}};

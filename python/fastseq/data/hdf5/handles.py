@@ -196,9 +196,9 @@ class SharedFile:
                 self._chunks[name] = StoredChunks.of(dataset)
             return self._chunks[name]
 
-    def parts(self, name: str) -> list[Part] | None:
+    def parts(self, name: str, *, cached: bool = True) -> list[Part] | None:
         """Return the parts of a virtual dataset that are read one by one; None: HDF5 does it."""
-        with self.dataset(name, cached=False) as dataset:
+        with self.dataset(name, cached=cached) as dataset:
             if name not in self._parts:
                 self._parts[name] = virtual_parts(dataset)
             return self._parts[name]

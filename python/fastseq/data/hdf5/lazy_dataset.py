@@ -179,7 +179,7 @@ class LazyDataset:
             chunks.read_into(target, box, self.opened, threads)
             if file.writes != writes:  # the file was not held: it may be of before and after
                 self._read_by_hdf5(target)
-        elif chunks is None and (parts := file.parts(self.name)) is not None:
+        elif (parts := file.parts(self.name, cached=self.cached)) is not None:
             self._read_parts(parts, target, threads)
         else:
             self._read_by_hdf5(target)

@@ -65,7 +65,7 @@ class StoredChunks:
         bits = stored_dtype(dataset) != dataset.dtype  # of one byte, as h5py reads them
         if not bits and stored != h5py.h5t.py_create(dataset.dtype, logical=True):
             return None
-        if dataset.dtype.hasobject or dataset.dtype.kind not in "iufb":
+        if dataset.dtype.kind not in "iufb":
             return None
         nbytes = math.prod(dataset.chunks) * dataset.dtype.itemsize
         filters = Filters.of(dataset, nbytes) if nbytes >= LEAST_BYTES else None

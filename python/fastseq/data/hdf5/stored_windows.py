@@ -92,7 +92,7 @@ class WindowReader:
         self.dataset: ChunkedDataset = copy.copy(dataset)
         self.dataset.cached = False  # windows keep what is needed again
         self.max_bytes = max_bytes
-        self._spare_cores = spare or SpareCores()
+        self._spare = spare or SpareCores()
         self._warned = self._closed = False
         self._begin_anew()
 
@@ -101,7 +101,7 @@ class WindowReader:
         self._rows: StoredRows | None = None
         self._current: _Window | None = None
         self._ahead: _Window | None = None
-        self._spare: np.ndarray | None = None
+        self._free_buffer: np.ndarray | None = None
         self._blocks: Iterator[Block] = iter(())
         self._block: Block | None = None  # the next of them
 
@@ -164,11 +164,11 @@ class WindowReader:
         if last is not None and last.covers(t, n0, n1):
             return last
         if last is not None:
-            self._current, self._spare = None, last.buffer
+            self._current, self._free_buffer = None, last.buffer
         window, self._ahead = self._ahead, None
         if window is not None and not window.covers(t, n0, n1):
             window.cancel()
-            self._spare, window = window.buffer, None
+            self._free_buffer, window = window.buffer, None
         if window is None:
             if last is not None and (last.t1, last.n0, last.n1) == (t, n0, n1) and t < last.end:
                 end = last.end  # the block continues
@@ -176,11 +176,11 @@ class WindowReader:
                 end = self._end(t, n0, n1)
             # The caller waits for this window: only what is needed now. Later ones are larger. But
             # what is read on all cores, while all wait, is read much at a time.
-            much = 0 if self._spare_cores.some() else _WINDOW_BYTES // self._step_bytes(n1 - n0)
+            much = 0 if self._spare.some() else _WINDOW_BYTES // self._step_bytes(n1 - n0)
             window = self._plan(t, n0, n1, max(steps, much), end, self.max_bytes)
             assert window is not None
         if not window.started:
-            self._spare_cores.wait()
+            self._spare.wait()
         window.wait()
         self._current = window
         self._prefetch(window, steps)
@@ -196,7 +196,7 @@ class WindowReader:
 
     def _prefetch(self, window: _Window, steps: int) -> None:
         """Start reading the window after `window`, if it is known, and there are room and cores."""
-        if not self._spare_cores.some():
+        if not self._spare.some():
             return
         following = (window.t1, window.end, window.n0, window.n1)
         if window.t1 == window.end:
@@ -218,7 +218,7 @@ class WindowReader:
         size = (t1 - t) * step_bytes
         if size > room and room < self.max_bytes:
             return None
-        buffer, self._spare = self._spare, None
+        buffer, self._free_buffer = self._free_buffer, None
         if buffer is None or not size <= buffer.nbytes <= room:
             buffer = np.empty(size, np.uint8)
         data = buffer[:size].view(self.dataset.dtype)
@@ -227,7 +227,7 @@ class WindowReader:
         while cuts[-1] < t1:
             piece = max(_WINDOW_BYTES // step_bytes, 1)
             cuts.append(min(self._boundary(cuts[-1] + piece, n0, n1), t1))
-        return _Window(self.dataset, n0, n1, end, cuts, buffer, data, self._spare_cores.threads)
+        return _Window(self.dataset, n0, n1, end, cuts, buffer, data, self._spare.threads)
 
     def _window_end(self, t: int, n0: int, n1: int, wanted: int, end: int, step_bytes: int) -> int:
         """Return the end of a window from `t` on: after whole rows of chunks if they fit."""
