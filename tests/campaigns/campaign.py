@@ -257,7 +257,7 @@ def main(campaigns: list[Campaign]) -> None:
     failed = 0
     for campaign in chosen:
         if options.case is not None:
-            with tempfile.TemporaryDirectory() as folder:
+            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
                 os.chdir(folder)
                 print(campaign.case(options.case, Path(folder)))
                 os.chdir(ROOT)

@@ -33,7 +33,7 @@ SLACK = 15.0  # on top of the time-out: 10 that are promised, 5 for a machine wi
 LONG = 20.0  # a time-out that nothing but a fault reaches
 SHORT = 1.0  # one for faults that it ends
 
-_NEW_MOUNTS, _PRIVATE, _READ_ONLY, _REMOUNT = 0x20000, 0x44000, 1, 32
+_NEW_MOUNTS, _PRIVATE, _READ_ONLY, _REMOUNT, _BIND = 0x20000, 0x44000, 1, 32, 0x1000
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 STARTS = r"threading.py\", line \d+ in wait\n.*threading.py\", line \d+ in start\n"
@@ -133,7 +133,9 @@ class Fault:
                 pass
 
     def _disk_read_only(self) -> None:
-        _mount(self.disk, _REMOUNT | _READ_ONLY)
+        # A second mount above it: the disk itself is busy while a file is open for writing.
+        _mount(self.disk, _BIND, source=self.disk)
+        _mount(self.disk, _BIND | _REMOUNT | _READ_ONLY)
 
 
 class Watched:
@@ -349,8 +351,8 @@ def draw(number: int, folder: Path) -> tuple[Meeting, Work, dict[str, Any]]:
     return meeting, Work(kind, fault, options), how
 
 
-def _mount(folder: str, flags: int, options: str = "") -> None:
-    done = _LIBC.mount(b"none", folder.encode(), b"tmpfs", flags, options.encode())
+def _mount(folder: str, flags: int, options: str = "", source: str = "none") -> None:
+    done = _LIBC.mount(source.encode(), folder.encode(), b"tmpfs", flags, options.encode())
     if done != 0:
         raise OSError(ctypes.get_errno(), f"cannot mount {folder}")
 
