@@ -45,6 +45,7 @@ void combine(void* in, void* inout, int* length, MPI_Datatype* /*type*/) {
     b.outcome.weight += a.outcome.weight;
     b.outcome.value += a.outcome.value;
     b.outcome.flags |= a.outcome.flags;
+    if (a.outcome.place != b.outcome.place) b.outcome.place = kPrivate;
   }
 }
 

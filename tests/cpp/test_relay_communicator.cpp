@@ -166,11 +166,15 @@ float value_of(int rank, std::size_t i) {
   return static_cast<float>(static_cast<int>((i * 7 + static_cast<std::size_t>(rank) * 5) % 31) - 15);
 }
 
-void check_means(Communicator& comm, std::int64_t numel, bool shared) {
+// Whose data are in memory that the others of its machine see.
+enum class Shared { kNone, kAllButRank0, kAll };
+
+void check_means(Communicator& comm, std::int64_t numel, Shared shared) {
   const auto count = static_cast<std::size_t>(numel);
   std::vector<float> own(count);
-  const std::shared_ptr<std::byte> memory = shared ? comm.allocate(count * sizeof(float)) : nullptr;
-  auto* data = shared ? reinterpret_cast<float*>(memory.get()) : own.data();
+  const bool here = shared == Shared::kAll || (shared == Shared::kAllButRank0 && comm.rank() != 0);
+  const std::shared_ptr<std::byte> memory = shared == Shared::kNone ? nullptr : comm.allocate(count * sizeof(float));
+  auto* data = here ? reinterpret_cast<float*>(memory.get()) : own.data();
   double weights = 0;
   for (int r = 0; r < comm.size(); ++r) weights += r;  // rank 0's do not count
   for (std::size_t i = 0; i < count; ++i) data[i] = value_of(comm.rank(), i);
@@ -197,8 +201,9 @@ TEST(means_over_machines) {
       run_machines(sizes, shares, [&](Communicator& comm) {
         CHECK_EQ(comm.transport(), shares ? "hierarchy" : "threads");
         for (const std::int64_t numel : {0, 1, 5, 3000, 200'001}) {
-          check_means(comm, numel, false);
-          check_means(comm, numel, true);
+          for (const Shared shared : {Shared::kNone, Shared::kAllButRank0, Shared::kAll}) {
+            check_means(comm, numel, shared);
+          }
         }
       });
     }

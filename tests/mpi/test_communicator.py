@@ -189,6 +189,17 @@ def test_allocate(comm):
     assert comm.allocate(0).numel() == 0
 
 
+@pytest.mark.parametrize("numel", [1001, 200_000])
+@pytest.mark.parametrize("elsewhere", [0, -1])
+def test_one_rank_s_data_are_elsewhere(comm, numel, elsewhere):
+    shared, own = comm.allocate(numel), torch.empty(numel)
+    data = own if comm.rank == elsewhere % comm.size else shared
+    data.copy_(torch.arange(numel) % 7 + comm.rank)
+    comm.allreduce_(data, "sum")
+    ranks = comm.size * (comm.size - 1) // 2
+    torch.testing.assert_close(data, torch.arange(numel) % 7 * float(comm.size) + ranks)
+
+
 def test_sub_communicators_of_mpi4py(mpi, comm):
     half = mpi.COMM_WORLD.Split(comm.rank % 2, comm.rank)
     sub = fs.distributed.communicator(half)

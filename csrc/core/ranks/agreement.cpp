@@ -16,8 +16,10 @@ const char* operation_name(Operation operation) {
 Outcome outcome_of(std::span<const Call> calls) {
   Outcome outcome;
   const Call& first = calls.front();
+  outcome.place = first.place;
   int rank = 0;
   for (const Call& call : calls) {
+    if (call.place != first.place) outcome.place = kPrivate;
     outcome.same &= call.operation == first.operation && call.bytes == first.bytes && call.detail == first.detail;
     if (call.operation == Operation::kFail && outcome.failed_rank < 0) outcome.failed_rank = rank;
     if (call.operation == Operation::kLeave && outcome.left_rank < 0) outcome.left_rank = rank;

@@ -40,6 +40,7 @@ struct Outcome {
   double value = 0;      // sum of weight * value, over ranks with a weight
   std::uint64_t flags = 0;
   int alarmed_rank = -1;  // the lowest rank with kAlarm among its flags
+  std::int64_t place = kPrivate;  // of all ranks' data, if it is the same
 };
 
 Outcome outcome_of(std::span<const Call> calls);

@@ -21,6 +21,7 @@ void NodeMemory::check_numbers() const {
 }
 
 std::shared_ptr<std::byte> NodeMemory::allocate(std::size_t bytes) {
+  const std::int64_t id = next_id_++;  // taken even if it fails, so that machines keep in step
   std::optional<SharedMemory> mine = SharedMemory::create(std::max<std::size_t>(bytes, 1));
   Call call{.operation = Operation::kAllocate, .handle = mine ? mine->descriptor() : -1};
   const std::vector<Call> calls = group_.exchange(call);
@@ -39,7 +40,7 @@ std::shared_ptr<std::byte> NodeMemory::allocate(std::size_t bytes) {
   if (outcome_of(group_.exchange(call)).flags != 0 || !mine) return nullptr;
   mine->close_descriptor();
 
-  Region region{.bytes = mine->size(), .id = next_id_++, .peers = {}};
+  Region region{.bytes = mine->size(), .id = id, .peers = {}};
   for (const auto& mapping : mappings) region.peers.push_back(mapping.get());
   std::byte* start = mine->data();
   {

@@ -43,6 +43,7 @@ Reduced SpreadCommunicator::allreduce(void* data, std::int64_t numel, DType dtyp
   const auto bytes = static_cast<std::size_t>(call.bytes);
   if (hierarchical()) call.place = node_.memory->place_of(data, bytes);
   const Outcome outcome = agree(call);
+  call.place = outcome.place;  // else machines would exchange pieces of different lengths
   double factor = 1.0;
   if (reduction.mean) factor = call.weight == 0.0 ? 0.0 : call.weight / outcome.weight;
   return together(call.operation, [&] {
