@@ -467,7 +467,7 @@ OWN = {
 # What ranks say that have lost another one, apart from its number.
 LOST = (
     r"rank \d+ has exited|the connection to .* is lost; has that ended|waited \S+ s for the others|"
-    r"cannot meet the others at|where the ranks meet, gives no|rank \d+ waited"
+    r"it cannot connect to (the others|rank)|cannot meet the others at|where the ranks meet, gives no|rank \d+ waited"
 )
 
 

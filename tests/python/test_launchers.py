@@ -345,7 +345,7 @@ def test_a_store_that_is_lost_is_named():
 
 def test_errors_of_gloo_are_shown(monkeypatch):
     monkeypatch.setattr(gloo, "GRACE", 0.1)
-    stuck = SimpleNamespace(check=lambda _: threading.Event().wait())
+    stuck = SimpleNamespace(check=lambda _: threading.Event().wait(), set=lambda *_: None)
     monkeypatch.setattr(gloo, "PrefixStore", lambda name, store: store)
 
     def fails(*_):
@@ -355,6 +355,14 @@ def test_errors_of_gloo_are_shown(monkeypatch):
     said = r"rank 0 .*: it cannot connect to the others \(Resource temporarily unavailable\)$"
     with pytest.raises(fs.CommunicationError, match=said):
         gloo.Gloo(stuck, 0, 2, None, 5)
+
+
+def test_gloo_names_ranks_that_do_not_come():
+    store = TCPStore("127.0.0.1", free_port(), is_master=True, wait_for_workers=False)
+    store.set("all/2 comes", "")
+    said = r"^rank 0 cannot continue: it waited 0\.3 s for rank 1, rank 3$"
+    with pytest.raises(fs.CommunicationError, match=said):
+        gloo.Gloo(store, 0, 4, None, 0.3)
 
 
 def test_what_ranks_tell_each_other_is_forgotten():

@@ -10,7 +10,7 @@ import torch
 from .._util import torch_internals
 from .._util.untyped_torch import PrefixStore
 from ..errors import CommunicationError
-from .stores import GRACE, first_line, in_time, limited
+from .stores import GRACE, first_line, in_time, limited, missing
 
 __all__ = ["Gloo"]
 
@@ -39,19 +39,27 @@ class Gloo:
         self._timeout = timeout
         self._store = store
         self._interrupted = False
-        self._all = self._group("all", rank, size)
+        self._all = self._group("all", list(range(size)))
         self._across: Any = None
         if across is not None:
-            self._across = self._group(f"of {across[0]}", across.index(rank), len(across))
+            self._across = self._group(f"of {across[0]}", across)
 
-    def _group(self, name: str, rank: int, size: int) -> Any:
+    def _group(self, name: str, ranks: list[int]) -> Any:
+        """Return Gloo's group of some ranks, each of which calls this."""
         store, limit = PrefixStore(name, self._store), limited(self._timeout)
+        keys = [f"{rank} comes" for rank in ranks]
+        mine = ranks.index(self._rank)
+
+        def connected() -> Any:
+            store.set(keys[mine], "")
+            return torch_internals.gloo_group(store, mine, len(ranks), limit)
+
         try:
-            return in_time(
-                lambda: torch_internals.gloo_group(store, rank, size, limit), self._timeout + GRACE
-            )
+            return in_time(connected, self._timeout + GRACE)
         except (RuntimeError, TimeoutError) as error:
-            raise self._lost(error, "it cannot connect to the others") from error
+            awaited = missing(store, dict(zip(keys, ranks, strict=True)))
+            what = f"it cannot connect to {awaited}"
+            raise self._lost(error, what, awaited) from error
 
     def gather(self, mine: memoryview, all_: memoryview) -> None:
         """Fill `all_` with all ranks' bytes."""
@@ -92,10 +100,10 @@ class Gloo:
             what = "the connection to another rank is lost; has that ended?"
             raise self._lost(error, what) from error
 
-    def _lost(self, error: Exception, what: str) -> CommunicationError:
+    def _lost(self, error: Exception, what: str, awaited: str = "the others") -> CommunicationError:
         cause = "it has exited" if self._interrupted else self._told()
-        if not cause and "imed out" in str(error):
-            cause = f"it waited {self._timeout:g} s for the others"
+        if not cause and re.search("timed out|timeout", str(error), re.IGNORECASE):
+            cause = f"it waited {self._timeout:g} s for {awaited}"
         # Gloo begins with the place in its source, and ends with advice.
         said = re.sub(r"^\[\S+\] ", "", first_line(error)).partition(". ")[0]
         return CommunicationError(

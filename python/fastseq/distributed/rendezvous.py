@@ -13,7 +13,7 @@ from .._util.untyped_torch import PrefixStore
 from ..errors import CommunicationError
 from .gloo import Gloo
 from .launchers import Launch
-from .stores import GRACE, first_line, in_time, limited, reach
+from .stores import GRACE, first_line, in_time, limited, missing, reach
 
 __all__ = ["Rendezvous"]
 
@@ -144,20 +144,13 @@ class _Meeting:
             ) from error
         except RuntimeError as error:  # DistError
             if "timeout" in str(error):
-                cause = f"waited {self._timeout:g} s for {self._missing(keys)}"
+                awaited = missing(self._store, {key: rank for rank, key in enumerate(keys)})
+                cause = f"waited {self._timeout:g} s for {awaited}"
                 raise CommunicationError(f"{me} {cause} to make a communicator") from error
             raise CommunicationError(
                 f"{me} cannot make a communicator: the connection to the store of {self._host}, "
                 f"where the ranks meet, is lost; has that ended? ({first_line(error)})"
             ) from error
-
-    def _missing(self, keys: list[str]) -> str:
-        """Return which ranks have not set their keys."""
-        try:
-            found = in_time(lambda: [bool(self._store.check([key])) for key in keys], GRACE)
-        except (RuntimeError, TimeoutError):
-            return "the others"
-        return ", ".join(f"rank {rank}" for rank, there in enumerate(found) if not there)
 
     def all(self, name: str, value: bool) -> bool:
         return all(self.gather(name, value))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from .._util.threads import Thread
@@ -11,7 +11,7 @@ from .._util.untyped_torch import TCPStore
 from ..errors import CommunicationError
 from .launchers import Launch
 
-__all__ = ["GRACE", "first_line", "in_time", "limited", "reach"]
+__all__ = ["GRACE", "first_line", "in_time", "limited", "missing", "reach"]
 
 GRACE = 5.0
 """Seconds that a store may take to answer beyond the time that it was to wait."""
@@ -74,6 +74,21 @@ def in_time(call: Callable[[], T], seconds: float) -> T:
     if raised:
         raise raised[0]
     return returned[0]
+
+
+def missing(store: Any, keys: Mapping[str, int]) -> str:
+    """Return which of the ranks have not set their keys; "the others" if that can't be told.
+
+    Parameters
+    ----------
+    keys
+        The key of each rank.
+    """
+    try:
+        found = in_time(lambda: [r for key, r in keys.items() if not store.check([key])], GRACE)
+    except (RuntimeError, TimeoutError):
+        found = []
+    return ", ".join(f"rank {rank}" for rank in found) or "the others"
 
 
 def limited(seconds: float) -> datetime.timedelta:
