@@ -153,6 +153,21 @@ def test_a_table_with_categories_and_static_features():
     assert found["probabilities"] == model.predict_proba(X[:3], static=static[:3]).tolist()
 
 
+def test_unseen_categories_are_logged(caplog, recwarn):
+    table = pd.DataFrame({"a": RNG.standard_normal(40), "c": ["u", "v"] * 20})
+    model = fs.SequenceRegressor("mlp", epochs=1, random_state=0)
+    model.fit(table, RNG.standard_normal(40))
+    with TestClient(make_app(model)) as client:
+        for new in ("w", "x" * 10_000):
+            post(client, records=[{"a": 0.5, "c": new}])
+    said = [one.message for one in caplog.records if one.name == "fastseq.serving.batcher"]
+    assert "in column 'c' 'w' (it saw 'u', 'v')" in said[0]
+    assert "'xxx" in said[1]
+    assert len(said[1]) < 300
+    # Python would keep each text
+    assert not [one for one in recwarn if "categories" in str(one.message)]
+
+
 FORMS = {
     "one feature, flat": (X[..., 0], Y, X[:2, :, 0].tolist()),
     "one feature": (X[..., :1], Y, X[:2, :, :1].tolist()),

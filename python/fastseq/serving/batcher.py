@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import queue
+import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from .._util.threads import Thread
 
 __all__ = ["Batcher", "OverloadError"]
 
+_LOG = logging.getLogger(__name__)
 _TURNS = 8  # of the event loop without a new request, after which none is on its way
 
 
@@ -155,7 +158,8 @@ class Batcher:
         """Run what is asked for, in the other thread."""
         while (asked := self._calls.get()) is not None:
             parts, loop, done = asked
-            answers = self._answered(parts)
+            with _logged_warnings():
+                answers = self._answered(parts)
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(_set, done, answers)
 
@@ -171,6 +175,16 @@ class Batcher:
             return [found for part in parts for found in self._answered([part])]
         every = iter(whole)
         return [[next(every) for _ in part] for part in parts]
+
+
+@contextlib.contextmanager
+def _logged_warnings() -> Iterator[None]:
+    """Log what a model warns of: Python would keep each text, and clients may send many."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        yield
+    for text in dict.fromkeys(str(one.message) for one in told):
+        _LOG.warning("%s", text)
 
 
 def _set(done: asyncio.Future[Any], answers: Any) -> None:

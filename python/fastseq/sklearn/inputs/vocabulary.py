@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ __all__ = [
 Array = np.ndarray
 
 _SHOWN = 5  # values, at most, in a warning
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60  # characters of a value
 _DIFFERENT = 50  # values, more than which are too many if rows hardly repeat them
 
 
@@ -124,7 +127,7 @@ class Unseen:
 def _shown(values: Iterable[Any]) -> str:
     every = list(values)
     more = ["…"] if len(every) > _SHOWN else []
-    return ", ".join([*map(repr, every[:_SHOWN]), *more]) or "none"
+    return ", ".join([*map(_SHORT.repr, every[:_SHOWN]), *more]) or "none"
 
 
 def _rank(value: object) -> tuple[int, float, str]:
