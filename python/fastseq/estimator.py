@@ -274,8 +274,9 @@ class Estimator:
             In a tuple or dict, inputs ``(N, F)`` go with every step, inputs ``(T, F)`` with every
             sequence. Sequences of different lengths: a list of ``(T_i, F)``, an `h5py.Group` of
             such datasets, a `LongTable`, or a `torch.utils.data.Dataset` of ``(x_i, y_i)``; they
-            are sorted by length. Integers and booleans are converted to the model's dtype, if that
-            cannot round them, unless the model looks ids up.
+            are sorted by length. Groups and tables passed together must have the same names or
+            ids, in the same order; lists go by position. Integers and booleans are converted to the
+            model's dtype, if that cannot round them, unless the model looks ids up.
         y
             Targets ``(T, N, K)``, of the same types as `x`, or ``(T, N)`` for K = 1; integers stay
             integers.

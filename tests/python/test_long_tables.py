@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import sys
 import threading
 from decimal import Decimal
@@ -373,10 +374,13 @@ def test_predict_writes_to_a_group_by_ids(stored, tmp_path):
 
 def test_tables_must_have_the_same_ids(stored):
     x, y = (fs.LongTable(stored[1], columns) for columns in (["a", "b"], "y"))
-    with pytest.raises(ValueError, match="y must have the same ids as x, in the same order, but "):
+    first, last = (re.escape(repr(key)) for key in (x.keys[0], x.keys[-1]))
+    with pytest.raises(ValueError, match=f"x, but only x has {last}, and only y has {first};"):
         estimator().fit(x[1:], y[:-1])
-    with pytest.raises(ValueError, match="y must have as many sequences as x, got 22 and 23"):
+    with pytest.raises(ValueError, match=f"y must have the same ids as x, but only x has {first};"):
         estimator().fit(x, y[1:])
+    with pytest.raises(ValueError, match=f"order, but its sequence 0 is {last}, that of x {first}"):
+        estimator().fit(x, y[::-1])
     with pytest.raises(ValueError, match="x has no sequences: the table is an empty part"):
         estimator().fit(x[:0], y[:0])
 

@@ -212,3 +212,31 @@ def test_groups_within_groups_and_empty_ones(tmp_path):
             est.fit(file["empty"], file["empty"])
         with pytest.raises(TypeError, match="but it is the group /a, which holds b/"):
             est.fit(file["a"], file["a"])
+
+
+def test_datasets_of_groups_are_paired_by_their_names(tmp_path):
+    est = fs.Estimator(chain(), fs.seqloss(mse_loss), torch.optim.SGD, fs.Spec(1, 2, 10))
+    weights = [np.ones((n, 1), np.float32) for n in LENGTHS]
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for part, data, names in (
+            ("x", SERIES, "012456"), ("y", TARGETS, "012756"), ("w", weights, "012345")
+        ):  # fmt: skip
+            for name, one in zip(names, data, strict=True):
+                file[f"{part}/{name}"] = one
+        x, y, w = (file[part] for part in "xyw")
+        with pytest.raises(ValueError, match="y must have the same names as x, but only x has '4'"):
+            est.fit(x, y)
+        y.move("7", "4")
+        with pytest.raises(ValueError, match="as x, but only x has '6', and only w has '3'; lists"):
+            est.fit(x, y, w)
+        est.fit(x, y, list(w.values()))
+
+
+def test_names_that_differ_in_zeros_only_are_in_one_order(tmp_path):
+    est = fs.Estimator(chain(), fs.seqloss(mse_loss), torch.optim.SGD, fs.Spec(1, 2, 10))
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for part, data, names in (("x", SERIES, ["1", "01"]), ("y", TARGETS, ["01", "1"])):
+            group = file.create_group(part, track_order=True)
+            for name in names:
+                group[name] = data[int(name == "1")]
+        est.fit(file["x"], file["y"])

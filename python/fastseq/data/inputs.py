@@ -12,12 +12,12 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import Dataset
 
 from .._util.tree import Tree, tree_map
+from .paired_names import NamedSequences
 from .ragged import DatasetItems, GroupItems, RaggedArrays, RaggedRows
 from .reshaped import with_axis
 from .sliceable import Sliceable
 from .source_kinds import is_ragged, kind_error, open_ragged, open_source, target_dtype, to_tensor
 from .sources import Broadcast, Source
-from .tables.long_table import TableItems
 from .user_arrays import checked
 
 __all__ = ["Arguments", "step_input"]
@@ -63,6 +63,7 @@ class Arguments:
         self.dtype = dtype
         self.squeezed: bool = False
         self._labels, self._ids = labels, ids
+        self._named = NamedSequences()
         self.lengths: np.ndarray | None = None
         self.order: np.ndarray | None = None
         inputs, targets = _paths(x, "x"), _paths(y, "y")
@@ -114,22 +115,15 @@ class Arguments:
             raise ValueError(f"{self.reference} has no {what}: its shape is {shape}")
 
     def _measure_lists(self, ragged: list[tuple[str, Any]]) -> None:
-        """Find the sequences' lengths; all lists must have the same."""
+        """Find the sequences' lengths, which all lists must share, as groups their names."""
         self.reference, first = ragged[0]
         found = [_lengths_of(array, name) for name, array in ragged]
         for (name, array), lengths in zip(ragged, found, strict=True):
+            self._named.check(name, array)
             if len(lengths) != len(found[0]):
                 raise ValueError(
                     f"{name} must have as many sequences as {self.reference}, "
                     f"got {len(lengths)} and {len(found[0])}"
-                )
-            tables = isinstance(array, TableItems) and isinstance(first, TableItems)
-            if tables and array.keys != first.keys:
-                i = [a == b for a, b in zip(array.keys, first.keys, strict=True)].index(False)
-                raise ValueError(
-                    f"{name} must have the same ids as {self.reference}, in the same order, but "
-                    f"its sequence {i} is {array.keys[i]!r}, that of {self.reference} "
-                    f"{first.keys[i]!r}"
                 )
             if (lengths != found[0]).any():
                 i = int(np.flatnonzero(lengths != found[0])[0])
@@ -235,6 +229,7 @@ class Arguments:
     def _open_weights(self, array: Any, name: str, dtype: torch.dtype) -> Source:
         if is_ragged(array) and self.order is not None:
             assert self.lengths is not None
+            self._named.check(name, array)
             lengths = _lengths_of(array, name)
             if len(lengths) != self.count or (lengths != self.lengths).any():
                 raise ValueError(f"{name} must have one entry for each step of {self.reference}")

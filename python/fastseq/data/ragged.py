@@ -287,7 +287,7 @@ def group_items(group: h5py.Group, name: str) -> GroupItems:
     items: list[Sliceable] = []
     home = location(group)  # for all its own datasets: a lookup takes as long as opening one
     numbers: dict[str, tuple[int, int] | None] = {}
-    keys = sorted(group, key=natural_key)
+    keys = sorted(sorted(group), key=natural_key)  # 1 and 01 are alike but for the text
     for key in keys:
         item = group[key]
         if not isinstance(item, h5py.Dataset):
