@@ -381,13 +381,18 @@ def serving_sentence() -> str:
 
 def campaigns_table() -> str:
     """List the campaigns: what they tried, how often, and how often a promise was broken."""
-    lines = ["| campaign | what holds in each case | cases | failed |", "|---|---|---|---|"]
+    lines = [
+        "| campaign | what holds in each case | cases of wanted | minutes | failed |",
+        "|---" * 5 + "|",
+    ]
     for path in sorted(RESULTS.glob("campaign-*.json")):
         found = json.loads(path.read_text())
         promise = found["promise"].rstrip(".")
         promise = promise[0].lower() + promise[1:]
-        done = f"{found.get('executions') or found['done']:,}".replace(",", " ")
-        lines.append(f"| {found['campaign']} | {promise} | {done} | {len(found['failures'])} |")
+        cases = f"{found['done']:,} of {found['wanted']:,}".replace(",", " ")
+        minutes = f"{found['seconds'] / 60:.0f}"
+        row = (found["campaign"], promise, cases, minutes, str(len(found["failures"])))
+        lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 
 
