@@ -84,10 +84,10 @@ def why_table() -> str:
         ("`fit`, `predict`, as in scikit-learn", "✓", "", "✓", "", "for forecasts"),
         ("truncated back-propagation with carried state", "✓", *["by hand"] * 3, ""),
         ("files larger than memory", "HDF5, Parquet, read ahead", *own, parquet),
-        ("same script on several machines", "✓", "own code", "", "✓", "✓"),
-        ("killed runs resume bit for bit", "✓", "by hand", "", "by epoch", ""),
+        ("same script on several machines", "✓", "own code", "with Accelerate", "✓", "✓"),
+        ("killed runs resume bit for bit", "✓", "by hand", *["by epoch"] * 2, ""),
         ("time of a training step, small LSTM", "1×", *times, ""),
-        ("time that averaging gradients adds, 2 ranks", "1×", faster(ddp), "", "", ""),
+        ("overhead of averaging gradients, 2 ranks", "1×", faster(ddp), "", "", ""),
         ("M4 Weekly: MASE, CPU seconds", fits[0], "", "", "", f"{fits[1]} (NHITS)"),
     ]
     lines = ["| " + " | ".join(row) + " |" for row in rows]
