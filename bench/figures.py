@@ -350,7 +350,7 @@ def _sets_table(score: str, title: str, digits: int) -> str:
 
 
 def serving_table() -> str:
-    """Compare servers of the same models: rates, latencies, and how many times faster ours is."""
+    """Compare servers of the same models: rates, latencies, and how much faster fastseq is."""
     cases = [(case, rows) for case, rows in contenders("serving").items() if len(rows) > 1]
     lines = [
         f"| 64 clients at once | {' | '.join(case.rsplit(',', 1)[0] for case, _ in cases)} |",
@@ -361,7 +361,7 @@ def serving_table() -> str:
         for _, rows in cases:
             row, ours = rows[name], rows["fastseq serve"]["ratio"]
             p99 = row["latency_ms"]["p99"]
-            times = f"; ours is {faster(ours / row['ratio'])} as fast"
+            times = f"; fastseq is {faster(ours / row['ratio'])} as fast"
             times = "" if name == "fastseq serve" else times
             cells.append(f"{row['requests_per_s']:.0f} per second, p99 {p99:.0f} ms{times}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
