@@ -84,10 +84,10 @@ def why_table() -> str:
         ("`fit`, `predict`, as in scikit-learn", "✓", "", "✓", "", "for forecasts"),
         ("truncated back-propagation with carried state", "✓", *["by hand"] * 3, ""),
         ("files larger than memory", "HDF5, Parquet, read ahead", *own, parquet),
-        ("same script on several machines", "✓", "own code", "", "✓", "✓"),
-        ("killed runs resume bit for bit", "✓", "by hand", "", "by epoch", ""),
+        ("same script on several machines", "✓", "own code", "with Accelerate", "✓", "✓"),
+        ("killed runs resume bit for bit", "✓", "by hand", *["by epoch"] * 2, ""),
         ("time of a training step, small LSTM", "1×", *times, ""),
-        ("time that averaging gradients adds, 2 ranks", "1×", faster(ddp), "", "", ""),
+        ("overhead of averaging gradients, 2 ranks", "1×", faster(ddp), "", "", ""),
         ("M4 Weekly: MASE, CPU seconds", fits[0], "", "", "", f"{fits[1]} (NHITS)"),
     ]
     lines = ["| " + " | ".join(row) + " |" for row in rows]
@@ -350,7 +350,7 @@ def _sets_table(score: str, title: str, digits: int) -> str:
 
 
 def serving_table() -> str:
-    """Compare servers of the same models: rates, latencies, and how many times faster ours is."""
+    """Compare servers of the same models: rates, latencies, and how much faster fastseq is."""
     cases = [(case, rows) for case, rows in contenders("serving").items() if len(rows) > 1]
     lines = [
         f"| 64 clients at once | {' | '.join(case.rsplit(',', 1)[0] for case, _ in cases)} |",
@@ -361,7 +361,7 @@ def serving_table() -> str:
         for _, rows in cases:
             row, ours = rows[name], rows["fastseq serve"]["ratio"]
             p99 = row["latency_ms"]["p99"]
-            times = f"; ours is {faster(ours / row['ratio'])} as fast"
+            times = f"; fastseq is {faster(ours / row['ratio'])} as fast"
             times = "" if name == "fastseq serve" else times
             cells.append(f"{row['requests_per_s']:.0f} per second, p99 {p99:.0f} ms{times}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
@@ -381,13 +381,18 @@ def serving_sentence() -> str:
 
 def campaigns_table() -> str:
     """List the campaigns: what they tried, how often, and how often a promise was broken."""
-    lines = ["| campaign | what holds in each case | cases | failed |", "|---|---|---|---|"]
+    lines = [
+        "| campaign | what holds in each case | cases of wanted | minutes | failed |",
+        "|---" * 5 + "|",
+    ]
     for path in sorted(RESULTS.glob("campaign-*.json")):
         found = json.loads(path.read_text())
         promise = found["promise"].rstrip(".")
         promise = promise[0].lower() + promise[1:]
-        done = f"{found.get('executions') or found['done']:,}".replace(",", " ")
-        lines.append(f"| {found['campaign']} | {promise} | {done} | {len(found['failures'])} |")
+        cases = f"{found['done']:,} of {found['wanted']:,}".replace(",", " ")
+        minutes = f"{found['seconds'] / 60:.0f}"
+        row = (found["campaign"], promise, cases, minutes, str(len(found["failures"])))
+        lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 
 

@@ -13,6 +13,7 @@ INCLUDED = {
     "index": "README.md",
     "contributing": "CONTRIBUTING.md",
     "changelog": "CHANGELOG.md",
+    "security": "SECURITY.md",
     "benches": "bench/README.md",
 }
 

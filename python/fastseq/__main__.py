@@ -38,7 +38,7 @@ def main(words: list[str] | None = None) -> int:
     predict = add("predict", "forecast with a trained forecaster")
     serve = add("serve", "answer requests by HTTP with a saved model")
     add("info", "versions, devices, MPI, kernels and transport in use, as JSON")
-    add("doctor", "what may keep it from running well here; lines after a ! say what to do")
+    add("doctor", "check this machine for problems; lines after a ! say what to do")
     h5.add_commands(add("h5", "HDF5 files: join, describe, check"))
     if not words:
         parser.print_help(sys.stderr)

@@ -28,7 +28,7 @@ BUILD = ROOT / "build" / "fuzz"
 FOLDER = BUILD / "tests" / "campaigns" / "fuzz_cpp"
 NAME = "fuzz-cpp"
 WANTED = 100_000_000
-PROMISE = "any arguments of the core's functions end in a right result or in the documented error"
+PROMISE = "for any arguments, the core's functions return a right result or the documented error"
 # Small quarantines stay in the cache; an input that takes 10 s or 1 GiB counts as broken.
 SANITIZERS = {
     "ASAN_OPTIONS": "quarantine_size_mb=1:malloc_context_size=4",

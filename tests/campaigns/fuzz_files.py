@@ -247,18 +247,18 @@ def tables(number: int, folder: Path) -> dict[str, int]:
 CAMPAIGNS = [
     Campaign(
         "fuzz-hdf5", hdf5, 3000, 120,
-        "HDF5 files, damaged or made to do harm, are read or refused with an error that names the "
-        "file, without a crash, a hang, or more memory than what was asked for.",
+        "Damaged and malicious HDF5 files are read, or refused with an error that names the file, "
+        "without a crash, a hang, or more memory than was asked for.",
     ),
     Campaign(
         "fuzz-settings", settings, 1500, 120,
-        "YAML files of settings and search spaces, damaged or made to do harm, are read or refused "
-        "with an error that names the file.",
+        "Damaged and malicious YAML files of settings and search spaces are read, or refused with "
+        "an error that names the file.",
     ),
     Campaign(
         "fuzz-tables", tables, 2000, 120,
-        "CSV and Parquet files, damaged or with other values, are read by fastseq fit and predict, or "
-        "refused in a sentence.",
+        "CSV and Parquet files that are damaged or hold other values are read by fastseq fit and "
+        "predict, or refused with a one-sentence error.",
     ),
 ]  # fmt: skip
 

@@ -381,18 +381,18 @@ def requests(number: int, folder: Path) -> dict[str, int]:
 CAMPAIGNS = [
     Campaign(
         "fuzz-models", saved_models, 3000, 120,
-        "Files of saved models, damaged or forged, are read or refused with an error that names the "
-        "file; none runs code, opens other files, crashes, hangs, or takes memory without end.",
+        "Damaged and forged files of saved models are read, or refused with an error that names "
+        "the file; none runs code, opens other files, crashes, hangs, or takes unlimited memory.",
     ),
     Campaign(
         "fuzz-checkpoints", checkpoints, 3000, 120,
         "fit continues from damaged or forged checkpoints, or refuses them with an error that names "
-        "the file; none runs code, opens other files, crashes, hangs, or takes memory without end.",
+        "the file; none runs code, opens other files, crashes, hangs, or takes unlimited memory.",
     ),
     Campaign(
         "fuzz-requests", requests, 1500, 120,
-        "The server answers each request, whatever bytes it has, with what the model says, or with a "
-        "status from 400 to 499 and a sentence.",
+        "The server answers each request, whatever its bytes, with the model's output, or with a "
+        "status from 400 to 499 and a one-sentence error.",
     ),
 ]  # fmt: skip
 

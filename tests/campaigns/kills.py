@@ -276,7 +276,7 @@ def warm_up() -> None:
                 plan.run(None, None, checkpoint=folder)
 
 
-_WHAT = "{} killed up to three times, at any moment, and resumed end with the same bits"
+_WHAT = "{} that are killed up to three times, at any moment, and resumed end with the same bits"
 CAMPAIGNS = [
     Campaign(
         "kills-1", functools.partial(case_of, 1), 1000, 120, _WHAT.format("Runs of a process")

@@ -344,7 +344,8 @@ def check_end(status: int, moment: Moment) -> None:
 CAMPAIGNS = [
     Campaign(
         "kills-output", case, 1000, 120,
-        "Files written by a process that is killed are the old ones or the new ones, and whole",
+        "Each file that a killed process was writing is either the complete old version or the "
+        "complete new one",
     )
 ]  # fmt: skip
 

@@ -278,8 +278,8 @@ WHY_NOT = impossible()
 CAMPAIGNS = [
     Campaign(
         "links", case, wanted=200, limit=120.0,
-        promise="whatever happens to the link of two hosts, each rank ends in time: with an error "
-        "that tells the cause, or with the bits of the undisturbed run",
+        promise="whatever happens to the link between two hosts, each rank stops in time: with an "
+        "error that names the cause, or with the same bits as an undisturbed run",
     )
 ] if WHY_NOT is None else []  # fmt: skip
 

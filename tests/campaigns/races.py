@@ -62,8 +62,8 @@ RACES = Campaign(
     case=case,
     wanted=10_000,
     limit=60,
-    promise="whatever waits for whom, threads of reader and ranks race for nothing, never wait "
-    "forever, and come to the right result",
+    promise="in whatever order threads run, those of the reader and of ranks have no data races, "
+    "never wait forever, and compute the right result",
 )
 CAMPAIGNS = [RACES] if SCHEDULE.exists() else []
 

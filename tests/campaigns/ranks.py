@@ -519,8 +519,8 @@ def _warm() -> None:
 CAMPAIGNS = [
     Campaign(
         "ranks", case, wanted=10_000, limit=90.0,
-        promise="whatever happens to a rank, each that lives ends in time: with an error that "
-        "tells the cause, or with the bits of the undisturbed run",
+        promise="whatever happens to a rank, each surviving rank stops in time: with an error that "
+        "names the cause, or with the same bits as an undisturbed run",
     )
 ]  # fmt: skip
 _warm()

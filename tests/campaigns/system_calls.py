@@ -230,9 +230,9 @@ def libhdf5() -> Any:
 CAMPAIGNS = [
     Campaign(
         "system-calls", case, len(PLAN), 60.0,
-        "whichever call of the system fails, a program either succeeds with the same result or "
-        "raises an error that says so; files are old or new, and the same program succeeds "
-        "afterwards",
+        "whichever system call fails, a program either succeeds with the same result or raises "
+        "an error that says so; each file is the complete old or new version, and the same "
+        "program succeeds afterwards",
     )
 ]  # fmt: skip
 

@@ -273,7 +273,7 @@ def case(number: int, folder: Path) -> str:
 CAMPAIGNS = [
     Campaign(
         "two-jobs", case, 1000, 100,
-        "Of two jobs with one folder of checkpoints one is refused, unless the other has ended",
+        "A second job with the same folder of checkpoints is refused while the first is running",
     )
 ]  # fmt: skip
 

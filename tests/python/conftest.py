@@ -13,6 +13,8 @@ import fastseq as fs
 
 __all__ = ["by_torch", "natively", "updates_by"]  # fixtures
 
+# The programs of the environment, also where it is not active.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 # Processes that test side by side must not compile into one folder.
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     shared = Path(tempfile.gettempdir()) / f"torchinductor_{os.getuid()}"

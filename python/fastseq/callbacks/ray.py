@@ -179,12 +179,18 @@ class RayTune(Keeper):
         """
         from ray import tune
 
-        saved = tune.Checkpoint.from_directory(self._folder)
-        try:
-            tune.report({"epoch": run.epoch, **numbers_of(run.row)}, checkpoint=saved)
-        except SystemExit as stop:
-            self._stop = stop
-            run.stop(f"stopped by Ray Tune after epoch {run.epoch}")
+        with tempfile.TemporaryDirectory(prefix="fastseq-") as reported:
+            # The checkpoint without the folder's lock.
+            shutil.copytree(
+                self._folder, reported, copy_function=os.link, dirs_exist_ok=True,
+                ignore=shutil.ignore_patterns(".*"),
+            )  # fmt: skip
+            saved = tune.Checkpoint.from_directory(reported)
+            try:
+                tune.report({"epoch": run.epoch, **numbers_of(run.row)}, checkpoint=saved)
+            except SystemExit as stop:
+                self._stop = stop
+                run.stop(f"stopped by Ray Tune after epoch {run.epoch}")
 
     def on_fit_end(self, run: Run) -> None:
         """Raise what ends the trial if Ray has stopped it.

@@ -49,7 +49,7 @@ def h5concat(
     virtual
         Write references to the data instead of the data: the sources must stay where they are
         relative to `dst` (a folder may be moved as a whole). Otherwise copy the data, each dataset
-        in one piece, in some 50 MB of memory.
+        in one piece, in a few MB of memory, or in some 50 MB if sources are chunked.
     compression
         ``"gzip"`` compresses copies (level 4, bytes shuffled) in chunks of at most 1 MB, of whole
         features of about as many steps as sequences, with all cores, in at most 150 MB of memory.

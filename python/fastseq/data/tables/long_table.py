@@ -74,7 +74,8 @@ class LongTable(Sequence[np.ndarray]):
     Notes
     -----
     Only ids and times are read at first. A sequence's numbers are read when it is used: the row
-    groups that hold it are decoded, of which up to 128 MB are kept for sequences read next.
+    groups that hold it are decoded, of which up to 128 MB are kept for sequences read next. `fit`
+    and `predict` hold, besides, the sequences of as many blocks as fit into 256 MB.
 
     Slices, such as ``table[:100]``, are tables as well, and read nothing. Tables can be pickled;
     of files, this keeps their paths.

@@ -91,7 +91,7 @@ def check_parameters(given: dict[str, Any]) -> None:
     except (TypeError, ValueError):
         raise TypeError(f"quantiles must be a list of levels or None, got {levels!r}") from None
     if len(edges) == 2 or not all(low < high for low, high in pairwise(edges)):
-        raise ValueError(f"quantiles must be rising levels between 0 and 1, got {levels!r}")
+        raise ValueError(f"quantiles must be increasing levels between 0 and 1, got {levels!r}")
 
 
 def _check_weights(given: dict[str, Any]) -> None:

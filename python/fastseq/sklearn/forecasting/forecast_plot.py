@@ -36,7 +36,7 @@ def plot_forecast(
         ``(horizon,)``; with quantiles ``(horizon, Q)``; or a table of one series, as `predict`
         returns it: its index, if it holds times or numbers, is that of the forecast.
     quantiles
-        The levels of the forecast, rising; None: those that columns "q0.1", … of a table name.
+        The levels of the forecast, increasing; None: those that columns "q0.1", … of a table name.
         Bands join the first and the last level, the second and the last but one, and so on; the
         middle one is a line.
     actual

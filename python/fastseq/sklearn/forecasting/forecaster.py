@@ -76,7 +76,7 @@ class SequenceForecaster(EvaluatedForecaster):
     horizon
         Number of steps of a forecast.
     quantiles
-        Levels to forecast, rising, such as ``(0.1, 0.5, 0.9)``; None: points.
+        Levels to forecast, increasing, such as ``(0.1, 0.5, 0.9)``; None: points.
     strategy
         ``"direct"``: the model forecasts all steps of the horizon at once, at every step of the
         series. ``"recursive"``: it forecasts the next step, and its forecasts are fed back; its
