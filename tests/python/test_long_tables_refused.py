@@ -1,10 +1,33 @@
 """Numbers and times of tables that would be misread."""
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from torch import nn, optim
+from torch.nn.functional import mse_loss
 
 import fastseq as fs
+from fastseq.data.tables import row_groups
+
+DATES = pd.date_range("2024-01-01", periods=40, freq="h").to_series().to_numpy()
+
+
+def table_of(times, ids="ab"):
+    """Return a table in which each sequence has the same times."""
+    count = len(times)
+    rows = {
+        "unique_id": [one for one in ids for _ in range(count)],
+        "ds": pa.concat_arrays([pa.array(times)] * len(ids)),
+        "x": np.arange(float(count * len(ids))),
+    }
+    return pa.table(rows)
+
+
+def evaluate(x, y):
+    est = fs.Estimator(nn.Linear(1, 1), fs.seqloss(mse_loss), optim.SGD, fs.Spec(1, 2, 10))
+    return est.evaluate(x, y)
 
 
 @pytest.mark.parametrize("beside", [None, 0.5])
@@ -29,3 +52,61 @@ def test_times_beyond_python_s_dates_are_told(tmp_path):
         ValueError, match=r"must increase, but 1970-01-01 00:00:05 .* after 4611686"
     ):
         fs.LongTable(table, "x")
+
+
+def test_tables_must_have_the_same_times(tmp_path, monkeypatch):
+    later = DATES.copy()
+    later[30:] += np.timedelta64(3, "D")
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.concat_tables([table_of(DATES, "ab"), table_of(later, "cd")]), path, 7)
+    y = fs.LongTable(path, "x")
+    monkeypatch.setattr(row_groups, "_BATCH_ROWS", 11)
+    x = fs.LongTable(table_of(DATES, "abcd"), "x")
+    message = (
+        "y must have the times of x, but in 'c' it has 2024-01-05 06:00:00 where x has "
+        r"2024-01-02 06:00:00; if that is meant, pass list\(y\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        evaluate(x, y)
+    with pytest.raises(ValueError, match=message.replace("'c'", "'d'")):
+        evaluate(x[3:], y[3:])
+    with pytest.raises(ValueError, match=r"x\[1\] must have the times of x\[0\], but in 'c'"):
+        evaluate((x, y), list(y))
+    assert np.isfinite(evaluate(x, list(y)))
+    assert np.isfinite(evaluate(x[:2], y[:2]))
+
+
+@pytest.mark.parametrize(
+    ("times", "same"),
+    [
+        (DATES, [DATES.astype("M8[s]"), DATES.astype("M8[ms]")]),
+        (pa.array([0, 1, 2], pa.date32()), [pa.array([0, 1, 2], pa.date32()).cast(pa.date64())]),
+        (pa.array([0, 3600], pa.timestamp("s", "UTC")),
+         [pa.array([0, 3_600_000], pa.timestamp("ms", "Europe/Berlin"))]),
+        (np.array([-1, 0, 1], np.int8), [np.array([-1.0, -0.0, 1.0], t) for t in ("f2", "f4", "f8")]),
+        (np.array([-0.5, 0, 0.5]), [np.array([-0.5, 0, 0.5], np.float32)]),
+        (np.array([2**64 - 2, 2**64 - 1], np.uint64), []),
+    ],
+    ids=["dates", "days", "zones", "integers", "floats", "large"],
+)  # fmt: skip
+def test_equal_times_may_be_stored_otherwise(times, same):
+    x = fs.LongTable(table_of(times), "x")
+    for one in [times, *same]:
+        evaluate(x, fs.LongTable(table_of(one), "x"))
+
+
+@pytest.mark.parametrize(
+    ("times", "other", "message"),
+    [
+        ([1, 2, 3], [0.5, 2.0, 3.0], "y must .* in 'a' it has 0.5 where x has 1; if"),
+        ([2**60, 2**60 + 1], [2**60, 2**60 + 2], "has 1152921504606846978 where x has"),
+        ([1, 2], DATES[:2], "times of x, but has dates, x numbers: convert one of them"),
+        (DATES[:2], pd.DatetimeIndex(DATES[:2]).tz_localize("UTC"),
+         "but has times of a time zone, x dates: convert"),
+    ],
+    ids=["floats", "large", "kinds", "zones"],
+)  # fmt: skip
+def test_other_times_are_told(times, other, message):
+    x, y = (fs.LongTable(table_of(one), "x") for one in (times, other))
+    with pytest.raises(ValueError, match=message):
+        evaluate(x, y)

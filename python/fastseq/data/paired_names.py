@@ -26,22 +26,30 @@ class NamedSequences:
 
     def __init__(self) -> None:
         self._first: tuple[str, GroupItems] | None = None
+        self._table: tuple[str, TableItems] | None = None
 
     def check(self, name: str, array: object) -> None:
-        """Compare an argument with the first of them.
+        """Compare an argument with the first of them, a table with the first table.
 
         Raises
         ------
         ValueError
-            It has other names, or has them in another order.
+            It has other names, or has them in another order; or a table has other times.
         """
         if not isinstance(array, GroupItems):
             return
         if self._first is None:
             self._first = name, array
-        reference, first = self._first
-        if array.keys == first.keys:
-            return
+        _check_names(name, array, *self._first)
+        if isinstance(array, TableItems):
+            if self._table is None:
+                self._table = name, array
+            other, table = self._table
+            array.check_times(name, table, other)
+
+
+def _check_names(name: str, array: GroupItems, reference: str, first: GroupItems) -> None:
+    if array.keys != first.keys:
         tables = isinstance(array, TableItems) and isinstance(first, TableItems)
         must = f"{name} must have the same {'ids' if tables else 'names'} as {reference}"
         found, known = set(array.keys), set(first.keys)

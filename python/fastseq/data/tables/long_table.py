@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -13,10 +13,12 @@ import numpy as np
 from ..._util.optional_imports import need
 from ..hdf5.names import matching_files
 from ..ragged import GroupItems
+from ..sliceable import Sliceable
 from .columns import check_names, number_type
 from .row_groups import InMemory, ParquetFiles, Pieces
 from .row_reader import RowReader
 from .sequence_index import SequenceIndex, check_kinds
+from .sequence_times import differing, read_times, told
 from .table_source import StoredSequence
 
 __all__ = ["LongTable", "TableItems", "table_items"]
@@ -80,6 +82,8 @@ class LongTable(Sequence[np.ndarray]):
     Slices, such as ``table[:100]``, are tables as well, and read nothing. Tables can be pickled;
     of files, this keeps their paths.
 
+    Tables that are passed together, as inputs and targets, must have the same ids and times.
+
     Examples
     --------
     >>> import fastseq as fs, pyarrow
@@ -115,7 +119,7 @@ class LongTable(Sequence[np.ndarray]):
                 asks = field.nullable and dtype.kind in "biu"
                 nulls = asks and self._pieces.nulls(pieces, name)
                 found.append(number_type(field, place, nulls=nulls))
-        check_kinds(self._pieces, id_col, time_col)
+        self._times_are = check_kinds(self._pieces, id_col, time_col)
         self.dtype: np.dtype = np.result_type(*found)
         index = SequenceIndex(self._pieces, id_col, time_col)
         if not index.keys:
@@ -123,6 +127,7 @@ class LongTable(Sequence[np.ndarray]):
         self.keys: list[Any] = index.keys
         self.lengths: np.ndarray = index.lengths
         self._begins = index.begins
+        self._time_col, self._digests = time_col, index.times.digests
         self._reader = RowReader(self._pieces, self.columns, self.dtype)
 
     def __len__(self) -> int:
@@ -138,7 +143,7 @@ class LongTable(Sequence[np.ndarray]):
         if isinstance(index, slice):
             part = copy.copy(self)
             part.keys, part.lengths = self.keys[index], self.lengths[index]
-            part._begins = self._begins[index]
+            part._begins, part._digests = self._begins[index], self._digests[index]
             return part
         number = operator.index(index)
         if not -len(self) <= number < len(self):
@@ -165,6 +170,36 @@ class LongTable(Sequence[np.ndarray]):
 class TableItems(GroupItems):
     """The sequences of a table, and their ids as text."""
 
+    def __init__(self, items: Iterable[Sliceable], table: LongTable) -> None:
+        super().__init__(items, list(map(str, table.keys)))
+        self.table = table
+
+    def check_times(self, name: str, other: TableItems, reference: str) -> None:
+        """Raise ValueError unless the times of all sequences are those in the other table.
+
+        Nothing is raised for tables of sequences of other lengths.
+        """
+        mine, theirs = self.table, other.table
+        if mine._times_are != theirs._times_are:
+            raise ValueError(
+                f"{name} must have the times of {reference}, but has {mine._times_are}, "
+                f"{reference} {theirs._times_are}: convert one of them"
+            )
+        wrong = np.flatnonzero(mine._digests != theirs._digests)
+        if not len(wrong) or (mine.lengths != theirs.lengths).any():
+            return
+        n = int(wrong[0])
+        own, others = (
+            read_times(table._pieces, table._time_col, int(table._begins[n]), int(table.lengths[n]))
+            for table in (mine, theirs)
+        )
+        for one, two in differing(own, others):
+            raise ValueError(
+                f"{name} must have the times of {reference}, but in {mine.keys[n]!r} it has "
+                f"{told(one)} where {reference} has {told(two)}; if that is meant, pass "
+                f"list({name}), which is paired by position"
+            )
+
 
 def table_items(table: LongTable, name: str) -> TableItems:
     """Return the sequences of a table, each read where it is sliced.
@@ -180,7 +215,7 @@ def table_items(table: LongTable, name: str) -> TableItems:
         StoredSequence(table._reader, begin, length)
         for begin, length in zip(table._begins.tolist(), table.lengths.tolist(), strict=True)
     ]
-    return TableItems(items, list(map(str, table.keys)))
+    return TableItems(items, table)
 
 
 def _column_names(columns: Any) -> list[str]:

@@ -9,15 +9,13 @@ import numpy as np
 from ..._util.optional_imports import need
 from .columns import id_kind, time_kind
 from .row_groups import Pieces
+from .sequence_times import SequenceTimes, ticks_of, told
 
 __all__ = ["SequenceIndex", "check_kinds"]
 
-_DAY = 86_400 * 10**9
-_NANOSECONDS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 
-
-def check_kinds(pieces: Pieces, id_col: str, time_col: str) -> None:
-    """Raise TypeError unless ids and times are of types that all files agree on."""
+def check_kinds(pieces: Pieces, id_col: str, time_col: str) -> str:
+    """Return what times are; raise TypeError unless all files agree on that, and on ids."""
     first: dict[str, tuple[str, str]] = {}
     for place, schema, _ in pieces.schemas():
         for name, kind_of in ((id_col, id_kind), (time_col, time_kind)):
@@ -27,6 +25,7 @@ def check_kinds(pieces: Pieces, id_col: str, time_col: str) -> None:
                 raise TypeError(
                     f"{name!r} holds {kind} in {place}, but {known} in {home}: convert one of them"
                 )
+    return first[time_col][0]
 
 
 class SequenceIndex:
@@ -45,6 +44,8 @@ class SequenceIndex:
         The ids.
     begins, lengths
         Each sequence's first row in the whole table, and its number of rows.
+    times
+        What is known of their times.
 
     Raises
     ------
@@ -58,6 +59,7 @@ class SequenceIndex:
         self._seen: set[str | int] = set()
         self._last: tuple[int | float, Any] = (0, None)  # the last row's time: to compare, to show
         self.keys: list[str | int] = []
+        self.times = SequenceTimes()
         begins: list[int] = []
         start = 0
         for piece in range(len(pieces.rows)):
@@ -78,7 +80,7 @@ class SequenceIndex:
         self._refuse_nulls(ids, self._id)
         self._refuse_nulls(times, self._time)
         with self._pieces.reading(self._here[0]):
-            ticks, unit = _ticks(times)
+            ticks, unit = ticks_of(times)
             runs, keys = _runs(ids)
         if ticks.dtype.kind == "f" and np.isnan(ticks).any():
             self._refuse_null(int(np.flatnonzero(np.isnan(ticks))[0]), self._time)
@@ -103,6 +105,7 @@ class SequenceIndex:
         wrong = np.flatnonzero(~rises)
         if len(wrong):
             self._refuse_order(int(wrong[0]), times, new)
+        self.times.add(ticks, unit, new)
         self._last = ticks[-1].item() * unit, times[-1]
         return new
 
@@ -110,7 +113,7 @@ class SequenceIndex:
         """Raise since the time in `row` is not after the one before."""
         key = self.keys[len(self.keys) - sum(begin > row for begin in new) - 1]
         before = self._last[1] if row == 0 else times[row - 1]
-        now, then = _told(times[row]), _told(before)
+        now, then = told(times[row]), told(before)
         if now == then:
             raise ValueError(
                 f"{key!r} has two rows of the time {now}, the second is {self._at(row)}: keep "
@@ -140,14 +143,6 @@ class SequenceIndex:
         return f": sort the rows, such as by df.sort_values([{self._id!r}, {self._time!r}])"
 
 
-def _told(time: Any) -> str:
-    """Return a time as text; one beyond Python's dates as its number."""
-    try:
-        return str(time)
-    except (OverflowError, ValueError):
-        return str(time.value)
-
-
 def _runs(ids: Any) -> tuple[list[int], list[Any]]:
     """Return where equal ids begin that follow each other, and these ids."""
     arrow = need("pyarrow", "LongTable")
@@ -158,16 +153,3 @@ def _runs(ids: Any) -> tuple[list[int], list[Any]]:
     other = compute.not_equal(codes.slice(1), codes.slice(0, len(codes) - 1))
     runs = [0, *(np.flatnonzero(other.to_numpy(zero_copy_only=False)) + 1).tolist()]
     return runs, ids.take(arrow.array(runs)).to_pylist()
-
-
-def _ticks(times: Any) -> tuple[np.ndarray, int]:
-    """Return times as numbers of a unit, and the unit in nanoseconds (of numbers: 1)."""
-    arrow = need("pyarrow", "LongTable")
-    kind, unit = times.type, 1
-    if arrow.types.is_timestamp(kind):
-        times, unit = times.cast(arrow.int64()), _NANOSECONDS[kind.unit]
-    elif arrow.types.is_date32(kind):
-        times, unit = times.cast(arrow.int32()), _DAY
-    elif arrow.types.is_date64(kind):
-        times, unit = times.cast(arrow.int64()), _NANOSECONDS["ms"]
-    return times.to_numpy(zero_copy_only=False), unit
