@@ -226,6 +226,63 @@ def test_what_belongs_to_a_panel_must_have_its_order():
     assert same(right, found)
 
 
+DAYS = pd.date_range("2024-01-01", periods=6)
+LABELLED = [
+    range(6), DAYS, DAYS.date, DAYS.to_period("D"), [0.5, 1, 2, 4, 8, 16],
+    pd.MultiIndex.from_product([["v"], range(6)]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("columns", LABELLED, ids=lambda c: type(c[0]).__name__)
+def test_columns_in_another_order_than_in_fit(columns, tmp_path):
+    """Those of a pivot table: numbers and times, which scikit-learn does not compare."""
+    frame = pd.DataFrame(X[:, :, 0], columns=columns)
+    model = regressor(epochs=1).fit(frame, LAST)
+    model.save(tmp_path / "model.st")
+    again = type(model).load(tmp_path / "model.st")
+    for one in (model, again):
+        found = one.predict(frame)
+        with pytest.raises(ValueError, match=r"the columns of fit in another order, .* instead of"):
+            one.predict(frame.iloc[:, ::-1])
+        with pytest.raises(ValueError, match="in another order"):
+            one.score(frame.iloc[:, ::-1], LAST)
+        np.testing.assert_array_equal(one.predict(frame.to_numpy()), found)
+        later = frame.set_axis([f"later {n}" for n in columns], axis=1)
+        with pytest.warns(UserWarning, match="has feature names"):  # scikit-learn's
+            np.testing.assert_array_equal(one.predict(later), found)
+
+
+def test_columns_whose_times_moved_on_since_fit():
+    frame = pd.DataFrame(X[:, :, 0], columns=DAYS)
+    model = regressor(epochs=1).fit(frame, LAST)
+    for days in (DAYS + pd.Timedelta("3D"), DAYS + pd.Timedelta("9D")):
+        found = model.predict(frame.set_axis(days, axis=1))
+        np.testing.assert_array_equal(found, model.predict(frame))
+    back = frame.iloc[:, ::-1]
+    with pytest.raises(ValueError, match="in another order"):
+        model.partial_fit(back, LAST)
+    model.fit(back, LAST)
+    model.predict(back)
+    with pytest.raises(ValueError, match="inconsistent"):
+        model.fit(frame, LAST[:5])
+    model.predict(back)  # a fit that failed changed nothing
+
+
+def test_columns_of_frames_in_a_list_in_another_order():
+    frames = [pd.DataFrame(a, columns=range(3)) for a in LIST]
+    mixed = [*frames[:5], frames[5][[0, 2, 1]], *frames[6:]]
+    with pytest.raises(
+        ValueError, match=r"X\[5\] has the columns .* order, 0, 2, 1 instead of 0, 1, 2:"
+    ):
+        regressor(epochs=1).fit(mixed, LAST)
+    model = regressor(epochs=1).fit(frames, LAST)
+    with pytest.raises(ValueError, match=r"X\[5\] has the columns of fit in another order"):
+        model.predict(mixed)
+    steps = panel(X).set_axis(range(3), axis=1)
+    with pytest.raises(ValueError, match="X has the columns of fit in another order"):
+        model.predict(steps[[1, 0, 2]])
+
+
 def test_tables_with_an_index_of_two_levels_stay_tables():
     index = pd.MultiIndex.from_product([range(12), range(4)])
     table = pd.DataFrame(X[:, 0], index)

@@ -28,6 +28,7 @@ from ...data.user_arrays import refuse_containers, refuse_foreign, refuse_null
 from ...nn.token_ids import number_of_ids, padding_id
 from ..named_modules import takes_images, wants_whole
 from .category_columns import CategoryColumns, from_polars, is_frame, refuse_text
+from .column_labels import check_labels, warn_if_unsorted
 from .datasets import is_dataset, open_dataset, refuse_closed
 from .input_forms import (
     check_order,
@@ -136,7 +137,7 @@ def read_inputs(
     reset: bool,
     columns: CategoryColumns | None = None,
 ) -> Inputs:
-    """Check inputs, and set or compare ``n_features_in_`` and ``feature_names_in_``.
+    """Check inputs, and set or compare the number of features and their names.
 
     Parameters
     ----------
@@ -166,6 +167,7 @@ def read_inputs(
     refuse_null(X, "X")
     if reset:
         estimator.rows_ = estimator.image_shape_ = None
+    check_labels(estimator, X, reset=reset)
     if takes_images(estimator.module) if reset else estimator.image_shape_ is not None:
         return _read_images(estimator, X, reset=reset)
     whole = wants_whole(estimator.module)
@@ -290,6 +292,7 @@ def _read_table(
         rows = "series" if _are_series(X, estimator.module, columns) else "samples"
         if rows == "series":
             coded, columns = X, None  # booleans at steps are numbers
+            warn_if_unsorted(list(getattr(X, "columns", ())))
     if not reset:
         _need_steps(estimator, X)
     x = validate_data(estimator, coded, reset=reset, ensure_all_finite=False)
