@@ -226,6 +226,45 @@ def test_what_belongs_to_a_panel_must_have_its_order():
     assert same(right, found)
 
 
+@pytest.mark.parametrize("module", ["gru", "mlp"])
+def test_what_belongs_to_a_table_must_have_its_order(module):
+    index = pd.Index([f"n{7 * n % 48}" for n in range(48)])
+    x, y = pd.DataFrame(X[:, :, 0], index), pd.Series(LAST, index)
+    right = regressor(module, epochs=1).fit(x, y, y.abs())
+    assert same(right, regressor(module, epochs=1).fit(x.to_numpy(), LAST, abs(LAST)))
+    back = y.sample(frac=1, random_state=0)
+    in_order = back.loc[x.index]  # as the message says
+    assert same(right, regressor(module, epochs=1).fit(x, in_order, in_order.abs()))
+    match = r"{} has the samples of X in another order, by its index: pass {}\.loc\[X\.index\]"
+    for name, given_ in (("y", (back,)), ("y", (back.to_frame(),)), ("sample_weight", (y, back))):
+        with pytest.raises(ValueError, match=match.format(name, name)):
+            regressor(module, epochs=1).fit(x, *given_)
+    with pytest.raises(ValueError, match="y has the samples of X in another order"):
+        right.score(x, back)
+    with pytest.raises(ValueError, match="y has the samples of X in another order"):
+        classifier(module, epochs=1).fit(x.set_axis(range(48)), pd.Series(LABELS).iloc[::-1])
+
+
+def test_static_features_of_a_table_must_have_its_order():
+    x, static = pd.DataFrame(X[:, :, 0]), pd.DataFrame({"a": LAST})
+    model = regressor(epochs=1).fit(x, LAST, static=static)
+    with pytest.raises(ValueError, match="static has the samples of X in another order"):
+        model.predict(x, static=static.iloc[::-1])
+
+
+def test_rows_count_where_an_index_does_not_name_samples():
+    x, y = pd.DataFrame(X[:, :, 0]), pd.Series(LAST)
+    right = regressor(epochs=1).fit(x, y)
+    twice = [0, *range(47)]
+    assert same(right, regressor(epochs=1).fit(x.set_axis(twice), y.set_axis(twice[::-1])))
+    assert same(right, regressor(epochs=1).fit(x.set_axis(range(1, 49)), y))
+    text = x.set_axis(list("abcdef"), axis=1).assign(kind="k")
+    framed = regressor("mlp", epochs=1).fit(text, y)
+    unindexed = pl.from_pandas(text)
+    found = regressor("mlp", epochs=1).fit(unindexed, y.set_axis(range(47, -1, -1)))
+    assert same(framed, found)
+
+
 DAYS = pd.date_range("2024-01-01", periods=6)
 LABELLED = [
     range(6), DAYS, DAYS.date, DAYS.to_period("D"), [0.5, 1, 2, 4, 8, 16],

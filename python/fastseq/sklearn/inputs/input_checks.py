@@ -70,8 +70,8 @@ class Inputs:
     columns
         Which features are codes of categories; None: all are numbers.
     names
-        Names of the sequences, an index, if they were passed as a data frame with the index
-        (sequence, time); None: they have none.
+        Names of the samples, an index: of a data frame's rows, or, if its index is (sequence,
+        time), of the sequences; None: they have none.
     """
 
     x: Items | SamplesFirst
@@ -161,6 +161,7 @@ def read_inputs(
     refuse_closed(X)
     _refuse_padding(estimator, X)
     refuse_forms(X, channels_first=estimator.channels_first)
+    indexed = is_frame(X)  # frames of polars are not
     X = from_polars(X)  # noqa: N806
     columns = None if reset else columns
     _refuse_others(X)
@@ -179,6 +180,7 @@ def read_inputs(
         inputs = _read_list(estimator, sequences, columns, reset=reset, coded=True)
         return dataclasses.replace(inputs, names=X.index.get_level_values(0).unique())
     inputs = _read_sequences(estimator, X, columns, reset=reset)
+    inputs = dataclasses.replace(inputs, names=X.index) if indexed else inputs
     told = estimator.channels_first or whole or (inputs.listed and hasattr(X[0], "columns"))
     if reset and estimator.rows_ is None and not told:
         longest = int(inputs.lengths.argmax())
@@ -610,7 +612,7 @@ def read_weights(sample_weight: Any, inputs: Inputs, *, per_step: bool) -> Items
             "each"
         )
     if not listed and not isinstance(sample_weight, Number):
-        check_order(sample_weight, "sample_weight", inputs.names)
+        check_order(sample_weight, "sample_weight", inputs.names, panel=inputs.listed)
         sample_weight = _weights(sample_weight)
     if per_step and (listed or np.ndim(sample_weight) == 2):
         rows = [_weights(row) for row in sample_weight]

@@ -105,7 +105,7 @@ def read_targets(
     if hasattr(y, "toarray"):
         raise TypeError("y is a sparse matrix, but targets must be dense: pass y.toarray()")
     refuse_foreign(y, "y")
-    check_order(y, "y", inputs.names)
+    check_order(y, "y", inputs.names, panel=inputs.listed)
     listed = isinstance(y, (list, tuple)) and all(getattr(a, "ndim", 0) for a in y)
     if listed and inputs.listed and per_step is not False:
         return _read_list(y, inputs, numeric=numeric, finite=nan == "raise")
