@@ -9,6 +9,7 @@ import pandas as pd
 import polars as pl
 import pytest
 import torch
+from sklearn.exceptions import DataConversionWarning
 from torch.nn.functional import mse_loss
 
 import fastseq as fs
@@ -99,6 +100,36 @@ def test_one_hot_rows():
     classifier().fit(X, both)
     classifier(loss="binary_cross_entropy").fit(X, np.eye(2)[UP])
     classifier("gru").fit(X, np.eye(6)[np.arange(12) % 6])  # one label per step
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "ordinal"])
+@pytest.mark.parametrize(
+    "of", [lambda y: y[:, None], lambda y: pd.DataFrame({"label": y})], ids=["array", "frame"]
+)
+def test_a_column_of_labels_is_no_axis_of_targets(of, loss):
+    """Else predictions (N, 1) beside labels (N,) would be compared as (N, N)."""
+    right = classifier(loss=loss).fit(X, UP)
+    with pytest.warns(
+        DataConversionWarning, match=r"y has the shape \(12, 1\) and is read"
+    ) as found:
+        model = classifier(loss=loss).fit(X, of(UP))
+    assert {one.filename for one in found if "shape" in str(one.message)} == {__file__}
+    np.testing.assert_array_equal(model.predict(X), right.predict(X))
+    assert model.score(X, of(UP)) == right.score(X, UP)  # without a word
+    model = classifier(loss=loss).partial_fit(X, UP)
+    with pytest.warns(DataConversionWarning, match="y has the shape"):
+        model.partial_fit(X, of(UP))
+    assert model.n_iter_ == 2
+
+
+def test_columns_of_targets_and_of_single_labels_stay_as_they_are():
+    assert regressor().fit(X, Y[:, None]).predict(X).shape == (12, 1)
+    model = classifier(loss="binary_cross_entropy").fit(X, UP[:, None])
+    assert model.predict(X).shape == (12, 1)
+    steps = np.repeat(UP[:, None], 6, 1)
+    assert classifier().fit(X, steps).predict(X).shape == (12, 6)
+    assert classifier().fit(X, steps[..., None]).predict(X).shape == (12, 6, 1)
+    assert classifier().fit(X, np.stack([UP, 1 - UP, UP], 1)).predict(X).shape == (12, 3)
 
 
 def table(columns):
