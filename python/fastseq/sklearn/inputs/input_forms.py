@@ -155,7 +155,7 @@ def check_order(given: Any, name: str, samples: Any, *, panel: bool) -> None:
         return
     if index.equals(samples) or not (index.is_unique and samples.is_unique):
         return
-    if set(index) == set(samples):
+    if index.isin(samples).all():
         kind, order = ("sequences", "X.index.unique(0)") if panel else ("samples", "X.index")
         raise ValueError(
             f"{name} has the {kind} of X in another order, by its index: pass {name}.loc[{order}], "
