@@ -54,6 +54,7 @@ def test_times_beyond_python_s_dates_are_told(tmp_path):
         fs.LongTable(table, "x")
 
 
+@pytest.mark.filterwarnings("ignore:steps are unequal in 2 of 4 sequences")
 def test_tables_must_have_the_same_times(tmp_path, monkeypatch):
     later = DATES.copy()
     later[30:] += np.timedelta64(3, "D")
@@ -110,3 +111,33 @@ def test_other_times_are_told(times, other, message):
     x, y = (fs.LongTable(table_of(one), "x") for one in (times, other))
     with pytest.raises(ValueError, match=message):
         evaluate(x, y)
+
+
+@pytest.mark.parametrize("rows", [3, 40, 2**16])
+@pytest.mark.parametrize("unit", ["s", "ns"])
+def test_unequal_steps_are_told_once(tmp_path, monkeypatch, rows, unit):
+    monkeypatch.setattr(row_groups, "_BATCH_ROWS", rows)
+    gap = np.delete(DATES.astype(f"M8[{unit}]"), range(10, 20))
+    table = pa.concat_tables([table_of(DATES.astype(f"M8[{unit}]")), table_of(gap, "cde")])
+    pq.write_table(table, tmp_path / "rows.parquet", row_group_size=rows)
+    message = (
+        "steps are unequal in 3 of 5 sequences: in 'c', 2024-01-01 20:00:00 comes right after "
+        "2024-01-01 09:00:00. Rows are read as consecutive steps"
+    )
+    for source in (table, tmp_path / "rows.parquet"):
+        with pytest.warns(match=message) as found:
+            fs.LongTable(source, "x")
+        assert [one.filename for one in found] == [__file__]
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        pd.date_range("2023-01-31", periods=25, freq="ME"), pd.date_range("1999", periods=9, freq="YS"),
+        np.arange(50) + np.random.default_rng(0).uniform(-0.1, 0.1, 50),
+        np.array([-(2**62), 0, 2**62]), DATES[:1],
+    ],
+    ids=["months", "years", "jitter", "large", "one"],
+)  # fmt: skip
+def test_steps_that_are_about_equal_are_not_told(times):
+    fs.LongTable(table_of(times), "x")

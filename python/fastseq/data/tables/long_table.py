@@ -11,6 +11,7 @@ from typing import Any, overload
 import numpy as np
 
 from ..._util.optional_imports import need
+from ..._util.warn_user import warn_user
 from ..hdf5.names import matching_files
 from ..ragged import GroupItems
 from ..sliceable import Sliceable
@@ -18,7 +19,7 @@ from .columns import check_names, number_type
 from .row_groups import InMemory, ParquetFiles, Pieces
 from .row_reader import RowReader
 from .sequence_index import SequenceIndex, check_kinds
-from .sequence_times import differing, read_times, told
+from .sequence_times import differing, longest_step, read_times, told
 from .table_source import StoredSequence
 
 __all__ = ["LongTable", "TableItems", "table_items"]
@@ -30,7 +31,8 @@ class LongTable(Sequence[np.ndarray]):
     """Parquet files or an Arrow table in long form, as sequences of different lengths.
 
     Each row is a time step of a sequence. Rows of one sequence follow each other, in the order of
-    their times. The table is a sequence of arrays ``(T_i, C)``, one for each id, in the order in
+    their times. They are read as consecutive steps: no gaps are filled, and a warning tells of
+    unequal steps. The table is a sequence of arrays ``(T_i, C)``, one for each id, in the order in
     which ids appear. It can be passed to `Estimator.fit` and `predict` like a list of such arrays.
 
     Parameters
@@ -128,6 +130,7 @@ class LongTable(Sequence[np.ndarray]):
         self.lengths: np.ndarray = index.lengths
         self._begins = index.begins
         self._time_col, self._digests = time_col, index.times.digests
+        self._warn_if_uneven(index.times.uneven)
         self._reader = RowReader(self._pieces, self.columns, self.dtype)
 
     def __len__(self) -> int:
@@ -160,6 +163,23 @@ class LongTable(Sequence[np.ndarray]):
             yield from self._reader.read(self._begins[at:end], self.lengths[at:end])
             at = end
 
+    def _times(self, number: int) -> Iterator[Any]:
+        """Yield the times of a sequence, piece by piece."""
+        begin, length = int(self._begins[number]), int(self.lengths[number])
+        return read_times(self._pieces, self._time_col, begin, length)
+
+    def _warn_if_uneven(self, uneven: np.ndarray) -> None:
+        if not len(uneven):
+            return
+        first = int(uneven[0])
+        before, after = map(told, longest_step(self._times(first)))
+        warn_user(
+            f"steps are unequal in {len(uneven)} of {len(self)} sequences: in "
+            f"{self.keys[first]!r}, {after} comes right after {before}. Rows are read as consecutive "
+            "steps: if rows are missing, add them with null as value, and pass "
+            'nan="mask"; if not, pass a column of the steps\' numbers as time_col'
+        )
+
     def __repr__(self) -> str:
         return (
             f"LongTable({len(self)} sequences of {self.columns}, {self.lengths.sum()} time steps, "
@@ -189,11 +209,7 @@ class TableItems(GroupItems):
         if not len(wrong) or (mine.lengths != theirs.lengths).any():
             return
         n = int(wrong[0])
-        own, others = (
-            read_times(table._pieces, table._time_col, int(table._begins[n]), int(table.lengths[n]))
-            for table in (mine, theirs)
-        )
-        for one, two in differing(own, others):
+        for one, two in differing(mine._times(n), theirs._times(n)):
             raise ValueError(
                 f"{name} must have the times of {reference}, but in {mine.keys[n]!r} it has "
                 f"{told(one)} where {reference} has {told(two)}; if that is meant, pass "

@@ -105,7 +105,7 @@ class SequenceIndex:
         wrong = np.flatnonzero(~rises)
         if len(wrong):
             self._refuse_order(int(wrong[0]), times, new)
-        self.times.add(ticks, unit, new)
+        self.times.add(ticks, unit, self._last[0], new)
         self._last = ticks[-1].item() * unit, times[-1]
         return new
 

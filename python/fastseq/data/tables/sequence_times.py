@@ -10,36 +10,100 @@ import numpy as np
 from ..._util.optional_imports import need
 from .row_groups import Pieces
 
-__all__ = ["SequenceTimes", "differing", "keys_of", "read_times", "ticks_of", "told"]
+__all__ = [
+    "SequenceTimes",
+    "differing",
+    "keys_of",
+    "longest_step",
+    "read_times",
+    "ticks_of",
+    "told",
+]
 
 _DAY = 86_400 * 10**9
 _NANOSECONDS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
+_UNEVEN = 1.5  # how much longer the longest step is than the shortest one
 
 
 class SequenceTimes:
-    """Collects a hash of each sequence's times, batch by batch.
-
-    It is a sum over the times, whose order is known, as they increase.
-    """
+    """Collects what is to be known of the sequences' times, batch by batch."""
 
     def __init__(self) -> None:
-        self._parts: list[np.ndarray] = []
+        self._digests: list[np.ndarray] = []
+        self._least: list[np.ndarray] = []
+        self._most: list[np.ndarray] = []
 
-    def add(self, ticks: np.ndarray, unit: int, begins: list[int]) -> None:
-        """Add a batch of rows; sequences begin with its rows `begins`."""
+    def add(self, ticks: np.ndarray, unit: int, before: float, begins: list[int]) -> None:
+        """Add a batch of rows.
+
+        Parameters
+        ----------
+        ticks, unit
+            Their times; see `ticks_of`.
+        before
+            The time of the row before them.
+        begins
+            The rows with which sequences begin.
+        """
         continued = not begins or begins[0] > 0
         starts = [0, *begins] if continued else begins
-        found = np.add.reduceat(_mixed(keys_of(ticks, unit)), starts)
-        if continued:
-            self._parts[-1][-1:] += found[:1]
-            found = found[1:]
-        if len(found):
-            self._parts.append(found)
+        steps = np.empty(len(ticks))
+        steps[0] = ticks[0].item() * unit - before
+        steps[1:] = _differences(ticks) * unit
+        _extend(self._digests, np.add, _mixed(keys_of(ticks, unit)), starts, continued)
+        steps[begins] = 0
+        _extend(self._most, np.maximum, steps, starts, continued)
+        steps[begins] = np.inf
+        _extend(self._least, np.minimum, steps, starts, continued)
 
     @property
     def digests(self) -> np.ndarray:
-        """The hashes."""
-        return np.concatenate(self._parts) if self._parts else np.zeros(0, np.uint64)
+        """A hash of each sequence's times: a sum, as their order is known: they increase."""
+        return np.concatenate(self._digests) if self._digests else np.zeros(0, np.uint64)
+
+    @property
+    def uneven(self) -> np.ndarray:
+        """The sequences whose longest step is clearly longer than their shortest one.
+
+        Steps of a month, which have 28 to 31 days, are not.
+        """
+        if not self._most:
+            return np.zeros(0, np.int64)
+        most, least = np.concatenate(self._most), np.concatenate(self._least)
+        return np.flatnonzero(most > _UNEVEN * least)
+
+
+def _extend(
+    parts: list[np.ndarray], join: np.ufunc, values: np.ndarray, starts: list[int], continued: bool
+) -> None:
+    """Join the values of each sequence, which may have begun in an earlier batch."""
+    found = join.reduceat(values, starts)
+    if continued:
+        parts[-1][-1:] = join(parts[-1][-1:], found[:1])
+        found = found[1:]
+    if len(found):
+        parts.append(found)
+
+
+def _differences(ticks: np.ndarray) -> np.ndarray:
+    if ticks.dtype.kind == "f":
+        return np.diff(ticks.astype(np.float64))
+    return np.diff(ticks.astype(np.int64).view(np.uint64)).astype(np.float64)  # modulo 2**64
+
+
+def longest_step(times: Iterator[Any]) -> tuple[Any, Any]:
+    """Return the two times of a sequence that are furthest apart."""
+    longest, found, last = -1.0, (None, None), None
+    for part in times:
+        ticks, unit = ticks_of(part)
+        if last is not None and (ticks[0].item() * unit - last[0]) > longest:
+            longest, found = ticks[0].item() * unit - last[0], (last[1], part[0])
+        steps = _differences(ticks) * unit
+        if len(steps) and steps.max() > longest:
+            i = int(steps.argmax())
+            longest, found = float(steps[i]), (part[i], part[i + 1])
+        last = ticks[-1].item() * unit, part[-1]
+    return found
 
 
 def read_times(pieces: Pieces, name: str, begin: int, length: int) -> Iterator[Any]:
