@@ -456,6 +456,10 @@ def test_statics_go_by_id():
         quick().fit(y, static=static.loc[["a", "b", "c", "a"]])
     with pytest.raises(ValueError, match="indexed by their ids, but has none for 'c'"):
         quick().fit(y, static=STATIC)
+    with pytest.raises(
+        ValueError, match="a row for the series, indexed by its id, but has none for"
+    ):
+        quick().fit({"a": y["a"]}, static=STATIC)
 
 
 # --- names and positions
