@@ -175,8 +175,8 @@ class LongTable(Sequence[np.ndarray]):
         before, after = map(told, longest_step(self._times(first)))
         warn_user(
             f"steps are unequal in {len(uneven)} of {len(self)} sequences: in "
-            f"{self.keys[first]!r}, {after} comes right after {before}. Rows are read as consecutive "
-            "steps: if rows are missing, add them with null as value, and pass "
+            f"{self.keys[first]!r}, {after} comes right after {before}. Rows are read as "
+            "consecutive steps: if rows are missing, add them with null as value, and pass "
             'nan="mask"; if not, pass a column of the steps\' numbers as time_col'
         )
 
