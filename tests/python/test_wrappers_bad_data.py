@@ -1,6 +1,5 @@
 """What data the scikit-learn estimators refuse, and what they just take."""
 
-import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -110,19 +109,6 @@ def test_labels_of_pandas_stay_what_they_are():
     assert model.classes_.tolist() == [2**53, 2**53 + 1]
     assert model.predict(X).dtype == np.int64
     assert classifier().fit(X, pd.Series(LAST > 0, dtype="boolean")).classes_.dtype == bool
-
-
-@pytest.mark.parametrize("dtype", [object, "S4"], ids=["any length", "one length"])
-def test_text_of_hdf5_is_to_be_decoded(tmp_path, dtype):
-    with h5py.File(tmp_path / "a.h5", "w") as file:
-        stored = file.create_dataset("y", data=LABELS.astype(dtype))
-        with pytest.raises(TypeError, match=r"y must be .*, got bytes: pass y.asstr\(\)\[:\]"):
-            classifier().fit(X, stored)
-        for given in (stored[:], list(stored)):
-            with pytest.raises(TypeError, match=r"pass np.char.decode\(np.asarray\(y, bytes\)\)"):
-                classifier().fit(X, given)
-            assert np.array_equal(np.char.decode(np.asarray(given, bytes)), LABELS)
-        assert same(classifier().fit(X, stored.asstr()[:]), classifier().fit(X, LABELS))
 
 
 def test_labels_of_several_kinds_are_refused():

@@ -54,12 +54,11 @@ class SequenceClassifier(ClassifierMixin, PredictorFiles):  # type: ignore[misc]
     of n categories ``min(50, round(1.6 · n^0.56))`` features. These are 0 for missing values and
     for categories that training did not see.
 
-    y holds labels of any dtype but bytes (text in HDF5 is ``file["y"].asstr()[:]``): one per
-    sequence, ``(N,)``, or several, ``(N, K)``, predicted from the module's output at the sequence's
-    last step; or one per step, ``(N, T)``, ``(N, T, K)`` or a list of ``(T_i,)`` or ``(T_i, K)``.
-    Each target has its own classes, of which exactly one is true. With
-    ``loss="binary_cross_entropy"``, y is L labels, 0 or 1 each, of which any number may be true:
-    ``(N, L)``, per step ``(N, T, L)``. With ``loss="ordinal"``, classes have an order.
+    y holds labels of any dtype: one per sequence, ``(N,)``, or several, ``(N, K)``, predicted from
+    the module's output at the sequence's last step; or one per step, ``(N, T)``, ``(N, T, K)`` or
+    a list of ``(T_i,)`` or ``(T_i, K)``. Each target has its own classes, of which exactly one is
+    true. With ``loss="binary_cross_entropy"``, y is L labels, 0 or 1 each, of which any number may
+    be true: ``(N, L)``, per step ``(N, T, L)``. With ``loss="ordinal"``, classes have an order.
 
     Computes in double precision if X has it, else in single precision.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import h5py
 import numpy as np
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_consistent_length
@@ -198,15 +197,11 @@ def _read_list(y: Any, inputs: Inputs, *, numeric: bool, finite: bool) -> Target
 
 
 def refuse_missing(y: object, name: str = "y") -> None:
-    """Raise if a label is None, NaN or pandas' NA, which cannot be sorted, or bytes."""
+    """Raise if a label is None, NaN or pandas' NA, which cannot be sorted."""
     try:
         labels = np.asarray(y)
     except ValueError as error:
         raise ValueError(f"{name} must be labels, got sequences of unequal lengths") from error
-    if labels.size and isinstance(labels.flat[0], bytes):
-        stored = isinstance(y, h5py.Dataset)
-        text = f"{name}.asstr()[:]" if stored else f"np.char.decode(np.asarray({name}, bytes))"
-        raise TypeError(f"{name} must be text or numbers, got bytes: pass {text}")
     if labels.dtype != object:
         return
     for place, label in np.ndenumerate(labels):
