@@ -66,13 +66,12 @@ def draw(known: pd.DataFrame, held_out: pd.DataFrame, forecast: pd.DataFrame, pa
     """Draw four articles with their forecasts, and what was sold."""
     figure = Figure(figsize=(11, 6), layout="constrained")
     names = sorted(forecast["article"].unique())[:4]
+    recent = known.groupby("article").tail(56)
     for ax, name in zip(figure.subplots(2, 2).flat, names, strict=True):
-        past, ahead, then = (
-            table[table["article"] == name].set_index("day")
-            for table in (known, forecast, held_out)
-        )
-        ahead = ahead.drop(columns="article")
-        plot_forecast(past["sold"][-56:], ahead, actual=then["sold"], ax=ax)
+        plot_forecast(
+            recent, forecast, series=name, actual=held_out, ax=ax,
+            id_col="article", time_col="day", target_col="sold",
+        )  # fmt: skip
         ax.set_title(name, loc="left")
         ax.set_ylabel("sold in a day")
         ax.get_legend().remove()

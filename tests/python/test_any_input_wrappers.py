@@ -260,6 +260,7 @@ def meant(name: str, k: np.ndarray) -> np.ndarray:
     return np.array(np.ravel(LABELS[name][0](k)).tolist())
 
 
+@pytest.mark.filterwarnings("ignore:y has the shape:sklearn.exceptions.DataConversionWarning")
 @given(st.data(), SHAPES)
 def test_classifier(drawn, shape):
     """`SequenceClassifier` is the softmax of what its module says of scaled sequences."""

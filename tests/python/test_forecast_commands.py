@@ -9,6 +9,7 @@ import io
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 import fastseq as fs
 from fastseq.__main__ import main
@@ -101,7 +102,8 @@ def test_covariates_new_steps_and_other_series(run):
     ahead = future.drop(columns="y").assign(unique_id=future["unique_id"] + "x")
     ahead.to_parquet("ahead.parquet")
     words = ("--future", "ahead.parquet", "--out", "forecast.parquet", "--plot", "picture.png")
-    assert run("predict", "m.safetensors", "other.parquet", *words) == (0, "", "")
+    told = "18 rows: forecast.parquet written\n3 of 3 series drawn: picture.png written\n"
+    assert run("predict", "m.safetensors", "other.parquet", *words) == (0, "", told)
     expected = twin.predict(other, ahead)
     pd.testing.assert_frame_equal(pd.read_parquet("forecast.parquet"), expected, check_dtype=False)
     with open("picture.png", "rb") as picture:
@@ -114,6 +116,24 @@ def test_covariates_new_steps_and_other_series(run):
     assert printed(out)["ds"].min() == pd.Timestamp("2022-01-01")
     expected = twin.update(new).predict(X=table[table["ds"] >= "2022"].drop(columns="y"))
     pd.testing.assert_frame_equal(printed(out), expected, check_dtype=False)
+
+
+def test_a_picture_has_the_first_series_and_what_is_near_their_forecasts(run, monkeypatch):
+    figures = []
+
+    def savefig(figure, path, **_):
+        figures.append(figure)
+        path.touch()
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    rows(range(20)).drop(columns="price").to_parquet("data.parquet")
+    assert run("fit", "data.parquet", "m.safetensors", *SETTINGS)[0] == 0
+    code, _, messages = run("predict", "m.safetensors", "data.parquet", "--plot", "p.png")
+    assert (code, messages) == (0, "12 of 20 series drawn: p.png written\n")
+    axes = figures[0].axes
+    assert [ax.get_title() for ax in axes] == [str(i) for i in range(12)]
+    lines = {line.get_label(): len(line.get_ydata()) for line in axes[-1].lines}
+    assert (lines["past"], lines["forecast"]) == (36, 6)
 
 
 def test_one_series_with_covariates(run):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 from matplotlib.figure import Figure
 
@@ -31,20 +32,75 @@ def test_past_and_forecast_are_joined():
     np.testing.assert_array_equal(ax.lines[3].get_xydata(), [[19, 19], [20, 20.5]])
 
 
-@pytest.mark.parametrize("value", ["forecast", "q0.5"])
-def test_long_frames_are_refused(value):
-    times = pd.date_range("2024-01-01", periods=4)
-    frame = pd.DataFrame({"unique_id": ["a"] * 2 + ["b"] * 2, "ds": times, value: np.arange(4.0)})
-    for args in ((frame, [1.0]), (PAST, frame), (PAST, frame.assign(unique_id=0, ds=0))):
-        with pytest.raises(ValueError, match="must be"):
-            plot_forecast(*args)
-    for args in ((frame, [1.0]), (PAST, frame)):
-        with pytest.raises(
-            ValueError, match=f"the columns unique_id, ds, {value}, but must be one"
-        ):
-            plot_forecast(*args)
-    one = frame[:2].set_index("ds")[[value]]
-    plot_forecast(PAST, one if value == "q0.5" else one[value])
+DAYS = pd.date_range("2024-01-01", periods=9)
+NORTH = pd.DataFrame({"unique_id": "north", "ds": DAYS, "y": np.arange(9.0), "price": 1.0})
+SHOPS = pd.concat([NORTH, NORTH.assign(unique_id="south", y=NORTH["y"] + 100)])
+AHEAD = SHOPS[SHOPS["ds"] >= "2024-01-07"].drop(columns=["y", "price"])
+
+
+def drawn(ax):
+    """Return the values of each line, by its label."""
+    return {str(line.get_label()): list(line.get_ydata()) for line in ax.lines}
+
+
+@pytest.mark.parametrize("values", [{"forecast": 1.0}, {"q0.1": 0.0, "q0.5": 1.0, "q0.9": 2.0}])
+def test_a_series_of_long_frames(values):
+    known = SHOPS[SHOPS["ds"] < "2024-01-07"]
+    forecast = AHEAD.assign(**values)
+    ax = plot_forecast(known[::-1], forecast[::-1], series="south", actual=SHOPS[::-1])
+    label = "forecast" if len(values) == 1 else "forecast (median)"
+    found = drawn(ax)
+    assert found["past"] == [100, 101, 102, 103, 104, 105]
+    assert (found[label], found["actual"]) == ([1, 1, 1], [106, 107, 108])
+    assert list(ax.lines[1].get_xdata()) == list(DAYS[6:].to_numpy())
+    # All rows may be given as the past.
+    assert drawn(plot_forecast(SHOPS, forecast, series="south"))["past"] == found["past"]
+
+
+def test_the_only_series_that_long_frames_have_needs_no_choice():
+    forecast = AHEAD.assign(forecast=1.0)
+    for args in ((NORTH, forecast), (SHOPS, forecast[:3]), (NORTH[:6], [1, 1, 1])):
+        assert drawn(plot_forecast(*args))["past"] == [0, 1, 2, 3, 4, 5]
+    other = {"unique_id": "shop", "ds": "day", "y": "sales"}
+    columns = {"id_col": "shop", "time_col": "day", "target_col": "sales"}
+    frames = [one.rename(columns=other) for one in (SHOPS, forecast)]
+    assert drawn(plot_forecast(*frames, series="north", **columns))["past"] == [0, 1, 2, 3, 4, 5]
+
+
+def test_long_frames_of_polars():
+    frames = [pl.DataFrame(one) for one in (SHOPS, AHEAD.assign(forecast=1.0))]
+    assert drawn(plot_forecast(*frames, series="south"))["forecast"] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("past", "more", "match"),
+    [
+        (SHOPS, {}, "past and forecast have 2 series: choose one by series='north'"),
+        (SHOPS, {"series": "Nort"}, "past has no series 'Nort', but .*did you mean \"north\""),
+        (NORTH, {"series": "south"}, "past has no series 'south', but 'north'"),
+        (NORTH.assign(unique_id="x"), {}, "past and forecast have no series in common"),
+        (PAST, {}, "forecast has 2 series: choose one"),
+        (NORTH.drop(columns="y"), {}, "past is a long frame without the column 'y'; name it by t"),
+        (pd.concat([NORTH, NORTH]), {}, "past has two rows for 2024-01-01 00:00:00 of 'north'"),
+        (NORTH[7:], {}, "past has no rows of 'north' before 2024-01-07"),
+        (NORTH, {"actual": NORTH[:3]}, "actual has no values of 'north' at the times"),
+    ],
+)
+def test_wrong_choices_of_a_series(past, more, match):
+    with pytest.raises(ValueError, match=match):
+        plot_forecast(past, AHEAD.assign(forecast=1.0), **more)
+
+
+def test_what_is_no_long_frame_has_no_series_to_choose():
+    with pytest.raises(ValueError, match="series='a' chooses from long frames, but none"):
+        plot_forecast(PAST, [1.0], series="a")
+    with pytest.raises(ValueError, match="long frame without the column 'forecast', nor"):
+        plot_forecast(PAST, NORTH)
+    with pytest.raises(ValueError, match=r"the columns price, q0\.5, but must be one series"):
+        plot_forecast(PAST, NORTH[["price"]].assign(**{"q0.5": 1.0}))
+    with pytest.raises(ValueError, match="past has the columns unique_id, t, y, price, but"):
+        plot_forecast(NORTH.rename(columns={"ds": "t"}), [1.0])
+    plot_forecast(PAST, NORTH[["y"]].rename(columns={"y": "q0.5"}))
 
 
 def test_intervals_are_pairs_of_quantiles():

@@ -379,12 +379,12 @@ def test_bad_parameters_are_told(kw, error, match):
 @pytest.mark.parametrize(
     ("y", "x", "match"),
     [
-        (np.zeros(1), None, "y has 1 steps, but"),
+        (np.zeros(1), None, "y has 1 step, but"),
         ([np.zeros(9), np.zeros(0)], None, r"y\[1\] holds no values"),
         (np.zeros((5, 30)), None, r"for 5 series of 30 steps pass list\(y\)"),
         ([np.full(9, NAN)] * 2, None, r"y\[0\] has no known values of variable 0 \(and 1 others"),
         (np.zeros(9), np.zeros((8, 2)), "X must cover the steps of y: 9 steps, got 8"),
-        (np.zeros(9), np.zeros((10, 2)), "X must cover the steps of y: 9 steps, got 10"),
+        (np.zeros(9), np.zeros((10, 2)), "X must have exactly the steps of y: 9 steps, got 10; l"),
         (np.zeros(9), np.full((9, 1), NAN), "X is NaN at step 0"),
         (
             [np.zeros(9), np.zeros(8)],
@@ -408,7 +408,7 @@ def test_bad_calls_are_told():
         ValueError, match="X must cover the horizon, the steps that follow, got None"
     ):
         g.predict()
-    with pytest.raises(ValueError, match=r"X must cover the horizon.*: 4 steps, got 5"):
+    with pytest.raises(ValueError, match=r"X must have exactly the horizon.*: 4 steps, got 5"):
         g.predict(X=x[:5])
     with pytest.raises(ValueError, match="the steps of y and of the horizon: 34 steps, got 30"):
         g.predict(y, x)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -278,6 +280,15 @@ def test_numbers_in_a_column_of_times_are_times_even_if_they_count_from_0():
         f.predict(X=frame[:HORIZON].drop(columns="y"))
 
 
+def test_values_and_dates_that_are_objects_as_from_sql():
+    frame = long_frame(None, 0)
+    values = [Decimal(str(one)) for one in frame["y"].round(6)]
+    objects = frame.assign(y=values, ds=frame["ds"].dt.date)
+    objects["y"] = objects["y"].astype(object).where(frame.index != 9, None)
+    known = frame.assign(y=frame["y"].round(6).where(frame.index != 9))
+    pd.testing.assert_frame_equal(fast().fit(objects).predict(), fast().fit(known).predict())
+
+
 # --- what is refused
 
 
@@ -288,13 +299,13 @@ def test_numbers_in_a_column_of_times_are_times_even_if_they_count_from_0():
         (lambda d: d.assign(ds=d["ds"].where(d.index != 7)), ValueError, "no time in row 7"),
         (lambda d: d.assign(unique_id=d["unique_id"].where(d.index != 7)), ValueError, "no id in row 7"),
         (lambda d: d.assign(ds=d["ds"].astype(str)), TypeError, "'ds' of y holds string.*to_datetime"),
-        (lambda d: d.assign(y="text"), TypeError, "y must hold numbers"),
+        (lambda d: d.assign(y="text"), TypeError, "y must hold numbers, got .*: convert it"),
         (lambda d: d.rename(columns={"y": "z"}), ValueError, "not the target, 'y': name it by"),
         (lambda d: d[:0], ValueError, "y has no series: it is empty"),
         (lambda d: d.assign(y=d["y"].where(d.index != 40, np.inf)), ValueError, "infinite at 2024-02-16.* of 'b'"),
         (lambda d: d.assign(ds=d["ds"].where(d.index != 40, d["ds"] + pd.Timedelta("1h"))), ValueError, r"steps of y\['c'\] are 'D', but y\['b'\] has the time 2024-02-16 01:00"),
         (lambda d: pd.concat([d[:30], d[30:54:2], d[54:]]), ValueError, r"y\['b'\] are 2 times as far apart"),
-        (lambda d: d.assign(unique_id=[1, "x"] * 47), TypeError, "ids of several types"),
+        (lambda d: d.assign(unique_id=[1, "x"] * 47), TypeError, "of several types, such as 1 and 'x'"),
         (lambda d: d.set_axis(["unique_id", "ds", "ds"], axis=1), ValueError, "two columns 'ds'"),
     ],
 )  # fmt: skip
@@ -310,6 +321,12 @@ def test_covariates_of_a_long_frame_are_in_it():
     holes = long_frame(None, 0, covariates=True).drop(35)
     with pytest.raises(ValueError, match=r"X\['b'\] has no row for 2024-02-11"):
         fast().fit(holes)
+
+
+def test_parts_of_a_groupby_whose_index_is_no_time():
+    rows = pd.Series(np.zeros(40), np.sort(np.random.default_rng(0).permutation(90)[:40]) / 7)
+    with pytest.raises(ValueError, match="in the place of a groupby pass"):
+        fast().fit(rows.groupby(np.arange(40) % 2))
 
 
 # --- gaps

@@ -140,6 +140,15 @@ def test_plot_into_given_axes_draws_losses_only():
     assert figure.get_axes() == [left, right]
 
 
+@pytest.mark.parametrize("epochs", [1, 2, 7])
+def test_epochs_are_marked_by_integers(epochs):
+    ax = rows(epochs, loss=[1.0] * epochs).plot()
+    ax.figure.draw_without_rendering()
+    ticks = ax.get_xticks()
+    assert 1 in ticks
+    assert (ticks == ticks.round()).all()
+
+
 def test_plot_marks_the_lowest_loss_without_validation():
     assert "best epoch: 4" in lines_of(rows(4, loss=LOSSES["loss"]).plot())
     assert not lines_of(fs.History().plot())

@@ -226,6 +226,102 @@ def test_what_belongs_to_a_panel_must_have_its_order():
     assert same(right, found)
 
 
+@pytest.mark.parametrize("module", ["gru", "mlp"])
+def test_what_belongs_to_a_table_must_have_its_order(module):
+    index = pd.Index([f"n{7 * n % 48}" for n in range(48)])
+    x, y = pd.DataFrame(X[:, :, 0], index), pd.Series(LAST, index)
+    right = regressor(module, epochs=1).fit(x, y, y.abs())
+    assert same(right, regressor(module, epochs=1).fit(x.to_numpy(), LAST, abs(LAST)))
+    back = y.sample(frac=1, random_state=0)
+    in_order = back.loc[x.index]  # as the message says
+    assert same(right, regressor(module, epochs=1).fit(x, in_order, in_order.abs()))
+    match = r"{} has the samples of X in another order, by its index: pass {}\.loc\[X\.index\]"
+    for name, given_ in (("y", (back,)), ("y", (back.to_frame(),)), ("sample_weight", (y, back))):
+        with pytest.raises(ValueError, match=match.format(name, name)):
+            regressor(module, epochs=1).fit(x, *given_)
+    with pytest.raises(ValueError, match="y has the samples of X in another order"):
+        right.score(x, back)
+    with pytest.raises(ValueError, match="y has the samples of X in another order"):
+        classifier(module, epochs=1).fit(x.set_axis(range(48)), pd.Series(LABELS).iloc[::-1])
+
+
+def test_static_features_of_a_table_must_have_its_order():
+    x, static = pd.DataFrame(X[:, :, 0]), pd.DataFrame({"a": LAST})
+    model = regressor(epochs=1).fit(x, LAST, static=static)
+    with pytest.raises(ValueError, match="static has the samples of X in another order"):
+        model.predict(x, static=static.iloc[::-1])
+
+
+def test_rows_count_where_an_index_does_not_name_samples():
+    x, y = pd.DataFrame(X[:, :, 0]), pd.Series(LAST)
+    right = regressor(epochs=1).fit(x, y)
+    twice = [0, *range(47)]
+    assert same(right, regressor(epochs=1).fit(x.set_axis(twice), y.set_axis(twice[::-1])))
+    assert same(right, regressor(epochs=1).fit(x.set_axis(range(1, 49)), y))
+    text = x.set_axis(list("abcdef"), axis=1).assign(kind="k")
+    framed = regressor("mlp", epochs=1).fit(text, y)
+    unindexed = pl.from_pandas(text)
+    found = regressor("mlp", epochs=1).fit(unindexed, y.set_axis(range(47, -1, -1)))
+    assert same(framed, found)
+
+
+DAYS = pd.date_range("2024-01-01", periods=6)
+LABELLED = [
+    range(6), DAYS, DAYS.date, DAYS.to_period("D"), [0.5, 1, 2, 4, 8, 16],
+    pd.MultiIndex.from_product([["v"], range(6)]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("columns", LABELLED, ids=lambda c: type(c[0]).__name__)
+def test_columns_in_another_order_than_in_fit(columns, tmp_path):
+    """Those of a pivot table: numbers and times, which scikit-learn does not compare."""
+    frame = pd.DataFrame(X[:, :, 0], columns=columns)
+    model = regressor(epochs=1).fit(frame, LAST)
+    model.save(tmp_path / "model.st")
+    again = type(model).load(tmp_path / "model.st")
+    for one in (model, again):
+        found = one.predict(frame)
+        with pytest.raises(ValueError, match=r"the columns of fit in another order, .* instead of"):
+            one.predict(frame.iloc[:, ::-1])
+        with pytest.raises(ValueError, match="in another order"):
+            one.score(frame.iloc[:, ::-1], LAST)
+        np.testing.assert_array_equal(one.predict(frame.to_numpy()), found)
+        later = frame.set_axis([f"later {n}" for n in columns], axis=1)
+        with pytest.warns(UserWarning, match="has feature names"):  # scikit-learn's
+            np.testing.assert_array_equal(one.predict(later), found)
+
+
+def test_columns_whose_times_moved_on_since_fit():
+    frame = pd.DataFrame(X[:, :, 0], columns=DAYS)
+    model = regressor(epochs=1).fit(frame, LAST)
+    for days in (DAYS + pd.Timedelta("3D"), DAYS + pd.Timedelta("9D")):
+        found = model.predict(frame.set_axis(days, axis=1))
+        np.testing.assert_array_equal(found, model.predict(frame))
+    back = frame.iloc[:, ::-1]
+    with pytest.raises(ValueError, match="in another order"):
+        model.partial_fit(back, LAST)
+    model.fit(back, LAST)
+    model.predict(back)
+    with pytest.raises(ValueError, match="inconsistent"):
+        model.fit(frame, LAST[:5])
+    model.predict(back)  # a fit that failed changed nothing
+
+
+def test_columns_of_frames_in_a_list_in_another_order():
+    frames = [pd.DataFrame(a, columns=range(3)) for a in LIST]
+    mixed = [*frames[:5], frames[5][[0, 2, 1]], *frames[6:]]
+    with pytest.raises(
+        ValueError, match=r"X\[5\] has the columns .* order, 0, 2, 1 instead of 0, 1, 2:"
+    ):
+        regressor(epochs=1).fit(mixed, LAST)
+    model = regressor(epochs=1).fit(frames, LAST)
+    with pytest.raises(ValueError, match=r"X\[5\] has the columns of fit in another order"):
+        model.predict(mixed)
+    steps = panel(X).set_axis(range(3), axis=1)
+    with pytest.raises(ValueError, match="X has the columns of fit in another order"):
+        model.predict(steps[[1, 0, 2]])
+
+
 def test_tables_with_an_index_of_two_levels_stay_tables():
     index = pd.MultiIndex.from_product([range(12), range(4)])
     table = pd.DataFrame(X[:, 0], index)

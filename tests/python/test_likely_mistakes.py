@@ -6,8 +6,10 @@ import warnings
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 import torch
+from sklearn.exceptions import DataConversionWarning
 from torch.nn.functional import mse_loss
 
 import fastseq as fs
@@ -98,6 +100,82 @@ def test_one_hot_rows():
     classifier().fit(X, both)
     classifier(loss="binary_cross_entropy").fit(X, np.eye(2)[UP])
     classifier("gru").fit(X, np.eye(6)[np.arange(12) % 6])  # one label per step
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "ordinal"])
+@pytest.mark.parametrize(
+    "of", [lambda y: y[:, None], lambda y: pd.DataFrame({"label": y})], ids=["array", "frame"]
+)
+def test_a_column_of_labels_is_no_axis_of_targets(of, loss):
+    """Else predictions (N, 1) beside labels (N,) would be compared as (N, N)."""
+    right = classifier(loss=loss).fit(X, UP)
+    with pytest.warns(
+        DataConversionWarning, match=r"y has the shape \(12, 1\) and is read"
+    ) as found:
+        model = classifier(loss=loss).fit(X, of(UP))
+    assert {one.filename for one in found if "shape" in str(one.message)} == {__file__}
+    np.testing.assert_array_equal(model.predict(X), right.predict(X))
+    assert model.score(X, of(UP)) == right.score(X, UP)  # without a word
+    model = classifier(loss=loss).partial_fit(X, UP)
+    with pytest.warns(DataConversionWarning, match="y has the shape"):
+        model.partial_fit(X, of(UP))
+    assert model.n_iter_ == 2
+
+
+def test_columns_of_targets_and_of_single_labels_stay_as_they_are():
+    assert regressor().fit(X, Y[:, None]).predict(X).shape == (12, 1)
+    model = classifier(loss="binary_cross_entropy").fit(X, UP[:, None])
+    assert model.predict(X).shape == (12, 1)
+    steps = np.repeat(UP[:, None], 6, 1)
+    assert classifier().fit(X, steps).predict(X).shape == (12, 6)
+    assert classifier().fit(X, steps[..., None]).predict(X).shape == (12, 6, 1)
+    assert classifier().fit(X, np.stack([UP, 1 - UP, UP], 1)).predict(X).shape == (12, 3)
+
+
+def table(columns):
+    return pd.DataFrame(RNG.standard_normal((12, len(columns))), columns=columns)
+
+
+@pytest.mark.parametrize("stem", ["t", "day_2024-", ""])
+def test_steps_sorted_as_text(stem):
+    x = table(sorted(f"{stem}{n}" for n in range(12)))
+    with pytest.warns(UserWarning, match=rf"order {stem}0, {stem}1, {stem}10, {stem}11") as found:
+        regressor("gru").fit(x, Y)
+    (one,) = [one for one in found if "order" in str(one.message)]
+    assert one.filename == __file__
+    code = str(one.message).split("pass ")[1]
+    in_time = eval(code, {"X": x})  # noqa: S307 (our own)
+    assert in_time.columns.tolist() == [f"{stem}{n}" for n in range(12)]
+    model = regressor("gru").fit(in_time, Y)  # warnings are errors
+    model.predict(in_time)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        [f"lag{n}" for n in range(9, 0, -1)],
+        [f"month {n}" for n in (10, 11, 12, *range(1, 10))],
+        ["t0.1", "t0.15", "t0.2", "t0.25", "t0.3", "t0.35"],
+        ["t-10", "t-5", "t0", "t5", "t10"],
+        ["a1", "b3", "c2", "d5", "e4"],
+        ["x3", "x1", "x4", "x1b", "x5"],
+        [0, 1, 2, 3],
+        [0.5, 0.25, 1.5, 0.75, 1],
+        pd.date_range("2024-01-28", periods=9),
+    ],
+)
+def test_steps_whose_labels_do_not_tell_of_another_order(columns):
+    regressor("gru").fit(table(columns), Y)
+
+
+def test_numbered_columns_of_tables_may_have_any_order():
+    regressor("mlp").fit(table([f"x{n}" for n in (3, 1, 4, 0, 2)]), Y)
+
+
+def test_steps_of_polars_sorted_as_text():
+    x = pl.from_pandas(table(sorted(f"t{n}" for n in range(12))))
+    with pytest.warns(UserWarning, match="which is not that of their numbers"):
+        regressor("gru").fit(x, Y)
 
 
 SCORE = r"score needs data that follow those of fit: y\['a'\]"

@@ -173,3 +173,10 @@ def test_hyperparameters_that_mean_nothing(parameter, message):
 def test_nothing_to_predict():
     with pytest.raises(ValueError, match="X has no samples"):
         classifier().fit(X, LABELS).predict([])
+
+
+def test_texts_of_hdf5_must_be_decoded():
+    texts = np.where(LABELS, "walk", "run").astype("S")
+    for labels in (texts, texts.astype(object)):
+        with pytest.raises(TypeError, match=r"bytes, such as b'.*': decode .* by f\[\"y\"\].asstr"):
+            classifier().fit(X, labels)

@@ -353,7 +353,7 @@ def test_columns_without_names_go_by_their_numbers():
     plain = TABLE.set_axis(range(3), axis=1)
     model = regressor().fit(plain, HIT)
     np.testing.assert_array_equal(model.predict(plain), regressor().fit(TABLE, HIT).predict(TABLE))
-    with pytest.raises(ValueError, match="must have the columns 0, 1, 2, as in fit, in this order"):
+    with pytest.raises(ValueError, match="in another order, 0, 2, 1 instead of 0, 1, 2:"):
         model.predict(plain[[0, 2, 1]])
     with pytest.raises(ValueError, match="X has two columns 'kind'"):
         regressor().fit(TABLE.set_axis(["kind", "size", "kind"], axis=1), HIT)

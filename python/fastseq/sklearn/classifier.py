@@ -26,6 +26,7 @@ from .targets.class_kinds import (
     read_classes,
     shown,
     warn_if_one_hot,
+    warn_if_raveled,
     weighted,
 )
 from .targets.ordinal_classes import Ordinal, order_of, read_order
@@ -56,9 +57,10 @@ class SequenceClassifier(ClassifierMixin, PredictorFiles):  # type: ignore[misc]
 
     y holds labels of any dtype: one per sequence, ``(N,)``, or several, ``(N, K)``, predicted from
     the module's output at the sequence's last step; or one per step, ``(N, T)``, ``(N, T, K)`` or
-    a list of ``(T_i,)`` or ``(T_i, K)``. Each target has its own classes, of which exactly one is
-    true. With ``loss="binary_cross_entropy"``, y is L labels, 0 or 1 each, of which any number may
-    be true: ``(N, L)``, per step ``(N, T, L)``. With ``loss="ordinal"``, classes have an order.
+    a list of ``(T_i,)`` or ``(T_i, K)``. ``(N, 1)`` is taken as ``(N,)``. Each target has its own
+    classes, of which exactly one is true. With ``loss="binary_cross_entropy"``, y is L labels, 0 or
+    1 each, of which any number may be true: ``(N, L)``, per step ``(N, T, L)``. With
+    ``loss="ordinal"``, classes have an order.
 
     Computes in double precision if X has it, else in single precision.
 
@@ -649,9 +651,11 @@ class SequenceClassifier(ClassifierMixin, PredictorFiles):  # type: ignore[misc]
 
     def _read_y(self, y: object, inputs: Inputs) -> Targets:
         targets = read_targets(y, inputs, self.per_step, numeric=False)
+        if self.loss == "binary_cross_entropy":
+            return targets
         if self.loss == "ordinal":
-            return dataclasses.replace(targets, order=order_of(y))
-        return targets
+            targets = dataclasses.replace(targets, order=order_of(y))
+        return targets.raveled()
 
     def _problem(
         self, targets: Targets, weights: Items | None, known: list[Array] | None
@@ -664,6 +668,7 @@ class SequenceClassifier(ClassifierMixin, PredictorFiles):  # type: ignore[misc]
         else:
             kind = Classes.read(targets, weights, known)
             warn_if_one_hot(targets)
+        warn_if_raveled(targets)
         numbers = kind.numbers(targets.rows)
         if self.class_weight is not None and not isinstance(kind, Labels):
             weights = weighted(targets, weights, self.class_weight, kind.known or [])

@@ -96,7 +96,7 @@ def _finish(ax: Axes, rows: _Rows) -> None:
     best = _best_epoch(rows)
     if best is not None and len(rows) > 1:
         ax.axvline(best, color="0.4", ls=":", zorder=0, label=f"best epoch: {best}")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.grid(alpha=0.3, which="both")
     if ax.get_legend_handles_labels()[0] and ax.get_title():
         ax.legend(frameon=False)

@@ -80,7 +80,10 @@ def run(arguments: argparse.Namespace) -> int:
     except (OSError, ValueError, TypeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return 0 if all(whole) else 1
+    if not all(whole):
+        return 1
+    print(f"{len(whole)} {'file' if len(whole) == 1 else 'files'}: nothing is damaged or missing")
+    return 0
 
 
 def _axis(text: str) -> int | tuple[int, ...]:

@@ -230,6 +230,11 @@ class Covariates:
         for index, (array, length) in enumerate(zip(read.arrays, lengths, strict=True)):
             place = "X" if read.single else f"X[{(read.ids or range(count))[index]!r}]"
             fine = len(array) == length or (not self.ahead and len(array) == length - ahead)
+            if not fine and len(array) > length:
+                raise ValueError(
+                    f"{place} must have exactly {what}: {length} steps, got {len(array)}; leave "
+                    "out the others"
+                )
             if not fine:
                 raise ValueError(f"{place} must cover {what}: {length} steps, got {len(array)}")
             gaps = np.isnan(array) & no_gaps

@@ -196,8 +196,9 @@ class ForecastTraining(SequenceEstimator):
         order = np.argsort([-len(one) for one in arrays], kind="stable")
         recursive = self.strategy == "recursive"
         if not recursive and steps <= self.horizon:
+            some = f"{steps} step{'s' * (steps != 1)}"
             raise ValueError(
-                f"y has {steps} steps to learn from, too few for a horizon of {self.horizon}: pass "
+                f"y has {some} to learn from, too few for a horizon of {self.horizon}: pass "
                 'longer series, or choose a smaller horizon or strategy="recursive"'
             )
         windows = self._windows(

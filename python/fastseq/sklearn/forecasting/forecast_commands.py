@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gzip
+import itertools
 import os
 import sys
 import warnings
@@ -31,7 +32,8 @@ __all__ = ["add_fit", "add_predict", "fit", "predict"]
 _CSV = (".csv", ".csv.gz")
 _PARQUET = (".parquet",)
 _SHOWN = 12  # series in a picture
-_ROWS = 400  # of their last steps
+_HORIZONS = 6  # of their past
+_STEPS = 24  # of it at least
 
 
 def add_fit(parser: argparse.ArgumentParser, words: list[str]) -> None:
@@ -76,7 +78,11 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--future", metavar="FILE", help="covariates of the steps to forecast")
     parser.add_argument("--horizon", type=int, metavar="N", help="steps to forecast")
     parser.add_argument("--out", metavar="FILE", help="CSV or Parquet file (default: CSV, printed)")
-    parser.add_argument("--plot", metavar="FILE", help="a picture of the series in data (.png)")
+    parser.add_argument(
+        "--plot",
+        metavar="FILE",
+        help=f"a picture (.png) of the series in data, of the first {_SHOWN} if there are more",
+    )
 
 
 def fit(arguments: argparse.Namespace) -> None:
@@ -127,12 +133,17 @@ def predict(arguments: argparse.Namespace) -> None:
         x = _future(arguments.future, forecaster, table)
     forecast = forecaster.predict(y, x, horizon=arguments.horizon)
     if world().rank == 0:
-        _write(_rows_of(forecast, forecaster), arguments.out)
+        rows = _rows_of(forecast, forecaster)
+        _write(rows, arguments.out)
+        if arguments.out:
+            print(f"{len(rows)} rows: {arguments.out} written", file=sys.stderr)
         if table and arguments.plot:
             picture = _picture(table, forecast)
             with replacing(Path(arguments.plot)) as beside:
                 kind = Path(arguments.plot).suffix.lstrip(".")
                 picture.savefig(beside, dpi=120, format=kind)
+            drawn = f"{len(picture.axes)} of {table.count} series drawn"
+            print(f"{drawn}: {arguments.plot} written", file=sys.stderr)
 
 
 class _Table:
@@ -156,14 +167,18 @@ class _Table:
         _check_numbers(path, found.rows[found.target])
         return found
 
+    @property
+    def count(self) -> int:
+        """How many series there are."""
+        return int(self.rows[self.id].nunique()) if self.many else 1
+
     def summary(self) -> str:
         """Return how much there is, and which columns are covariates."""
-        series = int(self.rows[self.id].nunique()) if self.many else 1
         others = [c for c in self.rows.columns if c not in (self.id, self.time, self.target)]
         numbers = self.rows.select_dtypes("number").columns
         names = [str(c) if c in numbers else f"{c} (categories)" for c in others]
         covariates = f", covariates: {', '.join(names)}" if names else ""
-        return f"{series} series, {len(self.rows)} rows{covariates}"
+        return f"{self.count} series, {len(self.rows)} rows{covariates}"
 
     def series(self) -> tuple[Any, Any]:
         """Return what a forecaster takes: a long frame, or a series and its covariates."""
@@ -173,13 +188,13 @@ class _Table:
         covariates = rows.drop(columns=self.target)
         return rows[self.target], covariates if len(covariates.columns) else None
 
-    def each(self) -> Iterator[tuple[str, pd.Series]]:
-        """Yield each series, with its name."""
+    def each(self) -> Iterator[tuple[Any, pd.Series]]:
+        """Yield each series, with its id; None: there is none."""
         if not self.many:
-            yield self.target, self.series()[0]
+            yield None, self.series()[0].sort_index()
             return
-        for name, rows in self.rows.groupby(self.id, sort=True):
-            yield str(name), rows.set_index(self.time)[self.target].sort_index()
+        for name, rows in self.rows.groupby(self.id, sort=True, observed=True):
+            yield name, rows.set_index(self.time)[self.target].sort_index()
 
 
 def _future(path: str, forecaster: Any, table: _Table | None) -> Any:
@@ -389,23 +404,18 @@ def _picture(table: _Table, forecast: Any) -> Figure:
     """Draw the first series with their forecasts."""
     from matplotlib.figure import Figure
 
-    found = []
-    for name, past in table.each():
-        rows = forecast
-        if table.many:
-            rows = forecast[forecast[table.id].astype(str) == name]
-            rows = rows.drop(columns=table.id).set_index(table.time)
-            rows = rows["forecast"] if list(rows.columns) == ["forecast"] else rows
-        found.append((name, past.iloc[-_ROWS:], rows))
-        if len(found) == _SHOWN:
-            break
-    columns = 1 if len(found) == 1 else 2
-    lines = -(-len(found) // columns)
+    count = min(table.count, _SHOWN)
+    steps = max(_HORIZONS * len(forecast) // table.count, _STEPS)
+    columns = min(count, 2)
+    lines = -(-count // columns)
     figure = Figure(figsize=(9 * columns / 1.2, 3.2 * lines), layout="constrained")
-    for place, (name, past, rows) in enumerate(found):
+    for place, (name, past) in enumerate(itertools.islice(table.each(), count)):
         ax = figure.add_subplot(lines, columns, place + 1)
-        plot_forecast(past, rows, ax=ax)
-        ax.set_title(name, fontsize=10)
+        plot_forecast(
+            past.iloc[-steps:], forecast, series=name, ax=ax,
+            id_col=table.id, time_col=table.time, target_col=table.target,
+        )  # fmt: skip
+        ax.set_title(table.target if name is None else str(name), fontsize=10)
     return figure
 
 

@@ -216,7 +216,8 @@ def check_lengths(
         place = "y" if series.single else f"y[{(series.ids or range(first + 1))[first]!r}]"
         others = f" (and {wrong.size - 1} others like it)" if wrong.size > 1 else ""
         if lengths[first] < least:
-            raise ValueError(f"{place} has {lengths[first]} steps, but {why} needs {least}{others}")
+            steps = "1 step" if lengths[first] == 1 else f"{lengths[first]} steps"
+            raise ValueError(f"{place} has {steps}, but {why} needs {least}{others}")
         before = " before the steps to validate on" if apart[first] else ""
         advice = "" if series.single else ": leave such series out"
         raise ValueError(

@@ -10,8 +10,13 @@ import numpy as np
 
 from ..._util.figures import new_figure
 from ..._util.optional_imports import need
+from ..._util.spelling import meant
+from ..inputs.polars_frames import as_pandas
+from .long_frames import Columns
+from .times import read_index
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
 
 __all__ = ["plot_forecast"]
@@ -22,7 +27,11 @@ def plot_forecast(
     forecast: object,
     quantiles: Sequence[float] | None = None,
     *,
+    series: object = None,
     actual: object = None,
+    id_col: str = "unique_id",
+    time_col: str = "ds",
+    target_col: str = "y",
     ax: Axes | None = None,
 ) -> Axes:
     """Plot a series, its forecast, and the forecast's intervals (needs matplotlib).
@@ -31,16 +40,23 @@ def plot_forecast(
     ----------
     past
         The series up to the forecast, ``(T,)``. The index of a pandas Series, if it holds times or
-        numbers, labels the axis.
+        numbers, labels the axis. Or a long frame, as `fit` reads it: of its rows, those before a
+        forecast that is a long frame, too, are drawn.
     forecast
         ``(horizon,)``; with quantiles ``(horizon, Q)``; or a table of one series, as `predict`
-        returns it: its index, if it holds times or numbers, is that of the forecast.
+        returns it: its index, if it holds times or numbers, is that of the forecast. Or a long
+        frame, as `predict` returns it.
     quantiles
         The levels of the forecast, increasing; None: those that columns "q0.1", … of a table name.
         Bands join the first and the last level, the second and the last but one, and so on; the
         middle one is a line.
+    series
+        The id of the series to draw, if long frames have several.
     actual
-        Actual values, ``(horizon,)`` or shorter.
+        Actual values, ``(horizon,)`` or shorter; or a long frame: of its rows, those at the times
+        of a forecast that is a long frame, too, are drawn.
+    id_col, time_col, target_col
+        The columns of long frames, as in `SequenceForecaster`.
     ax
         Axes to draw on; None: a new figure.
 
@@ -52,7 +68,7 @@ def plot_forecast(
     Raises
     ------
     ValueError
-        The shapes do not fit.
+        The shapes do not fit, or long frames have several series and none is chosen.
     MissingFeatureError
         matplotlib is not installed.
 
@@ -65,6 +81,8 @@ def plot_forecast(
     ['past', '80 % interval', 'forecast (median)']
     """
     dates = need("matplotlib.dates", "plot_forecast")
+    columns_of = Columns(id_col, time_col, target_col)
+    past, forecast, actual = _one_series((past, forecast, actual), columns_of, series)
     named = _named_levels(forecast)
     _refuse_others("past", past, ())
     _refuse_others("forecast", forecast, named)
@@ -122,9 +140,84 @@ def _refuse_others(name: str, table: Any, values: Iterable[str]) -> None:
     kinds = {np.asarray(table[one]).dtype.kind for one in more}
     if (values and more) or not kinds <= {*"biuf"}:
         raise ValueError(
-            f"{name} has the columns {', '.join(map(str, columns))}, but must be one series: take "
-            "the rows of one id, make times the index by set_index, and pass only the values"
+            f"{name} has the columns {', '.join(map(str, columns))}, but must be one series: pass "
+            "only its values, with times as the index (set_index); or name a long frame's columns "
+            "by id_col and time_col"
         )
+
+
+def _one_series(
+    given: tuple[Any, Any, Any], columns: Columns, series: object
+) -> tuple[Any, Any, Any]:
+    """Return past, forecast and actual values with one series in the place of long frames."""
+    tables = dict(zip(("past", "forecast", "actual"), given, strict=True))
+    long = {name: as_pandas(one) for name, one in tables.items() if columns.is_long(one)}
+    if not long:
+        if series is not None:
+            raise ValueError(
+                f"series={series!r} chooses from long frames, but none has the columns "
+                f"{columns.id!r} and {columns.time!r}: name them by id_col and time_col"
+            )
+        return given
+    chosen = _chosen({name: table[columns.id] for name, table in long.items()}, series)
+    tables |= {name: _of_series(table, name, columns, chosen) for name, table in long.items()}
+    past, forecast, actual = tables.values()
+    if {"past", "forecast"} <= {*long}:
+        past = past[past.index < forecast.index[0]]
+        if not len(past):
+            raise ValueError(
+                f"past has no rows of {chosen!r} before {forecast.index[0]}, where its forecast "
+                "starts"
+            )
+    if {"actual", "forecast"} <= {*long}:
+        actual = actual.reindex(forecast.index)
+        if actual.isna().all():
+            raise ValueError(f"actual has no values of {chosen!r} at the times of its forecast")
+    return past, forecast, actual
+
+
+def _chosen(ids: dict[str, pd.Series], series: object) -> object:
+    """Return the id of the series to draw: the given one, or the only one that all tables have."""
+    known = {name: column.unique().tolist() for name, column in ids.items()}
+    if series is not None:
+        for name, found in known.items():
+            if series not in found:
+                listed = ", ".join(f"{one!r}" for one in found[:5])
+                raise ValueError(
+                    f"{name} has no series {series!r}, but {listed}{', …' * (len(found) > 5)}"
+                    f"{meant(series, map(str, found))}"
+                )
+        return series
+    first, *others = known.values()
+    common = [one for one in first if all(one in found for found in map(set, others))]
+    names = " and ".join(known)
+    if not common:
+        raise ValueError(f"{names} have no series in common")
+    if len(common) > 1:
+        raise ValueError(
+            f"{names} {'has' if len(known) == 1 else 'have'} {len(common)} series: choose one by "
+            f"series={common[0]!r}"
+        )
+    return common[0]
+
+
+def _of_series(table: pd.DataFrame, name: str, columns: Columns, series: object) -> Any:
+    """Return the values of a series of a long frame, with their times as the index."""
+    rows = table[table[columns.id] == series].sort_values(columns.time).set_index(columns.time)
+    if rows.index.has_duplicates:
+        raise ValueError(
+            f"{name} has two rows for {rows.index[rows.index.duplicated()][0]} of {series!r}: keep "
+            "one row for each time, of a backtest those of one cutoff"
+        )
+    rows.index, _ = read_index(rows.index, f"{series!r} of {name}")
+    if name != "forecast":
+        wanted: Any = columns.target
+    else:
+        wanted = list(_named_levels(rows)) or "forecast"
+    if isinstance(wanted, str) and wanted not in rows.columns:
+        option = "; name it by target_col" if name != "forecast" else ", nor q0.1 and the like"
+        raise ValueError(f"{name} is a long frame without the column {wanted!r}{option}")
+    return rows[wanted].astype(float)
 
 
 def _check(values: np.ndarray, found: np.ndarray, levels: list[float] | None, actual: Any) -> None:

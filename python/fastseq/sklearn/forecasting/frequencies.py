@@ -324,7 +324,10 @@ def advice_on(index: pd.Index) -> str:
     import pandas as pd
 
     if kind_of(index) == "numbers":
-        return "drop an index that is not time by reset_index(drop=True)"
+        return (
+            "drop an index that is not time by reset_index(drop=True), in the place of a groupby "
+            "pass {key: part.reset_index(drop=True) for key, part in groups}"
+        )
     if kind_of(index) == "dates" and len(index) > 1:
         local, hour = index.tz_localize(None), pd.Timedelta(hours=1)
         of_day = (local - local.normalize()).unique()

@@ -316,7 +316,14 @@ def _sorted_codes(column: pd.Series, name: str) -> tuple[pd.Index, Array]:
     try:
         order = plain.argsort()
     except TypeError as error:
-        raise TypeError(f"{name} has ids of several types: {error}") from None
+        some: dict[type, Any] = {type(one): one for one in reversed(ids.tolist())}
+        if len(some) == 1:
+            raise TypeError(f"{name} has ids that cannot be sorted: {error}") from None
+        one, another = list(some.values())[-1:-3:-1]
+        raise TypeError(
+            f"{name} has ids of several types, such as {one!r} and {another!r}: make them of one, "
+            "such as texts by astype(str)"
+        ) from None
     rank = np.empty(len(ids), np.int64)
     rank[order] = np.arange(len(ids))
     return ids[order], rank[codes]

@@ -329,18 +329,27 @@ def _in_order(table: pd.DataFrame, name: str, known: tuple[str, ...] | None) -> 
     counted = [tuple(map(str, range(len(columns)))) for columns in (own, known)]
     if len(own) == len(known) and (own == counted[0] or known == counted[1]):
         return table  # columns without names
-    raise ValueError(f"{name} must have the columns {', '.join(known)}, got {', '.join(own)}")
+    lacking = ", ".join(repr(column) for column in known if column not in own)
+    more = ", ".join(repr(column) for column in own if column not in known)
+    advice = [f"{name} lacks {lacking}"] * bool(lacking) + [f"leave out {more}"] * bool(more)
+    raise ValueError(
+        f"{name} must have the columns {', '.join(known)}, got {', '.join(own)}: "
+        f"{'; '.join(advice)}"
+    )
 
 
 def _table_numbers(table: pd.DataFrame | pd.Series, name: str) -> Array:
     """Return the values of a Series or DataFrame; raise unless all columns are numbers."""
+    table = _from_objects(table)
     columns = [(None, table)] if table.ndim == 1 else list(table.items())
     for label, column in columns:
         kind = column.dtype.kind
         if kind in "biuf" and column.dtype.name != "category":
             continue
         where = name if label is None else f"column {label!r} of {name}"
-        advice = "leave it out, or convert it to numbers (pandas.to_numeric, pandas.get_dummies)"
+        advice = "convert it to numbers (pandas.to_numeric)"
+        if label is not None:
+            advice = f"leave it out, or {advice[:-1]}, pandas.get_dummies)"
         if kind in "Mm" or column.dtype.name.startswith("period"):
             advice = (
                 f"make times the index of {name} (set_index); for a table of several series, name "
@@ -349,6 +358,20 @@ def _table_numbers(table: pd.DataFrame | pd.Series, name: str) -> Array:
         raise TypeError(f"{where} must hold numbers, got {column.dtype}: {advice}")
     single = {column.dtype for _, column in columns} == {np.dtype(np.float32)}
     return np.asarray(table.to_numpy(np.float32 if single else np.float64, na_value=np.nan))
+
+
+def _from_objects(table: Any) -> Any:
+    """Return a table with numbers for columns of objects that are numbers, as from SQL."""
+    from pandas.api.types import infer_dtype
+
+    def are_numbers(column: pd.Series) -> bool:
+        kinds = ("floating", "integer", "mixed-integer-float", "decimal")
+        return column.dtype == object and infer_dtype(column) in kinds
+
+    if table.ndim == 1:
+        return table.astype(np.float64) if are_numbers(table) else table
+    named = [label for label, column in table.items() if are_numbers(column)]
+    return table.astype(dict.fromkeys(named, np.float64)) if named else table
 
 
 def as_numpy(given: Any) -> Any:

@@ -106,9 +106,9 @@ def _in_order(given: Any, count: int, ids: Sequence[Any] | None) -> Any:
         raise ValueError(f"static has two rows for series {twice!r}: keep one")
     missing = [one for one in ids if one not in given.index]
     if missing:
+        which = "the series" if count == 1 else f"each of the {count} series"
         raise ValueError(
-            f"static must have a row for each of the {count} series, indexed by their ids, but has "
-            f"none for {missing[0]!r}"
+            f"static must have a row for {which}, by id, but has none for {missing[0]!r}"
         )
     return given.loc[list(ids)]
 

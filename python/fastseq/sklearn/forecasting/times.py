@@ -303,10 +303,15 @@ def read_index(index: pd.Index, name: str) -> tuple[pd.Index, Array | None]:
 
 
 def plain(index: pd.Index) -> pd.Index:
-    """Return an index of a type of arrow, or of one with missing values, as one of NumPy's."""
+    """Return an index of a type of arrow, or of one with missing values, as one of NumPy's.
+
+    Objects that are dates of Python, as from SQL, become dates of pandas.
+    """
     import pandas as pd
 
     kinds = {"M": pd.DatetimeIndex, "m": pd.TimedeltaIndex}
+    if kind_of(index) == "others" and not index.hasnans and index.inferred_type == "date":
+        return pd.DatetimeIndex(index)
     if isinstance(index.dtype, np.dtype) or index.hasnans:
         return index
     if kind_of(index) == "numbers":
@@ -435,7 +440,12 @@ def _check_same(
             f"the index of {name} has {kind_of(index)}, but that of {what} has {kind_of(expected)}"
         )
     if _aware(index) != _aware(expected):
-        raise ValueError(f"only one of the index of {name} and that of {what} has a time zone")
+        if _aware(index):
+            own, other, advice = f"the time zone {index.tz}", "none", "drop it by tz_localize(None)"
+        else:
+            own, other = "no time zone", str(expected.tz)
+            advice = f"add it by tz_localize({other!r})"
+        raise ValueError(f"the index of {name} has {own}, but that of {what} has {other}: {advice}")
     if not equal(index, expected):
         rows = range(min(len(index), len(expected)))
         row = next((i for i in rows if not equal(index[i : i + 1], expected[i : i + 1])), None)

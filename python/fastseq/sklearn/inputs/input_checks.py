@@ -28,6 +28,7 @@ from ...data.user_arrays import refuse_containers, refuse_foreign, refuse_null
 from ...nn.token_ids import number_of_ids, padding_id
 from ..named_modules import takes_images, wants_whole
 from .category_columns import CategoryColumns, from_polars, is_frame, refuse_text
+from .column_labels import check_labels, warn_if_unsorted
 from .datasets import is_dataset, open_dataset, refuse_closed
 from .input_forms import (
     check_order,
@@ -69,8 +70,8 @@ class Inputs:
     columns
         Which features are codes of categories; None: all are numbers.
     names
-        Names of the sequences, an index, if they were passed as a data frame with the index
-        (sequence, time); None: they have none.
+        Names of the samples, an index: of a data frame's rows, or, if its index is (sequence,
+        time), of the sequences; None: they have none.
     """
 
     x: Items | SamplesFirst
@@ -136,7 +137,7 @@ def read_inputs(
     reset: bool,
     columns: CategoryColumns | None = None,
 ) -> Inputs:
-    """Check inputs, and set or compare ``n_features_in_`` and ``feature_names_in_``.
+    """Check inputs, and set or compare the number of features and their names.
 
     Parameters
     ----------
@@ -160,12 +161,14 @@ def read_inputs(
     refuse_closed(X)
     _refuse_padding(estimator, X)
     refuse_forms(X, channels_first=estimator.channels_first)
+    indexed = is_frame(X)  # frames of polars are not
     X = from_polars(X)  # noqa: N806
     columns = None if reset else columns
     _refuse_others(X)
     refuse_null(X, "X")
     if reset:
         estimator.rows_ = estimator.image_shape_ = None
+    check_labels(estimator, X, reset=reset)
     if takes_images(estimator.module) if reset else estimator.image_shape_ is not None:
         return _read_images(estimator, X, reset=reset)
     whole = wants_whole(estimator.module)
@@ -177,6 +180,7 @@ def read_inputs(
         inputs = _read_list(estimator, sequences, columns, reset=reset, coded=True)
         return dataclasses.replace(inputs, names=X.index.get_level_values(0).unique())
     inputs = _read_sequences(estimator, X, columns, reset=reset)
+    inputs = dataclasses.replace(inputs, names=X.index) if indexed else inputs
     told = estimator.channels_first or whole or (inputs.listed and hasattr(X[0], "columns"))
     if reset and estimator.rows_ is None and not told:
         longest = int(inputs.lengths.argmax())
@@ -290,6 +294,7 @@ def _read_table(
         rows = "series" if _are_series(X, estimator.module, columns) else "samples"
         if rows == "series":
             coded, columns = X, None  # booleans at steps are numbers
+            warn_if_unsorted(list(getattr(X, "columns", ())))
     if not reset:
         _need_steps(estimator, X)
     x = validate_data(estimator, coded, reset=reset, ensure_all_finite=False)
@@ -607,7 +612,7 @@ def read_weights(sample_weight: Any, inputs: Inputs, *, per_step: bool) -> Items
             "each"
         )
     if not listed and not isinstance(sample_weight, Number):
-        check_order(sample_weight, "sample_weight", inputs.names)
+        check_order(sample_weight, "sample_weight", inputs.names, panel=inputs.listed)
         sample_weight = _weights(sample_weight)
     if per_step and (listed or np.ndim(sample_weight) == 2):
         rows = [_weights(row) for row in sample_weight]

@@ -122,31 +122,44 @@ def sequences_of_panel(X: Any) -> list[Any]:  # noqa: N803
     return [X.iloc[: next(iter(ends), len(X))], *np.split(np.asarray(X), ends)[1:]]
 
 
-def check_order(given: Any, name: str, sequences: Any) -> None:
-    """Raise if the index of a Series or frame has the sequences of a panel in another order.
+def check_order(given: Any, name: str, samples: Any, *, panel: bool) -> None:
+    """Raise if the index of a Series or frame names the samples of X in another order.
 
     Parameters
     ----------
     given
-        What has a row for each sequence; only the index of pandas counts.
+        What has a row for each sample; only the index of pandas counts.
     name
         What messages call it.
-    sequences
-        The names of the sequences, in their order; None: there are none.
+    samples
+        The names of the samples, in their order, an index; None: there are none.
+    panel
+        Whether X is a panel, of whose index they are the first level; else they are its index.
 
     Raises
     ------
     ValueError
         The order is another.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> y = pd.Series([1.0, 2.0], ["b", "a"])
+    >>> check_order(y, "y", pd.Index(["b", "a"]), panel=False)
+    >>> check_order(y, "y", pd.Index(["a", "b"]), panel=False)
+    Traceback (most recent call last):
+    ValueError: y has the samples of X in another order, by its index: pass y.loc[X.index], or, ...
     """
     index: Any = getattr(given, "index", None)
-    if sequences is None or not hasattr(index, "nlevels") or len(index) != len(sequences):
+    if samples is None or not hasattr(index, "nlevels") or len(index) != len(samples):
         return
-    if not index.equals(sequences) and set(index) == set(sequences):
+    if index.equals(samples) or not (index.is_unique and samples.is_unique):
+        return
+    if index.isin(samples).all():
+        kind, order = ("sequences", "X.index.unique(0)") if panel else ("samples", "X.index")
         raise ValueError(
-            f"{name} has the sequences of X in another order, by its index: pass "
-            f"{name}.loc[X.index.unique(0)], or, if the rows are in the order of X, "
-            f"{name}.to_numpy()"
+            f"{name} has the {kind} of X in another order, by its index: pass {name}.loc[{order}], "
+            f"or, if the rows are in the order of X, {name}.to_numpy()"
         )
 
 

@@ -99,7 +99,7 @@ def read_static(
         )
     if not frame:
         _refuse_text(given)
-    check_order(given, "static", inputs.names)
+    check_order(given, "static", inputs.names, panel=inputs.listed)
     names = tuple(map(str, given.columns)) if frame else None
     _check_names(names, known)
     refuse_text(given, "static", columns)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
+from sklearn.exceptions import DataConversionWarning
 from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from .target_forms import Targets, refuse_missing
 
 __all__ = [
     "ClassKind", "Classes", "Labels", "check_label_classes", "classes_of", "read_classes", "shown",
-    "warn_if_one_hot", "weighted",
+    "warn_if_one_hot", "warn_if_raveled", "weighted",
 ]  # fmt: skip
 
 
@@ -252,6 +253,11 @@ def classes_of(targets: Targets, weights: Items | None) -> list[Array]:
     columns = _columns(targets.rows)
     for column in columns:
         _refuse_mixed(column)
+        if column.dtype.kind in "SO" and column.size and isinstance(column.flat[0], bytes):
+            raise TypeError(
+                f"y has labels of bytes, such as {bytes(column.flat[0])!r}: decode them, "
+                'those of an HDF5 dataset by f["y"].asstr()[:]'
+            )
         check_classification_targets(column)
     _check_classes(columns, targets, weights)
     return [np.unique(column) for column in columns]
@@ -282,6 +288,16 @@ def warn_if_one_hot(targets: Targets) -> None:
         warn_user(
             f"y is read as {rows.shape[1]} targets of each sequence, but each row has exactly one "
             "1: if these are one-hot rows of one class each, pass y.argmax(1)"
+        )
+
+
+def warn_if_raveled(targets: Targets) -> None:
+    """Warn of labels that came as ``(N, 1)``, but are taken as ``(N,)``, as scikit-learn does."""
+    if targets.column:
+        warn_user(
+            f"y has the shape ({len(targets.rows)}, 1) and is read as ({len(targets.rows)},), as "
+            "predict returns it: pass y.ravel(), or of a data frame y.iloc[:, 0]",
+            DataConversionWarning,
         )
 
 

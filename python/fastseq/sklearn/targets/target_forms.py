@@ -54,11 +54,14 @@ class Targets:
         Which of these.
     order
         All that a target may be, in their order; None: unknown.
+    column
+        Whether they came as ``(N, 1)``, but are taken as ``(N,)``.
     """
 
     y: Items
     form: TargetForm
     order: tuple[Any, ...] | None = None
+    column: bool = False
 
     @property
     def rows(self) -> Array:
@@ -66,6 +69,13 @@ class Targets:
         if isinstance(self.y, list):
             return np.concatenate(self.y)
         return self.y.reshape(-1, self.form.count)
+
+    def raveled(self) -> Targets:
+        """Return ``(N, 1)`` as ``(N,)``, all others unchanged."""
+        form = self.form
+        if form.per_step or form.squeezed or form.count > 1:
+            return self
+        return dataclasses.replace(self, form=dataclasses.replace(form, squeezed=True), column=True)
 
     def like(self, rows: Array) -> Items:
         """Return values ``(M, …)``, one for each of the targets' rows, in the targets' layout."""
@@ -105,7 +115,7 @@ def read_targets(
     if hasattr(y, "toarray"):
         raise TypeError("y is a sparse matrix, but targets must be dense: pass y.toarray()")
     refuse_foreign(y, "y")
-    check_order(y, "y", inputs.names)
+    check_order(y, "y", inputs.names, panel=inputs.listed)
     listed = isinstance(y, (list, tuple)) and all(getattr(a, "ndim", 0) for a in y)
     if listed and inputs.listed and per_step is not False:
         return _read_list(y, inputs, numeric=numeric, finite=nan == "raise")
