@@ -238,7 +238,9 @@ INNER = {
         "tests/python/test_h5_storage.py", "tests/python/test_h5_store.py",
         "tests/python/test_h5_windows.py", "tests/python/test_stored_chunks.py",
     ),
-    "reads tables with less room than there is": ("tests/python/test_long_tables.py",),
+    "reads tables with less room than there is": (
+        "tests/python/test_long_tables.py", "tests/python/test_long_tables_refused.py",
+    ),
     "asks what fastseq finds out about a model, or which kernel a layer takes": (
         "tests/python/test_averaged.py", "tests/python/test_description.py",
         "tests/python/test_gpu_rules.py", "tests/python/test_looking.py",

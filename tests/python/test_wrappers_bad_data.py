@@ -1,5 +1,6 @@
 """What data the scikit-learn estimators refuse, and what they just take."""
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -180,3 +181,12 @@ def test_texts_of_hdf5_must_be_decoded():
     for labels in (texts, texts.astype(object)):
         with pytest.raises(TypeError, match=r"bytes, such as b'.*': decode .* by f\[\"y\"\].asstr"):
             classifier().fit(X, labels)
+
+
+def test_bytes_are_not_scored_as_wrong_labels(tmp_path):
+    model = classifier().fit(X, LABELS)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        y = file.create_dataset("y", data=LABELS.astype(object))
+        with pytest.raises(TypeError, match=r"bytes, such as b'.*': decode .* by f\[\"y\"\].asstr"):
+            model.score(X, y)
+        assert model.score(X, y.asstr()[:]) == model.score(X, LABELS)

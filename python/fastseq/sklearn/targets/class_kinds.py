@@ -253,11 +253,6 @@ def classes_of(targets: Targets, weights: Items | None) -> list[Array]:
     columns = _columns(targets.rows)
     for column in columns:
         _refuse_mixed(column)
-        if column.dtype.kind in "SO" and column.size and isinstance(column.flat[0], bytes):
-            raise TypeError(
-                f"y has labels of bytes, such as {bytes(column.flat[0])!r}: decode them, "
-                'those of an HDF5 dataset by f["y"].asstr()[:]'
-            )
         check_classification_targets(column)
     _check_classes(columns, targets, weights)
     return [np.unique(column) for column in columns]

@@ -207,11 +207,16 @@ def _read_list(y: Any, inputs: Inputs, *, numeric: bool, finite: bool) -> Target
 
 
 def refuse_missing(y: object, name: str = "y") -> None:
-    """Raise if a label is None, NaN or pandas' NA, which cannot be sorted."""
+    """Raise if a label is None, NaN or pandas' NA, which cannot be sorted, or bytes."""
     try:
         labels = np.asarray(y)
     except ValueError as error:
         raise ValueError(f"{name} must be labels, got sequences of unequal lengths") from error
+    if labels.size and isinstance(labels.flat[0], bytes):
+        raise TypeError(
+            f"{name} has labels of bytes, such as {bytes(labels.flat[0])!r}: decode them, those of "
+            f'an HDF5 dataset by f["{name}"].asstr()[:]'
+        )
     if labels.dtype != object:
         return
     for place, label in np.ndenumerate(labels):
