@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <functional>
 #include <numeric>
+#include <thread>
 #include <vector>
 
 #include "check.h"
@@ -131,6 +132,35 @@ TEST(streams_and_events_belong_to_their_device) {
   must(cudaEventDestroy(event));
   must(cudaStreamDestroy(first));
   must(cudaStreamDestroy(second));
+}
+
+// Thread sanitizer knows of no other order between these threads.
+TEST(memory_that_one_thread_frees_another_one_can_have) {
+  std::atomic<void*> freed{nullptr};
+  const auto write = [](void* memory) {
+    cudaStream_t stream{};
+    must(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    must(cudaMemsetAsync(memory, 1, 1024, stream));
+    must(cudaStreamSynchronize(stream));
+    must(cudaStreamDestroy(stream));
+  };
+  std::thread first([&] {
+    void* memory = nullptr;
+    must(cudaMalloc(&memory, 1024));
+    write(memory);
+    must(cudaFree(memory));
+    freed.store(memory, std::memory_order_relaxed);
+  });
+  std::thread second([&] {
+    while (freed.load(std::memory_order_relaxed) == nullptr) std::this_thread::yield();
+    void* memory = nullptr;
+    must(cudaMalloc(&memory, 1024));
+    CHECK_EQ(memory, freed.load(std::memory_order_relaxed));
+    write(memory);
+    must(cudaFree(memory));
+  });
+  first.join();
+  second.join();
 }
 
 TEST(threads_meet_at_barriers_and_else_do_not) {

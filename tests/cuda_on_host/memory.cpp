@@ -8,6 +8,8 @@
 #include <iterator>
 #include <map>
 #include <mutex>
+#include <set>
+#include <vector>
 
 #include "device.h"
 #include "sanitizers.h"
@@ -58,8 +60,8 @@ class Memory {
     if (--users_ == 0) protect(PROT_NONE);
   }
 
-  // Null: none is left.
-  void* allocate(std::size_t bytes) {
+  // Null: none is left. `before`: what was freed at the same place.
+  void* allocate(std::size_t bytes, std::vector<void*>& before) {
     const DeviceAccess access;
     const std::scoped_lock lock(mutex_);
     const std::size_t taken = (bytes + kGap + kAlignment - 1) / kAlignment * kAlignment;
@@ -69,6 +71,9 @@ class Memory {
       at = begin + (size + kGap + kAlignment - 1) / kAlignment * kAlignment;
     }
     if (static_cast<std::size_t>(base_ + kReserved - at) < taken) return nullptr;
+    const auto first = freed_.lower_bound(at), last = freed_.lower_bound(at + taken);
+    before.assign(first, last);
+    freed_.erase(first, last);
     device_[at] = bytes;
     number_of_[at] = current_device();
     unpoison(at, bytes);
@@ -84,6 +89,7 @@ class Memory {
     std::memset(it->first, 0x5a, it->second);
     poison(it->first, it->second);
     number_of_.erase(it->first);
+    freed_.insert(it->first);
     device_.erase(it);
     return true;
   }
@@ -151,6 +157,7 @@ class Memory {
   SharedFile file_{};
   int users_ = 0;
   Ranges device_;
+  std::set<std::byte*> freed_;           // and not given out again
   std::map<std::byte*, int> number_of_;  // of the device
   Ranges imported_;
   Ranges pinned_;
@@ -183,20 +190,27 @@ int device_of(const void* pointer) {
 
 }  // namespace cuda_on_host
 
+using cuda_on_host::acquire;
 using cuda_on_host::Address;
 using cuda_on_host::error;
 using cuda_on_host::Memory;
 using cuda_on_host::Quiet;
+using cuda_on_host::release;
 
 cudaError_t cudaMalloc(void** pointer, std::size_t bytes) {
-  const Quiet quiet;
-  *pointer = bytes == 0 ? nullptr : Memory::instance().allocate(bytes);
+  std::vector<void*> before;
+  {
+    const Quiet quiet;
+    *pointer = bytes == 0 ? nullptr : Memory::instance().allocate(bytes, before);
+  }
+  for (void* const freed : before) acquire(freed);  // another rank may have had it
   return bytes == 0 || *pointer != nullptr ? cudaSuccess : error(cudaErrorMemoryAllocation);
 }
 
 cudaError_t cudaFree(void* pointer) {
   if (pointer == nullptr) return cudaSuccess;
   if (const cudaError_t code = cudaDeviceSynchronize(); code != cudaSuccess) return code;
+  release(pointer);
   const Quiet quiet;
   return Memory::instance().free(pointer) ? cudaSuccess : error(cudaErrorInvalidValue);
 }
