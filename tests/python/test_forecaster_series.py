@@ -223,7 +223,7 @@ def test_the_season_is_dropped_if_most_series_are_too_short_for_it():
 def test_series_that_are_too_short_are_refused():
     with pytest.raises(ValueError, match=r"y\[0\] has 13 steps, but .* needs 14 \(and 1 others"):
         SequenceForecaster(4, validation=12).fit([np.zeros(13), np.zeros(5)])
-    with pytest.raises(ValueError, match=r"y\[1\] has 1 steps, but horizon=4"):
+    with pytest.raises(ValueError, match=r"y\[1\] has 1 step, but horizon=4"):
         SequenceForecaster(4, module="gru").fit([np.zeros(9), np.zeros(1)])
 
 
