@@ -39,7 +39,7 @@ struct Outcome {
   double weight = 0;     // sum of weights
   double value = 0;      // sum of weight * value, over ranks with a weight
   std::uint64_t flags = 0;
-  int alarmed_rank = -1;  // the lowest rank with kAlarm among its flags
+  int alarmed_rank = -1;          // the lowest rank with kAlarm among its flags
   std::int64_t place = kPrivate;  // of all ranks' data, if it is the same
 };
 
