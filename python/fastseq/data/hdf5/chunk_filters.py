@@ -16,8 +16,9 @@ from ... import _reader
 __all__ = ["Bytes", "Filters", "filtered_at_edges"]
 
 Bytes = bytes | bytearray | memoryview | np.ndarray
-Undo = Callable[[Bytes, int], Bytes]
-"""Undoes a filter; its second argument is the number of bytes that the chunk has without any."""
+Out = np.ndarray | None
+Undo = Callable[[Bytes, int, Out], Bytes]
+"""Undoes a filter of the bytes of a chunk, which has so many without any; may use given memory."""
 
 _ADDED = 64  # bytes, at most, that a filter adds to a chunk
 
@@ -60,7 +61,7 @@ class Filters:
             undo.append(found)
         return cls(undo, nbytes) if undo else None
 
-    def undo(self, stored: Bytes, skipped: int) -> Bytes:
+    def undo(self, stored: Bytes, skipped: int, out: Out = None) -> Bytes:
         """Return a chunk's bytes without filters.
 
         Parameters
@@ -69,15 +70,18 @@ class Filters:
             Its bytes in the file.
         skipped
             Bit i is set if it was written without filter i.
+        out
+            Memory of `nbytes` bytes, where some filters can put them: then it is returned.
 
         Raises
         ------
         ValueError
             They are damaged.
         """
-        for number in reversed(range(len(self._undo))):
-            if not skipped >> number & 1:
-                stored = self._undo[number](stored, self.nbytes)
+        left = [one for number, one in enumerate(self._undo) if not skipped >> number & 1]
+        while left:
+            undo = left.pop()
+            stored = undo(stored, self.nbytes, None if left else out)
         return stored
 
 
@@ -102,7 +106,7 @@ def filtered_at_edges(dataset: h5py.Dataset) -> bool:
 
 
 def _inflate(parameters: tuple[int, ...]) -> Undo:  # noqa: ARG001
-    def undo(stored: Bytes, nbytes: int) -> Bytes:
+    def undo(stored: Bytes, nbytes: int, out: Out) -> Bytes:  # noqa: ARG001
         try:
             # It raises if there is more; a filter before may have added some bytes.
             found: bytearray = deflate.zlib_decompress(stored, nbytes + _ADDED)
@@ -118,8 +122,9 @@ def _unshuffle(parameters: tuple[int, ...]) -> Undo | None:
     if item < 1:
         return None
 
-    def undo(stored: Bytes, nbytes: int) -> Bytes:  # noqa: ARG001
-        out = np.empty(len(stored), np.uint8)
+    def undo(stored: Bytes, nbytes: int, out: Out) -> Bytes:  # noqa: ARG001
+        if out is None or len(out) != len(stored):
+            out = np.empty(len(stored), np.uint8)
         _reader.unshuffle(stored, item, out)
         return out
 
@@ -127,7 +132,7 @@ def _unshuffle(parameters: tuple[int, ...]) -> Undo | None:
 
 
 def _checked(parameters: tuple[int, ...]) -> Undo:  # noqa: ARG001
-    def undo(stored: Bytes, nbytes: int) -> Bytes:  # noqa: ARG001
+    def undo(stored: Bytes, nbytes: int, out: Out) -> Bytes:  # noqa: ARG001
         if len(stored) < 4:
             raise ValueError("its checksum is missing")
         written = int.from_bytes(bytes(stored[-4:]), "little")
@@ -142,8 +147,8 @@ def _checked(parameters: tuple[int, ...]) -> Undo:  # noqa: ARG001
 
 
 def _scaled(parameters: tuple[int, ...]) -> Undo:
-    def undo(stored: Bytes, nbytes: int) -> Bytes:
-        out = np.empty(nbytes, np.uint8)
+    def undo(stored: Bytes, nbytes: int, out: Out) -> Bytes:
+        out = np.empty(nbytes, np.uint8) if out is None else out
         _reader.undo_scale_offset(stored, parameters, out)
         return out
 
@@ -160,12 +165,12 @@ def _codec(name: str) -> Callable[[tuple[int, ...]], Undo | None]:
 
         decode = getattr(imagecodecs, f"{name}_decode")
 
-        def undo(stored: Bytes, nbytes: int) -> Bytes:
+        def undo(stored: Bytes, nbytes: int, out: Out) -> Bytes:
             try:
-                found: bytes = decode(stored, out=nbytes + _ADDED)
+                found: Bytes = decode(stored, out=nbytes + _ADDED if out is None else out)
             except (RuntimeError, ValueError) as error:
                 raise ValueError(f"its {name} data are damaged: {error}") from error
-            return found
+            return out if out is not None and len(found) == nbytes else found
 
         return undo
 

@@ -154,15 +154,18 @@ class StoredChunks:
         place = out[tuple(target)]
         reason = "it cannot be read"
         if chunk.data is not None:
+            whole = place.shape == self._chunk and place.dtype == self._dtype
+            into = place.reshape(-1).view(np.uint8) if whole and place.flags.c_contiguous else None
             try:
-                data = self._filters.undo(chunk.data, chunk.skipped)
+                data = self._filters.undo(chunk.data, chunk.skipped, into)
             except ValueError as error:  # it may be HDF5 that is right
                 reason = str(error)
             else:
                 if len(data) != self._filters.nbytes:
                     wanted = f"{len(data)} bytes instead of {self._filters.nbytes}"
                     raise OSError(f"chunk {chunk.start} has {wanted}")
-                place[...] = np.frombuffer(data, self._dtype).reshape(self._chunk)[tuple(inner)]
+                if data is not into:
+                    place[...] = np.frombuffer(data, self._dtype).reshape(self._chunk)[tuple(inner)]
                 return
         found = np.empty(place.shape, self._dtype)
         try:
