@@ -562,6 +562,7 @@ def test_on_another_machine_the_disk_may_have_another_number(stored, monkeypatch
         table[0]
 
 
+@pytest.mark.filterwarnings("ignore:steps are unequal")  # other times
 @pytest.mark.parametrize("compression", ["NONE", "snappy"])
 def test_damaged_files_are_named(stored, compression):
     rows, path = stored

@@ -102,7 +102,7 @@ def test_equal_times_may_be_stored_otherwise(times, same):
         ([1, 2, 3], [0.5, 2.0, 3.0], "y must .* in 'a' it has 0.5 where x has 1; if"),
         ([2**60, 2**60 + 1], [2**60, 2**60 + 2], "has 1152921504606846978 where x has"),
         ([1, 2], DATES[:2], "times of x, but has dates, x numbers: convert one of them"),
-        (DATES[:2], pd.DatetimeIndex(DATES[:2]).tz_localize("UTC"),
+        (DATES[:2], pa.array(DATES[:2]).cast(pa.timestamp("us", "UTC")),
          "but has times of a time zone, x dates: convert"),
     ],
     ids=["floats", "large", "kinds", "zones"],

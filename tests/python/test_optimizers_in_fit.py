@@ -95,7 +95,8 @@ def test_copies_and_files_hold_no_more_than_their_own():
     model = chain()
     size = len(pickle.dumps(model[1].weight.detach().clone()))
     est = estimator(model).fit(X, Y)
-    assert len(pickle.dumps(model[1].weight.detach())) == size
+    # PyTorch writes the storage's address, whose digits may differ in number, and twice.
+    assert abs(len(pickle.dumps(model[1].weight.detach())) - size) <= 8
     stream = io.BytesIO()
     torch.save(est.optimizer.state_dict(), stream)
     fresh = io.BytesIO()
