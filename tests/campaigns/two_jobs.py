@@ -9,6 +9,7 @@ import random
 import signal
 import socket
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -152,7 +153,8 @@ class Jobs:
             raise KeyError
 
         def interrupt() -> None:
-            os.kill(os.getpid(), signal.SIGINT)
+            # To this thread: another one might take it late.
+            signal.pthread_kill(threading.get_ident(), signal.SIGINT)
 
         what, error = self.draw.choice([(fail, KeyError), (interrupt, KeyboardInterrupt)])
 
