@@ -169,6 +169,7 @@ class _Running:
         status = 1
         try:
             os.setsid()
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's jobs ignore it
             output = os.open(self._folder / "output", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             for stream in (1, 2):
                 os.dup2(output, stream)

@@ -9,7 +9,6 @@ import random
 import signal
 import socket
 import tempfile
-import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -153,8 +152,7 @@ class Jobs:
             raise KeyError
 
         def interrupt() -> None:
-            # To this thread: another one might take it late.
-            signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
 
         what, error = self.draw.choice([(fail, KeyError), (interrupt, KeyboardInterrupt)])
 
