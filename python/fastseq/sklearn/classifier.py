@@ -202,6 +202,9 @@ class SequenceClassifier(ClassifierMixin, PredictorFiles):  # type: ignore[misc]
         ``"samples"`` of one step; None: `fit` got something else.
     image_shape_
         ``(W, H, C)`` of images; None of sequences.
+    column_labels_
+        Labels of a data frame's columns that are not all text, such as times; None: there were
+        none, or they are all text.
 
     Raises
     ------

@@ -48,7 +48,7 @@ __all__ = ["Problem", "SequencePredictor"]
 _NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 # what checks of inputs set
 _OF_INPUTS = (
-    "n_features_in_", "feature_names_in_", "rows_", "image_shape_", "_labels_of_columns",
+    "n_features_in_", "feature_names_in_", "rows_", "image_shape_", "column_labels_",
 )  # fmt: skip
 _LONGEST = 100  # time steps per chunk, if every step has a target
 

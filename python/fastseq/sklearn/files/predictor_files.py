@@ -23,7 +23,7 @@ class PredictorFiles(SequencePredictor, WrapperFiles):
     _FITTED = (
         "n_features_in_", "feature_names_in_", "rows_", "image_shape_", "n_iter_", "continued_",
         "module_", "classes_", "_kind", "_seed", "_form", "_form_of_targets", "_columns", "_sizes",
-        "_labels_of_columns",
+        "column_labels_",
     )  # fmt: skip
 
     def _fitted_parts(self) -> dict[str, Any]:

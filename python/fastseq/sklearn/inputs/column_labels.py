@@ -42,8 +42,8 @@ def check_labels(estimator: BaseEstimator, X: Any, *, reset: bool) -> None:  # n
     frames = ((i, one) for i, one in enumerate(X if listed else [X]) if is_frame(one))
     if reset:
         _, first = next(frames, (0, None))
-        estimator._labels_of_columns = None if first is None else _labels(first)
-    known = getattr(estimator, "_labels_of_columns", None)  # older files have none
+        estimator.column_labels_ = None if first is None else _labels(first)
+    known = getattr(estimator, "column_labels_", None)  # older files have none
     if known is not None:
         for i, one in frames:
             _check(one, known, f"X[{i}]" if listed else "X")
